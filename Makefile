@@ -75,7 +75,7 @@ fmt-check: proto-deps
 
 lint: proto fmt-check ## ruff, the import contracts, buf lint, buf breaking
 	@$(BIN)/ruff check $(CODE)
-	@PYTHONPATH=services $(BIN)/lint-imports --no-cache
+	@PYTHONPATH=services $(BIN)/lint-imports --no-cache --no-logo
 	@$(BIN)/buf lint
 	@if [ -f proto/baseline.binpb ]; then \
 	  $(BIN)/buf breaking proto --against proto/baseline.binpb && echo "buf breaking: nothing broken"; \

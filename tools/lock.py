@@ -1,8 +1,8 @@
 """Pin and hash requirements.in and requirements-dev.in into requirements.txt and requirements-dev.txt.
 
-Run as `make lock`. The locks hold for every supported Python and name no host: whoever installs chooses the index. Pins
-that already stand in the locks stay unless `--upgrade` is given or the .in file no longer allows them.
-"""
+Run as `make lock`. The locks hold for every supported Python and name no host: whoever installs chooses the
+index. Pins that already stand in the locks stay unless `--upgrade` is given or the .in file no longer allows
+them."""
 
 from __future__ import annotations
 
@@ -37,7 +37,9 @@ def main(arguments: list[str]) -> int:
     """Returns a process exit status."""
     extra = ["--upgrade"] if "--upgrade" in arguments else []
     # The development lock is solved under the runtime's pins, so that both name the same versions.
-    return lock("requirements", extra) or lock("requirements-dev", ["--constraint", "requirements.txt", *extra])
+    return lock("requirements", extra) or lock(
+        "requirements-dev", ["--constraint", "requirements.txt", *extra]
+    )
 
 
 if __name__ == "__main__":

@@ -1,8 +1,8 @@
-"""Generate the Python stubs of every proto under proto/ into services/ (git-ignored), typed (.pyi) messages included.
+"""Generate the Python stubs of every proto under proto/ into services/ (git-ignored), typed (.pyi) messages
+included.
 
-Run as `python tools/make_proto.py`; `make proto` does. Does nothing when the stubs are newer than every input, so that it
-can stand before any other target at no cost.
-"""
+Run as `python tools/make_proto.py`; `make proto` does. Does nothing when the stubs are newer than every
+input, so that it can stand before any other target at no cost."""
 
 from __future__ import annotations
 
@@ -30,7 +30,11 @@ def main() -> int:
     from google import api  # the googleapis protos lie beside their generated modules
     from grpc_tools import protoc
 
-    includes = [SOURCE, Path(next(iter(api.__path__))).parent.parent, Path(str(resources.files("grpc_tools"))) / "_proto"]
+    includes = [
+        SOURCE,
+        Path(next(iter(api.__path__))).parent.parent,
+        Path(str(resources.files("grpc_tools"))) / "_proto",
+    ]
     for directory in {stub.parent for stub in stubs}:
         directory.mkdir(parents=True, exist_ok=True)
         for stale in directory.glob("*_pb2*"):
@@ -38,7 +42,9 @@ def main() -> int:
         (directory / "__init__.py").touch()
         (directory.parent / "__init__.py").touch()
     outputs = [f"--{kind}_out={TARGET}" for kind in ("python", "pyi", "grpc_python")]
-    return int(protoc.main(["protoc", *[f"-I{include}" for include in includes], *outputs, *map(str, protos)]))
+    return int(
+        protoc.main(["protoc", *[f"-I{include}" for include in includes], *outputs, *map(str, protos)])
+    )
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """Lay the googleapis protos out for buf in build/proto-deps, from the installed googleapis-common-protos.
 
-buf would fetch them from a registry; taking them from the locked Python package keeps one version for the stubs and for
-the checks, and needs no network. Does nothing when the copy is that of the installed version.
+buf would fetch them from a registry; taking them from the locked Python package keeps one version for the
+stubs and for the checks, and needs no network. Does nothing when the copy is that of the installed version.
 """
 
 from __future__ import annotations

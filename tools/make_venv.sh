@@ -21,5 +21,5 @@ if [ ! -x "$venv/bin/pip" ]; then
   fi
 fi
 echo "setup: installing the locked packages (a minute or two the first time)"
-"$venv/bin/python" -m pip install --quiet --disable-pip-version-check --no-input --require-hashes -r requirements-dev.txt
-"$venv/bin/python" -m pip install --quiet --disable-pip-version-check --no-input --no-deps --no-build-isolation --editable .
+"$venv/bin/python" -m pip install -qq --disable-pip-version-check --no-input --require-hashes -r requirements-dev.txt
+"$venv/bin/python" -m pip install -qq --disable-pip-version-check --no-input --no-deps --no-build-isolation --editable .

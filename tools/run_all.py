@@ -1,8 +1,8 @@
 """Run every benchmark, the simulation, or the chaos tests: `python tools/run_all.py bench|simulation|chaos`.
 
-Behind `make bench`, `make sim` and `make chaos`. Each program prints its own table, writes build/reports/<name>.json and
-exits non-zero when it misses one of its own limits; this runs all of them to the end and exits non-zero if any did.
-"""
+Behind `make bench`, `make sim` and `make chaos`. Each program prints its own table, writes
+build/reports/<name>.json and exits non-zero when it misses one of its own limits; this runs all of them to
+the end and exits non-zero if any did."""
 
 from __future__ import annotations
 
@@ -37,7 +37,9 @@ def run(commands: list[list[str]]) -> int:
     failed = []
     for command in commands:
         print(f"== python -m {' '.join(command)}", flush=True)
-        done = subprocess.run([sys.executable, "-m", *command], cwd=ROOT, env=os.environ | {"PYTHONPATH": path})
+        done = subprocess.run(
+            [sys.executable, "-m", *command], cwd=ROOT, env=os.environ | {"PYTHONPATH": path}
+        )
         if done.returncode != 0:
             failed.append(f"{' '.join(command)} (exit {done.returncode})")
     for line in failed:
