@@ -1,1 +1,1 @@
-"""The demo: a day of calls through the whole platform, with simulated callers and agents on the real gRPC APIs."""
+"""The demo: a day of calls through the whole platform, by simulated callers and agents on the real APIs."""

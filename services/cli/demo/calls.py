@@ -1,24 +1,27 @@
-"""Reads a call-level log in the format of the bank data behind Brown et al. 2005: tab separated, one call a line.
+"""Reads a call-level log in the format of the bank data behind Brown et al. 2005: tab separated, one call
+a line.
 
-A line that is torn or malformed is reported with its number and reason, and the rest goes on. A gzip file that ends in
-the middle gives the lines before the end. Nothing is kept of the file but what the caller keeps: it is read as a stream.
+A line that is torn or malformed is reported with its number and reason, and the rest goes on. A gzip file
+that ends in the middle gives the lines before the end. Nothing is kept of the file but what the caller
+keeps: it is read as a stream.
 
-Quirks of the data that are not errors: a negative `vru_time` (the caller was queued before the voice unit's own clock
-closed the record; the times of day are right), AGENT without a server's name, calls that pass midnight, a customer id
-that a spreadsheet has rounded ("6.02701E+11": who it was is lost, so the caller counts as not identified).
+Quirks of the data that are not errors: a negative `vru_time` (the caller was queued before the voice
+unit's own clock closed the record; the times of day are right), AGENT without a server's name, calls that
+pass midnight, a customer id that a spreadsheet has rounded ("6.02701E+11": who it was is lost, so the
+caller counts as not identified).
 """
 
 from __future__ import annotations
 
 import datetime
 import gzip
+import io
 import re
 import zlib
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO
 
 COLUMNS = (
     "vru+line", "call_id", "customer_id", "priority", "type", "date", "vru_entry", "vru_exit", "vru_time",
@@ -163,7 +166,9 @@ def _log_date(text: str) -> datetime.date:
 
 
 def _after(start: int, clock: int) -> int:
-    """`clock` on the day of `start`, or on the next if it is more than half a day before it (midnight passed)."""
+    """`clock` on the day of `start`, or on the next if it is more than half a day before it (midnight
+    passed).
+    """
     return clock + DAY_SECONDS if clock < start - DAY_SECONDS // 2 else clock
 
 
@@ -202,7 +207,7 @@ def parse_line(number: int, text: str) -> LogCall:
     )
 
 
-def _open(path: Path) -> IO[bytes]:
+def _open(path: Path) -> io.BufferedIOBase:
     """The log, plain or gzip by its first bytes. Raises CallLogError."""
     try:
         with path.open("rb") as probe:
@@ -212,7 +217,7 @@ def _open(path: Path) -> IO[bytes]:
         raise CallLogError(f"the call log {path} cannot be read: {error.strerror or error}") from error
 
 
-def _lines(source: IO[bytes], torn: TornLines) -> Iterator[tuple[int, bytes]]:
+def _lines(source: io.BufferedIOBase, torn: TornLines) -> Iterator[tuple[int, bytes]]:
     """Numbered lines of at most LINE_BYTES_MAX; longer ones are reported and skipped in bounded pieces."""
     number = 0
     while True:
@@ -233,7 +238,9 @@ def _lines(source: IO[bytes], torn: TornLines) -> Iterator[tuple[int, bytes]]:
 
 
 def read_log(path: Path, torn: TornLines) -> Iterator[LogCall]:
-    """All calls of the file, PHANTOM included, in the file's order. Raises CallLogError if it cannot be opened."""
+    """All calls of the file, PHANTOM included, in the file's order. Raises CallLogError if it cannot be
+    opened.
+    """
     with _open(path) as source:
         for number, raw in _lines(source, torn):
             text = raw.decode("utf-8", errors="replace").rstrip("\r\n")
@@ -262,13 +269,15 @@ def summarise(path: Path) -> LogSummary:
         elif call.wait_seconds > 0:
             summary.hung_up[call.wait_seconds] += 1
     if not summary.calls_by_day:
-        first = f" (line {summary.torn.kept[0].number}: {summary.torn.kept[0].reason})" if summary.torn.kept else ""
-        raise CallLogError(f"no call could be read from {path}{first}")
+        why = "".join(f" (line {torn.number}: {torn.reason})" for torn in summary.torn.kept[:1])
+        raise CallLogError(f"no call could be read from {path}{why}")
     return summary
 
 
 def choose_day(summary: LogSummary, wanted: str | None) -> datetime.date:
-    """The day asked for (yymmdd or ISO), by default the first Monday-to-Friday of the file. Raises CallLogError."""
+    """The day asked for (yymmdd or ISO), by default the first Monday-to-Friday of the file. Raises
+    CallLogError.
+    """
     days = sorted(summary.calls_by_day)
     if wanted is None:
         return next((day for day in days if day.weekday() < 5), days[0])
@@ -288,7 +297,9 @@ def calls_of_day(path: Path, day: datetime.date) -> list[LogCall]:
 
 
 def busiest_window(arrivals: list[int], length_seconds: int, grid_seconds: int = 900) -> int:
-    """Start of the busiest window of that length, on a grid; the earliest of equals. Seconds after midnight."""
+    """Start of the busiest window of that length, on a grid; the earliest of equals. Seconds after
+    midnight.
+    """
     best, best_count = 0, -1
     for start in range(0, max(DAY_SECONDS - length_seconds, 0) + 1, grid_seconds):
         count = sum(start <= arrival < start + length_seconds for arrival in arrivals)

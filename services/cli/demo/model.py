@@ -28,26 +28,46 @@ class RegionPlan:
     head_office: bool = False
 
 
+def _areas(provinces: str) -> tuple[str, ...]:
+    return tuple(f"CN/{province}" for province in provinces.split())
+
+
 #: The enterprise of the demo: head office in Beijing, three regional centres.
 REGIONS: tuple[RegionPlan, ...] = (
     RegionPlan(
-        id="beijing", display_name="北京", latitude=39.9042, longitude=116.4074, load_share=0.28,
-        served_areas=("CN/北京", "CN/天津", "CN/河北", "CN/山西", "CN/内蒙古", "CN/辽宁", "CN/吉林", "CN/黑龙江", "CN/山东"),
+        id="beijing",
+        display_name="北京",
+        latitude=39.9042,
+        longitude=116.4074,
+        load_share=0.28,
+        served_areas=_areas("北京 天津 河北 山西 内蒙古 辽宁 吉林 黑龙江 山东"),
         head_office=True,
     ),
     RegionPlan(
-        id="shanghai", display_name="上海", latitude=31.2304, longitude=121.4737, load_share=0.27,
-        served_areas=("CN/上海", "CN/江苏", "CN/浙江", "CN/安徽", "CN/江西", "CN/河南", "CN/湖北"),
+        id="shanghai",
+        display_name="上海",
+        latitude=31.2304,
+        longitude=121.4737,
+        load_share=0.27,
+        served_areas=_areas("上海 江苏 浙江 安徽 江西 河南 湖北"),
     ),
     RegionPlan(
-        id="guangzhou", display_name="广州", latitude=23.1291, longitude=113.2644, load_share=0.25,
-        served_areas=("CN/广东", "CN/广西", "CN/海南", "CN/福建", "CN/湖南"),
+        id="guangzhou",
+        display_name="广州",
+        latitude=23.1291,
+        longitude=113.2644,
+        load_share=0.25,
+        served_areas=_areas("广东 广西 海南 福建 湖南"),
     ),
     RegionPlan(
-        id="chengdu", display_name="成都", latitude=30.5728, longitude=104.0668, load_share=0.20,
-        served_areas=("CN/四川", "CN/重庆", "CN/云南", "CN/贵州", "CN/西藏", "CN/陕西", "CN/甘肃", "CN/青海", "CN/宁夏", "CN/新疆"),
+        id="chengdu",
+        display_name="成都",
+        latitude=30.5728,
+        longitude=104.0668,
+        load_share=0.20,
+        served_areas=_areas("四川 重庆 云南 贵州 西藏 陕西 甘肃 青海 宁夏 新疆"),
     ),
-)  # fmt: skip
+)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

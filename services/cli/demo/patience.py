@@ -1,7 +1,8 @@
 """How long callers would have waited: the Kaplan-Meier estimate, and draws from it.
 
-Only those who hung up show their patience. A served caller's patience is known to be longer than the wait and no more
-(censored), so a mean over those who left would be far too short (Brown et al. 2005, section 5).
+Only those who hung up show their patience. A served caller's patience is known to be longer than the wait
+and no more (censored), so a mean over those who left would be far too short (Brown et al. 2005, section
+5).
 """
 
 from __future__ import annotations
@@ -15,7 +16,9 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class PatienceCurve:
-    """S(t), the share of callers who wait longer than t. Steps at `times`, `survival[i]` holds from `times[i]` on."""
+    """S(t), the share of callers who wait longer than t. Steps at `times`, `survival[i]` holds from
+    `times[i]` on.
+    """
 
     #: Seconds at which somebody hung up, ascending.
     times: tuple[float, ...]
@@ -30,7 +33,9 @@ class PatienceCurve:
         return 1.0 if index == 0 else self.survival[index - 1]
 
     def draw_beyond(self, waited_seconds: float, rng: random.Random) -> float:
-        """A patience longer than `waited_seconds`, by the conditional distribution; infinite if nobody ever left."""
+        """A patience longer than `waited_seconds`, by the conditional distribution; infinite if nobody
+        ever left.
+        """
         level = rng.random() * self.at(waited_seconds)
         index = bisect.bisect_left([-s for s in self.survival], -level)
         if index < len(self.times):

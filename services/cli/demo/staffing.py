@@ -1,9 +1,10 @@
 """Who is at work when, and in which region.
 
-For a log: a named server is on duty wherever the log shows them serving, gaps up to `GAP_SECONDS` included: a server who
-is free for ten minutes in a busy centre is at the desk, one who is gone for longer has a break. The on-duty capacity is
-then dealt over the regions so that every half hour has it in proportion to the load. For a generated day: the
-square-root rule on each region's offered load, checked and raised by Erlang C.
+For a log: a named server is on duty wherever the log shows them serving, gaps up to `GAP_SECONDS`
+included: a server who is free for ten minutes in a busy centre is at the desk, one who is gone for longer
+has a break. The on-duty capacity is then dealt over the regions so that every half hour has it in
+proportion to the load. For a generated day: the square-root rule on each region's offered load, checked
+and raised by Erlang C.
 """
 
 from __future__ import annotations
@@ -57,7 +58,8 @@ def capacity_by_slot(duties: Iterable[Duty], length: float) -> dict[str, list[fl
 
 
 def deal(capacity: Mapping[str, Sequence[float]], shares: Mapping[str, float]) -> dict[str, str]:
-    """Agent to region, such that in every slot the regions' capacity is as near as may be to their share of the load.
+    """Agent to region, such that in every slot the regions' capacity is as near as may be to their share
+    of the load.
 
     Longest duty first to where most is missing, then moves and swaps as long as they help.
     """
@@ -110,7 +112,9 @@ def _try_exchange(
     other: str | None,
     target: str,
 ) -> bool:
-    """Puts `agent` into `target` and `other`, if any, into the place left, where that lowers the imbalance."""
+    """Puts `agent` into `target` and `other`, if any, into the place left, where that lowers the
+    imbalance.
+    """
     source = dealt[agent]
     if source == target:
         return False
@@ -135,7 +139,9 @@ def constant_duties(count: int, length: float) -> list[Duty]:
 
 
 def erlang_c(agents: int, load: float) -> float:
-    """Probability of waiting with `agents` servers and an offered load in erlangs; 1 when they cannot keep up."""
+    """Probability of waiting with `agents` servers and an offered load in erlangs; 1 when they cannot
+    keep up.
+    """
     if load <= 0:
         return 0.0
     if agents <= load:
@@ -146,11 +152,18 @@ def erlang_c(agents: int, load: float) -> float:
     return blocked / (1.0 - load / agents * (1.0 - blocked))
 
 
-def agents_needed(load: float, mean_service: float, target_seconds: float = 20.0, target_share: float = 0.8) -> int:
-    """Least agents of at least the square-root rule (beta 0.5) that answer `target_share` within `target_seconds`."""
+def agents_needed(
+    load: float, mean_service: float, target_seconds: float = 20.0, target_share: float = 0.8
+) -> int:
+    """Least agents of at least the square-root rule (beta 0.5) that answer `target_share` within
+    `target_seconds`.
+    """
     if load <= 0:
         return 0
     agents = max(math.ceil(load + 0.5 * math.sqrt(load)), math.floor(load) + 1)
-    while erlang_c(agents, load) * math.exp(-(agents - load) * target_seconds / mean_service) > 1.0 - target_share:
+    while (
+        erlang_c(agents, load) * math.exp(-(agents - load) * target_seconds / mean_service)
+        > 1.0 - target_share
+    ):
         agents += 1
     return agents
