@@ -1,0 +1,134 @@
+"""List pages (AIP-158): opaque tokens that are checked, and bound to the request that they continue."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import hashlib
+import json
+import math
+from dataclasses import dataclass
+from typing import Any
+
+from google.protobuf.message import Message
+
+from chassis.errors import InvalidArgument
+
+#: Longest token that is looked at.
+TOKEN_LENGTH_MAX = 2048
+#: Most values in a composite key.
+KEY_VALUES_MAX = 8
+
+_VERSION = 1
+_CHECKSUM_BYTES = 9
+
+#: What a page may continue after: the sort key of its last row.
+Scalar = str | int | float
+Key = Scalar | list[Scalar]
+
+
+def _short_hash(data: bytes) -> str:
+    return base64.urlsafe_b64encode(hashlib.sha256(data).digest()[:_CHECKSUM_BYTES]).decode()
+
+
+def fingerprint(*parts: Any) -> str:
+    """A short digest of the values that a token must not outlive: filter, order, parent."""
+    return _short_hash(json.dumps(parts, sort_keys=True, default=str).encode())
+
+
+def request_fingerprint(request: Message) -> str:
+    """The fingerprint of a list request: all of its fields but page_size and page_token."""
+    copy = type(request)()
+    copy.CopyFrom(request)
+    for name in ("page_size", "page_token"):
+        if name in copy.DESCRIPTOR.fields_by_name:
+            copy.ClearField(name)
+    return _short_hash(copy.SerializeToString(deterministic=True))
+
+
+def _is_scalar(value: object) -> bool:
+    if isinstance(value, bool):
+        return False
+    return isinstance(value, str | int) or (isinstance(value, float) and math.isfinite(value))
+
+
+def _is_key(value: object) -> bool:
+    # Never a mapping: the key goes into a database query, where a mapping would be an operator.
+    if isinstance(value, list):
+        return 0 < len(value) <= KEY_VALUES_MAX and all(_is_scalar(item) for item in value)
+    return _is_scalar(value)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Page:
+    """Which rows a list call is to answer."""
+
+    #: Most rows to return, >= 1.
+    limit: int
+    #: Sort key of the last row of the page before; None on the first page. A tuple comes back as a list.
+    after: Any = None
+    #: Digest of the request's other fields.
+    fingerprint: str = ""
+
+    @classmethod
+    def parse(
+        cls,
+        page_size: int,
+        page_token: str,
+        *,
+        default: int = 50,
+        maximum: int = 1000,
+        fingerprint: str,
+    ) -> Page:
+        """A page size of 0 means `default`, above `maximum` means `maximum`.
+
+        InvalidArgument(page_size) when negative, InvalidArgument(page_token) when the token was changed, is
+        not ours or belongs to a request with another `fingerprint`.
+        """
+        if page_size < 0:
+            raise InvalidArgument(field="page_size", why=f"must not be negative, got {page_size}")
+        limit = min(page_size or default, maximum)
+        after = _read_token(page_token, fingerprint) if page_token else None
+        return cls(limit=limit, after=after, fingerprint=fingerprint)
+
+    def next_token(self, last_key: Key | tuple[Scalar, ...] | None) -> str:
+        """The token for the page after the row with `last_key`; "" for None (there is no further page).
+
+        ValueError for a key that is not made of strings and finite numbers or whose token would be too long.
+        """
+        if last_key is None:
+            return ""
+        key = list(last_key) if isinstance(last_key, tuple) else last_key
+        if not _is_key(key):
+            raise ValueError(f"a page key holds strings and finite numbers, not {type(last_key).__name__}")
+        body = json.dumps(
+            [_VERSION, self.fingerprint, key], ensure_ascii=False, separators=(",", ":")
+        ).encode()
+        token = base64.urlsafe_b64encode(_short_hash(body).encode() + body).decode().rstrip("=")
+        if len(token) > TOKEN_LENGTH_MAX:
+            raise ValueError("a page key is too long for a token")
+        return token
+
+
+def _bad_token() -> InvalidArgument:
+    return InvalidArgument(field="page_token", why="is not a token that this list gave out")
+
+
+def _read_token(token: str, fingerprint: str) -> Any:
+    if len(token) > TOKEN_LENGTH_MAX:
+        raise _bad_token()
+    try:
+        raw = base64.b64decode(
+            token.encode("ascii") + b"=" * (-len(token) % 4), altchars=b"-_", validate=True
+        )
+        body = raw[len(_short_hash(b"")) :]
+        if raw != _short_hash(body).encode() + body:
+            raise _bad_token()
+        version, bound_to, key = json.loads(body)
+    except (UnicodeError, binascii.Error, ValueError, TypeError, RecursionError):
+        raise _bad_token() from None
+    if version != _VERSION or not _is_key(key):
+        raise _bad_token()
+    if bound_to != fingerprint:
+        raise InvalidArgument(field="page_token", why="belongs to a request with other fields")
+    return key
