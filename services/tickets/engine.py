@@ -1,0 +1,494 @@
+"""What may happen to a ticket, and what follows.
+
+Rules.
+1. A state changes only through a row of `flows.TABLE`. A verb without a row from the present state raises
+   `IllegalTransition` and changes nothing; a row's required texts are checked before anything changes.
+2. Every change of phase moves the service-level clocks (`sla.advance`); a target found passed on the way is told once.
+3. Entering RESOLVED plans a return visit where the flow has one. Leaving RESOLVED withdraws it: a visit not made yet is
+   forgotten, one that exists is cancelled by an intent.
+4. A visit's verdict becomes an intent for its parent: content or not reachable closes it, discontent reopens it. It counts only
+   while the parent is still in the very resolution that the visit asked about.
+5. An intent is stored in the same write as its cause, carried out at once or by a worker later, and changes nothing when
+   carried out again: whether it still applies can be read off the other ticket.
+6. A call whose agent asked for a ticket makes exactly one link: its own ticket, or an open one of the same customer (or
+   number) and topic. A complaint only ever joins a complaint, and no call joins a return visit or an internal order.
+7. Timers are not stored as such: the next one is a function of the ticket (`next_timer_ms`), so it cannot disagree with it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+
+from chassis.errors import FailedPrecondition, InvalidArgument
+
+from tickets import sla as clocks
+from tickets.flows import FLOWS, TABLE, allowed_verbs
+from tickets.model import (
+    CALLS_MAX,
+    INTENTS_MAX,
+    PRIORITY_RANK,
+    SYSTEM,
+    Attached,
+    CallFacts,
+    CallLink,
+    Change,
+    Created,
+    Draft,
+    Effect,
+    FollowUp,
+    Happening,
+    Intent,
+    IntentKind,
+    Kind,
+    Phase,
+    Priority,
+    Profile,
+    Rules,
+    Scheduled,
+    Step,
+    Ticket,
+    Transition,
+    Transitioned,
+    Updated,
+    Visit,
+    Visited,
+)
+from tickets.validation import (
+    NOTES_CHARACTERS_MAX,
+    REASON_CHARACTERS_MAX,
+    SUBJECT_CHARACTERS_MAX,
+    check_request_texts,
+    clean_label,
+    clean_line,
+    clean_text,
+)
+
+#: What ids of return visits have between the parent's id and the resolution's number.
+VISIT_MARK = ".visit-"
+#: Kinds that a customer's call never joins.
+_NOT_JOINED = frozenset({Kind.RETURN_VISIT, Kind.FEE_ORDER, Kind.PARTS_REQUEST})
+#: Fields of a draft that people changed are told by their names in the proto.
+_FIELD_NAMES = {"customer_id": "customer"}
+
+
+class IllegalTransition(FailedPrecondition):
+    """{subject}: {why}."""
+
+    reason = "ILLEGAL_TRANSITION"
+
+
+class MissingParent(FailedPrecondition):
+    """{subject}: {why}."""
+
+    reason = "PARENT_MISSING"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Act:
+    """One use of a verb: what, by whom, why."""
+
+    verb: str
+    actor: str
+    reason: str = ""
+    resolution: str = ""
+    score: int = 0
+    #: Key and content of the request, for repeats.
+    request_key: str = ""
+    fingerprint: str = ""
+
+
+def visit_id(ticket_id: str, number: int) -> str:
+    """The id of the return visit after a ticket's resolution `number`; the same whoever computes it."""
+    return f"{ticket_id}{VISIT_MARK}{number}"
+
+
+def open_ticket(
+    ticket_id: str,
+    kind: Kind,
+    draft: Draft,
+    rules: Rules,
+    now: int,
+    *,
+    actor: str,
+    flow: str = "",
+    tier: str = "",
+    parent_id: str = "",
+    visit: Visit | None = None,
+    calls: tuple[CallLink, ...] = (),
+    open_key: str = "",
+) -> Change:
+    """A new ticket in its flow's initial state, all clocks running from `now`. `draft` is checked by the caller."""
+    table = FLOWS[flow or kind.value]
+    step = Step(
+        sequence=1, verb="open", source="", target=table.initial, phase=table.states[table.initial],
+        actor=actor, reason="", time_ms=now,
+    )  # fmt: skip
+    ticket = Ticket(
+        id=ticket_id, kind=kind, flow=table.id, state=step.target, phase=step.phase, draft=draft,
+        sla=clocks.start(rules.sla, kind, draft.priority, tier, now),
+        tier=tier, calls=calls, call_count=len(calls), parent_id=parent_id, visit=visit,
+        history=(step,), step_count=1, creator=actor, open_key=open_key,
+        created_ms=now, updated_ms=now,
+    )  # fmt: skip
+    return Change(ticket=ticket, happenings=(Created(actor=actor),))
+
+
+def _row(ticket: Ticket, verb: str) -> Transition:
+    row = TABLE.get((ticket.flow, ticket.state, verb))
+    if row is not None:
+        return row
+    allowed = allowed_verbs(ticket.flow, ticket.state)
+    options = ", ".join(allowed) or "nothing: the state is final"
+    raise IllegalTransition(
+        subject=f"tickets/{ticket.id}",
+        why=f"{verb[:64]!r} is not possible from state {ticket.state}, possible: {options}",
+        transition=verb,
+        state=ticket.state,
+        allowed=",".join(allowed),
+    )
+
+
+def _check_requirements(row: Transition, act: Act) -> None:
+    check_request_texts(
+        reason=act.reason, resolution=act.resolution, score=act.score,
+        scored=row.effect in (Effect.SATISFIED, Effect.DISSATISFIED),
+    )  # fmt: skip
+    given = {"reason": act.reason, "resolution": act.resolution}
+    missing = [(name, f"is required for {row.verb!r}") for name in sorted(row.requires) if not given[name].strip()]
+    if missing:
+        raise InvalidArgument.many(missing)
+
+
+def _with_intent(ticket: Ticket, intent: Intent) -> Ticket:
+    # The oldest goes first when there are too many: later ones make earlier ones void anyway.
+    return replace(ticket, intents=(*ticket.intents, intent)[-INTENTS_MAX:])
+
+
+def _entered_resolved(ticket: Ticket, act: Act, rules: Rules, now: int) -> tuple[Ticket, tuple[Happening, ...]]:
+    number = ticket.resolve_count + 1
+    ticket = replace(
+        ticket, resolve_count=number, resolved_ms=now, resolution=act.resolution or ticket.resolution
+    )
+    if not FLOWS[ticket.flow].follow_up:
+        return ticket, ()
+    plan = FollowUp(
+        schedule_ms=now + rules.follow_up_delay_ms, ticket_id=visit_id(ticket.id, number), number=number
+    )
+    return replace(ticket, follow_up=plan), (Scheduled(follow_up=plan),)
+
+
+def _left_resolved(ticket: Ticket, to: Phase, now: int) -> Ticket:
+    plan = ticket.follow_up
+    if plan is not None and not plan.created:
+        ticket = replace(ticket, follow_up=None)
+    elif plan is not None:
+        intent = Intent(
+            kind=IntentKind.CANCEL_VISIT, ticket_id=plan.ticket_id, number=plan.number,
+            reason="the ticket it asks about is no longer resolved", time_ms=now,
+        )  # fmt: skip
+        ticket = _with_intent(ticket, intent)
+    if to in (Phase.CLOSED, Phase.CANCELLED):
+        return ticket
+    return replace(
+        ticket, reopen_count=ticket.reopen_count + 1, resolved_ms=None, first_contact_resolved=False
+    )
+
+
+def _verdict(ticket: Ticket, row: Transition, act: Act, now: int) -> tuple[Ticket, tuple[Happening, ...]]:
+    """A visit's outcome, and the intent for its parent."""
+    if ticket.visit is None or row.effect is Effect.NONE:
+        return ticket, ()
+    answered = row.effect is not Effect.UNREACHED
+    visit = replace(
+        ticket.visit, answered=answered, satisfied=row.effect is Effect.SATISFIED,
+        score=act.score, comment=clean_line(act.reason, NOTES_CHARACTERS_MAX),
+    )  # fmt: skip
+    words = {
+        Effect.SATISFIED: "the customer is satisfied",
+        Effect.DISSATISFIED: f"the customer is not satisfied: {act.reason}",
+        Effect.UNREACHED: "the customer could not be reached",
+    }
+    kind = IntentKind.REOPEN_PARENT if row.effect is Effect.DISSATISFIED else IntentKind.CLOSE_PARENT
+    intent = Intent(
+        kind=kind, ticket_id=ticket.parent_id, number=visit.number,
+        reason=words[row.effect][:REASON_CHARACTERS_MAX], time_ms=now,
+    )  # fmt: skip
+    return _with_intent(replace(ticket, visit=visit), intent), (Visited(visit=visit),)
+
+
+def transition(ticket: Ticket, act: Act, rules: Rules, now: int) -> Change:
+    """The ticket after `act`. IllegalTransition when its flow has no such row from here, InvalidArgument when a text that
+    the row requires is missing or a text is too long; then nothing has changed."""
+    row = _row(ticket, act.verb)
+    _check_requirements(row, act)
+    now = max(now, ticket.updated_ms)  # history never runs backwards, whoever's clock is behind
+    before, after = ticket.phase, FLOWS[ticket.flow].states[row.target]
+    levels, breaches = clocks.advance(ticket.sla, rules.sla, before, after, now)
+    step = Step(
+        sequence=ticket.step_count + 1, verb=act.verb, source=ticket.state, target=row.target, phase=after,
+        actor=act.actor, reason=act.reason, time_ms=now, request_key=act.request_key, fingerprint=act.fingerprint,
+    )  # fmt: skip
+    ticket = replace(
+        ticket, state=row.target, phase=after, sla=levels, history=(*ticket.history, step),
+        step_count=step.sequence, updated_ms=now, timer_hold_ms=0,
+        open_key=ticket.open_key if after in (Phase.NEW, Phase.ACTIVE, Phase.WAITING) else "",
+        closed_ms=now if after in (Phase.CLOSED, Phase.CANCELLED) else None,
+    )  # fmt: skip
+    more: tuple[Happening, ...] = ()
+    if before is Phase.RESOLVED and after is not Phase.RESOLVED:
+        ticket = _left_resolved(ticket, after, now)
+    if after is Phase.RESOLVED and before is not Phase.RESOLVED:
+        ticket, more = _entered_resolved(ticket, act, rules, now)
+    ticket, outcome = _verdict(ticket, row, act, now)
+    reopened = before is Phase.RESOLVED and ticket.is_open
+    told = (*breaches, Transitioned(step=step, reopened=reopened), *more, *outcome)
+    return Change(ticket=ticket, happenings=told)
+
+
+def update(ticket: Ticket, draft: Draft, rules: Rules, now: int, *, actor: str, tier: str | None = None) -> Change:
+    """The ticket with another draft (checked by the caller) and, unless None, another tier; no happening when nothing changed.
+
+    A new priority or tier sets new targets; a target that passes by that is told here.
+    """
+    names = Draft.__dataclass_fields__
+    changed = [name for name in names if getattr(draft, name) != getattr(ticket.draft, name)]
+    fields = [_FIELD_NAMES.get(name, name) for name in changed]
+    if tier is not None and tier != ticket.tier:
+        fields.append("customer_tier")
+    if not fields:
+        return Change(ticket=ticket)
+    now = max(now, ticket.updated_ms)
+    new_tier = ticket.tier if tier is None else tier
+    levels, breaches = clocks.settle(ticket.sla, now)
+    if draft.priority != ticket.draft.priority or new_tier != ticket.tier:
+        levels = clocks.retarget(levels, rules.sla, ticket.kind, draft.priority, new_tier)
+        levels, late = clocks.settle(levels, now)
+        breaches += late
+    ticket = replace(ticket, draft=draft, tier=new_tier, sla=levels, updated_ms=now, timer_hold_ms=0)
+    return Change(ticket=ticket, happenings=(*breaches, Updated(fields=tuple(fields), actor=actor)))
+
+
+def next_timer_ms(ticket: Ticket) -> int | None:
+    """When something is to be done to or because of this ticket; None for nothing."""
+    dues = [intent.time_ms for intent in ticket.intents]
+    dues += [d for d in (clocks.due_ms(ticket.sla.first_response), clocks.due_ms(ticket.sla.resolution)) if d is not None]
+    if ticket.follow_up is not None and not ticket.follow_up.created:
+        dues.append(ticket.follow_up.schedule_ms)
+    return max(min(dues), ticket.timer_hold_ms) if dues else None
+
+
+def breach(ticket: Ticket, now: int) -> Change:
+    """Marks and tells the targets that passed; no happening when none did."""
+    levels, breaches = clocks.settle(ticket.sla, now)
+    if not breaches:
+        return Change(ticket=ticket)
+    return Change(ticket=replace(ticket, sla=levels, updated_ms=max(now, ticket.updated_ms)), happenings=breaches)
+
+
+def visit_due(ticket: Ticket, now: int) -> bool:
+    """Whether the planned return visit is to be made now."""
+    plan = ticket.follow_up
+    return plan is not None and not plan.created and plan.schedule_ms <= now
+
+
+def make_visit(ticket: Ticket, rules: Rules, now: int) -> Change:
+    """The return visit's own ticket. Needs `visit_due`. Opened at the time it was planned for."""
+    assert ticket.follow_up is not None
+    plan = ticket.follow_up
+    of = ticket.draft
+    draft = Draft(
+        subject=clean_line(f"Return visit: {of.subject}", SUBJECT_CHARACTERS_MAX),
+        description=ticket.resolution, priority=Priority.NORMAL, category=of.category,
+        customer_id=of.customer_id, caller_number=of.caller_number, language=of.language, channel=of.channel,
+        products=of.products,
+    )  # fmt: skip
+    return open_ticket(
+        plan.ticket_id, Kind.RETURN_VISIT, draft, rules, now, actor=SYSTEM, tier=ticket.tier,
+        parent_id=ticket.id, visit=Visit(number=plan.number),
+    )  # fmt: skip
+
+
+def visit_made(ticket: Ticket, now: int) -> Change:
+    """The parent once the visit's ticket exists."""
+    assert ticket.follow_up is not None
+    plan = replace(ticket.follow_up, created=True)
+    ticket = replace(ticket, follow_up=plan, updated_ms=max(now, ticket.updated_ms))
+    return Change(ticket=ticket, happenings=(Updated(fields=("follow_up",), actor=SYSTEM),))
+
+
+def carry_out(intent: Intent, ticket: Ticket, rules: Rules, now: int, *, cause: str) -> Change:
+    """What `intent` does to the ticket it is for; no happening when it no longer applies or was done before.
+
+    `cause` is the ticket the intent comes from, for the history.
+    """
+    act = Act(verb="", actor=f"tickets/{cause}", reason=intent.reason)
+    if intent.kind is IntentKind.CANCEL_VISIT:
+        void = not ticket.is_open or ticket.visit is None or ticket.visit.number != intent.number
+        return Change(ticket=ticket) if void else transition(ticket, replace(act, verb="cancel"), rules, now)
+    if ticket.phase is not Phase.RESOLVED or ticket.resolve_count != intent.number:
+        return Change(ticket=ticket)
+    # The visit is over: leaving RESOLVED must not cancel it.
+    ticket = replace(ticket, follow_up=None)
+    verb = "close" if intent.kind is IntentKind.CLOSE_PARENT else "reopen"
+    return transition(ticket, replace(act, verb=verb), rules, now)
+
+
+def without_intent(ticket: Ticket, intent: Intent) -> Ticket:
+    """The ticket once `intent` is done."""
+    return replace(ticket, intents=tuple(other for other in ticket.intents if other != intent))
+
+
+def postponed(ticket: Ticket, until_ms: int) -> Ticket:
+    """The ticket with its timers held back, after one of them failed."""
+    return replace(ticket, timer_hold_ms=until_ms)
+
+
+# ---- tickets from calls
+
+
+def _request_kind(text: str) -> Kind:
+    """The kind an agent asked for; what nobody knows is OTHER rather than lost."""
+    try:
+        kind = Kind(text.strip().lower().removeprefix("ticket_kind_"))
+    except ValueError:
+        return Kind.OTHER
+    return Kind.OTHER if kind is Kind.RETURN_VISIT else kind
+
+
+def _request_priority(text: str) -> Priority:
+    try:
+        return Priority(text.strip().lower().removeprefix("priority_"))
+    except ValueError:
+        return Priority.NORMAL
+
+
+def call_draft(facts: CallFacts) -> tuple[Kind, Draft]:
+    """Kind and draft of the ticket that a call asks for, made valid whatever was received. Needs `facts.request`."""
+    assert facts.request is not None
+    request, kind = facts.request, _request_kind(facts.request.kind)
+    subject = clean_line(request.subject, SUBJECT_CHARACTERS_MAX)
+    if not subject:
+        subject = clean_line(facts.reason or facts.code or f"{kind} from a call", SUBJECT_CHARACTERS_MAX)
+    profile = facts.profile
+    return kind, Draft(
+        subject=subject, description=clean_text(request.description or facts.notes),
+        priority=_request_priority(request.priority), category=clean_label(request.category),
+        customer_id=profile.customer_id if profile else "", caller_number=facts.number,
+        language=profile.language if profile else "", channel=facts.channel,
+    )  # fmt: skip
+
+
+def call_link(facts: CallFacts, *, opened: bool) -> CallLink:
+    """How a call is kept on a ticket."""
+    return CallLink(
+        call_id=facts.call_id, time_ms=facts.time_ms, agent=facts.agent, code=clean_line(facts.code, 64),
+        reason=clean_line(facts.reason, 256), notes=clean_text(facts.notes, NOTES_CHARACTERS_MAX), opened=opened,
+    )  # fmt: skip
+
+
+def topic_of(kind: Kind, draft: Draft) -> str:
+    """What repeat calls are matched by; the same as `Ticket.topic`."""
+    return draft.category or kind.value
+
+
+def open_key(kind: Kind, draft: Draft) -> str:
+    """The place that at most one open call-born ticket of a caller and topic holds; empty for an unknown caller or an
+    internal order, which never hold one."""
+    who = f"c:{draft.customer_id}" if draft.customer_id else draft.caller_number
+    if not who or kind in _NOT_JOINED:
+        return ""
+    side = "complaint" if kind is Kind.COMPLAINT else "request"
+    return f"{who}|{side}|{topic_of(kind, draft)}"
+
+
+def _same_caller(ticket: Ticket, draft: Draft) -> bool:
+    if ticket.draft.customer_id and draft.customer_id:
+        return ticket.draft.customer_id == draft.customer_id
+    return bool(draft.caller_number) and ticket.draft.caller_number == draft.caller_number
+
+
+def joinable(kind: Kind, draft: Draft, candidates: Iterable[Ticket]) -> Ticket | None:
+    """The open ticket that a call joins instead of opening another: the newest that fits; None for none."""
+    if kind in _NOT_JOINED:
+        return None
+    fits = [
+        ticket
+        for ticket in candidates
+        if ticket.is_open
+        and ticket.kind not in _NOT_JOINED
+        and ticket.topic == topic_of(kind, draft)
+        and _same_caller(ticket, draft)
+        and (kind is not Kind.COMPLAINT or ticket.kind is Kind.COMPLAINT)
+    ]
+    return max(fits, key=lambda ticket: (ticket.created_ms, ticket.id), default=None)
+
+
+def _resolve_by_call(change: Change, facts: CallFacts, rules: Rules) -> Change:
+    """Takes the ticket on to its resolution when the agent settled the matter in the call and the flow allows it from here."""
+    ticket = change.ticket
+    if not facts.resolved or "resolve" not in allowed_verbs(ticket.flow, ticket.state):
+        return change
+    words = clean_text(facts.notes) or clean_line(facts.code, 64) or "settled in the call"
+    act = Act(verb="resolve", actor=f"calls/{facts.call_id}", reason="settled in the call", resolution=words)
+    resolved = transition(ticket, act, rules, facts.time_ms)
+    return Change(ticket=resolved.ticket, happenings=change.happenings + resolved.happenings)
+
+
+def open_from_call(facts: CallFacts, rules: Rules) -> Change:
+    """The ticket that a call opens. Needs `facts.request`."""
+    kind, draft = call_draft(facts)
+    opened = open_ticket(
+        facts.ticket_id, kind, draft, rules, facts.time_ms, actor=f"calls/{facts.call_id}",
+        tier=facts.profile.tier if facts.profile else "", calls=(call_link(facts, opened=True),),
+        open_key=open_key(kind, draft),
+    )  # fmt: skip
+    change = _resolve_by_call(opened, facts, rules)
+    settled = change.ticket.phase is Phase.RESOLVED
+    return replace(change, ticket=_ask_when_asked(replace(change.ticket, first_contact_resolved=settled), facts))
+
+
+def _ask_when_asked(ticket: Ticket, facts: CallFacts) -> Ticket:
+    """A customer who said when to be called again is visited then, not after the usual delay."""
+    plan = ticket.follow_up
+    if plan is None or plan.created or facts.follow_up_ms is None:
+        return ticket
+    return replace(ticket, follow_up=replace(plan, schedule_ms=max(facts.follow_up_ms, facts.time_ms)))
+
+
+def has_call(ticket: Ticket, call_id: str) -> bool:
+    """Whether a call is linked with the ticket already."""
+    return any(link.call_id == call_id for link in ticket.calls)
+
+
+def _kept_calls(calls: Sequence[CallLink]) -> tuple[CallLink, ...]:
+    """The first one and the latest, `CALLS_MAX` in all."""
+    return tuple(calls) if len(calls) <= CALLS_MAX else (calls[0], *calls[-(CALLS_MAX - 1) :])
+
+
+def attach_call(ticket: Ticket, facts: CallFacts, rules: Rules) -> Change:
+    """The ticket with one more call; no happening when it is linked already. A higher priority asked for is taken over."""
+    if has_call(ticket, facts.call_id):
+        return Change(ticket=ticket)
+    _, asked = call_draft(facts)
+    link = call_link(facts, opened=False)
+    urgent = max(ticket.draft.priority, asked.priority, key=lambda priority: PRIORITY_RANK[priority])
+    actor = f"calls/{facts.call_id}"
+    change = update(ticket, replace(ticket.draft, priority=urgent), rules, facts.time_ms, actor=actor)
+    ticket = replace(
+        change.ticket, calls=_kept_calls((*ticket.calls, link)), call_count=ticket.call_count + 1,
+        updated_ms=max(facts.time_ms, ticket.updated_ms),
+    )  # fmt: skip
+    attached = Change(ticket=ticket, happenings=(Attached(call=link), *change.happenings))
+    return _resolve_by_call(attached, facts, rules)
+
+
+# ---- what crm says
+
+
+def adopt(ticket: Ticket, profile: Profile, rules: Rules, now: int) -> Change:
+    """An open ticket of an unknown caller (or of a customer that was taken over) once the customer is known."""
+    draft = replace(
+        ticket.draft, customer_id=profile.customer_id, language=ticket.draft.language or profile.language
+    )
+    return update(ticket, draft, rules, now, actor=SYSTEM, tier=profile.tier or ticket.tier)

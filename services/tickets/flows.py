@@ -1,0 +1,310 @@
+"""The shipped state tables, one a kind, and what makes a table sound.
+
+Rules: from one state a verb leads to one state. Every state is reachable from the initial one, from every state a final one
+(CLOSED, CANCELLED) is reachable, and nothing leaves a final one. A flow with a return visit has `close` and `reopen` from
+every RESOLVED state, so that a verdict can always be carried out; every return-visit flow has `cancel` from its open states.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from types import MappingProxyType
+
+from tickets.model import FINAL_PHASES, OPEN_PHASES, Effect, Flow, Kind, Phase, Transition
+
+#: Most states of a flow.
+STATES_MAX = 64
+#: Most transitions of a flow.
+TRANSITIONS_MAX = 512
+
+_REASON = frozenset({"reason"})
+_RESOLUTION = frozenset({"resolution"})
+
+
+def _row(
+    verb: str,
+    sources: str,
+    target: str,
+    requires: frozenset[str] = frozenset(),
+    effect: Effect = Effect.NONE,
+) -> Transition:
+    """`sources` are separated by blanks."""
+    return Transition(
+        verb=verb, sources=frozenset(sources.split()), target=target, requires=requires, effect=effect
+    )
+
+
+_SIMPLE_STATES = {
+    "new": Phase.NEW,
+    "in_progress": Phase.ACTIVE,
+    "waiting_customer": Phase.WAITING,
+    "resolved": Phase.RESOLVED,
+    "closed": Phase.CLOSED,
+    "cancelled": Phase.CANCELLED,
+}
+_SIMPLE_ROWS = (
+    _row("start", "new", "in_progress"),
+    _row("wait", "in_progress", "waiting_customer"),
+    _row("resume", "waiting_customer", "in_progress"),
+    _row("resolve", "new in_progress waiting_customer", "resolved"),
+    _row("reopen", "resolved", "in_progress", _REASON),
+    _row("close", "resolved", "closed"),
+    _row("cancel", "new in_progress waiting_customer", "cancelled", _REASON),
+)
+
+
+def _simple(kind: Kind, *, follow_up: bool) -> Flow:
+    return Flow(
+        id=kind.value,
+        kind=kind,
+        initial="new",
+        states=MappingProxyType(_SIMPLE_STATES),
+        transitions=_SIMPLE_ROWS,
+        follow_up=follow_up,
+    )
+
+
+_COMPLAINT = Flow(
+    id="complaint",
+    kind=Kind.COMPLAINT,
+    initial="new",
+    states=MappingProxyType(
+        {
+            "new": Phase.NEW,
+            "investigating": Phase.ACTIVE,
+            "back_office": Phase.ACTIVE,
+            "waiting_customer": Phase.WAITING,
+            "resolved": Phase.RESOLVED,
+            "closed": Phase.CLOSED,
+            "withdrawn": Phase.CANCELLED,
+        }
+    ),
+    transitions=(
+        _row("start", "new", "investigating"),
+        _row("escalate", "new investigating", "back_office", _REASON),
+        _row("return", "back_office", "investigating"),
+        _row("wait", "investigating back_office", "waiting_customer"),
+        _row("resume", "waiting_customer", "investigating"),
+        _row("resolve", "investigating back_office waiting_customer", "resolved", _RESOLUTION),
+        _row("reopen", "resolved", "investigating", _REASON),
+        _row("close", "resolved", "closed"),
+        _row("cancel", "new investigating back_office waiting_customer", "withdrawn", _REASON),
+    ),
+    follow_up=True,
+)
+
+_FIELD_STATES = {
+    "new": Phase.NEW,
+    "dispatched": Phase.ACTIVE,
+    "on_site": Phase.ACTIVE,
+    "waiting_parts": Phase.WAITING,
+    "waiting_customer": Phase.WAITING,
+    "resolved": Phase.RESOLVED,
+    "closed": Phase.CLOSED,
+    "cancelled": Phase.CANCELLED,
+}
+_FIELD_ROWS = (
+    _row("dispatch", "new", "dispatched"),
+    _row("arrive", "dispatched", "on_site"),
+    _row("need_parts", "dispatched on_site", "waiting_parts"),
+    _row("wait", "dispatched on_site", "waiting_customer"),
+    _row("resume", "waiting_parts waiting_customer", "dispatched"),
+    _row("resolve", "dispatched on_site", "resolved", _RESOLUTION),
+    _row("reopen", "resolved", "dispatched", _REASON),
+    _row("close", "resolved", "closed"),
+    _row("cancel", "new dispatched on_site waiting_parts waiting_customer", "cancelled", _REASON),
+)
+
+
+def _field_work(kind: Kind) -> Flow:
+    return Flow(
+        id=kind.value,
+        kind=kind,
+        initial="new",
+        states=MappingProxyType(_FIELD_STATES),
+        transitions=_FIELD_ROWS,
+        follow_up=True,
+    )
+
+
+_RETURN_VISIT = Flow(
+    id="return_visit",
+    kind=Kind.RETURN_VISIT,
+    initial="new",
+    states=MappingProxyType(
+        {
+            "new": Phase.NEW,
+            "contacting": Phase.ACTIVE,
+            "unreachable": Phase.WAITING,
+            "satisfied": Phase.CLOSED,
+            "dissatisfied": Phase.CLOSED,
+            "unreached": Phase.CLOSED,
+            "cancelled": Phase.CANCELLED,
+        }
+    ),
+    transitions=(
+        _row("start", "new", "contacting"),
+        _row("no_answer", "new contacting", "unreachable"),
+        _row("retry", "unreachable", "contacting"),
+        _row("satisfied", "new contacting unreachable", "satisfied", effect=Effect.SATISFIED),
+        _row("dissatisfied", "new contacting unreachable", "dissatisfied", _REASON, Effect.DISSATISFIED),
+        _row("give_up", "contacting unreachable", "unreached", effect=Effect.UNREACHED),
+        _row("cancel", "new contacting unreachable", "cancelled"),
+    ),
+)
+
+_FEE_ORDER = Flow(
+    id="fee_order",
+    kind=Kind.FEE_ORDER,
+    initial="new",
+    states=MappingProxyType(
+        {
+            "new": Phase.NEW,
+            "submitted": Phase.ACTIVE,
+            "approved": Phase.ACTIVE,
+            "rejected": Phase.WAITING,
+            "paid": Phase.RESOLVED,
+            "closed": Phase.CLOSED,
+            "cancelled": Phase.CANCELLED,
+        }
+    ),
+    transitions=(
+        _row("submit", "new rejected", "submitted"),
+        _row("approve", "submitted", "approved"),
+        _row("reject", "submitted approved", "rejected", _REASON),
+        _row("pay", "approved", "paid"),
+        _row("refund", "paid", "submitted", _REASON),
+        _row("close", "paid", "closed"),
+        _row("cancel", "new submitted rejected", "cancelled", _REASON),
+    ),
+)
+
+_PARTS_REQUEST = Flow(
+    id="parts_request",
+    kind=Kind.PARTS_REQUEST,
+    initial="new",
+    states=MappingProxyType(
+        {
+            "new": Phase.NEW,
+            "approved": Phase.ACTIVE,
+            "ordered": Phase.WAITING,
+            "delivered": Phase.RESOLVED,
+            "closed": Phase.CLOSED,
+            "cancelled": Phase.CANCELLED,
+        }
+    ),
+    transitions=(
+        _row("approve", "new", "approved"),
+        _row("order", "approved", "ordered"),
+        _row("deliver", "approved ordered", "delivered"),
+        _row("return", "delivered", "approved", _REASON),
+        _row("close", "delivered", "closed"),
+        _row("cancel", "new approved ordered", "cancelled", _REASON),
+    ),
+)
+
+
+def _reachable(starts: Iterable[str], edges: Mapping[str, set[str]]) -> set[str]:
+    found, pending = set(starts), list(starts)
+    while pending:
+        for target in edges.get(pending.pop(), set()) - found:
+            found.add(target)
+            pending.append(target)
+    return found
+
+
+def _row_problems(flow: Flow) -> list[str]:
+    """What is wrong with single rows of the table."""
+    problems, seen = [], set()
+    for row in flow.transitions:
+        for state in row.sources | {row.target}:
+            if state not in flow.states:
+                problems.append(f"UNKNOWN_STATE: {row.verb} names {state}")
+        for source in row.sources & flow.states.keys():
+            if flow.states[source] in FINAL_PHASES:
+                problems.append(f"LEAVES_FINAL_STATE: {row.verb} leaves {source}")
+            if (source, row.verb) in seen:
+                problems.append(f"AMBIGUOUS_TRANSITION: {row.verb} twice from {source}")
+            seen.add((source, row.verb))
+    return problems
+
+
+def _missing_verbs(flow: Flow) -> list[str]:
+    """Verbs that the service itself has to be able to use."""
+    needed: list[tuple[str, Iterable[Phase]]] = []
+    if flow.follow_up:
+        needed += [("close", {Phase.RESOLVED}), ("reopen", {Phase.RESOLVED})]
+    if flow.kind is Kind.RETURN_VISIT:
+        needed.append(("cancel", OPEN_PHASES))
+    have = {(source, row.verb) for row in flow.transitions for source in row.sources}
+    return [
+        f"MISSING_TRANSITION: {verb} from {state}"
+        for verb, phases in needed
+        for state, phase in flow.states.items()
+        if phase in phases and (state, verb) not in have
+    ]
+
+
+def problems_of(flow: Flow) -> list[str]:
+    """What makes a flow unsound, one line each, starting with its reason; empty for a sound one."""
+    if flow.initial not in flow.states:
+        return [f"UNKNOWN_STATE: the initial {flow.initial}"]
+    if len(flow.states) > STATES_MAX or len(flow.transitions) > TRANSITIONS_MAX:
+        return [f"TOO_LARGE: at most {STATES_MAX} states and {TRANSITIONS_MAX} transitions"]
+    problems = _row_problems(flow)
+    forward: dict[str, set[str]] = {}
+    backward: dict[str, set[str]] = {}
+    for row in flow.transitions:
+        for source in row.sources:
+            forward.setdefault(source, set()).add(row.target)
+            backward.setdefault(row.target, set()).add(source)
+    reached = _reachable([flow.initial], forward)
+    problems += [f"UNREACHABLE_STATE: {state}" for state in flow.states if state not in reached]
+    finals = [state for state, phase in flow.states.items() if phase in FINAL_PHASES]
+    ending = _reachable(finals, backward)
+    problems += [f"TRAPPING_STATE: {state}" for state in flow.states if state not in ending]
+    return problems + _missing_verbs(flow)
+
+
+def _load(flows: Iterable[Flow]) -> Mapping[str, Flow]:
+    """Flows by id; ValueError for an unsound or repeated one."""
+    table: dict[str, Flow] = {}
+    for flow in flows:
+        problems = problems_of(flow)
+        if problems or flow.id in table:
+            raise ValueError(f"flow {flow.id}: {'; '.join(problems) or 'declared twice'}")
+        table[flow.id] = flow
+    return MappingProxyType(table)
+
+
+#: Every shipped flow by id. A kind's default flow has the kind's value as its id.
+FLOWS: Mapping[str, Flow] = _load(
+    (
+        _simple(Kind.INQUIRY, follow_up=True),
+        _COMPLAINT,
+        _field_work(Kind.REPAIR),
+        _field_work(Kind.INSTALLATION),
+        _RETURN_VISIT,
+        _FEE_ORDER,
+        _PARTS_REQUEST,
+        _simple(Kind.CARE, follow_up=False),
+        _simple(Kind.MARKET_SURVEY, follow_up=False),
+        _simple(Kind.OTHER, follow_up=True),
+    )
+)
+
+#: (flow, state, verb) -> row: the one table that every change of state goes through.
+TABLE: Mapping[tuple[str, str, str], Transition] = MappingProxyType(
+    {
+        (flow.id, source, row.verb): row
+        for flow in FLOWS.values()
+        for row in flow.transitions
+        for source in row.sources
+    }
+)
+
+
+def allowed_verbs(flow: str, state: str) -> tuple[str, ...]:
+    """The verbs possible from a state, in the order of the table; empty for a final state or an unknown flow."""
+    rows = FLOWS[flow].transitions if flow in FLOWS else ()
+    return tuple(row.verb for row in rows if state in row.sources)

@@ -1,0 +1,175 @@
+"""What people may fill in: checks that name every bad field at once, and the gentler repair of what comes from calls."""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from collections.abc import Iterable, Mapping
+
+from chassis.errors import FieldViolation, InvalidArgument
+
+from tickets.model import Draft
+
+#: Longest subject, in characters.
+SUBJECT_CHARACTERS_MAX = 200
+#: Longest description or resolution, in bytes of UTF-8.
+TEXT_BYTES_MAX = 65_536
+#: Longest reason of a transition, in characters.
+REASON_CHARACTERS_MAX = 1_024
+#: Longest category, tag, skill or attribute key, in characters.
+LABEL_CHARACTERS_MAX = 64
+#: Longest attribute value, in characters.
+VALUE_CHARACTERS_MAX = 1_024
+#: Longest resource name or product id, in characters.
+NAME_CHARACTERS_MAX = 160
+#: Longest note of a call kept on a ticket, in characters.
+NOTES_CHARACTERS_MAX = 4_096
+#: Most tags, skills, attributes, assets, products.
+TAGS_MAX, SKILLS_MAX, ATTRIBUTES_MAX, ASSETS_MAX, PRODUCTS_MAX = 32, 16, 64, 32, 32
+
+_ID = re.compile(r"[A-Za-z0-9._~:-]{1,128}")
+_NUMBER = re.compile(r"\+[1-9][0-9]{4,14}")
+_LANGUAGE = re.compile(r"[A-Za-z]{2,3}(-[A-Za-z0-9]{1,8}){0,4}")
+_LABEL = re.compile(r"[\w][\w ./:+-]*")
+
+_TEXT_CONTROLS = frozenset("\t\n\r")
+
+
+def _has_control(text: str, *, allow: frozenset[str] = frozenset()) -> bool:
+    """Control characters and lone surrogates; zero-width joiners (emoji, Indic scripts) are fine."""
+    return any(unicodedata.category(c) in ("Cc", "Cs") and c not in allow for c in text)
+
+
+def line_problem(text: str, maximum: int) -> str | None:
+    """What is wrong with a single line of at most `maximum` characters; None when nothing is."""
+    if len(text) > maximum:
+        return f"must be at most {maximum} characters, got {len(text)}"
+    return "must not hold control characters" if _has_control(text) else None
+
+
+def text_problem(text: str) -> str | None:
+    """What is wrong with a text of at most `TEXT_BYTES_MAX` bytes; None when nothing is."""
+    size = len(text.encode("utf-8", "surrogatepass"))
+    if size > TEXT_BYTES_MAX:
+        return f"must be at most {TEXT_BYTES_MAX} bytes in UTF-8, got {size}"
+    return "must not hold control characters but tab and line breaks" if _has_control(text, allow=_TEXT_CONTROLS) else None
+
+
+def label_problem(text: str) -> str | None:
+    """What is wrong with a label (category, tag, skill, key); None when nothing is."""
+    if len(text) > LABEL_CHARACTERS_MAX:
+        return f"must be at most {LABEL_CHARACTERS_MAX} characters, got {len(text)}"
+    return None if _LABEL.fullmatch(text) else "must be words of letters, digits and _ . / : + -"
+
+
+def _each(field: str, values: Iterable[str], maximum: int) -> list[tuple[str, str | None]]:
+    values = tuple(values)
+    found: list[tuple[str, str | None]] = []
+    if len(values) > maximum:
+        return [(field, f"holds {len(values)} entries, at most {maximum} are allowed")]
+    if len(set(values)) != len(values):
+        found.append((field, "holds an entry twice"))
+    return found + [(f"{field}[{index}]", label_problem(value)) for index, value in enumerate(values)]
+
+
+def _names(field: str, values: tuple[str, ...], maximum: int, pattern: re.Pattern[str], form: str) -> list[tuple[str, str | None]]:
+    if len(values) > maximum:
+        return [(field, f"holds {len(values)} entries, at most {maximum} are allowed")]
+    return [
+        (f"{field}[{index}]", None if pattern.fullmatch(value) else f"must have the form {form}")
+        for index, value in enumerate(values)
+    ]
+
+
+_ASSET = re.compile(r"assets/" + _ID.pattern)
+
+
+def _attributes(attributes: Mapping[str, str]) -> list[tuple[str, str | None]]:
+    if len(attributes) > ATTRIBUTES_MAX:
+        return [("attributes", f"holds {len(attributes)} keys, at most {ATTRIBUTES_MAX} are allowed")]
+    found: list[tuple[str, str | None]] = []
+    for key, value in attributes.items():
+        found.append(("attributes", label_problem(key) and f"key {key[:64]!r} {label_problem(key)}"))
+        found.append((f"attributes[{key[:64]}]", line_problem(value, VALUE_CHARACTERS_MAX)))
+    return found
+
+
+def _subject(subject: str) -> str | None:
+    return line_problem(subject, SUBJECT_CHARACTERS_MAX) if subject.strip() else "must not be empty"
+
+
+def _optional(value: str, pattern: re.Pattern[str], why: str) -> str | None:
+    return None if not value or pattern.fullmatch(value) else why
+
+
+def check_draft(draft: Draft, prefix: str = "ticket.") -> None:
+    """InvalidArgument with one violation for every bad field, named `prefix` + field; nothing when all is well."""
+    checks: list[tuple[str, str | None]] = [
+        ("subject", _subject(draft.subject)),
+        ("description", text_problem(draft.description)),
+        ("category", label_problem(draft.category) if draft.category else None),
+        ("customer", _optional(draft.customer_id, _ID, "must have the form customers/{customer}")),
+        ("caller_number", _optional(draft.caller_number, _NUMBER, "must be E.164, for example +8613800138000")),
+        ("language", _optional(draft.language, _LANGUAGE, "must be a BCP 47 tag, for example zh-CN")),
+        *_each("required_skills", draft.required_skills, SKILLS_MAX),
+        *_each("tags", draft.tags, TAGS_MAX),
+        *_attributes(draft.attributes),
+        *_names("assets", draft.assets, ASSETS_MAX, _ASSET, "assets/{asset}"),
+        *_names("products", draft.products, PRODUCTS_MAX, re.compile(r"[^\x00-\x1f\x7f]{1,160}"), "1 to 160 characters"),
+    ]
+    found = [FieldViolation(field=prefix + field, description=why) for field, why in checks if why]
+    if found:
+        raise InvalidArgument.many(found)
+
+
+def check_request_texts(*, reason: str, resolution: str, score: int, scored: bool) -> None:
+    """The texts of a transition; InvalidArgument naming each bad field. `scored`: the transition is a verdict."""
+    checks = [
+        ("reason", line_or_text(reason)),
+        ("resolution", text_problem(resolution)),
+        ("satisfaction_score", _score_problem(score, scored)),
+    ]
+    found = [FieldViolation(field=field, description=why) for field, why in checks if why]
+    if found:
+        raise InvalidArgument.many(found)
+
+
+def line_or_text(reason: str) -> str | None:
+    """What is wrong with a reason; line breaks are fine in it."""
+    if len(reason) > REASON_CHARACTERS_MAX:
+        return f"must be at most {REASON_CHARACTERS_MAX} characters, got {len(reason)}"
+    return text_problem(reason)
+
+
+def _score_problem(score: int, scored: bool) -> str | None:
+    if not 0 <= score <= 5:
+        return f"must be 1 to 5, or 0 when not given, got {score}"
+    return "only a return visit's verdict has a score" if score and not scored else None
+
+
+def clean_line(text: str, maximum: int) -> str:
+    """The nearest valid line: blanks for control characters, cut to `maximum` characters, outer blanks gone."""
+    return "".join(" " if _has_control(c) else c for c in text[: maximum * 2]).strip()[:maximum].rstrip()
+
+
+def clean_text(text: str, bytes_max: int = TEXT_BYTES_MAX) -> str:
+    """The nearest valid text, cut to `bytes_max` bytes of UTF-8 between characters."""
+    cut = text[:bytes_max].encode("utf-8", "replace")[:bytes_max].decode("utf-8", "ignore")
+    return "".join(" " if _has_control(c, allow=_TEXT_CONTROLS) else c for c in cut)
+
+
+def clean_label(text: str) -> str:
+    """`text` if it is a valid label, else what of it is: other characters become `-`; empty when nothing is left."""
+    if not text or label_problem(text) is None:
+        return text
+    return re.sub(r"[^\w ./:+-]", "-", text[:LABEL_CHARACTERS_MAX]).strip(" ./:+-")
+
+
+def clean_id(text: str) -> str:
+    """`text` if it is a valid id, else empty."""
+    return text if _ID.fullmatch(text) else ""
+
+
+def clean_number(text: str) -> str:
+    """`text` if it is E.164, else empty: a withheld or foreign-format number cannot be matched by anyway."""
+    return text if _NUMBER.fullmatch(text) else ""
