@@ -128,3 +128,8 @@ class Day:
     agent_regions: dict[str, str]
     #: What was assumed or constructed, one sentence each, for the report.
     notes: tuple[str, ...] = ()
+
+
+def clock_text(seconds: float) -> str:
+    """Seconds after midnight as "14:05"; past midnight the hours go on."""
+    return f"{int(seconds) // 3600:02d}:{int(seconds) // 60 % 60:02d}"
