@@ -1,0 +1,232 @@
+"""The local stack starts real parts, finds them again, and leaves nothing behind."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import amqp
+import pymongo
+import pytest
+
+from chassis.localstack import (
+    HttpReady,
+    ManagedProcess,
+    MongoNode,
+    PortInUse,
+    ProcessFailed,
+    ProcessGroup,
+    RabbitNode,
+    ServiceSpec,
+    TcpReady,
+    find_mongod,
+    find_rabbitmq_server,
+    free_ports,
+)
+from chassis.localstack.process import carriers, start_ticks
+from chassis.testing.waiting import wait_until
+
+pytestmark = pytest.mark.integration
+
+needs_mongod = pytest.mark.skipif(find_mongod() is None, reason="no mongod")
+needs_rabbit = pytest.mark.skipif(find_rabbitmq_server() is None, reason="no rabbitmq-server")
+
+SLEEPER = [sys.executable, "-c", "import signal; signal.pause()"]
+STUBBORN = [
+    sys.executable,
+    "-c",
+    "import signal; signal.signal(signal.SIGTERM, signal.SIG_IGN); print('up', flush=True); signal.pause()",
+]
+HTTP = [sys.executable, "-m", "http.server", "--bind", "127.0.0.1"]
+
+
+def token_of(process: ManagedProcess) -> str:
+    record = process.record()
+    assert record is not None
+    return record.token
+
+
+@needs_mongod
+def test_a_member_restarts_with_its_data_on_another_port(tmp_path: Path) -> None:
+    with MongoNode(tmp_path, free_ports(3)[0]) as node, pymongo.MongoClient(node.uri) as client:
+        client.test.things.insert_one({"_id": 1})
+        token = token_of(node.members[0])
+    assert list(carriers(token)) == []
+    with MongoNode(tmp_path, free_ports(3)[0]) as node, pymongo.MongoClient(node.uri) as client:
+        assert client.test.things.count_documents({}) == 1
+
+
+@needs_mongod
+def test_three_members_elect_another_after_kill_9(tmp_path: Path) -> None:
+    with MongoNode(tmp_path, free_ports(3)[0], members=3) as node:
+        first = node.primary()
+        assert first is not None
+        node.kill(first)
+        second = wait_until(lambda: node.has_primary() and [node.primary()], 10)
+        assert second != [first]
+        node.start_member(first)
+        wait_until(node.is_complete, 20)
+
+
+def test_a_set_of_two_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="1 or 3"):
+        MongoNode(tmp_path, 1, members=2)
+
+
+@needs_rabbit
+def test_two_brokers_live_side_by_side_and_stop_completely(tmp_path: Path, rabbit_node: RabbitNode) -> None:
+    other = RabbitNode(tmp_path, free_ports(3)[0])
+    other.start()
+    tokens = [token_of(other.server), token_of(other.epmd)]
+    descendants = list(carriers(tokens[0]))
+    assert len(descendants) > 1, "Erlang's helper processes carry the token too"
+    other.stop()
+    assert [list(carriers(token)) for token in tokens] == [[], []]
+    assert all(start_ticks(pid) is None for pid in descendants)
+    assert rabbit_node.accepts()
+
+
+@needs_rabbit
+def test_a_broker_keeps_durable_queues_over_kill_9(tmp_path: Path) -> None:
+    with RabbitNode(tmp_path, free_ports(3)[0]) as node:
+        with amqp.Connection(f"127.0.0.1:{node.port}") as connection:
+            connection.channel().queue_declare(
+                "kept", durable=True, auto_delete=False, arguments={"x-queue-type": "quorum"}
+            )
+        node.kill()
+        assert not node.alive()
+        node.start()
+        with amqp.Connection(f"127.0.0.1:{node.port}") as connection:
+            assert connection.channel().queue_declare("kept", passive=True).queue == "kept"
+
+
+def test_a_second_instance_finds_and_stops_what_the_first_left(tmp_path: Path) -> None:
+    script = (
+        "import sys; from pathlib import Path; from chassis.localstack import ProcessGroup, ServiceSpec\n"
+        "specs = [ServiceSpec(name='one', command=sys.argv[2:])]\n"
+        "group = ProcessGroup(Path(sys.argv[1]), specs, die_with_parent=False)\n"
+        "group.start_all()\n"
+    )
+    subprocess.run([sys.executable, "-c", script, str(tmp_path), *SLEEPER], check=True, env=_environment())
+    group = ProcessGroup(tmp_path, [ServiceSpec(name="one", command=SLEEPER)])
+    pid = group.status()[0].pid
+    assert pid is not None and start_ticks(pid) is not None
+    group.stop_all()
+    assert start_ticks(pid) is None
+    assert group.status()[0].pid is None
+
+
+def test_children_die_with_a_killed_parent(tmp_path: Path) -> None:
+    script = (
+        "import sys, signal; from pathlib import Path; from chassis.localstack import ManagedProcess\n"
+        "import os; ManagedProcess(Path(sys.argv[1]), 'child').start(sys.argv[2:], env=dict(os.environ))\n"
+        "print('started', flush=True); signal.pause()\n"
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", script, str(tmp_path), *SLEEPER], env=_environment(), stdout=subprocess.PIPE
+    ) as parent:
+        assert parent.stdout is not None
+        assert parent.stdout.readline() == b"started\n"
+        child = ManagedProcess(tmp_path, "child")
+        pid = child.pid()
+        assert pid is not None
+        parent.kill()
+        wait_until(lambda: start_ticks(pid) is None, 5)
+    child.kill()
+
+
+def test_a_reused_process_id_is_left_alone(tmp_path: Path) -> None:
+    bystander = ManagedProcess(tmp_path, "bystander")
+    bystander.start(SLEEPER, env=_environment())
+    record = json.loads(bystander.record_path.read_text())
+    # As it looks when the program died long ago and its id went to somebody else.
+    stale: dict[str, Any] = {**record, "start_ticks": record["start_ticks"] - 1, "token": "0" * 32}
+    process = ManagedProcess(tmp_path, "gone")
+    process.record_path.write_text(json.dumps(stale))
+    assert not process.alive()
+    process.stop()
+    assert bystander.alive()
+    bystander.stop()
+    assert not bystander.alive()
+
+
+@pytest.mark.parametrize("content", ["", "{", "[]", '{"pid": 1}', "null"])
+def test_a_damaged_record_means_not_running(tmp_path: Path, content: str) -> None:
+    process = ManagedProcess(tmp_path, "p")
+    process.record_path.write_text(content)
+    assert not process.alive()
+    process.kill()
+    assert not process.record_path.exists()
+
+
+def test_one_that_ignores_sigterm_is_killed_with_its_daemons(tmp_path: Path) -> None:
+    daemon = (
+        "import os, subprocess, sys; subprocess.Popen(sys.argv[1:], start_new_session=True)\n"
+        "os.execv(sys.argv[1], sys.argv[1:])"
+    )
+    process = ManagedProcess(tmp_path, "stubborn")
+    process.start([sys.executable, "-c", daemon, *STUBBORN], env=_environment())
+    wait_until(lambda: process.log_path.read_text().count("up") == 2, 10)
+    token = token_of(process)
+    assert len(list(carriers(token))) == 2
+    process.stop(seconds=0.2)
+    assert list(carriers(token)) == []
+    assert process.exit_code() == -signal.SIGKILL
+
+
+def test_a_group_waits_for_readiness_and_restarts(tmp_path: Path) -> None:
+    ports = free_ports(2)
+    specs = [
+        ServiceSpec(
+            name="http", command=[*HTTP, str(ports[0])], ready=HttpReady(url=f"http://127.0.0.1:{ports[0]}/")
+        ),
+        ServiceSpec(
+            name="tcp", command=[*HTTP, str(ports[1])], ready=TcpReady(address=f"127.0.0.1:{ports[1]}")
+        ),
+    ]
+    with ProcessGroup(tmp_path, specs) as group:
+        before = {status.name: status.pid for status in group.status()}
+        assert all(status.ready for status in group.status())
+        group.kill("http")
+        assert [status.ready for status in group.status()] == [False, True]
+        group.start("http")
+        after = {status.name: status.pid for status in group.status()}
+        assert after["tcp"] == before["tcp"] and after["http"] != before["http"]
+    assert [status.pid for status in group.status()] == [None, None]
+
+
+def test_a_group_that_cannot_start_stops_all_and_shows_the_log(tmp_path: Path) -> None:
+    port = free_ports(1)[0]
+    failing = [sys.executable, "-c", "raise SystemExit('no such setting')"]
+    group = ProcessGroup(
+        tmp_path,
+        [
+            ServiceSpec(name="good", command=SLEEPER),
+            ServiceSpec(name="bad", command=failing, ready=TcpReady(address=f"127.0.0.1:{port}")),
+        ],
+    )
+    with pytest.raises(ProcessFailed, match="no such setting"):
+        group.start_all()
+    assert [status.pid for status in group.status()] == [None, None]
+
+
+@needs_mongod
+def test_a_taken_port_is_named(tmp_path: Path, mongo_node: MongoNode) -> None:
+    node = MongoNode(tmp_path, mongo_node.ports[0])
+    with pytest.raises(PortInUse, match=str(mongo_node.ports[0])):
+        node.start()
+
+
+def test_names_that_do_not_fit_a_file_are_refused(tmp_path: Path) -> None:
+    for name in ["", "a/b", "../x"]:
+        with pytest.raises(ValueError, match="plain name"):
+            ProcessGroup(tmp_path, [ServiceSpec(name=name, command=SLEEPER)])
+
+
+def _environment() -> dict[str, str]:
+    return {**os.environ, "PYTHONPATH": os.pathsep.join(p for p in sys.path if p)}
