@@ -21,7 +21,6 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
 from chassis.errors import FailedPrecondition, InvalidArgument
-
 from tickets import sla as clocks
 from tickets.flows import FLOWS, TABLE, allowed_verbs
 from tickets.model import (
@@ -121,16 +120,35 @@ def open_ticket(
     """A new ticket in its flow's initial state, all clocks running from `now`. `draft` is checked by the caller."""
     table = FLOWS[flow or kind.value]
     step = Step(
-        sequence=1, verb="open", source="", target=table.initial, phase=table.states[table.initial],
-        actor=actor, reason="", time_ms=now,
-    )  # fmt: skip
+        sequence=1,
+        verb="open",
+        source="",
+        target=table.initial,
+        phase=table.states[table.initial],
+        actor=actor,
+        reason="",
+        time_ms=now,
+    )
     ticket = Ticket(
-        id=ticket_id, kind=kind, flow=table.id, state=step.target, phase=step.phase, draft=draft,
+        id=ticket_id,
+        kind=kind,
+        flow=table.id,
+        state=step.target,
+        phase=step.phase,
+        draft=draft,
         sla=clocks.start(rules.sla, kind, draft.priority, tier, now),
-        tier=tier, calls=calls, call_count=len(calls), parent_id=parent_id, visit=visit,
-        history=(step,), step_count=1, creator=actor, open_key=open_key,
-        created_ms=now, updated_ms=now,
-    )  # fmt: skip
+        tier=tier,
+        calls=calls,
+        call_count=len(calls),
+        parent_id=parent_id,
+        visit=visit,
+        history=(step,),
+        step_count=1,
+        creator=actor,
+        open_key=open_key,
+        created_ms=now,
+        updated_ms=now,
+    )
     return Change(ticket=ticket, happenings=(Created(actor=actor),))
 
 
@@ -151,11 +169,15 @@ def _row(ticket: Ticket, verb: str) -> Transition:
 
 def _check_requirements(row: Transition, act: Act) -> None:
     check_request_texts(
-        reason=act.reason, resolution=act.resolution, score=act.score,
+        reason=act.reason,
+        resolution=act.resolution,
+        score=act.score,
         scored=row.effect in (Effect.SATISFIED, Effect.DISSATISFIED),
-    )  # fmt: skip
+    )
     given = {"reason": act.reason, "resolution": act.resolution}
-    missing = [(name, f"is required for {row.verb!r}") for name in sorted(row.requires) if not given[name].strip()]
+    missing = [
+        (name, f"is required for {row.verb!r}") for name in sorted(row.requires) if not given[name].strip()
+    ]
     if missing:
         raise InvalidArgument.many(missing)
 
@@ -165,7 +187,9 @@ def _with_intent(ticket: Ticket, intent: Intent) -> Ticket:
     return replace(ticket, intents=(*ticket.intents, intent)[-INTENTS_MAX:])
 
 
-def _entered_resolved(ticket: Ticket, act: Act, rules: Rules, now: int) -> tuple[Ticket, tuple[Happening, ...]]:
+def _entered_resolved(
+    ticket: Ticket, act: Act, rules: Rules, now: int
+) -> tuple[Ticket, tuple[Happening, ...]]:
     number = ticket.resolve_count + 1
     ticket = replace(
         ticket, resolve_count=number, resolved_ms=now, resolution=act.resolution or ticket.resolution
@@ -184,9 +208,12 @@ def _left_resolved(ticket: Ticket, to: Phase, now: int) -> Ticket:
         ticket = replace(ticket, follow_up=None)
     elif plan is not None:
         intent = Intent(
-            kind=IntentKind.CANCEL_VISIT, ticket_id=plan.ticket_id, number=plan.number,
-            reason="the ticket it asks about is no longer resolved", time_ms=now,
-        )  # fmt: skip
+            kind=IntentKind.CANCEL_VISIT,
+            ticket_id=plan.ticket_id,
+            number=plan.number,
+            reason="the ticket it asks about is no longer resolved",
+            time_ms=now,
+        )
         ticket = _with_intent(ticket, intent)
     if to in (Phase.CLOSED, Phase.CANCELLED):
         return ticket
@@ -201,9 +228,12 @@ def _verdict(ticket: Ticket, row: Transition, act: Act, now: int) -> tuple[Ticke
         return ticket, ()
     answered = row.effect is not Effect.UNREACHED
     visit = replace(
-        ticket.visit, answered=answered, satisfied=row.effect is Effect.SATISFIED,
-        score=act.score, comment=clean_line(act.reason, NOTES_CHARACTERS_MAX),
-    )  # fmt: skip
+        ticket.visit,
+        answered=answered,
+        satisfied=row.effect is Effect.SATISFIED,
+        score=act.score,
+        comment=clean_line(act.reason, NOTES_CHARACTERS_MAX),
+    )
     words = {
         Effect.SATISFIED: "the customer is satisfied",
         Effect.DISSATISFIED: f"the customer is not satisfied: {act.reason}",
@@ -211,9 +241,12 @@ def _verdict(ticket: Ticket, row: Transition, act: Act, now: int) -> tuple[Ticke
     }
     kind = IntentKind.REOPEN_PARENT if row.effect is Effect.DISSATISFIED else IntentKind.CLOSE_PARENT
     intent = Intent(
-        kind=kind, ticket_id=ticket.parent_id, number=visit.number,
-        reason=words[row.effect][:REASON_CHARACTERS_MAX], time_ms=now,
-    )  # fmt: skip
+        kind=kind,
+        ticket_id=ticket.parent_id,
+        number=visit.number,
+        reason=words[row.effect][:REASON_CHARACTERS_MAX],
+        time_ms=now,
+    )
     return _with_intent(replace(ticket, visit=visit), intent), (Visited(visit=visit),)
 
 
@@ -226,15 +259,29 @@ def transition(ticket: Ticket, act: Act, rules: Rules, now: int) -> Change:
     before, after = ticket.phase, FLOWS[ticket.flow].states[row.target]
     levels, breaches = clocks.advance(ticket.sla, rules.sla, before, after, now)
     step = Step(
-        sequence=ticket.step_count + 1, verb=act.verb, source=ticket.state, target=row.target, phase=after,
-        actor=act.actor, reason=act.reason, time_ms=now, request_key=act.request_key, fingerprint=act.fingerprint,
-    )  # fmt: skip
+        sequence=ticket.step_count + 1,
+        verb=act.verb,
+        source=ticket.state,
+        target=row.target,
+        phase=after,
+        actor=act.actor,
+        reason=act.reason,
+        time_ms=now,
+        request_key=act.request_key,
+        fingerprint=act.fingerprint,
+    )
     ticket = replace(
-        ticket, state=row.target, phase=after, sla=levels, history=(*ticket.history, step),
-        step_count=step.sequence, updated_ms=now, timer_hold_ms=0,
+        ticket,
+        state=row.target,
+        phase=after,
+        sla=levels,
+        history=(*ticket.history, step),
+        step_count=step.sequence,
+        updated_ms=now,
+        timer_hold_ms=0,
         open_key=ticket.open_key if after in (Phase.NEW, Phase.ACTIVE, Phase.WAITING) else "",
         closed_ms=now if after in (Phase.CLOSED, Phase.CANCELLED) else None,
-    )  # fmt: skip
+    )
     more: tuple[Happening, ...] = ()
     if before is Phase.RESOLVED and after is not Phase.RESOLVED:
         ticket = _left_resolved(ticket, after, now)
@@ -246,7 +293,9 @@ def transition(ticket: Ticket, act: Act, rules: Rules, now: int) -> Change:
     return Change(ticket=ticket, happenings=told)
 
 
-def update(ticket: Ticket, draft: Draft, rules: Rules, now: int, *, actor: str, tier: str | None = None) -> Change:
+def update(
+    ticket: Ticket, draft: Draft, rules: Rules, now: int, *, actor: str, tier: str | None = None
+) -> Change:
     """The ticket with another draft (checked by the caller) and, unless None, another tier; no happening when nothing changed.
 
     A new priority or tier sets new targets; a target that passes by that is told here.
@@ -272,7 +321,11 @@ def update(ticket: Ticket, draft: Draft, rules: Rules, now: int, *, actor: str, 
 def next_timer_ms(ticket: Ticket) -> int | None:
     """When something is to be done to or because of this ticket; None for nothing."""
     dues = [intent.time_ms for intent in ticket.intents]
-    dues += [d for d in (clocks.due_ms(ticket.sla.first_response), clocks.due_ms(ticket.sla.resolution)) if d is not None]
+    dues += [
+        d
+        for d in (clocks.due_ms(ticket.sla.first_response), clocks.due_ms(ticket.sla.resolution))
+        if d is not None
+    ]
     if ticket.follow_up is not None and not ticket.follow_up.created:
         dues.append(ticket.follow_up.schedule_ms)
     return max(min(dues), ticket.timer_hold_ms) if dues else None
@@ -283,7 +336,9 @@ def breach(ticket: Ticket, now: int) -> Change:
     levels, breaches = clocks.settle(ticket.sla, now)
     if not breaches:
         return Change(ticket=ticket)
-    return Change(ticket=replace(ticket, sla=levels, updated_ms=max(now, ticket.updated_ms)), happenings=breaches)
+    return Change(
+        ticket=replace(ticket, sla=levels, updated_ms=max(now, ticket.updated_ms)), happenings=breaches
+    )
 
 
 def visit_due(ticket: Ticket, now: int) -> bool:
@@ -299,14 +354,26 @@ def make_visit(ticket: Ticket, rules: Rules, now: int) -> Change:
     of = ticket.draft
     draft = Draft(
         subject=clean_line(f"Return visit: {of.subject}", SUBJECT_CHARACTERS_MAX),
-        description=ticket.resolution, priority=Priority.NORMAL, category=of.category,
-        customer_id=of.customer_id, caller_number=of.caller_number, language=of.language, channel=of.channel,
+        description=ticket.resolution,
+        priority=Priority.NORMAL,
+        category=of.category,
+        customer_id=of.customer_id,
+        caller_number=of.caller_number,
+        language=of.language,
+        channel=of.channel,
         products=of.products,
-    )  # fmt: skip
+    )
     return open_ticket(
-        plan.ticket_id, Kind.RETURN_VISIT, draft, rules, now, actor=SYSTEM, tier=ticket.tier,
-        parent_id=ticket.id, visit=Visit(number=plan.number),
-    )  # fmt: skip
+        plan.ticket_id,
+        Kind.RETURN_VISIT,
+        draft,
+        rules,
+        now,
+        actor=SYSTEM,
+        tier=ticket.tier,
+        parent_id=ticket.id,
+        visit=Visit(number=plan.number),
+    )
 
 
 def visit_made(ticket: Ticket, now: int) -> Change:
@@ -372,19 +439,28 @@ def call_draft(facts: CallFacts) -> tuple[Kind, Draft]:
         subject = clean_line(facts.reason or facts.code or f"{kind} from a call", SUBJECT_CHARACTERS_MAX)
     profile = facts.profile
     return kind, Draft(
-        subject=subject, description=clean_text(request.description or facts.notes),
-        priority=_request_priority(request.priority), category=clean_label(request.category),
-        customer_id=profile.customer_id if profile else "", caller_number=facts.number,
-        language=profile.language if profile else "", channel=facts.channel,
-    )  # fmt: skip
+        subject=subject,
+        description=clean_text(request.description or facts.notes),
+        priority=_request_priority(request.priority),
+        category=clean_label(request.category),
+        customer_id=profile.customer_id if profile else "",
+        caller_number=facts.number,
+        language=profile.language if profile else "",
+        channel=facts.channel,
+    )
 
 
 def call_link(facts: CallFacts, *, opened: bool) -> CallLink:
     """How a call is kept on a ticket."""
     return CallLink(
-        call_id=facts.call_id, time_ms=facts.time_ms, agent=facts.agent, code=clean_line(facts.code, 64),
-        reason=clean_line(facts.reason, 256), notes=clean_text(facts.notes, NOTES_CHARACTERS_MAX), opened=opened,
-    )  # fmt: skip
+        call_id=facts.call_id,
+        time_ms=facts.time_ms,
+        agent=facts.agent,
+        code=clean_line(facts.code, 64),
+        reason=clean_line(facts.reason, 256),
+        notes=clean_text(facts.notes, NOTES_CHARACTERS_MAX),
+        opened=opened,
+    )
 
 
 def topic_of(kind: Kind, draft: Draft) -> str:
@@ -439,13 +515,21 @@ def open_from_call(facts: CallFacts, rules: Rules) -> Change:
     """The ticket that a call opens. Needs `facts.request`."""
     kind, draft = call_draft(facts)
     opened = open_ticket(
-        facts.ticket_id, kind, draft, rules, facts.time_ms, actor=f"calls/{facts.call_id}",
-        tier=facts.profile.tier if facts.profile else "", calls=(call_link(facts, opened=True),),
+        facts.ticket_id,
+        kind,
+        draft,
+        rules,
+        facts.time_ms,
+        actor=f"calls/{facts.call_id}",
+        tier=facts.profile.tier if facts.profile else "",
+        calls=(call_link(facts, opened=True),),
         open_key=open_key(kind, draft),
-    )  # fmt: skip
+    )
     change = _resolve_by_call(opened, facts, rules)
     settled = change.ticket.phase is Phase.RESOLVED
-    return replace(change, ticket=_ask_when_asked(replace(change.ticket, first_contact_resolved=settled), facts))
+    return replace(
+        change, ticket=_ask_when_asked(replace(change.ticket, first_contact_resolved=settled), facts)
+    )
 
 
 def _ask_when_asked(ticket: Ticket, facts: CallFacts) -> Ticket:
@@ -476,9 +560,11 @@ def attach_call(ticket: Ticket, facts: CallFacts, rules: Rules) -> Change:
     actor = f"calls/{facts.call_id}"
     change = update(ticket, replace(ticket.draft, priority=urgent), rules, facts.time_ms, actor=actor)
     ticket = replace(
-        change.ticket, calls=_kept_calls((*ticket.calls, link)), call_count=ticket.call_count + 1,
+        change.ticket,
+        calls=_kept_calls((*ticket.calls, link)),
+        call_count=ticket.call_count + 1,
         updated_ms=max(facts.time_ms, ticket.updated_ms),
-    )  # fmt: skip
+    )
     attached = Change(ticket=ticket, happenings=(Attached(call=link), *change.happenings))
     return _resolve_by_call(attached, facts, rules)
 

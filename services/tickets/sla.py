@@ -32,9 +32,7 @@ HOUR_MS = 60 * MINUTE_MS
 
 
 def _target(response_minutes: int, resolution_hours: int) -> SlaTarget:
-    return SlaTarget(
-        first_response_ms=response_minutes * MINUTE_MS, resolution_ms=resolution_hours * HOUR_MS
-    )
+    return SlaTarget(first_response_ms=response_minutes * MINUTE_MS, resolution_ms=resolution_hours * HOUR_MS)
 
 
 #: What ships. Durations at normal priority, in business time.
@@ -73,7 +71,11 @@ def problems_of(policy: SlaPolicy) -> list[str]:
         if not 0 < target.first_response_ms <= target.resolution_ms:
             problems.append(f"{kind}: a first response must take some time, and no more than the resolution")
     percents: Mapping[str, int] = {**policy.priority_percent, **policy.tier_percent}
-    problems += [f"{name}: {percent} % is not 1 to 1000" for name, percent in percents.items() if not 0 < percent <= 1000]
+    problems += [
+        f"{name}: {percent} % is not 1 to 1000"
+        for name, percent in percents.items()
+        if not 0 < percent <= 1000
+    ]
     if not 0 < policy.reopen_floor_percent <= 100:
         problems.append("the reopening floor must be 1 to 100 %")
     return problems
@@ -86,7 +88,9 @@ def _text(ms: int) -> str:
     return " ".join(f"{count} {unit}" for count, unit in parts if count) or "0 s"
 
 
-def targets(policy: SlaPolicy, kind: Kind, priority: Priority, tier: str) -> tuple[SlaTarget, str, tuple[str, ...]]:
+def targets(
+    policy: SlaPolicy, kind: Kind, priority: Priority, tier: str
+) -> tuple[SlaTarget, str, tuple[str, ...]]:
     """The durations that apply, the name of the rule and how it came about."""
     base = policy.targets[kind]
     by_priority = policy.priority_percent[priority]
@@ -216,7 +220,9 @@ def _resolution(clock: SlaClock, before: Phase, after: Phase, now: int, policy: 
     return _stop(clock, now, ClockState.STOPPED if after is Phase.CANCELLED else ClockState.MET)
 
 
-def advance(sla: Sla, policy: SlaPolicy, before: Phase, after: Phase, now: int) -> tuple[Sla, tuple[Breached, ...]]:
+def advance(
+    sla: Sla, policy: SlaPolicy, before: Phase, after: Phase, now: int
+) -> tuple[Sla, tuple[Breached, ...]]:
     """The clocks after a change of phase at `now`, and what passed before it."""
     sla, breaches = settle(sla, now)
     resolution = _resolution(sla.resolution, before, after, now, policy)
@@ -224,7 +230,10 @@ def advance(sla: Sla, policy: SlaPolicy, before: Phase, after: Phase, now: int) 
     if resolution.cycle > sla.resolution.cycle:
         left = resolution.target_ms + resolution.extra_ms - resolution.used_ms
         # one line for the latest cycle: a ticket may be reopened without end
-        explanation = (*explanation[:4], f"reopened, cycle {resolution.cycle}: {_text(left)} left to resolution")
+        explanation = (
+            *explanation[:4],
+            f"reopened, cycle {resolution.cycle}: {_text(left)} left to resolution",
+        )
     advanced = replace(
         sla,
         first_response=_first_response(sla.first_response, after, now),

@@ -7,7 +7,6 @@ import unicodedata
 from collections.abc import Iterable, Mapping
 
 from chassis.errors import FieldViolation, InvalidArgument
-
 from tickets.model import Draft
 
 #: Longest subject, in characters.
@@ -52,7 +51,11 @@ def text_problem(text: str) -> str | None:
     size = len(text.encode("utf-8", "surrogatepass"))
     if size > TEXT_BYTES_MAX:
         return f"must be at most {TEXT_BYTES_MAX} bytes in UTF-8, got {size}"
-    return "must not hold control characters but tab and line breaks" if _has_control(text, allow=_TEXT_CONTROLS) else None
+    return (
+        "must not hold control characters but tab and line breaks"
+        if _has_control(text, allow=_TEXT_CONTROLS)
+        else None
+    )
 
 
 def label_problem(text: str) -> str | None:
@@ -72,7 +75,9 @@ def _each(field: str, values: Iterable[str], maximum: int) -> list[tuple[str, st
     return found + [(f"{field}[{index}]", label_problem(value)) for index, value in enumerate(values)]
 
 
-def _names(field: str, values: tuple[str, ...], maximum: int, pattern: re.Pattern[str], form: str) -> list[tuple[str, str | None]]:
+def _names(
+    field: str, values: tuple[str, ...], maximum: int, pattern: re.Pattern[str], form: str
+) -> list[tuple[str, str | None]]:
     if len(values) > maximum:
         return [(field, f"holds {len(values)} entries, at most {maximum} are allowed")]
     return [
@@ -109,13 +114,22 @@ def check_draft(draft: Draft, prefix: str = "ticket.") -> None:
         ("description", text_problem(draft.description)),
         ("category", label_problem(draft.category) if draft.category else None),
         ("customer", _optional(draft.customer_id, _ID, "must have the form customers/{customer}")),
-        ("caller_number", _optional(draft.caller_number, _NUMBER, "must be E.164, for example +8613800138000")),
+        (
+            "caller_number",
+            _optional(draft.caller_number, _NUMBER, "must be E.164, for example +8613800138000"),
+        ),
         ("language", _optional(draft.language, _LANGUAGE, "must be a BCP 47 tag, for example zh-CN")),
         *_each("required_skills", draft.required_skills, SKILLS_MAX),
         *_each("tags", draft.tags, TAGS_MAX),
         *_attributes(draft.attributes),
         *_names("assets", draft.assets, ASSETS_MAX, _ASSET, "assets/{asset}"),
-        *_names("products", draft.products, PRODUCTS_MAX, re.compile(r"[^\x00-\x1f\x7f]{1,160}"), "1 to 160 characters"),
+        *_names(
+            "products",
+            draft.products,
+            PRODUCTS_MAX,
+            re.compile(r"[^\x00-\x1f\x7f]{1,160}"),
+            "1 to 160 characters",
+        ),
     ]
     found = [FieldViolation(field=prefix + field, description=why) for field, why in checks if why]
     if found:

@@ -1,0 +1,520 @@
+"""Where tickets are kept: the port, its MongoDB store and its memory store (one contract suite holds both)."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, Protocol
+
+from pymongo.errors import DuplicateKeyError
+
+from chassis.errors import AlreadyExists, EtagMismatch, NotFound
+from chassis.idempotency import check_repeat
+from chassis.mongo import create_once, update_aggregate
+from tickets import sla as clocks
+from tickets.documents import (
+    WITHOUT_HISTORY,
+    WITHOUT_TEXTS,
+    HistoryPageDocument,
+    ProfileDocument,
+    TicketDocument,
+    from_raw,
+    profile_fields,
+    profile_from_raw,
+    step_fields,
+    step_from_raw,
+    to_fields,
+)
+from tickets.engine import next_timer_ms
+from tickets.filters import Condition
+from tickets.model import HISTORY_INLINE_KEPT, HISTORY_INLINE_MAX, Profile, Step, Ticket
+
+if TYPE_CHECKING:
+    from chassis.bus import Event
+    from pymongo.asynchronous.database import AsyncDatabase
+
+#: Most open tickets of one caller and topic that are looked at when a call might join one.
+CANDIDATES_MAX = 50
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Query:
+    """Which tickets a list is about."""
+
+    #: All must hold.
+    conditions: tuple[Condition, ...] = ()
+    #: Soonest due first instead of newest first; only tickets that are due at all.
+    by_due: bool = False
+
+
+def sort_key(ticket: Ticket, query: Query) -> tuple[int, str]:
+    """What a page continues after."""
+    due = clocks.due_ms(ticket.sla.resolution)
+    return (due or 0, ticket.id) if query.by_due else (ticket.created_ms, ticket.id)
+
+
+class TicketStore(Protocol):
+    """Keeps tickets. Any method may raise Unavailable while the database is away; then nothing has changed."""
+
+    def insert(
+        self,
+        ticket: Ticket,
+        events: Sequence[Event],
+        *,
+        request_key: str | None = None,
+        fingerprint: str | None = None,
+    ) -> tuple[Ticket, bool]:
+        """Stores a new ticket as version 1 with its events: (ticket, True), or what an earlier call with this key
+        made: (that ticket, False). AlreadyExists when the id or the open key is taken, RequestIdReused when the
+        key came with other content."""
+
+    def repeat_of(self, request_key: str | None, fingerprint: str | None) -> Ticket | None:
+        """What an earlier call with this key made; None for none. RequestIdReused as in `insert`."""
+
+    def update(self, ticket: Ticket, events: Sequence[Event]) -> Ticket:
+        """Stores a changed ticket with its events if it is still at `ticket.version`; answers it as stored.
+        EtagMismatch when somebody else wrote in between, NotFound when it is gone."""
+
+    def get(self, ticket_id: str) -> Ticket:
+        """The ticket with its inline history; NotFound."""
+
+    def find(self, ticket_id: str) -> Ticket | None:
+        """As `get`; None when there is none."""
+
+    def list(self, query: Query, limit: int, after: tuple[int, str] | None) -> list[Ticket]:
+        """At most `limit` tickets after a sort key, without texts and history."""
+
+    def by_call(self, call_id: str) -> Ticket | None:
+        """The ticket that a call is linked with; None for none."""
+
+    def open_like(self, customer_id: str, number: str, topic: str) -> list[Ticket]:
+        """Open tickets of a topic that belong to the customer or came from the number, at most `CANDIDATES_MAX`."""
+
+    def open_of_number(self, number: str, limit: int) -> list[Ticket]:
+        """Open tickets from a number that have no customer yet."""
+
+    def open_of_customer(self, customer_id: str, limit: int) -> list[Ticket]:
+        """Open tickets of a customer."""
+
+    def due(self, now_ms: int, limit: int) -> list[str]:
+        """Ids of tickets with a timer due, longest due first."""
+
+    def next_due_ms(self) -> int | None:
+        """When the next timer is due; None when there is none."""
+
+    def steps(self, ticket_id: str, after: int, limit: int) -> list[Step]:
+        """At most `limit` steps of the history with a sequence above `after`, oldest first; NotFound."""
+
+    def profile(self, customer_id: str) -> Profile | None:
+        """What is known of a customer."""
+
+    def profile_of_number(self, number: str) -> Profile | None:
+        """The customer that a number belongs to, as far as known."""
+
+    def save_profile(self, profile: Profile) -> bool:
+        """Stores a profile unless a newer one is there; whether it was stored."""
+
+
+class TicketReader(Protocol):
+    """The hot read, on the event loop."""
+
+    async def get(self, ticket_id: str) -> Ticket:
+        """The ticket without its history; NotFound."""
+
+
+def split_history(ticket: Ticket) -> tuple[tuple[Step, ...], Ticket]:
+    """The oldest steps that no longer fit into a ticket, and the ticket with the rest."""
+    if len(ticket.history) <= HISTORY_INLINE_MAX:
+        return (), ticket
+    gone, kept = ticket.history[:-HISTORY_INLINE_KEPT], ticket.history[-HISTORY_INLINE_KEPT:]
+    return gone, replace(ticket, history=kept)
+
+
+# ---- MongoDB
+
+#: How a filter's field is stored, where its name differs.
+_STORED = {
+    "customer": "customer_id",
+    "parent": "parent_id",
+    "call": "calls.call_id",
+    "create_time": "created_ms",
+    "update_time": "updated_ms",
+    "due_time": "due_ms",
+}
+_OPERATORS = {"=": "$eq", ":": "$eq", "!=": "$ne", "<": "$lt", "<=": "$lte", ">": "$gt", ">=": "$gte"}
+
+
+def _mongo_query(query: Query, after: tuple[int, str] | None) -> dict[str, Any]:
+    clauses: list[dict[str, Any]] = [
+        {_STORED.get(c.field, c.field): {_OPERATORS[c.op]: c.value}} for c in query.conditions
+    ]
+    field, beyond, reaching = ("due_ms", "$gt", "$gte") if query.by_due else ("created_ms", "$lt", "$lte")
+    if query.by_due:
+        clauses.append({"due_ms": {"$exists": True}})
+    if after is not None:
+        key, last_id = after
+        clauses.append({field: {reaching: key}})  # bounds the index scan; the next line alone wouldn't
+        clauses.append({"$or": [{field: {beyond: key}}, {field: key, "_id": {beyond: last_id}}]})
+    return {"$and": clauses} if clauses else {}
+
+
+class MongoStore:
+    """The store on MongoDB. Needs `chassis.mongo.connect` first."""
+
+    def _tickets(self) -> Any:
+        return TicketDocument._get_collection()
+
+    def insert(
+        self,
+        ticket: Ticket,
+        events: Sequence[Event],
+        *,
+        request_key: str | None = None,
+        fingerprint: str | None = None,
+    ) -> tuple[Ticket, bool]:
+        """As the port says."""
+        document = TicketDocument(id=ticket.id, **to_fields(ticket))
+        stored, created = create_once(document, events, request_key=request_key, fingerprint=fingerprint)
+        return (replace(ticket, version=1), True) if created else (from_raw(stored.to_mongo()), False)
+
+    def repeat_of(self, request_key: str | None, fingerprint: str | None) -> Ticket | None:
+        """As the port says."""
+        if request_key is None:
+            return None
+        raw = self._tickets().find_one({"request_key": request_key})
+        if raw is None:
+            return None
+        check_repeat(raw.get("request_fingerprint"), fingerprint)
+        return from_raw(raw)
+
+    def update(self, ticket: Ticket, events: Sequence[Event]) -> Ticket:
+        """As the port says. Old history goes to its page first: a crash in between leaves it in both places, which
+        readers tolerate."""
+        gone, ticket = split_history(ticket)
+        if gone:
+            page = {
+                "ticket_id": ticket.id,
+                "first": gone[0].sequence,
+                "steps": [step_fields(s) for s in gone],
+            }
+            pages = HistoryPageDocument._get_collection()
+            pages.replace_one({"_id": f"{ticket.id}/{gone[0].sequence:09d}"}, page, upsert=True)
+        document = TicketDocument(id=ticket.id, version=ticket.version, **to_fields(ticket))
+        update_aggregate(document, events, ticket.version)
+        return replace(ticket, version=document.version)
+
+    def get(self, ticket_id: str) -> Ticket:
+        """As the port says."""
+        found = self.find(ticket_id)
+        if found is None:
+            raise NotFound(resource=f"tickets/{ticket_id}")
+        return found
+
+    def find(self, ticket_id: str) -> Ticket | None:
+        """As the port says."""
+        return self._one({"_id": ticket_id})
+
+    def _one(self, query: Mapping[str, Any]) -> Ticket | None:
+        raw = self._tickets().find_one(query, {"outbox": 0})
+        return from_raw(raw) if raw is not None else None
+
+    def _many(self, query: Mapping[str, Any], limit: int) -> list[Ticket]:
+        return [from_raw(raw) for raw in self._tickets().find(query, {"outbox": 0}).limit(limit)]
+
+    def list(self, query: Query, limit: int, after: tuple[int, str] | None) -> list[Ticket]:
+        """As the port says."""
+        order = [("due_ms", 1), ("_id", 1)] if query.by_due else [("created_ms", -1), ("_id", -1)]
+        found = self._tickets().find(_mongo_query(query, after), WITHOUT_TEXTS)
+        return [from_raw(raw) for raw in found.sort(order).limit(limit)]
+
+    def by_call(self, call_id: str) -> Ticket | None:
+        """As the port says."""
+        return self._one({"calls.call_id": call_id})
+
+    def open_like(self, customer_id: str, number: str, topic: str) -> list[Ticket]:
+        """As the port says."""
+        found: dict[str, Ticket] = {}
+        for field, value in (("customer_id", customer_id), ("caller_number", number)):
+            if value:
+                same = self._many({field: value, "open": True, "topic": topic}, CANDIDATES_MAX)
+                found |= {ticket.id: ticket for ticket in same}
+        return list(found.values())[:CANDIDATES_MAX]
+
+    def open_of_number(self, number: str, limit: int) -> list[Ticket]:
+        """As the port says."""
+        return self._many({"caller_number": number, "open": True, "customer_id": None}, limit)
+
+    def open_of_customer(self, customer_id: str, limit: int) -> list[Ticket]:
+        """As the port says."""
+        return self._many({"customer_id": customer_id, "open": True}, limit)
+
+    def due(self, now_ms: int, limit: int) -> list[str]:
+        """As the port says."""
+        found = self._tickets().find({"timer_ms": {"$lte": now_ms}}, {"_id": 1})
+        return [raw["_id"] for raw in found.sort([("timer_ms", 1), ("_id", 1)]).limit(limit)]
+
+    def next_due_ms(self) -> int | None:
+        """As the port says."""
+        query = {"timer_ms": {"$exists": True}}
+        raw = self._tickets().find_one(query, {"timer_ms": 1}, sort=[("timer_ms", 1), ("_id", 1)])
+        return raw["timer_ms"] if raw is not None else None
+
+    def steps(self, ticket_id: str, after: int, limit: int) -> list[Step]:
+        """As the port says."""
+        inline = self.get(ticket_id).history
+        pages = HistoryPageDocument._get_collection()
+        found: dict[int, Step] = {}
+        first_inline = inline[0].sequence if inline else 1
+        if after + 1 < first_inline:
+            # pages hold at least one step each, so `limit` pages are enough; those wholly before `after` are skipped
+            start = pages.find_one(
+                {"ticket_id": ticket_id, "first": {"$lte": after + 1}}, {"first": 1}, sort=[("first", -1)]
+            )
+            least = start["first"] if start is not None else 1
+            query = {"ticket_id": ticket_id, "first": {"$gte": least}}
+            for page in pages.find(query).sort("first", 1).limit(limit):
+                found |= {raw["sequence"]: step_from_raw(raw) for raw in page["steps"]}
+        found |= {step.sequence: step for step in inline}
+        return [found[sequence] for sequence in sorted(found) if sequence > after][:limit]
+
+    def profile(self, customer_id: str) -> Profile | None:
+        """As the port says."""
+        raw = ProfileDocument._get_collection().find_one({"_id": customer_id})
+        return profile_from_raw(raw) if raw is not None else None
+
+    def profile_of_number(self, number: str) -> Profile | None:
+        """As the port says."""
+        raw = ProfileDocument._get_collection().find_one({"numbers": number}, sort=[("_id", 1)])
+        return profile_from_raw(raw) if raw is not None else None
+
+    def save_profile(self, profile: Profile) -> bool:
+        """As the port says. The unique `_id` turns an older or repeated snapshot away."""
+        collection = ProfileDocument._get_collection()
+        older = {"_id": profile.customer_id, "version": {"$lt": profile.version}}
+        try:
+            collection.update_one(older, {"$set": profile_fields(profile)}, upsert=True)
+        except DuplicateKeyError:
+            return False
+        return True
+
+
+class MongoReader:
+    """The hot read through the asynchronous driver, on the same collection."""
+
+    def __init__(self, database: AsyncDatabase[dict[str, Any]]) -> None:
+        self._collection = database[TicketDocument._get_collection_name()]
+
+    async def get(self, ticket_id: str) -> Ticket:
+        """As the port says."""
+        raw = await self._collection.find_one({"_id": ticket_id}, WITHOUT_HISTORY)
+        if raw is None:
+            raise NotFound(resource=f"tickets/{ticket_id}")
+        return from_raw(raw)
+
+
+# ---- memory
+
+
+def _holds(ticket: Ticket, condition: Condition) -> bool:
+    if condition.field == "tags":
+        return condition.value in ticket.draft.tags
+    if condition.field == "call":
+        return any(link.call_id == condition.value for link in ticket.calls)
+    fields = to_fields(ticket)
+    value = fields[_STORED.get(condition.field, condition.field)]
+    if condition.op in ("=", ":"):
+        return bool(value == condition.value)
+    if condition.op == "!=":
+        return bool(value != condition.value)
+    if value is None:
+        return False
+    compare: dict[str, Callable[[Any, Any], bool]] = {
+        "<": lambda a, b: a < b,
+        "<=": lambda a, b: a <= b,
+        ">": lambda a, b: a > b,
+        ">=": lambda a, b: a >= b,
+    }
+    return compare[condition.op](value, condition.value)
+
+
+class MemoryStore:
+    """The store in memory, for tests and for trying things out; safe for threads. `events` holds what was told, in order."""
+
+    def __init__(self) -> None:
+        self._lock = threading.RLock()
+        self._tickets: dict[str, Ticket] = {}
+        self._requests: dict[str, tuple[str, str | None]] = {}
+        self._old_steps: dict[str, dict[int, Step]] = {}
+        self._profiles: dict[str, Profile] = {}
+        #: Everything that was stored to be published.
+        self.events: list[Event] = []
+
+    def _check_open_key(self, ticket: Ticket) -> None:
+        if ticket.open_key and any(
+            other.open_key == ticket.open_key and other.id != ticket.id for other in self._tickets.values()
+        ):
+            raise AlreadyExists(resource=f"tickets/{ticket.id}", conflict="open_key")
+
+    def insert(
+        self,
+        ticket: Ticket,
+        events: Sequence[Event],
+        *,
+        request_key: str | None = None,
+        fingerprint: str | None = None,
+    ) -> tuple[Ticket, bool]:
+        """As the port says."""
+        with self._lock:
+            earlier = self.repeat_of(request_key, fingerprint)
+            if earlier is not None:
+                return earlier, False
+            if ticket.id in self._tickets:
+                raise AlreadyExists(resource=f"tickets/{ticket.id}", conflict="_id")
+            self._check_open_key(ticket)
+            stored = replace(ticket, version=1)
+            self._tickets[ticket.id] = stored
+            if request_key:
+                self._requests[request_key] = (ticket.id, fingerprint)
+            self.events.extend(events)
+            return stored, True
+
+    def repeat_of(self, request_key: str | None, fingerprint: str | None) -> Ticket | None:
+        """As the port says."""
+        with self._lock:
+            if request_key is None or request_key not in self._requests:
+                return None
+            ticket_id, earlier = self._requests[request_key]
+            check_repeat(earlier, fingerprint)
+            return self._tickets[ticket_id]
+
+    def update(self, ticket: Ticket, events: Sequence[Event]) -> Ticket:
+        """As the port says."""
+        with self._lock:
+            if ticket.id not in self._tickets:
+                raise NotFound(resource=f"tickets/{ticket.id}")
+            if self._tickets[ticket.id].version != ticket.version:
+                raise EtagMismatch(resource=f"tickets/{ticket.id}")
+            self._check_open_key(ticket)
+            gone, ticket = split_history(ticket)
+            self._old_steps.setdefault(ticket.id, {}).update({step.sequence: step for step in gone})
+            stored = replace(ticket, version=ticket.version + 1)
+            self._tickets[ticket.id] = stored
+            self.events.extend(events)
+            return stored
+
+    def get(self, ticket_id: str) -> Ticket:
+        """As the port says."""
+        found = self.find(ticket_id)
+        if found is None:
+            raise NotFound(resource=f"tickets/{ticket_id}")
+        return found
+
+    def find(self, ticket_id: str) -> Ticket | None:
+        """As the port says."""
+        with self._lock:
+            return self._tickets.get(ticket_id)
+
+    def _where(self, test: Callable[[Ticket], bool]) -> list[Ticket]:
+        with self._lock:
+            return [ticket for ticket in self._tickets.values() if test(ticket)]
+
+    def list(self, query: Query, limit: int, after: tuple[int, str] | None) -> list[Ticket]:
+        """As the port says."""
+
+        def beyond(ticket: Ticket) -> bool:
+            key = sort_key(ticket, query)
+            return after is None or (key > after if query.by_due else key < after)
+
+        found = self._where(
+            lambda t: (
+                all(_holds(t, c) for c in query.conditions)
+                and (not query.by_due or clocks.due_ms(t.sla.resolution) is not None)
+                and beyond(t)
+            )
+        )
+        found.sort(key=lambda ticket: sort_key(ticket, query), reverse=not query.by_due)
+        return [
+            replace(t, history=(), resolution="", draft=replace(t.draft, description=""))
+            for t in found[:limit]
+        ]
+
+    def by_call(self, call_id: str) -> Ticket | None:
+        """As the port says."""
+        found = self._where(lambda t: any(link.call_id == call_id for link in t.calls))
+        return found[0] if found else None
+
+    def open_like(self, customer_id: str, number: str, topic: str) -> list[Ticket]:
+        """As the port says."""
+        return self._where(
+            lambda t: (
+                t.is_open
+                and t.topic == topic
+                and (
+                    bool(customer_id and t.draft.customer_id == customer_id)
+                    or bool(number and t.draft.caller_number == number)
+                )
+            )
+        )[:CANDIDATES_MAX]
+
+    def open_of_number(self, number: str, limit: int) -> list[Ticket]:
+        """As the port says."""
+        return self._where(
+            lambda t: t.is_open and t.draft.caller_number == number and not t.draft.customer_id
+        )[:limit]
+
+    def open_of_customer(self, customer_id: str, limit: int) -> list[Ticket]:
+        """As the port says."""
+        return self._where(lambda t: t.is_open and t.draft.customer_id == customer_id)[:limit]
+
+    def _timers(self) -> list[tuple[int, str]]:
+        with self._lock:
+            dues = [(next_timer_ms(ticket), ticket.id) for ticket in self._tickets.values()]
+            return sorted((due, id) for due, id in dues if due is not None)
+
+    def due(self, now_ms: int, limit: int) -> list[str]:
+        """As the port says."""
+        return [id for due, id in self._timers() if due <= now_ms][:limit]
+
+    def next_due_ms(self) -> int | None:
+        """As the port says."""
+        timers = self._timers()
+        return timers[0][0] if timers else None
+
+    def steps(self, ticket_id: str, after: int, limit: int) -> list[Step]:
+        """As the port says."""
+        with self._lock:
+            ticket = self.get(ticket_id)
+            found = {**self._old_steps.get(ticket_id, {}), **{s.sequence: s for s in ticket.history}}
+            return [found[sequence] for sequence in sorted(found) if sequence > after][:limit]
+
+    def profile(self, customer_id: str) -> Profile | None:
+        """As the port says."""
+        with self._lock:
+            return self._profiles.get(customer_id)
+
+    def profile_of_number(self, number: str) -> Profile | None:
+        """As the port says."""
+        with self._lock:
+            owners = [p for p in self._profiles.values() if number in p.numbers]
+            return min(owners, key=lambda profile: profile.customer_id, default=None)
+
+    def save_profile(self, profile: Profile) -> bool:
+        """As the port says."""
+        with self._lock:
+            known = self._profiles.get(profile.customer_id)
+            if known is not None and known.version >= profile.version:
+                return False
+            self._profiles[profile.customer_id] = profile
+            return True
+
+
+class MemoryReader:
+    """The hot read of a memory store."""
+
+    def __init__(self, store: MemoryStore) -> None:
+        self._store = store
+
+    async def get(self, ticket_id: str) -> Ticket:
+        """As the port says."""
+        return replace(self._store.get(ticket_id), history=())
