@@ -1,0 +1,513 @@
+"""The decisions of the customer memory. Pure: stdlib, the model and the readers of `crm.identity`; time is
+passed in.
+
+Customers
+1. What a caller writes is normalised as a whole and every fault is told at once, by the path of its field.
+2. A live customer owns its *claims* (numbers, e-mail addresses, ids elsewhere); a deleted one owns none.
+3. A change that changes nothing is no change: no version, no event, no audit entry.
+4. Every change makes exactly one version and one audit entry that names who did it and which fields changed
+   how.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import zoneinfo
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, fields, replace
+from datetime import date, datetime
+from functools import cache
+from typing import Any, TypeVar
+
+from chassis.errors import AlreadyExists, FailedPrecondition, InvalidArgument
+from crm import identity
+from crm.model import (
+    AuditEntry,
+    BirthDate,
+    Contact,
+    Customer,
+    EmailAddress,
+    ExternalId,
+    FieldChange,
+    Kind,
+    PhoneNumber,
+    PostalAddress,
+    QuietWindow,
+    State,
+)
+
+NAME_CHARACTERS_MAX = 200
+PART_NAME_CHARACTERS_MAX = 100
+LABEL_CHARACTERS_MAX = 64
+STREET_CHARACTERS_MAX = 300
+NOTES_CHARACTERS_MAX = 10_000
+SUBJECT_CHARACTERS_MAX = 128
+NUMBERS_MAX = 20
+EMAILS_MAX = 20
+EXTERNAL_IDS_MAX = 20
+ADDRESSES_MAX = 10
+TAGS_MAX = 50
+CONTACTS_MAX = 50
+CONTACT_CLAIMS_MAX = 10
+QUIET_WINDOWS_MAX = 20
+MINUTES_OF_DAY = 1440
+#: Longest JSON of one value in an audit entry, characters.
+AUDIT_VALUE_CHARACTERS_MAX = 1000
+
+#: What the service keeps by itself; callers write all else.
+_KEPT = {
+    *("id", "state", "merged_into", "version", "creator", "updater"),
+    *("create_time", "update_time", "delete_time"),
+}
+#: What callers may write, in the order of the model.
+WRITABLE = tuple(f.name for f in fields(Customer) if f.name not in _KEPT)
+
+Claimable = TypeVar("Claimable", PhoneNumber, EmailAddress)
+
+_REGION = re.compile(r"regions/[A-Za-z0-9._~:\-]{1,128}")
+_LANGUAGE = re.compile(r"[A-Za-z]{2,3}(-[A-Za-z0-9]{1,8}){0,4}")
+_FIRST_BIRTH_YEAR = 1850
+
+
+class ClaimTaken(AlreadyExists):
+    """{field}: belongs to {owner} already."""
+
+    reason = "CLAIM_TAKEN"
+
+    def __init__(self, field: str = "", owner: str = "", **values: Any) -> None:
+        """`field` is the path in the request, `owner` the resource name of the customer who owns it."""
+        values.setdefault("resource", owner)
+        super().__init__(field=field, owner=owner, **values)
+
+
+class CustomerNotActive(FailedPrecondition):
+    """{subject}: {why}."""
+
+    reason = "CUSTOMER_NOT_ACTIVE"
+
+
+class CustomerNotDeleted(FailedPrecondition):
+    """{subject}: {why}."""
+
+    reason = "CUSTOMER_NOT_DELETED"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Change:
+    """A decided change of one customer."""
+
+    #: The customer after it.
+    customer: Customer
+    #: What to remember of it.
+    audit: AuditEntry
+    #: Numbers that the customer no longer owns, E.164.
+    released: tuple[str, ...] = ()
+
+    @property
+    def changed_fields(self) -> tuple[str, ...]:
+        """Names of the fields that changed, sorted."""
+        return tuple(sorted(change.field for change in self.audit.changes))
+
+
+class Problems:
+    """Collects every fault of one input, to be told at once."""
+
+    def __init__(self) -> None:
+        self._found: list[tuple[str, str]] = []
+
+    def add(self, field: str, why: str) -> None:
+        """One fault; `why` follows the field's name in a sentence."""
+        self._found.append((field, why))
+
+    def text(self, field: str, value: str, *, least: int = 0, most: int, multiline: bool = False) -> str:
+        """The cleaned text; a fault is noted."""
+        cleaned = identity.clean_text(value, most)
+        why = identity.text_problem(cleaned, least=least, most=most, multiline=multiline)
+        if why:
+            self.add(field, why)
+        return cleaned
+
+    def few(self, field: str, values: Sequence[Any], most: int) -> Sequence[Any]:
+        """At most `most` of the values; more is a fault, and the rest costs nothing."""
+        if len(values) > most:
+            self.add(field, f"must hold at most {most}, got {len(values)}")
+        return values[:most]
+
+    def raise_if_any(self) -> None:
+        """InvalidArgument with every fault."""
+        if self._found:
+            raise InvalidArgument.many(self._found)
+
+
+def normalise(draft: Customer, default_country: str, today: date) -> Customer:
+    """The customer as it is kept. InvalidArgument naming every bad field as "customer.…" (rule 1)."""
+    problems = Problems()
+    done = replace(
+        draft,
+        **_names(draft, problems),
+        phone_numbers=_numbers(
+            "customer.phone_numbers", draft.phone_numbers, NUMBERS_MAX, default_country, problems
+        ),
+        email_addresses=_emails("customer.email_addresses", draft.email_addresses, EMAILS_MAX, problems),
+        external_ids=_external_ids(draft.external_ids, problems),
+        addresses=_addresses(draft.addresses, problems),
+        tags=_tags(draft.tags, problems),
+        birth_date=_birth_date(draft, today, problems),
+        contacts=_contacts(draft, default_country, problems),
+        quiet_windows=_quiet_windows(draft.quiet_windows, problems),
+    )
+    _check_company_fields(done, problems)
+    _check_repeats(done, problems)
+    problems.raise_if_any()
+    return done
+
+
+def _names(draft: Customer, problems: Problems) -> dict[str, Any]:
+    p = problems
+    return {
+        "display_name": p.text(
+            "customer.display_name", draft.display_name, least=1, most=NAME_CHARACTERS_MAX
+        ),
+        "given_name": p.text("customer.given_name", draft.given_name, most=PART_NAME_CHARACTERS_MAX),
+        "family_name": p.text("customer.family_name", draft.family_name, most=PART_NAME_CHARACTERS_MAX),
+        "language": _language("customer.language", draft.language, p),
+        "time_zone": _time_zone(draft.time_zone, p),
+        "home_region": _home_region(draft.home_region, p),
+        "account_manager": p.text(
+            "customer.account_manager", draft.account_manager, most=SUBJECT_CHARACTERS_MAX
+        ),
+        "notes": p.text("customer.notes", draft.notes, most=NOTES_CHARACTERS_MAX, multiline=True),
+    }
+
+
+def _language(field: str, tag: str, problems: Problems) -> str:
+    if not tag:
+        return ""
+    if not _LANGUAGE.fullmatch(tag):
+        problems.add(field, "must be a BCP 47 tag such as zh-CN")
+        return ""
+    primary, *rest = tag.split("-")
+    cased = [
+        part.upper() if len(part) == 2 else part.title() if len(part) == 4 else part.lower() for part in rest
+    ]
+    return "-".join([primary.lower(), *cased])
+
+
+@cache
+def _zones() -> frozenset[str]:
+    return frozenset(zoneinfo.available_timezones())
+
+
+def is_time_zone(name: str) -> bool:
+    """Whether it is an IANA time zone that this process knows."""
+    return name in _zones()
+
+
+def _time_zone(name: str, problems: Problems) -> str:
+    if name and not is_time_zone(name):
+        problems.add("customer.time_zone", "must be an IANA time zone such as Asia/Shanghai")
+        return ""
+    return name
+
+
+def _home_region(name: str, problems: Problems) -> str:
+    if name and not _REGION.fullmatch(name):
+        problems.add("customer.home_region", "must have the form regions/{id}")
+        return ""
+    return name
+
+
+def _numbers(
+    field: str, drafts: Sequence[PhoneNumber], most: int, default_country: str, problems: Problems
+) -> tuple[PhoneNumber, ...]:
+    done = []
+    for index, draft in enumerate(problems.few(field, drafts, most)):
+        path = f"{field}[{index}]"
+        try:
+            number = identity.phone_number(draft.number, default_country)
+        except identity.NotIdentifiable as why:
+            problems.add(f"{path}.number", str(why))
+            continue
+        label = problems.text(f"{path}.label", draft.label, most=LABEL_CHARACTERS_MAX)
+        done.append(replace(draft, number=number, label=label))
+    return _one_primary(field, done, problems)
+
+
+def _emails(
+    field: str, drafts: Sequence[EmailAddress], most: int, problems: Problems
+) -> tuple[EmailAddress, ...]:
+    done = []
+    for index, draft in enumerate(problems.few(field, drafts, most)):
+        path = f"{field}[{index}]"
+        try:
+            address = identity.email_address(draft.address)
+        except identity.NotIdentifiable as why:
+            problems.add(f"{path}.address", str(why))
+            continue
+        label = problems.text(f"{path}.label", draft.label, most=LABEL_CHARACTERS_MAX)
+        done.append(replace(draft, address=address, label=label))
+    return _one_primary(field, done, problems)
+
+
+def _one_primary(field: str, items: list[Claimable], problems: Problems) -> tuple[Claimable, ...]:
+    marked = [index for index, item in enumerate(items) if item.primary]
+    if len(marked) > 1:
+        problems.add(f"{field}[{marked[1]}].primary", "must be set for one only")
+    if items and not marked:
+        items[0] = replace(items[0], primary=True)
+    return tuple(items)
+
+
+def _external_ids(drafts: Sequence[ExternalId], problems: Problems) -> tuple[ExternalId, ...]:
+    done = []
+    for index, draft in enumerate(problems.few("customer.external_ids", drafts, EXTERNAL_IDS_MAX)):
+        path = f"customer.external_ids[{index}]"
+        try:
+            system = identity.external_system(draft.system)
+        except identity.NotIdentifiable as why:
+            problems.add(f"{path}.system", str(why))
+            continue
+        done.append(ExternalId(system=system, id=problems.text(f"{path}.id", draft.id, least=1, most=128)))
+    return tuple(done)
+
+
+def _addresses(drafts: Sequence[PostalAddress], problems: Problems) -> tuple[PostalAddress, ...]:
+    done = []
+    for index, draft in enumerate(problems.few("customer.addresses", drafts, ADDRESSES_MAX)):
+        path = f"customer.addresses[{index}]"
+        texts = {
+            key: problems.text(f"{path}.{key}", getattr(draft, key), most=most)
+            for key, most in _ADDRESS_LIMITS.items()
+        }
+        country = draft.country
+        if country:
+            try:
+                country = identity.country(country)
+            except identity.NotIdentifiable as why:
+                problems.add(f"{path}.country", str(why))
+        if not _is_place(draft.latitude, draft.longitude):
+            problems.add(f"{path}.location", "must lie within 90 degrees of latitude and 180 of longitude")
+        done.append(replace(draft, country=country, **texts))
+    return tuple(done)
+
+
+_ADDRESS_LIMITS = {
+    **dict.fromkeys(("province", "city", "district", "township"), PART_NAME_CHARACTERS_MAX),
+    "street": STREET_CHARACTERS_MAX,
+    "postal_code": 20,
+    "label": LABEL_CHARACTERS_MAX,
+}
+
+
+def _is_place(latitude: float | None, longitude: float | None) -> bool:
+    if latitude is None or longitude is None:
+        return True
+    return -90.0 <= latitude <= 90.0 and -180.0 <= longitude <= 180.0
+
+
+def _tags(drafts: Sequence[str], problems: Problems) -> tuple[str, ...]:
+    done = set()
+    for index, draft in enumerate(problems.few("customer.tags", drafts, TAGS_MAX)):
+        done.add(problems.text(f"customer.tags[{index}]", draft, least=1, most=LABEL_CHARACTERS_MAX))
+    return tuple(sorted(done))
+
+
+def _birth_date(draft: Customer, today: date, problems: Problems) -> BirthDate | None:
+    day = draft.birth_date
+    if day is None or day == BirthDate():
+        return None
+    field = "customer.birth_date"
+    if draft.kind is Kind.COMPANY:
+        problems.add(field, "is for persons only")
+        return None
+    try:
+        # A leap day may stand without its year.
+        exact = date(day.year or 2000, day.month, day.day)
+    except (ValueError, OverflowError):
+        problems.add(field, "must be a day of the calendar, with month and day")
+        return None
+    if day.year and not (day.year >= _FIRST_BIRTH_YEAR and exact <= today):
+        problems.add(field, f"must lie between {_FIRST_BIRTH_YEAR} and today")
+    return day
+
+
+def _contacts(draft: Customer, default_country: str, problems: Problems) -> tuple[Contact, ...]:
+    done = []
+    for index, contact in enumerate(problems.few("customer.contacts", draft.contacts, CONTACTS_MAX)):
+        path = f"customer.contacts[{index}]"
+        name = problems.text(f"{path}.display_name", contact.display_name, least=1, most=NAME_CHARACTERS_MAX)
+        done.append(
+            Contact(
+                display_name=name,
+                role=problems.text(f"{path}.role", contact.role, most=PART_NAME_CHARACTERS_MAX),
+                phone_numbers=_numbers(
+                    f"{path}.phone_numbers",
+                    contact.phone_numbers,
+                    CONTACT_CLAIMS_MAX,
+                    default_country,
+                    problems,
+                ),
+                email_addresses=_emails(
+                    f"{path}.email_addresses", contact.email_addresses, CONTACT_CLAIMS_MAX, problems
+                ),
+                language=_language(f"{path}.language", contact.language, problems),
+            )
+        )
+    return tuple(done)
+
+
+def _quiet_windows(drafts: Sequence[QuietWindow], problems: Problems) -> tuple[QuietWindow, ...]:
+    done = []
+    for index, draft in enumerate(problems.few("customer.quiet_windows", drafts, QUIET_WINDOWS_MAX)):
+        path = f"customer.quiet_windows[{index}]"
+        if not all(1 <= day <= 7 for day in draft.weekdays[:7]) or len(draft.weekdays) > 7:
+            problems.add(f"{path}.weekdays", "must be at most seven days, 1 Monday to 7 Sunday")
+        if not 0 <= draft.start_minute < MINUTES_OF_DAY:
+            problems.add(f"{path}.start_minute", f"must be 0 to {MINUTES_OF_DAY - 1}")
+        if not 1 <= draft.end_minute <= MINUTES_OF_DAY or draft.end_minute == draft.start_minute:
+            problems.add(f"{path}.end_minute", f"must be 1 to {MINUTES_OF_DAY} and not the start")
+        days = tuple(sorted(set(draft.weekdays[:7])))
+        done.append(replace(draft, weekdays=days, channels=tuple(sorted(set(draft.channels)))))
+    return tuple(done)
+
+
+def _check_company_fields(done: Customer, problems: Problems) -> None:
+    if done.kind is Kind.PERSON and done.contacts:
+        problems.add("customer.contacts", "are for companies only")
+    if done.kind is Kind.COMPANY and done.company:
+        problems.add("customer.company", "is for persons only")
+    if done.company and done.company == done.id:
+        problems.add("customer.company", "must be another customer")
+    for key in sorted(done.custom_values)[:NUMBERS_MAX]:
+        problems.add(f"customer.custom_values.{key[:LABEL_CHARACTERS_MAX]}", "is not a declared custom field")
+
+
+def _check_repeats(done: Customer, problems: Problems) -> None:
+    seen: dict[str, str] = {}
+    for path, claim in claim_paths(done):
+        if claim in seen:
+            problems.add(path, f"repeats {seen[claim]}")
+        seen.setdefault(claim, path)
+
+
+def claim_paths(customer: Customer) -> Iterable[tuple[str, str]]:
+    """(path of the field, claim) for everything that makes a claim, live or not, repeats included."""
+
+    def of(prefix: str, holder: Customer | Contact) -> Iterable[tuple[str, str]]:
+        for index, number in enumerate(holder.phone_numbers):
+            yield f"{prefix}.phone_numbers[{index}].number", identity.claim_of_number(number.number)
+        for index, email in enumerate(holder.email_addresses):
+            yield f"{prefix}.email_addresses[{index}].address", identity.claim_of_email(email.address)
+
+    yield from of("customer", customer)
+    for index, external in enumerate(customer.external_ids):
+        yield f"customer.external_ids[{index}]", identity.claim_of_external(external.system, external.id)
+    for index, contact in enumerate(customer.contacts):
+        yield from of(f"customer.contacts[{index}]", contact)
+
+
+def claims(customer: Customer) -> tuple[str, ...]:
+    """What the customer owns now (rule 2), sorted."""
+    if customer.state is not State.ACTIVE:
+        return ()
+    return tuple(sorted({claim for _, claim in claim_paths(customer)}))
+
+
+def owned_numbers(customer: Customer) -> tuple[str, ...]:
+    """The numbers that the customer owns now, E.164: the primary one first, contacts' last."""
+    if customer.state is not State.ACTIVE:
+        return ()
+    own = sorted(customer.phone_numbers, key=lambda number: not number.primary)
+    others = [number for contact in customer.contacts for number in contact.phone_numbers]
+    return tuple(dict.fromkeys(number.number for number in [*own, *others]))
+
+
+def claim_taken(customer: Customer, owners: Mapping[str, str]) -> ClaimTaken | None:
+    """The error when any claim belongs to another customer; `owners` maps claims to customers' ids."""
+    for path, claim in claim_paths(customer):
+        owner = owners.get(claim)
+        if owner is not None and owner != customer.id:
+            return ClaimTaken(field=path, owner=f"customers/{owner}")
+    return None
+
+
+def create(customer: Customer, id: str, actor: str, now: datetime) -> Change:
+    """The first version of a normalised customer."""
+    born = replace(
+        customer,
+        id=id,
+        state=State.ACTIVE,
+        version=1,
+        create_time=now,
+        update_time=now,
+        creator=actor,
+        updater=actor,
+    )
+    return Change(customer=born, audit=_audit(born, Customer(id=id), "CREATE", actor, now))
+
+
+def update(current: Customer, desired: Customer, actor: str, now: datetime) -> Change | None:
+    """The next version with what callers may write taken from `desired` (normalised); None when nothing
+    differs (rule 3).
+
+    CustomerNotActive for a customer that does not live. The kind cannot change: InvalidArgument.
+    """
+    _require_active(current)
+    if desired.kind is not current.kind:
+        raise InvalidArgument(field="customer.kind", why="cannot be changed")
+    wanted = {name: getattr(desired, name) for name in WRITABLE}
+    changed = _next(replace(current, **wanted), actor, now)
+    change = _change(current, changed, "UPDATE", actor, now)
+    return change if change.audit.changes else None
+
+
+def delete(current: Customer, actor: str, now: datetime) -> Change | None:
+    """Softly deleted; None when it is already. CustomerNotActive for an erased or merged one."""
+    if current.state is State.DELETED:
+        return None
+    _require_active(current)
+    gone = _next(replace(current, state=State.DELETED, delete_time=now), actor, now)
+    return _change(current, gone, "DELETE", actor, now)
+
+
+def undelete(current: Customer, actor: str, now: datetime) -> Change:
+    """Live again with its claims. CustomerNotDeleted unless it is deleted."""
+    if current.state is not State.DELETED:
+        raise CustomerNotDeleted(subject=current.name, why=f"is {current.state}, not DELETED")
+    back = _next(replace(current, state=State.ACTIVE, delete_time=None), actor, now)
+    return _change(current, back, "UNDELETE", actor, now)
+
+
+def _require_active(customer: Customer) -> None:
+    if customer.state is not State.ACTIVE:
+        raise CustomerNotActive(subject=customer.name, why=f"is {customer.state}")
+
+
+def _next(customer: Customer, actor: str, now: datetime) -> Customer:
+    return replace(customer, version=customer.version + 1, update_time=now, updater=actor)
+
+
+def _change(before: Customer, after: Customer, action: str, actor: str, now: datetime) -> Change:
+    kept = set(owned_numbers(after))
+    released = tuple(number for number in owned_numbers(before) if number not in kept)
+    return Change(customer=after, audit=_audit(after, before, action, actor, now), released=released)
+
+
+def _audit(after: Customer, before: Customer, action: str, actor: str, now: datetime) -> AuditEntry:
+    changes = []
+    for name in (*WRITABLE, "state"):
+        old, new = getattr(before, name), getattr(after, name)
+        if old != new:
+            changes.append(FieldChange(field=name, old=_value_json(old), new=_value_json(new)))
+    return AuditEntry(version=after.version, actor=actor, action=action, time=now, changes=tuple(changes))
+
+
+def _value_json(value: Any) -> str:
+    if value in ("", (), None, {}):
+        return ""
+    if isinstance(value, tuple):
+        plain: Any = [asdict(item) if hasattr(item, "__dataclass_fields__") else item for item in value]
+    else:
+        plain = asdict(value) if hasattr(value, "__dataclass_fields__") else value
+    return json.dumps(plain, ensure_ascii=False, default=dict)[:AUDIT_VALUE_CHARACTERS_MAX]

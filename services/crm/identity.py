@@ -1,0 +1,162 @@
+"""What people type, made comparable: telephone numbers, e-mail addresses, names. Pure.
+
+A *claim* is the comparable form of something that at most one live customer may own: "tel:+8613812345678",
+"mail:li@example.com", "ext:billing:4711". Two inputs that mean the same give the same claim.
+"""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+
+import phonenumbers
+
+#: Longest text that is looked at as a number; people type spaces, brackets and a country in words at most.
+NUMBER_CHARACTERS_MAX = 64
+#: RFC 5321's limit for a forward path.
+EMAIL_BYTES_MAX = 254
+EMAIL_LOCAL_BYTES_MAX = 64
+#: How often a number's E.164 form is read again until it stays the same.
+READINGS_MAX = 4
+
+_COUNTRY = re.compile(r"[A-Z]{2}")
+_DOMAIN_LABEL = re.compile(r"[^\W_](?:(?:[^\W_]|-)*[^\W_])?")
+_SYSTEM = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
+_TYPEABLE = re.compile(
+    r"[\d+()\[\]./\-\u2010-\u2015\u2212\u30fc\uff0d\u00b7\u3000\s\u200b\u200e\u200f\u2060]+"
+)
+# Marks that editors and messengers leave around copied numbers.
+_INVISIBLE = dict.fromkeys(
+    map(ord, "\u200b\u200c\u200d\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2060\ufeff")
+)
+
+_WHY_NOT = {
+    phonenumbers.ValidationResult.TOO_SHORT: "is too short for a number",
+    phonenumbers.ValidationResult.TOO_LONG: "is too long for a number",
+    phonenumbers.ValidationResult.INVALID_COUNTRY_CODE: "has a country code that does not exist",
+    phonenumbers.ValidationResult.IS_POSSIBLE_LOCAL_ONLY: "lacks its area code",
+    phonenumbers.ValidationResult.INVALID_LENGTH: "has a length that no number of its country has",
+}
+
+
+class NotIdentifiable(ValueError):
+    """The text cannot be what it should be; the message says why, to follow a field's name."""
+
+
+def country(text: str) -> str:
+    """An ISO 3166-1 alpha-2 code that numbering plans know, in upper case; NotIdentifiable otherwise."""
+    code = text.strip().upper()
+    if not _COUNTRY.fullmatch(code) or code not in phonenumbers.SUPPORTED_REGIONS:
+        raise NotIdentifiable("must be a two-letter country code such as CN")
+    return code
+
+
+def phone_number(text: str, default_country: str) -> str:
+    """The E.164 form of a number as people type it: national or international, spaces, brackets, full-width
+    digits.
+
+    `default_country` is what a number without "+" belongs to. NotIdentifiable for what can be no number:
+    letters, an
+    extension, a length that the country does not have, a short code. Numbering plans change often, so a
+    number only has to
+    be possible, not known to be given out. The form is stable: put in again, it comes out the same.
+    """
+    typed = unicodedata.normalize("NFKC", text[: NUMBER_CHARACTERS_MAX + 1].translate(_INVISIBLE)).strip()
+    if not typed:
+        raise NotIdentifiable("must not be empty")
+    if len(text) > NUMBER_CHARACTERS_MAX:
+        raise NotIdentifiable(f"must be at most {NUMBER_CHARACTERS_MAX} characters, got {len(text)}")
+    if not _TYPEABLE.fullmatch(typed):
+        raise NotIdentifiable("may hold only digits, + and separators; an extension does not belong here")
+    try:
+        parsed = phonenumbers.parse(typed, default_country)
+    except phonenumbers.NumberParseException:
+        raise NotIdentifiable("is not a telephone number") from None
+    result = phonenumbers.is_possible_number_with_reason(parsed)
+    if result != phonenumbers.ValidationResult.IS_POSSIBLE:
+        raise NotIdentifiable(_WHY_NOT.get(result, "is not a telephone number"))
+    return _settled(phonenumbers.format_number(parsed, phonenumbers.PhoneNumberFormat.E164))
+
+
+def _settled(e164: str) -> str:
+    # A national prefix typed after the country code ("+86 0138…") goes only when the result is read again.
+    for _ in range(READINGS_MAX):
+        parsed = phonenumbers.parse(e164, None)
+        if phonenumbers.is_possible_number_with_reason(parsed) != phonenumbers.ValidationResult.IS_POSSIBLE:
+            break
+        again = phonenumbers.format_number(parsed, phonenumbers.PhoneNumberFormat.E164)
+        if again == e164:
+            return e164
+        e164 = again
+    raise NotIdentifiable("is not a telephone number")
+
+
+def email_address(text: str) -> str:
+    """The address in NFC with its domain in lower case; NotIdentifiable for what can be no address."""
+    typed = unicodedata.normalize("NFC", text[: EMAIL_BYTES_MAX + 1].translate(_INVISIBLE)).strip()
+    if not typed:
+        raise NotIdentifiable("must not be empty")
+    if len(text.encode()) > EMAIL_BYTES_MAX:
+        raise NotIdentifiable(f"must be at most {EMAIL_BYTES_MAX} bytes")
+    local, at, domain = typed.rpartition("@")
+    domain = unicodedata.normalize("NFKC", domain).lower()
+    if not at or not local or "." not in domain:
+        raise NotIdentifiable("must have the form name@domain")
+    if len(local.encode()) > EMAIL_LOCAL_BYTES_MAX or not _is_local(local):
+        raise NotIdentifiable("has a part before the @ that no address has")
+    if not all(len(label) <= 63 and _DOMAIN_LABEL.fullmatch(label) for label in domain.split(".")):
+        raise NotIdentifiable("has a domain that cannot exist")
+    return f"{local}@{domain}"
+
+
+def _is_local(local: str) -> bool:
+    if local.startswith(".") or local.endswith(".") or ".." in local:
+        return False
+    return not any(c in '@()<>[]:;,\\"' or unicodedata.category(c)[0] in "CZ" for c in local)
+
+
+def external_system(text: str) -> str:
+    """The name of another system; NotIdentifiable otherwise."""
+    if not _SYSTEM.fullmatch(text):
+        raise NotIdentifiable("must be 1 to 64 of a-z, 0-9, '.', '_' and '-'")
+    return text
+
+
+def claim_of_number(e164: str) -> str:
+    """The claim that a normalised number is."""
+    return f"tel:{e164}"
+
+
+def claim_of_email(address: str) -> str:
+    """The claim that a normalised address is; whole in casefold, because nobody runs case-sensitive
+    mailboxes.
+    """
+    return f"mail:{unicodedata.normalize('NFC', address.casefold())}"
+
+
+def claim_of_external(system: str, id: str) -> str:
+    """The claim that an id in another system is."""
+    return f"ext:{system}:{id}"
+
+
+def text_problem(text: str, *, least: int, most: int, multiline: bool = False) -> str:
+    """Why a (cleaned) text cannot be taken; "" when it can. Lengths in characters."""
+    if len(text) < least:
+        return "must not be empty" if not text else f"must be at least {least} characters"
+    if len(text) > most:
+        return f"must be at most {most} characters, got {len(text)}"
+    allowed = "\n\t" if multiline else ""
+    for character in text:
+        if character not in allowed and unicodedata.category(character) in ("Cc", "Cs"):
+            return f"must not hold the control character U+{ord(character):04X}"
+    if least and not any(unicodedata.category(c)[0] in "LNPS" for c in text):
+        return "must hold at least one visible character"
+    return ""
+
+
+def clean_text(text: str, most: int) -> str:
+    """NFC, without surrounding white space. A text far beyond `most` is cut first, so that a hostile one
+    costs little; the cut
+    one is still too long for `text_problem`.
+    """
+    return unicodedata.normalize("NFC", text[: 2 * most + 1]).replace("\r\n", "\n").strip()
