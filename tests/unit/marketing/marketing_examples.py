@@ -1,0 +1,78 @@
+"""Offers, profiles and hypothesis strategies shared by marketing's tests."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+from decimal import Decimal
+from typing import Any
+
+from hypothesis import strategies as st
+
+from marketing.model import Audience, Channel, Money, Offer, OfferKind, OfferState, Profile, Script, Text
+
+NOW = datetime(2025, 6, 1, 9, 0, tzinfo=UTC)
+PRODUCTS = [f"p{i}" for i in range(8)]
+
+
+def cny(amount: str) -> Money:
+    return Money.parse("CNY", amount)
+
+
+def offer(id: str = "broadband-100", **changes: Any) -> Offer:
+    base = Offer(
+        id=id,
+        titles=(Text(language="zh", text="百兆宽带"), Text(language="en", text="Broadband 100")),
+        product="broadband",
+        price=cny("59.90"),
+        scripts=(
+            Script(audience="", language="zh", text="您需要更快的宽带吗？"),
+            Script(audience="", language="en", text="Would you like faster broadband?"),
+        ),
+        state=OfferState.PUBLISHED,
+        created_at=NOW,
+        updated_at=NOW,
+    )
+    return replace(base, **changes)
+
+
+baskets = st.lists(st.sets(st.sampled_from(PRODUCTS), max_size=6), max_size=40)
+
+
+@st.composite
+def offers(draw: st.DrawFn) -> list[Offer]:
+    found = []
+    for index in range(draw(st.integers(0, 12))):
+        edge = st.sampled_from([None, NOW - timedelta(days=1), NOW, NOW + timedelta(days=1)])
+        found.append(
+            offer(
+                id=f"o{index:02}",
+                product=draw(st.sampled_from(PRODUCTS)),
+                price=Money(currency="CNY", amount=Decimal(draw(st.integers(0, 500)))),
+                kind=draw(st.sampled_from(list(OfferKind))),
+                state=draw(st.sampled_from([OfferState.PUBLISHED] * 4 + list(OfferState))),
+                valid_from=draw(edge),
+                valid_until=draw(edge),
+                stock=draw(st.sampled_from([None, None, 0, 3])),
+                units_used=draw(st.sampled_from([0, 3])),
+                repeatable=draw(st.booleans()),
+                prerequisites=frozenset(draw(st.sets(st.sampled_from(PRODUCTS), max_size=1))),
+                exclusions=frozenset(draw(st.sets(st.sampled_from(PRODUCTS), max_size=1))),
+                audience=Audience(
+                    tiers=frozenset(draw(st.sets(st.sampled_from(["gold", "vip"]), max_size=1))),
+                    no_tags=frozenset(draw(st.sets(st.sampled_from(["senior"]), max_size=1))),
+                    channels=frozenset(draw(st.sets(st.sampled_from([Channel.SMS]), max_size=1))),
+                ),
+            )
+        )
+    return found
+
+
+profiles = st.builds(
+    Profile,
+    customer=st.just("c1"),
+    products=st.frozensets(st.sampled_from([*PRODUCTS, "unknown"]), max_size=5),
+    tier=st.sampled_from(["", "gold"]),
+    tags=st.frozensets(st.sampled_from(["senior", "lost"]), max_size=2),
+    wants_to_leave=st.booleans(),
+)

@@ -1,0 +1,153 @@
+"""Laws of the ranking, against a reference that scores every offer."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from decimal import Decimal
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from marketing import ranking
+from marketing.association import Counts, RuleTable, best_rule
+from marketing.engine import eligible
+from marketing.model import Contact, Money, Offer, Profile, ReasonCode, Script, Text
+from marketing.ranking import Ranker
+from tests.unit.marketing.marketing_examples import NOW, baskets, cny, offer, offers, profiles
+
+contacts = st.builds(
+    Contact,
+    products_asked=st.sampled_from([(), ("p1",), ("p1", "p7")]),
+    wants_to_leave=st.booleans(),
+)
+
+
+def table_of(histories: list[set[str]]) -> RuleTable:
+    counts = Counts()
+    for history in histories:
+        counts.add(history)
+    return counts.table(model="m1")
+
+
+def by_scoring_all(
+    catalogue: list[Offer], table: RuleTable, profile: Profile, contact: Contact, limit: int
+) -> list[tuple[str, float]]:
+    owned = profile.products | set(contact.products_asked)
+    scored = []
+    for o in catalogue:
+        if eligible(o, profile, contact, NOW):
+            scored.append((-best_rule(table, owned, o.product).probability * float(o.worth.amount), o.id, o.product))
+    chosen: list[tuple[str, float]] = []
+    products: set[str] = set()
+    for score, id, product in sorted(scored):
+        if product not in products:
+            products.add(product)
+            chosen.append((id, -score))
+    return chosen[:limit]
+
+
+@settings(max_examples=300)
+@given(offers(), baskets, profiles, contacts, st.integers(1, 5))
+def test_ranking_is_that_of_scoring_every_offer(
+    catalogue: list[Offer], histories: list[set[str]], profile: Profile, contact: Contact, limit: int
+) -> None:
+    table = table_of(histories)
+    ranked = Ranker(catalogue, table).rank(profile, contact, NOW, limit)
+    assert [(r.offer, r.score) for r in ranked] == by_scoring_all(catalogue, table, profile, contact, limit)
+    assert [r.rank for r in ranked] == list(range(1, len(ranked) + 1))
+
+
+@given(offers(), baskets, profiles, contacts)
+def test_never_ineligible_never_two_of_a_product(
+    catalogue: list[Offer], histories: list[set[str]], profile: Profile, contact: Contact
+) -> None:
+    by_id = {o.id: o for o in catalogue}
+    ranked = Ranker(catalogue, table_of(histories)).rank(profile, contact, NOW, 10)
+    assert all(eligible(by_id[r.offer], profile, contact, NOW) for r in ranked)
+    assert len({r.product for r in ranked}) == len(ranked)
+    assert all(r.propensity == 1.0 and 0 < r.probability < 1 for r in ranked)
+
+
+@given(offers(), baskets, profiles, st.randoms(use_true_random=False))
+def test_same_input_same_ranking_in_any_order(
+    catalogue: list[Offer], histories: list[set[str]], profile: Profile, random: object
+) -> None:
+    table = table_of(histories)
+    first = Ranker(catalogue, table).rank(profile, Contact(), NOW, 10)
+    shuffled = list(catalogue)
+    random.shuffle(shuffled)  # type: ignore[attr-defined]
+    again = Ranker(shuffled, table)
+    assert [r.offer for r in again.rank(profile, Contact(), NOW, 10)] == [r.offer for r in first]
+    assert again.rank(profile, Contact(), NOW, 10) == again.rank(profile, Contact(), NOW, 10)
+
+
+@given(offers(), baskets, profiles, st.data())
+def test_more_worth_never_ranks_lower(
+    catalogue: list[Offer], histories: list[set[str]], profile: Profile, data: st.DataObject
+) -> None:
+    table = table_of(histories)
+    before = [r.offer for r in Ranker(catalogue, table).rank(profile, Contact(), NOW, 20)]
+    if not before:
+        return
+    lifted = data.draw(st.sampled_from(before))
+    raised = [
+        replace(o, value=Money(currency="CNY", amount=o.worth.amount + Decimal(100))) if o.id == lifted else o
+        for o in catalogue
+    ]
+    after = [r.offer for r in Ranker(raised, table).rank(profile, Contact(), NOW, 20)]
+    assert after.index(lifted) <= before.index(lifted)
+
+
+def test_lists_are_bounded_and_forgotten_ones_are_made_again(monkeypatch) -> None:  # type: ignore[no-untyped-def]
+    monkeypatch.setattr(ranking, "LISTS_MAX", 1)
+    table = table_of([{"p1", "p2"}] * 9 + [{"p3"}] * 3)
+    ranker = Ranker([offer(id="a", product="p2"), offer(id="b", product="p3")], table)
+    profile = Profile(customer="c", products=frozenset({"p1"}))
+    first = ranker.rank(profile, Contact(), NOW, 3)
+    ranker.rank(Profile(customer="d"), Contact(), NOW, 3)
+    assert ranker.rank(profile, Contact(), NOW, 3) == first
+    assert len(ranker._lists) == 1
+
+
+def test_reason_can_be_said_aloud() -> None:
+    table = table_of([{"phone", "broadband"}] * 34 + [{"phone"}] * 66 + [{"tv"}] * 900)
+    catalogue = [offer(), offer(id="phone-5g", product="phone", titles=(Text(language="en", text="Phone 5G"),))]
+    profile = Profile(customer="c", products=frozenset({"phone"}))
+    (best,) = Ranker(catalogue, table).rank(profile, Contact(), NOW, 3)
+    assert best.reason.code is ReasonCode.ASSOCIATION
+    assert (best.reason.because_product, best.reason.share, best.reason.customer_count) == ("phone", 0.34, 100)
+    words = {text.language: text.text for text in best.reason.texts}
+    assert words["en"] == "Customers with Phone 5G often take Broadband 100: 34 % of 100."
+    assert words["zh"] == "使用Phone 5G的客户常常选择百兆宽带：100位客户中有34%。"
+    assert best.reason.lift > 1
+
+
+def test_unknown_caller_gets_what_is_popular() -> None:
+    table = table_of([{"broadband"}] * 60 + [{"tv"}] * 40)
+    catalogue = [offer(), offer(id="tv-box", product="tv"), offer(id="new", product="never-sold")]
+    ranked = Ranker(catalogue, table).rank(Profile(customer=""), Contact(), NOW, 3)
+    assert [r.offer for r in ranked] == ["broadband-100", "tv-box", "new"]
+    assert ranked[0].reason.code is ReasonCode.POPULARITY
+    assert ranked[0].reason.texts[1].text == "Many customers choose Broadband 100: 60 % of 100."
+    assert ranked[2].reason.texts[1].text == "Broadband 100 is new in our range."
+
+
+def test_a_pair_of_few_customers_is_not_spoken_of() -> None:
+    table = table_of([{"phone", "broadband"}] * 2 + [{"broadband"}] * 50)
+    (best,) = Ranker([offer()], table).rank(
+        Profile(customer="c", products=frozenset({"phone"})), Contact(), NOW, 3
+    )
+    assert best.reason.code is ReasonCode.POPULARITY and best.reason.because_product == ""
+
+
+def test_nearest_script_wins_in_each_language() -> None:
+    scripts = (
+        Script(audience="", language="zh", text="大家"),
+        Script(audience="gold", language="zh", text="金卡"),
+        Script(audience="senior", language="zh", text="长者"),
+        Script(audience="", language="en", text="all"),
+        Script(audience="vip", language="en", text="vip"),
+    )
+    profile = Profile(customer="c", tier="gold", tags=frozenset({"senior"}))
+    (best,) = Ranker([offer(scripts=scripts, price=cny("1"))], RuleTable()).rank(profile, Contact(), NOW, 1)
+    assert [(t.language, t.text) for t in best.scripts] == [("en", "all"), ("zh", "长者")]
