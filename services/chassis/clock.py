@@ -63,7 +63,7 @@ class SystemClock:
         origin_real_ms: int | None = None,
         origin_business_ms: int | None = None,
     ) -> None:
-        """Without origins business time starts at real time. ValueError for a speed outside (0, SPEED_MAX]."""
+        """Without origins business time starts at real time. ValueError for a speed not in (0, SPEED_MAX]."""
         if not (math.isfinite(speed) and 0 < speed <= SPEED_MAX):
             raise ValueError(f"clock speed must be above 0 and at most {SPEED_MAX:g}, got {speed!r}")
         self._speed = float(speed)

@@ -29,7 +29,7 @@ VIOLATIONS_MAX = 16
 #: Longest text of one violation or metadata value, in characters.
 TEXT_CHARACTERS_MAX = 200
 #: Longest message of an error, in characters.
-MESSAGE_CHARACTERS_MAX = 1000
+MESSAGE_CHARACTERS_MAX = 300
 
 
 class Code(enum.StrEnum):

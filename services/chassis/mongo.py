@@ -229,7 +229,7 @@ def etag(version: int) -> str:
 
 
 def parse_etag(field: str, etag: str) -> int | None:
-    """The version in an etag, None for "" (no condition); InvalidArgument(field) for a text that no etag has."""
+    """The version in an etag, None for "" (no condition); InvalidArgument(field) for anything else."""
     if not etag:
         return None
     match = _ETAG.fullmatch(etag)

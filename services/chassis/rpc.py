@@ -1,0 +1,449 @@
+"""The wrapper around every RPC handler: identity and scope, limits, deadline, errors, metrics and trace in
+one place.
+
+Why one wrapper and no interceptor chain: it sees the request's bytes before they are parsed (so malformed
+ones get a proper error after the permission check), it costs one coroutine, and its per-method values are
+looked up once, at the start.
+
+Handlers may be of every kind that grpc.aio knows. `async def` runs on the loop; plain `def`, which may block,
+in the thread pool, with the call's context variables; such a handler gets a `BlockingContext`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+import inspect
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from concurrent.futures import Executor
+from contextlib import aclosing
+from typing import Any
+
+import grpc
+from grpc.aio import AbortError, BaseError
+
+from chassis import auth, callcontext, errors, logs, metrics, telemetry
+from chassis.callcontext import CallContext
+from chassis.errors import (
+    CallmeshError,
+    Code,
+    DeadlineExceeded,
+    Internal,
+    MalformedRequest,
+    ResourceExhausted,
+    Unavailable,
+    Unimplemented,
+)
+from chassis.grpc_status import abort_arguments
+
+_log = logs.get_logger(__name__)
+_DONE = object()
+_STATUS_CODES = frozenset(grpc.StatusCode)
+#: Codes that are the server's fault: they mark a span as failed and are logged.
+_SERVER_FAULTS = frozenset({"INTERNAL", "UNKNOWN", "DATA_LOSS"})
+
+
+class ServerOverloaded(ResourceExhausted):
+    """The server has too many open calls{limit}."""
+
+    reason = "SERVER_OVERLOADED"
+
+
+class WorkCancelled(Unavailable):
+    """The call was given up: {why}."""
+
+    reason = "WORK_CANCELLED"
+
+
+class Guard:
+    """What all methods of one server share."""
+
+    def __init__(
+        self,
+        *,
+        service: str,
+        authenticator: auth.Authenticator,
+        buckets: auth.TokenBuckets | None,
+        pool: Executor,
+        calls_max: int,
+        default_deadline_seconds: float,
+    ) -> None:
+        self.service = service
+        self.domain = f"callmesh.{service}"
+        self.authenticator = authenticator
+        self.buckets = buckets
+        self.pool = pool
+        self.calls_max = calls_max
+        self.default_deadline_seconds = default_deadline_seconds
+        #: Calls open now.
+        self.open_calls = 0
+        self.open_is_free = isinstance(authenticator, auth.OpenAuthenticator)
+
+
+class BlockingContext:
+    """What a handler in the thread pool may do with its call; each method may be called from its thread."""
+
+    def __init__(self, context: Any, loop: asyncio.AbstractEventLoop) -> None:
+        self._context = context
+        self._loop = loop
+
+    def abort(self, code: grpc.StatusCode, details: str = "", trailing_metadata: Any = ()) -> None:
+        """Ends the call with a bare status by raising; handlers of ours raise a `CallmeshError` instead."""
+        ending = self._context.abort(code, details, tuple(trailing_metadata))
+        asyncio.run_coroutine_threadsafe(ending, self._loop).result()
+
+    def invocation_metadata(self) -> Any:
+        """The request's metadata as pairs."""
+        return self._context.invocation_metadata()
+
+    def set_trailing_metadata(self, metadata: Any) -> None:
+        """Metadata to send with the status."""
+        self._context.set_trailing_metadata(metadata)
+
+    def peer(self) -> str:
+        """The client's address."""
+        return str(self._context.peer())
+
+    def time_remaining(self) -> float | None:
+        """Seconds left of the caller's deadline, None without one."""
+        remaining: float | None = self._context.time_remaining()
+        return remaining
+
+
+class Method:
+    """One RPC of one server, with everything looked up that does not change from call to call."""
+
+    def __init__(self, guard: Guard, full_name: str, scope: str, handler: grpc.RpcMethodHandler) -> None:
+        self.guard = guard
+        self.full_name = full_name
+        self.scope = scope
+        self.handler = handler
+        service, _, name = full_name.lstrip("/").partition("/")
+        self.metrics = metrics.rpc_metrics(guard.service, full_name.lstrip("/"))
+        self.attributes = {"rpc.system": "grpc", "rpc.service": service, "rpc.method": name}
+        function: Any = (
+            handler.unary_unary or handler.unary_stream or handler.stream_unary or handler.stream_stream
+        )
+        self.function: Callable[..., Any] = function
+        self.deserialize: Callable[[bytes], Any] = handler.request_deserializer or bytes
+        self.serialize: Callable[[Any], bytes] = handler.response_serializer or bytes
+        #: Declared in the proto, left to the generated base class.
+        self.unimplemented = getattr(function, "__module__", "").endswith("_pb2_grpc")
+        self.is_async = inspect.iscoroutinefunction(function)
+        self.is_async_generator = inspect.isasyncgenfunction(function)
+
+    def wrapped(self) -> grpc.RpcMethodHandler:
+        """The handler to serve: raw request bytes in where the request is single, see the module's docstring.
+        """
+        serialize = self.serialize
+        if self.handler.request_streaming:
+            if self.handler.response_streaming:
+                return grpc.stream_stream_rpc_method_handler(self._streamed(False), self._parse, serialize)
+            return grpc.stream_unary_rpc_method_handler(self._single(False), self._parse, None)
+        if self.handler.response_streaming:
+            return grpc.unary_stream_rpc_method_handler(self._streamed(True), None, serialize)
+        return grpc.unary_unary_rpc_method_handler(self._single(True), None, None)
+
+    def _parse(self, data: bytes) -> Any:
+        try:
+            return self.deserialize(data)
+        except Exception:
+            raise MalformedRequest(message=self._request_type()) from None
+
+    def _request_type(self) -> str:
+        owner = getattr(self.deserialize, "__self__", None)
+        descriptor = getattr(owner, "DESCRIPTOR", None)
+        return str(descriptor.full_name) if descriptor is not None else "protobuf"
+
+    def _enter(self, call: _Call) -> None:
+        """Everything that must hold before the handler runs; in this order, permission before anything else.
+        """
+        guard, context = self.guard, call.context
+        authorization, traceparent = _headers(context.invocation_metadata())
+        call.current.traceparent = traceparent
+        if self.scope == auth.PUBLIC:
+            identity = callcontext.ANONYMOUS
+        else:
+            identity = guard.authenticator.authenticate(authorization)
+            if not guard.open_is_free:
+                auth.authorize(identity, self.scope)
+            if guard.buckets is not None:
+                guard.buckets.take(identity.subject, time.monotonic())
+        call.current.identity = identity
+        remaining = context.time_remaining()
+        if remaining is None and not (self.handler.request_streaming or self.handler.response_streaming):
+            remaining = guard.default_deadline_seconds
+        if remaining is not None:
+            if remaining <= 0:
+                raise DeadlineExceeded()
+            call.current.deadline = time.monotonic() + remaining
+        if guard.open_calls > guard.calls_max:
+            raise ServerOverloaded(subject="server", limit=f"at most {guard.calls_max}", retry_seconds=1.0)
+        if self.unimplemented:
+            raise Unimplemented(method=self.full_name)
+        call.span = telemetry.start_call(self.full_name, traceparent, self.attributes)
+        if call.span is not None:
+            call.current.traceparent = call.span.traceparent
+
+    def _single(self, parse: bool) -> Callable[[Any, Any], Awaitable[bytes]]:
+        """The wrapper for handlers that answer once; `parse` when the request is one message, still in bytes.
+        """
+        function = self.function if self.is_async else self._run_blocking
+        serialize = self.serialize
+
+        async def handle(request: Any, context: Any) -> bytes:
+            call = _Call(self, context)
+            try:
+                self._enter(call)
+                response = await function(self._parse(request) if parse else request, context)
+                data = serialize(response)
+                call.finish_ok()
+                return data
+            except BaseException as error:
+                await call.fail(error)
+                raise
+            finally:
+                self.guard.open_calls -= 1
+
+        return handle
+
+    def _streamed(self, parse: bool) -> Callable[[Any, Any], Awaitable[None]]:
+        """The wrapper for handlers that answer with a stream."""
+        run = self._run_stream
+
+        async def handle(request: Any, context: Any) -> None:
+            call = _Call(self, context)
+            try:
+                self._enter(call)
+                await run(self._parse(request) if parse else request, context)
+                call.finish_ok()
+            except BaseException as error:
+                await call.fail(error)
+                raise
+            finally:
+                self.guard.open_calls -= 1
+
+        return handle
+
+    async def _run_stream(self, request: Any, context: Any) -> None:
+        if self.is_async:
+            await self.function(request, context)
+            return
+        if self.is_async_generator:
+            responses = self.function(request, context)
+        else:
+            responses = self._iterate_blocking(request, context)
+        # Closed at once when the caller is gone, so that the handler's own clean-up never waits for the
+        # collector.
+        async with aclosing(responses):
+            async for response in responses:
+                await context.write(response)
+
+    async def _run_blocking(self, request: Any, context: Any) -> Any:
+        loop = asyncio.get_running_loop()
+        if self.handler.request_streaming:
+            request = _blocking_iterator(request, loop)
+        copied = contextvars.copy_context()
+        blocking = BlockingContext(context, loop)
+        return await loop.run_in_executor(
+            self.guard.pool, copied.run, _unless_late, self.function, request, blocking
+        )
+
+    async def _iterate_blocking(self, request: Any, context: Any) -> AsyncIterator[Any]:
+        """Runs a plain generator one step at a time in the thread pool."""
+        loop, pool = asyncio.get_running_loop(), self.guard.pool
+        copied = contextvars.copy_context()
+        responses = iter(await self._run_blocking(request, context))
+
+        def step() -> Any:
+            return next(responses, _DONE)
+
+        running: asyncio.Future[Any] | None = None
+        try:
+            while True:
+                running = loop.run_in_executor(pool, copied.run, step)
+                response = await asyncio.shield(running)
+                running = None if response is _DONE else running
+                if running is None:
+                    return
+                yield response
+        finally:
+            if running is not None:
+                running.add_done_callback(lambda last: _close_later(last, responses, pool, copied))
+
+
+def _close_later(
+    last: asyncio.Future[Any], responses: Iterator[Any], pool: Executor, copied: contextvars.Context
+) -> None:
+    """Closes an abandoned generator, once its `last` step is over, in a thread because it may block."""
+    failed = last.cancelled() or last.exception() is not None
+    close = getattr(responses, "close", None)
+    if close is not None and not failed:
+        try:
+            pool.submit(copied.run, close)
+        except RuntimeError:  # the pool is shut down: the process ends, and the generator with it
+            return
+
+
+def _unless_late(function: Callable[..., Any], request: Any, context: Any) -> Any:
+    """A call that waited for a thread until its deadline is not begun: nobody waits for the answer any more.
+    """
+    if callcontext.remaining_seconds() == 0.0:
+        raise DeadlineExceeded()
+    return function(request, context)
+
+
+def _blocking_iterator(messages: AsyncIterator[Any], loop: asyncio.AbstractEventLoop) -> Iterator[Any]:
+    """The request stream for a handler in a thread."""
+
+    async def following() -> Any:
+        return await anext(messages, _DONE)
+
+    while (message := asyncio.run_coroutine_threadsafe(following(), loop).result()) is not _DONE:
+        yield message
+
+
+def _headers(metadata: Any) -> tuple[str | None, str | None]:
+    """(authorization, valid traceparent) of a request."""
+    authorization = traceparent = None
+    for key, value in metadata:
+        if key == "authorization":
+            authorization = value
+        elif key == "traceparent":
+            traceparent = telemetry.valid_traceparent(value)
+    return authorization, traceparent
+
+
+class _Call:
+    """One call on its way through the wrapper."""
+
+    __slots__ = ("context", "current", "method", "span", "started")
+
+    def __init__(self, method: Method, context: Any) -> None:
+        self.method = method
+        self.context = context
+        self.span: telemetry.CallSpan | None = None
+        self.started = time.perf_counter()
+        self.current = CallContext(method.full_name, callcontext.ANONYMOUS, None, None)
+        # The call has a task of its own, so what is set here ends with it.
+        callcontext.set_current(self.current)
+        method.guard.open_calls += 1
+
+    def finish_ok(self) -> None:
+        """The handler returned; it may have set another status by hand."""
+        self._finish(_code_name(self.context, "OK"))
+
+    def _finish(self, code: str) -> None:
+        self.method.metrics.record(code, time.perf_counter() - self.started)
+        if self.span is not None:
+            self.span.end(code, failed=code in _SERVER_FAULTS)
+            self.span = None
+
+    async def fail(self, error: BaseException) -> None:
+        """Ends the call with the status that `error` stands for; returns only for errors that grpc itself
+        handles.
+        """
+        if isinstance(error, AbortError):
+            self._finish(_code_name(self.context, "UNKNOWN"))
+            return
+        if isinstance(error, BaseError | GeneratorExit) or _is_cancelled(error):
+            self._finish("DEADLINE_EXCEEDED" if self._late() else "CANCELLED")
+            return
+        if isinstance(error, KeyboardInterrupt | SystemExit):
+            self._finish("INTERNAL")
+            return
+        shown = self._shown(error)
+        self._finish(shown.code.value)
+        await self.context.abort(*abort_arguments(shown, self.method.guard.domain))
+
+    def _late(self) -> bool:
+        return self.current.deadline is not None and time.monotonic() >= self.current.deadline
+
+    def _shown(self, error: BaseException) -> CallmeshError:
+        """What the caller sees; an unexpected error is logged whole and shown as its trace id only."""
+        if isinstance(error, TimeoutError) and self._late():
+            return DeadlineExceeded()
+        if isinstance(error, asyncio.CancelledError):
+            return WorkCancelled(why="the work behind it was cancelled", retry_seconds=1.0)
+        shown = errors.translate(error)
+        if shown.code is Code.INTERNAL:
+            trace_id = telemetry.trace_id()
+            _log.error("rpc.failed", method=self.method.full_name, trace_id=trace_id, exc_info=error)
+            if type(shown) is Internal:
+                return Internal(trace_id=trace_id)
+        return shown
+
+
+def _is_cancelled(error: BaseException) -> bool:
+    """Whether the call itself was cancelled, and not merely something that its handler waited for.
+
+    The difference matters: grpc sends no status for a cancelled call, so the caller of the other kind would
+    wait for ever.
+    """
+    task = asyncio.current_task()
+    return isinstance(error, asyncio.CancelledError) and task is not None and task.cancelling() > 0
+
+
+def _code_name(context: Any, default: str) -> str:
+    """The status that a handler set by hand, from gRPC's own table."""
+    code = context.code()
+    return code.name if code in _STATUS_CODES else default
+
+
+class _UnknownMethod:
+    """Answers whatever no service has, with the same kind of error as everything else."""
+
+    def __init__(self, guard: Guard) -> None:
+        self._guard = guard
+        self._metrics = metrics.rpc_metrics(guard.service, "unknown")
+
+    def handler(self, full_name: str) -> grpc.RpcMethodHandler:
+        """A handler for one call of a method that does not exist."""
+
+        async def refuse(request: Any, context: Any) -> None:
+            self._metrics.record("UNIMPLEMENTED", 0.0)
+            await context.abort(*abort_arguments(Unimplemented(method=full_name), self._guard.domain))
+
+        return grpc.stream_stream_rpc_method_handler(refuse, None, None)
+
+
+class Handlers(grpc.GenericRpcHandler):
+    """All methods of a server in one table.
+
+    Methods are not registered with grpc one by one: grpc.aio waits for each registered method separately, and
+    with a hundred of them that wait would cost every call.
+    """
+
+    def __init__(self, guard: Guard) -> None:
+        self._guard = guard
+        self._table: dict[str, grpc.RpcMethodHandler] = {}
+        self._unknown = _UnknownMethod(guard)
+
+    def add(self, method: Method) -> None:
+        """Serves one more method."""
+        self._table[method.full_name] = method.wrapped()
+
+    def service(self, handler_call_details: Any) -> grpc.RpcMethodHandler:
+        """Called by grpc for every call."""
+        method = handler_call_details.method
+        return self._table.get(method) or self._unknown.handler(method)
+
+
+class Collector:
+    """Stands in for a grpc server when the generated `add_XServicer_to_server` is called; keeps the handlers.
+    """
+
+    def __init__(self) -> None:
+        #: Full method name -> handler as generated.
+        self.handlers: dict[str, grpc.RpcMethodHandler] = {}
+
+    def add_generic_rpc_handlers(self, generic_rpc_handlers: Any) -> None:
+        """The same handlers again, behind an interface that cannot list them."""
+
+    def add_registered_method_handlers(
+        self, service_name: str, method_handlers: dict[str, grpc.RpcMethodHandler]
+    ) -> None:
+        """What the generated code calls with all methods of a service."""
+        for name, handler in method_handlers.items():
+            self.handlers[f"/{service_name}/{name}"] = handler
