@@ -1,0 +1,185 @@
+"""What the chassis costs: an empty unary call through the full wrapper against the same call on a bare
+grpc.aio server.
+
+Run as `python -m bench.chassis`. One process serves both, another calls them in turn; compared is the CPU
+time that the serving process spends on a call, so that other work on the machine does not blur the result.
+Writes build/reports/chassis.json and exits with 1 when the wrapper costs more than `COST_RATIO_MAX` of the
+bare call.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import multiprocessing
+import statistics
+import sys
+import tempfile
+import time
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT / "services"))
+
+import grpc  # noqa: E402
+import uvloop  # noqa: E402
+from google.protobuf.wrappers_pb2 import StringValue  # noqa: E402
+from opentelemetry.sdk.trace.export import SpanExporter, SpanExportResult  # noqa: E402
+
+from chassis import telemetry  # noqa: E402
+from chassis.config import ServiceSettings  # noqa: E402
+from chassis.server import Server, server_options  # noqa: E402
+from chassis.testing.echo import EchoStub, add_echo_to_server, echo_binding  # noqa: E402
+from chassis.testing.grpc import loopback_settings  # noqa: E402
+from chassis.testing.tokens import TokenMaker  # noqa: E402
+
+#: The limit: share of an empty call that the wrapper may add.
+COST_RATIO_MAX = 0.25
+#: Calls in flight at once.
+CLIENTS = 16
+#: Calls before the first that counts.
+WARM_UP_CALLS = 500
+
+
+class _Empty:
+    async def Unary(self, request: Any, context: Any) -> Any:
+        return request
+
+
+class _DropSpans(SpanExporter):
+    """Takes spans and forgets them."""
+
+    def export(self, spans: Any) -> SpanExportResult:
+        return SpanExportResult.SUCCESS
+
+
+async def _start_bare(settings: ServiceSettings) -> tuple[grpc.aio.Server, int]:
+    server = grpc.aio.server(options=server_options(settings))
+    add_echo_to_server(_Empty(), server)
+    port = server.add_insecure_port("127.0.0.1:0")
+    await server.start()
+    return server, port
+
+
+async def _start_full(directory: Path, maker: TokenMaker) -> Server:
+    """With everything on: signed tokens, scopes, rate limit, traces at 1 %."""
+    settings = loopback_settings(
+        auth_mode="jwt",
+        auth_jwks_file=str(maker.write_jwks(directory / "jwks.json")),
+        rate_limit_per_second=1e6,
+        rate_limit_burst=1_000_000,
+        trace_ratio=0.01,
+    )
+    telemetry.setup(settings, exporter=_DropSpans())
+    binding = echo_binding(_Empty())
+    server = Server(settings, [binding], scopes=dict.fromkeys(binding.methods, "test"))
+    await server.start()
+    return server
+
+
+async def _serve(pipe: Connection) -> None:
+    """Serves both kinds and answers on the pipe: any message asks for the CPU seconds used so far, None ends."""
+    maker = TokenMaker()
+    with tempfile.TemporaryDirectory() as directory:
+        bare, bare_port = await _start_bare(loopback_settings())
+        full = await _start_full(Path(directory), maker)
+        pipe.send((bare_port, full.port, maker.token()))
+        loop = asyncio.get_running_loop()
+        done = asyncio.Event()
+
+        def asked() -> None:
+            if pipe.recv() is None:
+                loop.remove_reader(pipe.fileno())
+                done.set()
+            else:
+                pipe.send(time.process_time())
+
+        loop.add_reader(pipe.fileno(), asked)
+        await done.wait()
+        await bare.stop(None)
+        await full.stop(None)
+
+
+def _serve_process(pipe: Connection) -> None:
+    uvloop.run(_serve(pipe))
+
+
+async def _calls(stub: Any, count: int, token: str) -> None:
+    request = StringValue()
+    metadata = (("authorization", f"Bearer {token}"),)
+
+    async def client(share: int) -> None:
+        for _ in range(share):
+            await stub.Unary(request, timeout=30, metadata=metadata)
+
+    await asyncio.gather(*(client(count // CLIENTS) for _ in range(CLIENTS)))
+
+
+async def _round(stub: Any, pipe: Connection, count: int, token: str) -> tuple[float, float]:
+    """(CPU microseconds of the server a call, calls a second)."""
+    pipe.send("cpu")
+    cpu_before, started = pipe.recv(), time.perf_counter()
+    await _calls(stub, count, token)
+    elapsed = time.perf_counter() - started
+    pipe.send("cpu")
+    made = count // CLIENTS * CLIENTS
+    return (pipe.recv() - cpu_before) / made * 1e6, made / elapsed
+
+
+async def _measure(pipe: Connection, rounds: int, calls: int) -> dict[str, Any]:
+    bare_port, full_port, token = pipe.recv()
+    found: dict[int, list[tuple[float, float]]] = {0: [], 1: []}
+    async with (
+        grpc.aio.insecure_channel(f"127.0.0.1:{bare_port}") as bare,
+        grpc.aio.insecure_channel(f"127.0.0.1:{full_port}") as full,
+    ):
+        stubs = [EchoStub(bare), EchoStub(full)]
+        for stub in stubs:
+            await _calls(stub, WARM_UP_CALLS, token)
+        for number in range(rounds):
+            # The order changes from round to round, so that a drift of the machine falls on both alike.
+            for which in (0, 1) if number % 2 == 0 else (1, 0):
+                found[which].append(await _round(stubs[which], pipe, calls, token))
+    ratios = [full_[0] / bare_[0] - 1 for bare_, full_ in zip(found[0], found[1], strict=True)]
+    cost = statistics.median(ratios)
+    return {
+        "bare_cpu_microseconds": round(statistics.median(cpu for cpu, _ in found[0]), 1),
+        "full_cpu_microseconds": round(statistics.median(cpu for cpu, _ in found[1]), 1),
+        "bare_calls_per_second": round(statistics.median(rate for _, rate in found[0])),
+        "full_calls_per_second": round(statistics.median(rate for _, rate in found[1])),
+        "interceptor_cost_ratio": round(cost, 3),
+        "interceptor_cost_ratio_max": COST_RATIO_MAX,
+        "rounds": rounds,
+        "calls_per_round": calls,
+        "ok": cost <= COST_RATIO_MAX,
+    }
+
+
+def main() -> int:
+    """0 when the limit is met, else 1."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
+    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--calls", type=int, default=4000)
+    parser.add_argument("--out", type=Path, default=ROOT / "build" / "reports" / "chassis.json")
+    arguments = parser.parse_args()
+    ours, theirs = multiprocessing.Pipe()
+    serving = multiprocessing.get_context("spawn").Process(target=_serve_process, args=(theirs,))
+    serving.start()
+    try:
+        result = asyncio.run(_measure(ours, arguments.rounds, arguments.calls))
+        ours.send(None)
+        serving.join(10)
+    finally:
+        serving.kill()
+    for name, value in result.items():
+        print(f"{name:32} {value}")
+    arguments.out.parent.mkdir(parents=True, exist_ok=True)
+    arguments.out.write_text(json.dumps(result, indent=2) + "\n")
+    return 0 if result["ok"] else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
