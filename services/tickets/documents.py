@@ -1,7 +1,8 @@
-"""How tickets lie in MongoDB: mongoengine owns schema and indexes; `to_fields` and `from_raw` are the whole mapping.
+"""How tickets lie in MongoDB: mongoengine owns schema and indexes; `to_fields` and `from_raw` are the whole
+mapping.
 
-Reads go past mongoengine (raw documents, `from_raw`), so that the synchronous and the asynchronous path share one mapping.
-Every query of `store` has an index below; a new query brings its own.
+Reads go past mongoengine (raw documents, `from_raw`), so that the synchronous and the asynchronous path
+share one mapping. Every query of `store` has an index below; a new query brings its own.
 """
 
 from __future__ import annotations
@@ -217,7 +218,8 @@ def _draft_fields(draft: Draft) -> dict[str, Any]:
 
 
 def to_fields(ticket: Ticket) -> dict[str, Any]:
-    """What a TicketDocument is made of, but for id and what the chassis keeps (version, outbox, request key)."""
+    """What a TicketDocument is made of, but for id and what the chassis keeps (version, outbox, request
+    key)."""
     clock_states = (ticket.sla.first_response, ticket.sla.resolution)
     return {
         **_draft_fields(ticket.draft),

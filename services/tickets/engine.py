@@ -3,16 +3,19 @@
 Rules.
 1. A state changes only through a row of `flows.TABLE`. A verb without a row from the present state raises
    `IllegalTransition` and changes nothing; a row's required texts are checked before anything changes.
-2. Every change of phase moves the service-level clocks (`sla.advance`); a target found passed on the way is told once.
-3. Entering RESOLVED plans a return visit where the flow has one. Leaving RESOLVED withdraws it: a visit not made yet is
-   forgotten, one that exists is cancelled by an intent.
-4. A visit's verdict becomes an intent for its parent: content or not reachable closes it, discontent reopens it. It counts only
-   while the parent is still in the very resolution that the visit asked about.
-5. An intent is stored in the same write as its cause, carried out at once or by a worker later, and changes nothing when
-   carried out again: whether it still applies can be read off the other ticket.
-6. A call whose agent asked for a ticket makes exactly one link: its own ticket, or an open one of the same customer (or
-   number) and topic. A complaint only ever joins a complaint, and no call joins a return visit or an internal order.
-7. Timers are not stored as such: the next one is a function of the ticket (`next_timer_ms`), so it cannot disagree with it.
+2. Every change of phase moves the service-level clocks (`sla.advance`); a target found passed on the way is
+   told once.
+3. Entering RESOLVED plans a return visit where the flow has one. Leaving RESOLVED withdraws it: a visit not
+   made yet is forgotten, one that exists is cancelled by an intent.
+4. A visit's verdict becomes an intent for its parent: content or not reachable closes it, discontent reopens
+   it. It counts only while the parent is still in the very resolution that the visit asked about.
+5. An intent is stored in the same write as its cause, carried out at once or by a worker later, and changes
+   nothing when carried out again: whether it still applies can be read off the other ticket.
+6. A call whose agent asked for a ticket makes exactly one link: its own ticket, or an open one of the same
+   customer (or number) and topic. A complaint only ever joins a complaint, and no call joins a return visit
+   or an internal order.
+7. Timers are not stored as such: the next one is a function of the ticket (`next_timer_ms`), so it cannot
+   disagree with it.
 """
 
 from __future__ import annotations
@@ -65,6 +68,10 @@ from tickets.validation import (
 
 #: What ids of return visits have between the parent's id and the resolution's number.
 VISIT_MARK = ".visit-"
+#: What ids of tickets opened from calls begin with.
+CALL_PREFIX = "call-"
+#: Longest id a client may choose; leaves room for its return visits'.
+TICKET_ID_CHARACTERS_MAX = 96
 #: Kinds that a customer's call never joins.
 _NOT_JOINED = frozenset({Kind.RETURN_VISIT, Kind.FEE_ORDER, Kind.PARTS_REQUEST})
 #: Fields of a draft that people changed are told by their names in the proto.
@@ -77,12 +84,6 @@ class IllegalTransition(FailedPrecondition):
     reason = "ILLEGAL_TRANSITION"
 
 
-class MissingParent(FailedPrecondition):
-    """{subject}: {why}."""
-
-    reason = "PARENT_MISSING"
-
-
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Act:
     """One use of a verb: what, by whom, why."""
@@ -92,6 +93,8 @@ class Act:
     reason: str = ""
     resolution: str = ""
     score: int = 0
+    #: When the customer asked to be called again, for the return visit; None: after the usual delay.
+    visit_ms: int | None = None
     #: Key and content of the request, for repeats.
     request_key: str = ""
     fingerprint: str = ""
@@ -117,7 +120,8 @@ def open_ticket(
     calls: tuple[CallLink, ...] = (),
     open_key: str = "",
 ) -> Change:
-    """A new ticket in its flow's initial state, all clocks running from `now`. `draft` is checked by the caller."""
+    """A new ticket in its flow's initial state, all clocks running from `now`. `draft` is checked by the
+    caller."""
     table = FLOWS[flow or kind.value]
     step = Step(
         sequence=1,
@@ -196,17 +200,20 @@ def _entered_resolved(
     )
     if not FLOWS[ticket.flow].follow_up:
         return ticket, ()
+    usual = now + rules.follow_up_delay_ms
     plan = FollowUp(
-        schedule_ms=now + rules.follow_up_delay_ms, ticket_id=visit_id(ticket.id, number), number=number
+        schedule_ms=usual if act.visit_ms is None else max(now, act.visit_ms),
+        ticket_id=visit_id(ticket.id, number),
+        number=number,
     )
     return replace(ticket, follow_up=plan), (Scheduled(follow_up=plan),)
 
 
-def _left_resolved(ticket: Ticket, to: Phase, now: int) -> Ticket:
+def _left_resolved(ticket: Ticket, to: Phase, actor: str, now: int) -> Ticket:
     plan = ticket.follow_up
     if plan is not None and not plan.created:
         ticket = replace(ticket, follow_up=None)
-    elif plan is not None:
+    elif plan is not None and actor != f"tickets/{plan.ticket_id}":  # not the visit's own verdict
         intent = Intent(
             kind=IntentKind.CANCEL_VISIT,
             ticket_id=plan.ticket_id,
@@ -251,8 +258,8 @@ def _verdict(ticket: Ticket, row: Transition, act: Act, now: int) -> tuple[Ticke
 
 
 def transition(ticket: Ticket, act: Act, rules: Rules, now: int) -> Change:
-    """The ticket after `act`. IllegalTransition when its flow has no such row from here, InvalidArgument when a text that
-    the row requires is missing or a text is too long; then nothing has changed."""
+    """The ticket after `act`. IllegalTransition when its flow has no such row from here, InvalidArgument
+    when a text that the row requires is missing or a text is too long; then nothing has changed."""
     row = _row(ticket, act.verb)
     _check_requirements(row, act)
     now = max(now, ticket.updated_ms)  # history never runs backwards, whoever's clock is behind
@@ -284,7 +291,7 @@ def transition(ticket: Ticket, act: Act, rules: Rules, now: int) -> Change:
     )
     more: tuple[Happening, ...] = ()
     if before is Phase.RESOLVED and after is not Phase.RESOLVED:
-        ticket = _left_resolved(ticket, after, now)
+        ticket = _left_resolved(ticket, after, act.actor, now)
     if after is Phase.RESOLVED and before is not Phase.RESOLVED:
         ticket, more = _entered_resolved(ticket, act, rules, now)
     ticket, outcome = _verdict(ticket, row, act, now)
@@ -296,7 +303,8 @@ def transition(ticket: Ticket, act: Act, rules: Rules, now: int) -> Change:
 def update(
     ticket: Ticket, draft: Draft, rules: Rules, now: int, *, actor: str, tier: str | None = None
 ) -> Change:
-    """The ticket with another draft (checked by the caller) and, unless None, another tier; no happening when nothing changed.
+    """The ticket with another draft (checked by the caller) and, unless None, another tier; no happening
+    when nothing changed.
 
     A new priority or tier sets new targets; a target that passes by that is told here.
     """
@@ -314,7 +322,18 @@ def update(
         levels = clocks.retarget(levels, rules.sla, ticket.kind, draft.priority, new_tier)
         levels, late = clocks.settle(levels, now)
         breaches += late
-    ticket = replace(ticket, draft=draft, tier=new_tier, sla=levels, updated_ms=now, timer_hold_ms=0)
+    # The place for one open ticket of a caller and topic is given up when either changes: nobody could find
+    # its holder.
+    moved = {"customer_id", "caller_number", "category"} & set(changed)
+    ticket = replace(
+        ticket,
+        draft=draft,
+        tier=new_tier,
+        sla=levels,
+        updated_ms=now,
+        timer_hold_ms=0,
+        open_key="" if moved else ticket.open_key,
+    )
     return Change(ticket=ticket, happenings=(*breaches, Updated(fields=tuple(fields), actor=actor)))
 
 
@@ -395,8 +414,6 @@ def carry_out(intent: Intent, ticket: Ticket, rules: Rules, now: int, *, cause: 
         return Change(ticket=ticket) if void else transition(ticket, replace(act, verb="cancel"), rules, now)
     if ticket.phase is not Phase.RESOLVED or ticket.resolve_count != intent.number:
         return Change(ticket=ticket)
-    # The visit is over: leaving RESOLVED must not cancel it.
-    ticket = replace(ticket, follow_up=None)
     verb = "close" if intent.kind is IntentKind.CLOSE_PARENT else "reopen"
     return transition(ticket, replace(act, verb=verb), rules, now)
 
@@ -431,7 +448,8 @@ def _request_priority(text: str) -> Priority:
 
 
 def call_draft(facts: CallFacts) -> tuple[Kind, Draft]:
-    """Kind and draft of the ticket that a call asks for, made valid whatever was received. Needs `facts.request`."""
+    """Kind and draft of the ticket that a call asks for, made valid whatever was received. Needs
+    `facts.request`."""
     assert facts.request is not None
     request, kind = facts.request, _request_kind(facts.request.kind)
     subject = clean_line(request.subject, SUBJECT_CHARACTERS_MAX)
@@ -469,8 +487,8 @@ def topic_of(kind: Kind, draft: Draft) -> str:
 
 
 def open_key(kind: Kind, draft: Draft) -> str:
-    """The place that at most one open call-born ticket of a caller and topic holds; empty for an unknown caller or an
-    internal order, which never hold one."""
+    """The place that at most one open call-born ticket of a caller and topic holds; empty for an unknown
+    caller or an internal order, which never hold one."""
     who = f"c:{draft.customer_id}" if draft.customer_id else draft.caller_number
     if not who or kind in _NOT_JOINED:
         return ""
@@ -501,12 +519,19 @@ def joinable(kind: Kind, draft: Draft, candidates: Iterable[Ticket]) -> Ticket |
 
 
 def _resolve_by_call(change: Change, facts: CallFacts, rules: Rules) -> Change:
-    """Takes the ticket on to its resolution when the agent settled the matter in the call and the flow allows it from here."""
+    """Takes the ticket on to its resolution when the agent settled the matter and the flow allows it from
+    here."""
     ticket = change.ticket
     if not facts.resolved or "resolve" not in allowed_verbs(ticket.flow, ticket.state):
         return change
-    words = clean_text(facts.notes) or clean_line(facts.code, 64) or "settled in the call"
-    act = Act(verb="resolve", actor=f"calls/{facts.call_id}", reason="settled in the call", resolution=words)
+    words = clean_text(facts.notes).strip() or clean_line(facts.code, 64) or "settled in the call"
+    act = Act(
+        verb="resolve",
+        actor=f"calls/{facts.call_id}",
+        reason="settled in the call",
+        resolution=words,
+        visit_ms=facts.follow_up_ms,
+    )
     resolved = transition(ticket, act, rules, facts.time_ms)
     return Change(ticket=resolved.ticket, happenings=change.happenings + resolved.happenings)
 
@@ -527,17 +552,7 @@ def open_from_call(facts: CallFacts, rules: Rules) -> Change:
     )
     change = _resolve_by_call(opened, facts, rules)
     settled = change.ticket.phase is Phase.RESOLVED
-    return replace(
-        change, ticket=_ask_when_asked(replace(change.ticket, first_contact_resolved=settled), facts)
-    )
-
-
-def _ask_when_asked(ticket: Ticket, facts: CallFacts) -> Ticket:
-    """A customer who said when to be called again is visited then, not after the usual delay."""
-    plan = ticket.follow_up
-    if plan is None or plan.created or facts.follow_up_ms is None:
-        return ticket
-    return replace(ticket, follow_up=replace(plan, schedule_ms=max(facts.follow_up_ms, facts.time_ms)))
+    return replace(change, ticket=replace(change.ticket, first_contact_resolved=settled))
 
 
 def has_call(ticket: Ticket, call_id: str) -> bool:
@@ -551,7 +566,8 @@ def _kept_calls(calls: Sequence[CallLink]) -> tuple[CallLink, ...]:
 
 
 def attach_call(ticket: Ticket, facts: CallFacts, rules: Rules) -> Change:
-    """The ticket with one more call; no happening when it is linked already. A higher priority asked for is taken over."""
+    """The ticket with one more call; no happening when it is linked already. A higher priority asked for is
+    taken over."""
     if has_call(ticket, facts.call_id):
         return Change(ticket=ticket)
     _, asked = call_draft(facts)
@@ -571,10 +587,45 @@ def attach_call(ticket: Ticket, facts: CallFacts, rules: Rules) -> Change:
 
 # ---- what crm says
 
+#: What an erased customer's tickets have for a subject.
+ERASED = "(erased)"
+
 
 def adopt(ticket: Ticket, profile: Profile, rules: Rules, now: int) -> Change:
-    """An open ticket of an unknown caller (or of a customer that was taken over) once the customer is known."""
+    """An open ticket of an unknown caller (or of a customer that was taken over) once the customer is
+    known."""
     draft = replace(
         ticket.draft, customer_id=profile.customer_id, language=ticket.draft.language or profile.language
     )
     return update(ticket, draft, rules, now, actor=SYSTEM, tier=profile.tier or ticket.tier)
+
+
+def erase(ticket: Ticket, now: int) -> Change:
+    """The ticket without anything personal: whose, from which number, and every free text. What remains is
+    what happened when.
+
+    No happening when nothing personal is left.
+    """
+    of = ticket.draft
+    bare = Draft(
+        subject=ERASED, priority=of.priority, category=of.category, channel=of.channel, products=of.products
+    )
+    history = tuple(replace(step, reason="") for step in ticket.history)
+    calls = tuple(replace(call, notes="", reason="") for call in ticket.calls)
+    visit = ticket.visit and replace(ticket.visit, comment="")
+    intents = tuple(replace(intent, reason="") for intent in ticket.intents)
+    erased = replace(
+        ticket,
+        draft=bare,
+        history=history,
+        calls=calls,
+        visit=visit,
+        resolution="",
+        open_key="",
+        intents=intents,
+    )
+    if erased == ticket:
+        return Change(ticket=ticket)
+    erased = replace(erased, updated_ms=max(now, ticket.updated_ms))
+    fields = ("caller_number", "customer", "description", "subject")
+    return Change(ticket=erased, happenings=(Updated(fields=fields, actor=SYSTEM),))

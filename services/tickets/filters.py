@@ -1,7 +1,8 @@
-"""The part of AIP-160 that ListTickets serves: comparisons joined by AND. A hostile expression is refused, never evaluated.
+"""The part of AIP-160 that ListTickets serves: comparisons joined by AND. A hostile expression is refused,
+never evaluated.
 
-Grammar: `comparison {AND comparison}`, `comparison = field op value`, op one of = != < <= > >= :, value a word or a
-string in double quotes with \\" and \\\\. Which operators a field has is in `_OPERATORS`.
+Grammar: `comparison {AND comparison}`, `comparison = field op value`, op one of = != < <= > >= :, value a
+word or a string in double quotes with \\" and \\\\. Which operators a field has is in `_OPERATORS`.
 """
 
 from __future__ import annotations
@@ -148,7 +149,8 @@ def _condition(tokens: list[tuple[str, str]]) -> Condition:
 
 
 def parse(text: str) -> tuple[Condition, ...]:
-    """The comparisons of an expression, () for an empty one; InvalidArgument(filter) for what is not served."""
+    """The comparisons of an expression, () for an empty one; InvalidArgument(filter) for what is not
+    served."""
     if len(text) > FILTER_CHARACTERS_MAX:
         raise _bad(f"must be at most {FILTER_CHARACTERS_MAX} characters, got {len(text)}")
     tokens = _tokens(text.strip())

@@ -1,8 +1,9 @@
 """The shipped state tables, one a kind, and what makes a table sound.
 
-Rules: from one state a verb leads to one state. Every state is reachable from the initial one, from every state a final one
-(CLOSED, CANCELLED) is reachable, and nothing leaves a final one. A flow with a return visit has `close` and `reopen` from
-every RESOLVED state, so that a verdict can always be carried out; every return-visit flow has `cancel` from its open states.
+Rules: from one state a verb leads to one state. Every state is reachable from the initial one, from every
+state a final one (CLOSED, CANCELLED) is reachable, and nothing leaves a final one. A flow with a return
+visit has `close` and `reopen` from every RESOLVED state, so that a verdict can always be carried out; every
+return-visit flow has `cancel` from its open states.
 """
 
 from __future__ import annotations
@@ -305,6 +306,7 @@ TABLE: Mapping[tuple[str, str, str], Transition] = MappingProxyType(
 
 
 def allowed_verbs(flow: str, state: str) -> tuple[str, ...]:
-    """The verbs possible from a state, in the order of the table; empty for a final state or an unknown flow."""
+    """The verbs possible from a state, in the order of the table; empty for a final state or an unknown
+    flow."""
     rows = FLOWS[flow].transitions if flow in FLOWS else ()
     return tuple(row.verb for row in rows if state in row.sources)

@@ -1,4 +1,5 @@
-"""What a ticket is. Frozen values and enums; no clock, no I/O. Times are business time in integer ms since 1970 (UTC)."""
+"""What a ticket is. Frozen values and enums; no clock, no I/O. Times are business time in integer ms since
+1970 (UTC)."""
 
 from __future__ import annotations
 
@@ -140,7 +141,8 @@ class ClockType(StrEnum):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class SlaClock:
-    """Used time against a target. Used time accumulates, so pauses, reopenings and new targets keep their credit."""
+    """Used time against a target. Used time accumulates, so pauses, reopenings and new targets keep their
+    credit."""
 
     #: What it is doing.
     state: ClockState
@@ -288,7 +290,8 @@ class IntentKind(StrEnum):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Intent:
-    """Written in one step with what caused it, carried out at once or by the worker after a crash; harmless when repeated."""
+    """Written in one step with what caused it, carried out at once or by the worker after a crash; harmless
+    when repeated."""
 
     #: What.
     kind: IntentKind

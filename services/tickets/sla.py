@@ -1,16 +1,16 @@
 """Service-level clocks: how long a ticket may take, how much of it is used, when it is due, and why.
 
-Rules. A target is a duration of business time: the kind's duration, times the priority's percent, times the tier's percent.
-A clock accumulates used time only while it runs, so it is due at `since + (target + extra - used)`; whatever changes the target
-or stops the clock for a while keeps the credit. The first-response clock runs in phase NEW and ends when it is left. The
-resolution clock runs in NEW and ACTIVE, pauses in WAITING, ends in RESOLVED, CLOSED and CANCELLED, and a reopening starts a new
-cycle of it: used time stays, but at least a declared share of the target is left, so that nothing is overdue at the
-instant it is reopened. A target passes once a cycle; a clock whose target passed stays BREACHED for that cycle whatever comes.
+Rules. A target is a duration of business time: the kind's duration, times the priority's percent, times the
+tier's percent. A clock accumulates used time only while it runs, so it is due at `since + (target + extra -
+used)`; whatever changes the target or stops the clock for a while keeps the credit. The first-response clock
+runs in phase NEW and ends when it is left. The resolution clock runs in NEW and ACTIVE, pauses in WAITING,
+ends in RESOLVED, CLOSED and CANCELLED, and a reopening starts a new cycle of it: used time stays, but at
+least a declared share of the target is left, so that nothing is overdue at the instant it is reopened. A
+target passes once a cycle; a clock whose target passed stays BREACHED for that cycle whatever comes.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import replace
 from types import MappingProxyType
 
@@ -70,7 +70,9 @@ def problems_of(policy: SlaPolicy) -> list[str]:
     for kind, target in policy.targets.items():
         if not 0 < target.first_response_ms <= target.resolution_ms:
             problems.append(f"{kind}: a first response must take some time, and no more than the resolution")
-    percents: Mapping[str, int] = {**policy.priority_percent, **policy.tier_percent}
+    percents = {str(name): percent for name, percent in policy.priority_percent.items()} | dict(
+        policy.tier_percent
+    )
     problems += [
         f"{name}: {percent} % is not 1 to 1000"
         for name, percent in percents.items()
@@ -108,7 +110,8 @@ def targets(
         f"and {_text(base.resolution_ms)} to resolution",
         f"priority {priority}: {by_priority} %",
         f"customer tier {said_tier}: {by_tier} %",
-        f"so {_text(result.first_response_ms)} to the first response and {_text(result.resolution_ms)} to resolution",
+        f"so {_text(result.first_response_ms)} to the first response and {_text(result.resolution_ms)} to
+        resolution",
     )
     return result, f"{kind}/{priority}/{said_tier}", lines
 
@@ -159,11 +162,14 @@ def settle(sla: Sla, now: int) -> tuple[Sla, tuple[Breached, ...]]:
     """Marks targets that passed up to `now`. Repeating it changes nothing."""
     breaches = []
     for kind in ClockType:
-        clock: SlaClock = getattr(sla, kind.value)
+        clock = sla.resolution if kind is ClockType.RESOLUTION else sla.first_response
         due = due_ms(clock)
         if due is not None and due <= now:
             passed = replace(clock, state=ClockState.BREACHED, breached_ms=due)
-            sla = replace(sla, **{kind.value: passed})
+            if kind is ClockType.RESOLUTION:
+                sla = replace(sla, resolution=passed)
+            else:
+                sla = replace(sla, first_response=passed)
             breaches.append(Breached(clock=kind, due_ms=due, cycle=clock.cycle))
     return sla, tuple(breaches)
 

@@ -1,4 +1,5 @@
-"""Where tickets are kept: the port, its MongoDB store and its memory store (one contract suite holds both)."""
+"""Where tickets are kept: the port, its MongoDB store and its memory store (one contract suite holds
+both)."""
 
 from __future__ import annotations
 
@@ -31,8 +32,9 @@ from tickets.filters import Condition
 from tickets.model import HISTORY_INLINE_KEPT, HISTORY_INLINE_MAX, Profile, Step, Ticket
 
 if TYPE_CHECKING:
-    from chassis.bus import Event
     from pymongo.asynchronous.database import AsyncDatabase
+
+    from chassis.bus import Event
 
 #: Most open tickets of one caller and topic that are looked at when a call might join one.
 CANDIDATES_MAX = 50
@@ -55,7 +57,8 @@ def sort_key(ticket: Ticket, query: Query) -> tuple[int, str]:
 
 
 class TicketStore(Protocol):
-    """Keeps tickets. Any method may raise Unavailable while the database is away; then nothing has changed."""
+    """Keeps tickets. Any method may raise Unavailable while the database is away; then nothing has
+    changed."""
 
     def insert(
         self,
@@ -65,16 +68,17 @@ class TicketStore(Protocol):
         request_key: str | None = None,
         fingerprint: str | None = None,
     ) -> tuple[Ticket, bool]:
-        """Stores a new ticket as version 1 with its events: (ticket, True), or what an earlier call with this key
-        made: (that ticket, False). AlreadyExists when the id or the open key is taken, RequestIdReused when the
-        key came with other content."""
+        """Stores a new ticket as version 1 with its events: (ticket, True), or what an earlier call with
+        this key made: (that ticket, False). AlreadyExists when the id or the open key is taken,
+        RequestIdReused when the key came with other content."""
 
     def repeat_of(self, request_key: str | None, fingerprint: str | None) -> Ticket | None:
         """What an earlier call with this key made; None for none. RequestIdReused as in `insert`."""
 
     def update(self, ticket: Ticket, events: Sequence[Event]) -> Ticket:
         """Stores a changed ticket with its events if it is still at `ticket.version`; answers it as stored.
-        EtagMismatch when somebody else wrote in between, NotFound when it is gone."""
+        EtagMismatch when somebody else wrote in between, NotFound when it is gone, ValueError for a ticket
+        that was read in part (by `page` or a reader)."""
 
     def get(self, ticket_id: str) -> Ticket:
         """The ticket with its inline history; NotFound."""
@@ -82,14 +86,15 @@ class TicketStore(Protocol):
     def find(self, ticket_id: str) -> Ticket | None:
         """As `get`; None when there is none."""
 
-    def list(self, query: Query, limit: int, after: tuple[int, str] | None) -> list[Ticket]:
+    def page(self, query: Query, limit: int, after: tuple[int, str] | None) -> list[Ticket]:
         """At most `limit` tickets after a sort key, without texts and history."""
 
     def by_call(self, call_id: str) -> Ticket | None:
         """The ticket that a call is linked with; None for none."""
 
     def open_like(self, customer_id: str, number: str, topic: str) -> list[Ticket]:
-        """Open tickets of a topic that belong to the customer or came from the number, at most `CANDIDATES_MAX`."""
+        """Open tickets of a topic that belong to the customer or came from the number, at most
+        `CANDIDATES_MAX`."""
 
     def open_of_number(self, number: str, limit: int) -> list[Ticket]:
         """Open tickets from a number that have no customer yet."""
@@ -106,6 +111,9 @@ class TicketStore(Protocol):
     def steps(self, ticket_id: str, after: int, limit: int) -> list[Step]:
         """At most `limit` steps of the history with a sequence above `after`, oldest first; NotFound."""
 
+    def blank_steps(self, ticket_id: str) -> None:
+        """Removes the reasons from the part of the history that no longer lies in the ticket."""
+
     def profile(self, customer_id: str) -> Profile | None:
         """What is known of a customer."""
 
@@ -121,6 +129,12 @@ class TicketReader(Protocol):
 
     async def get(self, ticket_id: str) -> Ticket:
         """The ticket without its history; NotFound."""
+
+
+def check_whole(ticket: Ticket) -> None:
+    """ValueError for a ticket that was read without its history or texts: storing it would lose them."""
+    if not ticket.history:
+        raise ValueError(f"tickets/{ticket.id} was read in part and cannot be stored")
 
 
 def split_history(ticket: Ticket) -> tuple[tuple[Step, ...], Ticket]:
@@ -189,8 +203,9 @@ class MongoStore:
         return from_raw(raw)
 
     def update(self, ticket: Ticket, events: Sequence[Event]) -> Ticket:
-        """As the port says. Old history goes to its page first: a crash in between leaves it in both places, which
-        readers tolerate."""
+        """As the port says. Old history goes to its page first: a crash in between leaves it in both places,
+        which readers tolerate."""
+        check_whole(ticket)
         gone, ticket = split_history(ticket)
         if gone:
             page = {
@@ -222,7 +237,7 @@ class MongoStore:
     def _many(self, query: Mapping[str, Any], limit: int) -> list[Ticket]:
         return [from_raw(raw) for raw in self._tickets().find(query, {"outbox": 0}).limit(limit)]
 
-    def list(self, query: Query, limit: int, after: tuple[int, str] | None) -> list[Ticket]:
+    def page(self, query: Query, limit: int, after: tuple[int, str] | None) -> list[Ticket]:
         """As the port says."""
         order = [("due_ms", 1), ("_id", 1)] if query.by_due else [("created_ms", -1), ("_id", -1)]
         found = self._tickets().find(_mongo_query(query, after), WITHOUT_TEXTS)
@@ -267,7 +282,8 @@ class MongoStore:
         found: dict[int, Step] = {}
         first_inline = inline[0].sequence if inline else 1
         if after + 1 < first_inline:
-            # pages hold at least one step each, so `limit` pages are enough; those wholly before `after` are skipped
+            # pages hold at least one step each, so `limit` pages are enough; those wholly before `after` are
+            # skipped
             start = pages.find_one(
                 {"ticket_id": ticket_id, "first": {"$lte": after + 1}}, {"first": 1}, sort=[("first", -1)]
             )
@@ -277,6 +293,11 @@ class MongoStore:
                 found |= {raw["sequence"]: step_from_raw(raw) for raw in page["steps"]}
         found |= {step.sequence: step for step in inline}
         return [found[sequence] for sequence in sorted(found) if sequence > after][:limit]
+
+    def blank_steps(self, ticket_id: str) -> None:
+        """As the port says."""
+        pages = HistoryPageDocument._get_collection()
+        pages.update_many({"ticket_id": ticket_id}, {"$unset": {"steps.$[].reason": ""}})
 
     def profile(self, customer_id: str) -> Profile | None:
         """As the port says."""
@@ -339,7 +360,8 @@ def _holds(ticket: Ticket, condition: Condition) -> bool:
 
 
 class MemoryStore:
-    """The store in memory, for tests and for trying things out; safe for threads. `events` holds what was told, in order."""
+    """The store in memory, for tests and for trying things out; safe for threads. `events` holds what was
+    told, in order."""
 
     def __init__(self) -> None:
         self._lock = threading.RLock()
@@ -390,6 +412,7 @@ class MemoryStore:
 
     def update(self, ticket: Ticket, events: Sequence[Event]) -> Ticket:
         """As the port says."""
+        check_whole(ticket)
         with self._lock:
             if ticket.id not in self._tickets:
                 raise NotFound(resource=f"tickets/{ticket.id}")
@@ -419,7 +442,7 @@ class MemoryStore:
         with self._lock:
             return [ticket for ticket in self._tickets.values() if test(ticket)]
 
-    def list(self, query: Query, limit: int, after: tuple[int, str] | None) -> list[Ticket]:
+    def page(self, query: Query, limit: int, after: tuple[int, str] | None) -> list[Ticket]:
         """As the port says."""
 
         def beyond(ticket: Ticket) -> bool:
@@ -487,6 +510,12 @@ class MemoryStore:
             ticket = self.get(ticket_id)
             found = {**self._old_steps.get(ticket_id, {}), **{s.sequence: s for s in ticket.history}}
             return [found[sequence] for sequence in sorted(found) if sequence > after][:limit]
+
+    def blank_steps(self, ticket_id: str) -> None:
+        """As the port says."""
+        with self._lock:
+            old = self._old_steps.get(ticket_id, {})
+            old.update({sequence: replace(step, reason="") for sequence, step in old.items()})
 
     def profile(self, customer_id: str) -> Profile | None:
         """As the port says."""

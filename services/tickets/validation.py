@@ -1,4 +1,5 @@
-"""What people may fill in: checks that name every bad field at once, and the gentler repair of what comes from calls."""
+"""What people may fill in: checks that name every bad field at once, and the gentler repair of what comes
+from calls."""
 
 from __future__ import annotations
 
@@ -108,7 +109,8 @@ def _optional(value: str, pattern: re.Pattern[str], why: str) -> str | None:
 
 
 def check_draft(draft: Draft, prefix: str = "ticket.") -> None:
-    """InvalidArgument with one violation for every bad field, named `prefix` + field; nothing when all is well."""
+    """InvalidArgument with one violation for every bad field, named `prefix` + field; nothing when all is
+    well."""
     checks: list[tuple[str, str | None]] = [
         ("subject", _subject(draft.subject)),
         ("description", text_problem(draft.description)),
@@ -137,7 +139,8 @@ def check_draft(draft: Draft, prefix: str = "ticket.") -> None:
 
 
 def check_request_texts(*, reason: str, resolution: str, score: int, scored: bool) -> None:
-    """The texts of a transition; InvalidArgument naming each bad field. `scored`: the transition is a verdict."""
+    """The texts of a transition; InvalidArgument naming each bad field. `scored`: the transition is a
+    verdict."""
     checks = [
         ("reason", line_or_text(reason)),
         ("resolution", text_problem(resolution)),
@@ -162,7 +165,8 @@ def _score_problem(score: int, scored: bool) -> str | None:
 
 
 def clean_line(text: str, maximum: int) -> str:
-    """The nearest valid line: blanks for control characters, cut to `maximum` characters, outer blanks gone."""
+    """The nearest valid line: blanks for control characters, cut to `maximum` characters, outer blanks
+    gone."""
     return "".join(" " if _has_control(c) else c for c in text[: maximum * 2]).strip()[:maximum].rstrip()
 
 
@@ -173,7 +177,8 @@ def clean_text(text: str, bytes_max: int = TEXT_BYTES_MAX) -> str:
 
 
 def clean_label(text: str) -> str:
-    """`text` if it is a valid label, else what of it is: other characters become `-`; empty when nothing is left."""
+    """`text` if it is a valid label, else what of it is: other characters become `-`; empty when nothing is
+    left."""
     if not text or label_problem(text) is None:
         return text
     return re.sub(r"[^\w ./:+-]", "-", text[:LABEL_CHARACTERS_MAX]).strip(" ./:+-")

@@ -1,0 +1,48 @@
+"""Settings of the tickets service."""
+
+from __future__ import annotations
+
+from pydantic import Field
+from pydantic_settings import SettingsConfigDict
+
+from chassis.config import Port, ServiceSettings
+from tickets.model import Rules
+from tickets.sla import DEFAULT_POLICY
+
+
+class TicketsSettings(ServiceSettings):
+    """What the server and the worker of tickets need."""
+
+    model_config = SettingsConfigDict(
+        env_prefix="TICKETS_", frozen=True, extra="ignore", validate_default=True
+    )
+
+    service: str = "tickets"
+    grpc_port: Port = Field(default=7150, description="Port that gRPC listens on.")
+    http_port: Port = Field(default=7151, description="Port of /metrics, /healthz and /readyz.")
+
+    follow_up_delay_seconds: float = Field(
+        default=86_400.0,
+        gt=0,
+        le=366 * 86_400.0,
+        description="From a ticket's resolution to its return visit, business seconds.",
+    )
+    timer_poll_seconds: float = Field(
+        default=0.25,
+        gt=0,
+        le=60,
+        description="How often the worker looks for timers set by other processes, real seconds.",
+    )
+    timer_batch_max: int = Field(
+        default=256, ge=1, le=10_000, description="Most due timers that the worker fetches at once."
+    )
+    timer_lease_seconds: float = Field(
+        default=3.0,
+        ge=0.5,
+        le=60,
+        description="After how long another worker takes over the timers, real seconds.",
+    )
+
+    def rules(self) -> Rules:
+        """What decisions depend on."""
+        return Rules(sla=DEFAULT_POLICY, follow_up_delay_ms=int(self.follow_up_delay_seconds * 1000))

@@ -1,0 +1,420 @@
+"""Proto <-> model, and the events that happenings become. Message stubs only: the worker loads this too."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import replace
+from typing import Any
+
+from google.protobuf.duration_pb2 import Duration
+from google.protobuf.message import Message
+from google.protobuf.timestamp_pb2 import Timestamp
+
+from callmesh.common.v1 import common_pb2
+from callmesh.crm.v1 import customers_pb2
+from callmesh.crm.v1 import events_pb2 as crm_events
+from callmesh.routing.v1 import events_pb2 as routing_events
+from callmesh.tickets.v1 import events_pb2, ticket_pb2
+from chassis.bus import Event
+from chassis.clock import from_ms
+from chassis.errors import InvalidArgument
+from chassis.ids import parse_name, stable_id
+from chassis.mongo import etag
+from tickets import sla as clocks
+from tickets.engine import CALL_PREFIX
+from tickets.flows import allowed_verbs
+from tickets.model import (
+    Attached,
+    Breached,
+    CallFacts,
+    CallLink,
+    Channel,
+    ClockState,
+    ClockType,
+    Created,
+    Draft,
+    FollowUp,
+    Happening,
+    Kind,
+    Phase,
+    Priority,
+    Profile,
+    Scheduled,
+    SlaClock,
+    Step,
+    Ticket,
+    TicketRequest,
+    Transitioned,
+    Updated,
+    Visit,
+    Visited,
+)
+from tickets.validation import clean_id, clean_number
+
+#: The service's name in event sources and error domains.
+SERVICE = "tickets"
+
+KINDS: dict[Kind, Any] = {kind: ticket_pb2.TicketKind.Value(f"TICKET_KIND_{kind.name}") for kind in Kind}
+PRIORITIES: dict[Priority, Any] = {p: ticket_pb2.Priority.Value(f"PRIORITY_{p.name}") for p in Priority}
+PHASES: dict[Phase, Any] = {
+    phase: ticket_pb2.TicketPhase.Value(f"TICKET_PHASE_{phase.name}") for phase in Phase
+}
+CHANNELS: dict[Channel, Any] = {
+    channel: common_pb2.Channel.Value(
+        "CHANNEL_UNSPECIFIED" if channel is Channel.UNKNOWN else f"CHANNEL_{channel.name}"
+    )
+    for channel in Channel
+}
+CLOCK_STATES: dict[ClockState, Any] = {
+    s: ticket_pb2.SlaClock.State.Value(f"STATE_{s.name}") for s in ClockState
+}
+CLOCK_TYPES: dict[ClockType, Any] = {
+    t: events_pb2.SlaClockType.Value(f"SLA_CLOCK_TYPE_{t.name}") for t in ClockType
+}
+_KIND_OF = {number: kind for kind, number in KINDS.items()}
+_PRIORITY_OF = {number: priority for priority, number in PRIORITIES.items()}
+_CHANNEL_OF = {number: channel for channel, number in CHANNELS.items()}
+
+#: Fields of Ticket that wait for their issue; filled in, they are refused rather than lost.
+UNSERVED_FIELDS = ("dispatch", "fee", "parts", "survey")
+
+
+def stamp(ms: int | None) -> Timestamp | None:
+    """Epoch ms as a Timestamp; None stays None (an unset field)."""
+    return None if ms is None else Timestamp(seconds=ms // 1000, nanos=ms % 1000 * 1_000_000)
+
+
+def read_stamp(value: Timestamp) -> int:
+    """A Timestamp as epoch ms, rounded down."""
+    return value.seconds * 1000 + value.nanos // 1_000_000
+
+
+def _duration(ms: int) -> Duration:
+    return Duration(seconds=ms // 1000, nanos=ms % 1000 * 1_000_000)
+
+
+def _name(collection: str, id: str) -> str:
+    return f"{collection}/{id}" if id else ""
+
+
+# ---- model -> proto
+
+
+def _clock(clock: SlaClock) -> ticket_pb2.SlaClock:
+    return ticket_pb2.SlaClock(
+        state=CLOCK_STATES[clock.state],
+        target=_duration(clock.target_ms + clock.extra_ms),
+        used=_duration(clock.used_ms),
+        due_time=stamp(clocks.due_ms(clock)),
+        breach_time=stamp(clock.breached_ms),
+        stop_time=stamp(clock.stopped_ms),
+        cycle=clock.cycle,
+    )
+
+
+def _sla(ticket: Ticket) -> ticket_pb2.TicketSla:
+    return ticket_pb2.TicketSla(
+        policy=_name("slaPolicies", ticket.sla.policy),
+        rule=ticket.sla.rule,
+        first_response=_clock(ticket.sla.first_response),
+        resolution=_clock(ticket.sla.resolution),
+        explanation=ticket.sla.explanation,
+    )
+
+
+def call_to_proto(call: CallLink) -> ticket_pb2.CallLink:
+    """A call of a ticket."""
+    return ticket_pb2.CallLink(
+        call=_name("calls", call.call_id),
+        time=stamp(call.time_ms),
+        agent=call.agent,
+        disposition_code=call.code,
+        contact_reason=call.reason,
+        notes=call.notes,
+        opened_ticket=call.opened,
+    )
+
+
+def _follow_up(plan: FollowUp | None) -> ticket_pb2.FollowUp | None:
+    if plan is None:
+        return None
+    return ticket_pb2.FollowUp(
+        schedule_time=stamp(plan.schedule_ms),
+        ticket=_name("tickets", plan.ticket_id),
+        created=plan.created,
+        resolution_number=plan.number,
+    )
+
+
+def _visit(visit: Visit | None) -> ticket_pb2.VisitDetails | None:
+    if visit is None:
+        return None
+    return ticket_pb2.VisitDetails(
+        resolution_number=visit.number,
+        answered=visit.answered,
+        satisfied=visit.satisfied,
+        satisfaction_score=visit.score,
+        comment=visit.comment,
+    )
+
+
+def step_to_proto(step: Step) -> ticket_pb2.TransitionRecord:
+    """A step of the history."""
+    return ticket_pb2.TransitionRecord(
+        sequence=step.sequence,
+        transition=step.verb,
+        from_state=step.source,
+        to_state=step.target,
+        to_phase=PHASES[step.phase],
+        actor=step.actor,
+        reason=step.reason,
+        time=stamp(step.time_ms),
+    )
+
+
+def draft_to_proto(draft: Draft) -> ticket_pb2.Ticket:
+    """A Ticket with what people fill in."""
+    return ticket_pb2.Ticket(
+        subject=draft.subject,
+        description=draft.description,
+        priority=PRIORITIES[draft.priority],
+        category=draft.category,
+        customer=_name("customers", draft.customer_id),
+        caller_number=draft.caller_number,
+        language=draft.language,
+        channel=CHANNELS[draft.channel],
+        required_skills=draft.required_skills,
+        tags=draft.tags,
+        attributes=draft.attributes,
+        assets=draft.assets,
+        products=draft.products,
+    )
+
+
+def to_proto(ticket: Ticket) -> ticket_pb2.Ticket:
+    """The resource as clients see it."""
+    message = draft_to_proto(ticket.draft)
+    rest = ticket_pb2.Ticket(
+        name=_name("tickets", ticket.id),
+        kind=KINDS[ticket.kind],
+        flow=_name("flows", ticket.flow),
+        state=ticket.state,
+        phase=PHASES[ticket.phase],
+        customer_tier=ticket.tier.upper(),
+        calls=[call_to_proto(call) for call in ticket.calls],
+        sla=_sla(ticket),
+        due_time=stamp(clocks.due_ms(ticket.sla.resolution)),
+        resolution=ticket.resolution,
+        parent=_name("tickets", ticket.parent_id),
+        follow_up=_follow_up(ticket.follow_up),
+        visit=_visit(ticket.visit),
+        reopen_count=ticket.reopen_count,
+        first_contact_resolved=ticket.first_contact_resolved,
+        allowed_transitions=allowed_verbs(ticket.flow, ticket.state),
+        creator=ticket.creator,
+        create_time=stamp(ticket.created_ms),
+        update_time=stamp(ticket.updated_ms),
+        resolve_time=stamp(ticket.resolved_ms),
+        close_time=stamp(ticket.closed_ms),
+        etag=etag(ticket.version) if ticket.version else "",
+    )
+    message.MergeFrom(rest)
+    return message
+
+
+def snapshot(ticket: Ticket) -> events_pb2.TicketSnapshot:
+    """The ticket as events carry it."""
+    opener = next((call.call_id for call in ticket.calls if call.opened), "")
+    draft, both = ticket.draft, (ticket.sla.first_response, ticket.sla.resolution)
+    return events_pb2.TicketSnapshot(
+        ticket=_name("tickets", ticket.id),
+        kind=KINDS[ticket.kind],
+        state=ticket.state,
+        phase=PHASES[ticket.phase],
+        priority=PRIORITIES[draft.priority],
+        subject=draft.subject,
+        category=draft.category,
+        customer=_name("customers", draft.customer_id),
+        caller_number=draft.caller_number,
+        customer_tier=ticket.tier.upper(),
+        call=_name("calls", opener),
+        due_time=stamp(clocks.due_ms(ticket.sla.resolution)),
+        parent=_name("tickets", ticket.parent_id),
+        version=ticket.version,
+        create_time=stamp(ticket.created_ms),
+        update_time=stamp(ticket.updated_ms),
+        reopen_count=ticket.reopen_count,
+        first_contact_resolved=ticket.first_contact_resolved,
+        call_count=ticket.call_count,
+        breached=any(clock.breached_ms is not None for clock in both),
+        language=draft.language,
+        channel=CHANNELS[draft.channel],
+        tags=draft.tags,
+        products=draft.products,
+    )
+
+
+def message_of(ticket: Ticket, happening: Happening) -> Message:
+    """The payload of what happened to a ticket, which is `ticket` (with its new version) after it."""
+    after = snapshot(ticket)
+    match happening:
+        case Created():
+            return events_pb2.TicketCreated(ticket=after, actor=happening.actor)
+        case Transitioned():
+            step = step_to_proto(happening.step)
+            return events_pb2.TicketTransitioned(ticket=after, transition=step, reopened=happening.reopened)
+        case Updated():
+            return events_pb2.TicketUpdated(
+                ticket=after, changed_fields=happening.fields, actor=happening.actor
+            )
+        case Attached():
+            return events_pb2.CallAttached(ticket=after, call=call_to_proto(happening.call))
+        case Scheduled():
+            plan = happening.follow_up
+            return events_pb2.FollowUpScheduled(
+                ticket=after,
+                schedule_time=stamp(plan.schedule_ms),
+                follow_up_ticket=_name("tickets", plan.ticket_id),
+                resolution_number=plan.number,
+            )
+        case Visited():
+            parent = _name("tickets", ticket.parent_id)
+            return events_pb2.FollowUpCompleted(ticket=after, parent=parent, visit=_visit(happening.visit))
+        case Breached():
+            return events_pb2.SlaBreached(
+                ticket=after,
+                clock=CLOCK_TYPES[happening.clock],
+                due_time=stamp(happening.due_ms),
+                cycle=happening.cycle,
+            )
+
+
+def event_of(ticket: Ticket, happening: Happening) -> Event:
+    """The event of what happened to a ticket; its time is the change's business time."""
+    return Event.of(
+        message_of(ticket, happening),
+        source=SERVICE,
+        subject=_name("tickets", ticket.id),
+        time=from_ms(ticket.updated_ms),
+    )
+
+
+# ---- proto -> model
+
+
+def read_kind(number: int) -> Kind:
+    """InvalidArgument(ticket.kind) for one that is not said or not known."""
+    if number not in _KIND_OF:
+        raise InvalidArgument(field="ticket.kind", why="must be one of TicketKind, and not unspecified")
+    return _KIND_OF[number]
+
+
+def _priority(number: int) -> Priority:
+    if number == ticket_pb2.PRIORITY_UNSPECIFIED:
+        return Priority.NORMAL
+    if number not in _PRIORITY_OF:
+        raise InvalidArgument(field="ticket.priority", why="must be one of Priority")
+    return _PRIORITY_OF[number]
+
+
+def _channel(number: int) -> Channel:
+    if number not in _CHANNEL_OF:
+        raise InvalidArgument(field="ticket.channel", why="must be one of Channel")
+    return _CHANNEL_OF[number]
+
+
+def read_optional_name(field: str, collection: str, name: str) -> str:
+    """The id in a name, empty for an empty one; InvalidArgument(field) for any other form."""
+    return parse_name(field, collection, name) if name else ""
+
+
+def read_draft(message: ticket_pb2.Ticket) -> Draft:
+    """What people filled in; InvalidArgument for unknown enum values, malformed names and fields not served
+    yet.
+
+    The rest is for `validation.check_draft`.
+    """
+    for field in UNSERVED_FIELDS:
+        present = getattr(message, field) if field in ("parts", "survey") else message.HasField(field)
+        if present:
+            raise InvalidArgument(field=f"ticket.{field}", why="is not served by this release")
+    return Draft(
+        subject=message.subject,
+        description=message.description,
+        priority=_priority(message.priority),
+        category=message.category,
+        customer_id=read_optional_name("ticket.customer", "customers", message.customer),
+        caller_number=message.caller_number,
+        language=message.language,
+        channel=_channel(message.channel),
+        required_skills=tuple(message.required_skills),
+        tags=tuple(message.tags),
+        attributes=dict(message.attributes),
+        assets=tuple(message.assets),
+        products=tuple(message.products),
+    )
+
+
+def call_facts(message: routing_events.CallWrappedUp) -> CallFacts | None:
+    """What routing tells of a finished call; None when there is nothing to be done about it. The event's
+    texts are not trusted: the engine makes them valid."""
+    said = message.disposition
+    if not message.HasField("disposition") or not said.HasField("ticket") or not message.call.call_id:
+        return None
+    asked = said.ticket
+    return CallFacts(
+        call_id=message.call.call_id,
+        ticket_id=CALL_PREFIX + stable_id("ticket-of-call", message.call.call_id),
+        time_ms=read_stamp(message.event_time),
+        number=clean_number(message.call.caller_number),
+        agent=message.call.agent,
+        channel=_CHANNEL_OF.get(message.call.channel, Channel.UNKNOWN),
+        code=said.code,
+        resolved=said.resolved,
+        reason=said.contact_reason,
+        notes=said.notes,
+        follow_up_ms=read_stamp(said.follow_up_time) if said.HasField("follow_up_time") else None,
+        request=TicketRequest(
+            kind=asked.kind,
+            priority=asked.priority,
+            category=asked.category,
+            subject=asked.subject,
+            description=asked.description,
+        ),
+    )
+
+
+def _customer_id(name: str) -> str:
+    return clean_id(name.removeprefix("customers/"))
+
+
+def read_customer_ids(names: Iterable[str]) -> list[str]:
+    """The ids in customers' names; malformed ones are left out."""
+    return [id for id in map(_customer_id, names) if id]
+
+
+def profile_of(message: crm_events.CustomerSnapshot) -> Profile | None:
+    """What crm tells of a customer; None without a usable name. Numbers are empty unless the customer
+    lives."""
+    customer_id = _customer_id(message.customer)
+    if not customer_id:
+        return None
+    tier = crm_tier(message)
+    numbers = tuple(number for number in map(clean_number, message.numbers) if number)
+    merged = _customer_id(message.merged_into)
+    profile = Profile(
+        customer_id=customer_id,
+        version=message.version,
+        numbers=numbers,
+        tier=tier,
+        language=message.language,
+    )
+    return replace(profile, merged_into=merged, numbers=()) if merged else profile
+
+
+def crm_tier(message: crm_events.CustomerSnapshot) -> str:
+    """crm's tier in lower case without its prefix, for example `vip`; empty when not known."""
+    if message.tier not in customers_pb2.Tier.values():
+        return ""
+    word = customers_pb2.Tier.Name(message.tier).removeprefix("TIER_").lower()
+    return "" if word == "unspecified" else word
