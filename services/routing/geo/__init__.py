@@ -1,0 +1,32 @@
+"""Number → place: E.164 parsing and validity, and where a number's holder is, with a stated precision."""
+
+from .model import (
+    GeoPoint,
+    InvalidNumber,
+    Located,
+    NumberFault,
+    NumberKind,
+    PlaceSource,
+    Precision,
+    checked_point,
+    distance_km,
+)
+from .numbers import parse_number
+from .places import load, locate, with_city, with_point
+
+__all__ = [
+    "GeoPoint",
+    "InvalidNumber",
+    "Located",
+    "NumberFault",
+    "NumberKind",
+    "PlaceSource",
+    "Precision",
+    "checked_point",
+    "distance_km",
+    "load",
+    "locate",
+    "parse_number",
+    "with_city",
+    "with_point",
+]

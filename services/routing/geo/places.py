@@ -1,0 +1,144 @@
+"""Number → place, and what the edge says of the place, which wins.
+
+Rules:
+1. Chinese mobile numbers: city by the first seven digits. Fixed lines: city by area code; an area code shared by
+   cities far apart says the province only.
+2. Elsewhere: the longest prefix known of numbers that the plan ties to a place. Mobile numbers of most countries,
+   toll-free and premium numbers say the country only.
+3. A point or city given by the edge replaces the place; the number stays. The province of a point is that of the
+   nearest known town, which near a border can be the neighbour's.
+"""
+
+from __future__ import annotations
+
+from chassis.errors import InvalidArgument
+
+from . import tables
+from .model import GeoPoint, Located, NumberKind, ParsedNumber, Place, PlaceSource, Precision, checked_point
+from .numbers import parse_number
+
+#: A point given by the edge is where the caller is, to about this.
+POINT_RADIUS_KM = 1
+#: Longest name of a city looked up, in characters.
+CITY_CHARACTERS_MAX = 100
+
+_NOWHERE = Place(
+    country="",
+    province="",
+    city="",
+    latitude=None,
+    longitude=None,
+    precision=Precision.UNKNOWN,
+    radius_km=20_038,
+)
+
+
+def load() -> None:
+    """Loads every table that `locate` needs (about a third of a second), so that no call waits for it."""
+    tables.china_mobiles()
+    tables.china_area_codes()
+    tables.world()
+    tables.countries()
+
+
+def locate(
+    number: str, *, default_country: str = "CN", field: str = "number", accept_unassigned: bool = False
+) -> Located:
+    """Where the holder of a number is, as far as the number tells. Pure but for loading tables once.
+
+    Raises InvalidNumber naming `field` (reason INVALID_NUMBER, metadata `fault`), see `parse_number`.
+    """
+    parsed = parse_number(
+        number, default_country=default_country, field=field, accept_unassigned=accept_unassigned
+    )
+    return _located(parsed, _place_of(parsed))
+
+
+def with_point(
+    number: Located | None, latitude: float, longitude: float, *, field: str = "location"
+) -> Located:
+    """The caller at a point that the edge gave; `number` None when withheld. Raises InvalidArgument naming
+    `<field>.latitude` or `<field>.longitude` when out of range.
+    """
+    point = checked_point(latitude, longitude, field=field)
+    return _given(number, _place_at(point, number))
+
+
+def with_city(number: Located | None, city: str, *, country: str = "CN", field: str = "city") -> Located:
+    """The caller in a city that the edge named, in China by its Chinese name. Raises InvalidArgument naming `field`
+    when no city or more than one has that name in the country.
+    """
+    found = tables.towns().named(country, city) if len(city) <= CITY_CHARACTERS_MAX else []
+    if not found:
+        raise InvalidArgument(field=field, why=f"names no city known in {country}")
+    if len({(place.province, place.city) for place in found}) > 1:
+        raise InvalidArgument(field=field, why=f"names several cities in {country}; give coordinates")
+    return _given(number, found[0])
+
+
+def _place_of(parsed: ParsedNumber) -> Place:
+    country = tables.countries().get(parsed.country)
+    place = _finer_place(parsed) if parsed.is_geographic else None
+    if place is not None and place.country == parsed.country:
+        return place
+    return country[1] if country else _NOWHERE
+
+
+def _finer_place(parsed: ParsedNumber) -> Place | None:
+    digits = parsed.e164[1:]
+    if parsed.country_code != 86:
+        if digits.startswith("549") and parsed.kind is NumberKind.MOBILE:
+            digits = "54" + digits[3:]  # Argentina's mark of a mobile number stands before the area code
+        return tables.world().find(digits)
+    national = digits[2:]
+    if parsed.kind is NumberKind.MOBILE:
+        return tables.china_mobiles().find(int(national[:7]))
+    codes = tables.china_area_codes()
+    return codes.get(national[:2]) or codes.get(national[:3])
+
+
+def _place_at(point: GeoPoint, number: Located | None) -> Place:
+    near = tables.towns().nearest(point.latitude, point.longitude)
+    country = near.country if near else number.country if number else ""
+    return Place(
+        country=country,
+        province=near.province if near else "",
+        city=near.city if near else "",
+        latitude=point.latitude,
+        longitude=point.longitude,
+        precision=Precision.CITY,
+        radius_km=POINT_RADIUS_KM,
+    )
+
+
+def _given(number: Located | None, place: Place) -> Located:
+    country = tables.countries().get(place.country)
+    return Located(
+        e164=number.e164 if number else "",
+        country=place.country,
+        country_name=country[0] if country else "",
+        province=place.province,
+        city=place.city,
+        latitude=place.latitude,
+        longitude=place.longitude,
+        precision=place.precision,
+        kind=number.kind if number else None,
+        radius_km=place.radius_km,
+        source=PlaceSource.EDGE,
+    )
+
+
+def _located(parsed: ParsedNumber, place: Place) -> Located:
+    country = tables.countries().get(parsed.country)
+    return Located(
+        e164=parsed.e164,
+        country=parsed.country,
+        country_name=country[0] if country else "",
+        province=place.province,
+        city=place.city,
+        latitude=place.latitude,
+        longitude=place.longitude,
+        precision=place.precision,
+        kind=parsed.kind,
+        radius_km=place.radius_km,
+    )

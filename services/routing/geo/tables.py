@@ -1,0 +1,198 @@
+"""The tables under data/ and the phone package's data, loaded once and kept small.
+
+phonenumbers' own geocoder holds every prefix of the world as a dict of dicts, about 100 MB; the tables here are
+derived from it (tools/make_city_data.py) and take a few. Chinese mobile numbers are looked up in the bytes of the
+`phone` package's file as they lie there.
+"""
+
+from __future__ import annotations
+
+import bisect
+import csv
+import functools
+import gzip
+import importlib.util
+import io
+import struct
+from array import array
+from collections.abc import Iterator, Mapping
+from importlib import resources
+from pathlib import Path
+
+from chassis.errors import StartError
+
+from .model import Place, Precision, distance_km
+
+#: How far callers with a Chinese city's number are from its centre, about.
+CITY_RADIUS_KM = 30
+#: A point given by the edge is said to be in the nearest known town's province within this distance.
+NEAREST_TOWN_KM_MAX = 100
+
+
+def _rows(name: str) -> Iterator[dict[str, str]]:
+    raw = (resources.files(__package__) / "data" / name).read_bytes()
+    text = gzip.decompress(raw) if name.endswith(".gz") else raw
+    return csv.DictReader(io.StringIO(text.decode("utf-8")))
+
+
+def _place(row: Mapping[str, str], country: str) -> Place:
+    return Place(
+        country=country,
+        province=row["province"],
+        city=row["city"],
+        latitude=float(row["latitude"]),
+        longitude=float(row["longitude"]),
+        precision=Precision(row.get("precision", "CITY")),
+        radius_km=int(row.get("radius_km", CITY_RADIUS_KM)),
+    )
+
+
+class ChinaMobiles:
+    """Seven-digit prefixes of Chinese mobile numbers → city, searched in the raw bytes of `phone.dat`.
+
+    The file: version (4 bytes), offset of the index (int32), records "province|city|post code|area code" each
+    ended by a zero byte, then the index: 9 bytes a prefix (int32 prefix, int32 record offset, byte operator),
+    ascending. Little-endian.
+    """
+
+    _ENTRY = struct.Struct("<ii")
+    _ENTRY_BYTES = 9
+
+    def __init__(self, raw: bytes, cities: Mapping[tuple[str, str], Place]) -> None:
+        (self._index_offset,) = struct.unpack_from("<4xi", raw)
+        self._raw = raw
+        self._count = (len(raw) - self._index_offset) // self._ENTRY_BYTES
+        self._places: dict[int, Place] = {}
+        start = 8
+        while start < self._index_offset:
+            end = raw.index(b"\0", start)
+            province, name, _, _ = raw[start:end].decode("utf-8").split("|")
+            if place := cities.get((province, name)):
+                self._places[start] = place
+            start = end + 1
+
+    def _prefix_at(self, position: int) -> int:
+        return int(self._ENTRY.unpack_from(self._raw, self._index_offset + position * self._ENTRY_BYTES)[0])
+
+    def find(self, prefix: int) -> Place | None:
+        """The city of a seven-digit prefix (1380013), None when the data does not have it."""
+        position = bisect.bisect_left(range(self._count), prefix, key=self._prefix_at)
+        if position == self._count:
+            return None
+        found, record = self._ENTRY.unpack_from(self._raw, self._index_offset + position * self._ENTRY_BYTES)
+        return self._places.get(record) if found == prefix else None
+
+
+class World:
+    """Prefixes of numbers outside China → place, by the longest one that is known."""
+
+    def __init__(self) -> None:
+        self.places = [_place(row, row["country"]) for row in _rows("world_places.csv.gz")]
+        self._place_numbers: dict[int, int] = {}
+        self._digits_max = 0
+        for row in _rows("world_prefixes.csv.gz"):
+            prefix, number = row["prefix"], row["place"]
+            self._place_numbers[int(prefix)] = int(number) if number else -1
+            self._digits_max = max(self._digits_max, len(prefix))
+
+    def find(self, digits: str) -> Place | None:
+        """The place of an E.164 number without its "+", None when only the country is known."""
+        for length in range(min(self._digits_max, len(digits)), 1, -1):
+            number = self._place_numbers.get(int(digits[:length]))
+            if number is not None:
+                return self.places[number] if number >= 0 else None
+        return None
+
+
+class Towns:
+    """All towns of the tables, by name and by where they are; only needed for places given by the edge."""
+
+    def __init__(self, places: list[Place]) -> None:
+        self._places = [p for p in places if p.precision is Precision.CITY and p.latitude is not None]
+        self._cells: dict[tuple[int, int], array[int]] = {}
+        self._names: dict[tuple[str, str], list[int]] = {}
+        for index, place in enumerate(self._places):
+            assert place.latitude is not None and place.longitude is not None
+            self._cells.setdefault(_cell(place.latitude, place.longitude), array("i")).append(index)
+            self._names.setdefault((place.country, place.city.casefold()), []).append(index)
+
+    def nearest(self, latitude: float, longitude: float) -> Place | None:
+        """The town nearest to a point, None when none is known within `NEAREST_TOWN_KM_MAX`."""
+        row, column = _cell(latitude, longitude)
+        # a degree of longitude shrinks towards the poles: look at more columns there
+        reach = 1 if abs(latitude) < 60 else 3
+        best: tuple[float, int] | None = None
+        for near_row in (row - 1, row, row + 1):
+            for near_column in range(column - reach, column + reach + 1):
+                for index in self._cells.get((near_row, (near_column + 180) % 360 - 180), ()):
+                    place = self._places[index]
+                    assert place.latitude is not None and place.longitude is not None
+                    km = distance_km(latitude, longitude, place.latitude, place.longitude)
+                    if best is None or (km, index) < best:
+                        best = km, index
+        return self._places[best[1]] if best and best[0] <= NEAREST_TOWN_KM_MAX else None
+
+    def named(self, country: str, name: str) -> list[Place]:
+        """Towns of that name, each place once; Chinese names with or without 市."""
+        key = name.strip().casefold()
+        found = self._names.get((country, key)) or self._names.get((country, key.removesuffix("市")), [])
+        return list(dict.fromkeys(self._places[index] for index in found))
+
+
+def _cell(latitude: float, longitude: float) -> tuple[int, int]:
+    return int(latitude // 1), int(longitude // 1)
+
+
+@functools.cache
+def china_cities() -> dict[tuple[str, str], Place]:
+    """(province, name in the phone data) → city."""
+    return {(row["province"], row["name"]): _place(row, "CN") for row in _rows("china_cities.csv")}
+
+
+@functools.cache
+def china_area_codes() -> dict[str, Place]:
+    """Area code without its 0 ("10", "755") → city, or province where distant cities share it."""
+    return {row["area_code"][1:]: _place(row, "CN") for row in _rows("china_area_codes.csv")}
+
+
+@functools.cache
+def china_mobiles() -> ChinaMobiles:
+    """Raises StartError when the phone package's data file is not there."""
+    spec = importlib.util.find_spec("phone")
+    path = Path(spec.origin).with_name("phone.dat") if spec and spec.origin else None
+    if path is None or not path.is_file():
+        raise StartError("the package 'phone' with its data file phone.dat is not installed")
+    return ChinaMobiles(path.read_bytes(), china_cities())
+
+
+@functools.cache
+def world() -> World:
+    """The world outside China."""
+    return World()
+
+
+@functools.cache
+def countries() -> dict[str, tuple[str, Place]]:
+    """ISO code → name in English, and the town nearest to the centre of the country's population."""
+    return {
+        row["country"]: (
+            row["name"],
+            _place({"province": "", "city": "", "precision": "COUNTRY", **row}, row["country"]),
+        )
+        for row in _rows("countries.csv")
+    }
+
+
+@functools.cache
+def towns() -> Towns:
+    """For places given by the edge."""
+    # a city state is its own town: without these a point in Hong Kong would be said to lie in Shenzhen
+    states = [
+        Place(
+            country=code, province="", city=name, latitude=place.latitude, longitude=place.longitude,
+            precision=Precision.CITY, radius_km=CITY_RADIUS_KM,
+        )
+        for code, (name, place) in countries().items()
+        if place.radius_km <= CITY_RADIUS_KM
+    ]  # fmt: skip
+    return Towns([*china_cities().values(), *world().places, *states])
