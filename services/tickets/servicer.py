@@ -40,9 +40,10 @@ KNOWLEDGE, REPORTS, SELF_SERVICE = "tickets.knowledge", "tickets.reports", "tick
 
 _TICKETS = {
     READ: "GetTicket ListTickets ListTransitions ListComments WatchChanges",
-    WRITE: "CreateTicket UpdateTicket TransitionTicket ClaimTicket ClaimNextTicket AssignTicket
-    TransferTicket ReleaseTicket " "CreateComment AttachFile DetachFile WatchTicket UnwatchTicket LinkTickets
-    UnlinkTickets MergeTickets SplitTicket", ADMIN: "BulkUpdateTickets",
+    WRITE: "CreateTicket UpdateTicket TransitionTicket ClaimTicket ClaimNextTicket AssignTicket TransferTicket "
+    "ReleaseTicket CreateComment AttachFile DetachFile WatchTicket UnwatchTicket LinkTickets UnlinkTickets "
+    "MergeTickets SplitTicket",
+    ADMIN: "BulkUpdateTickets",
 }
 _FLOWS = {READ: "GetFlow ListFlows ValidateFlow", ADMIN: "CreateFlow UpdateFlow DeleteFlow"}
 _SLA = {
@@ -61,8 +62,8 @@ _EXPERTS = {
 }
 _QUALITY = {
     READ: "GetProblem ListProblems GetReview ListReviews GetAsset ListAssets",
-    WRITE: "CreateProblem UpdateProblem TransitionProblem LinkProblemTickets CreateReview UpdateReview
-    CompleteReview " "CreateAsset UpdateAsset",
+    WRITE: "CreateProblem UpdateProblem TransitionProblem LinkProblemTickets CreateReview UpdateReview "
+    "CompleteReview CreateAsset UpdateAsset",
 }
 _REPORTS = {REPORTS: "GetBacklog GetPerformance GetCost GetProcessMap", ADMIN: "ImportTicketLog"}
 

@@ -110,8 +110,8 @@ def targets(
         f"and {_text(base.resolution_ms)} to resolution",
         f"priority {priority}: {by_priority} %",
         f"customer tier {said_tier}: {by_tier} %",
-        f"so {_text(result.first_response_ms)} to the first response and {_text(result.resolution_ms)} to
-        resolution",
+        f"so {_text(result.first_response_ms)} to the first response "
+        f"and {_text(result.resolution_ms)} to resolution",
     )
     return result, f"{kind}/{priority}/{said_tier}", lines
 
