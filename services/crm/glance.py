@@ -75,7 +75,7 @@ def day_start_ms(now: datetime, zone: str) -> int:
 
 
 def most_urgent(tickets: Iterable[Interaction]) -> tuple[Interaction, ...]:
-    """Open tickets as a screen shows them: by priority, then due time, then age; at most `POP_TICKETS_MAX`."""
+    """Open tickets for a screen: by priority, then due time, then age; at most `POP_TICKETS_MAX`."""
 
     def urgency(ticket: Interaction) -> tuple[int, int, int, str]:
         rank = _TICKET_PRIORITIES.get(str(ticket.detail.get("priority", "")), 2)
@@ -86,7 +86,7 @@ def most_urgent(tickets: Iterable[Interaction]) -> tuple[Interaction, ...]:
 
 
 def pop_language(tag: str, default: str) -> str:
-    """What the customer reads, "zh" or "en": English for any other language, `default` for an unknown one."""
+    """What the customer reads, "zh" or "en": English for other languages, `default` for an unknown one."""
     if not tag:
         return default
     return "zh" if tag.split("-")[0] == "zh" else "en"

@@ -1,0 +1,843 @@
+"""Protobuf <-> model. Used by the servicer (requests, answers) and the consumers (events); knows no
+transport.
+
+A number of an enumeration that this release does not know is refused with the field's name where a caller
+writes it, and
+read as "not said" where another service's event brings it.
+"""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Mapping, Sequence
+from datetime import datetime
+from typing import Any, TypeVar
+
+from google.protobuf.timestamp_pb2 import Timestamp
+from google.type.date_pb2 import Date  # type: ignore[import-untyped]
+
+from callmesh.common.v1 import common_pb2
+from callmesh.crm.v1 import customers_pb2, events_pb2, screen_pop_pb2, timeline_pb2
+from callmesh.marketing.v1 import events_pb2 as marketing_events
+from callmesh.marketing.v1 import types_pb2 as marketing_types
+from callmesh.routing.v1 import call_pb2
+from callmesh.routing.v1 import events_pb2 as routing_events
+from callmesh.tickets.v1 import events_pb2 as tickets_events
+from callmesh.tickets.v1 import ticket_pb2
+from chassis.clock import from_ms
+from chassis.errors import InvalidArgument
+from chassis.ids import parse_name
+from chassis.mongo import etag
+from crm import engine, timeline
+from crm.model import (
+    AuditEntry,
+    BirthDate,
+    CachedOffer,
+    CallState,
+    Channel,
+    Contact,
+    Customer,
+    CustomerFilter,
+    Direction,
+    EmailAddress,
+    ExternalId,
+    Fact,
+    Interaction,
+    InteractionKind,
+    Kind,
+    Part,
+    PhoneNumber,
+    PostalAddress,
+    QuietWindow,
+    ScreenPop,
+    State,
+    Tier,
+    TimelineFilter,
+    ValueClass,
+)
+
+#: Longest notes and descriptions taken from another service's event, characters.
+EVENT_TEXT_CHARACTERS_MAX = 10_000
+#: Longest title, reason or other line taken from another service's event, characters.
+EVENT_LINE_CHARACTERS_MAX = 500
+#: Most offers of one ranking that are kept.
+RANKED_OFFERS_MAX = 20
+#: Notes in a screen pop, characters.
+POP_NOTES_CHARACTERS_MAX = 500
+
+Member = TypeVar("Member", bound=enum.StrEnum)
+
+
+def _table(proto_enum: Any, prefix: str, members: type[Member]) -> dict[int, Member]:
+    """Proto number -> member, for every member that the proto has by the name `prefix` + name."""
+    numbers = dict(proto_enum.items())
+    return {numbers[prefix + m.name]: m for m in members if prefix + m.name in numbers}
+
+
+_TIERS = _table(customers_pb2.Tier, "TIER_", Tier)
+_KINDS = _table(customers_pb2.CustomerKind, "CUSTOMER_KIND_", Kind)
+_STATES = _table(customers_pb2.CustomerState, "CUSTOMER_STATE_", State)
+_CLASSES = _table(customers_pb2.ValueClass, "VALUE_CLASS_", ValueClass)
+_CHANNELS = _table(common_pb2.Channel, "CHANNEL_", Channel)
+_INTERACTION_KINDS = _table(timeline_pb2.InteractionKind, "INTERACTION_KIND_", InteractionKind)
+_DIRECTIONS = _table(timeline_pb2.Direction, "DIRECTION_", Direction)
+_CALL_STATES = _table(timeline_pb2.CallDetail.State, "STATE_", CallState)
+_PARTS = _table(screen_pop_pb2.ScreenPopPart, "SCREEN_POP_PART_", Part)
+
+
+def _number(table: Mapping[int, Member], member: Member) -> Any:
+    return next((number for number, value in table.items() if value == member), 0)
+
+
+def _member(field: str, table: Mapping[int, Member], number: int, default: Member) -> Member:
+    if number == 0:
+        return default
+    found = table.get(number)
+    if found is None:
+        raise InvalidArgument(field=field, why=f"has no value {number}")
+    return found
+
+
+def timestamp(moment: datetime | None) -> Timestamp | None:
+    """A moment as protobuf has it; None stays None."""
+    if moment is None:
+        return None
+    stamp = Timestamp()
+    stamp.FromDatetime(moment)
+    return stamp
+
+
+def ms_timestamp(ms: int | None) -> Timestamp | None:
+    """Milliseconds since 1970 as a timestamp; None stays None."""
+    return None if ms is None else timestamp(from_ms(ms))
+
+
+def _ms(message: Any, field: str) -> int | None:
+    """The milliseconds of a timestamp or duration field; None where it is not set."""
+    return int(getattr(message, field).ToMilliseconds()) if message.HasField(field) else None
+
+
+# Customers
+# -----------------------------------------------------------------------------------------------------------
+
+
+def _numbers_in(messages: Sequence[Any]) -> tuple[PhoneNumber, ...]:
+    return tuple(
+        PhoneNumber(number=m.number, label=m.label, primary=m.primary, verified=m.verified) for m in messages
+    )
+
+
+def _emails_in(messages: Sequence[Any]) -> tuple[EmailAddress, ...]:
+    return tuple(
+        EmailAddress(address=m.address, label=m.label, primary=m.primary, verified=m.verified)
+        for m in messages
+    )
+
+
+def _address_in(message: Any) -> PostalAddress:
+    placed = message.HasField("location")
+    return PostalAddress(
+        country=message.country,
+        province=message.province,
+        city=message.city,
+        district=message.district,
+        township=message.township,
+        street=message.street,
+        postal_code=message.postal_code,
+        label=message.label,
+        latitude=message.location.latitude if placed else None,
+        longitude=message.location.longitude if placed else None,
+    )
+
+
+def _contact_in(message: Any) -> Contact:
+    return Contact(
+        display_name=message.display_name,
+        role=message.role,
+        phone_numbers=_numbers_in(message.phone_numbers),
+        email_addresses=_emails_in(message.email_addresses),
+        language=message.language,
+    )
+
+
+def _window_in(message: Any, path: str) -> QuietWindow:
+    channels = [_member(f"{path}.channels", _CHANNELS, number, Channel.NONE) for number in message.channels]
+    if Channel.NONE in channels:
+        raise InvalidArgument(field=f"{path}.channels", why="must name channels")
+    return QuietWindow(
+        weekdays=tuple(message.weekdays),
+        start_minute=message.start_minute,
+        end_minute=message.end_minute,
+        channels=tuple(channels),
+    )
+
+
+def _custom_value_in(message: Any) -> Any:
+    kind = message.WhichOneof("value")
+    if kind == "date":
+        return BirthDate(year=message.date.year, month=message.date.month, day=message.date.day)
+    if kind == "texts":
+        return tuple(message.texts.texts)
+    return getattr(message, kind) if kind else ""
+
+
+def customer_in(message: Any) -> Customer:
+    """What a caller wrote, not normalised yet. InvalidArgument for an enumeration's unknown number or a bad
+    company name.
+    """
+    windows = enumerate(message.quiet_windows[: engine.QUIET_WINDOWS_MAX + 1])
+    day = message.birth_date
+    return Customer(
+        kind=_member("customer.kind", _KINDS, message.kind, Kind.PERSON),
+        display_name=message.display_name,
+        given_name=message.given_name,
+        family_name=message.family_name,
+        phone_numbers=_numbers_in(message.phone_numbers),
+        email_addresses=_emails_in(message.email_addresses),
+        external_ids=tuple(ExternalId(system=m.system, id=m.id) for m in message.external_ids),
+        addresses=tuple(_address_in(m) for m in message.addresses),
+        tier=_member("customer.tier", _TIERS, message.tier, Tier.STANDARD),
+        language=message.language,
+        time_zone=message.time_zone,
+        home_region=message.home_region,
+        tags=tuple(message.tags),
+        account_manager=message.account_manager,
+        value_class=_member("customer.value_class", _CLASSES, message.value_class, ValueClass.NONE),
+        birth_date=BirthDate(year=day.year, month=day.month, day=day.day)
+        if message.HasField("birth_date")
+        else None,
+        notes=message.notes,
+        custom_values={key: _custom_value_in(value) for key, value in message.custom_values.items()},
+        company=parse_name("customer.company", "customers", message.company) if message.company else "",
+        contacts=tuple(_contact_in(m) for m in message.contacts),
+        quiet_windows=tuple(_window_in(m, f"customer.quiet_windows[{index}]") for index, m in windows),
+    )
+
+
+def _number_out(number: PhoneNumber) -> customers_pb2.PhoneNumber:
+    return customers_pb2.PhoneNumber(
+        number=number.number, label=number.label, primary=number.primary, verified=number.verified
+    )
+
+
+def _email_out(email: EmailAddress) -> customers_pb2.EmailAddress:
+    return customers_pb2.EmailAddress(
+        address=email.address, label=email.label, primary=email.primary, verified=email.verified
+    )
+
+
+def _address_out(address: PostalAddress) -> customers_pb2.PostalAddress:
+    message = customers_pb2.PostalAddress(
+        country=address.country,
+        province=address.province,
+        city=address.city,
+        district=address.district,
+        township=address.township,
+        street=address.street,
+        postal_code=address.postal_code,
+        label=address.label,
+    )
+    if address.latitude is not None and address.longitude is not None:
+        message.location.CopyFrom(common_pb2.GeoPoint(latitude=address.latitude, longitude=address.longitude))
+    return message
+
+
+def _contact_out(contact: Contact) -> customers_pb2.Contact:
+    return customers_pb2.Contact(
+        display_name=contact.display_name,
+        role=contact.role,
+        phone_numbers=[_number_out(number) for number in contact.phone_numbers],
+        email_addresses=[_email_out(email) for email in contact.email_addresses],
+        language=contact.language,
+    )
+
+
+def _window_out(window: QuietWindow) -> customers_pb2.QuietWindow:
+    return customers_pb2.QuietWindow(
+        weekdays=window.weekdays,
+        start_minute=window.start_minute,
+        end_minute=window.end_minute,
+        channels=[_number(_CHANNELS, channel) for channel in window.channels],
+    )
+
+
+def customer_out(customer: Customer) -> customers_pb2.Customer:
+    """A customer as callers see it; an unsaved one (version 0) has no name and no etag."""
+    day = customer.birth_date
+    return customers_pb2.Customer(
+        name=customer.name if customer.id else "",
+        kind=_number(_KINDS, customer.kind),
+        display_name=customer.display_name,
+        given_name=customer.given_name,
+        family_name=customer.family_name,
+        phone_numbers=[_number_out(number) for number in customer.phone_numbers],
+        email_addresses=[_email_out(email) for email in customer.email_addresses],
+        external_ids=[customers_pb2.ExternalId(system=e.system, id=e.id) for e in customer.external_ids],
+        addresses=[_address_out(address) for address in customer.addresses],
+        tier=_number(_TIERS, customer.tier),
+        language=customer.language,
+        time_zone=customer.time_zone,
+        home_region=customer.home_region,
+        tags=customer.tags,
+        account_manager=customer.account_manager,
+        value_class=_number(_CLASSES, customer.value_class),
+        birth_date=Date(year=day.year, month=day.month, day=day.day) if day else None,
+        notes=customer.notes,
+        company=f"customers/{customer.company}" if customer.company else "",
+        contacts=[_contact_out(contact) for contact in customer.contacts],
+        quiet_windows=[_window_out(window) for window in customer.quiet_windows],
+        state=_number(_STATES, customer.state),
+        merged_into=f"customers/{customer.merged_into}" if customer.merged_into else "",
+        create_time=timestamp(customer.create_time),
+        update_time=timestamp(customer.update_time),
+        delete_time=timestamp(customer.delete_time),
+        creator=customer.creator,
+        updater=customer.updater,
+        etag=etag(customer.version) if customer.version else "",
+    )
+
+
+def filter_in(message: Any, show_deleted: bool) -> CustomerFilter:
+    """Which customers a list asks for. InvalidArgument naming the bad condition."""
+    for field in ("tag", "account_manager", "home_region"):
+        if len(getattr(message, field)) > engine.SUBJECT_CHARACTERS_MAX + 8:
+            raise InvalidArgument(field=f"filter.{field}", why="is too long")
+    return CustomerFilter(
+        tier=_member("filter.tier", _TIERS, message.tier, Tier.STANDARD) if message.tier else None,
+        value_class=_member("filter.value_class", _CLASSES, message.value_class, ValueClass.NONE)
+        if message.value_class
+        else None,
+        tag=message.tag,
+        account_manager=message.account_manager,
+        company=parse_name("filter.company", "customers", message.company) if message.company else "",
+        home_region=message.home_region,
+        kind=_member("filter.kind", _KINDS, message.kind, Kind.PERSON) if message.kind else None,
+        show_deleted=show_deleted,
+    )
+
+
+def audit_out(customer: str, entry: AuditEntry) -> customers_pb2.AuditEntry:
+    """A change as callers see it; `customer` is the resource name."""
+    changes = [
+        customers_pb2.FieldChange(field=change.field, old_value=change.old, new_value=change.new)
+        for change in entry.changes
+    ]
+    return customers_pb2.AuditEntry(
+        customer=customer,
+        version=entry.version,
+        actor=entry.actor,
+        action=entry.action,
+        time=timestamp(entry.time),
+        changes=changes,
+    )
+
+
+# Events of crm
+# -------------------------------------------------------------------------------------------------------
+
+
+def snapshot(customer: Customer) -> events_pb2.CustomerSnapshot:
+    """The essentials of a customer for other services."""
+    return events_pb2.CustomerSnapshot(
+        customer=customer.name,
+        version=customer.version,
+        state=_number(_STATES, customer.state),
+        kind=_number(_KINDS, customer.kind),
+        numbers=engine.owned_numbers(customer),
+        tier=_number(_TIERS, customer.tier),
+        language=customer.language,
+        display_name=customer.display_name,
+        value_class=_number(_CLASSES, customer.value_class),
+        tags=customer.tags,
+        account_manager=customer.account_manager,
+        home_region=customer.home_region,
+        time_zone=customer.time_zone,
+        quiet_windows=[_window_out(window) for window in customer.quiet_windows],
+        merged_into=f"customers/{customer.merged_into}" if customer.merged_into else "",
+        company=f"customers/{customer.company}" if customer.company else "",
+        create_time=timestamp(customer.create_time),
+    )
+
+
+def customer_created(change: engine.Change) -> events_pb2.CustomerCreated:
+    """The event of a creation."""
+    return events_pb2.CustomerCreated(
+        customer=snapshot(change.customer),
+        actor=change.audit.actor,
+        event_time=timestamp(change.audit.time),
+    )
+
+
+def customer_updated(change: engine.Change) -> events_pb2.CustomerUpdated:
+    """The event of an update or undeletion."""
+    return events_pb2.CustomerUpdated(
+        customer=snapshot(change.customer),
+        changed_fields=change.changed_fields,
+        released_numbers=change.released,
+        actor=change.audit.actor,
+        event_time=timestamp(change.audit.time),
+    )
+
+
+def customer_deleted(change: engine.Change) -> events_pb2.CustomerDeleted:
+    """The event of a soft deletion."""
+    return events_pb2.CustomerDeleted(
+        customer=snapshot(change.customer),
+        released_numbers=change.released,
+        actor=change.audit.actor,
+        event_time=timestamp(change.audit.time),
+    )
+
+
+def interaction_recorded(
+    interaction: Interaction, actor: str, now: datetime
+) -> events_pb2.InteractionRecorded:
+    """The event of a recorded interaction, without its free texts."""
+    message = interaction_out(interaction)
+    message.ClearField("summary")
+    for detail, texts in (("message", ("subject", "text")), ("survey", ("comment",)), ("note", ("text",))):
+        if message.HasField(detail):
+            for text in texts:
+                getattr(message, detail).ClearField(text)
+    return events_pb2.InteractionRecorded(interaction=message, actor=actor, event_time=timestamp(now))
+
+
+# Timeline
+# ------------------------------------------------------------------------------------------------------------
+
+
+def interaction_out(interaction: Interaction) -> timeline_pb2.Interaction:
+    """An interaction as callers see it."""
+    owner = timeline.customer_of(interaction.subject)
+    message = timeline_pb2.Interaction(
+        name=f"interactions/{interaction.id}",
+        kind=_number(_INTERACTION_KINDS, interaction.kind),
+        source=interaction.source,
+        source_id=interaction.source_id,
+        customer=f"customers/{owner}" if owner else "",
+        phone_number=interaction.number,
+        channel=_number(_CHANNELS, interaction.channel),
+        direction=_number(_DIRECTIONS, interaction.direction),
+        start_time=ms_timestamp(interaction.began_ms),
+        end_time=ms_timestamp(interaction.ended_ms),
+        summary=interaction.summary,
+        contact_reason=interaction.contact_reason,
+        agent=interaction.agent,
+        region=interaction.region,
+        update_time=ms_timestamp(interaction.updated_ms),
+    )
+    _DETAILS_OUT.get(interaction.kind, _note_out)(message, interaction.detail)
+    return message
+
+
+def _call_out(message: timeline_pb2.Interaction, detail: Mapping[str, Any]) -> None:
+    call = message.call
+    call.state = _number(_CALL_STATES, CallState(detail["state"]))
+    call.version.attempt, call.version.move = detail["attempt"], detail["move"]
+    call.queue = detail["queue"]
+    call.disposition = detail["disposition"]
+    call.notes = detail["notes"]
+    call.wants_to_leave = detail["wants_to_leave"]
+    if detail["resolved"] is not None:
+        call.resolved = detail["resolved"]
+    if detail["wait_ms"] is not None:
+        call.wait_duration.FromMilliseconds(detail["wait_ms"])
+    if detail["talk_ms"] is not None:
+        call.talk_duration.FromMilliseconds(detail["talk_ms"])
+    if detail["connect_ms"] is not None:
+        call.connect_time.FromMilliseconds(detail["connect_ms"])
+
+
+def _ticket_out(message: timeline_pb2.Interaction, detail: Mapping[str, Any]) -> None:
+    ticket = message.ticket
+    for field in ("ticket", "kind", "state", "priority", "subject", "call_id"):
+        setattr(ticket, field, detail.get(field, ""))
+    ticket.open = bool(detail.get("open"))
+    ticket.breached = bool(detail.get("breached"))
+    if detail.get("due_ms") is not None:
+        ticket.due_time.FromMilliseconds(detail["due_ms"])
+
+
+def _offer_out(message: timeline_pb2.Interaction, detail: Mapping[str, Any]) -> None:
+    for field in ("offer", "title", "outcome", "call_id"):
+        setattr(message.offer, field, detail.get(field, ""))
+
+
+def _message_out(message: timeline_pb2.Interaction, detail: Mapping[str, Any]) -> None:
+    message.message.subject = detail.get("subject", "")
+    message.message.text = detail.get("text", "")
+
+
+def _survey_out(message: timeline_pb2.Interaction, detail: Mapping[str, Any]) -> None:
+    message.survey.survey = detail.get("survey", "")
+    message.survey.satisfaction = detail.get("satisfaction", 0)
+    message.survey.comment = detail.get("comment", "")
+    message.survey.call_id = detail.get("call_id", "")
+    if detail.get("recommend_score") is not None:
+        message.survey.recommend_score = detail["recommend_score"]
+
+
+def _note_out(message: timeline_pb2.Interaction, detail: Mapping[str, Any]) -> None:
+    message.note.text = detail.get("text", "")
+
+
+_DETAILS_OUT = {
+    InteractionKind.CALL: _call_out,
+    InteractionKind.TICKET: _ticket_out,
+    InteractionKind.OFFER: _offer_out,
+    InteractionKind.MESSAGE: _message_out,
+    InteractionKind.SURVEY: _survey_out,
+}
+
+
+def timeline_filter_in(message: Any) -> TimelineFilter:
+    """Which interactions a list asks for. InvalidArgument naming the bad condition."""
+    kinds = [
+        _member(f"kinds[{index}]", _INTERACTION_KINDS, number, InteractionKind.NOTE)
+        for index, number in enumerate(message.kinds[: len(_INTERACTION_KINDS) + 1])
+    ]
+    if 0 in message.kinds:
+        raise InvalidArgument(field="kinds", why="must name kinds")
+    interval = message.interval
+    from_ms, until_ms = _ms(interval, "start_time"), _ms(interval, "end_time")
+    if from_ms is not None and until_ms is not None and until_ms < from_ms:
+        raise InvalidArgument(field="interval.end_time", why="must not be before start_time")
+    return TimelineFilter(kinds=frozenset(kinds), from_ms=from_ms, until_ms=until_ms)
+
+
+def recorded_kind(message: Any) -> InteractionKind:
+    """The kind of an interaction to be recorded; InvalidArgument for a kind that only other services tell."""
+    kind = _member("interaction.kind", _INTERACTION_KINDS, message.kind, InteractionKind.CALL)
+    if kind in (InteractionKind.CALL, InteractionKind.TICKET, InteractionKind.OFFER):
+        raise InvalidArgument(
+            field="interaction.kind",
+            why="must be MESSAGE, SURVEY, VISIT or NOTE; other services tell of the rest by themselves",
+        )
+    return kind
+
+
+def recorded_values(message: Any, kind: InteractionKind) -> dict[str, Any]:
+    """What a caller wrote of an interaction, by field, not cleaned yet. InvalidArgument for a detail of
+    another kind.
+    """
+    wanted = {InteractionKind.MESSAGE: "message", InteractionKind.SURVEY: "survey"}.get(kind, "note")
+    told = message.WhichOneof("detail")
+    if told not in (None, wanted):
+        raise InvalidArgument(field=f"interaction.{told}", why=f"does not belong to kind {kind}")
+    values: dict[str, Any] = {
+        "channel": _member("interaction.channel", _CHANNELS, message.channel, Channel.NONE).value,
+        "direction": _member("interaction.direction", _DIRECTIONS, message.direction, Direction.NONE).value,
+        "summary": message.summary,
+        "contact_reason": message.contact_reason,
+        "agent": message.agent,
+        "region": message.region,
+        "ended_ms": _ms(message, "end_time"),
+    }
+    if wanted == "message":
+        values.update(subject=message.message.subject, text=message.message.text)
+    elif wanted == "survey":
+        survey = message.survey
+        score = survey.recommend_score if survey.HasField("recommend_score") else None
+        values.update(survey=survey.survey, satisfaction=survey.satisfaction, recommend_score=score)
+        values.update(comment=survey.comment, call_id=survey.call_id)
+    else:
+        values["text"] = message.note.text
+    return values
+
+
+# Screen pop
+# ----------------------------------------------------------------------------------------------------------
+
+
+def screen_pop_out(pop: ScreenPop, now: datetime) -> screen_pop_pb2.ScreenPop:
+    """The answer of GetScreenPop."""
+    message = screen_pop_pb2.ScreenPop(
+        phone_number=pop.number,
+        greeting=pop.greeting,
+        repeat_call_notice=pop.repeat_notice,
+        language=pop.language,
+        missing=[_number(_PARTS, part) for part in pop.missing],
+        open_tickets=[_open_ticket(ticket, now) for ticket in pop.tickets],
+        open_ticket_count=pop.ticket_count,
+        offers=[_pop_offer(offer, pop.language) for offer in pop.offers],
+    )
+    if pop.customer is not None:
+        message.customer.CopyFrom(_pop_customer(pop))
+    if pop.calls is not None:
+        message.earlier_calls_today = pop.calls.today
+        message.call_ordinal_today = pop.calls.today + 1
+        if pop.calls.last is not None:
+            message.last_call.CopyFrom(_past_call(pop.calls.last))
+    return message
+
+
+def _pop_customer(pop: ScreenPop) -> screen_pop_pb2.PopCustomer:
+    customer = pop.customer
+    assert customer is not None
+    return screen_pop_pb2.PopCustomer(
+        name=customer.name,
+        kind=_number(_KINDS, customer.kind),
+        display_name=customer.display_name,
+        contact_name=pop.contact_name,
+        tier=_number(_TIERS, customer.tier),
+        language=customer.language,
+        value_class=_number(_CLASSES, customer.value_class),
+        tags=customer.tags,
+        account_manager=customer.account_manager,
+        home_region=customer.home_region,
+        notes=customer.notes[:POP_NOTES_CHARACTERS_MAX],
+        time_zone=pop.time_zone,
+        create_time=timestamp(customer.create_time),
+    )
+
+
+def _past_call(call: Interaction) -> screen_pop_pb2.PastCall:
+    message = screen_pop_pb2.PastCall(
+        interaction=f"interactions/{call.id}",
+        call_id=call.source_id,
+        start_time=ms_timestamp(call.began_ms),
+        outcome=call.detail["state"],
+        contact_reason=call.contact_reason,
+        agent=call.agent,
+        queue=call.detail["queue"],
+    )
+    if call.detail["resolved"] is not None:
+        message.resolved = call.detail["resolved"]
+    if call.detail["talk_ms"] is not None:
+        message.talk_duration.FromMilliseconds(call.detail["talk_ms"])
+    return message
+
+
+def _open_ticket(ticket: Interaction, now: datetime) -> screen_pop_pb2.OpenTicket:
+    detail = ticket.detail
+    due_ms = detail.get("due_ms")
+    return screen_pop_pb2.OpenTicket(
+        ticket=detail.get("ticket", ""),
+        kind=detail.get("kind", ""),
+        state=detail.get("state", ""),
+        priority=detail.get("priority", ""),
+        subject=detail.get("subject", ""),
+        due_time=ms_timestamp(due_ms),
+        overdue=due_ms is not None and from_ms(due_ms) < now,
+    )
+
+
+def _pop_offer(offer: CachedOffer, language: str) -> screen_pop_pb2.PopOffer:
+    return screen_pop_pb2.PopOffer(
+        offer=offer.offer,
+        title=in_language(offer.titles, language),
+        reason=in_language(offer.reasons, language),
+        score=offer.score,
+    )
+
+
+def in_language(texts: Mapping[str, str], language: str) -> str:
+    """The text in a language, else in English, else any; "" for none."""
+    return texts.get(language) or texts.get("en") or next(iter(texts.values()), "")
+
+
+# Events of other services
+# --------------------------------------------------------------------------------------------
+
+_OUTCOMES = {
+    call_pb2.CALL_OUTCOME_COMPLETED: CallState.COMPLETED,
+    call_pb2.CALL_OUTCOME_ABANDONED: CallState.ABANDONED,
+    call_pb2.CALL_OUTCOME_MOVED: CallState.MOVING,
+    call_pb2.CALL_OUTCOME_REFUSED: CallState.REFUSED,
+    call_pb2.CALL_OUTCOME_INTERRUPTED: CallState.INTERRUPTED,
+}
+_OPEN_PHASES = {
+    ticket_pb2.TICKET_PHASE_NEW,
+    ticket_pb2.TICKET_PHASE_ACTIVE,
+    ticket_pb2.TICKET_PHASE_WAITING,
+}
+_ANSWERED = {
+    marketing_types.OUTCOME_RESULT_ACCEPTED: "ACCEPTED",
+    marketing_types.OUTCOME_RESULT_DECLINED: "DECLINED",
+}
+
+
+def _enum_name(proto_enum: Any, number: int, prefix: str) -> str:
+    """The name without its prefix; "" for UNSPECIFIED and for a number that this release does not know."""
+    name = next((name for name, value in proto_enum.items() if value == number), "")
+    return "" if name.endswith("_UNSPECIFIED") else name.removeprefix(prefix)
+
+
+def _last(name: str) -> str:
+    """The id at the end of a resource name; "" stays ""."""
+    return name.rpartition("/")[2]
+
+
+def _call_fact(
+    message: Any, facet: str, values: Mapping[str, Any], began_ms: int | None = None
+) -> Fact | None:
+    ref = message.call
+    if not ref.call_id:
+        return None
+    event_ms = int(message.event_time.ToMilliseconds())
+    common = {
+        "number": ref.caller_number,
+        "channel": _CHANNELS.get(ref.channel, Channel.NONE).value,
+        "direction": Direction.INBOUND.value,
+        "queue": ref.queue,
+        "region": ref.region,
+        "agent": ref.agent,
+    }
+    return Fact(
+        kind=InteractionKind.CALL,
+        source="routing",
+        source_id=ref.call_id,
+        facet=facet,
+        stamp=(ref.version.attempt, ref.version.move, ref.epoch, ref.sequence),
+        values={**common, **values},
+        began_ms=event_ms if began_ms is None else began_ms,
+    )
+
+
+def call_queued(message: routing_events.CallQueued) -> Fact | None:
+    """None for an event that names no call; so in all of these."""
+    began_ms = int(message.event_time.ToMilliseconds()) - (_ms(message, "waited_before") or 0)
+    return _call_fact(message, "queued", {"state": CallState.WAITING.value}, began_ms)
+
+
+def call_connected(message: routing_events.CallConnected) -> Fact | None:
+    """Caller and agent are talking."""
+    event_ms, wait_ms = int(message.event_time.ToMilliseconds()), _ms(message, "wait")
+    values = {"state": CallState.CONNECTED.value, "connect_ms": event_ms, "wait_ms": wait_ms}
+    return _call_fact(message, "connected", values, event_ms - (wait_ms or 0))
+
+
+def call_ended(message: routing_events.CallEnded) -> Fact | None:
+    """An entry of the call ended; MOVED is on its way elsewhere."""
+    event_ms = int(message.event_time.ToMilliseconds())
+    values = {
+        "state": _OUTCOMES.get(message.outcome, CallState.COMPLETED).value,
+        "wait_ms": _ms(message, "wait"),
+        "talk_ms": _ms(message, "talk"),
+        "connect_ms": _ms(message, "connect_time"),
+        "ended_ms": event_ms,
+        "reason": message.reason[:EVENT_LINE_CHARACTERS_MAX],
+    }
+    return _call_fact(message, "ended", values, _ms(message, "queue_time"))
+
+
+def call_wrapped_up(message: routing_events.CallWrappedUp) -> Fact | None:
+    """The agent finished; without a disposition the time ran out and only the agent is told."""
+    said = message.disposition
+    told = message.HasField("disposition")
+    values = {
+        "disposition": said.code[:EVENT_LINE_CHARACTERS_MAX],
+        "resolved": said.resolved if told else None,
+        "contact_reason": said.contact_reason[:EVENT_LINE_CHARACTERS_MAX],
+        "notes": said.notes[:EVENT_TEXT_CHARACTERS_MAX],
+        "wants_to_leave": said.wants_to_leave,
+    }
+    return _call_fact(message, "wrapped", values)
+
+
+def ticket_fact(snapshot: tickets_events.TicketSnapshot) -> Fact | None:
+    """A ticket as any of its events shows it."""
+    if not snapshot.ticket:
+        return None
+    values = {
+        "number": snapshot.caller_number,
+        "customer": _last(snapshot.customer),
+        "channel": _CHANNELS.get(snapshot.channel, Channel.NONE).value,
+        "agent": snapshot.assignee,
+        "ticket": snapshot.ticket,
+        "kind": _enum_name(ticket_pb2.TicketKind, snapshot.kind, "TICKET_KIND_"),
+        "state": snapshot.state,
+        "priority": _enum_name(ticket_pb2.Priority, snapshot.priority, "PRIORITY_"),
+        "subject": snapshot.subject[:EVENT_LINE_CHARACTERS_MAX],
+        "contact_reason": snapshot.category,
+        "open": snapshot.phase in _OPEN_PHASES,
+        "due_ms": _ms(snapshot, "due_time"),
+        "changed_ms": _ms(snapshot, "update_time"),
+        "call_id": _last(snapshot.call),
+        "breached": snapshot.breached,
+    }
+    return Fact(
+        kind=InteractionKind.TICKET,
+        source="tickets",
+        source_id=_last(snapshot.ticket),
+        facet="snapshot",
+        stamp=(snapshot.version,),
+        values=values,
+        began_ms=int(snapshot.create_time.ToMilliseconds()),
+    )
+
+
+def texts_in(messages: Sequence[Any]) -> dict[str, str]:
+    """Texts by primary language."""
+    return {m.language: m.text[:EVENT_LINE_CHARACTERS_MAX] for m in messages[:RANKED_OFFERS_MAX]}
+
+
+def offer_fact(message: marketing_events.OfferOutcomeRecorded) -> Fact | None:
+    """What the customer said to an offer; None when nothing was put to him."""
+    outcome = _ANSWERED.get(message.result)
+    if outcome is None or not message.offer or not message.decision:
+        return None
+    titles = texts_in(message.titles)
+    at_ms = int(message.outcome_time.ToMilliseconds())
+    values = {
+        "number": message.caller_number,
+        "customer": _last(message.customer),
+        "agent": message.agent,
+        "region": message.region,
+        "offer": message.offer,
+        "title": in_language(titles, "zh"),
+        "outcome": outcome,
+        "call_id": message.call_id,
+    }
+    return Fact(
+        kind=InteractionKind.OFFER,
+        source="marketing",
+        source_id=_last(message.decision),
+        facet="outcome",
+        stamp=(at_ms,),
+        values=values,
+        began_ms=at_ms,
+    )
+
+
+def answered_offers(message: marketing_events.OfferOutcomeRecorded) -> list[str]:
+    """The offers that the customer has said something to."""
+    said = [message.offer] if message.offer and message.result in _ANSWERED else []
+    return [*said, *message.declined_offers[:RANKED_OFFERS_MAX]]
+
+
+def ranked_offers(message: marketing_events.RecommendationMade) -> tuple[CachedOffer, ...]:
+    """The offers of a ranking, best first."""
+    best = sorted(message.offers, key=lambda offer: offer.rank)[:RANKED_OFFERS_MAX]
+    return tuple(
+        CachedOffer(
+            offer=offer.offer,
+            titles=texts_in(offer.titles),
+            reasons=texts_in(offer.reason.texts),
+            score=offer.score,
+        )
+        for offer in best
+    )
+
+
+def offer_subject(message: Any) -> str:
+    """Whose an event of marketing is: the customer, else the number; "" when it names neither."""
+    if message.customer:
+        return timeline.subject_of_customer(_last(message.customer))
+    return timeline.subject_of_number(message.caller_number) if message.caller_number else ""
+
+
+def ranking_stamp(message: marketing_events.RecommendationMade) -> tuple[int, str]:
+    """Orders rankings."""
+    return int(message.create_time.ToMilliseconds()), message.decision
+
+
+def ranking_expiry(message: marketing_events.RecommendationMade) -> int | None:
+    """When a ranking is stale, business ms; None: never."""
+    return _ms(message, "expire_time")
+
+
+def attached_numbers(message: events_pb2.CustomerSnapshot) -> tuple[str, str, list[str]]:
+    """(customer's id, state, numbers it owns) in a snapshot of our own."""
+    state = _STATES.get(message.state, State.ACTIVE)
+    return _last(message.customer), state.value, list(message.numbers)
