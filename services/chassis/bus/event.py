@@ -174,6 +174,8 @@ def _check_size(size: int) -> None:
 
 
 def _check(event: Event) -> None:
+    if not isinstance(event.data, dict):
+        raise MalformedEvent(field="data", why="must be an object; some well-known types are not")
     try:
         check_id("id", event.id)
     except InvalidArgument as error:
