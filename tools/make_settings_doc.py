@@ -17,8 +17,8 @@ SERVICES = ("routing", "crm", "tickets", "marketing")
 
 INTRODUCTION = """# Settings
 
-Made by `make settings-doc` from the settings classes (`services/<service>/config.py`); change those and run it
-again.
+Made by `make settings-doc` from the settings classes (`services/<service>/config.py`); change those and
+run it again.
 
 Every setting is an environment variable. A process that finds a bad one prints one line that names it and
 exits with status 2. Where two names stand, the longer one wins: it is that service's own, the shorter one is

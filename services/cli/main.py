@@ -1,0 +1,67 @@
+"""The `callmesh` command."""
+
+from __future__ import annotations
+
+import signal
+import sys
+from types import FrameType
+
+import typer
+
+from chassis.localstack import PortInUse, ProcessFailed
+from cli.down import down
+from cli.plan import BadStackConfig
+from cli.stack import StackError
+from cli.status import status
+from cli.up import up
+from cli.view import print_error
+
+#: The stack could not be started or stopped.
+EXIT_FAILED = 1
+#: A setting or a port is wrong: nothing was started.
+EXIT_USAGE = 2
+
+app = typer.Typer(
+    name="callmesh",
+    help="Run the callmesh contact-centre platform on this machine.",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode=None,
+    # The long form prints local variables, which may hold secrets.
+    pretty_exceptions_enable=False,
+)
+for command in (up, down, status):
+    app.command()(command)
+
+
+def add_demo(arguments: list[str]) -> None:
+    """Adds `demo` unless another command was asked for: it imports much, and `status` should be quick."""
+    wanted = next((argument for argument in arguments if not argument.startswith("-")), "")
+    if wanted not in {"up", "down", "status"}:
+        from cli.demo.command import demo
+
+        app.command("demo")(demo)
+
+
+def _end_politely(number: int, _: FrameType | None) -> None:
+    # Unwinds like Ctrl-C, so that what a command started is stopped.
+    raise SystemExit(128 + number)
+
+
+def main() -> None:
+    """Entry point: expected failures become one clear line and an exit status, never a traceback."""
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, _end_politely)
+    add_demo(sys.argv[1:])
+    try:
+        app()
+    except (BadStackConfig, PortInUse) as error:
+        print_error(error)
+        sys.exit(EXIT_USAGE)
+    except (StackError, ProcessFailed) as error:
+        print_error(error)
+        sys.exit(EXIT_FAILED)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,46 @@
+"""Options that the commands share: each is an environment variable too, which is how `make` passes it on."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from cli.plan import PORT_BASE_DEFAULT, StackConfig
+
+RUN_DIR_DEFAULT = Path(".run")
+
+RunDir = Annotated[
+    Path, typer.Option("--run-dir", envvar="RUN_DIR", help="Where the stack keeps data, logs and secrets.")
+]
+PortBase = Annotated[
+    int, typer.Option("--port-base", envvar="PORT_BASE", help="First of the stack's ports (it uses 71).")
+]
+Members = Annotated[
+    int, typer.Option("--members", envvar="MEMBERS", help="Members of the local MongoDB replica set: 1 or 3.")
+]
+
+
+def stack_config(
+    run_dir: Path = RUN_DIR_DEFAULT,
+    port_base: int = PORT_BASE_DEFAULT,
+    members: int = 1,
+    env: dict[str, str] | None = None,
+) -> StackConfig:
+    """The stack that the options and the environment (MONGO_URI, AMQP_URI) describe.
+
+    The two URIs are no options: they may hold a password, and a command line is readable by everybody.
+
+    Raises:
+        BadStackConfig: a value out of range.
+    """
+    return StackConfig(
+        run_dir=run_dir.expanduser().resolve(),
+        port_base=port_base,
+        members=members,
+        mongo_uri=os.environ.get("MONGO_URI", ""),
+        amqp_uri=os.environ.get("AMQP_URI", ""),
+        env=env or {},
+    )

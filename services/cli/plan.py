@@ -1,0 +1,180 @@
+"""What a local stack consists of: names, ports and environment of its processes. Pure: nothing is started
+here.
+
+Ports are fixed offsets from one base, so that a stack can be told from another by its base alone:
+
+    +0 +1 +2    mongod members              +40 +41 +42    crm: gRPC, HTTP, worker's HTTP
+    +10 +11 +12 RabbitMQ: AMQP, distribution, port mapper
+    +20..+23    routing gRPC, one a region  +50 +51 +52    tickets
+    +30..+33    routing HTTP, one a region  +60 +61 +62    marketing
+    +34         routing worker's HTTP       +70            Prometheus
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+HOST = "127.0.0.1"
+#: Region ids of the local stack, the head office first.
+REGIONS = ("beijing", "shanghai", "guangzhou", "chengdu")
+#: The services besides routing, with the offset of their first port.
+SERVICES = {"crm": 40, "tickets": 50, "marketing": 60}
+
+PORT_BASE_DEFAULT = 7100
+#: The last offset in use.
+PORT_OFFSET_MAX = 70
+MEMBERS_ALLOWED = (1, 3)
+
+MONGO_OFFSET = 0
+RABBIT_OFFSET = 10
+ROUTING_GRPC_OFFSET = 20
+ROUTING_HTTP_OFFSET = 30
+ROUTING_WORKER_OFFSET = 34
+PROMETHEUS_OFFSET = 70
+
+
+class BadStackConfig(ValueError):
+    """A stack cannot be planned from what was given; the text is one line for the operator."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class StackConfig:
+    """What tells one local stack from another."""
+
+    #: Data, logs, records and secrets; absolute.
+    run_dir: Path
+    #: First port, see the module's table.
+    port_base: int = PORT_BASE_DEFAULT
+    #: Members of the local replica set, 1 or 3; of no meaning with `mongo_uri`.
+    members: int = 1
+    #: A MongoDB to use in place of a local one; "" starts one.
+    mongo_uri: str = ""
+    #: A RabbitMQ to use in place of a local one; "" starts one.
+    amqp_uri: str = ""
+    #: Added to the environment of every service process, for example CLOCK_SPEED.
+    env: Mapping[str, str] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if not 1024 <= self.port_base <= 65535 - PORT_OFFSET_MAX:
+            raise BadStackConfig(
+                f"PORT_BASE must be between 1024 and {65535 - PORT_OFFSET_MAX}, got {self.port_base}"
+            )
+        if self.members not in MEMBERS_ALLOWED:
+            raise BadStackConfig(f"MEMBERS must be 1 or 3, got {self.members}")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ServiceProcess:
+    """One process of the platform."""
+
+    #: "crm", "crm-worker", "routing-beijing": names its log, its record and its line in `status`.
+    name: str
+    #: Run as `python -m <module>`.
+    module: str
+    #: "crm": prefix of its settings in lower case.
+    service: str
+    #: None for a worker.
+    grpc_port: int | None
+    #: /metrics, /healthz, /readyz.
+    http_port: int
+    #: Its own settings, beside those that every process of the stack gets.
+    env: Mapping[str, str]
+
+    @property
+    def is_worker(self) -> bool:
+        """Whether it consumes the bus, rather than serving gRPC."""
+        return self.grpc_port is None
+
+    @property
+    def ports(self) -> tuple[int, ...]:
+        """What it listens on, the main one first."""
+        return (self.http_port,) if self.grpc_port is None else (self.grpc_port, self.http_port)
+
+    @property
+    def ready_url(self) -> str:
+        """Answers 200 once the process serves."""
+        return f"http://{HOST}:{self.http_port}/readyz"
+
+
+def server_name(service: str, region: str | None = None) -> str:
+    """Name of the process that serves a service's gRPC; routing has one a region."""
+    return f"{service}-{region}" if region else service
+
+
+def worker_name(service: str) -> str:
+    """Name of the process that consumes the bus for a service."""
+    return f"{service}-worker"
+
+
+def _server(service: str, name: str, grpc_port: int, http_port: int, **env: str) -> ServiceProcess:
+    prefix = service.upper()
+    own = {f"{prefix}_GRPC_PORT": str(grpc_port), f"{prefix}_HTTP_PORT": str(http_port), **env}
+    return ServiceProcess(
+        name=name, module=service, service=service, grpc_port=grpc_port, http_port=http_port, env=own
+    )
+
+
+def _worker(service: str, http_port: int, **env: str) -> ServiceProcess:
+    own = {f"{service.upper()}_HTTP_PORT": str(http_port), **env}
+    return ServiceProcess(
+        name=worker_name(service),
+        module=f"{service}.worker",
+        service=service,
+        grpc_port=None,
+        http_port=http_port,
+        env=own,
+    )
+
+
+def routing_peers(port_base: int) -> str:
+    """Every region's router, as ROUTING_PEERS wants it: "beijing=127.0.0.1:7120,shanghai=..."."""
+    return ",".join(
+        f"{region}={HOST}:{port_base + ROUTING_GRPC_OFFSET + i}" for i, region in enumerate(REGIONS)
+    )
+
+
+def workers(config: StackConfig) -> list[ServiceProcess]:
+    """The four bus consumers."""
+    base = config.port_base
+    routing = _worker("routing", base + ROUTING_WORKER_OFFSET, ROUTING_PEERS=routing_peers(base))
+    return [routing, *(_worker(service, base + offset + 2) for service, offset in SERVICES.items())]
+
+
+def servers(config: StackConfig) -> list[ServiceProcess]:
+    """The seven gRPC servers: a router for each region, and one for each other service."""
+    base = config.port_base
+    peers = routing_peers(base)
+    routers = [
+        _server(
+            "routing",
+            server_name("routing", region),
+            base + ROUTING_GRPC_OFFSET + index,
+            base + ROUTING_HTTP_OFFSET + index,
+            ROUTING_REGION=region,
+            ROUTING_PEERS=peers,
+        )
+        for index, region in enumerate(REGIONS)
+    ]
+    others = [_server(s, server_name(s), base + offset, base + offset + 1) for s, offset in SERVICES.items()]
+    return [*others, *routers]
+
+
+def scrape_targets(config: StackConfig) -> list[ServiceProcess]:
+    """Every process that has /metrics."""
+    return [*workers(config), *servers(config)]
+
+
+def prometheus_config(config: StackConfig) -> str:
+    """Prometheus' configuration: one job a service, the process' name as a label."""
+    lines = ["global:", "  scrape_interval: 2s", "  scrape_timeout: 2s", "scrape_configs:"]
+    for service in ("routing", *SERVICES):
+        lines += [f"  - job_name: {service}", "    static_configs:"]
+        for process in scrape_targets(config):
+            if process.service == service:
+                lines += [
+                    f'      - targets: ["{HOST}:{process.http_port}"]',
+                    f"        labels: {{process: {process.name}}}",
+                ]
+    return "\n".join(lines) + "\n"

@@ -1,0 +1,102 @@
+"""What a local stack consists of."""
+
+from __future__ import annotations
+
+import stat
+from pathlib import Path
+
+import pytest
+
+from cli import plan
+from cli.plan import BadStackConfig, StackConfig
+from cli.secret_files import load_or_make
+from cli.view import duration
+
+
+def config(**changes: object) -> StackConfig:
+    return StackConfig(**{"run_dir": Path("/nowhere"), **changes})  # type: ignore[arg-type]
+
+
+def every_port(base: int) -> list[int]:
+    stack = config(port_base=base)
+    return [port for process in plan.scrape_targets(stack) for port in process.ports]
+
+
+def test_there_are_four_workers_and_seven_servers() -> None:
+    assert [p.name for p in plan.workers(config())] == [
+        *("routing-worker", "crm-worker", "tickets-worker", "marketing-worker")
+    ]
+    assert [p.name for p in plan.servers(config())] == [
+        *("crm", "tickets", "marketing"),
+        *("routing-beijing", "routing-shanghai", "routing-guangzhou", "routing-chengdu"),
+    ]
+
+
+def test_no_port_is_given_twice_and_all_lie_in_the_stack_s_own_range() -> None:
+    ports = every_port(7100)
+    assert len(set(ports)) == len(ports)
+    assert all(7100 <= port <= 7100 + plan.PORT_OFFSET_MAX for port in ports)
+
+
+def test_two_bases_far_enough_apart_share_no_port() -> None:
+    assert not set(every_port(7100)) & set(every_port(7100 + plan.PORT_OFFSET_MAX + 1))
+
+
+def test_every_router_knows_itself_and_all_its_peers() -> None:
+    routers = [p for p in plan.servers(config(port_base=9000)) if p.service == "routing"]
+    assert [r.env["ROUTING_REGION"] for r in routers] == list(plan.REGIONS)
+    for router in routers:
+        peers = dict(peer.split("=") for peer in router.env["ROUTING_PEERS"].split(","))
+        assert peers[router.env["ROUTING_REGION"]] == f"127.0.0.1:{router.grpc_port}"
+        assert router.env["ROUTING_GRPC_PORT"] == str(router.grpc_port)
+
+
+def test_a_worker_has_no_grpc_port() -> None:
+    for worker in plan.workers(config()):
+        assert worker.is_worker and worker.grpc_port is None
+        assert f"{worker.service.upper()}_GRPC_PORT" not in worker.env
+        assert worker.module == f"{worker.service}.worker"
+
+
+@pytest.mark.parametrize("base", [-1, 0, 1023, 65466, 70000])
+def test_a_base_without_room_for_the_ports_is_refused(base: int) -> None:
+    with pytest.raises(BadStackConfig, match=r"PORT_BASE must be between 1024 and 65465"):
+        config(port_base=base)
+
+
+@pytest.mark.parametrize("members", [-1, 0, 2, 4])
+def test_a_replica_set_has_one_or_three_members(members: int) -> None:
+    with pytest.raises(BadStackConfig, match=f"MEMBERS must be 1 or 3, got {members}"):
+        config(members=members)
+
+
+def test_prometheus_scrapes_every_process_once() -> None:
+    text = plan.prometheus_config(config())
+    targets = [line for line in text.splitlines() if "targets:" in line]
+    assert len(targets) == len(set(targets)) == 11
+    for process in plan.scrape_targets(config()):
+        assert f'["127.0.0.1:{process.http_port}"]\n        labels: {{process: {process.name}}}' in text
+
+
+def test_a_secret_is_made_once_and_only_its_owner_reads_it(tmp_path: Path) -> None:
+    directory = tmp_path / "secrets"
+    first = load_or_make(directory, "key")
+    assert len(bytes.fromhex(first)) == 32
+    assert load_or_make(directory, "key") == first
+    assert load_or_make(directory, "other") != first
+    assert stat.S_IMODE((directory / "key").stat().st_mode) == 0o600
+    assert stat.S_IMODE(directory.stat().st_mode) == 0o700
+
+
+@pytest.mark.parametrize("torn", ["", "abc", "\n"])
+def test_a_torn_secret_is_made_anew(tmp_path: Path, torn: str) -> None:
+    (tmp_path / "key").write_text(torn)
+    assert len(load_or_make(tmp_path, "key")) == 64
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [(0.4, "0 s"), (59.9, "59 s"), (60, "1 min 0 s"), (3725, "1 h 2 min"), (90_000, "1 d 1 h")],
+)
+def test_durations_name_their_two_largest_units(seconds: float, text: str) -> None:
+    assert duration(seconds) == text
