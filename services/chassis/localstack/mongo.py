@@ -88,7 +88,11 @@ class MongoNode:
         for index, member in enumerate(self.members):
             member.wait_ready(lambda index=index: self._ping(index), START_SECONDS_MAX)  # type: ignore[misc]
         self._configure()
-        if not wait_for(self.is_complete, START_SECONDS_MAX):
+        # A member that ends (or is stopped by somebody who gave up) will not make the set complete.
+        if (
+            not wait_for(lambda: not self.alive() or self.is_complete(), START_SECONDS_MAX)
+            or not self.alive()
+        ):
             raise ProcessFailed(f"the replica set does not come together:\n{self.members[0].log_tail()}")
 
     def start_member(self, index: int, *, die_with_parent: bool = True) -> None:

@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 
 import pytest
+
 from chassis.localstack import free_ports
 from cli import plan
 
