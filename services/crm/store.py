@@ -21,6 +21,7 @@ from pymongo.write_concern import WriteConcern
 from chassis.errors import AlreadyExists, CallmeshError, EtagMismatch, NotFound, Unavailable
 from chassis.idempotency import check_repeat
 from chassis.mongo import (
+    DatabaseUnavailable,
     PendingEvent,
     create_once,
     insert_aggregate,
@@ -209,6 +210,8 @@ class MongoStore:
                 self._customers().insert_many([self._ready(item) for item in new], ordered=False)
         except BulkWriteError as error:
             problems = error.details.get("writeErrors", [])
+            if error.details.get("writeConcernErrors"):
+                raise DatabaseUnavailable(why="try again", retry_seconds=1.0) from None
             if any(problem.get("code") != _DUPLICATE_KEY for problem in problems):
                 raise
             failed = {problem["index"] for problem in problems}

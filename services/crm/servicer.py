@@ -1,0 +1,336 @@
+"""The gRPC face: read the request, call a use case, answer. Hot reads are asynchronous, writes run in the
+server's threads. What
+later releases serve is left to the chassis (UNIMPLEMENTED).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+from callmesh.crm.v1 import (
+    care_pb2,
+    care_pb2_grpc,
+    customers_pb2,
+    customers_pb2_grpc,
+    insights_pb2,
+    insights_pb2_grpc,
+    screen_pop_pb2,
+    screen_pop_pb2_grpc,
+    timeline_pb2,
+    timeline_pb2_grpc,
+    transfer_pb2,
+    transfer_pb2_grpc,
+    webhooks_pb2,
+    webhooks_pb2_grpc,
+)
+from chassis import metrics
+from chassis.callcontext import current_identity
+from chassis.clock import Clock
+from chassis.errors import CallmeshError, InvalidArgument
+from chassis.fieldmask import apply_mask
+from chassis.grpc_status import rich_status
+from chassis.idempotency import content_fingerprint, request_key
+from chassis.ids import ID_LENGTH_MAX, check_id, parse_name
+from chassis.mongo import parse_etag
+from chassis.pagination import Page, request_fingerprint
+from crm import convert, engine
+from crm.handlers import Create, Customers, Questions, Recorder, Recording, ScreenPops
+from crm.model import Customer, Interaction
+
+#: Most entries of one batch.
+BATCH_MAX = 500
+DOMAIN = "callmesh.crm"
+
+_UPDATABLE = frozenset(engine.WRITABLE) - {"kind"}
+_IMMUTABLE = frozenset({"kind"})
+
+_missing = metrics.counter(
+    "crm_screen_pop_missing_total", "Parts of screen pops that could not be had in time.", ("part",)
+)
+
+
+def _customer_id(field: str, name: str) -> str:
+    return parse_name(field, "customers", name)
+
+
+def _subject() -> str:
+    return current_identity().subject
+
+
+def _create_in(request: customers_pb2.CreateCustomerRequest) -> Create:
+    key = request_key(current_identity(), "CreateCustomer", request.request_id)
+    return Create(
+        draft=convert.customer_in(request.customer),
+        id=check_id("customer_id", request.customer_id) if request.customer_id else "",
+        default_country=request.default_country,
+        request_key=key,
+        fingerprint=content_fingerprint(request, ignoring=("request_id", "validate_only")) if key else None,
+        dry=request.validate_only,
+    )
+
+
+def _check_batch(field: str, items: Sequence[Any]) -> None:
+    if not 1 <= len(items) <= BATCH_MAX:
+        raise InvalidArgument(field=field, why=f"must hold 1 to {BATCH_MAX}, got {len(items)}")
+
+
+def _bad_token() -> InvalidArgument:
+    return InvalidArgument(field="page_token", why="is not a token that this list gave out")
+
+
+class CustomerServicer(customers_pb2_grpc.CustomerServiceServicer):
+    """CustomerService."""
+
+    def __init__(self, customers: Customers, questions: Questions) -> None:
+        self._customers = customers
+        self._questions = questions
+
+    def CreateCustomer(
+        self, request: customers_pb2.CreateCustomerRequest, context: Any
+    ) -> customers_pb2.Customer:
+        """Creates a customer."""
+        return convert.customer_out(self._customers.create(_create_in(request), _subject()))
+
+    def BatchCreateCustomers(
+        self, request: customers_pb2.BatchCreateCustomersRequest, context: Any
+    ) -> customers_pb2.BatchCreateCustomersResponse:
+        """Creates many, each on its own."""
+        _check_batch("requests", request.requests)
+        wanted: list[Create | CallmeshError] = []
+        for item in request.requests:
+            try:
+                wanted.append(_create_in(item))
+            except CallmeshError as error:
+                wanted.append(error)
+        readable = [item for item in wanted if isinstance(item, Create)]
+        created = iter(self._customers.create_many(readable, _subject()))
+        outcomes = [next(created) if isinstance(item, Create) else item for item in wanted]
+        response = customers_pb2.BatchCreateCustomersResponse()
+        for index, outcome in enumerate(outcomes):
+            if isinstance(outcome, Customer):
+                response.customers.append(convert.customer_out(outcome))
+            else:
+                response.failures.add(index=index, status=rich_status(outcome, DOMAIN))
+        return response
+
+    async def GetCustomer(
+        self, request: customers_pb2.GetCustomerRequest, context: Any
+    ) -> customers_pb2.Customer:
+        """One customer."""
+        found = await self._questions.customer(_customer_id("name", request.name))
+        return convert.customer_out(found)
+
+    async def BatchGetCustomers(
+        self, request: customers_pb2.BatchGetCustomersRequest, context: Any
+    ) -> customers_pb2.BatchGetCustomersResponse:
+        """Many customers."""
+        _check_batch("names", request.names)
+        ids = [_customer_id(f"names[{index}]", name) for index, name in enumerate(request.names)]
+        found = await self._questions.customers(ids)
+        return customers_pb2.BatchGetCustomersResponse(customers=[convert.customer_out(c) for c in found])
+
+    async def LookupCustomer(
+        self, request: customers_pb2.LookupCustomerRequest, context: Any
+    ) -> customers_pb2.Customer:
+        """The owner of a number, an address or an id elsewhere."""
+        key = request.WhichOneof("key")
+        if key == "phone_number":
+            found = await self._questions.by_number(request.phone_number, request.default_country)
+        elif key == "email_address":
+            found = await self._questions.by_email(request.email_address)
+        elif key == "external_id":
+            found = await self._questions.by_external_id(request.external_id.system, request.external_id.id)
+        else:
+            raise InvalidArgument(field="key", why="must be a phone_number, email_address or external_id")
+        return convert.customer_out(found)
+
+    async def ListCustomers(
+        self, request: customers_pb2.ListCustomersRequest, context: Any
+    ) -> customers_pb2.ListCustomersResponse:
+        """A page of customers."""
+        page = Page.parse(request.page_size, request.page_token, fingerprint=request_fingerprint(request))
+        if not isinstance(page.after, str | None):
+            raise _bad_token()
+        which = convert.filter_in(request.filter, request.show_deleted)
+        found = await self._questions.page(which, page.after, page.limit + 1)
+        shown = found[: page.limit]
+        return customers_pb2.ListCustomersResponse(
+            customers=[convert.customer_out(customer) for customer in shown],
+            next_page_token=page.next_token(shown[-1].id if len(found) > page.limit else None),
+        )
+
+    def UpdateCustomer(
+        self, request: customers_pb2.UpdateCustomerRequest, context: Any
+    ) -> customers_pb2.Customer:
+        """Changes what the mask names."""
+
+        def edit(current: Customer) -> Customer:
+            message = convert.customer_out(current)
+            apply_mask(
+                message, request.customer, request.update_mask, allowed=_UPDATABLE, immutable=_IMMUTABLE
+            )
+            return replace(convert.customer_in(message), id=current.id)
+
+        changed = self._customers.update(
+            _customer_id("customer.name", request.customer.name),
+            edit,
+            _subject(),
+            expected_version=parse_etag("customer.etag", request.customer.etag),
+            country=request.default_country,
+            dry=request.validate_only,
+        )
+        return convert.customer_out(changed)
+
+    def DeleteCustomer(
+        self, request: customers_pb2.DeleteCustomerRequest, context: Any
+    ) -> customers_pb2.Customer:
+        """Deletes softly."""
+        gone = self._customers.delete(
+            _customer_id("name", request.name),
+            _subject(),
+            expected_version=parse_etag("etag", request.etag),
+            allow_missing=request.allow_missing,
+        )
+        return customers_pb2.Customer() if gone is None else convert.customer_out(gone)
+
+    def UndeleteCustomer(
+        self, request: customers_pb2.UndeleteCustomerRequest, context: Any
+    ) -> customers_pb2.Customer:
+        """Brings back."""
+        back = self._customers.undelete(
+            _customer_id("name", request.name), _subject(), expected_version=parse_etag("etag", request.etag)
+        )
+        return convert.customer_out(back)
+
+    def ListAuditEntries(
+        self, request: customers_pb2.ListAuditEntriesRequest, context: Any
+    ) -> customers_pb2.ListAuditEntriesResponse:
+        """A page of changes."""
+        id = _customer_id("parent", request.parent)
+        page = Page.parse(request.page_size, request.page_token, fingerprint=request_fingerprint(request))
+        if not isinstance(page.after, int | None):
+            raise _bad_token()
+        found = self._customers.audit(id, page.after, page.limit + 1)
+        shown = found[: page.limit]
+        return customers_pb2.ListAuditEntriesResponse(
+            audit_entries=[convert.audit_out(request.parent, entry) for entry in shown],
+            next_page_token=page.next_token(shown[-1].version if len(found) > page.limit else None),
+        )
+
+
+class TimelineServicer(timeline_pb2_grpc.TimelineServiceServicer):
+    """TimelineService."""
+
+    def __init__(self, questions: Questions, recorder: Recorder) -> None:
+        self._questions = questions
+        self._recorder = recorder
+
+    async def ListInteractions(
+        self, request: timeline_pb2.ListInteractionsRequest, context: Any
+    ) -> timeline_pb2.ListInteractionsResponse:
+        """A page of a timeline."""
+        page = Page.parse(request.page_size, request.page_token, fingerprint=request_fingerprint(request))
+        found = await self._found(request, _timeline_key(page.after), page.limit + 1)
+        shown = found[: page.limit]
+        last = (shown[-1].began_ms, shown[-1].id) if len(found) > page.limit else None
+        return timeline_pb2.ListInteractionsResponse(
+            interactions=[convert.interaction_out(item) for item in shown],
+            next_page_token=page.next_token(last),
+        )
+
+    async def _found(
+        self, request: timeline_pb2.ListInteractionsRequest, after: tuple[int, str] | None, limit: int
+    ) -> list[Interaction]:
+        which = convert.timeline_filter_in(request)
+        subject = request.WhichOneof("subject")
+        if subject == "customer":
+            id = _customer_id("customer", request.customer)
+            return await self._questions.customers_timeline(id, which, after, limit)
+        if subject == "phone_number":
+            return await self._questions.numbers_timeline(request.phone_number, which, after, limit)
+        raise InvalidArgument(field="subject", why="must be a customer or a phone_number")
+
+    async def GetInteraction(
+        self, request: timeline_pb2.GetInteractionRequest, context: Any
+    ) -> timeline_pb2.Interaction:
+        """One interaction."""
+        found = await self._questions.interaction(parse_name("name", "interactions", request.name))
+        return convert.interaction_out(found)
+
+    def RecordInteraction(
+        self, request: timeline_pb2.RecordInteractionRequest, context: Any
+    ) -> timeline_pb2.Interaction:
+        """Records what no other service tells of."""
+        message = request.interaction
+        kind = convert.recorded_kind(message)
+        key = request_key(current_identity(), "RecordInteraction", request.request_id)
+        wanted = Recording(
+            kind=kind,
+            source=message.source,
+            source_id=message.source_id or key or "",
+            values=convert.recorded_values(message, kind),
+            customer=_customer_id("interaction.customer", message.customer) if message.customer else "",
+            number=message.phone_number,
+            began_ms=message.start_time.ToMilliseconds() if message.HasField("start_time") else None,
+        )
+        return convert.interaction_out(self._recorder.record(wanted, _subject()))
+
+
+def _timeline_key(after: Any) -> tuple[int, str] | None:
+    """The sort key in a page token; tokens are checked, but what is in one of ours is checked too."""
+    match after:
+        case None:
+            return None
+        case [int(moment), str(id)]:
+            return moment, id
+    raise _bad_token()
+
+
+class ScreenPopServicer(screen_pop_pb2_grpc.ScreenPopServiceServicer):
+    """ScreenPopService."""
+
+    def __init__(self, pops: ScreenPops, clock: Clock) -> None:
+        self._pops = pops
+        self._clock = clock
+
+    async def GetScreenPop(
+        self, request: screen_pop_pb2.GetScreenPopRequest, context: Any
+    ) -> screen_pop_pb2.ScreenPop:
+        """The customer in one glance."""
+        if len(request.call_id) > ID_LENGTH_MAX:
+            raise InvalidArgument(field="call_id", why=f"must be at most {ID_LENGTH_MAX} characters")
+        customer = _customer_id("customer", request.customer) if request.customer else ""
+        pop = await self._pops.get(request.phone_number, request.call_id, customer, request.default_country)
+        for part in pop.missing:
+            _missing.labels(part.value).inc()
+        return convert.screen_pop_out(pop, self._clock.now())
+
+
+def bindings(
+    customers: Customers, questions: Questions, recorder: Recorder, pops: ScreenPops, clock: Clock
+) -> list[tuple[Any, Any, Any]]:
+    """(descriptor, add-to-server function, servicer) of every service; `server` makes the chassis's bindings
+    of them.
+    """
+    implemented = [
+        (customers_pb2, customers_pb2_grpc, "CustomerService", CustomerServicer(customers, questions)),
+        (timeline_pb2, timeline_pb2_grpc, "TimelineService", TimelineServicer(questions, recorder)),
+        (screen_pop_pb2, screen_pop_pb2_grpc, "ScreenPopService", ScreenPopServicer(pops, clock)),
+    ]
+    later = [
+        (care_pb2, care_pb2_grpc, "CareService"),
+        (insights_pb2, insights_pb2_grpc, "InsightsService"),
+        (transfer_pb2, transfer_pb2_grpc, "ImportService"),
+        (transfer_pb2, transfer_pb2_grpc, "ExportService"),
+        (webhooks_pb2, webhooks_pb2_grpc, "WebhookService"),
+    ]
+    everything: list[tuple[Any, Any, str, Any]] = [
+        *implemented,
+        *((pb2, grpc, name, getattr(grpc, f"{name}Servicer")()) for pb2, grpc, name in later),
+    ]
+    return [
+        (pb2.DESCRIPTOR.services_by_name[name], getattr(grpc, f"add_{name}Servicer_to_server"), servicer)
+        for pb2, grpc, name, servicer in everything
+    ]
