@@ -1,6 +1,6 @@
 """Number → place: E.164 parsing and validity, and where a number's holder is, with a stated precision."""
 
-from .model import (
+from routing.geo.model import (
     GeoPoint,
     InvalidNumber,
     Located,
@@ -11,8 +11,8 @@ from .model import (
     checked_point,
     distance_km,
 )
-from .numbers import parse_number
-from .places import load, locate, with_city, with_point
+from routing.geo.numbers import parse_number
+from routing.geo.places import load, locate, with_city, with_point
 
 __all__ = [
     "GeoPoint",

@@ -2,8 +2,8 @@
 
 Rules:
 1. A SIP or tel URI is reduced to its user part; an extension is dropped.
-2. What holds anything but digits and the usual separators is garbage. Error texts never repeat a number: it is
-   personal. They do name emergency numbers and short codes, which are nobody's.
+2. What holds anything but digits and the usual separators is garbage. Error texts never repeat a number: it
+   is personal. They do name emergency numbers and short codes, which are nobody's.
 3. National numbers are read by the default country, "+" and international prefixes win over it.
 4. A number that no range of its numbering plan holds is refused, or with `accept_unassigned` taken as one of
    unknown kind: numbering plans grow faster than the data about them.
@@ -21,9 +21,8 @@ from phonenumbers import NumberParseException, PhoneNumber, PhoneNumberType, Val
 from phonenumbers.shortnumberinfo import connects_to_emergency_number, is_valid_short_number_for_region
 
 from chassis.errors import InvalidArgument
-
-from .model import InvalidNumber, NumberFault, NumberKind, ParsedNumber
-from .tables import china_mobiles
+from routing.geo.model import InvalidNumber, NumberFault, NumberKind, ParsedNumber
+from routing.geo.tables import china_mobiles
 
 #: Longest text looked at, in characters: a SIP URI with a long host.
 TEXT_CHARACTERS_MAX = 256
@@ -97,9 +96,10 @@ _LENGTH_FAULTS = {
 def parse_number(
     text: str, *, default_country: str = "CN", field: str = "number", accept_unassigned: bool = False
 ) -> ParsedNumber:
-    """The number that `text` means, national numbers read as of `default_country` (ISO 3166-1 alpha-2, or "" to
-    take international ones only). Raises InvalidNumber naming `field`, with a `NumberFault`; InvalidArgument for an
-    unknown default country.
+    """The number that `text` means, national numbers read as of `default_country` (ISO 3166-1 alpha-2, or ""
+    to take international ones only).
+
+    Raises InvalidNumber naming `field`, with a `NumberFault`; InvalidArgument for an unknown default country.
     """
     china = _CHINA_MOBILE.fullmatch(text)
     if china and (china[1] or (default_country == "CN" and text[:2] != "00" and text[0] != "+")):
@@ -182,21 +182,23 @@ def _checked(parsed: PhoneNumber, field: str, accept_unassigned: bool) -> Parsed
         kind = NumberKind.UNASSIGNED
     region = phonenumbers.region_code_for_number(parsed)
     if region is None:
-        region = phonenumbers.region_code_for_country_code(parsed.country_code)
+        region = phonenumbers.region_code_for_country_code(parsed.country_code or 0)
     return ParsedNumber(
         e164=phonenumbers.format_number(parsed, phonenumbers.PhoneNumberFormat.E164),
         country="" if region in ("001", "ZZ") else region,
         kind=kind,
         country_code=parsed.country_code or 0,
         is_geographic=bool(
-            phonenumbers.is_number_type_geographical(phonenumbers.number_type(parsed), parsed.country_code)
+            phonenumbers.is_number_type_geographical(
+                phonenumbers.number_type(parsed), parsed.country_code or 0
+            )
         ),
     )
 
 
 def _refuse_invalid(parsed: PhoneNumber, field: str) -> None:
     """Raises InvalidNumber if it is a short code behind a country code, or has a length that cannot be."""
-    region = phonenumbers.region_code_for_country_code(parsed.country_code)
+    region = phonenumbers.region_code_for_country_code(parsed.country_code or 0)
     national = phonenumbers.national_significant_number(parsed)
     _refuse_short_code(national, "" if region in ("001", "ZZ") else region, field)
     if region == "CN":

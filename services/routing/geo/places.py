@@ -1,21 +1,29 @@
 """Number → place, and what the edge says of the place, which wins.
 
 Rules:
-1. Chinese mobile numbers: city by the first seven digits. Fixed lines: city by area code; an area code shared by
-   cities far apart says the province only.
-2. Elsewhere: the longest prefix known of numbers that the plan ties to a place. Mobile numbers of most countries,
-   toll-free and premium numbers say the country only.
-3. A point or city given by the edge replaces the place; the number stays. The province of a point is that of the
-   nearest known town, which near a border can be the neighbour's.
+1. Chinese mobile numbers: city by the first seven digits. Fixed lines: city by area code; an area code shared
+   by cities far apart says the province only.
+2. Elsewhere: the longest prefix known of numbers that the plan ties to a place. Mobile numbers of most
+   countries, toll-free and premium numbers say the country only.
+3. A point or city given by the edge replaces the place; the number stays. The province of a point is that of
+   the nearest known town, which near a border can be the neighbour's.
 """
 
 from __future__ import annotations
 
 from chassis.errors import InvalidArgument
-
-from . import tables
-from .model import GeoPoint, Located, NumberKind, ParsedNumber, Place, PlaceSource, Precision, checked_point
-from .numbers import parse_number
+from routing.geo import tables
+from routing.geo.model import (
+    GeoPoint,
+    Located,
+    NumberKind,
+    ParsedNumber,
+    Place,
+    PlaceSource,
+    Precision,
+    checked_point,
+)
+from routing.geo.numbers import parse_number
 
 #: A point given by the edge is where the caller is, to about this.
 POINT_RADIUS_KM = 1
@@ -65,8 +73,9 @@ def with_point(
 
 
 def with_city(number: Located | None, city: str, *, country: str = "CN", field: str = "city") -> Located:
-    """The caller in a city that the edge named, in China by its Chinese name. Raises InvalidArgument naming `field`
-    when no city or more than one has that name in the country.
+    """The caller in a city that the edge named, in China by its Chinese name.
+
+    Raises InvalidArgument naming `field` when no city or more than one has that name in the country.
     """
     found = tables.towns().named(country, city) if len(city) <= CITY_CHARACTERS_MAX else []
     if not found:

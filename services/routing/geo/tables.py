@@ -1,8 +1,8 @@
 """The tables under data/ and the phone package's data, loaded once and kept small.
 
-phonenumbers' own geocoder holds every prefix of the world as a dict of dicts, about 100 MB; the tables here are
-derived from it (tools/make_city_data.py) and take a few. Chinese mobile numbers are looked up in the bytes of the
-`phone` package's file as they lie there.
+phonenumbers' own geocoder holds every prefix of the world as a dict of dicts, about 100 MB; the tables here
+are derived from it (tools/make_city_data.py) and take a third of that. Chinese mobile numbers are looked up
+in the bytes of the `phone` package's file as they lie there.
 """
 
 from __future__ import annotations
@@ -20,8 +20,7 @@ from importlib import resources
 from pathlib import Path
 
 from chassis.errors import StartError
-
-from .model import Place, Precision, distance_km
+from routing.geo.model import Place, Precision, distance_km
 
 #: How far callers with a Chinese city's number are from its centre, about.
 CITY_RADIUS_KM = 30

@@ -1,0 +1,502 @@
+"""Which region takes a call: a pure, explainable ranking. No clock, no randomness, no I/O.
+
+Rules, in this order:
+1. **Home.** The region with the longest served prefix of the caller's number; else the one whose served area
+   fits the place most finely (city before province before country; of equals the nearer); else the nearest,
+   if the place is known finely enough to tell: when it is known to a country only and the two nearest regions
+   differ in distance by less than the country's radius, nobody is home.
+2. **Skipped** are regions that are down, drained, closed, at weight 0, or do not serve the queue. A home that
+   is skipped leaves the call to the others by rule 5; it is reported as home all the same.
+3. **Home stays first** while its expected wait is within the queue's threshold, or a fitting agent is free
+   there, or nothing fresh is known of it: silence is no evidence of a queue, and a region that is gone is
+   marked down by whoever watches it. A home that does not speak the caller's language while another region
+   does is not preferred.
+4. **Overflow.** Past the threshold, regions with a free fitting agent come first, then all by cost, home too:
+   a call leaves a queue only for a better one. Overflow once begun goes on until home's wait is
+   `hysteresis_ratio` below the threshold, and a change of target has to gain `hysteresis_seconds`: `Previous`
+   carries that from one call to the next, and is the only memory.
+5. **Cost** is in seconds of waiting, so that its parts add up: expected wait; load; distance beyond the
+   radius within which the place is known; language; trunk; less affinity. Ties go to the smaller id.
+6. **Old information** (older than `info_age_ms_max`) counts as unknown, never as a free agent. An agent that
+   this router has filled since the information was made (`placed_since`) is not free either: otherwise all
+   calls of a second would chase the same one.
+7. **Planned shifts.** A region of weight w below 100 keeps w % of its home calls, chosen by the call's
+   `draw`; the others go where rule 5 says. A weight also scales how much load costs there.
+"""
+
+from __future__ import annotations
+
+import enum
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+
+from routing.geo.model import Located, Precision, distance_km
+
+#: A longer expected wait than this is all the same to the ranking, seconds.
+WAIT_SECONDS_MAX = 3600.0
+#: Load beyond this many calls an agent is all the same to the ranking.
+LOAD_RATIO_MAX = 5.0
+#: The weight of a region under no planned shift.
+NORMAL_WEIGHT = 100
+
+
+class RegionState(enum.StrEnum):
+    """Whether a region takes new calls."""
+
+    UP = "UP"
+    #: By the operator: what it has goes on, new calls go elsewhere.
+    DRAINING = "DRAINING"
+    #: Silent, or said to be lost.
+    DOWN = "DOWN"
+
+
+class Skipped(enum.StrEnum):
+    """Why a region was not a candidate."""
+
+    DOWN = "DOWN"
+    DRAINING = "DRAINING"
+    CLOSED = "CLOSED"
+    NO_QUEUE = "NO_QUEUE"
+    SHIFTED_AWAY = "SHIFTED_AWAY"
+
+
+class HomeBy(enum.StrEnum):
+    """What made a region the caller's home."""
+
+    PREFIX = "PREFIX"
+    AREA = "AREA"
+    DISTANCE = "DISTANCE"
+    NONE = "NONE"
+
+
+class Step(enum.StrEnum):
+    """Which rule decided."""
+
+    #: Home is first.
+    HOME = "HOME"
+    #: Home's wait is past the threshold.
+    OVERFLOW = "OVERFLOW"
+    #: Home takes no calls.
+    HOME_SKIPPED = "HOME_SKIPPED"
+    #: This call is of the share that a planned shift moves away from home.
+    SHIFTED = "SHIFTED"
+    #: Home does not speak the caller's language.
+    LANGUAGE = "LANGUAGE"
+    #: Nobody is home to this caller.
+    NO_HOME = "NO_HOME"
+    #: No region takes the call.
+    NOWHERE = "NOWHERE"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class QueueView:
+    """What is known of one queue in one region. Raises ValueError on a negative or undefined figure."""
+
+    #: Agents logged in who fit the queue.
+    agents_logged_in: int
+    #: Of them free.
+    agents_free: int
+    #: Calls waiting.
+    waiting: int
+    #: Expected wait of a call that came now, seconds; None when it cannot be estimated.
+    ewt_seconds: float | None
+    #: How old this is, milliseconds.
+    age_ms: int = 0
+    #: Calls that this router has placed there since.
+    placed_since: int = 0
+
+    def __post_init__(self) -> None:
+        counts = (self.agents_logged_in, self.agents_free, self.waiting, self.age_ms, self.placed_since)
+        if min(counts) < 0 or not (self.ewt_seconds is None or self.ewt_seconds >= 0):
+            raise ValueError("a queue's figures cannot be negative")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RegionView:
+    """A region as placement sees it."""
+
+    #: Region id: "beijing".
+    id: str
+    #: Whether it takes calls.
+    state: RegionState
+    #: Degrees north.
+    latitude: float
+    #: Degrees east.
+    longitude: float
+    #: "CN/北京", "US/California", "JP": whose callers are at home here.
+    served_areas: tuple[str, ...] = ()
+    #: E.164 prefixes whose callers are at home here whatever their place: "+8610".
+    served_prefixes: tuple[str, ...] = ()
+    #: BCP 47 languages spoken; empty: all.
+    languages: tuple[str, ...] = ()
+    #: By queue id. A queue that is missing is one of which nothing is known.
+    queues: Mapping[str, QueueView] = field(default_factory=dict)
+    #: Queue ids served; None: all.
+    serves: frozenset[str] | None = None
+    #: Share of load under planned shifts, 0 to 1000; 100 is normal.
+    weight: int = NORMAL_WEIGHT
+    #: Within business hours.
+    is_open: bool = True
+    #: What a call there costs in lines, as seconds of waiting.
+    trunk_seconds: float = 0.0
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Caller:
+    """Who calls, from where."""
+
+    #: Number and place; None for a withheld number without a place.
+    place: Located | None
+    #: BCP 47; empty: any.
+    language: str = ""
+    #: Region that this customer has ties with (account manager, last agent); may be empty.
+    affinity_region: str = ""
+    #: In [0, 1), a stable function of the call's id: decides which calls a planned shift moves.
+    draw: float = 0.0
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PlacementRules:
+    """How candidates are weighed. All seconds are seconds of waiting."""
+
+    #: Expected wait at home beyond which other regions are considered (the queue's overflow threshold).
+    overflow_seconds: float = 20.0
+    #: Overflow ends when home's wait is this share below the threshold; 0 to 1.
+    hysteresis_ratio: float = 0.25
+    #: What another target must gain on the previous one, and another region on home.
+    hysteresis_seconds: float = 3.0
+    #: Information older than this is unknown, milliseconds.
+    info_age_ms_max: int = 3000
+    #: What a thousand kilometres cost.
+    seconds_per_1000_km: float = 5.0
+    #: What an agent without the caller's language costs.
+    language_seconds: float = 120.0
+    #: What one call an agent of load costs.
+    load_seconds: float = 10.0
+    #: Taken for the wait where it is not known.
+    unknown_wait_seconds: float = 60.0
+    #: What the customer's ties with a region are worth.
+    affinity_seconds: float = 15.0
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Previous:
+    """What the last decision for this home and queue leaves to the next one."""
+
+    #: Calls were overflowing.
+    overflowing: bool = False
+    #: Region that was first; empty at the start.
+    target: str = ""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Candidate:
+    """A region looked at, and all that was weighed."""
+
+    #: Region id.
+    region: str
+    #: 1 is the best; 0 when skipped.
+    rank: int
+    #: Why it is no candidate; None when it is.
+    skipped: Skipped | None
+    #: Sum of `cost_parts`, seconds.
+    cost_seconds: float
+    #: Parts of the cost by name, seconds.
+    cost_parts: tuple[tuple[str, float], ...]
+    #: From the caller, kilometres; None when the place is not known.
+    distance_km: float | None
+    #: It speaks the caller's language.
+    speaks: bool
+    #: Expected wait, seconds; None when unknown or old.
+    ewt_seconds: float | None
+    #: Free agents who fit, less those filled since; None when unknown or old.
+    agents_free: int | None
+    #: Agents logged in who fit; None when unknown or old.
+    agents_logged_in: int | None
+    #: The served area that fits the caller's place; empty if none does.
+    served_area: str
+    #: State of the region.
+    state: RegionState
+    #: A sentence for a supervisor.
+    why: str
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Placement:
+    """The decision."""
+
+    #: All regions: candidates by rank, then those skipped, by id.
+    candidates: tuple[Candidate, ...]
+    #: The caller's home, even if it takes no calls; empty if there is none.
+    home: str
+    #: What made it the home.
+    home_by: HomeBy
+    #: Which rule decided.
+    step: Step
+    #: To be kept for the next call of this home and queue.
+    previous: Previous
+    #: One sentence for a supervisor.
+    summary: str
+
+    @property
+    def regions(self) -> tuple[str, ...]:
+        """Ids to be tried, best first; empty when no region takes the call."""
+        return tuple(c.region for c in self.candidates if c.skipped is None)
+
+
+def place(
+    caller: Caller,
+    regions: Sequence[RegionView],
+    queue: str,
+    rules: PlacementRules,
+    previous: Previous | None = None,
+) -> Placement:
+    """Ranks the regions for one call of `queue` (id). Raises ValueError on two regions of one id."""
+    if len({region.id for region in regions}) != len(regions):
+        raise ValueError("two regions have the same id")
+    before = previous or Previous()
+    looked_at = {region.id: _look_at(caller, region, queue, rules) for region in regions}
+    home, home_by = _home(caller, regions, looked_at)
+    eligible = [c for c in looked_at.values() if c.skipped is None]
+    weight = next((region.weight for region in regions if region.id == home), NORMAL_WEIGHT)
+    step = _step(caller, home, weight, looked_at, eligible, rules, before)
+    ranked = _ranked(eligible, home, step, rules, before)
+    skipped = sorted((c for c in looked_at.values() if c.skipped), key=lambda c: c.region)
+    target = ranked[0].region if ranked else ""
+    return Placement(
+        candidates=(*ranked, *skipped),
+        home=home,
+        home_by=home_by,
+        step=step,
+        previous=Previous(overflowing=_still_overflows(step, before), target=target),
+        summary=_summary(home, home_by, step, target),
+    )
+
+
+def _look_at(caller: Caller, region: RegionView, queue: str, rules: PlacementRules) -> Candidate:
+    """One region with its cost, not yet ranked."""
+    info = region.queues.get(queue)
+    fresh = info if info and info.age_ms <= rules.info_age_ms_max else None
+    speaks = _speaks(region, caller.language)
+    distance = _distance(caller.place, region)
+    skipped = _skipped(region, queue)
+    parts = _cost_parts(caller, region, fresh, distance, speaks, rules)
+    free = max(0, fresh.agents_free - fresh.placed_since) if fresh else None
+    return Candidate(
+        region=region.id,
+        rank=0,
+        skipped=skipped,
+        cost_seconds=math.fsum(seconds for _, seconds in parts),
+        cost_parts=parts,
+        distance_km=distance,
+        speaks=speaks,
+        ewt_seconds=fresh.ewt_seconds if fresh else None,
+        agents_free=free,
+        agents_logged_in=fresh.agents_logged_in if fresh else None,
+        served_area=_served_area(caller.place, region),
+        state=region.state,
+        why=_why(region, info, fresh, distance, speaks),
+    )
+
+
+def _skipped(region: RegionView, queue: str) -> Skipped | None:
+    if region.state is RegionState.DOWN:
+        return Skipped.DOWN
+    if region.state is RegionState.DRAINING:
+        return Skipped.DRAINING
+    if not region.is_open:
+        return Skipped.CLOSED
+    if region.serves is not None and queue not in region.serves:
+        return Skipped.NO_QUEUE
+    return Skipped.SHIFTED_AWAY if region.weight <= 0 else None
+
+
+def _speaks(region: RegionView, language: str) -> bool:
+    """By the primary subtag: "zh-CN" and "zh-Hant" are both Chinese to an agent."""
+    wanted = language.partition("-")[0].casefold()
+    spoken = (known.partition("-")[0].casefold() for known in region.languages)
+    return not wanted or not region.languages or wanted in spoken
+
+
+def _distance(caller: Located | None, region: RegionView) -> float | None:
+    if caller is None or caller.latitude is None or caller.longitude is None:
+        return None
+    return distance_km(caller.latitude, caller.longitude, region.latitude, region.longitude)
+
+
+def _served_area(caller: Located | None, region: RegionView) -> str:
+    """The finest served area that the caller's place lies in."""
+    if caller is None or not caller.area:
+        return ""
+    area = caller.area + "/"
+    fitting = [served for served in region.served_areas if served and area.startswith(served + "/")]
+    return max(fitting, key=lambda served: (served.count("/"), served), default="")
+
+
+def _cost_parts(
+    caller: Caller,
+    region: RegionView,
+    fresh: QueueView | None,
+    distance: float | None,
+    speaks: bool,
+    rules: PlacementRules,
+) -> tuple[tuple[str, float], ...]:
+    radius = caller.place.radius_km if caller.place else 0
+    beyond = max(0.0, distance - radius) if distance is not None else 0.0
+    affinity = rules.affinity_seconds if region.id == caller.affinity_region else 0.0
+    return (
+        ("wait", _wait_seconds(fresh, rules)),
+        ("load", _load_ratio(fresh) * rules.load_seconds * NORMAL_WEIGHT / max(1, region.weight)),
+        ("distance", beyond / 1000 * rules.seconds_per_1000_km),
+        ("language", 0.0 if speaks else rules.language_seconds),
+        ("trunk", region.trunk_seconds),
+        ("affinity", -affinity),
+    )
+
+
+def _wait_seconds(fresh: QueueView | None, rules: PlacementRules) -> float:
+    if fresh is None:
+        return rules.unknown_wait_seconds
+    if fresh.agents_logged_in == 0:
+        return WAIT_SECONDS_MAX
+    if fresh.ewt_seconds is None:
+        return 0.0 if fresh.agents_free > fresh.placed_since else rules.unknown_wait_seconds
+    return min(fresh.ewt_seconds, WAIT_SECONDS_MAX)
+
+
+def _load_ratio(fresh: QueueView | None) -> float:
+    """Calls an agent, waiting ones and those placed since included; 1.0 where nothing is known."""
+    if fresh is None:
+        return 1.0
+    calls = fresh.agents_logged_in - fresh.agents_free + fresh.waiting + fresh.placed_since
+    return (
+        min(LOAD_RATIO_MAX, max(0, calls) / fresh.agents_logged_in)
+        if fresh.agents_logged_in
+        else LOAD_RATIO_MAX
+    )
+
+
+def _home(
+    caller: Caller, regions: Sequence[RegionView], looked_at: Mapping[str, Candidate]
+) -> tuple[str, HomeBy]:
+    """The caller's home by prefix, area or distance; ("", NONE) if there is none."""
+    number = caller.place.e164 if caller.place else ""
+    by_prefix = [
+        (-len(prefix), region.id)
+        for region in regions
+        for prefix in region.served_prefixes
+        if prefix and number.startswith(prefix)
+    ]
+    if by_prefix:
+        return min(by_prefix)[1], HomeBy.PREFIX
+    by_area = [c for c in looked_at.values() if c.served_area]
+    if by_area:
+        nearest = min(by_area, key=lambda c: (-c.served_area.count("/"), _near(c), c.region))
+        return nearest.region, HomeBy.AREA
+    near = sorted(
+        (c for c in looked_at.values() if c.distance_km is not None), key=lambda c: (_near(c), c.region)
+    )
+    if not near or caller.place is None:
+        return "", HomeBy.NONE
+    vague = caller.place.precision is Precision.COUNTRY
+    if vague and len(near) > 1 and _near(near[1]) - _near(near[0]) < caller.place.radius_km:
+        return "", HomeBy.NONE
+    return near[0].region, HomeBy.DISTANCE
+
+
+def _near(candidate: Candidate) -> float:
+    return candidate.distance_km if candidate.distance_km is not None else math.inf
+
+
+def _step(
+    caller: Caller,
+    home: str,
+    weight: int,
+    looked_at: Mapping[str, Candidate],
+    eligible: Sequence[Candidate],
+    rules: PlacementRules,
+    before: Previous,
+) -> Step:
+    """Which rule applies to this call."""
+    if not eligible:
+        return Step.NOWHERE
+    if not home:
+        return Step.NO_HOME
+    at_home = looked_at[home]
+    if at_home.skipped:
+        return Step.SHIFTED if at_home.skipped is Skipped.SHIFTED_AWAY else Step.HOME_SKIPPED
+    if caller.draw >= weight / NORMAL_WEIGHT and len(eligible) > 1:
+        return Step.SHIFTED
+    if not at_home.speaks and any(c.speaks for c in eligible):
+        return Step.LANGUAGE
+    others = [c for c in eligible if c.region != home]
+    return Step.OVERFLOW if _overflows(at_home, others, rules, before) else Step.HOME
+
+
+def _overflows(home: Candidate, others: Sequence[Candidate], rules: PlacementRules, before: Previous) -> bool:
+    if home.agents_logged_in is None or home.agents_free:
+        return False
+    if home.agents_logged_in == 0:
+        return any(c.agents_logged_in for c in others)
+    threshold = rules.overflow_seconds * (1 - rules.hysteresis_ratio if before.overflowing else 1)
+    return home.ewt_seconds is not None and home.ewt_seconds > threshold
+
+
+def _still_overflows(step: Step, before: Previous) -> bool:
+    """A call that goes its own way (shifted, for its language) says nothing of the others."""
+    if step in (Step.SHIFTED, Step.LANGUAGE):
+        return before.overflowing
+    return step is Step.OVERFLOW
+
+
+def _ranked(
+    eligible: Sequence[Candidate], home: str, step: Step, rules: PlacementRules, before: Previous
+) -> list[Candidate]:
+    """Candidates with their ranks, best first."""
+    somebody_speaks = any(c.speaks for c in eligible)
+
+    def key(c: Candidate) -> tuple[bool, bool, float, str]:
+        is_home = c.region == home
+        after_others = (step is Step.HOME and not is_home) or (step is Step.SHIFTED and is_home)
+        has_fitting = bool(c.agents_free) and (c.speaks or not somebody_speaks)
+        kept = rules.hysteresis_seconds if is_home or c.region == before.target else 0.0
+        return after_others, not has_fitting, c.cost_seconds - kept, c.region
+
+    return [replace(c, rank=rank) for rank, c in enumerate(sorted(eligible, key=key), 1)]
+
+
+def _why(
+    region: RegionView, info: QueueView | None, fresh: QueueView | None, distance: float | None, speaks: bool
+) -> str:
+    """What speaks for and against a region, for a supervisor."""
+    parts = ["place unknown" if distance is None else f"{distance:.0f} km"]
+    if region.state is not RegionState.UP:
+        parts.append(region.state.value.lower())
+    if fresh is not None:
+        wait = "wait unknown" if fresh.ewt_seconds is None else f"wait {fresh.ewt_seconds:.0f} s"
+        parts.append(
+            f"{fresh.agents_free} of {fresh.agents_logged_in} agents free, {fresh.waiting} waiting, {wait}"
+        )
+    elif info is not None:
+        parts.append(f"load unknown, last heard {info.age_ms / 1000:.1f} s ago")
+    else:
+        parts.append("load unknown")
+    if not speaks:
+        parts.append("does not speak the language")
+    return ", ".join(parts)
+
+
+_REASONS = {
+    Step.HOME: "{target} is home by {by}",
+    Step.OVERFLOW: "{home} is home by {by} but its wait is past the threshold: {target} is best",
+    Step.HOME_SKIPPED: "{home} is home by {by} but takes no calls: {target} is best",
+    Step.SHIFTED: "{home} is home by {by}, this call is of the share moved away from it: {target} is best",
+    Step.LANGUAGE: "{home} is home by {by} but does not speak the language: {target} is best",
+    Step.NO_HOME: "nobody is home to this caller: {target} costs least",
+    Step.NOWHERE: "no region takes calls of this queue",
+}
+
+
+def _summary(home: str, home_by: HomeBy, step: Step, target: str) -> str:
+    return _REASONS[step].format(home=home, by=home_by.value.lower(), target=target)
