@@ -1,3 +1,3 @@
 """Fixtures for every test of the project."""
 
-pytest_plugins = ["chassis.testing.stack"]
+pytest_plugins = ["chassis.testing.grpc", "chassis.testing.stack"]

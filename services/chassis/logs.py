@@ -93,7 +93,8 @@ def setup(settings: ServiceSettings, *, stream: Any = None) -> None:
         _add_trace,
     ]
     renderer: Processor = (
-        structlog.dev.ConsoleRenderer(colors=out.isatty())
+        # Plain tracebacks: the pretty ones print local variables, and with them personal data.
+        structlog.dev.ConsoleRenderer(colors=out.isatty(), exception_formatter=structlog.dev.plain_traceback)
         if readable
         else structlog.processors.JSONRenderer(ensure_ascii=False, default=str)
     )

@@ -48,6 +48,8 @@ __all__ = [
     "server_options",
 ]
 
+#: Exit status of a process that Ctrl-C ended before it served, the shell's convention.
+EXIT_INTERRUPTED = 130
 #: A step at start or end: called without arguments, awaited if it returns an awaitable.
 Hook = Callable[[], Awaitable[None] | None]
 
@@ -316,6 +318,9 @@ def main(settings_class: type[SettingsType], run: Callable[[SettingsType], Await
     except StartError as error:
         print(f"callmesh-{settings.service}: {error}", file=sys.stderr)
         return EXIT_BAD_SETTING
+    except KeyboardInterrupt:
+        # Ctrl-C before the server had begun to listen for it.
+        return EXIT_INTERRUPTED
     finally:
         telemetry.shutdown()
     return 0

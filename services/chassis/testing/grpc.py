@@ -1,20 +1,20 @@
-"""A pytest fixture that runs real servers on loopback. Import it in a conftest: `from chassis.testing.grpc
-import grpc_server`.
-"""
+"""A pytest fixture that runs real servers on loopback. Loads grpc only when a test asks for one."""
 
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest_asyncio
 
 from chassis.config import ServiceSettings
-from chassis.server import Hook, Server, ServiceBinding
+
+if TYPE_CHECKING:
+    from chassis.server import Hook, Server, ServiceBinding
 
 #: (bindings, scopes=..., settings=..., on_start=..., checks=...) -> a started server; its `address` is where
 #: to call it.
-GrpcServerFactory = Callable[..., Awaitable[Server]]
+GrpcServerFactory = Callable[..., Awaitable["Server"]]
 
 
 def loopback_settings(settings: ServiceSettings | None = None, **changes: Any) -> ServiceSettings:
@@ -26,6 +26,8 @@ def loopback_settings(settings: ServiceSettings | None = None, **changes: Any) -
 @pytest_asyncio.fixture
 async def grpc_server() -> AsyncIterator[GrpcServerFactory]:
     """A factory of running servers in the test's own event loop; all are stopped at its end."""
+    from chassis.server import Server
+
     running: list[Server] = []
 
     async def start(

@@ -145,6 +145,19 @@ def test_a_librarys_line_and_its_traceback_are_masked_too(lines):
     assert "ValueError: no customer with ********678" in line["exception"]
 
 
+def test_readable_lines_show_no_local_variables(lines):
+    stream = io.StringIO()
+    logs.setup(ServiceSettings(service="crm", log_format="text"), stream=stream)
+    secret = "13812345678"
+    try:
+        raise ValueError(f"{len(secret)} digits")
+    except ValueError:
+        logs.get_logger("test").exception("call.failed", call="c-1")
+    text = stream.getvalue()
+    assert "call.failed" in text and "ValueError: 11 digits" in text and "c-1" in text
+    assert "3812345" not in text
+
+
 def test_lines_below_the_level_are_left_out(lines):
     logs.get_logger("test").debug("quiet")
     logging.getLogger("pymongo.command").info("quiet")
