@@ -117,7 +117,7 @@ class Edge:
         self._service_left = call.service_seconds
 
     async def run(self) -> None:
-        """The whole life of the call; returns when it is over. Cancelled while waiting: the ledger says so."""
+        """The whole life of the call; returns when it is over. Cancelled: the ledger says so."""
         clock = self._context.clock
         await clock.sleep_until(self._call.arrival_seconds)
         self._untaken_since = clock.monotonic()
@@ -343,7 +343,7 @@ class Edge:
         *,
         until: Callable[[], bool] = lambda: False,
     ) -> tuple[Any, str]:
-        """Like _repeat, for what is over for the caller anyway: the answer, or the reason of a final error."""
+        """Like _repeat, but a final error is an answer too: (answer, "") or (None, reason)."""
         try:
             return await self._repeat(request, until=until), ""
         except grpc.RpcError as error:

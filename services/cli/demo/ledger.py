@@ -226,7 +226,7 @@ def tally(ledger: Ledger, home_of: Mapping[str, str]) -> Tally:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Recovery:
-    """How the callers of a killed region fared, in real seconds from the kill. None where there was nobody."""
+    """How the callers of a killed region fared, in real seconds from the kill. None: there was nobody."""
 
     #: Calls waiting in the region, or talking with its agents, at the kill.
     affected: int
