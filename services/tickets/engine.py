@@ -452,9 +452,8 @@ def call_draft(facts: CallFacts) -> tuple[Kind, Draft]:
     `facts.request`."""
     assert facts.request is not None
     request, kind = facts.request, _request_kind(facts.request.kind)
-    subject = clean_line(request.subject, SUBJECT_CHARACTERS_MAX)
-    if not subject:
-        subject = clean_line(facts.reason or facts.code or f"{kind} from a call", SUBJECT_CHARACTERS_MAX)
+    wishes = (request.subject, facts.reason, facts.code, f"{kind} from a call")
+    subject = next(line for line in (clean_line(wish, SUBJECT_CHARACTERS_MAX) for wish in wishes) if line)
     profile = facts.profile
     return kind, Draft(
         subject=subject,

@@ -40,9 +40,9 @@ KNOWLEDGE, REPORTS, SELF_SERVICE = "tickets.knowledge", "tickets.reports", "tick
 
 _TICKETS = {
     READ: "GetTicket ListTickets ListTransitions ListComments WatchChanges",
-    WRITE: "CreateTicket UpdateTicket TransitionTicket ClaimTicket ClaimNextTicket AssignTicket TransferTicket "
-    "ReleaseTicket CreateComment AttachFile DetachFile WatchTicket UnwatchTicket LinkTickets UnlinkTickets "
-    "MergeTickets SplitTicket",
+    WRITE: "CreateTicket UpdateTicket TransitionTicket ClaimTicket ClaimNextTicket AssignTicket "
+    "TransferTicket ReleaseTicket CreateComment AttachFile DetachFile WatchTicket UnwatchTicket LinkTickets "
+    "UnlinkTickets MergeTickets SplitTicket",
     ADMIN: "BulkUpdateTickets",
 }
 _FLOWS = {READ: "GetFlow ListFlows ValidateFlow", ADMIN: "CreateFlow UpdateFlow DeleteFlow"}
