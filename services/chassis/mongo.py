@@ -398,13 +398,18 @@ def retry_conflicts(use_case: Callable[[], Result], attempts: int = CONFLICT_ATT
     return use_case()
 
 
-def pull_published(cls: type[Aggregate], id: str, event_ids: Iterable[str]) -> None:
-    """Removes published events from an aggregate's outbox; the last one takes `outbox_since` along.
-    Repeatable.
+def outbox_pull(event_ids: Iterable[str]) -> list[dict[str, Any]]:
+    """The update that removes published events from an outbox; the last one takes `outbox_since` along.
+    Repeatable, and what was appended meanwhile stays.
     """
     left = {"$filter": {"input": "$outbox", "cond": {"$not": {"$in": ["$$this.id", list(event_ids)]}}}}
     since = {"$cond": [{"$eq": [{"$size": "$outbox"}, 0]}, "$$REMOVE", "$outbox_since"]}
-    _collection(cls).update_one({"_id": id}, [{"$set": {"outbox": left}}, {"$set": {"outbox_since": since}}])
+    return [{"$set": {"outbox": left}}, {"$set": {"outbox_since": since}}]
+
+
+def pull_published(cls: type[Aggregate], id: str, event_ids: Iterable[str]) -> None:
+    """Removes published events from one aggregate's outbox."""
+    _collection(cls).update_one({"_id": id}, outbox_pull(event_ids))
 
 
 def ensure_indexes(documents: Iterable[type[mongoengine.Document]]) -> None:
