@@ -161,8 +161,8 @@ async def _measure(pipe: Connection, rounds: int, calls: int) -> dict[str, Any]:
 def main() -> int:
     """0 when the limit is met, else 1."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
-    parser.add_argument("--rounds", type=int, default=7)
-    parser.add_argument("--calls", type=int, default=4000)
+    parser.add_argument("--rounds", type=int, default=30)
+    parser.add_argument("--calls", type=int, default=1200)
     parser.add_argument("--out", type=Path, default=ROOT / "build" / "reports" / "chassis.json")
     arguments = parser.parse_args()
     ours, theirs = multiprocessing.Pipe()
