@@ -207,3 +207,15 @@ def best_rule(table: RuleTable, owned: Iterable[str], consequent: str) -> Rule:
     if not found:
         return popularity(table, consequent)
     return max(found, key=lambda r: r.probability)
+
+
+def table_problems(table: RuleTable) -> list[str]:
+    """What cannot be true of counts, in words; empty for a table that may serve."""
+    found: list[str] = []
+    for x, entry in table.partners.items():
+        if not 1 <= entry.customers <= table.customers:
+            found.append(f"{entry.customers} of {table.customers} customers are said to have {x}")
+        for y, count in entry.together.items():
+            if not 1 <= count <= min(entry.customers, table.having.get(y, 0)):
+                found.append(f"{count} customers are said to have both {x} and {y}")
+    return found

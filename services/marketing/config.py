@@ -1,0 +1,66 @@
+"""Settings of marketing's two processes."""
+
+from __future__ import annotations
+
+from pydantic import Field
+from pydantic_settings import SettingsConfigDict
+
+from chassis.config import Port, ServiceSettings
+
+
+class MarketingSettings(ServiceSettings):
+    """Beside the common ones: how offers are ranked and how fresh that is."""
+
+    model_config = SettingsConfigDict(env_prefix="MARKETING_")
+
+    service: str = Field(default="marketing", description="Name of the service.")
+    grpc_port: Port = Field(default=7160, description="Port that gRPC listens on.")
+    http_port: Port = Field(default=7161, description="Port of /metrics, /healthz and /readyz.")
+    currency: str = Field(
+        default="CNY",
+        pattern="^[A-Z]{3}$",
+        description="Currency that offers are valued in; others are refused, since they could not be compared.",
+    )
+    decision_minutes: float = Field(
+        default=30.0, gt=0, le=10_080, description="How long a ranking may be shown, business minutes."
+    )
+    catalogue_seconds: float = Field(
+        default=1.0,
+        gt=0,
+        le=60,
+        description="How old the ranked catalogue and model may grow before they are read again, seconds.",
+    )
+    catalogue_stale_seconds: float = Field(
+        default=30.0,
+        gt=0,
+        le=600,
+        description="How old they may grow while reading fails; beyond it recommending is UNAVAILABLE, seconds.",
+    )
+    smoothing_strength: float = Field(
+        default=20.0, gt=0, le=10_000, description="Imagined average customers behind each estimate."
+    )
+    smoothing_rate: float = Field(
+        default=0.01, gt=0, lt=1, description="Base rate of a product of which nothing is known."
+    )
+    build_seconds: float = Field(
+        default=5.0,
+        gt=0,
+        le=3600,
+        description="How often the worker looks whether the history changed and a model must be built, seconds.",
+    )
+    build_share_max: float = Field(
+        default=0.1,
+        gt=0,
+        le=1,
+        description="Largest share of its time that the worker spends on building models.",
+    )
+    models_kept: int = Field(default=5, ge=2, le=50, description="Model versions kept for a rollback.")
+    claim_seconds: float = Field(
+        default=60.0,
+        ge=1,
+        le=3600,
+        description="Age at which a unit of stock taken for an outcome that was never recorded is given back.",
+    )
+    sweep_seconds: float = Field(
+        default=5.0, gt=0, le=600, description="How often the worker finishes what a crash left half done."
+    )

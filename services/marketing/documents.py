@@ -1,0 +1,653 @@
+"""How marketing lies in MongoDB: mongoengine owns schema and indexes; `*_fields` and `*_from_raw` are the whole mapping.
+
+Reads go past mongoengine (raw documents), so that blocking and asynchronous code share one mapping. Every query of
+store.py has an index here; a new query brings its own. Amounts of money are Decimal128: exact, and comparable by the
+database.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from datetime import datetime
+from decimal import Decimal
+from typing import Any, ClassVar
+
+from bson.decimal128 import Decimal128
+from mongoengine import (
+    BooleanField,
+    DateTimeField,
+    Decimal128Field,
+    DictField,
+    Document,
+    FloatField,
+    IntField,
+    ListField,
+    StringField,
+)
+
+from chassis.mongo import Aggregate
+from marketing.model import (
+    Audience,
+    Channel,
+    Complaint,
+    Contact,
+    Decision,
+    ModelInfo,
+    ModelState,
+    Money,
+    NoOffer,
+    Offer,
+    OfferKind,
+    OfferState,
+    Outcome,
+    PricePeriod,
+    Profile,
+    Purchase,
+    RankedOffer,
+    Reason,
+    ReasonCode,
+    Result,
+    Script,
+    Text,
+)
+
+Raw = Mapping[str, Any]
+
+_PLAIN: dict[str, Any] = {"auto_create_index": False, "index_cls": False, "strict": False}
+
+
+class OfferDocument(Aggregate):
+    """An offer. `units_used`, `budget_used` and `claims` change without a new version."""
+
+    resource_collection: ClassVar[str] = "offers"
+    meta: ClassVar[dict[str, Any]] = {
+        "collection": "offers",
+        "indexes": [
+            {"fields": ["state", "_id"], "name": "state"},
+            {"fields": ["product", "_id"], "name": "product"},
+            {"fields": ["tags", "_id"], "name": "tags"},
+            {"fields": ["claims.at"], "name": "claims", "sparse": True},
+        ],
+    }
+
+    titles = ListField(DictField(), required=True)
+    product = StringField(required=True)
+    kind = StringField(required=True, choices=[kind.value for kind in OfferKind])
+    tags = ListField(StringField())
+    price = DictField(required=True)
+    price_period = StringField(required=True, choices=[period.value for period in PricePeriod])
+    value = DictField(null=True)
+    valid_from = DateTimeField()
+    valid_until = DateTimeField()
+    audience = DictField()
+    prerequisites = ListField(StringField())
+    exclusions = ListField(StringField())
+    repeatable = BooleanField(default=False)
+    stock = IntField()
+    budget = DictField(null=True)
+    unit_cost = DictField(null=True)
+    scripts = ListField(DictField())
+    state = StringField(required=True, choices=[state.value for state in OfferState])
+    published_at = DateTimeField()
+    #: Changed by claims only, never by an update of the offer.
+    units_used = IntField(default=0)
+    budget_used = Decimal128Field(default=Decimal(0))
+    #: Units taken for decisions that are being closed: {"token", "decision", "cost", "at" (real time)}.
+    claims = ListField(DictField())
+
+
+class OfferRevisionDocument(Document):
+    """An offer as it was at one of its versions. `_id` is "<offer>@<version>"."""
+
+    meta: ClassVar[dict[str, Any]] = {
+        **_PLAIN,
+        "collection": "offer_revisions",
+        "indexes": [{"fields": ["offer", "-version"], "name": "offer_version"}],
+    }
+
+    id = StringField(primary_key=True)
+    offer = StringField(required=True)
+    version = IntField(required=True)
+    content = DictField(required=True)
+
+
+class DecisionDocument(Aggregate):
+    """A logged ranking and what became of it."""
+
+    resource_collection: ClassVar[str] = "decisions"
+    meta: ClassVar[dict[str, Any]] = {
+        "collection": "decisions",
+        "indexes": [
+            {"fields": ["-_id", "open"], "name": "newest"},
+            {"fields": ["customer", "-_id"], "name": "customer", "sparse": True},
+            {"fields": ["call_id", "-_id"], "name": "call", "sparse": True},
+            {"fields": ["open", "-_id"], "name": "open"},
+            {"fields": ["unsettled", "_id"], "name": "unsettled", "sparse": True},
+        ],
+    }
+
+    customer = StringField()
+    number = StringField()
+    call_id = StringField()
+    contact = DictField()
+    offers = ListField(DictField())
+    no_offer = StringField()
+    policy = StringField()
+    model = StringField()
+    holdout = BooleanField()
+    propensity = FloatField()
+    open = BooleanField(required=True)
+    outcome = DictField(null=True)
+    claim = StringField()
+    #: True while effects of the closing wait to be applied; else absent.
+    unsettled = BooleanField()
+    expires_at = DateTimeField()
+
+
+class ProfileDocument(Document):
+    """What is known of a customer. `history_at` rises with its products, for the model builder."""
+
+    meta: ClassVar[dict[str, Any]] = {
+        **_PLAIN,
+        "collection": "profiles",
+        "indexes": [{"fields": ["numbers", "-updated_at"], "name": "numbers", "sparse": True}],
+    }
+
+    id = StringField(primary_key=True)
+    numbers = ListField(StringField())
+    tier = StringField()
+    value_class = StringField()
+    language = StringField()
+    tags = ListField(StringField())
+    home_region = StringField()
+    products = ListField(StringField())
+    refused_channels = ListField(StringField())
+    wants_to_leave = BooleanField()
+    alive = BooleanField()
+    merged_into = StringField()
+    crm_version = IntField()
+    #: crm's version of the survivor at the last merge or unmerge that moved this customer.
+    merge_version = IntField()
+    #: Business time of the last word on leaving.
+    leave_at = DateTimeField()
+    updated_at = DateTimeField()
+
+
+class ComplaintDocument(Document):
+    """A complaint as tickets last told it. `_id` is the ticket."""
+
+    meta: ClassVar[dict[str, Any]] = {
+        **_PLAIN,
+        "collection": "complaints",
+        "indexes": [
+            {"fields": ["customer", "open"], "name": "customer"},
+            {"fields": ["number", "open"], "name": "number"},
+        ],
+    }
+
+    id = StringField(primary_key=True)
+    customer = StringField()
+    number = StringField()
+    open = BooleanField(required=True)
+    version = IntField(required=True)
+
+
+class PurchaseDocument(Document):
+    """Something a customer bought. `_id` was given by the system it comes from."""
+
+    meta: ClassVar[dict[str, Any]] = {
+        **_PLAIN,
+        "collection": "purchases",
+        "indexes": [
+            {"fields": ["customer", "-at", "-_id"], "name": "customer_newest"},
+            {"fields": ["bought_by"], "name": "bought_by"},
+        ],
+    }
+
+    id = StringField(primary_key=True)
+    #: Whose it is now, after merges.
+    customer = StringField(required=True)
+    #: Who bought it, whatever was merged since.
+    bought_by = StringField(required=True)
+    product = StringField(required=True)
+    at = DateTimeField(required=True)
+    quantity = IntField(required=True)
+    amount = DictField(null=True)
+    channel = StringField()
+
+
+class ModelDocument(Document):
+    """One version of the association table; its counts are in `model_rows`."""
+
+    meta: ClassVar[dict[str, Any]] = {
+        **_PLAIN,
+        "collection": "models",
+        "indexes": [{"fields": ["-number"], "name": "number", "unique": True}],
+    }
+
+    id = StringField(primary_key=True)
+    number = IntField(required=True)
+    state = StringField(required=True)
+    failure = StringField()
+    customers = IntField()
+    facts = IntField()
+    rules = IntField()
+    metrics = DictField()
+    strength = FloatField()
+    rate = FloatField()
+    created_at = DateTimeField()
+
+
+class ModelRowDocument(Document):
+    """The counts of one product in one model version. `_id` is "<model>/<product>"."""
+
+    meta: ClassVar[dict[str, Any]] = {
+        **_PLAIN,
+        "collection": "model_rows",
+        "indexes": [{"fields": ["model", "product"], "name": "model_product"}],
+    }
+
+    id = StringField(primary_key=True)
+    model = StringField(required=True)
+    product = StringField(required=True)
+    customers = IntField(required=True)
+    #: Pairs [product, count]: products may hold dots, which keys must not.
+    together = ListField(ListField())
+    complete = BooleanField(required=True)
+
+
+class ServingDocument(Aggregate):
+    """Which model version serves. One document, `_id` is the model's kind."""
+
+    resource_collection: ClassVar[str] = "serving"
+    meta: ClassVar[dict[str, Any]] = {"collection": "serving"}
+
+    model = StringField(required=True)
+    #: Versions that served before, newest last.
+    earlier = ListField(StringField())
+    #: Business time since when.
+    since = DateTimeField()
+    #: State of the history that the newest version was made from.
+    history = IntField()
+    #: An operator chose the version.
+    pinned = BooleanField()
+
+
+class HistoryDocument(Document):
+    """Counts changes of the history, so that a builder knows when to build. One document, `_id` "history"."""
+
+    meta: ClassVar[dict[str, Any]] = {**_PLAIN, "collection": "history_state"}
+
+    id = StringField(primary_key=True)
+    changes = IntField()
+
+
+#: Everything whose indexes a process ensures at its start.
+DOCUMENTS: tuple[type[Document], ...] = (
+    OfferDocument,
+    OfferRevisionDocument,
+    DecisionDocument,
+    ProfileDocument,
+    ComplaintDocument,
+    PurchaseDocument,
+    ModelDocument,
+    ModelRowDocument,
+    ServingDocument,
+    HistoryDocument,
+)
+
+#: What the outbox relay looks through.
+OUTBOX_DOCUMENTS: tuple[type[Aggregate], ...] = (OfferDocument, DecisionDocument, ServingDocument)
+
+
+# --- mapping: small values ----------------------------------------------------------------------------------------------
+
+
+def money_fields(money: Money | None) -> dict[str, Any] | None:
+    """An amount as stored."""
+    return None if money is None else {"currency": money.currency, "amount": Decimal128(money.amount)}
+
+
+def money_from_raw(raw: Raw | None) -> Money | None:
+    """An amount as read."""
+    return None if raw is None else Money(currency=raw["currency"], amount=raw["amount"].to_decimal())
+
+
+def _price(raw: Raw) -> Money:
+    return Money(currency=raw["currency"], amount=raw["amount"].to_decimal())
+
+
+def _texts(texts: tuple[Text, ...]) -> list[dict[str, str]]:
+    return [{"language": text.language, "text": text.text} for text in texts]
+
+
+def _texts_from_raw(raw: Any) -> tuple[Text, ...]:
+    return tuple(Text(language=item["language"], text=item["text"]) for item in raw or ())
+
+
+# --- mapping: offers ----------------------------------------------------------------------------------------------------
+
+
+def offer_fields(offer: Offer) -> dict[str, Any]:
+    """The content of an offer as stored: all that an update may change."""
+    audience = offer.audience
+    return {
+        "titles": _texts(offer.titles),
+        "product": offer.product,
+        "kind": offer.kind.value,
+        "tags": list(offer.tags),
+        "price": money_fields(offer.price),
+        "price_period": offer.price_period.value,
+        "value": money_fields(offer.value),
+        "valid_from": offer.valid_from,
+        "valid_until": offer.valid_until,
+        "audience": {
+            "tiers": sorted(audience.tiers),
+            "value_classes": sorted(audience.value_classes),
+            "languages": sorted(audience.languages),
+            "any_tags": sorted(audience.any_tags),
+            "no_tags": sorted(audience.no_tags),
+            "regions": sorted(audience.regions),
+            "channels": sorted(channel.value for channel in audience.channels),
+        },
+        "prerequisites": sorted(offer.prerequisites),
+        "exclusions": sorted(offer.exclusions),
+        "repeatable": offer.repeatable,
+        "stock": offer.stock,
+        "budget": money_fields(offer.budget),
+        "unit_cost": money_fields(offer.unit_cost),
+        "scripts": [{"audience": s.audience, "language": s.language, "text": s.text} for s in offer.scripts],
+        "state": offer.state.value,
+        "published_at": offer.published_at,
+    }
+
+
+def offer_from_raw(raw: Raw) -> Offer:
+    """An offer as read."""
+    used = raw.get("budget_used")
+    return Offer(
+        id=raw["_id"],
+        titles=_texts_from_raw(raw["titles"]),
+        product=raw["product"],
+        kind=OfferKind(raw["kind"]),
+        tags=tuple(raw.get("tags", ())),
+        price=_price(raw["price"]),
+        price_period=PricePeriod(raw["price_period"]),
+        value=money_from_raw(raw.get("value")),
+        valid_from=raw.get("valid_from"),
+        valid_until=raw.get("valid_until"),
+        audience=_audience_from_raw(raw.get("audience") or {}),
+        prerequisites=frozenset(raw.get("prerequisites", ())),
+        exclusions=frozenset(raw.get("exclusions", ())),
+        repeatable=bool(raw.get("repeatable")),
+        stock=raw.get("stock"),
+        units_used=raw.get("units_used", 0),
+        budget=money_from_raw(raw.get("budget")),
+        unit_cost=money_from_raw(raw.get("unit_cost")),
+        budget_used=used.to_decimal() if used is not None else Decimal(0),
+        scripts=tuple(
+            Script(audience=s["audience"], language=s["language"], text=s["text"]) for s in raw.get("scripts", ())
+        ),
+        state=OfferState(raw["state"]),
+        version=raw["version"],
+        created_at=raw.get("created_at"),
+        updated_at=raw.get("updated_at"),
+        published_at=raw.get("published_at"),
+    )
+
+
+def _audience_from_raw(raw: Raw) -> Audience:
+    return Audience(
+        tiers=frozenset(raw.get("tiers", ())),
+        value_classes=frozenset(raw.get("value_classes", ())),
+        languages=frozenset(raw.get("languages", ())),
+        any_tags=frozenset(raw.get("any_tags", ())),
+        no_tags=frozenset(raw.get("no_tags", ())),
+        regions=frozenset(raw.get("regions", ())),
+        channels=frozenset(Channel(value) for value in raw.get("channels", ())),
+    )
+
+
+# --- mapping: decisions -------------------------------------------------------------------------------------------------
+
+
+def decision_fields(decision: Decision) -> dict[str, Any]:
+    """The content of a decision as stored; what is absent from it has no value."""
+    fields: dict[str, Any] = {
+        "customer": decision.customer or None,
+        "number": decision.number or None,
+        "call_id": decision.contact.call_id or None,
+        "contact": _contact_fields(decision.contact),
+        "offers": [_ranked_fields(entry) for entry in decision.offers],
+        "no_offer": decision.no_offer.value if decision.no_offer else None,
+        "policy": decision.policy,
+        "model": decision.model or None,
+        "holdout": decision.holdout,
+        "propensity": decision.propensity,
+        "open": decision.outcome is None,
+        "outcome": _outcome_fields(decision.outcome) if decision.outcome else None,
+        "claim": decision.claim or None,
+        "unsettled": True if decision.unsettled else None,
+        "expires_at": decision.expires_at,
+    }
+    return {key: value for key, value in fields.items() if value is not None}
+
+
+def decision_from_raw(raw: Raw) -> Decision:
+    """A decision as read."""
+    outcome, no_offer = raw.get("outcome"), raw.get("no_offer")
+    return Decision(
+        id=raw["_id"],
+        customer=raw.get("customer", ""),
+        number=raw.get("number", ""),
+        contact=_contact_from_raw(raw.get("contact") or {}),
+        offers=tuple(_ranked_from_raw(entry) for entry in raw.get("offers", ())),
+        no_offer=NoOffer(no_offer) if no_offer else None,
+        policy=raw.get("policy", "default"),
+        model=raw.get("model", ""),
+        holdout=bool(raw.get("holdout")),
+        propensity=raw.get("propensity", 1.0),
+        outcome=_outcome_from_raw(outcome) if outcome else None,
+        claim=raw.get("claim", ""),
+        unsettled=bool(raw.get("unsettled")),
+        version=raw["version"],
+        created_at=raw["created_at"],
+        expires_at=raw["expires_at"],
+    )
+
+
+def _contact_fields(contact: Contact) -> dict[str, Any]:
+    return {
+        "call_id": contact.call_id,
+        "channel": contact.channel.value,
+        "queue": contact.queue,
+        "region": contact.region,
+        "agent": contact.agent,
+        "reason": contact.reason,
+        "language": contact.language,
+        "products_asked": list(contact.products_asked),
+        "unresolved": contact.unresolved,
+        "wants_to_leave": contact.wants_to_leave,
+    }
+
+
+def _contact_from_raw(raw: Raw) -> Contact:
+    return Contact(
+        call_id=raw.get("call_id", ""),
+        channel=Channel(raw.get("channel", Channel.UNSPECIFIED)),
+        queue=raw.get("queue", ""),
+        region=raw.get("region", ""),
+        agent=raw.get("agent", ""),
+        reason=raw.get("reason", ""),
+        language=raw.get("language", ""),
+        products_asked=tuple(raw.get("products_asked", ())),
+        unresolved=bool(raw.get("unresolved")),
+        wants_to_leave=bool(raw.get("wants_to_leave")),
+    )
+
+
+def _ranked_fields(entry: RankedOffer) -> dict[str, Any]:
+    reason = entry.reason
+    return {
+        "offer": entry.offer,
+        "revision": entry.revision,
+        "product": entry.product,
+        "titles": _texts(entry.titles),
+        "price": money_fields(entry.price),
+        "worth": money_fields(entry.worth),
+        "rank": entry.rank,
+        "score": entry.score,
+        "probability": entry.probability,
+        "propensity": entry.propensity,
+        "reason": {
+            "code": reason.code.value,
+            "texts": _texts(reason.texts),
+            "because_product": reason.because_product,
+            "share": reason.share,
+            "customer_count": reason.customer_count,
+            "lift": reason.lift,
+        },
+        "scripts": _texts(entry.scripts),
+    }
+
+
+def _ranked_from_raw(raw: Raw) -> RankedOffer:
+    reason = raw["reason"]
+    return RankedOffer(
+        offer=raw["offer"],
+        revision=raw["revision"],
+        product=raw["product"],
+        titles=_texts_from_raw(raw["titles"]),
+        price=_price(raw["price"]),
+        worth=_price(raw["worth"]),
+        rank=raw["rank"],
+        score=raw["score"],
+        probability=raw["probability"],
+        propensity=raw["propensity"],
+        reason=Reason(
+            code=ReasonCode(reason["code"]),
+            texts=_texts_from_raw(reason["texts"]),
+            because_product=reason.get("because_product", ""),
+            share=reason["share"],
+            customer_count=reason["customer_count"],
+            lift=reason["lift"],
+        ),
+        scripts=_texts_from_raw(raw.get("scripts")),
+    )
+
+
+def _outcome_fields(outcome: Outcome) -> dict[str, Any]:
+    return {
+        "offer": outcome.offer,
+        "result": outcome.result.value,
+        "declined": list(outcome.declined),
+        "agent": outcome.agent,
+        "note": outcome.note,
+        "at": outcome.at,
+    }
+
+
+def _outcome_from_raw(raw: Raw) -> Outcome:
+    return Outcome(
+        offer=raw.get("offer", ""),
+        result=Result(raw["result"]),
+        declined=tuple(raw.get("declined", ())),
+        agent=raw.get("agent", ""),
+        note=raw.get("note", ""),
+        at=raw["at"],
+    )
+
+
+# --- mapping: customers -------------------------------------------------------------------------------------------------
+
+
+def profile_fields(profile: Profile) -> dict[str, Any]:
+    """What crm says of a customer, as stored; products and the word on leaving are kept apart."""
+    return {
+        "numbers": list(profile.numbers),
+        "tier": profile.tier,
+        "value_class": profile.value_class,
+        "language": profile.language,
+        "tags": sorted(profile.tags),
+        "home_region": profile.home_region,
+        "refused_channels": sorted(channel.value for channel in profile.refused_channels),
+        "alive": profile.alive,
+        "merged_into": profile.merged_into,
+        "crm_version": profile.crm_version,
+        "updated_at": profile.updated_at,
+    }
+
+
+def profile_from_raw(raw: Raw) -> Profile:
+    """A profile as read."""
+    return Profile(
+        customer=raw["_id"],
+        numbers=tuple(raw.get("numbers", ())),
+        tier=raw.get("tier", ""),
+        value_class=raw.get("value_class", ""),
+        language=raw.get("language", ""),
+        tags=frozenset(raw.get("tags", ())),
+        home_region=raw.get("home_region", ""),
+        products=frozenset(raw.get("products", ())),
+        refused_channels=frozenset(Channel(value) for value in raw.get("refused_channels", ())),
+        wants_to_leave=bool(raw.get("wants_to_leave")),
+        alive=raw.get("alive", True),
+        merged_into=raw.get("merged_into", ""),
+        crm_version=raw.get("crm_version", 0),
+        updated_at=raw.get("updated_at"),
+    )
+
+
+def complaint_from_raw(raw: Raw) -> Complaint:
+    """A complaint as read."""
+    return Complaint(
+        ticket=raw["_id"],
+        customer=raw.get("customer", ""),
+        number=raw.get("number", ""),
+        open=raw["open"],
+        version=raw["version"],
+    )
+
+
+def purchase_raw(purchase: Purchase, owner: str) -> dict[str, Any]:
+    """A purchase as a whole document; `owner` is whose it is now."""
+    return {
+        "_id": purchase.id,
+        "customer": owner,
+        "bought_by": purchase.customer,
+        "product": purchase.product,
+        "at": purchase.at,
+        "quantity": purchase.quantity,
+        "amount": money_fields(purchase.amount),
+        "channel": purchase.channel.value,
+    }
+
+
+def purchase_from_raw(raw: Raw) -> Purchase:
+    """A purchase as read, under the customer whose it is now."""
+    return Purchase(
+        id=raw["_id"],
+        customer=raw["customer"],
+        product=raw["product"],
+        at=raw["at"],
+        quantity=raw["quantity"],
+        amount=money_from_raw(raw.get("amount")),
+        channel=Channel(raw.get("channel", Channel.UNSPECIFIED)),
+    )
+
+
+def model_from_raw(raw: Raw, serving: str, since: datetime | None) -> ModelInfo:
+    """A model version as read; `serving` is the id of the one that serves."""
+    active = raw["_id"] == serving
+    return ModelInfo(
+        id=raw["_id"],
+        version=raw["number"],
+        state=ModelState.ACTIVE if active else ModelState(raw["state"]),
+        failure=raw.get("failure", ""),
+        customer_count=raw.get("customers", 0),
+        example_count=raw.get("facts", 0),
+        rule_count=raw.get("rules", 0),
+        metrics=dict(raw.get("metrics") or {}),
+        created_at=raw["created_at"],
+        activated_at=since if active else None,
+    )

@@ -1,0 +1,515 @@
+"""The store in memory: for tests and for trying things out. Both ports, safe for threads."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from datetime import datetime
+from decimal import Decimal
+from typing import TYPE_CHECKING
+
+from chassis.errors import AlreadyExists, EtagMismatch
+from chassis.idempotency import check_repeat
+from marketing.association import RuleTable, Smoothing
+from marketing.engine import (
+    ClaimsPending,
+    DecisionNotFound,
+    ModelNotFound,
+    OfferNotFound,
+    OfferSoldOut,
+    check_supply,
+)
+from marketing.model import Complaint, Decision, ModelInfo, ModelState, Offer, OfferState, Profile, Purchase
+from marketing.store import (
+    CLAIMS_MAX,
+    EARLIER_MAX,
+    MERGE_HOPS_MAX,
+    PRODUCTS_OF_CUSTOMER_MAX,
+    PUBLISHED_MAX,
+    Claim,
+    DecisionFilter,
+    OfferFilter,
+    Serving,
+)
+
+if TYPE_CHECKING:
+    from chassis.bus import Event
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Taken:
+    claim: Claim
+    cost: Decimal
+    at: datetime
+
+
+class MemoryStore:
+    """`events` holds what was stored to be published, in order."""
+
+    def __init__(self) -> None:
+        self._lock = threading.RLock()
+        self._offers: dict[str, Offer] = {}
+        self._revisions: dict[str, dict[int, Offer]] = {}
+        self._claims: dict[str, dict[str, _Taken]] = {}
+        self._decisions: dict[str, Decision] = {}
+        self._requests: dict[str, tuple[str, str | None]] = {}
+        self._profiles: dict[str, Profile] = {}
+        self._merge_versions: dict[str, int] = {}
+        self._leave_times: dict[str, datetime] = {}
+        self._complaints: dict[str, Complaint] = {}
+        #: By purchase id: (who bought it, the purchase under whose it is now).
+        self._purchases: dict[str, tuple[str, Purchase]] = {}
+        self._models: dict[str, tuple[ModelInfo, Smoothing]] = {}
+        self._tables: dict[str, RuleTable] = {}
+        self._serving = Serving()
+        self._changes = 0
+        self.events: list[Event] = []
+
+    # offers
+
+    def insert_offer(
+        self, offer: Offer, events: Sequence[Event], *, request_key: str | None, fingerprint: str | None
+    ) -> tuple[Offer, bool]:
+        """As the port says."""
+        with self._lock:
+            if request_key is not None and request_key in self._requests:
+                offer_id, earlier = self._requests[request_key]
+                check_repeat(earlier, fingerprint)
+                return self.offer(offer_id), False
+            if offer.id in self._offers:
+                raise AlreadyExists(resource=f"offers/{offer.id}", conflict="_id")
+            stored = replace(offer, version=1, updated_at=offer.created_at)
+            self._offers[offer.id] = stored
+            if request_key is not None:
+                self._requests[request_key] = (offer.id, fingerprint)
+            self.events.extend(events)
+            return stored, True
+
+    def offer(self, offer_id: str) -> Offer:
+        """As the port says."""
+        with self._lock:
+            if offer_id not in self._offers:
+                raise OfferNotFound(resource=f"offers/{offer_id}")
+            return self._offers[offer_id]
+
+    def offers(self, query: OfferFilter, limit: int, after: str | None) -> list[Offer]:
+        """As the port says."""
+        with self._lock:
+            found = [self._offers[id] for id in sorted(self._offers) if after is None or id > after]
+            return [offer for offer in found if query.holds(offer)][:limit]
+
+    def update_offer(self, offer: Offer, events: Sequence[Event], now: datetime) -> Offer:
+        """As the port says."""
+        with self._lock:
+            present = self.offer(offer.id)
+            if present.version != offer.version:
+                raise EtagMismatch(resource=f"offers/{offer.id}")
+            stored = replace(
+                offer,
+                version=offer.version + 1,
+                updated_at=now,
+                units_used=present.units_used,
+                budget_used=present.budget_used,
+            )
+            check_supply(stored)
+            self._revisions.setdefault(offer.id, {})[present.version] = present
+            self._offers[offer.id] = stored
+            self.events.extend(events)
+            return stored
+
+    def delete_offer(self, offer: Offer) -> None:
+        """As the port says."""
+        with self._lock:
+            if self.offer(offer.id).version != offer.version:
+                raise EtagMismatch(resource=f"offers/{offer.id}")
+            del self._offers[offer.id]
+            self._revisions.pop(offer.id, None)
+            self._claims.pop(offer.id, None)
+
+    def revisions(self, offer_id: str, limit: int, below: int | None) -> list[Offer]:
+        """As the port says."""
+        with self._lock:
+            present = self.offer(offer_id)
+            every = {**self._revisions.get(offer_id, {}), present.version: present}
+            return [every[v] for v in sorted(every, reverse=True) if below is None or v < below][:limit]
+
+    # supply
+
+    def claim_unit(self, claim: Claim, real_now: datetime) -> None:
+        """As the port says."""
+        with self._lock:
+            offer = self.offer(claim.offer)
+            claims = self._claims.setdefault(claim.offer, {})
+            if offer.sold_out:
+                raise OfferSoldOut(subject=f"offers/{claim.offer}", why="its stock or budget is used up")
+            if len(claims) >= CLAIMS_MAX:
+                raise ClaimsPending(subject=f"offers/{claim.offer}", retry_seconds=1.0)
+            cost = offer.unit_cost.amount if offer.unit_cost else Decimal(0)
+            claims[claim.token] = _Taken(claim=claim, cost=cost, at=real_now)
+            self._use(offer, 1, cost)
+
+    def _use(self, offer: Offer, units: int, cost: Decimal) -> None:
+        self._offers[offer.id] = replace(
+            offer, units_used=offer.units_used + units, budget_used=offer.budget_used + cost
+        )
+
+    def settle_claim(self, offer_id: str, token: str) -> None:
+        """As the port says."""
+        with self._lock:
+            self._claims.get(offer_id, {}).pop(token, None)
+
+    def release_claim(self, offer_id: str, token: str) -> None:
+        """As the port says."""
+        with self._lock:
+            taken = self._claims.get(offer_id, {}).pop(token, None)
+            if taken is not None:
+                self._use(self._offers[offer_id], -1, -taken.cost)
+
+    def stale_claims(self, before: datetime, limit: int) -> list[Claim]:
+        """As the port says."""
+        with self._lock:
+            stale = [[t.claim for t in claims.values() if t.at < before] for claims in self._claims.values()]
+            return [claim for claims in [c for c in stale if c][:limit] for claim in claims]
+
+    # decisions
+
+    def decision(self, decision_id: str) -> Decision:
+        """As the port says."""
+        with self._lock:
+            if decision_id not in self._decisions:
+                raise DecisionNotFound(resource=f"decisions/{decision_id}")
+            return self._decisions[decision_id]
+
+    def decisions(self, query: DecisionFilter, limit: int, below: str | None) -> list[Decision]:
+        """As the port says."""
+        with self._lock:
+            ids = sorted((id for id in self._decisions if below is None or id < below), reverse=True)
+            return [d for id in ids if query.holds(d := self._decisions[id])][:limit]
+
+    def close_decision(self, decision: Decision, events: Sequence[Event]) -> Decision:
+        """As the port says."""
+        with self._lock:
+            stored = self._bump(decision)
+            self.events.extend(events)
+            return stored
+
+    def _bump(self, decision: Decision) -> Decision:
+        if self.decision(decision.id).version != decision.version:
+            raise EtagMismatch(resource=f"decisions/{decision.id}")
+        stored = replace(decision, version=decision.version + 1)
+        self._decisions[decision.id] = stored
+        return stored
+
+    def touch_decision(self, decision: Decision) -> None:
+        """As the port says."""
+        with self._lock:
+            self._bump(decision)
+
+    def mark_settled(self, decision_id: str) -> None:
+        """As the port says."""
+        with self._lock:
+            found = self._decisions.get(decision_id)
+            if found is not None:
+                self._decisions[decision_id] = replace(found, unsettled=False)
+
+    def unsettled(self, limit: int) -> list[Decision]:
+        """As the port says."""
+        with self._lock:
+            return [d for id in sorted(self._decisions) if (d := self._decisions[id]).unsettled][:limit]
+
+    # history
+
+    def add_purchases(self, purchases: Sequence[Purchase], now: datetime) -> int:
+        """As the port says."""
+        with self._lock:
+            new = 0
+            for purchase in purchases:
+                if purchase.id in self._purchases:
+                    continue
+                owner = self._owner(purchase.customer)
+                self._purchases[purchase.id] = (purchase.customer, replace(purchase, customer=owner))
+                self._have(owner, {purchase.product}, now)
+                new += 1
+            self._changes += new
+            return new
+
+    def _owner(self, customer: str) -> str:
+        for _ in range(MERGE_HOPS_MAX):
+            profile = self._profiles.get(customer)
+            if profile is None or not profile.merged_into:
+                break
+            customer = profile.merged_into
+        return customer
+
+    def _have(self, customer: str, products: set[str], now: datetime | None) -> None:
+        profile = self._profiles.get(customer, Profile(customer=customer))
+        if len(profile.products) < PRODUCTS_OF_CUSTOMER_MAX:
+            profile = replace(profile, products=profile.products | products)
+            profile = replace(profile, updated_at=now or profile.updated_at)
+        self._profiles[customer] = profile
+
+    def _bought(self, customer: str) -> set[str]:
+        return {p.product for _, p in self._purchases.values() if p.customer == customer}
+
+    def purchases(self, customer: str, limit: int, after: tuple[datetime, str] | None) -> list[Purchase]:
+        """As the port says."""
+        with self._lock:
+            mine = [p for _, p in self._purchases.values() if p.customer == customer]
+            mine.sort(key=lambda p: (p.at, p.id), reverse=True)
+            return [p for p in mine if after is None or (p.at, p.id) < after][:limit]
+
+    def profile(self, customer: str) -> Profile | None:
+        """As the port says."""
+        with self._lock:
+            return self._profiles.get(customer)
+
+    def save_profile(self, profile: Profile) -> bool:
+        """As the port says."""
+        with self._lock:
+            present = self._profiles.get(profile.customer)
+            if present is not None and present.crm_version >= profile.crm_version:
+                return False
+            kept = present or Profile(customer=profile.customer)
+            self._profiles[profile.customer] = replace(
+                profile, products=kept.products, wants_to_leave=kept.wants_to_leave
+            )
+            return True
+
+    def save_leave_intent(self, customer: str, wants_to_leave: bool, at: datetime) -> None:
+        """As the port says."""
+        with self._lock:
+            if customer in self._leave_times and self._leave_times[customer] > at:
+                return
+            self._leave_times[customer] = at
+            present = self._profiles.get(customer, Profile(customer=customer))
+            self._profiles[customer] = replace(present, wants_to_leave=wants_to_leave)
+
+    def _move(self, customer: str, version: int) -> bool:
+        if self._merge_versions.get(customer, 0) > version:
+            return False
+        self._merge_versions[customer] = version
+        return True
+
+    def _reassign(self, purchase_ids: Sequence[str], customer: str) -> None:
+        for id in purchase_ids:
+            buyer, purchase = self._purchases[id]
+            self._purchases[id] = (buyer, replace(purchase, customer=customer))
+
+    def merge(self, absorbed: str, survivor: str, version: int) -> None:
+        """As the port says."""
+        with self._lock:
+            if not self._move(absorbed, version):
+                return
+            gone = self._profiles.get(absorbed, Profile(customer=absorbed))
+            self._profiles[absorbed] = replace(
+                gone, merged_into=survivor, alive=False, numbers=(), products=frozenset()
+            )
+            self._reassign([id for id, (_, p) in self._purchases.items() if p.customer == absorbed], survivor)
+            for complaint in list(self._complaints.values()):
+                if complaint.customer == absorbed:
+                    self._complaints[complaint.ticket] = replace(complaint, customer=survivor)
+            if products := self._bought(survivor):
+                self._have(survivor, products, None)
+
+    def unmerge(self, restored: str, survivor: str, version: int) -> None:
+        """As the port says."""
+        with self._lock:
+            if not self._move(restored, version):
+                return
+            self._reassign([id for id, (buyer, _) in self._purchases.items() if buyer == restored], restored)
+            own = self._bought(restored)
+            back = self._profiles.get(restored, Profile(customer=restored))
+            self._profiles[restored] = replace(
+                back, merged_into="", alive=True, products=back.products | own
+            )
+            lost = own - self._bought(survivor)
+            if survivor in self._profiles:
+                kept = self._profiles[survivor]
+                self._profiles[survivor] = replace(kept, products=kept.products - lost)
+
+    def erase(self, customer: str) -> None:
+        """As the port says."""
+        with self._lock:
+            self._purchases = {
+                id: (buyer, p)
+                for id, (buyer, p) in self._purchases.items()
+                if customer not in (buyer, p.customer)
+            }
+            for decision in list(self._decisions.values()):
+                if decision.customer == customer:
+                    outcome = replace(decision.outcome, note="") if decision.outcome else None
+                    self._decisions[decision.id] = replace(decision, customer="", number="", outcome=outcome)
+            for complaint in list(self._complaints.values()):
+                if complaint.customer == customer:
+                    self._complaints[complaint.ticket] = replace(complaint, customer="", number="")
+            if customer in self._profiles:
+                self._profiles[customer] = replace(
+                    self._profiles[customer],
+                    numbers=(),
+                    tags=frozenset(),
+                    products=frozenset(),
+                    alive=False,
+                )
+
+    # complaints
+
+    def save_complaint(self, complaint: Complaint) -> bool:
+        """As the port says."""
+        with self._lock:
+            present = self._complaints.get(complaint.ticket)
+            if present is not None and present.version >= complaint.version:
+                return False
+            self._complaints[complaint.ticket] = complaint
+            return True
+
+    def close_complaint(self, ticket: str) -> None:
+        """As the port says."""
+        with self._lock:
+            if ticket in self._complaints:
+                self._complaints[ticket] = replace(self._complaints[ticket], open=False)
+
+    def open_complaints(self, customer: str, limit: int) -> list[Complaint]:
+        """As the port says."""
+        with self._lock:
+            return [c for c in self._complaints.values() if c.open and c.customer == customer][:limit]
+
+    # models
+
+    def history_changes(self) -> int:
+        """As the port says."""
+        with self._lock:
+            return self._changes
+
+    def baskets(self) -> Iterator[list[str]]:
+        """As the port says."""
+        with self._lock:
+            found = [sorted(self._profiles[id].products) for id in sorted(self._profiles)]
+        return iter([basket for basket in found if basket])
+
+    def model(self, model_id: str) -> ModelInfo:
+        """As the port says."""
+        with self._lock:
+            if model_id not in self._models:
+                raise ModelNotFound(resource=f"models/{model_id}")
+            return self._shown(self._models[model_id][0])
+
+    def _shown(self, info: ModelInfo) -> ModelInfo:
+        if info.id != self._serving.model:
+            return info
+        return replace(info, state=ModelState.ACTIVE, activated_at=self._serving.since)
+
+    def models(self, limit: int, below: int | None) -> list[ModelInfo]:
+        """As the port says."""
+        with self._lock:
+            every = sorted((info for info, _ in self._models.values()), key=lambda info: -info.version)
+            return [self._shown(info) for info in every if below is None or info.version < below][:limit]
+
+    def save_model(self, info: ModelInfo, smoothing: Smoothing) -> None:
+        """As the port says."""
+        with self._lock:
+            for other, _ in self._models.values():
+                if other.version == info.version and other.id != info.id:
+                    raise AlreadyExists(resource=f"models/{info.id}", conflict="number")
+            state = ModelState.READY if info.state is ModelState.ACTIVE else info.state
+            self._models[info.id] = (replace(info, state=state, activated_at=None), smoothing)
+
+    def save_table(self, table: RuleTable) -> None:
+        """As the port says."""
+        with self._lock:
+            self._tables[table.model] = table
+
+    def table(self, model_id: str) -> RuleTable:
+        """As the port says."""
+        with self._lock:
+            if model_id not in self._models or model_id not in self._tables:
+                raise ModelNotFound(resource=f"models/{model_id}")
+            info, _ = self._models[model_id]
+            table = self._tables[model_id]
+            if (table.facts, table.rules) != (info.example_count, info.rule_count):
+                raise ModelNotFound(resource=f"models/{model_id}")
+            return table
+
+    def drop_models(self, keep: int) -> int:
+        """As the port says."""
+        with self._lock:
+            wanted = {self._serving.model, *self._serving.earlier[-keep:]}
+            newest = [info.id for info in self.models(len(self._models), None)]
+            gone = [id for id in newest[keep : keep + 100] if id not in wanted]
+            for id in gone:
+                del self._models[id]
+                self._tables.pop(id, None)
+            return len(gone)
+
+    def serving(self) -> Serving:
+        """As the port says."""
+        with self._lock:
+            return self._serving
+
+    def serve_model(self, serving: Serving, events: Sequence[Event], now: datetime) -> Serving:
+        """As the port says."""
+        with self._lock:
+            if serving.version != self._serving.version:
+                raise EtagMismatch(resource="serving/association")
+            self._serving = replace(
+                serving, version=serving.version + 1, earlier=serving.earlier[-EARLIER_MAX:]
+            )
+            self.events.extend(events)
+            return self._serving
+
+    # the reader's port
+
+    async def read_profile(self, customer: str) -> Profile | None:
+        """As the port says."""
+        return self.profile(self._owner(customer))
+
+    async def read_profile_of_number(self, number: str) -> Profile | None:
+        """As the port says."""
+        with self._lock:
+            owners = [p for p in self._profiles.values() if number in p.numbers]
+            return max(owners, key=lambda p: p.updated_at.timestamp() if p.updated_at else 0.0, default=None)
+
+    async def read_complaint(self, customer: str, number: str) -> bool:
+        """As the port says."""
+        with self._lock:
+            return any(
+                c.open and ((customer and c.customer == customer) or (number and c.number == number))
+                for c in self._complaints.values()
+            )
+
+    async def read_published(self) -> list[Offer]:
+        """As the port says."""
+        return self.offers(OfferFilter(state=OfferState.PUBLISHED), PUBLISHED_MAX, None)
+
+    async def read_serving(self) -> Serving:
+        """As the port says."""
+        return self.serving()
+
+    async def read_table(self, model_id: str) -> RuleTable:
+        """As the port says."""
+        return self.table(model_id)
+
+    async def read_repeat(self, request_key: str, fingerprint: str) -> Decision | None:
+        """As the port says."""
+        with self._lock:
+            if request_key not in self._requests:
+                return None
+            decision_id, earlier = self._requests[request_key]
+            check_repeat(earlier, fingerprint)
+            return self.decision(decision_id)
+
+    async def log_decision(
+        self, decision: Decision, events: Sequence[Event], *, request_key: str | None, fingerprint: str | None
+    ) -> Decision:
+        """As the port says."""
+        with self._lock:
+            if request_key is not None:
+                earlier = await self.read_repeat(request_key, fingerprint or "")
+                if earlier is not None:
+                    return earlier
+                self._requests[request_key] = (decision.id, fingerprint)
+            if decision.id in self._decisions:
+                raise AlreadyExists(resource=f"decisions/{decision.id}")
+            self._decisions[decision.id] = replace(decision, version=1)
+            self.events.extend(events)
+            return self._decisions[decision.id]

@@ -1,0 +1,95 @@
+"""The gRPC process: its one composition root."""
+
+from __future__ import annotations
+
+import sys
+
+from callmesh.marketing.v1 import (
+    campaigns_pb2,
+    campaigns_pb2_grpc,
+    leads_pb2,
+    leads_pb2_grpc,
+    offers_pb2,
+    offers_pb2_grpc,
+    outbound_pb2,
+    outbound_pb2_grpc,
+    recommendations_pb2,
+    recommendations_pb2_grpc,
+    reports_pb2,
+    reports_pb2_grpc,
+    savings_pb2,
+    savings_pb2_grpc,
+    surveys_pb2,
+    surveys_pb2_grpc,
+)
+from chassis import mongo
+from chassis.clock import Clock
+from chassis.server import ServiceBinding, main, serve
+from marketing.association import Smoothing
+from marketing.config import MarketingSettings
+from marketing.documents import DOCUMENTS
+from marketing.handlers import Decisions, History, Models, Offers, Recommender
+from marketing.ranker_cache import RankerCache
+from marketing.scopes import SCOPES
+from marketing.servicer import OfferServicer, RecommendationServicer
+from marketing.store import MongoReader, MongoStore, Reader, Store
+
+
+def bindings(
+    settings: MarketingSettings, store: Store, reader: Reader, clock: Clock
+) -> list[ServiceBinding]:
+    """Every service of marketing on a store; those still to be written answer UNIMPLEMENTED."""
+    cache = RankerCache(
+        reader,
+        clock,
+        fresh_seconds=settings.catalogue_seconds,
+        stale_seconds=settings.catalogue_stale_seconds,
+    )
+    offers = OfferServicer(Offers(store, clock, cache.expire), settings.currency)
+    smoothing = Smoothing(strength=settings.smoothing_strength, rate=settings.smoothing_rate)
+    recommendations = RecommendationServicer(
+        Recommender(reader, cache, clock, settings.decision_minutes),
+        Decisions(store, clock, cache.expire),
+        History(store, clock),
+        Models(store, clock, smoothing, settings.models_kept),
+        clock,
+    )
+    return [
+        _binding(offers_pb2, offers_pb2_grpc, "OfferService", offers),
+        _binding(recommendations_pb2, recommendations_pb2_grpc, "RecommendationService", recommendations),
+        _later(savings_pb2, savings_pb2_grpc, "SavingsService"),
+        _later(leads_pb2, leads_pb2_grpc, "LeadService"),
+        _later(campaigns_pb2, campaigns_pb2_grpc, "CampaignService"),
+        _later(outbound_pb2, outbound_pb2_grpc, "OutboundService"),
+        _later(surveys_pb2, surveys_pb2_grpc, "SurveyService"),
+        _later(reports_pb2, reports_pb2_grpc, "ReportService"),
+    ]
+
+
+def _binding(messages: object, stubs: object, name: str, servicer: object) -> ServiceBinding:
+    descriptor = messages.DESCRIPTOR.services_by_name[name]  # type: ignore[attr-defined]
+    return ServiceBinding(descriptor, getattr(stubs, f"add_{name}Servicer_to_server"), servicer)
+
+
+def _later(messages: object, stubs: object, name: str) -> ServiceBinding:
+    return _binding(messages, stubs, name, getattr(stubs, f"{name}Servicer")())
+
+
+async def run(settings: MarketingSettings) -> None:
+    """Serves until told to stop. StartError when MongoDB or a port cannot be used."""
+    mongo.connect(settings)
+    mongo.ensure_indexes(DOCUMENTS)
+    database = mongo.async_database(settings)
+    services = bindings(settings, MongoStore(), MongoReader(database), settings.clock())
+    await serve(
+        settings, services, scopes=SCOPES, on_stop=[database.client.close, mongo.disconnect]
+    )
+
+
+def start() -> int:
+    """The whole life of the process; its exit status."""
+    return main(MarketingSettings, run)
+
+
+if __name__ == "__main__":
+    sys.exit(start())

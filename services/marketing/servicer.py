@@ -1,0 +1,325 @@
+"""The gRPC face: messages in, use case, message out. RPCs left out here answer UNIMPLEMENTED.
+
+Plain `def` methods run in the server's thread pool and may block; `async def` ones run on the loop.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Sequence
+from datetime import datetime
+from typing import Any, TypeVar
+
+
+from google.protobuf.empty_pb2 import Empty
+
+from callmesh.marketing.v1 import (
+    offers_pb2,
+    offers_pb2_grpc,
+    recommendations_pb2,
+    recommendations_pb2_grpc,
+)
+from chassis.auth import current_identity
+from chassis.clock import Clock, from_ms, to_ms
+from chassis.errors import InvalidArgument
+from chassis.fieldmask import apply_mask
+from chassis.idempotency import content_fingerprint, request_key
+from chassis.ids import check_id, new_id, parse_name, parse_names
+from chassis.mongo import parse_etag
+from chassis.pagination import Page, request_fingerprint
+from marketing import convert
+from marketing.handlers import Decisions, History, Models, Offers, Recommender
+from marketing.model import OfferState, OfferVerb, Purchase
+from marketing.scopes import method
+from marketing.store import DecisionFilter, OfferFilter
+
+#: Most purchases in one request.
+PURCHASES_MAX = convert.PURCHASES_MAX
+#: Refused purchases that an import tells of.
+REJECTED_SHOWN_MAX = 100
+#: Most batches of one import.
+IMPORT_BATCHES_MAX = 10_000
+
+Row = TypeVar("Row")
+
+
+def _page(request: Any) -> Page:
+    return Page.parse(request.page_size, request.page_token, fingerprint=request_fingerprint(request))
+
+
+def _cut(rows: Sequence[Row], page: Page) -> tuple[Sequence[Row], Row | None]:
+    """(the page's rows, the last of them if there are more): lists are asked for one row too many."""
+    more = len(rows) > page.limit
+    kept = rows[: page.limit]
+    return kept, kept[-1] if more else None
+
+
+def _repeat(full_method: str, request: Any) -> tuple[str | None, str | None]:
+    key = request_key(current_identity(), full_method, request.request_id)
+    return key, content_fingerprint(request) if key is not None else None
+
+
+def _optional_id(field: str, collection: str, name: str) -> str | None:
+    return parse_name(field, collection, name) if name else None
+
+
+class OfferServicer(offers_pb2_grpc.OfferServiceServicer):
+    """OfferService."""
+
+    def __init__(self, offers: Offers, currency: str) -> None:
+        self._offers = offers
+        self._currency = currency
+
+    def CreateOffer(self, request: offers_pb2.CreateOfferRequest, context: Any) -> offers_pb2.Offer:
+        """Adds a draft."""
+        key, fingerprint = _repeat(method("OfferService", "CreateOffer"), request)
+        offer_id = check_id("offer_id", request.offer_id) if request.offer_id else new_id()
+        offer = convert.offer_from_proto(request.offer, offer_id, self._currency)
+        stored = self._offers.create(
+            offer, request_key=key, fingerprint=fingerprint, validate_only=request.validate_only
+        )
+        return convert.offer_to_proto(stored)
+
+    def GetOffer(self, request: offers_pb2.GetOfferRequest, context: Any) -> offers_pb2.Offer:
+        """Reads one."""
+        return convert.offer_to_proto(self._offers.get(parse_name("name", "offers", request.name)))
+
+    def ListOffers(
+        self, request: offers_pb2.ListOffersRequest, context: Any
+    ) -> offers_pb2.ListOffersResponse:
+        """A page by id."""
+        page = _page(request)
+        state = convert.enum_member(offers_pb2.OfferState, "OFFER_STATE", request.state, OfferState)
+        if request.state and state is None:
+            raise InvalidArgument(field="state", why="is not a value that this server knows")
+        query = OfferFilter(state=state, product=request.product or None, tag=request.tag or None)
+        rows, last = _cut(self._offers.list(query, page.limit + 1, page.after), page)
+        return offers_pb2.ListOffersResponse(
+            offers=[convert.offer_to_proto(offer) for offer in rows],
+            next_page_token=page.next_token(last.id if last else None),
+        )
+
+    def UpdateOffer(self, request: offers_pb2.UpdateOfferRequest, context: Any) -> offers_pb2.Offer:
+        """Changes the content."""
+        offer_id = parse_name("offer.name", "offers", request.offer.name)
+        version = parse_etag("offer.etag", request.offer.etag)
+
+        def change(present: Any) -> Any:
+            target = convert.offer_to_proto(present)
+            apply_mask(
+                target,
+                request.offer,
+                request.update_mask,
+                allowed=convert.OFFER_CHANGEABLE,
+                immutable=convert.OFFER_FIXED,
+            )
+            return convert.offer_from_proto(target, offer_id, self._currency, present)
+
+        return convert.offer_to_proto(self._offers.update(offer_id, version, change, request.validate_only))
+
+    def DeleteOffer(self, request: offers_pb2.DeleteOfferRequest, context: Any) -> Empty:
+        """Removes one that is not published."""
+        self._offers.delete(parse_name("name", "offers", request.name), parse_etag("etag", request.etag))
+        return Empty()
+
+    def PublishOffer(self, request: offers_pb2.PublishOfferRequest, context: Any) -> offers_pb2.Offer:
+        """Lets it be suggested."""
+        return self._move(request, OfferVerb.PUBLISH)
+
+    def RetireOffer(self, request: offers_pb2.RetireOfferRequest, context: Any) -> offers_pb2.Offer:
+        """Lets it be suggested no more."""
+        return self._move(request, OfferVerb.RETIRE)
+
+    def _move(self, request: Any, verb: OfferVerb) -> offers_pb2.Offer:
+        offer_id, version = parse_name("name", "offers", request.name), parse_etag("etag", request.etag)
+        return convert.offer_to_proto(self._offers.move(offer_id, version, verb))
+
+    def ListOfferRevisions(
+        self, request: offers_pb2.ListOfferRevisionsRequest, context: Any
+    ) -> offers_pb2.ListOfferRevisionsResponse:
+        """A page of versions, newest first."""
+        offer_id, page = parse_name("name", "offers", request.name), _page(request)
+        rows, last = _cut(self._offers.revisions(offer_id, page.limit + 1, page.after), page)
+        return offers_pb2.ListOfferRevisionsResponse(
+            offers=[convert.offer_to_proto(offer) for offer in rows],
+            next_page_token=page.next_token(last.version if last else None),
+        )
+
+
+class RecommendationServicer(recommendations_pb2_grpc.RecommendationServiceServicer):
+    """RecommendationService."""
+
+    def __init__(
+        self,
+        recommender: Recommender,
+        decisions: Decisions,
+        history: History,
+        models: Models,
+        clock: Clock,
+    ) -> None:
+        self._recommender = recommender
+        self._decisions = decisions
+        self._history = history
+        self._models = models
+        self._clock = clock
+
+    async def Recommend(
+        self, request: recommendations_pb2.RecommendRequest, context: Any
+    ) -> recommendations_pb2.Decision:
+        """The hot path."""
+        key, fingerprint = _repeat(method("RecommendationService", "Recommend"), request)
+        customer, number, contact, limit = convert.recommend_request(request)
+        decision = await self._recommender.recommend(
+            customer, number, contact, limit, request_key=key, fingerprint=fingerprint
+        )
+        return convert.decision_to_proto(decision)
+
+    def RecordOutcome(
+        self, request: recommendations_pb2.RecordOutcomeRequest, context: Any
+    ) -> recommendations_pb2.Decision:
+        """Closes a decision."""
+        decision_id, outcome = convert.outcome_request(request, self._clock.now())
+        return convert.decision_to_proto(self._decisions.record(decision_id, outcome))
+
+    def GetDecision(
+        self, request: recommendations_pb2.GetDecisionRequest, context: Any
+    ) -> recommendations_pb2.Decision:
+        """Reads one."""
+        return convert.decision_to_proto(self._decisions.get(parse_name("name", "decisions", request.name)))
+
+    def ListDecisions(
+        self, request: recommendations_pb2.ListDecisionsRequest, context: Any
+    ) -> recommendations_pb2.ListDecisionsResponse:
+        """A page, newest first."""
+        page = _page(request)
+        if request.state not in recommendations_pb2.DecisionState.values():
+            raise InvalidArgument(field="state", why="is not a value that this server knows")
+        query = DecisionFilter(
+            customer=_optional_id("customer", "customers", request.customer),
+            call_id=check_id("call_id", request.call_id) if request.call_id else None,
+            open=request.state == recommendations_pb2.DECISION_STATE_OPEN if request.state else None,
+        )
+        rows, last = _cut(self._decisions.list(query, page.limit + 1, page.after), page)
+        return recommendations_pb2.ListDecisionsResponse(
+            decisions=[convert.decision_to_proto(decision) for decision in rows],
+            next_page_token=page.next_token(last.id if last else None),
+        )
+
+    def RecordPurchases(
+        self, request: recommendations_pb2.RecordPurchasesRequest, context: Any
+    ) -> recommendations_pb2.RecordPurchasesResponse:
+        """All or none."""
+        good, bad = self._purchases(request)
+        if bad:
+            raise InvalidArgument.many(
+                [(f"purchases[{index}].{field}", why) for index, (field, why) in bad]
+            )
+        new = self._history.record(good)
+        return recommendations_pb2.RecordPurchasesResponse(
+            recorded_count=new, duplicate_count=len(good) - new
+        )
+
+    def _purchases(self, request: Any) -> tuple[list[Purchase], list[tuple[int, tuple[str, str]]]]:
+        if not 1 <= len(request.purchases) <= PURCHASES_MAX:
+            raise InvalidArgument(field="purchases", why=f"must hold 1 to {PURCHASES_MAX} purchases")
+        return convert.purchases_from_proto(request.purchases, self._clock.now())
+
+    async def ImportPurchases(
+        self,
+        request_iterator: AsyncIterator[recommendations_pb2.ImportPurchasesRequest],
+        context: Any,
+    ) -> recommendations_pb2.ImportPurchasesResponse:
+        """A stream of batches; each is stored before the next is read."""
+        response = recommendations_pb2.ImportPurchasesResponse()
+        offset = batches = 0
+        async for request in request_iterator:
+            batches += 1
+            if batches > IMPORT_BATCHES_MAX:
+                raise InvalidArgument(field="purchases", why=f"at most {IMPORT_BATCHES_MAX} batches a stream")
+            good, bad = self._purchases(request)
+            new = await asyncio.to_thread(self._history.record, good)
+            response.recorded_count += new
+            response.duplicate_count += len(good) - new
+            response.rejected_count += len(bad)
+            for index, (field, why) in bad[: REJECTED_SHOWN_MAX - len(response.rejected)]:
+                response.rejected.add(index=offset + index, field=field, description=why)
+            offset += len(request.purchases)
+        return response
+
+    def ListPurchases(
+        self, request: recommendations_pb2.ListPurchasesRequest, context: Any
+    ) -> recommendations_pb2.ListPurchasesResponse:
+        """A page, newest first."""
+        customer, page = parse_name("customer", "customers", request.customer), _page(request)
+        rows, last = _cut(self._history.list(customer, page.limit + 1, _after_purchase(page)), page)
+        return recommendations_pb2.ListPurchasesResponse(
+            purchases=[convert.purchase_to_proto(purchase) for purchase in rows],
+            next_page_token=page.next_token((to_ms(last.at), last.id) if last else None),
+        )
+
+    def GetProfile(
+        self, request: recommendations_pb2.GetProfileRequest, context: Any
+    ) -> recommendations_pb2.Profile:
+        """What is known of a customer."""
+        if not request.name.endswith("/profile"):
+            raise InvalidArgument(field="name", why="must have the form customers/{id}/profile")
+        (customer,) = parse_names("name", ("customers",), request.name.removesuffix("/profile"))
+        profile, complaints = self._history.profile(customer)
+        return convert.profile_to_proto(profile, [complaint.ticket for complaint in complaints])
+
+    def GetModel(
+        self, request: recommendations_pb2.GetModelRequest, context: Any
+    ) -> recommendations_pb2.Model:
+        """Reads one version."""
+        return convert.model_to_proto(self._models.get(parse_name("name", "models", request.name)))
+
+    def ListModels(
+        self, request: recommendations_pb2.ListModelsRequest, context: Any
+    ) -> recommendations_pb2.ListModelsResponse:
+        """A page of versions, newest first."""
+        page = _page(request)
+        if request.kind not in (0, recommendations_pb2.MODEL_KIND_ASSOCIATION):
+            return recommendations_pb2.ListModelsResponse()
+        rows, last = _cut(self._models.list(page.limit + 1, page.after), page)
+        return recommendations_pb2.ListModelsResponse(
+            models=[convert.model_to_proto(info) for info in rows],
+            next_page_token=page.next_token(last.version if last else None),
+        )
+
+    def TrainModel(
+        self, request: recommendations_pb2.TrainModelRequest, context: Any
+    ) -> recommendations_pb2.Model:
+        """Asks the worker for a new version."""
+        _association(request.kind)
+        return convert.model_to_proto(self._models.train())
+
+    def ActivateModel(
+        self, request: recommendations_pb2.ActivateModelRequest, context: Any
+    ) -> recommendations_pb2.Model:
+        """Lets a version serve."""
+        return convert.model_to_proto(self._models.activate(parse_name("name", "models", request.name)))
+
+    def RollbackModel(
+        self, request: recommendations_pb2.RollbackModelRequest, context: Any
+    ) -> recommendations_pb2.Model:
+        """Back to the version before."""
+        _association(request.kind)
+        return convert.model_to_proto(self._models.rollback())
+
+
+def _association(kind: int) -> None:
+    if kind != recommendations_pb2.MODEL_KIND_ASSOCIATION:
+        raise InvalidArgument(field="kind", why="must be MODEL_KIND_ASSOCIATION, the one kind served so far")
+
+
+def _after_purchase(page: Page) -> tuple[datetime, str] | None:
+    if page.after is None:
+        return None
+    try:
+        at_ms, id = page.after
+        return from_ms(int(at_ms)), str(id)
+    except (TypeError, ValueError, OverflowError):
+        raise InvalidArgument(field="page_token", why="is not a token that this list gave out") from None
+
+
+

@@ -1,0 +1,927 @@
+"""Where marketing keeps what it knows: the ports, and the MongoDB store. The memory store is in memory_store.py; one contract
+suite holds both.
+
+The unit of work is one document. What spans two is made so that a crash in between is found and finished by the worker:
+
+* A unit of stock. `claim_unit` takes one atomically under a token, then the decision is closed naming that token, then
+  `settle_claim` forgets the token. A claim whose decision does not name its token is given back by the worker, which first
+  touches the decision, so that a closing still in flight with that token can only fail. So stock is never oversold
+  and no unit is lost.
+* History after an acceptance. The closed decision is marked `unsettled` until its purchase is stored under an id made of
+  the decision's, so repeating is harmless.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any, Protocol
+
+from bson.decimal128 import Decimal128
+from pymongo import ReturnDocument, UpdateOne
+from pymongo.errors import BulkWriteError, DuplicateKeyError
+
+from chassis.errors import AlreadyExists, EtagMismatch, NotFound
+from chassis.idempotency import check_repeat
+from chassis.mongo import OUTBOX_EVENTS_MAX, OutboxFull, create_once, pending_entry, update_aggregate
+from marketing.association import Partners, RuleTable, Smoothing
+from marketing.documents import (
+    ComplaintDocument,
+    DecisionDocument,
+    HistoryDocument,
+    ModelDocument,
+    ModelRowDocument,
+    OfferDocument,
+    OfferRevisionDocument,
+    ProfileDocument,
+    PurchaseDocument,
+    ServingDocument,
+    complaint_from_raw,
+    decision_fields,
+    decision_from_raw,
+    model_from_raw,
+    offer_fields,
+    offer_from_raw,
+    profile_fields,
+    profile_from_raw,
+    purchase_from_raw,
+    purchase_raw,
+)
+from marketing.engine import (
+    ClaimsPending,
+    DecisionNotFound,
+    ModelNotFound,
+    OfferNotFound,
+    OfferSoldOut,
+    check_supply,
+)
+from marketing.model import (
+    Complaint,
+    Decision,
+    ModelInfo,
+    ModelState,
+    Offer,
+    OfferState,
+    Profile,
+    Purchase,
+)
+
+if TYPE_CHECKING:
+    from pymongo.asynchronous.database import AsyncDatabase
+
+    from chassis.bus import Event
+
+#: Most claims on one offer that may wait to be settled.
+CLAIMS_MAX = 1_000
+#: Most products kept of one customer.
+PRODUCTS_OF_CUSTOMER_MAX = 500
+#: Most published offers that a server ranks.
+PUBLISHED_MAX = 5_000
+#: Merges followed from one customer to the survivor.
+MERGE_HOPS_MAX = 5
+#: Rows of a model written at once.
+ROWS_BATCH = 500
+#: Earlier versions remembered for a rollback.
+EARLIER_MAX = 10
+#: The one serving document.
+ASSOCIATION = "association"
+
+_DUPLICATE_KEY = 11000
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class OfferFilter:
+    """Which offers a list is about; None leaves a field open."""
+
+    state: OfferState | None = None
+    product: str | None = None
+    tag: str | None = None
+
+    def holds(self, offer: Offer) -> bool:
+        """Whether an offer is meant."""
+        return (
+            self.state in (None, offer.state)
+            and self.product in (None, offer.product)
+            and (self.tag is None or self.tag in offer.tags)
+        )
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class DecisionFilter:
+    """Which decisions a list is about; None leaves a field open."""
+
+    customer: str | None = None
+    call_id: str | None = None
+    open: bool | None = None
+
+    def holds(self, decision: Decision) -> bool:
+        """Whether a decision is meant."""
+        return (
+            self.customer in (None, decision.customer)
+            and self.call_id in (None, decision.contact.call_id)
+            and self.open in (None, decision.outcome is None)
+        )
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Claim:
+    """A unit of stock taken for a decision that is being closed."""
+
+    #: Offer id.
+    offer: str
+    #: Names this claim alone.
+    token: str
+    #: Decision id.
+    decision: str
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Serving:
+    """Which model version serves."""
+
+    #: Model id, "" while there is none.
+    model: str = ""
+    #: Versions that served before, newest last.
+    earlier: tuple[str, ...] = ()
+    #: Business time since when.
+    since: datetime | None = None
+    #: State of the history that the newest version was made from; None while there is none.
+    history: int | None = None
+    #: An operator chose the version: newer ones are built, and wait.
+    pinned: bool = False
+    #: 0 while there is no document.
+    version: int = 0
+
+
+class Store(Protocol):
+    """Blocking access. Any method may raise Unavailable while the database is away; then nothing has changed."""
+
+    def insert_offer(
+        self, offer: Offer, events: Sequence[Event], *, request_key: str | None, fingerprint: str | None
+    ) -> tuple[Offer, bool]:
+        """Stores a new offer as version 1: (offer, True), or what an earlier call with this key made: (that, False).
+        AlreadyExists when the id is taken, RequestIdReused when the key came with other content."""
+
+    def offer(self, offer_id: str) -> Offer:
+        """The offer; OfferNotFound."""
+
+    def offers(self, query: OfferFilter, limit: int, after: str | None) -> list[Offer]:
+        """At most `limit` offers with an id above `after`, by id."""
+
+    def update_offer(self, offer: Offer, events: Sequence[Event], now: datetime) -> Offer:
+        """Stores changed content if the offer is still at `offer.version`; answers it as stored, with the current use of its
+        supply. EtagMismatch, OfferNotFound, SupplyBelowUsed (judged in the same write)."""
+
+    def delete_offer(self, offer: Offer) -> None:
+        """Removes an offer still at `offer.version`, its revisions too. EtagMismatch, OfferNotFound."""
+
+    def revisions(self, offer_id: str, limit: int, below: int | None) -> list[Offer]:
+        """At most `limit` versions of an offer below a version (None: all), newest first, the present one included;
+        OfferNotFound."""
+
+    def claim_unit(self, claim: Claim, real_now: datetime) -> None:
+        """Takes one unit of stock and its cost of the budget, atomically. OfferNotFound, OfferSoldOut, ClaimsPending."""
+
+    def settle_claim(self, offer_id: str, token: str) -> None:
+        """Forgets a claim whose unit is sold. Repeatable."""
+
+    def release_claim(self, offer_id: str, token: str) -> None:
+        """Gives the unit of a claim back; nothing for an unknown token. Repeatable."""
+
+    def stale_claims(self, before: datetime, limit: int) -> list[Claim]:
+        """Claims taken before a real time, at most `limit` offers' worth."""
+
+    def decision(self, decision_id: str) -> Decision:
+        """The decision; DecisionNotFound."""
+
+    def decisions(self, query: DecisionFilter, limit: int, below: str | None) -> list[Decision]:
+        """At most `limit` decisions with an id below `below` (None: all), newest first."""
+
+    def close_decision(self, decision: Decision, events: Sequence[Event]) -> Decision:
+        """Stores a closed decision if it is still at `decision.version`; answers it as stored. EtagMismatch,
+        DecisionNotFound."""
+
+    def touch_decision(self, decision: Decision) -> None:
+        """Raises the version alone, so that a writer who read it before fails. EtagMismatch, DecisionNotFound."""
+
+    def mark_settled(self, decision_id: str) -> None:
+        """Notes that the effects of a closing are applied. Repeatable."""
+
+    def unsettled(self, limit: int) -> list[Decision]:
+        """Closed decisions whose effects may not all be applied, oldest first."""
+
+    def add_purchases(self, purchases: Sequence[Purchase], now: datetime) -> int:
+        """Adds to the history; how many were new. A known id changes nothing. Repeatable after a failure."""
+
+    def purchases(self, customer: str, limit: int, after: tuple[datetime, str] | None) -> list[Purchase]:
+        """At most `limit` purchases of a customer after a (time, id), newest first."""
+
+    def profile(self, customer: str) -> Profile | None:
+        """What is known of a customer."""
+
+    def save_profile(self, profile: Profile) -> bool:
+        """Stores what crm says unless something newer is there; whether it was stored. History is left alone."""
+
+    def save_leave_intent(self, customer: str, wants_to_leave: bool, at: datetime) -> None:
+        """Stores the latest word on leaving."""
+
+    def merge(self, absorbed: str, survivor: str, version: int) -> None:
+        """Moves history and complaints to the survivor, unless a later merge or unmerge of `absorbed` was seen. Repeatable."""
+
+    def unmerge(self, restored: str, survivor: str, version: int) -> None:
+        """Gives history back, unless a later merge or unmerge of `restored` was seen. Repeatable."""
+
+    def erase(self, customer: str) -> None:
+        """Removes what is personal: purchases, profile content, the customer in decisions and complaints. Repeatable."""
+
+    def save_complaint(self, complaint: Complaint) -> bool:
+        """Stores it unless a newer one is there; whether it was stored."""
+
+    def close_complaint(self, ticket: str) -> None:
+        """Notes that a complaint is over; nothing for an unknown one."""
+
+    def open_complaints(self, customer: str, limit: int) -> list[Complaint]:
+        """Unresolved complaints of a customer."""
+
+    def history_changes(self) -> int:
+        """Rises with every new purchase."""
+
+    def baskets(self) -> Iterator[list[str]]:
+        """The products of each customer who has any."""
+
+    def model(self, model_id: str) -> ModelInfo:
+        """A model version; ModelNotFound."""
+
+    def models(self, limit: int, below: int | None) -> list[ModelInfo]:
+        """At most `limit` versions below a version number (None: all), newest first."""
+
+    def save_model(self, info: ModelInfo, smoothing: Smoothing) -> None:
+        """Stores or replaces a version's description. AlreadyExists when another has its number."""
+
+    def save_table(self, table: RuleTable) -> None:
+        """Stores a version's counts, replacing what a broken attempt left."""
+
+    def table(self, model_id: str) -> RuleTable:
+        """A version's counts; ModelNotFound when it is not there as a whole."""
+
+    def drop_models(self, keep: int) -> int:
+        """Removes all but the `keep` newest versions and those that serve or may be rolled back to; how many."""
+
+    def serving(self) -> Serving:
+        """Which version serves."""
+
+    def serve_model(self, serving: Serving, events: Sequence[Event], now: datetime) -> Serving:
+        """Stores who serves if nobody changed it since `serving.version`. EtagMismatch."""
+
+
+class Reader(Protocol):
+    """The path of a recommendation, on the event loop. Any method may raise Unavailable while the database is away."""
+
+    async def read_profile(self, customer: str) -> Profile | None:
+        """What is known of a customer, of the survivor where they were merged."""
+
+    async def read_profile_of_number(self, number: str) -> Profile | None:
+        """The living customer who owns a number; of several the one heard of last."""
+
+    async def read_complaint(self, customer: str, number: str) -> bool:
+        """Whether a customer, or a number, has an unresolved complaint."""
+
+    async def read_published(self) -> list[Offer]:
+        """Published offers by id, at most `PUBLISHED_MAX`."""
+
+    async def read_serving(self) -> Serving:
+        """Which model version serves."""
+
+    async def read_table(self, model_id: str) -> RuleTable:
+        """A version's counts; ModelNotFound when it is not there as a whole."""
+
+    async def read_repeat(self, request_key: str, fingerprint: str) -> Decision | None:
+        """What an earlier call with this key made; RequestIdReused when it asked for something else."""
+
+    async def log_decision(
+        self, decision: Decision, events: Sequence[Event], *, request_key: str | None, fingerprint: str | None
+    ) -> Decision:
+        """Stores a new decision with its events; answers the one of an earlier call with this key where there is one.
+        RequestIdReused."""
+
+
+# --- MongoDB ------------------------------------------------------------------------------------------------------------
+
+
+def _new_decision(
+    decision: Decision, events: Sequence[Event], request_key: str | None, fingerprint: str | None
+) -> dict[str, Any]:
+    """A decision as a whole document, in the form that `chassis.mongo` gives an aggregate."""
+    raw: dict[str, Any] = {
+        "_id": decision.id,
+        "version": 1,
+        "created_at": decision.created_at,
+        "updated_at": decision.created_at,
+        "outbox": [pending_entry(event) for event in events],
+        **decision_fields(decision),
+    }
+    if events:
+        raw["outbox_since"] = datetime.now(UTC)
+    if request_key is not None:
+        raw |= {"request_key": request_key, "request_fingerprint": fingerprint}
+    return raw
+
+
+def _serving_from_raw(raw: dict[str, Any] | None) -> Serving:
+    if raw is None:
+        return Serving()
+    return Serving(
+        model=raw["model"],
+        earlier=tuple(raw.get("earlier", ())),
+        since=raw.get("since"),
+        history=raw.get("history"),
+        pinned=bool(raw.get("pinned")),
+        version=raw["version"],
+    )
+
+
+def _table_from_raw(model: dict[str, Any] | None, model_id: str, rows: Iterable[dict[str, Any]]) -> RuleTable:
+    """A table put together again; ModelNotFound when rows are missing, so that a half-written one never serves."""
+    partners = {
+        row["product"]: Partners(
+            customers=row["customers"], together=dict(row["together"]), complete=row["complete"]
+        )
+        for row in rows
+    }
+    if model is None:
+        raise ModelNotFound(resource=f"models/{model_id}")
+    table = RuleTable(
+        model=model_id,
+        customers=model["customers"],
+        having={product: entry.customers for product, entry in partners.items()},
+        partners=partners,
+        smoothing=Smoothing(strength=model["strength"], rate=model["rate"]),
+    )
+    if (table.facts, table.rules) != (model["facts"], model["rules"]):
+        raise ModelNotFound(resource=f"models/{model_id}")
+    return table
+
+
+_ROOM: dict[str, Any] = {
+    "$and": [
+        {"$or": [{"$eq": [{"$ifNull": ["$stock", None]}, None]}, {"$lt": ["$units_used", "$stock"]}]},
+        {
+            "$or": [
+                {"$eq": [{"$ifNull": ["$budget", None]}, None]},
+                {"$lte": [{"$add": ["$budget_used", "$unit_cost.amount"]}, "$budget.amount"]},
+            ]
+        },
+    ]
+}
+
+
+class MongoStore:
+    """The store on MongoDB. Needs `chassis.mongo.connect` first."""
+
+    # offers
+
+    def insert_offer(
+        self, offer: Offer, events: Sequence[Event], *, request_key: str | None, fingerprint: str | None
+    ) -> tuple[Offer, bool]:
+        """As the port says."""
+        document = OfferDocument(id=offer.id, created_at=offer.created_at, **offer_fields(offer))
+        stored, created = create_once(document, events, request_key=request_key, fingerprint=fingerprint)
+        return offer_from_raw(stored.to_mongo()), created
+
+    def offer(self, offer_id: str) -> Offer:
+        """As the port says."""
+        raw = OfferDocument._get_collection().find_one({"_id": offer_id}, {"outbox": 0, "claims": 0})
+        if raw is None:
+            raise OfferNotFound(resource=f"offers/{offer_id}")
+        return offer_from_raw(raw)
+
+    def offers(self, query: OfferFilter, limit: int, after: str | None) -> list[Offer]:
+        """As the port says."""
+        condition: dict[str, Any] = {}
+        if query.state is not None:
+            condition["state"] = query.state.value
+        if query.product is not None:
+            condition["product"] = query.product
+        if query.tag is not None:
+            condition["tags"] = query.tag
+        if after is not None:
+            condition["_id"] = {"$gt": after}
+        found = OfferDocument._get_collection().find(condition, {"outbox": 0, "claims": 0})
+        return [offer_from_raw(raw) for raw in found.sort("_id", 1).limit(limit)]
+
+    def update_offer(self, offer: Offer, events: Sequence[Event], now: datetime) -> Offer:
+        """As the port says. Not by `update_aggregate`: the use of the supply must be judged in the same write, and left alone."""
+        self._archive(offer.id)
+        condition: dict[str, Any] = {"_id": offer.id, "version": offer.version}
+        if events:
+            condition[f"outbox.{OUTBOX_EVENTS_MAX - len(events)}"] = {"$exists": False}
+        if offer.stock is not None:
+            condition["units_used"] = {"$lte": offer.stock}
+        if offer.budget is not None:
+            condition["budget_used"] = {"$lte": Decimal128(offer.budget.amount)}
+        change: dict[str, Any] = {
+            "$set": {**offer_fields(offer), "version": offer.version + 1, "updated_at": now}
+        }
+        if events:
+            change["$push"] = {"outbox": {"$each": [pending_entry(event) for event in events]}}
+            change["$min"] = {"outbox_since": datetime.now(UTC)}
+        raw = OfferDocument._get_collection().find_one_and_update(
+            condition, change, projection={"outbox": 0, "claims": 0}, return_document=ReturnDocument.AFTER
+        )
+        if raw is None:
+            self._explain_refusal(offer)
+        return offer_from_raw(raw)
+
+    def _explain_refusal(self, offer: Offer) -> None:
+        present = self.offer(offer.id)
+        if present.version != offer.version:
+            raise EtagMismatch(resource=f"offers/{offer.id}")
+        check_supply(replace(offer, units_used=present.units_used, budget_used=present.budget_used))
+        raise OutboxFull(resource=f"offers/{offer.id}", why="the message broker is behind", retry_seconds=5.0)
+
+    def _archive(self, offer_id: str) -> None:
+        """Keeps the present version as a revision before it is overwritten; harmless when the overwriting then fails."""
+        raw = OfferDocument._get_collection().find_one({"_id": offer_id}, {"outbox": 0, "claims": 0})
+        if raw is not None:
+            revision = {"offer": offer_id, "version": raw["version"], "content": raw}
+            OfferRevisionDocument._get_collection().replace_one(
+                {"_id": f"{offer_id}@{raw['version']}"}, revision, upsert=True
+            )
+
+    def delete_offer(self, offer: Offer) -> None:
+        """As the port says."""
+        gone = OfferDocument._get_collection().delete_one({"_id": offer.id, "version": offer.version})
+        if gone.deleted_count == 0:
+            self.offer(offer.id)
+            raise EtagMismatch(resource=f"offers/{offer.id}")
+        OfferRevisionDocument._get_collection().delete_many({"offer": offer.id})
+
+    def revisions(self, offer_id: str, limit: int, below: int | None) -> list[Offer]:
+        """As the port says."""
+        present = self.offer(offer_id)
+        found = [present] if below is None or present.version < below else []
+        bound = present.version if below is None else min(below, present.version)
+        rows = OfferRevisionDocument._get_collection().find({"offer": offer_id, "version": {"$lt": bound}})
+        past = [offer_from_raw(row["content"]) for row in rows.sort("version", -1).limit(limit)]
+        return (found + past)[:limit]
+
+    # supply
+
+    def claim_unit(self, claim: Claim, real_now: datetime) -> None:
+        """As the port says."""
+        offers = OfferDocument._get_collection()
+        cost = {"$ifNull": ["$unit_cost.amount", Decimal128("0")]}
+        entry = {"token": claim.token, "decision": claim.decision, "cost": cost, "at": real_now}
+        taken = offers.update_one(
+            {"_id": claim.offer, f"claims.{CLAIMS_MAX - 1}": {"$exists": False}, "$expr": _ROOM},
+            [
+                {
+                    "$set": {
+                        "units_used": {"$add": ["$units_used", 1]},
+                        "budget_used": {"$add": ["$budget_used", cost]},
+                        "claims": {"$concatArrays": [{"$ifNull": ["$claims", []]}, [entry]]},
+                    }
+                }
+            ],
+        )
+        if taken.modified_count == 0:
+            name = f"offers/{claim.offer}"
+            if self.offer(claim.offer).sold_out:
+                raise OfferSoldOut(subject=name, why="its stock or budget is used up")
+            raise ClaimsPending(subject=name, retry_seconds=1.0)
+
+    def settle_claim(self, offer_id: str, token: str) -> None:
+        """As the port says."""
+        OfferDocument._get_collection().update_one({"_id": offer_id}, {"$pull": {"claims": {"token": token}}})
+
+    def release_claim(self, offer_id: str, token: str) -> None:
+        """As the port says."""
+        mine = {"$filter": {"input": "$claims", "cond": {"$eq": ["$$this.token", token]}}}
+        others = {"$filter": {"input": "$claims", "cond": {"$ne": ["$$this.token", token]}}}
+        cost = {"$first": {"$map": {"input": mine, "in": "$$this.cost"}}}
+        OfferDocument._get_collection().update_one(
+            {"_id": offer_id, "claims.token": token},
+            [
+                {
+                    "$set": {
+                        "units_used": {"$subtract": ["$units_used", 1]},
+                        "budget_used": {"$subtract": ["$budget_used", cost]},
+                        "claims": others,
+                    }
+                }
+            ],
+        )
+
+    def stale_claims(self, before: datetime, limit: int) -> list[Claim]:
+        """As the port says."""
+        found = OfferDocument._get_collection().find({"claims.at": {"$lt": before}}, {"claims": 1}).limit(limit)
+        return [
+            Claim(offer=raw["_id"], token=entry["token"], decision=entry["decision"])
+            for raw in found
+            for entry in raw["claims"]
+            if entry["at"] < before
+        ]
+
+    # decisions
+
+    def decision(self, decision_id: str) -> Decision:
+        """As the port says."""
+        raw = DecisionDocument._get_collection().find_one({"_id": decision_id}, {"outbox": 0})
+        if raw is None:
+            raise DecisionNotFound(resource=f"decisions/{decision_id}")
+        return decision_from_raw(raw)
+
+    def decisions(self, query: DecisionFilter, limit: int, below: str | None) -> list[Decision]:
+        """As the port says."""
+        wanted = {"customer": query.customer, "call_id": query.call_id, "open": query.open}
+        condition: dict[str, Any] = {field: value for field, value in wanted.items() if value is not None}
+        if below is not None:
+            condition["_id"] = {"$lt": below}
+        found = DecisionDocument._get_collection().find(condition, {"outbox": 0})
+        return [decision_from_raw(raw) for raw in found.sort("_id", -1).limit(limit)]
+
+    def close_decision(self, decision: Decision, events: Sequence[Event]) -> Decision:
+        """As the port says."""
+        document = DecisionDocument(id=decision.id, version=decision.version, **decision_fields(decision))
+        try:
+            update_aggregate(document, events, decision.version)
+        except NotFound:
+            raise DecisionNotFound(resource=f"decisions/{decision.id}") from None
+        return replace(decision, version=document.version)
+
+    def touch_decision(self, decision: Decision) -> None:
+        """As the port says."""
+        touched = DecisionDocument._get_collection().update_one(
+            {"_id": decision.id, "version": decision.version}, {"$inc": {"version": 1}}
+        )
+        if touched.modified_count == 0:
+            self.decision(decision.id)
+            raise EtagMismatch(resource=f"decisions/{decision.id}")
+
+    def mark_settled(self, decision_id: str) -> None:
+        """As the port says."""
+        DecisionDocument._get_collection().update_one({"_id": decision_id}, {"$unset": {"unsettled": ""}})
+
+    def unsettled(self, limit: int) -> list[Decision]:
+        """As the port says."""
+        found = DecisionDocument._get_collection().find({"unsettled": True}, {"outbox": 0})
+        return [decision_from_raw(raw) for raw in found.sort("_id", 1).limit(limit)]
+
+    # history
+
+    def add_purchases(self, purchases: Sequence[Purchase], now: datetime) -> int:
+        """As the port says. Products go to the profile after the purchase is stored, and again on every repeat."""
+        owners = self._owners({purchase.customer for purchase in purchases})
+        rows = [purchase_raw(purchase, owners[purchase.customer]) for purchase in purchases]
+        unique = {row["_id"]: row for row in reversed(rows)}
+        known = self._insert_new(list(unique.values()))
+        facts = [row for id, row in unique.items() if id not in known]
+        if known:
+            facts += PurchaseDocument._get_collection().find({"_id": {"$in": sorted(known)}})
+        self._add_products([(row["customer"], row["product"]) for row in facts], now)
+        new = len(unique) - len(known)
+        if new:
+            HistoryDocument._get_collection().update_one(
+                {"_id": "history"}, {"$inc": {"changes": new}}, upsert=True
+            )
+        return new
+
+    def _owners(self, customers: set[str]) -> dict[str, str]:
+        """Whose a purchase is now, by who bought it."""
+        owners = {customer: customer for customer in customers}
+        for _ in range(MERGE_HOPS_MAX):
+            merged = ProfileDocument._get_collection().find(
+                {"_id": {"$in": sorted(set(owners.values()))}}, {"merged_into": 1}
+            )
+            hops = {raw["_id"]: raw["merged_into"] for raw in merged if raw.get("merged_into")}
+            if not hops:
+                break
+            owners = {customer: hops.get(owner, owner) for customer, owner in owners.items()}
+        return owners
+
+    def _insert_new(self, rows: list[dict[str, Any]]) -> set[str]:
+        """Inserts; the ids that were there already."""
+        try:
+            PurchaseDocument._get_collection().insert_many(rows, ordered=False)
+        except BulkWriteError as error:
+            failures = error.details["writeErrors"]
+            if any(failure["code"] != _DUPLICATE_KEY for failure in failures):
+                raise
+            return {rows[failure["index"]]["_id"] for failure in failures}
+        return set()
+
+    def _add_products(self, facts: Sequence[tuple[str, str]], now: datetime) -> None:
+        by_customer: dict[str, set[str]] = {}
+        for customer, product in facts:
+            by_customer.setdefault(customer, set()).add(product)
+        updates = [
+            UpdateOne(
+                # A full profile does not match, and the insert that then follows meets its id: it stays as it is.
+                {"_id": customer, f"products.{PRODUCTS_OF_CUSTOMER_MAX - 1}": {"$exists": False}},
+                {"$addToSet": {"products": {"$each": sorted(products)}}, "$set": {"updated_at": now}},
+                upsert=True,
+            )
+            for customer, products in sorted(by_customer.items())
+        ]
+        if not updates:
+            return
+        try:
+            ProfileDocument._get_collection().bulk_write(updates, ordered=False)
+        except BulkWriteError as error:
+            if any(failure["code"] != _DUPLICATE_KEY for failure in error.details["writeErrors"]):
+                raise
+
+    def purchases(self, customer: str, limit: int, after: tuple[datetime, str] | None) -> list[Purchase]:
+        """As the port says."""
+        condition: dict[str, Any] = {"customer": customer}
+        if after is not None:
+            at, id = after
+            condition["at"] = {"$lte": at}
+            condition["$or"] = [{"at": {"$lt": at}}, {"_id": {"$lt": id}}]
+        found = PurchaseDocument._get_collection().find(condition)
+        return [purchase_from_raw(raw) for raw in found.sort([("at", -1), ("_id", -1)]).limit(limit)]
+
+    def profile(self, customer: str) -> Profile | None:
+        """As the port says."""
+        raw = ProfileDocument._get_collection().find_one({"_id": customer})
+        return profile_from_raw(raw) if raw is not None else None
+
+    def save_profile(self, profile: Profile) -> bool:
+        """As the port says. The unique `_id` turns an older or repeated snapshot away."""
+        older = {"_id": profile.customer, "crm_version": {"$not": {"$gte": profile.crm_version}}}
+        try:
+            ProfileDocument._get_collection().update_one(older, {"$set": profile_fields(profile)}, upsert=True)
+        except DuplicateKeyError:
+            return False
+        return True
+
+    def save_leave_intent(self, customer: str, wants_to_leave: bool, at: datetime) -> None:
+        """As the port says."""
+        older = {"_id": customer, "leave_at": {"$not": {"$gt": at}}}
+        word = {"wants_to_leave": wants_to_leave, "leave_at": at}
+        try:
+            ProfileDocument._get_collection().update_one(older, {"$set": word}, upsert=True)
+        except DuplicateKeyError:
+            return
+
+    def _move(self, customer: str, version: int, change: dict[str, Any]) -> bool:
+        """Notes a merge or an unmerge of a customer; False when a later one was seen."""
+        not_newer = {"_id": customer, "merge_version": {"$not": {"$gt": version}}}
+        try:
+            ProfileDocument._get_collection().update_one(
+                not_newer, {"$set": {**change, "merge_version": version}}, upsert=True
+            )
+        except DuplicateKeyError:
+            return False
+        return True
+
+    def merge(self, absorbed: str, survivor: str, version: int) -> None:
+        """As the port says."""
+        change = {"merged_into": survivor, "alive": False, "numbers": [], "products": []}
+        if not self._move(absorbed, version, change):
+            return
+        PurchaseDocument._get_collection().update_many({"customer": absorbed}, {"$set": {"customer": survivor}})
+        ComplaintDocument._get_collection().update_many({"customer": absorbed}, {"$set": {"customer": survivor}})
+        products = self._bought(survivor)
+        if products:
+            ProfileDocument._get_collection().update_one(
+                {"_id": survivor}, {"$addToSet": {"products": {"$each": products}}}, upsert=True
+            )
+
+    def unmerge(self, restored: str, survivor: str, version: int) -> None:
+        """As the port says."""
+        if not self._move(restored, version, {"merged_into": "", "alive": True}):
+            return
+        PurchaseDocument._get_collection().update_many({"bought_by": restored}, {"$set": {"customer": restored}})
+        profiles = ProfileDocument._get_collection()
+        own = self._bought(restored)
+        if own:
+            profiles.update_one({"_id": restored}, {"$addToSet": {"products": {"$each": own}}})
+        lost = sorted(set(own) - set(self._bought(survivor)))
+        if lost:
+            profiles.update_one({"_id": survivor}, {"$pullAll": {"products": lost}})
+
+    def _bought(self, customer: str) -> list[str]:
+        found = PurchaseDocument._get_collection().distinct("product", {"customer": customer})
+        return sorted(found)[:PRODUCTS_OF_CUSTOMER_MAX]
+
+    def erase(self, customer: str) -> None:
+        """As the port says."""
+        PurchaseDocument._get_collection().delete_many({"$or": [{"customer": customer}, {"bought_by": customer}]})
+        decisions = DecisionDocument._get_collection()
+        decisions.update_many({"customer": customer}, {"$unset": {"customer": "", "number": "", "outcome.note": ""}})
+        ComplaintDocument._get_collection().update_many(
+            {"customer": customer}, {"$set": {"customer": "", "number": ""}}
+        )
+        blank = {"numbers": [], "tags": [], "products": [], "alive": False}
+        ProfileDocument._get_collection().update_one({"_id": customer}, {"$set": blank})
+
+    # complaints
+
+    def save_complaint(self, complaint: Complaint) -> bool:
+        """As the port says."""
+        older = {"_id": complaint.ticket, "version": {"$lt": complaint.version}}
+        content = {
+            "customer": complaint.customer,
+            "number": complaint.number,
+            "open": complaint.open,
+            "version": complaint.version,
+        }
+        try:
+            ComplaintDocument._get_collection().update_one(older, {"$set": content}, upsert=True)
+        except DuplicateKeyError:
+            return False
+        return True
+
+    def close_complaint(self, ticket: str) -> None:
+        """As the port says."""
+        ComplaintDocument._get_collection().update_one({"_id": ticket}, {"$set": {"open": False}})
+
+    def open_complaints(self, customer: str, limit: int) -> list[Complaint]:
+        """As the port says."""
+        found = ComplaintDocument._get_collection().find({"customer": customer, "open": True})
+        return [complaint_from_raw(raw) for raw in found.limit(limit)]
+
+    # models
+
+    def history_changes(self) -> int:
+        """As the port says."""
+        raw = HistoryDocument._get_collection().find_one({"_id": "history"})
+        return int(raw["changes"]) if raw is not None else 0
+
+    def baskets(self) -> Iterator[list[str]]:
+        """As the port says: the one deliberate pass over a whole collection, in the order of its ids."""
+        found = ProfileDocument._get_collection().find({}, {"products": 1}, batch_size=2_000).sort("_id", 1)
+        for raw in found:
+            if raw.get("products"):
+                yield raw["products"]
+
+    def model(self, model_id: str) -> ModelInfo:
+        """As the port says."""
+        raw = ModelDocument._get_collection().find_one({"_id": model_id})
+        if raw is None:
+            raise ModelNotFound(resource=f"models/{model_id}")
+        serving = self.serving()
+        return model_from_raw(raw, serving.model, serving.since)
+
+    def models(self, limit: int, below: int | None) -> list[ModelInfo]:
+        """As the port says."""
+        serving = self.serving()
+        condition = {"number": {"$lt": below}} if below is not None else {}
+        found = ModelDocument._get_collection().find(condition).sort("number", -1).limit(limit)
+        return [model_from_raw(raw, serving.model, serving.since) for raw in found]
+
+    def save_model(self, info: ModelInfo, smoothing: Smoothing) -> None:
+        """As the port says."""
+        state = ModelState.READY if info.state is ModelState.ACTIVE else info.state
+        raw = {
+            "_id": info.id,
+            "number": info.version,
+            "state": state.value,
+            "failure": info.failure,
+            "customers": info.customer_count,
+            "facts": info.example_count,
+            "rules": info.rule_count,
+            "metrics": dict(info.metrics),
+            "strength": smoothing.strength,
+            "rate": smoothing.rate,
+            "created_at": info.created_at,
+        }
+        try:
+            ModelDocument._get_collection().replace_one({"_id": info.id}, raw, upsert=True)
+        except DuplicateKeyError:
+            raise AlreadyExists(resource=f"models/{info.id}", conflict="number") from None
+
+    def save_table(self, table: RuleTable) -> None:
+        """As the port says."""
+        rows = ModelRowDocument._get_collection()
+        rows.delete_many({"model": table.model})
+        batch: list[dict[str, Any]] = []
+        for product, entry in table.partners.items():
+            batch.append(
+                {
+                    "_id": f"{table.model}/{product}",
+                    "model": table.model,
+                    "product": product,
+                    "customers": entry.customers,
+                    "together": [[partner, count] for partner, count in entry.together.items()],
+                    "complete": entry.complete,
+                }
+            )
+            if len(batch) >= ROWS_BATCH:
+                rows.insert_many(batch)
+                batch = []
+        if batch:
+            rows.insert_many(batch)
+
+    def table(self, model_id: str) -> RuleTable:
+        """As the port says."""
+        model = ModelDocument._get_collection().find_one({"_id": model_id})
+        return _table_from_raw(model, model_id, ModelRowDocument._get_collection().find({"model": model_id}))
+
+    def drop_models(self, keep: int) -> int:
+        """As the port says."""
+        serving = self.serving()
+        wanted = {serving.model, *serving.earlier[-keep:]}
+        newest = ModelDocument._get_collection().find({}, {"_id": 1}).sort("number", -1)
+        ids = [raw["_id"] for raw in newest.skip(keep).limit(100)]
+        gone = [id for id in ids if id not in wanted]
+        if gone:
+            ModelRowDocument._get_collection().delete_many({"model": {"$in": gone}})
+            ModelDocument._get_collection().delete_many({"_id": {"$in": gone}})
+        return len(gone)
+
+    def serving(self) -> Serving:
+        """As the port says."""
+        return _serving_from_raw(ServingDocument._get_collection().find_one({"_id": ASSOCIATION}))
+
+    def serve_model(self, serving: Serving, events: Sequence[Event], now: datetime) -> Serving:
+        """As the port says."""
+        fields = {
+            "model": serving.model,
+            "earlier": list(serving.earlier[-EARLIER_MAX:]),
+            "since": serving.since,
+            "history": serving.history,
+            "pinned": serving.pinned,
+        }
+        document = ServingDocument(id=ASSOCIATION, **fields)
+        if serving.version:
+            document.version = serving.version
+            update_aggregate(document, events, serving.version, now=now)
+            return replace(serving, version=document.version)
+        try:
+            create_once(document, events, request_key=None, now=now)
+        except AlreadyExists:
+            raise EtagMismatch(resource=f"serving/{ASSOCIATION}") from None
+        return replace(serving, version=1)
+
+
+class MongoReader:
+    """The path of a recommendation through the asynchronous driver, on the same collections."""
+
+    def __init__(self, database: AsyncDatabase[dict[str, Any]]) -> None:
+        self._offers = database[OfferDocument._get_collection_name()]
+        self._profiles = database[ProfileDocument._get_collection_name()]
+        self._complaints = database[ComplaintDocument._get_collection_name()]
+        self._decisions = database[DecisionDocument._get_collection_name()]
+        self._serving = database[ServingDocument._get_collection_name()]
+        self._models = database[ModelDocument._get_collection_name()]
+        self._rows = database[ModelRowDocument._get_collection_name()]
+
+    async def read_profile(self, customer: str) -> Profile | None:
+        """As the port says."""
+        raw = await self._profiles.find_one({"_id": customer})
+        for _ in range(MERGE_HOPS_MAX):
+            if raw is None or not raw.get("merged_into"):
+                break
+            raw = await self._profiles.find_one({"_id": raw["merged_into"]})
+        return profile_from_raw(raw) if raw is not None else None
+
+    async def read_profile_of_number(self, number: str) -> Profile | None:
+        """As the port says. crm empties the numbers of a customer who no longer lives."""
+        raw = await self._profiles.find_one({"numbers": number}, sort=[("updated_at", -1)])
+        return profile_from_raw(raw) if raw is not None else None
+
+    async def read_complaint(self, customer: str, number: str) -> bool:
+        """As the port says."""
+        either = [{field: value} for field, value in (("customer", customer), ("number", number)) if value]
+        if not either:
+            return False
+        found = [{**condition, "open": True} for condition in either]
+        return await self._complaints.find_one({"$or": found}, {"_id": 1}) is not None
+
+    async def read_published(self) -> list[Offer]:
+        """As the port says."""
+        found = self._offers.find({"state": OfferState.PUBLISHED.value}, {"outbox": 0, "claims": 0})
+        return [offer_from_raw(raw) async for raw in found.sort("_id", 1).limit(PUBLISHED_MAX)]
+
+    async def read_serving(self) -> Serving:
+        """As the port says."""
+        return _serving_from_raw(await self._serving.find_one({"_id": ASSOCIATION}))
+
+    async def read_table(self, model_id: str) -> RuleTable:
+        """As the port says."""
+        model = await self._models.find_one({"_id": model_id})
+        return _table_from_raw(model, model_id, [row async for row in self._rows.find({"model": model_id})])
+
+    async def read_repeat(self, request_key: str, fingerprint: str) -> Decision | None:
+        """As the port says."""
+        raw = await self._decisions.find_one({"request_key": request_key}, {"outbox": 0})
+        if raw is None:
+            return None
+        check_repeat(raw.get("request_fingerprint"), fingerprint)
+        return decision_from_raw(raw)
+
+    async def log_decision(
+        self, decision: Decision, events: Sequence[Event], *, request_key: str | None, fingerprint: str | None
+    ) -> Decision:
+        """As the port says."""
+        try:
+            await self._decisions.insert_one(_new_decision(decision, events, request_key, fingerprint))
+        except DuplicateKeyError:
+            earlier = await self.read_repeat(request_key or "", fingerprint or "")
+            if earlier is None:
+                raise AlreadyExists(resource=f"decisions/{decision.id}") from None
+            return earlier
+        return decision
