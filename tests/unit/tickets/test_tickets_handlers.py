@@ -1,0 +1,432 @@
+"""Use cases on the memory store: redelivery, reordering, crashes between writes, two writers at once."""
+
+from __future__ import annotations
+
+import random
+import threading
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from callmesh.tickets.v1 import events_pb2
+from chassis.bus import Event
+from chassis.errors import AlreadyExists, EtagMismatch, InvalidArgument, NotFound, Unavailable
+from chassis.testing import FakeClock
+from tickets import convert
+from tickets import sla as clocks
+from tickets.engine import Act, IllegalTransition
+from tickets.handlers import BATCH_MAX, Create, Handlers
+from tickets.model import (
+    CallFacts,
+    Channel,
+    Draft,
+    Kind,
+    Phase,
+    Priority,
+    Profile,
+    Rules,
+    Ticket,
+    TicketRequest,
+)
+from tickets.store import MemoryStore, Query
+
+DAY_SECONDS = 86_400
+NUMBER = "+8613800138000"
+RULES = Rules(sla=clocks.DEFAULT_POLICY, follow_up_delay_ms=DAY_SECONDS * 1000)
+
+
+class Crash(Exception):
+    """The process dies here."""
+
+
+class CrashingStore(MemoryStore):
+    """Dies right before or right after the n-th write."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        #: Writes until the crash; None: never.
+        self.left: int | None = None
+        #: Whether the fatal write is still done.
+        self.done_before = False
+
+    def _write(self, work: Any) -> Any:
+        if self.left == 0:
+            self.left = None
+            if self.done_before:
+                work()
+            raise Crash
+        if self.left is not None:
+            self.left -= 1
+        return work()
+
+    def insert(self, ticket: Ticket, events: Sequence[Event], **more: Any) -> tuple[Ticket, bool]:
+        return self._write(lambda: MemoryStore.insert(self, ticket, events, **more))  # type: ignore[no-any-return]
+
+    def update(self, ticket: Ticket, events: Sequence[Event]) -> Ticket:
+        return self._write(lambda: MemoryStore.update(self, ticket, events))  # type: ignore[no-any-return]
+
+
+class Desk:
+    """A service in memory."""
+
+    def __init__(self) -> None:
+        self.clock = FakeClock()
+        self.store = CrashingStore()
+        self.use = Handlers(self.store, self.clock, RULES, convert.event_of)
+
+    def create(self, kind: Kind = Kind.INQUIRY, **more: Any) -> Ticket:
+        draft = more.pop("draft", Draft(subject="Bill", caller_number=NUMBER))
+        return self.use.create(Create(kind=kind, draft=draft, actor="ann", **more))
+
+    def act(self, ticket_id: str, verb: str, version: int | None = None, **more: Any) -> Ticket:
+        texts = {"reason": "because", "resolution": "done", **more}
+        return self.use.transition(ticket_id, version, Act(verb=verb, actor="ann", **texts))
+
+    def told(self, message: Any) -> list[Any]:
+        name = message.DESCRIPTOR.full_name
+        return [event.message(message) for event in self.store.events if event.type == name]
+
+    def run_timers(self) -> None:
+        for ticket_id in self.use.due(1_000):
+            self.use.fire(ticket_id)
+
+    def call(self, call_id: str = "c1", **changes: Any) -> CallFacts:
+        request = TicketRequest(
+            kind="inquiry", priority="", category="billing", subject="Bill", description=""
+        )
+        facts = CallFacts(
+            call_id=call_id, ticket_id=f"call-{call_id}", time_ms=self.clock.now_ms(), number=NUMBER,
+            channel=Channel.VOICE, code="billing", request=request,
+        )  # fmt: skip
+        return replace(facts, **changes)
+
+    def all(self) -> list[Ticket]:
+        return self.store.page(Query(), 1_000, None)
+
+
+@pytest.fixture
+def desk() -> Desk:
+    return Desk()
+
+
+# ---- people
+
+
+def test_a_ticket_is_opened_once_for_one_request(desk: Desk) -> None:
+    first = desk.create(request_key="k", fingerprint="f")
+    again = desk.create(request_key="k", fingerprint="f")
+    assert first == again and first.version == 1
+    with pytest.raises(InvalidArgument, match="request_id"):
+        desk.create(request_key="k", fingerprint="other")
+    assert len(desk.told(events_pb2.TicketCreated)) == 1
+
+
+def test_a_known_number_brings_customer_tier_and_language(desk: Desk) -> None:
+    desk.use.customer_known(
+        Profile(customer_id="42", version=1, numbers=(NUMBER,), tier="vip", language="zh-CN")
+    )
+    ticket = desk.create()
+    assert (ticket.draft.customer_id, ticket.tier, ticket.draft.language) == ("42", "vip", "zh-CN")
+    (told,) = desk.told(events_pb2.TicketCreated)
+    assert told.ticket.customer == "customers/42" and told.ticket.customer_tier == "VIP"
+    assert told.ticket.version == 1
+
+
+@pytest.mark.parametrize(("more", "field"), [
+    ({"kind": Kind.RETURN_VISIT}, "ticket.kind"),
+    ({"flow": "complaint"}, "ticket.flow"),
+    ({"flow": "nowhere"}, "ticket.flow"),
+    ({"ticket_id": "a.visit-1"}, "ticket_id"),
+    ({"ticket_id": "call-1"}, "ticket_id"),
+    ({"ticket_id": "x" * 97}, "ticket_id"),
+    ({"parent_id": "nobody"}, "ticket.parent"),
+    ({"draft": Draft(subject="")}, "ticket.subject"),
+])  # fmt: skip
+def test_bad_tickets_are_refused_by_field(desk: Desk, more: dict[str, Any], field: str) -> None:
+    with pytest.raises(InvalidArgument) as error:
+        desk.create(**more)
+    assert [violation.field for violation in error.value.details.field_violations] == [field]
+    assert desk.all() == [] and desk.store.events == []
+
+
+def test_a_chosen_id_is_taken_once(desk: Desk) -> None:
+    assert desk.create(ticket_id="mine").id == "mine"
+    with pytest.raises(AlreadyExists):
+        desk.create(ticket_id="mine")
+
+
+def test_dry_runs_change_nothing(desk: Desk) -> None:
+    assert desk.create(validate_only=True).state == "new"
+    ticket = desk.create()
+    events = len(desk.store.events)
+    urgent = replace(ticket.draft, priority=Priority.URGENT)
+    shown = desk.use.update(ticket.id, None, lambda _: urgent, actor="ann", validate_only=True)
+    assert shown.draft.priority is Priority.URGENT
+    act = Act(verb="resolve", actor="ann")
+    assert desk.use.transition(ticket.id, None, act, validate_only=True).phase is Phase.RESOLVED
+    assert desk.store.get(ticket.id) == ticket and len(desk.store.events) == events
+
+
+def test_a_stale_etag_is_refused_and_changes_nothing(desk: Desk) -> None:
+    ticket = desk.create()
+    desk.act(ticket.id, "start", version=1)
+    with pytest.raises(EtagMismatch):
+        desk.act(ticket.id, "resolve", version=1)
+    with pytest.raises(EtagMismatch):
+        desk.use.update(ticket.id, 1, lambda t: replace(t.draft, subject="x"), actor="ann")
+    assert desk.store.get(ticket.id).state == "in_progress"
+
+
+def test_an_illegal_transition_changes_nothing(desk: Desk) -> None:
+    ticket = desk.create()
+    with pytest.raises(IllegalTransition, match="start, resolve, cancel"):
+        desk.act(ticket.id, "reopen")
+    assert desk.store.get(ticket.id) == ticket
+    with pytest.raises(NotFound):
+        desk.act("nobody", "start")
+
+
+def test_a_repeated_transition_answers_the_ticket_as_it_is(desk: Desk) -> None:
+    ticket = desk.create()
+    first = desk.act(ticket.id, "resolve", request_key="r", fingerprint="f")
+    again = desk.act(ticket.id, "resolve", request_key="r", fingerprint="f")
+    assert first == again
+    with pytest.raises(InvalidArgument, match="request_id"):
+        desk.act(ticket.id, "close", request_key="r", fingerprint="g")
+
+
+def test_a_long_history_is_kept_whole(desk: Desk) -> None:
+    ticket = desk.create()
+    desk.act(ticket.id, "start")
+    for _ in range(50):
+        desk.act(ticket.id, "wait")
+        desk.act(ticket.id, "resume")
+    steps, after = [], 0
+    while page := desk.use.steps(ticket.id, after, 7):
+        steps += page
+        after = page[-1].sequence
+    assert [step.sequence for step in steps] == list(range(1, 103))
+    assert len(desk.store.get(ticket.id).history) <= 64
+
+
+# ---- the way of a resolved ticket
+
+
+def test_the_visit_is_made_on_time_and_once(desk: Desk) -> None:
+    ticket = desk.create()
+    desk.act(ticket.id, "resolve")
+    desk.clock.advance(DAY_SECONDS - 1)
+    desk.run_timers()
+    assert len(desk.all()) == 1
+    desk.clock.advance(1)
+    desk.run_timers()
+    desk.run_timers()
+    visit = desk.store.get(f"{ticket.id}.visit-1")
+    assert visit.kind is Kind.RETURN_VISIT and visit.parent_id == ticket.id
+    assert len(desk.all()) == 2
+    (scheduled,) = desk.told(events_pb2.FollowUpScheduled)
+    assert scheduled.follow_up_ticket == f"tickets/{visit.id}"
+    assert [told.ticket.ticket for told in desk.told(events_pb2.TicketCreated)] == [
+        f"tickets/{ticket.id}",
+        f"tickets/{visit.id}",
+    ]
+
+
+def with_visit(desk: Desk) -> tuple[str, str]:
+    ticket = desk.create()
+    desk.act(ticket.id, "resolve")
+    desk.clock.advance(DAY_SECONDS)
+    desk.run_timers()
+    return ticket.id, f"{ticket.id}.visit-1"
+
+
+def test_content_closes_and_discontent_reopens_the_parent(desk: Desk) -> None:
+    content, visit = with_visit(desk)
+    desk.act(visit, "satisfied", score=5)
+    assert desk.store.get(content).phase is Phase.CLOSED
+    other = Desk()
+    unhappy, visit = with_visit(other)
+    answered = other.act(visit, "dissatisfied", score=1, reason="still wrong")
+    parent = other.store.get(unhappy)
+    assert parent.phase is Phase.ACTIVE and parent.reopen_count == 1
+    assert [step.verb for step in parent.history] == ["open", "resolve", "reopen"]
+    assert "still wrong" in parent.history[-1].reason
+    assert answered.intents == () and other.use.due(10) == []
+    (told,) = other.told(events_pb2.FollowUpCompleted)
+    assert not told.visit.satisfied and told.visit.satisfaction_score == 1
+
+
+def test_reopening_by_hand_cancels_the_visit(desk: Desk) -> None:
+    parent, visit = with_visit(desk)
+    desk.act(parent, "reopen")
+    assert desk.store.get(visit).phase is Phase.CANCELLED
+
+
+def test_each_breach_is_told_once(desk: Desk) -> None:
+    desk.create()
+    desk.clock.advance(3_600)
+    desk.run_timers()
+    desk.clock.advance(DAY_SECONDS)
+    desk.run_timers()
+    desk.run_timers()
+    told = desk.told(events_pb2.SlaBreached)
+    assert [breach.clock for breach in told] == [
+        events_pb2.SLA_CLOCK_TYPE_FIRST_RESPONSE,
+        events_pb2.SLA_CLOCK_TYPE_RESOLUTION,
+    ]
+    assert desk.use.due(10) == []
+
+
+def story(desk: Desk, write: int | None, done_before: bool) -> str:
+    """Open, breach, resolve, visit, discontent; a crash at one write, then the worker goes on."""
+    ticket = desk.create(ticket_id="t")
+    desk.store.left, desk.store.done_before = write, done_before
+    steps = [
+        lambda: desk.clock.advance(3_601),
+        desk.run_timers,
+        lambda: desk.act(ticket.id, "resolve", request_key="1"),
+        lambda: desk.clock.advance(DAY_SECONDS),
+        desk.run_timers,
+        lambda: desk.act("t.visit-1", "dissatisfied", request_key="2"),
+    ]
+    for step in steps:
+        try:
+            step()
+        except Crash:
+            step()  # the client or the worker's next process tries again
+    desk.run_timers()
+    desk.store.left = None
+    desk.run_timers()
+    return repr([(t.id, t.state, t.reopen_count, t.intents) for t in desk.all()]) + repr(
+        sorted(event.type for event in desk.store.events)
+    )
+
+
+@pytest.mark.parametrize("done_before", [False, True])
+@pytest.mark.parametrize("write", range(8))
+def test_a_crash_at_any_write_changes_nothing_in_the_end(write: int, done_before: bool) -> None:
+    assert story(Desk(), write, done_before) == story(Desk(), None, False)
+
+
+def test_a_failing_ticket_is_held_back_and_others_go_on(desk: Desk) -> None:
+    ticket = desk.create()
+    desk.clock.advance(3_600)
+    assert desk.use.due(10) == [ticket.id]
+    desk.use.postpone(ticket.id)
+    assert desk.use.due(10) == []
+    desk.clock.advance(61)
+    assert desk.use.due(10) == [ticket.id]
+
+
+# ---- calls
+
+
+def test_redelivery_makes_one_ticket(desk: Desk) -> None:
+    first = desk.use.call_wrapped_up(desk.call())
+    assert first is not None and first.id == "call-c1"
+    assert desk.use.call_wrapped_up(desk.call()) == first
+    desk.act(first.id, "cancel")
+    desk.use.call_wrapped_up(desk.call())
+    assert len(desk.all()) == 1, "not even after its ticket is finished"
+
+
+def test_a_call_without_a_ticket_makes_none(desk: Desk) -> None:
+    assert desk.use.call_wrapped_up(desk.call(request=None)) is None
+    assert desk.all() == []
+
+
+def test_a_repeat_call_joins_and_a_redelivered_repeat_call_changes_nothing(desk: Desk) -> None:
+    first = desk.use.call_wrapped_up(desk.call())
+    assert first is not None
+    joined = desk.use.call_wrapped_up(desk.call("c2"))
+    assert joined is not None and joined.id == first.id and joined.call_count == 2
+    desk.act(first.id, "resolve")
+    assert desk.use.call_wrapped_up(desk.call("c2")) == desk.store.get(first.id)
+    assert len(desk.all()) == 1
+    (told,) = desk.told(events_pb2.CallAttached)
+    assert told.call.call == "calls/c2" and told.ticket.call == "calls/c1" and told.ticket.call_count == 2
+
+
+def test_calls_from_two_workers_at_once_make_one_ticket(desk: Desk) -> None:
+    errors: list[Exception] = []
+
+    def take(call_id: str) -> None:
+        try:
+            desk.use.call_wrapped_up(desk.call(call_id))
+        except Unavailable:
+            desk.use.call_wrapped_up(desk.call(call_id))  # the bus delivers again
+        except Exception as error:
+            errors.append(error)
+
+    threads = [threading.Thread(target=take, args=(f"c{n}",)) for n in range(12)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(10)
+    assert not errors
+    (ticket,) = desk.all()
+    assert ticket.call_count == 12 and len({call.call_id for call in ticket.calls}) == 12
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_any_order_and_repetition_of_events_gives_the_same_tickets(seed: int) -> None:
+    desk, order = Desk(), random.Random(seed)
+    profile = Profile(customer_id="42", version=2, numbers=(NUMBER,), tier="vip")
+    stale = Profile(customer_id="42", version=1, numbers=(NUMBER, "+8613900139000"), tier="gold")
+    events: list[Any] = [
+        lambda: desk.use.customer_known(profile),
+        lambda: desk.use.customer_known(stale),
+        *(lambda n=n: desk.use.call_wrapped_up(desk.call(f"c{n}")) for n in range(3)),
+    ] * 2
+    order.shuffle(events)
+    for event in events:
+        event()
+    (ticket,) = desk.all()
+    assert ticket.draft.customer_id == "42" and ticket.call_count == 3
+    assert ticket.tier in ("vip", "gold"), "the tier as known when it was opened or adopted"
+    assert desk.store.profile("42") == profile
+
+
+def test_times_that_cannot_be_right_are_replaced(desk: Desk) -> None:
+    now = desk.clock.now_ms()
+    ticket = desk.use.call_wrapped_up(desk.call(time_ms=0))
+    assert ticket is not None and ticket.created_ms == now
+    settled = desk.call("c2", resolved=True, follow_up_ms=now - 1, number="")
+    later = desk.use.call_wrapped_up(settled)
+    assert later is not None and later.follow_up is not None
+    assert later.follow_up.schedule_ms == now + DAY_SECONDS * 1000
+
+
+# ---- customers
+
+
+def test_open_tickets_of_a_number_go_to_its_customer(desk: Desk) -> None:
+    ticket = desk.create()
+    desk.use.customer_known(Profile(customer_id="42", version=1, numbers=(NUMBER,)))
+    assert desk.store.get(ticket.id).draft.customer_id == "42"
+    assert desk.store.get(ticket.id).draft.caller_number == NUMBER
+
+
+def test_a_merge_moves_all_tickets_with_their_texts(desk: Desk) -> None:
+    for n in range(BATCH_MAX + 5):
+        desk.create(draft=Draft(subject="a", description="kept", customer_id="old"), ticket_id=f"t{n}")
+    survivor = Profile(customer_id="new", version=3)
+    desk.use.customers_merged(survivor, ["old", "new"])
+    desk.use.customers_merged(survivor, ["old"])
+    assert {ticket.draft.customer_id for ticket in desk.all()} == {"new"}
+    assert desk.store.get("t3").draft.description == "kept"
+
+
+def test_erasure_removes_profile_and_texts(desk: Desk) -> None:
+    desk.use.customer_known(Profile(customer_id="42", version=1, numbers=(NUMBER,), tier="vip"))
+    ticket = desk.create()
+    for _ in range(70):
+        desk.act(ticket.id, "resolve", reason="secret")
+        desk.act(ticket.id, "reopen", reason="secret")
+    desk.use.customer_erased("42", 2)
+    desk.use.customer_erased("42", 2)
+    assert desk.store.profile("42") == Profile(customer_id="42", version=2)
+    assert desk.store.get(ticket.id).draft == Draft(subject="(erased)")
+    assert all(step.reason == "" for step in desk.use.steps(ticket.id, 0, 1_000))
