@@ -81,7 +81,7 @@ async def _start_full(directory: Path, maker: TokenMaker) -> Server:
 
 
 async def _serve(pipe: Connection) -> None:
-    """Serves both kinds and answers on the pipe: any message asks for the CPU seconds used so far, None ends."""
+    """Serves both kinds; on the pipe any message asks for the CPU seconds used so far, None ends."""
     maker = TokenMaker()
     with tempfile.TemporaryDirectory() as directory:
         bare, bare_port = await _start_bare(loopback_settings())

@@ -1,4 +1,4 @@
-"""What tests of every service share. Modules that load grpc (`.grpc`) are imported only where they are used."""
+"""What tests of every service share. Modules that load grpc are imported only where they are used."""
 
 from __future__ import annotations
 
