@@ -1,7 +1,8 @@
 """What ARCHITECTURE.md promises about processes, layout and imports, held by tests.
 
 The import contracts (.importlinter) judge what is written; these tests start interpreters and look at what is
-loaded."""
+loaded.
+"""
 
 from __future__ import annotations
 

@@ -2,7 +2,8 @@
 
 Run as `make lock`. The locks hold for every supported Python and name no host: whoever installs chooses the
 index. Pins that already stand in the locks stay unless `--upgrade` is given or the .in file no longer allows
-them."""
+them.
+"""
 
 from __future__ import annotations
 

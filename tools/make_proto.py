@@ -2,7 +2,8 @@
 included.
 
 Run as `python tools/make_proto.py`; `make proto` does. Does nothing when the stubs are newer than every
-input, so that it can stand before any other target at no cost."""
+input, so that it can stand before any other target at no cost.
+"""
 
 from __future__ import annotations
 

@@ -2,7 +2,8 @@
 
 Behind `make bench`, `make sim` and `make chaos`. Each program prints its own table, writes
 build/reports/<name>.json and exits non-zero when it misses one of its own limits; this runs all of them to
-the end and exits non-zero if any did."""
+the end and exits non-zero if any did.
+"""
 
 from __future__ import annotations
 

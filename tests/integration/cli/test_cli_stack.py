@@ -1,7 +1,8 @@
 """Starting and stopping a stack: order, failures, interrupts, and that nothing is left behind.
 
 The platform's processes are stand-ins here; the database and the broker are real where a test says so. Which
-processes live is read from the kernel, not from the stack."""
+processes live is read from the kernel, not from the stack.
+"""
 
 from __future__ import annotations
 
@@ -23,7 +24,7 @@ from chassis.localstack import PortInUse, find_mongod, find_rabbitmq_server, fre
 from cli import plan
 from cli.parts import State
 from cli.plan import BadStackConfig, ServiceProcess, StackConfig
-from cli.stack import Stack, StackBusy, StackError, StackRuns, recorded_stack
+from cli.stack import SERVICE_STOP_SECONDS_MAX, Stack, StackBusy, StackError, StackRuns, recorded_stack
 
 pytestmark = pytest.mark.integration
 
@@ -311,20 +312,21 @@ import signal
 signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
 Stack._has_prometheus = lambda self: False
 config = StackConfig(run_dir=Path({run!r}), port_base={base}, mongo_uri="mongodb://given.invalid",
-                     amqp_uri="amqp://given.invalid", env={{"MARK": {run!r}}})
+                     amqp_uri="amqp://given.invalid", env={{"MARK": {run!r}, "STUBBORN": {stubborn!r}}})
 with Stack(config, command_of=fake, on_progress=lambda *seen: print(*seen, flush=True)):
     print("all up", flush=True)
     signal.pause()
 """
 
 
-def owner(config: StackConfig, until: str) -> subprocess.Popen[str]:
+def owner(config: StackConfig, until: str, stubborn: str = "") -> subprocess.Popen[str]:
     """A program that owns a stack, running up to the line `until` of its progress."""
     code = OWNER.format(
         services=str(ROOT / "services"),
         here=str(FAKE.parent),
         run=str(config.run_dir),
         base=config.port_base,
+        stubborn=stubborn,
     )
     child = subprocess.Popen(
         [sys.executable, "-c", code], stdout=subprocess.PIPE, text=True, start_new_session=True
@@ -347,6 +349,17 @@ def test_no_process_outlives_its_owner_however_that_ends(
     child.send_signal(number)
     child.communicate(timeout=WAIT_SECONDS_MAX)
     wait_until(lambda: not living(config.run_dir), "everything ended")
+
+
+def test_a_second_interrupt_does_not_wait_for_a_process_that_will_not_end(config: StackConfig) -> None:
+    child = owner(config, "all up", stubborn="crm")
+    started = time.monotonic()
+    child.send_signal(signal.SIGINT)
+    wait_until(lambda: len(living(config.run_dir) - {child.pid}) < len(PLATFORM), "it is stopping")
+    child.send_signal(signal.SIGINT)
+    child.communicate(timeout=WAIT_SECONDS_MAX)
+    wait_until(lambda: not living(config.run_dir), "everything ended")
+    assert time.monotonic() - started < SERVICE_STOP_SECONDS_MAX
 
 
 @pytest.mark.skipif(find_mongod() is None, reason="no mongod")
