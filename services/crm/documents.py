@@ -283,7 +283,7 @@ def customer_from_raw(raw: Mapping[str, Any]) -> Customer:
     }
     for f in fields(Customer):
         stored = raw.get(f.name)
-        if f.name in _ELSEWHERE or stored is None:
+        if f.name in _ELSEWHERE or stored is None or stored == {}:
             continue
         if f.name in _ITEMS:
             values[f.name] = tuple(_item(_ITEMS[f.name], item) for item in stored)

@@ -1,0 +1,441 @@
+"""One suite over both stores: what the ports promise."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import pytest
+import pytest_asyncio
+
+from callmesh.crm.v1 import events_pb2
+from chassis.bus import Event
+from chassis.errors import AlreadyExists, CallmeshError, EtagMismatch, NotFound
+from chassis.idempotency import RequestIdReused
+from chassis.mongo import async_database, connect, disconnect, ensure_indexes
+from crm import documents, engine, glance, timeline
+from crm.config import CrmSettings
+from crm.model import (
+    BirthDate,
+    CachedOffer,
+    Channel,
+    Contact,
+    Customer,
+    CustomerFilter,
+    EmailAddress,
+    ExternalId,
+    Fact,
+    InteractionKind,
+    Kind,
+    PhoneNumber,
+    PostalAddress,
+    QuietWindow,
+    Tier,
+    TimelineFilter,
+    ValueClass,
+)
+from crm.store import MemoryReads, MemoryStore, MongoReads, MongoStore, NewCustomer, Reads, Store
+
+NOW = datetime(2026, 3, 2, 9, 0, tzinfo=UTC)
+
+
+@pytest.fixture(params=["memory", pytest.param("mongo", marks=pytest.mark.integration)])
+def kind(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
+@pytest.fixture
+def store(kind: str, request: pytest.FixtureRequest) -> Iterator[Store]:
+    if kind == "memory":
+        yield MemoryStore()
+        return
+    settings = mongo_settings(request)
+    connect(settings)
+    ensure_indexes(documents.DOCUMENTS)
+    yield MongoStore()
+    disconnect()
+
+
+@pytest_asyncio.fixture
+async def reads(kind: str, store: Store, request: pytest.FixtureRequest) -> AsyncIterator[Reads]:
+    if isinstance(store, MemoryStore):
+        yield MemoryReads(store)
+        return
+    database = async_database(mongo_settings(request))
+    yield MongoReads(database)
+    await database.client.close()
+
+
+def mongo_settings(request: pytest.FixtureRequest) -> CrmSettings:
+    return CrmSettings(
+        mongo_uri=request.getfixturevalue("mongo_uri"),
+        mongo_database=request.getfixturevalue("mongo_database"),
+    )
+
+
+def draft(id: str, number: str = "", **more: Any) -> Customer:
+    numbers = (PhoneNumber(number=number),) if number else ()
+    return engine.normalise(
+        Customer(id=id, display_name=f"名 {id}", phone_numbers=numbers, **more), "CN", NOW.date()
+    )
+
+
+def event(id: str) -> Event:
+    return Event.of(
+        events_pb2.CustomerCreated(actor="amy"), source="crm", subject=f"customers/{id}", time=NOW
+    )
+
+
+def new(
+    id: str, number: str = "", *, key: str | None = None, fingerprint: str | None = None, **more: Any
+) -> NewCustomer:
+    change = engine.create(draft(id, number, **more), id, "amy", NOW)
+    return NewCustomer(change=change, events=[event(id)], request_key=key, fingerprint=fingerprint)
+
+
+def updated(store: Store, customer: Customer, **more: Any) -> Customer:
+    change = engine.update(customer, replace(customer, **more), "bob", NOW + timedelta(minutes=1))
+    assert change is not None
+    store.save(change, [event(customer.id)])
+    return change.customer
+
+
+async def test_what_is_stored_comes_back_whole(store: Store, reads: Reads) -> None:
+    full = new(
+        "full",
+        "13800000001",
+        kind=Kind.PERSON,
+        given_name="伟",
+        family_name="张",
+        email_addresses=(EmailAddress(address="z@example.com", label="home", verified=True),),
+        external_ids=(ExternalId(system="billing", id="a:b/c"),),
+        addresses=(PostalAddress(country="CN", township="福田街道", latitude=22.5, longitude=114.0),),
+        tier=Tier.VIP,
+        language="zh-CN",
+        time_zone="Asia/Shanghai",
+        home_region="regions/guangzhou",
+        tags=("b", "a"),
+        account_manager="mia",
+        value_class=ValueClass.A,
+        birth_date=BirthDate(month=2, day=29),
+        notes="a\nb",
+        quiet_windows=(
+            QuietWindow(weekdays=(6, 7), start_minute=0, end_minute=600, channels=(Channel.SMS,)),
+        ),
+    )
+    stored = store.insert(full)
+    assert stored == full.change.customer == store.customer("full") == await reads.customer("full")
+    company = new(
+        "co",
+        kind=Kind.COMPANY,
+        contacts=(
+            Contact(
+                display_name="Wu",
+                phone_numbers=(PhoneNumber(number="13800000002", label="x"),),
+                email_addresses=(EmailAddress(address="wu@example.com"),),
+                language="en",
+            ),
+        ),
+    )
+    store.insert(company)
+    assert await reads.customer("co") == company.change.customer
+    assert (await reads.owner("tel:+8613800000002")) == company.change.customer
+    assert await reads.owner("mail:wu@example.com") == company.change.customer
+
+
+async def test_what_does_not_exist(store: Store, reads: Reads) -> None:
+    assert store.customer("x") is None and await reads.customer("x") is None
+    assert await reads.owner("tel:+1") is None and store.owners(["tel:+1"]) == {} == store.owners([])
+    assert await reads.customers(["x"]) == {} and await reads.page(CustomerFilter(), None, 10) == []
+    assert store.entry("x") is None and await reads.interaction("x") is None
+    assert store.audit("x", None, 10) == [] and store.attach("+1", "x") == 0
+    assert await reads.rankings(["c:x"]) == () and (await reads.recent_calls(["c:x"], 0, "")).last is None
+    assert await reads.open_tickets([]) == ((), 0)
+    change = engine.delete(replace(draft("x"), version=1), "bob", NOW)
+    assert change is not None
+    with pytest.raises(NotFound):
+        store.save(change, [])
+
+
+def test_an_id_is_given_once(store: Store) -> None:
+    store.insert(new("a"))
+    with pytest.raises(AlreadyExists) as caught:
+        store.insert(new("a", "13800000001"))
+    assert caught.value.values["resource"] == "customers/a"
+    assert store.owners(["tel:+8613800000001"]) == {}, "nothing of the refused one is left"
+
+
+def test_many_customers_may_have_no_claim_at_all(store: Store) -> None:
+    for id in ("a", "b", "c"):
+        store.insert(new(id))
+    for id in ("a", "b"):
+        known = store.customer(id)
+        assert known is not None
+        deletion = engine.delete(known, "bob", NOW)
+        assert deletion is not None
+        store.save(deletion, [])
+
+
+def test_a_number_has_one_owner_and_the_error_names_him(store: Store) -> None:
+    store.insert(new("a", "13800000001"))
+    with pytest.raises(engine.ClaimTaken) as caught:
+        store.insert(new("b", "+86 138 0000 0001"))
+    assert caught.value.values["owner"] == "customers/a"
+    assert caught.value.values["field"] == "customer.phone_numbers[0].number"
+    assert store.customer("b") is None
+    other = store.insert(new("c", "13800000003"))
+    with pytest.raises(engine.ClaimTaken):
+        updated(store, other, phone_numbers=(PhoneNumber(number="+8613800000001", primary=True),))
+    assert store.customer("c") == other, "nothing is half written"
+
+
+def test_of_many_at_once_that_claim_one_number_one_wins(store: Store) -> None:
+    def attempt(index: int) -> Customer | CallmeshError:
+        try:
+            return store.insert(new(f"c{index}", "13800000001"))
+        except CallmeshError as error:
+            return error
+
+    with ThreadPoolExecutor(8) as pool:
+        outcomes = list(pool.map(attempt, range(16)))
+    winners = [outcome for outcome in outcomes if isinstance(outcome, Customer)]
+    losers = [outcome for outcome in outcomes if isinstance(outcome, engine.ClaimTaken)]
+    assert len(winners) == 1 and len(losers) == 15
+    assert {loser.values["owner"] for loser in losers} == {winners[0].name}
+
+
+def test_a_released_number_is_free(store: Store) -> None:
+    first = store.insert(new("a", "13800000001"))
+    deletion = engine.delete(first, "bob", NOW)
+    assert deletion is not None
+    store.save(deletion, [])
+    store.insert(new("b", "13800000001"))
+    assert store.owners(["tel:+8613800000001"]) == {"tel:+8613800000001": "b"}
+    with pytest.raises(engine.ClaimTaken):
+        store.save(engine.undelete(deletion.customer, "bob", NOW), [])
+    assert store.customer("a") == deletion.customer
+
+
+def test_a_repeated_request_gets_the_first_result(store: Store) -> None:
+    first = store.insert(new("a", "13800000001", key="k1", fingerprint="f"))
+    again = store.insert(new("b", "13800000001", key="k1", fingerprint="f"))
+    assert again == first and store.customer("b") is None
+    with pytest.raises(RequestIdReused):
+        store.insert(new("d", "13800000009", key="k1", fingerprint="other"))
+
+
+def test_many_at_once_with_one_request_make_one_customer(store: Store) -> None:
+    with ThreadPoolExecutor(8) as pool:
+        outcomes = list(
+            pool.map(
+                lambda i: store.insert(new(f"c{i}", "13800000001", key="k", fingerprint="f")).id, range(12)
+            )
+        )
+    assert len(set(outcomes)) == 1
+
+
+def test_a_batch_stores_the_good_and_tells_the_bad_in_order(store: Store) -> None:
+    store.insert(new("a", "13800000001", key="k1", fingerprint="f"))
+    outcomes = store.insert_many(
+        [
+            new("b", "13800000002", key="k2", fingerprint="f"),
+            new("a", "13800000003"),
+            new("c", "13800000001"),
+            new("d", "13800000002"),
+            new("e", "13800000001", key="k1", fingerprint="f"),
+            new("f"),
+        ]
+    )
+    told = [outcome.id if isinstance(outcome, Customer) else type(outcome).__name__ for outcome in outcomes]
+    assert told == ["b", "AlreadyExists", "ClaimTaken", "ClaimTaken", "a", "f"]
+    taken = outcomes[3]
+    assert isinstance(taken, engine.ClaimTaken) and taken.values["owner"] == "customers/b"
+    assert store.customer("b") == outcomes[0] and store.customer("d") is None
+    assert store.insert_many([]) == []
+
+
+def test_a_stale_version_is_refused_and_changes_nothing(store: Store) -> None:
+    first = store.insert(new("a"))
+    second = updated(store, first, tier=Tier.GOLD)
+    with pytest.raises(EtagMismatch):
+        updated(store, first, tier=Tier.VIP)
+    assert store.customer("a") == second
+    assert second.version == 2
+
+
+def test_of_two_writers_at_one_version_one_wins(store: Store) -> None:
+    first = store.insert(new("a"))
+
+    def attempt(index: int) -> bool:
+        try:
+            updated(store, first, notes=f"writer {index}")
+            return True
+        except EtagMismatch:
+            return False
+
+    with ThreadPoolExecutor(8) as pool:
+        assert sum(pool.map(attempt, range(16))) == 1
+    assert [entry.version for entry in store.audit("a", None, 10)] == [2, 1]
+
+
+def test_the_audit_trail_has_no_gap_however_long(store: Store) -> None:
+    customer = store.insert(new("a"))
+    for index in range(55):
+        customer = updated(store, customer, notes=f"n{index}")
+    every = store.audit("a", None, 100)
+    assert [entry.version for entry in every] == list(range(56, 0, -1))
+    assert every[0].changes[0].new == '"n54"' and every[-1].action == "CREATE" and every[-1].actor == "amy"
+    assert [entry.version for entry in store.audit("a", 40, 5)] == [39, 38, 37, 36, 35]
+
+
+async def test_a_list_is_in_the_order_of_ids_filtered_and_continued(store: Store, reads: Reads) -> None:
+    for index in range(12):
+        store.insert(
+            new(
+                f"c{index:02}",
+                tier=Tier.VIP if index % 3 == 0 else Tier.STANDARD,
+                tags=("even",) if index % 2 == 0 else (),
+                value_class=ValueClass.B if index == 5 else ValueClass.NONE,
+                account_manager="mia" if index > 9 else "",
+                home_region="regions/chengdu" if index == 7 else "",
+                kind=Kind.COMPANY if index == 1 else Kind.PERSON,
+            )
+        )
+    gone = store.customer("c04")
+    assert gone is not None
+    deletion = engine.delete(gone, "bob", NOW)
+    assert deletion is not None
+    store.save(deletion, [])
+
+    async def ids(after: str | None = None, limit: int = 99, **conditions: Any) -> list[str]:
+        found = await reads.page(CustomerFilter(**conditions), after, limit)
+        return [customer.id for customer in found]
+
+    assert await ids(limit=4) == ["c00", "c01", "c02", "c03"]
+    assert await ids("c03", 2) == ["c05", "c06"]
+    assert await ids("c03", 2, show_deleted=True) == ["c04", "c05"]
+    assert await ids(tier=Tier.VIP) == ["c00", "c03", "c06", "c09"]
+    assert await ids(tier=Tier.VIP, tag="even") == ["c00", "c06"]
+    assert await ids(value_class=ValueClass.B) == ["c05"]
+    assert await ids(account_manager="mia") == ["c10", "c11"]
+    assert await ids(home_region="regions/chengdu") == ["c07"]
+    assert await ids(kind=Kind.COMPANY) == ["c01"]
+    assert await ids(tag="$ne") == await ids(tag="nobody") == []
+    assert set(await reads.customers(["c01", "c04", "nobody"])) == {"c01", "c04"}
+
+
+def call(id: str, began_ms: int, *, number: str = "+8613800000001", **values: Any) -> Fact:
+    return Fact(
+        kind=InteractionKind.CALL,
+        source="routing",
+        source_id=id,
+        facet="ended",
+        stamp=(1, 1, 1, 1),
+        values={"state": "COMPLETED", "number": number, **values},
+        began_ms=began_ms,
+    )
+
+
+def ticket(id: str, version: int, *, open: bool, began_ms: int = 1) -> Fact:
+    values = {"ticket": f"tickets/{id}", "open": open, "priority": "HIGH", "number": "+8613800000001"}
+    return Fact(
+        kind=InteractionKind.TICKET, source="tickets", source_id=id, facet="snapshot", stamp=(version,),
+        values=values, began_ms=began_ms,
+    )  # fmt: skip
+
+
+def put(store: Store, fact: Fact, subject: str) -> str:
+    id = timeline.entry_id(fact.kind, fact.source, fact.source_id)
+    known = store.entry(id)
+    merged = timeline.entry_of(fact) if known is None else timeline.merge(known, fact)
+    assert store.save_entry(replace(merged, subject=subject))
+    return id
+
+
+def test_an_interaction_is_written_only_over_what_was_read(store: Store) -> None:
+    fresh = replace(timeline.entry_of(call("a", 5)), subject="n:+8613800000001")
+    assert store.save_entry(fresh)
+    assert not store.save_entry(fresh), "it exists"
+    read = store.entry(fresh.id)
+    assert read is not None and read.revision == 1 and read.facets == fresh.facets
+    assert store.save_entry(replace(read, subject="c:1"))
+    assert not store.save_entry(replace(read, subject="c:2")), "somebody was faster"
+    again = store.entry(fresh.id)
+    assert again is not None and again.subject == "c:1" and again.revision == 2
+
+
+async def test_a_timeline_is_newest_first_over_all_its_subjects(store: Store, reads: Reads) -> None:
+    ids = [
+        put(store, call(f"k{i:02}", 1_000 + i // 3), "c:1" if i % 2 else "n:+8613800000001")
+        for i in range(10)
+    ]
+    put(store, ticket("t", 1, open=True, began_ms=1_001), "c:1")
+    put(store, call("other", 9_999), "c:2")
+    subjects = ["c:1", "n:+8613800000001"]
+    every = await reads.timeline(subjects, TimelineFilter(), None, 99)
+    keys = [(item.began_ms, item.id) for item in every]
+    assert keys == sorted(keys, reverse=True) and len(every) == 11
+    pages = []
+    after = None
+    while page := await reads.timeline(subjects, TimelineFilter(), after, 2):
+        pages += page
+        after = (page[-1].began_ms, page[-1].id)
+    assert pages == every, "paging neither repeats nor leaves out, also among entries of one instant"
+    calls = await reads.timeline(subjects, TimelineFilter(kinds=frozenset({InteractionKind.CALL})), None, 99)
+    assert {item.id for item in calls} == set(ids)
+    some = await reads.timeline(subjects, TimelineFilter(from_ms=1_001, until_ms=1_003), None, 99)
+    assert {item.began_ms for item in some} == {1_001, 1_002}
+    cut = await reads.timeline(subjects, TimelineFilter(until_ms=1_003), (1_002, "zzz"), 99)
+    assert cut[0].began_ms == 1_002
+    assert await reads.timeline([], TimelineFilter(), None, 9) == []
+
+
+async def test_calls_of_today_are_counted_without_the_live_one(store: Store, reads: Reads) -> None:
+    subject = "c:1"
+    for name, began_ms in (("yesterday", 50), ("first", 110), ("second", 120), ("live", 130)):
+        put(store, call(name, began_ms, resolved=False), subject)
+    live = timeline.entry_id(InteractionKind.CALL, "routing", "live")
+    seen = await reads.recent_calls([subject], 100, live)
+    assert seen.today == 2 and seen.last is not None and seen.last.source_id == "second"
+    assert (await reads.recent_calls([subject], 100, "none")).today == 3
+    later = await reads.recent_calls([subject], 125, live)
+    assert later.today == 0 and later.last is not None and later.last.source_id == "second"
+
+
+async def test_open_tickets_are_those_whose_newest_word_is_open(store: Store, reads: Reads) -> None:
+    put(store, ticket("a", 1, open=True), "c:1")
+    put(store, ticket("b", 1, open=True), "c:1")
+    put(store, ticket("b", 2, open=False), "c:1")
+    put(store, ticket("c", 1, open=False), "c:1")
+    put(store, ticket("c", 2, open=True), "c:1")
+    found, count = await reads.open_tickets(["c:1", "n:+1"])
+    assert sorted(item.source_id for item in found) == ["a", "c"] and count == 2
+
+
+async def test_a_numbers_interactions_move_to_its_customer_once(store: Store, reads: Reads) -> None:
+    for name in ("a", "b"):
+        put(store, call(name, 5), "n:+8613800000001")
+    put(store, call("c", 5, number="+8613800000002"), "n:+8613800000002")
+    assert store.attach("+8613800000001", "1") == 2
+    assert store.attach("+8613800000001", "1") == 0
+    assert len(await reads.timeline(["c:1"], TimelineFilter(), None, 9)) == 2
+    stale = store.entry(timeline.entry_id(InteractionKind.CALL, "routing", "a"))
+    assert stale is not None and stale.revision == 2, "a writer that read before the move is refused"
+
+
+async def test_rankings(store: Store, reads: Reads) -> None:
+    offers = (CachedOffer(offer="offers/a.b$c", titles={"zh": "甲"}, reasons={"en": "because"}, score=1.5),)
+    first = glance.with_ranking(store.ranking("c:1"), (5, "d"), offers, 99)
+    assert store.save_ranking(first) and not store.save_ranking(first)
+    answered = glance.with_answer(store.ranking("c:1"), "offers/a.b$c", 7)
+    assert store.save_ranking(answered) and not store.save_ranking(answered)
+    (seen,) = await reads.rankings(["c:1", "n:+1"])
+    assert (seen.offers, seen.expires_ms, seen.answers, seen.stamp) == (
+        offers,
+        99,
+        {"offers/a.b$c": 7},
+        (5, "d"),
+    )
