@@ -270,9 +270,9 @@ def make_china() -> None:
     header = ("province", "name", "city", "adcode", "latitude", "longitude")
     write_table("china_cities.csv", header, ((*c[:4], *rounded(c.at)) for c in rows))
     codes = china_area_codes(records, cities, provinces)
-    header = ("area_code", "province", "city", "latitude", "longitude", "precision", "radius_km")
+    code_header = ("area_code", "province", "city", "latitude", "longitude", "precision", "radius_km")
     write_table(
-        "china_area_codes.csv", header, ((code, *a[1:3], *rounded(a.at), *a[4:]) for code, a in codes)
+        "china_area_codes.csv", code_header, ((code, *a[1:3], *rounded(a.at), *a[4:]) for code, a in codes)
     )
 
 
@@ -448,11 +448,12 @@ class Placer:
 
 
 def country_of(prefix: str, text: str) -> str:
-    """The country of a geographic prefix; of a shared country code the main one unless the text says another."""
+    """The country of a geographic prefix; of a shared code the main one unless the text says another."""
     code = next(int(prefix[:n]) for n in (1, 2, 3) if int(prefix[:n]) in COUNTRY_CODE_TO_REGION_CODE)
     regions = COUNTRY_CODE_TO_REGION_CODE[code]
     for region in regions[1:]:
-        leading = PhoneMetadata.metadata_for_region(region).leading_digits
+        metadata = PhoneMetadata.metadata_for_region(region)
+        leading = metadata.leading_digits if metadata else None
         if leading and re.match(leading, prefix[len(str(code)) :]):
             return region
     if code == 1 and (split_hint(text)[1] in CANADA or text in {name for _, name in CANADA.values()}):

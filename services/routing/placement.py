@@ -30,6 +30,7 @@ import enum
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from operator import itemgetter
 
 from routing.geo.model import Located, Precision, distance_km
 
@@ -257,7 +258,7 @@ def place(
         raise ValueError("two regions have the same id")
     before = previous or Previous()
     looked_at = {region.id: _look_at(caller, region, queue, rules) for region in regions}
-    home, home_by = _home(caller, regions, looked_at)
+    home, home_by = find_home(caller, regions)
     eligible = [c for c in looked_at.values() if c.skipped is None]
     weight = next((region.weight for region in regions if region.id == home), NORMAL_WEIGHT)
     step = _step(caller, home, weight, looked_at, eligible, rules, before)
@@ -272,6 +273,40 @@ def place(
         previous=Previous(overflowing=_still_overflows(step, before), target=target),
         summary=_summary(home, home_by, step, target),
     )
+
+
+def find_home(caller: Caller, regions: Sequence[RegionView]) -> tuple[str, HomeBy]:
+    """The caller's home by prefix, area or distance, whatever its state; ("", NONE) if there is none. Cheap:
+    for those who keep `Previous` by home.
+    """
+    number = caller.place.e164 if caller.place else ""
+    by_prefix = [
+        (-len(prefix), region.id)
+        for region in regions
+        for prefix in region.served_prefixes
+        if prefix and number.startswith(prefix)
+    ]
+    if by_prefix:
+        return min(by_prefix)[1], HomeBy.PREFIX
+    near = sorted(
+        ((_near(caller.place, region), region.id, region) for region in regions), key=itemgetter(0, 1)
+    )
+    by_area = [
+        (-area.count("/"), km, id) for km, id, region in near if (area := _served_area(caller.place, region))
+    ]
+    if by_area:
+        return min(by_area)[2], HomeBy.AREA
+    if caller.place is None or not near or near[0][0] == math.inf:
+        return "", HomeBy.NONE
+    vague = caller.place.precision is Precision.COUNTRY
+    if vague and len(near) > 1 and near[1][0] - near[0][0] < caller.place.radius_km:
+        return "", HomeBy.NONE
+    return near[0][1], HomeBy.DISTANCE
+
+
+def _near(place: Located | None, region: RegionView) -> float:
+    distance = _distance(place, region)
+    return math.inf if distance is None else distance
 
 
 def _look_at(caller: Caller, region: RegionView, queue: str, rules: PlacementRules) -> Candidate:
@@ -375,38 +410,6 @@ def _load_ratio(fresh: QueueView | None) -> float:
         if fresh.agents_logged_in
         else LOAD_RATIO_MAX
     )
-
-
-def _home(
-    caller: Caller, regions: Sequence[RegionView], looked_at: Mapping[str, Candidate]
-) -> tuple[str, HomeBy]:
-    """The caller's home by prefix, area or distance; ("", NONE) if there is none."""
-    number = caller.place.e164 if caller.place else ""
-    by_prefix = [
-        (-len(prefix), region.id)
-        for region in regions
-        for prefix in region.served_prefixes
-        if prefix and number.startswith(prefix)
-    ]
-    if by_prefix:
-        return min(by_prefix)[1], HomeBy.PREFIX
-    by_area = [c for c in looked_at.values() if c.served_area]
-    if by_area:
-        nearest = min(by_area, key=lambda c: (-c.served_area.count("/"), _near(c), c.region))
-        return nearest.region, HomeBy.AREA
-    near = sorted(
-        (c for c in looked_at.values() if c.distance_km is not None), key=lambda c: (_near(c), c.region)
-    )
-    if not near or caller.place is None:
-        return "", HomeBy.NONE
-    vague = caller.place.precision is Precision.COUNTRY
-    if vague and len(near) > 1 and _near(near[1]) - _near(near[0]) < caller.place.radius_km:
-        return "", HomeBy.NONE
-    return near[0].region, HomeBy.DISTANCE
-
-
-def _near(candidate: Candidate) -> float:
-    return candidate.distance_km if candidate.distance_km is not None else math.inf
 
 
 def _step(

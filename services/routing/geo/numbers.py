@@ -17,15 +17,18 @@ import functools
 import re
 
 import phonenumbers
-from phonenumbers import NumberParseException, PhoneNumber, PhoneNumberType, ValidationResult
+from phonenumbers import NumberParseException, PhoneNumber, ValidationResult
 from phonenumbers.shortnumberinfo import connects_to_emergency_number, is_valid_short_number_for_region
 
 from chassis.errors import InvalidArgument
 from routing.geo.model import InvalidNumber, NumberFault, NumberKind, ParsedNumber
+from routing.geo.plans import country_code_of, find_kind, is_geographic
 from routing.geo.tables import china_mobiles
 
 #: Longest text looked at, in characters: a SIP URI with a long host.
 TEXT_CHARACTERS_MAX = 256
+#: Longest number taken without the full parser, in characters.
+PLAIN_CHARACTERS_MAX = 40
 #: Numbers of at most so many digits are short codes if anything.
 SHORT_CODE_DIGITS_MAX = 6
 
@@ -37,6 +40,9 @@ _NUMBER = re.compile(
 )
 #: The commonest case, taken without a parser's detour. [0-9]: \d would take any script's digits.
 _CHINA_MOBILE = re.compile(r"(?:\+|00)?(86)?(1[3-9][0-9]{9})")
+_E164 = re.compile(r"\+[1-9][0-9]{5,14}")
+#: What people write between digits.
+_SEPARATORS = str.maketrans("", "", " -()./\t\n\r")
 #: Ranges of mobile numbers that the numbering plan has given out.
 _CHINA_MOBILE_RANGES = re.compile(
     r"1740[0-5][0-9]{6}|1(?:[38][0-9]|4[57]|[59][0-35-9]|6[25-7]|7[0-35-8])[0-9]{8}"
@@ -58,19 +64,6 @@ _CHINA_FAULTS = (
 #: Emergency numbers that are called so by people in other countries too.
 _EMERGENCY = frozenset({"110", "112", "119", "120", "122", "911", "999"})
 
-_KINDS = {
-    PhoneNumberType.FIXED_LINE: NumberKind.FIXED,
-    PhoneNumberType.MOBILE: NumberKind.MOBILE,
-    PhoneNumberType.FIXED_LINE_OR_MOBILE: NumberKind.FIXED_OR_MOBILE,
-    PhoneNumberType.TOLL_FREE: NumberKind.TOLL_FREE,
-    PhoneNumberType.PREMIUM_RATE: NumberKind.PREMIUM,
-    PhoneNumberType.SHARED_COST: NumberKind.SHARED_COST,
-    PhoneNumberType.VOIP: NumberKind.VOIP,
-    PhoneNumberType.PERSONAL_NUMBER: NumberKind.PERSONAL,
-    PhoneNumberType.PAGER: NumberKind.PAGER,
-    PhoneNumberType.UAN: NumberKind.COMPANY,
-    PhoneNumberType.VOICEMAIL: NumberKind.VOICEMAIL,
-}
 _PARSE_FAULTS = {
     NumberParseException.INVALID_COUNTRY_CODE: (NumberFault.NO_COUNTRY, "has no known country calling code"),
     NumberParseException.NOT_A_NUMBER: (NumberFault.GARBAGE, "is not a telephone number"),
@@ -104,6 +97,9 @@ def parse_number(
     china = _CHINA_MOBILE.fullmatch(text)
     if china and (china[1] or (default_country == "CN" and text[:2] != "00" and text[0] != "+")):
         return _china_mobile(china[2], field, accept_unassigned)
+    quick = _quick(text, default_country)
+    if quick:
+        return quick
     number = _cleaned(text, field)
     _refuse_short_code(number, default_country, field)
     try:
@@ -113,17 +109,35 @@ def parse_number(
     return _checked(parsed, field, accept_unassigned)
 
 
+def _quick(text: str, default_country: str) -> ParsedNumber | None:
+    """Plainly written numbers that are in a range of their plan: nearly all. None leaves it to the parser."""
+    if len(text) > PLAIN_CHARACTERS_MAX:
+        return None
+    dialled = text.translate(_SEPARATORS)
+    if default_country == "CN" and dialled[:1] == "0":
+        dialled = "+" + dialled[2:] if dialled[:2] == "00" else "+86" + dialled[1:]
+    if not _E164.fullmatch(dialled):
+        return None
+    code = country_code_of(dialled[1:5])
+    found = find_kind(code, dialled[1 + len(str(code)) :]) if code else None
+    return _parsed(dialled, code, *found) if code and found else None
+
+
+def _parsed(e164: str, country_code: int, country: str, kind: NumberKind) -> ParsedNumber:
+    return ParsedNumber(
+        e164=e164,
+        country=country,
+        kind=kind,
+        country_code=country_code,
+        is_geographic=is_geographic(kind, country_code),
+    )
+
+
 def _china_mobile(national: str, field: str, accept_unassigned: bool) -> ParsedNumber:
     assigned = _CHINA_MOBILE_RANGES.fullmatch(national) or china_mobiles().find(int(national[:7]))
     if not assigned and not accept_unassigned:
         raise _invalid(field, NumberFault.UNASSIGNED, "is in no range of China's mobile numbers")
-    return ParsedNumber(
-        e164="+86" + national,
-        country="CN",
-        kind=NumberKind.MOBILE if assigned else NumberKind.UNASSIGNED,
-        country_code=86,
-        is_geographic=bool(assigned),
-    )
+    return _parsed("+86" + national, 86, "CN", NumberKind.MOBILE if assigned else NumberKind.UNASSIGNED)
 
 
 def _cleaned(text: str, field: str) -> str:
@@ -171,29 +185,18 @@ def _checked_country(country: str) -> str | None:
 
 
 def _checked(parsed: PhoneNumber, field: str, accept_unassigned: bool) -> ParsedNumber:
-    kind = _KINDS.get(phonenumbers.number_type(parsed))
-    if kind is None:
+    code = parsed.country_code or 0
+    national = phonenumbers.national_significant_number(parsed)
+    found = find_kind(code, national)
+    if found is None:
         _refuse_invalid(parsed, field)
-        national = str(parsed.national_number)
-        if parsed.country_code == 86 and _CHINA_MOBILE.fullmatch(national):
+        if code == 86 and _CHINA_MOBILE.fullmatch(national):
             return _china_mobile(national, field, accept_unassigned)
         if not accept_unassigned:
             raise _invalid(field, NumberFault.UNASSIGNED, "is in no range of its country's numbering plan")
-        kind = NumberKind.UNASSIGNED
-    region = phonenumbers.region_code_for_number(parsed)
-    if region is None:
-        region = phonenumbers.region_code_for_country_code(parsed.country_code or 0)
-    return ParsedNumber(
-        e164=phonenumbers.format_number(parsed, phonenumbers.PhoneNumberFormat.E164),
-        country="" if region in ("001", "ZZ") else region,
-        kind=kind,
-        country_code=parsed.country_code or 0,
-        is_geographic=bool(
-            phonenumbers.is_number_type_geographical(
-                phonenumbers.number_type(parsed), parsed.country_code or 0
-            )
-        ),
-    )
+        region = phonenumbers.region_code_for_country_code(code)
+        found = "" if region in ("001", "ZZ") else region, NumberKind.UNASSIGNED
+    return _parsed(f"+{code}{national}", code, *found)
 
 
 def _refuse_invalid(parsed: PhoneNumber, field: str) -> None:
