@@ -31,7 +31,7 @@ help: ## this list
 	  '  PORT_BASE=7100      first port of the local stack; two stacks need two bases and two RUN_DIRs' \
 	  '  MEMBERS=1           members of the local MongoDB replica set, 1 or 3' \
 	  '  MONGO_URI= AMQP_URI=  real servers to use in place of the local ones' \
-	  '  CALLS= DAY= SPEED= KILL= AGENTS= SEED= KEEP=   the demo: see `callmesh demo --help`' \
+	  '  CALLS= DAY= HOURS= SPEED= KILL= AGENTS= SEED= KEEP=   the demo: see `callmesh demo --help`' \
 	  '  RUNS= SEED=         simulation: how many runs, from which seed' \
 	  "  PYTEST_ARGS=        more arguments for pytest, e.g. '-x -k placement'"
 

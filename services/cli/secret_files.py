@@ -10,23 +10,18 @@ from pathlib import Path
 SECRET_BYTES = 32
 
 
-def load_or_make(directory: Path, name: str) -> str:
-    """The secret `name`: 64 hexadecimal digits, the same for as long as its file stands."""
+def secret_file(directory: Path, name: str) -> Path:
+    """The file `name` with 64 random hexadecimal digits, the same for as long as it stands."""
     directory.mkdir(parents=True, exist_ok=True, mode=0o700)
     path = directory / name
-    try:
-        kept = path.read_text().strip()
-    except FileNotFoundError:
-        kept = ""
-    if len(kept) == 2 * SECRET_BYTES:
-        return kept
-    value = secrets.token_hex(SECRET_BYTES)
+    if path.is_file() and len(path.read_text().strip()) == 2 * SECRET_BYTES:
+        return path
     # Written aside and moved, so that a start cut short never leaves half a secret; the mode is given at
     # creation, so that nobody can read it even for a moment.
     scratch = path.with_suffix(".tmp")
     scratch.unlink(missing_ok=True)
     descriptor = os.open(scratch, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
     with os.fdopen(descriptor, "w") as file:
-        file.write(value + "\n")
+        file.write(secrets.token_hex(SECRET_BYTES) + "\n")
     scratch.replace(path)
-    return value
+    return path

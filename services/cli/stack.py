@@ -49,7 +49,7 @@ from cli import parts as part_tools
 from cli import plan
 from cli.parts import Part, PartStatus
 from cli.plan import BadStackConfig, StackConfig
-from cli.secret_files import load_or_make
+from cli.secret_files import secret_file
 
 #: Between SIGTERM and SIGKILL for database and broker, seconds.
 STORE_STOP_SECONDS_MAX = 20.0
@@ -66,8 +66,8 @@ START_ABORT_SECONDS_MAX = 5.0
 MARKER = "stack.json"
 LOCK = "stack.lock"
 PROMETHEUS = "prometheus"
-#: The routers' setting for the key of their place tokens.
-PLACE_TOKEN_KEY = "ROUTING_PLACE_TOKEN_KEY"
+#: The routers' setting for the file with the key of their place tokens.
+PLACE_TOKEN_KEY_FILE = "ROUTING_PLACE_TOKEN_KEY_FILE"
 
 Progress = Callable[[str, str], None]
 CommandOf = Callable[[plan.ServiceProcess], Sequence[str]]
@@ -442,11 +442,10 @@ class Stack:
         (self.config.run_dir / MARKER).write_text(text + "\n")
 
     def _hand_out_secrets(self) -> None:
-        """Every router must seal place tokens with the same key; one that was given wins."""
-        key = os.environ.get(PLACE_TOKEN_KEY) or self.config.env.get(PLACE_TOKEN_KEY)
-        self._servers.env[PLACE_TOKEN_KEY] = key or load_or_make(
-            self.config.run_dir / "secrets", "place-token-key"
-        )
+        """Every router must sign place tokens with the same key; one that was given wins."""
+        if not self._servers.env.get(PLACE_TOKEN_KEY_FILE):
+            path = secret_file(self.config.run_dir / "secrets", "place-token-key")
+            self._servers.env[PLACE_TOKEN_KEY_FILE] = str(path)
 
     def _refuse_another_shape(self) -> None:
         kept = _read_marker(self.config.run_dir) or {}

@@ -9,7 +9,7 @@ import pytest
 
 from cli import plan
 from cli.plan import BadStackConfig, StackConfig
-from cli.secret_files import load_or_make
+from cli.secret_files import secret_file
 from cli.view import duration
 
 
@@ -80,18 +80,19 @@ def test_prometheus_scrapes_every_process_once() -> None:
 
 def test_a_secret_is_made_once_and_only_its_owner_reads_it(tmp_path: Path) -> None:
     directory = tmp_path / "secrets"
-    first = load_or_make(directory, "key")
+    path = secret_file(directory, "key")
+    first = path.read_text()
     assert len(bytes.fromhex(first)) == 32
-    assert load_or_make(directory, "key") == first
-    assert load_or_make(directory, "other") != first
-    assert stat.S_IMODE((directory / "key").stat().st_mode) == 0o600
+    assert secret_file(directory, "key").read_text() == first
+    assert secret_file(directory, "other").read_text() != first
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600
     assert stat.S_IMODE(directory.stat().st_mode) == 0o700
 
 
 @pytest.mark.parametrize("torn", ["", "abc", "\n"])
 def test_a_torn_secret_is_made_anew(tmp_path: Path, torn: str) -> None:
     (tmp_path / "key").write_text(torn)
-    assert len(load_or_make(tmp_path, "key")) == 64
+    assert len(bytes.fromhex(secret_file(tmp_path, "key").read_text())) == 32
 
 
 @pytest.mark.parametrize(
