@@ -17,7 +17,7 @@ from collections.abc import Iterable
 
 from cli.demo import staffing
 from cli.demo.calls import DAY_SECONDS, busiest_window
-from cli.demo.model import REGIONS, Day, DayCall, Duty, clock_text
+from cli.demo.model import OVERTIME_SECONDS, REGIONS, Day, DayCall, Duty, clock_text
 from cli.demo.numbers import Geography
 
 #: Calls of an average generated day.
@@ -57,7 +57,8 @@ def generate(*, seed: int, date: datetime.date, hours: float | None = 4.0, agent
         0 if hours is None else busiest_window([round(call.arrival_seconds) for call in everybody], length)
     )
     calls = tuple(_shift(call, start) for call in everybody if start <= call.arrival_seconds < start + length)
-    duties = _staff(start, length) if agents is None else staffing.constant_duties(agents, length)
+    span = length + OVERTIME_SECONDS
+    duties = _staff(start, span) if agents is None else staffing.constant_duties(agents, span)
     capacity = staffing.capacity_by_slot(duties, length)
     regions = staffing.deal(capacity, {region.id: region.load_share for region in REGIONS})
     return Day(

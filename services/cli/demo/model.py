@@ -106,6 +106,10 @@ class Duty:
     end_seconds: float
 
 
+#: Duties go on for so long after the window, for the calls that still wait or talk.
+OVERTIME_SECONDS = 1800
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Day:
     """A window of a day, ready to be replayed."""

@@ -14,7 +14,7 @@ from pathlib import Path
 from cli.demo import calls as log
 from cli.demo import staffing
 from cli.demo.day import SERVICE_SECONDS_MAX
-from cli.demo.model import REGIONS, Day, DayCall, Duty, clock_text
+from cli.demo.model import OVERTIME_SECONDS, REGIONS, Day, DayCall, Duty, clock_text
 from cli.demo.numbers import Geography
 from cli.demo.patience import PatienceCurve, kaplan_meier
 
@@ -103,7 +103,7 @@ def _staff(
     rows: Sequence[log.LogCall], start: int, length: int, agents: int | None
 ) -> tuple[list[Duty], dict[str, str]]:
     if agents is not None:
-        duties = staffing.constant_duties(agents, length)
+        duties = staffing.constant_duties(agents, length + OVERTIME_SECONDS)
     else:
         spans: dict[str, list[tuple[float, float]]] = defaultdict(list)
         for row in rows:
@@ -111,7 +111,7 @@ def _staff(
                 spans[agent_id(row.server)].append(
                     (row.service_start_seconds, row.service_start_seconds + row.service_seconds)
                 )
-        duties = staffing.duties_from_services(spans, start, start + length)
+        duties = staffing.duties_from_services(spans, start, start + length + OVERTIME_SECONDS)
     if not duties:
         raise log.CallLogError("the log names no server at work in the window: say AGENTS=<number>")
     capacity = staffing.capacity_by_slot(duties, length)
