@@ -9,6 +9,7 @@ read as "not said" where another service's event brings it.
 from __future__ import annotations
 
 import enum
+import re
 from collections.abc import Mapping, Sequence
 from datetime import datetime
 from typing import Any, TypeVar
@@ -26,7 +27,7 @@ from callmesh.tickets.v1 import events_pb2 as tickets_events
 from callmesh.tickets.v1 import ticket_pb2
 from chassis.clock import from_ms
 from chassis.errors import InvalidArgument
-from chassis.ids import parse_name
+from chassis.ids import check_id, parse_name
 from chassis.mongo import etag
 from crm import engine, timeline
 from crm.model import (
@@ -60,10 +61,14 @@ from crm.model import (
 EVENT_TEXT_CHARACTERS_MAX = 10_000
 #: Longest title, reason or other line taken from another service's event, characters.
 EVENT_LINE_CHARACTERS_MAX = 500
+#: Longest resource name or short word taken from another service's event, characters.
+NAME_CHARACTERS_MAX = 200
 #: Most offers of one ranking that are kept.
 RANKED_OFFERS_MAX = 20
 #: Notes in a screen pop, characters.
 POP_NOTES_CHARACTERS_MAX = 500
+
+_E164 = re.compile(r"\+[1-9][0-9]{4,16}")
 
 Member = TypeVar("Member", bound=enum.StrEnum)
 
@@ -663,9 +668,23 @@ def _enum_name(proto_enum: Any, number: int, prefix: str) -> str:
     return "" if name.endswith("_UNSPECIFIED") else name.removeprefix(prefix)
 
 
-def _last(name: str) -> str:
-    """The id at the end of a resource name; "" stays ""."""
-    return name.rpartition("/")[2]
+def _id_of(field: str, collection: str, name: str) -> str:
+    """The id in a name that an event brings; "" stays "". InvalidArgument (the dead-letter queue) for any
+    other form.
+    """
+    return parse_name(field, collection, name) if name else ""
+
+
+def _event_number(text: str) -> str:
+    """A number as an event brings it; what is no E.164 number is as good as withheld."""
+    return text if _E164.fullmatch(text) else ""
+
+
+def _event_ms(field: str, message: Any) -> int:
+    """A time that an event must have, business ms. InvalidArgument when it has none."""
+    if not message.HasField(field):
+        raise InvalidArgument(field=field, why="must be set")
+    return int(getattr(message, field).ToMilliseconds())
 
 
 def _call_fact(
@@ -674,14 +693,15 @@ def _call_fact(
     ref = message.call
     if not ref.call_id:
         return None
-    event_ms = int(message.event_time.ToMilliseconds())
+    check_id("call.call_id", ref.call_id)
+    event_ms = _event_ms("event_time", message)
     common = {
-        "number": ref.caller_number,
+        "number": _event_number(ref.caller_number),
         "channel": _CHANNELS.get(ref.channel, Channel.NONE).value,
         "direction": Direction.INBOUND.value,
-        "queue": ref.queue,
-        "region": ref.region,
-        "agent": ref.agent,
+        "queue": ref.queue[:NAME_CHARACTERS_MAX],
+        "region": ref.region[:NAME_CHARACTERS_MAX],
+        "agent": ref.agent[:NAME_CHARACTERS_MAX],
     }
     return Fact(
         kind=InteractionKind.CALL,
@@ -696,20 +716,20 @@ def _call_fact(
 
 def call_queued(message: routing_events.CallQueued) -> Fact | None:
     """None for an event that names no call; so in all of these."""
-    began_ms = int(message.event_time.ToMilliseconds()) - (_ms(message, "waited_before") or 0)
+    began_ms = _event_ms("event_time", message) - (_ms(message, "waited_before") or 0)
     return _call_fact(message, "queued", {"state": CallState.WAITING.value}, began_ms)
 
 
 def call_connected(message: routing_events.CallConnected) -> Fact | None:
     """Caller and agent are talking."""
-    event_ms, wait_ms = int(message.event_time.ToMilliseconds()), _ms(message, "wait")
+    event_ms, wait_ms = _event_ms("event_time", message), _ms(message, "wait")
     values = {"state": CallState.CONNECTED.value, "connect_ms": event_ms, "wait_ms": wait_ms}
     return _call_fact(message, "connected", values, event_ms - (wait_ms or 0))
 
 
 def call_ended(message: routing_events.CallEnded) -> Fact | None:
     """An entry of the call ended; MOVED is on its way elsewhere."""
-    event_ms = int(message.event_time.ToMilliseconds())
+    event_ms = _event_ms("event_time", message)
     values = {
         "state": _OUTCOMES.get(message.outcome, CallState.COMPLETED).value,
         "wait_ms": _ms(message, "wait"),
@@ -740,30 +760,30 @@ def ticket_fact(snapshot: tickets_events.TicketSnapshot) -> Fact | None:
     if not snapshot.ticket:
         return None
     values = {
-        "number": snapshot.caller_number,
-        "customer": _last(snapshot.customer),
+        "number": _event_number(snapshot.caller_number),
+        "customer": _id_of("ticket.customer", "customers", snapshot.customer),
         "channel": _CHANNELS.get(snapshot.channel, Channel.NONE).value,
-        "agent": snapshot.assignee,
+        "agent": snapshot.assignee[:NAME_CHARACTERS_MAX],
         "ticket": snapshot.ticket,
         "kind": _enum_name(ticket_pb2.TicketKind, snapshot.kind, "TICKET_KIND_"),
-        "state": snapshot.state,
+        "state": snapshot.state[:NAME_CHARACTERS_MAX],
         "priority": _enum_name(ticket_pb2.Priority, snapshot.priority, "PRIORITY_"),
         "subject": snapshot.subject[:EVENT_LINE_CHARACTERS_MAX],
-        "contact_reason": snapshot.category,
+        "contact_reason": snapshot.category[:NAME_CHARACTERS_MAX],
         "open": snapshot.phase in _OPEN_PHASES,
         "due_ms": _ms(snapshot, "due_time"),
         "changed_ms": _ms(snapshot, "update_time"),
-        "call_id": _last(snapshot.call),
+        "call_id": _id_of("ticket.call", "calls", snapshot.call),
         "breached": snapshot.breached,
     }
     return Fact(
         kind=InteractionKind.TICKET,
         source="tickets",
-        source_id=_last(snapshot.ticket),
+        source_id=_id_of("ticket.ticket", "tickets", snapshot.ticket),
         facet="snapshot",
         stamp=(snapshot.version,),
         values=values,
-        began_ms=int(snapshot.create_time.ToMilliseconds()),
+        began_ms=_event_ms("create_time", snapshot),
     )
 
 
@@ -778,21 +798,21 @@ def offer_fact(message: marketing_events.OfferOutcomeRecorded) -> Fact | None:
     if outcome is None or not message.offer or not message.decision:
         return None
     titles = texts_in(message.titles)
-    at_ms = int(message.outcome_time.ToMilliseconds())
+    at_ms = _event_ms("outcome_time", message)
     values = {
-        "number": message.caller_number,
-        "customer": _last(message.customer),
-        "agent": message.agent,
-        "region": message.region,
-        "offer": message.offer,
+        "number": _event_number(message.caller_number),
+        "customer": _id_of("customer", "customers", message.customer),
+        "agent": message.agent[:NAME_CHARACTERS_MAX],
+        "region": message.region[:NAME_CHARACTERS_MAX],
+        "offer": message.offer[:NAME_CHARACTERS_MAX],
         "title": in_language(titles, "zh"),
         "outcome": outcome,
-        "call_id": message.call_id,
+        "call_id": message.call_id[:NAME_CHARACTERS_MAX],
     }
     return Fact(
         kind=InteractionKind.OFFER,
         source="marketing",
-        source_id=_last(message.decision),
+        source_id=_id_of("decision", "decisions", message.decision),
         facet="outcome",
         stamp=(at_ms,),
         values=values,
@@ -823,13 +843,14 @@ def ranked_offers(message: marketing_events.RecommendationMade) -> tuple[CachedO
 def offer_subject(message: Any) -> str:
     """Whose an event of marketing is: the customer, else the number; "" when it names neither."""
     if message.customer:
-        return timeline.subject_of_customer(_last(message.customer))
-    return timeline.subject_of_number(message.caller_number) if message.caller_number else ""
+        return timeline.subject_of_customer(_id_of("customer", "customers", message.customer))
+    number = _event_number(message.caller_number)
+    return timeline.subject_of_number(number) if number else ""
 
 
 def ranking_stamp(message: marketing_events.RecommendationMade) -> tuple[int, str]:
     """Orders rankings."""
-    return int(message.create_time.ToMilliseconds()), message.decision
+    return _event_ms("create_time", message), message.decision[:NAME_CHARACTERS_MAX]
 
 
 def ranking_expiry(message: marketing_events.RecommendationMade) -> int | None:
@@ -837,7 +858,11 @@ def ranking_expiry(message: marketing_events.RecommendationMade) -> int | None:
     return _ms(message, "expire_time")
 
 
-def attached_numbers(message: events_pb2.CustomerSnapshot) -> tuple[str, str, list[str]]:
-    """(customer's id, state, numbers it owns) in a snapshot of our own."""
-    state = _STATES.get(message.state, State.ACTIVE)
-    return _last(message.customer), state.value, list(message.numbers)
+def numbers_owned(snapshot: events_pb2.CustomerSnapshot) -> tuple[str, list[str]]:
+    """(customer's id, the numbers it owned then) in a snapshot of our own."""
+    return _id_of("customer.customer", "customers", snapshot.customer), list(snapshot.numbers)
+
+
+def outcome_ms(message: marketing_events.OfferOutcomeRecorded) -> int:
+    """When the customer answered, business ms. InvalidArgument when the event does not say."""
+    return _event_ms("outcome_time", message)
