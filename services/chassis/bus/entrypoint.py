@@ -1,0 +1,391 @@
+"""The nameko entrypoint for events: acknowledgement, retry, dead letters and duplicates are decided here.
+
+nameko's own consumer acknowledges a message whose handler raised. This one acknowledges only what was done
+with: the handler succeeded and its mark is in the inbox, or the broker confirmed that the message lies in a
+delay queue or in the dead-letter queue. Anything else goes back to the queue, by itself when the process
+dies.
+
+    class CrmConsumers:
+        name = "crm"
+
+        @subscribe("routing", CallEnded, CallWrappedUp)
+        def on_call_end(self, event: Event) -> None: ...
+
+Handlers run side by side (`BusOptions.prefetch` a handler, `max_workers` a process), so they see events of
+one aggregate in another order now and then, and one event twice when a process dies between effect and mark.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, TypeVar, cast
+
+import eventlet
+import mongoengine
+from eventlet.event import Event as Signal
+from google.protobuf.message import Message
+from kombu import Queue
+from nameko.exceptions import ContainerBeingKilled
+from nameko.extensions import ENTRYPOINT_EXTENSIONS_ATTR, Entrypoint, register_entrypoint
+from nameko.messaging import QueueConsumer
+from opentelemetry.trace import SpanKind
+
+from chassis import callcontext, logs, metrics, telemetry
+from chassis.bus import topology, verdict
+from chassis.bus.event import Event, MalformedEvent
+from chassis.bus.inbox import Inbox
+from chassis.bus.publisher import Outcome, Outgoing, Publisher
+
+#: Key of the `BusOptions` in nameko's configuration.
+OPTIONS_KEY = "CALLMESH_BUS"
+#: How long a message that could not be put anywhere is kept before it goes back to its queue, seconds.
+GIVE_BACK_SECONDS = 1.0
+#: Longest turn of the consumers' loop, in which it looks whether it shall end, seconds.
+LOOP_SECONDS = 0.2
+#: How long a retry or a dead letter may take to be confirmed, seconds.
+PUT_SECONDS_MAX = 15.0
+
+log = logs.get_logger(__name__)
+
+_LABELS = ("service", "handler")
+_consumed = metrics.counter("callmesh_bus_consumed_total", "Events that a handler took.", _LABELS)
+_retried = metrics.counter("callmesh_bus_retried_total", "Events put off after a failure.", _LABELS)
+_dead = metrics.counter("callmesh_bus_dead_total", "Events put into a dead-letter queue.", _LABELS)
+_duplicates = metrics.counter("callmesh_bus_duplicate_total", "Events that came again.", _LABELS)
+
+Handler = TypeVar("Handler", bound=Callable[..., Any])
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class BusOptions:
+    """How a worker consumes."""
+
+    #: Delays before the second, third, ... attempt, seconds; attempts are one more.
+    retry_delays_seconds: tuple[float, ...] = topology.RETRY_DELAYS_SECONDS
+    #: Messages of one handler in hand at once.
+    prefetch: int = 10
+    #: Deliveries without an answer before the broker dead-letters a message.
+    deliveries_max: int = topology.DELIVERIES_MAX
+    #: How long a message waits for a store that is away before it is dead-lettered, seconds.
+    away_seconds_max: float = verdict.AWAY_SECONDS_MAX
+    #: How long a stop waits for the messages in hand, seconds.
+    drain_seconds: float = 10.0
+    #: How long a start waits for the broker before it gives up, seconds.
+    connect_seconds: float = 30.0
+
+
+class BusConsumer(QueueConsumer):
+    """One connection for all handlers of a service, and what they share."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._leaving: set[Subscribe] = set()
+        self._leave_by: float | None = None
+        self._handling: dict[tuple[str, str], Signal] = {}
+        self._in_hand = 0
+        self.connected = False
+
+    @functools.cached_property
+    def options(self) -> BusOptions:
+        """The process's options."""
+        return cast(BusOptions, self.container.config.get(OPTIONS_KEY) or BusOptions())
+
+    @functools.cached_property
+    def inbox(self) -> Inbox:
+        """Marks in the service's own database (mongoengine's default connection)."""
+        return Inbox(mongoengine.get_db())
+
+    @functools.cached_property
+    def publisher(self) -> Publisher:
+        """For delay queues and dead letters."""
+        return Publisher(self.amqp_uri, service=self.container.service_name)
+
+    def consume(
+        self, limit: Any = None, timeout: Any = None, safety_interval: float = LOOP_SECONDS, **kwargs: Any
+    ) -> Any:
+        """kombu's loop, with a shorter turn."""
+        return super().consume(limit, timeout, safety_interval, **kwargs)
+
+    def get_consumers(self, consumer_cls: Any, channel: Any) -> Any:
+        """Declares everything anew after each (re)connection, then consumes with a limit a consumer."""
+        subscriptions = [provider.subscription for provider in self._providers]
+        topology.declare(
+            channel, subscriptions, self.options.retry_delays_seconds, self.options.deliveries_max
+        )
+        self._consumers = {}
+        for provider in self._providers - self._leaving:
+            consumer = consumer_cls(
+                queues=[Queue(provider.subscription.queue, no_declare=True)],
+                on_message=functools.partial(self._on_message, provider),
+                auto_declare=False,
+            )
+            # Not global: quorum queues know only limits of a single consumer.
+            consumer.qos(prefetch_count=self.options.prefetch)
+            self._consumers[provider] = consumer
+        return self._consumers.values()
+
+    def on_consume_ready(self, connection: Any, channel: Any, consumers: Any, **kwargs: Any) -> None:
+        """Called after each (re)connection."""
+        self.connected = True
+        super().on_consume_ready(connection, channel, consumers, **kwargs)
+
+    def on_consume_end(self, connection: Any, channel: Any) -> None:
+        """Called when consumers were cancelled in order."""
+        self.connected = False
+
+    def on_connection_error(self, exc: Exception, interval: float) -> None:
+        """Called for each failed attempt to connect; kombu waits `interval` seconds, then tries again."""
+        self.connected = False
+        log.warning("bus.unreachable", error=repr(exc), retry_seconds=interval)
+
+    def unregister_provider(self, provider: Subscribe) -> None:
+        """Stops taking messages for one handler; those in hand are finished."""
+        self._leaving.add(provider)
+        super().unregister_provider(provider)
+
+    def on_iteration(self) -> None:
+        """Ends the loop when nothing is consumed any more and nothing is in hand, or the time for that is
+        over.
+        """
+        self._cancel_consumers_if_requested()
+        if self._consumers:
+            return
+        if self._leave_by is None:
+            self._leave_by = time.monotonic() + self.options.drain_seconds
+        if self._in_hand == 0 or time.monotonic() >= self._leave_by:
+            self.should_stop = True
+
+    def _on_message(self, provider: Subscribe, message: Any) -> None:
+        # Counted here, not in the thread: the loop must not end between the two.
+        self._in_hand += 1
+
+        def handle() -> None:
+            try:
+                provider.take(message)
+            finally:
+                self._in_hand -= 1
+
+        self.container.spawn_managed_thread(handle, identifier=provider.subscription.queue)
+
+    @contextmanager
+    def alone(self, handler: str, event_id: str) -> Iterator[None]:
+        """Waits while this process handles the same event already: after a lost connection it comes again."""
+        key = (handler, event_id)
+        while key in self._handling:
+            self._handling[key].wait()
+        done = self._handling[key] = Signal()
+        try:
+            yield
+        finally:
+            del self._handling[key]
+            done.send(None)
+
+    def put(self, message: Any, outgoing: Outgoing) -> bool:
+        """Moves a message: published elsewhere with the broker's confirm, then acknowledged. False: not
+        moved.
+        """
+        if self.publisher.publish([outgoing], PUT_SECONDS_MAX) != [Outcome.PUBLISHED]:
+            return False
+        self.ack_message(message)
+        return True
+
+    def give_back(self, message: Any) -> None:
+        """Returns a message to its queue, slowly, so that it does not spin."""
+        eventlet.sleep(GIVE_BACK_SECONDS)
+        self.requeue_message(message)
+
+
+class Subscribe(Entrypoint):
+    """One handler's subscription; made by `subscribe`."""
+
+    queue_consumer = BusConsumer()
+
+    def __init__(self, source: str, types: tuple[str, ...], handler: str) -> None:
+        super().__init__(expected_exceptions=(Exception,))
+        self.source = source
+        self.types = types
+        self.handler = handler
+
+    def of_service(self, service: str) -> topology.Subscription:
+        """The subscription as the topology knows it."""
+        return topology.Subscription(
+            service=service, handler=self.handler, source=self.source, types=self.types
+        )
+
+    def setup(self) -> None:
+        """nameko: before anything starts."""
+        self.subscription = self.of_service(self.container.service_name)
+        self._labels = (self.subscription.service, self.handler)
+        self._red = metrics.consumer_metrics(*self._labels)
+        self.queue_consumer.register_provider(self)
+
+    def stop(self) -> None:
+        """nameko: no new messages from here on."""
+        self.queue_consumer.unregister_provider(self)
+
+    def take(self, message: Any) -> None:
+        """Brings one delivered message to an end; raises nothing, or nameko would end the process."""
+        started = time.monotonic()
+        try:
+            outcome = self._outcome(message)
+        except ContainerBeingKilled:
+            return
+        except Exception:
+            log.exception("bus.unsettled", queue=self.subscription.queue)
+            self.queue_consumer.give_back(message)
+            return
+        self._red.record(outcome, time.monotonic() - started)
+
+    def _outcome(self, message: Any) -> str:
+        try:
+            event = Event.from_json(message.body)
+        except MalformedEvent as error:
+            return self._bury(
+                message, verdict.REASON_MALFORMED, {verdict.ERROR_HEADER: verdict.describe(error)}
+            )
+        with self.queue_consumer.alone(self.handler, event.id):
+            try:
+                if self.queue_consumer.inbox.seen(self.handler, event.id):
+                    return self._duplicate(message)
+                failure = self._run(event)
+                if failure is None:
+                    self.queue_consumer.inbox.mark(self.handler, event.id)
+            except Exception as error:
+                failure = error
+        if failure is not None:
+            return self._failed(message, event, failure)
+        self.queue_consumer.ack_message(message)
+        _consumed.labels(*self._labels).inc()
+        return "ok"
+
+    def _run(self, event: Event) -> BaseException | None:
+        """Lets nameko run the handler with its dependencies; what it raised."""
+        done = Signal()
+
+        def handle_result(_context: Any, result: Any = None, exc_info: Any = None) -> tuple[Any, Any]:
+            done.send(exc_info[1] if exc_info is not None else None)
+            return result, exc_info
+
+        self.container.spawn_worker(self, (event,), {}, context_data={}, handle_result=handle_result)
+        return cast(BaseException | None, done.wait())
+
+    def _duplicate(self, message: Any) -> str:
+        _duplicates.labels(*self._labels).inc()
+        self.queue_consumer.ack_message(message)
+        return "duplicate"
+
+    def _failed(self, message: Any, event: Event, error: BaseException) -> str:
+        options = self.queue_consumer.options
+        judged = verdict.judge(
+            error,
+            verdict.History.of(message.headers),
+            time.time_ns() // 1_000_000,
+            options.retry_delays_seconds,
+            options.away_seconds_max,
+        )
+        log.warning(
+            "bus.handler_failed",
+            queue=self.subscription.queue,
+            event_id=event.id,
+            type=event.type,
+            error=verdict.describe(error),
+            attempt=judged.headers[verdict.ATTEMPT_HEADER],
+            delay_seconds=judged.delay_seconds,
+            reason=judged.reason or None,
+            trace_id=event.traceparent[3:35] if event.traceparent else None,
+        )
+        if judged.delay_seconds is None:
+            return self._bury(message, judged.reason, judged.headers)
+        return self._put_off(message, judged.delay_seconds, judged.headers)
+
+    def _put_off(self, message: Any, delay_seconds: float, headers: dict[str, str | int]) -> str:
+        exchange = topology.retry_name(self.subscription.service, delay_seconds)
+        return self._move(message, exchange, self.subscription.queue, headers, "retried")
+
+    def _bury(self, message: Any, reason: str, headers: dict[str, str | int]) -> str:
+        log.error(
+            "bus.dead_letter",
+            queue=self.subscription.queue,
+            reason=reason,
+            error=headers[verdict.ERROR_HEADER],
+        )
+        marked: dict[str, str | int] = {**headers, verdict.REASON_HEADER: reason}
+        return self._move(message, "", self.subscription.dead_queue, marked, "dead")
+
+    def _move(
+        self, message: Any, exchange: str, routing_key: str, headers: dict[str, str | int], outcome: str
+    ) -> str:
+        body = message.body
+        outgoing = Outgoing(
+            exchange=exchange,
+            routing_key=routing_key,
+            body=body.encode() if isinstance(body, str) else bytes(body),
+            headers=headers,
+            message_id=str(message.properties.get("message_id") or "")[:255],
+        )
+        if not self.queue_consumer.put(message, outgoing):
+            self.queue_consumer.give_back(message)
+            return "returned"
+        (_dead if outcome == "dead" else _retried).labels(*self._labels).inc()
+        return outcome
+
+
+def subscribe(
+    source: str, *types: type[Message] | str, name: str | None = None
+) -> Callable[[Handler], Handler]:
+    """Makes a method the handler of a service's events: `def on_x(self, event: Event) -> None`.
+
+    One queue for all given types, called `<consumer-service>.<name or method name>`. The name is part of the
+    stored marks and of the queue: renaming a handler makes a new queue and leaves the old one behind.
+    ValueError without types.
+    """
+    if not types:
+        raise ValueError("subscribe needs at least one event type")
+    names = tuple(kind if isinstance(kind, str) else kind.DESCRIPTOR.full_name for kind in types)
+
+    def register(method: Handler) -> Handler:
+        handler = name or method.__name__
+
+        @functools.wraps(method)
+        def traced(self: Any, event: Event) -> Any:
+            with _handling(f"{getattr(self, 'name', '')}.{handler}", event):
+                return method(self, event)
+
+        register_entrypoint(traced, Subscribe(source, names, handler))
+        return cast(Handler, traced)
+
+    return register
+
+
+@contextmanager
+def _handling(queue: str, event: Event) -> Iterator[None]:
+    """The call context and, when the event's trace is sampled, a span around a handler."""
+    span = telemetry.start_call(
+        queue, event.traceparent, {"messaging.message.id": event.id}, SpanKind.CONSUMER
+    )
+    traceparent = span.traceparent if span is not None else event.traceparent
+    identity = callcontext.Identity(subject="worker", scopes=frozenset({"*"}))
+    token = callcontext.set_current(callcontext.CallContext(queue, identity, None, traceparent))
+    failed = True
+    try:
+        yield
+        failed = False
+    finally:
+        callcontext.reset_current(token)
+        if span is not None:
+            span.end("error" if failed else "ok", failed)
+
+
+def subscriptions_of(service_class: type) -> list[topology.Subscription]:
+    """What the handlers of a nameko service class want, sorted by queue."""
+    found = []
+    for _, method in inspect.getmembers(service_class, inspect.isfunction):
+        for entrypoint in getattr(method, ENTRYPOINT_EXTENSIONS_ATTR, ()):
+            if isinstance(entrypoint, Subscribe):
+                found.append(entrypoint.of_service(service_class.name))  # type: ignore[attr-defined]
+    return sorted(found, key=lambda subscription: subscription.queue)

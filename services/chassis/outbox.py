@@ -1,0 +1,270 @@
+"""The relay: publishes what aggregates carry in their outbox, and takes it off again.
+
+It runs in the worker under a lease, so one relay a service works at a time; when two overlap for a moment
+(a process stood still), events come twice, which consumers recognise.
+
+1. Aggregates are found by `outbox_since`, oldest first.
+2. Events of one aggregate go out one after another, each after the broker's confirm of the one before, so
+   their order is kept; events of different aggregates go out together.
+3. What was confirmed is pulled off by id in one conditional write, so appends of meanwhile stay.
+4. An event that no queue is bound for stays in its outbox and its type is left alone for a while, longer each
+   time. The aggregate's other events pass it by: nobody receives that type, so nobody sees another order.
+5. After any other failure the aggregate waits for the next round.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import Any, Protocol
+
+from pymongo import UpdateOne
+from pymongo.collection import Collection
+from pymongo.errors import PyMongoError
+from pymongo.write_concern import WriteConcern
+
+from chassis import logs, metrics
+from chassis.bus.event import Event, MalformedEvent
+from chassis.bus.publisher import Outcome, Outgoing
+from chassis.lease import Lease, LeaseLost
+from chassis.mongo import Aggregate, outbox_pull
+
+#: Aggregates worked on at once.
+BATCH_MAX = 500
+#: Aggregates looked at to find that many: those whose events must wait are passed over.
+#: The next round goes on behind them.
+SCAN_MAX = 1_000
+#: Pause after a round that published something, seconds.
+BUSY_SECONDS = 0.05
+#: Pause when there was nothing, seconds: what an event waits at most before it is seen.
+IDLE_SECONDS = 0.2
+#: Pause of a relay that waits for the lease, or for the database, seconds.
+STANDBY_SECONDS = 1.0
+#: How long one batch may take to be confirmed: well below the lease, seconds.
+PUBLISH_SECONDS_MAX = 3.0
+#: Lease of the relay, seconds.
+LEASE_SECONDS = 10.0
+#: First and longest time that a type without subscribers is left alone, seconds.
+UNROUTABLE_SECONDS_MIN = 1.0
+UNROUTABLE_SECONDS_MAX = 60.0
+
+log = logs.get_logger(__name__)
+
+_TYPE_LABELS = ("service", "type")
+_published = metrics.counter(
+    "callmesh_bus_published_total", "Events that the broker confirmed.", _TYPE_LABELS
+)
+_unroutable = metrics.counter(
+    "callmesh_bus_unroutable_total", "Events that came back because no queue is bound for them.", _TYPE_LABELS
+)
+_unpublished = metrics.counter(
+    "callmesh_bus_unpublished_total", "Events that the broker refused or did not confirm.", ("service",)
+)
+_lag = metrics.gauge(
+    "callmesh_outbox_oldest_seconds", "Age of the longest waiting outbox, seconds.", ("service",)
+)
+_leading = metrics.gauge("callmesh_outbox_relay_active", "1 where this process relays events.", ("service",))
+
+
+class BatchPublisher(Protocol):
+    """What the relay needs of `chassis.bus.publisher.Publisher`."""
+
+    def publish(self, messages: Sequence[Outgoing], seconds_max: float = ...) -> list[Outcome]:
+        """One outcome a message; raises nothing when the broker is away."""
+
+
+@dataclass(kw_only=True, slots=True)
+class _Pending:
+    """One aggregate in hand."""
+
+    collection: Collection[dict[str, Any]]
+    id: Any
+    #: Events yet to publish in this round, oldest first.
+    events: list[Event]
+    #: Ids to pull off.
+    done: list[str] = field(default_factory=list)
+
+
+@dataclass(kw_only=True, slots=True)
+class _Silence:
+    """A type that nobody subscribes to."""
+
+    until: float
+    seconds: float
+
+
+class OutboxRelay:
+    """Publishes the events of the given aggregate classes."""
+
+    def __init__(
+        self,
+        documents: Sequence[type[Aggregate]],
+        publisher: BatchPublisher,
+        lease: Lease,
+        *,
+        service: str,
+        optional: frozenset[str] = frozenset(),
+        monotonic: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """`optional` are event types that need no subscriber: unroutable ones count as published."""
+        self._collections = [
+            document._get_collection().with_options(write_concern=WriteConcern(w="majority"))
+            for document in documents
+        ]
+        self._publisher = publisher
+        self._lease = lease
+        self._service = service
+        self._optional = optional
+        self._monotonic = monotonic
+        self._silent: dict[str, _Silence] = {}
+        #: Where the next round's search starts in a collection, after one that ended at SCAN_MAX.
+        self._resume: dict[str, datetime] = {}
+
+    def run(self, stopping: Callable[[float], bool]) -> None:
+        """Relays until `stopping(seconds)`, which waits that long at most, says True; gives the lease back
+        then.
+
+        Outages of the database are borne; anything unexpected is raised.
+        """
+        try:
+            while not stopping(self._turn()):
+                continue
+        finally:
+            _leading.labels(self._service).set(0)
+            try:
+                self._lease.release()
+            except PyMongoError as error:
+                # It runs out by itself.
+                log.info("outbox.lease_not_released", error=repr(error))
+
+    def _turn(self) -> float:
+        """One round under the lease; seconds to wait before the next."""
+        try:
+            if not self._lease.acquire():
+                _leading.labels(self._service).set(0)
+                return STANDBY_SECONDS
+            _leading.labels(self._service).set(1)
+            return BUSY_SECONDS if self.step() else IDLE_SECONDS
+        except LeaseLost as error:
+            log.warning("outbox.lease_lost", error=str(error))
+        except PyMongoError as error:
+            log.warning("outbox.database_away", error=repr(error))
+        return STANDBY_SECONDS
+
+    def step(self) -> int:
+        """One round over all classes; how many events were published. LeaseLost, pymongo's errors."""
+        count = 0
+        oldest: datetime | None = None
+        for collection in self._collections:
+            pending, since = self._find(collection)
+            oldest = min(filter(None, (oldest, since)), default=None)
+            count += self._publish(pending)
+        age = 0.0 if oldest is None else (datetime.now(UTC) - oldest).total_seconds()
+        _lag.labels(self._service).set(max(0.0, age))
+        return count
+
+    def _find(self, collection: Collection[dict[str, Any]]) -> tuple[list[_Pending], datetime | None]:
+        """Up to `BATCH_MAX` aggregates with something to publish, and since when the oldest of all waits."""
+        found: list[_Pending] = []
+        start = self._resume.pop(collection.name, None)
+        since: dict[str, Any] = {"$exists": True} if start is None else {"$gte": start}
+        oldest: datetime | None = None
+        scanned = 0
+        cursor = collection.find({"outbox_since": since}, {"outbox": 1, "outbox_since": 1})
+        with cursor.sort("outbox_since", 1).limit(SCAN_MAX).batch_size(BATCH_MAX) as documents:
+            for document in documents:
+                scanned += 1
+                oldest = oldest or document["outbox_since"]
+                if scanned == SCAN_MAX:
+                    self._resume[collection.name] = document["outbox_since"]
+                events = self._publishable(collection.name, document)
+                if events:
+                    found.append(_Pending(collection=collection, id=document["_id"], events=events))
+                if len(found) >= BATCH_MAX:
+                    break
+        return found, oldest if start is None else min(oldest or start, start)
+
+    def _publishable(self, collection: str, document: dict[str, Any]) -> list[Event]:
+        now = self._monotonic()
+        events = []
+        for entry in document.get("outbox", ()):
+            try:
+                event = Event.from_json(entry["event"])
+            except (MalformedEvent, KeyError, TypeError) as error:
+                # Only a defect of ours writes such an entry. It stays, for people to see.
+                log.error("outbox.malformed", collection=collection, id=document["_id"], error=repr(error))
+                continue
+            silence = self._silent.get(event.type)
+            if silence is None or silence.until <= now:
+                events.append(event)
+        return events
+
+    def _publish(self, pending: list[_Pending]) -> int:
+        """Publishes wave by wave, one event an aggregate in each."""
+        active = pending
+        count = 0
+        while active:
+            if self._lease.renewal_due:
+                self._lease.renew()
+            messages = [self._outgoing(item.events[0]) for item in active]
+            outcomes = self._publisher.publish(messages, PUBLISH_SECONDS_MAX)
+            going_on = [
+                item for item, outcome in zip(active, outcomes, strict=True) if self._settle(item, outcome)
+            ]
+            count += outcomes.count(Outcome.PUBLISHED)
+            active = [item for item in going_on if item.events]
+            # Pulled off after each wave: a crash then repeats one wave at most.
+            self._pull(pending)
+        return count
+
+    def _outgoing(self, event: Event) -> Outgoing:
+        return Outgoing.event(event, mandatory=event.type not in self._optional)
+
+    def _settle(self, item: _Pending, outcome: Outcome) -> bool:
+        """Notes one event's outcome; whether the aggregate's next event may go out now."""
+        event = item.events.pop(0)
+        if outcome is Outcome.PUBLISHED:
+            item.done.append(event.id)
+            self._silent.pop(event.type, None)
+            _published.labels(self._service, event.type).inc()
+            return True
+        if outcome is Outcome.RETURNED:
+            self._silence(event.type)
+            item.events = [other for other in item.events if other.type != event.type]
+            return True
+        _unpublished.labels(self._service).inc()
+        return False
+
+    def _silence(self, kind: str) -> None:
+        """Leaves a type alone for a while; once for all events of it that come back in one wave."""
+        _unroutable.labels(self._service, kind).inc()
+        now = self._monotonic()
+        silence = self._silent.get(kind)
+        if silence is not None and silence.until > now:
+            return
+        seconds = (
+            UNROUTABLE_SECONDS_MIN if silence is None else min(silence.seconds * 2, UNROUTABLE_SECONDS_MAX)
+        )
+        self._silent[kind] = _Silence(until=now + seconds, seconds=seconds)
+        log.error("outbox.unroutable", type=kind, retry_seconds=seconds)
+
+    def _pull(self, pending: list[_Pending]) -> None:
+        by_collection: dict[str, list[UpdateOne]] = {}
+        for item in pending:
+            if item.done:
+                update = UpdateOne({"_id": item.id}, outbox_pull(item.done))
+                by_collection.setdefault(item.collection.name, []).append(update)
+                item.done = []
+        for collection in self._collections:
+            if updates := by_collection.get(collection.name):
+                collection.bulk_write(updates, ordered=False)
+
+
+def pending_count(documents: Sequence[type[Aggregate]]) -> int:
+    """How many aggregates have events that are not published yet; for tests and status."""
+    return sum(
+        document._get_collection().count_documents({"outbox_since": {"$exists": True}})
+        for document in documents
+    )
