@@ -18,7 +18,7 @@ from callmesh.tickets.v1 import events_pb2, ticket_pb2
 from chassis.bus import Event
 from chassis.clock import from_ms
 from chassis.errors import InvalidArgument
-from chassis.ids import parse_name, stable_id
+from chassis.ids import check_id, parse_name, stable_id
 from chassis.mongo import etag
 from tickets import sla as clocks
 from tickets.engine import CALL_PREFIX
@@ -356,11 +356,15 @@ def read_draft(message: ticket_pb2.Ticket) -> Draft:
 
 
 def call_facts(message: routing_events.CallWrappedUp) -> CallFacts | None:
-    """What routing tells of a finished call; None when there is nothing to be done about it. The event's
-    texts are not trusted: the engine makes them valid."""
+    """What routing tells of a finished call; None when there is nothing to be done about it.
+
+    The event's texts are not trusted: the engine makes them valid. InvalidArgument without a usable call id:
+    such an event is a defect of its sender and goes where people see it.
+    """
     said = message.disposition
-    if not message.HasField("disposition") or not said.HasField("ticket") or not message.call.call_id:
+    if not message.HasField("disposition") or not said.HasField("ticket"):
         return None
+    check_id("call.call_id", message.call.call_id)
     asked = said.ticket
     return CallFacts(
         call_id=message.call.call_id,

@@ -58,6 +58,7 @@ class TicketDocument(Aggregate):
             {"fields": ["customer_id", "open", "topic"], "name": "customer_topic"},
             {"fields": ["caller_number", "open", "topic"], "name": "number_topic"},
             {"fields": ["calls.call_id"], "name": "call", "sparse": True},
+            {"fields": ["updated_ms"], "name": "updated"},
             {"fields": ["due_ms", "_id"], "name": "due", "sparse": True},
             {"fields": ["timer_ms", "_id"], "name": "timer", "sparse": True},
             {"fields": ["open_key"], "name": "open_key", "unique": True, "sparse": True},

@@ -1,0 +1,106 @@
+"""The loop that makes due things happen: passed targets, return visits, intents left by a crash.
+
+One worker at a time runs it, under a lease. That is only to save work: what a timer does is exactly once in
+effect by itself (`Handlers.fire`), so two loops that overlap for a moment disturb nobody. Between due times
+the loop sleeps until the next one, but looks at least every `poll_seconds`, because the server and other
+workers set new timers meanwhile.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from pymongo.errors import PyMongoError
+
+from chassis import logs, metrics
+from chassis.clock import Clock
+from chassis.errors import Unavailable
+from chassis.lease import Lease, LeaseLost
+from tickets.handlers import Handlers
+
+#: Waits that many seconds at most, less when the process is to end; whether it is to end.
+Stopping = Callable[[float], bool]
+
+#: Pause of a loop that waits for the lease, or for the database, real seconds.
+STANDBY_SECONDS = 0.5
+
+log = logs.get_logger(__name__)
+
+_fired = metrics.counter("callmesh_tickets_timers_fired_total", "Tickets whose due timers were run.", ())
+_failed = metrics.counter("callmesh_tickets_timers_failed_total", "Tickets whose timers failed and wait.", ())
+_late = metrics.gauge(
+    "callmesh_tickets_timer_late_seconds", "How late the longest due timer was, business seconds.", ()
+)
+
+
+class Timers:
+    """The loop of one process."""
+
+    def __init__(
+        self, handlers: Handlers, lease: Lease, clock: Clock, *, poll_seconds: float, batch_max: int
+    ) -> None:
+        """Does no I/O."""
+        self._handlers = handlers
+        self._lease = lease
+        self._clock = clock
+        self._poll_seconds = poll_seconds
+        self._batch_max = batch_max
+
+    def run(self, stopping: Stopping) -> None:
+        """Fires what is due until `stopping` says True; gives the lease back then. Outages are borne."""
+        try:
+            while not stopping(self._turn()):
+                continue
+        finally:
+            try:
+                self._lease.release()
+            except PyMongoError as error:
+                log.info("timers.lease_not_released", error=repr(error))  # it runs out by itself
+
+    def _turn(self) -> float:
+        """One round under the lease; real seconds to wait before the next."""
+        try:
+            if not (self._lease.held and not self._lease.renewal_due) and not self._lease.acquire():
+                return STANDBY_SECONDS
+            if self.step() >= self._batch_max:
+                return 0.0
+            return self._pause()
+        except LeaseLost as error:
+            log.warning("timers.lease_lost", error=str(error))
+        except (PyMongoError, Unavailable) as error:
+            log.warning("timers.database_away", error=repr(error))
+        return STANDBY_SECONDS
+
+    def _pause(self) -> float:
+        """Real seconds to the next due time, at most the poll interval."""
+        due = self._handlers.next_due_ms()
+        if due is None:
+            return self._poll_seconds
+        left = max(0, due - self._clock.now_ms()) / 1000
+        return min(self._poll_seconds, self._clock.real_seconds(left))
+
+    def step(self) -> int:
+        """Fires one batch of what is due; how many tickets. LeaseLost, Unavailable, pymongo's errors."""
+        due = self._handlers.next_due_ms()
+        late = 0 if due is None else max(0, self._clock.now_ms() - due)
+        _late.set(late / 1000)
+        if due is None or due > self._clock.now_ms():
+            return 0
+        tickets = self._handlers.due(self._batch_max)
+        for ticket_id in tickets:
+            if self._lease.renewal_due:
+                self._lease.renew()
+            self._fire(ticket_id)
+        return len(tickets)
+
+    def _fire(self, ticket_id: str) -> None:
+        try:
+            self._handlers.fire(ticket_id)
+            _fired.inc()
+        except (PyMongoError, Unavailable):
+            raise
+        except Exception:
+            # One ticket that cannot be helped must not keep all others waiting.
+            _failed.inc()
+            log.exception("timers.failed", ticket=ticket_id)
+            self._handlers.postpone(ticket_id)

@@ -1,0 +1,317 @@
+"""One suite over both stores: what the port promises holds in memory and on MongoDB."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from chassis.errors import AlreadyExists, EtagMismatch, InvalidArgument, NotFound
+from chassis.mongo import connect, disconnect, ensure_indexes
+from tickets import convert, engine
+from tickets import sla as clocks
+from tickets.config import TicketsSettings
+from tickets.documents import DOCUMENTS, TicketDocument, from_raw
+from tickets.filters import parse
+from tickets.model import (
+    CallLink,
+    Channel,
+    Draft,
+    FollowUp,
+    Intent,
+    IntentKind,
+    Kind,
+    Priority,
+    Profile,
+    Rules,
+    Ticket,
+    Visit,
+)
+from tickets.store import MemoryStore, MongoStore, Query, TicketStore, sort_key
+
+NOW = 1_772_452_800_000
+RULES = Rules(sla=clocks.DEFAULT_POLICY, follow_up_delay_ms=86_400_000)
+NUMBER = "+8613800138000"
+
+
+@pytest.fixture(params=["memory", pytest.param("mongo", marks=pytest.mark.integration)])
+def store(request: pytest.FixtureRequest) -> Iterator[TicketStore]:
+    if request.param == "memory":
+        yield MemoryStore()
+        return
+    uri, database = request.getfixturevalue("mongo_uri"), request.getfixturevalue("mongo_database")
+    connect(TicketsSettings(mongo_uri=uri, mongo_database=database))
+    ensure_indexes(DOCUMENTS)
+    yield MongoStore()
+    disconnect()
+
+
+def ticket(id: str = "t1", kind: Kind = Kind.INQUIRY, at: int = NOW, **draft: Any) -> Ticket:
+    return engine.open_ticket(id, kind, Draft(subject="Bill", **draft), RULES, at, actor="ann").ticket
+
+
+def moved(of: Ticket, *verbs: str, at: int = NOW) -> Ticket:
+    for verb in verbs:
+        act = engine.Act(verb=verb, actor="ann", reason="because", resolution="done")
+        of = engine.transition(of, act, RULES, at).ticket
+    return of
+
+
+def add(store: TicketStore, *tickets: Ticket) -> None:
+    for one in tickets:
+        store.insert(one, ())
+
+
+FULL = replace(
+    ticket(
+        description="lines\nof text 昨天", priority=Priority.URGENT, category="billing", customer_id="42",
+        caller_number=NUMBER, language="zh-CN", channel=Channel.VOICE, required_skills=("fibre",),
+        tags=("a", "b.c"),
+        attributes={"contract.end": "2027", "$": "1"}, assets=("assets/1",), products=("5G",),
+    ),
+    tier="vip", calls=(CallLink(call_id="c1", time_ms=NOW, notes="n", opened=True),), call_count=1,
+    resolution="r",
+    parent_id="p", follow_up=FollowUp(schedule_ms=NOW + 5, ticket_id="t1.visit-1", number=1),
+    visit=Visit(number=2, answered=True, satisfied=True, score=5, comment="fine"),
+    intents=(Intent(kind=IntentKind.CLOSE_PARENT, ticket_id="p", number=2, reason="", time_ms=NOW),),
+    resolve_count=1, reopen_count=2, first_contact_resolved=True, open_key="k",
+    resolved_ms=NOW, closed_ms=NOW,
+)  # fmt: skip
+
+
+def test_a_ticket_comes_back_as_it_was(store: TicketStore) -> None:
+    stored, created = store.insert(FULL, ())
+    assert created and stored == replace(FULL, version=1)
+    assert store.get("t1") == stored == store.find("t1")
+    changed = moved(replace(stored, phase=FULL.phase), "start")
+    assert store.update(changed, ()) == replace(changed, version=2) == store.get("t1")
+
+
+def test_what_is_cleared_is_gone(store: TicketStore) -> None:
+    stored, _ = store.insert(FULL, ())
+    bare = replace(
+        ticket(), version=stored.version, history=stored.history, resolved_ms=None, follow_up=None, visit=None
+    )
+    store.update(bare, ())
+    assert store.get("t1") == replace(bare, version=2)
+
+
+def test_nothing_is_found_where_nothing_is(store: TicketStore) -> None:
+    assert store.find("x") is None and store.by_call("x") is None
+    with pytest.raises(NotFound):
+        store.get("x")
+    with pytest.raises(NotFound):
+        store.steps("x", 0, 10)
+    with pytest.raises(NotFound):
+        store.update(replace(ticket("x"), version=1), ())
+    assert store.next_due_ms() is None and store.due(NOW, 10) == []
+    assert store.profile("x") is None and store.profile_of_number(NUMBER) is None
+
+
+def test_ids_and_open_keys_are_taken_once(store: TicketStore) -> None:
+    add(store, replace(ticket("t1"), open_key="k"), ticket("t3"), ticket("t4"))
+    with pytest.raises(AlreadyExists):
+        store.insert(ticket("t1"), ())
+    with pytest.raises(AlreadyExists):
+        store.insert(replace(ticket("t2"), open_key="k"), ())
+    held = store.get("t1")
+    store.update(replace(held, open_key=""), ())
+    store.insert(replace(ticket("t2"), open_key="k"), ())
+
+
+def test_a_request_key_gives_the_first_ticket_again(store: TicketStore) -> None:
+    first, _ = store.insert(ticket("t1"), (), request_key="k", fingerprint="f")
+    again, created = store.insert(ticket("t2"), (), request_key="k", fingerprint="f")
+    assert again == first and not created and store.find("t2") is None
+    assert store.repeat_of("k", "f") == first and store.repeat_of("other", "f") is None
+    assert store.repeat_of(None, None) is None
+    with pytest.raises(InvalidArgument):
+        store.insert(ticket("t3"), (), request_key="k", fingerprint="g")
+
+
+def test_only_the_version_that_was_read_is_overwritten(store: TicketStore) -> None:
+    stored, _ = store.insert(ticket(), ())
+    assert store.update(moved(stored, "start"), ()).version == 2
+    with pytest.raises(EtagMismatch):
+        store.update(moved(stored, "resolve"), ())
+    assert store.get("t1").state == "in_progress"
+
+
+def test_a_ticket_read_in_part_cannot_be_stored(store: TicketStore) -> None:
+    add(store, ticket())
+    (part,) = store.page(Query(), 10, None)
+    assert part.history == ()
+    with pytest.raises(ValueError, match="in part"):
+        store.update(part, ())
+
+
+SEVERAL = (
+    ticket(
+        "a", Kind.INQUIRY, NOW, category="billing", customer_id="1", caller_number=NUMBER, tags=("x", "y")
+    ),
+    ticket("b", Kind.COMPLAINT, NOW + 1, category="network", customer_id="1", priority=Priority.URGENT),
+    moved(ticket("c", Kind.INQUIRY, NOW + 1, caller_number=NUMBER), "start"),
+    moved(ticket("d", Kind.CARE, NOW + 2, customer_id="2"), "start", "wait"),
+    moved(ticket("e", Kind.OTHER, NOW + 3), "resolve"),
+    replace(ticket("f", Kind.OTHER, NOW + 4), parent_id="e", calls=(CallLink(call_id="c9", time_ms=NOW),)),
+    engine.breach(ticket("g", Kind.OTHER, NOW - 8 * 86_400_000), NOW).ticket,
+)
+
+
+@pytest.mark.parametrize(("text", "ids"), [
+    ("", "fedcbag"),
+    ("open = true", "fdcbag"),
+    ("open = false", "e"),
+    ("kind = INQUIRY", "ca"),
+    ("kind = INQUIRY AND open = true AND state = new", "a"),
+    ("kind != INQUIRY", "fedbg"),
+    ("state = in_progress", "c"),
+    ("phase = WAITING", "d"),
+    ("priority = URGENT", "b"),
+    ("category = billing", "a"),
+    ('customer = "customers/1"', "ba"),
+    (f"caller_number = {NUMBER}", "ca"),
+    ("tags:y", "a"),
+    ("tags = x", "a"),
+    ("parent = tickets/e", "f"),
+    ("call = calls/c9", "f"),
+    ("breached = true", "g"),
+    ('create_time >= "2026-03-02T12:00:00.002Z"', "fed"),
+    ('create_time < "2026-03-02T12:00:00Z"', "g"),
+    ('due_time < "2026-03-02T18:00:00Z"', ""),
+    ("customer != customers/1", "fedcg"),
+])  # fmt: skip
+def test_filters_find_what_they_say_newest_first(store: TicketStore, text: str, ids: str) -> None:
+    add(store, *SEVERAL)
+    query = Query(conditions=parse(text))
+    assert "".join(found.id for found in store.page(query, 100, None)) == ids
+
+
+def test_by_due_time_the_soonest_comes_first_and_only_what_is_due(store: TicketStore) -> None:
+    add(store, *SEVERAL)
+    query = Query(by_due=True)
+    found = store.page(query, 100, None)
+    assert [one.id for one in found] == ["b", "a", "c", "f"]
+    rest = store.page(query, 100, sort_key(found[1], query))
+    assert [one.id for one in rest] == ["c", "f"]
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=25, deadline=None)
+@given(times=st.lists(st.integers(0, 3), max_size=12), size=st.integers(1, 5), by_due=st.booleans())
+def test_pages_hold_every_ticket_once_and_in_order(
+    times: list[int], size: int, by_due: bool, store: TicketStore, request: pytest.FixtureRequest
+) -> None:
+    tag = f"run{abs(hash((tuple(times), size, by_due)))}"
+    add(
+        store,
+        *(
+            t
+            for n, at in enumerate(times)
+            if store.find((t := ticket(f"{tag}-{n}", at=NOW + at, tags=(tag,))).id) is None
+        ),
+    )
+    query = Query(conditions=parse(f"tags:{tag}"), by_due=by_due)
+    seen: list[Ticket] = []
+    after = None
+    while page := store.page(query, size, after):
+        assert len(page) <= size
+        seen += page
+        after = sort_key(page[-1], query)
+    keys = [sort_key(one, query) for one in seen]
+    assert keys == sorted(keys, reverse=not by_due)
+    assert len(seen) == len({one.id for one in seen}) == len(times)
+
+
+def test_a_call_is_found_on_its_ticket(store: TicketStore) -> None:
+    linked = replace(ticket(), calls=tuple(CallLink(call_id=f"c{n}", time_ms=NOW) for n in range(3)))
+    add(store, linked, ticket("other"))
+    found = store.by_call("c2")
+    assert found is not None and found.id == "t1" and found.history
+
+
+def test_open_tickets_like_a_call(store: TicketStore) -> None:
+    add(store, *SEVERAL, moved(ticket("z", customer_id="1", category="billing"), "cancel"))
+    assert {one.id for one in store.open_like("1", NUMBER, "inquiry")} == {"c"}
+    assert {one.id for one in store.open_like("1", "", "billing")} == {"a"}
+    assert {one.id for one in store.open_like("", NUMBER, "billing")} == {"a"}
+    assert store.open_like("", "", "inquiry") == []
+
+
+def test_open_tickets_of_a_number_and_of_a_customer(store: TicketStore) -> None:
+    add(store, *SEVERAL)
+    assert [one.id for one in store.open_of_number(NUMBER, 10)] == ["c"]
+    assert {one.id for one in store.open_of_customer("1", 10)} == {"a", "b"}
+    assert len(store.open_of_customer("1", 1)) == 1
+
+
+def test_timers_are_found_by_due_time(store: TicketStore) -> None:
+    add(
+        store, ticket("late", at=NOW), ticket("soon", Kind.COMPLAINT, at=NOW), moved(ticket("none"), "cancel")
+    )
+    first = NOW + 30 * clocks.MINUTE_MS
+    assert store.next_due_ms() == first
+    assert store.due(first - 1, 10) == [] and store.due(first, 10) == ["soon"]
+    assert store.due(first * 2, 10) == ["soon", "late"] and store.due(first * 2, 1) == ["soon"]
+    store.update(engine.postponed(store.get("soon"), first + 5), ())
+    assert store.due(first, 10) == []
+
+
+def test_a_long_history_is_read_in_pages_from_both_places(store: TicketStore) -> None:
+    current, _ = store.insert(moved(ticket(), "start"), ())
+    for n in range(60):
+        current = store.update(moved(current, "wait", "resume", at=NOW + n), ())
+    assert len(store.get("t1").history) <= 64
+    assert [step.sequence for step in store.steps("t1", 0, 1_000)] == list(range(1, 123))
+    assert [step.sequence for step in store.steps("t1", 30, 40)] == list(range(31, 71))
+    assert [step.sequence for step in store.steps("t1", 121, 40)] == [122]
+    assert store.steps("t1", 122, 40) == []
+    assert store.steps("t1", 1, 1)[0].reason == "because"
+    store.blank_steps("t1")
+    assert store.steps("t1", 1, 1)[0].reason == ""
+
+
+def test_profiles_only_get_newer(store: TicketStore) -> None:
+    old = Profile(customer_id="42", version=1, numbers=(NUMBER, "+4930123456"), tier="gold")
+    new = Profile(
+        customer_id="42", version=2, numbers=(NUMBER,), tier="vip", language="zh-CN", merged_into="43"
+    )
+    assert store.save_profile(new)
+    assert not store.save_profile(old) and not store.save_profile(new)
+    assert store.profile("42") == new == store.profile_of_number(NUMBER)
+    assert store.profile_of_number("+4930123456") is None
+
+
+@pytest.mark.integration
+def test_events_lie_in_the_document_they_belong_to(mongo_uri: str, mongo_database: str) -> None:
+    connect(TicketsSettings(mongo_uri=mongo_uri, mongo_database=mongo_database))
+    change = engine.open_ticket("t1", Kind.INQUIRY, Draft(subject="Bill"), RULES, NOW, actor="ann")
+    event = convert.event_of(replace(change.ticket, version=1), change.happenings[0])
+    MongoStore().insert(change.ticket, [event])
+    raw = TicketDocument._get_collection().find_one({"_id": "t1"})
+    assert [entry["id"] for entry in raw["outbox"]] == [event.id]
+    assert from_raw(raw) == replace(change.ticket, version=1)
+    disconnect()
+
+
+@pytest.mark.integration
+@pytest.mark.parametrize("text", [
+    "", "open = true", "kind = CARE", "kind = CARE AND open = true", "state = new", "phase = NEW",
+    "priority = LOW",
+    "category = a", "customer = customers/1", "caller_number = +4930123456", "tags:a", "parent = tickets/1",
+    "call = calls/1", "breached = true", 'create_time > "2026-01-01T00:00:00Z"',
+    'update_time > "2026-01-01T00:00:00Z"', 'due_time < "2026-01-01T00:00:00Z"',
+])  # fmt: skip
+def test_no_list_scans_the_collection(mongo_uri: str, mongo_database: str, text: str) -> None:
+    from tickets.store import _mongo_query
+
+    connect(TicketsSettings(mongo_uri=mongo_uri, mongo_database=mongo_database))
+    ensure_indexes(DOCUMENTS)
+    add(MongoStore(), *(ticket(f"t{n}") for n in range(20)))
+    found = TicketDocument._get_collection().find(_mongo_query(Query(conditions=parse(text)), (NOW, "t5")))
+    plan = repr(found.sort([("created_ms", -1), ("_id", -1)]).explain()["queryPlanner"]["winningPlan"])
+    assert "IXSCAN" in plan and "COLLSCAN" not in plan
+    disconnect()
