@@ -101,7 +101,8 @@ def parse_number(
     if quick:
         return quick
     number = _cleaned(text, field)
-    _refuse_short_code(number, default_country, field)
+    if number[0] not in "+＋":
+        _refuse_short_code(number, default_country, field)
     try:
         parsed = phonenumbers.parse(number, _checked_country(default_country))
     except NumberParseException as error:

@@ -1,0 +1,121 @@
+"""Who hears of an event: the fronts that hold the call's and the agent's streams."""
+
+from __future__ import annotations
+
+from routing.model import (
+    CallAttached,
+    CallConnected,
+    CallDetached,
+    CallEnded,
+    CallOffered,
+    CallOverflowing,
+    CallQueued,
+    CallReprioritized,
+    CallResumed,
+    CallsForgotten,
+    CallWrappedUp,
+    Event,
+    Fact,
+    OfferAccepted,
+    OfferEnded,
+    PresenceSet,
+    SessionClosed,
+    SessionDetached,
+    SessionOpened,
+)
+from routing.state import ShardState
+from routing.views import view_agent, view_call
+
+_OF_CALL = (
+    CallAttached,
+    CallConnected,
+    CallDetached,
+    CallEnded,
+    CallOffered,
+    CallOverflowing,
+    CallReprioritized,
+    CallResumed,
+    CallWrappedUp,
+    OfferAccepted,
+    OfferEnded,
+)
+_OF_AGENT = (
+    CallConnected,
+    CallOffered,
+    CallWrappedUp,
+    OfferAccepted,
+    OfferEnded,
+    PresenceSet,
+    SessionClosed,
+    SessionDetached,
+    SessionOpened,
+)
+
+
+class Audience:
+    """Remembers which front last heard of a call or agent, so that a front that lost one to another hears
+    of that too.
+    """
+
+    def __init__(self) -> None:
+        self._calls: dict[str, str] = {}
+        self._agents: dict[str, str] = {}
+
+    @classmethod
+    def of(cls, state: ShardState) -> Audience:
+        """As it stands after a journal was read."""
+        audience = cls()
+        audience._calls = {call_id: entry.front for call_id, entry in state.calls.items()}
+        audience._agents = {agent_id: agent.front for agent_id, agent in state.agents.items() if agent.front}
+        return audience
+
+    def facts(self, state: ShardState, events: list[Event], now_ms: int) -> list[tuple[str, Fact]]:
+        """(front, fact) of each event, in order; views are of the state as it is now."""
+        facts: list[tuple[str, Fact]] = []
+        for event in events:
+            if isinstance(event, CallsForgotten):
+                for forgotten in event.call_ids:
+                    self._calls.pop(forgotten, None)
+                continue
+            call_id, agent_id = _subjects(state, event)
+            fronts = {*self._front_of_call(state, call_id), *self._front_of_agent(state, agent_id)}
+            if not fronts:
+                continue
+            fact = Fact(
+                event=event,
+                now_ms=now_ms,
+                call=view_call(state, call_id) if call_id in state.calls else None,
+                agent=view_agent(state, agent_id) if agent_id in state.agents else None,
+            )
+            facts.extend((front, fact) for front in sorted(fronts))
+        return facts
+
+    def _front_of_call(self, state: ShardState, call_id: str) -> set[str]:
+        entry = state.calls.get(call_id)
+        before = self._calls.get(call_id, "")
+        if entry is None:
+            self._calls.pop(call_id, None)
+            return {before} - {""}
+        self._calls[call_id] = entry.front
+        return {before, entry.front} - {""}
+
+    def _front_of_agent(self, state: ShardState, agent_id: str) -> set[str]:
+        agent = state.agents.get(agent_id)
+        before = self._agents.get(agent_id, "")
+        if agent is None:
+            self._agents.pop(agent_id, None)
+            return {before} - {""}
+        if agent.front:
+            self._agents[agent_id] = agent.front
+        return {before, agent.front} - {""}
+
+
+def _subjects(state: ShardState, event: Event) -> tuple[str, str]:
+    """(call id, agent id) that an event is about; "" for none."""
+    if isinstance(event, CallQueued):
+        return event.facts.call_id, ""
+    call_id = event.call_id if isinstance(event, _OF_CALL) else ""
+    if isinstance(event, CallEnded):
+        entry = state.calls.get(event.call_id)
+        return call_id, entry.agent if entry is not None else ""
+    return call_id, event.agent if isinstance(event, _OF_AGENT) else ""

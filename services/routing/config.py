@@ -1,0 +1,159 @@
+"""Routing's settings."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from pydantic import Field, field_validator
+from pydantic_settings import SettingsConfigDict
+
+from chassis.config import ServiceSettings
+from routing.front import FrontOptions
+from routing.leader import LeaderOptions
+from routing.model import Timing
+
+_PEER = re.compile(r"(?P<region>[a-z0-9][a-z0-9-]{0,62})=(?P<address>[A-Za-z0-9_.\-\[\]:]+:\d{1,5})")
+_REGION = re.compile(r"[a-z0-9][a-z0-9-]{0,62}")
+
+
+class RoutingSettings(ServiceSettings):
+    """Settings of routing's processes; the environment variables begin with ROUTING_."""
+
+    model_config = SettingsConfigDict(
+        env_prefix="ROUTING_", frozen=True, extra="ignore", validate_default=True
+    )
+
+    service: str = Field(default="routing", description="Name of the service.")
+    region: str = Field(default="local", description="Region whose shard this router leads.")
+    peers: str = Field(
+        default="",
+        description="Routers of all regions, `region=host:port`, commas between; this one may be among them.",
+    )
+    place_token_key_file: str = Field(
+        default="",
+        description="File with the key (at least 32 bytes) that signs place tokens, the same for all routers.",
+    )
+    place_token_life_seconds: int = Field(
+        default=7200,
+        ge=60,
+        le=86_400,
+        description="Business time after which a place token is refused, seconds.",
+    )
+    heartbeat_seconds: float = Field(
+        default=0.5, ge=0.05, le=10, description="An idle leader commits a block this often, seconds."
+    )
+    takeover_seconds: float = Field(
+        default=1.5,
+        ge=0.1,
+        le=60,
+        description="Silence of the journal after which a router may open it, seconds.",
+    )
+    outage_seconds: float = Field(
+        default=1.0,
+        ge=0.1,
+        le=60,
+        description="A block unknown for longer makes new calls UNAVAILABLE, seconds.",
+    )
+    silent_seconds: float = Field(
+        default=3.0, ge=0.2, le=60, description="A peer or leader silent for longer counts as lost, seconds."
+    )
+    confirm_seconds: float = Field(
+        default=5.0,
+        ge=0.2,
+        le=60,
+        description="The edge confirms an accepted offer within this, real seconds.",
+    )
+    grace_seconds: float = Field(
+        default=5.0,
+        ge=0.2,
+        le=600,
+        description="A call or agent without a stream is kept this long, real seconds.",
+    )
+    reattach_seconds: float = Field(
+        default=3.0,
+        ge=0.2,
+        le=60,
+        description="After a leader's change nothing is concluded from absence for this, real seconds.",
+    )
+    move_seconds_max: float = Field(
+        default=5.0,
+        ge=0.2,
+        le=60,
+        description="An overflowing call is offered at home again after this, real seconds.",
+    )
+    memory_seconds: int = Field(
+        default=900, ge=1, le=86_400, description="Ended calls are remembered this long, business seconds."
+    )
+    directory_poll_seconds: float = Field(
+        default=0.5,
+        ge=0.05,
+        le=60,
+        description="Changes of the directory are looked for this often, seconds.",
+    )
+    profile_seconds: float = Field(
+        default=0.1,
+        ge=0.005,
+        le=2,
+        description="A caller's profile is waited for this long at most, seconds.",
+    )
+
+    @field_validator("region")
+    @classmethod
+    def _check_region(cls, value: str) -> str:
+        if not _REGION.fullmatch(value):
+            raise ValueError("must be 1 to 63 characters of a-z, 0-9 and -, starting with a letter or digit")
+        return value
+
+    @field_validator("peers")
+    @classmethod
+    def _check_peers(cls, value: str) -> str:
+        seen: set[str] = set()
+        for part in filter(None, (p.strip() for p in value.split(","))):
+            match = _PEER.fullmatch(part)
+            if match is None:
+                raise ValueError(f"must be region=host:port separated by commas, not {part[:60]!r}")
+            if match["region"] in seen:
+                raise ValueError(f"names region {match['region']!r} twice")
+            seen.add(match["region"])
+        return value
+
+    @field_validator("place_token_key_file")
+    @classmethod
+    def _check_key_file(cls, value: str) -> str:
+        if value and not Path(value).is_file():
+            raise ValueError("must name a file that exists")
+        return value
+
+    def peer_addresses(self) -> dict[str, str]:
+        """Address of the router of each other region."""
+        found = (_PEER.fullmatch(part.strip()) for part in self.peers.split(",") if part.strip())
+        return {m["region"]: m["address"] for m in found if m is not None and m["region"] != self.region}
+
+    def business_ms(self, real_seconds: float) -> int:
+        """A real duration on the business clock, milliseconds: protocol durations do not shrink when
+        business time is fast.
+        """
+        return round(real_seconds * 1000 * self.clock_speed)
+
+    def timing(self) -> Timing:
+        """The engine's protocol durations."""
+        return Timing(
+            confirm_span_ms=self.business_ms(self.confirm_seconds),
+            grace_span_ms=self.business_ms(self.grace_seconds),
+            reattach_span_ms=self.business_ms(self.reattach_seconds),
+            agent_grace_span_ms=self.business_ms(self.grace_seconds),
+            move_span_ms=self.business_ms(self.move_seconds_max),
+            memory_span_ms=self.memory_seconds * 1000,
+        )
+
+    def leader_options(self) -> LeaderOptions:
+        return LeaderOptions(
+            heartbeat_seconds=self.heartbeat_seconds,
+            takeover_seconds=self.takeover_seconds,
+            outage_seconds=self.outage_seconds,
+            timing=self.timing(),
+        )
+
+    def front_options(self) -> FrontOptions:
+        return FrontOptions(silent_seconds=self.silent_seconds)

@@ -1,0 +1,519 @@
+"""Proto <-> model: checks what clients say, and words what shards say. No gRPC here, so the worker uses it
+too.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from datetime import UTC, datetime
+from typing import Any
+
+from google.protobuf.duration_pb2 import Duration
+from google.protobuf.timestamp_pb2 import Timestamp
+
+from callmesh.common.v1 import common_pb2
+from callmesh.routing.v1 import agent_pb2, call_pb2, routing_pb2
+from chassis.errors import InvalidArgument
+from chassis.ids import check_id, parse_name, resource_name
+from routing import model
+from routing.streams import Desk, Moved, Present, Update
+
+#: A call with everything that comes with it, bytes.
+CALL_BYTES_MAX = 16 * 1024
+ATTRIBUTES_MAX = 16
+ATTRIBUTE_KEY_CHARACTERS_MAX = 64
+SKILLS_MAX = 8
+ATTEMPT_MAX = 1_000
+TEXT_CHARACTERS_MAX = 4_000
+CALLS_HELD_MAX = 100
+#: Numbers that fit a signed 64-bit integer.
+INT64_MAX = 2**63 - 1
+
+_CHANNELS: dict[int, str] = {
+    common_pb2.CHANNEL_UNSPECIFIED: "voice",
+    common_pb2.CHANNEL_VOICE: "voice",
+    common_pb2.CHANNEL_CHAT: "chat",
+    common_pb2.CHANNEL_SMS: "sms",
+    common_pb2.CHANNEL_EMAIL: "email",
+    common_pb2.CHANNEL_VISIT: "visit",
+}
+_CHANNEL_NUMBERS: dict[str, Any] = {name: number for number, name in _CHANNELS.items() if number}
+
+CALL_STATES = {state: getattr(call_pb2, f"CALL_STATE_{state.name}") for state in model.CallState}
+CALL_STATES_BY_NUMBER = {number: state for state, number in CALL_STATES.items()}
+CALL_OUTCOMES = {o: getattr(call_pb2, f"CALL_OUTCOME_{o.name}") for o in model.CallOutcome}
+OFFER_OUTCOMES = {o: getattr(call_pb2, f"OFFER_OUTCOME_{o.name}") for o in model.OfferOutcome}
+AGENT_STATES = {state: getattr(agent_pb2, f"AGENT_STATE_{state.name}") for state in model.AgentState}
+_PRESENCE: dict[int, model.Presence] = {
+    agent_pb2.AGENT_STATE_UNSPECIFIED: model.Presence.AVAILABLE,
+    agent_pb2.AGENT_STATE_AVAILABLE: model.Presence.AVAILABLE,
+    agent_pb2.AGENT_STATE_PAUSED: model.Presence.PAUSED,
+}
+
+
+def timestamp(ms: int) -> Timestamp | None:
+    """Milliseconds since 1970, None for 0 (not set)."""
+    return Timestamp(seconds=ms // 1000, nanos=ms % 1000 * 1_000_000) if ms else None
+
+
+def duration(ms: int) -> Duration:
+    """A span in milliseconds."""
+    return Duration(seconds=ms // 1000, nanos=ms % 1000 * 1_000_000)
+
+
+def span_ms(field: str, value: Duration, *, maximum_ms: int, default_ms: int = 0) -> int:
+    """A duration as milliseconds; `default_ms` when it is zero. Raises InvalidArgument when negative or
+    beyond the maximum.
+    """
+    ms = value.seconds * 1000 + value.nanos // 1_000_000
+    if ms == 0 and value.nanos >= 0:
+        return default_ms
+    if not 0 < ms <= maximum_ms:
+        raise InvalidArgument(field=field, why=f"must be more than 0 and at most {maximum_ms / 1000:g} s")
+    return ms
+
+
+def whole(field: str, value: int, low: int, high: int) -> int:
+    """`value`, which must lie in [low, high]."""
+    if not low <= value <= high:
+        raise InvalidArgument(field=field, why=f"must be between {low} and {high}, got {value}")
+    return value
+
+
+def text(field: str, value: str, maximum: int, *, required: bool = False) -> str:
+    """`value`, at most `maximum` characters, without NUL."""
+    if required and not value.strip():
+        raise InvalidArgument(field=field, why="must not be empty")
+    if len(value) > maximum:
+        raise InvalidArgument(field=field, why=f"must be at most {maximum} characters, got {len(value)}")
+    if "\x00" in value:
+        raise InvalidArgument(field=field, why="must not contain a NUL character")
+    return value
+
+
+def channel_of(field: str, number: int) -> str:
+    """The channel's name; voice when not said."""
+    if number not in _CHANNELS:
+        raise InvalidArgument(field=field, why=f"is not a channel that this release knows: {number}")
+    return _CHANNELS[number]
+
+
+def requirements(
+    field: str, wanted: Iterable[call_pb2.SkillRequirement], maximum: int
+) -> tuple[model.Requirement, ...]:
+    """Skill requirements, sorted, each skill once."""
+    found: dict[str, int] = {}
+    for index, each in enumerate(wanted):
+        if index >= maximum:
+            raise InvalidArgument(field=field, why=f"must have at most {maximum} skills")
+        skill = check_id(f"{field}[{index}].skill", each.skill, max_length=63)
+        level = whole(f"{field}[{index}].level_min", each.level_min or 1, 1, 5)
+        found[skill] = max(level, found.get(skill, 0))
+    return tuple(sorted(found.items()))
+
+
+def call_facts(
+    request: call_pb2.CallRequest, *, number: str, home_region: str, extra_priority: int = 0
+) -> model.CallFacts:
+    """A checked call. `number` is its E.164 form, already read; `extra_priority` the customer's tier's."""
+    priority = whole("call.priority", request.priority, -100, 100)
+    return model.CallFacts(
+        call_id=check_id("call.call_id", request.call_id),
+        queue=parse_name("call.queue", "queues", request.queue),
+        channel=channel_of("call.channel", request.channel),
+        caller_number=number,
+        skills=requirements("call.skills", request.skills, SKILLS_MAX),
+        priority=max(-100, min(100, priority + extra_priority)),
+        home_region=home_region,
+        language=text("call.language", request.language, 35),
+        attributes=attributes("call.attributes", request.attributes),
+    )
+
+
+def check_call(request: call_pb2.CallRequest) -> None:
+    """What can be refused before anything is looked up. Raises InvalidArgument naming the field."""
+    if request.ByteSize() > CALL_BYTES_MAX:
+        raise InvalidArgument(
+            field="call", why=f"must be at most {CALL_BYTES_MAX} bytes, got {request.ByteSize()}"
+        )
+    check_id("call.call_id", request.call_id)
+    whole("call.attempt", request.attempt, 0, ATTEMPT_MAX)
+    if request.reopen_reason not in call_pb2.ReopenReason.values():
+        raise InvalidArgument(field="call.reopen_reason", why="is not a reason that this release knows")
+    text("call.caller_number", request.caller_number, 64)
+
+
+def attributes(field: str, values: Mapping[str, str]) -> tuple[tuple[str, str], ...]:
+    """Free context, sorted."""
+    if len(values) > ATTRIBUTES_MAX:
+        raise InvalidArgument(field=field, why=f"must have at most {ATTRIBUTES_MAX} keys")
+    for key in values:
+        text(f"{field} key", key, ATTRIBUTE_KEY_CHARACTERS_MAX, required=True)
+    return tuple(sorted(values.items()))
+
+
+def version(attempt: int, move: int) -> common_pb2.CallVersion:
+    return common_pb2.CallVersion(attempt=attempt, move=move)
+
+
+# --- calls out --------------------------------------------------------------------------------------------
+# ---------------
+
+
+def call_message(view: model.CallView, shard: str) -> call_pb2.Call:
+    """The Call resource."""
+    facts = view.facts
+    return call_pb2.Call(
+        name=resource_name("calls", facts.call_id),
+        call_id=facts.call_id,
+        version=version(view.attempt, view.move),
+        state=CALL_STATES[view.state],
+        outcome=CALL_OUTCOMES[view.outcome] if view.outcome is not None else None,
+        caller_number=facts.caller_number,
+        channel=_CHANNEL_NUMBERS[facts.channel],
+        queue=resource_name("queues", facts.queue),
+        region=resource_name("regions", shard),
+        home_region=resource_name("regions", facts.home_region) if facts.home_region else "",
+        agent=resource_name("agents", view.agent) if view.agent else "",
+        offer_id=view.offer_id,
+        effective_arrival_time=timestamp(view.effective_ms),
+        queue_time=timestamp(view.queued_ms),
+        connect_time=timestamp(view.connected_ms),
+        end_time=timestamp(view.ended_ms),
+        detached=view.detached,
+        priority=facts.priority,
+        shard=shard,
+        recording_uri=view.recording_uri,
+        attributes=dict(facts.attributes),
+    )
+
+
+def caller_events(update: Update, token: Any) -> list[routing_pb2.RouteCallEvent]:
+    """What a caller's stream says of an update; `token(view)` makes the place token of a waiting call."""
+    what = update.what
+    if isinstance(what, Moved):
+        moved = routing_pb2.RouteCallEvent.Moved(
+            region=resource_name("regions", what.region), reason=what.reason
+        )
+        return [_caller_event(update, None, moved=moved)]
+    view = what.call
+    if view is None:
+        return []
+    if isinstance(what, Present):
+        kind = _present_kind(view, update, token)
+    else:
+        kind = _event_kind(what.event, view, update, token)
+    return [_caller_event(update, view, **kind)] if kind else []
+
+
+def _caller_event(update: Update, view: model.CallView | None, **kind: Any) -> routing_pb2.RouteCallEvent:
+    return routing_pb2.RouteCallEvent(
+        shard=update.shard,
+        epoch=update.epoch,
+        sequence=update.sequence,
+        durable=update.durable,
+        version=version(view.attempt, view.move) if view is not None else None,
+        event_time=timestamp(update.now_ms),
+        **kind,
+    )
+
+
+def _event_kind(event: Any, view: model.CallView, update: Update, token: Any) -> dict[str, Any]:
+    match event:
+        case model.CallQueued() | model.CallAttached() | model.CallResumed() | model.CallReprioritized():
+            return (
+                _present_kind(view, update, token)
+                if view.state is not model.CallState.OFFERED
+                else {"queued": _queued(view, update, token)}
+            )
+        case model.PositionChanged():
+            queued = _queued(view, update, token)
+            queued.position = event.position
+            if event.expected_wait_span_ms >= 0:
+                queued.expected_wait.CopyFrom(duration(event.expected_wait_span_ms))
+            return {"queued": queued}
+        case model.CallOffered():
+            return {
+                "offered": routing_pb2.RouteCallEvent.Offered(
+                    offer_id=event.offer_id,
+                    agent=resource_name("agents", event.agent),
+                    expire_time=timestamp(event.until_ms),
+                )
+            }
+        case model.OfferAccepted():
+            return {
+                "accepted": routing_pb2.RouteCallEvent.Accepted(
+                    offer_id=event.offer_id,
+                    agent=resource_name("agents", event.agent),
+                    expire_time=timestamp(event.until_ms),
+                )
+            }
+        case model.OfferEnded():
+            outcome = OFFER_OUTCOMES[event.outcome]
+            return {
+                "offer_ended": routing_pb2.RouteCallEvent.OfferEnded(offer_id=event.offer_id, outcome=outcome)
+            }
+        case model.CallConnected():
+            return {"connected": _connected(view)}
+        case model.CallEnded() if event.outcome is not model.CallOutcome.MOVED:
+            return {"ended": _ended(view)}
+    return {}
+
+
+def _present_kind(view: model.CallView, update: Update, token: Any) -> dict[str, Any]:
+    """The present state as an event."""
+    agent = resource_name("agents", view.agent) if view.agent else ""
+    until = timestamp(view.offer_until_ms)
+    match view.state:
+        case model.CallState.WAITING | model.CallState.OVERFLOWING:
+            return {"queued": _queued(view, update, token)}
+        case model.CallState.OFFERED:
+            return {
+                "offered": routing_pb2.RouteCallEvent.Offered(
+                    offer_id=view.offer_id, agent=agent, expire_time=until
+                )
+            }
+        case model.CallState.ACCEPTED:
+            return {
+                "accepted": routing_pb2.RouteCallEvent.Accepted(
+                    offer_id=view.offer_id, agent=agent, expire_time=until
+                )
+            }
+        case model.CallState.CONNECTED:
+            return {"connected": _connected(view)}
+        case model.CallState.ENDED:
+            return {"ended": _ended(view)}
+
+
+def _queued(view: model.CallView, update: Update, token: Any) -> routing_pb2.RouteCallEvent.Queued:
+    wait = view.expected_wait_span_ms
+    return routing_pb2.RouteCallEvent.Queued(
+        position=view.position,
+        expected_wait=duration(wait) if wait >= 0 else None,
+        region=resource_name("regions", update.shard),
+        place_token=token(view, update.shard),
+        home_region=resource_name("regions", view.facts.home_region) if view.facts.home_region else "",
+        queue=resource_name("queues", view.facts.queue),
+    )
+
+
+def _connected(view: model.CallView) -> routing_pb2.RouteCallEvent.Connected:
+    return routing_pb2.RouteCallEvent.Connected(
+        offer_id=view.offer_id, agent=resource_name("agents", view.agent), agent_address=view.agent_address
+    )
+
+
+def _ended(view: model.CallView) -> routing_pb2.RouteCallEvent.Ended:
+    return routing_pb2.RouteCallEvent.Ended(
+        outcome=CALL_OUTCOMES[view.outcome] if view.outcome is not None else None, reason=view.reason
+    )
+
+
+# --- agents -----------------------------------------------------------------------------------------------
+# ---------------
+
+
+def desk_of(command: agent_pb2.AgentCommand, region: str) -> Desk:
+    """The session that an `open` command asks for."""
+    opening = command.open
+    return Desk(
+        agent=parse_name("open.agent", "agents", opening.agent),
+        session=whole("open.session", opening.session, 1, INT64_MAX),
+        command=whole("command", command.command, 1, INT64_MAX),
+        region=region,
+        presence=presence("open.state", opening.state),
+        pause_reason=text("open.pause_reason", opening.pause_reason, 64),
+        calls_held=calls_held(opening.calls_held),
+    )
+
+
+def calls_held(ids: Iterable[str]) -> tuple[str, ...]:
+    """Ids of calls that a desktop says it holds."""
+    held = tuple(sorted(check_id(f"open.calls_held[{i}]", call_id) for i, call_id in enumerate(ids)))
+    if len(held) > CALLS_HELD_MAX:
+        raise InvalidArgument(field="open.calls_held", why=f"must have at most {CALLS_HELD_MAX} calls")
+    return held
+
+
+def presence(field: str, state: int) -> model.Presence:
+    """AVAILABLE or PAUSED; available when not said."""
+    if state not in _PRESENCE:
+        raise InvalidArgument(field=field, why="must be AGENT_STATE_AVAILABLE or AGENT_STATE_PAUSED")
+    return _PRESENCE[state]
+
+
+def agent_command(command: agent_pb2.AgentCommand, desk: Desk) -> model.Command | None:
+    """The engine's command of a desktop's; None for `close`. Raises InvalidArgument naming the field."""
+    number = whole("command", command.command, 1, INT64_MAX)
+    who: dict[str, Any] = {"agent": desk.agent, "session": desk.session}
+    match command.WhichOneof("kind"):
+        case "set_state":
+            wanted = command.set_state
+            return model.SetPresence(
+                **who,
+                command=number,
+                presence=presence("set_state.state", wanted.state),
+                pause_reason=text("set_state.pause_reason", wanted.pause_reason, 64),
+            )
+        case "accept":
+            return model.AcceptOffer(
+                **who, offer_id=check_id("accept.offer_id", command.accept.offer_id, 200)
+            )
+        case "decline":
+            return model.DeclineOffer(
+                **who,
+                offer_id=check_id("decline.offer_id", command.decline.offer_id, 200),
+                reason=text("decline.reason", command.decline.reason, 64),
+            )
+        case "end_conversation":
+            call_id = check_id("end_conversation.call_id", command.end_conversation.call_id)
+            return model.EndCall(call_id=call_id, agent=desk.agent)
+        case "wrap_up":
+            return model.FinishWrapUp(
+                **who,
+                call_id=check_id("wrap_up.call_id", command.wrap_up.call_id),
+                disposition=disposition("wrap_up.disposition", command.wrap_up),
+            )
+        case "close":
+            return None
+        case "open":
+            raise InvalidArgument(field="open", why="is only the first command of a stream")
+    raise InvalidArgument(field="kind", why="must be set")
+
+
+def disposition(field: str, wrap_up: agent_pb2.AgentCommand.WrapUp) -> model.Disposition | None:
+    """What came of a contact; None when the agent says nothing."""
+    if not wrap_up.HasField("disposition"):
+        return None
+    said = wrap_up.disposition
+    return model.Disposition(
+        code=text(f"{field}.code", said.code, 64, required=True),
+        resolved=said.resolved,
+        contact_reason=text(f"{field}.contact_reason", said.contact_reason, 200),
+        notes=text(f"{field}.notes", said.notes, TEXT_CHARACTERS_MAX),
+        ticket=_ticket(f"{field}.ticket", said.ticket) if said.HasField("ticket") else None,
+        follow_up_ms=_moment_ms(f"{field}.follow_up_time", said.follow_up_time)
+        if said.HasField("follow_up_time")
+        else 0,
+        wants_to_leave=said.wants_to_leave,
+    )
+
+
+def _ticket(field: str, wish: call_pb2.TicketRequest) -> model.TicketWish:
+    if wish.priority not in ("", "low", "normal", "high", "urgent"):
+        raise InvalidArgument(field=f"{field}.priority", why="must be low, normal, high or urgent")
+    return model.TicketWish(
+        kind=check_id(f"{field}.kind", wish.kind, max_length=63),
+        subject=text(f"{field}.subject", wish.subject, 200, required=True),
+        priority=wish.priority,
+        category=text(f"{field}.category", wish.category, 100),
+        description=text(f"{field}.description", wish.description, TEXT_CHARACTERS_MAX),
+    )
+
+
+def _moment_ms(field: str, value: Timestamp) -> int:
+    try:
+        return int(value.ToDatetime(tzinfo=UTC).timestamp() * 1000)
+    except (ValueError, OverflowError):
+        raise InvalidArgument(field=field, why="is not a point in time") from None
+
+
+def disposition_message(said: model.Disposition) -> call_pb2.Disposition:
+    """For events."""
+    ticket = said.ticket
+    return call_pb2.Disposition(
+        code=said.code,
+        resolved=said.resolved,
+        contact_reason=said.contact_reason,
+        notes=said.notes,
+        ticket=call_pb2.TicketRequest(
+            kind=ticket.kind,
+            subject=ticket.subject,
+            priority=ticket.priority,
+            category=ticket.category,
+            description=ticket.description,
+        )
+        if ticket is not None
+        else None,
+        follow_up_time=timestamp(said.follow_up_ms),
+        wants_to_leave=said.wants_to_leave,
+    )
+
+
+def status_message(view: model.AgentView, region: str) -> agent_pb2.AgentStatus:
+    """An agent's live state."""
+    return agent_pb2.AgentStatus(
+        agent=resource_name("agents", view.agent),
+        state=AGENT_STATES[view.state],
+        pause_reason=view.pause_reason,
+        session=view.session,
+        command=view.command,
+        calls_held=view.calls,
+        offers_held=view.offers,
+        state_time=timestamp(view.since_ms),
+        region=resource_name("regions", region),
+        capacity=dict(view.capacity),
+        load=min(1.0, (len(view.calls) + len(view.offers)) / max(1, sum(n for _, n in view.capacity))),
+        channels=[_CHANNEL_NUMBERS[name] for name, _ in view.capacity if name in _CHANNEL_NUMBERS],
+    )
+
+
+def agent_events(update: Update) -> list[agent_pb2.AgentEvent]:
+    """What a desktop is told of an update."""
+    what = update.what
+    if isinstance(what, Moved):
+        return []
+    if isinstance(what, Present):
+        call = what.call
+        if call is None:
+            return []
+        return [_agent_event(update, connected=_connected_to(call, update.shard))]
+    kind = _agent_kind(what, update.shard)
+    return [_agent_event(update, **kind)] if kind else []
+
+
+def _connected_to(view: model.CallView, shard: str) -> agent_pb2.AgentEvent.CallConnected:
+    return agent_pb2.AgentEvent.CallConnected(call=call_message(view, shard), offer_id=view.offer_id)
+
+
+def _agent_kind(fact: model.Fact, shard: str) -> dict[str, Any]:
+    event, call, agent = fact.event, fact.call, fact.agent
+    match event:
+        case model.CallOffered() if call is not None:
+            return {
+                "offer": agent_pb2.AgentEvent.Offer(
+                    offer_id=event.offer_id,
+                    call=call_message(call, shard),
+                    expire_time=timestamp(event.until_ms),
+                )
+            }
+        case model.OfferEnded():
+            outcome = OFFER_OUTCOMES[event.outcome]
+            return {"offer_gone": agent_pb2.AgentEvent.OfferGone(offer_id=event.offer_id, outcome=outcome)}
+        case model.CallConnected() if call is not None:
+            return {"connected": _connected_to(call, shard)}
+        case model.CallEnded():
+            return {
+                "ended": agent_pb2.AgentEvent.CallEnded(
+                    call_id=event.call_id,
+                    outcome=CALL_OUTCOMES[event.outcome],
+                    wrap_up_expire_time=timestamp(event.wrap_up_until_ms),
+                )
+            }
+    return {"status": status_message(agent, shard)} if agent is not None else {}
+
+
+def _agent_event(update: Update, **kind: Any) -> agent_pb2.AgentEvent:
+    return agent_pb2.AgentEvent(
+        shard=update.shard,
+        epoch=update.epoch,
+        sequence=update.sequence,
+        durable=update.durable,
+        event_time=timestamp(update.now_ms),
+        **kind,
+    )
+
+
+def moment(ms: int) -> datetime:
+    """Milliseconds since 1970 as a UTC datetime."""
+    return datetime.fromtimestamp(ms / 1000, tz=UTC)

@@ -1,0 +1,183 @@
+"""The directory as routers read it: a version to look at often, a snapshot when it changed, an agent's
+region.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+import structlog
+from pymongo.errors import PyMongoError
+
+from chassis.errors import CallmeshError, Unavailable
+from routing import model
+from routing.leader import Leader
+from routing.model import AgentConfig, ConfigureAgent, ConfigureQueue, QueueConfig, RemoveAgent, RemoveQueue
+from routing.regions import RegionConfig
+
+if TYPE_CHECKING:
+    from pymongo.asynchronous.database import AsyncDatabase
+
+#: Collections; documents.py owns their schema.
+REGIONS, QUEUES, AGENTS, SKILLS, META = "regions", "queues", "agents", "skills", "directory_meta"
+#: The one document of META, whose `version` rises with every change of the directory.
+VERSION_ID = "directory"
+#: The whole directory is read again this often even if its version stands still (a writer may die before it
+#: raises it).
+REFRESH_SECONDS = 30.0
+#: Configuration commands carried out in a row before routing gets its turn.
+COMMANDS_IN_A_ROW_MAX = 50
+
+log = structlog.get_logger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Snapshot:
+    """The directory as one region's router needs it."""
+
+    version: int
+    regions: tuple[RegionConfig, ...]
+    queues: tuple[QueueConfig, ...]
+    #: Of this region.
+    agents: tuple[AgentConfig, ...]
+
+
+class DirectoryReader:
+    """Reads through the hot client. Methods raise Unavailable when the database cannot be read."""
+
+    def __init__(self, database: AsyncDatabase[dict[str, Any]]) -> None:
+        self._database = database
+
+    async def version(self) -> int:
+        """Rises with every change."""
+        found = await self._read(self._database[META].find_one({"_id": VERSION_ID}))
+        return int(found["version"]) if found else 0
+
+    async def snapshot(self, region: str) -> Snapshot:
+        """Everything, with this region's agents. The version is read first, so that a change meanwhile is
+        seen again.
+        """
+        version = await self.version()
+        regions = await self._read(self._database[REGIONS].find().sort("_id", 1).to_list())
+        queues = await self._read(self._database[QUEUES].find().sort("_id", 1).to_list())
+        agents = await self._read(self._database[AGENTS].find({"region": region}).sort("_id", 1).to_list())
+        return Snapshot(
+            version=version,
+            regions=tuple(region_config(d) for d in regions),
+            queues=tuple(queue_config(d) for d in queues),
+            agents=tuple(agent_config(d) for d in agents),
+        )
+
+    async def region_of(self, agent: str) -> str | None:
+        """An agent's region, None for an unknown one."""
+        found = await self._read(self._database[AGENTS].find_one({"_id": agent}, {"region": 1}))
+        return str(found["region"]) if found else None
+
+    async def _read(self, awaitable: Awaitable[Any]) -> Any:
+        try:
+            return await awaitable
+        except PyMongoError as error:
+            raise Unavailable(why="the directory cannot be read just now", retry_seconds=1.0) from error
+
+
+def _pairs(rows: Any) -> tuple[tuple[str, int], ...]:
+    return tuple(sorted((str(key), int(value)) for key, value in dict(rows or {}).items()))
+
+
+def region_config(document: dict[str, Any]) -> RegionConfig:
+    """A stored region as placement knows it."""
+    return RegionConfig(
+        id=document["_id"],
+        latitude=document["latitude"],
+        longitude=document["longitude"],
+        served_areas=tuple(document.get("served_areas", ())),
+        served_prefixes=tuple(document.get("served_prefixes", ())),
+        languages=tuple(document.get("languages", ())),
+        weight=document.get("weight", 100),
+        draining=document.get("draining", False),
+    )
+
+
+def queue_config(document: dict[str, Any]) -> QueueConfig:
+    """A stored queue as the engine knows it; what it does not say is the engine's default."""
+    known = {f: document[f] for f in _QUEUE_FIELDS if document.get(f) is not None}
+    config = QueueConfig(id=document["_id"], skills=_pairs(document.get("skills")), **known)
+    strategy = document.get("strategy")
+    return replace(config, strategy=model.Strategy(strategy)) if strategy else config
+
+
+_QUEUE_FIELDS = (
+    "service_level_span_ms",
+    "short_abandon_span_ms",
+    "weight",
+    "priority_credit_span_ms",
+    "ring_span_ms",
+    "wrap_up_span_ms",
+    "length_max",
+    "wait_span_max_ms",
+    "overflow_span_ms",
+    "refuse_without_agents",
+    "reject_delay_span_ms",
+    "missed_offers_max",
+)
+
+
+def agent_config(document: dict[str, Any]) -> AgentConfig:
+    """A stored agent as the engine knows it."""
+    return AgentConfig(
+        id=document["_id"],
+        skills=_pairs(document.get("skills")),
+        capacity=_pairs(document.get("capacity")) or (("voice", 1),),
+        priority=document.get("priority", 0),
+        address=document.get("address", ""),
+    )
+
+
+async def follow(
+    reader: DirectoryReader,
+    leader: Leader,
+    region: str,
+    poll_seconds: float,
+    apply: Callable[[Snapshot], None],
+) -> None:
+    """Keeps this router and its shard current with the directory, until cancelled.
+
+    A failed read changes nothing: the last directory stays in force.
+    """
+    in_force: tuple[int, int] | None = None
+    refreshed = 0.0
+    loop = asyncio.get_running_loop()
+    while True:
+        try:
+            version = await reader.version()
+            stale = loop.time() - refreshed > REFRESH_SECONDS
+            if stale or in_force != (version, leader.epoch if leader.leading else 0):
+                refreshed = loop.time()
+                snapshot = await reader.snapshot(region)
+                apply(snapshot)
+                if leader.leading:
+                    epoch = leader.epoch
+                    await _configure(leader, snapshot)
+                    in_force = (snapshot.version, epoch)
+        except CallmeshError as error:
+            log.warning("directory_unread", error=error.reason)
+        await asyncio.sleep(poll_seconds)
+
+
+async def _configure(leader: Leader, snapshot: Snapshot) -> None:
+    """Brings the shard's configuration into line; the engine ignores what is the same already."""
+    commands: list[model.Command] = [ConfigureQueue(queue=queue) for queue in snapshot.queues]
+    commands += [ConfigureAgent(agent=agent) for agent in snapshot.agents]
+    agents = {agent.id for agent in snapshot.agents}
+    queues = {queue.id for queue in snapshot.queues}
+    commands += [RemoveAgent(agent=a) for a in sorted(set(leader.state.agents) - agents)]
+    commands += [RemoveQueue(queue=q) for q in sorted(set(leader.state.queues) - queues)]
+    draining = any(r.id == leader.shard and r.draining for r in snapshot.regions)
+    commands.append(model.SetDraining(draining=draining))
+    for index, command in enumerate(commands):
+        leader.carry_out(command)
+        if index % COMMANDS_IN_A_ROW_MAX == 0:
+            await asyncio.sleep(0)

@@ -1,0 +1,207 @@
+"""Use cases of the directory: create, get, list, update, delete of its four kinds, and drain and resume of
+a region.
+
+Blocking (mongoengine): run in the servicer's thread pool. Every change raises the directory's version,
+which routers look at.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from google.protobuf.field_mask_pb2 import FieldMask
+from google.protobuf.timestamp_pb2 import Timestamp
+
+from callmesh.routing.v1 import directory_pb2 as pb
+from callmesh.routing.v1 import events_pb2
+from chassis.bus import Event
+from chassis.clock import Clock
+from chassis.errors import AlreadyExists, EtagMismatch, FailedPrecondition, InvalidArgument, NotFound
+from chassis.fieldmask import apply_mask
+from chassis.idempotency import content_fingerprint, request_key
+from chassis.ids import parse_name, resource_name
+from chassis.mongo import create_once, parse_etag, retry_conflicts, update_aggregate
+from chassis.pagination import Page
+from routing.directory import VERSION_ID
+from routing.directory_kinds import AGENT, QUEUE, REGION, SKILL, Kind, resource_id
+from routing.documents import AgentDocument, MetaDocument, QueueDocument, RegionDocument, SkillDocument
+from routing.errors import AgentNotFound, QueueNotFound, RegionNotFound
+
+#: Agents created by one call.
+BATCH_MAX = 500
+
+
+class SkillNotFound(NotFound):
+    """There is no skill {resource}."""
+
+    reason = "SKILL_NOT_FOUND"
+
+
+class InUse(FailedPrecondition):
+    """{subject} cannot be removed: {why}."""
+
+    reason = "RESOURCE_IN_USE"
+
+
+_NOT_FOUND: dict[str, type[NotFound]] = {
+    "regions": RegionNotFound,
+    "skills": SkillNotFound,
+    "queues": QueueNotFound,
+    "agents": AgentNotFound,
+}
+
+
+class DirectoryHandlers:
+    """The directory's use cases."""
+
+    def __init__(self, clock: Clock) -> None:
+        self._clock = clock
+
+    def create(self, kind: Kind, id: str, message: Any, request: Any, subject: str) -> Any:
+        """A new resource; a repeat of the request answers the first result. Raises AlreadyExists,
+        InvalidArgument, NotFound.
+        """
+        resource_id(f"{kind.field}_id", id)
+        document = kind.to_document(id, message)
+        self._check_references(kind, document)
+        key = request_key(subject, f"Create{kind.field}", request.request_id)
+        made, _ = create_once(
+            document, request_key=key, fingerprint=content_fingerprint(request), now=self._clock.now()
+        )
+        self._changed()
+        return kind.to_message(made)
+
+    def create_agents(self, requests: Sequence[pb.CreateAgentRequest], subject: str) -> list[pb.Agent]:
+        """Up to 500 agents: all are checked before the first is written. Repeating a batch that stopped
+        half-way is safe.
+        """
+        if not 1 <= len(requests) <= BATCH_MAX:
+            raise InvalidArgument(field="requests", why=f"must have 1 to {BATCH_MAX} entries")
+        ids = [resource_id(f"requests[{i}].agent_id", r.agent_id) for i, r in enumerate(requests)]
+        if len(set(ids)) != len(ids):
+            raise InvalidArgument(field="requests", why="must not name an agent twice")
+        documents = [AGENT.to_document(r.agent_id, r.agent) for r in requests]
+        self._check_agents(documents)
+        taken = AgentDocument.objects(id__in=ids).only("id").first()
+        if taken is not None and not any(r.request_id for r in requests):
+            raise AlreadyExists(resource=resource_name("agents", taken.id))
+        made = []
+        for request, document in zip(requests, documents, strict=True):
+            key = request_key(subject, "Createagent", request.request_id)
+            stored, _ = create_once(
+                document, request_key=key, fingerprint=content_fingerprint(request), now=self._clock.now()
+            )
+            made.append(AGENT.to_message(stored))
+        self._changed()
+        return made
+
+    def _check_agents(self, documents: Sequence[AgentDocument]) -> None:
+        regions = {d.region for d in documents}
+        known = set(RegionDocument.objects(id__in=regions).scalar("id"))
+        for region in sorted(regions - known):
+            raise RegionNotFound(resource=f"regions/{region}")
+        self._check_skills({skill for d in documents for skill in d.skill_ids})
+
+    def _check_references(self, kind: Kind, document: Any) -> None:
+        """What a resource names must exist."""
+        if kind is AGENT:
+            self._check_agents([document])
+        elif kind is QUEUE:
+            self._check_skills(set(document.skill_ids))
+
+    def _check_skills(self, skills: set[str]) -> None:
+        known = set(SkillDocument.objects(id__in=skills).scalar("id"))
+        for skill in sorted(skills - known):
+            raise SkillNotFound(resource=f"skills/{skill}")
+
+    def get(self, kind: Kind, name: str) -> Any:
+        """One resource. Raises its kind of NotFound."""
+        return kind.to_message(self._load(kind, "name", name))
+
+    def _load(self, kind: Kind, field: str, name: str) -> Any:
+        id = parse_name(field, kind.collection, name)
+        document = kind.document.objects(id=id).first()
+        if document is None:
+            raise _NOT_FOUND[kind.collection](resource=name)
+        return document
+
+    def list(self, kind: Kind, page_size: int, page_token: str, **where: str) -> tuple[list[Any], str]:
+        """One page by id, and the token of the next."""
+        page = Page.parse(page_size, page_token, fingerprint=f"{kind.collection}|{sorted(where.items())}")
+        query = kind.document.objects(**where)
+        if page.after:
+            query = query.filter(id__gt=str(page.after))
+        rows = list(query.order_by("id").limit(page.limit + 1))
+        shown = rows[: page.limit]
+        last = shown[-1].id if len(rows) > page.limit else None
+        return [kind.to_message(row) for row in shown], page.next_token(last)
+
+    def update(self, kind: Kind, patch: Any, mask: FieldMask | None) -> Any:
+        """Changes the fields that the mask names. Raises InvalidArgument, NotFound, EtagMismatch."""
+        expected = parse_etag(f"{kind.field}.etag", patch.etag)
+
+        def change() -> Any:
+            document = self._load(kind, f"{kind.field}.name", patch.name)
+            message = kind.to_message(document)
+            apply_mask(message, patch, mask, allowed=kind.allowed)
+            kind.to_document(document.id, message, document)
+            self._check_references(kind, document)
+            update_aggregate(document, expected_version=expected, now=self._clock.now())
+            return kind.to_message(document)
+
+        result = change() if expected is not None else retry_conflicts(change)
+        self._changed()
+        return result
+
+    def delete(self, kind: Kind, name: str, etag: str) -> None:
+        """Removes a resource that nothing names. Raises NotFound, InUse, EtagMismatch."""
+        expected = parse_etag("etag", etag)
+        document = self._load(kind, "name", name)
+        if expected is not None and expected != document.version:
+            raise EtagMismatch(resource=name)
+        user = self._user_of(kind, document.id)
+        if user:
+            raise InUse(subject=name, why=f"{user} names it")
+        kind.document.objects(id=document.id, version=document.version).delete()
+        self._changed()
+
+    def _user_of(self, kind: Kind, id: str) -> str:
+        """Somebody who names the resource; "" for nobody."""
+        if kind is REGION:
+            agent = AgentDocument.objects(region=id).only("id").first()
+            return resource_name("agents", agent.id) if agent is not None else ""
+        if kind is SKILL:
+            for users, collection in ((QueueDocument, "queues"), (AgentDocument, "agents")):
+                user = users.objects(skill_ids=id).only("id").first()
+                if user is not None:
+                    return resource_name(collection, user.id)
+        return ""
+
+    def set_draining(self, name: str, draining: bool, reason: str) -> pb.Region:
+        """Drains or resumes a region; repeating it changes nothing."""
+        if len(reason) > 500:
+            raise InvalidArgument(field="reason", why="must be at most 500 characters")
+
+        def change() -> pb.Region:
+            document = self._load(REGION, "name", name)
+            if document.draining != draining:
+                document.draining = draining
+                update_aggregate(document, [self._state_changed(document, reason)], now=self._clock.now())
+            message: pb.Region = REGION.to_message(document)
+            return message
+
+        result = retry_conflicts(change)
+        self._changed()
+        return result
+
+    def _state_changed(self, document: RegionDocument, reason: str) -> Event:
+        now = Timestamp()
+        now.FromDatetime(self._clock.now())
+        name = resource_name("regions", document.id)
+        state = pb.REGION_STATE_DRAINING if document.draining else pb.REGION_STATE_UP
+        body = events_pb2.RegionStateChanged(region=name, event_time=now, state=state, reason=reason)
+        return Event.of(body, source="routing", subject=name, time=self._clock.now())
+
+    def _changed(self) -> None:
+        MetaDocument.objects(id=VERSION_ID).update_one(inc__version=1, upsert=True)

@@ -1,0 +1,129 @@
+"""Routing's documents: the directory, the customers' read model and the relay's cursors. The journal is
+journal.py's.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+from mongoengine import (
+    BooleanField,
+    DateTimeField,
+    DictField,
+    Document,
+    FloatField,
+    IntField,
+    ListField,
+    StringField,
+)
+
+from chassis.mongo import Aggregate
+
+
+class RegionDocument(Aggregate):
+    """A regional call centre."""
+
+    meta: ClassVar = {"collection": "regions"}
+    resource_collection = "regions"
+    display_name = StringField()
+    latitude = FloatField(required=True, min_value=-90, max_value=90)
+    longitude = FloatField(required=True, min_value=-180, max_value=180)
+    served_areas = ListField(StringField())
+    served_prefixes = ListField(StringField())
+    languages = ListField(StringField())
+    time_zone = StringField()
+    draining = BooleanField(default=False)
+    weight = IntField(default=100, min_value=0, max_value=1000)
+    lead_list = ListField(StringField())
+    business_hours = ListField(StringField())
+    holiday_calendar = StringField()
+    head_office = BooleanField(default=False)
+
+
+class SkillDocument(Aggregate):
+    """Something agents can do."""
+
+    meta: ClassVar = {"collection": "skills"}
+    resource_collection = "skills"
+    display_name = StringField()
+
+
+class QueueDocument(Aggregate):
+    """What calls wait in. Spans in business milliseconds; an absent one is the engine's default."""
+
+    meta: ClassVar = {"collection": "queues", "indexes": ["skill_ids"]}
+    resource_collection = "queues"
+    display_name = StringField()
+    #: Skill id to least level.
+    skills = DictField()
+    #: Keys of `skills`, to find who names a skill.
+    skill_ids = ListField(StringField())
+    service_level_span_ms = IntField()
+    strategy = StringField()
+    weight = IntField()
+    priority_credit_span_ms = IntField()
+    ring_span_ms = IntField()
+    wrap_up_span_ms = IntField()
+    length_max = IntField()
+    wait_span_max_ms = IntField()
+    overflow_span_ms = IntField()
+    refuse_without_agents = BooleanField(default=False)
+    announcements = DictField()
+    reject_delay_span_ms = IntField()
+    missed_offers_max = IntField()
+    preferred_agent_span_ms = IntField()
+    short_abandon_span_ms = IntField()
+
+
+class AgentDocument(Aggregate):
+    """A seat."""
+
+    meta: ClassVar = {"collection": "agents", "indexes": [("region", "id"), "skill_ids"]}
+    resource_collection = "agents"
+    display_name = StringField()
+    region = StringField(required=True)
+    #: Skill id to level.
+    skills = DictField()
+    skill_ids = ListField(StringField())
+    address = StringField()
+    #: Channel name to contacts at once.
+    capacity = DictField()
+    priority = IntField(default=0)
+    blended = BooleanField(default=False)
+
+
+class MetaDocument(Document):
+    """The directory's version."""
+
+    meta: ClassVar = {"collection": "directory_meta", "auto_create_index": False}
+    id = StringField(primary_key=True)
+    version = IntField(default=0)
+
+
+class ProfileDocument(Document):
+    """What routing knows of a number's customer; fed by crm's events."""
+
+    meta: ClassVar = {"collection": "profiles", "auto_create_index": False, "indexes": ["customer"]}
+    #: E.164.
+    id = StringField(primary_key=True)
+    customer = StringField()
+    tier = StringField()
+    priority = IntField(default=0)
+    #: Version of the customer that said so: an older one is ignored.
+    customer_version = IntField(default=0)
+    #: Business time of the event that said so.
+    changed_at = DateTimeField()
+
+
+class CursorDocument(Document):
+    """How far a shard's journal is published; moved by compare-and-set."""
+
+    meta: ClassVar = {"collection": "relay_cursors", "auto_create_index": False}
+    #: Shard.
+    id = StringField(primary_key=True)
+    sequence = IntField(default=0)
+    nonce = StringField(default="")
+
+
+DIRECTORY = (RegionDocument, SkillDocument, QueueDocument, AgentDocument)
+DOCUMENTS = (*DIRECTORY, MetaDocument, ProfileDocument, CursorDocument)

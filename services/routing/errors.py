@@ -1,0 +1,101 @@
+"""Routing's own errors, and the table from the engine's refusals to them."""
+
+from __future__ import annotations
+
+from chassis.errors import (
+    CallmeshError,
+    Code,
+    FailedPrecondition,
+    InvalidArgument,
+    NotFound,
+    ResourceExhausted,
+)
+from routing.model import Refusal
+
+
+class CallNotFound(NotFound):
+    """There is no call {resource}: it never came, or ended too long ago."""
+
+    reason = "CALL_NOT_FOUND"
+
+
+class QueueNotFound(NotFound):
+    """There is no queue {resource}."""
+
+    reason = "QUEUE_NOT_FOUND"
+
+
+class AgentNotFound(NotFound):
+    """There is no agent {resource}."""
+
+    reason = "AGENT_NOT_FOUND"
+
+
+class RegionNotFound(NotFound):
+    """There is no region {resource}."""
+
+    reason = "REGION_NOT_FOUND"
+
+
+class QueueFull(ResourceExhausted):
+    """The queue {subject} is full; nothing was taken, try again later."""
+
+    reason = "QUEUE_FULL"
+
+
+class NoAgentLoggedIn(FailedPrecondition):
+    """Nobody who can take calls of {subject} is logged in, and the queue refuses calls then."""
+
+    reason = "NO_AGENT_LOGGED_IN"
+
+
+class StaleAttempt(FailedPrecondition):
+    """{subject} was opened again since: {why}."""
+
+    reason = "STALE_ATTEMPT"
+
+
+class IllegalState(FailedPrecondition):
+    """{subject} is in a state that does not allow this: {why}."""
+
+    reason = "ILLEGAL_STATE"
+
+
+class Superseded(CallmeshError):
+    """{subject} is held by a newer stream: {why}."""
+
+    code = Code.ABORTED
+    reason = "SUPERSEDED"
+
+
+class NewerSession(CallmeshError):
+    """Another desktop has taken over {subject}: {why}."""
+
+    code = Code.ABORTED
+    reason = "NEWER_SESSION"
+
+
+def error_of(refusal: Refusal, call_id: str = "", queue: str = "", agent: str = "") -> CallmeshError:
+    """The error that a refusal of the engine means to a client."""
+    match refusal.reason:
+        case "CALL_NOT_FOUND":
+            return CallNotFound(resource=f"calls/{call_id}")
+        case "QUEUE_NOT_FOUND":
+            return QueueNotFound(resource=f"queues/{queue}")
+        case "AGENT_NOT_FOUND":
+            return AgentNotFound(resource=f"agents/{agent}")
+        case "QUEUE_FULL":
+            return QueueFull(subject=f"queues/{queue}", retry_seconds=5.0)
+        case "NO_AGENT_LOGGED_IN":
+            return NoAgentLoggedIn(subject=f"queues/{queue}")
+        case "STALE_ATTEMPT" | "STALE_VERSION":
+            return StaleAttempt(
+                subject=f"calls/{call_id}", why="a higher attempt is known; raise yours above it"
+            )
+        case "NEWER_SESSION" | "NO_SESSION":
+            return NewerSession(subject=f"agents/{agent}", why="its session number is higher")
+        case "OUT_OF_RANGE" | "TOO_MANY_SKILL_SETS":
+            return InvalidArgument(field=refusal.field, why=refusal.reason.lower().replace("_", " "))
+        case reason:
+            subject = f"calls/{call_id}" if call_id else f"agents/{agent}"
+            return IllegalState(subject=subject, why=reason.lower().replace("_", " "))

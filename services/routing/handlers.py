@@ -1,0 +1,324 @@
+"""Use cases of the client-facing services: check, place, ask, answer. Streams are the front's business."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from typing import Protocol
+
+from callmesh.routing.v1 import agent_pb2, call_pb2, routing_pb2
+from chassis.clock import Clock
+from chassis.errors import InvalidArgument, Unavailable
+from chassis.ids import check_id, parse_name, resource_name
+from chassis.pagination import Page
+from routing import convert, model
+from routing.errors import AgentNotFound, QueueNotFound, RegionNotFound, error_of
+from routing.front import Front
+from routing.leader import Committed
+from routing.placement import Placement
+from routing.regions import Regions, place_of
+from routing.streams import Caller, Desk, Moved, Update
+from routing.tokens import Place, PlaceTokens
+
+#: Longest and default wait of AssignCall, real seconds.
+ASSIGN_SECONDS_MAX, ASSIGN_SECONDS_DEFAULT = 60.0, 5.0
+#: A margin for the answer's way back, real seconds.
+ANSWER_SECONDS = 0.1
+
+
+class Profiles(Protocol):
+    """What routing knows of customers."""
+
+    async def priority_of(self, number: str) -> int:
+        """Extra priority by the customer's tier, 0 when unknown. Never raises and never waits long: routing
+        waits for nobody.
+        """
+
+
+class AgentDirectory(Protocol):
+    """Where agents belong."""
+
+    async def region_of(self, agent: str) -> str | None:
+        """The agent's region, None for an unknown agent."""
+
+
+class Handlers:
+    """Use cases; one a router."""
+
+    def __init__(
+        self,
+        *,
+        front: Front,
+        regions: Regions,
+        tokens: PlaceTokens,
+        profiles: Profiles,
+        agents: AgentDirectory,
+        queues: dict[str, model.QueueConfig],
+        shards: frozenset[str],
+        clock: Clock,
+    ) -> None:
+        """`queues` is the live directory of queues, kept current by its owner; `shards` the ids of all
+        shards.
+        """
+        self._front = front
+        self._regions = regions
+        self._tokens = tokens
+        self._profiles = profiles
+        self._agents = agents
+        self._queues = queues
+        self._shards = shards
+        self._clock = clock
+
+    # --- callers
+    # ------------------------------------------------------------------------------------------------
+
+    async def route_call(self, request: call_pb2.CallRequest) -> AsyncIterator[routing_pb2.RouteCallEvent]:
+        """The caller's stream."""
+        caller = await self._caller(request)
+        stream = self._front.route(caller)
+        try:
+            async for update in stream:
+                if isinstance(update.what, Moved):
+                    self._regions.note_placed(update.what.region, caller.facts.queue)
+                for event in convert.caller_events(update, self._token):
+                    yield event
+        finally:
+            await stream.aclose()  # type: ignore[attr-defined]
+
+    async def assign_call(
+        self, request: routing_pb2.AssignCallRequest, remaining: float
+    ) -> routing_pb2.AssignCallResponse:
+        """The decision alone: ACCEPTED, CONNECTED (auto_confirm), ENDED, or WAITING when nobody accepted in
+        time.
+        """
+        caller = await self._caller(request.call)
+        wanted = convert.span_ms(
+            "max_wait",
+            request.max_wait,
+            maximum_ms=int(ASSIGN_SECONDS_MAX * 1000),
+            default_ms=int(ASSIGN_SECONDS_DEFAULT * 1000),
+        )
+        seconds = max(ANSWER_SECONDS, min(wanted / 1000, remaining - ANSWER_SECONDS))
+        decided = model.CallState.CONNECTED if caller.auto_confirm else model.CallState.ACCEPTED
+        stream = self._front.route(caller)
+        last: Update | None = None
+        try:
+            async with asyncio.timeout(seconds):
+                async for update in stream:
+                    last = update
+                    if _state_of(update) in (decided, model.CallState.CONNECTED, model.CallState.ENDED):
+                        break
+        except TimeoutError:
+            if last is None:
+                raise Unavailable(why="the call could not be queued in time", retry_seconds=1.0) from None
+        finally:
+            await stream.aclose()  # type: ignore[attr-defined]
+        return self._assigned(last)
+
+    def _assigned(self, update: Update | None) -> routing_pb2.AssignCallResponse:
+        view = None if update is None or isinstance(update.what, Moved) else update.what.call
+        if update is None or view is None:
+            raise Unavailable(why="the call could not be queued in time", retry_seconds=1.0)
+        waiting = view.state in (
+            model.CallState.WAITING,
+            model.CallState.OFFERED,
+            model.CallState.OVERFLOWING,
+        )
+        return routing_pb2.AssignCallResponse(
+            state=convert.CALL_STATES[model.CallState.WAITING if waiting else view.state],
+            offer_id="" if waiting else view.offer_id,
+            agent=resource_name("agents", view.agent) if view.agent and not waiting else "",
+            agent_address="" if waiting else view.agent_address,
+            version=convert.version(view.attempt, view.move),
+            region=resource_name("regions", update.shard),
+            place_token=self._token(view, update.shard),
+            shard=update.shard,
+            epoch=update.epoch,
+            sequence=update.sequence,
+            durable=update.durable,
+        )
+
+    async def _caller(self, request: call_pb2.CallRequest) -> Caller:
+        """A checked call with its place, its customer's priority and the regions to try."""
+        convert.check_call(request)
+        queue = parse_name("call.queue", "queues", request.queue)
+        if queue not in self._queues:
+            raise QueueNotFound(resource=f"queues/{queue}")
+        located = place_of(request)
+        number = located.e164 if located is not None else ""
+        place = self._place_kept(request)
+        ranked = self._regions.rank(request, located, queue)
+        extra = await self._profiles.priority_of(number) if number else 0
+        facts = convert.call_facts(request, number=number, home_region=ranked.home, extra_priority=extra)
+        regions = _tries(ranked, place)
+        if regions:
+            self._regions.note_placed(regions[0], queue)
+        return Caller(
+            facts=facts,
+            attempt=request.attempt or 1,
+            queued_ms=self._clock.now_ms() - (self._waited_ms(place) if place is not None else 0),
+            agent_lost=request.reopen_reason == call_pb2.REOPEN_REASON_AGENT_LOST,
+            auto_confirm=request.auto_confirm,
+            regions=regions,
+        )
+
+    def _place_kept(self, request: call_pb2.CallRequest) -> Place | None:
+        if not request.place_token:
+            return None
+        return self._tokens.read(request.place_token, request.call_id, self._clock.now_ms())
+
+    def _waited_ms(self, place: Place) -> int:
+        return place.waited_span_ms + max(0, self._clock.now_ms() - place.made_ms)
+
+    def _token(self, view: model.CallView, shard: str) -> str:
+        now_ms = self._clock.now_ms()
+        return self._tokens.make(
+            Place(
+                call_id=view.facts.call_id,
+                shard=shard,
+                attempt=view.attempt,
+                move=view.move,
+                waited_span_ms=max(0, now_ms - view.queued_ms),
+                made_ms=now_ms,
+            )
+        )
+
+    async def confirm_call(
+        self, request: routing_pb2.ConfirmCallRequest, remaining: float
+    ) -> routing_pb2.ConfirmCallResponse:
+        """The edge's consent; a committed yes or no."""
+        command = model.ConfirmCall(
+            call_id=check_id("call_id", request.call_id),
+            offer_id=check_id("offer_id", request.offer_id, 200),
+            attempt=convert.whole("version.attempt", request.version.attempt, 1, convert.ATTEMPT_MAX),
+            move=convert.whole("version.move", request.version.move, 1, convert.INT64_MAX),
+        )
+        shard = self._known_shard("shard", request.shard)
+        committed = await self._front.confirm(shard, command, remaining - ANSWER_SECONDS)
+        refusal, view = committed.answer.refusal, committed.answer.call
+        confirmed = refusal is None and view is not None
+        return routing_pb2.ConfirmCallResponse(
+            confirmed=confirmed,
+            refusal="" if refusal is None else refusal.reason,
+            agent=resource_name("agents", view.agent) if confirmed and view is not None else "",
+            agent_address=view.agent_address if confirmed and view is not None else "",
+            epoch=committed.epoch,
+            sequence=committed.sequence,
+            durable=committed.durable,
+        )
+
+    def _known_shard(self, field: str, shard: str, *, required: bool = True) -> str:
+        if not shard and not required:
+            return ""
+        if check_id(field, shard, 63) not in self._shards:
+            raise InvalidArgument(field=field, why=f"there is no shard {shard!r}")
+        return shard
+
+    async def hang_up(self, request: routing_pb2.HangUpRequest, remaining: float) -> call_pb2.Call:
+        """The caller is gone."""
+        call_id = check_id("call_id", request.call_id)
+        convert.whole("attempt", request.attempt, 0, convert.ATTEMPT_MAX)
+        shard = self._known_shard("shard", request.shard, required=False)
+        committed = await self._front.hang_up(call_id, request.attempt, shard, remaining - ANSWER_SECONDS)
+        return _call_of(committed, call_id)
+
+    async def end_call(self, request: routing_pb2.EndCallRequest, remaining: float) -> call_pb2.Call:
+        """The conversation is over."""
+        command = model.EndCall(
+            call_id=check_id("call_id", request.call_id),
+            attempt=convert.whole("attempt", request.attempt, 0, convert.ATTEMPT_MAX),
+            recording_uri=convert.text("recording_uri", request.recording_uri, 500),
+        )
+        shard = self._known_shard("shard", request.shard, required=False)
+        committed = await self._front.end_call(command, shard, remaining - ANSWER_SECONDS)
+        return _call_of(committed, request.call_id)
+
+    async def get_call(self, request: routing_pb2.GetCallRequest) -> call_pb2.Call:
+        """One call."""
+        call_id = parse_name("name", "calls", request.name)
+        return _call_of(await self._front.find_call(call_id), call_id)
+
+    async def list_calls(self, request: routing_pb2.ListCallsRequest) -> routing_pb2.ListCallsResponse:
+        """Live calls of a region."""
+        region = parse_name("region", "regions", request.region)
+        if region not in self._shards:
+            raise RegionNotFound(resource=request.region)
+        queue = parse_name("queue", "queues", request.queue) if request.queue else ""
+        unknown = [s for s in request.states if s not in convert.CALL_STATES_BY_NUMBER]
+        if unknown:
+            raise InvalidArgument(
+                field="states", why=f"has a state that this release does not know: {unknown[0]}"
+            )
+        fingerprint = f"{region}|{queue}|{sorted(request.states)}"
+        page = Page.parse(request.page_size, request.page_token, fingerprint=fingerprint)
+        question = model.AskCalls(
+            queue=queue,
+            states=tuple(convert.CALL_STATES_BY_NUMBER[s] for s in request.states),
+            after=(int(page.after[0]), str(page.after[1])) if page.after else (0, ""),
+            limit=page.limit + 1,
+        )
+        committed = await self._front.ask(region, question)
+        if committed.answer.refusal is not None:
+            raise error_of(committed.answer.refusal, queue=queue)
+        views = committed.answer.calls
+        shown = views[: page.limit]
+        last = (shown[-1].queued_ms, shown[-1].facts.call_id) if len(views) > page.limit else None
+        return routing_pb2.ListCallsResponse(
+            calls=[convert.call_message(view, region) for view in shown],
+            next_page_token=page.next_token(last),
+        )
+
+    async def reprioritize(self, request: routing_pb2.ReprioritizeCallRequest) -> call_pb2.Call:
+        """A waiting call's priority."""
+        call_id = parse_name("name", "calls", request.name)
+        priority = convert.whole("priority", request.priority, -100, 100)
+        shard = (await self._front.find_call(call_id)).shard
+        command = model.Reprioritize(call_id=call_id, priority=priority)
+        return _call_of(await self._front.ask(shard, command), call_id)
+
+    # --- agents
+    # -------------------------------------------------------------------------------------------------
+
+    async def desk(self, first: agent_pb2.AgentCommand) -> Desk:
+        """The session that a stream's first command opens. Raises InvalidArgument, AgentNotFound."""
+        if first.WhichOneof("kind") != "open":
+            raise InvalidArgument(field="open", why="must be the first command of a stream")
+        agent = parse_name("open.agent", "agents", first.open.agent)
+        return convert.desk_of(first, await self._region_of_agent(agent))
+
+    async def _region_of_agent(self, agent: str) -> str:
+        region = await self._agents.region_of(agent)
+        if region is None or region not in self._shards:
+            raise AgentNotFound(resource=f"agents/{agent}")
+        return region
+
+    async def agent_status(self, request: agent_pb2.GetAgentStatusRequest) -> agent_pb2.AgentStatus:
+        """An agent's live state."""
+        agent = parse_name("name", "agents", request.name)
+        region = await self._region_of_agent(agent)
+        committed = await self._front.agent_status(region, agent)
+        assert committed.answer.agent is not None
+        return convert.status_message(committed.answer.agent, region)
+
+
+def _tries(ranked: Placement, place: Place | None) -> list[str]:
+    """Regions to try: the one that holds the place first, if it is eligible, so that the place itself is
+    kept.
+    """
+    regions = list(ranked.regions)
+    if place is not None and place.shard in regions:
+        regions.remove(place.shard)
+        regions.insert(0, place.shard)
+    return regions
+
+
+def _state_of(update: Update) -> model.CallState | None:
+    what = update.what
+    return None if isinstance(what, Moved) or what.call is None else what.call.state
+
+
+def _call_of(committed: Committed, call_id: str) -> call_pb2.Call:
+    if committed.answer.refusal is not None:
+        raise error_of(committed.answer.refusal, call_id)
+    assert committed.answer.call is not None
+    return convert.call_message(committed.answer.call, committed.shard)

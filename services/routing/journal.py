@@ -1,0 +1,214 @@
+"""The journal: what a shard's leaders have decided, one document a block, and the fence between leaders.
+
+A block's `_id` is `shard:%016d`, so a sequence number can be taken once. Whoever finds another's block
+there has been deposed. A
+block is committed when its insert was acknowledged by a majority, or when a majority read finds it with our
+nonce;
+every other answer is unknown. `DuplicateKey` is unknown too: MongoDB answers it for blocks that are rolled
+back later.
+
+`JournalStore` is the port; `MongoJournal` the real one; `MemoryJournal` (testing.py) the one for unit tests.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Protocol
+
+from bson import Binary
+from pymongo.errors import DuplicateKeyError, PyMongoError
+from pymongo.read_concern import ReadConcern
+from pymongo.read_preferences import ReadPreference
+from pymongo.write_concern import WriteConcern
+
+if TYPE_CHECKING:
+    from pymongo.asynchronous.client_session import AsyncClientSession
+    from pymongo.asynchronous.database import AsyncDatabase
+
+#: Collection of all shards' blocks.
+COLLECTION = "journal"
+#: Blocks fetched at once when a journal is read.
+READ_BATCH_BLOCKS = 1_000
+
+
+class OutcomeUnknown(Exception):
+    """The database gave no answer that says whether the block is there."""
+
+
+class JournalGap(Exception):
+    """A block is missing, or does not follow the one before it: such a journal cannot be led."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Block:
+    """What is inserted at once. Its bytes never change once it was sent."""
+
+    shard: str
+    #: 1, 2, 3 … without a gap.
+    sequence: int
+    #: Sequence of the opening block of the leader that wrote it.
+    epoch: int
+    #: Random, tells our block from another's.
+    nonce: str
+    #: Nonce of the block before; empty for the first.
+    prev: str
+    #: Business time that the events' offsets count from.
+    now_ms: int
+    #: Format of `body`; a reader that does not know it must not lead.
+    format: int
+    #: Events inside.
+    count: int
+    #: Encoded events (codec.encode_events).
+    body: bytes
+
+    @property
+    def opening(self) -> bool:
+        """A leader's first block. Never pruned: it is what a leader that wakes runs into."""
+        return self.epoch == self.sequence
+
+    @property
+    def key(self) -> str:
+        return block_key(self.shard, self.sequence)
+
+
+def block_key(shard: str, sequence: int) -> str:
+    """The `_id` of a block."""
+    return f"{shard}:{sequence:016d}"
+
+
+def to_document(block: Block) -> dict[str, Any]:
+    """The block as MongoDB keeps it."""
+    return {
+        "_id": block.key,
+        "epoch": block.epoch,
+        "nonce": block.nonce,
+        "prev": block.prev,
+        "now": block.now_ms,
+        "format": block.format,
+        "count": block.count,
+        "opening": block.opening,
+        "body": Binary(block.body),
+    }
+
+
+def from_document(document: dict[str, Any]) -> Block:
+    """The inverse of `to_document`."""
+    shard, _, sequence = document["_id"].rpartition(":")
+    return Block(
+        shard=shard,
+        sequence=int(sequence),
+        epoch=document["epoch"],
+        nonce=document["nonce"],
+        prev=document["prev"],
+        now_ms=document["now"],
+        format=document["format"],
+        count=document["count"],
+        body=bytes(document["body"]),
+    )
+
+
+class JournalStore(Protocol):
+    """Where blocks go. Every read is a majority read."""
+
+    async def insert(self, block: Block) -> None:
+        """Returns once a majority has the block. Raises OutcomeUnknown for every other answer, a taken
+        `_id` included.
+        """
+
+    async def find(self, shard: str, sequence: int) -> Block | None:
+        """The block at a sequence, None when a majority has none. Raises OutcomeUnknown."""
+
+    def read(self, shard: str, after: int) -> AsyncIterator[Block]:
+        """Blocks above `after` in order of sequence. Raises OutcomeUnknown."""
+
+    async def above(self, shard: str, sequence: int) -> bool:
+        """Whether any block stands above, seen in the causal session of this store's own writes. Raises
+        OutcomeUnknown.
+        """
+
+    async def now_ms(self) -> int:
+        """The database's time, real milliseconds since 1970. Raises OutcomeUnknown."""
+
+    async def close(self) -> None:
+        """Ends the session; the store is not used after."""
+
+
+class MongoJournal:
+    """Blocks in a MongoDB replica set."""
+
+    def __init__(self, database: AsyncDatabase[dict[str, Any]]) -> None:
+        self._database = database
+        self._blocks = database.get_collection(
+            COLLECTION,
+            write_concern=WriteConcern(w="majority", j=True),
+            read_concern=ReadConcern("majority"),
+            read_preference=ReadPreference.PRIMARY,
+        )
+        self._session: AsyncClientSession | None = None
+
+    def _causal(self) -> AsyncClientSession:
+        if self._session is None:
+            self._session = self._database.client.start_session(causal_consistency=True)
+        return self._session
+
+    async def insert(self, block: Block) -> None:
+        try:
+            await self._blocks.insert_one(to_document(block), session=self._causal())
+        except DuplicateKeyError as error:
+            raise OutcomeUnknown(f"{block.key} is taken") from error
+        except PyMongoError as error:
+            self._session = None
+            raise OutcomeUnknown(str(error)) from error
+
+    async def find(self, shard: str, sequence: int) -> Block | None:
+        try:
+            document = await self._blocks.find_one({"_id": block_key(shard, sequence)})
+        except PyMongoError as error:
+            raise OutcomeUnknown(str(error)) from error
+        return None if document is None else from_document(document)
+
+    async def read(self, shard: str, after: int) -> AsyncIterator[Block]:
+        # ';' follows ':' in ASCII, so the range holds exactly this shard's keys.
+        span = {"_id": {"$gt": block_key(shard, after), "$lt": f"{shard};"}}
+        try:
+            async for document in self._blocks.find(span).sort("_id", 1).batch_size(READ_BATCH_BLOCKS):
+                yield from_document(document)
+        except PyMongoError as error:
+            raise OutcomeUnknown(str(error)) from error
+
+    async def above(self, shard: str, sequence: int) -> bool:
+        span = {"_id": {"$gt": block_key(shard, sequence), "$lt": f"{shard};"}}
+        try:
+            return await self._blocks.find_one(span, {"_id": 1}, session=self._causal()) is not None
+        except PyMongoError as error:
+            raise OutcomeUnknown(str(error)) from error
+
+    async def now_ms(self) -> int:
+        try:
+            hello = await self._database.client.admin.command("hello")
+        except PyMongoError as error:
+            raise OutcomeUnknown(str(error)) from error
+        return int(hello["localTime"].timestamp() * 1000)
+
+    async def close(self) -> None:
+        if self._session is not None:
+            await self._session.end_session()
+            self._session = None
+
+
+class ChainReader:
+    """Checks that blocks follow one another while they are read."""
+
+    def __init__(self, sequence: int = 0, nonce: str = "") -> None:
+        self.sequence = sequence
+        self.nonce = nonce
+
+    def accept(self, block: Block) -> None:
+        """Takes the next block. Raises JournalGap when it is not the next or names another predecessor."""
+        if block.sequence != self.sequence + 1 or (self.sequence and block.prev != self.nonce):
+            raise JournalGap(
+                f"{block.shard}: block {block.sequence} (prev {block.prev or 'none'}) does not follow block "
+                f"{self.sequence} ({self.nonce or 'none'})"
+            )
+        self.sequence, self.nonce = block.sequence, block.nonce

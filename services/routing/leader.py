@@ -1,0 +1,577 @@
+"""A shard's leader: takes commands, decides in memory, commits in groups, and lets nothing out before its
+commit.
+
+One block is in flight at a time; what is decided meanwhile forms the next (group commit). A decision is
+made at once, on
+top of decisions not yet committed, but its answer and its facts wait for the commit of their block. So a
+client
+hears only of what is in the journal of a majority.
+
+Life: candidate (reads the journal to its tail, inserts an opening block, looks above it) → leader (the
+journal's progress, a
+block every heartbeat, is the lease) → deposed (another's block stands where ours should: memory is dropped).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import enum
+import random
+import secrets
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+import structlog
+
+from chassis.clock import Clock
+from chassis.errors import Unavailable
+from chassis.metrics import counter, gauge, histogram
+from routing import codec
+from routing.audience import Audience
+from routing.engine import step
+from routing.journal import Block, ChainReader, JournalGap, JournalStore, OutcomeUnknown
+from routing.model import (
+    EVENTS_PER_BLOCK_MAX,
+    Answer,
+    Command,
+    ConfigureTiming,
+    Event,
+    Fact,
+    PlaceCall,
+    PositionChanged,
+    ShardOpened,
+    Tick,
+    Timing,
+)
+from routing.state import ShardState, evolve, next_deadline
+from routing.views import positions, view_call
+
+#: Commands decided and not committed; beyond it new calls are refused, beyond twice it everything is.
+PENDING_MAX = 10_000
+#: Timer steps in a row before other work gets its turn.
+TICKS_IN_A_ROW_MAX = 200
+#: First and longest pause between attempts to learn what became of a block, real seconds.
+RETRY_SECONDS_FIRST, RETRY_SECONDS_MAX = 0.02, 0.5
+#: A timer that wakes later than this lets the inbox go first.
+STALL_SECONDS = 0.25
+#: Positions are told this often, real seconds, to this many callers of a line.
+POSITIONS_SECONDS = 1.0
+POSITIONS_PER_LINE_MAX = 1_000
+
+log = structlog.get_logger(__name__)
+
+_COMMITS = histogram(
+    "callmesh_journal_commit_seconds", "Time from sending a block to its majority.", ["shard"]
+)
+_BLOCKS = counter("callmesh_journal_blocks_total", "Blocks committed.", ["shard"])
+_EVENTS = counter("callmesh_journal_events_total", "Events committed.", ["shard"])
+_LEADS = gauge("callmesh_shard_leads", "1 while this router leads the shard.", ["shard"])
+_OPENINGS = counter("callmesh_shard_openings_total", "Times this router began to lead the shard.", ["shard"])
+_POISON = counter("callmesh_shard_poison_total", "Commands that the engine failed on.", ["shard"])
+
+
+class NotLeading(Unavailable):
+    """Shard {shard} has no leader here just now; try again."""
+
+    reason = "SHARD_NOT_LED"
+
+
+class StoreOutage(Unavailable):
+    """The journal of shard {shard} cannot be written just now; nothing was taken, try again."""
+
+    reason = "JOURNAL_UNAVAILABLE"
+
+
+class ShardBusy(Unavailable):
+    """Shard {shard} has more work than it can commit just now; nothing was taken, try again."""
+
+    reason = "SHARD_BUSY"
+
+
+class PoisonCommand(Exception):
+    """The engine failed on a command; nothing has changed."""
+
+
+class Phase(enum.StrEnum):
+    """What this router is to the shard."""
+
+    CANDIDATE = "candidate"
+    LEADING = "leading"
+    STOPPED = "stopped"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Committed:
+    """An answer that may be given: its block is in the journal of a majority."""
+
+    answer: Answer
+    shard: str
+    epoch: int
+    sequence: int
+    now_ms: int
+    durable: bool = True
+
+
+@dataclass(slots=True)
+class _Pending:
+    """A decided command that waits for its block."""
+
+    now_ms: int
+    events: list[Event]
+    answer: Answer
+    future: asyncio.Future[Committed] | None
+    #: Facts by front, taken when the command was decided.
+    facts: list[tuple[str, Fact]]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class LeaderOptions:
+    """Real seconds; the defaults are the platform's."""
+
+    #: An idle leader commits this often.
+    heartbeat_seconds: float = 0.5
+    #: A candidate waits for this much silence of the journal.
+    takeover_seconds: float = 1.5
+    #: A block unknown for longer than this makes an outage: new work is answered UNAVAILABLE.
+    outage_seconds: float = 1.0
+    #: Protocol durations, already in business milliseconds.
+    timing: Timing = field(default_factory=Timing)
+
+
+#: How facts reach a front: (facts, epoch, sequence, committed time of the shard).
+Outlet = Callable[[Sequence[Fact], int, int, int], None]
+
+
+class Leader:
+    """Leads one shard, or tries to. All methods belong to the event loop that runs `run`."""
+
+    def __init__(
+        self, *, shard: str, router: str, store: JournalStore, clock: Clock, options: LeaderOptions
+    ) -> None:
+        self.shard = shard
+        self.router = router
+        self._store = store
+        self._clock = clock
+        self._options = options
+        self.phase = Phase.CANDIDATE
+        self.state = ShardState(shard)
+        self._chain = ChainReader()
+        self._pending: deque[_Pending] = deque()
+        self._work = asyncio.Event()
+        self._timer = asyncio.Event()
+        self._led = asyncio.Event()
+        self._outlets: dict[str, Outlet] = {}
+        self._audience = Audience()
+        self._outage = False
+        self._offset_ms = 0
+        self._deposed: str | None = None
+        #: Called when this router begins, and when it ceases, to lead.
+        self.on_lead: list[Callable[[], None]] = []
+        self.on_drop: list[Callable[[], None]] = []
+
+    # --- what others call
+    # ---------------------------------------------------------------------------------------
+
+    @property
+    def leading(self) -> bool:
+        return self.phase is Phase.LEADING
+
+    @property
+    def epoch(self) -> int:
+        return self.state.epoch
+
+    @property
+    def sequence(self) -> int:
+        """Newest committed block."""
+        return self._chain.sequence
+
+    async def wait_until_leading(self) -> None:
+        await self._led.wait()
+
+    def now_ms(self) -> int:
+        """The shard's time: the database's at the opening plus monotonic time since, never behind the last
+        block.
+        """
+        return max(self._clock.now_ms() + self._offset_ms, self.state.now_ms)
+
+    def add_outlet(self, front: str, outlet: Outlet) -> None:
+        """Facts for `front` go here from now on."""
+        self._outlets[front] = outlet
+
+    def remove_outlet(self, front: str, outlet: Outlet) -> bool:
+        """No more, unless another outlet of the same front has taken over; whether it was still this one."""
+        if self._outlets.get(front) == outlet:
+            del self._outlets[front]
+            return True
+        return False
+
+    def submit(self, command: Command) -> asyncio.Future[Committed]:
+        """Decides a command now; the future is done once its block is committed.
+
+        Raises NotLeading, StoreOutage (only for new calls), ShardBusy, PoisonCommand; then nothing has
+        changed. The future fails
+        with NotLeading when this router is deposed before the commit: whether it happened is then unknown.
+        """
+        self._check(command)
+        now_ms = self.now_ms()
+        events, answer = self._decide(command, now_ms)
+        future: asyncio.Future[Committed] = asyncio.get_running_loop().create_future()
+        self._enqueue(
+            _Pending(now_ms, events, answer, future, self._audience.facts(self.state, events, now_ms))
+        )
+        return future
+
+    def carry_out(self, command: Command) -> Answer:
+        """Decides a command that nobody waits for; the answer is speculative. Raises as `submit`."""
+        self._check(command)
+        now_ms = self.now_ms()
+        events, answer = self._decide(command, now_ms)
+        self._enqueue(
+            _Pending(now_ms, events, answer, None, self._audience.facts(self.state, events, now_ms))
+        )
+        return answer
+
+    def _check(self, command: Command) -> None:
+        if self.phase is not Phase.LEADING:
+            raise NotLeading(shard=self.shard, retry_seconds=self._options.heartbeat_seconds)
+        new_work = isinstance(command, PlaceCall) and command.facts.call_id not in self.state.calls
+        if self._outage and new_work:
+            raise StoreOutage(shard=self.shard, retry_seconds=self._options.outage_seconds)
+        limit = PENDING_MAX if new_work else 2 * PENDING_MAX
+        if len(self._pending) >= limit:
+            raise ShardBusy(shard=self.shard, retry_seconds=self._options.outage_seconds)
+
+    def _decide(self, command: Command, now_ms: int) -> tuple[list[Event], Answer]:
+        ordinal = self.state.ordinal
+        try:
+            return step(self.state, command, now_ms)
+        except Exception as error:
+            _POISON.labels(self.shard).inc()
+            log.exception("poison_command", shard=self.shard, command=type(command).__name__)
+            if self.state.ordinal != ordinal:
+                # `evolve` has failed half-way: the memory is no longer the journal's. Start again from the
+                # journal.
+                self._depose("the engine failed while applying its own decision")
+            raise PoisonCommand(type(command).__name__) from error
+
+    def _enqueue(self, pending: _Pending) -> None:
+        self._pending.append(pending)
+        self._work.set()
+        self._timer.set()
+
+    # --- life
+    # ---------------------------------------------------------------------------------------------------
+
+    async def run(self) -> None:
+        """Leads whenever it can, until cancelled."""
+        try:
+            while True:
+                try:
+                    await self._open()
+                    await self._lead()
+                except OutcomeUnknown as error:
+                    log.warning("journal_unreachable", shard=self.shard, error=str(error)[:200])
+                    await asyncio.sleep(RETRY_SECONDS_MAX)
+                except JournalGap as error:
+                    # Never led over: an operator has to look (a restore, a lost block).
+                    log.error("journal_gap", shard=self.shard, error=str(error))
+                    await asyncio.sleep(self._options.takeover_seconds)
+        finally:
+            self._drop(Phase.STOPPED, "stopped")
+            await self._store.close()
+
+    async def _open(self) -> None:
+        """Reads to the tail, waits for silence, inserts an opening block and looks above it. Returns as the
+        leader.
+        """
+        self._drop(Phase.CANDIDATE, "reading the journal")
+        await self._read_tail()
+        while True:
+            if self._chain.sequence and not await self._silent():
+                continue
+            block = await self._opening_block()
+            if not await self._settle(block):
+                await self._read_tail()
+                continue
+            if await self._store.above(self.shard, block.sequence):
+                # It slept between reading and opening: what stands above was decided without this block.
+                raise OutcomeUnknown(f"{self.shard}: opened below the tail")
+            self._apply(block)
+            break
+        self._begin()
+
+    async def _silent(self) -> bool:
+        """Whether nobody has written for the takeover time. A clean start follows its own stop at once."""
+        before = self._chain.sequence
+        await asyncio.sleep(self._options.takeover_seconds * random.uniform(1.0, 1.2))
+        await self._read_tail()
+        return self._chain.sequence == before
+
+    async def _opening_block(self) -> Block:
+        real_ms = await self._store.now_ms()
+        self._offset_ms = self._business_offset_ms(real_ms)
+        now_ms = self.now_ms()
+        leaderless_ms = now_ms - self.state.now_ms if self._chain.sequence else 0
+        opened = ShardOpened(router=self.router, leaderless_span_ms=leaderless_ms)
+        sequence = self._chain.sequence + 1
+        return self._block([(now_ms, opened)], now_ms, sequence=sequence, epoch=sequence)
+
+    def _business_offset_ms(self, database_real_ms: int) -> int:
+        """How far the database's clock is ahead of this machine's, in business time."""
+        difference_ms = database_real_ms - time.time_ns() // 1_000_000
+        return round(difference_ms * self._clock.speed)
+
+    async def _read_tail(self) -> None:
+        async for block in self._store.read(self.shard, self._chain.sequence):
+            self._chain.accept(block)
+            self._apply(block, chained=True)
+            if block.sequence % 256 == 0:
+                await asyncio.sleep(0)
+
+    def _apply(self, block: Block, *, chained: bool = False) -> None:
+        if block.format > codec.FORMAT:
+            raise JournalGap(
+                f"{self.shard}: block {block.sequence} has format {block.format}, "
+                f"this router reads {codec.FORMAT}"
+            )
+        if not chained:
+            self._chain.accept(block)
+        if block.opening:
+            self.state.epoch = block.epoch
+        for at_ms, event in codec.decode_events(block.body, block.now_ms):
+            evolve(self.state, event, at_ms)
+        self.state.now_ms = max(self.state.now_ms, block.now_ms)
+        self.state.hot_calls.clear()
+        self.state.hot_agents.clear()
+
+    def _begin(self) -> None:
+        self.phase = Phase.LEADING
+        self._audience = Audience.of(self.state)
+        self._deposed = None
+        _LEADS.labels(self.shard).set(1)
+        _OPENINGS.labels(self.shard).inc()
+        log.info("leading", shard=self.shard, epoch=self.epoch, calls=len(self.state.calls))
+        self.submit(ConfigureTiming(timing=self._options.timing))
+        self._led.set()
+        for callback in self.on_lead:
+            callback()
+
+    def _drop(self, phase: Phase, why: str) -> None:
+        """Forgets everything that is not in the journal; whoever waits learns that the result is unknown."""
+        was_leading = self.phase is Phase.LEADING
+        self.phase = phase
+        self._led.clear()
+        waiting, self._pending = self._pending, deque()
+        for pending in waiting:
+            if pending.future is not None and not pending.future.done():
+                pending.future.set_exception(NotLeading(shard=self.shard, retry_seconds=1.0))
+        self.state, self._chain = ShardState(self.shard), ChainReader()
+        self._outage = False
+        _LEADS.labels(self.shard).set(0)
+        if was_leading:
+            self._tell_dropped(why)
+
+    def _tell_dropped(self, why: str) -> None:
+        log.warning("stepped_down", shard=self.shard, reason=why)
+        for callback in self.on_drop:
+            callback()
+
+    def _depose(self, why: str) -> None:
+        self._deposed = why
+        if self.phase is Phase.LEADING:
+            self.phase = Phase.CANDIDATE
+            self._tell_dropped(why)
+        self._led.clear()
+        self._work.set()
+        self._timer.set()
+
+    # --- leading
+    # ------------------------------------------------------------------------------------------------
+
+    async def _lead(self) -> None:
+        helpers = [
+            asyncio.create_task(self._run_timers(), name=f"timers-{self.shard}"),
+            asyncio.create_task(self._announce_positions(), name=f"positions-{self.shard}"),
+        ]
+        try:
+            while self._deposed is None:
+                await self._commit_next()
+        finally:
+            for helper in helpers:
+                helper.cancel()
+            await asyncio.gather(*helpers, return_exceptions=True)
+        log.warning("deposed", shard=self.shard, reason=self._deposed)
+
+    async def _commit_next(self) -> None:
+        """Commits what is pending, or an empty block when the heartbeat is due."""
+        if not self._pending:
+            self._work.clear()
+            try:
+                await asyncio.wait_for(self._work.wait(), self._options.heartbeat_seconds)
+            except TimeoutError:
+                pass
+            if self._deposed is not None:
+                return
+        batch, events = self._take_batch()
+        block = self._block(events, self.now_ms() if not events else events[0][0])
+        started = self._clock.monotonic()
+        if not await self._settle(block):
+            for pending in batch:
+                self._pending.appendleft(pending)
+            self._depose(f"another leader's block stands at {block.sequence}")
+            return
+        _COMMITS.labels(self.shard).observe(self._clock.monotonic() - started)
+        _BLOCKS.labels(self.shard).inc()
+        _EVENTS.labels(self.shard).inc(block.count)
+        self._chain.accept(block)
+        self._release(batch, block)
+
+    def _take_batch(self) -> tuple[list[_Pending], list[tuple[int, Event]]]:
+        batch: list[_Pending] = []
+        events: list[tuple[int, Event]] = []
+        while self._pending:
+            pending = self._pending[0]
+            if events and len(events) + len(pending.events) > EVENTS_PER_BLOCK_MAX:
+                break
+            batch.append(self._pending.popleft())
+            events.extend((pending.now_ms, event) for event in pending.events)
+        return batch, events
+
+    def _block(
+        self, events: list[tuple[int, Event]], now_ms: int, *, sequence: int = 0, epoch: int = 0
+    ) -> Block:
+        return Block(
+            shard=self.shard,
+            sequence=sequence or self._chain.sequence + 1,
+            epoch=epoch or self.state.epoch,
+            nonce=secrets.token_hex(8),
+            prev=self._chain.nonce,
+            now_ms=now_ms,
+            format=codec.FORMAT,
+            count=len(events),
+            body=codec.encode_events(events, now_ms),
+        )
+
+    async def _settle(self, block: Block) -> bool:
+        """Brings a block into the journal: True once a majority has it, False when another's stands in its
+        place.
+
+        Raises JournalGap when the block before is gone: the database was set back, and leading on would
+        fork history.
+        """
+        unknown_since: float | None = None
+        pause = RETRY_SECONDS_FIRST
+        while True:
+            try:
+                if unknown_since is not None:
+                    found = await self._store.find(self.shard, block.sequence)
+                    if found is not None:
+                        self._outage = False
+                        return found.nonce == block.nonce
+                    await self._check_previous(block)
+                await self._store.insert(block)
+                self._outage = False
+                return True
+            except OutcomeUnknown as error:
+                now = self._clock.monotonic()
+                unknown_since = now if unknown_since is None else unknown_since
+                if now - unknown_since >= self._options.outage_seconds and not self._outage:
+                    self._outage = True
+                    log.warning("journal_outage", shard=self.shard, error=str(error)[:200])
+                await asyncio.sleep(pause)
+                pause = min(pause * 2, RETRY_SECONDS_MAX)
+
+    async def _check_previous(self, block: Block) -> None:
+        if block.sequence == 1:
+            return
+        previous = await self._store.find(self.shard, block.sequence - 1)
+        if previous is None or previous.nonce != block.prev:
+            raise JournalGap(f"{self.shard}: block {block.sequence - 1} is gone: the database was set back")
+
+    def _release(self, batch: list[_Pending], block: Block) -> None:
+        """Gives out facts, then answers, of a committed block, in the order they were decided."""
+        by_front: dict[str, list[Fact]] = {}
+        for pending in batch:
+            for front, fact in pending.facts:
+                by_front.setdefault(front, []).append(fact)
+        for front, facts in by_front.items():
+            outlet = self._outlets.get(front)
+            if outlet is not None:
+                outlet(facts, self.state.epoch, block.sequence, block.now_ms)
+        for pending in batch:
+            if pending.future is not None and not pending.future.done():
+                pending.future.set_result(
+                    Committed(
+                        answer=pending.answer,
+                        shard=self.shard,
+                        epoch=self.state.epoch,
+                        sequence=block.sequence,
+                        now_ms=pending.now_ms,
+                    )
+                )
+
+    async def _run_timers(self) -> None:
+        """Submits a Tick whenever a deadline passes."""
+        while True:
+            self._timer.clear()
+            due = next_deadline(self.state)
+            delay = None if due is None else self._clock.real_seconds((due[0] - self.now_ms()) / 1000.0)
+            if delay is None or delay > 0:
+                started = self._clock.monotonic()
+                try:
+                    await asyncio.wait_for(self._timer.wait(), delay)
+                    continue
+                except TimeoutError:
+                    late = self._clock.monotonic() - started - (delay or 0.0)
+                if late > STALL_SECONDS:
+                    # This process slept. What came in meanwhile (accepts, streams) is read before time is
+                    # concluded from.
+                    await asyncio.sleep(STALL_SECONDS)
+            if self._outage:
+                # Deadlines stand still while nothing can be committed.
+                await asyncio.sleep(self._options.outage_seconds / 4)
+                continue
+            await self._tick()
+
+    async def _tick(self) -> None:
+        for _ in range(TICKS_IN_A_ROW_MAX):
+            try:
+                now_ms = self.now_ms()
+                events, answer = self._decide(Tick(), now_ms)
+            except PoisonCommand:
+                self._park_timer()
+                return
+            if not answer.more:
+                return
+            facts = self._audience.facts(self.state, events, now_ms)
+            self._enqueue(_Pending(now_ms, events, answer, None, facts))
+        await asyncio.sleep(0)
+
+    async def _announce_positions(self) -> None:
+        """Tells waiting callers their place and expected wait when these have changed."""
+        told: dict[str, tuple[int, int]] = {}
+        while True:
+            await asyncio.sleep(POSITIONS_SECONDS)
+            now: dict[str, tuple[int, int]] = {}
+            for line in [each for each in self.state.lines.values() if each.waiting_count]:
+                for call_id, position, wait_ms in positions(line, self.state, POSITIONS_PER_LINE_MAX):
+                    now[call_id] = (position, wait_ms)
+                    if told.get(call_id) != now[call_id]:
+                        self._tell_position(call_id, position, wait_ms)
+            told = now
+
+    def _tell_position(self, call_id: str, position: int, wait_ms: int) -> None:
+        outlet = self._outlets.get(self.state.calls[call_id].front)
+        if outlet is not None:
+            event = PositionChanged(call_id=call_id, position=position, expected_wait_span_ms=wait_ms)
+            fact = Fact(event=event, now_ms=self.state.now_ms, call=view_call(self.state, call_id))
+            outlet([fact], self.state.epoch, self.sequence, self.state.now_ms)
+
+    def _park_timer(self) -> None:
+        """A timer that the engine fails on is set aside, so that the others go on."""
+        due = next_deadline(self.state)
+        if due is not None:
+            log.error("timer_parked", shard=self.shard, kind=due[1], owner=due[2])
+            self.state.deadlines.remove(min(self.state.deadlines))

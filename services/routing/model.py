@@ -1,0 +1,832 @@
+"""Routing's frozen values: configuration, commands (what comes in) and events (what the journal holds).
+
+Every time is business time in milliseconds since 1970 (`*_ms` names an instant), every span is in
+milliseconds too
+(`*_span_ms`). Events carry results, never increments, so that applying one twice changes nothing.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from enum import StrEnum
+
+#: Largest block: events and bytes. Larger work goes in steps.
+EVENTS_PER_BLOCK_MAX = 1_000
+BLOCK_BYTES_MAX = 1 << 20
+#: Entries that one command may end or detach; the rest follows by the same command again.
+STEP_ENTRIES_MAX = 200
+#: Distinct (queue, channel, skills) lines of a shard.
+LINES_MAX = 20_000
+
+
+class CallState(StrEnum):
+    """Where a call's entry in this shard stands."""
+
+    WAITING = "waiting"
+    OVERFLOWING = "overflowing"
+    OFFERED = "offered"
+    ACCEPTED = "accepted"
+    CONNECTED = "connected"
+    ENDED = "ended"
+
+
+#: States in which a caller waits for a conversation.
+BEFORE_CONNECTION = frozenset(
+    {CallState.WAITING, CallState.OVERFLOWING, CallState.OFFERED, CallState.ACCEPTED}
+)
+
+
+class CallOutcome(StrEnum):
+    """How an entry ended."""
+
+    COMPLETED = "completed"
+    ABANDONED = "abandoned"
+    MOVED = "moved"
+    REFUSED = "refused"
+    INTERRUPTED = "interrupted"
+
+
+class OfferOutcome(StrEnum):
+    """How an offer ended."""
+
+    CONFIRMED = "confirmed"
+    DECLINED = "declined"
+    EXPIRED = "expired"
+    CANCELLED = "cancelled"
+    UNCONFIRMED = "unconfirmed"
+    AGENT_LOST = "agent_lost"
+
+
+class AgentState(StrEnum):
+    """What an agent is to the world; derived from presence and from what the agent holds."""
+
+    OFFLINE = "offline"
+    AVAILABLE = "available"
+    RESERVED = "reserved"
+    ON_CALL = "on_call"
+    WRAP_UP = "wrap_up"
+    PAUSED = "paused"
+
+
+class Presence(StrEnum):
+    """What an agent declares."""
+
+    OFFLINE = "offline"
+    AVAILABLE = "available"
+    PAUSED = "paused"
+
+
+class Strategy(StrEnum):
+    """How a queue ranks its free agents (lower rank first, ties by longest idle)."""
+
+    LONGEST_IDLE = "longest_idle"
+    FEWEST_CALLS = "fewest_calls"
+    ROUND_ROBIN = "round_robin"
+    PRIORITY_ORDER = "priority_order"
+    BEST_PROFICIENCY = "best_proficiency"
+
+
+#: Skill id and least level (1-5).
+Requirement = tuple[str, int]
+#: What a line is: queue id, channel, requirements beyond the queue's (sorted).
+LineKey = tuple[str, str, tuple[Requirement, ...]]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Timing:
+    """A shard's protocol durations, in business milliseconds (the shell scales real seconds by the clock's
+    speed).
+    """
+
+    #: The edge must confirm an accepted offer within this.
+    confirm_span_ms: int = 5_000
+    #: A call without a stream keeps its place this long.
+    grace_span_ms: int = 5_000
+    #: After an opening nothing is concluded from absence for this long.
+    reattach_span_ms: int = 3_000
+    #: An agent whose session broke counts as there this long.
+    agent_grace_span_ms: int = 5_000
+    #: An overflowing call is offered here again after this.
+    move_span_ms: int = 5_000
+    #: Ended calls are remembered this long.
+    memory_span_ms: int = 900_000
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class QueueConfig:
+    """A queue as the engine knows it."""
+
+    #: Id.
+    id: str
+    #: What an agent must have, sorted.
+    skills: tuple[Requirement, ...] = ()
+    #: Answered within this counts for the service level.
+    service_level_span_ms: int = 20_000
+    #: Abandoned sooner than this does not count.
+    short_abandon_span_ms: int = 5_000
+    #: Ranking of free agents.
+    strategy: Strategy = Strategy.LONGEST_IDLE
+    #: Head start of its calls over other queues', in points of `priority_credit_span_ms`.
+    weight: int = 0
+    #: What one point of priority is worth in waiting.
+    priority_credit_span_ms: int = 30_000
+    #: Ringing.
+    ring_span_ms: int = 15_000
+    #: After-call work.
+    wrap_up_span_ms: int = 30_000
+    #: Calls that may wait in this shard.
+    length_max: int = 10_000
+    #: Longest wait; 0 for no limit.
+    wait_span_max_ms: int = 0
+    #: Expected wait from which the front looks elsewhere.
+    overflow_span_ms: int = 20_000
+    #: Refuse when nobody who fits is logged in.
+    refuse_without_agents: bool = False
+    #: A missed or declined offer keeps the agent from the next this long.
+    reject_delay_span_ms: int = 0
+    #: Missed offers in a row after which the agent is paused; 0 never.
+    missed_offers_max: int = 0
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class AgentConfig:
+    """An agent as the engine knows it."""
+
+    #: Id.
+    id: str
+    #: Skill to level (1-5), sorted by skill.
+    skills: tuple[Requirement, ...] = ()
+    #: Contacts at once by channel.
+    capacity: tuple[tuple[str, int], ...] = (("voice", 1),)
+    #: For PRIORITY_ORDER; lower first.
+    priority: int = 0
+    #: How to reach the seat.
+    address: str = ""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class CallFacts:
+    """What an edge said of a call, checked and normalised."""
+
+    #: The edge's id.
+    call_id: str
+    #: Queue id.
+    queue: str
+    #: Channel name, lower case.
+    channel: str = "voice"
+    #: E.164 or empty.
+    caller_number: str = ""
+    #: Beyond the queue's own, sorted.
+    skills: tuple[Requirement, ...] = ()
+    #: -100 to 100, the customer's tier included.
+    priority: int = 0
+    #: Region nearest to the caller.
+    home_region: str = ""
+    #: BCP 47.
+    language: str = ""
+    #: Context for the desktop.
+    attributes: tuple[tuple[str, str], ...] = ()
+
+
+# --- commands: one input to the engine each
+# ----------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ConfigureTiming:
+    """Puts protocol durations in force."""
+
+    timing: Timing
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ConfigureQueue:
+    """Adds or changes a queue."""
+
+    queue: QueueConfig
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RemoveQueue:
+    """Takes a queue away; refused while somebody waits in it."""
+
+    queue: str
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ConfigureAgent:
+    """Adds or changes an agent."""
+
+    agent: AgentConfig
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RemoveAgent:
+    """Takes an agent away; what it holds ends as with a log-out."""
+
+    agent: str
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SetDraining:
+    """The region stops (or starts again) taking new calls from elsewhere."""
+
+    draining: bool
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PlaceCall:
+    """Places a call, or attaches its stream again: one idempotent command; the answer is the present state."""
+
+    facts: CallFacts
+    attempt: int
+    move: int
+    #: Router that holds the stream.
+    front: str
+    #: Waited before in other entries, from the place token or the front.
+    waited_span_ms: int = 0
+    #: The edge says that the conversation broke off: only then a connected call is queued again.
+    agent_lost: bool = False
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class DetachCall:
+    """The stream broke without a word: the place is kept for the grace period."""
+
+    call_id: str
+    attempt: int
+    move: int
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class OverflowCall:
+    """The front wants to place the call elsewhere: no offers here meanwhile."""
+
+    call_id: str
+    attempt: int
+    move: int
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class WithdrawCall:
+    """The call is queued elsewhere under a higher version: this entry ends as MOVED."""
+
+    call_id: str
+    attempt: int
+    move: int
+    reason: str = "OVERFLOW"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class HangUp:
+    """The caller hung up."""
+
+    call_id: str
+    attempt: int
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class EndCall:
+    """The conversation is over, says the edge (agent empty) or the desktop."""
+
+    call_id: str
+    attempt: int = 0
+    agent: str = ""
+    recording_uri: str = ""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ConfirmCall:
+    """The edge's consent to exactly one accepted offer."""
+
+    call_id: str
+    offer_id: str
+    attempt: int
+    move: int
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Reprioritize:
+    """A waiting call's priority, absolute."""
+
+    call_id: str
+    priority: int
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class DetachFront:
+    """A front's link broke: all its calls and sessions are detached, in steps."""
+
+    front: str
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class OpenSession:
+    """A desktop opens or re-attaches its session; the newest session wins."""
+
+    agent: str
+    session: int
+    command: int
+    front: str
+    presence: Presence = Presence.AVAILABLE
+    pause_reason: str = ""
+    calls_held: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class DetachSession:
+    """A desktop's stream broke."""
+
+    agent: str
+    session: int
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class CloseSession:
+    """A desktop logs out."""
+
+    agent: str
+    session: int
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SetPresence:
+    """AVAILABLE or PAUSED; a command number that is not newer is ignored."""
+
+    agent: str
+    session: int
+    command: int
+    presence: Presence
+    pause_reason: str = ""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class AcceptOffer:
+    """The agent takes an offer."""
+
+    agent: str
+    session: int
+    offer_id: str
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class DeclineOffer:
+    """The agent declines an offer."""
+
+    agent: str
+    session: int
+    offer_id: str
+    reason: str = ""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TicketWish:
+    """A ticket that a disposition asks for."""
+
+    kind: str
+    subject: str
+    priority: str = ""
+    category: str = ""
+    description: str = ""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Disposition:
+    """What an agent says of a finished contact."""
+
+    code: str
+    resolved: bool = False
+    contact_reason: str = ""
+    notes: str = ""
+    ticket: TicketWish | None = None
+    follow_up_ms: int = 0
+    wants_to_leave: bool = False
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class FinishWrapUp:
+    """After-call work is done."""
+
+    agent: str
+    session: int
+    call_id: str
+    disposition: Disposition | None = None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class AskCall:
+    """Only the present state; the answer waits for a commit begun after the question."""
+
+    call_id: str
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class AskAgent:
+    """Only an agent's present state."""
+
+    agent: str
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class AskCalls:
+    """Live calls of the shard, oldest first, one page."""
+
+    #: Queue id; all when empty.
+    queue: str = ""
+    #: Only in these states; all live ones when empty.
+    states: tuple[CallState, ...] = ()
+    #: (queued_ms, call id) of the last one of the page before.
+    after: tuple[int, str] = (0, "")
+    limit: int = 50
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Tick:
+    """Time has passed: what is due happens, in steps."""
+
+
+Command = (
+    ConfigureTiming
+    | ConfigureQueue
+    | RemoveQueue
+    | ConfigureAgent
+    | RemoveAgent
+    | SetDraining
+    | PlaceCall
+    | DetachCall
+    | OverflowCall
+    | WithdrawCall
+    | HangUp
+    | EndCall
+    | ConfirmCall
+    | Reprioritize
+    | DetachFront
+    | OpenSession
+    | DetachSession
+    | CloseSession
+    | SetPresence
+    | AcceptOffer
+    | DeclineOffer
+    | FinishWrapUp
+    | AskCall
+    | AskAgent
+    | AskCalls
+    | Tick
+)
+
+
+# --- events: what the journal holds
+# ------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ShardOpened:
+    """A leader's first block. Its sequence is its epoch; deadlines move by the leaderless time."""
+
+    router: str
+    leaderless_span_ms: int
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TimingConfigured:
+    """Protocol durations in force."""
+
+    timing: Timing
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class QueueConfigured:
+    """A queue in force."""
+
+    queue: QueueConfig
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class QueueRemoved:
+    """A queue is gone."""
+
+    queue: str
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class AgentConfigured:
+    """An agent in force."""
+
+    agent: AgentConfig
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class AgentRemoved:
+    """An agent is gone."""
+
+    agent: str
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class DrainingSet:
+    """The region drains, or no longer."""
+
+    draining: bool
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class CallQueued:
+    """A call waits."""
+
+    facts: CallFacts
+    attempt: int
+    move: int
+    front: str
+    #: When it first came, all entries together.
+    queued_ms: int
+    #: Effective arrival: less the credit of its priority.
+    effective_ms: int
+    #: Waited before in other entries.
+    waited_span_ms: int
+    #: Refused then (longest wait); 0 never.
+    refuse_ms: int = 0
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class CallAttached:
+    """A stream holds the call (again)."""
+
+    call_id: str
+    attempt: int
+    move: int
+    front: str
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class CallDetached:
+    """No stream holds the call; abandoned at `until_ms` unless one comes back."""
+
+    call_id: str
+    until_ms: int
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class CallOverflowing:
+    """Being placed elsewhere; offered here again at `until_ms`."""
+
+    call_id: str
+    until_ms: int
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class CallResumed:
+    """Offered here again."""
+
+    call_id: str
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class CallReprioritized:
+    """New priority and place."""
+
+    call_id: str
+    priority: int
+    effective_ms: int
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class CallOffered:
+    """An agent is being rung until `until_ms`."""
+
+    call_id: str
+    offer_id: str
+    agent: str
+    until_ms: int
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class OfferAccepted:
+    """The agent holds; the edge must confirm until `until_ms`."""
+
+    call_id: str
+    offer_id: str
+    agent: str
+    until_ms: int
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class OfferEnded:
+    """An offer came to nothing; the call, if it lives, waits at its original place."""
+
+    call_id: str
+    offer_id: str
+    agent: str
+    outcome: OfferOutcome
+    #: The agent is offered nothing before this; 0 at once.
+    rest_until_ms: int = 0
+    #: Missed offers in a row, absolute.
+    missed: int = 0
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class CallConnected:
+    """The edge confirmed. At most once over all shards."""
+
+    call_id: str
+    offer_id: str
+    agent: str
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class CallEnded:
+    """An entry ended."""
+
+    call_id: str
+    outcome: CallOutcome
+    reason: str = ""
+    #: The agent is in after-call work until then; 0 for none.
+    wrap_up_until_ms: int = 0
+    recording_uri: str = ""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class CallWrappedUp:
+    """After-call work is done."""
+
+    call_id: str
+    agent: str
+    disposition: Disposition | None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class CallsForgotten:
+    """Ended calls leave the memory."""
+
+    call_ids: tuple[str, ...]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SessionOpened:
+    """A desktop's session is attached."""
+
+    agent: str
+    session: int
+    command: int
+    front: str
+    presence: Presence
+    pause_reason: str
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SessionDetached:
+    """The desktop's stream broke; logged out at `until_ms` unless it comes back."""
+
+    agent: str
+    until_ms: int
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SessionClosed:
+    """The agent is logged out."""
+
+    agent: str
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PresenceSet:
+    """AVAILABLE or PAUSED."""
+
+    agent: str
+    command: int
+    presence: Presence
+    pause_reason: str
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class AgentRested:
+    """The delay after a missed offer is over."""
+
+    agent: str
+
+
+Event = (
+    ShardOpened
+    | TimingConfigured
+    | QueueConfigured
+    | QueueRemoved
+    | AgentConfigured
+    | AgentRemoved
+    | DrainingSet
+    | CallQueued
+    | CallAttached
+    | CallDetached
+    | CallOverflowing
+    | CallResumed
+    | CallReprioritized
+    | CallOffered
+    | OfferAccepted
+    | OfferEnded
+    | CallConnected
+    | CallEnded
+    | CallWrappedUp
+    | CallsForgotten
+    | SessionOpened
+    | SessionDetached
+    | SessionClosed
+    | PresenceSet
+    | AgentRested
+)
+
+
+# --- what leaves a shard
+# -----------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class CallView:
+    """A call's entry as it stands."""
+
+    facts: CallFacts
+    attempt: int
+    move: int
+    state: CallState
+    outcome: CallOutcome | None
+    reason: str
+    queued_ms: int
+    effective_ms: int
+    connected_ms: int
+    ended_ms: int
+    agent: str
+    agent_address: str
+    offer_id: str
+    #: Ringing or confirmation ends then.
+    offer_until_ms: int
+    detached: bool
+    #: 1 is the next; 0 unknown.
+    position: int
+    #: Expected wait; -1 unknown.
+    expected_wait_span_ms: int
+    recording_uri: str
+    wrap_up_until_ms: int
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class AgentView:
+    """An agent as it stands."""
+
+    agent: str
+    state: AgentState
+    pause_reason: str
+    session: int
+    command: int
+    calls: tuple[str, ...]
+    offers: tuple[str, ...]
+    since_ms: int
+    capacity: tuple[tuple[str, int], ...]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PositionChanged:
+    """A waiting call's place and expected wait; told without a commit, for it promises nothing."""
+
+    call_id: str
+    #: 1 is the next.
+    position: int
+    #: -1 when it cannot be estimated.
+    expected_wait_span_ms: int
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Refusal:
+    """A command that changed nothing, and why (UPPER_SNAKE)."""
+
+    reason: str
+    #: The field at fault, if one is.
+    field: str = ""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Answer:
+    """What a command is answered with, once its commit is done."""
+
+    refusal: Refusal | None = None
+    call: CallView | None = None
+    agent: AgentView | None = None
+    #: For AskCalls.
+    calls: tuple[CallView, ...] = ()
+    #: Entries left for the same command again.
+    more: bool = False
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Fact:
+    """A committed event for the front that holds the call's or the agent's stream."""
+
+    event: Event | PositionChanged
+    now_ms: int
+    call: CallView | None = None
+    agent: AgentView | None = None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Decision:
+    """What `decide` says: events, or a refusal."""
+
+    events: list[Event] = field(default_factory=list)
+    refusal: Refusal | None = None
+    more: bool = False

@@ -1,0 +1,127 @@
+"""What each region's leader says of its load, for placement: own figures at once, others' over a stream.
+
+Hints, not facts: they promise nothing and wait for no commit. A peer that has been silent for
+`silent_seconds` counts as down.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+
+import grpc
+import structlog
+
+from callmesh.routing.v1 import directory_pb2, shard_pb2, shard_pb2_grpc
+from chassis.clock import Clock
+from chassis.metrics import gauge
+from routing.leader import Leader
+from routing.views import QueueLoad, queue_loads
+
+#: State is looked at, and sent when it changed, this often; unchanged it is repeated every heartbeat. Real
+#: seconds.
+COALESCE_SECONDS = 0.02
+HEARTBEAT_SECONDS = 0.5
+RECONNECT_SECONDS = 0.25
+
+log = structlog.get_logger(__name__)
+_UP = gauge("callmesh_peer_up", "1 while a region's leader is heard.", ["region"])
+
+
+class PeerTable:
+    """The newest state of every region and when it was heard."""
+
+    def __init__(self, clock: Clock, silent_seconds: float) -> None:
+        self._clock = clock
+        self._silent_seconds = silent_seconds
+        self._heard: dict[str, tuple[shard_pb2.PeerState, float]] = {}
+        self.on_change: list[Callable[[], None]] = []
+
+    def hear(self, state: shard_pb2.PeerState) -> None:
+        """Takes a region's state; one of an older epoch is dropped."""
+        known = self._heard.get(state.region)
+        if known is not None and state.epoch < known[0].epoch:
+            return
+        self._heard[state.region] = (state, self._clock.monotonic())
+        for callback in self.on_change:
+            callback()
+
+    def age_seconds(self, region: str) -> float | None:
+        """Since the region was last heard; None if never."""
+        known = self._heard.get(region)
+        return None if known is None else self._clock.monotonic() - known[1]
+
+    def alive(self, region: str) -> bool:
+        """Heard within the silent time."""
+        age = self.age_seconds(region)
+        up = age is not None and age <= self._silent_seconds
+        _UP.labels(region).set(up)
+        return up
+
+    def state(self, region: str) -> shard_pb2.PeerState | None:
+        """The newest state heard, however old."""
+        known = self._heard.get(region)
+        return None if known is None else known[0]
+
+    def load(self, region: str, queue: str) -> shard_pb2.PeerState.QueueLoad | None:
+        """The region's load in a queue, if it is alive and has one."""
+        state = self.state(region)
+        if state is None or not self.alive(region):
+            return None
+        return next((load for load in state.queues if load.queue == queue), None)
+
+
+def state_of(leader: Leader, region: str, router: str) -> shard_pb2.PeerState:
+    """A leader's own state, as its peers are told."""
+    draining = leader.state.draining
+    return shard_pb2.PeerState(
+        region=region,
+        shard=leader.shard,
+        epoch=leader.epoch,
+        sequence=leader.sequence,
+        state=directory_pb2.REGION_STATE_DRAINING if draining else directory_pb2.REGION_STATE_UP,
+        queues=[_load(load) for load in queue_loads(leader.state)],
+        router=router,
+    )
+
+
+def _load(load: QueueLoad) -> shard_pb2.PeerState.QueueLoad:
+    return shard_pb2.PeerState.QueueLoad(
+        queue=load.queue,
+        waiting=load.waiting,
+        agents_logged_in=load.agents_logged_in,
+        agents_free=load.agents_free,
+        expected_wait_ms=load.expected_wait_span_ms,
+    )
+
+
+async def changes(leader: Leader, region: str, router: str) -> AsyncIterator[shard_pb2.PeerState]:
+    """The leader's state whenever it changed, and every heartbeat; nothing while it does not lead."""
+    loop = asyncio.get_running_loop()
+    last: list[QueueLoad] | None = None
+    sent = 0.0
+    while True:
+        if leader.leading:
+            loads = queue_loads(leader.state)
+            if loads != last or loop.time() - sent >= HEARTBEAT_SECONDS:
+                last, sent = loads, loop.time()
+                yield state_of(leader, region, router)
+        await asyncio.sleep(COALESCE_SECONDS)
+
+
+async def watch_own(table: PeerTable, leader: Leader, region: str, router: str) -> None:
+    """Keeps the table's row of this router's own region."""
+    async for state in changes(leader, region, router):
+        table.hear(state)
+
+
+async def watch_peer(table: PeerTable, channel: grpc.aio.Channel, router: str) -> None:
+    """Keeps the table's row of another router's region, until cancelled."""
+    stub = shard_pb2_grpc.ShardServiceStub(channel)
+    while True:
+        try:
+            async for state in stub.WatchPeers(shard_pb2.WatchPeersRequest(router=router)):
+                table.hear(state)
+        except grpc.aio.AioRpcError as error:
+            log.debug("peer_silent", code=error.code().name)
+        await asyncio.sleep(RECONNECT_SECONDS)

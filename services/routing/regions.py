@@ -1,0 +1,162 @@
+"""Regions as placement needs them: the directory's regions with the peers' live load, and the memory
+between placements.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections import defaultdict
+from dataclasses import dataclass, field
+
+from callmesh.routing.v1 import call_pb2, directory_pb2, shard_pb2
+from chassis.clock import Clock
+from routing import placement
+from routing.geo import Located, locate, with_point
+from routing.peers import PeerTable
+from routing.placement import Caller, Placement, PlacementRules, Previous, QueueView, RegionState, RegionView
+
+#: Placements remembered as not yet seen in the peers' figures, for at most this long, real seconds.
+PLACED_SECONDS = 0.3
+PLACED_REMEMBERED_MAX = 1_000
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RegionConfig:
+    """A region of the directory."""
+
+    id: str
+    latitude: float
+    longitude: float
+    served_areas: tuple[str, ...] = ()
+    served_prefixes: tuple[str, ...] = ()
+    languages: tuple[str, ...] = ()
+    weight: int = placement.NORMAL_WEIGHT
+    draining: bool = False
+
+
+@dataclass(slots=True)
+class _Placed:
+    """Calls that this router has sent to a region's queue a moment ago."""
+
+    at: list[float] = field(default_factory=list)
+
+
+class Regions:
+    """Ranks regions for a call. Belongs to one event loop."""
+
+    def __init__(self, peers: PeerTable, clock: Clock) -> None:
+        self._peers = peers
+        self._clock = clock
+        self._regions: dict[str, RegionConfig] = {}
+        self._overflow_ms: dict[str, int] = {}
+        self._previous: dict[tuple[str, str], Previous] = {}
+        self._placed: dict[tuple[str, str], _Placed] = defaultdict(_Placed)
+
+    def configure(self, regions: tuple[RegionConfig, ...], overflow_ms: dict[str, int]) -> None:
+        """Puts the directory's regions, and the queues' overflow thresholds (business milliseconds), in
+        force.
+        """
+        self._regions = {region.id: region for region in regions}
+        self._overflow_ms = overflow_ms
+
+    def known(self, region: str) -> bool:
+        return region in self._regions
+
+    def rank(self, request: call_pb2.CallRequest, located: Located | None, queue: str) -> Placement:
+        """The regions for a call, best first, with the reasons."""
+        caller = Caller(
+            place=located,
+            language=request.language,
+            draw=int.from_bytes(hashlib.sha256(request.call_id.encode()).digest()[:4]) / 2**32,
+        )
+        rules = PlacementRules(overflow_seconds=self._overflow_ms.get(queue, 20_000) / 1000)
+        views = [self._view(region, queue) for region in self._regions.values()]
+        home = placement.place(caller, views, queue, rules).home
+        result = placement.place(caller, views, queue, rules, self._previous.get((home, queue)))
+        self._previous[(home, queue)] = result.previous
+        return result
+
+    def home_of(self, located: Located) -> str:
+        """The region at home there; empty if there is none."""
+        views = [self._view(region, "") for region in self._regions.values()]
+        return placement.place(Caller(place=located), views, "", PlacementRules()).home
+
+    def note_placed(self, region: str, queue: str) -> None:
+        """Remembers a placement until the peers' figures can show it."""
+        placed = self._placed[(region, queue)].at
+        placed.append(self._clock.monotonic())
+        del placed[:-PLACED_REMEMBERED_MAX]
+
+    def find_overflow(self, queue: str, region: str, waited_ms: int) -> str | None:
+        """A region with a free agent and nobody waiting, for a call that has waited past the threshold
+        where it is.
+        """
+        if waited_ms < self._overflow_ms.get(queue, 20_000):
+            return None
+        here = self._peers.load(region, queue)
+        if here is not None and here.agents_free > 0:
+            return None
+        free = [
+            (-spare, other)
+            for other, config in self._regions.items()
+            if other != region and not config.draining and (spare := self._spare(other, queue)) > 0
+        ]
+        return min(free)[1] if free else None
+
+    def _spare(self, region: str, queue: str) -> int:
+        load = self._peers.load(region, queue)
+        if load is None or load.waiting:
+            return 0
+        return load.agents_free - self._placed_since(region, queue)
+
+    def _placed_since(self, region: str, queue: str) -> int:
+        now = self._clock.monotonic()
+        placed = self._placed[(region, queue)]
+        placed.at = [at for at in placed.at if now - at < PLACED_SECONDS]
+        return len(placed.at)
+
+    def _view(self, region: RegionConfig, queue: str) -> RegionView:
+        state = self._peers.state(region.id)
+        age = self._peers.age_seconds(region.id)
+        load = next((q for q in state.queues if q.queue == queue), None) if state is not None else None
+        return RegionView(
+            id=region.id,
+            state=self._state_of(region, state),
+            latitude=region.latitude,
+            longitude=region.longitude,
+            served_areas=region.served_areas,
+            served_prefixes=region.served_prefixes,
+            languages=region.languages,
+            weight=region.weight,
+            queues={queue: self._queue_view(region.id, load, age)} if load is not None else {},
+        )
+
+    def _state_of(self, region: RegionConfig, state: shard_pb2.PeerState | None) -> RegionState:
+        if not self._peers.alive(region.id):
+            return RegionState.DOWN
+        draining = state is not None and state.state == directory_pb2.REGION_STATE_DRAINING
+        return RegionState.DRAINING if region.draining or draining else RegionState.UP
+
+    def _queue_view(self, region: str, load: shard_pb2.PeerState.QueueLoad, age: float | None) -> QueueView:
+        return QueueView(
+            agents_logged_in=load.agents_logged_in,
+            agents_free=load.agents_free,
+            waiting=load.waiting,
+            ewt_seconds=load.expected_wait_ms / 1000 if load.expected_wait_ms >= 0 else None,
+            age_ms=round((age or 0.0) * 1000),
+            placed_since=self._placed_since(region, load.queue),
+        )
+
+
+def place_of(request: call_pb2.CallRequest) -> Located | None:
+    """Number and place of a caller; the edge's location wins. None for a withheld number without a location.
+
+    Raises geo.InvalidNumber (field call.caller_number) and InvalidArgument (call.location).
+    """
+    located = None
+    if request.caller_number:
+        # A number in a range that the plan does not know is still somebody's call.
+        located = locate(request.caller_number, field="call.caller_number", accept_unassigned=True)
+    if not request.HasField("location"):
+        return located
+    return with_point(located, request.location.latitude, request.location.longitude, field="call.location")

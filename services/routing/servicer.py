@@ -1,0 +1,349 @@
+"""Thin gRPC: each method hands its request to a use case and its errors to the chassis."""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+from collections.abc import AsyncIterator
+from typing import Any
+
+import structlog
+
+from callmesh.routing.v1 import (
+    agent_pb2,
+    agent_pb2_grpc,
+    call_pb2,
+    menus_pb2,
+    menus_pb2_grpc,
+    routing_pb2,
+    routing_pb2_grpc,
+    shard_pb2,
+    shard_pb2_grpc,
+    supervision_pb2,
+    supervision_pb2_grpc,
+)
+from chassis.callcontext import remaining_seconds
+from chassis.errors import CallmeshError, FailedPrecondition, InvalidArgument, Unavailable
+from routing import codec, convert
+from routing.front import Front
+from routing.handlers import Handlers
+from routing.leader import Committed, Leader, PoisonCommand
+from routing.model import Command, DetachFront, SetPresence
+from routing.peers import changes
+from routing.streams import Desk, Update
+
+#: A desktop's command is tried for this long while its shard changes leader, real seconds.
+COMMAND_SECONDS_MAX = 10.0
+#: Taken when a caller sets no deadline, real seconds.
+DEADLINE_SECONDS = 5.0
+#: Messages to a front that may be unread; a front that far behind is cut off and attaches again.
+LINK_UNREAD_MAX = 50_000
+#: Steps of detaching a lost front.
+DETACH_STEPS_MAX = 1_000
+
+log = structlog.get_logger(__name__)
+
+
+class NotLeader(FailedPrecondition):
+    """This router does not lead {subject}: {why}."""
+
+    reason = "NOT_LEADER"
+
+
+class FormatUnknown(FailedPrecondition):
+    """This router cannot read the link's format: {why}."""
+
+    reason = "FORMAT_UNKNOWN"
+
+
+def _left() -> float:
+    return remaining_seconds(DEADLINE_SECONDS) or 0.0
+
+
+class RoutingServicer(routing_pb2_grpc.RoutingServiceServicer):
+    """For edges."""
+
+    def __init__(self, handlers: Handlers) -> None:
+        self._handlers = handlers
+
+    async def RouteCall(
+        self, request: routing_pb2.RouteCallRequest, context: Any
+    ) -> AsyncIterator[routing_pb2.RouteCallEvent]:
+        async for event in self._handlers.route_call(request.call):
+            yield event
+
+    async def AssignCall(
+        self, request: routing_pb2.AssignCallRequest, context: Any
+    ) -> routing_pb2.AssignCallResponse:
+        return await self._handlers.assign_call(request, _left())
+
+    async def ConfirmCall(
+        self, request: routing_pb2.ConfirmCallRequest, context: Any
+    ) -> routing_pb2.ConfirmCallResponse:
+        return await self._handlers.confirm_call(request, _left())
+
+    async def HangUp(self, request: routing_pb2.HangUpRequest, context: Any) -> call_pb2.Call:
+        return await self._handlers.hang_up(request, _left())
+
+    async def EndCall(self, request: routing_pb2.EndCallRequest, context: Any) -> call_pb2.Call:
+        return await self._handlers.end_call(request, _left())
+
+    async def GetCall(self, request: routing_pb2.GetCallRequest, context: Any) -> call_pb2.Call:
+        return await self._handlers.get_call(request)
+
+    async def ListCalls(
+        self, request: routing_pb2.ListCallsRequest, context: Any
+    ) -> routing_pb2.ListCallsResponse:
+        return await self._handlers.list_calls(request)
+
+    async def ReprioritizeCall(
+        self, request: routing_pb2.ReprioritizeCallRequest, context: Any
+    ) -> call_pb2.Call:
+        return await self._handlers.reprioritize(request)
+
+
+class AgentServicer(agent_pb2_grpc.AgentServiceServicer):
+    """For agents' desktops."""
+
+    def __init__(self, handlers: Handlers, front: Front) -> None:
+        self._handlers = handlers
+        self._front = front
+
+    async def GetAgentStatus(
+        self, request: agent_pb2.GetAgentStatusRequest, context: Any
+    ) -> agent_pb2.AgentStatus:
+        return await self._handlers.agent_status(request)
+
+    async def Session(
+        self, request_iterator: AsyncIterator[agent_pb2.AgentCommand], context: Any
+    ) -> AsyncIterator[agent_pb2.AgentEvent]:
+        first = await anext(aiter(request_iterator), None)
+        if first is None:
+            raise InvalidArgument(field="open", why="must be the first command of a stream")
+        desk = await self._handlers.desk(first)
+        session = _Session(self._front, desk)
+        try:
+            await self._front.open_desk(desk)
+            reader = asyncio.create_task(session.read(request_iterator))
+            try:
+                async for event in session.events(reader):
+                    yield event
+            finally:
+                reader.cancel()
+                await asyncio.gather(reader, return_exceptions=True)
+        finally:
+            self._front.spawn(self._front.close_desk(desk, log_out=session.closed))
+
+
+class _Session:
+    """One desktop's stream: commands in, one after another; events out."""
+
+    def __init__(self, front: Front, desk: Desk) -> None:
+        self._front = front
+        self._desk = desk
+        #: The desktop said `close`.
+        self.closed = False
+
+    async def read(self, commands: AsyncIterator[agent_pb2.AgentCommand]) -> None:
+        """Carries out commands until the stream ends."""
+        async for command in commands:
+            try:
+                wanted = convert.agent_command(command, self._desk)
+                if wanted is None:
+                    self.closed = True
+                    return
+                await self._carry_out(command.command, wanted)
+            except CallmeshError as error:
+                field = str(error.values.get("field", ""))
+                self._refuse(command.command, error.reason, field, error.message)
+
+    async def _carry_out(self, number: int, wanted: Command) -> None:
+        committed = await self._front.ask_patiently(self._desk.region, wanted, COMMAND_SECONDS_MAX)
+        refusal = committed.answer.refusal
+        if refusal is not None:
+            self._refuse(number, refusal.reason, refusal.field, refusal.reason.lower().replace("_", " "))
+        elif isinstance(wanted, SetPresence):
+            # What a re-attached session names as its newest command; the journal knows the rest.
+            self._desk.command = max(self._desk.command, number)
+
+    def _refuse(self, number: int, reason: str, field: str, message: str) -> None:
+        refused = agent_pb2.AgentEvent.CommandRefused(
+            command=number, reason=reason, field=field, message=message
+        )
+        self._desk.push(agent_pb2.AgentEvent(shard=self._desk.region, refused=refused))
+
+    async def events(self, reader: asyncio.Task[None]) -> AsyncIterator[agent_pb2.AgentEvent]:
+        """Events for the desktop until either side ends."""
+        while True:
+            getter = asyncio.ensure_future(self._desk.updates.get())
+            await asyncio.wait({getter, reader}, return_when=asyncio.FIRST_COMPLETED)
+            if not getter.done():
+                getter.cancel()
+                return
+            update = getter.result()
+            if isinstance(update, CallmeshError):
+                raise update
+            if isinstance(update, Update):
+                for event in convert.agent_events(update):
+                    yield event
+            else:
+                yield update
+
+
+class ShardServicer(shard_pb2_grpc.ShardServiceServicer):
+    """For other routers: the leader's side of a link, and this region's state."""
+
+    def __init__(self, leader: Leader, region: str, router: str) -> None:
+        self._leader = leader
+        self._region = region
+        self._router = router
+
+    async def WatchPeers(
+        self, request: shard_pb2.WatchPeersRequest, context: Any
+    ) -> AsyncIterator[shard_pb2.PeerState]:
+        async for state in changes(self._leader, self._region, self._router):
+            yield state
+
+    async def Attach(
+        self, request_iterator: AsyncIterator[shard_pb2.FrontMessage], context: Any
+    ) -> AsyncIterator[shard_pb2.ShardMessage]:
+        first = await anext(aiter(request_iterator), None)
+        if first is None or not first.HasField("hello"):
+            raise InvalidArgument(field="hello", why="must be the first message of a link")
+        self._check_hello(first.hello)
+        link = _Link(self._leader, first.hello.router)
+        async for message in link.run(request_iterator):
+            yield message
+
+    def _check_hello(self, hello: shard_pb2.FrontMessage.Hello) -> None:
+        if hello.format > codec.FORMAT:
+            raise FormatUnknown(subject="link", why=f"it is {hello.format}, this router reads {codec.FORMAT}")
+        if hello.shard != self._leader.shard or not self._leader.leading:
+            raise NotLeader(subject=f"shard {hello.shard}", why="it does not lead it just now")
+
+
+class _Link:
+    """The leader's side of one front's link."""
+
+    def __init__(self, leader: Leader, front: str) -> None:
+        self._leader = leader
+        self._front = front
+        self._out: asyncio.Queue[shard_pb2.ShardMessage | None] = asyncio.Queue(LINK_UNREAD_MAX)
+
+    async def run(
+        self, messages: AsyncIterator[shard_pb2.FrontMessage]
+    ) -> AsyncIterator[shard_pb2.ShardMessage]:
+        leader = self._leader
+        leader.add_outlet(self._front, self._outlet)
+        leader.on_drop.append(self._cut)
+        reader = asyncio.create_task(self._read(messages))
+        reader.add_done_callback(lambda _: self._cut())
+        try:
+            yield shard_pb2.ShardMessage(shard=leader.shard, epoch=leader.epoch, sequence=leader.sequence)
+            while (message := await self._out.get()) is not None:
+                yield message
+        finally:
+            reader.cancel()
+            leader.on_drop.remove(self._cut)
+            if leader.remove_outlet(self._front, self._outlet):
+                self._detach()
+
+    def _cut(self) -> None:
+        self._put(None)
+
+    def _put(self, message: shard_pb2.ShardMessage | None) -> None:
+        if self._out.full():
+            while not self._out.empty():
+                self._out.get_nowait()
+            message = None
+        self._out.put_nowait(message)
+
+    def _outlet(self, facts: Any, epoch: int, sequence: int, now_ms: int) -> None:
+        self._put(
+            shard_pb2.ShardMessage(
+                shard=self._leader.shard,
+                epoch=epoch,
+                sequence=sequence,
+                durable=True,
+                facts=codec.encode_facts(facts),
+                now_ms=now_ms,
+            )
+        )
+
+    async def _read(self, messages: AsyncIterator[shard_pb2.FrontMessage]) -> None:
+        async for message in messages:
+            try:
+                command = codec.decode_command(message.command)
+                future = self._leader.submit(command)
+            except (codec.CodecError, PoisonCommand, Unavailable) as error:
+                log.info("command_not_taken", front=self._front, error=str(error)[:200])
+                self._reply(message.request, None)
+                continue
+            future.add_done_callback(functools.partial(self._answer, message.request))
+
+    def _answer(self, request: int, done: asyncio.Future[Committed]) -> None:
+        failed = done.cancelled() or done.exception() is not None
+        self._reply(request, None if failed else done.result())
+
+    def _reply(self, request: int, committed: Committed | None) -> None:
+        message = shard_pb2.ShardMessage(
+            request=request,
+            shard=self._leader.shard,
+            epoch=self._leader.epoch,
+            sequence=self._leader.sequence,
+        )
+        if committed is not None:
+            message.epoch, message.sequence = committed.epoch, committed.sequence
+            message.durable, message.now_ms = committed.durable, committed.now_ms
+            message.reply = codec.encode_answer(committed.answer)
+        self._put(message)
+
+    def _detach(self) -> None:
+        """The front is gone: what it held is detached, in steps."""
+        if not self._leader.leading:
+            return
+        for _ in range(DETACH_STEPS_MAX):
+            if not self._leader.carry_out(DetachFront(front=self._front)).more:
+                return
+
+
+BindingParts = tuple[Any, Any, Any]
+
+
+def bindings(
+    handlers: Handlers, front: Front, leader: Leader, region: str, router: str
+) -> list[BindingParts]:
+    """(descriptor, add function, servicer) of the services here."""
+    return [
+        (
+            routing_pb2.DESCRIPTOR.services_by_name["RoutingService"],
+            routing_pb2_grpc.add_RoutingServiceServicer_to_server,
+            RoutingServicer(handlers),
+        ),
+        (
+            agent_pb2.DESCRIPTOR.services_by_name["AgentService"],
+            agent_pb2_grpc.add_AgentServiceServicer_to_server,
+            AgentServicer(handlers, front),
+        ),
+        (
+            shard_pb2.DESCRIPTOR.services_by_name["ShardService"],
+            shard_pb2_grpc.add_ShardServiceServicer_to_server,
+            ShardServicer(leader, region, router),
+        ),
+        # Designed with the rest of v1 and answered UNIMPLEMENTED until their issues land.
+        (
+            supervision_pb2.DESCRIPTOR.services_by_name["SupervisionService"],
+            supervision_pb2_grpc.add_SupervisionServiceServicer_to_server,
+            supervision_pb2_grpc.SupervisionServiceServicer(),
+        ),
+        (
+            menus_pb2.DESCRIPTOR.services_by_name["MenuService"],
+            menus_pb2_grpc.add_MenuServiceServicer_to_server,
+            menus_pb2_grpc.MenuServiceServicer(),
+        ),
+        (
+            menus_pb2.DESCRIPTOR.services_by_name["PlanningService"],
+            menus_pb2_grpc.add_PlanningServiceServicer_to_server,
+            menus_pb2_grpc.PlanningServiceServicer(),
+        ),
+    ]

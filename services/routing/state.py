@@ -1,0 +1,750 @@
+"""A shard's state and `evolve`, the only function that changes it.
+
+The state is a function of the journal alone: `evolve` reads no clock, no configuration and no randomness,
+only the event
+and the time it was decided at. What stands beside the facts (heaps, idle sets, worklists) is an index of
+them and may be
+tidied at any time. Entries of a heap are never moved: a change pushes a new entry under a new ticket, and
+the old one
+is skipped when it comes up. So a decision costs O(log n).
+"""
+
+from __future__ import annotations
+
+import heapq
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from typing import Any
+
+from routing.model import (
+    BEFORE_CONNECTION,
+    AgentConfig,
+    AgentConfigured,
+    AgentRemoved,
+    AgentRested,
+    AgentState,
+    CallAttached,
+    CallConnected,
+    CallDetached,
+    CallEnded,
+    CallFacts,
+    CallOffered,
+    CallOutcome,
+    CallOverflowing,
+    CallQueued,
+    CallReprioritized,
+    CallResumed,
+    CallsForgotten,
+    CallState,
+    CallWrappedUp,
+    DrainingSet,
+    Event,
+    LineKey,
+    OfferAccepted,
+    OfferEnded,
+    Presence,
+    PresenceSet,
+    QueueConfig,
+    QueueConfigured,
+    QueueRemoved,
+    Requirement,
+    SessionClosed,
+    SessionDetached,
+    SessionOpened,
+    ShardOpened,
+    Strategy,
+    Timing,
+    TimingConfigured,
+)
+
+#: Weight of the newest handle time in the running mean that expected waits are made of.
+HANDLE_TIME_GAIN = 0.05
+
+
+class CallEntry:
+    """One call as this shard holds it."""
+
+    __slots__ = (
+        "agent",
+        "attached",
+        "attempt",
+        "connected_ms",
+        "detached_until_ms",
+        "effective_ms",
+        "ended_ms",
+        "facts",
+        "forget_ms",
+        "front",
+        "line",
+        "move",
+        "offer_id",
+        "offer_until_ms",
+        "outcome",
+        "queued_ms",
+        "reason",
+        "recording_uri",
+        "refuse_ms",
+        "resume_ms",
+        "state",
+        "ticket",
+        "wrap_up_until_ms",
+        "wrapped",
+    )
+
+    def __init__(self, facts: CallFacts, line: Line) -> None:
+        self.facts = facts
+        self.line = line
+        self.attempt = self.move = 0
+        self.state = CallState.WAITING
+        self.outcome: CallOutcome | None = None
+        self.reason = self.front = self.agent = self.offer_id = self.recording_uri = ""
+        self.attached = True
+        self.queued_ms = self.effective_ms = self.connected_ms = self.ended_ms = 0
+        #: Deadlines, each 0 when none runs.
+        self.offer_until_ms = self.detached_until_ms = self.refuse_ms = self.resume_ms = 0
+        self.wrap_up_until_ms = self.forget_ms = 0
+        self.wrapped = False
+        #: Ticket of its heap entry while it may be offered; 0 otherwise.
+        self.ticket = 0
+
+    @property
+    def version(self) -> tuple[int, int]:
+        """(attempt, move): the higher one is the newer."""
+        return (self.attempt, self.move)
+
+
+class AgentEntry:
+    """One agent as this shard holds it. Its load is the set of what it holds, never a counter."""
+
+    __slots__ = (
+        "attached",
+        "calls",
+        "command",
+        "config",
+        "front",
+        "idle",
+        "last_offer",
+        "lines",
+        "lost_ms",
+        "missed",
+        "offers",
+        "pause_reason",
+        "presence",
+        "rest_until_ms",
+        "session",
+        "since_ms",
+        "skills",
+        "taken",
+        "wraps",
+    )
+
+    def __init__(self, config: AgentConfig) -> None:
+        self.config = config
+        self.skills = dict(config.skills)
+        self.presence = Presence.OFFLINE
+        self.pause_reason = self.front = ""
+        self.session = self.command = 0
+        self.attached = False
+        #: Calls held, by kind: rung or accepted (with the offer's id), in conversation, in after-call work.
+        self.offers: dict[str, str] = {}
+        self.calls: set[str] = set()
+        self.wraps: set[str] = set()
+        #: Ticket by channel while offerable on it.
+        self.idle: dict[str, int] = {}
+        self.lines: list[Line] = []
+        self.lost_ms = self.rest_until_ms = 0
+        self.missed = self.taken = self.last_offer = 0
+        self.since_ms = 0
+
+    @property
+    def state(self) -> AgentState:
+        """What the agent is to the world."""
+        if self.calls:
+            return AgentState.ON_CALL
+        if self.offers:
+            return AgentState.RESERVED
+        if self.wraps:
+            return AgentState.WRAP_UP
+        return AgentState(self.presence.value)
+
+    def holds(self) -> Iterator[str]:
+        """Ids of all calls that fill the agent."""
+        yield from self.offers
+        yield from self.calls
+        yield from self.wraps
+
+
+class Line:
+    """What calls of one queue, channel and set of extra skills wait in, with the agents who can take them."""
+
+    __slots__ = ("agents", "idle", "idle_count", "key", "logged_in", "queue", "waiting", "waiting_count")
+
+    def __init__(self, key: LineKey, queue: QueueConfig) -> None:
+        self.key = key
+        self.queue = queue
+        #: Heap of (effective arrival less the queue's head start, ordinal, call id, ticket).
+        self.waiting: list[tuple[int, int, str, int]] = []
+        #: Heap of (rank, idle since, ordinal, agent id, ticket).
+        self.idle: list[tuple[int, int, int, str, int]] = []
+        self.agents: set[str] = set()
+        self.waiting_count = self.idle_count = self.logged_in = 0
+
+    @property
+    def channel(self) -> str:
+        return self.key[1]
+
+    def fits(self, agent: AgentEntry) -> bool:
+        """The agent has the channel and every skill at its level."""
+        if not any(channel == self.channel and n > 0 for channel, n in agent.config.capacity):
+            return False
+        skills = agent.skills
+        return all(skills.get(skill, 0) >= level for skill, level in (*self.queue.skills, *self.key[2]))
+
+
+class Tally:
+    """What happened to a queue's calls in this shard, since the journal began."""
+
+    __slots__ = (
+        "abandoned",
+        "answered",
+        "answered_in_target",
+        "handle_span_ms",
+        "handled",
+        "moved",
+        "offered",
+        "refused",
+        "short_abandoned",
+        "wait_total_ms",
+        "wrap_up_span_ms",
+        "wrapped",
+    )
+
+    def __init__(self) -> None:
+        self.offered = self.answered = self.answered_in_target = self.abandoned = self.short_abandoned = 0
+        self.refused = self.moved = self.handled = self.wait_total_ms = 0
+        self.wrapped = 0
+        #: Running means of conversation and of after-call work; 0.0 before the first.
+        self.handle_span_ms = self.wrap_up_span_ms = 0.0
+
+
+class ShardState:
+    """Everything a shard knows."""
+
+    def __init__(self, shard: str) -> None:
+        self.shard = shard
+        self.epoch = 0
+        self.now_ms = 0
+        #: Counts events ever applied: breaks ties.
+        self.ordinal = 0
+        self.offers_made = 0
+        #: Nothing is concluded from absence before this.
+        self.conclude_ms = 0
+        self.draining = False
+        self.timing = Timing()
+        self.queues: dict[str, QueueConfig] = {}
+        self.agents: dict[str, AgentEntry] = {}
+        self.calls: dict[str, CallEntry] = {}
+        self.lines: dict[LineKey, Line] = {}
+        self.lines_by_queue: dict[str, list[Line]] = {}
+        self.tallies: dict[str, Tally] = {}
+        #: Heap of (deadline, ordinal, kind, id); an entry counts only while its owner has that very deadline.
+        self.deadlines: list[tuple[int, int, str, str]] = []
+        #: Worklists of the pairing: calls that began to wait, agents that became free.
+        self.hot_calls: list[str] = []
+        self.hot_agents: list[str] = []
+        self._ticket = 0
+
+    def next_ticket(self) -> int:
+        self._ticket += 1
+        return self._ticket
+
+    def set_deadline(self, ms: int, kind: str, owner: str) -> None:
+        if ms:
+            heapq.heappush(self.deadlines, (ms, self.ordinal, kind, owner))
+
+    def line_of(self, key: LineKey) -> Line:
+        """The line of this key, made with its agents when it is the first to want it."""
+        line = self.lines.get(key)
+        if line is None:
+            line = self.lines[key] = Line(key, self.queues[key[0]])
+            self.lines_by_queue.setdefault(key[0], []).append(line)
+            for agent in self.agents.values():
+                _join(self, agent, line)
+        return line
+
+
+DEADLINE_OF: dict[str, Callable[[ShardState, str], int]] = {
+    "offer": lambda s, i: s.calls[i].offer_until_ms if i in s.calls else 0,
+    "detached": lambda s, i: s.calls[i].detached_until_ms if i in s.calls else 0,
+    "refuse": lambda s, i: s.calls[i].refuse_ms if i in s.calls else 0,
+    "resume": lambda s, i: s.calls[i].resume_ms if i in s.calls else 0,
+    "wrap": lambda s, i: s.calls[i].wrap_up_until_ms if i in s.calls else 0,
+    "forget": lambda s, i: s.calls[i].forget_ms if i in s.calls else 0,
+    "lost": lambda s, i: s.agents[i].lost_ms if i in s.agents else 0,
+    "rest": lambda s, i: s.agents[i].rest_until_ms if i in s.agents else 0,
+}
+
+
+def next_deadline(state: ShardState) -> tuple[int, str, str] | None:
+    """The earliest live deadline as (ms, kind, owner); outdated entries are dropped on the way."""
+    heap = state.deadlines
+    while heap:
+        ms, _, kind, owner = heap[0]
+        if DEADLINE_OF[kind](state, owner) == ms:
+            return ms, kind, owner
+        heapq.heappop(heap)
+    return None
+
+
+def head_of(line: Line, calls: dict[str, CallEntry]) -> tuple[int, int, str] | None:
+    """The line's next call as (sort key, ordinal, call id); outdated entries are dropped on the way."""
+    heap = line.waiting
+    while heap:
+        sort_ms, ordinal, call_id, ticket = heap[0]
+        entry = calls.get(call_id)
+        if entry is not None and entry.ticket == ticket:
+            return sort_ms, ordinal, call_id
+        heapq.heappop(heap)
+    return None
+
+
+def best_idle(line: Line, agents: dict[str, AgentEntry]) -> str | None:
+    """The line's best free agent by the queue's strategy; outdated entries are dropped on the way."""
+    heap = line.idle
+    while heap:
+        _, _, _, agent_id, ticket = heap[0]
+        agent = agents.get(agent_id)
+        if agent is not None and agent.idle.get(line.channel) == ticket:
+            return agent_id
+        heapq.heappop(heap)
+    return None
+
+
+# --- indexes
+# ---------------------------------------------------------------------------------------------------------
+
+
+def rank_of(line: Line, agent: AgentEntry) -> int:
+    """Rank of a free agent in a line, lower first; constant while the agent stays free."""
+    match line.queue.strategy:
+        case Strategy.FEWEST_CALLS:
+            return agent.taken
+        case Strategy.ROUND_ROBIN:
+            return agent.last_offer
+        case Strategy.PRIORITY_ORDER:
+            return agent.config.priority
+        case Strategy.BEST_PROFICIENCY:
+            wanted: tuple[Requirement, ...] = (*line.queue.skills, *line.key[2])
+            return -sum(agent.skills.get(skill, 0) for skill, _ in wanted)
+        case Strategy.LONGEST_IDLE:
+            return 0
+
+
+def _offerable(state: ShardState, agent: AgentEntry, channel: str, capacity: int) -> bool:
+    if agent.presence is not Presence.AVAILABLE or not agent.attached or agent.rest_until_ms or agent.wraps:
+        return False
+    held = [*agent.offers, *agent.calls]
+    if len(held) >= capacity:
+        return False
+    return all(state.calls[call_id].facts.channel == channel for call_id in held)
+
+
+def _refresh(state: ShardState, agent: AgentEntry) -> None:
+    """Brings the agent's place in the idle heaps into line with what it holds."""
+    for channel, capacity in agent.config.capacity:
+        idle = channel in agent.idle
+        if _offerable(state, agent, channel, capacity):
+            if not idle:
+                agent.idle[channel] = state.next_ticket()
+                agent.since_ms = state.now_ms
+                for line in agent.lines:
+                    _list_idle(state, line, agent)
+            state.hot_agents.append(agent.config.id)
+        elif idle:
+            del agent.idle[channel]
+            for line in agent.lines:
+                if line.channel == channel:
+                    line.idle_count -= 1
+
+
+def _list_idle(state: ShardState, line: Line, agent: AgentEntry) -> None:
+    ticket = agent.idle.get(line.channel)
+    if ticket is not None:
+        line.idle_count += 1
+        entry = (rank_of(line, agent), agent.since_ms, state.ordinal, agent.config.id, ticket)
+        heapq.heappush(line.idle, entry)
+
+
+def _join(state: ShardState, agent: AgentEntry, line: Line) -> None:
+    if not line.fits(agent):
+        return
+    line.agents.add(agent.config.id)
+    agent.lines.append(line)
+    line.logged_in += agent.presence is not Presence.OFFLINE
+    _list_idle(state, line, agent)
+
+
+def _leave_lines(agent: AgentEntry) -> None:
+    for line in agent.lines:
+        line.agents.discard(agent.config.id)
+        line.logged_in -= agent.presence is not Presence.OFFLINE
+        line.idle_count -= line.channel in agent.idle
+    agent.lines = []
+    agent.idle = {}
+
+
+def _set_presence(agent: AgentEntry, presence: Presence) -> None:
+    before, after = agent.presence is not Presence.OFFLINE, presence is not Presence.OFFLINE
+    agent.presence = presence
+    if before != after:
+        for line in agent.lines:
+            line.logged_in += 1 if after else -1
+
+
+def _list_call(state: ShardState, entry: CallEntry) -> None:
+    """Puts an attached, waiting call into its line's heap (again), at its original place."""
+    _unlist_call(entry)
+    if entry.state is CallState.WAITING and entry.attached:
+        entry.ticket = state.next_ticket()
+        queue = entry.line.queue
+        sort_ms = entry.effective_ms - queue.weight * queue.priority_credit_span_ms
+        heapq.heappush(entry.line.waiting, (sort_ms, state.ordinal, entry.facts.call_id, entry.ticket))
+        entry.line.waiting_count += 1
+        state.hot_calls.append(entry.facts.call_id)
+
+
+def _unlist_call(entry: CallEntry) -> None:
+    if entry.ticket:
+        entry.ticket = 0
+        entry.line.waiting_count -= 1
+
+
+# --- evolve
+# ----------------------------------------------------------------------------------------------------------
+
+
+def evolve(state: ShardState, event: Event, now_ms: int) -> None:
+    """Applies one event that was decided at `now_ms` (business milliseconds since 1970).
+
+    Raises KeyError or AssertionError for an event that does not fit the state: such a journal is not led by
+    this code.
+    """
+    state.ordinal += 1
+    state.now_ms = max(state.now_ms, now_ms)
+    _EVOLVE[type(event)](state, event)
+
+
+def _shard_opened(s: ShardState, e: ShardOpened) -> None:
+    shift = e.leaderless_span_ms
+    s.conclude_ms = s.now_ms + s.timing.reattach_span_ms
+    s.deadlines = []
+    s.hot_calls, s.hot_agents = [], []
+    for call_id, call in s.calls.items():
+        for kind, name in _CALL_DEADLINES:
+            if getattr(call, name):
+                setattr(call, name, getattr(call, name) + shift)
+                s.set_deadline(getattr(call, name), kind, call_id)
+        if call.state in BEFORE_CONNECTION:
+            _detach_call(s, call, s.conclude_ms + s.timing.grace_span_ms)
+        elif call.state is CallState.CONNECTED:
+            call.attached = False
+    for agent_id, agent in s.agents.items():
+        if agent.rest_until_ms:
+            agent.rest_until_ms += shift
+            s.set_deadline(agent.rest_until_ms, "rest", agent_id)
+        if agent.presence is not Presence.OFFLINE:
+            _detach_agent(s, agent, s.conclude_ms + s.timing.agent_grace_span_ms)
+
+
+_CALL_DEADLINES = (
+    ("offer", "offer_until_ms"),
+    ("refuse", "refuse_ms"),
+    ("resume", "resume_ms"),
+    ("wrap", "wrap_up_until_ms"),
+    ("forget", "forget_ms"),
+)
+
+
+def _timing_configured(s: ShardState, e: TimingConfigured) -> None:
+    s.timing = e.timing
+
+
+def _draining_set(s: ShardState, e: DrainingSet) -> None:
+    s.draining = e.draining
+
+
+def _queue_configured(s: ShardState, e: QueueConfigured) -> None:
+    s.queues[e.queue.id] = e.queue
+    s.tallies.setdefault(e.queue.id, Tally())
+    for line in s.lines_by_queue.get(e.queue.id, []):
+        line.queue = e.queue
+        line.idle, line.agents = [], set()
+        line.idle_count = line.logged_in = 0
+        for agent in s.agents.values():
+            if line in agent.lines:
+                agent.lines.remove(line)
+            _join(s, agent, line)
+        s.hot_agents.extend(line.agents)
+    s.line_of((e.queue.id, "voice", ()))
+
+
+def _queue_removed(s: ShardState, e: QueueRemoved) -> None:
+    s.queues.pop(e.queue, None)
+    for line in s.lines_by_queue.pop(e.queue, []):
+        s.lines.pop(line.key, None)
+        for agent_id in line.agents:
+            s.agents[agent_id].lines.remove(line)
+
+
+def _agent_configured(s: ShardState, e: AgentConfigured) -> None:
+    agent = s.agents.get(e.agent.id)
+    if agent is None:
+        agent = s.agents[e.agent.id] = AgentEntry(e.agent)
+    else:
+        _leave_lines(agent)
+        agent.config, agent.skills = e.agent, dict(e.agent.skills)
+    for line in s.lines.values():
+        _join(s, agent, line)
+    _refresh(s, agent)
+
+
+def _agent_removed(s: ShardState, e: AgentRemoved) -> None:
+    agent = s.agents.pop(e.agent, None)
+    if agent is not None:
+        _leave_lines(agent)
+
+
+def _call_queued(s: ShardState, e: CallQueued) -> None:
+    line = s.line_of((e.facts.queue, e.facts.channel, e.facts.skills))
+    old = s.calls.get(e.facts.call_id)
+    if old is None or old.state is CallState.ENDED:
+        s.tallies[e.facts.queue].offered += 1
+    entry = s.calls[e.facts.call_id] = CallEntry(e.facts, line)
+    entry.attempt, entry.move, entry.front = e.attempt, e.move, e.front
+    entry.queued_ms, entry.effective_ms, entry.refuse_ms = e.queued_ms, e.effective_ms, e.refuse_ms
+    s.set_deadline(e.refuse_ms, "refuse", e.facts.call_id)
+    _list_call(s, entry)
+
+
+def _call_attached(s: ShardState, e: CallAttached) -> None:
+    entry = s.calls[e.call_id]
+    entry.attempt, entry.move, entry.front = e.attempt, e.move, e.front
+    entry.attached, entry.detached_until_ms = True, 0
+    if entry.state is CallState.OVERFLOWING:
+        entry.state, entry.resume_ms = CallState.WAITING, 0
+    if entry.state is CallState.WAITING and not entry.ticket:
+        _list_call(s, entry)
+
+
+def _call_detached(s: ShardState, e: CallDetached) -> None:
+    _detach_call(s, s.calls[e.call_id], e.until_ms)
+
+
+def _detach_call(s: ShardState, entry: CallEntry, until_ms: int) -> None:
+    entry.attached, entry.detached_until_ms = False, until_ms
+    _unlist_call(entry)
+    s.set_deadline(until_ms, "detached", entry.facts.call_id)
+
+
+def _call_overflowing(s: ShardState, e: CallOverflowing) -> None:
+    entry = s.calls[e.call_id]
+    entry.state, entry.resume_ms = CallState.OVERFLOWING, e.until_ms
+    _unlist_call(entry)
+    s.set_deadline(e.until_ms, "resume", e.call_id)
+
+
+def _call_resumed(s: ShardState, e: CallResumed) -> None:
+    entry = s.calls[e.call_id]
+    entry.state, entry.resume_ms = CallState.WAITING, 0
+    _list_call(s, entry)
+
+
+def _call_reprioritized(s: ShardState, e: CallReprioritized) -> None:
+    entry = s.calls[e.call_id]
+    entry.facts, entry.effective_ms = replace(entry.facts, priority=e.priority), e.effective_ms
+    if entry.ticket:
+        _list_call(s, entry)
+
+
+def _call_offered(s: ShardState, e: CallOffered) -> None:
+    entry, agent = s.calls[e.call_id], s.agents[e.agent]
+    s.offers_made = int(e.offer_id.rpartition(".")[2])
+    entry.state, entry.agent, entry.offer_id = CallState.OFFERED, e.agent, e.offer_id
+    entry.offer_until_ms = e.until_ms
+    _unlist_call(entry)
+    agent.offers[e.call_id] = e.offer_id
+    agent.last_offer = s.ordinal
+    agent.since_ms = s.now_ms
+    s.set_deadline(e.until_ms, "offer", e.call_id)
+    _refresh(s, agent)
+
+
+def _offer_accepted(s: ShardState, e: OfferAccepted) -> None:
+    entry = s.calls[e.call_id]
+    entry.state, entry.offer_until_ms = CallState.ACCEPTED, e.until_ms
+    s.set_deadline(e.until_ms, "offer", e.call_id)
+
+
+def _offer_ended(s: ShardState, e: OfferEnded) -> None:
+    entry, agent = s.calls[e.call_id], s.agents.get(e.agent)
+    entry.state, entry.agent, entry.offer_id, entry.offer_until_ms = CallState.WAITING, "", "", 0
+    _list_call(s, entry)
+    if agent is None:
+        return
+    agent.offers.pop(e.call_id, None)
+    agent.missed, agent.rest_until_ms = e.missed, e.rest_until_ms
+    agent.since_ms = s.now_ms
+    s.set_deadline(e.rest_until_ms, "rest", e.agent)
+    _refresh(s, agent)
+
+
+def _call_connected(s: ShardState, e: CallConnected) -> None:
+    entry, agent = s.calls[e.call_id], s.agents[e.agent]
+    entry.state, entry.offer_until_ms, entry.refuse_ms = CallState.CONNECTED, 0, 0
+    entry.connected_ms, entry.detached_until_ms = s.now_ms, 0
+    agent.offers.pop(e.call_id, None)
+    agent.calls.add(e.call_id)
+    agent.missed, agent.since_ms = 0, s.now_ms
+    agent.taken += 1
+    tally = s.tallies[entry.facts.queue]
+    wait = s.now_ms - entry.queued_ms
+    tally.answered += 1
+    tally.answered_in_target += wait <= entry.line.queue.service_level_span_ms
+    tally.wait_total_ms += wait
+    _refresh(s, agent)
+
+
+def _call_ended(s: ShardState, e: CallEnded) -> None:
+    entry = s.calls[e.call_id]
+    was_connected = entry.state is CallState.CONNECTED
+    entry.state, entry.outcome, entry.reason = CallState.ENDED, e.outcome, e.reason
+    entry.ended_ms, entry.recording_uri = s.now_ms, e.recording_uri
+    entry.offer_until_ms = entry.detached_until_ms = entry.refuse_ms = entry.resume_ms = 0
+    entry.wrap_up_until_ms = e.wrap_up_until_ms
+    entry.forget_ms = max(s.now_ms, e.wrap_up_until_ms) + s.timing.memory_span_ms
+    _unlist_call(entry)
+    s.set_deadline(entry.forget_ms, "forget", e.call_id)
+    _tally_end(s, entry, was_connected)
+    agent = s.agents.get(entry.agent)
+    if agent is None:
+        return
+    agent.offers.pop(e.call_id, None)
+    agent.calls.discard(e.call_id)
+    agent.since_ms = s.now_ms
+    if e.wrap_up_until_ms:
+        agent.wraps.add(e.call_id)
+        s.set_deadline(e.wrap_up_until_ms, "wrap", e.call_id)
+    _refresh(s, agent)
+
+
+def _tally_end(s: ShardState, entry: CallEntry, was_connected: bool) -> None:
+    tally = s.tallies.get(entry.facts.queue)
+    if tally is None:
+        return
+    if was_connected:
+        span = s.now_ms - entry.connected_ms
+        gain = HANDLE_TIME_GAIN if tally.handled else 1.0
+        tally.handle_span_ms += gain * (span - tally.handle_span_ms)
+        tally.handled += 1
+    elif entry.outcome is CallOutcome.ABANDONED:
+        if s.now_ms - entry.queued_ms < entry.line.queue.short_abandon_span_ms:
+            tally.short_abandoned += 1
+        else:
+            tally.abandoned += 1
+    elif entry.outcome is CallOutcome.MOVED:
+        tally.moved += 1
+    elif entry.outcome is CallOutcome.REFUSED:
+        tally.refused += 1
+
+
+def _call_wrapped_up(s: ShardState, e: CallWrappedUp) -> None:
+    entry, agent = s.calls.get(e.call_id), s.agents.get(e.agent)
+    if entry is not None:
+        entry.wrapped, entry.wrap_up_until_ms = True, 0
+        tally = s.tallies.get(entry.facts.queue)
+        if tally is not None:
+            gain = HANDLE_TIME_GAIN if tally.wrapped else 1.0
+            tally.wrap_up_span_ms += gain * (s.now_ms - entry.ended_ms - tally.wrap_up_span_ms)
+            tally.wrapped += 1
+    if agent is not None:
+        agent.wraps.discard(e.call_id)
+        agent.since_ms = s.now_ms
+        _refresh(s, agent)
+
+
+def _calls_forgotten(s: ShardState, e: CallsForgotten) -> None:
+    for call_id in e.call_ids:
+        s.calls.pop(call_id, None)
+
+
+def _session_opened(s: ShardState, e: SessionOpened) -> None:
+    agent = s.agents[e.agent]
+    if agent.presence is Presence.OFFLINE:
+        agent.taken = 0
+    agent.session, agent.command, agent.front = e.session, e.command, e.front
+    agent.attached, agent.lost_ms = True, 0
+    agent.pause_reason = e.pause_reason
+    _set_presence(agent, e.presence)
+    _refresh(s, agent)
+
+
+def _session_detached(s: ShardState, e: SessionDetached) -> None:
+    _detach_agent(s, s.agents[e.agent], e.until_ms)
+
+
+def _detach_agent(s: ShardState, agent: AgentEntry, until_ms: int) -> None:
+    agent.attached, agent.lost_ms = False, until_ms
+    s.set_deadline(until_ms, "lost", agent.config.id)
+    _refresh(s, agent)
+
+
+def _session_closed(s: ShardState, e: SessionClosed) -> None:
+    agent = s.agents[e.agent]
+    agent.attached, agent.lost_ms, agent.rest_until_ms = False, 0, 0
+    agent.pause_reason = ""
+    _set_presence(agent, Presence.OFFLINE)
+    _refresh(s, agent)
+
+
+def _presence_set(s: ShardState, e: PresenceSet) -> None:
+    agent = s.agents[e.agent]
+    agent.command, agent.pause_reason = e.command, e.pause_reason
+    if e.presence is Presence.AVAILABLE:
+        agent.missed = 0
+    _set_presence(agent, e.presence)
+    _refresh(s, agent)
+
+
+def _agent_rested(s: ShardState, e: AgentRested) -> None:
+    agent = s.agents[e.agent]
+    agent.rest_until_ms = 0
+    _refresh(s, agent)
+
+
+_EVOLVE: dict[type, Callable[[ShardState, Any], None]] = {
+    ShardOpened: _shard_opened,
+    TimingConfigured: _timing_configured,
+    DrainingSet: _draining_set,
+    QueueConfigured: _queue_configured,
+    QueueRemoved: _queue_removed,
+    AgentConfigured: _agent_configured,
+    AgentRemoved: _agent_removed,
+    CallQueued: _call_queued,
+    CallAttached: _call_attached,
+    CallDetached: _call_detached,
+    CallOverflowing: _call_overflowing,
+    CallResumed: _call_resumed,
+    CallReprioritized: _call_reprioritized,
+    CallOffered: _call_offered,
+    OfferAccepted: _offer_accepted,
+    OfferEnded: _offer_ended,
+    CallConnected: _call_connected,
+    CallEnded: _call_ended,
+    CallWrappedUp: _call_wrapped_up,
+    CallsForgotten: _calls_forgotten,
+    SessionOpened: _session_opened,
+    SessionDetached: _session_detached,
+    SessionClosed: _session_closed,
+    PresenceSet: _presence_set,
+    AgentRested: _agent_rested,
+}

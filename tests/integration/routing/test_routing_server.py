@@ -1,0 +1,315 @@
+"""One router with its real journal: calls from the edge's first word to wrapped up, over gRPC."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from typing import Any
+
+import grpc
+import pytest
+import pytest_asyncio
+from callmesh.routing.v1 import (
+    agent_pb2,
+    agent_pb2_grpc,
+    call_pb2,
+    directory_pb2,
+    directory_pb2_grpc,
+    routing_pb2,
+    routing_pb2_grpc,
+)
+from google.rpc import error_details_pb2
+from grpc_status import rpc_status
+
+from chassis.mongo import connect, disconnect
+from chassis.server import Server
+from chassis.testing.grpc import loopback_settings
+from routing.config import RoutingSettings
+from routing.scopes import SCOPES
+from routing.server import Router
+
+pytestmark = pytest.mark.integration
+DEADLINE_SECONDS = 20
+
+
+class Platform:
+    """A running router and its clients."""
+
+    def __init__(self, address: str) -> None:
+        self.channel = grpc.aio.insecure_channel(address)
+        self.routing = routing_pb2_grpc.RoutingServiceStub(self.channel)
+        self.agents = agent_pb2_grpc.AgentServiceStub(self.channel)
+        self.directory = directory_pb2_grpc.DirectoryServiceStub(self.channel)
+        self.router: Router | None = None
+
+    async def furnish(self, agents: int = 1, **queue: Any) -> None:
+        """A region, a skill, a queue and agents; returns once the shard knows them."""
+        await self.directory.CreateRegion(
+            directory_pb2.CreateRegionRequest(
+                region_id="beijing",
+                region=directory_pb2.Region(
+                    location={"latitude": 39.9, "longitude": 116.4}, served_areas=["CN/北京"]
+                ),
+            )
+        )
+        await self.directory.CreateSkill(directory_pb2.CreateSkillRequest(skill_id="chinese"))
+        await self.directory.CreateQueue(
+            directory_pb2.CreateQueueRequest(
+                queue_id="service",
+                queue=directory_pb2.Queue(skills=[{"skill": "chinese", "level_min": 2}], **queue),
+            )
+        )
+        for n in range(agents):
+            await self.directory.CreateAgent(
+                directory_pb2.CreateAgentRequest(
+                    agent_id=f"a{n}",
+                    agent=directory_pb2.Agent(
+                        region="regions/beijing", skills={"chinese": 3}, address=f"sip:a{n}@beijing"
+                    ),
+                )
+            )
+        assert self.router is not None
+        leader = self.router.leader
+        await eventually(lambda: len(leader.state.agents) == agents and "service" in self.router.queues)
+
+    def call(self, call_id: str, **fields: Any) -> Any:
+        request = call_pb2.CallRequest(
+            **{"call_id": call_id, "queue": "queues/service", "caller_number": "+861064000000", **fields}
+        )
+        return self.routing.RouteCall(routing_pb2.RouteCallRequest(call=request))
+
+
+async def eventually(condition: Callable[[], bool]) -> None:
+    """Waits until `condition` holds."""
+    async with asyncio.timeout(DEADLINE_SECONDS):
+        while not condition():
+            await asyncio.sleep(0.01)
+
+
+class Seat:
+    """A desktop's stream."""
+
+    def __init__(self, platform: Platform, agent: str, session: int = 1) -> None:
+        self._commands: asyncio.Queue[agent_pb2.AgentCommand] = asyncio.Queue()
+        self._number = 0
+        self.stream = platform.agents.Session(self._drain())
+        self.send(open={"agent": f"agents/{agent}", "session": session})
+
+    async def _drain(self) -> AsyncIterator[agent_pb2.AgentCommand]:
+        while True:
+            yield await self._commands.get()
+
+    def send(self, **kind: Any) -> None:
+        self._number += 1
+        self._commands.put_nowait(agent_pb2.AgentCommand(command=self._number, **kind))
+
+    async def until(self, kind: str) -> Any:
+        return await until(self.stream, kind)
+
+
+async def until(stream: Any, kind: str) -> Any:
+    """The next event of a kind; what comes before is skipped."""
+    async with asyncio.timeout(DEADLINE_SECONDS):
+        while True:
+            event = await stream.read()
+            assert event is not grpc.aio.EOF, f"the stream ended before {kind}"
+            if event.WhichOneof("event") == kind:
+                return event
+
+
+@pytest_asyncio.fixture
+async def platform(mongo_uri: str, mongo_database: str) -> AsyncIterator[Platform]:
+    settings = loopback_settings(
+        RoutingSettings(region="beijing", mongo_uri=mongo_uri, mongo_database=mongo_database)
+    )
+    connect(settings)
+    router = Router(settings)
+    server = Server(settings, router.services(), scopes=SCOPES)
+    await server.start(router.start)
+    platform = Platform(server.address)
+    platform.router = router
+    await asyncio.wait_for(router.leader.wait_until_leading(), DEADLINE_SECONDS)
+    yield platform
+    await platform.channel.close()
+    await server.stop(None)
+    await router.stop()
+    disconnect()
+
+
+async def accepted(platform: Platform, call_id: str, seat: Seat) -> tuple[Any, Any]:
+    """Takes a call as far as the agent's accept: (its stream, the ACCEPTED event)."""
+    stream = platform.call(call_id)
+    offer = (await seat.until("offer")).offer
+    assert offer.call.call_id == call_id
+    seat.send(accept={"offer_id": offer.offer_id})
+    return stream, await until(stream, "accepted")
+
+
+def consent(event: Any, call_id: str) -> routing_pb2.ConfirmCallRequest:
+    return routing_pb2.ConfirmCallRequest(
+        call_id=call_id, offer_id=event.accepted.offer_id, version=event.version, shard=event.shard
+    )
+
+
+async def test_a_call_goes_all_the_way(platform: Platform) -> None:
+    await platform.furnish()
+    seat = Seat(platform, "a0")
+    await seat.until("status")
+    stream = platform.call("c1")
+    queued = await until(stream, "queued")
+    assert queued.durable and queued.queued.region == "regions/beijing" and queued.queued.place_token
+    assert queued.queued.home_region == "regions/beijing"
+    offer = (await seat.until("offer")).offer
+    seat.send(accept={"offer_id": offer.offer_id})
+    event = await until(stream, "accepted")
+    answer = await platform.routing.ConfirmCall(consent(event, "c1"))
+    assert answer.confirmed and answer.agent == "agents/a0" and answer.agent_address == "sip:a0@beijing"
+    assert (await until(stream, "connected")).connected.agent == "agents/a0"
+    assert (await seat.until("connected")).connected.call.caller_number == "+861064000000"
+    again = await platform.routing.ConfirmCall(consent(event, "c1"))
+    assert again.confirmed, "repeating the confirmation must repeat the yes"
+    ended = await platform.routing.EndCall(routing_pb2.EndCallRequest(call_id="c1"))
+    assert ended.outcome == call_pb2.CALL_OUTCOME_COMPLETED
+    assert (await until(stream, "ended")).ended.outcome == call_pb2.CALL_OUTCOME_COMPLETED
+    await seat.until("ended")
+    seat.send(wrap_up={"call_id": "c1", "disposition": {"code": "done", "resolved": True}})
+    status = (await seat.until("status")).status
+    assert status.state == agent_pb2.AGENT_STATE_AVAILABLE
+
+
+async def test_accepting_is_not_connecting(platform: Platform) -> None:
+    """An offer that the edge refuses to confirm ends; a confirmation of another offer's id is refused."""
+    await platform.furnish()
+    seat = Seat(platform, "a0")
+    stream, event = await accepted(platform, "c1", seat)
+    wrong = consent(event, "c1")
+    wrong.offer_id = "beijing.1.999"
+    answer = await platform.routing.ConfirmCall(wrong)
+    assert not answer.confirmed and answer.refusal == "OFFER_ENDED"
+    call = await platform.routing.GetCall(routing_pb2.GetCallRequest(name="calls/c1"))
+    assert call.state == call_pb2.CALL_STATE_ACCEPTED
+    stream.cancel()
+
+
+async def test_a_broken_stream_keeps_its_place(platform: Platform) -> None:
+    await platform.furnish(agents=0)
+    first, second = platform.call("c1"), None
+    token = (await until(first, "queued")).queued.place_token
+    second = platform.call("c2")
+    await until(second, "queued")
+    first.cancel()
+    again = platform.call("c1", attempt=2, place_token=token)
+    queued = await until(again, "queued")
+    assert queued.version.attempt == 2
+    calls = await platform.routing.ListCalls(routing_pb2.ListCallsRequest(region="regions/beijing"))
+    assert [c.call_id for c in calls.calls] == ["c1", "c2"], "c1 must still be first"
+    second.cancel()
+    again.cancel()
+
+
+async def test_hanging_up_ends_the_offer(platform: Platform) -> None:
+    await platform.furnish()
+    seat = Seat(platform, "a0")
+    stream = platform.call("c1")
+    await seat.until("offer")
+    call = await platform.routing.HangUp(routing_pb2.HangUpRequest(call_id="c1"))
+    assert call.outcome == call_pb2.CALL_OUTCOME_ABANDONED
+    gone = (await seat.until("offer_gone")).offer_gone
+    assert gone.outcome == call_pb2.OFFER_OUTCOME_CANCELLED
+    assert (await until(stream, "ended")).ended.outcome == call_pb2.CALL_OUTCOME_ABANDONED
+
+
+async def test_assign_call_is_confirmed_the_same_way(platform: Platform) -> None:
+    await platform.furnish()
+    seat = Seat(platform, "a0")
+    await seat.until("status")
+    request = routing_pb2.AssignCallRequest(
+        call=call_pb2.CallRequest(call_id="c1", queue="queues/service", caller_number="01064000000")
+    )
+    asking = asyncio.ensure_future(platform.routing.AssignCall(request))
+    seat.send(accept={"offer_id": (await seat.until("offer")).offer.offer_id})
+    answer = await asking
+    assert answer.state == call_pb2.CALL_STATE_ACCEPTED and answer.durable
+    confirmed = await platform.routing.ConfirmCall(
+        routing_pb2.ConfirmCallRequest(
+            call_id="c1", offer_id=answer.offer_id, version=answer.version, shard=answer.shard
+        )
+    )
+    assert confirmed.confirmed
+
+
+BAD_CALLS: list[tuple[dict[str, Any], grpc.StatusCode, str, str]] = [
+    ({"call_id": ""}, grpc.StatusCode.INVALID_ARGUMENT, "INVALID_ARGUMENT", "call.call_id"),
+    ({"call_id": "x" * 129}, grpc.StatusCode.INVALID_ARGUMENT, "INVALID_ARGUMENT", "call.call_id"),
+    ({"caller_number": "12"}, grpc.StatusCode.INVALID_ARGUMENT, "INVALID_NUMBER", "call.caller_number"),
+    ({"caller_number": "hello"}, grpc.StatusCode.INVALID_ARGUMENT, "INVALID_NUMBER", "call.caller_number"),
+    ({"queue": "queues/none"}, grpc.StatusCode.NOT_FOUND, "QUEUE_NOT_FOUND", ""),
+    ({"queue": "nonsense"}, grpc.StatusCode.INVALID_ARGUMENT, "INVALID_ARGUMENT", "call.queue"),
+    ({"priority": 101}, grpc.StatusCode.INVALID_ARGUMENT, "INVALID_ARGUMENT", "call.priority"),
+    ({"attempt": -1}, grpc.StatusCode.INVALID_ARGUMENT, "INVALID_ARGUMENT", "call.attempt"),
+    ({"channel": 99}, grpc.StatusCode.INVALID_ARGUMENT, "INVALID_ARGUMENT", "call.channel"),
+    (
+        {"location": {"latitude": 91.0, "longitude": 0.0}},
+        grpc.StatusCode.INVALID_ARGUMENT,
+        "INVALID_ARGUMENT",
+        "call.location.latitude",
+    ),
+    ({"place_token": "forged"}, grpc.StatusCode.FAILED_PRECONDITION, "INVALID_PLACE_TOKEN", ""),
+    ({"attributes": {"k": "x" * 20_000}}, grpc.StatusCode.INVALID_ARGUMENT, "INVALID_ARGUMENT", "call"),
+]
+
+
+def details(error: grpc.aio.AioRpcError) -> tuple[str, list[str]]:
+    """(reason, fields) of an error's details; there must be exactly one ErrorInfo."""
+    status = rpc_status.from_call(error)
+    assert status is not None
+    infos, fields = [], []
+    for packed in status.details:
+        info, bad = error_details_pb2.ErrorInfo(), error_details_pb2.BadRequest()
+        if packed.Unpack(info):
+            infos.append(info)
+        elif packed.Unpack(bad):
+            fields = [violation.field for violation in bad.field_violations]
+    assert [info.domain for info in infos] == ["callmesh.routing"]
+    return infos[0].reason, fields
+
+
+async def test_bad_calls_name_the_field_and_lose_nothing(platform: Platform) -> None:
+    await platform.furnish(agents=0)
+    good = platform.call("good")
+    await until(good, "queued")
+    for fields, code, reason, field in BAD_CALLS:
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            request = call_pb2.CallRequest(
+                **{"call_id": "bad", "queue": "queues/service", "caller_number": "+861064000000", **fields}
+            )
+            await platform.routing.RouteCall(routing_pb2.RouteCallRequest(call=request)).read()
+        assert caught.value.code() is code, fields
+        found, named = details(caught.value)
+        assert (found, named) == (reason, [field] if field else []), fields
+    calls = await platform.routing.ListCalls(routing_pb2.ListCallsRequest(region="regions/beijing"))
+    assert [c.call_id for c in calls.calls] == ["good"]
+    good.cancel()
+
+
+async def test_unknown_agents_and_stale_etags(platform: Platform) -> None:
+    await platform.furnish()
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        await Seat(platform, "nobody").stream.read()
+    assert caught.value.code() is grpc.StatusCode.NOT_FOUND and details(caught.value)[0] == "AGENT_NOT_FOUND"
+    queue = await platform.directory.GetQueue(directory_pb2.GetQueueRequest(name="queues/service"))
+    queue.weight = 3
+    await platform.directory.UpdateQueue(directory_pb2.UpdateQueueRequest(queue=queue))
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        await platform.directory.UpdateQueue(directory_pb2.UpdateQueueRequest(queue=queue))
+    assert caught.value.code() is grpc.StatusCode.ABORTED and details(caught.value)[0] == "ETAG_MISMATCH"
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        await platform.directory.ListAgents(directory_pb2.ListAgentsRequest(page_size=-1))
+    assert details(caught.value) == ("INVALID_ARGUMENT", ["page_size"])
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        await platform.directory.CreateAgent(
+            directory_pb2.CreateAgentRequest(
+                agent_id="b", agent=directory_pb2.Agent(region="regions/mars", skills={"chinese": 1})
+            )
+        )
+    assert details(caught.value)[0] == "REGION_NOT_FOUND"
