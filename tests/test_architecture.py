@@ -88,7 +88,7 @@ def test_a_grpc_process_does_not_load_eventlet(service: str, module: str) -> Non
 
 
 @pytest.mark.parametrize("service", SERVICES)
-@pytest.mark.parametrize("module", ["worker", "consumers", "handlers", "convert"])
+@pytest.mark.parametrize("module", ["worker", "consumers", "convert"])
 def test_a_worker_does_not_load_grpc(service: str, module: str) -> None:
     loaded = modules_loaded_by(f"{service}.{module}")
     assert of_packages(loaded, {"grpc", "grpc_status", "grpc_health", "grpc_reflection"}) == []
@@ -110,7 +110,7 @@ def rpcs_of(service: str) -> set[str]:
 
 @pytest.mark.parametrize("service", SERVICES)
 def test_every_rpc_has_a_scope(service: str) -> None:
-    scopes = importlib.import_module(f"{service}.servicer").SCOPES
+    scopes = importlib.import_module(f"{service}.server").SCOPES
     rpcs = rpcs_of(service)
     assert rpcs, "no RPC found: the protos moved"
     assert rpcs - set(scopes) == set()

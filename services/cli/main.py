@@ -10,6 +10,7 @@ import typer
 
 from chassis.localstack import PortInUse, ProcessFailed
 from cli.down import down
+from cli.locate import locate
 from cli.plan import BadStackConfig
 from cli.stack import StackError
 from cli.status import status
@@ -30,14 +31,15 @@ app = typer.Typer(
     # The long form prints local variables, which may hold secrets.
     pretty_exceptions_enable=False,
 )
-for command in (up, down, status):
+COMMANDS = (up, down, status, locate)
+for command in COMMANDS:
     app.command()(command)
 
 
 def add_demo(arguments: list[str]) -> None:
     """Adds `demo` unless another command was asked for: it imports much, and `status` should be quick."""
     wanted = next((argument for argument in arguments if not argument.startswith("-")), "")
-    if wanted not in {"up", "down", "status"}:
+    if wanted not in {command.__name__ for command in COMMANDS}:
         from cli.demo.command import demo
 
         app.command("demo")(demo)

@@ -88,4 +88,4 @@ def test_a_taken_port_is_one_line_and_leaves_nothing_running(tmp_path: Path) -> 
 def test_help_names_every_command() -> None:
     done = callmesh("--help")
     assert done.returncode == 0
-    assert all(command in done.stdout for command in ("up", "down", "status", "demo"))
+    assert all(command in done.stdout for command in ("up", "down", "status", "locate", "demo"))
