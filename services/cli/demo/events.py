@@ -15,7 +15,7 @@ import amqp
 from prometheus_client.parser import text_string_to_metric_families
 
 from chassis.bus.connection import CONNECTION_ERRORS, close_quietly, open_connection
-from chassis.bus.topology import dead_queue
+from chassis.bus.topology import RETRY_DELAYS_SECONDS, dead_queue, retry_name
 
 #: One scrape may take this long, real seconds.
 SCRAPE_SECONDS_MAX = 3.0
@@ -26,9 +26,16 @@ LOOK_SECONDS = 0.5
 #: Looks in a row that must find nothing new and nothing waiting.
 QUIET_LOOKS = 2
 
-PUBLISHED = "callmesh_outbox_published_total"
-BACKLOG = "callmesh_outbox_backlog"
-CONSUMED = "callmesh_consumer_events_total"
+PUBLISHED = "callmesh_bus_published_total"
+CONSUMED = "callmesh_bus_consumed_total"
+DUPLICATES = "callmesh_bus_duplicate_total"
+RETRIED = "callmesh_bus_retried_total"
+DEAD = "callmesh_bus_dead_total"
+#: Every handler is in this one from its start, whether it had an event or not.
+HANDLERS = "callmesh_consumer_seconds_count"
+UNROUTABLE = "callmesh_bus_unroutable_total"
+#: Age of what waits to be published, by service; 0 when nothing does.
+OLDEST = "callmesh_outbox_oldest_seconds"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -46,8 +53,10 @@ class EventFigures:
     dead: int
     #: Messages that wait in handlers' queues.
     waiting: int
-    #: Events written but not yet published.
+    #: Services with events that are written but not yet published.
     backlog: int
+    #: Events that no service takes: the broker had no queue for them.
+    unroutable: int
 
     @property
     def settled(self) -> bool:
@@ -70,6 +79,15 @@ class Samples:
                 if found == name and wanted.items() <= dict(labels).items()
             )
         )
+
+    def values_of(self, name: str) -> list[float]:
+        """The value of each label set."""
+        return [value for (found, _), value in self.values.items() if found == name]
+
+    def pairs(self, name: str, first: str, second: str) -> list[tuple[str, str]]:
+        """The values that two labels have together, each pair once, sorted."""
+        rows = [dict(labels) for found, labels in self.values if found == name]
+        return sorted({(row[first], row[second]) for row in rows if first in row and second in row})
 
     def by(self, name: str, label: str, **wanted: str) -> dict[str, int]:
         """Sums by the value of a label."""
@@ -137,22 +155,24 @@ class EventCounter:
         scrapes = (asyncio.to_thread(_scrape, address) for address in self._addresses.values())
         living = await asyncio.gather(*scrapes)
         samples = read_samples([*living, *self._ended])
-        handlers = {
-            f"{dict(labels)['service']}.{dict(labels)['handler']}"
-            for (name, labels), _ in samples.values.items()
-            if name == CONSUMED and {"service", "handler"} <= dict(labels).keys()
-        }
-        queues = [*handlers, *(dead_queue(queue) for queue in handlers)]
-        depths = await asyncio.to_thread(_queue_depths, self._amqp_uri, queues)
-        dead = sum(depth for queue, depth in depths.items() if queue not in handlers)
+        handlers = samples.pairs(HANDLERS, "service", "handler")
+        ready = [f"{service}.{handler}" for service, handler in handlers]
+        ready += [
+            retry_name(service, delay)
+            for service in {service for service, _ in handlers}
+            for delay in RETRY_DELAYS_SECONDS
+        ]
+        dead = [dead_queue(f"{service}.{handler}") for service, handler in handlers]
+        depths = await asyncio.to_thread(_queue_depths, self._amqp_uri, [*ready, *dead])
         return EventFigures(
             published=samples.by(PUBLISHED, "service"),
-            consumed=samples.by(CONSUMED, "service", outcome="ok"),
-            duplicates=samples.total(CONSUMED, outcome="duplicate"),
-            retried=samples.total(CONSUMED, outcome="retried"),
-            dead=max(dead, samples.total(CONSUMED, outcome="dead")),
-            waiting=sum(depths.get(queue, 0) for queue in handlers),
-            backlog=read_samples(living).total(BACKLOG),
+            consumed=samples.by(CONSUMED, "service"),
+            unroutable=samples.total(UNROUTABLE),
+            duplicates=samples.total(DUPLICATES),
+            retried=samples.total(RETRIED),
+            dead=max(sum(depths.get(queue, 0) for queue in dead), samples.total(DEAD)),
+            waiting=sum(depths.get(queue, 0) for queue in ready),
+            backlog=sum(seconds > 0 for seconds in read_samples(living).values_of(OLDEST)),
         )
 
     async def settle(self, seconds_max: float) -> EventFigures:

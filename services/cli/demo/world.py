@@ -362,6 +362,7 @@ def _event_figures(events: EventFigures) -> dict[str, Figure]:
         "events_unconsumed": events.waiting + events.backlog,
         "events_duplicated": events.duplicates,
         "events_retried": events.retried,
+        "events_unroutable": events.unroutable,
         "events_published_by": dict(events.published),
         "events_consumed_by": dict(events.consumed),
     }
