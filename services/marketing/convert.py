@@ -15,6 +15,7 @@ from google.protobuf.timestamp_pb2 import Timestamp
 from callmesh.common.v1 import common_pb2
 from callmesh.crm.v1 import customers_pb2
 from callmesh.marketing.v1 import events_pb2, offers_pb2, recommendations_pb2, types_pb2
+from callmesh.tickets.v1 import ticket_pb2
 from chassis.bus import Event
 from chassis.errors import InvalidArgument
 from chassis.ids import check_id, parse_name, resource_name
@@ -23,6 +24,7 @@ from marketing.engine import Problem, offer_problems
 from marketing.model import (
     Audience,
     Channel,
+    Complaint,
     Contact,
     Decision,
     ModelInfo,
@@ -706,6 +708,22 @@ def profile_from_snapshot(snapshot: Any, at: datetime) -> Profile:
         ),
         crm_version=snapshot.version,
         updated_at=at,
+    )
+
+
+def complaint_from_snapshot(snapshot: Any) -> Complaint:
+    """A complaint as tickets' `TicketSnapshot` tells it; whether it is unresolved follows from the phase."""
+    return Complaint(
+        ticket=parse_name("ticket", "tickets", snapshot.ticket),
+        customer=parse_name("customer", "customers", snapshot.customer) if snapshot.customer else "",
+        number=snapshot.caller_number,
+        open=snapshot.phase
+        in (
+            ticket_pb2.TICKET_PHASE_NEW,
+            ticket_pb2.TICKET_PHASE_ACTIVE,
+            ticket_pb2.TICKET_PHASE_WAITING,
+        ),
+        version=snapshot.version,
     )
 
 

@@ -54,6 +54,8 @@ from marketing.store import Claim, DecisionFilter, OfferFilter, Reader, Serving,
 COMPLAINTS_SHOWN_MAX = 100
 #: Half-done things finished in one sweep.
 SWEEP_MAX = 500
+#: Customers counted between two breaths of a model's building.
+BREATH_CUSTOMERS = 500
 
 _log = get_logger(__name__)
 
@@ -393,15 +395,17 @@ class Models:
             return True
         return self._store.history_changes() != (self._store.serving().history or 0)
 
-    def build(self) -> ModelInfo:
+    def build(self, breathe: Callable[[], None] = lambda: None) -> ModelInfo:
         """Counts the history as it is, checks the result, and lets it serve unless an operator chose another version.
+
+        `breathe` is called now and then while counting, for a process that has other things to do.
 
         Only one builder runs at a time (the worker holds a lease); two would merely waste their work.
         """
         started = time.monotonic()
         changes = self._store.history_changes()
         info = retry_conflicts(self._next)
-        table = self._count(info.id)
+        table = self._count(info.id, breathe)
         if problems := table_problems(table):
             failed = replace(info, state=ModelState.FAILED, failure=problems[0])
             self._store.save_model(failed, self._smoothing)
@@ -421,10 +425,12 @@ class Models:
         self._rules.set(table.rules)
         return self._store.model(info.id)
 
-    def _count(self, model_id: str) -> RuleTable:
+    def _count(self, model_id: str, breathe: Callable[[], None]) -> RuleTable:
         counts = Counts()
-        for basket in self._store.baskets():
+        for index, basket in enumerate(self._store.baskets()):
             counts.add(basket)
+            if index % BREATH_CUSTOMERS == 0:
+                breathe()
         return counts.table(model=model_id, smoothing=self._smoothing)
 
     def _adopt(self, model_id: str, changes: int) -> None:

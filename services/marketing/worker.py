@@ -1,0 +1,101 @@
+"""The worker process: consumers, outbox relay, model builder and sweep. Its top imports next to nothing, because
+eventlet must patch the standard library first."""
+
+from __future__ import annotations
+
+import sys
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from chassis.worker import Background, Stopping
+    from marketing.config import MarketingSettings
+
+#: Lease of the model builder and of the sweep, seconds.
+LEASE_SECONDS = 30.0
+
+
+def _builder(settings: MarketingSettings) -> Background:
+    """Builds a model whenever the history changed, but never for more than its share of the time."""
+    import time
+
+    from chassis import mongo
+    from chassis.worker import Background
+    from marketing.association import Smoothing
+    from marketing.documents import DOCUMENTS
+    from marketing.handlers import Models
+    from marketing.store import MongoStore
+
+    def run(stopping: Stopping) -> None:
+        mongo.ensure_indexes(DOCUMENTS)
+        smoothing = Smoothing(strength=settings.smoothing_strength, rate=settings.smoothing_rate)
+        models = Models(MongoStore(), settings.clock(), smoothing, settings.models_kept)
+        lease = _lease("models")
+        pause = settings.build_seconds
+        while not stopping(pause):
+            pause = settings.build_seconds
+            if lease.acquire() and models.due():
+                started = time.monotonic()
+                # Under eventlet this lets the consumers and their heartbeats go on.
+                models.build(lambda: time.sleep(0))
+                pause = max(pause, (time.monotonic() - started) / settings.build_share_max)
+        lease.release()
+
+    return Background(name="models", run=run)
+
+
+def _sweep(settings: MarketingSettings) -> Background:
+    """Finishes what a crash left half done."""
+    from datetime import UTC, datetime
+
+    from chassis.worker import Background
+    from marketing.handlers import Upkeep
+    from marketing.store import MongoStore
+
+    def run(stopping: Stopping) -> None:
+        upkeep = Upkeep(MongoStore(), settings.clock(), settings.claim_seconds)
+        lease = _lease("sweep")
+        while not stopping(settings.sweep_seconds):
+            if lease.acquire():
+                upkeep.sweep(datetime.now(UTC))
+        lease.release()
+
+    return Background(name="sweep", run=run)
+
+
+def _lease(name: str) -> Any:
+    from chassis.ids import new_id
+    from chassis.lease import Lease
+    from marketing.documents import ModelDocument
+
+    return Lease(ModelDocument._get_db()["leases"], name, new_id(), LEASE_SECONDS)
+
+
+def main() -> int:
+    """The whole life of the process; its exit status."""
+    from chassis import worker
+
+    worker.patch()
+    from callmesh.marketing.v1 import events_pb2
+    from chassis.config import load_settings
+    from marketing.config import MarketingSettings
+    from marketing.consumers import MarketingConsumers
+    from marketing.documents import OUTBOX_DOCUMENTS
+
+    settings = load_settings(MarketingSettings)
+    return worker.run_worker(
+        settings,
+        MarketingConsumers,
+        documents=OUTBOX_DOCUMENTS,
+        background=[_builder(settings), _sweep(settings)],
+        # For partners and dashboards: within the platform nobody has to listen.
+        optional_events=[
+            events_pb2.OfferPublished,
+            events_pb2.OfferUpdated,
+            events_pb2.OfferRetired,
+            events_pb2.ModelActivated,
+        ],
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())

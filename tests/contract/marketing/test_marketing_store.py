@@ -1,0 +1,504 @@
+"""What both stores must do alike."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+from decimal import Decimal
+from typing import Any
+
+import pytest
+from tests.unit.marketing.marketing_examples import NOW, cny, offer
+
+from chassis import mongo
+from chassis.errors import AlreadyExists, EtagMismatch
+from chassis.idempotency import RequestIdReused
+from marketing import convert
+from marketing.association import Counts, Smoothing
+from marketing.config import MarketingSettings
+from marketing.documents import DOCUMENTS, OfferDocument
+from marketing.engine import (
+    DecisionNotFound,
+    ModelNotFound,
+    OfferNotFound,
+    OfferSoldOut,
+    SupplyBelowUsed,
+    close,
+)
+from marketing.memory_store import MemoryStore
+from marketing.model import (
+    Channel,
+    Complaint,
+    Contact,
+    Decision,
+    ModelInfo,
+    ModelState,
+    Offer,
+    OfferState,
+    Outcome,
+    Profile,
+    Purchase,
+    Result,
+)
+from marketing.ranking import Ranker
+from marketing.store import Claim, DecisionFilter, MongoReader, MongoStore, OfferFilter, Serving
+
+REAL = datetime(2025, 6, 1, tzinfo=UTC)
+
+
+class MongoPair(MongoStore):
+    """Both ports on MongoDB, each read through a client of its own loop."""
+
+    def __init__(self, settings: MarketingSettings) -> None:
+        self._settings = settings
+
+    def __getattr__(self, name: str) -> Any:
+        if not name.startswith(("read_", "log_")):
+            raise AttributeError(name)
+
+        async def call(*args: Any, **kwargs: Any) -> Any:
+            database = mongo.async_database(self._settings)
+            try:
+                return await getattr(MongoReader(database), name)(*args, **kwargs)
+            finally:
+                await database.client.close()
+
+        return call
+
+
+@pytest.fixture(params=["memory", pytest.param("mongo", marks=pytest.mark.integration)])
+def store(request: pytest.FixtureRequest) -> Iterator[Any]:
+    if request.param == "memory":
+        yield MemoryStore()
+        return
+    settings = MarketingSettings(
+        mongo_uri=request.getfixturevalue("mongo_uri"),
+        mongo_database=request.getfixturevalue("mongo_database"),
+    )
+    mongo.connect(settings)
+    mongo.ensure_indexes(DOCUMENTS)
+    yield MongoPair(settings)
+    mongo.disconnect()
+
+
+def draft(id: str = "o1", **changes: Any) -> Offer:
+    return offer(id=id, state=OfferState.DRAFT, **changes)
+
+
+def add(store: Any, made: Offer) -> Offer:
+    stored, created = store.insert_offer(made, (), request_key=None, fingerprint=None)
+    assert created
+    return stored
+
+
+def decision(store: Any, id: str = "d1", *offers: Offer, **changes: Any) -> Decision:
+    ranked = Ranker([replace(o, state=OfferState.PUBLISHED) for o in offers], Counts().table(model="")).rank(
+        Profile(customer="c1"), Contact(), NOW, 10
+    )
+    made = Decision(
+        id=id,
+        customer="c1",
+        number="+8613800138000",
+        contact=Contact(call_id="call-1", channel=Channel.VOICE, agent="agents/7"),
+        offers=ranked,
+        created_at=NOW,
+        expires_at=NOW + timedelta(minutes=30),
+    )
+    return asyncio.run(
+        store.log_decision(replace(made, **changes), (), request_key=None, fingerprint=None)
+    )
+
+
+def accept(offer_id: str) -> Outcome:
+    return Outcome(offer=offer_id, result=Result.ACCEPTED, agent="agents/7", at=NOW)
+
+
+# offers
+
+
+def test_offer_comes_back_as_it_was_stored(store: Any) -> None:
+    whole = draft(
+        value=cny("12.345678"),
+        valid_from=NOW,
+        valid_until=NOW + timedelta(days=1),
+        prerequisites=frozenset({"phone"}),
+        exclusions=frozenset({"tv.old"}),
+        stock=5,
+        budget=cny("100.00"),
+        unit_cost=cny("20.00"),
+        tags=("a", "b"),
+    )
+    add(store, whole)
+    assert store.offer("o1") == replace(whole, version=1)
+
+
+def test_offer_ids_are_unique_and_requests_are_repeatable(store: Any) -> None:
+    first, created = store.insert_offer(draft(), (), request_key="k1", fingerprint="f1")
+    again, created_again = store.insert_offer(draft("other"), (), request_key="k1", fingerprint="f1")
+    assert created and not created_again and again == first
+    with pytest.raises(RequestIdReused):
+        store.insert_offer(draft("other"), (), request_key="k1", fingerprint="f2")
+    with pytest.raises(AlreadyExists):
+        store.insert_offer(draft(), (), request_key="k2", fingerprint="f1")
+
+
+def test_offers_are_listed_by_id_and_filtered(store: Any) -> None:
+    for index in range(5):
+        add(store, draft(f"o{index}", product=f"p{index % 2}", tags=("even",) if index % 2 == 0 else ()))
+    assert [o.id for o in store.offers(OfferFilter(), 3, None)] == ["o0", "o1", "o2"]
+    assert [o.id for o in store.offers(OfferFilter(), 3, "o2")] == ["o3", "o4"]
+    assert [o.id for o in store.offers(OfferFilter(product="p1"), 9, None)] == ["o1", "o3"]
+    assert [o.id for o in store.offers(OfferFilter(tag="even"), 9, "o0")] == ["o2", "o4"]
+    assert store.offers(OfferFilter(state=OfferState.PUBLISHED), 9, None) == []
+
+
+def test_update_wants_the_version_it_read_and_keeps_revisions(store: Any) -> None:
+    first = add(store, draft())
+    later = NOW + timedelta(seconds=5)
+    second = store.update_offer(replace(first, product="tv"), (), later)
+    assert (second.version, second.product, second.updated_at) == (2, "tv", later)
+    with pytest.raises(EtagMismatch):
+        store.update_offer(replace(first, product="radio"), (), later)
+    with pytest.raises(OfferNotFound):
+        store.update_offer(draft("nothing"), (), later)
+    assert [(o.version, o.product) for o in store.revisions("o1", 9, None)] == [(2, "tv"), (1, "broadband")]
+    assert [o.version for o in store.revisions("o1", 9, 2)] == [1]
+
+
+def test_delete_wants_the_version_it_read(store: Any) -> None:
+    first = add(store, draft())
+    second = store.update_offer(replace(first, product="tv"), (), NOW)
+    with pytest.raises(EtagMismatch):
+        store.delete_offer(first)
+    store.delete_offer(second)
+    with pytest.raises(OfferNotFound):
+        store.offer("o1")
+    with pytest.raises(OfferNotFound):
+        store.delete_offer(second)
+
+
+# supply
+
+
+def claim(token: str, offer_id: str = "o1") -> Claim:
+    return Claim(offer=offer_id, token=token, decision=f"d-{token}")
+
+
+def test_stock_and_budget_bound_the_claims(store: Any) -> None:
+    add(store, draft(stock=5, budget=cny("50"), unit_cost=cny("20")))
+    store.claim_unit(claim("a"), REAL)
+    store.claim_unit(claim("b"), REAL)
+    with pytest.raises(OfferSoldOut):
+        store.claim_unit(claim("c"), REAL)
+    present = store.offer("o1")
+    assert (present.units_used, present.budget_used, present.version) == (2, Decimal(40), 1)
+    store.release_claim("o1", "a")
+    store.release_claim("o1", "a")
+    assert (store.offer("o1").units_used, store.offer("o1").budget_used) == (1, Decimal(20))
+    store.claim_unit(claim("c"), REAL)
+    with pytest.raises(OfferNotFound):
+        store.claim_unit(claim("x", "nothing"), REAL)
+
+
+def test_settled_units_stay_sold_and_stale_claims_are_found(store: Any) -> None:
+    add(store, draft(stock=2))
+    store.claim_unit(claim("a"), REAL)
+    store.claim_unit(claim("b"), REAL + timedelta(minutes=5))
+    assert store.stale_claims(REAL + timedelta(minutes=1), 10) == [claim("a")]
+    store.settle_claim("o1", "a")
+    store.release_claim("o1", "a")
+    assert store.offer("o1").units_used == 2
+    assert store.stale_claims(REAL + timedelta(minutes=1), 10) == []
+
+
+def test_supply_never_falls_below_what_is_used(store: Any) -> None:
+    present = add(store, draft(stock=3, budget=cny("60"), unit_cost=cny("20")))
+    store.claim_unit(claim("a"), REAL)
+    store.claim_unit(claim("b"), REAL)
+    with pytest.raises(SupplyBelowUsed):
+        store.update_offer(replace(present, stock=1), (), NOW)
+    with pytest.raises(SupplyBelowUsed):
+        store.update_offer(replace(present, budget=cny("39.99")), (), NOW)
+    stored = store.update_offer(replace(present, stock=2), (), NOW)
+    assert (stored.stock, stored.units_used, stored.sold_out) == (2, 2, True)
+
+
+def test_stock_is_never_oversold_by_many_at_once(store: Any) -> None:
+    add(store, draft(stock=7))
+    barrier, won = threading.Barrier(8), []
+
+    def buy(worker: int) -> None:
+        barrier.wait()
+        for attempt in range(4):
+            try:
+                store.claim_unit(claim(f"{worker}-{attempt}"), REAL)
+                won.append((worker, attempt))
+            except OfferSoldOut:
+                pass
+
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(buy, range(8)))
+    assert len(won) == 7 == store.offer("o1").units_used
+
+
+# decisions
+
+
+def test_decision_comes_back_and_closes_once(store: Any) -> None:
+    present = add(store, draft())
+    made = decision(store, "d1", present)
+    assert store.decision("d1") == made
+    closed = store.close_decision(close(made, accept("o1"), "token"), ())
+    assert store.decision("d1") == closed
+    assert (closed.version, closed.claim, closed.unsettled) == (2, "token", True)
+    with pytest.raises(EtagMismatch):
+        store.close_decision(close(made, accept("o1"), "other"), ())
+    assert [d.id for d in store.unsettled(10)] == ["d1"]
+    store.mark_settled("d1")
+    assert store.unsettled(10) == []
+    with pytest.raises(DecisionNotFound):
+        store.decision("d2")
+
+
+def test_touching_fences_off_who_read_before(store: Any) -> None:
+    made = decision(store, "d1", add(store, draft()))
+    store.touch_decision(made)
+    with pytest.raises(EtagMismatch):
+        store.close_decision(close(made, accept("o1"), "t"), ())
+    with pytest.raises(EtagMismatch):
+        store.touch_decision(made)
+
+
+def test_decisions_are_listed_newest_first_and_filtered(store: Any) -> None:
+    present = add(store, draft())
+    for index in range(4):
+        decision(store, f"d{index}", present, customer=f"c{index % 2}")
+    store.close_decision(close(store.decision("d3"), accept("o1"), ""), ())
+    assert [d.id for d in store.decisions(DecisionFilter(), 2, None)] == ["d3", "d2"]
+    assert [d.id for d in store.decisions(DecisionFilter(), 9, "d2")] == ["d1", "d0"]
+    assert [d.id for d in store.decisions(DecisionFilter(customer="c1"), 9, None)] == ["d3", "d1"]
+    assert [d.id for d in store.decisions(DecisionFilter(call_id="call-1", open=True), 9, None)] == [
+        "d2",
+        "d1",
+        "d0",
+    ]
+    assert store.decisions(DecisionFilter(call_id="call-9"), 9, None) == []
+
+
+def test_logging_a_decision_is_repeatable(store: Any) -> None:
+    made = decision(store, "d1", add(store, draft()))
+
+    async def log(id: str, fingerprint: str) -> Decision:
+        return await store.log_decision(
+            replace(made, id=id), (), request_key="k1", fingerprint=fingerprint
+        )
+
+    first = asyncio.run(log("d2", "f1"))
+    assert asyncio.run(log("d3", "f1")).id == first.id == "d2"
+    assert asyncio.run(store.read_repeat("k1", "f1")).id == "d2"
+    assert asyncio.run(store.read_repeat("k9", "f1")) is None
+    with pytest.raises(RequestIdReused):
+        asyncio.run(log("d4", "f2"))
+
+
+# history
+
+
+def bought(id: str, customer: str = "c1", product: str = "phone", seconds: int = 0) -> Purchase:
+    return Purchase(
+        id=id, customer=customer, product=product, at=NOW + timedelta(seconds=seconds), amount=cny("9.90")
+    )
+
+
+def test_purchases_count_once_and_make_the_profile(store: Any) -> None:
+    assert store.add_purchases([bought("1"), bought("2", product="tv", seconds=1), bought("1")], NOW) == 2
+    assert store.add_purchases([bought("1", product="other"), bought("3", "c2")], NOW) == 1
+    assert store.profile("c1").products == {"phone", "tv"}
+    assert store.history_changes() == 3
+    assert sorted(map(sorted, store.baskets())) == [["phone"], ["phone", "tv"]]
+    assert [p.id for p in store.purchases("c1", 9, None)] == ["2", "1"]
+    assert [p.id for p in store.purchases("c1", 1, None)] == ["2"]
+    assert [p.id for p in store.purchases("c1", 9, (NOW + timedelta(seconds=1), "2"))] == ["1"]
+    assert store.purchases("c1", 1, None)[0].amount == cny("9.90")
+
+
+def test_only_newer_snapshots_count_and_history_stays(store: Any) -> None:
+    store.add_purchases([bought("1")], NOW)
+    told = Profile(
+        customer="c1",
+        numbers=("+8613800138000",),
+        tier="gold",
+        refused_channels=frozenset({Channel.SMS}),
+        crm_version=3,
+        updated_at=NOW,
+    )
+    assert store.save_profile(told)
+    assert not store.save_profile(replace(told, tier="silver", crm_version=2))
+    assert not store.save_profile(replace(told, tier="silver"))
+    assert store.profile("c1") == replace(told, products=frozenset({"phone"}))
+    assert asyncio.run(store.read_profile("c1")) == store.profile("c1")
+    assert asyncio.run(store.read_profile_of_number("+8613800138000")).customer == "c1"
+    assert asyncio.run(store.read_profile_of_number("+8613900139000")) is None
+    assert asyncio.run(store.read_profile("nobody")) is None
+
+
+def test_the_latest_word_on_leaving_counts(store: Any) -> None:
+    store.save_leave_intent("c1", True, NOW)
+    store.save_leave_intent("c1", False, NOW - timedelta(seconds=1))
+    assert store.profile("c1").wants_to_leave
+    store.save_leave_intent("c1", False, NOW + timedelta(seconds=1))
+    assert not store.profile("c1").wants_to_leave
+
+
+def test_merge_moves_history_and_unmerge_gives_it_back(store: Any) -> None:
+    store.add_purchases([bought("1", "a", "phone"), bought("2", "b", "tv")], NOW)
+    store.save_complaint(Complaint(ticket="t1", customer="b", number="", open=True, version=1))
+    for _ in range(2):
+        store.merge("b", "a", 5)
+    assert store.profile("a").products == {"phone", "tv"}
+    assert store.profile("b").products == frozenset() and store.profile("b").merged_into == "a"
+    assert asyncio.run(store.read_profile("b")).customer == "a"
+    assert asyncio.run(store.read_complaint("a", ""))
+    store.add_purchases([bought("3", "b", "radio")], NOW)
+    assert store.profile("a").products == {"phone", "tv", "radio"}
+    for _ in range(2):
+        store.unmerge("b", "a", 6)
+    assert store.profile("a").products == {"phone"}
+    assert store.profile("b").products == {"tv", "radio"} and store.profile("b").alive
+    store.merge("b", "a", 5)
+    assert store.profile("b").merged_into == ""
+
+
+def test_erasing_leaves_nothing_personal(store: Any) -> None:
+    store.add_purchases([bought("1")], NOW)
+    store.save_profile(Profile(customer="c1", numbers=("+8613800138000",), crm_version=1, updated_at=NOW))
+    made = decision(store, "d1", add(store, draft()))
+    outcome = Outcome(offer="o1", result=Result.DECLINED, note="is moving to Chengdu", at=NOW)
+    store.close_decision(close(made, outcome, ""), ())
+    store.save_complaint(Complaint(ticket="t1", customer="c1", number="+8613800138000", open=True, version=1))
+    for _ in range(2):
+        store.erase("c1")
+    assert store.purchases("c1", 9, None) == []
+    assert store.profile("c1").products == frozenset() and not store.profile("c1").alive
+    kept = store.decision("d1")
+    assert (kept.customer, kept.number, kept.outcome.note) == ("", "", "")
+    assert not asyncio.run(store.read_complaint("c1", "+8613800138000"))
+
+
+# complaints
+
+
+def test_complaints_are_found_by_customer_and_number_in_any_order_of_events(store: Any) -> None:
+    opened = Complaint(ticket="t1", customer="c1", number="+8613800138000", open=True, version=1)
+    assert store.save_complaint(opened)
+    assert asyncio.run(store.read_complaint("c1", ""))
+    assert asyncio.run(store.read_complaint("", "+8613800138000"))
+    assert not asyncio.run(store.read_complaint("c2", "+8613900139000"))
+    assert not asyncio.run(store.read_complaint("", ""))
+    assert [c.ticket for c in store.open_complaints("c1", 9)] == ["t1"]
+    assert store.save_complaint(replace(opened, open=False, version=3))
+    assert not store.save_complaint(replace(opened, version=2))
+    assert not asyncio.run(store.read_complaint("c1", "+8613800138000"))
+    store.save_complaint(replace(opened, version=4))
+    store.close_complaint("t1")
+    store.close_complaint("unknown")
+    assert store.open_complaints("c1", 9) == []
+
+
+# models
+
+
+def info(number: int, state: ModelState = ModelState.READY, **changes: Any) -> ModelInfo:
+    return ModelInfo(id=f"m{number}", version=number, state=state, created_at=NOW, **changes)
+
+
+def test_table_is_read_back_whole_or_not_at_all(store: Any) -> None:
+    counts = Counts()
+    for basket in [{"a.b", "c"}, {"a.b"}, {"d"}]:
+        counts.add(basket)
+    table = counts.table(model="m1", smoothing=Smoothing(strength=7, rate=0.2))
+    made = info(1, customer_count=3, example_count=table.facts, rule_count=table.rules)
+    store.save_model(made, table.smoothing)
+    with pytest.raises(ModelNotFound):
+        store.table("m1")
+    store.save_table(table)
+    store.save_table(table)
+    assert store.table("m1") == table == asyncio.run(store.read_table("m1"))
+    store.save_model(replace(made, rule_count=99), table.smoothing)
+    with pytest.raises(ModelNotFound):
+        asyncio.run(store.read_table("m1"))
+
+
+def test_serving_changes_by_version_and_shows_in_the_list(store: Any) -> None:
+    for number in (1, 2):
+        store.save_model(info(number), Smoothing())
+    with pytest.raises(AlreadyExists):
+        store.save_model(replace(info(2), id="other"), Smoothing())
+    assert store.serving() == Serving() == asyncio.run(store.read_serving())
+    first = store.serve_model(Serving(model="m1", since=NOW, history=3), (), NOW)
+    with pytest.raises(EtagMismatch):
+        store.serve_model(Serving(model="m2"), (), NOW)
+    event = convert.model_event("m2", "m1", False, NOW)
+    second = store.serve_model(replace(first, model="m2", earlier=("m1",)), (event,), NOW)
+    assert store.serving() == second == asyncio.run(store.read_serving())
+    with pytest.raises(EtagMismatch):
+        store.serve_model(first, (), NOW)
+    assert [(m.version, m.state) for m in store.models(9, None)] == [
+        (2, ModelState.ACTIVE),
+        (1, ModelState.READY),
+    ]
+    assert [m.version for m in store.models(9, 2)] == [1]
+    assert store.model("m2").activated_at == NOW
+
+
+def test_old_models_go_but_not_the_one_that_serves(store: Any) -> None:
+    for number in range(1, 6):
+        store.save_model(info(number), Smoothing())
+    store.serve_model(Serving(model="m1"), (), NOW)
+    assert store.drop_models(2) == 2
+    assert [m.id for m in store.models(9, None)] == ["m5", "m4", "m1"]
+    with pytest.raises(ModelNotFound):
+        store.model("m2")
+
+
+def test_published_offers_are_read_for_ranking(store: Any) -> None:
+    add(store, draft("o1"))
+    present = add(store, draft("o2"))
+    store.update_offer(replace(present, state=OfferState.PUBLISHED, published_at=NOW), (), NOW)
+    assert [o.id for o in asyncio.run(store.read_published())] == ["o2"]
+
+
+@pytest.mark.integration
+def test_every_query_uses_an_index(mongo_uri: str, mongo_database: str) -> None:
+    mongo.connect(MarketingSettings(mongo_uri=mongo_uri, mongo_database=mongo_database))
+    try:
+        mongo.ensure_indexes(DOCUMENTS)
+        database = OfferDocument._get_db()
+        queries: list[tuple[str, dict[str, Any], list[tuple[str, int]]]] = [
+            ("offers", {"state": "PUBLISHED"}, [("_id", 1)]),
+            ("offers", {"product": "p", "_id": {"$gt": "a"}}, [("_id", 1)]),
+            ("offers", {"tags": "t"}, [("_id", 1)]),
+            ("offers", {"claims.at": {"$lt": REAL}}, []),
+            ("offer_revisions", {"offer": "o", "version": {"$lt": 3}}, [("version", -1)]),
+            ("decisions", {"customer": "c"}, [("_id", -1)]),
+            ("decisions", {"call_id": "c", "_id": {"$lt": "z"}}, [("_id", -1)]),
+            ("decisions", {"open": True}, [("_id", -1)]),
+            ("decisions", {"unsettled": True}, [("_id", 1)]),
+            ("decisions", {"request_key": "k"}, []),
+            ("profiles", {"numbers": "+1"}, [("updated_at", -1)]),
+            ("complaints", {"$or": [{"customer": "c", "open": True}, {"number": "n", "open": True}]}, []),
+            ("purchases", {"customer": "c"}, [("at", -1), ("_id", -1)]),
+            ("purchases", {"bought_by": "c"}, []),
+            ("models", {"number": {"$lt": 9}}, [("number", -1)]),
+            ("model_rows", {"model": "m"}, []),
+        ]
+        for collection, condition, order in queries:
+            cursor = database[collection].find(condition)
+            plan = str((cursor.sort(order) if order else cursor).explain()["queryPlanner"]["winningPlan"])
+            assert "IXSCAN" in plan and "COLLSCAN" not in plan and "'SORT'" not in plan, (collection, condition)
+    finally:
+        mongo.disconnect()
