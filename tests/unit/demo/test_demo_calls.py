@@ -14,8 +14,12 @@ from hypothesis import strategies as st
 from cli.demo import calls as log
 
 HEADER = "\t".join(log.COLUMNS)
-SERVED = "AA0101\t34536\t0\t0\tPS\t990201\t7:02:47\t7:02:56\t9\t0:00:00\t0:00:00\t0\tAGENT\t7:02:55\t7:05:41\t166\tDORIT"
-HUNG_UP = "AA0101\t34539\t23317894\t2\tPS\t990201\t8:09:16\t8:09:22\t6\t8:09:22\t8:09:27\t5\tHANG\t0:00:00\t0:00:00\t0\tNO_SERVER"
+SERVED = (
+    "AA0101 34536 0 0 PS 990201 7:02:47 7:02:56 9 0:00:00 0:00:00 0 AGENT 7:02:55 7:05:41 166 DORIT"
+).replace(" ", "\t")
+HUNG_UP = (
+    "AA0101 34539 23317894 2 PS 990201 8:09:16 8:09:22 6 8:09:22 8:09:27 5 HANG 0:00:00 0:00:00 0 NO_SERVER"
+).replace(" ", "\t")
 
 
 def changed(line: str, **columns: str) -> str:
