@@ -27,6 +27,9 @@ PORT_BASE_DEFAULT = 7100
 PORT_OFFSET_MAX = 70
 MEMBERS_ALLOWED = (1, 3)
 
+#: A local stack's servers wait no longer for open calls when they are told to end, seconds.
+DRAIN_SECONDS = 3
+
 MONGO_OFFSET = 0
 RABBIT_OFFSET = 10
 ROUTING_GRPC_OFFSET = 20
@@ -110,7 +113,12 @@ def worker_name(service: str) -> str:
 
 def _server(service: str, name: str, grpc_port: int, http_port: int, **env: str) -> ServiceProcess:
     prefix = service.upper()
-    own = {f"{prefix}_GRPC_PORT": str(grpc_port), f"{prefix}_HTTP_PORT": str(http_port), **env}
+    own = {
+        f"{prefix}_GRPC_PORT": str(grpc_port),
+        f"{prefix}_HTTP_PORT": str(http_port),
+        f"{prefix}_DRAIN_SECONDS": str(DRAIN_SECONDS),
+        **env,
+    }
     return ServiceProcess(
         name=name, module=service, service=service, grpc_port=grpc_port, http_port=http_port, env=own
     )
