@@ -1,17 +1,18 @@
 """Which products go together in customers' histories: counting, and what may be concluded from the counts.
 
-A customer's history is the set of products they ever had, so a "transaction" of the literature is a customer here. Rules:
+A customer's history is the set of products they ever had, so a "transaction" of the literature is a customer
+here. Rules:
 
-1. support, confidence (Agrawal, Imielinski, Swami: Mining association rules between sets of items in large databases,
-   SIGMOD 1993) and lift (Brin, Motwani, Ullman, Tsur: Dynamic itemset counting, SIGMOD 1997, there "interest") are those of
-   single products: x -> y.
-2. A share of few customers says little. It is pulled towards the product's base rate as if `strength` further customers
-   had behaved like the average: the m-estimate (Cestnik: Estimating probabilities, ECAI 1990).
-   The base rate itself is pulled towards `rate`, so a product that nobody has yet is unlikely, not impossible.
-3. Of several products of a customer the one that speaks loudest for y counts: the maximum, which can be explained in one
-   sentence, where a product of likelihoods could not.
-4. Counts are bounded: products, partners of a product, and products of one customer. What was cut is known to be cut:
-   a pair missing from a whole list was never seen, a pair missing from a cut list is not judged.
+1. support, confidence (Agrawal, Imielinski, Swami: Mining association rules between sets of items in large
+   databases, SIGMOD 1993) and lift (Brin, Motwani, Ullman, Tsur: Dynamic itemset counting, SIGMOD 1997, there
+   "interest") are those of single products: x -> y.
+2. A share of few customers says little. It is pulled towards the product's base rate as if `strength` further
+   customers had behaved like the average: the m-estimate (Cestnik: Estimating probabilities, ECAI 1990). The
+   base rate itself is pulled towards `rate`, so a product that nobody has yet is unlikely, not impossible.
+3. Of several products of a customer the one that speaks loudest for y counts: the maximum, which can be
+   explained in one sentence, where a product of likelihoods could not.
+4. Counts are bounded: products, partners of a product, and products of one customer. What was cut is known to
+   be cut: a pair missing from a whole list was never seen, a pair missing from a cut list is not judged.
 """
 
 from __future__ import annotations
@@ -21,7 +22,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from itertools import permutations
 
-#: Most products of one customer that are counted; beyond it the customer is a reseller, and quadratic in work.
+#: Most products of one customer that are counted; beyond it the customer is a reseller, and quadratic in
+#: work.
 PRODUCTS_PER_CUSTOMER_MAX = 100
 #: Most products in a table, the commonest first.
 PRODUCTS_MAX = 2_000
@@ -199,7 +201,8 @@ def rule(table: RuleTable, antecedent: str, consequent: str) -> Rule | None:
 
 
 def best_rule(table: RuleTable, owned: Iterable[str], consequent: str) -> Rule:
-    """The rule that speaks loudest for `consequent`, given what a customer has; popularity where none can judge.
+    """The rule that speaks loudest for `consequent`, given what a customer has; popularity where none can
+    judge.
 
     Of equally loud ones the one whose antecedent sorts first.
     """

@@ -19,7 +19,7 @@ class MarketingSettings(ServiceSettings):
     currency: str = Field(
         default="CNY",
         pattern="^[A-Z]{3}$",
-        description="Currency that offers are valued in; others are refused, since they could not be compared.",
+        description="Currency that offers are valued in; others are refused: they could not be compared.",
     )
     decision_minutes: float = Field(
         default=30.0, gt=0, le=10_080, description="How long a ranking may be shown, business minutes."
@@ -34,7 +34,7 @@ class MarketingSettings(ServiceSettings):
         default=30.0,
         gt=0,
         le=600,
-        description="How old they may grow while reading fails; beyond it recommending is UNAVAILABLE, seconds.",
+        description="How old they may grow while reading fails; then recommending is UNAVAILABLE, seconds.",
     )
     smoothing_strength: float = Field(
         default=20.0, gt=0, le=10_000, description="Imagined average customers behind each estimate."
@@ -46,7 +46,7 @@ class MarketingSettings(ServiceSettings):
         default=5.0,
         gt=0,
         le=3600,
-        description="How often the worker looks whether the history changed and a model must be built, seconds.",
+        description="How often the worker looks whether the history changed and a model is due, seconds.",
     )
     build_share_max: float = Field(
         default=0.1,
@@ -59,7 +59,7 @@ class MarketingSettings(ServiceSettings):
         default=60.0,
         ge=1,
         le=3600,
-        description="Age at which a unit of stock taken for an outcome that was never recorded is given back.",
+        description="Age at which stock taken for an outcome that was never recorded is given back, seconds.",
     )
     sweep_seconds: float = Field(
         default=5.0, gt=0, le=600, description="How often the worker finishes what a crash left half done."

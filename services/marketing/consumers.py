@@ -1,5 +1,6 @@
-"""What marketing hears from the other services. Every handler may see an event twice, and events of one thing in another order:
-versions decide, in the store's conditional writes."""
+"""What marketing hears from the other services. Every handler may see an event twice, and events of one thing
+in another order: versions decide, in the store's conditional writes.
+"""
 
 from __future__ import annotations
 

@@ -1,6 +1,7 @@
 """Between protobuf messages and the model. Used by the gRPC side and by the consumers, so it loads no grpc.
 
-What comes in is judged here as far as its form goes, each bad field by its path; what it means is judged by the engine.
+What comes in is judged here as far as its form goes, each bad field by its path; what it means is judged by
+the engine.
 """
 
 from __future__ import annotations
@@ -39,7 +40,6 @@ from marketing.model import (
     Profile,
     Purchase,
     RankedOffer,
-    ReasonCode,
     Result,
     Script,
     Text,
@@ -270,9 +270,7 @@ def _audience_from_proto(message: Any, problems: list[Problem]) -> Audience:
 def _interval(offer: Offer) -> common_pb2.Interval | None:
     if offer.valid_from is None and offer.valid_until is None:
         return None
-    return common_pb2.Interval(
-        start_time=timestamp(offer.valid_from), end_time=timestamp(offer.valid_until)
-    )
+    return common_pb2.Interval(start_time=timestamp(offer.valid_from), end_time=timestamp(offer.valid_until))
 
 
 def offer_to_proto(offer: Offer) -> offers_pb2.Offer:
@@ -471,9 +469,7 @@ def outcome_request(message: Any, now: datetime) -> tuple[str, Outcome]:
     decision = _name_id("decision", "decisions", message.decision, problems)
     if not message.decision:
         problems.append(("decision", "must not be empty"))
-    result = _known(
-        "result", types_pb2.OutcomeResult, "OUTCOME_RESULT", message.result, Result, problems
-    )
+    result = _known("result", types_pb2.OutcomeResult, "OUTCOME_RESULT", message.result, Result, problems)
     if not message.result:
         problems.append(("result", "must be ACCEPTED, DECLINED or IGNORED"))
     offer = _name_id("offer", "offers", message.offer, problems)
@@ -683,7 +679,9 @@ def model_event(model: str, previous: str, rollback: bool, now: datetime) -> Eve
 
 
 def profile_from_snapshot(snapshot: Any, at: datetime) -> Profile:
-    """A customer as crm's `CustomerSnapshot` tells it. Languages are cut to their primary subtag, enums read by name."""
+    """A customer as crm's `CustomerSnapshot` tells it. Languages are cut to their primary subtag, enums read
+    by name.
+    """
     refused = {
         enum_member(common_pb2.Channel, "CHANNEL", consent.channel, Channel)
         for consent in snapshot.consents

@@ -1,8 +1,9 @@
-"""How marketing lies in MongoDB: mongoengine owns schema and indexes; `*_fields` and `*_from_raw` are the whole mapping.
+"""How marketing lies in MongoDB: mongoengine owns schema and indexes; `*_fields` and `*_from_raw` are the
+whole mapping.
 
-Reads go past mongoengine (raw documents), so that blocking and asynchronous code share one mapping. Every query of
-store.py has an index here; a new query brings its own. Amounts of money are Decimal128: exact, and comparable by the
-database.
+Reads go past mongoengine (raw documents), so that blocking and asynchronous code share one mapping. Every
+query of store.py has an index here; a new query brings its own. Amounts of money are Decimal128: exact, and
+comparable by the database.
 """
 
 from __future__ import annotations
@@ -300,7 +301,7 @@ DOCUMENTS: tuple[type[Document], ...] = (
 OUTBOX_DOCUMENTS: tuple[type[Aggregate], ...] = (OfferDocument, DecisionDocument, ServingDocument)
 
 
-# --- mapping: small values ----------------------------------------------------------------------------------------------
+# --- mapping: small values ----------------------------------------------------------------------------
 
 
 def money_fields(money: Money | None) -> dict[str, Any] | None:
@@ -325,7 +326,7 @@ def _texts_from_raw(raw: Any) -> tuple[Text, ...]:
     return tuple(Text(language=item["language"], text=item["text"]) for item in raw or ())
 
 
-# --- mapping: offers ----------------------------------------------------------------------------------------------------
+# --- mapping: offers ----------------------------------------------------------------------------------
 
 
 def offer_fields(offer: Offer) -> dict[str, Any]:
@@ -386,7 +387,8 @@ def offer_from_raw(raw: Raw) -> Offer:
         unit_cost=money_from_raw(raw.get("unit_cost")),
         budget_used=used.to_decimal() if used is not None else Decimal(0),
         scripts=tuple(
-            Script(audience=s["audience"], language=s["language"], text=s["text"]) for s in raw.get("scripts", ())
+            Script(audience=s["audience"], language=s["language"], text=s["text"])
+            for s in raw.get("scripts", ())
         ),
         state=OfferState(raw["state"]),
         version=raw["version"],
@@ -408,7 +410,7 @@ def _audience_from_raw(raw: Raw) -> Audience:
     )
 
 
-# --- mapping: decisions -------------------------------------------------------------------------------------------------
+# --- mapping: decisions -------------------------------------------------------------------------------
 
 
 def decision_fields(decision: Decision) -> dict[str, Any]:
@@ -558,7 +560,7 @@ def _outcome_from_raw(raw: Raw) -> Outcome:
     )
 
 
-# --- mapping: customers -------------------------------------------------------------------------------------------------
+# --- mapping: customers -------------------------------------------------------------------------------
 
 
 def profile_fields(profile: Profile) -> dict[str, Any]:

@@ -1,14 +1,16 @@
 """The rules of marketing, free of clock, randomness and I/O.
 
-1. An offer moves by verbs only, along `OFFER_TRANSITIONS`; it can be published when its validity is not over and it has words
-   to say. A published offer cannot be deleted.
-2. Nothing is offered to a customer who has an unresolved complaint, whose matter of this contact is unsolved, or who refused
-   marketing on this channel: in this order, because the first is the one to tell the agent.
-3. An offer is eligible when it is published, inside its validity, in stock and budget, meant for this audience, its prerequisites are
-   all there and none of its exclusions, and its product is not owned already (unless it may be repeated). Retention offers
-   wait for a customer who wants to leave, win-back offers for one tagged as lost.
-4. A decision is closed once. The same words again are the same closing; other words are refused. An acceptance needs a unit of
-   stock, taken before the closing under a token that the closing names (see store.py).
+1. An offer moves by verbs only, along `OFFER_TRANSITIONS`; it can be published when its validity is not over
+   and it has words to say. A published offer cannot be deleted.
+2. Nothing is offered to a customer who has an unresolved complaint, whose matter of this contact is unsolved,
+   or who refused marketing on this channel: in this order, because the first is the one to tell the agent.
+3. An offer is eligible when it is published, inside its validity, in stock and budget, meant for this
+   audience, its prerequisites are all there and none of its exclusions, and its product is not owned already
+   (unless it may be repeated). Retention offers wait for a customer who wants to leave, win-back offers for
+   one tagged as lost.
+4. A decision is closed once. The same words again are the same closing; other words are refused. An
+   acceptance needs a unit of stock, taken before the closing under a token that the closing names (see
+   store.py).
 """
 
 from __future__ import annotations
@@ -129,7 +131,7 @@ class ModelNotFound(NotFound):
     reason = "MODEL_NOT_FOUND"
 
 
-# --- offers -------------------------------------------------------------------------------------------------------------
+# --- offers -------------------------------------------------------------------------------------------
 
 
 def offer_problems(offer: Offer, currency: str) -> list[Problem]:
@@ -170,7 +172,12 @@ def is_language(tag: str) -> bool:
 
 def _money_problems(offer: Offer, currency: str) -> list[Problem]:
     found: list[Problem] = []
-    amounts = {"price": offer.price, "value": offer.value, "budget": offer.budget, "unit_cost": offer.unit_cost}
+    amounts = {
+        "price": offer.price,
+        "value": offer.value,
+        "budget": offer.budget,
+        "unit_cost": offer.unit_cost,
+    }
     for field, money in amounts.items():
         if money is None:
             continue
@@ -286,7 +293,7 @@ def check_deletable(offer: Offer) -> None:
         raise OfferPublished(subject=f"offers/{offer.id}", why="retire it before it is deleted")
 
 
-# --- eligibility --------------------------------------------------------------------------------------------------------
+# --- eligibility --------------------------------------------------------------------------------------
 
 
 def gate(profile: Profile, contact: Contact, open_complaints: int) -> NoOffer | None:
@@ -339,8 +346,9 @@ def _audience_fits(offer: Offer, profile: Profile, contact: Contact) -> bool:
 
 
 def scripts_for(offer: Offer, profile: Profile) -> tuple[Text, ...]:
-    """The words for this customer, one text a language, in the order of the languages: a tag's script before the tier's before
-    everybody's."""
+    """The words for this customer, one text a language, in the order of the languages: a tag's script before
+    the tier's before everybody's.
+    """
     best: dict[str, tuple[int, str, str]] = {}
     for script in offer.scripts:
         if script.audience == "":
@@ -356,7 +364,7 @@ def scripts_for(offer: Offer, profile: Profile) -> tuple[Text, ...]:
     return tuple(Text(language=language, text=best[language][2]) for language in sorted(best))
 
 
-# --- decisions ----------------------------------------------------------------------------------------------------------
+# --- decisions ----------------------------------------------------------------------------------------
 
 
 def check_outcome(decision: Decision, outcome: Outcome) -> bool:
@@ -376,5 +384,7 @@ def check_outcome(decision: Decision, outcome: Outcome) -> bool:
 
 
 def close(decision: Decision, outcome: Outcome, claim: str) -> Decision:
-    """The decision closed with an outcome that `check_outcome` let pass; `claim` is the token of the unit of stock taken."""
+    """The decision closed with an outcome that `check_outcome` let pass; `claim` is the token of the unit of
+    stock taken.
+    """
     return replace(decision, outcome=outcome, claim=claim, unsettled=outcome.result is Result.ACCEPTED)

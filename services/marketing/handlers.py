@@ -1,6 +1,7 @@
 """The use cases of marketing: load, decide, save with what is to be told.
 
-`Recommender` runs on the event loop (the hot path); everything else blocks, in the server's thread pool or in the worker.
+`Recommender` runs on the event loop (the hot path); everything else blocks, in the server's thread pool or in
+the worker.
 """
 
 from __future__ import annotations
@@ -290,7 +291,8 @@ class Decisions:
         try:
             stored = self._store.close_decision(closed, (convert.outcome_event(closed),))
         except (EtagMismatch, DecisionNotFound):
-            # Nothing was written, so the unit goes back. After any other failure nobody knows: the worker looks.
+            # Nothing was written, so the unit goes back. After any other failure nobody knows: the worker
+            # looks.
             if closed.claim:
                 self._store.release_claim(outcome.offer, closed.claim)
             raise
@@ -308,7 +310,9 @@ class Decisions:
 
 
 def settle(store: Store, decision: Decision, now: datetime) -> None:
-    """Applies what an acceptance causes: the product joins the history, the unit of stock is sold. Repeatable."""
+    """Applies what an acceptance causes: the product joins the history, the unit of stock is sold.
+    Repeatable.
+    """
     outcome = decision.outcome
     entry = decision.find(outcome.offer) if outcome else None
     if outcome is not None and entry is not None:
@@ -380,7 +384,10 @@ class Models:
             return newest
         number = newest.version + 1 if newest else 1
         info = ModelInfo(
-            id=f"association-{number:06}", version=number, state=ModelState.TRAINING, created_at=self._clock.now()
+            id=f"association-{number:06}",
+            version=number,
+            state=ModelState.TRAINING,
+            created_at=self._clock.now(),
         )
         try:
             self._store.save_model(info, self._smoothing)
@@ -396,7 +403,8 @@ class Models:
         return self._store.history_changes() != (self._store.serving().history or 0)
 
     def build(self, breathe: Callable[[], None] = lambda: None) -> ModelInfo:
-        """Counts the history as it is, checks the result, and lets it serve unless an operator chose another version.
+        """Counts the history as it is, checks the result, and lets it serve unless an operator chose another
+        version.
 
         `breathe` is called now and then while counting, for a process that has other things to do.
 
@@ -449,12 +457,12 @@ class Models:
         if serving.model and not rollback:
             earlier = (*earlier, serving.model)
         event = convert.model_event(model_id, serving.model, rollback, now)
-        self._store.serve_model(
-            replace(serving, model=model_id, earlier=earlier, since=now), (event,), now
-        )
+        self._store.serve_model(replace(serving, model=model_id, earlier=earlier, since=now), (event,), now)
 
     def activate(self, model_id: str) -> ModelInfo:
-        """Lets a version serve; any but the newest stays until another is activated. ModelNotFound, ModelNotReady."""
+        """Lets a version serve; any but the newest stays until another is activated. ModelNotFound,
+        ModelNotReady.
+        """
 
         def attempt() -> ModelInfo:
             info = self._store.model(model_id)
@@ -496,7 +504,9 @@ class Upkeep:
         self._released = counter("marketing_claims_released_total", "Units of stock given back by the sweep.")
 
     def sweep(self, real_now: datetime) -> int:
-        """Settles closed decisions and gives back stock of closings that never came; how many things were done."""
+        """Settles closed decisions and gives back stock of closings that never came; how many things were
+        done.
+        """
         unsettled = self._store.unsettled(SWEEP_MAX)
         for decision in unsettled:
             settle(self._store, decision, self._clock.now())

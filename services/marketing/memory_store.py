@@ -320,9 +320,7 @@ class MemoryStore:
             self._reassign([id for id, (buyer, _) in self._purchases.items() if buyer == restored], restored)
             own = self._bought(restored)
             back = self._profiles.get(restored, Profile(customer=restored))
-            self._profiles[restored] = replace(
-                back, merged_into="", alive=True, products=back.products | own
-            )
+            self._profiles[restored] = replace(back, merged_into="", alive=True, products=back.products | own)
             lost = own - self._bought(survivor)
             if survivor in self._profiles:
                 kept = self._profiles[survivor]

@@ -1,5 +1,6 @@
-"""What marketing speaks of: offers, customers' profiles, purchases, decisions and their outcomes. Values only, no behaviour
-beyond what a value can say of itself."""
+"""What marketing speaks of: offers, customers' profiles, purchases, decisions and their outcomes. Values
+only, no behaviour beyond what a value can say of itself.
+"""
 
 from __future__ import annotations
 

@@ -1,8 +1,10 @@
-"""Keeps a Ranker at hand for the recommending server: catalogue and rule table, read again when they grow old.
+"""Keeps a Ranker at hand for the recommending server: catalogue and rule table, read again when they grow
+old.
 
-One reading at a time, started by the first request that finds them old; the others go on with what there is. While
-reading fails, what there is serves until it is `stale_seconds` old. A model that cannot be read (gone, half
-written) leaves the last good one in place, and the plain popularity of an empty table where there never was one.
+One reading at a time, started by the first request that finds them old; the others go on with what there is.
+While reading fails, what there is serves until it is `stale_seconds` old. A model that cannot be read (gone,
+half written) leaves the last good one in place, and the plain popularity of an empty table where there never
+was one.
 """
 
 from __future__ import annotations
@@ -45,7 +47,9 @@ class RankerCache:
         self._reading: asyncio.Task[None] | None = None
         #: Rises with every `expire`, so that a reading begun before it does not count as fresh.
         self._generation = 0
-        self._failures = counter("marketing_catalogue_failures_total", "Readings of the catalogue that failed.")
+        self._failures = counter(
+            "marketing_catalogue_failures_total", "Readings of the catalogue that failed."
+        )
         self._offers = gauge("marketing_offers_ranked", "Published offers in the ranking.")
 
     def _age(self) -> float:

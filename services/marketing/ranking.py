@@ -1,11 +1,11 @@
 """Ranks offers for one customer, and finds the words for it.
 
-An offer's score is the estimated probability that the customer takes it (association.py) times its worth. The best n of
-the eligible offers are found without scoring every one: for each product x there is a list of all offers by their score for
-owners of x; the lists of a customer's products are merged from the top until n are found (the threshold idea of
-Fagin, Lotem, Naor: Optimal aggregation algorithms for middleware, PODS 2001, with the maximum as aggregate, for which the
-first sight of an offer is its score). Lists are made when first needed and kept as arrays, so a request costs
-little more with a thousand offers than with fifty.
+An offer's score is the estimated probability that the customer takes it (association.py) times its worth. The
+best n of the eligible offers are found without scoring every one: for each product x there is a list of all
+offers by their score for owners of x; the lists of a customer's products are merged from the top until n are
+found (the threshold idea of Fagin, Lotem, Naor: Optimal aggregation algorithms for middleware, PODS 2001,
+with the maximum as aggregate, for which the first sight of an offer is its score). Lists are made when first
+needed and kept as arrays, so a request costs little more with a thousand offers than with fifty.
 
 Equal scores go by the offer's id: the same input gives the same ranking everywhere.
 """
@@ -19,7 +19,17 @@ from datetime import datetime
 
 from marketing.association import Rule, RuleTable, best_rule, popularity, rule
 from marketing.engine import eligible, scripts_for
-from marketing.model import Contact, Offer, OfferState, Profile, RankedOffer, Reason, ReasonCode, Text, best_text
+from marketing.model import (
+    Contact,
+    Offer,
+    OfferState,
+    Profile,
+    RankedOffer,
+    Reason,
+    ReasonCode,
+    Text,
+    best_text,
+)
 
 #: Most lists kept; the oldest goes first.
 LISTS_MAX = 2_000
@@ -145,11 +155,10 @@ def _product_titles(offers: Iterable[Offer]) -> dict[str, tuple[Text, ...]]:
     return titles
 
 
-def reason_for(
-    table: RuleTable, found: Rule, offer: Offer, titles: Mapping[str, tuple[Text, ...]]
-) -> Reason:
-    """The reason to give for an offer that was ranked by a rule. A rule that speaks against the product, or rests on too few
-    customers to be spoken of, gives way to the product's popularity."""
+def reason_for(table: RuleTable, found: Rule, offer: Offer, titles: Mapping[str, tuple[Text, ...]]) -> Reason:
+    """The reason to give for an offer that was ranked by a rule. A rule that speaks against the product, or
+    rests on too few customers to be spoken of, gives way to the product's popularity.
+    """
     said = bool(found.antecedent) and found.together >= SAID_CUSTOMERS_MIN and found.lift > 1.0
     told = found if said else popularity(table, offer.product)
     because = titles.get(told.antecedent, ())

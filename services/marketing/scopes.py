@@ -9,7 +9,13 @@ PACKAGE = "callmesh.marketing.v1"
 _BY_SERVICE: Mapping[str, Mapping[str, tuple[str, ...]]] = {
     "OfferService": {
         "marketing.offers.read": ("GetOffer", "ListOffers", "ListOfferRevisions", "CheckEligibilityRule"),
-        "marketing.offers.write": ("CreateOffer", "UpdateOffer", "DeleteOffer", "PublishOffer", "RetireOffer"),
+        "marketing.offers.write": (
+            "CreateOffer",
+            "UpdateOffer",
+            "DeleteOffer",
+            "PublishOffer",
+            "RetireOffer",
+        ),
     },
     "RecommendationService": {
         "marketing.recommend": ("Recommend", "RecordOutcome"),

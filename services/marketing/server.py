@@ -35,9 +35,7 @@ from marketing.servicer import OfferServicer, RecommendationServicer
 from marketing.store import MongoReader, MongoStore, Reader, Store
 
 
-def bindings(
-    settings: MarketingSettings, store: Store, reader: Reader, clock: Clock
-) -> list[ServiceBinding]:
+def bindings(settings: MarketingSettings, store: Store, reader: Reader, clock: Clock) -> list[ServiceBinding]:
     """Every service of marketing on a store; those still to be written answer UNIMPLEMENTED."""
     cache = RankerCache(
         reader,
@@ -81,9 +79,7 @@ async def run(settings: MarketingSettings) -> None:
     mongo.ensure_indexes(DOCUMENTS)
     database = mongo.async_database(settings)
     services = bindings(settings, MongoStore(), MongoReader(database), settings.clock())
-    await serve(
-        settings, services, scopes=SCOPES, on_stop=[database.client.close, mongo.disconnect]
-    )
+    await serve(settings, services, scopes=SCOPES, on_stop=[database.client.close, mongo.disconnect])
 
 
 def start() -> int:

@@ -10,7 +10,6 @@ from collections.abc import AsyncIterator, Sequence
 from datetime import datetime
 from typing import Any, TypeVar
 
-
 from google.protobuf.empty_pb2 import Empty
 
 from callmesh.marketing.v1 import (
@@ -211,9 +210,7 @@ class RecommendationServicer(recommendations_pb2_grpc.RecommendationServiceServi
         """All or none."""
         good, bad = self._purchases(request)
         if bad:
-            raise InvalidArgument.many(
-                [(f"purchases[{index}].{field}", why) for index, (field, why) in bad]
-            )
+            raise InvalidArgument.many([(f"purchases[{index}].{field}", why) for index, (field, why) in bad])
         new = self._history.record(good)
         return recommendations_pb2.RecordPurchasesResponse(
             recorded_count=new, duplicate_count=len(good) - new
@@ -320,6 +317,3 @@ def _after_purchase(page: Page) -> tuple[datetime, str] | None:
         return from_ms(int(at_ms)), str(id)
     except (TypeError, ValueError, OverflowError):
         raise InvalidArgument(field="page_token", why="is not a token that this list gave out") from None
-
-
-

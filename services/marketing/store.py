@@ -1,14 +1,15 @@
-"""Where marketing keeps what it knows: the ports, and the MongoDB store. The memory store is in memory_store.py; one contract
-suite holds both.
+"""Where marketing keeps what it knows: the ports, and the MongoDB store. The memory store is in
+memory_store.py; one contract suite holds both.
 
-The unit of work is one document. What spans two is made so that a crash in between is found and finished by the worker:
+The unit of work is one document. What spans two is made so that a crash in between is found and finished by
+the worker:
 
-* A unit of stock. `claim_unit` takes one atomically under a token, then the decision is closed naming that token, then
-  `settle_claim` forgets the token. A claim whose decision does not name its token is given back by the worker, which first
-  touches the decision, so that a closing still in flight with that token can only fail. So stock is never oversold
-  and no unit is lost.
-* History after an acceptance. The closed decision is marked `unsettled` until its purchase is stored under an id made of
-  the decision's, so repeating is harmless.
+* A unit of stock. `claim_unit` takes one atomically under a token, then the decision is closed naming that
+  token, then `settle_claim` forgets the token. A claim whose decision does not name its token is given back
+  by the worker, which first touches the decision, so that a closing still in flight with that token can only
+  fail. So stock is never oversold and no unit is lost.
+* History after an acceptance. The closed decision is marked `unsettled` until its purchase is stored under an
+  id made of the decision's, so repeating is harmless.
 """
 
 from __future__ import annotations
@@ -155,13 +156,14 @@ class Serving:
 
 
 class Store(Protocol):
-    """Blocking access. Any method may raise Unavailable while the database is away; then nothing has changed."""
+    """Blocking access. Any method may raise Unavailable while the database is away; repeat it then."""
 
     def insert_offer(
         self, offer: Offer, events: Sequence[Event], *, request_key: str | None, fingerprint: str | None
     ) -> tuple[Offer, bool]:
-        """Stores a new offer as version 1: (offer, True), or what an earlier call with this key made: (that, False).
-        AlreadyExists when the id is taken, RequestIdReused when the key came with other content."""
+        """Stores a new offer as version 1: (offer, True), or what an earlier call with this key made: (that,
+        False). AlreadyExists when the id is taken, RequestIdReused when the key came with other content.
+        """
 
     def offer(self, offer_id: str) -> Offer:
         """The offer; OfferNotFound."""
@@ -170,18 +172,22 @@ class Store(Protocol):
         """At most `limit` offers with an id above `after`, by id."""
 
     def update_offer(self, offer: Offer, events: Sequence[Event], now: datetime) -> Offer:
-        """Stores changed content if the offer is still at `offer.version`; answers it as stored, with the current use of its
-        supply. EtagMismatch, OfferNotFound, SupplyBelowUsed (judged in the same write)."""
+        """Stores changed content if the offer is still at `offer.version`; answers it as stored, with the
+        current use of its supply. EtagMismatch, OfferNotFound, SupplyBelowUsed (judged in the same write).
+        """
 
     def delete_offer(self, offer: Offer) -> None:
         """Removes an offer still at `offer.version`, its revisions too. EtagMismatch, OfferNotFound."""
 
     def revisions(self, offer_id: str, limit: int, below: int | None) -> list[Offer]:
-        """At most `limit` versions of an offer below a version (None: all), newest first, the present one included;
-        OfferNotFound."""
+        """At most `limit` versions of an offer below a version (None: all), newest first, the present one
+        included; OfferNotFound.
+        """
 
     def claim_unit(self, claim: Claim, real_now: datetime) -> None:
-        """Takes one unit of stock and its cost of the budget, atomically. OfferNotFound, OfferSoldOut, ClaimsPending."""
+        """Takes one unit of stock and its cost of the budget, atomically. OfferNotFound, OfferSoldOut,
+        ClaimsPending.
+        """
 
     def settle_claim(self, offer_id: str, token: str) -> None:
         """Forgets a claim whose unit is sold. Repeatable."""
@@ -203,7 +209,9 @@ class Store(Protocol):
         DecisionNotFound."""
 
     def touch_decision(self, decision: Decision) -> None:
-        """Raises the version alone, so that a writer who read it before fails. EtagMismatch, DecisionNotFound."""
+        """Raises the version alone, so that a writer who read it before fails. EtagMismatch,
+        DecisionNotFound.
+        """
 
     def mark_settled(self, decision_id: str) -> None:
         """Notes that the effects of a closing are applied. Repeatable."""
@@ -221,19 +229,23 @@ class Store(Protocol):
         """What is known of a customer."""
 
     def save_profile(self, profile: Profile) -> bool:
-        """Stores what crm says unless something newer is there; whether it was stored. History is left alone."""
+        """Stores what crm says unless newer is there; whether it was stored. History is left alone."""
 
     def save_leave_intent(self, customer: str, wants_to_leave: bool, at: datetime) -> None:
         """Stores the latest word on leaving."""
 
     def merge(self, absorbed: str, survivor: str, version: int) -> None:
-        """Moves history and complaints to the survivor, unless a later merge or unmerge of `absorbed` was seen. Repeatable."""
+        """Moves history and complaints to the survivor, unless a later merge or unmerge of `absorbed` was
+        seen. Repeatable.
+        """
 
     def unmerge(self, restored: str, survivor: str, version: int) -> None:
         """Gives history back, unless a later merge or unmerge of `restored` was seen. Repeatable."""
 
     def erase(self, customer: str) -> None:
-        """Removes what is personal: purchases, profile content, the customer in decisions and complaints. Repeatable."""
+        """Removes what is personal: purchases, profile content, the customer in decisions and complaints.
+        Repeatable.
+        """
 
     def save_complaint(self, complaint: Complaint) -> bool:
         """Stores it unless a newer one is there; whether it was stored."""
@@ -266,7 +278,7 @@ class Store(Protocol):
         """A version's counts; ModelNotFound when it is not there as a whole."""
 
     def drop_models(self, keep: int) -> int:
-        """Removes all but the `keep` newest versions and those that serve or may be rolled back to; how many."""
+        """Removes all but the `keep` newest and those that serve or may be rolled back to; how many."""
 
     def serving(self) -> Serving:
         """Which version serves."""
@@ -276,7 +288,9 @@ class Store(Protocol):
 
 
 class Reader(Protocol):
-    """The path of a recommendation, on the event loop. Any method may raise Unavailable while the database is away."""
+    """The path of a recommendation, on the event loop. Any method may raise Unavailable while the database is
+    away.
+    """
 
     async def read_profile(self, customer: str) -> Profile | None:
         """What is known of a customer, of the survivor where they were merged."""
@@ -302,11 +316,12 @@ class Reader(Protocol):
     async def log_decision(
         self, decision: Decision, events: Sequence[Event], *, request_key: str | None, fingerprint: str | None
     ) -> Decision:
-        """Stores a new decision with its events; answers the one of an earlier call with this key where there is one.
-        RequestIdReused."""
+        """Stores a new decision with its events; answers the one of an earlier call with this key where there
+        is one. RequestIdReused.
+        """
 
 
-# --- MongoDB ------------------------------------------------------------------------------------------------------------
+# --- MongoDB ------------------------------------------------------------------------------------------
 
 
 def _new_decision(
@@ -342,7 +357,9 @@ def _serving_from_raw(raw: dict[str, Any] | None) -> Serving:
 
 
 def _table_from_raw(model: dict[str, Any] | None, model_id: str, rows: Iterable[dict[str, Any]]) -> RuleTable:
-    """A table put together again; ModelNotFound when rows are missing, so that a half-written one never serves."""
+    """A table put together again; ModelNotFound when rows are missing, so that a half-written one never
+    serves.
+    """
     partners = {
         row["product"]: Partners(
             customers=row["customers"], together=dict(row["together"]), complete=row["complete"]
@@ -411,7 +428,9 @@ class MongoStore:
         return [offer_from_raw(raw) for raw in found.sort("_id", 1).limit(limit)]
 
     def update_offer(self, offer: Offer, events: Sequence[Event], now: datetime) -> Offer:
-        """As the port says. Not by `update_aggregate`: the use of the supply must be judged in the same write, and left alone."""
+        """As the port says. Not by `update_aggregate`: the use of the supply must be judged in the same
+        write, and left alone.
+        """
         self._archive(offer.id)
         condition: dict[str, Any] = {"_id": offer.id, "version": offer.version}
         if events:
@@ -441,7 +460,9 @@ class MongoStore:
         raise OutboxFull(resource=f"offers/{offer.id}", why="the message broker is behind", retry_seconds=5.0)
 
     def _archive(self, offer_id: str) -> None:
-        """Keeps the present version as a revision before it is overwritten; harmless when the overwriting then fails."""
+        """Keeps the present version as a revision before it is overwritten; harmless when the overwriting
+        then fails.
+        """
         raw = OfferDocument._get_collection().find_one({"_id": offer_id}, {"outbox": 0, "claims": 0})
         if raw is not None:
             revision = {"offer": offer_id, "version": raw["version"], "content": raw}
@@ -515,7 +536,9 @@ class MongoStore:
 
     def stale_claims(self, before: datetime, limit: int) -> list[Claim]:
         """As the port says."""
-        found = OfferDocument._get_collection().find({"claims.at": {"$lt": before}}, {"claims": 1}).limit(limit)
+        found = (
+            OfferDocument._get_collection().find({"claims.at": {"$lt": before}}, {"claims": 1}).limit(limit)
+        )
         return [
             Claim(offer=raw["_id"], token=entry["token"], decision=entry["decision"])
             for raw in found
@@ -571,7 +594,9 @@ class MongoStore:
     # history
 
     def add_purchases(self, purchases: Sequence[Purchase], now: datetime) -> int:
-        """As the port says. Products go to the profile after the purchase is stored, and again on every repeat."""
+        """As the port says. Products go to the profile after the purchase is stored, and again on every
+        repeat.
+        """
         owners = self._owners({purchase.customer for purchase in purchases})
         rows = [purchase_raw(purchase, owners[purchase.customer]) for purchase in purchases]
         unique = {row["_id"]: row for row in reversed(rows)}
@@ -617,7 +642,8 @@ class MongoStore:
             by_customer.setdefault(customer, set()).add(product)
         updates = [
             UpdateOne(
-                # A full profile does not match, and the insert that then follows meets its id: it stays as it is.
+                # A full profile does not match, and the insert that then follows meets its id: it stays as it
+                # is.
                 {"_id": customer, f"products.{PRODUCTS_OF_CUSTOMER_MAX - 1}": {"$exists": False}},
                 {"$addToSet": {"products": {"$each": sorted(products)}}, "$set": {"updated_at": now}},
                 upsert=True,
@@ -651,7 +677,9 @@ class MongoStore:
         """As the port says. The unique `_id` turns an older or repeated snapshot away."""
         older = {"_id": profile.customer, "crm_version": {"$not": {"$gte": profile.crm_version}}}
         try:
-            ProfileDocument._get_collection().update_one(older, {"$set": profile_fields(profile)}, upsert=True)
+            ProfileDocument._get_collection().update_one(
+                older, {"$set": profile_fields(profile)}, upsert=True
+            )
         except DuplicateKeyError:
             return False
         return True
@@ -681,8 +709,12 @@ class MongoStore:
         change = {"merged_into": survivor, "alive": False, "numbers": [], "products": []}
         if not self._move(absorbed, version, change):
             return
-        PurchaseDocument._get_collection().update_many({"customer": absorbed}, {"$set": {"customer": survivor}})
-        ComplaintDocument._get_collection().update_many({"customer": absorbed}, {"$set": {"customer": survivor}})
+        PurchaseDocument._get_collection().update_many(
+            {"customer": absorbed}, {"$set": {"customer": survivor}}
+        )
+        ComplaintDocument._get_collection().update_many(
+            {"customer": absorbed}, {"$set": {"customer": survivor}}
+        )
         products = self._bought(survivor)
         if products:
             ProfileDocument._get_collection().update_one(
@@ -693,7 +725,9 @@ class MongoStore:
         """As the port says."""
         if not self._move(restored, version, {"merged_into": "", "alive": True}):
             return
-        PurchaseDocument._get_collection().update_many({"bought_by": restored}, {"$set": {"customer": restored}})
+        PurchaseDocument._get_collection().update_many(
+            {"bought_by": restored}, {"$set": {"customer": restored}}
+        )
         profiles = ProfileDocument._get_collection()
         own = self._bought(restored)
         if own:
@@ -708,9 +742,13 @@ class MongoStore:
 
     def erase(self, customer: str) -> None:
         """As the port says."""
-        PurchaseDocument._get_collection().delete_many({"$or": [{"customer": customer}, {"bought_by": customer}]})
+        PurchaseDocument._get_collection().delete_many(
+            {"$or": [{"customer": customer}, {"bought_by": customer}]}
+        )
         decisions = DecisionDocument._get_collection()
-        decisions.update_many({"customer": customer}, {"$unset": {"customer": "", "number": "", "outcome.note": ""}})
+        decisions.update_many(
+            {"customer": customer}, {"$unset": {"customer": "", "number": "", "outcome.note": ""}}
+        )
         ComplaintDocument._get_collection().update_many(
             {"customer": customer}, {"$set": {"customer": "", "number": ""}}
         )

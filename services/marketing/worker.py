@@ -1,5 +1,6 @@
-"""The worker process: consumers, outbox relay, model builder and sweep. Its top imports next to nothing, because
-eventlet must patch the standard library first."""
+"""The worker process: consumers, outbox relay, model builder and sweep. Its top imports next to nothing,
+because eventlet must patch the standard library first.
+"""
 
 from __future__ import annotations
 

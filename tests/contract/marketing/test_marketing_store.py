@@ -108,9 +108,7 @@ def decision(store: Any, id: str = "d1", *offers: Offer, **changes: Any) -> Deci
         created_at=NOW,
         expires_at=NOW + timedelta(minutes=30),
     )
-    return asyncio.run(
-        store.log_decision(replace(made, **changes), (), request_key=None, fingerprint=None)
-    )
+    return asyncio.run(store.log_decision(replace(made, **changes), (), request_key=None, fingerprint=None))
 
 
 def accept(offer_id: str) -> Outcome:
@@ -293,9 +291,7 @@ def test_logging_a_decision_is_repeatable(store: Any) -> None:
     made = decision(store, "d1", add(store, draft()))
 
     async def log(id: str, fingerprint: str) -> Decision:
-        return await store.log_decision(
-            replace(made, id=id), (), request_key="k1", fingerprint=fingerprint
-        )
+        return await store.log_decision(replace(made, id=id), (), request_key="k1", fingerprint=fingerprint)
 
     first = asyncio.run(log("d2", "f1"))
     assert asyncio.run(log("d3", "f1")).id == first.id == "d2"
@@ -499,6 +495,9 @@ def test_every_query_uses_an_index(mongo_uri: str, mongo_database: str) -> None:
         for collection, condition, order in queries:
             cursor = database[collection].find(condition)
             plan = str((cursor.sort(order) if order else cursor).explain()["queryPlanner"]["winningPlan"])
-            assert "IXSCAN" in plan and "COLLSCAN" not in plan and "'SORT'" not in plan, (collection, condition)
+            assert "IXSCAN" in plan and "COLLSCAN" not in plan and "'SORT'" not in plan, (
+                collection,
+                condition,
+            )
     finally:
         mongo.disconnect()

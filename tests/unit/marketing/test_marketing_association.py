@@ -1,14 +1,16 @@
-"""The association counts and estimates, against a reference that counts each pair by looking at every customer again."""
+"""The association counts and estimates, against a reference that counts each pair by looking at every
+customer again.
+"""
 
 from __future__ import annotations
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from tests.unit.marketing.marketing_examples import PRODUCTS, baskets
 
 from marketing import association
 from marketing.association import Counts, RuleTable, Smoothing, base_rate, best_rule, popularity, rule
-from tests.unit.marketing.marketing_examples import PRODUCTS, baskets
 
 smoothings = st.builds(Smoothing, strength=st.floats(0.1, 100), rate=st.floats(0.001, 0.5))
 
@@ -40,7 +42,9 @@ def test_table_says_what_counting_by_hand_says(histories: list[set[str]], smooth
             assert found is not None
             assert (found.together, found.customers) == (n_xy, n_x)
             assert found.share == pytest.approx(n_xy / n_x)
-            assert found.probability == pytest.approx((n_xy + smoothing.strength * p_y) / (n_x + smoothing.strength))
+            assert found.probability == pytest.approx(
+                (n_xy + smoothing.strength * p_y) / (n_x + smoothing.strength)
+            )
             assert found.lift == pytest.approx(found.probability / p_y)
 
 

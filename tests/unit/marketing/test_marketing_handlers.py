@@ -379,7 +379,8 @@ class Crashing(MemoryStore):
 
 
 @pytest.mark.parametrize(
-    ("at", "used", "owned"), [("before close", 0, False), ("after close", 1, True), ("before history", 1, True)]
+    ("at", "used", "owned"),
+    [("before close", 0, False), ("after close", 1, True), ("before history", 1, True)],
 )
 def test_the_sweep_finishes_what_a_crash_left(at: str, used: int, owned: bool) -> None:
     world = World(Crashing())

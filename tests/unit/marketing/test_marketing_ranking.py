@@ -7,13 +7,13 @@ from decimal import Decimal
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tests.unit.marketing.marketing_examples import NOW, baskets, cny, offer, offers, profiles
 
 from marketing import ranking
 from marketing.association import Counts, RuleTable, best_rule
 from marketing.engine import eligible
 from marketing.model import Contact, Money, Offer, Profile, ReasonCode, Script, Text
 from marketing.ranking import Ranker
-from tests.unit.marketing.marketing_examples import NOW, baskets, cny, offer, offers, profiles
 
 contacts = st.builds(
     Contact,
@@ -36,7 +36,9 @@ def by_scoring_all(
     scored = []
     for o in catalogue:
         if eligible(o, profile, contact, NOW):
-            scored.append((-best_rule(table, owned, o.product).probability * float(o.worth.amount), o.id, o.product))
+            scored.append(
+                (-best_rule(table, owned, o.product).probability * float(o.worth.amount), o.id, o.product)
+            )
     chosen: list[tuple[str, float]] = []
     products: set[str] = set()
     for score, id, product in sorted(scored):
@@ -111,11 +113,18 @@ def test_lists_are_bounded_and_forgotten_ones_are_made_again(monkeypatch) -> Non
 
 def test_reason_can_be_said_aloud() -> None:
     table = table_of([{"phone", "broadband"}] * 34 + [{"phone"}] * 66 + [{"tv"}] * 900)
-    catalogue = [offer(), offer(id="phone-5g", product="phone", titles=(Text(language="en", text="Phone 5G"),))]
+    catalogue = [
+        offer(),
+        offer(id="phone-5g", product="phone", titles=(Text(language="en", text="Phone 5G"),)),
+    ]
     profile = Profile(customer="c", products=frozenset({"phone"}))
     (best,) = Ranker(catalogue, table).rank(profile, Contact(), NOW, 3)
     assert best.reason.code is ReasonCode.ASSOCIATION
-    assert (best.reason.because_product, best.reason.share, best.reason.customer_count) == ("phone", 0.34, 100)
+    assert (best.reason.because_product, best.reason.share, best.reason.customer_count) == (
+        "phone",
+        0.34,
+        100,
+    )
     words = {text.language: text.text for text in best.reason.texts}
     assert words["en"] == "Customers with Phone 5G often take Broadband 100: 34 % of 100."
     assert words["zh"] == "使用Phone 5G的客户常常选择百兆宽带：100位客户中有34%。"

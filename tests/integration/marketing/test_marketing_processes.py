@@ -1,0 +1,428 @@
+"""Marketing's processes as partners and the bus meet them."""
+
+from __future__ import annotations
+
+import json
+import secrets
+import signal
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, datetime
+from typing import Any
+
+import grpc
+import pytest
+from google.protobuf.field_mask_pb2 import FieldMask
+from google.protobuf.timestamp_pb2 import Timestamp
+from google.rpc import error_details_pb2
+from grpc_status import rpc_status
+
+from callmesh.common.v1 import common_pb2
+from callmesh.crm.v1 import customers_pb2
+from callmesh.crm.v1 import events_pb2 as crm_events
+from callmesh.marketing.v1 import (
+    leads_pb2,
+    leads_pb2_grpc,
+    offers_pb2,
+    offers_pb2_grpc,
+    recommendations_pb2,
+    recommendations_pb2_grpc,
+    types_pb2,
+)
+from callmesh.tickets.v1 import events_pb2 as ticket_events
+from callmesh.tickets.v1 import ticket_pb2
+from chassis.bus import Event, topology
+from chassis.bus.connection import close_quietly, open_connection
+from chassis.bus.publisher import Outcome, Publisher
+from chassis.testing.waiting import wait_until
+
+pytestmark = pytest.mark.integration
+
+pb, rec = offers_pb2, recommendations_pb2
+NUMBER = "+8613800138000"
+
+
+class Stubs:
+    """Marketing's services on one channel."""
+
+    def __init__(self, channel: grpc.Channel) -> None:
+        self.offers = offers_pb2_grpc.OfferServiceStub(channel)
+        self.recommendations = recommendations_pb2_grpc.RecommendationServiceStub(channel)
+        self.leads = leads_pb2_grpc.LeadServiceStub(channel)
+
+
+def connect(port: int) -> grpc.Channel:
+    return grpc.insecure_channel(f"127.0.0.1:{port}", options=[("grpc.enable_http_proxy", 0)])
+
+
+@pytest.fixture
+def stubs(start_process: Callable[..., Any]) -> Iterator[Stubs]:
+    _, port = start_process("marketing", "server")
+    with connect(port) as channel:
+        yield Stubs(channel)
+
+
+def failure(call: Callable[[], Any]) -> tuple[grpc.StatusCode, str, list[str]]:
+    """Status, reason and bad fields of a call that must fail, with exactly one ErrorInfo."""
+    with pytest.raises(grpc.RpcError) as error:
+        call()
+    infos, fields = [], []
+    for detail in rpc_status.from_call(error.value).details:
+        info, bad = error_details_pb2.ErrorInfo(), error_details_pb2.BadRequest()
+        if detail.Unpack(info):
+            infos.append(info)
+        elif detail.Unpack(bad):
+            fields = [violation.field for violation in bad.field_violations]
+    (info,) = infos
+    assert info.domain == "callmesh.marketing"
+    return error.value.code(), info.reason, fields
+
+
+def text(zh: str, en: str) -> list[types_pb2.LocalizedText]:
+    return [
+        types_pb2.LocalizedText(language="zh", text=zh),
+        types_pb2.LocalizedText(language="en", text=en),
+    ]
+
+
+def an_offer(product: str = "tv", **fields: Any) -> pb.Offer:
+    return pb.Offer(
+        titles=text("家庭电视", "Family TV"),
+        product=product,
+        price=common_pb2.Money(currency_code="CNY", amount="29.90"),
+        scripts=[types_pb2.Script(language="zh", text="要不要试试家庭电视？👩‍👩‍👧")],
+        **fields,
+    )
+
+
+def create(stubs: Stubs, offer_id: str, offer: pb.Offer, **fields: Any) -> pb.Offer:
+    request = pb.CreateOfferRequest(offer=offer, offer_id=offer_id, **fields)
+    return stubs.offers.CreateOffer(request, timeout=10)
+
+
+def publish(stubs: Stubs, offer_id: str, offer: pb.Offer) -> pb.Offer:
+    created = create(stubs, offer_id, offer)
+    return stubs.offers.PublishOffer(pb.PublishOfferRequest(name=created.name, etag=created.etag), timeout=10)
+
+
+def test_an_offer_from_draft_to_its_end(stubs: Stubs) -> None:
+    request_id = str(uuid.uuid4())
+    offer = create(stubs, "family-tv", an_offer(stock=3, tags=["b", "a"]), request_id=request_id)
+    assert create(stubs, "family-tv", an_offer(stock=3, tags=["b", "a"]), request_id=request_id) == offer
+    assert (offer.name, offer.state, offer.stock, list(offer.tags)) == (
+        "offers/family-tv",
+        pb.OFFER_STATE_DRAFT,
+        3,
+        ["a", "b"],
+    )
+    assert stubs.offers.GetOffer(pb.GetOfferRequest(name=offer.name), timeout=10) == offer
+    patch = pb.Offer(name=offer.name, etag=offer.etag, product="tv.4k", repeatable=True)
+    update = pb.UpdateOfferRequest(offer=patch, update_mask=FieldMask(paths=["product", "stock"]))
+    changed = stubs.offers.UpdateOffer(update, timeout=10)
+    assert (changed.product, changed.HasField("stock"), changed.repeatable) == ("tv.4k", False, False)
+    assert failure(lambda: stubs.offers.UpdateOffer(update, timeout=10))[:2] == (
+        grpc.StatusCode.ABORTED,
+        "ETAG_MISMATCH",
+    )
+    published = stubs.offers.PublishOffer(pb.PublishOfferRequest(name=offer.name), timeout=10)
+    assert published.state == pb.OFFER_STATE_PUBLISHED and published.HasField("publish_time")
+    delete = pb.DeleteOfferRequest(name=offer.name)
+    assert failure(lambda: stubs.offers.DeleteOffer(delete, timeout=10))[1] == "OFFER_PUBLISHED"
+    retired = stubs.offers.RetireOffer(pb.RetireOfferRequest(name=offer.name), timeout=10)
+    assert retired.state == pb.OFFER_STATE_RETIRED
+    page = stubs.offers.ListOfferRevisions(
+        pb.ListOfferRevisionsRequest(name=offer.name, page_size=3), timeout=10
+    )
+    assert [o.revision for o in page.offers] == [4, 3, 2] and page.next_page_token
+    stubs.offers.DeleteOffer(delete, timeout=10)
+    get = pb.GetOfferRequest(name=offer.name)
+    assert failure(lambda: stubs.offers.GetOffer(get, timeout=10))[:2] == (
+        grpc.StatusCode.NOT_FOUND,
+        "OFFER_NOT_FOUND",
+    )
+
+
+def test_bad_offers_are_refused_field_by_field(stubs: Stubs) -> None:
+    bad = an_offer(product="no spaces please", stock=-1, excluded_products=["x/y"])
+    bad.price.amount = "1e5"
+    bad.titles[1].language = "zh"
+    code, _, fields = failure(lambda: create(stubs, "bad", bad))
+    assert code == grpc.StatusCode.INVALID_ARGUMENT
+    assert fields == ["offer.price", "offer.product", "offer.excluded_products[0]"]
+    bad = an_offer(product="x", stock=-1, eligibility_rule="")
+    bad.price.currency_code = "USD"
+    bad.titles[1].language = "zh"
+    bad.validity.start_time.FromDatetime(datetime(2025, 1, 2, tzinfo=UTC))
+    bad.validity.end_time.FromDatetime(datetime(2025, 1, 1, tzinfo=UTC))
+    assert failure(lambda: create(stubs, "bad", bad))[2] == [
+        "offer.titles[1].language",
+        "offer.price.currency_code",
+        "offer.validity.end_time",
+        "offer.stock",
+    ]
+    assert failure(lambda: create(stubs, "bad", an_offer(eligibility_rule="tier == 'x'")))[2] == [
+        "offer.eligibility_rule"
+    ]
+    assert failure(lambda: create(stubs, "x" * 129, an_offer()))[2] == ["offer_id"]
+    assert failure(lambda: create(stubs, "a/b", an_offer()))[2] == ["offer_id"]
+    create(stubs, "taken", an_offer())
+    assert failure(lambda: create(stubs, "taken", an_offer()))[0] == grpc.StatusCode.ALREADY_EXISTS
+    listing = pb.ListOffersRequest(page_size=-1)
+    assert failure(lambda: stubs.offers.ListOffers(listing, timeout=10))[2] == ["page_size"]
+    listing = pb.ListOffersRequest(page_token="made up")
+    assert failure(lambda: stubs.offers.ListOffers(listing, timeout=10))[2] == ["page_token"]
+    unknown = pb.UpdateOfferRequest(
+        offer=pb.Offer(name="offers/taken"), update_mask=FieldMask(paths=["state"])
+    )
+    assert failure(lambda: stubs.offers.UpdateOffer(unknown, timeout=10))[2] == ["update_mask"]
+    etag = pb.PublishOfferRequest(name="offers/taken", etag="mine")
+    assert failure(lambda: stubs.offers.PublishOffer(etag, timeout=10))[2] == ["etag"]
+
+
+def test_offers_are_paged_by_id(stubs: Stubs) -> None:
+    for index in range(5):
+        create(stubs, f"o{index}", an_offer())
+    seen, token = [], ""
+    while True:
+        page = stubs.offers.ListOffers(pb.ListOffersRequest(page_size=2, page_token=token), timeout=10)
+        seen += [offer.name for offer in page.offers]
+        token = page.next_page_token
+        if not token:
+            break
+    assert seen == [f"offers/o{index}" for index in range(5)]
+
+
+def recommend(stubs: Stubs, **fields: Any) -> rec.Decision:
+    return stubs.recommendations.Recommend(rec.RecommendRequest(**fields), timeout=10)
+
+
+def record(stubs: Stubs, decision: rec.Decision, offer: str, result: int, **fields: Any) -> rec.Decision:
+    request = rec.RecordOutcomeRequest(decision=decision.name, offer=offer, result=result, **fields)
+    return stubs.recommendations.RecordOutcome(request, timeout=10)
+
+
+def test_recommending_and_closing(stubs: Stubs) -> None:
+    publish(stubs, "tv", an_offer(stock=1))
+    publish(stubs, "phone", an_offer(product="phone"))
+    context = rec.CallContext(call_id="k1", channel=common_pb2.CHANNEL_VOICE, agent="agents/7")
+    decision = recommend(stubs, customer="customers/c1", caller_number=NUMBER, context=context, max_offers=1)
+    assert [o.offer for o in decision.offers] == ["offers/phone"]
+    best = decision.offers[0]
+    assert {t.language for t in best.reason.texts} == {"zh", "en"} and 0 < best.acceptance_probability < 1
+    assert (
+        stubs.recommendations.GetDecision(rec.GetDecisionRequest(name=decision.name), timeout=10) == decision
+    )
+    accepted = record(stubs, decision, "offers/phone", types_pb2.OUTCOME_RESULT_ACCEPTED)
+    assert accepted.state == rec.DECISION_STATE_CLOSED and accepted.outcome.agent == "agents/7"
+    assert record(stubs, decision, "offers/phone", types_pb2.OUTCOME_RESULT_ACCEPTED) == accepted
+    again = lambda: record(stubs, decision, "offers/phone", types_pb2.OUTCOME_RESULT_DECLINED)  # noqa: E731
+    assert failure(again)[:2] == (grpc.StatusCode.FAILED_PRECONDITION, "DECISION_CLOSED")
+    profile = stubs.recommendations.GetProfile(rec.GetProfileRequest(name="customers/c1/profile"), timeout=10)
+    assert list(profile.products) == ["phone"]
+    purchases = stubs.recommendations.ListPurchases(
+        rec.ListPurchasesRequest(customer="customers/c1"), timeout=10
+    )
+    assert [p.product for p in purchases.purchases] == ["phone"]
+    assert [o.offer for o in recommend(stubs, customer="customers/c1").offers] == ["offers/tv"]
+    listed = stubs.recommendations.ListDecisions(
+        rec.ListDecisionsRequest(customer="customers/c1", page_size=1), timeout=10
+    )
+    assert listed.decisions[0].name > decision.name and listed.next_page_token
+
+
+def test_many_hands_on_the_last_units(stubs: Stubs) -> None:
+    publish(stubs, "tv", an_offer(stock=5))
+    decisions = [recommend(stubs, customer=f"customers/c{index}") for index in range(20)]
+
+    def take(decision: rec.Decision) -> str:
+        try:
+            record(stubs, decision, "offers/tv", types_pb2.OUTCOME_RESULT_ACCEPTED)
+            return "OK"
+        except grpc.RpcError as error:
+            return str(error.code().name)
+
+    with ThreadPoolExecutor(8) as pool:
+        results = list(pool.map(take, decisions))
+    assert sorted(results) == ["FAILED_PRECONDITION"] * 15 + ["OK"] * 5
+    offer = stubs.offers.GetOffer(pb.GetOfferRequest(name="offers/tv"), timeout=10)
+    assert (offer.units_used, offer.revision) == (5, 2)
+    late = recommend(stubs, customer="customers/late")
+    assert late.no_offer_reason == types_pb2.NO_OFFER_REASON_NOTHING_ELIGIBLE
+
+
+def test_bad_requests_name_their_fields(stubs: Stubs) -> None:
+    ask = stubs.recommendations
+    request = rec.RecommendRequest(
+        customer="people/1", caller_number="13800138000", max_offers=99, context=rec.CallContext(agent="7")
+    )
+    assert failure(lambda: ask.Recommend(request, timeout=10))[2] == [
+        "customer",
+        "caller_number",
+        "max_offers",
+        "context.agent",
+    ]
+    outcome = rec.RecordOutcomeRequest(decision="decisions/none", result=types_pb2.OUTCOME_RESULT_ACCEPTED)
+    assert failure(lambda: ask.RecordOutcome(outcome, timeout=10))[2] == ["offer"]
+    outcome.offer = "offers/tv"
+    assert failure(lambda: ask.RecordOutcome(outcome, timeout=10))[1] == "DECISION_NOT_FOUND"
+    purchases = [rec.Purchase(purchase_id="1", customer="customers/c1", product="tv")]
+    purchases.append(rec.Purchase(purchase_id="2", customer="customers/c1", product="t v"))
+    purchases.append(rec.Purchase(purchase_id="3", product="tv"))
+    batch = rec.RecordPurchasesRequest(purchases=purchases)
+    assert failure(lambda: ask.RecordPurchases(batch, timeout=10))[2] == [
+        "purchases[1].product",
+        "purchases[2].customer",
+    ]
+    profile = rec.GetProfileRequest(name="customers/c1/profile")
+    assert failure(lambda: ask.GetProfile(profile, timeout=10))[1] == "PROFILE_NOT_FOUND"
+    imported = ask.ImportPurchases(iter([rec.ImportPurchasesRequest(purchases=purchases)] * 2), timeout=10)
+    assert (imported.recorded_count, imported.duplicate_count, imported.rejected_count) == (1, 1, 4)
+    assert [item.index for item in imported.rejected] == [1, 2, 4, 5]
+    later = leads_pb2.ListLeadsRequest()
+    assert failure(lambda: stubs.leads.ListLeads(later, timeout=10))[:2] == (
+        grpc.StatusCode.UNIMPLEMENTED,
+        "UNIMPLEMENTED",
+    )
+
+
+# the worker
+
+
+class Bus:
+    """What the other services would say, and an ear for what marketing says."""
+
+    def __init__(self, amqp_uri: str) -> None:
+        self._connection = open_connection(amqp_uri)
+        self.channel = self._connection.channel()
+        self.queue = f"test.{secrets.token_hex(6)}"
+        self.channel.queue_declare(self.queue, exclusive=True)
+        topology.declare_exchange(self.channel, "marketing")
+        self.channel.queue_bind(self.queue, "marketing.events", "callmesh.marketing.v1.#")
+        self.publisher = Publisher(amqp_uri, service="test")
+
+    def say(self, message: Any, source: str, subject: str) -> None:
+        event = Event.of(message, source=source, subject=subject, time=datetime.now(UTC))
+        assert self.publisher.publish_events([event]) == [Outcome.PUBLISHED]
+
+    def heard(self) -> list[Event]:
+        found = []
+        while (message := self.channel.basic_get(self.queue, no_ack=True)) is not None:
+            found.append(Event.from_json(message.body))
+        return found
+
+    def close(self) -> None:
+        self.publisher.close()
+        close_quietly(self._connection)
+
+
+@pytest.fixture
+def bus(amqp_uri: str) -> Iterator[Bus]:
+    made = Bus(amqp_uri)
+    yield made
+    made.close()
+
+
+def complaint(phase: int, version: int) -> ticket_events.TicketSnapshot:
+    return ticket_events.TicketSnapshot(
+        ticket="tickets/t1",
+        kind=ticket_pb2.TICKET_KIND_COMPLAINT,
+        phase=phase,
+        customer="customers/c1",
+        version=version,
+    )
+
+
+def test_the_worker_hears_counts_and_tells(
+    start_process: Callable[..., Any], amqp_uri: str, bus: Bus
+) -> None:
+    quick = {"AMQP_URI": amqp_uri, "MARKETING_BUILD_SECONDS": "0.2", "MARKETING_SWEEP_SECONDS": "0.2"}
+    start_process("marketing.worker", "worker", **quick)
+    server, port = start_process("marketing", "server")
+    with connect(port) as channel:
+        stubs = Stubs(channel)
+        publish(stubs, "tv", an_offer())
+        publish(stubs, "phone", an_offer(product="phone"))
+        history = [
+            rec.Purchase(purchase_id=f"{kind}{index}", customer=f"customers/{who}{index}", product=product)
+            for kind, who, product, count in (
+                ("a", "x", "broadband", 50),
+                ("b", "x", "tv", 30),
+                ("c", "y", "phone", 100),
+            )
+            for index in range(count)
+        ]
+        stubs.recommendations.RecordPurchases(rec.RecordPurchasesRequest(purchases=history), timeout=10)
+        bus.say(
+            crm_events.CustomerCreated(
+                customer=crm_events.CustomerSnapshot(
+                    customer="customers/c1",
+                    version=1,
+                    state=customers_pb2.CUSTOMER_STATE_ACTIVE,
+                    numbers=[NUMBER],
+                    tier=customers_pb2.TIER_GOLD,
+                    language="zh-CN",
+                )
+            ),
+            "crm",
+            "customers/c1",
+        )
+        owns = rec.Purchase(purchase_id="own", customer="customers/c1", product="broadband")
+        stubs.recommendations.RecordPurchases(rec.RecordPurchasesRequest(purchases=[owns]), timeout=10)
+
+        def spoken() -> Any:
+            decision = recommend(stubs, caller_number=NUMBER)
+            best = decision.offers[0] if decision.offers else None
+            return decision if best and best.reason.because_product == "broadband" else None
+
+        decision = wait_until(spoken, 30, what="the model speaks for the customer found by number")
+        assert decision.customer == "customers/c1" and decision.model.startswith("models/association-")
+        assert decision.offers[0].reason.customer_count == 51
+        words = {t.language: t.text for t in decision.offers[0].reason.texts}
+        assert words["en"] == "Customers with broadband often take Family TV: 59 % of 51."
+        record(stubs, decision, "offers/tv", types_pb2.OUTCOME_RESULT_ACCEPTED)
+
+        bus.say(
+            ticket_events.TicketCreated(ticket=complaint(ticket_pb2.TICKET_PHASE_NEW, 1)),
+            "tickets",
+            "tickets/t1",
+        )
+        complaint_open = types_pb2.NO_OFFER_REASON_OPEN_COMPLAINT
+        wait_until(
+            lambda: recommend(stubs, customer="customers/c1").no_offer_reason == complaint_open,
+            30,
+            what="nothing is offered while a complaint is open",
+        )
+        bus.say(
+            ticket_events.TicketTransitioned(ticket=complaint(ticket_pb2.TICKET_PHASE_RESOLVED, 2)),
+            "tickets",
+            "tickets/t1",
+        )
+        wait_until(lambda: recommend(stubs, customer="customers/c1").offers, 30, what="offers after it")
+
+        events: list[Event] = []
+
+        def told() -> bool:
+            events.extend(bus.heard())
+            return any(event.type.endswith("OfferOutcomeRecorded") for event in events)
+
+        wait_until(told, 30, what="the outcome is published")
+        kinds = {event.type.rsplit(".", 1)[1] for event in events}
+        assert {"OfferPublished", "ModelActivated", "RecommendationMade"} <= kinds
+        (outcome,) = [event for event in events if event.type.endswith("OfferOutcomeRecorded")]
+        assert outcome.data["result"] == "OUTCOME_RESULT_ACCEPTED" and outcome.data["product"] == "tv"
+        assert json.loads(outcome.to_json())["subject"] == "customers/c1"
+        server.send(signal.SIGTERM)
+        wait_until(lambda: not server.alive(), 20, what="the server ends when told to")
+        assert server.exit_code() == 0
+
+
+def test_now_is_not_the_future(stubs: Stubs) -> None:
+    future = Timestamp()
+    future.FromSeconds(int(time.time()) + 86_400)
+    purchase = rec.Purchase(purchase_id="1", customer="customers/c1", product="tv", purchase_time=future)
+    batch = rec.RecordPurchasesRequest(purchases=[purchase])
+    assert failure(lambda: stubs.recommendations.RecordPurchases(batch, timeout=10))[2] == [
+        "purchases[0].purchase_time"
+    ]
