@@ -441,7 +441,7 @@ class Questions:
     async def by_number(self, typed: str, country: str) -> Customer:
         """The owner of a number; NotFound when nobody owns it."""
         number = e164("phone_number", typed, default_country(country, self._policy))
-        return await self._owner(identity.claim_of_number(number), f"phone number {number}")
+        return await self._owner(identity.claim_of_number(number), "phone number")
 
     async def by_email(self, typed: str) -> Customer:
         """The owner of an address; NotFound when nobody owns it."""

@@ -1,0 +1,99 @@
+"""What crm learns from events: each kind of event and what it does to the memory. Knows neither broker nor
+framework, so that
+consumers, replays and tests share it. Everything here may be repeated and may come in any order.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from callmesh.crm.v1 import events_pb2 as crm_events
+from callmesh.marketing.v1 import events_pb2 as marketing_events
+from callmesh.routing.v1 import events_pb2 as routing_events
+from callmesh.tickets.v1 import events_pb2 as tickets_events
+from chassis.bus import Event
+from crm import convert, glance
+from crm.handlers import Memory
+from crm.model import Fact, OfferRanking
+
+_FACTS: Mapping[type[Any], Callable[[Any], Fact | None]] = {
+    routing_events.CallQueued: convert.call_queued,
+    routing_events.CallConnected: convert.call_connected,
+    routing_events.CallEnded: convert.call_ended,
+    routing_events.CallWrappedUp: convert.call_wrapped_up,
+}
+CALLS: tuple[type[Any], ...] = tuple(_FACTS)
+#: Events that show a ticket whole.
+TICKETS: tuple[type[Any], ...] = (
+    tickets_events.TicketCreated,
+    tickets_events.TicketTransitioned,
+    tickets_events.TicketUpdated,
+    tickets_events.TicketAssigned,
+    tickets_events.CallAttached,
+    tickets_events.SlaBreached,
+    tickets_events.TicketsMerged,
+)
+OFFERS: tuple[type[Any], ...] = (marketing_events.RecommendationMade, marketing_events.OfferOutcomeRecorded)
+#: Events after which a customer may own numbers that it did not own before.
+CUSTOMERS: tuple[type[Any], ...] = (crm_events.CustomerCreated, crm_events.CustomerUpdated)
+
+_TYPES: Mapping[str, type[Any]] = {
+    kind.DESCRIPTOR.full_name: kind for kind in (*CALLS, *TICKETS, *OFFERS, *CUSTOMERS)
+}
+
+
+def learn(use: Memory, event: Event) -> None:
+    """Takes in one event; a type that crm does not know is passed over. MalformedEvent, InvalidArgument for
+    one that can never
+    be understood, Unavailable and the store's errors for one to be tried again.
+    """
+    kind = _TYPES.get(event.type)
+    if kind is not None:
+        learn_message(use, event.message(kind))
+
+
+def learn_message(use: Memory, message: Any) -> None:
+    """Takes in what an event carries."""
+    if type(message) in _FACTS:
+        _apply(use, _FACTS[type(message)](message))
+    elif isinstance(message, TICKETS):
+        _apply(use, convert.ticket_fact(message.ticket))
+    elif isinstance(message, marketing_events.RecommendationMade):
+        _learn_ranking(use, message)
+    elif isinstance(message, marketing_events.OfferOutcomeRecorded):
+        _learn_outcome(use, message)
+    elif isinstance(message, CUSTOMERS):
+        use.attach_numbers(*convert.numbers_owned(message.customer))
+
+
+def _apply(use: Memory, fact: Fact | None) -> None:
+    if fact is not None:
+        use.apply(fact)
+
+
+def _learn_ranking(use: Memory, message: marketing_events.RecommendationMade) -> None:
+    """Caches a ranking, "no offer" included, until a newer one comes."""
+    subject = convert.offer_subject(message)
+    if not subject:
+        return
+    stamp, expires_ms = convert.ranking_stamp(message), convert.ranking_expiry(message)
+    offers = convert.ranked_offers(message)
+    use.change_ranking(subject, lambda known: glance.with_ranking(known, stamp, offers, expires_ms))
+
+
+def _learn_outcome(use: Memory, message: marketing_events.OfferOutcomeRecorded) -> None:
+    """Takes answered offers off the cached ranking and tells the timeline."""
+    _apply(use, convert.offer_fact(message))
+    subject = convert.offer_subject(message)
+    answered = convert.answered_offers(message)
+    if not subject or not answered:
+        return
+    at_ms = convert.outcome_ms(message)
+
+    def answer(known: OfferRanking) -> OfferRanking:
+        for offer in answered:
+            known = glance.with_answer(known, offer, at_ms)
+        return known
+
+    use.change_ranking(subject, answer)

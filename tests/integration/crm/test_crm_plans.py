@@ -1,0 +1,135 @@
+"""No query of crm scans a collection: MongoDB's own plan is asked for each of them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from pymongo.database import Database
+
+from chassis.mongo import connect, disconnect, ensure_indexes
+from crm import documents, store
+from crm.config import CrmSettings
+from crm.model import CustomerFilter, InteractionKind, Kind, Tier, TimelineFilter, ValueClass
+
+pytestmark = pytest.mark.integration
+
+#: Enough that no planner takes a scan for cheap.
+ROWS = 2_000
+
+
+@pytest.fixture(scope="module")
+def database(mongo_uri: str, mongo_client: Any) -> Iterator[Database[dict[str, Any]]]:
+    name = "test_crm_plans"
+    mongo_client.drop_database(name)
+    database = connect(CrmSettings(mongo_uri=mongo_uri, mongo_database=name))
+    ensure_indexes(documents.DOCUMENTS)
+    database.customers.insert_many(
+        {
+            "_id": f"c{index:05}",
+            "claims": [f"tel:+86138{index:08}"],
+            "state": "ACTIVE" if index % 7 else "DELETED",
+            "tier": "VIP" if index % 50 == 0 else "STANDARD",
+            "kind": "COMPANY" if index % 40 == 0 else "PERSON",
+            **({"tags": ["rare"], "value_class": "A"} if index % 60 == 0 else {}),
+            **({"account_manager": "mia", "company": "c0"} if index % 30 == 0 else {}),
+            **({"home_region": "regions/chengdu"} if index % 20 == 0 else {}),
+        }
+        for index in range(ROWS)
+    )
+    database.interactions.insert_many(
+        {
+            "_id": f"i{index:05}",
+            "subject": f"c:{index % 100}",
+            "kind": "TICKET" if index % 3 == 0 else "CALL",
+            "began_ms": index,
+            **({"open": True} if index % 9 == 0 else {}),
+        }
+        for index in range(ROWS)
+    )
+    yield database
+    disconnect()
+    mongo_client.drop_database(name)
+
+
+def stages(plan: Any) -> set[str]:
+    """Every stage's name in a plan, however deep."""
+    if isinstance(plan, list):
+        return set().union(*map(stages, plan)) if plan else set()
+    if not isinstance(plan, dict):
+        return set()
+    own = {plan["stage"]} if isinstance(plan.get("stage"), str) else set()
+    return own.union(*(stages(value) for value in plan.values())) if plan else own
+
+
+def explained(cursor: Any, *, examined_max: int) -> set[str]:
+    """The stages of the plan that ran; asserts that it scanned nothing and looked at few rows."""
+    plan = cursor.explain()
+    found = stages(plan["queryPlanner"]["winningPlan"])
+    assert "COLLSCAN" not in found, found
+    looked_at = plan["executionStats"]["totalDocsExamined"]
+    assert looked_at <= examined_max, f"{looked_at} rows looked at: {found}"
+    return found
+
+
+def test_a_claim_is_found_by_its_index(database: Database[dict[str, Any]]) -> None:
+    one = database.customers.find({"claims": "tel:+8613800000007"}, documents.HIDDEN)
+    explained(one, examined_max=1)
+    many = database.customers.find({"claims": {"$in": ["tel:+8613800000007", "tel:+1"]}}, {"claims": 1})
+    explained(many, examined_max=1)
+    explained(database.customers.find({"_id": {"$in": ["c00001", "c00002"]}}), examined_max=2)
+
+
+@pytest.mark.parametrize(
+    ("which", "examined_max"),
+    [
+        (CustomerFilter(), 60),
+        (CustomerFilter(show_deleted=True), 60),
+        (CustomerFilter(tier=Tier.VIP), 40),
+        (CustomerFilter(kind=Kind.COMPANY), 60),
+        (CustomerFilter(tag="rare"), 40),
+        (CustomerFilter(value_class=ValueClass.A), 40),
+        (CustomerFilter(account_manager="mia"), 80),
+        (CustomerFilter(company="c0"), 80),
+        (CustomerFilter(home_region="regions/chengdu"), 110),
+        (CustomerFilter(tag="rare", tier=Tier.VIP, account_manager="mia"), 40),
+    ],
+)
+def test_a_list_goes_along_an_index(
+    database: Database[dict[str, Any]], which: CustomerFilter, examined_max: int
+) -> None:
+    query = store.customer_query(which, "c00100")
+    page = database.customers.find(query, documents.HIDDEN).sort("_id", 1).limit(51)
+    assert "SORT" not in explained(page, examined_max=examined_max)
+
+
+@pytest.mark.parametrize("after", [None, (1500, "i01500")])
+@pytest.mark.parametrize("kinds", [frozenset(), frozenset({InteractionKind.CALL})])
+@pytest.mark.parametrize("subjects", [["c:7"], ["c:7", "n:+8613800000001", "n:+8613800000002"]])
+def test_a_timeline_goes_along_an_index(
+    database: Database[dict[str, Any]],
+    after: tuple[int, str] | None,
+    kinds: frozenset[InteractionKind],
+    subjects: list[str],
+) -> None:
+    which = TimelineFilter(kinds=kinds, from_ms=10, until_ms=1_900)
+    page = database.interactions.find(store.timeline_query(subjects, which, after))
+    assert "SORT" not in explained(page.sort(store.NEWEST).limit(11), examined_max=25)
+
+
+def test_a_screen_pop_looks_at_what_it_shows(database: Database[dict[str, Any]]) -> None:
+    subjects = ["c:7", "n:+8613800000001"]
+    latest = database.interactions.find(store.calls_query(subjects, "i00007"))
+    assert "SORT" not in explained(latest.sort(store.NEWEST).limit(1), examined_max=3)
+    counted = database.interactions.find(store.calls_query(subjects, "i00007", 1_000), {"_id": 1})
+    explained(counted.limit(store.COUNT_MAX), examined_max=10)
+    tickets = database.interactions.find(store.tickets_query(["c:9", "n:+8613800000001"]))
+    explained(tickets.limit(store.OPEN_TICKETS_READ_MAX), examined_max=10)
+    explained(database.interactions.find({"subject": "n:+8613800000001"}), examined_max=0)
+    explained(database.offer_rankings.find({"_id": {"$in": subjects}}), examined_max=2)
+
+
+def test_an_audit_trail_goes_along_its_index(database: Database[dict[str, Any]]) -> None:
+    older = database.audit.find({"customer": "c1", "version": {"$lt": 9}}).sort("version", -1).limit(5)
+    assert "SORT" not in explained(older, examined_max=5)
