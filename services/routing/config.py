@@ -32,7 +32,7 @@ class RoutingSettings(ServiceSettings):
     )
     place_token_key_file: str = Field(
         default="",
-        description="File with the key (at least 32 bytes) that signs place tokens, the same for all routers.",
+        description="File with the key (32 bytes or more) that signs place tokens; all routers share it.",
     )
     place_token_life_seconds: int = Field(
         default=7200,

@@ -32,7 +32,6 @@ from routing.model import (
     CallOverflowing,
     CallQueued,
     CallState,
-    CallView,
     CloseSession,
     Command,
     ConfirmCall,

@@ -236,7 +236,7 @@ class SetDraining:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class PlaceCall:
-    """Places a call, or attaches its stream again: one idempotent command; the answer is the present state."""
+    """Places a call, or attaches its stream again: one idempotent command, answered with what is now."""
 
     facts: CallFacts
     attempt: int

@@ -79,6 +79,7 @@ class CallEntry:
         "move",
         "offer_id",
         "offer_until_ms",
+        "ordinal",
         "outcome",
         "queued_ms",
         "reason",
@@ -104,6 +105,8 @@ class CallEntry:
         self.offer_until_ms = self.detached_until_ms = self.refuse_ms = self.resume_ms = 0
         self.wrap_up_until_ms = self.forget_ms = 0
         self.wrapped = False
+        #: Breaks ties of effective arrival: when it was queued, kept with its place.
+        self.ordinal = 0
         #: Ticket of its heap entry while it may be offered; 0 otherwise.
         self.ticket = 0
 
@@ -408,7 +411,7 @@ def _list_call(state: ShardState, entry: CallEntry) -> None:
         entry.ticket = state.next_ticket()
         queue = entry.line.queue
         sort_ms = entry.effective_ms - queue.weight * queue.priority_credit_span_ms
-        heapq.heappush(entry.line.waiting, (sort_ms, state.ordinal, entry.facts.call_id, entry.ticket))
+        heapq.heappush(entry.line.waiting, (sort_ms, entry.ordinal, entry.facts.call_id, entry.ticket))
         entry.line.waiting_count += 1
         state.hot_calls.append(entry.facts.call_id)
 
@@ -519,7 +522,10 @@ def _call_queued(s: ShardState, e: CallQueued) -> None:
     old = s.calls.get(e.facts.call_id)
     if old is None or old.state is CallState.ENDED:
         s.tallies[e.facts.queue].offered += 1
+    if old is not None:
+        _unlist_call(old)
     entry = s.calls[e.facts.call_id] = CallEntry(e.facts, line)
+    entry.ordinal = s.ordinal
     entry.attempt, entry.move, entry.front = e.attempt, e.move, e.front
     entry.queued_ms, entry.effective_ms, entry.refuse_ms = e.queued_ms, e.effective_ms, e.refuse_ms
     s.set_deadline(e.refuse_ms, "refuse", e.facts.call_id)

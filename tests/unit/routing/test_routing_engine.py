@@ -1,0 +1,613 @@
+"""The engine's rules, one test each, and its laws under random histories."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from routing import codec
+from routing.engine import decide, step
+from routing.model import (
+    AcceptOffer,
+    AgentConfig,
+    AgentState,
+    Answer,
+    AskCall,
+    CallConnected,
+    CallEnded,
+    CallFacts,
+    CallOffered,
+    CallOutcome,
+    CallQueued,
+    CallState,
+    CloseSession,
+    Command,
+    ConfigureAgent,
+    ConfigureQueue,
+    ConfirmCall,
+    DeclineOffer,
+    DetachCall,
+    DetachFront,
+    DetachSession,
+    EndCall,
+    Event,
+    FinishWrapUp,
+    HangUp,
+    OfferEnded,
+    OfferOutcome,
+    OpenSession,
+    OverflowCall,
+    PlaceCall,
+    Presence,
+    QueueConfig,
+    RemoveAgent,
+    Reprioritize,
+    SessionClosed,
+    SetPresence,
+    ShardOpened,
+    Strategy,
+    Tick,
+    WithdrawCall,
+)
+from routing.state import ShardState, evolve, next_deadline
+from routing.views import queue_loads, view_agent, view_call
+
+START_MS = 1_000_000
+
+
+class Shard:
+    """An engine under test with a clock and its own journal."""
+
+    def __init__(self, **queue: Any) -> None:
+        self.state = ShardState("beijing")
+        self.state.epoch = 1
+        self.now_ms = START_MS
+        self.journal: list[tuple[int, Event]] = []
+        self.do(ConfigureQueue(queue=QueueConfig(id="service", **queue)))
+
+    def do(self, command: Command) -> Answer:
+        events, answer = step(self.state, command, self.now_ms)
+        self.journal += [(self.now_ms, event) for event in events]
+        return answer
+
+    def events(self, command: Command) -> list[Event]:
+        before = len(self.journal)
+        self.do(command)
+        return [event for _, event in self.journal[before:]]
+
+    def wait(self, ms: int) -> None:
+        """Lets time pass; everything due happens at its time."""
+        until = self.now_ms + ms
+        while (due := next_deadline(self.state)) is not None and due[0] <= until:
+            self.now_ms = max(self.now_ms, due[0])
+            self.do(Tick())
+        self.now_ms = until
+
+    def agent(self, agent: str, **config: Any) -> None:
+        """Configures an agent and logs it in."""
+        self.do(ConfigureAgent(agent=AgentConfig(id=agent, **config)))
+        self.do(OpenSession(agent=agent, session=1, command=1, front="f"))
+
+    def place(self, call_id: str, *, attempt: int = 1, move: int = 1, **more: Any) -> Answer:
+        facts = CallFacts(call_id=call_id, queue="service", **more.pop("facts", {}))
+        return self.do(
+            PlaceCall(facts=facts, attempt=attempt, move=move, front=more.pop("front", "f"), **more)
+        )
+
+    def call(self, call_id: str) -> Any:
+        return view_call(self.state, call_id)
+
+    def accept(self, call_id: str) -> Answer:
+        call = self.call(call_id)
+        return self.do(AcceptOffer(agent=call.agent, session=1, offer_id=call.offer_id))
+
+    def connect(self, call_id: str) -> Answer:
+        self.accept(call_id)
+        call = self.call(call_id)
+        return self.do(
+            ConfirmCall(call_id=call_id, offer_id=call.offer_id, attempt=call.attempt, move=call.move)
+        )
+
+
+def test_a_free_agent_is_offered_the_call_at_once() -> None:
+    shard = Shard()
+    shard.agent("ann")
+    shard.place("c1")
+    assert (shard.call("c1").state, shard.call("c1").agent) == (CallState.OFFERED, "ann")
+
+
+def test_who_becomes_free_takes_the_call_that_has_waited_longest() -> None:
+    shard = Shard()
+    for call_id in ("c1", "c2"):
+        shard.place(call_id)
+        shard.wait(1_000)
+    shard.agent("ann")
+    assert shard.call("c1").state is CallState.OFFERED and shard.call("c2").state is CallState.WAITING
+
+
+def test_priority_is_a_head_start_in_time() -> None:
+    shard = Shard(priority_credit_span_ms=30_000)
+    shard.place("early")
+    shard.wait(20_000)
+    shard.place("important", facts={"priority": 1})
+    shard.agent("ann")
+    assert shard.call("important").state is CallState.OFFERED
+
+
+def test_a_head_start_is_not_for_ever() -> None:
+    shard = Shard(priority_credit_span_ms=30_000)
+    shard.place("early")
+    shard.wait(40_000)
+    shard.place("important", facts={"priority": 1})
+    shard.agent("ann")
+    assert shard.call("early").state is CallState.OFFERED
+
+
+def test_priority_may_change_while_waiting() -> None:
+    shard = Shard()
+    shard.place("c1")
+    shard.place("c2")
+    shard.do(Reprioritize(call_id="c2", priority=5))
+    shard.do(Reprioritize(call_id="c2", priority=5))
+    shard.agent("ann")
+    assert shard.call("c2").state is CallState.OFFERED
+
+
+@pytest.mark.parametrize(
+    ("skills", "fits"),
+    [
+        ((), False),
+        ((("english", 2),), False),
+        ((("english", 3),), True),
+        ((("english", 5), ("french", 1)), True),
+    ],
+)
+def test_skills_have_levels(skills: tuple[tuple[str, int], ...], fits: bool) -> None:
+    shard = Shard(skills=(("english", 3),))
+    shard.agent("ann", skills=skills)
+    shard.place("c1")
+    assert (shard.call("c1").state is CallState.OFFERED) is fits
+
+
+def test_a_call_may_ask_for_more_than_its_queue() -> None:
+    shard = Shard()
+    shard.agent("ann")
+    shard.place("c1", facts={"skills": (("french", 2),)})
+    assert shard.call("c1").state is CallState.WAITING
+    shard.agent("bob", skills=(("french", 2),))
+    assert shard.call("c1").agent == "bob"
+
+
+STRATEGIES = [
+    (Strategy.LONGEST_IDLE, "ann"),
+    (Strategy.PRIORITY_ORDER, "bob"),
+    (Strategy.BEST_PROFICIENCY, "cid"),
+]
+
+
+@pytest.mark.parametrize(("strategy", "chosen"), STRATEGIES)
+def test_strategies(strategy: Strategy, chosen: str) -> None:
+    shard = Shard(strategy=strategy, skills=(("chinese", 1),))
+    shard.agent("ann", skills=(("chinese", 1),), priority=2)
+    shard.wait(1_000)
+    shard.agent("bob", skills=(("chinese", 2),), priority=1)
+    shard.wait(1_000)
+    shard.agent("cid", skills=(("chinese", 5),), priority=3)
+    shard.place("c1")
+    assert shard.call("c1").agent == chosen
+
+
+def test_accepting_is_not_connecting() -> None:
+    shard = Shard()
+    shard.agent("ann")
+    shard.place("c1")
+    shard.accept("c1")
+    assert shard.call("c1").state is CallState.ACCEPTED
+    assert view_agent(shard.state, "ann").state is AgentState.RESERVED
+
+
+@pytest.mark.parametrize(
+    ("change", "refusal"),
+    [
+        ({"offer_id": "beijing.1.99"}, "OFFER_ENDED"),
+        ({"attempt": 2}, "STALE_VERSION"),
+        ({"move": 2}, "STALE_VERSION"),
+        ({"call_id": "other"}, "CALL_NOT_FOUND"),
+    ],
+)
+def test_a_confirmation_names_call_offer_and_version(change: dict[str, Any], refusal: str) -> None:
+    shard = Shard()
+    shard.agent("ann")
+    shard.place("c1")
+    shard.accept("c1")
+    right = {"call_id": "c1", "offer_id": shard.call("c1").offer_id, "attempt": 1, "move": 1}
+    answer = shard.do(ConfirmCall(**{**right, **change}))
+    assert answer.refusal is not None and answer.refusal.reason == refusal
+    assert shard.call("c1").state is CallState.ACCEPTED
+
+
+def test_confirming_twice_answers_yes_twice_and_connects_once() -> None:
+    shard = Shard()
+    shard.agent("ann")
+    shard.place("c1")
+    assert shard.connect("c1").refusal is None
+    call = shard.call("c1")
+    again = ConfirmCall(call_id="c1", offer_id=call.offer_id, attempt=1, move=1)
+    assert shard.do(again).refusal is None
+    assert sum(isinstance(event, CallConnected) for _, event in shard.journal) == 1
+
+
+def test_an_unanswered_offer_goes_on_and_the_call_keeps_its_place() -> None:
+    shard = Shard(ring_span_ms=10_000, reject_delay_span_ms=60_000)
+    shard.place("c1")
+    shard.agent("ann")
+    shard.place("c2")
+    shard.wait(10_000)
+    assert shard.call("c1").state is CallState.WAITING
+    shard.agent("bob")
+    assert shard.call("c1").agent == "bob", "c1 was first and stays first"
+    shard.wait(10_000)
+    assert view_agent(shard.state, "ann").state is AgentState.AVAILABLE, "no one stays reserved"
+
+
+def test_an_unconfirmed_offer_frees_the_agent() -> None:
+    shard = Shard()
+    shard.agent("ann")
+    shard.place("c1")
+    shard.accept("c1")
+    shard.do(DetachCall(call_id="c1", attempt=1, move=1))
+    shard.wait(shard.state.timing.confirm_span_ms)
+    assert view_agent(shard.state, "ann").state is AgentState.AVAILABLE
+
+
+def test_missed_offers_pause_the_agent() -> None:
+    shard = Shard(missed_offers_max=2, ring_span_ms=1_000)
+    shard.agent("ann")
+    shard.place("c1")
+    shard.wait(2_500)
+    view = view_agent(shard.state, "ann")
+    assert (view.state, view.pause_reason) == (AgentState.PAUSED, "missed offers")
+    assert shard.call("c1").state is CallState.WAITING
+
+
+def test_ending_twice_frees_once() -> None:
+    """The agent takes the next call after the first EndCall; the second must not free it again."""
+    shard = Shard(wrap_up_span_ms=0)
+    shard.agent("ann")
+    shard.place("c1")
+    shard.connect("c1")
+    shard.place("c2")
+    shard.do(EndCall(call_id="c1"))
+    assert shard.call("c2").agent == "ann"
+    shard.place("c3")
+    shard.do(EndCall(call_id="c1"))
+    assert shard.call("c3").state is CallState.WAITING
+
+
+def test_after_call_work_ends_by_itself_or_with_a_word() -> None:
+    shard = Shard(wrap_up_span_ms=30_000)
+    shard.agent("ann")
+    finish = FinishWrapUp(agent="ann", session=1, call_id="c2")
+    for call_id, ends in (("c1", lambda: shard.wait(30_000)), ("c2", lambda: shard.do(finish))):
+        shard.place(call_id)
+        shard.connect(call_id)
+        shard.do(EndCall(call_id=call_id))
+        assert view_agent(shard.state, "ann").state is AgentState.WRAP_UP
+        ends()
+        assert view_agent(shard.state, "ann").state is AgentState.AVAILABLE
+
+
+def test_a_broken_stream_is_not_a_hang_up() -> None:
+    shard = Shard()
+    shard.place("c1")
+    shard.place("c2")
+    shard.do(DetachCall(call_id="c1", attempt=1, move=1))
+    shard.agent("ann")
+    assert shard.call("c2").state is CallState.OFFERED, "an unattached call is not offered"
+    shard.place("c1", attempt=2)
+    shard.do(DeclineOffer(agent="ann", session=1, offer_id=shard.call("c2").offer_id))
+    assert shard.call("c1").state is CallState.OFFERED, "back in its place, before c2"
+
+
+def test_a_stream_gone_for_longer_than_the_grace_period_is_abandoned() -> None:
+    shard = Shard()
+    shard.place("c1")
+    shard.do(DetachCall(call_id="c1", attempt=1, move=1))
+    shard.wait(shard.state.timing.grace_span_ms - 1)
+    assert shard.call("c1").state is CallState.WAITING
+    shard.wait(1)
+    assert shard.call("c1").outcome is CallOutcome.ABANDONED
+
+
+VERSIONS = [((1, 1), (1, 1), None), ((1, 2), (1, 1), "STALE_ATTEMPT"), ((2, 1), (1, 9), "STALE_ATTEMPT")]
+
+
+@pytest.mark.parametrize(("first", "then", "refusal"), VERSIONS)
+def test_versions_only_rise(first: tuple[int, int], then: tuple[int, int], refusal: str | None) -> None:
+    shard = Shard()
+    shard.place("c1", attempt=first[0], move=first[1])
+    answer = shard.place("c1", attempt=then[0], move=then[1])
+    assert (answer.refusal.reason if answer.refusal else None) == refusal
+
+
+def test_a_connected_call_is_offered_again_only_if_its_edge_says_the_agent_is_lost() -> None:
+    shard = Shard()
+    shard.agent("ann")
+    shard.place("c1")
+    shard.connect("c1")
+    shard.place("c1", attempt=2)
+    assert shard.call("c1").state is CallState.CONNECTED
+    shard.place("c1", attempt=3, agent_lost=True)
+    assert shard.call("c1").state is not CallState.CONNECTED
+
+
+def test_overflow_holds_the_call_until_it_is_withdrawn_or_comes_back() -> None:
+    shard = Shard()
+    shard.place("c1")
+    shard.do(OverflowCall(call_id="c1", attempt=1, move=1))
+    shard.agent("ann")
+    assert shard.call("c1").state is CallState.OVERFLOWING, "no offers meanwhile"
+    shard.wait(shard.state.timing.move_span_ms)
+    assert shard.call("c1").state is CallState.OFFERED, "and after the move time it is offered here again"
+
+
+def test_an_outnumbered_entry_ends_as_moved() -> None:
+    shard = Shard()
+    shard.place("c1")
+    shard.do(OverflowCall(call_id="c1", attempt=1, move=1))
+    shard.do(WithdrawCall(call_id="c1", attempt=1, move=1))
+    assert shard.call("c1").state is CallState.OVERFLOWING, "the same number does not outnumber"
+    shard.do(WithdrawCall(call_id="c1", attempt=1, move=2))
+    assert shard.call("c1").outcome is CallOutcome.MOVED
+
+
+def test_the_newest_session_wins() -> None:
+    shard = Shard()
+    shard.agent("ann")
+    shard.do(OpenSession(agent="ann", session=2, command=1, front="g"))
+    shard.place("c1")
+    offer = shard.call("c1").offer_id
+    answer = shard.do(AcceptOffer(agent="ann", session=1, offer_id=offer))
+    assert answer.refusal is not None and answer.refusal.reason == "NEWER_SESSION"
+
+
+def test_reordered_states_keep_the_newest() -> None:
+    shard = Shard()
+    shard.agent("ann")
+    shard.do(SetPresence(agent="ann", session=1, command=3, presence=Presence.PAUSED, pause_reason="lunch"))
+    shard.do(SetPresence(agent="ann", session=1, command=2, presence=Presence.AVAILABLE))
+    assert view_agent(shard.state, "ann").state is AgentState.PAUSED
+
+
+def test_a_lost_session_interrupts_the_conversation_and_never_reoffers_it() -> None:
+    shard = Shard()
+    shard.agent("ann")
+    shard.agent("bob")
+    shard.place("c1")
+    shard.connect("c1")
+    agent = shard.call("c1").agent
+    shard.do(DetachSession(agent=agent, session=1))
+    shard.wait(shard.state.timing.agent_grace_span_ms)
+    assert shard.call("c1").outcome is CallOutcome.INTERRUPTED
+    assert view_agent(shard.state, agent).state is AgentState.OFFLINE
+
+
+REFUSING = [
+    ({"length_max": 1}, "QUEUE_FULL"),
+    ({"refuse_without_agents": True, "length_max": 10}, "NO_AGENT_LOGGED_IN"),
+]
+
+
+@pytest.mark.parametrize(("queue", "reason"), REFUSING)
+def test_refusals_take_nothing(queue: dict[str, Any], reason: str) -> None:
+    shard = Shard(**queue)
+    shard.place("c1")
+    answer = shard.place("c2")
+    assert answer.refusal is not None and answer.refusal.reason == reason
+    assert "c2" not in shard.state.calls
+
+
+def test_the_longest_wait_is_bounded() -> None:
+    shard = Shard(wait_span_max_ms=60_000)
+    shard.place("c1", waited_span_ms=50_000)
+    shard.wait(10_000)
+    assert (shard.call("c1").outcome, shard.call("c1").reason) == (CallOutcome.REFUSED, "WAIT_TOO_LONG")
+
+
+def test_nothing_is_concluded_from_absence_after_an_opening() -> None:
+    shard = Shard()
+    shard.agent("ann")
+    shard.place("c1")
+    shard.wait(2_000)
+    leaderless_ms = 30_000
+    shard.now_ms += leaderless_ms
+    evolve(shard.state, ShardOpened(router="r2", leaderless_span_ms=leaderless_ms), shard.now_ms)
+    shard.wait(shard.state.timing.reattach_span_ms)
+    assert shard.call("c1").state is CallState.OFFERED, "ringing time moved with the leaderless time"
+    assert view_agent(shard.state, "ann").state is AgentState.RESERVED
+    shard.place("c1", front="g")
+    assert not shard.call("c1").detached
+
+
+def test_a_decision_that_fails_changes_nothing() -> None:
+    shard = Shard()
+    shard.place("c1")
+    before = shard.state.ordinal
+    with pytest.raises(KeyError):
+        decide(shard.state, "no command", shard.now_ms)  # type: ignore[arg-type]
+    assert shard.state.ordinal == before
+
+
+def test_ended_calls_are_remembered_and_then_forgotten() -> None:
+    shard = Shard()
+    shard.place("c1")
+    shard.do(HangUp(call_id="c1", attempt=1))
+    assert shard.do(AskCall(call_id="c1")).call is not None
+    shard.wait(shard.state.timing.memory_span_ms)
+    answer = shard.do(AskCall(call_id="c1"))
+    assert answer.refusal is not None and answer.refusal.reason == "CALL_NOT_FOUND"
+
+
+# --- laws under random histories ----------------------------------------------------------------
+
+AGENTS = ("ann", "bob", "cid")
+CALLS = ("c1", "c2", "c3", "c4", "c5")
+KINDS = (
+    *("place", "reopen", "lost", "detach", "overflow", "withdraw", "hang", "end", "confirm", "accept"),
+    *("decline", "open", "detach_session", "close", "pause", "ready", "wrap", "tick", "opened", "front"),
+    "remove",
+)
+
+
+def commands() -> st.SearchStrategy[tuple[str, ...]]:
+    """A step of a random history: what happens, to whom, and how much time passes before."""
+    kinds = st.sampled_from(KINDS)
+    return st.tuples(
+        kinds, st.sampled_from(CALLS), st.sampled_from(AGENTS), st.sampled_from(["0", "1", "700", "6000"])
+    )
+
+
+def carry_out(shard: Shard, kind: str, call_id: str, agent: str) -> None:
+    """One step of a random history."""
+    call = shard.state.calls.get(call_id)
+    attempt, move = (call.attempt, call.move) if call is not None else (1, 1)
+    held = shard.state.agents.get(agent)
+    session = held.session if held is not None else 1
+    number = held.command + 1 if held is not None else 1
+    facts = CallFacts(call_id=call_id, queue="service")
+    simple: dict[str, Command] = {
+        "place": PlaceCall(facts=facts, attempt=attempt, move=move, front="f"),
+        "reopen": PlaceCall(facts=facts, attempt=attempt + 1, move=1, front="g"),
+        "lost": PlaceCall(facts=facts, attempt=attempt + 1, move=1, front="g", agent_lost=True),
+        "detach": DetachCall(call_id=call_id, attempt=attempt, move=move),
+        "overflow": OverflowCall(call_id=call_id, attempt=attempt, move=move),
+        "withdraw": WithdrawCall(call_id=call_id, attempt=attempt, move=move + 1),
+        "hang": HangUp(call_id=call_id, attempt=attempt),
+        "end": EndCall(call_id=call_id),
+        "open": OpenSession(agent=agent, session=session + 1, command=1, front="f"),
+        "detach_session": DetachSession(agent=agent, session=session),
+        "close": CloseSession(agent=agent, session=session),
+        "pause": SetPresence(agent=agent, session=session, command=number, presence=Presence.PAUSED),
+        "ready": SetPresence(agent=agent, session=session, command=number, presence=Presence.AVAILABLE),
+        "wrap": FinishWrapUp(agent=agent, session=session, call_id=call_id),
+        "tick": Tick(),
+        "front": DetachFront(front="g"),
+        "remove": RemoveAgent(agent=agent),
+    }
+    if kind in simple:
+        shard.do(simple[kind])
+        if kind == "remove":
+            shard.do(ConfigureAgent(agent=AgentConfig(id=agent)))
+    elif kind == "opened":
+        opened = ShardOpened(router="r", leaderless_span_ms=500)
+        evolve(shard.state, opened, shard.now_ms)
+        shard.journal.append((shard.now_ms, opened))
+    elif call is not None and call.offer_id:
+        known = shard.state.agents.get(call.agent)
+        offer = {"agent": call.agent, "session": known.session if known is not None else 1}
+        if kind == "confirm":
+            shard.do(ConfirmCall(call_id=call_id, offer_id=call.offer_id, attempt=attempt, move=move))
+        elif kind == "accept":
+            shard.do(AcceptOffer(**offer, offer_id=call.offer_id))
+        elif kind == "decline":
+            shard.do(DeclineOffer(**offer, offer_id=call.offer_id))
+
+
+def check_invariants(shard: Shard) -> None:
+    """What must hold after every step."""
+    state = shard.state
+    for agent_id, agent in state.agents.items():
+        held = list(agent.holds())
+        assert len(held) == len(set(held)) <= 1, f"{agent_id} holds {held}"
+        for call_id in (*agent.offers, *agent.calls):
+            assert state.calls[call_id].agent == agent_id
+            assert state.calls[call_id].state is not CallState.ENDED, "nobody is held by an ended call"
+        free = (
+            agent.presence is Presence.AVAILABLE and agent.attached and not held and not agent.rest_until_ms
+        )
+        assert ("voice" in agent.idle) is free
+    for call_id, call in state.calls.items():
+        if call.state in (CallState.OFFERED, CallState.ACCEPTED):
+            assert state.agents[call.agent].offers[call_id] == call.offer_id
+        if call.state is CallState.CONNECTED:
+            assert call_id in state.agents[call.agent].calls
+        assert bool(call.ticket) is (call.state is CallState.WAITING and call.attached)
+    load = queue_loads(state)[0]
+    assert load.agents_free == sum("voice" in a.idle for a in state.agents.values())
+    assert load.waiting == sum(bool(c.ticket) for c in state.calls.values())
+    assert not (load.waiting and load.agents_free), "an attached call waits while a fitting agent is free"
+
+
+def facts_of(state: ShardState) -> dict[str, Any]:
+    """All that a state says, without its indexes."""
+    return {
+        "calls": {c: (view_call(state, c), state.calls[c].forget_ms) for c in sorted(state.calls)},
+        "agents": {a: view_agent(state, a) for a in sorted(state.agents)},
+        "loads": queue_loads(state),
+        "deadline": next_deadline(state),
+        "offers": state.offers_made,
+    }
+
+
+def check_history(journal: list[tuple[int, Event]]) -> None:
+    """Offers end exactly once; a call is connected only by a live offer; nothing queued is lost."""
+    live: dict[str, str] = {}
+    for _, event in journal:
+        if isinstance(event, CallOffered):
+            assert event.offer_id not in live
+            live[event.offer_id] = "live"
+        elif isinstance(event, OfferEnded):
+            assert live[event.offer_id] == "live", f"{event.offer_id} ended twice"
+            live[event.offer_id] = event.outcome
+        elif isinstance(event, CallConnected):
+            assert live[event.offer_id] == "live"
+            live[event.offer_id] = OfferOutcome.CONFIRMED
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.lists(commands(), min_size=5, max_size=60))
+def test_laws_hold_after_every_step_of_any_history(history: list[tuple[str, ...]]) -> None:
+    shard = Shard(wrap_up_span_ms=2_000, ring_span_ms=3_000, reject_delay_span_ms=1_000)
+    for agent in AGENTS:
+        shard.agent(agent)
+    for kind, call_id, agent, pause in history:
+        shard.wait(int(pause))
+        carry_out(shard, kind, call_id, agent)
+        check_invariants(shard)
+    shard.wait(1_000_000)
+    check_invariants(shard)
+    check_history(shard.journal)
+    queued = {e.facts.call_id for _, e in shard.journal if isinstance(e, CallQueued)}
+    ended = {e.call_id for _, e in shard.journal if isinstance(e, CallEnded)}
+    connected = {c for c, e in shard.state.calls.items() if e.state is CallState.CONNECTED}
+    attached = {c for c, e in shard.state.calls.items() if e.attached}
+    assert queued <= ended | connected | attached, "an acknowledged call has vanished"
+
+
+@settings(max_examples=150, deadline=None)
+@given(st.lists(commands(), min_size=5, max_size=40))
+def test_the_state_is_a_function_of_the_journal(history: list[tuple[str, ...]]) -> None:
+    shard = Shard(wrap_up_span_ms=2_000, ring_span_ms=3_000)
+    for agent in AGENTS:
+        shard.agent(agent)
+    for kind, call_id, agent, pause in history:
+        shard.wait(int(pause))
+        carry_out(shard, kind, call_id, agent)
+    copy = ShardState("beijing")
+    copy.epoch = 1
+    stored = codec.encode_events(shard.journal, START_MS)
+    for at_ms, event in codec.decode_events(stored, START_MS):
+        evolve(copy, event, at_ms)
+    assert facts_of(copy) == facts_of(shard.state)
+
+
+def test_log_out_frees_everything() -> None:
+    shard = Shard()
+    shard.agent("ann")
+    shard.place("c1")
+    events = shard.events(CloseSession(agent="ann", session=1))
+    assert [type(e) for e in events] == [SessionClosed, OfferEnded]
+    assert shard.call("c1").state is CallState.WAITING
