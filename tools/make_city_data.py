@@ -17,9 +17,10 @@ import io
 import json
 import math
 import re
+import statistics
 import struct
 import unicodedata
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence, Set
 from pathlib import Path
 from typing import NamedTuple
 
@@ -68,6 +69,24 @@ BRAZIL = {
 }  # fmt: skip
 #: Peoples in the names of China's autonomous divisions.
 PEOPLES = "(?:壮|回|藏|羌|彝|白|傣|景颇|傈僳|哈尼|苗|侗|布依|土家|朝鲜|黎)族|维吾尔|哈萨克|蒙古|柯尔克孜"
+MEXICO = {
+    "AGS": "Aguascalientes", "BCN": "Baja California", "BCS": "Baja California Sur", "CAMP": "Campeche",
+    "CHIH": "Chihuahua", "CHIS": "Chiapas", "COAH": "Coahuila", "COL": "Colima", "DGO": "Durango",
+    "FD": "Mexico City", "GRO": "Guerrero", "GTO": "Guanajuato", "HGO": "Hidalgo", "JAL": "Jalisco",
+    "MEX": "Estado de Mexico", "MICH": "Michoacan", "MOR": "Morelos", "NAY": "Nayarit", "NL": "Nuevo Leon",
+    "OAX": "Oaxaca", "PUE": "Puebla", "QRO": "Queretaro", "SLP": "San Luis Potosi", "SIN": "Sinaloa",
+    "SON": "Sonora", "TAB": "Tabasco", "TAMPS": "Tamaulipas", "TLAX": "Tlaxcala", "VER": "Veracruz",
+    "YUC": "Yucatan", "ZAC": "Zacatecas",
+}  # fmt: skip
+#: Names of divisions by their short forms, where descriptions use these.
+SHORT_FORMS = {"BR": BRAZIL, "MX": MEXICO}
+#: Divisions in which towns of an area code lie, by GeoNames' codes, where only this tells namesakes apart.
+AREA_CODE_ADMINS = {
+    "612": {"01", "02"}, "613": {"06", "07"}, "617": {"04"}, "618": {"03", "05", "08"},
+}  # fmt: skip
+#: A town this far from the middle of its area code, and so many times the usual distance, is a namesake.
+OUTLIER_KM = 150
+OUTLIER_RATIO = 6
 #: Countries whose area codes are provinces, though named like their chief towns.
 PROVINCE_CODES = frozenset({"ES", "RO", "NO", "VN", "TR", "PH", "VE", "FI"})
 #: Provinces that share no name with a town, by their seats.
@@ -80,6 +99,12 @@ SEATS = {
     ("KR", "Jeonbuk"): "Jeonju", ("KR", "Jeonnam"): "Mokpo",
     ("AU", "New South Wales"): "Sydney", ("AU", "Victoria"): "Melbourne", ("AU", "Queensland"): "Brisbane",
 }  # fmt: skip
+#: Countries whose towns are told apart by a word behind: "Oelsnitz Vogtland".
+QUALIFIED = frozenset({"DE", "AT"})
+#: Countries whose descriptions put several towns between hyphens: "Eskilstuna-Torshälla".
+HYPHENATED = frozenset({"DE", "AT", "SE"})
+#: Descriptions that need other words to be found.
+REWORDED = {"Washington State": "Washington", "Washington D.C.": "Washington, DC"}
 #: Area codes that the geocoder leaves out because every exchange below them has a name of its own.
 WHOLE_CODES = {"612": "New South Wales", "613": "Victoria", "617": "Queensland"}
 #: Provinces' names end in these words, never a town's.
@@ -288,12 +313,12 @@ def plain(name: str) -> str:
     return re.sub(r"[^a-z0-9]+", "", re.sub(r"\bst\b\.?", "saint", text))
 
 
-def forms(name: str) -> Iterator[str]:
+def forms(country: str, name: str) -> Iterator[str]:
     """The name itself, then ever less of it: "Weil Kreis Lörrach" is looked for under "Weil" in the end."""
     yield name
     yield PROVINCE_WORDS.sub("", name)
     yield re.sub(r" ?\(.*?\)| (City|Town|Kreis|bei|am|an der|a d|upon|on|in)\b.*$", "", name)
-    if " " in name:
+    if country in QUALIFIED and " " in name:
         yield name.rsplit(" ", 1)[0]
 
 
@@ -317,18 +342,18 @@ class Gazetteer:
                 bucket = self.by_name[town.country, name]
                 bucket.insert(0, town) if name == own else bucket.append(town)
 
-    def namesakes(self, country: str, name: str, admin: str = "") -> list[Town]:
+    def namesakes(self, country: str, name: str, admins: Set[str] = frozenset()) -> list[Town]:
         """Towns of that name, largest first; the official name counts before other names."""
-        for form in map(plain, forms(name)):
-            found = [t for t in self.by_name.get((country, form), ()) if not admin or t.admin == admin]
+        for form in map(plain, forms(country, name)):
+            found = [t for t in self.by_name.get((country, form), ()) if not admins or t.admin in admins]
             if found:
                 official = [t for t in found if plain(t.name) == form]
                 return sorted(official or found, key=lambda t: (-t.population, t.at))
         return []
 
-    def the_town(self, country: str, name: str, admin: str = "") -> Town | None:
+    def the_town(self, country: str, name: str, admins: Set[str] = frozenset()) -> Town | None:
         """The one town that the name means, or None if there is none or it could be several."""
-        found = self.namesakes(country, name, admin)
+        found = self.namesakes(country, name, admins)
         if not found:
             return None
         largest = found[0]
@@ -376,8 +401,14 @@ class Hints:
             return hint, self._gazetteer.us_states[hint]
         if country == "CA" and hint in CANADA:
             return CANADA[hint]
-        name = BRAZIL.get(hint, hint) if country == "BR" else hint
-        return self._admin.get((country, hint), ""), name
+        return self._admin.get((country, hint), ""), SHORT_FORMS.get(country, {}).get(hint, hint)
+
+    def division(self, country: str, text: str) -> str:
+        """GeoNames' code of the division that the whole text names, "" if it names none."""
+        for hint, name in SHORT_FORMS.get(country, {}).items():
+            if plain(name) == plain(text):
+                return self._admin.get((country, hint), "")
+        return ""
 
 
 def split_hint(text: str) -> tuple[str, str]:
@@ -398,17 +429,26 @@ class Placer:
         self._states = {name: ("US", code) for code, name in gazetteer.us_states.items()}
         self._states |= {name: ("CA", code) for code, name in CANADA.values()}
 
-    def area(self, country: str, text: str) -> Area | None:
-        """The area of a description, or None if it could not be found on the map."""
+    def area(self, country: str, text: str, code: str = "") -> Area | None:
+        """The area of a description, or None if it could not be found on the map. `code`: a key of
+        `AREA_CODE_ADMINS` that the prefix begins with, if any.
+        """
         if country in ("US", "CA") and text in self._states:
             state_country, admin = self._states[text]
             return self._division(state_country, admin, text)
+        if named := self._hints.division(country, text):
+            return self._division(country, named, text)
+        parts = text.split("/")
+        if len(parts) > 1 and any(
+            part in self._states or self._hints.division(country, part) for part in parts
+        ):
+            return None  # several divisions together
         name, hint = split_hint(text)
         admin, province = self._hints.admin_and_name(country, hint)
         if (country, text) in SEATS:
             seat = self._gazetteer.the_town(country, SEATS[country, text])
             return self._division(country, seat.admin, text) if seat else None
-        group = self._group(country, name, admin)
+        group = self._group(country, name, AREA_CODE_ADMINS.get(code, {admin} if admin else set()))
         if group is None:
             return self._division(country, admin, province) if admin else None
         town, shown, spread = group
@@ -425,21 +465,21 @@ class Placer:
             )
         return Area(country, province, shown, town.at, "CITY", max(CITY_RADIUS_KM, round(spread)))
 
-    def _group(self, country: str, name: str, admin: str) -> tuple[Town, str, float] | None:
+    def _group(self, country: str, name: str, admins: set[str]) -> tuple[Town, str, float] | None:
         """The largest of the towns named together, its name, and how far the others lie; None if too far."""
-        found = self._towns(country, name.split("/"), admin)
-        if not found and "-" in name:
-            found = self._towns(country, re.split("[/-]", name), admin)
+        found = self._towns(country, name.split("/"), admins)
+        if not found and "-" in name and country in HYPHENATED:
+            found = self._towns(country, re.split("[/-]", name), admins)
         if not found:
             return None
         largest, shown = max(found, key=lambda pair: (pair[0].population, pair[0].at))
         spread = max(km_between(town.at, largest.at) for town, _ in found)
         return (largest, shown, spread) if spread <= GROUP_KM_MAX else None
 
-    def _towns(self, country: str, names: Sequence[str], admin: str) -> list[tuple[Town, str]]:
+    def _towns(self, country: str, names: Sequence[str], admins: set[str]) -> list[tuple[Town, str]]:
         """Those of the names that mean a town."""
         stripped = [name.strip() for name in names if name.strip()]
-        pairs = ((self._gazetteer.the_town(country, name, admin), name) for name in stripped)
+        pairs = ((self._gazetteer.the_town(country, name, admins), name) for name in stripped)
         return [(town, name) for town, name in pairs if town]
 
     def _division(self, country: str, admin: str, name: str) -> Area | None:
@@ -456,7 +496,8 @@ def country_of(prefix: str, text: str) -> str:
         leading = metadata.leading_digits if metadata else None
         if leading and re.match(leading, prefix[len(str(code)) :]):
             return region
-    if code == 1 and (split_hint(text)[1] in CANADA or text in {name for _, name in CANADA.values()}):
+    provinces = {name for _, name in CANADA.values()}
+    if code == 1 and (split_hint(text)[1] in CANADA or text.split("/")[0] in provinces):
         return "CA"
     return regions[0]
 
@@ -475,16 +516,35 @@ def leaner(areas: dict[str, Area | None]) -> dict[str, Area | None]:
     return kept
 
 
+def without_outliers(areas: dict[str, Area | None]) -> dict[str, Area | None]:
+    """With None for towns that lie far from the others of their area code: the name meant a namesake."""
+    groups: dict[str, list[str]] = collections.defaultdict(list)
+    for prefix, area in areas.items():
+        code = next(n for n in (1, 2, 3) if int(prefix[:n]) in COUNTRY_CODE_TO_REGION_CODE)
+        if area and area.precision == "CITY":
+            groups[prefix[: code + (3 if prefix[0] == "1" else 2)]].append(prefix)
+    outliers = set()
+    for members in groups.values():
+        points = {prefix: area.at for prefix in members if (area := areas[prefix])}
+        north, east = zip(*points.values(), strict=True)
+        middle = Point(statistics.median(north), statistics.median(east))
+        distances = {prefix: km_between(at, middle) for prefix, at in points.items()}
+        limit = max(OUTLIER_KM, OUTLIER_RATIO * statistics.median(distances.values()))
+        outliers |= {prefix for prefix, km in distances.items() if km > limit}
+    print(f"{len(outliers)} prefixes of namesakes left out")
+    return {prefix: None if prefix in outliers else area for prefix, area in areas.items()}
+
+
 def make_world() -> None:
     """Writes the countries and the prefixes of the world outside China."""
     gazetteer = Gazetteer()
     texts = {p: names.get("en") for p, names in GEOCODE_DATA.items() if not p.startswith("86")} | WHOLE_CODES
-    described = {p: (country_of(p, text), text) for p, text in texts.items() if text}
+    described = {p: (country_of(p, text), REWORDED.get(text, text)) for p, text in texts.items() if text}
     placer = Placer(gazetteer, Hints(gazetteer, described.values()))
-    by_text = {key: placer.area(*key) for key in sorted(set(described.values()))}
-    missing = [key for key, area in by_text.items() if area is None]
-    print(f"{len(by_text)} descriptions, {len(missing)} not found on the map")
-    prefixes = leaner({p: by_text[key] for p, key in described.items()})
+    keys = {p: (*key, p[:3] if p[:3] in AREA_CODE_ADMINS else "") for p, key in described.items()}
+    by_key = {key: placer.area(*key) for key in sorted(set(keys.values()))}
+    print(f"{len(by_key)} descriptions, {sum(area is None for area in by_key.values())} not found on the map")
+    prefixes = leaner(without_outliers({p: by_key[key] for p, key in keys.items()}))
     places = sorted({area for area in prefixes.values() if area})
     number = {area: index for index, area in enumerate(places)}
     header = ("country", "province", "city", "latitude", "longitude", "precision", "radius_km")
