@@ -393,7 +393,7 @@ class Hints:
             for admin in {t.admin for t in gazetteer.namesakes(country, name)} if hint else ():
                 votes[country, hint][admin] += 1
         self._gazetteer = gazetteer
-        self._admin = {key: counter.most_common(1)[0][0] for key, counter in votes.items()}
+        self._admin = {key: max(counter, key=lambda a: (counter[a], a)) for key, counter in votes.items()}
 
     def admin_and_name(self, country: str, hint: str) -> tuple[str, str]:
         """GeoNames' code of the division ("" when not known) and its name for people."""
