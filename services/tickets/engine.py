@@ -28,7 +28,9 @@ from tickets import sla as clocks
 from tickets.flows import FLOWS, TABLE, allowed_verbs
 from tickets.model import (
     CALLS_MAX,
+    FINAL_PHASES,
     INTENTS_MAX,
+    OPEN_PHASES,
     PRIORITY_RANK,
     SYSTEM,
     Attached,
@@ -222,7 +224,7 @@ def _left_resolved(ticket: Ticket, to: Phase, actor: str, now: int) -> Ticket:
             time_ms=now,
         )
         ticket = _with_intent(ticket, intent)
-    if to in (Phase.CLOSED, Phase.CANCELLED):
+    if to in FINAL_PHASES:
         return ticket
     return replace(
         ticket, reopen_count=ticket.reopen_count + 1, resolved_ms=None, first_contact_resolved=False
@@ -286,8 +288,8 @@ def transition(ticket: Ticket, act: Act, rules: Rules, now: int) -> Change:
         step_count=step.sequence,
         updated_ms=now,
         timer_hold_ms=0,
-        open_key=ticket.open_key if after in (Phase.NEW, Phase.ACTIVE, Phase.WAITING) else "",
-        closed_ms=now if after in (Phase.CLOSED, Phase.CANCELLED) else None,
+        open_key=ticket.open_key if after in OPEN_PHASES else "",
+        closed_ms=now if after in FINAL_PHASES else None,
     )
     more: tuple[Happening, ...] = ()
     if before is Phase.RESOLVED and after is not Phase.RESOLVED:
@@ -318,7 +320,8 @@ def update(
     now = max(now, ticket.updated_ms)
     new_tier = ticket.tier if tier is None else tier
     levels, breaches = clocks.settle(ticket.sla, now)
-    if draft.priority != ticket.draft.priority or new_tier != ticket.tier:
+    finished = ticket.phase in FINAL_PHASES  # what was promised then stays on record
+    if not finished and (draft.priority != ticket.draft.priority or new_tier != ticket.tier):
         levels = clocks.retarget(levels, rules.sla, ticket.kind, draft.priority, new_tier)
         levels, late = clocks.settle(levels, now)
         breaches += late

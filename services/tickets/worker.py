@@ -51,12 +51,7 @@ def main() -> int:
         documents=[TicketDocument],
         background=[worker.Background(name="timers", run=run_timers)],
         # Told for whoever wants to know; the platform's own services can do without.
-        optional_events=[
-            events_pb2.CallAttached,
-            events_pb2.FollowUpScheduled,
-            events_pb2.FollowUpCompleted,
-            events_pb2.SlaBreached,
-        ],
+        optional_events=[events_pb2.FollowUpScheduled, events_pb2.FollowUpCompleted],
     )
 
 

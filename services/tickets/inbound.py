@@ -1,0 +1,84 @@
+"""What other services' events mean here. Free of nameko, so that it can be tried without a worker."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from callmesh.crm.v1 import events_pb2 as crm_events
+from callmesh.routing.v1 import events_pb2 as routing_events
+from chassis.bus import Event
+from tickets import convert
+from tickets.handlers import Handlers
+
+#: Of routing.
+CALLS: tuple[type[Any], ...] = (routing_events.CallWrappedUp,)
+
+
+def take(use: Handlers, event: Event) -> None:
+    """Does what an event of `CALLS` or `CUSTOMERS` asks for. Safe to repeat and out of order.
+
+    MalformedEvent, InvalidArgument for one that no repetition will mend; Unavailable for one to be repeated.
+    """
+    _TAKE[event.type](use, event)
+
+
+def _wrapped_up(use: Handlers, event: Event) -> None:
+    facts = convert.call_facts(event.message(routing_events.CallWrappedUp))
+    if facts is not None:
+        use.call_wrapped_up(facts)
+
+
+def _known(use: Handlers, snapshot: crm_events.CustomerSnapshot) -> None:
+    profile = convert.profile_of(snapshot)
+    if profile is not None:
+        use.customer_known(profile)
+
+
+def _created(use: Handlers, event: Event) -> None:
+    _known(use, event.message(crm_events.CustomerCreated).customer)
+
+
+def _updated(use: Handlers, event: Event) -> None:
+    _known(use, event.message(crm_events.CustomerUpdated).customer)
+
+
+def _deleted(use: Handlers, event: Event) -> None:
+    _known(use, event.message(crm_events.CustomerDeleted).customer)
+
+
+def _erased(use: Handlers, event: Event) -> None:
+    profile = convert.profile_of(event.message(crm_events.CustomerErased).customer)
+    if profile is not None:
+        use.customer_erased(profile.customer_id, profile.version)
+
+
+def _merged(use: Handlers, event: Event) -> None:
+    message = event.message(crm_events.CustomersMerged)
+    survivor = convert.profile_of(message.survivor)
+    if survivor is not None:
+        use.customers_merged(survivor, convert.read_customer_ids(message.absorbed))
+
+
+def _unmerged(use: Handlers, event: Event) -> None:
+    message = event.message(crm_events.CustomersUnmerged)
+    for snapshot in (message.survivor, *message.restored):
+        _known(use, snapshot)
+
+
+_CUSTOMER_EVENTS: Mapping[type[Any], Callable[[Handlers, Event], None]] = {
+    crm_events.CustomerCreated: _created,
+    crm_events.CustomerUpdated: _updated,
+    crm_events.CustomerDeleted: _deleted,
+    crm_events.CustomerErased: _erased,
+    crm_events.CustomersMerged: _merged,
+    crm_events.CustomersUnmerged: _unmerged,
+}
+
+#: Of crm.
+CUSTOMERS: tuple[type[Any], ...] = tuple(_CUSTOMER_EVENTS)
+
+_TAKE: Mapping[str, Callable[[Handlers, Event], None]] = {
+    routing_events.CallWrappedUp.DESCRIPTOR.full_name: _wrapped_up,
+    **{kind.DESCRIPTOR.full_name: take_one for kind, take_one in _CUSTOMER_EVENTS.items()},
+}

@@ -1,0 +1,154 @@
+"""The timer loop: when it looks, what it does about failures and about losing the lease."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from pymongo.errors import AutoReconnect
+
+from chassis.errors import Unavailable
+from chassis.lease import LeaseLost
+from chassis.testing import FakeClock
+from tickets import convert
+from tickets import sla as clocks
+from tickets.handlers import Create, Handlers
+from tickets.model import Draft, Kind, Rules
+from tickets.store import MemoryStore
+from tickets.timers import STANDBY_SECONDS, Timers
+
+RULES = Rules(sla=clocks.DEFAULT_POLICY, follow_up_delay_ms=86_400_000)
+HOUR = 3_600
+
+
+class ScriptedLease:
+    """A lease that does what the test says."""
+
+    def __init__(self) -> None:
+        self.free = True
+        self.held = False
+        self.renewal_due = False
+        self.released = False
+        self.on_renew: Callable[[], None] = lambda: None
+
+    def acquire(self) -> bool:
+        self.held = self.free
+        return self.free
+
+    def renew(self) -> None:
+        self.on_renew()
+
+    def release(self) -> None:
+        self.released, self.held = True, False
+
+
+class Desk:
+    """A loop in memory that is run turn by turn."""
+
+    def __init__(self, speed: float = 1.0, batch_max: int = 100) -> None:
+        self.clock = FakeClock(speed=speed)
+        self.store = MemoryStore()
+        self.use = Handlers(self.store, self.clock, RULES, convert.event_of)
+        self.lease = ScriptedLease()
+        lease: Any = self.lease
+        self.loop = Timers(self.use, lease, self.clock, poll_seconds=10.0, batch_max=batch_max)
+
+    def open(self, count: int = 1) -> None:
+        for _ in range(count):
+            self.use.create(Create(kind=Kind.INQUIRY, draft=Draft(subject="x"), actor="ann"))
+
+    def turns(self, count: int) -> list[float]:
+        """Runs the loop for `count` turns and then ends it; the pauses it asked for."""
+        pauses: list[float] = []
+
+        def stopping(seconds: float) -> bool:
+            pauses.append(seconds)
+            return len(pauses) == count
+
+        self.loop.run(stopping)
+        return pauses
+
+
+def test_it_looks_again_when_the_next_timer_is_due_but_never_later_than_its_poll() -> None:
+    desk = Desk(speed=60)
+    assert desk.turns(1) == [10.0]
+    desk.open()
+    assert desk.turns(1) == [10.0]
+    desk.clock.advance(HOUR - 120)
+    assert desk.turns(1) == [2.0]
+    assert desk.store.events[1:] == []
+    desk.clock.advance(120)
+    assert desk.turns(1) == [10.0]
+    assert [event.type.rpartition(".")[2] for event in desk.store.events] == ["TicketCreated", "SlaBreached"]
+    assert desk.lease.released
+
+
+def test_a_full_batch_is_followed_at_once_by_the_next() -> None:
+    desk = Desk(batch_max=4)
+    desk.open(10)
+    desk.clock.advance(HOUR)
+    assert desk.turns(3) == [0.0, 0.0, 10.0]
+    assert desk.use.due(100) == []
+
+
+def test_without_the_lease_nothing_is_done() -> None:
+    desk = Desk()
+    desk.open()
+    desk.clock.advance(HOUR)
+    desk.lease.free = False
+    assert desk.turns(2) == [STANDBY_SECONDS] * 2
+    assert len(desk.use.due(10)) == 1
+
+
+def test_losing_the_lease_ends_the_batch_and_the_loop_goes_on_later() -> None:
+    desk = Desk()
+    desk.open(3)
+    desk.clock.advance(HOUR)
+    desk.lease.renewal_due = True
+
+    def lose() -> None:
+        desk.lease.free = False
+        raise LeaseLost("another has it")
+
+    desk.lease.on_renew = lose
+    assert desk.turns(2) == [STANDBY_SECONDS] * 2
+    assert len(desk.use.due(10)) == 3
+
+
+@pytest.mark.parametrize("away", [AutoReconnect("gone"), Unavailable(why="gone")])
+def test_an_outage_of_the_database_is_borne(away: Exception, monkeypatch: pytest.MonkeyPatch) -> None:
+    desk = Desk()
+    desk.open()
+    desk.clock.advance(HOUR)
+    with monkeypatch.context() as broken:
+
+        def fail(ticket_id: str) -> None:
+            raise away
+
+        broken.setattr(desk.use, "fire", fail)
+        assert desk.turns(2) == [STANDBY_SECONDS] * 2
+    assert desk.turns(1) == [10.0]
+    assert desk.use.due(10) == []
+
+
+def test_a_ticket_that_cannot_be_helped_does_not_keep_others_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
+    desk = Desk(batch_max=1)
+    desk.open(2)
+    desk.clock.advance(HOUR)
+    bad = desk.use.due(1)[0]
+    fire = desk.use.fire
+
+    def fail_one(ticket_id: str) -> None:
+        if ticket_id == bad:
+            raise KeyError("a defect")
+        fire(ticket_id)
+
+    monkeypatch.setattr(desk.use, "fire", fail_one)
+    desk.turns(2)
+    assert desk.use.due(10) == []
+    monkeypatch.undo()
+    desk.clock.advance(61)
+    desk.turns(2)
+    breached = [event.subject for event in desk.store.events if event.type.endswith("SlaBreached")]
+    assert sorted(breached) == sorted({*breached}) and len(breached) == 2

@@ -1,0 +1,120 @@
+"""Payloads as they were once sent and stored: what reads them today must go on reading them."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from callmesh.crm.v1 import events_pb2 as crm_events
+from callmesh.routing.v1 import events_pb2 as routing_events
+from callmesh.tickets.v1 import events_pb2, ticket_pb2
+from chassis.bus import Event
+from chassis.errors import InvalidArgument
+from chassis.testing import FakeClock
+from tickets import convert, inbound
+from tickets import sla as clocks
+from tickets.documents import from_raw, to_fields
+from tickets.handlers import Handlers
+from tickets.model import Channel, Kind, Phase, Priority, Profile, Rules
+from tickets.store import MemoryStore
+
+FIXTURES = Path(__file__).parent / "fixtures"
+RULES = Rules(sla=clocks.DEFAULT_POLICY, follow_up_delay_ms=86_400_000)
+
+
+def stored(name: str) -> Event:
+    return Event.from_json((FIXTURES / f"{name}.json").read_bytes())
+
+
+def test_a_finished_call_is_understood() -> None:
+    facts = convert.call_facts(stored("routing_call_wrapped_up").message(routing_events.CallWrappedUp))
+    assert facts is not None and facts.request is not None
+    assert (facts.call_id, facts.number, facts.agent) == ("edge1-7", "+8613800138000", "agents/7")
+    assert (facts.channel, facts.code, facts.resolved) == (Channel.VOICE, "billing", False)
+    assert (facts.reason, facts.notes) == ("billing/roaming", "答应核查")
+    assert facts.time_ms == 1_772_452_800_000 and facts.follow_up_ms == 1_772_586_000_000
+    assert (facts.request.kind, facts.request.priority, facts.request.subject) == (
+        "complaint",
+        "high",
+        "话费过高",
+    )
+    assert facts.ticket_id == "call-gfsaat9ec0t9e82hbwhavjdcqv", (
+        "redeliveries over a release find their ticket"
+    )
+
+
+@pytest.mark.parametrize("name", ["created", "updated"])
+def test_a_customer_is_understood(name: str) -> None:
+    kinds = {"created": crm_events.CustomerCreated, "updated": crm_events.CustomerUpdated}
+    message = stored(f"crm_customer_{name}").message(kinds[name])
+    assert convert.profile_of(message.customer) == Profile(
+        customer_id="42", version=3, numbers=("+8613800138000", "+862112345678"), tier="vip", language="zh-CN"
+    )
+
+
+def test_customers_events_do_what_they_say() -> None:
+    store = MemoryStore()
+    use = Handlers(store, FakeClock(), RULES, convert.event_of)
+    inbound.take(use, stored("crm_customer_created"))
+    inbound.take(use, stored("routing_call_wrapped_up"))
+    (ticket,) = store.open_of_customer("42", 10)
+    assert (ticket.kind, ticket.tier, ticket.draft.priority) == (Kind.COMPLAINT, "vip", Priority.HIGH)
+    inbound.take(use, stored("crm_customers_merged"))
+    assert store.get(ticket.id).draft.customer_id == "43"
+    inbound.take(use, stored("crm_customer_deleted"))
+    inbound.take(use, stored("crm_customer_updated"))
+    assert store.profile("42") == Profile(customer_id="42", version=4), "the older snapshot came last"
+    inbound.take(use, stored("crm_customer_erased"))
+    assert store.profile("42") == Profile(customer_id="42", version=5)
+
+
+def test_what_has_no_call_id_is_refused_and_what_asks_for_no_ticket_is_passed_over() -> None:
+    message = stored("routing_call_wrapped_up").message(routing_events.CallWrappedUp)
+    message.call.call_id = ""
+    with pytest.raises(InvalidArgument, match="call_id"):
+        convert.call_facts(message)
+    message.disposition.ClearField("ticket")
+    assert convert.call_facts(message) is None
+    message.ClearField("disposition")
+    assert convert.call_facts(message) is None
+
+
+@pytest.mark.parametrize(("name", "message"), [
+    ("tickets_ticket_created", events_pb2.TicketCreated),
+    ("tickets_ticket_transitioned", events_pb2.TicketTransitioned),
+])  # fmt: skip
+def test_our_own_events_of_the_past_are_still_whole(name: str, message: Any) -> None:
+    event = stored(name)
+    read = event.message(message)
+    assert Event.of(read, source=event.source, subject=event.subject, time=event.time).data == event.data
+    assert read.ticket.kind == ticket_pb2.TICKET_KIND_COMPLAINT and read.ticket.subject == "话费过高"
+
+
+def test_a_document_of_the_past_is_still_a_ticket() -> None:
+    raw = json.loads((FIXTURES / "ticket_document.json").read_text())
+    ticket = from_raw(raw)
+    assert ticket.phase is Phase.RESOLVED and ticket.follow_up is not None and len(ticket.history) == 3
+    again = {key: value for key, value in to_fields(ticket).items() if value is not None}
+    assert again == {key: value for key, value in raw.items() if key not in ("_id", "version")}
+
+
+def test_a_document_without_later_fields_is_still_a_ticket() -> None:
+    raw = json.loads((FIXTURES / "ticket_document.json").read_text())
+    needed = {
+        "_id",
+        "version",
+        "kind",
+        "flow",
+        "state",
+        "phase",
+        "subject",
+        "priority",
+        "sla",
+        "created_ms",
+        "updated_ms",
+    }
+    ticket = from_raw({key: value for key, value in raw.items() if key in needed})
+    assert ticket.draft.subject == "话费过高" and ticket.calls == () and ticket.version == 3
