@@ -272,7 +272,10 @@ class MemoryStore:
                 return False
             kept = present or Profile(customer=profile.customer)
             self._profiles[profile.customer] = replace(
-                profile, products=kept.products, wants_to_leave=kept.wants_to_leave
+                profile,
+                products=kept.products,
+                wants_to_leave=kept.wants_to_leave,
+                merged_into=profile.merged_into or kept.merged_into,
             )
             return True
 
@@ -465,7 +468,8 @@ class MemoryStore:
         """As the port says."""
         with self._lock:
             owners = [p for p in self._profiles.values() if number in p.numbers]
-            return max(owners, key=lambda p: p.updated_at.timestamp() if p.updated_at else 0.0, default=None)
+            found = max(owners, key=lambda p: p.updated_at.timestamp() if p.updated_at else 0.0, default=None)
+            return None if found is None else self.profile(self._owner(found.customer))
 
     async def read_complaint(self, customer: str, number: str) -> bool:
         """As the port says."""

@@ -229,7 +229,9 @@ class Store(Protocol):
         """What is known of a customer."""
 
     def save_profile(self, profile: Profile) -> bool:
-        """Stores what crm says unless newer is there; whether it was stored. History is left alone."""
+        """Stores what crm says unless newer is there; whether it was stored. History is left alone, and a merge
+        that was heard of stays.
+        """
 
     def save_leave_intent(self, customer: str, wants_to_leave: bool, at: datetime) -> None:
         """Stores the latest word on leaving."""
@@ -296,7 +298,9 @@ class Reader(Protocol):
         """What is known of a customer, of the survivor where they were merged."""
 
     async def read_profile_of_number(self, number: str) -> Profile | None:
-        """The living customer who owns a number; of several the one heard of last."""
+        """The customer who owns a number, or the survivor where they were merged; of several the one heard of
+        last.
+        """
 
     async def read_complaint(self, customer: str, number: str) -> bool:
         """Whether a customer, or a number, has an unresolved complaint."""
@@ -676,10 +680,12 @@ class MongoStore:
     def save_profile(self, profile: Profile) -> bool:
         """As the port says. The unique `_id` turns an older or repeated snapshot away."""
         older = {"_id": profile.customer, "crm_version": {"$not": {"$gte": profile.crm_version}}}
+        fields = profile_fields(profile)
+        if not profile.merged_into:
+            # A snapshot of before a merge may come after it; only an unmerge takes that back.
+            del fields["merged_into"]
         try:
-            ProfileDocument._get_collection().update_one(
-                older, {"$set": profile_fields(profile)}, upsert=True
-            )
+            ProfileDocument._get_collection().update_one(older, {"$set": fields}, upsert=True)
         except DuplicateKeyError:
             return False
         return True
@@ -919,6 +925,8 @@ class MongoReader:
     async def read_profile_of_number(self, number: str) -> Profile | None:
         """As the port says. crm empties the numbers of a customer who no longer lives."""
         raw = await self._profiles.find_one({"numbers": number}, sort=[("updated_at", -1)])
+        if raw is not None and raw.get("merged_into"):
+            return await self.read_profile(raw["_id"])
         return profile_from_raw(raw) if raw is not None else None
 
     async def read_complaint(self, customer: str, number: str) -> bool:

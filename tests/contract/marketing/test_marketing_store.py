@@ -369,6 +369,17 @@ def test_merge_moves_history_and_unmerge_gives_it_back(store: Any) -> None:
     assert store.profile("b").merged_into == ""
 
 
+def test_a_snapshot_of_before_a_merge_does_not_undo_it(store: Any) -> None:
+    store.save_profile(Profile(customer="a", crm_version=4, updated_at=NOW))
+    store.merge("b", "a", 4)
+    late = Profile(customer="b", numbers=("+8613800138000",), crm_version=9, updated_at=NOW)
+    assert store.save_profile(late)
+    assert asyncio.run(store.read_profile("b")).customer == "a"
+    assert asyncio.run(store.read_profile_of_number("+8613800138000")).customer == "a"
+    store.unmerge("b", "a", 5)
+    assert asyncio.run(store.read_profile_of_number("+8613800138000")).customer == "b"
+
+
 def test_erasing_leaves_nothing_personal(store: Any) -> None:
     store.add_purchases([bought("1")], NOW)
     store.save_profile(Profile(customer="c1", numbers=("+8613800138000",), crm_version=1, updated_at=NOW))

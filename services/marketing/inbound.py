@@ -1,0 +1,83 @@
+"""What the other services' events mean to marketing. Every event may come twice, and events of one thing in
+another order: versions decide, in the store's conditional writes. Loads neither grpc nor eventlet.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from callmesh.crm.v1 import events_pb2 as crm
+from callmesh.tickets.v1 import events_pb2 as tickets
+from callmesh.tickets.v1 import ticket_pb2
+from chassis.bus import Event
+from chassis.ids import parse_name
+from marketing import convert
+from marketing.handlers import Facts
+
+#: How one kind of message is taken in.
+Reading = Callable[[Facts, Any, Event], None]
+
+
+def _customer(facts: Facts, message: Any, event: Event) -> None:
+    facts.customer(convert.profile_from_snapshot(message.customer, event.time))
+
+
+def _customer_erased(facts: Facts, message: Any, event: Event) -> None:
+    facts.erased(convert.profile_from_snapshot(message.customer, event.time))
+
+
+def _customers_merged(facts: Facts, message: Any, event: Event) -> None:
+    absorbed = [parse_name("absorbed", "customers", name) for name in message.absorbed]
+    facts.merged(convert.profile_from_snapshot(message.survivor, event.time), absorbed)
+
+
+def _customers_unmerged(facts: Facts, message: Any, event: Event) -> None:
+    restored = [convert.profile_from_snapshot(snapshot, event.time) for snapshot in message.restored]
+    facts.unmerged(convert.profile_from_snapshot(message.survivor, event.time), restored)
+
+
+def _leave_intent(facts: Facts, message: Any, event: Event) -> None:
+    # Of a caller who is no customer there is nothing to keep.
+    if message.customer:
+        customer = parse_name("customer", "customers", message.customer)
+        facts.leave_intent(customer, message.wants_to_leave, event.time)
+
+
+def _ticket(facts: Facts, message: Any, event: Event) -> None:
+    if message.ticket.kind == ticket_pb2.TICKET_KIND_COMPLAINT:
+        facts.complaint(convert.complaint_from_snapshot(message.ticket))
+
+
+def _tickets_merged(facts: Facts, message: Any, event: Event) -> None:
+    facts.complaint_merged(parse_name("source", "tickets", message.source))
+    _ticket(facts, message, event)
+
+
+#: What is heard of crm.
+CUSTOMERS: Mapping[type[Any], Reading] = {
+    crm.CustomerCreated: _customer,
+    crm.CustomerUpdated: _customer,
+    crm.CustomerDeleted: _customer,
+    crm.CustomerErased: _customer_erased,
+    crm.CustomersMerged: _customers_merged,
+    crm.CustomersUnmerged: _customers_unmerged,
+    crm.LeaveIntentFlagged: _leave_intent,
+}
+#: What is heard of tickets.
+TICKETS: Mapping[type[Any], Reading] = {
+    tickets.TicketCreated: _ticket,
+    tickets.TicketTransitioned: _ticket,
+    tickets.TicketUpdated: _ticket,
+    tickets.TicketsMerged: _tickets_merged,
+}
+_BY_NAME = {kind.DESCRIPTOR.full_name: kind for kind in (*CUSTOMERS, *TICKETS)}
+
+
+def learn(facts: Facts, event: Event) -> None:
+    """Takes in one event. MalformedEvent when its data is not what its type says, KeyError for a type that is
+    in neither table.
+    """
+    kind = _BY_NAME[event.type]
+    reading = CUSTOMERS.get(kind) or TICKETS[kind]
+    reading(facts, event.message(kind), event)
