@@ -1,0 +1,283 @@
+"""Use cases over the memory store: who gets what in a race, whole timelines in any order, configuration."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+from datetime import UTC, datetime
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from pydantic import ValidationError
+
+from chassis.bus import Event
+from chassis.callcontext import CallContext, Identity, reset_current, set_current
+from chassis.config import explain
+from chassis.errors import EtagMismatch, InvalidArgument, Unavailable
+from chassis.testing import FakeClock
+from crm import timeline
+from crm.config import CrmSettings
+from crm.handlers import Create, Customers, Memory, Policy, ScreenPops
+from crm.model import (
+    Contact,
+    Customer,
+    Entry,
+    Fact,
+    InteractionKind,
+    Kind,
+    OfferRanking,
+    Part,
+    PhoneNumber,
+    TimelineFilter,
+)
+from crm.store import MemoryReads, MemoryStore
+
+NUMBERS = [f"+8613800{index:06}" for index in range(3)]
+
+
+def call(id: str, number: str, facet: str = "queued", sequence: int = 1) -> Fact:
+    state = {"queued": "WAITING", "connected": "CONNECTED", "ended": "COMPLETED"}[facet]
+    return Fact(
+        kind=InteractionKind.CALL,
+        source="routing",
+        source_id=id,
+        facet=facet,
+        stamp=(1, 1, 1, sequence),
+        values={"number": number, "state": state},
+        began_ms=1_000,
+    )
+
+
+def customers(store: MemoryStore) -> Customers:
+    return Customers(store, FakeClock(), Policy())
+
+
+def create(store: MemoryStore, id: str, *numbers: str, **more: Any) -> Customer:
+    held = tuple(PhoneNumber(number=number) for number in numbers)
+    draft = Customer(display_name=id, phone_numbers=held, **more)
+    return customers(store).create(Create(draft=draft, id=id), "amy")
+
+
+class RacingStore(MemoryStore):
+    """A customer with the number appears just before an interaction of that number is written."""
+
+    def __init__(self, *, attach_first: bool) -> None:
+        super().__init__()
+        self.attach_first = attach_first
+        self.raced = False
+
+    def save_entry(self, entry: Entry, events: Sequence[Any] = ()) -> bool:
+        if not self.raced:
+            self.raced = True
+            create(self, "li", NUMBERS[0])
+            if self.attach_first:
+                Memory(self, FakeClock()).attach_numbers("li", [NUMBERS[0]])
+        return super().save_entry(entry, events)
+
+
+@pytest.mark.parametrize("attach_first", [True, False])
+def test_a_customer_that_appears_in_between_gets_the_call_all_the_same(attach_first: bool) -> None:
+    store = RacingStore(attach_first=attach_first)
+    placed = Memory(store, FakeClock()).apply(call("k", NUMBERS[0]))
+    stored = store.entry(placed.id)
+    assert stored is not None and stored.subject == placed.subject == "c:li"
+
+
+class ContendedStore(MemoryStore):
+    """Somebody else is always faster, a given number of times."""
+
+    def __init__(self, losses: int) -> None:
+        super().__init__()
+        self.losses = losses
+
+    def save_entry(self, entry: Entry, events: Sequence[Any] = ()) -> bool:
+        self.losses -= 1
+        return False if self.losses >= 0 else super().save_entry(entry, events)
+
+    def save_ranking(self, ranking: OfferRanking) -> bool:
+        return False
+
+
+def test_a_contended_write_is_tried_again_within_a_bound() -> None:
+    fine = ContendedStore(5)
+    assert fine.entry(Memory(fine, FakeClock()).apply(call("k", NUMBERS[0])).id) is not None
+    with pytest.raises(Unavailable):
+        Memory(ContendedStore(1_000), FakeClock()).apply(call("k", NUMBERS[0]))
+    with pytest.raises(Unavailable):
+        Memory(ContendedStore(0), FakeClock()).change_ranking(
+            "c:1", lambda known: OfferRanking(subject="c:1")
+        )
+
+
+steps = st.one_of(
+    st.tuples(
+        st.just("call"),
+        st.sampled_from(["k1", "k2", "k3", "k4"]),
+        st.sampled_from(["queued", "connected", "ended"]),
+        st.integers(1, 4),
+    ),
+    st.tuples(st.just("create"), st.sampled_from(["a", "b", "c"]), st.just(""), st.just(0)),
+)
+
+
+@given(st.lists(steps, max_size=14), st.randoms(use_true_random=False))
+def test_every_call_ends_up_once_with_the_owner_of_its_number(
+    story: list[tuple[str, str, str, int]], chance: random.Random
+) -> None:
+    """Customers a, b, c own one number each; call k4 comes from a number that nobody ever owns."""
+    told = [*story, *chance.choices(story, k=len(story))] if story else []
+    chance.shuffle(told)
+    store = MemoryStore()
+    memory = Memory(store, FakeClock())
+    facts = []
+    for what, id, facet, sequence in told:
+        if what == "call":
+            number = dict(zip(["k1", "k2", "k3"], NUMBERS, strict=True)).get(id, "+8613999999999")
+            facts.append(call(id, number, facet, sequence))
+            memory.apply(facts[-1])
+        elif store.customer(id) is None:
+            number = NUMBERS["abc".index(id)]
+            create(store, id, number)
+            memory.attach_numbers(id, [number])
+    whole = asyncio.run(everything(store))
+    assert len(whole) == len({fact.source_id for fact in facts}), "one entry a call, no gap and no double"
+    for interaction in whole:
+        owner = store.owners([f"tel:{interaction.number}"]).get(f"tel:{interaction.number}")
+        assert interaction.subject == (f"c:{owner}" if owner else f"n:{interaction.number}")
+        mine = [fact for fact in facts if fact.source_id == interaction.source_id]
+        alone = timeline.entry_of(mine[0])
+        for fact in mine[1:]:
+            alone = timeline.merge(alone, fact)
+        assert interaction.detail == timeline.project(alone).detail
+
+
+async def everything(store: MemoryStore) -> list[Any]:
+    subjects = [*(f"c:{id}" for id in "abc"), *(f"n:{number}" for number in [*NUMBERS, "+8613999999999"])]
+    return await MemoryReads(store).timeline(subjects, TimelineFilter(), None, 100)
+
+
+def test_an_update_without_an_etag_is_decided_again_on_what_is_there() -> None:
+    store = MemoryStore()
+    create(store, "li", NUMBERS[0])
+    runs: list[int] = []
+
+    def edit(current: Customer) -> Customer:
+        runs.append(current.version)
+        if len(runs) == 1:
+            customers(store).update("li", lambda c: _with(c, notes="faster"), "bob")
+        return _with(current, display_name="Li Wei")
+
+    changed = customers(store).update("li", edit, "amy")
+    assert runs == [1, 2] and (changed.notes, changed.display_name, changed.version) == (
+        "faster",
+        "Li Wei",
+        3,
+    )
+    with pytest.raises(EtagMismatch):
+        customers(store).update("li", lambda c: _with(c, notes="x"), "amy", expected_version=1)
+
+
+def _with(customer: Customer, **more: Any) -> Customer:
+    return replace(customer, **more)
+
+
+def test_a_person_belongs_to_a_company_that_exists() -> None:
+    store = MemoryStore()
+    create(store, "acme", kind=Kind.COMPANY)
+    assert create(store, "li", company="acme").company == "acme"
+    for company in ("none", "li"):
+        with pytest.raises(InvalidArgument, match=r"customer\.company"):
+            create(store, "wang", company=company)
+
+
+def test_events_tell_who_owns_what_now() -> None:
+    store = MemoryStore()
+    create(store, "li", *NUMBERS[:2])
+    customers(store).update(
+        "li", lambda c: _with(c, phone_numbers=(PhoneNumber(number=NUMBERS[1], primary=True),)), "amy"
+    )
+    customers(store).delete("li", "amy")
+    types = [str(event.type).rpartition(".")[2] for event in _events(store)]
+    assert types == ["CustomerCreated", "CustomerUpdated", "CustomerDeleted"]
+    numbers = [event.data["customer"].get("numbers", []) for event in _events(store)]
+    assert numbers == [NUMBERS[:2], [NUMBERS[1]], []]
+    assert [event.data["customer"]["version"] for event in _events(store)] == ["1", "2", "3"]
+
+
+def _events(store: MemoryStore) -> Iterable[Event]:
+    return [event for event in store.events if isinstance(event, Event)]
+
+
+async def test_a_contact_of_a_company_is_called_by_name() -> None:
+    store = MemoryStore()
+    wu = Contact(display_name="Wu", phone_numbers=(PhoneNumber(number=NUMBERS[1]),), language="en")
+    create(store, "acme", NUMBERS[0], kind=Kind.COMPANY, language="zh", contacts=(wu,))
+    pops = ScreenPops(MemoryReads(store), FakeClock(), Policy())
+    seen = await pops.get(NUMBERS[1], "live")
+    assert seen.contact_name == "Wu" and seen.language == "en" and "Wu" in seen.greeting
+    assert (await pops.get(NUMBERS[0], "live")).contact_name == ""
+
+
+class StuckReads(MemoryReads):
+    """Never answers."""
+
+    async def owner(self, claim: str) -> Customer | None:
+        await asyncio.Event().wait()
+        return None
+
+
+@pytest.mark.parametrize("left_seconds", [None, 0.02])
+async def test_a_screen_pop_is_never_later_than_its_own_or_its_callers_deadline(
+    left_seconds: float | None,
+) -> None:
+    loop = asyncio.get_running_loop()
+    policy = Policy(screen_pop_seconds=0.05 if left_seconds is None else 30.0)
+    deadline = None if left_seconds is None else loop.time() + left_seconds
+    token = set_current(CallContext("test", Identity(subject="amy"), deadline, None))
+    started = loop.time()
+    seen = await ScreenPops(StuckReads(MemoryStore()), FakeClock(), policy).get(NUMBERS[0], "live")
+    reset_current(token)
+    assert loop.time() - started < 2.0
+    assert seen.missing == tuple(Part) and seen.number == NUMBERS[0] and seen.greeting
+
+
+async def test_today_is_counted_where_the_customer_lives() -> None:
+    store = MemoryStore()
+    clock = FakeClock(datetime(2026, 3, 2, 20, 0, tzinfo=UTC))
+    create(store, "home", NUMBERS[0])
+    create(store, "abroad", NUMBERS[1], time_zone="America/New_York")
+    at = int(datetime(2026, 3, 2, 10, 0, tzinfo=UTC).timestamp() * 1000)
+    for index, number in enumerate(NUMBERS[:2]):
+        Memory(store, clock).apply(replace(call(f"k{index}", number), began_ms=at))
+    pops = ScreenPops(MemoryReads(store), clock, Policy())
+    shanghai, new_york = [await pops.get(number, "live") for number in NUMBERS[:2]]
+    assert shanghai.calls is not None and shanghai.calls.today == 0, "in Shanghai it is the third of March"
+    assert new_york.calls is not None and new_york.calls.today == 1
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "why"),
+    [
+        ("default_country", "ZZ", "two-letter country code"),
+        ("time_zone", "Mars/Olympus", "IANA time zone"),
+        ("language", "fr", "zh, en"),
+        ("screen_pop_ms", "5", "between 10 and 10000"),
+    ],
+)
+def test_a_bad_setting_is_told_in_one_line(
+    name: str, value: str, why: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(f"CRM_{name.upper()}", value)
+    with pytest.raises(ValidationError) as caught:
+        CrmSettings()
+    line = explain(CrmSettings, caught.value)
+    assert f"CRM_{name.upper()}" in line and why in line and "\n" not in line
+
+
+def test_settings_make_the_policy() -> None:
+    policy = CrmSettings(default_country="us", time_zone="UTC", language="en", screen_pop_ms=200).policy()
+    assert policy == Policy(default_country="US", time_zone="UTC", language="en", screen_pop_seconds=0.2)
