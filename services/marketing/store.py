@@ -229,8 +229,8 @@ class Store(Protocol):
         """What is known of a customer."""
 
     def save_profile(self, profile: Profile) -> bool:
-        """Stores what crm says unless newer is there; whether it was stored. History is left alone, and a merge
-        that was heard of stays.
+        """Stores what crm says unless newer is there; whether it was stored. History is left alone, and a
+        merge that was heard of stays.
         """
 
     def save_leave_intent(self, customer: str, wants_to_leave: bool, at: datetime) -> None:

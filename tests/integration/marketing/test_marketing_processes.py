@@ -414,7 +414,7 @@ def test_the_worker_hears_counts_and_tells(
         assert outcome.data["result"] == "OUTCOME_RESULT_ACCEPTED" and outcome.data["product"] == "tv"
         assert json.loads(outcome.to_json())["subject"] == "customers/c1"
         server.send(signal.SIGTERM)
-        wait_until(lambda: not server.alive(), 20, what="the server ends when told to")
+        wait_until(lambda: server.exit_code() is not None, 20, what="the server ends when told to")
         assert server.exit_code() == 0
 
 
