@@ -242,10 +242,9 @@ class Recommender:
 class Decisions:
     """What became of recommendations."""
 
-    def __init__(self, store: Store, clock: Clock, changed: Callable[[], None] = lambda: None) -> None:
+    def __init__(self, store: Store, clock: Clock) -> None:
         self._store = store
         self._clock = clock
-        self._changed = changed
         self._outcomes = counter("marketing_outcomes_total", "Decisions closed, by result.", ("result",))
 
     def get(self, decision_id: str) -> Decision:
@@ -306,7 +305,6 @@ class Decisions:
             settle(self._store, decision, self._clock.now())
         except Exception as error:  # the decision is closed, which is what was asked; the worker finishes it
             _log.warning("decision.settled_later", decision=decision.id, error=type(error).__name__)
-        self._changed()
 
 
 def settle(store: Store, decision: Decision, now: datetime) -> None:

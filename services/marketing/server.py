@@ -47,7 +47,7 @@ def bindings(settings: MarketingSettings, store: Store, reader: Reader, clock: C
     smoothing = Smoothing(strength=settings.smoothing_strength, rate=settings.smoothing_rate)
     recommendations = RecommendationServicer(
         Recommender(reader, cache, clock, settings.decision_minutes),
-        Decisions(store, clock, cache.expire),
+        Decisions(store, clock),
         History(store, clock),
         Models(store, clock, smoothing, settings.models_kept),
         clock,

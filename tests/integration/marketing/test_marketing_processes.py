@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import secrets
 import signal
 import time
@@ -248,8 +247,11 @@ def test_many_hands_on_the_last_units(stubs: Stubs) -> None:
     assert sorted(results) == ["FAILED_PRECONDITION"] * 15 + ["OK"] * 5
     offer = stubs.offers.GetOffer(pb.GetOfferRequest(name="offers/tv"), timeout=10)
     assert (offer.units_used, offer.revision) == (5, 2)
-    late = recommend(stubs, customer="customers/late")
-    assert late.no_offer_reason == types_pb2.NO_OFFER_REASON_NOTHING_ELIGIBLE
+    nothing = types_pb2.NO_OFFER_REASON_NOTHING_ELIGIBLE
+    wait_until(
+        lambda: recommend(stubs, customer="customers/late").no_offer_reason == nothing,
+        what="a sold-out offer is not suggested any more",
+    )
 
 
 def test_bad_requests_name_their_fields(stubs: Stubs) -> None:
@@ -334,6 +336,69 @@ def complaint(phase: int, version: int) -> ticket_events.TicketSnapshot:
     )
 
 
+def purchases() -> list[rec.Purchase]:
+    """51 customers have broadband, 30 of them TV; 100 others have a phone."""
+    counted = (("a", "x", "broadband", 50), ("b", "x", "tv", 30), ("c", "y", "phone", 100))
+    found = [
+        rec.Purchase(purchase_id=f"{kind}{index}", customer=f"customers/{who}{index}", product=product)
+        for kind, who, product, count in counted
+        for index in range(count)
+    ]
+    return [*found, rec.Purchase(purchase_id="own", customer="customers/c1", product="broadband")]
+
+
+def customer_created() -> crm_events.CustomerCreated:
+    snapshot = crm_events.CustomerSnapshot(
+        customer="customers/c1",
+        version=1,
+        state=customers_pb2.CUSTOMER_STATE_ACTIVE,
+        numbers=[NUMBER],
+        tier=customers_pb2.TIER_GOLD,
+        language="zh-CN",
+    )
+    return crm_events.CustomerCreated(customer=snapshot)
+
+
+def await_model(stubs: Stubs) -> rec.Decision:
+    """The recommendation once the model speaks for the customer, who is found by number."""
+
+    def spoken() -> Any:
+        decision = recommend(stubs, caller_number=NUMBER)
+        best = decision.offers[0] if decision.offers else None
+        return decision if best and best.reason.because_product == "broadband" else None
+
+    return wait_until(spoken, 30, what="the model speaks for the customer found by number")
+
+
+def check_complaint_silences(stubs: Stubs, bus: Bus) -> None:
+    opened = ticket_events.TicketCreated(ticket=complaint(ticket_pb2.TICKET_PHASE_NEW, 1))
+    bus.say(opened, "tickets", "tickets/t1")
+    reason = types_pb2.NO_OFFER_REASON_OPEN_COMPLAINT
+    wait_until(
+        lambda: recommend(stubs, customer="customers/c1").no_offer_reason == reason,
+        30,
+        what="nothing is offered while a complaint is open",
+    )
+    solved = ticket_events.TicketTransitioned(ticket=complaint(ticket_pb2.TICKET_PHASE_RESOLVED, 2))
+    bus.say(solved, "tickets", "tickets/t1")
+    wait_until(lambda: recommend(stubs, customer="customers/c1").offers, 30, what="offers after it")
+
+
+def check_told(bus: Bus) -> None:
+    events: list[Event] = []
+
+    def told() -> bool:
+        events.extend(bus.heard())
+        return any(event.type.endswith("OfferOutcomeRecorded") for event in events)
+
+    wait_until(told, 30, what="the outcome is published")
+    kinds = {event.type.rsplit(".", 1)[1] for event in events}
+    assert {"OfferPublished", "ModelActivated", "RecommendationMade"} <= kinds
+    (outcome,) = [event for event in events if event.type.endswith("OfferOutcomeRecorded")]
+    assert outcome.data["result"] == "OUTCOME_RESULT_ACCEPTED" and outcome.data["product"] == "tv"
+    assert outcome.subject == "customers/c1"
+
+
 def test_the_worker_hears_counts_and_tells(
     start_process: Callable[..., Any], amqp_uri: str, bus: Bus
 ) -> None:
@@ -344,75 +409,19 @@ def test_the_worker_hears_counts_and_tells(
         stubs = Stubs(channel)
         publish(stubs, "tv", an_offer())
         publish(stubs, "phone", an_offer(product="phone"))
-        history = [
-            rec.Purchase(purchase_id=f"{kind}{index}", customer=f"customers/{who}{index}", product=product)
-            for kind, who, product, count in (
-                ("a", "x", "broadband", 50),
-                ("b", "x", "tv", 30),
-                ("c", "y", "phone", 100),
-            )
-            for index in range(count)
-        ]
-        stubs.recommendations.RecordPurchases(rec.RecordPurchasesRequest(purchases=history), timeout=10)
-        bus.say(
-            crm_events.CustomerCreated(
-                customer=crm_events.CustomerSnapshot(
-                    customer="customers/c1",
-                    version=1,
-                    state=customers_pb2.CUSTOMER_STATE_ACTIVE,
-                    numbers=[NUMBER],
-                    tier=customers_pb2.TIER_GOLD,
-                    language="zh-CN",
-                )
-            ),
-            "crm",
-            "customers/c1",
-        )
-        owns = rec.Purchase(purchase_id="own", customer="customers/c1", product="broadband")
-        stubs.recommendations.RecordPurchases(rec.RecordPurchasesRequest(purchases=[owns]), timeout=10)
+        batch = rec.RecordPurchasesRequest(purchases=purchases())
+        stubs.recommendations.RecordPurchases(batch, timeout=10)
+        bus.say(customer_created(), "crm", "customers/c1")
 
-        def spoken() -> Any:
-            decision = recommend(stubs, caller_number=NUMBER)
-            best = decision.offers[0] if decision.offers else None
-            return decision if best and best.reason.because_product == "broadband" else None
-
-        decision = wait_until(spoken, 30, what="the model speaks for the customer found by number")
+        decision = await_model(stubs)
         assert decision.customer == "customers/c1" and decision.model.startswith("models/association-")
-        assert decision.offers[0].reason.customer_count == 51
-        words = {t.language: t.text for t in decision.offers[0].reason.texts}
+        reason = decision.offers[0].reason
+        assert reason.customer_count == 51
+        words = {t.language: t.text for t in reason.texts}
         assert words["en"] == "Customers with broadband often take Family TV: 59 % of 51."
         record(stubs, decision, "offers/tv", types_pb2.OUTCOME_RESULT_ACCEPTED)
-
-        bus.say(
-            ticket_events.TicketCreated(ticket=complaint(ticket_pb2.TICKET_PHASE_NEW, 1)),
-            "tickets",
-            "tickets/t1",
-        )
-        complaint_open = types_pb2.NO_OFFER_REASON_OPEN_COMPLAINT
-        wait_until(
-            lambda: recommend(stubs, customer="customers/c1").no_offer_reason == complaint_open,
-            30,
-            what="nothing is offered while a complaint is open",
-        )
-        bus.say(
-            ticket_events.TicketTransitioned(ticket=complaint(ticket_pb2.TICKET_PHASE_RESOLVED, 2)),
-            "tickets",
-            "tickets/t1",
-        )
-        wait_until(lambda: recommend(stubs, customer="customers/c1").offers, 30, what="offers after it")
-
-        events: list[Event] = []
-
-        def told() -> bool:
-            events.extend(bus.heard())
-            return any(event.type.endswith("OfferOutcomeRecorded") for event in events)
-
-        wait_until(told, 30, what="the outcome is published")
-        kinds = {event.type.rsplit(".", 1)[1] for event in events}
-        assert {"OfferPublished", "ModelActivated", "RecommendationMade"} <= kinds
-        (outcome,) = [event for event in events if event.type.endswith("OfferOutcomeRecorded")]
-        assert outcome.data["result"] == "OUTCOME_RESULT_ACCEPTED" and outcome.data["product"] == "tv"
-        assert json.loads(outcome.to_json())["subject"] == "customers/c1"
+        check_complaint_silences(stubs, bus)
+        check_told(bus)
         server.send(signal.SIGTERM)
         wait_until(lambda: server.exit_code() is not None, 20, what="the server ends when told to")
         assert server.exit_code() == 0

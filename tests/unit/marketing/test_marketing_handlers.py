@@ -68,7 +68,7 @@ class World:
         self.cache = RankerCache(self.store, self.clock, fresh_seconds=1, stale_seconds=30)
         self.offers = Offers(self.store, self.clock, self.cache.expire)
         self.recommender = Recommender(self.store, self.cache, self.clock, 30)
-        self.decisions = Decisions(self.store, self.clock, self.cache.expire)
+        self.decisions = Decisions(self.store, self.clock)
         self.history = History(self.store, self.clock)
         self.models = Models(self.store, self.clock, Smoothing(), 3)
         self.upkeep = Upkeep(self.store, self.clock, 60)
@@ -314,6 +314,7 @@ def test_acceptance_takes_stock_feeds_history_and_is_told_once() -> None:
     assert world.types().count("OfferOutcomeRecorded") == 1
     with pytest.raises(DecisionClosed):
         world.decisions.record(made.id, outcome("o1", Result.DECLINED))
+    world.clock.advance(31)
     assert world.recommend("c9").no_offer is NoOffer.NOTHING_ELIGIBLE
 
 
