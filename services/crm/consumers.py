@@ -1,6 +1,5 @@
 """What the worker listens to: calls, tickets and offers for the timeline, and crm's own customers for what
-came before them.
-What an event does stands in `crm.inbound`.
+came before them. What an event does stands in `crm.inbound`.
 """
 
 from __future__ import annotations

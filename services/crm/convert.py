@@ -2,8 +2,7 @@
 transport.
 
 A number of an enumeration that this release does not know is refused with the field's name where a caller
-writes it, and
-read as "not said" where another service's event brings it.
+writes it, and read as "not said" where another service's event brings it.
 """
 
 from __future__ import annotations

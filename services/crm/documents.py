@@ -2,9 +2,8 @@
 whole mapping.
 
 Reads go past mongoengine (raw documents), so that the synchronous and the asynchronous path share one
-mapping. Every query
-of `store` has an index below; a new query brings its own. Values equal to the model's defaults are not
-stored.
+mapping. Every query of `store` has an index below; a new query brings its own. Values equal to the model's
+defaults are not stored.
 """
 
 from __future__ import annotations

@@ -1,6 +1,5 @@
 """Use cases: load, decide, save with what it tells the others. The blocking ones run in the server's threads
-and in the worker,
-the asynchronous ones on the server's loop.
+and in the worker, the asynchronous ones on the server's loop.
 """
 
 from __future__ import annotations
@@ -165,8 +164,7 @@ class Customers:
         dry: bool = False,
     ) -> Customer:
         """`edit` answers the wanted customer from the present one. Without an expected version it is run
-        again when another
-        writer gets in between. `dry` checks everything and stores nothing.
+        again when another writer gets in between. `dry` checks everything and stores nothing.
         """
         place = default_country(country, self._policy)
 
@@ -296,8 +294,7 @@ class Memory:
 
     def attach_numbers(self, customer_id: str, numbers: Sequence[str]) -> int:
         """Gives a customer what its numbers did before it was known: only of numbers that it owns now,
-        whatever the event said
-        that caused this. Answers how many interactions moved.
+        whatever the event said that caused this. Answers how many interactions moved.
         """
         owners = self._store.owners(identity.claim_of_number(number) for number in numbers)
         own = [n for n in numbers if owners.get(identity.claim_of_number(n)) == customer_id]
@@ -496,8 +493,7 @@ class Questions:
 
 def subjects_of(customer: Customer) -> list[str]:
     """The timelines that are a customer's: its own, and those of its numbers from before it was known (the
-    worker moves them
-    over; until then they are found here).
+    worker moves them over; until then they are found here).
     """
     numbers = engine.owned_numbers(customer)[: SUBJECTS_MAX - 1]
     return [timeline.subject_of_customer(customer.id), *map(timeline.subject_of_number, numbers)]

@@ -1,6 +1,6 @@
 """What crm learns from events: each kind of event and what it does to the memory. Knows neither broker nor
-framework, so that
-consumers, replays and tests share it. Everything here may be repeated and may come in any order.
+framework, so that consumers, replays and tests share it. Everything here may be repeated and may come in any
+order.
 """
 
 from __future__ import annotations
@@ -45,8 +45,7 @@ _TYPES: Mapping[str, type[Any]] = {
 
 def learn(use: Memory, event: Event) -> None:
     """Takes in one event; a type that crm does not know is passed over. MalformedEvent, InvalidArgument for
-    one that can never
-    be understood, Unavailable and the store's errors for one to be tried again.
+    one that can never be understood, Unavailable and the store's errors for one to be tried again.
     """
     kind = _TYPES.get(event.type)
     if kind is not None:

@@ -1,6 +1,5 @@
 """The gRPC face: read the request, call a use case, answer. Hot reads are asynchronous, writes run in the
-server's threads. What
-later releases serve is left to the chassis (UNIMPLEMENTED).
+server's threads. What later releases serve is left to the chassis (UNIMPLEMENTED).
 """
 
 from __future__ import annotations

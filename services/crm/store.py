@@ -1,10 +1,8 @@
 """Where customers and interactions are kept: two ports, each with a MongoDB and a memory implementation.
 
 `Store` is blocking (writes, and what writes must see); `Reads` is asynchronous (what agents wait for). Both
-say what they do
-on failure; a store that cannot be reached raises `chassis.mongo.DatabaseUnavailable` through the chassis's
-translation, and
-nothing is half written: every write is one document, or idempotent.
+say what they do on failure; a store that cannot be reached raises `chassis.mongo.DatabaseUnavailable` through
+the chassis's translation, and nothing is half written: every write is one document, or idempotent.
 """
 
 from __future__ import annotations
@@ -86,8 +84,7 @@ class Store(Protocol):
         """Stores a new customer, or answers what an earlier call with its request key created.
 
         AlreadyExists for a taken id, engine.ClaimTaken for a claim of another, RequestIdReused. Of two at
-        once that claim
-        the same, one wins.
+        once that claim the same, one wins.
         """
 
     def insert_many(self, new: Sequence[NewCustomer]) -> list[Customer | CallmeshError]:
@@ -95,8 +92,7 @@ class Store(Protocol):
 
     def save(self, change: engine.Change, events: Sequence[PendingEvent]) -> None:
         """Stores the next version. EtagMismatch when the stored one is not the version before, NotFound when
-        it is gone,
-        engine.ClaimTaken for a claim of another.
+        it is gone, engine.ClaimTaken for a claim of another.
         """
 
     def audit(self, id: str, before_version: int | None, limit: int) -> list[AuditEntry]:
@@ -107,8 +103,7 @@ class Store(Protocol):
 
     def save_entry(self, entry: Entry, events: Sequence[PendingEvent] = ()) -> bool:
         """Stores an interaction read at `entry.revision` (0: new). False when somebody else wrote meanwhile:
-        nothing is
-        stored, read again.
+        nothing is stored, read again.
         """
 
     def attach(self, number: str, customer_id: str) -> int:
@@ -146,8 +141,7 @@ class Reads(Protocol):
 
     async def recent_calls(self, subjects: Sequence[str], day_start_ms: int, live_call: str) -> RecentCalls:
         """How many calls began since `day_start_ms` (counted to `COUNT_MAX`) and the latest; the interaction
-        with the id
-        `live_call` is not among them.
+        with the id `live_call` is not among them.
         """
 
     async def open_tickets(self, subjects: Sequence[str]) -> tuple[tuple[Interaction, ...], int]:
@@ -252,8 +246,8 @@ class MongoStore:
 
     def _make_room(self, doc: docs.CustomerDocument) -> list[dict[str, Any]]:
         """Copies the older half of a full audit trail to its own collection, repeatably, and answers the
-        rest. Copied first and
-        dropped by the conditional write after it: a crash between leaves an entry twice, never nowhere.
+        rest. Copied first and dropped by the conditional write after it: a crash between leaves an entry
+        twice, never nowhere.
         """
         kept = [dict(item) for item in doc.audit]
         if len(kept) < docs.AUDIT_INSIDE_MAX:
