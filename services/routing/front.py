@@ -113,6 +113,7 @@ class Front:
         self._tasks: set[asyncio.Task[Any]] = set()
         self._reattach = asyncio.Semaphore(REATTACH_AT_ONCE)
         self._lost_timers: dict[str, asyncio.TimerHandle] = {}
+        self._closed = False
         _CALLERS.set_function(lambda: float(len(self._callers)))
         _DESKS.set_function(lambda: float(len(self._desks)))
         for region, shard in shards.items():
@@ -131,7 +132,8 @@ class Front:
         return task
 
     async def close(self) -> None:
-        """Cancels what still runs."""
+        """Cancels what still runs; nothing begins any more."""
+        self._closed = True
         for handle in self._lost_timers.values():
             handle.cancel()
         for task in list(self._tasks):
@@ -364,6 +366,8 @@ class Front:
 
     def _on_change(self, region: str, up: bool) -> None:
         """A shard's leader came or went."""
+        if self._closed:
+            return
         handle = self._lost_timers.pop(region, None)
         if handle is not None:
             handle.cancel()

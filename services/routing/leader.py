@@ -409,7 +409,9 @@ class Leader:
         if not self._pending:
             self._work.clear()
             try:
-                await asyncio.wait_for(self._work.wait(), self._options.heartbeat_seconds)
+                # Not wait_for: before Python 3.12 it may swallow a cancellation.
+                async with asyncio.timeout(self._options.heartbeat_seconds):
+                    await self._work.wait()
             except TimeoutError:
                 pass
             if self._deposed is not None:
@@ -521,7 +523,8 @@ class Leader:
             if delay is None or delay > 0:
                 started = self._clock.monotonic()
                 try:
-                    await asyncio.wait_for(self._timer.wait(), delay)
+                    async with asyncio.timeout(delay):
+                        await self._timer.wait()
                     continue
                 except TimeoutError:
                     late = self._clock.monotonic() - started - (delay or 0.0)

@@ -10,8 +10,8 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-from collections.abc import AsyncIterator, Callable, Sequence
-from typing import Protocol
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol
 
 import grpc
 import structlog
@@ -90,7 +90,8 @@ class LocalShard:
 
     async def ask(self, command: Command, seconds: float) -> Committed:
         try:
-            return await asyncio.wait_for(asyncio.shield(self._leader.submit(command)), seconds)
+            async with asyncio.timeout(seconds):
+                return await asyncio.shield(self._leader.submit(command))
         except TimeoutError:
             raise AnswerLate(shard=self.shard, retry_seconds=0.5) from None
         except PoisonCommand as error:
@@ -127,7 +128,8 @@ class RemoteShard:
         self._open[request] = future
         outgoing.put_nowait(shard_pb2.FrontMessage(request=request, command=codec.encode_command(command)))
         try:
-            return await asyncio.wait_for(future, seconds)
+            async with asyncio.timeout(seconds):
+                return await future
         except TimeoutError:
             raise AnswerLate(shard=self.shard, retry_seconds=0.5) from None
         finally:
@@ -152,8 +154,9 @@ class RemoteShard:
         hello = shard_pb2.FrontMessage.Hello(
             router=self._front, shard=self.shard, format=codec.FORMAT, epoch_seen=self._epoch
         )
-        outgoing.put_nowait(shard_pb2.FrontMessage(hello=hello))
-        stream = self._stub.Attach(_drain(outgoing))
+        stream = self._stub.Attach()
+        await stream.write(shard_pb2.FrontMessage(hello=hello))
+        writer = asyncio.create_task(_write(stream, outgoing))
         try:
             async for message in stream:
                 if message.epoch < self._epoch:
@@ -165,7 +168,9 @@ class RemoteShard:
                         self._on_change(self.shard, True)
                 self._take(message)
         finally:
+            writer.cancel()
             stream.cancel()
+            await asyncio.gather(writer, return_exceptions=True)
 
     def _take(self, message: shard_pb2.ShardMessage) -> None:
         if message.facts and self._on_facts is not None:
@@ -197,8 +202,7 @@ class RemoteShard:
             self._on_change(self.shard, False)
 
 
-async def _drain(
-    queue: asyncio.Queue[shard_pb2.FrontMessage],
-) -> AsyncIterator[shard_pb2.FrontMessage]:
+async def _write(stream: Any, outgoing: asyncio.Queue[shard_pb2.FrontMessage]) -> None:
+    """Sends what is asked, in order; a broken stream is noticed by its reader."""
     while True:
-        yield await queue.get()
+        await stream.write(await outgoing.get())

@@ -1,0 +1,248 @@
+"""Two regions' routers: calls go home, overflow, outlive a lost region and a router's restart."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from collections.abc import AsyncIterator, Callable
+from typing import Any
+
+import grpc
+import pytest
+import pytest_asyncio
+
+from callmesh.routing.v1 import (
+    agent_pb2,
+    agent_pb2_grpc,
+    call_pb2,
+    directory_pb2,
+    directory_pb2_grpc,
+    routing_pb2,
+    routing_pb2_grpc,
+)
+from chassis.mongo import connect, disconnect
+from chassis.server import Server
+from chassis.testing.grpc import loopback_settings
+from routing.config import RoutingSettings
+from routing.scopes import SCOPES
+from routing.server import Router
+
+pytestmark = pytest.mark.integration
+DEADLINE_SECONDS = 20
+NUMBERS = {"beijing": "+861064000000", "shanghai": "+862164000000"}
+PLACES = {"beijing": (39.9, 116.4, "CN/北京"), "shanghai": (31.2, 121.5, "CN/上海")}
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+async def eventually(condition: Callable[[], bool]) -> None:
+    async with asyncio.timeout(DEADLINE_SECONDS):
+        while not condition():
+            await asyncio.sleep(0.01)
+
+
+async def until(stream: Any, kind: str) -> Any:
+    """The next event of a kind; what comes before is skipped."""
+    async with asyncio.timeout(DEADLINE_SECONDS):
+        while True:
+            event = await stream.read()
+            assert event is not grpc.aio.EOF, f"the stream ended before {kind}"
+            if event.WhichOneof("event") == kind:
+                return event
+
+
+class Centre:
+    """A region's router, its server and a client of it."""
+
+    def __init__(self, settings: RoutingSettings) -> None:
+        self.settings = settings
+        self.region = settings.region
+        self.channel = grpc.aio.insecure_channel(
+            f"127.0.0.1:{settings.grpc_port}", options=[("grpc.max_reconnect_backoff_ms", 200)]
+        )
+        self.routing = routing_pb2_grpc.RoutingServiceStub(self.channel)
+        self.agents = agent_pb2_grpc.AgentServiceStub(self.channel)
+        self.directory = directory_pb2_grpc.DirectoryServiceStub(self.channel)
+        self.router: Router
+        self.server: Server | None = None
+
+    async def start(self) -> None:
+        self.router = Router(self.settings)
+        self.server = Server(self.settings, self.router.services(), scopes=SCOPES)
+        await self.server.start(self.router.start)
+        await asyncio.wait_for(self.router.leader.wait_until_leading(), DEADLINE_SECONDS)
+
+    async def stop(self) -> None:
+        if self.server is not None:
+            server, self.server = self.server, None
+            await server.stop(None)
+            await self.router.stop()
+
+    def call(self, call_id: str, home: str, **fields: Any) -> Any:
+        request = call_pb2.CallRequest(
+            call_id=call_id, queue="queues/service", caller_number=NUMBERS[home], **fields
+        )
+        return self.routing.RouteCall(routing_pb2.RouteCallRequest(call=request))
+
+    def seat(self, agent: str) -> Seat:
+        return Seat(self.agents.Session, agent)
+
+
+class Seat:
+    """A desktop's stream."""
+
+    def __init__(self, session: Any, agent: str) -> None:
+        self._commands: asyncio.Queue[agent_pb2.AgentCommand] = asyncio.Queue()
+        self._number = 0
+        self.stream = session(self._drain())
+        self.send(open={"agent": f"agents/{agent}", "session": 1})
+
+    async def _drain(self) -> AsyncIterator[agent_pb2.AgentCommand]:
+        while True:
+            yield await self._commands.get()
+
+    def send(self, **kind: Any) -> None:
+        self._number += 1
+        self._commands.put_nowait(agent_pb2.AgentCommand(command=self._number, **kind))
+
+
+async def furnish(centres: dict[str, Centre]) -> None:
+    """Both regions, one queue, one agent each."""
+    directory = centres["beijing"].directory
+    for region, (latitude, longitude, area) in PLACES.items():
+        await directory.CreateRegion(
+            directory_pb2.CreateRegionRequest(
+                region_id=region,
+                region=directory_pb2.Region(
+                    location={"latitude": latitude, "longitude": longitude}, served_areas=[area]
+                ),
+            )
+        )
+    await directory.CreateQueue(
+        directory_pb2.CreateQueueRequest(
+            queue_id="service", queue=directory_pb2.Queue(overflow_threshold={"nanos": 200_000_000})
+        )
+    )
+    for region in PLACES:
+        await directory.CreateAgent(
+            directory_pb2.CreateAgentRequest(
+                agent_id=f"{region}-a", agent=directory_pb2.Agent(region=f"regions/{region}")
+            )
+        )
+    for centre in centres.values():
+        router = centre.router
+        await eventually(lambda router=router: len(router.leader.state.agents) == 1 and bool(router.queues))
+        await eventually(lambda router=router: all(router.peers.load(r, "service") for r in PLACES))
+
+
+@pytest_asyncio.fixture
+async def centres(mongo_uri: str, mongo_database: str) -> AsyncIterator[dict[str, Centre]]:
+    ports = {region: free_port() for region in PLACES}
+    peers = ",".join(f"{region}=127.0.0.1:{port}" for region, port in ports.items())
+    found: dict[str, Centre] = {}
+    for region, port in ports.items():
+        base = RoutingSettings(
+            region=region,
+            peers=peers,
+            mongo_uri=mongo_uri,
+            mongo_database=mongo_database,
+            takeover_seconds=0.3,
+            silent_seconds=0.6,
+            grace_seconds=2.0,
+            reattach_seconds=0.5,
+        )
+        found[region] = Centre(loopback_settings(base, grpc_port=port))
+    connect(found["beijing"].settings)
+    for centre in found.values():
+        await centre.start()
+    await furnish(found)
+    yield found
+    for centre in found.values():
+        await centre.stop()
+        await centre.channel.close()
+    disconnect()
+
+
+async def test_a_call_goes_home_through_any_router(centres: dict[str, Centre]) -> None:
+    seat = centres["shanghai"].seat("shanghai-a")
+    await until(seat.stream, "status")
+    stream = centres["beijing"].call("c1", "shanghai")
+    queued = await until(stream, "queued")
+    assert (queued.shard, queued.queued.home_region) == ("shanghai", "regions/shanghai")
+    seat.send(accept={"offer_id": (await until(seat.stream, "offer")).offer.offer_id})
+    event = await until(stream, "accepted")
+    request = routing_pb2.ConfirmCallRequest(
+        call_id="c1", offer_id=event.accepted.offer_id, version=event.version, shard=event.shard
+    )
+    assert (await centres["beijing"].routing.ConfirmCall(request)).confirmed
+    call = await centres["beijing"].routing.GetCall(routing_pb2.GetCallRequest(name="calls/c1"))
+    assert call.state == call_pb2.CALL_STATE_CONNECTED and call.region == "regions/shanghai"
+    stream.cancel()
+
+
+async def test_a_waiting_call_moves_to_a_region_with_a_free_agent(centres: dict[str, Centre]) -> None:
+    """Shanghai has nobody: its call waits past the threshold, then Beijing's agent logs in and gets it."""
+    stream = centres["shanghai"].call("c1", "shanghai")
+    queued = await until(stream, "queued")
+    assert queued.shard == "shanghai"
+    seat = centres["beijing"].seat("beijing-a")
+    offer = (await until(seat.stream, "offer")).offer
+    assert offer.call.call_id == "c1" and offer.call.home_region == "regions/shanghai"
+    moved = await until(stream, "moved")
+    assert moved.moved.region == "regions/beijing"
+    source = centres["shanghai"].router.leader.state
+    await eventually(lambda: source.calls["c1"].outcome is not None)
+    assert source.calls["c1"].outcome == "moved", "the source must let it go"
+    stream.cancel()
+
+
+async def test_waiting_calls_of_a_lost_region_are_placed_elsewhere(centres: dict[str, Centre]) -> None:
+    stream = centres["beijing"].call("c1", "shanghai")
+    assert (await until(stream, "queued")).shard == "shanghai"
+    await centres["shanghai"].stop()
+    moved = await until(stream, "moved")
+    assert moved.moved.region == "regions/beijing"
+    queued = await until(stream, "queued")
+    assert queued.shard == "beijing" and queued.version.move == 2
+    again = centres["beijing"].call("c2", "shanghai")
+    assert (await until(again, "queued")).shard == "beijing", "a region that is down takes no new calls"
+    again.cancel()
+    stream.cancel()
+
+
+async def test_a_restarted_leader_forgets_nothing(centres: dict[str, Centre]) -> None:
+    """A call waits in Shanghai, fronted by Beijing; Shanghai's router comes back and the stream goes on."""
+    stream = centres["beijing"].call("c1", "shanghai")
+    first = await until(stream, "queued")
+    await centres["shanghai"].stop()
+    await centres["shanghai"].start()
+    leader = centres["shanghai"].router.leader
+    assert leader.epoch > first.epoch
+    assert "c1" in leader.state.calls or leader.state.calls == {}
+    await until(stream, "queued")
+    seat = centres["shanghai"].seat("shanghai-a")
+    async with asyncio.timeout(DEADLINE_SECONDS):
+        offer = None
+        while offer is None:
+            event = await seat.stream.read()
+            offer = event.offer if event.WhichOneof("event") == "offer" else None
+    assert offer.call.call_id == "c1"
+    stream.cancel()
+
+
+async def test_an_edge_reopens_anywhere_and_connects_once(centres: dict[str, Centre]) -> None:
+    """Its front dies: the edge opens the call at the other router with the token, and keeps its place."""
+    stream = centres["shanghai"].call("c1", "shanghai")
+    token = (await until(stream, "queued")).queued.place_token
+    await centres["shanghai"].stop()
+    again = centres["beijing"].call("c1", "shanghai", attempt=2, place_token=token)
+    queued = await until(again, "queued")
+    assert queued.version.attempt == 2 and queued.shard == "beijing"
+    waited = centres["beijing"].router.leader.state.calls["c1"]
+    assert waited.queued_ms <= queued.event_time.ToMilliseconds()
+    again.cancel()
