@@ -74,6 +74,10 @@ def patch() -> None:
 
     RuntimeError when that is too late, or when grpc is loaded.
     """
+    import warnings
+
+    # Known and recorded in the process model's decision; every start need not repeat it.
+    warnings.filterwarnings("ignore", message=r"\s*Eventlet is deprecated")
     import eventlet.patcher
 
     if not eventlet.patcher.is_monkey_patched("socket"):

@@ -9,6 +9,7 @@ import os
 import shutil
 import signal
 import socket
+import subprocess
 from pathlib import Path
 
 import amqp
@@ -22,6 +23,8 @@ NODE_NAME = "callmesh@localhost"
 START_SECONDS_MAX = 90.0
 EPMD_SECONDS_MAX = 10.0
 STOP_SECONDS_MAX = 20.0
+#: How long a command to a running node may take.
+CONTROL_SECONDS_MAX = 30.0
 #: Memory above which the node blocks publishers; absolute, because a share of a small machine is below its
 #: idle need.
 MEMORY_BYTES_MAX = 768 * 1024 * 1024
@@ -75,6 +78,7 @@ class RabbitNode:
         self.epmd_port = port + 2
         self.server = ManagedProcess(self.run_dir, "rabbitmq")
         self.epmd = ManagedProcess(self.run_dir, "rabbitmq-epmd")
+        self._came_back = False
 
     @property
     def uri(self) -> str:
@@ -93,13 +97,50 @@ class RabbitNode:
             self._start_epmd(die_with_parent)
             require_free([self.port, self.distribution_port], "rabbitmq")
             self._write_files()
+            self._came_back = (self.run_dir / "rabbitmq-data").exists()
             self.server.start([script], env=self._environment(), die_with_parent=die_with_parent)
         if wait:
             self.wait_ready()
 
+    def settle(self) -> None:
+        """Has the node write down the queues and bindings declared so far.
+
+        By itself it does so about a second after the declaration; a kill -9 before that loses them, and
+        confirmed messages with them. ProcessFailed when the node does not answer.
+        """
+        self._evaluate("mnesia:sync_log(), [dets:sync(T) || T <- dets:all()].")
+
+    def wake_queues(self) -> None:
+        """Has every quorum queue elect itself a leader, which after kill -9 some forget to do in old
+        releases.
+
+        Harmless for a queue that has one. ProcessFailed when the node does not answer.
+        """
+        self._evaluate(
+            "[ra:trigger_election({Name, node()}) || Queue <- rabbit_amqqueue:list(),"
+            " amqqueue:get_type(Queue) == rabbit_quorum_queue, {Name, _} <- [amqqueue:get_pid(Queue)]]."
+        )
+
+    def _evaluate(self, expression: str) -> None:
+        script = find_rabbitmq_server()
+        assert script is not None, "the node was started with it"
+        command = [str(Path(script).with_name("rabbitmqctl")), "eval", expression]
+        environment = {
+            **self._environment(),
+            "RABBITMQ_CTL_ERL_ARGS": "-kernel inet_dist_use_interface {127,0,0,1}",
+        }
+        done = subprocess.run(
+            command, env=environment, capture_output=True, text=True, timeout=CONTROL_SECONDS_MAX, check=False
+        )
+        if done.returncode != 0:
+            raise ProcessFailed(f"rabbitmqctl eval failed: {done.stdout}{done.stderr}")
+
     def wait_ready(self) -> None:
         """Waits until a client can open a connection; ProcessFailed when the node ends or takes too long."""
         self.server.wait_ready(self.accepts, START_SECONDS_MAX)
+        if self._came_back:
+            self.wake_queues()
+            self._came_back = False
 
     def _start_epmd(self, die_with_parent: bool) -> None:
         # Started by us and in the foreground: one that the node starts would become a daemon and outlive it.

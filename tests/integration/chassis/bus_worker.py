@@ -1,4 +1,4 @@
-"""A worker for the tests: a service called "probe" whose handlers do what the event tells them.
+"""A worker for the tests: a service, named by PROBE_SERVICE, whose handlers do what the event tells them.
 
 Run as a program. Effects are rows of the collection `effects`: {handler, event, pid}.
 """
@@ -31,6 +31,9 @@ def main() -> int:
         model_config = SettingsConfigDict(env_prefix="PROBE_")
         service: str = "probe"
 
+    settings = load_settings(ProbeSettings)
+    source = os.environ["PROBE_SOURCE"]
+
     class Thing(Aggregate):
         meta = {"collection": "things"}  # noqa: RUF012
         name = StringField()
@@ -45,9 +48,9 @@ def main() -> int:
         return before
 
     class ProbeConsumers:
-        name = "probe"
+        name = settings.service
 
-        @subscribe("maker", ProtoField, Option)
+        @subscribe(source, ProtoField, Option)
         def on_thing(self, event: Event) -> None:
             before = effects("on_thing", event)
             verb, _, argument = str(event.data.get("name", "")).partition(":")
@@ -65,7 +68,7 @@ def main() -> int:
                     worker_pause()
                 effects("waited", event)
 
-        @subscribe("maker", EnumValue, name="values")
+        @subscribe(source, EnumValue, name="values")
         def on_value(self, event: Event) -> None:
             effects("values", event)
 
@@ -84,12 +87,17 @@ def main() -> int:
     if "grpc" in sys.modules:
         raise SystemExit("grpc was loaded")
     return worker.run_worker(
-        load_settings(ProbeSettings),
+        settings,
         ProbeConsumers,
         documents=[Thing],
         background=[worker.periodic("step", 0.05, step)],
         optional_events=["probe.Optional"],
-        options=BusOptions(retry_delays_seconds=(0.1, 0.2, 0.3, 0.4), drain_seconds=5, connect_seconds=2),
+        options=BusOptions(
+            retry_delays_seconds=(0.1, 0.2, 0.3, 0.4),
+            drain_seconds=5,
+            connect_seconds=2,
+            deliveries_max=int(os.environ.get("PROBE_DELIVERIES", "20")),
+        ),
     )
 
 
