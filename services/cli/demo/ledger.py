@@ -241,8 +241,8 @@ def recovery(ledger: Ledger, region: str, killed_at: float, home_of: Mapping[str
     worst: list[float] = []
     first_new: float | None = None
     for call, entries in ledger.by_call().items():
-        before = [entry for entry in entries if entry.at <= killed_at and entry.region]
-        after = [entry for entry in entries if entry.at > killed_at]
+        before = [entry for entry in entries if entry.at < killed_at and entry.region]
+        after = [entry for entry in entries if entry.at >= killed_at]
         if before and before[-1].region == region and before[-1].fact in _HELD:
             settled = next((e for e in after if e.fact in _SETTLED), None)
             if settled is not None:

@@ -180,6 +180,7 @@ class World:
         )
         desktops = self._desktops(agents)
         edges = self._edges(channels, clock)
+        self._state.headline = ""
         async with _Tasks(self._state.errors) as tasks:
             tasks.start(*(desktop.run() for desktop in desktops))
             callers = tasks.start(*(edge.run() for edge in edges))
@@ -227,16 +228,16 @@ class World:
         await clock.sleep_until(window * KILL_AT)
         await events.remember(name)
         incident = self._state.incident = _Incident(region=region)
-        await asyncio.to_thread(self._stack.kill, name)
         incident.killed_at = clock.monotonic()
+        await asyncio.to_thread(self._stack.kill, name)
         self._media.lose(region)
         self._state.regions[region] = "lost"
         self._say(f"{region} is lost: its router killed (SIGKILL), its agents gone, conversations broken off")
         await clock.sleep_until(window * RESTART_AT)
         self._state.regions[region] = "coming back"
         self._say(f"{region} is being started again")
-        await asyncio.to_thread(self._stack.restart, name)
         incident.back_at = clock.monotonic()
+        await asyncio.to_thread(self._stack.restart, name)
         self._media.restore(region)
         self._state.regions[region] = "up"
         self._say(f"{region} is back")
