@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import secrets
 import socket
 from collections.abc import AsyncIterator, Callable
+from pathlib import Path
 from typing import Any
 
 import grpc
@@ -141,7 +143,9 @@ async def furnish(centres: dict[str, Centre]) -> None:
 
 
 @pytest_asyncio.fixture
-async def centres(mongo_uri: str, mongo_database: str) -> AsyncIterator[dict[str, Centre]]:
+async def centres(mongo_uri: str, mongo_database: str, tmp_path: Path) -> AsyncIterator[dict[str, Centre]]:
+    key = tmp_path / "place-token.key"
+    key.write_bytes(secrets.token_hex(32).encode())
     ports = {region: free_port() for region in PLACES}
     peers = ",".join(f"{region}=127.0.0.1:{port}" for region, port in ports.items())
     found: dict[str, Centre] = {}
@@ -151,6 +155,7 @@ async def centres(mongo_uri: str, mongo_database: str) -> AsyncIterator[dict[str
             peers=peers,
             mongo_uri=mongo_uri,
             mongo_database=mongo_database,
+            place_token_key_file=str(key),
             takeover_seconds=0.3,
             silent_seconds=0.6,
             grace_seconds=2.0,
