@@ -1,0 +1,150 @@
+"""Journal and cursors in memory, for tests without a database.
+
+`MemoryBlocks` is the database, shared by everybody who writes or reads it; `MemoryJournal` is one router's
+store, `MemoryTail` and `MemoryCursors` are the relay's. Trouble is ordered beforehand, at one router's store:
+
+    journal.lose_answers(2)     # the next two inserts are applied, and their writers never hear of it
+    journal.refuse(1)           # the next insert is not applied, and its writer does not know
+    journal.away = True         # nothing answers, nothing is applied
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable, Iterator
+from dataclasses import dataclass, field
+
+from routing.journal import Block, OutcomeUnknown
+from routing.relay import Cursor
+
+
+@dataclass(eq=False, slots=True)
+class MemoryBlocks:
+    """What a majority has: blocks by shard and sequence."""
+
+    shards: dict[str, dict[int, Block]] = field(default_factory=dict)
+
+    def of(self, shard: str, after: int = 0) -> list[Block]:
+        """A shard's blocks above `after`, by sequence."""
+        blocks = self.shards.get(shard, {})
+        return [blocks[sequence] for sequence in sorted(blocks) if sequence > after]
+
+    def at(self, shard: str, sequence: int) -> Block | None:
+        """The block at a sequence."""
+        return self.shards.get(shard, {}).get(sequence)
+
+    def newest(self, shard: str) -> int:
+        """Sequence of the newest block, 0 without one."""
+        return max(self.shards.get(shard, {}), default=0)
+
+    def put(self, block: Block) -> None:
+        """Writes a block, past any fence."""
+        self.shards.setdefault(block.shard, {})[block.sequence] = block
+
+    def remove(self, shard: str, sequence: int) -> None:
+        """Loses a block."""
+        del self.shards[shard][sequence]
+
+
+class MemoryJournal:
+    """A `routing.journal.JournalStore` over `MemoryBlocks`."""
+
+    def __init__(
+        self, shared: MemoryBlocks | None = None, *, now_ms: Callable[[], int] = lambda: 1_772_000_000_000
+    ) -> None:
+        """`now_ms` is the database's clock, real milliseconds since 1970."""
+        self.shared = shared if shared is not None else MemoryBlocks()
+        self._now_ms = now_ms
+        self._refuse = 0
+        self._lose_answers = 0
+        #: Nothing answers while set.
+        self.away = False
+        #: Inserts wait for this before they are applied.
+        self.gate: asyncio.Event | None = None
+        #: Inserts that came in, trouble included.
+        self.inserts = 0
+        self.closed = False
+
+    def refuse(self, count: int) -> None:
+        """The next `count` inserts are not applied; their outcome is unknown."""
+        self._refuse = count
+
+    def lose_answers(self, count: int) -> None:
+        """The next `count` inserts (after those refused) are applied; their outcome is unknown."""
+        self._lose_answers = count
+
+    async def insert(self, block: Block) -> None:
+        self.inserts += 1
+        await self._trouble()
+        if self.gate is not None:
+            await self.gate.wait()
+        if self._refuse:
+            self._refuse -= 1
+            raise OutcomeUnknown("not applied, and nobody says so")
+        if self.shared.at(block.shard, block.sequence) is not None:
+            raise OutcomeUnknown(f"{block.key} is taken")
+        self.shared.put(block)
+        if self._lose_answers:
+            self._lose_answers -= 1
+            raise OutcomeUnknown("applied, and nobody says so")
+
+    async def find(self, shard: str, sequence: int) -> Block | None:
+        await self._trouble()
+        return self.shared.at(shard, sequence)
+
+    async def read(self, shard: str, after: int) -> AsyncIterator[Block]:
+        await self._trouble()
+        for block in self.shared.of(shard, after):
+            yield block
+
+    async def above(self, shard: str, sequence: int) -> bool:
+        await self._trouble()
+        return self.shared.newest(shard) > sequence
+
+    async def now_ms(self) -> int:
+        await self._trouble()
+        return self._now_ms()
+
+    async def close(self) -> None:
+        self.closed = True
+
+    async def _trouble(self) -> None:
+        await asyncio.sleep(0)
+        if self.away:
+            raise OutcomeUnknown("the database is away")
+
+
+class MemoryTail:
+    """A `routing.relay.JournalTail` over `MemoryBlocks`."""
+
+    def __init__(self, shared: MemoryBlocks) -> None:
+        self.shared = shared
+        #: Blocks handed out.
+        self.reads = 0
+
+    def shards(self) -> list[str]:
+        return sorted(self.shared.shards)
+
+    def read(self, shard: str, after: int, limit: int) -> Iterator[Block]:
+        for block in self.shared.of(shard, after)[:limit]:
+            self.reads += 1
+            yield block
+
+    def newest(self, shard: str) -> int:
+        return self.shared.newest(shard)
+
+
+class MemoryCursors:
+    """A `routing.relay.CursorStore`."""
+
+    def __init__(self) -> None:
+        self.stored: dict[str, Cursor] = {}
+
+    def get(self, shard: str) -> Cursor:
+        return self.stored.get(shard, Cursor())
+
+    def move(self, shard: str, old: Cursor, new: Cursor) -> bool:
+        if self.get(shard).sequence != old.sequence:
+            return False
+        self.stored[shard] = new
+        return True

@@ -1,0 +1,56 @@
+"""The worker process: `python -m routing.worker` publishes the journals of all shards and the directory's
+changes, and keeps what routing knows of customers.
+
+Imports happen inside `main`, after eventlet has patched the standard library.
+"""
+
+from __future__ import annotations
+
+import sys
+
+
+def main() -> int:
+    """Returns the process's exit status."""
+    from chassis import worker
+
+    worker.patch()
+    from mongoengine import get_db
+
+    from chassis.bus.publisher import Publisher
+    from chassis.config import load_settings
+    from chassis.ids import new_id
+    from chassis.lease import Lease
+    from chassis.mongo import ensure_indexes
+    from routing.config import RoutingSettings
+    from routing.consumers import RoutingConsumers
+    from routing.documents import DIRECTORY, ProfileDocument
+    from routing.publish import OPTIONAL
+    from routing.relay import LEASE_SECONDS, MongoCursors, MongoTail, Relay
+    from routing.store import CustomerDocument, MongoProfiles
+
+    settings = load_settings(RoutingSettings)
+    RoutingConsumers.use = MongoProfiles()
+
+    def relay(stopping: worker.Stopping) -> None:
+        database = get_db()
+        ensure_indexes((ProfileDocument, CustomerDocument))
+        holder = f"{settings.instance_name()}-{new_id()}"
+        lease = Lease(database["leases"], "journal", holder, LEASE_SECONDS)
+        # A connection of its own: the journals do not wait behind the directory's outbox.
+        publisher = Publisher(settings.amqp_uri, service=settings.service)
+        try:
+            Relay(MongoTail(database), MongoCursors(database), publisher, lease).run(stopping)
+        finally:
+            publisher.close()
+
+    return worker.run_worker(
+        settings,
+        RoutingConsumers,
+        documents=DIRECTORY,
+        background=[worker.Background(name="journal", run=relay)],
+        optional_events=OPTIONAL,
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())
