@@ -116,7 +116,8 @@ def _parse_keys(path: Path, text: str) -> dict[str, Any]:
 
 
 class JwtAuthenticator:
-    """Checks signed tokens against a key file, which is read again when a token names a key it does not know.
+    """Checks signed tokens against a key file, which is read again when a token names a key it does
+    not know.
     """
 
     def __init__(self, jwks_file: str, issuer: str, audience: str, leeway_seconds: int) -> None:
@@ -176,7 +177,8 @@ class JwtAuthenticator:
         return self._keys[kid]
 
     def _reload(self) -> None:
-        """Keys are rotated by replacing the file; a file that cannot be read leaves the known keys in force.
+        """Keys are rotated by replacing the file; a file that cannot be read leaves the known keys in
+        force.
         """
         if time.monotonic() - self._loaded_at < RELOAD_SECONDS_MIN:
             return
@@ -232,7 +234,8 @@ class TokenBuckets:
     """A rate limit for each subject: `burst` calls at once, refilled at `per_second`."""
 
     def __init__(self, per_second: float, burst: int, subjects_max: int) -> None:
-        """Remembers at most `subjects_max` subjects; the one idle longest is forgotten and starts full again.
+        """Remembers at most `subjects_max` subjects; the one idle longest is forgotten and starts full
+        again.
         """
         self._per_second = per_second
         self._burst = float(burst)
@@ -240,7 +243,8 @@ class TokenBuckets:
         self._buckets: OrderedDict[str, tuple[float, float]] = OrderedDict()
 
     def take(self, subject: str, now: float) -> None:
-        """Takes one call at `now` (monotonic seconds); RateLimited with the seconds until the next is free.
+        """Takes one call at `now` (monotonic seconds); RateLimited with the seconds until the next is
+        free.
         """
         tokens, filled_at = self._buckets.pop(subject, (self._burst, now))
         tokens = min(self._burst, tokens + (now - filled_at) * self._per_second)

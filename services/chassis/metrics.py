@@ -90,7 +90,8 @@ def rpc_metrics(service: str, method: str) -> RedMetrics:
 
 
 def consumer_metrics(service: str, handler: str) -> RedMetrics:
-    """What is counted of one consumer; outcomes are the entrypoint's: "ok", "duplicate", "retried", "dead".
+    """What is counted of one consumer; outcomes are the entrypoint's: "ok", "duplicate", "retried",
+    "dead".
     """
     return RedMetrics(
         counter(

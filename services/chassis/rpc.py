@@ -134,7 +134,8 @@ class Method:
         self.is_async_generator = inspect.isasyncgenfunction(function)
 
     def wrapped(self) -> grpc.RpcMethodHandler:
-        """The handler to serve: raw request bytes in where the request is single, see the module's docstring.
+        """The handler to serve: raw request bytes in where the request is single, see the module's
+        docstring.
         """
         serialize = self.serialize
         if self.handler.request_streaming:
@@ -157,7 +158,8 @@ class Method:
         return str(descriptor.full_name) if descriptor is not None else "protobuf"
 
     def _enter(self, call: _Call) -> None:
-        """Everything that must hold before the handler runs; in this order, permission before anything else.
+        """Everything that must hold before the handler runs; in this order, permission before anything
+        else.
         """
         guard, context = self.guard, call.context
         authorization, traceparent = _headers(context.invocation_metadata())
@@ -187,7 +189,8 @@ class Method:
             call.current.traceparent = call.span.traceparent
 
     def _single(self, parse: bool) -> Callable[[Any, Any], Awaitable[bytes]]:
-        """The wrapper for handlers that answer once; `parse` when the request is one message, still in bytes.
+        """The wrapper for handlers that answer once; `parse` when the request is one message, still in
+        bytes.
         """
         function = self.function if self.is_async else self._run_blocking
         serialize = self.serialize
@@ -287,7 +290,8 @@ def _close_later(
 
 
 def _unless_late(function: Callable[..., Any], request: Any, context: Any) -> Any:
-    """A call that waited for a thread until its deadline is not begun: nobody waits for the answer any more.
+    """A call that waited for a thread until its deadline is not begun: nobody waits for the answer
+    any more.
     """
     if callcontext.remaining_seconds() == 0.0:
         raise DeadlineExceeded()
@@ -431,7 +435,8 @@ class Handlers(grpc.GenericRpcHandler):
 
 
 class Collector:
-    """Stands in for a grpc server when the generated `add_XServicer_to_server` is called; keeps the handlers.
+    """Stands in for a grpc server when the generated `add_XServicer_to_server` is called; keeps the
+    handlers.
     """
 
     def __init__(self) -> None:

@@ -192,7 +192,8 @@ class CallSpan:
 def start_call(
     name: str, traceparent: str | None, attributes: dict[str, Any], kind: SpanKind = SpanKind.SERVER
 ) -> CallSpan | None:
-    """A span for a call that came with `traceparent`, or None when it is not sampled (the usual, cheap case).
+    """A span for a call that came with `traceparent`, or None when it is not sampled (the usual,
+    cheap case).
     """
     return CallSpan(name, traceparent, kind, attributes) if should_record(traceparent) else None
 

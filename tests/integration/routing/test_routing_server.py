@@ -9,6 +9,9 @@ from typing import Any
 import grpc
 import pytest
 import pytest_asyncio
+from google.rpc import error_details_pb2
+from grpc_status import rpc_status
+
 from callmesh.routing.v1 import (
     agent_pb2,
     agent_pb2_grpc,
@@ -18,9 +21,6 @@ from callmesh.routing.v1 import (
     routing_pb2,
     routing_pb2_grpc,
 )
-from google.rpc import error_details_pb2
-from grpc_status import rpc_status
-
 from chassis.mongo import connect, disconnect
 from chassis.server import Server
 from chassis.testing.grpc import loopback_settings

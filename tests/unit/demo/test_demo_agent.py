@@ -236,8 +236,8 @@ async def test_breaks_between_duties_are_logged_out(rig: Any, context: AgentCont
     log: list[agent_pb2.AgentCommand] = []
     rig.near.session = session(log, lambda command: [])
     duties = [
-        Duty(agent="amy", start_seconds=0.0, end_seconds=100.0),
-        Duty(agent="amy", start_seconds=200.0, end_seconds=300.0),
+        Duty(agent="amy", start_seconds=0.0, end_seconds=400.0),
+        Duty(agent="amy", start_seconds=700.0, end_seconds=1100.0),
     ]
     await Desktop(context, "amy", "near", duties).run()
     assert kinds(log) == ["open", "set_state", "close"] * 2
