@@ -157,6 +157,7 @@ class BusConsumer(QueueConsumer):
             return
         if self._leave_by is None:
             self._leave_by = time.monotonic() + self.options.drain_seconds
+            log.info("bus.draining", in_hand=self._in_hand)
         if self._in_hand == 0 or time.monotonic() >= self._leave_by:
             self.should_stop = True
 

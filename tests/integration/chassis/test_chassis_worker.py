@@ -256,13 +256,13 @@ def test_sigterm_finishes_what_is_in_hand(probe: Probe) -> None:
     process = probe.group.process("worker")
     process.send(signal.SIGTERM)
     wait_until(lambda: not HttpReady(url=f"{probe.http}/readyz")())
-    wait_until(lambda: probe.channel.queue_declare(probe.queue, passive=True).consumer_count == 0)
+    assert wait_until(lambda: probe.log_lines("bus.draining"))[0]["in_hand"] == 1
     probe.publish(probe.event("ok"))
     probe.database["gates"].insert_one({"_id": "gate"})
     wait_until(lambda: not process.alive(), 15)
     assert process.exit_code() == 0
     assert probe.runs(event, "waited") == 1 and probe.marked(event)
-    assert probe.depth(probe.queue) == 1, "the next event waits for the next worker"
+    wait_until(lambda: probe.depth(probe.queue) == 1, what="the next event waits for the next worker")
 
 
 def test_a_handler_that_does_not_end_is_given_up_and_its_event_comes_again(probe: Probe) -> None:
