@@ -1,0 +1,211 @@
+"""The demo as a user runs it: real processes, a real log with a torn line, a region killed, a report; and
+Ctrl-C.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from chassis.localstack import find_mongod, find_rabbitmq_server, port_is_free
+from cli.demo.calls import COLUMNS
+from cli.demo.ledger import Entry, Fact, Ledger, conversations, double_booked, lost_calls
+from cli.plan import PORT_OFFSET_MAX
+
+pytestmark = [
+    pytest.mark.e2e,
+    pytest.mark.integration,
+    pytest.mark.timeout(300),
+    pytest.mark.skipif(
+        find_mongod() is None or find_rabbitmq_server() is None, reason="needs a mongod and a rabbitmq-server"
+    ),
+]
+
+SOURCE = Path(__file__).resolve().parents[2] / "services"
+#: The keys that a report must have.
+KEYS = [
+    "calls_offered",
+    "calls_answered",
+    "calls_abandoned",
+    "asa_seconds",
+    "service_level_ratio",
+    "answered_at_home_ratio",
+    "calls_rerouted",
+    "tickets_opened",
+    "offers_made",
+    "offers_accepted",
+    "events_published",
+    "events_consumed",
+    "events_dead_lettered",
+    "calls_lost",
+    "agents_double_booked",
+    "ok",
+]
+SERVERS = ("AMY", "BOB", "CYD", "DAN", "EVE", "FAY", "GUS", "HAL")
+CALLS = 70
+
+
+def clock(seconds: int) -> str:
+    return f"{seconds // 3600}:{seconds // 60 % 60:02d}:{seconds % 60:02d}"
+
+
+def write_log(path: Path) -> None:
+    """Half an hour of a Monday morning with one line torn in the middle."""
+    rng = random.Random(5)
+    lines = ["\t".join(COLUMNS)]
+    for number in range(CALLS):
+        arrival = 9 * 3600 + number * 25
+        service = rng.randint(40, 160)
+        left = number % 9 == 4
+        tail = (
+            [clock(arrival), clock(arrival + 30), "30", "HANG", "0:00:00", "0:00:00", "0", "NO_SERVER"]
+            if left
+            else ["0:00:00", "0:00:00", "0", "AGENT", clock(arrival), clock(arrival + service), str(service),
+                  SERVERS[number % len(SERVERS)]]
+        )  # fmt: skip
+        customer = str(1000 + number % 20) if number % 2 else "0"
+        head = ["AA0101", str(number), customer, "0", "PS", "990201", clock(arrival), clock(arrival), "0"]
+        lines.append("\t".join([*head, *tail]))
+    lines.insert(20, lines[20][:50])
+    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+
+def free_base() -> int:
+    """A port base whose ports are free now."""
+    rng = random.Random()
+    for _ in range(50):
+        base = rng.randrange(20_000, 32_000 - PORT_OFFSET_MAX)
+        if all(port_is_free(base + offset) for offset in range(PORT_OFFSET_MAX + 1)):
+            return base
+    raise AssertionError("no free ports")
+
+
+class Run:
+    """`callmesh demo` in a folder of its own."""
+
+    def __init__(self, folder: Path, **variables: str) -> None:
+        self.folder = folder
+        self.mark = str(folder)
+        environment = {
+            **os.environ,
+            "PYTHONPATH": str(SOURCE),
+            "RUN_DIR": str(folder / "run"),
+            "PORT_BASE": str(free_base()),
+            **variables,
+        }
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "cli.main", "demo"],
+            cwd=folder,
+            env=environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+
+    def finish(self, seconds: float) -> str:
+        output, _ = self.process.communicate(timeout=seconds)
+        return output
+
+    def left_over(self) -> list[str]:
+        """Command lines of living processes that belong to this run."""
+        found = []
+        for entry in Path("/proc").iterdir():
+            if not entry.name.isdigit() or int(entry.name) in (os.getpid(), self.process.pid):
+                continue
+            try:
+                text = (entry / "environ").read_bytes() + (entry / "cmdline").read_bytes()
+                state = (entry / "stat").read_text().rpartition(")")[2].split()[0]
+            except OSError:
+                continue
+            if self.mark.encode() in text and state != "Z":
+                found.append((entry / "cmdline").read_bytes().replace(b"\0", b" ").decode())
+        return found
+
+
+@pytest.fixture
+def runs(tmp_path: Path) -> Iterator[Any]:
+    started: list[Run] = []
+
+    def start(**variables: str) -> Run:
+        started.append(Run(tmp_path, **variables))
+        return started[-1]
+
+    yield start
+    for run in started:
+        if run.process.poll() is None:
+            run.process.kill()
+            run.process.communicate()
+
+
+def edges_book(path: Path) -> Ledger:
+    """The book as the demo wrote it down."""
+    ledger = Ledger()
+    for line in path.read_text(encoding="utf-8").splitlines():
+        row = json.loads(line)
+        ledger.write(
+            Entry(
+                call=row["call"],
+                fact=Fact(row["fact"]),
+                at=row["real"],
+                business=row["business"],
+                region=row["region"],
+                agent=row["agent"],
+                attempt=row["attempt"],
+                why=row["why"],
+            )
+        )
+    return ledger
+
+
+def test_a_log_is_replayed_with_a_region_killed_and_nothing_is_lost(runs: Any, tmp_path: Path) -> None:
+    write_log(tmp_path / "calls.tsv")
+    run = runs(CALLS="calls.tsv", DAY="1999-02-01", HOURS="0.5", SPEED="60", KILL="shanghai")
+    output = run.finish(240)
+    assert run.process.returncode == 0, output
+    assert "line 21 left out" in output
+    report = json.loads((tmp_path / "build/reports/demo.json").read_text(encoding="utf-8"))
+    assert report.keys() >= set(KEYS)
+    assert report["ok"] is True
+    assert report["calls_offered"] == CALLS
+    assert report["calls_answered"] + report["calls_abandoned"] == CALLS
+    assert report["calls_answered"] > CALLS / 2
+    assert (report["torn_lines"], report["numbers_constructed"]) == (1, True)
+    assert report["region_killed"] == "shanghai"
+    assert report["events_consumed"] > 0
+    assert report["screen_pops_known"] > 0
+    # The counts again, from the book that the edges kept.
+    ledger = edges_book(tmp_path / "build/reports/demo-ledger.jsonl")
+    assert len(ledger.by_call()) == CALLS
+    assert lost_calls(ledger) == []
+    assert double_booked(conversations(ledger)) == {}
+    assert run.left_over() == []
+
+
+@pytest.mark.parametrize("moment", ["starting", "replaying"])
+def test_ctrl_c_leaves_no_process_behind(runs: Any, tmp_path: Path, moment: str) -> None:
+    run = runs(HOURS="1", SPEED="60")
+    assert run.process.stdout is not None
+    deadline = time.monotonic() + 120
+    if moment == "starting":
+        while not run.left_over() and time.monotonic() < deadline:
+            time.sleep(0.1)
+    else:
+        for line in run.process.stdout:
+            if "offered" in line:
+                break
+    assert run.process.poll() is None
+    assert run.left_over() != []
+    run.process.send_signal(signal.SIGINT)
+    run.finish(90)
+    assert run.process.returncode != 0
+    assert run.left_over() == []
