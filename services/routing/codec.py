@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import typing
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
@@ -36,9 +37,32 @@ def _decoder(cls: Any) -> msgspec.msgpack.Decoder[Any]:
     return msgspec.msgpack.Decoder(cls)
 
 
+@dataclass(frozen=True, slots=True)
+class Packed:
+    """An encoded event, so that a block's size is known before it is made."""
+
+    name: str
+    raw: msgspec.Raw
+
+    @property
+    def bytes(self) -> int:
+        """In a block, at most: the fields, the type's name, the offset and their frames."""
+        return len(self.raw) + len(self.name) + 16
+
+
+def pack(event: model.Event) -> Packed:
+    """Encodes one event."""
+    return Packed(type(event).__name__, msgspec.Raw(_encoder.encode(event)))
+
+
+def join_events(events: Iterable[tuple[int, Packed]], base_ms: int) -> bytes:
+    """Packed events with the instant each was decided at, as offsets from the block's time."""
+    return _encoder.encode([(at_ms - base_ms, event.name, event.raw) for at_ms, event in events])
+
+
 def encode_events(events: Iterable[tuple[int, model.Event]], base_ms: int) -> bytes:
-    """Events with the instant each was decided at, as offsets from the block's time."""
-    return _encoder.encode([(at_ms - base_ms, type(event).__name__, event) for at_ms, event in events])
+    """Events with the instant each was decided at."""
+    return join_events([(at_ms, pack(event)) for at_ms, event in events], base_ms)
 
 
 def decode_events(body: bytes, base_ms: int) -> list[tuple[int, model.Event]]:

@@ -37,7 +37,9 @@ class OutcomeUnknown(Exception):
 
 
 class JournalGap(Exception):
-    """A block is missing, or does not follow the one before it: such a journal cannot be led."""
+    """A block is missing, does not follow the one before it, or cannot be read or applied: such a journal
+    cannot be led.
+    """
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -93,19 +95,22 @@ def to_document(block: Block) -> dict[str, Any]:
 
 
 def from_document(document: dict[str, Any]) -> Block:
-    """The inverse of `to_document`."""
+    """The inverse of `to_document`. Raises JournalGap for a document that is no block as this code knows it."""
     shard, _, sequence = document["_id"].rpartition(":")
-    return Block(
-        shard=shard,
-        sequence=int(sequence),
-        epoch=document["epoch"],
-        nonce=document["nonce"],
-        prev=document["prev"],
-        now_ms=document["now"],
-        format=document["format"],
-        count=document["count"],
-        body=bytes(document["body"]),
-    )
+    try:
+        return Block(
+            shard=shard,
+            sequence=int(sequence),
+            epoch=document["epoch"],
+            nonce=document["nonce"],
+            prev=document["prev"],
+            now_ms=document["now"],
+            format=document["format"],
+            count=document["count"],
+            body=bytes(document["body"]),
+        )
+    except (KeyError, TypeError, ValueError) as error:
+        raise JournalGap(f"{document['_id']} is not a block that this code can read: {error!r}") from error
 
 
 class JournalStore(Protocol):
@@ -131,7 +136,7 @@ class JournalStore(Protocol):
         """The database's time, real milliseconds since 1970. Raises OutcomeUnknown."""
 
     async def close(self) -> None:
-        """Ends the session; the store is not used after."""
+        """Ends the session; a later use begins another."""
 
 
 class MongoJournal:
@@ -158,7 +163,7 @@ class MongoJournal:
         except DuplicateKeyError as error:
             raise OutcomeUnknown(f"{block.key} is taken") from error
         except PyMongoError as error:
-            self._session = None
+            await self.close()
             raise OutcomeUnknown(str(error)) from error
 
     async def find(self, shard: str, sequence: int) -> Block | None:

@@ -15,7 +15,9 @@ block every heartbeat, is the lease) → deposed (another's block stands where o
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import enum
+import heapq
 import random
 import secrets
 import time
@@ -33,11 +35,11 @@ from routing.audience import Audience
 from routing.engine import step
 from routing.journal import Block, ChainReader, JournalGap, JournalStore, OutcomeUnknown
 from routing.model import (
+    BLOCK_BYTES_MAX,
     EVENTS_PER_BLOCK_MAX,
     Answer,
     Command,
     ConfigureTiming,
-    Event,
     Fact,
     PlaceCall,
     PositionChanged,
@@ -119,11 +121,18 @@ class _Pending:
     """A decided command that waits for its block."""
 
     now_ms: int
-    events: list[Event]
+    events: list[codec.Packed]
     answer: Answer
     future: asyncio.Future[Committed] | None
     #: Facts by front, taken when the command was decided.
     facts: list[tuple[str, Fact]]
+    #: Events ever applied when it had been decided.
+    ordinal: int
+
+    @property
+    def bytes(self) -> int:
+        """Of its encoded events."""
+        return sum(event.bytes for event in self.events)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -164,7 +173,10 @@ class Leader:
         self._led = asyncio.Event()
         self._outlets: dict[str, Outlet] = {}
         self._audience = Audience()
-        self._outage = False
+        #: Monotonic second at which the block in flight was first sent.
+        self._sent_seconds: float | None = None
+        #: Events ever applied that are committed.
+        self._committed_ordinal = 0
         self._offset_ms = 0
         self._deposed: str | None = None
         #: Called when this router begins, and when it ceases, to lead.
@@ -186,6 +198,15 @@ class Leader:
     def sequence(self) -> int:
         """Newest committed block."""
         return self._chain.sequence
+
+    @property
+    def _outage(self) -> bool:
+        """Whether nobody has said for too long what became of the block in flight, by an error or by
+        silence.
+        """
+        if self._sent_seconds is None:
+            return False
+        return self._clock.monotonic() - self._sent_seconds >= self._options.outage_seconds
 
     async def wait_until_leading(self) -> None:
         await self._led.wait()
@@ -215,23 +236,17 @@ class Leader:
         with NotLeading when this router is deposed before the commit: whether it happened is then unknown.
         """
         self._check(command)
-        now_ms = self.now_ms()
-        events, answer = self._decide(command, now_ms)
-        future: asyncio.Future[Committed] = asyncio.get_running_loop().create_future()
-        self._enqueue(
-            _Pending(now_ms, events, answer, future, self._audience.facts(self.state, events, now_ms))
-        )
-        return future
+        pending = self._decide(command)
+        pending.future = asyncio.get_running_loop().create_future()
+        self._enqueue(pending)
+        return pending.future
 
     def carry_out(self, command: Command) -> Answer:
         """Decides a command that nobody waits for; the answer is speculative. Raises as `submit`."""
         self._check(command)
-        now_ms = self.now_ms()
-        events, answer = self._decide(command, now_ms)
-        self._enqueue(
-            _Pending(now_ms, events, answer, None, self._audience.facts(self.state, events, now_ms))
-        )
-        return answer
+        pending = self._decide(command)
+        self._enqueue(pending)
+        return pending.answer
 
     def _check(self, command: Command) -> None:
         if self.phase is not Phase.LEADING:
@@ -243,18 +258,22 @@ class Leader:
         if len(self._pending) >= limit:
             raise ShardBusy(shard=self.shard, retry_seconds=self._options.outage_seconds)
 
-    def _decide(self, command: Command, now_ms: int) -> tuple[list[Event], Answer]:
-        ordinal = self.state.ordinal
+    def _decide(self, command: Command) -> _Pending:
+        """Decides, and makes ready what will be told: nothing that may fail is left for later."""
+        ordinal, now_ms = self.state.ordinal, self.now_ms()
         try:
-            return step(self.state, command, now_ms)
+            events, answer = step(self.state, command, now_ms)
+            packed = [codec.pack(event) for event in events]
+            facts = self._audience.facts(self.state, events, now_ms)
         except Exception as error:
             _POISON.labels(self.shard).inc()
             log.exception("poison_command", shard=self.shard, command=type(command).__name__)
             if self.state.ordinal != ordinal:
-                # `evolve` has failed half-way: the memory is no longer the journal's. Start again from the
-                # journal.
-                self._depose("the engine failed while applying its own decision")
+                # Applied, at least in part, and not to be committed: the memory is no longer the journal's.
+                # Start again from the journal, without this command.
+                self._depose("the engine failed on its own decision")
             raise PoisonCommand(type(command).__name__) from error
+        return _Pending(now_ms, packed, answer, None, facts, self.state.ordinal)
 
     def _enqueue(self, pending: _Pending) -> None:
         self._pending.append(pending)
@@ -275,8 +294,10 @@ class Leader:
                     log.warning("journal_unreachable", shard=self.shard, error=str(error)[:200])
                     await asyncio.sleep(RETRY_SECONDS_MAX)
                 except JournalGap as error:
-                    # Never led over: an operator has to look (a restore, a lost block).
+                    # Never led over: an operator has to look (a restore, a lost block, a newer release's
+                    # format).
                     log.error("journal_gap", shard=self.shard, error=str(error))
+                    self._drop(Phase.CANDIDATE, "the journal cannot be led")
                     await asyncio.sleep(self._options.takeover_seconds)
         finally:
             self._drop(Phase.STOPPED, "stopped")
@@ -303,7 +324,7 @@ class Leader:
         self._begin()
 
     async def _silent(self) -> bool:
-        """Whether nobody has written for the takeover time. A clean start follows its own stop at once."""
+        """Whether nobody has written for the takeover time."""
         before = self._chain.sequence
         await asyncio.sleep(self._options.takeover_seconds * random.uniform(1.0, 1.2))
         await self._read_tail()
@@ -316,7 +337,7 @@ class Leader:
         leaderless_ms = now_ms - self.state.now_ms if self._chain.sequence else 0
         opened = ShardOpened(router=self.router, leaderless_span_ms=leaderless_ms)
         sequence = self._chain.sequence + 1
-        return self._block([(now_ms, opened)], now_ms, sequence=sequence, epoch=sequence)
+        return self._block([(now_ms, codec.pack(opened))], now_ms, sequence=sequence, epoch=sequence)
 
     def _business_offset_ms(self, database_real_ms: int) -> int:
         """How far the database's clock is ahead of this machine's, in business time."""
@@ -325,23 +346,27 @@ class Leader:
 
     async def _read_tail(self) -> None:
         async for block in self._store.read(self.shard, self._chain.sequence):
-            self._chain.accept(block)
-            self._apply(block, chained=True)
+            self._apply(block)
             if block.sequence % 256 == 0:
                 await asyncio.sleep(0)
 
-    def _apply(self, block: Block, *, chained: bool = False) -> None:
+    def _apply(self, block: Block) -> None:
+        """Takes the next committed block into the memory. Raises JournalGap when it does not follow, or when
+        this code cannot read or apply it: such a reader does not lead.
+        """
         if block.format > codec.FORMAT:
             raise JournalGap(
                 f"{self.shard}: block {block.sequence} has format {block.format}, "
                 f"this router reads {codec.FORMAT}"
             )
-        if not chained:
-            self._chain.accept(block)
+        self._chain.accept(block)
         if block.opening:
             self.state.epoch = block.epoch
-        for at_ms, event in codec.decode_events(block.body, block.now_ms):
-            evolve(self.state, event, at_ms)
+        try:
+            for at_ms, event in codec.decode_events(block.body, block.now_ms):
+                evolve(self.state, event, at_ms)
+        except Exception as error:
+            raise JournalGap(f"{self.shard}: block {block.sequence} cannot be applied: {error!r}") from error
         self.state.now_ms = max(self.state.now_ms, block.now_ms)
         self.state.hot_calls.clear()
         self.state.hot_agents.clear()
@@ -349,11 +374,12 @@ class Leader:
     def _begin(self) -> None:
         self.phase = Phase.LEADING
         self._audience = Audience.of(self.state)
+        self._committed_ordinal = self.state.ordinal
         self._deposed = None
         _LEADS.labels(self.shard).set(1)
         _OPENINGS.labels(self.shard).inc()
         log.info("leading", shard=self.shard, epoch=self.epoch, calls=len(self.state.calls))
-        self.submit(ConfigureTiming(timing=self._options.timing))
+        self.carry_out(ConfigureTiming(timing=self._options.timing))
         self._led.set()
         for callback in self.on_lead:
             callback()
@@ -367,8 +393,9 @@ class Leader:
         for pending in waiting:
             if pending.future is not None and not pending.future.done():
                 pending.future.set_exception(NotLeading(shard=self.shard, retry_seconds=1.0))
+                # Whoever asked may be gone by now; that is nothing to log.
+                pending.future.exception()
         self.state, self._chain = ShardState(self.shard), ChainReader()
-        self._outage = False
         _LEADS.labels(self.shard).set(0)
         if was_leading:
             self._tell_dropped(why)
@@ -395,6 +422,8 @@ class Leader:
             asyncio.create_task(self._run_timers(), name=f"timers-{self.shard}"),
             asyncio.create_task(self._announce_positions(), name=f"positions-{self.shard}"),
         ]
+        for helper in helpers:
+            helper.add_done_callback(self._helper_ended)
         try:
             while self._deposed is None:
                 await self._commit_next()
@@ -404,24 +433,35 @@ class Leader:
             await asyncio.gather(*helpers, return_exceptions=True)
         log.warning("deposed", shard=self.shard, reason=self._deposed)
 
+    def _helper_ended(self, helper: asyncio.Task[None]) -> None:
+        """A leader without timers would hold calls and agents for ever: better to begin again."""
+        if not helper.cancelled() and self._deposed is None:
+            log.error(
+                "helper_failed", shard=self.shard, helper=helper.get_name(), error=repr(helper.exception())
+            )
+            self._depose(f"{helper.get_name()} failed")
+
     async def _commit_next(self) -> None:
         """Commits what is pending, or an empty block when the heartbeat is due."""
         if not self._pending:
             self._work.clear()
-            try:
+            with contextlib.suppress(TimeoutError):
                 # Not wait_for: before Python 3.12 it may swallow a cancellation.
                 async with asyncio.timeout(self._options.heartbeat_seconds):
                     await self._work.wait()
-            except TimeoutError:
-                pass
             if self._deposed is not None:
                 return
         batch, events = self._take_batch()
         block = self._block(events, self.now_ms() if not events else events[0][0])
         started = self._clock.monotonic()
-        if not await self._settle(block):
-            for pending in batch:
-                self._pending.appendleft(pending)
+        settled = False
+        try:
+            settled = await self._settle(block)
+        finally:
+            if not settled:
+                # Whoever waits for these learns from `_drop` that the result is unknown.
+                self._pending.extendleft(reversed(batch))
+        if not settled:
             self._depose(f"another leader's block stands at {block.sequence}")
             return
         _COMMITS.labels(self.shard).observe(self._clock.monotonic() - started)
@@ -430,19 +470,23 @@ class Leader:
         self._chain.accept(block)
         self._release(batch, block)
 
-    def _take_batch(self) -> tuple[list[_Pending], list[tuple[int, Event]]]:
+    def _take_batch(self) -> tuple[list[_Pending], list[tuple[int, codec.Packed]]]:
+        """The oldest decisions, as many as a block may hold; a decision is never divided."""
         batch: list[_Pending] = []
-        events: list[tuple[int, Event]] = []
+        events: list[tuple[int, codec.Packed]] = []
+        size = 0
         while self._pending:
             pending = self._pending[0]
-            if events and len(events) + len(pending.events) > EVENTS_PER_BLOCK_MAX:
+            size += pending.bytes
+            too_much = size > BLOCK_BYTES_MAX or len(events) + len(pending.events) > EVENTS_PER_BLOCK_MAX
+            if events and too_much:
                 break
             batch.append(self._pending.popleft())
             events.extend((pending.now_ms, event) for event in pending.events)
         return batch, events
 
     def _block(
-        self, events: list[tuple[int, Event]], now_ms: int, *, sequence: int = 0, epoch: int = 0
+        self, events: list[tuple[int, codec.Packed]], now_ms: int, *, sequence: int = 0, epoch: int = 0
     ) -> Block:
         return Block(
             shard=self.shard,
@@ -453,7 +497,7 @@ class Leader:
             now_ms=now_ms,
             format=codec.FORMAT,
             count=len(events),
-            body=codec.encode_events(events, now_ms),
+            body=codec.join_events(events, now_ms),
         )
 
     async def _settle(self, block: Block) -> bool:
@@ -463,24 +507,28 @@ class Leader:
         Raises JournalGap when the block before is gone: the database was set back, and leading on would
         fork history.
         """
-        unknown_since: float | None = None
+        self._sent_seconds = self._clock.monotonic()
+        try:
+            return await self._send_until_known(block)
+        finally:
+            self._sent_seconds = None
+
+    async def _send_until_known(self, block: Block) -> bool:
+        unsure, warned = False, False
         pause = RETRY_SECONDS_FIRST
         while True:
             try:
-                if unknown_since is not None:
+                if unsure:
                     found = await self._store.find(self.shard, block.sequence)
                     if found is not None:
-                        self._outage = False
                         return found.nonce == block.nonce
                     await self._check_previous(block)
                 await self._store.insert(block)
-                self._outage = False
                 return True
             except OutcomeUnknown as error:
-                now = self._clock.monotonic()
-                unknown_since = now if unknown_since is None else unknown_since
-                if now - unknown_since >= self._options.outage_seconds and not self._outage:
-                    self._outage = True
+                unsure = True
+                if self._outage and not warned:
+                    warned = True
                     log.warning("journal_outage", shard=self.shard, error=str(error)[:200])
                 await asyncio.sleep(pause)
                 pause = min(pause * 2, RETRY_SECONDS_MAX)
@@ -496,6 +544,7 @@ class Leader:
         """Gives out facts, then answers, of a committed block, in the order they were decided."""
         by_front: dict[str, list[Fact]] = {}
         for pending in batch:
+            self._committed_ordinal = pending.ordinal
             for front, fact in pending.facts:
                 by_front.setdefault(front, []).append(fact)
         for front, facts in by_front.items():
@@ -515,41 +564,40 @@ class Leader:
                 )
 
     async def _run_timers(self) -> None:
-        """Submits a Tick whenever a deadline passes."""
+        """Carries out a Tick whenever a deadline passes."""
         while True:
             self._timer.clear()
             due = next_deadline(self.state)
             delay = None if due is None else self._clock.real_seconds((due[0] - self.now_ms()) / 1000.0)
             if delay is None or delay > 0:
-                started = self._clock.monotonic()
-                try:
-                    async with asyncio.timeout(delay):
-                        await self._timer.wait()
-                    continue
-                except TimeoutError:
-                    late = self._clock.monotonic() - started - (delay or 0.0)
-                if late > STALL_SECONDS:
-                    # This process slept. What came in meanwhile (accepts, streams) is read before time is
-                    # concluded from.
-                    await asyncio.sleep(STALL_SECONDS)
-            if self._outage:
+                await self._wait_for_deadline(delay)
+            elif self._outage:
                 # Deadlines stand still while nothing can be committed.
                 await asyncio.sleep(self._options.outage_seconds / 4)
-                continue
-            await self._tick()
+            else:
+                await self._tick()
+
+    async def _wait_for_deadline(self, delay: float | None) -> None:
+        """Until something may have changed, or `delay` real seconds are over."""
+        started = self._clock.monotonic()
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(delay):
+                await self._timer.wait()
+        if delay is not None and self._clock.monotonic() - started - delay > STALL_SECONDS:
+            # This process slept. What came in meanwhile (accepts, streams) is read before time is concluded
+            # from.
+            await asyncio.sleep(STALL_SECONDS)
 
     async def _tick(self) -> None:
         for _ in range(TICKS_IN_A_ROW_MAX):
             try:
-                now_ms = self.now_ms()
-                events, answer = self._decide(Tick(), now_ms)
+                pending = self._decide(Tick())
             except PoisonCommand:
                 self._park_timer()
                 return
-            if not answer.more:
+            if not pending.answer.more:
                 return
-            facts = self._audience.facts(self.state, events, now_ms)
-            self._enqueue(_Pending(now_ms, events, answer, None, facts))
+            self._enqueue(pending)
         await asyncio.sleep(0)
 
     async def _announce_positions(self) -> None:
@@ -566,15 +614,16 @@ class Leader:
             told = now
 
     def _tell_position(self, call_id: str, position: int, wait_ms: int) -> None:
-        outlet = self._outlets.get(self.state.calls[call_id].front)
-        if outlet is not None:
+        entry = self.state.calls[call_id]
+        outlet = self._outlets.get(entry.front)
+        # A place in the queue is an acknowledgement: only a committed call has one.
+        if outlet is not None and entry.ordinal <= self._committed_ordinal:
             event = PositionChanged(call_id=call_id, position=position, expected_wait_span_ms=wait_ms)
             fact = Fact(event=event, now_ms=self.state.now_ms, call=view_call(self.state, call_id))
             outlet([fact], self.state.epoch, self.sequence, self.state.now_ms)
 
     def _park_timer(self) -> None:
         """A timer that the engine fails on is set aside, so that the others go on."""
-        due = next_deadline(self.state)
-        if due is not None:
-            log.error("timer_parked", shard=self.shard, kind=due[1], owner=due[2])
-            self.state.deadlines.remove(min(self.state.deadlines))
+        if self.state.deadlines:
+            _, _, kind, owner = heapq.heappop(self.state.deadlines)
+            log.error("timer_parked", shard=self.shard, kind=kind, owner=owner)
