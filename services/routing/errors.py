@@ -9,6 +9,7 @@ from chassis.errors import (
     InvalidArgument,
     NotFound,
     ResourceExhausted,
+    Unavailable,
 )
 from routing.model import Refusal
 
@@ -59,6 +60,12 @@ class IllegalState(FailedPrecondition):
     """{subject} is in a state that does not allow this: {why}."""
 
     reason = "ILLEGAL_STATE"
+
+
+class RouterDraining(Unavailable):
+    """This router is being stopped; open the stream again at another one, its place is kept."""
+
+    reason = "ROUTER_DRAINING"
 
 
 class Superseded(CallmeshError):

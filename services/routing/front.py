@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import functools
-from collections.abc import AsyncIterator, Callable, Coroutine, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -20,7 +20,7 @@ import structlog
 from chassis.clock import Clock
 from chassis.errors import CallmeshError, Unavailable
 from chassis.metrics import counter, gauge
-from routing.errors import NewerSession, StaleAttempt, Superseded, error_of
+from routing.errors import NewerSession, RouterDraining, StaleAttempt, Superseded, error_of
 from routing.leader import Committed
 from routing.model import (
     BEFORE_CONNECTION,
@@ -114,6 +114,7 @@ class Front:
         self._reattach = asyncio.Semaphore(REATTACH_AT_ONCE)
         self._lost_timers: dict[str, asyncio.TimerHandle] = {}
         self._closed = False
+        self._draining = False
         _CALLERS.set_function(lambda: float(len(self._callers)))
         _DESKS.set_function(lambda: float(len(self._desks)))
         for region, shard in shards.items():
@@ -130,6 +131,14 @@ class Front:
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
         return task
+
+    def drain(self) -> None:
+        """Ends all streams with UNAVAILABLE: their places are kept, and their clients open them at another router."""
+        self._draining = True
+        for caller in self._callers.values():
+            caller.push(RouterDraining())
+        for desk in self._desks.values():
+            desk.push(RouterDraining())
 
     async def close(self) -> None:
         """Cancels what still runs; nothing begins any more."""
@@ -182,13 +191,15 @@ class Front:
     # --- callers
     # ------------------------------------------------------------------------------------------------
 
-    async def route(self, caller: Caller) -> AsyncIterator[Update]:
+    async def route(self, caller: Caller) -> AsyncGenerator[Update, None]:
         """The caller's stream, from being queued to the end. Raises what placing raises, Superseded,
         Unavailable.
 
         Closing the iterator early means that the stream broke: the place is kept for the grace period.
         """
         call_id = caller.facts.call_id
+        if self._draining:
+            raise RouterDraining()
         older = self._callers.get(call_id)
         if older is not None:
             if older.attempt > caller.attempt:
@@ -427,6 +438,8 @@ class Front:
 
     async def open_desk(self, desk: Desk) -> None:
         """Opens or re-attaches an agent's session. Raises AgentNotFound, NewerSession, Unavailable."""
+        if self._draining:
+            raise RouterDraining()
         older = self._desks.get(desk.agent)
         if older is not None and older.session > desk.session:
             raise NewerSession(subject=f"agents/{desk.agent}", why="its session number is higher")

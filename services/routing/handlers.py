@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
 from typing import Protocol
 
 from callmesh.routing.v1 import agent_pb2, call_pb2, routing_pb2
@@ -72,18 +73,17 @@ class Handlers:
     # --- callers
     # ------------------------------------------------------------------------------------------------
 
-    async def route_call(self, request: call_pb2.CallRequest) -> AsyncIterator[routing_pb2.RouteCallEvent]:
+    async def route_call(
+        self, request: call_pb2.CallRequest
+    ) -> AsyncGenerator[routing_pb2.RouteCallEvent, None]:
         """The caller's stream."""
         caller = await self._caller(request)
-        stream = self._front.route(caller)
-        try:
-            async for update in stream:
+        async with aclosing(self._front.route(caller)) as updates:
+            async for update in updates:
                 if isinstance(update.what, Moved):
                     self._regions.note_placed(update.what.region, caller.facts.queue)
                 for event in convert.caller_events(update, self._token):
                     yield event
-        finally:
-            await stream.aclose()  # type: ignore[attr-defined]
 
     async def assign_call(
         self, request: routing_pb2.AssignCallRequest, remaining: float
@@ -112,7 +112,7 @@ class Handlers:
             if last is None:
                 raise Unavailable(why="the call could not be queued in time", retry_seconds=1.0) from None
         finally:
-            await stream.aclose()  # type: ignore[attr-defined]
+            await stream.aclose()
         return self._assigned(last)
 
     def _assigned(self, update: Update | None) -> routing_pb2.AssignCallResponse:

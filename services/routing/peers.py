@@ -7,7 +7,7 @@ Hints, not facts: they promise nothing and wait for no commit. A peer that has b
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncGenerator, Callable
 
 import grpc
 import structlog
@@ -95,12 +95,14 @@ def _load(load: QueueLoad) -> shard_pb2.PeerState.QueueLoad:
     )
 
 
-async def changes(leader: Leader, region: str, router: str) -> AsyncIterator[shard_pb2.PeerState]:
+async def changes(
+    leader: Leader, region: str, router: str, ended: Callable[[], bool] = lambda: False
+) -> AsyncGenerator[shard_pb2.PeerState, None]:
     """The leader's state whenever it changed, and every heartbeat; nothing while it does not lead."""
     loop = asyncio.get_running_loop()
     last: list[QueueLoad] | None = None
     sent = 0.0
-    while True:
+    while not ended():
         if leader.leading:
             loads = queue_loads(leader.state)
             if loads != last or loop.time() - sent >= HEARTBEAT_SECONDS:

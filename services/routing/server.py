@@ -32,7 +32,7 @@ from routing.peers import PeerTable, watch_own, watch_peer
 from routing.profiles import ProfileReader
 from routing.regions import Regions
 from routing.scopes import SCOPES
-from routing.servicer import bindings
+from routing.servicer import ShardServicer, bindings
 from routing.tokens import PlaceTokens
 
 log = structlog.get_logger(__name__)
@@ -93,11 +93,12 @@ class Router:
             shards=frozenset(shards),
             clock=clock,
         )
+        self.shard_servicer = ShardServicer(self.leader, settings.region, self.router)
         self._tasks: list[asyncio.Task[None]] = []
 
     def services(self) -> list[server.ServiceBinding]:
         """All gRPC services of a router."""
-        own = bindings(self.handlers, self.front, self.leader, self.settings.region, self.router)
+        own = bindings(self.handlers, self.front, self.shard_servicer)
         return [
             server.ServiceBinding(*parts) for parts in (*own, directory_binding(self.settings, self.regions))
         ]
@@ -135,6 +136,11 @@ class Router:
             snapshot.regions, {queue.id: queue.overflow_span_ms for queue in snapshot.queues}
         )
 
+    def drain(self) -> None:
+        """The end is announced: clients are sent to other routers, other routers to the next leader."""
+        self.front.drain()
+        self.shard_servicer.drain()
+
     async def stop(self) -> None:
         """Ends everything that was started; the journal needs no farewell."""
         await self.front.close()
@@ -156,6 +162,7 @@ async def run(settings: RoutingSettings) -> None:
         router.services(),
         scopes=SCOPES,
         on_start=router.start,
+        on_drain=router.drain,
         on_stop=[router.stop, disconnect],
         checks={"leading": lambda: router.leader.leading},
     )

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import functools
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator
+from contextlib import aclosing
 from typing import Any
 
 import structlog
@@ -69,8 +70,9 @@ class RoutingServicer(routing_pb2_grpc.RoutingServiceServicer):
     async def RouteCall(
         self, request: routing_pb2.RouteCallRequest, context: Any
     ) -> AsyncIterator[routing_pb2.RouteCallEvent]:
-        async for event in self._handlers.route_call(request.call):
-            yield event
+        async with aclosing(self._handlers.route_call(request.call)) as events:
+            async for event in events:
+                yield event
 
     async def AssignCall(
         self, request: routing_pb2.AssignCallRequest, context: Any
@@ -126,8 +128,9 @@ class AgentServicer(agent_pb2_grpc.AgentServiceServicer):
             await self._front.open_desk(desk)
             reader = asyncio.create_task(session.read(request_iterator))
             try:
-                async for event in session.events(reader):
-                    yield event
+                async with aclosing(session.events(reader)) as events:
+                    async for event in events:
+                        yield event
             finally:
                 reader.cancel()
                 await asyncio.gather(reader, return_exceptions=True)
@@ -172,7 +175,7 @@ class _Session:
         )
         self._desk.push(agent_pb2.AgentEvent(shard=self._desk.region, refused=refused))
 
-    async def events(self, reader: asyncio.Task[None]) -> AsyncIterator[agent_pb2.AgentEvent]:
+    async def events(self, reader: asyncio.Task[None]) -> AsyncGenerator[agent_pb2.AgentEvent, None]:
         """Events for the desktop until either side ends."""
         while True:
             getter = asyncio.ensure_future(self._desk.updates.get())
@@ -197,12 +200,16 @@ class ShardServicer(shard_pb2_grpc.ShardServiceServicer):
         self._leader = leader
         self._region = region
         self._router = router
+        self._links: set[_Link] = set()
+        self._draining = False
 
     async def WatchPeers(
         self, request: shard_pb2.WatchPeersRequest, context: Any
     ) -> AsyncIterator[shard_pb2.PeerState]:
-        async for state in changes(self._leader, self._region, self._router):
-            yield state
+        own = changes(self._leader, self._region, self._router, lambda: self._draining)
+        async with aclosing(own) as states:
+            async for state in states:
+                yield state
 
     async def Attach(
         self, request_iterator: AsyncIterator[shard_pb2.FrontMessage], context: Any
@@ -211,9 +218,22 @@ class ShardServicer(shard_pb2_grpc.ShardServiceServicer):
         if first is None or not first.HasField("hello"):
             raise InvalidArgument(field="hello", why="must be the first message of a link")
         self._check_hello(first.hello)
+        if self._draining:
+            raise NotLeader(subject=f"shard {first.hello.shard}", why="it is being stopped")
         link = _Link(self._leader, first.hello.router)
-        async for message in link.run(request_iterator):
-            yield message
+        self._links.add(link)
+        try:
+            async with aclosing(link.run(request_iterator)) as messages:
+                async for message in messages:
+                    yield message
+        finally:
+            self._links.discard(link)
+
+    def drain(self) -> None:
+        """Ends the links: their fronts attach to the next leader, and this process can end."""
+        self._draining = True
+        for link in self._links:
+            link.cut()
 
     def _check_hello(self, hello: shard_pb2.FrontMessage.Hello) -> None:
         if hello.format > codec.FORMAT:
@@ -232,23 +252,23 @@ class _Link:
 
     async def run(
         self, messages: AsyncIterator[shard_pb2.FrontMessage]
-    ) -> AsyncIterator[shard_pb2.ShardMessage]:
+    ) -> AsyncGenerator[shard_pb2.ShardMessage, None]:
         leader = self._leader
         leader.add_outlet(self._front, self._outlet)
-        leader.on_drop.append(self._cut)
+        leader.on_drop.append(self.cut)
         reader = asyncio.create_task(self._read(messages))
-        reader.add_done_callback(lambda _: self._cut())
+        reader.add_done_callback(lambda _: self.cut())
         try:
             yield shard_pb2.ShardMessage(shard=leader.shard, epoch=leader.epoch, sequence=leader.sequence)
             while (message := await self._out.get()) is not None:
                 yield message
         finally:
             reader.cancel()
-            leader.on_drop.remove(self._cut)
+            leader.on_drop.remove(self.cut)
             if leader.remove_outlet(self._front, self._outlet):
                 self._detach()
 
-    def _cut(self) -> None:
+    def cut(self) -> None:
         self._put(None)
 
     def _put(self, message: shard_pb2.ShardMessage | None) -> None:
@@ -310,9 +330,7 @@ class _Link:
 BindingParts = tuple[Any, Any, Any]
 
 
-def bindings(
-    handlers: Handlers, front: Front, leader: Leader, region: str, router: str
-) -> list[BindingParts]:
+def bindings(handlers: Handlers, front: Front, shard_servicer: ShardServicer) -> list[BindingParts]:
     """(descriptor, add function, servicer) of the services here."""
     return [
         (
@@ -328,7 +346,7 @@ def bindings(
         (
             shard_pb2.DESCRIPTOR.services_by_name["ShardService"],
             shard_pb2_grpc.add_ShardServiceServicer_to_server,
-            ShardServicer(leader, region, router),
+            shard_servicer,
         ),
         # Designed with the rest of v1 and answered UNIMPLEMENTED until their issues land.
         (
