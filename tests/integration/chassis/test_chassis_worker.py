@@ -292,6 +292,20 @@ def test_what_an_aggregate_carries_is_relayed(probe: Probe) -> None:
     assert probe.metric("callmesh_bus_published_total", service=probe.service) == 5.0
 
 
+def test_a_relay_that_died_before_the_pull_makes_a_duplicate_and_nothing_else(probe: Probe) -> None:
+    event = probe.event("ok")
+    probe.publish(event)
+    probe.await_marked(event)
+    # As a relay leaves it that was killed after the broker's confirm.
+    entry = {"id": event.id, "event": event.to_json()}
+    probe.database["things"].insert_one(
+        {"_id": "t1", "version": 1, "outbox": [entry], "outbox_since": datetime.now(UTC)}
+    )
+    wait_until(lambda: probe.metric("callmesh_bus_duplicate_total", handler="on_thing") == 1.0)
+    wait_until(lambda: probe.database["things"].count_documents({"outbox": []}) == 1)
+    assert probe.runs(event) == 1
+
+
 def test_the_worker_survives_a_restart_of_the_broker(
     tmp_path: Path, rabbit_node: RabbitNode, mongo_uri: str, mongo_database: str
 ) -> None:

@@ -1,0 +1,72 @@
+"""What `subscribe` makes of a method, without a broker."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+
+import pytest
+from google.protobuf.type_pb2 import EnumValue
+from google.protobuf.type_pb2 import Field as ProtoField
+
+from chassis.bus import Event
+from chassis.bus.entrypoint import subscribe, subscriptions_of
+from chassis.bus.topology import Subscription
+from chassis.callcontext import current, current_identity
+from chassis.telemetry import current_traceparent
+
+TRACE = "00-" + "a" * 32 + "-" + "b" * 16 + "-00"
+
+
+class Consumers:
+    name = "tickets"
+
+    @subscribe("routing", ProtoField, EnumValue)
+    def on_call(self, event: Event) -> tuple[str | None, str, str]:
+        """Says what it sees."""
+        call = current()
+        assert call is not None
+        return current_traceparent(), current_identity().subject, call.method
+
+    @subscribe("crm", "callmesh.crm.v1.CustomerUpdated", name="customers")
+    def on_customer(self, event: Event) -> None:
+        raise KeyError(event.id)
+
+    def helper(self) -> None:
+        """No handler."""
+
+
+def event() -> Event:
+    return Event.of(
+        ProtoField(name="x"), source="routing", subject="", time=datetime.now(UTC), traceparent=TRACE
+    )
+
+
+def test_subscriptions_are_read_off_the_class() -> None:
+    assert subscriptions_of(Consumers) == [
+        Subscription(
+            service="tickets", handler="customers", source="crm", types=("callmesh.crm.v1.CustomerUpdated",)
+        ),
+        Subscription(
+            service="tickets",
+            handler="on_call",
+            source="routing",
+            types=("google.protobuf.Field", "google.protobuf.EnumValue"),
+        ),
+    ]
+
+
+def test_a_handler_runs_under_the_events_trace_as_the_worker() -> None:
+    assert Consumers().on_call(event()) == (TRACE, "worker", "tickets.on_call")
+    assert current() is None
+    assert Consumers.on_call.__doc__ == "Says what it sees."
+
+
+def test_the_context_ends_with_a_failing_handler_too() -> None:
+    with pytest.raises(KeyError):
+        Consumers().on_customer(event())
+    assert current() is None
+
+
+def test_a_subscription_to_nothing_is_refused() -> None:
+    with pytest.raises(ValueError, match="at least one"):
+        subscribe("routing")
