@@ -23,7 +23,7 @@ ABSORBED_MAX = 1_000
 
 
 def hear(use: ProfileStore, event: Event) -> None:
-    """Takes in one of `CUSTOMERS`. Raises InvalidArgument for one that names no customer, and the store's errors."""
+    """Takes in one of `CUSTOMERS`. InvalidArgument for one that names no customer; the store's errors."""
     _MEANING[event.type](use, event)
 
 

@@ -15,8 +15,7 @@ from chassis.bus import Event
 from chassis.bus.publisher import Outcome, Outgoing
 from chassis.lease import LeaseLost
 from routing import codec, model, relay
-from routing.journal import Block
-from routing.publish import UnreadableBlock
+from routing.journal import Block, JournalGap
 from routing.relay import Cursor, Relay
 from routing.testing import MemoryBlocks, MemoryCursors, MemoryTail
 
@@ -372,7 +371,7 @@ def test_blocks_that_are_no_blocks_stop_the_shard(rig: Rig) -> None:
 
     class Broken(MemoryTail):
         def read(self, shard: str, after: int, limit: int) -> Iterator[Block]:
-            raise UnreadableBlock("no block")
+            raise JournalGap("no block")
 
     one = rig.relay(tail=Broken(rig.blocks))
     assert one.step() == 0
