@@ -608,16 +608,17 @@ class Leader:
             now: dict[str, tuple[int, int]] = {}
             for line in [each for each in self.state.lines.values() if each.waiting_count]:
                 for call_id, position, wait_ms in positions(line, self.state, POSITIONS_PER_LINE_MAX):
+                    if self.state.calls[call_id].ordinal > self._committed_ordinal:
+                        # A place in the queue is an acknowledgement: only a committed call has one.
+                        continue
                     now[call_id] = (position, wait_ms)
                     if told.get(call_id) != now[call_id]:
                         self._tell_position(call_id, position, wait_ms)
             told = now
 
     def _tell_position(self, call_id: str, position: int, wait_ms: int) -> None:
-        entry = self.state.calls[call_id]
-        outlet = self._outlets.get(entry.front)
-        # A place in the queue is an acknowledgement: only a committed call has one.
-        if outlet is not None and entry.ordinal <= self._committed_ordinal:
+        outlet = self._outlets.get(self.state.calls[call_id].front)
+        if outlet is not None:
             event = PositionChanged(call_id=call_id, position=position, expected_wait_span_ms=wait_ms)
             fact = Fact(event=event, now_ms=self.state.now_ms, call=view_call(self.state, call_id))
             outlet([fact], self.state.epoch, self.sequence, self.state.now_ms)
