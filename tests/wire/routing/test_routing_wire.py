@@ -1,7 +1,7 @@
 """What routing has stored or sent once, it and its consumers go on reading.
 
 `events/` holds an envelope of every event type, as it went to the bus; `journal_format_1.json` every event of
-the journal in the bytes of format 1. They are never changed. A new type needs a new fixture, a new field a line
+the journal in the bytes of format 1. They never change. A new type needs a new fixture, a new field a line
 in `ADDED_LATER`; a change that breaks one of these tests breaks consumers, or a journal on somebody's disk.
 """
 
