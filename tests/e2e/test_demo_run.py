@@ -10,7 +10,6 @@ import random
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -18,6 +17,7 @@ from typing import Any
 import pytest
 
 from chassis.localstack import find_mongod, find_rabbitmq_server, port_is_free
+from chassis.testing.waiting import wait_until
 from cli.demo.calls import COLUMNS
 from cli.demo.ledger import Entry, Fact, Ledger, conversations, double_booked, lost_calls
 from cli.plan import PORT_OFFSET_MAX
@@ -195,10 +195,8 @@ def test_a_log_is_replayed_with_a_region_killed_and_nothing_is_lost(runs: Any, t
 def test_ctrl_c_leaves_no_process_behind(runs: Any, tmp_path: Path, moment: str) -> None:
     run = runs(HOURS="1", SPEED="60")
     assert run.process.stdout is not None
-    deadline = time.monotonic() + 120
     if moment == "starting":
-        while not run.left_over() and time.monotonic() < deadline:
-            time.sleep(0.1)
+        wait_until(run.left_over, 120, what="the first process of the stack")
     else:
         for line in run.process.stdout:
             if "offered" in line:

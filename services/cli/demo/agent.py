@@ -35,6 +35,8 @@ PICK_UP_SECONDS = 1.0
 WRAP_UP_SECONDS_MIN = 1.0
 #: What an agent works on after the end of duty at most, real seconds; then the desktop logs out.
 OVERTIME_SECONDS_MAX = 90.0
+#: The router has this long to end a session that was closed, real seconds.
+LOG_OUT_SECONDS_MAX = 2.0
 #: Kinds of refusals that a desktop keeps count of.
 REFUSALS_KEPT_MAX = 50
 
@@ -162,7 +164,7 @@ class Desktop:
                     self._on_event(reader.take())
                     backoff.reset()
                 elif going_home.done():
-                    await self._send(close=agent_pb2.AgentCommand.Close())
+                    await self._log_out(reader)
                     return
         except grpc.RpcError as error:
             raise StreamEnded(error) from error
@@ -171,6 +173,16 @@ class Desktop:
         finally:
             self._stream = None
             await reader.close()
+
+    async def _log_out(self, reader: EventStream) -> None:
+        """Closes the session and waits, a bounded time, for the router to end the stream: what is cancelled
+        right after a write may never arrive.
+        """
+        await self._send(close=agent_pb2.AgentCommand.Close())
+        await self._stream.done_writing()
+        with contextlib.suppress(StreamEnded):
+            while await reader.next(LOG_OUT_SECONDS_MAX) is not None:
+                pass
 
     async def _open(self) -> None:
         state = agent_pb2.AGENT_STATE_PAUSED if self._off_duty else agent_pb2.AGENT_STATE_AVAILABLE

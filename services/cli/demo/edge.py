@@ -91,6 +91,8 @@ class _Reopen:
     reason: call_pb2.ReopenReason
     #: Real seconds to wait first.
     pause_seconds: float = 0.0
+    #: What went wrong, for the book.
+    why: str = ""
 
 
 class _Over(Exception):
@@ -122,11 +124,10 @@ class Edge:
         await clock.sleep_until(self._call.arrival_seconds)
         self._untaken_since = clock.monotonic()
         self._write(Fact.ASKED)
-        reason = call_pb2.REOPEN_REASON_UNSPECIFIED
+        again = _Reopen(reason=call_pb2.REOPEN_REASON_UNSPECIFIED)
         try:
             while True:
-                again = await self._one_attempt(reason)
-                reason = again.reason
+                again = await self._one_attempt(again)
                 await self._pause(again.pause_seconds)
         except _Over:
             return
@@ -136,13 +137,13 @@ class Edge:
         finally:
             self._context.media.unbridge(self.call_id)
 
-    async def _one_attempt(self, reason: call_pb2.ReopenReason) -> _Reopen:
+    async def _one_attempt(self, again: _Reopen) -> _Reopen:
         """One RouteCall stream, from opening to end. Raises _Over when the call's life has ended."""
         self._attempt += 1
         if self._attempt > 1:
-            self._write(Fact.REOPENED, why=call_pb2.ReopenReason.Name(reason))
+            self._write(Fact.REOPENED, why=again.why)
         stub = self._stub(self._region())
-        stream = EventStream(stub.RouteCall(routing_pb2.RouteCallRequest(call=self._request(reason))))
+        stream = EventStream(stub.RouteCall(routing_pb2.RouteCallRequest(call=self._request(again.reason))))
         try:
             return await self._follow(stream)
         except StreamEnded as ended:
@@ -155,7 +156,9 @@ class Edge:
         self._router += 1
         pause = self._backoff.next_seconds() if self._router % len(self._preference()) == 0 else 0.0
         if ended.error is None:
-            return _Reopen(reason=call_pb2.REOPEN_REASON_STREAM_LOST, pause_seconds=pause)
+            return _Reopen(
+                reason=call_pb2.REOPEN_REASON_STREAM_LOST, pause_seconds=pause, why="the stream ended"
+            )
         facts = facts_of(ended.error)
         if not facts.transient and facts.reason not in ("STALE_ATTEMPT", "INVALID_PLACE_TOKEN"):
             self._write(Fact.REFUSED, why=facts.reason)
@@ -166,7 +169,9 @@ class Edge:
             self._write(Fact.GAVE_UP, why=facts.reason)
             raise _Over
         return _Reopen(
-            reason=call_pb2.REOPEN_REASON_STREAM_LOST, pause_seconds=max(pause, facts.retry_seconds)
+            reason=call_pb2.REOPEN_REASON_STREAM_LOST,
+            pause_seconds=max(pause, facts.retry_seconds),
+            why=f"{facts.code.name} {facts.reason}",
         )
 
     def _waited_untaken(self) -> float:
@@ -226,9 +231,9 @@ class Edge:
             self._write(Fact.REFUSED, why=ended.reason)
             raise _Over
         if outcome == call_pb2.CALL_OUTCOME_MOVED:
-            return _Reopen(reason=call_pb2.REOPEN_REASON_STREAM_LOST)
+            return _Reopen(reason=call_pb2.REOPEN_REASON_STREAM_LOST, why="moved without a word where to")
         if outcome == call_pb2.CALL_OUTCOME_INTERRUPTED:
-            return _Reopen(reason=call_pb2.REOPEN_REASON_AGENT_LOST)
+            return _Reopen(reason=call_pb2.REOPEN_REASON_AGENT_LOST, why="interrupted before the answer")
         self._write(Fact.DROPPED, why=call_pb2.CallOutcome.Name(outcome))
         raise _Over
 
@@ -249,7 +254,7 @@ class Edge:
         if error or (answer is not None and not answer.confirmed):
             return None
         if answer is None:
-            return _Reopen(reason=call_pb2.REOPEN_REASON_AGENT_LOST)
+            return _Reopen(reason=call_pb2.REOPEN_REASON_AGENT_LOST, why="no answer to the confirmation")
         return await self._converse(answer.agent or accepted.agent, stream)
 
     async def _repeat(
@@ -298,7 +303,7 @@ class Edge:
         talked = context.clock.business() - began
         self._service_left = max(self._service_left - talked, RESUMED_SECONDS_MIN)
         self._patience_end = context.clock.business() + max(self._call.patience_seconds, RESUMED_SECONDS_MIN)
-        return _Reopen(reason=call_pb2.REOPEN_REASON_AGENT_LOST)
+        return _Reopen(reason=call_pb2.REOPEN_REASON_AGENT_LOST, why="the conversation broke off")
 
     async def _talk(self, stream: EventStream, broken: asyncio.Event, until: float) -> bool:
         """True when the conversation had its full length or the agent ended it, false when it broke off."""

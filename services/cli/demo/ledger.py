@@ -16,6 +16,7 @@ demo says whether a call was lost and whether an agent talked with two callers a
 from __future__ import annotations
 
 import enum
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -189,6 +190,10 @@ class Tally:
     reopened: int
     #: Conversations that broke off because the agent's region went away.
     interrupted: int
+    #: Callers who hung up without ever having been acknowledged.
+    unacknowledged: int
+    #: Why calls were opened again, most frequent first.
+    reopened_why: Mapping[str, int]
 
 
 def tally(ledger: Ledger, home_of: Mapping[str, str]) -> Tally:
@@ -196,7 +201,8 @@ def tally(ledger: Ledger, home_of: Mapping[str, str]) -> Tally:
     answered: list[float] = []
     abandoned: list[float] = []
     refused: dict[str, int] = {}
-    at_home = rerouted = reopened = interrupted = offered = 0
+    why: Counter[str] = Counter()
+    at_home = rerouted = reopened = interrupted = offered = unacknowledged = 0
     for call, entries in ledger.by_call().items():
         facts = {entry.fact for entry in entries}
         asked = next((entry for entry in entries if entry.fact is Fact.ASKED), None)
@@ -207,11 +213,13 @@ def tally(ledger: Ledger, home_of: Mapping[str, str]) -> Tally:
             at_home += first.region == home_of.get(call, "")
         elif entries[-1].fact is Fact.HUNG_UP and asked is not None:
             abandoned.append(entries[-1].business - asked.business)
+            unacknowledged += Fact.QUEUED not in facts
         elif entries[-1].fact is Fact.REFUSED:
             refused[entries[-1].why] = refused.get(entries[-1].why, 0) + 1
         rerouted += Fact.MOVED in facts or (Fact.REOPENED in facts and Fact.QUEUED in facts)
         reopened += Fact.REOPENED in facts
         interrupted += Fact.BROKEN in facts
+        why.update(entry.why for entry in entries if entry.fact is Fact.REOPENED)
     return Tally(
         offered=offered,
         answered_waits=answered,
@@ -221,6 +229,8 @@ def tally(ledger: Ledger, home_of: Mapping[str, str]) -> Tally:
         rerouted=rerouted,
         reopened=reopened,
         interrupted=interrupted,
+        unacknowledged=unacknowledged,
+        reopened_why=dict(why.most_common()),
     )
 
 

@@ -13,6 +13,10 @@ from rich.table import Table
 #: With the log's own agents and no region killed, the ASA is at most this many times the reference's.
 ASA_RATIO_MAX = 2.0
 
+#: Callers may give up before any router has taken their call, in the seconds after a region is lost: so many
+#: at most.
+UNACKNOWLEDGED_RATIO_MAX = 0.05
+
 Figure = float | int | bool | str | None | Sequence[str] | Mapping[str, int]
 
 
@@ -43,6 +47,11 @@ def judge(figures: Mapping[str, Figure], *, asa_limit_applies: bool) -> Verdict:
         count = figures.get(key)
         if isinstance(count, int | float) and count > 0:
             misses.append(f"{count:g} {what}")
+    offered, silent = figures.get("calls_offered"), figures.get("calls_unacknowledged")
+    if isinstance(offered, int) and isinstance(silent, int) and silent > offered * UNACKNOWLEDGED_RATIO_MAX:
+        misses.append(f"{silent} of {offered} calls were never acknowledged before their callers hung up")
+    if offered and not figures.get("calls_answered"):
+        misses.append("no call was answered")
     ratio = figures.get("asa_ratio_to_reference")
     if asa_limit_applies and isinstance(ratio, int | float) and ratio > ASA_RATIO_MAX:
         misses.append(f"ASA is {ratio:.2f} times the reference's, the limit is {ASA_RATIO_MAX:g}")

@@ -303,6 +303,7 @@ class World:
             "calls_reopened": tally.reopened,
             "calls_interrupted": tally.interrupted,
             "calls_lost": len(ledger.lost_calls(self._ledger)),
+            "calls_unacknowledged": tally.unacknowledged,
             "calls_untaken": len(ledger.untaken_calls(self._ledger)),
             "calls_unfinished": self._state.unfinished,
             "agents_double_booked": len(booked),
@@ -318,6 +319,7 @@ class World:
             "desk_errors": dict(made.errors),
             "agent_commands_refused": dict(agents.refusals),
             "refusals": dict(tally.refused),
+            "reopened_why": dict(tally.reopened_why),
             "customers_loaded": customers,
             "agents": len(self._setup.day.agent_regions),
         }
@@ -348,7 +350,9 @@ class World:
 
     def _remarks(self, desk: Desk, agents: AgentContext) -> list[str]:
         """What a reader should know besides the figures."""
+        why = ledger.tally(self._ledger, self._home_of).reopened_why
         remarks = [f"error of a simulated party: {text}" for text in self._state.errors[:ERRORS_SHOWN_MAX]]
+        remarks += [f"opened again {n} times: {text}" for text, n in list(why.items())[:ERRORS_SHOWN_MAX]]
         remarks += [f"call lost: {call}" for call in ledger.lost_calls(self._ledger)[:ERRORS_SHOWN_MAX]]
         remarks += [f"desk: {count} x {what}" for what, count in sorted(desk.figures.errors.items())]
         remarks += [f"desktop commands refused: {n} x {why}" for why, n in sorted(agents.refusals.items())]

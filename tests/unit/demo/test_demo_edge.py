@@ -10,7 +10,7 @@ import pytest
 
 from callmesh.routing.v1 import call_pb2, routing_pb2
 from cli.demo import edge as edge_module
-from cli.demo.ledger import Fact, conversations, lost_calls
+from cli.demo.ledger import Fact, conversations, lost_calls, tally
 
 UNAVAILABLE = grpc.StatusCode.UNAVAILABLE
 
@@ -109,6 +109,17 @@ async def test_a_dead_router_is_passed_over(rig: Any, say: Any, forever: Any) ->
     await rig.edge().run()
     assert rig.last().fact is Fact.TALKED
     assert rig.far.routed[0].attempt == 2
+    found = tally(rig.ledger, {})
+    assert (found.reopened_why, found.unacknowledged) == ({"UNAVAILABLE UNAVAILABLE": 1}, 0)
+
+
+async def test_a_caller_whom_nobody_acknowledged_is_told_apart(rig: Any, monkeypatch: Any) -> None:
+    monkeypatch.setattr(edge_module, "REPEAT_SECONDS_MAX", 0.3)
+    await rig.stop["near"]()
+    await rig.stop["far"]()
+    await rig.edge(patience_seconds=0.0).run()
+    assert rig.last().fact is Fact.HUNG_UP
+    assert tally(rig.ledger, {}).unacknowledged == 1
 
 
 async def test_retry_info_is_honoured_when_no_router_takes_the_call(

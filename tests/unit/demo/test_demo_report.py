@@ -72,6 +72,14 @@ def test_the_asa_limit_counts_only_where_it_applies() -> None:
     assert report.judge(GOOD | {"asa_ratio_to_reference": None}, asa_limit_applies=True).ok
 
 
+def test_a_day_without_answers_is_not_ok() -> None:
+    silent = GOOD | {"calls_offered": 100, "calls_answered": 0, "calls_unacknowledged": 6}
+    assert len(report.judge(silent, asa_limit_applies=False).misses) == 2
+    assert report.judge(
+        silent | {"calls_answered": 90, "calls_unacknowledged": 5}, asa_limit_applies=False
+    ).ok
+
+
 def test_the_file_is_one_flat_object_with_ok(tmp_path: Path) -> None:
     path = tmp_path / "build/reports/demo.json"
     report.write(path, GOOD, report.judge(GOOD | {"calls_lost": 2}, asa_limit_applies=False))
