@@ -176,7 +176,7 @@ def scrape_targets(config: StackConfig) -> list[ServiceProcess]:
 
 def prometheus_config(config: StackConfig) -> str:
     """Prometheus' configuration: one job a service, the process' name as a label."""
-    lines = ["global:", "  scrape_interval: 2s", "  scrape_timeout: 2s", "scrape_configs:"]
+    lines = ["global:", "  scrape_interval: 5s", "  scrape_timeout: 4s", "scrape_configs:"]
     for service in ("routing", *SERVICES):
         lines += [f"  - job_name: {service}", "    static_configs:"]
         for process in scrape_targets(config):
