@@ -12,15 +12,15 @@ from __future__ import annotations
 import asyncio
 import functools
 from collections.abc import AsyncGenerator, Callable, Coroutine, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import structlog
 
 from chassis.clock import Clock
-from chassis.errors import CallmeshError, Unavailable
+from chassis.errors import CallmeshError, Code, Unavailable
 from chassis.metrics import counter, gauge
-from routing.errors import NewerSession, RouterDraining, StaleAttempt, Superseded, error_of
+from routing.errors import CallNotFound, NewerSession, RouterDraining, StaleAttempt, Superseded, error_of
 from routing.leader import Committed
 from routing.model import (
     BEFORE_CONNECTION,
@@ -32,6 +32,7 @@ from routing.model import (
     CallOverflowing,
     CallQueued,
     CallState,
+    CallView,
     CloseSession,
     Command,
     ConfirmCall,
@@ -40,7 +41,6 @@ from routing.model import (
     EndCall,
     Fact,
     HangUp,
-    OfferAccepted,
     OpenSession,
     OverflowCall,
     PlaceCall,
@@ -63,6 +63,8 @@ REATTACH_AT_ONCE = 200
 RETRY_SECONDS = 0.05
 #: How often waiting calls are looked at for a move, real seconds.
 OVERFLOW_SECONDS = 0.05
+#: Refusals of one region that another may not share; a shard that has just begun may not know the queue yet.
+TRY_NEXT = ("QUEUE_FULL", "NO_AGENT_LOGGED_IN", "QUEUE_NOT_FOUND")
 #: Withdrawing a stale entry is tried for this long; after that its shard ends it by itself (the grace
 #: period).
 WITHDRAW_SECONDS_MAX = 60.0
@@ -83,6 +85,13 @@ class FrontOptions:
     ask_seconds: float = 5.0
     #: A shard that is gone this long is lost: its waiting calls are placed elsewhere.
     silent_seconds: float = 3.0
+
+
+class CallerGone(CallmeshError):
+    """The caller of {subject} hung up; it is placed nowhere any more."""
+
+    code = Code.ABORTED
+    reason = "CALLER_GONE"
 
 
 #: Where waiting calls could go now: (queue id, region they wait in, milliseconds waited there) -> region or
@@ -111,8 +120,10 @@ class Front:
         self._callers: dict[str, Caller] = {}
         self._desks: dict[str, Desk] = {}
         self._tasks: set[asyncio.Task[Any]] = set()
-        self._reattach = asyncio.Semaphore(REATTACH_AT_ONCE)
+        self._reattach = {region: asyncio.Semaphore(REATTACH_AT_ONCE) for region in shards}
         self._lost_timers: dict[str, asyncio.TimerHandle] = {}
+        #: Regions that have been gone for too long.
+        self._lost: set[str] = set()
         self._closed = False
         self._draining = False
         _CALLERS.set_function(lambda: float(len(self._callers)))
@@ -133,7 +144,9 @@ class Front:
         return task
 
     def drain(self) -> None:
-        """Ends all streams with UNAVAILABLE: their places are kept, and their clients open them at another router."""
+        """Ends all streams with UNAVAILABLE: their places are kept, and their clients open them at another
+        router.
+        """
         self._draining = True
         for caller in self._callers.values():
             caller.push(RouterDraining())
@@ -174,19 +187,20 @@ class Front:
         """
         regions = [shard] if shard in self._shards else list(self._shards)
         caller = self._callers.get(call_id)
-        if caller is not None and caller.region and not shard:
+        if caller is not None and caller.region and not caller.moving and not shard:
             regions = [caller.region]
+        return await self._newest(call_id, regions)
+
+    async def _newest(self, call_id: str, regions: Sequence[str]) -> Committed:
         question = AskCall(call_id=call_id)
         results = await asyncio.gather(*(self.ask(r, question) for r in regions), return_exceptions=True)
         found = [r for r in results if isinstance(r, Committed) and r.answer.call is not None]
         if found:
             return max(found, key=_version_of)
         for result in results:
-            if isinstance(result, CallmeshError):
+            if isinstance(result, BaseException):
                 raise result
-        answered = next(r for r in results if isinstance(r, Committed))
-        assert answered.answer.refusal is not None
-        raise error_of(answered.answer.refusal, call_id)
+        raise CallNotFound(resource=f"calls/{call_id}")
 
     # --- callers
     # ------------------------------------------------------------------------------------------------
@@ -202,15 +216,13 @@ class Front:
             raise RouterDraining()
         older = self._callers.get(call_id)
         if older is not None:
-            if older.attempt > caller.attempt:
-                raise StaleAttempt(subject=f"calls/{call_id}", why="a higher attempt is open at this router")
-            older.push(Superseded(subject=f"calls/{call_id}", why="the edge opened it again"))
+            self._take_over(caller, older)
         self._callers[call_id] = caller
-        ended = False
+        ended = placed = False
         try:
-            committed = await self._place(caller, caller.regions)
-            if not caller.heard:
-                caller.push(_present(committed))
+            await self._place(caller, caller.regions)
+            placed = True
+            self._withdraw_all(caller, [r for r in caller.stale if r != caller.region])
             while not ended:
                 update = await caller.updates.get()
                 if isinstance(update, CallmeshError):
@@ -221,15 +233,52 @@ class Front:
             if self._callers.get(call_id) is caller:
                 del self._callers[call_id]
                 if not ended and caller.region:
-                    self.spawn(self._detach(caller))
+                    self._leave(caller, caller.region, caller.move)
+                if not placed and older is not None and older.region:
+                    self._leave(older, older.region, older.move)
 
-    async def _place(self, caller: Caller, regions: Sequence[str]) -> Committed:
+    def _take_over(self, caller: Caller, older: Caller) -> None:
+        """A stream of this router takes the place of its older one."""
+        subject = f"calls/{caller.facts.call_id}"
+        if older.attempt > caller.attempt:
+            raise StaleAttempt(subject=subject, why="a higher attempt is open at this router")
+        older.push(Superseded(subject=subject, why="the edge opened it again"))
+        left_behind = (*caller.stale, *older.stale, older.region, older.source)
+        caller.stale = [region for region in dict.fromkeys(left_behind) if region]
+        if older.attempt == caller.attempt and older.region:
+            # The same attempt goes on where it stands, under the number that it has there.
+            caller.move = older.move - 1
+            caller.regions = [older.region, *(r for r in caller.regions if r != older.region)]
+
+    def _alive(self, caller: Caller) -> bool:
+        """Its stream is open here and its call goes on: otherwise nothing may be placed for it."""
+        current = self._callers.get(caller.facts.call_id) is caller
+        return current and not caller.hung_up and caller.state is not CallState.ENDED
+
+    def _leave(self, caller: Caller, region: str, move: int) -> None:
+        """An entry at `region` that this stream no longer listens to: hung up, left to a newer stream, or
+        detached.
+        """
+        call_id, newer = caller.facts.call_id, self._callers.get(caller.facts.call_id)
+        if caller.hung_up:
+            self.spawn(self._hang_up_at(region, call_id, caller.attempt))
+        elif newer is not None and newer is not caller:
+            if newer.region != region:
+                self.spawn(self._withdraw(region, call_id, newer.attempt, newer.move))
+        else:
+            self.spawn(self._detach(region, DetachCall(call_id=call_id, attempt=caller.attempt, move=move)))
+
+    async def _place(self, caller: Caller, regions: Sequence[str], keep: str = "") -> None:
         """Places the call at the first region that takes it; what an unanswered placement left behind is
-        withdrawn.
+        withdrawn, except at `keep`, where the call goes back to if this fails. Raises what the last region
+        said, CallerGone or Superseded when there is nobody to place for.
         """
         failure: CallmeshError = Unavailable(why="no region can be reached")
         unsure: list[str] = []
         for region in regions[:PLACEMENTS_MAX]:
+            if not self._alive(caller):
+                failure = self._why_dead(caller)
+                break
             caller.move += 1
             caller.region = region
             try:
@@ -239,17 +288,26 @@ class Front:
                 if error.reason in ("SHARD_SLOW", "SHARD_NOT_LED", "SHARD_UNREACHABLE"):
                     unsure.append(region)
                 continue
+            except CallmeshError as error:
+                failure = error
+                break
             refusal = committed.answer.refusal
             if refusal is None:
                 self._placed(caller, committed)
                 self._withdraw_all(caller, [r for r in unsure if r != region])
-                return committed
+                return
             failure = error_of(refusal, caller.facts.call_id, caller.facts.queue)
-            if refusal.reason not in ("QUEUE_FULL", "NO_AGENT_LOGGED_IN"):
+            if refusal.reason not in TRY_NEXT:
                 break
         caller.region = ""
-        self._withdraw_all(caller, unsure)
+        self._withdraw_all(caller, [r for r in unsure if r != keep])
         raise failure
+
+    def _why_dead(self, caller: Caller) -> CallmeshError:
+        subject = f"calls/{caller.facts.call_id}"
+        if caller.hung_up or caller.state is CallState.ENDED:
+            return CallerGone(subject=subject)
+        return Superseded(subject=subject, why="its stream was closed or opened again")
 
     async def _place_at(self, caller: Caller, region: str) -> Committed:
         """One placement; if this router numbered higher before (an earlier stream of the attempt), it goes
@@ -267,15 +325,37 @@ class Front:
             committed = await self.ask(region, command, self._options.place_seconds)
             view, refusal = committed.answer.call, committed.answer.refusal
             stale = refusal is not None and refusal.reason == "STALE_ATTEMPT"
-            if not stale or view is None or view.attempt != caller.attempt or view.move >= MOVES_MAX:
+            moved_away = refusal is None and view is not None and view.outcome is CallOutcome.MOVED
+            if view is None or view.attempt != caller.attempt or not (stale or moved_away):
+                if refusal is None:
+                    self._catch_up(caller, committed)
                 return committed
-            caller.move = view.move
+            if view.move >= MOVES_MAX:
+                raise StaleAttempt(subject=f"calls/{view.facts.call_id}", why="it has moved too often")
+            if not self._alive(caller):
+                raise self._why_dead(caller)
+            caller.move = view.move + 1 if moved_away else view.move
 
     def _placed(self, caller: Caller, committed: Committed) -> None:
         caller.moved_ms = self._clock.now_ms()
         caller.agent_lost = False
-        if committed.answer.call is not None:
-            caller.state = committed.answer.call.state
+        if not self._alive(caller) and caller.state is not CallState.ENDED:
+            # The caller hung up, or its stream closed, while the placement was under way.
+            self._leave(caller, caller.region, caller.move)
+
+    def _catch_up(self, caller: Caller, committed: Committed) -> None:
+        """Tells what the answer to a placement says and no fact has said: facts are lost with a link."""
+        view = committed.answer.call
+        if view is None or committed.shard != caller.region:
+            return
+        at = (committed.shard, committed.epoch, committed.sequence)
+        if caller.heard_at[0] == at[0] and caller.heard_at >= at:
+            return
+        if (view.attempt, view.move) != caller.version and view.state is not CallState.ENDED:
+            return
+        caller.state, caller.heard, caller.heard_at = view.state, True, at
+        caller.push(_present(committed))
+        self._consent(caller, view)
 
     def _withdraw_all(self, caller: Caller, regions: Sequence[str]) -> None:
         for region in dict.fromkeys(regions):
@@ -283,18 +363,21 @@ class Front:
 
     async def _withdraw(self, region: str, call_id: str, attempt: int, move: int) -> None:
         command = WithdrawCall(call_id=call_id, attempt=attempt, move=move)
-        try:
-            await self.ask_patiently(region, command, WITHDRAW_SECONDS_MAX)
-        except Unavailable:
-            log.info("withdraw_given_up", shard=region, call=call_id)
+        await self._get_through(region, command, WITHDRAW_SECONDS_MAX)
 
-    async def _detach(self, caller: Caller) -> None:
-        command = DetachCall(call_id=caller.facts.call_id, attempt=caller.attempt, move=caller.move)
+    async def _hang_up_at(self, region: str, call_id: str, attempt: int) -> None:
+        await self._get_through(region, HangUp(call_id=call_id, attempt=attempt), WITHDRAW_SECONDS_MAX)
+
+    async def _detach(self, region: str, command: DetachCall | DetachSession | CloseSession) -> None:
+        # If its leader is gone for longer, the next one finds the call or agent unattached by itself.
+        await self._get_through(region, command, self._options.silent_seconds)
+
+    async def _get_through(self, region: str, command: Command, seconds: float) -> None:
+        """What nobody waits for, but should arrive."""
         try:
-            await self.ask_patiently(caller.region, command, self._options.silent_seconds)
-        except Unavailable:
-            # Its leader is gone; the next one finds the call unattached by itself.
-            log.info("detach_given_up", shard=caller.region, call=caller.facts.call_id)
+            await self.ask_patiently(region, command, seconds)
+        except CallmeshError as error:
+            log.info("given_up", shard=region, command=type(command).__name__, error=error.reason)
 
     async def confirm(self, region: str, command: ConfirmCall, seconds: float) -> Committed:
         """The edge's consent, asked until a committed yes or no or until `seconds` are over."""
@@ -302,13 +385,30 @@ class Front:
 
     async def hang_up(self, call_id: str, attempt: int, shard: str, seconds: float) -> Committed:
         """The caller is gone, whichever shards hold the call."""
-        region = await self._region_of(call_id, shard)
-        return await self.ask_patiently(region, HangUp(call_id=call_id, attempt=attempt), seconds)
+        caller = self._callers.get(call_id)
+        if caller is not None and (not attempt or attempt >= caller.attempt):
+            caller.hung_up = True
+            for region in {caller.region, caller.source} - {"", shard}:
+                self.spawn(self._hang_up_at(region, call_id, attempt))
+        return await self._tell_holder(HangUp(call_id=call_id, attempt=attempt), shard, seconds)
 
     async def end_call(self, command: EndCall, shard: str, seconds: float) -> Committed:
         """The conversation is over."""
+        return await self._tell_holder(command, shard, seconds)
+
+    async def _tell_holder(self, command: HangUp | EndCall, shard: str, seconds: float) -> Committed:
+        """Carries out a command where the call is now, even if the client's word for it is outdated."""
+        give_up = self._clock.monotonic() + seconds
         region = await self._region_of(command.call_id, shard)
-        return await self.ask_patiently(region, command, seconds)
+        committed = await self.ask_patiently(region, command, seconds)
+        refusal, view = committed.answer.refusal, committed.answer.call
+        unknown = refusal is not None and refusal.reason == "CALL_NOT_FOUND"
+        if not unknown and (view is None or view.outcome is not CallOutcome.MOVED):
+            return committed
+        newest = await self._newest(command.call_id, list(self._shards))
+        if newest.shard == region:
+            return committed
+        return await self.ask_patiently(newest.shard, command, give_up - self._clock.monotonic())
 
     async def _region_of(self, call_id: str, shard: str) -> str:
         if shard in self._shards:
@@ -345,32 +445,49 @@ class Front:
     async def _move(self, caller: Caller, target: str) -> None:
         """Overflow: the source stops offering, the target takes the call, then the source lets it go."""
         source, call_id = caller.region, caller.facts.call_id
+        held = OverflowCall(call_id=call_id, attempt=caller.attempt, move=caller.move)
         try:
-            held = OverflowCall(call_id=call_id, attempt=caller.attempt, move=caller.move)
-            if (await self.ask(source, held)).answer.refusal is not None:
+            if (await self.ask(source, held)).answer.refusal is not None or not self._alive(caller):
                 return
-            await self._place(caller, [target, source])
+            caller.source = source
+            await self._place(caller, [target, source], keep=source)
             if caller.region == target:
                 _MOVED.labels("OVERFLOW").inc()
                 self.spawn(self._withdraw(source, call_id, caller.attempt, caller.move))
         except CallmeshError as error:
             log.info("move_failed", call=call_id, source=source, target=target, error=error.reason)
-            caller.region = source
-            await self._go_back(caller)
+            if self._alive(caller):
+                caller.region = source
+                await self._go_back(caller, source)
+            else:
+                self._leave(caller, source, held.move)
         finally:
-            caller.moving = False
+            caller.moving, caller.source = False, ""
 
-    async def _go_back(self, caller: Caller) -> None:
-        """Attaches at the source again, under the number that its target may have seen; else the next
-        leader's change does.
+    async def _go_back(self, caller: Caller, source: str) -> None:
+        """Attaches at the source again, under the number that its target may have seen, until the source
+        answers or is lost.
         """
-        give_up = self._clock.monotonic() + self._options.silent_seconds
-        while self._clock.monotonic() < give_up and self._callers.get(caller.facts.call_id) is caller:
-            try:
-                await self._place_at(caller, caller.region)
+        while self._alive(caller) and caller.region == source:
+            if source in self._lost:
+                await self._place_elsewhere(caller, source)
                 return
-            except Unavailable:
-                await asyncio.sleep(RETRY_SECONDS)
+            if await self._attach(caller, source):
+                return
+            await asyncio.sleep(RETRY_SECONDS)
+
+    async def _attach(self, caller: Caller, region: str) -> bool:
+        """Attaches a placed call again; whether the shard has answered."""
+        try:
+            committed = await self._place_at(caller, region)
+        except Unavailable:
+            return False
+        except CallmeshError as error:
+            caller.push(error)
+            return True
+        if committed.answer.refusal is not None:
+            caller.push(error_of(committed.answer.refusal, caller.facts.call_id, caller.facts.queue))
+        return True
 
     def _on_shard_change(self, region: str, shard: str, up: bool) -> None:
         self._on_change(region, up)
@@ -383,6 +500,7 @@ class Front:
         if handle is not None:
             handle.cancel()
         if up:
+            self._lost.discard(region)
             for caller in [c for c in self._callers.values() if c.region == region]:
                 self.spawn(self._attach_again(caller))
             for desk in [d for d in self._desks.values() if d.region == region]:
@@ -394,27 +512,30 @@ class Front:
             )
 
     async def _attach_again(self, caller: Caller) -> None:
-        async with self._reattach:
-            if self._callers.get(caller.facts.call_id) is caller and not caller.moving:
-                await self._retry(self._place_at(caller, caller.region), "attach", caller.facts.call_id)
+        region = caller.region
+        async with self._reattach[region]:
+            while self._alive(caller) and not caller.moving and caller.region == region:
+                if not self._shards[region].up or await self._attach(caller, region):
+                    # The next change of leader tries again; a region that stays away is lost.
+                    return
+                await asyncio.sleep(RETRY_SECONDS)
 
     async def _open_again(self, desk: Desk) -> None:
-        async with self._reattach:
-            if self._desks.get(desk.agent) is desk:
-                await self._retry(self._open(desk), "session", desk.agent)
-
-    async def _retry(self, work: Coroutine[Any, Any, Any], what: str, subject: str) -> None:
-        try:
-            await work
-        except CallmeshError as error:
-            # The next change of leader tries again; a region that stays away is lost.
-            log.info("reattach_failed", what=what, subject=subject, error=error.reason)
+        async with self._reattach[desk.region]:
+            while self._desks.get(desk.agent) is desk and self._shards[desk.region].up:
+                try:
+                    return await self._open(desk)
+                except Unavailable:
+                    await asyncio.sleep(RETRY_SECONDS)
+                except CallmeshError as error:
+                    return desk.push(error)
 
     def _region_lost(self, region: str) -> None:
         """A region was gone for too long: its waiting calls go elsewhere, conversations are left to their
         endpoints.
         """
         self._lost_timers.pop(region, None)
+        self._lost.add(region)
         waiting = [c for c in self._callers.values() if c.region == region and c.state in BEFORE_CONNECTION]
         log.warning("region_lost", region=region, calls=len(waiting))
         for caller in waiting:
@@ -448,7 +569,11 @@ class Front:
         self._desks[desk.agent] = desk
         try:
             await self._open(desk)
-        except CallmeshError:
+        except CallmeshError as error:
+            if self._desks.get(desk.agent) is desk and isinstance(error, Unavailable):
+                # It may have been opened all the same, and nobody sits there.
+                detach = DetachSession(agent=desk.agent, session=desk.session)
+                self.spawn(self._detach(desk.region, detach))
             self._forget_desk(desk)
             raise
 
@@ -479,14 +604,11 @@ class Front:
         """The stream ended: a log-out said so, otherwise the session is kept for the grace period."""
         was_current = self._desks.get(desk.agent) is desk
         self._forget_desk(desk)
-        command: Command = DetachSession(agent=desk.agent, session=desk.session)
+        command: DetachSession | CloseSession = DetachSession(agent=desk.agent, session=desk.session)
         if log_out:
             command = CloseSession(agent=desk.agent, session=desk.session)
         if was_current:
-            try:
-                await self.ask_patiently(desk.region, command, self._options.silent_seconds)
-            except Unavailable:
-                log.info("session_close_given_up", agent=desk.agent)
+            await self._detach(desk.region, command)
 
     async def agent_status(self, region: str, agent: str) -> Committed:
         """An agent's present state. Raises AgentNotFound, Unavailable."""
@@ -511,39 +633,66 @@ class Front:
         caller = self._callers.get(fact.call.facts.call_id)
         if caller is None:
             return
-        event, version = fact.event, (fact.call.attempt, fact.call.move)
+        event, view = fact.event, fact.call
         if isinstance(event, CallQueued | CallAttached) and event.front != self.router:
-            if event.attempt > caller.attempt:
-                caller.push(
-                    Superseded(subject=f"calls/{event_call_id(event)}", why="opened at another router")
-                )
+            self._held_elsewhere(caller, shard, event)
             return
-        if shard != caller.region or version != caller.version:
+        if isinstance(event, CallEnded) and view.state is not CallState.ENDED:
+            # An older entry's end: the same command has queued the call anew.
             return
+        if shard != caller.region or (view.attempt, view.move) != caller.version:
+            if _is_hang_up(event) and view.attempt == caller.attempt:
+                self._hung_up_elsewhere(caller, update)
+            return
+        if isinstance(event, CallEnded) and event.outcome is CallOutcome.MOVED:
+            self._supersede(caller, "it was placed elsewhere under a higher number")
+            return
+        self._hear(caller, fact, update)
+
+    def _hear(self, caller: Caller, fact: Fact, update: Update) -> None:
+        """Something happened to the entry that this stream is about."""
+        event, view = fact.event, fact.call
+        assert view is not None
         if isinstance(event, CallQueued) and caller.move > 1:
-            moved = Moved(region=shard, reason="MOVED")
-            caller.push(
-                Update(
-                    shard=shard, epoch=update.epoch, sequence=update.sequence, now_ms=fact.now_ms, what=moved
-                )
-            )
-        if not isinstance(event, PositionChanged):
-            caller.state = fact.call.state
+            moved = Moved(region=update.shard, reason="MOVED")
+            caller.push(replace(update, what=moved))
         caller.heard = True
+        if not isinstance(event, PositionChanged):
+            caller.state = view.state
+            caller.heard_at = (update.shard, update.epoch, update.sequence)
         if not isinstance(event, CallOverflowing):
             caller.push(update)
-        if caller.auto_confirm and isinstance(event, OfferAccepted):
-            self.spawn(self._consent(caller, event))
+        self._consent(caller, view)
 
-    async def _consent(self, caller: Caller, event: OfferAccepted) -> None:
+    def _held_elsewhere(self, caller: Caller, shard: str, event: CallQueued | CallAttached) -> None:
+        """The edge has opened the call at another router; an entry that this one left behind is withdrawn."""
+        same_entry = shard == caller.region and (event.attempt, event.move) >= caller.version
+        if event.attempt <= caller.attempt and not same_entry:
+            return
+        self._supersede(caller, "opened at another router")
+        for region in {caller.region, caller.source} - {"", shard}:
+            self.spawn(self._withdraw(region, caller.facts.call_id, event.attempt, event.move))
+
+    def _supersede(self, caller: Caller, why: str) -> None:
+        """Ends the stream without a word to the shard: the entry is another's now."""
+        caller.push(Superseded(subject=f"calls/{caller.facts.call_id}", why=why))
+        del self._callers[caller.facts.call_id]
+
+    def _hung_up_elsewhere(self, caller: Caller, update: Update) -> None:
+        """The caller hung up at the entry that this call is just leaving: the new one must not live on."""
+        caller.hung_up = True
+        caller.push(update)
+        for region in {caller.region, caller.source} - {""}:
+            self.spawn(self._hang_up_at(region, caller.facts.call_id, caller.attempt))
+
+    def _consent(self, caller: Caller, view: CallView) -> None:
         """`auto_confirm`: the front consents for an edge that cannot."""
+        if not caller.auto_confirm or view.state is not CallState.ACCEPTED:
+            return
         command = ConfirmCall(
-            call_id=event.call_id, offer_id=event.offer_id, attempt=caller.attempt, move=caller.move
+            call_id=view.facts.call_id, offer_id=view.offer_id, attempt=view.attempt, move=view.move
         )
-        try:
-            await self.ask_patiently(caller.region, command, self._options.ask_seconds)
-        except Unavailable:
-            log.info("consent_failed", call=event.call_id)
+        self.spawn(self._get_through(caller.region, command, self._options.ask_seconds))
 
     def _tell_desk(self, fact: Fact, update: Update) -> None:
         assert fact.agent is not None
@@ -554,13 +703,15 @@ class Front:
         if isinstance(event, SessionOpened) and (event.front != self.router or event.session != desk.session):
             if event.session >= desk.session:
                 desk.push(NewerSession(subject=f"agents/{desk.agent}", why="another desktop logged in"))
+                # The session is the other router's now: closing this stream must not detach it.
+                self._forget_desk(desk)
             return
         desk.push(update)
 
 
-def event_call_id(event: CallQueued | CallAttached) -> str:
-    """The call that an event of placing is about."""
-    return event.facts.call_id if isinstance(event, CallQueued) else event.call_id
+def _is_hang_up(event: object) -> bool:
+    """Whether the caller's own word ended the call: a lost stream, a refusal or a move has a reason."""
+    return isinstance(event, CallEnded) and event.outcome is CallOutcome.ABANDONED and not event.reason
 
 
 def _version_of(committed: Committed) -> tuple[int, int]:

@@ -105,7 +105,7 @@ class Handlers:
         try:
             async with asyncio.timeout(seconds):
                 async for update in stream:
-                    last = update
+                    last = last if isinstance(update.what, Moved) else update
                     if _state_of(update) in (decided, model.CallState.CONNECTED, model.CallState.ENDED):
                         break
         except TimeoutError:
@@ -160,6 +160,7 @@ class Handlers:
             agent_lost=request.reopen_reason == call_pb2.REOPEN_REASON_AGENT_LOST,
             auto_confirm=request.auto_confirm,
             regions=regions,
+            stale=[place.shard] if place is not None and place.shard in self._shards else [],
         )
 
     def _place_kept(self, request: call_pb2.CallRequest) -> Place | None:
@@ -313,8 +314,13 @@ def _tries(ranked: Placement, place: Place | None) -> list[str]:
 
 
 def _state_of(update: Update) -> model.CallState | None:
+    """The call's state, None while it is on its way elsewhere: an entry that was moved is not the call's
+    end.
+    """
     what = update.what
-    return None if isinstance(what, Moved) or what.call is None else what.call.state
+    if isinstance(what, Moved) or what.call is None or what.call.outcome is model.CallOutcome.MOVED:
+        return None
+    return what.call.state
 
 
 def _call_of(committed: Committed, call_id: str) -> call_pb2.Call:

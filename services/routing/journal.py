@@ -95,7 +95,7 @@ def to_document(block: Block) -> dict[str, Any]:
 
 
 def from_document(document: dict[str, Any]) -> Block:
-    """The inverse of `to_document`. Raises JournalGap for a document that is no block as this code knows it."""
+    """The inverse of `to_document`. Raises JournalGap for a document that this code cannot read."""
     shard, _, sequence = document["_id"].rpartition(":")
     try:
         return Block(

@@ -59,6 +59,14 @@ class Caller:
     heard: bool = False
     moving: bool = False
     moved_ms: int = 0
+    #: The caller is gone: nothing is placed any more.
+    hung_up: bool = False
+    #: Region it is being moved from; its entry there stands until the other one does.
+    source: str = ""
+    #: Regions where entries of older streams may stand: withdrawn once this one is placed.
+    stale: list[str] = field(default_factory=list)
+    #: Shard, epoch and sequence of the newest block that told something.
+    heard_at: tuple[str, int, int] = ("", 0, 0)
     updates: asyncio.Queue[Update | CallmeshError] = field(
         default_factory=lambda: asyncio.Queue(UPDATES_UNREAD_MAX)
     )
