@@ -180,9 +180,10 @@ class Desktop:
         """
         await self._send(close=agent_pb2.AgentCommand.Close())
         await self._stream.done_writing()
+        deadline = self._context.clock.monotonic() + LOG_OUT_SECONDS_MAX
         with contextlib.suppress(StreamEnded):
-            while await reader.next(LOG_OUT_SECONDS_MAX) is not None:
-                pass
+            while (left := deadline - self._context.clock.monotonic()) > 0:
+                await reader.next(left)
 
     async def _open(self) -> None:
         state = agent_pb2.AGENT_STATE_PAUSED if self._off_duty else agent_pb2.AGENT_STATE_AVAILABLE

@@ -16,6 +16,7 @@ from __future__ import annotations
 import datetime
 import gzip
 import io
+import itertools
 import re
 import zlib
 from collections import Counter
@@ -33,6 +34,8 @@ LINE_BYTES_MAX = 4096
 SPAN_SECONDS_MAX = 86_400
 #: Torn lines kept with their reason; beyond, they are only counted.
 TORN_LINES_KEPT_MAX = 100
+#: Calls of one day that are replayed at most: each is a task of the simulator.
+DAY_CALLS_MAX = 100_000
 #: Different days in one file at most; more is not a log of calls.
 DAYS_MAX = 4000
 DAY_SECONDS = 86_400
@@ -291,8 +294,14 @@ def choose_day(summary: LogSummary, wanted: str | None) -> datetime.date:
 
 
 def calls_of_day(path: Path, day: datetime.date) -> list[LogCall]:
-    """The day's calls, PHANTOM left out, by arrival. Torn lines were reported by `summarise`."""
-    calls = [c for c in read_log(path, TornLines()) if c.date == day and c.outcome != "PHANTOM"]
+    """The day's calls, PHANTOM left out, by arrival. Torn lines were reported by `summarise`. Raises
+    CallLogError
+    for a day with more than DAY_CALLS_MAX.
+    """
+    wanted = (c for c in read_log(path, TornLines()) if c.date == day and c.outcome != "PHANTOM")
+    calls = list(itertools.islice(wanted, DAY_CALLS_MAX + 1))
+    if len(calls) > DAY_CALLS_MAX:
+        raise CallLogError(f"{day} has more than {DAY_CALLS_MAX} calls, more than the demo replays")
     return sorted(calls, key=lambda call: (call.arrival_seconds, call.line))
 
 

@@ -21,6 +21,7 @@ from cli import plan
 from cli.demo import day as generator
 from cli.demo import reference, replay, report
 from cli.demo.calls import CallLogError, TornLines
+from cli.demo.edge import PRIORITY_POINTS
 from cli.demo.figures import ServiceFigures
 from cli.demo.live import LiveView
 from cli.demo.model import REGIONS, Day
@@ -42,6 +43,9 @@ REPORT = Path("build/reports/demo.json")
 FOLDER = "demo"
 #: Business time runs ahead of the day's window while the stack starts, by about so many real seconds.
 START_SECONDS = 30.0
+
+#: What each priority is worth in waiting: its points (`PRIORITY_POINTS`) times the queues' credit of 30 s.
+CREDIT_SECONDS = {priority: points * 30.0 for priority, points in PRIORITY_POINTS.items()}
 
 EXIT_NOT_OK = 1
 EXIT_USAGE = 2
@@ -199,6 +203,7 @@ def run(options: Options, day: Day, torn: TornLines, *, run_dir: Path, port_base
     kept = False
     try:
         progress.run(stack, fresh=True)
+        started = time.monotonic() - began
         clock = SystemClock(options.speed, real_ms, business_ms)
         setup = Setup(
             day=day,
@@ -208,7 +213,11 @@ def run(options: Options, day: Day, torn: TornLines, *, run_dir: Path, port_base
             processes=[process.name for process in plan.scrape_targets(config)],
         )
         outcome = _replay(setup, stack, clock)
-        ok = _report(options, day, torn, outcome, time.monotonic() - began)
+        outcome.figures |= {
+            "stack_start_real_seconds": started,
+            "demo_real_seconds": time.monotonic() - began,
+        }
+        ok = _report(options, day, torn, outcome)
         kept = keep
         return ok
     except grpc.RpcError as error:
@@ -230,17 +239,18 @@ def _replay(setup: Setup, stack: Stack, clock: SystemClock) -> Outcome:
         return runner.run(World(setup, stack, clock, view).run())
 
 
-def _reference(day: Day) -> ServiceFigures | None:
-    """ciw's word on the day; None where it is not installed."""
+def _reference(day: Day, remarks: list[str]) -> ServiceFigures | None:
+    """ciw's word on the day; None, with a remark why, where there is none."""
     try:
-        return reference.run(day, credit_seconds_of={2: 90.0})
-    except reference.ReferenceMissing:
+        return reference.run(day, credit_seconds_of=CREDIT_SECONDS)
+    except reference.ReferenceMissing as error:
+        remarks.append(f"no reference simulation: {error}")
         return None
 
 
-def _report(options: Options, day: Day, torn: TornLines, outcome: Outcome, seconds: float) -> bool:
+def _report(options: Options, day: Day, torn: TornLines, outcome: Outcome) -> bool:
     figures = dict(outcome.figures)
-    told = _reference(day)
+    told = _reference(day, outcome.remarks)
     if told is not None:
         asa = figures["asa_seconds"]
         ratio = asa / told.asa_seconds if told.asa_seconds and isinstance(asa, int | float) else None
@@ -260,7 +270,6 @@ def _report(options: Options, day: Day, torn: TornLines, outcome: Outcome, secon
         "numbers_constructed": True,
         "torn_lines": torn.total,
         "torn_line_reasons": [f"line {line.number}: {line.reason}" for line in torn.kept],
-        "demo_real_seconds": seconds,
         "notes": list(day.notes),
     }
     applies = day.source == "log" and options.kill is None and options.agents is None

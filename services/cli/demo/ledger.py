@@ -190,6 +190,8 @@ class Tally:
     reopened: int
     #: Conversations that broke off because the agent's region went away.
     interrupted: int
+    #: Real milliseconds from asking to the first acknowledgement, of those who got one, in no order.
+    acknowledge_milliseconds: Sequence[float]
     #: Callers who hung up without ever having been acknowledged.
     unacknowledged: int
     #: Why calls were opened again, most frequent first.
@@ -200,6 +202,7 @@ def tally(ledger: Ledger, home_of: Mapping[str, str]) -> Tally:
     """The day's figures. `home_of` gives each call's home region."""
     answered: list[float] = []
     abandoned: list[float] = []
+    acknowledged: list[float] = []
     refused: dict[str, int] = {}
     why: Counter[str] = Counter()
     at_home = rerouted = reopened = interrupted = offered = unacknowledged = 0
@@ -208,12 +211,15 @@ def tally(ledger: Ledger, home_of: Mapping[str, str]) -> Tally:
         asked = next((entry for entry in entries if entry.fact is Fact.ASKED), None)
         offered += asked is not None
         first = next((entry for entry in entries if entry.fact is Fact.BRIDGED), None)
+        queued = next((entry for entry in entries if entry.fact is Fact.QUEUED), None)
+        if queued is not None and asked is not None:
+            acknowledged.append((queued.at - asked.at) * 1000.0)
         if first is not None and asked is not None:
             answered.append(first.business - asked.business)
             at_home += first.region == home_of.get(call, "")
         elif entries[-1].fact is Fact.HUNG_UP and asked is not None:
             abandoned.append(entries[-1].business - asked.business)
-            unacknowledged += Fact.QUEUED not in facts
+            unacknowledged += queued is None
         elif entries[-1].fact is Fact.REFUSED:
             refused[entries[-1].why] = refused.get(entries[-1].why, 0) + 1
         rerouted += Fact.MOVED in facts or (Fact.REOPENED in facts and Fact.QUEUED in facts)
@@ -229,6 +235,7 @@ def tally(ledger: Ledger, home_of: Mapping[str, str]) -> Tally:
         rerouted=rerouted,
         reopened=reopened,
         interrupted=interrupted,
+        acknowledge_milliseconds=acknowledged,
         unacknowledged=unacknowledged,
         reopened_why=dict(why.most_common()),
     )

@@ -207,6 +207,7 @@ class LiveView:
         self._plans = plans
         self._title = title
         self._live: Live | None = None
+        self._shown = False
         self._last_line = float("-inf")
 
     def __enter__(self) -> LiveView:
@@ -224,6 +225,7 @@ class LiveView:
 
     def show(self, board: Scoreboard, now: Snapshot, real_seconds: float) -> None:
         """The state at that real second (monotonic)."""
+        self._shown = True
         if self._live is not None:
             self._live.update(screen(self._plans, board, now, self._title), refresh=True)
         elif real_seconds - self._last_line >= LINE_SECONDS:
@@ -231,6 +233,10 @@ class LiveView:
             self._console.print(line(board, now), highlight=False, soft_wrap=True)
 
     def say(self, text: str) -> None:
-        """One line that stays; without a terminal only, for the screen has its headline."""
+        """One line of news: printed; on a live screen it stands alone until the next `show`, which has it as
+        its headline.
+        """
         if self._live is None:
             self._console.print(text, highlight=False, soft_wrap=True)
+        elif not self._shown:
+            self._live.update(Panel(Text(text, style="yellow"), title=self._title), refresh=True)

@@ -18,14 +18,14 @@ from cli.demo.model import Day, DayCall, Duty
 
 #: The simulation is let run for this long after the window, for the last calls to end.
 TAIL_SECONDS = 20_000.0
+#: Larger days are not simulated: ciw looks at every waiting caller at every event.
+CALLS_MAX = 20_000
 #: Calls logged in the same second are told apart by this much.
 TICK_SECONDS = 1e-3
 
 
 class ReferenceMissing(RuntimeError):
-    """ciw is not installed (it is among the development requirements), so there is no reference to
-    compare with.
-    """
+    """There is no reference to compare with; the text says why."""
 
 
 def breaks_of(duties: Sequence[Duty], horizon: float) -> list[tuple[float, float]]:
@@ -58,6 +58,8 @@ def run(day: Day, *, credit_seconds_of: dict[int, float]) -> ServiceFigures:
     """The day through ciw. `credit_seconds_of` gives each priority's credit of waiting. Raises
     ReferenceMissing.
     """
+    if len(day.calls) > CALLS_MAX:
+        raise ReferenceMissing(f"the day has more than {CALLS_MAX} calls")
     queued = [call for call in day.calls if call.patience_seconds > 0]
     horizon = day.window_seconds + TAIL_SECONDS
     records = _simulate(queued, day.duties, horizon, credit_seconds_of)
@@ -75,7 +77,7 @@ def _simulate(
     try:
         import ciw
     except ImportError as error:
-        raise ReferenceMissing(ReferenceMissing.__doc__) from error
+        raise ReferenceMissing("ciw is not installed: it is among the development requirements") from error
     ticks = _distinct([call.arrival_seconds for call in queued])
     calls = dict(zip(ticks, queued, strict=True))
     away = breaks_of(duties, horizon)

@@ -97,6 +97,7 @@ _ROWS: tuple[tuple[str, tuple[tuple[str, str], ...]], ...] = (
     (
         "work",
         (
+            ("acknowledge_p50_ms", "call acknowledged after, median, ms"),
             ("screen_pops", "screen pops"),
             ("screen_pop_p50_ms", "  median, ms"),
             ("tickets_opened", "tickets opened"),

@@ -303,6 +303,7 @@ class World:
             "calls_reopened": tally.reopened,
             "calls_interrupted": tally.interrupted,
             "calls_lost": len(ledger.lost_calls(self._ledger)),
+            "acknowledge_p50_ms": _median(tally.acknowledge_milliseconds),
             "calls_unacknowledged": tally.unacknowledged,
             "calls_untaken": len(ledger.untaken_calls(self._ledger)),
             "calls_unfinished": self._state.unfinished,
@@ -314,7 +315,7 @@ class World:
             "offers_accepted": made.offers_accepted,
             "screen_pops": made.pops,
             "screen_pops_known": made.pops_known,
-            "screen_pop_p50_ms": statistics.median(made.pop_milliseconds) if made.pop_milliseconds else None,
+            "screen_pop_p50_ms": _median(made.pop_milliseconds),
             "repeat_callers": made.repeat_callers,
             "desk_errors": dict(made.errors),
             "agent_commands_refused": dict(agents.refusals),
@@ -357,6 +358,10 @@ class World:
         remarks += [f"desk: {count} x {what}" for what, count in sorted(desk.figures.errors.items())]
         remarks += [f"desktop commands refused: {n} x {why}" for why, n in sorted(agents.refusals.items())]
         return remarks
+
+
+def _median(values: Sequence[float]) -> float | None:
+    return statistics.median(values) if values else None
 
 
 def _event_figures(events: EventFigures) -> dict[str, Figure]:
