@@ -1,0 +1,932 @@
+"""The front: placing, attaching again, moving, hanging up, and every race between them.
+
+Its shards are real engines behind a wire that loses, delays and refuses what a test tells it to. The law
+behind most tests: once a stream is over, no shard holds a live, attached entry of its call, for nobody would
+listen to it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from typing import Any, TypeVar
+
+import pytest
+
+from chassis.errors import CallmeshError, Unavailable
+from chassis.testing import FakeClock
+from routing.audience import Audience
+from routing.engine import step
+from routing.errors import AgentNotFound, CallNotFound, NewerSession, QueueFull, StaleAttempt, Superseded
+from routing.front import CallerGone, Front, FrontOptions
+from routing.leader import Committed
+from routing.links import AnswerLate, LinkLost, OnChange, OnFacts
+from routing.model import (
+    AcceptOffer,
+    AgentConfig,
+    Answer,
+    AskAgent,
+    CallConnected,
+    CallEnded,
+    CallFacts,
+    CallOutcome,
+    CallState,
+    Command,
+    ConfigureAgent,
+    ConfigureQueue,
+    ConfirmCall,
+    DetachCall,
+    DetachSession,
+    EndCall,
+    Event,
+    Fact,
+    HangUp,
+    OfferAccepted,
+    OpenSession,
+    OverflowCall,
+    PlaceCall,
+    Presence,
+    QueueConfig,
+    ShardOpened,
+    Tick,
+    WithdrawCall,
+)
+from routing.state import ShardState, evolve, next_deadline
+from routing.streams import UPDATES_UNREAD_MAX, Caller, Desk, Moved, Present, Update
+
+DEADLINE_SECONDS = 10
+T = TypeVar("T")
+
+
+async def soon(work: Awaitable[T]) -> T:
+    return await asyncio.wait_for(work, DEADLINE_SECONDS)
+
+
+async def eventually(condition: Callable[[], Any]) -> None:
+    async with asyncio.timeout(DEADLINE_SECONDS):
+        while not condition():
+            await asyncio.sleep(0.001)
+
+
+class Shard:
+    """An engine whose every command is committed at once."""
+
+    def __init__(self, region: str, clock: FakeClock, **queue: Any) -> None:
+        self.state = ShardState(region)
+        self.state.epoch = 1
+        self.sequence = 1
+        self.clock = clock
+        self.audience = Audience()
+        self.wires: dict[str, Wire] = {}
+        self.log: list[Event] = []
+        self.do(ConfigureQueue(queue=QueueConfig(id="service", **queue)))
+
+    def do(self, command: Command) -> Answer:
+        now_ms = self.clock.now_ms()
+        events, answer = step(self.state, command, now_ms)
+        self.sequence += 1
+        self.log += events
+        told: dict[str, list[Fact]] = {}
+        for front, fact in self.audience.facts(self.state, events, now_ms):
+            told.setdefault(front, []).append(fact)
+        for front, facts in told.items():
+            if front in self.wires:
+                self.wires[front].tell(facts)
+        return answer
+
+    def open(self) -> None:
+        """A new leader."""
+        self.sequence += 1
+        self.state.epoch = self.sequence
+        evolve(self.state, ShardOpened(router="new", leaderless_span_ms=0), self.clock.now_ms())
+
+    def tick(self) -> None:
+        while (due := next_deadline(self.state)) is not None and due[0] <= self.clock.now_ms():
+            self.do(Tick())
+
+    def agent(self, agent: str, front: str = "elsewhere") -> None:
+        self.do(ConfigureAgent(agent=AgentConfig(id=agent)))
+        self.do(OpenSession(agent=agent, session=1, command=1, front=front))
+
+    def accept(self, call_id: str = "c1") -> None:
+        entry = self.state.calls[call_id]
+        answer = self.do(AcceptOffer(agent=entry.agent, session=1, offer_id=entry.offer_id))
+        assert answer.refusal is None, answer
+
+    def confirm(self, call_id: str = "c1") -> None:
+        entry = self.state.calls[call_id]
+        answer = self.do(
+            ConfirmCall(call_id=call_id, offer_id=entry.offer_id, attempt=entry.attempt, move=entry.move)
+        )
+        assert answer.refusal is None, answer
+
+    def live(self, call_id: str = "c1") -> bool:
+        """Whether an entry goes on here that believes somebody listens."""
+        entry = self.state.calls.get(call_id)
+        return entry is not None and entry.state is not CallState.ENDED and entry.attached
+
+    def outcome(self, call_id: str = "c1") -> CallOutcome | None:
+        return self.state.calls[call_id].outcome
+
+
+class Wire:
+    """A front's port to a shard; trouble is ordered by kind of command."""
+
+    def __init__(self, shard: Shard, front: str) -> None:
+        self.shard_ = shard
+        self.shard = shard.state.shard
+        shard.wires[front] = self
+        self.up = True
+        self.asked: list[Command] = []
+        #: Commands of these kinds are lost on the way there (number of times).
+        self.unreachable: dict[type, int] = {}
+        #: Their answers are lost on the way back.
+        self.answer_lost: dict[type, int] = {}
+        #: They wait for the event on the way there, or their answers on the way back.
+        self.late_there: dict[type, asyncio.Event] = {}
+        self.late_back: dict[type, asyncio.Event] = {}
+        self.facts_lost = False
+        self._on_facts: OnFacts | None = None
+        self._on_change: OnChange | None = None
+
+    def listen(self, on_facts: OnFacts, on_change: OnChange) -> None:
+        self._on_facts, self._on_change = on_facts, on_change
+
+    def tell(self, facts: list[Fact]) -> None:
+        if self.up and not self.facts_lost and self._on_facts is not None:
+            self._on_facts(self.shard, self.shard_.state.epoch, self.shard_.sequence, facts)
+
+    def down(self) -> None:
+        self.up = False
+        assert self._on_change is not None
+        self._on_change(self.shard, False)
+
+    def back(self) -> None:
+        self.up = True
+        assert self._on_change is not None
+        self._on_change(self.shard, True)
+
+    async def ask(self, command: Command, seconds: float) -> Committed:
+        kind = type(command)
+        self.asked.append(command)
+        if not self.up or self._count(self.unreachable, kind):
+            await asyncio.sleep(0)
+            raise LinkLost(shard=self.shard, retry_seconds=0.5)
+        if kind in self.late_there:
+            await self.late_there[kind].wait()
+        answer = self.shard_.do(command)
+        committed = Committed(
+            answer=answer,
+            shard=self.shard,
+            epoch=self.shard_.state.epoch,
+            sequence=self.shard_.sequence,
+            now_ms=self.shard_.clock.now_ms(),
+        )
+        await asyncio.sleep(0)
+        if kind in self.late_back:
+            await self.late_back[kind].wait()
+        if self._count(self.answer_lost, kind):
+            raise AnswerLate(shard=self.shard, retry_seconds=0.5)
+        return committed
+
+    @staticmethod
+    def _count(trouble: dict[type, int], kind: type) -> bool:
+        left = trouble.get(kind, 0)
+        trouble[kind] = max(0, left - 1)
+        return left > 0
+
+    def kinds(self) -> list[type]:
+        return [type(command) for command in self.asked]
+
+
+class World:
+    """Two regions and as many fronts as a test wants."""
+
+    def __init__(self) -> None:
+        self.clock = FakeClock()
+        self.shards = {region: Shard(region, self.clock) for region in ("beijing", "shanghai")}
+        self.wires: dict[tuple[str, str], Wire] = {}
+        self.free: str | None = None
+        self.fronts: list[Front] = []
+
+    @property
+    def beijing(self) -> Shard:
+        return self.shards["beijing"]
+
+    @property
+    def shanghai(self) -> Shard:
+        return self.shards["shanghai"]
+
+    def front(self, name: str = "f", silent_seconds: float = 3.0) -> Front:
+        for region, shard in self.shards.items():
+            self.wires[name, region] = Wire(shard, name)
+        front = Front(
+            router=name,
+            shards={region: self.wires[name, region] for region in self.shards},
+            clock=self.clock,
+            options=FrontOptions(silent_seconds=silent_seconds),
+            find_overflow=lambda queue, region, waited_ms: self.find_overflow(region),
+        )
+        self.fronts.append(front)
+        return front
+
+    def find_overflow(self, region: str) -> str | None:
+        """The free region, once."""
+        if self.free == region:
+            return None
+        found, self.free = self.free, None
+        return found
+
+    def wire(self, region: str, front: str = "f") -> Wire:
+        return self.wires[front, region]
+
+    def nobody_left(self, call_id: str = "c1") -> bool:
+        return not any(shard.live(call_id) for shard in self.shards.values())
+
+
+class Line:
+    """A client's stream."""
+
+    def __init__(self, world: World, front: Front, call_id: str = "c1", **more: Any) -> None:
+        fields: dict[str, Any] = {
+            "attempt": 1,
+            "queued_ms": world.clock.now_ms(),
+            "agent_lost": False,
+            "auto_confirm": False,
+            "regions": ["beijing", "shanghai"],
+            **more,
+        }
+        self.caller = Caller(facts=CallFacts(call_id=call_id, queue="service"), **fields)
+        self.stream = front.route(self.caller)
+        self.seen: list[Update] = []
+
+    async def next(self) -> Update:
+        update = await soon(anext(self.stream))
+        self.seen.append(update)
+        return update
+
+    async def until(self, kind: type) -> Update:
+        while True:
+            update = await self.next()
+            what = update.what.event if isinstance(update.what, Fact) else update.what
+            if isinstance(what, kind):
+                return update
+
+    async def rest(self) -> list[Update]:
+        """Everything to the end of the stream."""
+        async with asyncio.timeout(DEADLINE_SECONDS):
+            async for update in self.stream:
+                self.seen.append(update)
+        return self.seen
+
+    async def close(self) -> None:
+        await self.stream.aclose()
+
+
+def state_of(update: Update) -> CallState | None:
+    what = update.what
+    return None if isinstance(what, Moved) or what.call is None else what.call.state
+
+
+@pytest.fixture
+async def world() -> Any:
+    world = World()
+    yield world
+    for front in world.fronts:
+        await front.close()
+
+
+# --- placing
+
+
+async def test_a_placed_call_is_told_once_and_is_the_callers_stream(world: World) -> None:
+    line = Line(world, world.front())
+    first = await line.next()
+    assert (first.shard, state_of(first)) == ("beijing", CallState.WAITING)
+    world.beijing.do(HangUp(call_id="c1", attempt=1))
+    rest = await line.rest()
+    assert [state_of(update) for update in rest] == [CallState.WAITING, CallState.ENDED]
+
+
+TROUBLE = ["unreachable", "answer_lost"]
+
+
+@pytest.mark.parametrize("trouble", TROUBLE)
+async def test_the_next_region_is_tried_and_a_lost_answer_leaves_nothing_behind(
+    world: World, trouble: str
+) -> None:
+    line = Line(world, world.front())
+    getattr(world.wire("beijing"), trouble)[PlaceCall] = 1
+    update = await line.next()
+    while update.shard != "shanghai" or isinstance(update.what, Moved):
+        update = await line.next()
+    assert line.caller.version == (1, 2)
+    await eventually(lambda: WithdrawCall in world.wire("beijing").kinds())
+    assert not world.beijing.live() and world.shanghai.live()
+
+
+async def test_a_call_that_nobody_can_take_is_refused_and_stands_nowhere(world: World) -> None:
+    line = Line(world, world.front())
+    for region in world.shards:
+        world.wire(region).answer_lost[PlaceCall] = 1
+    with pytest.raises(Unavailable):
+        await line.rest()
+    await eventually(world.nobody_left)
+
+
+async def test_a_full_queue_is_tried_elsewhere_and_then_refused(world: World) -> None:
+    for shard in world.shards.values():
+        shard.do(ConfigureQueue(queue=QueueConfig(id="service", length_max=0)))
+    line = Line(world, world.front())
+    with pytest.raises(QueueFull):
+        await line.rest()
+    assert [PlaceCall] == world.wire("beijing").kinds() == world.wire("shanghai").kinds()
+
+
+async def test_a_shard_that_does_not_know_the_queue_yet_is_passed_over(world: World) -> None:
+    world.shards["beijing"] = Shard("beijing", world.clock)
+    world.beijing.state = ShardState("beijing")
+    line = Line(world, world.front())
+    while (await line.next()).shard != "shanghai":
+        pass
+    assert world.shanghai.live()
+
+
+@pytest.mark.parametrize("silent", [False, True], ids=["facts told", "facts lost"])
+async def test_what_no_fact_says_the_answer_does(world: World, silent: bool) -> None:
+    front = world.front()
+    world.wire("beijing").facts_lost = silent
+    line = Line(world, front)
+    assert state_of(await line.next()) is CallState.WAITING
+    assert line.caller.updates.empty(), "told once"
+
+
+async def test_a_call_that_was_completed_stays_so_when_opened_again(world: World) -> None:
+    world.beijing.agent("ann")
+    line = Line(world, world.front())
+    await line.next()
+    world.beijing.accept()
+    world.beijing.confirm()
+    world.beijing.do(EndCall(call_id="c1"))
+    await line.rest()
+    again = Line(world, world.fronts[0], attempt=2)
+    updates = await again.rest()
+    assert [state_of(update) for update in updates] == [CallState.ENDED]
+
+
+# --- streams opened again
+
+
+async def test_a_closed_stream_keeps_its_place_for_the_grace_period(world: World) -> None:
+    line = Line(world, world.front())
+    await line.next()
+    await line.close()
+    await eventually(lambda: not world.beijing.live())
+    assert world.beijing.state.calls["c1"].state is CallState.WAITING
+    world.clock.advance(5.0)
+    world.beijing.tick()
+    assert world.beijing.outcome() is CallOutcome.ABANDONED
+
+
+@pytest.mark.parametrize("attempt", [1, 2])
+@pytest.mark.parametrize("regions", [["beijing", "shanghai"], ["shanghai", "beijing"]])
+async def test_opened_again_at_the_same_router_one_stream_and_one_entry_go_on(
+    world: World, attempt: int, regions: list[str]
+) -> None:
+    front = world.front()
+    old = Line(world, front)
+    await old.next()
+    new = Line(world, front, attempt=attempt, regions=regions)
+    await new.next()
+    with pytest.raises(Superseded):
+        await old.rest()
+    await eventually(lambda: sum(shard.live() for shard in world.shards.values()) == 1)
+    assert world.shards[new.caller.region].live()
+    assert world.shards[new.caller.region].state.calls["c1"].version == new.caller.version
+    await new.close()
+    await eventually(world.nobody_left)
+
+
+async def test_a_lower_attempt_is_refused(world: World) -> None:
+    front = world.front()
+    line = Line(world, front, attempt=2)
+    await line.next()
+    with pytest.raises(StaleAttempt):
+        await Line(world, front, attempt=1).next()
+    assert world.beijing.live(), "the newer stream is not harmed"
+
+
+@pytest.mark.parametrize("attempt", [1, 2])
+async def test_opened_again_at_another_router_the_old_one_learns_it_and_lets_go(
+    world: World, attempt: int
+) -> None:
+    old = Line(world, world.front("f"))
+    await old.next()
+    new = Line(world, world.front("g"), attempt=attempt)
+    await new.next()
+    with pytest.raises(Superseded):
+        await old.rest()
+    await old.close()
+    await asyncio.sleep(0.01)
+    assert world.beijing.live(), "closing the old stream must not detach the new one"
+    assert DetachCall not in world.wire("beijing", "f").kinds()
+
+
+async def test_opened_elsewhere_in_another_region_the_entry_left_behind_is_withdrawn(world: World) -> None:
+    old = Line(world, world.front("f"))
+    await old.next()
+    new = Line(world, world.front("g"), attempt=2, regions=["shanghai"], stale=["beijing"])
+    await new.next()
+    await eventually(lambda: world.beijing.outcome() is CallOutcome.MOVED)
+    with pytest.raises(Superseded):
+        await old.rest()
+    assert world.shanghai.live()
+
+
+async def test_a_conversation_that_broke_off_is_not_the_new_streams_end(world: World) -> None:
+    """Reopened with AGENT_LOST, the shard ends the old conversation and queues the call anew at once."""
+    world.beijing.agent("ann")
+    front = world.front()
+    old = Line(world, front)
+    await old.next()
+    world.beijing.accept()
+    world.beijing.confirm()
+    new = Line(world, front, attempt=2, agent_lost=True)
+    assert state_of(await new.next()) is not CallState.ENDED
+    assert CallOutcome.INTERRUPTED in [e.outcome for e in world.beijing.log if isinstance(e, CallEnded)]
+    await asyncio.sleep(0)
+    assert not any(isinstance(u.what, Fact) and isinstance(u.what.event, CallEnded) for u in new.seen)
+    world.beijing.accept()
+    await new.until(OfferAccepted)
+
+
+# --- moves
+
+
+async def moving(world: World, line: Line, front: Front) -> None:
+    """Lets the overflow watch begin to move the call to Shanghai."""
+    world.free = "shanghai"
+    watch = asyncio.create_task(front.run_overflow())
+    await eventually(lambda: world.free is None)
+    watch.cancel()
+    await asyncio.gather(watch, return_exceptions=True)
+
+
+async def test_a_waiting_call_moves_and_its_source_lets_go(world: World) -> None:
+    front = world.front()
+    line = Line(world, front)
+    await line.next()
+    await moving(world, line, front)
+    moved = await line.until(Moved)
+    assert moved.shard == "shanghai"
+    await eventually(lambda: world.beijing.outcome() is CallOutcome.MOVED)
+    assert world.shanghai.live()
+    world.shanghai.do(HangUp(call_id="c1", attempt=1))
+    assert state_of((await line.rest())[-1]) is CallState.ENDED
+
+
+@pytest.mark.parametrize("trouble", TROUBLE)
+@pytest.mark.parametrize("where", ["beijing", "shanghai", "both"])
+@pytest.mark.parametrize("what", [OverflowCall, PlaceCall, WithdrawCall])
+async def test_a_move_with_a_lost_message_leaves_one_entry_that_is_listened_to(
+    world: World, trouble: str, where: str, what: type
+) -> None:
+    front = world.front()
+    line = Line(world, front)
+    await line.next()
+    for region in world.shards if where == "both" else [where]:
+        getattr(world.wire(region), trouble)[what] = 2
+    await moving(world, line, front)
+    await eventually(lambda: not line.caller.moving)
+    await eventually(lambda: sum(shard.live() for shard in world.shards.values()) == 1)
+    await eventually(lambda: len(front._tasks) == 0)
+    here = world.shards[line.caller.region]
+    assert here.live() and here.state.calls["c1"].version == line.caller.version
+    here.agent("ann")
+    here.accept()
+    await line.until(OfferAccepted)
+
+
+async def test_a_full_target_sends_the_call_home(world: World) -> None:
+    world.shanghai.do(ConfigureQueue(queue=QueueConfig(id="service", length_max=0)))
+    front = world.front()
+    line = Line(world, front)
+    await line.next()
+    await moving(world, line, front)
+    await eventually(lambda: not line.caller.moving)
+    assert line.caller.region == "beijing" and world.beijing.state.calls["c1"].state is CallState.WAITING
+    world.beijing.agent("ann")
+    world.beijing.accept()
+    await line.until(OfferAccepted)
+
+
+#: The message in a move that something else overtakes, at which region, and on which way.
+PAUSES = [
+    ("beijing", OverflowCall, "late_there"),
+    ("beijing", OverflowCall, "late_back"),
+    ("shanghai", PlaceCall, "late_there"),
+    ("shanghai", PlaceCall, "late_back"),
+    ("beijing", WithdrawCall, "late_there"),
+]
+
+
+@pytest.mark.parametrize("end", ["close", "hang up", "hang up at the source", "hang up by another router"])
+@pytest.mark.parametrize(("region", "kind", "way"), PAUSES)
+@pytest.mark.parametrize("full", [False, True], ids=["taken", "target full"])
+async def test_an_end_during_a_move_leaves_nothing_behind(
+    world: World, end: str, region: str, kind: type, way: str, full: bool
+) -> None:
+    if full:
+        world.shanghai.do(ConfigureQueue(queue=QueueConfig(id="service", length_max=0)))
+    front, other = world.front(), world.front("g")
+    line = Line(world, front)
+    await line.next()
+    gate = asyncio.Event()
+    getattr(world.wire(region), way)[kind] = gate
+    await moving(world, line, front)
+    await eventually(lambda: kind in world.wire(region).kinds() or not line.caller.moving)
+    if end == "close":
+        await line.close()
+    else:
+        shard = "" if end == "hang up" else "beijing"
+        using = other if end == "hang up by another router" else front
+        answer = asyncio.create_task(using.hang_up("c1", 1, shard, 5.0))
+        await asyncio.sleep(0.005)
+    gate.set()
+    if end != "close":
+        view = (await soon(answer)).answer.call
+        assert view is not None and view.state is CallState.ENDED
+        await line.rest()
+        assert state_of(line.seen[-1]) is CallState.ENDED, "the stream must say so"
+        outcomes = [e.outcome for s in world.shards.values() for e in s.log if isinstance(e, CallEnded)]
+        assert CallOutcome.ABANDONED in outcomes
+    await eventually(lambda: not front._tasks and not other._tasks)
+    assert world.nobody_left()
+
+
+@pytest.mark.parametrize("attempt", [1, 2])
+@pytest.mark.parametrize(("region", "kind", "way"), PAUSES)
+async def test_opened_again_during_a_move_one_entry_goes_on(
+    world: World, region: str, kind: type, way: str, attempt: int
+) -> None:
+    front = world.front()
+    old = Line(world, front)
+    await old.next()
+    gate = asyncio.Event()
+    getattr(world.wire(region), way)[kind] = gate
+    await moving(world, old, front)
+    await eventually(lambda: kind in world.wire(region).kinds())
+    new = Line(world, front, attempt=attempt)
+    first = asyncio.ensure_future(new.next())
+    await asyncio.sleep(0.002)
+    gate.set()
+    await soon(first)
+    await eventually(lambda: not front._tasks)
+    assert [r for r, shard in world.shards.items() if shard.live()] == [new.caller.region]
+    assert world.shards[new.caller.region].state.calls["c1"].version == new.caller.version
+    await new.close()
+    await eventually(world.nobody_left)
+
+
+# --- leaders come and go
+
+
+async def test_after_a_change_of_leader_the_call_is_attached_again(world: World) -> None:
+    front = world.front()
+    line = Line(world, front)
+    await line.next()
+    wire = world.wire("beijing")
+    wire.down()
+    world.beijing.open()
+    wire.answer_lost[PlaceCall] = 2
+    wire.back()
+    await eventually(world.beijing.live)
+    await eventually(lambda: not front._tasks)
+    world.beijing.agent("ann")
+    world.beijing.accept()
+    await line.until(OfferAccepted)
+
+
+async def test_what_happened_while_the_link_was_down_is_told(world: World) -> None:
+    front = world.front()
+    line = Line(world, front)
+    await line.next()
+    wire = world.wire("beijing")
+    wire.down()
+    world.beijing.do(HangUp(call_id="c1", attempt=1))
+    wire.back()
+    updates = await line.rest()
+    assert state_of(updates[-1]) is CallState.ENDED
+
+
+async def test_a_lost_regions_waiting_calls_go_elsewhere_and_conversations_stay(world: World) -> None:
+    front = world.front(silent_seconds=0.01)
+    waiting, talking = Line(world, front, "c1"), Line(world, front, "c2")
+    world.beijing.agent("ann")
+    await talking.next()
+    world.beijing.accept("c2")
+    world.beijing.confirm("c2")
+    await talking.until(CallConnected)
+    await waiting.next()
+    world.wire("beijing").down()
+    assert (await waiting.until(Moved)).shard == "shanghai"
+    assert talking.caller.region == "beijing" and not world.shanghai.live("c2")
+    world.beijing.open()
+    world.wire("beijing").back()
+    await eventually(lambda: world.beijing.outcome("c1") is CallOutcome.MOVED)
+    await eventually(lambda: world.beijing.live("c2"))
+
+
+@pytest.mark.parametrize(("region", "kind", "way"), PAUSES[:4])
+async def test_a_region_lost_during_a_move_does_not_strand_the_call(
+    world: World, region: str, kind: type, way: str
+) -> None:
+    front = world.front(silent_seconds=0.01)
+    line = Line(world, front)
+    await line.next()
+    gate = asyncio.Event()
+    getattr(world.wire(region), way)[kind] = gate
+    await moving(world, line, front)
+    await eventually(lambda: kind in world.wire(region).kinds())
+    wire = world.wire("shanghai")
+    wire.unreachable[PlaceCall] = 1
+    world.wire("beijing").down()
+    await eventually(lambda: "beijing" in front._lost)
+    gate.set()
+    await eventually(lambda: line.caller.region == "shanghai" and not line.caller.moving)
+    assert world.shanghai.live()
+
+
+async def test_a_lost_region_without_another_ends_the_stream_with_unavailable(world: World) -> None:
+    front = world.front(silent_seconds=0.01)
+    line = Line(world, front, regions=["beijing"])
+    await line.next()
+    world.wire("beijing").down()
+    with pytest.raises(Unavailable):
+        await line.rest()
+
+
+# --- the client's other words
+
+
+@pytest.mark.parametrize("shard", ["", "beijing", "shanghai"])
+async def test_hanging_up_and_ending_find_the_call_wherever_it_is(world: World, shard: str) -> None:
+    """The edge names the shard of its last event, which may be outdated: any router follows the call."""
+    front, other = world.front(), world.front("g")
+    line = Line(world, front)
+    await line.next()
+    await moving(world, line, front)
+    await line.until(Moved)
+    await eventually(lambda: world.beijing.outcome() is CallOutcome.MOVED)
+    world.shanghai.agent("ann")
+    world.shanghai.accept()
+    world.shanghai.confirm()
+    ended = await soon(other.end_call(EndCall(call_id="c1"), shard, 5.0))
+    assert ended.shard == "shanghai" and ended.answer.call is not None
+    assert ended.answer.call.outcome is CallOutcome.COMPLETED
+    again = await soon(other.hang_up("c1", 0, shard, 5.0))
+    assert again.answer.call is not None and again.answer.call.outcome is CallOutcome.COMPLETED
+
+
+async def test_an_unknown_call_is_not_found_and_an_unanswered_question_is_not_that(world: World) -> None:
+    front = world.front()
+    with pytest.raises(CallNotFound):
+        await front.hang_up("nobody", 0, "", 1.0)
+    world.wire("shanghai").down()
+    with pytest.raises(Unavailable):
+        await front.find_call("nobody")
+
+
+async def test_a_confirmation_is_asked_until_it_is_answered(world: World) -> None:
+    world.beijing.agent("ann")
+    front = world.front()
+    line = Line(world, front)
+    await line.next()
+    world.beijing.accept()
+    entry = world.beijing.state.calls["c1"]
+    command = ConfirmCall(call_id="c1", offer_id=entry.offer_id, attempt=1, move=1)
+    wire = world.wire("beijing")
+    wire.unreachable[ConfirmCall], wire.answer_lost[ConfirmCall] = 2, 2
+    committed = await soon(front.confirm("beijing", command, 5.0))
+    assert committed.answer.refusal is None
+    assert sum(isinstance(event, CallConnected) for event in world.beijing.log) == 1
+
+
+async def test_asking_patiently_ends_at_its_deadline(world: World) -> None:
+    front = world.front()
+    world.wire("beijing").down()
+    asked = asyncio.ensure_future(front.ask_patiently("beijing", AskAgent(agent="a"), 1.0))
+    await eventually(lambda: len(world.wire("beijing").asked) >= 2)
+    world.clock.advance(1.0)
+    with pytest.raises(LinkLost):
+        await soon(asked)
+
+
+@pytest.mark.parametrize("silent", [False, True], ids=["told", "told by attaching again"])
+async def test_auto_confirm_consents_for_the_edge(world: World, silent: bool) -> None:
+    world.beijing.agent("ann")
+    front = world.front()
+    line = Line(world, front, auto_confirm=True)
+    await line.next()
+    wire = world.wire("beijing")
+    if silent:
+        wire.down()
+    world.beijing.accept()
+    if silent:
+        assert world.beijing.state.calls["c1"].state is CallState.ACCEPTED
+        wire.back()
+    await eventually(lambda: world.beijing.state.calls["c1"].state is CallState.CONNECTED)
+
+
+# --- bounds
+
+
+async def test_a_reader_that_stalls_is_cut_off_and_keeps_its_place(world: World) -> None:
+    front = world.front()
+    line = Line(world, front)
+    await line.next()
+    entry = world.beijing.state.calls["c1"]
+    for n in range(UPDATES_UNREAD_MAX + 5):
+        world.beijing.do(PlaceCall(facts=entry.facts, attempt=1, move=1, front="f"))
+        world.beijing.do(OverflowCall(call_id="c1", attempt=1, move=1))
+        assert line.caller.updates.qsize() <= UPDATES_UNREAD_MAX, n
+    with pytest.raises(Unavailable):
+        await line.rest()
+    await eventually(lambda: not world.beijing.live())
+    assert world.beijing.state.calls["c1"].outcome is None
+
+
+# --- desks
+
+
+def desk(session: int = 1, **more: Any) -> Desk:
+    fields: dict[str, Any] = {
+        "agent": "ann",
+        "command": 1,
+        "region": "beijing",
+        "presence": Presence.AVAILABLE,
+        "pause_reason": "",
+        "calls_held": (),
+        **more,
+    }
+    return Desk(session=session, **fields)
+
+
+def errors_of(each: Desk | Caller) -> list[CallmeshError]:
+    found = []
+    while not each.updates.empty():
+        update = each.updates.get_nowait()
+        if isinstance(update, CallmeshError):
+            found.append(update)
+    return found
+
+
+@pytest.fixture
+def seated(world: World) -> World:
+    world.beijing.do(ConfigureAgent(agent=AgentConfig(id="ann")))
+    return world
+
+
+def attached(world: World) -> bool:
+    return world.beijing.state.agents["ann"].attached
+
+
+async def test_a_desk_opens_and_its_broken_stream_detaches_the_session(seated: World) -> None:
+    front = seated.front()
+    seat = desk()
+    await front.open_desk(seat)
+    assert attached(seated) and front.streams == 1
+    await front.close_desk(seat, log_out=False)
+    assert not attached(seated) and seated.beijing.state.agents["ann"].presence is Presence.AVAILABLE
+    again = desk()
+    await front.open_desk(again)
+    await front.close_desk(again, log_out=True)
+    assert seated.beijing.state.agents["ann"].presence.value == "offline"
+
+
+@pytest.mark.parametrize("same_router", [True, False])
+@pytest.mark.parametrize("session", [1, 2])
+async def test_the_newest_desk_wins_and_the_old_streams_end_does_not_harm_it(
+    seated: World, same_router: bool, session: int
+) -> None:
+    """A desktop that comes back with the same session, perhaps through another router, keeps it."""
+    front = seated.front("f")
+    other = front if same_router else seated.front("g")
+    old, new = desk(), desk(session, command=2)
+    await front.open_desk(old)
+    await other.open_desk(new)
+    assert [type(error) for error in errors_of(old)] == [NewerSession]
+    await front.close_desk(old, log_out=False)
+    assert attached(seated) and seated.beijing.state.agents["ann"].session == session
+    assert DetachSession not in seated.wire("beijing", "f").kinds()
+
+
+async def test_an_older_session_is_refused(seated: World) -> None:
+    front, other = seated.front("f"), seated.front("g")
+    await front.open_desk(desk(2))
+    for router in (front, other):
+        with pytest.raises(NewerSession):
+            await router.open_desk(desk(1))
+    assert attached(seated)
+
+
+async def test_an_unknown_agent_is_not_found(world: World) -> None:
+    with pytest.raises(AgentNotFound):
+        await world.front().open_desk(desk())
+
+
+async def test_a_session_whose_opening_was_not_answered_does_not_stay_attached(seated: World) -> None:
+    """The desktop is told to try again; until it does, nobody sits there and nobody may be rung."""
+    front = seated.front()
+    seated.wire("beijing").answer_lost[OpenSession] = 1
+    with pytest.raises(Unavailable):
+        await front.open_desk(desk())
+    await eventually(lambda: not attached(seated))
+    assert front.streams == 0
+
+
+async def test_after_a_change_of_leader_the_session_is_attached_again(seated: World) -> None:
+    front = seated.front()
+    seat = desk()
+    await front.open_desk(seat)
+    wire = seated.wire("beijing")
+    wire.down()
+    seated.beijing.open()
+    assert not attached(seated)
+    wire.unreachable[OpenSession], wire.answer_lost[OpenSession] = 1, 1
+    wire.back()
+    await eventually(lambda: attached(seated))
+
+
+async def test_a_session_that_was_taken_over_meanwhile_is_told_so(seated: World) -> None:
+    front = seated.front("f")
+    seat = desk()
+    await front.open_desk(seat)
+    seated.wire("beijing", "f").down()
+    await seated.front("g").open_desk(desk(2))
+    seated.wire("beijing", "f").back()
+    await eventually(lambda: not seat.updates.empty())
+    async with asyncio.timeout(DEADLINE_SECONDS):
+        while not isinstance(update := await seat.updates.get(), NewerSession):
+            assert not isinstance(update, CallmeshError)
+
+
+async def test_a_conversation_is_told_to_the_desk_that_comes_back(seated: World) -> None:
+    front = seated.front()
+    seat = desk()
+    await front.open_desk(seat)
+    line = Line(seated, front)
+    await line.next()
+    seated.beijing.accept()
+    seated.beijing.confirm()
+    await front.close_desk(seat, log_out=False)
+    again = desk(2, calls_held=("c1",))
+    await front.open_desk(again)
+    present = [u.what for u in list(again.updates._queue) if isinstance(u.what, Present)]  # type: ignore[attr-defined]
+    assert [what.call.facts.call_id for what in present if what.call is not None] == ["c1"]
+
+
+# --- draining and closing
+
+
+async def test_a_draining_router_sends_its_clients_elsewhere_and_keeps_their_places(seated: World) -> None:
+    front = seated.front()
+    line, seat = Line(seated, front, "c1", regions=["shanghai"]), desk()
+    await line.next()
+    await front.open_desk(seat)
+    front.drain()
+    with pytest.raises(Unavailable):
+        await line.rest()
+    assert [type(error).__name__ for error in errors_of(seat)] == ["RouterDraining"]
+    with pytest.raises(Unavailable):
+        await Line(seated, front, "c2").next()
+    with pytest.raises(Unavailable):
+        await front.open_desk(desk())
+    await eventually(lambda: not seated.shanghai.live())
+    assert seated.shanghai.state.calls["c1"].outcome is None
+
+
+async def test_a_closed_front_begins_nothing(world: World) -> None:
+    front = world.front(silent_seconds=0.0)
+    line = Line(world, front)
+    await line.next()
+    await front.close()
+    world.wire("beijing").down()
+    assert not front._lost_timers and not front._tasks
+
+
+async def test_a_caller_who_is_gone_is_placed_nowhere(world: World) -> None:
+    front = world.front()
+    gate = asyncio.Event()
+    world.wire("beijing").late_back[PlaceCall] = gate
+    world.wire("beijing").answer_lost[PlaceCall] = 1
+    line = Line(world, front)
+    first = asyncio.ensure_future(anext(line.stream))
+    await eventually(lambda: world.beijing.live())
+    hang_up = asyncio.ensure_future(front.hang_up("c1", 1, "", 5.0))
+    await soon(hang_up)
+    gate.set()
+    with pytest.raises(CallerGone):
+        await soon(first)
+    await eventually(lambda: not front._tasks)
+    assert world.nobody_left() and PlaceCall not in world.wire("shanghai").kinds()
