@@ -30,7 +30,7 @@ from cli.demo.rpc import Backoff, Channels, EventStream, StreamEnded, facts_of
 from cli.demo.timing import ReplayClock
 
 #: Business seconds from ringing to picking up.
-PICK_UP_SECONDS = 1.0
+PICK_UP_SECONDS = 0.5
 #: Shortest after-call work, business seconds.
 WRAP_UP_SECONDS_MIN = 1.0
 #: What an agent works on after the end of duty at most, real seconds; then the desktop logs out.

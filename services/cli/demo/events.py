@@ -44,6 +44,8 @@ class EventFigures:
 
     #: Events that the broker confirmed, by publishing service.
     published: Mapping[str, int]
+    #: The same by event type.
+    published_types: Mapping[str, int]
     #: Deliveries that a handler took, by consuming service.
     consumed: Mapping[str, int]
     #: Deliveries recognised as repeats, and attempts that failed and were put back.
@@ -166,6 +168,7 @@ class EventCounter:
         depths = await asyncio.to_thread(_queue_depths, self._amqp_uri, [*ready, *dead])
         return EventFigures(
             published=samples.by(PUBLISHED, "service"),
+            published_types=samples.by(PUBLISHED, "type"),
             consumed=samples.by(CONSUMED, "service"),
             unroutable=samples.total(UNROUTABLE),
             duplicates=samples.total(DUPLICATES),

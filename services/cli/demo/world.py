@@ -374,6 +374,7 @@ def _event_figures(events: EventFigures) -> dict[str, Figure]:
         "events_retried": events.retried,
         "events_unroutable": events.unroutable,
         "events_published_by": dict(events.published),
+        "events_published_by_type": dict(events.published_types),
         "events_consumed_by": dict(events.consumed),
     }
 
