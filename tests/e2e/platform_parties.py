@@ -98,6 +98,10 @@ class Wire:
         self.recommendations = recommendations_pb2_grpc.RecommendationServiceStub(marketing)
         self.directory = directory_pb2_grpc.DirectoryServiceStub(self._channels["beijing"])
 
+    def channel(self, server: str) -> grpc.aio.Channel:
+        """To the router of a region, or to the server of another service."""
+        return self._channels[server]
+
     def routing(self, region: str = "beijing") -> Any:
         """Calls, at the router of a region."""
         return routing_pb2_grpc.RoutingServiceStub(self._channels[region])
@@ -237,9 +241,13 @@ class Desktop:
 
     async def accept(self, call_id: str) -> None:
         """Waits for the offer of that call and takes it."""
-        offer = (await self.until("offer")).offer
-        assert offer.call.call_id == call_id, f"{self.agent} was offered {offer.call.call_id}"
-        await self._send(accept={"offer_id": offer.offer_id})
+        event = await self.until("offer")
+        assert event.offer.call.call_id == call_id, f"{self.agent} was offered {event.offer.call.call_id}"
+        await self.take(event)
+
+    async def take(self, event: Any) -> None:
+        """Accepts an offer."""
+        await self._send(accept={"offer_id": event.offer.offer_id})
 
     async def wrap_up(self, call_id: str, **disposition: Any) -> None:
         """Waits for the end of that call and writes down what came of it."""
@@ -247,17 +255,25 @@ class Desktop:
         assert ended.call_id == call_id
         await self._send(wrap_up={"call_id": call_id, "disposition": disposition})
 
-    async def work(self, disposition: Callable[[str], dict[str, Any]]) -> None:
-        """Takes every call that is offered, and wraps it up; until cancelled."""
+    async def work(self, disposition: Callable[[str], dict[str, Any]], wrapped_up: list[str]) -> None:
+        """Takes every call that is offered, and wraps it up; until cancelled. Adds to `wrapped_up` the calls
+        that the platform has taken off the agent's hands.
+        """
         assert self._stream is not None, "the desktop was not opened"
+        sent: set[str] = set()
         while True:
             event = await self._stream.next(None)
             kind = event.WhichOneof("event")
             if kind == "offer":
-                await self._send(accept={"offer_id": event.offer.offer_id})
+                await self.take(event)
             elif kind == "ended":
                 call_id = event.ended.call_id
                 await self._send(wrap_up={"call_id": call_id, "disposition": disposition(call_id)})
+                sent.add(call_id)
+            elif kind == "status":
+                done = sent - set(event.status.calls_held)
+                wrapped_up += sorted(done)
+                sent -= done
 
     async def close(self) -> None:
         """Drops the stream."""
