@@ -60,12 +60,16 @@ class Audience:
     def __init__(self) -> None:
         self._calls: dict[str, str] = {}
         self._agents: dict[str, str] = {}
+        #: Agent that a call was last with. The state does not say: an entry that ended may have been queued
+        #: anew by the same command.
+        self._agent_of: dict[str, str] = {}
 
     @classmethod
     def of(cls, state: ShardState) -> Audience:
         """As it stands after a journal was read."""
         audience = cls()
         audience._calls = {call_id: entry.front for call_id, entry in state.calls.items()}
+        audience._agent_of = {call_id: entry.agent for call_id, entry in state.calls.items() if entry.agent}
         audience._agents = {agent_id: agent.front for agent_id, agent in state.agents.items() if agent.front}
         return audience
 
@@ -76,8 +80,9 @@ class Audience:
             if isinstance(event, CallsForgotten):
                 for forgotten in event.call_ids:
                     self._calls.pop(forgotten, None)
+                    self._agent_of.pop(forgotten, None)
                 continue
-            call_id, agent_id = _subjects(state, event)
+            call_id, agent_id = self._subjects(event)
             fronts = {*self._front_of_call(state, call_id), *self._front_of_agent(state, agent_id)}
             if not fronts:
                 continue
@@ -89,6 +94,19 @@ class Audience:
             )
             facts.extend((front, fact) for front in sorted(fronts))
         return facts
+
+    def _subjects(self, event: Event) -> tuple[str, str]:
+        """(call id, agent id) that an event is about; "" for none."""
+        if isinstance(event, CallQueued):
+            return event.facts.call_id, ""
+        call_id = event.call_id if isinstance(event, _OF_CALL) else ""
+        if isinstance(event, CallEnded):
+            return call_id, self._agent_of.pop(call_id, "")
+        if isinstance(event, CallOffered):
+            self._agent_of[call_id] = event.agent
+        elif isinstance(event, OfferEnded):
+            self._agent_of.pop(call_id, None)
+        return call_id, event.agent if isinstance(event, _OF_AGENT) else ""
 
     def _front_of_call(self, state: ShardState, call_id: str) -> set[str]:
         entry = state.calls.get(call_id)
@@ -108,14 +126,3 @@ class Audience:
         if agent.front:
             self._agents[agent_id] = agent.front
         return {before, agent.front} - {""}
-
-
-def _subjects(state: ShardState, event: Event) -> tuple[str, str]:
-    """(call id, agent id) that an event is about; "" for none."""
-    if isinstance(event, CallQueued):
-        return event.facts.call_id, ""
-    call_id = event.call_id if isinstance(event, _OF_CALL) else ""
-    if isinstance(event, CallEnded):
-        entry = state.calls.get(event.call_id)
-        return call_id, entry.agent if entry is not None else ""
-    return call_id, event.agent if isinstance(event, _OF_AGENT) else ""

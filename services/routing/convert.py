@@ -13,6 +13,7 @@ from google.protobuf.timestamp_pb2 import Timestamp
 
 from callmesh.common.v1 import common_pb2
 from callmesh.routing.v1 import agent_pb2, call_pb2, routing_pb2
+from chassis.clock import from_ms, to_ms
 from chassis.errors import InvalidArgument
 from chassis.ids import check_id, parse_name, resource_name
 from routing import model
@@ -26,6 +27,7 @@ SKILLS_MAX = 8
 ATTEMPT_MAX = 1_000
 TEXT_CHARACTERS_MAX = 4_000
 CALLS_HELD_MAX = 100
+PREFERRED_AGENT_SECONDS_MAX = 3_600
 #: Numbers that fit a signed 64-bit integer.
 INT64_MAX = 2**63 - 1
 
@@ -65,10 +67,11 @@ def span_ms(field: str, value: Duration, *, maximum_ms: int, default_ms: int = 0
     """A duration as milliseconds; `default_ms` when it is zero. Raises InvalidArgument when negative or
     beyond the maximum.
     """
-    ms = value.seconds * 1000 + value.nanos // 1_000_000
-    if ms == 0 and value.nanos >= 0:
+    if value.seconds == 0 and value.nanos == 0:
         return default_ms
-    if not 0 < ms <= maximum_ms:
+    ms = value.seconds * 1000 + value.nanos // 1_000_000
+    valid = 0 <= value.nanos < 1_000_000_000
+    if not valid or not 0 < ms <= maximum_ms:
         raise InvalidArgument(field=field, why=f"must be more than 0 and at most {maximum_ms / 1000:g} s")
     return ms
 
@@ -141,14 +144,24 @@ def check_call(request: call_pb2.CallRequest) -> None:
     if request.reopen_reason not in call_pb2.ReopenReason.values():
         raise InvalidArgument(field="call.reopen_reason", why="is not a reason that this release knows")
     text("call.caller_number", request.caller_number, 64)
+    if request.preferred_agent:
+        parse_name("call.preferred_agent", "agents", request.preferred_agent)
+    if request.HasField("preferred_agent_timeout"):
+        limit_ms = PREFERRED_AGENT_SECONDS_MAX * 1000
+        span_ms("call.preferred_agent_timeout", request.preferred_agent_timeout, maximum_ms=limit_ms)
 
 
 def attributes(field: str, values: Mapping[str, str]) -> tuple[tuple[str, str], ...]:
     """Free context, sorted."""
     if len(values) > ATTRIBUTES_MAX:
         raise InvalidArgument(field=field, why=f"must have at most {ATTRIBUTES_MAX} keys")
-    for key in values:
-        text(f"{field} key", key, ATTRIBUTE_KEY_CHARACTERS_MAX, required=True)
+    for key, value in values.items():
+        if not key.strip() or len(key) > ATTRIBUTE_KEY_CHARACTERS_MAX or "\x00" in key:
+            limit = ATTRIBUTE_KEY_CHARACTERS_MAX
+            raise InvalidArgument(
+                field=field, why=f"a key must have 1 to {limit} characters, none of them NUL"
+            )
+        text(f"{field}[{key}]", value, CALL_BYTES_MAX)
     return tuple(sorted(values.items()))
 
 
@@ -329,10 +342,12 @@ def desk_of(command: agent_pb2.AgentCommand, region: str) -> Desk:
 
 def calls_held(ids: Iterable[str]) -> tuple[str, ...]:
     """Ids of calls that a desktop says it holds."""
-    held = tuple(sorted(check_id(f"open.calls_held[{i}]", call_id) for i, call_id in enumerate(ids)))
-    if len(held) > CALLS_HELD_MAX:
-        raise InvalidArgument(field="open.calls_held", why=f"must have at most {CALLS_HELD_MAX} calls")
-    return held
+    held: set[str] = set()
+    for index, call_id in enumerate(ids):
+        if index >= CALLS_HELD_MAX:
+            raise InvalidArgument(field="open.calls_held", why=f"must have at most {CALLS_HELD_MAX} calls")
+        held.add(check_id(f"open.calls_held[{index}]", call_id))
+    return tuple(sorted(held))
 
 
 def presence(field: str, state: int) -> model.Presence:
@@ -413,7 +428,7 @@ def _ticket(field: str, wish: call_pb2.TicketRequest) -> model.TicketWish:
 
 def _moment_ms(field: str, value: Timestamp) -> int:
     try:
-        return int(value.ToDatetime(tzinfo=UTC).timestamp() * 1000)
+        return to_ms(value.ToDatetime(tzinfo=UTC))
     except (ValueError, OverflowError):
         raise InvalidArgument(field=field, why="is not a point in time") from None
 
@@ -516,4 +531,4 @@ def _agent_event(update: Update, **kind: Any) -> agent_pb2.AgentEvent:
 
 def moment(ms: int) -> datetime:
     """Milliseconds since 1970 as a UTC datetime."""
-    return datetime.fromtimestamp(ms / 1000, tz=UTC)
+    return from_ms(ms)

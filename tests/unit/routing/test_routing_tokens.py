@@ -1,0 +1,93 @@
+"""Place tokens: only ours, only for this call, only for a while."""
+
+from __future__ import annotations
+
+import jwt
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from routing.tokens import TOKEN_CHARACTERS_MAX, InvalidPlaceToken, Place, PlaceTokens
+
+KEY = b"k" * 32
+NOW_MS = 1_772_000_000_000
+PLACE = Place(call_id="c1", shard="beijing", attempt=2, move=3, waited_span_ms=45_000, made_ms=NOW_MS)
+TOKENS = PlaceTokens(KEY, life_span_ms=60_000)
+CLAIMS = {
+    "aud": "callmesh.place",
+    "sub": "c1",
+    "shd": "beijing",
+    "att": 1,
+    "mov": 1,
+    "wtd": 1,
+    "mad": NOW_MS,
+}
+
+
+def signed(key: bytes = KEY, algorithm: str = "HS256", **change: object) -> str:
+    claims = {name: value for name, value in {**CLAIMS, **change}.items() if value is not None}
+    return jwt.encode(claims, key, algorithm=algorithm)
+
+
+def test_what_was_made_is_read() -> None:
+    assert TOKENS.read(TOKENS.make(PLACE), "c1", NOW_MS + 60_000) == PLACE
+
+
+def test_all_routers_read_it() -> None:
+    assert PlaceTokens(KEY, life_span_ms=60_000).read(TOKENS.make(PLACE), "c1", NOW_MS) == PLACE
+
+
+BAD = {
+    "nonsense": "forged",
+    "three parts": "a.b.c",
+    "not ascii": "ü.ü.ü",
+    "nothing inside": "..",
+    "another key": signed(b"x" * 32),
+    "no signature": jwt.encode(CLAIMS, "", algorithm="none"),
+    "another algorithm": signed(KEY * 2, "HS512"),
+    "another audience": signed(aud="somebody.else"),
+    "no audience": signed(aud=None),
+    "no call": signed(sub=None),
+    "no shard": signed(shd=None),
+    "a word for a number": signed(att="many"),
+    "a list for a number": signed(mov=[1]),
+    "a truncated one": signed()[:-2],
+    "a changed one": signed().replace(".", ".e", 1),
+    "too long": "x" * (TOKEN_CHARACTERS_MAX + 1),
+}
+
+
+@pytest.mark.parametrize("token", BAD.values(), ids=BAD.keys())
+def test_anything_else_is_refused(token: str) -> None:
+    with pytest.raises(InvalidPlaceToken) as caught:
+        TOKENS.read(token, "c1", NOW_MS)
+    assert caught.value.reason == "INVALID_PLACE_TOKEN"
+    assert token[:20] not in caught.value.message or len(token) < 4, (
+        "a token is not repeated to whoever reads"
+    )
+
+
+def test_another_calls_token_is_refused() -> None:
+    with pytest.raises(InvalidPlaceToken, match="another call"):
+        TOKENS.read(TOKENS.make(PLACE), "c2", NOW_MS)
+
+
+def test_an_old_one_is_refused() -> None:
+    with pytest.raises(InvalidPlaceToken, match="too old"):
+        TOKENS.read(TOKENS.make(PLACE), "c1", NOW_MS + 60_001)
+
+
+def test_nobody_waits_less_than_nothing() -> None:
+    assert TOKENS.read(signed(wtd=-5), "c1", NOW_MS).waited_span_ms == 0
+
+
+@pytest.mark.parametrize("key", [b"", b"k" * 31])
+def test_a_short_key_is_refused(key: bytes) -> None:
+    with pytest.raises(ValueError, match="32 bytes"):
+        PlaceTokens(key, life_span_ms=1)
+
+
+@given(st.text(max_size=300))
+def test_no_text_does_more_than_be_refused(token: str) -> None:
+    with pytest.raises(InvalidPlaceToken):
+        TOKENS.read(token, "c1", NOW_MS)
