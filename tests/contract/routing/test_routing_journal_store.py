@@ -62,7 +62,10 @@ async def journals(request: pytest.FixtureRequest) -> AsyncIterator[Journals]:
         yield Journals(lambda: MemoryJournal(shared), MemoryTail(shared))
         return
     uri, name = request.getfixturevalue("mongo_uri"), request.getfixturevalue("mongo_database")
-    client: pymongo.AsyncMongoClient[dict[str, Any]] = pymongo.AsyncMongoClient(uri)
+    # Polling: the driver leaks the socket of its round-trip probe when a client is closed while that connects.
+    client: pymongo.AsyncMongoClient[dict[str, Any]] = pymongo.AsyncMongoClient(
+        uri, serverMonitoringMode="poll"
+    )
     with pymongo.MongoClient[dict[str, Any]](uri) as sync_client:
         made = Journals(lambda: MongoJournal(client[name]), MongoTail(sync_client[name]))
         yield made
