@@ -17,7 +17,7 @@ from typing import Any, TypeVar
 import amqp
 import grpc
 from google.protobuf import duration_pb2
-from google.rpc import error_details_pb2
+from google.rpc import error_details_pb2  # type: ignore[import-untyped]
 from grpc_status import rpc_status
 
 from callmesh.crm.v1 import customers_pb2_grpc, screen_pop_pb2_grpc, timeline_pb2_grpc
@@ -130,7 +130,7 @@ class Caller:
         self.attempt = 0
         self.place_token = ""
 
-    def open(self, region: str = "beijing", *, metadata: Sequence[tuple[str, str]] = (), **more: Any) -> None:
+    def open(self, region: str = "beijing", **more: Any) -> None:
         """Opens the call at a router; again with the next attempt and the newest place token."""
         self.attempt += 1
         request = call_pb2.CallRequest(
@@ -140,9 +140,7 @@ class Caller:
             **self._fields,
             **more,
         )
-        call = self._wire.routing(region).RouteCall(
-            routing_pb2.RouteCallRequest(call=request), metadata=tuple(metadata)
-        )
+        call = self._wire.routing(region).RouteCall(routing_pb2.RouteCallRequest(call=request))
         self._stream = EventStream(call)
 
     async def until(self, kind: str, seconds: float = WAIT_SECONDS) -> Any:
@@ -359,9 +357,9 @@ async def _until_known(wire: Wire, agent: str, region: str) -> None:
 class Refusal:
     """What an error says to a machine."""
 
-    def __init__(self, error: grpc.aio.AioRpcError) -> None:
+    def __init__(self, error: Any) -> None:
         """AssertionError unless it has exactly one ErrorInfo."""
-        self.code = error.code()
+        self.code: grpc.StatusCode = error.code()
         status = rpc_status.from_call(error)
         assert status is not None, f"no details: {error.code()} {error.details()}"
         infos = []
@@ -423,7 +421,9 @@ def process_names(stack: Stack) -> list[str]:
 
 async def settled(stack: Stack) -> EventFigures:
     """The bus once nothing waits to be published or consumed any more."""
-    counter = EventCounter({name: stack.http_address(name) for name in process_names(stack)}, stack.amqp_uri)
+    # Only workers publish and consume, and the servers' expositions are long.
+    workers = map(plan.worker_name, SOURCES)
+    counter = EventCounter({name: stack.http_address(name) for name in workers}, stack.amqp_uri)
     figures = await counter.settle(RECOVERY_SECONDS)
     assert figures.settled, figures
     return figures

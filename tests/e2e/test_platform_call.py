@@ -125,9 +125,9 @@ async def until_learned(wire: Wire) -> None:
     await eventually(look, "an offer by association")
 
 
-async def timeline(wire: Wire, *kinds: int) -> list[Any]:
+async def timeline(wire: Wire) -> list[Any]:
     answer = await wire.timeline.ListInteractions(
-        timeline_pb2.ListInteractionsRequest(customer=CUSTOMER, kinds=kinds), timeout=WAIT_SECONDS
+        timeline_pb2.ListInteractionsRequest(customer=CUSTOMER), timeout=WAIT_SECONDS
     )
     return list(answer.interactions)
 
