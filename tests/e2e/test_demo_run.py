@@ -96,7 +96,7 @@ class Run:
     def __init__(self, folder: Path, **variables: str) -> None:
         self.folder = folder
         self.mark = str(folder)
-        environment = {
+        self.variables = {
             **os.environ,
             "PYTHONPATH": str(SOURCE),
             "RUN_DIR": str(folder / "run"),
@@ -106,7 +106,7 @@ class Run:
         self.process = subprocess.Popen(
             [sys.executable, "-m", "cli.main", "demo"],
             cwd=folder,
-            env=environment,
+            env=self.variables,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
@@ -167,12 +167,7 @@ def edges_book(path: Path) -> Ledger:
     return ledger
 
 
-def test_a_log_is_replayed_with_a_region_killed_and_nothing_is_lost(runs: Any, tmp_path: Path) -> None:
-    write_log(tmp_path / "calls.tsv")
-    run = runs(CALLS="calls.tsv", DAY="1999-02-01", HOURS="0.5", SPEED="60", KILL="shanghai")
-    output = run.finish(240)
-    assert run.process.returncode == 0, output
-    assert "line 21 left out" in output
+def check_report(tmp_path: Path) -> None:
     report = json.loads((tmp_path / "build/reports/demo.json").read_text(encoding="utf-8"))
     assert report.keys() >= set(KEYS)
     assert report["ok"] is True
@@ -188,6 +183,26 @@ def test_a_log_is_replayed_with_a_region_killed_and_nothing_is_lost(runs: Any, t
     assert len(ledger.by_call()) == CALLS
     assert lost_calls(ledger) == []
     assert double_booked(conversations(ledger)) == {}
+
+
+def test_a_log_is_replayed_with_a_region_killed_and_nothing_is_lost(runs: Any, tmp_path: Path) -> None:
+    write_log(tmp_path / "calls.tsv")
+    run = runs(CALLS="calls.tsv", DAY="1999-02-01", HOURS="0.5", SPEED="60", KILL="shanghai", KEEP="1")
+    output = run.finish(240)
+    try:
+        assert run.process.returncode == 0, output
+        assert "line 21 left out" in output
+        check_report(tmp_path)
+        # KEEP=1 left the stack up, and a second demo does not touch it.
+        kept = run.left_over()
+        assert kept != []
+        second = runs(HOURS="0.1", PORT_BASE=run.variables["PORT_BASE"])
+        assert "a stack runs in" in second.finish(60)
+        assert second.process.returncode != 0
+        assert sorted(run.left_over()) == sorted(kept)
+    finally:
+        environment = {**run.variables, "RUN_DIR": str(tmp_path / "run" / "demo")}
+        subprocess.run([sys.executable, "-m", "cli.main", "down"], env=environment, check=True, timeout=90)
     assert run.left_over() == []
 
 

@@ -17,6 +17,7 @@ import typer
 import uvloop
 
 from chassis.clock import SPEED_MAX, SystemClock
+from chassis.localstack import PortInUse
 from cli import plan
 from cli.demo import day as generator
 from cli.demo import reference, replay, report
@@ -28,8 +29,8 @@ from cli.demo.model import REGIONS, Day
 from cli.demo.rpc import facts_of
 from cli.demo.world import Outcome, Setup, World
 from cli.options import RUN_DIR_DEFAULT, PortBase, RunDir, stack_config
-from cli.plan import PORT_BASE_DEFAULT
-from cli.stack import Stack
+from cli.plan import PORT_BASE_DEFAULT, BadStackConfig
+from cli.stack import Stack, StackBusy, StackRuns
 from cli.up import StartProgress
 from cli.view import OUT, print_error
 
@@ -200,7 +201,7 @@ def run(options: Options, day: Day, torn: TornLines, *, run_dir: Path, port_base
     config = stack_config(run_dir / FOLDER, port_base, env=env)
     progress = StartProgress()
     stack = Stack(config, die_with_parent=not keep, on_progress=progress.note)
-    kept = False
+    leave_up = False
     try:
         progress.run(stack, fresh=True)
         started = time.monotonic() - began
@@ -218,16 +219,20 @@ def run(options: Options, day: Day, torn: TornLines, *, run_dir: Path, port_base
             "demo_real_seconds": time.monotonic() - began,
         }
         ok = _report(options, day, torn, outcome)
-        kept = keep
+        leave_up = keep
+        if keep:
+            OUT.print(f"the stack is left up: RUN_DIR={run_dir / FOLDER} make status, or make down")
         return ok
+    except (StackRuns, StackBusy, BadStackConfig, PortInUse):
+        # Nothing of ours was started, and what runs there is somebody else's.
+        leave_up = True
+        raise
     except grpc.RpcError as error:
         facts = facts_of(error)
         OUT.print(f"[b red]the platform refused the demo's set-up[/]: {facts.reason}: {facts.text}")
         return False
     finally:
-        if kept:
-            OUT.print(f"the stack is left up: RUN_DIR={run_dir / FOLDER} make status, or make down")
-        else:
+        if not leave_up:
             stack.stop(discard=True)
 
 
