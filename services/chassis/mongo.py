@@ -140,7 +140,7 @@ def connect(settings: ServiceSettings) -> Database[dict[str, Any]]:
     """
     global _clock
     _clock = settings.clock()
-    mongoengine.disconnect()
+    disconnect()
     try:
         client = mongoengine.connect(
             settings.mongo_database, host=settings.mongo_uri, **_client_options(settings)
@@ -150,7 +150,7 @@ def connect(settings: ServiceSettings) -> Database[dict[str, Any]]:
     try:
         _await_server(client, settings.mongo_connect_seconds)
     except StartError:
-        mongoengine.disconnect()
+        disconnect()
         raise
     return client[settings.mongo_database]
 
@@ -158,6 +158,15 @@ def connect(settings: ServiceSettings) -> Database[dict[str, Any]]:
 def disconnect() -> None:
     """Closes mongoengine's default connection; safe without one."""
     mongoengine.disconnect()
+    _forget_collections(mongoengine.Document)
+
+
+def _forget_collections(document: type[mongoengine.Document]) -> None:
+    # mongoengine itself finds only one document of a name, and two services loaded together (in tests) may
+    # have given theirs the same: the other would go on using the closed connection.
+    for each in document.__subclasses__():
+        each._disconnect()
+        _forget_collections(each)
 
 
 def async_database(settings: ServiceSettings) -> AsyncDatabase[dict[str, Any]]:

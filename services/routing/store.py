@@ -76,7 +76,7 @@ class ProfileStore(Protocol):
         """What is known of a number; None for nothing."""
 
 
-class CustomerDocument(Document):
+class KnownCustomerDocument(Document):
     """The newest word on a customer, to work the profiles out from."""
 
     meta: ClassVar = {
@@ -99,7 +99,7 @@ class MongoProfiles:
 
     @property
     def _customers(self) -> Collection[dict[str, Any]]:
-        return _majority(CustomerDocument)
+        return _majority(KnownCustomerDocument)
 
     @property
     def _profiles(self) -> Collection[dict[str, Any]]:

@@ -26,14 +26,14 @@ def main() -> int:
     from routing.documents import DIRECTORY, ProfileDocument
     from routing.publish import OPTIONAL
     from routing.relay import LEASE_SECONDS, MongoCursors, MongoTail, Relay
-    from routing.store import CustomerDocument, MongoProfiles
+    from routing.store import KnownCustomerDocument, MongoProfiles
 
     settings = load_settings(RoutingSettings)
     RoutingConsumers.use = MongoProfiles()
 
     def relay(stopping: worker.Stopping) -> None:
         database = get_db()
-        ensure_indexes((ProfileDocument, CustomerDocument))
+        ensure_indexes((ProfileDocument, KnownCustomerDocument))
         holder = f"{settings.instance_name()}-{new_id()}"
         lease = Lease(database["leases"], "journal", holder, LEASE_SECONDS)
         # A connection of its own: the journals do not wait behind the directory's outbox.

@@ -62,7 +62,7 @@ async def journals(request: pytest.FixtureRequest) -> AsyncIterator[Journals]:
         yield Journals(lambda: MemoryJournal(shared), MemoryTail(shared))
         return
     uri, name = request.getfixturevalue("mongo_uri"), request.getfixturevalue("mongo_database")
-    # Polling: the driver leaks the socket of its round-trip probe when a client is closed while that connects.
+    # Polling: the driver leaks the socket of its round-trip probe when a client closes while it connects.
     client: pymongo.AsyncMongoClient[dict[str, Any]] = pymongo.AsyncMongoClient(
         uri, serverMonitoringMode="poll"
     )

@@ -13,8 +13,8 @@ from chassis.mongo import connect, disconnect, ensure_indexes
 from routing.config import RoutingSettings
 from routing.documents import ProfileDocument
 from routing.store import (
-    CustomerDocument,
     KnownCustomer,
+    KnownCustomerDocument,
     MemoryProfiles,
     MongoProfiles,
     Profile,
@@ -38,10 +38,10 @@ def make_store(request: pytest.FixtureRequest) -> Iterator[Callable[[], ProfileS
         mongo_database=request.getfixturevalue("mongo_database"),
     )
     connect(settings)
-    ensure_indexes((ProfileDocument, CustomerDocument))
+    ensure_indexes((ProfileDocument, KnownCustomerDocument))
 
     def empty() -> ProfileStore:
-        for document in (ProfileDocument, CustomerDocument):
+        for document in (ProfileDocument, KnownCustomerDocument):
             document._get_collection().delete_many({})
         return MongoProfiles()
 

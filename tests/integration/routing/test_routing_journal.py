@@ -76,7 +76,7 @@ class Routers:
 
 @pytest_asyncio.fixture
 async def database(mongo_uri: str, mongo_database: str) -> AsyncIterator[Any]:
-    # Polling: the driver leaks the socket of its round-trip probe when a client is closed while that connects.
+    # Polling: the driver leaks the socket of its round-trip probe when a client closes while it connects.
     client: pymongo.AsyncMongoClient[dict[str, Any]] = pymongo.AsyncMongoClient(
         mongo_uri, serverMonitoringMode="poll"
     )
