@@ -539,7 +539,7 @@ def _finish_wrap_up(s: ShardState, c: FinishWrapUp, now_ms: int) -> Decision:
     entry = s.calls.get(c.call_id)
     if entry is None or entry.agent != c.agent:
         return _refuse("CALL_NOT_HELD", "call_id")
-    if entry.wrapped:
+    if entry.wrapped and (entry.disposed or c.disposition is None):
         return Decision()
     ended: list[Event] = []
     if entry.state is CallState.CONNECTED:

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 #: One document a number: `_id` E.164, `customer`, `tier`, `priority`.
 PROFILES = "profiles"
 #: Priority points by tier; a point is worth the queue's priority credit of waiting.
-PRIORITY_BY_TIER = {"platinum": 3, "gold": 2, "silver": 1}
+PRIORITY_BY_TIER = {"vip": 4, "platinum": 3, "gold": 2, "silver": 1}
 
 log = structlog.get_logger(__name__)
 

@@ -70,6 +70,7 @@ class CallEntry:
         "attempt",
         "connected_ms",
         "detached_until_ms",
+        "disposed",
         "effective_ms",
         "ended_ms",
         "facts",
@@ -104,7 +105,8 @@ class CallEntry:
         #: Deadlines, each 0 when none runs.
         self.offer_until_ms = self.detached_until_ms = self.refuse_ms = self.resume_ms = 0
         self.wrap_up_until_ms = self.forget_ms = 0
-        self.wrapped = False
+        #: After-call work is over; what came of the call is known.
+        self.wrapped = self.disposed = False
         #: Breaks ties of effective arrival: when it was queued, kept with its place.
         self.ordinal = 0
         #: Ticket of its heap entry while it may be offered; 0 otherwise.
@@ -666,9 +668,10 @@ def _tally_end(s: ShardState, entry: CallEntry, was_connected: bool) -> None:
 def _call_wrapped_up(s: ShardState, e: CallWrappedUp) -> None:
     entry, agent = s.calls.get(e.call_id), s.agents.get(e.agent)
     if entry is not None:
-        entry.wrapped, entry.wrap_up_until_ms = True, 0
+        first, entry.wrapped, entry.wrap_up_until_ms = not entry.wrapped, True, 0
+        entry.disposed = entry.disposed or e.disposition is not None
         tally = s.tallies.get(entry.facts.queue)
-        if tally is not None:
+        if tally is not None and first:
             gain = HANDLE_TIME_GAIN if tally.wrapped else 1.0
             tally.wrap_up_span_ms += gain * (s.now_ms - entry.ended_ms - tally.wrap_up_span_ms)
             tally.wrapped += 1

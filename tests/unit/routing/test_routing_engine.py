@@ -23,6 +23,7 @@ from routing.model import (
     CallOutcome,
     CallQueued,
     CallState,
+    CallWrappedUp,
     CloseSession,
     Command,
     ConfigureAgent,
@@ -32,6 +33,7 @@ from routing.model import (
     DetachCall,
     DetachFront,
     DetachSession,
+    Disposition,
     EndCall,
     Event,
     FinishWrapUp,
@@ -298,6 +300,19 @@ def test_after_call_work_ends_by_itself_or_with_a_word() -> None:
         assert view_agent(shard.state, "ann").state is AgentState.WRAP_UP
         ends()
         assert view_agent(shard.state, "ann").state is AgentState.AVAILABLE
+
+
+def test_a_late_word_on_a_call_is_not_lost() -> None:
+    """After-call work ran out before the agent said what came of it: the word still counts, once."""
+    shard = Shard(wrap_up_span_ms=1_000)
+    shard.agent("ann")
+    shard.place("c1")
+    shard.connect("c1")
+    shard.do(EndCall(call_id="c1"))
+    shard.wait(1_000)
+    said = FinishWrapUp(agent="ann", session=1, call_id="c1", disposition=Disposition(code="sold"))
+    assert [e.disposition for e in shard.events(said) if isinstance(e, CallWrappedUp)] == [said.disposition]
+    assert shard.events(said) == []
 
 
 def test_a_broken_stream_is_not_a_hang_up() -> None:
