@@ -220,7 +220,8 @@ class Front:
         self._callers[call_id] = caller
         ended = placed = False
         try:
-            await self._place(caller, caller.regions)
+            async with caller.placing:
+                await self._place(caller, caller.regions)
             placed = True
             self._withdraw_all(caller, [r for r in caller.stale if r != caller.region])
             while not ended:
@@ -291,6 +292,10 @@ class Front:
             except CallmeshError as error:
                 failure = error
                 break
+            except asyncio.CancelledError:
+                # The stream was closed meanwhile; the entry at `region` is the closing's to detach.
+                self._withdraw_all(caller, [r for r in unsure if r not in (region, keep)])
+                raise
             refusal = committed.answer.refusal
             if refusal is None:
                 self._placed(caller, committed)
@@ -388,7 +393,7 @@ class Front:
         caller = self._callers.get(call_id)
         if caller is not None and (not attempt or attempt >= caller.attempt):
             caller.hung_up = True
-            for region in {caller.region, caller.source} - {"", shard}:
+            for region in _regions(caller.region, caller.source, besides=shard):
                 self.spawn(self._hang_up_at(region, call_id, attempt))
         return await self._tell_holder(HangUp(call_id=call_id, attempt=attempt), shard, seconds)
 
@@ -426,7 +431,11 @@ class Front:
         while True:
             await asyncio.sleep(OVERFLOW_SECONDS)
             taken: set[tuple[str, str]] = set()
-            waiting = [c for c in self._callers.values() if c.state is CallState.WAITING and not c.moving]
+            waiting = [
+                c
+                for c in self._callers.values()
+                if c.state is CallState.WAITING and not c.moving and not c.placing.locked()
+            ]
             for caller in sorted(waiting, key=lambda c: (c.queued_ms, c.facts.call_id)):
                 target = self._target_of(caller)
                 if target is None or (caller.facts.queue, target) in taken:
@@ -443,7 +452,15 @@ class Front:
         return self._find_overflow(caller.facts.queue, caller.region, waited_ms)
 
     async def _move(self, caller: Caller, target: str) -> None:
-        """Overflow: the source stops offering, the target takes the call, then the source lets it go."""
+        try:
+            async with caller.placing:
+                if self._alive(caller) and caller.region not in ("", target):
+                    await self._overflow(caller, target)
+        finally:
+            caller.moving = False
+
+    async def _overflow(self, caller: Caller, target: str) -> None:
+        """The source stops offering, the target takes the call, then the source lets it go."""
         source, call_id = caller.region, caller.facts.call_id
         held = OverflowCall(call_id=call_id, attempt=caller.attempt, move=caller.move)
         try:
@@ -462,7 +479,7 @@ class Front:
             else:
                 self._leave(caller, source, held.move)
         finally:
-            caller.moving, caller.source = False, ""
+            caller.source = ""
 
     async def _go_back(self, caller: Caller, source: str) -> None:
         """Attaches at the source again, under the number that its target may have seen, until the source
@@ -470,7 +487,7 @@ class Front:
         """
         while self._alive(caller) and caller.region == source:
             if source in self._lost:
-                await self._place_elsewhere(caller, source)
+                await self._flee(caller, source)
                 return
             if await self._attach(caller, source):
                 return
@@ -514,10 +531,12 @@ class Front:
     async def _attach_again(self, caller: Caller) -> None:
         region = caller.region
         async with self._reattach[region]:
-            while self._alive(caller) and not caller.moving and caller.region == region:
-                if not self._shards[region].up or await self._attach(caller, region):
-                    # The next change of leader tries again; a region that stays away is lost.
-                    return
+            # Until the next change of leader, which tries again; a region that stays away is lost.
+            while self._shards[region].up:
+                async with caller.placing:
+                    here = self._alive(caller) and caller.region == region
+                    if not here or await self._attach(caller, region):
+                        return
                 await asyncio.sleep(RETRY_SECONDS)
 
     async def _open_again(self, desk: Desk) -> None:
@@ -539,11 +558,14 @@ class Front:
         waiting = [c for c in self._callers.values() if c.region == region and c.state in BEFORE_CONNECTION]
         log.warning("region_lost", region=region, calls=len(waiting))
         for caller in waiting:
-            if not caller.moving:
-                caller.moving = True
-                self.spawn(self._place_elsewhere(caller, region))
+            self.spawn(self._place_elsewhere(caller, region))
 
     async def _place_elsewhere(self, caller: Caller, lost: str) -> None:
+        async with caller.placing:
+            if self._alive(caller) and caller.region == lost and lost in self._lost:
+                await self._flee(caller, lost)
+
+    async def _flee(self, caller: Caller, lost: str) -> None:
         try:
             others = [r for r in caller.regions if r != lost and self._shards[r].up]
             await self._place(caller, others)
@@ -551,8 +573,6 @@ class Front:
             self._withdraw_all(caller, [lost])
         except CallmeshError as error:
             caller.push(error)
-        finally:
-            caller.moving = False
 
     # --- agents
     # -------------------------------------------------------------------------------------------------
@@ -630,10 +650,12 @@ class Front:
 
     def _tell_caller(self, shard: str, fact: Fact, update: Update) -> None:
         assert fact.call is not None
-        caller = self._callers.get(fact.call.facts.call_id)
+        event, view = fact.event, fact.call
+        caller = self._callers.get(view.facts.call_id)
+        if isinstance(event, CallQueued | CallAttached) and event.front == self.router:
+            self._disown(caller, shard, event, view.facts.call_id)
         if caller is None:
             return
-        event, view = fact.event, fact.call
         if isinstance(event, CallQueued | CallAttached) and event.front != self.router:
             self._held_elsewhere(caller, shard, event)
             return
@@ -664,13 +686,25 @@ class Front:
             caller.push(update)
         self._consent(caller, view)
 
+    def _disown(
+        self, caller: Caller | None, shard: str, event: CallQueued | CallAttached, call_id: str
+    ) -> None:
+        """A placement of this router took effect after its stream had gone or moved on: a message came late
+        or twice. Nobody would listen to that entry.
+        """
+        if caller is None:
+            detach = DetachCall(call_id=call_id, attempt=event.attempt, move=event.move)
+            self.spawn(self._detach(shard, detach))
+        elif (event.attempt, event.move) < caller.version and shard not in (caller.region, caller.source):
+            self.spawn(self._withdraw(shard, call_id, caller.attempt, caller.move))
+
     def _held_elsewhere(self, caller: Caller, shard: str, event: CallQueued | CallAttached) -> None:
         """The edge has opened the call at another router; an entry that this one left behind is withdrawn."""
         same_entry = shard == caller.region and (event.attempt, event.move) >= caller.version
         if event.attempt <= caller.attempt and not same_entry:
             return
         self._supersede(caller, "opened at another router")
-        for region in {caller.region, caller.source} - {"", shard}:
+        for region in _regions(caller.region, caller.source, besides=shard):
             self.spawn(self._withdraw(region, caller.facts.call_id, event.attempt, event.move))
 
     def _supersede(self, caller: Caller, why: str) -> None:
@@ -682,7 +716,7 @@ class Front:
         """The caller hung up at the entry that this call is just leaving: the new one must not live on."""
         caller.hung_up = True
         caller.push(update)
-        for region in {caller.region, caller.source} - {""}:
+        for region in _regions(caller.region, caller.source):
             self.spawn(self._hang_up_at(region, caller.facts.call_id, caller.attempt))
 
     def _consent(self, caller: Caller, view: CallView) -> None:
@@ -707,6 +741,11 @@ class Front:
                 self._forget_desk(desk)
             return
         desk.push(update)
+
+
+def _regions(*regions: str, besides: str = "") -> list[str]:
+    """Each named one once, in order."""
+    return [region for region in dict.fromkeys(regions) if region not in ("", besides)]
 
 
 def _is_hang_up(event: object) -> bool:

@@ -381,7 +381,7 @@ class Leader:
         log.info("leading", shard=self.shard, epoch=self.epoch, calls=len(self.state.calls))
         self.carry_out(ConfigureTiming(timing=self._options.timing))
         self._led.set()
-        for callback in self.on_lead:
+        for callback in list(self.on_lead):
             callback()
 
     def _drop(self, phase: Phase, why: str) -> None:
@@ -402,7 +402,7 @@ class Leader:
 
     def _tell_dropped(self, why: str) -> None:
         log.warning("stepped_down", shard=self.shard, reason=why)
-        for callback in self.on_drop:
+        for callback in list(self.on_drop):
             callback()
 
     def _depose(self, why: str) -> None:

@@ -63,6 +63,8 @@ class Caller:
     hung_up: bool = False
     #: Region it is being moved from; its entry there stands until the other one does.
     source: str = ""
+    #: One placement at a time: each numbers itself above the last.
+    placing: asyncio.Lock = field(default_factory=asyncio.Lock)
     #: Regions where entries of older streams may stand: withdrawn once this one is placed.
     stale: list[str] = field(default_factory=list)
     #: Shard, epoch and sequence of the newest block that told something.
