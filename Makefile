@@ -85,7 +85,7 @@ types: proto ## mypy over services/
 	@$(BIN)/mypy
 
 test: setup ## every test: unit to end to end
-	@$(PY) -m pytest $(PYTEST_ARGS)
+	@$(PY) -m pytest -n 2 --dist loadgroup $(PYTEST_ARGS)
 
 test-unit: proto ## the tests that start nothing
 	@$(PY) -m pytest -m 'not integration and not e2e' $(PYTEST_ARGS)

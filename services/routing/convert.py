@@ -116,9 +116,16 @@ def requirements(
 
 
 def call_facts(
-    request: call_pb2.CallRequest, *, number: str, home_region: str, extra_priority: int = 0
+    request: call_pb2.CallRequest,
+    *,
+    number: str,
+    home_region: str,
+    extra_priority: int = 0,
+    traceparent: str = "",
 ) -> model.CallFacts:
-    """A checked call. `number` is its E.164 form, already read; `extra_priority` the customer's tier's."""
+    """A checked call. `number` is its E.164 form, already read; `extra_priority` the customer's tier's;
+    `traceparent` the trace that its events shall belong to.
+    """
     priority = whole("call.priority", request.priority, -100, 100)
     return model.CallFacts(
         call_id=check_id("call.call_id", request.call_id),
@@ -130,6 +137,7 @@ def call_facts(
         home_region=home_region,
         language=text("call.language", request.language, 35),
         attributes=attributes("call.attributes", request.attributes),
+        traceparent=traceparent,
     )
 
 

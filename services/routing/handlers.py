@@ -8,6 +8,7 @@ from contextlib import aclosing
 from typing import Protocol
 
 from callmesh.routing.v1 import agent_pb2, call_pb2, routing_pb2
+from chassis import callcontext
 from chassis.clock import Clock
 from chassis.errors import InvalidArgument, Unavailable
 from chassis.ids import check_id, parse_name, resource_name
@@ -149,7 +150,13 @@ class Handlers:
         place = self._place_kept(request)
         ranked = self._regions.rank(request, located, queue)
         extra = await self._profiles.priority_of(number) if number else 0
-        facts = convert.call_facts(request, number=number, home_region=ranked.home, extra_priority=extra)
+        facts = convert.call_facts(
+            request,
+            number=number,
+            home_region=ranked.home,
+            extra_priority=extra,
+            traceparent=_traceparent(),
+        )
         regions = _tries(ranked, place)
         if regions:
             self._regions.note_placed(regions[0], queue)
@@ -300,6 +307,12 @@ class Handlers:
         committed = await self._front.agent_status(region, agent)
         assert committed.answer.agent is not None
         return convert.status_message(committed.answer.agent, region)
+
+
+def _traceparent() -> str:
+    """The trace of the request being handled; empty without one."""
+    call = callcontext.current()
+    return (call.traceparent or "") if call is not None else ""
 
 
 def _tries(ranked: Placement, place: Place | None) -> list[str]:

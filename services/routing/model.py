@@ -186,6 +186,8 @@ class CallFacts:
     language: str = ""
     #: Context for the desktop.
     attributes: tuple[tuple[str, str], ...] = ()
+    #: W3C trace context of the request that placed it; its events carry it on.
+    traceparent: str = ""
 
 
 # --- commands: one input to the engine each

@@ -151,7 +151,13 @@ class _Teller:
             subject=subject,
             time=from_ms(self._now_ms),
             id=f"{self._state.shard}:{self._block.sequence}:{index}",
+            traceparent=self._traceparent(subject),
         )
+
+    def _traceparent(self, subject: str) -> str | None:
+        """The trace of the request that placed the call that an event is about."""
+        entry = self._state.calls.get(subject.removeprefix("calls/"))
+        return entry.facts.traceparent or None if entry is not None else None
 
     def _agent_changed(self, state: model.AgentState, pause_reason: str) -> Event:
         agent = resource_name("agents", self._agent)
