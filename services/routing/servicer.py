@@ -179,9 +179,12 @@ class _Session:
         """Events for the desktop until either side ends."""
         while True:
             getter = asyncio.ensure_future(self._desk.updates.get())
-            await asyncio.wait({getter, reader}, return_when=asyncio.FIRST_COMPLETED)
-            if not getter.done():
+            try:
+                done, _ = await asyncio.wait({getter, reader}, return_when=asyncio.FIRST_COMPLETED)
+            finally:
+                # A stream that is cut off while it waits leaves no task behind.
                 getter.cancel()
+            if getter not in done:
                 return
             update = getter.result()
             if isinstance(update, CallmeshError):

@@ -1,0 +1,78 @@
+"""Settings: what is refused, and what the parts are given."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from pydantic import ValidationError
+
+from routing.config import RoutingSettings
+
+
+def settings(**fields: Any) -> RoutingSettings:
+    return RoutingSettings(**{"region": "beijing", "auth_mode": "open", **fields})
+
+
+BAD: list[tuple[str, Any, str]] = [
+    ("region", "", "region"),
+    ("region", "Beijing", "region"),
+    ("region", "-beijing", "region"),
+    ("region", "b" * 64, "region"),
+    ("region", "bei\njing", "region"),
+    ("peers", "shanghai", "peers"),
+    ("peers", "shanghai=host", "peers"),
+    ("peers", "shanghai=host:port", "peers"),
+    ("peers", "shanghai=a:1,shanghai=b:2", "peers"),
+    ("peers", "=a:1", "peers"),
+    ("place_token_key_file", "/no/such/file", "place_token_key_file"),
+    ("place_token_life_seconds", 59, "place_token_life_seconds"),
+    ("heartbeat_seconds", 0.0, "heartbeat_seconds"),
+    ("takeover_seconds", 61.0, "takeover_seconds"),
+    ("outage_seconds", float("nan"), "outage_seconds"),
+    ("silent_seconds", 0.1, "silent_seconds"),
+    ("memory_seconds", 0, "memory_seconds"),
+]
+
+
+@pytest.mark.parametrize(("name", "value", "field"), BAD)
+def test_a_bad_setting_is_named(name: str, value: Any, field: str) -> None:
+    with pytest.raises(ValidationError) as caught:
+        settings(**{name: value})
+    assert [error["loc"][0] for error in caught.value.errors()] == [field]
+
+
+def test_peers_are_the_other_regions() -> None:
+    peers = " beijing=127.0.0.1:7120, shanghai=[::1]:7121 ,chengdu=router.chengdu.svc:443,"
+    assert settings(peers=peers).peer_addresses() == {
+        "shanghai": "[::1]:7121",
+        "chengdu": "router.chengdu.svc:443",
+    }
+    assert settings(peers="").peer_addresses() == {}
+
+
+@pytest.mark.parametrize("speed", [1.0, 60.0])
+def test_protocol_durations_stay_real_when_business_time_runs_fast(speed: float) -> None:
+    timing = settings(clock_speed=speed, confirm_seconds=5.0, grace_seconds=4.0).timing()
+    assert timing.confirm_span_ms == 5_000 * speed
+    assert timing.grace_span_ms == timing.agent_grace_span_ms == 4_000 * speed
+    assert timing.reattach_span_ms == 3_000 * speed
+    assert timing.memory_span_ms == 900_000, "memory is business time"
+
+
+def test_the_parts_get_their_options() -> None:
+    given = settings(heartbeat_seconds=0.25, takeover_seconds=2.0, outage_seconds=1.5, silent_seconds=4.0)
+    options = given.leader_options()
+    assert (options.heartbeat_seconds, options.takeover_seconds, options.outage_seconds) == (0.25, 2.0, 1.5)
+    assert options.timing == given.timing() and given.front_options().silent_seconds == 4.0
+
+
+def test_a_key_file_that_exists_is_taken(tmp_path: Path) -> None:
+    key = tmp_path / "key"
+    key.write_bytes(b"k" * 32)
+    assert settings(place_token_key_file=str(key)).place_token_key_file == str(key)
+
+
+def test_every_setting_says_what_it_is() -> None:
+    assert all(field.description for field in RoutingSettings.model_fields.values())

@@ -1,0 +1,94 @@
+"""What is known of other regions, and for how long it is believed."""
+
+from __future__ import annotations
+
+import asyncio
+
+from callmesh.routing.v1 import directory_pb2, shard_pb2
+from chassis.testing import FakeClock
+from routing.engine import step
+from routing.leader import Leader, LeaderOptions, Phase
+from routing.model import CallFacts, ConfigureQueue, PlaceCall, QueueConfig, SetDraining
+from routing.peers import PeerTable, changes, state_of
+from routing.testing import MemoryJournal
+
+DEADLINE_SECONDS = 10
+
+
+def heard(region: str = "beijing", epoch: int = 1, waiting: int = 0) -> shard_pb2.PeerState:
+    load = shard_pb2.PeerState.QueueLoad(queue="service", waiting=waiting, agents_free=2)
+    return shard_pb2.PeerState(region=region, shard=region, epoch=epoch, queues=[load])
+
+
+def test_a_region_is_alive_until_it_has_been_silent_for_too_long() -> None:
+    clock = FakeClock()
+    table = PeerTable(clock, 3.0)
+    assert not table.alive("beijing") and table.age_seconds("beijing") is None
+    table.hear(heard())
+    clock.advance(3.0)
+    assert table.alive("beijing") and table.age_seconds("beijing") == 3.0
+    clock.advance(0.1)
+    assert not table.alive("beijing")
+    assert table.load("beijing", "service") is None, "what is old is not acted on"
+    assert table.state("beijing") is not None, "but kept, for a reason to be told"
+    table.hear(heard())
+    assert table.alive("beijing")
+
+
+def test_a_deposed_leaders_word_is_dropped() -> None:
+    table = PeerTable(FakeClock(), 3.0)
+    table.hear(heard(epoch=7, waiting=1))
+    table.hear(heard(epoch=6, waiting=99))
+    load = table.load("beijing", "service")
+    assert load is not None and load.waiting == 1
+    table.hear(heard(epoch=8, waiting=2))
+    load = table.load("beijing", "service")
+    assert load is not None and load.waiting == 2
+
+
+def test_loads_are_by_region_and_queue() -> None:
+    table = PeerTable(FakeClock(), 3.0)
+    changed: list[int] = []
+    table.on_change.append(lambda: changed.append(1))
+    table.hear(heard())
+    assert table.load("beijing", "other") is None and table.load("shanghai", "service") is None
+    assert len(changed) == 1
+
+
+def leader() -> Leader:
+    led = Leader(
+        shard="beijing",
+        router="r",
+        store=MemoryJournal(),
+        clock=FakeClock(),
+        options=LeaderOptions(),
+    )
+    step(led.state, ConfigureQueue(queue=QueueConfig(id="service")), 1_000)
+    return led
+
+
+def test_a_leaders_own_state() -> None:
+    led = leader()
+    state = state_of(led, "beijing", "r")
+    assert (state.region, state.shard, state.router) == ("beijing", "beijing", "r")
+    assert state.state == directory_pb2.REGION_STATE_UP
+    assert state.queues[0].queue == "service" and state.queues[0].expected_wait_ms == -1
+    step(led.state, SetDraining(draining=True), 1_000)
+    assert state_of(led, "beijing", "r").state == directory_pb2.REGION_STATE_DRAINING
+
+
+async def test_changes_are_told_while_it_leads_and_not_otherwise() -> None:
+    led = leader()
+    told = changes(led, "beijing", "r")
+    first = asyncio.ensure_future(anext(told))
+    await asyncio.sleep(0)
+    assert not first.done()
+    led.phase = Phase.LEADING
+    state = await asyncio.wait_for(first, DEADLINE_SECONDS)
+    assert state.queues[0].waiting == 0
+    facts = CallFacts(call_id="c", queue="service")
+    step(led.state, PlaceCall(facts=facts, attempt=1, move=1, front="f"), 1_000)
+    while state.queues[0].waiting == 0:
+        state = await asyncio.wait_for(anext(told), DEADLINE_SECONDS)
+    assert state.queues[0].waiting == 1
+    await told.aclose()

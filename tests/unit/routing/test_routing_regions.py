@@ -1,0 +1,140 @@
+"""Regions for placement: the directory with the peers' live figures, and overflow."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from callmesh.common.v1 import common_pb2
+from callmesh.routing.v1 import call_pb2, directory_pb2, shard_pb2
+from chassis.errors import InvalidArgument
+from chassis.testing import FakeClock
+from routing.peers import PeerTable
+from routing.regions import PLACED_SECONDS, RegionConfig, Regions, place_of
+
+BEIJING = RegionConfig(id="beijing", latitude=39.9, longitude=116.4, served_areas=("CN/北京",))
+SHANGHAI = RegionConfig(id="shanghai", latitude=31.2, longitude=121.5, served_areas=("CN/上海",))
+
+
+class World:
+    def __init__(self, *regions: RegionConfig) -> None:
+        self.clock = FakeClock()
+        self.peers = PeerTable(self.clock, 3.0)
+        self.regions = Regions(self.peers, self.clock)
+        self.regions.configure(regions or (BEIJING, SHANGHAI), {"service": 10_000})
+
+    def hear(self, region: str, draining: bool = False, **load: int) -> None:
+        fields: dict[str, Any] = {"agents_logged_in": 2, "expected_wait_ms": -1, **load}
+        self.peers.hear(
+            shard_pb2.PeerState(
+                region=region,
+                shard=region,
+                epoch=1,
+                state=directory_pb2.REGION_STATE_DRAINING if draining else directory_pb2.REGION_STATE_UP,
+                queues=[shard_pb2.PeerState.QueueLoad(queue="service", **fields)],
+            )
+        )
+
+    def overflow(self, waited_ms: int = 10_000) -> str | None:
+        return self.regions.find_overflow("service", "beijing", waited_ms)
+
+
+def call(number: str = "+862164000000", **fields: Any) -> call_pb2.CallRequest:
+    return call_pb2.CallRequest(call_id="c1", queue="queues/service", caller_number=number, **fields)
+
+
+def test_a_call_goes_home_while_home_can_take_it() -> None:
+    world = World()
+    for region in ("beijing", "shanghai"):
+        world.hear(region, agents_free=1)
+    request = call()
+    placed = world.regions.rank(request, place_of(request), "service")
+    assert placed.regions[0] == "shanghai" and placed.home == "shanghai"
+
+
+@pytest.mark.parametrize("why", ["silent", "draining", "configured"])
+def test_a_region_that_is_down_or_drains_takes_no_new_call(why: str) -> None:
+    away = RegionConfig(id="shanghai", latitude=31.2, longitude=121.5, draining=why == "configured")
+    world = World(BEIJING, away)
+    world.hear("shanghai", draining=why == "draining", agents_free=5)
+    if why == "silent":
+        world.clock.advance(3.1)
+    world.hear("beijing", agents_free=1)
+    request = call()
+    assert list(world.regions.rank(request, place_of(request), "service").regions) == ["beijing"]
+
+
+def test_overflow_needs_a_wait_nobody_free_here_and_somebody_free_there() -> None:
+    world = World()
+    world.hear("beijing", agents_free=0, waiting=1)
+    world.hear("shanghai", agents_free=1)
+    assert world.overflow(9_999) is None
+    assert world.overflow() == "shanghai"
+    world.hear("beijing", agents_free=1, waiting=1)
+    assert world.overflow() is None, "it is served here at once"
+    world.hear("beijing", agents_free=0)
+    world.hear("shanghai", agents_free=1, waiting=1)
+    assert world.overflow() is None, "those who wait there come first"
+    world.hear("shanghai", agents_free=1)
+    world.clock.advance(3.1)
+    assert world.overflow() is None, "nobody knows what is there"
+
+
+def test_an_agent_there_is_promised_once_until_the_figures_show_it() -> None:
+    world = World()
+    world.hear("beijing", agents_free=0)
+    world.hear("shanghai", agents_free=1)
+    world.regions.note_placed("shanghai", "service")
+    assert world.overflow() is None
+    world.clock.advance(PLACED_SECONDS)
+    assert world.overflow() == "shanghai"
+
+
+def test_the_region_with_most_to_spare_is_chosen_and_never_a_draining_one() -> None:
+    away = RegionConfig(id="chengdu", latitude=30.6, longitude=104.1, draining=True)
+    world = World(BEIJING, SHANGHAI, RegionConfig(id="guangzhou", latitude=23.1, longitude=113.3), away)
+    world.hear("beijing", agents_free=0)
+    for region, free in (("shanghai", 1), ("guangzhou", 3), ("chengdu", 9)):
+        world.hear(region, agents_free=free)
+    assert world.overflow() == "guangzhou"
+
+
+def test_an_unknown_queue_has_the_default_threshold() -> None:
+    world = World()
+    world.hear("shanghai", agents_free=1)
+    assert world.regions.find_overflow("service", "beijing", 10_000) == "shanghai"
+    assert world.regions.find_overflow("other", "beijing", 19_999) is None
+
+
+def test_places() -> None:
+    assert place_of(call("")) is None
+    located = place_of(call())
+    assert located is not None and located.e164 == "+862164000000"
+    point = common_pb2.GeoPoint(latitude=39.9, longitude=116.4)
+    moved = place_of(call(location=point))
+    assert moved is not None and (moved.latitude, moved.longitude) == (39.9, 116.4)
+    assert moved.e164 == "+862164000000"
+    assert place_of(call("", location=point)) is not None
+
+
+@pytest.mark.parametrize(
+    ("fields", "field"),
+    [
+        ({"number": "12"}, "call.caller_number"),
+        ({"number": "hello"}, "call.caller_number"),
+        ({"location": {"latitude": 91.0}}, "call.location.latitude"),
+        ({"location": {"longitude": float("nan")}}, "call.location.longitude"),
+    ],
+)
+def test_a_bad_place_names_the_field(fields: dict[str, Any], field: str) -> None:
+    with pytest.raises(InvalidArgument) as caught:
+        place_of(call(**fields))
+    assert caught.value.details.field_violations[0].field == field
+
+
+def test_known_regions() -> None:
+    world = World()
+    assert world.regions.known("beijing") and not world.regions.known("mars")
+    located = place_of(call("+861064000000"))
+    assert located is not None and world.regions.home_of(located) == "beijing"
