@@ -843,6 +843,10 @@ def simulated(journal_class: type[SimJournal], seed: int) -> Iterator[World]:
         yield world
     finally:
         leader_module.time, leader_module.random = before
+        while left := asyncio.all_tasks(loop):
+            for task in left:
+                task.cancel()
+            loop.run_until_complete(asyncio.gather(*left, return_exceptions=True))
         loop.run_until_complete(loop.shutdown_asyncgens())
         loop.close()
         asyncio.set_event_loop(None)
