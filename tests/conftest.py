@@ -3,6 +3,11 @@
 from __future__ import annotations
 
 import pytest
+from hypothesis import HealthCheck, settings
+
+# A busy machine is not a failure: examples have no deadline, and slow generation only takes longer.
+settings.register_profile("callmesh", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("callmesh")
 
 pytest_plugins = ["chassis.testing.grpc", "chassis.testing.stack"]
 
