@@ -121,7 +121,7 @@ class RemoteShard:
 
     async def ask(self, command: Command, seconds: float) -> Committed:
         outgoing = self._outgoing
-        if outgoing is None or len(self._open) >= OPEN_QUESTIONS_MAX:
+        if outgoing is None or outgoing.full() or len(self._open) >= OPEN_QUESTIONS_MAX:
             raise LinkLost(shard=self.shard, retry_seconds=0.5)
         request = next(self._requests)
         future: asyncio.Future[Committed] = asyncio.get_running_loop().create_future()
@@ -144,6 +144,9 @@ class RemoteShard:
                 pause = RECONNECT_SECONDS_FIRST
             except grpc.aio.AioRpcError as error:
                 log.debug("link_broken", shard=self.shard, code=error.code().name)
+            except codec.CodecError as error:
+                # A leader of another release: better no link than facts half understood.
+                log.error("link_unreadable", shard=self.shard, error=str(error)[:200])
             finally:
                 self._down()
             await asyncio.sleep(pause)
