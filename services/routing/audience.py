@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 from routing.model import (
+    AgentDraining,
     CallAttached,
+    CallbackDue,
+    CallbackRequested,
     CallConnected,
     CallDetached,
     CallEnded,
+    CallMonitored,
     CallOffered,
     CallOverflowing,
     CallQueued,
     CallReprioritized,
     CallResumed,
     CallsForgotten,
+    CallTransferred,
     CallWrappedUp,
     Event,
     Fact,
@@ -36,10 +41,14 @@ _OF_CALL = (
     CallReprioritized,
     CallResumed,
     CallWrappedUp,
+    CallbackDue,
+    CallbackRequested,
+    CallMonitored,
     OfferAccepted,
     OfferEnded,
 )
 _OF_AGENT = (
+    AgentDraining,
     CallConnected,
     CallOffered,
     CallWrappedUp,
@@ -99,6 +108,9 @@ class Audience:
         """(call id, agent id) that an event is about; "" for none."""
         if isinstance(event, CallQueued):
             return event.facts.call_id, ""
+        if isinstance(event, CallTransferred):
+            self._agent_of.pop(event.facts.call_id, None)
+            return event.facts.call_id, event.agent
         call_id = event.call_id if isinstance(event, _OF_CALL) else ""
         if isinstance(event, CallEnded):
             return call_id, self._agent_of.pop(call_id, "")

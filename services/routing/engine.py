@@ -9,12 +9,13 @@ them. No
 2. A call waits in the line of its queue, channel and extra skills, ordered by effective arrival: when it
 first came, less
    the credit of its priority. It keeps that place for ever: an offer that fails puts it back where it was.
-3. Whoever becomes free takes the call that has waited longest over all lines that fit (weights are head
-starts); a call
-   that arrives takes the best free agent by its queue's strategy. `pair` does both, right after each command.
+3. Whoever becomes free takes first the call that waits for this very agent, then the one that has waited
+   longest over all lines that fit (weights are head starts, so no queue starves another); a call that
+   arrives takes the best free agent by its queue's strategy. `pair` does both, right after each command, in
+   steps of bounded size.
 4. Only an attached call is offered, to an attached agent. A call whose stream broke keeps its place,
-unoffered, for the
-   grace period; after a leader change nothing is concluded from absence for the re-attach period.
+   unoffered, for the grace period; after a leader change nothing is concluded from absence for the re-attach
+   period. A caller who asked to be called back needs no stream: accepting connects.
 5. An offer is ringing (OFFERED) until the agent accepts, then held (ACCEPTED) until the edge confirms
 exactly this offer.
    Only the edge's confirmation connects. Every offer ends exactly once.
@@ -22,6 +23,11 @@ exactly this offer.
 takes over.
 7. What an agent holds is a set of call ids; ending twice frees once.
 8. A deadline is state. `Tick` does what is due, in steps of bounded size.
+9. A queue may ask less of agents the longer a call waits (steps of relaxation). A step is another line; the
+   place among the others is the same. A preferred agent is waited for as long as the queue allows, and only
+   while there is hope.
+10. A transfer ends the agent's part of a conversation and lets the call wait again, with the time it had
+   waited before. An agent who drains finishes what is held, then leaves.
 
 `step` is the whole engine for one command: decide, evolve, pair; it returns the events in order and the
 answer.
@@ -30,32 +36,45 @@ answer.
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 from routing.model import (
     BEFORE_CONNECTION,
+    CALLBACK_SPAN_MAX_MS,
     LINES_MAX,
+    OWN_WAITING_MAX,
+    PAIRS_PER_STEP_MAX,
     STEP_ENTRIES_MAX,
     AcceptOffer,
+    ActRecorded,
     AgentConfigured,
+    AgentDraining,
     AgentRemoved,
     AgentRested,
     Answer,
     AskAgent,
     AskCall,
     AskCalls,
+    AskExplain,
     CallAttached,
+    CallbackDue,
+    CallbackRequested,
     CallConnected,
     CallDetached,
     CallEnded,
+    CallFacts,
+    CallMonitored,
     CallOffered,
     CallOutcome,
     CallOverflowing,
     CallQueued,
+    CallRelaxed,
     CallReprioritized,
     CallResumed,
     CallsForgotten,
     CallState,
+    CallTransferred,
     CallWrappedUp,
     CloseSession,
     Command,
@@ -63,6 +82,7 @@ from routing.model import (
     ConfigureQueue,
     ConfigureTiming,
     ConfirmCall,
+    DeadlinesMoved,
     Decision,
     DeclineOffer,
     DetachCall,
@@ -72,28 +92,39 @@ from routing.model import (
     EndCall,
     Event,
     FinishWrapUp,
+    ForceLogOut,
     HangUp,
+    LeadListSet,
+    MonitorCall,
+    MoveDeadlines,
     OfferAccepted,
     OfferEnded,
     OfferOutcome,
     OpenSession,
     OverflowCall,
+    PauseAgent,
     PlaceCall,
+    PreferenceEnded,
     Presence,
     PresenceSet,
+    QueueConfig,
     QueueConfigured,
     QueueRemoved,
+    RecordAct,
     Refusal,
     RemoveAgent,
     RemoveQueue,
     Reprioritize,
+    RequestCallback,
     SessionClosed,
     SessionDetached,
     SessionOpened,
     SetDraining,
+    SetLeadList,
     SetPresence,
     Tick,
     TimingConfigured,
+    TransferCall,
     WithdrawCall,
 )
 from routing.state import (
@@ -111,6 +142,8 @@ from routing.views import page_of_calls, view_agent, view_call
 PRIORITY_MAX = 100
 #: Reason of the pause after too many missed offers.
 MISSED_OFFERS = "missed offers"
+#: A decline for this reason counts as busy.
+BUSY = "BUSY"
 
 
 def step(state: ShardState, command: Command, now_ms: int) -> tuple[list[Event], Answer]:
@@ -135,20 +168,40 @@ def decide(state: ShardState, command: Command, now_ms: int) -> Decision:
 
 
 def pair(state: ShardState, now_ms: int) -> list[Event]:
-    """Offers calls to free agents until neither worklist has a match left, applying each offer as it is
-    made.
+    """Lets drained agents go and offers calls to free agents until no worklist has a match left, applying
+    each
+    event as it is made. Stops after PAIRS_PER_STEP_MAX of them; `state.unpaired` then says that more is to
+    do.
     """
-    offers: list[Event] = []
-    while state.hot_agents or state.hot_calls:
-        if state.hot_agents:
-            match = _call_for(state, state.hot_agents.pop())
-        else:
-            match = _agent_for(state, state.hot_calls.pop())
-        if match is not None:
-            offer = _offer(state, *match, now_ms)
-            evolve(state, offer, now_ms)
-            offers.append(offer)
-    return offers
+    events: list[Event] = []
+    while state.unpaired and len(events) < PAIRS_PER_STEP_MAX:
+        for event in _next_pairing(state, now_ms):
+            evolve(state, event, now_ms)
+            events.append(event)
+    return events
+
+
+def _next_pairing(state: ShardState, now_ms: int) -> list[Event]:
+    if state.leaving:
+        return _leave(state, state.leaving.pop())
+    if state.hot_agents:
+        match = _call_for(state, state.hot_agents.pop())
+    else:
+        match = _agent_for(state, state.hot_calls.pop())
+    return [] if match is None else [_offer(state, *match, now_ms)]
+
+
+def _leave(state: ShardState, agent_id: str) -> list[Event]:
+    """What a drained agent's last contact is followed by."""
+    agent = state.agents.get(agent_id)
+    if agent is None or not agent.draining or agent.holding:
+        return []
+    events: list[Event] = []
+    if agent.presence is not Presence.OFFLINE:
+        events += [*_disappoint(state, agent), SessionClosed(agent=agent_id)]
+    if agent.remove:
+        events.append(AgentRemoved(agent=agent_id))
+    return events
 
 
 def _call_for(state: ShardState, agent_id: str) -> tuple[str, str] | None:
@@ -157,6 +210,11 @@ def _call_for(state: ShardState, agent_id: str) -> tuple[str, str] | None:
     if agent is None or not agent.idle:
         return None
     best: tuple[int, int, str] | None = None
+    if agent.own_count:
+        best = head_of(agent, state.calls)
+        if best is not None and state.calls[best[2]].facts.channel in agent.idle:
+            return best[2], agent_id
+        best = None
     for line in agent.lines:
         if line.waiting_count and line.channel in agent.idle:
             head = head_of(line, state.calls)
@@ -166,13 +224,30 @@ def _call_for(state: ShardState, agent_id: str) -> tuple[str, str] | None:
 
 
 def _agent_for(state: ShardState, call_id: str) -> tuple[str, str] | None:
-    """The best free agent for the head of the call's line (the head, so that nobody is overtaken)."""
+    """The best free agent for the head of the call's line (the head, so that nobody is overtaken), or the
+    agent
+    it waits for.
+    """
     entry = state.calls.get(call_id)
     if entry is None or not entry.ticket:
         return None
-    agent_id = best_idle(entry.line, state.agents)
+    preferred = state.agents.get(entry.preferred)
+    if preferred is not None:
+        return _call_for(state, entry.preferred) if entry.facts.channel in preferred.idle else None
+    agent_id = best_idle(entry.line, state.agents, _lot(entry.line.queue.seed, state.offers_made))
     head = head_of(entry.line, state.calls)
     return None if agent_id is None or head is None else (head[2], agent_id)
+
+
+def _lot(seed: int, draws: int) -> int:
+    """A number that looks random and is the same again for the same journal: splitmix64 (Steele, Lea and
+    Flood
+    2014, https://doi.org/10.1145/2660193.2660195) of the queue's seed and the offers made so far.
+    """
+    z = (seed * 0x9E3779B97F4A7C15 + (draws + 1) * 0x9E3779B97F4A7C15) & 0xFFFFFFFFFFFFFFFF
+    z = ((z ^ (z >> 30)) * 0xBF58476D1CE4E5B9) & 0xFFFFFFFFFFFFFFFF
+    z = ((z ^ (z >> 27)) * 0x94D049BB133111EB) & 0xFFFFFFFFFFFFFFFF
+    return z ^ (z >> 31)
 
 
 def _offer(state: ShardState, call_id: str, agent_id: str, now_ms: int) -> CallOffered:
@@ -235,15 +310,12 @@ def _queue(s: ShardState, c: PlaceCall, now_ms: int, before: list[Event]) -> Dec
     queue = s.queues.get(c.facts.queue)
     if queue is None:
         return _refuse("QUEUE_NOT_FOUND", "queue")
-    key = (queue.id, c.facts.channel, c.facts.skills)
-    line = s.lines.get(key)
-    if line is None and len(s.lines) >= LINES_MAX:
-        return _refuse("TOO_MANY_SKILL_SETS", "skills")
-    if sum(each.waiting_count for each in s.lines_by_queue.get(queue.id, [])) >= queue.length_max:
-        return _refuse("QUEUE_FULL", "queue")
-    if queue.refuse_without_agents and (line is None or line.logged_in == 0):
-        return _refuse("NO_AGENT_LOGGED_IN", "queue")
     queued_ms = now_ms - c.waited_span_ms
+    step, relax_ms = _step_at(s, queue, c.facts, queued_ms, now_ms)
+    refusal = _no_room(s, queue, c.facts, step)
+    if refusal is not None:
+        return Decision(refusal=refusal)
+    preferred, preferred_until_ms = _hope(s, queue, c.facts, queued_ms, now_ms)
     queued = CallQueued(
         facts=c.facts,
         attempt=c.attempt,
@@ -253,20 +325,95 @@ def _queue(s: ShardState, c: PlaceCall, now_ms: int, before: list[Event]) -> Dec
         effective_ms=queued_ms - c.facts.priority * queue.priority_credit_span_ms,
         waited_span_ms=c.waited_span_ms,
         refuse_ms=queued_ms + queue.wait_span_max_ms if queue.wait_span_max_ms else 0,
+        step=step,
+        relax_ms=relax_ms,
+        preferred=preferred,
+        preferred_until_ms=preferred_until_ms,
     )
     return Decision(events=[*before, queued])
+
+
+def _no_room(s: ShardState, queue: QueueConfig, facts: CallFacts, step: int) -> Refusal | None:
+    """Why a call cannot wait in a queue; None if it can."""
+    line = s.lines.get((queue.id, facts.channel, facts.skills, step))
+    if queue.closed:
+        return Refusal(reason="QUEUE_CLOSED", field="queue")
+    if line is None and len(s.lines) >= LINES_MAX:
+        return Refusal(reason="TOO_MANY_SKILL_SETS", field="skills")
+    if sum(each.waiting_count for each in s.lines_by_queue.get(queue.id, [])) >= queue.length_max:
+        return Refusal(reason="QUEUE_FULL", field="queue")
+    if queue.refuse_without_agents and (line is None or line.logged_in == 0):
+        return Refusal(reason="NO_AGENT_LOGGED_IN", field="queue")
+    return None
+
+
+def _step_at(
+    s: ShardState, queue: QueueConfig, facts: CallFacts, began_ms: int, now_ms: int
+) -> tuple[int, int]:
+    """(step of relaxation in force at `now_ms` for a wait that began at `began_ms`, when the next begins).
+
+    A step is over when its time is, or at once when nobody who fits it is logged in and it says so; the last
+    one has no end, so 0 is returned for the next.
+    """
+    ends_ms = began_ms
+    for index, step in enumerate(queue.steps[:-1]):
+        if step.skip_if_nobody_fits and not _logged_in(s, queue, facts, index):
+            continue
+        ends_ms += step.span_ms
+        if now_ms < ends_ms:
+            return index, ends_ms
+    return max(0, len(queue.steps) - 1), 0
+
+
+def _logged_in(s: ShardState, queue: QueueConfig, facts: CallFacts, step: int) -> int:
+    """Agents logged in who could take the call in a step. Makes the step's line if it is the first to want
+    it: an
+    index, no fact.
+    """
+    key = (queue.id, facts.channel, facts.skills, step)
+    if key not in s.lines and len(s.lines) >= LINES_MAX:
+        return 0
+    return s.line_of(key).logged_in
+
+
+def _hope(s: ShardState, queue: QueueConfig, facts: CallFacts, began_ms: int, now_ms: int) -> tuple[str, int]:
+    """(the preferred agent, until when it is waited for), or ("", 0) when there is none to be waited for."""
+    agent = s.agents.get(facts.preferred_agent)
+    until_ms = began_ms + (facts.preferred_span_ms or queue.preferred_span_ms)
+    if agent is None or until_ms <= now_ms or agent.own_count >= OWN_WAITING_MAX or not _hopeful(agent):
+        return "", 0
+    if not any(channel == facts.channel and n > 0 for channel, n in agent.config.capacity):
+        return "", 0
+    return facts.preferred_agent, until_ms
+
+
+def _hopeful(agent: AgentEntry) -> bool:
+    """Whether waiting for this agent makes sense: there, ready and staying."""
+    return agent.presence is Presence.AVAILABLE and agent.attached and not agent.draining
+
+
+def _disappoint(s: ShardState, agent: AgentEntry) -> list[Event]:
+    """The agent goes: whoever waits for nobody else waits in line from now on."""
+    waiting = sorted({place[2] for place in agent.own})
+    return [
+        PreferenceEnded(call_id=call_id)
+        for call_id in waiting
+        if (entry := s.calls.get(call_id)) is not None and entry.preferred == agent.config.id
+    ]
 
 
 def _detach(s: ShardState, c: DetachCall, now_ms: int) -> Decision:
     entry = s.calls.get(c.call_id)
     if entry is None or entry.version != (c.attempt, c.move) or not entry.attached:
         return Decision()
+    if c.front and c.front != entry.front:
+        return Decision()
     return Decision(events=_detach_events(s, entry, now_ms))
 
 
 def _detach_events(s: ShardState, entry: CallEntry, now_ms: int) -> list[Event]:
     call_id = entry.facts.call_id
-    if entry.state is CallState.ENDED:
+    if entry.state is CallState.ENDED or entry.callback_number:
         return []
     if entry.state is CallState.CONNECTED:
         return [CallDetached(call_id=call_id, until_ms=0)]
@@ -283,7 +430,7 @@ def _overflow(s: ShardState, c: OverflowCall, now_ms: int) -> Decision:
         return _refuse("STALE_VERSION", "version")
     if entry.state is CallState.OVERFLOWING:
         return Decision()
-    if entry.state is not CallState.WAITING:
+    if entry.state is not CallState.WAITING or entry.callback_number:
         return _refuse("ILLEGAL_STATE")
     return Decision(events=[CallOverflowing(call_id=c.call_id, until_ms=now_ms + s.timing.move_span_ms)])
 
@@ -304,6 +451,9 @@ def _hang_up(s: ShardState, c: HangUp, now_ms: int) -> Decision:
     if entry.state is CallState.ENDED or (c.attempt and c.attempt < entry.attempt):
         return Decision()
     connected = entry.state is CallState.CONNECTED
+    if entry.callback_number and not connected:
+        # The line is free, as it should be: the place is kept for the call-back.
+        return Decision()
     outcome = CallOutcome.COMPLETED if connected else CallOutcome.ABANDONED
     return Decision(events=_end(s, entry, outcome, now_ms))
 
@@ -314,6 +464,8 @@ def _end_call(s: ShardState, c: EndCall, now_ms: int) -> Decision:
         return _refuse("CALL_NOT_FOUND", "call_id")
     if entry.state is CallState.ENDED or (c.attempt and c.attempt < entry.attempt):
         return Decision()
+    if entry.callback_number and entry.state is CallState.WAITING and not c.agent:
+        return Decision(events=_end(s, entry, CallOutcome.ABANDONED, now_ms, "CALLBACK_CANCELLED"))
     if entry.state is not CallState.CONNECTED:
         return _refuse("ILLEGAL_STATE")
     if c.agent and c.agent != entry.agent:
@@ -378,17 +530,26 @@ def _reprioritize(s: ShardState, c: Reprioritize, now_ms: int) -> Decision:
 # ----------------------------------------------------------------------------------------------------------
 
 
-def _end_offer(s: ShardState, entry: CallEntry, outcome: OfferOutcome, now_ms: int = 0) -> list[Event]:
-    """Ends the entry's live offer, if it has one; the agent rests (or is paused) after a missed one."""
+def _end_offer(
+    s: ShardState, entry: CallEntry, outcome: OfferOutcome, now_ms: int = 0, *, busy: bool = False
+) -> list[Event]:
+    """Ends the entry's live offer, if it has one; the agent rests (or is paused) after a missed one, and is
+    no
+    longer waited for.
+    """
     if entry.state not in (CallState.OFFERED, CallState.ACCEPTED):
         return []
     agent = s.agents.get(entry.agent)
     queue = entry.line.queue
     missed = agent.missed if agent is not None else 0
     rest_until_ms = 0
+    after: list[Event] = []
     if outcome in (OfferOutcome.EXPIRED, OfferOutcome.DECLINED):
         missed += 1
-        rest_until_ms = now_ms + queue.reject_delay_span_ms if queue.reject_delay_span_ms else 0
+        rest_span_ms = _rest_span_ms(queue, outcome, busy)
+        rest_until_ms = now_ms + rest_span_ms if rest_span_ms else 0
+        if entry.preferred == entry.agent:
+            after = [PreferenceEnded(call_id=entry.facts.call_id)]
     ended = OfferEnded(
         call_id=entry.facts.call_id,
         offer_id=entry.offer_id,
@@ -401,8 +562,14 @@ def _end_offer(s: ShardState, entry: CallEntry, outcome: OfferOutcome, now_ms: i
         pause = PresenceSet(
             agent=entry.agent, command=agent.command, presence=Presence.PAUSED, pause_reason=MISSED_OFFERS
         )
-        return [pause, ended]
-    return [ended]
+        return [pause, ended, *after]
+    return [ended, *after]
+
+
+def _rest_span_ms(queue: QueueConfig, outcome: OfferOutcome, busy: bool) -> int:
+    if outcome is OfferOutcome.EXPIRED:
+        return queue.no_answer_delay_span_ms or queue.reject_delay_span_ms
+    return (queue.busy_delay_span_ms if busy else 0) or queue.reject_delay_span_ms
 
 
 def _session_of(s: ShardState, agent_id: str, session: int) -> AgentEntry | Refusal:
@@ -432,9 +599,11 @@ def _accept(s: ShardState, c: AcceptOffer, now_ms: int) -> Decision:
         return Decision()
     until_ms = now_ms + s.timing.confirm_span_ms
     call_id = entry.facts.call_id
-    return Decision(
-        events=[OfferAccepted(call_id=call_id, offer_id=c.offer_id, agent=c.agent, until_ms=until_ms)]
-    )
+    accepted = OfferAccepted(call_id=call_id, offer_id=c.offer_id, agent=c.agent, until_ms=until_ms)
+    if entry.callback_number:
+        # No edge holds a line: the desktop's word is the only one there is.
+        return Decision(events=[accepted, CallConnected(call_id=call_id, offer_id=c.offer_id, agent=c.agent)])
+    return Decision(events=[accepted])
 
 
 def _decline(s: ShardState, c: DeclineOffer, now_ms: int) -> Decision:
@@ -444,7 +613,8 @@ def _decline(s: ShardState, c: DeclineOffer, now_ms: int) -> Decision:
     entry = _offer_of(s, agent, c.offer_id)
     if entry is None:
         return _refuse("OFFER_ENDED", "offer_id")
-    return Decision(events=_end_offer(s, entry, OfferOutcome.DECLINED, now_ms))
+    busy = c.reason.upper() == BUSY
+    return Decision(events=_end_offer(s, entry, OfferOutcome.DECLINED, now_ms, busy=busy))
 
 
 # --- agents
@@ -464,6 +634,7 @@ def _open_session(s: ShardState, c: OpenSession, now_ms: int) -> Decision:
             events += _end(s, s.calls[call_id], CallOutcome.INTERRUPTED, now_ms, "NEW_SESSION", wrap_up=False)
     elif agent.attached and agent.front == c.front and c.command <= agent.command:
         return Decision()
+    warm_up_ms = agent.config.warm_up_span_ms if agent.presence is Presence.OFFLINE else 0
     same = (
         c.session == agent.session and agent.presence is not Presence.OFFLINE and c.command <= agent.command
     )
@@ -475,6 +646,7 @@ def _open_session(s: ShardState, c: OpenSession, now_ms: int) -> Decision:
             front=c.front,
             presence=agent.presence if same else c.presence,
             pause_reason=agent.pause_reason if same else c.pause_reason,
+            rest_until_ms=now_ms + warm_up_ms if warm_up_ms else 0,
         )
     )
     return Decision(events=events)
@@ -493,6 +665,8 @@ def _detach_session(s: ShardState, c: DetachSession, now_ms: int) -> Decision:
     agent = s.agents.get(c.agent)
     if agent is None or agent.session != c.session or not agent.attached:
         return Decision()
+    if c.front and c.front != agent.front:
+        return Decision()
     return Decision(events=_detach_agent_events(s, agent, now_ms))
 
 
@@ -500,7 +674,7 @@ def _detach_agent_events(s: ShardState, agent: AgentEntry, now_ms: int) -> list[
     """An absent agent is rung no longer; what was accepted or connected waits for the session."""
     until_ms = max(now_ms, s.conclude_ms) + s.timing.agent_grace_span_ms
     gone = SessionDetached(agent=agent.config.id, until_ms=until_ms)
-    return [gone, *_drop_offers(s, agent, accepted=False)]
+    return [gone, *_drop_offers(s, agent, accepted=False), *_disappoint(s, agent)]
 
 
 def _close_session(s: ShardState, c: CloseSession, now_ms: int) -> Decision:
@@ -511,7 +685,11 @@ def _close_session(s: ShardState, c: CloseSession, now_ms: int) -> Decision:
 
 
 def _log_out(s: ShardState, agent: AgentEntry, now_ms: int) -> list[Event]:
-    events: list[Event] = [SessionClosed(agent=agent.config.id), *_drop_offers(s, agent)]
+    events: list[Event] = [
+        SessionClosed(agent=agent.config.id),
+        *_drop_offers(s, agent),
+        *_disappoint(s, agent),
+    ]
     for call_id in sorted(agent.calls):
         events += _end(s, s.calls[call_id], CallOutcome.INTERRUPTED, now_ms, "AGENT_LOST", wrap_up=False)
     for call_id in sorted(agent.wraps):
@@ -525,11 +703,9 @@ def _set_presence(s: ShardState, c: SetPresence, now_ms: int) -> Decision:
         return Decision(refusal=agent)
     if c.command <= agent.command:
         return Decision()
-    return Decision(
-        events=[
-            PresenceSet(agent=c.agent, command=c.command, presence=c.presence, pause_reason=c.pause_reason)
-        ]
-    )
+    presence = PresenceSet(agent=c.agent, command=c.command, presence=c.presence, pause_reason=c.pause_reason)
+    left = [] if c.presence is Presence.AVAILABLE else _disappoint(s, agent)
+    return Decision(events=[presence, *left])
 
 
 def _finish_wrap_up(s: ShardState, c: FinishWrapUp, now_ms: int) -> Decision:
@@ -537,6 +713,9 @@ def _finish_wrap_up(s: ShardState, c: FinishWrapUp, now_ms: int) -> Decision:
     if isinstance(agent, Refusal):
         return Decision(refusal=agent)
     entry = s.calls.get(c.call_id)
+    if entry is not None and entry.agent != c.agent and c.call_id in agent.wraps:
+        # Handed on: the call lives, this agent's part of it is done.
+        return Decision(events=[CallWrappedUp(call_id=c.call_id, agent=c.agent, disposition=c.disposition)])
     if entry is None or entry.agent != c.agent:
         return _refuse("CALL_NOT_HELD", "call_id")
     if entry.wrapped and (entry.disposed or c.disposition is None):
@@ -600,9 +779,13 @@ def _configure_agent(s: ShardState, c: ConfigureAgent, now_ms: int) -> Decision:
 
 
 def _remove_agent(s: ShardState, c: RemoveAgent, now_ms: int) -> Decision:
+    """At once, or when the contacts in hand are finished."""
     agent = s.agents.get(c.agent)
-    if agent is None:
+    if agent is None or agent.remove:
         return Decision()
+    if agent.calls or agent.wraps:
+        draining = AgentDraining(agent=c.agent, draining=True, remove=True)
+        return Decision(events=[draining, *_disappoint(s, agent)])
     return Decision(events=[*_log_out(s, agent, now_ms), AgentRemoved(agent=c.agent)])
 
 
@@ -610,11 +793,141 @@ def _set_draining(s: ShardState, c: SetDraining, now_ms: int) -> Decision:
     return Decision(events=[] if s.draining == c.draining else [DrainingSet(draining=c.draining)])
 
 
+def _set_lead_list(s: ShardState, c: SetLeadList, now_ms: int) -> Decision:
+    return Decision(events=[] if s.lead_list == c.routers else [LeadListSet(routers=c.routers)])
+
+
+def _move_deadlines(s: ShardState, c: MoveDeadlines, now_ms: int) -> Decision:
+    return Decision(events=[DeadlinesMoved(span_ms=c.span_ms)] if c.span_ms > 0 else [])
+
+
+# --- transfers, call-backs, supervision
+# ------------------------------------------------------------------------------
+
+
+def _transfer(s: ShardState, c: TransferCall, now_ms: int) -> Decision:
+    entry = s.calls.get(c.call_id)
+    if entry is None:
+        return _refuse("CALL_NOT_FOUND", "call_id")
+    if entry.state is not CallState.CONNECTED:
+        return _refuse("ILLEGAL_STATE")
+    if not entry.attached or entry.callback_number:
+        return _refuse("CALL_NOT_ATTACHED")
+    if c.agent and c.agent == entry.agent:
+        return _refuse("SAME_AGENT", "agent")
+    queue = s.queues.get(c.queue or entry.facts.queue)
+    if queue is None:
+        return _refuse("QUEUE_NOT_FOUND", "queue")
+    facts = _handed_on(entry, c)
+    step, relax_ms = _step_at(s, queue, facts, now_ms, now_ms)
+    refusal = _no_room(s, queue, facts, step)
+    if refusal is not None:
+        return Decision(refusal=refusal)
+    preferred, until_ms = _hope(s, queue, facts, now_ms, now_ms)
+    span_ms = entry.line.queue.wrap_up_span_ms if entry.agent in s.agents else 0
+    waited_ms = max(0, entry.connected_ms - entry.queued_ms)
+    transferred = CallTransferred(
+        facts=facts,
+        agent=entry.agent,
+        wrap_up_until_ms=now_ms + span_ms if span_ms else 0,
+        queued_ms=now_ms,
+        effective_ms=now_ms - waited_ms - facts.priority * queue.priority_credit_span_ms,
+        refuse_ms=now_ms + queue.wait_span_max_ms if queue.wait_span_max_ms else 0,
+        step=step,
+        relax_ms=relax_ms,
+        preferred=preferred,
+        preferred_until_ms=until_ms,
+    )
+    return Decision(events=[transferred])
+
+
+def _handed_on(entry: CallEntry, c: TransferCall) -> CallFacts:
+    """The call's facts after a transfer: context added, skills of the first queue's caller kept."""
+    attributes = {**dict(entry.facts.attributes), **dict(c.attributes), "transferred_from": entry.agent}
+    return replace(
+        entry.facts,
+        queue=c.queue or entry.facts.queue,
+        preferred_agent=c.agent,
+        preferred_span_ms=0,
+        attributes=tuple(sorted(attributes.items())),
+    )
+
+
+def _request_callback(s: ShardState, c: RequestCallback, now_ms: int) -> Decision:
+    entry = s.calls.get(c.call_id)
+    if entry is None:
+        return _refuse("CALL_NOT_FOUND", "call_id")
+    not_before_ms = c.not_before_ms if c.not_before_ms > now_ms else 0
+    if not_before_ms > now_ms + CALLBACK_SPAN_MAX_MS:
+        return _refuse("OUT_OF_RANGE", "not_before_time")
+    if entry.state not in (CallState.WAITING, CallState.OVERFLOWING):
+        return _refuse("ILLEGAL_STATE")
+    if (entry.callback_number, entry.callback_ms) == (c.number, not_before_ms):
+        return Decision()
+    requested = CallbackRequested(
+        call_id=c.call_id,
+        number=c.number,
+        not_before_ms=not_before_ms,
+        expire_ms=max(now_ms, not_before_ms) + CALLBACK_SPAN_MAX_MS,
+    )
+    return Decision(events=[requested])
+
+
+def _force_log_out(s: ShardState, c: ForceLogOut, now_ms: int) -> Decision:
+    agent = s.agents.get(c.agent)
+    if agent is None:
+        return _refuse("AGENT_NOT_FOUND", "agent")
+    if agent.presence is Presence.OFFLINE:
+        return Decision()
+    if c.interrupt or not agent.holding:
+        return Decision(events=_log_out(s, agent, now_ms))
+    if agent.draining:
+        return Decision()
+    draining = AgentDraining(agent=c.agent, draining=True)
+    return Decision(events=[draining, *_drop_offers(s, agent, accepted=False), *_disappoint(s, agent)])
+
+
+def _pause_agent(s: ShardState, c: PauseAgent, now_ms: int) -> Decision:
+    agent = s.agents.get(c.agent)
+    if agent is None:
+        return _refuse("AGENT_NOT_FOUND", "agent")
+    if agent.presence is Presence.OFFLINE:
+        return _refuse("NO_SESSION", "agent")
+    presence = Presence.PAUSED if c.paused else Presence.AVAILABLE
+    reason = c.reason if c.paused else ""
+    if (agent.presence, agent.pause_reason) == (presence, reason):
+        return Decision()
+    paused = PresenceSet(agent=c.agent, command=agent.command, presence=presence, pause_reason=reason)
+    return Decision(events=[paused, *(_disappoint(s, agent) if c.paused else [])])
+
+
+def _monitor(s: ShardState, c: MonitorCall, now_ms: int) -> Decision:
+    entry = s.calls.get(c.call_id)
+    if entry is None:
+        return _refuse("CALL_NOT_FOUND", "call_id")
+    if entry.state is not CallState.CONNECTED:
+        return _refuse("ILLEGAL_STATE")
+    if not entry.attached:
+        return _refuse("CALL_NOT_ATTACHED")
+    return Decision(events=[CallMonitored(call_id=c.call_id, mode=c.mode, address=c.address)])
+
+
+def _record_act(s: ShardState, c: RecordAct, now_ms: int) -> Decision:
+    act = ActRecorded(actor=c.actor, act=c.act, subject=c.subject, reason=c.reason, details=c.details)
+    return Decision(events=[act])
+
+
 # --- questions and time
 # ----------------------------------------------------------------------------------------------
 
 
 def _ask_call(s: ShardState, c: AskCall, now_ms: int) -> Decision:
+    return Decision() if c.call_id in s.calls else _refuse("CALL_NOT_FOUND", "call_id")
+
+
+def _ask_explain(s: ShardState, c: AskExplain, now_ms: int) -> Decision:
+    if c.facts is not None:
+        return Decision() if c.facts.queue in s.queues else _refuse("QUEUE_NOT_FOUND", "queue")
     return Decision() if c.call_id in s.calls else _refuse("CALL_NOT_FOUND", "call_id")
 
 
@@ -641,17 +954,44 @@ def _due(s: ShardState, kind: str, owner: str, now_ms: int) -> list[Event]:
         return [AgentRested(agent=owner)]
     if kind == "lost":
         return _log_out(s, s.agents[owner], now_ms)
-    entry = s.calls[owner]
-    if kind == "resume":
-        return [CallResumed(call_id=owner)]
     if kind == "wrap":
-        return [CallWrappedUp(call_id=owner, agent=entry.agent, disposition=None)]
-    if kind == "refuse":
-        return _end(s, entry, CallOutcome.REFUSED, now_ms, "WAIT_TOO_LONG")
-    if kind == "detached":
-        return _end(s, entry, CallOutcome.ABANDONED, now_ms, "STREAM_LOST")
+        agent_id, _, call_id = owner.partition("/")
+        return [CallWrappedUp(call_id=call_id, agent=agent_id, disposition=None)]
+    return _DUE_OF_CALL[kind](s, s.calls[owner], now_ms)
+
+
+def _due_offer(s: ShardState, entry: CallEntry, now_ms: int) -> list[Event]:
     ringing = entry.state is CallState.OFFERED
     return _end_offer(s, entry, OfferOutcome.EXPIRED if ringing else OfferOutcome.UNCONFIRMED, now_ms)
+
+
+def _due_relax(s: ShardState, entry: CallEntry, now_ms: int) -> list[Event]:
+    queue, following = entry.line.queue, entry.step + 1
+    last = len(queue.steps) - 1
+    while following < last:
+        step = queue.steps[following]
+        if not step.skip_if_nobody_fits or _logged_in(s, queue, entry.facts, following):
+            break
+        following += 1
+    relax_ms = now_ms + queue.steps[following].span_ms if following < last else 0
+    return [CallRelaxed(call_id=entry.facts.call_id, step=min(following, max(0, last)), relax_ms=relax_ms)]
+
+
+def _due_refuse(s: ShardState, entry: CallEntry, now_ms: int) -> list[Event]:
+    reason = "QUEUE_CLOSED" if entry.line.queue.closed else "WAIT_TOO_LONG"
+    return _end(s, entry, CallOutcome.REFUSED, now_ms, reason)
+
+
+_DUE_OF_CALL: dict[str, Callable[[ShardState, CallEntry, int], list[Event]]] = {
+    "offer": _due_offer,
+    "relax": _due_relax,
+    "refuse": _due_refuse,
+    "prefer": lambda s, entry, now_ms: [PreferenceEnded(call_id=entry.facts.call_id)],
+    "resume": lambda s, entry, now_ms: [CallResumed(call_id=entry.facts.call_id)],
+    "callback": lambda s, entry, now_ms: [CallbackDue(call_id=entry.facts.call_id)],
+    "expire": lambda s, entry, now_ms: _end(s, entry, CallOutcome.ABANDONED, now_ms, "CALLBACK_EXPIRED"),
+    "detached": lambda s, entry, now_ms: _end(s, entry, CallOutcome.ABANDONED, now_ms, "STREAM_LOST"),
+}
 
 
 def _answer(state: ShardState, command: Any, decision: Decision) -> Answer:
@@ -683,6 +1023,15 @@ _DECIDE: dict[type, Callable[[ShardState, Any, int], Decision]] = {
     CloseSession: _close_session,
     SetPresence: _set_presence,
     FinishWrapUp: _finish_wrap_up,
+    TransferCall: _transfer,
+    RequestCallback: _request_callback,
+    ForceLogOut: _force_log_out,
+    PauseAgent: _pause_agent,
+    MonitorCall: _monitor,
+    RecordAct: _record_act,
+    SetLeadList: _set_lead_list,
+    MoveDeadlines: _move_deadlines,
+    AskExplain: _ask_explain,
     ConfigureTiming: _configure_timing,
     ConfigureQueue: _configure_queue,
     RemoveQueue: _remove_queue,

@@ -368,8 +368,7 @@ class Leader:
         except Exception as error:
             raise JournalGap(f"{self.shard}: block {block.sequence} cannot be applied: {error!r}") from error
         self.state.now_ms = max(self.state.now_ms, block.now_ms)
-        self.state.hot_calls.clear()
-        self.state.hot_agents.clear()
+        self.state.clear_worklists()
 
     def _begin(self) -> None:
         self.phase = Phase.LEADING

@@ -15,8 +15,19 @@ EVENTS_PER_BLOCK_MAX = 1_000
 BLOCK_BYTES_MAX = 1 << 20
 #: Entries that one command may end or detach; the rest follows by the same command again.
 STEP_ENTRIES_MAX = 200
-#: Distinct (queue, channel, skills) lines of a shard.
+#: Offers made by one command; what is left to pair follows with the next tick, at once.
+PAIRS_PER_STEP_MAX = 300
+#: Distinct (queue, channel, skills, step) lines of a shard.
 LINES_MAX = 20_000
+#: Steps of a queue's relaxation.
+STEPS_MAX = 10
+#: Calls that may wait for one preferred agent; further ones wait in their line at once.
+OWN_WAITING_MAX = 20
+#: What the directory says for a queue that does not: a declined offer keeps the agent from the next this
+#: long.
+REJECT_DELAY_SPAN_MS = 5_000
+#: A call-back that nobody could make in this time is given up.
+CALLBACK_SPAN_MAX_MS = 86_400_000
 
 
 class CallState(StrEnum):
@@ -81,15 +92,28 @@ class Strategy(StrEnum):
 
     LONGEST_IDLE = "longest_idle"
     FEWEST_CALLS = "fewest_calls"
+    #: Least share of the time since log-in spent on contacts, as of when the agent became free.
+    LEAST_OCCUPIED = "least_occupied"
     ROUND_ROBIN = "round_robin"
+    #: Every free agent equally likely, by the queue's seed.
+    RANDOM = "random"
     PRIORITY_ORDER = "priority_order"
     BEST_PROFICIENCY = "best_proficiency"
 
 
 #: Skill id and least level (1-5).
 Requirement = tuple[str, int]
-#: What a line is: queue id, channel, requirements beyond the queue's (sorted).
-LineKey = tuple[str, str, tuple[Requirement, ...]]
+#: What a line is: queue id, channel, requirements beyond the queue's (sorted), step of relaxation.
+LineKey = tuple[str, str, tuple[Requirement, ...], int]
+
+
+class MonitorMode(StrEnum):
+    """How a supervisor takes part in a conversation."""
+
+    LISTEN = "listen"
+    WHISPER = "whisper"
+    BARGE = "barge"
+    STOP = "stop"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -110,6 +134,20 @@ class Timing:
     move_span_ms: int = 5_000
     #: Ended calls are remembered this long.
     memory_span_ms: int = 900_000
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RelaxationStep:
+    """What a queue asks of agents for a while; the last step has no end."""
+
+    #: What an agent must have during this step, sorted; in place of the queue's own.
+    skills: tuple[Requirement, ...] = ()
+    #: Length of the step; 0 for the last one.
+    span_ms: int = 0
+    #: Passed over when nobody who fits is logged in.
+    skip_if_nobody_fits: bool = False
+    #: The call's own extra skills are waived too.
+    without_call_skills: bool = False
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -142,10 +180,34 @@ class QueueConfig:
     overflow_span_ms: int = 20_000
     #: Refuse when nobody who fits is logged in.
     refuse_without_agents: bool = False
-    #: A missed or declined offer keeps the agent from the next this long.
+    #: A declined offer keeps the agent from the next this long.
     reject_delay_span_ms: int = 0
     #: Missed offers in a row after which the agent is paused; 0 never.
     missed_offers_max: int = 0
+    #: An unanswered offer does; 0 for as long as a declined one.
+    no_answer_delay_span_ms: int = 0
+    #: An offer declined as busy does; 0 for as long as any declined one.
+    busy_delay_span_ms: int = 0
+    #: Staged relaxation; without steps the queue's skills hold for ever.
+    steps: tuple[RelaxationStep, ...] = ()
+    #: A preferred agent is waited for this long.
+    preferred_span_ms: int = 30_000
+    #: Of RANDOM.
+    seed: int = 0
+    #: Closed by a supervisor: new calls are refused, waiting ones too.
+    closed: bool = False
+    #: Text for refused callers by BCP 47 language, sorted.
+    announcements: tuple[tuple[str, str], ...] = ()
+
+    def requirements(self, step: int) -> tuple[Requirement, ...]:
+        """What the queue itself asks of agents in a step; the last step's if there are fewer."""
+        if not self.steps:
+            return self.skills
+        return self.steps[min(step, len(self.steps) - 1)].skills
+
+    def waives_call_skills(self, step: int) -> bool:
+        """Whether a call's own extra skills are waived in a step."""
+        return bool(self.steps) and self.steps[min(step, len(self.steps) - 1)].without_call_skills
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -162,6 +224,8 @@ class AgentConfig:
     priority: int = 0
     #: How to reach the seat.
     address: str = ""
+    #: After logging in, the first offer comes this much later.
+    warm_up_span_ms: int = 0
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -188,6 +252,10 @@ class CallFacts:
     attributes: tuple[tuple[str, str], ...] = ()
     #: W3C trace context of the request that placed it; its events carry it on.
     traceparent: str = ""
+    #: Tried first: last agent, account manager. Empty for none.
+    preferred_agent: str = ""
+    #: For this long; 0 for the queue's span.
+    preferred_span_ms: int = 0
 
 
 # --- commands: one input to the engine each
@@ -258,6 +326,8 @@ class DetachCall:
     call_id: str
     attempt: int
     move: int
+    #: Who lost it: a call that another front holds by now stays. Empty for whoever.
+    front: str = ""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -341,6 +411,8 @@ class DetachSession:
 
     agent: str
     session: int
+    #: Who lost it: a session that another front holds by now stays. Empty for whoever.
+    front: str = ""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -416,6 +488,97 @@ class FinishWrapUp:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class TransferCall:
+    """A conversation goes on with another queue or agent; the agent who had it goes into after-call work."""
+
+    call_id: str
+    #: Queue id; the call's present one when empty (a transfer to an agent).
+    queue: str = ""
+    #: Agent to be tried first; none when empty.
+    agent: str = ""
+    #: Added to the call's context, sorted.
+    attributes: tuple[tuple[str, str], ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RequestCallback:
+    """The caller hangs up and keeps the place; an agent calls them when it is their turn."""
+
+    call_id: str
+    #: E.164.
+    number: str
+    #: Not offered before; 0 for as soon as it is their turn.
+    not_before_ms: int = 0
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ForceLogOut:
+    """A supervisor logs an agent out: at once, or when what the agent holds is done."""
+
+    agent: str
+    interrupt: bool = False
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PauseAgent:
+    """A supervisor pauses an agent, or ends the pause."""
+
+    agent: str
+    paused: bool
+    reason: str = ""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class MonitorCall:
+    """A supervisor listens to, whispers into or joins a conversation: the edge that holds it is told."""
+
+    call_id: str
+    mode: MonitorMode
+    #: The supervisor's seat.
+    address: str = ""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RecordAct:
+    """An administrative act, for the audit log."""
+
+    actor: str
+    #: UPPER_SNAKE: LOG_OUT_AGENT, CLOSE_QUEUE …
+    act: str
+    #: Resource name.
+    subject: str
+    reason: str = ""
+    #: Further facts, sorted.
+    details: tuple[tuple[str, str], ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SetLeadList:
+    """Routers that may lead the shard, in order: `host:port`."""
+
+    routers: tuple[str, ...]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class MoveDeadlines:
+    """Nothing could be committed for so long: every deadline moves by it."""
+
+    span_ms: int
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class AskExplain:
+    """Why a call here goes where it goes, or where a hypothetical one would."""
+
+    #: A live or remembered call; empty for a hypothetical one.
+    call_id: str = ""
+    #: The hypothetical one.
+    facts: CallFacts | None = None
+    #: Agents looked at, at most.
+    limit: int = 100
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class AskCall:
     """Only the present state; the answer waits for a commit begun after the question."""
 
@@ -470,6 +633,15 @@ Command = (
     | AcceptOffer
     | DeclineOffer
     | FinishWrapUp
+    | TransferCall
+    | RequestCallback
+    | ForceLogOut
+    | PauseAgent
+    | MonitorCall
+    | RecordAct
+    | SetLeadList
+    | MoveDeadlines
+    | AskExplain
     | AskCall
     | AskAgent
     | AskCalls
@@ -547,6 +719,14 @@ class CallQueued:
     waited_span_ms: int
     #: Refused then (longest wait); 0 never.
     refuse_ms: int = 0
+    #: Step of relaxation it begins in.
+    step: int = 0
+    #: The next step begins then; 0 never.
+    relax_ms: int = 0
+    #: Agent it waits for first; empty for none.
+    preferred: str = ""
+    #: Until then.
+    preferred_until_ms: int = 0
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -589,6 +769,72 @@ class CallReprioritized:
     call_id: str
     priority: int
     effective_ms: int
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class CallRelaxed:
+    """The queue's next step of relaxation holds for the call."""
+
+    call_id: str
+    step: int
+    #: The next one begins then; 0 never.
+    relax_ms: int = 0
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PreferenceEnded:
+    """The preferred agent is waited for no longer: the call waits in its line."""
+
+    call_id: str
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class CallTransferred:
+    """A conversation ended for its agent and the call waits again, for another queue or agent."""
+
+    #: As they are from now on.
+    facts: CallFacts
+    #: Who had the conversation.
+    agent: str
+    #: The agent is in after-call work until then; 0 for none.
+    wrap_up_until_ms: int
+    #: When this wait began.
+    queued_ms: int
+    #: Effective arrival: less what it waited before and the credit of its priority.
+    effective_ms: int
+    refuse_ms: int = 0
+    step: int = 0
+    relax_ms: int = 0
+    preferred: str = ""
+    preferred_until_ms: int = 0
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class CallbackRequested:
+    """The caller is to be called back; the place is kept without a stream."""
+
+    call_id: str
+    number: str
+    #: Offered from then on; 0 at once.
+    not_before_ms: int
+    #: Given up then.
+    expire_ms: int
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class CallbackDue:
+    """A call-back's time has come."""
+
+    call_id: str
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class CallMonitored:
+    """A supervisor takes part; the edge is told."""
+
+    call_id: str
+    mode: MonitorMode
+    address: str
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -672,6 +918,8 @@ class SessionOpened:
     front: str
     presence: Presence
     pause_reason: str
+    #: Offered nothing before this (warm-up); 0 at once.
+    rest_until_ms: int = 0
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -697,6 +945,41 @@ class PresenceSet:
     command: int
     presence: Presence
     pause_reason: str
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class AgentDraining:
+    """The agent finishes what it holds, takes nothing more and is logged out then."""
+
+    agent: str
+    draining: bool
+    #: And removed.
+    remove: bool = False
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ActRecorded:
+    """An administrative act."""
+
+    actor: str
+    act: str
+    subject: str
+    reason: str = ""
+    details: tuple[tuple[str, str], ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class LeadListSet:
+    """Routers that may lead the shard, in order."""
+
+    routers: tuple[str, ...]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class DeadlinesMoved:
+    """Every deadline is later by this."""
+
+    span_ms: int
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -732,6 +1015,16 @@ Event = (
     | SessionClosed
     | PresenceSet
     | AgentRested
+    | CallRelaxed
+    | PreferenceEnded
+    | CallTransferred
+    | CallbackRequested
+    | CallbackDue
+    | CallMonitored
+    | AgentDraining
+    | ActRecorded
+    | LeadListSet
+    | DeadlinesMoved
 )
 
 
@@ -765,6 +1058,14 @@ class CallView:
     expected_wait_span_ms: int
     recording_uri: str
     wrap_up_until_ms: int
+    #: Step of relaxation in force.
+    step: int = 0
+    #: Agent it waits for first; empty for none.
+    preferred: str = ""
+    #: To be called back at this number; empty for a caller who holds the line.
+    callback_number: str = ""
+    #: Conversations that were handed on before this one.
+    transfers: int = 0
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -780,6 +1081,8 @@ class AgentView:
     offers: tuple[str, ...]
     since_ms: int
     capacity: tuple[tuple[str, int], ...]
+    #: Takes nothing more and is logged out when free.
+    draining: bool = False
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -803,6 +1106,30 @@ class Refusal:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class AgentCandidate:
+    """An agent looked at for a call."""
+
+    agent: str
+    #: Rank by the queue's strategy, 1 the best; 0 when skipped.
+    rank: int
+    #: UPPER_SNAKE, empty when eligible.
+    skipped_reason: str = ""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Explanation:
+    """Why a call goes where it goes."""
+
+    queue: str
+    #: Step of relaxation looked at.
+    step: int
+    #: Best first, at most as many as asked for.
+    agents: tuple[AgentCandidate, ...]
+    #: One sentence.
+    summary: str
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Answer:
     """What a command is answered with, once its commit is done."""
 
@@ -813,6 +1140,8 @@ class Answer:
     calls: tuple[CallView, ...] = ()
     #: Entries left for the same command again.
     more: bool = False
+    #: For AskExplain.
+    explanation: Explanation | None = None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

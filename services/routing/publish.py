@@ -94,8 +94,7 @@ class Projection:
     def _tidy(self) -> None:
         """Nobody pairs here, so nobody else empties the worklists and heaps."""
         state = self.state
-        state.hot_calls.clear()
-        state.hot_agents.clear()
+        state.clear_worklists()
         self._until_tidy -= 1
         if self._until_tidy:
             return

@@ -18,36 +18,45 @@ from typing import Any
 
 from routing.model import (
     BEFORE_CONNECTION,
+    ActRecorded,
     AgentConfig,
     AgentConfigured,
+    AgentDraining,
     AgentRemoved,
     AgentRested,
     AgentState,
     CallAttached,
+    CallbackDue,
+    CallbackRequested,
     CallConnected,
     CallDetached,
     CallEnded,
     CallFacts,
+    CallMonitored,
     CallOffered,
     CallOutcome,
     CallOverflowing,
     CallQueued,
+    CallRelaxed,
     CallReprioritized,
     CallResumed,
     CallsForgotten,
     CallState,
+    CallTransferred,
     CallWrappedUp,
+    DeadlinesMoved,
     DrainingSet,
     Event,
+    LeadListSet,
     LineKey,
     OfferAccepted,
     OfferEnded,
+    PreferenceEnded,
     Presence,
     PresenceSet,
     QueueConfig,
     QueueConfigured,
     QueueRemoved,
-    Requirement,
     SessionClosed,
     SessionDetached,
     SessionOpened,
@@ -68,11 +77,14 @@ class CallEntry:
         "agent",
         "attached",
         "attempt",
+        "callback_ms",
+        "callback_number",
         "connected_ms",
         "detached_until_ms",
         "disposed",
         "effective_ms",
         "ended_ms",
+        "expire_ms",
         "facts",
         "forget_ms",
         "front",
@@ -82,13 +94,18 @@ class CallEntry:
         "offer_until_ms",
         "ordinal",
         "outcome",
+        "prefer_ms",
+        "preferred",
         "queued_ms",
         "reason",
         "recording_uri",
         "refuse_ms",
+        "relax_ms",
         "resume_ms",
         "state",
+        "step",
         "ticket",
+        "transfers",
         "wrap_up_until_ms",
         "wrapped",
     )
@@ -105,6 +122,15 @@ class CallEntry:
         #: Deadlines, each 0 when none runs.
         self.offer_until_ms = self.detached_until_ms = self.refuse_ms = self.resume_ms = 0
         self.wrap_up_until_ms = self.forget_ms = 0
+        self.relax_ms = self.prefer_ms = self.callback_ms = self.expire_ms = 0
+        #: Step of relaxation in force.
+        self.step = 0
+        #: Agent it waits for first; empty for none.
+        self.preferred = ""
+        #: To be called back there: it needs no stream. Empty for a caller who holds the line.
+        self.callback_number = ""
+        #: Conversations that were handed on before this wait.
+        self.transfers = 0
         #: After-call work is over; what came of the call is known.
         self.wrapped = self.disposed = False
         #: Breaks ties of effective arrival: when it was queued, kept with its place.
@@ -117,24 +143,38 @@ class CallEntry:
         """(attempt, move): the higher one is the newer."""
         return (self.attempt, self.move)
 
+    @property
+    def offerable(self) -> bool:
+        """Waits, and somebody holds the line (or nobody needs to)."""
+        if self.state is not CallState.WAITING:
+            return False
+        return not self.callback_ms if self.callback_number else self.attached
+
 
 class AgentEntry:
     """One agent as this shard holds it. Its load is the set of what it holds, never a counter."""
 
     __slots__ = (
         "attached",
+        "busy_since_ms",
+        "busy_span_ms",
         "calls",
         "command",
         "config",
+        "draining",
         "front",
         "idle",
         "last_offer",
         "lines",
+        "login_ms",
         "lost_ms",
         "missed",
         "offers",
+        "own",
+        "own_count",
         "pause_reason",
         "presence",
+        "remove",
         "rest_until_ms",
         "session",
         "since_ms",
@@ -153,13 +193,22 @@ class AgentEntry:
         #: Calls held, by kind: rung or accepted (with the offer's id), in conversation, in after-call work.
         self.offers: dict[str, str] = {}
         self.calls: set[str] = set()
-        self.wraps: set[str] = set()
+        #: The last with (began, ends by itself).
+        self.wraps: dict[str, tuple[int, int]] = {}
         #: Ticket by channel while offerable on it.
         self.idle: dict[str, int] = {}
         self.lines: list[Line] = []
         self.lost_ms = self.rest_until_ms = 0
         self.missed = self.taken = self.last_offer = 0
         self.since_ms = 0
+        #: When the agent logged in; time on contacts since then, and since when on the present ones (0: on
+        #: none).
+        self.login_ms = self.busy_span_ms = self.busy_since_ms = 0
+        #: Takes nothing more, is logged out when free, and removed too.
+        self.draining = self.remove = False
+        #: Heap of calls that wait for this very agent, as a line's.
+        self.own: list[tuple[int, int, str, int]] = []
+        self.own_count = 0
 
     @property
     def state(self) -> AgentState:
@@ -172,6 +221,16 @@ class AgentEntry:
             return AgentState.WRAP_UP
         return AgentState(self.presence.value)
 
+    @property
+    def holding(self) -> bool:
+        """Whether any contact fills the agent."""
+        return bool(self.offers or self.calls or self.wraps)
+
+    def occupancy_ppm(self, now_ms: int) -> int:
+        """Share of the time since log-in spent on contacts, parts per million."""
+        since_ms = now_ms - self.busy_since_ms if self.busy_since_ms else 0
+        return (self.busy_span_ms + since_ms) * 1_000_000 // max(1, now_ms - self.login_ms)
+
     def holds(self) -> Iterator[str]:
         """Ids of all calls that fill the agent."""
         yield from self.offers
@@ -180,19 +239,44 @@ class AgentEntry:
 
 
 class Line:
-    """What calls of one queue, channel and set of extra skills wait in, with the agents who can take them."""
+    """What calls of one queue, channel, set of extra skills and step of relaxation wait in, with the agents
+    who can take them.
+    """
 
-    __slots__ = ("agents", "idle", "idle_count", "key", "logged_in", "queue", "waiting", "waiting_count")
+    __slots__ = (
+        "agents",
+        "idle",
+        "idle_count",
+        "key",
+        "logged_in",
+        "pool",
+        "pool_at",
+        "queue",
+        "requirements",
+        "waiting",
+        "waiting_count",
+    )
 
     def __init__(self, key: LineKey, queue: QueueConfig) -> None:
         self.key = key
-        self.queue = queue
+        self.configure(queue)
         #: Heap of (effective arrival less the queue's head start, ordinal, call id, ticket).
         self.waiting: list[tuple[int, int, str, int]] = []
         #: Heap of (rank, idle since, ordinal, agent id, ticket).
         self.idle: list[tuple[int, int, int, str, int]] = []
         self.agents: set[str] = set()
+        #: Of RANDOM: its free agents in any order, and where each stands.
+        self.pool: list[str] = []
+        self.pool_at: dict[str, int] = {}
         self.waiting_count = self.idle_count = self.logged_in = 0
+
+    def configure(self, queue: QueueConfig) -> None:
+        """Puts a queue's settings in force; the agents are to join anew."""
+        self.queue = queue
+        _, _, extra, step = self.key
+        waived = queue.waives_call_skills(step)
+        #: What an agent must have, the queue's and the call's together.
+        self.requirements = (*queue.requirements(step), *(() if waived else extra))
 
     @property
     def channel(self) -> str:
@@ -203,7 +287,22 @@ class Line:
         if not any(channel == self.channel and n > 0 for channel, n in agent.config.capacity):
             return False
         skills = agent.skills
-        return all(skills.get(skill, 0) >= level for skill, level in (*self.queue.skills, *self.key[2]))
+        return all(skills.get(skill, 0) >= level for skill, level in self.requirements)
+
+    def pool_add(self, agent_id: str) -> None:
+        """A free agent, for a queue that draws lots."""
+        self.pool_at[agent_id] = len(self.pool)
+        self.pool.append(agent_id)
+
+    def pool_remove(self, agent_id: str) -> None:
+        """No longer free: the last one takes the place."""
+        at = self.pool_at.pop(agent_id, None)
+        if at is None:
+            return
+        last = self.pool.pop()
+        if last != agent_id:
+            self.pool[at] = last
+            self.pool_at[last] = at
 
 
 class Tally:
@@ -245,6 +344,8 @@ class ShardState:
         #: Nothing is concluded from absence before this.
         self.conclude_ms = 0
         self.draining = False
+        #: Routers that may lead, in order; empty for those of the region itself.
+        self.lead_list: tuple[str, ...] = ()
         self.timing = Timing()
         self.queues: dict[str, QueueConfig] = {}
         self.agents: dict[str, AgentEntry] = {}
@@ -257,7 +358,20 @@ class ShardState:
         #: Worklists of the pairing: calls that began to wait, agents that became free.
         self.hot_calls: list[str] = []
         self.hot_agents: list[str] = []
+        #: Draining agents who have become free.
+        self.leaving: list[str] = []
         self._ticket = 0
+
+    @property
+    def unpaired(self) -> bool:
+        """Whether the pairing has something left to look at."""
+        return bool(self.hot_calls or self.hot_agents or self.leaving)
+
+    def clear_worklists(self) -> None:
+        """For who only reads: nobody pairs there."""
+        self.hot_calls.clear()
+        self.hot_agents.clear()
+        self.leaving.clear()
 
     def next_ticket(self) -> int:
         self._ticket += 1
@@ -278,12 +392,23 @@ class ShardState:
         return line
 
 
+def _wrap_until(s: ShardState, owner: str) -> int:
+    agent_id, _, call_id = owner.partition("/")
+    agent = s.agents.get(agent_id)
+    return agent.wraps.get(call_id, (0, 0))[1] if agent is not None else 0
+
+
+#: When a kind of deadline is due for an owner (a call, an agent, or "agent/call"); 0 when it is not running.
 DEADLINE_OF: dict[str, Callable[[ShardState, str], int]] = {
     "offer": lambda s, i: s.calls[i].offer_until_ms if i in s.calls else 0,
     "detached": lambda s, i: s.calls[i].detached_until_ms if i in s.calls else 0,
     "refuse": lambda s, i: s.calls[i].refuse_ms if i in s.calls else 0,
     "resume": lambda s, i: s.calls[i].resume_ms if i in s.calls else 0,
-    "wrap": lambda s, i: s.calls[i].wrap_up_until_ms if i in s.calls else 0,
+    "wrap": lambda s, i: _wrap_until(s, i),
+    "relax": lambda s, i: s.calls[i].relax_ms if i in s.calls else 0,
+    "prefer": lambda s, i: s.calls[i].prefer_ms if i in s.calls else 0,
+    "callback": lambda s, i: s.calls[i].callback_ms if i in s.calls else 0,
+    "expire": lambda s, i: s.calls[i].expire_ms if i in s.calls else 0,
     "forget": lambda s, i: s.calls[i].forget_ms if i in s.calls else 0,
     "lost": lambda s, i: s.agents[i].lost_ms if i in s.agents else 0,
     "rest": lambda s, i: s.agents[i].rest_until_ms if i in s.agents else 0,
@@ -301,9 +426,11 @@ def next_deadline(state: ShardState) -> tuple[int, str, str] | None:
     return None
 
 
-def head_of(line: Line, calls: dict[str, CallEntry]) -> tuple[int, int, str] | None:
-    """The line's next call as (sort key, ordinal, call id); outdated entries are dropped on the way."""
-    heap = line.waiting
+def head_of(line: Line | AgentEntry, calls: dict[str, CallEntry]) -> tuple[int, int, str] | None:
+    """The next call of a line, or of those that wait for one agent, as (sort key, ordinal, call id); outdated
+    entries are dropped on the way.
+    """
+    heap = line.waiting if isinstance(line, Line) else line.own
     while heap:
         sort_ms, ordinal, call_id, ticket = heap[0]
         entry = calls.get(call_id)
@@ -313,8 +440,12 @@ def head_of(line: Line, calls: dict[str, CallEntry]) -> tuple[int, int, str] | N
     return None
 
 
-def best_idle(line: Line, agents: dict[str, AgentEntry]) -> str | None:
-    """The line's best free agent by the queue's strategy; outdated entries are dropped on the way."""
+def best_idle(line: Line, agents: dict[str, AgentEntry], draw: int = 0) -> str | None:
+    """The line's best free agent by the queue's strategy; outdated entries are dropped on the way. `draw` is
+    the lot, any number, of a queue that draws lots.
+    """
+    if line.queue.strategy is Strategy.RANDOM:
+        return line.pool[draw % len(line.pool)] if line.pool else None
     heap = line.idle
     while heap:
         _, _, _, agent_id, ticket = heap[0]
@@ -329,24 +460,29 @@ def best_idle(line: Line, agents: dict[str, AgentEntry]) -> str | None:
 # ---------------------------------------------------------------------------------------------------------
 
 
-def rank_of(line: Line, agent: AgentEntry) -> int:
-    """Rank of a free agent in a line, lower first; constant while the agent stays free."""
+def rank_of(line: Line, agent: AgentEntry, now_ms: int = 0) -> int:
+    """Rank of a free agent in a line, lower first; constant while the agent stays free, so `now_ms` is when
+    the agent became free.
+    """
     match line.queue.strategy:
         case Strategy.FEWEST_CALLS:
             return agent.taken
+        case Strategy.LEAST_OCCUPIED:
+            return agent.occupancy_ppm(now_ms)
         case Strategy.ROUND_ROBIN:
             return agent.last_offer
         case Strategy.PRIORITY_ORDER:
             return agent.config.priority
         case Strategy.BEST_PROFICIENCY:
-            wanted: tuple[Requirement, ...] = (*line.queue.skills, *line.key[2])
-            return -sum(agent.skills.get(skill, 0) for skill, _ in wanted)
-        case Strategy.LONGEST_IDLE:
+            return -sum(agent.skills.get(skill, 0) for skill, _ in line.requirements)
+        case Strategy.LONGEST_IDLE | Strategy.RANDOM:
             return 0
 
 
 def _offerable(state: ShardState, agent: AgentEntry, channel: str, capacity: int) -> bool:
-    if agent.presence is not Presence.AVAILABLE or not agent.attached or agent.rest_until_ms or agent.wraps:
+    if agent.presence is not Presence.AVAILABLE or not agent.attached:
+        return False
+    if agent.rest_until_ms or agent.wraps or agent.draining:
         return False
     held = [*agent.offers, *agent.calls]
     if len(held) >= capacity:
@@ -356,6 +492,9 @@ def _offerable(state: ShardState, agent: AgentEntry, channel: str, capacity: int
 
 def _refresh(state: ShardState, agent: AgentEntry) -> None:
     """Brings the agent's place in the idle heaps into line with what it holds."""
+    _account(state, agent)
+    if agent.draining and not agent.holding:
+        state.leaving.append(agent.config.id)
     for channel, capacity in agent.config.capacity:
         idle = channel in agent.idle
         if _offerable(state, agent, channel, capacity):
@@ -370,14 +509,27 @@ def _refresh(state: ShardState, agent: AgentEntry) -> None:
             for line in agent.lines:
                 if line.channel == channel:
                     line.idle_count -= 1
+                    line.pool_remove(agent.config.id)
+
+
+def _account(state: ShardState, agent: AgentEntry) -> None:
+    """Counts the time on contacts, for the strategies that look at it."""
+    if agent.holding:
+        agent.busy_since_ms = agent.busy_since_ms or state.now_ms
+    elif agent.busy_since_ms:
+        agent.busy_span_ms += state.now_ms - agent.busy_since_ms
+        agent.busy_since_ms = 0
 
 
 def _list_idle(state: ShardState, line: Line, agent: AgentEntry) -> None:
     ticket = agent.idle.get(line.channel)
     if ticket is not None:
         line.idle_count += 1
-        entry = (rank_of(line, agent), agent.since_ms, state.ordinal, agent.config.id, ticket)
-        heapq.heappush(line.idle, entry)
+        if line.queue.strategy is Strategy.RANDOM:
+            line.pool_add(agent.config.id)
+            return
+        rank = rank_of(line, agent, state.now_ms)
+        heapq.heappush(line.idle, (rank, agent.since_ms, state.ordinal, agent.config.id, ticket))
 
 
 def _join(state: ShardState, agent: AgentEntry, line: Line) -> None:
@@ -394,6 +546,7 @@ def _leave_lines(agent: AgentEntry) -> None:
         line.agents.discard(agent.config.id)
         line.logged_in -= agent.presence is not Presence.OFFLINE
         line.idle_count -= line.channel in agent.idle
+        line.pool_remove(agent.config.id)
     agent.lines = []
     agent.idle = {}
 
@@ -407,21 +560,35 @@ def _set_presence(agent: AgentEntry, presence: Presence) -> None:
 
 
 def _list_call(state: ShardState, entry: CallEntry) -> None:
-    """Puts an attached, waiting call into its line's heap (again), at its original place."""
-    _unlist_call(entry)
-    if entry.state is CallState.WAITING and entry.attached:
-        entry.ticket = state.next_ticket()
-        queue = entry.line.queue
-        sort_ms = entry.effective_ms - queue.weight * queue.priority_credit_span_ms
-        heapq.heappush(entry.line.waiting, (sort_ms, entry.ordinal, entry.facts.call_id, entry.ticket))
-        entry.line.waiting_count += 1
-        state.hot_calls.append(entry.facts.call_id)
+    """Puts a call that may be offered into its line's heap (again), or into that of the agent it waits for,
+    at
+    its original place.
+    """
+    _unlist_call(state, entry)
+    if not entry.offerable:
+        return
+    entry.ticket = state.next_ticket()
+    queue = entry.line.queue
+    sort_ms = entry.effective_ms - queue.weight * queue.priority_credit_span_ms
+    place = (sort_ms, entry.ordinal, entry.facts.call_id, entry.ticket)
+    preferred = state.agents.get(entry.preferred)
+    if preferred is None:
+        heapq.heappush(entry.line.waiting, place)
+    else:
+        heapq.heappush(preferred.own, place)
+        preferred.own_count += 1
+    entry.line.waiting_count += 1
+    state.hot_calls.append(entry.facts.call_id)
 
 
-def _unlist_call(entry: CallEntry) -> None:
-    if entry.ticket:
-        entry.ticket = 0
-        entry.line.waiting_count -= 1
+def _unlist_call(state: ShardState, entry: CallEntry) -> None:
+    if not entry.ticket:
+        return
+    entry.ticket = 0
+    entry.line.waiting_count -= 1
+    preferred = state.agents.get(entry.preferred)
+    if preferred is not None:
+        preferred.own_count -= 1
 
 
 # --- evolve
@@ -440,34 +607,58 @@ def evolve(state: ShardState, event: Event, now_ms: int) -> None:
 
 
 def _shard_opened(s: ShardState, e: ShardOpened) -> None:
-    shift = e.leaderless_span_ms
     s.conclude_ms = s.now_ms + s.timing.reattach_span_ms
-    s.deadlines = []
-    s.hot_calls, s.hot_agents = [], []
-    for call_id, call in s.calls.items():
-        for kind, name in _CALL_DEADLINES:
-            if getattr(call, name):
-                setattr(call, name, getattr(call, name) + shift)
-                s.set_deadline(getattr(call, name), kind, call_id)
+    s.clear_worklists()
+    _move_deadlines(s, e.leaderless_span_ms)
+    for call in s.calls.values():
+        if call.callback_number and call.state is not CallState.CONNECTED:
+            continue
         if call.state in BEFORE_CONNECTION:
             _detach_call(s, call, s.conclude_ms + s.timing.grace_span_ms)
         elif call.state is CallState.CONNECTED:
             call.attached = False
-    for agent_id, agent in s.agents.items():
-        if agent.rest_until_ms:
-            agent.rest_until_ms += shift
-            s.set_deadline(agent.rest_until_ms, "rest", agent_id)
+    for agent in s.agents.values():
         if agent.presence is not Presence.OFFLINE:
             _detach_agent(s, agent, s.conclude_ms + s.timing.agent_grace_span_ms)
 
 
+def _deadlines_moved(s: ShardState, e: DeadlinesMoved) -> None:
+    s.conclude_ms += e.span_ms
+    _move_deadlines(s, e.span_ms)
+
+
+def _move_deadlines(s: ShardState, span_ms: int) -> None:
+    """Nothing could be concluded or done for so long: every deadline that runs is later by it."""
+    s.deadlines = []
+    for call_id, call in s.calls.items():
+        for kind, name in _CALL_DEADLINES:
+            due_ms = getattr(call, name)
+            if due_ms:
+                setattr(call, name, due_ms + span_ms)
+                s.set_deadline(due_ms + span_ms, kind, call_id)
+    for agent_id, agent in s.agents.items():
+        for kind, name in _AGENT_DEADLINES:
+            due_ms = getattr(agent, name)
+            if due_ms:
+                setattr(agent, name, due_ms + span_ms)
+                s.set_deadline(due_ms + span_ms, kind, agent_id)
+        for call_id, (began_ms, due_ms) in agent.wraps.items():
+            agent.wraps[call_id] = (began_ms, due_ms + span_ms)
+            s.set_deadline(due_ms + span_ms, "wrap", f"{agent_id}/{call_id}")
+
+
 _CALL_DEADLINES = (
     ("offer", "offer_until_ms"),
+    ("detached", "detached_until_ms"),
     ("refuse", "refuse_ms"),
     ("resume", "resume_ms"),
-    ("wrap", "wrap_up_until_ms"),
+    ("relax", "relax_ms"),
+    ("prefer", "prefer_ms"),
+    ("callback", "callback_ms"),
+    ("expire", "expire_ms"),
     ("forget", "forget_ms"),
 )
+_AGENT_DEADLINES = (("lost", "lost_ms"), ("rest", "rest_until_ms"))
 
 
 def _timing_configured(s: ShardState, e: TimingConfigured) -> None:
@@ -482,15 +673,26 @@ def _queue_configured(s: ShardState, e: QueueConfigured) -> None:
     s.queues[e.queue.id] = e.queue
     s.tallies.setdefault(e.queue.id, Tally())
     for line in s.lines_by_queue.get(e.queue.id, []):
-        line.queue = e.queue
-        line.idle, line.agents = [], set()
+        line.configure(e.queue)
+        line.idle, line.agents, line.pool, line.pool_at = [], set(), [], {}
         line.idle_count = line.logged_in = 0
         for agent in s.agents.values():
             if line in agent.lines:
                 agent.lines.remove(line)
             _join(s, agent, line)
-        s.hot_agents.extend(line.agents)
-    s.line_of((e.queue.id, "voice", ()))
+        s.hot_agents.extend(sorted(line.agents))
+    for step in range(max(1, len(e.queue.steps))):
+        s.line_of((e.queue.id, "voice", (), step))
+    if e.queue.closed:
+        _close_queue(s, e.queue.id)
+
+
+def _close_queue(s: ShardState, queue_id: str) -> None:
+    """Whoever waits in a closed queue is refused, one by one, by the timers."""
+    for call_id, entry in s.calls.items():
+        if entry.facts.queue == queue_id and entry.state in BEFORE_CONNECTION:
+            entry.refuse_ms = s.now_ms
+            s.set_deadline(s.now_ms, "refuse", call_id)
 
 
 def _queue_removed(s: ShardState, e: QueueRemoved) -> None:
@@ -514,30 +716,108 @@ def _agent_configured(s: ShardState, e: AgentConfigured) -> None:
 
 
 def _agent_removed(s: ShardState, e: AgentRemoved) -> None:
-    agent = s.agents.pop(e.agent, None)
-    if agent is not None:
-        _leave_lines(agent)
+    agent = s.agents.get(e.agent)
+    if agent is None:
+        return
+    for call_id in sorted({place[2] for place in agent.own}):
+        entry = s.calls.get(call_id)
+        if entry is not None and entry.preferred == e.agent:
+            _end_preference(s, entry)
+    del s.agents[e.agent]
+    _leave_lines(agent)
 
 
 def _call_queued(s: ShardState, e: CallQueued) -> None:
-    line = s.line_of((e.facts.queue, e.facts.channel, e.facts.skills))
+    line = s.line_of((e.facts.queue, e.facts.channel, e.facts.skills, e.step))
     old = s.calls.get(e.facts.call_id)
     if old is None or old.state is CallState.ENDED:
         s.tallies[e.facts.queue].offered += 1
     if old is not None:
-        _unlist_call(old)
+        _unlist_call(s, old)
     entry = s.calls[e.facts.call_id] = CallEntry(e.facts, line)
     entry.ordinal = s.ordinal
     entry.attempt, entry.move, entry.front = e.attempt, e.move, e.front
     entry.queued_ms, entry.effective_ms, entry.refuse_ms = e.queued_ms, e.effective_ms, e.refuse_ms
     s.set_deadline(e.refuse_ms, "refuse", e.facts.call_id)
+    _begin_wait(s, entry, e)
+
+
+def _begin_wait(s: ShardState, entry: CallEntry, e: CallQueued | CallTransferred) -> None:
+    """The step of relaxation and the preferred agent that a wait begins with."""
+    call_id = entry.facts.call_id
+    entry.step, entry.relax_ms = e.step, e.relax_ms
+    entry.preferred, entry.prefer_ms = e.preferred, e.preferred_until_ms
+    s.set_deadline(e.relax_ms, "relax", call_id)
+    s.set_deadline(e.preferred_until_ms, "prefer", call_id)
     _list_call(s, entry)
+
+
+def _call_relaxed(s: ShardState, e: CallRelaxed) -> None:
+    entry = s.calls[e.call_id]
+    _unlist_call(s, entry)
+    entry.step, entry.relax_ms = e.step, e.relax_ms
+    facts = entry.facts
+    entry.line = s.line_of((facts.queue, facts.channel, facts.skills, e.step))
+    s.set_deadline(e.relax_ms, "relax", e.call_id)
+    _list_call(s, entry)
+
+
+def _preference_ended(s: ShardState, e: PreferenceEnded) -> None:
+    _end_preference(s, s.calls[e.call_id])
+
+
+def _end_preference(s: ShardState, entry: CallEntry) -> None:
+    _unlist_call(s, entry)
+    entry.preferred, entry.prefer_ms = "", 0
+    _list_call(s, entry)
+
+
+def _call_transferred(s: ShardState, e: CallTransferred) -> None:
+    call_id = e.facts.call_id
+    entry = s.calls[call_id]
+    _tally_conversation(s, entry)
+    agent = s.agents.get(e.agent)
+    entry.facts, entry.state, entry.agent, entry.offer_id = e.facts, CallState.WAITING, "", ""
+    entry.line = s.line_of((e.facts.queue, e.facts.channel, e.facts.skills, e.step))
+    entry.connected_ms, entry.ordinal = 0, s.ordinal
+    entry.queued_ms, entry.effective_ms, entry.refuse_ms = e.queued_ms, e.effective_ms, e.refuse_ms
+    entry.callback_number = ""
+    entry.transfers += 1
+    s.tallies[e.facts.queue].offered += 1
+    s.set_deadline(e.refuse_ms, "refuse", call_id)
+    _begin_wait(s, entry, e)
+    if agent is not None:
+        agent.calls.discard(call_id)
+        _begin_wrap_up(s, agent, call_id, e.wrap_up_until_ms)
+
+
+def _callback_requested(s: ShardState, e: CallbackRequested) -> None:
+    entry = s.calls[e.call_id]
+    entry.callback_number, entry.callback_ms, entry.expire_ms = e.number, e.not_before_ms, e.expire_ms
+    entry.detached_until_ms = entry.refuse_ms = 0
+    if entry.state is CallState.OVERFLOWING:
+        entry.state, entry.resume_ms = CallState.WAITING, 0
+    s.set_deadline(e.not_before_ms, "callback", e.call_id)
+    s.set_deadline(e.expire_ms, "expire", e.call_id)
+    _list_call(s, entry)
+
+
+def _callback_due(s: ShardState, e: CallbackDue) -> None:
+    entry = s.calls[e.call_id]
+    entry.callback_ms = 0
+    _list_call(s, entry)
+
+
+def _nothing(s: ShardState, e: Event) -> None:
+    """Told to others; the shard itself is as it was."""
 
 
 def _call_attached(s: ShardState, e: CallAttached) -> None:
     entry = s.calls[e.call_id]
     entry.attempt, entry.move, entry.front = e.attempt, e.move, e.front
     entry.attached, entry.detached_until_ms = True, 0
+    # The caller is on the line again.
+    entry.callback_number, entry.callback_ms, entry.expire_ms = "", 0, 0
     if entry.state is CallState.OVERFLOWING:
         entry.state, entry.resume_ms = CallState.WAITING, 0
     if entry.state is CallState.WAITING and not entry.ticket:
@@ -550,14 +830,14 @@ def _call_detached(s: ShardState, e: CallDetached) -> None:
 
 def _detach_call(s: ShardState, entry: CallEntry, until_ms: int) -> None:
     entry.attached, entry.detached_until_ms = False, until_ms
-    _unlist_call(entry)
+    _unlist_call(s, entry)
     s.set_deadline(until_ms, "detached", entry.facts.call_id)
 
 
 def _call_overflowing(s: ShardState, e: CallOverflowing) -> None:
     entry = s.calls[e.call_id]
     entry.state, entry.resume_ms = CallState.OVERFLOWING, e.until_ms
-    _unlist_call(entry)
+    _unlist_call(s, entry)
     s.set_deadline(e.until_ms, "resume", e.call_id)
 
 
@@ -579,7 +859,7 @@ def _call_offered(s: ShardState, e: CallOffered) -> None:
     s.offers_made = int(e.offer_id.rpartition(".")[2])
     entry.state, entry.agent, entry.offer_id = CallState.OFFERED, e.agent, e.offer_id
     entry.offer_until_ms = e.until_ms
-    _unlist_call(entry)
+    _unlist_call(s, entry)
     agent.offers[e.call_id] = e.offer_id
     agent.last_offer = s.ordinal
     agent.since_ms = s.now_ms
@@ -609,6 +889,8 @@ def _offer_ended(s: ShardState, e: OfferEnded) -> None:
 def _call_connected(s: ShardState, e: CallConnected) -> None:
     entry, agent = s.calls[e.call_id], s.agents[e.agent]
     entry.state, entry.offer_until_ms, entry.refuse_ms = CallState.CONNECTED, 0, 0
+    entry.relax_ms = entry.prefer_ms = entry.callback_ms = entry.expire_ms = 0
+    entry.preferred = ""
     entry.connected_ms, entry.detached_until_ms = s.now_ms, 0
     agent.offers.pop(e.call_id, None)
     agent.calls.add(e.call_id)
@@ -628,9 +910,11 @@ def _call_ended(s: ShardState, e: CallEnded) -> None:
     entry.state, entry.outcome, entry.reason = CallState.ENDED, e.outcome, e.reason
     entry.ended_ms, entry.recording_uri = s.now_ms, e.recording_uri
     entry.offer_until_ms = entry.detached_until_ms = entry.refuse_ms = entry.resume_ms = 0
+    entry.relax_ms = entry.prefer_ms = entry.callback_ms = entry.expire_ms = 0
     entry.wrap_up_until_ms = e.wrap_up_until_ms
     entry.forget_ms = max(s.now_ms, e.wrap_up_until_ms) + s.timing.memory_span_ms
-    _unlist_call(entry)
+    _unlist_call(s, entry)
+    entry.preferred = ""
     s.set_deadline(entry.forget_ms, "forget", e.call_id)
     _tally_end(s, entry, was_connected)
     agent = s.agents.get(entry.agent)
@@ -638,11 +922,24 @@ def _call_ended(s: ShardState, e: CallEnded) -> None:
         return
     agent.offers.pop(e.call_id, None)
     agent.calls.discard(e.call_id)
+    _begin_wrap_up(s, agent, e.call_id, e.wrap_up_until_ms)
+
+
+def _begin_wrap_up(s: ShardState, agent: AgentEntry, call_id: str, until_ms: int) -> None:
+    """After-call work, if there is any to do."""
     agent.since_ms = s.now_ms
-    if e.wrap_up_until_ms:
-        agent.wraps.add(e.call_id)
-        s.set_deadline(e.wrap_up_until_ms, "wrap", e.call_id)
+    if until_ms:
+        agent.wraps[call_id] = (s.now_ms, until_ms)
+        s.set_deadline(until_ms, "wrap", f"{agent.config.id}/{call_id}")
     _refresh(s, agent)
+
+
+def _tally_conversation(s: ShardState, entry: CallEntry) -> None:
+    tally = s.tallies.get(entry.facts.queue)
+    if tally is not None:
+        gain = HANDLE_TIME_GAIN if tally.handled else 1.0
+        tally.handle_span_ms += gain * (s.now_ms - entry.connected_ms - tally.handle_span_ms)
+        tally.handled += 1
 
 
 def _tally_end(s: ShardState, entry: CallEntry, was_connected: bool) -> None:
@@ -650,10 +947,7 @@ def _tally_end(s: ShardState, entry: CallEntry, was_connected: bool) -> None:
     if tally is None:
         return
     if was_connected:
-        span = s.now_ms - entry.connected_ms
-        gain = HANDLE_TIME_GAIN if tally.handled else 1.0
-        tally.handle_span_ms += gain * (span - tally.handle_span_ms)
-        tally.handled += 1
+        _tally_conversation(s, entry)
     elif entry.outcome is CallOutcome.ABANDONED:
         if s.now_ms - entry.queued_ms < entry.line.queue.short_abandon_span_ms:
             tally.short_abandoned += 1
@@ -667,16 +961,18 @@ def _tally_end(s: ShardState, entry: CallEntry, was_connected: bool) -> None:
 
 def _call_wrapped_up(s: ShardState, e: CallWrappedUp) -> None:
     entry, agent = s.calls.get(e.call_id), s.agents.get(e.agent)
-    if entry is not None:
-        first, entry.wrapped, entry.wrap_up_until_ms = not entry.wrapped, True, 0
+    began_ms = agent.wraps.pop(e.call_id, (0, 0))[0] if agent is not None else 0
+    if entry is not None and entry.agent == e.agent:
+        # Whoever handed the call on has no say in what becomes of it.
+        began_ms = began_ms or (entry.ended_ms if not entry.wrapped else 0)
+        entry.wrapped, entry.wrap_up_until_ms = True, 0
         entry.disposed = entry.disposed or e.disposition is not None
-        tally = s.tallies.get(entry.facts.queue)
-        if tally is not None and first:
-            gain = HANDLE_TIME_GAIN if tally.wrapped else 1.0
-            tally.wrap_up_span_ms += gain * (s.now_ms - entry.ended_ms - tally.wrap_up_span_ms)
-            tally.wrapped += 1
+    tally = s.tallies.get(entry.facts.queue) if entry is not None else None
+    if tally is not None and began_ms:
+        gain = HANDLE_TIME_GAIN if tally.wrapped else 1.0
+        tally.wrap_up_span_ms += gain * (s.now_ms - began_ms - tally.wrap_up_span_ms)
+        tally.wrapped += 1
     if agent is not None:
-        agent.wraps.discard(e.call_id)
         agent.since_ms = s.now_ms
         _refresh(s, agent)
 
@@ -689,7 +985,11 @@ def _calls_forgotten(s: ShardState, e: CallsForgotten) -> None:
 def _session_opened(s: ShardState, e: SessionOpened) -> None:
     agent = s.agents[e.agent]
     if agent.presence is Presence.OFFLINE:
-        agent.taken = 0
+        agent.taken = agent.busy_span_ms = agent.busy_since_ms = 0
+        agent.login_ms = s.now_ms
+        agent.rest_until_ms = e.rest_until_ms
+        agent.draining = agent.remove
+        s.set_deadline(e.rest_until_ms, "rest", e.agent)
     agent.session, agent.command, agent.front = e.session, e.command, e.front
     agent.attached, agent.lost_ms = True, 0
     agent.pause_reason = e.pause_reason
@@ -711,6 +1011,7 @@ def _session_closed(s: ShardState, e: SessionClosed) -> None:
     agent = s.agents[e.agent]
     agent.attached, agent.lost_ms, agent.rest_until_ms = False, 0, 0
     agent.pause_reason = ""
+    agent.draining = agent.remove
     _set_presence(agent, Presence.OFFLINE)
     _refresh(s, agent)
 
@@ -722,6 +1023,16 @@ def _presence_set(s: ShardState, e: PresenceSet) -> None:
         agent.missed = 0
     _set_presence(agent, e.presence)
     _refresh(s, agent)
+
+
+def _agent_draining(s: ShardState, e: AgentDraining) -> None:
+    agent = s.agents[e.agent]
+    agent.draining, agent.remove = e.draining or e.remove, e.remove
+    _refresh(s, agent)
+
+
+def _lead_list_set(s: ShardState, e: LeadListSet) -> None:
+    s.lead_list = e.routers
 
 
 def _agent_rested(s: ShardState, e: AgentRested) -> None:
@@ -756,4 +1067,14 @@ _EVOLVE: dict[type, Callable[[ShardState, Any], None]] = {
     SessionClosed: _session_closed,
     PresenceSet: _presence_set,
     AgentRested: _agent_rested,
+    CallRelaxed: _call_relaxed,
+    PreferenceEnded: _preference_ended,
+    CallTransferred: _call_transferred,
+    CallbackRequested: _callback_requested,
+    CallbackDue: _callback_due,
+    CallMonitored: _nothing,
+    AgentDraining: _agent_draining,
+    ActRecorded: _nothing,
+    LeadListSet: _lead_list_set,
+    DeadlinesMoved: _deadlines_moved,
 }

@@ -55,6 +55,10 @@ def view_call(state: ShardState, call_id: str) -> CallView:
         else -1,
         recording_uri=e.recording_uri,
         wrap_up_until_ms=e.wrap_up_until_ms,
+        step=e.step,
+        preferred=e.preferred,
+        callback_number=e.callback_number,
+        transfers=e.transfers,
     )
 
 
@@ -71,6 +75,7 @@ def view_agent(state: ShardState, agent_id: str) -> AgentView:
         offers=tuple(sorted(a.offers.values())),
         since_ms=a.since_ms,
         capacity=a.config.capacity,
+        draining=a.draining,
     )
 
 
@@ -96,7 +101,7 @@ def queue_loads(state: ShardState) -> list[QueueLoad]:
     for queue_id in sorted(state.queues):
         lines = state.lines_by_queue.get(queue_id, [])
         waiting = sum(line.waiting_count for line in lines)
-        plain = state.lines.get((queue_id, "voice", ()))
+        plain = state.lines.get((queue_id, "voice", (), 0))
         loads.append(
             QueueLoad(
                 queue=queue_id,

@@ -51,7 +51,7 @@ class Shard:
 
     @property
     def line(self) -> Line:
-        return self.state.lines[("service", "voice", ())]
+        return self.state.lines[("service", "voice", (), 0)]
 
     def converse(self, call_id: str, talk_ms: int, wrap_up_ms: int) -> None:
         self.place(call_id)
