@@ -192,6 +192,35 @@ JOURNAL: list[model.Event] = [
     model.SessionClosed(agent="amy"),
     model.PresenceSet(agent="amy", command=8, presence=model.Presence.AVAILABLE, pause_reason=""),
     model.AgentRested(agent="amy"),
+    model.CallRelaxed(call_id="pbx:7f3a", step=2, relax_ms=T0 + 40_000),
+    model.PreferenceEnded(call_id="pbx:7f3a"),
+    model.CallTransferred(
+        facts=FACTS,
+        agent="amy",
+        wrap_up_until_ms=T0 + 30_000,
+        queued_ms=T0,
+        effective_ms=T0 - 90_000,
+        refuse_ms=T0 + 600_000,
+        step=1,
+        relax_ms=T0 + 20_000,
+        preferred="ben",
+        preferred_until_ms=T0 + 10_000,
+    ),
+    model.CallbackRequested(
+        call_id="pbx:7f3a", number="+8613800138000", not_before_ms=T0 + 1, expire_ms=T0 + 2
+    ),
+    model.CallbackDue(call_id="pbx:7f3a"),
+    model.CallMonitored(call_id="pbx:7f3a", mode=model.MonitorMode.WHISPER, address="sip:boss"),
+    model.AgentDraining(agent="amy", draining=True, remove=True),
+    model.ActRecorded(
+        actor="partners/desk",
+        act="LOG_OUT_AGENT",
+        subject="agents/amy",
+        reason="end of shift",
+        details=(("interrupt", "true"),),
+    ),
+    model.LeadListSet(routers=("beijing-1:7120", "beijing-2:7120", "shanghai-1:7120")),
+    model.DeadlinesMoved(span_ms=4_000),
 ]
 FORMAT_1: dict[str, str] = json.loads((HERE / "journal_format_1.json").read_text())
 
