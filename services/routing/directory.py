@@ -14,6 +14,7 @@ from pymongo.errors import PyMongoError
 
 from chassis.errors import CallmeshError, Unavailable
 from routing import model
+from routing.hours import Schedule, check_calendar, schedule
 from routing.leader import Leader
 from routing.model import AgentConfig, ConfigureAgent, ConfigureQueue, QueueConfig, RemoveAgent, RemoveQueue
 from routing.regions import RegionConfig
@@ -98,7 +99,21 @@ def region_config(document: dict[str, Any]) -> RegionConfig:
         languages=tuple(document.get("languages", ())),
         weight=document.get("weight", 100),
         draining=document.get("draining", False),
+        schedule=_schedule(document),
     )
+
+
+def _schedule(document: dict[str, Any]) -> Schedule | None:
+    """A stored region's business hours. Rules that cannot be read (stored before they were checked) close
+    nothing.
+    """
+    calendar = document.get("holiday_calendar") or ""
+    try:
+        check_calendar("holiday_calendar", calendar)
+        return schedule(document.get("business_hours", ()), document.get("time_zone") or "", calendar)
+    except CallmeshError as error:
+        log.error("business_hours_unreadable", region=document["_id"], error=error.message)
+        return None
 
 
 def queue_config(document: dict[str, Any]) -> QueueConfig:
@@ -106,7 +121,14 @@ def queue_config(document: dict[str, Any]) -> QueueConfig:
     known = {f: document[f] for f in _QUEUE_FIELDS if document.get(f) is not None}
     config = QueueConfig(id=document["_id"], skills=_pairs(document.get("skills")), **known)
     strategy = document.get("strategy")
+    config = replace(config, closed=bool(document.get("closed")), announcements=_announcements(document))
     return replace(config, strategy=model.Strategy(strategy)) if strategy else config
+
+
+def _announcements(document: dict[str, Any]) -> tuple[tuple[str, str], ...]:
+    """What refused callers are told; while the queue is closed, the closure's own words come first."""
+    closing = document.get("closing_announcements") if document.get("closed") else None
+    return tuple(sorted({**(document.get("announcements") or {}), **(closing or {})}.items()))
 
 
 _QUEUE_FIELDS = (

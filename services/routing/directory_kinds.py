@@ -18,6 +18,7 @@ from chassis.mongo import Aggregate, etag
 from routing.convert import duration, requirements, span_ms, text, whole
 from routing.documents import AgentDocument, QueueDocument, RegionDocument, SkillDocument
 from routing.geo import checked_point
+from routing.hours import check_calendar, schedule
 from routing.model import QueueConfig, Strategy
 
 #: Lists and maps of a resource have at most this many entries.
@@ -133,7 +134,10 @@ def _fill_region(message: pb.Region, document: RegionDocument) -> None:
     document.weight = whole("region.weight", message.weight, 0, 1000) or 100
     document.lead_list = _strings("region.lead_list", message.lead_list, 255)
     document.business_hours = _strings("region.business_hours", message.business_hours, 100)
-    document.holiday_calendar = text("region.holiday_calendar", message.holiday_calendar, 10)
+    document.holiday_calendar = check_calendar("region.holiday_calendar", message.holiday_calendar)
+    if document.business_hours and not document.time_zone:
+        raise InvalidArgument(field="region.time_zone", why="must be set where business hours are")
+    schedule(document.business_hours, document.time_zone, field="region.business_hours")
     document.head_office = message.head_office
 
 
@@ -192,6 +196,7 @@ def _show_queue(document: QueueDocument, message: pb.Queue) -> None:
     message.missed_offers_max = document.missed_offers_max or 0
     message.refuse_without_agents = document.refuse_without_agents
     message.announcements.update(document.announcements)
+    message.closed = bool(document.closed)
 
 
 # --- agents, skills

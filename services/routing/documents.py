@@ -69,6 +69,9 @@ class QueueDocument(Aggregate):
     overflow_span_ms = IntField()
     refuse_without_agents = BooleanField(default=False)
     announcements = DictField()
+    #: Closed by a supervisor, with words of the closure's own.
+    closed = BooleanField(default=False)
+    closing_announcements = DictField()
     reject_delay_span_ms = IntField()
     missed_offers_max = IntField()
     preferred_agent_span_ms = IntField()

@@ -50,6 +50,24 @@ class NoAgentLoggedIn(FailedPrecondition):
     reason = "NO_AGENT_LOGGED_IN"
 
 
+class QueueClosed(FailedPrecondition):
+    """The queue {subject} is closed; tell the caller `announcement`.
+
+    Metadata: `announcement` in the caller's language, at most 200 characters of it.
+    """
+
+    reason = "QUEUE_CLOSED"
+
+
+class RegionClosed(FailedPrecondition):
+    """No region takes calls of {subject} at this hour; tell the caller `announcement`.
+
+    Metadata: `announcement` as in QueueClosed; `opens_time`, RFC 3339, when the first region opens.
+    """
+
+    reason = "REGION_CLOSED"
+
+
 class StaleAttempt(FailedPrecondition):
     """{subject} was opened again since: {why}."""
 
@@ -95,6 +113,8 @@ def error_of(refusal: Refusal, call_id: str = "", queue: str = "", agent: str = 
             return QueueFull(subject=f"queues/{queue}", retry_seconds=5.0)
         case "NO_AGENT_LOGGED_IN":
             return NoAgentLoggedIn(subject=f"queues/{queue}")
+        case "QUEUE_CLOSED":
+            return QueueClosed(subject=f"queues/{queue}", why="a supervisor closed it", announcement="")
         case "STALE_ATTEMPT" | "STALE_VERSION":
             return StaleAttempt(
                 subject=f"calls/{call_id}", why="a higher attempt is known; raise yours above it"

@@ -3,18 +3,26 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator
-from contextlib import aclosing
+from collections.abc import AsyncGenerator, Iterator
+from contextlib import aclosing, contextmanager
 from typing import Protocol
 
 from callmesh.routing.v1 import agent_pb2, call_pb2, routing_pb2
 from chassis import callcontext
-from chassis.clock import Clock
+from chassis.clock import Clock, from_ms
 from chassis.errors import InvalidArgument, Unavailable
 from chassis.ids import check_id, parse_name, resource_name
 from chassis.pagination import Page
 from routing import convert, model
-from routing.errors import AgentNotFound, QueueNotFound, RegionNotFound, error_of
+from routing.announcements import announcement
+from routing.errors import (
+    AgentNotFound,
+    QueueClosed,
+    QueueNotFound,
+    RegionClosed,
+    RegionNotFound,
+    error_of,
+)
 from routing.front import Front
 from routing.leader import Committed
 from routing.placement import Placement
@@ -80,11 +88,49 @@ class Handlers:
         """The caller's stream."""
         caller = await self._caller(request)
         async with aclosing(self._front.route(caller)) as updates:
-            async for update in updates:
-                if isinstance(update.what, Moved):
-                    self._regions.note_placed(update.what.region, caller.facts.queue)
-                for event in convert.caller_events(update, self._token):
-                    yield event
+            with self._announcing(caller.facts.queue, request.language):
+                async for update in updates:
+                    if isinstance(update.what, Moved):
+                        self._regions.note_placed(update.what.region, caller.facts.queue)
+                    for event in convert.caller_events(update, self._token):
+                        yield self._announced(event, caller.facts.queue, request.language)
+
+    @contextmanager
+    def _announcing(self, queue: str, language: str) -> Iterator[None]:
+        """A shard that refuses calls of a closed queue does not know the words for it."""
+        try:
+            yield
+        except QueueClosed as error:
+            raise self._closed(queue, language) from error
+
+    def _announced(
+        self, event: routing_pb2.RouteCallEvent, queue: str, language: str
+    ) -> routing_pb2.RouteCallEvent:
+        """With the queue's words for a caller who is refused after a wait."""
+        if event.HasField("ended") and event.ended.outcome == call_pb2.CALL_OUTCOME_REFUSED:
+            event.ended.announcement = self._words(queue, language)
+        return event
+
+    def _words(self, queue: str, language: str) -> str:
+        config = self._queues.get(queue)
+        return announcement(config.announcements, language) if config is not None else ""
+
+    def _closed(self, queue: str, language: str) -> QueueClosed:
+        words = self._words(queue, language)
+        return QueueClosed(subject=f"queues/{queue}", why="a supervisor closed it", announcement=words)
+
+    def _check_open(self, queue: str, language: str) -> None:
+        """Raises QueueClosed, or RegionClosed while no region is within its hours."""
+        if self._queues[queue].closed:
+            raise self._closed(queue, language)
+        opens_ms = self._regions.closed_until_ms()
+        if opens_ms is not None:
+            raise RegionClosed(
+                subject=f"queues/{queue}",
+                why="every region is outside its business hours",
+                announcement=self._words(queue, language),
+                opens_time=from_ms(opens_ms).isoformat() if opens_ms else "",
+            )
 
     async def assign_call(
         self, request: routing_pb2.AssignCallRequest, remaining: float
@@ -104,11 +150,12 @@ class Handlers:
         stream = self._front.route(caller)
         last: Update | None = None
         try:
-            async with asyncio.timeout(seconds):
-                async for update in stream:
-                    last = last if isinstance(update.what, Moved) else update
-                    if _state_of(update) in (decided, model.CallState.CONNECTED, model.CallState.ENDED):
-                        break
+            with self._announcing(caller.facts.queue, request.call.language):
+                async with asyncio.timeout(seconds):
+                    async for update in stream:
+                        last = last if isinstance(update.what, Moved) else update
+                        if _state_of(update) in (decided, model.CallState.CONNECTED, model.CallState.ENDED):
+                            break
         except TimeoutError:
             if last is None:
                 raise Unavailable(why="the call could not be queued in time", retry_seconds=1.0) from None
@@ -148,6 +195,9 @@ class Handlers:
         located = place_of(request)
         number = located.e164 if located is not None else ""
         place = self._place_kept(request)
+        if place is None and request.attempt <= 1:
+            # Who waits already is served, whatever the hour.
+            self._check_open(queue, request.language)
         ranked = self._regions.rank(request, located, queue)
         extra = await self._profiles.priority_of(number) if number else 0
         facts = convert.call_facts(
@@ -166,7 +216,7 @@ class Handlers:
             queued_ms=self._clock.now_ms() - (self._waited_ms(place) if place is not None else 0),
             agent_lost=request.reopen_reason == call_pb2.REOPEN_REASON_AGENT_LOST,
             auto_confirm=request.auto_confirm,
-            regions=regions,
+            regions=regions or ([place.shard] if place is not None and place.shard in self._shards else []),
             stale=[place.shard] if place is not None and place.shard in self._shards else [],
         )
 

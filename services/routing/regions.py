@@ -12,6 +12,7 @@ from callmesh.routing.v1 import call_pb2, directory_pb2, shard_pb2
 from chassis.clock import Clock
 from routing import placement
 from routing.geo import Located, locate, with_point
+from routing.hours import Schedule
 from routing.peers import PeerTable
 from routing.placement import Caller, Placement, PlacementRules, Previous, QueueView, RegionState, RegionView
 
@@ -32,6 +33,8 @@ class RegionConfig:
     languages: tuple[str, ...] = ()
     weight: int = placement.NORMAL_WEIGHT
     draining: bool = False
+    #: Business hours; None: always open.
+    schedule: Schedule | None = None
 
 
 @dataclass(slots=True)
@@ -51,6 +54,8 @@ class Regions:
         self._overflow_ms: dict[str, int] = {}
         self._previous: dict[tuple[str, str], Previous] = {}
         self._placed: dict[tuple[str, str], _Placed] = defaultdict(_Placed)
+        #: Region to (minute since 1970, whether it is open in it).
+        self._open: dict[str, tuple[int, bool]] = {}
 
     def configure(self, regions: tuple[RegionConfig, ...], overflow_ms: dict[str, int]) -> None:
         """Puts the directory's regions, and the queues' overflow thresholds (business milliseconds), in
@@ -58,9 +63,36 @@ class Regions:
         """
         self._regions = {region.id: region for region in regions}
         self._overflow_ms = overflow_ms
+        self._open.clear()
 
     def known(self, region: str) -> bool:
         return region in self._regions
+
+    def is_open(self, region: str) -> bool:
+        """Whether a region is within its business hours; those begin and end on whole minutes."""
+        schedule = self._regions[region].schedule
+        if schedule is None:
+            return True
+        now_ms = self._clock.now_ms()
+        minute = now_ms // 60_000
+        known = self._open.get(region)
+        if known is None or known[0] != minute:
+            known = self._open[region] = (minute, schedule.is_open(now_ms))
+        return known[1]
+
+    def closed_until_ms(self) -> int | None:
+        """While every region is closed: when the first one opens, 0 if that is not foreseeable. None while
+        one is open.
+        """
+        if not self._regions or any(self.is_open(region) for region in self._regions):
+            return None
+        now_ms = self._clock.now_ms()
+        opens = [
+            at
+            for config in self._regions.values()
+            if config.schedule is not None and (at := config.schedule.next_opening_ms(now_ms)) is not None
+        ]
+        return min(opens, default=0)
 
     def rank(self, request: call_pb2.CallRequest, located: Located | None, queue: str) -> Placement:
         """The regions for a call, best first, with the reasons."""
@@ -99,7 +131,10 @@ class Regions:
         free = [
             (-spare, other)
             for other, config in self._regions.items()
-            if other != region and not config.draining and (spare := self._spare(other, queue)) > 0
+            if other != region
+            and not config.draining
+            and self.is_open(other)
+            and (spare := self._spare(other, queue)) > 0
         ]
         return min(free)[1] if free else None
 
@@ -128,6 +163,7 @@ class Regions:
             served_prefixes=region.served_prefixes,
             languages=region.languages,
             weight=region.weight,
+            is_open=self.is_open(region.id),
             queues={queue: self._queue_view(region.id, load, age)} if load is not None else {},
         )
 

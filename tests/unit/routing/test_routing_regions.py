@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -10,7 +11,9 @@ from callmesh.common.v1 import common_pb2
 from callmesh.routing.v1 import call_pb2, directory_pb2, shard_pb2
 from chassis.errors import InvalidArgument
 from chassis.testing import FakeClock
+from routing.hours import schedule
 from routing.peers import PeerTable
+from routing.placement import Skipped
 from routing.regions import PLACED_SECONDS, RegionConfig, Regions, place_of
 
 BEIJING = RegionConfig(id="beijing", latitude=39.9, longitude=116.4, served_areas=("CN/北京",))
@@ -131,6 +134,34 @@ def test_a_bad_place_names_the_field(fields: dict[str, Any], field: str) -> None
     with pytest.raises(InvalidArgument) as caught:
         place_of(call(**fields))
     assert caught.value.details.field_violations[0].field == field
+
+
+def test_a_closed_region_is_skipped_and_opens_by_itself() -> None:
+    clock_start = 1_780_279_200_000  # Monday 2026-06-01 10:00 in Shanghai
+    office = schedule(["Mo-Fr 08:00-20:00"], "Asia/Shanghai", "CN")
+    late = schedule(["Mo-Su 09:00-22:00"], "Asia/Shanghai", "CN")
+    world = World(replace(SHANGHAI, schedule=office), replace(BEIJING, schedule=late))
+    world.clock.advance(clock_start / 1000 - world.clock.now_ms() / 1000)
+    request = call()
+
+    def ranked() -> dict[str, object]:
+        for region in ("beijing", "shanghai"):
+            world.hear(region, agents_free=1)
+        return {
+            c.region: c.skipped for c in world.regions.rank(request, place_of(request), "service").candidates
+        }
+
+    assert ranked() == {"beijing": None, "shanghai": None}
+    world.clock.advance(10 * 3600)
+    assert ranked() == {"beijing": None, "shanghai": Skipped.CLOSED}
+    world.hear("beijing", agents_free=0)
+    assert world.regions.find_overflow("service", "beijing", 60_000) is None
+    assert world.regions.closed_until_ms() is None
+    world.clock.advance(2 * 3600)
+    assert set(ranked().values()) == {Skipped.CLOSED}
+    assert world.regions.closed_until_ms() == clock_start + 22 * 3_600_000, "Shanghai opens at eight"
+    world.clock.advance(10 * 3600)
+    assert ranked() == {"beijing": Skipped.CLOSED, "shanghai": None}
 
 
 def test_known_regions() -> None:
