@@ -8,6 +8,7 @@ import types
 import typing
 from typing import Any
 
+import msgspec
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -21,12 +22,15 @@ EVENTS: list[type] = list(typing.get_args(model.Event))
 COMMANDS: list[type] = list(typing.get_args(model.Command))
 
 
+def is_struct(annotation: Any) -> bool:
+    return isinstance(annotation, type) and issubclass(annotation, msgspec.Struct)
+
+
 def filled(annotation: Any) -> Any:
     """A value of a type that is not its default."""
-    if dataclasses.is_dataclass(annotation):
+    if dataclasses.is_dataclass(annotation) or is_struct(annotation):
         hints = typing.get_type_hints(annotation)
-        assert isinstance(annotation, type)
-        return annotation(**{f.name: filled(hints[f.name]) for f in dataclasses.fields(annotation)})
+        return annotation(**{name: filled(hint) for name, hint in hints.items() if not name.startswith("_")})
     origin, arguments = typing.get_origin(annotation), typing.get_args(annotation)
     if origin in (typing.Union, types.UnionType):
         return filled(arguments[0])

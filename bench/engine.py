@@ -1,0 +1,406 @@
+"""How fast the engine of routing decides, and how that grows with the centre.
+
+Run as `python -m bench.engine`. A contact centre is simulated in business time: calls arrive, agents answer,
+talk and write up, some callers hang up, some offers are missed or declined, priorities change, agents pause.
+Every input that this gives the engine is written down; then all of it is played to a fresh engine, and the
+commands after the centre has filled up are timed, by the process's own CPU time, so that other work on the
+machine does not blur the result. What is timed is `engine.step` alone: decide, apply, pair, answer.
+
+A command is one input: place, accept, confirm, end, wrap-up done, or a timer. An offer is no input but what a
+command leads to, so it is not counted.
+
+Twice more, with 1,000 agents and 6 queues and with 100,000 and 600, the same number of commands is played:
+compared are time and heap operations (pushes and pops, counted in a run of its own) a command. Prints a
+table, writes build/reports/engine.json and exits with 1 when a limit is missed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import heapq
+import json
+import random
+import statistics
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT / "services"))
+
+from routing import model  # noqa: E402
+from routing.engine import step  # noqa: E402
+from routing.state import ShardState, next_deadline  # noqa: E402
+
+#: The limits.
+COMMANDS_PER_SECOND_MIN = 50_000
+SCALE_RATIO_MAX = 1.5
+SCALE_TIME_RATIO_MAX = 3.0
+#: (agents, queues): the one that the speed is measured with, and the two that are compared.
+CENTRE, SMALL, LARGE = (10_000, 60), (1_000, 6), (100_000, 600)
+#: Queues that one skill serves: a queue asks for a skill at one of three levels, or for two skills.
+QUEUES_PER_SKILL = 3
+SKILLS_PER_AGENT = 5
+#: Share of the agents that are busy once the centre has filled up.
+OCCUPANCY = 0.9
+#: Means, business milliseconds.
+TALK_MS, WRAP_UP_MS, PICK_UP_MS, PATIENCE_MS = 60_000, 10_000, 3_000, 90_000
+#: The rest of a second in which an edge confirms.
+CONFIRM_MS = 150
+#: Until the centre has filled up, business milliseconds: calls are by then forgotten as fast as they come.
+WARM_UP_MS, MEMORY_MS = 120_000, 60_000
+START_MS = 1_772_000_000_000
+SEED = 11
+
+Timed = tuple[int, model.Command]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Size:
+    """How large a centre is."""
+
+    agents: int
+    queues: int
+    #: Skills there are; an agent has `SKILLS_PER_AGENT` of them.
+    skills: int
+
+
+def configuration(size: Size, draw: random.Random) -> Iterator[model.Command]:
+    """Timing, queues of every strategy, agents with their sessions open."""
+    yield model.ConfigureTiming(timing=model.Timing(memory_span_ms=MEMORY_MS))
+    strategies = list(model.Strategy)
+    for number in range(size.queues):
+        first, second = draw.sample(range(size.skills), 2)
+        wanted = {f"skill-{number % size.skills}": 1 + number % 3}
+        if number % 10 == 9:
+            wanted = {f"skill-{first}": 1, f"skill-{second}": 1}
+        yield model.ConfigureQueue(
+            queue=model.QueueConfig(
+                id=queue_id(number),
+                skills=tuple(sorted(wanted.items())),
+                strategy=strategies[number % len(strategies)],
+                weight=number % 4,
+                wrap_up_span_ms=3 * WRAP_UP_MS,
+                length_max=size.agents,
+                wait_span_max_ms=600_000 if number % 5 == 0 else 0,
+                reject_delay_span_ms=2_000,
+                missed_offers_max=3,
+            )
+        )
+    for number in range(size.agents):
+        skills = {f"skill-{n}": draw.randint(1, 5) for n in draw.sample(range(size.skills), SKILLS_PER_AGENT)}
+        capacity = (("chat", 3), ("voice", 1)) if number % 10 == 0 else (("voice", 1),)
+        agent = f"agent-{number}"
+        yield model.ConfigureAgent(
+            agent=model.AgentConfig(
+                id=agent,
+                skills=tuple(sorted(skills.items())),
+                capacity=capacity,
+                priority=number % 7,
+                address=f"sip:{agent}@example.org",
+            )
+        )
+        yield model.OpenSession(agent=agent, session=1, command=1, front=f"front-{number % 3}")
+
+
+def queue_id(number: int) -> str:
+    return f"queue-{number}"
+
+
+class Day:
+    """A centre at work, in business time; what it tells the engine is in `log`."""
+
+    def __init__(self, size: Size, seed: int) -> None:
+        self._size = size
+        self._draw = random.Random(seed)
+        self.state = ShardState("bench")
+        self.log: list[Timed] = []
+        self.now_ms = START_MS
+        self.connected = self.offers = 0
+        self._plan: list[tuple[int, int, Callable[..., None], tuple[Any, ...]]] = []
+        self._planned = 0
+        self._calls = 0
+        self._command = 1
+        held_ms = TALK_MS + WRAP_UP_MS + PICK_UP_MS + CONFIRM_MS
+        self._gap_ms = held_ms / (size.agents * OCCUPANCY)
+        self._arrival_ms = 0.0
+        for command in configuration(size, self._draw):
+            self._tell(command)
+
+    def run(self, until_ms: int, commands_max: int) -> None:
+        """Until the instant (since the start), or the number of commands, has been reached."""
+        if not self._plan:
+            self._later(0, self._arrive)
+        while len(self.log) < commands_max and self._plan[0][0] <= START_MS + until_ms:
+            due = next_deadline(self.state)
+            if due is not None and due[0] <= self._plan[0][0]:
+                self.now_ms = max(self.now_ms, due[0])
+                self._tell(model.Tick())
+                continue
+            self.now_ms, _, act, values = heapq.heappop(self._plan)
+            act(*values)
+
+    def _later(self, ms: float, act: Callable[..., None], *values: Any) -> None:
+        self._planned += 1
+        heapq.heappush(self._plan, (self.now_ms + int(ms), self._planned, act, values))
+
+    def _tell(self, command: model.Command) -> None:
+        """Gives the engine a command, and lets the agents who are offered a call by it react."""
+        self.log.append((self.now_ms, command))
+        events, _ = step(self.state, command, self.now_ms)
+        for event in events:
+            if isinstance(event, model.CallOffered):
+                self.offers += 1
+                self._offered(event)
+
+    # --- callers
+    # ----------------------------------------------------------------------------------------------
+
+    def _arrive(self) -> None:
+        self._calls += 1
+        draw, number = self._draw, self._calls
+        queue = draw.randrange(self._size.queues)
+        extra = (("skill-0", 2),) if number % 20 == 0 else ()
+        facts = model.CallFacts(
+            call_id=f"call-{number}",
+            queue=queue_id(queue),
+            channel="chat" if number % 12 == 0 else "voice",
+            caller_number=f"+8613{draw.randrange(10**9):09d}",
+            skills=extra,
+            priority=draw.choice((0, 0, 0, 0, 1, 2, 4)),
+            home_region="bench",
+            language="zh-CN",
+            attributes=(("menu", "cards"),),
+        )
+        self._tell(model.PlaceCall(facts=facts, attempt=1, move=1, front=f"front-{number % 3}"))
+        self._later(draw.expovariate(1 / PATIENCE_MS), self._lose_patience, facts.call_id)
+        if number % 50 == 0:
+            self._tell(model.Reprioritize(call_id=facts.call_id, priority=5))
+        self._arrival_ms += draw.expovariate(1 / self._gap_ms)
+        self._later(START_MS + self._arrival_ms - self.now_ms, self._arrive)
+
+    def _lose_patience(self, call_id: str) -> None:
+        entry = self.state.calls.get(call_id)
+        if entry is not None and entry.state is model.CallState.WAITING:
+            self._tell(model.HangUp(call_id=call_id, attempt=1))
+
+    def _confirm(self, offer: model.CallOffered) -> None:
+        self._tell(model.ConfirmCall(call_id=offer.call_id, offer_id=offer.offer_id, attempt=1, move=1))
+        entry = self.state.calls.get(offer.call_id)
+        if entry is not None and entry.state is model.CallState.CONNECTED:
+            self.connected += 1
+            self._later(self._draw.expovariate(1 / TALK_MS), self._end, offer.call_id, offer.agent)
+
+    def _end(self, call_id: str, agent: str) -> None:
+        self._tell(model.EndCall(call_id=call_id))
+        if self._draw.random() < 0.9:
+            # The others leave it to the timer.
+            self._later(self._draw.expovariate(1 / WRAP_UP_MS), self._wrap_up, call_id, agent)
+
+    # --- agents
+    # -----------------------------------------------------------------------------------------------
+
+    def _offered(self, offer: model.CallOffered) -> None:
+        fate = self._draw.random()
+        if fate < 0.95:
+            self._later(self._draw.expovariate(1 / PICK_UP_MS), self._accept, offer)
+        elif fate < 0.98:
+            self._later(PICK_UP_MS, self._decline, offer)
+        # The others let it ring until the timer ends it.
+
+    def _accept(self, offer: model.CallOffered) -> None:
+        self._tell(model.AcceptOffer(agent=offer.agent, session=1, offer_id=offer.offer_id))
+        self._later(CONFIRM_MS, self._confirm, offer)
+
+    def _decline(self, offer: model.CallOffered) -> None:
+        self._tell(model.DeclineOffer(agent=offer.agent, session=1, offer_id=offer.offer_id))
+
+    def _wrap_up(self, call_id: str, agent: str) -> None:
+        said = model.Disposition(code="resolved", resolved=True)
+        self._tell(model.FinishWrapUp(agent=agent, session=1, call_id=call_id, disposition=said))
+        if self._draw.random() < 0.02:
+            self._presence(agent, model.Presence.PAUSED, "coffee")
+            self._later(20_000, self._presence, agent, model.Presence.AVAILABLE, "")
+        elif (paused := self.state.agents[agent]).presence is model.Presence.PAUSED:
+            # Missed too many offers; the agent is back.
+            self._presence(paused.config.id, model.Presence.AVAILABLE, "")
+
+    def _presence(self, agent: str, presence: model.Presence, reason: str) -> None:
+        self._command += 1
+        self._tell(
+            model.SetPresence(
+                agent=agent, session=1, command=self._command, presence=presence, pause_reason=reason
+            )
+        )
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Log:
+    """Everything a day told the engine; timed is what comes after `warm`."""
+
+    commands: list[Timed]
+    warm: int
+    connected: int
+    offers: int
+    waiting_seconds: float
+
+
+def recorded(size: Size, commands: int, seed: int) -> Log:
+    """A day up to `commands` commands after the centre has filled up."""
+    day = Day(size, seed)
+    day.run(WARM_UP_MS, sys.maxsize)
+    warm, connected, offers = len(day.log), day.connected, day.offers
+    day.run(10**12, warm + commands)
+    tallies = day.state.tallies.values()
+    answered = sum(tally.answered for tally in tallies)
+    return Log(
+        commands=day.log,
+        warm=warm,
+        connected=day.connected - connected,
+        offers=day.offers - offers,
+        waiting_seconds=sum(tally.wait_total_ms for tally in tallies) / max(1, answered) / 1000,
+    )
+
+
+def played(log: Log) -> ShardState:
+    """A fresh engine, filled up."""
+    state = ShardState("bench")
+    for now_ms, command in log.commands[: log.warm]:
+        step(state, command, now_ms)
+    return state
+
+
+def seconds_a_command(log: Log, slices: int) -> list[float]:
+    """CPU seconds of a command, for each slice of what is timed."""
+    state = played(log)
+    gc.collect()
+    # What lives as long as the process is not looked through again and again; the server does the same.
+    gc.freeze()
+    found = []
+    timed = log.commands[log.warm :]
+    width = len(timed) // slices
+    for begin in range(0, width * slices, width):
+        part = timed[begin : begin + width]
+        started = time.process_time()
+        for now_ms, command in part:
+            step(state, command, now_ms)
+        found.append((time.process_time() - started) / len(part))
+    gc.unfreeze()
+    return found
+
+
+class HeapCount:
+    """Heap operations: a push or a pop is one, a heap made from a list one for each element."""
+
+    def __init__(self) -> None:
+        self.operations = 0
+
+    def one(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        def counted(*values: Any) -> Any:
+            self.operations += 1
+            return function(*values)
+
+        return counted
+
+    def each(self, function: Callable[[list[Any]], None]) -> Callable[[list[Any]], None]:
+        def counted(values: list[Any]) -> None:
+            self.operations += len(values)
+            function(values)
+
+        return counted
+
+
+@contextmanager
+def counting() -> Iterator[HeapCount]:
+    """Counts what is done to any heap meanwhile. The engine reaches heapq's functions through the module."""
+    count = HeapCount()
+    names = ("heappush", "heappop", "heapreplace", "heappushpop")
+    kept = {name: getattr(heapq, name) for name in (*names, "heapify")}
+    for name in names:
+        setattr(heapq, name, count.one(kept[name]))
+    heapq.heapify = count.each(kept["heapify"])  # type: ignore[assignment]
+    try:
+        yield count
+    finally:
+        for name, function in kept.items():
+            setattr(heapq, name, function)
+
+
+def heap_operations_a_command(log: Log) -> float:
+    state = played(log)
+    timed = log.commands[log.warm :]
+    with counting() as count:
+        for now_ms, command in timed:
+            step(state, command, now_ms)
+    return count.operations / len(timed)
+
+
+def compared(commands: int, slices: int) -> dict[str, Any]:
+    """The small and the large centre, an agent fitting as many queues in both."""
+    seconds, operations = {}, {}
+    for agents, queues in (SMALL, LARGE):
+        log = recorded(Size(agents=agents, queues=queues, skills=queues), commands, SEED)
+        seconds[agents] = statistics.median(seconds_a_command(log, slices))
+        operations[agents] = heap_operations_a_command(log)
+    small, large = SMALL[0], LARGE[0]
+    return {
+        "scale_ratio": round(operations[large] / operations[small], 3),
+        "scale_time_ratio": round(seconds[large] / seconds[small], 3),
+        "small_heap_operations_per_command": round(operations[small], 2),
+        "large_heap_operations_per_command": round(operations[large], 2),
+        "small_microseconds_per_command": round(seconds[small] * 1e6, 1),
+        "large_microseconds_per_command": round(seconds[large] * 1e6, 1),
+    }
+
+
+def measured(commands: int, slices: int) -> dict[str, Any]:
+    """The speed, in a centre whose agents each fit a fifth of the queues."""
+    agents, queues = CENTRE
+    log = recorded(Size(agents=agents, queues=queues, skills=queues // QUEUES_PER_SKILL), commands, SEED)
+    found = seconds_a_command(log, slices)
+    return {
+        "commands_per_second": round(1 / statistics.median(found)),
+        "slowest_slice_commands_per_second": round(1 / max(found)),
+        "commands": len(log.commands) - log.warm,
+        "calls_connected": log.connected,
+        "offers": log.offers,
+        "speed_of_answer_seconds": round(log.waiting_seconds, 1),
+    }
+
+
+def main() -> int:
+    """0 when the limits are met, else 1."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
+    parser.add_argument("--commands", type=int, default=120_000, help="timed in the centre of 10,000 agents")
+    parser.add_argument("--scale-commands", type=int, default=60_000, help="timed in each of the other two")
+    parser.add_argument("--slices", type=int, default=6, help="parts that are timed apart; the median counts")
+    parser.add_argument("--speed-only", action="store_true", help="leave out the comparison")
+    parser.add_argument("--out", type=Path, default=ROOT / "build" / "reports" / "engine.json")
+    arguments = parser.parse_args()
+    result = measured(arguments.commands, arguments.slices)
+    ok = result["commands_per_second"] >= COMMANDS_PER_SECOND_MIN
+    if not arguments.speed_only:
+        result |= compared(arguments.scale_commands, arguments.slices)
+        ok = ok and result["scale_ratio"] <= SCALE_RATIO_MAX
+        ok = ok and result["scale_time_ratio"] <= SCALE_TIME_RATIO_MAX
+    result |= {
+        "commands_per_second_min": COMMANDS_PER_SECOND_MIN,
+        "scale_ratio_max": SCALE_RATIO_MAX,
+        "scale_time_ratio_max": SCALE_TIME_RATIO_MAX,
+        "ok": ok,
+    }
+    for name, value in result.items():
+        print(f"{name:36} {value}")
+    if not arguments.speed_only:
+        arguments.out.parent.mkdir(parents=True, exist_ok=True)
+        arguments.out.write_text(json.dumps(result, indent=2) + "\n")
+    return 0 if ok else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
