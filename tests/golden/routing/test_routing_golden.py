@@ -100,7 +100,7 @@ class Script:
     def show(self, event: Any) -> str:
         """`12.5 CallOffered call_id=c1 …`, without what is empty or configuration."""
         parts = [f"{(self.now_ms - START_MS) / 1000:g}", type(event).__name__]
-        for name in type(event).__slots__:
+        for name in event.__struct_fields__:
             value = getattr(event, name)
             if name == "facts":
                 parts.append(value.call_id)
