@@ -138,7 +138,19 @@ def call_facts(
         language=text("call.language", request.language, 35),
         attributes=attributes("call.attributes", request.attributes),
         traceparent=traceparent,
+        preferred_agent=parse_name("call.preferred_agent", "agents", request.preferred_agent)
+        if request.preferred_agent
+        else "",
+        preferred_span_ms=preferred_span_ms(request),
     )
+
+
+def preferred_span_ms(request: call_pb2.CallRequest) -> int:
+    """How long the preferred agent is to be waited for; 0 for as long as the queue says."""
+    if not request.HasField("preferred_agent_timeout"):
+        return 0
+    limit_ms = PREFERRED_AGENT_SECONDS_MAX * 1000
+    return span_ms("call.preferred_agent_timeout", request.preferred_agent_timeout, maximum_ms=limit_ms)
 
 
 def check_call(request: call_pb2.CallRequest) -> None:
@@ -154,9 +166,7 @@ def check_call(request: call_pb2.CallRequest) -> None:
     text("call.caller_number", request.caller_number, 64)
     if request.preferred_agent:
         parse_name("call.preferred_agent", "agents", request.preferred_agent)
-    if request.HasField("preferred_agent_timeout"):
-        limit_ms = PREFERRED_AGENT_SECONDS_MAX * 1000
-        span_ms("call.preferred_agent_timeout", request.preferred_agent_timeout, maximum_ms=limit_ms)
+    preferred_span_ms(request)
 
 
 def attributes(field: str, values: Mapping[str, str]) -> tuple[tuple[str, str], ...]:
@@ -206,6 +216,10 @@ def call_message(view: model.CallView, shard: str) -> call_pb2.Call:
         shard=shard,
         recording_uri=view.recording_uri,
         attributes=dict(facts.attributes),
+        callback_number=view.callback_number,
+        preferred_agent=resource_name("agents", view.preferred) if view.preferred else "",
+        relaxation_step=view.step,
+        transfers=view.transfers,
     )
 
 
@@ -276,6 +290,16 @@ def _event_kind(event: Any, view: model.CallView, update: Update, token: Any) ->
             }
         case model.CallConnected():
             return {"connected": _connected(view)}
+        case model.CallTransferred():
+            return {"transferred": _transferred(event, view, update, token)}
+        case model.CallbackRequested():
+            return {"callback_scheduled": _callback(view, event.not_before_ms)}
+        case model.CallMonitored():
+            return {
+                "monitored": routing_pb2.RouteCallEvent.Monitored(
+                    mode=event.mode.name, supervisor_address=event.address
+                )
+            }
         case model.CallEnded() if event.outcome is not model.CallOutcome.MOVED:
             return {"ended": _ended(view)}
     return {}
@@ -315,6 +339,26 @@ def _queued(view: model.CallView, update: Update, token: Any) -> routing_pb2.Rou
         place_token=token(view, update.shard),
         home_region=resource_name("regions", view.facts.home_region) if view.facts.home_region else "",
         queue=resource_name("queues", view.facts.queue),
+    )
+
+
+def _transferred(
+    event: model.CallTransferred, view: model.CallView, update: Update, token: Any
+) -> routing_pb2.RouteCallEvent.Transferred:
+    wanted = event.facts.preferred_agent
+    return routing_pb2.RouteCallEvent.Transferred(
+        from_agent=resource_name("agents", event.agent),
+        queue=resource_name("queues", event.facts.queue),
+        to_agent=resource_name("agents", wanted) if wanted else "",
+        place_token=token(view, update.shard),
+    )
+
+
+def _callback(view: model.CallView, not_before_ms: int) -> routing_pb2.RouteCallEvent.CallbackScheduled:
+    return routing_pb2.RouteCallEvent.CallbackScheduled(
+        number=view.callback_number,
+        not_before_time=timestamp(not_before_ms),
+        position=view.position,
     )
 
 
@@ -415,7 +459,7 @@ def disposition(field: str, wrap_up: agent_pb2.AgentCommand.WrapUp) -> model.Dis
         contact_reason=text(f"{field}.contact_reason", said.contact_reason, 200),
         notes=text(f"{field}.notes", said.notes, TEXT_CHARACTERS_MAX),
         ticket=_ticket(f"{field}.ticket", said.ticket) if said.HasField("ticket") else None,
-        follow_up_ms=_moment_ms(f"{field}.follow_up_time", said.follow_up_time)
+        follow_up_ms=moment_ms(f"{field}.follow_up_time", said.follow_up_time)
         if said.HasField("follow_up_time")
         else 0,
         wants_to_leave=said.wants_to_leave,
@@ -434,7 +478,8 @@ def _ticket(field: str, wish: call_pb2.TicketRequest) -> model.TicketWish:
     )
 
 
-def _moment_ms(field: str, value: Timestamp) -> int:
+def moment_ms(field: str, value: Timestamp) -> int:
+    """A point in time as milliseconds since 1970. Raises InvalidArgument."""
     try:
         return to_ms(value.ToDatetime(tzinfo=UTC))
     except (ValueError, OverflowError):
@@ -478,6 +523,7 @@ def status_message(view: model.AgentView, region: str) -> agent_pb2.AgentStatus:
         capacity=dict(view.capacity),
         load=min(1.0, (len(view.calls) + len(view.offers)) / max(1, sum(n for _, n in view.capacity))),
         channels=[_CHANNEL_NUMBERS[name] for name, _ in view.capacity if name in _CHANNEL_NUMBERS],
+        draining=view.draining,
     )
 
 
@@ -515,6 +561,14 @@ def _agent_kind(fact: model.Fact, shard: str) -> dict[str, Any]:
             return {"offer_gone": agent_pb2.AgentEvent.OfferGone(offer_id=event.offer_id, outcome=outcome)}
         case model.CallConnected() if call is not None:
             return {"connected": _connected_to(call, shard)}
+        case model.CallTransferred():
+            return {
+                "ended": agent_pb2.AgentEvent.CallEnded(
+                    call_id=event.facts.call_id,
+                    outcome=CALL_OUTCOMES[model.CallOutcome.COMPLETED],
+                    wrap_up_expire_time=timestamp(event.wrap_up_until_ms),
+                )
+            }
         case model.CallEnded():
             return {
                 "ended": agent_pb2.AgentEvent.CallEnded(

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import structlog
@@ -16,7 +16,16 @@ from chassis.errors import CallmeshError, Unavailable
 from routing import model
 from routing.hours import Schedule, check_calendar, schedule
 from routing.leader import Leader
-from routing.model import AgentConfig, ConfigureAgent, ConfigureQueue, QueueConfig, RemoveAgent, RemoveQueue
+from routing.model import (
+    REJECT_DELAY_SPAN_MS,
+    AgentConfig,
+    ConfigureAgent,
+    ConfigureQueue,
+    QueueConfig,
+    RelaxationStep,
+    RemoveAgent,
+    RemoveQueue,
+)
 from routing.regions import RegionConfig
 
 if TYPE_CHECKING:
@@ -119,10 +128,28 @@ def _schedule(document: dict[str, Any]) -> Schedule | None:
 def queue_config(document: dict[str, Any]) -> QueueConfig:
     """A stored queue as the engine knows it; what it does not say is the engine's default."""
     known = {f: document[f] for f in _QUEUE_FIELDS if document.get(f) is not None}
-    config = QueueConfig(id=document["_id"], skills=_pairs(document.get("skills")), **known)
-    strategy = document.get("strategy")
-    config = replace(config, closed=bool(document.get("closed")), announcements=_announcements(document))
-    return replace(config, strategy=model.Strategy(strategy)) if strategy else config
+    known.setdefault("reject_delay_span_ms", REJECT_DELAY_SPAN_MS)
+    if document.get("preferred_agent_span_ms") is not None:
+        known["preferred_span_ms"] = document["preferred_agent_span_ms"]
+    if document.get("strategy"):
+        known["strategy"] = model.Strategy(document["strategy"])
+    return QueueConfig(
+        id=document["_id"],
+        skills=_pairs(document.get("skills")),
+        steps=tuple(_step(step) for step in document.get("relaxation_steps") or ()),
+        closed=bool(document.get("closed")),
+        announcements=_announcements(document),
+        **known,
+    )
+
+
+def _step(stored: dict[str, Any]) -> RelaxationStep:
+    return RelaxationStep(
+        skills=_pairs(stored.get("skills")),
+        span_ms=stored.get("span_ms", 0),
+        skip_if_nobody_fits=stored.get("skip_if_nobody_fits", False),
+        without_call_skills=stored.get("without_call_skills", False),
+    )
 
 
 def _announcements(document: dict[str, Any]) -> tuple[tuple[str, str], ...]:
@@ -143,7 +170,10 @@ _QUEUE_FIELDS = (
     "overflow_span_ms",
     "refuse_without_agents",
     "reject_delay_span_ms",
+    "busy_delay_span_ms",
+    "no_answer_delay_span_ms",
     "missed_offers_max",
+    "seed",
 )
 
 
@@ -155,6 +185,7 @@ def agent_config(document: dict[str, Any]) -> AgentConfig:
         capacity=_pairs(document.get("capacity")) or (("voice", 1),),
         priority=document.get("priority", 0),
         address=document.get("address", ""),
+        warm_up_span_ms=document.get("warm_up_span_ms") or 0,
     )
 
 

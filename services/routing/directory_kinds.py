@@ -19,7 +19,7 @@ from routing.convert import duration, requirements, span_ms, text, whole
 from routing.documents import AgentDocument, QueueDocument, RegionDocument, SkillDocument
 from routing.geo import checked_point
 from routing.hours import check_calendar, schedule
-from routing.model import QueueConfig, Strategy
+from routing.model import REJECT_DELAY_SPAN_MS, STEPS_MAX, QueueConfig, Strategy
 
 #: Lists and maps of a resource have at most this many entries.
 ENTRIES_MAX = 500
@@ -31,7 +31,9 @@ _CHANNELS = frozenset({"voice", "chat", "sms", "email", "visit"})
 _STRATEGIES = {
     pb.ROUTING_STRATEGY_LONGEST_IDLE: Strategy.LONGEST_IDLE,
     pb.ROUTING_STRATEGY_FEWEST_CALLS: Strategy.FEWEST_CALLS,
+    pb.ROUTING_STRATEGY_LEAST_OCCUPIED: Strategy.LEAST_OCCUPIED,
     pb.ROUTING_STRATEGY_ROUND_ROBIN: Strategy.ROUND_ROBIN,
+    pb.ROUTING_STRATEGY_RANDOM: Strategy.RANDOM,
     pb.ROUTING_STRATEGY_PRIORITY_ORDER: Strategy.PRIORITY_ORDER,
     pb.ROUTING_STRATEGY_BEST_PROFICIENCY: Strategy.BEST_PROFICIENCY,
 }
@@ -45,8 +47,10 @@ _SPANS = {
     "wrap_up_timeout": ("wrap_up_span_ms", _DEFAULTS.wrap_up_span_ms),
     "wait_max": ("wait_span_max_ms", 0),
     "overflow_threshold": ("overflow_span_ms", _DEFAULTS.overflow_span_ms),
-    "reject_delay": ("reject_delay_span_ms", 0),
-    "preferred_agent_timeout": ("preferred_agent_span_ms", 30_000),
+    "reject_delay": ("reject_delay_span_ms", REJECT_DELAY_SPAN_MS),
+    "busy_delay": ("busy_delay_span_ms", 0),
+    "no_answer_delay": ("no_answer_delay_span_ms", 0),
+    "preferred_agent_timeout": ("preferred_agent_span_ms", _DEFAULTS.preferred_span_ms),
     "short_abandon": ("short_abandon_span_ms", _DEFAULTS.short_abandon_span_ms),
 }
 
@@ -158,7 +162,6 @@ def _show_region(document: RegionDocument, message: pb.Region) -> None:
 
 def _fill_queue(message: pb.Queue, document: QueueDocument) -> None:
     document.skills = dict(requirements("queue.skills", message.skills, ENTRIES_MAX))
-    document.skill_ids = sorted(document.skills)
     for name, (stored, _) in _SPANS.items():
         if message.HasField(name):
             value = getattr(message, name)
@@ -179,8 +182,39 @@ def _fill_queue(message: pb.Queue, document: QueueDocument) -> None:
         text("queue.announcements key", key, 35, required=True): text("queue.announcements", value, 2_000)
         for key, value in message.announcements.items()
     }
-    if message.relaxation_steps:
-        raise InvalidArgument(field="queue.relaxation_steps", why="are not offered by this release")
+    document.seed = whole("queue.seed", message.seed, 0, 2**31 - 1)
+    document.relaxation_steps = _steps(message.relaxation_steps)
+    in_steps = {skill for step in document.relaxation_steps for skill in step["skills"]}
+    document.skill_ids = sorted({*document.skills, *in_steps})
+
+
+def _steps(steps: Any) -> list[dict[str, Any]]:
+    """Steps of relaxation as they are stored."""
+    field = "queue.relaxation_steps"
+    if len(steps) > STEPS_MAX:
+        raise InvalidArgument(field=field, why=f"must have at most {STEPS_MAX} steps")
+    stored = []
+    for index, step in enumerate(steps):
+        last = index == len(steps) - 1
+        if last and step.HasField("timeout"):
+            raise InvalidArgument(
+                field=f"{field}[{index}].timeout", why="must not be set: the last step has no end"
+            )
+        stored.append(
+            {
+                "skills": dict(requirements(f"{field}[{index}].skills", step.skills, ENTRIES_MAX)),
+                "span_ms": 0
+                if last
+                else span_ms(f"{field}[{index}].timeout", step.timeout, maximum_ms=DAY_MS),
+                "skip_if_nobody_fits": step.skip_if_nobody_fits,
+                "without_call_skills": step.without_call_skills,
+            }
+        )
+        if not last and not stored[-1]["span_ms"]:
+            raise InvalidArgument(
+                field=f"{field}[{index}].timeout", why="must be set for every step but the last"
+            )
+    return stored
 
 
 def _show_queue(document: QueueDocument, message: pb.Queue) -> None:
@@ -196,6 +230,15 @@ def _show_queue(document: QueueDocument, message: pb.Queue) -> None:
     message.missed_offers_max = document.missed_offers_max or 0
     message.refuse_without_agents = document.refuse_without_agents
     message.announcements.update(document.announcements)
+    message.seed = document.seed or 0
+    for step in document.relaxation_steps:
+        shown = message.relaxation_steps.add(
+            skip_if_nobody_fits=step["skip_if_nobody_fits"], without_call_skills=step["without_call_skills"]
+        )
+        for skill, level in sorted(step["skills"].items()):
+            shown.skills.add(skill=skill, level_min=level)
+        if step["span_ms"]:
+            shown.timeout.CopyFrom(duration(step["span_ms"]))
     message.closed = bool(document.closed)
 
 
@@ -217,6 +260,9 @@ def _fill_agent(message: pb.Agent, document: AgentDocument) -> None:
     } or {"voice": 1}
     document.priority = whole("agent.priority", message.priority, -1_000_000, 1_000_000)
     document.blended = message.blended
+    document.warm_up_span_ms = 0
+    if message.HasField("warm_up") and (message.warm_up.seconds or message.warm_up.nanos):
+        document.warm_up_span_ms = span_ms("agent.warm_up", message.warm_up, maximum_ms=DAY_MS)
 
 
 def _show_agent(document: AgentDocument, message: pb.Agent) -> None:
@@ -226,6 +272,8 @@ def _show_agent(document: AgentDocument, message: pb.Agent) -> None:
     message.address = document.address or ""
     message.priority = document.priority
     message.blended = document.blended
+    if document.warm_up_span_ms:
+        message.warm_up.CopyFrom(duration(document.warm_up_span_ms))
 
 
 def _paths(message: type[Any]) -> frozenset[str]:

@@ -56,7 +56,7 @@ class QueueDocument(Aggregate):
     display_name = StringField()
     #: Skill id to least level.
     skills = DictField()
-    #: Keys of `skills`, to find who names a skill.
+    #: Skills that it or a step of it names, to find who names a skill.
     skill_ids = ListField(StringField())
     service_level_span_ms = IntField()
     strategy = StringField()
@@ -74,7 +74,13 @@ class QueueDocument(Aggregate):
     closing_announcements = DictField()
     reject_delay_span_ms = IntField()
     missed_offers_max = IntField()
+    busy_delay_span_ms = IntField()
+    no_answer_delay_span_ms = IntField()
     preferred_agent_span_ms = IntField()
+    #: Of RANDOM.
+    seed = IntField(default=0)
+    #: Steps of relaxation: skills, span_ms, skip_if_nobody_fits, without_call_skills.
+    relaxation_steps = ListField(DictField())
     short_abandon_span_ms = IntField()
 
 
@@ -93,6 +99,7 @@ class AgentDocument(Aggregate):
     capacity = DictField()
     priority = IntField(default=0)
     blended = BooleanField(default=False)
+    warm_up_span_ms = IntField(default=0)
 
 
 class MetaDocument(Document):

@@ -300,7 +300,7 @@ def _replace_ended(s: ShardState, c: PlaceCall, entry: CallEntry, now_ms: int) -
 
 def _attach(entry: CallEntry, c: PlaceCall) -> list[Event]:
     same = entry.attached and entry.front == c.front and entry.version == (c.attempt, c.move)
-    if same and entry.state is not CallState.OVERFLOWING:
+    if same and entry.state is not CallState.OVERFLOWING and not entry.callback_number:
         return []
     return [CallAttached(call_id=c.facts.call_id, attempt=c.attempt, move=c.move, front=c.front)]
 
@@ -837,6 +837,7 @@ def _transfer(s: ShardState, c: TransferCall, now_ms: int) -> Decision:
         relax_ms=relax_ms,
         preferred=preferred,
         preferred_until_ms=until_ms,
+        resume_ms=now_ms + s.timing.move_span_ms if c.elsewhere else 0,
     )
     return Decision(events=[transferred])
 

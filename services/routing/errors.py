@@ -80,6 +80,12 @@ class IllegalState(FailedPrecondition):
     reason = "ILLEGAL_STATE"
 
 
+class CallNotAttached(FailedPrecondition):
+    """Nobody holds the stream of {subject}: open it first, {why}."""
+
+    reason = "CALL_NOT_ATTACHED"
+
+
 class RouterDraining(Unavailable):
     """This router is being stopped; open the stream again at another one, its place is kept."""
 
@@ -119,6 +125,10 @@ def error_of(refusal: Refusal, call_id: str = "", queue: str = "", agent: str = 
             return StaleAttempt(
                 subject=f"calls/{call_id}", why="a higher attempt is known; raise yours above it"
             )
+        case "CALL_NOT_ATTACHED":
+            return CallNotAttached(subject=f"calls/{call_id}", why="its edge could be told nothing")
+        case "SAME_AGENT":
+            return InvalidArgument(field=refusal.field, why="has the call already")
         case "NEWER_SESSION" | "NO_SESSION":
             return NewerSession(subject=f"agents/{agent}", why="its session number is higher")
         case "OUT_OF_RANGE" | "TOO_MANY_SKILL_SETS":

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import functools
-from collections.abc import AsyncGenerator, Callable, Coroutine, Mapping, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -27,11 +27,13 @@ from routing.model import (
     AskAgent,
     AskCall,
     CallAttached,
+    CallbackRequested,
     CallEnded,
     CallOutcome,
     CallOverflowing,
     CallQueued,
     CallState,
+    CallTransferred,
     CallView,
     CloseSession,
     Command,
@@ -97,6 +99,12 @@ class CallerGone(CallmeshError):
 #: Where waiting calls could go now: (queue id, region they wait in, milliseconds waited there) -> region or
 #: None.
 FindOverflow = Callable[[str, str, int], str | None]
+#: An agent's region; None for an unknown agent. Raises Unavailable.
+FindAgent = Callable[[str], Awaitable[str | None]]
+
+
+async def _nowhere(agent: str) -> str | None:
+    return None
 
 
 class Front:
@@ -110,6 +118,7 @@ class Front:
         clock: Clock,
         options: FrontOptions,
         find_overflow: FindOverflow = lambda queue, region, waited_ms: None,
+        find_agent: FindAgent | None = None,
     ) -> None:
         """`shards` by region id."""
         self.router = router
@@ -117,6 +126,7 @@ class Front:
         self._clock = clock
         self._options = options
         self._find_overflow = find_overflow
+        self._find_agent: FindAgent = find_agent if find_agent is not None else _nowhere
         self._callers: dict[str, Caller] = {}
         self._desks: dict[str, Desk] = {}
         self._tasks: set[asyncio.Task[Any]] = set()
@@ -267,7 +277,8 @@ class Front:
             if newer.region != region:
                 self.spawn(self._withdraw(region, call_id, newer.attempt, newer.move))
         else:
-            self.spawn(self._detach(region, DetachCall(call_id=call_id, attempt=caller.attempt, move=move)))
+            detach = DetachCall(call_id=call_id, attempt=caller.attempt, move=move, front=self.router)
+            self.spawn(self._detach(region, detach))
 
     async def _place(self, caller: Caller, regions: Sequence[str], keep: str = "") -> None:
         """Places the call at the first region that takes it; what an unanswered placement left behind is
@@ -592,7 +603,7 @@ class Front:
         except CallmeshError as error:
             if self._desks.get(desk.agent) is desk and isinstance(error, Unavailable):
                 # It may have been opened all the same, and nobody sits there.
-                detach = DetachSession(agent=desk.agent, session=desk.session)
+                detach = DetachSession(agent=desk.agent, session=desk.session, front=self.router)
                 self.spawn(self._detach(desk.region, detach))
             self._forget_desk(desk)
             raise
@@ -624,7 +635,9 @@ class Front:
         """The stream ended: a log-out said so, otherwise the session is kept for the grace period."""
         was_current = self._desks.get(desk.agent) is desk
         self._forget_desk(desk)
-        command: DetachSession | CloseSession = DetachSession(agent=desk.agent, session=desk.session)
+        command: DetachSession | CloseSession = DetachSession(
+            agent=desk.agent, session=desk.session, front=self.router
+        )
         if log_out:
             command = CloseSession(agent=desk.agent, session=desk.session)
         if was_current:
@@ -675,6 +688,8 @@ class Front:
         """Something happened to the entry that this stream is about."""
         event, view = fact.event, fact.call
         assert view is not None
+        if isinstance(event, CallTransferred):
+            self._handed_on(caller, event, view)
         if isinstance(event, CallQueued) and caller.move > 1:
             moved = Moved(region=update.shard, reason="MOVED")
             caller.push(replace(update, what=moved))
@@ -686,6 +701,27 @@ class Front:
             caller.push(update)
         self._consent(caller, view)
 
+    def _handed_on(self, caller: Caller, event: CallTransferred, view: CallView) -> None:
+        """The call is another from now on; to another shard's agent it is brought."""
+        caller.facts = event.facts
+        caller.queued_ms = event.queued_ms
+        caller.moved_ms = self._clock.now_ms()
+        if view.state is CallState.OVERFLOWING and not caller.moving:
+            caller.moving = True
+            self.spawn(self._bring(caller, event.facts.preferred_agent))
+
+    async def _bring(self, caller: Caller, agent: str) -> None:
+        """Places a call that was handed on at the agent's region; failing that, its source goes on."""
+        try:
+            region = await self._find_agent(agent)
+        except CallmeshError as error:
+            log.info("agent_not_found", agent=agent, error=error.reason)
+            region = None
+        if region is None or region not in self._shards or region == caller.region:
+            caller.moving = False
+            return
+        await self._move(caller, region)
+
     def _disown(
         self, caller: Caller | None, shard: str, event: CallQueued | CallAttached, call_id: str
     ) -> None:
@@ -693,7 +729,7 @@ class Front:
         or twice. Nobody would listen to that entry.
         """
         if caller is None:
-            detach = DetachCall(call_id=call_id, attempt=event.attempt, move=event.move)
+            detach = DetachCall(call_id=call_id, attempt=event.attempt, move=event.move, front=self.router)
             self.spawn(self._detach(shard, detach))
         elif (event.attempt, event.move) < caller.version and shard not in (caller.region, caller.source):
             self.spawn(self._withdraw(shard, call_id, caller.attempt, caller.move))
@@ -775,5 +811,7 @@ def _ends(update: Update) -> bool:
     """
     what = update.what
     if isinstance(what, Fact):
+        if isinstance(what.event, CallbackRequested):
+            return True
         return isinstance(what.event, CallEnded) and what.event.outcome is not CallOutcome.MOVED
     return isinstance(what, Present) and what.call is not None and what.call.state is CallState.ENDED

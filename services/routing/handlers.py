@@ -10,7 +10,7 @@ from typing import Protocol
 from callmesh.routing.v1 import agent_pb2, call_pb2, routing_pb2
 from chassis import callcontext
 from chassis.clock import Clock, from_ms
-from chassis.errors import InvalidArgument, Unavailable
+from chassis.errors import CallmeshError, InvalidArgument, Unavailable
 from chassis.ids import check_id, parse_name, resource_name
 from chassis.pagination import Page
 from routing import convert, model
@@ -24,6 +24,7 @@ from routing.errors import (
     error_of,
 )
 from routing.front import Front
+from routing.geo.numbers import parse_number
 from routing.leader import Committed
 from routing.placement import Placement
 from routing.regions import Regions, place_of
@@ -32,6 +33,8 @@ from routing.tokens import Place, PlaceTokens
 
 #: Longest and default wait of AssignCall, real seconds.
 ASSIGN_SECONDS_MAX, ASSIGN_SECONDS_DEFAULT = 60.0, 5.0
+#: Where a preferred agent sits is looked up for at most this long, real seconds.
+PREFERRED_AGENT_SECONDS = 0.3
 #: A margin for the answer's way back, real seconds.
 ANSWER_SECONDS = 0.1
 
@@ -208,6 +211,8 @@ class Handlers:
             traceparent=_traceparent(),
         )
         regions = _tries(ranked, place)
+        if facts.preferred_agent and place is None:
+            regions = await self._agent_first(facts.preferred_agent, regions)
         if regions:
             self._regions.note_placed(regions[0], queue)
         return Caller(
@@ -219,6 +224,21 @@ class Handlers:
             regions=regions or ([place.shard] if place is not None and place.shard in self._shards else []),
             stale=[place.shard] if place is not None and place.shard in self._shards else [],
         )
+
+    async def _agent_first(self, agent: str, regions: list[str]) -> list[str]:
+        """The regions to try, the preferred agent's first if that agent is there to be waited for."""
+        try:
+            async with asyncio.timeout(PREFERRED_AGENT_SECONDS):
+                home = await self._agents.region_of(agent)
+                if home is None or home not in regions or home == regions[0]:
+                    return regions
+                view = (await self._front.agent_status(home, agent)).answer.agent
+        except (CallmeshError, TimeoutError):
+            # A wish, not a condition: the call goes where it would have gone.
+            return regions
+        if view is None or view.state in (model.AgentState.OFFLINE, model.AgentState.PAUSED):
+            return regions
+        return [home, *(region for region in regions if region != home)]
 
     def _place_kept(self, request: call_pb2.CallRequest) -> Place | None:
         if not request.place_token:
@@ -334,6 +354,50 @@ class Handlers:
         command = model.Reprioritize(call_id=call_id, priority=priority)
         return _call_of(await self._front.ask(shard, command), call_id)
 
+    async def transfer_call(
+        self, request: routing_pb2.TransferCallRequest, remaining: float
+    ) -> call_pb2.Call:
+        """A conversation goes on with another queue or agent."""
+        call_id = parse_name("name", "calls", request.name)
+        target = request.WhichOneof("target")
+        if target is None:
+            raise InvalidArgument(field="target", why="must be a queue or an agent")
+        queue = parse_name("queue", "queues", request.queue) if target == "queue" else ""
+        if queue and queue not in self._queues:
+            raise QueueNotFound(resource=f"queues/{queue}")
+        agent = parse_name("agent", "agents", request.agent) if target == "agent" else ""
+        home = await self._region_of_agent(agent) if agent else ""
+        shard = (await self._front.find_call(call_id)).shard
+        command = model.TransferCall(
+            call_id=call_id,
+            queue=queue,
+            agent=agent,
+            elsewhere=bool(agent) and home != shard,
+            attributes=convert.attributes("attributes", request.attributes),
+        )
+        return _call_of(await self._front.ask(shard, command, remaining - ANSWER_SECONDS), call_id, queue)
+
+    async def request_callback(
+        self, request: routing_pb2.RequestCallbackRequest, remaining: float
+    ) -> call_pb2.Call:
+        """The caller hangs up and keeps the place."""
+        call_id = parse_name("name", "calls", request.name)
+        found = await self._front.find_call(call_id)
+        assert found.answer.call is not None
+        number = found.answer.call.facts.caller_number
+        if request.number:
+            number = parse_number(request.number, field="number").e164
+        if not number:
+            raise InvalidArgument(field="number", why="must be set: the caller's own number is withheld")
+        command = model.RequestCallback(
+            call_id=call_id,
+            number=number,
+            not_before_ms=convert.moment_ms("not_before_time", request.not_before_time)
+            if request.HasField("not_before_time")
+            else 0,
+        )
+        return _call_of(await self._front.ask(found.shard, command, remaining - ANSWER_SECONDS), call_id)
+
     # --- agents
     # -------------------------------------------------------------------------------------------------
 
@@ -386,8 +450,8 @@ def _state_of(update: Update) -> model.CallState | None:
     return what.call.state
 
 
-def _call_of(committed: Committed, call_id: str) -> call_pb2.Call:
+def _call_of(committed: Committed, call_id: str, queue: str = "") -> call_pb2.Call:
     if committed.answer.refusal is not None:
-        raise error_of(committed.answer.refusal, call_id)
+        raise error_of(committed.answer.refusal, call_id, queue)
     assert committed.answer.call is not None
     return convert.call_message(committed.answer.call, committed.shard)

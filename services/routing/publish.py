@@ -40,6 +40,8 @@ TIDY_BLOCKS = 4_096
 OPTIONAL: tuple[type[Message], ...] = (
     events_pb2.CallOffered,
     events_pb2.OfferEnded,
+    events_pb2.CallTransferred,
+    events_pb2.CallbackRequested,
     events_pb2.AgentStateChanged,
     events_pb2.RegionStateChanged,
     events_pb2.LeaderChanged,
@@ -113,18 +115,21 @@ class Projection:
 class _Teller:
     """One event of the journal, on its way into words."""
 
-    __slots__ = ("_agent", "_block", "_place", "_state", "_was")
+    __slots__ = ("_agent", "_block", "_place", "_since_ms", "_state", "_was")
 
     def __init__(self, state: ShardState, block: Block, place: int) -> None:
         self._state = state
         self._block = block
         self._place = place
         self._agent = ""
+        #: When what the event ends began (a conversation, after-call work); 0 when it ends neither.
+        self._since_ms = 0
         self._was: tuple[model.AgentState, str] | None = None
 
     def before(self, event: model.Event) -> None:
         """Remembers what `evolve` is about to change."""
         self._agent = _agent_of(self._state, event)
+        self._since_ms = _since_ms(self._state, event)
         self._was = _standing(self._state.agents.get(self._agent))
 
     def after(self, event: model.Event) -> Iterator[Event]:
@@ -246,6 +251,23 @@ class _Teller:
         )
         return message, _subject(event.call_id)
 
+    def transferred(self, event: model.CallTransferred) -> tuple[Message, str]:
+        facts = event.facts
+        message = events_pb2.CallTransferred(
+            **self._common(self._state.calls[facts.call_id], event.agent),
+            talk=_span(self._since_ms, self._now_ms) if self._since_ms else None,
+            to_agent=resource_name("agents", facts.preferred_agent) if facts.preferred_agent else "",
+        )
+        return message, _subject(facts.call_id)
+
+    def callback_requested(self, event: model.CallbackRequested) -> tuple[Message, str]:
+        message = events_pb2.CallbackRequested(
+            **self._common(self._state.calls[event.call_id], ""),
+            number=event.number,
+            not_before_time=convert.timestamp(event.not_before_ms),
+        )
+        return message, _subject(event.call_id)
+
     def wrapped_up(self, event: model.CallWrappedUp) -> tuple[Message, str] | None:
         entry = self._state.calls.get(event.call_id)
         if entry is None:
@@ -254,7 +276,7 @@ class _Teller:
         message = events_pb2.CallWrappedUp(
             **self._common(entry, event.agent),
             disposition=convert.disposition_message(said) if said is not None else None,
-            wrap_up=_span(entry.ended_ms, self._now_ms),
+            wrap_up=_span(self._since_ms or entry.ended_ms or self._now_ms, self._now_ms),
         )
         return message, _subject(event.call_id)
 
@@ -281,6 +303,16 @@ def _standing(agent: AgentEntry | None) -> tuple[model.AgentState, str] | None:
     return state, agent.pause_reason if state is model.AgentState.PAUSED else ""
 
 
+def _since_ms(state: ShardState, event: model.Event) -> int:
+    if isinstance(event, model.CallTransferred):
+        entry = state.calls.get(event.facts.call_id)
+        return entry.connected_ms if entry is not None else 0
+    if isinstance(event, model.CallWrappedUp):
+        agent = state.agents.get(event.agent)
+        return agent.wraps.get(event.call_id, (0, 0))[0] if agent is not None else 0
+    return 0
+
+
 def _agent_of(state: ShardState, event: Any) -> str:
     """The agent whose state an event may change; "" for none."""
     if isinstance(event, model.CallEnded):
@@ -298,6 +330,8 @@ _WORDS: dict[type, Callable[[_Teller, Any], tuple[Message, str] | None]] = {
     model.CallConnected: _Teller.connected,
     model.CallEnded: _Teller.ended,
     model.CallWrappedUp: _Teller.wrapped_up,
+    model.CallTransferred: _Teller.transferred,
+    model.CallbackRequested: _Teller.callback_requested,
 }
 #: Without words of their own, these change what an agent is to the world.
 _OF_AGENTS: tuple[type, ...] = (

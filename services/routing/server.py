@@ -72,6 +72,7 @@ class Router:
         self.remotes = {
             region: RemoteShard(region, self.router, channel) for region, channel in self.channels.items()
         }
+        self.directory = DirectoryReader(self.database)
         shards: dict[str, ShardPort] = {settings.region: LocalShard(self.leader, self.router), **self.remotes}
         self.front = Front(
             router=self.router,
@@ -79,8 +80,8 @@ class Router:
             clock=clock,
             options=settings.front_options(),
             find_overflow=self.regions.find_overflow,
+            find_agent=self.directory.region_of,
         )
-        self.directory = DirectoryReader(self.database)
         self.handlers = Handlers(
             front=self.front,
             regions=self.regions,

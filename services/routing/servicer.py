@@ -103,6 +103,14 @@ class RoutingServicer(routing_pb2_grpc.RoutingServiceServicer):
     ) -> call_pb2.Call:
         return await self._handlers.reprioritize(request)
 
+    async def TransferCall(self, request: routing_pb2.TransferCallRequest, context: Any) -> call_pb2.Call:
+        return await self._handlers.transfer_call(request, _left())
+
+    async def RequestCallback(
+        self, request: routing_pb2.RequestCallbackRequest, context: Any
+    ) -> call_pb2.Call:
+        return await self._handlers.request_callback(request, _left())
+
 
 class AgentServicer(agent_pb2_grpc.AgentServiceServicer):
     """For agents' desktops."""

@@ -777,7 +777,10 @@ def _call_transferred(s: ShardState, e: CallTransferred) -> None:
     entry = s.calls[call_id]
     _tally_conversation(s, entry)
     agent = s.agents.get(e.agent)
-    entry.facts, entry.state, entry.agent, entry.offer_id = e.facts, CallState.WAITING, "", ""
+    entry.facts, entry.agent, entry.offer_id = e.facts, "", ""
+    entry.state = CallState.OVERFLOWING if e.resume_ms else CallState.WAITING
+    entry.resume_ms = e.resume_ms
+    s.set_deadline(e.resume_ms, "resume", call_id)
     entry.line = s.line_of((e.facts.queue, e.facts.channel, e.facts.skills, e.step))
     entry.connected_ms, entry.ordinal = 0, s.ordinal
     entry.queued_ms, entry.effective_ms, entry.refuse_ms = e.queued_ms, e.effective_ms, e.refuse_ms
