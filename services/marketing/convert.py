@@ -23,6 +23,7 @@ from chassis.ids import check_id, parse_name, resource_name
 from chassis.mongo import etag
 from marketing.engine import Problem, offer_problems
 from marketing.model import (
+    EVERYBODY,
     Audience,
     Channel,
     Complaint,
@@ -204,8 +205,6 @@ def _kept(base: Offer) -> dict[str, Any]:
 
 
 def _offer_content(message: Any, offer_id: str, problems: list[Problem]) -> dict[str, Any]:
-    if message.eligibility_rule:
-        problems.append(("eligibility_rule", "is not supported by this server; use audience and products"))
     kind = _known("kind", offers_pb2.OfferKind, "OFFER_KIND", message.kind, OfferKind, problems)
     period = _known(
         "price_period", offers_pb2.PricePeriod, "PRICE_PERIOD", message.price_period, PricePeriod, problems
@@ -222,7 +221,8 @@ def _offer_content(message: Any, offer_id: str, problems: list[Problem]) -> dict
         "value": _optional_money(message, "value", problems),
         "valid_from": _end(message, "start_time", problems),
         "valid_until": _end(message, "end_time", problems),
-        "audience": _audience_from_proto(message.audience, problems),
+        "audience": audience_from_proto("audience", message.audience, problems),
+        "rule": message.eligibility_rule.strip(),
         "prerequisites": _products("prerequisite_products", message.prerequisite_products, problems),
         "exclusions": _products("excluded_products", message.excluded_products, problems),
         "repeatable": message.repeatable,
@@ -249,14 +249,15 @@ def _products(field: str, values: Sequence[str], problems: list[Problem]) -> fro
     return frozenset(_check(f"{field}[{index}]", value, problems) for index, value in enumerate(values))
 
 
-def _audience_from_proto(message: Any, problems: list[Problem]) -> Audience:
+def audience_from_proto(field: str, message: Any, problems: list[Problem]) -> Audience:
+    """Whom something is meant for; `field` is where it stands."""
     channels = [
-        _known("audience.channels", common_pb2.Channel, "CHANNEL", number, Channel, problems)
+        _known(f"{field}.channels", common_pb2.Channel, "CHANNEL", number, Channel, problems)
         for number in message.channels
     ]
     for index, region in enumerate(message.regions):
-        _name_id(f"audience.regions[{index}]", "regions", region, problems)
-    return Audience(
+        _name_id(f"{field}.regions[{index}]", "regions", region, problems)
+    found = Audience(
         tiers=frozenset(message.tiers),
         value_classes=frozenset(message.value_classes),
         languages=frozenset(primary_language(tag) for tag in message.languages),
@@ -265,6 +266,7 @@ def _audience_from_proto(message: Any, problems: list[Problem]) -> Audience:
         regions=frozenset(message.regions),
         channels=frozenset(channel for channel in channels if channel),
     )
+    return EVERYBODY if found == EVERYBODY else found
 
 
 def _interval(offer: Offer) -> common_pb2.Interval | None:
@@ -286,6 +288,7 @@ def offer_to_proto(offer: Offer) -> offers_pb2.Offer:
         price_period=enum_number(offers_pb2.PricePeriod, "PRICE_PERIOD", offer.price_period),
         value=money_to_proto(offer.value),
         validity=_interval(offer),
+        eligibility_rule=offer.rule,
         prerequisite_products=sorted(offer.prerequisites),
         excluded_products=sorted(offer.exclusions),
         repeatable=offer.repeatable,

@@ -28,6 +28,7 @@ from mongoengine import (
 
 from chassis.mongo import Aggregate
 from marketing.model import (
+    EVERYBODY,
     Audience,
     Channel,
     Complaint,
@@ -81,6 +82,7 @@ class OfferDocument(Aggregate):
     valid_from = DateTimeField()
     valid_until = DateTimeField()
     audience = DictField()
+    rule = StringField()
     prerequisites = ListField(StringField())
     exclusions = ListField(StringField())
     repeatable = BooleanField(default=False)
@@ -162,6 +164,8 @@ class ProfileDocument(Document):
     tags = ListField(StringField())
     home_region = StringField()
     products = ListField(StringField())
+    #: When each was bought last, by the product's id in the form of `key_of`.
+    bought = DictField()
     refused_channels = ListField(StringField())
     wants_to_leave = BooleanField()
     alive = BooleanField()
@@ -351,6 +355,7 @@ def offer_fields(offer: Offer) -> dict[str, Any]:
             "regions": sorted(audience.regions),
             "channels": sorted(channel.value for channel in audience.channels),
         },
+        "rule": offer.rule,
         "prerequisites": sorted(offer.prerequisites),
         "exclusions": sorted(offer.exclusions),
         "repeatable": offer.repeatable,
@@ -378,6 +383,7 @@ def offer_from_raw(raw: Raw) -> Offer:
         valid_from=raw.get("valid_from"),
         valid_until=raw.get("valid_until"),
         audience=_audience_from_raw(raw.get("audience") or {}),
+        rule=raw.get("rule") or "",
         prerequisites=frozenset(raw.get("prerequisites", ())),
         exclusions=frozenset(raw.get("exclusions", ())),
         repeatable=bool(raw.get("repeatable")),
@@ -399,6 +405,8 @@ def offer_from_raw(raw: Raw) -> Offer:
 
 
 def _audience_from_raw(raw: Raw) -> Audience:
+    if not any(raw.values()):
+        return EVERYBODY
     return Audience(
         tiers=frozenset(raw.get("tiers", ())),
         value_classes=frozenset(raw.get("value_classes", ())),
@@ -580,6 +588,11 @@ def profile_fields(profile: Profile) -> dict[str, Any]:
     }
 
 
+def key_of(product: str) -> str:
+    """A product's id as the key of an embedded document, which holds no dots ("%" occurs in no id)."""
+    return product.replace(".", "%")
+
+
 def profile_from_raw(raw: Raw) -> Profile:
     """A profile as read."""
     return Profile(
@@ -591,6 +604,7 @@ def profile_from_raw(raw: Raw) -> Profile:
         tags=frozenset(raw.get("tags", ())),
         home_region=raw.get("home_region", ""),
         products=frozenset(raw.get("products", ())),
+        bought_at={key.replace("%", "."): at for key, at in (raw.get("bought") or {}).items()},
         refused_channels=frozenset(Channel(value) for value in raw.get("refused_channels", ())),
         wants_to_leave=bool(raw.get("wants_to_leave")),
         alive=raw.get("alive", True),

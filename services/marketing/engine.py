@@ -5,9 +5,9 @@
 2. Nothing is offered to a customer who has an unresolved complaint, whose matter of this contact is unsolved,
    or who refused marketing on this channel: in this order, because the first is the one to tell the agent.
 3. An offer is eligible when it is published, inside its validity, in stock and budget, meant for this
-   audience, its prerequisites are all there and none of its exclusions, and its product is not owned already
-   (unless it may be repeated). Retention offers wait for a customer who wants to leave, win-back offers for
-   one tagged as lost.
+   audience, its rule (rules.py) holds, its prerequisites are all there and none of its exclusions, and its
+   product is not owned already (unless it may be repeated). Retention offers wait for a customer who wants to
+   leave, win-back offers for one tagged as lost.
 4. A decision is closed once. The same words again are the same closing; other words are refused. An
    acceptance needs a unit of stock, taken before the closing under a token that the closing names (see
    store.py).
@@ -15,12 +15,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from datetime import datetime
 
 from chassis.errors import FailedPrecondition, NotFound, ResourceExhausted
 from marketing.model import (
+    EVERYBODY,
     OFFER_TRANSITIONS,
+    Audience,
     Channel,
     Contact,
     Decision,
@@ -35,6 +38,7 @@ from marketing.model import (
     Text,
     primary_language,
 )
+from marketing.rules import CustomerFacts, Key, compiled, rule_problems
 
 #: The tag by which crm marks a customer who has left.
 LOST_TAG = "lost"
@@ -146,6 +150,7 @@ def offer_problems(offer: Offer, currency: str) -> list[Problem]:
         *_label_problems(offer),
         *_script_problems(offer),
         *_supply_problems(offer),
+        *_rule_problems(offer),
     ]
 
 
@@ -251,6 +256,32 @@ def _supply_problems(offer: Offer) -> list[Problem]:
     return []
 
 
+def _rule_problems(offer: Offer) -> list[Problem]:
+    """A rule is judged beside the offer's other conditions: what can never hold together is refused."""
+    if not offer.rule:
+        return []
+    audience = offer.audience
+    given: dict[Key, Sequence[object]] = {("owns", product): [True] for product in offer.prerequisites}
+    given |= {("owns", product): [False] for product in offer.exclusions}
+    if not offer.repeatable:
+        given["owns", offer.product] = [False]
+    given |= {("tagged", tag): [False] for tag in audience.no_tags}
+    for name, values in (
+        ("tier", audience.tiers),
+        ("value_class", audience.value_classes),
+        ("language", audience.languages),
+        ("region", audience.regions),
+        ("channel", {channel.value for channel in audience.channels}),
+    ):
+        if values:
+            given[name, ""] = sorted(values)
+    return [
+        ("eligibility_rule", f"{problem.code} at character {problem.offset}: {problem.message}")
+        for problem in rule_problems(offer.rule, given=given)
+        if not problem.harmless
+    ]
+
+
 def check_supply(offer: Offer) -> None:
     """SupplyBelowUsed when stock or budget would be less than what is used already."""
     name = f"offers/{offer.id}"
@@ -319,7 +350,9 @@ def eligible(offer: Offer, profile: Profile, contact: Contact, now: datetime) ->
         return False
     if not offer.prerequisites <= owned or offer.exclusions & owned:
         return False
-    return _kind_fits(offer.kind, profile, contact) and _audience_fits(offer, profile, contact)
+    if not (_kind_fits(offer.kind, profile, contact) and audience_fits(offer.audience, profile, contact)):
+        return False
+    return not offer.rule or bool(compiled(offer.rule).matches(CustomerFacts(profile, contact, now)))
 
 
 def _kind_fits(kind: OfferKind, profile: Profile, contact: Contact) -> bool:
@@ -330,8 +363,10 @@ def _kind_fits(kind: OfferKind, profile: Profile, contact: Contact) -> bool:
     return True
 
 
-def _audience_fits(offer: Offer, profile: Profile, contact: Contact) -> bool:
-    audience = offer.audience
+def audience_fits(audience: Audience, profile: Profile, contact: Contact) -> bool:
+    """Whether a customer in a contact belongs to an audience."""
+    if audience is EVERYBODY:
+        return True
     language = contact.language or profile.language
     region = contact.region or profile.home_region
     return (

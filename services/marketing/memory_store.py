@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
 from decimal import Decimal
@@ -229,7 +229,7 @@ class MemoryStore:
                     continue
                 owner = self._owner(purchase.customer)
                 self._purchases[purchase.id] = (purchase.customer, replace(purchase, customer=owner))
-                self._have(owner, {purchase.product}, now)
+                self._have(owner, {purchase.product: purchase.at}, now)
                 new += 1
             self._changes += new
             return new
@@ -242,15 +242,22 @@ class MemoryStore:
             customer = profile.merged_into
         return customer
 
-    def _have(self, customer: str, products: set[str], now: datetime | None) -> None:
+    def _have(self, customer: str, products: Mapping[str, datetime], now: datetime | None) -> None:
         profile = self._profiles.get(customer, Profile(customer=customer))
         if len(profile.products) < PRODUCTS_OF_CUSTOMER_MAX:
-            profile = replace(profile, products=profile.products | products)
+            bought = dict(profile.bought_at)
+            for product, at in products.items():
+                bought[product] = max(at, bought.get(product, at))
+            profile = replace(profile, products=profile.products | products.keys(), bought_at=bought)
             profile = replace(profile, updated_at=now or profile.updated_at)
         self._profiles[customer] = profile
 
-    def _bought(self, customer: str) -> set[str]:
-        return {p.product for _, p in self._purchases.values() if p.customer == customer}
+    def _bought(self, customer: str) -> dict[str, datetime]:
+        found: dict[str, datetime] = {}
+        for _, purchase in self._purchases.values():
+            if purchase.customer == customer:
+                found[purchase.product] = max(purchase.at, found.get(purchase.product, purchase.at))
+        return found
 
     def purchases(self, customer: str, limit: int, after: tuple[datetime, str] | None) -> list[Purchase]:
         """As the port says."""
@@ -274,6 +281,7 @@ class MemoryStore:
             self._profiles[profile.customer] = replace(
                 profile,
                 products=kept.products,
+                bought_at=kept.bought_at,
                 wants_to_leave=kept.wants_to_leave,
                 merged_into=profile.merged_into or kept.merged_into,
             )
@@ -306,7 +314,7 @@ class MemoryStore:
                 return
             gone = self._profiles.get(absorbed, Profile(customer=absorbed))
             self._profiles[absorbed] = replace(
-                gone, merged_into=survivor, alive=False, numbers=(), products=frozenset()
+                gone, merged_into=survivor, alive=False, numbers=(), products=frozenset(), bought_at={}
             )
             self._reassign([id for id, (_, p) in self._purchases.items() if p.customer == absorbed], survivor)
             for complaint in list(self._complaints.values()):
@@ -323,11 +331,13 @@ class MemoryStore:
             self._reassign([id for id, (buyer, _) in self._purchases.items() if buyer == restored], restored)
             own = self._bought(restored)
             back = self._profiles.get(restored, Profile(customer=restored))
-            self._profiles[restored] = replace(back, merged_into="", alive=True, products=back.products | own)
-            lost = own - self._bought(survivor)
+            self._profiles[restored] = replace(back, merged_into="", alive=True)
+            self._have(restored, own, None)
+            lost = own.keys() - self._bought(survivor).keys()
             if survivor in self._profiles:
                 kept = self._profiles[survivor]
-                self._profiles[survivor] = replace(kept, products=kept.products - lost)
+                left = {product: at for product, at in kept.bought_at.items() if product not in lost}
+                self._profiles[survivor] = replace(kept, products=kept.products - lost, bought_at=left)
 
     def erase(self, customer: str) -> None:
         """As the port says."""
@@ -350,6 +360,7 @@ class MemoryStore:
                     numbers=(),
                     tags=frozenset(),
                     products=frozenset(),
+                    bought_at={},
                     alive=False,
                 )
 

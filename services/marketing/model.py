@@ -173,6 +173,8 @@ class Offer:
     valid_until: datetime | None = None
     #: Whom it is meant for.
     audience: Audience = EVERYBODY
+    #: Further condition in the language of rules.py; "" for none.
+    rule: str = ""
     #: Products that the customer must have.
     prerequisites: frozenset[str] = frozenset()
     #: Products that rule it out.
@@ -252,6 +254,8 @@ class Profile:
     home_region: str = ""
     #: Products in the history.
     products: frozenset[str] = frozenset()
+    #: When each of these was bought last, as far as known.
+    bought_at: Mapping[str, datetime] = field(default_factory=dict)
     #: Channels on which the customer does not want to be marketed to.
     refused_channels: frozenset[Channel] = frozenset()
     #: The customer said they would leave.

@@ -41,6 +41,7 @@ from marketing.documents import (
     complaint_from_raw,
     decision_fields,
     decision_from_raw,
+    key_of,
     model_from_raw,
     offer_fields,
     offer_from_raw,
@@ -608,7 +609,7 @@ class MongoStore:
         facts = [row for id, row in unique.items() if id not in known]
         if known:
             facts += PurchaseDocument._get_collection().find({"_id": {"$in": sorted(known)}})
-        self._add_products([(row["customer"], row["product"]) for row in facts], now)
+        self._add_products([(row["customer"], row["product"], row["at"]) for row in facts], now)
         new = len(unique) - len(known)
         if new:
             HistoryDocument._get_collection().update_one(
@@ -640,16 +641,21 @@ class MongoStore:
             return {rows[failure["index"]]["_id"] for failure in failures}
         return set()
 
-    def _add_products(self, facts: Sequence[tuple[str, str]], now: datetime) -> None:
-        by_customer: dict[str, set[str]] = {}
-        for customer, product in facts:
-            by_customer.setdefault(customer, set()).add(product)
+    def _add_products(self, facts: Sequence[tuple[str, str, datetime]], now: datetime) -> None:
+        by_customer: dict[str, dict[str, datetime]] = {}
+        for customer, product, at in facts:
+            latest = by_customer.setdefault(customer, {})
+            latest[product] = max(at, latest.get(product, at))
         updates = [
             UpdateOne(
                 # A full profile does not match, and the insert that then follows meets its id: it stays as it
                 # is.
                 {"_id": customer, f"products.{PRODUCTS_OF_CUSTOMER_MAX - 1}": {"$exists": False}},
-                {"$addToSet": {"products": {"$each": sorted(products)}}, "$set": {"updated_at": now}},
+                {
+                    "$addToSet": {"products": {"$each": sorted(products)}},
+                    "$max": {f"bought.{key_of(product)}": at for product, at in products.items()},
+                    "$set": {"updated_at": now},
+                },
                 upsert=True,
             )
             for customer, products in sorted(by_customer.items())
@@ -712,7 +718,7 @@ class MongoStore:
 
     def merge(self, absorbed: str, survivor: str, version: int) -> None:
         """As the port says."""
-        change = {"merged_into": survivor, "alive": False, "numbers": [], "products": []}
+        change = {"merged_into": survivor, "alive": False, "numbers": [], "products": [], "bought": {}}
         if not self._move(absorbed, version, change):
             return
         PurchaseDocument._get_collection().update_many(
@@ -721,11 +727,7 @@ class MongoStore:
         ComplaintDocument._get_collection().update_many(
             {"customer": absorbed}, {"$set": {"customer": survivor}}
         )
-        products = self._bought(survivor)
-        if products:
-            ProfileDocument._get_collection().update_one(
-                {"_id": survivor}, {"$addToSet": {"products": {"$each": products}}}, upsert=True
-            )
+        self._give_products(survivor, self._bought(survivor))
 
     def unmerge(self, restored: str, survivor: str, version: int) -> None:
         """As the port says."""
@@ -736,15 +738,31 @@ class MongoStore:
         )
         profiles = ProfileDocument._get_collection()
         own = self._bought(restored)
-        if own:
-            profiles.update_one({"_id": restored}, {"$addToSet": {"products": {"$each": own}}})
+        self._give_products(restored, own)
         lost = sorted(set(own) - set(self._bought(survivor)))
         if lost:
-            profiles.update_one({"_id": survivor}, {"$pullAll": {"products": lost}})
+            gone = {f"bought.{key_of(product)}": "" for product in lost}
+            profiles.update_one({"_id": survivor}, {"$pullAll": {"products": lost}, "$unset": gone})
 
-    def _bought(self, customer: str) -> list[str]:
-        found = PurchaseDocument._get_collection().distinct("product", {"customer": customer})
-        return sorted(found)[:PRODUCTS_OF_CUSTOMER_MAX]
+    def _give_products(self, customer: str, products: dict[str, datetime]) -> None:
+        if products:
+            change = {
+                "$addToSet": {"products": {"$each": sorted(products)}},
+                "$max": {f"bought.{key_of(product)}": at for product, at in products.items()},
+            }
+            ProfileDocument._get_collection().update_one({"_id": customer}, change, upsert=True)
+
+    def _bought(self, customer: str) -> dict[str, datetime]:
+        """When each product was bought last, of the first `PRODUCTS_OF_CUSTOMER_MAX` by id."""
+        found = PurchaseDocument._get_collection().aggregate(
+            [
+                {"$match": {"customer": customer}},
+                {"$group": {"_id": "$product", "at": {"$max": "$at"}}},
+                {"$sort": {"_id": 1}},
+                {"$limit": PRODUCTS_OF_CUSTOMER_MAX},
+            ]
+        )
+        return {raw["_id"]: raw["at"] for raw in found}
 
     def erase(self, customer: str) -> None:
         """As the port says."""
@@ -758,7 +776,7 @@ class MongoStore:
         ComplaintDocument._get_collection().update_many(
             {"customer": customer}, {"$set": {"customer": "", "number": ""}}
         )
-        blank = {"numbers": [], "tags": [], "products": [], "alive": False}
+        blank = {"numbers": [], "tags": [], "products": [], "bought": {}, "alive": False}
         ProfileDocument._get_collection().update_one({"_id": customer}, {"$set": blank})
 
     # complaints
