@@ -39,6 +39,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
+from routing.explain import explain
 from routing.model import (
     BEFORE_CONNECTION,
     CALLBACK_SPAN_MAX_MS,
@@ -57,6 +58,7 @@ from routing.model import (
     AskCall,
     AskCalls,
     AskExplain,
+    AskStats,
     CallAttached,
     CallbackDue,
     CallbackRequested,
@@ -136,6 +138,7 @@ from routing.state import (
     head_of,
     next_deadline,
 )
+from routing.stats import shard_stats
 from routing.views import page_of_calls, view_agent, view_call
 
 #: Priorities beyond this are refused.
@@ -159,7 +162,7 @@ def step(state: ShardState, command: Command, now_ms: int) -> tuple[list[Event],
         evolve(state, event, now_ms)
     for offer in pair(state, now_ms):
         events.append(offer)
-    return events, _answer(state, command, decision)
+    return events, _answer(state, command, decision, now_ms)
 
 
 def decide(state: ShardState, command: Command, now_ms: int) -> Decision:
@@ -940,6 +943,10 @@ def _ask_calls(s: ShardState, c: AskCalls, now_ms: int) -> Decision:
     return Decision() if not c.queue or c.queue in s.queues else _refuse("QUEUE_NOT_FOUND", "queue")
 
 
+def _ask_stats(s: ShardState, c: AskStats, now_ms: int) -> Decision:
+    return Decision()
+
+
 def _tick(s: ShardState, c: Tick, now_ms: int) -> Decision:
     """What is due first, alone: its events may end what is due next. `more` while something else is due."""
     due = next_deadline(s)
@@ -995,7 +1002,7 @@ _DUE_OF_CALL: dict[str, Callable[[ShardState, CallEntry, int], list[Event]]] = {
 }
 
 
-def _answer(state: ShardState, command: Any, decision: Decision) -> Answer:
+def _answer(state: ShardState, command: Any, decision: Decision, now_ms: int) -> Answer:
     call_id = getattr(command, "call_id", "") or getattr(getattr(command, "facts", None), "call_id", "")
     agent_id = getattr(command, "agent", "")
     return Answer(
@@ -1004,6 +1011,10 @@ def _answer(state: ShardState, command: Any, decision: Decision) -> Answer:
         agent=view_agent(state, agent_id) if isinstance(agent_id, str) and agent_id in state.agents else None,
         calls=page_of_calls(state, command) if isinstance(command, AskCalls) else (),
         more=decision.more,
+        explanation=explain(state, command, now_ms)
+        if isinstance(command, AskExplain) and decision.refusal is None
+        else None,
+        stats=shard_stats(state, command, now_ms) if isinstance(command, AskStats) else None,
     )
 
 
@@ -1033,6 +1044,7 @@ _DECIDE: dict[type, Callable[[ShardState, Any, int], Decision]] = {
     SetLeadList: _set_lead_list,
     MoveDeadlines: _move_deadlines,
     AskExplain: _ask_explain,
+    AskStats: _ask_stats,
     ConfigureTiming: _configure_timing,
     ConfigureQueue: _configure_queue,
     RemoveQueue: _remove_queue,

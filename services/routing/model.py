@@ -576,6 +576,13 @@ class AskCalls(msgspec.Struct, frozen=True, kw_only=True):
     limit: int = 50
 
 
+class AskStats(msgspec.Struct, frozen=True, kw_only=True):
+    """The shard's live figures."""
+
+    #: With the agents who are logged in, one by one.
+    agents: bool = False
+
+
 class Tick(msgspec.Struct, frozen=True, kw_only=True):
     """Time has passed: what is due happens, in steps."""
 
@@ -615,6 +622,7 @@ Command = (
     | AskCall
     | AskAgent
     | AskCalls
+    | AskStats
     | Tick
 )
 
@@ -1060,6 +1068,35 @@ class Explanation(msgspec.Struct, frozen=True, kw_only=True):
     summary: str
 
 
+class QueueFigures(msgspec.Struct, frozen=True, kw_only=True):
+    """A queue in a shard now."""
+
+    queue: str
+    waiting: int
+    #: Of those waiting now.
+    longest_wait_span_ms: int
+    #: Of a call that came now; -1 when it cannot be estimated.
+    expected_wait_span_ms: int
+    #: Who fit.
+    agents_logged_in: int
+    agents_free: int
+    #: Rung, accepted or in conversation.
+    in_service: int
+
+
+class ShardStats(msgspec.Struct, frozen=True, kw_only=True):
+    """A shard's live figures."""
+
+    now_ms: int
+    draining: bool
+    #: By id.
+    queues: tuple[QueueFigures, ...]
+    #: (state, how many).
+    agents_by_state: tuple[tuple[str, int], ...]
+    #: Logged in, by id, when asked for.
+    agents: tuple[AgentView, ...] = ()
+
+
 class Answer(msgspec.Struct, frozen=True, kw_only=True):
     """What a command is answered with, once its commit is done."""
 
@@ -1072,6 +1109,8 @@ class Answer(msgspec.Struct, frozen=True, kw_only=True):
     more: bool = False
     #: For AskExplain.
     explanation: Explanation | None = None
+    #: For AskStats.
+    stats: ShardStats | None = None
 
 
 class Fact(msgspec.Struct, frozen=True, kw_only=True):

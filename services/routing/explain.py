@@ -1,0 +1,235 @@
+"""Why a call goes where it goes: a pure, read-only look at a shard's state, by the engine's own rules.
+
+1. A call is looked at in its step of relaxation; a hypothetical one in the step that it would begin in.
+2. Agents who have the channel and the skills come first: the free ones in the order in which the engine would
+   take them, then the others with what keeps them from it. Those who lack a skill or the channel follow.
+3. The first reason in the order of `_REASONS` is told: what a supervisor can change least comes first.
+4. It never changes the state, not even an index: what an explanation says depends on the journal alone.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterable
+from itertools import islice
+
+from routing.model import (
+    AgentCandidate,
+    AskExplain,
+    CallFacts,
+    CallState,
+    Explanation,
+    Presence,
+    QueueConfig,
+    Strategy,
+)
+from routing.state import AgentEntry, CallEntry, Line, ShardState, rank_of
+
+#: Agents looked at in one explanation, at most: beyond it the rest is only counted.
+CANDIDATES_MAX = 100
+
+_STRATEGIES = {
+    Strategy.LONGEST_IDLE: "longest idle first",
+    Strategy.FEWEST_CALLS: "fewest contacts first",
+    Strategy.LEAST_OCCUPIED: "least occupied first",
+    Strategy.ROUND_ROBIN: "in turn",
+    Strategy.RANDOM: "by lot, each as likely",
+    Strategy.PRIORITY_ORDER: "by the agents' priority",
+    Strategy.BEST_PROFICIENCY: "highest levels first",
+}
+
+
+def explain(state: ShardState, question: AskExplain, now_ms: int) -> Explanation:
+    """The explanation for a call of the shard, or for a hypothetical one.
+
+    Raises KeyError for an unknown call or queue.
+    """
+    entry = state.calls[question.call_id] if question.facts is None else None
+    facts = entry.facts if entry is not None else question.facts
+    assert facts is not None
+    queue = state.queues.get(facts.queue) or (entry.line.queue if entry is not None else None)
+    if queue is None:
+        raise KeyError(facts.queue)
+    step = entry.step if entry is not None else first_step(state, queue, facts)
+    line = state.lines.get((queue.id, facts.channel, facts.skills, step))
+    line = line if line is not None else _line(state, queue, facts, step)
+    candidates = _candidates(state, line, entry, min(question.limit, CANDIDATES_MAX))
+    return Explanation(
+        queue=queue.id,
+        step=step,
+        agents=tuple(candidates),
+        summary=_summary(state, line, entry, candidates, now_ms),
+    )
+
+
+def first_step(state: ShardState, queue: QueueConfig, facts: CallFacts) -> int:
+    """The step of relaxation that a call would begin in: steps that nobody who is logged in fits may be
+    passed over; the last one never is.
+    """
+    for index, step in enumerate(queue.steps[:-1]):
+        if not step.skip_if_nobody_fits or _line(state, queue, facts, index).logged_in:
+            return index
+    return max(0, len(queue.steps) - 1)
+
+
+def _line(state: ShardState, queue: QueueConfig, facts: CallFacts, step: int) -> Line:
+    """The line as it would be, outside the state."""
+    line = Line((queue.id, facts.channel, facts.skills, step), queue)
+    for agent_id, agent in state.agents.items():
+        if line.fits(agent):
+            line.agents.add(agent_id)
+            line.logged_in += agent.presence is not Presence.OFFLINE
+            line.idle_count += line.channel in agent.idle
+    return line
+
+
+def _candidates(state: ShardState, line: Line, entry: CallEntry | None, limit: int) -> list[AgentCandidate]:
+    preferred = entry.preferred if entry is not None and entry.state is not CallState.ENDED else ""
+    fitting = [(agent_id, state.agents[agent_id]) for agent_id in sorted(line.agents)]
+    reasons = {a: _reason(state, line, agent, preferred) for a, agent in fitting}
+    free = [a for a in _in_order(state, line) if not reasons.get(a, "?")]
+    chosen = [AgentCandidate(agent=a, rank=_rank(line, i)) for i, a in enumerate(free[:limit], 1)]
+    kept = ((a, reason) for a, reason in reasons.items() if reason)
+    others = (
+        (a, _reason(state, line, agent, preferred))
+        for a, agent in state.agents.items()
+        if a not in line.agents
+    )
+    for a, reason in islice((*sorted(kept, key=_by_reason), *islice(others, limit)), limit - len(chosen)):
+        chosen.append(AgentCandidate(agent=a, rank=0, skipped_reason=reason))
+    return chosen
+
+
+def _rank(line: Line, place: int) -> int:
+    """Where lots are drawn, nobody is better than another."""
+    return 1 if line.queue.strategy is Strategy.RANDOM else place
+
+
+def _in_order(state: ShardState, line: Line) -> list[str]:
+    """Free agents as the engine would take them: rank, then idle since, then who became free first."""
+    if line.queue.strategy is Strategy.RANDOM or line.key not in state.lines:
+        free = [a for a in sorted(line.agents) if line.channel in state.agents[a].idle]
+        return sorted(free, key=lambda a: _key(line, state.agents[a]))
+    live = (i for i in line.idle if (a := state.agents.get(i[3])) and a.idle.get(line.channel) == i[4])
+    return [each[3] for each in sorted(live)]
+
+
+def _key(line: Line, agent: AgentEntry) -> tuple[int, int]:
+    return rank_of(line, agent, agent.since_ms), agent.since_ms
+
+
+# --- reasons ---
+
+
+def _warming_up(s: ShardState, line: Line, agent: AgentEntry) -> bool:
+    """Rests since the log-in, not since a missed offer."""
+    warm_ms = agent.login_ms + agent.config.warm_up_span_ms
+    return bool(agent.rest_until_ms) and (not agent.missed or agent.rest_until_ms == warm_ms)
+
+
+def _no_channel(s: ShardState, line: Line, agent: AgentEntry) -> bool:
+    return not any(channel == line.channel and n > 0 for channel, n in agent.config.capacity)
+
+
+def _skill_missing(s: ShardState, line: Line, agent: AgentEntry) -> bool:
+    return any(skill not in agent.skills for skill, _ in line.requirements)
+
+
+def _level_too_low(s: ShardState, line: Line, agent: AgentEntry) -> bool:
+    return any(agent.skills.get(skill, 0) < level for skill, level in line.requirements)
+
+
+def _full(s: ShardState, line: Line, agent: AgentEntry) -> bool:
+    """As many contacts of this channel as the agent takes, where that is more than one."""
+    capacity = dict(agent.config.capacity).get(line.channel, 0)
+    return capacity > 1 and len(agent.offers) + len(agent.calls) >= capacity
+
+
+def _taken(state: ShardState, line: Line, agent: AgentEntry) -> bool:
+    """What the agent holds leaves no room: as much as they take, or another channel."""
+    held = (*agent.offers, *agent.calls)
+    capacity = dict(agent.config.capacity).get(line.channel, 0)
+    return len(held) >= capacity or any(state.calls[c].facts.channel != line.channel for c in held)
+
+
+Check = Callable[[ShardState, Line, AgentEntry], bool]
+#: In the order in which they are looked at.
+_REASONS: tuple[tuple[str, Check], ...] = (
+    ("NO_CHANNEL", _no_channel),
+    ("SKILL_MISSING", _skill_missing),
+    ("LEVEL_TOO_LOW", _level_too_low),
+    ("OFFLINE", lambda s, line, a: a.presence is Presence.OFFLINE),
+    ("NO_STREAM", lambda s, line, a: not a.attached),
+    ("DRAINING", lambda s, line, a: a.draining),
+    ("PAUSED", lambda s, line, a: a.presence is Presence.PAUSED),
+    ("CHANNEL_FULL", _full),
+    ("RESERVED", lambda s, line, a: bool(a.offers) and not a.calls and _taken(s, line, a)),
+    ("BUSY", lambda s, line, a: bool(a.calls) and _taken(s, line, a)),
+    ("WRAP_UP", lambda s, line, a: bool(a.wraps)),
+    ("WARMING_UP", _warming_up),
+    ("REJECT_DELAY", lambda s, line, a: bool(a.rest_until_ms)),
+)
+_ORDER = {name: place for place, (name, _) in enumerate(reversed(_REASONS))}
+
+
+def _by_reason(row: tuple[str, str]) -> tuple[int, str]:
+    """Who is nearest to being free comes first."""
+    return _ORDER.get(row[1], -1), row[0]
+
+
+def _reason(state: ShardState, line: Line, agent: AgentEntry, preferred: str) -> str:
+    """Why an agent is not offered the call; empty when nothing keeps them from it."""
+    for name, holds in _REASONS:
+        if holds(state, line, agent):
+            return name
+    if preferred and agent.config.id != preferred:
+        return "NOT_PREFERRED"
+    return ""
+
+
+# --- one sentence ---
+
+
+def _summary(
+    state: ShardState, line: Line, entry: CallEntry | None, candidates: Iterable[AgentCandidate], now_ms: int
+) -> str:
+    best = next((c.agent for c in candidates if c.rank), "")
+    where = f"queue {line.queue.id}" + (f", step {line.key[3] + 1}" if line.queue.steps else "")
+    if entry is not None and entry.state is not CallState.WAITING:
+        return f"{_standing(entry)} in {where}; {_who(state, line)}."
+    if entry is None:
+        if line.queue.closed:
+            return f"It would be refused: {where} is closed."
+        if best:
+            return f"It would be offered to {best} at once in {where}, {_STRATEGIES[line.queue.strategy]}."
+        return f"It would wait in {where} behind {line.waiting_count} others; {_who(state, line)}."
+    waited = max(0, now_ms - entry.queued_ms) // 1000
+    if not entry.offerable:
+        why = "until it is time to call back" if entry.callback_number else "because nobody holds its stream"
+        return f"Keeps its place in {where} after {waited} s, not offered {why}; {_who(state, line)}."
+    if entry.preferred:
+        return f"Waits {waited} s for {entry.preferred} in {where}; {_who(state, line)}."
+    return f"Waits {waited} s in {where} with {line.waiting_count - 1} others; {_who(state, line)}."
+
+
+def _standing(entry: CallEntry) -> str:
+    match entry.state:
+        case CallState.OFFERED:
+            return f"Rings at {entry.agent}"
+        case CallState.ACCEPTED:
+            return f"Accepted by {entry.agent}, to be confirmed by its edge"
+        case CallState.CONNECTED:
+            return f"Talks with {entry.agent}"
+        case CallState.OVERFLOWING:
+            return "Is being placed in another region"
+    outcome = entry.outcome.value if entry.outcome is not None else "ended"
+    return f"Ended {outcome}" + (f" ({entry.reason})" if entry.reason else "")
+
+
+def _who(state: ShardState, line: Line) -> str:
+    """How those who fit are occupied: "of 12 who fit, 9 busy, 2 paused, 1 offline"."""
+    counts: Counter[str] = Counter(_reason(state, line, state.agents[a], "") or "FREE" for a in line.agents)
+    if not counts:
+        return "nobody fits"
+    parts = [f"{n} {name.lower().replace('_', ' ')}" for name, n in counts.most_common()]
+    return f"of {counts.total()} who fit, {', '.join(parts)}"
