@@ -12,7 +12,7 @@ is skipped when it comes up. So a decision costs O(log n).
 from __future__ import annotations
 
 import heapq
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -68,6 +68,8 @@ from routing.model import (
 
 #: Weight of the newest handle time in the running mean that expected waits are made of.
 HANDLE_TIME_GAIN = 0.05
+#: A line's heap of free agents is tidied when it has more outdated entries than live ones, and this many more.
+IDLE_OUTDATED_MAX = 64
 
 
 class CallEntry:
@@ -245,6 +247,7 @@ class Line:
 
     __slots__ = (
         "agents",
+        "channel",
         "idle",
         "idle_count",
         "key",
@@ -252,6 +255,8 @@ class Line:
         "pool",
         "pool_at",
         "queue",
+        "random",
+        "rank",
         "requirements",
         "waiting",
         "waiting_count",
@@ -259,6 +264,7 @@ class Line:
 
     def __init__(self, key: LineKey, queue: QueueConfig) -> None:
         self.key = key
+        self.channel = key[1]
         self.configure(queue)
         #: Heap of (effective arrival less the queue's head start, ordinal, call id, ticket).
         self.waiting: list[tuple[int, int, str, int]] = []
@@ -273,21 +279,37 @@ class Line:
     def configure(self, queue: QueueConfig) -> None:
         """Puts a queue's settings in force; the agents are to join anew."""
         self.queue = queue
+        self.random = queue.strategy is Strategy.RANDOM
+        self.rank = _RANKS[queue.strategy]
         _, _, extra, step = self.key
         waived = queue.waives_call_skills(step)
         #: What an agent must have, the queue's and the call's together.
         self.requirements = (*queue.requirements(step), *(() if waived else extra))
 
-    @property
-    def channel(self) -> str:
-        return self.key[1]
-
     def fits(self, agent: AgentEntry) -> bool:
         """The agent has the channel and every skill at its level."""
-        if not any(channel == self.channel and n > 0 for channel, n in agent.config.capacity):
-            return False
         skills = agent.skills
-        return all(skills.get(skill, 0) >= level for skill, level in self.requirements)
+        for skill, level in self.requirements:
+            if skills.get(skill, 0) < level:
+                return False
+        return any(channel == self.channel and n > 0 for channel, n in agent.config.capacity)
+
+    @property
+    def asked(self) -> str:
+        """A skill that every agent here has; empty when none is asked for."""
+        return self.requirements[0][0] if self.requirements else ""
+
+    def tidy(self, agents: dict[str, AgentEntry]) -> None:
+        """Drops the outdated entries of the heap of free agents, when they have become many. Each was pushed
+        once, so this adds a constant to a push.
+        """
+        if len(self.idle) <= 2 * self.idle_count + IDLE_OUTDATED_MAX:
+            return
+        channel = self.channel
+        self.idle = [
+            place for place in self.idle if (a := agents.get(place[3])) and a.idle.get(channel) == place[4]
+        ]
+        heapq.heapify(self.idle)
 
     def pool_add(self, agent_id: str) -> None:
         """A free agent, for a queue that draws lots."""
@@ -361,6 +383,10 @@ class ShardState:
         #: Draining agents who have become free.
         self.leaving: list[str] = []
         self._ticket = 0
+        #: Lines by a skill that they ask for, agents by each skill that they have: an agent meets only the
+        #: lines that may fit, and a new line only such agents.
+        self._asking: dict[str, list[Line]] = {}
+        self._skilled: dict[str, dict[str, AgentEntry]] = {}
 
     @property
     def unpaired(self) -> bool:
@@ -387,9 +413,35 @@ class ShardState:
         if line is None:
             line = self.lines[key] = Line(key, self.queues[key[0]])
             self.lines_by_queue.setdefault(key[0], []).append(line)
-            for agent in self.agents.values():
+            self._asking.setdefault(line.asked, []).append(line)
+            for agent in self.agents_with(line.asked):
                 _join(self, agent, line)
         return line
+
+    def agents_with(self, skill: str) -> Iterable[AgentEntry]:
+        """Agents who have a skill, at whatever level; all for ""."""
+        return self._skilled.get(skill, {}).values() if skill else self.agents.values()
+
+    def lines_for(self, agent: AgentEntry) -> Iterator[Line]:
+        """Lines that ask for nothing, or for a skill that the agent has."""
+        for skill in ("", *agent.skills):
+            yield from self._asking.get(skill, ())
+
+    def index_skills(self, agent: AgentEntry) -> None:
+        """The agent can be found by the present skills."""
+        for skill in agent.skills:
+            self._skilled.setdefault(skill, {})[agent.config.id] = agent
+
+    def drop_skills(self, agent: AgentEntry) -> None:
+        """The inverse."""
+        for skill in agent.skills:
+            self._skilled.get(skill, {}).pop(agent.config.id, None)
+
+    def index_lines(self) -> None:
+        """Lines by what they ask for, anew: after a queue was changed or removed."""
+        self._asking = {}
+        for line in self.lines.values():
+            self._asking.setdefault(line.asked, []).append(line)
 
 
 def _wrap_until(s: ShardState, owner: str) -> int:
@@ -444,7 +496,7 @@ def best_idle(line: Line, agents: dict[str, AgentEntry], draw: int = 0) -> str |
     """The line's best free agent by the queue's strategy; outdated entries are dropped on the way. `draw` is
     the lot, any number, of a queue that draws lots.
     """
-    if line.queue.strategy is Strategy.RANDOM:
+    if line.random:
         return line.pool[draw % len(line.pool)] if line.pool else None
     heap = line.idle
     while heap:
@@ -464,19 +516,23 @@ def rank_of(line: Line, agent: AgentEntry, now_ms: int = 0) -> int:
     """Rank of a free agent in a line, lower first; constant while the agent stays free, so `now_ms` is when
     the agent became free.
     """
-    match line.queue.strategy:
-        case Strategy.FEWEST_CALLS:
-            return agent.taken
-        case Strategy.LEAST_OCCUPIED:
-            return agent.occupancy_ppm(now_ms)
-        case Strategy.ROUND_ROBIN:
-            return agent.last_offer
-        case Strategy.PRIORITY_ORDER:
-            return agent.config.priority
-        case Strategy.BEST_PROFICIENCY:
-            return -sum(agent.skills.get(skill, 0) for skill, _ in line.requirements)
-        case Strategy.LONGEST_IDLE | Strategy.RANDOM:
-            return 0
+    return line.rank(line, agent, now_ms)
+
+
+def _by_proficiency(line: Line, agent: AgentEntry, now_ms: int) -> int:
+    skills = agent.skills
+    return -sum([skills.get(skill, 0) for skill, _ in line.requirements])
+
+
+_RANKS: dict[Strategy, Callable[[Line, AgentEntry, int], int]] = {
+    Strategy.LONGEST_IDLE: lambda line, agent, now_ms: 0,
+    Strategy.FEWEST_CALLS: lambda line, agent, now_ms: agent.taken,
+    Strategy.LEAST_OCCUPIED: lambda line, agent, now_ms: agent.occupancy_ppm(now_ms),
+    Strategy.ROUND_ROBIN: lambda line, agent, now_ms: agent.last_offer,
+    Strategy.RANDOM: lambda line, agent, now_ms: 0,
+    Strategy.PRIORITY_ORDER: lambda line, agent, now_ms: agent.config.priority,
+    Strategy.BEST_PROFICIENCY: _by_proficiency,
+}
 
 
 def _offerable(state: ShardState, agent: AgentEntry, channel: str, capacity: int) -> bool:
@@ -484,10 +540,12 @@ def _offerable(state: ShardState, agent: AgentEntry, channel: str, capacity: int
         return False
     if agent.rest_until_ms or agent.wraps or agent.draining:
         return False
-    held = [*agent.offers, *agent.calls]
-    if len(held) >= capacity:
+    held = len(agent.offers) + len(agent.calls)
+    if not held:
+        return capacity > 0
+    if held >= capacity:
         return False
-    return all(state.calls[call_id].facts.channel == channel for call_id in held)
+    return all(state.calls[call_id].facts.channel == channel for call_id in (*agent.offers, *agent.calls))
 
 
 def _refresh(state: ShardState, agent: AgentEntry) -> None:
@@ -502,14 +560,16 @@ def _refresh(state: ShardState, agent: AgentEntry) -> None:
                 agent.idle[channel] = state.next_ticket()
                 agent.since_ms = state.now_ms
                 for line in agent.lines:
-                    _list_idle(state, line, agent)
+                    if line.channel == channel:
+                        _list_idle(state, line, agent)
             state.hot_agents.append(agent.config.id)
         elif idle:
             del agent.idle[channel]
             for line in agent.lines:
                 if line.channel == channel:
                     line.idle_count -= 1
-                    line.pool_remove(agent.config.id)
+                    if line.random:
+                        line.pool_remove(agent.config.id)
 
 
 def _account(state: ShardState, agent: AgentEntry) -> None:
@@ -523,13 +583,16 @@ def _account(state: ShardState, agent: AgentEntry) -> None:
 
 def _list_idle(state: ShardState, line: Line, agent: AgentEntry) -> None:
     ticket = agent.idle.get(line.channel)
-    if ticket is not None:
-        line.idle_count += 1
-        if line.queue.strategy is Strategy.RANDOM:
-            line.pool_add(agent.config.id)
-            return
-        rank = rank_of(line, agent, state.now_ms)
-        heapq.heappush(line.idle, (rank, agent.since_ms, state.ordinal, agent.config.id, ticket))
+    if ticket is None:
+        return
+    line.idle_count += 1
+    if line.random:
+        line.pool_add(agent.config.id)
+        return
+    rank = line.rank(line, agent, state.now_ms)
+    heapq.heappush(line.idle, (rank, agent.since_ms, state.ordinal, agent.config.id, ticket))
+    if len(line.idle) > 2 * line.idle_count + IDLE_OUTDATED_MAX:
+        line.tidy(state.agents)
 
 
 def _join(state: ShardState, agent: AgentEntry, line: Line) -> None:
@@ -681,6 +744,7 @@ def _queue_configured(s: ShardState, e: QueueConfigured) -> None:
                 agent.lines.remove(line)
             _join(s, agent, line)
         s.hot_agents.extend(sorted(line.agents))
+    s.index_lines()
     for step in range(max(1, len(e.queue.steps))):
         s.line_of((e.queue.id, "voice", (), step))
     if e.queue.closed:
@@ -701,6 +765,7 @@ def _queue_removed(s: ShardState, e: QueueRemoved) -> None:
         s.lines.pop(line.key, None)
         for agent_id in line.agents:
             s.agents[agent_id].lines.remove(line)
+    s.index_lines()
 
 
 def _agent_configured(s: ShardState, e: AgentConfigured) -> None:
@@ -709,8 +774,10 @@ def _agent_configured(s: ShardState, e: AgentConfigured) -> None:
         agent = s.agents[e.agent.id] = AgentEntry(e.agent)
     else:
         _leave_lines(agent)
+        s.drop_skills(agent)
         agent.config, agent.skills = e.agent, dict(e.agent.skills)
-    for line in s.lines.values():
+    s.index_skills(agent)
+    for line in s.lines_for(agent):
         _join(s, agent, line)
     _refresh(s, agent)
 
@@ -724,6 +791,7 @@ def _agent_removed(s: ShardState, e: AgentRemoved) -> None:
         if entry is not None and entry.preferred == e.agent:
             _end_preference(s, entry)
     del s.agents[e.agent]
+    s.drop_skills(agent)
     _leave_lines(agent)
 
 
