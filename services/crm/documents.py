@@ -10,45 +10,61 @@ from __future__ import annotations
 
 import enum
 from collections.abc import Mapping
-from dataclasses import MISSING, fields
+from dataclasses import fields
 from typing import Any, ClassVar, TypeVar
 
 from mongoengine import (
+    BinaryField,
     BooleanField,
     DateTimeField,
     DictField,
     Document,
+    FloatField,
     IntField,
     ListField,
     StringField,
 )
 
 from chassis.mongo import Aggregate
-from crm import engine, timeline
+from crm import engine, plain, search, timeline
 from crm.model import (
     AuditEntry,
     BirthDate,
     CachedOffer,
     Channel,
+    Churn,
+    ChurnReason,
+    Consent,
     Contact,
     Customer,
+    CustomField,
     EmailAddress,
     Entry,
     ExternalId,
     Facet,
     FieldChange,
+    FieldKind,
+    Gain,
     Interaction,
     InteractionKind,
     Kind,
+    Merge,
+    MergeState,
     OfferRanking,
     PhoneNumber,
     PostalAddress,
+    Purpose,
     QuietWindow,
+    Reminder,
     State,
     Tier,
     ValueClass,
 )
 
+#: Which form of `wire` this release writes and can hand out as it is; another is made anew from the fields.
+WIRE_VERSION = 1
+#: Largest answer kept ready in a customer, bytes: what is larger is rare, and made when asked for.
+WIRE_BYTES_MAX = 16_384
 #: Audit entries kept inside a customer; older ones move to their own collection.
 AUDIT_INSIDE_MAX = 20
 
@@ -86,6 +102,14 @@ class CustomerDocument(Aggregate):
             _partial("account_manager"),
             _partial("company"),
             _partial("home_region"),
+            _partial("merged_into"),
+            _partial("birthday"),
+            {"fields": ["terms"], "name": "terms"},
+            {
+                "fields": ["erase_pending"],
+                "name": "erase_pending",
+                "partialFilterExpression": {"erase_pending": True},
+            },
         ],
     }
 
@@ -110,6 +134,7 @@ class CustomerDocument(Aggregate):
     company = StringField()
     contacts = ListField(DictField())
     quiet_windows = ListField(DictField())
+    consents = ListField(DictField())
     state = StringField(required=True, choices=[s.value for s in State])
     merged_into = StringField()
     delete_time = DateTimeField()
@@ -117,6 +142,16 @@ class CustomerDocument(Aggregate):
     updater = StringField()
     #: Searched and unique: what the customer owns now, see `engine.claims`.
     claims = ListField(StringField())
+    #: Searched: see `search.terms`.
+    terms = ListField(StringField())
+    #: Searched: "MM-DD"; absent when not known.
+    birthday = StringField()
+    #: The answer of GetCustomer, ready; absent when larger than `WIRE_BYTES_MAX`.
+    wire = BinaryField()
+    #: `WIRE_VERSION` of the release that wrote it.
+    wire_version = IntField()
+    #: True while personal data of an erased customer may still lie elsewhere.
+    erase_pending = BooleanField()
     #: The latest changes, oldest first.
     audit = ListField(DictField())
 
@@ -154,6 +189,8 @@ class InteractionDocument(Aggregate):
                 "name": "subject_open",
                 "partialFilterExpression": {"open": True},
             },
+            {"fields": ["kind", "began_ms"], "name": "kind_began"},
+            {"fields": ["own"], "name": "own", "partialFilterExpression": {"own": _PRESENT}},
         ],
     }
 
@@ -165,6 +202,10 @@ class InteractionDocument(Aggregate):
     began_ms = IntField(required=True)
     #: Whose timeline; absent when nobody's.
     subject = StringField()
+    #: Whose it would be had nobody been merged; absent when that is `subject`.
+    own = StringField()
+    #: What insights count, flat: see `voice_fields`.
+    voice = DictField()
     #: Searched: see `Interaction.open`; absent when not.
     open = BooleanField()
     updated_ms = IntField()
@@ -189,15 +230,132 @@ class RankingDocument(Document):
     revision = IntField()
 
 
-#: Everything that has indexes.
+class CustomFieldDocument(Document):
+    """The declaration of a custom field."""
+
+    meta: ClassVar[dict[str, Any]] = {
+        "collection": "custom_fields",
+        "auto_create_index": False,
+        "index_cls": False,
+        "strict": False,
+    }
+
+    id = StringField(primary_key=True)
+    label = StringField()
+    kind = StringField(required=True, choices=[k.value for k in FieldKind])
+    choices = ListField(StringField())
+    required = BooleanField()
+    retired = BooleanField()
+    version = IntField()
+    create_time = DateTimeField()
+
+
+class MergeDocument(Aggregate):
+    """A merge: the journaled intent, what moved, and what it told the others."""
+
+    resource_collection: ClassVar[str] = "merges"
+    meta: ClassVar[dict[str, Any]] = {
+        "collection": "merges",
+        "indexes": [
+            # A customer takes part in one running merge at most.
+            {
+                "fields": ["busy"],
+                "name": "busy",
+                "unique": True,
+                "partialFilterExpression": {"busy": _PRESENT},
+            },
+            {"fields": ["parties", "-_id"], "name": "parties_newest"},
+        ],
+    }
+
+    survivor = StringField(required=True)
+    absorbed = ListField(StringField())
+    #: Searched: the survivor and the absorbed.
+    parties = ListField(StringField())
+    #: Searched and unique: the parties while it runs; absent afterwards.
+    busy = ListField(StringField())
+    state = StringField(required=True)
+    reason = StringField()
+    requester = StringField()
+    undo_reason = StringField()
+    undoer = StringField()
+    moved = IntField()
+    #: Absorbed id -> {"added": customer's fields, "consents_before": [...]}, as [{"id":, ...}].
+    gains = ListField(DictField())
+
+
+class ChurnDocument(Aggregate):
+    """How likely a customer is to leave; `_id` is the customer's."""
+
+    resource_collection: ClassVar[str] = "churn"
+    meta: ClassVar[dict[str, Any]] = {
+        "collection": "churn",
+        "indexes": [
+            {"fields": ["-score", "_id"], "name": "score_id"},
+            {
+                "fields": ["-score", "_id"],
+                "name": "leaving_score_id",
+                "partialFilterExpression": {"wants_to_leave": True},
+            },
+            {"fields": ["dirty_ms"], "name": "dirty", "sparse": True},
+        ],
+    }
+
+    score = FloatField()
+    reasons = ListField(DictField())
+    wants_to_leave = BooleanField()
+    intent_ms = IntField()
+    comment = StringField()
+    scored_ms = IntField()
+    #: Real ms since something happened that was not scored yet; absent when all is scored.
+    dirty_ms = IntField()
+
+
+class CareTaskDocument(Aggregate):
+    """Something to do for a customer; `_id` follows from rule, customer and occasion."""
+
+    resource_collection: ClassVar[str] = "careTasks"
+    meta: ClassVar[dict[str, Any]] = {
+        "collection": "care_tasks",
+        "indexes": [
+            {"fields": ["customer", "state", "due_ms", "_id"], "name": "customer_state_due"},
+            {"fields": ["state", "due_ms", "_id"], "name": "state_due"},
+            {"fields": ["own"], "name": "own", "partialFilterExpression": {"own": _PRESENT}},
+        ],
+    }
+
+    customer = StringField(required=True)
+    own = StringField()
+    rule = StringField()
+    kind = StringField()
+    text = StringField()
+    state = StringField(required=True)
+    due_ms = IntField()
+    ends_ms = IntField()
+    snooze_ms = IntField()
+    outcome = StringField()
+    closer = StringField()
+
+
+#: Everything that has indexes; capabilities add theirs in `crm.collections`.
 DOCUMENTS: tuple[type[Document], ...] = (
     CustomerDocument,
     AuditDocument,
     InteractionDocument,
     RankingDocument,
+    CustomFieldDocument,
+    MergeDocument,
+    ChurnDocument,
+    CareTaskDocument,
 )
 #: Everything that has an outbox.
-AGGREGATES: tuple[type[Aggregate], ...] = (CustomerDocument, InteractionDocument)
+AGGREGATES: tuple[type[Aggregate], ...] = (
+    CustomerDocument,
+    InteractionDocument,
+    MergeDocument,
+    ChurnDocument,
+    CareTaskDocument,
+)
 
 #: Fields that a reader of customers does not need.
 HIDDEN: Mapping[str, int] = {
@@ -205,6 +363,8 @@ HIDDEN: Mapping[str, int] = {
     "outbox": 0,
     "outbox_since": 0,
     "claims": 0,
+    "terms": 0,
+    "wire": 0,
     "request_key": 0,
     "request_fingerprint": 0,
 }
@@ -212,9 +372,12 @@ HIDDEN: Mapping[str, int] = {
 INTERACTION_HIDDEN: Mapping[str, int] = {
     "outbox": 0,
     "outbox_since": 0,
+    "voice": 0,
     "request_key": 0,
     "request_fingerprint": 0,
 }
+#: What a screen pop does not need of an interaction: long texts above all.
+POP_HIDDEN: Mapping[str, int] = {**INTERACTION_HIDDEN, "facets.wrapped.values.notes": 0}
 
 _ITEMS: Mapping[str, type] = {
     "phone_numbers": PhoneNumber,
@@ -223,6 +386,7 @@ _ITEMS: Mapping[str, type] = {
     "addresses": PostalAddress,
     "contacts": Contact,
     "quiet_windows": QuietWindow,
+    "consents": Consent,
 }
 _ENUMS: Mapping[str, type[enum.StrEnum]] = {
     "kind": Kind,
@@ -237,14 +401,21 @@ Value = TypeVar("Value")
 
 
 def _pack(value: Any) -> Any:
-    if isinstance(value, enum.Enum):
-        return value.value
+    """An object, or several, as stored: plain, without what is as by default."""
     if isinstance(value, tuple):
         return [_pack(item) for item in value]
-    if hasattr(value, "__dataclass_fields__"):
-        pairs = ((f, getattr(value, f.name)) for f in fields(value))
-        return {f.name: _pack(item) for f, item in pairs if f.default is MISSING or item != f.default}
-    return value
+    if not hasattr(value, "__dataclass_fields__"):
+        return plain.builtin(value)
+    packed = plain.without_defaults(type(value), plain.builtin(value))
+    return _pruned(value, packed) if isinstance(value, Contact) else packed
+
+
+def _pruned(contact: Contact, packed: dict[str, Any]) -> dict[str, Any]:
+    """What an object holds in turn is packed alike."""
+    for name in ("phone_numbers", "email_addresses"):
+        if name in packed:
+            packed[name] = _pack(getattr(contact, name))
+    return packed
 
 
 def _item(cls: type[Value], raw: Mapping[str, Any]) -> Value:
@@ -255,21 +426,50 @@ def _item(cls: type[Value], raw: Mapping[str, Any]) -> Value:
             known[name] = tuple(_item(nested, item) for item in known[name])
     if "weekdays" in known:
         known["weekdays"] = tuple(known["weekdays"])
+    if "channel" in known:
+        known["channel"] = Channel(known["channel"])
+    if "purpose" in known:
+        known["purpose"] = Purpose(known["purpose"])
     if "channels" in known:
         known["channels"] = tuple(Channel(item) for item in known["channels"])
     return cls(**known)
 
 
+_STORED = tuple(f.name for f in fields(Customer) if f.name not in _ELSEWHERE and f.name != "custom_values")
+
+
 def customer_fields(customer: Customer) -> dict[str, Any]:
-    """What of a customer is stored under names of its own; None where there is nothing to store."""
+    """What of a customer is stored under names of its own, its searched fields too; None where there is
+    nothing to store.
+    """
     stored: dict[str, Any] = {}
-    for f in fields(Customer):
-        if f.name not in _ELSEWHERE:
-            value = getattr(customer, f.name)
-            stored[f.name] = _pack(value) if value not in ("", (), None, {}) else None
-    stored["custom_values"] = {key: _pack(value) for key, value in customer.custom_values.items()} or None
+    for name in _STORED:
+        value = getattr(customer, name)
+        # Texts and nothing, most of them: this runs for every field of every row of an import.
+        stored[name] = (value if type(value) is str else _pack(value)) if value else None
+    stored["custom_values"] = {k: _custom_out(v) for k, v in customer.custom_values.items()} or None
     stored["claims"] = list(engine.claims(customer)) or None
+    stored["terms"] = list(search.terms(customer)) or None
+    day = customer.birth_date
+    stored["birthday"] = f"{day.month:02}-{day.day:02}" if day is not None else None
     return stored
+
+
+def wire_fields(wire: bytes) -> dict[str, Any]:
+    """The ready answer as it is stored."""
+    keep = 0 < len(wire) <= WIRE_BYTES_MAX
+    return {"wire": wire if keep else None, "wire_version": WIRE_VERSION if keep else None}
+
+
+def _custom_out(value: Any) -> Any:
+    # A date lies as an object, several texts as an array: the two that are no plain values.
+    return {"date": _pack(value)} if isinstance(value, BirthDate) else _pack(value)
+
+
+def _custom_in(stored: Any) -> Any:
+    if isinstance(stored, Mapping):
+        return _item(BirthDate, stored["date"])
+    return tuple(stored) if isinstance(stored, list) else stored
 
 
 def customer_from_raw(raw: Mapping[str, Any]) -> Customer:
@@ -280,19 +480,48 @@ def customer_from_raw(raw: Mapping[str, Any]) -> Customer:
         "create_time": raw.get("created_at"),
         "update_time": raw.get("updated_at"),
     }
-    for f in fields(Customer):
-        stored = raw.get(f.name)
-        if f.name in _ELSEWHERE or stored is None or stored == {}:
+    for name in (*_STORED, "custom_values"):
+        stored = raw.get(name)
+        if stored is None or stored == {}:
             continue
-        if f.name in _ITEMS:
-            values[f.name] = tuple(_item(_ITEMS[f.name], item) for item in stored)
-        elif f.name in _ENUMS:
-            values[f.name] = _ENUMS[f.name](stored)
-        elif f.name == "birth_date":
-            values[f.name] = _item(BirthDate, stored)
+        if name in _ITEMS:
+            values[name] = tuple(_item(_ITEMS[name], item) for item in stored)
+        elif name in _ENUMS:
+            values[name] = _ENUMS[name](stored)
+        elif name == "birth_date":
+            values[name] = _item(BirthDate, stored)
+        elif name == "custom_values":
+            values[name] = {key: _custom_in(value) for key, value in stored.items()}
         else:
-            values[f.name] = tuple(stored) if f.name == "tags" else stored
+            values[name] = tuple(stored) if name == "tags" else stored
     return Customer(**values)
+
+
+def custom_field_from_raw(raw: Mapping[str, Any]) -> CustomField:
+    """A stored declaration."""
+    return CustomField(
+        id=raw["_id"],
+        label=raw.get("label") or "",
+        kind=FieldKind(raw["kind"]),
+        choices=tuple(raw.get("choices") or ()),
+        required=bool(raw.get("required")),
+        retired=bool(raw.get("retired")),
+        version=raw.get("version", 1),
+        create_time=raw.get("create_time"),
+    )
+
+
+def custom_field_fields(field: CustomField) -> dict[str, Any]:
+    """A declaration as it is stored, without its key."""
+    return {
+        "label": field.label,
+        "kind": field.kind.value,
+        "choices": list(field.choices),
+        "required": field.required,
+        "retired": field.retired,
+        "version": field.version,
+        "create_time": field.create_time,
+    }
 
 
 def audit_fields(entry: AuditEntry) -> dict[str, Any]:
@@ -315,6 +544,7 @@ def entry_fields(entry: Entry) -> dict[str, Any]:
         name: {"stamp": list(facet.stamp), "values": dict(facet.values)}
         for name, facet in entry.facets.items()
     }
+    shown = timeline.project(entry)
     return {
         "kind": entry.kind.value,
         "source": entry.source,
@@ -322,9 +552,30 @@ def entry_fields(entry: Entry) -> dict[str, Any]:
         "facets": facets,
         "began_ms": entry.began_ms,
         "subject": entry.subject or None,
-        "open": timeline.project(entry).open or None,
+        "own": entry.own or None,
+        "open": shown.open or None,
+        "voice": voice_fields(shown) or None,
         "updated_ms": entry.updated_ms,
     }
+
+
+def voice_fields(shown: Interaction) -> dict[str, Any]:
+    """What insights count of an interaction; what is not known is left out."""
+    detail = shown.detail
+    values = {
+        "reason": shown.contact_reason,
+        "agent": shown.agent,
+        "region": shown.region,
+        "product": shown.product,
+        "partner": shown.partner,
+        "state": detail.get("state") if shown.kind is InteractionKind.CALL else None,
+        "resolved": detail.get("resolved"),
+        "talk_ms": detail.get("talk_ms"),
+        "ticket_kind": detail.get("kind") if shown.kind is InteractionKind.TICKET else None,
+        "satisfaction": detail.get("satisfaction") or None,
+        "call_id": detail.get("call_id"),
+    }
+    return {name: value for name, value in values.items() if value not in (None, "")}
 
 
 def entry_from_raw(raw: Mapping[str, Any]) -> Entry:
@@ -341,6 +592,7 @@ def entry_from_raw(raw: Mapping[str, Any]) -> Entry:
         facets=facets,
         began_ms=raw["began_ms"],
         subject=raw.get("subject") or "",
+        own=raw.get("own") or "",
         revision=raw.get("version", 1),
         updated_ms=raw.get("updated_ms", 0),
     )
@@ -382,4 +634,96 @@ def ranking_from_raw(raw: Mapping[str, Any]) -> OfferRanking:
         expires_ms=raw.get("expires_ms"),
         answers={item["offer"]: item["ms"] for item in raw.get("answers") or ()},
         revision=raw.get("revision", 0),
+    )
+
+
+def merge_fields(merge: Merge) -> dict[str, Any]:
+    """A merge as it is stored, its searched fields too, without its key and version."""
+    gains = [
+        {
+            "id": gain.customer,
+            "added": _gain_out(gain.added),
+            "consents_before": _pack(gain.consents_before),
+        }
+        for gain in merge.gains
+    ]
+    running = merge.state in (MergeState.MERGING, MergeState.UNMERGING)
+    return {
+        "survivor": merge.survivor,
+        "absorbed": list(merge.absorbed),
+        "parties": list(merge.parties),
+        "busy": list(merge.parties) if running else None,
+        "state": merge.state.value,
+        "reason": merge.reason or None,
+        "requester": merge.requester,
+        "undo_reason": merge.undo_reason or None,
+        "undoer": merge.undoer or None,
+        "moved": merge.moved,
+        "gains": gains or None,
+    }
+
+
+def _gain_out(added: Customer) -> dict[str, Any]:
+    stored = customer_fields(added)
+    # What is searched belongs to customers, not to the note of a merge.
+    return {k: v for k, v in stored.items() if v is not None and k not in ("claims", "terms", "birthday")}
+
+
+def merge_from_raw(raw: Mapping[str, Any]) -> Merge:
+    """A stored merge."""
+    gains = tuple(
+        Gain(
+            customer=item["id"],
+            added=customer_from_raw({"_id": item["id"], **item["added"]}),
+            consents_before=tuple(_item(Consent, c) for c in item.get("consents_before") or ()),
+        )
+        for item in raw.get("gains") or ()
+    )
+    return Merge(
+        id=raw["_id"],
+        survivor=raw["survivor"],
+        absorbed=tuple(raw["absorbed"]),
+        state=MergeState(raw["state"]),
+        reason=raw.get("reason") or "",
+        requester=raw.get("requester") or "",
+        undo_reason=raw.get("undo_reason") or "",
+        undoer=raw.get("undoer") or "",
+        moved=raw.get("moved") or 0,
+        gains=gains,
+        create_time=raw.get("created_at"),
+        update_time=raw.get("updated_at"),
+        version=raw["version"],
+    )
+
+
+def churn_fields(churn: Churn) -> dict[str, Any]:
+    """A churn score as it is stored, without its key and version."""
+    return {
+        "score": float(churn.score),
+        "reasons": _pack(churn.reasons) or None,
+        "wants_to_leave": churn.wants_to_leave or None,
+        "intent_ms": churn.intent_ms or None,
+        "comment": churn.comment or None,
+        "scored_ms": churn.scored_ms or None,
+    }
+
+
+def churn_from_raw(raw: Mapping[str, Any]) -> Churn:
+    """A stored churn score; one that was only marked scores 0."""
+    return Churn(
+        customer=raw["_id"],
+        score=raw.get("score") or 0.0,
+        reasons=tuple(_item(ChurnReason, item) for item in raw.get("reasons") or ()),
+        wants_to_leave=bool(raw.get("wants_to_leave")),
+        intent_ms=raw.get("intent_ms") or 0,
+        comment=raw.get("comment") or "",
+        scored_ms=raw.get("scored_ms") or 0,
+        revision=raw.get("version", 1),
+    )
+
+
+def reminder_from_raw(raw: Mapping[str, Any]) -> Reminder:
+    """A stored care task as something to mention."""
+    return Reminder(
+        kind=raw.get("kind") or "", text=raw.get("text") or "", task=raw["_id"], due_ms=raw.get("due_ms")
     )

@@ -15,18 +15,22 @@ import json
 import re
 import zoneinfo
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import dataclass, fields, replace
 from datetime import date, datetime
 from functools import cache
+from types import MappingProxyType
 from typing import Any, TypeVar
 
 from chassis.errors import AlreadyExists, FailedPrecondition, InvalidArgument
-from crm import identity
+from crm import consent, identity, plain, schema
 from crm.model import (
     AuditEntry,
     BirthDate,
+    Channel,
+    Consent,
     Contact,
     Customer,
+    CustomField,
     EmailAddress,
     ExternalId,
     FieldChange,
@@ -57,7 +61,7 @@ AUDIT_VALUE_CHARACTERS_MAX = 1000
 
 #: What the service keeps by itself; callers write all else.
 _KEPT = {
-    *("id", "state", "merged_into", "version", "creator", "updater"),
+    *("id", "state", "merged_into", "version", "creator", "updater", "consents"),
     *("create_time", "update_time", "delete_time"),
 }
 #: What callers may write, in the order of the model.
@@ -140,8 +144,18 @@ class Problems:
             raise InvalidArgument.many(self._found)
 
 
-def normalise(draft: Customer, default_country: str, today: date) -> Customer:
-    """The customer as it is kept. InvalidArgument naming every bad field as "customer.…" (rule 1)."""
+def normalise(
+    draft: Customer,
+    default_country: str,
+    today: date,
+    fields: Mapping[str, CustomField] = MappingProxyType({}),
+    before: Mapping[str, Any] | None = None,
+) -> Customer:
+    """The customer as it is kept. InvalidArgument naming every bad field as "customer.…" (rule 1).
+
+    `fields` are the declared custom fields, `before` the values that the customer holds of them so far
+    (None for a new one).
+    """
     problems = Problems()
     done = replace(
         draft,
@@ -156,6 +170,9 @@ def normalise(draft: Customer, default_country: str, today: date) -> Customer:
         birth_date=_birth_date(draft, today, problems),
         contacts=_contacts(draft, default_country, problems),
         quiet_windows=_quiet_windows(draft.quiet_windows, problems),
+        custom_values=schema.check_values(draft.custom_values, before, fields, problems)
+        if draft.custom_values or fields
+        else {},
     )
     _check_company_fields(done, problems)
     _check_repeats(done, problems)
@@ -379,8 +396,6 @@ def _check_company_fields(done: Customer, problems: Problems) -> None:
         problems.add("customer.company", "is for persons only")
     if done.company and done.company == done.id:
         problems.add("customer.company", "must be another customer")
-    for key in sorted(done.custom_values)[:NUMBERS_MAX]:
-        problems.add(f"customer.custom_values.{key[:LABEL_CHARACTERS_MAX]}", "is not a declared custom field")
 
 
 def _check_repeats(done: Customer, problems: Problems) -> None:
@@ -479,6 +494,80 @@ def undelete(current: Customer, actor: str, now: datetime) -> Change:
     return _change(current, back, "UNDELETE", actor, now)
 
 
+def decide_consent(current: Customer, decision: Consent, actor: str, now: datetime) -> Change | None:
+    """With a decision about consent; None when a later one is known. CustomerNotActive, InvalidArgument."""
+    _require_active(current)
+    problems = Problems()
+    if decision.channel is Channel.NONE:
+        problems.add("consent.channel", "must be set")
+    if not decision.purpose:
+        problems.add("consent.purpose", "must be set")
+    evidence = problems.text("consent.evidence", decision.evidence, most=consent.EVIDENCE_CHARACTERS_MAX)
+    if decision.expires_ms is not None and decision.expires_ms <= decision.decided_ms:
+        problems.add("consent.expire_time", "must lie after decide_time")
+    problems.raise_if_any()
+    decided = consent.with_decision(current, replace(decision, evidence=evidence, recorder=actor))
+    if decided is current:
+        return None
+    return _change(current, _next(decided, actor, now), "CONSENT", actor, now)
+
+
+def erase(current: Customer, reason: str, actor: str, now: datetime) -> Change | None:
+    """The stub that remains of a customer: who, when and why; None when it is erased already.
+
+    CustomerNotActive for one that was merged away: its survivor is to be erased, and takes it along.
+    """
+    if current.state is State.ERASED:
+        return None
+    if current.state is State.MERGED:
+        raise CustomerNotActive(subject=current.name, why=f"is merged into customers/{current.merged_into}")
+    return erase_stub(current, reason, actor, now)
+
+
+def erase_stub(current: Customer, reason: str, actor: str, now: datetime) -> Change:
+    """What remains of a customer whatever its state."""
+    stub = Customer(
+        id=current.id,
+        kind=current.kind,
+        state=State.ERASED,
+        version=current.version + 1,
+        create_time=current.create_time,
+        update_time=now,
+        delete_time=now,
+        creator=current.creator,
+        updater=actor,
+        merged_into=current.merged_into,
+    )
+    gone = [
+        FieldChange(field=name)
+        for name in (*WRITABLE, "consents")
+        if getattr(current, name) != getattr(stub, name)
+    ]
+    why = FieldChange(field="reason", new=json.dumps(reason, ensure_ascii=False))
+    audit = AuditEntry(version=stub.version, actor=actor, action="ERASE", time=now, changes=(*gone, why))
+    return Change(customer=stub, audit=audit, released=owned_numbers(current))
+
+
+def merged_away(current: Customer, survivor: str, actor: str, now: datetime) -> Change:
+    """Taken over by `survivor`: it owns nothing, and keeps everything that was its own for the way back."""
+    _require_active(current)
+    gone = replace(current, state=State.MERGED, merged_into=survivor, delete_time=now)
+    return _change(current, _next(gone, actor, now), "MERGE", actor, now)
+
+
+def given_back(current: Customer, desired: Customer, actor: str, now: datetime) -> Change:
+    """A merged customer alive again, `desired` being it without what others have taken meanwhile."""
+    back = replace(desired, state=State.ACTIVE, merged_into="", delete_time=None)
+    return _change(current, _next(back, actor, now), "UNMERGE", actor, now)
+
+
+def enriched(current: Customer, desired: Customer, action: str, actor: str, now: datetime) -> Change | None:
+    """A survivor with what a merge adds or takes; None when that is nothing."""
+    if desired == current:
+        return None
+    return _change(current, _next(desired, actor, now), action, actor, now)
+
+
 def _require_active(customer: Customer) -> None:
     if customer.state is not State.ACTIVE:
         raise CustomerNotActive(subject=customer.name, why=f"is {customer.state}")
@@ -496,7 +585,7 @@ def _change(before: Customer, after: Customer, action: str, actor: str, now: dat
 
 def _audit(after: Customer, before: Customer, action: str, actor: str, now: datetime) -> AuditEntry:
     changes = []
-    for name in (*WRITABLE, "state"):
+    for name in (*WRITABLE, "consents", "state", "merged_into"):
         old, new = getattr(before, name), getattr(after, name)
         if old != new:
             changes.append(FieldChange(field=name, old=_value_json(old), new=_value_json(new)))
@@ -506,8 +595,4 @@ def _audit(after: Customer, before: Customer, action: str, actor: str, now: date
 def _value_json(value: Any) -> str:
     if value in ("", (), None, {}):
         return ""
-    if isinstance(value, tuple):
-        plain: Any = [asdict(item) if hasattr(item, "__dataclass_fields__") else item for item in value]
-    else:
-        plain = asdict(value) if hasattr(value, "__dataclass_fields__") else value
-    return json.dumps(plain, ensure_ascii=False, default=dict)[:AUDIT_VALUE_CHARACTERS_MAX]
+    return plain.json_text(value)[:AUDIT_VALUE_CHARACTERS_MAX]

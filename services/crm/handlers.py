@@ -7,47 +7,71 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from datetime import datetime
 from typing import Any, TypeVar
 
-from chassis import logs
+from chassis import logs, telemetry
 from chassis.bus import Event
 from chassis.callcontext import remaining_seconds
-from chassis.clock import Clock
+from chassis.clock import Clock, from_ms, to_ms
 from chassis.errors import (
     AlreadyExists,
     CallmeshError,
     EtagMismatch,
     InvalidArgument,
     NotFound,
+    ResourceExhausted,
     Unavailable,
     translate,
 )
 from chassis.ids import new_id
 from chassis.mongo import retry_conflicts
-from crm import convert, engine, glance, identity, timeline
+from crm import consent, convert, engine, glance, identity, schema, search, timeline
+from crm.duplicates import Pair, probable
 from crm.model import (
     AuditEntry,
+    Channel,
+    Consent,
     Customer,
     CustomerFilter,
+    CustomField,
     Entry,
     Fact,
+    Glance,
     Interaction,
     InteractionKind,
     Kind,
     OfferRanking,
     Part,
+    Purpose,
+    RecentCalls,
     ScreenPop,
     State,
     TimelineFilter,
 )
-from crm.store import NewCustomer, Reads, Store
+from crm.store import GlanceWish, NewCustomer, Reads, Store
 
 #: Tries of a read-merge-write that other writers get in between of.
 MERGE_TRIES_MAX = 20
 #: Keys of timelines that one question looks at: a customer's own and those of its numbers.
 SUBJECTS_MAX = 64
+#: Merges of merges that are followed.
+SURVIVORS_MAX = 20
+#: How long a process may go on without another's new declaration of a custom field, real seconds.
+FIELDS_SECONDS_MAX = 2.0
+#: Share of what is left of a screen pop's time that the one question for everything may take, before its
+#: parts are asked one by one.
+ONE_QUESTION_SHARE = 0.6
+#: Most customers looked at for one search, and as possible duplicates of one.
+CANDIDATES_MAX = 200
+#: Customers whose duplicates one page of all pairs looks for.
+PAIRS_CUSTOMERS_MAX = 1000
 #: Share of the caller's own deadline that a screen pop uses, so that the answer still arrives.
 DEADLINE_SHARE = 0.8
+#: Below so many matches a search looks for what only begins alike.
+FEW_MATCHES = 5
+#: Customers read at once while all pairs of duplicates are looked for.
+PAIRS_PAGE = 200
 #: Longest free text of a recorded interaction, characters.
 TEXT_CHARACTERS_MAX = 10_000
 
@@ -113,6 +137,7 @@ class Customers:
         self._store = store
         self._clock = clock
         self._policy = policy
+        self._fields = FieldCache(store, clock)
 
     def create(self, wanted: Create, actor: str) -> Customer:
         """Creates, or answers what an earlier call with the same request key created."""
@@ -145,12 +170,29 @@ class Customers:
         now = self._clock.now()
         id = wanted.id or new_id()
         country = default_country(wanted.default_country, self._policy)
-        customer = engine.normalise(replace(wanted.draft, id=id), country, now.date())
+        draft = replace(wanted.draft, id=id)
+        customer = engine.normalise(draft, country, now.date(), self._fields.of(draft.custom_values))
         self._check_company(customer)
         change = engine.create(customer, id, actor, now)
-        event = self._event(change, convert.customer_created(change))
         return NewCustomer(
-            change=change, events=[event], request_key=wanted.request_key, fingerprint=wanted.fingerprint
+            change=change,
+            events=[self._created(change)],
+            request_key=wanted.request_key,
+            fingerprint=wanted.fingerprint,
+            wire=convert.customer_wire(change.customer),
+        )
+
+    def _created(self, change: engine.Change) -> Event:
+        # Protobuf's own JSON printer takes longer than all the rest of an import's row.
+        return Event(
+            id=new_id(),
+            source=_SOURCE,
+            type=convert.CUSTOMER_CREATED,
+            subject=change.customer.name,
+            # To the millisecond, as every event.
+            time=from_ms(to_ms(change.audit.time)),
+            traceparent=telemetry.current_traceparent(),
+            data=convert.customer_created_json(change),
         )
 
     def update(
@@ -171,7 +213,9 @@ class Customers:
         def once() -> Customer:
             current = self._expect(id, expected_version)
             now = self._clock.now()
-            wanted = engine.normalise(edit(current), place, now.date())
+            draft = edit(current)
+            fields = self._fields.of(draft.custom_values)
+            wanted = engine.normalise(draft, place, now.date(), fields, current.custom_values)
             change = engine.update(current, wanted, actor, now)
             if change is None:
                 return current
@@ -207,6 +251,16 @@ class Customers:
 
         return self._again(once, expected_version)
 
+    def decide_consent(self, id: str, decision: Consent, actor: str) -> Customer:
+        """Records a decision about consent; an older one than is known changes nothing."""
+
+        def once() -> Customer:
+            current = self._expect(id, None)
+            change = engine.decide_consent(current, decision, actor, self._clock.now())
+            return current if change is None else self._save(change, convert.customer_updated(change))
+
+        return self._again(once, None)
+
     def audit(self, id: str, before_version: int | None, limit: int) -> list[AuditEntry]:
         """Who changed what, newest first. NotFound for a customer that does not exist."""
         if self._store.customer(id) is None:
@@ -222,7 +276,7 @@ class Customers:
         return current
 
     def _save(self, change: engine.Change, message: Any) -> Customer:
-        self._store.save(change, [self._event(change, message)])
+        self._store.save(change, [self._event(change, message)], wire=convert.customer_wire(change.customer))
         return change.customer
 
     def _event(self, change: engine.Change, message: Any) -> Event:
@@ -244,6 +298,93 @@ class Customers:
         return retry_conflicts(once) if expected_version is None else once()
 
 
+class FieldCache:
+    """The declared custom fields, read again when old, or when a value names one that is not known."""
+
+    def __init__(self, store: Store, clock: Clock) -> None:
+        self._store = store
+        self._clock = clock
+        self._fields: Mapping[str, CustomField] = {}
+        self._until = float("-inf")
+
+    def of(self, values: Mapping[str, Any]) -> Mapping[str, CustomField]:
+        """The declarations that hold for a customer with these values."""
+        now = self._clock.monotonic()
+        if now >= self._until or any(key not in self._fields for key in values):
+            self._fields = self._store.custom_fields()
+            self._until = now + FIELDS_SECONDS_MAX
+        return self._fields
+
+
+class CustomFields:
+    """Declaring custom fields. Blocks."""
+
+    def __init__(self, store: Store, clock: Clock) -> None:
+        self._store = store
+        self._clock = clock
+
+    def create(self, draft: CustomField, id: str) -> CustomField:
+        """AlreadyExists for a taken id; InvalidArgument."""
+        problems = engine.Problems()
+        if not schema.is_field_id(id):
+            problems.add("custom_field_id", "must be 1 to 64 of a-z, 0-9 and _, starting with a letter")
+        checked = schema.checked(draft, problems)
+        problems.raise_if_any()
+        if len(self._store.custom_fields()) >= schema.FIELDS_MAX:
+            raise ResourceExhausted(subject="customFields", limit=f"at most {schema.FIELDS_MAX}")
+        field = schema.declared(checked, id, self._clock.now())
+        self._store.insert_custom_field(field)
+        return field
+
+    def get(self, id: str) -> CustomField:
+        """NotFound when there is none."""
+        found = self._store.custom_fields().get(id)
+        if found is None:
+            raise NotFound(resource=f"customFields/{id}")
+        return found
+
+    def page(self, retired: bool, after: str | None, limit: int) -> list[CustomField]:
+        """By id, behind `after`."""
+        fields = sorted(self._store.custom_fields().values(), key=lambda field: field.id)
+        behind = [f for f in fields if (retired or not f.retired) and (after is None or f.id > after)]
+        return behind[:limit]
+
+    def update(
+        self, id: str, edit: Callable[[CustomField], CustomField], expected_version: int | None
+    ) -> CustomField:
+        """`edit` answers the wanted declaration from the present one."""
+
+        def once() -> CustomField:
+            current = self._expect(id, expected_version)
+            problems = engine.Problems()
+            desired = schema.checked(edit(current), problems)
+            problems.raise_if_any()
+            return self._store_next(current, schema.changed(current, desired))
+
+        return once() if expected_version is not None else retry_conflicts(once)
+
+    def retire(self, id: str, expected_version: int | None) -> CustomField:
+        """Retires; repeating it is harmless."""
+
+        def once() -> CustomField:
+            current = self._expect(id, expected_version)
+            return self._store_next(current, schema.retired(current))
+
+        return once() if expected_version is not None else retry_conflicts(once)
+
+    def _expect(self, id: str, version: int | None) -> CustomField:
+        current = self.get(id)
+        if version is not None and current.version != version:
+            raise EtagMismatch(resource=f"customFields/{id}")
+        return current
+
+    def _store_next(self, current: CustomField, changed: CustomField | None) -> CustomField:
+        if changed is None:
+            return current
+        self._store.save_custom_field(changed)
+        return changed
+
+
 class Memory:
     """Growing the timeline and the cached offers from what other services tell. Everything here blocks and
     may be repeated.
@@ -261,13 +402,31 @@ class Memory:
         for _ in range(MERGE_TRIES_MAX):
             known = self._store.entry(id)
             merged = timeline.entry_of(fact) if known is None else timeline.merge(known, fact)
-            placed = replace(merged, subject=timeline.subject_for(merged, self._owner(merged)))
+            own = timeline.subject_for(merged, self._owner(merged))
+            shown, erased = self._standing(own)
+            if erased:
+                merged = timeline.anonymised(merged)
+            placed = timeline.placed(merged, own, shown)
             if placed == known:
                 return placed
             placed = replace(placed, updated_ms=self._clock.now_ms())
             if self._store.save_entry(placed, events if known is None else ()):
                 return self._settle(placed)
         raise Unavailable(why="an interaction is changed by too many at once", retry_seconds=1.0)
+
+    def _standing(self, own: str) -> tuple[str, bool]:
+        """(where what is `own`'s is shown, whether that customer was erased)."""
+        id = timeline.customer_of(own)
+        if not id:
+            return own, False
+        for _ in range(SURVIVORS_MAX):
+            found = self._store.standing(id)
+            if found is None or found[0] not in (State.MERGED, State.ERASED):
+                break
+            if found[0] is State.ERASED:
+                return timeline.subject_of_customer(id), True
+            id = found[1]
+        return timeline.subject_of_customer(id), False
 
     def _owner(self, entry: Entry) -> str | None:
         if timeline.named_customer(entry) or timeline.is_customers(entry.subject):
@@ -280,17 +439,22 @@ class Memory:
         return self._store.owners([claim]).get(claim)
 
     def _settle(self, entry: Entry) -> Entry:
-        # A customer with this number may have appeared between our look and our write; then either its
-        # `attach` saw the
-        # interaction, or this second look sees the customer.
-        if not entry.subject or timeline.is_customers(entry.subject):
+        # A customer with this number may have appeared, or been merged or erased, between our look and our
+        # write; then either the other's own move saw the interaction, or this second look sees what became of
+        # it.
+        if not entry.subject:
             return entry
-        number = timeline.number_of(entry)
-        owner = self._owner_of(number)
-        if owner is None:
-            return entry
-        self._store.attach(number, owner)
-        return replace(entry, subject=timeline.subject_of_customer(owner))
+        own = entry.own or entry.subject
+        if not timeline.is_customers(own):
+            owner = self._owner_of(timeline.number_of(entry))
+            if owner is None:
+                return entry
+            self._store.attach(timeline.number_of(entry), owner)
+            return replace(entry, subject=timeline.subject_of_customer(owner))
+        shown, _ = self._standing(own)
+        if shown != entry.subject:
+            self._store.place(entry, own, shown)
+        return timeline.placed(entry, own, shown)
 
     def attach_numbers(self, customer_id: str, numbers: Sequence[str]) -> int:
         """Gives a customer what its numbers did before it was known: only of numbers that it owns now,
@@ -405,6 +569,8 @@ _RECORD_TEXTS = {
     "contact_reason": ("contact_reason", 200),
     "agent": ("agent", 160),
     "region": ("region", 160),
+    "product": ("product", 128),
+    "partner": ("partner", 128),
     "subject": ("{detail}.subject", timeline.SUMMARY_CHARACTERS_MAX),
     "text": ("{detail}.text", TEXT_CHARACTERS_MAX),
     "comment": ("{detail}.comment", TEXT_CHARACTERS_MAX),
@@ -427,6 +593,13 @@ class Questions:
             raise NotFound(resource=f"customers/{id}")
         return found
 
+    async def shown(self, id: str) -> bytes | Customer:
+        """The customer as `Reads.shown` has it; NotFound when there is none."""
+        found = await self._reads.shown(id)
+        if found is None:
+            raise NotFound(resource=f"customers/{id}")
+        return found
+
     async def customers(self, ids: Sequence[str]) -> list[Customer]:
         """In the order asked; NotFound for the first that does not exist."""
         found = await self._reads.customers(list(dict.fromkeys(ids)))
@@ -435,12 +608,12 @@ class Questions:
                 raise NotFound(resource=f"customers/{id}")
         return [found[id] for id in ids]
 
-    async def by_number(self, typed: str, country: str) -> Customer:
+    async def by_number(self, typed: str, country: str) -> bytes | Customer:
         """The owner of a number; NotFound when nobody owns it."""
         number = e164("phone_number", typed, default_country(country, self._policy))
         return await self._owner(identity.claim_of_number(number), "phone number")
 
-    async def by_email(self, typed: str) -> Customer:
+    async def by_email(self, typed: str) -> bytes | Customer:
         """The owner of an address; NotFound when nobody owns it."""
         try:
             address = identity.email_address(typed)
@@ -448,7 +621,7 @@ class Questions:
             raise InvalidArgument(field="email_address", why=str(why)) from None
         return await self._owner(identity.claim_of_email(address), "email address")
 
-    async def by_external_id(self, system: str, id: str) -> Customer:
+    async def by_external_id(self, system: str, id: str) -> bytes | Customer:
         """The owner of an id elsewhere; NotFound when nobody owns it."""
         problems = engine.Problems()
         try:
@@ -459,15 +632,70 @@ class Questions:
         problems.raise_if_any()
         return await self._owner(identity.claim_of_external(system, cleaned), f"external id of {system}")
 
-    async def _owner(self, claim: str, what: str) -> Customer:
-        found = await self._reads.owner(claim)
+    async def _owner(self, claim: str, what: str) -> bytes | Customer:
+        found = await self._reads.shown_owner(claim)
         if found is None:
             raise NotFound(resource=f"customer with this {what}")
         return found
 
     async def page(self, which: CustomerFilter, after: str | None, limit: int) -> list[Customer]:
         """Customers in the order of ids."""
+        if which.company:
+            below = await self._reads.lineage([which.company], SUBJECTS_MAX)
+            which = replace(which, companies_below=tuple(below))
         return await self._reads.page(which, after, limit)
+
+    async def search(self, text: str, which: CustomerFilter, country: str = "") -> Sequence[search.Match]:
+        """Those that resemble what was typed, best first. InvalidArgument(query)."""
+        problems = engine.Problems()
+        typed = problems.text(
+            "query", text, least=search.QUERY_CHARACTERS_MIN, most=search.QUERY_CHARACTERS_MAX
+        )
+        problems.raise_if_any()
+        query = search.understood(typed, default_country(country, self._policy))
+        if query is None:
+            raise InvalidArgument(field="query", why="must hold a letter or a digit")
+        found = {c.id: c for c in await self._reads.search(query.strict, which, CANDIDATES_MAX)}
+        if len(found) < FEW_MATCHES and query.loose:
+            # Few fit as typed: those that begin alike may have been meant.
+            for customer in await self._reads.search([query.loose], which, CANDIDATES_MAX):
+                found.setdefault(customer.id, customer)
+        return search.ranked(found.values(), query, CANDIDATES_MAX)
+
+    async def duplicates(self, id: str, score_min: float) -> list[Pair]:
+        """Who is probably the same as one customer, highest score first. NotFound."""
+        customer = await self.customer(id)
+        return await self._duplicates_of(customer, score_min)
+
+    async def _duplicates_of(self, customer: Customer, score_min: float) -> list[Pair]:
+        if customer.state is not State.ACTIVE:
+            return []
+        candidates = await self._reads.sharing(search.blocks(customer), CANDIDATES_MAX)
+        return probable(customer, candidates, score_min)
+
+    async def pairs(self, after: str | None, score_min: float, limit: int) -> tuple[list[Pair], str | None]:
+        """(probable pairs among the next customers by id, the last id looked at or None at the end)."""
+        found: list[Pair] = []
+        looked = 0
+        while looked < PAIRS_CUSTOMERS_MAX and len(found) < limit:
+            page = await self._reads.page(CustomerFilter(), after, PAIRS_PAGE)
+            for customer in page:
+                pairs = await self._duplicates_of(customer, score_min)
+                # Each pair once: with the lower id.
+                found += [pair for pair in pairs if pair.other > customer.id]
+                after = customer.id
+                if len(found) >= limit:
+                    break
+            looked += len(page)
+            if len(page) < PAIRS_PAGE and len(found) < limit:
+                return _highest(found), None
+        return _highest(found), after
+
+    async def permission(
+        self, id: str, channel: Channel, purpose: Purpose, at: datetime
+    ) -> consent.Permission:
+        """May the customer be contacted? NotFound."""
+        return consent.permission(await self.customer(id), channel, purpose, at, self._policy.time_zone)
 
     async def interaction(self, id: str) -> Interaction:
         """NotFound when there is none."""
@@ -480,8 +708,13 @@ class Questions:
         self, id: str, which: TimelineFilter, after: tuple[int, str] | None, limit: int
     ) -> list[Interaction]:
         """Newest first. NotFound for a customer that does not exist."""
-        subjects = subjects_of(await self.customer(id))
-        return await self._reads.timeline(subjects, which, after, limit)
+        customer = await self.customer(id)
+        for _ in range(SURVIVORS_MAX):
+            if customer.state is not State.MERGED:
+                break
+            # What named a customer that was merged away means its survivor now.
+            customer = await self.customer(customer.merged_into)
+        return await self._reads.timeline(subjects_of(customer), which, after, limit)
 
     async def numbers_timeline(
         self, typed: str, which: TimelineFilter, after: tuple[int, str] | None, limit: int
@@ -489,6 +722,10 @@ class Questions:
         """Newest first, of a number that nobody owned at the time."""
         number = e164("phone_number", typed, self._policy.default_country)
         return await self._reads.timeline([timeline.subject_of_number(number)], which, after, limit)
+
+
+def _highest(pairs: list[Pair]) -> list[Pair]:
+    return sorted(pairs, key=lambda pair: (-pair.score, pair.customer, pair.other))
 
 
 def subjects_of(customer: Customer) -> list[str]:
@@ -525,21 +762,40 @@ class ScreenPops:
         return self._worded(pop)
 
     async def _filled(self, pop: ScreenPop, race: _Race, call_id: str) -> ScreenPop:
-        subjects = _pop_subjects(pop.number, pop.customer)
-        live = timeline.entry_id(InteractionKind.CALL, "routing", call_id)
-        day_start_ms = glance.day_start_ms(self._clock.now(), pop.time_zone)
-        calls, (tickets, count), rankings = await asyncio.gather(
-            race.get(Part.CALLS, self._reads.recent_calls(subjects, day_start_ms, live), None),
-            race.get(Part.TICKETS, self._reads.open_tickets(subjects), ((), 0)),
-            race.get(Part.OFFERS, self._reads.rankings(subjects), ()),
+        wanted = GlanceWish(
+            subjects=_pop_subjects(pop.number, pop.customer),
+            day_start_ms=glance.day_start_ms(self._clock.now(), pop.time_zone),
+            live_call=timeline.entry_id(InteractionKind.CALL, "routing", call_id),
+            customer=pop.customer.id if pop.customer else "",
         )
+        found = await race.early(self._reads.glance(wanted), ONE_QUESTION_SHARE)
+        if found is None:
+            # What keeps one part back must not cost the others.
+            found = await self._part_by_part(wanted, race)
         return replace(
             pop,
-            calls=calls,
-            tickets=glance.most_urgent(tickets),
-            ticket_count=count,
-            offers=glance.offers_to_show(rankings, self._clock.now_ms()),
+            calls=None if Part.CALLS in race.missing else found.calls,
+            tickets=glance.most_urgent(found.tickets),
+            ticket_count=found.ticket_count,
+            offers=glance.offers_to_show(found.rankings, self._clock.now_ms()),
+            care=found.care,
+            churn=found.churn,
             missing=tuple(part for part in Part if part in race.missing),
+        )
+
+    async def _part_by_part(self, wanted: GlanceWish, race: _Race) -> Glance:
+        reads, subjects = self._reads, wanted.subjects
+        calls = reads.recent_calls(subjects, wanted.day_start_ms, wanted.live_call)
+        got = await asyncio.gather(
+            race.get(Part.CALLS, calls, RecentCalls(today=0, last=None)),
+            race.get(Part.TICKETS, reads.open_tickets(subjects), ((), 0)),
+            race.get(Part.OFFERS, reads.rankings(subjects), ()),
+            race.get(Part.CARE, reads.care(wanted.customer), ()),
+            race.get(Part.CHURN, reads.churn(wanted.customer), None),
+        )
+        recent, (tickets, count), rankings, care, churn = got
+        return Glance(
+            calls=recent, tickets=tickets, ticket_count=count, rankings=rankings, care=care, churn=churn
         )
 
     def _seconds(self) -> float:
@@ -550,6 +806,10 @@ class ScreenPops:
     async def _who(self, number: str, customer_id: str) -> Customer | None:
         if customer_id:
             found = await self._reads.customer(customer_id)
+            for _ in range(SURVIVORS_MAX):
+                if found is None or found.state is not State.MERGED:
+                    break
+                found = await self._reads.customer(found.merged_into)
             return found if found is not None and found.state is State.ACTIVE else None
         return await self._reads.owner(identity.claim_of_number(number)) if number else None
 
@@ -594,6 +854,18 @@ class _Race:
         self._end = asyncio.get_running_loop().time() + seconds
         #: The parts that lost.
         self.missing: set[Part] = set()
+
+    async def early(self, question: Awaitable[Result], share: float) -> Result | None:
+        """The answer, or None when it fails or takes more than its share of the time that is left."""
+        now = asyncio.get_running_loop().time()
+        try:
+            async with asyncio.timeout_at(now + (self._end - now) * share):
+                return await question
+        except TimeoutError:
+            return None
+        except Exception as error:
+            _log.warning("screen_pop.glance_failed", error=translate(error).reason)
+            return None
 
     async def get(self, part: Part, question: Awaitable[Result], instead: Result) -> Result:
         """The answer, or `instead` when it is late or fails; then the part is missing."""

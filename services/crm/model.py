@@ -102,6 +102,29 @@ class Part(enum.StrEnum):
     CALLS = "CALLS"
     TICKETS = "TICKETS"
     OFFERS = "OFFERS"
+    CARE = "CARE"
+    CHURN = "CHURN"
+
+
+class Purpose(enum.StrEnum):
+    """What a contact is for; NONE is "not said"."""
+
+    NONE = ""
+    SERVICE = "SERVICE"
+    MARKETING = "MARKETING"
+    SURVEY = "SURVEY"
+    RECORDING = "RECORDING"
+
+
+class FieldKind(enum.StrEnum):
+    """What values a custom field takes."""
+
+    TEXT = "TEXT"
+    NUMBER = "NUMBER"
+    BOOLEAN = "BOOLEAN"
+    DATE = "DATE"
+    CHOICE = "CHOICE"
+    CHOICES = "CHOICES"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -211,6 +234,48 @@ class QuietWindow:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class Consent:
+    """One decision about contact by one channel for one purpose."""
+
+    #: By which channel.
+    channel: Channel
+    #: For what.
+    purpose: Purpose
+    #: Given, or refused.
+    granted: bool = False
+    #: When it was decided, business ms.
+    decided_ms: int = 0
+    #: When it ends by itself, business ms; None: never.
+    expires_ms: int | None = None
+    #: Where it is proved.
+    evidence: str = ""
+    #: Who recorded it.
+    recorder: str = ""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class CustomField:
+    """The declaration of a custom field."""
+
+    #: Last part of the resource name.
+    id: str
+    #: What people see.
+    label: str
+    #: What values it takes.
+    kind: FieldKind
+    #: For kinds CHOICE and CHOICES.
+    choices: tuple[str, ...] = ()
+    #: Every new customer must have it.
+    required: bool = False
+    #: No new values.
+    retired: bool = False
+    #: 1 at the declaration, +1 with every change.
+    version: int = 0
+    #: Business time of the declaration.
+    create_time: datetime | None = None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Customer:
     """A person or a company. The first block is what callers write, the second what the service keeps."""
 
@@ -259,6 +324,8 @@ class Customer:
     #: Spans without contact.
     quiet_windows: tuple[QuietWindow, ...] = ()
 
+    #: The latest decision for each channel and purpose, in that order.
+    consents: tuple[Consent, ...] = ()
     #: Whether the record lives.
     state: State = State.ACTIVE
     #: Id of the customer that took this one over.
@@ -296,6 +363,8 @@ class CustomerFilter:
     account_manager: str = ""
     #: Id of the company.
     company: str = ""
+    #: Ids of companies that were merged into it: who belonged to one belongs to it.
+    companies_below: tuple[str, ...] = ()
     #: "regions/{id}".
     home_region: str = ""
     #: Person or company.
@@ -385,6 +454,8 @@ class Entry:
     #: Whose timeline it is in: see `timeline.subject_of_customer` and `timeline.subject_of_number`; ""
     #: nobody's.
     subject: str = ""
+    #: Whose it would be had nobody been merged; "" when that is `subject`.
+    own: str = ""
     #: +1 with every write, for optimistic concurrency.
     revision: int = 0
     #: Business ms of the last write.
@@ -425,10 +496,77 @@ class Interaction:
     region: str
     #: A ticket that is not closed, a call that goes on.
     open: bool
+    #: The enterprise's product that it was about; "" not known.
+    product: str
+    #: The partner behind it; "" not known.
+    partner: str
     #: By kind; the keys are those of the proto's detail messages.
     detail: Mapping[str, Any]
     #: Last write, business ms.
     updated_ms: int = 0
+
+
+class MergeState(enum.StrEnum):
+    """How far a merge is; PREVIEW is only told, never kept."""
+
+    PREVIEW = ""
+    MERGING = "MERGING"
+    MERGED = "MERGED"
+    UNMERGING = "UNMERGING"
+    UNMERGED = "UNMERGED"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Gain:
+    """What a survivor got of one absorbed customer."""
+
+    #: The absorbed customer's id.
+    customer: str
+    #: Only what the survivor lacked, field by field.
+    added: Customer
+    #: The survivor's own decisions that a later one of the absorbed replaced.
+    consents_before: tuple[Consent, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Merge:
+    """Customers taken over by one."""
+
+    #: Last part of the resource name.
+    id: str
+    #: Id of who stays.
+    survivor: str
+    #: Ids of who was taken over, in this order.
+    absorbed: tuple[str, ...]
+    #: How far it is.
+    state: MergeState = MergeState.PREVIEW
+    #: Why.
+    reason: str = ""
+    #: Who asked for it.
+    requester: str = ""
+    #: Why it was undone.
+    undo_reason: str = ""
+    #: Who undid it.
+    undoer: str = ""
+    #: Interactions moved.
+    moved: int = 0
+    #: By absorbed customer, as far as it got.
+    gains: tuple[Gain, ...] = ()
+    #: Business times.
+    create_time: datetime | None = None
+    update_time: datetime | None = None
+    #: +1 with every step.
+    version: int = 0
+
+    @property
+    def name(self) -> str:
+        """The resource name."""
+        return f"merges/{self.id}"
+
+    @property
+    def parties(self) -> tuple[str, ...]:
+        """Everybody who takes part."""
+        return (self.survivor, *self.absorbed)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -486,6 +624,72 @@ class RecentCalls:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class Reminder:
+    """Something worth mentioning in a call."""
+
+    #: BIRTHDAY, CONTRACT_EXPIRES …
+    kind: str
+    #: One line in the customer's language.
+    text: str
+    #: Id of the care task behind it; "" none.
+    task: str = ""
+    #: When it falls due, business ms.
+    due_ms: int | None = None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ChurnReason:
+    """One thing that speaks for leaving."""
+
+    #: For example REPEATED_COMPLAINTS.
+    code: str
+    #: How much of the score it explains, 0 to 1.
+    weight: float
+    #: What the text is filled with: a count, a number of days.
+    value: float = 0.0
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Churn:
+    """How likely a customer is to leave."""
+
+    #: Whose, a customer's id.
+    customer: str
+    #: 0 to 1.
+    score: float = 0.0
+    #: Strongest first.
+    reasons: tuple[ChurnReason, ...] = ()
+    #: The customer said so.
+    wants_to_leave: bool = False
+    #: When the customer said so (or no longer), business ms; 0 never.
+    intent_ms: int = 0
+    #: What was said.
+    comment: str = ""
+    #: When it was scored, business ms; 0 never.
+    scored_ms: int = 0
+    #: +1 with every write.
+    revision: int = 0
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Glance:
+    """Everything of a screen pop that lies under a customer's or number's subjects, read in one go."""
+
+    #: The calls but the live one.
+    calls: RecentCalls
+    #: Open tickets.
+    tickets: tuple[Interaction, ...]
+    #: Open tickets in all.
+    ticket_count: int
+    #: What marketing last ranked.
+    rankings: tuple[OfferRanking, ...]
+    #: Open reminders, the earliest first.
+    care: tuple[Reminder, ...]
+    #: None when nothing was scored or said yet.
+    churn: Churn | None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class ScreenPop:
     """The customer in one glance."""
 
@@ -503,6 +707,10 @@ class ScreenPop:
     ticket_count: int = 0
     #: Best first, not expired, not answered.
     offers: tuple[CachedOffer, ...] = ()
+    #: What to mention, most urgent first.
+    care: tuple[Reminder, ...] = ()
+    #: How likely the customer is to leave; None when nothing is known.
+    churn: Churn | None = None
     #: What could not be had, in order.
     missing: tuple[Part, ...] = ()
     #: "zh" or "en".

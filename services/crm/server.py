@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from chassis import server
 from chassis.mongo import async_database, connect, disconnect, ensure_indexes
+from crm.app import compose
 from crm.config import CrmSettings
 from crm.documents import DOCUMENTS
-from crm.handlers import Customers, Questions, Recorder, ScreenPops
 from crm.scopes import SCOPES
 from crm.servicer import bindings
 from crm.store import MongoReads, MongoStore
@@ -16,18 +16,10 @@ async def run(settings: CrmSettings) -> None:
     """Serves until told to end."""
     connect(settings)
     database = async_database(settings)
-    store, reads = MongoStore(), MongoReads(database)
-    clock, policy = settings.clock(), settings.policy()
-    services = bindings(
-        Customers(store, clock, policy),
-        Questions(reads, policy),
-        Recorder(store, clock, policy),
-        ScreenPops(reads, clock, policy),
-        clock,
-    )
+    app = compose(MongoStore(), MongoReads(database), settings.clock(), settings.policy())
     await server.serve(
         settings,
-        [server.ServiceBinding(*parts) for parts in services],
+        [server.ServiceBinding(*parts) for parts in bindings(app)],
         scopes=SCOPES,
         on_start=lambda: ensure_indexes(DOCUMENTS),
         on_stop=[database.client.close, disconnect],

@@ -1,12 +1,11 @@
 """The gRPC face: read the request, call a use case, answer. Hot reads are asynchronous, writes run in the
-server's threads. What later releases serve is left to the chassis (UNIMPLEMENTED).
-"""
+server's threads."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, TypeVar
 
 from callmesh.crm.v1 import (
     care_pb2,
@@ -26,7 +25,6 @@ from callmesh.crm.v1 import (
 )
 from chassis import metrics
 from chassis.callcontext import current_identity
-from chassis.clock import Clock
 from chassis.errors import CallmeshError, InvalidArgument
 from chassis.fieldmask import apply_mask
 from chassis.grpc_status import rich_status
@@ -34,13 +32,17 @@ from chassis.idempotency import content_fingerprint, request_key
 from chassis.ids import ID_LENGTH_MAX, check_id, parse_name
 from chassis.mongo import parse_etag
 from chassis.pagination import Page, request_fingerprint
-from crm import convert, engine
-from crm.handlers import Create, Customers, Questions, Recorder, Recording, ScreenPops
-from crm.model import Customer, Interaction
+from crm import convert, duplicates, engine, merging
+from crm.app import App
+from crm.handlers import Create, Recording
+from crm.model import Customer, CustomField, Interaction
+from crm.sagas import MergeWish
 
 #: Most entries of one batch.
 BATCH_MAX = 500
 DOMAIN = "callmesh.crm"
+
+Ranked = TypeVar("Ranked")
 
 _UPDATABLE = frozenset(engine.WRITABLE) - {"kind"}
 _IMMUTABLE = frozenset({"kind"})
@@ -82,9 +84,10 @@ def _bad_token() -> InvalidArgument:
 class CustomerServicer(customers_pb2_grpc.CustomerServiceServicer):
     """CustomerService."""
 
-    def __init__(self, customers: Customers, questions: Questions) -> None:
-        self._customers = customers
-        self._questions = questions
+    def __init__(self, app: App) -> None:
+        self._app = app
+        self._customers = app.customers
+        self._questions = app.questions
 
     def CreateCustomer(
         self, request: customers_pb2.CreateCustomerRequest, context: Any
@@ -118,8 +121,8 @@ class CustomerServicer(customers_pb2_grpc.CustomerServiceServicer):
         self, request: customers_pb2.GetCustomerRequest, context: Any
     ) -> customers_pb2.Customer:
         """One customer."""
-        found = await self._questions.customer(_customer_id("name", request.name))
-        return convert.customer_out(found)
+        found = await self._questions.shown(_customer_id("name", request.name))
+        return convert.shown_customer(found)
 
     async def BatchGetCustomers(
         self, request: customers_pb2.BatchGetCustomersRequest, context: Any
@@ -143,7 +146,7 @@ class CustomerServicer(customers_pb2_grpc.CustomerServiceServicer):
             found = await self._questions.by_external_id(request.external_id.system, request.external_id.id)
         else:
             raise InvalidArgument(field="key", why="must be a phone_number, email_address or external_id")
-        return convert.customer_out(found)
+        return convert.shown_customer(found)
 
     async def ListCustomers(
         self, request: customers_pb2.ListCustomersRequest, context: Any
@@ -218,13 +221,218 @@ class CustomerServicer(customers_pb2_grpc.CustomerServiceServicer):
             next_page_token=page.next_token(shown[-1].version if len(found) > page.limit else None),
         )
 
+    async def SearchCustomers(
+        self, request: customers_pb2.SearchCustomersRequest, context: Any
+    ) -> customers_pb2.SearchCustomersResponse:
+        """A page of what resembles."""
+        page = _offset_page(request, default=20, maximum=100)
+        which = convert.filter_in(request.filter, show_deleted=False)
+        found = await self._questions.search(request.query, which)
+        shown, token = _sliced(page, found)
+        return customers_pb2.SearchCustomersResponse(
+            matches=[
+                customers_pb2.CustomerMatch(
+                    customer=convert.customer_out(match.customer),
+                    score=match.score,
+                    matched_fields=match.fields,
+                )
+                for match in shown
+            ],
+            next_page_token=token,
+        )
+
+    async def ListDuplicates(
+        self, request: customers_pb2.ListDuplicatesRequest, context: Any
+    ) -> customers_pb2.ListDuplicatesResponse:
+        """A page of probable duplicates."""
+        if not 0.0 <= request.score_min <= 1.0:
+            raise InvalidArgument(field="score_min", why="must be 0 to 1")
+        least = request.score_min or duplicates.SCORE_DEFAULT
+        shown: Sequence[duplicates.Pair]
+        if request.parent == "customers/-":
+            fingerprint = request_fingerprint(request)
+            page = Page.parse(request.page_size, request.page_token, maximum=200, fingerprint=fingerprint)
+            if not isinstance(page.after, str | None):
+                raise _bad_token()
+            shown, last = await self._questions.pairs(page.after, least, page.limit)
+            token = page.next_token(last)
+        else:
+            page = _offset_page(request, default=50, maximum=200)
+            found = await self._questions.duplicates(_customer_id("parent", request.parent), least)
+            shown, token = _sliced(page, found)
+        return customers_pb2.ListDuplicatesResponse(
+            duplicates=[convert.duplicate_out(pair) for pair in shown], next_page_token=token
+        )
+
+    def EraseCustomer(
+        self, request: customers_pb2.EraseCustomerRequest, context: Any
+    ) -> customers_pb2.Customer:
+        """Erases for good."""
+        gone = self._app.erasures.erase(
+            _customer_id("name", request.name),
+            request.reason,
+            _subject(),
+            parse_etag("etag", request.etag),
+        )
+        return convert.customer_out(gone)
+
+    def RecordConsent(
+        self, request: customers_pb2.RecordConsentRequest, context: Any
+    ) -> customers_pb2.Customer:
+        """Records a decision."""
+        decision = convert.consent_in(request.consent, self._app.clock.now_ms())
+        return convert.customer_out(
+            self._customers.decide_consent(_customer_id("name", request.name), decision, _subject())
+        )
+
+    async def CheckContactPermission(
+        self, request: customers_pb2.CheckContactPermissionRequest, context: Any
+    ) -> customers_pb2.CheckContactPermissionResponse:
+        """Whether the customer may be contacted."""
+        timed = request.HasField("contact_time")
+        found = await self._questions.permission(
+            _customer_id("name", request.name),
+            convert.channel_in("channel", request.channel),
+            convert.purpose_in("purpose", request.purpose),
+            convert.moment_in("contact_time", request.contact_time) if timed else self._app.clock.now(),
+        )
+        return customers_pb2.CheckContactPermissionResponse(
+            allowed=found.allowed,
+            reasons=found.reasons,
+            next_allowed_time=convert.timestamp(found.next_allowed),
+        )
+
+    def MergeCustomers(
+        self, request: customers_pb2.MergeCustomersRequest, context: Any
+    ) -> customers_pb2.Merge:
+        """Merges."""
+        key = request_key(current_identity(), "MergeCustomers", request.request_id)
+        ignored = ("request_id", "validate_only")
+        wish = MergeWish(
+            survivor=_customer_id("survivor", request.survivor),
+            absorbed=tuple(
+                _customer_id(f"absorbed[{index}]", name)
+                for index, name in enumerate(request.absorbed[: merging.ABSORBED_MAX + 1])
+            ),
+            reason=request.reason,
+            request_key=key,
+            fingerprint=content_fingerprint(request, ignoring=ignored) if key else None,
+            dry=request.validate_only,
+        )
+        return convert.merge_out(self._app.merges.request(wish, _subject()))
+
+    def UnmergeCustomers(
+        self, request: customers_pb2.UnmergeCustomersRequest, context: Any
+    ) -> customers_pb2.Merge:
+        """Undoes a merge."""
+        id = parse_name("name", "merges", request.name)
+        return convert.merge_out(self._app.merges.undo(id, request.reason, _subject()))
+
+    def GetMerge(self, request: customers_pb2.GetMergeRequest, context: Any) -> customers_pb2.Merge:
+        """One merge."""
+        return convert.merge_out(self._app.merges.get(parse_name("name", "merges", request.name)))
+
+    def ListMerges(
+        self, request: customers_pb2.ListMergesRequest, context: Any
+    ) -> customers_pb2.ListMergesResponse:
+        """A page of merges."""
+        page = Page.parse(request.page_size, request.page_token, fingerprint=request_fingerprint(request))
+        if not isinstance(page.after, str | None):
+            raise _bad_token()
+        customer = _customer_id("customer", request.customer) if request.customer else ""
+        found = self._app.merges.page(customer, page.after, page.limit + 1)
+        shown = found[: page.limit]
+        return customers_pb2.ListMergesResponse(
+            merges=[convert.merge_out(merge) for merge in shown],
+            next_page_token=page.next_token(shown[-1].id if len(found) > page.limit else None),
+        )
+
+    def CreateCustomField(
+        self, request: customers_pb2.CreateCustomFieldRequest, context: Any
+    ) -> customers_pb2.CustomField:
+        """Declares a custom field."""
+        draft = convert.custom_field_in(request.custom_field)
+        return convert.custom_field_out(self._app.fields.create(draft, request.custom_field_id))
+
+    def GetCustomField(
+        self, request: customers_pb2.GetCustomFieldRequest, context: Any
+    ) -> customers_pb2.CustomField:
+        """One custom field."""
+        return convert.custom_field_out(self._app.fields.get(_field_id(request.name)))
+
+    def ListCustomFields(
+        self, request: customers_pb2.ListCustomFieldsRequest, context: Any
+    ) -> customers_pb2.ListCustomFieldsResponse:
+        """A page of custom fields."""
+        page = Page.parse(request.page_size, request.page_token, fingerprint=request_fingerprint(request))
+        if not isinstance(page.after, str | None):
+            raise _bad_token()
+        found = self._app.fields.page(request.show_deleted, page.after, page.limit + 1)
+        shown = found[: page.limit]
+        return customers_pb2.ListCustomFieldsResponse(
+            custom_fields=[convert.custom_field_out(field) for field in shown],
+            next_page_token=page.next_token(shown[-1].id if len(found) > page.limit else None),
+        )
+
+    def UpdateCustomField(
+        self, request: customers_pb2.UpdateCustomFieldRequest, context: Any
+    ) -> customers_pb2.CustomField:
+        """Changes a declaration."""
+
+        def edit(current: CustomField) -> CustomField:
+            message = convert.custom_field_out(current)
+            apply_mask(
+                message,
+                request.custom_field,
+                request.update_mask,
+                allowed={"label", "choices", "required"},
+                immutable={"kind"},
+            )
+            return convert.custom_field_in(message)
+
+        changed = self._app.fields.update(
+            parse_name("custom_field.name", "customFields", request.custom_field.name),
+            edit,
+            parse_etag("custom_field.etag", request.custom_field.etag),
+        )
+        return convert.custom_field_out(changed)
+
+    def DeleteCustomField(
+        self, request: customers_pb2.DeleteCustomFieldRequest, context: Any
+    ) -> customers_pb2.CustomField:
+        """Retires a custom field."""
+        gone = self._app.fields.retire(_field_id(request.name), parse_etag("etag", request.etag))
+        return convert.custom_field_out(gone)
+
+
+def _field_id(name: str) -> str:
+    return parse_name("name", "customFields", name)
+
+
+def _offset_page(request: Any, *, default: int, maximum: int) -> Page:
+    """A page of a ranking that is made anew for each page: its token is a place in it."""
+    fingerprint = request_fingerprint(request)
+    page = Page.parse(
+        request.page_size, request.page_token, default=default, maximum=maximum, fingerprint=fingerprint
+    )
+    if page.after is not None and not (isinstance(page.after, int) and page.after >= 0):
+        raise _bad_token()
+    return page
+
+
+def _sliced(page: Page, found: Sequence[Ranked]) -> tuple[Sequence[Ranked], str]:
+    """(the page's part of a ranking, the next page's token)."""
+    start = page.after or 0
+    end = start + page.limit
+    return found[start:end], page.next_token(end if end < len(found) else None)
+
 
 class TimelineServicer(timeline_pb2_grpc.TimelineServiceServicer):
     """TimelineService."""
 
-    def __init__(self, questions: Questions, recorder: Recorder) -> None:
-        self._questions = questions
-        self._recorder = recorder
+    def __init__(self, app: App) -> None:
+        self._questions = app.questions
+        self._recorder = app.recorder
 
     async def ListInteractions(
         self, request: timeline_pb2.ListInteractionsRequest, context: Any
@@ -290,9 +498,9 @@ def _timeline_key(after: Any) -> tuple[int, str] | None:
 class ScreenPopServicer(screen_pop_pb2_grpc.ScreenPopServiceServicer):
     """ScreenPopService."""
 
-    def __init__(self, pops: ScreenPops, clock: Clock) -> None:
-        self._pops = pops
-        self._clock = clock
+    def __init__(self, app: App) -> None:
+        self._pops = app.pops
+        self._clock = app.clock
 
     async def GetScreenPop(
         self, request: screen_pop_pb2.GetScreenPopRequest, context: Any
@@ -307,27 +515,19 @@ class ScreenPopServicer(screen_pop_pb2_grpc.ScreenPopServiceServicer):
         return convert.screen_pop_out(pop, self._clock.now())
 
 
-def bindings(
-    customers: Customers, questions: Questions, recorder: Recorder, pops: ScreenPops, clock: Clock
-) -> list[tuple[Any, Any, Any]]:
+def bindings(app: App) -> list[tuple[Any, Any, Any]]:
     """(descriptor, add-to-server function, servicer) of every service; `server` makes the chassis's bindings
     of them.
     """
-    implemented = [
-        (customers_pb2, customers_pb2_grpc, "CustomerService", CustomerServicer(customers, questions)),
-        (timeline_pb2, timeline_pb2_grpc, "TimelineService", TimelineServicer(questions, recorder)),
-        (screen_pop_pb2, screen_pop_pb2_grpc, "ScreenPopService", ScreenPopServicer(pops, clock)),
-    ]
-    later = [
-        (care_pb2, care_pb2_grpc, "CareService"),
-        (insights_pb2, insights_pb2_grpc, "InsightsService"),
-        (transfer_pb2, transfer_pb2_grpc, "ImportService"),
-        (transfer_pb2, transfer_pb2_grpc, "ExportService"),
-        (webhooks_pb2, webhooks_pb2_grpc, "WebhookService"),
-    ]
     everything: list[tuple[Any, Any, str, Any]] = [
-        *implemented,
-        *((pb2, grpc, name, getattr(grpc, f"{name}Servicer")()) for pb2, grpc, name in later),
+        (customers_pb2, customers_pb2_grpc, "CustomerService", CustomerServicer(app)),
+        (timeline_pb2, timeline_pb2_grpc, "TimelineService", TimelineServicer(app)),
+        (screen_pop_pb2, screen_pop_pb2_grpc, "ScreenPopService", ScreenPopServicer(app)),
+        (care_pb2, care_pb2_grpc, "CareService", care_pb2_grpc.CareServiceServicer()),
+        (insights_pb2, insights_pb2_grpc, "InsightsService", insights_pb2_grpc.InsightsServiceServicer()),
+        (transfer_pb2, transfer_pb2_grpc, "ImportService", transfer_pb2_grpc.ImportServiceServicer()),
+        (transfer_pb2, transfer_pb2_grpc, "ExportService", transfer_pb2_grpc.ExportServiceServicer()),
+        (webhooks_pb2, webhooks_pb2_grpc, "WebhookService", webhooks_pb2_grpc.WebhookServiceServicer()),
     ]
     return [
         (pb2.DESCRIPTOR.services_by_name[name], getattr(grpc, f"add_{name}Servicer_to_server"), servicer)

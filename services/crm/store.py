@@ -7,17 +7,15 @@ the chassis's translation, and nothing is half written: every write is one docum
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Protocol
 
-from pymongo.errors import BulkWriteError, DuplicateKeyError
+from pymongo.errors import AutoReconnect, BulkWriteError, DuplicateKeyError
 from pymongo.write_concern import WriteConcern
 
 from chassis.errors import AlreadyExists, CallmeshError, EtagMismatch, NotFound, Unavailable
-from chassis.idempotency import check_repeat
 from chassis.mongo import (
     DatabaseUnavailable,
     PendingEvent,
@@ -28,18 +26,25 @@ from chassis.mongo import (
 )
 from crm import documents as docs
 from crm import engine, timeline
+from crm.coalesce import Coalescer
 from crm.model import (
     AuditEntry,
+    Churn,
     Customer,
     CustomerFilter,
+    CustomField,
     Entry,
+    Glance,
     Interaction,
     InteractionKind,
+    Merge,
     OfferRanking,
     RecentCalls,
+    Reminder,
     State,
     TimelineFilter,
 )
+from crm.saga_store import MongoSagaStore
 
 if TYPE_CHECKING:
     from pymongo.asynchronous.database import AsyncDatabase
@@ -48,6 +53,17 @@ if TYPE_CHECKING:
 COUNT_MAX = 1000
 #: Open tickets that are looked at to find the most urgent.
 OPEN_TICKETS_READ_MAX = 200
+#: Calls that a screen pop reads to find the last and count today's; only with more is the database asked to
+#: count.
+POP_CALLS_READ_MAX = 20
+#: Reminders of a screen pop.
+POP_REMINDERS_MAX = 5
+#: Customers looked up in one round trip: by id, by claim (whose owners' other claims come along).
+SHOWN_BATCH_MAX, OWNERS_BATCH_MAX = 64, 32
+#: Merges below one customer, deep.
+LINEAGE_DEPTH_MAX = 20
+#: Milliseconds that a search may take.
+SEARCH_MS_MAX = 1500
 #: Milliseconds that the database may spend on one read, so that a bad plan cannot pile up.
 READ_MS_MAX = 5000
 #: Tries of an insert whose claim was freed by its owner in the same moment.
@@ -69,6 +85,22 @@ class NewCustomer:
     request_key: str | None = None
     #: Digest of what that call asked.
     fingerprint: str | None = None
+    #: The answer of GetCustomer, ready; b"" none.
+    wire: bytes = b""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class GlanceWish:
+    """What a screen pop asks for."""
+
+    #: Keys of the timelines.
+    subjects: Sequence[str]
+    #: First instant of today, business ms.
+    day_start_ms: int
+    #: Id of the live call's interaction.
+    live_call: str
+    #: The customer's id; "" not known.
+    customer: str = ""
 
 
 class Store(Protocol):
@@ -90,9 +122,16 @@ class Store(Protocol):
     def insert_many(self, new: Sequence[NewCustomer]) -> list[Customer | CallmeshError]:
         """Each as by `insert`, in order, with the error where one failed."""
 
-    def save(self, change: engine.Change, events: Sequence[PendingEvent]) -> None:
+    def save(
+        self,
+        change: engine.Change,
+        events: Sequence[PendingEvent],
+        *,
+        wire: bytes = b"",
+        erase_pending: bool = False,
+    ) -> None:
         """Stores the next version. EtagMismatch when the stored one is not the version before, NotFound when
-        it is gone, engine.ClaimTaken for a claim of another.
+        it is gone, engine.ClaimTaken for a claim of another. `erase_pending`: see `Store.erase_pending`.
         """
 
     def audit(self, id: str, before_version: int | None, limit: int) -> list[AuditEntry]:
@@ -115,6 +154,86 @@ class Store(Protocol):
     def save_ranking(self, ranking: OfferRanking) -> bool:
         """Stores a ranking read at `ranking.revision`. False as in `save_entry`."""
 
+    # Custom fields
+
+    def custom_fields(self) -> dict[str, CustomField]:
+        """Every declaration by id, the retired too."""
+
+    def insert_custom_field(self, field: CustomField) -> None:
+        """AlreadyExists for a taken id."""
+
+    def save_custom_field(self, field: CustomField) -> None:
+        """Stores the next version. EtagMismatch, NotFound."""
+
+    # Merges and erasure
+
+    def standing(self, id: str) -> tuple[State, str] | None:
+        """(state, merged_into) of a customer; None when there is none."""
+
+    def place(self, entry: Entry, own: str, shown: str) -> None:
+        """Shows an interaction elsewhere, if it is still where `entry` says. Idempotent."""
+
+    def move_subject(self, from_id: str, to_id: str) -> int:
+        """Shows everything of one customer with another, remembering whose it is; how many. Idempotent."""
+
+    def return_subjects(self, from_id: str, to_id: str, owners: Sequence[str]) -> int:
+        """Shows what is any of the `owners`' with `to_id` again in place of `from_id`; how many.
+        Idempotent.
+        """
+
+    def moved_count(self, survivor: str, owners: Sequence[str]) -> int:
+        """Interactions of the `owners` that are shown with the survivor."""
+
+    def lineage(self, ids: Sequence[str], limit: int) -> list[str]:
+        """Everybody who was merged into any of the customers, through however many merges."""
+
+    def insert_merge(self, merge: Merge, request_key: str | None, fingerprint: str | None) -> Merge:
+        """Journals a merge, or answers the earlier one of its request key. AlreadyExists when one of its
+        customers takes part in a running merge; RequestIdReused.
+        """
+
+    def merge(self, id: str) -> Merge | None:
+        """A merge; None when there is none."""
+
+    def merge_by_request(self, request_key: str | None, fingerprint: str | None) -> Merge | None:
+        """What an earlier call with this key began. RequestIdReused."""
+
+    def merges(self, customer: str, before: str | None, limit: int) -> list[Merge]:
+        """Newest first, below an id; of one customer, or of all for ""."""
+
+    def merge_running(self, customer: str) -> bool:
+        """Whether the customer takes part in a running merge."""
+
+    def save_merge(self, merge: Merge, events: Sequence[PendingEvent]) -> Merge:
+        """Stores a merge read at `merge.version`; answers it with the next. EtagMismatch, NotFound;
+        AlreadyExists when it is to run and another runs.
+        """
+
+    def unfinished_merges(self, limit: int) -> list[Merge]:
+        """Those that run, or whose driver died."""
+
+    def scrub(self, id: str) -> None:
+        """Removes what tells of an erased person from everything but the customer's own record: audit values,
+        interactions, rankings, merges, care. Idempotent.
+        """
+
+    def erased(self, id: str) -> None:
+        """Notes that nothing is left to scrub."""
+
+    def erase_pending(self, limit: int) -> list[Customer]:
+        """Erased customers of whom something may be left."""
+
+    # Care and churn
+
+    def churn(self, customer: str) -> Churn | None:
+        """What is known of a customer's leaving; None when nothing is."""
+
+    def save_churn(self, churn: Churn, events: Sequence[PendingEvent], *, clean: bool = False) -> bool:
+        """Stores what was read at `churn.revision`; False as in `save_entry`. `clean`: it was scored now."""
+
+    def mark_churn(self, customer: str) -> None:
+        """Notes that something happened that is to be scored."""
+
 
 class Reads(Protocol):
     """The asynchronous side."""
@@ -127,6 +246,32 @@ class Reads(Protocol):
 
     async def owner(self, claim: str) -> Customer | None:
         """The live customer who owns a claim; None when nobody does."""
+
+    async def shown(self, id: str) -> bytes | Customer | None:
+        """The customer as an answer that is ready, or as it is kept; None when there is none."""
+
+    async def shown_owner(self, claim: str) -> bytes | Customer | None:
+        """As `shown`, of the live customer who owns a claim."""
+
+    async def lineage(self, ids: Sequence[str], limit: int) -> list[str]:
+        """As `Store.lineage`."""
+
+    async def search(
+        self, starts: Sequence[Sequence[str]], which: CustomerFilter, limit: int
+    ) -> list[Customer]:
+        """Customers that have, for each group, a term that begins with one of it; in no order."""
+
+    async def sharing(self, terms: Sequence[str], limit: int) -> list[Customer]:
+        """Live customers that have one of the terms (or one that begins with it, where it ends with "@")."""
+
+    async def glance(self, wanted: GlanceWish) -> Glance:
+        """Everything of a screen pop below the customer, in one question."""
+
+    async def care(self, customer: str) -> tuple[Reminder, ...]:
+        """Open reminders, the earliest first."""
+
+    async def churn(self, customer: str) -> Churn | None:
+        """What is known of a customer's leaving; None when nothing is."""
 
     async def page(self, which: CustomerFilter, after: str | None, limit: int) -> list[Customer]:
         """Customers in the order of ids, behind `after`."""
@@ -162,10 +307,32 @@ def _document(new: NewCustomer) -> docs.CustomerDocument:
         created_at=customer.create_time,
         audit=[docs.audit_fields(new.change.audit)],
         **docs.customer_fields(customer),
+        **docs.wire_fields(new.wire),
     )
 
 
-class MongoStore:
+def ready_document(new: NewCustomer) -> dict[str, Any]:
+    """A new customer as it lies in MongoDB, made without the mapper's objects: they cost more than all the
+    rest of an import together.
+    """
+    customer = new.change.customer
+    values: dict[str, Any] = {
+        "_id": customer.id,
+        "version": 1,
+        "outbox": [pending_entry(event) for event in new.events],
+        "outbox_since": datetime.now(UTC) if new.events else None,
+        "request_key": new.request_key,
+        "request_fingerprint": new.fingerprint if new.request_key else None,
+        "created_at": customer.create_time,
+        "updated_at": customer.update_time,
+        **docs.customer_fields(customer),
+        **docs.wire_fields(new.wire),
+        "audit": [docs.audit_fields(new.change.audit)],
+    }
+    return {name: value for name, value in values.items() if value is not None}
+
+
+class MongoStore(MongoSagaStore):
     """`Store` on mongoengine's default connection; see `chassis.mongo.connect`."""
 
     def customer(self, id: str) -> Customer | None:
@@ -201,7 +368,7 @@ class MongoStore:
         failed: set[int] = set()
         try:
             if new:
-                self._customers().insert_many([self._ready(item) for item in new], ordered=False)
+                self._customers().insert_many([ready_document(item) for item in new], ordered=False)
         except BulkWriteError as error:
             problems = error.details.get("writeErrors", [])
             if error.details.get("writeConcernErrors"):
@@ -212,31 +379,30 @@ class MongoStore:
         # What met another's id, claim or request key goes the long way, which finds out which of them it was.
         return [self._outcome(item) if i in failed else item.change.customer for i, item in enumerate(new)]
 
-    def _ready(self, new: NewCustomer) -> dict[str, Any]:
-        doc = _document(new)
-        doc.request_key = new.request_key
-        doc.request_fingerprint = new.fingerprint if new.request_key else None
-        doc.updated_at = new.change.customer.update_time
-        doc.outbox = [pending_entry(event) for event in new.events]
-        doc.outbox_since = datetime.now(UTC) if new.events else None
-        ready: dict[str, Any] = doc.to_mongo().to_dict()
-        return ready
-
     def _outcome(self, new: NewCustomer) -> Customer | CallmeshError:
         try:
             return self.insert(new)
         except CallmeshError as error:
             return error
 
-    def save(self, change: engine.Change, events: Sequence[PendingEvent]) -> None:
+    def save(
+        self,
+        change: engine.Change,
+        events: Sequence[PendingEvent],
+        *,
+        wire: bytes = b"",
+        erase_pending: bool = False,
+    ) -> None:
         customer = change.customer
         doc = docs.CustomerDocument.objects(id=customer.id).first()
         if doc is None:
             raise NotFound(resource=customer.name)
         if doc.version != customer.version - 1:
             raise EtagMismatch(resource=customer.name)
-        for name, value in docs.customer_fields(customer).items():
+        for name, value in {**docs.customer_fields(customer), **docs.wire_fields(wire)}.items():
             setattr(doc, name, value)
+        if erase_pending:
+            doc.erase_pending = True
         doc.audit = [*self._make_room(doc), docs.audit_fields(change.audit)]
         try:
             update_aggregate(doc, events, now=customer.update_time)
@@ -333,9 +499,11 @@ def customer_query(which: CustomerFilter, after: str | None) -> dict[str, Any]:
     plain = {
         "tags": which.tag,
         "account_manager": which.account_manager,
-        "company": which.company,
+        "company": "" if which.companies_below else which.company,
         "home_region": which.home_region,
     }
+    if which.companies_below:
+        query["company"] = {"$in": [which.company, *which.companies_below]}
     query.update({name: {"$eq": value} for name, value in plain.items() if value})
     if after is not None:
         query["_id"] = {"$gt": after}
@@ -381,15 +549,84 @@ def tickets_query(subjects: Sequence[str]) -> dict[str, Any]:
 
 
 NEWEST = [("began_ms", -1), ("_id", -1)]
+_EARLIEST = [("due_ms", 1), ("_id", 1)]
+_PARTS = ("calls", "tickets", "rankings", "care", "churn")
+
+
+def glance_pipeline(wanted: GlanceWish) -> list[dict[str, Any]]:
+    """One question for all that a screen pop shows; every part goes along the index that it would alone."""
+    subjects = list(wanted.subjects)
+    shown: dict[str, Any] = {"$project": dict(docs.POP_HIDDEN)}
+    parts: list[dict[str, Any]] = [
+        {"$match": calls_query(subjects, wanted.live_call)},
+        {"$sort": dict(NEWEST)},
+        {"$limit": POP_CALLS_READ_MAX},
+        shown,
+        {"$set": {"part": "calls"}},
+        _union(
+            docs.InteractionDocument,
+            "tickets",
+            [{"$match": tickets_query(subjects)}, {"$limit": OPEN_TICKETS_READ_MAX}, shown],
+        ),
+        _union(docs.RankingDocument, "rankings", [{"$match": {"_id": {"$in": subjects}}}]),
+    ]
+    if wanted.customer:
+        reminders: list[dict[str, Any]] = [
+            {"$match": care_query(wanted.customer)},
+            {"$sort": dict(_EARLIEST)},
+            {"$limit": POP_REMINDERS_MAX},
+        ]
+        parts.append(_union(docs.CareTaskDocument, "care", reminders))
+        parts.append(_union(docs.ChurnDocument, "churn", [{"$match": {"_id": wanted.customer}}]))
+    return parts
+
+
+def _union(document: Any, part: str, pipeline: list[dict[str, Any]]) -> dict[str, Any]:
+    named = [*pipeline, {"$set": {"part": part}}]
+    return {"$unionWith": {"coll": document._get_collection_name(), "pipeline": named}}
+
+
+def _ready_answer(raw: Mapping[str, Any]) -> bytes:
+    """The answer kept ready; b"" where there is none, or one of another release."""
+    return bytes(raw.get("wire") or b"") if raw.get("wire_version") == docs.WIRE_VERSION else b""
+
+
+def search_query(starts: Sequence[Sequence[str]], which: CustomerFilter) -> dict[str, Any]:
+    """The filter document of a search: for each group a term within the range of one of its beginnings."""
+    query = customer_query(which, None)
+    query["$and"] = [{"$or": [_begins(start) for start in group]} for group in starts]
+    return query
+
+
+def _begins(start: str) -> dict[str, Any]:
+    # Both ends in one $elemMatch: otherwise an array's bounds would each be met by another of its terms.
+    return {"terms": {"$elemMatch": {"$gte": start, "$lt": start + "\U0010ffff"}}}
+
+
+def sharing_query(terms: Sequence[str]) -> dict[str, Any]:
+    """The filter document of possible duplicates."""
+    exact = [term for term in terms if not term.endswith("@")]
+    either: list[dict[str, Any]] = [_begins(term) for term in terms if term.endswith("@")]
+    return {"$or": [*either, {"terms": {"$in": exact}}] if either else [{"terms": {"$in": exact}}]}
+
+
+def care_query(customer: str) -> dict[str, Any]:
+    """The filter document of a customer's open reminders."""
+    return {"customer": customer, "state": "OPEN"}
 
 
 class MongoReads:
     """`Reads` on an `AsyncMongoClient`'s database; see `chassis.mongo.async_database`."""
 
     def __init__(self, database: AsyncDatabase[dict[str, Any]]) -> None:
+        self._database = database
         self._customers = database[docs.CustomerDocument._get_collection_name()]
         self._interactions = database[docs.InteractionDocument._get_collection_name()]
         self._rankings = database[docs.RankingDocument._get_collection_name()]
+        self._tasks = database[docs.CareTaskDocument._get_collection_name()]
+        self._churn = database[docs.ChurnDocument._get_collection_name()]
+        self._by_id = Coalescer(self._shown_by_id, SHOWN_BATCH_MAX)
+        self._by_claim = Coalescer(self._shown_by_claim, OWNERS_BATCH_MAX)
 
     async def customer(self, id: str) -> Customer | None:
         raw = await self._customers.find_one({"_id": id}, docs.HIDDEN)
@@ -400,8 +637,119 @@ class MongoReads:
         return {raw["_id"]: docs.customer_from_raw(raw) async for raw in found}
 
     async def owner(self, claim: str) -> Customer | None:
-        raw = await self._customers.find_one({"claims": claim}, docs.HIDDEN)
-        return None if raw is None else docs.customer_from_raw(raw)
+        found = await self._found({"claims": claim}, docs.HIDDEN, 1)
+        return docs.customer_from_raw(found[0]) if found else None
+
+    async def shown(self, id: str) -> bytes | Customer | None:
+        found = await self._by_id.get(id)
+        return await self.customer(id) if found == b"" else found
+
+    async def shown_owner(self, claim: str) -> bytes | Customer | None:
+        found = await self._by_claim.get(claim)
+        return await self.owner(claim) if found == b"" else found
+
+    async def _shown_by_id(self, ids: Sequence[str]) -> dict[str, bytes]:
+        """The ready answers; b"" for a customer that has none."""
+        query = {"_id": {"$in": list(ids)}} if len(ids) > 1 else {"_id": ids[0]}
+        found = await self._found(query, {"wire": 1, "wire_version": 1}, len(ids))
+        return {raw["_id"]: _ready_answer(raw) for raw in found}
+
+    async def _shown_by_claim(self, claims: Sequence[str]) -> dict[str, bytes]:
+        query = {"claims": {"$in": list(claims)}} if len(claims) > 1 else {"claims": claims[0]}
+        found = await self._found(query, {"wire": 1, "wire_version": 1, "claims": 1}, len(claims))
+        asked = set(claims)
+        return {claim: _ready_answer(raw) for raw in found for claim in raw["claims"] if claim in asked}
+
+    async def _found(
+        self, query: dict[str, Any], projection: Mapping[str, int], limit: int
+    ) -> list[dict[str, Any]]:
+        """Few customers in one reply. Past the driver's cursors, which cost as much as the question
+        itself.
+        """
+        command = {
+            "find": self._customers.name,
+            "filter": query,
+            "projection": projection,
+            "limit": limit,
+            "singleBatch": True,
+            "batchSize": limit,
+            "maxTimeMS": READ_MS_MAX,
+        }
+        reply = await self._command(command)
+        batch: list[dict[str, Any]] = reply["cursor"]["firstBatch"]
+        return batch
+
+    async def _command(self, command: dict[str, Any]) -> dict[str, Any]:
+        codec = self._customers.codec_options
+        try:
+            return await self._database.command(command, codec_options=codec)
+        except AutoReconnect:
+            # A bare command is not repeated by the driver itself, as a find is, when the primary changes.
+            return await self._database.command(command, codec_options=codec)
+
+    async def lineage(self, ids: Sequence[str], limit: int) -> list[str]:
+        found: list[str] = []
+        level = list(ids)
+        for _ in range(LINEAGE_DEPTH_MAX):
+            below = self._customers.find({"merged_into": {"$in": level}}, {"_id": 1}).limit(limit)
+            level = [raw["_id"] async for raw in below]
+            found += level
+            if not level or len(found) >= limit:
+                break
+        return found[:limit]
+
+    async def search(
+        self, starts: Sequence[Sequence[str]], which: CustomerFilter, limit: int
+    ) -> list[Customer]:
+        query = search_query(starts, which)
+        found = self._customers.find(query, docs.HIDDEN, max_time_ms=SEARCH_MS_MAX).hint("terms")
+        return [docs.customer_from_raw(raw) async for raw in found.limit(limit)]
+
+    async def sharing(self, terms: Sequence[str], limit: int) -> list[Customer]:
+        if not terms:
+            return []
+        query = sharing_query(terms)
+        found = self._customers.find(query, docs.HIDDEN, max_time_ms=SEARCH_MS_MAX).hint("terms")
+        customers = [docs.customer_from_raw(raw) async for raw in found.limit(limit)]
+        return [customer for customer in customers if customer.state is State.ACTIVE]
+
+    async def glance(self, wanted: GlanceWish) -> Glance:
+        reply = await self._command(
+            {
+                "aggregate": self._interactions.name,
+                "pipeline": glance_pipeline(wanted),
+                "cursor": {"batchSize": 1000},
+                "maxTimeMS": READ_MS_MAX,
+            }
+        )
+        parts: dict[str, list[dict[str, Any]]] = {name: [] for name in _PARTS}
+        for raw in reply["cursor"]["firstBatch"]:
+            parts[raw["part"]].append(raw)
+        calls = [docs.interaction_from_raw(raw) for raw in parts["calls"]]
+        tickets = [docs.interaction_from_raw(raw) for raw in parts["tickets"]]
+        return Glance(
+            calls=await self._counted(calls, wanted),
+            tickets=tuple(tickets),
+            ticket_count=await self._tickets_counted(wanted.subjects, len(tickets)),
+            rankings=tuple(docs.ranking_from_raw(raw) for raw in parts["rankings"]),
+            care=tuple(docs.reminder_from_raw(raw) for raw in parts["care"]),
+            churn=docs.churn_from_raw(parts["churn"][0]) if parts["churn"] else None,
+        )
+
+    async def _counted(self, calls: list[Interaction], wanted: GlanceWish) -> RecentCalls:
+        today = sum(1 for call in calls if call.began_ms >= wanted.day_start_ms)
+        if today == POP_CALLS_READ_MAX:
+            query = calls_query(wanted.subjects, wanted.live_call, wanted.day_start_ms)
+            today = await self._interactions.count_documents(query, limit=COUNT_MAX)
+        return RecentCalls(today=today, last=calls[0] if calls else None)
+
+    async def care(self, customer: str) -> tuple[Reminder, ...]:
+        found = self._tasks.find(care_query(customer), max_time_ms=READ_MS_MAX).sort(_EARLIEST)
+        return tuple([docs.reminder_from_raw(raw) async for raw in found.limit(POP_REMINDERS_MAX)])
+
+    async def churn(self, customer: str) -> Churn | None:
+        raw = await self._churn.find_one({"_id": customer})
+        return None if raw is None else docs.churn_from_raw(raw)
 
     async def page(self, which: CustomerFilter, after: str | None, limit: int) -> list[Customer]:
         found = self._customers.find(customer_query(which, after), docs.HIDDEN, max_time_ms=READ_MS_MAX)
@@ -433,185 +781,13 @@ class MongoReads:
         query = tickets_query(subjects)
         found = self._interactions.find(query, docs.INTERACTION_HIDDEN, max_time_ms=READ_MS_MAX)
         tickets = [docs.interaction_from_raw(raw) async for raw in found.limit(OPEN_TICKETS_READ_MAX)]
-        count = len(tickets)
-        if count == OPEN_TICKETS_READ_MAX:
-            count = await self._interactions.count_documents(query, limit=COUNT_MAX)
-        return tuple(tickets), count
+        return tuple(tickets), await self._tickets_counted(subjects, len(tickets))
+
+    async def _tickets_counted(self, subjects: Sequence[str], read: int) -> int:
+        if read < OPEN_TICKETS_READ_MAX:
+            return read
+        return int(await self._interactions.count_documents(tickets_query(subjects), limit=COUNT_MAX))
 
     async def rankings(self, subjects: Sequence[str]) -> tuple[OfferRanking, ...]:
         found = self._rankings.find({"_id": {"$in": list(subjects)}}, max_time_ms=READ_MS_MAX)
         return tuple([docs.ranking_from_raw(raw) async for raw in found])
-
-
-# Memory -----------------------------------------------------------------------------------------------------
-# ---------
-
-
-class MemoryStore:
-    """`Store` in memory, for tests and for trying things out; safe for threads."""
-
-    def __init__(self) -> None:
-        self._lock = threading.RLock()
-        self._customers: dict[str, Customer] = {}
-        self._owners: dict[str, str] = {}
-        self._requests: dict[str, tuple[str, str | None]] = {}
-        self._audit: dict[str, list[AuditEntry]] = {}
-        self._entries: dict[str, Entry] = {}
-        self._rankings: dict[str, OfferRanking] = {}
-        #: Everything that was told, in order.
-        self.events: list[PendingEvent] = []
-
-    def customer(self, id: str) -> Customer | None:
-        return self._customers.get(id)
-
-    def owners(self, claims: Iterable[str]) -> dict[str, str]:
-        return {claim: self._owners[claim] for claim in claims if claim in self._owners}
-
-    def insert(self, new: NewCustomer) -> Customer:
-        customer = new.change.customer
-        with self._lock:
-            if new.request_key in self._requests:
-                earlier, fingerprint = self._requests[new.request_key or ""]
-                check_repeat(fingerprint, new.fingerprint)
-                return self._customers[earlier]
-            if customer.id in self._customers:
-                raise AlreadyExists(resource=customer.name)
-            self._put(new.change, new.events)
-            if new.request_key:
-                self._requests[new.request_key] = (customer.id, new.fingerprint)
-        return customer
-
-    def insert_many(self, new: Sequence[NewCustomer]) -> list[Customer | CallmeshError]:
-        done: list[Customer | CallmeshError] = []
-        for item in new:
-            try:
-                done.append(self.insert(item))
-            except CallmeshError as error:
-                done.append(error)
-        return done
-
-    def save(self, change: engine.Change, events: Sequence[PendingEvent]) -> None:
-        with self._lock:
-            known = self._customers.get(change.customer.id)
-            if known is None:
-                raise NotFound(resource=change.customer.name)
-            if known.version != change.customer.version - 1:
-                raise EtagMismatch(resource=change.customer.name)
-            self._put(change, events)
-
-    def _put(self, change: engine.Change, events: Sequence[PendingEvent]) -> None:
-        customer = change.customer
-        taken = engine.claim_taken(customer, self.owners(engine.claims(customer)))
-        if taken is not None:
-            raise taken
-        self._owners = {claim: owner for claim, owner in self._owners.items() if owner != customer.id}
-        self._owners.update(dict.fromkeys(engine.claims(customer), customer.id))
-        self._customers[customer.id] = customer
-        self._audit.setdefault(customer.id, []).append(change.audit)
-        self.events.extend(events)
-
-    def audit(self, id: str, before_version: int | None, limit: int) -> list[AuditEntry]:
-        newest = reversed(self._audit.get(id, []))
-        return [e for e in newest if before_version is None or e.version < before_version][:limit]
-
-    def entry(self, id: str) -> Entry | None:
-        return self._entries.get(id)
-
-    def save_entry(self, entry: Entry, events: Sequence[PendingEvent] = ()) -> bool:
-        with self._lock:
-            known = self._entries.get(entry.id)
-            if (known.revision if known else 0) != entry.revision:
-                return False
-            self._entries[entry.id] = replace(entry, revision=entry.revision + 1)
-            self.events.extend(events)
-            return True
-
-    def attach(self, number: str, customer_id: str) -> int:
-        subject = timeline.subject_of_customer(customer_id)
-        with self._lock:
-            moved = [e for e in self._entries.values() if e.subject == timeline.subject_of_number(number)]
-            for entry in moved:
-                self._entries[entry.id] = replace(entry, subject=subject, revision=entry.revision + 1)
-            return len(moved)
-
-    def ranking(self, subject: str) -> OfferRanking:
-        return self._rankings.get(subject, OfferRanking(subject=subject))
-
-    def save_ranking(self, ranking: OfferRanking) -> bool:
-        with self._lock:
-            if self.ranking(ranking.subject).revision != ranking.revision:
-                return False
-            self._rankings[ranking.subject] = replace(ranking, revision=ranking.revision + 1)
-            return True
-
-
-class MemoryReads:
-    """`Reads` of what a `MemoryStore` holds."""
-
-    def __init__(self, store: MemoryStore) -> None:
-        self._store = store
-
-    async def customer(self, id: str) -> Customer | None:
-        return self._store.customer(id)
-
-    async def customers(self, ids: Sequence[str]) -> dict[str, Customer]:
-        found = ((id, self._store.customer(id)) for id in ids)
-        return {id: customer for id, customer in found if customer is not None}
-
-    async def owner(self, claim: str) -> Customer | None:
-        owner = self._store.owners([claim]).get(claim)
-        return None if owner is None else self._store.customer(owner)
-
-    async def page(self, which: CustomerFilter, after: str | None, limit: int) -> list[Customer]:
-        everyone = sorted(self._store._customers.values(), key=lambda customer: customer.id)
-        behind = (c for c in everyone if after is None or c.id > after)
-        return [customer for customer in behind if _fits(customer, which)][:limit]
-
-    async def interaction(self, id: str) -> Interaction | None:
-        entry = self._store.entry(id)
-        return None if entry is None else timeline.project(entry)
-
-    async def timeline(
-        self, subjects: Sequence[str], which: TimelineFilter, after: tuple[int, str] | None, limit: int
-    ) -> list[Interaction]:
-        found = [item for item in self._of(subjects) if _in(item, which)]
-        return [item for item in found if after is None or (item.began_ms, item.id) < tuple(after)][:limit]
-
-    async def recent_calls(self, subjects: Sequence[str], day_start_ms: int, live_call: str) -> RecentCalls:
-        calls = [i for i in self._of(subjects) if i.kind is InteractionKind.CALL and i.id != live_call]
-        today = sum(1 for call in calls if call.began_ms >= day_start_ms)
-        return RecentCalls(today=min(today, COUNT_MAX), last=calls[0] if calls else None)
-
-    async def open_tickets(self, subjects: Sequence[str]) -> tuple[tuple[Interaction, ...], int]:
-        found = [i for i in self._of(subjects) if i.kind is InteractionKind.TICKET and i.open]
-        return tuple(found[:OPEN_TICKETS_READ_MAX]), min(len(found), COUNT_MAX)
-
-    async def rankings(self, subjects: Sequence[str]) -> tuple[OfferRanking, ...]:
-        return tuple(self._store._rankings[s] for s in subjects if s in self._store._rankings)
-
-    def _of(self, subjects: Sequence[str]) -> list[Interaction]:
-        entries = [entry for entry in self._store._entries.values() if entry.subject in subjects]
-        newest = sorted(entries, key=lambda entry: (entry.began_ms, entry.id), reverse=True)
-        return [timeline.project(entry) for entry in newest]
-
-
-def _fits(customer: Customer, which: CustomerFilter) -> bool:
-    wanted: Mapping[str, Any] = {
-        "tier": which.tier,
-        "value_class": which.value_class,
-        "kind": which.kind,
-        "account_manager": which.account_manager or None,
-        "company": which.company or None,
-        "home_region": which.home_region or None,
-        "state": None if which.show_deleted else State.ACTIVE,
-    }
-    same = all(value is None or getattr(customer, name) == value for name, value in wanted.items())
-    return same and (not which.tag or which.tag in customer.tags)
-
-
-def _in(item: Interaction, which: TimelineFilter) -> bool:
-    if which.kinds and item.kind not in which.kinds:
-        return False
-    if which.from_ms is not None and item.began_ms < which.from_ms:
-        return False
-    return which.until_ms is None or item.began_ms < which.until_ms

@@ -8,6 +8,9 @@
 3. An interaction lies in the timeline (*subject*) of the customer whom its source names, else of the owner of
    its number, else of the number itself, until a customer with that number appears. Once with a customer it
    does not go back to a number: numbers change hands, history does not.
+4. After a merge an interaction is shown with the survivor and remembers whose it is (`own`), so that it can
+   go back.
+5. Of an erased customer's interactions only what says nothing of the person remains (`anonymous`).
 """
 
 from __future__ import annotations
@@ -99,16 +102,44 @@ def named_customer(entry: Entry) -> str:
 
 
 def subject_for(entry: Entry, number_owner: str | None) -> str:
-    """Whose timeline it lies in (rule 3); `number_owner` is the id of the present owner of its number."""
+    """Whose it is (rule 3), whoever was merged; `number_owner` is the id of the present owner of its
+    number.
+    """
     named = named_customer(entry)
     if named:
         return subject_of_customer(named)
-    if is_customers(entry.subject):
-        return entry.subject
+    before = entry.own or entry.subject
+    if is_customers(before):
+        return before
     if number_owner:
         return subject_of_customer(number_owner)
     number = number_of(entry)
     return subject_of_number(number) if number else ""
+
+
+def placed(entry: Entry, own: str, shown: str) -> Entry:
+    """In the timeline `shown`, being `own`'s (rule 4)."""
+    return replace(entry, subject=shown, own="" if own == shown else own)
+
+
+#: What may tell who somebody is, or repeats what somebody said.
+_PERSONAL = ("number", "notes", "subject", "text", "comment", "summary")
+
+
+def anonymous(fact: Fact) -> Fact:
+    """The report without what tells of the person (rule 5)."""
+    return replace(fact, values={k: v for k, v in fact.values.items() if k not in _PERSONAL})
+
+
+def anonymised(entry: Entry) -> Entry:
+    """The interaction without what tells of the person (rule 5); the same object when nothing does."""
+    if not any(key in facet.values for facet in entry.facets.values() for key in _PERSONAL):
+        return entry
+    facets = {
+        name: Facet(stamp=facet.stamp, values={k: v for k, v in facet.values.items() if k not in _PERSONAL})
+        for name, facet in entry.facets.items()
+    }
+    return replace(entry, facets=facets)
 
 
 def project(entry: Entry) -> Interaction:
@@ -130,6 +161,8 @@ def project(entry: Entry) -> Interaction:
         contact_reason=_told(entry, "contact_reason") or "",
         agent=_told(entry, "agent") or "",
         region=_told(entry, "region") or "",
+        product=_told(entry, "product") or "",
+        partner=_told(entry, "partner") or "",
         open=bool(detail.get("open", False)),
         detail=detail,
         updated_ms=entry.updated_ms,

@@ -18,6 +18,7 @@ from chassis.idempotency import RequestIdReused
 from chassis.mongo import async_database, connect, disconnect, ensure_indexes
 from crm import documents, engine, glance, timeline
 from crm.config import CrmSettings
+from crm.memory_store import MemoryReads, MemoryStore
 from crm.model import (
     BirthDate,
     CachedOffer,
@@ -37,7 +38,7 @@ from crm.model import (
     TimelineFilter,
     ValueClass,
 )
-from crm.store import MemoryReads, MemoryStore, MongoReads, MongoStore, NewCustomer, Reads, Store
+from crm.store import MongoReads, MongoStore, NewCustomer, Reads, Store
 
 NOW = datetime(2026, 3, 2, 9, 0, tzinfo=UTC)
 

@@ -22,6 +22,7 @@ from chassis.testing import FakeClock
 from crm import timeline
 from crm.config import CrmSettings
 from crm.handlers import Create, Customers, Memory, Policy, ScreenPops
+from crm.memory_store import MemoryReads, MemoryStore
 from crm.model import (
     Contact,
     Customer,
@@ -34,7 +35,6 @@ from crm.model import (
     PhoneNumber,
     TimelineFilter,
 )
-from crm.store import MemoryReads, MemoryStore
 
 NUMBERS = [f"+8613800{index:06}" for index in range(3)]
 

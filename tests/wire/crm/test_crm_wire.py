@@ -15,8 +15,9 @@ from chassis.errors import InvalidArgument
 from chassis.testing import FakeClock
 from crm import engine, identity, inbound, timeline
 from crm.handlers import Memory
+from crm.memory_store import MemoryStore
 from crm.model import CallState, Customer, InteractionKind, PhoneNumber
-from crm.store import MemoryStore, NewCustomer
+from crm.store import NewCustomer
 
 PAYLOADS = Path(__file__).parent / "payloads"
 NAMES = sorted(path.stem for path in PAYLOADS.glob("*.json"))
