@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -37,21 +38,27 @@ from routing.model import (
     EndCall,
     Event,
     FinishWrapUp,
+    ForceLogOut,
     HangUp,
+    MoveDeadlines,
     OfferEnded,
     OfferOutcome,
     OpenSession,
     OverflowCall,
+    PauseAgent,
     PlaceCall,
     Presence,
     QueueConfig,
+    RelaxationStep,
     RemoveAgent,
     Reprioritize,
+    RequestCallback,
     SessionClosed,
     SetPresence,
     ShardOpened,
     Strategy,
     Tick,
+    TransferCall,
     WithdrawCall,
 )
 from routing.state import ShardState, evolve, next_deadline
@@ -473,8 +480,16 @@ CALLS = ("c1", "c2", "c3", "c4", "c5")
 KINDS = (
     *("place", "reopen", "lost", "detach", "overflow", "withdraw", "hang", "end", "confirm", "accept"),
     *("decline", "open", "detach_session", "close", "pause", "ready", "wrap", "tick", "opened", "front"),
-    "remove",
+    *("remove", "hopeful", "transfer", "transfer_to", "transfer_away", "callback", "callback_later"),
+    *("drain", "force", "forced_pause", "unpause", "moved_on", "close_queue", "open_queue"),
 )
+#: What random histories happen in: everything is on.
+STEPS = (
+    RelaxationStep(skills=(("gold", 3),), span_ms=2_000, skip_if_nobody_fits=True),
+    RelaxationStep(skills=(("gold", 1),), span_ms=3_000),
+    RelaxationStep(),
+)
+SKILLS: dict[str, tuple[tuple[str, int], ...]] = {"ann": (("gold", 5),), "bob": (("gold", 1),), "cid": ()}
 
 
 def commands() -> st.SearchStrategy[tuple[str, ...]]:
@@ -511,11 +526,31 @@ def carry_out(shard: Shard, kind: str, call_id: str, agent: str) -> None:
         "tick": Tick(),
         "front": DetachFront(front="g"),
         "remove": RemoveAgent(agent=agent),
+        "hopeful": PlaceCall(
+            facts=CallFacts(call_id=call_id, queue="service", preferred_agent=agent),
+            attempt=attempt,
+            move=move,
+            front="f",
+        ),
+        "transfer": TransferCall(call_id=call_id, attributes=(("why", "billing"),)),
+        "transfer_to": TransferCall(call_id=call_id, agent=agent),
+        "transfer_away": TransferCall(call_id=call_id, agent=agent, elsewhere=True),
+        "callback": RequestCallback(call_id=call_id, number="+8613800138000"),
+        "callback_later": RequestCallback(
+            call_id=call_id, number="+8613800138000", not_before_ms=shard.now_ms + 5_000
+        ),
+        "drain": ForceLogOut(agent=agent),
+        "force": ForceLogOut(agent=agent, interrupt=True),
+        "forced_pause": PauseAgent(agent=agent, paused=True, reason="meeting"),
+        "unpause": PauseAgent(agent=agent, paused=False),
+        "moved_on": MoveDeadlines(span_ms=700),
+        "close_queue": ConfigureQueue(queue=replace(shard.state.queues["service"], closed=True)),
+        "open_queue": ConfigureQueue(queue=replace(shard.state.queues["service"], closed=False)),
     }
     if kind in simple:
         shard.do(simple[kind])
         if kind == "remove":
-            shard.do(ConfigureAgent(agent=AgentConfig(id=agent)))
+            shard.do(ConfigureAgent(agent=AgentConfig(id=agent, skills=SKILLS[agent])))
     elif kind == "opened":
         opened = ShardOpened(router="r", leaderless_span_ms=500)
         evolve(shard.state, opened, shard.now_ms)
@@ -541,7 +576,11 @@ def check_invariants(shard: Shard) -> None:
             assert state.calls[call_id].agent == agent_id
             assert state.calls[call_id].state is not CallState.ENDED, "nobody is held by an ended call"
         free = (
-            agent.presence is Presence.AVAILABLE and agent.attached and not held and not agent.rest_until_ms
+            agent.presence is Presence.AVAILABLE
+            and agent.attached
+            and not held
+            and not agent.rest_until_ms
+            and not agent.draining
         )
         assert ("voice" in agent.idle) is free
     for call_id, call in state.calls.items():
@@ -549,11 +588,22 @@ def check_invariants(shard: Shard) -> None:
             assert state.agents[call.agent].offers[call_id] == call.offer_id
         if call.state is CallState.CONNECTED:
             assert call_id in state.agents[call.agent].calls
-        assert bool(call.ticket) is (call.state is CallState.WAITING and call.attached)
+        assert bool(call.ticket) is call.offerable
+        if call.preferred:
+            assert call.preferred in state.agents, "nobody waits for an agent who is gone"
+    assert not state.unpaired
     load = queue_loads(state)[0]
-    assert load.agents_free == sum("voice" in a.idle for a in state.agents.values())
     assert load.waiting == sum(bool(c.ticket) for c in state.calls.values())
-    assert not (load.waiting and load.agents_free), "an attached call waits while a fitting agent is free"
+    for line in state.lines.values():
+        fitting = [a for a in state.agents.values() if line.fits(a)]
+        assert line.idle_count == sum("voice" in a.idle for a in fitting)
+        assert line.logged_in == sum(a.presence is not Presence.OFFLINE for a in fitting)
+        waiting = [c for c in state.calls.values() if c.ticket and c.line is line and not c.preferred]
+        assert not (waiting and line.idle_count), "an attached call waits while a fitting agent is free"
+    for agent_id, agent in state.agents.items():
+        own = sum(bool(c.ticket) and c.preferred == agent_id for c in state.calls.values())
+        assert agent.own_count == own
+        assert not (own and "voice" in agent.idle), "a call waits for an agent who is free"
 
 
 def facts_of(state: ShardState) -> dict[str, Any]:
@@ -583,11 +633,20 @@ def check_history(journal: list[tuple[int, Event]]) -> None:
 
 
 @settings(max_examples=300, deadline=None)
-@given(st.lists(commands(), min_size=5, max_size=60))
-def test_laws_hold_after_every_step_of_any_history(history: list[tuple[str, ...]]) -> None:
-    shard = Shard(wrap_up_span_ms=2_000, ring_span_ms=3_000, reject_delay_span_ms=1_000)
+@given(st.lists(commands(), min_size=5, max_size=60), st.sampled_from(Strategy))
+def test_laws_hold_after_every_step_of_any_history(
+    history: list[tuple[str, ...]], strategy: Strategy
+) -> None:
+    shard = Shard(
+        wrap_up_span_ms=2_000,
+        ring_span_ms=3_000,
+        reject_delay_span_ms=1_000,
+        preferred_span_ms=2_500,
+        steps=STEPS,
+        strategy=strategy,
+    )
     for agent in AGENTS:
-        shard.agent(agent)
+        shard.agent(agent, skills=SKILLS[agent])
     for kind, call_id, agent, pause in history:
         shard.wait(int(pause))
         carry_out(shard, kind, call_id, agent)
@@ -598,16 +657,23 @@ def test_laws_hold_after_every_step_of_any_history(history: list[tuple[str, ...]
     queued = {e.facts.call_id for _, e in shard.journal if isinstance(e, CallQueued)}
     ended = {e.call_id for _, e in shard.journal if isinstance(e, CallEnded)}
     connected = {c for c, e in shard.state.calls.items() if e.state is CallState.CONNECTED}
-    attached = {c for c, e in shard.state.calls.items() if e.attached}
+    attached = {c for c, e in shard.state.calls.items() if e.attached or e.callback_number}
     assert queued <= ended | connected | attached, "an acknowledged call has vanished"
 
 
 @settings(max_examples=150, deadline=None)
-@given(st.lists(commands(), min_size=5, max_size=40))
-def test_the_state_is_a_function_of_the_journal(history: list[tuple[str, ...]]) -> None:
-    shard = Shard(wrap_up_span_ms=2_000, ring_span_ms=3_000)
+@given(st.lists(commands(), min_size=5, max_size=40), st.sampled_from(Strategy))
+def test_the_state_is_a_function_of_the_journal(history: list[tuple[str, ...]], strategy: Strategy) -> None:
+    shard = Shard(
+        wrap_up_span_ms=2_000,
+        ring_span_ms=3_000,
+        reject_delay_span_ms=1_000,
+        preferred_span_ms=2_500,
+        steps=STEPS,
+        strategy=strategy,
+    )
     for agent in AGENTS:
-        shard.agent(agent)
+        shard.agent(agent, skills=SKILLS[agent])
     for kind, call_id, agent, pause in history:
         shard.wait(int(pause))
         carry_out(shard, kind, call_id, agent)
