@@ -25,6 +25,7 @@ from chassis.bus import Event
 from chassis.clock import from_ms
 from chassis.ids import resource_name
 from routing import codec, convert, model
+from routing.audit import act_message
 from routing.journal import Block
 from routing.state import DEADLINE_OF, AgentEntry, CallEntry, ShardState, evolve
 
@@ -128,7 +129,7 @@ class _Teller:
 
     def before(self, event: model.Event) -> None:
         """Remembers what `evolve` is about to change."""
-        self._agent = _agent_of(self._state, event)
+        self._agent = agent_of(self._state, event)
         self._since_ms = _since_ms(self._state, event)
         self._was = _standing(self._state.agents.get(self._agent))
 
@@ -248,8 +249,20 @@ class _Teller:
             talk=_span(connected_ms, entry.ended_ms) if connected_ms else None,
             queue_time=convert.timestamp(entry.queued_ms),
             connect_time=convert.timestamp(connected_ms),
+            recording_uri=event.recording_uri,
         )
         return message, _subject(event.call_id)
+
+    def acted(self, event: model.ActRecorded) -> tuple[Message, str]:
+        message = act_message(
+            event.act,
+            actor=event.actor,
+            resource=event.subject,
+            time=convert.timestamp(self._now_ms),
+            reason=event.reason,
+            details=dict(event.details),
+        )
+        return message, event.subject
 
     def transferred(self, event: model.CallTransferred) -> tuple[Message, str]:
         facts = event.facts
@@ -313,7 +326,7 @@ def _since_ms(state: ShardState, event: model.Event) -> int:
     return 0
 
 
-def _agent_of(state: ShardState, event: Any) -> str:
+def agent_of(state: ShardState, event: Any) -> str:
     """The agent whose state an event may change; "" for none."""
     if isinstance(event, model.CallEnded):
         entry = state.calls.get(event.call_id)
@@ -330,6 +343,7 @@ _WORDS: dict[type, Callable[[_Teller, Any], tuple[Message, str] | None]] = {
     model.CallConnected: _Teller.connected,
     model.CallEnded: _Teller.ended,
     model.CallWrappedUp: _Teller.wrapped_up,
+    model.ActRecorded: _Teller.acted,
     model.CallTransferred: _Teller.transferred,
     model.CallbackRequested: _Teller.callback_requested,
 }
