@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from typing import Self
 
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 from pydantic_settings import SettingsConfigDict
 
 from chassis.config import ServiceSettings
@@ -25,10 +26,16 @@ class RoutingSettings(ServiceSettings):
     )
 
     service: str = Field(default="routing", description="Name of the service.")
-    region: str = Field(default="local", description="Region whose shard this router leads.")
+    region: str = Field(default="local", description="Region of this router.")
     peers: str = Field(
         default="",
-        description="Routers of all regions, `region=host:port`, commas between; this one may be among them.",
+        description="Routers of all regions, `region=host:port`, commas between; a region with several is"
+        " named once for each.",
+    )
+    advertise: str = Field(
+        default="",
+        description="This router's own `host:port` as ROUTING_PEERS and lead lists name it; needed where"
+        " ROUTING_PEERS names several routers of its region.",
     )
     place_token_key_file: str = Field(
         default="",
@@ -47,7 +54,13 @@ class RoutingSettings(ServiceSettings):
         default=1.5,
         ge=0.1,
         le=60,
-        description="Silence of the journal after which a router may open it, seconds.",
+        description="Silence of the journal after which a router of the region may open it, seconds.",
+    )
+    backup_seconds: float = Field(
+        default=4.0,
+        ge=0.1,
+        le=600,
+        description="Silence after which a router of another region on the lead list may, seconds.",
     )
     outage_seconds: float = Field(
         default=1.0,
@@ -113,10 +126,26 @@ class RoutingSettings(ServiceSettings):
             match = _PEER.fullmatch(part)
             if match is None:
                 raise ValueError(f"must be region=host:port separated by commas, not {part[:60]!r}")
-            if match["region"] in seen:
-                raise ValueError(f"names region {match['region']!r} twice")
-            seen.add(match["region"])
+            if match["address"] in seen:
+                raise ValueError(f"names {match['address']!r} twice")
+            seen.add(match["address"])
         return value
+
+    @field_validator("advertise")
+    @classmethod
+    def _check_advertise(cls, value: str) -> str:
+        if value and not _PEER.fullmatch(f"r={value}"):
+            raise ValueError(f"must be host:port, not {value[:60]!r}")
+        return value
+
+    @model_validator(mode="after")
+    def _check_own_address(self) -> Self:
+        home = self.routers().get(self.region, ())
+        if home and self.advertise not in (*home, *([""] if len(home) == 1 else [])):
+            raise ValueError(
+                f"ROUTING_ADVERTISE must be one of the routers of region {self.region!r} in ROUTING_PEERS"
+            )
+        return self
 
     @field_validator("place_token_key_file")
     @classmethod
@@ -125,10 +154,19 @@ class RoutingSettings(ServiceSettings):
             raise ValueError("must name a file that exists")
         return value
 
-    def peer_addresses(self) -> dict[str, str]:
-        """Address of the router of each other region."""
-        found = (_PEER.fullmatch(part.strip()) for part in self.peers.split(",") if part.strip())
-        return {m["region"]: m["address"] for m in found if m is not None and m["region"] != self.region}
+    def routers(self) -> dict[str, tuple[str, ...]]:
+        """Addresses of every region's routers, this one included."""
+        found: dict[str, tuple[str, ...]] = {}
+        for part in filter(None, (p.strip() for p in self.peers.split(","))):
+            match = _PEER.fullmatch(part)
+            if match is not None:
+                found[match["region"]] = (*found.get(match["region"], ()), match["address"])
+        return found
+
+    def own_address(self) -> str:
+        """This router's `host:port`; empty when nothing says it, which is well for a region's only router."""
+        home = self.routers().get(self.region, ())
+        return self.advertise or (home[0] if len(home) == 1 else "")
 
     def business_ms(self, real_seconds: float) -> int:
         """A real duration on the business clock, milliseconds: protocol durations do not shrink when
@@ -151,6 +189,7 @@ class RoutingSettings(ServiceSettings):
         return LeaderOptions(
             heartbeat_seconds=self.heartbeat_seconds,
             takeover_seconds=self.takeover_seconds,
+            backup_seconds=self.backup_seconds,
             outage_seconds=self.outage_seconds,
             timing=self.timing(),
         )

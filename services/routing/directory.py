@@ -109,6 +109,7 @@ def region_config(document: dict[str, Any]) -> RegionConfig:
         weight=document.get("weight", 100),
         draining=document.get("draining", False),
         schedule=_schedule(document),
+        lead_list=tuple(document.get("lead_list", ())),
     )
 
 
@@ -207,14 +208,14 @@ async def follow(
         try:
             version = await reader.version()
             stale = loop.time() - refreshed > REFRESH_SECONDS
-            if stale or in_force != (version, leader.epoch if leader.leading else 0):
+            epoch = leader.epoch if leader.leading else 0
+            if stale or in_force != (version, epoch):
                 refreshed = loop.time()
                 snapshot = await reader.snapshot(region)
                 apply(snapshot)
-                if leader.leading:
-                    epoch = leader.epoch
+                if leader.leading and leader.epoch == epoch:
                     await _configure(leader, snapshot)
-                    in_force = (snapshot.version, epoch)
+                in_force = (snapshot.version, epoch)
         except CallmeshError as error:
             log.warning("directory_unread", error=error.reason)
         await asyncio.sleep(poll_seconds)
@@ -230,6 +231,9 @@ async def _configure(leader: Leader, snapshot: Snapshot) -> None:
     commands += [RemoveQueue(queue=q) for q in sorted(set(leader.state.queues) - queues)]
     draining = any(r.id == leader.shard and r.draining for r in snapshot.regions)
     commands.append(model.SetDraining(draining=draining))
+    lead_list = next((r.lead_list for r in snapshot.regions if r.id == leader.shard), ())
+    if lead_list != leader.state.lead_list:
+        commands.append(model.SetLeadList(routers=lead_list))
     for index, command in enumerate(commands):
         leader.carry_out(command)
         if index % COMMANDS_IN_A_ROW_MAX == 0:

@@ -25,6 +25,7 @@ from routing.model import REJECT_DELAY_SPAN_MS, STEPS_MAX, QueueConfig, Strategy
 ENTRIES_MAX = 500
 DAY_MS = 86_400_000
 _CAPACITY_MAX = 100
+_ROUTER = re.compile(r"[A-Za-z0-9_.\-\[\]:]+:\d{1,5}")
 _PREFIX = re.compile(r"\+[1-9]\d{0,14}")
 _RESOURCE_ID = re.compile(r"[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?")
 _CHANNELS = frozenset({"voice", "chat", "sms", "email", "visit"})
@@ -137,6 +138,9 @@ def _fill_region(message: pb.Region, document: RegionDocument) -> None:
         raise InvalidArgument(field="region.time_zone", why='must be an IANA zone such as "Asia/Shanghai"')
     document.weight = whole("region.weight", message.weight, 0, 1000) or 100
     document.lead_list = _strings("region.lead_list", message.lead_list, 255)
+    for index, router in enumerate(document.lead_list):
+        if not _ROUTER.fullmatch(router):
+            raise InvalidArgument(field=f"region.lead_list[{index}]", why='must look like "router-1:7120"')
     document.business_hours = _strings("region.business_hours", message.business_hours, 100)
     document.holiday_calendar = check_calendar("region.holiday_calendar", message.holiday_calendar)
     if document.business_hours and not document.time_zone:

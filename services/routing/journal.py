@@ -12,6 +12,7 @@ back later.
 
 from __future__ import annotations
 
+import secrets
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
@@ -28,6 +29,8 @@ if TYPE_CHECKING:
 
 #: Collection of all shards' blocks.
 COLLECTION = "journal"
+#: Collection of the candidates' probes, one document a shard and router.
+PROBES = "journal_probes"
 #: Blocks fetched at once when a journal is read.
 READ_BATCH_BLOCKS = 1_000
 
@@ -132,6 +135,11 @@ class JournalStore(Protocol):
         OutcomeUnknown.
         """
 
+    async def probe(self, shard: str, router: str) -> None:
+        """Writes something of the candidate's own beside the journal; returns once a majority has it. Raises
+        OutcomeUnknown.
+        """
+
     async def now_ms(self) -> int:
         """The database's time, real milliseconds since 1970. Raises OutcomeUnknown."""
 
@@ -150,6 +158,7 @@ class MongoJournal:
             read_concern=ReadConcern("majority"),
             read_preference=ReadPreference.PRIMARY,
         )
+        self._probes = database.get_collection(PROBES, write_concern=WriteConcern(w="majority", j=True))
         self._session: AsyncClientSession | None = None
 
     def _causal(self) -> AsyncClientSession:
@@ -186,6 +195,15 @@ class MongoJournal:
         span = {"_id": {"$gt": block_key(shard, sequence), "$lt": f"{shard};"}}
         try:
             return await self._blocks.find_one(span, {"_id": 1}, session=self._causal()) is not None
+        except PyMongoError as error:
+            raise OutcomeUnknown(str(error)) from error
+
+    async def probe(self, shard: str, router: str) -> None:
+        try:
+            # Always another value: an update that changes nothing proves nothing.
+            await self._probes.update_one(
+                {"_id": f"{shard}:{router}"}, {"$set": {"nonce": secrets.token_hex(8)}}, upsert=True
+            )
         except PyMongoError as error:
             raise OutcomeUnknown(str(error)) from error
 

@@ -7,9 +7,9 @@ top of decisions not yet committed, but its answer and its facts wait for the co
 client
 hears only of what is in the journal of a majority.
 
-Life: candidate (reads the journal to its tail, inserts an opening block, looks above it) → leader (the
-journal's progress, a
-block every heartbeat, is the lease) → deposed (another's block stands where ours should: memory is dropped).
+Life: candidate (a warm standby: follows the journal's tail; after long enough a silence it writes a probe,
+inserts an opening block and looks above it) → leader (the journal's progress, a block every heartbeat, is the
+lease) → deposed (another's block stands where ours should: memory is dropped).
 """
 
 from __future__ import annotations
@@ -41,6 +41,7 @@ from routing.model import (
     Command,
     ConfigureTiming,
     Fact,
+    LeadListSet,
     PlaceCall,
     PositionChanged,
     ShardOpened,
@@ -58,6 +59,12 @@ TICKS_IN_A_ROW_MAX = 200
 RETRY_SECONDS_FIRST, RETRY_SECONDS_MAX = 0.02, 0.5
 #: A timer that wakes later than this lets the inbox go first.
 STALL_SECONDS = 0.25
+#: A reader of many blocks lets others have their turn after this, real seconds.
+READ_TURN_SECONDS = 0.005
+#: A deposed router waits so many times the silence.
+DEPOSED_PATIENCE = 2.0
+#: Candidates wait up to so much longer than they must, so that not all of them open at once.
+JITTER = 0.2
 #: Positions are told this often, real seconds, to this many callers of a line.
 POSITIONS_SECONDS = 1.0
 POSITIONS_PER_LINE_MAX = 1_000
@@ -141,8 +148,12 @@ class LeaderOptions:
 
     #: An idle leader commits this often.
     heartbeat_seconds: float = 0.5
-    #: A candidate waits for this much silence of the journal.
+    #: A router of the shard's own region opens after this much silence of the journal.
     takeover_seconds: float = 1.5
+    #: A router of another region, on the lead list as a backup, after this much.
+    backup_seconds: float = 4.0
+    #: A standby reads the journal's tail this often.
+    tail_seconds: float = 0.25
     #: A block unknown for longer than this makes an outage: new work is answered UNAVAILABLE.
     outage_seconds: float = 1.0
     #: Protocol durations, already in business milliseconds.
@@ -157,10 +168,21 @@ class Leader:
     """Leads one shard, or tries to. All methods belong to the event loop that runs `run`."""
 
     def __init__(
-        self, *, shard: str, router: str, store: JournalStore, clock: Clock, options: LeaderOptions
+        self,
+        *,
+        shard: str,
+        router: str,
+        store: JournalStore,
+        clock: Clock,
+        options: LeaderOptions,
+        home: bool = True,
     ) -> None:
+        """`router` is how other routers reach this one (`host:port`) and what lead lists name; `home` says
+        that it is one of the shard's own region.
+        """
         self.shard = shard
         self.router = router
+        self._home = home
         self._store = store
         self._clock = clock
         self._options = options
@@ -179,6 +201,18 @@ class Leader:
         self._committed_ordinal = 0
         self._offset_ms = 0
         self._deposed: str | None = None
+        #: Who wrote the newest opening block that was read; empty if none was.
+        self.opened_by = ""
+        #: A block of another leader deposed this router, and it has not led since.
+        self._was_deposed = False
+        #: It gave up by itself and may open again at once.
+        self._resume = False
+        #: Loop's time of the last opening of its own.
+        self._opened_seconds = float("-inf")
+        #: It has led, or followed a living leader: it can serve.
+        self._warm = False
+        #: Called when another router has opened the shard.
+        self.on_follow: list[Callable[[], None]] = []
         #: Called when this router begins, and when it ceases, to lead.
         self.on_lead: list[Callable[[], None]] = []
         self.on_drop: list[Callable[[], None]] = []
@@ -189,6 +223,17 @@ class Leader:
     @property
     def leading(self) -> bool:
         return self.phase is Phase.LEADING
+
+    @property
+    def ready(self) -> bool:
+        """Whether it leads, or is a warm standby of a shard that has been led since it began to follow."""
+        return self._warm and self.phase is not Phase.STOPPED
+
+    @property
+    def listed(self) -> bool:
+        """Whether this router is on the shard's lead list; an empty one means the region's own routers."""
+        routers = self.state.lead_list
+        return self.router in routers if routers else self._home
 
     @property
     def epoch(self) -> int:
@@ -227,6 +272,12 @@ class Leader:
             del self._outlets[front]
             return True
         return False
+
+    def hear_epoch(self, epoch: int) -> None:
+        """Somebody has heard from a leader of this epoch: an older one steps down."""
+        if self.phase is Phase.LEADING and epoch > self.epoch:
+            self._was_deposed = True
+            self._depose(f"epoch {epoch} leads by now")
 
     def submit(self, command: Command) -> asyncio.Future[Committed]:
         """Decides a command now; the future is done once its block is committed.
@@ -304,14 +355,13 @@ class Leader:
             await self._store.close()
 
     async def _open(self) -> None:
-        """Reads to the tail, waits for silence, inserts an opening block and looks above it. Returns as the
-        leader.
+        """Follows the journal until it is this router's turn, inserts an opening block and looks above it.
+        Returns as the leader.
         """
         self._drop(Phase.CANDIDATE, "reading the journal")
         await self._read_tail()
         while True:
-            if self._chain.sequence and not await self._silent():
-                continue
+            await self._await_turn()
             block = await self._opening_block()
             if not await self._settle(block):
                 await self._read_tail()
@@ -323,12 +373,57 @@ class Leader:
             break
         self._begin()
 
-    async def _silent(self) -> bool:
-        """Whether nobody has written for the takeover time."""
+    async def _await_turn(self) -> None:
+        """Follows the tail until nobody has written for as long as this router must wait, and it can
+        write.
+        """
+        loop = asyncio.get_running_loop()
+        newest, since, patience = self._chain.sequence, loop.time(), self._patience_seconds()
+        while True:
+            left = since + patience - loop.time()
+            if left <= 0 and self.listed and await self._can_write():
+                return
+            await asyncio.sleep(min(self._options.tail_seconds, max(left, 0.0)) or self._options.tail_seconds)
+            # What was not seen to be silent was not silent: the leader has its time again after an outage.
+            if not await self._follow() or left <= 0 or self._chain.sequence != newest:
+                newest, since, patience = self._chain.sequence, loop.time(), self._patience_seconds()
+
+    def _patience_seconds(self) -> float:
+        """How long the journal must be silent before this router may open it."""
+        if self._resume or (self._home and not self._chain.sequence):
+            self._resume = False
+            return 0.0
+        wait = self._options.takeover_seconds if self._home else self._options.backup_seconds
+        return wait * random.uniform(1.0, 1.0 + JITTER) * (DEPOSED_PATIENCE if self._was_deposed else 1.0)
+
+    async def _follow(self) -> bool:
+        """Reads on as a standby; False when the journal cannot be read just now."""
+        before, epoch = self._chain.sequence, self.epoch
+        try:
+            await self._read_tail()
+        except OutcomeUnknown as error:
+            log.info("tail_unread", shard=self.shard, error=str(error)[:200])
+            return False
+        if self._chain.sequence != before:
+            self._warm = True
+        if self.epoch != epoch:
+            log.info("following", shard=self.shard, epoch=self.epoch, leader=self.opened_by)
+            for callback in list(self.on_follow):
+                callback()
+        return True
+
+    async def _can_write(self) -> bool:
+        """Whether a majority takes a probe of this router's while the journal stays silent. Reads go on
+        without a majority, so silence alone may be the store's.
+        """
         before = self._chain.sequence
-        await asyncio.sleep(self._options.takeover_seconds * random.uniform(1.0, 1.2))
-        await self._read_tail()
-        return self._chain.sequence == before
+        try:
+            async with asyncio.timeout(self._options.outage_seconds):
+                await self._store.probe(self.shard, self.router)
+        except (OutcomeUnknown, TimeoutError) as error:
+            log.info("probe_failed", shard=self.shard, error=str(error)[:200])
+            return False
+        return await self._follow() and self._chain.sequence == before
 
     async def _opening_block(self) -> Block:
         real_ms = await self._store.now_ms()
@@ -345,10 +440,13 @@ class Leader:
         return round(difference_ms * self._clock.speed)
 
     async def _read_tail(self) -> None:
+        loop = asyncio.get_running_loop()
+        turn = loop.time()
         async for block in self._store.read(self.shard, self._chain.sequence):
             self._apply(block)
-            if block.sequence % 256 == 0:
+            if loop.time() - turn > READ_TURN_SECONDS:
                 await asyncio.sleep(0)
+                turn = loop.time()
 
     def _apply(self, block: Block) -> None:
         """Takes the next committed block into the memory. Raises JournalGap when it does not follow, or when
@@ -365,6 +463,8 @@ class Leader:
         try:
             for at_ms, event in codec.decode_events(block.body, block.now_ms):
                 evolve(self.state, event, at_ms)
+                if type(event) is ShardOpened:
+                    self.opened_by = event.router
         except Exception as error:
             raise JournalGap(f"{self.shard}: block {block.sequence} cannot be applied: {error!r}") from error
         self.state.now_ms = max(self.state.now_ms, block.now_ms)
@@ -374,7 +474,8 @@ class Leader:
         self.phase = Phase.LEADING
         self._audience = Audience.of(self.state)
         self._committed_ordinal = self.state.ordinal
-        self._deposed = None
+        self._deposed, self._was_deposed, self._warm = None, False, True
+        self._opened_seconds = asyncio.get_running_loop().time()
         _LEADS.labels(self.shard).set(1)
         _OPENINGS.labels(self.shard).inc()
         log.info("leading", shard=self.shard, epoch=self.epoch, calls=len(self.state.calls))
@@ -395,6 +496,7 @@ class Leader:
                 # Whoever asked may be gone by now; that is nothing to log.
                 pending.future.exception()
         self.state, self._chain = ShardState(self.shard), ChainReader()
+        self.opened_by = ""
         _LEADS.labels(self.shard).set(0)
         if was_leading:
             self._tell_dropped(why)
@@ -405,6 +507,9 @@ class Leader:
             callback()
 
     def _depose(self, why: str) -> None:
+        """Leads no longer. Its memory is dropped when its loop comes to it, and read from the journal
+        again.
+        """
         self._deposed = why
         if self.phase is Phase.LEADING:
             self.phase = Phase.CANDIDATE
@@ -431,6 +536,9 @@ class Leader:
                 helper.cancel()
             await asyncio.gather(*helpers, return_exceptions=True)
         log.warning("deposed", shard=self.shard, reason=self._deposed)
+        # Who gave up by itself need not wait for itself, unless it does so again and again.
+        held = asyncio.get_running_loop().time() - self._opened_seconds
+        self._resume = not self._was_deposed and held > self._options.takeover_seconds
 
     def _helper_ended(self, helper: asyncio.Task[None]) -> None:
         """A leader without timers would hold calls and agents for ever: better to begin again."""
@@ -461,6 +569,7 @@ class Leader:
                 # Whoever waits for these learns from `_drop` that the result is unknown.
                 self._pending.extendleft(reversed(batch))
         if not settled:
+            self._was_deposed = True
             self._depose(f"another leader's block stands at {block.sequence}")
             return
         _COMMITS.labels(self.shard).observe(self._clock.monotonic() - started)
@@ -468,6 +577,9 @@ class Leader:
         _EVENTS.labels(self.shard).inc(block.count)
         self._chain.accept(block)
         self._release(batch, block)
+        if not self.listed and any(event.name == LeadListSet.__name__ for _, event in events):
+            self._was_deposed = True
+            self._depose("not on the lead list any more")
 
     def _take_batch(self) -> tuple[list[_Pending], list[tuple[int, codec.Packed]]]:
         """The oldest decisions, as many as a block may hold; a decision is never divided."""

@@ -1,31 +1,47 @@
-"""How a front reaches a shard: the same port whether its leader lives in this process or in another.
+"""How a front reaches a shard: one port, wherever its leader is just now.
 
-`LocalShard` speaks to a `Leader` here. `RemoteShard` keeps one Attach stream to a router elsewhere and
-comes back by itself: what was
-asked and not answered fails with LinkLost, whose meaning is "unknown, ask again" (every command is
-idempotent).
+`LocalShard` speaks to a `Leader` in this process. `ShardLink` finds the leader: in this process, or at one of
+the routers that may lead the shard, asked in turn, the likeliest first (whoever was heard to lead, or was
+named
+by one that does not). It keeps one Attach stream, and comes back by itself.
+
+1. What was asked and not answered fails with LinkLost, whose meaning is "unknown, ask again": every command
+is
+   idempotent.
+2. Whoever has seen an epoch drops what an older one says, and tells it so: its leader steps down.
+3. A link that says nothing for `silent_seconds` is left: a leader is heard every heartbeat, even when it
+   cannot commit.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Protocol
 
 import grpc
 import structlog
 
 from callmesh.routing.v1 import shard_pb2, shard_pb2_grpc
-from chassis.errors import Internal, Unavailable
+from chassis import client
+from chassis.errors import CallmeshError, Internal, Unavailable
+from chassis.grpc_status import error_info
 from routing import codec
-from routing.leader import Committed, Leader, PoisonCommand
+from routing.leader import Committed, Leader, NotLeading, PoisonCommand, ShardBusy, StoreOutage
 from routing.model import Command, Fact
 
 #: Questions open at once on one link; more are refused.
 OPEN_QUESTIONS_MAX = 20_000
-#: First and longest pause between attempts to attach, real seconds.
+#: First and longest pause after all routers were asked in vain, real seconds.
 RECONNECT_SECONDS_FIRST, RECONNECT_SECONDS_MAX = 0.05, 0.5
+#: Routers asked in one round for one shard.
+ADDRESSES_MAX = 32
+#: A watch that itself slept for longer than this past its time draws no conclusion, real seconds.
+STALL_SECONDS = 0.25
+#: Reason of ErrorInfo of a router that does not lead; its metadata's `leader` names who is believed to.
+NOT_LEADER = "NOT_LEADER"
 
 log = structlog.get_logger(__name__)
 
@@ -41,6 +57,13 @@ class AnswerLate(Unavailable):
 
     reason = "SHARD_SLOW"
 
+
+#: What a leader that did not take a command says of it, by reason: nothing has changed then.
+_NOT_TAKEN: dict[str, type[Unavailable]] = {
+    error.reason: error for error in (NotLeading, StoreOutage, ShardBusy)
+}
+#: The reason that stands for PoisonCommand.
+POISON = "POISON_COMMAND"
 
 #: (shard, epoch, sequence, facts)
 OnFacts = Callable[[str, int, int, Sequence[Fact]], None]
@@ -59,15 +82,33 @@ class ShardPort(Protocol):
 
     async def ask(self, command: Command, seconds: float) -> Committed:
         """The committed answer. Raises LinkLost, AnswerLate or NotLeading (result unknown), StoreOutage or
-        ShardBusy (nothing taken).
+        ShardBusy (nothing taken), Internal when the engine failed on it.
         """
 
     def listen(self, on_facts: OnFacts, on_change: OnChange) -> None:
         """Where facts and changes of leader go; once, before the first question."""
 
 
+def not_taken(reason: str, shard: str, retry_seconds: float) -> CallmeshError:
+    """The error that a leader's reason for not taking a command stands for; LinkLost for one unknown here."""
+    if reason == POISON:
+        return Internal()
+    return _NOT_TAKEN.get(reason, LinkLost)(shard=shard, retry_seconds=retry_seconds or 0.5)
+
+
+async def ask_leader(leader: Leader, command: Command, seconds: float) -> Committed:
+    """Asks a leader of this process. Raises as `ShardPort.ask`."""
+    try:
+        async with asyncio.timeout(seconds):
+            return await asyncio.shield(leader.submit(command))
+    except TimeoutError:
+        raise AnswerLate(shard=leader.shard, retry_seconds=0.5) from None
+    except PoisonCommand as error:
+        raise Internal() from error
+
+
 class LocalShard:
-    """The leader is in this process."""
+    """The leader is in this process, always."""
 
     def __init__(self, leader: Leader, front: str) -> None:
         self.shard = leader.shard
@@ -89,38 +130,169 @@ class LocalShard:
         leader.on_drop.append(lambda: on_change(shard, False))
 
     async def ask(self, command: Command, seconds: float) -> Committed:
-        try:
-            async with asyncio.timeout(seconds):
-                return await asyncio.shield(self._leader.submit(command))
-        except TimeoutError:
-            raise AnswerLate(shard=self.shard, retry_seconds=0.5) from None
-        except PoisonCommand as error:
-            raise Internal() from error
+        return await ask_leader(self._leader, command, seconds)
 
 
-class RemoteShard:
-    """The leader is in another process; `run` keeps the link."""
+class Routers:
+    """The other routers: whom a region has, and a channel to each, made when first wanted."""
 
-    def __init__(self, shard: str, front: str, channel: grpc.aio.Channel) -> None:
+    def __init__(
+        self,
+        own: str,
+        homes: Mapping[str, Sequence[str]],
+        connect: Callable[[str], grpc.aio.Channel] = client.channel,
+    ) -> None:
+        """`own` is this router's address, empty when it does not know it; `homes` are the addresses
+        (`host:port`) of every region's routers.
+        """
+        self.own = own
+        self._homes = {region: tuple(addresses) for region, addresses in homes.items()}
+        self._connect = connect
+        self._channels: dict[str, grpc.aio.Channel] = {}
+
+    def homes(self, region: str) -> tuple[str, ...]:
+        """Addresses of a region's routers, this one included."""
+        return self._homes.get(region, ())
+
+    def others(self) -> tuple[str, ...]:
+        """Addresses of all other routers."""
+        known = itertools.chain.from_iterable(self._homes.values())
+        return tuple(dict.fromkeys(address for address in known if address != self.own))
+
+    def channel(self, address: str) -> grpc.aio.Channel:
+        """The channel to a router."""
+        if address not in self._channels:
+            self._channels[address] = self._connect(address)
+        return self._channels[address]
+
+    async def close(self) -> None:
+        """Closes all channels."""
+        for channel in self._channels.values():
+            with contextlib.suppress(Exception):
+                await channel.close(None)
+        self._channels.clear()
+
+
+class ShardLink:
+    """A shard, wherever its leader is; `run` keeps the link. Belongs to one event loop."""
+
+    def __init__(self, shard: str, front: str, routers: Routers, *, silent_seconds: float) -> None:
         self.shard = shard
         self._front = front
-        self._stub = shard_pb2_grpc.ShardServiceStub(channel)
+        self._routers = routers
+        self._silent_seconds = silent_seconds
+        self._local: Leader | None = None
+        self._listed: tuple[str, ...] = ()
+        #: Who is believed to lead; tried first.
+        self._believed = ""
+        #: Who the stream is with; empty without one.
+        self._attached = ""
         self._requests = itertools.count(1)
         self._open: dict[int, asyncio.Future[Committed]] = {}
         self._outgoing: asyncio.Queue[shard_pb2.FrontMessage] | None = None
+        self._reader: asyncio.Task[None] | None = None
+        self._heard_seconds = 0.0
+        self._wake = asyncio.Event()
+        #: Newest epoch heard of.
         self._epoch = 0
-        self._on_facts: OnFacts | None = None
-        self._on_change: OnChange | None = None
+        self._told_up = False
+        self._on_facts: OnFacts = lambda shard, epoch, sequence, facts: None
+        self._on_change: OnChange = lambda shard, up: None
 
     @property
     def up(self) -> bool:
-        return self._outgoing is not None
+        return self._outgoing is not None or self._local_leads
+
+    @property
+    def _local_leads(self) -> bool:
+        return self._local is not None and self._local.leading
 
     def listen(self, on_facts: OnFacts, on_change: OnChange) -> None:
         self._on_facts, self._on_change = on_facts, on_change
 
+    # --- what is known of the leader
+
+    def use_local(self, leader: Leader) -> None:
+        """A leader (or standby) of the shard is in this process from now on."""
+        self._local = leader
+        leader.add_outlet(self._front, self._hear_local)
+        leader.on_lead.append(self._local_began)
+        leader.on_drop.append(self._local_dropped)
+        leader.on_follow.append(self._local_follows)
+
+    def forget_local(self) -> None:
+        """No longer."""
+        leader, self._local = self._local, None
+        if leader is not None:
+            leader.remove_outlet(self._front, self._hear_local)
+            leader.on_lead.remove(self._local_began)
+            leader.on_drop.remove(self._local_dropped)
+            leader.on_follow.remove(self._local_follows)
+
+    def use_list(self, lead_list: Iterable[str]) -> None:
+        """The shard's lead list in the directory, beside the region's own routers."""
+        self._listed = tuple(lead_list)[:ADDRESSES_MAX]
+
+    def notice(self, epoch: int, address: str) -> None:
+        """Somebody leads the shard since `epoch`; a link to an older one is left for it."""
+        if epoch < self._epoch or not address or address == self._routers.own:
+            return
+        newer = epoch > self._epoch
+        self._epoch, self._believed = epoch, address
+        if self._local is not None:
+            self._local.hear_epoch(epoch)
+        if newer and self._attached not in ("", address):
+            self._cut()
+        self._wake.set()
+
+    def _addresses(self) -> list[str]:
+        """Whom to ask, the likeliest leader first."""
+        known = (*self._listed, *self._routers.homes(self.shard))
+        believed = (self._believed,) if self._believed in (*known, *self._routers.others()) else ()
+        asked = dict.fromkeys(address for address in (*believed, *known) if address != self._routers.own)
+        return list(asked)[:ADDRESSES_MAX]
+
+    def _local_began(self) -> None:
+        leader = self._local
+        assert leader is not None
+        if leader.epoch < self._epoch:
+            leader.hear_epoch(self._epoch)
+            return
+        self._epoch = leader.epoch
+        self._cut()
+        self._tell_up(True)
+
+    def _local_dropped(self) -> None:
+        self._tell_up(False)
+        self._wake.set()
+
+    def _local_follows(self) -> None:
+        leader = self._local
+        assert leader is not None
+        self.notice(leader.epoch, leader.opened_by)
+
+    def _hear_local(self, facts: Sequence[Fact], epoch: int, sequence: int, now_ms: int) -> None:
+        if epoch < self._epoch:
+            if self._local is not None:
+                self._local.hear_epoch(self._epoch)
+            return
+        self._on_facts(self.shard, epoch, sequence, facts)
+
+    def _tell_up(self, up: bool) -> None:
+        """A leader came or went. A new one after another is told as a loss and a gain."""
+        if self._told_up:
+            self._told_up = False
+            self._on_change(self.shard, False)
+        if up:
+            self._told_up = True
+            self._on_change(self.shard, True)
+
+    # --- asking
+
     async def ask(self, command: Command, seconds: float) -> Committed:
-        outgoing = self._outgoing
+        local, outgoing = self._local, self._outgoing
+        if local is not None and local.leading:
+            return await ask_leader(local, command, seconds)
         if outgoing is None or outgoing.full() or len(self._open) >= OPEN_QUESTIONS_MAX:
             raise LinkLost(shard=self.shard, retry_seconds=0.5)
         request = next(self._requests)
@@ -135,54 +307,130 @@ class RemoteShard:
         finally:
             self._open.pop(request, None)
 
+    # --- the stream
+
     async def run(self) -> None:
-        """Attaches, and again whenever the link breaks, until cancelled."""
+        """Finds the leader, and again whenever it is lost, until cancelled."""
         pause = RECONNECT_SECONDS_FIRST
         while True:
-            try:
-                await self._attach()
+            self._wake.clear()
+            if self._local_leads:
+                await self._wake.wait()
+                continue
+            if await self._try_all():
                 pause = RECONNECT_SECONDS_FIRST
-            except grpc.aio.AioRpcError as error:
-                log.debug("link_broken", shard=self.shard, code=error.code().name)
-            except codec.CodecError as error:
-                # A leader of another release: better no link than facts half understood.
-                log.error("link_unreadable", shard=self.shard, error=str(error)[:200])
-            finally:
-                self._down()
-            await asyncio.sleep(pause)
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(pause):
+                    await self._wake.wait()
             pause = min(pause * 2, RECONNECT_SECONDS_MAX)
 
-    async def _attach(self) -> None:
+    async def _try_all(self) -> bool:
+        """Asks one router after another who leads, and stays with the one that does as long as it lasts;
+        whether one did.
+        """
+        asked: set[str] = set()
+        while not self._local_leads:
+            # Looked at anew each time: an answer may have named somebody likelier.
+            address = next((each for each in self._addresses() if each not in asked), None)
+            if address is None:
+                return False
+            asked.add(address)
+            if await self._attach(address):
+                return True
+        return False
+
+    async def _attach(self, address: str) -> bool:
+        """One stream, for as long as it lasts; whether the router led."""
+        stream = shard_pb2_grpc.ShardServiceStub(self._routers.channel(address)).Attach()
         outgoing: asyncio.Queue[shard_pb2.FrontMessage] = asyncio.Queue(OPEN_QUESTIONS_MAX)
-        hello = shard_pb2.FrontMessage.Hello(
-            router=self._front, shard=self.shard, format=codec.FORMAT, epoch_seen=self._epoch
+        outgoing.put_nowait(
+            shard_pb2.FrontMessage(
+                hello=shard_pb2.FrontMessage.Hello(
+                    router=self._front, shard=self.shard, format=codec.FORMAT, epoch_seen=self._epoch
+                )
+            )
         )
-        stream = self._stub.Attach()
-        await stream.write(shard_pb2.FrontMessage(hello=hello))
-        writer = asyncio.create_task(_write(stream, outgoing))
+        self._heard_seconds = asyncio.get_running_loop().time()
+        reader = self._reader = asyncio.create_task(self._read(stream, address, outgoing))
+        helpers = [asyncio.create_task(_write(stream, outgoing)), asyncio.create_task(self._watch(reader))]
         try:
-            async for message in stream:
-                if message.epoch < self._epoch:
-                    continue
-                self._epoch = message.epoch
-                if self._outgoing is None:
-                    self._outgoing = outgoing
-                    if self._on_change is not None:
-                        self._on_change(self.shard, True)
-                self._take(message)
+            await asyncio.wait([reader])
         finally:
-            writer.cancel()
+            self._reader = None
+            for task in (reader, *helpers):
+                task.cancel()
             stream.cancel()
-            await asyncio.gather(writer, return_exceptions=True)
+            led = self._attached == address
+            self._lose(address)
+            results = await asyncio.gather(reader, *helpers, return_exceptions=True)
+        self._explain(address, results[0])
+        return led
+
+    async def _read(self, stream: Any, address: str, outgoing: asyncio.Queue[shard_pb2.FrontMessage]) -> None:
+        async for message in stream:
+            self._heard_seconds = asyncio.get_running_loop().time()
+            if message.epoch < self._epoch:
+                # It does not know yet that it was deposed; the next Hello tells it.
+                return
+            if not self._attached:
+                if self._local_leads:
+                    return
+                self._attached = self._believed = address
+                self._outgoing, self._epoch = outgoing, message.epoch
+                self._tell_up(True)
+            self._epoch = message.epoch
+            self._take(message)
+
+    async def _watch(self, reader: asyncio.Task[None]) -> None:
+        """Leaves a stream that has been silent for too long."""
+        loop, pause = asyncio.get_running_loop(), self._silent_seconds / 4
+        while True:
+            began = loop.time()
+            await asyncio.sleep(pause)
+            stalled = loop.time() - began > pause + STALL_SECONDS
+            if not stalled and loop.time() - self._heard_seconds > self._silent_seconds:
+                log.warning("link_silent", shard=self.shard, router=self._attached)
+                reader.cancel()
+                return
+
+    def _explain(self, address: str, ended: object) -> None:
+        """Why a stream ended; a router that does not lead may have said who does."""
+        if isinstance(ended, grpc.aio.AioRpcError):
+            info = error_info(ended)
+            if info is not None and info.reason == NOT_LEADER:
+                self._believed = info.metadata.get("leader", "")
+            log.debug("link_broken", shard=self.shard, router=address, code=ended.code().name)
+        elif isinstance(ended, codec.CodecError):
+            # A leader of another release: better no link than facts half understood.
+            log.error("link_unreadable", shard=self.shard, router=address, error=str(ended)[:200])
+        elif isinstance(ended, Exception):
+            log.error("link_failed", shard=self.shard, router=address, error=repr(ended)[:200])
+
+    def _cut(self) -> None:
+        """Leaves the stream, if there is one; `run` looks again for the leader."""
+        if self._reader is not None:
+            self._reader.cancel()
+        self._lose(self._attached)
+
+    def _lose(self, address: str) -> None:
+        """The stream with `address` is over: what was asked on it stays unanswered."""
+        if not address or self._attached != address:
+            return
+        self._attached, self._outgoing = "", None
+        for future in self._open.values():
+            if not future.done():
+                future.set_exception(LinkLost(shard=self.shard, retry_seconds=0.5))
+        self._open.clear()
+        self._tell_up(False)
 
     def _take(self, message: shard_pb2.ShardMessage) -> None:
-        if message.facts and self._on_facts is not None:
+        if message.facts:
             self._on_facts(self.shard, message.epoch, message.sequence, codec.decode_facts(message.facts))
         future = self._open.pop(message.request, None)
         if future is None or future.done():
             return
         if not message.reply:
-            future.set_exception(LinkLost(shard=self.shard, retry_seconds=0.5))
+            future.set_exception(not_taken(message.not_taken, self.shard, message.retry_ms / 1000))
             return
         future.set_result(
             Committed(
@@ -194,15 +442,6 @@ class RemoteShard:
                 durable=message.durable,
             )
         )
-
-    def _down(self) -> None:
-        was_up, self._outgoing = self._outgoing is not None, None
-        for future in self._open.values():
-            if not future.done():
-                future.set_exception(LinkLost(shard=self.shard, retry_seconds=0.5))
-        self._open.clear()
-        if was_up and self._on_change is not None:
-            self._on_change(self.shard, False)
 
 
 async def _write(stream: Any, outgoing: asyncio.Queue[shard_pb2.FrontMessage]) -> None:

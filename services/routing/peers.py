@@ -1,13 +1,15 @@
 """What each region's leader says of its load, for placement: own figures at once, others' over a stream.
 
-Hints, not facts: they promise nothing and wait for no commit. A peer that has been silent for
-`silent_seconds` counts as down.
+Hints, not facts: they promise nothing and wait for no commit. A region that has been silent for
+`silent_seconds` counts as down. Every router is watched, for any of them may lead a shard, or several; only
+who
+leads one speaks for it, and an older epoch is not listened to.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, Callable, Iterable
 
 import grpc
 import structlog
@@ -35,14 +37,20 @@ class PeerTable:
         self._clock = clock
         self._silent_seconds = silent_seconds
         self._heard: dict[str, tuple[shard_pb2.PeerState, float]] = {}
+        self._leaders: dict[str, str] = {}
         self.on_change: list[Callable[[], None]] = []
+        #: Called with (shard, epoch, address) for each word of a shard's newest leader.
+        self.on_leader: list[Callable[[str, int, str], None]] = []
 
-    def hear(self, state: shard_pb2.PeerState) -> None:
-        """Takes a region's state; one of an older epoch is dropped."""
+    def hear(self, state: shard_pb2.PeerState, address: str = "") -> None:
+        """Takes a region's state from the router at `address`; one of an older epoch is dropped."""
         known = self._heard.get(state.region)
         if known is not None and state.epoch < known[0].epoch:
             return
         self._heard[state.region] = (state, self._clock.monotonic())
+        self._leaders[state.region] = address
+        for told in self.on_leader:
+            told(state.shard, state.epoch, address)
         for callback in self.on_change:
             callback()
 
@@ -58,6 +66,11 @@ class PeerTable:
         _UP.labels(region).set(up)
         return up
 
+    def leader_of(self, region: str) -> tuple[int, str]:
+        """(epoch, address) of the newest leader heard; (0, "") for none."""
+        known = self._heard.get(region)
+        return (0, "") if known is None else (known[0].epoch, self._leaders[region])
+
     def state(self, region: str) -> shard_pb2.PeerState | None:
         """The newest state heard, however old."""
         known = self._heard.get(region)
@@ -71,11 +84,11 @@ class PeerTable:
         return next((load for load in state.queues if load.queue == queue), None)
 
 
-def state_of(leader: Leader, region: str, router: str) -> shard_pb2.PeerState:
-    """A leader's own state, as its peers are told."""
+def state_of(leader: Leader, router: str) -> shard_pb2.PeerState:
+    """A leader's own state, as its peers are told; a region is a shard."""
     draining = leader.state.draining
     return shard_pb2.PeerState(
-        region=region,
+        region=leader.shard,
         shard=leader.shard,
         epoch=leader.epoch,
         sequence=leader.sequence,
@@ -96,34 +109,38 @@ def _load(load: QueueLoad) -> shard_pb2.PeerState.QueueLoad:
 
 
 async def changes(
-    leader: Leader, region: str, router: str, ended: Callable[[], bool] = lambda: False
+    leaders: Callable[[], Iterable[Leader]], router: str, ended: Callable[[], bool] = lambda: False
 ) -> AsyncGenerator[shard_pb2.PeerState, None]:
-    """The leader's state whenever it changed, and every heartbeat; nothing while it does not lead."""
+    """The state of each shard led here whenever it changed, and every heartbeat; nothing of those that are
+    only followed.
+    """
     loop = asyncio.get_running_loop()
-    last: list[QueueLoad] | None = None
-    sent = 0.0
+    told: dict[str, tuple[list[QueueLoad], float]] = {}
     while not ended():
-        if leader.leading:
+        for leader in [each for each in leaders() if each.leading]:
             loads = queue_loads(leader.state)
+            last, sent = told.get(leader.shard, (None, 0.0))
             if loads != last or loop.time() - sent >= HEARTBEAT_SECONDS:
-                last, sent = loads, loop.time()
-                yield state_of(leader, region, router)
+                told[leader.shard] = (loads, loop.time())
+                yield state_of(leader, router)
         await asyncio.sleep(COALESCE_SECONDS)
 
 
-async def watch_own(table: PeerTable, leader: Leader, region: str, router: str) -> None:
-    """Keeps the table's row of this router's own region."""
-    async for state in changes(leader, region, router):
-        table.hear(state)
+async def watch_own(
+    table: PeerTable, leaders: Callable[[], Iterable[Leader]], router: str, address: str
+) -> None:
+    """Keeps the table's rows of the shards led in this process."""
+    async for state in changes(leaders, router):
+        table.hear(state, address)
 
 
-async def watch_peer(table: PeerTable, channel: grpc.aio.Channel, router: str) -> None:
-    """Keeps the table's row of another router's region, until cancelled."""
+async def watch_peer(table: PeerTable, channel: grpc.aio.Channel, router: str, address: str) -> None:
+    """Keeps the table's rows of the shards that the router at `address` leads, until cancelled."""
     stub = shard_pb2_grpc.ShardServiceStub(channel)
     while True:
         try:
             async for state in stub.WatchPeers(shard_pb2.WatchPeersRequest(router=router)):
-                table.hear(state)
+                table.hear(state, address)
         except grpc.aio.AioRpcError as error:
-            log.debug("peer_silent", code=error.code().name)
+            log.debug("peer_silent", router=address, code=error.code().name)
         await asyncio.sleep(RECONNECT_SECONDS)

@@ -35,6 +35,8 @@ class RegionConfig:
     draining: bool = False
     #: Business hours; None: always open.
     schedule: Schedule | None = None
+    #: Routers that may lead its shard, `host:port`; empty: its own.
+    lead_list: tuple[str, ...] = ()
 
 
 @dataclass(slots=True)

@@ -1,20 +1,36 @@
-"""The gRPC process: `python -m routing`. The only place where routing's parts are put together."""
+"""The gRPC process: `python -m routing`. The only place where routing's parts are put together.
+
+A region may have several routers: one leads its shard, the others follow the journal as warm standbys and
+take
+over after `ROUTING_TAKEOVER_SECONDS` of silence. All of them are fronts for clients at any time.
+ROUTING_PEERS
+names the region once for each, and every router says which of them it is:
+
+    export ROUTING_REGION=beijing ROUTING_PEERS=beijing=127.0.0.1:7120,beijing=127.0.0.1:7121
+    ROUTING_ADVERTISE=127.0.0.1:7120 ROUTING_GRPC_PORT=7120 ROUTING_HTTP_PORT=7130 python -m routing
+    ROUTING_ADVERTISE=127.0.0.1:7121 ROUTING_GRPC_PORT=7121 ROUTING_HTTP_PORT=7131 python -m routing
+
+Both need the same MONGO_URI, ROUTING_MONGO_DATABASE and ROUTING_PLACE_TOKEN_KEY_FILE. /readyz answers 200
+when a
+router leads or follows a living leader. Clients that lose their router open their streams at another one: an
+edge with `attempt` + 1 and its place token, a desktop with the next session number. Routers of other regions
+back the shard up when the region's `lead_list` in the directory names them (and its own routers, which come
+first); without a list the region's own routers may lead.
+"""
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import os
 import secrets
 import signal
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
 from pathlib import Path
 from typing import Any
 
-import grpc
 import structlog
 
-from chassis import client, server
+from chassis import server
 from chassis.errors import StartError
 from chassis.mongo import async_database, connect, disconnect, ensure_indexes
 from routing import geo
@@ -26,13 +42,14 @@ from routing.front import Front
 from routing.handlers import Handlers
 from routing.journal import MongoJournal
 from routing.leader import Leader
-from routing.links import LocalShard, RemoteShard, ShardPort
+from routing.links import Routers, ShardLink
 from routing.model import QueueConfig
 from routing.peers import PeerTable, watch_own, watch_peer
 from routing.profiles import ProfileReader
 from routing.regions import Regions
 from routing.scopes import SCOPES
-from routing.servicer import ShardServicer, bindings
+from routing.servicer import bindings
+from routing.shard_servicer import ShardServicer
 from routing.tokens import PlaceTokens
 
 log = structlog.get_logger(__name__)
@@ -49,34 +66,37 @@ def place_token_key(settings: RoutingSettings) -> bytes:
 
 
 class Router:
-    """One router: leader of its region's shard, front of its clients, peer of the others."""
+    """One router: leader or warm standby of its region's shard, backup of the shards whose lead list names
+    it,
+    front of its clients, peer of the others.
+    """
 
     def __init__(self, settings: RoutingSettings) -> None:
-        clock = settings.clock()
+        self._clock = clock = settings.clock()
         self.settings = settings
+        #: As a front: another one after a restart, so that nothing waits for streams that are gone.
         self.router = f"{settings.region}-{settings.instance or os.getpid()}"
+        #: As a leader: the address that lead lists and hints name.
+        self.address = settings.own_address()
+        self.name = self.address or self.router
         self.database = async_database(settings)
-        self.leader = Leader(
-            shard=settings.region,
-            router=self.router,
-            store=MongoJournal(self.database),
-            clock=clock,
-            options=settings.leader_options(),
-        )
         self.peers = PeerTable(clock, settings.silent_seconds)
         self.regions = Regions(self.peers, clock)
         self.queues: dict[str, QueueConfig] = {}
-        self.channels: dict[str, grpc.aio.Channel] = {
-            region: client.channel(address) for region, address in settings.peer_addresses().items()
+        self.routers = Routers(self.address, settings.routers())
+        # A link is left after the silence that makes a standby take over.
+        self.links = {
+            region: ShardLink(region, self.router, self.routers, silent_seconds=settings.takeover_seconds)
+            for region in {settings.region: None, **settings.routers()}
         }
-        self.remotes = {
-            region: RemoteShard(region, self.router, channel) for region, channel in self.channels.items()
-        }
+        self.peers.on_leader.append(self._leader_heard)
+        #: By shard: this region's, and those that this router is a backup of.
+        self.leaders: dict[str, Leader] = {}
+        self.leader = self._make_leader(settings.region)
         self.directory = DirectoryReader(self.database)
-        shards: dict[str, ShardPort] = {settings.region: LocalShard(self.leader, self.router), **self.remotes}
         self.front = Front(
             router=self.router,
-            shards=shards,
+            shards=self.links,
             clock=clock,
             options=settings.front_options(),
             find_overflow=self.regions.find_overflow,
@@ -91,11 +111,36 @@ class Router:
             profiles=ProfileReader(self.database, seconds=settings.profile_seconds),
             agents=self.directory,
             queues=self.queues,
-            shards=frozenset(shards),
+            shards=frozenset(self.links),
             clock=clock,
         )
-        self.shard_servicer = ShardServicer(self.leader, settings.region, self.router)
-        self._tasks: list[asyncio.Task[None]] = []
+        self.shard_servicer = ShardServicer(self.leaders, self.name, self.who_leads)
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._backups: dict[str, list[asyncio.Task[None]]] = {}
+
+    def _make_leader(self, shard: str) -> Leader:
+        leader = Leader(
+            shard=shard,
+            router=self.name,
+            store=MongoJournal(self.database),
+            clock=self._clock,
+            options=self.settings.leader_options(),
+            home=shard == self.settings.region,
+        )
+        self.leaders[shard] = leader
+        self.links[shard].use_local(leader)
+        return leader
+
+    def who_leads(self, shard: str) -> str:
+        """The address of the router that is believed to lead a shard; empty when nobody is."""
+        heard, leader = self.peers.leader_of(shard), self.leaders.get(shard)
+        read = (leader.epoch, leader.opened_by) if leader is not None else (0, "")
+        return max(heard, read)[1]
+
+    def _leader_heard(self, shard: str, epoch: int, address: str) -> None:
+        link = self.links.get(shard)
+        if link is not None:
+            link.notice(epoch, address)
 
     def services(self) -> list[server.ServiceBinding]:
         """All gRPC services of a router."""
@@ -105,27 +150,33 @@ class Router:
         ]
 
     async def start(self) -> None:
-        """Begins to lead, to follow the directory and to watch the peers."""
+        """Begins to follow or lead, to keep up with the directory and to watch the peers."""
         ensure_indexes(DOCUMENTS)
         await asyncio.to_thread(geo.load)
-        region = self.settings.region
         self._run(self.leader.run())
-        self._run(
-            follow(self.directory, self.leader, region, self.settings.directory_poll_seconds, self._apply)
-        )
-        self._run(watch_own(self.peers, self.leader, region, self.router))
+        self._run(self._follow_directory(self.leader, self._apply))
+        self._run(watch_own(self.peers, lambda: self.leaders.values(), self.name, self.address))
         self._run(self.front.run_overflow())
-        for name, channel in self.channels.items():
-            self._run(watch_peer(self.peers, channel, self.router))
-            self._run(self.remotes[name].run())
+        for address in self.routers.others():
+            self._run(watch_peer(self.peers, self.routers.channel(address), self.name, address))
+        for link in self.links.values():
+            self._run(link.run())
 
-    def _run(self, work: Coroutine[Any, Any, None]) -> None:
+    def _follow_directory(
+        self, leader: Leader, apply: Callable[[Snapshot], None]
+    ) -> Coroutine[Any, Any, None]:
+        poll_seconds = self.settings.directory_poll_seconds
+        return follow(self.directory, leader, leader.shard, poll_seconds, apply)
+
+    def _run(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         task = asyncio.create_task(work)
         task.add_done_callback(self._ended)
-        self._tasks.append(task)
+        self._tasks.add(task)
+        return task
 
     def _ended(self, task: asyncio.Task[None]) -> None:
         """None of these may end before the process: better a restart than a router that is half there."""
+        self._tasks.discard(task)
         if not task.cancelled():
             log.error("background_task_ended", task=str(task.get_coro()), error=repr(task.exception()))
             signal.raise_signal(signal.SIGTERM)
@@ -136,6 +187,26 @@ class Router:
         self.regions.configure(
             snapshot.regions, {queue.id: queue.overflow_span_ms for queue in snapshot.queues}
         )
+        for region in snapshot.regions:
+            if region.id in self.links:
+                self.links[region.id].use_list(region.lead_list)
+                if region.id != self.settings.region:
+                    self._back_up(region.id, wanted=bool(self.address) and self.address in region.lead_list)
+
+    def _back_up(self, shard: str, *, wanted: bool) -> None:
+        """Begins to follow another region's shard as its backup, or ends it. A backup that leads goes on
+        until
+        the shard's journal says otherwise.
+        """
+        if wanted and shard not in self.leaders:
+            leader = self._make_leader(shard)
+            directory = self._follow_directory(leader, lambda snapshot: None)
+            self._backups[shard] = [self._run(leader.run()), self._run(directory)]
+        elif not wanted and shard in self._backups and not self.leaders[shard].leading:
+            for task in self._backups.pop(shard):
+                task.cancel()
+            del self.leaders[shard]
+            self.links[shard].forget_local()
 
     def drain(self) -> None:
         """The end is announced: clients are sent to other routers, other routers to the next leader."""
@@ -145,12 +216,11 @@ class Router:
     async def stop(self) -> None:
         """Ends everything that was started; the journal needs no farewell."""
         await self.front.close()
-        for task in self._tasks:
+        tasks = list(self._tasks)
+        for task in tasks:
             task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
-        for channel in self.channels.values():
-            with contextlib.suppress(Exception):
-                await channel.close(None)
+        await asyncio.gather(*tasks, return_exceptions=True)
+        await self.routers.close()
         await self.database.client.close()
 
 
@@ -165,7 +235,7 @@ async def run(settings: RoutingSettings) -> None:
         on_start=router.start,
         on_drain=router.drain,
         on_stop=[router.stop, disconnect],
-        checks={"leading": lambda: router.leader.leading},
+        checks={"shard": lambda: router.leader.ready},
     )
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import functools
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import aclosing
 from typing import Any
@@ -24,37 +23,20 @@ from callmesh.routing.v1 import (
     supervision_pb2_grpc,
 )
 from chassis.callcontext import remaining_seconds
-from chassis.errors import CallmeshError, FailedPrecondition, InvalidArgument, Unavailable
-from routing import codec, convert
+from chassis.errors import CallmeshError, InvalidArgument
+from routing import convert
 from routing.front import Front
 from routing.handlers import Handlers
-from routing.leader import Committed, Leader, PoisonCommand
-from routing.model import Command, DetachFront, SetPresence
-from routing.peers import changes
+from routing.model import Command, SetPresence
+from routing.shard_servicer import ShardServicer
 from routing.streams import Desk, Update
 
 #: A desktop's command is tried for this long while its shard changes leader, real seconds.
 COMMAND_SECONDS_MAX = 10.0
 #: Taken when a caller sets no deadline, real seconds.
 DEADLINE_SECONDS = 5.0
-#: Messages to a front that may be unread; a front that far behind is cut off and attaches again.
-LINK_UNREAD_MAX = 50_000
-#: Steps of detaching a lost front.
-DETACH_STEPS_MAX = 1_000
 
 log = structlog.get_logger(__name__)
-
-
-class NotLeader(FailedPrecondition):
-    """This router does not lead {subject}: {why}."""
-
-    reason = "NOT_LEADER"
-
-
-class FormatUnknown(FailedPrecondition):
-    """This router cannot read the link's format: {why}."""
-
-    reason = "FORMAT_UNKNOWN"
 
 
 def _left() -> float:
@@ -202,140 +184,6 @@ class _Session:
                     yield event
             else:
                 yield update
-
-
-class ShardServicer(shard_pb2_grpc.ShardServiceServicer):
-    """For other routers: the leader's side of a link, and this region's state."""
-
-    def __init__(self, leader: Leader, region: str, router: str) -> None:
-        self._leader = leader
-        self._region = region
-        self._router = router
-        self._links: set[_Link] = set()
-        self._draining = False
-
-    async def WatchPeers(
-        self, request: shard_pb2.WatchPeersRequest, context: Any
-    ) -> AsyncIterator[shard_pb2.PeerState]:
-        own = changes(self._leader, self._region, self._router, lambda: self._draining)
-        async with aclosing(own) as states:
-            async for state in states:
-                yield state
-
-    async def Attach(
-        self, request_iterator: AsyncIterator[shard_pb2.FrontMessage], context: Any
-    ) -> AsyncIterator[shard_pb2.ShardMessage]:
-        first = await anext(aiter(request_iterator), None)
-        if first is None or not first.HasField("hello"):
-            raise InvalidArgument(field="hello", why="must be the first message of a link")
-        self._check_hello(first.hello)
-        if self._draining:
-            raise NotLeader(subject=f"shard {first.hello.shard}", why="it is being stopped")
-        link = _Link(self._leader, first.hello.router)
-        self._links.add(link)
-        try:
-            async with aclosing(link.run(request_iterator)) as messages:
-                async for message in messages:
-                    yield message
-        finally:
-            self._links.discard(link)
-
-    def drain(self) -> None:
-        """Ends the links: their fronts attach to the next leader, and this process can end."""
-        self._draining = True
-        for link in self._links:
-            link.cut()
-
-    def _check_hello(self, hello: shard_pb2.FrontMessage.Hello) -> None:
-        if hello.format > codec.FORMAT:
-            raise FormatUnknown(subject="link", why=f"it is {hello.format}, this router reads {codec.FORMAT}")
-        if hello.shard != self._leader.shard or not self._leader.leading:
-            raise NotLeader(subject=f"shard {hello.shard}", why="it does not lead it just now")
-
-
-class _Link:
-    """The leader's side of one front's link."""
-
-    def __init__(self, leader: Leader, front: str) -> None:
-        self._leader = leader
-        self._front = front
-        self._out: asyncio.Queue[shard_pb2.ShardMessage | None] = asyncio.Queue(LINK_UNREAD_MAX)
-
-    async def run(
-        self, messages: AsyncIterator[shard_pb2.FrontMessage]
-    ) -> AsyncGenerator[shard_pb2.ShardMessage, None]:
-        leader = self._leader
-        leader.add_outlet(self._front, self._outlet)
-        leader.on_drop.append(self.cut)
-        reader = asyncio.create_task(self._read(messages))
-        reader.add_done_callback(lambda _: self.cut())
-        try:
-            yield shard_pb2.ShardMessage(shard=leader.shard, epoch=leader.epoch, sequence=leader.sequence)
-            while (message := await self._out.get()) is not None:
-                yield message
-        finally:
-            reader.cancel()
-            leader.on_drop.remove(self.cut)
-            if leader.remove_outlet(self._front, self._outlet):
-                self._detach()
-
-    def cut(self) -> None:
-        self._put(None)
-
-    def _put(self, message: shard_pb2.ShardMessage | None) -> None:
-        if self._out.full():
-            while not self._out.empty():
-                self._out.get_nowait()
-            message = None
-        self._out.put_nowait(message)
-
-    def _outlet(self, facts: Any, epoch: int, sequence: int, now_ms: int) -> None:
-        self._put(
-            shard_pb2.ShardMessage(
-                shard=self._leader.shard,
-                epoch=epoch,
-                sequence=sequence,
-                durable=True,
-                facts=codec.encode_facts(facts),
-                now_ms=now_ms,
-            )
-        )
-
-    async def _read(self, messages: AsyncIterator[shard_pb2.FrontMessage]) -> None:
-        async for message in messages:
-            try:
-                command = codec.decode_command(message.command)
-                future = self._leader.submit(command)
-            except (codec.CodecError, PoisonCommand, Unavailable) as error:
-                log.info("command_not_taken", front=self._front, error=str(error)[:200])
-                self._reply(message.request, None)
-                continue
-            future.add_done_callback(functools.partial(self._answer, message.request))
-
-    def _answer(self, request: int, done: asyncio.Future[Committed]) -> None:
-        failed = done.cancelled() or done.exception() is not None
-        self._reply(request, None if failed else done.result())
-
-    def _reply(self, request: int, committed: Committed | None) -> None:
-        message = shard_pb2.ShardMessage(
-            request=request,
-            shard=self._leader.shard,
-            epoch=self._leader.epoch,
-            sequence=self._leader.sequence,
-        )
-        if committed is not None:
-            message.epoch, message.sequence = committed.epoch, committed.sequence
-            message.durable, message.now_ms = committed.durable, committed.now_ms
-            message.reply = codec.encode_answer(committed.answer)
-        self._put(message)
-
-    def _detach(self) -> None:
-        """The front is gone: what it held is detached, in steps."""
-        if not self._leader.leading:
-            return
-        for _ in range(DETACH_STEPS_MAX):
-            if not self._leader.carry_out(DetachFront(front=self._front)).more:
-                return
 
 
 BindingParts = tuple[Any, Any, Any]

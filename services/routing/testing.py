@@ -6,6 +6,7 @@ store, `MemoryTail` and `MemoryCursors` are the relay's. Trouble is ordered befo
     journal.lose_answers(2)     # the next two inserts are applied, and their writers never hear of it
     journal.refuse(1)           # the next insert is not applied, and its writer does not know
     journal.away = True         # nothing answers, nothing is applied
+    journal.read_only = True    # reads go on, nothing is applied
 """
 
 from __future__ import annotations
@@ -64,6 +65,10 @@ class MemoryJournal:
         #: Inserts that came in, trouble included.
         self.inserts = 0
         self.closed = False
+        #: Reads go on, writes do not: a majority is lost.
+        self.read_only = False
+        #: Probes that came in.
+        self.probes = 0
 
     def refuse(self, count: int) -> None:
         """The next `count` inserts are not applied; their outcome is unknown."""
@@ -78,6 +83,8 @@ class MemoryJournal:
         await self._trouble()
         if self.gate is not None:
             await self.gate.wait()
+        if self.read_only:
+            raise OutcomeUnknown("no majority takes a write")
         if self._refuse:
             self._refuse -= 1
             raise OutcomeUnknown("not applied, and nobody says so")
@@ -100,6 +107,12 @@ class MemoryJournal:
     async def above(self, shard: str, sequence: int) -> bool:
         await self._trouble()
         return self.shared.newest(shard) > sequence
+
+    async def probe(self, shard: str, router: str) -> None:
+        self.probes += 1
+        await self._trouble()
+        if self.read_only:
+            raise OutcomeUnknown("no majority takes a write")
 
     async def now_ms(self) -> int:
         await self._trouble()

@@ -236,6 +236,12 @@ class SimJournal:
         await self._way()
         return self.cluster.newest(shard) > sequence
 
+    async def probe(self, shard: str, router: str) -> None:
+        await self._way()
+        if not self.cluster.replicating:
+            await asyncio.sleep(0.2)
+            raise OutcomeUnknown("no majority in time")
+
     async def now_ms(self) -> int:
         await self._way()
         return self.world.clock.now_ms()

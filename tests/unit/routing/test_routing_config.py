@@ -24,7 +24,9 @@ BAD: list[tuple[str, Any, str]] = [
     ("peers", "shanghai", "peers"),
     ("peers", "shanghai=host", "peers"),
     ("peers", "shanghai=host:port", "peers"),
-    ("peers", "shanghai=a:1,shanghai=b:2", "peers"),
+    ("peers", "shanghai=a:1,chengdu=a:1", "peers"),
+    ("advertise", "one", "advertise"),
+    ("backup_seconds", 0.0, "backup_seconds"),
     ("peers", "=a:1", "peers"),
     ("place_token_key_file", "/no/such/file", "place_token_key_file"),
     ("place_token_life_seconds", 59, "place_token_life_seconds"),
@@ -43,13 +45,26 @@ def test_a_bad_setting_is_named(name: str, value: Any, field: str) -> None:
     assert [error["loc"][0] for error in caught.value.errors()] == [field]
 
 
-def test_peers_are_the_other_regions() -> None:
+def test_peers_are_the_routers_of_every_region() -> None:
     peers = " beijing=127.0.0.1:7120, shanghai=[::1]:7121 ,chengdu=router.chengdu.svc:443,"
-    assert settings(peers=peers).peer_addresses() == {
-        "shanghai": "[::1]:7121",
-        "chengdu": "router.chengdu.svc:443",
+    found = settings(peers=peers)
+    assert found.routers() == {
+        "beijing": ("127.0.0.1:7120",),
+        "shanghai": ("[::1]:7121",),
+        "chengdu": ("router.chengdu.svc:443",),
     }
-    assert settings(peers="").peer_addresses() == {}
+    assert found.own_address() == "127.0.0.1:7120", "the region has only one"
+    assert settings(peers="").routers() == {} and settings(peers="").own_address() == ""
+
+
+def test_a_router_of_several_says_which_it_is() -> None:
+    peers = "beijing=one:1,beijing=two:1,shanghai=three:1"
+    found = settings(peers=peers, advertise="two:1")
+    assert found.routers()["beijing"] == ("one:1", "two:1") and found.own_address() == "two:1"
+    for wrong in ("", "three:1", "four:1"):
+        with pytest.raises(ValidationError, match="ROUTING_ADVERTISE must be one of the routers"):
+            settings(peers=peers, advertise=wrong)
+    assert settings(advertise="anywhere:1").own_address() == "anywhere:1", "alone, it may say what it likes"
 
 
 @pytest.mark.parametrize("speed", [1.0, 60.0])

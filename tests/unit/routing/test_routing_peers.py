@@ -46,6 +46,17 @@ def test_a_deposed_leaders_word_is_dropped() -> None:
     assert load is not None and load.waiting == 2
 
 
+def test_who_leads_is_the_newest_epochs_router() -> None:
+    table, told = PeerTable(FakeClock(), 3.0), []
+    table.on_leader.append(lambda *word: told.append(word))
+    assert table.leader_of("beijing") == (0, "")
+    table.hear(heard(epoch=7), "one:1")
+    table.hear(heard(epoch=6), "two:1")
+    assert table.leader_of("beijing") == (7, "one:1") and told == [("beijing", 7, "one:1")]
+    table.hear(heard(epoch=9), "two:1")
+    assert table.leader_of("beijing") == (9, "two:1")
+
+
 def test_loads_are_by_region_and_queue() -> None:
     table = PeerTable(FakeClock(), 3.0)
     changed: list[int] = []
@@ -69,17 +80,17 @@ def leader() -> Leader:
 
 def test_a_leaders_own_state() -> None:
     led = leader()
-    state = state_of(led, "beijing", "r")
+    state = state_of(led, "r")
     assert (state.region, state.shard, state.router) == ("beijing", "beijing", "r")
     assert state.state == directory_pb2.REGION_STATE_UP
     assert state.queues[0].queue == "service" and state.queues[0].expected_wait_ms == -1
     step(led.state, SetDraining(draining=True), 1_000)
-    assert state_of(led, "beijing", "r").state == directory_pb2.REGION_STATE_DRAINING
+    assert state_of(led, "r").state == directory_pb2.REGION_STATE_DRAINING
 
 
 async def test_changes_are_told_while_it_leads_and_not_otherwise() -> None:
     led = leader()
-    told = changes(led, "beijing", "r")
+    told = changes(lambda: [led], "r")
     first = asyncio.ensure_future(anext(told))
     await asyncio.sleep(0)
     assert not first.done()

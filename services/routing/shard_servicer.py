@@ -1,0 +1,209 @@
+"""What a router is to other routers: the leader's side of their links, and the state of the
+shards it leads.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping
+from contextlib import aclosing
+from typing import Any
+
+import structlog
+
+from callmesh.routing.v1 import shard_pb2, shard_pb2_grpc
+from chassis.errors import CallmeshError, FailedPrecondition, InvalidArgument, Unavailable
+from routing import codec
+from routing.leader import Committed, Leader, PoisonCommand
+from routing.links import NOT_LEADER, POISON
+from routing.model import DetachFront
+from routing.peers import changes
+
+#: Messages to a front that may be unread; a front that far behind is cut off and attaches again.
+LINK_UNREAD_MAX = 50_000
+#: Steps of detaching a lost front.
+DETACH_STEPS_MAX = 1_000
+#: A link says something at least this often, real seconds.
+BEAT_SECONDS = 0.5
+
+log = structlog.get_logger(__name__)
+
+
+class NotLeader(FailedPrecondition):
+    """This router does not lead {subject}: {why}."""
+
+    reason = NOT_LEADER
+
+
+class FormatUnknown(FailedPrecondition):
+    """This router cannot read the link's format: {why}."""
+
+    reason = "FORMAT_UNKNOWN"
+
+
+class ShardServicer(shard_pb2_grpc.ShardServiceServicer):
+    """Speaks for all shards that have a leader or a standby in this process."""
+
+    def __init__(
+        self, leaders: Mapping[str, Leader], router: str, who_leads: Callable[[str], str] = lambda shard: ""
+    ) -> None:
+        """`leaders` by shard, read anew each time; `router` is this router's name; `who_leads` says the
+        address of the router that is believed to lead a shard, empty when nobody is.
+        """
+        self._leaders = leaders
+        self._router = router
+        self._who_leads = who_leads
+        self._links: set[_Link] = set()
+        self._draining = False
+
+    async def WatchPeers(
+        self, request: shard_pb2.WatchPeersRequest, context: Any
+    ) -> AsyncIterator[shard_pb2.PeerState]:
+        own = changes(lambda: self._leaders.values(), self._router, lambda: self._draining)
+        async with aclosing(own) as states:
+            async for state in states:
+                yield state
+
+    async def Attach(
+        self, request_iterator: AsyncIterator[shard_pb2.FrontMessage], context: Any
+    ) -> AsyncIterator[shard_pb2.ShardMessage]:
+        first = await anext(aiter(request_iterator), None)
+        if first is None or not first.HasField("hello"):
+            raise InvalidArgument(field="hello", why="must be the first message of a link")
+        link = _Link(self._leader_for(first.hello), first.hello.router)
+        self._links.add(link)
+        try:
+            async with aclosing(link.run(request_iterator)) as messages:
+                async for message in messages:
+                    yield message
+        finally:
+            self._links.discard(link)
+
+    def drain(self) -> None:
+        """Ends the links: their fronts attach to the next leader, and this process can end."""
+        self._draining = True
+        for link in self._links:
+            link.cut()
+
+    def _leader_for(self, hello: shard_pb2.FrontMessage.Hello) -> Leader:
+        """The leader that a front wants. Raises FormatUnknown, NotLeader."""
+        if hello.format > codec.FORMAT:
+            raise FormatUnknown(subject="link", why=f"it is {hello.format}, this router reads {codec.FORMAT}")
+        subject, leader = f"shard {hello.shard}", self._leaders.get(hello.shard)
+        if self._draining:
+            raise NotLeader(subject=subject, why="it is being stopped", leader="")
+        if leader is not None:
+            leader.hear_epoch(hello.epoch_seen)
+        if leader is None or not leader.leading:
+            raise NotLeader(
+                subject=subject, why="it does not lead it just now", leader=self._who_leads(hello.shard)
+            )
+        return leader
+
+
+class _Link:
+    """The leader's side of one front's link."""
+
+    def __init__(self, leader: Leader, front: str) -> None:
+        self._leader = leader
+        self._front = front
+        self._out: asyncio.Queue[shard_pb2.ShardMessage | None] = asyncio.Queue(LINK_UNREAD_MAX)
+        self._quiet = True
+
+    async def run(
+        self, messages: AsyncIterator[shard_pb2.FrontMessage]
+    ) -> AsyncGenerator[shard_pb2.ShardMessage, None]:
+        leader = self._leader
+        leader.add_outlet(self._front, self._outlet)
+        leader.on_drop.append(self.cut)
+        helpers = [asyncio.create_task(self._read(messages)), asyncio.create_task(self._beat())]
+        for helper in helpers:
+            helper.add_done_callback(lambda _: self.cut())
+        try:
+            yield self._message()
+            while (message := await self._out.get()) is not None:
+                self._quiet = False
+                yield message
+        finally:
+            for helper in helpers:
+                helper.cancel()
+            leader.on_drop.remove(self.cut)
+            if leader.remove_outlet(self._front, self._outlet):
+                self._detach()
+
+    def cut(self) -> None:
+        self._put(None)
+
+    def _message(self, request: int = 0) -> shard_pb2.ShardMessage:
+        leader = self._leader
+        return shard_pb2.ShardMessage(
+            request=request, shard=leader.shard, epoch=leader.epoch, sequence=leader.sequence
+        )
+
+    async def _beat(self) -> None:
+        """Breaks the silence, so that a front can tell an idle leader from a lost one."""
+        while True:
+            self._quiet = True
+            await asyncio.sleep(BEAT_SECONDS)
+            if self._quiet:
+                self._put(self._message())
+
+    def _put(self, message: shard_pb2.ShardMessage | None) -> None:
+        if self._out.full():
+            while not self._out.empty():
+                self._out.get_nowait()
+            message = None
+        self._out.put_nowait(message)
+
+    def _outlet(self, facts: Any, epoch: int, sequence: int, now_ms: int) -> None:
+        self._put(
+            shard_pb2.ShardMessage(
+                shard=self._leader.shard,
+                epoch=epoch,
+                sequence=sequence,
+                durable=True,
+                facts=codec.encode_facts(facts),
+                now_ms=now_ms,
+            )
+        )
+
+    async def _read(self, messages: AsyncIterator[shard_pb2.FrontMessage]) -> None:
+        async for message in messages:
+            try:
+                command = codec.decode_command(message.command)
+                future = self._leader.submit(command)
+            except PoisonCommand:
+                self._refuse(message.request, POISON, None)
+            except CallmeshError as error:
+                self._refuse(message.request, error.reason, error)
+            except codec.CodecError as error:
+                log.warning("command_unreadable", front=self._front, error=str(error)[:200])
+                self._put(self._message(message.request))
+            else:
+                future.add_done_callback(functools.partial(self._answer, message.request))
+
+    def _refuse(self, request: int, reason: str, error: CallmeshError | None) -> None:
+        """A command that was not taken, and why: nothing has changed."""
+        message = self._message(request)
+        message.not_taken = reason
+        if isinstance(error, Unavailable) and error.details.retry_seconds is not None:
+            message.retry_ms = round(error.details.retry_seconds * 1000)
+        self._put(message)
+
+    def _answer(self, request: int, done: asyncio.Future[Committed]) -> None:
+        message = self._message(request)
+        if not done.cancelled() and done.exception() is None:
+            committed = done.result()
+            message.epoch, message.sequence = committed.epoch, committed.sequence
+            message.durable, message.now_ms = committed.durable, committed.now_ms
+            message.reply = codec.encode_answer(committed.answer)
+        self._put(message)
+
+    def _detach(self) -> None:
+        """The front is gone: what it held is detached, in steps."""
+        if not self._leader.leading:
+            return
+        for _ in range(DETACH_STEPS_MAX):
+            if not self._leader.carry_out(DetachFront(front=self._front)).more:
+                return
