@@ -948,10 +948,12 @@ def _ask_stats(s: ShardState, c: AskStats, now_ms: int) -> Decision:
 
 
 def _tick(s: ShardState, c: Tick, now_ms: int) -> Decision:
-    """What is due first, alone: its events may end what is due next. `more` while something else is due."""
+    """What is due first, alone: its events may end what is due next. `more` when anything happened, the rest
+    of a long pairing included.
+    """
     due = next_deadline(s)
     if due is None or due[0] > now_ms:
-        return Decision()
+        return Decision(more=s.unpaired)
     return Decision(events=_due(s, due[1], due[2], now_ms), more=True)
 
 

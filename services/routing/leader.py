@@ -680,6 +680,9 @@ class Leader:
             self._timer.clear()
             due = next_deadline(self.state)
             delay = None if due is None else self._clock.real_seconds((due[0] - self.now_ms()) / 1000.0)
+            if self.state.unpaired:
+                # A command offered as much as one may; the rest follows at once.
+                delay = 0.0
             if delay is None or delay > 0:
                 await self._wait_for_deadline(delay)
             elif self._outage:

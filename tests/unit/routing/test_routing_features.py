@@ -618,8 +618,10 @@ def test_one_command_makes_a_bounded_number_of_offers() -> None:
     everybody = ConfigureQueue(queue=QueueConfig(id="service"))
     events, _ = step(shard.state, everybody, shard.now_ms)
     assert len(events) == 1 + PAIRS_PER_STEP_MAX and shard.state.unpaired
-    events, _ = step(shard.state, Tick(), shard.now_ms)
+    events, answer = step(shard.state, Tick(), shard.now_ms)
     assert len(events) == 50 and not shard.state.unpaired
+    assert answer.more, "whoever ticks must know that something happened"
+    assert not step(shard.state, Tick(), shard.now_ms)[1].more
 
 
 def test_no_queue_starves_another_for_shared_agents() -> None:
