@@ -45,7 +45,7 @@ def breaks_of(duties: Sequence[Duty], horizon: float) -> list[tuple[float, float
     return sorted(away)
 
 
-def _distinct(times: Sequence[float]) -> list[int]:
+def distinct_ticks(times: Sequence[float]) -> list[int]:
     """Ascending times in ticks, equal ones moved on by a tick each."""
     ticks: list[int] = []
     for time in times:
@@ -58,30 +58,44 @@ def run(day: Day, *, credit_seconds_of: dict[int, float]) -> ServiceFigures:
     """The day through ciw. `credit_seconds_of` gives each priority's credit of waiting. Raises
     ReferenceMissing.
     """
+    seen = waits(day, credit_seconds_of=credit_seconds_of)
+    answered = [wait for was_answered, wait in seen.values() if was_answered]
+    abandoned = [wait for was_answered, wait in seen.values() if not was_answered]
+    at_once = sum(call.patience_seconds <= 0 for call in day.calls)
+    return service_figures(answered, abandoned + [0.0] * at_once)
+
+
+def waits(day: Day, *, credit_seconds_of: dict[int, float]) -> dict[str, tuple[bool, float]]:
+    """Each call's (answered or not, wait in seconds) by its id, of those that queued at all. Raises
+    ReferenceMissing.
+    """
     if len(day.calls) > CALLS_MAX:
         raise ReferenceMissing(f"the day has more than {CALLS_MAX} calls")
     queued = [call for call in day.calls if call.patience_seconds > 0]
-    horizon = day.window_seconds + TAIL_SECONDS
-    records = _simulate(queued, day.duties, horizon, credit_seconds_of)
-    answered = [float(r.waiting_time) for r in records if r.record_type == "service"]
-    abandoned = [float(r.waiting_time) for r in records if r.record_type == "renege"]
-    return service_figures(answered, abandoned + [0.0] * (len(day.calls) - len(queued)))
+    ticks = dict(zip(distinct_ticks([call.arrival_seconds for call in queued]), queued, strict=True))
+    records = _simulate(ticks, day.duties, day.window_seconds + TAIL_SECONDS, credit_seconds_of)
+    return {
+        ticks[round(record.arrival_date / TICK_SECONDS)].id: (
+            record.record_type == "service",
+            float(record.waiting_time),
+        )
+        for record in records
+        if record.record_type in ("service", "renege")
+    }
 
 
 def _simulate(
-    queued: Sequence[DayCall], duties: Sequence[Duty], horizon: float, credit: dict[int, float]
+    calls: dict[int, DayCall], duties: Sequence[Duty], horizon: float, credit: dict[int, float]
 ) -> list[Any]:
-    """ciw's records of the callers. A break's agent is back when the break ends, however late it could
-    begin.
+    """ciw's records of the callers, who are given by the tick of their arrival. A break's agent is back when
+    the break ends, however late it could begin.
     """
     try:
         import ciw
     except ImportError as error:
         raise ReferenceMissing("ciw is not installed: it is among the development requirements") from error
-    ticks = _distinct([call.arrival_seconds for call in queued])
-    calls = dict(zip(ticks, queued, strict=True))
     away = breaks_of(duties, horizon)
-    break_ticks = _distinct([start for start, _ in away])
+    break_ticks = distinct_ticks([start for start, _ in away])
     ends = dict(zip(break_ticks, [end for _, end in away], strict=True))
 
     def key(individual: Any) -> int:
@@ -105,7 +119,10 @@ def _simulate(
         return min(individuals, key=lambda i: key(i) * TICK_SECONDS - credit.get(calls[key(i)].priority, 0.0))
 
     network = ciw.create_network(
-        arrival_distributions={"Break": [_arrivals(ciw, break_ticks)], "Caller": [_arrivals(ciw, ticks)]},
+        arrival_distributions={
+            "Break": [_arrivals(ciw, break_ticks)],
+            "Caller": [_arrivals(ciw, list(calls))],
+        },
         service_distributions={"Break": [UntilBack()], "Caller": [Service()]},
         reneging_time_distributions={"Break": [None], "Caller": [Patience()]},
         priority_classes={"Break": 0, "Caller": 1},
