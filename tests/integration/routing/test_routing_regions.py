@@ -5,16 +5,16 @@ from __future__ import annotations
 import asyncio
 import secrets
 import socket
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
 import grpc
 import pytest
 import pytest_asyncio
+from tests.integration.routing.routing_parties import DEADLINE_SECONDS, Seat, consent, eventually, until
 
 from callmesh.routing.v1 import (
-    agent_pb2,
     agent_pb2_grpc,
     call_pb2,
     directory_pb2,
@@ -30,7 +30,6 @@ from routing.scopes import SCOPES
 from routing.server import Router
 
 pytestmark = pytest.mark.integration
-DEADLINE_SECONDS = 20
 NUMBERS = {"beijing": "+861064000000", "shanghai": "+862164000000"}
 PLACES = {"beijing": (39.9, 116.4, "CN/北京"), "shanghai": (31.2, 121.5, "CN/上海")}
 
@@ -40,22 +39,6 @@ def free_port() -> int:
         probe.bind(("127.0.0.1", 0))
         port: int = probe.getsockname()[1]
         return port
-
-
-async def eventually(condition: Callable[[], bool]) -> None:
-    async with asyncio.timeout(DEADLINE_SECONDS):
-        while not condition():
-            await asyncio.sleep(0.01)
-
-
-async def until(stream: Any, kind: str) -> Any:
-    """The next event of a kind; what comes before is skipped."""
-    async with asyncio.timeout(DEADLINE_SECONDS):
-        while True:
-            event = await stream.read()
-            assert event is not grpc.aio.EOF, f"the stream ended before {kind}"
-            if event.WhichOneof("event") == kind:
-                return event
 
 
 class Centre:
@@ -92,25 +75,7 @@ class Centre:
         return self.routing.RouteCall(routing_pb2.RouteCallRequest(call=request))
 
     def seat(self, agent: str) -> Seat:
-        return Seat(self.agents.Session, agent)
-
-
-class Seat:
-    """A desktop's stream."""
-
-    def __init__(self, session: Any, agent: str) -> None:
-        self._commands: asyncio.Queue[agent_pb2.AgentCommand] = asyncio.Queue()
-        self._number = 0
-        self.stream = session(self._drain())
-        self.send(open={"agent": f"agents/{agent}", "session": 1})
-
-    async def _drain(self) -> AsyncIterator[agent_pb2.AgentCommand]:
-        while True:
-            yield await self._commands.get()
-
-    def send(self, **kind: Any) -> None:
-        self._number += 1
-        self._commands.put_nowait(agent_pb2.AgentCommand(command=self._number, **kind))
+        return Seat(self.agents, agent)
 
 
 async def furnish(centres: dict[str, Centre]) -> None:
@@ -251,3 +216,32 @@ async def test_an_edge_reopens_anywhere_and_connects_once(centres: dict[str, Cen
     waited = centres["beijing"].router.leader.state.calls["c1"]
     assert waited.queued_ms <= queued.event_time.ToMilliseconds()
     again.cancel()
+
+
+async def test_a_conversation_is_handed_on_to_another_regions_agent(centres: dict[str, Centre]) -> None:
+    here, there = (centres[region].seat(f"{region}-a") for region in ("beijing", "shanghai"))
+    for seat in (here, there):
+        await seat.until("status")
+    stream = centres["shanghai"].call("c1", "beijing")
+    await here.accept()
+    event = await until(stream, "accepted")
+    assert (await centres["shanghai"].routing.ConfirmCall(consent(event, "c1"))).confirmed
+    await until(stream, "connected")
+    await centres["beijing"].routing.TransferCall(
+        routing_pb2.TransferCallRequest(name="calls/c1", agent="agents/shanghai-a")
+    )
+    assert (await here.until("ended")).ended.call_id == "c1"
+    assert (await there.accept()).call_id == "c1"
+    event = await until(stream, "accepted")
+    assert event.shard == "shanghai"
+    assert (await centres["shanghai"].routing.ConfirmCall(consent(event, "c1"))).agent == "agents/shanghai-a"
+    stream.cancel()
+
+
+async def test_a_preferred_agent_of_another_region_is_tried_first(centres: dict[str, Centre]) -> None:
+    here, there = (centres[region].seat(f"{region}-a") for region in ("beijing", "shanghai"))
+    for seat in (here, there):
+        await seat.until("status")
+    stream = centres["beijing"].call("c1", "beijing", preferred_agent="agents/shanghai-a")
+    assert (await there.accept()).home_region == "regions/beijing"
+    stream.cancel()

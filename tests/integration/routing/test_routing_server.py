@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from typing import Any
 
 import grpc
@@ -11,6 +11,7 @@ import pytest
 import pytest_asyncio
 from google.rpc import error_details_pb2
 from grpc_status import rpc_status
+from tests.integration.routing.routing_parties import DEADLINE_SECONDS, Seat, consent, eventually, until
 
 from callmesh.routing.v1 import (
     agent_pb2,
@@ -29,7 +30,6 @@ from routing.scopes import SCOPES
 from routing.server import Router
 
 pytestmark = pytest.mark.integration
-DEADLINE_SECONDS = 20
 
 
 class Platform:
@@ -79,44 +79,6 @@ class Platform:
         return self.routing.RouteCall(routing_pb2.RouteCallRequest(call=request))
 
 
-async def eventually(condition: Callable[[], bool]) -> None:
-    """Waits until `condition` holds."""
-    async with asyncio.timeout(DEADLINE_SECONDS):
-        while not condition():
-            await asyncio.sleep(0.01)
-
-
-class Seat:
-    """A desktop's stream."""
-
-    def __init__(self, platform: Platform, agent: str, session: int = 1) -> None:
-        self._commands: asyncio.Queue[agent_pb2.AgentCommand] = asyncio.Queue()
-        self._number = 0
-        self.stream = platform.agents.Session(self._drain())
-        self.send(open={"agent": f"agents/{agent}", "session": session})
-
-    async def _drain(self) -> AsyncIterator[agent_pb2.AgentCommand]:
-        while True:
-            yield await self._commands.get()
-
-    def send(self, **kind: Any) -> None:
-        self._number += 1
-        self._commands.put_nowait(agent_pb2.AgentCommand(command=self._number, **kind))
-
-    async def until(self, kind: str) -> Any:
-        return await until(self.stream, kind)
-
-
-async def until(stream: Any, kind: str) -> Any:
-    """The next event of a kind; what comes before is skipped."""
-    async with asyncio.timeout(DEADLINE_SECONDS):
-        while True:
-            event = await stream.read()
-            assert event is not grpc.aio.EOF, f"the stream ended before {kind}"
-            if event.WhichOneof("event") == kind:
-                return event
-
-
 @pytest_asyncio.fixture
 async def platform(mongo_uri: str, mongo_database: str) -> AsyncIterator[Platform]:
     settings = loopback_settings(
@@ -145,15 +107,9 @@ async def accepted(platform: Platform, call_id: str, seat: Seat) -> tuple[Any, A
     return stream, await until(stream, "accepted")
 
 
-def consent(event: Any, call_id: str) -> routing_pb2.ConfirmCallRequest:
-    return routing_pb2.ConfirmCallRequest(
-        call_id=call_id, offer_id=event.accepted.offer_id, version=event.version, shard=event.shard
-    )
-
-
 async def test_a_call_goes_all_the_way(platform: Platform) -> None:
     await platform.furnish()
-    seat = Seat(platform, "a0")
+    seat = Seat(platform.agents, "a0")
     await seat.until("status")
     stream = platform.call("c1")
     queued = await until(stream, "queued")
@@ -180,7 +136,7 @@ async def test_a_call_goes_all_the_way(platform: Platform) -> None:
 async def test_accepting_is_not_connecting(platform: Platform) -> None:
     """An offer that the edge refuses to confirm ends; a confirmation of another offer's id is refused."""
     await platform.furnish()
-    seat = Seat(platform, "a0")
+    seat = Seat(platform.agents, "a0")
     stream, event = await accepted(platform, "c1", seat)
     wrong = consent(event, "c1")
     wrong.offer_id = "beijing.1.999"
@@ -209,7 +165,7 @@ async def test_a_broken_stream_keeps_its_place(platform: Platform) -> None:
 
 async def test_hanging_up_ends_the_offer(platform: Platform) -> None:
     await platform.furnish()
-    seat = Seat(platform, "a0")
+    seat = Seat(platform.agents, "a0")
     stream = platform.call("c1")
     await seat.until("offer")
     call = await platform.routing.HangUp(routing_pb2.HangUpRequest(call_id="c1"))
@@ -221,7 +177,7 @@ async def test_hanging_up_ends_the_offer(platform: Platform) -> None:
 
 async def test_assign_call_is_confirmed_the_same_way(platform: Platform) -> None:
     await platform.furnish()
-    seat = Seat(platform, "a0")
+    seat = Seat(platform.agents, "a0")
     await seat.until("status")
     request = routing_pb2.AssignCallRequest(
         call=call_pb2.CallRequest(call_id="c1", queue="queues/service", caller_number="01064000000")
@@ -295,7 +251,7 @@ async def test_bad_calls_name_the_field_and_lose_nothing(platform: Platform) -> 
 async def test_unknown_agents_and_stale_etags(platform: Platform) -> None:
     await platform.furnish()
     with pytest.raises(grpc.aio.AioRpcError) as caught:
-        await Seat(platform, "nobody").stream.read()
+        await Seat(platform.agents, "nobody").stream.read()
     assert caught.value.code() is grpc.StatusCode.NOT_FOUND and details(caught.value)[0] == "AGENT_NOT_FOUND"
     queue = await platform.directory.GetQueue(directory_pb2.GetQueueRequest(name="queues/service"))
     queue.weight = 3
@@ -313,3 +269,103 @@ async def test_unknown_agents_and_stale_etags(platform: Platform) -> None:
             )
         )
     assert details(caught.value)[0] == "REGION_NOT_FOUND"
+
+
+async def connected(platform: Platform, call_id: str, seat: Seat) -> Any:
+    """Takes a call as far as the conversation; its stream."""
+    stream, event = await accepted(platform, call_id, seat)
+    assert (await platform.routing.ConfirmCall(consent(event, call_id))).confirmed
+    await until(stream, "connected")
+    await seat.until("connected")
+    return stream
+
+
+async def test_a_conversation_is_handed_on_with_its_context(platform: Platform) -> None:
+    await platform.furnish(agents=2)
+    first = Seat(platform.agents, "a0")
+    await first.until("status")
+    stream = await connected(platform, "c1", first)
+    second = Seat(platform.agents, "a1")
+    await second.until("status")
+    request = routing_pb2.TransferCallRequest(
+        name="calls/c1", agent="agents/a1", attributes={"product": "fibre"}
+    )
+    await platform.routing.TransferCall(request)
+    handed_on = (await until(stream, "transferred")).transferred
+    assert (handed_on.from_agent, handed_on.to_agent) == ("agents/a0", "agents/a1")
+    assert handed_on.place_token
+    assert (await first.until("ended")).ended.call_id == "c1"
+    call = await second.accept()
+    assert dict(call.attributes) == {"product": "fibre", "transferred_from": "a0"} and call.transfers == 1
+    event = await until(stream, "accepted")
+    assert (await platform.routing.ConfirmCall(consent(event, "c1"))).agent == "agents/a1"
+    again = platform.routing.TransferCall(request)
+    with pytest.raises(grpc.aio.AioRpcError) as refused:
+        await again
+    assert refused.value.code() is grpc.StatusCode.INVALID_ARGUMENT, "it has the call already"
+    stream.cancel()
+
+
+async def test_a_caller_hangs_up_and_is_called_back_in_turn(platform: Platform) -> None:
+    await platform.furnish()
+    stream = platform.call("c1")
+    await until(stream, "queued")
+    asked = await platform.routing.RequestCallback(
+        routing_pb2.RequestCallbackRequest(name="calls/c1", number="13800138000")
+    )
+    assert asked.callback_number == "+8613800138000"
+    assert (await until(stream, "callback_scheduled")).callback_scheduled.number == "+8613800138000"
+    assert await stream.read() is grpc.aio.EOF, "the caller may hang up"
+    await platform.routing.HangUp(routing_pb2.HangUpRequest(call_id="c1", attempt=1))
+    seat = Seat(platform.agents, "a0")
+    call = await seat.accept()
+    assert (call.call_id, call.callback_number) == ("c1", "+8613800138000")
+    assert (await seat.until("connected")).connected.call.call_id == "c1"
+    seat.send(end_conversation={"call_id": "c1"})
+    assert (await seat.until("ended")).ended.outcome == call_pb2.CALL_OUTCOME_COMPLETED
+
+
+async def test_a_queue_says_how_it_relaxes_and_does_so(platform: Platform) -> None:
+    steps = [
+        {"skills": [{"skill": "chinese", "level_min": 5}], "timeout": {"nanos": 300_000_000}},
+        {"skills": [{"skill": "chinese", "level_min": 1}]},
+    ]
+    await platform.furnish(relaxation_steps=steps)
+    shown = await platform.directory.GetQueue(directory_pb2.GetQueueRequest(name="queues/service"))
+    assert [s.skills[0].level_min for s in shown.relaxation_steps] == [5, 1]
+    seat = Seat(platform.agents, "a0")
+    await seat.until("status")
+    stream = platform.call("c1")
+    offer = (await seat.until("offer")).offer
+    assert offer.call.relaxation_step == 1, "a level of 3 is enough only in the second step"
+    stream.cancel()
+
+
+BAD_STEPS: list[tuple[list[dict[str, Any]], str]] = [
+    ([{"timeout": {"seconds": 1}}], "queue.relaxation_steps[0].timeout"),
+    ([{}, {}], "queue.relaxation_steps[0].timeout"),
+    ([{"timeout": {"seconds": 1}}] * 10 + [{}], "queue.relaxation_steps"),
+    (
+        [{"skills": [{"skill": "chinese", "level_min": 6}]}],
+        "queue.relaxation_steps[0].skills[0].level_min",
+    ),
+]
+
+
+@pytest.mark.parametrize(("steps", "field"), BAD_STEPS)
+async def test_bad_steps_are_refused_by_name(
+    platform: Platform, steps: list[dict[str, Any]], field: str
+) -> None:
+    request = directory_pb2.CreateQueueRequest(
+        queue_id="service", queue=directory_pb2.Queue(relaxation_steps=steps)
+    )
+    with pytest.raises(grpc.aio.AioRpcError) as refused:
+        await platform.directory.CreateQueue(request)
+    status = rpc_status.from_call(refused.value)
+    named = [
+        violation.field
+        for detail in status.details
+        if detail.Is(error_details_pb2.BadRequest.DESCRIPTOR)
+        for violation in error_details_pb2.BadRequest.FromString(detail.value).field_violations
+    ]
+    assert named == [field]

@@ -29,8 +29,10 @@ from routing.model import (
     CallConnected,
     CallEnded,
     CallFacts,
+    CallOffered,
     CallOutcome,
     CallState,
+    CallTransferred,
     Command,
     ConfigureAgent,
     ConfigureQueue,
@@ -47,8 +49,10 @@ from routing.model import (
     PlaceCall,
     Presence,
     QueueConfig,
+    RequestCallback,
     ShardOpened,
     Tick,
+    TransferCall,
     WithdrawCall,
 )
 from routing.state import ShardState, evolve, next_deadline
@@ -217,7 +221,9 @@ class World:
     def shanghai(self) -> Shard:
         return self.shards["shanghai"]
 
-    def front(self, name: str = "f", silent_seconds: float = 3.0) -> Front:
+    def front(self, name: str = "f", silent_seconds: float = 3.0, agents: str | None = None) -> Front:
+        """`agents` is the region where every agent is found."""
+
         for region, shard in self.shards.items():
             self.wires[name, region] = Wire(shard, name)
         front = Front(
@@ -226,6 +232,7 @@ class World:
             clock=self.clock,
             options=FrontOptions(silent_seconds=silent_seconds),
             find_overflow=lambda queue, region, waited_ms: self.find_overflow(region),
+            find_agent=lambda agent: asyncio.sleep(0, agents),
         )
         self.fronts.append(front)
         return front
@@ -930,3 +937,46 @@ async def test_a_caller_who_is_gone_is_placed_nowhere(world: World) -> None:
         await soon(first)
     await eventually(lambda: not front._tasks)
     assert world.nobody_left() and PlaceCall not in world.wire("shanghai").kinds()
+
+
+# --- handing on, calling back
+
+
+async def test_a_call_handed_on_to_another_regions_agent_is_brought_there(world: World) -> None:
+    line = Line(world, world.front(agents="shanghai"))
+    await line.next()
+    world.beijing.agent("ann")
+    world.shanghai.agent("sue")
+    world.beijing.accept()
+    world.beijing.confirm()
+    await line.until(CallConnected)
+    world.beijing.do(TransferCall(call_id="c1", agent="sue", elsewhere=True))
+    update = await line.until(CallOffered)
+    assert (update.shard, line.caller.region) == ("shanghai", "shanghai")
+    await eventually(lambda: world.beijing.outcome() is CallOutcome.MOVED)
+    await line.close()
+    await eventually(world.nobody_left)
+
+
+async def test_a_call_handed_on_to_an_agent_who_cannot_be_found_is_served_at_home(world: World) -> None:
+    line = Line(world, world.front())
+    await line.next()
+    world.beijing.agent("ann")
+    world.beijing.accept()
+    world.beijing.confirm()
+    await line.until(CallConnected)
+    world.beijing.do(TransferCall(call_id="c1", agent="nobody", elsewhere=True))
+    await line.until(CallTransferred)
+    world.beijing.agent("bob")
+    world.clock.advance(10)
+    world.beijing.tick()
+    assert (await line.until(CallOffered)).shard == "beijing"
+
+
+async def test_a_stream_ends_with_the_promise_to_call_back_and_the_place_stays(world: World) -> None:
+    line = Line(world, world.front())
+    await line.next()
+    world.beijing.do(RequestCallback(call_id="c1", number="+8613800138000"))
+    await line.rest()
+    assert DetachCall not in world.wire("beijing").kinds()
+    assert world.beijing.state.calls["c1"].state is CallState.WAITING
