@@ -16,7 +16,7 @@ from cli.demo import staffing
 from cli.demo.day import SERVICE_SECONDS_MAX
 from cli.demo.model import OVERTIME_SECONDS, REGIONS, Day, DayCall, Duty, clock_text
 from cli.demo.numbers import Geography
-from cli.demo.patience import PatienceCurve, kaplan_meier
+from routing.patience import PatienceCurve, kaplan_meier
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

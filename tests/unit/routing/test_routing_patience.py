@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cli.demo.patience import kaplan_meier
+from routing.patience import kaplan_meier
 
 
 def test_hand_worked_example() -> None:
