@@ -343,7 +343,7 @@ def _no_room(s: ShardState, queue: QueueConfig, facts: CallFacts, step: int) -> 
         return Refusal(reason="QUEUE_CLOSED", field="queue")
     if line is None and len(s.lines) >= LINES_MAX:
         return Refusal(reason="TOO_MANY_SKILL_SETS", field="skills")
-    if sum(each.waiting_count for each in s.lines_by_queue.get(queue.id, [])) >= queue.length_max:
+    if sum(crowd.waiting for crowd in s.crowds.get(queue.id, {}).values()) >= queue.length_max:
         return Refusal(reason="QUEUE_FULL", field="queue")
     if queue.refuse_without_agents and (line is None or line.logged_in == 0):
         return Refusal(reason="NO_AGENT_LOGGED_IN", field="queue")

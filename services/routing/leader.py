@@ -65,9 +65,9 @@ READ_TURN_SECONDS = 0.005
 DEPOSED_PATIENCE = 2.0
 #: Candidates wait up to so much longer than they must, so that not all of them open at once.
 JITTER = 0.2
-#: Positions are told this often, real seconds, to this many callers of a line.
+#: Positions are told this often, real seconds, to this many callers of a queue.
 POSITIONS_SECONDS = 1.0
-POSITIONS_PER_LINE_MAX = 1_000
+POSITIONS_PER_QUEUE_MAX = 1_000
 
 log = structlog.get_logger(__name__)
 
@@ -720,14 +720,13 @@ class Leader:
         while True:
             await asyncio.sleep(POSITIONS_SECONDS)
             now: dict[str, tuple[int, int]] = {}
-            for line in [each for each in self.state.lines.values() if each.waiting_count]:
-                for call_id, position, wait_ms in positions(line, self.state, POSITIONS_PER_LINE_MAX):
-                    if self.state.calls[call_id].ordinal > self._committed_ordinal:
-                        # A place in the queue is an acknowledgement: only a committed call has one.
-                        continue
-                    now[call_id] = (position, wait_ms)
-                    if told.get(call_id) != now[call_id]:
-                        self._tell_position(call_id, position, wait_ms)
+            for call_id, position, wait_ms in list(positions(self.state, POSITIONS_PER_QUEUE_MAX)):
+                if self.state.calls[call_id].ordinal > self._committed_ordinal:
+                    # A place in the queue is an acknowledgement: only a committed call has one.
+                    continue
+                now[call_id] = (position, wait_ms)
+                if told.get(call_id) != now[call_id]:
+                    self._tell_position(call_id, position, wait_ms)
             told = now
 
     def _tell_position(self, call_id: str, position: int, wait_ms: int) -> None:

@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from typing import Any
 
+from routing.free import ByHeap, ByLot, ByRank, Free
 from routing.model import (
     BEFORE_CONNECTION,
     ActRecorded,
@@ -68,8 +69,6 @@ from routing.model import (
 
 #: Weight of the newest handle time in the running mean that expected waits are made of.
 HANDLE_TIME_GAIN = 0.05
-#: A line's heap of free agents is tidied when it has more outdated entries than live ones, and this many more.
-IDLE_OUTDATED_MAX = 64
 
 
 class CallEntry:
@@ -240,6 +239,15 @@ class AgentEntry:
         yield from self.wraps
 
 
+class Crowd:
+    """Calls that wait in one queue on one channel, all its lines together."""
+
+    __slots__ = ("waiting",)
+
+    def __init__(self) -> None:
+        self.waiting = 0
+
+
 class Line:
     """What calls of one queue, channel, set of extra skills and step of relaxation wait in, with the agents
     who can take them.
@@ -248,39 +256,33 @@ class Line:
     __slots__ = (
         "agents",
         "channel",
-        "idle",
-        "idle_count",
+        "crowd",
+        "free",
         "key",
         "logged_in",
-        "pool",
-        "pool_at",
         "queue",
-        "random",
         "rank",
         "requirements",
         "waiting",
         "waiting_count",
     )
 
-    def __init__(self, key: LineKey, queue: QueueConfig) -> None:
+    def __init__(self, key: LineKey, queue: QueueConfig, crowd: Crowd) -> None:
         self.key = key
         self.channel = key[1]
+        self.crowd = crowd
         self.configure(queue)
         #: Heap of (effective arrival less the queue's head start, ordinal, call id, ticket).
         self.waiting: list[tuple[int, int, str, int]] = []
-        #: Heap of (rank, idle since, ordinal, agent id, ticket).
-        self.idle: list[tuple[int, int, int, str, int]] = []
         self.agents: set[str] = set()
-        #: Of RANDOM: its free agents in any order, and where each stands.
-        self.pool: list[str] = []
-        self.pool_at: dict[str, int] = {}
-        self.waiting_count = self.idle_count = self.logged_in = 0
+        self.waiting_count = self.logged_in = 0
 
     def configure(self, queue: QueueConfig) -> None:
         """Puts a queue's settings in force; the agents are to join anew."""
         self.queue = queue
-        self.random = queue.strategy is Strategy.RANDOM
         self.rank = _RANKS[queue.strategy]
+        #: Its free agents.
+        self.free: Free = _FREE.get(queue.strategy, ByRank)()
         _, _, extra, step = self.key
         waived = queue.waives_call_skills(step)
         #: What an agent must have, the queue's and the call's together.
@@ -299,32 +301,10 @@ class Line:
         """A skill that every agent here has; empty when none is asked for."""
         return self.requirements[0][0] if self.requirements else ""
 
-    def tidy(self, agents: dict[str, AgentEntry]) -> None:
-        """Drops the outdated entries of the heap of free agents, when they have become many. Each was pushed
-        once, so this adds a constant to a push.
-        """
-        if len(self.idle) <= 2 * self.idle_count + IDLE_OUTDATED_MAX:
-            return
-        channel = self.channel
-        self.idle = [
-            place for place in self.idle if (a := agents.get(place[3])) and a.idle.get(channel) == place[4]
-        ]
-        heapq.heapify(self.idle)
-
-    def pool_add(self, agent_id: str) -> None:
-        """A free agent, for a queue that draws lots."""
-        self.pool_at[agent_id] = len(self.pool)
-        self.pool.append(agent_id)
-
-    def pool_remove(self, agent_id: str) -> None:
-        """No longer free: the last one takes the place."""
-        at = self.pool_at.pop(agent_id, None)
-        if at is None:
-            return
-        last = self.pool.pop()
-        if last != agent_id:
-            self.pool[at] = last
-            self.pool_at[last] = at
+    @property
+    def idle_count(self) -> int:
+        """Free agents."""
+        return len(self.free)
 
 
 class Tally:
@@ -374,6 +354,8 @@ class ShardState:
         self.calls: dict[str, CallEntry] = {}
         self.lines: dict[LineKey, Line] = {}
         self.lines_by_queue: dict[str, list[Line]] = {}
+        #: By queue, then channel.
+        self.crowds: dict[str, dict[str, Crowd]] = {}
         self.tallies: dict[str, Tally] = {}
         #: Heap of (deadline, ordinal, kind, id); an entry counts only while its owner has that very deadline.
         self.deadlines: list[tuple[int, int, str, str]] = []
@@ -411,11 +393,11 @@ class ShardState:
         """The line of this key, made with its agents when it is the first to want it."""
         line = self.lines.get(key)
         if line is None:
-            line = self.lines[key] = Line(key, self.queues[key[0]])
+            crowd = self.crowds.setdefault(key[0], {}).setdefault(key[1], Crowd())
+            line = self.lines[key] = Line(key, self.queues[key[0]], crowd)
             self.lines_by_queue.setdefault(key[0], []).append(line)
             self._asking.setdefault(line.asked, []).append(line)
-            for agent in self.agents_with(line.asked):
-                _join(self, agent, line)
+            _fill(line, self.agents_with(line.asked))
         return line
 
     def agents_with(self, skill: str) -> Iterable[AgentEntry]:
@@ -493,19 +475,10 @@ def head_of(line: Line | AgentEntry, calls: dict[str, CallEntry]) -> tuple[int, 
 
 
 def best_idle(line: Line, agents: dict[str, AgentEntry], draw: int = 0) -> str | None:
-    """The line's best free agent by the queue's strategy; outdated entries are dropped on the way. `draw` is
-    the lot, any number, of a queue that draws lots.
+    """The line's best free agent by the queue's strategy. `draw` is the lot, any number, of a queue that draws
+    lots.
     """
-    if line.random:
-        return line.pool[draw % len(line.pool)] if line.pool else None
-    heap = line.idle
-    while heap:
-        _, _, _, agent_id, ticket = heap[0]
-        agent = agents.get(agent_id)
-        if agent is not None and agent.idle.get(line.channel) == ticket:
-            return agent_id
-        heapq.heappop(heap)
-    return None
+    return line.free.best(draw)
 
 
 # --- indexes
@@ -520,10 +493,18 @@ def rank_of(line: Line, agent: AgentEntry, now_ms: int = 0) -> int:
 
 
 def _by_proficiency(line: Line, agent: AgentEntry, now_ms: int) -> int:
-    skills = agent.skills
-    return -sum([skills.get(skill, 0) for skill, _ in line.requirements])
+    skills, wanted = agent.skills, line.requirements
+    if len(wanted) == 1:
+        return -skills.get(wanted[0][0], 0)
+    return -sum([skills.get(skill, 0) for skill, _ in wanted])
 
 
+#: Ranks that hardly two agents share; the others' free agents are listed by rank.
+_FREE: dict[Strategy, Callable[[], Free]] = {
+    Strategy.RANDOM: ByLot,
+    Strategy.LEAST_OCCUPIED: ByHeap,
+    Strategy.ROUND_ROBIN: ByHeap,
+}
 _RANKS: dict[Strategy, Callable[[Line, AgentEntry, int], int]] = {
     Strategy.LONGEST_IDLE: lambda line, agent, now_ms: 0,
     Strategy.FEWEST_CALLS: lambda line, agent, now_ms: agent.taken,
@@ -558,18 +539,16 @@ def _refresh(state: ShardState, agent: AgentEntry) -> None:
         if _offerable(state, agent, channel, capacity):
             if not idle:
                 agent.idle[channel] = state.next_ticket()
-                agent.since_ms = state.now_ms
+                now_ms = agent.since_ms = state.now_ms
                 for line in agent.lines:
                     if line.channel == channel:
-                        _list_idle(state, line, agent)
+                        line.free.add(agent.config.id, line.rank(line, agent, now_ms))
             state.hot_agents.append(agent.config.id)
         elif idle:
             del agent.idle[channel]
             for line in agent.lines:
                 if line.channel == channel:
-                    line.idle_count -= 1
-                    if line.random:
-                        line.pool_remove(agent.config.id)
+                    line.free.remove(agent.config.id)
 
 
 def _account(state: ShardState, agent: AgentEntry) -> None:
@@ -581,35 +560,28 @@ def _account(state: ShardState, agent: AgentEntry) -> None:
         agent.busy_since_ms = 0
 
 
-def _list_idle(state: ShardState, line: Line, agent: AgentEntry) -> None:
-    ticket = agent.idle.get(line.channel)
-    if ticket is None:
-        return
-    line.idle_count += 1
-    if line.random:
-        line.pool_add(agent.config.id)
-        return
-    rank = line.rank(line, agent, state.now_ms)
-    heapq.heappush(line.idle, (rank, agent.since_ms, state.ordinal, agent.config.id, ticket))
-    if len(line.idle) > 2 * line.idle_count + IDLE_OUTDATED_MAX:
-        line.tidy(state.agents)
+def _fill(line: Line, agents: Iterable[AgentEntry]) -> None:
+    """Those of the agents who fit join the line, who has been free for longer first."""
+    idle = [agent for agent in agents if _join(agent, line) and line.channel in agent.idle]
+    for agent in sorted(idle, key=lambda agent: (agent.since_ms, agent.config.id)):
+        line.free.add(agent.config.id, line.rank(line, agent, agent.since_ms))
 
 
-def _join(state: ShardState, agent: AgentEntry, line: Line) -> None:
+def _join(agent: AgentEntry, line: Line) -> bool:
+    """The agent, not yet listed as free, joins the line if it fits; whether it did."""
     if not line.fits(agent):
-        return
+        return False
     line.agents.add(agent.config.id)
     agent.lines.append(line)
     line.logged_in += agent.presence is not Presence.OFFLINE
-    _list_idle(state, line, agent)
+    return True
 
 
 def _leave_lines(agent: AgentEntry) -> None:
     for line in agent.lines:
         line.agents.discard(agent.config.id)
         line.logged_in -= agent.presence is not Presence.OFFLINE
-        line.idle_count -= line.channel in agent.idle
-        line.pool_remove(agent.config.id)
+        line.free.remove(agent.config.id)
     agent.lines = []
     agent.idle = {}
 
@@ -641,6 +613,7 @@ def _list_call(state: ShardState, entry: CallEntry) -> None:
         heapq.heappush(preferred.own, place)
         preferred.own_count += 1
     entry.line.waiting_count += 1
+    entry.line.crowd.waiting += 1
     state.hot_calls.append(entry.facts.call_id)
 
 
@@ -649,6 +622,7 @@ def _unlist_call(state: ShardState, entry: CallEntry) -> None:
         return
     entry.ticket = 0
     entry.line.waiting_count -= 1
+    entry.line.crowd.waiting -= 1
     preferred = state.agents.get(entry.preferred)
     if preferred is not None:
         preferred.own_count -= 1
@@ -736,13 +710,11 @@ def _queue_configured(s: ShardState, e: QueueConfigured) -> None:
     s.queues[e.queue.id] = e.queue
     s.tallies.setdefault(e.queue.id, Tally())
     for line in s.lines_by_queue.get(e.queue.id, []):
+        for agent_id in line.agents:
+            s.agents[agent_id].lines.remove(line)
         line.configure(e.queue)
-        line.idle, line.agents, line.pool, line.pool_at = [], set(), [], {}
-        line.idle_count = line.logged_in = 0
-        for agent in s.agents.values():
-            if line in agent.lines:
-                agent.lines.remove(line)
-            _join(s, agent, line)
+        line.agents, line.logged_in = set(), 0
+        _fill(line, s.agents_with(line.asked))
         s.hot_agents.extend(sorted(line.agents))
     s.index_lines()
     for step in range(max(1, len(e.queue.steps))):
@@ -761,6 +733,7 @@ def _close_queue(s: ShardState, queue_id: str) -> None:
 
 def _queue_removed(s: ShardState, e: QueueRemoved) -> None:
     s.queues.pop(e.queue, None)
+    s.crowds.pop(e.queue, None)
     for line in s.lines_by_queue.pop(e.queue, []):
         s.lines.pop(line.key, None)
         for agent_id in line.agents:
@@ -778,7 +751,7 @@ def _agent_configured(s: ShardState, e: AgentConfigured) -> None:
         agent.config, agent.skills = e.agent, dict(e.agent.skills)
     s.index_skills(agent)
     for line in s.lines_for(agent):
-        _join(s, agent, line)
+        _join(agent, line)
     _refresh(s, agent)
 
 

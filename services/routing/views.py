@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import heapq
+import itertools
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 from routing.model import AgentView, AskCalls, CallState, CallView
@@ -26,12 +29,12 @@ def expected_wait_span_ms(line: Line, tally: Tally | None, ahead: int) -> int:
 
 
 def view_call(state: ShardState, call_id: str) -> CallView:
-    """The call's entry; position and wait are those of a call at the end of its line. Raises KeyError if
+    """The call's entry; position and wait are those of the last of its queue and channel. Raises KeyError if
     unknown.
     """
     e = state.calls[call_id]
     waiting = e.state in (CallState.WAITING, CallState.OVERFLOWING)
-    ahead = max(0, e.line.waiting_count - 1)
+    ahead = max(0, e.line.crowd.waiting - 1)
     agent = state.agents.get(e.agent)
     return CallView(
         facts=e.facts,
@@ -116,14 +119,23 @@ def queue_loads(state: ShardState) -> list[QueueLoad]:
     return loads
 
 
-def positions(line: Line, state: ShardState, limit: int) -> list[tuple[str, int, int]]:
-    """(call id, position from 1, expected wait) of a line's first `limit` calls, in order. O(n log n)."""
-    live = [entry for entry in line.waiting if (c := state.calls.get(entry[2])) and c.ticket == entry[3]]
-    tally = state.tallies.get(line.queue.id)
-    return [
-        (entry[2], rank + 1, expected_wait_span_ms(line, tally, rank))
-        for rank, entry in enumerate(sorted(live)[:limit])
-    ]
+def positions(state: ShardState, limit: int) -> Iterator[tuple[str, int, int]]:
+    """(call id, position from 1, expected wait in milliseconds) of the first `limit` calls of every queue and
+    channel, in the order of serving. A call that waits for one agent counts where it would stand in its line.
+    O(n log n).
+    """
+    crowds: dict[int, list[tuple[int, int, str]]] = {}
+    heaps = [line.waiting for line in state.lines.values() if line.waiting_count]
+    heaps += [agent.own for agent in state.agents.values() if agent.own_count]
+    for sort_ms, ordinal, call_id, ticket in itertools.chain.from_iterable(heaps):
+        entry = state.calls.get(call_id)
+        if entry is not None and entry.ticket == ticket:
+            crowds.setdefault(id(entry.line.crowd), []).append((sort_ms, ordinal, call_id))
+    for waiting in crowds.values():
+        for ahead, (_, _, call_id) in enumerate(heapq.nsmallest(limit, waiting)):
+            line = state.calls[call_id].line
+            wait_ms = expected_wait_span_ms(line, state.tallies.get(line.queue.id), ahead)
+            yield call_id, ahead + 1, wait_ms
 
 
 def page_of_calls(state: ShardState, question: AskCalls) -> tuple[CallView, ...]:

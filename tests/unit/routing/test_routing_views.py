@@ -71,12 +71,30 @@ def test_positions_follow_the_order_of_serving() -> None:
         shard.now_ms += 1_000
     shard.place("vip", priority=1)
     shard.do(HangUp(call_id="c2", attempt=1))
-    assert [(c, p) for c, p, _ in positions(shard.line, shard.state, 10)] == [
+    assert [(c, p) for c, p, _ in positions(shard.state, 10)] == [
         ("vip", 1),
         ("c1", 2),
         ("c3", 3),
     ]
-    assert len(positions(shard.line, shard.state, 2)) == 2
+    assert len(list(positions(shard.state, 2))) == 2
+    assert view_call(shard.state, "c3").position == 3
+
+
+def test_a_position_is_that_among_all_who_wait_in_the_queue() -> None:
+    shard = Shard()
+    shard.agents(1)
+    shard.converse("c0", 60_000, 0)
+    shard.place("busy")
+    for call_id, facts in {
+        "c1": {},
+        "c2": {"skills": (("french", 3),)},
+        "c3": {"preferred_agent": "a0"},
+        "c4": {"channel": "chat"},
+    }.items():
+        shard.now_ms += 1_000
+        shard.place(call_id, **facts)
+    told = {call_id: position for call_id, position, _ in positions(shard.state, 10)}
+    assert told == {"c1": 1, "c2": 2, "c3": 3, "c4": 1}, "chat is another queue of people"
     assert view_call(shard.state, "c3").position == 3
 
 
@@ -90,7 +108,7 @@ def test_the_expected_wait_needs_a_handled_call_and_an_agent() -> None:
     shard.converse("c2", 100_000, 20_000)
     for call_id in ("r1", "r2", "w1", "w2", "w3"):
         shard.place(call_id)
-    waits = [wait for _, _, wait in positions(shard.line, shard.state, 10)]
+    waits = [wait for _, _, wait in positions(shard.state, 10)]
     # Two agents, two minutes a call: one of them becomes free every minute.
     assert waits == [60_000, 120_000, 180_000]
 
