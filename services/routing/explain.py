@@ -79,7 +79,8 @@ def _line(state: ShardState, queue: QueueConfig, facts: CallFacts, step: int) ->
         if line.fits(agent):
             line.agents.add(agent_id)
             line.logged_in += agent.presence is not Presence.OFFLINE
-            line.idle_count += line.channel in agent.idle
+            if line.channel in agent.idle:
+                line.free.add(agent_id, rank_of(line, agent, agent.since_ms))
     return line
 
 
@@ -110,8 +111,7 @@ def _in_order(state: ShardState, line: Line) -> list[str]:
     if line.queue.strategy is Strategy.RANDOM or line.key not in state.lines:
         free = [a for a in sorted(line.agents) if line.channel in state.agents[a].idle]
         return sorted(free, key=lambda a: _key(line, state.agents[a]))
-    live = (i for i in line.idle if (a := state.agents.get(i[3])) and a.idle.get(line.channel) == i[4])
-    return [each[3] for each in sorted(live)]
+    return line.free.order()
 
 
 def _key(line: Line, agent: AgentEntry) -> tuple[int, int]:

@@ -40,7 +40,7 @@ class Free(Protocol):
 class ByRank:
     """By rank, those of equal rank in the order they came. O(1), and O(log ranks) for a rank not seen."""
 
-    __slots__ = ("_lists", "_listed", "_ranks")
+    __slots__ = ("_listed", "_lists", "_ranks")
 
     def __init__(self) -> None:
         self._lists: dict[int, OrderedDict[str, None]] = {}

@@ -107,10 +107,6 @@ class Projection:
         for line in state.lines.values():
             line.waiting = [w for w in line.waiting if (c := state.calls.get(w[2])) and c.ticket == w[3]]
             heapq.heapify(line.waiting)
-            line.idle = [
-                i for i in line.idle if (a := state.agents.get(i[3])) and a.idle.get(line.channel) == i[4]
-            ]
-            heapq.heapify(line.idle)
 
 
 class _Teller:

@@ -475,7 +475,7 @@ def head_of(line: Line | AgentEntry, calls: dict[str, CallEntry]) -> tuple[int, 
 
 
 def best_idle(line: Line, agents: dict[str, AgentEntry], draw: int = 0) -> str | None:
-    """The line's best free agent by the queue's strategy. `draw` is the lot, any number, of a queue that draws
+    """The line's best free agent by its strategy. `draw` is the lot, any number, of a queue that draws
     lots.
     """
     return line.free.best(draw)

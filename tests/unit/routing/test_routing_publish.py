@@ -387,7 +387,7 @@ def test_the_projections_indexes_do_not_grow(monkeypatch: pytest.MonkeyPatch) ->
     state = projection.state
     assert not state.calls and not state.hot_calls and not state.hot_agents
     assert len(state.deadlines) <= 3 * 50
-    assert sum(len(line.waiting) + len(line.idle) for line in state.lines.values()) <= 2 * 50
+    assert sum(len(line.waiting) for line in state.lines.values()) <= 2 * 50
 
 
 def test_optional_types_are_types_of_routing() -> None:
