@@ -1,0 +1,440 @@
+"""Half-hour reports: counted right, and once, however often the counting breaks off."""
+
+from __future__ import annotations
+
+import random
+from collections import Counter as Count
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from routing import codec
+from routing.engine import step
+from routing.journal import Block
+from routing.model import (
+    AcceptOffer,
+    AgentConfig,
+    CallFacts,
+    CloseSession,
+    Command,
+    ConfigureAgent,
+    ConfigureQueue,
+    ConfirmCall,
+    DeclineOffer,
+    EndCall,
+    Event,
+    FinishWrapUp,
+    HangUp,
+    OpenSession,
+    PauseAgent,
+    PlaceCall,
+    QueueConfig,
+    ShardOpened,
+    Tick,
+    TransferCall,
+    WithdrawCall,
+)
+from routing.publish import UnreadableBlock
+from routing.reports import AGENT, QUEUE, SLOT_MS, WAIT_BOUNDS_MS, Counter, Row, Rows, slot_of, wait_class
+from routing.reports_feed import BROKEN_SECONDS_MIN, Reports, ShardReports
+from routing.reports_store import MemoryReports
+from routing.state import ShardState, evolve, next_deadline
+from routing.testing import MemoryBlocks, MemoryTail
+from routing.views import view_call
+
+#: A whole half-hour.
+T0 = 1_771_999_200_000
+MINUTE = 60_000
+
+
+class Journal:
+    """A shard whose events are cut into blocks."""
+
+    def __init__(self) -> None:
+        self.state = ShardState("beijing")
+        self.state.epoch = 1
+        self.now_ms = T0
+        self.blocks = MemoryBlocks()
+        self.events: list[tuple[int, Event]] = [(T0, ShardOpened(router="r", leaderless_span_ms=0))]
+        evolve(self.state, self.events[0][1], T0)
+        self.block()
+        self.do(ConfigureQueue(queue=QueueConfig(id="service", wrap_up_span_ms=30_000)))
+        self.do(ConfigureQueue(queue=QueueConfig(id="sales", wrap_up_span_ms=0)))
+
+    def do(self, command: Command) -> Any:
+        events, answer = step(self.state, command, self.now_ms)
+        self.events += [(self.now_ms, event) for event in events]
+        return answer
+
+    def wait(self, ms: int) -> None:
+        until = self.now_ms + ms
+        while (due := next_deadline(self.state)) is not None and due[0] <= until:
+            self.now_ms = max(self.now_ms, due[0])
+            self.do(Tick())
+        self.now_ms = until
+
+    def agent(self, agent: str, session: int = 1) -> None:
+        self.do(ConfigureAgent(agent=AgentConfig(id=agent)))
+        self.do(OpenSession(agent=agent, session=session, command=1, front="f"))
+
+    def place(self, call_id: str, queue: str = "service", attempt: int = 1, move: int = 1) -> None:
+        facts = CallFacts(call_id=call_id, queue=queue)
+        self.do(PlaceCall(facts=facts, attempt=attempt, move=move, front="f"))
+
+    def connect(self, call_id: str) -> None:
+        call = view_call(self.state, call_id)
+        self.do(AcceptOffer(agent=call.agent, session=1, offer_id=call.offer_id))
+        self.do(ConfirmCall(call_id=call_id, offer_id=call.offer_id, attempt=call.attempt, move=call.move))
+
+    def block(self) -> None:
+        """Commits what has happened since the last block."""
+        sequence = self.blocks.newest("beijing") + 1
+        previous = self.blocks.at("beijing", sequence - 1)
+        base = self.events[0][0] if self.events else self.now_ms
+        self.blocks.put(
+            Block(
+                shard="beijing",
+                sequence=sequence,
+                epoch=1,
+                nonce=f"n{sequence}",
+                prev=previous.nonce if previous else "",
+                now_ms=base,
+                format=codec.FORMAT,
+                count=len(self.events),
+                body=codec.encode_events(self.events, base),
+            )
+        )
+        self.events = []
+
+    def counted(self) -> dict[tuple[str, str, int], dict[str, int]]:
+        self.block()
+        rows = Rows(lambda start_ms: ())
+        counter = Counter("beijing", rows)
+        for block in self.blocks.of("beijing"):
+            counter.count(block)
+        return figures_of(rows.changed())
+
+
+def figures_of(rows: list[Row]) -> dict[tuple[str, str, int], dict[str, int]]:
+    return {row.key: row.figures for row in rows if any(row.figures.values())}
+
+
+def test_a_call_from_ringing_to_wrapped_up() -> None:
+    journal = Journal()
+    journal.agent("ann")
+    journal.wait(20 * MINUTE)
+    journal.place("c1")
+    journal.wait(7_000)
+    journal.connect("c1")
+    journal.wait(20 * MINUTE)
+    journal.do(EndCall(call_id="c1"))
+    journal.wait(10_000)
+    journal.do(FinishWrapUp(agent="ann", session=1, call_id="c1"))
+    journal.wait(5_000)
+    journal.do(CloseSession(agent="ann", session=1))
+    found = journal.counted()
+    first, second = T0, T0 + SLOT_MS
+    assert found[(QUEUE, "service", first)] == {
+        "offered": 1,
+        "answered": 1,
+        "answered_in_target": 1,
+        "wait_ms": 7_000,
+        "wait_max_ms": 7_000,
+        "answered_class_1": 1,
+    }
+    assert found[(QUEUE, "service", second)] == {
+        "handled": 1,
+        "talk_ms": 20 * MINUTE,
+        "wrap_up_ms": 10_000,
+    }
+    assert found[(AGENT, "ann", first)] == {
+        "offered": 1,
+        "answered": 1,
+        "answered_in_target": 1,
+        "wait_ms": 7_000,
+        "time_available_ms": 20 * MINUTE,
+        "time_reserved_ms": 7_000,
+        "time_on_call_ms": 10 * MINUTE - 7_000,
+    }
+    assert found[(AGENT, "ann", second)] == {
+        "handled": 1,
+        "talk_ms": 20 * MINUTE,
+        "wrap_up_ms": 10_000,
+        "time_on_call_ms": 10 * MINUTE + 7_000,
+        "time_wrap_up_ms": 10_000,
+        "time_available_ms": 5_000,
+    }
+
+
+def test_what_came_to_nothing() -> None:
+    journal = Journal()
+    journal.place("short")
+    journal.wait(4_999)
+    journal.do(HangUp(call_id="short", attempt=1))
+    journal.place("long")
+    journal.wait(61_000)
+    journal.do(HangUp(call_id="long", attempt=1))
+    journal.place("moved")
+    journal.do(WithdrawCall(call_id="moved", attempt=1, move=2))
+    journal.agent("ann")
+    journal.place("missed")
+    journal.wait(16_000)
+    offer = view_call(journal.state, "missed").offer_id
+    if offer:
+        journal.do(DeclineOffer(agent="ann", session=1, offer_id=offer))
+    found = journal.counted()[(QUEUE, "service", T0)]
+    assert {k: v for k, v in found.items() if "class" in k} == {
+        "abandoned_class_0": 1,
+        "abandoned_class_5": 1,
+    }
+    assert (found["short_abandoned"], found["abandoned"], found["moved"]) == (1, 1, 1)
+    assert found["offered"] == 4 and found["missed"] == 1
+    assert found["abandoned_wait_ms"] == 65_999 and found["wait_max_ms"] == 61_000
+
+
+def test_a_transfer_is_offered_to_the_other_queue() -> None:
+    journal = Journal()
+    journal.agent("ann")
+    journal.place("c1")
+    journal.connect("c1")
+    journal.wait(3 * MINUTE)
+    journal.do(TransferCall(call_id="c1", queue="sales"))
+    found = journal.counted()
+    service, sales = found[(QUEUE, "service", T0)], found[(QUEUE, "sales", T0)]
+    assert (service["transferred"], service["handled"], service["talk_ms"]) == (1, 1, 3 * MINUTE)
+    assert sales == {"offered": 1}
+    assert found[(AGENT, "ann", T0)]["transferred"] == 1
+
+
+def test_a_quiet_day_is_counted_in_its_half_hours_and_a_week_of_silence_is_not() -> None:
+    journal = Journal()
+    journal.agent("ann")
+    journal.do(PauseAgent(agent="ann", paused=True, reason="lunch"))
+    journal.block()
+    journal.now_ms += 5 * SLOT_MS + 1
+    found = journal.counted()
+    paused = {key[2]: f["time_paused_ms"] for key, f in found.items() if key[0] == AGENT}
+    assert paused == {T0 + i * SLOT_MS: SLOT_MS for i in range(5)}
+    silent = Journal()
+    silent.agent("ann")
+    silent.block()
+    silent.now_ms += 7 * 48 * SLOT_MS
+    assert not [key for key in silent.counted() if key[0] == AGENT]
+
+
+@pytest.mark.parametrize("wait_ms", [0, 1, 4_999, 5_000, 9_999, 10_000, 299_999, 300_000, 10**9])
+def test_classes_of_waits(wait_ms: int) -> None:
+    bounds = (0, *WAIT_BOUNDS_MS, 10**12)
+    assert bounds[wait_class(wait_ms)] <= wait_ms < bounds[wait_class(wait_ms) + 1]
+
+
+def test_an_unreadable_block_is_said_to_be_one() -> None:
+    journal = Journal()
+    journal.block()
+    block = journal.blocks.of("beijing")[-1]
+    counter = Counter("beijing", Rows(lambda start_ms: ()))
+    with pytest.raises(UnreadableBlock):
+        counter.count(Block(**{**_fields(block), "body": b"\xc1"}))
+    with pytest.raises(UnreadableBlock):
+        counter.count(Block(**{**_fields(block), "format": codec.FORMAT + 1}))
+
+
+def _fields(block: Block) -> dict[str, Any]:
+    return {name: getattr(block, name) for name in Block.__dataclass_fields__}
+
+
+# --- laws ---
+
+
+def busy_day(seed: int, steps: int = 120) -> Journal:
+    """A random history of two queues and three agents over some hours, in blocks of random size."""
+    rng, journal = random.Random(seed), Journal()
+    sessions = {"ann": 1, "bob": 1, "eve": 1}
+    for agent in sessions:
+        journal.agent(agent)
+    for number in range(steps):
+        call_id = f"c{rng.randrange(number // 2, number + 1)}"
+        live = call_id in journal.state.calls
+        agent = rng.choice(list(sessions))
+        match rng.randrange(10):
+            case 0 | 1 | 2:
+                journal.place(f"c{number}", rng.choice(("service", "sales")))
+            case 3 | 4 | 5 if live and view_call(journal.state, call_id).offer_id:
+                journal.connect(call_id)
+            case 6 if live:
+                journal.do(EndCall(call_id=call_id))
+            case 7 if live:
+                journal.do(HangUp(call_id=call_id, attempt=1))
+            case 8:
+                journal.do(PauseAgent(agent=agent, paused=rng.random() < 0.5))
+            case 9:
+                if rng.random() < 0.5:
+                    journal.do(CloseSession(agent=agent, session=1))
+                else:
+                    journal.do(OpenSession(agent=agent, session=1, command=number, front="f"))
+        journal.wait(rng.choice((0, 900, 14_000, 3 * MINUTE, 40 * MINUTE)))
+        if rng.random() < 0.4:
+            journal.block()
+    return journal
+
+
+def reference(journal: Journal) -> dict[tuple[str, int, str], int]:
+    """Agents' time by (agent, half-hour, state), walked state by state."""
+    state = ShardState("beijing")
+    since: dict[str, tuple[int, str]] = {}
+    spans: Count[tuple[str, int, str]] = Count()
+
+    def close(agent: str, until: int) -> None:
+        begin, name = since[agent]
+        while begin < until:
+            end = min(until, slot_of(begin) + SLOT_MS)
+            spans[(agent, slot_of(begin), name)] += end - begin
+            begin = end
+
+    last = T0
+    for block in journal.blocks.of("beijing"):
+        for at_ms, event in codec.decode_events(block.body, block.now_ms):
+            evolve(state, event, at_ms)
+            last = state.now_ms
+            for agent, entry in state.agents.items():
+                if agent not in since or since[agent][1] != entry.state.value:
+                    if agent in since:
+                        close(agent, last)
+                    since[agent] = (last, entry.state.value)
+        last = state.now_ms = max(state.now_ms, block.now_ms)
+    for agent in since:
+        # What is not over yet is counted up to the half-hour's beginning.
+        close(agent, max(since[agent][0], slot_of(last)))
+    return {key: span for key, span in spans.items() if key[2] != "offline"}
+
+
+@given(seed=st.integers(0, 10**6))
+@settings(max_examples=10, deadline=None)
+def test_figures_agree_with_the_leaders_own_and_with_a_slow_reference(seed: int) -> None:
+    journal = busy_day(seed)
+    found = journal.counted()
+    for queue, tally in journal.state.tallies.items():
+        total: Count[str] = Count()
+        for (kind, subject, _), figures in found.items():
+            if (kind, subject) == (QUEUE, queue):
+                total.update(figures)
+        for name in ("offered", "answered", "answered_in_target", "abandoned", "short_abandoned", "handled"):
+            assert total[name] == getattr(tally, name), name
+        assert total["wait_ms"] == tally.wait_total_ms
+        answered = sum(n for name, n in total.items() if name.startswith("answered_class"))
+        abandoned = sum(n for name, n in total.items() if name.startswith("abandoned_class"))
+        assert answered == tally.answered and abandoned == tally.abandoned + tally.short_abandoned
+    times = {
+        (agent, start, name.removeprefix("time_").removesuffix("_ms")): span
+        for (kind, agent, start), figures in found.items()
+        for name, span in figures.items()
+        if kind == AGENT and name.startswith("time_") and span
+    }
+    assert times == reference(journal)
+
+
+@given(seed=st.integers(0, 10**6), breaks=st.lists(st.integers(0, 9), max_size=12), upto=st.integers(5, 60))
+@settings(max_examples=12, deadline=None)
+def test_counting_that_breaks_off_counts_once(seed: int, breaks: list[int], upto: int) -> None:
+    journal = busy_day(seed, steps=50)
+    expected = journal.counted()
+    store, clock = MemoryReports(), Stopwatch()
+    partial = MemoryBlocks()
+    for block in journal.blocks.of("beijing")[:upto]:
+        partial.put(block)
+    feeds = [ShardReports("beijing", MemoryTail(partial), store, clock) for _ in range(2)]
+    for number, breaks_after in enumerate(breaks):
+        if number == len(breaks) // 2:
+            for block in journal.blocks.of("beijing"):
+                partial.put(block)
+        store.breaks_after = breaks_after
+        clock.seconds += 2
+        feed = feeds[number % 2]
+        try:
+            feed.step()
+        except ConnectionError:
+            feed.restart()
+    store.breaks_after = None
+    for block in journal.blocks.of("beijing"):
+        partial.put(block)
+    for _ in range(8):
+        # Each may have been overtaken by the other, and then begins again.
+        clock.seconds += 2
+        for feed in feeds:
+            feed.step()
+    assert figures_of(list(store.rows.values())) == expected
+    assert store.cursors["beijing"].sequence == journal.blocks.newest("beijing")
+
+
+class Stopwatch:
+    seconds = 0.0
+
+    def __call__(self) -> float:
+        return self.seconds
+
+
+def test_a_gap_stops_a_shard_for_a_while_and_is_mended() -> None:
+    journal, store, clock = busy_day(1, steps=20), MemoryReports(), Stopwatch()
+    journal.block()
+    whole = journal.blocks.of("beijing")
+    journal.blocks.remove("beijing", 2)
+    feed = ShardReports("beijing", MemoryTail(journal.blocks), store, clock)
+    clock.seconds = 2
+    assert feed.step() == 0 and not store.rows
+    journal.blocks.put(whole[1])
+    assert feed.step() == 0, "it rests"
+    clock.seconds += BROKEN_SECONDS_MIN
+    assert feed.step() == len(whole)
+    clock.seconds += 2
+    feed.step()
+    assert store.rows
+
+
+class ScriptedLease:
+    held, renewal_due = False, False
+    granted = True
+    released = 0
+
+    def acquire(self) -> bool:
+        self.held = self.granted
+        return self.granted
+
+    def release(self) -> None:
+        self.released += 1
+
+
+def test_only_who_has_the_lease_counts() -> None:
+    journal, store, clock, lease = busy_day(2, steps=20), MemoryReports(), Stopwatch(), ScriptedLease()
+    journal.block()
+    lease.granted = False
+    reports = Reports(MemoryTail(journal.blocks), store, lease, monotonic=clock)  # type: ignore[arg-type]
+    rounds: list[float] = []
+
+    def stopping(seconds: float) -> bool:
+        clock.seconds += seconds + 1
+        rounds.append(seconds)
+        lease.granted = len(rounds) >= 3
+        if len(rounds) < 3:
+            assert not store.rows
+        return len(rounds) > 8
+
+    reports.run(stopping)
+    assert store.rows and lease.released == 1
+
+
+def test_old_half_hours_are_forgotten() -> None:
+    journal, store, clock = Journal(), MemoryReports(), Stopwatch()
+    journal.place("old")
+    journal.block()
+    feed = ShardReports("beijing", MemoryTail(journal.blocks), store, clock)
+    clock.seconds = 2
+    feed.step()
+    assert [key[3] for key in store.rows] == [T0]
+    journal.now_ms += 402 * 86_400_000
+    journal.place("new")
+    journal.block()
+    clock.seconds += 2
+    feed.step()
+    assert [key[3] for key in store.rows] == [slot_of(journal.now_ms)]
