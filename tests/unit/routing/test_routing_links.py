@@ -1,0 +1,230 @@
+"""Links over real streams on loopback: finding the leader, following it, and what comes back over one."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
+from typing import Any
+
+import pytest
+
+from callmesh.routing.v1 import shard_pb2, shard_pb2_grpc
+from chassis.clock import SystemClock
+from chassis.errors import Internal
+from chassis.server import ServiceBinding
+from routing import engine
+from routing.leader import Leader, LeaderOptions, StoreOutage
+from routing.links import LinkLost, Routers, ShardLink
+from routing.model import (
+    AskCall,
+    CallFacts,
+    CallQueued,
+    ConfigureQueue,
+    Fact,
+    HangUp,
+    PlaceCall,
+    QueueConfig,
+)
+from routing.shard_servicer import ShardServicer
+from routing.testing import MemoryBlocks, MemoryJournal
+
+DEADLINE_SECONDS = 10
+TAKEOVER = 0.15
+
+
+async def eventually(condition: Callable[[], Any]) -> None:
+    async with asyncio.timeout(DEADLINE_SECONDS):
+        while not condition():
+            await asyncio.sleep(0.005)
+
+
+class Node:
+    """A router's leader (or standby) with its server."""
+
+    def __init__(self, blocks: MemoryBlocks, name: str) -> None:
+        self.journal = MemoryJournal(blocks, now_ms=SystemClock().now_ms)
+        self.leader = Leader(
+            shard="beijing",
+            router=name,
+            store=self.journal,
+            clock=SystemClock(),
+            options=LeaderOptions(
+                heartbeat_seconds=0.02, takeover_seconds=TAKEOVER, tail_seconds=0.02, outage_seconds=0.1
+            ),
+        )
+        self.servicer = ShardServicer({"beijing": self.leader}, name, lambda shard: self.leader.opened_by)
+        self.task: asyncio.Task[None] | None = None
+        self.address = ""
+
+    def start(self) -> None:
+        self.task = asyncio.create_task(self.leader.run())
+
+    async def stop(self) -> None:
+        if self.task is not None:
+            self.task.cancel()
+            await asyncio.gather(self.task, return_exceptions=True)
+
+
+class Region:
+    """Two routers' servers and a front's link to their shard."""
+
+    def __init__(self) -> None:
+        self.blocks = MemoryBlocks()
+        self.nodes: list[Node] = []
+        self.facts: list[tuple[int, Fact]] = []
+        self.changes: list[bool] = []
+        self.link: ShardLink
+        self.routers: Routers
+
+    def hear(self, shard: str, epoch: int, sequence: int, facts: Sequence[Fact]) -> None:
+        self.facts += [(epoch, fact) for fact in facts]
+
+
+@asynccontextmanager
+async def a_region(grpc_server: Any, local: bool = False) -> AsyncIterator[Region]:
+    """With `local`, the front is in the first node's process."""
+    region = Region()
+    for name in ("one", "two"):
+        node = Node(region.blocks, name)
+        parts = (
+            shard_pb2.DESCRIPTOR.services_by_name["ShardService"],
+            shard_pb2_grpc.add_ShardServiceServicer_to_server,
+            node.servicer,
+        )
+        node.address = node.leader.router = (await grpc_server([ServiceBinding(*parts)])).address
+        region.nodes.append(node)
+    own = region.nodes[0].address if local else ""
+    region.routers = Routers(own, {"beijing": [node.address for node in region.nodes]})
+    region.link = ShardLink("beijing", "f", region.routers, silent_seconds=1.0)
+    region.link.listen(region.hear, lambda shard, up: region.changes.append(up))
+    if local:
+        region.link.use_local(region.nodes[0].leader)
+    task = asyncio.create_task(region.link.run())
+    try:
+        yield region
+    finally:
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+        for node in region.nodes:
+            await node.stop()
+        await region.routers.close()
+
+
+def placing(call_id: str) -> PlaceCall:
+    return PlaceCall(facts=CallFacts(call_id=call_id, queue="q"), attempt=1, move=1, front="f")
+
+
+async def test_a_link_finds_the_leader_and_follows_it(grpc_server: Any) -> None:
+    async with a_region(grpc_server) as region:
+        first, second = region.nodes
+        second.start()
+        await eventually(lambda: region.link.up)
+        await region.link.ask(ConfigureQueue(queue=QueueConfig(id="q")), 5)
+        committed = await region.link.ask(placing("c1"), 5)
+        assert committed.epoch == second.leader.epoch and committed.answer.call is not None
+        await eventually(lambda: any(isinstance(f.event, CallQueued) for _, f in region.facts))
+        first.start()
+        await eventually(lambda: first.leader.ready)
+        await second.stop()
+        await eventually(lambda: first.leader.leading and region.link.up)
+        found = await region.link.ask(AskCall(call_id="c1"), 5)
+        assert found.epoch == first.leader.epoch > committed.epoch
+        assert region.changes == [True, False, True]
+
+
+async def test_a_router_that_does_not_lead_says_who_does(grpc_server: Any) -> None:
+    """The link knows only the standby; its hint leads to the other."""
+    async with a_region(grpc_server) as region:
+        first, second = region.nodes
+        second.start()
+        await eventually(lambda: second.leader.leading)
+        first.start()
+        await eventually(lambda: first.leader.ready)
+        routers = Routers("", {"beijing": [first.address], "shanghai": [second.address]})
+        link = ShardLink("beijing", "g", routers, silent_seconds=1.0)
+        task = asyncio.create_task(link.run())
+        await eventually(lambda: link.up)
+        assert (await link.ask(AskCall(call_id="c1"), 5)).epoch == second.leader.epoch
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+        await routers.close()
+
+
+async def test_a_front_moves_between_the_leader_here_and_one_elsewhere(grpc_server: Any) -> None:
+    async with a_region(grpc_server, local=True) as region:
+        first, second = region.nodes
+        first.start()
+        await eventually(lambda: region.link.up)
+        assert (await region.link.ask(AskCall(call_id="c1"), 5)).epoch == first.leader.epoch
+        second.start()
+        await eventually(lambda: second.leader.ready)
+        # The local one hangs; the standby of the other router takes over, and its epoch is heard of.
+        first.journal.gate = asyncio.Event()
+        hanging = asyncio.create_task(region.link.ask(ConfigureQueue(queue=QueueConfig(id="q")), 5))
+        await eventually(lambda: second.leader.leading)
+        region.link.notice(second.leader.epoch, second.address)
+        await eventually(lambda: region.link.up)
+        assert not first.leader.leading, "it was told that a newer epoch leads"
+        assert (await region.link.ask(AskCall(call_id="c1"), 5)).epoch == second.leader.epoch
+        first.journal.gate.set()
+        with pytest.raises(Exception, match="no leader here"):
+            await hanging
+        assert region.changes == [True, False, True]
+
+
+async def test_an_older_epoch_is_not_listened_to(grpc_server: Any) -> None:
+    async with a_region(grpc_server) as region:
+        first, _ = region.nodes
+        first.start()
+        await eventually(lambda: region.link.up)
+        epoch = first.leader.epoch
+        region.link.notice(epoch + 100, region.nodes[1].address)
+        await eventually(lambda: not region.link.up)
+        # Its next Hello tells the leader, which steps down (and, alone as it is, opens anew by and by).
+        await eventually(lambda: first.leader.epoch > epoch)
+        assert not region.link.up
+
+
+async def test_a_silent_link_is_left(grpc_server: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("routing.shard_servicer.BEAT_SECONDS", 60.0)
+    async with a_region(grpc_server) as region:
+        region.link._silent_seconds = 0.2
+        region.nodes[0].start()
+        await eventually(lambda: region.changes[:2] == [True, False])
+
+
+async def test_what_a_leader_did_not_take_comes_back_as_it_is(
+    grpc_server: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with a_region(grpc_server) as region:
+        node = region.nodes[0]
+        node.start()
+        await eventually(lambda: region.link.up)
+        await region.link.ask(ConfigureQueue(queue=QueueConfig(id="q")), 5)
+        monkeypatch.setitem(engine._DECIDE, HangUp, lambda *_: 1 // 0)
+        with pytest.raises(Internal):
+            await region.link.ask(HangUp(call_id="c1", attempt=1), 5)
+        node.journal.away = True
+        await eventually(lambda: node.leader._outage)
+        with pytest.raises(StoreOutage) as caught:
+            await region.link.ask(placing("c2"), 5)
+        assert caught.value.details.retry_seconds == pytest.approx(0.1)
+        node.journal.away = False
+        assert (await region.link.ask(AskCall(call_id="c2"), 5)).answer.call is None
+
+
+async def test_without_a_leader_the_answer_is_unknown(grpc_server: Any) -> None:
+    async with a_region(grpc_server) as region:
+        with pytest.raises(LinkLost):
+            await region.link.ask(AskCall(call_id="c1"), 5)
+        node = region.nodes[0]
+        node.start()
+        await eventually(lambda: region.link.up)
+        node.journal.gate = asyncio.Event()
+        hanging = asyncio.create_task(region.link.ask(AskCall(call_id="c1"), 5))
+        await eventually(lambda: node.leader._pending or node.leader._sent_seconds)
+        node.servicer.drain()
+        with pytest.raises(LinkLost):
+            await hanging
+        node.journal.gate.set()

@@ -1,0 +1,230 @@
+"""Standbys: who follows, who opens after which silence, and who steps down."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from typing import Any
+
+import pytest
+
+from chassis.clock import SystemClock
+from routing import leader as leader_module
+from routing.leader import Leader, LeaderOptions, NotLeading
+from routing.model import AskCall, CallFacts, ConfigureQueue, PlaceCall, QueueConfig, SetLeadList
+from routing.testing import MemoryBlocks, MemoryJournal
+
+DEADLINE_SECONDS = 10
+BEAT, TAKEOVER, BACKUP = 0.01, 0.08, 0.4
+
+
+async def eventually(condition: Callable[[], Any]) -> None:
+    async with asyncio.timeout(DEADLINE_SECONDS):
+        while not condition():
+            await asyncio.sleep(0.002)
+
+
+@pytest.fixture(autouse=True)
+def quick_retries(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As in life, a leader asks again several times within the takeover time."""
+    monkeypatch.setattr(leader_module, "RETRY_SECONDS_MAX", TAKEOVER / 4)
+
+
+class Candidate:
+    """One router's leader or standby over the shared journal, started at once."""
+
+    def __init__(self, blocks: MemoryBlocks, name: str, *, home: bool = True, **options: Any) -> None:
+        self.journal = MemoryJournal(blocks, now_ms=SystemClock().now_ms)
+        timings = {"heartbeat_seconds": BEAT, "takeover_seconds": TAKEOVER, "backup_seconds": BACKUP}
+        self.leader = Leader(
+            shard="beijing",
+            router=name,
+            store=self.journal,
+            clock=SystemClock(),
+            options=LeaderOptions(**{**timings, "tail_seconds": BEAT, **options}),
+            home=home,
+        )
+        self.task = asyncio.create_task(self.leader.run())
+
+    async def stop(self) -> None:
+        self.task.cancel()
+        await asyncio.gather(self.task, return_exceptions=True)
+
+
+class Region:
+    """Candidates of one shard."""
+
+    def __init__(self) -> None:
+        self.blocks = MemoryBlocks()
+        self.candidates: list[Candidate] = []
+
+    async def leader(self, name: str, **how: Any) -> Candidate:
+        """The first one: it leads on return."""
+        candidate = self.standby(name, **how)
+        await eventually(lambda: candidate.leader.leading)
+        return candidate
+
+    def standby(self, name: str, **how: Any) -> Candidate:
+        candidate = Candidate(self.blocks, name, **how)
+        self.candidates.append(candidate)
+        return candidate
+
+
+@asynccontextmanager
+async def a_region() -> AsyncIterator[Region]:
+    region = Region()
+    try:
+        yield region
+    finally:
+        for candidate in region.candidates:
+            await candidate.stop()
+
+
+def placing(call_id: str) -> PlaceCall:
+    return PlaceCall(facts=CallFacts(call_id=call_id, queue="q"), attempt=1, move=1, front="f")
+
+
+async def test_a_warm_standby_takes_over_with_everything_acknowledged() -> None:
+    async with a_region() as region:
+        first = await region.leader("one:1")
+        second = region.standby("two:1")
+        await first.leader.submit(ConfigureQueue(queue=QueueConfig(id="q")))
+        placed = await first.leader.submit(placing("c1"))
+        await eventually(lambda: "c1" in second.leader.state.calls)
+        assert second.leader.ready and not second.leader.leading and second.leader.opened_by == "one:1"
+        with pytest.raises(NotLeading):
+            second.leader.submit(AskCall(call_id="c1"))
+        reads = len(region.blocks.of("beijing"))
+        await first.stop()
+        await eventually(lambda: second.leader.leading)
+        assert second.leader.epoch > placed.sequence and second.leader.opened_by == "two:1"
+        assert second.journal.probes >= 1, "it found out that it can write before it opened"
+        assert len(region.blocks.of("beijing")) >= reads
+        found = await second.leader.submit(AskCall(call_id="c1"))
+        assert found.answer.call is not None
+
+
+async def test_a_standby_is_not_ready_before_it_follows_a_living_leader() -> None:
+    async with a_region() as region:
+        first = await region.leader("one:1")
+        await first.stop()
+        second = region.standby("two:1", takeover_seconds=60.0)
+        await eventually(lambda: second.leader.sequence > 0)
+        assert not second.leader.ready, "whoever led may be gone"
+        third = await region.leader("three:1")
+        await eventually(lambda: second.leader.ready)
+        assert third.leader.ready
+
+
+async def test_nobody_opens_while_a_leader_commits() -> None:
+    async with a_region() as region:
+        first = await region.leader("one:1")
+        for name in ("two:1", "three:1"):
+            region.standby(name)
+        before = first.leader.sequence
+        await eventually(lambda: first.leader.sequence > before + 4 * TAKEOVER / BEAT / 2)
+        assert [block.sequence for block in region.blocks.of("beijing") if block.opening] == [1]
+
+
+async def test_a_candidate_that_cannot_write_does_not_open() -> None:
+    """Reads go on without a majority: the silence is the store's, and when it ends the leader comes first."""
+    async with a_region() as region:
+        first = await region.leader("one:1")
+        second = region.standby("two:1")
+        await eventually(lambda: second.leader.ready)
+        for candidate in (first, second):
+            candidate.journal.read_only = True
+        await eventually(lambda: second.journal.probes >= 2)
+        assert not second.leader.leading
+        before = first.leader.sequence
+        for candidate in (first, second):
+            candidate.journal.read_only = False
+        await eventually(lambda: first.leader.sequence > before + 2)
+        assert first.leader.leading and first.leader.epoch == 1
+
+
+async def test_silence_that_nobody_saw_is_none() -> None:
+    """The store is away for both: back again, the leader has its time before anybody opens."""
+    async with a_region() as region:
+        first = await region.leader("one:1")
+        second = region.standby("two:1")
+        await eventually(lambda: second.leader.ready)
+        for candidate in (first, second):
+            candidate.journal.away = True
+        await asyncio.sleep(3 * TAKEOVER)
+        before = first.leader.sequence
+        for candidate in (first, second):
+            candidate.journal.away = False
+        await eventually(lambda: first.leader.sequence > before + 2)
+        assert first.leader.leading and not second.leader.leading
+
+
+async def test_the_regions_own_router_comes_before_the_backup() -> None:
+    async with a_region() as region:
+        first = await region.leader("one:1")
+        await first.leader.submit(SetLeadList(routers=("one:1", "two:1", "far:1")))
+        backup = region.standby("far:1", home=False)
+        own = region.standby("two:1")
+        await eventually(lambda: own.leader.ready and backup.leader.ready)
+        await first.stop()
+        await eventually(lambda: own.leader.leading)
+        await own.stop()
+        await eventually(lambda: backup.leader.leading)
+        assert backup.leader.state.lead_list == ("one:1", "two:1", "far:1")
+
+
+@pytest.mark.parametrize(("name", "home"), [("far:1", False), ("two:1", True)], ids=["backup", "own"])
+async def test_who_is_not_on_the_list_does_not_open(name: str, home: bool) -> None:
+    async with a_region() as region:
+        first = await region.leader("one:1")
+        if home:
+            await first.leader.submit(SetLeadList(routers=("one:1", "three:1")))
+        other = region.standby(name, home=home, backup_seconds=TAKEOVER)
+        await eventually(lambda: other.leader.ready)
+        await first.stop()
+        await asyncio.sleep(4 * TAKEOVER)
+        assert not other.leader.leading and other.leader.ready
+
+
+async def test_a_leader_taken_off_the_list_steps_down_for_one_on_it() -> None:
+    async with a_region() as region:
+        first = await region.leader("one:1")
+        second = region.standby("two:1")
+        await eventually(lambda: second.leader.ready)
+        await first.leader.submit(SetLeadList(routers=("two:1",)))
+        await eventually(lambda: second.leader.leading)
+        assert not first.leader.leading
+        await eventually(lambda: first.leader.opened_by == "two:1")
+
+
+async def test_a_leader_that_hears_a_newer_epoch_steps_down() -> None:
+    async with a_region() as region:
+        first = await region.leader("one:1")
+        dropped: list[int] = []
+        first.leader.on_drop.append(lambda: dropped.append(1))
+        first.leader.hear_epoch(first.leader.epoch)
+        assert first.leader.leading
+        first.leader.hear_epoch(first.leader.epoch + 1)
+        assert not first.leader.leading and dropped == [1]
+        # Nobody else is there: it opens again, after twice the silence.
+        began = asyncio.get_running_loop().time()
+        await eventually(lambda: first.leader.leading)
+        assert asyncio.get_running_loop().time() - began >= 2 * TAKEOVER
+
+
+async def test_a_paused_leader_finds_itself_deposed() -> None:
+    """It hangs in an insert while another takes over; its block is never there, and it follows."""
+    async with a_region() as region:
+        first = await region.leader("one:1")
+        second = region.standby("two:1")
+        await eventually(lambda: second.leader.ready)
+        first.journal.gate = asyncio.Event()
+        await eventually(lambda: second.leader.leading)
+        first.journal.gate.set()
+        await eventually(lambda: first.leader.opened_by == "two:1")
+        before = second.leader.sequence
+        await eventually(lambda: first.leader.sequence > before)
+        assert not first.leader.leading and second.leader.leading
+        openings = [block.sequence for block in region.blocks.of("beijing") if block.opening]
+        assert openings == [1, second.leader.epoch]
