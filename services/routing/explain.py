@@ -23,7 +23,7 @@ from routing.model import (
     QueueConfig,
     Strategy,
 )
-from routing.state import AgentEntry, CallEntry, Line, ShardState, rank_of
+from routing.state import AgentEntry, CallEntry, Crowd, Line, ShardState, rank_of
 
 #: Agents looked at in one explanation, at most: beyond it the rest is only counted.
 CANDIDATES_MAX = 100
@@ -74,8 +74,10 @@ def first_step(state: ShardState, queue: QueueConfig, facts: CallFacts) -> int:
 
 def _line(state: ShardState, queue: QueueConfig, facts: CallFacts, step: int) -> Line:
     """The line as it would be, outside the state."""
-    line = Line((queue.id, facts.channel, facts.skills, step), queue)
-    for agent_id, agent in state.agents.items():
+    others = state.lines_by_queue.get(queue.id, [])
+    crowd = next((other.crowd for other in others if other.channel == facts.channel), Crowd())
+    line = Line((queue.id, facts.channel, facts.skills, step), queue, crowd)
+    for agent_id, agent in sorted(state.agents.items(), key=lambda each: (each[1].since_ms, each[0])):
         if line.fits(agent):
             line.agents.add(agent_id)
             line.logged_in += agent.presence is not Presence.OFFLINE
@@ -88,7 +90,7 @@ def _candidates(state: ShardState, line: Line, entry: CallEntry | None, limit: i
     preferred = entry.preferred if entry is not None and entry.state is not CallState.ENDED else ""
     fitting = [(agent_id, state.agents[agent_id]) for agent_id in sorted(line.agents)]
     reasons = {a: _reason(state, line, agent, preferred) for a, agent in fitting}
-    free = [a for a in _in_order(state, line) if not reasons.get(a, "?")]
+    free = [a for a in line.free.order() if not reasons.get(a, "?")]
     chosen = [AgentCandidate(agent=a, rank=_rank(line, i)) for i, a in enumerate(free[:limit], 1)]
     kept = ((a, reason) for a, reason in reasons.items() if reason)
     others = (
@@ -104,18 +106,6 @@ def _candidates(state: ShardState, line: Line, entry: CallEntry | None, limit: i
 def _rank(line: Line, place: int) -> int:
     """Where lots are drawn, nobody is better than another."""
     return 1 if line.queue.strategy is Strategy.RANDOM else place
-
-
-def _in_order(state: ShardState, line: Line) -> list[str]:
-    """Free agents as the engine would take them: rank, then idle since, then who became free first."""
-    if line.queue.strategy is Strategy.RANDOM or line.key not in state.lines:
-        free = [a for a in sorted(line.agents) if line.channel in state.agents[a].idle]
-        return sorted(free, key=lambda a: _key(line, state.agents[a]))
-    return line.free.order()
-
-
-def _key(line: Line, agent: AgentEntry) -> tuple[int, int]:
-    return rank_of(line, agent, agent.since_ms), agent.since_ms
 
 
 # --- reasons ---
@@ -202,14 +192,14 @@ def _summary(
             return f"It would be refused: {where} is closed."
         if best:
             return f"It would be offered to {best} at once in {where}, {_STRATEGIES[line.queue.strategy]}."
-        return f"It would wait in {where} behind {line.waiting_count} others; {_who(state, line)}."
+        return f"It would wait in {where} behind {line.crowd.waiting} others; {_who(state, line)}."
     waited = max(0, now_ms - entry.queued_ms) // 1000
     if not entry.offerable:
         why = "until it is time to call back" if entry.callback_number else "because nobody holds its stream"
         return f"Keeps its place in {where} after {waited} s, not offered {why}; {_who(state, line)}."
     if entry.preferred:
         return f"Waits {waited} s for {entry.preferred} in {where}; {_who(state, line)}."
-    return f"Waits {waited} s in {where} with {line.waiting_count - 1} others; {_who(state, line)}."
+    return f"Waits {waited} s in {where} with {line.crowd.waiting - 1} others; {_who(state, line)}."
 
 
 def _standing(entry: CallEntry) -> str:
