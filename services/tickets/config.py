@@ -37,12 +37,29 @@ class TicketsSettings(ServiceSettings):
         default=256, ge=1, le=10_000, description="Most due timers that the worker fetches at once."
     )
     timer_lease_seconds: float = Field(
-        default=3.0,
+        default=1.0,
         ge=0.5,
         le=60,
         description="After how long another worker takes over the timers, real seconds.",
     )
 
+    sla_warn_percent: int = Field(
+        default=80,
+        ge=0,
+        le=99,
+        description="Share of a service-level target after which a warning is told, percent; 0: never.",
+    )
+    setup_file: str = Field(
+        default="",
+        max_length=4096,
+        description="JSON file of teams, flows, calendars and SLA policies to put into the database at the "
+        "start; empty: none.",
+    )
+
     def rules(self) -> Rules:
         """What decisions depend on."""
-        return Rules(sla=DEFAULT_POLICY, follow_up_delay_ms=int(self.follow_up_delay_seconds * 1000))
+        return Rules(
+            sla=DEFAULT_POLICY,
+            follow_up_delay_ms=int(self.follow_up_delay_seconds * 1000),
+            warn_percent=self.sla_warn_percent,
+        )

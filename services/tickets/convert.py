@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import replace
+from decimal import Decimal
 from typing import Any
 
 from google.protobuf.duration_pb2 import Duration
@@ -21,38 +22,54 @@ from chassis.errors import InvalidArgument
 from chassis.ids import check_id, parse_name, stable_id
 from chassis.mongo import etag
 from tickets import sla as clocks
+from tickets.documents import is_breached
 from tickets.engine import CALL_PREFIX
 from tickets.flows import allowed_verbs
 from tickets.model import (
+    Assigned,
     Attached,
+    Attachment,
     Breached,
     CallFacts,
     CallLink,
     Channel,
     ClockState,
     ClockType,
+    Comment,
+    Commented,
     Created,
+    Dispatch,
     Draft,
+    Escalated,
+    FeeLine,
     FollowUp,
     Happening,
     Kind,
+    Merged,
+    PartLine,
     Phase,
     Priority,
     Profile,
+    Relation,
     Scheduled,
+    Sla,
     SlaClock,
     Step,
+    SurveyAnswer,
     Ticket,
     TicketRequest,
     Transitioned,
     Updated,
     Visit,
     Visited,
+    Warned,
 )
 from tickets.validation import clean_id, clean_number
 
 #: The service's name in event sources and error domains.
 SERVICE = "tickets"
+#: Quiet windows of a customer that are kept.
+QUIET_WINDOWS_MAX = 32
 
 KINDS: dict[Kind, Any] = {kind: ticket_pb2.TicketKind.Value(f"TICKET_KIND_{kind.name}") for kind in Kind}
 PRIORITIES: dict[Priority, Any] = {p: ticket_pb2.Priority.Value(f"PRIORITY_{p.name}") for p in Priority}
@@ -66,7 +83,11 @@ CHANNELS: dict[Channel, Any] = {
     for channel in Channel
 }
 CLOCK_STATES: dict[ClockState, Any] = {
-    s: ticket_pb2.SlaClock.State.Value(f"STATE_{s.name}") for s in ClockState
+    s: ticket_pb2.SlaClock.State.Value("STATE_UNSPECIFIED" if s is ClockState.ABSENT else f"STATE_{s.name}")
+    for s in ClockState
+}
+RELATIONS: dict[Relation, Any] = {
+    r: ticket_pb2.TicketLink.Relation.Value(f"RELATION_{r.name}") for r in Relation
 }
 CLOCK_TYPES: dict[ClockType, Any] = {
     t: events_pb2.SlaClockType.Value(f"SLA_CLOCK_TYPE_{t.name}") for t in ClockType
@@ -75,8 +96,7 @@ _KIND_OF = {number: kind for kind, number in KINDS.items()}
 _PRIORITY_OF = {number: priority for priority, number in PRIORITIES.items()}
 _CHANNEL_OF = {number: channel for channel, number in CHANNELS.items()}
 
-#: Fields of Ticket that wait for their issue; filled in, they are refused rather than lost.
-UNSERVED_FIELDS = ("dispatch", "fee", "parts", "survey")
+_RELATION_OF = {number: relation for relation, number in RELATIONS.items()}
 
 
 def stamp(ms: int | None) -> Timestamp | None:
@@ -112,13 +132,90 @@ def _clock(clock: SlaClock) -> ticket_pb2.SlaClock:
     )
 
 
-def _sla(ticket: Ticket) -> ticket_pb2.TicketSla:
+def sla_to_proto(sla: Sla) -> ticket_pb2.TicketSla:
+    """The service-level clocks as clients see them."""
     return ticket_pb2.TicketSla(
-        policy=_name("slaPolicies", ticket.sla.policy),
-        rule=ticket.sla.rule,
-        first_response=_clock(ticket.sla.first_response),
-        resolution=_clock(ticket.sla.resolution),
-        explanation=ticket.sla.explanation,
+        policy=_name("slaPolicies", sla.policy),
+        rule=sla.rule,
+        first_response=_clock(sla.first_response),
+        next_response=_clock(sla.next_response) if sla.next_response is not None else None,
+        resolution=_clock(sla.resolution),
+        explanation=sla.explanation,
+        escalation_level=sla.level,
+    )
+
+
+def _part(line: PartLine) -> ticket_pb2.PartLine:
+    return ticket_pb2.PartLine(part_number=line.number, quantity=line.quantity, description=line.description)
+
+
+def _dispatch(order: Dispatch | None) -> ticket_pb2.DispatchOrder | None:
+    if order is None:
+        return None
+    message = ticket_pb2.DispatchOrder(
+        site_address=order.address,
+        engineer=order.engineer,
+        parts=[_part(line) for line in order.parts],
+        site_contact=order.contact,
+    )
+    if order.latitude is not None and order.longitude is not None:
+        message.site_location.latitude, message.site_location.longitude = order.latitude, order.longitude
+    if order.start_ms is not None:
+        message.appointment.start_time.FromMilliseconds(order.start_ms)
+    if order.end_ms is not None:
+        message.appointment.end_time.FromMilliseconds(order.end_ms)
+    return message
+
+
+def _fee(lines: tuple[FeeLine, ...]) -> ticket_pb2.FeeOrder | None:
+    if not lines:
+        return None
+    money = common_pb2.Money
+    total = sum((Decimal(line.amount) * line.quantity for line in lines), Decimal(0))
+    return ticket_pb2.FeeOrder(
+        lines=[
+            ticket_pb2.FeeLine(
+                description=line.description,
+                quantity=line.quantity,
+                unit_amount=money(currency_code=line.currency, amount=line.amount),
+            )
+            for line in lines
+        ],
+        total=money(currency_code=lines[0].currency, amount=f"{total:f}"),
+    )
+
+
+def _survey(answer: SurveyAnswer) -> ticket_pb2.SurveyAnswer:
+    return ticket_pb2.SurveyAnswer(
+        question_id=answer.question_id, question=answer.question, answer=answer.answer
+    )
+
+
+def attachment_to_proto(file: Attachment) -> ticket_pb2.Attachment:
+    """A file of a ticket."""
+    return ticket_pb2.Attachment(
+        attachment_id=file.id,
+        uri=file.uri,
+        file_name=file.file_name,
+        media_type=file.media_type,
+        size_bytes=file.size,
+        sha256=file.sha256,
+        creator=file.creator,
+        create_time=stamp(file.time_ms),
+    )
+
+
+def comment_to_proto(ticket_id: str, comment: Comment, *, body: bool = True) -> ticket_pb2.Comment:
+    """A comment of a ticket."""
+    shown = ticket_pb2.Comment.VISIBILITY_PUBLIC if comment.public else ticket_pb2.Comment.VISIBILITY_INTERNAL
+    return ticket_pb2.Comment(
+        name=f"tickets/{ticket_id}/comments/{comment.sequence}",
+        body=comment.body if body else "",
+        visibility=shown,
+        author=comment.author,
+        from_customer=comment.from_customer,
+        attachment_ids=comment.attachments,
+        create_time=stamp(comment.time_ms),
     )
 
 
@@ -155,6 +252,7 @@ def _visit(visit: Visit | None) -> ticket_pb2.VisitDetails | None:
         satisfied=visit.satisfied,
         satisfaction_score=visit.score,
         comment=visit.comment,
+        preferred_channel=CHANNELS[visit.channel],
     )
 
 
@@ -188,7 +286,27 @@ def draft_to_proto(draft: Draft) -> ticket_pb2.Ticket:
         attributes=draft.attributes,
         assets=draft.assets,
         products=draft.products,
+        dispatch=_dispatch(draft.dispatch),
+        fee=_fee(draft.fee),
+        parts=[_part(line) for line in draft.parts],
+        survey=[_survey(answer) for answer in draft.survey],
     )
+
+
+def _around(ticket: Ticket, message: ticket_pb2.Ticket) -> None:
+    """What only some tickets have."""
+    for link in ticket.links:
+        message.links.add(
+            ticket=_name("tickets", link.ticket_id),
+            relation=RELATIONS[link.relation],
+            create_time=stamp(link.time_ms),
+        )
+    message.attachments.extend(attachment_to_proto(file) for file in ticket.attachments)
+    message.watchers.extend(ticket.watchers)
+    if ticket.draft.fee:
+        message.fee.approver = ticket.fee_approver
+        if ticket.fee_paid_ms is not None:
+            message.fee.pay_time.FromMilliseconds(ticket.fee_paid_ms)
 
 
 def to_proto(ticket: Ticket) -> ticket_pb2.Ticket:
@@ -202,7 +320,7 @@ def to_proto(ticket: Ticket) -> ticket_pb2.Ticket:
         phase=PHASES[ticket.phase],
         customer_tier=ticket.tier.upper(),
         calls=[call_to_proto(call) for call in ticket.calls],
-        sla=_sla(ticket),
+        sla=sla_to_proto(ticket.sla),
         due_time=stamp(clocks.due_ms(ticket.sla.resolution)),
         resolution=ticket.resolution,
         parent=_name("tickets", ticket.parent_id),
@@ -210,7 +328,12 @@ def to_proto(ticket: Ticket) -> ticket_pb2.Ticket:
         visit=_visit(ticket.visit),
         reopen_count=ticket.reopen_count,
         first_contact_resolved=ticket.first_contact_resolved,
-        allowed_transitions=allowed_verbs(ticket.flow, ticket.state),
+        allowed_transitions=allowed_verbs(ticket.flow, ticket.state, ticket.flow_version),
+        assignee=_name("agents", ticket.assignee),
+        team=_name("teams", ticket.team),
+        reassignment_count=ticket.reassign_count,
+        merged_into=_name("tickets", ticket.merged_into),
+        problem=_name("problems", ticket.problem),
         creator=ticket.creator,
         create_time=stamp(ticket.created_ms),
         update_time=stamp(ticket.updated_ms),
@@ -219,13 +342,14 @@ def to_proto(ticket: Ticket) -> ticket_pb2.Ticket:
         etag=etag(ticket.version) if ticket.version else "",
     )
     message.MergeFrom(rest)
+    _around(ticket, message)
     return message
 
 
 def snapshot(ticket: Ticket) -> events_pb2.TicketSnapshot:
     """The ticket as events carry it."""
     opener = next((call.call_id for call in ticket.calls if call.opened), "")
-    draft, both = ticket.draft, (ticket.sla.first_response, ticket.sla.resolution)
+    draft = ticket.draft
     return events_pb2.TicketSnapshot(
         ticket=_name("tickets", ticket.id),
         kind=KINDS[ticket.kind],
@@ -246,7 +370,9 @@ def snapshot(ticket: Ticket) -> events_pb2.TicketSnapshot:
         reopen_count=ticket.reopen_count,
         first_contact_resolved=ticket.first_contact_resolved,
         call_count=ticket.call_count,
-        breached=any(clock.breached_ms is not None for clock in both),
+        breached=is_breached(ticket.sla),
+        assignee=_name("agents", ticket.assignee),
+        team=_name("teams", ticket.team),
         language=draft.language,
         channel=CHANNELS[draft.channel],
         tags=draft.tags,
@@ -287,6 +413,26 @@ def message_of(ticket: Ticket, happening: Happening) -> Message:
                 due_time=stamp(happening.due_ms),
                 cycle=happening.cycle,
             )
+        case Warned():
+            clock = CLOCK_TYPES[happening.clock]
+            due, cycle = stamp(happening.due_ms), happening.cycle
+            return events_pb2.SlaWarned(ticket=after, clock=clock, due_time=due, cycle=cycle)
+        case Escalated():
+            clock = CLOCK_TYPES[happening.clock]
+            return events_pb2.TicketEscalated(ticket=after, level=happening.level.level, clock=clock)
+        case Assigned():
+            return events_pb2.TicketAssigned(
+                ticket=after,
+                previous_assignee=_name("agents", happening.previous_assignee),
+                previous_team=_name("teams", happening.previous_team),
+                reason=happening.reason,
+            )
+        case Commented():
+            return events_pb2.CommentAdded(
+                ticket=after, comment=comment_to_proto(ticket.id, happening.comment, body=False)
+            )
+        case Merged():
+            return events_pb2.TicketsMerged(ticket=after, source=_name("tickets", happening.source_id))
 
 
 def event_of(ticket: Ticket, happening: Happening) -> Event:
@@ -334,10 +480,6 @@ def read_draft(message: ticket_pb2.Ticket) -> Draft:
 
     The rest is for `validation.check_draft`.
     """
-    for field in UNSERVED_FIELDS:
-        present = getattr(message, field) if field in ("parts", "survey") else message.HasField(field)
-        if present:
-            raise InvalidArgument(field=f"ticket.{field}", why="is not served by this release")
     return Draft(
         subject=message.subject,
         description=message.description,
@@ -352,7 +494,57 @@ def read_draft(message: ticket_pb2.Ticket) -> Draft:
         attributes=dict(message.attributes),
         assets=tuple(message.assets),
         products=tuple(message.products),
+        dispatch=_read_dispatch(message.dispatch) if message.HasField("dispatch") else None,
+        fee=_read_fee(message),
+        parts=_read_parts(message.parts),
+        survey=tuple(
+            SurveyAnswer(question_id=one.question_id, question=one.question, answer=one.answer)
+            for one in message.survey
+        ),
     )
+
+
+def _read_parts(lines: Iterable[ticket_pb2.PartLine]) -> tuple[PartLine, ...]:
+    return tuple(
+        PartLine(number=line.part_number, quantity=line.quantity, description=line.description)
+        for line in lines
+    )
+
+
+def _read_fee(message: ticket_pb2.Ticket) -> tuple[FeeLine, ...]:
+    if message.HasField("fee") and not message.fee.lines:
+        raise InvalidArgument(field="ticket.fee", why="must have at least one line")
+    return tuple(
+        FeeLine(
+            description=line.description,
+            quantity=line.quantity,
+            amount=line.unit_amount.amount,
+            currency=line.unit_amount.currency_code,
+        )
+        for line in message.fee.lines
+    )
+
+
+def _read_dispatch(order: ticket_pb2.DispatchOrder) -> Dispatch:
+    placed = order.HasField("site_location")
+    when = order.appointment
+    return Dispatch(
+        address=order.site_address,
+        latitude=order.site_location.latitude if placed else None,
+        longitude=order.site_location.longitude if placed else None,
+        start_ms=read_stamp(when.start_time) if when.HasField("start_time") else None,
+        end_ms=read_stamp(when.end_time) if when.HasField("end_time") else None,
+        engineer=order.engineer,
+        parts=_read_parts(order.parts),
+        contact=order.site_contact,
+    )
+
+
+def read_relation(number: int) -> Relation:
+    """InvalidArgument(relation) for one that is not said or not known."""
+    if number not in _RELATION_OF:
+        raise InvalidArgument(field="relation", why="must be one of Relation, and not unspecified")
+    return _RELATION_OF[number]
 
 
 def call_facts(message: routing_events.CallWrappedUp) -> CallFacts | None:
@@ -412,8 +604,33 @@ def profile_of(message: crm_events.CustomerSnapshot) -> Profile | None:
         numbers=numbers,
         tier=tier,
         language=message.language,
+        refused=_refused(message),
+        quiet=_quiet(message),
+        zone=message.time_zone[:64],
     )
     return replace(profile, merged_into=merged, numbers=()) if merged else profile
+
+
+def _refused(message: crm_events.CustomerSnapshot) -> frozenset[Channel]:
+    """Channels by which the customer said not to want to be asked how it was."""
+    survey = customers_pb2.PURPOSE_SURVEY
+    return frozenset(
+        _CHANNEL_OF[consent.channel]
+        for consent in message.consents
+        if consent.purpose == survey and not consent.granted and consent.channel in _CHANNEL_OF
+    )
+
+
+def _quiet(message: crm_events.CustomerSnapshot) -> tuple[tuple[tuple[int, ...], int, int], ...]:
+    """The customer's quiet windows; those that make no sense are left out."""
+    return tuple(
+        (tuple(window.weekdays), window.start_minute, window.end_minute)
+        for window in message.quiet_windows[:QUIET_WINDOWS_MAX]
+        if 0 <= window.start_minute < 1_440
+        and 0 <= window.end_minute <= 1_440
+        and window.start_minute != window.end_minute
+        and all(1 <= day <= 7 for day in window.weekdays)
+    )
 
 
 def crm_tier(message: crm_events.CustomerSnapshot) -> str:

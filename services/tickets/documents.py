@@ -8,6 +8,7 @@ share one mapping. Every query of `store` has an index below; a new query brings
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any, ClassVar
 
 from mongoengine import BooleanField, DictField, Document, IntField, ListField, StringField
@@ -16,20 +17,32 @@ from chassis.mongo import Aggregate
 from tickets import sla as clocks
 from tickets.engine import next_timer_ms
 from tickets.model import (
+    PRIORITY_RANK,
+    Alarm,
+    Attachment,
     CallLink,
     Channel,
     ClockState,
+    ClockType,
+    Comment,
+    Dispatch,
     Draft,
+    FeeLine,
     FollowUp,
     Intent,
     IntentKind,
     Kind,
+    Level,
+    Link,
+    PartLine,
     Phase,
     Priority,
     Profile,
+    Relation,
     Sla,
     SlaClock,
     Step,
+    SurveyAnswer,
     Ticket,
     Visit,
 )
@@ -48,15 +61,16 @@ class TicketDocument(Aggregate):
             {"fields": list(_NEWEST), "name": "newest"},
             *(
                 {"fields": [field, *_NEWEST], "name": f"{field}_newest"}
-                for field in ("kind", "state", "phase", "priority", "category", "open", "breached", "tags")
+                for field in ("state", "phase", "priority", "category", "open", "breached", "tags")
             ),
             *(
                 {"fields": [field, *_NEWEST], "name": f"{field}_newest", "sparse": True}
-                for field in ("customer_id", "caller_number", "parent_id")
+                for field in ("customer_id", "caller_number", "parent_id", "assignee", "products", "problem")
             ),
             {"fields": ["kind", "open", *_NEWEST], "name": "kind_open_newest"},
-            {"fields": ["customer_id", "open", "topic"], "name": "customer_topic"},
-            {"fields": ["caller_number", "open", "topic"], "name": "number_topic"},
+            {"fields": ["team", "open", "-rank", "created_ms", "_id"], "name": "team_pile", "sparse": True},
+            {"fields": ["assignee", "open"], "name": "assignee_open", "sparse": True},
+            {"fields": ["request_keys"], "name": "request_keys", "sparse": True},
             {"fields": ["calls.call_id"], "name": "call", "sparse": True},
             {"fields": ["updated_ms"], "name": "updated"},
             {"fields": ["due_ms", "_id"], "name": "due", "sparse": True},
@@ -115,6 +129,49 @@ class TicketDocument(Aggregate):
     updated_ms = IntField(required=True)
     resolved_ms = IntField()
     closed_ms = IntField()
+    flow_version = IntField()
+    assignee = StringField()
+    team = StringField()
+    #: Sorted by: how urgent, while it lies with a team.
+    rank = IntField()
+    silent_ms = IntField()
+    silent_limit_ms = IntField()
+    had_assignee = BooleanField()
+    reassign_count = IntField()
+    #: Searched: the keys of `requests`.
+    request_keys = ListField(StringField())
+    #: Pairs of key and content.
+    requests = ListField(ListField(StringField()))
+    links = ListField(DictField())
+    attachments = ListField(DictField())
+    watchers = ListField(StringField())
+    comments = ListField(DictField())
+    comment_count = IntField()
+    merged_into = StringField()
+    problem = StringField()
+    fee_approver = StringField()
+    fee_paid_ms = IntField()
+    satisfaction = IntField()
+    dispatch = DictField(null=False, default=None)
+    fee = ListField(DictField())
+    parts = ListField(DictField())
+    survey = ListField(DictField())
+
+
+class CommentDocument(Document):
+    """A comment that no longer fits into its ticket. `_id` is the ticket and the comment's sequence."""
+
+    meta: ClassVar[dict[str, Any]] = {
+        "collection": "ticket_comments",
+        "auto_create_index": False,
+        "index_cls": False,
+        "indexes": [{"fields": ["ticket_id", "sequence"], "name": "ticket_sequence"}],
+    }
+
+    id = StringField(primary_key=True)
+    ticket_id = StringField(required=True)
+    sequence = IntField(required=True)
+    comment = DictField()
 
 
 class HistoryPageDocument(Document):
@@ -149,13 +206,21 @@ class ProfileDocument(Document):
     tier = StringField()
     language = StringField()
     merged_into = StringField()
+    refused = ListField(StringField())
+    quiet = ListField(ListField())
+    zone = StringField()
 
 
 #: Every collection of the service.
-DOCUMENTS: tuple[type[Document], ...] = (TicketDocument, HistoryPageDocument, ProfileDocument)
+DOCUMENTS: tuple[type[Document], ...] = (
+    TicketDocument,
+    HistoryPageDocument,
+    CommentDocument,
+    ProfileDocument,
+)
 
 #: Left out when one ticket is read: only ListTransitions needs them.
-WITHOUT_HISTORY: Mapping[str, int] = {"history": 0, "outbox": 0}
+WITHOUT_HISTORY: Mapping[str, int] = {"history": 0, "outbox": 0, "comments": 0}
 #: Left out in lists besides.
 WITHOUT_TEXTS: Mapping[str, int] = {**WITHOUT_HISTORY, "description": 0, "resolution": 0}
 
@@ -166,27 +231,79 @@ def _plain(value: Any) -> dict[str, Any]:
     return {name: item for name, item in fields.items() if item is not None and item != ""}
 
 
+def _lean(value: Any) -> dict[str, Any]:
+    """As `_plain`, with lists for tuples and without anything that is as its class has it by default."""
+    found = {}
+    for name, definition in value.__dataclass_fields__.items():
+        item = getattr(value, name)
+        if item is not None and item != definition.default:
+            found[name] = list(item) if isinstance(item, tuple) else item
+    return found
+
+
+def _clock_fields(clock: SlaClock) -> dict[str, Any]:
+    fields = _plain(clock)
+    if not clock.warned:
+        del fields["warned"]
+    return fields
+
+
 def _clock(raw: Mapping[str, Any]) -> SlaClock:
-    return SlaClock(**{**raw, "state": ClockState(raw["state"])})
+    clock = SlaClock(**{**raw, "state": ClockState(raw["state"])})
+    if clock.state is ClockState.RUNNING and clock.due_ms is None and clock.since_ms is not None:
+        # stored before there were calendars: every hour counted
+        return replace(clock, due_ms=clock.since_ms + clock.target_ms + clock.extra_ms - clock.used_ms)
+    return clock
 
 
 def _sla_fields(sla: Sla) -> dict[str, Any]:
-    return {
+    fields: dict[str, Any] = {
         "policy": sla.policy,
         "rule": sla.rule,
         "explanation": list(sla.explanation),
-        "first_response": _plain(sla.first_response),
-        "resolution": _plain(sla.resolution),
+        "first_response": _clock_fields(sla.first_response),
+        "resolution": _clock_fields(sla.resolution),
     }
+    if sla.next_response is not None:
+        fields["next_response"] = _clock_fields(sla.next_response)
+    for name in ("next_response_ms", "calendar", "levels_past", "level", "warn_percent"):
+        if value := getattr(sla, name):
+            fields[name] = value
+    if sla.pausing:
+        fields["pausing"] = list(sla.pausing)
+    if sla.levels:
+        fields["levels"] = [_lean(level) for level in sla.levels]
+    if sla.alarms:
+        fields["alarms"] = [[alarm.at_ms, alarm.clock.value, alarm.level] for alarm in sla.alarms]
+    return fields
+
+
+def _level(raw: Mapping[str, Any]) -> Level:
+    priority = raw.get("priority")
+    notify = tuple(raw.get("notify") or ())
+    return Level(**{**raw, "priority": Priority(priority) if priority else None, "notify": notify})
 
 
 def _sla(raw: Mapping[str, Any]) -> Sla:
+    next_response = raw.get("next_response")
+    alarms = (
+        Alarm(at_ms=at, clock=ClockType(clock), level=level) for at, clock, level in raw.get("alarms") or ()
+    )
     return Sla(
         policy=raw["policy"],
         rule=raw["rule"],
         explanation=tuple(raw["explanation"]),
         first_response=_clock(raw["first_response"]),
         resolution=_clock(raw["resolution"]),
+        next_response=_clock(next_response) if next_response else None,
+        next_response_ms=raw.get("next_response_ms") or 0,
+        calendar=raw.get("calendar") or "",
+        pausing=tuple(raw.get("pausing") or ()),
+        levels=tuple(_level(level) for level in raw.get("levels") or ()),
+        levels_past=raw.get("levels_past") or 0,
+        level=raw.get("level") or 0,
+        warn_percent=raw.get("warn_percent") or 0,
+        alarms=tuple(alarms),
     )
 
 
@@ -215,15 +332,98 @@ def _draft_fields(draft: Draft) -> dict[str, Any]:
         "attributes": [[key, value] for key, value in draft.attributes.items()],
         "assets": list(draft.assets),
         "products": list(draft.products),
+        "dispatch": _dispatch_fields(draft.dispatch) if draft.dispatch is not None else None,
+        "fee": [_plain(line) for line in draft.fee] or None,
+        "parts": [_plain(line) for line in draft.parts] or None,
+        "survey": [_plain(answer) for answer in draft.survey] or None,
     }
+
+
+def _dispatch_fields(dispatch: Dispatch) -> dict[str, Any]:
+    return {**_lean(dispatch), "parts": [_plain(line) for line in dispatch.parts]}
+
+
+def _dispatch(raw: Mapping[str, Any]) -> Dispatch:
+    return Dispatch(**{**raw, "parts": tuple(PartLine(**line) for line in raw.get("parts") or ())})
+
+
+def comment_fields(comment: Comment) -> dict[str, Any]:
+    """A comment as it is stored."""
+    return {**_plain(comment), "attachments": list(comment.attachments)}
+
+
+def comment_from_raw(raw: Mapping[str, Any]) -> Comment:
+    """The comment that `comment_fields` made."""
+    return Comment(**{"body": "", "author": "", **raw, "attachments": tuple(raw.get("attachments") or ())})
+
+
+def _visit_fields(visit: Visit) -> dict[str, Any]:
+    fields = _plain(visit)
+    if visit.channel is Channel.UNKNOWN:
+        del fields["channel"]
+    return fields
+
+
+def _task_fields(ticket: Ticket) -> dict[str, Any]:
+    """What tickets have since there were tasks, comments and links; absent where there is none of it."""
+    return {
+        "flow_version": ticket.flow_version if ticket.flow_version != 1 else None,
+        "assignee": ticket.assignee or None,
+        "team": ticket.team or None,
+        "rank": PRIORITY_RANK[ticket.draft.priority] if ticket.team else None,
+        "silent_ms": ticket.silent_ms,
+        "silent_limit_ms": ticket.silent_limit_ms,
+        "had_assignee": ticket.had_assignee or None,
+        "reassign_count": ticket.reassign_count or None,
+        "request_keys": [key for key, _ in ticket.requests] or None,
+        "requests": [list(request) for request in ticket.requests] or None,
+        "links": [_plain(link) for link in ticket.links] or None,
+        "attachments": [_plain(file) for file in ticket.attachments] or None,
+        "watchers": list(ticket.watchers) or None,
+        "comments": [comment_fields(comment) for comment in ticket.comments] or None,
+        "comment_count": ticket.comment_count or None,
+        "merged_into": ticket.merged_into or None,
+        "problem": ticket.problem or None,
+        "fee_approver": ticket.fee_approver or None,
+        "fee_paid_ms": ticket.fee_paid_ms,
+        "satisfaction": ticket.satisfaction or None,
+    }
+
+
+def _task_values(raw: Mapping[str, Any]) -> dict[str, Any]:
+    return {
+        "flow_version": raw.get("flow_version") or 1,
+        "had_assignee": bool(raw.get("had_assignee")),
+        "silent_ms": raw.get("silent_ms"),
+        "silent_limit_ms": raw.get("silent_limit_ms"),
+        "fee_paid_ms": raw.get("fee_paid_ms"),
+        "links": tuple(
+            Link(**{**link, "relation": Relation(link["relation"])}) for link in raw.get("links") or ()
+        ),
+        "attachments": tuple(Attachment(**file) for file in raw.get("attachments") or ()),
+        "watchers": tuple(raw.get("watchers") or ()),
+        "requests": tuple((key, content) for key, content in raw.get("requests") or ()),
+        "comments": tuple(comment_from_raw(comment) for comment in raw.get("comments") or ()),
+        **{
+            name: raw.get(name) or ""
+            for name in ("assignee", "team", "merged_into", "problem", "fee_approver")
+        },
+        **{name: raw.get(name) or 0 for name in ("reassign_count", "comment_count", "satisfaction")},
+    }
+
+
+def is_breached(sla: Sla) -> bool:
+    """Whether a target passed in the present cycle."""
+    three = (sla.first_response, sla.next_response, sla.resolution)
+    return any(clock is not None and clock.breached_ms is not None for clock in three)
 
 
 def to_fields(ticket: Ticket) -> dict[str, Any]:
     """What a TicketDocument is made of, but for id and what the chassis keeps (version, outbox, request
     key)."""
-    clock_states = (ticket.sla.first_response, ticket.sla.resolution)
     return {
         **_draft_fields(ticket.draft),
+        **_task_fields(ticket),
         "kind": ticket.kind.value,
         "flow": ticket.flow,
         "state": ticket.state,
@@ -232,17 +432,17 @@ def to_fields(ticket: Ticket) -> dict[str, Any]:
         "topic": ticket.topic,
         "tier": ticket.tier,
         "sla": _sla_fields(ticket.sla),
-        "breached": any(clock.breached_ms is not None for clock in clock_states),
+        "breached": is_breached(ticket.sla),
         "due_ms": clocks.due_ms(ticket.sla.resolution),
         "calls": [_plain(call) for call in ticket.calls],
         "call_count": ticket.call_count,
         "resolution": ticket.resolution,
         "parent_id": ticket.parent_id or None,
         "follow_up": _plain(ticket.follow_up) if ticket.follow_up else None,
-        "visit": _plain(ticket.visit) if ticket.visit else None,
+        "visit": _visit_fields(ticket.visit) if ticket.visit else None,
         "history": [step_fields(step) for step in ticket.history],
         "step_count": ticket.step_count,
-        "intents": [_plain(intent) for intent in ticket.intents],
+        "intents": [_intent_fields(intent) for intent in ticket.intents],
         "resolve_count": ticket.resolve_count,
         "reopen_count": ticket.reopen_count,
         "first_contact_resolved": ticket.first_contact_resolved,
@@ -272,7 +472,18 @@ def _draft(raw: Mapping[str, Any]) -> Draft:
         attributes={key: value for key, value in raw.get("attributes") or ()},
         assets=tuple(raw.get("assets") or ()),
         products=tuple(raw.get("products") or ()),
+        dispatch=_dispatch(raw["dispatch"]) if raw.get("dispatch") else None,
+        fee=tuple(FeeLine(**{"description": "", **line}) for line in raw.get("fee") or ()),
+        parts=tuple(PartLine(**line) for line in raw.get("parts") or ()),
+        survey=tuple(SurveyAnswer(**answer) for answer in raw.get("survey") or ()),
     )
+
+
+def _intent_fields(intent: Intent) -> dict[str, Any]:
+    fields = _plain(intent)
+    if not intent.score:
+        del fields["score"]
+    return fields
 
 
 def _intent(raw: Mapping[str, Any]) -> Intent:
@@ -296,7 +507,7 @@ def from_raw(raw: Mapping[str, Any]) -> Ticket:
         resolution=raw.get("resolution") or "",
         parent_id=raw.get("parent_id") or "",
         follow_up=FollowUp(**follow_up) if follow_up else None,
-        visit=Visit(**visit) if visit else None,
+        visit=Visit(**{**visit, "channel": Channel(visit.get("channel") or "unknown")}) if visit else None,
         history=tuple(step_from_raw(step) for step in raw.get("history") or ()),
         step_count=raw.get("step_count") or 0,
         intents=tuple(_intent(intent) for intent in raw.get("intents") or ()),
@@ -311,6 +522,7 @@ def from_raw(raw: Mapping[str, Any]) -> Ticket:
         resolved_ms=raw.get("resolved_ms"),
         closed_ms=raw.get("closed_ms"),
         version=raw["version"],
+        **_task_values(raw),
     )
 
 
@@ -322,6 +534,9 @@ def profile_fields(profile: Profile) -> dict[str, Any]:
         "tier": profile.tier,
         "language": profile.language,
         "merged_into": profile.merged_into,
+        "refused": sorted(profile.refused),
+        "quiet": [[list(days), start, end] for days, start, end in profile.quiet],
+        "zone": profile.zone,
     }
 
 
@@ -334,4 +549,7 @@ def profile_from_raw(raw: Mapping[str, Any]) -> Profile:
         tier=raw.get("tier") or "",
         language=raw.get("language") or "",
         merged_into=raw.get("merged_into") or "",
+        refused=frozenset(Channel(channel) for channel in raw.get("refused") or ()),
+        quiet=tuple((tuple(days), start, end) for days, start, end in raw.get("quiet") or ()),
+        zone=raw.get("zone") or "",
     )

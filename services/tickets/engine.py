@@ -20,12 +20,15 @@ Rules.
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
+from datetime import UTC, datetime, tzinfo
+from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
-from chassis.errors import FailedPrecondition, InvalidArgument
+from chassis.errors import FailedPrecondition, InvalidArgument, PermissionDenied, Unavailable
 from tickets import sla as clocks
-from tickets.flows import FLOWS, TABLE, allowed_verbs
+from tickets.flows import allowed_verbs, find_flow, find_row
 from tickets.model import (
     CALLS_MAX,
     FINAL_PHASES,
@@ -33,13 +36,18 @@ from tickets.model import (
     OPEN_PHASES,
     PRIORITY_RANK,
     SYSTEM,
+    WATCHERS_MAX,
+    Assigned,
     Attached,
     CallFacts,
     CallLink,
     Change,
+    Channel,
     Created,
     Draft,
     Effect,
+    Escalated,
+    Flow,
     FollowUp,
     Happening,
     Intent,
@@ -50,6 +58,7 @@ from tickets.model import (
     Profile,
     Rules,
     Scheduled,
+    Sla,
     Step,
     Ticket,
     Transition,
@@ -74,6 +83,8 @@ VISIT_MARK = ".visit-"
 CALL_PREFIX = "call-"
 #: Longest id a client may choose; leaves room for its return visits'.
 TICKET_ID_CHARACTERS_MAX = 96
+#: Quiet windows that may follow on one another.
+QUIET_STEPS_MAX = 16
 #: Kinds that a customer's call never joins.
 _NOT_JOINED = frozenset({Kind.RETURN_VISIT, Kind.FEE_ORDER, Kind.PARTS_REQUEST})
 #: Fields of a draft that people changed are told by their names in the proto.
@@ -84,6 +95,12 @@ class IllegalTransition(FailedPrecondition):
     """{subject}: {why}."""
 
     reason = "ILLEGAL_TRANSITION"
+
+
+class TransitionIncomplete(FailedPrecondition):
+    """{subject}: {why}."""
+
+    reason = "TRANSITION_INCOMPLETE"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -97,6 +114,8 @@ class Act:
     score: int = 0
     #: When the customer asked to be called again, for the return visit; None: after the usual delay.
     visit_ms: int | None = None
+    #: What the actor may do; None: everything (the service itself).
+    roles: frozenset[str] | None = None
     #: Key and content of the request, for repeats.
     request_key: str = ""
     fingerprint: str = ""
@@ -124,7 +143,7 @@ def open_ticket(
 ) -> Change:
     """A new ticket in its flow's initial state, all clocks running from `now`. `draft` is checked by the
     caller."""
-    table = FLOWS[flow or kind.value]
+    table = flow_for(kind, flow, rules)
     step = Step(
         sequence=1,
         verb="open",
@@ -142,8 +161,11 @@ def open_ticket(
         state=step.target,
         phase=step.phase,
         draft=draft,
-        sla=clocks.start(rules.sla, kind, draft.priority, tier, now),
+        sla=clocks.start(rules, (kind, draft.priority, tier, draft.category), now),
         tier=tier,
+        flow_version=table.version,
+        team=table.team,
+        silent_limit_ms=table.silent_ms,
         calls=calls,
         call_count=len(calls),
         parent_id=parent_id,
@@ -158,11 +180,40 @@ def open_ticket(
     return Change(ticket=ticket, happenings=(Created(actor=actor),))
 
 
+def flow_for(kind: Kind, flow: str, rules: Rules) -> Flow:
+    """The flow that a new ticket follows: the one asked for, the operator's default, the shipped one."""
+    for wanted in (flow, rules.default_flows.get(kind, "")):
+        found = find_flow(wanted) if wanted else None
+        if found is not None:
+            return found
+    return _known(find_flow(kind.value))
+
+
+def _known(flow: Flow | None) -> Flow:
+    if flow is None:
+        raise Unavailable(why="the ticket's flow is not known here yet", retry_seconds=1.0)
+    return flow
+
+
+def flow_of(ticket: Ticket) -> Flow:
+    """The flow that a ticket follows, in its version. Unavailable where a new one has not arrived yet."""
+    return _known(find_flow(ticket.flow, ticket.flow_version))
+
+
+def _place(ticket: Ticket) -> clocks.Place:
+    return ticket.phase, ticket.state
+
+
+def _facts(ticket: Ticket) -> clocks.Facts:
+    return ticket.kind, ticket.draft.priority, ticket.tier, ticket.draft.category
+
+
 def _row(ticket: Ticket, verb: str) -> Transition:
-    row = TABLE.get((ticket.flow, ticket.state, verb))
+    flow_of(ticket)
+    row = find_row(ticket.flow, ticket.flow_version, ticket.state, verb)
     if row is not None:
         return row
-    allowed = allowed_verbs(ticket.flow, ticket.state)
+    allowed = allowed_verbs(ticket.flow, ticket.state, ticket.flow_version)
     options = ", ".join(allowed) or "nothing: the state is final"
     raise IllegalTransition(
         subject=f"tickets/{ticket.id}",
@@ -173,24 +224,54 @@ def _row(ticket: Ticket, verb: str) -> Transition:
     )
 
 
-def _check_requirements(row: Transition, act: Act) -> None:
+def _check_roles(row: Transition, act: Act) -> None:
+    if row.roles and act.roles is not None and "*" not in act.roles and not row.roles & act.roles:
+        raise PermissionDenied(scope=" or ".join(sorted(row.roles)))
+
+
+def _is_filled(ticket: Ticket, name: str) -> bool:
+    """Whether a ticket's field that a transition may require is filled in."""
+    draft = ticket.draft
+    dispatch = draft.dispatch
+    special = {
+        "customer": bool(draft.customer_id),
+        "assignee": bool(ticket.assignee),
+        "dispatch": dispatch is not None and bool(dispatch.address),
+        "dispatch.appointment": dispatch is not None and dispatch.start_ms is not None,
+        "dispatch.engineer": dispatch is not None and bool(dispatch.engineer),
+    }
+    return special[name] if name in special else bool(getattr(draft, name))
+
+
+def _check_requirements(ticket: Ticket, row: Transition, act: Act) -> None:
     check_request_texts(
         reason=act.reason,
         resolution=act.resolution,
         score=act.score,
         scored=row.effect in (Effect.SATISFIED, Effect.DISSATISFIED),
     )
-    given = {"reason": act.reason, "resolution": act.resolution}
-    missing = [
-        (name, f"is required for {row.verb!r}") for name in sorted(row.requires) if not given[name].strip()
-    ]
+    given = {"reason": act.reason, "resolution": act.resolution, "satisfaction_score": str(act.score or "")}
+    texts = sorted(row.requires & given.keys())
+    missing = [(name, f"is required for {row.verb!r}") for name in texts if not given[name].strip()]
     if missing:
         raise InvalidArgument.many(missing)
+    blank = [name for name in sorted(row.requires - given.keys()) if not _is_filled(ticket, name)]
+    if blank:
+        raise TransitionIncomplete(
+            subject=f"tickets/{ticket.id}",
+            why=f"{row.verb!r} needs {', '.join(blank)} to be filled in",
+            missing=",".join(blank),
+        )
 
 
 def _with_intent(ticket: Ticket, intent: Intent) -> Ticket:
     # The oldest goes first when there are too many: later ones make earlier ones void anyway.
     return replace(ticket, intents=(*ticket.intents, intent)[-INTENTS_MAX:])
+
+
+def _is_sampled(ticket_id: str, number: int, share: float) -> bool:
+    """Whether this resolution is among the share that is visited; the same whoever asks."""
+    return share >= 1 or zlib.crc32(f"{ticket_id}/{number}".encode()) < share * 2**32
 
 
 def _entered_resolved(
@@ -200,9 +281,11 @@ def _entered_resolved(
     ticket = replace(
         ticket, resolve_count=number, resolved_ms=now, resolution=act.resolution or ticket.resolution
     )
-    if not FLOWS[ticket.flow].follow_up:
+    flow = flow_of(ticket)
+    if not flow.follow_up or not _is_sampled(ticket.id, number, flow.follow_up_share):
         return ticket, ()
-    usual = now + rules.follow_up_delay_ms
+    delay = flow.follow_up_delay_ms
+    usual = now + (rules.follow_up_delay_ms if delay is None else delay)
     plan = FollowUp(
         schedule_ms=usual if act.visit_ms is None else max(now, act.visit_ms),
         ticket_id=visit_id(ticket.id, number),
@@ -227,7 +310,11 @@ def _left_resolved(ticket: Ticket, to: Phase, actor: str, now: int) -> Ticket:
     if to in FINAL_PHASES:
         return ticket
     return replace(
-        ticket, reopen_count=ticket.reopen_count + 1, resolved_ms=None, first_contact_resolved=False
+        ticket,
+        reopen_count=ticket.reopen_count + 1,
+        resolved_ms=None,
+        first_contact_resolved=False,
+        satisfaction=0,
     )
 
 
@@ -255,18 +342,44 @@ def _verdict(ticket: Ticket, row: Transition, act: Act, now: int) -> tuple[Ticke
         number=visit.number,
         reason=words[row.effect][:REASON_CHARACTERS_MAX],
         time_ms=now,
+        score=act.score,
     )
-    return _with_intent(replace(ticket, visit=visit), intent), (Visited(visit=visit),)
+    ticket = replace(ticket, visit=visit, satisfaction=act.score)
+    return _with_intent(ticket, intent), (Visited(visit=visit),)
 
 
 def transition(ticket: Ticket, act: Act, rules: Rules, now: int) -> Change:
     """The ticket after `act`. IllegalTransition when its flow has no such row from here, InvalidArgument
     when a text that the row requires is missing or a text is too long; then nothing has changed."""
     row = _row(ticket, act.verb)
-    _check_requirements(row, act)
+    _check_roles(row, act)
+    _check_requirements(ticket, row, act)
+    return _perform(ticket, row, act, rules, now)
+
+
+def end_merged(ticket: Ticket, target_id: str, act: Act, rules: Rules, now: int) -> Change:
+    """A ticket that another takes over: ends in its flow's first cancelled (or else closed) state, from
+    wherever it is, the only change of state without a row; what it has goes over by an intent."""
+    states = flow_of(ticket).states
+    ends = [s for phase in (Phase.CANCELLED, Phase.CLOSED) for s, p in states.items() if p is phase]
+    row = Transition(verb=act.verb, sources=frozenset({ticket.state}), target=ends[0])
+    change = _perform(ticket, row, act, rules, now)
+    intent = Intent(
+        kind=IntentKind.ABSORB,
+        ticket_id=target_id,
+        number=0,
+        reason=act.reason,
+        time_ms=change.ticket.updated_ms,
+    )
+    ended = replace(_with_intent(change.ticket, intent), merged_into=target_id)
+    return replace(change, ticket=ended)
+
+
+def _perform(ticket: Ticket, row: Transition, act: Act, rules: Rules, now: int) -> Change:
     now = max(now, ticket.updated_ms)  # history never runs backwards, whoever's clock is behind
-    before, after = ticket.phase, FLOWS[ticket.flow].states[row.target]
-    levels, breaches = clocks.advance(ticket.sla, rules.sla, before, after, now)
+    before, after = ticket.phase, flow_of(ticket).states[row.target]
+    ticket, breaches = _settled(ticket, now)
+    levels, _ = clocks.advance(ticket.sla, rules, _place(ticket), (after, row.target), now)
     step = Step(
         sequence=ticket.step_count + 1,
         verb=act.verb,
@@ -290,7 +403,9 @@ def transition(ticket: Ticket, act: Act, rules: Rules, now: int) -> Change:
         timer_hold_ms=0,
         open_key=ticket.open_key if after in OPEN_PHASES else "",
         closed_ms=now if after in FINAL_PHASES else None,
+        silent_ms=now if ticket.assignee and after in OPEN_PHASES else None,
     )
+    ticket = _fee_step(ticket, row, act, now)
     more: tuple[Happening, ...] = ()
     if before is Phase.RESOLVED and after is not Phase.RESOLVED:
         ticket = _left_resolved(ticket, after, act.actor, now)
@@ -319,10 +434,12 @@ def update(
         return Change(ticket=ticket)
     now = max(now, ticket.updated_ms)
     new_tier = ticket.tier if tier is None else tier
-    levels, breaches = clocks.settle(ticket.sla, now)
+    ticket, breaches = _settled(ticket, now)
+    levels = ticket.sla
     finished = ticket.phase in FINAL_PHASES  # what was promised then stays on record
-    if not finished and (draft.priority != ticket.draft.priority or new_tier != ticket.tier):
-        levels = clocks.retarget(levels, rules.sla, ticket.kind, draft.priority, new_tier)
+    facts = (ticket.kind, draft.priority, new_tier, draft.category)
+    if not finished and facts != _facts(ticket):
+        levels = clocks.retarget(levels, rules, facts, _place(ticket), now)
         levels, late = clocks.settle(levels, now)
         breaches += late
     # The place for one open ticket of a caller and topic is given up when either changes: nobody could find
@@ -343,11 +460,12 @@ def update(
 def next_timer_ms(ticket: Ticket) -> int | None:
     """When something is to be done to or because of this ticket; None for nothing."""
     dues = [intent.time_ms for intent in ticket.intents]
-    dues += [
-        d
-        for d in (clocks.due_ms(ticket.sla.first_response), clocks.due_ms(ticket.sla.resolution))
-        if d is not None
-    ]
+    levels = ticket.sla
+    three = (levels.first_response, levels.next_response, levels.resolution)
+    dues += [d for d in map(clocks.due_ms, three) if d is not None]
+    dues += [alarm.at_ms for alarm in levels.alarms]
+    if ticket.silent_ms is not None and ticket.silent_limit_ms is not None:
+        dues.append(ticket.silent_ms + ticket.silent_limit_ms)
     if ticket.follow_up is not None and not ticket.follow_up.created:
         dues.append(ticket.follow_up.schedule_ms)
     return max(min(dues), ticket.timer_hold_ms) if dues else None
@@ -355,11 +473,94 @@ def next_timer_ms(ticket: Ticket) -> int | None:
 
 def breach(ticket: Ticket, now: int) -> Change:
     """Marks and tells the targets that passed; no happening when none did."""
-    levels, breaches = clocks.settle(ticket.sla, now)
-    if not breaches:
+    settled, told = _settled(ticket, now)
+    settled, released = _silent(settled, now)
+    if not told and not released:
         return Change(ticket=ticket)
-    return Change(
-        ticket=replace(ticket, sla=levels, updated_ms=max(now, ticket.updated_ms)), happenings=breaches
+    settled = replace(settled, updated_ms=max(now, ticket.updated_ms))
+    return Change(ticket=settled, happenings=(*told, *released))
+
+
+def _settled(ticket: Ticket, now: int) -> tuple[Ticket, tuple[Happening, ...]]:
+    """The ticket with what its clocks tell up to `now`: passed targets, warnings, escalation levels with
+    their team and priority. An escalation's priority leaves the targets: what was promised does not
+    change."""
+    levels, told = clocks.settle(ticket.sla, now)
+    if not told:
+        return ticket, ()
+    ticket = replace(ticket, sla=levels)
+    happenings: list[Happening] = []
+    for one in told:
+        happenings.append(one)
+        if isinstance(one, Escalated):
+            ticket, more = _escalate(ticket, one, now)
+            happenings += more
+    return ticket, tuple(happenings)
+
+
+def _escalate(ticket: Ticket, reached: Escalated, now: int) -> tuple[Ticket, list[Happening]]:
+    level, more = reached.level, list[Happening]()
+    if level.priority is not None and level.priority != ticket.draft.priority:
+        ticket = replace(ticket, draft=replace(ticket.draft, priority=level.priority))
+        more.append(Updated(fields=("priority",), actor=SYSTEM))
+    if level.team and level.team != ticket.team:
+        moved = Assigned(
+            previous_assignee=ticket.assignee,
+            previous_team=ticket.team,
+            reason=f"escalation level {level.level}",
+        )
+        ticket = replace(ticket, team=level.team, assignee="", silent_ms=None)
+        more.append(moved)
+    told = tuple(dict.fromkeys((*ticket.watchers, *level.notify)))[:WATCHERS_MAX]
+    return replace(ticket, watchers=told), more
+
+
+def _silent(ticket: Ticket, now: int) -> tuple[Ticket, tuple[Happening, ...]]:
+    """Puts a ticket back to its team when its assignee was silent for too long."""
+    if ticket.silent_ms is None or ticket.silent_limit_ms is None or not ticket.assignee:
+        return ticket, ()
+    if ticket.silent_ms + ticket.silent_limit_ms > now:
+        return ticket, ()
+    told = Assigned(
+        previous_assignee=ticket.assignee,
+        previous_team=ticket.team,
+        reason="the assignee was silent for too long",
+    )
+    return replace(ticket, assignee="", silent_ms=None), (told,)
+
+
+def _fee_step(ticket: Ticket, row: Transition, act: Act, now: int) -> Ticket:
+    """Who approved the fees, and when they were paid."""
+    if ticket.kind is not Kind.FEE_ORDER:
+        return ticket
+    if row.verb == "approve":
+        return replace(ticket, fee_approver=act.actor)
+    if row.verb == "pay":
+        return replace(ticket, fee_paid_ms=now)
+    return replace(ticket, fee_paid_ms=None) if row.verb == "refund" else ticket
+
+
+def retime(ticket: Ticket, rules: Rules, now: int) -> Change:
+    """An open ticket after a change of policies or calendars: new targets, the time already used still
+    counts."""
+    if ticket.phase in FINAL_PHASES:
+        return Change(ticket=ticket)
+    settled, told = _settled(ticket, now)
+    levels = clocks.retarget(settled.sla, rules, _facts(settled), _place(settled), now)
+    if not told and _same_promise(levels, settled.sla):
+        return Change(ticket=ticket)
+    settled, late = _settled(replace(settled, sla=levels), now)
+    settled = replace(settled, updated_ms=max(now, ticket.updated_ms))
+    return Change(ticket=settled, happenings=(*told, *late, Updated(fields=("sla",), actor=SYSTEM)))
+
+
+def _same_promise(new: Sla, old: Sla) -> bool:
+    same = ("policy", "rule", "calendar", "pausing", "levels", "next_response_ms", "explanation")
+    if any(getattr(new, name) != getattr(old, name) for name in same):
+        return False
+    return all(
+        (a.target_ms, clocks.due_ms(a)) == (b.target_ms, clocks.due_ms(b))
+        for a, b in ((new.first_response, old.first_response), (new.resolution, old.resolution))
     )
 
 
@@ -369,7 +570,64 @@ def visit_due(ticket: Ticket, now: int) -> bool:
     return plan is not None and not plan.created and plan.schedule_ms <= now
 
 
-def make_visit(ticket: Ticket, rules: Rules, now: int) -> Change:
+def visit_moved(ticket: Ticket, profile: Profile | None, now: int) -> Change | None:
+    """The parent with its visit put off to the end of the customer's quiet time; None when it may be made."""
+    assert ticket.follow_up is not None
+    until = quiet_until(profile, now) if profile is not None else None
+    if until is None:
+        return None
+    plan = replace(ticket.follow_up, schedule_ms=until)
+    ticket = replace(ticket, follow_up=plan, updated_ms=max(now, ticket.updated_ms))
+    return Change(ticket=ticket, happenings=(Scheduled(follow_up=plan),))
+
+
+def quiet_until(profile: Profile, now: int) -> int | None:
+    """The end of the quiet windows that the customer is in; None outside them."""
+    zone = zone_of(profile.zone)
+    end = now
+    for _ in range(QUIET_STEPS_MAX):
+        local = datetime.fromtimestamp(end / 1000, zone)
+        minute = local.hour * 60 + local.minute
+        left = max((_quiet_left(window, local.isoweekday(), minute) for window in profile.quiet), default=0)
+        if left == 0:
+            break
+        end = (end // 60_000 + left) * 60_000
+    return end if end > now else None
+
+
+def _quiet_left(window: tuple[tuple[int, ...], int, int], weekday: int, minute: int) -> int:
+    """Minutes left of a quiet window; 0 outside it. One that ends before it begins goes past midnight."""
+    days, start, end = window
+    yesterday = (weekday - 2) % 7 + 1
+    if start < end:
+        return end - minute if (not days or weekday in days) and start <= minute < end else 0
+    if (not days or weekday in days) and minute >= start:
+        return 1_440 - minute + end
+    return end - minute if (not days or yesterday in days) and minute < end else 0
+
+
+def zone_of(name: str) -> tzinfo:
+    """An IANA zone; UTC for one that nobody knows."""
+    try:
+        return ZoneInfo(name) if name else UTC
+    except (ZoneInfoNotFoundError, ValueError, OSError):
+        return UTC
+
+
+def visit_channel(ticket: Ticket, profile: Profile | None) -> Channel | None:
+    """How the customer is to be asked: as the request came in unless that is refused; None: not at all."""
+    refused = profile.refused if profile is not None else frozenset()
+    wishes = (ticket.draft.channel, Channel.VOICE, Channel.SMS, Channel.EMAIL, Channel.CHAT)
+    return next((channel for channel in wishes if channel not in refused), None)
+
+
+def without_visit(ticket: Ticket, now: int) -> Change:
+    """The parent of a visit that the customer doesn't want."""
+    ticket = replace(ticket, follow_up=None, updated_ms=max(now, ticket.updated_ms))
+    return Change(ticket=ticket, happenings=(Updated(fields=("follow_up",), actor=SYSTEM),))
+
+
+def make_visit(ticket: Ticket, rules: Rules, now: int, channel: Channel = Channel.UNKNOWN) -> Change:
     """The return visit's own ticket. Needs `visit_due`. Opened at the time it was planned for."""
     assert ticket.follow_up is not None
     plan = ticket.follow_up
@@ -382,7 +640,7 @@ def make_visit(ticket: Ticket, rules: Rules, now: int) -> Change:
         customer_id=of.customer_id,
         caller_number=of.caller_number,
         language=of.language,
-        channel=of.channel,
+        channel=of.channel if channel is Channel.UNKNOWN else channel,
         products=of.products,
     )
     return open_ticket(
@@ -394,7 +652,8 @@ def make_visit(ticket: Ticket, rules: Rules, now: int) -> Change:
         actor=SYSTEM,
         tier=ticket.tier,
         parent_id=ticket.id,
-        visit=Visit(number=plan.number),
+        flow=flow_of(ticket).follow_up_flow,
+        visit=Visit(number=plan.number, channel=channel),
     )
 
 
@@ -418,6 +677,7 @@ def carry_out(intent: Intent, ticket: Ticket, rules: Rules, now: int, *, cause: 
     if ticket.phase is not Phase.RESOLVED or ticket.resolve_count != intent.number:
         return Change(ticket=ticket)
     verb = "close" if intent.kind is IntentKind.CLOSE_PARENT else "reopen"
+    ticket = replace(ticket, satisfaction=intent.score or ticket.satisfaction)
     return transition(ticket, replace(act, verb=verb), rules, now)
 
 
@@ -524,8 +784,11 @@ def _resolve_by_call(change: Change, facts: CallFacts, rules: Rules) -> Change:
     """Takes the ticket on to its resolution when the agent settled the matter and the flow allows it from
     here."""
     ticket = change.ticket
-    if not facts.resolved or "resolve" not in allowed_verbs(ticket.flow, ticket.state):
+    if not facts.resolved or "resolve" not in allowed_verbs(ticket.flow, ticket.state, ticket.flow_version):
         return change
+    row = find_row(ticket.flow, ticket.flow_version, ticket.state, "resolve")
+    if row is None or row.requires - {"reason", "resolution"}:
+        return change  # an operator's flow wants more filled in than a call can give
     words = clean_text(facts.notes).strip() or clean_line(facts.code, 64) or "settled in the call"
     act = Act(
         verb="resolve",
@@ -615,7 +878,8 @@ def erase(ticket: Ticket, now: int) -> Change:
     history = tuple(replace(step, reason="") for step in ticket.history)
     calls = tuple(replace(call, notes="", reason="") for call in ticket.calls)
     visit = ticket.visit and replace(ticket.visit, comment="")
-    intents = tuple(replace(intent, reason="") for intent in ticket.intents)
+    links = (IntentKind.LINK, IntentKind.UNLINK)
+    intents = tuple(i if i.kind in links else replace(i, reason="") for i in ticket.intents)
     erased = replace(
         ticket,
         draft=bare,
@@ -625,6 +889,8 @@ def erase(ticket: Ticket, now: int) -> Change:
         resolution="",
         open_key="",
         intents=intents,
+        comments=tuple(replace(comment, body="") for comment in ticket.comments),
+        attachments=(),
     )
     if erased == ticket:
         return Change(ticket=ticket)

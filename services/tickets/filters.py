@@ -1,16 +1,20 @@
-"""The part of AIP-160 that ListTickets serves: comparisons joined by AND. A hostile expression is refused,
-never evaluated.
+"""AIP-160 filter expressions. A hostile one is refused, never evaluated.
 
-Grammar: `comparison {AND comparison}`, `comparison = field op value`, op one of = != < <= > >= :, value a
-word or a string in double quotes with \\" and \\\\. Which operators a field has is in `_OPERATORS`.
+Grammar: `expression = sequence {"AND" sequence}`, `sequence = factor {factor}` (a blank joins as AND does),
+`factor = term {"OR" term}` (OR binds closer than AND, as AIP-160 has it), `term = ["NOT" | "-"] (comparison |
+"(" expression ")")`, `comparison = field op value`, op one of = != < <= > >= :, value a word or a string in
+double quotes with \\" and \\\\. `field:*` asks whether there is a value at all. Which fields there are,
+and which
+operators each has, is the caller's table.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from typing import Any
 
 from chassis.errors import InvalidArgument
 from tickets.model import Kind, Phase, Priority
@@ -20,6 +24,8 @@ from tickets.validation import clean_id
 FILTER_CHARACTERS_MAX = 2_048
 #: Most comparisons in one expression.
 CONDITIONS_MAX = 16
+#: Deepest nesting of parentheses.
+DEPTH_MAX = 8
 
 Value = str | int | bool
 
@@ -28,18 +34,57 @@ Value = str | int | bool
 class Condition:
     """One comparison, with the value in the form in which the stores keep the field."""
 
-    #: A key of `STORED`.
+    #: A key of the table of fields.
     field: str
-    #: One of = != < <= > >= : (the last: the list holds the value).
+    #: One of = != < <= > >= : (the list holds the value) :* (there is a value).
     op: str
     #: What to compare with.
     value: Value
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class AnyOf:
+    """At least one holds."""
+
+    #: At least two.
+    terms: tuple[Term, ...]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class AllOf:
+    """All hold."""
+
+    #: At least two.
+    terms: tuple[Term, ...]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Not:
+    """It doesn't hold."""
+
+    term: Term
+
+
+Term = Condition | AnyOf | AllOf | Not
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Field:
+    """Something to filter by."""
+
+    #: Makes the value that stores keep of what was written; InvalidArgument(filter).
+    read: Callable[[str], Value]
+    #: What it may be compared with.
+    operators: frozenset[str]
+    #: Its name in the stores; empty: the same.
+    stored: str = ""
 
 
 _TOKEN = re.compile(
     r"""\s*(?:
         (?P<string>"(?:[^"\\]|\\["\\])*") |
         (?P<op>!=|<=|>=|=|<|>|:) |
+        (?P<paren>[()]) |
         (?P<word>[^\s"=<>!():]+) |
         (?P<other>\S)
     )""",
@@ -49,16 +94,6 @@ _TOKEN = re.compile(
 
 def _bad(why: str) -> InvalidArgument:
     return InvalidArgument(field="filter", why=why)
-
-
-def _choice(choices: type[Kind] | type[Phase] | type[Priority], prefix: str) -> Callable[[str], Value]:
-    def read(text: str) -> Value:
-        try:
-            return choices(text.upper().removeprefix(prefix).lower()).value
-        except ValueError:
-            raise _bad(f"{text[:64]!r} is none of {', '.join(c.name for c in choices)}") from None
-
-    return read
 
 
 def _word(text: str) -> Value:
@@ -93,32 +128,77 @@ def _instant(text: str) -> Value:
     return int(moment.astimezone(UTC).timestamp() * 1000)
 
 
-_READERS: Mapping[str, Callable[[str], Value]] = {
-    "kind": _choice(Kind, "TICKET_KIND_"),
-    "phase": _choice(Phase, "TICKET_PHASE_"),
-    "priority": _choice(Priority, "PRIORITY_"),
-    "state": _word,
-    "category": _word,
-    "caller_number": _word,
-    "customer": _named("customers"),
-    "parent": _named("tickets"),
-    "call": _named("calls"),
-    "open": _boolean,
-    "breached": _boolean,
-    "tags": _word,
-    "create_time": _instant,
-    "update_time": _instant,
-    "due_time": _instant,
+def text_field(stored: str = "") -> Field:
+    """A text that is compared whole."""
+    return Field(read=_word, operators=frozenset({"=", "!=", ":*"}), stored=stored)
+
+
+def list_field(stored: str = "") -> Field:
+    """A list of texts."""
+    return Field(read=_word, operators=frozenset({"=", ":", ":*"}), stored=stored)
+
+
+def name_field(collection: str, stored: str = "") -> Field:
+    """A resource name, stored as its id."""
+    return Field(read=_named(collection), operators=frozenset({"=", "!=", ":*"}), stored=stored)
+
+
+def boolean_field(stored: str = "") -> Field:
+    """True or false."""
+    return Field(read=_boolean, operators=frozenset({"=", "!="}), stored=stored)
+
+
+def time_field(stored: str) -> Field:
+    """An instant, stored in epoch ms."""
+    return Field(read=_instant, operators=frozenset({"=", "<", "<=", ">", ">=", ":*"}), stored=stored)
+
+
+def choice_field(choices: Mapping[str, Value], prefix: str = "", stored: str = "") -> Field:
+    """One of a few words, with or without `prefix`; stored as `choices` says."""
+
+    def read(text: str) -> Value:
+        word = text.upper().removeprefix(prefix)
+        if word not in choices:
+            raise _bad(f"{text[:64]!r} is none of {', '.join(choices)}")
+        return choices[word]
+
+    return Field(read=read, operators=frozenset({"=", "!="}), stored=stored)
+
+
+def _enum(choices: type[Kind] | type[Phase] | type[Priority], prefix: str) -> Field:
+    return choice_field({choice.name: choice.value for choice in choices}, prefix)
+
+
+#: What tickets are filtered by.
+TICKET_FIELDS: Mapping[str, Field] = {
+    "kind": _enum(Kind, "TICKET_KIND_"),
+    "phase": _enum(Phase, "TICKET_PHASE_"),
+    "priority": _enum(Priority, "PRIORITY_"),
+    "state": text_field(),
+    "category": text_field(),
+    "caller_number": text_field(),
+    "flow": name_field("flows"),
+    "customer": name_field("customers", "customer_id"),
+    "parent": name_field("tickets", "parent_id"),
+    "call": Field(read=_named("calls"), operators=frozenset({"=", ":", ":*"}), stored="calls.call_id"),
+    "assignee": name_field("agents"),
+    "team": name_field("teams"),
+    "problem": name_field("problems"),
+    "assets": list_field(),
+    "products": list_field(),
+    "watchers": list_field(),
+    "open": boolean_field(),
+    "breached": boolean_field(),
+    "tags": list_field(),
+    "create_time": time_field("created_ms"),
+    "update_time": time_field("updated_ms"),
+    "due_time": time_field("due_ms"),
 }
-_TIMES = frozenset({"create_time", "update_time", "due_time"})
-_OPERATORS: Mapping[str, frozenset[str]] = {
-    name: frozenset({"=", "<", "<=", ">", ">="})
-    if name in _TIMES
-    else frozenset({"=", ":"})
-    if name in ("tags", "call")
-    else frozenset({"=", "!="})
-    for name in _READERS
-}
+
+
+def stored_name(name: str, fields: Mapping[str, Field] = TICKET_FIELDS) -> str:
+    """What a field is called in the stores."""
+    return fields[name].stored or name
 
 
 def _tokens(text: str) -> list[tuple[str, str]]:
@@ -129,39 +209,146 @@ def _tokens(text: str) -> list[tuple[str, str]]:
         if kind == "other":
             raise _bad(f"does not understand {value!r}")
         if kind == "string":
-            kind, value = "word", re.sub(r"\\(.)", r"\1", value[1:-1])
+            value = re.sub(r"\\(.)", r"\1", value[1:-1])
         found.append((kind, value))
-        if len(found) > 4 * CONDITIONS_MAX:
-            raise _bad(f"holds too much, at most {CONDITIONS_MAX} comparisons are allowed")
     return found
 
 
-def _condition(tokens: list[tuple[str, str]]) -> Condition:
-    if [kind for kind, _ in tokens] != ["word", "op", "word"]:
-        raise _bad("must be comparisons such as kind = COMPLAINT, joined by AND")
-    field, op, value = (text for _, text in tokens)
-    reader = _READERS.get(field)
-    if reader is None:
-        raise _bad(f"there is no field {field[:64]!r} to filter by")
-    if op not in _OPERATORS[field]:
-        raise _bad(f"{field} cannot be compared with {op}")
-    return Condition(field=field, op=op, value=reader(value))
+@dataclass(kw_only=True, slots=True)
+class _Reader:
+    """Where a parse stands. Each method reads one rule of the grammar."""
+
+    tokens: list[tuple[str, str]]
+    fields: Mapping[str, Field]
+    at: int = 0
+    count: int = 0
+    depth: int = field(default=0)
+
+    def peek(self) -> tuple[str, str]:
+        return self.tokens[self.at] if self.at < len(self.tokens) else ("end", "")
+
+    def take(self) -> tuple[str, str]:
+        token = self.peek()
+        self.at += 1
+        return token
+
+    def expression(self) -> list[Term]:
+        terms: list[Term] = []
+        while True:
+            terms.append(self.factor())
+            if self.peek() == ("word", "AND"):
+                self.at += 1
+            elif self.peek()[0] == "end" or self.peek() == ("paren", ")"):
+                return terms
+
+    def factor(self) -> Term:
+        terms = [self.term()]
+        while self.peek() == ("word", "OR"):
+            self.at += 1
+            terms.append(self.term())
+        return terms[0] if len(terms) == 1 else AnyOf(terms=tuple(terms))
+
+    def term(self) -> Term:
+        kind, value = self.peek()
+        follows_op = self.at + 1 < len(self.tokens) and self.tokens[self.at + 1][0] == "op"
+        if (kind, value) == ("word", "NOT") and not follows_op:
+            self.at += 1
+            return Not(term=self.simple())
+        if kind == "word" and value.startswith("-"):
+            if value == "-":
+                self.at += 1
+            else:
+                self.tokens[self.at] = (kind, value[1:])
+            return Not(term=self.simple())
+        return self.simple()
+
+    def simple(self) -> Term:
+        if self.peek() != ("paren", "("):
+            return self.comparison()
+        self.at += 1
+        self.depth += 1
+        if self.depth > DEPTH_MAX:
+            raise _bad(f"is nested too deep, at most {DEPTH_MAX} parentheses are allowed")
+        terms = self.expression()
+        if self.take() != ("paren", ")"):
+            raise _bad("has a parenthesis that is not closed")
+        self.depth -= 1
+        return terms[0] if len(terms) == 1 else AllOf(terms=tuple(terms))
+
+    def comparison(self) -> Condition:
+        (kind, name), (op_kind, op), (value_kind, value) = self.take(), self.take(), self.take()
+        if kind != "word" or op_kind != "op" or value_kind not in ("word", "string"):
+            raise _bad("must be comparisons such as kind = COMPLAINT, joined by AND, OR and NOT")
+        self.count += 1
+        if self.count > CONDITIONS_MAX:
+            raise _bad(f"holds too many comparisons, at most {CONDITIONS_MAX} are allowed")
+        known = self.fields.get(name)
+        if known is None:
+            raise _bad(f"there is no field {name[:64]!r} to filter by")
+        if op == ":" and value_kind == "word" and value == "*":
+            op = ":*"
+        if op not in known.operators:
+            raise _bad(f"{name} cannot be compared with {op}")
+        return Condition(field=name, op=op, value=True if op == ":*" else known.read(value))
 
 
-def parse(text: str) -> tuple[Condition, ...]:
-    """The comparisons of an expression, () for an empty one; InvalidArgument(filter) for what is not
-    served."""
+def parse(text: str, fields: Mapping[str, Field] = TICKET_FIELDS) -> tuple[Term, ...]:
+    """What must all hold, () for an empty expression; InvalidArgument(filter) for what is not served."""
     if len(text) > FILTER_CHARACTERS_MAX:
         raise _bad(f"must be at most {FILTER_CHARACTERS_MAX} characters, got {len(text)}")
     tokens = _tokens(text.strip())
     if not tokens:
         return ()
-    groups: list[list[tuple[str, str]]] = [[]]
-    for kind, value in tokens:
-        if kind == "word" and value == "AND" and len(groups[-1]) == 3:
-            groups.append([])
-        else:
-            groups[-1].append((kind, value))
-    if len(groups) > CONDITIONS_MAX:
-        raise _bad(f"holds {len(groups)} comparisons, at most {CONDITIONS_MAX} are allowed")
-    return tuple(_condition(group) for group in groups)
+    reader = _Reader(tokens=tokens, fields=fields)
+    terms = reader.expression()
+    if reader.peek()[0] != "end":
+        raise _bad("has a parenthesis too many")
+    return tuple(terms)
+
+
+_MONGO = {
+    "=": "$eq",
+    ":": "$eq",
+    "!=": "$ne",
+    "<": "$lt",
+    "<=": "$lte",
+    ">": "$gt",
+    ">=": "$gte",
+    ":*": "$exists",
+}
+
+
+def to_mongo(term: Term, fields: Mapping[str, Field] = TICKET_FIELDS, prefix: str = "") -> dict[str, Any]:
+    """The query that finds what a term holds for; stored names get `prefix`."""
+    if isinstance(term, Not):
+        return {"$nor": [to_mongo(term.term, fields, prefix)]}
+    if isinstance(term, AnyOf | AllOf):
+        joined = "$or" if isinstance(term, AnyOf) else "$and"
+        return {joined: [to_mongo(one, fields, prefix) for one in term.terms]}
+    return {prefix + stored_name(term.field, fields): {_MONGO[term.op]: term.value}}
+
+
+_COMPARE: Mapping[str, Callable[[Any, Any], bool]] = {
+    "<": lambda a, b: a < b,
+    "<=": lambda a, b: a <= b,
+    ">": lambda a, b: a > b,
+    ">=": lambda a, b: a >= b,
+}
+
+
+def holds(term: Term, value_of: Callable[[str], Any]) -> bool:
+    """Whether a term holds; `value_of` gives a field's stored value (a list, or None where there is none)."""
+    if isinstance(term, Not):
+        return not holds(term.term, value_of)
+    if isinstance(term, AnyOf | AllOf):
+        return (any if isinstance(term, AnyOf) else all)(holds(one, value_of) for one in term.terms)
+    value = value_of(term.field)
+    if term.op == ":*":
+        return value is not None
+    if isinstance(value, list):
+        return (term.value in value) is (term.op != "!=")
+    if term.op in ("=", ":"):
+        return bool(value == term.value)
+    if term.op == "!=":
+        return bool(value != term.value)
+    return value is not None and _COMPARE[term.op](value, term.value)

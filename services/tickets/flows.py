@@ -4,19 +4,43 @@ Rules: from one state a verb leads to one state. Every state is reachable from t
 state a final one (CLOSED, CANCELLED) is reachable, and nothing leaves a final one. A flow with a return
 visit has `close` and `reopen` from every RESOLVED state, so that a verdict can always be carried out; every
 return-visit flow has `cancel` from its open states.
+
+An operator's flows stand beside the shipped ones in the same book. What is in the book never changes: a
+changed flow is a new version, and tickets go on in the version they began with. So the book only grows, and
+which process looks something up makes no difference but for how soon a new version is there.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping
 from types import MappingProxyType
 
 from tickets.model import FINAL_PHASES, OPEN_PHASES, Effect, Flow, Kind, Phase, Transition
 
+_NAME = re.compile(r"[a-z][a-z0-9_]{0,63}")
+
 #: Most states of a flow.
 STATES_MAX = 64
 #: Most transitions of a flow.
 TRANSITIONS_MAX = 512
+
+#: What `requires` may name besides Ticket's fields.
+REQUEST_FIELDS = frozenset({"reason", "resolution", "satisfaction_score"})
+#: Ticket's fields that a transition may require.
+TICKET_FIELDS = frozenset(
+    {"description", "category", "customer", "caller_number", "language", "required_skills", "tags", "assets"}
+    | {
+        "products",
+        "dispatch",
+        "dispatch.appointment",
+        "dispatch.engineer",
+        "fee",
+        "parts",
+        "survey",
+        "assignee",
+    }
+)
 
 _REASON = frozenset({"reason"})
 _RESOLUTION = frozenset({"resolution"})
@@ -170,7 +194,7 @@ _FEE_ORDER = Flow(
         }
     ),
     transitions=(
-        _row("submit", "new rejected", "submitted"),
+        _row("submit", "new rejected", "submitted", frozenset({"fee"})),
         _row("approve", "submitted", "approved"),
         _row("reject", "submitted approved", "rejected", _REASON),
         _row("pay", "approved", "paid"),
@@ -227,6 +251,8 @@ def _row_problems(flow: Flow) -> list[str]:
             if (source, row.verb) in seen:
                 problems.append(f"AMBIGUOUS_TRANSITION: {row.verb} twice from {source}")
             seen.add((source, row.verb))
+        unknown = sorted(row.requires - REQUEST_FIELDS - TICKET_FIELDS)
+        problems += [f"UNKNOWN_FIELD: {row.verb} requires {name}" for name in unknown]
     return problems
 
 
@@ -264,7 +290,16 @@ def problems_of(flow: Flow) -> list[str]:
     finals = [state for state, phase in flow.states.items() if phase in FINAL_PHASES]
     ending = _reachable(finals, backward)
     problems += [f"TRAPPING_STATE: {state}" for state in flow.states if state not in ending]
-    return problems + _missing_verbs(flow)
+    return problems + _missing_verbs(flow) + _label_problems(flow)
+
+
+def _label_problems(flow: Flow) -> list[str]:
+    """Ids that are none, and numbers out of bounds."""
+    names = {*flow.states, *(row.verb for row in flow.transitions)}
+    found = [f"BAD_NAME: {name[:64]}" for name in sorted(names) if not _NAME.fullmatch(name)]
+    if not 0 <= flow.follow_up_share <= 1:
+        found.append("BAD_SHARE: follow_up.share must be 0 to 1")
+    return found
 
 
 def _load(flows: Iterable[Flow]) -> Mapping[str, Flow]:
@@ -305,8 +340,66 @@ TABLE: Mapping[tuple[str, str, str], Transition] = MappingProxyType(
 )
 
 
-def allowed_verbs(flow: str, state: str) -> tuple[str, ...]:
+class _Book:
+    """Every version of every flow that this process knows."""
+
+    def __init__(self) -> None:
+        self.flows: dict[tuple[str, int], Flow] = {}
+        self.rows: dict[tuple[str, int, str, str], Transition] = {}
+        self.latest: dict[str, int] = {}
+        #: Ids of flows that no new ticket follows.
+        self.retired: frozenset[str] = frozenset()
+
+    def add(self, flow: Flow) -> None:
+        """Adds a version; one that is known stays as it is."""
+        if (flow.id, flow.version) in self.flows:
+            return
+        for row in flow.transitions:
+            for source in row.sources:
+                self.rows[flow.id, flow.version, source, row.verb] = row
+        self.flows[flow.id, flow.version] = flow
+        self.latest[flow.id] = max(flow.version, self.latest.get(flow.id, 0))
+
+
+_BOOK = _Book()
+for _shipped in FLOWS.values():
+    _BOOK.add(_shipped)
+
+
+def install(flows: Iterable[Flow]) -> None:
+    """Adds versions of an operator's flows to the book; ValueError for an unsound one or a shipped one's
+    id."""
+    for flow in flows:
+        problems = problems_of(flow)
+        if flow.id in FLOWS:
+            problems.append("a shipped flow cannot be changed")
+        if problems:
+            raise ValueError(f"flow {flow.id}: {'; '.join(problems)}")
+        _BOOK.add(flow)
+
+
+def find_flow(flow_id: str, version: int = 0) -> Flow | None:
+    """A version of a flow, 0 for the latest; None when there is none."""
+    return _BOOK.flows.get((flow_id, version or _BOOK.latest.get(flow_id, 0)))
+
+
+def set_retired(ids: Iterable[str]) -> None:
+    """Which flows no new ticket follows; tickets that follow them go on."""
+    _BOOK.retired = frozenset(ids)
+
+
+def is_retired(flow_id: str) -> bool:
+    """Whether a flow takes no new tickets."""
+    return flow_id in _BOOK.retired
+
+
+def find_row(flow_id: str, version: int, state: str, verb: str) -> Transition | None:
+    """The row of a verb from a state; None when there is none."""
+    return _BOOK.rows.get((flow_id, version, state, verb))
+
+
+def allowed_verbs(flow_id: str, state: str, version: int = 1) -> tuple[str, ...]:
     """The verbs possible from a state, in the order of the table; empty for a final state or an unknown
     flow."""
-    rows = FLOWS[flow].transitions if flow in FLOWS else ()
-    return tuple(row.verb for row in rows if state in row.sources)
+    flow = find_flow(flow_id, version)
+    return tuple(row.verb for row in flow.transitions if state in row.sources) if flow is not None else ()

@@ -7,14 +7,28 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from chassis.clock import Clock
-from chassis.errors import AlreadyExists, CallmeshError, EtagMismatch, InvalidArgument, Unavailable
+from chassis.errors import AlreadyExists, CallmeshError, EtagMismatch, InvalidArgument, NotFound, Unavailable
 from chassis.idempotency import check_repeat
-from chassis.ids import new_id
 from chassis.mongo import retry_conflicts
-from tickets import engine
+from tickets import desk, engine
 from tickets.filters import Condition
-from tickets.flows import FLOWS
-from tickets.model import CallFacts, Change, Draft, Happening, Intent, Kind, Profile, Rules, Step, Ticket
+from tickets.model import (
+    COMMENTS_MAX,
+    CallFacts,
+    Change,
+    Comment,
+    Draft,
+    Happening,
+    Intent,
+    IntentKind,
+    Kind,
+    Link,
+    Profile,
+    Relation,
+    Step,
+    Ticket,
+)
+from tickets.opening import Create, RulesSource, check_create, check_kind, plan_create, rules_of
 from tickets.store import Query, TicketStore
 from tickets.validation import check_draft
 
@@ -27,6 +41,8 @@ CALL_ATTEMPTS_MAX = 5
 BATCH_MAX = 100
 #: Batches of one such change; what is left then comes with the message's next delivery.
 BATCHES_MAX = 100
+#: Tickets of a team's pile that are looked at for one to claim.
+PILE_MAX = 200
 #: A day of business time.
 DAY_MS = 86_400_000
 #: Latest return visit that a customer may ask for, days after the call.
@@ -39,80 +55,54 @@ Encode = Callable[[Ticket, Happening], "Event"]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Create:
-    """A ticket to be opened by hand."""
+class Request:
+    """Which ticket is to be changed, and on what terms."""
 
-    kind: Kind
-    draft: Draft
-    actor: str
-    #: Chosen by the client; empty: chosen here.
-    ticket_id: str = ""
-    #: Id of a flow; empty: the kind's own.
-    flow: str = ""
-    parent_id: str = ""
-    request_key: str | None = None
-    fingerprint: str | None = None
+    #: Its id.
+    ticket_id: str
+    #: The version that the caller read; None: whatever it is now.
+    version: int | None = None
+    #: Key and content of the request, for repeats; empty: not to be repeated.
+    key: str = ""
+    fingerprint: str = ""
+    #: Check everything, change nothing.
     validate_only: bool = False
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Split:
+    """What a split made."""
+
+    #: The ticket that was split.
+    original: Ticket
+    #: The new one.
+    created: Ticket
 
 
 class Handlers:
     """The use cases. Safe for threads; holds no state of its own."""
 
-    def __init__(self, store: TicketStore, clock: Clock, rules: Rules, encode: Encode) -> None:
+    def __init__(self, store: TicketStore, clock: Clock, rules: RulesSource, encode: Encode) -> None:
         self._store = store
         self._clock = clock
-        self._rules = rules
+        self._rules = rules_of(rules)
         self._encode = encode
 
     # ---- for people
 
     def create(self, command: Create) -> Ticket:
-        """Opens a ticket; a repeat with the same request key answers the first one's. InvalidArgument naming
-        each bad field, AlreadyExists when the chosen id is taken."""
-        self._check_create(command)
-        draft, tier = self._with_customer(command.draft)
-        change = engine.open_ticket(
-            command.ticket_id or new_id(),
-            command.kind,
-            draft,
-            self._rules,
-            self._clock.now_ms(),
-            actor=command.actor,
-            flow=command.flow,
-            tier=tier,
-            parent_id=command.parent_id,
-        )
+        """Opens a ticket as `Opening.create` does, for callers that may block."""
+        parent = self._store.find(command.parent_id) if command.parent_id else None
+        check_create(command, parent_exists=parent is not None)
+        change = plan_create(command, self._profile_of(command.draft), self._rules(), self._clock.now_ms())
         if command.validate_only:
             return change.ticket
         return self._insert(change, command.request_key, command.fingerprint)[0]
 
-    def _check_create(self, command: Create) -> None:
-        check_draft(command.draft)
-        found: list[tuple[str, str]] = []
-        if command.kind is Kind.RETURN_VISIT:
-            found.append(("ticket.kind", "return visits are made by the service, after a resolution"))
-        flow = FLOWS.get(command.flow or command.kind.value)
-        if flow is None or flow.kind is not command.kind:
-            found.append(("ticket.flow", "must be a flow of the ticket's kind, or empty"))
-        if engine.VISIT_MARK in command.ticket_id or command.ticket_id.startswith(engine.CALL_PREFIX):
-            found.append(("ticket_id", "has a form that the service keeps for itself"))
-        if len(command.ticket_id) > engine.TICKET_ID_CHARACTERS_MAX:
-            found.append(("ticket_id", f"must be at most {engine.TICKET_ID_CHARACTERS_MAX} characters"))
-        if command.parent_id and self._store.find(command.parent_id) is None:
-            found.append(("ticket.parent", "does not exist"))
-        if found:
-            raise InvalidArgument.many(found)
-
-    def _with_customer(self, draft: Draft) -> tuple[Draft, str]:
-        """The draft with the customer that its number belongs to, and the customer's tier."""
+    def _profile_of(self, draft: Draft) -> Profile | None:
         if draft.customer_id:
-            profile = self._store.profile(draft.customer_id)
-        else:
-            profile = self._store.profile_of_number(draft.caller_number) if draft.caller_number else None
-        if profile is None:
-            return draft, ""
-        language = draft.language or profile.language
-        return replace(draft, customer_id=profile.customer_id, language=language), profile.tier
+            return self._store.profile(draft.customer_id)
+        return self._store.profile_of_number(draft.caller_number) if draft.caller_number else None
 
     def update(
         self,
@@ -135,11 +125,12 @@ class Handlers:
             _check_version(ticket, version)
             draft = edit(ticket)
             check_draft(draft)
+            check_kind(ticket.kind, draft)
             tier = None
             if draft.customer_id != ticket.draft.customer_id:
                 profile = self._store.profile(draft.customer_id) if draft.customer_id else None
                 tier = profile.tier if profile else ""
-            change = engine.update(ticket, draft, self._rules, self._clock.now_ms(), actor=actor, tier=tier)
+            change = engine.update(ticket, draft, self._rules(), self._clock.now_ms(), actor=actor, tier=tier)
             return change.ticket if validate_only else self._save(change)
 
         return attempt() if version is not None else retry_conflicts(attempt)
@@ -158,7 +149,7 @@ class Handlers:
             if _is_repeat(ticket, act):
                 return ticket
             _check_version(ticket, version)
-            change = engine.transition(ticket, act, self._rules, self._clock.now_ms())
+            change = engine.transition(ticket, act, self._rules(), self._clock.now_ms())
             return change.ticket if validate_only else self._save(change)
 
         changed = attempt() if version is not None else retry_conflicts(attempt)
@@ -181,6 +172,148 @@ class Handlers:
     def steps(self, ticket_id: str, after: int, limit: int) -> list[Step]:
         """At most `limit` steps of a ticket's history; NotFound."""
         return self._store.steps(ticket_id, after, limit)
+
+    # ---- around the flow
+
+    def get(self, ticket_id: str) -> Ticket:
+        """The ticket, whole; NotFound."""
+        return self._store.get(ticket_id)
+
+    def change(self, request: Request, decide: Callable[[Ticket, int], Change]) -> Ticket:
+        """Changes a ticket as `decide(ticket, now)` says; it may run several times. A repeat of the request
+        answers the ticket as it is.
+
+        NotFound, EtagMismatch, RequestIdReused, and what `decide` raises.
+        """
+
+        def attempt() -> Ticket:
+            ticket = self._store.get(request.ticket_id)
+            if _was_done(ticket, request):
+                return ticket
+            _check_version(ticket, request.version)
+            change = decide(ticket, self._clock.now_ms())
+            if request.validate_only:
+                return change.ticket
+            known = desk.remembered(change.ticket, request.key, request.fingerprint)
+            return self._save(replace(change, ticket=known))
+
+        changed = attempt() if request.version is not None else retry_conflicts(attempt)
+        return changed if request.validate_only else self._carry_out_now(changed)
+
+    def claim_next(self, team: str, agent: str, skills: Sequence[str], request: Request) -> Ticket:
+        """The best ticket of a team's pile that the agent's skills are enough for, claimed. NotFound when
+        there is none, Unavailable when others keep being faster."""
+        done = self._store.by_request(request.key) if request.key else None
+        if done is not None and _was_done(done, request):
+            return done
+        for ticket in self._store.pile(team, PILE_MAX):
+            if not set(ticket.draft.required_skills) <= set(skills):
+                continue
+            mine = replace(request, ticket_id=ticket.id)
+            try:
+                return self.change(mine, lambda found, now: _claim_of_pile(found, team, agent, now))
+            except (desk.AlreadyClaimed, desk.TicketFinal, NotFound):
+                continue  # another was faster
+        raise NotFound(resource=f"teams/{team}/tickets")
+
+    def comments(self, ticket_id: str, after: int, limit: int) -> list[Comment]:
+        """At most `limit` comments of a ticket after a sequence; NotFound."""
+        return self._store.comments(ticket_id, after, limit)
+
+    def comment(self, request: Request, said: Comment) -> tuple[Ticket, Comment]:
+        """Writes a comment; a repeat answers the one that is there."""
+        said = replace(said, request_key=request.key, fingerprint=request.fingerprint)
+
+        def decide(ticket: Ticket, now: int) -> Change:
+            unknown = set(said.attachments) - {file.id for file in ticket.attachments}
+            if unknown:
+                raise InvalidArgument(
+                    field="comment.attachment_ids", why=f"{min(unknown)} is not of the ticket"
+                )
+            return desk.comment(ticket, said, self._rules(), now)
+
+        ticket = self.change(request, decide)
+        mine = [c for c in ticket.comments if request.key and c.request_key == request.key]
+        return ticket, (mine or ticket.comments)[-1]
+
+    def link(self, request: Request, other_id: str, relation: Relation, wanted: bool, actor: str) -> Ticket:
+        """Makes or removes a link, both ways."""
+        if other_id == request.ticket_id:
+            raise InvalidArgument(field="other", why="must be another ticket")
+        other = self._store.find(other_id)
+        if other is None and wanted:
+            raise NotFound(resource=f"tickets/{other_id}")
+
+        def decide(ticket: Ticket, now: int) -> Change:
+            return desk.link(ticket, other or replace(ticket, id=other_id), relation, wanted, actor, now)
+
+        return self.change(request, decide)
+
+    def merge(self, request: Request, source_id: str, actor: str, reason: str) -> Ticket:
+        """Makes one ticket of two. The source ends first, with an intent that moves what it has: whatever
+        happens in between, it is moved once."""
+        if source_id == request.ticket_id:
+            raise InvalidArgument(field="source", why="must be another ticket")
+        target = self._store.get(request.ticket_id)
+        source = self._store.get(source_id)
+        if source.merged_into == target.id:
+            self._carry_out_now(source)
+            return self._store.get(target.id)
+        _check_version(target, request.version)
+        desk.check_open(target)
+        desk.check_open(source)
+        if Kind.RETURN_VISIT in (target.kind, source.kind):
+            raise InvalidArgument(field="source", why="return visits are not merged")
+        if request.validate_only:
+            return desk.absorb(target, source, source.comments, self._clock.now_ms()).ticket
+        words = reason or f"merged into tickets/{target.id}"
+        act = engine.Act(verb="merge", actor=actor, reason=words)
+
+        def decide(ticket: Ticket, now: int) -> Change:
+            if ticket.merged_into == target.id:
+                return Change(ticket=ticket)
+            desk.check_open(ticket)
+            return engine.end_merged(ticket, target.id, act, self._rules(), now)
+
+        self.change(Request(ticket_id=source_id), decide)
+        return self._store.get(target.id)
+
+    def split(
+        self, request: Request, command: Create, calls: Sequence[str], comments: Sequence[int]
+    ) -> Split:
+        """Makes a second ticket out of a part of one: the calls named go over, the comments named are copied.
+        The new one comes first, with an intent that takes the calls off the first."""
+        original = self._store.get(request.ticket_id)
+        _check_parts(original, calls)
+        said = [c for c in self._store.comments(original.id, 0, COMMENTS_MAX) if c.sequence in comments]
+        if len(said) < len(set(comments)):
+            raise InvalidArgument(field="comments", why="names one that the ticket does not have")
+        check_create(command, parent_exists=True)
+        now = self._clock.now_ms()
+        change = plan_create(command, self._profile_of(command.draft), self._rules(), now)
+        part = split_off(change.ticket, original, calls, said, now)
+        if request.validate_only:
+            return Split(original=original, created=part)
+        change = replace(change, ticket=part)
+        created, _ = self._insert(change, command.request_key, command.fingerprint)
+        created = self._carry_out_now(self._store.get(created.id))
+        return Split(original=self._store.get(original.id), created=created)
+
+    def retime(self, after: str, limit: int) -> str:
+        """Takes the next open tickets above an id over to the present policies and calendars; the last one's
+        id, empty when there are none left. Safe to repeat."""
+        last = ""
+        for last in self._store.open_after(after, limit):
+            self._retime_one(last)
+        return last
+
+    def _retime_one(self, ticket_id: str) -> None:
+        def attempt() -> None:
+            ticket = self._store.find(ticket_id)
+            if ticket is not None:
+                self._save(engine.retime(ticket, self._rules(), self._clock.now_ms()))
+
+        retry_conflicts(attempt)
 
     # ---- for calls
 
@@ -217,8 +350,8 @@ class Handlers:
         open_ones = self._store.open_like(draft.customer_id, draft.caller_number, topic)
         join = engine.joinable(kind, draft, open_ones)
         if join is None:
-            return self._insert(engine.open_from_call(facts, self._rules))[0]
-        return self._save(engine.attach_call(join, facts, self._rules))
+            return self._insert(engine.open_from_call(facts, self._rules()))[0]
+        return self._save(engine.attach_call(join, facts, self._rules()))
 
     # ---- for what crm tells
 
@@ -236,7 +369,7 @@ class Handlers:
     def _adopt(self, ticket_id: str, profile: Profile) -> None:
         def attempt() -> None:
             ticket = self._store.get(ticket_id)
-            self._save(engine.adopt(ticket, profile, self._rules, self._clock.now_ms()))
+            self._save(engine.adopt(ticket, profile, self._rules(), self._clock.now_ms()))
 
         retry_conflicts(attempt)
 
@@ -255,6 +388,7 @@ class Handlers:
         def erase(ticket_id: str) -> None:
             def attempt() -> None:
                 self._store.blank_steps(ticket_id)
+                self._store.blank_comments(ticket_id)
                 self._save(engine.erase(self._store.get(ticket_id), self._clock.now_ms()))
 
             retry_conflicts(attempt)
@@ -309,7 +443,14 @@ class Handlers:
             self._store.update(ticket, ())
 
     def _make_visit(self, ticket: Ticket, now: int) -> Ticket:
-        visit = engine.make_visit(ticket, self._rules, now)
+        profile = self._store.profile(ticket.draft.customer_id) if ticket.draft.customer_id else None
+        moved = engine.visit_moved(ticket, profile, now)
+        if moved is not None:
+            return self._save(moved)
+        channel = engine.visit_channel(ticket, profile)
+        if channel is None:
+            return self._save(engine.without_visit(ticket, now))
+        visit = engine.make_visit(ticket, self._rules(), now, channel)
         try:
             self._insert(visit)
         except AlreadyExists:
@@ -322,11 +463,22 @@ class Handlers:
         def attempt() -> None:
             other = self._store.find(intent.ticket_id)
             if other is not None:
-                now = self._clock.now_ms()
-                self._save(engine.carry_out(intent, other, self._rules, now, cause=ticket.id))
+                self._save(self._effect(intent, ticket, other))
 
         retry_conflicts(attempt)
-        return self._store.update(engine.without_intent(ticket, intent), ())
+        done = engine.without_intent(ticket, intent)
+        return self._store.update(desk.emptied(done) if intent.kind is IntentKind.ABSORB else done, ())
+
+    def _effect(self, intent: Intent, ticket: Ticket, other: Ticket) -> Change:
+        """What an intent of `ticket` does to `other`."""
+        now = self._clock.now_ms()
+        if intent.kind in (IntentKind.LINK, IntentKind.UNLINK):
+            return desk.carry_out_link(intent, other, now, cause=ticket.id)
+        if intent.kind is IntentKind.ABSORB:
+            return desk.absorb(other, ticket, self._store.comments(ticket.id, 0, COMMENTS_MAX), now)
+        if intent.kind is IntentKind.CEDE:
+            return desk.cede(other, {call.call_id for call in ticket.calls}, ticket.id, now)
+        return engine.carry_out(intent, other, self._rules(), now, cause=ticket.id)
 
     def postpone(self, ticket_id: str) -> None:
         """Holds a ticket's timers back after one failed, so that it doesn't keep others waiting."""
@@ -373,3 +525,49 @@ def _is_repeat(ticket: Ticket, act: engine.Act) -> bool:
             check_repeat(step.fingerprint, act.fingerprint)
             return True
     return False
+
+
+def _was_done(ticket: Ticket, request: Request) -> bool:
+    """Whether this very request was carried out before; RequestIdReused when it asked for something else."""
+    for key, content in ticket.requests:
+        if request.key and key == request.key:
+            check_repeat(content, request.fingerprint)
+            return True
+    return False
+
+
+def _claim_of_pile(ticket: Ticket, team: str, agent: str, now: int) -> Change:
+    if ticket.assignee or ticket.team != team:
+        raise desk.AlreadyClaimed(subject=f"tickets/{ticket.id}", why="somebody was faster")
+    return desk.claim(ticket, agent, None, now)
+
+
+def _check_parts(original: Ticket, calls: Sequence[str]) -> None:
+    known = {call.call_id for call in original.calls}
+    unknown = [call for call in calls if call not in known]
+    if unknown:
+        raise InvalidArgument(field="calls", why=f"calls/{unknown[0]} is not of the ticket")
+
+
+def split_off(
+    ticket: Ticket, original: Ticket, calls: Sequence[str], said: Sequence[Comment], now: int
+) -> Ticket:
+    """A new ticket with what it gets of the one it is split off, and the intent that completes the split."""
+    moved = tuple(replace(call, opened=False) for call in original.calls if call.call_id in calls)
+    copied = tuple(
+        replace(comment, sequence=place, request_key="", fingerprint="")
+        for place, comment in enumerate(said, start=1)
+    )
+    intent = Intent(
+        kind=IntentKind.CEDE, ticket_id=original.id, number=0, reason="split", time_ms=ticket.created_ms
+    )
+    return replace(
+        ticket,
+        calls=moved,
+        call_count=len(moved),
+        comments=copied,
+        comment_count=len(copied),
+        links=(Link(ticket_id=original.id, relation=Relation.PARENT, time_ms=now),),
+        intents=(intent,),
+        team=ticket.team or original.team,
+    )

@@ -7,6 +7,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 from types import MappingProxyType
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from tickets.calendars import Calendar
 
 #: History steps kept inside a ticket; older ones go to pages of their own.
 HISTORY_INLINE_MAX = 64
@@ -16,6 +20,16 @@ HISTORY_INLINE_KEPT = 32
 CALLS_MAX = 100
 #: Things still to be done to other tickets that one ticket may carry.
 INTENTS_MAX = 16
+#: Comments kept inside a ticket; older ones go to documents of their own.
+COMMENTS_INLINE_MAX = 8
+#: Comments that stay inside when the oldest go.
+COMMENTS_INLINE_KEPT = 4
+#: Links, files and watchers of a ticket.
+LINKS_MAX, ATTACHMENTS_MAX, WATCHERS_MAX = 100, 64, 64
+#: Requests that a ticket remembers.
+REQUESTS_MAX = 16
+#: Comments of a ticket in all.
+COMMENTS_MAX = 10_000
 #: Who does what the service does by itself.
 SYSTEM = "system"
 
@@ -102,6 +116,8 @@ class Transition:
     requires: frozenset[str] = frozenset()
     #: What it does to the parent.
     effect: Effect = Effect.NONE
+    #: Scopes or roles of which the actor needs one; empty: whoever may write.
+    roles: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -120,6 +136,24 @@ class Flow:
     transitions: tuple[Transition, ...]
     #: Whether a return visit follows a resolution.
     follow_up: bool = False
+    #: How long after it, ms; None: the service's usual delay.
+    follow_up_delay_ms: int | None = None
+    #: The visit's flow.
+    follow_up_flow: str = "return_visit"
+    #: The share of resolutions that are visited, 0 to 1.
+    follow_up_share: float = 1.0
+    #: When an assignee is silent this long, the ticket goes back to its team, ms; None: never.
+    silent_ms: int | None = None
+    #: The team that new tickets go to; empty: none.
+    team: str = ""
+    #: +1 with each change; tickets go on in the version they began with.
+    version: int = 1
+    #: In words.
+    title: str = ""
+    #: Whether the kind's tickets follow it unless told otherwise.
+    default: bool = False
+    #: Whether it came with the service.
+    shipped: bool = True
 
 
 class ClockState(StrEnum):
@@ -130,13 +164,44 @@ class ClockState(StrEnum):
     MET = "met"
     BREACHED = "breached"
     STOPPED = "stopped"
+    #: The ticket has no such clock.
+    ABSENT = "absent"
 
 
 class ClockType(StrEnum):
     """Which service-level clock."""
 
     FIRST_RESPONSE = "first_response"
+    NEXT_RESPONSE = "next_response"
     RESOLUTION = "resolution"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Level:
+    """Something to do near the resolution's deadline."""
+
+    #: 1 for the first.
+    level: int
+    #: When: working time after the deadline, negative before it, ms.
+    offset_ms: int
+    #: The team it goes to; empty: stays.
+    team: str = ""
+    #: The priority it takes; None: keeps. Its targets stay: what was promised does not change.
+    priority: Priority | None = None
+    #: Who is told, identities.
+    notify: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Alarm:
+    """A moment at which a running clock wants something told."""
+
+    #: When, ms.
+    at_ms: int
+    #: Which clock.
+    clock: ClockType
+    #: The escalation level reached then; 0: only a warning.
+    level: int = 0
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -160,6 +225,10 @@ class SlaClock:
     stopped_ms: int | None = None
     #: 1 at first, +1 after each reopening.
     cycle: int = 1
+    #: When the target passes if nothing changes; None unless the clock runs and it hasn't passed.
+    due_ms: int | None = None
+    #: Whether the warning of this cycle is past.
+    warned: bool = False
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -176,6 +245,24 @@ class Sla:
     resolution: SlaClock
     #: How the targets came about, one step a line.
     explanation: tuple[str, ...] = ()
+    #: From a customer's message to the next response; None: no such clock yet.
+    next_response: SlaClock | None = None
+    #: What a next response may take, ms; 0: no such clock.
+    next_response_ms: int = 0
+    #: Whose working time counts, `{calendar}@{version}`; empty: every hour of every day.
+    calendar: str = ""
+    #: States in which the clocks pause besides those of phase WAITING.
+    pausing: tuple[str, ...] = ()
+    #: What happens near the resolution's deadline, by rising offset.
+    levels: tuple[Level, ...] = ()
+    #: How many of them are past in this cycle.
+    levels_past: int = 0
+    #: The escalation level reached, 0 for none.
+    level: int = 0
+    #: The share of a target after which a warning is told, percent; 0: never.
+    warn_percent: int = 0
+    #: What is still to be told while the clocks run, soonest first.
+    alarms: tuple[Alarm, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -202,6 +289,53 @@ class SlaPolicy:
     tier_percent: Mapping[str, int]
     #: Percent of the target that a reopened ticket has left at least.
     reopen_floor_percent: int
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Policy:
+    """An operator's own targets for the tickets that it matches; tried by rising order, the first counts."""
+
+    #: Its id, the last part of `slaPolicies/{sla_policy}`.
+    id: str
+    #: When it is tried.
+    order: int
+    #: Whose working time counts, `{calendar}@{version}`.
+    calendar: str
+    #: What it is for; empty: all.
+    kinds: frozenset[Kind] = frozenset()
+    priorities: frozenset[Priority] = frozenset()
+    tiers: frozenset[str] = frozenset()
+    categories: frozenset[str] = frozenset()
+    #: Targets, ms; None: no such clock.
+    first_response_ms: int | None = None
+    next_response_ms: int | None = None
+    resolution_ms: int | None = None
+    #: States in which the clocks pause besides those of phase WAITING.
+    pausing: tuple[str, ...] = ()
+    #: What happens near the resolution's deadline, by rising offset.
+    levels: tuple[Level, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Member:
+    """One of a team."""
+
+    #: Last part of `agents/{agent}`.
+    agent: str
+    #: What the agent can do.
+    skills: frozenset[str] = frozenset()
+    #: Open tickets above which nothing more is given; 0: no bound.
+    open_max: int = 0
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Team:
+    """Who shares a pile of tickets."""
+
+    #: Last part of `teams/{team}`.
+    id: str
+    #: Who is in it, in the order of their turns.
+    members: tuple[Member, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -252,6 +386,8 @@ class Visit:
     score: int = 0
     #: The customer's words.
     comment: str = ""
+    #: How the customer is to be asked.
+    channel: Channel = Channel.UNKNOWN
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -286,6 +422,13 @@ class IntentKind(StrEnum):
     CLOSE_PARENT = "close_parent"
     REOPEN_PARENT = "reopen_parent"
     CANCEL_VISIT = "cancel_visit"
+    #: Take over what a merged ticket has, then end it.
+    ABSORB = "absorb"
+    #: The other side of a link.
+    LINK = "link"
+    UNLINK = "unlink"
+    #: Give up the calls that went to a split-off ticket.
+    CEDE = "cede"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -299,10 +442,151 @@ class Intent:
     ticket_id: str
     #: About which resolution of the parent.
     number: int
-    #: Why, for that ticket's history.
+    #: Why, for that ticket's history; for a link its relation, seen from there.
     reason: str
     #: When it was decided.
     time_ms: int
+    #: A visit's score, 0 when not given.
+    score: int = 0
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PartLine:
+    """One line of a parts list."""
+
+    #: The part's number in the operator's catalogue.
+    number: str
+    #: How many.
+    quantity: int
+    #: What it is.
+    description: str = ""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Dispatch:
+    """Work on site."""
+
+    #: Where, a postal address.
+    address: str = ""
+    #: Where on the map, degrees; None: not known.
+    latitude: float | None = None
+    longitude: float | None = None
+    #: When the engineer is expected, ms; None: not agreed.
+    start_ms: int | None = None
+    end_ms: int | None = None
+    #: Who goes, `agents/{agent}`.
+    engineer: str = ""
+    #: What must be brought along.
+    parts: tuple[PartLine, ...] = ()
+    #: Who is there and how to reach them.
+    contact: str = ""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class FeeLine:
+    """One line of a fee order."""
+
+    #: What is charged.
+    description: str
+    #: How many.
+    quantity: int
+    #: The price of one, a decimal number.
+    amount: str
+    #: ISO 4217.
+    currency: str
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SurveyAnswer:
+    """A question of a survey and what the customer said."""
+
+    #: The question's id.
+    question_id: str
+    #: As put.
+    question: str = ""
+    #: Empty while not asked.
+    answer: str = ""
+
+
+class Relation(StrEnum):
+    """What another ticket is to this one."""
+
+    RELATED = "related"
+    PARENT = "parent"
+    CHILD = "child"
+    DUPLICATE = "duplicate"
+    BLOCKED_BY = "blocked_by"
+    BLOCKS = "blocks"
+
+
+#: What this ticket is to the other one then.
+INVERSE: Mapping[Relation, Relation] = MappingProxyType(
+    {
+        Relation.RELATED: Relation.RELATED,
+        Relation.PARENT: Relation.CHILD,
+        Relation.CHILD: Relation.PARENT,
+        Relation.DUPLICATE: Relation.DUPLICATE,
+        Relation.BLOCKED_BY: Relation.BLOCKS,
+        Relation.BLOCKS: Relation.BLOCKED_BY,
+    }
+)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Link:
+    """A link with another ticket."""
+
+    #: The other.
+    ticket_id: str
+    #: What it is to this one.
+    relation: Relation
+    #: When the link was made.
+    time_ms: int
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Attachment:
+    """A file kept elsewhere."""
+
+    #: Id within the ticket.
+    id: str
+    #: Where it is; never opened.
+    uri: str
+    #: Its name.
+    file_name: str
+    #: For example `image/png`.
+    media_type: str = ""
+    #: In bytes, 0 when not known.
+    size: int = 0
+    #: In hex.
+    sha256: str = ""
+    #: Who attached it.
+    creator: str = ""
+    #: When.
+    time_ms: int = 0
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Comment:
+    """A remark on a ticket."""
+
+    #: 1 for the first, +1 each; also its id.
+    sequence: int
+    #: The text.
+    body: str
+    #: Whether the customer may read it.
+    public: bool
+    #: Who wrote it.
+    author: str
+    #: Whether the customer wrote it.
+    from_customer: bool
+    #: When.
+    time_ms: int
+    #: Files that belong to it.
+    attachments: tuple[str, ...] = ()
+    #: Key and content of the request that wrote it, for repeats.
+    request_key: str = ""
+    fingerprint: str = ""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -335,6 +619,14 @@ class Draft:
     assets: tuple[str, ...] = ()
     #: Products, offers or campaigns concerned.
     products: tuple[str, ...] = ()
+    #: Only repair and installation: the work on site.
+    dispatch: Dispatch | None = None
+    #: Only fee orders: the money.
+    fee: tuple[FeeLine, ...] = ()
+    #: Only parts requests: what is needed.
+    parts: tuple[PartLine, ...] = ()
+    #: Only market surveys: questions and answers.
+    survey: tuple[SurveyAnswer, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -375,6 +667,8 @@ class Ticket:
     step_count: int = 0
     #: What is still to be done to other tickets.
     intents: tuple[Intent, ...] = ()
+    #: (key, content) of the latest requests that changed it, for repeats.
+    requests: tuple[tuple[str, str], ...] = ()
     #: How often it was resolved.
     resolve_count: int = 0
     #: How often it was reopened.
@@ -397,6 +691,40 @@ class Ticket:
     closed_ms: int | None = None
     #: 0 before it is stored, then +1 with every write.
     version: int = 0
+    #: Which version of the flow.
+    flow_version: int = 1
+    #: Who works on it, last part of `agents/{agent}`; empty: nobody.
+    assignee: str = ""
+    #: The team it lies with, last part of `teams/{team}`.
+    team: str = ""
+    #: Whether anybody was ever its assignee.
+    had_assignee: bool = False
+    #: Since when the assignee has been silent; None without one.
+    silent_ms: int | None = None
+    #: After how much silence it goes back to its team, ms; None: never.
+    silent_limit_ms: int | None = None
+    #: How often its assignee changed after the first.
+    reassign_count: int = 0
+    #: Other tickets.
+    links: tuple[Link, ...] = ()
+    #: Files.
+    attachments: tuple[Attachment, ...] = ()
+    #: Who is told of changes.
+    watchers: tuple[str, ...] = ()
+    #: The latest comments, oldest first.
+    comments: tuple[Comment, ...] = ()
+    #: How many in all.
+    comment_count: int = 0
+    #: The ticket that took it over in a merge.
+    merged_into: str = ""
+    #: The problem it is a case of.
+    problem: str = ""
+    #: Who approved its fees.
+    fee_approver: str = ""
+    #: When they were paid.
+    fee_paid_ms: int | None = None
+    #: How satisfied the customer said to be about the latest resolution, 1 to 5; 0: not said.
+    satisfaction: int = 0
 
     @property
     def is_open(self) -> bool:
@@ -425,6 +753,13 @@ class Profile:
     language: str = ""
     #: The customer that took this one over.
     merged_into: str = ""
+    #: Channels by which the customer doesn't want to be asked how it was.
+    refused: frozenset[Channel] = frozenset()
+    #: When the customer wants not to be contacted: (ISO weekdays, none: every day; first minute; first
+    #: after).
+    quiet: tuple[tuple[tuple[int, ...], int, int], ...] = ()
+    #: IANA zone of these; empty: UTC.
+    zone: str = ""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -523,7 +858,60 @@ class Breached:
     cycle: int
 
 
-Happening = Created | Transitioned | Updated | Attached | Scheduled | Visited | Breached
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Warned:
+    """A service-level target is near."""
+
+    clock: ClockType
+    due_ms: int
+    cycle: int
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Escalated:
+    """An escalation level was reached."""
+
+    level: Level
+    clock: ClockType
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Assigned:
+    """Assignee or team changed."""
+
+    previous_assignee: str
+    previous_team: str
+    reason: str
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Commented:
+    """A comment was written."""
+
+    comment: Comment
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Merged:
+    """Another ticket was taken over."""
+
+    source_id: str
+
+
+Happening = (
+    Created
+    | Transitioned
+    | Updated
+    | Attached
+    | Scheduled
+    | Visited
+    | Breached
+    | Warned
+    | Escalated
+    | Assigned
+    | Commented
+    | Merged
+)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -544,3 +932,13 @@ class Rules:
     sla: SlaPolicy
     #: From resolution to the return visit, ms.
     follow_up_delay_ms: int
+    #: The operator's own policies by rising order; what none matches goes by `sla`.
+    policies: tuple[Policy, ...] = ()
+    #: Every version of every calendar by `{calendar}@{version}`.
+    calendars: Mapping[str, Calendar] = field(default_factory=dict)
+    #: The share of a target after which a warning is told, percent; 0: never.
+    warn_percent: int = 0
+    #: Which flow a kind's new tickets follow, where it isn't the shipped one.
+    default_flows: Mapping[Kind, str] = field(default_factory=dict)
+    #: Teams by id.
+    teams: Mapping[str, Team] = field(default_factory=dict)

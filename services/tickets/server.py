@@ -2,31 +2,106 @@
 
 from __future__ import annotations
 
-from chassis import server
+import asyncio
+import json
+from pathlib import Path
+
+from pymongo.errors import PyMongoError
+
+from chassis import logs, server
+from chassis.errors import CallmeshError, StartError, Unavailable
 from chassis.mongo import async_database, connect, disconnect, ensure_indexes
 from tickets.config import TicketsSettings
+from tickets.configuring import Configuring, apply_file
 from tickets.convert import event_of
 from tickets.documents import DOCUMENTS
+from tickets.governing import REFRESH_SECONDS, Governor, MongoState
 from tickets.handlers import Handlers
-from tickets.servicer import SCOPES, bindings
-from tickets.store import MongoReader, MongoStore
+from tickets.hotstore import AsyncMongoStore
+from tickets.opening import Opening
+from tickets.records import RECORDS, MongoRecords
+from tickets.servicer import (
+    SCOPES,
+    FlowServicer,
+    Servicers,
+    SlaServicer,
+    TeamServicer,
+    TicketServicer,
+    bindings,
+)
+from tickets.store import MongoStore
+from tickets.teams import Teams
+
+log = logs.get_logger(__name__)
+
+
+class Parts:
+    """What the process serves, and what is done before the first and after the last call."""
+
+    def __init__(self, settings: TicketsSettings) -> None:
+        """Connects to MongoDB. Needs a running event loop; StartError when the database does not answer."""
+        connect(settings)
+        self._settings = settings
+        self._database = async_database(settings)
+        clock, base, state = settings.clock(), settings.rules(), MongoState()
+        store, self._records, hot = MongoStore(), MongoRecords(), AsyncMongoStore(self._database)
+        self.governor = Governor(base, self._records, state, clock)
+        handlers = Handlers(store, clock, self.governor.rules, event_of)
+        opening = Opening(hot, clock, self.governor.rules, event_of)
+        self._configuring = Configuring(self._records, self.governor, handlers, clock)
+        servicers = Servicers(
+            tickets=TicketServicer(handlers, opening, hot, Teams(self.governor.rules, store, state)),
+            flows=FlowServicer(self._configuring),
+            sla=SlaServicer(self._configuring),
+            teams=TeamServicer(self._configuring),
+        )
+        self.services = [server.ServiceBinding(*binding) for binding in bindings(servicers)]
+        self._watching: asyncio.Task[None] | None = None
+        self.on_start: list[server.Hook] = [self._prepare, self._watch]
+        self.on_stop: list[server.Hook] = [self._stop, self._database.client.close, disconnect]
+
+    def _prepare(self) -> None:
+        ensure_indexes((*DOCUMENTS, *RECORDS.values()))
+        self.governor.refresh()
+        apply_setup_file(self._configuring, self._settings.setup_file)
+
+    def _watch(self) -> None:
+        self._watching = asyncio.get_running_loop().create_task(keep_fresh(self.governor))
+
+    async def _stop(self) -> None:
+        if self._watching is not None:
+            self._watching.cancel()
+
+
+async def keep_fresh(governor: Governor) -> None:
+    """Looks for changed rules for as long as the process serves; an outage is borne."""
+    while True:
+        await asyncio.sleep(REFRESH_SECONDS)
+        try:
+            await asyncio.to_thread(governor.refresh)
+        except (PyMongoError, Unavailable) as error:
+            log.warning("rules.not_refreshed", error=repr(error))
+
+
+def apply_setup_file(parts: Configuring, path: str) -> None:
+    """Puts what the setup file holds into the database; StartError saying what is wrong with it."""
+    if not path:
+        return
+    try:
+        content = json.loads(Path(path).read_bytes())
+        changed = apply_file(parts, content)
+    except (OSError, ValueError) as error:
+        raise StartError(f"{path} cannot be read: {error}") from None
+    except CallmeshError as error:
+        raise StartError(f"{path}: {error}") from None
+    log.info("setup.applied", changed=changed)
 
 
 async def run(settings: TicketsSettings) -> None:
     """Serves until told to end."""
-    connect(settings)
-    database = async_database(settings)
-    handlers = Handlers(MongoStore(), settings.clock(), settings.rules(), event_of)
-    services = [
-        server.ServiceBinding(descriptor, add, servicer)
-        for descriptor, add, servicer in bindings(handlers, MongoReader(database))
-    ]
+    parts = Parts(settings)
     await server.serve(
-        settings,
-        services,
-        scopes=SCOPES,
-        on_start=lambda: ensure_indexes(DOCUMENTS),
-        on_stop=[database.client.close, disconnect],
+        settings, parts.services, scopes=SCOPES, on_start=parts.on_start, on_stop=parts.on_stop
     )
 
 

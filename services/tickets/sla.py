@@ -1,30 +1,43 @@
 """Service-level clocks: how long a ticket may take, how much of it is used, when it is due, and why.
 
-Rules. A target is a duration of business time: the kind's duration, times the priority's percent, times the
-tier's percent. A clock accumulates used time only while it runs, so it is due at `since + (target + extra -
-used)`; whatever changes the target or stops the clock for a while keeps the credit. The first-response clock
-runs in phase NEW and ends when it is left. The resolution clock runs in NEW and ACTIVE, pauses in WAITING,
-ends in RESOLVED, CLOSED and CANCELLED, and a reopening starts a new cycle of it: used time stays, but at
-least a declared share of the target is left, so that nothing is overdue at the instant it is reopened. A
-target passes once a cycle; a clock whose target passed stays BREACHED for that cycle whatever comes.
+Rules. The first of the operator's policies that matches a ticket gives targets in its calendar's working
+time; where none matches, the shipped table does, in which every hour counts: the kind's duration, times the
+priority's percent, times the tier's percent. A clock accumulates used time only while it runs, so it is due
+when the calendar has let the rest pass; whatever changes the target, the calendar or stops the clock for a
+while keeps the credit. The first-response clock runs in phase NEW and ends when it is left, or with the first
+public answer. The next-response clock runs from a customer's message to the next public answer. The
+resolution clock runs in NEW and ACTIVE, pauses in WAITING and in the policy's pausing states, ends in
+RESOLVED, CLOSED and CANCELLED, and a reopening starts a new cycle of it: used time stays, but at least a
+declared share of the target is left, so that nothing is overdue at the instant it is reopened. A target
+passes once a cycle; a clock whose target passed stays BREACHED for that cycle whatever comes. Warnings and
+escalation levels are alarms: functions of the running clocks, each told once a cycle, and those that would be
+past at the instant of a reopening are passed over.
 """
 
 from __future__ import annotations
 
-from dataclasses import replace
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from types import MappingProxyType
 
+from tickets.calendars import Calendar, add_ms, elapsed_ms
 from tickets.model import (
+    Alarm,
     Breached,
     ClockState,
     ClockType,
+    Escalated,
     Kind,
+    Level,
     Phase,
+    Policy,
     Priority,
+    Rules,
     Sla,
     SlaClock,
     SlaPolicy,
     SlaTarget,
+    Warned,
 )
 
 MINUTE_MS = 60_000
@@ -116,86 +129,329 @@ def targets(
     return result, f"{kind}/{priority}/{said_tier}", lines
 
 
-def due_ms(clock: SlaClock) -> int | None:
-    """When the target passes if nothing changes; None unless the clock runs and the target hasn't passed."""
-    if clock.state is not ClockState.RUNNING or clock.since_ms is None:
-        return None
-    return clock.since_ms + clock.target_ms + clock.extra_ms - clock.used_ms
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Terms:
+    """What was found to apply to a ticket."""
+
+    #: The policy's id.
+    policy: str
+    #: What of it matched, for people.
+    rule: str
+    #: `{calendar}@{version}`; empty: every hour counts.
+    calendar: str
+    #: Targets, ms; None: no such clock.
+    first_response_ms: int | None
+    next_response_ms: int | None
+    resolution_ms: int | None
+    pausing: tuple[str, ...]
+    levels: tuple[Level, ...]
+    #: How all this came about, one step a line.
+    lines: tuple[str, ...]
 
 
-def used_ms(clock: SlaClock, now: int) -> int:
-    """Time used up to `now`; a `now` before the latest change counts as that change's time."""
-    return clock.used_ms + (max(0, now - clock.since_ms) if clock.since_ms is not None else 0)
+#: What tells a ticket's policy: kind, priority, tier, category.
+Facts = tuple[Kind, Priority, str, str]
+#: What the clocks told.
+Told = Breached | Warned | Escalated
+#: A ticket's phase and state.
+Place = tuple[Phase, str]
 
 
-def start(policy: SlaPolicy, kind: Kind, priority: Priority, tier: str, now: int) -> Sla:
-    """The clocks of a ticket opened at `now`."""
-    target, rule, lines = targets(policy, kind, priority, tier)
-
-    def clock(ms: int) -> SlaClock:
-        return SlaClock(state=ClockState.RUNNING, target_ms=ms, since_ms=now)
-
-    return Sla(
-        policy=policy.id,
-        rule=rule,
-        first_response=clock(target.first_response_ms),
-        resolution=clock(target.resolution_ms),
-        explanation=lines,
+def _matches(policy: Policy, facts: Facts) -> bool:
+    kind, priority, tier, category = facts
+    return (
+        (not policy.kinds or kind in policy.kinds)
+        and (not policy.priorities or priority in policy.priorities)
+        and (not policy.tiers or tier in policy.tiers)
+        and (not policy.categories or category in policy.categories)
     )
 
 
-def retarget(sla: Sla, policy: SlaPolicy, kind: Kind, priority: Priority, tier: str) -> Sla:
-    """New durations for a ticket whose priority or tier changed; used time and what reopenings gave stay."""
-    target, rule, lines = targets(policy, kind, priority, tier)
-    kept = sla.explanation[4:]  # what happened since the opening stays explained
+def _own_terms(policy: Policy, facts: Facts) -> Terms:
+    kind, priority, tier, category = facts
+    named = (
+        ("first response", policy.first_response_ms),
+        ("next response", policy.next_response_ms),
+        ("resolution", policy.resolution_ms),
+    )
+    said = ", ".join(f"{_text(ms)} to the {name}" for name, ms in named if ms is not None)
+    lines = [
+        f"policy {policy.id} (order {policy.order}) is the first that matches: kind {kind}, "
+        f"priority {priority}, tier {tier or 'unknown'}, category {category or 'none'}",
+        f"it allows {said or 'any time'}",
+        f"only the working time of calendar {policy.calendar} counts",
+    ]
+    pauses = ", ".join(policy.pausing)
+    lines.append(f"the clocks pause in phase waiting{f' and in {pauses}' if pauses else ''}")
+    return Terms(
+        policy=policy.id,
+        rule=f"{kind}/{priority}/{tier or 'unknown'}",
+        calendar=policy.calendar,
+        first_response_ms=policy.first_response_ms,
+        next_response_ms=policy.next_response_ms,
+        resolution_ms=policy.resolution_ms,
+        pausing=policy.pausing,
+        levels=policy.levels,
+        lines=tuple(lines),
+    )
+
+
+def terms(rules: Rules, facts: Facts) -> Terms:
+    """What applies to a ticket of these facts."""
+    for policy in rules.policies:
+        if _matches(policy, facts):
+            return _own_terms(policy, facts)
+    kind, priority, tier, _ = facts
+    target, rule, lines = targets(rules.sla, kind, priority, tier)
+    return Terms(
+        policy=rules.sla.id,
+        rule=rule,
+        calendar="",
+        first_response_ms=target.first_response_ms,
+        next_response_ms=None,
+        resolution_ms=target.resolution_ms,
+        pausing=(),
+        levels=(),
+        lines=lines,
+    )
+
+
+#: Lines of explanation that terms have; what happened since follows them.
+_TERM_LINES = 4
+
+
+def due_ms(clock: SlaClock | None) -> int | None:
+    """When the target passes if nothing changes; None unless the clock runs and the target hasn't passed."""
+    return clock.due_ms if clock is not None and clock.state is ClockState.RUNNING else None
+
+
+def used_ms(clock: SlaClock, now: int, calendar: Calendar | None = None) -> int:
+    """Time used up to `now`; a `now` before the latest change counts as that change's time."""
+    since = clock.since_ms
+    return clock.used_ms + (elapsed_ms(calendar, since, now) if since is not None else 0)
+
+
+def calendar_of(sla: Sla, rules: Rules) -> Calendar | None:
+    """The calendar that a ticket's clocks go by; None where every hour counts."""
+    return rules.calendars.get(sla.calendar) if sla.calendar else None
+
+
+# ---- what follows from the clocks
+
+
+def _clocks(sla: Sla) -> Sequence[tuple[ClockType, SlaClock]]:
+    found = [(ClockType.FIRST_RESPONSE, sla.first_response), (ClockType.RESOLUTION, sla.resolution)]
+    if sla.next_response is not None:
+        found.insert(1, (ClockType.NEXT_RESPONSE, sla.next_response))
+    return found
+
+
+def _with_clock(sla: Sla, kind: ClockType, clock: SlaClock) -> Sla:
+    if kind is ClockType.FIRST_RESPONSE:
+        return replace(sla, first_response=clock)
+    return (
+        replace(sla, next_response=clock)
+        if kind is ClockType.NEXT_RESPONSE
+        else replace(sla, resolution=clock)
+    )
+
+
+def _reaches(clock: SlaClock, working_ms: int, calendar: Calendar | None) -> int:
+    """When a running clock will have used `working_ms`."""
+    assert clock.since_ms is not None
+    return add_ms(calendar, clock.since_ms, working_ms - clock.used_ms)
+
+
+def _with_due(clock: SlaClock, calendar: Calendar | None) -> SlaClock:
+    runs = clock.state is ClockState.RUNNING and clock.since_ms is not None
+    due = _reaches(clock, clock.target_ms + clock.extra_ms, calendar) if runs else None
+    return clock if due == clock.due_ms else replace(clock, due_ms=due)
+
+
+def _alarms(sla: Sla, calendar: Calendar | None) -> tuple[Alarm, ...]:
+    found = []
+    if sla.warn_percent:
+        for kind, clock in _clocks(sla):
+            if clock.due_ms is not None and not clock.warned:
+                allowed = clock.target_ms * sla.warn_percent // 100 + clock.extra_ms
+                found.append(Alarm(at_ms=_reaches(clock, allowed, calendar), clock=kind))
+    if sla.resolution.since_ms is not None:
+        whole = sla.resolution.target_ms + sla.resolution.extra_ms
+        for level in sla.levels[sla.levels_past :]:
+            at = _reaches(sla.resolution, whole + level.offset_ms, calendar)
+            found.append(Alarm(at_ms=at, clock=ClockType.RESOLUTION, level=level.level))
+    return tuple(sorted(found, key=lambda alarm: (alarm.at_ms, alarm.level)))
+
+
+def planned(sla: Sla, calendar: Calendar | None) -> Sla:
+    """The clocks with their due times and alarms computed anew."""
+    for kind, clock in _clocks(sla):
+        sla = _with_clock(sla, kind, _with_due(clock, calendar))
+    return replace(sla, alarms=_alarms(sla, calendar))
+
+
+def _skip_past(sla: Sla, now: int) -> Sla:
+    """Passes over what a reopening finds already past: nothing escalates at the instant it is reopened."""
+    past = [alarm for alarm in sla.alarms if alarm.clock is ClockType.RESOLUTION and alarm.at_ms <= now]
+    if not past:
+        return sla
     return replace(
         sla,
-        policy=policy.id,
-        rule=rule,
-        first_response=replace(sla.first_response, target_ms=target.first_response_ms),
-        resolution=replace(sla.resolution, target_ms=target.resolution_ms),
-        explanation=lines + kept,
+        alarms=tuple(alarm for alarm in sla.alarms if alarm not in past),
+        levels_past=sla.levels_past + sum(1 for alarm in past if alarm.level),
+        resolution=replace(
+            sla.resolution, warned=sla.resolution.warned or any(not alarm.level for alarm in past)
+        ),
     )
 
 
-def settle(sla: Sla, now: int) -> tuple[Sla, tuple[Breached, ...]]:
-    """Marks targets that passed up to `now`. Repeating it changes nothing."""
-    breaches = []
-    for kind in ClockType:
-        clock = sla.resolution if kind is ClockType.RESOLUTION else sla.first_response
+def settle(sla: Sla, now: int) -> tuple[Sla, tuple[Told, ...]]:
+    """Marks targets and alarms that passed up to `now`. Repeating it changes nothing."""
+    told: list[tuple[int, Told]] = []
+    for alarm in sla.alarms:
+        if alarm.at_ms > now:
+            break
+        sla, said = _ring(sla, alarm)
+        told.append((alarm.at_ms, said))
+    if told:
+        sla = replace(sla, alarms=sla.alarms[len(told) :])
+    for kind, clock in _clocks(sla):
         due = due_ms(clock)
         if due is not None and due <= now:
-            passed = replace(clock, state=ClockState.BREACHED, breached_ms=due)
-            if kind is ClockType.RESOLUTION:
-                sla = replace(sla, resolution=passed)
-            else:
-                sla = replace(sla, first_response=passed)
-            breaches.append(Breached(clock=kind, due_ms=due, cycle=clock.cycle))
-    return sla, tuple(breaches)
+            passed = replace(clock, state=ClockState.BREACHED, breached_ms=due, due_ms=None)
+            sla = _with_clock(sla, kind, passed)
+            # a warning that comes with the breach would say nothing new
+            sla = replace(sla, alarms=tuple(a for a in sla.alarms if a.level or a.clock is not kind))
+            told.append((due, Breached(clock=kind, due_ms=due, cycle=clock.cycle)))
+    return sla, tuple(said for _, said in sorted(told, key=lambda pair: pair[0]))
 
 
-def _stop(clock: SlaClock, now: int, state: ClockState) -> SlaClock:
-    if clock.stopped_ms is not None:
+def _ring(sla: Sla, alarm: Alarm) -> tuple[Sla, Told]:
+    if alarm.level:
+        level = next(one for one in sla.levels if one.level == alarm.level)
+        reached = replace(sla, levels_past=sla.levels_past + 1, level=max(sla.level, alarm.level))
+        return reached, Escalated(level=level, clock=alarm.clock)
+    clock = next(clock for kind, clock in _clocks(sla) if kind is alarm.clock)
+    warned = Warned(clock=alarm.clock, due_ms=clock.due_ms or alarm.at_ms, cycle=clock.cycle)
+    return _with_clock(sla, alarm.clock, replace(clock, warned=True)), warned
+
+
+# ---- what moves the clocks
+
+
+def _absent() -> SlaClock:
+    return SlaClock(state=ClockState.ABSENT, target_ms=0)
+
+
+def _new(target_ms: int | None, now: int) -> SlaClock:
+    if target_ms is None:
+        return _absent()
+    return SlaClock(state=ClockState.RUNNING, target_ms=target_ms, since_ms=now)
+
+
+def start(rules: Rules, facts: Facts, now: int) -> Sla:
+    """The clocks of a ticket opened at `now`."""
+    found = terms(rules, facts)
+    sla = Sla(
+        policy=found.policy,
+        rule=found.rule,
+        first_response=_new(found.first_response_ms, now),
+        resolution=_new(found.resolution_ms, now),
+        explanation=found.lines,
+        next_response_ms=found.next_response_ms or 0,
+        calendar=found.calendar,
+        pausing=found.pausing,
+        levels=found.levels,
+        warn_percent=rules.warn_percent,
+    )
+    return planned(sla, calendar_of(sla, rules))
+
+
+def _bank(clock: SlaClock, now: int, calendar: Calendar | None) -> SlaClock:
+    """A running clock with its used time counted up to `now`."""
+    if clock.since_ms is None:
+        return clock
+    return replace(clock, used_ms=used_ms(clock, now, calendar), since_ms=max(now, clock.since_ms))
+
+
+def _retargeted(clock: SlaClock, target_ms: int | None, runs: bool, now: int) -> SlaClock:
+    if target_ms is None:
+        return _absent()
+    if clock.state is not ClockState.ABSENT:
+        return replace(clock, target_ms=target_ms)
+    return (
+        _new(target_ms, now)
+        if runs
+        else replace(_new(target_ms, now), state=ClockState.PAUSED, since_ms=None)
+    )
+
+
+def retarget(sla: Sla, rules: Rules, facts: Facts, place: Place, now: int) -> Sla:
+    """What applies to a ticket whose facts, policy or calendar changed at `now`; used time and what
+    reopenings
+    gave stay. Settle first, and again afterwards: a nearer target may be past already."""
+    found = terms(rules, facts)
+    old = calendar_of(sla, rules)
+    phase, state = place
+    running = phase in _RESOLUTION_RUNS and state not in found.pausing
+    resolution = _retargeted(_bank(sla.resolution, now, old), found.resolution_ms, running, now)
+    next_response = sla.next_response and _bank(sla.next_response, now, old)
+    if next_response is not None and found.next_response_ms is not None:
+        next_response = replace(next_response, target_ms=found.next_response_ms)
+    if resolution.state not in (ClockState.MET, ClockState.STOPPED, ClockState.ABSENT) and not phase_ends(
+        phase
+    ):
+        resolution = _run(resolution, now) if running else _pause(resolution, now, old)
+    first = _retargeted(_bank(sla.first_response, now, old), found.first_response_ms, phase is Phase.NEW, now)
+    if first.state is ClockState.PAUSED:  # it never pauses: the response was given before there was a clock
+        first = _absent()
+    changed = replace(
+        sla,
+        policy=found.policy,
+        rule=found.rule,
+        first_response=first,
+        resolution=resolution,
+        explanation=found.lines + sla.explanation[_TERM_LINES:],
+        next_response=next_response if found.next_response_ms is not None else None,
+        next_response_ms=found.next_response_ms or 0,
+        calendar=found.calendar,
+        pausing=found.pausing,
+        levels=found.levels,
+        levels_past=sum(1 for level in found.levels if level.level <= sla.level),
+    )
+    return planned(changed, calendar_of(changed, rules))
+
+
+def phase_ends(phase: Phase) -> bool:
+    """Whether the resolution clock is over in a phase."""
+    return phase in (Phase.RESOLVED, Phase.CLOSED, Phase.CANCELLED)
+
+
+def _stop(clock: SlaClock, now: int, state: ClockState, calendar: Calendar | None) -> SlaClock:
+    if clock.stopped_ms is not None or clock.state is ClockState.ABSENT:
         return clock
     ended = ClockState.BREACHED if clock.breached_ms is not None else state
-    return replace(clock, state=ended, used_ms=used_ms(clock, now), since_ms=None, stopped_ms=now)
+    used = used_ms(clock, now, calendar)
+    return replace(clock, state=ended, used_ms=used, since_ms=None, stopped_ms=now)
 
 
-def _pause(clock: SlaClock, now: int) -> SlaClock:
+def _pause(clock: SlaClock, now: int, calendar: Calendar | None) -> SlaClock:
     if clock.since_ms is None:
         return clock
     state = clock.state if clock.breached_ms is not None else ClockState.PAUSED
-    return replace(clock, state=state, used_ms=used_ms(clock, now), since_ms=None)
+    return replace(clock, state=state, used_ms=used_ms(clock, now, calendar), since_ms=None)
 
 
 def _run(clock: SlaClock, now: int) -> SlaClock:
-    if clock.since_ms is not None:
+    if clock.since_ms is not None or clock.state is ClockState.ABSENT:
         return clock
     state = ClockState.BREACHED if clock.breached_ms is not None else ClockState.RUNNING
     return replace(clock, state=state, since_ms=now, stopped_ms=None)
 
 
 def _reopened(clock: SlaClock, now: int, floor_percent: int) -> SlaClock:
+    if clock.state is ClockState.ABSENT:
+        return clock
     floor = max(1, clock.target_ms * floor_percent // 100)
     left = clock.target_ms + clock.extra_ms - clock.used_ms
     return replace(
@@ -206,44 +462,77 @@ def _reopened(clock: SlaClock, now: int, floor_percent: int) -> SlaClock:
         breached_ms=None,
         stopped_ms=None,
         cycle=clock.cycle + 1,
+        warned=False,
     )
 
 
-def _first_response(clock: SlaClock, after: Phase, now: int) -> SlaClock:
+def _first_response(clock: SlaClock, after: Phase, now: int, calendar: Calendar | None) -> SlaClock:
     if after is Phase.NEW:
         return clock
-    return _stop(clock, now, ClockState.STOPPED if after is Phase.CANCELLED else ClockState.MET)
+    return _stop(clock, now, ClockState.STOPPED if after is Phase.CANCELLED else ClockState.MET, calendar)
 
 
-def _resolution(clock: SlaClock, before: Phase, after: Phase, now: int, policy: SlaPolicy) -> SlaClock:
-    if before is Phase.RESOLVED and (after in _RESOLUTION_RUNS or after is Phase.WAITING):
-        reopened = _reopened(clock, now, policy.reopen_floor_percent)
-        return reopened if after is not Phase.WAITING else _pause(reopened, now)
-    if after in _RESOLUTION_RUNS:
+def _resolution(sla: Sla, rules: Rules, before: Place, after: Place, now: int) -> SlaClock:
+    clock, calendar = sla.resolution, calendar_of(sla, rules)
+    (was, _), (phase, state) = before, after
+    paused = phase is Phase.WAITING or (phase in _RESOLUTION_RUNS and state in sla.pausing)
+    if was is Phase.RESOLVED and (phase in _RESOLUTION_RUNS or phase is Phase.WAITING):
+        reopened = _reopened(clock, now, rules.sla.reopen_floor_percent)
+        return _pause(reopened, now, calendar) if paused else reopened
+    if paused:
+        return _pause(clock, now, calendar)
+    if phase in _RESOLUTION_RUNS:
         return _run(clock, now)
-    if after is Phase.WAITING:
-        return _pause(clock, now)
-    return _stop(clock, now, ClockState.STOPPED if after is Phase.CANCELLED else ClockState.MET)
+    return _stop(clock, now, ClockState.STOPPED if phase is Phase.CANCELLED else ClockState.MET, calendar)
 
 
-def advance(
-    sla: Sla, policy: SlaPolicy, before: Phase, after: Phase, now: int
-) -> tuple[Sla, tuple[Breached, ...]]:
-    """The clocks after a change of phase at `now`, and what passed before it."""
-    sla, breaches = settle(sla, now)
-    resolution = _resolution(sla.resolution, before, after, now, policy)
+def advance(sla: Sla, rules: Rules, before: Place, after: Place, now: int) -> tuple[Sla, tuple[Told, ...]]:
+    """The clocks after a change of phase or state at `now`, and what passed before it."""
+    sla, told = settle(sla, now)
+    calendar = calendar_of(sla, rules)
+    resolution = _resolution(sla, rules, before, after, now)
+    reopened = resolution.cycle > sla.resolution.cycle
     explanation = sla.explanation
-    if resolution.cycle > sla.resolution.cycle:
+    if reopened:
         left = resolution.target_ms + resolution.extra_ms - resolution.used_ms
         # one line for the latest cycle: a ticket may be reopened without end
-        explanation = (
-            *explanation[:4],
-            f"reopened, cycle {resolution.cycle}: {_text(left)} left to resolution",
-        )
+        line = f"reopened, cycle {resolution.cycle}: {_text(left)} left to resolution"
+        explanation = (*explanation[:_TERM_LINES], line)
+    next_response = sla.next_response
+    if next_response is not None and phase_ends(after[0]):
+        next_response = _stop(next_response, now, ClockState.MET, calendar)
     advanced = replace(
         sla,
-        first_response=_first_response(sla.first_response, after, now),
+        first_response=_first_response(sla.first_response, after[0], now, calendar),
+        next_response=next_response,
         resolution=resolution,
         explanation=explanation,
+        levels_past=0 if reopened else sla.levels_past,
+        level=0 if reopened else sla.level,
     )
-    return advanced, breaches
+    advanced = planned(advanced, calendar)
+    return (_skip_past(advanced, now) if reopened else advanced), told
+
+
+def customer_wrote(sla: Sla, rules: Rules, now: int) -> tuple[Sla, tuple[Told, ...]]:
+    """The clocks after a customer's message: the next response is awaited from the first unanswered one
+    on."""
+    sla, told = settle(sla, now)
+    waiting = sla.next_response is not None and sla.next_response.since_ms is not None
+    if not sla.next_response_ms or waiting or sla.first_response.since_ms is not None:
+        return sla, told
+    cycle = sla.next_response.cycle + 1 if sla.next_response is not None else 1
+    begun = replace(_new(sla.next_response_ms, now), cycle=cycle)
+    return planned(replace(sla, next_response=begun), calendar_of(sla, rules)), told
+
+
+def operator_wrote(sla: Sla, rules: Rules, now: int) -> tuple[Sla, tuple[Told, ...]]:
+    """The clocks after a public answer: it is the first response, or the next."""
+    sla, told = settle(sla, now)
+    calendar = calendar_of(sla, rules)
+    answered = replace(sla, first_response=_stop(sla.first_response, now, ClockState.MET, calendar))
+    if answered.next_response is not None:
+        answered = replace(
+            answered, next_response=_stop(answered.next_response, now, ClockState.MET, calendar)
+        )
+    return (planned(answered, calendar) if answered != sla else sla), told

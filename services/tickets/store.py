@@ -4,6 +4,7 @@ both)."""
 from __future__ import annotations
 
 import threading
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Protocol
@@ -14,12 +15,15 @@ from chassis.errors import AlreadyExists, EtagMismatch, NotFound
 from chassis.idempotency import check_repeat
 from chassis.mongo import create_once, update_aggregate
 from tickets import sla as clocks
+from tickets.desk import pile_order
 from tickets.documents import (
-    WITHOUT_HISTORY,
     WITHOUT_TEXTS,
+    CommentDocument,
     HistoryPageDocument,
     ProfileDocument,
     TicketDocument,
+    comment_fields,
+    comment_from_raw,
     from_raw,
     profile_fields,
     profile_from_raw,
@@ -28,12 +32,19 @@ from tickets.documents import (
     to_fields,
 )
 from tickets.engine import next_timer_ms
-from tickets.filters import Condition
-from tickets.model import HISTORY_INLINE_KEPT, HISTORY_INLINE_MAX, Profile, Step, Ticket
+from tickets.filters import Condition, Term, holds, stored_name, to_mongo
+from tickets.model import (
+    COMMENTS_INLINE_KEPT,
+    COMMENTS_INLINE_MAX,
+    HISTORY_INLINE_KEPT,
+    HISTORY_INLINE_MAX,
+    Comment,
+    Profile,
+    Step,
+    Ticket,
+)
 
 if TYPE_CHECKING:
-    from pymongo.asynchronous.database import AsyncDatabase
-
     from chassis.bus import Event
 
 #: Most open tickets of one caller and topic that are looked at when a call might join one.
@@ -45,7 +56,7 @@ class Query:
     """Which tickets a list is about."""
 
     #: All must hold.
-    conditions: tuple[Condition, ...] = ()
+    conditions: tuple[Term, ...] = ()
     #: Soonest due first instead of newest first; only tickets that are due at all.
     by_due: bool = False
 
@@ -114,6 +125,25 @@ class TicketStore(Protocol):
     def blank_steps(self, ticket_id: str) -> None:
         """Removes the reasons from the part of the history that no longer lies in the ticket."""
 
+    def comments(self, ticket_id: str, after: int, limit: int) -> list[Comment]:
+        """At most `limit` comments with a sequence above `after`, oldest first; NotFound."""
+
+    def blank_comments(self, ticket_id: str) -> None:
+        """Removes the texts of the comments that no longer lie in the ticket."""
+
+    def loads(self, agents: Sequence[str]) -> dict[str, int]:
+        """How many open tickets each of these agents has; none: left out."""
+
+    def pile(self, team: str, limit: int) -> list[Ticket]:
+        """Open tickets of a team that nobody has, the most urgent and then the oldest first, without
+        texts."""
+
+    def by_request(self, request_key: str) -> Ticket | None:
+        """The ticket that remembers a request; None for none."""
+
+    def open_after(self, ticket_id: str, limit: int) -> list[str]:
+        """Ids of open tickets above an id, in order."""
+
     def profile(self, customer_id: str) -> Profile | None:
         """What is known of a customer."""
 
@@ -124,17 +154,18 @@ class TicketStore(Protocol):
         """Stores a profile unless a newer one is there; whether it was stored."""
 
 
-class TicketReader(Protocol):
-    """The hot read, on the event loop."""
-
-    async def get(self, ticket_id: str) -> Ticket:
-        """The ticket without its history; NotFound."""
-
-
 def check_whole(ticket: Ticket) -> None:
     """ValueError for a ticket that was read without its history or texts: storing it would lose them."""
     if not ticket.history:
         raise ValueError(f"tickets/{ticket.id} was read in part and cannot be stored")
+
+
+def split_comments(ticket: Ticket) -> tuple[tuple[Comment, ...], Ticket]:
+    """The oldest comments that no longer fit into a ticket, and the ticket with the rest."""
+    if len(ticket.comments) <= COMMENTS_INLINE_MAX:
+        return (), ticket
+    gone, kept = ticket.comments[:-COMMENTS_INLINE_KEPT], ticket.comments[-COMMENTS_INLINE_KEPT:]
+    return gone, replace(ticket, comments=kept)
 
 
 def split_history(ticket: Ticket) -> tuple[tuple[Step, ...], Ticket]:
@@ -147,22 +178,12 @@ def split_history(ticket: Ticket) -> tuple[tuple[Step, ...], Ticket]:
 
 # ---- MongoDB
 
-#: How a filter's field is stored, where its name differs.
-_STORED = {
-    "customer": "customer_id",
-    "parent": "parent_id",
-    "call": "calls.call_id",
-    "create_time": "created_ms",
-    "update_time": "updated_ms",
-    "due_time": "due_ms",
-}
-_OPERATORS = {"=": "$eq", ":": "$eq", "!=": "$ne", "<": "$lt", "<=": "$lte", ">": "$gt", ">=": "$gte"}
-
 
 def _mongo_query(query: Query, after: tuple[int, str] | None) -> dict[str, Any]:
-    clauses: list[dict[str, Any]] = [
-        {_STORED.get(c.field, c.field): {_OPERATORS[c.op]: c.value}} for c in query.conditions
-    ]
+    clauses: list[dict[str, Any]] = [to_mongo(term) for term in query.conditions]
+    named = {term.field for term in query.conditions if isinstance(term, Condition)}
+    if "kind" in named and "open" not in named:
+        clauses.append({"open": {"$in": [False, True]}})  # lets the index of kind and open serve it, sorted
     field, beyond, reaching = ("due_ms", "$gt", "$gte") if query.by_due else ("created_ms", "$lt", "$lte")
     if query.by_due:
         clauses.append({"due_ms": {"$exists": True}})
@@ -203,9 +224,10 @@ class MongoStore:
         return from_raw(raw)
 
     def update(self, ticket: Ticket, events: Sequence[Event]) -> Ticket:
-        """As the port says. Old history goes to its page first: a crash in between leaves it in both places,
-        which readers tolerate."""
+        """As the port says. Old history and comments go to their own documents first: a crash in between
+        leaves them in both places, which readers tolerate."""
         check_whole(ticket)
+        ticket = self._put_comments_away(ticket)
         gone, ticket = split_history(ticket)
         if gone:
             page = {
@@ -218,6 +240,51 @@ class MongoStore:
         document = TicketDocument(id=ticket.id, version=ticket.version, **to_fields(ticket))
         update_aggregate(document, events, ticket.version)
         return replace(ticket, version=document.version)
+
+    def _put_comments_away(self, ticket: Ticket) -> Ticket:
+        gone, ticket = split_comments(ticket)
+        collection = CommentDocument._get_collection()
+        for said in gone:
+            raw = {"ticket_id": ticket.id, "sequence": said.sequence, "comment": comment_fields(said)}
+            collection.replace_one({"_id": f"{ticket.id}/{said.sequence:06d}"}, raw, upsert=True)
+        return ticket
+
+    def comments(self, ticket_id: str, after: int, limit: int) -> list[Comment]:
+        """As the port says."""
+        inline = self.get(ticket_id).comments
+        query = {"ticket_id": ticket_id, "sequence": {"$gt": after}}
+        stored = CommentDocument._get_collection().find(query).sort("sequence", 1).limit(limit)
+        found = {raw["sequence"]: comment_from_raw(raw["comment"]) for raw in stored}
+        found |= {said.sequence: said for said in inline}
+        return [found[sequence] for sequence in sorted(found) if sequence > after][:limit]
+
+    def blank_comments(self, ticket_id: str) -> None:
+        """As the port says."""
+        CommentDocument._get_collection().update_many(
+            {"ticket_id": ticket_id}, {"$set": {"comment.body": ""}}
+        )
+
+    def loads(self, agents: Sequence[str]) -> dict[str, int]:
+        """As the port says."""
+        match = {"$match": {"assignee": {"$in": list(agents)}, "open": True}}
+        counted = self._tickets().aggregate([match, {"$group": {"_id": "$assignee", "count": {"$sum": 1}}}])
+        return {raw["_id"]: raw["count"] for raw in counted}
+
+    def pile(self, team: str, limit: int) -> list[Ticket]:
+        """As the port says."""
+        query = {"team": team, "open": True, "assignee": None}
+        order = [("rank", -1), ("created_ms", 1), ("_id", 1)]
+        found = self._tickets().find(query, WITHOUT_TEXTS).sort(order).limit(limit)
+        return [from_raw(raw) for raw in found]
+
+    def by_request(self, request_key: str) -> Ticket | None:
+        """As the port says."""
+        return self._one({"request_keys": request_key})
+
+    def open_after(self, ticket_id: str, limit: int) -> list[str]:
+        """As the port says."""
+        query = {"_id": {"$gt": ticket_id}, "open": True}
+        return [raw["_id"] for raw in self._tickets().find(query, {"_id": 1}).sort("_id", 1).limit(limit)]
 
     def get(self, ticket_id: str) -> Ticket:
         """As the port says."""
@@ -320,43 +387,26 @@ class MongoStore:
         return True
 
 
-class MongoReader:
-    """The hot read through the asynchronous driver, on the same collection."""
-
-    def __init__(self, database: AsyncDatabase[dict[str, Any]]) -> None:
-        self._collection = database[TicketDocument._get_collection_name()]
-
-    async def get(self, ticket_id: str) -> Ticket:
-        """As the port says."""
-        raw = await self._collection.find_one({"_id": ticket_id}, WITHOUT_HISTORY)
-        if raw is None:
-            raise NotFound(resource=f"tickets/{ticket_id}")
-        return from_raw(raw)
-
-
 # ---- memory
 
 
-def _holds(ticket: Ticket, condition: Condition) -> bool:
-    if condition.field == "tags":
-        return condition.value in ticket.draft.tags
-    if condition.field == "call":
-        return any(link.call_id == condition.value for link in ticket.calls)
-    fields = to_fields(ticket)
-    value = fields[_STORED.get(condition.field, condition.field)]
-    if condition.op in ("=", ":"):
-        return bool(value == condition.value)
-    if condition.op == "!=":
-        return bool(value != condition.value)
-    if value is None:
-        return False
-    compare: dict[str, Callable[[Any, Any], bool]] = {
-        "<": lambda a, b: a < b,
-        "<=": lambda a, b: a <= b,
-        ">": lambda a, b: a > b,
-        ">=": lambda a, b: a >= b,
-    }
-    return compare[condition.op](value, condition.value)
+def _value_of(ticket: Ticket) -> Callable[[str], Any]:
+    fields: dict[str, Any] = {}
+
+    def value_of(name: str) -> Any:
+        if name == "call":
+            return [link.call_id for link in ticket.calls] or None
+        if not fields:
+            fields.update(to_fields(ticket))
+        return fields[stored_name(name)]
+
+    return value_of
+
+
+def _bare(ticket: Ticket) -> Ticket:
+    """A ticket as lists have it."""
+    draft = replace(ticket.draft, description="")
+    return replace(ticket, history=(), comments=(), resolution="", draft=draft)
 
 
 class MemoryStore:
@@ -368,6 +418,7 @@ class MemoryStore:
         self._tickets: dict[str, Ticket] = {}
         self._requests: dict[str, tuple[str, str | None]] = {}
         self._old_steps: dict[str, dict[int, Step]] = {}
+        self._old_comments: dict[str, dict[int, Comment]] = {}
         self._profiles: dict[str, Profile] = {}
         #: Everything that was stored to be published.
         self.events: list[Event] = []
@@ -419,6 +470,8 @@ class MemoryStore:
             if self._tickets[ticket.id].version != ticket.version:
                 raise EtagMismatch(resource=f"tickets/{ticket.id}")
             self._check_open_key(ticket)
+            old, ticket = split_comments(ticket)
+            self._old_comments.setdefault(ticket.id, {}).update({said.sequence: said for said in old})
             gone, ticket = split_history(ticket)
             self._old_steps.setdefault(ticket.id, {}).update({step.sequence: step for step in gone})
             stored = replace(ticket, version=ticket.version + 1)
@@ -451,16 +504,13 @@ class MemoryStore:
 
         found = self._where(
             lambda t: (
-                all(_holds(t, c) for c in query.conditions)
+                all(holds(term, _value_of(t)) for term in query.conditions)
                 and (not query.by_due or clocks.due_ms(t.sla.resolution) is not None)
                 and beyond(t)
             )
         )
         found.sort(key=lambda ticket: sort_key(ticket, query), reverse=not query.by_due)
-        return [
-            replace(t, history=(), resolution="", draft=replace(t.draft, description=""))
-            for t in found[:limit]
-        ]
+        return [_bare(ticket) for ticket in found[:limit]]
 
     def by_call(self, call_id: str) -> Ticket | None:
         """As the port says."""
@@ -537,13 +587,36 @@ class MemoryStore:
             self._profiles[profile.customer_id] = profile
             return True
 
-
-class MemoryReader:
-    """The hot read of a memory store."""
-
-    def __init__(self, store: MemoryStore) -> None:
-        self._store = store
-
-    async def get(self, ticket_id: str) -> Ticket:
+    def comments(self, ticket_id: str, after: int, limit: int) -> list[Comment]:
         """As the port says."""
-        return replace(self._store.get(ticket_id), history=())
+        with self._lock:
+            found = {
+                **self._old_comments.get(ticket_id, {}),
+                **{c.sequence: c for c in self.get(ticket_id).comments},
+            }
+            return [found[sequence] for sequence in sorted(found) if sequence > after][:limit]
+
+    def blank_comments(self, ticket_id: str) -> None:
+        """As the port says."""
+        with self._lock:
+            old = self._old_comments.get(ticket_id, {})
+            old.update({sequence: replace(said, body="") for sequence, said in old.items()})
+
+    def loads(self, agents: Sequence[str]) -> dict[str, int]:
+        """As the port says."""
+        mine = self._where(lambda t: t.is_open and t.assignee in agents)
+        return dict(Counter(ticket.assignee for ticket in mine))
+
+    def pile(self, team: str, limit: int) -> list[Ticket]:
+        """As the port says."""
+        found = self._where(lambda t: t.is_open and t.team == team and not t.assignee)
+        return [_bare(ticket) for ticket in sorted(found, key=pile_order)[:limit]]
+
+    def by_request(self, request_key: str) -> Ticket | None:
+        """As the port says."""
+        found = self._where(lambda t: any(key == request_key for key, _ in t.requests))
+        return found[0] if found else None
+
+    def open_after(self, ticket_id: str, limit: int) -> list[str]:
+        """As the port says."""
+        return sorted(ticket.id for ticket in self._where(lambda t: t.is_open and t.id > ticket_id))[:limit]

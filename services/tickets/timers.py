@@ -8,6 +8,7 @@ workers set new timers meanwhile.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 
 from pymongo.errors import PyMongoError
@@ -16,13 +17,16 @@ from chassis import logs, metrics
 from chassis.clock import Clock
 from chassis.errors import Unavailable
 from chassis.lease import Lease, LeaseLost
+from tickets.governing import REFRESH_SECONDS, SETTLE_SECONDS, Governor, StateStore
 from tickets.handlers import Handlers
 
 #: Waits that many seconds at most, less when the process is to end; whether it is to end.
 Stopping = Callable[[float], bool]
 
 #: Pause of a loop that waits for the lease, or for the database, real seconds.
-STANDBY_SECONDS = 0.5
+STANDBY_SECONDS = 0.2
+#: Open tickets taken over to changed rules between two looks at what is due.
+RETIME_BATCH = 50
 
 log = logs.get_logger(__name__)
 
@@ -33,18 +37,58 @@ _late = metrics.gauge(
 )
 
 
+class Governing:
+    """What the loop does for the rules: keeps them fresh, and takes open tickets over to changed ones."""
+
+    def __init__(self, governor: Governor, state: StateStore) -> None:
+        """Does no I/O."""
+        self._governor = governor
+        self._state = state
+        self._looked = float("-inf")
+        self._wanted = 0
+        self._wanted_since = 0.0
+
+    def refresh(self) -> None:
+        """Looks for changed rules when it is time to."""
+        if time.monotonic() - self._looked >= REFRESH_SECONDS:
+            self._governor.refresh()
+            self._looked = time.monotonic()
+
+    def retime(self, handlers: Handlers) -> bool:
+        """Takes the next batch of open tickets over; whether there was one to take. Begins only when no other
+        process can still open tickets by the old rules."""
+        state = self._state.read()
+        if state.wanted == state.done:
+            return False
+        if state.wanted != self._wanted:
+            self._wanted, self._wanted_since = state.wanted, time.monotonic()
+        if not state.cursor and time.monotonic() - self._wanted_since < SETTLE_SECONDS:
+            return False
+        cursor = handlers.retime(state.cursor, RETIME_BATCH)
+        self._state.progress(state, cursor)
+        return True
+
+
 class Timers:
     """The loop of one process."""
 
     def __init__(
-        self, handlers: Handlers, lease: Lease, clock: Clock, *, poll_seconds: float, batch_max: int
+        self,
+        handlers: Handlers,
+        lease: Lease,
+        clock: Clock,
+        *,
+        poll_seconds: float,
+        batch_max: int,
+        governing: Governing | None = None,
     ) -> None:
-        """Does no I/O."""
+        """Does no I/O. `governing`: what keeps the rules fresh; None where they are fixed."""
         self._handlers = handlers
         self._lease = lease
         self._clock = clock
         self._poll_seconds = poll_seconds
         self._batch_max = batch_max
+        self._governing = governing
 
     def run(self, stopping: Stopping) -> None:
         """Fires what is due until `stopping` says True; gives the lease back then. Outages are borne."""
@@ -60,9 +104,13 @@ class Timers:
     def _turn(self) -> float:
         """One round under the lease; real seconds to wait before the next."""
         try:
+            if self._governing is not None:
+                self._governing.refresh()
             if not (self._lease.held and not self._lease.renewal_due) and not self._lease.acquire():
                 return STANDBY_SECONDS
             if self.step() >= self._batch_max:
+                return 0.0
+            if self._governing is not None and self._governing.retime(self._handlers):
                 return 0.0
             return self._pause()
         except LeaseLost as error:

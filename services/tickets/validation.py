@@ -8,7 +8,7 @@ import unicodedata
 from collections.abc import Iterable, Mapping
 
 from chassis.errors import FieldViolation, InvalidArgument
-from tickets.model import Draft
+from tickets.model import Dispatch, Draft, FeeLine, PartLine, SurveyAnswer
 
 #: Longest subject, in characters.
 SUBJECT_CHARACTERS_MAX = 200
@@ -26,6 +26,11 @@ NAME_CHARACTERS_MAX = 160
 NOTES_CHARACTERS_MAX = 4_096
 #: Most tags, skills, attributes, assets, products.
 TAGS_MAX, SKILLS_MAX, ATTRIBUTES_MAX, ASSETS_MAX, PRODUCTS_MAX = 32, 16, 64, 32, 32
+
+#: Most lines of a fee order, of a parts request, of a dispatch order's parts, of a survey.
+FEE_LINES_MAX, PARTS_MAX, DISPATCH_PARTS_MAX, SURVEY_MAX = 200, 200, 64, 100
+#: Most of one part or fee.
+QUANTITY_MAX = 1_000_000
 
 _ID = re.compile(r"[A-Za-z0-9._~:-]{1,128}")
 _NUMBER = re.compile(r"\+[1-9][0-9]{4,14}")
@@ -100,6 +105,79 @@ def _attributes(attributes: Mapping[str, str]) -> list[tuple[str, str | None]]:
     return found
 
 
+_CURRENCY = re.compile(r"[A-Z]{3}")
+_AMOUNT = re.compile(r"[0-9]{1,18}(\.[0-9]{1,6})?")
+_AGENT = re.compile(r"agents/" + _ID.pattern)
+
+
+def _part_lines(field: str, lines: tuple[PartLine, ...], maximum: int) -> list[tuple[str, str | None]]:
+    if len(lines) > maximum:
+        return [(field, f"holds {len(lines)} entries, at most {maximum} are allowed")]
+    found: list[tuple[str, str | None]] = []
+    for index, line in enumerate(lines):
+        name = f"{field}[{index}]"
+        number = line_problem(line.number, 64) if line.number.strip() else "must not be empty"
+        found.append((f"{name}.part_number", number))
+        found.append((f"{name}.quantity", _quantity(line.quantity)))
+        found.append((f"{name}.description", line_problem(line.description, 256)))
+    return found
+
+
+def _quantity(value: int) -> str | None:
+    return None if 1 <= value <= QUANTITY_MAX else f"must be 1 to {QUANTITY_MAX}, got {value}"
+
+
+def _dispatch(order: Dispatch) -> list[tuple[str, str | None]]:
+    placed = order.latitude is not None and order.longitude is not None
+    off = placed and not (-90 <= (order.latitude or 0) <= 90 and -180 <= (order.longitude or 0) <= 180)
+    turned = order.start_ms is not None and order.end_ms is not None and order.end_ms <= order.start_ms
+    return [
+        ("dispatch.site_address", line_problem(order.address, 512)),
+        ("dispatch.site_location", "is not on the earth" if off else None),
+        ("dispatch.appointment", "must end after it starts" if turned else None),
+        ("dispatch.engineer", _optional(order.engineer, _AGENT, "must have the form agents/{agent}")),
+        ("dispatch.site_contact", line_problem(order.contact, 256)),
+        *_part_lines("dispatch.parts", order.parts, DISPATCH_PARTS_MAX),
+    ]
+
+
+def _amount(line: FeeLine) -> str | None:
+    if line.amount.startswith("-"):
+        return "must not be negative"
+    if not _AMOUNT.fullmatch(line.amount):
+        return "must be a decimal number with at most 18 digits before and 6 after the point"
+    return None
+
+
+def _fee(lines: tuple[FeeLine, ...]) -> list[tuple[str, str | None]]:
+    if len(lines) > FEE_LINES_MAX:
+        return [("fee.lines", f"holds {len(lines)} entries, at most {FEE_LINES_MAX} are allowed")]
+    found: list[tuple[str, str | None]] = []
+    for index, line in enumerate(lines):
+        name = f"fee.lines[{index}]"
+        currency = None if _CURRENCY.fullmatch(line.currency) else "must be an ISO 4217 code, for example CNY"
+        found.append((f"{name}.description", line_problem(line.description, 256)))
+        found.append((f"{name}.quantity", _quantity(line.quantity)))
+        found.append((f"{name}.unit_amount.currency_code", currency))
+        found.append((f"{name}.unit_amount.amount", _amount(line)))
+    if len({line.currency for line in lines}) > 1:
+        found.append(("fee.lines", "must all have one currency"))
+    return found
+
+
+def _survey(answers: tuple[SurveyAnswer, ...]) -> list[tuple[str, str | None]]:
+    if len(answers) > SURVEY_MAX:
+        return [("survey", f"holds {len(answers)} entries, at most {SURVEY_MAX} are allowed")]
+    found: list[tuple[str, str | None]] = []
+    for index, answer in enumerate(answers):
+        found.append((f"survey[{index}].question_id", label_problem(answer.question_id)))
+        found.append((f"survey[{index}].question", line_problem(answer.question, 1_024)))
+        found.append((f"survey[{index}].answer", line_problem(answer.answer, 4_096)))
+    if len({answer.question_id for answer in answers}) < len(answers):
+        found.append(("survey", "holds a question twice"))
+    return found
+
+
 def _subject(subject: str) -> str | None:
     return line_problem(subject, SUBJECT_CHARACTERS_MAX) if subject.strip() else "must not be empty"
 
@@ -132,6 +210,10 @@ def check_draft(draft: Draft, prefix: str = "ticket.") -> None:
             re.compile(r"[^\x00-\x1f\x7f]{1,160}"),
             "1 to 160 characters",
         ),
+        *(_dispatch(draft.dispatch) if draft.dispatch is not None else ()),
+        *_fee(draft.fee),
+        *_part_lines("parts", draft.parts, PARTS_MAX),
+        *_survey(draft.survey),
     ]
     found = [FieldViolation(field=prefix + field, description=why) for field, why in checks if why]
     if found:

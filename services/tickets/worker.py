@@ -24,16 +24,20 @@ def main() -> int:
     from tickets.consumers import TicketsConsumers
     from tickets.convert import event_of
     from tickets.documents import DOCUMENTS, TicketDocument
+    from tickets.governing import Governor, MongoState
     from tickets.handlers import Handlers
+    from tickets.records import RECORDS, MongoRecords
     from tickets.store import MongoStore
-    from tickets.timers import Timers
+    from tickets.timers import Governing, Timers
 
     settings = load_settings(TicketsSettings)
     clock = settings.clock()
-    TicketsConsumers.use = Handlers(MongoStore(), clock, settings.rules(), event_of)
+    state = MongoState()
+    governor = Governor(settings.rules(), MongoRecords(), state, clock)
+    TicketsConsumers.use = Handlers(MongoStore(), clock, governor.rules, event_of)
 
     def run_timers(stopping: worker.Stopping) -> None:
-        ensure_indexes(DOCUMENTS)
+        ensure_indexes((*DOCUMENTS, *RECORDS.values()))
         holder = f"{settings.instance_name()}-{new_id()}"
         lease = Lease(get_db()["leases"], "timers", holder, settings.timer_lease_seconds)
         loop = Timers(
@@ -42,16 +46,26 @@ def main() -> int:
             clock,
             poll_seconds=settings.timer_poll_seconds,
             batch_max=settings.timer_batch_max,
+            governing=Governing(governor, state),
         )
         loop.run(stopping)
 
     return worker.run_worker(
         settings,
         TicketsConsumers,
-        documents=[TicketDocument],
+        documents=[TicketDocument, RECORDS["articles"]],
         background=[worker.Background(name="timers", run=run_timers)],
         # Told for whoever wants to know; the platform's own services can do without.
-        optional_events=[events_pb2.FollowUpScheduled, events_pb2.FollowUpCompleted],
+        optional_events=[
+            events_pb2.FollowUpScheduled,
+            events_pb2.FollowUpCompleted,
+            events_pb2.SlaWarned,
+            events_pb2.TicketEscalated,
+            events_pb2.TicketAssigned,
+            events_pb2.CommentAdded,
+            events_pb2.TicketsMerged,
+            events_pb2.ArticlePublished,
+        ],
     )
 
 

@@ -16,8 +16,6 @@ from grpc_status import rpc_status
 from callmesh.tickets.v1 import (
     flow_pb2,
     flow_pb2_grpc,
-    sla_pb2,
-    sla_pb2_grpc,
     ticket_pb2,
     ticket_service_pb2,
     ticket_service_pb2_grpc,
@@ -155,16 +153,13 @@ def test_bad_input_is_named(channel: grpc.Channel, request_: Any, field: str) ->
     assert (code, fields) == (grpc.StatusCode.INVALID_ARGUMENT, [field]) and info.reason
 
 
-def test_what_is_missing_or_not_served_yet_says_so(channel: grpc.Channel) -> None:
+def test_what_is_missing_says_so(channel: grpc.Channel) -> None:
     stub = ticket_service_pb2_grpc.TicketServiceStub(channel)
     code, info, _ = failure(lambda: stub.GetTicket(rpc.GetTicketRequest(name="tickets/none"), timeout=10))
     assert (code, info.reason) == (grpc.StatusCode.NOT_FOUND, "NOT_FOUND")
-    for call in (
-        lambda: stub.MergeTickets(rpc.MergeTicketsRequest(), timeout=10),
-        lambda: sla_pb2_grpc.SlaServiceStub(channel).ExplainSla(sla_pb2.ExplainSlaRequest(), timeout=10),
-    ):
-        code, info, _ = failure(call)
-        assert code is grpc.StatusCode.UNIMPLEMENTED and info.domain == "callmesh.tickets"
+    merge = rpc.MergeTicketsRequest(name="tickets/none", source="tickets/none")
+    _, _, fields = failure(lambda: stub.MergeTickets(merge, timeout=10))
+    assert fields == ["source"]
 
 
 def test_flows_say_what_transitions_need(channel: grpc.Channel) -> None:

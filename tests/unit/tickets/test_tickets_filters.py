@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from chassis.errors import InvalidArgument
 from tickets import filters
-from tickets.filters import Condition, parse
+from tickets.filters import AnyOf, Condition, Not, Term, parse
 
 
 def test_an_empty_filter_holds_for_all() -> None:
@@ -37,8 +39,8 @@ def test_comparisons_are_read(text: str, conditions: list[tuple[str, str, object
 
 @pytest.mark.parametrize("text", [
     "kind", "kind =", "= COMPLAINT", "kind = A = B", "kind = NONSENSE", "AND", "kind = CARE AND",
-    "kind = CARE OR kind = OTHER", "a:b:c",
-    "NOT open = true", "(kind = CARE)", "secret = 1", "open = maybe", "kind > CARE",
+    "kind = CARE OR", "a:b:c", "NOT", "(kind = CARE", "kind = CARE)", "()", "kind : CARE", "state = (x)",
+    "(" * 9 + "open = true" + ")" * 9, " OR ".join(["open = true"] * 17), "secret = 1", "open = maybe", "kind > CARE",
     "tags != a",
     "customer = 42", "customer = tickets/42", 'customer = "customers/a/b"', "create_time = yesterday",
     'create_time > "2026-01-01T00:00:00"', 'category = "open', 'category = ""', "kind = CARE,OTHER AND",
@@ -57,5 +59,40 @@ def test_any_text_is_read_or_refused(text: str) -> None:
         found = parse(text)
     except InvalidArgument:
         return
-    assert all(isinstance(c, Condition) and isinstance(c.value, str | int | bool) for c in found)
-    assert len(found) <= filters.CONDITIONS_MAX
+    assert sum(1 for _ in comparisons(found)) <= filters.CONDITIONS_MAX
+    for condition in comparisons(found):
+        assert isinstance(condition.value, str | int | bool)
+
+
+def comparisons(terms: Iterable[Term]) -> Iterator[Condition]:
+    for term in terms:
+        if isinstance(term, Condition):
+            yield term
+        else:
+            yield from comparisons([term.term] if isinstance(term, Not) else term.terms)
+
+
+@pytest.mark.parametrize(("text", "shape"), [
+    ("state = a OR state = b AND state = c", "(a|b)&c"),
+    ("state = a AND (state = b OR NOT state = c)", "a&(b|!c)"),
+    ("state = a state = b", "a&b"),
+    ("-state = a", "!a"),
+    ("NOT (state = a AND state = b) OR state = c", "(!(a&b)|c)"),
+    ("-assignee:* team:*", "!assignee&team"),
+    ("NOT = 1 OR state = a", None),
+    ('state = "OR" OR state = NOT', "(OR|NOT)"),
+])  # fmt: skip
+def test_and_or_and_not_bind_as_aip_160_says(text: str, shape: str | None) -> None:
+    def drawn(term: Term) -> str:
+        if isinstance(term, Condition):
+            return term.field if term.op == ":*" else str(term.value)
+        if isinstance(term, Not):
+            return "!" + drawn(term.term)
+        joint = "|" if isinstance(term, AnyOf) else "&"
+        return "(" + joint.join(drawn(one) for one in term.terms) + ")"
+
+    if shape is None:
+        with pytest.raises(InvalidArgument):
+            parse(text)
+        return
+    assert "&".join(drawn(term) for term in parse(text)) == shape

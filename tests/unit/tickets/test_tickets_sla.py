@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tickets import sla
-from tickets.model import ClockState, ClockType, Kind, Phase, Priority, SlaPolicy, SlaTarget
+from tickets.model import ClockState, ClockType, Kind, Phase, Priority, Rules, SlaPolicy, SlaTarget
 
 NOON = 1_772_452_800_000
 #: Durations short enough to count every millisecond of.
@@ -18,6 +18,8 @@ TINY = replace(
     sla.DEFAULT_POLICY,
     targets=MappingProxyType({kind: SlaTarget(first_response_ms=20, resolution_ms=60) for kind in Kind}),
 )
+RULES = Rules(sla=TINY, follow_up_delay_ms=1)
+FACTS = (Kind.OTHER, Priority.NORMAL, "", "")
 
 
 def test_the_shipped_policy_is_sound() -> None:
@@ -102,7 +104,7 @@ MOVES = {
 
 @given(st.lists(st.tuples(st.integers(0, 50), st.integers(0, 2)), max_size=25))
 def test_the_resolution_clock_agrees_with_counting_every_tick(walk: list[tuple[int, int]]) -> None:
-    levels = sla.start(TINY, Kind.OTHER, Priority.NORMAL, "", NOON)
+    levels = sla.start(RULES, FACTS, NOON)
     reference = Reference(60)
     now, phase, told = NOON, Phase.NEW, 0
     for wait, choice in walk:
@@ -110,7 +112,7 @@ def test_the_resolution_clock_agrees_with_counting_every_tick(walk: list[tuple[i
             reference.tick(phase)
         now += wait
         after = MOVES[phase][choice % len(MOVES[phase])]
-        levels, breaches = sla.advance(levels, TINY, phase, after, now)
+        levels, breaches = sla.advance(levels, RULES, (phase, ""), (after, ""), now)
         told += sum(breach.clock is ClockType.RESOLUTION for breach in breaches)
         if phase is Phase.RESOLVED:
             reference.reopen()
@@ -127,11 +129,11 @@ def test_the_resolution_clock_agrees_with_counting_every_tick(walk: list[tuple[i
 
 @given(st.integers(0, 100), st.integers(0, 100))
 def test_a_reopened_ticket_is_not_overdue_at_once_and_keeps_what_it_used(worked: int, rested: int) -> None:
-    levels = sla.start(TINY, Kind.OTHER, Priority.NORMAL, "", NOON)
+    levels = sla.start(RULES, FACTS, NOON)
     solved_at = NOON + worked
-    levels, _ = sla.advance(levels, TINY, Phase.NEW, Phase.RESOLVED, solved_at)
+    levels, _ = sla.advance(levels, RULES, (Phase.NEW, ""), (Phase.RESOLVED, ""), solved_at)
     again_at = solved_at + rested
-    levels, breaches = sla.advance(levels, TINY, Phase.RESOLVED, Phase.ACTIVE, again_at)
+    levels, breaches = sla.advance(levels, RULES, (Phase.RESOLVED, ""), (Phase.ACTIVE, ""), again_at)
     due = sla.due_ms(levels.resolution)
     assert not breaches
     assert levels.resolution.cycle == 2
@@ -139,16 +141,16 @@ def test_a_reopened_ticket_is_not_overdue_at_once_and_keeps_what_it_used(worked:
 
 
 def test_a_pause_stops_the_clock_and_its_credit_survives_a_new_priority() -> None:
-    levels = sla.start(TINY, Kind.OTHER, Priority.NORMAL, "", NOON)
-    levels, _ = sla.advance(levels, TINY, Phase.NEW, Phase.WAITING, NOON + 10)
+    levels = sla.start(RULES, FACTS, NOON)
+    levels, _ = sla.advance(levels, RULES, (Phase.NEW, ""), (Phase.WAITING, ""), NOON + 10)
     assert sla.due_ms(levels.resolution) is None
-    levels = sla.retarget(levels, TINY, Kind.OTHER, Priority.HIGH, "")
-    levels, _ = sla.advance(levels, TINY, Phase.WAITING, Phase.ACTIVE, NOON + 1_000)
+    levels = sla.retarget(levels, RULES, (Kind.OTHER, Priority.HIGH, "", ""), (Phase.WAITING, ""), NOON + 110)
+    levels, _ = sla.advance(levels, RULES, (Phase.WAITING, ""), (Phase.ACTIVE, ""), NOON + 1_000)
     assert sla.due_ms(levels.resolution) == NOON + 1_000 + 30 - 10
 
 
 def test_a_breach_is_found_once_and_stays() -> None:
-    levels = sla.start(TINY, Kind.OTHER, Priority.NORMAL, "", NOON)
+    levels = sla.start(RULES, FACTS, NOON)
     levels, first = sla.settle(levels, NOON + 60)
     assert {breach.clock: breach.due_ms for breach in first} == {
         ClockType.FIRST_RESPONSE: NOON + 20,
@@ -156,21 +158,21 @@ def test_a_breach_is_found_once_and_stays() -> None:
     }
     levels, again = sla.settle(levels, NOON + 10_000)
     assert again == ()
-    levels, _ = sla.advance(levels, TINY, Phase.NEW, Phase.RESOLVED, NOON + 10_000)
+    levels, _ = sla.advance(levels, RULES, (Phase.NEW, ""), (Phase.RESOLVED, ""), NOON + 10_000)
     assert levels.resolution.state is ClockState.BREACHED
     assert levels.resolution.used_ms == 10_000
     assert levels.first_response.state is ClockState.BREACHED
 
 
 def test_done_in_time_is_met_and_withdrawn_is_stopped() -> None:
-    levels = sla.start(TINY, Kind.OTHER, Priority.NORMAL, "", NOON)
-    met, _ = sla.advance(levels, TINY, Phase.NEW, Phase.RESOLVED, NOON + 5)
+    levels = sla.start(RULES, FACTS, NOON)
+    met, _ = sla.advance(levels, RULES, (Phase.NEW, ""), (Phase.RESOLVED, ""), NOON + 5)
     assert met.resolution.state is met.first_response.state is ClockState.MET
-    stopped, _ = sla.advance(levels, TINY, Phase.NEW, Phase.CANCELLED, NOON + 5)
+    stopped, _ = sla.advance(levels, RULES, (Phase.NEW, ""), (Phase.CANCELLED, ""), NOON + 5)
     assert stopped.resolution.state is stopped.first_response.state is ClockState.STOPPED
 
 
 def test_a_clock_set_back_uses_no_negative_time() -> None:
-    levels = sla.start(TINY, Kind.OTHER, Priority.NORMAL, "", NOON)
-    levels, breaches = sla.advance(levels, TINY, Phase.NEW, Phase.WAITING, NOON - 1_000)
+    levels = sla.start(RULES, FACTS, NOON)
+    levels, breaches = sla.advance(levels, RULES, (Phase.NEW, ""), (Phase.WAITING, ""), NOON - 1_000)
     assert levels.resolution.used_ms == 0 and not breaches

@@ -1,0 +1,515 @@
+"""The calls that change what tickets go by: flows, policies, calendars, teams; and how a deadline came about.
+Message stubs only; `servicer` puts them into the gRPC services."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import Any
+
+from google.protobuf.empty_pb2 import Empty
+from google.protobuf.json_format import ParseDict, ParseError
+
+from callmesh.tickets.v1 import flow_pb2, sla_pb2, team_pb2
+from chassis.clock import Clock
+from chassis.errors import (
+    AlreadyExists,
+    ErrorDetails,
+    EtagMismatch,
+    FailedPrecondition,
+    InvalidArgument,
+    PreconditionViolation,
+)
+from chassis.mongo import parse_etag
+from chassis.pagination import Page, request_fingerprint
+from tickets import calendars, convert, convert_config, flows, records
+from tickets import sla as clocks
+from tickets.convert import stamp
+from tickets.filters import Condition
+from tickets.governing import VERSION_MARK, Governor
+from tickets.handlers import Handlers
+from tickets.model import Phase, Rules, SlaClock, Step, Ticket
+from tickets.records import Record, Records
+from tickets.resources import Crud, Resource
+
+#: Most stretches that an explanation has.
+STRETCHES_MAX = 1_000
+#: Problems of a flow that an error names one by one.
+PROBLEMS_SHOWN_MAX = 64
+#: Steps of a ticket's history that an explanation looks at.
+STEPS_MAX = 1_000
+
+
+class FlowUnsound(FailedPrecondition):
+    """{subject}: {why}."""
+
+    reason = "FLOW_UNSOUND"
+
+    def __init__(self, subject: str, problems: Sequence[flow_pb2.FlowProblem]) -> None:
+        """`problems` are told one by one."""
+        self._problems = problems
+        super().__init__(subject=subject, why="; ".join(problem.message for problem in problems)[:2_000])
+
+    def _details(self) -> ErrorDetails:
+        subject = self.values["subject"]
+        violations = tuple(
+            PreconditionViolation(type=one.problem, subject=one.subject or subject, description=one.message)
+            for one in self._problems[:PROBLEMS_SHOWN_MAX]
+        )
+        return replace(super()._details(), precondition_violations=violations)
+
+
+class InUse(FailedPrecondition):
+    """{subject}: {why}."""
+
+    reason = "IN_USE"
+
+
+_LATEST = Condition(field="latest", op="=", value=True)
+_NOT_RETIRED = Condition(field="retired", op="!=", value=True)
+
+_FLOW = Resource(
+    kind="flows",
+    field="flow",
+    message=flow_pb2.Flow,
+    updatable=frozenset(
+        [
+            "display_name",
+            "default_flow",
+            "initial_state",
+            "states",
+            "transitions",
+            "follow_up",
+            "silent_assignee_limit",
+            "initial_team",
+        ]
+    ),
+    immutable=frozenset({"kind"}),
+    search=lambda message: {"latest": True},
+    always=(_LATEST, _NOT_RETIRED),
+    by_id=True,
+)
+_CALENDAR = Resource(
+    kind="calendars",
+    field="calendar",
+    message=sla_pb2.Calendar,
+    updatable=frozenset(["display_name", "time_zone", "windows", "holiday_country", "special_days"]),
+    problems=convert_config.calendar_problems,
+    always=(_LATEST,),
+    by_id=True,
+)
+_POLICY = Resource(
+    kind="slaPolicies",
+    field="sla_policy",
+    message=sla_pb2.SlaPolicy,
+    updatable=frozenset(
+        [
+            "display_name",
+            "order",
+            "kinds",
+            "priorities",
+            "customer_tiers",
+            "categories",
+            "calendar",
+            "first_response_target",
+            "next_response_target",
+            "resolution_target",
+            "pausing_states",
+            "escalations",
+        ]
+    ),
+    problems=convert_config.policy_problems,
+    by_id=True,
+)
+_TEAM = Resource(
+    kind="teams",
+    field="team",
+    message=team_pb2.Team,
+    updatable=frozenset({"display_name", "members"}),
+    problems=convert_config.team_problems,
+    by_id=True,
+)
+
+
+class Versioned(Crud):
+    """A resource whose every version stays, under `{id}@{version}`, for the tickets that go by it. The
+    version
+    is written before the record that names it as the latest: a crash in between leaves a version that nothing
+    names, and that the next change writes over."""
+
+    def number_of(self, record: Record) -> int:
+        """Which version is the latest."""
+        return int(record.search.get("version") or 1)
+
+    def put_version(self, message: Any, id: str, number: int) -> None:
+        """Stores one version."""
+        versioned = replace(self.as_record(message, f"{id}{VERSION_MARK}{number}"), search={"of": id})
+        try:
+            self._store.insert(versioned)
+        except AlreadyExists:
+            dangling = records.get(self._store, self.resource.kind, versioned.id)
+            self._store.update(replace(versioned, version=dangling.version))
+
+    def as_record(self, message: Any, id: str, record: Record | None = None) -> Record:
+        """As for all, with which version it is."""
+        bare = type(message)()
+        bare.CopyFrom(message)
+        for name in ("version", "shipped"):
+            if name in bare.DESCRIPTOR.fields_by_name:
+                bare.ClearField(name)
+        made = super().as_record(bare, id, record)
+        number = 1 if record is None else self.number_of(record) + 1
+        return replace(made, search={"latest": True, "version": number})
+
+    def create(self, request: Any, method: str, prepare: Callable[[Any], None] | None = None) -> Any:
+        """As for all, with its first version."""
+        made = super().create(request, method, prepare)
+        record = self.record(made.name)
+        if self.number_of(record) == 1:
+            self.put_version(made, record.id, 1)
+        return made
+
+    def change(self, name: str, given: str, edit: Callable[[Any], None], field: str = "name") -> Any:
+        """As for all, with its next version."""
+
+        def checked(message: Any) -> None:
+            edit(message)
+            self.check(message)
+            record = self.record(name, field)
+            number = self.number_of(record) + 1
+            self.put_version(message, record.id, number)
+
+        return super().change(name, given, checked, field)
+
+
+class Flows(Versioned):
+    """Flows, shipped ones included."""
+
+    def check(self, message: Any) -> None:
+        """FlowUnsound naming each problem, InvalidArgument for what cannot be read."""
+        if problem := convert_config.line_problem(message.display_name, 200):
+            raise InvalidArgument(field="flow.display_name", why=problem)
+        problems = convert_config.flow_problems(message)
+        if problems:
+            raise FlowUnsound(message.name or "the flow", problems)
+
+    def read(self, record: Record) -> Any:
+        """The flow, with its version."""
+        message = super().read(record)
+        message.version = self.number_of(record)
+        return message
+
+
+class Configuring:
+    """What the calls of the three services share."""
+
+    def __init__(self, store: Records, governor: Governor, handlers: Handlers, clock: Clock) -> None:
+        self.store = store
+        self.governor = governor
+        self.handlers = handlers
+        self.clock = clock
+        self.flows = Flows(_FLOW, store, clock)
+        self.calendars = Versioned(_CALENDAR, store, clock)
+        self.policies = Crud(_POLICY, store, clock)
+        self.teams = Crud(_TEAM, store, clock)
+
+    def check_calendar(self, message: Any) -> None:
+        """InvalidArgument unless a policy's calendar exists."""
+        name = message.calendar
+        if name and self.store.find("calendars", self.calendars.id_of(name, "sla_policy.calendar")) is None:
+            raise InvalidArgument(field="sla_policy.calendar", why=f"{name[:96]} does not exist")
+
+
+class FlowCalls:
+    """FlowService."""
+
+    def __init__(self, parts: Configuring) -> None:
+        self._parts = parts
+
+    def GetFlow(self, request: Any, context: Any) -> flow_pb2.Flow:
+        """One flow."""
+        id = self._parts.flows.id_of(request.name)
+        if id in flows.FLOWS:
+            return convert_config.flow_to_proto(flows.FLOWS[id])
+        return self._parts.flows.get(request)
+
+    def ListFlows(self, request: Any, context: Any) -> flow_pb2.ListFlowsResponse:
+        """A page of flows, by name; all are few, so the page is cut from all."""
+        page = Page.parse(request.page_size, request.page_token, fingerprint=request_fingerprint(request))
+        after = page.after if isinstance(page.after, str) else ""
+        kinds = {convert.read_kind(request.kind)} if request.kind else set(convert.KINDS)
+        numbers = {convert.KINDS[kind] for kind in kinds}
+        shipped = [convert_config.flow_to_proto(flow) for flow in flows.FLOWS.values()]
+        own = [
+            self._parts.flows.read(record)
+            for record in records.all_of(self._parts.store, "flows", 5_000)
+            if record.search.get("latest") and not record.search.get("retired")
+        ]
+        found = sorted(
+            (flow for flow in shipped + own if flow.name > after and flow.kind in numbers),
+            key=lambda flow: flow.name,
+        )
+        shown = found[: page.limit]
+        last = shown[-1].name if len(found) > page.limit else None
+        return flow_pb2.ListFlowsResponse(flows=shown, next_page_token=page.next_token(last))
+
+    def CreateFlow(self, request: Any, context: Any) -> flow_pb2.Flow:
+        """Adds an operator's flow."""
+        if request.flow_id in flows.FLOWS:
+            raise AlreadyExists(resource=f"flows/{request.flow_id}")
+        made = self._parts.flows.create(request, "CreateFlow")
+        self._parts.governor.changed()
+        return made
+
+    def UpdateFlow(self, request: Any, context: Any) -> flow_pb2.Flow:
+        """Makes a new version of an operator's flow."""
+        self._refuse_shipped(request.flow.name, "flow.name")
+        made = self._parts.flows.update(request)
+        self._parts.governor.changed()
+        return made
+
+    def DeleteFlow(self, request: Any, context: Any) -> Empty:
+        """Retires an operator's flow."""
+        self._refuse_shipped(request.name, "name")
+        version = parse_etag("etag", request.etag)
+        record = self._parts.flows.record(request.name)
+        if version is not None and version != record.version:
+            raise EtagMismatch(resource=request.name)
+        self._parts.store.update(replace(record, search={**record.search, "retired": True}))
+        self._parts.governor.changed()
+        return Empty()
+
+    def ValidateFlow(self, request: Any, context: Any) -> flow_pb2.ValidateFlowResponse:
+        """Checks a flow without storing it."""
+        return flow_pb2.ValidateFlowResponse(problems=convert_config.flow_problems(request.flow))
+
+    def _refuse_shipped(self, name: str, field: str) -> None:
+        if self._parts.flows.id_of(name, field) in flows.FLOWS:
+            raise InvalidArgument(field=field, why="is a shipped flow, which cannot be changed")
+
+
+class TeamCalls:
+    """TeamService."""
+
+    def __init__(self, parts: Configuring) -> None:
+        self._parts = parts
+
+    def GetTeam(self, request: Any, context: Any) -> team_pb2.Team:
+        """One team."""
+        return self._parts.teams.get(request)
+
+    def ListTeams(self, request: Any, context: Any) -> team_pb2.ListTeamsResponse:
+        """A page of teams, by name."""
+        found, token = self._parts.teams.list(request)
+        return team_pb2.ListTeamsResponse(teams=found, next_page_token=token)
+
+    def CreateTeam(self, request: Any, context: Any) -> team_pb2.Team:
+        """Adds a team."""
+        made = self._parts.teams.create(request, "CreateTeam")
+        self._parts.governor.changed()
+        return made
+
+    def UpdateTeam(self, request: Any, context: Any) -> team_pb2.Team:
+        """Changes a team."""
+        made = self._parts.teams.update(request)
+        self._parts.governor.changed()
+        return made
+
+    def DeleteTeam(self, request: Any, context: Any) -> Empty:
+        """Removes a team."""
+        self._parts.teams.delete(request)
+        self._parts.governor.changed()
+        return Empty()
+
+
+class SlaCalls:
+    """SlaService."""
+
+    def __init__(self, parts: Configuring) -> None:
+        self._parts = parts
+
+    def GetSlaPolicy(self, request: Any, context: Any) -> sla_pb2.SlaPolicy:
+        """One policy."""
+        return self._parts.policies.get(request)
+
+    def ListSlaPolicies(self, request: Any, context: Any) -> sla_pb2.ListSlaPoliciesResponse:
+        """A page of policies in the order they are tried; all are few, so the page is cut from all."""
+        page = Page.parse(request.page_size, request.page_token, fingerprint=request_fingerprint(request))
+        stored = records.all_of(self._parts.store, "slaPolicies", 5_000)
+        found = sorted(
+            (self._parts.policies.read(one) for one in stored), key=lambda one: (one.order, one.name)
+        )
+        match page.after:
+            case [int(order), str(name)]:
+                found = [one for one in found if (one.order, one.name) > (order, name)]
+        shown = found[: page.limit]
+        last = [shown[-1].order, shown[-1].name] if len(found) > page.limit else None
+        return sla_pb2.ListSlaPoliciesResponse(sla_policies=shown, next_page_token=page.next_token(last))
+
+    def CreateSlaPolicy(self, request: Any, context: Any) -> sla_pb2.SlaPolicy:
+        """Adds a policy."""
+        self._parts.check_calendar(request.sla_policy)
+        made = self._parts.policies.create(request, "CreateSlaPolicy")
+        self._parts.governor.changed(retime=True)
+        return made
+
+    def UpdateSlaPolicy(self, request: Any, context: Any) -> sla_pb2.SlaPolicy:
+        """Changes a policy; open tickets take the new targets."""
+        self._parts.check_calendar(request.sla_policy)
+        made = self._parts.policies.update(request)
+        self._parts.governor.changed(retime=True)
+        return made
+
+    def DeleteSlaPolicy(self, request: Any, context: Any) -> Empty:
+        """Removes a policy; open tickets fall to the next that matches."""
+        self._parts.policies.delete(request)
+        self._parts.governor.changed(retime=True)
+        return Empty()
+
+    def GetCalendar(self, request: Any, context: Any) -> sla_pb2.Calendar:
+        """One calendar."""
+        return self._parts.calendars.get(request)
+
+    def ListCalendars(self, request: Any, context: Any) -> sla_pb2.ListCalendarsResponse:
+        """A page of calendars, by name."""
+        found, token = self._parts.calendars.list(request)
+        return sla_pb2.ListCalendarsResponse(calendars=found, next_page_token=token)
+
+    def CreateCalendar(self, request: Any, context: Any) -> sla_pb2.Calendar:
+        """Adds a calendar."""
+        made = self._parts.calendars.create(request, "CreateCalendar")
+        self._parts.governor.changed()
+        return made
+
+    def UpdateCalendar(self, request: Any, context: Any) -> sla_pb2.Calendar:
+        """Changes a calendar; open tickets' deadlines follow."""
+        made = self._parts.calendars.update(request)
+        self._parts.governor.changed(retime=True)
+        return made
+
+    def DeleteCalendar(self, request: Any, context: Any) -> Empty:
+        """Removes a calendar that no policy uses."""
+        for record in records.all_of(self._parts.store, "slaPolicies", 5_000):
+            if self._parts.policies.read(record).calendar == request.name:
+                raise InUse(subject=request.name, why=f"slaPolicies/{record.id} uses it")
+        self._parts.calendars.delete(request)
+        self._parts.governor.changed()
+        return Empty()
+
+    def ExplainSla(self, request: Any, context: Any) -> sla_pb2.ExplainSlaResponse:
+        """How a ticket's deadlines came about, or an imagined one's would."""
+        rules = self._parts.governor.rules()
+        if request.ticket:
+            ticket = self._parts.handlers.get(convert.read_optional_name("ticket", "tickets", request.ticket))
+            steps = self._parts.handlers.steps(ticket.id, 0, STEPS_MAX)
+            parts = explain(ticket, steps, rules, self._parts.clock.now_ms())
+            return sla_pb2.ExplainSlaResponse(sla=convert.to_proto(ticket).sla, stretches=parts)
+        kind = convert.read_kind(request.kind)
+        draft = convert.read_draft(
+            convert.ticket_pb2.Ticket(priority=request.priority, category=request.category)
+        )
+        opened = self._parts.clock.now_ms()
+        if request.HasField("open_time"):
+            opened = convert.read_stamp(request.open_time)
+        facts = (kind, draft.priority, request.customer_tier.lower(), draft.category)
+        levels = clocks.start(rules, facts, opened)
+        due = clocks.due_ms(levels.resolution) or clocks.due_ms(levels.first_response) or opened
+        calendar = clocks.calendar_of(levels, rules)
+        found = calendars.stretches(calendar, opened, due, STRETCHES_MAX)
+        return sla_pb2.ExplainSlaResponse(
+            sla=convert.sla_to_proto(levels), stretches=[_stretch(*stretch) for stretch in found]
+        )
+
+
+def _stretch(start: int, end: int, counted: bool, why: str) -> sla_pb2.SlaStretch:
+    return sla_pb2.SlaStretch(start_time=stamp(start), end_time=stamp(end), counted=counted, why=why)
+
+
+def _end_of(clock: SlaClock, now: int) -> int:
+    return max(clock.due_ms or clock.stopped_ms or now, now if clock.stopped_ms is None else 0)
+
+
+def explain(ticket: Ticket, steps: list[Step], rules: Rules, now: int) -> list[sla_pb2.SlaStretch]:
+    """The stretches of a ticket's life that used up its resolution target, and those that didn't, up to
+    its due
+    time or end. A stretch before a change of calendar is shown by the present one."""
+    calendar, found = clocks.calendar_of(ticket.sla, rules), list[sla_pb2.SlaStretch]()
+    end = _end_of(ticket.sla.resolution, now)
+    ends = [step.time_ms for step in steps[1:]] + [end]
+    for step, until in zip(steps, ends, strict=True):
+        if until <= step.time_ms or len(found) >= STRETCHES_MAX:
+            continue
+        if step.phase in (Phase.NEW, Phase.ACTIVE) and step.target not in ticket.sla.pausing:
+            parts = calendars.stretches(calendar, step.time_ms, until, STRETCHES_MAX - len(found))
+            found += [_stretch(*part) for part in parts]
+        elif step.phase in (Phase.NEW, Phase.ACTIVE, Phase.WAITING):
+            found.append(_stretch(step.time_ms, until, False, f"paused: {step.target}"))
+        elif step is not steps[-1]:
+            found.append(_stretch(step.time_ms, until, False, f"resolved: {step.target}"))
+    return found
+
+
+# ---- a file of what an operator goes by
+
+#: Parts of the file in the order in which they are put in: what is named comes before what names it.
+_FILE_PARTS = ("teams", "flows", "calendars", "slaPolicies")
+
+
+def apply_file(parts: Configuring, content: Any) -> list[str]:
+    """Puts what a configuration file holds into the database where it differs from what is there; the
+    names of
+    what was changed. InvalidArgument or FlowUnsound naming what is wrong; then nothing of that part is
+    changed."""
+    if not isinstance(content, dict) or set(content) - set(_FILE_PARTS):
+        raise InvalidArgument(field="file", why=f"must be an object with some of {', '.join(_FILE_PARTS)}")
+    changed = []
+    kinds = {
+        "teams": parts.teams,
+        "flows": parts.flows,
+        "calendars": parts.calendars,
+        "slaPolicies": parts.policies,
+    }
+    for part in _FILE_PARTS:
+        for position, item in enumerate(content.get(part, ())):
+            name = _apply_one(parts, kinds[part], item, f"{part}[{position}]")
+            if name:
+                changed.append(name)
+    if changed:
+        parts.governor.changed(
+            retime=any(name.startswith(("calendars/", "slaPolicies/")) for name in changed)
+        )
+    return changed
+
+
+def read_item(crud: Crud, item: Any, where: str) -> Any:
+    """A message of a configuration file; InvalidArgument naming where it stands."""
+    message = crud.resource.message()
+    try:
+        ParseDict(item, message)
+    except (ParseError, TypeError, AttributeError, ValueError) as error:
+        raise InvalidArgument(field=where, why=str(error)[:500]) from None
+    return message
+
+
+def _apply_one(parts: Configuring, crud: Crud, item: Any, where: str) -> str:
+    message = read_item(crud, item, where)
+    id = crud.id_of(message.name, f"{where}.name")
+    if crud is parts.flows and id in flows.FLOWS:
+        raise InvalidArgument(field=f"{where}.name", why="is a shipped flow, which cannot be changed")
+    crud.check(message)
+    if crud is parts.policies:
+        parts.check_calendar(message)
+    record = parts.store.find(crud.resource.kind, id)
+    if record is None:
+        if isinstance(crud, Versioned):
+            crud.put_version(message, id, 1)
+        parts.store.insert(crud.as_record(message, id))
+        return str(message.name)
+    if crud.as_record(message, id, record).body == record.body and not record.search.get("retired"):
+        return ""
+
+    def put(stored: Any) -> None:
+        stored.CopyFrom(message)
+
+    crud.change(message.name, "", put)
+    return str(message.name)
