@@ -1,10 +1,10 @@
 """Who is free for a line, in the order in which its queue's strategy takes them.
 
-An agent is listed in many lines at once, and leaves all of them at once with each offer: so coming and going
-must cost next to nothing. Ranks that few agents differ in (proficiency, priority, calls taken) have a list
-each, first come first served, from which an agent is taken out wherever it stands. Ranks that all agents
-differ in (occupancy, turn) need a heap, where one who has gone stays behind until it comes up, or until the
-outdated outnumber the living.
+An agent is listed in many lines at once, and leaves all of them with each offer: coming must cost next to
+nothing, and going nothing at all. So one `Place` stands in all those lines; an agent who goes marks it, and
+it stays behind in each of them until it comes up there, or until the outdated outnumber the living. Ranks
+that many agents share (proficiency, priority, calls taken) have a list each, first come first served; ranks
+that hardly two agents share (occupancy, turn) need a heap.
 
 All are indexes of a shard's state, no facts: made again, they may order agents of equal rank differently.
 """
@@ -12,141 +12,167 @@ All are indexes of a shard's state, no facts: made again, they may order agents 
 from __future__ import annotations
 
 import heapq
-from collections import OrderedDict
-from typing import Protocol
+from abc import ABC, abstractmethod
+from collections import deque
 
-#: A heap is tidied when its outdated entries outnumber the live ones by this.
+#: An index is tidied when its outdated places outnumber the live ones by this.
 OUTDATED_MAX = 64
 
 
-class Free(Protocol):
+class Place:
+    """One agent's being free on one channel, from coming to going."""
+
+    __slots__ = ("agent_id", "live")
+
+    def __init__(self, agent_id: str) -> None:
+        self.agent_id = agent_id
+        #: Until the agent goes; then never again.
+        self.live = True
+
+
+class Free(ABC):
     """The free agents of one line."""
 
-    def add(self, agent_id: str, rank: int) -> None:
-        """Free from now on; not called again before `remove`. A lower rank is taken first."""
+    __slots__ = ("count", "length")
 
-    def remove(self, agent_id: str) -> None:
-        """No longer; nothing happens for one who is not listed."""
+    def __init__(self) -> None:
+        #: Free agents. Whoever marks a place as no longer live takes one off here.
+        self.count = 0
+        #: Places, outdated ones included.
+        self.length = 0
 
+    def add(self, place: Place, rank: int) -> None:
+        """Free from now on. A lower rank is taken first, of equal ranks who came first."""
+        self.count += 1
+        self.length += 1
+        self._put(place, rank)
+        if self.length > 2 * self.count + OUTDATED_MAX:
+            # Each place is dropped once, so this adds a constant to its coming.
+            self._tidy()
+
+    @abstractmethod
+    def _put(self, place: Place, rank: int) -> None:
+        """Lists a place."""
+
+    @abstractmethod
+    def _tidy(self) -> None:
+        """Drops outdated places, and says in `length` what is left."""
+
+    @abstractmethod
     def best(self, lot: int) -> str | None:
         """Who is taken next, None when nobody is free. `lot` is any number, for who draws lots."""
 
+    @abstractmethod
     def order(self) -> list[str]:
         """All, as they would be taken. O(n log n): for people."""
 
-    def __len__(self) -> int: ...
 
+class ByRank(Free):
+    """A list for each rank. O(1), and O(log ranks) for a rank not seen."""
 
-class ByRank:
-    """By rank, those of equal rank in the order they came. O(1), and O(log ranks) for a rank not seen."""
-
-    __slots__ = ("_listed", "_lists", "_ranks")
+    __slots__ = ("_lists", "_ranks")
 
     def __init__(self) -> None:
-        self._lists: dict[int, OrderedDict[str, None]] = {}
-        self._listed: dict[str, OrderedDict[str, None]] = {}
+        super().__init__()
+        self._lists: dict[int, deque[Place]] = {}
         #: Heap of the ranks that have a list.
         self._ranks: list[int] = []
 
-    def add(self, agent_id: str, rank: int) -> None:
-        listed = self._lists.get(rank)
-        if listed is None:
-            listed = self._lists[rank] = OrderedDict()
+    def _put(self, place: Place, rank: int) -> None:
+        places = self._lists.get(rank)
+        if places is None:
+            places = self._lists[rank] = deque()
             heapq.heappush(self._ranks, rank)
-        listed[agent_id] = None
-        self._listed[agent_id] = listed
+        places.append(place)
 
-    def remove(self, agent_id: str) -> None:
-        listed = self._listed.pop(agent_id, None)
-        if listed is not None:
-            del listed[agent_id]
+    def _tidy(self) -> None:
+        self._lists = {
+            rank: deque(live)
+            for rank, places in self._lists.items()
+            if (live := [place for place in places if place.live])
+        }
+        self._ranks = sorted(self._lists)
+        self.length = self.count
 
     def best(self, lot: int) -> str | None:
         ranks = self._ranks
         while ranks:
-            listed = self._lists[ranks[0]]
-            if listed:
-                return next(iter(listed))
+            places = self._lists[ranks[0]]
+            while places:
+                if places[0].live:
+                    return places[0].agent_id
+                places.popleft()
+                self.length -= 1
             del self._lists[heapq.heappop(ranks)]
         return None
 
     def order(self) -> list[str]:
-        return [agent_id for rank in sorted(self._lists) for agent_id in self._lists[rank]]
-
-    def __len__(self) -> int:
-        return len(self._listed)
+        lists = (self._lists[rank] for rank in sorted(self._lists))
+        return [place.agent_id for places in lists for place in places if place.live]
 
 
-class ByHeap:
-    """By rank, where hardly two ranks are equal. O(log n)."""
+class ByHeap(Free):
+    """Where hardly two ranks are equal. O(log n)."""
 
-    __slots__ = ("_heap", "_listed", "_ticket")
+    __slots__ = ("_came", "_heap")
 
     def __init__(self) -> None:
-        #: Of (rank, ticket, agent id).
-        self._heap: list[tuple[int, int, str]] = []
-        self._listed: dict[str, int] = {}
-        self._ticket = 0
+        super().__init__()
+        #: Of (rank, how many came before, place).
+        self._heap: list[tuple[int, int, Place]] = []
+        self._came = 0
 
-    def add(self, agent_id: str, rank: int) -> None:
-        self._ticket += 1
-        self._listed[agent_id] = self._ticket
-        heapq.heappush(self._heap, (rank, self._ticket, agent_id))
-        if len(self._heap) > 2 * len(self._listed) + OUTDATED_MAX:
-            self._heap = self._live()
-            heapq.heapify(self._heap)
+    def _put(self, place: Place, rank: int) -> None:
+        self._came += 1
+        heapq.heappush(self._heap, (rank, self._came, place))
 
-    def remove(self, agent_id: str) -> None:
-        self._listed.pop(agent_id, None)
+    def _tidy(self) -> None:
+        self._heap = [entry for entry in self._heap if entry[2].live]
+        heapq.heapify(self._heap)
+        self.length = len(self._heap)
 
     def best(self, lot: int) -> str | None:
-        heap, listed = self._heap, self._listed
+        heap = self._heap
         while heap:
-            _, ticket, agent_id = heap[0]
-            if listed.get(agent_id) == ticket:
-                return agent_id
+            place = heap[0][2]
+            if place.live:
+                return place.agent_id
             heapq.heappop(heap)
+            self.length -= 1
         return None
 
     def order(self) -> list[str]:
-        return [agent_id for _, _, agent_id in sorted(self._live())]
-
-    def _live(self) -> list[tuple[int, int, str]]:
-        return [entry for entry in self._heap if self._listed.get(entry[2]) == entry[1]]
-
-    def __len__(self) -> int:
-        return len(self._listed)
+        return [place.agent_id for _, _, place in sorted(self._heap) if place.live]
 
 
-class ByLot:
+class ByLot(Free):
     """Everybody equally likely. O(1)."""
 
-    __slots__ = ("_at", "_pool")
+    __slots__ = ("_pool",)
 
     def __init__(self) -> None:
-        self._pool: list[str] = []
-        #: Where in the pool each stands.
-        self._at: dict[str, int] = {}
+        super().__init__()
+        self._pool: list[Place] = []
 
-    def add(self, agent_id: str, rank: int) -> None:
-        self._at[agent_id] = len(self._pool)
-        self._pool.append(agent_id)
+    def _put(self, place: Place, rank: int) -> None:
+        self._pool.append(place)
 
-    def remove(self, agent_id: str) -> None:
-        at = self._at.pop(agent_id, None)
-        if at is None:
-            return
-        # The last one takes the place.
-        last = self._pool.pop()
-        if last != agent_id:
-            self._pool[at] = last
-            self._at[last] = at
+    def _tidy(self) -> None:
+        self._pool = [place for place in self._pool if place.live]
+        self.length = len(self._pool)
 
     def best(self, lot: int) -> str | None:
-        return self._pool[lot % len(self._pool)] if self._pool else None
+        # A lot that falls on one who has gone is drawn again among the others: each of them remains equally
+        # likely.
+        pool = self._pool
+        while pool:
+            at = lot % len(pool)
+            if pool[at].live:
+                return pool[at].agent_id
+            pool[at] = pool[-1]
+            pool.pop()
+            self.length -= 1
+        return None
 
     def order(self) -> list[str]:
-        return list(self._pool)
-
-    def __len__(self) -> int:
-        return len(self._pool)
+        return [place.agent_id for place in self._pool if place.live]
