@@ -82,7 +82,7 @@ def _line(state: ShardState, queue: QueueConfig, facts: CallFacts, step: int) ->
             line.agents.add(agent_id)
             line.logged_in += agent.presence is not Presence.OFFLINE
             if line.channel in agent.idle:
-                line.free.add(agent_id, rank_of(line, agent, agent.since_ms))
+                line.free.add(agent.idle[line.channel], rank_of(line, agent, agent.since_ms))
     return line
 
 

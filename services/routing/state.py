@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from typing import Any
 
-from routing.free import ByHeap, ByLot, ByRank, Free
+from routing.free import ByHeap, ByLot, ByRank, Free, Place
 from routing.model import (
     BEFORE_CONNECTION,
     ActRecorded,
@@ -196,8 +196,8 @@ class AgentEntry:
         self.calls: set[str] = set()
         #: The last with (began, ends by itself).
         self.wraps: dict[str, tuple[int, int]] = {}
-        #: Ticket by channel while offerable on it.
-        self.idle: dict[str, int] = {}
+        #: By channel while offerable on it.
+        self.idle: dict[str, Place] = {}
         self.lines: list[Line] = []
         self.lost_ms = self.rest_until_ms = 0
         self.missed = self.taken = self.last_offer = 0
@@ -304,7 +304,7 @@ class Line:
     @property
     def idle_count(self) -> int:
         """Free agents."""
-        return len(self.free)
+        return self.free.count
 
 
 class Tally:
@@ -538,17 +538,17 @@ def _refresh(state: ShardState, agent: AgentEntry) -> None:
         idle = channel in agent.idle
         if _offerable(state, agent, channel, capacity):
             if not idle:
-                agent.idle[channel] = state.next_ticket()
+                place = agent.idle[channel] = Place(agent.config.id)
                 now_ms = agent.since_ms = state.now_ms
                 for line in agent.lines:
                     if line.channel == channel:
-                        line.free.add(agent.config.id, line.rank(line, agent, now_ms))
+                        line.free.add(place, line.rank(line, agent, now_ms))
             state.hot_agents.append(agent.config.id)
         elif idle:
-            del agent.idle[channel]
+            agent.idle.pop(channel).live = False
             for line in agent.lines:
                 if line.channel == channel:
-                    line.free.remove(agent.config.id)
+                    line.free.count -= 1
 
 
 def _account(state: ShardState, agent: AgentEntry) -> None:
@@ -564,7 +564,7 @@ def _fill(line: Line, agents: Iterable[AgentEntry]) -> None:
     """Those of the agents who fit join the line, who has been free for longer first."""
     idle = [agent for agent in agents if _join(agent, line) and line.channel in agent.idle]
     for agent in sorted(idle, key=lambda agent: (agent.since_ms, agent.config.id)):
-        line.free.add(agent.config.id, line.rank(line, agent, agent.since_ms))
+        line.free.add(agent.idle[line.channel], line.rank(line, agent, agent.since_ms))
 
 
 def _join(agent: AgentEntry, line: Line) -> bool:
@@ -581,7 +581,9 @@ def _leave_lines(agent: AgentEntry) -> None:
     for line in agent.lines:
         line.agents.discard(agent.config.id)
         line.logged_in -= agent.presence is not Presence.OFFLINE
-        line.free.remove(agent.config.id)
+        line.free.count -= line.channel in agent.idle
+    for place in agent.idle.values():
+        place.live = False
     agent.lines = []
     agent.idle = {}
 
