@@ -9,9 +9,11 @@ from types import FrameType
 import typer
 
 from chassis.localstack import PortInUse, ProcessFailed
+from cli import directory
 from cli.down import down
 from cli.locate import locate
 from cli.plan import BadStackConfig
+from cli.simulate import simulate
 from cli.stack import StackError
 from cli.status import status
 from cli.up import up
@@ -31,15 +33,19 @@ app = typer.Typer(
     # The long form prints local variables, which may hold secrets.
     pretty_exceptions_enable=False,
 )
-COMMANDS = (up, down, status, locate)
+COMMANDS = (up, down, status, locate, simulate)
+GROUPS = (directory.region, directory.directory)
 for command in COMMANDS:
     app.command()(command)
+for group in GROUPS:
+    app.add_typer(group)
 
 
 def add_demo(arguments: list[str]) -> None:
     """Adds `demo` unless another command was asked for: it imports much, and `status` should be quick."""
     wanted = next((argument for argument in arguments if not argument.startswith("-")), "")
-    if wanted not in {command.__name__ for command in COMMANDS}:
+    quick = {command.__name__ for command in COMMANDS} | {str(group.info.name) for group in GROUPS}
+    if wanted not in quick:
         from cli.demo.command import demo
 
         app.command("demo")(demo)
@@ -60,7 +66,7 @@ def main() -> None:
     except (BadStackConfig, PortInUse) as error:
         print_error(error)
         sys.exit(EXIT_USAGE)
-    except (StackError, ProcessFailed) as error:
+    except (StackError, ProcessFailed, directory.Refused) as error:
         print_error(error)
         sys.exit(EXIT_FAILED)
 

@@ -18,7 +18,7 @@ decisions. Pure.
 from __future__ import annotations
 
 import heapq
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import IntEnum, StrEnum
 from typing import Any
@@ -164,6 +164,10 @@ class DayResult:
     commands: int
 
 
+#: Hears (site, event, the millisecond it was decided at).
+Tell = Callable[[str, Event, int], None]
+
+
 class _What(IntEnum):
     """Kinds of scheduled happenings, in their order within a millisecond."""
 
@@ -210,10 +214,11 @@ class _Seat:
 class VirtualDay:
     """One day, from its inputs to its outcomes."""
 
-    def __init__(self, roster: Roster, contacts: Iterable[Contact]) -> None:
-        """Raises ValueError for a queue or an agent that the roster does not know, and for an id used
-        twice.
+    def __init__(self, roster: Roster, contacts: Iterable[Contact], tell: Tell | None = None) -> None:
+        """`tell` hears of every event of the engine. Raises ValueError for a queue or an agent that the
+        roster does not know, and for an id used twice.
         """
+        self._tell = tell
         self._roster = roster
         self._queues = {queue.id: queue for queue in roster.queues}
         self._seats = {a.id: _Seat(roster.sites.get(a.id, HERE)) for a in roster.agents}
@@ -357,6 +362,8 @@ class VirtualDay:
         raise RuntimeError(f"the engine of {site} does not come to rest at {self._now_ms}")
 
     def _note(self, site: str, event: Event) -> None:
+        if self._tell is not None:
+            self._tell(site, event, self._now_ms)
         if isinstance(event, CallOffered):
             self._schedule(self._now_ms + self._roster.ring_ms, _What.ANSWER, (site, event))
         elif isinstance(event, CallConnected):

@@ -340,19 +340,25 @@ def scaled_staff(past: Past, factor: float) -> Policy:
 
 
 def span_of(past: Past) -> tuple[int, int]:
-    """First and last millisecond of the day's work."""
-    times = [ms for duty in past.roster.duties for ms in (duty.start_ms, duty.end_ms)]
-    times = times or [seen.contact.arrival_ms for seen in past.seen] or [past.origin_ms]
-    return min(times), max(times) + (0 if past.roster.duties else TAIL_MS)
+    """From the first call or duty of the day to the end of its last duty (of its last call, where longer)."""
+    arrivals = [seen.contact.arrival_ms for seen in past.seen] or [past.origin_ms]
+    starts = [duty.start_ms for duty in past.roster.duties]
+    ends = [duty.end_ms for duty in past.roster.duties]
+    return min([*starts, *arrivals]), max([*ends, *arrivals])
 
 
 def simulate_day(
-    past: Past, agents: Sequence[AgentConfig], queues: Sequence[QueueConfig], seed: int
+    past: Past,
+    agents: Sequence[AgentConfig],
+    queues: Sequence[QueueConfig],
+    seed: int,
+    sites: Mapping[str, str] | None = None,
 ) -> tuple[Mapping[str, Figures], Mapping[str, Figures]]:
     """(what happened, what would have happened) by queue: `SupervisionService.SimulateDay` in plain values.
 
-    Agents as they would be: those of the past with what they could do then, others at work for the whole
-    span; empty leaves all as they were. Queues replace those of the same id. Raises InvalidArgument.
+    Agents as they would be: who was at work in the past works the same hours, others the whole span at their
+    site of `sites`; empty leaves all as they were. Queues replace those of the same id. Raises
+    InvalidArgument.
     """
     policy = Policy(queues=tuple(queues))
     if agents:
@@ -361,6 +367,7 @@ def simulate_day(
         new = tuple(Duty(agent=a.id, start_ms=start_ms, end_ms=end_ms) for a in agents if a.id not in known)
         wanted = {agent.id for agent in agents}
         kept = tuple(duty for duty in past.roster.duties if duty.agent in wanted)
-        policy = replace(policy, agents=tuple(agents), duties=(*kept, *new))
+        where = {**past.roster.sites, **(sites or {})}
+        policy = replace(policy, agents=tuple(agents), duties=(*kept, *new), sites=where)
     compared = simulate(past, policy, seed or 1)
     return compared.happened.queues, compared.proposed.queues
