@@ -1,4 +1,4 @@
-"""Administrative acts: their names, and the words that the bus carries of them. Pure."""
+"""Administrative acts: their names, and the words that the bus carries of them."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ from collections.abc import Mapping
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from callmesh.routing.v1 import events_pb2
+from chassis.bus import Event
+from chassis.clock import Clock
 
 _SUPERVISION = "/callmesh.routing.v1.SupervisionService"
 _DIRECTORY = "/callmesh.routing.v1.DirectoryService"
@@ -60,3 +62,13 @@ def act_message(
         reason=reason,
         details=details or {},
     )
+
+
+def act_event(
+    clock: Clock, act: Act, resource: str, actor: str, reason: str, details: Mapping[str, str] | None = None
+) -> Event:
+    """An act for the outbox of the document that it changes."""
+    now, stamp = clock.now(), Timestamp()
+    stamp.FromDatetime(now)
+    message = act_message(act, actor=actor, resource=resource, time=stamp, reason=reason, details=details)
+    return Event.of(message, source="routing", subject=resource, time=now)

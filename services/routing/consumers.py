@@ -1,12 +1,14 @@
-"""What the worker listens to: crm's customers. What they mean is in inbound.py."""
+"""What the worker listens to: crm's customers (what they mean is in inbound.py) and administrative acts."""
 
 from __future__ import annotations
 
 from typing import ClassVar
 
+from callmesh.routing.v1 import events_pb2
 from chassis.bus import Event
 from chassis.bus.entrypoint import subscribe
 from routing import inbound
+from routing.audit_store import ActKeeper
 from routing.store import ProfileStore
 
 
@@ -15,8 +17,14 @@ class RoutingConsumers:
 
     name = "routing"
     use: ClassVar[ProfileStore]
+    acts: ClassVar[ActKeeper]
 
     @subscribe("crm", *inbound.CUSTOMERS)
     def on_customer(self, event: Event) -> None:
         """Keeps the read model of customers."""
         inbound.hear(self.use, event)
+
+    @subscribe("routing", events_pb2.AdministrativeAct)
+    def on_act(self, event: Event) -> None:
+        """Keeps the audit log."""
+        self.acts.keep(event)

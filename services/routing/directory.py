@@ -109,6 +109,7 @@ def region_config(document: dict[str, Any]) -> RegionConfig:
         weight=document.get("weight", 100),
         draining=document.get("draining", False),
         schedule=_schedule(document),
+        time_zone=document.get("time_zone") or "",
         lead_list=tuple(document.get("lead_list", ())),
     )
 

@@ -16,6 +16,7 @@ from google.protobuf.timestamp_pb2 import Timestamp
 from callmesh.routing.v1 import directory_pb2 as pb
 from callmesh.routing.v1 import events_pb2
 from chassis.bus import Event
+from chassis.callcontext import current_identity
 from chassis.clock import Clock
 from chassis.errors import AlreadyExists, EtagMismatch, FailedPrecondition, InvalidArgument, NotFound
 from chassis.fieldmask import apply_mask
@@ -23,6 +24,7 @@ from chassis.idempotency import content_fingerprint, request_key
 from chassis.ids import parse_name, resource_name
 from chassis.mongo import create_once, parse_etag, retry_conflicts, update_aggregate
 from chassis.pagination import Page
+from routing.audit import Act, act_event
 from routing.directory import VERSION_ID
 from routing.directory_kinds import AGENT, QUEUE, REGION, SKILL, Kind, resource_id
 from routing.documents import AgentDocument, MetaDocument, QueueDocument, RegionDocument, SkillDocument
@@ -187,13 +189,19 @@ class DirectoryHandlers:
             document = self._load(REGION, "name", name)
             if document.draining != draining:
                 document.draining = draining
-                update_aggregate(document, [self._state_changed(document, reason)], now=self._clock.now())
+                update_aggregate(document, self._drained(document, reason), now=self._clock.now())
             message: pb.Region = REGION.to_message(document)
             return message
 
         result = retry_conflicts(change)
         self._changed()
         return result
+
+    def _drained(self, document: RegionDocument, reason: str) -> list[Event]:
+        """What everybody hears of a region's new state, and what the audit log keeps."""
+        act = Act.DRAIN_REGION if document.draining else Act.RESUME_REGION
+        name, actor = resource_name("regions", document.id), current_identity().subject
+        return [self._state_changed(document, reason), act_event(self._clock, act, name, actor, reason)]
 
     def _state_changed(self, document: RegionDocument, reason: str) -> Event:
         now = Timestamp()

@@ -14,7 +14,9 @@ from chassis.errors import CallmeshError, InvalidArgument, Unavailable
 from chassis.ids import check_id, parse_name, resource_name
 from chassis.pagination import Page
 from routing import convert, model
+from routing.acts import acting
 from routing.announcements import announcement
+from routing.audit import Act
 from routing.errors import (
     AgentNotFound,
     QueueClosed,
@@ -352,7 +354,9 @@ class Handlers:
         priority = convert.whole("priority", request.priority, -100, 100)
         shard = (await self._front.find_call(call_id)).shard
         command = model.Reprioritize(call_id=call_id, priority=priority)
-        return _call_of(await self._front.ask(shard, command), call_id)
+        details = {"priority": str(priority)}
+        async with acting(self._front, shard, Act.REPRIORITIZE_CALL, request.name, details=details):
+            return _call_of(await self._front.ask(shard, command), call_id)
 
     async def transfer_call(
         self, request: routing_pb2.TransferCallRequest, remaining: float

@@ -35,6 +35,8 @@ class RegionConfig:
     draining: bool = False
     #: Business hours; None: always open.
     schedule: Schedule | None = None
+    #: IANA zone whose midnight the region's day begins at; empty for UTC.
+    time_zone: str = ""
     #: Routers that may lead its shard, `host:port`; empty: its own.
     lead_list: tuple[str, ...] = ()
 
@@ -69,6 +71,11 @@ class Regions:
 
     def known(self, region: str) -> bool:
         return region in self._regions
+
+    def zone_of(self, region: str) -> str:
+        """The region's time zone, empty for UTC or when it is not known."""
+        config = self._regions.get(region)
+        return config.time_zone if config is not None else ""
 
     def is_open(self, region: str) -> bool:
         """Whether a region is within its business hours; those begin and end on whole minutes."""

@@ -33,7 +33,8 @@ import structlog
 from chassis import server
 from chassis.errors import StartError
 from chassis.mongo import async_database, connect, disconnect, ensure_indexes
-from routing import geo
+from routing import geo, hours
+from routing.audit_store import AuditReader
 from routing.config import RoutingSettings
 from routing.directory import DirectoryReader, Snapshot, follow
 from routing.directory_servicer import directory_binding
@@ -47,9 +48,13 @@ from routing.model import QueueConfig
 from routing.peers import PeerTable, watch_own, watch_peer
 from routing.profiles import ProfileReader
 from routing.regions import Regions
+from routing.reports_store import ReportReader
 from routing.scopes import SCOPES
 from routing.servicer import bindings
 from routing.shard_servicer import ShardServicer
+from routing.supervision_directory import SupervisionDirectory
+from routing.supervision_handlers import SupervisionHandlers
+from routing.supervision_servicer import supervision_binding
 from routing.tokens import PlaceTokens
 
 log = structlog.get_logger(__name__)
@@ -114,6 +119,16 @@ class Router:
             shards=frozenset(self.links),
             clock=clock,
         )
+        self.supervision = SupervisionHandlers(
+            front=self.front,
+            agents=self.directory,
+            peers=self.peers,
+            shards=frozenset(self.links),
+            zone_of=self.regions.zone_of,
+            reports=ReportReader(self.database),
+            audit=AuditReader(self.database),
+            clock=clock,
+        )
         self.shard_servicer = ShardServicer(self.leaders, self.name, self.who_leads)
         self._tasks: set[asyncio.Task[None]] = set()
         self._backups: dict[str, list[asyncio.Task[None]]] = {}
@@ -145,14 +160,17 @@ class Router:
     def services(self) -> list[server.ServiceBinding]:
         """All gRPC services of a router."""
         own = bindings(self.handlers, self.front, self.shard_servicer)
+        supervision = supervision_binding(self.supervision, SupervisionDirectory(self._clock))
         return [
-            server.ServiceBinding(*parts) for parts in (*own, directory_binding(self.settings, self.regions))
+            server.ServiceBinding(*parts)
+            for parts in (*own, supervision, directory_binding(self.settings, self.regions))
         ]
 
     async def start(self) -> None:
         """Begins to follow or lead, to keep up with the directory and to watch the peers."""
         ensure_indexes(DOCUMENTS)
         await asyncio.to_thread(geo.load)
+        await asyncio.to_thread(hours.load)
         self._run(self.leader.run())
         self._run(self._follow_directory(self.leader, self._apply))
         self._run(watch_own(self.peers, lambda: self.leaders.values(), self.name, self.address))

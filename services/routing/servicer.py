@@ -19,8 +19,6 @@ from callmesh.routing.v1 import (
     routing_pb2_grpc,
     shard_pb2,
     shard_pb2_grpc,
-    supervision_pb2,
-    supervision_pb2_grpc,
 )
 from chassis.callcontext import remaining_seconds
 from chassis.errors import CallmeshError, InvalidArgument
@@ -208,11 +206,6 @@ def bindings(handlers: Handlers, front: Front, shard_servicer: ShardServicer) ->
             shard_servicer,
         ),
         # Designed with the rest of v1 and answered UNIMPLEMENTED until their issues land.
-        (
-            supervision_pb2.DESCRIPTOR.services_by_name["SupervisionService"],
-            supervision_pb2_grpc.add_SupervisionServiceServicer_to_server,
-            supervision_pb2_grpc.SupervisionServiceServicer(),
-        ),
         (
             menus_pb2.DESCRIPTOR.services_by_name["MenuService"],
             menus_pb2_grpc.add_MenuServiceServicer_to_server,

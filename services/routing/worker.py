@@ -1,5 +1,5 @@
 """The worker process: `python -m routing.worker` publishes the journals of all shards and the directory's
-changes, and keeps what routing knows of customers.
+changes, counts the journals into half-hour reports, and keeps the audit log and what routing knows of customers.
 
 Imports happen inside `main`, after eventlet has patched the standard library.
 """
@@ -21,20 +21,24 @@ def main() -> int:
     from chassis.ids import new_id
     from chassis.lease import Lease
     from chassis.mongo import ensure_indexes
+    from routing import reports_feed
+    from routing.audit_store import AuditDocument, MongoAudit
     from routing.config import RoutingSettings
     from routing.consumers import RoutingConsumers
     from routing.documents import DIRECTORY, ProfileDocument
     from routing.publish import OPTIONAL
     from routing.relay import LEASE_SECONDS, MongoCursors, MongoTail, Relay
+    from routing.reports_store import IntervalReportDocument, MongoReports
     from routing.store import KnownCustomerDocument, MongoProfiles
 
     settings = load_settings(RoutingSettings)
     RoutingConsumers.use = MongoProfiles()
+    RoutingConsumers.acts = MongoAudit()
+    holder = f"{settings.instance_name()}-{new_id()}"
 
     def relay(stopping: worker.Stopping) -> None:
         database = get_db()
         ensure_indexes((ProfileDocument, KnownCustomerDocument))
-        holder = f"{settings.instance_name()}-{new_id()}"
         lease = Lease(database["leases"], "journal", holder, LEASE_SECONDS)
         # A connection of its own: the journals do not wait behind the directory's outbox.
         publisher = Publisher(settings.amqp_uri, service=settings.service)
@@ -43,11 +47,20 @@ def main() -> int:
         finally:
             publisher.close()
 
+    def reports(stopping: worker.Stopping) -> None:
+        database = get_db()
+        ensure_indexes((IntervalReportDocument, AuditDocument))
+        lease = Lease(database["leases"], "reports", holder, reports_feed.LEASE_SECONDS)
+        reports_feed.Reports(MongoTail(database), MongoReports(database), lease).run(stopping)
+
     return worker.run_worker(
         settings,
         RoutingConsumers,
         documents=DIRECTORY,
-        background=[worker.Background(name="journal", run=relay)],
+        background=[
+            worker.Background(name="journal", run=relay),
+            worker.Background(name="reports", run=reports),
+        ],
         optional_events=OPTIONAL,
     )
 
