@@ -160,8 +160,8 @@ def step(state: ShardState, command: Command, now_ms: int) -> tuple[list[Event],
     events = decision.events
     for event in events:
         evolve(state, event, now_ms)
-    for offer in pair(state, now_ms):
-        events.append(offer)
+    if state.hot_calls or state.hot_agents or state.leaving:
+        events.extend(pair(state, now_ms))
     return events, _answer(state, command, decision, now_ms)
 
 
@@ -1005,12 +1005,20 @@ _DUE_OF_CALL: dict[str, Callable[[ShardState, CallEntry, int], list[Event]]] = {
 
 
 def _answer(state: ShardState, command: Any, decision: Decision, now_ms: int) -> Answer:
-    call_id = getattr(command, "call_id", "") or getattr(getattr(command, "facts", None), "call_id", "")
-    agent_id = getattr(command, "agent", "")
+    kind = type(command)
+    if kind is PlaceCall:
+        call_id = command.facts.call_id
+    else:
+        call_id = command.call_id if kind in _OF_CALL else ""
+    agent_id = command.agent if kind in _OF_AGENT else ""
+    call = view_call(state, call_id) if call_id in state.calls else None
+    agent = view_agent(state, agent_id) if agent_id in state.agents else None
+    if kind not in _QUESTIONS:
+        return Answer(refusal=decision.refusal, call=call, agent=agent, more=decision.more)
     return Answer(
         refusal=decision.refusal,
-        call=view_call(state, call_id) if call_id in state.calls else None,
-        agent=view_agent(state, agent_id) if isinstance(agent_id, str) and agent_id in state.agents else None,
+        call=call,
+        agent=agent,
         calls=page_of_calls(state, command) if isinstance(command, AskCalls) else (),
         more=decision.more,
         explanation=explain(state, command, now_ms)
@@ -1019,6 +1027,9 @@ def _answer(state: ShardState, command: Any, decision: Decision, now_ms: int) ->
         stats=shard_stats(state, command, now_ms) if isinstance(command, AskStats) else None,
     )
 
+
+#: Commands whose answer has more than how a call and an agent are now.
+_QUESTIONS = (AskCalls, AskExplain, AskStats)
 
 _DECIDE: dict[type, Callable[[ShardState, Any, int], Decision]] = {
     PlaceCall: _place,
@@ -1058,3 +1069,6 @@ _DECIDE: dict[type, Callable[[ShardState, Any, int], Decision]] = {
     AskCalls: _ask_calls,
     Tick: _tick,
 }
+#: Commands that name a call, or an agent, in a field of that name.
+_OF_CALL = frozenset(kind for kind in _DECIDE if "call_id" in kind.__annotations__)
+_OF_AGENT = frozenset(kind for kind in _DECIDE if kind.__annotations__.get("agent") == "str")

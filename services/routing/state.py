@@ -641,7 +641,8 @@ def evolve(state: ShardState, event: Event, now_ms: int) -> None:
     this code.
     """
     state.ordinal += 1
-    state.now_ms = max(state.now_ms, now_ms)
+    if now_ms > state.now_ms:
+        state.now_ms = now_ms
     _EVOLVE[type(event)](state, event)
 
 
