@@ -24,7 +24,7 @@ from pymongo.read_preferences import ReadPreference
 from chassis.errors import InvalidArgument
 from routing import codec
 from routing.directory import AGENTS, QUEUES, agent_config, queue_config
-from routing.journal import COLLECTION, READ_BATCH_BLOCKS, Block, block_key, from_document
+from routing.journal import COLLECTION, READ_BATCH_BLOCKS, Block, JournalGap, block_key, from_document
 from routing.model import (
     AgentConfig,
     AgentConfigured,
@@ -403,4 +403,7 @@ def _blocks(blocks: Any, shard: str, from_ms: int, until_ms: int) -> Iterator[Bl
     }
     with blocks.find(wanted).sort("_id", 1).batch_size(READ_BATCH_BLOCKS) as documents:
         for document in documents:
-            yield from_document(document)
+            block = from_document(document)
+            if block.format > codec.FORMAT:
+                raise JournalGap(f"{block.key} has format {block.format}, this code reads {codec.FORMAT}")
+            yield block
