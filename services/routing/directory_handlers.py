@@ -197,7 +197,7 @@ class DirectoryHandlers:
         self._changed()
         return result
 
-    def _drained(self, document: RegionDocument, reason: str) -> list[Event]:
+    def _drained(self, document: RegionDocument, reason: str) -> Sequence[Event]:
         """What everybody hears of a region's new state, and what the audit log keeps."""
         act = Act.DRAIN_REGION if document.draining else Act.RESUME_REGION
         name, actor = resource_name("regions", document.id), current_identity().subject

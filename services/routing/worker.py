@@ -1,5 +1,6 @@
 """The worker process: `python -m routing.worker` publishes the journals of all shards and the directory's
-changes, counts the journals into half-hour reports, and keeps the audit log and what routing knows of customers.
+changes, counts the journals into half-hour reports, and keeps the audit log and what routing knows of
+customers.
 
 Imports happen inside `main`, after eventlet has patched the standard library.
 """
