@@ -38,6 +38,17 @@ class CrmSettings(ServiceSettings):
         description="Real milliseconds after which a screen pop is answered with what there is.",
     )
 
+    webhooks_private: bool = Field(
+        default=False,
+        description="Whether webhooks may go to private addresses and over plain http (development only).",
+    )
+    care_minutes: float = Field(
+        default=15.0,
+        gt=0,
+        le=1440,
+        description="Real minutes between two runs of the care rules.",
+    )
+
     @field_validator("default_country")
     @classmethod
     def _check_country(cls, value: str) -> str:

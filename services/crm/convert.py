@@ -325,6 +325,11 @@ def consent_in(message: Any, now_ms: int) -> Consent:
     )
 
 
+def channel_number(name: str) -> Any:
+    """The proto's number of a channel by our name; 0 for ""."""
+    return _number(_CHANNELS, Channel(name))
+
+
 def channel_in(field: str, number: int) -> Channel:
     """A channel that must be said."""
     found = _member(field, _CHANNELS, number, Channel.NONE)

@@ -189,7 +189,7 @@ class InteractionDocument(Aggregate):
                 "name": "subject_open",
                 "partialFilterExpression": {"open": True},
             },
-            {"fields": ["kind", "began_ms"], "name": "kind_began"},
+            {"fields": ["began_ms", "_id"], "name": "began_id"},
             {"fields": ["own"], "name": "own", "partialFilterExpression": {"own": _PRESENT}},
         ],
     }

@@ -151,11 +151,19 @@ class Customers:
         stored = iter(self._store.insert_many(good))
         return [next(stored) if isinstance(item, NewCustomer) else item for item in decided]
 
+    def decide(self, wanted: Create, actor: str) -> NewCustomer | Customer:
+        """What is to be stored, decided and not stored yet; for a dry one what would be."""
+        new = self._decide_new(wanted, actor)
+        return self._checked(new) if wanted.dry else new
+
+    def declared_fields(self) -> Mapping[str, CustomField]:
+        """The custom fields as declared now."""
+        return self._fields.of({})
+
     def _try_new(self, wanted: Create, actor: str) -> NewCustomer | Customer | CallmeshError:
         """What is to be stored; for a dry one what would be."""
         try:
-            new = self._decide_new(wanted, actor)
-            return self._checked(new) if wanted.dry else new
+            return self.decide(wanted, actor)
         except CallmeshError as error:
             return error
 
@@ -385,14 +393,33 @@ class CustomFields:
         return changed
 
 
+#: (customer's id or a number's subject, business ms, (number, call's id, channel)).
+Leaving = Callable[[str, int, tuple[str, str, str]], None]
+
+
 class Memory:
     """Growing the timeline and the cached offers from what other services tell. Everything here blocks and
     may be repeated.
     """
 
-    def __init__(self, store: Store, clock: Clock) -> None:
+    def __init__(self, store: Store, clock: Clock, leaving: Leaving | None = None) -> None:
+        """`leaving` is told when a customer said that he wants to leave."""
         self._store = store
         self._clock = clock
+        self._leaving = leaving
+
+    def mark_churn(self, customer: str) -> None:
+        """Notes that something happened that bears on churn."""
+        self._store.mark_churn(customer)
+
+    def flag_leaving(self, entry: Entry, fact: Fact) -> None:
+        """Passes on that a customer said in a call that he wants to leave."""
+        if self._leaving is None:
+            return
+        whose = timeline.customer_of(entry.subject) or entry.subject
+        if whose:
+            call = (timeline.number_of(entry), entry.source_id, str(fact.values.get("channel") or ""))
+            self._leaving(whose, entry.began_ms, call)
 
     def apply(self, fact: Fact, events: Sequence[Event] = ()) -> Entry:
         """Merges one report into its interaction; what it tells the others goes out with the first report
@@ -503,8 +530,10 @@ class Recorder:
         self._clock = clock
         self._policy = policy
 
-    def record(self, wanted: Recording, actor: str) -> Interaction:
-        """Records, or answers what was recorded before under the same source and id."""
+    def record(self, wanted: Recording, actor: str, *, dry: bool = False) -> Interaction:
+        """Records, or answers what was recorded before under the same source and id. `dry` checks and stores
+        nothing.
+        """
         problems = engine.Problems()
         source = self._source(wanted, problems)
         source_id = problems.text("interaction.source_id", wanted.source_id, most=128) or new_id()
@@ -522,6 +551,8 @@ class Recorder:
             values={**values, **self._whose(wanted)},
             began_ms=self._clock.now_ms() if wanted.began_ms is None else wanted.began_ms,
         )
+        if dry:
+            return timeline.project(timeline.entry_of(fact))
         return timeline.project(self._memory.apply(fact, [self._event(fact, actor)]))
 
     def _source(self, wanted: Recording, problems: engine.Problems) -> str:
@@ -715,6 +746,12 @@ class Questions:
             # What named a customer that was merged away means its survivor now.
             customer = await self.customer(customer.merged_into)
         return await self._reads.timeline(subjects_of(customer), which, after, limit)
+
+    async def interactions(
+        self, which: TimelineFilter, after: tuple[int, str] | None, limit: int
+    ) -> list[Interaction]:
+        """Everybody's, oldest first."""
+        return await self._reads.interactions(which, after, limit)
 
     async def numbers_timeline(
         self, typed: str, which: TimelineFilter, after: tuple[int, str] | None, limit: int

@@ -13,7 +13,7 @@ from callmesh.marketing.v1 import events_pb2 as marketing_events
 from callmesh.routing.v1 import events_pb2 as routing_events
 from callmesh.tickets.v1 import events_pb2 as tickets_events
 from chassis.bus import Event
-from crm import convert, glance
+from crm import convert, glance, timeline
 from crm.handlers import Memory
 from crm.model import Fact, OfferRanking
 
@@ -37,6 +37,25 @@ TICKETS: tuple[type[Any], ...] = (
 OFFERS: tuple[type[Any], ...] = (marketing_events.RecommendationMade, marketing_events.OfferOutcomeRecorded)
 #: Events after which a customer may own numbers that it did not own before.
 CUSTOMERS: tuple[type[Any], ...] = (crm_events.CustomerCreated, crm_events.CustomerUpdated)
+
+#: What crm tells beside; webhooks pass it on.
+TOLD: tuple[type[Any], ...] = (
+    crm_events.CustomerDeleted,
+    crm_events.CustomerErased,
+    crm_events.CustomersMerged,
+    crm_events.CustomersUnmerged,
+    crm_events.InteractionRecorded,
+    crm_events.CareTaskRaised,
+    crm_events.CareTaskClosed,
+    crm_events.ChurnRiskChanged,
+    crm_events.LeaveIntentFlagged,
+)
+#: Type of the event of a legal erasure.
+ERASED: str = crm_events.CustomerErased.DESCRIPTOR.full_name
+#: Full names of every event that a webhook can have.
+WEBHOOK_TYPES: tuple[str, ...] = tuple(
+    kind.DESCRIPTOR.full_name for kind in (*CALLS, *TICKETS, *OFFERS, *CUSTOMERS, *TOLD)
+)
 
 _TYPES: Mapping[str, type[Any]] = {
     kind.DESCRIPTOR.full_name: kind for kind in (*CALLS, *TICKETS, *OFFERS, *CUSTOMERS)
@@ -67,8 +86,19 @@ def learn_message(use: Memory, message: Any) -> None:
 
 
 def _apply(use: Memory, fact: Fact | None) -> None:
-    if fact is not None:
-        use.apply(fact)
+    if fact is None:
+        return
+    entry = use.apply(fact)
+    customer = timeline.customer_of(entry.subject)
+    if fact.facet in _TELLING:
+        if customer:
+            use.mark_churn(customer)
+        if fact.values.get("wants_to_leave"):
+            use.flag_leaving(entry, fact)
+
+
+#: Sides of an interaction that bear on churn.
+_TELLING = frozenset({"wrapped", "snapshot", "record"})
 
 
 def _learn_ranking(use: Memory, message: marketing_events.RecommendationMade) -> None:

@@ -392,6 +392,13 @@ class MemoryReads:
         found = [item for item in self._of(subjects) if _in(item, which)]
         return [item for item in found if after is None or (item.began_ms, item.id) < tuple(after)][:limit]
 
+    async def interactions(
+        self, which: TimelineFilter, after: tuple[int, str] | None, limit: int
+    ) -> list[Interaction]:
+        entries = sorted(self._store._entries.values(), key=lambda entry: (entry.began_ms, entry.id))
+        found = [item for item in map(timeline.project, entries) if _in(item, which)]
+        return [i for i in found if after is None or (i.began_ms, i.id) > tuple(after)][:limit]
+
     async def recent_calls(self, subjects: Sequence[str], day_start_ms: int, live_call: str) -> RecentCalls:
         calls = [i for i in self._of(subjects) if i.kind is InteractionKind.CALL and i.id != live_call]
         today = sum(1 for call in calls if call.began_ms >= day_start_ms)

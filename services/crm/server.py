@@ -5,8 +5,8 @@ from __future__ import annotations
 from chassis import server
 from chassis.mongo import async_database, connect, disconnect, ensure_indexes
 from crm.app import compose
+from crm.collections import ALL_DOCUMENTS
 from crm.config import CrmSettings
-from crm.documents import DOCUMENTS
 from crm.scopes import SCOPES
 from crm.servicer import bindings
 from crm.store import MongoReads, MongoStore
@@ -16,12 +16,18 @@ async def run(settings: CrmSettings) -> None:
     """Serves until told to end."""
     connect(settings)
     database = async_database(settings)
-    app = compose(MongoStore(), MongoReads(database), settings.clock(), settings.policy())
+    app = compose(
+        MongoStore(),
+        MongoReads(database),
+        settings.clock(),
+        settings.policy(),
+        private_webhooks=settings.webhooks_private,
+    )
     await server.serve(
         settings,
         [server.ServiceBinding(*parts) for parts in bindings(app)],
         scopes=SCOPES,
-        on_start=lambda: ensure_indexes(DOCUMENTS),
+        on_start=lambda: ensure_indexes(ALL_DOCUMENTS),
         on_stop=[database.client.close, disconnect],
     )
 

@@ -34,9 +34,13 @@ from chassis.mongo import parse_etag
 from chassis.pagination import Page, request_fingerprint
 from crm import convert, duplicates, engine, merging
 from crm.app import App
+from crm.care_servicer import CareServicer
 from crm.handlers import Create, Recording
+from crm.insights_servicer import InsightsServicer
 from crm.model import Customer, CustomField, Interaction
 from crm.sagas import MergeWish
+from crm.transfer_servicer import ExportServicer, ImportServicer
+from crm.webhooks_servicer import WebhookServicer
 
 #: Most entries of one batch.
 BATCH_MAX = 500
@@ -523,11 +527,11 @@ def bindings(app: App) -> list[tuple[Any, Any, Any]]:
         (customers_pb2, customers_pb2_grpc, "CustomerService", CustomerServicer(app)),
         (timeline_pb2, timeline_pb2_grpc, "TimelineService", TimelineServicer(app)),
         (screen_pop_pb2, screen_pop_pb2_grpc, "ScreenPopService", ScreenPopServicer(app)),
-        (care_pb2, care_pb2_grpc, "CareService", care_pb2_grpc.CareServiceServicer()),
-        (insights_pb2, insights_pb2_grpc, "InsightsService", insights_pb2_grpc.InsightsServiceServicer()),
-        (transfer_pb2, transfer_pb2_grpc, "ImportService", transfer_pb2_grpc.ImportServiceServicer()),
-        (transfer_pb2, transfer_pb2_grpc, "ExportService", transfer_pb2_grpc.ExportServiceServicer()),
-        (webhooks_pb2, webhooks_pb2_grpc, "WebhookService", webhooks_pb2_grpc.WebhookServiceServicer()),
+        (care_pb2, care_pb2_grpc, "CareService", CareServicer(app)),
+        (insights_pb2, insights_pb2_grpc, "InsightsService", InsightsServicer(app)),
+        (transfer_pb2, transfer_pb2_grpc, "ImportService", ImportServicer(app)),
+        (transfer_pb2, transfer_pb2_grpc, "ExportService", ExportServicer(app)),
+        (webhooks_pb2, webhooks_pb2_grpc, "WebhookService", WebhookServicer(app)),
     ]
     return [
         (pb2.DESCRIPTOR.services_by_name[name], getattr(grpc, f"add_{name}Servicer_to_server"), servicer)

@@ -284,6 +284,11 @@ class Reads(Protocol):
     ) -> list[Interaction]:
         """Interactions of any of the subjects, newest first by (began_ms, id), behind the key `after`."""
 
+    async def interactions(
+        self, which: TimelineFilter, after: tuple[int, str] | None, limit: int
+    ) -> list[Interaction]:
+        """Interactions of everybody, oldest first by (began_ms, id), behind the key `after`."""
+
     async def recent_calls(self, subjects: Sequence[str], day_start_ms: int, live_call: str) -> RecentCalls:
         """How many calls began since `day_start_ms` (counted to `COUNT_MAX`) and the latest; the interaction
         with the id `live_call` is not among them.
@@ -531,6 +536,20 @@ def timeline_query(
     return query
 
 
+def interactions_query(which: TimelineFilter, after: tuple[int, str] | None) -> dict[str, Any]:
+    """The filter document of a span of everybody's interactions."""
+    began: dict[str, int] = {"$gte": which.from_ms or 0}
+    if which.until_ms is not None:
+        began["$lt"] = which.until_ms
+    query: dict[str, Any] = {"began_ms": began}
+    if which.kinds:
+        query["kind"] = {"$in": sorted(kind.value for kind in which.kinds)}
+    if after is not None:
+        began["$gte"] = after[0]
+        query["$or"] = [{"began_ms": {"$gt": after[0]}}, {"_id": {"$gt": after[1]}}]
+    return query
+
+
 def calls_query(subjects: Sequence[str], live_call: str, since_ms: int | None = None) -> dict[str, Any]:
     """The filter document of the calls but the live one."""
     query: dict[str, Any] = {
@@ -765,6 +784,14 @@ class MongoReads:
         query = timeline_query(subjects, which, after)
         found = self._interactions.find(query, docs.INTERACTION_HIDDEN, max_time_ms=READ_MS_MAX)
         return [docs.interaction_from_raw(raw) async for raw in found.sort(NEWEST).limit(limit)]
+
+    async def interactions(
+        self, which: TimelineFilter, after: tuple[int, str] | None, limit: int
+    ) -> list[Interaction]:
+        query = interactions_query(which, after)
+        found = self._interactions.find(query, docs.INTERACTION_HIDDEN, max_time_ms=READ_MS_MAX)
+        page = found.sort([("began_ms", 1), ("_id", 1)]).limit(limit)
+        return [docs.interaction_from_raw(raw) async for raw in page]
 
     async def recent_calls(self, subjects: Sequence[str], day_start_ms: int, live_call: str) -> RecentCalls:
         query = calls_query(subjects, live_call)

@@ -8,28 +8,56 @@ from __future__ import annotations
 
 import sys
 
+#: Pauses of the background loops, real seconds: unfinished merges and erasures, churn scores, webhooks.
+SAGA_SECONDS = 5.0
+CHURN_SECONDS = 2.0
+WEBHOOK_SECONDS = 1.0
+
 
 def main() -> int:
     """Returns the process's exit status."""
     from chassis import worker
 
     worker.patch()
-    from callmesh.crm.v1 import events_pb2
     from chassis.config import load_settings
+    from crm.app import make_webhooks
+    from crm.care_handlers import Care, Retention
+    from crm.collections import ALL_AGGREGATES
     from crm.config import CrmSettings
     from crm.consumers import CrmConsumers
-    from crm.documents import AGGREGATES
     from crm.handlers import Memory
+    from crm.sagas import Erasures, Merges
     from crm.store import MongoStore
 
     settings = load_settings(CrmSettings)
-    CrmConsumers.use = Memory(MongoStore(), settings.clock())
+    store, clock = MongoStore(), settings.clock()
+    retention = Retention(store, clock)
+    CrmConsumers.use = Memory(store, clock, retention.heard_in_call)
+    CrmConsumers.webhooks = make_webhooks(clock, private=settings.webhooks_private)
+    care, merges, erasures = (
+        Care(store, clock, settings.policy()),
+        Merges(store, clock),
+        Erasures(store, clock),
+    )
+
+    def sagas() -> None:
+        merges.resume()
+        erasures.resume()
+
+    def rules() -> None:
+        care.ensure_defaults()
+        care.run()
+
     return worker.run_worker(
         settings,
         CrmConsumers,
-        documents=AGGREGATES,
-        # Told for whoever wants to know; the platform's own services can do without.
-        optional_events=[events_pb2.InteractionRecorded, events_pb2.CustomerDeleted],
+        documents=ALL_AGGREGATES,
+        background=[
+            worker.periodic("sagas", SAGA_SECONDS, sagas),
+            worker.periodic("churn", CHURN_SECONDS, retention.rescore),
+            worker.periodic("care", settings.care_minutes * 60, rules),
+            worker.periodic("webhooks", WEBHOOK_SECONDS, CrmConsumers.webhooks.deliver),
+        ],
     )
 
 

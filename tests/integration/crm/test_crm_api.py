@@ -39,8 +39,9 @@ from chassis.mongo import async_database, connect, disconnect, ensure_indexes
 from chassis.server import ServiceBinding
 from chassis.testing import FakeClock
 from chassis.testing.grpc import GrpcServerFactory
-from crm import documents, inbound
+from crm import inbound
 from crm.app import compose
+from crm.collections import ALL_DOCUMENTS
 from crm.config import CrmSettings
 from crm.handlers import Memory
 from crm.model import RecentCalls
@@ -120,7 +121,7 @@ class Crm:
 async def crm(mongo_uri: str, mongo_database: str, grpc_server: GrpcServerFactory) -> AsyncIterator[Crm]:
     settings = CrmSettings(mongo_uri=mongo_uri, mongo_database=mongo_database)
     connect(settings)
-    ensure_indexes(documents.DOCUMENTS)
+    ensure_indexes(ALL_DOCUMENTS)
     database = async_database(settings)
     clock, policy, store = FakeClock(NOW), settings.policy(), MongoStore()
     reads = StumblingReads(database)

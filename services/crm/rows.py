@@ -1,0 +1,407 @@
+"""Rows of files: cutting bytes into records, records into values by path, values into a customer, and back.
+Pure.
+
+A path is that of a field of the proto's Customer: "display_name", "phone_numbers[0].number",
+"addresses[1].city", "custom_values.colour". Lists of words ("tags") are one value, separated by ";". A file
+may end its lines as it likes; a value of a CSV file may hold line ends between quotes.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from chassis.errors import InvalidArgument
+from crm.model import (
+    BirthDate,
+    Contact,
+    Customer,
+    EmailAddress,
+    ExternalId,
+    Kind,
+    PhoneNumber,
+    PostalAddress,
+    Tier,
+    ValueClass,
+)
+
+#: Largest record, bytes: what is larger is refused as one bad row.
+RECORD_BYTES_MAX = 1_048_576
+COLUMNS_MAX = 500
+#: Deepest nesting of a JSON Lines object that is read.
+DEPTH_MAX = 4
+LIST_MAX = 50
+
+_PATH = re.compile(r"([a-z_]+)(?:\[(\d{1,2})\])?(?:\.([A-Za-z0-9_]{1,64}))?")
+_TEXTS = frozenset(
+    {
+        *("display_name", "given_name", "family_name", "language", "time_zone", "home_region"),
+        *("account_manager", "notes"),
+    }
+)
+_LISTS: Mapping[str, tuple[type, frozenset[str]]] = {
+    "phone_numbers": (PhoneNumber, frozenset({"number", "label", "primary", "verified"})),
+    "email_addresses": (EmailAddress, frozenset({"address", "label", "primary", "verified"})),
+    "external_ids": (ExternalId, frozenset({"system", "id"})),
+    "addresses": (
+        PostalAddress,
+        frozenset(
+            {
+                *("country", "province", "city", "district", "township", "street", "postal_code", "label"),
+                *("latitude", "longitude"),
+            }
+        ),
+    ),
+    "contacts": (Contact, frozenset({"display_name", "role", "language"})),
+}
+_FLAGS = frozenset({"primary", "verified"})
+_DEGREES = frozenset({"latitude", "longitude"})
+_DATE = re.compile(r"(\d{4})[-/.](\d{1,2})[-/.](\d{1,2})|--?(\d{1,2})-(\d{1,2})")
+_TRUE, _FALSE = frozenset({"true", "1", "yes", "y", "是"}), frozenset({"", "false", "0", "no", "n", "否"})
+
+
+class BadRow(InvalidArgument):
+    """{field}: {why}."""
+
+    reason = "INVALID_ROW"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Record:
+    """One record of a file, still text."""
+
+    #: Number of its first line, from 1.
+    line: int
+    #: Its values by column; None when it cannot be read.
+    values: Mapping[str, Any] | None
+    #: Why it cannot be read; "" when it can.
+    fault: str = ""
+
+
+@dataclass(kw_only=True, slots=True)
+class Cutter:
+    """Cuts a stream of bytes into whole records; what is not whole yet waits."""
+
+    #: Whether quotes hold line ends together.
+    csv: bool
+    #: Bytes that wait.
+    _rest: bytearray = field(default_factory=bytearray)
+    #: A record that is too long is being passed over.
+    _skipping: bool = False
+
+    def cut(self, data: bytes, last: bool) -> bytes:
+        """Everything up to the end of the last whole record, to be read by `records`; all that is left at the
+        last piece.
+        """
+        self._rest += data
+        if last:
+            whole, self._rest = bytes(self._rest), bytearray()
+            return whole
+        end = self._end()
+        whole = bytes(self._rest[:end])
+        del self._rest[:end]
+        if len(self._rest) > RECORD_BYTES_MAX:
+            raise InvalidArgument(
+                field="data", why=f"holds a record of more than {RECORD_BYTES_MAX} bytes, or an open quote"
+            )
+        return whole
+
+    def _end(self) -> int:
+        if not self.csv:
+            return self._rest.rfind(b"\n") + 1
+        # A line end is a record's end when an even number of quotes came before it.
+        end = self._rest.rfind(b"\n") + 1
+        while end and self._rest.count(b'"', 0, end) % 2:
+            end = self._rest.rfind(b"\n", 0, end - 1) + 1
+        return end
+
+
+def csv_records(text: str, columns: Sequence[str], first_line: int) -> Iterator[Record]:
+    """The records of a CSV text that holds whole records."""
+    reader = csv.reader(io.StringIO(text, newline=""), strict=True)
+    while True:
+        line = first_line + reader.line_num
+        try:
+            values = next(reader)
+        except StopIteration:
+            return
+        except csv.Error as error:
+            yield Record(line=line, values=None, fault=f"is not CSV: {error}")
+            continue
+        if not values:
+            continue
+        if len(values) > len(columns):
+            yield Record(line=line, values=None, fault=f"has {len(values)} values for {len(columns)} columns")
+            continue
+        yield Record(line=line, values=dict(zip(columns, values, strict=False)))
+
+
+def json_records(text: str, first_line: int) -> Iterator[Record]:
+    """The records of a JSON Lines text."""
+    for number, raw in enumerate(text.split("\n")):
+        if not raw.strip():
+            continue
+        line = first_line + number
+        try:
+            found = json.loads(raw, parse_constant=_no_constant)
+        except (ValueError, RecursionError):
+            yield Record(line=line, values=None, fault="is not JSON")
+            continue
+        if not isinstance(found, dict):
+            yield Record(line=line, values=None, fault="is not a JSON object")
+            continue
+        try:
+            yield Record(line=line, values=flat(found))
+        except BadRow as error:
+            yield Record(line=line, values=None, fault=error.values["why"])
+
+
+def _no_constant(name: str) -> Any:
+    raise ValueError(name)
+
+
+def flat(found: Mapping[str, Any], prefix: str = "", depth: int = 0) -> dict[str, Any]:
+    """A JSON object as path -> value."""
+    if depth > DEPTH_MAX:
+        raise BadRow(field=prefix, why=f"is nested deeper than {DEPTH_MAX}")
+    values: dict[str, Any] = {}
+    for key, value in found.items():
+        path = f"{prefix}{key}"
+        if isinstance(value, dict):
+            values.update(flat(value, f"{path}.", depth + 1))
+        elif isinstance(value, list) and any(isinstance(item, dict) for item in value):
+            for index, item in enumerate(value[:LIST_MAX]):
+                values.update(flat(item if isinstance(item, dict) else {}, f"{path}[{index}].", depth + 1))
+        else:
+            values[path] = value
+        if len(values) > COLUMNS_MAX:
+            raise BadRow(field=path, why=f"is beyond {COLUMNS_MAX} values")
+    return values
+
+
+def headings(text: str) -> list[str]:
+    """The columns that a CSV file's first record names. InvalidArgument."""
+    columns = [c.strip().lstrip("\ufeff") for c in next(csv.reader(io.StringIO(text, newline="")), [])]
+    if not columns or len(columns) > COLUMNS_MAX or len(set(columns)) != len(columns) or "" in columns:
+        raise InvalidArgument(
+            field="data", why=f"must begin with 1 to {COLUMNS_MAX} different, non-empty headings"
+        )
+    return columns
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Mapped:
+    """Which column goes where."""
+
+    #: Heading or key.
+    column: str
+    #: Path of the field.
+    field: str
+    #: In place of an empty value.
+    default: str = ""
+
+
+def by_path(values: Mapping[str, Any], mappings: Sequence[Mapped]) -> dict[str, Any]:
+    """A record's values by path; without mappings its columns are paths. Empty ones are left out."""
+    if not mappings:
+        return {path: value for path, value in values.items() if value not in ("", None)}
+    found = {}
+    for mapped in mappings:
+        value = values.get(mapped.column)
+        if value in ("", None):
+            value = mapped.default
+        if value not in ("", None):
+            found[mapped.field] = value
+    return found
+
+
+def check_paths(paths: Sequence[str]) -> None:
+    """InvalidArgument naming the first path that no customer has."""
+    for index, path in enumerate(paths):
+        try:
+            _parsed(path)
+        except BadRow as error:
+            why = f"{path[:80]!r} {error.values['why']}"
+            raise InvalidArgument(field=f"mappings[{index}].field", why=why) from None
+
+
+_parsed_paths: dict[str, tuple[str, int, str]] = {}
+
+
+def _parsed(path: str) -> tuple[str, int, str]:
+    """(name, index in a list or 0, name inside or "")."""
+    known = _parsed_paths.get(path)
+    if known is not None:
+        return known
+    match = _PATH.fullmatch(path)
+    if match is None:
+        raise BadRow(field=path[:80], why="is not a field's path")
+    name, index, inner = match[1], int(match[2] or 0), match[3] or ""
+    if name in _LISTS:
+        if inner not in _LISTS[name][1]:
+            raise BadRow(field=path, why="is not a field of a customer")
+    elif name == "custom_values":
+        if not inner or match[2]:
+            raise BadRow(field=path, why="must name one custom field")
+    elif name not in _TEXTS and name not in _SINGLE and name != "id":
+        raise BadRow(field=path, why="is not a field of a customer")
+    if len(_parsed_paths) < 10_000:
+        _parsed_paths[path] = (name, index, inner)
+    return name, index, inner
+
+
+def customer_of(paths: Mapping[str, Any], custom: Mapping[str, Any]) -> tuple[str, Customer]:
+    """(the id or "", the customer as drafted). `custom` are the declared custom fields. BadRow."""
+    values: dict[str, Any] = {}
+    lists: dict[str, dict[int, dict[str, Any]]] = {}
+    own: dict[str, Any] = {}
+    for path, value in paths.items():
+        name, index, inner = _parsed(path)
+        if name in _TEXTS or name == "id":
+            values[name] = value if type(value) is str else str(value)
+        elif name in _LISTS:
+            lists.setdefault(name, {}).setdefault(index, {})[inner] = _inner(path, inner, value)
+        elif name == "custom_values":
+            own[inner] = _custom(path, custom.get(inner), value)
+        else:
+            values[name] = _SINGLE[name](path, value)
+    for name, items in lists.items():
+        values[name] = tuple(_made(name, items[index]) for index in sorted(items))
+    if own:
+        values["custom_values"] = own
+    return values.pop("id", ""), Customer(**values)
+
+
+def _made(name: str, item: dict[str, Any]) -> Any:
+    kind = _LISTS[name][0]
+    try:
+        return kind(**item)
+    except TypeError:
+        raise BadRow(field=name, why="lacks its main value") from None
+
+
+def _inner(path: str, inner: str, value: Any) -> Any:
+    if inner in _FLAGS:
+        return _flag(path, value)
+    if inner in _DEGREES:
+        return _float(path, value)
+    return value if type(value) is str else str(value)
+
+
+def _flag(path: str, value: Any) -> bool:
+    text = str(value).strip().lower()
+    if text not in _TRUE and text not in _FALSE:
+        raise BadRow(field=path, why="must be true or false")
+    return text in _TRUE
+
+
+def _float(path: str, value: Any) -> float:
+    try:
+        return float(value)
+    except (ValueError, TypeError):
+        raise BadRow(field=path, why="must be a number") from None
+
+
+def _custom(path: str, declared: Any, value: Any) -> Any:
+    """A text as the declared field has it; what does not fit goes on as it is, and is refused with its
+    reason.
+    """
+    kind = declared.kind.value if declared is not None else "TEXT"
+    if kind == "NUMBER":
+        return _float(path, value)
+    if kind == "BOOLEAN":
+        return value if isinstance(value, bool) else _flag(path, value)
+    if kind == "DATE":
+        return _date(path, value)
+    if kind == "CHOICES":
+        return tuple(value) if isinstance(value, list) else tuple(_words(path, value))
+    return value if isinstance(value, str | bool) else str(value)
+
+
+def _date(path: str, value: Any) -> BirthDate:
+    match = _DATE.fullmatch(str(value).strip())
+    if match is None:
+        raise BadRow(field=path, why="must be a date such as 1990-02-28")
+    if match[4]:
+        return BirthDate(month=int(match[4]), day=int(match[5]))
+    return BirthDate(year=int(match[1]), month=int(match[2]), day=int(match[3]))
+
+
+def _words(path: str, value: Any) -> tuple[str, ...]:
+    if isinstance(value, list):
+        return tuple(str(item) for item in value[: LIST_MAX + 1])
+    return tuple(word for word in (part.strip() for part in str(value).split(";")) if word)
+
+
+def _enum(kind: Any, prefix: str) -> Any:
+    names = {member.name: member for member in kind if member.value}
+
+    def read(path: str, value: Any) -> Any:
+        found = names.get(str(value).strip().upper().removeprefix(prefix))
+        if found is None:
+            raise BadRow(field=path, why=f"must be one of {', '.join(names)}")
+        return found
+
+    return read
+
+
+def _company(path: str, value: Any) -> str:
+    return str(value).removeprefix("customers/")
+
+
+_SINGLE: Mapping[str, Any] = {
+    "kind": _enum(Kind, "CUSTOMER_KIND_"),
+    "tier": _enum(Tier, "TIER_"),
+    "value_class": _enum(ValueClass, "VALUE_CLASS_"),
+    "birth_date": _date,
+    "tags": _words,
+    "company": _company,
+}
+
+
+# Export ----------------------------------------------------------------------------------------------------
+
+#: Columns of a CSV export without mappings; what a customer has beyond goes into JSON Lines alone.
+EXPORT_COLUMNS = (
+    *("id", "kind", "display_name", "given_name", "family_name"),
+    *(f"phone_numbers[{n}].number" for n in range(3)),
+    *(f"email_addresses[{n}].address" for n in range(2)),
+    *("external_ids[0].system", "external_ids[0].id"),
+    *(
+        f"addresses[0].{part}"
+        for part in ("country", "province", "city", "district", "township", "street", "postal_code")
+    ),
+    *("tier", "language", "time_zone", "home_region", "tags", "account_manager", "value_class"),
+    *("birth_date", "notes", "company"),
+)
+#: A spreadsheet would run what begins like this.
+_FORMULA = ("=", "@", "\t", "\r")
+
+
+def value_at(customer: Customer, path: str) -> str:
+    """The value at a path as a CSV file has it; "" where there is none."""
+    name, index, inner = _parsed(path)
+    value = getattr(customer, name)
+    if name in _LISTS:
+        value = getattr(value[index], inner) if index < len(value) else ""
+    elif name == "custom_values":
+        value = value.get(inner, "")
+    if isinstance(value, BirthDate):
+        year = f"{value.year:04}" if value.year else "-"
+        return f"{year}-{value.month:02}-{value.day:02}"
+    if isinstance(value, tuple):
+        return ";".join(value)
+    text = "" if value is None or value is False else "true" if value is True else str(value)
+    return "'" + text if text.startswith(_FORMULA) else text
+
+
+def csv_line(values: Sequence[str]) -> str:
+    """One line of a CSV file."""
+    out = io.StringIO(newline="")
+    csv.writer(out, lineterminator="\n").writerow(values)
+    return out.getvalue()

@@ -1,0 +1,476 @@
+"""Webhooks: events for partners that have no access to the bus. Everything here blocks.
+
+A delivery is one event for one webhook, made once however often the event comes (its `_id` follows from
+both), sent until a 2xx comes back: again after 10 s, then twice as long each time, up to 6 hours, for 72
+hours. Times here are real: a partner's server knows nothing of a sped-up business clock.
+
+The URL is a partner's word, so it is not trusted: its host is resolved when it is used, every address must be
+a public one unless the operator allows others, the connection goes to the very address that was looked at,
+and redirections are not followed.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import http.client
+import ipaddress
+import secrets
+import socket
+import ssl
+import time
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any, ClassVar
+from urllib.parse import urlsplit
+
+from mongoengine import (
+    BooleanField,
+    DateTimeField,
+    DictField,
+    Document,
+    IntField,
+    ListField,
+    StringField,
+)
+from pymongo import ReturnDocument, UpdateOne
+from pymongo.write_concern import WriteConcern
+
+from chassis import logs, metrics
+from chassis.bus import Event
+from chassis.clock import Clock
+from chassis.errors import InvalidArgument, shorten
+from chassis.ids import check_id, new_id
+from chassis.mongo import Aggregate
+from crm.records import Raw, Records
+
+URL_CHARACTERS_MAX = 2_000
+TYPES_MAX = 50
+WEBHOOKS_MAX = 500
+#: First and longest pause before another try, seconds, and when it is given up.
+RETRY_SECONDS_MIN, RETRY_SECONDS_MAX = 10, 6 * 3600
+GIVE_UP_SECONDS = 72 * 3600
+#: How long an old secret signs beside the new one, seconds.
+ROTATION_SECONDS = 24 * 3600
+KEPT_SECONDS = 30 * 24 * 3600
+SEND_SECONDS_MAX = 10.0
+#: Longer than a try takes: a delivery whose sender died is tried again after this.
+CLAIM_SECONDS = 60
+ROUND_DELIVERIES, SENDERS = 64, 8
+ANSWER_BYTES_MAX = 65_536
+REPLAY_MAX = 100_000
+#: How long a process goes on without another's change of a webhook, seconds.
+CACHE_SECONDS = 2.0
+_MAJORITY = WriteConcern(w="majority")
+_log = logs.get_logger(__name__)
+_sent = metrics.counter("crm_webhook_tries_total", "Tries to deliver to webhooks.", ("outcome",))
+
+
+class WebhookDocument(Aggregate):
+    """A webhook."""
+
+    resource_collection: ClassVar[str] = "webhooks"
+    meta: ClassVar[dict[str, Any]] = {"collection": "webhooks", "indexes": []}
+
+    url = StringField(required=True)
+    event_types = ListField(StringField())
+    enabled = BooleanField()
+    #: [{"secret":, "until_ms": real ms or absent}], the present one first.
+    secrets = ListField(DictField())
+    disable_reason = StringField()
+    #: Real ms of the first failure since the last success; absent after a success.
+    failing_ms = IntField()
+
+
+class DeliveryDocument(Document):
+    """One event for one webhook; `_id` is "webhook|event"."""
+
+    meta: ClassVar[dict[str, Any]] = {
+        "collection": "webhook_deliveries",
+        "auto_create_index": False,
+        "index_cls": False,
+        "strict": False,
+        "indexes": [
+            {"fields": ["webhook", "-created_ms", "-_id"], "name": "webhook_newest"},
+            {"fields": ["webhook", "state", "-created_ms", "-_id"], "name": "webhook_state_newest"},
+            {"fields": ["next_ms"], "name": "due", "partialFilterExpression": {"state": "PENDING"}},
+            {"fields": ["subject"], "name": "subject"},
+            {"fields": ["created_at"], "name": "kept", "expireAfterSeconds": KEPT_SECONDS},
+        ],
+    }
+
+    id = StringField(primary_key=True)
+    webhook = StringField(required=True)
+    event_id = StringField()
+    event_type = StringField()
+    #: What the event is about: an erased customer's deliveries are removed by it.
+    subject = StringField()
+    body = StringField()
+    state = StringField(required=True)
+    attempts = IntField()
+    last_status = IntField()
+    last_error = StringField()
+    next_ms = IntField()
+    created_ms = IntField()
+    created_at = DateTimeField()
+
+
+WEBHOOK_DOCUMENTS: tuple[type[Document], ...] = (WebhookDocument, DeliveryDocument)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Answer:
+    """What came back of one try."""
+
+    #: HTTP status; 0 none.
+    status: int
+    #: What went wrong; "" nothing.
+    error: str = ""
+
+    @property
+    def good(self) -> bool:
+        """A 2xx."""
+        return 200 <= self.status < 300
+
+
+def signature(body: bytes, keys: Sequence[str], unix_seconds: int) -> str:
+    """The value of the header "Callmesh-Signature": one v1 for each secret that holds."""
+    signed = f"{unix_seconds}.".encode() + body
+    parts = [f"v1={hmac.new(key.encode(), signed, hashlib.sha256).hexdigest()}" for key in keys]
+    return ",".join([f"t={unix_seconds}", *parts])
+
+
+def check_url(url: str, *, private: bool) -> str:
+    """InvalidArgument(webhook.url) for what can be no target. Hosts are looked up only when they are used."""
+    field = "webhook.url"
+    if not url or len(url) > URL_CHARACTERS_MAX or any(ord(c) <= 32 or ord(c) == 127 for c in url):
+        raise InvalidArgument(field=field, why=f"must be a URL of at most {URL_CHARACTERS_MAX} characters")
+    try:
+        parts = urlsplit(url)
+        host, _ = parts.hostname, parts.port
+    except ValueError:
+        raise InvalidArgument(field=field, why="is not a URL") from None
+    if parts.scheme != "https" and not (private and parts.scheme == "http"):
+        raise InvalidArgument(field=field, why="must begin with https://")
+    if not host or parts.username or parts.password:
+        raise InvalidArgument(field=field, why="must name a host, and no user")
+    try:
+        address = ipaddress.ip_address(host)
+    except ValueError:
+        return url
+    if not private and not address.is_global:
+        raise InvalidArgument(field=field, why="must not be a private address")
+    return url
+
+
+class Sender:
+    """Posts, to public addresses alone unless told otherwise."""
+
+    def __init__(self, *, private: bool, seconds: float = SEND_SECONDS_MAX) -> None:
+        self._private = private
+        self._seconds = seconds
+
+    def post(self, url: str, body: bytes, headers: Mapping[str, str]) -> Answer:
+        """Never raises: what went wrong is the answer."""
+        parts = urlsplit(url)
+        try:
+            address = self._address(parts.hostname or "", parts.port or _port(parts.scheme))
+            connection = self._connection(parts.scheme, parts.hostname or "", address)
+            try:
+                path = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
+                connection.request("POST", path, body, dict(headers))
+                response = connection.getresponse()
+                response.read(ANSWER_BYTES_MAX)
+                good = 200 <= response.status < 300
+                return Answer(status=response.status, error="" if good else f"HTTP {response.status}")
+            finally:
+                connection.close()
+        except (OSError, http.client.HTTPException, ValueError) as error:
+            return Answer(status=0, error=shorten(f"{type(error).__name__}: {error}"))
+
+    def _address(self, host: str, port: int) -> tuple[Any, ...]:
+        """Where to connect to. ValueError when any address of the host is not public."""
+        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+        for *_, address in found:
+            if not self._private and not ipaddress.ip_address(str(address[0]).partition("%")[0]).is_global:
+                raise ValueError("the host has a private address")
+        return found[0]
+
+    def _connection(self, scheme: str, host: str, found: tuple[Any, ...]) -> http.client.HTTPConnection:
+        family, kind, protocol, _, address = found
+        line = socket.socket(family, kind, protocol)
+        try:
+            line.settimeout(self._seconds)
+            line.connect(address)
+            if scheme == "https":
+                line = ssl.create_default_context().wrap_socket(line, server_hostname=host)
+        except BaseException:
+            line.close()
+            raise
+        connection = http.client.HTTPConnection(host, address[1], timeout=self._seconds)
+        connection.sock = line
+        return connection
+
+
+def _port(scheme: str) -> int:
+    return 443 if scheme == "https" else 80
+
+
+def _now_ms() -> int:
+    return time.time_ns() // 1_000_000
+
+
+def retry_seconds(attempts: int) -> int:
+    """The pause after so many tries."""
+    return int(min(RETRY_SECONDS_MIN * 2 ** min(attempts - 1, 20), RETRY_SECONDS_MAX))
+
+
+class Webhooks:
+    """Keeping webhooks, and delivering."""
+
+    def __init__(
+        self,
+        clock: Clock,
+        sender: Sender,
+        *,
+        known_types: Sequence[str],
+        private: bool,
+        now_ms: Callable[[], int] = _now_ms,
+    ) -> None:
+        """`known_types` are the event types that can be asked for; `private` allows private addresses."""
+        self._records = Records(WebhookDocument, clock)
+        self._sender = sender
+        self._types = frozenset(known_types)
+        self._private = private
+        self._now_ms = now_ms
+        self._cached: list[Raw] = []
+        self._cached_until = float("-inf")
+
+    # --- keeping ---
+
+    def create(
+        self, id: str, fields: Mapping[str, Any], request_key: str | None, fingerprint: str | None
+    ) -> tuple[Raw, str]:
+        """(the webhook, its secret: "" when an earlier call with the request key created it)."""
+        values = self._clean(fields)
+        secret = _new_secret()
+        done = self._records.insert(
+            check_id("webhook_id", id) if id else new_id(),
+            {**values, "secrets": [{"secret": secret}]},
+            request_key=request_key,
+            fingerprint=fingerprint,
+        )
+        return done, secret if done["secrets"][0]["secret"] == secret else ""
+
+    def _clean(self, fields: Mapping[str, Any]) -> dict[str, Any]:
+        check_url(fields["url"], private=self._private)
+        types = list(dict.fromkeys(fields["event_types"]))
+        if not 1 <= len(types) <= TYPES_MAX:
+            raise InvalidArgument(field="webhook.event_types", why=f"must hold 1 to {TYPES_MAX}")
+        for index, kind in enumerate(types):
+            if kind not in self._types:
+                why = f"{kind[:80]!r} is not an event that can be delivered"
+                raise InvalidArgument(field=f"webhook.event_types[{index}]", why=why)
+        return {**fields, "event_types": types}
+
+    def get(self, id: str) -> Raw:
+        """NotFound when there is none."""
+        return self._records.get(id)
+
+    def page(self, after: str | None, limit: int) -> list[Raw]:
+        """By id."""
+        return self._records.find({} if after is None else {"_id": {"$gt": after}}, [("_id", 1)], limit)
+
+    def update(self, id: str, edit: Callable[[Raw], Mapping[str, Any]], expected_version: int | None) -> Raw:
+        """`edit` answers the wanted fields. Enabling forgets why it was disabled."""
+
+        def change(raw: Raw) -> Mapping[str, Any]:
+            wanted = self._clean(edit(raw))
+            fresh = {"disable_reason": None, "failing_ms": None} if wanted["enabled"] else {}
+            return {**wanted, **fresh}
+
+        return self._records.update(id, change, expected_version)
+
+    def delete(self, id: str, expected_version: int | None) -> Raw:
+        """Removes it and what waits for it."""
+        gone = self._records.delete(id, expected_version)
+        _deliveries().delete_many({"webhook": id})
+        return gone
+
+    def rotate(self, id: str) -> tuple[Raw, str]:
+        """(the webhook, its new secret); the old one also signs for a day."""
+        secret = _new_secret()
+
+        def change(raw: Raw) -> Mapping[str, Any]:
+            until_ms = self._now_ms() + ROTATION_SECONDS * 1000
+            return {
+                "secrets": [{"secret": secret}, {"secret": raw["secrets"][0]["secret"], "until_ms": until_ms}]
+            }
+
+        return self._records.update(id, change), secret
+
+    # --- delivering ---
+
+    def offer(self, event: Event) -> int:
+        """Makes a delivery of an event for every webhook that wants it; how many want it. Idempotent."""
+        wanted = [hook for hook in self._enabled() if event.type in hook["event_types"]]
+        if wanted:
+            body = event.to_json()
+            writes = [self._delivery(hook["_id"], event, body) for hook in wanted]
+            _deliveries().bulk_write(writes, ordered=False)
+        return len(wanted)
+
+    def _enabled(self) -> list[Raw]:
+        now = time.monotonic()
+        if now >= self._cached_until:
+            self._cached = [hook for hook in self.page(None, WEBHOOKS_MAX) if hook.get("enabled")]
+            self._cached_until = now + CACHE_SECONDS
+        return self._cached
+
+    def _delivery(self, webhook: str, event: Event, body: str) -> UpdateOne:
+        now_ms = self._now_ms()
+        values = {
+            "webhook": webhook,
+            "event_id": event.id,
+            "event_type": event.type,
+            "subject": event.subject,
+            "body": body,
+            "state": "PENDING",
+            "attempts": 0,
+            "next_ms": now_ms,
+            "created_ms": now_ms,
+            "created_at": datetime.fromtimestamp(now_ms / 1000, tz=UTC),
+        }
+        return UpdateOne({"_id": f"{webhook}|{event.id}"}, {"$setOnInsert": values}, upsert=True)
+
+    def deliver(self) -> int:
+        """Tries what is due, several at once; how many."""
+        due = {"state": "PENDING", "next_ms": {"$lte": self._now_ms()}}
+        found = _deliveries().find(due, {"_id": 1}).sort("next_ms", 1).limit(ROUND_DELIVERIES)
+        ids = [raw["_id"] for raw in found]
+        if ids:
+            with ThreadPoolExecutor(SENDERS, thread_name_prefix="webhook") as senders:
+                list(senders.map(self._try, ids))
+        return len(ids)
+
+    def _try(self, id: str) -> None:
+        now_ms = self._now_ms()
+        raw = _deliveries().find_one_and_update(
+            {"_id": id, "state": "PENDING", "next_ms": {"$lte": now_ms}},
+            {"$set": {"next_ms": now_ms + CLAIM_SECONDS * 1000}, "$inc": {"attempts": 1}},
+            return_document=ReturnDocument.AFTER,
+        )
+        if raw is None:
+            return
+        hook: Raw | None = self._records.collection.find_one({"_id": raw["webhook"]})
+        if hook is None or not hook.get("enabled"):
+            # Put off without a try: it is kept, and goes out when the webhook is enabled again.
+            put_off = {"next_ms": now_ms + RETRY_SECONDS_MAX * 1000, "attempts": raw["attempts"] - 1}
+            _deliveries().update_one({"_id": id}, {"$set": put_off})
+            return
+        answer = self._send(hook, raw["event_id"], raw["event_type"], raw["body"].encode())
+        _deliveries().update_one({"_id": id}, {"$set": self._outcome(raw, answer)})
+        self._note(hook, answer)
+
+    def _send(self, hook: Raw, event_id: str, event_type: str, body: bytes) -> Answer:
+        now = self._now_ms()
+        keys = [s["secret"] for s in hook["secrets"] if s.get("until_ms") is None or s["until_ms"] > now]
+        headers = {
+            "Content-Type": "application/cloudevents+json",
+            "User-Agent": "callmesh-webhooks",
+            "Callmesh-Event-Id": event_id,
+            "Callmesh-Event-Type": event_type,
+            "Callmesh-Signature": signature(body, keys, now // 1000),
+        }
+        answer = self._sender.post(hook["url"], body, headers)
+        _sent.labels("delivered" if answer.good else "failed").inc()
+        return answer
+
+    def _outcome(self, raw: Raw, answer: Answer) -> dict[str, Any]:
+        now_ms = self._now_ms()
+        told = {"last_status": answer.status, "last_error": answer.error}
+        if answer.good:
+            return {**told, "state": "DELIVERED"}
+        next_ms = now_ms + retry_seconds(raw["attempts"]) * 1000
+        if next_ms - raw["created_ms"] > GIVE_UP_SECONDS * 1000:
+            return {**told, "state": "FAILED"}
+        return {**told, "next_ms": next_ms}
+
+    def _note(self, hook: Raw, answer: Answer) -> None:
+        """Keeps when failures began; disables a webhook that takes nothing for three days."""
+        now_ms, failing_ms = self._now_ms(), hook.get("failing_ms")
+        if answer.good:
+            if failing_ms is not None:
+                self._records.update(hook["_id"], lambda _: {"failing_ms": None})
+        elif failing_ms is None:
+            self._records.update(hook["_id"], lambda _: {"failing_ms": now_ms})
+        elif now_ms - failing_ms > GIVE_UP_SECONDS * 1000:
+            why = f"no success for 72 hours, last: {answer.error}"
+            self._records.update(hook["_id"], lambda _: {"enabled": False, "disable_reason": why})
+            _log.warning("webhook.disabled", webhook=hook["_id"])
+
+    def test(self, id: str) -> dict[str, Any]:
+        """Posts a sample now; what came back, as a delivery that is not kept."""
+        hook = self.get(id)
+        event_id, now_ms = new_id(), self._now_ms()
+        kind = hook["event_types"][0]
+        sample = Event(
+            id=event_id,
+            source="crm",
+            type=kind,
+            subject="",
+            time=datetime.fromtimestamp(now_ms // 1000, tz=UTC),
+            data={},
+        )
+        answer = self._send(hook, event_id, kind, sample.to_json().encode())
+        return {
+            "_id": f"{id}|{event_id}",
+            "webhook": id,
+            "event_id": event_id,
+            "event_type": kind,
+            "state": "DELIVERED" if answer.good else "FAILED",
+            "attempts": 1,
+            "last_status": answer.status,
+            "last_error": answer.error,
+            "created_ms": now_ms,
+        }
+
+    def deliveries(self, id: str, state: str, after: tuple[int, str] | None, limit: int) -> list[Raw]:
+        """Newest first."""
+        self.get(id)
+        query: dict[str, Any] = {"webhook": id}
+        if state:
+            query["state"] = state
+        if after is not None:
+            query["created_ms"] = {"$lte": after[0]}
+            query["$or"] = [{"created_ms": {"$lt": after[0]}}, {"_id": {"$lt": after[1]}}]
+        found = _deliveries().find(query, {"body": 0}).sort([("created_ms", -1), ("_id", -1)]).limit(limit)
+        return list(found)
+
+    def replay(self, id: str, from_ms: int, until_ms: int | None, failed_only: bool) -> int:
+        """Sends what was made in a span again; how many. Its 72 hours begin anew."""
+        self.get(id)
+        span: dict[str, int] = {"$gte": from_ms}
+        if until_ms is not None:
+            span["$lt"] = until_ms
+        query: dict[str, Any] = {"webhook": id, "created_ms": span}
+        query["state"] = "FAILED" if failed_only else {"$in": ["DELIVERED", "FAILED"]}
+        now_ms = self._now_ms()
+        again = {"state": "PENDING", "next_ms": now_ms, "attempts": 0, "created_ms": now_ms}
+        done = _deliveries().update_many(query, {"$set": again})
+        return int(done.modified_count)
+
+
+def forget(subject: str, *, keep: str) -> None:
+    """Removes every delivery about a subject that was legally erased, but those of the event that says so."""
+    _deliveries().delete_many({"subject": subject, "event_id": {"$ne": keep}})
+
+
+def _deliveries() -> Any:
+    return DeliveryDocument._get_collection().with_options(write_concern=_MAJORITY)
+
+
+def _new_secret() -> str:
+    return "whsec_" + secrets.token_hex(32)

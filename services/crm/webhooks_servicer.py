@@ -1,0 +1,169 @@
+"""The gRPC face of webhooks."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from callmesh.crm.v1 import webhooks_pb2, webhooks_pb2_grpc
+from chassis.callcontext import current_identity
+from chassis.errors import InvalidArgument
+from chassis.fieldmask import apply_mask
+from chassis.idempotency import content_fingerprint, request_key
+from chassis.ids import parse_name
+from chassis.mongo import etag, parse_etag
+from chassis.pagination import Page, request_fingerprint
+from crm import convert
+from crm.app import App
+from crm.records import Raw
+
+_STATES = {
+    "PENDING": webhooks_pb2.WebhookDelivery.STATE_PENDING,
+    "DELIVERED": webhooks_pb2.WebhookDelivery.STATE_DELIVERED,
+    "FAILED": webhooks_pb2.WebhookDelivery.STATE_FAILED,
+}
+
+
+def _webhook(name: str, field: str = "name") -> str:
+    return parse_name(field, "webhooks", name)
+
+
+def webhook_in(message: Any) -> dict[str, Any]:
+    """A webhook's fields as a caller wrote them, not checked yet."""
+    return {"url": message.url, "event_types": list(message.event_types), "enabled": message.enabled}
+
+
+def webhook_out(raw: Raw, secret: str = "") -> webhooks_pb2.Webhook:
+    """A webhook as callers see it."""
+    return webhooks_pb2.Webhook(
+        name=f"webhooks/{raw['_id']}",
+        url=raw["url"],
+        event_types=raw.get("event_types") or (),
+        enabled=bool(raw.get("enabled")),
+        secret=secret,
+        disable_reason=raw.get("disable_reason") or "",
+        create_time=convert.timestamp(raw.get("created_at")),
+        update_time=convert.timestamp(raw.get("updated_at")),
+        etag=etag(raw["version"]),
+    )
+
+
+def delivery_out(raw: Raw) -> webhooks_pb2.WebhookDelivery:
+    """A delivery as callers see it."""
+    pending = raw["state"] == "PENDING"
+    return webhooks_pb2.WebhookDelivery(
+        name=f"webhooks/{raw['webhook']}/deliveries/{raw['event_id']}",
+        event_id=raw["event_id"],
+        event_type=raw["event_type"],
+        state=_STATES[raw["state"]],
+        attempt_count=raw.get("attempts") or 0,
+        last_status=raw.get("last_status") or 0,
+        last_error=raw.get("last_error") or "",
+        next_attempt_time=convert.ms_timestamp(raw.get("next_ms") if pending else None),
+        create_time=convert.ms_timestamp(raw.get("created_ms")),
+    )
+
+
+class WebhookServicer(webhooks_pb2_grpc.WebhookServiceServicer):
+    """WebhookService."""
+
+    def __init__(self, app: App) -> None:
+        self._webhooks = app.webhooks
+
+    def CreateWebhook(self, request: webhooks_pb2.CreateWebhookRequest, context: Any) -> webhooks_pb2.Webhook:
+        """Creates a webhook and tells its secret."""
+        key = request_key(current_identity(), "CreateWebhook", request.request_id)
+        done, secret = self._webhooks.create(
+            request.webhook_id,
+            webhook_in(request.webhook),
+            key,
+            content_fingerprint(request) if key else None,
+        )
+        return webhook_out(done, secret)
+
+    def GetWebhook(self, request: webhooks_pb2.GetWebhookRequest, context: Any) -> webhooks_pb2.Webhook:
+        """One webhook."""
+        return webhook_out(self._webhooks.get(_webhook(request.name)))
+
+    def ListWebhooks(
+        self, request: webhooks_pb2.ListWebhooksRequest, context: Any
+    ) -> webhooks_pb2.ListWebhooksResponse:
+        """A page of webhooks."""
+        page = Page.parse(request.page_size, request.page_token, fingerprint=request_fingerprint(request))
+        if not isinstance(page.after, str | None):
+            raise InvalidArgument(field="page_token", why="is not a token that this list gave out")
+        found = self._webhooks.page(page.after, page.limit + 1)
+        shown = found[: page.limit]
+        return webhooks_pb2.ListWebhooksResponse(
+            webhooks=[webhook_out(raw) for raw in shown],
+            next_page_token=page.next_token(shown[-1]["_id"] if len(found) > page.limit else None),
+        )
+
+    def UpdateWebhook(self, request: webhooks_pb2.UpdateWebhookRequest, context: Any) -> webhooks_pb2.Webhook:
+        """Changes a webhook."""
+
+        def edit(raw: Raw) -> dict[str, Any]:
+            message = webhook_out(raw)
+            allowed = {"url", "event_types", "enabled"}
+            apply_mask(message, request.webhook, request.update_mask, allowed=allowed)
+            return webhook_in(message)
+
+        done = self._webhooks.update(
+            _webhook(request.webhook.name, "webhook.name"),
+            edit,
+            parse_etag("webhook.etag", request.webhook.etag),
+        )
+        return webhook_out(done)
+
+    def DeleteWebhook(self, request: webhooks_pb2.DeleteWebhookRequest, context: Any) -> webhooks_pb2.Webhook:
+        """Deletes a webhook and what waits for it."""
+        return webhook_out(self._webhooks.delete(_webhook(request.name), parse_etag("etag", request.etag)))
+
+    def RotateWebhookSecret(
+        self, request: webhooks_pb2.RotateWebhookSecretRequest, context: Any
+    ) -> webhooks_pb2.Webhook:
+        """Makes a new secret and tells it."""
+        return webhook_out(*self._webhooks.rotate(_webhook(request.name)))
+
+    def TestWebhook(
+        self, request: webhooks_pb2.TestWebhookRequest, context: Any
+    ) -> webhooks_pb2.WebhookDelivery:
+        """Posts a sample now."""
+        return delivery_out(self._webhooks.test(_webhook(request.name)))
+
+    def ListWebhookDeliveries(
+        self, request: webhooks_pb2.ListWebhookDeliveriesRequest, context: Any
+    ) -> webhooks_pb2.ListWebhookDeliveriesResponse:
+        """A page of deliveries."""
+        page = Page.parse(request.page_size, request.page_token, fingerprint=request_fingerprint(request))
+        names = {number: name for name, number in _STATES.items()}
+        if request.state and request.state not in names:
+            raise InvalidArgument(field="state", why=f"has no value {request.state}")
+        match page.after:
+            case None:
+                after = None
+            case [int(moment), str(id)]:
+                after = (moment, id)
+            case _:
+                raise InvalidArgument(field="page_token", why="is not a token that this list gave out")
+        state = names.get(request.state, "")
+        found = self._webhooks.deliveries(_webhook(request.parent, "parent"), state, after, page.limit + 1)
+        shown = found[: page.limit]
+        last = (shown[-1]["created_ms"], shown[-1]["_id"]) if len(found) > page.limit else None
+        return webhooks_pb2.ListWebhookDeliveriesResponse(
+            webhook_deliveries=[delivery_out(raw) for raw in shown], next_page_token=page.next_token(last)
+        )
+
+    def ReplayWebhookDeliveries(
+        self, request: webhooks_pb2.ReplayWebhookDeliveriesRequest, context: Any
+    ) -> webhooks_pb2.ReplayWebhookDeliveriesResponse:
+        """Sends deliveries of a span again."""
+        if not request.HasField("start_time"):
+            raise InvalidArgument(field="start_time", why="must be set")
+        ended = request.HasField("end_time")
+        count = self._webhooks.replay(
+            _webhook(request.name),
+            int(request.start_time.ToMilliseconds()),
+            int(request.end_time.ToMilliseconds()) if ended else None,
+            request.failed_only,
+        )
+        return webhooks_pb2.ReplayWebhookDeliveriesResponse(replayed_count=count)
