@@ -1,0 +1,372 @@
+"""Supervision of one router with its real journal and database, over gRPC."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator
+from typing import Any
+
+import grpc
+import pytest
+import pytest_asyncio
+from google.rpc import error_details_pb2
+from grpc_status import rpc_status
+from mongoengine import get_db
+from tests.integration.routing.routing_parties import DEADLINE_SECONDS, Seat, consent, eventually, until
+
+from callmesh.routing.v1 import (
+    agent_pb2,
+    agent_pb2_grpc,
+    call_pb2,
+    directory_pb2,
+    directory_pb2_grpc,
+    routing_pb2,
+    routing_pb2_grpc,
+    supervision_pb2,
+    supervision_pb2_grpc,
+)
+from chassis.bus import Event
+from chassis.mongo import connect, disconnect
+from chassis.server import Server
+from chassis.testing.grpc import loopback_settings
+from routing.audit_store import MongoAudit
+from routing.config import RoutingSettings
+from routing.documents import AgentDocument, QueueDocument, RegionDocument
+from routing.publish import Projection
+from routing.relay import MongoTail
+from routing.reports_feed import ShardReports
+from routing.reports_store import MongoReports
+from routing.scopes import SCOPES
+from routing.server import Router
+
+pytestmark = pytest.mark.integration
+ACT = "callmesh.routing.v1.AdministrativeAct"
+SUPERVISION = "/callmesh.routing.v1.SupervisionService"
+
+
+class Platform:
+    """A running router, its clients, and the worker's work done by hand."""
+
+    def __init__(self, address: str, router: Router) -> None:
+        self.router = router
+        self.channel = grpc.aio.insecure_channel(address)
+        self.routing = routing_pb2_grpc.RoutingServiceStub(self.channel)
+        self.agents = agent_pb2_grpc.AgentServiceStub(self.channel)
+        self.directory = directory_pb2_grpc.DirectoryServiceStub(self.channel)
+        self.supervision = supervision_pb2_grpc.SupervisionServiceStub(self.channel)
+        self.reports = ShardReports(
+            "beijing", MongoTail(get_db()), MongoReports(get_db()), lambda: time.monotonic() * 10
+        )
+
+    async def furnish(self, *agents: str) -> None:
+        region = directory_pb2.Region(location={"latitude": 39.9, "longitude": 116.4})
+        await self.directory.CreateRegion(
+            directory_pb2.CreateRegionRequest(region_id="beijing", region=region)
+        )
+        for skill in ("chinese", "english"):
+            await self.directory.CreateSkill(directory_pb2.CreateSkillRequest(skill_id=skill))
+        queue = directory_pb2.Queue(
+            skills=[{"skill": "chinese", "level_min": 2}], announcements={"en": "Try again", "zh": "请稍后"}
+        )
+        await self.directory.CreateQueue(directory_pb2.CreateQueueRequest(queue_id="service", queue=queue))
+        for agent in agents:
+            seat = directory_pb2.Agent(region="regions/beijing", skills={"chinese": 3})
+            await self.directory.CreateAgent(directory_pb2.CreateAgentRequest(agent_id=agent, agent=seat))
+        known = self.router.leader.state.agents
+        await eventually(lambda: len(known) == len(agents) and "service" in self.router.queues)
+
+    def call(self, call_id: str, **fields: Any) -> Any:
+        request = call_pb2.CallRequest(
+            **{"call_id": call_id, "queue": "queues/service", "caller_number": "+861064000000", **fields}
+        )
+        return self.routing.RouteCall(routing_pb2.RouteCallRequest(call=request))
+
+    async def connected(self, call_id: str, seat: Seat) -> Any:
+        stream = self.call(call_id)
+        await seat.accept()
+        accepted = await until(stream, "accepted")
+        assert (await self.routing.ConfirmCall(consent(accepted, call_id))).confirmed
+        await until(stream, "connected")
+        return stream
+
+    async def count(self) -> None:
+        """What the worker does about every second."""
+        sequence = self.router.leader.sequence
+
+        def work() -> None:
+            while self.reports._chain.sequence < sequence:
+                self.reports.step()
+            self.reports.write()
+
+        await asyncio.to_thread(work)
+
+    async def keep_acts(self) -> None:
+        """What the relays and the worker's consumer do with acts."""
+
+        def work() -> None:
+            projection = Projection("beijing")
+            events = [e for b in MongoTail(get_db()).read("beijing", 0, 10_000) for e in projection.apply(b)]
+            for kind in (AgentDocument, QueueDocument, RegionDocument):
+                for document in kind.objects:
+                    events += [Event.from_json(entry["event"]) for entry in document.outbox]
+            for event in [e for e in events if e.type == ACT] * 2:
+                MongoAudit().keep(event)
+
+        await asyncio.to_thread(work)
+
+    async def acts(self, **filters: Any) -> list[tuple[str, str, str]]:
+        answer = await self.supervision.ListActs(supervision_pb2.ListActsRequest(**filters))
+        return [(act.method.rpartition("/")[2], act.resource, act.reason) for act in answer.acts]
+
+
+@pytest_asyncio.fixture
+async def platform(mongo_uri: str, mongo_database: str) -> AsyncIterator[Platform]:
+    settings = loopback_settings(
+        RoutingSettings(region="beijing", mongo_uri=mongo_uri, mongo_database=mongo_database)
+    )
+    connect(settings)
+    router = Router(settings)
+    server = Server(settings, router.services(), scopes=SCOPES)
+    await server.start(router.start)
+    await asyncio.wait_for(router.leader.wait_until_leading(), DEADLINE_SECONDS)
+    platform = Platform(server.address, router)
+    yield platform
+    await platform.channel.close()
+    await server.stop(None)
+    await router.stop()
+    disconnect()
+
+
+async def refused(call: Any) -> tuple[grpc.StatusCode, str, dict[str, str], list[str]]:
+    """Code, reason, metadata and named fields of a refusal."""
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        await call
+    status, info = rpc_status.from_call(caught.value), error_details_pb2.ErrorInfo()
+    bad = error_details_pb2.BadRequest()
+    assert status is not None
+    for detail in status.details:
+        if not detail.Unpack(info):
+            detail.Unpack(bad)
+    fields = [violation.field for violation in bad.field_violations]
+    return caught.value.code(), info.reason, dict(info.metadata), fields
+
+
+async def test_figures_live_and_by_the_half_hour(platform: Platform) -> None:
+    await platform.furnish("a0", "a1")
+    seat = Seat(platform.agents, "a0")
+    await seat.until("status")
+    stream = await platform.connected("c1", seat)
+    waiting = platform.call("c2")
+    await until(waiting, "queued")
+    await platform.count()
+    stats = await platform.supervision.GetStats(
+        supervision_pb2.GetStatsRequest(region="regions/beijing", with_agents=True)
+    )
+    (queue,) = stats.queues
+    assert (queue.queue, queue.waiting, queue.in_service) == ("queues/service", 1, 1)
+    assert (queue.offered, queue.answered, queue.agents_logged_in, queue.agents_free) == (2, 1, 1, 0)
+    assert dict(stats.agents_by_state) == {"on_call": 1, "offline": 1}
+    assert [a.agent for a in stats.agents] == ["agents/a0"]
+    assert stats.sequence and stats.epoch and stats.HasField("counted_time")
+    watch = platform.supervision.WatchStats(supervision_pb2.WatchStatsRequest())
+    first = await asyncio.wait_for(watch.read(), DEADLINE_SECONDS)
+    assert first.region == "regions/beijing" and first.queues[0].waiting == 1
+    await platform.routing.HangUp(routing_pb2.HangUpRequest(call_id="c2"))
+    await until(waiting, "ended")
+    second = await asyncio.wait_for(watch.read(), DEADLINE_SECONDS)
+    assert second.queues[0].waiting == 0
+    watch.cancel()
+    await platform.routing.EndCall(
+        routing_pb2.EndCallRequest(call_id="c1", recording_uri="s3://recordings/c1.wav")
+    )
+    call = await platform.routing.GetCall(routing_pb2.GetCallRequest(name="calls/c1"))
+    assert call.recording_uri == "s3://recordings/c1.wav"
+    await until(stream, "ended")
+    await platform.count()
+    await check_reports(platform)
+
+
+async def check_reports(platform: Platform) -> None:
+    """Half-hours by queue and by agent, a row a page."""
+    now = int(time.time())
+    span = {"start_time": {"seconds": now - 86_400}, "end_time": {"seconds": now + 86_400}}
+    answer = await platform.supervision.ListIntervalReports(
+        supervision_pb2.ListIntervalReportsRequest(interval=span, region="regions/beijing")
+    )
+    totals = [sum(getattr(r.stats, n) for r in answer.reports) for n in ("offered", "answered")]
+    assert totals == [2, 1] and sum(r.stats.short_abandoned for r in answer.reports) == 1
+    assert sum(r.handled for r in answer.reports) == 1
+    assert sum(c.abandoned for r in answer.reports for c in r.wait_classes) == 1
+    seen, token = [], ""
+    while True:
+        page = await platform.supervision.ListIntervalReports(
+            supervision_pb2.ListIntervalReportsRequest(
+                interval=span, by_agent=True, page_size=1, page_token=token
+            )
+        )
+        seen += [(r.start_time.seconds, r.subject) for r in page.reports]
+        assert all(r.time_by_state for r in page.reports)
+        token = page.next_page_token
+        if not token:
+            break
+    assert seen == sorted(seen) and {subject for _, subject in seen} == {"agents/a0"}
+
+
+async def test_acts_are_done_and_kept(platform: Platform) -> None:
+    await platform.furnish("a0", "a1")
+    seat = Seat(platform.agents, "a0")
+    await seat.until("status")
+    stream = await platform.connected("c1", seat)
+    monitored = await platform.supervision.MonitorCall(
+        supervision_pb2.MonitorCallRequest(
+            name="calls/c1", mode=supervision_pb2.MONITOR_MODE_WHISPER, supervisor_address="sip:boss@hq"
+        )
+    )
+    assert monitored.call.call_id == "c1"
+    heard = (await until(stream, "monitored")).monitored
+    assert (heard.mode, heard.supervisor_address) == ("WHISPER", "sip:boss@hq")
+    waiting = platform.call("c2")
+    await until(waiting, "queued")
+    code, reason, _, _ = await refused(
+        platform.supervision.MonitorCall(
+            supervision_pb2.MonitorCallRequest(name="calls/c2", mode=4, reason="too early")
+        )
+    )
+    assert (code, reason) == (grpc.StatusCode.FAILED_PRECONDITION, "ILLEGAL_STATE")
+    await platform.routing.ReprioritizeCall(routing_pb2.ReprioritizeCallRequest(name="calls/c2", priority=5))
+    status = await platform.supervision.PauseAgent(
+        supervision_pb2.PauseAgentRequest(name="agents/a0", paused=True, reason="coaching")
+    )
+    assert status.state == agent_pb2.AGENT_STATE_ON_CALL
+    status = await platform.supervision.LogOutAgent(
+        supervision_pb2.LogOutAgentRequest(name="agents/a0", interrupt=True, reason="fire alarm")
+    )
+    assert status.state == agent_pb2.AGENT_STATE_OFFLINE
+    await platform.directory.DrainRegion(
+        directory_pb2.DrainRegionRequest(name="regions/beijing", reason="maintenance")
+    )
+    await platform.keep_acts()
+    kept = await platform.acts()
+    assert ("LogOutAgent", "agents/a0", "fire alarm") in kept and len(kept) == len(set(kept)) + 1
+    assert sorted(kept) == [
+        ("DrainRegion", "regions/beijing", "maintenance"),
+        ("LogOutAgent", "agents/a0", "fire alarm"),
+        ("MonitorCall", "calls/c1", ""),
+        ("MonitorCall", "calls/c2", "too early"),
+        ("MonitorCall", "calls/c2", "too early"),
+        ("PauseAgent", "agents/a0", "coaching"),
+        ("ReprioritizeCall", "calls/c2", ""),
+    ], "what came to nothing is told a second time, with its result"
+    assert await platform.acts(resource="agents/a0", page_size=1) == [kept[1]]
+    assert await platform.acts(actor="nobody") == []
+    waiting.cancel()
+
+
+async def test_a_closed_queue_refuses_with_its_words_and_opens_again(platform: Platform) -> None:
+    await platform.furnish("a0")
+    waiting = platform.call("c1", language="zh-CN")
+    await until(waiting, "queued")
+    closing = supervision_pb2.CloseQueueRequest(
+        name="queues/service", announcements={"en": "Closed by fire"}, reason="fire"
+    )
+    queue = await platform.supervision.CloseQueue(closing)
+    assert queue.closed and (await platform.supervision.CloseQueue(closing)).etag == queue.etag
+    ended = (await until(waiting, "ended")).ended
+    assert (ended.outcome, ended.reason) == (call_pb2.CALL_OUTCOME_REFUSED, "QUEUE_CLOSED")
+    assert ended.announcement == "请稍后"
+    code, reason, metadata, _ = await refused(platform.call("c2", language="en-GB").read())
+    assert (code, reason) == (grpc.StatusCode.FAILED_PRECONDITION, "QUEUE_CLOSED")
+    assert metadata["announcement"] == "Closed by fire"
+    await platform.supervision.ReopenQueue(supervision_pb2.ReopenQueueRequest(name="queues/service"))
+    state = platform.router.leader.state
+    await eventually(
+        lambda: not state.queues["service"].closed and not platform.router.queues["service"].closed
+    )
+    again = platform.call("c3")
+    await until(again, "queued")
+    again.cancel()
+    await platform.keep_acts()
+    assert [act[0] for act in await platform.acts()] == ["ReopenQueue", "CloseQueue"]
+
+
+async def test_agents_are_reskilled_all_or_none(platform: Platform) -> None:
+    await platform.furnish("a0", "a1")
+    request = supervision_pb2.ReskillAgentsRequest(
+        names=["agents/a0", "agents/a1"], set={"english": 4}, remove=["chinese"], validate_only=True
+    )
+    shown = await platform.supervision.ReskillAgents(request)
+    assert [dict(a.skills) for a in shown.agents] == [{"english": 4}] * 2
+
+    async def stored() -> list[dict[str, int]]:
+        answer = await platform.directory.ListAgents(directory_pb2.ListAgentsRequest())
+        return [dict(agent.skills) for agent in answer.agents]
+
+    assert await stored() == [{"chinese": 3}] * 2, "it was only asked"
+    missing = supervision_pb2.ReskillAgentsRequest(names=["agents/a0", "agents/zz"], set={"english": 4})
+    code, reason, _, _ = await refused(platform.supervision.ReskillAgents(missing))
+    assert (code, reason) == (grpc.StatusCode.NOT_FOUND, "AGENT_NOT_FOUND")
+    assert await stored() == [{"chinese": 3}] * 2
+    request.validate_only = False
+    done = await platform.supervision.ReskillAgents(request)
+    assert [a.etag for a in done.agents] == ["v2", "v2"] and await stored() == [{"english": 4}] * 2
+    again = await platform.supervision.ReskillAgents(request)
+    assert [a.etag for a in again.agents] == ["v2", "v2"], "nothing was different"
+    agents = platform.router.leader.state.agents
+    await eventually(lambda: agents["a0"].skills == {"english": 4})
+    await platform.keep_acts()
+    assert [act[0] for act in await platform.acts()] == ["ReskillAgents"] * 2
+
+
+BAD: list[tuple[str, Any, str]] = [
+    ("GetStats", supervision_pb2.GetStatsRequest(), "region"),
+    ("WatchStats", supervision_pb2.WatchStatsRequest(interval={"nanos": 200_000_000}), "interval"),
+    ("WatchStats", supervision_pb2.WatchStatsRequest(interval={"seconds": 61}), "interval"),
+    ("ListIntervalReports", supervision_pb2.ListIntervalReportsRequest(), "interval.start_time"),
+    (
+        "ListIntervalReports",
+        supervision_pb2.ListIntervalReportsRequest(
+            interval={"start_time": {"seconds": 9}, "end_time": {"seconds": 9}}
+        ),
+        "interval.end_time",
+    ),
+    ("LogOutAgent", supervision_pb2.LogOutAgentRequest(name="a0"), "name"),
+    ("LogOutAgent", supervision_pb2.LogOutAgentRequest(name="agents/a0", reason="x" * 501), "reason"),
+    ("PauseAgent", supervision_pb2.PauseAgentRequest(name="agents/a0", reason="x" * 65), "reason"),
+    ("ReskillAgents", supervision_pb2.ReskillAgentsRequest(), "names"),
+    ("ReskillAgents", supervision_pb2.ReskillAgentsRequest(names=["agents/a"]), "set"),
+    (
+        "ReskillAgents",
+        supervision_pb2.ReskillAgentsRequest(names=["agents/a"], set={"english": 6}),
+        "set['english']",
+    ),
+    (
+        "ReskillAgents",
+        supervision_pb2.ReskillAgentsRequest(names=["agents/a"], set={"english": 1}, remove=["english"]),
+        "remove",
+    ),
+    ("CloseQueue", supervision_pb2.CloseQueueRequest(name="service"), "name"),
+    ("MonitorCall", supervision_pb2.MonitorCallRequest(name="calls/c"), "mode"),
+    ("MonitorCall", supervision_pb2.MonitorCallRequest(name="calls/c", mode=1), "supervisor_address"),
+    ("ListActs", supervision_pb2.ListActsRequest(page_size=-1), "page_size"),
+    ("ListActs", supervision_pb2.ListActsRequest(page_token="x"), "page_token"),
+]
+
+
+async def test_bad_requests_name_the_field(platform: Platform) -> None:
+    for method, request, field in BAD:
+        call = getattr(platform.supervision, method)(request)
+        code, _, _, fields = await refused(call.read() if method == "WatchStats" else call)
+        assert (code, fields) == (grpc.StatusCode.INVALID_ARGUMENT, [field]), method
+
+
+async def test_regions_are_checked_when_written(platform: Platform) -> None:
+    for fields, field in (
+        ({"business_hours": ["Mo-Fr 8-20"], "time_zone": "Asia/Shanghai"}, "region.business_hours[0]"),
+        ({"business_hours": ["Mo-Fr 08:00-20:00"]}, "region.time_zone"),
+        ({"holiday_calendar": "XX"}, "region.holiday_calendar"),
+    ):
+        region = directory_pb2.Region(location={"latitude": 1, "longitude": 1}, **fields)
+        request = directory_pb2.CreateRegionRequest(region_id="r", region=region)
+        _, _, _, fields_named = await refused(platform.directory.CreateRegion(request))
+        assert fields_named == [field]
