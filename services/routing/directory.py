@@ -108,6 +108,8 @@ def region_config(document: dict[str, Any]) -> RegionConfig:
         languages=tuple(document.get("languages", ())),
         weight=document.get("weight", 100),
         draining=document.get("draining", False),
+        move_waiting=document.get("move_waiting", False),
+        trunk_seconds=(document.get("trunk_span_ms") or 0) / 1000,
         schedule=_schedule(document),
         time_zone=document.get("time_zone") or "",
         lead_list=tuple(document.get("lead_list", ())),

@@ -156,6 +156,24 @@ class DirectoryHandlers:
         self._changed()
         return result
 
+    def all_of(self, kind: Kind) -> dict[str, Any]:
+        """Every resource of a kind by id: for whole directories."""
+        return {row.id: kind.to_message(row) for row in kind.document.objects.order_by("id")}
+
+    def put(self, kind: Kind, id: str, message: Any) -> None:
+        """Creates a resource or brings it to what `message` says, whatever it was. Raises InvalidArgument."""
+
+        def change() -> None:
+            document = kind.document.objects(id=id).first()
+            if document is None:
+                create_once(kind.to_document(id, message), request_key=None, now=self._clock.now())
+                return
+            kind.to_document(id, message, document)
+            update_aggregate(document, now=self._clock.now())
+
+        retry_conflicts(change)
+        self._changed()
+
     def delete(self, kind: Kind, name: str, etag: str) -> None:
         """Removes a resource that nothing names. Raises NotFound, InUse, EtagMismatch."""
         expected = parse_etag("etag", etag)
@@ -180,15 +198,17 @@ class DirectoryHandlers:
                     return resource_name(collection, user.id)
         return ""
 
-    def set_draining(self, name: str, draining: bool, reason: str) -> pb.Region:
-        """Drains or resumes a region; repeating it changes nothing."""
+    def set_draining(
+        self, name: str, draining: bool, reason: str, *, move_waiting: bool = False
+    ) -> pb.Region:
+        """Drains or resumes a region, with its waiting calls if wanted; repeating it changes nothing."""
         if len(reason) > 500:
             raise InvalidArgument(field="reason", why="must be at most 500 characters")
 
         def change() -> pb.Region:
             document = self._load(REGION, "name", name)
-            if document.draining != draining:
-                document.draining = draining
+            if (document.draining, bool(document.move_waiting)) != (draining, move_waiting):
+                document.draining, document.move_waiting = draining, move_waiting
                 update_aggregate(document, self._drained(document, reason), now=self._clock.now())
             message: pb.Region = REGION.to_message(document)
             return message

@@ -24,6 +24,8 @@ from routing.model import REJECT_DELAY_SPAN_MS, STEPS_MAX, QueueConfig, Strategy
 #: Lists and maps of a resource have at most this many entries.
 ENTRIES_MAX = 500
 DAY_MS = 86_400_000
+#: More than an hour of waiting no line is worth.
+TRUNK_SPAN_MAX_MS = 3_600_000
 _CAPACITY_MAX = 100
 _ROUTER = re.compile(r"[A-Za-z0-9_.\-\[\]:]+:\d{1,5}")
 _PREFIX = re.compile(r"\+[1-9]\d{0,14}")
@@ -147,6 +149,9 @@ def _fill_region(message: pb.Region, document: RegionDocument) -> None:
         raise InvalidArgument(field="region.time_zone", why="must be set where business hours are")
     schedule(document.business_hours, document.time_zone, field="region.business_hours")
     document.head_office = message.head_office
+    cost = message.trunk_cost
+    set_ = message.HasField("trunk_cost") and bool(cost.seconds or cost.nanos)
+    document.trunk_span_ms = span_ms("region.trunk_cost", cost, maximum_ms=TRUNK_SPAN_MAX_MS) if set_ else 0
 
 
 def _show_region(document: RegionDocument, message: pb.Region) -> None:
@@ -157,6 +162,9 @@ def _show_region(document: RegionDocument, message: pb.Region) -> None:
     message.holiday_calendar = document.holiday_calendar or ""
     message.weight = document.weight
     message.head_office = document.head_office
+    message.moves_waiting = bool(document.draining and document.move_waiting)
+    if document.trunk_span_ms:
+        message.trunk_cost.CopyFrom(duration(document.trunk_span_ms))
     message.state = pb.REGION_STATE_DRAINING if document.draining else pb.REGION_STATE_UP
 
 
@@ -281,7 +289,7 @@ def _show_agent(document: AgentDocument, message: pb.Agent) -> None:
 
 
 def _paths(message: type[Any]) -> frozenset[str]:
-    fixed = {"name", "etag", "create_time", "update_time", "state", "closed"}
+    fixed = {"name", "etag", "create_time", "update_time", "state", "closed", "moves_waiting"}
     return frozenset(field.name for field in message.DESCRIPTOR.fields if field.name not in fixed)
 
 

@@ -10,9 +10,10 @@ from callmesh.common.v1 import common_pb2
 from callmesh.routing.v1 import directory_pb2 as pb
 from callmesh.routing.v1 import directory_pb2_grpc
 from chassis.callcontext import current_identity
-from chassis.errors import InvalidArgument, Unimplemented
+from chassis.errors import InvalidArgument
 from chassis.ids import parse_name, resource_name
 from routing.config import RoutingSettings
+from routing.directory_file import apply_directory
 from routing.directory_handlers import DirectoryHandlers
 from routing.directory_kinds import AGENT, QUEUE, REGION, SKILL
 from routing.geo import locate
@@ -48,9 +49,12 @@ class DirectoryServicer(directory_pb2_grpc.DirectoryServiceServicer):
         return Empty()
 
     def DrainRegion(self, request: pb.DrainRegionRequest, context: Any) -> pb.Region:
-        if request.move_waiting:
-            raise Unimplemented(method="DrainRegion with move_waiting")
-        return self._handlers.set_draining(request.name, True, request.reason)
+        return self._handlers.set_draining(
+            request.name, True, request.reason, move_waiting=request.move_waiting
+        )
+
+    def ApplyDirectory(self, request: pb.ApplyDirectoryRequest, context: Any) -> pb.ApplyDirectoryResponse:
+        return apply_directory(self._handlers, request)
 
     def ResumeRegion(self, request: pb.ResumeRegionRequest, context: Any) -> pb.Region:
         return self._handlers.set_draining(request.name, False, request.reason)

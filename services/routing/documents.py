@@ -33,6 +33,10 @@ class RegionDocument(Aggregate):
     languages = ListField(StringField())
     time_zone = StringField()
     draining = BooleanField(default=False)
+    #: While draining: waiting calls go elsewhere at once.
+    move_waiting = BooleanField(default=False)
+    #: What a line costs there, as milliseconds of waiting.
+    trunk_span_ms = IntField(default=0)
     weight = IntField(default=100, min_value=0, max_value=1000)
     lead_list = ListField(StringField())
     business_hours = ListField(StringField())

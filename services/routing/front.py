@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import functools
+from collections import Counter
 from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
@@ -63,6 +64,8 @@ MOVES_MAX = 50
 REATTACH_AT_ONCE = 200
 #: Pause between two tries of something that must get through, real seconds.
 RETRY_SECONDS = 0.05
+#: Calls that leave a drained region for one target at one look.
+LEAVING_PER_LOOK_MAX = 20
 #: How often waiting calls are looked at for a move, real seconds.
 OVERFLOW_SECONDS = 0.05
 #: Refusals of one region that another may not share; a shard that has just begun may not know the queue yet.
@@ -119,6 +122,7 @@ class Front:
         options: FrontOptions,
         find_overflow: FindOverflow = lambda queue, region, waited_ms: None,
         find_agent: FindAgent | None = None,
+        leaves: Callable[[str], bool] = lambda region: False,
     ) -> None:
         """`shards` by region id."""
         self.router = router
@@ -126,6 +130,7 @@ class Front:
         self._clock = clock
         self._options = options
         self._find_overflow = find_overflow
+        self._leaves = leaves
         self._find_agent: FindAgent = find_agent if find_agent is not None else _nowhere
         self._callers: dict[str, Caller] = {}
         self._desks: dict[str, Desk] = {}
@@ -441,7 +446,7 @@ class Front:
         """Moves waiting calls to regions with free agents, longest waiting first, until cancelled."""
         while True:
             await asyncio.sleep(OVERFLOW_SECONDS)
-            taken: set[tuple[str, str]] = set()
+            taken: Counter[tuple[str, str]] = Counter()
             waiting = [
                 c
                 for c in self._callers.values()
@@ -449,10 +454,15 @@ class Front:
             ]
             for caller in sorted(waiting, key=lambda c: (c.queued_ms, c.facts.call_id)):
                 target = self._target_of(caller)
-                if target is None or (caller.facts.queue, target) in taken:
+                if target is None:
                     continue
-                # One call a look and free region: the figures are a moment old.
-                taken.add((caller.facts.queue, target))
+                leaves = self._leaves(caller.region)
+                # One call a look and free region: the figures are a moment old. A drained region is left
+                # faster.
+                if taken[caller.facts.queue, target] >= (LEAVING_PER_LOOK_MAX if leaves else 1):
+                    continue
+                taken[caller.facts.queue, target] += 1
+                caller.moved_for = "DRAINING" if leaves else "OVERFLOW"
                 caller.moving = True
                 self.spawn(self._move(caller, target))
 
@@ -480,7 +490,7 @@ class Front:
             caller.source = source
             await self._place(caller, [target, source], keep=source)
             if caller.region == target:
-                _MOVED.labels("OVERFLOW").inc()
+                _MOVED.labels(caller.moved_for).inc()
                 self.spawn(self._withdraw(source, call_id, caller.attempt, caller.move))
         except CallmeshError as error:
             log.info("move_failed", call=call_id, source=source, target=target, error=error.reason)
@@ -579,6 +589,7 @@ class Front:
     async def _flee(self, caller: Caller, lost: str) -> None:
         try:
             others = [r for r in caller.regions if r != lost and self._shards[r].up]
+            caller.moved_for = "REGION_LOST"
             await self._place(caller, others)
             _MOVED.labels("REGION_LOST").inc()
             self._withdraw_all(caller, [lost])
@@ -691,7 +702,7 @@ class Front:
         if isinstance(event, CallTransferred):
             self._handed_on(caller, event, view)
         if isinstance(event, CallQueued) and caller.move > 1:
-            moved = Moved(region=update.shard, reason="MOVED")
+            moved = Moved(region=update.shard, reason=caller.moved_for)
             caller.push(replace(update, what=moved))
         caller.heard = True
         if not isinstance(event, PositionChanged):

@@ -33,6 +33,10 @@ class RegionConfig:
     languages: tuple[str, ...] = ()
     weight: int = placement.NORMAL_WEIGHT
     draining: bool = False
+    #: While draining: waiting calls go elsewhere at once.
+    move_waiting: bool = False
+    #: What a line costs there, as seconds of waiting.
+    trunk_seconds: float = 0.0
     #: Business hours; None: always open.
     schedule: Schedule | None = None
     #: IANA zone whose midnight the region's day begins at; empty for UTC.
@@ -132,6 +136,8 @@ class Regions:
         """A region with a free agent and nobody waiting, for a call that has waited past the threshold
         where it is.
         """
+        if self.leaves(region):
+            return self._refuge(queue, region)
         if waited_ms < self._overflow_ms.get(queue, 20_000):
             return None
         here = self._peers.load(region, queue)
@@ -146,6 +152,27 @@ class Regions:
             and (spare := self._spare(other, queue)) > 0
         ]
         return min(free)[1] if free else None
+
+    def leaves(self, region: str) -> bool:
+        """Whether a region is being drained of its waiting calls too."""
+        config = self._regions.get(region)
+        return config is not None and config.draining and config.move_waiting
+
+    def _refuge(self, queue: str, region: str) -> str | None:
+        """Where calls of a drained region wait instead: free agents first, then the shortest expected wait;
+        None
+        while nobody else serves the queue, for then its own agents finish them.
+        """
+        others = [
+            (-self._spare(other, queue), _known_wait_ms(load), other)
+            for other, config in self._regions.items()
+            if other != region
+            and not config.draining
+            and self.is_open(other)
+            and (load := self._peers.load(other, queue)) is not None
+            and load.agents_logged_in
+        ]
+        return min(others)[2] if others else None
 
     def _spare(self, region: str, queue: str) -> int:
         load = self._peers.load(region, queue)
@@ -173,6 +200,7 @@ class Regions:
             languages=region.languages,
             weight=region.weight,
             is_open=self.is_open(region.id),
+            trunk_seconds=region.trunk_seconds,
             queues={queue: self._queue_view(region.id, load, age)} if load is not None else {},
         )
 
@@ -191,6 +219,11 @@ class Regions:
             age_ms=round((age or 0.0) * 1000),
             placed_since=self._placed_since(region, load.queue),
         )
+
+
+def _known_wait_ms(load: shard_pb2.PeerState.QueueLoad) -> int:
+    """The expected wait; endless when it cannot be estimated."""
+    return load.expected_wait_ms if load.expected_wait_ms >= 0 else 1 << 62
 
 
 def place_of(request: call_pb2.CallRequest) -> Located | None:

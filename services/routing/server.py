@@ -105,6 +105,7 @@ class Router:
             clock=clock,
             options=settings.front_options(),
             find_overflow=self.regions.find_overflow,
+            leaves=self.regions.leaves,
             find_agent=self.directory.region_of,
         )
         self.handlers = Handlers(

@@ -61,6 +61,8 @@ class Caller:
     moved_ms: int = 0
     #: The caller is gone: nothing is placed any more.
     hung_up: bool = False
+    #: Why it was last moved: OVERFLOW, DRAINING or REGION_LOST.
+    moved_for: str = "OVERFLOW"
     #: Region it is being moved from; its entry there stands until the other one does.
     source: str = ""
     #: One placement at a time: each numbers itself above the last.

@@ -169,3 +169,30 @@ def test_known_regions() -> None:
     assert world.regions.known("beijing") and not world.regions.known("mars")
     located = place_of(call("+861064000000"))
     assert located is not None and world.regions.home_of(located) == "beijing"
+
+
+def test_a_region_drained_of_its_waiting_calls_sends_them_where_they_wait_least() -> None:
+    leaving = replace(BEIJING, draining=True, move_waiting=True)
+    canton = RegionConfig(id="guangzhou", latitude=23.1, longitude=113.3)
+    world = World(leaving, SHANGHAI, canton)
+    world.hear("beijing", waiting=5)
+    world.hear("shanghai", waiting=3, expected_wait_ms=60_000)
+    world.hear("guangzhou", waiting=1, expected_wait_ms=20_000)
+    assert world.regions.leaves("beijing") and not world.regions.leaves("shanghai")
+    assert world.overflow(0) == "guangzhou", "nobody is free, so the shorter wait"
+    world.hear("shanghai", agents_free=1, expected_wait_ms=0)
+    assert world.overflow(0) == "shanghai"
+    for region in ("shanghai", "guangzhou"):
+        world.hear(region, agents_logged_in=0)
+    assert world.overflow(0) is None, "nobody else is there: its own agents finish them"
+
+
+def test_lines_that_cost_more_are_taken_later() -> None:
+    dear = replace(SHANGHAI, trunk_seconds=600.0)
+    world = World(dear, RegionConfig(id="guangzhou", latitude=23.1, longitude=113.3))
+    for region in ("shanghai", "guangzhou"):
+        world.hear(region, agents_free=1)
+    request = call(number="+86755" + "28888888")
+    ranked = world.regions.rank(request, place_of(request), "service")
+    parts = {c.region: dict(c.cost_parts) for c in ranked.candidates}
+    assert parts["shanghai"]["trunk"] == 600.0 and parts["guangzhou"]["trunk"] == 0.0

@@ -1,0 +1,178 @@
+"""`callmesh region` and `callmesh directory`: what an operator does to regions, queues, skills and agents."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Any
+
+import grpc
+import typer
+import yaml  # type: ignore[import-untyped]
+from google.protobuf.json_format import ParseDict, ParseError
+from google.rpc import error_details_pb2  # type: ignore[import-untyped]
+from grpc_status import rpc_status
+from rich.table import Table
+
+from callmesh.routing.v1 import directory_pb2 as pb
+from callmesh.routing.v1 import directory_pb2_grpc
+from cli.plan import PORT_BASE_DEFAULT, ROUTING_GRPC_OFFSET
+from cli.view import OUT
+
+#: Deadline of one request, and of a whole directory, seconds.
+DEADLINE_SECONDS = 10.0
+APPLY_SECONDS = 300.0
+#: A file of a whole directory is read up to this, bytes.
+FILE_BYTES_MAX = 64 << 20
+#: Rows asked for at once.
+PAGE_ROWS = 1_000
+#: gRPC messages, bytes.
+MESSAGE_BYTES_MAX = 16 << 20
+
+Address = Annotated[
+    str,
+    typer.Option(
+        "--address", envvar="CALLMESH_ADDRESS", help="A router, host:port. CALLMESH_TOKEN may hold a token."
+    ),
+]
+ADDRESS_DEFAULT = f"127.0.0.1:{PORT_BASE_DEFAULT + ROUTING_GRPC_OFFSET}"
+Reason = Annotated[str, typer.Option("--reason", help="For the audit log.")]
+
+region = typer.Typer(name="region", help="See, drain and resume regions.", no_args_is_help=True)
+directory = typer.Typer(name="directory", help="The whole directory as a file.", no_args_is_help=True)
+
+
+class Refused(Exception):
+    """What the platform, or the file, says against it: one line."""
+
+
+@contextmanager
+def _stub(address: str) -> Iterator[Any]:
+    """A client of the directory; what the platform refuses becomes one line."""
+    options = [("grpc.max_receive_message_length", MESSAGE_BYTES_MAX)]
+    try:
+        with grpc.insecure_channel(address, options=options) as channel:
+            yield directory_pb2_grpc.DirectoryServiceStub(channel)
+    except grpc.RpcError as error:
+        raise Refused(explained(error, address)) from error
+
+
+def explained(error: Any, address: str) -> str:
+    """An RPC's error as one line with field and reason."""
+    if error.code() is grpc.StatusCode.UNAVAILABLE and "connect" in (error.details() or ""):
+        return f"no router answers at {address}"
+    fields = []
+    try:
+        status = rpc_status.from_call(error)
+    except ValueError:
+        status = None
+    for detail in status.details if status is not None else ():
+        if detail.Is(error_details_pb2.BadRequest.DESCRIPTOR):
+            bad = error_details_pb2.BadRequest.FromString(detail.value)
+            fields += [f"{each.field}: {each.description}" for each in bad.field_violations]
+    return "; ".join(fields) or f"{error.code().name}: {error.details()}"
+
+
+def _metadata() -> list[tuple[str, str]]:
+    token = os.environ.get("CALLMESH_TOKEN", "")
+    return [("authorization", f"Bearer {token}")] if token else []
+
+
+def _asking(seconds: float = DEADLINE_SECONDS) -> dict[str, Any]:
+    return {"timeout": seconds, "metadata": _metadata()}
+
+
+@region.command("list")
+def list_regions(address: Address = ADDRESS_DEFAULT) -> None:
+    """Show each region with its state and what it serves."""
+    table = Table(box=None, pad_edge=False)
+    for heading in ("region", "state", "weight", "serves", "hours", "led by"):
+        table.add_column(heading)
+    with _stub(address) as stub:
+        token = ""
+        while True:
+            request = pb.ListRegionsRequest(page_size=PAGE_ROWS, page_token=token)
+            answer = stub.ListRegions(request, **_asking())
+            for each in answer.regions:
+                table.add_row(*_row(each))
+            token = answer.next_page_token
+            if not token:
+                break
+    OUT.print(table)
+
+
+def _row(each: pb.Region) -> tuple[str, ...]:
+    state = pb.RegionState.Name(each.state).removeprefix("REGION_STATE_")
+    return (
+        each.name.removeprefix("regions/"),
+        f"{state} with its waiting calls" if each.moves_waiting else state,
+        str(each.weight),
+        ", ".join((*each.served_areas, *each.served_prefixes)) or "-",
+        ", ".join(each.business_hours) or "always",
+        ", ".join(each.lead_list) or "its own routers",
+    )
+
+
+@region.command()
+def drain(
+    name: Annotated[str, typer.Argument(help="Region id, for example chengdu.")],
+    address: Address = ADDRESS_DEFAULT,
+    move_waiting: Annotated[
+        bool, typer.Option("--move-waiting", help="Waiting calls go elsewhere at once, too.")
+    ] = False,
+    reason: Reason = "",
+) -> None:
+    """New calls go to other regions; what the region has is finished."""
+    request = pb.DrainRegionRequest(name=f"regions/{name}", move_waiting=move_waiting, reason=reason)
+    with _stub(address) as stub:
+        stub.DrainRegion(request, **_asking())
+    typer.echo(f"{name} drains.")
+
+
+@region.command()
+def resume(
+    name: Annotated[str, typer.Argument(help="Region id.")],
+    address: Address = ADDRESS_DEFAULT,
+    reason: Reason = "",
+) -> None:
+    """The region takes calls again."""
+    with _stub(address) as stub:
+        stub.ResumeRegion(pb.ResumeRegionRequest(name=f"regions/{name}", reason=reason), **_asking())
+    typer.echo(f"{name} takes calls.")
+
+
+@directory.command()
+def apply(
+    file: Annotated[Path, typer.Argument(help="YAML or JSON: regions, skills, queues, agents.")],
+    address: Address = ADDRESS_DEFAULT,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would change.")] = False,
+    prune: Annotated[bool, typer.Option("--prune", help="Remove what the file does not name.")] = False,
+) -> None:
+    """Bring the directory to what a file says. A file with a fault changes nothing."""
+    request = pb.ApplyDirectoryRequest(directory=read(file), validate_only=dry_run, prune=prune)
+    with _stub(address) as stub:
+        changes = stub.ApplyDirectory(request, **_asking(APPLY_SECONDS)).changes
+    for change in changes:
+        fields = f": {', '.join(change.fields)}" if change.fields else ""
+        typer.echo(f"{change.action} {change.name}{fields}")
+    typer.echo(f"{len(changes)} {'would change' if dry_run else 'changed'}")
+
+
+def read(file: Path) -> pb.Directory:
+    """A directory from a file in the field names of the API. Raises Refused naming file and entry."""
+    try:
+        if file.stat().st_size > FILE_BYTES_MAX:
+            raise Refused(f"{file} has more than {FILE_BYTES_MAX} bytes")
+        said = yaml.safe_load(file.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError) as error:
+        raise Refused(f"{file} cannot be read: {error}") from error
+    except yaml.YAMLError as error:
+        raise Refused(f"{file} is neither YAML nor JSON: {' '.join(str(error).split())[:200]}") from error
+    if not isinstance(said, dict):
+        raise Refused(f"{file} must have regions, skills, queues and agents at its top")
+    try:
+        return ParseDict(said, pb.Directory())
+    except ParseError as error:
+        raise Refused(f"{file}: {error}") from error

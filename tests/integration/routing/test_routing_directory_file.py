@@ -1,0 +1,109 @@
+"""A whole directory over gRPC: dry run, apply, apply again, prune, and files with a fault."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from callmesh.routing.v1 import directory_pb2 as pb
+from chassis.clock import SystemClock
+from chassis.errors import InvalidArgument
+from chassis.mongo import connect, disconnect, ensure_indexes
+from routing.config import RoutingSettings
+from routing.directory_file import apply_directory
+from routing.directory_handlers import DirectoryHandlers
+from routing.directory_kinds import REGION
+from routing.documents import DOCUMENTS
+
+pytestmark = pytest.mark.integration
+POINT = {"latitude": 39.9, "longitude": 116.4}
+
+
+@pytest.fixture
+def handlers(mongo_uri: str, mongo_database: str) -> Iterator[DirectoryHandlers]:
+    connect(RoutingSettings(mongo_uri=mongo_uri, mongo_database=mongo_database))
+    ensure_indexes(DOCUMENTS)
+    yield DirectoryHandlers(SystemClock())
+    disconnect()
+
+
+def whole(**more: Any) -> pb.Directory:
+    said: dict[str, Any] = {
+        "regions": [{"name": "regions/beijing", "location": POINT, "served_areas": ["CN/北京"]}],
+        "skills": [{"name": "skills/chinese"}],
+        "queues": [{"name": "queues/service", "skills": [{"skill": "chinese", "level_min": 1}]}],
+        "agents": [{"name": "agents/amy", "region": "regions/beijing", "skills": {"chinese": 3}}],
+    }
+    return pb.Directory(**{**said, **more})
+
+
+def changes(
+    handlers: DirectoryHandlers, directory: pb.Directory, **how: bool
+) -> list[tuple[str, str, list[str]]]:
+    request = pb.ApplyDirectoryRequest(directory=directory, **how)
+    return [(c.action, c.name, list(c.fields)) for c in apply_directory(handlers, request).changes]
+
+
+EVERYTHING = [
+    ("create", "skills/chinese", []),
+    ("create", "regions/beijing", []),
+    ("create", "queues/service", []),
+    ("create", "agents/amy", []),
+]
+
+
+def test_a_directory_comes_into_force_and_stays_so(handlers: DirectoryHandlers) -> None:
+    assert changes(handlers, whole(), validate_only=True) == EVERYTHING
+    assert handlers.all_of(REGION) == {}, "a dry run writes nothing"
+    assert changes(handlers, whole()) == EVERYTHING
+    assert changes(handlers, whole()) == [], "the same file again changes nothing"
+    moved = whole(regions=[{"name": "regions/beijing", "location": POINT, "weight": 50}])
+    assert changes(handlers, moved) == [("update", "regions/beijing", ["served_areas", "weight"])]
+    assert handlers.all_of(REGION)["beijing"].weight == 50
+
+
+def test_pruning_removes_what_the_file_does_not_name(handlers: DirectoryHandlers) -> None:
+    changes(handlers, whole())
+    less = pb.Directory(skills=[{"name": "skills/chinese"}])
+    assert changes(handlers, less) == []
+    assert [(action, name) for action, name, _ in changes(handlers, less, prune=True)] == [
+        ("delete", "agents/amy"),
+        ("delete", "queues/service"),
+        ("delete", "regions/beijing"),
+    ]
+
+
+BEIJING = {"name": "regions/beijing", "location": POINT}
+FAULTS: list[tuple[dict[str, Any], str]] = [
+    ({"regions": [BEIJING, BEIJING]}, "directory.regions[1].name"),
+    ({"regions": [{"name": "regions/beijing"}]}, "directory.regions[0].location"),
+    (
+        {"regions": [{**BEIJING, "location": {"latitude": 91, "longitude": 0}}]},
+        "directory.regions[0].location.latitude",
+    ),
+    (
+        {
+            "regions": [
+                {**BEIJING, "served_areas": ["CN/北京"]},
+                {**BEIJING, "name": "regions/tianjin", "served_areas": ["CN/北京"]},
+            ]
+        },
+        "directory.regions[1].served_areas[0]",
+    ),
+    ({"regions": [{**BEIJING, "served_prefixes": ["10"]}]}, "directory.regions[0].served_prefixes[0]"),
+    ({"skills": []}, "queues/service.skills"),
+    ({"agents": [{"name": "agents/amy", "region": "regions/nowhere"}]}, "agents/amy.region"),
+    ({"agents": [{"name": "amy", "region": "regions/beijing"}]}, "directory.agents[0].name"),
+]
+
+
+@pytest.mark.parametrize(("more", "field"), FAULTS)
+def test_a_fault_is_named_and_the_directory_before_stays(
+    handlers: DirectoryHandlers, more: dict[str, Any], field: str
+) -> None:
+    with pytest.raises(InvalidArgument) as refused:
+        changes(handlers, whole(**more))
+    assert refused.value.details.field_violations[0].field == field
+    assert handlers.all_of(REGION) == {}

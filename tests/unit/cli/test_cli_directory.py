@@ -1,0 +1,52 @@
+"""`callmesh directory apply`: what a file may say, and what is said against it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from cli.directory import Refused, read
+
+YAML = """
+regions:
+  - name: regions/beijing
+    location: {latitude: 39.9, longitude: 116.4}
+    served_areas: [CN/北京]
+queues:
+  - name: queues/service
+    skills: [{skill: chinese, level_min: 2}]
+    ring_timeout: 15s
+"""
+
+
+def test_a_file_is_yaml_or_json_in_the_names_of_the_api(tmp_path: Path) -> None:
+    (tmp_path / "a.yaml").write_text(YAML, encoding="utf-8")
+    (tmp_path / "a.json").write_text(json.dumps({"skills": [{"name": "skills/chinese"}]}), encoding="utf-8")
+    directory = read(tmp_path / "a.yaml")
+    assert directory.regions[0].served_areas == ["CN/北京"]
+    assert directory.queues[0].ring_timeout.seconds == 15
+    assert read(tmp_path / "a.json").skills[0].name == "skills/chinese"
+
+
+BAD = [
+    ("regions: [", "neither YAML nor JSON"),
+    ("- a", "at its top"),
+    ("regions: [{nmae: regions/x}]", "nmae"),
+    ("regions: [{weight: many}]", "weight"),
+    ("agents: [{skills: {english: high}}]", "skills"),
+]
+
+
+@pytest.mark.parametrize(("text", "named"), BAD)
+def test_a_bad_file_is_refused_with_its_fault(tmp_path: Path, text: str, named: str) -> None:
+    path = tmp_path / "bad.yaml"
+    path.write_text(text, encoding="utf-8")
+    with pytest.raises(Refused, match=named):
+        read(path)
+
+
+def test_a_missing_file_is_named(tmp_path: Path) -> None:
+    with pytest.raises(Refused, match=r"none\.yaml"):
+        read(tmp_path / "none.yaml")
