@@ -9,7 +9,7 @@ a change of leader loses only messages, and here every message may stay out, com
 Left out: what an offer does before the agent accepts, and OVERFLOWING (the source may offer at any time here,
 which is more than it does), the caller hanging up, and time: a deadline is something that may always happen.
 
-The rules (the [M] rows of the design's list of holes) are switches, all on; `RULES` says what each forbids.
+The rules are switches, all on; `RULES` says what goes on when one is off.
 """
 
 from __future__ import annotations

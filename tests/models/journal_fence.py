@@ -9,7 +9,7 @@ prunes.
 Left out: time (so takeover may happen whenever it likes, which is more than the heartbeat allows), bytes,
 edges and agents. A word stands for all events of a block: "a1" is router A's first.
 
-The rules (the [M] rows of the design's list of holes) are switches, all on; `RULES` says what each forbids.
+The rules are switches, all on; `RULES` says what goes on when one is off.
 """
 
 from __future__ import annotations
