@@ -107,8 +107,10 @@ class Regions:
         ]
         return min(opens, default=0)
 
-    def rank(self, request: call_pb2.CallRequest, located: Located | None, queue: str) -> Placement:
-        """The regions for a call, best first, with the reasons."""
+    def rank(
+        self, request: call_pb2.CallRequest, located: Located | None, queue: str, *, remember: bool = True
+    ) -> Placement:
+        """The regions for a call, best first, with the reasons; `remember` unless nobody is to be placed."""
         caller = Caller(
             place=located,
             language=request.language,
@@ -118,7 +120,8 @@ class Regions:
         views = [self._view(region, queue) for region in self._regions.values()]
         home = placement.place(caller, views, queue, rules).home
         result = placement.place(caller, views, queue, rules, self._previous.get((home, queue)))
-        self._previous[(home, queue)] = result.previous
+        if remember:
+            self._previous[(home, queue)] = result.previous
         return result
 
     def home_of(self, located: Located) -> str:

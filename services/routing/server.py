@@ -39,6 +39,7 @@ from routing.config import RoutingSettings
 from routing.directory import DirectoryReader, Snapshot, follow
 from routing.directory_servicer import directory_binding
 from routing.documents import DOCUMENTS
+from routing.explain_handlers import Explainer
 from routing.front import Front
 from routing.handlers import Handlers
 from routing.journal import MongoJournal
@@ -48,6 +49,7 @@ from routing.model import QueueConfig
 from routing.peers import PeerTable, watch_own, watch_peer
 from routing.profiles import ProfileReader
 from routing.regions import Regions
+from routing.replay import look_back
 from routing.reports_store import ReportReader
 from routing.scopes import SCOPES
 from routing.servicer import bindings
@@ -120,6 +122,14 @@ class Router:
             shards=frozenset(self.links),
             clock=clock,
         )
+        self.explainer = Explainer(
+            front=self.front,
+            regions=self.regions,
+            queues=self.queues,
+            shards=frozenset(self.links),
+            look_back=look_back,
+            clock=clock,
+        )
         self.supervision = SupervisionHandlers(
             front=self.front,
             agents=self.directory,
@@ -160,7 +170,7 @@ class Router:
 
     def services(self) -> list[server.ServiceBinding]:
         """All gRPC services of a router."""
-        own = bindings(self.handlers, self.front, self.shard_servicer)
+        own = bindings(self.handlers, self.front, self.shard_servicer, self.explainer)
         supervision = supervision_binding(self.supervision, SupervisionDirectory(self._clock))
         return [
             server.ServiceBinding(*parts)

@@ -21,8 +21,9 @@ from callmesh.routing.v1 import (
     shard_pb2_grpc,
 )
 from chassis.callcontext import remaining_seconds
-from chassis.errors import CallmeshError, InvalidArgument
+from chassis.errors import CallmeshError, InvalidArgument, Unimplemented
 from routing import convert
+from routing.explain_handlers import Explainer
 from routing.front import Front
 from routing.handlers import Handlers
 from routing.model import Command, SetPresence
@@ -44,8 +45,10 @@ def _left() -> float:
 class RoutingServicer(routing_pb2_grpc.RoutingServiceServicer):
     """For edges."""
 
-    def __init__(self, handlers: Handlers) -> None:
+    def __init__(self, handlers: Handlers, explainer: Explainer | None = None) -> None:
+        """Without an explainer, ExplainRoute is not offered."""
         self._handlers = handlers
+        self._explainer = explainer
 
     async def RouteCall(
         self, request: routing_pb2.RouteCallRequest, context: Any
@@ -90,6 +93,14 @@ class RoutingServicer(routing_pb2_grpc.RoutingServiceServicer):
         self, request: routing_pb2.RequestCallbackRequest, context: Any
     ) -> call_pb2.Call:
         return await self._handlers.request_callback(request, _left())
+
+
+    async def ExplainRoute(
+        self, request: routing_pb2.ExplainRouteRequest, context: Any
+    ) -> routing_pb2.ExplainRouteResponse:
+        if self._explainer is None:
+            raise Unimplemented(method="ExplainRoute")
+        return await self._explainer.explain(request, _left())
 
 
 class AgentServicer(agent_pb2_grpc.AgentServiceServicer):
@@ -187,13 +198,15 @@ class _Session:
 BindingParts = tuple[Any, Any, Any]
 
 
-def bindings(handlers: Handlers, front: Front, shard_servicer: ShardServicer) -> list[BindingParts]:
+def bindings(
+    handlers: Handlers, front: Front, shard_servicer: ShardServicer, explainer: Explainer | None = None
+) -> list[BindingParts]:
     """(descriptor, add function, servicer) of the services here."""
     return [
         (
             routing_pb2.DESCRIPTOR.services_by_name["RoutingService"],
             routing_pb2_grpc.add_RoutingServiceServicer_to_server,
-            RoutingServicer(handlers),
+            RoutingServicer(handlers, explainer),
         ),
         (
             agent_pb2.DESCRIPTOR.services_by_name["AgentService"],
