@@ -36,6 +36,27 @@ class MarketingSettings(ServiceSettings):
         le=600,
         description="How old they may grow while reading fails; then recommending is UNAVAILABLE, seconds.",
     )
+    holdout_ratio: float = Field(
+        default=0.02,
+        ge=0.001,
+        le=0.5,
+        description="Share of the customers to whom nothing is offered, until a policy is set.",
+    )
+    exploration_ratio: float = Field(
+        default=0.05, ge=0, le=0.5, description="Share of decisions spent on learning, until a policy is set."
+    )
+    fatigue_offers_max: int = Field(
+        default=10,
+        ge=0,
+        le=1_000,
+        description="Contacts with offers for one customer in 7 days, until a policy is set; 0 is no limit.",
+    )
+    learn_seconds: float = Field(
+        default=300.0,
+        gt=0,
+        le=3600,
+        description="How often the worker looks for outcomes that the propensity model learns, seconds.",
+    )
     smoothing_strength: float = Field(
         default=20.0, gt=0, le=10_000, description="Imagined average customers behind each estimate."
     )

@@ -32,6 +32,7 @@ from marketing.model import (
     Audience,
     Channel,
     Complaint,
+    Considered,
     Contact,
     Decision,
     ModelInfo,
@@ -121,8 +122,8 @@ class DecisionDocument(Aggregate):
     meta: ClassVar[dict[str, Any]] = {
         "collection": "decisions",
         "indexes": [
-            {"fields": ["-_id", "open"], "name": "newest"},
             {"fields": ["customer", "-_id"], "name": "customer", "sparse": True},
+            {"fields": ["customer", "made_at", "call_id"], "name": "customer_made", "sparse": True},
             {"fields": ["call_id", "-_id"], "name": "call", "sparse": True},
             {"fields": ["open", "-_id"], "name": "open"},
             {"fields": ["unsettled", "_id"], "name": "unsettled", "sparse": True},
@@ -139,11 +140,16 @@ class DecisionDocument(Aggregate):
     model = StringField()
     holdout = BooleanField()
     propensity = FloatField()
+    #: Lists [offer, product, base, probability, worth, chance].
+    considered = ListField(ListField())
+    traits = ListField(StringField())
     open = BooleanField(required=True)
     outcome = DictField(null=True)
     claim = StringField()
     #: True while effects of the closing wait to be applied; else absent.
     unsettled = BooleanField()
+    #: When it was made, if anything was offered.
+    made_at = DateTimeField()
     expires_at = DateTimeField()
 
 
@@ -435,9 +441,14 @@ def decision_fields(decision: Decision) -> dict[str, Any]:
         "holdout": decision.holdout,
         "propensity": decision.propensity,
         "open": decision.outcome is None,
+        "considered": [
+            [c.offer, c.product, c.base, c.probability, c.worth, c.chance] for c in decision.considered
+        ],
+        "traits": list(decision.traits),
         "outcome": _outcome_fields(decision.outcome) if decision.outcome else None,
         "claim": decision.claim or None,
         "unsettled": True if decision.unsettled else None,
+        "made_at": decision.created_at if decision.offers and decision.customer else None,
         "expires_at": decision.expires_at,
     }
     return {key: value for key, value in fields.items() if value is not None}
@@ -457,6 +468,11 @@ def decision_from_raw(raw: Raw) -> Decision:
         model=raw.get("model", ""),
         holdout=bool(raw.get("holdout")),
         propensity=raw.get("propensity", 1.0),
+        considered=tuple(
+            Considered(offer=c[0], product=c[1], base=c[2], probability=c[3], worth=c[4], chance=c[5])
+            for c in raw.get("considered", ())
+        ),
+        traits=tuple(raw.get("traits", ())),
         outcome=_outcome_from_raw(outcome) if outcome else None,
         claim=raw.get("claim", ""),
         unsettled=bool(raw.get("unsettled")),
@@ -497,6 +513,20 @@ def _contact_from_raw(raw: Raw) -> Contact:
 
 
 def _ranked_fields(entry: RankedOffer) -> dict[str, Any]:
+    still = entry.forms.get("document")
+    if still is None:
+        still = entry.forms["document"] = _still_fields(entry)
+    return {
+        **still,
+        "rank": entry.rank,
+        "score": entry.score,
+        "probability": entry.probability,
+        "propensity": entry.propensity,
+    }
+
+
+def _still_fields(entry: RankedOffer) -> dict[str, Any]:
+    """What is the same whenever this offer is made for this reason in these words."""
     reason = entry.reason
     return {
         "offer": entry.offer,
@@ -505,10 +535,6 @@ def _ranked_fields(entry: RankedOffer) -> dict[str, Any]:
         "titles": _texts(entry.titles),
         "price": money_fields(entry.price),
         "worth": money_fields(entry.worth),
-        "rank": entry.rank,
-        "score": entry.score,
-        "probability": entry.probability,
-        "propensity": entry.propensity,
         "reason": {
             "code": reason.code.value,
             "texts": _texts(reason.texts),

@@ -7,6 +7,7 @@ the worker.
 from __future__ import annotations
 
 import asyncio
+import random
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -34,6 +35,7 @@ from marketing.engine import (
 from marketing.model import (
     STRANGER,
     Complaint,
+    Considered,
     Contact,
     Decision,
     ModelInfo,
@@ -45,10 +47,12 @@ from marketing.model import (
     Outcome,
     Profile,
     Purchase,
-    RankedOffer,
     Result,
 )
+from marketing.policy import CANDIDATES_MORE, arrange, first_chances, held_out, worthwhile
+from marketing.propensity import traits
 from marketing.ranker_cache import RankerCache
+from marketing.ranking import Candidate, Ranker
 from marketing.store import Claim, DecisionFilter, OfferFilter, Reader, Serving, Store
 
 #: Open complaints shown in a profile.
@@ -99,6 +103,14 @@ class Offers:
     def list(self, query: OfferFilter, limit: int, after: str | None) -> Sequence[Offer]:
         """By id."""
         return self._store.offers(query, limit, after)
+
+    def now(self) -> datetime:
+        """Business time."""
+        return self._clock.now()
+
+    def sample(self, limit: int) -> Sequence[Profile]:
+        """Some living customers."""
+        return self._store.sample(limit)
 
     def revisions(self, offer_id: str, limit: int, below: int | None) -> Sequence[Offer]:
         """Newest first; OfferNotFound."""
@@ -163,11 +175,20 @@ class Offers:
 class Recommender:
     """The next best offer in a live contact."""
 
-    def __init__(self, reader: Reader, cache: RankerCache, clock: Clock, decision_minutes: float) -> None:
+    def __init__(
+        self,
+        reader: Reader,
+        cache: RankerCache,
+        clock: Clock,
+        decision_minutes: float,
+        draw: Callable[[], float] = random.random,
+    ) -> None:
+        """`draw` gives numbers evenly spread over [0, 1): the chance in exploration."""
         self._reader = reader
         self._cache = cache
         self._clock = clock
         self._lifetime = timedelta(minutes=decision_minutes)
+        self._draw = draw
         self._decisions = counter(
             "marketing_decisions_total", "Recommendations, by what came out.", ("outcome",)
         )
@@ -187,13 +208,13 @@ class Recommender:
             earlier = await self._reader.read_repeat(request_key, fingerprint or "")
             if earlier is not None:
                 return earlier
-        ranker, (profile, complaint) = await asyncio.gather(
-            self._cache.ranker(), self._look_up(customer, number)
-        )
+        ranker = await self._cache.ranker()
+        profile, complaint = await self._look_up(customer, number)
         now = self._clock.now()
         refusal = gate(profile, contact, int(complaint))
-        offers = () if refusal else ranker.rank(profile, contact, now, limit)
-        decision = self._decision(profile.customer, number, contact, offers, refusal, ranker.table.model, now)
+        if refusal is None and await self._tired(profile.customer, contact, now):
+            refusal = NoOffer.FATIGUE
+        decision = self._decide(ranker, profile, number, contact, refusal, limit, now)
         self._decisions.labels(decision.no_offer.value if decision.no_offer else "OFFERED").inc()
         return await self._reader.log_decision(
             decision,
@@ -201,6 +222,60 @@ class Recommender:
             request_key=request_key,
             fingerprint=fingerprint,
         )
+
+    async def _tired(self, customer: str, contact: Contact, now: datetime) -> bool:
+        policy = self._cache.policy
+        if not policy.fatigue_offers_max or not customer:
+            return False
+        since = now - timedelta(days=policy.fatigue_days)
+        made = await self._reader.read_made(customer, since, contact.call_id)
+        return made >= policy.fatigue_offers_max
+
+    def _decide(
+        self,
+        ranker: Ranker,
+        profile: Profile,
+        number: str,
+        contact: Contact,
+        refusal: NoOffer | None,
+        limit: int,
+        now: datetime,
+    ) -> Decision:
+        policy, propensity = self._cache.policy, self._cache.propensity
+        made = Decision(
+            id=new_id(),
+            customer=profile.customer,
+            number=number,
+            contact=contact,
+            offers=(),
+            no_offer=refusal,
+            policy=policy.id,
+            model=propensity.model or ranker.table.model,
+            created_at=now,
+            expires_at=now + self._lifetime,
+        )
+        if refusal is not None:
+            return made
+        every = ranker.candidates(profile, contact, now, limit + CANDIDATES_MORE, propensity)
+        found = [candidate for candidate in every if worthwhile(policy, candidate.score)]
+        known = ranker.table.customers
+        chances = first_chances(policy, len(found), known)
+        made = replace(
+            made,
+            considered=tuple(map(_considered, found, chances)),
+            traits=traits(profile, contact),
+            holdout=held_out(policy, profile.customer, known),
+        )
+        if made.holdout:
+            return replace(made, no_offer=NoOffer.HOLDOUT)
+        if not found:
+            return replace(made, no_offer=NoOffer.NOT_WORTHWHILE if every else NoOffer.NOTHING_ELIGIBLE)
+        places, chance = arrange(chances, limit, self._draw())
+        offers = tuple(
+            ranker.entry(found[place.candidate], profile, at + 1, place.propensity, place.explored)
+            for at, place in enumerate(places)
+        )
+        return replace(made, offers=offers, propensity=chance)
 
     async def _look_up(self, customer: str, number: str) -> tuple[Profile, bool]:
         """Who it is, and whether they have an unresolved complaint."""
@@ -216,27 +291,16 @@ class Recommender:
             complaint = await self._reader.read_complaint(profile.customer, number)
         return (profile if profile.alive else STRANGER), complaint
 
-    def _decision(
-        self,
-        customer: str,
-        number: str,
-        contact: Contact,
-        offers: tuple[RankedOffer, ...],
-        refusal: NoOffer | None,
-        model: str,
-        now: datetime,
-    ) -> Decision:
-        return Decision(
-            id=new_id(),
-            customer=customer,
-            number=number,
-            contact=contact,
-            offers=offers,
-            no_offer=refusal or (None if offers else NoOffer.NOTHING_ELIGIBLE),
-            model=model,
-            created_at=now,
-            expires_at=now + self._lifetime,
-        )
+
+def _considered(candidate: Candidate, chance: float) -> Considered:
+    return Considered(
+        offer=candidate.offer.id,
+        product=candidate.offer.product,
+        base=candidate.rule.probability,
+        probability=candidate.probability,
+        worth=float(candidate.offer.worth.amount),
+        chance=chance,
+    )
 
 
 class Decisions:

@@ -20,7 +20,17 @@ from marketing.engine import (
     OfferSoldOut,
     check_supply,
 )
+from marketing.kinds import (
+    POLICIES,
+    PROPENSITY_MODELS,
+    PROPENSITY_SERVING,
+    policy_from_content,
+    propensity_from_content,
+)
 from marketing.model import Complaint, Decision, ModelInfo, ModelState, Offer, OfferState, Profile, Purchase
+from marketing.policy import Policy
+from marketing.propensity import Propensity
+from marketing.shelf import MemoryShelves
 from marketing.store import (
     CLAIMS_MAX,
     EARLIER_MAX,
@@ -49,6 +59,8 @@ class MemoryStore:
 
     def __init__(self) -> None:
         self._lock = threading.RLock()
+        #: The shelves beside, with the policy and the propensity models.
+        self.shelves = MemoryShelves()
         self._offers: dict[str, Offer] = {}
         self._revisions: dict[str, dict[int, Offer]] = {}
         self._claims: dict[str, dict[str, _Taken]] = {}
@@ -187,6 +199,11 @@ class MemoryStore:
             ids = sorted((id for id in self._decisions if below is None or id < below), reverse=True)
             return [d for id in ids if query.holds(d := self._decisions[id])][:limit]
 
+    def closed_count(self) -> int:
+        """As the port says."""
+        with self._lock:
+            return sum(d.outcome is not None for d in self._decisions.values())
+
     def close_decision(self, decision: Decision, events: Sequence[Event]) -> Decision:
         """As the port says."""
         with self._lock:
@@ -270,6 +287,11 @@ class MemoryStore:
         """As the port says."""
         with self._lock:
             return self._profiles.get(customer)
+
+    def sample(self, limit: int) -> list[Profile]:
+        """As the port says."""
+        with self._lock:
+            return [profile for profile in self._profiles.values() if profile.alive][:limit]
 
     def save_profile(self, profile: Profile) -> bool:
         """As the port says."""
@@ -489,6 +511,27 @@ class MemoryStore:
                 c.open and ((customer and c.customer == customer) or (number and c.number == number))
                 for c in self._complaints.values()
             )
+
+    async def read_made(self, customer: str, since: datetime, call_id: str) -> int:
+        """As the port says."""
+        with self._lock:
+            mine = [d for d in self._decisions.values() if d.customer == customer and d.offers]
+        calls = [d.contact.call_id for d in mine if d.created_at >= since]
+        return len({call for call in calls if call and call != call_id}) + calls.count("")
+
+    async def read_policy(self) -> Policy | None:
+        """As the port says."""
+        rows = self.shelves.find(POLICIES, {}, 1)
+        return policy_from_content(rows[0].content, rows[0].version) if rows else None
+
+    async def read_propensity(self, known: str) -> Propensity | None:
+        """As the port says."""
+        serving = self.shelves.find(PROPENSITY_SERVING, {}, 1)
+        model = serving[0].content.get("model", "") if serving else ""
+        if model == known:
+            return None
+        rows = {row.id: row for row in self.shelves.find(PROPENSITY_MODELS, {}, 1_000)}
+        return propensity_from_content(model, rows[model].content if model in rows else {})
 
     async def read_published(self) -> list[Offer]:
         """As the port says."""

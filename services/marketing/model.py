@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 from decimal import Decimal
+from typing import Any
 
 #: Digits before the decimal point of an amount.
 AMOUNT_INTEGER_DIGITS_MAX = 18
@@ -339,6 +340,11 @@ class ReasonCode(enum.StrEnum):
 
     ASSOCIATION = "ASSOCIATION"
     POPULARITY = "POPULARITY"
+    PROPENSITY = "PROPENSITY"
+    SAVING = "SAVING"
+    RETENTION = "RETENTION"
+    WIN_BACK = "WIN_BACK"
+    EXPLORATION = "EXPLORATION"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -387,6 +393,8 @@ class RankedOffer:
     reason: Reason
     #: Words for this customer, by language.
     scripts: tuple[Text, ...] = ()
+    #: What was made of its unchanging parts before, by whom it is for; copies share it.
+    forms: dict[str, Any] = field(default_factory=dict, compare=False, repr=False)
 
 
 class NoOffer(enum.StrEnum):
@@ -396,6 +404,9 @@ class NoOffer(enum.StrEnum):
     NOTHING_ELIGIBLE = "NOTHING_ELIGIBLE"
     NO_CONSENT = "NO_CONSENT"
     MATTER_UNRESOLVED = "MATTER_UNRESOLVED"
+    FATIGUE = "FATIGUE"
+    HOLDOUT = "HOLDOUT"
+    NOT_WORTHWHILE = "NOT_WORTHWHILE"
 
 
 class Result(enum.StrEnum):
@@ -430,6 +441,24 @@ class Outcome:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class Considered:
+    """An offer that was looked at for a decision, shown or not: what comparing policies afterwards needs."""
+
+    #: Offer id.
+    offer: str
+    #: What it sells.
+    product: str
+    #: Estimate from the history alone.
+    base: float
+    #: Estimated probability of acceptance.
+    probability: float
+    #: What an acceptance is worth.
+    worth: float
+    #: Probability with which it came first.
+    chance: float
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Decision:
     """A logged ranking and what became of it."""
 
@@ -453,6 +482,10 @@ class Decision:
     holdout: bool = False
     #: Probability with which the policy came to this list.
     propensity: float = 1.0
+    #: What was looked at, best first; of a customer held out as well.
+    considered: tuple[Considered, ...] = ()
+    #: What the propensity model knew of the customer in the contact.
+    traits: tuple[str, ...] = ()
     #: None while open.
     outcome: Outcome | None = None
     #: Token of the stock unit that a closed, accepted decision took; "" none.
@@ -481,7 +514,7 @@ class ModelState(enum.StrEnum):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ModelInfo:
-    """One version of the association table."""
+    """One version of a model: the association table, or the propensity model."""
 
     #: Id, without "models/".
     id: str

@@ -19,6 +19,8 @@ from chassis.metrics import counter, gauge
 from marketing.association import RuleTable
 from marketing.engine import ModelNotFound
 from marketing.model import Offer
+from marketing.policy import Policy
+from marketing.propensity import Propensity
 from marketing.ranking import Ranker
 from marketing.store import Reader
 
@@ -31,10 +33,28 @@ class CatalogueUnavailable(Unavailable):
     reason = "CATALOGUE_UNAVAILABLE"
 
 
+#: In force where nothing else is said.
+DEFAULT = Policy()
+
+
 class RankerCache:
     """Hands out the Ranker of the present catalogue and model. For one event loop."""
 
-    def __init__(self, reader: Reader, clock: Clock, *, fresh_seconds: float, stale_seconds: float) -> None:
+    def __init__(
+        self,
+        reader: Reader,
+        clock: Clock,
+        *,
+        fresh_seconds: float,
+        stale_seconds: float,
+        policy: Policy = DEFAULT,
+    ) -> None:
+        """`policy` holds while nobody set one."""
+        #: What turns estimates into decisions.
+        self.policy = policy
+        #: What corrects estimates.
+        self.propensity = Propensity()
+        self._default_policy = policy
         self._reader = reader
         self._clock = clock
         self._fresh_seconds = fresh_seconds
@@ -84,6 +104,8 @@ class RankerCache:
         try:
             offers = await self._reader.read_published()
             await self._read_table()
+            await self._read_propensity()
+            self.policy = await self._reader.read_policy() or self._default_policy
         except Exception as error:  # whatever the driver raises: what there is goes on serving
             self._failures.inc()
             _log.warning("catalogue.read_failed", error=type(error).__name__)
@@ -101,6 +123,16 @@ class RankerCache:
         except (ModelNotFound, CallmeshError, KeyError, TypeError, ValueError) as error:
             self._failures.inc()
             _log.warning("model.read_failed", model=serving.model, error=type(error).__name__)
+
+    async def _read_propensity(self) -> None:
+        try:
+            found = await self._reader.read_propensity(self.propensity.model)
+        except (KeyError, TypeError, ValueError) as error:
+            self._failures.inc()
+            _log.warning("propensity.read_failed", error=type(error).__name__)
+            return
+        if found is not None:
+            self.propensity = found
 
     def _adopt(self, offers: Sequence[Offer]) -> None:
         """A new Ranker only where something that it ranks by changed: its lists are worth keeping."""

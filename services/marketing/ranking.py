@@ -14,7 +14,8 @@ from __future__ import annotations
 
 import heapq
 from array import array
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
+from dataclasses import dataclass, replace
 from datetime import datetime
 
 from marketing.association import Rule, RuleTable, best_rule, popularity, rule
@@ -22,6 +23,7 @@ from marketing.engine import eligible, scripts_for
 from marketing.model import (
     Contact,
     Offer,
+    OfferKind,
     OfferState,
     Profile,
     RankedOffer,
@@ -30,15 +32,35 @@ from marketing.model import (
     Text,
     best_text,
 )
+from marketing.propensity import Propensity, corrected, traits
 
 #: Most lists kept; the oldest goes first.
 LISTS_MAX = 2_000
+#: Most lines of rankings kept; the oldest goes first.
+TEMPLATES_MAX = 10_000
 #: Products of a customer that are looked at, in the order of their ids.
 OWNED_PRODUCTS_MAX = 200
 #: Fewest customers with both products before the pair is spoken of; fewer could point at a person.
 SAID_CUSTOMERS_MIN = 5
 #: From this share on one says "often".
 OFTEN_SHARE_MIN = 0.1
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Candidate:
+    """An offer that may be made, before words are put to it."""
+
+    #: The offer.
+    offer: Offer
+    #: What the history says.
+    rule: Rule
+    #: Estimated probability of acceptance.
+    probability: float
+    #: Probability x worth.
+    score: float
+
+
+NO_PROPENSITY = Propensity()
 
 
 class Ranker:
@@ -50,7 +72,13 @@ class Ranker:
         self._offers: Sequence[Offer] = tuple(sorted(published, key=lambda offer: offer.id))
         self._worths = [float(offer.worth.amount) for offer in self._offers]
         self._titles = _product_titles(self._offers)
+        self._by_product: dict[str, list[int]] = {}
+        # Of one product the dearer ones come first, and of equal ones the smaller id.
+        for index in sorted(range(len(self._offers)), key=lambda index: (-self._worths[index], index)):
+            self._by_product.setdefault(self._offers[index].product, []).append(index)
         self._table = table
+        #: Lines of rankings by offer, antecedent, whether drawn, and words.
+        self._templates: dict[tuple[str, str, bool, tuple[Text, ...]], RankedOffer] = {}
         self._lists: dict[str, tuple[array[float], array[int]]] = {}
 
     @property
@@ -60,8 +88,23 @@ class Ranker:
 
     def rank(self, profile: Profile, contact: Contact, now: datetime, limit: int) -> tuple[RankedOffer, ...]:
         """The best `limit` eligible offers, at most one a product, best first."""
+        found = self.candidates(profile, contact, now, limit)
+        return tuple(self.entry(candidate, profile, at + 1) for at, candidate in enumerate(found))
+
+    def candidates(
+        self,
+        profile: Profile,
+        contact: Contact,
+        now: datetime,
+        limit: int,
+        propensity: Propensity = NO_PROPENSITY,
+    ) -> list[Candidate]:
+        """The best `limit` eligible offers by the history, at most one a product, in the order of their
+        expected value by the propensity model.
+        """
         owned = self._evidence(profile, contact)
-        chosen: list[RankedOffer] = []
+        known = traits(profile, contact) if propensity.weights else ()
+        chosen: list[Candidate] = []
         products: set[str] = set()
         for index in self._merged(owned):
             offer = self._offers[index]
@@ -69,10 +112,17 @@ class Ranker:
                 continue
             products.add(offer.product)
             found = best_rule(self._table, owned, offer.product)
-            chosen.append(self._entry(offer, found, profile, len(chosen) + 1, self._worths[index]))
+            probability = corrected(propensity, offer.id, known, found.probability)
+            chosen.append(
+                Candidate(
+                    offer=offer, rule=found, probability=probability, score=probability * self._worths[index]
+                )
+            )
             if len(chosen) >= limit:
                 break
-        return tuple(chosen)
+        if propensity.weights:
+            chosen.sort(key=lambda candidate: (-candidate.score, candidate.offer.id))
+        return chosen
 
     def _evidence(self, profile: Profile, contact: Contact) -> list[str]:
         """The products that speak: those the customer has, and those asked about just now."""
@@ -82,26 +132,38 @@ class Ranker:
         """Indexes of all offers, each once, highest score first."""
         known = [x for x in owned if x in self._table.partners]
         streams = [self._stream(x) for x in known]
-        if not known or self._some_unjudged(known):
-            streams.append(self._unjudged(known))
+        streams.append(self._unjudged(known))
         seen: set[int] = set()
         for _, index in heapq.merge(*streams):
             if index not in seen:
                 seen.add(index)
                 yield index
 
-    def _some_unjudged(self, known: Sequence[str]) -> bool:
-        """Whether there may be an offer that no list of `known` holds."""
-        whole = [x for x in known if self._table.partners[x].complete]
-        # A product does not speak for itself, so one whole list leaves its own product open.
-        return len(whole) < 2
-
     def _unjudged(self, known: Sequence[str]) -> Iterator[tuple[float, int]]:
-        """The popularity list without the offers that some product of the customer judges."""
+        """The popularity list without the offers that some product of the customer judges. A product whose
+        list is whole judges everything but itself, another what its list holds.
+        """
+        whole = [x for x in known if self._table.partners[x].complete]
+        if len(whole) >= 2:
+            return
+        judged: set[str] = set()
+        for x in known:
+            judged |= self._table.partners[x].together.keys() - {x}
+        if whole:
+            yield from (
+                entry for index in self._by_product.get(whole[0], ()) if (entry := self._open(index, judged))
+            )
+            return
         for entry in self._stream(""):
-            product = self._offers[entry[1]].product
-            if all(rule(self._table, x, product) is None for x in known):
+            if self._offers[entry[1]].product not in judged:
                 yield entry
+
+    def _open(self, index: int, judged: Set[str]) -> tuple[float, int] | None:
+        """An offer's place in the popularity list, unless its product is judged."""
+        product = self._offers[index].product
+        if product in judged:
+            return None
+        return -popularity(self._table, product).probability * self._worths[index], index
 
     def _stream(self, antecedent: str) -> Iterator[tuple[float, int]]:
         scores, indexes = self._list(antecedent)
@@ -130,7 +192,38 @@ class Ranker:
         entries.sort()
         return array("d", (score for score, _ in entries)), array("L", (index for _, index in entries))
 
-    def _entry(self, offer: Offer, found: Rule, profile: Profile, rank: int, worth: float) -> RankedOffer:
+    def entry(
+        self,
+        candidate: Candidate,
+        profile: Profile,
+        rank: int,
+        propensity: float = 1.0,
+        explored: bool = False,
+    ) -> RankedOffer:
+        """A candidate as a line of a ranking, with its words."""
+        scripts = scripts_for(candidate.offer, profile)
+        key = (candidate.offer.id, candidate.rule.antecedent, explored, scripts)
+        template = self._templates.get(key)
+        if template is None:
+            template = self._template(candidate, scripts, explored)
+            if len(self._templates) >= TEMPLATES_MAX:
+                del self._templates[next(iter(self._templates))]
+            self._templates[key] = template
+        return replace(
+            template,
+            rank=rank,
+            score=candidate.score,
+            probability=candidate.probability,
+            propensity=propensity,
+        )
+
+    def _template(self, candidate: Candidate, scripts: tuple[Text, ...], explored: bool) -> RankedOffer:
+        offer = candidate.offer
+        reason = reason_for(self._table, candidate.rule, offer, self._titles)
+        if explored:
+            reason = replace(reason, code=ReasonCode.EXPLORATION)
+        elif offer.kind in _KIND_REASONS:
+            reason = replace(reason, code=_KIND_REASONS[offer.kind])
         return RankedOffer(
             offer=offer.id,
             revision=offer.version,
@@ -138,13 +231,21 @@ class Ranker:
             titles=offer.titles,
             price=offer.price,
             worth=offer.worth,
-            rank=rank,
-            score=found.probability * worth,
-            probability=found.probability,
+            rank=1,
+            score=0.0,
+            probability=0.0,
             propensity=1.0,
-            reason=reason_for(self._table, found, offer, self._titles),
-            scripts=scripts_for(offer, profile),
+            reason=reason,
+            scripts=scripts,
         )
+
+
+#: Offers that have their own reason to be made.
+_KIND_REASONS: Mapping[OfferKind, ReasonCode] = {
+    OfferKind.RETENTION: ReasonCode.RETENTION,
+    OfferKind.WIN_BACK: ReasonCode.WIN_BACK,
+    OfferKind.SAVING: ReasonCode.SAVING,
+}
 
 
 def _product_titles(offers: Iterable[Offer]) -> dict[str, tuple[Text, ...]]:

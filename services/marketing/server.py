@@ -27,21 +27,34 @@ from chassis.clock import Clock
 from chassis.server import ServiceBinding, main, serve
 from marketing.association import Smoothing
 from marketing.config import MarketingSettings
-from marketing.documents import DOCUMENTS
 from marketing.handlers import Decisions, History, Models, Offers, Recommender
+from marketing.kinds import ALL_DOCUMENTS
+from marketing.learned import Policies, Propensities
+from marketing.policy import Policy
 from marketing.ranker_cache import RankerCache
 from marketing.scopes import SCOPES
 from marketing.servicer import OfferServicer, RecommendationServicer
+from marketing.shelf import MongoShelves, Shelves
 from marketing.store import MongoReader, MongoStore, Reader, Store
 
 
-def bindings(settings: MarketingSettings, store: Store, reader: Reader, clock: Clock) -> list[ServiceBinding]:
+def bindings(
+    settings: MarketingSettings, store: Store, reader: Reader, clock: Clock, shelves: Shelves | None = None
+) -> list[ServiceBinding]:
     """Every service of marketing on a store; those still to be written answer UNIMPLEMENTED."""
+    shelves = shelves or MongoShelves()
+    policy = Policy(
+        holdout_ratio=settings.holdout_ratio,
+        exploration_ratio=settings.exploration_ratio,
+        fatigue_offers_max=settings.fatigue_offers_max,
+    )
+    propensities = Propensities(shelves, store, clock, settings.models_kept)
     cache = RankerCache(
         reader,
         clock,
         fresh_seconds=settings.catalogue_seconds,
         stale_seconds=settings.catalogue_stale_seconds,
+        policy=policy,
     )
     offers = OfferServicer(Offers(store, clock, cache.expire), settings.currency)
     smoothing = Smoothing(strength=settings.smoothing_strength, rate=settings.smoothing_rate)
@@ -51,6 +64,9 @@ def bindings(settings: MarketingSettings, store: Store, reader: Reader, clock: C
         History(store, clock),
         Models(store, clock, smoothing, settings.models_kept),
         clock,
+        propensities,
+        Policies(shelves, store, clock, propensities, policy),
+        settings.currency,
     )
     return [
         _binding(offers_pb2, offers_pb2_grpc, "OfferService", offers),
@@ -76,7 +92,7 @@ def _later(messages: object, stubs: object, name: str) -> ServiceBinding:
 async def run(settings: MarketingSettings) -> None:
     """Serves until told to stop. StartError when MongoDB or a port cannot be used."""
     mongo.connect(settings)
-    mongo.ensure_indexes(DOCUMENTS)
+    mongo.ensure_indexes(ALL_DOCUMENTS)
     database = mongo.async_database(settings)
     services = bindings(settings, MongoStore(), MongoReader(database), settings.clock())
     await serve(settings, services, scopes=SCOPES, on_stop=[database.client.close, mongo.disconnect])

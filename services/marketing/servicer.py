@@ -28,7 +28,11 @@ from chassis.mongo import parse_etag
 from chassis.pagination import Page, request_fingerprint
 from marketing import convert
 from marketing.handlers import Decisions, History, Models, Offers, Recommender
-from marketing.model import OfferState, OfferVerb, Purchase
+from marketing.kinds import DEFAULT_POLICY, PolicyNotFound
+from marketing.learned import Policies, Propensities
+from marketing.model import Contact, ModelInfo, OfferState, OfferVerb, Profile, Purchase
+from marketing.policy import Policy
+from marketing.rules import CustomerFacts, parse_rule, rule_problems
 from marketing.scopes import method
 from marketing.store import DecisionFilter, OfferFilter
 
@@ -36,6 +40,8 @@ from marketing.store import DecisionFilter, OfferFilter
 PURCHASES_MAX = convert.PURCHASES_MAX
 #: Refused purchases that an import tells of.
 REJECTED_SHOWN_MAX = 100
+#: Customers that a rule is tried on.
+SAMPLE_CUSTOMERS = 1_000
 #: Most batches of one import.
 IMPORT_BATCHES_MAX = 10_000
 
@@ -144,6 +150,25 @@ class OfferServicer(offers_pb2_grpc.OfferServiceServicer):
             next_page_token=page.next_token(last.version if last else None),
         )
 
+    def CheckEligibilityRule(
+        self, request: offers_pb2.CheckEligibilityRuleRequest, context: Any
+    ) -> offers_pb2.CheckEligibilityRuleResponse:
+        """What is wrong with a rule, and how many of a sample of customers it matches."""
+        response = offers_pb2.CheckEligibilityRuleResponse()
+        problems = rule_problems(request.rule)
+        for problem in problems:
+            response.problems.add(offset=problem.offset, code=problem.code, message=problem.message)
+        if all(problem.harmless for problem in problems):
+            rule, now = parse_rule(request.rule), self._offers.now()
+            sample = self._offers.sample(SAMPLE_CUSTOMERS)
+            response.sampled_count = len(sample)
+            response.matched_count = sum(_matches(rule.matches, profile, now) for profile in sample)
+        return response
+
+
+def _matches(matches: Any, profile: Profile, now: datetime) -> bool:
+    return bool(matches(CustomerFacts(profile, Contact(), now)))
+
 
 class RecommendationServicer(recommendations_pb2_grpc.RecommendationServiceServicer):
     """RecommendationService."""
@@ -155,7 +180,13 @@ class RecommendationServicer(recommendations_pb2_grpc.RecommendationServiceServi
         history: History,
         models: Models,
         clock: Clock,
+        propensities: Propensities,
+        policies: Policies,
+        currency: str,
     ) -> None:
+        self._propensities = propensities
+        self._policies = policies
+        self._currency = currency
         self._recommender = recommender
         self._decisions = decisions
         self._history = history
@@ -264,49 +295,115 @@ class RecommendationServicer(recommendations_pb2_grpc.RecommendationServiceServi
         profile, complaints = self._history.profile(customer)
         return convert.profile_to_proto(profile, [complaint.ticket for complaint in complaints])
 
+    def _of(self, model_id: str) -> Models | Propensities:
+        return self._propensities if self._propensities.owns(model_id) else self._models
+
+    def _kind(self, kind: int) -> Models | Propensities:
+        if kind == recommendations_pb2.MODEL_KIND_ASSOCIATION:
+            return self._models
+        if kind == recommendations_pb2.MODEL_KIND_PROPENSITY:
+            return self._propensities
+        raise InvalidArgument(field="kind", why="must be MODEL_KIND_ASSOCIATION or MODEL_KIND_PROPENSITY")
+
     def GetModel(
         self, request: recommendations_pb2.GetModelRequest, context: Any
     ) -> recommendations_pb2.Model:
         """Reads one version."""
-        return convert.model_to_proto(self._models.get(parse_name("name", "models", request.name)))
+        model_id = parse_name("name", "models", request.name)
+        return self._shown(self._of(model_id).get(model_id))
+
+    def _shown(self, info: ModelInfo) -> recommendations_pb2.Model:
+        kind = recommendations_pb2.MODEL_KIND_ASSOCIATION
+        if self._propensities.owns(info.id):
+            kind = recommendations_pb2.MODEL_KIND_PROPENSITY
+        return convert.model_to_proto(info, kind)
 
     def ListModels(
         self, request: recommendations_pb2.ListModelsRequest, context: Any
     ) -> recommendations_pb2.ListModelsResponse:
-        """A page of versions, newest first."""
+        """A page of versions, newest first; of all kinds, the association table's before the propensity
+        model's.
+        """
         page = _page(request)
-        if request.kind not in (0, recommendations_pb2.MODEL_KIND_ASSOCIATION):
-            return recommendations_pb2.ListModelsResponse()
-        rows, last = _cut(self._models.list(page.limit + 1, page.after), page)
+        kinds: dict[int, Models | Propensities] = {
+            recommendations_pb2.MODEL_KIND_ASSOCIATION: self._models,
+            recommendations_pb2.MODEL_KIND_PROPENSITY: self._propensities,
+        }
+        wanted = [kind for kind in kinds if request.kind in (0, kind)]
+        first, below = (page.after[0], page.after[1]) if page.after else (0, None)
+        rows: list[tuple[int, ModelInfo]] = []
+        for kind in wanted:
+            if kind >= first and len(rows) <= page.limit:
+                bound = below if kind == first else None
+                found = kinds[kind].list(page.limit + 1 - len(rows), bound)
+                rows += [(kind, info) for info in found]
+        kept, last = _cut(rows, page)
         return recommendations_pb2.ListModelsResponse(
-            models=[convert.model_to_proto(info) for info in rows],
-            next_page_token=page.next_token(last.version if last else None),
+            models=[self._shown(info) for _, info in kept],
+            next_page_token=page.next_token([last[0], last[1].version] if last else None),
         )
 
     def TrainModel(
         self, request: recommendations_pb2.TrainModelRequest, context: Any
     ) -> recommendations_pb2.Model:
         """Asks the worker for a new version."""
-        _association(request.kind)
-        return convert.model_to_proto(self._models.train())
+        return self._shown(self._kind(request.kind).train())
 
     def ActivateModel(
         self, request: recommendations_pb2.ActivateModelRequest, context: Any
     ) -> recommendations_pb2.Model:
         """Lets a version serve."""
-        return convert.model_to_proto(self._models.activate(parse_name("name", "models", request.name)))
+        model_id = parse_name("name", "models", request.name)
+        return self._shown(self._of(model_id).activate(model_id))
 
     def RollbackModel(
         self, request: recommendations_pb2.RollbackModelRequest, context: Any
     ) -> recommendations_pb2.Model:
         """Back to the version before."""
-        _association(request.kind)
-        return convert.model_to_proto(self._models.rollback())
+        return self._shown(self._kind(request.kind).rollback())
+
+    def GetPolicy(
+        self, request: recommendations_pb2.GetPolicyRequest, context: Any
+    ) -> recommendations_pb2.Policy:
+        """Reads the policy."""
+        _default_policy("name", request.name)
+        return convert.policy_to_proto(self._policies.get())
+
+    def UpdatePolicy(
+        self, request: recommendations_pb2.UpdatePolicyRequest, context: Any
+    ) -> recommendations_pb2.Policy:
+        """Changes the policy."""
+        _default_policy("policy.name", request.policy.name)
+        version = parse_etag("policy.etag", request.policy.etag)
+
+        def change(present: Policy) -> Policy:
+            target = convert.policy_to_proto(present)
+            apply_mask(
+                target,
+                request.policy,
+                request.update_mask,
+                allowed=convert.POLICY_CHANGEABLE,
+                immutable={"name"},
+            )
+            return convert.policy_from_proto(target, self._currency)
+
+        return convert.policy_to_proto(self._policies.update(version, change))
+
+    def EvaluatePolicy(
+        self, request: recommendations_pb2.EvaluatePolicyRequest, context: Any
+    ) -> recommendations_pb2.PolicyEvaluation:
+        """How another policy would have done."""
+        policy = convert.policy_from_proto(request.policy, self._currency)
+        model = parse_name("model", "models", request.model) if request.model else ""
+        if model and not self._propensities.owns(model):
+            raise InvalidArgument(field="model", why="must be a version of the propensity model")
+        start, end = convert.interval_ends("interval", request.interval)
+        return convert.evaluation_to_proto(self._policies.evaluate(policy, model, start, end))
 
 
-def _association(kind: int) -> None:
-    if kind != recommendations_pb2.MODEL_KIND_ASSOCIATION:
-        raise InvalidArgument(field="kind", why="must be MODEL_KIND_ASSOCIATION, the one kind served so far")
+def _default_policy(field: str, name: str) -> None:
+    if parse_name(field, "policies", name) != DEFAULT_POLICY:
+        raise PolicyNotFound(resource=name)
 
 
 def _after_purchase(page: Page) -> tuple[datetime, str] | None:

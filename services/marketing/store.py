@@ -58,6 +58,16 @@ from marketing.engine import (
     OfferSoldOut,
     check_supply,
 )
+from marketing.gathered import Gathered
+from marketing.kinds import (
+    DEFAULT_POLICY,
+    POLICIES,
+    PROPENSITY,
+    PROPENSITY_MODELS,
+    PROPENSITY_SERVING,
+    policy_from_content,
+    propensity_from_content,
+)
 from marketing.model import (
     Complaint,
     Decision,
@@ -73,6 +83,8 @@ if TYPE_CHECKING:
     from pymongo.asynchronous.database import AsyncDatabase
 
     from chassis.bus import Event
+    from marketing.policy import Policy
+    from marketing.propensity import Propensity
 
 #: Most claims on one offer that may wait to be settled.
 CLAIMS_MAX = 1_000
@@ -86,10 +98,16 @@ MERGE_HOPS_MAX = 5
 ROWS_BATCH = 500
 #: Earlier versions remembered for a rollback.
 EARLIER_MAX = 10
+#: Offers read at once.
+OFFERS_BATCH = 200
+#: Least time between the beginnings of two round trips of one kind while recommending, seconds.
+PACE_SECONDS = 0.008
 #: The one serving document.
 ASSOCIATION = "association"
 
 _DUPLICATE_KEY = 11000
+#: What tells an offer's states apart.
+_STAMP = {"version": 1, "units_used": 1, "budget_used": 1}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -205,6 +223,9 @@ class Store(Protocol):
     def decisions(self, query: DecisionFilter, limit: int, below: str | None) -> list[Decision]:
         """At most `limit` decisions with an id below `below` (None: all), newest first."""
 
+    def closed_count(self) -> int:
+        """How many decisions are closed."""
+
     def close_decision(self, decision: Decision, events: Sequence[Event]) -> Decision:
         """Stores a closed decision if it is still at `decision.version`; answers it as stored. EtagMismatch,
         DecisionNotFound."""
@@ -228,6 +249,9 @@ class Store(Protocol):
 
     def profile(self, customer: str) -> Profile | None:
         """What is known of a customer."""
+
+    def sample(self, limit: int) -> list[Profile]:
+        """At most so many living customers, at random where the store can."""
 
     def save_profile(self, profile: Profile) -> bool:
         """Stores what crm says unless newer is there; whether it was stored. History is left alone, and a
@@ -306,6 +330,9 @@ class Reader(Protocol):
     async def read_complaint(self, customer: str, number: str) -> bool:
         """Whether a customer, or a number, has an unresolved complaint."""
 
+    async def read_made(self, customer: str, since: datetime, call_id: str) -> int:
+        """In how many contacts, others than this call, something was offered to a customer since then."""
+
     async def read_published(self) -> list[Offer]:
         """Published offers by id, at most `PUBLISHED_MAX`."""
 
@@ -314,6 +341,12 @@ class Reader(Protocol):
 
     async def read_table(self, model_id: str) -> RuleTable:
         """A version's counts; ModelNotFound when it is not there as a whole."""
+
+    async def read_policy(self) -> Policy | None:
+        """The policy in force; None while nobody set one."""
+
+    async def read_propensity(self, known: str) -> Propensity | None:
+        """The propensity model that serves; None when it is the one known. ValueError for a broken one."""
 
     async def read_repeat(self, request_key: str, fingerprint: str) -> Decision | None:
         """What an earlier call with this key made; RequestIdReused when it asked for something else."""
@@ -569,6 +602,10 @@ class MongoStore:
         found = DecisionDocument._get_collection().find(condition, {"outbox": 0})
         return [decision_from_raw(raw) for raw in found.sort("_id", -1).limit(limit)]
 
+    def closed_count(self) -> int:
+        """As the port says."""
+        return int(DecisionDocument._get_collection().count_documents({"open": False}))
+
     def close_decision(self, decision: Decision, events: Sequence[Event]) -> Decision:
         """As the port says."""
         document = DecisionDocument(id=decision.id, version=decision.version, **decision_fields(decision))
@@ -682,6 +719,11 @@ class MongoStore:
         """As the port says."""
         raw = ProfileDocument._get_collection().find_one({"_id": customer})
         return profile_from_raw(raw) if raw is not None else None
+
+    def sample(self, limit: int) -> list[Profile]:
+        """As the port says."""
+        found = ProfileDocument._get_collection().aggregate([{"$sample": {"size": limit}}])
+        return [profile for raw in found if (profile := profile_from_raw(raw)).alive]
 
     def save_profile(self, profile: Profile) -> bool:
         """As the port says. The unique `_id` turns an older or repeated snapshot away."""
@@ -930,10 +972,24 @@ class MongoReader:
         self._serving = database[ServingDocument._get_collection_name()]
         self._models = database[ModelDocument._get_collection_name()]
         self._rows = database[ModelRowDocument._get_collection_name()]
+        self._policies = database[POLICIES.collection]
+        self._propensity_serving = database[PROPENSITY_SERVING.collection]
+        self._propensity_models = database[PROPENSITY_MODELS.collection]
+        #: Stamp and offer by id, as read last.
+        self._seen: dict[str, tuple[dict[str, Any], Offer]] = {}
+        self._ask_profile = Gathered(self._find_profiles, pace_seconds=PACE_SECONDS)
+        self._ask_complaint = Gathered(self._find_complaints, pace_seconds=PACE_SECONDS)
+        self._ask_made = Gathered(self._count_made, pace_seconds=PACE_SECONDS)
+        self._insert = Gathered(self._insert_decisions, pace_seconds=PACE_SECONDS)
+
+    async def _find_profiles(self, customers: Sequence[str]) -> list[dict[str, Any] | Exception | None]:
+        found = self._profiles.find({"_id": {"$in": list(set(customers))}})
+        by_id = {raw["_id"]: raw async for raw in found}
+        return [by_id.get(customer) for customer in customers]
 
     async def read_profile(self, customer: str) -> Profile | None:
         """As the port says."""
-        raw = await self._profiles.find_one({"_id": customer})
+        raw = await self._ask_profile.ask(customer)
         for _ in range(MERGE_HOPS_MAX):
             if raw is None or not raw.get("merged_into"):
                 break
@@ -949,16 +1005,59 @@ class MongoReader:
 
     async def read_complaint(self, customer: str, number: str) -> bool:
         """As the port says."""
-        either = [{field: value} for field, value in (("customer", customer), ("number", number)) if value]
-        if not either:
+        if not customer and not number:
             return False
-        found = [{**condition, "open": True} for condition in either]
-        return await self._complaints.find_one({"$or": found}, {"_id": 1}) is not None
+        return await self._ask_complaint.ask((customer, number))
+
+    async def _find_complaints(self, asked: Sequence[tuple[str, str]]) -> list[bool | Exception]:
+        customers, numbers = ({pair[index] for pair in asked} - {""} for index in (0, 1))
+        either = [
+            {field: {"$in": sorted(values)}, "open": True}
+            for field, values in (("customer", customers), ("number", numbers))
+            if values
+        ]
+        found = self._complaints.find({"$or": either}, {"_id": 0, "customer": 1, "number": 1})
+        rows = [(raw.get("customer"), raw.get("number")) async for raw in found]
+        complaining, called = {customer for customer, _ in rows}, {number for _, number in rows}
+        return [
+            (customer != "" and customer in complaining) or (number != "" and number in called)
+            for customer, number in asked
+        ]
+
+    async def read_made(self, customer: str, since: datetime, call_id: str) -> int:
+        """As the port says."""
+        made = await self._ask_made.ask((customer, since))
+        calls = {call for call in made if call and call != call_id}
+        return len(calls) + made.count("")
+
+    async def _count_made(self, asked: Sequence[tuple[str, datetime]]) -> list[list[str] | Exception]:
+        """The calls, "" outside one, in which something was offered."""
+        customers, earliest = sorted({customer for customer, _ in asked}), min(since for _, since in asked)
+        found = self._decisions.find(
+            {"customer": {"$in": customers}, "made_at": {"$gte": earliest}},
+            {"_id": 0, "customer": 1, "made_at": 1, "call_id": 1},
+        )
+        made: dict[str, list[tuple[datetime, str]]] = {}
+        async for raw in found:
+            made.setdefault(raw["customer"], []).append((raw["made_at"], raw.get("call_id") or ""))
+        return [[call for at, call in made.get(customer, ()) if at >= since] for customer, since in asked]
 
     async def read_published(self) -> list[Offer]:
-        """As the port says."""
-        found = self._offers.find({"state": OfferState.PUBLISHED.value}, {"outbox": 0, "claims": 0})
-        return [offer_from_raw(raw) async for raw in found.sort("_id", 1).limit(PUBLISHED_MAX)]
+        """As the port says. Reads a stamp of each, and the whole of those that are new or changed."""
+        stamps = self._offers.find({"state": OfferState.PUBLISHED.value}, _STAMP)
+        now = {raw["_id"]: raw async for raw in stamps.sort("_id", 1).limit(PUBLISHED_MAX)}
+        changed = [id for id, stamp in now.items() if id not in self._seen or self._seen[id][0] != stamp]
+        for start in range(0, len(changed), OFFERS_BATCH):
+            batch = changed[start : start + OFFERS_BATCH]
+            found = self._offers.find({"_id": {"$in": batch}}, {"outbox": 0, "claims": 0})
+            async for raw in found:
+                self._seen[raw["_id"]] = (
+                    {field: raw[field] for field in now[raw["_id"]]},
+                    offer_from_raw(raw),
+                )
+        self._seen = {id: self._seen[id] for id in now if id in self._seen}
+        # Of an offer changed between both readings the newer state counts, which may be no longer published.
+        return [offer for _, offer in self._seen.values() if offer.state is OfferState.PUBLISHED]
 
     async def read_serving(self) -> Serving:
         """As the port says."""
@@ -968,6 +1067,20 @@ class MongoReader:
         """As the port says."""
         model = await self._models.find_one({"_id": model_id})
         return _table_from_raw(model, model_id, [row async for row in self._rows.find({"model": model_id})])
+
+    async def read_policy(self) -> Policy | None:
+        """As the port says."""
+        raw = await self._policies.find_one({"_id": DEFAULT_POLICY}, {"outbox": 0})
+        return policy_from_content(raw["content"], raw["version"]) if raw is not None else None
+
+    async def read_propensity(self, known: str) -> Propensity | None:
+        """As the port says."""
+        serving = await self._propensity_serving.find_one({"_id": PROPENSITY}, {"content": 1})
+        model = serving["content"].get("model", "") if serving is not None else ""
+        if model == known:
+            return None
+        raw = await self._propensity_models.find_one({"_id": model}, {"content": 1})
+        return propensity_from_content(model, raw["content"] if raw is not None else {})
 
     async def read_repeat(self, request_key: str, fingerprint: str) -> Decision | None:
         """As the port says."""
@@ -982,10 +1095,22 @@ class MongoReader:
     ) -> Decision:
         """As the port says."""
         try:
-            await self._decisions.insert_one(_new_decision(decision, events, request_key, fingerprint))
+            await self._insert.ask(_new_decision(decision, events, request_key, fingerprint))
         except DuplicateKeyError:
             earlier = await self.read_repeat(request_key or "", fingerprint or "")
             if earlier is None:
                 raise AlreadyExists(resource=f"decisions/{decision.id}") from None
             return earlier
         return decision
+
+    async def _insert_decisions(self, rows: Sequence[dict[str, Any]]) -> list[Exception | None]:
+        answers: list[Exception | None] = [None] * len(rows)
+        try:
+            await self._decisions.insert_many(rows, ordered=False)
+        except BulkWriteError as error:
+            failures = error.details["writeErrors"]
+            if any(failure["code"] != _DUPLICATE_KEY for failure in failures):
+                raise
+            for failure in failures:
+                answers[failure["index"]] = DuplicateKeyError(failure["errmsg"], failure["code"], failure)
+        return answers

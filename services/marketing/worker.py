@@ -13,6 +13,8 @@ if TYPE_CHECKING:
 
 #: Lease of the model builder and of the sweep, seconds.
 LEASE_SECONDS = 30.0
+#: How often the worker looks whether learning is done, seconds.
+LEARN_LOOK_SECONDS = 1.0
 
 
 def _builder(settings: MarketingSettings) -> Background:
@@ -22,12 +24,12 @@ def _builder(settings: MarketingSettings) -> Background:
     from chassis import mongo
     from chassis.worker import Background
     from marketing.association import Smoothing
-    from marketing.documents import DOCUMENTS
     from marketing.handlers import Models
+    from marketing.kinds import ALL_DOCUMENTS
     from marketing.store import MongoStore
 
     def run(stopping: Stopping) -> None:
-        mongo.ensure_indexes(DOCUMENTS)
+        mongo.ensure_indexes(ALL_DOCUMENTS)
         smoothing = Smoothing(strength=settings.smoothing_strength, rate=settings.smoothing_rate)
         models = Models(MongoStore(), settings.clock(), smoothing, settings.models_kept)
         lease = _lease("models")
@@ -63,6 +65,37 @@ def _sweep(settings: MarketingSettings) -> Background:
     return Background(name="sweep", run=run)
 
 
+def _learner(settings: MarketingSettings) -> Background:
+    """Has the propensity model learned anew when outcomes came, by a process of its own: the libraries are
+    large and know nothing of green threads.
+    """
+    import subprocess
+
+    from chassis.logs import get_logger
+    from chassis.worker import Background
+    from marketing.learned import Propensities
+    from marketing.shelf import MongoShelves
+    from marketing.store import MongoStore
+
+    def run(stopping: Stopping) -> None:
+        propensities = Propensities(MongoShelves(), MongoStore(), settings.clock(), settings.models_kept)
+        lease = _lease("propensity")
+        while not stopping(settings.learn_seconds):
+            if not (lease.acquire() and propensities.due()):
+                continue
+            process = subprocess.Popen([sys.executable, "-m", "marketing.learn"], stdout=subprocess.DEVNULL)
+            while process.poll() is None:
+                lease.acquire()
+                if stopping(LEARN_LOOK_SECONDS):
+                    process.terminate()
+                    process.wait()
+                    break
+            get_logger(__name__).info("propensity.learned", status=process.returncode)
+        lease.release()
+
+    return Background(name="propensity", run=run)
+
+
 def _lease(name: str) -> Any:
     from chassis.ids import new_id
     from chassis.lease import Lease
@@ -80,14 +113,14 @@ def main() -> int:
     from chassis.config import load_settings
     from marketing.config import MarketingSettings
     from marketing.consumers import MarketingConsumers
-    from marketing.documents import OUTBOX_DOCUMENTS
+    from marketing.kinds import ALL_OUTBOX_DOCUMENTS
 
     settings = load_settings(MarketingSettings)
     return worker.run_worker(
         settings,
         MarketingConsumers,
-        documents=OUTBOX_DOCUMENTS,
-        background=[_builder(settings), _sweep(settings)],
+        documents=ALL_OUTBOX_DOCUMENTS,
+        background=[_builder(settings), _sweep(settings), _learner(settings)],
         # For partners and dashboards: within the platform nobody has to listen.
         optional_events=[
             events_pb2.OfferPublished,

@@ -61,7 +61,7 @@ EDGE = 1e-4
 
 
 def split_label(frame: pd.DataFrame) -> tuple[pd.DataFrame, Floats]:
-    """(what may be used, answers as 0 and 1). ValueError when the answer's column is missing or not yes/no."""
+    """(what may be used, answers as 0 and 1). ValueError when answers are missing or not yes or no."""
     if LABEL not in frame:
         raise ValueError(f"needs a column {LABEL!r}")
     answers = frame[LABEL].astype(str)

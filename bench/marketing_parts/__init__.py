@@ -1,0 +1,1 @@
+"""The parts of `python -m bench.marketing`: each answers its figures and whether its limits hold."""

@@ -1,0 +1,85 @@
+"""The kinds of resource that lie on shelves (shelf.py), and how those that the server reads itself are read."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from decimal import Decimal
+from typing import Any
+
+from chassis.errors import NotFound
+from marketing.documents import DOCUMENTS, OUTBOX_DOCUMENTS
+from marketing.engine import ModelNotFound
+from marketing.model import Money
+from marketing.policy import Policy
+from marketing.propensity import Propensity
+from marketing.shelf import Kind
+
+
+class PolicyNotFound(NotFound):
+    """There is no policy {resource}."""
+
+    reason = "POLICY_NOT_FOUND"
+
+
+#: The one policy there is.
+DEFAULT_POLICY = "default"
+#: The one document that says which propensity model serves.
+PROPENSITY = "propensity"
+
+POLICIES = Kind("policies", PolicyNotFound)
+#: Versions of the propensity model: {"state", "failure", "weights": [[feature, weight]], "metrics", ...}.
+PROPENSITY_MODELS = Kind("propensity_models", ModelNotFound, ["-number"], resource="models")
+#: {"model", "earlier": [...], "since", "pinned", "learned_until"}.
+PROPENSITY_SERVING = Kind("propensity_serving", ModelNotFound, resource="models")
+
+
+#: Every kind; a new one is added here.
+KINDS = (POLICIES, PROPENSITY_MODELS, PROPENSITY_SERVING)
+#: Everything whose indexes a process ensures at its start.
+ALL_DOCUMENTS = (*DOCUMENTS, *(kind.document for kind in KINDS))
+#: What the outbox relay looks through.
+ALL_OUTBOX_DOCUMENTS = (*OUTBOX_DOCUMENTS, *(kind.document for kind in KINDS))
+
+
+def policy_content(policy: Policy) -> dict[str, Any]:
+    """A policy as stored."""
+    least = policy.expected_value_min
+    return {
+        "holdout_ratio": policy.holdout_ratio,
+        "exploration_ratio": policy.exploration_ratio,
+        "fatigue_offers_max": policy.fatigue_offers_max,
+        "fatigue_days": policy.fatigue_days,
+        "expected_value_min": None if least is None else {"currency": least.currency, "amount": least.text()},
+        "updated_at": policy.updated_at,
+    }
+
+
+def policy_from_content(content: Mapping[str, Any], version: int) -> Policy:
+    """A policy as read."""
+    least = content.get("expected_value_min")
+    return Policy(
+        id=DEFAULT_POLICY,
+        holdout_ratio=content["holdout_ratio"],
+        exploration_ratio=content["exploration_ratio"],
+        fatigue_offers_max=content["fatigue_offers_max"],
+        fatigue_days=content["fatigue_days"],
+        expected_value_min=(
+            Money(currency=least["currency"], amount=Decimal(least["amount"])) if least else None
+        ),
+        version=version,
+        updated_at=content.get("updated_at"),
+    )
+
+
+def propensity_from_content(model: str, content: Mapping[str, Any]) -> Propensity:
+    """A model as read; ValueError for one that cannot serve. No id is no model."""
+    if not model:
+        return Propensity()
+    pairs = content.get("weights")
+    if not isinstance(pairs, list) or not pairs:
+        raise ValueError(f"models/{model} has no weights")
+    weights = {str(feature): float(weight) for feature, weight in pairs}
+    if not all(map(math.isfinite, weights.values())):
+        raise ValueError(f"models/{model} has weights that are no numbers")
+    return Propensity(model=model, weights=weights)

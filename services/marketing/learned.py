@@ -1,0 +1,344 @@
+"""Use cases of the propensity model and of policies: learning, serving, going back, comparing afterwards.
+
+Learning runs in a process of its own (`python -m marketing.learn`, started by the worker), because its
+libraries are large and block; what it leaves is a model version in the database, which servers read within a
+second.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from datetime import datetime, timedelta
+from typing import Any
+
+from chassis.clock import Clock
+from chassis.errors import AlreadyExists, EtagMismatch, FailedPrecondition, NotFound
+from chassis.mongo import retry_conflicts
+from marketing import convert
+from marketing.engine import ModelNotFound
+from marketing.handlers import ModelNotReady, NoEarlierModel
+from marketing.kinds import (
+    DEFAULT_POLICY,
+    POLICIES,
+    PROPENSITY,
+    PROPENSITY_MODELS,
+    PROPENSITY_SERVING,
+    policy_content,
+    policy_from_content,
+    propensity_from_content,
+)
+from marketing.model import Considered, Decision, ModelInfo, ModelState, Result
+from marketing.offline import Comparison, Estimate, Logged, Treated, compare, qini, uplift
+from marketing.policy import Policy, first_chances
+from marketing.propensity import Propensity, corrected
+from marketing.shelf import Row, Shelves
+from marketing.store import DecisionFilter, Store
+
+#: Newest decisions that a model learns from, and that policies are judged by.
+DECISIONS_MAX = 50_000
+DECISIONS_PAGE = 1_000
+#: Fewest decisions to judge a policy by.
+JUDGED_MIN = 50
+#: Purchases so long after a decision count as its effect.
+UPLIFT_DAYS = 14
+#: Versions remembered for a rollback.
+EARLIER_MAX = 10
+
+
+class TooFewDecisions(FailedPrecondition):
+    """{subject}: {why}."""
+
+    reason = "TOO_FEW_DECISIONS"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Evaluation:
+    """How a policy would have done, and what offering is worth."""
+
+    comparison: Comparison
+    uplift: Estimate
+    qini: float
+    count: int
+
+
+def put_to_customer(decision: Decision) -> list[tuple[Considered, bool]]:
+    """The offers of a closed decision that the customer heard of, with whether they took them."""
+    outcome = decision.outcome
+    if outcome is None:
+        return []
+    by_id = {considered.offer: considered for considered in decision.considered}
+    heard = [(offer, False) for offer in outcome.declined]
+    if outcome.offer and outcome.result is not Result.IGNORED:
+        heard.append((outcome.offer, outcome.result is Result.ACCEPTED))
+    return [(by_id[offer], taken) for offer, taken in heard if offer in by_id]
+
+
+class Propensities:
+    """Versions of the propensity model."""
+
+    def __init__(self, shelves: Shelves, store: Store, clock: Clock, kept: int) -> None:
+        self._shelves = shelves
+        self._store = store
+        self._clock = clock
+        self._kept = kept
+
+    def owns(self, model_id: str) -> bool:
+        """Whether an id is one of this kind's."""
+        return model_id.startswith(f"{PROPENSITY}-")
+
+    def _serving(self) -> Row:
+        try:
+            return self._shelves.get(PROPENSITY_SERVING, PROPENSITY)
+        except NotFound:
+            return Row(id=PROPENSITY, content={})
+
+    def _info(self, row: Row, serving: Mapping[str, Any]) -> ModelInfo:
+        content = row.content
+        active = serving.get("model") == row.id
+        return ModelInfo(
+            id=row.id,
+            version=row.keys["number"],
+            state=ModelState.ACTIVE if active else ModelState(content["state"]),
+            failure=content.get("failure", ""),
+            example_count=content.get("examples", 0),
+            metrics=content.get("metrics") or {},
+            created_at=row.created_at or self._clock.now(),
+            activated_at=serving.get("since") if active else None,
+        )
+
+    def get(self, model_id: str) -> ModelInfo:
+        """ModelNotFound."""
+        return self._info(self._shelves.get(PROPENSITY_MODELS, model_id), self._serving().content)
+
+    def list(self, limit: int, below: int | None) -> Sequence[ModelInfo]:
+        """Newest first."""
+        condition = {"number": {"$lt": below}} if below is not None else {}
+        rows = self._shelves.find(PROPENSITY_MODELS, condition, limit, order="-number")
+        serving = self._serving().content
+        return [self._info(row, serving) for row in rows]
+
+    def train(self) -> ModelInfo:
+        """Asks the worker for a new version; answers the one that is being made, if any."""
+        return retry_conflicts(lambda: self._info(self._next(), self._serving().content))
+
+    def _next(self) -> Row:
+        newest = next(iter(self._shelves.find(PROPENSITY_MODELS, {}, 1, order="-number")), None)
+        if newest is not None and newest.content["state"] == ModelState.TRAINING:
+            return newest
+        number = newest.keys["number"] + 1 if newest else 1
+        row = Row(
+            id=f"{PROPENSITY}-{number:06}",
+            content={"state": ModelState.TRAINING.value},
+            keys={"number": number},
+        )
+        try:
+            return self._shelves.insert(PROPENSITY_MODELS, row, self._clock.now())[0]
+        except AlreadyExists:
+            raise EtagMismatch(resource=f"models/{row.id}") from None
+
+    def due(self) -> bool:
+        """Whether somebody asked for a version, or outcomes came since the newest one."""
+        newest = next(iter(self._shelves.find(PROPENSITY_MODELS, {}, 1, order="-number")), None)
+        if newest is not None and newest.content["state"] == ModelState.TRAINING:
+            return True
+        closed = self._store.decisions(DecisionFilter(open=False), 1, None)
+        if not closed:
+            return False
+        return newest is None or self._closed_count() != newest.content.get("closed")
+
+    def _closed_count(self) -> int:
+        return self._store.closed_count()
+
+    def closed(self) -> Sequence[Decision]:
+        """The newest closed decisions, oldest first."""
+        return self._newest(DecisionFilter(open=False))[::-1]
+
+    def _newest(self, query: DecisionFilter) -> Sequence[Decision]:
+        found: deque[Decision] = deque()
+        while len(found) < DECISIONS_MAX:
+            page = self._store.decisions(query, DECISIONS_PAGE, found[-1].id if found else None)
+            found += page
+            if len(page) < DECISIONS_PAGE:
+                break
+        return tuple(found)[:DECISIONS_MAX]
+
+    def keep(self, learned: Any, examples: int, closed: int) -> ModelInfo:
+        """Stores what was learned (`learning.offers.Learned`), and lets it serve unless it failed validation
+        or an operator chose another version.
+        """
+        row = retry_conflicts(self._next)
+        state = ModelState.FAILED if learned.failure else ModelState.READY
+        content = {
+            "state": state.value,
+            "failure": learned.failure,
+            "weights": [[name, weight] for name, weight in learned.weights.items()],
+            "metrics": dict(learned.metrics),
+            "examples": examples,
+            "closed": closed,
+        }
+        row = self._shelves.update(PROPENSITY_MODELS, replace(row, content=content), self._clock.now())
+        if state is ModelState.READY and not self._serving().content.get("pinned"):
+            self._serve(row.id, pinned=False)
+        self._drop()
+        return self.get(row.id)
+
+    def _drop(self) -> None:
+        serving = self._serving().content
+        wanted = {serving.get("model"), *serving.get("earlier", ())[-self._kept :]}
+        for row in self._shelves.find(PROPENSITY_MODELS, {}, 200, order="-number")[self._kept :]:
+            if row.id not in wanted:
+                self._shelves.delete(PROPENSITY_MODELS, row)
+
+    def _serve(self, model_id: str, *, pinned: bool, back: bool = False) -> None:
+        def attempt() -> None:
+            row, now = self._serving(), self._clock.now()
+            before = row.content.get("model", "")
+            earlier = list(row.content.get("earlier", ()))
+            if back:
+                earlier = earlier[:-1]
+            elif before and before != model_id:
+                earlier = [*earlier, before][-EARLIER_MAX:]
+            content = {"model": model_id, "earlier": earlier, "since": now, "pinned": pinned}
+            events = () if before == model_id else (convert.model_event(model_id, before, back, now),)
+            if row.version:
+                self._shelves.update(PROPENSITY_SERVING, replace(row, content=content), now, events)
+            else:
+                self._shelves.insert(PROPENSITY_SERVING, replace(row, content=content), now, events)
+
+        retry_conflicts(attempt)
+
+    def activate(self, model_id: str) -> ModelInfo:
+        """Lets a version serve; any but the newest stays until another is activated. ModelNotFound,
+        ModelNotReady.
+        """
+        row = self._shelves.get(PROPENSITY_MODELS, model_id)
+        if row.content["state"] != ModelState.READY:
+            raise ModelNotReady(subject=f"models/{model_id}", why=f"it is {row.content['state']}")
+        newest = self._shelves.find(PROPENSITY_MODELS, {}, 1, order="-number")[0]
+        self._serve(model_id, pinned=newest.id != model_id)
+        return self.get(model_id)
+
+    def rollback(self) -> ModelInfo:
+        """Back to the version that served before; it stays until another is activated. NoEarlierModel."""
+        earlier = self._serving().content.get("earlier", ())
+        if not earlier:
+            raise NoEarlierModel(subject="models", why="no version served before the present one")
+        self._shelves.get(PROPENSITY_MODELS, earlier[-1])
+        self._serve(earlier[-1], pinned=True, back=True)
+        return self.get(earlier[-1])
+
+    def propensity(self, model_id: str) -> Propensity:
+        """A version, or with "" the one that serves, as it would be asked. ModelNotFound, ModelNotReady."""
+        wanted = model_id or self._serving().content.get("model", "")
+        content = self._shelves.get(PROPENSITY_MODELS, wanted).content if wanted else {}
+        try:
+            return propensity_from_content(wanted, content)
+        except (TypeError, ValueError) as error:
+            raise ModelNotReady(subject=f"models/{wanted}", why=str(error)) from None
+
+
+class Policies:
+    """The policy in force, and how others would have done."""
+
+    def __init__(
+        self, shelves: Shelves, store: Store, clock: Clock, propensities: Propensities, default: Policy
+    ) -> None:
+        self._shelves = shelves
+        self._store = store
+        self._clock = clock
+        self._propensities = propensities
+        self._default = default
+
+    def get(self) -> Policy:
+        """The policy; the settings' one until another is set."""
+        try:
+            row = self._shelves.get(POLICIES, DEFAULT_POLICY)
+        except NotFound:
+            return self._default
+        return policy_from_content(row.content, row.version)
+
+    def update(self, expected_version: int | None, change: Callable[[Policy], Policy]) -> Policy:
+        """EtagMismatch, and what `change` raises."""
+
+        def attempt() -> Policy:
+            present, now = self.get(), self._clock.now()
+            if expected_version is not None and expected_version != present.version:
+                raise EtagMismatch(resource=f"policies/{present.id}")
+            wanted = replace(change(present), updated_at=now)
+            row = Row(id=DEFAULT_POLICY, content=policy_content(wanted), version=present.version)
+            if present.version:
+                stored = self._shelves.update(POLICIES, row, now)
+            else:
+                try:
+                    stored, _ = self._shelves.insert(POLICIES, row, now)
+                except AlreadyExists:
+                    raise EtagMismatch(resource=f"policies/{present.id}") from None
+            return policy_from_content(stored.content, stored.version)
+
+        return retry_conflicts(attempt, 1 if expected_version is not None else 5)
+
+    def evaluate(
+        self, policy: Policy, model_id: str, start: datetime | None, end: datetime | None
+    ) -> Evaluation:
+        """Judges a policy by the log. TooFewDecisions, ModelNotFound, ModelNotReady."""
+        propensity = self._propensities.propensity(model_id)
+        every = self._propensities._newest(DecisionFilter())
+        chosen = [
+            decision
+            for decision in every
+            if (start is None or decision.created_at >= start) and (end is None or decision.created_at < end)
+        ]
+        log = [
+            logged(decision, policy, propensity)
+            for decision in chosen
+            if decision.outcome is not None and decision.considered and decision.offers
+        ]
+        if len(log) < JUDGED_MIN:
+            raise TooFewDecisions(
+                subject=f"policies/{policy.id}", why=f"needs {JUDGED_MIN} closed decisions, has {len(log)}"
+            )
+        arms = [self._treated(decision) for decision in chosen if decision.considered and decision.customer]
+        return Evaluation(comparison=compare(log), uplift=uplift(arms), qini=qini(arms), count=len(log))
+
+    def _treated(self, decision: Decision) -> Treated:
+        """What the customer took, within `UPLIFT_DAYS`, of what was looked at."""
+        until = decision.created_at + timedelta(days=UPLIFT_DAYS)
+        worth = {considered.product: considered.worth for considered in decision.considered}
+        bought = {
+            purchase.product
+            for purchase in self._store.purchases(decision.customer, 100, None)
+            if decision.created_at <= purchase.at < until
+        }
+        return Treated(
+            offered=not decision.holdout,
+            value=sum(worth.get(product, 0.0) for product in bought),
+            predicted=decision.considered[0].probability * decision.considered[0].worth,
+        )
+
+
+def logged(decision: Decision, policy: Policy, propensity: Propensity) -> Logged:
+    """A closed decision as another policy with another model sees it."""
+    first = decision.offers[0].offer
+
+    def expected(considered: Considered) -> float:
+        chance = corrected(propensity, considered.offer, decision.traits, considered.base)
+        return chance * considered.worth
+
+    order = sorted(decision.considered, key=lambda considered: (-expected(considered), considered.offer))
+    least = policy.expected_value_min
+    order = [one for one in order if least is None or expected(one) >= float(least.amount)]
+    chances = dict(zip([one.offer for one in order], first_chances(policy, len(order), 10**9), strict=True))
+    shown = next((one for one in decision.considered if one.offer == first), None)
+    heard = put_to_customer(decision)
+    return Logged(
+        chance=decision.propensity,
+        target=chances.get(first, 0.0),
+        reward=sum(one.worth for one, taken in heard if taken),
+        expected=expected(shown) if shown else 0.0,
+        expected_target=sum(chances[one.offer] * expected(one) for one in order),
+    )
+
+
+__all__ = ["Evaluation", "ModelNotFound", "Policies", "Propensities", "TooFewDecisions", "put_to_customer"]

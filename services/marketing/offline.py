@@ -1,0 +1,145 @@
+"""How another policy would have done, judged by what was logged, and what offering is worth at all. Pure.
+
+Of each decision is known what came first, with which probability, and what it earned. Estimates:
+
+1. inverse propensity weighting, and its self-normalised form (Swaminathan, Joachims: The self-normalized
+   estimator for counterfactual learning, NIPS 2015), whose interval is by the delta method;
+2. doubly robust (Dudik, Langford, Li: Doubly robust policy evaluation and learning, ICML 2011): the model's
+   own estimate, corrected by the weighted residuals. Right when either the propensities or the model are.
+
+Intervals are normal, 95 %. Uplift compares customers who were offered something with those held out; the Qini
+value is the area between the curve of incremental value and the straight line, a decision (Radcliffe: Using
+control groups to target on predicted lift, 2007).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+#: Half-width of a 95 % interval in standard errors.
+NORMAL_95 = 1.959963984540054
+#: Largest weight of one decision; beyond it the estimate would be this decision's alone.
+WEIGHT_MAX = 1_000.0
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Estimate:
+    """A value with its 95 % interval."""
+
+    value: float
+    lower: float
+    upper: float
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Logged:
+    """One decision, as far as it matters for another policy."""
+
+    #: Probability with which the logging policy put first what it put first, in (0, 1].
+    chance: float
+    #: Probability with which the policy judged would have.
+    target: float
+    #: What it earned.
+    reward: float
+    #: What the model expects of what came first.
+    expected: float
+    #: What the model expects of the policy judged: the mean over what it would put first.
+    expected_target: float
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Comparison:
+    """How a policy would have done, a decision."""
+
+    inverse_propensity: Estimate
+    self_normalised: Estimate
+    doubly_robust: Estimate
+    logged: Estimate
+    #: Effective number of decisions after weighting (Kish).
+    effective_count: float
+
+
+def mean_estimate(values: Sequence[float]) -> Estimate:
+    """The mean; of fewer than two values the interval is the value itself."""
+    count = len(values)
+    if not count:
+        return Estimate(value=0.0, lower=0.0, upper=0.0)
+    mean = math.fsum(values) / count
+    if count < 2:
+        return Estimate(value=mean, lower=mean, upper=mean)
+    variance = math.fsum((value - mean) ** 2 for value in values) / (count - 1)
+    return _interval(mean, math.sqrt(variance / count))
+
+
+def _interval(value: float, error: float) -> Estimate:
+    return Estimate(value=value, lower=value - NORMAL_95 * error, upper=value + NORMAL_95 * error)
+
+
+def compare(log: Sequence[Logged]) -> Comparison:
+    """Every estimate for a log. ValueError for an empty one."""
+    if not log:
+        raise ValueError("there is nothing to judge by")
+    weights = [min(WEIGHT_MAX, entry.target / entry.chance) for entry in log]
+    rewards = [entry.reward for entry in log]
+    total = math.fsum(weights)
+    weighted = [weight * reward for weight, reward in zip(weights, rewards, strict=True)]
+    normal = math.fsum(weighted) / total if total else 0.0
+    residuals = [weight * (reward - normal) for weight, reward in zip(weights, rewards, strict=True)]
+    spread = math.sqrt(math.fsum(value**2 for value in residuals)) / total if total else 0.0
+    robust = [
+        entry.expected_target + weight * (entry.reward - entry.expected)
+        for weight, entry in zip(weights, log, strict=True)
+    ]
+    squares = math.fsum(weight**2 for weight in weights)
+    return Comparison(
+        inverse_propensity=mean_estimate(weighted),
+        self_normalised=_interval(normal, spread),
+        doubly_robust=mean_estimate(robust),
+        logged=mean_estimate(rewards),
+        effective_count=total**2 / squares if squares else 0.0,
+    )
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Treated:
+    """A decision about a customer who was, or by the holdout was not, offered something."""
+
+    #: Whether something was offered.
+    offered: bool
+    #: What the customer was worth afterwards.
+    value: float
+    #: What the model expected of offering.
+    predicted: float
+
+
+def uplift(log: Sequence[Treated]) -> Estimate:
+    """Mean value with an offer less mean value without (Welch's interval); zeros where an arm is empty."""
+    arms = [[entry.value for entry in log if entry.offered is offered] for offered in (True, False)]
+    if not all(arms):
+        return Estimate(value=0.0, lower=0.0, upper=0.0)
+    offered, held = (mean_estimate(arm) for arm in arms)
+    error = math.hypot(offered.upper - offered.value, held.upper - held.value) / NORMAL_95
+    return _interval(offered.value - held.value, error)
+
+
+def qini(log: Sequence[Treated]) -> float:
+    """Area between the Qini curve and the straight line to its end, both a decision: above 0 the model puts
+    first whom offering moves most. 0 where an arm is empty.
+    """
+    ordered = sorted(log, key=lambda entry: -entry.predicted)
+    count = len(ordered)
+    offered = held = 0
+    gained = lost = area = 0.0
+    curve = 0.0
+    for entry in ordered:
+        if entry.offered:
+            offered, gained = offered + 1, gained + entry.value
+        else:
+            held, lost = held + 1, lost + entry.value
+        before, curve = curve, gained - (lost * offered / held if held else 0.0)
+        area += (before + curve) / 2
+    if not offered or not held:
+        return 0.0
+    return (area - curve * count / 2) / count**2
