@@ -630,6 +630,33 @@ def _unlist_call(state: ShardState, entry: CallEntry) -> None:
         preferred.own_count -= 1
 
 
+# --- taking in an image
+# ----------------------------------------------------------------------------------------------
+
+
+def adopt_agent(state: ShardState, agent: AgentEntry, idle: Iterable[str]) -> None:
+    """Takes in an agent of an image, before the lines: it can be found, it is free on the channels `idle`,
+    and
+    its deadlines run.
+    """
+    state.agents[agent.config.id] = agent
+    agent.idle = {channel: Place(agent.config.id) for channel in idle}
+    state.index_skills(agent)
+    for kind, name in _AGENT_DEADLINES:
+        state.set_deadline(getattr(agent, name), kind, agent.config.id)
+    for call_id, (_, due_ms) in agent.wraps.items():
+        state.set_deadline(due_ms, "wrap", f"{agent.config.id}/{call_id}")
+
+
+def adopt_call(state: ShardState, entry: CallEntry, *, listed: bool) -> None:
+    """Takes in a call of an image, after agents and lines: its deadlines run, and it waits if it did."""
+    state.calls[entry.facts.call_id] = entry
+    for kind, name in _CALL_DEADLINES:
+        state.set_deadline(getattr(entry, name), kind, entry.facts.call_id)
+    if listed:
+        _list_call(state, entry)
+
+
 # --- evolve
 # ----------------------------------------------------------------------------------------------------------
 
@@ -762,10 +789,9 @@ def _agent_removed(s: ShardState, e: AgentRemoved) -> None:
     agent = s.agents.get(e.agent)
     if agent is None:
         return
-    for call_id in sorted({place[2] for place in agent.own}):
-        entry = s.calls.get(call_id)
-        if entry is not None and entry.preferred == e.agent:
-            _end_preference(s, entry)
+    # Not by the agent's heap: what a reader still has in it, a leader may have dropped.
+    for entry in [call for call in s.calls.values() if call.preferred == e.agent]:
+        _end_preference(s, entry)
     del s.agents[e.agent]
     s.drop_skills(agent)
     _leave_lines(agent)

@@ -1,0 +1,196 @@
+"""Images: what was dumped comes back, goes on as the original does, and is refused when it is damaged."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import msgspec
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tests.unit.routing.test_routing_engine import (
+    AGENTS,
+    SKILLS,
+    STEPS,
+    Shard,
+    carry_out,
+    check_invariants,
+    commands,
+    facts_of,
+)
+
+from routing import image
+from routing.model import (
+    CallFacts,
+    CallState,
+    ConfigureQueue,
+    EndCall,
+    PlaceCall,
+    QueueConfig,
+    RemoveQueue,
+    SetLeadList,
+    Strategy,
+)
+from routing.state import CallEntry, ShardState, evolve
+
+
+def busy_shard(strategy: Strategy) -> Shard:
+    shard = Shard(
+        wrap_up_span_ms=2_000,
+        ring_span_ms=3_000,
+        reject_delay_span_ms=1_000,
+        preferred_span_ms=2_500,
+        steps=STEPS,
+        strategy=strategy,
+    )
+    for agent in AGENTS:
+        shard.agent(agent, skills=SKILLS[agent])
+    shard.do(SetLeadList(routers=("one:1", "two:1")))
+    return shard
+
+
+def copy_of(state: ShardState) -> ShardState:
+    return image.restore(state.shard, image.dump(state))
+
+
+def parts(state: ShardState) -> list[bytes]:
+    return list(image.dump(state))
+
+
+@settings(max_examples=50, deadline=None)
+@given(
+    st.lists(commands(), min_size=5, max_size=40),
+    st.integers(min_value=0, max_value=40),
+    st.sampled_from(Strategy),
+)
+def test_what_is_restored_goes_on_as_the_original(
+    history: list[tuple[str, ...]], cut: int, strategy: Strategy
+) -> None:
+    """The rest of the journal, applied to a restored image, ends where the original ends, to the byte."""
+    shard = busy_shard(strategy)
+    done, restored = len(shard.journal), copy_of(shard.state)
+    for number, (kind, call_id, agent, pause) in enumerate(history):
+        shard.wait(int(pause))
+        carry_out(shard, kind, call_id, agent)
+        if number == cut:
+            done, restored = len(shard.journal), copy_of(shard.state)
+            assert parts(restored) == parts(shard.state)
+            assert facts_of(restored) == facts_of(shard.state)
+    for at_ms, event in shard.journal[done:]:
+        evolve(restored, event, at_ms)
+    restored.clear_worklists()
+    assert facts_of(restored) == facts_of(shard.state)
+    assert parts(restored) == parts(shard.state)
+    assert all(image.digest(restored, n) == image.digest(shard.state, n) for n in range(3))
+    shard.state = restored
+    check_invariants(shard)
+    shard.wait(1_000_000)
+    check_invariants(shard)
+
+
+def test_a_call_that_outlived_its_queue_keeps_the_queues_settings() -> None:
+    shard = Shard(wrap_up_span_ms=7_000)
+    shard.agent("ann")
+    shard.place("c1")
+    shard.connect("c1")
+    shard.do(EndCall(call_id="c1"))
+    shard.do(RemoveQueue(queue="service"))
+    assert not shard.state.queues
+    restored = copy_of(shard.state)
+    assert restored.calls["c1"].line.queue.wrap_up_span_ms == 7_000
+    assert parts(restored) == parts(shard.state)
+    shard.do(ConfigureQueue(queue=QueueConfig(id="service", wrap_up_span_ms=1)))
+    assert copy_of(shard.state).calls["c1"].line.queue.wrap_up_span_ms == 7_000
+
+
+def test_order_and_waiting_survive() -> None:
+    shard = Shard()
+    for number in range(50):
+        shard.place(f"c{number}", facts={"priority": number % 3})
+    before = list(shard.state.calls)
+    restored = copy_of(shard.state)
+    assert list(restored.calls) == before
+    shard.agent("ann")
+    twin = Shard()
+    twin.state, twin.now_ms = restored, shard.now_ms
+    twin.agent("ann")
+    offered = [c for c, e in shard.state.calls.items() if e.state is CallState.OFFERED]
+    assert offered == [c for c, e in twin.state.calls.items() if e.state is CallState.OFFERED] != []
+
+
+def test_a_large_state_has_many_parts() -> None:
+    shard = Shard()
+    text = (("note", "x" * 15_000),)
+    for number in range(200):
+        shard.place(f"c{number}", facts={"attributes": text})
+    made = parts(shard.state)
+    assert len(made) >= 4 and max(map(len, made)) < 2 * image.PART_BYTES < image.PART_BYTES_MAX
+    assert parts(image.restore("beijing", made)) == made
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda made: [b"\xc1", *made[1:]],
+        lambda made: [made[0][:-3], *made[1:]],
+        lambda made: [made[-1]],
+        lambda made: [msgspec.msgpack.encode(("unheard of", []))],
+    ],
+    ids=["garbage", "cut off", "calls without lines", "another kind"],
+)
+def test_a_damaged_image_is_refused(damage: Any) -> None:
+    shard = Shard()
+    shard.place("c1")
+    with pytest.raises(image.ImageError):
+        image.restore("beijing", damage(parts(shard.state)))
+
+
+def test_an_image_of_another_shard_is_refused() -> None:
+    with pytest.raises(image.ImageError, match="image of shard beijing"):
+        image.restore("shanghai", image.dump(Shard().state))
+
+
+def test_an_older_image_gives_new_fields_their_first_value() -> None:
+    shard = Shard()
+    shard.place("c1")
+    old = [part.replace(b"move", b"gone") for part in parts(shard.state)]
+    assert image.restore("beijing", old).calls["c1"].move == 0
+
+
+def test_a_field_without_a_type_is_noticed() -> None:
+    class Odd(CallEntry):
+        __slots__ = ("something",)
+
+    entry: Any = Odd(CallFacts(call_id="", queue=""), None)  # type: ignore[arg-type]
+    entry.something = []
+    with pytest.raises(TypeError, match="something needs a type"):
+        image._DERIVED[Odd] = frozenset()
+        image._Kind(Odd, entry, {})
+    del image._DERIVED[Odd]
+
+
+def test_a_digest_tells_states_apart() -> None:
+    one, two = Shard(), Shard()
+    for shard in (one, two):
+        shard.agent("ann")
+        shard.place("c1")
+    assert image.digest(one.state, 7) == image.digest(two.state, 7)
+    two.state.calls["c1"].recording_uri = "changed"
+    assert image.digest(one.state, 7) != image.digest(two.state, 7)
+    assert image.comparable(image.digest(one.state, 7), image.digest(two.state, 8))
+    assert not image.comparable(image.digest(one.state, 7), "0:0")
+
+
+def test_digests_look_at_every_entry_by_turns() -> None:
+    shard = Shard()
+    count = 3 * image.DIGEST_ENTRIES
+    shard.do(ConfigureQueue(queue=QueueConfig(id="service", length_max=count)))
+    for number in range(count):
+        facts = CallFacts(call_id=f"c{number}", queue="service")
+        shard.do(PlaceCall(facts=facts, attempt=1, move=1, front="f"))
+    before = [image.digest(shard.state, n) for n in range(3)]
+    last = shard.state.calls[f"c{count - 1}"]
+    last.facts = replace(last.facts, caller_number="+1")
+    changed = [image.digest(shard.state, n) != before[n] for n in range(3)]
+    assert sum(changed) == 1
