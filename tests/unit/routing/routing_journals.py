@@ -1,0 +1,132 @@
+"""A shard's journal in memory, made by the engine itself: for whoever reads journals."""
+
+from __future__ import annotations
+
+import random
+from typing import Any
+
+from routing import codec
+from routing.engine import step
+from routing.journal import Block
+from routing.model import (
+    AcceptOffer,
+    AgentConfig,
+    CallFacts,
+    CloseSession,
+    Command,
+    ConfigureAgent,
+    ConfigureQueue,
+    ConfirmCall,
+    EndCall,
+    Event,
+    HangUp,
+    OpenSession,
+    PauseAgent,
+    PlaceCall,
+    QueueConfig,
+    ShardOpened,
+    Tick,
+)
+from routing.state import ShardState, evolve, next_deadline
+from routing.testing import MemoryBlocks
+from routing.views import view_call
+
+#: A whole half-hour.
+T0 = 1_771_999_200_000
+MINUTE = 60_000
+
+
+class Journal:
+    """A shard whose events are cut into blocks."""
+
+    def __init__(self) -> None:
+        self.state = ShardState("beijing")
+        self.state.epoch = 1
+        self.now_ms = T0
+        self.blocks = MemoryBlocks()
+        self.events: list[tuple[int, Event]] = [(T0, ShardOpened(router="r", leaderless_span_ms=0))]
+        evolve(self.state, self.events[0][1], T0)
+        self.block()
+        self.do(
+            ConfigureQueue(
+                queue=QueueConfig(id="service", wrap_up_span_ms=30_000, reject_delay_span_ms=60_000)
+            )
+        )
+        self.do(ConfigureQueue(queue=QueueConfig(id="sales", wrap_up_span_ms=0, reject_delay_span_ms=60_000)))
+
+    def do(self, command: Command) -> Any:
+        events, answer = step(self.state, command, self.now_ms)
+        self.events += [(self.now_ms, event) for event in events]
+        return answer
+
+    def wait(self, ms: int) -> None:
+        until = self.now_ms + ms
+        while (due := next_deadline(self.state)) is not None and due[0] <= until:
+            self.now_ms = max(self.now_ms, due[0])
+            self.do(Tick())
+        self.now_ms = until
+
+    def agent(self, agent: str, session: int = 1) -> None:
+        self.do(ConfigureAgent(agent=AgentConfig(id=agent)))
+        self.do(OpenSession(agent=agent, session=session, command=1, front="f"))
+
+    def place(self, call_id: str, queue: str = "service", attempt: int = 1, move: int = 1) -> None:
+        facts = CallFacts(call_id=call_id, queue=queue)
+        self.do(PlaceCall(facts=facts, attempt=attempt, move=move, front="f"))
+
+    def connect(self, call_id: str) -> None:
+        call = view_call(self.state, call_id)
+        self.do(AcceptOffer(agent=call.agent, session=1, offer_id=call.offer_id))
+        self.do(ConfirmCall(call_id=call_id, offer_id=call.offer_id, attempt=call.attempt, move=call.move))
+
+    def block(self) -> None:
+        """Commits what has happened since the last block."""
+        sequence = self.blocks.newest("beijing") + 1
+        previous = self.blocks.at("beijing", sequence - 1)
+        base = self.events[0][0] if self.events else self.now_ms
+        self.blocks.put(
+            Block(
+                shard="beijing",
+                sequence=sequence,
+                epoch=1,
+                nonce=f"n{sequence}",
+                prev=previous.nonce if previous else "",
+                now_ms=base,
+                format=codec.FORMAT,
+                count=len(self.events),
+                body=codec.encode_events(self.events, base),
+            )
+        )
+        self.events = []
+
+
+def busy_day(seed: int, steps: int = 120) -> Journal:
+    """A random history of two queues and three agents over some hours, in blocks of random size."""
+    rng, journal = random.Random(seed), Journal()
+    sessions = {"ann": 1, "bob": 1, "eve": 1}
+    for agent in sessions:
+        journal.agent(agent)
+    for number in range(steps):
+        call_id = f"c{rng.randrange(number // 2, number + 1)}"
+        live = call_id in journal.state.calls
+        agent = rng.choice(list(sessions))
+        match rng.randrange(10):
+            case 0 | 1 | 2:
+                journal.place(f"c{number}", rng.choice(("service", "sales")))
+            case 3 | 4 | 5 if live and view_call(journal.state, call_id).offer_id:
+                journal.connect(call_id)
+            case 6 if live:
+                journal.do(EndCall(call_id=call_id))
+            case 7 if live:
+                journal.do(HangUp(call_id=call_id, attempt=1))
+            case 8:
+                journal.do(PauseAgent(agent=agent, paused=rng.random() < 0.5))
+            case 9:
+                if rng.random() < 0.5:
+                    journal.do(CloseSession(agent=agent, session=1))
+                else:
+                    journal.do(OpenSession(agent=agent, session=1, command=number, front="f"))
+        journal.wait(rng.choice((0, 900, 14_000, 3 * MINUTE, 40 * MINUTE)))
+        if rng.random() < 0.4:
+            journal.block()
+    return journal
