@@ -12,9 +12,11 @@ Rules, in this order:
    marked down by whoever watches it. A home that does not speak the caller's language while another region
    does is not preferred.
 4. **Overflow.** Past the threshold, regions with a free fitting agent come first, then all by cost, home too:
-   a call leaves a queue only for a better one. Overflow once begun goes on until home's wait is
-   `hysteresis_ratio` below the threshold, and a change of target has to gain `hysteresis_seconds`: `Previous`
-   carries that from one call to the next, and is the only memory.
+   a call leaves a queue only for a better one. While nobody is free anywhere another region's queue must be
+   `leave_seconds` better than home's: whoever waits at home moves as soon as somebody elsewhere is free, so
+   little is won by waiting elsewhere, and home would lose a call that it can answer. Overflow once begun goes
+   on until home's wait is `hysteresis_ratio` below the threshold, and a change of target has to gain
+   `hysteresis_seconds`: `Previous` carries that from one call to the next, and is the only memory.
 5. **Cost** is in seconds of waiting, so that its parts add up: expected wait; load; distance beyond the
    radius within which the place is known; language; trunk; less affinity. Ties go to the smaller id.
 6. **Old information** (older than `info_age_ms_max`) counts as unknown, never as a free agent. An agent that
@@ -167,6 +169,8 @@ class PlacementRules:
     hysteresis_ratio: float = 0.25
     #: What another target must gain on the previous one, and another region on home.
     hysteresis_seconds: float = 3.0
+    #: What another region's queue must gain on home's when nobody is free anywhere.
+    leave_seconds: float = 60.0
     #: Information older than this is unknown, milliseconds.
     info_age_ms_max: int = 3000
     #: What a thousand kilometres cost.
@@ -458,12 +462,15 @@ def _ranked(
 ) -> list[Candidate]:
     """Candidates with their ranks, best first."""
     somebody_speaks = any(c.speaks for c in eligible)
+    stays = step is Step.OVERFLOW and not any(c.agents_free for c in eligible)
 
     def key(c: Candidate) -> tuple[bool, bool, float, str]:
         is_home = c.region == home
         after_others = (step is Step.HOME and not is_home) or (step is Step.SHIFTED and is_home)
         has_fitting = bool(c.agents_free) and (c.speaks or not somebody_speaks)
         kept = rules.hysteresis_seconds if is_home or c.region == before.target else 0.0
+        if is_home and stays:
+            kept = max(kept, rules.leave_seconds)
         return after_others, not has_fitting, c.cost_seconds - kept, c.region
 
     return [replace(c, rank=rank) for rank, c in enumerate(sorted(eligible, key=key), 1)]

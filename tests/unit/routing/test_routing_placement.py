@@ -148,6 +148,13 @@ def test_a_call_leaves_a_queue_only_for_a_better_one() -> None:
     assert (result.step, result.regions[0]) == (Step.OVERFLOW, "guangzhou")
 
 
+def test_a_queue_elsewhere_is_joined_only_for_a_great_gain() -> None:
+    """Whoever waits at home moves as soon as somebody elsewhere is free: little is won by leaving at once."""
+    everywhere = {name: busy(5.0) for name in CENTRES}
+    assert placed(regions(**{**everywhere, "guangzhou": busy(50.0)})).regions[0] == "guangzhou"
+    assert placed(regions(**{**everywhere, "guangzhou": busy(150.0)})).regions[0] != "guangzhou"
+
+
 def test_a_free_agent_at_home_means_no_overflow_whatever_the_estimate() -> None:
     views = regions(guangzhou=replace(idle(1), ewt_seconds=500.0))
     assert placed(views).step is Step.HOME
