@@ -24,7 +24,7 @@ CODE := services tests tools $(wildcard bench) $(wildcard sim)
 
 help: ## this list
 	@echo "callmesh. Usage: make <target> [VARIABLE=value ...]"; echo
-	@awk -F ':.*## ' '/^[a-z][a-z-]*:.*## /{printf "  %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z][a-z%-]*:.*## /{printf "  %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 	@printf '%s\n' '' 'Variables (all optional):' \
 	  '  PYTHON=python3      the interpreter that .venv is made with (3.11 or newer)' \
 	  '  RUN_DIR=.run        where a local stack keeps its data, logs and secrets' \
@@ -107,8 +107,14 @@ status: $(STAMP) ## each process of the local stack with port, state and uptime
 bench: setup ## every benchmark in bench/, figures into build/reports/
 	@$(PY) tools/run_all.py bench
 
+bench-%: setup ## one benchmark: chassis, engine, routing, queueing, recovery, regions, crm, tickets, marketing
+	@PYTHONPATH=services:. $(PY) -m bench.$*
+
 sim: proto ## the seeded simulation of routers, network and store
 	@$(PY) tools/run_all.py simulation
+
+chaos-%: setup ## one of them: leader, store, region
+	@PYTHONPATH=services:. $(PY) -m bench.chaos.$*
 
 chaos: setup ## kill -9, partitions and outages under load
 	@$(PY) tools/run_all.py chaos

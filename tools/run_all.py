@@ -17,8 +17,18 @@ ROOT = Path(__file__).resolve().parent.parent
 
 def benchmarks() -> list[list[str]]:
     """One command for each runnable module of bench/."""
-    modules = sorted((ROOT / "bench").glob("*.py"))
-    return [[f"bench.{m.stem}"] for m in modules if '__name__ == "__main__"' in m.read_text()]
+    return _programs("bench")
+
+
+def chaos() -> list[list[str]]:
+    """One command for each runnable module of bench/chaos/."""
+    return _programs("bench/chaos")
+
+
+def _programs(folder: str) -> list[list[str]]:
+    modules = sorted((ROOT / folder).glob("*.py"))
+    package = folder.replace("/", ".")
+    return [[f"{package}.{m.stem}"] for m in modules if '__name__ == "__main__"' in m.read_text()]
 
 
 def tests(folder: str) -> list[list[str]]:
@@ -50,7 +60,7 @@ def run(commands: list[list[str]]) -> int:
 
 def main(arguments: list[str]) -> int:
     """Returns a process exit status."""
-    kinds = {"bench": benchmarks, "simulation": simulation, "chaos": lambda: tests("chaos")}
+    kinds = {"bench": benchmarks, "simulation": simulation, "chaos": chaos}
     if len(arguments) != 1 or arguments[0] not in kinds:
         print(f"usage: run_all.py {'|'.join(kinds)}", file=sys.stderr)
         return 2
