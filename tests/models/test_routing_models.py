@@ -20,8 +20,9 @@ LARGE = os.environ.get("MODELS") == "large"
 #: A large search has to be let run.
 LARGE_SECONDS_MAX = 3_600
 
-JOURNAL_BOUNDS: dict[str, Any] = {"commands": (2, 2), "openings": (1, 2)} if LARGE else {}
-HANDOVER_BOUNDS: dict[str, Any] = {"attempts": 3, "offers": 1} if LARGE else {}
+#: 1,764,456 states of the journal and 699,892 of the hand-over.
+JOURNAL_BOUNDS: dict[str, Any] = {"openings": (1, 2)} if LARGE else {}
+HANDOVER_BOUNDS: dict[str, Any] = {"offers": 3} if LARGE else {}
 
 #: Rule of the journal to the harm that comes of its absence.
 JOURNAL_HARM = {
