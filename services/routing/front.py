@@ -540,7 +540,7 @@ class Front:
         if up:
             self._lost.discard(region)
             for caller in [c for c in self._callers.values() if c.region == region]:
-                self.spawn(self._attach_again(caller))
+                self.spawn(self._attach_again(caller, region))
             for desk in [d for d in self._desks.values() if d.region == region]:
                 self.spawn(self._open_again(desk))
         else:
@@ -549,8 +549,7 @@ class Front:
                 self._options.silent_seconds, self._region_lost, region
             )
 
-    async def _attach_again(self, caller: Caller) -> None:
-        region = caller.region
+    async def _attach_again(self, caller: Caller, region: str) -> None:
         async with self._reattach[region]:
             # Until the next change of leader, which tries again; a region that stays away is lost.
             while self._shards[region].up:
