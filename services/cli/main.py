@@ -9,7 +9,8 @@ from types import FrameType
 import typer
 
 from chassis.localstack import PortInUse, ProcessFailed
-from cli import directory
+from cli import directory, report_voc
+from cli.crm_files import export_file, import_file
 from cli.down import down
 from cli.locate import locate
 from cli.plan import BadStackConfig
@@ -34,11 +35,13 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 COMMANDS = (up, down, status, locate, simulate)
-GROUPS = (directory.region, directory.directory)
+GROUPS = (directory.region, directory.directory, report_voc.report)
 for command in COMMANDS:
     app.command()(command)
 for group in GROUPS:
     app.add_typer(group)
+app.command("import")(import_file)
+app.command("export")(export_file)
 
 
 def add_demo(arguments: list[str]) -> None:

@@ -3,8 +3,8 @@
 A reason's history says how many to expect: with H contacts in D days before, the number in d days is compared
 with the negative binomial distribution that follows from a Poisson rate whose uncertainty is that of H
 (Jeffreys' prior: Gamma with H + 1/2 and D). Days differ by more than chance, so counts are first divided by
-the reason's own dispersion, the variance of its daily counts over their mean where that is above 1. The p-values
-of all reasons are corrected together after Holm.
+the reason's own dispersion, the variance of its daily counts over their mean where that is above 1. The
+p-values of all reasons are corrected together after Holm.
 """
 
 from __future__ import annotations

@@ -291,6 +291,7 @@ TAKEN: dict[str, frozenset[str]] = {
             *crm.inbound.TICKETS,
             *crm.inbound.OFFERS,
             *crm.inbound.CUSTOMERS,
+            *crm.inbound.TOLD,
         ),
         "tickets": (*tickets.inbound.CALLS, *tickets.inbound.CUSTOMERS),
         "marketing": (*marketing.inbound.CUSTOMERS, *marketing.inbound.TICKETS),

@@ -1,0 +1,282 @@
+"""Merging and its undoing lose nothing, in whatever order things happen; the same for erasure."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from datetime import UTC, datetime
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from chassis.errors import CallmeshError, InvalidArgument
+from chassis.testing import FakeClock
+from crm import engine, merging, timeline
+from crm.handlers import Create, Customers, Memory, Policy
+from crm.memory_store import MemoryStore
+from crm.model import (
+    Channel,
+    Consent,
+    Customer,
+    EmailAddress,
+    Fact,
+    Interaction,
+    InteractionKind,
+    MergeState,
+    PhoneNumber,
+    Purpose,
+    State,
+)
+from crm.sagas import Erasures, Merges, MergeWish
+
+NOW = datetime(2026, 3, 2, 9, 0, tzinfo=UTC)
+
+
+class World:
+    """A store with everything on it."""
+
+    def __init__(self) -> None:
+        clock, policy = FakeClock(NOW), Policy()
+        self.store = MemoryStore()
+        self.customers = Customers(self.store, clock, policy)
+        self.merges = Merges(self.store, clock)
+        self.erasures = Erasures(self.store, clock)
+        self.memory = Memory(self.store, clock)
+
+    def create(self, id: str, number: str = "", **more: object) -> Customer:
+        numbers = (PhoneNumber(number=number),) if number else ()
+        draft = Customer(display_name=f"名 {id}", phone_numbers=numbers, **more)  # type: ignore[arg-type]
+        return self.customers.create(Create(draft=draft, id=id), "amy")
+
+    def merge(self, survivor: str, *absorbed: str) -> str:
+        return self.merges.request(MergeWish(survivor=survivor, absorbed=absorbed), "amy").id
+
+    def call(self, number: str, n: int, customer: str = "") -> None:
+        values = {"state": "COMPLETED", "number": number, "customer": customer, "notes": "secret"}
+        self.memory.apply(
+            Fact(
+                kind=InteractionKind.CALL,
+                source="routing",
+                source_id=f"call-{n}",
+                facet="ended",
+                stamp=(1, 1, 1, n),
+                values=values,
+                began_ms=n,
+            )
+        )
+
+    def shown(self, id: str) -> set[str]:
+        return {i.source_id for i in self._all() if timeline.customer_of(i.subject) == id}
+
+    def _all(self) -> list[Interaction]:
+        return [timeline.project(entry) for entry in self.store._entries.values()]
+
+    def owner(self, number: str) -> str | None:
+        return self.store.owners([f"tel:{number}"]).get(f"tel:{number}")
+
+    def content(self, id: str) -> Customer:
+        """Without what every change changes."""
+        found = self.store.customer(id)
+        assert found is not None
+        return replace(found, version=0, update_time=None, updater="", delete_time=None)
+
+
+A, B, C = "+8613800000001", "+8613800000002", "+8613800000003"
+
+
+def three() -> World:
+    world = World()
+    world.create("a", A, tags=("x",), notes="甲")
+    world.create("b", B, tags=("x", "y"), notes="乙", given_name="伟")
+    world.create("c", C, email_addresses=(EmailAddress(address="c@example.com"),))
+    for n, number in enumerate((A, B, B, C)):
+        world.call(number, n)
+    return world
+
+
+def test_a_merge_moves_everything_and_tells_it() -> None:
+    world = three()
+    merge = world.merges.get(world.merge("a", "b", "c"))
+    assert merge.state is MergeState.MERGED and merge.moved == 3
+    assert world.shown("a") == {"call-0", "call-1", "call-2", "call-3"}
+    assert {world.owner(number) for number in (A, B, C)} == {"a"}
+    survivor = world.content("a")
+    assert survivor.tags == ("x", "y") and survivor.notes == "甲\n\n乙" and survivor.given_name == "伟"
+    gone = world.content("b")
+    assert gone.state is State.MERGED and gone.merged_into == "a" and gone.notes == "乙"
+    types = [event.type.rpartition(".")[2] for event in world.store.events]  # type: ignore[attr-defined]
+    assert types[-1] == "CustomersMerged" and types.count("CustomerUpdated") == 4
+
+
+def test_what_comes_after_a_merge_stays_with_the_survivor() -> None:
+    world = three()
+    before = {id: world.content(id) for id in "abc"}
+    merge = world.merge("a", "b", "c")
+    world.call(B, 9)
+    assert world.shown("a") >= {"call-9"}
+    assert world.merges.undo(merge, "mistake", "bob").state is MergeState.UNMERGED
+    assert {id: world.content(id) for id in "abc"} == before
+    assert world.shown("a") == {"call-0", "call-9"} and world.shown("b") == {"call-1", "call-2"}
+    assert world.merges.undo(merge, "again", "bob").state is MergeState.UNMERGED, "repeating is harmless"
+
+
+def test_a_late_event_that_names_an_absorbed_customer_goes_to_the_survivor() -> None:
+    world = three()
+    merge = world.merge("a", "b")
+    world.call("", 20, customer="b")
+    assert "call-20" in world.shown("a")
+    world.merges.undo(merge, "", "bob")
+    assert "call-20" in world.shown("b"), "its source says whose it is"
+
+
+def test_merges_are_undone_last_first() -> None:
+    world = three()
+    first, second = world.merge("a", "b"), world.merge("c", "a")
+    with pytest.raises(CallmeshError) as caught:
+        world.merges.undo(first, "", "bob")
+    assert caught.value.reason in ("MERGE_NOT_LAST",)
+    world.merges.undo(second, "", "bob")
+    assert world.shown("a") == {"call-0", "call-1", "call-2"}, "a still holds what it took over of b"
+    world.merges.undo(first, "", "bob")
+    assert world.shown("b") == {"call-1", "call-2"}
+
+
+@pytest.mark.parametrize(
+    ("absorbed", "reason"),
+    [((), "INVALID_ARGUMENT"), (("a",), "INVALID_ARGUMENT"), (("b", "b"), "INVALID_ARGUMENT")],
+)
+def test_cycles_and_nobody_are_refused(absorbed: tuple[str, ...], reason: str) -> None:
+    world = three()
+    with pytest.raises(InvalidArgument) as caught:
+        world.merge("a", *absorbed)
+    assert caught.value.reason == reason
+
+
+def test_a_merge_of_a_merged_customer_is_refused_and_changes_nothing() -> None:
+    world = three()
+    world.merge("a", "b")
+    events = len(world.store.events)
+    for survivor, absorbed in (("b", "c"), ("c", "b")):
+        with pytest.raises(merging.CustomerMerged):
+            world.merge(survivor, absorbed)
+    assert len(world.store.events) == events
+
+
+def test_a_later_decision_about_consent_wins_and_comes_back() -> None:
+    world = three()
+    for id, at, granted in (("a", 5, True), ("b", 9, False)):
+        decision = Consent(
+            channel=Channel.SMS, purpose=Purpose.MARKETING, granted=granted, decided_ms=at
+        )
+        world.customers.decide_consent(id, decision, "amy")
+    merge = world.merge("a", "b")
+    assert [c.granted for c in world.content("a").consents] == [False]
+    world.merges.undo(merge, "", "bob")
+    assert [c.granted for c in world.content("a").consents] == [True]
+
+
+class Dies(Exception):
+    """A process that ends in the middle."""
+
+
+@pytest.mark.parametrize("step", range(1, 9))
+def test_a_saga_that_dies_after_any_write_is_finished_by_the_worker(step: int) -> None:
+    world = three()
+    before = {id: world.content(id) for id in "abc"}
+    left = step
+
+    def dying(name: str) -> None:
+        original = getattr(world.store, name)
+
+        def run(*args: object, **more: object) -> object:
+            nonlocal left
+            done = original(*args, **more)
+            left -= 1
+            if left == 0:
+                raise Dies
+            return done
+
+        setattr(world.store, name, run)
+
+    for name in ("save", "save_merge", "move_subject", "return_subjects"):
+        dying(name)
+    try:
+        world.merge("a", "b", "c")
+    except Dies:
+        assert world.merges.resume() == 1 or not world.store.unfinished_merges(9)
+    merge = world.store.merges("", None, 1)[0]
+    assert merge.state is MergeState.MERGED and world.shown("a") == {f"call-{n}" for n in range(4)}
+    assert {world.owner(number) for number in (A, B, C)} == {"a"}
+    left = step
+    try:
+        world.merges.undo(merge.id, "", "bob")
+    except Dies:
+        world.merges.resume()
+    assert {id: world.content(id) for id in "abc"} == before
+    assert world.shown("b") == {"call-1", "call-2"} and world.owner(B) == "b"
+
+
+STEPS = st.lists(
+    st.one_of(
+        st.tuples(st.just("merge"), st.sampled_from("abcd"), st.sampled_from("abcd")),
+        st.tuples(st.just("undo"), st.integers(0, 5), st.just("")),
+        st.tuples(st.just("call"), st.integers(0, 30), st.integers(1, 4)),
+        st.tuples(st.just("named"), st.integers(31, 50), st.sampled_from("abcd")),
+    ),
+    max_size=25,
+)
+
+
+@settings(max_examples=60)
+@given(STEPS)
+def test_whatever_happens_nothing_is_lost_or_doubled(steps: list[tuple[str, object, object]]) -> None:
+    world = World()
+    numbers = {n: f"+861380000000{n}" for n in range(1, 5)}
+    for n, id in enumerate("abcd", start=1):
+        world.create(id, numbers[n])
+    before = {id: world.content(id) for id in "abcd"}
+    told: set[str] = set()
+    done: list[str] = []
+    for kind, first, second in steps:
+        try:
+            if kind == "merge":
+                done.append(world.merge(str(first), str(second)))
+            elif kind == "undo" and done:
+                world.merges.undo(done[int(str(first)) % len(done)], "", "bob")
+            elif kind == "call":
+                world.call(numbers[int(str(second))], int(str(first)))
+                told.add(f"call-{first}")
+            elif kind == "named":
+                world.call("", int(str(first)), customer=str(second))
+                told.add(f"call-{first}")
+        except CallmeshError as error:
+            assert error.reason in (
+                *("INVALID_ARGUMENT", "CUSTOMER_MERGED", "MERGE_NOT_LAST", "CUSTOMER_NOT_ACTIVE"),
+            )
+        live = [id for id in "abcd" if world.content(id).state is State.ACTIVE]
+        owners = [world.owner(number) for number in numbers.values()]
+        assert set(owners) <= set(live) and None not in owners, "every number has one live owner"
+        assert set().union(*(world.shown(id) for id in live)) == told, "all is shown with somebody live"
+    for merge in reversed(done):
+        world.merges.undo(merge, "", "bob")
+    assert {id: world.content(id) for id in "abcd"} == before, "all undone: everybody is as before"
+
+
+def test_erasure_leaves_a_stub_and_nothing_else() -> None:
+    world = three()
+    world.customers.update("b", lambda b: replace(b, notes="更多"), "amy")
+    world.merge("a", "b")
+    erased = world.erasures.erase("a", "ticket 4711", "dpo")
+    assert erased.state is State.ERASED and erased.display_name == "" and not engine.claims(erased)
+    assert world.owner(A) is None and world.content("b").display_name == ""
+    texts = [str(e.facets) for e in world.store._entries.values() if e.subject == "c:a"]
+    assert len(texts) == 3 and not any("secret" in text or "1380000" in text for text in texts)
+    trail = world.customers.audit("a", None, 50)
+    assert trail[0].action == "ERASE" and trail[0].actor == "dpo"
+    assert [c.new for c in trail[0].changes if c.field == "reason"] == ['"ticket 4711"']
+    assert all(not c.old and (c.field == "reason" or not c.new) for e in trail for c in e.changes)
+    world.call(A, 30, customer="a")
+    late = world.store.entry(timeline.entry_id(InteractionKind.CALL, "routing", "call-30"))
+    assert late is not None and "secret" not in str(late.facets), "a late event brings nothing back"
+    assert world.erasures.erase("a", "again", "dpo").version == erased.version
+    assert not world.store.erase_pending(9)
