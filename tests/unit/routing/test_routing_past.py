@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+import asyncio
+
 import pytest
 from tests.unit.routing.routing_past_examples import HOUR_MS, QUEUES, START_MS, a_day, lived
 
+from chassis.clock import SystemClock
 from chassis.errors import InvalidArgument
+from routing import codec
+from routing.leader import Leader, LeaderOptions
 from routing.model import (
+    AcceptOffer,
+    AgentConfig,
     CallConnected,
     CallEnded,
     CallFacts,
@@ -14,13 +21,22 @@ from routing.model import (
     CallQueued,
     CallTransferred,
     CallWrappedUp,
+    Command,
+    ConfigureAgent,
+    ConfigureQueue,
+    ConfirmCall,
     Event,
+    FinishWrapUp,
+    OpenSession,
+    PlaceCall,
     Presence,
     PresenceSet,
+    QueueConfig,
     SessionClosed,
     SessionOpened,
 )
 from routing.past import Chronicle, Directory, past_of
+from routing.testing import MemoryBlocks, MemoryJournal
 from routing.virtual import Fate
 from routing.whatif import Past, Policy, happened, simulate
 
@@ -144,3 +160,35 @@ def test_pauses_are_no_time_at_work() -> None:
 def test_a_span_without_calls_is_refused() -> None:
     with pytest.raises(InvalidArgument, match="interval: the journal has no call in it"):
         told({"north": []})
+
+
+async def test_a_leaders_own_journal_is_read() -> None:
+    shared = MemoryBlocks()
+    options = LeaderOptions(heartbeat_seconds=0.05, takeover_seconds=0.01)
+    store = MemoryJournal(shared, now_ms=lambda: START_MS)
+    leader = Leader(shard="north", router="r", store=store, clock=SystemClock(), options=options)
+    task = asyncio.create_task(leader.run())
+    try:
+        async with asyncio.timeout(10):
+            await leader.wait_until_leading()
+            commands: list[Command] = [
+                ConfigureQueue(queue=QueueConfig(id="service")),
+                ConfigureAgent(agent=AgentConfig(id="ann")),
+                OpenSession(agent="ann", session=1, command=1, front="f"),
+                PlaceCall(facts=FACTS, attempt=1, move=1, front="f"),
+            ]
+            for command in commands:
+                call = (await leader.submit(command)).answer.call
+            assert call is not None
+            await leader.submit(AcceptOffer(agent="ann", session=1, offer_id=call.offer_id))
+            await leader.submit(ConfirmCall(call_id="c1", offer_id=call.offer_id, attempt=1, move=1))
+            await leader.submit(FinishWrapUp(agent="ann", session=1, call_id="c1"))
+    finally:
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+    rows = [row for block in shared.of("north") for row in codec.decode_events(block.body, block.now_ms)]
+    first_ms = min(at_ms for at_ms, _ in rows)
+    past = told({"north": rows}, first_ms, first_ms + HOUR_MS)
+    (only,) = past.seen
+    assert (only.fate, only.agent, only.contact.home) == (Fate.ANSWERED, "ann", "north")
+    assert [agent.id for agent in past.roster.agents] == ["ann"] and len(past.roster.duties) == 1
