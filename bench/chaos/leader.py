@@ -1,0 +1,160 @@
+"""Kills the leading router under load, again and again: `python -m bench.chaos.leader`.
+
+Three routers of one region at default settings, a real MongoDB, edges and desktops spread over all three.
+Ten times the router that leads is killed with signal 9 and started again once the next one leads; at last it
+is stopped for ten seconds and wakes up deposed. Measured is the time from each kill to the first assignment
+that an edge hears of from a later leader. What became of the calls is counted from the books of the edges and
+the desktops, and whether an agent is stuck by a roll call: as many callers at once as there are agents.
+
+Writes build/reports/chaos-leader.json and exits with 1 when a limit is missed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import signal
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parent.parent.parent
+sys.path[:0] = [str(ROOT / "services"), str(ROOT)]
+
+import uvloop  # noqa: E402
+from bench.chaos.floor import Floor, eventually, furnish  # noqa: E402
+from bench.chaos.parties import ChaosChannels, Crowd  # noqa: E402
+
+#: The limit, seconds; nothing may be lost, nobody double-booked or stuck.
+RECOVERY_SECONDS_MAX = 3.0
+#: How long a stopped router sleeps.
+STOPPED_SECONDS = 10.0
+#: Waited for an assignment by the next leader before the run is given up.
+GIVE_UP_SECONDS = 30.0
+#: Load between a recovery and the next kill.
+CALM_SECONDS = 3.0
+WARM_UP_SECONDS = 5.0
+
+
+class Chaos:
+    """One run."""
+
+    def __init__(self, floor: Floor, crowd: Crowd) -> None:
+        self._floor = floor
+        self._crowd = crowd
+        self.recoveries: list[float] = []
+        self.stopped_recovery = 0.0
+
+    async def _leader(self) -> str:
+        name = ""
+
+        def known() -> bool:
+            nonlocal name
+            name = self._floor.leading()
+            return bool(name)
+
+        await eventually(known, GIVE_UP_SECONDS)
+        return name
+
+    async def _recovered(self, since: float, epoch: int) -> float:
+        await eventually(lambda: self._crowd.first_assignment(since, epoch) is not None, GIVE_UP_SECONDS)
+        return self._crowd.first_assignment(since, epoch) or GIVE_UP_SECONDS
+
+    async def kill_once(self) -> None:
+        """kill -9 for whoever leads; it comes back as a standby."""
+        name, epoch = await self._leader(), self._crowd.epoch
+        self._floor.send(name, signal.SIGKILL)
+        seconds = await self._recovered(time.monotonic(), epoch)
+        self.recoveries.append(seconds)
+        print(f"killed {name}: first assignment by the next leader after {seconds:.2f} s", flush=True)
+        self._floor.kill(name)
+        self._floor.start_router(name)
+        await asyncio.to_thread(self._floor.wait_ready, name)
+        await asyncio.sleep(CALM_SECONDS)
+
+    async def stop_once(self) -> None:
+        """The leader sleeps, is replaced, and wakes."""
+        name, epoch = await self._leader(), self._crowd.epoch
+        self._floor.send(name, signal.SIGSTOP)
+        began = time.monotonic()
+        self.stopped_recovery = await self._recovered(began, epoch)
+        print(f"stopped {name}: first assignment after {self.stopped_recovery:.2f} s", flush=True)
+        await asyncio.sleep(max(0.0, began + STOPPED_SECONDS - time.monotonic()))
+        self._floor.send(name, signal.SIGCONT)
+        await asyncio.to_thread(self._floor.wait_ready, name)
+        await asyncio.sleep(2 * CALM_SECONDS)
+
+
+async def _run(floor: Floor, arguments: argparse.Namespace) -> dict[str, Any]:
+    async with ChaosChannels(floor.addresses) as channels:
+        agents = await furnish(channels["r0"], arguments.agents, {})
+    crowd = Crowd(floor.addresses, agents)
+    done = asyncio.Event()
+    chaos = Chaos(floor, crowd)
+    try:
+        await crowd.open()
+        load = asyncio.ensure_future(crowd.calls(arguments.rate, done))
+        await asyncio.sleep(WARM_UP_SECONDS)
+        for _ in range(arguments.kills):
+            await chaos.kill_once()
+        await chaos.stop_once()
+        done.set()
+        await load
+        await crowd.settle()
+        stuck = await crowd.roll_call()
+    finally:
+        await crowd.close()
+    verdict = crowd.verdict(stuck)
+    worst = max([*chaos.recoveries, chaos.stopped_recovery])
+    for name in ("calls_lost", "calls_untaken", "agents_double_booked", "agents_stuck"):
+        found = getattr(verdict, name)
+        if found:
+            print(f"{name}: {list(found)[:10]}")
+            for call in list(found)[:3]:
+                print([(e.fact.value, e.why, round(e.at, 2)) for e in crowd.ledger.entries if e.call == call])
+    return {
+        "kills": len(chaos.recoveries),
+        "worst_recovery_seconds": round(worst, 2),
+        "stopped_recovery_seconds": round(chaos.stopped_recovery, 2),
+        "calls_lost": len(verdict.calls_lost),
+        "agents_double_booked": len(verdict.agents_double_booked),
+        "agents_stuck": len(verdict.agents_stuck),
+        "calls_untaken": len(verdict.calls_untaken),
+        "calls": verdict.calls,
+        "calls_served": verdict.calls_served,
+        "calls_reopened": verdict.reopened,
+        "calls_per_second": arguments.rate,
+        "agents": len(agents),
+        "recovery_seconds_max": RECOVERY_SECONDS_MAX,
+        "ok": worst <= RECOVERY_SECONDS_MAX
+        and not (verdict.calls_lost or verdict.agents_double_booked or verdict.agents_stuck),
+    }
+
+
+def main() -> int:
+    """0 when the limits are met, else 1."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
+    parser.add_argument("--kills", type=int, default=10)
+    parser.add_argument("--rate", type=float, default=200.0, help="calls a second")
+    parser.add_argument("--agents", type=int, default=400)
+    parser.add_argument("--out", type=Path, default=ROOT / "build" / "reports" / "chaos-leader.json")
+    arguments = parser.parse_args()
+    with Floor(routers=3) as floor:
+        try:
+            result = uvloop.run(_run(floor, arguments))
+        except BaseException:
+            print(floor.log_tails(), file=sys.stderr)
+            raise
+        if not result["ok"]:
+            print(floor.log_tails(), file=sys.stderr)
+    for name, value in result.items():
+        print(f"{name:32} {value}")
+    arguments.out.parent.mkdir(parents=True, exist_ok=True)
+    arguments.out.write_text(json.dumps(result, indent=2) + "\n")
+    return 0 if result["ok"] else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,277 @@
+"""Edges and desktops of the chaos commands: those of the demo, spread over several routers of one region,
+and the judgement of their books.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import random
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import grpc
+
+from callmesh.routing.v1 import agent_pb2, call_pb2
+from chassis.clock import SystemClock
+from cli.demo.agent import AgentContext, Desktop
+from cli.demo.edge import Edge, EdgeContext
+from cli.demo.ledger import Conversation, Fact, Ledger, conversations, double_booked, lost_calls, untaken_calls
+from cli.demo.media import Media
+from cli.demo.model import DayCall, Duty
+from cli.demo.rpc import CHANNEL_OPTIONS, Channels, StreamEnded
+from cli.demo.timing import ReplayClock
+from bench.chaos.floor import QUEUE, REGION, eventually
+
+#: Business time of the parties runs so fast; the routers' runs as ever. An agent picks up and wraps up in a
+#: tenth of a second then.
+SPEED = 10.0
+#: Real seconds of a conversation with its after-call work, and of a caller's patience.
+SERVICE_SECONDS, PATIENCE_SECONDS = 1.2, 60.0
+#: An edge or desktop notices within this that its router says nothing any more: less than the grace period
+#: for which the router keeps its place.
+KEEPALIVE_OPTIONS = (
+    ("grpc.keepalive_time_ms", 3_000),
+    ("grpc.keepalive_timeout_ms", 3_000),
+    # gRPC's own pings stand in for the keepalive and wait a minute by default.
+    ("grpc.http2.ping_timeout_ms", 3_000),
+    ("grpc.http2.max_pings_without_data", 0),
+)
+#: All that a desk may be waited for at the end, real seconds: longer than the longest timer (after-call work,
+#: 30 s).
+STUCK_SECONDS = 40.0
+
+
+class ChaosChannels(Channels):
+    """Channels that notice a router which is there but silent."""
+
+    def __init__(self, addresses: dict[str, str]) -> None:
+        options = [*CHANNEL_OPTIONS, *KEEPALIVE_OPTIONS]
+        options = [(n, 1_000 if n == "grpc.min_reconnect_backoff_ms" else v) for n, v in options]
+        self._channels = {
+            name: grpc.aio.insecure_channel(address, options=options) for name, address in addresses.items()
+        }
+
+
+class ChaosEdge(Edge):
+    """An edge that notes when an agent was assigned to its call, and in which epoch."""
+
+    def __init__(self, context: EdgeContext, call: DayCall, assigned: list[tuple[float, int]]) -> None:
+        super().__init__(context, call)
+        self._assigned = assigned
+
+    async def _on_event(self, event: Any, stream: Any) -> Any:
+        if event.WhichOneof("event") == "offered":
+            self._assigned.append((time.monotonic(), event.epoch))
+        return await super()._on_event(event, stream)
+
+
+class ChaosDesktop(Desktop):
+    """A desktop that tries the region's routers in turn."""
+
+    def __init__(self, context: AgentContext, agent: str, routers: Sequence[str], end: float) -> None:
+        super().__init__(context, agent, REGION, [Duty(agent=agent, start_seconds=0.0, end_seconds=end)])
+        self._routers = routers
+        self._turn = 0
+
+    async def _attached(self, backoff: Any, going_home: asyncio.Task[None]) -> None:
+        self.region = self._routers[self._turn % len(self._routers)]
+        try:
+            await super()._attached(backoff, going_home)
+        except StreamEnded:
+            self._turn += 1
+            raise
+
+    def _on_status(self, status: agent_pb2.AgentStatus) -> None:
+        super()._on_status(status)
+        if status.state == agent_pb2.AGENT_STATE_WRAP_UP:
+            # The end of a conversation, or the word that its after-call work is done, was lost with a stream.
+            for call_id in status.calls_held:
+                self._spawn(self._wrap_up_again(call_id))
+
+    async def _wrap_up_again(self, call_id: str) -> None:
+        held = self._held
+        if held is not None and held.call.call_id == call_id:
+            self._note(held)
+            await self._wrap_up(held)
+            return
+        said = call_pb2.Disposition(code="resolved", resolved=True)
+        await self._send(wrap_up=agent_pb2.AgentCommand.WrapUp(call_id=call_id, disposition=said))
+
+
+class _Screen:
+    """An agent's screen without the other services."""
+
+    async def greet(self, call: call_pb2.Call, agent: str) -> None:
+        """Nothing to show."""
+
+    def disposition(self, call: call_pb2.Call) -> call_pb2.Disposition:
+        """What came of the call."""
+        return call_pb2.Disposition(code="resolved", resolved=True)
+
+
+@dataclass(kw_only=True, slots=True)
+class Verdict:
+    """What the books of edges and desktops say."""
+
+    calls: int
+    #: Acknowledged, and neither served, given up by the caller, refused nor waiting.
+    calls_lost: list[str]
+    #: Never acknowledged although the caller stayed.
+    calls_untaken: list[str]
+    agents_double_booked: dict[str, tuple[str, str]]
+    agents_stuck: list[str]
+    #: Calls that ended in a whole conversation.
+    calls_served: int
+    reopened: int
+
+
+@dataclass(slots=True)
+class Crowd:
+    """All edges and desktops of a run."""
+
+    addresses: dict[str, str]
+    agents: Sequence[str]
+    seed: int = 7
+    ledger: Ledger = field(default_factory=Ledger)
+    #: (when, epoch) of each assignment that an edge heard of.
+    assigned: list[tuple[float, int]] = field(default_factory=list)
+    desktops: list[ChaosDesktop] = field(default_factory=list)
+    _calls: int = 0
+    _tasks: set[asyncio.Task[None]] = field(default_factory=set)
+    _edges: dict[str, asyncio.Task[None]] = field(default_factory=dict)
+    _edge_context: Any = None
+    _agent_context: Any = None
+    _channels: Any = None
+
+    async def open(self) -> None:
+        """Every desktop logs in; returns when all are available."""
+        clock = SystemClock(speed=SPEED)
+        replay = ReplayClock(clock, clock.now_ms())
+        media = Media(dict.fromkeys(self.agents, REGION))
+        names = list(self.addresses)
+        turned = {name: [*names[i:], *names[:i]] for i, name in enumerate(names)}
+        self._channels = ChaosChannels(self.addresses)
+        self._edge_context = EdgeContext(
+            channels=self._channels,
+            preference={name: order for name, order in turned.items()},
+            clock=replay,
+            ledger=self.ledger,
+            media=media,
+            queue_of=lambda kind: f"queues/{QUEUE}",
+            prefix=f"chaos-{self.seed}-",
+            seed=self.seed,
+        )
+        screen: Any = _Screen()
+        self._agent_context = AgentContext(
+            channels=self._channels,
+            clock=replay,
+            media=media,
+            service_due=self._edge_context.service_due,
+            desk=screen,
+            seed=self.seed,
+        )
+        for number, agent in enumerate(self.agents):
+            order = turned[names[number % len(names)]]
+            desktop = ChaosDesktop(self._agent_context, agent, order, 86_400.0 * SPEED)
+            self.desktops.append(desktop)
+            self._keep(asyncio.ensure_future(desktop.run()))
+        if not await eventually(lambda: all(d.state == "available" for d in self.desktops), STUCK_SECONDS):
+            raise RuntimeError("the desktops could not log in")
+
+    def _keep(self, task: asyncio.Task[None]) -> None:
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    def call(self, service_seconds: float = SERVICE_SECONDS) -> str:
+        """One more caller, now; the call's id."""
+        self._calls += 1
+        rng = random.Random(f"{self.seed}:{self._calls}")
+        names = list(self.addresses)
+        now = self._edge_context.clock.business()
+        call = DayCall(
+            id=str(self._calls),
+            arrival_seconds=now,
+            patience_seconds=PATIENCE_SECONDS * SPEED,
+            service_seconds=service_seconds * SPEED,
+            type="service",
+            priority=0,
+            customer="",
+            number=f"+861381{rng.randrange(10**7):07d}",
+            home_region=names[self._calls % len(names)],
+        )
+        edge = ChaosEdge(self._edge_context, call, self.assigned)
+        task = asyncio.ensure_future(edge.run())
+        self._edges[edge.call_id] = task
+        task.add_done_callback(lambda _: self._edges.pop(edge.call_id, None))
+        self._keep(task)
+        return edge.call_id
+
+    async def calls(self, per_second: float, until: asyncio.Event) -> None:
+        """Callers at a steady rate, whatever becomes of them, until told to end."""
+        began, made = time.monotonic(), 0
+        while not until.is_set():
+            due = (time.monotonic() - began) * per_second
+            while made < due:
+                self.call()
+                made += 1
+            await asyncio.sleep(0.5 / per_second)
+
+    @property
+    def epoch(self) -> int:
+        """Newest epoch that an edge has heard of."""
+        return max((epoch for _, epoch in self.assigned[-1000:]), default=0)
+
+    def first_assignment(self, after: float, epoch: int) -> float | None:
+        """Seconds from an instant to the first assignment after it in an epoch above that."""
+        found = [at - after for at, e in self.assigned if at >= after and e > epoch]
+        return min(found, default=None)
+
+    def longest_silence(self, begin: float, end: float) -> float:
+        """The longest time without any assignment between two instants."""
+        times = sorted(at for at, _ in self.assigned if begin <= at <= end)
+        marks = [begin, *times, end]
+        return max((b - a for a, b in zip(marks, marks[1:], strict=False)), default=math.inf)
+
+    async def settle(self) -> None:
+        """Until every caller has been served or has given up."""
+        await eventually(lambda: not self._edges, PATIENCE_SECONDS + STUCK_SECONDS)
+
+    async def roll_call(self) -> list[str]:
+        """As many callers as agents at once: every agent must get one. Returns those who do not."""
+        idle = await eventually(lambda: all(d.state == "available" for d in self.desktops), STUCK_SECONDS)
+        silent = [] if idle else [d.agent for d in self.desktops if d.state != "available"]
+        ids = {self.call(service_seconds=STUCK_SECONDS) for _ in self.agents}
+        reached: set[str] = set()
+
+        def all_reached() -> bool:
+            reached.update(e.agent for e in self.ledger.entries if e.call in ids and e.fact is Fact.BRIDGED)
+            return len(reached) == len(self.agents)
+
+        await eventually(all_reached, STUCK_SECONDS / 2)
+        return sorted({*silent, *(set(self.agents) - reached)})
+
+    async def close(self) -> None:
+        """Everybody goes home."""
+        for task in list(self._tasks):
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        if self._channels is not None:
+            await self._channels.close()
+
+    def verdict(self, stuck: list[str]) -> Verdict:
+        """What the books say; to be asked when everybody has gone home."""
+        edges = conversations(self.ledger)
+        desks: list[Conversation] = self._agent_context.book
+        facts = [entry.fact for entry in self.ledger.entries]
+        return Verdict(
+            calls=self._calls,
+            calls_lost=lost_calls(self.ledger),
+            calls_untaken=untaken_calls(self.ledger),
+            agents_double_booked={**double_booked(desks), **double_booked(edges)},
+            agents_stuck=stuck,
+            calls_served=facts.count(Fact.TALKED),
+            reopened=facts.count(Fact.REOPENED),
+        )
