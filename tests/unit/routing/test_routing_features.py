@@ -660,3 +660,22 @@ def test_a_call_connects_once_for_each_conversation() -> None:
     shard.agent("bob")
     shard.connect("c1")
     assert [e.agent for e in shard.journal if isinstance(e, CallConnected)] == ["ann", "bob"]
+
+
+def test_an_agent_takes_one_voice_call_or_several_chats_never_both() -> None:
+    shard = Shard()
+    shard.agent("ann", capacity=(("chat", 2), ("voice", 1)))
+    for number in range(3):
+        shard.place(f"chat{number}", channel="chat")
+    shard.place("voice")
+    assert [shard.call(f"chat{n}").state for n in range(3)] == [
+        CallState.OFFERED,
+        CallState.OFFERED,
+        CallState.WAITING,
+    ]
+    for number in range(2):
+        shard.connect(f"chat{number}")
+    shard.do(EndCall(call_id="chat0"))
+    shard.do(FinishWrapUp(agent="ann", session=1, call_id="chat0"))
+    assert shard.call("voice").state is CallState.WAITING, "one chat is still in hand"
+    assert shard.call("chat2").state is CallState.OFFERED
