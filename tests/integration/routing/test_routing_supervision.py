@@ -318,6 +318,49 @@ async def test_agents_are_reskilled_all_or_none(platform: Platform) -> None:
     assert [act[0] for act in await platform.acts()] == ["ReskillAgents"] * 2
 
 
+async def test_calls_are_explained(platform: Platform) -> None:
+    await platform.furnish("a0", "a1")
+
+    def ask(**subject: Any) -> Any:
+        return platform.routing.ExplainRoute(routing_pb2.ExplainRouteRequest(**subject))
+
+    seat = Seat(platform.agents, "a0")
+    await seat.until("status")
+    wanted = call_pb2.CallRequest(queue="queues/service", caller_number="+861064000000")
+    maybe = await ask(call=wanted)
+    assert maybe.place.startswith("CN/北京") and maybe.region == maybe.home_region == "regions/beijing"
+    assert "wait" in maybe.regions[0].cost_parts and maybe.regions[0].distance_km >= 0
+    assert [(a.agent, a.rank, a.skipped_reason) for a in maybe.agents] == [
+        ("agents/a0", 1, ""),
+        ("agents/a1", 0, "OFFLINE"),
+    ]
+    assert "offered to a0 at once" in maybe.summary
+    stream = await platform.connected("c1", seat)
+    waiting = platform.call("c2")
+    await until(waiting, "queued")
+    live = await ask(name="calls/c2")
+    assert not live.replayed and {a.agent: a.skipped_reason for a in live.agents}["agents/a0"] == "BUSY"
+    past = await ask(name="calls/c1")
+    assert past.replayed and past.offered_agent == "agents/a0" and past.agents[0].rank == 1
+    assert past.summary.startswith("Was offered to a0. Just before: Waits 0 s in queue service")
+    await platform.routing.EndCall(routing_pb2.EndCallRequest(call_id="c1"))
+    await until(stream, "ended")
+    platform.router.leader.state.calls.pop("c1")
+    forgotten = await ask(name="calls/c1")
+    assert forgotten.replayed and forgotten.decision_time == past.decision_time
+    around = await ask(name="calls/c1", region="regions/beijing", around_time=past.decision_time)
+    assert around == forgotten
+    for subject, reason in (
+        ({"name": "calls/nobody"}, "CALL_NOT_FOUND"),
+        ({}, "INVALID_ARGUMENT"),
+        ({"name": "c1"}, "INVALID_ARGUMENT"),
+        ({"call": {"queue": "queues/none"}}, "QUEUE_NOT_FOUND"),
+        ({"name": "calls/c1", "region": "regions/mars"}, "REGION_NOT_FOUND"),
+    ):
+        assert (await refused(ask(**subject)))[1] == reason
+    waiting.cancel()
+
+
 BAD: list[tuple[str, Any, str]] = [
     ("GetStats", supervision_pb2.GetStatsRequest(), "region"),
     ("WatchStats", supervision_pb2.WatchStatsRequest(interval={"nanos": 200_000_000}), "interval"),
