@@ -20,6 +20,7 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "services"))
 
 from bench.tickets_parts import calls, knowledge, lists, timers  # noqa: E402
+
 from chassis.localstack import MongoNode, free_ports  # noqa: E402
 
 #: Every part by name, in the order in which they run.

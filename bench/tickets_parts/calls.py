@@ -6,9 +6,9 @@ import statistics
 from collections.abc import Awaitable, Callable
 from typing import Any
 
+from bench.tickets_parts.serving import per_second, server
 from google.protobuf.wrappers_pb2 import StringValue
 
-from bench.tickets_parts.serving import per_second, server
 from callmesh.tickets.v1 import ticket_pb2 as pb
 from callmesh.tickets.v1 import ticket_service_pb2 as rpc
 from callmesh.tickets.v1 import ticket_service_pb2_grpc

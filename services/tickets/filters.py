@@ -165,6 +165,12 @@ def choice_field(choices: Mapping[str, Value], prefix: str = "", stored: str = "
     return Field(read=read, operators=frozenset({"=", "!="}), stored=stored)
 
 
+def enum_choices(enum: Any, prefix: str) -> dict[str, Value]:
+    """The words of a protobuf enum, without its prefix and its unspecified value."""
+    names = [value.name.removeprefix(prefix) for value in enum.DESCRIPTOR.values]
+    return {name: name for name in names if name != "UNSPECIFIED"}
+
+
 def _enum(choices: type[Kind] | type[Phase] | type[Priority], prefix: str) -> Field:
     return choice_field({choice.name: choice.value for choice in choices}, prefix)
 

@@ -29,7 +29,7 @@ from tickets.model import (
     Ticket,
 )
 from tickets.opening import Create, RulesSource, check_create, check_kind, plan_create, rules_of
-from tickets.store import Query, TicketStore
+from tickets.store import Changed, Query, TicketStore, sort_key
 from tickets.validation import check_draft
 
 if TYPE_CHECKING:
@@ -43,6 +43,8 @@ BATCH_MAX = 100
 BATCHES_MAX = 100
 #: Tickets of a team's pile that are looked at for one to claim.
 PILE_MAX = 200
+#: Tickets fetched at once where all that match are wanted.
+ALL_PAGE = 1_000
 #: A day of business time.
 DAY_MS = 86_400_000
 #: Latest return visit that a customer may ask for, days after the call.
@@ -178,6 +180,26 @@ class Handlers:
     def get(self, ticket_id: str) -> Ticket:
         """The ticket, whole; NotFound."""
         return self._store.get(ticket_id)
+
+    def exists(self, ticket_id: str) -> bool:
+        """Whether there is such a ticket."""
+        return self._store.find(ticket_id) is not None
+
+    def count(self, query: Query) -> int:
+        """How many tickets match."""
+        return self._store.count(query)
+
+    def all_of(self, query: Query, most: int) -> list[Ticket]:
+        """The newest tickets that match, without texts, at most `most`."""
+        found: list[Ticket] = []
+        after: tuple[int, str] | None = None
+        while len(found) < most:
+            page = self._store.page(query, min(ALL_PAGE, most - len(found)), after)
+            found += page
+            if len(page) < ALL_PAGE:
+                break
+            after = sort_key(page[-1], query)
+        return found[:most]
 
     def change(self, request: Request, decide: Callable[[Ticket, int], Change]) -> Ticket:
         """Changes a ticket as `decide(ticket, now)` says; it may run several times. A repeat of the request
@@ -415,6 +437,33 @@ class Handlers:
     def next_due_ms(self) -> int | None:
         """When the next timer is due, business time; None when there is none."""
         return self._store.next_due_ms()
+
+    def fire_due(self, limit: int) -> tuple[int, list[str]]:
+        """Tells what the clocks of the tickets longest due have to tell, all in one trip: (how many tickets
+        were due, ids of those that need more than that, for `fire`)."""
+        tickets, now = self._store.due_tickets(self._clock.now_ms(), limit), self._clock.now_ms()
+        changes, rest = list[Changed](), list[str]()
+        for ticket in tickets:
+            change = self._told_by_clocks(ticket, now)
+            if change is None:
+                rest.append(ticket.id)
+                continue
+            events = self._events(change.ticket, change.happenings, ticket.version + 1)
+            changes.append(Changed(before=ticket, after=change.ticket, events=events))
+        self._store.update_many(changes)
+        return len(tickets), rest
+
+    def _told_by_clocks(self, ticket: Ticket, now: int) -> Change | None:
+        """What the clocks have to tell; None when there is more to be done than that, or when it fails."""
+        if engine.visit_due(ticket, now) or any(intent.time_ms <= now for intent in ticket.intents):
+            return None
+        try:
+            change = engine.breach(ticket, now)
+        except Exception:  # told apart, and put off, where each is fired by itself
+            return None
+        due = engine.next_timer_ms(change.ticket)
+        done = change.happenings and (due is None or due > now)
+        return change if done else None
 
     def fire(self, ticket_id: str) -> None:
         """Does what is due because of a ticket: tells passed targets, makes a planned return visit, carries

@@ -4,25 +4,33 @@ from __future__ import annotations
 
 import asyncio
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 from pymongo.errors import PyMongoError
 
 from chassis import logs, server
-from chassis.errors import CallmeshError, StartError, Unavailable
+from chassis.errors import CallmeshError, StartError
 from chassis.mongo import async_database, connect, disconnect, ensure_indexes
 from tickets.config import TicketsSettings
 from tickets.configuring import Configuring, apply_file
 from tickets.convert import event_of
 from tickets.documents import DOCUMENTS
+from tickets.feedback import FEEDBACK_DOCUMENTS, MongoFeedback
 from tickets.governing import REFRESH_SECONDS, Governor, MongoState
 from tickets.handlers import Handlers
 from tickets.hotstore import AsyncMongoStore
+from tickets.knowledge import Library
 from tickets.opening import Opening
 from tickets.records import RECORDS, MongoRecords
+from tickets.reporting import ImportedCaseDocument, MongoImports
 from tickets.servicer import (
     SCOPES,
+    ExpertServicer,
     FlowServicer,
+    KnowledgeServicer,
+    QualityServicer,
+    ReportServicer,
     Servicers,
     SlaServicer,
     TeamServicer,
@@ -47,6 +55,8 @@ class Parts:
         store, self._records, hot = MongoStore(), MongoRecords(), AsyncMongoStore(self._database)
         self.governor = Governor(base, self._records, state, clock)
         handlers = Handlers(store, clock, self.governor.rules, event_of)
+        self._feedback = MongoFeedback()
+        self.library = Library(self._records, clock, self._feedback)
         opening = Opening(hot, clock, self.governor.rules, event_of)
         self._configuring = Configuring(self._records, self.governor, handlers, clock)
         servicers = Servicers(
@@ -54,6 +64,10 @@ class Parts:
             flows=FlowServicer(self._configuring),
             sla=SlaServicer(self._configuring),
             teams=TeamServicer(self._configuring),
+            knowledge=KnowledgeServicer(self.library, handlers),
+            experts=ExpertServicer(self.library, handlers),
+            quality=QualityServicer(self._records, handlers, clock),
+            reports=ReportServicer(store.whole, MongoImports(), clock),
         )
         self.services = [server.ServiceBinding(*binding) for binding in bindings(servicers)]
         self._watching: asyncio.Task[None] | None = None
@@ -61,26 +75,31 @@ class Parts:
         self.on_stop: list[server.Hook] = [self._stop, self._database.client.close, disconnect]
 
     def _prepare(self) -> None:
-        ensure_indexes((*DOCUMENTS, *RECORDS.values()))
+        ensure_indexes((*DOCUMENTS, *RECORDS.values(), *FEEDBACK_DOCUMENTS, ImportedCaseDocument))
         self.governor.refresh()
         apply_setup_file(self._configuring, self._settings.setup_file)
+        self.library.refresh()
 
     def _watch(self) -> None:
-        self._watching = asyncio.get_running_loop().create_task(keep_fresh(self.governor))
+        self._watching = asyncio.get_running_loop().create_task(
+            keep_fresh(self.governor.refresh, self.library.refresh, self._feedback.flush)
+        )
 
     async def _stop(self) -> None:
         if self._watching is not None:
             self._watching.cancel()
 
 
-async def keep_fresh(governor: Governor) -> None:
-    """Looks for changed rules for as long as the process serves; an outage is borne."""
+async def keep_fresh(*works: Callable[[], object]) -> None:
+    """Looks for changed rules and articles, and writes down what was looked for, for as long as the process
+    serves; an outage is borne."""
     while True:
         await asyncio.sleep(REFRESH_SECONDS)
-        try:
-            await asyncio.to_thread(governor.refresh)
-        except (PyMongoError, Unavailable) as error:
-            log.warning("rules.not_refreshed", error=repr(error))
+        for work in works:
+            try:
+                await asyncio.to_thread(work)
+            except (PyMongoError, CallmeshError) as error:
+                log.warning("server.not_refreshed", error=repr(error))
 
 
 def apply_setup_file(parts: Configuring, path: str) -> None:

@@ -36,7 +36,10 @@ from tickets.configuring import FlowCalls, SlaCalls, TeamCalls
 from tickets.engine import Act
 from tickets.handlers import Handlers
 from tickets.hotstore import AsyncStore
+from tickets.knowledge import ExpertCalls, KnowledgeCalls
 from tickets.opening import Create, Opening
+from tickets.quality import QualityCalls
+from tickets.reporting import ReportCalls
 from tickets.resources import list_key
 from tickets.store import Query, sort_key
 from tickets.teams import Teams
@@ -217,6 +220,22 @@ class TeamServicer(TeamCalls, team_pb2_grpc.TeamServiceServicer):
     """TeamService."""
 
 
+class KnowledgeServicer(KnowledgeCalls, knowledge_pb2_grpc.KnowledgeServiceServicer):
+    """KnowledgeService."""
+
+
+class ExpertServicer(ExpertCalls, knowledge_pb2_grpc.ExpertServiceServicer):
+    """ExpertService."""
+
+
+class QualityServicer(QualityCalls, quality_pb2_grpc.QualityServiceServicer):
+    """QualityService."""
+
+
+class ReportServicer(ReportCalls, report_pb2_grpc.ReportServiceServicer):
+    """ReportService."""
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Servicers:
     """Every servicer of the process."""
@@ -225,41 +244,26 @@ class Servicers:
     flows: FlowServicer
     sla: SlaServicer
     teams: TeamServicer
+    knowledge: KnowledgeServicer
+    experts: ExpertServicer
+    quality: QualityServicer
+    reports: ReportServicer
 
 
 def bindings(parts: Servicers) -> list[tuple[Any, Any, Any]]:
     """(descriptor, add-to-server function, servicer) of every service; `server` makes the chassis' bindings
     of them."""
     tickets, flows, levels, teams = ticket_service_pb2_grpc, flow_pb2_grpc, sla_pb2_grpc, team_pb2_grpc
+    library, quality, reports = knowledge_pb2_grpc, quality_pb2_grpc, report_pb2_grpc
     found = [
         (ticket_service_pb2, "TicketService", tickets.add_TicketServiceServicer_to_server, parts.tickets),
         (flow_pb2, "FlowService", flows.add_FlowServiceServicer_to_server, parts.flows),
         (sla_pb2, "SlaService", levels.add_SlaServiceServicer_to_server, parts.sla),
         (team_pb2, "TeamService", teams.add_TeamServiceServicer_to_server, parts.teams),
-        (
-            knowledge_pb2,
-            "KnowledgeService",
-            knowledge_pb2_grpc.add_KnowledgeServiceServicer_to_server,
-            knowledge_pb2_grpc.KnowledgeServiceServicer(),
-        ),
-        (
-            knowledge_pb2,
-            "ExpertService",
-            knowledge_pb2_grpc.add_ExpertServiceServicer_to_server,
-            knowledge_pb2_grpc.ExpertServiceServicer(),
-        ),
-        (
-            quality_pb2,
-            "QualityService",
-            quality_pb2_grpc.add_QualityServiceServicer_to_server,
-            quality_pb2_grpc.QualityServiceServicer(),
-        ),
-        (
-            report_pb2,
-            "ReportService",
-            report_pb2_grpc.add_ReportServiceServicer_to_server,
-            report_pb2_grpc.ReportServiceServicer(),
-        ),
+        (knowledge_pb2, "KnowledgeService", library.add_KnowledgeServiceServicer_to_server, parts.knowledge),
+        (knowledge_pb2, "ExpertService", library.add_ExpertServiceServicer_to_server, parts.experts),
+        (quality_pb2, "QualityService", quality.add_QualityServiceServicer_to_server, parts.quality),
+        (report_pb2, "ReportService", reports.add_ReportServiceServicer_to_server, parts.reports),
     ]
     return [
         (module.DESCRIPTOR.services_by_name[name], add, servicer) for module, name, add, servicer in found

@@ -286,8 +286,11 @@ def _alarms(sla: Sla, calendar: Calendar | None) -> tuple[Alarm, ...]:
 def planned(sla: Sla, calendar: Calendar | None) -> Sla:
     """The clocks with their due times and alarms computed anew."""
     for kind, clock in _clocks(sla):
-        sla = _with_clock(sla, kind, _with_due(clock, calendar))
-    return replace(sla, alarms=_alarms(sla, calendar))
+        timed = _with_due(clock, calendar)
+        if timed is not clock:
+            sla = _with_clock(sla, kind, timed)
+    alarms = _alarms(sla, calendar)
+    return sla if alarms == sla.alarms else replace(sla, alarms=alarms)
 
 
 def _skip_past(sla: Sla, now: int) -> Sla:

@@ -5,15 +5,18 @@ from __future__ import annotations
 
 import threading
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Protocol
 
+from pymongo import UpdateOne
 from pymongo.errors import DuplicateKeyError
+from pymongo.write_concern import WriteConcern
 
 from chassis.errors import AlreadyExists, EtagMismatch, NotFound
 from chassis.idempotency import check_repeat
-from chassis.mongo import create_once, update_aggregate
+from chassis.mongo import OUTBOX_EVENTS_MAX, create_once, pending_entry, update_aggregate
 from tickets import sla as clocks
 from tickets.desk import pile_order
 from tickets.documents import (
@@ -67,6 +70,33 @@ def sort_key(ticket: Ticket, query: Query) -> tuple[int, str]:
     return (due or 0, ticket.id) if query.by_due else (ticket.created_ms, ticket.id)
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Changed:
+    """A change of one of many tickets; history and comments must not grow by it."""
+
+    #: As it was read.
+    before: Ticket
+    #: As it is to be, still with the version that was read.
+    after: Ticket
+    events: Sequence[Event]
+
+
+def _update_of(change: Changed) -> UpdateOne:
+    old, new = to_fields(change.before), to_fields(change.after)
+    changed = {name for name in new if new[name] != old[name]}
+    values = {name: new[name] for name in changed if new[name] is not None}
+    gone = dict.fromkeys((name for name in changed if new[name] is None), "")
+    version, room = change.before.version, OUTBOX_EVENTS_MAX - len(change.events)
+    update: dict[str, Any] = {"$set": {**values, "version": version + 1}}
+    if gone:
+        update["$unset"] = gone
+    if change.events:
+        update["$push"] = {"outbox": {"$each": [pending_entry(event) for event in change.events]}}
+        update["$min"] = {"outbox_since": datetime.now(UTC)}
+    condition = {"_id": change.before.id, "version": version, f"outbox.{room}": {"$exists": False}}
+    return UpdateOne(condition, update)
+
+
 class TicketStore(Protocol):
     """Keeps tickets. Any method may raise Unavailable while the database is away; then nothing has
     changed."""
@@ -100,6 +130,13 @@ class TicketStore(Protocol):
     def page(self, query: Query, limit: int, after: tuple[int, str] | None) -> list[Ticket]:
         """At most `limit` tickets after a sort key, without texts and history."""
 
+    def count(self, query: Query) -> int:
+        """How many tickets match."""
+
+    def whole(self, query: Query, most: int) -> Iterator[Ticket]:
+        """Tickets that match with their inline history, without texts and comments, the newest first, at most
+        `most`."""
+
     def by_call(self, call_id: str) -> Ticket | None:
         """The ticket that a call is linked with; None for none."""
 
@@ -115,6 +152,13 @@ class TicketStore(Protocol):
 
     def due(self, now_ms: int, limit: int) -> list[str]:
         """Ids of tickets with a timer due, longest due first."""
+
+    def due_tickets(self, now_ms: int, limit: int) -> list[Ticket]:
+        """Tickets with a timer due, whole, longest due first."""
+
+    def update_many(self, changes: Sequence[Changed]) -> None:
+        """As `update` for many in one trip; a ticket that somebody else wrote in between, or that has no room
+        for more events, is left as it is."""
 
     def next_due_ms(self) -> int | None:
         """When the next timer is due; None when there is none."""
@@ -310,6 +354,17 @@ class MongoStore:
         found = self._tickets().find(_mongo_query(query, after), WITHOUT_TEXTS)
         return [from_raw(raw) for raw in found.sort(order).limit(limit)]
 
+    def whole(self, query: Query, most: int) -> Iterator[Ticket]:
+        """As the port says."""
+        without = {"outbox": 0, "comments": 0, "description": 0, "resolution": 0}
+        found = self._tickets().find(_mongo_query(query, None), without)
+        for raw in found.sort([("created_ms", -1), ("_id", -1)]).limit(most):
+            yield from_raw(raw)
+
+    def count(self, query: Query) -> int:
+        """As the port says."""
+        return int(self._tickets().count_documents(_mongo_query(query, None)))
+
     def by_call(self, call_id: str) -> Ticket | None:
         """As the port says."""
         return self._one({"calls.call_id": call_id})
@@ -335,6 +390,17 @@ class MongoStore:
         """As the port says."""
         found = self._tickets().find({"timer_ms": {"$lte": now_ms}}, {"_id": 1})
         return [raw["_id"] for raw in found.sort([("timer_ms", 1), ("_id", 1)]).limit(limit)]
+
+    def due_tickets(self, now_ms: int, limit: int) -> list[Ticket]:
+        """As the port says."""
+        found = self._tickets().find({"timer_ms": {"$lte": now_ms}}, {"outbox": 0})
+        return [from_raw(raw) for raw in found.sort([("timer_ms", 1), ("_id", 1)]).limit(limit)]
+
+    def update_many(self, changes: Sequence[Changed]) -> None:
+        """As the port says. Only what changed is written."""
+        if changes:
+            collection = self._tickets().with_options(write_concern=WriteConcern(w="majority"))
+            collection.bulk_write([_update_of(change) for change in changes], ordered=False)
 
     def next_due_ms(self) -> int | None:
         """As the port says."""
@@ -512,6 +578,15 @@ class MemoryStore:
         found.sort(key=lambda ticket: sort_key(ticket, query), reverse=not query.by_due)
         return [_bare(ticket) for ticket in found[:limit]]
 
+    def whole(self, query: Query, most: int) -> Iterator[Ticket]:
+        """As the port says."""
+        for ticket in self.page(query, most, None):
+            yield self.get(ticket.id)
+
+    def count(self, query: Query) -> int:
+        """As the port says."""
+        return len(self.page(query, len(self._tickets) + 1, None))
+
     def by_call(self, call_id: str) -> Ticket | None:
         """As the port says."""
         found = self._where(lambda t: any(link.call_id == call_id for link in t.calls))
@@ -548,6 +623,18 @@ class MemoryStore:
     def due(self, now_ms: int, limit: int) -> list[str]:
         """As the port says."""
         return [id for due, id in self._timers() if due <= now_ms][:limit]
+
+    def due_tickets(self, now_ms: int, limit: int) -> list[Ticket]:
+        """As the port says."""
+        return [self.get(id) for id in self.due(now_ms, limit)]
+
+    def update_many(self, changes: Sequence[Changed]) -> None:
+        """As the port says."""
+        for change in changes:
+            try:
+                self.update(change.after, change.events)
+            except (EtagMismatch, NotFound):
+                continue
 
     def next_due_ms(self) -> int | None:
         """As the port says."""

@@ -134,12 +134,15 @@ class Timers:
         _late.set(late / 1000)
         if due is None or due > self._clock.now_ms():
             return 0
-        tickets = self._handlers.due(self._batch_max)
-        for ticket_id in tickets:
+        if self._lease.renewal_due:
+            self._lease.renew()
+        count, rest = self._handlers.fire_due(self._batch_max)
+        _fired.inc(count - len(rest))
+        for ticket_id in rest:
             if self._lease.renewal_due:
                 self._lease.renew()
             self._fire(ticket_id)
-        return len(tickets)
+        return count
 
     def _fire(self, ticket_id: str) -> None:
         try:

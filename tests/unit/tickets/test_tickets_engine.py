@@ -20,6 +20,7 @@ from tickets.model import (
     Change,
     Channel,
     Draft,
+    FeeLine,
     IntentKind,
     Kind,
     Phase,
@@ -45,6 +46,8 @@ ALL_VERBS = sorted({verb for _, _, verb in TABLE} | {"fly", "", "close\x00"})
 def opened(kind: Kind = Kind.INQUIRY, **changes: object) -> Ticket:
     """A ticket of `kind`; `changes` go into its draft."""
     draft = replace(Draft(subject="My bill is wrong", caller_number=NUMBER), **changes)  # type: ignore[arg-type]
+    if kind is Kind.FEE_ORDER:
+        draft = replace(draft, fee=(FeeLine(description="visit", quantity=1, amount="9.90", currency="CNY"),))
     visit = Visit(number=1) if kind is Kind.RETURN_VISIT else None
     parent = "p1" if visit else ""
     return engine.open_ticket(

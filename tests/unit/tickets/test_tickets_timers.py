@@ -123,10 +123,10 @@ def test_an_outage_of_the_database_is_borne(away: Exception, monkeypatch: pytest
     desk.clock.advance(HOUR)
     with monkeypatch.context() as broken:
 
-        def fail(ticket_id: str) -> None:
+        def fail(limit: int) -> None:
             raise away
 
-        broken.setattr(desk.use, "fire", fail)
+        broken.setattr(desk.use, "fire_due", fail)
         assert desk.turns(2) == [STANDBY_SECONDS] * 2
     assert desk.turns(1) == [10.0]
     assert desk.use.due(10) == []
@@ -144,6 +144,7 @@ def test_a_ticket_that_cannot_be_helped_does_not_keep_others_waiting(monkeypatch
             raise KeyError("a defect")
         fire(ticket_id)
 
+    monkeypatch.setattr(desk.use, "_told_by_clocks", lambda ticket, now: None)
     monkeypatch.setattr(desk.use, "fire", fail_one)
     desk.turns(2)
     assert desk.use.due(10) == []
