@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from callmesh.common.v1 import common_pb2
 from callmesh.routing.v1 import directory_pb2, supervision_pb2
+from chassis import logs
 from chassis.errors import DeadlineExceeded, InvalidArgument, ResourceExhausted, Unavailable
 from chassis.ids import parse_name, resource_name
 from routing.convert import duration, moment_ms
@@ -35,10 +36,13 @@ SECONDS_MAX = 120.0
 RETRY_SECONDS = 10.0
 #: Real milliseconds in which the database must answer the other process.
 ANSWER_MS_MAX = 5_000
+#: Of what the other process says when it fails, so many characters are logged.
+SAID_CHARACTERS_MAX = 300
 #: Exit statuses of the other process: a request that does not fit, a journal that cannot be read.
 EXIT_INVALID, EXIT_UNREADABLE = 3, 4
 
 _one_at_a_time = asyncio.Lock()
+log = logs.get_logger(__name__)
 
 
 async def answer(
@@ -62,12 +66,12 @@ async def _in_another_process(
         *(sys.executable, "-m", "routing.whatif_day", database),
         stdin=asyncio.subprocess.PIPE,
         stdout=asyncio.subprocess.PIPE,
-        stderr=asyncio.subprocess.DEVNULL,
+        stderr=asyncio.subprocess.PIPE,
         env=env,
     )
     try:
         async with asyncio.timeout(SECONDS_MAX):
-            said, _ = await process.communicate(request.SerializeToString())
+            said, why = await process.communicate(request.SerializeToString())
     except TimeoutError:
         raise DeadlineExceeded() from None
     finally:
@@ -77,6 +81,8 @@ async def _in_another_process(
     if process.returncode == EXIT_INVALID:
         raise InvalidArgument(**json.loads(said))
     if process.returncode != 0:
+        tail = why.decode(errors="replace").strip()[-SAID_CHARACTERS_MAX:]
+        log.warning("simulate_day_failed", status=process.returncode, said=tail)
         raise Unavailable(why="the journal cannot be read just now", retry_seconds=RETRY_SECONDS)
     return supervision_pb2.SimulateDayResponse.FromString(said)
 

@@ -128,29 +128,3 @@ async def test_simulate_day_answers_from_a_process_of_its_own(
     assert sum(row.offered for row in actual.values()) == 200
     service = "queues/service"
     assert proposed[service].answered > actual[service].answered
-    with pytest.raises(InvalidArgument, match="interval: the journal has no call in it"):
-        empty = supervision_pb2.SimulateDayRequest(interval=interval(START_MS - HOUR_MS, START_MS))
-        await whatif_day.answer(empty, mongo_uri, database.name)
-
-
-@pytest.mark.parametrize(
-    ("change", "field"),
-    [
-        ({"interval": None}, "interval.start_time"),
-        ({"interval": interval(END_MS, START_MS)}, "interval"),
-        ({"agents": [directory_pb2.Agent(name="ann", region="regions/x")]}, "agents[0].name"),
-        (
-            {"agents": [directory_pb2.Agent(name="agents/ann", region="regions/x", skills={"e": 6})]},
-            "agents[0].skills['e']",
-        ),
-        ({"agents": [directory_pb2.Agent(name="agents/ann", region="x")]}, "agents[0].region"),
-        ({"queues": [directory_pb2.Queue(name="queues/a"), directory_pb2.Queue(name="queues/a")]}, "queues"),
-        ({"queues": [directory_pb2.Queue(name="queues/a", weight=1_000_000)]}, "queues[0].weight"),
-    ],
-)
-async def test_bad_requests_are_named_before_anything_is_started(change: dict[str, Any], field: str) -> None:
-    values = {"interval": interval(), **change}
-    request = supervision_pb2.SimulateDayRequest(**values)
-    with pytest.raises(InvalidArgument) as caught:
-        await whatif_day.answer(request, "mongodb://127.0.0.1:1", "none")
-    assert caught.value.values["field"] == field
