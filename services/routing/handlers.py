@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Iterator
+from collections.abc import AsyncGenerator, Callable, Iterator
 from contextlib import aclosing, contextmanager
 from typing import Protocol
 
@@ -71,9 +71,11 @@ class Handlers:
         queues: dict[str, model.QueueConfig],
         shards: frozenset[str],
         clock: Clock,
+        platform_now_ms: Callable[[], int] | None = None,
     ) -> None:
         """`queues` is the live directory of queues, kept current by its owner; `shards` the ids of all
-        shards.
+        shards. `platform_now_ms` is a time that all routers share, for place tokens that one makes and
+        another reads; this machine's clock when there is none.
         """
         self._front = front
         self._regions = regions
@@ -83,6 +85,7 @@ class Handlers:
         self._queues = queues
         self._shards = shards
         self._clock = clock
+        self._platform_now_ms = platform_now_ms or clock.now_ms
 
     # --- callers
     # ------------------------------------------------------------------------------------------------
@@ -245,13 +248,13 @@ class Handlers:
     def _place_kept(self, request: call_pb2.CallRequest) -> Place | None:
         if not request.place_token:
             return None
-        return self._tokens.read(request.place_token, request.call_id, self._clock.now_ms())
+        return self._tokens.read(request.place_token, request.call_id, self._platform_now_ms())
 
     def _waited_ms(self, place: Place) -> int:
-        return place.waited_span_ms + max(0, self._clock.now_ms() - place.made_ms)
+        return place.waited_span_ms + max(0, self._platform_now_ms() - place.made_ms)
 
     def _token(self, view: model.CallView, shard: str) -> str:
-        now_ms = self._clock.now_ms()
+        now_ms = self._platform_now_ms()
         return self._tokens.make(
             Place(
                 call_id=view.facts.call_id,

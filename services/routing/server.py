@@ -121,6 +121,7 @@ class Router:
             queues=self.queues,
             shards=frozenset(self.links),
             clock=clock,
+            platform_now_ms=self.leader.platform_ms,
         )
         self.explainer = Explainer(
             front=self.front,

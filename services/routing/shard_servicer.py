@@ -115,7 +115,11 @@ class _Link:
         self, messages: AsyncIterator[shard_pb2.FrontMessage]
     ) -> AsyncGenerator[shard_pb2.ShardMessage, None]:
         leader = self._leader
-        leader.add_outlet(self._front, self._outlet)
+        if leader.add_outlet(self._front, self._outlet):
+            # The link before has died unnoticed, perhaps with its router: what it held is attached anew by
+            # whoever
+            # still holds it, or else nobody would listen.
+            self._detach()
         leader.on_drop.append(self.cut)
         helpers = [asyncio.create_task(self._read(messages)), asyncio.create_task(self._beat())]
         for helper in helpers:
