@@ -73,8 +73,8 @@ class Parts:
     @contextlib.contextmanager
     def worker(self, database: str) -> Iterator[str]:
         """Runs a broker and `python -m crm.worker` on a database; the broker's address."""
-        port, dist, http_port = free_ports(3)
-        rabbit = RabbitNode(self.run_dir / "rabbit", port, dist)
+        rabbit = RabbitNode(self.run_dir / "rabbit", free_ports(3)[0])
+        [http_port] = free_ports(1)
         rabbit.start()
         try:
             ready = HttpReady(url=f"http://127.0.0.1:{http_port}/readyz")

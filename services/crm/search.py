@@ -157,12 +157,20 @@ def understood(text: str, default_country: str) -> Query | None:
     if "@" in cleaned:
         address = folded(cleaned.replace(" ", ""))[:128]
         return Query(text=address, strict=(("e" + address,),), loose=())
-    found = words(cleaned)[:WORDS_MAX]
-    if not found:
+    tokens = [token for token in folded(cleaned).split() if words(token)][:WORDS_MAX]
+    if not tokens:
         return None
-    groups = [_word_starts(word) for word in sorted(found, key=len, reverse=True)]
+    found = [word for token in tokens for word in words(token)][:WORDS_MAX]
+    groups = [_token_starts(token) for token in sorted(tokens, key=len, reverse=True)]
     loose = [f"w{word[: LOOSE_HAN if _HAN.match(word) else LOOSE_LATIN]}" for word in found]
-    return Query(text=" ".join(found), strict=tuple(groups), loose=tuple(dict.fromkeys(loose)))
+    return Query(text=" ".join(tokens), strict=tuple(groups), loose=tuple(dict.fromkeys(loose)))
+
+
+def _token_starts(token: str) -> tuple[str, ...]:
+    """Of a token with signs in it ("b-4711", "o'brien") as it stands, and its longest word."""
+    longest = max(words(token), key=len)
+    starts = _word_starts(longest)
+    return starts if longest == token else ("e" + token, "x" + token, *starts)
 
 
 def _word_starts(word: str) -> tuple[str, ...]:
@@ -220,7 +228,7 @@ def scored(customer: Customer, query: Query) -> Match:
 
 
 def _name_score(name: str, text: str) -> float:
-    have, want = name_key(name), " ".join(sorted(text.split()))
+    have, want = name_key(name), name_key(text)
     if not have or not want:
         return 0.0
     if have == want:

@@ -165,9 +165,7 @@ def test_a_merge_of_a_merged_customer_is_refused_and_changes_nothing() -> None:
 def test_a_later_decision_about_consent_wins_and_comes_back() -> None:
     world = three()
     for id, at, granted in (("a", 5, True), ("b", 9, False)):
-        decision = Consent(
-            channel=Channel.SMS, purpose=Purpose.MARKETING, granted=granted, decided_ms=at
-        )
+        decision = Consent(channel=Channel.SMS, purpose=Purpose.MARKETING, granted=granted, decided_ms=at)
         world.customers.decide_consent(id, decision, "amy")
     merge = world.merge("a", "b")
     assert [c.granted for c in world.content("a").consents] == [False]

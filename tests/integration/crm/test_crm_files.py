@@ -1,0 +1,396 @@
+"""Imports, exports, care, insights and webhooks through the API, on a real server and a real MongoDB."""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import http.server
+import json
+import threading
+from collections.abc import AsyncIterator, Iterator
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import grpc
+import pytest
+import pytest_asyncio
+from google.protobuf.field_mask_pb2 import FieldMask
+
+from callmesh.common.v1 import common_pb2
+from callmesh.crm.v1 import (
+    care_pb2,
+    care_pb2_grpc,
+    customers_pb2,
+    customers_pb2_grpc,
+    insights_pb2,
+    insights_pb2_grpc,
+    screen_pop_pb2,
+    screen_pop_pb2_grpc,
+    timeline_pb2_grpc,
+    transfer_pb2,
+    transfer_pb2_grpc,
+    webhooks_pb2,
+    webhooks_pb2_grpc,
+)
+from chassis.bus import Event
+from chassis.client import channel
+from chassis.clock import to_ms
+from chassis.grpc_status import error_info
+from chassis.mongo import async_database, connect, disconnect, ensure_indexes
+from chassis.server import ServiceBinding
+from chassis.testing import FakeClock
+from chassis.testing.grpc import GrpcServerFactory
+from crm.app import App, compose
+from crm.collections import ALL_DOCUMENTS
+from crm.config import CrmSettings
+from crm.model import Fact, InteractionKind
+from crm.scopes import SCOPES
+from crm.servicer import bindings
+from crm.store import MongoReads, MongoStore
+
+pytestmark = pytest.mark.integration
+
+NOW = datetime(2026, 3, 2, 2, 42, tzinfo=UTC)
+DAY_MS = 86_400_000
+
+
+@dataclass
+class Crm:
+    """A running server."""
+
+    app: App
+    clock: FakeClock
+    customers: customers_pb2_grpc.CustomerServiceStub
+    care: care_pb2_grpc.CareServiceStub
+    insights: insights_pb2_grpc.InsightsServiceStub
+    imports: transfer_pb2_grpc.ImportServiceStub
+    exports: transfer_pb2_grpc.ExportServiceStub
+    webhooks: webhooks_pb2_grpc.WebhookServiceStub
+    timeline: timeline_pb2_grpc.TimelineServiceStub
+    pops: screen_pop_pb2_grpc.ScreenPopServiceStub
+
+    async def create(self, id: str, **fields: Any) -> customers_pb2.Customer:
+        message = customers_pb2.Customer(display_name=f"客户 {id}", **fields)
+        return await self.customers.CreateCustomer(
+            customers_pb2.CreateCustomerRequest(customer=message, customer_id=id)
+        )
+
+    async def upload(
+        self,
+        job: transfer_pb2.Import,
+        data: bytes,
+        *,
+        piece: int = 64,
+        start: int = 0,
+        stop: int | None = None,
+    ) -> transfer_pb2.Import:
+        """Sends a file in small pieces, up to `stop`."""
+
+        async def pieces() -> AsyncIterator[transfer_pb2.UploadImportRequest]:
+            end = len(data) if stop is None else stop
+            for offset in range(start, end, piece):
+                part = data[offset : min(offset + piece, end)]
+                last = stop is None and offset + piece >= end
+                yield transfer_pb2.UploadImportRequest(name=job.name, offset=offset, data=part, last=last)
+
+        async for answer in self.imports.UploadImport(pieces()):
+            job = answer.import_job
+        return job
+
+
+@pytest_asyncio.fixture
+async def crm(mongo_uri: str, mongo_database: str, grpc_server: GrpcServerFactory) -> AsyncIterator[Crm]:
+    settings = CrmSettings(mongo_uri=mongo_uri, mongo_database=mongo_database)
+    connect(settings)
+    ensure_indexes(ALL_DOCUMENTS)
+    database = async_database(settings)
+    clock = FakeClock(NOW)
+    app = compose(MongoStore(), MongoReads(database), clock, settings.policy(), private_webhooks=True)
+    server = await grpc_server([ServiceBinding(*part) for part in bindings(app)], scopes=SCOPES)
+    line = channel(server.address)
+    yield Crm(
+        app=app,
+        clock=clock,
+        customers=customers_pb2_grpc.CustomerServiceStub(line),
+        care=care_pb2_grpc.CareServiceStub(line),
+        insights=insights_pb2_grpc.InsightsServiceStub(line),
+        imports=transfer_pb2_grpc.ImportServiceStub(line),
+        exports=transfer_pb2_grpc.ExportServiceStub(line),
+        webhooks=webhooks_pb2_grpc.WebhookServiceStub(line),
+        timeline=timeline_pb2_grpc.TimelineServiceStub(line),
+        pops=screen_pop_pb2_grpc.ScreenPopServiceStub(line),
+    )
+    await line.close()
+    await database.client.close()
+    disconnect()
+
+
+async def refused(call: Any, reason: str) -> grpc.aio.AioRpcError:
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        await call
+    info = error_info(caught.value)
+    assert info is not None and info.reason == reason, caught.value.details()
+    return caught.value
+
+
+CSV = """Name,Mobile,Note,Colour,Born
+王小明,138 0000 0001,ok,red,1990-02-28
+"李,四",13800000002,"两
+行",,
+坏号,12,,,
+张三,13800000001,,,
+赵六,13800000003,,green,1985-13-40
+陈七,13800000004,,,
+""".encode()
+MAPPINGS = [
+    ("Name", "display_name"),
+    ("Mobile", "phone_numbers[0].number"),
+    ("Note", "notes"),
+    ("Colour", "custom_values.colour"),
+    ("Born", "birth_date"),
+]
+
+
+async def open_import(crm: Crm, **more: Any) -> transfer_pb2.Import:
+    mappings = [transfer_pb2.ColumnMapping(column=c, field=f) for c, f in MAPPINGS]
+    job = transfer_pb2.Import(format=transfer_pb2.FILE_FORMAT_CSV, mappings=mappings, **more)
+    return await crm.imports.CreateImport(transfer_pb2.CreateImportRequest(import_job=job))
+
+
+async def test_good_rows_are_in_and_bad_ones_told_by_line(crm: Crm) -> None:
+    field = customers_pb2.CustomField(
+        label="颜色", kind=customers_pb2.CustomField.KIND_CHOICE, choices=["red", "blue"]
+    )
+    await crm.customers.CreateCustomField(
+        customers_pb2.CreateCustomFieldRequest(custom_field=field, custom_field_id="colour")
+    )
+    dry = await crm.upload(await open_import(crm, dry_run=True), CSV)
+    assert (dry.good_rows, dry.bad_rows) == (4, 2) and dry.state == transfer_pb2.Import.STATE_DONE
+    listed = await crm.customers.ListCustomers(customers_pb2.ListCustomersRequest())
+    assert not listed.customers, "a dry run writes nothing"
+    job = await open_import(crm)
+    half = await crm.upload(job, CSV, stop=100)
+    assert 0 < half.received_bytes <= 100 and half.state == transfer_pb2.Import.STATE_RECEIVING
+    done = await crm.upload(job, CSV, start=half.received_bytes)
+    assert (done.good_rows, done.bad_rows) == (3, 3) and done.received_bytes == len(CSV)
+    errors = await crm.imports.ListImportErrors(transfer_pb2.ListImportErrorsRequest(parent=job.name))
+    assert [(e.line, e.field, e.reason) for e in errors.import_errors] == [
+        (5, "customer.phone_numbers[0].number", "INVALID_ARGUMENT"),
+        (6, "customer.phone_numbers[0].number", "CLAIM_TAKEN"),
+        (7, "customer.birth_date", "INVALID_ARGUMENT"),
+    ]
+    await refused(crm.upload(job, CSV), "IMPORT_CLOSED")
+    found = await crm.customers.LookupCustomer(
+        customers_pb2.LookupCustomerRequest(phone_number="13800000001")
+    )
+    assert found.display_name == "王小明" and found.custom_values["colour"].text == "red"
+    again = await crm.upload(await open_import(crm, update_existing=True), CSV.replace(b"red", b"blue"))
+    assert again.bad_rows == 2, "rows whose customer exists change it"
+    changed = await crm.customers.GetCustomer(customers_pb2.GetCustomerRequest(name=found.name))
+    assert changed.custom_values["colour"].text == "blue"
+
+
+async def test_what_is_exported_can_be_imported(crm: Crm) -> None:
+    for n in range(3):
+        await crm.create(
+            f"c{n}", phone_numbers=[customers_pb2.PhoneNumber(number=f"1380000000{n}")], notes="=1+1"
+        )
+    request = transfer_pb2.ExportCustomersRequest(format=transfer_pb2.FILE_FORMAT_CSV)
+    pieces = [piece async for piece in crm.exports.ExportCustomers(request)]
+    text = b"".join(piece.data for piece in pieces).decode()
+    assert text.count("\n") == 4 and "+8613800000002" in text and "'=1+1" in text
+    request.format = transfer_pb2.FILE_FORMAT_JSON_LINES
+    rows = b"".join([piece.data async for piece in crm.exports.ExportCustomers(request)])
+    assert [json.loads(row)["name"] for row in rows.splitlines()] == [f"customers/c{n}" for n in range(3)]
+
+
+async def test_rules_raise_each_occasion_once_and_agents_see_it(crm: Crm) -> None:
+    await crm.create(
+        "li",
+        phone_numbers=[customers_pb2.PhoneNumber(number="13800000001")],
+        birth_date={"year": 1990, "month": 3, "day": 3},
+    )
+    contract = care_pb2.Contract(product="5g-199", title="5G套餐")
+    contract.end_time.FromDatetime(NOW + timedelta(days=20))
+    contract.balance.CopyFrom(common_pb2.Money(currency_code="CNY", amount="3.50"))
+    created = await crm.care.CreateContract(
+        care_pb2.CreateContractRequest(parent="customers/li", contract=contract, contract_id="k1")
+    )
+    usage = care_pb2.UsageRecord(customer="customers/li", metric="data_mb", quantity=10, allowance=1000)
+    usage.period.start_time.FromDatetime(NOW - timedelta(days=27))
+    usage.period.end_time.FromDatetime(NOW + timedelta(days=3))
+    bad = care_pb2.UsageRecord(customer="customers/nobody", metric="x")
+    told = await crm.care.RecordUsage(care_pb2.RecordUsageRequest(usage_records=[usage, bad]))
+    assert told.recorded_count == 1 and told.failures == ["1: customer: does not exist or is not active"]
+    crm.app.care.ensure_defaults()
+    preview = await crm.care.PreviewCareTasks(care_pb2.PreviewCareTasksRequest(customer="customers/li"))
+    kinds = ["BIRTHDAY", "CONTRACT_EXPIRES", "LOW_BALANCE", "UNUSED_ALLOWANCE"]
+    assert sorted(task.kind for task in preview.care_tasks) == kinds
+    assert crm.app.care.run() == 4 and crm.app.care.run() == 0, "an occasion is raised once"
+    seen = await crm.pops.GetScreenPop(screen_pop_pb2.GetScreenPopRequest(phone_number="13800000001"))
+    assert sorted(reminder.kind for reminder in seen.care) == kinds and not seen.missing
+    tasks = (await crm.care.ListCareTasks(care_pb2.ListCareTasksRequest(customer="customers/li"))).care_tasks
+    closed = await crm.care.CloseCareTask(care_pb2.CloseCareTaskRequest(name=tasks[0].name, outcome="祝福"))
+    assert closed.state == care_pb2.CareTask.STATE_DONE
+    await refused(
+        crm.care.CloseCareTask(care_pb2.CloseCareTaskRequest(name=tasks[0].name, dismissed=True)),
+        "CARE_TASK_CLOSED",
+    )
+    created.title = "改名"
+    mask = FieldMask(paths=["title"])
+    renamed = await crm.care.UpdateContract(
+        care_pb2.UpdateContractRequest(contract=created, update_mask=mask)
+    )
+    assert renamed.title == "改名" and renamed.balance.amount == "3.50"
+    crm.clock.advance(40 * 86_400)
+    crm.app.care.run()
+    left = await crm.care.ListCareTasks(care_pb2.ListCareTasksRequest(customer="customers/li"))
+    assert "CONTRACT_EXPIRES" not in [task.kind for task in left.care_tasks], "stale tasks expire"
+
+
+async def test_who_wants_to_leave_scores_high_with_reasons(crm: Crm) -> None:
+    await crm.create("li", phone_numbers=[customers_pb2.PhoneNumber(number="13800000001")])
+    name = "customers/li/churnRisk"
+    calm = await crm.care.GetChurnRisk(care_pb2.GetChurnRiskRequest(name=name))
+    assert calm.score == 0.0 and not calm.reasons
+    flagged = await crm.care.FlagLeaveIntent(
+        care_pb2.FlagLeaveIntentRequest(customer="customers/li", wants_to_leave=True)
+    )
+    assert flagged.score >= 0.7 and [r.code for r in flagged.reasons] == ["WANTS_TO_LEAVE"]
+    listed = await crm.care.ListChurnRisks(care_pb2.ListChurnRisksRequest(wants_to_leave=True))
+    assert [risk.name for risk in listed.churn_risks] == [name]
+    seen = await crm.pops.GetScreenPop(screen_pop_pb2.GetScreenPopRequest(customer="customers/li"))
+    assert seen.churn.wants_to_leave and seen.churn.reasons[0]
+    back = await crm.care.FlagLeaveIntent(care_pb2.FlagLeaveIntentRequest(customer="customers/li"))
+    assert back.wants_to_leave or back.score == 0.0 or crm.clock.now_ms() == to_ms(NOW)
+
+
+async def test_the_report_finds_a_rising_topic_and_a_planted_place(crm: Crm) -> None:
+    reason = insights_pb2.ContactReason(path="complaint", complaint=True, labels={"zh": "投诉"})
+    await crm.insights.CreateContactReason(
+        insights_pb2.CreateContactReasonRequest(contact_reason=reason, contact_reason_id="complaint")
+    )
+    await refused(
+        crm.insights.CreateContactReason(insights_pb2.CreateContactReasonRequest(contact_reason=reason)),
+        "ALREADY_EXISTS",
+    )
+    begin_ms = to_ms(NOW) - DAY_MS
+    for town in range(12):
+        place = customers_pb2.PostalAddress(township=f"街道{town}")
+        place.location.latitude, place.location.longitude = 22.5 + town * 0.02, 114.0
+        await crm.create(f"t{town}", addresses=[place])
+    n = 0
+
+    def call(town: int, reason: str, at_ms: int) -> None:
+        nonlocal n
+        n += 1
+        values = {"state": "COMPLETED", "customer": f"t{town}", "resolved": True, "talk_ms": 60_000}
+        told = {**values, "contact_reason": reason, "agent": "agents/a1", "product": "5g"}
+        kind = InteractionKind.CALL
+        for facet in ("ended", "wrapped"):
+            crm.app.memory.apply(
+                Fact(
+                    kind=kind,
+                    source="routing",
+                    source_id=f"k{n}",
+                    facet=facet,
+                    stamp=(1, 1, 1, 1),
+                    values=told,
+                    began_ms=at_ms,
+                )
+            )
+
+    for town in range(12):
+        for _ in range(6):
+            call(town, "bills", begin_ms + 1000 * n)
+        call(town, "complaint/network", begin_ms + 1000 * n)
+    for _ in range(22):
+        call(5, "complaint/network", begin_ms + 1000 * n)
+    for day in range(1, 29):
+        call(day % 12, "complaint/network", begin_ms - day * DAY_MS)
+    scope = insights_pb2.InsightScope()
+    scope.interval.start_time.FromMilliseconds(begin_ms)
+    scope.interval.end_time.FromMilliseconds(begin_ms + DAY_MS)
+    report = await crm.insights.GetVoiceReport(insights_pb2.GetVoiceReportRequest(scope=scope))
+    assert report.interactions == 12 * 7 + 22
+    rising = {topic.contact_reason: topic for topic in report.hot_topics}
+    assert rising["complaint/network"].p_value < 0.01 and rising["complaint"].observed == 34
+    assert rising["complaint/network"].expected == pytest.approx(1.0)
+    assert list(rising["complaint"].products) == ["5g"]
+    assert list(report.hot_spots[0].places) == ["街道5"] and report.hot_spots[0].p_value <= 0.05
+    assert [a.agent for a in report.agent_feedback] == ["agents/a1"]
+    stats = {r.contact_reason: r for r in report.reason_stats}
+    assert stats["bills"].calls == 72 and stats["bills"].repeat_call_ratio == pytest.approx(60 / 72)
+    no_interval = insights_pb2.ListHotTopicsRequest(scope=insights_pb2.InsightScope())
+    await refused(crm.insights.ListHotTopics(no_interval), "INVALID_ARGUMENT")
+
+
+class Partner(http.server.BaseHTTPRequestHandler):
+    """A partner's server."""
+
+    got: list[tuple[dict[str, str], bytes]]
+    answer = 200
+
+    def do_POST(self) -> None:
+        body = self.rfile.read(int(self.headers["Content-Length"]))
+        type(self).got.append((dict(self.headers), body))
+        self.send_response(type(self).answer)
+        self.end_headers()
+
+    def log_message(self, *args: Any) -> None:
+        """Nothing."""
+
+
+@pytest.fixture
+def partner() -> Iterator[tuple[str, type[Partner]]]:
+    Partner.got, Partner.answer = [], 200
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Partner)
+    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    thread.start()
+    yield f"http://127.0.0.1:{server.server_port}/hook", Partner
+    server.shutdown()
+    server.server_close()
+    thread.join()
+
+
+async def test_a_webhook_is_signed_retried_and_replayed(crm: Crm, partner: tuple[str, type[Partner]]) -> None:
+    url, server = partner
+    kind = "callmesh.crm.v1.CustomerCreated"
+    hook = webhooks_pb2.Webhook(url=url, event_types=[kind], enabled=True)
+    created = await crm.webhooks.CreateWebhook(webhooks_pb2.CreateWebhookRequest(webhook=hook))
+    assert created.secret.startswith("whsec_")
+    read = await crm.webhooks.GetWebhook(webhooks_pb2.GetWebhookRequest(name=created.name))
+    assert not read.secret
+    hooks = crm.app.webhooks
+    now_ms = 1_800_000_000_000
+    hooks._now_ms = lambda: now_ms
+    event = Event(id="e1", source="crm", type=kind, subject="customers/a", time=NOW, data={"actor": "amy"})
+    assert hooks.offer(event) == 1 and hooks.offer(event) == 1
+    server.answer = 503
+    assert hooks.deliver() == 1 and hooks.deliver() == 0, "tried once, then put off"
+    server.answer = 200
+    now_ms += 11_000
+    assert hooks.deliver() == 1
+    assert len(server.got) == 2
+    headers, body = server.got[1]
+    stamp, _, mac = headers["Callmesh-Signature"].partition(",v1=")
+    expected = hmac.new(created.secret.encode(), stamp[2:].encode() + b"." + body, hashlib.sha256)
+    assert mac == expected.hexdigest() and json.loads(body)["data"] == {"actor": "amy"}
+    listed = await crm.webhooks.ListWebhookDeliveries(
+        webhooks_pb2.ListWebhookDeliveriesRequest(parent=created.name)
+    )
+    [delivery] = listed.webhook_deliveries
+    assert delivery.state == webhooks_pb2.WebhookDelivery.STATE_DELIVERED and delivery.attempt_count == 2
+    replay = webhooks_pb2.ReplayWebhookDeliveriesRequest(name=created.name)
+    replay.start_time.FromMilliseconds(1_700_000_000_000)
+    assert (await crm.webhooks.ReplayWebhookDeliveries(replay)).replayed_count == 1
+    assert hooks.deliver() == 1 and len(server.got) == 3
+    await crm.webhooks.RotateWebhookSecret(webhooks_pb2.RotateWebhookSecretRequest(name=created.name))
+    tested = await crm.webhooks.TestWebhook(webhooks_pb2.TestWebhookRequest(name=created.name))
+    assert tested.last_status == 200
+    assert server.got[-1][0]["Callmesh-Signature"].count("v1=") == 2, "the old secret signs too for a day"
+    bad = webhooks_pb2.Webhook(url="ftp://x", event_types=[kind])
+    await refused(
+        crm.webhooks.CreateWebhook(webhooks_pb2.CreateWebhookRequest(webhook=bad)), "INVALID_ARGUMENT"
+    )

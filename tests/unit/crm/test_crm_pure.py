@@ -1,0 +1,424 @@
+"""Consent, custom fields, search, duplicates, rows, topics, scans and the fast ways: all pure."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from datetime import UTC, date, datetime, timedelta
+
+import pytest
+from google.protobuf.json_format import MessageToDict
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from chassis.errors import InvalidArgument
+from crm import care, churn, consent, convert, engine, identity, rows, scan, schema, search, topics, webhooks
+from crm.coalesce import Coalescer
+from crm.duplicates import compared, probable
+from crm.model import (
+    BirthDate,
+    Channel,
+    Consent,
+    Customer,
+    CustomField,
+    EmailAddress,
+    ExternalId,
+    FieldKind,
+    Interaction,
+    InteractionKind,
+    PhoneNumber,
+    PostalAddress,
+    Purpose,
+    QuietWindow,
+    Tier,
+    ValueClass,
+)
+
+NOW = datetime(2026, 3, 2, 9, 0, tzinfo=UTC)
+
+
+def person(id: str = "a", name: str = "王小明", number: str = "+8613812345678", **more: object) -> Customer:
+    numbers = (PhoneNumber(number=number),) if number else ()
+    return Customer(id=id, display_name=name, phone_numbers=numbers, **more)  # type: ignore[arg-type]
+
+
+# Consent
+
+DECISIONS = st.builds(
+    Consent,
+    channel=st.sampled_from([Channel.SMS, Channel.VOICE]),
+    purpose=st.sampled_from([Purpose.MARKETING, Purpose.SERVICE]),
+    granted=st.booleans(),
+    decided_ms=st.integers(0, 5),
+)
+
+
+@settings(max_examples=60)
+@given(st.lists(DECISIONS, max_size=6), st.randoms())
+def test_decisions_about_consent_may_come_in_any_order(decisions: list[Consent], random: object) -> None:
+    def after(order: Sequence[Consent]) -> Customer:
+        customer = person()
+        for decision in order:
+            customer = consent.with_decision(customer, decision)
+        return customer
+
+    shuffled = list(decisions)
+    random.shuffle(shuffled)  # type: ignore[attr-defined]
+    assert after(decisions) == after(shuffled) == after([*shuffled, *decisions])
+
+
+def test_permission_says_why_not_and_when() -> None:
+    night = QuietWindow(start_minute=22 * 60, end_minute=8 * 60)
+    customer = person(time_zone="Asia/Shanghai", quiet_windows=(night,))
+    late = datetime(2026, 3, 2, 15, 0, tzinfo=UTC)
+    found = consent.permission(customer, Channel.VOICE, Purpose.SERVICE, late, "UTC")
+    assert found.reasons == ("QUIET_WINDOW",)
+    assert found.next_allowed == datetime(2026, 3, 3, 0, 0, tzinfo=UTC), "eight in Shanghai"
+    assert consent.permission(customer, Channel.VOICE, Purpose.SERVICE, NOW, "UTC").allowed
+    to_sell = consent.permission(customer, Channel.SMS, Purpose.MARKETING, NOW, "UTC")
+    assert to_sell.reasons == ("CONSENT_MISSING",)
+    given_ = Consent(channel=Channel.SMS, purpose=Purpose.MARKETING, granted=True, decided_ms=1, expires_ms=2)
+    expired = consent.with_decision(customer, given_)
+    ended = consent.permission(expired, Channel.SMS, Purpose.MARKETING, NOW, "UTC")
+    assert ended.reasons == ("CONSENT_EXPIRED",) and ended.next_allowed is None
+
+
+# Custom fields
+
+
+@pytest.mark.parametrize(
+    ("kind", "good", "bad"),
+    [
+        (FieldKind.TEXT, "蓝", 3.0),
+        (FieldKind.NUMBER, 3.5, float("nan")),
+        (FieldKind.BOOLEAN, True, "yes"),
+        (FieldKind.DATE, BirthDate(year=2020, month=2, day=29), BirthDate(year=2021, month=2, day=29)),
+        (FieldKind.CHOICE, "red", "green"),
+        (FieldKind.CHOICES, ("red", "blue"), ("red", "green")),
+    ],
+)
+def test_a_value_fits_its_field_or_is_named(kind: FieldKind, good: object, bad: object) -> None:
+    field = CustomField(id="x", label="X", kind=kind, choices=("red", "blue"), version=1)
+    done = engine.normalise(person(custom_values={"x": good}), "CN", NOW.date(), {"x": field})
+    assert done.custom_values == {"x": good}
+    for values, why in (({"x": bad}, "customer.custom_values.x"), ({"y": 1.0}, "customer.custom_values.y")):
+        with pytest.raises(InvalidArgument) as caught:
+            engine.normalise(person(custom_values=values), "CN", NOW.date(), {"x": field})
+        assert [v.field for v in caught.value.details.field_violations] == [why]
+
+
+def test_retired_and_required_fields() -> None:
+    field = CustomField(id="x", label="X", kind=FieldKind.TEXT, required=True, version=1)
+    with pytest.raises(InvalidArgument, match="required"):
+        engine.normalise(person(), "CN", NOW.date(), {"x": field})
+    engine.normalise(person(), "CN", NOW.date(), {"x": field}, {}), "an old customer need not have it"
+    gone = schema.retired(field)
+    assert gone is not None
+    kept = engine.normalise(person(custom_values={"x": "a"}), "CN", NOW.date(), {"x": gone}, {"x": "a"})
+    assert kept.custom_values == {"x": "a"}
+    with pytest.raises(InvalidArgument, match="retired"):
+        engine.normalise(person(custom_values={"x": "b"}), "CN", NOW.date(), {"x": gone}, {"x": "a"})
+
+
+# Search and duplicates
+
+
+@pytest.mark.parametrize(
+    ("typed", "field"),
+    [
+        ("小明", "display_name"),
+        ("王", "display_name"),
+        ("5678", "phone_numbers"),
+        ("138 1234", "phone_numbers"),
+        ("+86 138 1234 5678", "phone_numbers"),
+        ("Wang.X", "email_addresses"),
+        ("wang.x@ex", "email_addresses"),
+        ("b-4711", "external_ids"),
+    ],
+)
+def test_what_people_type_finds_the_customer(typed: str, field: str) -> None:
+    customer = person(
+        email_addresses=(EmailAddress(address="wang.x@example.com"),),
+        external_ids=(ExternalId(system="billing", id="B-4711"),),
+    )
+    query = search.understood(typed, "CN")
+    assert query is not None
+    terms = search.terms(customer)
+    assert all(any(t.startswith(s) for t in terms for s in group) for group in query.strict), (query, terms)
+    match = search.scored(customer, query)
+    assert field in match.fields and match.score >= search.SCORE_MIN
+
+
+def test_duplicates_have_reasons() -> None:
+    one = person(birth_date=BirthDate(year=1990, month=2, day=3), number="+8613812345678")
+    slip = replace(one, id="b", phone_numbers=(PhoneNumber(number="+8613812345687"),))
+    pair = compared(one, slip)
+    assert pair.score > 0.9
+    assert [(r.field, r.kind) for r in pair.reasons] == [
+        ("phone_numbers", "TRANSPOSED"),
+        ("display_name", "EXACT"),
+        ("birth_date", "EXACT"),
+    ]
+    stranger = person("c", "赵六", "+8613999999999")
+    assert probable(one, [one, slip, stranger], 0.8) == [pair]
+    elder = replace(slip, birth_date=BirthDate(year=1960, month=1, day=1))
+    assert compared(one, elder).score < pair.score * 0.7, "another birthday speaks against it"
+    assert set(search.blocks(one)) & set(search.terms(slip))
+
+
+NAMES = st.text(alphabet="王李明华 abcXY", min_size=1, max_size=8).filter(str.strip)
+
+
+@settings(max_examples=80)
+@given(NAMES, NAMES)
+def test_comparing_is_symmetric(first: str, second: str) -> None:
+    one, other = person("a", first), person("b", second, "+8613800000000")
+    assert compared(one, other).score == compared(other, one).score
+    assert compared(one, replace(one, id="b")).score >= compared(one, other).score
+
+
+# The fast ways say what the slow ones say
+
+
+@settings(max_examples=150)
+@given(st.text(alphabet="0123456789+ 86", max_size=14), st.sampled_from(["CN", "US"]))
+def test_a_number_read_fast_is_the_number_read_slowly(text: str, country: str) -> None:
+    def read(way: object) -> str:
+        try:
+            return way(text, country)  # type: ignore[operator, no-any-return]
+        except identity.NotIdentifiable as why:
+            return f"! {why}"
+
+    assert read(identity.phone_number) == read(identity._read_number)
+
+
+CREATED = st.builds(
+    Customer,
+    display_name=st.text(min_size=1, max_size=5),
+    tier=st.sampled_from(Tier),
+    value_class=st.sampled_from(ValueClass),
+    tags=st.lists(st.text(min_size=1, max_size=3), max_size=2).map(tuple),
+    language=st.sampled_from(["", "zh-CN"]),
+    phone_numbers=st.just((PhoneNumber(number="+8613800000001", primary=True),)),
+    quiet_windows=st.sampled_from([(), (QuietWindow(start_minute=1, end_minute=2),)]),
+)
+
+
+@settings(max_examples=60)
+@given(CREATED, st.integers(0, 999_999))
+def test_the_event_written_by_hand_is_protobufs(customer: Customer, microseconds: int) -> None:
+    change = engine.create(customer, "c1", "amy", NOW.replace(microsecond=microseconds))
+    assert convert.customer_created_json(change) == MessageToDict(convert.customer_created(change))
+
+
+# Rows
+
+
+@settings(max_examples=80)
+@given(st.lists(st.text(alphabet='ab,"\n', max_size=6), min_size=1, max_size=5), st.integers(1, 9))
+def test_records_are_whole_however_the_file_is_cut(values: list[str], piece: int) -> None:
+    data = b"v,w\n" + "".join(rows.csv_line([value, "x"]) for value in values).encode()
+    cutter = rows.Cutter(csv=True)
+    text = b""
+    for start in range(0, len(data), piece):
+        whole = cutter.cut(data[start : start + piece], start + piece >= len(data))
+        assert not whole or whole.endswith(b"\n")
+        text += whole
+    found = list(rows.csv_records(text.decode(), ["v", "w"], 1))
+    assert [record.values for record in found[1:]] == [{"v": value, "w": "x"} for value in values]
+
+
+def test_a_row_becomes_a_customer_and_back() -> None:
+    paths = {
+        "id": "c1",
+        "display_name": "王小明",
+        "phone_numbers[0].number": "13800000001",
+        "phone_numbers[1].number": "13800000002",
+        "addresses[0].city": "深圳",
+        "tags": "老客户; 宽带",
+        "tier": "gold",
+        "birth_date": "1990-02-28",
+    }
+    id, draft = rows.customer_of(paths, {})
+    assert id == "c1" and draft.tier is Tier.GOLD and draft.tags == ("老客户", "宽带")
+    assert [n.number for n in draft.phone_numbers] == ["13800000001", "13800000002"]
+    assert rows.value_at(draft, "birth_date") == "1990-02-28"
+    assert rows.value_at(draft, "addresses[0].city") == "深圳"
+    assert rows.value_at(replace(draft, notes="=1+1"), "notes") == "'=1+1", "no formula for a spreadsheet"
+
+
+@pytest.mark.parametrize(
+    "path", ["", "nope", "phone_numbers[0].x", "custom_values", "a.b.c", "$where", "__class__"]
+)
+def test_a_path_that_no_customer_has_is_refused(path: str) -> None:
+    with pytest.raises(InvalidArgument) as caught:
+        rows.check_paths([path])
+    assert caught.value.values["field"] == "mappings[0].field"
+
+
+@pytest.mark.parametrize(
+    "line", ["[1]", "{", '{"a": NaN}', '{"a": {"b": {"c": {"d": {"e": {"f": 1}}}}}}', "null"]
+)
+def test_a_bad_json_line_is_one_bad_row(line: str) -> None:
+    good = '{"display_name": "a", "phone_numbers": [{"number": "1"}]}'
+    found = list(rows.json_records(f"{good}\n{line}\n{good}\n", 1))
+    assert [record.values is None for record in found] == [False, True, False] and found[1].fault
+    assert found[2].values == {"display_name": "a", "phone_numbers[0].number": "1"}
+
+
+# Care and churn
+
+
+def test_birthdays_are_kept_where_the_customer_lives() -> None:
+    rule = care.Rule(id="b", title="x", trigger="BIRTHDAY", days_before=3)
+    leap = person(birth_date=BirthDate(year=1992, month=2, day=29), time_zone="Asia/Shanghai")
+    eve = datetime(2026, 2, 27, 20, 0, tzinfo=UTC)
+    found = care.birthday(rule, leap, eve, "UTC")
+    assert found is not None and found.key == "2026-02-28"
+    assert care.birthday(rule, leap, datetime(2026, 3, 5, tzinfo=UTC), "UTC") is None
+    assert "02-29" in care.birthdays(eve, 3)
+    text = care.words(rule, found, leap, "zh", "UTC")
+    assert "王小明" in text and "2026-02-28" in text
+
+
+def test_more_reasons_never_lower_the_score() -> None:
+    now_ms = 1_800_000_000_000
+
+    def call(**detail: object) -> Interaction:
+        return Interaction(
+            id="i", kind=InteractionKind.CALL, source="routing", source_id="c", subject="c:a", number="",
+            channel=Channel.VOICE, direction=convert.Direction.INBOUND, began_ms=now_ms, ended_ms=None,
+            summary="", contact_reason="", agent="", region="", open=False, product="", partner="",
+            detail=detail,
+        )  # fmt: skip
+
+    scores = []
+    signs = churn.Signs()
+    for more in (
+        {},
+        {"interactions": [call(resolved=False)]},
+        {"contract_days": 10.0},
+        {"usage_ratio": 0.3},
+        {"intent_ms": now_ms - 1},
+    ):
+        signs = replace(signs, **more)  # type: ignore[arg-type]
+        score, reasons = churn.scored(signs, now_ms)
+        scores.append(score)
+        assert all(churn.text(reason, "zh") and churn.text(reason, "en") for reason in reasons)
+    assert scores == sorted(scores) and scores[0] == 0.0 and 0.8 < scores[-1] < 1.0
+
+
+# Voice of the customer
+
+
+def test_a_topic_rises_against_its_own_history_only() -> None:
+    history = {"steady": [10] * 28, "rising": [2] * 28, "wild": [0, 60] * 14}
+    found = topics.rising(
+        {"steady": 12, "rising": 14, "wild": 70, "rare": 3},
+        history,
+        history_days=28,
+        days=1.0,
+        p_value_max=0.05,
+    )
+    assert [topic.reason for topic in found] == ["rising"]
+    assert found[0].expected == 2.0 and found[0].p_value < 0.001
+
+
+def places(extra: int) -> list[scan.Place]:
+    """A grid of 6 x 6 with 100 contacts and 5 complaints each, and more complaints in one."""
+    return [
+        scan.Place(
+            name=f"{x},{y}",
+            latitude=22.0 + x * 0.1,
+            longitude=114.0 + y * 0.1,
+            cases=5 + (extra if (x, y) == (2, 3) else 0),
+            contacts=100 + (extra if (x, y) == (2, 3) else 0),
+        )
+        for x in range(6)
+        for y in range(6)
+    ]
+
+
+def test_a_planted_spot_is_found_and_an_even_map_is_silent() -> None:
+    [spot] = scan.hot_spots(places(25), simulations=199)
+    assert spot.places == (15,) and spot.observed == 30 and spot.p_value <= 0.01
+    assert spot.relative_risk > 4
+    assert all(s.p_value > 0.5 for s in scan.hot_spots(places(0), simulations=199))
+    assert scan.hot_spots([], simulations=9) == [] == scan.hot_spots(places(0)[:2], simulations=9)
+
+
+# Webhooks
+
+
+@pytest.mark.parametrize(
+    "url",
+    ["", "http://example.com", "https://", "https://u:p@x.example", "https://127.0.0.1/x", "https://[::1]/",
+     "https://10.1.2.3", "https://169.254.169.254/latest", "https://a b", "ftp://x.example"],
+)  # fmt: skip
+def test_a_webhook_goes_to_public_addresses_alone(url: str) -> None:
+    with pytest.raises(InvalidArgument):
+        webhooks.check_url(url, private=False)
+
+
+def test_a_host_that_resolves_to_a_private_address_is_not_called() -> None:
+    answer = webhooks.Sender(private=False).post("https://localhost/x", b"{}", {})
+    assert answer.status == 0 and "private" in answer.error
+
+
+def test_pauses_grow_to_a_bound() -> None:
+    assert [webhooks.retry_seconds(n) for n in (1, 2, 3, 30)] == [10, 20, 40, webhooks.RETRY_SECONDS_MAX]
+
+
+# Coalescing
+
+
+async def test_questions_at_once_are_asked_at_once() -> None:
+    asked: list[list[int]] = []
+    free = asyncio.Event()
+
+    async def ask(keys: Sequence[int]) -> Mapping[int, int]:
+        asked.append(list(keys))
+        await free.wait()
+        if 13 in keys:
+            raise ValueError("thirteen")
+        return {key: key * 2 for key in keys if key}
+
+    coalescer = Coalescer(ask, batch_max=3)
+    first = [asyncio.create_task(coalescer.get(key)) for key in (1, 2, 2, 0)]
+    await asyncio.sleep(0)
+    await asyncio.sleep(0)
+    later = [asyncio.create_task(coalescer.get(key)) for key in range(3, 10)]
+    later[0].cancel()
+    await asyncio.sleep(0)
+    free.set()
+    assert [await task for task in first] == [2, 4, 4, None]
+    assert [await task for task in later[1:]] == [8, 10, 12, 14, 16, 18]
+    assert max(map(len, asked)) <= 3 and len(asked) < 8
+    with pytest.raises(ValueError, match="thirteen"):
+        await coalescer.get(13)
+    assert await coalescer.get(21) == 42, "one failure is no end"
+
+
+def test_quiet_windows_look_ahead_over_a_change_of_the_clock() -> None:
+    window = QuietWindow(start_minute=0, end_minute=1440)
+    always = person(time_zone="Europe/Berlin", quiet_windows=(window,))
+    found = consent.permission(always, Channel.SMS, Purpose.SERVICE, NOW, "UTC")
+    assert found.reasons == ("QUIET_WINDOW",) and found.next_allowed is None
+    sunday = replace(window, weekdays=(7,))
+    spring = datetime(2026, 3, 29, 12, 0, tzinfo=UTC)
+    found = consent.permission(
+        person(time_zone="Europe/Berlin", quiet_windows=(sunday,)),
+        Channel.SMS,
+        Purpose.SERVICE,
+        spring,
+        "UTC",
+    )
+    assert found.next_allowed == datetime(2026, 3, 29, 22, 0, tzinfo=UTC)
+    assert date(2026, 3, 30) - date(2026, 3, 29) == timedelta(days=1)
+
+
+def test_addresses_speak_for_duplicates() -> None:
+    home = PostalAddress(city="深圳", district="福田区", street="深南大道1号")
+    one, other = person(addresses=(home,)), person("b", "王晓明", "", addresses=(home,))
+    assert "addresses" in [reason.field for reason in compared(one, other).reasons]
