@@ -13,6 +13,7 @@ from chassis.config import ServiceSettings
 from routing.front import FrontOptions
 from routing.leader import LeaderOptions
 from routing.model import Timing
+from routing.snapshots import SnapshotOptions
 
 _PEER = re.compile(r"(?P<region>[a-z0-9][a-z0-9-]{0,62})=(?P<address>[A-Za-z0-9_.\-\[\]:]+:\d{1,5})")
 _REGION = re.compile(r"[a-z0-9][a-z0-9-]{0,62}")
@@ -97,6 +98,24 @@ class RoutingSettings(ServiceSettings):
     )
     memory_seconds: int = Field(
         default=900, ge=1, le=86_400, description="Ended calls are remembered this long, business seconds."
+    )
+    snapshot_events: int = Field(
+        default=50_000,
+        ge=100,
+        le=10_000_000,
+        description="A snapshot of a shard is made after so many events: what a start has to read.",
+    )
+    snapshot_blocks: int = Field(
+        default=20_000,
+        ge=100,
+        le=10_000_000,
+        description="A snapshot of a quiet shard is made after so many blocks (two a second when idle).",
+    )
+    journal_retention_seconds: int = Field(
+        default=86_400,
+        ge=0,
+        le=31_536_000,
+        description="The journal is kept this long, business seconds, for explanations and what-ifs.",
     )
     directory_poll_seconds: float = Field(
         default=0.5,
@@ -192,6 +211,13 @@ class RoutingSettings(ServiceSettings):
             backup_seconds=self.backup_seconds,
             outage_seconds=self.outage_seconds,
             timing=self.timing(),
+        )
+
+    def snapshot_options(self) -> SnapshotOptions:
+        return SnapshotOptions(
+            events=self.snapshot_events,
+            blocks=self.snapshot_blocks,
+            retention_ms=self.journal_retention_seconds * 1000,
         )
 
     def front_options(self) -> FrontOptions:

@@ -29,6 +29,8 @@ if TYPE_CHECKING:
 
 #: Collection of all shards' blocks.
 COLLECTION = "journal"
+#: Collections of snapshots: what makes one count, and its parts.
+SNAPSHOTS, SNAPSHOT_PARTS = "journal_snapshots", "journal_snapshot_parts"
 #: Collection of the candidates' probes, one document a shard and router.
 PROBES = "journal_probes"
 #: Blocks fetched at once when a journal is read.
@@ -66,6 +68,8 @@ class Block:
     count: int
     #: Encoded events (codec.encode_events).
     body: bytes
+    #: Of the state after this block (image.digest); empty for most blocks.
+    digest: str = ""
 
     @property
     def opening(self) -> bool:
@@ -82,9 +86,14 @@ def block_key(shard: str, sequence: int) -> str:
     return f"{shard}:{sequence:016d}"
 
 
+def end_of(shard: str) -> str:
+    """Behind every key of the shard, before any other's: ';' follows ':' in ASCII."""
+    return f"{shard};"
+
+
 def to_document(block: Block) -> dict[str, Any]:
     """The block as MongoDB keeps it."""
-    return {
+    document = {
         "_id": block.key,
         "epoch": block.epoch,
         "nonce": block.nonce,
@@ -95,6 +104,7 @@ def to_document(block: Block) -> dict[str, Any]:
         "opening": block.opening,
         "body": Binary(block.body),
     }
+    return {**document, "digest": block.digest} if block.digest else document
 
 
 def from_document(document: dict[str, Any]) -> Block:
@@ -111,9 +121,64 @@ def from_document(document: dict[str, Any]) -> Block:
             format=document["format"],
             count=document["count"],
             body=bytes(document["body"]),
+            digest=document.get("digest", ""),
         )
     except (KeyError, TypeError, ValueError) as error:
         raise JournalGap(f"{document['_id']} is not a block that this code can read: {error!r}") from error
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Manifest:
+    """What makes the parts of a snapshot count: the state after the block at `sequence`."""
+
+    shard: str
+    sequence: int
+    #: Of that block.
+    nonce: str
+    epoch: int
+    #: Events applied since the journal began.
+    ordinal: int
+    #: The shard's time, business milliseconds since 1970.
+    now_ms: int
+    #: Of the parts (image.FORMAT).
+    format: int
+    #: How many.
+    parts: int
+    #: Random: parts of different makers do not mix.
+    maker: str
+    #: SHA-256 over all parts.
+    seal: str
+
+    @property
+    def key(self) -> str:
+        return manifest_key(self.shard, self.sequence)
+
+    @property
+    def span(self) -> dict[str, Any]:
+        """Filter that finds the parts."""
+        prefix = f"{self.key}:{self.maker}:"
+        return {"_id": {"$gte": prefix, "$lt": f"{self.key}:{self.maker};"}}
+
+
+def manifest_key(shard: str, sequence: int) -> str:
+    """The `_id` of a manifest, and what its parts' `_id`s begin with."""
+    return f"{shard}:{sequence:016d}"
+
+
+def manifest_to_document(manifest: Manifest) -> dict[str, Any]:
+    """The manifest as MongoDB keeps it."""
+    fields = {name: getattr(manifest, name) for name in Manifest.__slots__ if name not in _KEYED}
+    return {"_id": manifest.key, **fields}
+
+
+_KEYED = frozenset({"shard", "sequence"})
+
+
+def manifest_from_document(document: dict[str, Any]) -> Manifest:
+    """The inverse of `manifest_to_document`."""
+    shard, _, sequence = document["_id"].rpartition(":")
+    fields = {name: document[name] for name in Manifest.__slots__ if name not in _KEYED}
+    return Manifest(shard=shard, sequence=int(sequence), **fields)
 
 
 class JournalStore(Protocol):
@@ -131,9 +196,15 @@ class JournalStore(Protocol):
         """Blocks above `after` in order of sequence. Raises OutcomeUnknown."""
 
     async def above(self, shard: str, sequence: int) -> bool:
-        """Whether any block stands above, seen in the causal session of this store's own writes. Raises
-        OutcomeUnknown.
+        """Whether any block stands above, or a snapshot at or above, seen in the causal session of this
+        store's own writes. Raises OutcomeUnknown.
         """
+
+    async def manifests(self, shard: str) -> list[Manifest]:
+        """The shard's snapshots, newest first. Raises OutcomeUnknown."""
+
+    def parts(self, manifest: Manifest) -> AsyncIterator[bytes]:
+        """The parts of a snapshot that are there, in order. Raises OutcomeUnknown."""
 
     async def probe(self, shard: str, router: str) -> None:
         """Writes something of the candidate's own beside the journal; returns once a majority has it. Raises
@@ -158,6 +229,9 @@ class MongoJournal:
             read_concern=ReadConcern("majority"),
             read_preference=ReadPreference.PRIMARY,
         )
+        majority = ReadConcern("majority")
+        self._manifests = database.get_collection(SNAPSHOTS, read_concern=majority)
+        self._parts = database.get_collection(SNAPSHOT_PARTS, read_concern=majority)
         self._probes = database.get_collection(PROBES, write_concern=WriteConcern(w="majority", j=True))
         self._session: AsyncClientSession | None = None
 
@@ -183,8 +257,7 @@ class MongoJournal:
         return None if document is None else from_document(document)
 
     async def read(self, shard: str, after: int) -> AsyncIterator[Block]:
-        # ';' follows ':' in ASCII, so the range holds exactly this shard's keys.
-        span = {"_id": {"$gt": block_key(shard, after), "$lt": f"{shard};"}}
+        span = {"_id": {"$gt": block_key(shard, after), "$lt": end_of(shard)}}
         try:
             async for document in self._blocks.find(span).sort("_id", 1).batch_size(READ_BATCH_BLOCKS):
                 yield from_document(document)
@@ -192,9 +265,27 @@ class MongoJournal:
             raise OutcomeUnknown(str(error)) from error
 
     async def above(self, shard: str, sequence: int) -> bool:
-        span = {"_id": {"$gt": block_key(shard, sequence), "$lt": f"{shard};"}}
+        blocks = {"_id": {"$gt": block_key(shard, sequence), "$lt": end_of(shard)}}
+        snapshots = {"_id": {"$gte": manifest_key(shard, sequence), "$lt": end_of(shard)}}
+        session = self._causal()
         try:
-            return await self._blocks.find_one(span, {"_id": 1}, session=self._causal()) is not None
+            if await self._blocks.find_one(blocks, {"_id": 1}, session=session) is not None:
+                return True
+            return await self._manifests.find_one(snapshots, {"_id": 1}, session=session) is not None
+        except PyMongoError as error:
+            raise OutcomeUnknown(str(error)) from error
+
+    async def manifests(self, shard: str) -> list[Manifest]:
+        span = {"_id": {"$gt": f"{shard}:", "$lt": end_of(shard)}}
+        try:
+            return [manifest_from_document(d) async for d in self._manifests.find(span).sort("_id", -1)]
+        except PyMongoError as error:
+            raise OutcomeUnknown(str(error)) from error
+
+    async def parts(self, manifest: Manifest) -> AsyncIterator[bytes]:
+        try:
+            async for document in self._parts.find(manifest.span).sort("_id", 1).batch_size(4):
+                yield bytes(document["body"])
         except PyMongoError as error:
             raise OutcomeUnknown(str(error)) from error
 

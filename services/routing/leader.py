@@ -17,6 +17,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import enum
+import hashlib
 import heapq
 import random
 import secrets
@@ -30,10 +31,10 @@ import structlog
 from chassis.clock import Clock
 from chassis.errors import Unavailable
 from chassis.metrics import counter, gauge, histogram
-from routing import codec
+from routing import codec, digests, image
 from routing.audience import Audience
 from routing.engine import step
-from routing.journal import Block, ChainReader, JournalGap, JournalStore, OutcomeUnknown
+from routing.journal import Block, ChainReader, JournalGap, JournalStore, Manifest, OutcomeUnknown
 from routing.model import (
     BLOCK_BYTES_MAX,
     EVENTS_PER_BLOCK_MAX,
@@ -185,6 +186,9 @@ class Leader:
         self._home = home
         self._store = store
         self._clock = clock
+        #: The wall clock as it was when the monotonic one stood at 0: business time is made of the same, and
+        #: a later step of the wall clock changes neither.
+        self._wall_ms = time.time_ns() / 1_000_000 - clock.monotonic() * 1000.0
         self._options = options
         self.phase = Phase.CANDIDATE
         self.state = ShardState(shard)
@@ -209,6 +213,8 @@ class Leader:
         self._resume = False
         #: Loop's time of the last opening of its own.
         self._opened_seconds = float("-inf")
+        #: Block that carried a digest last, or the opening.
+        self._digest_sequence = 0
         #: It has led, or followed a living leader: it can serve.
         self._warm = False
         #: Called when another router has opened the shard.
@@ -262,9 +268,19 @@ class Leader:
         """
         return max(self._clock.now_ms() + self._offset_ms, self.state.now_ms)
 
-    def add_outlet(self, front: str, outlet: Outlet) -> None:
-        """Facts for `front` go here from now on."""
+    def platform_ms(self) -> int:
+        """The time that all routers share, as far as this one knows it: the shard's own while leading, the
+        newest block's while following, this machine's before the first block.
+        """
+        if self.phase is Phase.LEADING:
+            return self.now_ms()
+        return self.state.now_ms or self._clock.now_ms()
+
+    def add_outlet(self, front: str, outlet: Outlet) -> bool:
+        """Facts for `front` go here from now on; whether another outlet of that name has lost its place."""
+        replaced = front in self._outlets
         self._outlets[front] = outlet
+        return replaced
 
     def remove_outlet(self, front: str, outlet: Outlet) -> bool:
         """No more, unless another outlet of the same front has taken over; whether it was still this one."""
@@ -359,12 +375,13 @@ class Leader:
         Returns as the leader.
         """
         self._drop(Phase.CANDIDATE, "reading the journal")
-        await self._read_tail()
+        await self._load_snapshot()
+        await self._catch_up()
         while True:
             await self._await_turn()
             block = await self._opening_block()
             if not await self._settle(block):
-                await self._read_tail()
+                await self._catch_up()
                 continue
             if await self._store.above(self.shard, block.sequence):
                 # It slept between reading and opening: what stands above was decided without this block.
@@ -400,7 +417,7 @@ class Leader:
         """Reads on as a standby; False when the journal cannot be read just now."""
         before, epoch = self._chain.sequence, self.epoch
         try:
-            await self._read_tail()
+            await self._catch_up()
         except OutcomeUnknown as error:
             log.info("tail_unread", shard=self.shard, error=str(error)[:200])
             return False
@@ -435,9 +452,57 @@ class Leader:
         return self._block([(now_ms, codec.pack(opened))], now_ms, sequence=sequence, epoch=sequence)
 
     def _business_offset_ms(self, database_real_ms: int) -> int:
-        """How far the database's clock is ahead of this machine's, in business time."""
-        difference_ms = database_real_ms - time.time_ns() // 1_000_000
+        """How far the database's clock is ahead of the one that business time is made of (business time)."""
+        difference_ms = database_real_ms - (self._wall_ms + self._clock.monotonic() * 1000.0)
         return round(difference_ms * self._clock.speed)
+
+    async def _catch_up(self) -> None:
+        """Reads to the tail; at a gap that pruning has made, from the newest snapshot on. Raises JournalGap
+        for
+        any other.
+        """
+        try:
+            await self._read_tail()
+        except JournalGap:
+            if not await self._load_snapshot():
+                raise
+            await self._read_tail()
+
+    async def _load_snapshot(self) -> bool:
+        """Begins at the newest usable snapshot above what is known; False, and nothing changed, without
+        one.
+        """
+        for manifest in await self._store.manifests(self.shard):
+            if manifest.sequence <= self._chain.sequence:
+                return False
+            state = await self._restore(manifest)
+            if state is not None:
+                self.state, self._chain = state, ChainReader(manifest.sequence, manifest.nonce)
+                log.info("snapshot_loaded", shard=self.shard, sequence=manifest.sequence)
+                return True
+        return False
+
+    async def _restore(self, manifest: Manifest) -> ShardState | None:
+        """A snapshot's state, None when it is incomplete or cannot be read; others have their turn between
+        its
+        parts.
+        """
+        restorer, seal, count = image.Restorer(self.shard), hashlib.sha256(), 0
+        if manifest.format > image.FORMAT:
+            return None
+        try:
+            async for part in self._store.parts(manifest):
+                seal.update(part)
+                restorer.add(part)
+                count += 1
+                await asyncio.sleep(0)
+        except image.ImageError as error:
+            log.error("snapshot_unreadable", shard=self.shard, sequence=manifest.sequence, error=str(error))
+            return None
+        if count != manifest.parts or seal.hexdigest() != manifest.seal:
+            log.error("snapshot_incomplete", shard=self.shard, sequence=manifest.sequence, parts=count)
+            return None
+        return restorer.state
 
     async def _read_tail(self) -> None:
         loop = asyncio.get_running_loop()
@@ -469,6 +534,8 @@ class Leader:
             raise JournalGap(f"{self.shard}: block {block.sequence} cannot be applied: {error!r}") from error
         self.state.now_ms = max(self.state.now_ms, block.now_ms)
         self.state.clear_worklists()
+        if not digests.agrees(self.state, block):
+            raise JournalGap(f"{self.shard}: this state is not the leader's after block {block.sequence}")
 
     def _begin(self) -> None:
         self.phase = Phase.LEADING
@@ -476,6 +543,7 @@ class Leader:
         self._committed_ordinal = self.state.ordinal
         self._deposed, self._was_deposed, self._warm = None, False, True
         self._opened_seconds = asyncio.get_running_loop().time()
+        self._digest_sequence = self.epoch
         _LEADS.labels(self.shard).set(1)
         _OPENINGS.labels(self.shard).inc()
         log.info("leading", shard=self.shard, epoch=self.epoch, calls=len(self.state.calls))
@@ -559,7 +627,7 @@ class Leader:
             if self._deposed is not None:
                 return
         batch, events = self._take_batch()
-        block = self._block(events, self.now_ms() if not events else events[0][0])
+        block = self._block(events, self.now_ms() if not events else events[0][0], digest=self._digest())
         started = self._clock.monotonic()
         settled = False
         try:
@@ -596,8 +664,25 @@ class Leader:
             events.extend((pending.now_ms, event) for event in pending.events)
         return batch, events
 
+    def _digest(self) -> str:
+        """Of the state, for the next block, when one is due and the state is what it will be after that
+        block.
+        """
+        sequence = self._chain.sequence + 1
+        due = sequence // digests.DIGEST_BLOCKS > self._digest_sequence // digests.DIGEST_BLOCKS
+        if not due or self._pending:
+            return ""
+        self._digest_sequence = sequence
+        return digests.digest_of(self.state, sequence)
+
     def _block(
-        self, events: list[tuple[int, codec.Packed]], now_ms: int, *, sequence: int = 0, epoch: int = 0
+        self,
+        events: list[tuple[int, codec.Packed]],
+        now_ms: int,
+        *,
+        sequence: int = 0,
+        epoch: int = 0,
+        digest: str = "",
     ) -> Block:
         return Block(
             shard=self.shard,
@@ -609,6 +694,7 @@ class Leader:
             format=codec.FORMAT,
             count=len(events),
             body=codec.join_events(events, now_ms),
+            digest=digest,
         )
 
     async def _settle(self, block: Block) -> bool:
@@ -633,7 +719,8 @@ class Leader:
                     found = await self._store.find(self.shard, block.sequence)
                     if found is not None:
                         return found.nonce == block.nonce
-                    await self._check_previous(block)
+                    if not await self._may_send_again(block):
+                        return False
                 await self._store.insert(block)
                 return True
             except OutcomeUnknown as error:
@@ -644,12 +731,19 @@ class Leader:
                 await asyncio.sleep(pause)
                 pause = min(pause * 2, RETRY_SECONDS_MAX)
 
-    async def _check_previous(self, block: Block) -> None:
+    async def _may_send_again(self, block: Block) -> bool:
+        """Whether the block's place is the journal's next. False when a snapshot stands at or past it: others
+        have led on for so long that the place was pruned. Raises JournalGap when the block before is gone.
+        """
         if block.sequence == 1:
-            return
+            return True
         previous = await self._store.find(self.shard, block.sequence - 1)
-        if previous is None or previous.nonce != block.prev:
-            raise JournalGap(f"{self.shard}: block {block.sequence - 1} is gone: the database was set back")
+        if previous is not None and previous.nonce == block.prev:
+            return True
+        snapshots = await self._store.manifests(self.shard)
+        if any(manifest.sequence >= block.sequence for manifest in snapshots):
+            return False
+        raise JournalGap(f"{self.shard}: block {block.sequence - 1} is gone: the database was set back")
 
     def _release(self, batch: list[_Pending], block: Block) -> None:
         """Gives out facts, then answers, of a committed block, in the order they were decided."""

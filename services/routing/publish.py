@@ -24,7 +24,7 @@ from callmesh.routing.v1 import events_pb2
 from chassis.bus import Event
 from chassis.clock import from_ms
 from chassis.ids import resource_name
-from routing import codec, convert, model
+from routing import codec, convert, digests, model
 from routing.audit import act_message
 from routing.journal import Block
 from routing.state import DEADLINE_OF, AgentEntry, CallEntry, ShardState, evolve
@@ -56,10 +56,12 @@ class UnreadableBlock(Exception):
 
 
 class Projection:
-    """A shard as its journal tells it, block by block from the first."""
+    """A shard as its journal tells it, block by block, from the first or from a snapshot's state on."""
 
-    def __init__(self, shard: str) -> None:
-        self.state = ShardState(shard)
+    def __init__(self, shard: str, state: ShardState | None = None) -> None:
+        self.state = state if state is not None else ShardState(shard)
+        #: A block's digest was not that of this state: nothing may begin from it.
+        self.diverged = False
         self._until_tidy = TIDY_BLOCKS
 
     def skip(self, block: Block) -> None:
@@ -92,6 +94,7 @@ class Projection:
             # Whatever it is, a repeat ends the same way: the journal and this code do not fit.
             raise UnreadableBlock(f"{block.key}: {type(error).__name__}: {error}") from error
         state.now_ms = max(state.now_ms, block.now_ms)
+        self.diverged = self.diverged or not digests.agrees(state, block)
         self._tidy()
 
     def _tidy(self) -> None:

@@ -4,8 +4,9 @@ worker process.
 1. Every read is a majority read, and every block must follow the one before it. At a gap (or at a block
    that this code cannot read) the shard stops, loudly, and is begun again from its first block after a
    while; the others go on.
-2. A projection (publish.py) needs the whole journal: blocks up to the cursor are applied without a word,
-   those above are published.
+2. A projection (publish.py) needs the whole journal, or a snapshot at or below the cursor: blocks from
+there to
+   the cursor are applied without a word, those above are published.
 3. The cursor of a shard says how far the broker has confirmed everything. It moves by compare-and-set, so a
    relay that slept does not set it back. A crash between the confirms and the cursor publishes the same
    events, with the same ids, once more.
@@ -117,6 +118,12 @@ class JournalTail(Protocol):
         """Sequence of the newest block, 0 without one."""
 
 
+#: (shard, newest block that it may hold) -> a projection with its last block's reader, from the nearest
+#: snapshot;
+#: None for the journal's beginning. Raises pymongo's errors.
+BeginAt = Callable[[str, int], "tuple[Projection, ChainReader] | None"]
+
+
 class CursorStore(Protocol):
     """Keeps cursors. Methods raise pymongo's errors when the database does not answer."""
 
@@ -209,10 +216,16 @@ class Feed:
     """One shard on its way to the broker."""
 
     def __init__(
-        self, shard: str, tail: JournalTail, cursors: CursorStore, monotonic: Callable[[], float]
+        self,
+        shard: str,
+        tail: JournalTail,
+        cursors: CursorStore,
+        monotonic: Callable[[], float],
+        begin_at: BeginAt = lambda shard, at_most: None,
     ) -> None:
         """Does no I/O."""
         self.shard = shard
+        self._begin_at = begin_at
         self._tail = tail
         self._cursors = cursors
         self._monotonic = monotonic
@@ -272,6 +285,10 @@ class Feed:
 
     def _fill(self, cursor: Cursor, messages_max: int) -> None:
         """Reads on, until there is enough to publish or there are no more blocks."""
+        if not self._chain.sequence and cursor.sequence:
+            start = self._begin_at(self.shard, cursor.sequence)
+            self._projection, self._chain = start or (self._projection, self._chain)
+            _check(self.shard, self._chain.sequence, self._chain.nonce, cursor)
         count = blocks = 0
         for block in self._tail.read(self.shard, self._chain.sequence, READ_BLOCKS_MAX):
             self._chain.accept(block)
@@ -390,9 +407,11 @@ class Relay:
         publisher: BatchPublisher,
         lease: Lease,
         *,
+        begin_at: BeginAt = lambda shard, at_most: None,
         monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
-        """Does no I/O."""
+        """Does no I/O. `begin_at` spares it the journal's beginning."""
+        self._begin_at = begin_at
         self._tail = tail
         self._cursors = cursors
         self._publisher = publisher
@@ -480,7 +499,7 @@ class Relay:
             return
         for shard in self._tail.shards():
             if shard not in self._feeds:
-                self._feeds[shard] = Feed(shard, self._tail, self._cursors, self._monotonic)
+                self._feeds[shard] = Feed(shard, self._tail, self._cursors, self._monotonic, self._begin_at)
         self._discover_at = now
 
     def _gather(self) -> list[tuple[Feed, list[Outgoing]]]:

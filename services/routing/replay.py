@@ -12,6 +12,7 @@ before.
 
 from __future__ import annotations
 
+import functools
 import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
@@ -27,6 +28,7 @@ from routing.explain import CANDIDATES_MAX, explain
 from routing.journal import COLLECTION, Block, ChainReader, JournalGap, block_key, from_document
 from routing.model import AskExplain, CallView, Explanation
 from routing.publish import Projection
+from routing.snapshots import MongoSnapshots, nearest_start
 from routing.state import evolve
 from routing.views import view_call
 
@@ -252,5 +254,13 @@ def _replay(
 
 def look_back(shard: str, call_id: str, around_ms: int, seconds: float) -> PastDecision | None:
     """`past_decision` over the process's own database: mongoengine's default connection."""
-    blocks = MongoPast(get_db())
-    return past_decision(blocks, shard, call_id, limit=CANDIDATES_MAX, seconds=seconds, around_ms=around_ms)
+    database = get_db()
+    return past_decision(
+        MongoPast(database),
+        shard,
+        call_id,
+        limit=CANDIDATES_MAX,
+        seconds=seconds,
+        around_ms=around_ms,
+        start=functools.partial(nearest_start, MongoSnapshots(database)),
+    )

@@ -22,7 +22,7 @@ from chassis import logs, metrics
 from chassis.lease import Lease, LeaseLost
 from routing.journal import ChainReader, JournalGap
 from routing.publish import UnreadableBlock
-from routing.relay import JournalTail
+from routing.relay import BeginAt, JournalTail
 from routing.reports import SLOT_MS, Counter, Rows, slot_of
 from routing.reports_store import Counted, ReportStore
 
@@ -60,10 +60,16 @@ class ShardReports:
     """One shard on its way into rows."""
 
     def __init__(
-        self, shard: str, tail: JournalTail, store: ReportStore, monotonic: Callable[[], float]
+        self,
+        shard: str,
+        tail: JournalTail,
+        store: ReportStore,
+        monotonic: Callable[[], float],
+        begin_at: BeginAt = lambda shard, at_most: None,
     ) -> None:
         """Does no I/O."""
         self.shard = shard
+        self._begin_at = begin_at
         self._tail = tail
         self._store = store
         self._monotonic = monotonic
@@ -104,6 +110,10 @@ class ShardReports:
 
     def _read(self) -> int:
         cursor = self._cursor = self._cursor or self._store.counted(self.shard)
+        if not self._chain.sequence and cursor.sequence:
+            start = self._begin_at(self.shard, cursor.sequence)
+            if start is not None:
+                self._counter.state, self._chain = start[0].state, start[1]
         blocks = 0
         for block in self._tail.read(self.shard, self._chain.sequence, READ_BLOCKS_MAX):
             self._chain.accept(block)
@@ -167,9 +177,11 @@ class Reports:
         store: ReportStore,
         lease: Lease,
         *,
+        begin_at: BeginAt = lambda shard, at_most: None,
         monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
-        """Does no I/O."""
+        """Does no I/O. `begin_at` spares it the journal's beginning."""
+        self._begin_at = begin_at
         self._tail = tail
         self._store = store
         self._lease = lease
@@ -216,7 +228,9 @@ class Reports:
         if now - self._discover_at >= DISCOVER_SECONDS:
             for shard in self._tail.shards():
                 if shard not in self._shards:
-                    self._shards[shard] = ShardReports(shard, self._tail, self._store, self._monotonic)
+                    self._shards[shard] = ShardReports(
+                        shard, self._tail, self._store, self._monotonic, self._begin_at
+                    )
             self._discover_at = now
         most = 0
         for each in list(self._shards.values()):

@@ -12,10 +12,10 @@ store, `MemoryTail` and `MemoryCursors` are the relay's. Trouble is ordered befo
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
-from routing.journal import Block, OutcomeUnknown
+from routing.journal import Block, Manifest, OutcomeUnknown
 from routing.relay import Cursor
 
 
@@ -24,6 +24,10 @@ class MemoryBlocks:
     """What a majority has: blocks by shard and sequence."""
 
     shards: dict[str, dict[int, Block]] = field(default_factory=dict)
+    #: Manifests by shard and sequence.
+    manifests: dict[str, dict[int, Manifest]] = field(default_factory=dict)
+    #: Parts by shard, sequence, maker and number.
+    parts: dict[tuple[str, int, str, int], bytes] = field(default_factory=dict)
 
     def of(self, shard: str, after: int = 0) -> list[Block]:
         """A shard's blocks above `after`, by sequence."""
@@ -37,6 +41,15 @@ class MemoryBlocks:
     def newest(self, shard: str) -> int:
         """Sequence of the newest block, 0 without one."""
         return max(self.shards.get(shard, {}), default=0)
+
+    def snapshots(self, shard: str) -> list[Manifest]:
+        """A shard's manifests, newest first."""
+        return [m for _, m in sorted(self.manifests.get(shard, {}).items(), reverse=True)]
+
+    def parts_of(self, manifest: Manifest) -> list[bytes]:
+        """The parts that are there, in order."""
+        wanted = (manifest.shard, manifest.sequence, manifest.maker)
+        return [part for key, part in sorted(self.parts.items()) if key[:3] == wanted]
 
     def put(self, block: Block) -> None:
         """Writes a block, past any fence."""
@@ -106,7 +119,17 @@ class MemoryJournal:
 
     async def above(self, shard: str, sequence: int) -> bool:
         await self._trouble()
-        return self.shared.newest(shard) > sequence
+        snapshots = self.shared.snapshots(shard)
+        return self.shared.newest(shard) > sequence or any(m.sequence >= sequence for m in snapshots)
+
+    async def manifests(self, shard: str) -> list[Manifest]:
+        await self._trouble()
+        return self.shared.snapshots(shard)
+
+    async def parts(self, manifest: Manifest) -> AsyncIterator[bytes]:
+        await self._trouble()
+        for part in self.shared.parts_of(manifest):
+            yield part
 
     async def probe(self, shard: str, router: str) -> None:
         self.probes += 1
@@ -145,6 +168,45 @@ class MemoryTail:
 
     def newest(self, shard: str) -> int:
         return self.shared.newest(shard)
+
+
+class MemorySnapshots:
+    """A `routing.snapshots.SnapshotStore` over `MemoryBlocks`."""
+
+    def __init__(self, shared: MemoryBlocks) -> None:
+        self.shared = shared
+
+    def manifests(self, shard: str) -> list[Manifest]:
+        return self.shared.snapshots(shard)
+
+    def parts(self, manifest: Manifest) -> Iterator[bytes]:
+        yield from self.shared.parts_of(manifest)
+
+    def put_part(self, shard: str, sequence: int, maker: str, number: int, part: bytes) -> None:
+        self.shared.parts[shard, sequence, maker, number] = part
+
+    def put_manifest(self, manifest: Manifest) -> bool:
+        kept = self.shared.manifests.setdefault(manifest.shard, {})
+        return kept.setdefault(manifest.sequence, manifest) is manifest
+
+    def drop(self, manifest: Manifest) -> None:
+        self.shared.manifests[manifest.shard].pop(manifest.sequence, None)
+        self._remove(lambda key: key[:3] == (manifest.shard, manifest.sequence, manifest.maker))
+
+    def sweep(self, shard: str, below: int, kept: Sequence[Manifest]) -> None:
+        needed = {(m.shard, m.sequence, m.maker) for m in kept}
+        self._remove(lambda key: key[0] == shard and key[1] < below and key[:3] not in needed)
+
+    def prune(self, shard: str, below: int, before_ms: int, limit: int) -> int:
+        old = [b for b in self.shared.of(shard) if b.sequence < below and b.now_ms < before_ms]
+        old = [block for block in old if not block.opening][:limit]
+        for block in old:
+            self.shared.remove(shard, block.sequence)
+        return len(old)
+
+    def _remove(self, unwanted: Callable[[tuple[str, int, str, int]], bool]) -> None:
+        for key in [key for key in self.shared.parts if unwanted(key)]:
+            del self.shared.parts[key]
 
 
 class MemoryCursors:

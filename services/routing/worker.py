@@ -1,13 +1,18 @@
 """The worker process: `python -m routing.worker` publishes the journals of all shards and the directory's
-changes, counts the journals into half-hour reports, and keeps the audit log and what routing knows of
-customers.
+changes, counts the journals into half-hour reports, makes snapshots of the shards and prunes their journals,
+and keeps the audit log and what routing knows of customers.
 
 Imports happen inside `main`, after eventlet has patched the standard library.
 """
 
 from __future__ import annotations
 
+import functools
 import sys
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from routing.relay import BeginAt
 
 
 def main() -> int:
@@ -22,7 +27,7 @@ def main() -> int:
     from chassis.ids import new_id
     from chassis.lease import Lease
     from chassis.mongo import ensure_indexes
-    from routing import reports_feed
+    from routing import reports_feed, snapshots
     from routing.audit_store import AuditDocument, MongoAudit
     from routing.config import RoutingSettings
     from routing.consumers import RoutingConsumers
@@ -37,6 +42,9 @@ def main() -> int:
     RoutingConsumers.acts = MongoAudit()
     holder = f"{settings.instance_name()}-{new_id()}"
 
+    def nearest_start(database: Any) -> BeginAt:
+        return functools.partial(snapshots.nearest_start, snapshots.MongoSnapshots(database))
+
     def relay(stopping: worker.Stopping) -> None:
         database = get_db()
         ensure_indexes((ProfileDocument, KnownCustomerDocument))
@@ -44,7 +52,13 @@ def main() -> int:
         # A connection of its own: the journals do not wait behind the directory's outbox.
         publisher = Publisher(settings.amqp_uri, service=settings.service)
         try:
-            Relay(MongoTail(database), MongoCursors(database), publisher, lease).run(stopping)
+            Relay(
+                MongoTail(database),
+                MongoCursors(database),
+                publisher,
+                lease,
+                begin_at=nearest_start(database),
+            ).run(stopping)
         finally:
             publisher.close()
 
@@ -52,7 +66,20 @@ def main() -> int:
         database = get_db()
         ensure_indexes((IntervalReportDocument, AuditDocument))
         lease = Lease(database["leases"], "reports", holder, reports_feed.LEASE_SECONDS)
-        reports_feed.Reports(MongoTail(database), MongoReports(database), lease).run(stopping)
+        reports_feed.Reports(
+            MongoTail(database), MongoReports(database), lease, begin_at=nearest_start(database)
+        ).run(stopping)
+
+    def make_snapshots(stopping: worker.Stopping) -> None:
+        database = get_db()
+        cursors, counted = MongoCursors(database), MongoReports(database)
+        snapshots.Snapshotter(
+            MongoTail(database),
+            snapshots.MongoSnapshots(database),
+            Lease(database["leases"], "snapshots", holder, snapshots.LEASE_SECONDS),
+            settings.snapshot_options(),
+            lambda shard: min(cursors.get(shard).sequence, counted.counted(shard).sequence),
+        ).run(stopping)
 
     return worker.run_worker(
         settings,
@@ -61,6 +88,7 @@ def main() -> int:
         background=[
             worker.Background(name="journal", run=relay),
             worker.Background(name="reports", run=reports),
+            worker.Background(name="snapshots", run=make_snapshots),
         ],
         optional_events=OPTIONAL,
     )

@@ -36,7 +36,7 @@ from routing import codec, engine
 from routing import leader as leader_module
 from routing.errors import CallNotFound
 from routing.front import Front, FrontOptions
-from routing.journal import Block, OutcomeUnknown
+from routing.journal import Block, Manifest, OutcomeUnknown
 from routing.leader import Committed, Leader, LeaderOptions, PoisonCommand
 from routing.links import AnswerLate, LinkLost, OnChange, OnFacts
 from routing.model import (
@@ -235,6 +235,14 @@ class SimJournal:
     async def above(self, shard: str, sequence: int) -> bool:
         await self._way()
         return self.cluster.newest(shard) > sequence
+
+    async def manifests(self, shard: str) -> list[Manifest]:
+        await self._way()
+        return []
+
+    async def parts(self, manifest: Manifest) -> Any:
+        raise AssertionError("there are no snapshots")
+        yield b""
 
     async def probe(self, shard: str, router: str) -> None:
         await self._way()
