@@ -9,7 +9,8 @@ import pytest
 from pymongo.database import Database
 
 from chassis.mongo import connect, disconnect, ensure_indexes
-from crm import documents, store
+from crm import documents, plans, store
+from crm.collections import ALL_DOCUMENTS
 from crm.config import CrmSettings
 from crm.model import CustomerFilter, InteractionKind, Kind, Tier, TimelineFilter, ValueClass
 
@@ -24,7 +25,7 @@ def database(mongo_uri: str, mongo_client: Any) -> Iterator[Database[dict[str, A
     name = "test_crm_plans"
     mongo_client.drop_database(name)
     database = connect(CrmSettings(mongo_uri=mongo_uri, mongo_database=name))
-    ensure_indexes(documents.DOCUMENTS)
+    ensure_indexes(ALL_DOCUMENTS)
     database.customers.insert_many(
         {
             "_id": f"c{index:05}",
@@ -133,3 +134,22 @@ def test_a_screen_pop_looks_at_what_it_shows(database: Database[dict[str, Any]])
 def test_an_audit_trail_goes_along_its_index(database: Database[dict[str, Any]]) -> None:
     older = database.audit.find({"customer": "c1", "version": {"$lt": 9}}).sort("version", -1).limit(5)
     assert "SORT" not in explained(older, examined_max=5)
+
+
+def test_no_query_of_the_service_scans_or_sorts_in_memory(database: Database[dict[str, Any]]) -> None:
+    assert plans.scanning(database) == []
+
+
+def test_a_glance_looks_at_what_it_shows(database: Database[dict[str, Any]]) -> None:
+    wanted = store.GlanceWish(
+        subjects=["c:7", "n:+8613800000001"], day_start_ms=1_500, live_call="i00007", customer="7"
+    )
+    plan = database.command(
+        "explain",
+        {"aggregate": "interactions", "pipeline": store.glance_pipeline(wanted), "cursor": {}},
+        verbosity="executionStats",
+    )
+    assert "COLLSCAN" not in plans.stages(plan)
+    found = database.interactions.aggregate(store.glance_pipeline(wanted))
+    parts = [row["part"] for row in found]
+    assert parts.count("calls") == 13 and parts.count("tickets") == 2
