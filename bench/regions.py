@@ -62,8 +62,8 @@ class Setting:
     threshold_seconds: float
     regions: int
     agents: int
-    hours: int
-    warm_up_hours: int
+    hours: float
+    warm_up_hours: float
     seed: int
 
 
@@ -84,10 +84,9 @@ def site(number: int) -> str:
     return f"region-{number:02d}"
 
 
-def share_at(seconds: float, region: int, regions: int) -> float:
-    """A region's share of the load: the four figures in turn, one place further every two hours."""
-    turn = int(seconds // ROTATE_SECONDS)
-    return SHARES[(region + turn) % len(SHARES)] / regions / (sum(SHARES) / len(SHARES))
+def shares(turn: int, regions: int) -> list[float]:
+    """Each region's share of the load: the four figures in turn, one place further every two hours."""
+    return [SHARES[(region + turn) % len(SHARES)] / regions for region in range(regions)]
 
 
 def draw(setting: Setting) -> list[Contact]:
@@ -95,16 +94,19 @@ def draw(setting: Setting) -> list[Contact]:
     rng = random.Random(f"regions:{setting.regions}:{setting.seed}")
     per_second = setting.regions * setting.agents * OCCUPANCY / SERVICE_SECONDS
     now, contacts = 0.0, []
+    weights: dict[int, list[float]] = {}
     while now < setting.hours * 3600:
         now += rng.expovariate(per_second)
-        weights = [share_at(now, n, setting.regions) for n in range(setting.regions)]
+        turn = int(now // ROTATE_SECONDS)
+        if turn not in weights:
+            weights[turn] = shares(turn, setting.regions)
         contacts.append(
             Contact(
                 id=f"c{len(contacts):07d}",
                 queue=QUEUE_ID,
                 arrival_ms=round(now * 1000),
                 talk_ms=max(1, round(rng.expovariate(1 / SERVICE_SECONDS) * 1000)),
-                home=site(rng.choices(range(setting.regions), weights)[0]),
+                home=site(rng.choices(range(setting.regions), weights[turn])[0]),
             )
         )
     return contacts
@@ -236,7 +238,7 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
     """Everything; the report."""
     started = time.monotonic()
     four = {"regions": 4, "agents": 25, "hours": arguments.hours, "warm_up_hours": 2}
-    many = {"regions": 30, "agents": 300, "hours": arguments.large_hours, "warm_up_hours": 1}
+    many = {"regions": 30, "agents": 300, "hours": arguments.large_hours, "warm_up_hours": 0.4}
     policies = [("pooled", 0.0), ("isolated", 0.0), ("least_loaded", 0.0)]
     policies += [("callmesh", threshold) for threshold in THRESHOLDS]
     tasks = [
@@ -284,7 +286,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
     parser.add_argument("--days", type=int, default=6, help="days a policy")
     parser.add_argument("--hours", type=int, default=18, help="hours a day, two of them thrown away")
-    parser.add_argument("--large-hours", type=int, default=2, help="hours of the 30 regions; 0 for none")
+    parser.add_argument("--large-hours", type=float, default=1.0, help="hours of the 30 regions; 0 for none")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--processes", type=int, default=max(1, min(4, os.cpu_count() or 1)))
     parser.add_argument("--out", type=Path, default=ROOT / "build" / "reports" / "regions.json")
