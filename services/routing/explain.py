@@ -3,14 +3,16 @@
 1. A call is looked at in its step of relaxation; a hypothetical one in the step that it would begin in.
 2. Agents who have the channel and the skills come first: the free ones in the order in which the engine would
    take them, then the others with what keeps them from it. Those who lack a skill or the channel follow.
-3. The first reason in the order of `_REASONS` is told: what a supervisor can change least comes first.
+3. The first reason in the order of `_UNFIT`, then `_OCCUPIED`, is told: what a supervisor can change least
+   comes first.
 4. It never changes the state, not even an index: what an explanation says depends on the journal alone.
 """
 
 from __future__ import annotations
 
+import heapq
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from itertools import islice
 
 from routing.model import (
@@ -53,12 +55,14 @@ def explain(state: ShardState, question: AskExplain, now_ms: int) -> Explanation
     step = entry.step if entry is not None else first_step(state, queue, facts)
     line = state.lines.get((queue.id, facts.channel, facts.skills, step))
     line = line if line is not None else _line(state, queue, facts, step)
-    candidates = _candidates(state, line, entry, min(question.limit, CANDIDATES_MAX))
+    # Of those who fit; empty for the free.
+    reasons = {agent_id: _occupied(state, line, state.agents[agent_id]) for agent_id in line.agents}
+    candidates = _candidates(state, line, entry, reasons, min(question.limit, CANDIDATES_MAX))
     return Explanation(
         queue=queue.id,
         step=step,
         agents=tuple(candidates),
-        summary=_summary(state, line, entry, candidates, now_ms),
+        summary=_summary(line, entry, candidates, reasons, now_ms),
     )
 
 
@@ -86,20 +90,23 @@ def _line(state: ShardState, queue: QueueConfig, facts: CallFacts, step: int) ->
     return line
 
 
-def _candidates(state: ShardState, line: Line, entry: CallEntry | None, limit: int) -> list[AgentCandidate]:
+def _candidates(
+    state: ShardState, line: Line, entry: CallEntry | None, reasons: Mapping[str, str], limit: int
+) -> list[AgentCandidate]:
     preferred = entry.preferred if entry is not None and entry.state is not CallState.ENDED else ""
-    fitting = [(agent_id, state.agents[agent_id]) for agent_id in sorted(line.agents)]
-    reasons = {a: _reason(state, line, agent, preferred) for a, agent in fitting}
-    free = [a for a in line.free.order() if not reasons.get(a, "?")]
+    free = [a for a in line.free.order() if not reasons.get(a, "?") and preferred in ("", a)]
     chosen = [AgentCandidate(agent=a, rank=_rank(line, i)) for i, a in enumerate(free[:limit], 1)]
-    kept = ((a, reason) for a, reason in reasons.items() if reason)
-    others = (
-        (a, _reason(state, line, agent, preferred))
-        for a, agent in state.agents.items()
-        if a not in line.agents
+    ranked = set(free)
+    skipped = (
+        (_ORDER.get(reason, -1), agent_id, reason or "NOT_PREFERRED")
+        for agent_id, reason in reasons.items()
+        if agent_id not in ranked
     )
-    for a, reason in islice((*sorted(kept, key=_by_reason), *islice(others, limit)), limit - len(chosen)):
-        chosen.append(AgentCandidate(agent=a, rank=0, skipped_reason=reason))
+    for _, agent_id, reason in heapq.nsmallest(limit - len(chosen), skipped):
+        chosen.append(AgentCandidate(agent=agent_id, rank=0, skipped_reason=reason))
+    others = ((a, agent) for a, agent in state.agents.items() if a not in line.agents)
+    for agent_id, agent in islice(others, limit - len(chosen)):
+        chosen.append(AgentCandidate(agent=agent_id, rank=0, skipped_reason=_unfit(state, line, agent)))
     return chosen
 
 
@@ -143,11 +150,14 @@ def _taken(state: ShardState, line: Line, agent: AgentEntry) -> bool:
 
 
 Check = Callable[[ShardState, Line, AgentEntry], bool]
-#: In the order in which they are looked at.
-_REASONS: tuple[tuple[str, Check], ...] = (
+#: Why an agent does not fit, in the order in which it is looked at.
+_UNFIT: tuple[tuple[str, Check], ...] = (
     ("NO_CHANNEL", _no_channel),
     ("SKILL_MISSING", _skill_missing),
     ("LEVEL_TOO_LOW", _level_too_low),
+)
+#: What keeps one who fits from the call, in the order in which it is looked at.
+_OCCUPIED: tuple[tuple[str, Check], ...] = (
     ("OFFLINE", lambda s, line, a: a.presence is Presence.OFFLINE),
     ("NO_STREAM", lambda s, line, a: not a.attached),
     ("DRAINING", lambda s, line, a: a.draining),
@@ -159,47 +169,50 @@ _REASONS: tuple[tuple[str, Check], ...] = (
     ("WARMING_UP", _warming_up),
     ("REJECT_DELAY", lambda s, line, a: bool(a.rest_until_ms)),
 )
-_ORDER = {name: place for place, (name, _) in enumerate(reversed(_REASONS))}
+#: Who is nearest to being free comes first.
+_ORDER = {name: place for place, (name, _) in enumerate(reversed(_OCCUPIED))}
 
 
-def _by_reason(row: tuple[str, str]) -> tuple[int, str]:
-    """Who is nearest to being free comes first."""
-    return _ORDER.get(row[1], -1), row[0]
+def _occupied(state: ShardState, line: Line, agent: AgentEntry) -> str:
+    """What keeps an agent who fits from the call; empty for a free one."""
+    if line.channel in agent.idle:
+        return ""
+    return next((name for name, holds in _OCCUPIED if holds(state, line, agent)), "")
 
 
-def _reason(state: ShardState, line: Line, agent: AgentEntry, preferred: str) -> str:
-    """Why an agent is not offered the call; empty when nothing keeps them from it."""
-    for name, holds in _REASONS:
-        if holds(state, line, agent):
-            return name
-    if preferred and agent.config.id != preferred:
-        return "NOT_PREFERRED"
-    return ""
+def _unfit(state: ShardState, line: Line, agent: AgentEntry) -> str:
+    """Why an agent does not fit."""
+    return next((name for name, holds in _UNFIT if holds(state, line, agent)), "")
 
 
 # --- one sentence ---
 
 
 def _summary(
-    state: ShardState, line: Line, entry: CallEntry | None, candidates: Iterable[AgentCandidate], now_ms: int
+    line: Line,
+    entry: CallEntry | None,
+    candidates: Iterable[AgentCandidate],
+    reasons: Mapping[str, str],
+    now_ms: int,
 ) -> str:
+    who = _who(reasons)
     best = next((c.agent for c in candidates if c.rank), "")
     where = f"queue {line.queue.id}" + (f", step {line.key[3] + 1}" if line.queue.steps else "")
     if entry is not None and entry.state is not CallState.WAITING:
-        return f"{_standing(entry)} in {where}; {_who(state, line)}."
+        return f"{_standing(entry)} in {where}; {who}."
     if entry is None:
         if line.queue.closed:
             return f"It would be refused: {where} is closed."
         if best:
             return f"It would be offered to {best} at once in {where}, {_STRATEGIES[line.queue.strategy]}."
-        return f"It would wait in {where} behind {line.crowd.waiting} others; {_who(state, line)}."
+        return f"It would wait in {where} behind {line.crowd.waiting} others; {who}."
     waited = max(0, now_ms - entry.queued_ms) // 1000
     if not entry.offerable:
         why = "until it is time to call back" if entry.callback_number else "because nobody holds its stream"
-        return f"Keeps its place in {where} after {waited} s, not offered {why}; {_who(state, line)}."
+        return f"Keeps its place in {where} after {waited} s, not offered {why}; {who}."
     if entry.preferred:
-        return f"Waits {waited} s for {entry.preferred} in {where}; {_who(state, line)}."
-    return f"Waits {waited} s in {where} with {line.crowd.waiting - 1} others; {_who(state, line)}."
+        return f"Waits {waited} s for {entry.preferred} in {where}; {who}."
+    return f"Waits {waited} s in {where} with {line.crowd.waiting - 1} others; {who}."
 
 
 def _standing(entry: CallEntry) -> str:
@@ -216,9 +229,9 @@ def _standing(entry: CallEntry) -> str:
     return f"Ended {outcome}" + (f" ({entry.reason})" if entry.reason else "")
 
 
-def _who(state: ShardState, line: Line) -> str:
+def _who(reasons: Mapping[str, str]) -> str:
     """How those who fit are occupied: "of 12 who fit, 9 busy, 2 paused, 1 offline"."""
-    counts: Counter[str] = Counter(_reason(state, line, state.agents[a], "") or "FREE" for a in line.agents)
+    counts = Counter(reason or "FREE" for reason in reasons.values())
     if not counts:
         return "nobody fits"
     parts = [f"{n} {name.lower().replace('_', ' ')}" for name, n in counts.most_common()]

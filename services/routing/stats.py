@@ -6,7 +6,6 @@ microsecond each.
 
 from __future__ import annotations
 
-from collections import Counter
 from itertools import islice
 
 from routing.model import AgentState, AgentView, AskStats, QueueFigures, ShardStats
@@ -20,12 +19,7 @@ AGENTS_TOLD_MAX = 2_000
 def shard_stats(state: ShardState, question: AskStats, now_ms: int) -> ShardStats:
     """Figures of every queue by id, agents by state, and on request the agents who are logged in, by id."""
     oldest = _oldest(state)
-    in_service: Counter[str] = Counter()
-    states: Counter[AgentState] = Counter()
-    for agent in state.agents.values():
-        states[agent.state] += 1
-        if agent.offers or agent.calls:
-            in_service.update(state.calls[call_id].facts.queue for call_id in (*agent.offers, *agent.calls))
+    in_service, states = _occupied(state)
     return ShardStats(
         now_ms=now_ms,
         draining=state.draining,
@@ -37,13 +31,29 @@ def shard_stats(state: ShardState, question: AskStats, now_ms: int) -> ShardStat
                 expected_wait_span_ms=load.expected_wait_span_ms,
                 agents_logged_in=load.agents_logged_in,
                 agents_free=load.agents_free,
-                in_service=in_service[load.queue],
+                in_service=in_service.get(load.queue, 0),
             )
             for load in queue_loads(state)
         ),
         agents_by_state=tuple(sorted((str(name), count) for name, count in states.items())),
         agents=_told(state) if question.agents else (),
     )
+
+
+def _occupied(state: ShardState) -> tuple[dict[str, int], dict[AgentState, int]]:
+    """(calls in service by queue, agents by state), in one walk over the agents."""
+    calls = state.calls
+    in_service: dict[str, int] = {}
+    states: dict[AgentState, int] = {}
+    for agent in state.agents.values():
+        held = agent.state
+        states[held] = states.get(held, 0) + 1
+        if held is AgentState.ON_CALL or held is AgentState.RESERVED:
+            for group in (agent.offers, agent.calls):
+                for call_id in group:
+                    queue = calls[call_id].facts.queue
+                    in_service[queue] = in_service.get(queue, 0) + 1
+    return in_service, states
 
 
 def _told(state: ShardState) -> tuple[AgentView, ...]:

@@ -32,7 +32,7 @@ WATCHERS_MAX = 200
 #: Shortest, default and longest interval of a watcher, milliseconds.
 INTERVAL_MS_MIN, INTERVAL_MS_DEFAULT, INTERVAL_MS_MAX = 1_000, 1_000, 60_000
 #: Figures younger than this serve another watcher too, real seconds.
-SHARED_SECONDS = 0.5
+SHARED_SECONDS = 0.9
 #: A region that has not answered after this is told as down, real seconds.
 ANSWER_SECONDS = 2.0
 #: Longest span of one report list, days.
