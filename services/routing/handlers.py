@@ -153,14 +153,18 @@ class Handlers:
             maximum_ms=int(ASSIGN_SECONDS_MAX * 1000),
             default_ms=int(ASSIGN_SECONDS_DEFAULT * 1000),
         )
-        seconds = max(ANSWER_SECONDS, min(wanted / 1000, remaining - ANSWER_SECONDS))
+        seconds = max(ANSWER_SECONDS, remaining - ANSWER_SECONDS)
         decided = model.CallState.CONNECTED if caller.auto_confirm else model.CallState.ACCEPTED
         stream = self._front.route(caller)
         last: Update | None = None
         try:
             with self._announcing(caller.facts.queue, request.call.language):
-                async with asyncio.timeout(seconds):
+                async with asyncio.timeout(seconds) as limit:
                     async for update in stream:
+                        if last is None:
+                            # Whoever waits is in the queue: the time counts from there.
+                            waited = asyncio.get_running_loop().time() + wanted / 1000
+                            limit.reschedule(min(waited, limit.when() or waited))
                         last = last if isinstance(update.what, Moved) else update
                         if _state_of(update) in (decided, model.CallState.CONNECTED, model.CallState.ENDED):
                             break

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 from typing import TYPE_CHECKING, Any
 
 import structlog
@@ -16,23 +17,55 @@ PROFILES = "profiles"
 #: Priority points by tier; a point is worth the queue's priority credit of waiting.
 PRIORITY_BY_TIER = {"vip": 4, "platinum": 3, "gold": 2, "silver": 1}
 
+#: Numbers of one question to the database, and those that may wait for the next.
+NUMBERS_AT_ONCE_MAX, NUMBERS_WAITING_MAX = 200, 10_000
+
 log = structlog.get_logger(__name__)
 
 
 class ProfileReader:
-    """Looks up callers by number."""
+    """Looks up callers by number: one question at a time for all who ask, so that a lookup costs a call next
+    to nothing when many come at once.
+    """
 
     def __init__(self, database: AsyncDatabase[dict[str, Any]], *, seconds: float) -> None:
         """`seconds`: how long a lookup may take (real) before the call is routed without it."""
         self._profiles = database[PROFILES]
         self._seconds = seconds
+        #: Numbers that the next question is about.
+        self._wanted: dict[str, asyncio.Future[int]] = {}
+        self._asking: asyncio.Task[None] | None = None
 
     async def priority_of(self, number: str) -> int:
         """Extra priority by tier; 0 for an unknown number and whenever the database is away or slow."""
+        found = self._wanted.get(number)
+        if found is None:
+            if len(self._wanted) >= NUMBERS_WAITING_MAX:
+                return 0
+            found = self._wanted[number] = asyncio.get_running_loop().create_future()
+        if self._asking is None:
+            self._asking = asyncio.create_task(self._ask())
+        # Others may wait for the same number: who gives up does so alone.
+        return await asyncio.shield(found)
+
+    async def _ask(self) -> None:
+        """Asks until nobody waits."""
+        while self._wanted:
+            asked = dict(itertools.islice(self._wanted.items(), NUMBERS_AT_ONCE_MAX))
+            for number in asked:
+                del self._wanted[number]
+            priorities = await self._find(list(asked))
+            for number, future in asked.items():
+                if not future.done():
+                    future.set_result(priorities.get(number, 0))
+        self._asking = None
+
+    async def _find(self, numbers: list[str]) -> dict[str, int]:
+        """Priorities of those that are known."""
         try:
             async with asyncio.timeout(self._seconds):
-                found = await self._profiles.find_one({"_id": number}, {"priority": 1})
+                rows = await self._profiles.find({"_id": {"$in": numbers}}, {"priority": 1}).to_list()
         except (TimeoutError, PyMongoError):
-            log.info("profile_skipped")
-            return 0
-        return int(found.get("priority", 0)) if found else 0
+            log.info("profiles_skipped", numbers=len(numbers))
+            return {}
+        return {row["_id"]: int(row.get("priority") or 0) for row in rows}
