@@ -118,7 +118,7 @@ class Regions:
         )
         rules = PlacementRules(overflow_seconds=self._overflow_ms.get(queue, 20_000) / 1000)
         views = [self._view(region, queue) for region in self._regions.values()]
-        home = placement.place(caller, views, queue, rules).home
+        home, _ = placement.find_home(caller, views)
         result = placement.place(caller, views, queue, rules, self._previous.get((home, queue)))
         if remember:
             self._previous[(home, queue)] = result.previous
@@ -127,7 +127,7 @@ class Regions:
     def home_of(self, located: Located) -> str:
         """The region at home there; empty if there is none."""
         views = [self._view(region, "") for region in self._regions.values()]
-        return placement.place(Caller(place=located), views, "", PlacementRules()).home
+        return placement.find_home(Caller(place=located), views)[0]
 
     def note_placed(self, region: str, queue: str) -> None:
         """Remembers a placement until the peers' figures can show it."""
