@@ -19,6 +19,7 @@ from types import TracebackType
 from typing import Any
 
 import grpc
+from bench.chaos.counter import SERVICE
 
 from callmesh.routing.v1 import agent_pb2, agent_pb2_grpc, directory_pb2, directory_pb2_grpc
 from chassis.localstack import MongoNode, RabbitNode, free_ports
@@ -40,7 +41,7 @@ class Floor:
 
     def __init__(self, *, routers: int = 3, members: int = 1, broker: bool = False) -> None:
         self.run_dir = Path(tempfile.mkdtemp(prefix="callmesh-chaos-"))
-        ports = free_ports(2 * routers + 12)
+        ports = free_ports(2 * routers + 14)
         self.mongo = MongoNode(self.run_dir, ports[0], members=members)
         self.rabbit = RabbitNode(self.run_dir, ports[4]) if broker else None
         self.addresses = {f"r{n}": f"{HOST}:{ports[10 + n]}" for n in range(routers)}
@@ -48,6 +49,8 @@ class Floor:
         self._worker_http = ports[10 + 2 * routers]
         self._processes = {name: ManagedProcess(self.run_dir, name) for name in self.addresses}
         self.worker = ManagedProcess(self.run_dir, "worker")
+        self.counter = ManagedProcess(self.run_dir, "counter")
+        self._counter_http = ports[11 + 2 * routers]
         self._key = self.run_dir / "place-token.key"
         self._key.write_text(secrets.token_hex(32))
 
@@ -63,6 +66,7 @@ class Floor:
         for name in self.addresses:
             self.wait_ready(name)
         if self.rabbit is not None:
+            self.start_counter()
             self.start_worker()
 
     def start_router(self, name: str) -> None:
@@ -85,10 +89,22 @@ class Floor:
         ready = HttpReady(url=f"http://{HOST}:{self._worker_http}/readyz")
         self.worker.wait_ready(ready, START_SECONDS_MAX)
 
+    def start_counter(self) -> None:
+        """The consumer of routing's events; before anything is published, for nobody else takes them."""
+        own = {"CALLMESH_SERVICE": SERVICE, "CALLMESH_HTTP_PORT": str(self._counter_http)}
+        command = [sys.executable, "-m", "bench.chaos.counter"]
+        self.counter.start(command, env=self._environment(own), cwd=ROOT)
+        ready = HttpReady(url=f"http://{HOST}:{self._counter_http}/readyz")
+        self.counter.wait_ready(ready, START_SECONDS_MAX)
+
     def _environment(self, own: Mapping[str, str]) -> dict[str, str]:
         kept = {name: os.environ[name] for name in ("PATH", "HOME", "LANG") if name in os.environ}
         broker = {"AMQP_URI": self.rabbit.uri} if self.rabbit is not None else {}
-        common = {"PYTHONPATH": str(ROOT / "services"), "MONGO_URI": self.mongo.uri, "LOG_LEVEL": "warning"}
+        common = {
+            "PYTHONPATH": f"{ROOT / 'services'}{os.pathsep}{ROOT}",
+            "MONGO_URI": self.mongo.uri,
+            "LOG_LEVEL": "warning",
+        }
         return kept | common | broker | dict(own)
 
     def wait_ready(self, name: str) -> None:
@@ -112,9 +128,7 @@ class Floor:
                     samples = read_samples([answer.read().decode()])
             except OSError:
                 continue
-            if any(
-                metric == "callmesh_shard_leads" and value == 1 for (metric, _), value in samples.values.items()
-            ):
+            if any(key[0] == "callmesh_shard_leads" and value == 1 for key, value in samples.values.items()):
                 return name
         return ""
 
@@ -133,7 +147,7 @@ class Floor:
 
     def stop(self) -> None:
         """Ends every process and removes the directory."""
-        for process in (*self._processes.values(), self.worker):
+        for process in (*self._processes.values(), self.worker, self.counter):
             # A stopped process hears nothing but this.
             process.kill()
         if self.rabbit is not None:
@@ -142,8 +156,9 @@ class Floor:
         shutil.rmtree(self.run_dir, ignore_errors=True)
 
     def log_tails(self) -> str:
-        """The ends of the routers' logs, for who looks for a cause."""
-        return "\n".join(f"--- {name}\n{process.log_tail()}" for name, process in self._processes.items())
+        """The ends of the processes' logs, for who looks for a cause."""
+        processes = (*self._processes.values(), self.worker, self.counter)
+        return "\n".join(f"--- {each.name}\n{each.log_tail()}" for each in processes)
 
 
 async def furnish(channel: grpc.aio.Channel, agents: int, queue: Mapping[str, Any]) -> list[str]:

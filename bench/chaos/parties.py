@@ -5,6 +5,7 @@ and the judgement of their books.
 from __future__ import annotations
 
 import asyncio
+import itertools
 import math
 import random
 import time
@@ -13,17 +14,25 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import grpc
+from bench.chaos.floor import QUEUE, REGION, eventually
 
 from callmesh.routing.v1 import agent_pb2, call_pb2
 from chassis.clock import SystemClock
 from cli.demo.agent import AgentContext, Desktop
 from cli.demo.edge import Edge, EdgeContext
-from cli.demo.ledger import Conversation, Fact, Ledger, conversations, double_booked, lost_calls, untaken_calls
+from cli.demo.ledger import (
+    Conversation,
+    Fact,
+    Ledger,
+    conversations,
+    double_booked,
+    lost_calls,
+    untaken_calls,
+)
 from cli.demo.media import Media
 from cli.demo.model import DayCall, Duty
 from cli.demo.rpc import CHANNEL_OPTIONS, Channels, StreamEnded
 from cli.demo.timing import ReplayClock
-from bench.chaos.floor import QUEUE, REGION, eventually
 
 #: Business time of the parties runs so fast; the routers' runs as ever. An agent picks up and wraps up in a
 #: tenth of a second then.
@@ -233,7 +242,7 @@ class Crowd:
         """The longest time without any assignment between two instants."""
         times = sorted(at for at, _ in self.assigned if begin <= at <= end)
         marks = [begin, *times, end]
-        return max((b - a for a, b in zip(marks, marks[1:], strict=False)), default=math.inf)
+        return max((b - a for a, b in itertools.pairwise(marks)), default=math.inf)
 
     async def settle(self) -> None:
         """Until every caller has been served or has given up."""
