@@ -55,7 +55,9 @@ def measured(arguments: argparse.Namespace, run_dir: Path) -> dict[str, Any]:
         load.run_import(parts, small, SMALL)
         load.add_history(parts, small, SMALL)
         sizes = (arguments.customers, SMALL)
-        figures |= asyncio.run(load.throughput(large, arguments.customers, arguments.rounds, arguments.calls))
+        figures |= asyncio.run(
+            load.throughput(parts, large, arguments.customers, arguments.rounds, arguments.calls)
+        )
         figures |= asyncio.run(load.pop_latency(large, arguments.customers, arguments.calls))
         figures |= asyncio.run(load.size_latency(large, small, sizes, arguments.calls // 5))
         figures |= plans.checked(parts.client["large"])

@@ -96,6 +96,11 @@ class Parts:
                 return int(line.split()[1]) / 1000
         raise ValueError("the process has no memory")
 
+    def cpu_seconds(self, side: Side) -> float:
+        """Processor time that a server has used so far."""
+        fields = Path(f"/proc/{self._pid(side)}/stat").read_text().rpartition(")")[2].split()
+        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
     def _pid(self, side: Side) -> int:
         marker = f"CRM_GRPC_PORT={side.port}".encode()
         for entry in Path("/proc").iterdir():

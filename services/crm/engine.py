@@ -19,7 +19,7 @@ from dataclasses import dataclass, fields, replace
 from datetime import date, datetime
 from functools import cache
 from types import MappingProxyType
-from typing import Any, TypeVar
+from typing import Any
 
 from chassis.errors import AlreadyExists, FailedPrecondition, InvalidArgument
 from crm import consent, identity, plain, schema
@@ -66,8 +66,6 @@ _KEPT = {
 }
 #: What callers may write, in the order of the model.
 WRITABLE = tuple(f.name for f in fields(Customer) if f.name not in _KEPT)
-
-Claimable = TypeVar("Claimable", PhoneNumber, EmailAddress)
 
 _REGION = re.compile(r"regions/[A-Za-z0-9._~:\-]{1,128}")
 _LANGUAGE = re.compile(r"[A-Za-z]{2,3}(-[A-Za-z0-9]{1,8}){0,4}")
@@ -126,6 +124,10 @@ class Problems:
 
     def text(self, field: str, value: str, *, least: int = 0, most: int, multiline: bool = False) -> str:
         """The cleaned text; a fault is noted."""
+        if not value:
+            if least:
+                self.add(field, "must not be empty")
+            return ""
         cleaned = identity.clean_text(value, most)
         why = identity.text_problem(cleaned, least=least, most=most, multiline=multiline)
         if why:
@@ -150,15 +152,17 @@ def normalise(
     today: date,
     fields: Mapping[str, CustomField] = MappingProxyType({}),
     before: Mapping[str, Any] | None = None,
+    id: str = "",
 ) -> Customer:
     """The customer as it is kept. InvalidArgument naming every bad field as "customer.…" (rule 1).
 
     `fields` are the declared custom fields, `before` the values that the customer holds of them so far
-    (None for a new one).
+    (None for a new one), `id` the id that it is to have; "" the draft's.
     """
     problems = Problems()
     done = replace(
         draft,
+        id=id or draft.id,
         **_names(draft, problems),
         phone_numbers=_numbers(
             "customer.phone_numbers", draft.phone_numbers, NUMBERS_MAX, default_country, problems
@@ -238,7 +242,8 @@ def _home_region(name: str, problems: Problems) -> str:
 def _numbers(
     field: str, drafts: Sequence[PhoneNumber], most: int, default_country: str, problems: Problems
 ) -> tuple[PhoneNumber, ...]:
-    done = []
+    done: list[PhoneNumber] = []
+    marked = _one_primary(field, drafts, problems)
     for index, draft in enumerate(problems.few(field, drafts, most)):
         path = f"{field}[{index}]"
         try:
@@ -246,15 +251,22 @@ def _numbers(
         except identity.NotIdentifiable as why:
             problems.add(f"{path}.number", str(why))
             continue
-        label = problems.text(f"{path}.label", draft.label, most=LABEL_CHARACTERS_MAX)
-        done.append(replace(draft, number=number, label=label))
-    return _one_primary(field, done, problems)
+        done.append(
+            PhoneNumber(
+                number=number,
+                label=problems.text(f"{path}.label", draft.label, most=LABEL_CHARACTERS_MAX),
+                primary=draft.primary if marked else not done,
+                verified=draft.verified,
+            )
+        )
+    return tuple(done)
 
 
 def _emails(
     field: str, drafts: Sequence[EmailAddress], most: int, problems: Problems
 ) -> tuple[EmailAddress, ...]:
-    done = []
+    done: list[EmailAddress] = []
+    marked = _one_primary(field, drafts, problems)
     for index, draft in enumerate(problems.few(field, drafts, most)):
         path = f"{field}[{index}]"
         try:
@@ -262,18 +274,23 @@ def _emails(
         except identity.NotIdentifiable as why:
             problems.add(f"{path}.address", str(why))
             continue
-        label = problems.text(f"{path}.label", draft.label, most=LABEL_CHARACTERS_MAX)
-        done.append(replace(draft, address=address, label=label))
-    return _one_primary(field, done, problems)
+        done.append(
+            EmailAddress(
+                address=address,
+                label=problems.text(f"{path}.label", draft.label, most=LABEL_CHARACTERS_MAX),
+                primary=draft.primary if marked else not done,
+                verified=draft.verified,
+            )
+        )
+    return tuple(done)
 
 
-def _one_primary(field: str, items: list[Claimable], problems: Problems) -> tuple[Claimable, ...]:
-    marked = [index for index, item in enumerate(items) if item.primary]
+def _one_primary(field: str, drafts: Sequence[PhoneNumber | EmailAddress], problems: Problems) -> bool:
+    """Whether one is marked as the first to use; more than one is a fault."""
+    marked = [index for index, draft in enumerate(drafts) if draft.primary]
     if len(marked) > 1:
         problems.add(f"{field}[{marked[1]}].primary", "must be set for one only")
-    if items and not marked:
-        items[0] = replace(items[0], primary=True)
-    return tuple(items)
+    return bool(marked)
 
 
 def _external_ids(drafts: Sequence[ExternalId], problems: Problems) -> tuple[ExternalId, ...]:
@@ -447,6 +464,10 @@ def claim_taken(customer: Customer, owners: Mapping[str, str]) -> ClaimTaken | N
     return None
 
 
+#: What a customer was before it was created.
+_NOBODY = Customer()
+
+
 def create(customer: Customer, id: str, actor: str, now: datetime) -> Change:
     """The first version of a normalised customer."""
     born = replace(
@@ -459,7 +480,7 @@ def create(customer: Customer, id: str, actor: str, now: datetime) -> Change:
         creator=actor,
         updater=actor,
     )
-    return Change(customer=born, audit=_audit(born, Customer(id=id), "CREATE", actor, now))
+    return Change(customer=born, audit=_audit(born, _NOBODY, "CREATE", actor, now))
 
 
 def update(current: Customer, desired: Customer, actor: str, now: datetime) -> Change | None:

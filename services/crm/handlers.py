@@ -178,8 +178,8 @@ class Customers:
         now = self._clock.now()
         id = wanted.id or new_id()
         country = default_country(wanted.default_country, self._policy)
-        draft = replace(wanted.draft, id=id)
-        customer = engine.normalise(draft, country, now.date(), self._fields.of(draft.custom_values))
+        fields = self._fields.of(wanted.draft.custom_values)
+        customer = engine.normalise(wanted.draft, country, now.date(), fields, id=id)
         self._check_company(customer)
         change = engine.create(customer, id, actor, now)
         return NewCustomer(
