@@ -43,6 +43,7 @@ from routing.model import (
     ConfigureTiming,
     Fact,
     LeadListSet,
+    MoveDeadlines,
     PlaceCall,
     PositionChanged,
     ShardOpened,
@@ -640,14 +641,23 @@ class Leader:
             self._was_deposed = True
             self._depose(f"another leader's block stands at {block.sequence}")
             return
-        _COMMITS.labels(self.shard).observe(self._clock.monotonic() - started)
+        seconds = self._clock.monotonic() - started
+        _COMMITS.labels(self.shard).observe(seconds)
         _BLOCKS.labels(self.shard).inc()
         _EVENTS.labels(self.shard).inc(block.count)
         self._chain.accept(block)
+        if seconds >= self._options.outage_seconds:
+            self._move_deadlines(seconds)
         self._release(batch, block)
         if not self.listed and any(event.name == LeadListSet.__name__ for _, event in events):
             self._was_deposed = True
             self._depose("not on the lead list any more")
+
+    def _move_deadlines(self, outage_seconds: float) -> None:
+        """Nothing could be done for so long: nobody is late for that. Before any timer has its turn."""
+        log.warning("outage_over", shard=self.shard, seconds=round(outage_seconds, 3))
+        with contextlib.suppress(PoisonCommand):
+            self.carry_out(MoveDeadlines(span_ms=round(outage_seconds * 1000 * self._clock.speed)))
 
     def _take_batch(self) -> tuple[list[_Pending], list[tuple[int, codec.Packed]]]:
         """The oldest decisions, as many as a block may hold; a decision is never divided."""

@@ -181,9 +181,10 @@ class Router:
     async def start(self) -> None:
         """Begins to follow or lead, to keep up with the directory and to watch the peers."""
         ensure_indexes(DOCUMENTS)
+        # The journal is read meanwhile.
+        self._run(self.leader.run())
         await asyncio.to_thread(geo.load)
         await asyncio.to_thread(hours.load)
-        self._run(self.leader.run())
         self._run(self._follow_directory(self.leader, self._apply))
         self._run(watch_own(self.peers, lambda: self.leaders.values(), self.name, self.address))
         self._run(self.front.run_overflow())

@@ -34,6 +34,7 @@ from routing.model import (
     CallState,
     ConfigureAgent,
     ConfigureQueue,
+    DeadlinesMoved,
     Fact,
     HangUp,
     OpenSession,
@@ -681,7 +682,23 @@ async def test_deadlines_stand_still_in_an_outage(blocks: MemoryBlocks, clock: F
         assert router.leader.state.calls["c1"].state is CallState.WAITING
         router.journal.away = False
         await soon(question)
+        await soon(router.leader.submit(AskCall(call_id="c1")))
+        call = router.leader.state.calls["c1"]
+        assert call.state is CallState.WAITING, "nobody is late for what could not be done"
+        assert call.refuse_ms - router.leader.now_ms() == 5_000
+        moved = [event for event in events_of(blocks) if isinstance(event, DeadlinesMoved)]
+        assert [event.span_ms for event in moved] == [6_000]
+        clock.advance(5.0)
+        await soon(router.leader.submit(AskCall(call_id="c1")))
         await eventually(lambda: router.leader.state.calls["c1"].state is CallState.ENDED)
+
+
+async def test_a_short_hitch_moves_no_deadline(blocks: MemoryBlocks, clock: FakeClock) -> None:
+    async with running(Router(blocks, clock, outage_seconds=60.0)) as router:
+        await router.furnish()
+        router.journal.lose_answers(2)
+        await soon(router.place("c1"))
+    assert not [event for event in events_of(blocks) if isinstance(event, DeadlinesMoved)]
 
 
 # --- positions
