@@ -21,6 +21,7 @@ first); without a list the region's own routers may lead.
 from __future__ import annotations
 
 import asyncio
+import functools
 import os
 import secrets
 import signal
@@ -33,7 +34,7 @@ import structlog
 from chassis import server
 from chassis.errors import StartError
 from chassis.mongo import async_database, connect, disconnect, ensure_indexes
-from routing import geo, hours
+from routing import geo, hours, whatif_day
 from routing.audit_store import AuditReader
 from routing.config import RoutingSettings
 from routing.directory import DirectoryReader, Snapshot, follow
@@ -172,7 +173,10 @@ class Router:
     def services(self) -> list[server.ServiceBinding]:
         """All gRPC services of a router."""
         own = bindings(self.handlers, self.front, self.shard_servicer, self.explainer)
-        supervision = supervision_binding(self.supervision, SupervisionDirectory(self._clock))
+        simulate = functools.partial(
+            whatif_day.answer, mongo_uri=self.settings.mongo_uri, database=self.settings.mongo_database
+        )
+        supervision = supervision_binding(self.supervision, SupervisionDirectory(self._clock), simulate)
         return [
             server.ServiceBinding(*parts)
             for parts in (*own, supervision, directory_binding(self.settings, self.regions))

@@ -5,16 +5,19 @@ the thread pool.
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Awaitable, Callable
 from contextlib import aclosing
 from typing import Any
 
 from callmesh.routing.v1 import agent_pb2, directory_pb2, supervision_pb2_grpc
 from callmesh.routing.v1 import supervision_pb2 as pb
 from chassis.callcontext import current_identity
-from chassis.errors import ResourceExhausted
+from chassis.errors import ResourceExhausted, Unimplemented
 from routing.supervision_directory import SupervisionDirectory
 from routing.supervision_handlers import SupervisionHandlers
 
+#: Goes through a past day, somewhere else than on the event loop.
+SimulateDay = Callable[[pb.SimulateDayRequest], Awaitable[pb.SimulateDayResponse]]
 #: A reader who leaves a message unread this long is cut off, real seconds.
 STALL_SECONDS = 10.0
 
@@ -32,11 +35,13 @@ class SupervisionServicer(supervision_pb2_grpc.SupervisionServiceServicer):
         self,
         handlers: SupervisionHandlers,
         directory: SupervisionDirectory,
+        simulate: SimulateDay | None = None,
         *,
         stall_seconds: float = STALL_SECONDS,
     ) -> None:
         self._handlers = handlers
         self._directory = directory
+        self._simulate = simulate
         self._stall_seconds = stall_seconds
 
     async def GetStats(self, request: pb.GetStatsRequest, context: Any) -> pb.Stats:
@@ -77,16 +82,21 @@ class SupervisionServicer(supervision_pb2_grpc.SupervisionServiceServicer):
     async def MonitorCall(self, request: pb.MonitorCallRequest, context: Any) -> pb.MonitorCallResponse:
         return await self._handlers.monitor_call(request)
 
+    async def SimulateDay(self, request: pb.SimulateDayRequest, context: Any) -> pb.SimulateDayResponse:
+        if self._simulate is None:
+            raise Unimplemented(method="SimulateDay")
+        return await self._simulate(request)
+
     async def ListActs(self, request: pb.ListActsRequest, context: Any) -> pb.ListActsResponse:
         return await self._handlers.list_acts(request)
 
 
 def supervision_binding(
-    handlers: SupervisionHandlers, directory: SupervisionDirectory
+    handlers: SupervisionHandlers, directory: SupervisionDirectory, simulate: SimulateDay | None = None
 ) -> tuple[Any, Any, Any]:
-    """(descriptor, add function, servicer)."""
+    """(descriptor, add function, servicer). Without `simulate`, SimulateDay is not offered."""
     return (
         pb.DESCRIPTOR.services_by_name["SupervisionService"],
         supervision_pb2_grpc.add_SupervisionServiceServicer_to_server,
-        SupervisionServicer(handlers, directory),
+        SupervisionServicer(handlers, directory, simulate),
     )
