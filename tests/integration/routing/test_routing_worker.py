@@ -250,8 +250,10 @@ def test_crms_customers_become_profiles(
     assert publisher.publish_events([created]) == [Outcome.PUBLISHED]
     found = wait_until(lambda: profiles.find_one({"_id": NUMBER}), 20, what="the profile is there")
     assert (found["customer"], found["tier"], found["priority"]) == ("ann", "gold", 2)
-    assert "customer_1" in profiles.index_information()
-    assert "numbers_1" in mongo_client[mongo_database]["profile_customers"].index_information()
+    # The indexes are made by a loop that begins beside the consumers.
+    wait_until(lambda: "customer_1" in profiles.index_information(), 20, what="the index of customers")
+    known = mongo_client[mongo_database]["profile_customers"]
+    wait_until(lambda: "numbers_1" in known.index_information(), 20, what="the index of numbers")
     publisher.publish_events([event(crm_events.CustomerDeleted(customer=gone), 1), created])
     wait_until(lambda: profiles.find_one({"_id": NUMBER}) is None, 20, what="the profile is gone")
     publisher.close()
