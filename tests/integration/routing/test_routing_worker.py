@@ -272,25 +272,36 @@ def test_a_regions_change_goes_out_through_the_directorys_outbox(
         time=datetime(2026, 3, 2, tzinfo=UTC),
         id="drain",
     )
+    act = Event.of(
+        events_pb2.AdministrativeAct(actor="ann", resource="regions/beijing", details={"a.b": "c"}),
+        source="routing",
+        subject="regions/beijing",
+        time=datetime(2026, 3, 2, tzinfo=UTC),
+        id="act",
+    )
     mongo_client[mongo_database]["regions"].insert_one(
         {
             "_id": "beijing",
             "version": 1,
             "latitude": 39.9,
             "longitude": 116.4,
-            "outbox": [{"id": event.id, "event": event.to_json()}],
+            "outbox": [{"id": each.id, "event": each.to_json()} for each in (event, act)],
             "outbox_since": datetime(2026, 3, 2, tzinfo=UTC),
         }
     )
     start_worker("worker")
     wait_until(lambda: listener.hear() == ["drain"], 20, what="it is heard")
+    audit = mongo_client[mongo_database]["audit"]
+    kept = wait_until(lambda: audit.find_one({"_id": "act"}), 20, what="the act is kept")
+    assert (kept["actor"], kept["resource"]) == ("ann", "regions/beijing")
 
 
 def test_a_worker_never_loads_grpc() -> None:
     code = (
         "import sys, warnings; warnings.simplefilter('ignore'); import routing.worker; "
         "from chassis import worker; worker.patch(); "
-        "import routing.config, routing.consumers, routing.relay, routing.publish, routing.store; "
+        "import routing.config, routing.consumers, routing.relay, routing.publish, routing.store, "
+        "routing.background; "
         "print([name for name in sys.modules if name.split('.')[0] in ('grpc', 'grpc_status', 'uvloop')])"
     )
     done = subprocess.run(
