@@ -1,0 +1,187 @@
+"""Two routers of one region over a real journal: both serve, one leads, and the other takes over."""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import grpc
+import pytest
+import pytest_asyncio
+
+from callmesh.routing.v1 import (
+    agent_pb2,
+    agent_pb2_grpc,
+    call_pb2,
+    directory_pb2,
+    directory_pb2_grpc,
+    routing_pb2,
+    routing_pb2_grpc,
+)
+from chassis.localstack import free_ports
+from chassis.mongo import connect, disconnect
+from chassis.server import Server
+from chassis.testing.grpc import loopback_settings
+from routing import image
+from routing.config import RoutingSettings
+from routing.relay import MongoTail
+from routing.scopes import SCOPES
+from routing.server import Router
+from routing.snapshots import MongoSnapshots, ShardSnapshots, SnapshotOptions
+
+pytestmark = pytest.mark.integration
+DEADLINE_SECONDS = 20
+
+
+async def eventually(condition: Any) -> None:
+    async with asyncio.timeout(DEADLINE_SECONDS):
+        while not condition():
+            await asyncio.sleep(0.01)
+
+
+async def until(stream: Any, kind: str) -> Any:
+    """The next event of a kind; what comes before is skipped."""
+    async with asyncio.timeout(DEADLINE_SECONDS):
+        while True:
+            event = await stream.read()
+            assert event is not grpc.aio.EOF, f"the stream ended before {kind}"
+            if event.WhichOneof("event") == kind:
+                return event
+
+
+class Seat:
+    """A desktop's stream."""
+
+    def __init__(self, node: Node, session: int) -> None:
+        self._commands: asyncio.Queue[agent_pb2.AgentCommand] = asyncio.Queue()
+        self._number = 0
+        self.stream = node.agents.Session(self._drain())
+        self.send(open={"agent": "agents/ann", "session": session})
+
+    async def _drain(self) -> AsyncIterator[agent_pb2.AgentCommand]:
+        while True:
+            yield await self._commands.get()
+
+    def send(self, **kind: Any) -> None:
+        self._number += 1
+        self._commands.put_nowait(agent_pb2.AgentCommand(command=self._number, **kind))
+
+
+class Node:
+    """A router with its server and a client of it."""
+
+    def __init__(self, settings: RoutingSettings) -> None:
+        self.settings = settings
+        self.channel = grpc.aio.insecure_channel(f"127.0.0.1:{settings.grpc_port}")
+        self.routing = routing_pb2_grpc.RoutingServiceStub(self.channel)
+        self.agents = agent_pb2_grpc.AgentServiceStub(self.channel)
+        self.directory = directory_pb2_grpc.DirectoryServiceStub(self.channel)
+        self.router: Router
+        self.server: Server | None = None
+
+    async def start(self) -> None:
+        self.router = Router(self.settings)
+        self.server = Server(self.settings, self.router.services(), scopes=SCOPES)
+        await self.server.start(self.router.start)
+        await eventually(lambda: self.router.leader.ready)
+
+    async def stop(self) -> None:
+        if self.server is not None:
+            server, self.server = self.server, None
+            await server.stop(None)
+            await self.router.stop()
+
+    def call(self, call_id: str, **fields: Any) -> Any:
+        request = call_pb2.CallRequest(call_id=call_id, queue="queues/service", **fields)
+        return self.routing.RouteCall(routing_pb2.RouteCallRequest(call=request))
+
+
+@pytest_asyncio.fixture
+async def nodes(mongo_uri: str, mongo_database: str, tmp_path: Path) -> AsyncIterator[list[Node]]:
+    key = tmp_path / "place-token.key"
+    key.write_bytes(secrets.token_hex(32).encode())
+    ports = free_ports(2)
+    peers = ",".join(f"beijing=127.0.0.1:{port}" for port in ports)
+    found = []
+    for number, port in enumerate(ports):
+        settings = RoutingSettings(
+            region="beijing",
+            instance=f"r{number}",
+            peers=peers,
+            advertise=f"127.0.0.1:{port}",
+            mongo_uri=mongo_uri,
+            mongo_database=mongo_database,
+            place_token_key_file=str(key),
+            takeover_seconds=0.5,
+            reattach_seconds=0.5,
+        )
+        found.append(Node(loopback_settings(settings, grpc_port=port)))
+    connect(found[0].settings)
+    for node in found:
+        await node.start()
+    directory = found[1].directory
+    place = {"latitude": 39.9, "longitude": 116.4}
+    await directory.CreateRegion(
+        directory_pb2.CreateRegionRequest(region_id="beijing", region=directory_pb2.Region(location=place))
+    )
+    await directory.CreateQueue(
+        directory_pb2.CreateQueueRequest(queue_id="service", queue=directory_pb2.Queue())
+    )
+    await directory.CreateAgent(
+        directory_pb2.CreateAgentRequest(
+            agent_id="ann", agent=directory_pb2.Agent(region="regions/beijing", address="sip:ann")
+        )
+    )
+    await eventually(lambda: all("ann" in node.router.leader.state.agents for node in found))
+    await eventually(lambda: all(node.router.queues and node.router.links["beijing"].up for node in found))
+    await eventually(lambda: all(node.router.peers.load("beijing", "service") for node in found))
+    yield found
+    for node in found:
+        await node.stop()
+        await node.channel.close()
+    disconnect()
+
+
+async def test_a_call_at_the_standbys_front_outlives_the_leader(nodes: list[Node], mongo_client: Any) -> None:
+    """Its stream goes on; the agent, who sat at the lost router, comes back through the other."""
+    leader, standby = nodes
+    assert leader.router.leader.leading and not standby.router.leader.leading
+    assert standby.router.who_leads("beijing") == leader.router.address
+    stream = standby.call("c1", caller_number="+861064000000")
+    queued = await until(stream, "queued")
+    assert queued.shard == "beijing" and queued.epoch == leader.router.leader.epoch
+    # The worker's part, while they run: a snapshot of what was committed.
+    database = mongo_client[standby.settings.mongo_database]
+    maker = ShardSnapshots(
+        "beijing",
+        MongoTail(database),
+        MongoSnapshots(database),
+        SnapshotOptions(events=1),
+        lambda shard: 0,
+    )
+    await asyncio.to_thread(maker.step)
+    made = MongoSnapshots(database).manifests("beijing")
+    assert made and "c1" in image.restore("beijing", MongoSnapshots(database).parts(made[0])).calls
+    await leader.stop()
+    await eventually(lambda: standby.router.leader.leading)
+    seat = Seat(standby, 2)
+    offer = (await until(seat.stream, "offer")).offer
+    assert offer.call.call_id == "c1"
+    seat.send(accept={"offer_id": offer.offer_id})
+    accepted = await until(stream, "accepted")
+    assert accepted.epoch == standby.router.leader.epoch > queued.epoch
+    request = routing_pb2.ConfirmCallRequest(
+        call_id="c1",
+        offer_id=accepted.accepted.offer_id,
+        version=accepted.version,
+        shard=accepted.shard,
+    )
+    # The other one is back, begins at the snapshot, and is a front for the call as well.
+    await leader.start()
+    assert not leader.router.leader.leading and "c1" in leader.router.leader.state.calls
+    await eventually(lambda: leader.router.links["beijing"].up)
+    assert (await leader.routing.ConfirmCall(request)).confirmed
+    stream.cancel()
