@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
+import itertools
 import random
 import time
 from datetime import UTC, datetime
 from typing import Any
 
+import grpc
 import pymongo
 from bench.tickets_parts.serving import milliseconds, p99, server, settings_of
 
@@ -19,90 +22,40 @@ from tickets.resources import dump
 SEARCH_P99_MS_MAX, FRESH_SECONDS_MAX = 20.0, 2.0
 #: How many articles are published, and searches made in a round; the best round counts.
 ARTICLES, SEARCHES, ROUNDS = 50_000, 500, 4
+#: How long a replica may take to read them all, seconds.
+LOAD_SECONDS_MAX = 300
 DATABASE = "bench_knowledge"
 
-_ENGLISH = [
-    "router",
-    "modem",
-    "signal",
-    "invoice",
-    "contract",
-    "password",
-    "refund",
-    "roaming",
-    "speed",
-    "fibre",
-    "antenna",
-    "upgrade",
-    "card",
-    "device",
-    "portal",
-    "account",
-    "payment",
-    "outage",
-    "technician",
-    "appointment",
-    "warranty",
-    "delivery",
-    "cable",
-    "channel",
-    "filter",
-    "plan",
-    "data",
-    "voice",
-    "mail",
-]
-_CHINESE = [
-    "宽带",
-    "光猫",
-    "信号",
-    "账单",
-    "合同",
-    "密码",
-    "退款",
-    "漫游",
-    "网速",
-    "光纤",
-    "天线",
-    "升级",
-    "电话卡",
-    "设备",
-    "门户",
-    "账户",
-    "缴费",
-    "故障",
-    "工程师",
-    "预约",
-    "保修",
-    "配送",
-    "线路",
-    "频道",
-    "套餐",
-    "流量",
-    "语音",
-    "邮件",
-    "指示灯",
-    "重启",
-    "路由器",
-    "客服",
-    "投诉",
-    "安装",
-    "检测",
-    "恢复",
-    "登录",
-    "短信",
-    "验证码",
-    "余额",
-]
+#: Different words of each language; the n-th is as frequent as 1/n, as in real texts.
+WORDS = 6_000
+
+
+def _vocabulary() -> tuple[list[str], list[str]]:
+    rng = random.Random(5)
+    heads, tails = (
+        ["rou", "sig", "con", "pas", "fi", "ant", "por", "tech", "mo", "bill", "dev", "roam"],
+        ["ter", "nal", "tract", "word", "bre", "enna", "tal"],
+    )
+    english = ["".join(rng.choices(heads, k=2)) + rng.choice(tails) + str(n % 7) for n in range(WORDS)]
+    chinese = [chr(rng.randrange(0x4E00, 0x5600)) + chr(rng.randrange(0x4E00, 0x5600)) for _ in range(WORDS)]
+    return english, chinese
+
+
+_ENGLISH, _CHINESE = _vocabulary()
+_WEIGHTS = list(itertools.accumulate(1 / rank for rank in range(1, WORDS + 1)))
+
+
+def _text(words: list[str], rng: random.Random, count: int) -> str:
+    gap = "" if words is _CHINESE else " "
+    return gap.join(rng.choices(words, cum_weights=_WEIGHTS, k=count))
 
 
 def _article(number: int, rng: random.Random) -> pb.Article:
     chinese = number % 2 == 0
-    words, gap = (_CHINESE, "") if chinese else (_ENGLISH, " ")
-    text = gap.join(rng.choices(words, k=60))
+    words = _CHINESE if chinese else _ENGLISH
     return pb.Article(
-        title=gap.join(rng.choices(words, k=4)) + f" {number}",
-        body=text + ("。" if chinese else ". ") + gap.join(rng.choices(words, k=60)),
+        title=f"{_text(words, rng, 4)} {number}",
+        body=_text(words, rng, 120),
         language="zh-CN" if chinese else "en",
         audience=pb.AUDIENCE_CUSTOMERS if number % 3 else pb.AUDIENCE_AGENTS,
         category=f"topic-{number % 50}",
@@ -137,8 +90,21 @@ def _fill(uri: str, count: int) -> None:
 def _query(number: int) -> pb.SearchArticlesRequest:
     rng = random.Random(number)
     words = _CHINESE if number % 2 == 0 else _ENGLISH
-    text = ("" if number % 2 == 0 else " ").join(rng.choices(words, k=1 + number % 4))
-    return pb.SearchArticlesRequest(query=text, page_size=10)
+    return pb.SearchArticlesRequest(query=_text(words, rng, 1 + number % 4), page_size=10)
+
+
+async def _loaded(stub: Any) -> None:
+    """Waits until a replica has read the articles."""
+    give_up = time.monotonic() + LOAD_SECONDS_MAX
+    while time.monotonic() < give_up:
+        try:
+            await stub.SearchArticles(_query(0))
+            return
+        except grpc.aio.AioRpcError as error:
+            if error.code() is not grpc.StatusCode.UNAVAILABLE:
+                raise
+        await asyncio.sleep(0.5)
+    raise RuntimeError("the articles were not read in time")
 
 
 async def _freshness(one: Any, other: Any) -> float:
@@ -160,9 +126,11 @@ async def measure(uri: str, scale: float) -> dict[str, Any]:
     _fill(uri, count)
     started = time.perf_counter()
     async with server(uri, DATABASE) as channel, server(uri, DATABASE) as second:
-        ready = time.perf_counter() - started
         stub = knowledge_pb2_grpc.KnowledgeServiceStub(channel)
         other = knowledge_pb2_grpc.KnowledgeServiceStub(second)
+        await _loaded(stub)
+        await _loaded(other)
+        ready = time.perf_counter() - started
         fresh = await _freshness(stub, other)
         await milliseconds(lambda number: stub.SearchArticles(_query(number)), 100)
         rounds = [

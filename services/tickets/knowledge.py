@@ -28,6 +28,7 @@ from chassis.errors import (
     FailedPrecondition,
     InvalidArgument,
     NotFound,
+    Unavailable,
 )
 from chassis.fieldmask import apply_mask
 from chassis.idempotency import content_fingerprint, request_key
@@ -57,7 +58,7 @@ SUGGEST_CHARACTERS_MAX = 2_000
 #: Clocks of replicas differ by less; so far back each looks for changes, real ms.
 OVERLAP_MS = 60_000
 #: Articles read in one go.
-LOAD_BATCH = 500
+LOAD_BATCH = 5_000
 #: Most articles.
 ARTICLES_MAX = 1_000_000
 #: Most answers of a question.
@@ -162,6 +163,8 @@ class Library:
         self._known: dict[str, int] = {}
         self._since_ms = 0
         self._refreshing = threading.Lock()
+        #: Whether everything that is published was read once.
+        self.loaded = False
 
     # ---- freshness
 
@@ -175,13 +178,14 @@ class Library:
             for start in range(0, len(new), LOAD_BATCH):
                 self._take(new[start : start + LOAD_BATCH])
             self._since_ms = max(0, started - OVERLAP_MS)
+            self.loaded = True
             return len(new)
 
     def _take(self, batch: Sequence[tuple[str, int]]) -> None:
         found = {one.id: one for one in self.store.many("articles", [id for id, _ in batch])}
         live = {id: int(one.search["published"]) for id, one in found.items() if one.search.get("published")}
         versions = self.store.many("articleVersions", [f"{id}{VERSION_MARK}{n}" for id, n in live.items()])
-        entries = [_entry(record) for record in versions]
+        entries = [_entry(self.version(record)) for record in versions]
         self.index.put(entries, gone=[id for id, _ in batch if id not in live])
         self._known.update({id: found[id].version if id in found else version for id, version in batch})
 
@@ -220,19 +224,18 @@ class Library:
                 message.name.removeprefix("articles/"), (0, 0)
             )
 
+    def search(self, wanted: Sequence[str], language: str, limit: int, offset: int = 0) -> list[Found]:
+        """What the caller may read of it, best first. Unavailable while a replica that has just started still
+        reads the articles."""
+        if not self.loaded:
+            raise Unavailable(why="the articles are being read", retry_seconds=1.0)
+        return self.index.search(wanted, audiences(), language, limit, offset)
+
     def hits(self, found: Sequence[Found], wanted: Sequence[str]) -> list[Any]:
-        """What was found, as clients see it; what is withdrawn meanwhile is left out."""
-        live = {one.id: one for one in self.store.many("articles", [hit.id for hit in found])}
-        ids = {id: int(one.search.get("published") or 0) for id, one in live.items()}
-        names = [f"{id}{VERSION_MARK}{number}" for id, number in ids.items() if number]
-        versions = {
-            one.id.partition(VERSION_MARK)[0]: one for one in self.store.many("articleVersions", names)
-        }
+        """What was found, as clients see it."""
         shown = []
         for hit in found:
-            if hit.id not in versions:
-                continue
-            message = self.version(versions[hit.id])
+            message = _Article.FromString(hit.shown)
             matched = set(words(message.title)) & set(wanted)
             why = f"title: {', '.join(sorted(matched))}" if matched else "text"
             text = passage(message.body, wanted)
@@ -312,15 +315,15 @@ class Library:
         return Event.of(message, source=convert.SERVICE, subject=f"articles/{id}", time=from_ms(now))
 
 
-def _entry(record: Record) -> Entry:
-    message = Parse(record.body, _Article(), ignore_unknown_fields=True)
+def _entry(message: Any) -> Entry:
     return Entry(
-        id=record.id.partition(VERSION_MARK)[0],
+        id=message.name.removeprefix("articles/"),
         audience=_AUDIENCES.get(message.audience, "agents"),
         language=message.language,
         title=message.title,
         body=message.body,
         labels=(message.category, *message.tags),
+        shown=message.SerializeToString(),
     )
 
 
@@ -445,7 +448,7 @@ class KnowledgeCalls:
         )
         offset = page.after if isinstance(page.after, int) and 0 <= page.after <= DEPTH_MAX else 0
         wanted = query_words(query)
-        found = self._library.index.search(wanted, audiences(), request.language, page.limit + 1, offset)
+        found = self._library.search(wanted, request.language, page.limit + 1, offset)
         shown = self._library.hits(found[: page.limit], wanted)
         more = len(found) > page.limit and offset + page.limit <= DEPTH_MAX
         search_id = stable_id("search", " ".join(wanted)) if wanted else ""
@@ -469,7 +472,7 @@ class KnowledgeCalls:
             text = f"{draft.subject} {draft.category} {draft.description}"
         wanted = query_words(text[:SUGGEST_CHARACTERS_MAX])
         limit = request.page_size or SUGGESTIONS_DEFAULT
-        found = self._library.index.search(wanted, audiences(), "", limit)
+        found = self._library.search(wanted, "", limit)
         return knowledge_pb2.SearchArticlesResponse(hits=self._library.hits(found, wanted))
 
     def RateArticle(self, request: Any, context: Any) -> knowledge_pb2.RateArticleResponse:

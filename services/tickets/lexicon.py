@@ -170,6 +170,8 @@ class Entry:
     body: str
     #: Category and tags.
     labels: tuple[str, ...] = ()
+    #: What comes back when it is found.
+    shown: bytes = b""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -179,6 +181,8 @@ class Found:
     id: str
     #: Greater is better; comparable within one answer only.
     score: float
+    #: As it was put in.
+    shown: bytes = b""
 
 
 #: How much a word counts, by where it stands.
@@ -194,6 +198,7 @@ class ArticleIndex:
             builder.add_text_field(name, stored=name == "id", tokenizer_name="raw", index_option="basic")
         for name, _ in _BOOSTS:
             builder.add_text_field(name, stored=False, tokenizer_name="whitespace", index_option="freq")
+        builder.add_bytes_field("shown", stored=True)
         self._schema = builder.build()
         self._index = tantivy.Index(self._schema)
         self._writer = self._index.writer(WRITER_BYTES, 1)
@@ -218,6 +223,7 @@ class ArticleIndex:
             title=[" ".join(words(entry.title))],
             labels=[" ".join(words(" ".join(entry.labels)))],
             body=[" ".join(words(entry.body))],
+            shown=entry.shown,
         )
 
     def search(
@@ -243,4 +249,9 @@ class ArticleIndex:
             clauses.append((occur.Must, tantivy.Query.const_score_query(only, 0.0)))
         searcher = self._index.searcher()
         hits = searcher.search(tantivy.Query.boolean_query(clauses), limit, True, offset=offset).hits
-        return [Found(id=searcher.doc(place)["id"][0], score=float(score)) for score, place in hits]
+        found = []
+        for score, place in hits:
+            stored = searcher.doc(place)
+            shown = bytes(stored["shown"][0])
+            found.append(Found(id=stored["id"][0], score=float(score), shown=shown))
+        return found

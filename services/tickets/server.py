@@ -78,7 +78,6 @@ class Parts:
         ensure_indexes((*DOCUMENTS, *RECORDS.values(), *FEEDBACK_DOCUMENTS, ImportedCaseDocument))
         self.governor.refresh()
         apply_setup_file(self._configuring, self._settings.setup_file)
-        self.library.refresh()
 
     def _watch(self) -> None:
         self._watching = asyncio.get_running_loop().create_task(
@@ -94,12 +93,12 @@ async def keep_fresh(*works: Callable[[], object]) -> None:
     """Looks for changed rules and articles, and writes down what was looked for, for as long as the process
     serves; an outage is borne."""
     while True:
-        await asyncio.sleep(REFRESH_SECONDS)
         for work in works:
             try:
                 await asyncio.to_thread(work)
             except (PyMongoError, CallmeshError) as error:
                 log.warning("server.not_refreshed", error=repr(error))
+        await asyncio.sleep(REFRESH_SECONDS)
 
 
 def apply_setup_file(parts: Configuring, path: str) -> None:

@@ -25,4 +25,5 @@ def public_days(country: str, year: int) -> tuple[Mapping[date, str], frozenset[
         raise KeyError(country)
     years = range(year - YEARS_BACK, year + YEARS_AHEAD + 1)
     found = holidays.country_holidays(country, years=years)
-    return dict(found), frozenset(day for day in found.weekend_workdays if day not in found)
+    named = dict(found)  # asking `found` itself for a day would make it add that day's year
+    return named, frozenset(day for day in found.weekend_workdays if day not in named)

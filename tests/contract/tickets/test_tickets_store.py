@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Iterator
 from dataclasses import replace
+from datetime import UTC, datetime
 from typing import Any
 
 import pytest
@@ -11,23 +13,32 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from chassis.errors import AlreadyExists, EtagMismatch, InvalidArgument, NotFound
-from chassis.mongo import connect, disconnect, ensure_indexes
+from chassis.mongo import async_database, connect, disconnect, ensure_indexes
 from tickets import convert, engine
 from tickets import sla as clocks
 from tickets.config import TicketsSettings
 from tickets.documents import DOCUMENTS, TicketDocument, from_raw
 from tickets.filters import parse
+from tickets.hotstore import AsyncMongoStore, NewTicket, document_of
 from tickets.model import (
+    Attachment,
     CallLink,
     Channel,
+    Comment,
+    Dispatch,
     Draft,
+    FeeLine,
     FollowUp,
     Intent,
     IntentKind,
     Kind,
+    Link,
+    PartLine,
     Priority,
     Profile,
+    Relation,
     Rules,
+    SurveyAnswer,
     Ticket,
     Visit,
 )
@@ -72,6 +83,11 @@ FULL = replace(
         caller_number=NUMBER, language="zh-CN", channel=Channel.VOICE, required_skills=("fibre",),
         tags=("a", "b.c"),
         attributes={"contract.end": "2027", "$": "1"}, assets=("assets/1",), products=("5G",),
+        dispatch=Dispatch(address="a", latitude=1.5, longitude=2.5, start_ms=NOW, end_ms=NOW + 1,
+                          engineer="agents/1", parts=(PartLine(number="p", quantity=2),)),
+        fee=(FeeLine(description="", quantity=1, amount="9.90", currency="CNY"),),
+        parts=(PartLine(number="p", quantity=1, description="d"),),
+        survey=(SurveyAnswer(question_id="q", question="?", answer="!"),),
     ),
     tier="vip", calls=(CallLink(call_id="c1", time_ms=NOW, notes="n", opened=True),), call_count=1,
     resolution="r",
@@ -80,6 +96,13 @@ FULL = replace(
     intents=(Intent(kind=IntentKind.CLOSE_PARENT, ticket_id="p", number=2, reason="", time_ms=NOW),),
     resolve_count=1, reopen_count=2, first_contact_resolved=True, open_key="k",
     resolved_ms=NOW, closed_ms=NOW,
+    assignee="a", team="t", silent_ms=NOW, silent_limit_ms=5, reassign_count=2,
+    had_assignee=True,
+    links=(Link(ticket_id="t2", relation=Relation.BLOCKS, time_ms=NOW),),
+    attachments=(Attachment(id="f", uri="https://f", file_name="f", time_ms=NOW),), watchers=("w",),
+    comments=(Comment(sequence=1, body="b", public=True, author="a", from_customer=False, time_ms=NOW),),
+    comment_count=1, requests=(("k", "f"),), merged_into="t9", problem="p1", fee_approver="boss",
+    fee_paid_ms=NOW, satisfaction=4,
 )  # fmt: skip
 
 
@@ -298,7 +321,46 @@ def test_events_lie_in_the_document_they_belong_to(mongo_uri: str, mongo_databas
 
 
 @pytest.mark.integration
+async def test_the_hot_paths_write_and_read_what_the_store_does(mongo_uri: str, mongo_database: str) -> None:
+    settings = TicketsSettings(mongo_uri=mongo_uri, mongo_database=mongo_database)
+    connect(settings)
+    ensure_indexes(DOCUMENTS)
+    database = async_database(settings)
+    hot, store = AsyncMongoStore(database), MongoStore()
+    profile = Profile(customer_id="7", version=1, numbers=(NUMBER,), tier="vip")
+    store.save_profile(profile)
+    found = await asyncio.gather(*(hot.profile_of_number(n) for n in (NUMBER, "+4930123456", NUMBER)))
+    assert found == [profile, None, profile] and await hot.profile("7") == profile
+    new = [NewTicket(ticket=replace(FULL, id=f"h{n}", open_key=f"k{n}"), events=()) for n in range(9)]
+    await asyncio.gather(*(hot.insert(one) for one in new))
+    for one in new:
+        assert store.get(one.ticket.id) == replace(one.ticket, version=1)
+    store.insert(replace(FULL, id="slow"), ())
+    ours = document_of(NewTicket(ticket=FULL, events=()), datetime.now(UTC))
+    theirs = TicketDocument._get_collection().find_one({"_id": "slow"})
+    same = ours.keys() - {"_id", "created_at", "updated_at"}
+    assert {name: ours[name] for name in same} == {name: theirs[name] for name in same}
+    assert {name for name in theirs.keys() - ours.keys() if theirs[name]} == set()
+    bare = {"history": (), "comments": ()}
+    assert await hot.get("h1") == replace(new[1].ticket, version=1, **bare)
+    keyed = NewTicket(
+        ticket=replace(FULL, id="r1", open_key="r1"), events=(), request_key="r", fingerprint="f"
+    )
+    again = replace(keyed, ticket=replace(FULL, id="r2", open_key="r2"))
+    outcomes = await asyncio.gather(hot.insert(keyed), hot.insert(again), return_exceptions=True)
+    assert sorted(made for _, made in outcomes) == [False, True]  # type: ignore[misc]
+    with pytest.raises(InvalidArgument, match="request_id"):
+        await hot.insert(replace(again, fingerprint="other"))
+    with pytest.raises(AlreadyExists):
+        await hot.insert(new[0])
+    assert await hot.find("none") is None
+    await database.client.close()
+    disconnect()
+
+
+@pytest.mark.integration
 @pytest.mark.parametrize("text", [
+    "assignee = agents/1", "team = teams/1 AND open = true", "products:a", "problem = problems/1",
     "", "open = true", "kind = CARE", "kind = CARE AND open = true", "state = new", "phase = NEW",
     "priority = LOW",
     "category = a", "customer = customers/1", "caller_number = +4930123456", "tags:a", "parent = tickets/1",

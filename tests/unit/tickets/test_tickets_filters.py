@@ -40,7 +40,8 @@ def test_comparisons_are_read(text: str, conditions: list[tuple[str, str, object
 @pytest.mark.parametrize("text", [
     "kind", "kind =", "= COMPLAINT", "kind = A = B", "kind = NONSENSE", "AND", "kind = CARE AND",
     "kind = CARE OR", "a:b:c", "NOT", "(kind = CARE", "kind = CARE)", "()", "kind : CARE", "state = (x)",
-    "(" * 9 + "open = true" + ")" * 9, " OR ".join(["open = true"] * 17), "secret = 1", "open = maybe", "kind > CARE",
+    "(" * 9 + "open = true" + ")" * 9, " OR ".join(["open = true"] * 17), "secret = 1",
+    "open = maybe", "kind > CARE",
     "tags != a",
     "customer = 42", "customer = tickets/42", 'customer = "customers/a/b"', "create_time = yesterday",
     'create_time > "2026-01-01T00:00:00"', 'category = "open', 'category = ""', "kind = CARE,OTHER AND",

@@ -1,0 +1,701 @@
+"""The services around tickets, in memory: tasks, words, links, rules, knowledge, quality, reports."""
+
+from __future__ import annotations
+
+import gzip
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from google.protobuf.duration_pb2 import Duration
+
+from callmesh.common.v1 import common_pb2
+from callmesh.tickets.v1 import (
+    events_pb2,
+    flow_pb2,
+    knowledge_pb2,
+    quality_pb2,
+    report_pb2,
+    sla_pb2,
+    team_pb2,
+    ticket_pb2,
+)
+from callmesh.tickets.v1 import ticket_service_pb2 as rpc
+from chassis import callcontext
+from chassis.callcontext import CallContext, Identity
+from chassis.errors import AlreadyExists, CallmeshError, InvalidArgument, NotFound
+from chassis.testing import FakeClock
+from tickets import calendars, configuring, convert, flows, workdays
+from tickets import sla as clocks
+from tickets.around import Around
+from tickets.configuring import Configuring, FlowCalls, SlaCalls, TeamCalls
+from tickets.feedback import MemoryFeedback
+from tickets.governing import Governor, MemoryState
+from tickets.handlers import Handlers
+from tickets.hotstore import AsyncMemoryStore
+from tickets.knowledge import ExpertCalls, KnowledgeCalls, Library
+from tickets.model import Channel, Profile, Rules, Ticket
+from tickets.opening import Create, Opening
+from tickets.quality import QualityCalls
+from tickets.records import MemoryRecords
+from tickets.reporting import MemoryImports, ReportCalls
+from tickets.store import MemoryStore
+from tickets.teams import Teams
+
+pb = ticket_pb2
+HOUR = 3_600_000
+INCIDENTS = Path(__file__).resolve().parents[4] / "shared" / "data" / "incident_events.csv.gz"
+
+
+class Service(Around):
+    """Everything in one memory."""
+
+    def __init__(self) -> None:
+        self.clock = FakeClock()
+        self.store, self.records, state = MemoryStore(), MemoryRecords(), MemoryState()
+        base = Rules(sla=clocks.DEFAULT_POLICY, follow_up_delay_ms=HOUR)
+        self.governor = Governor(base, self.records, state, self.clock)
+        self.governor.refresh()
+        self.use = self._handlers = Handlers(self.store, self.clock, self.governor.rules, convert.event_of)
+        self._teams = Teams(self.governor.rules, self.store, state)
+        self.opening = Opening(
+            AsyncMemoryStore(self.store), self.clock, self.governor.rules, convert.event_of
+        )
+        self.parts = Configuring(self.records, self.governor, self.use, self.clock)
+        self.flows, self.sla, self.teams = FlowCalls(self.parts), SlaCalls(self.parts), TeamCalls(self.parts)
+        self.library = Library(self.records, self.clock, MemoryFeedback())
+        self.knowledge = KnowledgeCalls(self.library, self.use)
+        self.experts = ExpertCalls(self.library, self.use)
+        self.quality = QualityCalls(self.records, self.use, self.clock)
+        self.reports = ReportCalls(self.store.whole, MemoryImports(), self.clock)
+
+    def open(self, **ticket: Any) -> Ticket:
+        message = pb.Ticket(subject="No signal", **{"kind": pb.TICKET_KIND_INQUIRY, **ticket})
+        kind, draft = convert.read_kind(message.kind), convert.read_draft(message)
+        flow = message.flow.removeprefix("flows/")
+        return self.use.create(Create(kind=kind, draft=draft, actor="ann", flow=flow))
+
+    def told(self, message: Any) -> list[Any]:
+        name = message.DESCRIPTOR.full_name
+        return [event.message(message) for event in self.store.events if event.type == name]
+
+
+def become(subject: str, *scopes: str) -> None:
+    callcontext.set_current(
+        CallContext("test", Identity(subject=subject, scopes=frozenset(scopes)), None, None)
+    )
+
+
+@pytest.fixture
+def service() -> Iterator[Service]:
+    become("ann", "tickets.read", "tickets.knowledge", "tickets.selfservice")
+    yield Service()
+    callcontext.set_current(None)
+
+
+def refused(call: Any, error: type[CallmeshError] = InvalidArgument) -> Any:
+    with pytest.raises(error) as caught:
+        call()
+    fields = [violation.field for violation in caught.value.details.field_violations]
+    return fields if error is InvalidArgument else caught.value.details.reason
+
+
+# ---- tasks
+
+
+def with_team(service: Service) -> None:
+    members = [
+        team_pb2.TeamMember(agent="agents/a", skills=["fibre"], open_tickets_max=2),
+        team_pb2.TeamMember(agent="agents/b"),
+        team_pb2.TeamMember(agent="agents/c", skills=["fibre"]),
+    ]
+    team = team_pb2.Team(display_name="Field", members=members)
+    service.teams.CreateTeam(team_pb2.CreateTeamRequest(team=team, team_id="field"), None)
+
+
+def test_a_pile_is_claimed_by_urgency_and_skill_once(service: Service) -> None:
+    with_team(service)
+    names = []
+    for priority, skills in ((2, []), (4, ["fibre"]), (3, [])):
+        ticket = service.open(priority=priority, required_skills=skills)
+        names.append(f"tickets/{ticket.id}")
+        service.TransferTicket(
+            rpc.TransferTicketRequest(name=names[-1], team="teams/field", reason="theirs"), None
+        )
+    first = rpc.ClaimNextTicketRequest(team="teams/field", agent="agents/b", request_id=str(uuid.uuid4()))
+    claimed = service.ClaimNextTicket(first, None)
+    assert (claimed.name, claimed.assignee) == (names[2], "agents/b"), "the most urgent one needs a skill"
+    assert service.ClaimNextTicket(first, None).name == names[2], "a repeat gives the same"
+    take = rpc.ClaimTicketRequest(name=names[1], agent="agents/b")
+    assert refused(lambda: service.ClaimTicket(take, None), CallmeshError) == "SKILLS_MISSING"
+    service.ClaimTicket(rpc.ClaimTicketRequest(name=names[1], agent="agents/a"), None)
+    take = rpc.ClaimTicketRequest(name=names[1], agent="agents/c")
+    assert refused(lambda: service.ClaimTicket(take, None), CallmeshError) == "ALREADY_CLAIMED"
+    moved = service.TransferTicket(
+        rpc.TransferTicketRequest(name=names[1], agent="agents/c", reason="her area"), None
+    )
+    assert (moved.assignee, moved.team, moved.reassignment_count) == ("agents/c", "teams/field", 1)
+    back = service.ReleaseTicket(rpc.ReleaseTicketRequest(name=names[1]), None)
+    assert not back.assignee and [e.reason for e in service.told(events_pb2.TicketAssigned)][-1] == "released"
+
+
+def test_the_service_chooses_in_turn_or_by_load_among_those_who_can(service: Service) -> None:
+    with_team(service)
+    strategy = rpc.AssignTicketRequest
+
+    def assign(how: Any, **ticket: Any) -> str:
+        name = f"tickets/{service.open(**ticket).id}"
+        request = strategy(name=name, team="teams/field", strategy=how)
+        return str(service.AssignTicket(request, None).assignee)
+
+    in_turn = [assign(strategy.STRATEGY_ROUND_ROBIN) for _ in range(4)]
+    assert in_turn == ["agents/a", "agents/b", "agents/c", "agents/a"]
+    skilled = [assign(strategy.STRATEGY_LEAST_LOADED, required_skills=["fibre"]) for _ in range(2)]
+    assert skilled == ["agents/c", "agents/c"], "a has as many as a may have"
+    assert refused(lambda: assign(1, required_skills=["welding"]), CallmeshError) == "NOBODY_FREE"
+
+
+def test_a_silent_assignee_loses_the_ticket(service: Service) -> None:
+    add_flow(service, silent_assignee_limit=Duration(seconds=600), initial_team="teams/field")
+    ticket = service.open(flow="flows/own")
+    assert ticket.team == "field" and ticket.flow_version == 1
+    service.ClaimTicket(rpc.ClaimTicketRequest(name=f"tickets/{ticket.id}", agent="agents/a"), None)
+    service.clock.advance(500)
+    comment = pb.Comment(body="on it")
+    service.CreateComment(rpc.CreateCommentRequest(parent=f"tickets/{ticket.id}", comment=comment), None)
+    service.clock.advance(500)
+    assert service.use.fire_due(10)[0] == 0
+    service.clock.advance(101)
+    service.use.fire_due(10)
+    assert service.store.get(ticket.id).assignee == "" and service.store.get(ticket.id).team == "field"
+
+
+# ---- words, files, links
+
+
+def test_comments_are_kept_in_order_however_many_and_repeated_once(service: Service) -> None:
+    name = f"tickets/{service.open().id}"
+    request = rpc.CreateCommentRequest(
+        parent=name, comment=pb.Comment(body="你好"), request_id=str(uuid.uuid4())
+    )
+    assert service.CreateComment(request, None) == service.CreateComment(request, None)
+    for number in range(20):
+        said = pb.Comment(body=f"{number}", visibility=2 if number % 2 else 1)
+        service.CreateComment(rpc.CreateCommentRequest(parent=name, comment=said), None)
+    assert len(service.store.get(name[8:]).comments) <= 8
+    page = service.ListComments(rpc.ListCommentsRequest(parent=name, page_size=15), None)
+    token = page.next_page_token
+    rest = service.ListComments(rpc.ListCommentsRequest(parent=name, page_size=15, page_token=token), None)
+    assert [c.body for c in (*page.comments, *rest.comments)] == ["你好", *map(str, range(20))]
+    public = service.ListComments(rpc.ListCommentsRequest(parent=name, public_only=True), None)
+    assert len(public.comments) == 10
+    assert service.store.get(name[8:]).sla.first_response.stopped_ms is not None
+    assert refused(
+        lambda: service.CreateComment(
+            rpc.CreateCommentRequest(parent=name, comment=pb.Comment(body="x" * 5_000_000)), None
+        )
+    ) == ["comment.body"]
+
+
+def test_files_and_watchers(service: Service) -> None:
+    name = f"tickets/{service.open().id}"
+    file = pb.Attachment(uri="https://files/1", file_name="photo.png", size_bytes=9)
+    attached = service.AttachFile(rpc.AttachFileRequest(name=name, attachment=file), None)
+    (kept,) = attached.attachments
+    assert kept.creator == "ann" and kept.attachment_id
+    bad = pb.Attachment(uri="../etc/passwd", file_name="", size_bytes=-1, sha256="x")
+    fields = refused(lambda: service.AttachFile(rpc.AttachFileRequest(name=name, attachment=bad), None))
+    assert fields == [f"attachment.{f}" for f in ("uri", "file_name", "size_bytes", "sha256")]
+    gone = service.DetachFile(rpc.DetachFileRequest(name=name, attachment_id=kept.attachment_id), None)
+    assert not gone.attachments
+    assert list(service.WatchTicket(rpc.WatchTicketRequest(name=name, watcher="bob"), None).watchers) == [
+        "bob"
+    ]
+    assert not service.UnwatchTicket(rpc.UnwatchTicketRequest(name=name, watcher="bob"), None).watchers
+
+
+def test_links_lie_on_both_sides(service: Service) -> None:
+    one, two = (f"tickets/{service.open().id}" for _ in range(2))
+    blocked = pb.TicketLink.RELATION_BLOCKED_BY
+    service.LinkTickets(rpc.LinkTicketsRequest(name=one, other=two, relation=blocked), None)
+    assert service.store.get(two[8:]).links[0].relation.value == "blocks"
+    assert not service.store.get(one[8:]).intents
+    service.UnlinkTickets(rpc.UnlinkTicketsRequest(name=one, other=two, relation=blocked), None)
+    assert not service.store.get(one[8:]).links and not service.store.get(two[8:]).links
+    assert refused(
+        lambda: service.LinkTickets(rpc.LinkTicketsRequest(name=one, other=one, relation=1), None)
+    ) == ["other"]
+
+
+def test_a_merge_moves_everything_once_and_a_split_gives_it_back(service: Service) -> None:
+    target, source = (f"tickets/{service.open().id}" for _ in range(2))
+    for number in range(12):
+        said = pb.Comment(body=f"{number}")
+        service.CreateComment(rpc.CreateCommentRequest(parent=source, comment=said), None)
+    service.WatchTicket(rpc.WatchTicketRequest(name=source, watcher="bob"), None)
+    dry = service.MergeTickets(rpc.MergeTicketsRequest(name=target, source=source, validate_only=True), None)
+    assert dry.links and not service.store.get(target[8:]).links
+    for _ in range(2):
+        merged = service.MergeTickets(rpc.MergeTicketsRequest(name=target, source=source), None)
+    ended = service.store.get(source[8:])
+    assert ended.merged_into == target[8:] and not ended.is_open and not ended.intents
+    said = service.use.comments(target[8:], 0, 100)
+    assert [c.body for c in said] == [str(n) for n in range(12)] and list(merged.watchers) == ["bob"]
+    assert len(service.told(events_pb2.TicketsMerged)) == 1
+    again = rpc.MergeTicketsRequest(name=source, source=target)
+    assert refused(lambda: service.MergeTickets(again, None), CallmeshError) == "TICKET_FINAL"
+    part = pb.Ticket(kind=pb.TICKET_KIND_COMPLAINT, subject="Late", description="too late")
+    names = [f"{target}/comments/2"]
+    split = rpc.SplitTicketRequest(name=target, ticket=part, comments=names, request_id=str(uuid.uuid4()))
+    made = service.SplitTicket(split, None)
+    assert service.SplitTicket(split, None).created.name == made.created.name
+    assert made.created.parent == target and made.original.links[-1].relation == pb.TicketLink.RELATION_CHILD
+    assert [c.body for c in service.use.comments(made.created.name[8:], 0, 9)] == ["1"]
+
+
+def test_bulk_edits_say_what_would_happen_and_do_it(service: Service) -> None:
+    names = [f"tickets/{service.open(tags=['x']).id}" for _ in range(3)]
+    service.MergeTickets(rpc.MergeTicketsRequest(name=names[1], source=names[0]), None)
+    request = rpc.BulkUpdateTicketsRequest(filter="tags:x", transition="start", validate_only=True)
+    dry = service.BulkUpdateTickets(request, None)
+    assert (dry.changed_count, dry.failed_count) == (2, 1)
+    assert {o.reason for o in dry.outcomes} == {"", "ILLEGAL_TRANSITION"}
+    assert service.store.get(names[1][8:]).state == "new"
+    request.validate_only = False
+    request.ticket.priority = pb.PRIORITY_URGENT
+    assert service.BulkUpdateTickets(request, None).changed_count >= 2
+    assert service.store.get(names[2][8:]).state == "in_progress"
+    assert refused(lambda: service.BulkUpdateTickets(rpc.BulkUpdateTicketsRequest(), None)) == ["names"]
+
+
+def test_money_is_exact_and_of_one_currency(service: Service) -> None:
+    def line(amount: str, currency: str = "CNY", quantity: int = 3) -> pb.FeeLine:
+        money = common_pb2.Money(currency_code=currency, amount=amount)
+        return pb.FeeLine(description="visit", quantity=quantity, unit_amount=money)
+
+    fee = pb.TICKET_KIND_FEE_ORDER
+    ticket = service.open(kind=fee, fee=pb.FeeOrder(lines=[line("0.10"), line("19.90", quantity=1)]))
+    assert convert.to_proto(ticket).fee.total.amount == "20.20"
+    bad = pb.FeeOrder(lines=[line("-1"), line("1", "USD"), line("1e3"), line("1", quantity=0)])
+    assert refused(lambda: service.open(kind=fee, fee=bad)) == [
+        "ticket.fee.lines[0].unit_amount.amount",
+        "ticket.fee.lines[2].unit_amount.amount",
+        "ticket.fee.lines[3].quantity",
+        "ticket.fee.lines",
+    ]
+    assert refused(lambda: service.open(parts=[pb.PartLine(part_number="1", quantity=1)])) == ["ticket.parts"]
+
+
+# ---- what tickets go by
+
+
+def own_flow(**changes: Any) -> flow_pb2.Flow:
+    step = flow_pb2.FlowTransition
+    flow = flow_pb2.Flow(
+        kind=pb.TICKET_KIND_INQUIRY,
+        initial_state="new",
+        states=[
+            flow_pb2.FlowState(state="new", phase=pb.TICKET_PHASE_NEW),
+            flow_pb2.FlowState(state="legal", phase=pb.TICKET_PHASE_ACTIVE),
+            flow_pb2.FlowState(state="done", phase=pb.TICKET_PHASE_CLOSED),
+        ],
+        transitions=[
+            step(transition="ask", from_states=["new"], to_state="legal"),
+            step(transition="end", from_states=["legal"], to_state="done", roles=["lawyer"]),
+        ],
+    )
+    flow.MergeFrom(flow_pb2.Flow(**changes))
+    return flow
+
+
+def add_flow(service: Service, **changes: Any) -> flow_pb2.Flow:
+    flows._BOOK.flows.pop(("own", 1), None)  # the book outlives a test
+    request = flow_pb2.CreateFlowRequest(flow=own_flow(**changes), flow_id="own")
+    made: flow_pb2.Flow = service.flows.CreateFlow(request, None)
+    return made
+
+
+def test_tickets_go_on_in_the_version_they_began_with(service: Service) -> None:
+    made = add_flow(service)
+    assert made.version == 1 and not made.shipped
+    ticket = service.open(flow="flows/own")
+    patch = flow_pb2.Flow(name="flows/own", transitions=own_flow().transitions)
+    patch.transitions[0].transition = "consult"
+    flows._BOOK.flows.pop(("own", 2), None)
+    changed = service.flows.UpdateFlow(flow_pb2.UpdateFlowRequest(flow=patch), None)
+    assert changed.version == 2
+    newer = service.open(flow="flows/own")
+    shown = [list(convert.to_proto(t).allowed_transitions) for t in (ticket, newer)]
+    assert shown == [["ask"], ["consult"]]
+    service.flows.DeleteFlow(flow_pb2.DeleteFlowRequest(name="flows/own"), None)
+    assert refused(lambda: service.open(flow="flows/own")) == ["ticket.flow"]
+    listed = service.flows.ListFlows(flow_pb2.ListFlowsRequest(page_size=100), None).flows
+    assert "flows/own" not in [flow.name for flow in listed] and len(listed) == 10
+    flows.set_retired(())
+
+
+def test_unsound_flows_name_each_problem(service: Service) -> None:
+    flow = own_flow(states=[flow_pb2.FlowState(state="trap", phase=pb.TICKET_PHASE_ACTIVE)])
+    flow.transitions.append(flow_pb2.FlowTransition(transition="fall", from_states=["new"], to_state="trap"))
+    flow.states.append(flow_pb2.FlowState(state="island", phase=pb.TICKET_PHASE_CLOSED))
+    found = service.flows.ValidateFlow(flow_pb2.ValidateFlowRequest(flow=flow), None).problems
+    assert {(p.problem, p.subject) for p in found} == {
+        ("UNREACHABLE_STATE", "island"),
+        ("TRAPPING_STATE", "trap"),
+    }
+    create = flow_pb2.CreateFlowRequest(flow=flow, flow_id="bad")
+    assert refused(lambda: service.flows.CreateFlow(create, None), CallmeshError) == "FLOW_UNSOUND"
+    create = flow_pb2.CreateFlowRequest(flow=own_flow(), flow_id="complaint")
+    assert refused(lambda: service.flows.CreateFlow(create, None), AlreadyExists) == "ALREADY_EXISTS"
+    with pytest.raises(CallmeshError, match="flows/bad: UNKNOWN_STATE"):
+        configuring.apply_file(service.parts, {"flows": [{"name": "flows/bad", "kind": 1, "states": []}]})
+
+
+def calendar_request(**changes: Any) -> sla_pb2.CreateCalendarRequest:
+    windows = [sla_pb2.WorkWindow(weekday=day, start_minute=540, end_minute=1080) for day in range(1, 6)]
+    calendar = sla_pb2.Calendar(time_zone="Asia/Shanghai", windows=windows, holiday_country="CN")
+    calendar.MergeFrom(sla_pb2.Calendar(**changes))
+    return sla_pb2.CreateCalendarRequest(calendar=calendar, calendar_id="office")
+
+
+def policy_request(hours: int, **changes: Any) -> sla_pb2.CreateSlaPolicyRequest:
+    policy = sla_pb2.SlaPolicy(calendar="calendars/office", resolution_target=Duration(seconds=hours * 3600))
+    policy.MergeFrom(sla_pb2.SlaPolicy(**changes))
+    return sla_pb2.CreateSlaPolicyRequest(sla_policy=policy, sla_policy_id="gold")
+
+
+def test_bad_calendars_and_policies_are_refused_by_name(service: Service) -> None:
+    assert workdays.is_known("CN") and not workdays.is_known("ZZ")
+    overlap = sla_pb2.WorkWindow(weekday=1, start_minute=600, end_minute=700)
+    for changes, field in (
+        ({"windows": [overlap]}, "calendar.windows"),
+        ({"time_zone": "Mars/Olympus"}, "calendar.time_zone"),
+        ({"holiday_country": "ZZ"}, "calendar.holiday_country"),
+        ({"special_days": [sla_pb2.SpecialDay(date="2026-02-30")]}, "calendar.special_days"),
+    ):
+        assert refused(lambda c=changes: service.sla.CreateCalendar(calendar_request(**c), None)) == [field]
+    assert refused(lambda: service.sla.CreateSlaPolicy(policy_request(8), None)) == ["sla_policy.calendar"]
+    nowhere = policy_request(8)
+    nowhere.sla_policy.calendar = ""
+    assert refused(lambda: service.sla.CreateSlaPolicy(nowhere, None)) == ["sla_policy.calendar"]
+    service.sla.CreateCalendar(calendar_request(), None)
+    level = sla_pb2.EscalationLevel(level=2)
+    bad = policy_request(8, escalations=[level], priorities=[99])
+    assert refused(lambda: service.sla.CreateSlaPolicy(bad, None)) == [
+        "sla_policy.priorities",
+        "sla_policy.escalations",
+    ]
+
+
+def test_policies_apply_by_order_and_open_tickets_follow_changes_with_their_credit(service: Service) -> None:
+    service.sla.CreateCalendar(calendar_request(), None)
+    level = sla_pb2.EscalationLevel(
+        level=1, offset=Duration(seconds=-1800), team="teams/lead", priority=4, notify=["boss"]
+    )
+    service.sla.CreateSlaPolicy(policy_request(4, escalations=[level], kinds=[1]), None)
+    ticket = service.open()
+    assert ticket.sla.policy == "gold" and ticket.sla.calendar == "office@1"
+    explained = service.sla.ExplainSla(sla_pb2.ExplainSlaRequest(ticket=f"tickets/{ticket.id}"), None)
+    counted = sum(
+        s.end_time.ToMilliseconds() - s.start_time.ToMilliseconds() for s in explained.stretches if s.counted
+    )
+    assert counted == 4 * HOUR and "calendar office@1" in explained.sla.explanation[2]
+    assert clocks.due_ms(ticket.sla.resolution) == explained.stretches[-1].end_time.ToMilliseconds()
+    in_use = sla_pb2.DeleteCalendarRequest(name="calendars/office")
+    assert refused(lambda: service.sla.DeleteCalendar(in_use, None), CallmeshError) == "IN_USE"
+    start = explained.stretches[0 if explained.stretches[0].counted else 1].start_time.ToMilliseconds()
+    service.clock.advance((start - service.clock.now_ms()) / 1000 + 3600)
+    patch = sla_pb2.SlaPolicy(name="slaPolicies/gold", resolution_target=Duration(seconds=7200))
+    service.sla.UpdateSlaPolicy(sla_pb2.UpdateSlaPolicyRequest(sla_policy=patch), None)
+    assert service.use.retime("", 10) and not service.use.retime(ticket.id, 10)
+    retimed = service.store.get(ticket.id)
+    due = calendars.add_ms(service.governor.rules().calendars["office@1"], start, 2 * HOUR)
+    assert clocks.due_ms(retimed.sla.resolution) == due, "the hour that was used still counts"
+    service.clock.advance((due - service.clock.now_ms()) / 1000 - 1799)
+    service.use.fire_due(10)
+    escalated = service.store.get(ticket.id)
+    assert (escalated.team, escalated.draft.priority.value, escalated.watchers) == (
+        "lead",
+        "urgent",
+        ("boss",),
+    )
+    assert clocks.due_ms(escalated.sla.resolution) == due, "what was promised stays"
+    assert [e.level for e in service.told(events_pb2.TicketEscalated)] == [1]
+    dead = sla_pb2.DeleteSlaPolicyRequest(name="slaPolicies/gold")
+    service.sla.DeleteSlaPolicy(dead, None)
+    assert service.open().sla.policy == "default"
+
+
+def test_a_setup_file_is_applied_once(service: Service) -> None:
+    days = [{"weekday": 1, "startMinute": 540, "endMinute": 600}]
+    content = {
+        "teams": [{"name": "teams/t1", "members": [{"agent": "agents/a"}]}],
+        "calendars": [{"name": "calendars/c1", "timeZone": "UTC", "windows": days}],
+        "slaPolicies": [{"name": "slaPolicies/p1", "calendar": "calendars/c1", "resolutionTarget": "3600s"}],
+    }
+    assert configuring.apply_file(service.parts, content) == ["teams/t1", "calendars/c1", "slaPolicies/p1"]
+    assert configuring.apply_file(service.parts, content) == []
+    days[0]["endMinute"] = 660
+    assert configuring.apply_file(service.parts, content) == ["calendars/c1"]
+    assert service.open().sla.calendar == "c1@2"
+    for bad in ([], {"x": []}, {"teams": [{"name": "t1"}]}, {"teams": [{"nam": "teams/t1"}]}):
+        with pytest.raises(InvalidArgument):
+            configuring.apply_file(service.parts, bad)
+
+
+# ---- return visits
+
+
+def test_visits_wait_for_quiet_time_to_end_and_take_a_channel_the_customer_accepts(service: Service) -> None:
+    quiet = (((), 0, 1_439),)
+    profile = Profile(
+        customer_id="7",
+        version=1,
+        quiet=quiet,
+        zone="UTC",
+        refused=frozenset({Channel.VOICE, Channel.UNKNOWN}),
+    )
+    service.store.save_profile(profile)
+    ticket = service.open(customer="customers/7", channel=common_pb2.CHANNEL_VOICE)
+    service.use.transition(ticket.id, None, configuring_act("resolve"))
+    service.clock.advance(3_601)
+    for id in service.use.fire_due(10)[1]:
+        service.use.fire(id)
+    moved = service.store.get(ticket.id).follow_up
+    assert moved is not None and not moved.created and moved.schedule_ms % 86_400_000 == 1_439 * 60_000
+    service.clock.advance((moved.schedule_ms - service.clock.now_ms()) / 1000)
+    for id in service.use.fire_due(10)[1]:
+        service.use.fire(id)
+    visit = service.store.get(f"{ticket.id}.visit-1")
+    assert visit.visit is not None and visit.visit.channel is Channel.SMS
+
+
+def configuring_act(verb: str) -> Any:
+    from tickets.engine import Act
+
+    return Act(verb=verb, actor="ann", resolution="done")
+
+
+# ---- knowledge
+
+
+def article(service: Service, title: str, body: str, audience: int, language: str = "zh-CN") -> str:
+    message = knowledge_pb2.Article(title=title, body=body, language=language, audience=audience)
+    made = service.knowledge.CreateArticle(knowledge_pb2.CreateArticleRequest(article=message), None)
+    service.knowledge.SubmitArticle(knowledge_pb2.SubmitArticleRequest(name=made.name), None)
+    become("bob", "tickets.read", "tickets.knowledge")
+    review = knowledge_pb2.ReviewArticleRequest(name=made.name, approve=True)
+    published = service.knowledge.ReviewArticle(review, None)
+    become("ann", "tickets.read", "tickets.knowledge")
+    assert (published.version, published.reviewer) == (1, "bob")
+    return str(made.name)
+
+
+def search(service: Service, query: str, **more: Any) -> knowledge_pb2.SearchArticlesResponse:
+    request = knowledge_pb2.SearchArticlesRequest(query=query, **more)
+    found: knowledge_pb2.SearchArticlesResponse = service.knowledge.SearchArticles(request, None)
+    return found
+
+
+def test_articles_are_reviewed_versioned_searched_and_withdrawn(service: Service) -> None:
+    name = article(service, "如何重置路由器密码", "长按重置键十秒。", knowledge_pb2.AUDIENCE_CUSTOMERS)
+    agents = article(service, "Resetting the router", "Ask for the password first.", 1, "en")
+    assert [hit.article.name for hit in search(service, "重置密码").hits] == [name]
+    assert [hit.article.name for hit in search(service, "reset router passwords").hits] == [agents]
+    ticket = service.open(description="路由器的密码忘了")
+    suggest = knowledge_pb2.SuggestArticlesRequest(ticket=f"tickets/{ticket.id}")
+    assert service.knowledge.SuggestArticles(suggest, None).hits[0].article.name == name
+    become("customer", "tickets.selfservice")
+    assert not search(service, "router password").hits
+    get = knowledge_pb2.GetArticleRequest(name=agents)
+    assert refused(lambda: service.knowledge.GetArticle(get, None), NotFound) == "NOT_FOUND"
+    become("ann", "tickets.knowledge", "tickets.read")
+    patch = knowledge_pb2.Article(name=name, body="新的正文")
+    edited = service.knowledge.UpdateArticle(knowledge_pb2.UpdateArticleRequest(article=patch), None)
+    assert edited.state == knowledge_pb2.Article.STATE_DRAFT
+    shown = service.knowledge.GetArticle(knowledge_pb2.GetArticleRequest(name=name), None)
+    assert shown.body == "长按重置键十秒。" and shown.state == knowledge_pb2.Article.STATE_PUBLISHED
+    service.knowledge.SubmitArticle(knowledge_pb2.SubmitArticleRequest(name=name), None)
+    own = knowledge_pb2.ReviewArticleRequest(name=name, approve=True)
+    assert refused(lambda: service.knowledge.ReviewArticle(own, None), CallmeshError) == "OWN_REVIEW"
+    become("bob", "tickets.knowledge", "tickets.read")
+    assert service.knowledge.ReviewArticle(own, None).version == 2
+    assert search(service, "正文").hits and not search(service, "十秒").hits
+    versions = knowledge_pb2.ListArticleVersionsRequest(parent=name)
+    assert [v.version for v in service.knowledge.ListArticleVersions(versions, None).versions] == [2, 1]
+    service.knowledge.WithdrawArticle(knowledge_pb2.WithdrawArticleRequest(name=name), None)
+    assert not search(service, "正文").hits
+    drafts = knowledge_pb2.ListArticlesRequest(filter="state = WITHDRAWN")
+    assert [a.name for a in service.knowledge.ListArticles(drafts, None).articles] == [name]
+
+
+def test_searches_without_a_good_answer_are_gaps_and_ratings_count(service: Service) -> None:
+    name = article(service, "Roaming in Norway", "Costs nothing.", 3, "en")
+    for _ in range(3):
+        search(service, "eSIM 激活")
+    found = search(service, "roaming")
+    for helpful in (True, False):
+        rating = knowledge_pb2.RateArticleRequest(name=name, helpful=helpful, search_id=found.search_id)
+        service.knowledge.RateArticle(rating, None)
+    gaps = service.knowledge.ListKnowledgeGaps(knowledge_pb2.ListKnowledgeGapsRequest(), None).gaps
+    assert [(g.query, g.search_count, g.empty_count, g.unhelpful_count) for g in gaps] == [
+        ("eSIM 激活", 3, 3, 0),
+        ("roaming", 1, 0, 1),
+    ]
+    rated = service.knowledge.GetArticle(knowledge_pb2.GetArticleRequest(name=name), None)
+    assert (rated.helpful_count, rated.unhelpful_count) == (1, 1)
+
+
+def test_the_expert_line_ends_in_an_article(service: Service) -> None:
+    question = knowledge_pb2.Question(title="光猫红灯怎么办", body="客户等着")
+    asked = service.experts.CreateQuestion(knowledge_pb2.CreateQuestionRequest(question=question), None)
+    answer = knowledge_pb2.AnswerQuestionRequest(
+        name=asked.name, body="检查光纤。", request_id=str(uuid.uuid4())
+    )
+    service.experts.AnswerQuestion(answer, None)
+    answered = service.experts.AnswerQuestion(answer, None)
+    assert len(answered.answers) == 1 and answered.state == knowledge_pb2.Question.STATE_ANSWERED
+    convert_ = knowledge_pb2.ConvertQuestionRequest(name=asked.name)
+    assert (
+        refused(lambda: service.experts.ConvertQuestion(convert_, None), CallmeshError)
+        == "ILLEGAL_TRANSITION"
+    )
+    accept = knowledge_pb2.AcceptAnswerRequest(name=asked.name, answer_id=answered.answers[0].answer_id)
+    service.experts.AcceptAnswer(accept, None)
+    made = service.experts.ConvertQuestion(convert_, None)
+    assert service.experts.ConvertQuestion(convert_, None).name == made.name
+    assert made.language == "zh-CN" and "检查光纤" in made.body
+    assert (
+        service.experts.GetQuestion(knowledge_pb2.GetQuestionRequest(name=asked.name), None).article
+        == made.name
+    )
+
+
+# ---- quality
+
+
+def test_problems_have_their_own_table_and_cases(service: Service) -> None:
+    problem = quality_pb2.Problem(title="Modem resets itself", products=["modem-7"])
+    made = service.quality.CreateProblem(quality_pb2.CreateProblemRequest(problem=problem), None)
+    names = [f"tickets/{service.open().id}" for _ in range(2)]
+    link = quality_pb2.LinkProblemTicketsRequest(name=made.name, add_tickets=names)
+    assert service.quality.LinkProblemTickets(link, None).ticket_count == 2
+    step = quality_pb2.TransitionProblemRequest(name=made.name, transition="close")
+    assert (
+        refused(lambda: service.quality.TransitionProblem(step, None), CallmeshError) == "ILLEGAL_TRANSITION"
+    )
+    step.transition = "identify"
+    assert refused(lambda: service.quality.TransitionProblem(step, None)) == ["problem.root_cause"]
+    patch = quality_pb2.Problem(name=made.name, root_cause="firmware 1.2")
+    service.quality.UpdateProblem(quality_pb2.UpdateProblemRequest(problem=patch), None)
+    service.quality.TransitionProblem(step, None)
+    known = quality_pb2.ListProblemsRequest(filter="state = KNOWN_ERROR AND products:modem-7")
+    assert len(service.quality.ListProblems(known, None).problems) == 1
+
+
+def test_a_product_is_scored_by_its_criteria_or_its_tickets(service: Service) -> None:
+    for kind in (1, 1, 2, 1):
+        service.open(kind=kind, products=["5G-gold"])
+    review = quality_pb2.Review(product="5G-gold", stage=quality_pb2.Review.STAGE_IN_MARKET)
+    made = service.quality.CreateReview(quality_pb2.CreateReviewRequest(review=review), None)
+    assert (made.ticket_count, made.complaint_count, made.score) == (4, 1, 75.0)
+    criterion = quality_pb2.Review.Criterion
+    criteria = [
+        criterion(criterion_id="a", weight=3, score=80),
+        criterion(criterion_id="b", weight=1, score=40),
+    ]
+    patch = quality_pb2.Review(name=made.name, criteria=criteria)
+    scored = service.quality.UpdateReview(quality_pb2.UpdateReviewRequest(review=patch), None)
+    assert scored.score == 70.0
+    end = quality_pb2.CompleteReviewRequest(name=made.name, verdict=quality_pb2.Review.VERDICT_CONDITIONAL)
+    assert service.quality.CompleteReview(end, None).HasField("complete_time")
+    update = quality_pb2.UpdateReviewRequest(review=patch)
+    assert refused(lambda: service.quality.UpdateReview(update, None), CallmeshError) == "REVIEW_OVER"
+
+
+def test_a_serial_number_is_taken_once_for_a_product(service: Service) -> None:
+    asset = quality_pb2.Asset(customer="customers/7", product="modem-7", serial_number="SN1", model="M7")
+    request = quality_pb2.CreateAssetRequest(asset=asset)
+    made = service.quality.CreateAsset(request, None)
+    assert refused(lambda: service.quality.CreateAsset(request, None), AlreadyExists) == "ALREADY_EXISTS"
+    listed = quality_pb2.ListAssetsRequest(filter="customer = customers/7")
+    assert [a.name for a in service.quality.ListAssets(listed, None).assets] == [made.name]
+    bad = quality_pb2.Asset(customer="7", serial_number="x" * 200)
+    fields = refused(lambda: service.quality.CreateAsset(quality_pb2.CreateAssetRequest(asset=bad), None))
+    assert fields == ["asset.customer", "asset.serial_number"]
+
+
+# ---- reports
+
+
+def test_reports_count_what_happened(service: Service) -> None:
+    tickets = [service.open(category="a" if n % 2 else "b") for n in range(4)]
+    for ticket in tickets[:3]:
+        service.use.transition(ticket.id, None, configuring_act("start"))
+        service.clock.advance(7200)
+        service.use.transition(ticket.id, None, configuring_act("resolve"))
+    scope = report_pb2.ReportScope(dimensions=[report_pb2.DIMENSION_CATEGORY])
+    backlog = service.reports.GetBacklog(report_pb2.GetBacklogRequest(scope=scope), None)
+    assert backlog.total.open_count == 1 and {tuple(r.keys): r.open_count for r in backlog.rows} == {
+        ("a",): 1, ("b",): 0,
+    }  # fmt: skip
+    figures = service.reports.GetPerformance(report_pb2.GetPerformanceRequest(scope=scope), None).total
+    assert figures.ticket_count == 4 and figures.sla_met_ratio == 1.0
+    assert {row.state: row.mean.seconds for row in figures.time_in_states} == {
+        "in_progress": 7200,
+        "new": 7200,
+    }
+    money = common_pb2.Money(currency_code="CNY", amount="60.00")
+    cost = service.reports.GetCost(report_pb2.GetCostRequest(scope=scope, hourly_cost=money), None)
+    assert cost.cost_per_ticket.amount == "90.00" and "6.00 hours" in cost.explanation[0]
+    bad = report_pb2.GetCostRequest(hourly_cost=common_pb2.Money(currency_code="CNY", amount="-1"))
+    assert refused(lambda: service.reports.GetCost(bad, None)) == ["hourly_cost.amount"]
+    chart = service.reports.GetProcessMap(report_pb2.GetProcessMapRequest(picture=1), None)
+    assert chart.activities[0].activity == "new" and '"new" -> "in_progress" [label="3"' in chart.picture
+
+
+def requests_of(import_id: str, data: bytes, size: int) -> Iterator[Any]:
+    for start in range(0, len(data), size):
+        yield report_pb2.ImportTicketLogRequest(import_id=import_id, chunk=data[start : start + size])
+
+
+def test_a_log_with_bad_rows_is_imported_as_far_as_it_can_be_read(service: Service) -> None:
+    rows = "number,state,time,made_sla\n1,New,1/2/2026 10:00,true\n1,Closed,1/2/2026 11:00,false\n"
+    rows += "2,New,soon,true\n,,\n"
+    made = service.reports.ImportTicketLog(requests_of("log", rows.encode(), 7), None)
+    assert (made.ticket_count, made.row_count) == (1, 4) and [row.line for row in made.bad_rows] == [4, 5]
+    scope = report_pb2.ReportScope(import_id="log")
+    total = service.reports.GetPerformance(report_pb2.GetPerformanceRequest(scope=scope), None).total
+    assert (total.ticket_count, total.sla_met_ratio) == (1, 0.0)
+    nothing = report_pb2.ReportScope(import_id="other")
+    request = report_pb2.GetPerformanceRequest(scope=nothing)
+    assert refused(lambda: service.reports.GetPerformance(request, None), NotFound) == "NOT_FOUND"
+    for data in (b"a,b\n1,2\n", b"\xff\xfe\n", b"x" * 2_000_000):
+        assert refused(lambda d=data: service.reports.ImportTicketLog(requests_of("l", d, 10**7), None)) == [
+            "chunk"
+        ]
+
+
+def test_a_real_service_desks_log_is_reported_as_it_is(service: Service) -> None:
+    if not INCIDENTS.exists():
+        pytest.skip(f"{INCIDENTS.name} is not there: a plain clone has no real data")
+    data = gzip.decompress(INCIDENTS.read_bytes())
+    data = data[: data.index(b"\n", 1_500_000) + 1]
+    made = service.reports.ImportTicketLog(requests_of("incidents", data, 1_000_000), None)
+    lines = data.decode().splitlines()[1:]
+    last = {line.split(",")[0]: line.split(",") for line in lines}
+    assert (made.ticket_count, made.row_count, len(made.bad_rows)) == (len(last), len(lines), 0)
+    scope = report_pb2.ReportScope(import_id="incidents")
+    total = service.reports.GetPerformance(report_pb2.GetPerformanceRequest(scope=scope), None).total
+    assert total.sla_met_ratio == pytest.approx(sum(row[5] == "true" for row in last.values()) / len(last))
+    assert total.reopened_ratio == pytest.approx(sum(int(row[4]) > 0 for row in last.values()) / len(last))
+    mean = sum(int(row[3]) for row in last.values()) / len(last)
+    assert total.reassignments_mean == pytest.approx(mean)
+    chart = service.reports.GetProcessMap(
+        report_pb2.GetProcessMapRequest(scope=scope, picture=2, minimum_share=0.01), None
+    )
+    assert (
+        chart.ticket_count == len(last) and chart.picture.startswith("<svg") and ">Resolved<" in chart.picture
+    )
