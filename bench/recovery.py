@@ -196,8 +196,8 @@ def read_seconds(database: Any, *, from_snapshot: bool) -> tuple[float, int]:
             return time.perf_counter() - began, events
 
 
-def cold_start_seconds(uri: str, run_dir: Path) -> float:
-    """From the start of a router's process until it leads and is ready."""
+def cold_start_seconds(uri: str, run_dir: Path) -> tuple[float, float]:
+    """From the start of a router's process until it leads and is ready, and the process's own CPU time."""
     grpc_port, http_port = free_ports(2)
     environment = {
         **os.environ,
@@ -219,10 +219,16 @@ def cold_start_seconds(uri: str, run_dir: Path) -> float:
                 if process.poll() is not None or time.perf_counter() - began > START_SECONDS_MAX:
                     raise SystemExit(f"the router does not start:\n{(run_dir / 'router.log').read_text()}")
                 time.sleep(0.01)
-            return time.perf_counter() - began
+            return time.perf_counter() - began, _cpu_seconds(process.pid)
         finally:
             process.kill()
             process.wait()
+
+
+def _cpu_seconds(pid: int) -> float:
+    """CPU time of a process, its threads together (proc(5): utime and stime follow the name in brackets)."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
 def _is_ready(port: int) -> bool:
@@ -335,7 +341,7 @@ def measure(events: int) -> dict[str, Any]:
             print(f"written: {writer.events:,} events in {time.perf_counter() - began:.0f} s")
             tail_seconds, tail_events = read_seconds(database, from_snapshot=True)
             whole_seconds, whole_events = read_seconds(database, from_snapshot=False)
-            cold = cold_start_seconds(mongo.uri, run_dir)
+            cold, cold_cpu = cold_start_seconds(mongo.uri, run_dir)
             rounds = asyncio.run(pauses(mongo.uri))
             size = sum(
                 d["size"]
@@ -352,6 +358,7 @@ def measure(events: int) -> dict[str, Any]:
         "from_snapshot_seconds": round(tail_seconds, 2),
         "whole_journal_seconds": round(whole_seconds, 2),
         "cold_start_seconds": round(cold, 2),
+        "cold_start_cpu_seconds": round(cold_cpu, 2),
         "snapshot_seconds": round(min(seconds for _, _, seconds in rounds), 2),
         "quiet_pause_ms": round(min(quiet for quiet, _, _ in rounds) * 1000, 1),
         "snapshot_pause_ms": round(min(worst for _, worst, _ in rounds) * 1000, 1),
@@ -378,9 +385,7 @@ def report(figures: dict[str, Any]) -> int:
 def main() -> int:
     """Returns the process's exit status."""
     parser = argparse.ArgumentParser(description="Recovery of a shard's leader, and the price of snapshots.")
-    parser.add_argument(
-        "--events", type=int, default=EVENTS, help="of the journal; fewer miss a limit"
-    )
+    parser.add_argument("--events", type=int, default=EVENTS, help="of the journal; fewer miss a limit")
     parser.add_argument("--maker", metavar="URI", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.ERROR))
