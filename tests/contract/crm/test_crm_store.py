@@ -11,24 +11,30 @@ from typing import Any
 import pytest
 import pytest_asyncio
 
-from callmesh.crm.v1 import events_pb2
+from callmesh.crm.v1 import customers_pb2, events_pb2
 from chassis.bus import Event
 from chassis.errors import AlreadyExists, CallmeshError, EtagMismatch, NotFound
 from chassis.idempotency import RequestIdReused
 from chassis.mongo import async_database, connect, disconnect, ensure_indexes
-from crm import documents, engine, glance, timeline
+from chassis.testing import FakeClock
+from crm import documents, engine, glance, schema, timeline
 from crm.config import CrmSettings
+from crm.handlers import Create, Customers, Memory, Policy
 from crm.memory_store import MemoryReads, MemoryStore
 from crm.model import (
     BirthDate,
     CachedOffer,
     Channel,
+    Churn,
+    ChurnReason,
     Contact,
     Customer,
     CustomerFilter,
+    CustomField,
     EmailAddress,
     ExternalId,
     Fact,
+    FieldKind,
     InteractionKind,
     Kind,
     PhoneNumber,
@@ -38,6 +44,7 @@ from crm.model import (
     TimelineFilter,
     ValueClass,
 )
+from crm.sagas import Erasures, Merges, MergeWish
 from crm.store import MongoReads, MongoStore, NewCustomer, Reads, Store
 
 NOW = datetime(2026, 3, 2, 9, 0, tzinfo=UTC)
@@ -440,3 +447,79 @@ async def test_rankings(store: Store, reads: Reads) -> None:
         {"offers/a.b$c": 7},
         (5, "d"),
     )
+
+
+async def test_merge_unmerge_and_erase_are_alike_in_both_stores(store: Store, reads: Reads) -> None:
+    clock, policy = FakeClock(NOW), Policy()
+    customers, merges, memory = (
+        Customers(store, clock, policy),
+        Merges(store, clock),
+        Memory(store, clock),
+    )
+    for id, number in (("a", "13800000001"), ("b", "13800000002"), ("c", "13800000003")):
+        written = Customer(display_name=f"名 {id}", phone_numbers=(PhoneNumber(number=number),), notes=id)
+        customers.create(Create(draft=written, id=id), "amy")
+        memory.apply(call(f"call-{id}", 5, number=f"+86{number}"))
+    before = {
+        id: replace(store.customer(id) or Customer(), version=0, update_time=None, updater="") for id in "abc"
+    }
+    merge = merges.request(
+        MergeWish(survivor="a", absorbed=("b", "c"), request_key="k", fingerprint="f"), "amy"
+    )
+    assert merge.moved == 2 and merges.request(
+        MergeWish(survivor="a", absorbed=("b", "c"), request_key="k", fingerprint="f"), "amy"
+    ) == merges.get(merge.id)
+    assert set(store.owners([f"tel:+861380000000{n}" for n in (1, 2, 3)]).values()) == {"a"}
+    shown = await reads.timeline(["c:a"], TimelineFilter(), None, 10)
+    assert {item.source_id for item in shown} == {"call-a", "call-b", "call-c"}
+    assert await reads.lineage(["a"], 9) == store.lineage(["a"], 9) and sorted(store.lineage(["a"], 9)) == [
+        "b",
+        "c",
+    ]
+    assert [m.id for m in store.merges("b", None, 5)] == [merge.id] and not store.unfinished_merges(5)
+    answer = await reads.shown("a")
+    assert isinstance(answer, bytes) and customers_pb2.Customer.FromString(answer).etag
+    assert answer == await reads.shown_owner("tel:+8613800000003")
+    merges.undo(merge.id, "", "bob")
+    after = {
+        id: replace(store.customer(id) or Customer(), version=0, update_time=None, updater="") for id in "abc"
+    }
+    assert after == before
+    assert [i.source_id for i in await reads.timeline(["c:b"], TimelineFilter(), None, 9)] == ["call-b"]
+    found = await reads.search([["w名"], ["wb"]], CustomerFilter(), 5)
+    assert [customer.id for customer in found] == ["b"]
+    assert {
+        c.id for c in await reads.sharing(["d00000000138", "d00000001138", "d" + "0000000" + "1238"], 9)
+    } <= {"a", "b", "c"}
+    Erasures(store, clock).erase("b", "asked for it", "dpo")
+    gone = store.customer("b")
+    assert gone is not None and gone.display_name == "" and not store.erase_pending(5)
+    trail = store.audit("b", None, 50)
+    assert {c.field for e in trail for c in e.changes if c.new} == {"reason"} and trail[0].action == "ERASE"
+    [left] = await reads.timeline(["c:b"], TimelineFilter(), None, 9)
+    assert left.number == "" and left.source_id == "call-b"
+    assert await reads.search([["wb"]], CustomerFilter(), 5) == []
+
+
+def test_a_custom_field_is_changed_by_one_at_a_time(store: Store) -> None:
+    field = schema.declared(CustomField(id="", label="颜色", kind=FieldKind.TEXT), "colour", NOW)
+    store.insert_custom_field(field)
+    with pytest.raises(AlreadyExists):
+        store.insert_custom_field(field)
+    renamed = schema.changed(field, replace(field, label="Farbe"))
+    assert renamed is not None
+    store.save_custom_field(renamed)
+    with pytest.raises(EtagMismatch):
+        store.save_custom_field(renamed)
+    with pytest.raises(NotFound):
+        store.save_custom_field(replace(renamed, id="nobody"))
+    assert store.custom_fields() == {"colour": renamed}
+
+
+def test_a_churn_score_is_changed_by_one_at_a_time(store: Store) -> None:
+    assert store.churn("a") is None
+    first = Churn(customer="a", score=0.5, reasons=(ChurnReason(code="X", weight=0.5),))
+    assert store.save_churn(first, []) and not store.save_churn(first, [])
+    known = store.churn("a")
+    assert known is not None and known.score == 0.5 and known.revision == 1 and known.reasons == first.reasons
+    assert store.save_churn(replace(known, wants_to_leave=True), [], clean=True)
