@@ -38,8 +38,8 @@ def tests(folder: str) -> list[list[str]]:
 
 
 def simulation() -> list[list[str]]:
-    """The `sim` package where there is one, else the simulation tests."""
-    return [["sim"]] if (ROOT / "sim" / "__main__.py").exists() else tests("simulation")
+    """The simulation's own program: many seeds, RUNS= and SEED= from the environment."""
+    return [["tests/simulation/__main__.py"]]
 
 
 def run(commands: list[list[str]]) -> int:
@@ -47,10 +47,9 @@ def run(commands: list[list[str]]) -> int:
     path = os.pathsep.join([str(ROOT / "services"), str(ROOT), os.environ.get("PYTHONPATH", "")])
     failed = []
     for command in commands:
-        print(f"== python -m {' '.join(command)}", flush=True)
-        done = subprocess.run(
-            [sys.executable, "-m", *command], cwd=ROOT, env=os.environ | {"PYTHONPATH": path}
-        )
+        arguments = command if command[0].endswith(".py") else ["-m", *command]
+        print(f"== python {' '.join(arguments)}", flush=True)
+        done = subprocess.run([sys.executable, *arguments], cwd=ROOT, env=os.environ | {"PYTHONPATH": path})
         if done.returncode != 0:
             failed.append(f"{' '.join(command)} (exit {done.returncode})")
     for line in failed:

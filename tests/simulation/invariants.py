@@ -1,0 +1,293 @@
+"""What must hold, looked at after every commit, every answer and every message to a client.
+
+The auditor keeps a replica of each shard, made of committed blocks alone, and believes nobody: what a leader says
+must be in the journal, what the journal says must be possible, and what edges and agents have in their own
+ledgers must agree with it at the end.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from typing import TYPE_CHECKING, Any
+
+from routing import codec
+from routing.journal import Block
+from routing.leader import Committed
+from routing.model import (
+    BLOCK_BYTES_MAX,
+    EVENTS_PER_BLOCK_MAX,
+    CallConnected,
+    CallEnded,
+    CallOffered,
+    CallOutcome,
+    CallQueued,
+    CallState,
+    CallView,
+    Fact,
+    OfferEnded,
+    PositionChanged,
+    SessionClosed,
+)
+from routing.state import ShardState, best_idle, evolve, head_of
+
+if TYPE_CHECKING:
+    from tests.simulation.world import World
+
+#: An attached call with a free, fitting agent waits for at most so many commits.
+COMMITS_TO_OFFER = 2
+#: An offer may be past its time, in a shard that is led, for so many virtual seconds before it must have ended.
+OVERDUE_SECONDS = 1.5
+#: A shard's clock may run ahead of the truth, and lie behind it, by so much (milliseconds).
+AHEAD_MS, BEHIND_MS = 1_500, 60_000
+
+
+class Auditor:
+    """Holds the world to the invariants."""
+
+    def __init__(self, world: World) -> None:
+        self.world = world
+        self.replicas = {shard: ShardState(shard) for shard in world.plan.shards}
+        #: (epoch, events) of each committed block.
+        self.archive: dict[tuple[str, int], tuple[int, list[Any]]] = {}
+        self._last: dict[str, Block] = {}
+        #: What each call's entry ever was, by shard and call: standing -> first sequence.
+        self._standings: dict[tuple[str, str], dict[tuple[Any, ...], int]] = defaultdict(dict)
+        #: Connections by call: (shard, offer).
+        self.connected: dict[str, list[tuple[str, str]]] = defaultdict(list)
+        #: How each connection ended; None while it lasts.
+        self._ends: dict[tuple[str, str], CallOutcome | None] = {}
+        #: Every offer ever made, and how it ended.
+        self._offers: dict[str, str] = {}
+        self._open_offers: dict[tuple[str, str], str] = {}
+        #: Offers that an edge has consented to: (call, offer).
+        self.consents: set[tuple[str, str]] = set()
+        #: Calls whose router may consent (`auto_confirm`).
+        self.consent_given: set[str] = set()
+        #: Agents whose desktop has said that it logs out.
+        self.logging_out: set[str] = set()
+        self._opened_ms: dict[str, int] = {}
+        self._unpaired: dict[tuple[str, str], int] = {}
+        #: When an open offer was first seen past its time, while commits went on.
+        self._overdue: dict[str, float] = {}
+        self.counts: dict[str, int] = defaultdict(int)
+
+    def _violate(self, what: str) -> None:
+        self.world.violate(what)
+
+    # --- what is committed
+
+    def committed(self, block: Block) -> None:
+        """A block has reached its majority."""
+        self._check_block(block)
+        self._last[block.shard] = block
+        replica = self.replicas[block.shard]
+        decoded = codec.decode_events(block.body, block.now_ms)
+        self.archive[block.shard, block.sequence] = (block.epoch, [event for _, event in decoded])
+        self.counts["blocks"] += 1
+        if block.opening:
+            replica.epoch = block.epoch
+            self._opened_ms[block.shard] = block.now_ms
+            self.counts["openings"] += 1
+        self.world.note(block.shard, f"block {block.sequence} of {block.epoch}", decoded)
+        for at_ms, event in decoded:
+            try:
+                self._before(block, replica, event)
+                evolve(replica, event, at_ms)
+            except Exception as error:
+                self._violate(f"{block.shard} block {block.sequence} does not apply: {event} {error!r}")
+                return
+            self._after(block, replica, event)
+        replica.now_ms = max(replica.now_ms, block.now_ms)
+        replica.hot_calls.clear()
+        replica.hot_agents.clear()
+        self._check_agents(replica)
+        self._check_waiting(replica)
+        self._check_overdue(block, replica)
+
+    def _check_block(self, block: Block) -> None:
+        name = f"{block.shard} block {block.sequence}"
+        before = self._last.get(block.shard)
+        if before is None:
+            if block.sequence != 1:
+                self._violate(f"gap: {name} is the first")
+        elif block.sequence != before.sequence + 1 or block.prev != before.nonce:
+            self._violate(f"gap: {name} does not follow block {before.sequence}")
+        elif not block.opening and block.epoch != before.epoch:
+            self._violate(f"{name} is by a deposed leader")
+        elif block.now_ms < before.now_ms:
+            self._violate(f"{name}: time runs backwards")
+        if block.count > EVENTS_PER_BLOCK_MAX or len(block.body) > 2 * BLOCK_BYTES_MAX:
+            self._violate(f"{name} is too large")
+        truth_ms = self.world.cluster.now_ms()
+        if block.now_ms > truth_ms + AHEAD_MS or block.now_ms < truth_ms - BEHIND_MS:
+            self._violate(f"{name}: its time is off by {block.now_ms - truth_ms} ms")
+
+    def _before(self, block: Block, replica: ShardState, event: Any) -> None:
+        """What an event must not find."""
+        if isinstance(event, CallQueued | CallEnded):
+            call_id = event.facts.call_id if isinstance(event, CallQueued) else event.call_id
+            offer = self._open_offers.get((block.shard, call_id))
+            if offer is not None:
+                self._violate(f"{call_id} goes while offer {offer} is open")
+        if isinstance(event, CallEnded):
+            self._check_absence(block, event.call_id, event.reason == "STREAM_LOST")
+        elif isinstance(event, SessionClosed):
+            self._check_absence(block, event.agent, event.agent not in self.logging_out)
+
+    def _check_absence(self, block: Block, who: str, concluded: bool) -> None:
+        since_ms = block.now_ms - self._opened_ms.get(block.shard, 0)
+        if concluded and since_ms < self.world.plan.timing.reattach_span_ms:
+            self._violate(f"{who}: concluded from absence {since_ms} ms after an opening")
+
+    def _after(self, block: Block, replica: ShardState, event: Any) -> None:
+        match event:
+            case CallOffered():
+                if event.offer_id in self._offers:
+                    self._violate(f"offer {event.offer_id} is made twice")
+                self._offers[event.offer_id] = ""
+                self._open_offers[block.shard, event.call_id] = event.offer_id
+            case OfferEnded():
+                self._end_offer(block.shard, event.call_id, event.offer_id, str(event.outcome))
+            case CallConnected():
+                self._end_offer(block.shard, event.call_id, event.offer_id, "connected")
+                self._connect(block.shard, event)
+            case CallEnded():
+                self.counts[str(event.outcome)] += 1
+                connections = self.connected.get(event.call_id)
+                if connections and connections[-1][0] == block.shard and self._ends[connections[-1]] is None:
+                    self._ends[connections[-1]] = event.outcome
+        self._remember(block, replica, event)
+
+    def _end_offer(self, shard: str, call_id: str, offer_id: str, outcome: str) -> None:
+        if self._open_offers.pop((shard, call_id), None) != offer_id or self._offers.get(offer_id) != "":
+            self._violate(f"offer {offer_id} ends as {outcome} after {self._offers.get(offer_id)!r}")
+        self._offers[offer_id] = outcome
+
+    def _connect(self, shard: str, event: CallConnected) -> None:
+        call_id = event.call_id
+        self.counts["connected"] += 1
+        before = self.connected[call_id]
+        over = not before or self._ends[before[-1]] is CallOutcome.INTERRUPTED
+        if not over and call_id not in self.consent_given:
+            # Only a conversation that broke off may begin again, because its edge reopened the call. (Where the
+            # router consents, an edge that never heard of it reopens a conversation that goes on: the weakness
+            # of `auto_confirm`.)
+            self._violate(f"{call_id} connected twice: {before[-1]} and {(shard, event.offer_id)}")
+        before.append((shard, event.offer_id))
+        self._ends[before[-1]] = None
+        if (call_id, event.offer_id) not in self.consents and call_id not in self.consent_given:
+            self._violate(f"{call_id} connected by {event.offer_id}, which its edge has not consented to")
+
+    def _remember(self, block: Block, replica: ShardState, event: Any) -> None:
+        facts = getattr(event, "facts", None)
+        call_id = facts.call_id if facts is not None else getattr(event, "call_id", None)
+        entry = replica.calls.get(call_id) if call_id is not None else None
+        if entry is not None:
+            self._standings[block.shard, call_id].setdefault(_standing(entry), block.sequence)
+        elif call_id is None:
+            # An opening and the like change many.
+            for each, entry in replica.calls.items():
+                self._standings[block.shard, each].setdefault(_standing(entry), block.sequence)
+
+    def _check_agents(self, replica: ShardState) -> None:
+        for agent_id, agent in replica.agents.items():
+            held = list(agent.holds())
+            if len(held) > sum(n for _, n in agent.config.capacity):
+                self._violate(f"{agent_id} is booked twice: {sorted(held)}")
+            for call_id in (*agent.offers, *agent.calls):
+                entry = replica.calls.get(call_id)
+                if entry is None or entry.agent != agent_id or entry.state is CallState.ENDED:
+                    self._violate(f"{agent_id} holds {call_id}, which is not with it")
+
+    def _check_waiting(self, replica: ShardState) -> None:
+        for key, line in replica.lines.items():
+            place = (replica.shard, str(key))
+            head = head_of(line, replica.calls) if line.waiting_count else None
+            if head is None or best_idle(line, replica.agents) is None:
+                self._unpaired.pop(place, None)
+                continue
+            self._unpaired[place] = self._unpaired.get(place, 0) + 1
+            if self._unpaired[place] > COMMITS_TO_OFFER:
+                self._violate(f"{head[2]} waits in {place} beside a free agent")
+
+    def _check_overdue(self, block: Block, replica: ShardState) -> None:
+        now = self.world.agenda.now
+        for (shard, call_id), offer in self._open_offers.items():
+            if shard != block.shard:
+                continue
+            if block.opening or block.now_ms <= replica.calls[call_id].offer_until_ms + 1_000:
+                self._overdue.pop(offer, None)
+            elif now - self._overdue.setdefault(offer, now) > OVERDUE_SECONDS:
+                self._violate(f"offer {offer} of {call_id} outlives its time")
+
+    # --- what is said
+
+    def newest(self, shard: str) -> int:
+        """Sequence of the newest block ever committed."""
+        return self._last[shard].sequence if shard in self._last else 0
+
+    def answered(self, committed: Committed, newest_when_asked: int) -> None:
+        """A leader's answer reaches a front."""
+        self.check_place(committed.shard, committed.epoch, committed.sequence, "an answer")
+        if committed.sequence <= newest_when_asked:
+            self._violate(
+                f"{committed.shard}: an answer of block {committed.sequence} to what was asked "
+                f"after block {newest_when_asked}"
+            )
+        if committed.answer.call is not None:
+            self._check_view(committed.shard, committed.sequence, committed.answer.call)
+
+    def told(self, shard: str, epoch: int, sequence: int, fact: Fact) -> None:
+        """A fact reaches a front."""
+        if isinstance(fact.event, PositionChanged):
+            return
+        self.check_place(shard, epoch, sequence, f"{fact.event}")
+        if fact.event not in self.archive.get((shard, sequence), (0, []))[1]:
+            self._violate(f"told and not in {shard} block {sequence}: {fact.event}")
+        if fact.call is not None:
+            self._check_view(shard, sequence, fact.call)
+
+    def check_place(self, shard: str, epoch: int, sequence: int, what: str) -> None:
+        """What left a leader is in the journal."""
+        if self.archive.get((shard, sequence), (None, []))[0] != epoch:
+            self._violate(f"{shard} {epoch}:{sequence} was told and is not in the journal: {what}")
+
+    def _check_view(self, shard: str, sequence: int, view: CallView) -> None:
+        known = self._standings[shard, view.facts.call_id]
+        standing = _standing(view)
+        if known.get(standing, sequence + 1) > sequence:
+            self._violate(f"{shard}: {view.facts.call_id} was said to be {standing}, the journal has {known}")
+
+    # --- the end
+
+    def final(self) -> None:
+        """With the faults over and everybody at rest."""
+        for shard, replica in self.replicas.items():
+            for call_id, entry in replica.calls.items():
+                if entry.state is not CallState.ENDED:
+                    self._violate(f"{call_id} goes on in {shard} for nobody: {entry.state} at {entry.front}")
+            for agent_id, agent in replica.agents.items():
+                if list(agent.holds()):
+                    self._violate(f"{agent_id} is held by {sorted(agent.holds())}")
+        for (shard, call_id), offer in self._open_offers.items():
+            self._violate(f"offer {offer} of {call_id} in {shard} never ended")
+
+    def outcomes(self, call_id: str) -> set[CallOutcome | None]:
+        """How a call's entries ended, over all shards that remember it."""
+        entries = [r.calls.get(call_id) for r in self.replicas.values()]
+        return {entry.outcome for entry in entries if entry is not None}
+
+
+def _standing(entry: Any) -> tuple[Any, ...]:
+    """What an entry (or a view of one) is, as far as clients rely on it."""
+    return (
+        entry.attempt,
+        entry.move,
+        str(entry.state),
+        entry.offer_id,
+        entry.agent,
+        str(entry.outcome),
+        entry.queued_ms,
+        entry.offer_until_ms,
+        entry.wrap_up_until_ms,
+    )

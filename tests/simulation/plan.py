@@ -1,0 +1,220 @@
+"""What a run will be: calls, agents, faults, chances. All of it is drawn from the seed beforehand, so that a run
+can be replayed, and shrunk by leaving parts out.
+"""
+
+from __future__ import annotations
+
+import random
+from dataclasses import dataclass, field, replace
+
+from routing.model import Timing
+
+#: Candidates of each shard, its own region's first.
+LEAD_LISTS = {
+    "beijing": ("beijing-0", "beijing-1", "shanghai-0"),
+    "shanghai": ("shanghai-0", "shanghai-1", "beijing-0"),
+}
+ROUTERS = ("beijing-0", "beijing-1", "shanghai-0", "shanghai-1")
+EDGES = ("edge-0", "edge-1")
+AGENTS_PER_SHARD = 2
+#: Virtual seconds with faults; how long everything may take to come to rest after them.
+FAULTY_SECONDS, REST_SECONDS = 24.0, 200.0
+CALLS = 14
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class CallPlan:
+    """One caller."""
+
+    call_id: str
+    edge: str
+    #: When the caller rings; how long it waits; how long it talks; virtual seconds.
+    at: float
+    patience: float
+    talk: float
+    #: "stream" (RouteCall), "assign" (AssignCall) or "auto" (RouteCall with auto_confirm).
+    mode: str = "stream"
+    #: Hangs up a moment after being told this: "", "queued", "offered", "accepted", "confirming".
+    hang_up_at: str = ""
+    #: How the edge numbers what it opens again: "rising", "same" (at times), "back" (at times).
+    attempts: str = "rising"
+    #: What it does with place tokens: "use", "forget", "forge", "foreign".
+    token: str = "use"
+    #: Its priority is changed, and the change repeated, while it waits.
+    reprioritized: bool = False
+    #: Kills the engine: "", "decide", "evolve".
+    poison: str = ""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Fault:
+    """One thing that befalls the world."""
+
+    kind: str
+    #: Virtual second, or (with `point`) from when on the point is waited for.
+    at: float
+    #: Machine or shard that it befalls.
+    target: str = ""
+    #: How long it lasts.
+    seconds: float = 0.0
+    #: Strikes when the target reaches this point of the journal for the `nth` time after `at`.
+    point: str = ""
+    nth: int = 1
+    #: Callbacks of the target that still run when it strikes.
+    callbacks: int = 0
+    #: What else the kind needs.
+    value: float = 0.0
+    other: str = ""
+
+    def __str__(self) -> str:
+        where = f" at its {self.nth}. {self.point}" if self.point else ""
+        extra = "".join(f" {name}" for name in (self.other,) if name)
+        return f"{self.at:6.2f} s {self.kind} {self.target}{extra}{where} for {self.seconds:.2f} s"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """One run."""
+
+    seed: int
+    calls: tuple[CallPlan, ...]
+    faults: tuple[Fault, ...]
+    #: Chance of each kind of small trouble, by "kind".
+    chances: dict[str, float]
+    #: Small troubles that are left out, by name; filled by shrinking.
+    muted: frozenset[str] = frozenset()
+    shards: tuple[str, ...] = tuple(LEAD_LISTS)
+    timing: Timing = field(
+        default_factory=lambda: Timing(
+            confirm_span_ms=5_000,
+            grace_span_ms=5_000,
+            reattach_span_ms=3_000,
+            agent_grace_span_ms=5_000,
+            move_span_ms=5_000,
+            memory_span_ms=900_000,
+        )
+    )
+
+    def without(self, *, faults: frozenset[int] = frozenset(), calls: frozenset[int] = frozenset()) -> Plan:
+        """This plan less some of its faults and calls, by index."""
+        return replace(
+            self,
+            faults=tuple(f for i, f in enumerate(self.faults) if i not in faults),
+            calls=tuple(c for i, c in enumerate(self.calls) if i not in calls),
+        )
+
+
+#: Kinds of faults with the weight that they are drawn by.
+WEIGHTS = {
+    "break": 6,
+    "freeze": 5,
+    "freeze_leader": 4,
+    "crash": 3,
+    "crash_leader": 3,
+    "restart_edge": 1,
+    "restart_desk": 2,
+    "take_session": 2,
+    "stall_replication": 4,
+    "store_down": 2,
+    "slow_store": 2,
+    "stale_reads": 2,
+    "cut_store": 3,
+    "cut_routers": 3,
+    "cut_clients": 3,
+    "slow_machine": 1,
+    "step_clock": 2,
+    "drain": 1,
+}
+#: Small troubles that may strike at any time, and how often at most.
+CHANCES = {
+    "refused": 0.03,
+    "late": 0.03,
+    "unanswered": 0.03,
+    "lost": 0.04,
+    "twice": 0.04,
+}
+POINTS = ("sending", "applied", "committed", "answered", "read")
+
+
+def draw(seed: int, kinds: dict[str, int] | None = None, chances: dict[str, float] | None = None) -> Plan:
+    """The plan of a seed. Each seed has its own mixture, so that rare things come together in some runs;
+    `kinds` and `chances` give a mixture instead.
+    """
+    rng = random.Random(f"plan {seed}")
+    mixture = dict(kinds or {kind: w * rng.choice((0, 1, 1, 3)) for kind, w in WEIGHTS.items()})
+    for kind in rng.sample(sorted(WEIGHTS), 4) if kinds is None else ():
+        mixture[kind] = max(1, mixture[kind])
+    if chances is None:
+        chances = {kind: most * rng.choice((0.0, 0.3, 1.0)) for kind, most in CHANCES.items()}
+    count = rng.randint(8, 18)
+    faults = [_fault(rng, kind) for kind in _kinds(rng, mixture, count)]
+    calls = tuple(_call(rng, n) for n in range(CALLS))
+    return Plan(
+        seed=seed, calls=calls, faults=tuple(sorted(faults, key=lambda f: f.at)), chances=dict(chances)
+    )
+
+
+def _kinds(rng: random.Random, mixture: dict[str, int], count: int) -> list[str]:
+    """Kinds of a run's faults: at least three different ones, where there are as many."""
+    possible = [kind for kind, weight in mixture.items() if weight]
+    chosen = rng.sample(possible, min(3, len(possible)))
+    return chosen + rng.choices(possible, [mixture[kind] for kind in possible], k=count - len(chosen))
+
+
+def _fault(rng: random.Random, kind: str) -> Fault:
+    at = rng.uniform(1.0, FAULTY_SECONDS)
+    target, other = rng.choice(ROUTERS), ""
+    if kind in ("freeze_leader", "crash_leader"):
+        target = rng.choice(tuple(LEAD_LISTS))
+    elif kind == "restart_edge":
+        target = rng.choice(EDGES)
+    elif kind in ("restart_desk", "take_session"):
+        target = rng.choice(agents())
+    elif kind == "cut_routers":
+        other = rng.choice([r for r in ROUTERS if r != target])
+    elif kind == "cut_clients":
+        other = rng.choice((*EDGES, *(f"desk-{a}" for a in agents())))
+    point = rng.choice(POINTS) if kind in _POINTED and rng.random() < 0.6 else ""
+    return Fault(
+        kind=kind,
+        at=at,
+        target=target,
+        seconds=_seconds(rng, kind),
+        point=point,
+        nth=rng.randint(1, 3),
+        callbacks=rng.choice((0, 0, 0, 1, 2, 3, 5, 8, 13, 21)),
+        value=rng.random(),
+        other=other,
+    )
+
+
+_POINTED = frozenset({"freeze", "freeze_leader", "crash", "crash_leader"})
+
+
+def _seconds(rng: random.Random, kind: str) -> float:
+    if kind in ("freeze", "freeze_leader"):
+        return rng.choice((rng.uniform(0.05, 1.0), rng.uniform(1.0, 5.0), rng.uniform(5.0, 12.0)))
+    if kind in ("crash", "crash_leader", "restart_edge", "restart_desk"):
+        return rng.uniform(0.1, 6.0)
+    return rng.uniform(0.2, 5.0)
+
+
+def _call(rng: random.Random, number: int) -> CallPlan:
+    mode = rng.choice(("stream",) * 7 + ("assign",) * 2 + ("auto",))
+    return CallPlan(
+        call_id=f"c{number}",
+        edge=rng.choice(EDGES),
+        at=rng.uniform(0.5, FAULTY_SECONDS * 0.8),
+        patience=rng.uniform(8.0, 60.0),
+        talk=rng.uniform(0.3, 4.0),
+        mode=mode,
+        hang_up_at=rng.choice(("",) * 8 + ("queued", "offered", "accepted", "confirming")),
+        attempts=rng.choice(("rising",) * 6 + ("same", "back")),
+        token=rng.choice(("use",) * 5 + ("forget", "forge", "foreign")),
+        reprioritized=rng.random() < 0.2,
+    )
+
+
+def agents() -> list[str]:
+    """Ids of all agents."""
+    return [f"{shard}-a{n}" for shard in LEAD_LISTS for n in range(AGENTS_PER_SHARD)]

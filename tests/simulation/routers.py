@@ -1,0 +1,267 @@
+"""A router as a process of the simulation: the product's own leaders, front, links, use cases and servicers, put
+together as `routing.server` does, over the simulated store and network.
+
+Left out: placement by geography and load (which region is tried first, and which call overflows, is drawn; both
+happen far more often than is wise), crm's profiles, and the sending of events (relays.py).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any
+
+from tests.simulation.agenda import Process
+from tests.simulation.cluster import STORE
+from tests.simulation.network import Channel, Host
+from tests.simulation.plan import AGENTS_PER_SHARD, LEAD_LISTS, ROUTERS
+
+from chassis.clock import SystemClock
+from chassis.errors import Unavailable
+from routing import model
+from routing.directory import Snapshot, follow
+from routing.front import Front, FrontOptions
+from routing.handlers import Handlers
+from routing.leader import Committed, Leader, LeaderOptions, PoisonCommand
+from routing.links import Routers, ShardLink
+from routing.model import AgentConfig, Fact, QueueConfig
+from routing.peers import PeerTable
+from routing.regions import RegionConfig, Regions
+from routing.servicer import ShardServicer, bindings
+from routing.tokens import PlaceTokens
+
+if TYPE_CHECKING:
+    from tests.simulation.world import World
+
+QUEUE = QueueConfig(
+    id="service", ring_span_ms=4_000, wrap_up_span_ms=2_000, reject_delay_span_ms=500, missed_offers_max=6
+)
+DIRECTORY_POLL_SECONDS = 0.5
+#: Key of the place tokens, of the whole platform.
+KEY = b"the simulation's key, of 32 bytes or more"
+
+
+class WatchedLeader(Leader):
+    """The product's leader; the world hears of commands that it fails on."""
+
+    world: World
+
+    def _decide(self, command: model.Command) -> Any:
+        try:
+            return super()._decide(command)
+        except PoisonCommand as error:
+            self.world.poisoned(command, error)
+            raise
+
+
+class WatchedFront(Front):
+    """The product's front; whatever reaches it from leaders is held against the journal."""
+
+    world: World
+
+    async def ask(self, region: str, command: model.Command, seconds: float | None = None) -> Committed:
+        newest = self.world.auditor.newest(region)
+        committed = await super().ask(region, command, seconds)
+        self.world.auditor.answered(committed, newest)
+        return committed
+
+    def _on_facts(self, shard: str, epoch: int, sequence: int, facts: Sequence[Fact]) -> None:
+        for fact in facts:
+            self.world.auditor.told(shard, epoch, sequence, fact)
+        super()._on_facts(shard, epoch, sequence, facts)
+
+
+class WatchedLink(ShardLink):
+    """The product's link; whom it listens to is held against what it has heard."""
+
+    world: World
+    newest_epoch = 0
+
+    def _take(self, message: Any) -> None:
+        if message.epoch < self.newest_epoch:
+            self.world.violate(
+                f"{self._front} listens to epoch {message.epoch} of {self.shard} after {self.newest_epoch}"
+            )
+        self.newest_epoch = message.epoch
+        super()._take(message)
+
+
+class DrawnRegions(Regions):
+    """Which region a call is for is drawn; moves are more frequent than is wise."""
+
+    def __init__(self, world: World, clock: SystemClock, name: str) -> None:
+        super().__init__(PeerTable(clock, 3.0), clock)
+        self._rng = world.rng(f"regions {name}")
+        self._shards = world.plan.shards
+        self._restless = self._rng.choice((0.0, 0.01, 0.04))
+        self._faulty = lambda: world.faulty
+
+    def rank(self, request: Any, located: Any, queue: str) -> Any:
+        return SimpleNamespace(regions=self._rng.sample(self._shards, len(self._shards)), home="")
+
+    def find_overflow(self, queue: str, region: str, waited_ms: int) -> str | None:
+        if waited_ms < 1_000 or not self._faulty() or self._rng.random() >= self._restless:
+            return None
+        return self._rng.choice([shard for shard in self._shards if shard != region])
+
+
+class Directory:
+    """The directory in the store; what it says may be changed during a run."""
+
+    def __init__(self, world: World, machine: str) -> None:
+        self._world = world
+        self._machine = machine
+
+    async def version(self) -> int:
+        network, cluster = self._world.network, self._world.cluster
+        if cluster.down or network.blocked(self._machine, STORE) or network.blocked(STORE, self._machine):
+            raise Unavailable(why="the directory cannot be read just now", retry_seconds=1.0)
+        return self._world.directory_version
+
+    async def snapshot(self, region: str) -> Snapshot:
+        version = await self.version()
+        draining = self._world.draining
+        return Snapshot(
+            version=version,
+            regions=tuple(
+                RegionConfig(
+                    id=shard,
+                    latitude=30.0,
+                    longitude=110.0,
+                    draining=shard in draining,
+                    lead_list=self._world.lead_lists[shard],
+                )
+                for shard in self._world.plan.shards
+            ),
+            queues=(QUEUE,),
+            agents=tuple(AgentConfig(id=f"{region}-a{n}") for n in range(AGENTS_PER_SHARD)),
+        )
+
+    async def region_of(self, agent: str) -> str | None:
+        await self.version()
+        return agent.rpartition("-")[0]
+
+
+class NoProfiles:
+    """Nobody is known."""
+
+    async def priority_of(self, number: str) -> int:
+        return 0
+
+
+class Router:
+    """One router from its start to its death; a restart makes another one of the same name."""
+
+    def __init__(self, world: World, name: str, *, rate: float = 1.0, wall_offset_ms: int = 0) -> None:
+        self.world = world
+        self.name = name
+        self.region = name.rpartition("-")[0]
+        self.process = Process(world.agenda, name, rate=rate, wall_offset_ms=wall_offset_ms)
+        self.leaders: dict[str, Leader] = {}
+        with world.inside(self.process):
+            self._build()
+
+    def _build(self) -> None:
+        world, name = self.world, self.name
+        self.clock = SystemClock()
+        self.directory = Directory(world, name)
+        homes = {shard: [r for r in ROUTERS if r.startswith(shard)] for shard in world.plan.shards}
+        self.routers = Routers(name, homes, self._channel)
+        self.links = {
+            shard: WatchedLink(shard, name, self.routers, silent_seconds=1.5) for shard in world.plan.shards
+        }
+        for link in self.links.values():
+            link.world = world
+        for shard in world.plan.shards:
+            if name in LEAD_LISTS[shard]:
+                self._lead(shard)
+        self.regions = DrawnRegions(world, self.clock, name)
+        self.front = WatchedFront(
+            router=name,
+            shards=self.links,
+            clock=self.clock,
+            options=FrontOptions(),
+            find_overflow=self.regions.find_overflow,
+            find_agent=self.directory.region_of,
+        )
+        self.front.world = world
+        self.queues: dict[str, QueueConfig] = {}
+        shared: dict[str, Any] = {}
+        if hasattr(Leader, "platform_ms"):
+            shared["platform_now_ms"] = self.leaders[self.region].platform_ms
+        self.handlers = Handlers(
+            front=self.front,
+            regions=self.regions,
+            tokens=PlaceTokens(KEY, life_span_ms=3_600_000),
+            profiles=NoProfiles(),
+            agents=self.directory,
+            queues=self.queues,
+            shards=frozenset(world.plan.shards),
+            clock=self.clock,
+            **shared,
+        )
+        self.shard_servicer = ShardServicer(self.leaders, name, self._who_leads)
+        self._serve()
+        self._start()
+
+    def _channel(self, address: str) -> Any:
+        return Channel(self.world.network, self.process, address)
+
+    def _lead(self, shard: str) -> None:
+        """This router leads a shard, or is a warm standby of it."""
+        leader = WatchedLeader(
+            shard=shard,
+            router=self.name,
+            store=self.world.journal(self.world.cluster, self.process),
+            clock=self.clock,
+            options=LeaderOptions(timing=self.world.plan.timing),
+            home=shard == self.region,
+        )
+        leader.world = self.world
+        self.leaders[shard] = leader
+        self.links[shard].use_local(leader)
+
+    def _who_leads(self, shard: str) -> str:
+        leader = self.leaders.get(shard)
+        return leader.opened_by if leader is not None else ""
+
+    def _serve(self) -> None:
+        host = Host(self.process)
+        nobody: Any = None
+        for _, add, servicer in bindings(self.handlers, self.front, self.shard_servicer, nobody):
+            add(servicer, host)
+        self.world.network.serve(host)
+
+    def _start(self) -> None:
+        for shard, leader in self.leaders.items():
+            self._run(leader.run(), f"leader {shard}")
+            reader: Any = self.directory
+            self._run(
+                follow(reader, leader, shard, DIRECTORY_POLL_SECONDS, self._apply), f"directory {shard}"
+            )
+        self._run(self.front.run_overflow(), "overflow")
+        for shard, link in self.links.items():
+            self._run(link.run(), f"link {shard}")
+
+    def _run(self, work: Any, name: str) -> None:
+        task = self.process.spawn(work, f"{self.name} {name}")
+        task.add_done_callback(self._ended)
+
+    def _ended(self, task: Any) -> None:
+        """None of these may end before the process."""
+        if not task.cancelled() and not self.world.agenda.over:
+            self.world.violate(f"{task.get_name()} ended: {task.exception()!r}")
+
+    def _apply(self, snapshot: Snapshot) -> None:
+        self.queues.clear()
+        self.queues.update({queue.id: queue for queue in snapshot.queues})
+        self.regions.configure(snapshot.regions, {queue.id: 1_000 for queue in snapshot.queues})
+
+    def leads(self, shard: str) -> bool:
+        leader = self.leaders.get(shard)
+        return self.process.alive and leader is not None and leader.leading
+
+    def drain(self) -> None:
+        """As at SIGTERM: clients are sent to other routers."""
+        self.front.drain()
+        self.shard_servicer.drain()

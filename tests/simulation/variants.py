@@ -1,0 +1,433 @@
+"""The product, broken on purpose: one rule of the design each, as small as it can be broken.
+
+Each variant names the mixture of faults that it is looked for in and within how many seeds it must be caught. A
+simulation that lets one of them through no longer bites.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from tests.simulation import plan
+from tests.simulation.agenda import Process
+from tests.simulation.cluster import Key, SimJournal, Taken
+from tests.simulation.world import World, simulate
+
+from routing import codec, engine, leader, state
+from routing.front import Front
+from routing.journal import Block, OutcomeUnknown
+from routing.leader import Committed, Leader
+from routing.links import ShardLink
+from routing.model import (
+    AcceptOffer,
+    CallConnected,
+    CallEnded,
+    CallOffered,
+    CallState,
+    ConfirmCall,
+    Decision,
+    EndCall,
+    OfferAccepted,
+    ShardOpened,
+)
+
+#: Mixtures of faults.
+STORE = {"stall_replication": 6, "freeze_leader": 3, "crash_leader": 3, "slow_store": 2, "store_down": 1}
+LEADERS = {"freeze_leader": 6, "crash_leader": 4, "break": 3, "cut_store": 2}
+CLIENTS = {"break": 6, "cut_clients": 3, "take_session": 2, "freeze_leader": 2, "crash": 1}
+CLOCKS = {"step_clock": 4, "crash_leader": 3, "freeze_leader": 1}
+TROUBLED = {"refused": 0.03, "late": 0.08, "unanswered": 0.08, "lost": 0.06, "twice": 0.08, "half_open": 0.4}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Variant:
+    """One broken rule."""
+
+    name: str
+    #: What violations of it say, one of these.
+    says: tuple[str, ...]
+    broken: Callable[[], AbstractContextManager[None]] = nullcontext
+    journal: type[SimJournal] = SimJournal
+    tweak: Callable[[World], None] | None = None
+    kinds: dict[str, int] = field(default_factory=lambda: LEADERS)
+    #: A seed that caught it when it was last looked for, tried first.
+    seed: int = 1
+    #: It must be caught by one of that many seeds.
+    seeds_max: int = 40
+
+
+def caught(variant: Variant, seed: int) -> str:
+    """What a seed says of a variant; "" when it lets it through."""
+    with variant.broken():
+        world = simulate(plan.draw(seed, variant.kinds, TROUBLED), variant.journal, variant.tweak)
+    return world.failure if any(words in world.failure for words in variant.says) else ""
+
+
+def search(variant: Variant) -> tuple[int, str]:
+    """The first seed that catches a variant, the recorded one tried first; (0, "") when none does."""
+    for seed in dict.fromkeys((variant.seed, *range(1, variant.seeds_max + 1))):
+        failure = caught(variant, seed)
+        if failure:
+            return seed, failure
+    return 0, ""
+
+
+@contextmanager
+def patched(owner: Any, name: str, value: Any) -> Iterator[None]:
+    """`owner.name`, or `owner[name]` of a table, is another for a while."""
+    if isinstance(owner, dict):
+        before, owner[name] = owner[name], value
+        try:
+            yield
+        finally:
+            owner[name] = before
+        return
+    before = vars(owner)[name]
+    setattr(owner, name, value)
+    try:
+        yield
+    finally:
+        setattr(owner, name, before)
+
+
+# --- journal
+
+
+class LocalReads(SimJournal):
+    """Reads below the majority: applies blocks that are rolled back later."""
+
+    def _readable(self) -> dict[Key, Block]:
+        return self.cluster.primary
+
+
+class TrustsDuplicateKey(SimJournal):
+    """Takes DuplicateKey on its own block for committed."""
+
+    async def insert(self, block: Block) -> None:
+        try:
+            await super().insert(block)
+        except Taken as taken:
+            if taken.block.nonce != block.nonce:
+                raise
+
+
+async def _send_rebatched(self: Leader, block: Block) -> bool:
+    """Adds what was decided meanwhile to a block that it must send again."""
+    held = self.__dict__.setdefault("rebatched", [])
+    while True:
+        try:
+            await self._store.insert(block)
+            return True
+        except OutcomeUnknown:
+            await asyncio.sleep(0.05)
+        found = await _find(self, block.sequence)
+        if found is not None:
+            return found.nonce == block.nonce
+        events = [
+            (at_ms, codec.pack(event)) for at_ms, event in codec.decode_events(block.body, block.now_ms)
+        ]
+        while self._pending:
+            pending = self._pending.popleft()
+            held.append(pending)
+            events += [(pending.now_ms, event) for event in pending.events]
+        body = codec.join_events(events, block.now_ms)
+        block = replace(block, body=body, count=len(events))
+
+
+async def _find(self: Leader, sequence: int) -> Block | None:
+    while True:
+        try:
+            return await self._store.find(self.shard, sequence)
+        except OutcomeUnknown:
+            await asyncio.sleep(0.05)
+
+
+def _release_rebatched(self: Leader, batch: Any, block: Block) -> None:
+    more, self.__dict__["rebatched"] = self.__dict__.get("rebatched", []), []
+    _RELEASE(self, [*batch, *more], block)
+
+
+_RELEASE = Leader._release
+
+
+@contextmanager
+def rebatching() -> Iterator[None]:
+    with (
+        patched(Leader, "_send_until_known", _send_rebatched),
+        patched(Leader, "_release", _release_rebatched),
+    ):
+        yield
+
+
+async def _commit_two(self: Leader) -> None:
+    """Sends the next block before the last one is known to be there."""
+    if len(self._pending) < 2:
+        await _COMMIT(self)
+        return
+    first, events = [self._pending.popleft()], []
+    events = [(first[0].now_ms, event) for event in first[0].events]
+    one = self._block(events, events[0][0] if events else self.now_ms())
+    second, more = self._take_batch()
+    two = replace(self._block(more, more[0][0] if more else self.now_ms()), sequence=one.sequence + 1)
+    two = replace(two, prev=one.nonce)
+    settled = await asyncio.gather(self._settle(one), _insert_blindly(self, two))
+    if not all(settled):
+        self._pending.extendleft(reversed([*first, *second]))
+        self._depose("lost one of two")
+        return
+    for batch, block in ((first, one), (second, two)):
+        self._chain.accept(block)
+        self._release(batch, block)
+
+
+async def _insert_blindly(self: Leader, block: Block) -> bool:
+    while True:
+        try:
+            await self._store.insert(block)
+            return True
+        except OutcomeUnknown:
+            found = await _find(self, block.sequence)
+            if found is not None:
+                return found.nonce == block.nonce
+
+
+_COMMIT = Leader._commit_next
+
+
+# --- release
+
+
+def _submit_early(self: Leader, command: Any) -> asyncio.Future[Committed]:
+    """Answers before the commit."""
+    future = _SUBMIT(self, command)
+    return _answered(self, self._pending[-1].answer, future, self.sequence + 1)
+
+
+def _submit_from_memory(self: Leader, command: Any) -> asyncio.Future[Committed]:
+    """Answers what needs no event from memory, at once."""
+    future = _SUBMIT(self, command)
+    pending = self._pending[-1]
+    return future if pending.events else _answered(self, pending.answer, future, self.sequence)
+
+
+def _answered(self: Leader, answer: Any, future: asyncio.Future[Committed], sequence: int) -> Any:
+    future.set_result(
+        Committed(answer=answer, shard=self.shard, epoch=self.epoch, sequence=sequence, now_ms=self.now_ms())
+    )
+    return future
+
+
+_SUBMIT = Leader.submit
+
+
+@contextmanager
+def deaf_to_epochs() -> Iterator[None]:
+    """Fronts listen to any epoch."""
+    ShardLink._epoch = property(lambda self: 0, lambda self, value: None)  # type: ignore[assignment, method-assign]
+    try:
+        yield
+    finally:
+        del ShardLink._epoch
+
+
+# --- consent
+
+
+def _accept_connects(s: Any, command: AcceptOffer, now_ms: int) -> Decision:
+    """The agent's accept connects, and nobody asks the edge."""
+    decision = _ACCEPT(s, command, now_ms)
+    for event in list(decision.events):
+        if isinstance(event, OfferAccepted):
+            connected = CallConnected(call_id=event.call_id, offer_id=event.offer_id, agent=event.agent)
+            decision.events.append(connected)
+    return decision
+
+
+def _confirm_any(s: Any, command: ConfirmCall, now_ms: int) -> Decision:
+    """A confirmation connects whatever offer there is."""
+    entry = s.calls.get(command.call_id)
+    if entry is not None and entry.state is CallState.ACCEPTED:
+        connected = CallConnected(call_id=command.call_id, offer_id=entry.offer_id, agent=entry.agent)
+        return Decision(events=[connected])
+    return _CONFIRM(s, command, now_ms)
+
+
+_ACCEPT, _CONFIRM = engine._DECIDE[AcceptOffer], engine._DECIDE[ConfirmCall]
+
+
+def _consent_for_all(self: Front, caller: Any, view: Any) -> None:
+    """The front consents for every edge, half open or not."""
+    asked, caller.auto_confirm = caller.auto_confirm, True
+    try:
+        _CONSENT(self, caller, view)
+    finally:
+        caller.auto_confirm = asked
+
+
+_CONSENT = Front._consent
+
+
+def edges_give_up(world: World) -> None:
+    """Edges take themselves for free when no answer comes."""
+    world.edges_give_up = True
+
+
+# --- core
+
+
+def _conclude_at_once(s: Any, event: ShardOpened) -> None:
+    """Who is not there at an opening is gone."""
+    _OPENED(s, event)
+    s.conclude_ms = s.now_ms
+    for call_id, call in s.calls.items():
+        if call.detached_until_ms:
+            call.detached_until_ms = s.now_ms + 500
+            s.set_deadline(call.detached_until_ms, "detached", call_id)
+    for agent_id, agent in s.agents.items():
+        if agent.lost_ms:
+            agent.lost_ms = s.now_ms + 500
+            s.set_deadline(agent.lost_ms, "lost", agent_id)
+
+
+def _lose_expiry(s: Any, event: CallOffered) -> None:
+    """An offer's deadline is not kept."""
+    _OFFERED(s, event)
+    s.deadlines = sorted(d for d in s.deadlines if (d[2], d[3]) != ("offer", event.call_id))
+
+
+def _wrap_up_here(s: Any, event: CallEnded) -> None:
+    """After-call work lasts as long as this router's own configuration says."""
+    here = Process.current.name if Process.current is not None else ""
+    if event.wrap_up_until_ms and here.endswith("-1"):
+        event = CallEnded(
+            call_id=event.call_id,
+            outcome=event.outcome,
+            reason=event.reason,
+            wrap_up_until_ms=event.wrap_up_until_ms + 700,
+            recording_uri=event.recording_uri,
+        )
+    _ENDED(s, event)
+
+
+_OPENED, _OFFERED, _ENDED = (state._EVOLVE[kind] for kind in (ShardOpened, CallOffered, CallEnded))
+
+
+def _end_again(s: Any, command: EndCall, now_ms: int) -> Decision:
+    """A call that has ended is ended again by the same word."""
+    entry = s.calls.get(command.call_id)
+    if entry is not None and entry.state is CallState.ENDED and entry.agent:
+        return Decision(events=[CallEnded(call_id=command.call_id, outcome=entry.outcome)])
+    return _END(s, command, now_ms)
+
+
+def _count_down(s: Any, event: CallEnded) -> None:
+    """An agent's load is counted down, whatever it was made of."""
+    entry = s.calls[event.call_id]
+    agent = s.agents.get(entry.agent)
+    freed = entry.state is CallState.ENDED and agent is not None
+    _ENDED(s, event)
+    if freed and agent.calls:
+        agent.calls.pop() if isinstance(agent.calls, set) else agent.calls.popitem()
+        state._refresh(s, agent)
+
+
+_END = engine._DECIDE[EndCall]
+
+
+@contextmanager
+def counting() -> Iterator[None]:
+    with patched(engine._DECIDE, EndCall, _end_again), patched(state._EVOLVE, CallEnded, _count_down):
+        yield
+
+
+def _wall_clock(self: Leader) -> int:
+    return int(leader.time.time_ns() // 1_000_000)
+
+
+def _evolves(event: type, how: Any) -> Callable[[], AbstractContextManager[None]]:
+    return lambda: patched(state._EVOLVE, event, how)
+
+
+def _decides(command: type, how: Any) -> Callable[[], AbstractContextManager[None]]:
+    return lambda: patched(engine._DECIDE, command, how)
+
+
+_JOURNAL_SAYS = ("not in the journal", "does not follow", "does not apply", "deposed", "was said to be", "gap", "lost or stuck",
+    "holds", "not in")  # fmt: skip
+#: All of them, in the order of the design's list.
+VARIANTS = (
+    Variant(name="local reads at takeover", journal=LocalReads, kinds=STORE, says=_JOURNAL_SAYS),
+    Variant(
+        name="own DuplicateKey is committed", journal=TrustsDuplicateKey, kinds=STORE, says=_JOURNAL_SAYS
+    ),
+    Variant(name="re-batching", broken=rebatching, kinds=STORE, says=_JOURNAL_SAYS),
+    Variant(
+        name="two in flight",
+        broken=lambda: patched(Leader, "_commit_next", _commit_two),
+        kinds=STORE,
+        says=_JOURNAL_SAYS,
+    ),
+    Variant(
+        name="send before commit",
+        broken=lambda: patched(Leader, "submit", _submit_early),
+        says=("not in the journal", "was said to be", "was told"),
+    ),
+    Variant(
+        name="answer from memory",
+        broken=lambda: patched(Leader, "submit", _submit_from_memory),
+        says=("to what was asked after", "was said to be", "not in the journal"),
+    ),
+    Variant(name="epoch not checked", broken=deaf_to_epochs, says=("listens to epoch",)),
+    Variant(
+        name="accept connects",
+        broken=_decides(AcceptOffer, _accept_connects),
+        says=("has not consented", "connected twice"),
+    ),
+    Variant(
+        name="front consents",
+        broken=lambda: patched(Front, "_consent", _consent_for_all),
+        kinds=CLIENTS,
+        says=("has not consented", "connected twice", "without consent"),
+    ),
+    Variant(
+        name="confirm without offer id",
+        broken=_decides(ConfirmCall, _confirm_any),
+        kinds=CLIENTS,
+        says=("has not consented", "connected twice"),
+    ),
+    Variant(
+        name="edge frees itself",
+        tweak=edges_give_up,
+        kinds=CLIENTS,
+        says=("connected twice", "bridged to"),
+    ),
+    Variant(
+        name="conclusions before re-attach",
+        broken=_evolves(ShardOpened, _conclude_at_once),
+        says=("concluded from absence",),
+    ),
+    Variant(
+        name="a counter for the set",
+        broken=counting,
+        kinds=CLIENTS,
+        says=("holds", "booked twice", "not with"),
+    ),
+    Variant(
+        name="lost offer expiry", broken=_evolves(CallOffered, _lose_expiry), says=("outlives its time",)
+    ),
+    Variant(
+        name="wall clock as now",
+        broken=lambda: patched(Leader, "now_ms", _wall_clock),
+        kinds=CLOCKS,
+        says=("time is off", "time runs backwards", "outlives"),
+    ),
+    Variant(
+        name="configuration in evolve",
+        broken=_evolves(CallEnded, _wrap_up_here),
+        says=("was said to be", "does not apply", "not in the journal"),
+    ),
+)
