@@ -251,15 +251,21 @@ class Recovery:
     worst_seconds: float | None
     #: Until the first new caller who lives there was queued elsewhere.
     first_new_call_seconds: float | None
+    #: Who answered callers who live there from the kill on, by region.
+    answered_by: Mapping[str, int] = field(default_factory=dict)
 
 
 def recovery(ledger: Ledger, region: str, killed_at: float, home_of: Mapping[str, str]) -> Recovery:
     """From the edges' book. `killed_at` is on its clock."""
     worst: list[float] = []
     first_new: float | None = None
+    went: Counter[str] = Counter()
     for call, entries in ledger.by_call().items():
         before = [entry for entry in entries if entry.at < killed_at and entry.region]
         after = [entry for entry in entries if entry.at >= killed_at]
+        if home_of.get(call) == region:
+            bridged = next((e for e in after if e.fact is Fact.BRIDGED), None)
+            went.update([bridged.region] if bridged is not None else [])
         if before and before[-1].region == region and before[-1].fact in _HELD:
             settled = next((e for e in after if e.fact in _SETTLED), None)
             if settled is not None:
@@ -271,6 +277,7 @@ def recovery(ledger: Ledger, region: str, killed_at: float, home_of: Mapping[str
         affected=len(worst),
         worst_seconds=max(worst) if worst else None,
         first_new_call_seconds=first_new,
+        answered_by=dict(went.most_common()),
     )
 
 

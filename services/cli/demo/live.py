@@ -17,6 +17,7 @@ from rich.text import Text
 from cli.demo.figures import SHORT_ABANDON_SECONDS, TARGET_SECONDS
 from cli.demo.ledger import Entry, Fact
 from cli.demo.model import RegionPlan, clock_text
+from cli.demo.regionmap import picture
 
 #: Width of the sparkline, slots.
 SLOTS = 32
@@ -53,6 +54,8 @@ class Scoreboard:
     wait_sum: float = 0.0
     answered_by: Counter[str] = field(default_factory=Counter)
     at_home_by: Counter[str] = field(default_factory=Counter)
+    #: Calls answered away from home, by (home, region that answered).
+    flows: Counter[tuple[str, str]] = field(default_factory=Counter)
     arrivals: list[int] = field(default_factory=lambda: [0] * SLOTS)
     _calls: dict[str, _CallNow] = field(default_factory=dict)
     _read: int = 0
@@ -91,7 +94,10 @@ class Scoreboard:
         self.wait_sum += wait
         self.answered_in_time += wait <= TARGET_SECONDS
         self.answered_by[entry.region] += 1
-        self.at_home_by[entry.region] += self.home_of.get(entry.call) == entry.region
+        home = self.home_of.get(entry.call, "")
+        self.at_home_by[entry.region] += home == entry.region
+        if home != entry.region:
+            self.flows[home, entry.region] += 1
 
     def _over(self, entry: Entry, call: _CallNow) -> None:
         call.waiting_in = call.talking_in = ""
@@ -174,8 +180,11 @@ def screen(plans: Sequence[RegionPlan], board: Scoreboard, now: Snapshot, title:
         table.add_column(heading, justify="left" if heading in ("region", "state", "") else "right")
     for plan in plans:
         _region_row(table, plan, board, now, waiting[plan.id], talking[plan.id])
+    country = picture(plans, now.regions, waiting, talking, board.flows)
     spark = Text.assemble("arrivals ", (sparkline(board.arrivals), "cyan"), f" {now.progress:.0%}")
-    return Panel(Group(head, "", table, "", spark, Text(now.headline, style="yellow")), title=title)
+    return Panel(
+        Group(head, "", country, "", table, "", spark, Text(now.headline, style="yellow")), title=title
+    )
 
 
 def _region_row(

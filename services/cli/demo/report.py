@@ -92,6 +92,7 @@ _ROWS: tuple[tuple[str, tuple[tuple[str, str], ...]], ...] = (
             ("recovery_real_seconds", "last affected caller safe after, real s"),
             ("first_new_call_real_seconds", "first new local caller queued after, real s"),
             ("return_real_seconds", "region answers again after its restart, real s"),
+            ("region_callers_answered_by", "its callers were answered from then on by"),
         ),
     ),
     (
@@ -134,6 +135,8 @@ def table(figures: Mapping[str, Figure]) -> Table:
 
 
 def _text(key: str, value: Figure) -> str:
+    if isinstance(value, Mapping):
+        return ", ".join(f"{name} {count}" for name, count in value.items()) or "nobody"
     if isinstance(value, bool) or not isinstance(value, int | float):
         return str(value)
     if key.endswith("_ratio"):

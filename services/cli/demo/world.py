@@ -347,6 +347,7 @@ class World:
             "recovery_real_seconds": found.worst_seconds,
             "first_new_call_real_seconds": found.first_new_call_seconds,
             "return_real_seconds": back,
+            "region_callers_answered_by": found.answered_by,
         }
 
     def _remarks(self, desk: Desk, agents: AgentContext) -> list[str]:
