@@ -17,6 +17,7 @@ from cli.plan import BadStackConfig
 from cli.simulate import simulate
 from cli.stack import StackError
 from cli.status import status
+from cli.tickets_tools import tickets
 from cli.up import up
 from cli.view import print_error
 
@@ -35,7 +36,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 COMMANDS = (up, down, status, locate, simulate)
-GROUPS = (directory.region, directory.directory, report_voc.report)
+GROUPS = (directory.region, directory.directory, report_voc.report, tickets)
 for command in COMMANDS:
     app.command()(command)
 for group in GROUPS:
