@@ -391,6 +391,7 @@ BAD: list[tuple[str, Any, str]] = [
     ("CloseQueue", supervision_pb2.CloseQueueRequest(name="service"), "name"),
     ("MonitorCall", supervision_pb2.MonitorCallRequest(name="calls/c"), "mode"),
     ("MonitorCall", supervision_pb2.MonitorCallRequest(name="calls/c", mode=1), "supervisor_address"),
+    ("SimulateDay", supervision_pb2.SimulateDayRequest(), "interval.start_time"),
     ("ListActs", supervision_pb2.ListActsRequest(page_size=-1), "page_size"),
     ("ListActs", supervision_pb2.ListActsRequest(page_token="x"), "page_token"),
 ]
