@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pydantic import Field
+from pydantic import Field, field_validator
 from pydantic_settings import SettingsConfigDict
 
 from chassis.config import Port, ServiceSettings
@@ -57,6 +57,13 @@ class MarketingSettings(ServiceSettings):
         le=3600,
         description="How often the worker looks for outcomes that the propensity model learns, seconds.",
     )
+    senders: str = Field(
+        default="[]",
+        description="Senders: a JSON list of objects with id, channel, adapter (smtp or webhook) and target.",
+    )
+    campaign_seconds: float = Field(
+        default=1.0, gt=0, le=600, description="Pause of the campaign runner when nothing is due, seconds."
+    )
     smoothing_strength: float = Field(
         default=20.0, gt=0, le=10_000, description="Imagined average customers behind each estimate."
     )
@@ -85,3 +92,11 @@ class MarketingSettings(ServiceSettings):
     sweep_seconds: float = Field(
         default=5.0, gt=0, le=600, description="How often the worker finishes what a crash left half done."
     )
+
+    @field_validator("senders")
+    @classmethod
+    def _known_senders(cls, text: str) -> str:
+        from marketing.senders import read_configs
+
+        read_configs(text)
+        return text

@@ -868,6 +868,8 @@ def profile_from_snapshot(snapshot: Any, at: datetime) -> Profile:
         language=primary_language(snapshot.language) if snapshot.language else "",
         tags=frozenset(snapshot.tags),
         home_region=snapshot.home_region,
+        display_name=snapshot.display_name if alive else "",
+        time_zone=snapshot.time_zone,
         refused_channels=frozenset(channel for channel in refused if channel),
         alive=alive,
         merged_into=(

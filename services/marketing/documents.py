@@ -169,6 +169,8 @@ class ProfileDocument(Document):
     language = StringField()
     tags = ListField(StringField())
     home_region = StringField()
+    display_name = StringField()
+    time_zone = StringField()
     products = ListField(StringField())
     #: When each was bought last, by the product's id in the form of `key_of`.
     bought = DictField()
@@ -606,6 +608,8 @@ def profile_fields(profile: Profile) -> dict[str, Any]:
         "language": profile.language,
         "tags": sorted(profile.tags),
         "home_region": profile.home_region,
+        "display_name": profile.display_name,
+        "time_zone": profile.time_zone,
         "refused_channels": sorted(channel.value for channel in profile.refused_channels),
         "alive": profile.alive,
         "merged_into": profile.merged_into,
@@ -629,6 +633,8 @@ def profile_from_raw(raw: Raw) -> Profile:
         language=raw.get("language", ""),
         tags=frozenset(raw.get("tags", ())),
         home_region=raw.get("home_region", ""),
+        display_name=raw.get("display_name", ""),
+        time_zone=raw.get("time_zone", ""),
         products=frozenset(raw.get("products", ())),
         bought_at={key.replace("%", "."): at for key, at in (raw.get("bought") or {}).items()},
         refused_channels=frozenset(Channel(value) for value in raw.get("refused_channels", ())),

@@ -1,4 +1,4 @@
-"""The kinds of resource that lie on shelves (shelf.py), and how those that the server reads itself are read."""
+"""The kinds of resource that lie on shelves (shelf.py), and how those of the hot path are read."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from decimal import Decimal
 from typing import Any
 
 from chassis.errors import NotFound
+from marketing.campaign_store import CAMPAIGN_DOCUMENTS, TouchDocument
 from marketing.documents import DOCUMENTS, OUTBOX_DOCUMENTS
 from marketing.engine import ModelNotFound
 from marketing.model import Money
@@ -22,6 +23,72 @@ class PolicyNotFound(NotFound):
     reason = "POLICY_NOT_FOUND"
 
 
+class TariffNotFound(NotFound):
+    """There is no tariff {resource}."""
+
+    reason = "TARIFF_NOT_FOUND"
+
+
+class LeadNotFound(NotFound):
+    """There is no lead {resource}."""
+
+    reason = "LEAD_NOT_FOUND"
+
+
+class PartnerNotFound(NotFound):
+    """There is no partner {resource}."""
+
+    reason = "PARTNER_NOT_FOUND"
+
+
+class SurveyNotFound(NotFound):
+    """There is no survey {resource}."""
+
+    reason = "SURVEY_NOT_FOUND"
+
+
+class ResponseNotFound(NotFound):
+    """There is no response {resource}."""
+
+    reason = "RESPONSE_NOT_FOUND"
+
+
+class ContactListNotFound(NotFound):
+    """There is no contact list {resource}."""
+
+    reason = "CONTACT_LIST_NOT_FOUND"
+
+
+class ContactNotFound(NotFound):
+    """There is no contact {resource}."""
+
+    reason = "CONTACT_NOT_FOUND"
+
+
+class NumberNotForbidden(NotFound):
+    """There is no forbidden number {resource}."""
+
+    reason = "NUMBER_NOT_FORBIDDEN"
+
+
+class CampaignNotFound(NotFound):
+    """There is no campaign {resource}."""
+
+    reason = "CAMPAIGN_NOT_FOUND"
+
+
+class SegmentNotFound(NotFound):
+    """There is no segment {resource}."""
+
+    reason = "SEGMENT_NOT_FOUND"
+
+
+class CostNotFound(NotFound):
+    """There is no cost {resource}."""
+
+    reason = "COST_NOT_FOUND"
+
+
 #: The one policy there is.
 DEFAULT_POLICY = "default"
 #: The one document that says which propensity model serves.
@@ -34,12 +101,63 @@ PROPENSITY_MODELS = Kind("propensity_models", ModelNotFound, ["-number"], resour
 PROPENSITY_SERVING = Kind("propensity_serving", ModelNotFound, resource="models")
 
 
+TARIFFS = Kind("tariffs", TariffNotFound, ["kind", "_id"], ["refers"])
+#: {"meters": {meter: quantity}} of a customer and month.
+USAGE = Kind("usage", TariffNotFound, ["customer", "-month"])
+LEADS = Kind(
+    "leads",
+    LeadNotFound,
+    ["-score", "-_id"],
+    ["state", "-score"],
+    ["partner", "open"],
+    ["customer"],
+    ["product", "state"],
+)
+PARTNERS = Kind("partners", PartnerNotFound)
+SURVEYS = Kind("surveys", SurveyNotFound)
+RESPONSES = Kind("survey_responses", ResponseNotFound, ["survey", "-_id"], ["survey", "completed_at"])
+CONTACT_LISTS = Kind("contact_lists", ContactListNotFound, ["state"], resource="contactLists")
+#: People to call. keys: list, number, state, priority, due, token.
+CONTACTS = Kind(
+    "contacts",
+    ContactNotFound,
+    ["list", "_id"],
+    ["list", "number"],
+    ["state", "list", "-rank", "due"],
+    ["holder", "state"],
+    ["token"],
+)
+ATTEMPTS = Kind("attempts", ContactNotFound, ["list", "at"])
+FORBIDDEN = Kind("forbidden_numbers", NumberNotForbidden)
+CAMPAIGNS = Kind("campaigns", CampaignNotFound, ["state"])
+SEGMENTS = Kind("segments", SegmentNotFound)
+CONTACT_POLICY = Kind("contact_policy", PolicyNotFound, resource="contactPolicy")
+COSTS = Kind("costs", CostNotFound, ["at"])
+
 #: Every kind; a new one is added here.
-KINDS = (POLICIES, PROPENSITY_MODELS, PROPENSITY_SERVING)
+KINDS = (
+    POLICIES,
+    PROPENSITY_MODELS,
+    PROPENSITY_SERVING,
+    TARIFFS,
+    USAGE,
+    LEADS,
+    PARTNERS,
+    SURVEYS,
+    RESPONSES,
+    CONTACT_LISTS,
+    CONTACTS,
+    ATTEMPTS,
+    FORBIDDEN,
+    CAMPAIGNS,
+    SEGMENTS,
+    CONTACT_POLICY,
+    COSTS,
+)
 #: Everything whose indexes a process ensures at its start.
-ALL_DOCUMENTS = (*DOCUMENTS, *(kind.document for kind in KINDS))
+ALL_DOCUMENTS = (*DOCUMENTS, *CAMPAIGN_DOCUMENTS, *(kind.document for kind in KINDS))
 #: What the outbox relay looks through.
-ALL_OUTBOX_DOCUMENTS = (*OUTBOX_DOCUMENTS, *(kind.document for kind in KINDS))
+ALL_OUTBOX_DOCUMENTS = (*OUTBOX_DOCUMENTS, TouchDocument, *(kind.document for kind in KINDS))
 
 
 def policy_content(policy: Policy) -> dict[str, Any]:

@@ -380,6 +380,7 @@ class MemoryStore:
                 self._profiles[customer] = replace(
                     self._profiles[customer],
                     numbers=(),
+                    display_name="",
                     tags=frozenset(),
                     products=frozenset(),
                     bought_at={},
@@ -409,6 +410,10 @@ class MemoryStore:
             return [c for c in self._complaints.values() if c.open and c.customer == customer][:limit]
 
     # models
+
+    def touch_days(self, prefix: str, start: datetime, end: datetime) -> list[tuple[datetime, int]]:
+        """As the port says: campaigns keep no touches in memory."""
+        return []
 
     def history_changes(self) -> int:
         """As the port says."""

@@ -253,6 +253,10 @@ class Profile:
     tags: frozenset[str] = frozenset()
     #: "regions/…", "" unknown.
     home_region: str = ""
+    #: What to call them, "" unknown.
+    display_name: str = ""
+    #: IANA name, "" unknown.
+    time_zone: str = ""
     #: Products in the history.
     products: frozenset[str] = frozenset()
     #: When each of these was bought last, as far as known.

@@ -26,16 +26,24 @@ from chassis import mongo
 from chassis.clock import Clock
 from chassis.server import ServiceBinding, main, serve
 from marketing.association import Smoothing
+from marketing.campaign_servicer import CampaignServicer
+from marketing.campaigns import Campaigns
 from marketing.config import MarketingSettings
 from marketing.handlers import Decisions, History, Models, Offers, Recommender
 from marketing.kinds import ALL_DOCUMENTS
+from marketing.leads_servicer import LeadServicer
 from marketing.learned import Policies, Propensities
+from marketing.outbound_servicer import OutboundServicer
 from marketing.policy import Policy
 from marketing.ranker_cache import RankerCache
+from marketing.reports_servicer import ReportServicer
+from marketing.savings_servicer import SavingsServicer
 from marketing.scopes import SCOPES
+from marketing.senders import Senders, read_configs
 from marketing.servicer import OfferServicer, RecommendationServicer
 from marketing.shelf import MongoShelves, Shelves
 from marketing.store import MongoReader, MongoStore, Reader, Store
+from marketing.surveys_servicer import SurveyServicer
 
 
 def bindings(
@@ -68,25 +76,40 @@ def bindings(
         Policies(shelves, store, clock, propensities, policy),
         settings.currency,
     )
+    campaigns = Campaigns(shelves, store, clock, settings.currency)
+    senders = Senders(read_configs(settings.senders))
     return [
         _binding(offers_pb2, offers_pb2_grpc, "OfferService", offers),
         _binding(recommendations_pb2, recommendations_pb2_grpc, "RecommendationService", recommendations),
-        _later(savings_pb2, savings_pb2_grpc, "SavingsService"),
-        _later(leads_pb2, leads_pb2_grpc, "LeadService"),
-        _later(campaigns_pb2, campaigns_pb2_grpc, "CampaignService"),
-        _later(outbound_pb2, outbound_pb2_grpc, "OutboundService"),
-        _later(surveys_pb2, surveys_pb2_grpc, "SurveyService"),
-        _later(reports_pb2, reports_pb2_grpc, "ReportService"),
+        _binding(
+            savings_pb2,
+            savings_pb2_grpc,
+            "SavingsService",
+            SavingsServicer(shelves, store, clock, settings.currency),
+        ),
+        _binding(
+            leads_pb2, leads_pb2_grpc, "LeadService", LeadServicer(shelves, store, clock, settings.currency)
+        ),
+        _binding(campaigns_pb2, campaigns_pb2_grpc, "CampaignService", CampaignServicer(campaigns, senders)),
+        _binding(
+            outbound_pb2,
+            outbound_pb2_grpc,
+            "OutboundService",
+            OutboundServicer(shelves, store, clock, campaigns.courtesy),
+        ),
+        _binding(surveys_pb2, surveys_pb2_grpc, "SurveyService", SurveyServicer(shelves, clock)),
+        _binding(
+            reports_pb2,
+            reports_pb2_grpc,
+            "ReportService",
+            ReportServicer(shelves, store, clock, settings.currency),
+        ),
     ]
 
 
 def _binding(messages: object, stubs: object, name: str, servicer: object) -> ServiceBinding:
     descriptor = messages.DESCRIPTOR.services_by_name[name]  # type: ignore[attr-defined]
     return ServiceBinding(descriptor, getattr(stubs, f"add_{name}Servicer_to_server"), servicer)
-
-
-def _later(messages: object, stubs: object, name: str) -> ServiceBinding:
-    return _binding(messages, stubs, name, getattr(stubs, f"{name}Servicer")())
 
 
 async def run(settings: MarketingSettings) -> None:

@@ -49,7 +49,7 @@ class Kind:
     def __init__(
         self, collection: str, absent: type[NotFound], *indexes: Sequence[str], resource: str = ""
     ) -> None:
-        """`indexes` are lists of keys, "-" before one that falls; `resource` is the first part of the name."""
+        """`indexes` are lists of keys, "-" before one that falls; `resource` begins the name."""
         self.collection = collection
         self.absent = absent
         self.resource = resource or collection

@@ -283,6 +283,9 @@ class Store(Protocol):
     def open_complaints(self, customer: str, limit: int) -> list[Complaint]:
         """Unresolved complaints of a customer."""
 
+    def touch_days(self, prefix: str, start: datetime, end: datetime) -> list[tuple[datetime, int]]:
+        """(instant of an hour, touches sent or waiting) of a campaign's step, named "campaign/phase/step"."""
+
     def history_changes(self) -> int:
         """Rises with every new purchase."""
 
@@ -818,7 +821,7 @@ class MongoStore:
         ComplaintDocument._get_collection().update_many(
             {"customer": customer}, {"$set": {"customer": "", "number": ""}}
         )
-        blank = {"numbers": [], "tags": [], "products": [], "bought": {}, "alive": False}
+        blank = {"numbers": [], "display_name": "", "tags": [], "products": [], "bought": {}, "alive": False}
         ProfileDocument._get_collection().update_one({"_id": customer}, {"$set": blank})
 
     # complaints
@@ -848,6 +851,19 @@ class MongoStore:
         return [complaint_from_raw(raw) for raw in found.limit(limit)]
 
     # models
+
+    def touch_days(self, prefix: str, start: datetime, end: datetime) -> list[tuple[datetime, int]]:
+        """As the port says."""
+        wanted = {
+            "_id": {"$gt": f"{prefix}/", "$lt": f"{prefix}0"},
+            "at": {"$gte": start, "$lt": end},
+            "state": {"$ne": "FAILED"},
+        }
+        day = {"$dateTrunc": {"date": "$at", "unit": "hour"}}
+        grouped = DecisionDocument._get_db()["touches"].aggregate(
+            [{"$match": wanted}, {"$group": {"_id": day, "count": {"$sum": 1}}}, {"$sort": {"_id": 1}}]
+        )
+        return [(raw["_id"], raw["count"]) for raw in grouped]
 
     def history_changes(self) -> int:
         """As the port says."""

@@ -96,6 +96,45 @@ def _learner(settings: MarketingSettings) -> Background:
     return Background(name="propensity", run=run)
 
 
+def _campaigns(settings: MarketingSettings) -> Background:
+    """Takes people through campaigns and sends what is due."""
+    from chassis.worker import Background
+    from marketing.campaign_delivery import Delivery
+    from marketing.campaign_runner import Runner
+    from marketing.campaign_store import CampaignStore
+    from marketing.campaigns import Campaigns, reachable
+    from marketing.senders import Senders, read_configs
+    from marketing.shelf import MongoShelves
+    from marketing.store import MongoStore
+
+    def run(stopping: Stopping) -> None:
+        clock, senders, store = settings.clock(), Senders(read_configs(settings.senders)), CampaignStore()
+        campaigns = Campaigns(MongoShelves(), MongoStore(), clock, settings.currency)
+        delivery = Delivery(store=store, senders=senders, values=campaigns.values)
+        lease = _lease("campaigns")
+        busy = 0
+        while not stopping(0.0 if busy else settings.campaign_seconds):
+            busy = 0
+            if not lease.acquire():
+                continue
+            now, courtesy = clock.now(), campaigns.courtesy()
+            runner = Runner(
+                store=store,
+                courtesy=courtesy,
+                reachable=lambda profile, channel: reachable(senders, profile, channel),
+            )
+            running = campaigns.running()
+            for campaign in running:
+                busy += runner.work(campaign, now)
+            if running:
+                busy += delivery.deliver(running, now)
+            if not busy:
+                campaigns.look_after(store, now)
+        lease.release()
+
+    return Background(name="campaigns", run=run)
+
+
 def _lease(name: str) -> Any:
     from chassis.ids import new_id
     from chassis.lease import Lease
@@ -120,13 +159,20 @@ def main() -> int:
         settings,
         MarketingConsumers,
         documents=ALL_OUTBOX_DOCUMENTS,
-        background=[_builder(settings), _sweep(settings), _learner(settings)],
+        background=[_builder(settings), _sweep(settings), _learner(settings), _campaigns(settings)],
         # For partners and dashboards: within the platform nobody has to listen.
         optional_events=[
             events_pb2.OfferPublished,
             events_pb2.OfferUpdated,
             events_pb2.OfferRetired,
             events_pb2.ModelActivated,
+            events_pb2.LeadCreated,
+            events_pb2.LeadTransitioned,
+            events_pb2.CampaignTransitioned,
+            events_pb2.CampaignGoalEndangered,
+            events_pb2.CampaignContactTouched,
+            events_pb2.OutboundResultRecorded,
+            events_pb2.SurveyCompleted,
         ],
     )
 

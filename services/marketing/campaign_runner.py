@@ -1,0 +1,269 @@
+"""Runs campaigns: takes people in by batches, takes them from step to step, and hands messages to senders.
+
+Everything here may be killed at any line and run again (campaign_store.py says why). One runner at a time
+holds the lease, so the caps over all campaigns are counted by one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta, tzinfo
+from functools import lru_cache
+from typing import Any
+from zoneinfo import ZoneInfo
+
+from marketing.campaign_engine import (
+    SENT,
+    WAITING,
+    Courtesy,
+    StepChannel,
+    capped,
+    held_back,
+    quiet_until,
+    touch_id,
+    variant_of,
+)
+from marketing.campaign_model import Campaign, Phase, Step
+from marketing.campaign_store import CampaignStore
+from marketing.documents import profile_from_raw
+from marketing.engine import audience_fits
+from marketing.model import Contact, Profile
+from marketing.rules import CustomerFacts, compiled
+
+#: People looked at in one batch.
+BATCH = 2_000
+#: Answers after which nobody is addressed again.
+FINAL_ANSWERS = frozenset({"DECLINED", "OPTED_OUT"})
+#: Where a person's clock is not known.
+DEFAULT_ZONE = "Asia/Shanghai"
+
+#: Whether somebody can be reached over a channel by a sender.
+Reachable = Callable[[Profile, StepChannel], bool]
+
+
+def has_number(profile: Profile, channel: StepChannel) -> bool:
+    """The plain test: everything but mail, the shop and other systems needs a number."""
+    return bool(profile.numbers) or channel in (StepChannel.SHOP, StepChannel.WEBHOOK, StepChannel.EMAIL)
+
+
+@lru_cache(maxsize=1_000)
+def zone_of(name: str) -> tzinfo:
+    """A person's clock; the default for an unknown name."""
+    try:
+        return ZoneInfo(name or DEFAULT_ZONE)
+    except (KeyError, ValueError, OSError):
+        return ZoneInfo(DEFAULT_ZONE)
+
+
+@dataclass(kw_only=True, slots=True)
+class Runner:
+    """Takes people through campaigns."""
+
+    store: CampaignStore
+    courtesy: Courtesy
+    reachable: Reachable = has_number
+    #: Whether a day is a holiday, for those who want quiet then.
+    holiday: Callable[[datetime], bool] = lambda _: False
+    batch: int = BATCH
+
+    def work(self, campaign: Campaign, now: datetime) -> int:
+        """One batch of each phase that runs, and of next steps; how many people were looked at."""
+        done = 0
+        for phase in campaign.phases:
+            if phase.start <= now < phase.end:
+                done += self.take_in(campaign, phase, now)
+        return done + self.next_steps(campaign, now)
+
+    def take_in(self, campaign: Campaign, phase: Phase, now: datetime) -> int:
+        """Takes the next batch of customers into a phase; how many were looked at, 0 when all were."""
+        cursor, done, _ = self.store.run(campaign.id, phase.id)
+        if done:
+            return 0
+        raws = self.store.profiles(cursor, self.batch)
+        members = [profile for raw in raws if self._member(campaign, profile := profile_from_raw(raw), now)]
+        standing = self._standing(campaign, phase, members)
+        if phase.entry_rule:
+            rule = compiled(phase.entry_rule)
+            members = [
+                profile
+                for profile in members
+                if rule.matches(CustomerFacts(profile, _NOWHERE, now, _answers(standing, profile)))
+            ]
+        counts = self._address(campaign, phase, 0, members, standing, now)
+        counts["segment"] = len(members)
+        last = raws[-1]["_id"] if raws else cursor
+        self.store.advance(campaign.id, phase.id, last, counts, done=len(raws) < self.batch)
+        return len(raws)
+
+    def _standing(
+        self, campaign: Campaign, phase: Phase, members: Sequence[Profile]
+    ) -> Mapping[str, dict[str, Any]]:
+        if not members or (phase is campaign.phases[0] and not phase.entry_rule):
+            return {}
+        return self.store.standing(campaign.id, [profile.customer for profile in members])
+
+    def _member(self, campaign: Campaign, profile: Profile, now: datetime) -> bool:
+        if not profile.alive or not audience_fits(campaign.audience, profile, _NOWHERE):
+            return False
+        return not campaign.rule or bool(
+            compiled(campaign.rule).matches(CustomerFacts(profile, _NOWHERE, now))
+        )
+
+    def _address(
+        self,
+        campaign: Campaign,
+        phase: Phase,
+        number: int,
+        people: Sequence[Profile],
+        standing: Mapping[str, dict[str, Any]],
+        now: datetime,
+    ) -> dict[str, int]:
+        """Gives people a step's touch, or counts what holds them back."""
+        step = phase.steps[number]
+        ids = [profile.customer for profile in people]
+        if not ids:
+            return {}
+        complaining = self.store.complaining(ids)
+        earlier = self.store.touched(ids, now - timedelta(days=self.courtesy.days_max))
+        counts: dict[str, int] = {}
+        rows, touches = [], []
+        quiet: dict[str, datetime | None] = {}
+        for profile in people:
+            mine = touch_id(campaign.id, phase.id, step.id, profile.customer)
+            others = [(at, over) for at, over, id in earlier.get(profile.customer, ()) if id != mine]
+            stands = standing.get(profile.customer)
+            held = held_back(
+                profile,
+                step.channel,
+                has_address=self.reachable(profile, step.channel),
+                complaining=profile.customer in complaining,
+                declined=stands is not None and stands.get("response") in FINAL_ANSWERS,
+                is_capped=capped(self.courtesy, others, step.channel, now),
+            )
+            if held is None:
+                if profile.time_zone not in quiet:
+                    quiet[profile.time_zone] = self._quiet(step.channel, profile.time_zone, now)
+                touches.append(
+                    _touch(campaign, phase, step, profile, mine, now, quiet[profile.time_zone] or now)
+                )
+            else:
+                counts[held.value] = counts.get(held.value, 0) + 1
+            # Who stands here already was taken in by a run that a crash cut off.
+            if stands is None or (stands.get("phase"), stands.get("step")) != (phase.id, step.id):
+                rows.append(_person(campaign, phase, number, profile, stands, now, held is None))
+        self.store.take_in(rows, touches)
+        counts["touches"] = len(touches)
+        return counts
+
+    def _quiet(self, channel: StepChannel, zone: str, now: datetime) -> datetime | None:
+        clock = zone_of(zone)
+        local = now.astimezone(clock)
+        holiday = self.courtesy.holidays_quiet and self.holiday(local)
+        return quiet_until(self.courtesy.quiet, channel, now, clock, holiday=holiday)
+
+    def next_steps(self, campaign: Campaign, now: datetime) -> int:
+        """Takes a batch of those who did not answer to their next step; how many."""
+        due = self.store.due(campaign.id, now, self.batch)
+        if not due:
+            return 0
+        profiles = self.store.profiles_of([raw["customer"] for raw in due])
+        groups: dict[tuple[str, str], list[Profile]] = {}
+        for raw in due:
+            if raw["customer"] in profiles:
+                profile = profile_from_raw(profiles[raw["customer"]])
+                groups.setdefault((raw["phase"], raw["step"]), []).append(profile)
+        standing = {raw["customer"]: raw for raw in due}
+        for (phase_id, step_id), people in groups.items():
+            phase = next(phase for phase in campaign.phases if phase.id == phase_id)
+            place = next(at for at, step in enumerate(phase.steps) if step.id == step_id)
+            if place + 1 < len(phase.steps) and now < phase.end:
+                self._address(campaign, phase, place + 1, people, standing, now)
+            else:
+                ends = [{"_id": f"{campaign.id}/{p.customer}", "was": (phase_id, step_id)} for p in people]
+                self.store.take_in([{**end, "set": {"$unset": {"next_at": ""}}} for end in ends], ())
+        return len(due)
+
+
+_NOWHERE = Contact()
+
+
+def _answers(standing: Mapping[str, dict[str, Any]], profile: Profile) -> dict[str, str]:
+    stands = standing.get(profile.customer)
+    return (
+        {phase: answer.lower() for phase, answer in (stands.get("answers") or {}).items()} if stands else {}
+    )
+
+
+def _touch(
+    campaign: Campaign, phase: Phase, step: Step, profile: Profile, id: str, now: datetime, due: datetime
+) -> dict[str, Any]:
+    weights = [(variant.id, variant.weight) for variant in step.variants]
+    variant = step.winner or variant_of(f"{campaign.id}/{phase.id}/{step.id}", profile.customer, weights)
+    state = "WAITING" if step.channel in WAITING or step.channel not in SENT else "QUEUED"
+    return {
+        "_id": id,
+        "version": 1,
+        "campaign": campaign.id,
+        "phase": phase.id,
+        "step": step.id,
+        "variant": variant,
+        "customer": profile.customer,
+        "channel": step.channel.value,
+        "sender": step.sender,
+        "state": state,
+        "at": now,
+        "due_at": due,
+    }
+
+
+def _person(
+    campaign: Campaign,
+    phase: Phase,
+    number: int,
+    profile: Profile,
+    stands: Mapping[str, Any] | None,
+    now: datetime,
+    touched: bool,
+) -> dict[str, Any]:
+    """Where a person stands after a step, as a new document or as a change of the present one."""
+    step = phase.steps[number]
+    next_at = now + step.wait if number + 1 < len(phase.steps) else None
+    if stands is not None:
+        change: dict[str, Any] = {"$set": {"phase": phase.id, "step": step.id}}
+        if touched:
+            change["$inc"] = {"touch_count": 1, f"touched.{phase.id}": 1}
+            change["$set"]["touched_at"] = now
+        elif phase.id not in (stands.get("touched") or {}):
+            change["$set"][f"touched.{phase.id}"] = 0
+        if next_at is not None:
+            change["$set"]["next_at"] = next_at
+        else:
+            change["$unset"] = {"next_at": ""}
+        return {
+            "_id": f"{campaign.id}/{profile.customer}",
+            "was": (stands.get("phase"), stands.get("step")),
+            "set": change,
+        }
+    row: dict[str, Any] = {
+        "_id": f"{campaign.id}/{profile.customer}",
+        "campaign": campaign.id,
+        "customer": profile.customer,
+        "region": profile.home_region,
+        "value_class": profile.value_class,
+        "phase": phase.id,
+        "step": step.id,
+        "touched": {phase.id: int(touched)},
+        "answers": {},
+        "touch_count": int(touched),
+    }
+    if touched:
+        row["touched_at"] = now
+    if next_at is not None:
+        row["next_at"] = next_at
+    return row
+
+
+def utc_now() -> datetime:
+    """Real time, for claims."""
+    return datetime.now(UTC)

@@ -1,0 +1,364 @@
+"""CampaignService: campaigns, segments, the rules of courtesy, and what people answered."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from datetime import timedelta
+from typing import Any
+
+from google.protobuf.empty_pb2 import Empty
+from google.protobuf.json_format import MessageToDict
+
+from callmesh.marketing.v1 import campaigns_pb2, campaigns_pb2_grpc, types_pb2
+from chassis.bus import Event
+from chassis.errors import EtagMismatch, InvalidArgument, NotFound
+from chassis.fieldmask import apply_mask
+from chassis.ids import parse_name
+from chassis.mongo import parse_etag, retry_conflicts
+from chassis.pagination import Page, request_fingerprint
+from marketing import convert
+from marketing.campaign_delivery import words
+from marketing.campaign_engine import StepChannel, capped, held_back
+from marketing.campaign_runner import Runner
+from marketing.campaign_store import CampaignStore
+from marketing.campaigns import (
+    POLICY,
+    CampaignNotStartable,
+    Campaigns,
+    CampaignStateError,
+    SegmentUsed,
+    _named,
+    experiment,
+    policy_problems,
+    reachable,
+)
+from marketing.kinds import CAMPAIGNS, CONTACT_POLICY, ContactNotFound
+from marketing.model import Profile
+from marketing.senders import Senders
+from marketing.shelf import Row
+
+C = campaigns_pb2
+#: Customers that a preview looks at, and most samples that it shows.
+PREVIEWED = 2_000
+SAMPLES_MAX = 20
+
+
+class CampaignServicer(campaigns_pb2_grpc.CampaignServiceServicer):
+    """CampaignService."""
+
+    def __init__(self, campaigns: Campaigns, senders: Senders) -> None:
+        self._campaigns = campaigns
+        self._senders = senders
+        self._kept: CampaignStore | None = None
+
+    @property
+    def _counting(self) -> CampaignStore:
+        # Made with the first use: the connection is there by then.
+        if self._kept is None:
+            self._kept = CampaignStore()
+        return self._kept
+
+    def CreateCampaign(self, request: C.CreateCampaignRequest, context: Any) -> C.Campaign:
+        """Adds a draft."""
+
+        def prepare(message: Any) -> Sequence[Event]:
+            message.state = C.CAMPAIGN_STATE_DRAFT
+            return ()
+
+        return self._campaigns.desk.create(request, prepare)
+
+    def GetCampaign(self, request: C.GetCampaignRequest, context: Any) -> C.Campaign:
+        """Reads one."""
+        return self._campaigns.desk.get(request)
+
+    def ListCampaigns(self, request: C.ListCampaignsRequest, context: Any) -> C.ListCampaignsResponse:
+        """A page, newest id first."""
+        condition = {"state": request.state} if request.state else {}
+        rows, token = self._campaigns.desk.list(request, condition, "-_id")
+        return C.ListCampaignsResponse(campaigns=rows, next_page_token=token)
+
+    def UpdateCampaign(self, request: C.UpdateCampaignRequest, context: Any) -> C.Campaign:
+        """Anything of a draft; of a running one goals alone."""
+
+        def allowed(message: Any) -> None:
+            paths = set(request.update_mask.paths)
+            if message.state != C.CAMPAIGN_STATE_DRAFT and not (paths and paths <= {"goals", "display_name"}):
+                raise CampaignStateError(subject=message.name, why="only goals and the name may change now")
+
+        return self._campaigns.desk.update(request, allowed)
+
+    def DeleteCampaign(self, request: C.DeleteCampaignRequest, context: Any) -> Empty:
+        """Removes one that never ran."""
+
+        def allowed(message: Any) -> None:
+            if message.state != C.CAMPAIGN_STATE_DRAFT:
+                raise CampaignStateError(subject=message.name, why="it ran already")
+
+        self._campaigns.desk.delete(request, allowed)
+        return Empty()
+
+    def StartCampaign(self, request: C.StartCampaignRequest, context: Any) -> C.Campaign:
+        """Lets it address people."""
+
+        def check(message: Any) -> None:
+            causes = []
+            try:
+                self._campaigns.segments.row(message.segment, "segment")
+            except NotFound:
+                causes.append(f"there is no {message.segment}")
+            now = self._campaigns.clock.now()
+            if all(convert.moment(phase.period.end_time) <= now for phase in message.phases):
+                causes.append("every phase is over")
+            sent = {C.STEP_CHANNEL_SMS, C.STEP_CHANNEL_EMAIL, C.STEP_CHANNEL_WEBHOOK}
+            for phase in message.phases:
+                for step in phase.steps:
+                    channel = StepChannel(_named(C.StepChannel, "STEP_CHANNEL", step.channel))
+                    if step.channel in sent and self._senders.of(channel, step.sender) is None:
+                        causes.append(f"step {step.step_id} has no sender for {channel}")
+            if causes:
+                raise CampaignNotStartable(subject=message.name, why="; ".join(causes))
+
+        return self._campaigns.go(request, "start", check)
+
+    def PauseCampaign(self, request: C.PauseCampaignRequest, context: Any) -> C.Campaign:
+        """Holds it."""
+        return self._campaigns.go(request, "pause")
+
+    def ResumeCampaign(self, request: C.ResumeCampaignRequest, context: Any) -> C.Campaign:
+        """Goes on."""
+        return self._campaigns.go(request, "resume")
+
+    def StopCampaign(self, request: C.StopCampaignRequest, context: Any) -> C.Campaign:
+        """Ends it."""
+        return self._campaigns.go(request, "stop")
+
+    def PreviewCampaign(self, request: C.PreviewCampaignRequest, context: Any) -> C.PreviewCampaignResponse:
+        """Whom the first step of each phase would reach, counted over a sample where there are many
+        customers.
+        """
+        if not 0 <= request.sample_size <= SAMPLES_MAX:
+            raise InvalidArgument(field="sample_size", why=f"must be 0 to {SAMPLES_MAX}")
+        campaign = self._campaigns.value(self._campaigns.desk.row(request.name))
+        courtesy, now = self._campaigns.courtesy(), self._campaigns.clock.now()
+        runner = Runner(store=self._counting, courtesy=courtesy, reachable=self._reaches)
+        people = [p for p in self._campaigns.store.sample(PREVIEWED) if runner._member(campaign, p, now)]
+        ids = [profile.customer for profile in people]
+        complaining = self._counting.complaining(ids)
+        earlier = self._counting.touched(ids, now - timedelta(days=courtesy.days_max))
+        response = C.PreviewCampaignResponse()
+        for phase in campaign.phases:
+            step = phase.steps[0]
+            shown = response.phases.add(phase_id=phase.id, segment_count=len(people))
+            for profile in people:
+                mine = [(at, over) for at, over, _ in earlier.get(profile.customer, ())]
+                held = held_back(
+                    profile,
+                    step.channel,
+                    has_address=self._reaches(profile, step.channel),
+                    complaining=profile.customer in complaining,
+                    declined=False,
+                    is_capped=capped(courtesy, mine, step.channel, now),
+                )
+                if held is not None:
+                    shown.held_back[held.value] += 1
+                    continue
+                shown.reachable_count += 1
+                if len(shown.samples) < request.sample_size:
+                    variant = step.variants[0]
+                    values = self._campaigns.values(campaign.id, profile.language)
+                    subject, body = words(variant, profile, values)
+                    shown.samples.add(
+                        customer=f"customers/{profile.customer}",
+                        step_id=step.id,
+                        variant_id=variant.id,
+                        subject=subject,
+                        body=body,
+                    )
+        return response
+
+    def _reaches(self, profile: Profile, channel: StepChannel) -> bool:
+        return reachable(self._senders, profile, channel)
+
+    def GetCampaignFunnel(self, request: C.GetCampaignFunnelRequest, context: Any) -> C.CampaignFunnel:
+        """How far each phase has come."""
+        return self._campaigns.funnel(self._campaigns.desk.get(request), self._counting)
+
+    def GetExperiment(self, request: C.GetExperimentRequest, context: Any) -> C.Experiment:
+        """How the variants compare."""
+        row = self._campaigns.desk.row(request.campaign, "campaign")
+        message = self._campaigns.desk.shown(row)
+        found = experiment(message, request.phase_id, request.step_id, self._counting)
+        won = (row.content.get("winners") or {}).get(f"{request.phase_id}/{request.step_id}", "")
+        return C.Experiment(
+            variants=[
+                C.VariantResult(
+                    variant_id=arm.variant, contact_count=arm.contacts, success_count=arm.successes
+                )
+                for arm in found[0]
+            ],
+            winner_variant_id=won or found[1],
+            p_value=found[2],
+        )
+
+    def ListCampaignContacts(
+        self, request: C.ListCampaignContactsRequest, context: Any
+    ) -> C.ListCampaignContactsResponse:
+        """A page by customer."""
+        campaign = self._campaigns.desk.row(request.parent, "parent").id
+        page = Page.parse(request.page_size, request.page_token, fingerprint=request_fingerprint(request))
+        response = (
+            _named(C.ContactResponse, "CONTACT_RESPONSE", request.response) if request.response else None
+        )
+        rows = self._counting.listed(campaign, response, page.after, page.limit + 1)
+        last = rows[page.limit - 1]["_id"] if len(rows) > page.limit else None
+        return C.ListCampaignContactsResponse(
+            contacts=[_stands(raw) for raw in rows[: page.limit]], next_page_token=page.next_token(last)
+        )
+
+    def RecordCampaignResponse(
+        self, request: C.RecordCampaignResponseRequest, context: Any
+    ) -> C.CampaignContact:
+        """Notes that a person answered."""
+        campaign = self._campaigns.desk.row(request.campaign, "campaign")
+        customer = parse_name("customer", "customers", request.customer)
+        if not request.response:
+            raise InvalidArgument(field="response", why="must be set")
+        message = self._campaigns.desk.shown(campaign)
+        if request.phase_id and request.phase_id not in {phase.phase_id for phase in message.phases}:
+            raise InvalidArgument(field="phase_id", why="is not a phase of this campaign")
+        answer = _named(C.ContactResponse, "CONTACT_RESPONSE", request.response)
+        raw = self._counting.answer(campaign.id, customer, request.phase_id, answer)
+        if raw is None:
+            raise ContactNotFound(resource=f"{request.campaign}/contacts/{customer}")
+        self._counting.mark_answered(campaign.id, request.phase_id or raw["phase"], customer, answer)
+        return _stands(raw)
+
+    def ListTouchPoints(self, request: C.ListTouchPointsRequest, context: Any) -> C.ListTouchPointsResponse:
+        """What to mention to a customer who is there now."""
+        customer = parse_name("customer", "customers", request.customer)
+        channel = request.channel or C.STEP_CHANNEL_TOUCH_POINT
+        if channel not in (C.STEP_CHANNEL_TOUCH_POINT, C.STEP_CHANNEL_SHOP):
+            raise InvalidArgument(field="channel", why="must be TOUCH_POINT or SHOP")
+        response = C.ListTouchPointsResponse()
+        profile = self._campaigns.store.profile(customer)
+        if profile is None or not profile.alive or self._campaigns.store.open_complaints(customer, 1):
+            return response
+        running = {campaign.id: campaign for campaign in self._campaigns.running()}
+        over = _named(C.StepChannel, "STEP_CHANNEL", channel)
+        for touch in self._counting.waiting(customer, over, min(10, request.page_size or 3)):
+            campaign = running.get(touch["campaign"])
+            if campaign is None:
+                continue
+            phase = next(phase for phase in campaign.phases if phase.id == touch["phase"])
+            step = next(step for step in phase.steps if step.id == touch["step"])
+            variant = next((one for one in step.variants if one.id == touch["variant"]), step.variants[0])
+            values = self._campaigns.values(campaign.id, profile.language)
+            _, body = words(variant, profile, values)
+            response.touch_points.add(
+                campaign=f"campaigns/{campaign.id}",
+                phase_id=phase.id,
+                step_id=step.id,
+                variant_id=variant.id,
+                texts=[types_pb2.LocalizedText(language=profile.language or "zh", text=body)],
+            )
+        return response
+
+    # segments
+
+    def CreateSegment(self, request: C.CreateSegmentRequest, context: Any) -> C.Segment:
+        """Adds one."""
+        return self._campaigns.segments.create(request)
+
+    def GetSegment(self, request: C.GetSegmentRequest, context: Any) -> C.Segment:
+        """Reads one."""
+        return self._campaigns.segments.get(request)
+
+    def ListSegments(self, request: C.ListSegmentsRequest, context: Any) -> C.ListSegmentsResponse:
+        """A page by id."""
+        rows, token = self._campaigns.segments.list(request, {})
+        return C.ListSegmentsResponse(segments=rows, next_page_token=token)
+
+    def UpdateSegment(self, request: C.UpdateSegmentRequest, context: Any) -> C.Segment:
+        """Changes one."""
+        return self._campaigns.segments.update(request)
+
+    def DeleteSegment(self, request: C.DeleteSegmentRequest, context: Any) -> Empty:
+        """Removes one that no campaign uses."""
+
+        def allowed(message: Any) -> None:
+            for row in self._campaigns.shelves.find(CAMPAIGNS, {}, 10_000):
+                if row.content["resource"].get("segment") == message.name:
+                    raise SegmentUsed(subject=message.name, why=f"campaigns/{row.id} uses it")
+
+        self._campaigns.segments.delete(request, allowed)
+        return Empty()
+
+    # courtesy and senders
+
+    def GetContactPolicy(self, request: C.GetContactPolicyRequest, context: Any) -> C.ContactPolicy:
+        """Reads the policy."""
+        _check_policy("name", request.name)
+        message, version = self._campaigns.policy()
+        message.etag = f"v{version}"
+        return message
+
+    def UpdateContactPolicy(self, request: C.UpdateContactPolicyRequest, context: Any) -> C.ContactPolicy:
+        """Changes the policy."""
+        given = request.contact_policy
+        _check_policy("contact_policy.name", given.name)
+        expected = parse_etag("contact_policy.etag", given.etag)
+
+        def attempt() -> Any:
+            message, version = self._campaigns.policy()
+            if expected is not None and expected != version:
+                raise EtagMismatch(resource=POLICY)
+            fields = {"frequency_caps", "quiet_hours", "holidays_quiet"}
+            apply_mask(message, given, request.update_mask, allowed=fields, immutable={"name", "etag"})
+            if problems := policy_problems(message):
+                raise InvalidArgument.many([(f"contact_policy.{field}", why) for field, why in problems])
+            resource = MessageToDict(message, preserving_proto_field_name=True)
+            row = Row(id=POLICY, content={"resource": resource}, version=version)
+            now, shelves = self._campaigns.clock.now(), self._campaigns.shelves
+            if version:
+                row = shelves.update(CONTACT_POLICY, row, now)
+            else:
+                row, _ = shelves.insert(CONTACT_POLICY, row, now)
+            message.etag = f"v{row.version}"
+            return message
+
+        return retry_conflicts(attempt, 1 if expected is not None else 5)
+
+    def ListSenders(self, request: C.ListSendersRequest, context: Any) -> C.ListSendersResponse:
+        """The configured senders, with what waits for each."""
+        response = C.ListSendersResponse()
+        for config in self._senders.configs:
+            queued = {"state": {"$in": ["QUEUED", "SENDING"]}, "channel": config.channel.value}
+            failing = {"state": "QUEUED", "channel": config.channel.value, "attempts": {"$gt": 0}}
+            response.senders.add(
+                sender_id=config.id,
+                channel=C.StepChannel.Value(f"STEP_CHANNEL_{config.channel.value}"),
+                adapter=config.adapter,
+                healthy=self._counting.touches.count_documents(failing, limit=1) == 0,
+                backlog_count=self._counting.touches.count_documents(queued),
+            )
+        return response
+
+
+def _check_policy(field: str, name: str) -> None:
+    if name != POLICY:
+        raise InvalidArgument(field=field, why=f'must be "{POLICY}"')
+
+
+def _stands(raw: Mapping[str, Any]) -> Any:
+    message: Any = C.CampaignContact(
+        name=f"campaigns/{raw['campaign']}/contacts/{raw['customer']}",
+        customer=f"customers/{raw['customer']}",
+        phase_id=raw.get("phase", ""),
+        step_id=raw.get("step", ""),
+        touch_count=raw.get("touch_count", 0),
+        touch_time=convert.timestamp(raw.get("touched_at")),
+        next_step_time=convert.timestamp(raw.get("next_at")),
+    )
+    if raw.get("response"):
+        message.response = C.ContactResponse.Value(f"CONTACT_RESPONSE_{raw['response']}")
+    return message

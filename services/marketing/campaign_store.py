@@ -1,0 +1,337 @@
+"""Where campaigns keep people and touches, in MongoDB: what is counted in millions, and must survive a crash
+anywhere.
+
+* A touch is one document with the id that `campaign_engine.touch_id` gives: the second insert of the same
+  meeting is turned away by the unique `_id`, so a repeated run addresses nobody twice.
+* A run (one phase taking people in) remembers the last customer of each finished batch, in one write with its
+  counts, after the batch's touches are acknowledged: what a crash interrupts is done again, so nobody is
+  skipped.
+* Delivering claims touches by a token with an end. A claim that outlives its holder is taken up again; the
+  message goes out under the same id (Idempotency-Key, Message-ID), by which a receiver knows the repetition.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from datetime import datetime
+from typing import Any, ClassVar
+
+from mongoengine import BooleanField, DateTimeField, DictField, Document, IntField, StringField
+from pymongo import UpdateOne
+from pymongo.errors import BulkWriteError
+
+from chassis.mongo import Aggregate, pending_entry
+from marketing.documents import ComplaintDocument, ProfileDocument
+
+_DUPLICATE_KEY = 11000
+
+
+class TouchDocument(Aggregate):
+    """One person's meeting with one step."""
+
+    resource_collection: ClassVar[str] = "touches"
+    meta: ClassVar[dict[str, Any]] = {
+        "collection": "touches",
+        "indexes": [
+            {"fields": ["customer", "at", "channel"], "name": "customer_at"},
+            {"fields": ["state", "due_at"], "name": "due"},
+            {"fields": ["token"], "name": "token", "sparse": True},
+        ],
+    }
+
+    campaign = StringField(required=True)
+    phase = StringField(required=True)
+    step = StringField(required=True)
+    variant = StringField()
+    customer = StringField(required=True)
+    channel = StringField(required=True)
+    sender = StringField()
+    #: QUEUED, SENDING, SENT, FAILED, or WAITING for the person to be there.
+    state = StringField(required=True)
+    #: When it was taken up (caps count from here), and when it may go out.
+    at = DateTimeField(required=True)
+    due_at = DateTimeField()
+    attempts = IntField()
+    token = StringField()
+    claimed_until = DateTimeField()
+    answered = StringField()
+
+
+class CampaignContactDocument(Document):
+    """Where a person stands in a campaign. `_id` is "<campaign>/<customer>"."""
+
+    meta: ClassVar[dict[str, Any]] = {
+        "auto_create_index": False,
+        "index_cls": False,
+        "strict": False,
+        "collection": "campaign_contacts",
+        "indexes": [
+            {
+                "fields": ["campaign", "next_at"],
+                "name": "next",
+                "partialFilterExpression": {"next_at": {"$exists": True}},
+            },
+            {
+                "fields": ["campaign", "response", "_id"],
+                "name": "response",
+                "partialFilterExpression": {"response": {"$exists": True}},
+            },
+        ],
+    }
+
+    id = StringField(primary_key=True)
+    campaign = StringField(required=True)
+    customer = StringField(required=True)
+    region = StringField()
+    value_class = StringField()
+    phase = StringField()
+    step = StringField()
+    response = StringField()
+    #: Answers and touches by phase.
+    answers = DictField()
+    touched = DictField()
+    touch_count = IntField()
+    touched_at = DateTimeField()
+    next_at = DateTimeField()
+
+
+class RunDocument(Document):
+    """How far a phase has come in taking people in. `_id` is "<campaign>/<phase>"."""
+
+    meta: ClassVar[dict[str, Any]] = {
+        "auto_create_index": False,
+        "index_cls": False,
+        "strict": False,
+        "collection": "campaign_runs",
+    }
+
+    id = StringField(primary_key=True)
+    cursor = StringField()
+    done = BooleanField()
+    counts = DictField()
+
+
+CAMPAIGN_DOCUMENTS: tuple[type[Document], ...] = (TouchDocument, CampaignContactDocument, RunDocument)
+
+
+def insert_new(collection: Any, rows: Sequence[Mapping[str, Any]]) -> int:
+    """Inserts those whose id is not there; how many were."""
+    if not rows:
+        return 0
+    try:
+        collection.insert_many(rows, ordered=False)
+    except BulkWriteError as error:
+        failures = error.details["writeErrors"]
+        if any(failure["code"] != _DUPLICATE_KEY for failure in failures):
+            raise
+        return len(rows) - len(failures)
+    return len(rows)
+
+
+class CampaignStore:
+    """Blocking access. Any method may raise Unavailable while the database is away."""
+
+    def __init__(self) -> None:
+        self.touches = TouchDocument._get_collection()
+        self.contacts = CampaignContactDocument._get_collection()
+        self.runs = RunDocument._get_collection()
+        self._profiles = ProfileDocument._get_collection()
+        self._complaints = ComplaintDocument._get_collection()
+        #: One write beside another: the database has more than one core.
+        self._beside = ThreadPoolExecutor(max_workers=1, thread_name_prefix="campaign")
+
+    # taking people in
+
+    def run(self, campaign: str, phase: str) -> tuple[str, bool, dict[str, int]]:
+        """(last customer taken in, whether all are, counts)."""
+        raw = self.runs.find_one({"_id": f"{campaign}/{phase}"}) or {}
+        return raw.get("cursor", ""), bool(raw.get("done")), dict(raw.get("counts") or {})
+
+    def advance(self, campaign: str, phase: str, cursor: str, counts: Mapping[str, int], done: bool) -> None:
+        """Notes a finished batch with its counts, in one write."""
+        change: dict[str, Any] = {"$set": {"cursor": cursor, "done": done}}
+        if counts:
+            change["$inc"] = {f"counts.{name}": count for name, count in counts.items()}
+        self.runs.update_one({"_id": f"{campaign}/{phase}"}, change, upsert=True)
+
+    def profiles(self, after: str, limit: int) -> list[dict[str, Any]]:
+        """Customers by id."""
+        found = self._profiles.find({"_id": {"$gt": after}}, {"bought_by": 0}, batch_size=limit)
+        return list(found.sort("_id", 1).limit(limit))
+
+    def profiles_of(self, customers: Sequence[str]) -> dict[str, dict[str, Any]]:
+        """Customers by id."""
+        return {raw["_id"]: raw for raw in self._profiles.find({"_id": {"$in": list(customers)}})}
+
+    def complaining(self, customers: Sequence[str]) -> set[str]:
+        """Which of them have an unresolved complaint."""
+        found = self._complaints.find(
+            {"customer": {"$in": list(customers)}, "open": True}, {"_id": 0, "customer": 1}
+        )
+        return {raw["customer"] for raw in found}
+
+    def touched(
+        self, customers: Sequence[str], since: datetime
+    ) -> dict[str, list[tuple[datetime, str, str]]]:
+        """(when, channel, id) of touches since then, by customer."""
+        found = self.touches.find(
+            {"customer": {"$in": list(customers)}, "at": {"$gte": since}},
+            {"customer": 1, "at": 1, "channel": 1},
+        )
+        touches: dict[str, list[tuple[datetime, str, str]]] = {}
+        for raw in found:
+            touches.setdefault(raw["customer"], []).append((raw["at"], raw["channel"], raw["_id"]))
+        return touches
+
+    def standing(self, campaign: str, customers: Sequence[str]) -> dict[str, dict[str, Any]]:
+        """Where people stand in a campaign, by customer."""
+        ids = [f"{campaign}/{customer}" for customer in customers]
+        return {raw["customer"]: raw for raw in self.contacts.find({"_id": {"$in": ids}})}
+
+    def due(self, campaign: str, now: datetime, limit: int) -> list[dict[str, Any]]:
+        """People whose next step is due."""
+        found = self.contacts.find({"campaign": campaign, "next_at": {"$lte": now}})
+        return list(found.sort("next_at", 1).limit(limit))
+
+    def take_in(self, people: Iterable[Mapping[str, Any]], touches: Sequence[Mapping[str, Any]]) -> int:
+        """Stores touches, then where their people stand; how many touches were new. Repeatable."""
+        rows = list(people)
+        # Both are there before the batch is noted as done, so their order among themselves is free.
+        entering = self._beside.submit(insert_new, self.contacts, [row for row in rows if "set" not in row])
+        try:
+            new = insert_new(self.touches, touches)
+        finally:
+            missing = entering.result()
+        changes = [
+            UpdateOne({"_id": row["_id"], "phase": row["was"][0], "step": row["was"][1]}, row["set"])
+            for row in rows
+            if "set" in row
+        ]
+        if changes:
+            self.contacts.bulk_write(changes, ordered=False)
+        return new if touches else missing
+
+    # delivering
+
+    def claim(
+        self, campaigns: Sequence[str], token: str, now: datetime, until: datetime, limit: int
+    ) -> list[dict[str, Any]]:
+        """Takes touches that are due, and those whose claim has ended."""
+        either = [
+            {"state": "QUEUED", "due_at": {"$lte": now}},
+            {"state": "SENDING", "claimed_until": {"$lt": now}},
+        ]
+        for condition in either:
+            wanted = {**condition, "campaign": {"$in": list(campaigns)}}
+            ids = [raw["_id"] for raw in self.touches.find(wanted, {"_id": 1}).limit(limit)]
+            if ids:
+                taken = {"state": "SENDING", "token": token, "claimed_until": until}
+                self.touches.update_many({**wanted, "_id": {"$in": ids}}, {"$set": taken})
+        return list(self.touches.find({"token": token, "state": "SENDING"}, {"outbox": 0}))
+
+    def finish(self, results: Sequence[tuple[Mapping[str, Any], str, datetime | None, Any]]) -> None:
+        """Notes (touch, state, when to try again, event): of a touch still held under its token."""
+        changes = []
+        for touch, state, again, event in results:
+            change: dict[str, Any] = {
+                "$set": {"state": state, "attempts": touch.get("attempts", 0) + 1},
+                "$unset": {"token": "", "claimed_until": ""},
+            }
+            if again is not None:
+                change["$set"]["due_at"] = again
+            if event is not None:
+                change["$set"]["outbox_since"] = touch["claimed_until"]
+                change["$push"] = {"outbox": pending_entry(event)}
+            changes.append(UpdateOne({"_id": touch["_id"], "token": touch["token"]}, change))
+        if changes:
+            self.touches.bulk_write(changes, ordered=False)
+
+    # answers
+
+    def answer(self, campaign: str, customer: str, phase: str, response: str) -> dict[str, Any] | None:
+        """Notes an answer; the person as they stand then, None for one who is not in the campaign."""
+        from pymongo import ReturnDocument
+
+        known = {"_id": f"{campaign}/{customer}"}
+        present = self.contacts.find_one(known)
+        if present is None:
+            return None
+        at = phase or present.get("phase", "")
+        change = {
+            "$set": {"response": response, f"answers.{at}": response},
+            "$unset": {"next_at": ""},
+        }
+        return self.contacts.find_one_and_update(known, change, return_document=ReturnDocument.AFTER)
+
+    def listed(
+        self, campaign: str, response: str | None, after: str | None, limit: int
+    ) -> list[dict[str, Any]]:
+        """People of a campaign by id."""
+        wanted: dict[str, Any] = {"campaign": campaign}
+        if response is not None:
+            wanted["response"] = response
+        if after is not None:
+            wanted["_id"] = {"$gt": after}
+        return list(self.contacts.find(wanted).sort("_id", 1).limit(limit))
+
+    def waiting(self, customer: str, channel: str, limit: int) -> list[dict[str, Any]]:
+        """Touches that wait for a person to be there, oldest first."""
+        wanted = {"customer": customer, "channel": channel, "state": "WAITING"}
+        return list(self.touches.find(wanted, {"outbox": 0}).sort("at", 1).limit(limit))
+
+    # counting
+
+    def funnel(self, campaign: str, phase: str) -> list[dict[str, Any]]:
+        """Counts of a phase by region and value class."""
+
+        def times(condition: Any) -> dict[str, Any]:
+            return {"$sum": {"$cond": [condition, 1, 0]}}
+
+        answer = f"$answers.{phase}"
+        return list(
+            self.contacts.aggregate(
+                [
+                    {"$match": {"campaign": campaign, f"touched.{phase}": {"$exists": True}}},
+                    {
+                        "$group": {
+                            "_id": {"region": "$region", "value_class": "$value_class"},
+                            "entered": {"$sum": 1},
+                            "reached": times({"$gt": [f"$touched.{phase}", 0]}),
+                            "interested": times({"$in": [answer, ["INTERESTED", "REGISTERED", "BOUGHT"]]}),
+                            "registered": times({"$in": [answer, ["REGISTERED", "BOUGHT"]]}),
+                            "bought": times({"$eq": [answer, "BOUGHT"]}),
+                            "declined": times({"$in": [answer, ["DECLINED", "OPTED_OUT"]]}),
+                        }
+                    },
+                    {"$sort": {"_id": 1}},
+                ]
+            )
+        )
+
+    def arms(self, campaign: str, phase: str, step: str, successes: Sequence[str]) -> dict[str, list[int]]:
+        """[people, successes] by variant."""
+        found: dict[str, list[int]] = {}
+        # A touch's id begins with these three, so the index of ids finds them ("0" follows "/").
+        wanted = {"_id": {"$gt": f"{campaign}/{phase}/{step}/", "$lt": f"{campaign}/{phase}/{step}0"}}
+        grouped = self.touches.aggregate(
+            [
+                {"$match": wanted},
+                {
+                    "$group": {
+                        "_id": "$variant",
+                        "people": {"$sum": 1},
+                        "yes": {"$sum": {"$cond": [{"$in": ["$answered", list(successes)]}, 1, 0]}},
+                    }
+                },
+            ]
+        )
+        for raw in grouped:
+            found[raw["_id"] or ""] = [raw["people"], raw["yes"]]
+        return found
+
+    def mark_answered(self, campaign: str, phase: str, customer: str, response: str) -> None:
+        """Notes an answer at the touches of its phase, for comparing variants; a touch that waits is over."""
+        wanted = {"campaign": campaign, "phase": phase, "customer": customer}
+        self.touches.update_many(wanted, {"$set": {"answered": response}})
+        self.touches.update_many({**wanted, "state": "WAITING"}, {"$set": {"state": "SENT"}})

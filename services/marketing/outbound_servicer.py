@@ -1,0 +1,575 @@
+"""OutboundService: call lists, who is to be called next, and what came of it.
+
+A contact is handed out by one conditional write that names the holder, the attempt and the lease's end, so no
+two holders have it at once; a lease that ended makes it free again. Abandons are counted over the list's
+window from the attempts; above the cap calls are started one an agent only, and none of a predictive list
+while it stays above.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Mapping, Sequence
+from dataclasses import replace
+from datetime import datetime, timedelta
+from typing import Any
+
+from google.protobuf.empty_pb2 import Empty
+from google.protobuf.json_format import ParseDict
+
+from callmesh.marketing.v1 import events_pb2, outbound_pb2, outbound_pb2_grpc
+from chassis.bus import Event
+from chassis.clock import Clock
+from chassis.errors import AlreadyExists, EtagMismatch, FailedPrecondition, InvalidArgument, NotFound
+from chassis.ids import check_id, new_id, parse_name, parse_names, stable_id
+from chassis.mongo import retry_conflicts
+from marketing import convert
+from marketing.campaign_engine import CONSENT, StepChannel, quiet_until
+from marketing.campaign_runner import zone_of
+from marketing.campaigns import quiet_of
+from marketing.engine import Problem
+from marketing.kinds import ATTEMPTS, CONTACT_LISTS, CONTACTS, FORBIDDEN
+from marketing.resources import Desk, Resource, name_problems, text_problems
+from marketing.shelf import Row, Shelves
+from marketing.store import Store
+
+P = outbound_pb2
+#: Bounds.
+CONTACTS_MAX = 1_000
+BATCHES_MAX = 10_000
+REJECTED_SHOWN_MAX = 100
+NUMBERS_MAX = 10_000
+LISTS_MAX = 1_000
+#: Contacts looked at for one that may be called.
+LOOKED_AT = 4
+DEFAULT_LEASE_SECONDS = 120
+DEFAULT_ABANDON_MAX = 0.03
+DEFAULT_WINDOW = timedelta(hours=24)
+#: Attempts counted for an abandon rate.
+ATTEMPTS_MAX = 20_000
+#: Fewest answered calls before a rate means anything.
+ANSWERED_MIN = 20
+CALLS_PER_AGENT_MAX = 3.0
+ANSWERED = ("SUCCESS", "DECLINED", "CALL_BACK", "ABANDONED", "OPTED_OUT")
+#: List states that a verb leads from and to.
+LIST_TRANSITIONS: Mapping[tuple[int, str], int] = {
+    (P.CONTACT_LIST_STATE_DRAFT, "start"): P.CONTACT_LIST_STATE_RUNNING,
+    (P.CONTACT_LIST_STATE_PAUSED, "start"): P.CONTACT_LIST_STATE_RUNNING,
+    (P.CONTACT_LIST_STATE_RUNNING, "pause"): P.CONTACT_LIST_STATE_PAUSED,
+}
+
+
+class ContactListStateError(FailedPrecondition):
+    """{subject}: {why}."""
+
+    reason = "CONTACT_LIST_STATE"
+
+
+class AttemptClosed(FailedPrecondition):
+    """{subject}: {why}."""
+
+    reason = "ATTEMPT_CLOSED"
+
+
+class LeaseLost(FailedPrecondition):
+    """{subject}: {why}."""
+
+    reason = "LEASE_LOST"
+
+
+def _result(number: int) -> str:
+    return P.OutboundResult.Name(number).removeprefix("OUTBOUND_RESULT_")
+
+
+def list_problems(message: Any) -> list[Problem]:
+    """Everything wrong with a call list."""
+    found = text_problems("display_name", message.display_name, 200, required=True)
+    for field, collection in (("campaign", "campaigns"), ("offer", "offers"), ("queue", "queues")):
+        found += name_problems(field, collection, getattr(message, field))
+    if not -100 <= message.priority <= 100:
+        found.append(("priority", "must be -100 to 100"))
+    if not 0 <= message.abandon_ratio_max <= 0.1:
+        found.append(("abandon_ratio_max", "must be 0 to 0.1"))
+    seen = set()
+    for at, rule in enumerate(message.retry_rules):
+        if not rule.result or rule.result in seen:
+            found.append((f"retry_rules[{at}].result", "must be set, each once"))
+        if not 1 <= rule.attempts_max <= 20:
+            found.append((f"retry_rules[{at}].attempts_max", "must be 1 to 20"))
+        if rule.wait.seconds < 0:
+            found.append((f"retry_rules[{at}].wait", "must not be negative"))
+        seen.add(rule.result)
+    for at, span in enumerate(message.quiet_hours[:50]):
+        if not (0 <= span.start_minute <= 1439 and 0 <= span.end_minute <= 1439):
+            found.append((f"quiet_hours[{at}]", "minutes must be 0 to 1439"))
+    return found
+
+
+class OutboundServicer(outbound_pb2_grpc.OutboundServiceServicer):
+    """OutboundService."""
+
+    def __init__(self, shelves: Shelves, store: Store, clock: Clock, courtesy: Any) -> None:
+        """`courtesy()` answers the contact policy in force."""
+        self._shelves = shelves
+        self._store = store
+        self._clock = clock
+        self._courtesy = courtesy
+        self._lists = Desk(
+            Resource(
+                service="OutboundService",
+                field="contact_list",
+                kind=CONTACT_LISTS,
+                message=P.ContactList,
+                problems=list_problems,
+                keys=lambda m: {"state": m.state},
+                fixed=frozenset({"state"}),
+            ),
+            shelves,
+            clock,
+        )
+
+    # lists
+
+    def CreateContactList(self, request: P.CreateContactListRequest, context: Any) -> P.ContactList:
+        """Adds a draft."""
+
+        def prepare(message: Any) -> Sequence[Event]:
+            message.state = P.CONTACT_LIST_STATE_DRAFT
+            return ()
+
+        return self._lists.create(request, prepare)
+
+    def GetContactList(self, request: P.GetContactListRequest, context: Any) -> P.ContactList:
+        """Reads one."""
+        return self._lists.get(request)
+
+    def ListContactLists(
+        self, request: P.ListContactListsRequest, context: Any
+    ) -> P.ListContactListsResponse:
+        """A page by id."""
+        rows, token = self._lists.list(request, {})
+        return P.ListContactListsResponse(contact_lists=rows, next_page_token=token)
+
+    def UpdateContactList(self, request: P.UpdateContactListRequest, context: Any) -> P.ContactList:
+        """Changes one."""
+        return self._lists.update(request)
+
+    def DeleteContactList(self, request: P.DeleteContactListRequest, context: Any) -> Empty:
+        """Removes one that does not run."""
+
+        def allowed(message: Any) -> None:
+            if message.state == P.CONTACT_LIST_STATE_RUNNING:
+                raise ContactListStateError(subject=message.name, why="it is RUNNING")
+
+        self._lists.delete(request, allowed)
+        return Empty()
+
+    def StartContactList(self, request: P.StartContactListRequest, context: Any) -> P.ContactList:
+        """Lets it be called."""
+        return self._go(request, "start")
+
+    def PauseContactList(self, request: P.PauseContactListRequest, context: Any) -> P.ContactList:
+        """Holds it."""
+        return self._go(request, "pause")
+
+    def _go(self, request: Any, verb: str) -> Any:
+        def change(message: Any) -> Sequence[Event]:
+            state = LIST_TRANSITIONS.get((message.state, verb))
+            if state is None:
+                name = P.ContactListState.Name(message.state).removeprefix("CONTACT_LIST_STATE_")
+                raise ContactListStateError(subject=message.name, why=f"it is {name}")
+            message.state = state
+            return ()
+
+        return self._lists.move(request, change)
+
+    # contacts
+
+    async def ImportContacts(
+        self, request_iterator: AsyncIterator[P.ImportContactsRequest], context: Any
+    ) -> P.ImportContactsResponse:
+        """A stream of batches; each is stored before the next is read."""
+        response = P.ImportContactsResponse()
+        offset = batches = 0
+        async for request in request_iterator:
+            batches += 1
+            if batches > BATCHES_MAX or len(request.contacts) > CONTACTS_MAX:
+                raise InvalidArgument(
+                    field="contacts", why=f"at most {BATCHES_MAX} batches of {CONTACTS_MAX} contacts"
+                )
+            parent = self._lists.row(request.parent, "parent")
+            bad = await asyncio.to_thread(self._import, parent.id, request.contacts)
+            response.added_count += len(request.contacts) - len(bad)
+            response.rejected_count += len(bad)
+            for index, field, code, why in bad[: REJECTED_SHOWN_MAX - len(response.rejected)]:
+                response.rejected.add(index=offset + index, field=field, code=code, description=why)
+            offset += len(request.contacts)
+        return response
+
+    def _import(self, list_id: str, contacts: Sequence[Any]) -> list[tuple[int, str, str, str]]:
+        """The refused ones: (index, field, code, why)."""
+        bad = []
+        for index, contact in enumerate(contacts):
+            if not convert.is_e164(contact.number):
+                bad.append((index, "number", "INVALID_NUMBER", "must be an E.164 number"))
+                continue
+            problems = name_problems("customer", "customers", contact.customer)
+            problems += text_problems("note", contact.note, 2_000)
+            if not -100 <= contact.priority <= 100:
+                problems.append(("priority", "must be -100 to 100"))
+            if problems:
+                bad.append((index, problems[0][0], "INVALID_FIELD", problems[0][1]))
+            elif self._forbidden(contact.number):
+                bad.append((index, "number", "FORBIDDEN_NUMBER", "must not be called"))
+            elif not self._add(list_id, contact):
+                bad.append((index, "number", "DUPLICATE_NUMBER", "is on the list already"))
+        return bad
+
+    def _forbidden(self, number: str) -> bool:
+        try:
+            self._shelves.get(FORBIDDEN, number.lstrip("+"))
+        except NotFound:
+            return False
+        return True
+
+    def _add(self, list_id: str, contact: Any) -> bool:
+        id, now = stable_id(list_id, contact.number), self._clock.now()
+        kept = P.Contact()
+        kept.CopyFrom(contact)
+        kept.name = f"contactLists/{list_id}/contacts/{id}"
+        kept.state = P.CONTACT_STATE_WAITING
+        kept.attempt = 0
+        due = now
+        if contact.HasField("next_attempt_time"):
+            due = convert.moment(contact.next_attempt_time)
+        row = Row(id=id, content={}, keys={})
+        try:
+            self._shelves.insert(CONTACTS, self._held(row, kept, list_id, due), now)
+        except AlreadyExists:
+            return False
+        return True
+
+    def _held(self, row: Row, contact: Any, list_id: str, due: datetime, **beside: Any) -> Row:
+        """A row with a changed contact."""
+        from google.protobuf.json_format import MessageToDict
+
+        keys = {
+            **row.keys,
+            "list": list_id,
+            "number": contact.number,
+            "state": contact.state,
+            "rank": contact.priority,
+            "due": due,
+            "skills": list(contact.skills),
+            **beside,
+        }
+        resource = MessageToDict(contact, preserving_proto_field_name=True)
+        return replace(row, content={**row.content, "resource": resource}, keys=keys)
+
+    def _contact(self, row: Row) -> Any:
+        message = P.Contact()
+        ParseDict(row.content["resource"], message, ignore_unknown_fields=True)
+        return message
+
+    def _row(self, field: str, name: str) -> Row:
+        list_id, id = parse_names(field, ("contactLists", "contacts"), name)
+        row = self._shelves.get(CONTACTS, id)
+        if row.keys["list"] != list_id:
+            raise CONTACTS.missing(id)
+        return row
+
+    def GetContact(self, request: P.GetContactRequest, context: Any) -> P.Contact:
+        """Reads one."""
+        return self._contact(self._row("name", request.name))
+
+    def ListContacts(self, request: P.ListContactsRequest, context: Any) -> P.ListContactsResponse:
+        """A page by id."""
+        parent = self._lists.row(request.parent, "parent")
+        condition: dict[str, Any] = {"list": parent.id}
+        if request.state:
+            condition["state"] = request.state
+        desk = Desk(replace(self._lists.resource, kind=CONTACTS), self._shelves, self._clock)
+        desk.shown = self._contact  # type: ignore[method-assign]
+        rows, token = desk.list(request, condition)
+        return P.ListContactsResponse(contacts=rows, next_page_token=token)
+
+    # calling
+
+    def NextContacts(self, request: P.NextContactsRequest, context: Any) -> P.NextContactsResponse:
+        """Reserves the contacts to be called next."""
+        holder = check_id("holder", request.holder)
+        if not 1 <= request.max_contacts <= CONTACTS_MAX:
+            raise InvalidArgument(field="max_contacts", why=f"must be 1 to {CONTACTS_MAX}")
+        if request.lease_seconds and not 10 <= request.lease_seconds <= 3_600:
+            raise InvalidArgument(field="lease_seconds", why="must be 10 to 3600, or 0")
+        now = self._clock.now()
+        token = request.request_id or new_id()
+        held = [
+            row
+            for row in self._shelves.find(CONTACTS, {"token": f"{holder}/{token}"}, CONTACTS_MAX)
+            if row.keys["state"] == P.CONTACT_STATE_LEASED and row.keys["due"] > now
+        ]
+        response = P.NextContactsResponse(calls_per_agent=1.0)
+        if held:
+            response.contacts.extend(self._contact(row) for row in held)
+            return response
+        until = now + timedelta(seconds=request.lease_seconds or DEFAULT_LEASE_SECONDS)
+        for row in self._running(request):
+            call_list = self._lists.shown(row)
+            rate = self._rates(call_list, now)[0]
+            limit = call_list.abandon_ratio_max or DEFAULT_ABANDON_MAX
+            if call_list.pacing_mode == P.PACING_MODE_PREDICTIVE:
+                if rate > limit:
+                    continue
+                per_agent = 1 + (CALLS_PER_AGENT_MAX - 1) * (1 - rate / limit)
+                response.calls_per_agent = max(response.calls_per_agent, per_agent)
+            left = request.max_contacts - len(response.contacts)
+            if left <= 0:
+                break
+            taken = self._take(row.id, call_list, request, f"{holder}/{token}", now, until, left)
+            response.contacts.extend(taken)
+        if len(response.contacts) < request.max_contacts:
+            response.retry_time.FromDatetime(now + timedelta(seconds=30))
+        return response
+
+    def _running(self, request: Any) -> list[Row]:
+        """Running lists, highest priority first."""
+        rows = self._shelves.find(CONTACT_LISTS, {"state": P.CONTACT_LIST_STATE_RUNNING}, LISTS_MAX)
+        wanted = {parse_name("contact_lists", "contactLists", name) for name in request.contact_lists}
+        chosen = []
+        for row in rows:
+            resource = row.content["resource"]
+            if (wanted and row.id not in wanted) or request.queue not in ("", resource.get("queue", "")):
+                continue
+            chosen.append((-resource.get("priority", 0), row.id, row))
+        return [row for _, _, row in sorted(chosen, key=lambda item: item[:2])]
+
+    def _take(
+        self,
+        list_id: str,
+        call_list: Any,
+        request: Any,
+        token: str,
+        now: datetime,
+        until: datetime,
+        count: int,
+    ) -> list[Any]:
+        states = [P.CONTACT_STATE_WAITING, P.CONTACT_STATE_LEASED]
+        condition = {"state": {"$in": states}, "list": list_id, "due": {"$lte": now}}
+        rows = self._shelves.find(CONTACTS, condition, count * LOOKED_AT + 50, order="-rank")
+        taken: list[Any] = []
+        for row in rows:
+            if len(taken) >= count:
+                break
+            contact = self._contact(row)
+            if not set(contact.skills) <= set(request.skills):
+                continue
+            if blocked := self._blocked(contact):
+                contact.state = P.CONTACT_STATE_BLOCKED
+                contact.note = f"{contact.note}\n{blocked}".strip()[-2_000:]
+                self._try(self._held(row, contact, list_id, now))
+                continue
+            if quiet := self._quiet(call_list, contact, now):
+                self._try(self._held(row, contact, list_id, quiet))
+                continue
+            contact.state = P.CONTACT_STATE_LEASED
+            contact.attempt += 1
+            contact.holder = request.holder
+            contact.lease_expire_time.FromDatetime(until)
+            # A lease that ends is simply due again.
+            if self._try(self._held(row, contact, list_id, until, token=token, holder=request.holder)):
+                taken.append(contact)
+        return taken
+
+    def _try(self, row: Row) -> bool:
+        try:
+            self._shelves.update(CONTACTS, row, self._clock.now())
+        except (EtagMismatch, NotFound):
+            return False
+        return True
+
+    def _blocked(self, contact: Any) -> str:
+        if self._forbidden(contact.number):
+            return "the number is forbidden"
+        if contact.customer:
+            profile = self._store.profile(contact.customer.removeprefix("customers/"))
+            if profile is not None and (
+                not profile.alive or CONSENT[StepChannel.OUTBOUND_CALL] in profile.refused_channels
+            ):
+                return "the customer does not want to be called"
+        return ""
+
+    def _quiet(self, call_list: Any, contact: Any, now: datetime) -> datetime | None:
+        courtesy = self._courtesy()
+        spans = (*courtesy.quiet, *quiet_of(call_list.quiet_hours))
+        zone = contact.time_zone
+        if not zone and contact.customer:
+            profile = self._store.profile(contact.customer.removeprefix("customers/"))
+            zone = profile.time_zone if profile else ""
+        return quiet_until(spans, StepChannel.OUTBOUND_CALL, now, zone_of(zone))
+
+    def ReturnContacts(self, request: P.ReturnContactsRequest, context: Any) -> P.ReturnContactsResponse:
+        """Gives contacts back uncalled."""
+        holder, now = check_id("holder", request.holder), self._clock.now()
+        if len(request.contacts) > CONTACTS_MAX:
+            raise InvalidArgument(field="contacts", why=f"at most {CONTACTS_MAX} are allowed")
+        leased = {"holder": holder, "state": P.CONTACT_STATE_LEASED}
+        wanted = {parse_names("contacts", ("contactLists", "contacts"), name)[1] for name in request.contacts}
+        returned = 0
+        for row in self._shelves.find(CONTACTS, leased, 10_000):
+            if wanted and row.id not in wanted:
+                continue
+            contact = self._contact(row)
+            contact.state = P.CONTACT_STATE_WAITING
+            contact.attempt -= 1
+            contact.ClearField("holder")
+            contact.ClearField("lease_expire_time")
+            returned += self._try(self._held(row, contact, row.keys["list"], now, token="", holder=""))
+        return P.ReturnContactsResponse(returned_count=returned)
+
+    def RecordResult(self, request: P.RecordResultRequest, context: Any) -> P.Contact:
+        """What came of an attempt; the retry rule decides about the next."""
+        holder = check_id("holder", request.holder)
+        if request.result not in P.OutboundResult.values() or not request.result:
+            raise InvalidArgument(field="result", why="must be set")
+        if request.result == P.OUTBOUND_RESULT_CALL_BACK and not request.HasField("call_back_time"):
+            raise InvalidArgument(field="call_back_time", why="must be set for CALL_BACK")
+        problems = text_problems("note", request.note, 1_000) + name_problems(
+            "agent", "agents", request.agent
+        )
+        if problems:
+            raise InvalidArgument.many(problems)
+        return retry_conflicts(lambda: self._record(request, holder))
+
+    def _record(self, request: Any, holder: str) -> Any:
+        row = self._row("contact", request.contact)
+        contact, now = self._contact(row), self._clock.now()
+        said = f"{request.attempt}/{holder}/{_result(request.result)}"
+        if row.content.get("said") == said:
+            return contact
+        if request.attempt != contact.attempt or row.content.get("closed") == contact.attempt:
+            raise AttemptClosed(subject=request.contact, why=f"attempt {request.attempt} is not open")
+        if contact.state != P.CONTACT_STATE_LEASED or contact.holder != holder:
+            raise LeaseLost(subject=request.contact, why="another has it, or nobody")
+        call_list = self._lists.shown(self._shelves.get(CONTACT_LISTS, row.keys["list"]))
+        again = self._again(call_list, request, row, now)
+        contact.last_result = request.result
+        contact.ClearField("holder")
+        contact.ClearField("lease_expire_time")
+        contact.state = P.CONTACT_STATE_WAITING if again else P.CONTACT_STATE_DONE
+        contact.ClearField("next_attempt_time")
+        if again:
+            contact.next_attempt_time.FromDatetime(again)
+        if request.result == P.OUTBOUND_RESULT_OPTED_OUT:
+            self._forbid(contact.number, "the person said so")
+        results = [*row.content.get("results", ()), _result(request.result)]
+        changed = self._held(row, contact, row.keys["list"], again or now, token="", holder="")
+        changed = replace(
+            changed,
+            content={**changed.content, "said": said, "closed": contact.attempt, "results": results},
+        )
+        self._shelves.update(CONTACTS, changed, now, [self._event(request, contact, again, now)])
+        self._count(row, request, contact, now)
+        return contact
+
+    def _again(self, call_list: Any, request: Any, row: Row, now: datetime) -> datetime | None:
+        """When the next attempt is due; None for a final result."""
+        if request.result == P.OUTBOUND_RESULT_OPTED_OUT:
+            return None
+        rule = next((one for one in call_list.retry_rules if one.result == request.result), None)
+        if request.result == P.OUTBOUND_RESULT_CALL_BACK:
+            return max(now, convert.moment(request.call_back_time))
+        if rule is None:
+            return None
+        before = list(row.content.get("results", ())).count(_result(request.result))
+        return now + rule.wait.ToTimedelta() if before + 1 < rule.attempts_max else None
+
+    def _event(self, request: Any, contact: Any, again: datetime | None, now: datetime) -> Event:
+        message = events_pb2.OutboundResultRecorded(
+            contact=contact.name,
+            customer=contact.customer,
+            number=contact.number,
+            call_id=request.call_id,
+            agent=request.agent,
+            result=_result(request.result),
+            attempt=request.attempt,
+            next_attempt_time=convert.timestamp(again),
+            record_time=convert.timestamp(now),
+        )
+        id = stable_id(contact.name, request.attempt)
+        subject = contact.customer or contact.name
+        return Event.of(message, source=convert.SOURCE, subject=subject, time=now, id=f"result:{id}")
+
+    def _count(self, row: Row, request: Any, contact: Any, now: datetime) -> None:
+        keys = {"list": row.keys["list"], "at": now, "result": _result(request.result)}
+        attempt = Row(id=stable_id(contact.name, request.attempt), content={}, keys=keys)
+        try:
+            self._shelves.insert(ATTEMPTS, attempt, now)
+        except AlreadyExists:
+            return
+
+    def _rates(self, call_list: Any, now: datetime) -> tuple[float, float, dict[str, int]]:
+        """(abandon ratio, answer ratio, results) over the list's window."""
+        window = call_list.abandon_window.ToTimedelta() or DEFAULT_WINDOW
+        id = call_list.name.removeprefix("contactLists/")
+        rows = self._shelves.find(ATTEMPTS, {"list": id, "at": {"$gte": now - window}}, ATTEMPTS_MAX)
+        results: dict[str, int] = {}
+        for row in rows:
+            results[row.keys["result"]] = results.get(row.keys["result"], 0) + 1
+        answered = sum(results.get(name, 0) for name in ANSWERED)
+        abandoned = results.get("ABANDONED", 0) / answered if answered >= ANSWERED_MIN else 0.0
+        return abandoned, answered / len(rows) if rows else 0.0, results
+
+    def GetDialStatistics(self, request: P.GetDialStatisticsRequest, context: Any) -> P.DialStatistics:
+        """How a list is doing."""
+        row, now = self._lists.row(request.contact_list, "contact_list"), self._clock.now()
+        abandoned, answered, results = self._rates(self._lists.shown(row), now)
+        states = {
+            P.ContactState.Name(state).removeprefix("CONTACT_STATE_"): self._shelves.count(
+                CONTACTS, {"list": row.id, "state": state}
+            )
+            for state in P.ContactState.values()
+            if state
+        }
+        return P.DialStatistics(
+            contact_list=request.contact_list,
+            contacts=states,
+            results=results,
+            abandon_ratio=abandoned,
+            answer_ratio=answered,
+            read_time=convert.timestamp(now),
+        )
+
+    # forbidden numbers
+
+    def _forbid(self, number: str, reason: str) -> bool:
+        row = Row(id=number.lstrip("+"), content={"reason": reason})
+        try:
+            self._shelves.insert(FORBIDDEN, row, self._clock.now())
+        except AlreadyExists:
+            return False
+        return True
+
+    def AddForbiddenNumbers(
+        self, request: P.AddForbiddenNumbersRequest, context: Any
+    ) -> P.AddForbiddenNumbersResponse:
+        """Forbids numbers for good."""
+        if not 1 <= len(request.numbers) <= NUMBERS_MAX:
+            raise InvalidArgument(field="numbers", why=f"must hold 1 to {NUMBERS_MAX} numbers")
+        problems: list[Problem] = [
+            (f"numbers[{at}]", "must be an E.164 number")
+            for at, number in enumerate(request.numbers)
+            if not convert.is_e164(number)
+        ]
+        problems += text_problems("reason", request.reason, 200)
+        if problems:
+            raise InvalidArgument.many(problems)
+        added = sum(self._forbid(number, request.reason) for number in request.numbers)
+        return P.AddForbiddenNumbersResponse(added_count=added)
+
+    def RemoveForbiddenNumber(self, request: P.RemoveForbiddenNumberRequest, context: Any) -> Empty:
+        """Allows a number again."""
+        if not convert.is_e164(request.number):
+            raise InvalidArgument(field="number", why="must be an E.164 number")
+        self._shelves.delete(FORBIDDEN, self._shelves.get(FORBIDDEN, request.number.lstrip("+")))
+        return Empty()

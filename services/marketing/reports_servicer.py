@@ -1,0 +1,321 @@
+"""ReportService: what marketing earns and costs, by campaign, agent, region, reason, offer, day and month;
+also as a chart.
+
+Revenue is the worth of accepted offers, at the time they were accepted, and of won leads. Costs are what was
+recorded, the fixed costs of campaigns when they start, and the unit costs of their touches. A row that has no
+value for a dimension shows "".
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta, tzinfo
+from decimal import Decimal
+from typing import Any
+from zoneinfo import ZoneInfo
+
+from google.protobuf.json_format import MessageToDict, ParseDict
+
+from callmesh.common.v1 import common_pb2
+from callmesh.marketing.v1 import leads_pb2, reports_pb2, reports_pb2_grpc
+from chassis.clock import Clock
+from chassis.errors import AlreadyExists, FailedPrecondition, InvalidArgument
+from chassis.ids import check_id
+from chassis.pagination import Page, request_fingerprint
+from marketing import convert
+from marketing.kinds import CAMPAIGNS, COSTS, LEADS
+from marketing.model import Decision, Result
+from marketing.resources import money_problems, name_problems, text_problems
+from marketing.shelf import Row, Shelves
+from marketing.store import DecisionFilter, Store
+
+R = reports_pb2
+DAYS_MAX = 400
+DIMENSIONS_MAX = 3
+#: Decisions and rows looked at; beyond it the report is refused, not cut.
+DECISIONS_MAX = 200_000
+PAGE = 1_000
+PIXELS = (200, 4_000)
+BARS_MAX = 20
+
+
+class NothingToDraw(FailedPrecondition):
+    """{subject}: {why}."""
+
+    reason = "NOTHING_TO_DRAW"
+
+
+class TooMuchToReport(FailedPrecondition):
+    """{subject}: {why}."""
+
+    reason = "TOO_MUCH_TO_REPORT"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Fact:
+    """Something that was earned, spent or offered."""
+
+    at: datetime
+    #: Values by dimension name.
+    values: Mapping[str, str] = field(default_factory=dict)
+    offered: int = 0
+    accepted: int = 0
+    revenue: Decimal = Decimal(0)
+    cost: Decimal = Decimal(0)
+
+
+@dataclass(kw_only=True, slots=True)
+class Sums:
+    """Figures of one row."""
+
+    keys: tuple[str, ...] = ()
+    offered: int = 0
+    accepted: int = 0
+    revenue: Decimal = Decimal(0)
+    cost: Decimal = Decimal(0)
+
+    def add(self, fact: Fact) -> None:
+        """Counts a fact in."""
+        self.offered += fact.offered
+        self.accepted += fact.accepted
+        self.revenue += fact.revenue
+        self.cost += fact.cost
+
+
+def summed(facts: Iterator[Fact], dimensions: Sequence[str], zone: tzinfo) -> tuple[list[Sums], Sums]:
+    """(rows, the largest profit first, equal ones by their keys; the total)."""
+    rows: dict[tuple[str, ...], Sums] = {}
+    total = Sums()
+    for fact in facts:
+        local = fact.at.astimezone(zone)
+        days = {"DAY": f"{local:%Y-%m-%d}", "MONTH": f"{local:%Y-%m}"}
+        keys = tuple(days.get(name) or fact.values.get(name, "") for name in dimensions)
+        rows.setdefault(keys, Sums(keys=keys)).add(fact)
+        total.add(fact)
+    ordered = sorted(rows.values(), key=lambda row: (row.cost - row.revenue, row.keys))
+    return ordered, total
+
+
+class ReportServicer(reports_pb2_grpc.ReportServiceServicer):
+    """ReportService."""
+
+    def __init__(self, shelves: Shelves, store: Store, clock: Clock, currency: str) -> None:
+        self._shelves = shelves
+        self._store = store
+        self._clock = clock
+        self._currency = currency
+
+    def GetProfitReport(self, request: R.GetProfitReportRequest, context: Any) -> R.ProfitReport:
+        """Revenue, cost and profit by the dimensions asked for."""
+        page = Page.parse(request.page_size, request.page_token, fingerprint=request_fingerprint(request))
+        rows, total = self._report(request)
+        first = int(page.after or 0)
+        shown = rows[first : first + page.limit]
+        more = first + page.limit < len(rows)
+        return R.ProfitReport(
+            rows=[self._row(row) for row in shown],
+            total=self._row(total),
+            next_page_token=page.next_token(first + page.limit if more else None),
+            read_time=convert.timestamp(self._clock.now()),
+        )
+
+    def _report(self, request: Any) -> tuple[list[Sums], Sums]:
+        start, end = convert.interval_ends("interval", request.interval)
+        if start is None or end is None or end - start > timedelta(days=DAYS_MAX):
+            raise InvalidArgument(field="interval", why=f"needs both ends, at most {DAYS_MAX} days apart")
+        if len(request.dimensions) > DIMENSIONS_MAX or 0 in request.dimensions:
+            raise InvalidArgument(field="dimensions", why=f"at most {DIMENSIONS_MAX}, none unspecified")
+        try:
+            zone = ZoneInfo(request.time_zone or "UTC")
+        except (KeyError, ValueError, OSError):
+            raise InvalidArgument(field="time_zone", why="is not an IANA time zone") from None
+        names = [
+            R.ReportDimension.Name(number).removeprefix("REPORT_DIMENSION_") for number in request.dimensions
+        ]
+        return summed(self._facts(start, end), names, zone)
+
+    def _facts(self, start: datetime, end: datetime) -> Iterator[Fact]:
+        yield from self._decisions(start, end)
+        for row in self._paged(LEADS, {"state": leads_pb2.LEAD_STATE_WON}):
+            lead = row.content["resource"]
+            at = row.updated_at or self._clock.now()
+            if start <= at < end:
+                values = {
+                    "CAMPAIGN": lead.get("campaign", ""),
+                    "AGENT": lead.get("agent", ""),
+                    "REGION": lead.get("region", ""),
+                }
+                yield Fact(at=at, values=values, revenue=Decimal(lead["won_value"]["amount"]))
+        for row in self._paged(COSTS, {"at": {"$gte": start, "$lt": end}}):
+            cost = row.content["resource"]
+            values = {name.upper(): cost.get(name, "") for name in ("campaign", "agent", "region")}
+            yield Fact(at=row.keys["at"], values=values, cost=Decimal(cost["amount"]["amount"]))
+        for row in self._paged(CAMPAIGNS, {}):
+            yield from self._campaign_costs(row, start, end)
+
+    def _campaign_costs(self, row: Row, start: datetime, end: datetime) -> Iterator[Fact]:
+        resource = row.content["resource"]
+        values = {"CAMPAIGN": f"campaigns/{row.id}"}
+        began = resource.get("start_time")
+        fixed = resource.get("fixed_cost")
+        if began and fixed:
+            at = datetime.fromisoformat(began)
+            if start <= at < end:
+                yield Fact(at=at, values=values, cost=Decimal(fixed["amount"]))
+        for phase in resource.get("phases", ()):
+            for step in phase.get("steps", ()):
+                if price := step.get("unit_cost"):
+                    prefix = f"{row.id}/{phase['phase_id']}/{step['step_id']}"
+                    for at, count in self._store.touch_days(prefix, start, end):
+                        yield Fact(at=at, values=values, cost=Decimal(price["amount"]) * count)
+
+    def _paged(self, kind: Any, condition: Mapping[str, Any]) -> Iterator[Row]:
+        after = None
+        while True:
+            rows = self._shelves.find(kind, condition, PAGE, after=after)
+            yield from rows
+            if len(rows) < PAGE:
+                return
+            after = rows[-1].id
+
+    def _decisions(self, start: datetime, end: datetime) -> Iterator[Fact]:
+        below, seen = None, 0
+        while True:
+            page = self._store.decisions(DecisionFilter(), PAGE, below)
+            for decision in page:
+                if start <= decision.created_at < end or _closed_within(decision, start, end):
+                    yield _decided(decision, start, end)
+            seen += len(page)
+            if len(page) < PAGE:
+                return
+            if seen >= DECISIONS_MAX:
+                raise TooMuchToReport(subject="report", why=f"more than {DECISIONS_MAX} decisions")
+            below = page[-1].id
+
+    def _row(self, row: Sums) -> R.ProfitRow:
+        return R.ProfitRow(
+            keys=row.keys,
+            offered_count=row.offered,
+            accepted_count=row.accepted,
+            revenue=self._money(row.revenue),
+            cost=self._money(row.cost),
+            profit=self._money(row.revenue - row.cost),
+        )
+
+    def _money(self, amount: Decimal) -> common_pb2.Money:
+        return common_pb2.Money(currency_code=self._currency, amount=f"{amount:f}")
+
+    def RenderProfitChart(
+        self, request: R.RenderProfitChartRequest, context: Any
+    ) -> R.RenderProfitChartResponse:
+        """The same as a picture."""
+        width, height = request.width_pixels or 1_200, request.height_pixels or 700
+        if not (PIXELS[0] <= width <= PIXELS[1] and PIXELS[0] <= height <= PIXELS[1]):
+            raise InvalidArgument(
+                field="width_pixels", why=f"must be {PIXELS[0]} to {PIXELS[1]}, as the height"
+            )
+        if request.language not in ("", "en", "zh"):
+            raise InvalidArgument(field="language", why='must be "zh" or "en"')
+        rows, _ = self._report(request.report)
+        if not rows:
+            raise NothingToDraw(subject="report", why="there is nothing in this span")
+        content = draw(rows[:BARS_MAX], width, height, request.language or "en", self._currency)
+        return R.RenderProfitChartResponse(content=content, content_type="image/png")
+
+    def RecordCost(self, request: R.RecordCostRequest, context: Any) -> R.Cost:
+        """Records a cost; a repeat with the same id changes nothing."""
+        cost = request.cost
+        problems = money_problems("", cost, "amount", self._currency)
+        if not cost.HasField("amount"):
+            problems.append(("amount", "must be set"))
+        for name, collection in (("campaign", "campaigns"), ("region", "regions"), ("agent", "agents")):
+            problems += name_problems(name, collection, getattr(cost, name))
+        problems += text_problems("description", cost.description, 200)
+        if problems:
+            raise InvalidArgument.many([(f"cost.{at}", why) for at, why in problems])
+        id = check_id("cost.cost_id", cost.cost_id)
+        now = self._clock.now()
+        at = convert.moment(cost.cost_time) if cost.HasField("cost_time") else now
+        kept = R.Cost()
+        kept.CopyFrom(cost)
+        kept.cost_time.FromDatetime(at)
+        content = {"resource": MessageToDict(kept, preserving_proto_field_name=True)}
+        try:
+            row, _ = self._shelves.insert(COSTS, Row(id=id, content=content, keys={"at": at}), now)
+        except AlreadyExists:
+            row = self._shelves.get(COSTS, id)
+        found = R.Cost()
+        ParseDict(row.content["resource"], found)
+        return found
+
+
+def _closed_within(decision: Decision, start: datetime, end: datetime) -> bool:
+    return decision.outcome is not None and start <= decision.outcome.at < end
+
+
+def _decided(decision: Decision, start: datetime, end: datetime) -> Fact:
+    outcome = decision.outcome
+    entry = decision.find(outcome.offer) if outcome else None
+    taken = outcome is not None and outcome.result is Result.ACCEPTED and _closed_within(decision, start, end)
+    shown = entry or (decision.offers[0] if decision.offers else None)
+    values = {
+        "AGENT": (outcome.agent if outcome else "") or decision.contact.agent,
+        "REGION": decision.contact.region,
+        "CONTACT_REASON": decision.contact.reason,
+        "OFFER": f"offers/{shown.offer}" if shown else "",
+    }
+    return Fact(
+        at=outcome.at if taken and outcome else decision.created_at,
+        values=values,
+        offered=int(bool(decision.offers) and start <= decision.created_at < end),
+        accepted=int(taken),
+        revenue=entry.worth.amount if taken and entry else Decimal(0),
+    )
+
+
+_LABELS: Mapping[str, tuple[str, str, str, str]] = {
+    "en": ("Revenue", "Cost", "Profit", "Profit centre"),
+    "zh": ("收入", "成本", "利润", "利润中心"),
+}
+
+
+def draw(rows: Sequence[Sums], width: int, height: int, language: str, currency: str) -> bytes:
+    """A PNG with revenue, cost and profit of each row as bars. Where no font for Chinese is installed, the
+    labels are English.
+    """
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import font_manager
+    from matplotlib.figure import Figure
+
+    families = {entry.name for entry in font_manager.fontManager.ttflist}
+    chinese = [
+        name
+        for name in sorted(families)
+        if any(tag in name for tag in ("CJK", "WenQuanYi", "SimHei", "Song"))
+    ]
+    labels = _LABELS[language if language != "zh" or chinese else "en"]
+    figure = Figure(figsize=(width / 100, height / 100), dpi=100, layout="tight")
+    axes = figure.add_subplot()
+    places = range(len(rows))
+    for offset, label, color, value in (
+        (-0.27, labels[0], "#2a78b5", lambda row: row.revenue),
+        (0.0, labels[1], "#c44e52", lambda row: row.cost),
+        (0.27, labels[2], "#55a868", lambda row: row.revenue - row.cost),
+    ):
+        heights = [float(value(row)) for row in rows]
+        axes.bar([place + offset for place in places], heights, 0.25, label=label, color=color)
+    axes.set_xticks(list(places), [" / ".join(row.keys) or "-" for row in rows], rotation=30, ha="right")
+    axes.axhline(0, color="black", linewidth=0.8)
+    axes.set_ylabel(currency)
+    axes.set_title(labels[3])
+    legend = axes.legend()
+    if chinese and language == "zh":
+        for text in (*axes.get_xticklabels(), axes.title, *legend.get_texts()):
+            text.set_fontfamily(chinese[0])
+    content = io.BytesIO()
+    figure.savefig(content, format="png")
+    return content.getvalue()

@@ -1,0 +1,192 @@
+"""The savings advisor: the cheapest plan with add-ons for what a customer uses. Pure and exact.
+
+1. Money and quantities are decimal numbers; nothing is rounded before the end, so equal costs are equal.
+2. A combination is one plan and any of the add-ons that fit it, each up to its quantity, none excluded by
+   another. Its cost in a month is the fees and, meter by meter, the tiers above the included quantity,
+   quantity rounded up to the charging step first. Add-ons add their included quantities; the tiers are the
+   plan's, or an add-on's where it brings its own.
+3. A plan that lacks a meter which the customer uses is no answer, unless an add-on brings that meter.
+4. Every permitted combination is compared. Before that add-ons that touch no meter used are left out: they
+   only cost more. More combinations than `COMBINATIONS_MAX` are refused, not sampled: the answer is exact or
+   none.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from decimal import ROUND_CEILING, Decimal
+
+from chassis.errors import FailedPrecondition
+
+#: Most combinations compared.
+COMBINATIONS_MAX = 200_000
+
+
+class TooManyCombinations(FailedPrecondition):
+    """{subject}: {why}."""
+
+    reason = "TOO_MANY_COMBINATIONS"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Tier:
+    """One tier of a price."""
+
+    #: The tier ends at this quantity above the included one; None for the last.
+    up_to: Decimal | None
+    #: Price of one unit inside it.
+    unit_price: Decimal
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class MeterPrice:
+    """What one meter costs."""
+
+    included: Decimal = Decimal(0)
+    #: Charges above that; none for an add-on that only adds to what is included.
+    tiers: tuple[Tier, ...] = ()
+    #: Charged in whole multiples of it; 0 is exact.
+    step: Decimal = Decimal(0)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Tariff:
+    """A price list."""
+
+    id: str
+    is_plan: bool
+    fee: Decimal
+    meters: Mapping[str, MeterPrice]
+    #: Add-ons: plans it may be added to; empty is all.
+    plans: frozenset[str] = frozenset()
+    excluded: frozenset[str] = frozenset()
+    quantity_max: int = 1
+
+
+#: What was used in one month, by meter.
+Usage = Mapping[str, Decimal]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Line:
+    """One line of a bill, as monthly means."""
+
+    tariff: str
+    #: "" for the fee.
+    meter: str
+    quantity: Decimal
+    amount: Decimal
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Quote:
+    """A combination and what it would have cost."""
+
+    plan: str
+    add_ons: tuple[str, ...]
+    #: Mean cost a month.
+    cost: Decimal
+    lines: tuple[Line, ...]
+
+
+def charge(price: MeterPrice, included: Decimal, quantity: Decimal) -> Decimal | None:
+    """What a quantity costs above what is included; None when it is not to be had at any price."""
+    if price.step > 0:
+        quantity = (quantity / price.step).to_integral_value(ROUND_CEILING) * price.step
+    left = quantity - included
+    if left <= 0:
+        return Decimal(0)
+    if not price.tiers:
+        return None
+    total, below = Decimal(0), Decimal(0)
+    for tier in price.tiers:
+        top = left if tier.up_to is None else min(left, tier.up_to)
+        if top > below:
+            total += (top - below) * tier.unit_price
+            below = top
+        if tier.up_to is None or left <= tier.up_to:
+            return total
+    return None
+
+
+def quote(plan: Tariff, add_ons: Sequence[Tariff], months: Sequence[Usage]) -> Quote | None:
+    """What a combination would have cost, a month; None where it does not serve what was used."""
+    count = Decimal(len(months))
+    lines = [Line(tariff=plan.id, meter="", quantity=Decimal(1), amount=plan.fee)]
+    lines += [Line(tariff=one.id, meter="", quantity=Decimal(1), amount=one.fee) for one in add_ons]
+    for meter in sorted({meter for month in months for meter in month}):
+        quantity = sum((month.get(meter, Decimal(0)) for month in months), Decimal(0))
+        holders = [tariff for tariff in (plan, *add_ons) if meter in tariff.meters]
+        if not holders:
+            if quantity == 0:
+                continue
+            return None
+        included = sum((tariff.meters[meter].included for tariff in holders), Decimal(0))
+        priced = [tariff for tariff in holders if tariff.meters[meter].tiers]
+        amounts = [
+            _cheapest([tariff.meters[meter] for tariff in priced or holders], included, month.get(meter))
+            for month in months
+        ]
+        if any(amount is None for amount in amounts):
+            return None
+        amount = sum((amount for amount in amounts if amount is not None), Decimal(0))
+        at = (priced or holders)[0].id
+        lines.append(Line(tariff=at, meter=meter, quantity=quantity / count, amount=amount / count))
+    return Quote(
+        plan=plan.id,
+        add_ons=tuple(one.id for one in add_ons),
+        cost=sum((line.amount for line in lines), Decimal(0)),
+        lines=tuple(lines),
+    )
+
+
+def _cheapest(prices: Sequence[MeterPrice], included: Decimal, quantity: Decimal | None) -> Decimal | None:
+    found = [charge(price, included, quantity or Decimal(0)) for price in prices]
+    served = [amount for amount in found if amount is not None]
+    return min(served) if served else None
+
+
+def _fitting(plan: Tariff, add_ons: Sequence[Tariff], used: frozenset[str]) -> list[Tariff]:
+    return [
+        one
+        for one in add_ons
+        if (not one.plans or plan.id in one.plans)
+        and one.id not in plan.excluded
+        and plan.id not in one.excluded
+        and used & one.meters.keys()
+    ]
+
+
+def _combinations(fitting: Sequence[Tariff]) -> Iterator[tuple[Tariff, ...]]:
+    for counts in itertools.product(*(range(one.quantity_max + 1) for one in fitting)):
+        taken = [one for one, count in zip(fitting, counts, strict=True) if count]
+        ids = {one.id for one in taken}
+        if any(one.excluded & ids for one in taken):
+            continue
+        yield tuple(one for one, count in zip(fitting, counts, strict=True) for _ in range(count))
+
+
+def cheapest(tariffs: Sequence[Tariff], months: Sequence[Usage], limit: int) -> tuple[list[Quote], int]:
+    """(the cheapest combinations, cheapest first; how many were compared). Equal costs go by fewer add-ons,
+    then by ids. TooManyCombinations.
+    """
+    used = frozenset(meter for month in months for meter, quantity in month.items() if quantity > 0)
+    plans = sorted((one for one in tariffs if one.is_plan), key=lambda one: one.id)
+    add_ons = sorted((one for one in tariffs if not one.is_plan), key=lambda one: one.id)
+    fitting = {plan.id: _fitting(plan, add_ons, used) for plan in plans}
+    total = sum(math.prod(one.quantity_max + 1 for one in fitting[plan.id]) for plan in plans)
+    if total > COMBINATIONS_MAX:
+        raise TooManyCombinations(
+            subject="tariffs", why=f"{total} combinations, at most {COMBINATIONS_MAX} are compared"
+        )
+    found = [
+        made
+        for plan in plans
+        for taken in _combinations(fitting[plan.id])
+        if (made := quote(plan, taken, months)) is not None
+    ]
+    found.sort(key=lambda made: (made.cost, len(made.add_ons), made.plan, made.add_ons))
+    return found[:limit], total

@@ -1,0 +1,193 @@
+"""Senders: how messages leave. One port, two adapters (SMTP, HTTP webhook); further ones implement `Sender`.
+
+A message's id is that of its touch. It goes along as the mail's Message-ID and as the webhook's
+`Idempotency-Key`: when a crash leaves it open whether a message went out, it is sent again under the same id,
+and a receiver knows it.
+"""
+
+from __future__ import annotations
+
+import json
+import smtplib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from email.message import EmailMessage
+from typing import Any, Protocol
+
+import requests
+
+from marketing.campaign_engine import StepChannel
+from marketing.model import Profile
+
+#: Longest wait for a sender, seconds.
+TIMEOUT_SECONDS = 10.0
+SENDERS_MAX = 50
+
+
+class SendFailed(Exception):
+    """A sender did not take a message; `final` when trying again is of no use."""
+
+    def __init__(self, why: str, *, final: bool = False) -> None:
+        super().__init__(why)
+        self.final = final
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Message:
+    """What is to be sent."""
+
+    #: Unique for ever.
+    id: str
+    #: Whom it addresses.
+    profile: Profile
+    channel: StepChannel
+    #: For mail; "" else.
+    subject: str
+    body: str
+    #: Names of what it belongs to: campaign, phase, step, variant.
+    origin: Mapping[str, str]
+
+
+class Sender(Protocol):
+    """A way of sending."""
+
+    def reaches(self, profile: Profile) -> bool:
+        """Whether there is an address."""
+
+    def send(self, message: Message) -> None:
+        """Hands a message over; SendFailed."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SenderConfig:
+    """One configured sender."""
+
+    id: str
+    channel: StepChannel
+    #: "smtp" or "webhook".
+    adapter: str
+    #: Where to: "host:port", or a URL.
+    target: str
+    #: For mail: who it is from.
+    sender: str = ""
+    #: For mail: the address, "{number}" (digits) and "{customer}" filled in, as mail gateways of the other
+    #: channels want it.
+    address: str = "{customer}"
+
+
+def read_configs(text: str) -> tuple[SenderConfig, ...]:
+    """Senders from the setting's JSON list. ValueError in words."""
+    try:
+        raw = json.loads(text or "[]")
+        found = tuple(SenderConfig(**{**item, "channel": StepChannel(item["channel"])}) for item in raw)
+    except (TypeError, ValueError, KeyError, AttributeError) as error:
+        raise ValueError(
+            f"senders must be a JSON list of objects with id, channel, adapter, target: {error}"
+        ) from None
+    if len(found) > SENDERS_MAX or len({one.id for one in found}) < len(found):
+        raise ValueError(f"senders need ids of their own, at most {SENDERS_MAX}")
+    if unknown := [one.adapter for one in found if one.adapter not in ADAPTERS]:
+        raise ValueError(f"senders know the adapters {', '.join(ADAPTERS)}, not {unknown[0]}")
+    return found
+
+
+class SmtpSender:
+    """Mail, over one connection a message: a relay that went away is met again with the next."""
+
+    def __init__(self, config: SenderConfig) -> None:
+        host, _, port = config.target.partition(":")
+        self._host, self._port = host, int(port or 25)
+        self._config = config
+
+    def _address(self, profile: Profile) -> str:
+        number = profile.numbers[0].lstrip("+") if profile.numbers else ""
+        if "{number}" in self._config.address and not number:
+            return ""
+        return self._config.address.format(number=number, customer=profile.customer)
+
+    def reaches(self, profile: Profile) -> bool:
+        """As the port says."""
+        return "@" in self._address(profile)
+
+    def send(self, message: Message) -> None:
+        """As the port says. A refused recipient is final, everything else may pass."""
+        mail = EmailMessage()
+        mail["From"] = self._config.sender
+        mail["To"] = self._address(message.profile)
+        mail["Subject"] = " ".join(message.subject.split())
+        domain = self._config.sender.rpartition("@")[2] or "localhost"
+        mail["Message-ID"] = f"<{message.id.replace('/', '.')}@{domain}>"
+        mail.set_content(message.body)
+        try:
+            with smtplib.SMTP(self._host, self._port, timeout=TIMEOUT_SECONDS) as relay:
+                relay.send_message(mail)
+        except smtplib.SMTPRecipientsRefused as error:
+            codes = [code for code, _ in error.recipients.values()]
+            raise SendFailed("the recipient is refused", final=all(code >= 500 for code in codes)) from None
+        except (smtplib.SMTPException, OSError) as error:
+            raise SendFailed(type(error).__name__) from None
+
+
+class WebhookSender:
+    """A POST of JSON to a URL."""
+
+    def __init__(self, config: SenderConfig) -> None:
+        self._config = config
+        self._session = requests.Session()
+
+    def reaches(self, profile: Profile) -> bool:
+        """As the port says."""
+        return bool(profile.numbers) or self._config.channel is StepChannel.WEBHOOK
+
+    def send(self, message: Message) -> None:
+        """As the port says. 2xx is taken, 4xx but 408, 409 and 429 is final; 409 says that it was taken
+        before.
+        """
+        body = {
+            "id": message.id,
+            "customer": f"customers/{message.profile.customer}",
+            "number": message.profile.numbers[0] if message.profile.numbers else "",
+            "channel": message.channel.value,
+            "subject": message.subject,
+            "body": message.body,
+            **message.origin,
+        }
+        headers = {"Idempotency-Key": message.id}
+        try:
+            answer = self._session.post(
+                self._config.target,
+                json=body,
+                headers=headers,
+                timeout=TIMEOUT_SECONDS,
+                allow_redirects=False,
+            )
+        except requests.RequestException as error:
+            raise SendFailed(type(error).__name__) from None
+        if answer.status_code == 409 or 200 <= answer.status_code < 300:
+            return
+        final = 400 <= answer.status_code < 500 and answer.status_code not in (408, 429)
+        raise SendFailed(f"status {answer.status_code}", final=final)
+
+
+#: What makes a sender of each adapter.
+ADAPTERS: Mapping[str, Callable[[SenderConfig], Any]] = {"smtp": SmtpSender, "webhook": WebhookSender}
+
+
+class Senders:
+    """The configured senders, by id and by channel."""
+
+    def __init__(self, configs: Sequence[SenderConfig]) -> None:
+        self.configs = tuple(configs)
+        self._made: dict[str, Sender] = {one.id: ADAPTERS[one.adapter](one) for one in configs}
+
+    def of(self, channel: StepChannel, sender: str = "") -> tuple[str, Sender] | None:
+        """(id, sender) of a name, or the channel's first; None for none."""
+        for config in self.configs:
+            if sender in ("", config.id) and config.channel is channel:
+                return config.id, self._made[config.id]
+        return None
+
+    def reaches(self, profile: Profile, channel: StepChannel) -> bool:
+        """Whether somebody can be reached over a channel that needs a sender."""
+        found = self.of(channel)
+        return found is not None and found[1].reaches(profile)
