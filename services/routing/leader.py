@@ -70,6 +70,8 @@ JITTER = 0.2
 #: Positions are told this often, real seconds, to this many callers of a queue.
 POSITIONS_SECONDS = 1.0
 POSITIONS_PER_QUEUE_MAX = 1_000
+#: So many at once; then everything else gets its turn.
+POSITIONS_AT_ONCE = 20
 
 log = structlog.get_logger(__name__)
 
@@ -829,12 +831,18 @@ class Leader:
                     # A place in the queue is an acknowledgement: only a committed call has one.
                     continue
                 now[call_id] = (position, wait_ms)
-                if told.get(call_id) != now[call_id]:
-                    self._tell_position(call_id, position, wait_ms)
+            changed = [call_id for call_id, place in now.items() if told.get(call_id) != place]
             told = now
+            slices = [changed[i : i + POSITIONS_AT_ONCE] for i in range(0, len(changed), POSITIONS_AT_ONCE)]
+            for part in slices:
+                for call_id in part:
+                    self._tell_position(call_id, *now[call_id])
+                # Over half of the time, so that no offer waits behind a thousand positions.
+                await asyncio.sleep(POSITIONS_SECONDS / 2 / len(slices))
 
     def _tell_position(self, call_id: str, position: int, wait_ms: int) -> None:
-        outlet = self._outlets.get(self.state.calls[call_id].front)
+        entry = self.state.calls.get(call_id)
+        outlet = self._outlets.get(entry.front) if entry is not None and entry.ticket else None
         if outlet is not None:
             event = PositionChanged(call_id=call_id, position=position, expected_wait_span_ms=wait_ms)
             fact = Fact(event=event, now_ms=self.state.now_ms, call=view_call(self.state, call_id))

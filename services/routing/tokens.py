@@ -2,14 +2,26 @@
 
 from __future__ import annotations
 
+import base64
+import hmac
 from dataclasses import dataclass
 
 import jwt
+import msgspec
 
 from chassis.errors import FailedPrecondition
 
 _ALGORITHM = "HS256"
 _AUDIENCE = "callmesh.place"
+_encoder = msgspec.json.Encoder()
+
+
+def _base64(data: bytes) -> bytes:
+    """As RFC 7515 wants it: URL-safe, without padding."""
+    return base64.urlsafe_b64encode(data).rstrip(b"=")
+
+
+_HEADER = _base64(_encoder.encode({"alg": _ALGORITHM, "typ": "JWT"})) + b"."
 #: Longest token read.
 TOKEN_CHARACTERS_MAX = 2_048
 
@@ -60,7 +72,9 @@ class PlaceTokens:
             "wtd": place.waited_span_ms,
             "mad": place.made_ms,
         }
-        return jwt.encode(claims, self._key, algorithm=_ALGORITHM)
+        # The library reads tokens; it makes them ten times slower than this, and each word on a call has one.
+        signed = _HEADER + _base64(_encoder.encode(claims))
+        return (signed + b"." + _base64(hmac.digest(self._key, signed, "sha256"))).decode()
 
     def read(self, token: str, call_id: str, now_ms: int) -> Place:
         """The place that a token keeps. Raises InvalidPlaceToken: forged, damaged, of another call, too
