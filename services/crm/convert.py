@@ -1038,6 +1038,7 @@ def ticket_fact(snapshot: tickets_events.TicketSnapshot) -> Fact | None:
         "priority": _enum_name(ticket_pb2.Priority, snapshot.priority, "PRIORITY_"),
         "subject": snapshot.subject[:EVENT_LINE_CHARACTERS_MAX],
         "contact_reason": snapshot.category[:NAME_CHARACTERS_MAX],
+        "product": snapshot.products[0][:NAME_CHARACTERS_MAX] if snapshot.products else "",
         "open": snapshot.phase in _OPEN_PHASES,
         "due_ms": _ms(snapshot, "due_time"),
         "changed_ms": _ms(snapshot, "update_time"),
@@ -1052,6 +1053,34 @@ def ticket_fact(snapshot: tickets_events.TicketSnapshot) -> Fact | None:
         stamp=(snapshot.version,),
         values=values,
         began_ms=_event_ms("create_time", snapshot),
+    )
+
+
+def visit_fact(message: tickets_events.FollowUpCompleted) -> Fact | None:
+    """What the customer said when asked how it was: a survey; None when there was no answer."""
+    snapshot, visit = message.ticket, message.visit
+    if not snapshot.ticket or not visit.answered:
+        return None
+    score = visit.satisfaction_score if 1 <= visit.satisfaction_score <= 5 else 0
+    values = {
+        "number": _event_number(snapshot.caller_number),
+        "customer": _id_of("ticket.customer", "customers", snapshot.customer),
+        "channel": _CHANNELS.get(snapshot.channel, Channel.NONE).value,
+        "agent": snapshot.assignee[:NAME_CHARACTERS_MAX],
+        "contact_reason": snapshot.category[:NAME_CHARACTERS_MAX],
+        "survey": f"follow-up of {message.parent[:NAME_CHARACTERS_MAX]}",
+        # A verdict without a score still says whether all was well.
+        "satisfaction": score or (5 if visit.satisfied else 1),
+        "comment": visit.comment[:EVENT_TEXT_CHARACTERS_MAX],
+    }
+    return Fact(
+        kind=InteractionKind.SURVEY,
+        source="tickets",
+        source_id=_id_of("ticket.ticket", "tickets", snapshot.ticket),
+        facet="record",
+        stamp=(snapshot.version,),
+        values=values,
+        began_ms=_event_ms("update_time", snapshot),
     )
 
 

@@ -33,6 +33,7 @@ TICKETS: tuple[type[Any], ...] = (
     tickets_events.CallAttached,
     tickets_events.SlaBreached,
     tickets_events.TicketsMerged,
+    tickets_events.FollowUpCompleted,
 )
 OFFERS: tuple[type[Any], ...] = (marketing_events.RecommendationMade, marketing_events.OfferOutcomeRecorded)
 #: Events after which a customer may own numbers that it did not own before.
@@ -77,6 +78,8 @@ def learn_message(use: Memory, message: Any) -> None:
         _apply(use, _FACTS[type(message)](message))
     elif isinstance(message, TICKETS):
         _apply(use, convert.ticket_fact(message.ticket))
+        if isinstance(message, tickets_events.FollowUpCompleted):
+            _apply(use, convert.visit_fact(message))
     elif isinstance(message, marketing_events.RecommendationMade):
         _learn_ranking(use, message)
     elif isinstance(message, marketing_events.OfferOutcomeRecorded):

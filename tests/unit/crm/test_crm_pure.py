@@ -12,6 +12,7 @@ from google.protobuf.json_format import MessageToDict
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from callmesh.tickets.v1 import events_pb2 as tickets_events
 from chassis.errors import InvalidArgument
 from crm import care, churn, consent, convert, engine, identity, rows, scan, schema, search, topics, webhooks
 from crm.coalesce import Coalescer
@@ -422,3 +423,17 @@ def test_addresses_speak_for_duplicates() -> None:
     home = PostalAddress(city="深圳", district="福田区", street="深南大道1号")
     one, other = person(addresses=(home,)), person("b", "王晓明", "", addresses=(home,))
     assert "addresses" in [reason.field for reason in compared(one, other).reasons]
+
+
+def test_an_answered_visit_is_a_survey() -> None:
+    message = tickets_events.FollowUpCompleted(parent="tickets/t1")
+    message.ticket.ticket, message.ticket.version, message.ticket.customer = "tickets/v1", 3, "customers/a"
+    message.ticket.update_time.FromDatetime(NOW)
+    assert convert.visit_fact(message) is None, "nobody answered"
+    message.visit.answered, message.visit.satisfied, message.visit.comment = True, True, "好"
+    fact = convert.visit_fact(message)
+    assert fact is not None and fact.kind is InteractionKind.SURVEY
+    assert fact.values["satisfaction"] == 5 and fact.values["survey"] == "follow-up of tickets/t1"
+    message.visit.satisfaction_score = 2
+    again = convert.visit_fact(message)
+    assert again is not None and again.values["satisfaction"] == 2 and again.source_id == fact.source_id
