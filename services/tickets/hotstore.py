@@ -8,15 +8,17 @@ both ways write alike is held by the contract suite.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping, Sequence
+import base64
+import json
+from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Protocol
 
-from pymongo.errors import BulkWriteError
+from pymongo.errors import BulkWriteError, OperationFailure
 
 from chassis.clock import from_ms
-from chassis.errors import AlreadyExists, NotFound
+from chassis.errors import AlreadyExists, InvalidArgument, NotFound
 from chassis.idempotency import check_repeat
 from chassis.mongo import pending_entry
 from tickets.batching import Batcher
@@ -28,7 +30,9 @@ from tickets.documents import (
     profile_from_raw,
     to_fields,
 )
+from tickets.filters import Term, holds, to_mongo
 from tickets.model import Profile, Ticket
+from tickets.store import value_reader
 
 if TYPE_CHECKING:
     from pymongo.asynchronous.collection import AsyncCollection
@@ -37,6 +41,8 @@ if TYPE_CHECKING:
     from chassis.bus import Event
     from tickets.store import MemoryStore
 
+#: Longest resume token.
+TOKEN_CHARACTERS_MAX = 2_048
 #: MongoDB's code for a unique value that is taken.
 _DUPLICATE_KEY = 11000
 
@@ -70,6 +76,20 @@ class AsyncStore(Protocol):
 
     async def insert(self, new: NewTicket) -> tuple[Ticket, bool]:
         """As `TicketStore.insert`."""
+
+    def watch(self, terms: Sequence[Term], resume_token: str) -> AsyncIterator[Watched]:
+        """Changes of tickets that match afterwards, from a token on or from now on, without end.
+        InvalidArgument(resume_token) for a token that is none, or too old."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Watched:
+    """A change of a ticket."""
+
+    #: As it is after it, without its history.
+    ticket: Ticket
+    #: Continue here after a break.
+    resume_token: str
 
 
 def document_of(new: NewTicket, now: datetime) -> Raw:
@@ -170,6 +190,44 @@ class AsyncMongoStore:
             return from_raw(raw), False
         return replace(new.ticket, version=1), True
 
+    async def watch(self, terms: Sequence[Term], resume_token: str) -> AsyncIterator[Watched]:
+        """As the port says, from the database's own stream of changes. What only took published events off
+        is no
+        change."""
+        written: list[Raw] = [
+            {"operationType": {"$in": ["insert", "replace"]}},
+            {"updateDescription.updatedFields.version": {"$exists": True}},
+        ]
+        match = {"$and": [{"$or": written}, *(to_mongo(term, prefix="fullDocument.") for term in terms)]}
+        after = _token_of(resume_token) if resume_token else None
+        try:
+            stream = await self._tickets.watch(
+                [{"$match": match}], full_document="updateLookup", resume_after=after
+            )
+            async with stream:
+                async for change in stream:
+                    if change.get("fullDocument"):
+                        ticket = replace(from_raw(change["fullDocument"]), history=(), comments=())
+                        yield Watched(ticket=ticket, resume_token=_text_of(change["_id"]))
+        except OperationFailure as error:
+            if resume_token:
+                raise InvalidArgument(field="resume_token", why="is none, or too old") from None
+            raise error
+
+
+def _text_of(token: Any) -> str:
+    return base64.urlsafe_b64encode(json.dumps(token, default=str).encode()).decode()
+
+
+def _token_of(text: str) -> Any:
+    try:
+        token = json.loads(base64.urlsafe_b64decode(text[:TOKEN_CHARACTERS_MAX]))
+    except ValueError:
+        token = None
+    if not isinstance(token, dict) or not isinstance(token.get("_data"), str) or len(token) != 1:
+        raise InvalidArgument(field="resume_token", why="is not one that this service gave out")
+    return token
+
 
 class AsyncMemoryStore:
     """The hot paths on a memory store."""
@@ -199,3 +257,14 @@ class AsyncMemoryStore:
         """As the port says."""
         key, fingerprint = new.request_key, new.fingerprint
         return self._store.insert(new.ticket, new.events, request_key=key, fingerprint=fingerprint)
+
+    async def watch(self, terms: Sequence[Term], resume_token: str) -> AsyncIterator[Watched]:
+        """As the port says, by looking again and again."""
+        seen = json.loads(resume_token) if resume_token else self._store.versions()
+        while True:
+            for id, version in self._store.versions().items():
+                ticket = replace(self._store.get(id), history=(), comments=())
+                if seen.get(id, 0) < version and all(holds(t, value_reader(ticket)) for t in terms):
+                    seen = {**seen, id: version}
+                    yield Watched(ticket=ticket, resume_token=json.dumps(seen))
+            await asyncio.sleep(0)

@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -113,6 +113,18 @@ class TicketServicer(Around, ticket_service_pb2_grpc.TicketServiceServicer):
     ) -> ticket_pb2.Ticket:
         """One ticket, by the event loop."""
         return convert.to_proto(await self._reader.get(ticket_id("name", request.name)))
+
+    async def WatchChanges(
+        self, request: ticket_service_pb2.WatchChangesRequest, context: Any
+    ) -> AsyncIterator[ticket_service_pb2.WatchChangesResponse]:
+        """Follows the changes of tickets that match."""
+        terms = filters.parse(request.filter)
+        async for change in self._reader.watch(terms, request.resume_token):
+            yield ticket_service_pb2.WatchChangesResponse(
+                ticket=convert.to_proto(change.ticket),
+                time=convert.stamp(change.ticket.updated_ms),
+                resume_token=change.resume_token,
+            )
 
     async def CreateTicket(
         self, request: ticket_service_pb2.CreateTicketRequest, context: Any

@@ -456,7 +456,8 @@ class MongoStore:
 # ---- memory
 
 
-def _value_of(ticket: Ticket) -> Callable[[str], Any]:
+def value_reader(ticket: Ticket) -> Callable[[str], Any]:
+    """Gives a ticket's values by the names of filters."""
     fields: dict[str, Any] = {}
 
     def value_of(name: str) -> Any:
@@ -557,6 +558,11 @@ class MemoryStore:
         with self._lock:
             return self._tickets.get(ticket_id)
 
+    def versions(self) -> dict[str, int]:
+        """Every ticket's version."""
+        with self._lock:
+            return {id: ticket.version for id, ticket in self._tickets.items()}
+
     def _where(self, test: Callable[[Ticket], bool]) -> list[Ticket]:
         with self._lock:
             return [ticket for ticket in self._tickets.values() if test(ticket)]
@@ -570,7 +576,7 @@ class MemoryStore:
 
         found = self._where(
             lambda t: (
-                all(holds(term, _value_of(t)) for term in query.conditions)
+                all(holds(term, value_reader(t)) for term in query.conditions)
                 and (not query.by_due or clocks.due_ms(t.sla.resolution) is not None)
                 and beyond(t)
             )

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import signal
+import threading
 import uuid
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import grpc
 import pytest
+from google.protobuf.duration_pb2 import Duration
 from google.protobuf.field_mask_pb2 import FieldMask
 from google.rpc import error_details_pb2
 from grpc_status import rpc_status
@@ -16,6 +18,12 @@ from grpc_status import rpc_status
 from callmesh.tickets.v1 import (
     flow_pb2,
     flow_pb2_grpc,
+    knowledge_pb2,
+    knowledge_pb2_grpc,
+    report_pb2,
+    report_pb2_grpc,
+    sla_pb2,
+    sla_pb2_grpc,
     ticket_pb2,
     ticket_service_pb2,
     ticket_service_pb2_grpc,
@@ -160,6 +168,76 @@ def test_what_is_missing_says_so(channel: grpc.Channel) -> None:
     merge = rpc.MergeTicketsRequest(name="tickets/none", source="tickets/none")
     _, _, fields = failure(lambda: stub.MergeTickets(merge, timeout=10))
     assert fields == ["source"]
+
+
+def test_changes_are_followed_from_where_a_stream_broke(channel: grpc.Channel) -> None:
+    stub = ticket_service_pb2_grpc.TicketServiceStub(channel)
+
+    def make(subject: str) -> Any:
+        draft = pb.Ticket(kind=pb.TICKET_KIND_CARE, subject=subject, tags=["watched"])
+        return stub.CreateTicket(rpc.CreateTicketRequest(ticket=draft), timeout=10)
+
+    changes = stub.WatchChanges(rpc.WatchChangesRequest(filter="tags:watched"), timeout=30)
+    seen: list[Any] = []
+    reading = threading.Thread(target=lambda: seen.append(next(changes)))
+    reading.start()
+    wait_until(lambda: make("one") is not None and bool(seen), 20, what="the first change arrives")
+    reading.join()
+    changes.cancel()
+    last = make("last")
+    token = seen[0].resume_token
+    again = stub.WatchChanges(rpc.WatchChangesRequest(filter="tags:watched", resume_token=token), timeout=30)
+    for change in again:
+        if change.ticket.name == last.name:
+            break
+    again.cancel()
+    bad = rpc.WatchChangesRequest(resume_token="e30=")
+    assert failure(lambda: next(stub.WatchChanges(bad, timeout=10)))[2] == ["resume_token"]
+
+
+def test_everything_around_tickets_is_served(channel: grpc.Channel) -> None:
+    office = sla_pb2.Calendar(
+        time_zone="Asia/Shanghai",
+        holiday_country="CN",
+        windows=[sla_pb2.WorkWindow(weekday=day, start_minute=540, end_minute=1080) for day in range(1, 6)],
+    )
+    levels = sla_pb2_grpc.SlaServiceStub(channel)
+    levels.CreateCalendar(sla_pb2.CreateCalendarRequest(calendar=office, calendar_id="office"), timeout=10)
+    policy = sla_pb2.SlaPolicy(
+        calendar="calendars/office",
+        kinds=[pb.TICKET_KIND_MARKET_SURVEY],
+        resolution_target=Duration(seconds=28_800),
+    )
+    request = sla_pb2.CreateSlaPolicyRequest(sla_policy=policy, sla_policy_id="survey")
+    levels.CreateSlaPolicy(request, timeout=10)
+    stub = ticket_service_pb2_grpc.TicketServiceStub(channel)
+    draft = pb.Ticket(kind=pb.TICKET_KIND_MARKET_SURVEY, subject="How was it?")
+    ticket = stub.CreateTicket(rpc.CreateTicketRequest(ticket=draft), timeout=10)
+    assert ticket.sla.policy == "slaPolicies/survey"
+    explained = levels.ExplainSla(sla_pb2.ExplainSlaRequest(ticket=ticket.name), timeout=10)
+    counted = [s.end_time.seconds - s.start_time.seconds for s in explained.stretches if s.counted]
+    assert sum(counted) in (28_799, 28_800, 28_801), "to the second"
+    stub.CreateComment(
+        rpc.CreateCommentRequest(parent=ticket.name, comment=pb.Comment(body="你好")), timeout=10
+    )
+    assert len(stub.ListComments(rpc.ListCommentsRequest(parent=ticket.name), timeout=10).comments) == 1
+    library = knowledge_pb2_grpc.KnowledgeServiceStub(channel)
+    article = knowledge_pb2.Article(title="光猫红灯", body="检查光纤", language="zh-CN")
+    made = library.CreateArticle(knowledge_pb2.CreateArticleRequest(article=article), timeout=10)
+    library.SubmitArticle(knowledge_pb2.SubmitArticleRequest(name=made.name), timeout=10)
+    library.ReviewArticle(knowledge_pb2.ReviewArticleRequest(name=made.name, approve=True), timeout=10)
+    search = knowledge_pb2.SearchArticlesRequest(query="红灯")
+    hits = library.SearchArticles(search, timeout=10).hits
+    assert [hit.article.name for hit in hits] == [made.name]
+    reports = report_pb2_grpc.ReportServiceStub(channel)
+    rows = b"number,state,time\n1,New,1/2/2026 10:00\n1,Closed,1/2/2026 11:00\n"
+    log = report_pb2.ImportTicketLogRequest(import_id="log", chunk=rows)
+    assert reports.ImportTicketLog(iter([log]), timeout=10).ticket_count == 1
+    scope = report_pb2.ReportScope(import_id="log")
+    chart = reports.GetProcessMap(report_pb2.GetProcessMapRequest(scope=scope, picture=2), timeout=10)
+    assert chart.ticket_count == 1 and chart.picture.startswith("<svg")
+    performance = report_pb2.GetPerformanceRequest(scope=report_pb2.ReportScope(filter="open = true"))
+    assert reports.GetPerformance(performance, timeout=10).total.ticket_count >= 1
 
 
 def test_flows_say_what_transitions_need(channel: grpc.Channel) -> None:
