@@ -429,8 +429,10 @@ class Memory:
         for _ in range(MERGE_TRIES_MAX):
             known = self._store.entry(id)
             merged = timeline.entry_of(fact) if known is None else timeline.merge(known, fact)
-            own = timeline.subject_for(merged, self._owner(merged))
-            shown, erased = self._standing(own)
+            owner = self._owner(merged)
+            own = timeline.subject_for(merged, owner)
+            # Who owns a number is live: there is nothing to look up.
+            shown, erased = (own, False) if owner else self._standing(own)
             if erased:
                 merged = timeline.anonymised(merged)
             placed = timeline.placed(merged, own, shown)

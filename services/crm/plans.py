@@ -81,14 +81,29 @@ def stages(plan: Any) -> set[str]:
     return own.union(*(stages(value) for value in plan.values())) if plan else own
 
 
+def _unbounded(plan: Any) -> bool:
+    """Whether some index is walked from end to end; a partial or sparse one holds
+    nothing but what is asked for."""
+    if isinstance(plan, list):
+        return any(map(_unbounded, plan))
+    if not isinstance(plan, dict):
+        return False
+    if plan.get("stage") == "IXSCAN" and not (plan.get("isPartial") or plan.get("isSparse")):
+        first = next(iter(plan["indexBounds"].values()))
+        if first in (["[MinKey, MaxKey]"], ["[MaxKey, MinKey]"]):
+            return True
+    return any(map(_unbounded, plan.values()))
+
+
 def scanning(database: Database[dict[str, Any]]) -> list[str]:
-    """The queries that scan a collection or sort in memory what an index should order."""
+    """The queries that scan a collection or a whole index, or sort in memory what an index should order."""
     found = []
     for name, query, order, hint in queries():
         cursor = database[name].find(query, documents.HIDDEN if name == "customers" else None)
         cursor = cursor.sort(order) if order else cursor
         cursor = cursor.hint(hint) if hint else cursor
-        used = stages(cursor.limit(51).explain()["queryPlanner"]["winningPlan"])
-        if used & {"COLLSCAN", "SORT"}:
+        plan = cursor.limit(51).explain()["queryPlanner"]["winningPlan"]
+        used = stages(plan)
+        if used & {"COLLSCAN", "SORT"} or _unbounded(plan):
             found.append(f"{name} {query}: {sorted(used)}")
     return found

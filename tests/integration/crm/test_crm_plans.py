@@ -9,7 +9,7 @@ import pytest
 from pymongo.database import Database
 
 from chassis.mongo import connect, disconnect, ensure_indexes
-from crm import documents, plans, store
+from crm import documents, plans, search, store
 from crm.collections import ALL_DOCUMENTS
 from crm.config import CrmSettings
 from crm.model import CustomerFilter, InteractionKind, Kind, Tier, TimelineFilter, ValueClass
@@ -153,3 +153,16 @@ def test_a_glance_looks_at_what_it_shows(database: Database[dict[str, Any]]) -> 
     found = database.interactions.aggregate(store.glance_pipeline(wanted))
     parts = [row["part"] for row in found]
     assert parts.count("calls") == 13 and parts.count("tickets") == 2
+
+
+def test_a_search_looks_at_what_it_finds(database: Database[dict[str, Any]]) -> None:
+    database.customers.insert_many(
+        {"_id": f"s{n}", "state": "ACTIVE", "terms": [f"w客户{n % 500:03}", f"n138{n:08}", f"r{n:08}831"]}
+        for n in range(2_000)
+    )
+    for typed, keys_max in (("13800000007", 20), ("客户007", 20), ("a.b-c (d) [e] $^|?*+\\", 40)):
+        query = search.understood(typed, "CN")
+        assert query is not None
+        cursor = database.customers.find(store.search_query(query.strict, CustomerFilter())).hint("terms")
+        stats = cursor.limit(20).explain()["executionStats"]
+        assert stats["totalKeysExamined"] <= keys_max, (typed, stats["totalKeysExamined"])
