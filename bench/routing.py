@@ -161,7 +161,7 @@ class Comparison:
             before = self._place.cpu_seconds()
             time.sleep(2 * GRACE_SECONDS)
             if self._place.cpu_seconds() - before < 0.2 * GRACE_SECONDS:
-                return
+                break
 
     def run(self, in_flight: int, turns: int, seconds: float) -> dict[str, float]:
         found: dict[str, list[tuple[float, float, float]]] = {"empty": [], "assign": []}
@@ -207,13 +207,17 @@ def arrivals(helpers: list[Helper]) -> dict[str, Any]:
     }
 
 
-def offers(helpers: list[Helper], seconds: float) -> dict[str, Any]:
-    """Agents become free, and both sides are told."""
+def sessions(helpers: list[Helper]) -> dict[str, Any]:
+    """All agents log in, paused."""
     names = agent_ids()
     share = len(names) // len(helpers)
     for number, helper in enumerate(helpers):
         helper.order("desks", names[number * share : (number + 1) * share])
-    sessions = sum(helper.result() for helper in helpers)
+    return {"sessions": sum(helper.result() for helper in helpers)}
+
+
+def offers(helpers: list[Helper], seconds: float) -> dict[str, Any]:
+    """Agents become free, and both sides are told."""
     for helper in helpers:
         helper.order("free", OFFERS_PER_SECOND / len(helpers), seconds)
     agents_told: dict[str, tuple[float, float]] = {}
@@ -232,7 +236,6 @@ def offers(helpers: list[Helper], seconds: float) -> dict[str, Any]:
         "offer_p50_ms": round(statistics.median(both) * 1e3, 1) if both else float("inf"),
         "offers": len(both),
         "offers_per_second": round(len(both) / seconds, 1),
-        "sessions": sessions,
     }
 
 
@@ -254,7 +257,9 @@ def main() -> int:
                 result |= comparison.run(in_flight, arguments.turns, arguments.seconds)
             comparison.calm()
             if not arguments.assign_only:
+                result |= sessions(helpers)
                 result |= arrivals(helpers)
+                comparison.calm()
                 result |= offers(helpers, arguments.offer_seconds)
         finally:
             for helper in helpers:

@@ -154,8 +154,9 @@ class Loader:
         while (now := time.monotonic()) < began + seconds:
             while made < (now - began) * per_second:
                 made += 1
-                desk = next(d for d in itertools.islice(order, len(self._desks)) if d.idle)
-                self._spawn(desk.become_free())
+                desk = next((d for d in itertools.islice(order, len(self._desks)) if d.idle), None)
+                if desk is not None:
+                    self._spawn(desk.become_free())
             await asyncio.sleep(0.2 / per_second)
         await asyncio.sleep(1.0)
         offers = {offer: times for desk in self._desks for offer, times in desk.offers.items()}
@@ -188,7 +189,17 @@ class _Desk:
         await self._stream.write(agent_pb2.AgentCommand(command=self._command, **kind))
 
     async def run(self) -> None:
-        self._stream = self._stub.Session()
+        """Logs in, again if the router has no time for it just now."""
+        while True:
+            try:
+                await self._work()
+            except grpc.aio.AioRpcError as error:
+                if self.ready or error.code() is not grpc.StatusCode.UNAVAILABLE:
+                    raise
+                await asyncio.sleep(facts_of(error).retry_seconds)
+
+    async def _work(self) -> None:
+        self._stream, self._command = self._stub.Session(), 0
         session = time.time_ns() // 1_000_000
         await self._send(open={"agent": f"agents/{self._agent}", "session": session, "state": PAUSED})
         async for event in self._stream:
