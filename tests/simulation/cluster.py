@@ -1,9 +1,10 @@
-"""The store: a replica set with a primary, a majority point, elections and rollback, as MongoDB was seen to behave.
+"""The store: a replica set with a primary, a majority point, elections and rollback, as MongoDB was seen to
+behave.
 
-A block that the primary has is not committed; a majority must have it, too. While replication is stalled writes
-wait, then fail with an unknown outcome; reads go on at the majority point, which may be an old one. An election
-keeps a prefix of what was not replicated and rolls back the rest: a writer that was told DuplicateKey for such a
-block was told something that is undone later.
+A block that the primary has is not committed; a majority must have it, too. While replication is stalled
+writes wait, then fail with an unknown outcome; reads go on at the majority point, which may be an old one.
+An election keeps a prefix of what was not replicated and rolls back the rest: a writer that was told
+DuplicateKey for such a block was told something that is undone later.
 """
 
 from __future__ import annotations

@@ -1,4 +1,5 @@
-"""Agents' desktops: they open sessions, take offers (or not, or twice, or too late), talk, and do after-call work.
+"""Agents' desktops: they open sessions, take offers (or not, or twice, or too late), talk, and do
+after-call work.
 
 A desktop keeps its newest session and command number through crashes, and a ledger of the calls it holds. Two
 desktops of one agent may run at once: the newer session wins.

@@ -1,9 +1,9 @@
 """Edges: partner systems that hold callers' lines and ask where they go.
 
-An edge keeps the contract of docs/routing.md: it confirms one offer at a time, repeats that confirmation until a
-committed yes or no, bridges only after a yes, and opens what broke again at any router, with a higher attempt and
-the place token. Some of its callers misbehave as their plans say. Each line keeps a ledger of its own; at the
-end it is held against the journal.
+An edge keeps the contract of docs/routing.md: it confirms one offer at a time, repeats that confirmation
+until a committed yes or no, bridges only after a yes, and opens what broke again at any router, with a
+higher attempt and the place token. Some of its callers misbehave as their plans say. Each line keeps a
+ledger of its own; at the end it is held against the journal.
 """
 
 from __future__ import annotations
@@ -31,6 +31,8 @@ ASK_SECONDS = 5.0
 REOPEN_SECONDS = (0.05, 0.6)
 #: Refusals that only say: try again.
 PASSING = (StatusCode.UNAVAILABLE, StatusCode.DEADLINE_EXCEEDED, StatusCode.CANCELLED)
+#: Reasons that a call in trouble may be refused with.
+EXPECTED = ("CALLER_GONE", "NO_AGENT_LOGGED_IN", "QUEUE_FULL", "QUEUE_NOT_FOUND")
 
 
 class Edge:
@@ -182,21 +184,14 @@ class Line:
         if self.plan.poison and self.attempt > 6:
             self.finish("poison")
         if reason == "INVALID_PLACE_TOKEN":
-            if self.plan.token == "use" and not self.world.trouble.wall_offsets:
+            if self.plan.token == "use":
                 self.world.violate(f"{self.plan.call_id}: its own place token is refused: {error.details()}")
             self.token = ""
         elif reason in ("STALE_ATTEMPT", "SUPERSEDED"):
             # Another of our streams is newer, or we counted badly.
             self._highest = max(self._highest, self.attempt)
-        elif error.code() not in PASSING and reason not in (
-            "CALLER_GONE",
-            "NO_AGENT_LOGGED_IN",
-            "QUEUE_FULL",
-        ):
-            if reason != "QUEUE_NOT_FOUND" and not self.plan.poison:
-                self.world.violate(
-                    f"{self.plan.call_id}: refused with {error.code()} {reason} {error.details()}"
-                )
+        elif error.code() not in PASSING and reason not in EXPECTED and not self.plan.poison:
+            self.world.violate(f"{self.plan.call_id}: refused: {error.code()} {reason} {error.details()}")
 
     # --- waiting
 

@@ -1,8 +1,8 @@
 """What must hold, looked at after every commit, every answer and every message to a client.
 
-The auditor keeps a replica of each shard, made of committed blocks alone, and believes nobody: what a leader says
-must be in the journal, what the journal says must be possible, and what edges and agents have in their own
-ledgers must agree with it at the end.
+The auditor keeps a replica of each shard, made of committed blocks alone, and believes nobody: what a
+leader says must be in the journal, what the journal says must be possible, and what edges and agents have
+in their own ledgers must agree with it at the end.
 """
 
 from __future__ import annotations
@@ -35,10 +35,13 @@ if TYPE_CHECKING:
 
 #: An attached call with a free, fitting agent waits for at most so many commits.
 COMMITS_TO_OFFER = 2
-#: An offer may be past its time, in a shard that is led, for so many virtual seconds before it must have ended.
+#: An offer may be past its time, in a shard that is led, for so many virtual seconds before it must have
+#: ended.
 OVERDUE_SECONDS = 1.5
 #: A shard's clock may run ahead of the truth, and lie behind it, by so much (milliseconds).
 AHEAD_MS, BEHIND_MS = 1_500, 60_000
+#: A call may be taken to have waited so much longer than it has (milliseconds), by clocks read at two places.
+CREDIT_MS = 1_500
 
 
 class Auditor:
@@ -61,6 +64,8 @@ class Auditor:
         self._open_offers: dict[tuple[str, str], str] = {}
         #: Offers that an edge has consented to: (call, offer).
         self.consents: set[tuple[str, str]] = set()
+        #: When each caller rang.
+        self.rang_ms: dict[str, int] = {}
         #: Calls whose router may consent (`auto_confirm`).
         self.consent_given: set[str] = set()
         #: Agents whose desktop has said that it logs out.
@@ -151,6 +156,12 @@ class Auditor:
             case CallConnected():
                 self._end_offer(block.shard, event.call_id, event.offer_id, "connected")
                 self._connect(block.shard, event)
+            case CallQueued():
+                early_ms = self.rang_ms.get(event.facts.call_id, 0) - event.queued_ms
+                if early_ms > CREDIT_MS:
+                    self._violate(
+                        f"{event.facts.call_id} is said to have waited {early_ms} ms before it came"
+                    )
             case CallEnded():
                 self.counts[str(event.outcome)] += 1
                 connections = self.connected.get(event.call_id)
@@ -169,9 +180,9 @@ class Auditor:
         before = self.connected[call_id]
         over = not before or self._ends[before[-1]] is CallOutcome.INTERRUPTED
         if not over and call_id not in self.consent_given:
-            # Only a conversation that broke off may begin again, because its edge reopened the call. (Where the
-            # router consents, an edge that never heard of it reopens a conversation that goes on: the weakness
-            # of `auto_confirm`.)
+            # Only a conversation that broke off may begin again, because its edge reopened the call. (Where
+            # the router consents, an edge that never heard of it reopens a conversation that goes on: the
+            # weakness of `auto_confirm`.)
             self._violate(f"{call_id} connected twice: {before[-1]} and {(shard, event.offer_id)}")
         before.append((shard, event.offer_id))
         self._ends[before[-1]] = None

@@ -1,9 +1,9 @@
 """The network between machines: gRPC calls as the product makes them, over links that lose and delay.
 
-`Channel` takes the place of a `grpc.aio.Channel`: generated stubs work on it unchanged. `Host` takes the place of
-a server: generated `add_…_to_server` functions register on it. In between each call is two pipes, in order while
-they last. A cut (of one direction or both) holds what is sent; when it lasts, each end notices for itself, and
-not at the same time: until then the other end believes in a stream that is half open.
+`Channel` takes the place of a `grpc.aio.Channel`: generated stubs work on it unchanged. `Host` takes the
+place of a server: generated `add_…_to_server` functions register on it. In between each call is two pipes,
+in order while they last. A cut (of one direction or both) holds what is sent; when it lasts, each end
+notices for itself, and not at the same time: until then the other end believes in a stream that is half open.
 """
 
 from __future__ import annotations

@@ -1,5 +1,5 @@
-"""What a run will be: calls, agents, faults, chances. All of it is drawn from the seed beforehand, so that a run
-can be replayed, and shrunk by leaving parts out.
+"""What a run will be: calls, agents, faults, chances. All of it is drawn from the seed beforehand, so that
+a run can be replayed, and shrunk by leaving parts out.
 """
 
 from __future__ import annotations

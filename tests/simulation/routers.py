@@ -1,8 +1,8 @@
-"""A router as a process of the simulation: the product's own leaders, front, links, use cases and servicers, put
-together as `routing.server` does, over the simulated store and network.
+"""A router as a process of the simulation: the product's own leaders, front, links, use cases and
+servicers, put together as `routing.server` does, over the simulated store and network.
 
-Left out: placement by geography and load (which region is tried first, and which call overflows, is drawn; both
-happen far more often than is wise), crm's profiles, and the sending of events (relays.py).
+Left out: placement by geography and load (which region is tried first, and which call overflows, is drawn;
+both happen far more often than is wise), crm's profiles, and the sending of events (relays.py).
 """
 
 from __future__ import annotations

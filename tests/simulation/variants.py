@@ -1,7 +1,7 @@
 """The product, broken on purpose: one rule of the design each, as small as it can be broken.
 
-Each variant names the mixture of faults that it is looked for in and within how many seeds it must be caught. A
-simulation that lets one of them through no longer bites.
+Each variant names the mixture of faults that it is looked for in and within how many seeds it must be
+caught. A simulation that lets one of them through no longer bites.
 """
 
 from __future__ import annotations
@@ -356,8 +356,17 @@ def _decides(command: type, how: Any) -> Callable[[], AbstractContextManager[Non
     return lambda: patched(engine._DECIDE, command, how)
 
 
-_JOURNAL_SAYS = ("not in the journal", "does not follow", "does not apply", "deposed", "was said to be", "gap", "lost or stuck",
-    "holds", "not in")  # fmt: skip
+_JOURNAL_SAYS = (
+    "not in the journal",
+    "does not follow",
+    "does not apply",
+    "deposed",
+    "was said to be",
+    "gap",
+    "lost or stuck",
+    "holds",
+    "not in",
+)
 #: All of them, in the order of the design's list.
 VARIANTS = (
     Variant(name="local reads at takeover", journal=LocalReads, kinds=STORE, says=_JOURNAL_SAYS),

@@ -105,8 +105,8 @@ class World:
     # --- what is seen
 
     def step(self) -> None:
-        """One event of the world was handled: a message or an answer of the store arrived, a client or a fault
-        acted. Timers and polls do not count.
+        """One event of the world was handled: a message or an answer of the store arrived, a client or a
+        fault acted. Timers and polls do not count.
         """
         self.steps += 1
 
@@ -200,6 +200,7 @@ class World:
 
     def _ring(self, call: Any) -> None:
         self.step()
+        self.auditor.rang_ms[call.call_id] = self.cluster.now_ms()
         self.edges[call.edge].take(call)
 
     def _failed(self) -> bool:
