@@ -1,0 +1,88 @@
+"""The worker's background loops, put together: the relay, the reports, the snapshots.
+
+Imported after eventlet has patched the standard library. Each loop opens its collections when it begins.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from mongoengine import get_db
+
+from chassis.bus.publisher import Publisher
+from chassis.ids import new_id
+from chassis.lease import Lease
+from chassis.mongo import ensure_indexes
+from routing import relay, reports_feed, snapshots
+from routing.audit_store import AuditDocument
+from routing.config import RoutingSettings
+from routing.documents import ProfileDocument
+from routing.reports_store import IntervalReportDocument, MongoReports
+from routing.store import KnownCustomerDocument
+
+if TYPE_CHECKING:
+    from pymongo.database import Database
+
+#: Waits so many seconds at most; True when the loop is to end.
+Stopping = Callable[[float], bool]
+
+
+class Loops:
+    """What runs beside the consumers, each loop under a lease of its own."""
+
+    def __init__(self, settings: RoutingSettings) -> None:
+        """Does no I/O."""
+        self._settings = settings
+        #: Names this process in the leases.
+        self._holder = f"{settings.instance_name()}-{new_id()}"
+
+    def _lease(self, database: Database[dict[str, Any]], name: str, seconds: float) -> Lease:
+        return Lease(database["leases"], name, self._holder, seconds)
+
+    def journal(self, stopping: Stopping) -> None:
+        """Publishes the journals of all shards."""
+        database = get_db()
+        ensure_indexes((ProfileDocument, KnownCustomerDocument))
+        lease = self._lease(database, "journal", relay.LEASE_SECONDS)
+        # A connection of its own: the journals do not wait behind the directory's outbox.
+        publisher = Publisher(self._settings.amqp_uri, service=self._settings.service)
+        tail, cursors = relay.MongoTail(database), relay.MongoCursors(database)
+        publishing = relay.Relay(
+            tail,
+            cursors,
+            publisher,
+            lease,
+            begin_at=_nearest_start(database),
+            retention_bytes_max=self._settings.retention_bytes_max,
+        )
+        try:
+            publishing.run(stopping)
+        finally:
+            publisher.close()
+
+    def reports(self, stopping: Stopping) -> None:
+        """Counts the journals into half-hour reports."""
+        database = get_db()
+        ensure_indexes((IntervalReportDocument, AuditDocument))
+        lease = self._lease(database, "reports", reports_feed.LEASE_SECONDS)
+        tail, store = relay.MongoTail(database), MongoReports(database)
+        reports_feed.Reports(tail, store, lease, begin_at=_nearest_start(database)).run(stopping)
+
+    def snapshots(self, stopping: Stopping) -> None:
+        """Makes snapshots, and prunes what is published and counted."""
+        database = get_db()
+        lease = self._lease(database, "snapshots", snapshots.LEASE_SECONDS)
+        cursors, counted = relay.MongoCursors(database), MongoReports(database)
+        snapshots.Snapshotter(
+            relay.MongoTail(database),
+            snapshots.MongoSnapshots(database),
+            lease,
+            self._settings.snapshot_options(),
+            lambda shard: min(cursors.get(shard).sequence, counted.counted(shard).sequence),
+        ).run(stopping)
+
+
+def _nearest_start(database: Database[dict[str, Any]]) -> relay.BeginAt:
+    return functools.partial(snapshots.nearest_start, snapshots.MongoSnapshots(database))
