@@ -21,6 +21,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import gc
 import json
 import logging
 import os
@@ -305,6 +306,8 @@ async def pauses(uri: str) -> list[tuple[float, float, float]]:
         stdout=subprocess.PIPE,
     )
     assert maker.stdin is not None and maker.stdout is not None
+    # As in the router's process.
+    leader.on_lead.append(gc.freeze)
     tasks = [asyncio.create_task(leader.run())]
     try:
         await asyncio.wait_for(leader.wait_until_leading(), START_SECONDS_MAX)

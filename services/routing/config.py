@@ -13,6 +13,7 @@ from chassis.config import ServiceSettings
 from routing.front import FrontOptions
 from routing.leader import LeaderOptions
 from routing.model import Timing
+from routing.relay import RETENTION_BYTES_MAX
 from routing.snapshots import SnapshotOptions
 
 _PEER = re.compile(r"(?P<region>[a-z0-9][a-z0-9-]{0,62})=(?P<address>[A-Za-z0-9_.\-\[\]:]+:\d{1,5})")
@@ -116,6 +117,11 @@ class RoutingSettings(ServiceSettings):
         ge=0,
         le=31_536_000,
         description="The journal is kept this long, business seconds, for explanations and what-ifs.",
+    )
+    retention_bytes_max: int = Field(
+        default=RETENTION_BYTES_MAX,
+        ge=1 << 20,
+        description="Bytes of a journal that may wait for the broker; beyond, the oldest are skipped.",
     )
     directory_poll_seconds: float = Field(
         default=0.5,

@@ -55,6 +55,20 @@ class UnreadableBlock(Exception):
     """A block that this code cannot apply: of a newer format, damaged, or at odds with those before it."""
 
 
+def skipped_event(shard: str, first: int, last: int, now_ms: int) -> Event:
+    """In place of everything that the blocks from `first` to `last` had to say."""
+    message = events_pb2.EventsSkipped(
+        shard=shard, first_sequence=first, last_sequence=last, event_time=convert.timestamp(now_ms)
+    )
+    return Event.of(
+        message,
+        source=SOURCE,
+        subject=resource_name("regions", shard),
+        time=from_ms(now_ms),
+        id=f"{shard}:{last}:skipped",
+    )
+
+
 class Projection:
     """A shard as its journal tells it, block by block, from the first or from a snapshot's state on."""
 

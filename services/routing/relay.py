@@ -10,7 +10,10 @@ there to
 3. The cursor of a shard says how far the broker has confirmed everything. It moves by compare-and-set, so a
    relay that slept does not set it back. A crash between the confirms and the cursor publishes the same
    events, with the same ids, once more.
-4. A message that no queue took, or that the broker refused or did not confirm, is not published: the cursor
+4. What waits for the broker is bounded by `retention_bytes_max`: beyond it the oldest blocks are skipped,
+which
+   the cursor remembers until one EventsSkipped in their place is confirmed.
+5. A message that no queue took, or that the broker refused or did not confirm, is not published: the cursor
    stays in front of its block, and no further block of that shard goes out until it is through. It is tried
    again after a growing pause.
 
@@ -36,7 +39,7 @@ from chassis.bus.publisher import Outcome, Outgoing
 from chassis.lease import Lease, LeaseLost
 from chassis.outbox import BatchPublisher
 from routing.journal import COLLECTION, Block, ChainReader, JournalGap, block_key, from_document
-from routing.publish import OPTIONAL, SOURCE, Projection, UnreadableBlock
+from routing.publish import OPTIONAL, SOURCE, Projection, UnreadableBlock, skipped_event
 
 if TYPE_CHECKING:
     from pymongo.collection import Collection
@@ -63,6 +66,12 @@ LAG_SECONDS = 1.0
 PUBLISH_SECONDS_MAX = 3.0
 #: Lease of the relay, real seconds.
 LEASE_SECONDS = 10.0
+#: Bytes of blocks that may wait for the broker, by shard; beyond them the oldest are skipped, down to
+#: this share. An error is logged from the lower share on.
+RETENTION_BYTES_MAX = 8 << 30
+RETENTION_KEPT_SHARE, RETENTION_WARN_SHARE = 0.9, 0.8
+#: Blocks from one mark of the backlog's size to the next.
+MARK_BLOCKS = 1_000
 #: First and longest pause of a shard whose events do not get through, real seconds.
 RETRY_SECONDS_MIN, RETRY_SECONDS_MAX = 0.25, 10.0
 #: First and longest pause of a shard whose journal cannot be read, real seconds.
@@ -74,6 +83,9 @@ log = logs.get_logger(__name__)
 
 _lag = metrics.gauge(
     "callmesh_relay_lag_blocks", "Blocks of a shard's journal that are not published.", ("shard",)
+)
+_backlog = metrics.gauge(
+    "callmesh_relay_backlog_bytes", "Bytes of a shard's journal that are not published.", ("shard",)
 )
 _broken = metrics.gauge(
     "callmesh_relay_shard_stopped",
@@ -99,10 +111,16 @@ _unpublished = metrics.counter(
 class Cursor:
     """How far a shard is published."""
 
-    #: Last block whose events are all confirmed; 0 before the first.
+    #: Last block whose events are all confirmed or were skipped; 0 before the first.
     sequence: int = 0
     #: Its nonce.
     nonce: str = ""
+    #: First and last block skipped without anybody having been told yet, and that block's business time; 0
+    #: for
+    #: none.
+    skipped_from: int = 0
+    skipped_to: int = 0
+    skipped_ms: int = 0
 
 
 class JournalTail(Protocol):
@@ -116,6 +134,9 @@ class JournalTail(Protocol):
 
     def newest(self, shard: str) -> int:
         """Sequence of the newest block, 0 without one."""
+
+    def size(self, shard: str, after: int, upto: int) -> int:
+        """Bytes of the blocks above `after`, up to `upto`."""
 
 
 #: (shard, newest block that it may hold) -> a projection with its last block's reader, from the nearest
@@ -167,10 +188,19 @@ class MongoTail:
         document = self._blocks.find_one(span, {"_id": 1}, sort=[("_id", -1)])
         return 0 if document is None else int(str(document["_id"]).rpartition(":")[2])
 
+    def size(self, shard: str, after: int, upto: int) -> int:
+        span = {"_id": {"$gt": block_key(shard, after), "$lte": block_key(shard, upto)}}
+        total = {"$group": {"_id": None, "bytes": {"$sum": {"$bsonSize": "$$ROOT"}}}}
+        found = next(self._blocks.aggregate([{"$match": span}, total]), None)
+        return int(found["bytes"]) if found is not None else 0
+
 
 def _end_of(shard: str) -> str:
     # ';' follows ':' in ASCII: behind every key of the shard, before any other's.
     return f"{shard};"
+
+
+_SKIPPED = ("skipped_from", "skipped_to", "skipped_ms")
 
 
 class MongoCursors:
@@ -186,10 +216,13 @@ class MongoCursors:
 
     def get(self, shard: str) -> Cursor:
         found = self._cursors.find_one({"_id": shard})
-        return Cursor() if found is None else Cursor(sequence=found["sequence"], nonce=found["nonce"])
+        if found is None:
+            return Cursor()
+        skipped = {name: found.get(name, 0) for name in _SKIPPED}
+        return Cursor(sequence=found["sequence"], nonce=found["nonce"], **skipped)
 
     def move(self, shard: str, old: Cursor, new: Cursor) -> bool:
-        values = {"sequence": new.sequence, "nonce": new.nonce}
+        values = {name: getattr(new, name) for name in ("sequence", "nonce", *_SKIPPED)}
         matched = self._cursors.update_one({"_id": shard, "sequence": old.sequence}, {"$set": values})
         if matched.matched_count:
             return True
@@ -212,6 +245,53 @@ class _Held:
     messages: list[Outgoing] = field(default_factory=list)
 
 
+class Backlog:
+    """How many bytes of a shard's journal wait for the broker. Each block is measured once."""
+
+    def __init__(self, shard: str, tail: JournalTail, bytes_max: int) -> None:
+        """Does no I/O."""
+        self._shard = shard
+        self._tail = tail
+        self._bytes_max = bytes_max
+        #: (sequence, bytes of all blocks measured up to it), rising; the first at or below the cursor.
+        self._marks: deque[tuple[int, int]] = deque()
+        self._warned = False
+
+    def to_skip(self, cursor: int) -> int:
+        """Last block to be skipped so that what waits is within the limit again; 0 for none. Raises pymongo's
+        errors.
+        """
+        self._measure(cursor)
+        total = self._marks[-1][1]
+        waiting = total - self._marks[0][1]
+        _backlog.labels(self._shard).set(waiting)
+        alarming = waiting > RETENTION_WARN_SHARE * self._bytes_max
+        if alarming and not self._warned:
+            log.error("relay.backlog", shard=self._shard, bytes=waiting, bytes_max=self._bytes_max)
+        self._warned = alarming
+        if waiting <= self._bytes_max:
+            return 0
+        kept = RETENTION_KEPT_SHARE * self._bytes_max
+        return next(sequence for sequence, before in self._marks if total - before <= kept)
+
+    def _measure(self, cursor: int) -> None:
+        """Measures what is new, and forgets what is published."""
+        marks = self._marks
+        if not marks or marks[0][0] > cursor:
+            marks.clear()
+            marks.append((cursor, 0))
+        newest = self._tail.newest(self._shard)
+        while marks[-1][0] < newest:
+            last, total = marks[-1]
+            upto = min(newest, last + MARK_BLOCKS)
+            marks.append((upto, total + self._tail.size(self._shard, last, upto)))
+            if len(marks) > 2 and marks[-1][0] - marks[-3][0] <= MARK_BLOCKS:
+                # However often it is looked at, a stretch has few marks.
+                del marks[-2]
+        while len(marks) > 1 and marks[1][0] <= cursor:
+            marks.popleft()
+
+
 class Feed:
     """One shard on its way to the broker."""
 
@@ -222,10 +302,12 @@ class Feed:
         cursors: CursorStore,
         monotonic: Callable[[], float],
         begin_at: BeginAt = lambda shard, at_most: None,
+        retention_bytes_max: int = RETENTION_BYTES_MAX,
     ) -> None:
         """Does no I/O."""
         self.shard = shard
         self._begin_at = begin_at
+        self._backlog = Backlog(shard, tail, retention_bytes_max)
         self._tail = tail
         self._cursors = cursors
         self._monotonic = monotonic
@@ -265,7 +347,8 @@ class Feed:
             return None
         try:
             cursor = self._cursor or self._adopt(self._cursors.get(self.shard))
-            if not any(held.messages for held in self._held):
+            begun = bool(cursor.skipped_to) and self._say_skipped(cursor)
+            if begun or not any(held.messages for held in self._held):
                 self._fill(cursor, messages_max)
         except (JournalGap, UnreadableBlock, MalformedEvent) as error:
             self._stop(error)
@@ -282,6 +365,34 @@ class Feed:
             _check(self.shard, held.sequence, held.nonce, stored)
         self._cursor = stored
         return stored
+
+    def _say_skipped(self, cursor: Cursor) -> bool:
+        """What was skipped is said before anything else; whether that is new."""
+        if self._held and self._held[0].sequence == cursor.sequence:
+            return False
+        event = skipped_event(self.shard, cursor.skipped_from, cursor.skipped_to, cursor.skipped_ms)
+        held = _Held(sequence=cursor.sequence, nonce=cursor.nonce, messages=[_outgoing(event)])
+        self._held.appendleft(held)
+        return True
+
+    def _skip_if_too_much(self) -> None:
+        """Gives up the oldest blocks when too much waits: a full disk would stop routing itself."""
+        cursor = self._cursor
+        if cursor is None:
+            return
+        upto = self._backlog.to_skip(cursor.sequence)
+        block = next(iter(self._tail.read(self.shard, upto - 1, 1)), None) if upto else None
+        if block is None or block.sequence != upto:
+            return
+        first = cursor.skipped_from or cursor.sequence + 1
+        new = Cursor(
+            sequence=upto, nonce=block.nonce, skipped_from=first, skipped_to=upto, skipped_ms=block.now_ms
+        )
+        log.error("relay.events_skipped", shard=self.shard, first_sequence=first, last_sequence=upto)
+        moved = self._cursors.move(self.shard, cursor, new)
+        # What is held is below it by now.
+        self._restart()
+        self._cursor = new if moved else None
 
     def _fill(self, cursor: Cursor, messages_max: int) -> None:
         """Reads on, until there is enough to publish or there are no more blocks."""
@@ -365,10 +476,11 @@ class Feed:
         if self._cursor is not None:
             self._published = max(self._published, self._cursor.sequence)
         _lag.labels(self.shard).set(max(0, self._tail.newest(self.shard) - self._published))
+        self._skip_if_too_much()
 
     def forget_metrics(self) -> None:
         """This process speaks for the shard no longer."""
-        for each in (_lag, _broken):
+        for each in (_lag, _broken, _backlog):
             each.labels(self.shard)
             each.remove(self.shard)
 
@@ -408,10 +520,12 @@ class Relay:
         lease: Lease,
         *,
         begin_at: BeginAt = lambda shard, at_most: None,
+        retention_bytes_max: int = RETENTION_BYTES_MAX,
         monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
         """Does no I/O. `begin_at` spares it the journal's beginning."""
         self._begin_at = begin_at
+        self._retention_bytes_max = retention_bytes_max
         self._tail = tail
         self._cursors = cursors
         self._publisher = publisher
@@ -499,7 +613,14 @@ class Relay:
             return
         for shard in self._tail.shards():
             if shard not in self._feeds:
-                self._feeds[shard] = Feed(shard, self._tail, self._cursors, self._monotonic, self._begin_at)
+                self._feeds[shard] = Feed(
+                    shard,
+                    self._tail,
+                    self._cursors,
+                    self._monotonic,
+                    self._begin_at,
+                    self._retention_bytes_max,
+                )
         self._discover_at = now
 
     def _gather(self) -> list[tuple[Feed, list[Outgoing]]]:

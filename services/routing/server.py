@@ -21,6 +21,7 @@ first); without a list the region's own routers may lead.
 from __future__ import annotations
 
 import asyncio
+import gc
 import functools
 import os
 import secrets
@@ -157,6 +158,9 @@ class Router:
         )
         self.leaders[shard] = leader
         self.links[shard].use_local(leader)
+        # What was read is not looked through again and again for garbage: with many calls that takes as long
+        # as a caller notices.
+        leader.on_lead.append(gc.freeze)
         return leader
 
     def who_leads(self, shard: str) -> str:

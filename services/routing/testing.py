@@ -169,6 +169,10 @@ class MemoryTail:
     def newest(self, shard: str) -> int:
         return self.shared.newest(shard)
 
+    def size(self, shard: str, after: int, upto: int) -> int:
+        blocks = self.shared.of(shard, after)
+        return sum(len(block.body) for block in blocks if block.sequence <= upto)
+
 
 class MemorySnapshots:
     """A `routing.snapshots.SnapshotStore` over `MemoryBlocks`."""

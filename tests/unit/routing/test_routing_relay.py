@@ -616,3 +616,78 @@ def test_what_was_published_is_counted_by_type(rig: Rig) -> None:
     rig.call("b")
     rig.relay().step()
     assert (metric(name, **labels) or 0.0) - before == 2
+
+
+# --- too much for a broker that is away
+
+
+def away(rig: Rig) -> None:
+    rig.broker.answer = lambda id: Outcome.UNKNOWN
+
+
+def test_beyond_the_limit_the_oldest_become_one_word(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(relay, "MARK_BLOCKS", 2)
+    rig.open()
+    run = rig.relay(retention_bytes_max=4_000)
+    run.step()
+    assert rig.broker.confirmed == ["beijing:1:0"]
+    away(rig)
+    for number in range(60):
+        rig.call(f"c{number}")
+        rig.watch.seconds += 2 * relay.LAG_SECONDS
+        run.step()
+    cursor = rig.cursors.get("beijing")
+    size = MemoryTail(rig.blocks).size("beijing", cursor.sequence, 10**6)
+    assert 0 < size <= 4_000 < MemoryTail(rig.blocks).size("beijing", 2, 10**6)
+    assert (cursor.skipped_from, cursor.skipped_to) == (3, cursor.sequence)
+    assert metric("callmesh_relay_backlog_bytes", shard="beijing") <= 4_000  # type: ignore[operator]
+    # Another relay, later, and the broker is back: one word for all that, then the rest.
+    rig.broker.confirmed.clear()
+    rig.broker.answer = lambda id: Outcome.PUBLISHED
+    later = rig.relay(retention_bytes_max=4_000)
+    later.step()
+    rest = [f"beijing:{n}:0" for n in range(cursor.sequence + 1, rig.blocks.newest("beijing") + 1)]
+    assert rig.broker.confirmed == [f"beijing:{cursor.sequence}:skipped", *rest]
+    skipped = Event.from_json(rig.broker.batches[-1][0].body)
+    assert (skipped.data["firstSequence"], skipped.data["lastSequence"]) == ("3", str(cursor.sequence))
+    assert rig.cursors.get("beijing").skipped_to == 0
+    rig.call("new")
+    later.step()
+    assert rig.broker.confirmed[-1] == f"beijing:{rig.blocks.newest('beijing')}:0"
+
+
+def test_a_second_skip_before_the_word_is_out_is_the_same_word(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(relay, "MARK_BLOCKS", 1)
+    rig.open()
+    run = rig.relay(retention_bytes_max=1_000)
+    run.step()
+    away(rig)
+    seen = set()
+    for number in range(40):
+        rig.call(f"c{number}")
+        rig.watch.seconds += 2 * relay.LAG_SECONDS
+        run.step()
+        seen.add(rig.cursors.get("beijing").skipped_to)
+    assert len(seen) > 2 and rig.cursors.get("beijing").skipped_from == 3
+
+
+def test_what_was_skipped_is_known_all_the_same(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A call that was queued in a skipped block is told of in full when it ends."""
+    monkeypatch.setattr(relay, "MARK_BLOCKS", 1)
+    rig.open()
+    run = rig.relay(retention_bytes_max=600)
+    run.step()
+    away(rig)
+    for number in range(20):
+        rig.call(f"c{number}")
+        rig.watch.seconds += 2 * relay.LAG_SECONDS
+        run.step()
+    rig.broker.answer = lambda id: Outcome.PUBLISHED
+    rig.watch.seconds += relay.RETRY_SECONDS_MAX
+    run.step()
+    rig.write(model.CallEnded(call_id="c0", outcome=model.CallOutcome.ABANDONED))
+    run.step()
+    told = Event.from_json(rig.broker.batches[-1][0].body)
+    assert told.data["call"]["queue"] == "queues/q" and told.data["call"]["callId"] == "c0"
