@@ -21,8 +21,8 @@ first); without a list the region's own routers may lead.
 from __future__ import annotations
 
 import asyncio
-import gc
 import functools
+import gc
 import os
 import secrets
 import signal
