@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncIterator
+from datetime import UTC, datetime
 from typing import Any
 
 import grpc
@@ -288,6 +289,36 @@ async def test_a_closed_queue_refuses_with_its_words_and_opens_again(platform: P
     again.cancel()
     await platform.keep_acts()
     assert [act[0] for act in await platform.acts()] == ["ReopenQueue", "CloseQueue"]
+
+
+async def test_outside_all_business_hours_a_call_is_refused_until_a_region_opens(platform: Platform) -> None:
+    await platform.furnish("a0")
+    held = platform.call("c0")
+    await until(held, "queued")
+    another_day = "Mo Tu We Th Fr Sa Su".split()[(datetime.now(UTC).weekday() + 3) % 7]
+    region = directory_pb2.Region(
+        name="regions/beijing", business_hours=[f"{another_day} 08:00-20:00"], time_zone="UTC"
+    )
+    mask = {"paths": ["business_hours", "time_zone"]}
+    await platform.directory.UpdateRegion(
+        directory_pb2.UpdateRegionRequest(region=region, update_mask=mask)
+    )
+    await eventually(lambda: platform.router.regions.closed_until_ms() is not None)
+    code, reason, metadata, _ = await refused(platform.call("c1", language="zh-TW").read())
+    assert (code, reason) == (grpc.StatusCode.FAILED_PRECONDITION, "REGION_CLOSED")
+    assert metadata["announcement"] == "请稍后" and metadata["opens_time"].endswith("T08:00:00+00:00")
+    assert (await platform.routing.GetCall(routing_pb2.GetCallRequest(name="calls/c0"))).state == (
+        call_pb2.CALL_STATE_WAITING
+    ), "who waits already is served"
+    region.business_hours[:] = ["24/7"]
+    await platform.directory.UpdateRegion(
+        directory_pb2.UpdateRegionRequest(region=region, update_mask=mask)
+    )
+    await eventually(lambda: platform.router.regions.closed_until_ms() is None)
+    again = platform.call("c1")
+    await until(again, "queued")
+    again.cancel()
+    held.cancel()
 
 
 async def test_agents_are_reskilled_all_or_none(platform: Platform) -> None:
