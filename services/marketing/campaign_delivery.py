@@ -51,7 +51,7 @@ class Delivery:
     values: Callable[[str, str], Mapping[str, str]]
 
     def deliver(self, campaigns: Sequence[Campaign], now: datetime) -> int:
-        """Claims and sends one group; how many touches were taken up. A sender that fails stops only its own."""
+        """Claims and sends one group; how many were taken up. A sender that fails stops only its own."""
         by_id = {campaign.id: campaign for campaign in campaigns}
         until = now + timedelta(seconds=CLAIM_SECONDS)
         claimed = self.store.claim(list(by_id), new_id(), now, until, CLAIM_MAX)

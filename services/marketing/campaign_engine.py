@@ -137,7 +137,7 @@ def touch_id(campaign: str, phase: str, step: str, customer: str) -> str:
 def capped(
     courtesy: Courtesy, touches: Sequence[tuple[datetime, str]], channel: StepChannel, now: datetime
 ) -> bool:
-    """Whether one more touch would pass a cap; `touches` are (when, channel) of this person's earlier ones."""
+    """Whether one more touch would pass a cap; `touches` are (when, channel) of the earlier ones."""
     if not touches:
         return any(cap.touches_max <= 0 and cap.channel in (None, channel) for cap in courtesy.caps)
     for cap in courtesy.caps:
@@ -282,7 +282,7 @@ def endangered(target: int, reached: int, start: datetime, end: datetime, now: d
 
 
 def best_words(texts: Sequence[tuple[str, Text]], profile: Profile) -> str:
-    """The words for a person: a tag's before the tier's before everybody's, their language before the first."""
+    """The words for a person: their language before all, a tag's before the tier's before everybody's."""
     found: tuple[int, int, int, str] | None = None
     for place, (audience, text) in enumerate(texts):
         if audience and audience != profile.tier and audience not in profile.tags:

@@ -299,7 +299,7 @@ class CampaignServicer(campaigns_pb2_grpc.CampaignServiceServicer):
         """Reads the policy."""
         _check_policy("name", request.name)
         message, version = self._campaigns.policy()
-        message.etag = f"v{version}"
+        message.etag = f"v{version}" if version else ""
         return message
 
     def UpdateContactPolicy(self, request: C.UpdateContactPolicyRequest, context: Any) -> C.ContactPolicy:

@@ -404,7 +404,7 @@ class Campaigns:
         return self.desk.move(request, change)
 
     def look_after(self, counting: CampaignStore, now: datetime) -> None:
-        """Ends comparisons that are decided, campaigns whose phases are over, and warns of goals in danger."""
+        """Ends comparisons that are decided and campaigns that are over; warns of goals in danger."""
         for row in self.shelves.find(CAMPAIGNS, {"state": C.CAMPAIGN_STATE_RUNNING}, 1_000):
             message = self.desk.shown(row)
             if all(convert.moment(phase.period.end_time) <= now for phase in message.phases):

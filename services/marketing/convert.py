@@ -624,7 +624,7 @@ def policy_to_proto(policy: Policy) -> recommendations_pb2.Policy:
         fatigue_offers_max=policy.fatigue_offers_max,
         fatigue_days=policy.fatigue_days,
         expected_value_min=money_to_proto(policy.expected_value_min),
-        etag=etag(policy.version),
+        etag=etag(policy.version) if policy.version else "",
         update_time=timestamp(policy.updated_at),
     )
 

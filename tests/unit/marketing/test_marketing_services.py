@@ -1,0 +1,328 @@
+"""The services on shelves, spoken to as a partner does: over gRPC, on memory stores."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from datetime import timedelta
+from typing import Any
+
+import grpc
+import pytest
+import pytest_asyncio
+from google.protobuf.duration_pb2 import Duration
+from google.protobuf.timestamp_pb2 import Timestamp
+from google.rpc import error_details_pb2
+from grpc_status import rpc_status
+from tests.unit.marketing.marketing_examples import NOW
+
+from callmesh.common.v1 import common_pb2
+from callmesh.marketing.v1 import (
+    leads_pb2,
+    leads_pb2_grpc,
+    offers_pb2,
+    offers_pb2_grpc,
+    outbound_pb2,
+    outbound_pb2_grpc,
+    recommendations_pb2,
+    recommendations_pb2_grpc,
+    reports_pb2,
+    reports_pb2_grpc,
+    savings_pb2,
+    savings_pb2_grpc,
+    surveys_pb2,
+    surveys_pb2_grpc,
+    types_pb2,
+)
+from chassis.testing import FakeClock
+from marketing.config import MarketingSettings
+from marketing.memory_store import MemoryStore
+from marketing.model import Channel, Profile
+from marketing.scopes import SCOPES
+from marketing.server import bindings
+
+#: 09:00 UTC is 17:00 in Shanghai: nobody's quiet hours.
+START = NOW
+
+
+class World:
+    """A server with its clock and stores, and stubs."""
+
+    def __init__(self, channel: grpc.aio.Channel, clock: FakeClock, store: MemoryStore) -> None:
+        self.clock = clock
+        self.store = store
+        self.offers = offers_pb2_grpc.OfferServiceStub(channel)
+        self.recommend = recommendations_pb2_grpc.RecommendationServiceStub(channel)
+        self.savings = savings_pb2_grpc.SavingsServiceStub(channel)
+        self.leads = leads_pb2_grpc.LeadServiceStub(channel)
+        self.outbound = outbound_pb2_grpc.OutboundServiceStub(channel)
+        self.surveys = surveys_pb2_grpc.SurveyServiceStub(channel)
+        self.reports = reports_pb2_grpc.ReportServiceStub(channel)
+
+
+@pytest_asyncio.fixture
+async def world(grpc_server: Any) -> AsyncIterator[World]:
+    clock, store = FakeClock(START), MemoryStore()
+    services = bindings(MarketingSettings(), store, store, clock, store.shelves)
+    server = await grpc_server(services, scopes=SCOPES)
+    async with grpc.aio.insecure_channel(server.address) as channel:
+        yield World(channel, clock, store)
+
+
+def cny(amount: str) -> common_pb2.Money:
+    return common_pb2.Money(currency_code="CNY", amount=amount)
+
+
+def words(text: str) -> types_pb2.LocalizedText:
+    return types_pb2.LocalizedText(language="en", text=text)
+
+
+async def refused(call: Any) -> tuple[grpc.StatusCode, str, list[str]]:
+    """(code, reason, fields) of a call that must fail."""
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        await call
+    status = rpc_status.from_call(caught.value)
+    info, bad = error_details_pb2.ErrorInfo(), error_details_pb2.BadRequest()
+    for detail in status.details:
+        detail.Unpack(info)
+        detail.Unpack(bad)
+    return caught.value.code(), info.reason, [violation.field for violation in bad.field_violations]
+
+
+async def test_a_rule_is_checked_with_its_place_and_tried_on_customers(world: World) -> None:
+    world.store.save_profile(Profile(customer="c1", tier="gold", crm_version=1))
+    world.store.save_profile(Profile(customer="c2", tier="vip", crm_version=1))
+    ask = offers_pb2.CheckEligibilityRuleRequest
+    bad = await world.offers.CheckEligibilityRule(ask(rule='tier == "gold" and tear'))
+    assert [(p.code, p.offset) for p in bad.problems] == [("RULE_UNKNOWN_NAME", 19)]
+    good = await world.offers.CheckEligibilityRule(ask(rule='tier == "gold"'))
+    assert (list(good.problems), good.matched_count, good.sampled_count) == ([], 1, 2)
+
+
+async def test_the_policy_is_read_changed_and_guarded(world: World) -> None:
+    name = "policies/default"
+    first = await world.recommend.GetPolicy(recommendations_pb2.GetPolicyRequest(name=name))
+    assert first.holdout_ratio > 0
+    changed = await world.recommend.UpdatePolicy(
+        recommendations_pb2.UpdatePolicyRequest(
+            policy=recommendations_pb2.Policy(name=name, exploration_ratio=0.1, etag=first.etag)
+        )
+    )
+    assert changed.exploration_ratio == 0.1
+    assert changed.holdout_ratio == first.holdout_ratio
+    again = recommendations_pb2.Policy(name=name, exploration_ratio=0.15, etag=changed.etag)
+    await world.recommend.UpdatePolicy(recommendations_pb2.UpdatePolicyRequest(policy=again))
+    stale = recommendations_pb2.Policy(name=name, exploration_ratio=0.2, etag=changed.etag)
+    found = await refused(world.recommend.UpdatePolicy(recommendations_pb2.UpdatePolicyRequest(policy=stale)))
+    assert found[:2] == (grpc.StatusCode.ABORTED, "ETAG_MISMATCH")
+    wild = recommendations_pb2.Policy(name=name, holdout_ratio=0.9)
+    found = await refused(world.recommend.UpdatePolicy(recommendations_pb2.UpdatePolicyRequest(policy=wild)))
+    assert found[2] == ["policy.holdout_ratio"]
+    few = recommendations_pb2.EvaluatePolicyRequest(policy=first)
+    assert (await refused(world.recommend.EvaluatePolicy(few)))[1] == "TOO_FEW_DECISIONS"
+
+
+async def test_the_cheapest_plan_is_found_exactly_with_its_saving(world: World) -> None:
+    def tariff(kind: int, fee: str, included: str, price: str, **more: Any) -> savings_pb2.Tariff:
+        tiers = [savings_pb2.PriceTier(unit_price=cny(price))] if price else []
+        meter = savings_pb2.MeterPrice(meter="voice_minutes", included_quantity=included, tiers=tiers)
+        return savings_pb2.Tariff(
+            titles=[words(f"Plan {fee}")], kind=kind, monthly_fee=cny(fee), meter_prices=[meter], **more
+        )
+
+    plan, extra = savings_pb2.TARIFF_KIND_PLAN, savings_pb2.TARIFF_KIND_ADD_ON
+    for id, made in (
+        ("small", tariff(plan, "10", "100", "0.20")),
+        ("large", tariff(plan, "60", "1000", "0.10")),
+        ("pack", tariff(extra, "5", "100", "", quantity_max=3)),
+    ):
+        await world.savings.CreateTariff(savings_pb2.CreateTariffRequest(tariff=made, tariff_id=id))
+    usage = [
+        savings_pb2.UsageRecord(
+            customer="customers/c1", month=month, meter="voice_minutes", quantity=quantity
+        )
+        for month, quantity in (("2025-04", "300"), ("2025-05", "500"))
+    ]
+    await world.savings.RecordUsage(savings_pb2.RecordUsageRequest(records=usage))
+    found = await world.savings.FindCheapestPlan(
+        savings_pb2.FindCheapestPlanRequest(
+            customer="customers/c1", present_tariffs=["tariffs/large"], max_results=10
+        )
+    )
+    # small + 3 packs: 10 + 15 + (0 + 100 x 0.20) / 2 = 35; small + 2: 20 + (0 + 200 x 0.20) / 2 = 40.
+    best = found.quotes[0]
+    assert (best.plan, list(best.add_ons), best.monthly_cost.amount) == (
+        "tariffs/small",
+        ["tariffs/pack"] * 3,
+        "35.00",
+    )
+    assert best.monthly_saving.amount == "25.00"
+    assert "25.00" in best.texts[1].text
+    assert found.present.monthly_cost.amount == "60.00"
+    nobody = savings_pb2.FindCheapestPlanRequest(customer="customers/c9")
+    assert (await refused(world.savings.FindCheapestPlan(nobody)))[1] == "NO_USAGE"
+
+
+async def test_a_lead_goes_to_the_partner_with_room_and_is_won_once(world: World) -> None:
+    for id, capacity in (("busy", 1), ("free", 5)):
+        partner = leads_pb2.Partner(display_name=id, products=["broadband"], capacity=capacity)
+        await world.leads.CreatePartner(leads_pb2.CreatePartnerRequest(partner=partner, partner_id=id))
+    made = leads_pb2.Lead(customer="customers/c1", product="broadband", call_id="call-1")
+    lead = await world.leads.CreateLead(leads_pb2.CreateLeadRequest(lead=made, lead_id="l1"))
+    assert (lead.state, 0 < lead.score < 1) == (leads_pb2.LEAD_STATE_ASSIGNED, True)
+    assert lead.partner in ("partners/busy", "partners/free")
+    deletion = world.leads.DeletePartner(leads_pb2.DeletePartnerRequest(name=lead.partner))
+    assert (await refused(deletion))[1] == "PARTNER_HAS_LEADS"
+    won = await world.leads.WinLead(leads_pb2.WinLeadRequest(name=lead.name, value=cny("500")))
+    assert won.state == leads_pb2.LEAD_STATE_WON
+    again = world.leads.LoseLead(leads_pb2.LoseLeadRequest(name=lead.name, reason="price"))
+    assert (await refused(again))[1] == "LEAD_STATE"
+    assert [event.type.rpartition(".")[2] for event in world.store.shelves.events] == [
+        "LeadCreated",
+        "LeadTransitioned",
+        "LeadTransitioned",
+    ]
+    nobody = leads_pb2.CreateLeadRequest(lead=leads_pb2.Lead(product="broadband"))
+    assert (await refused(world.leads.CreateLead(nobody)))[2] == ["lead.customer"]
+
+
+async def outbound_list(world: World, *numbers: str) -> str:
+    rule = outbound_pb2.RetryRule(
+        result=outbound_pb2.OUTBOUND_RESULT_NO_ANSWER, wait=Duration(seconds=3_600), attempts_max=2
+    )
+    created = await world.outbound.CreateContactList(
+        outbound_pb2.CreateContactListRequest(
+            contact_list=outbound_pb2.ContactList(display_name="autumn", retry_rules=[rule]),
+            contact_list_id="autumn",
+        )
+    )
+    contacts = [outbound_pb2.Contact(number=number) for number in numbers]
+
+    async def batches() -> AsyncIterator[outbound_pb2.ImportContactsRequest]:
+        yield outbound_pb2.ImportContactsRequest(parent=created.name, contacts=contacts)
+
+    await world.outbound.ImportContacts(batches())
+    await world.outbound.StartContactList(outbound_pb2.StartContactListRequest(name=created.name))
+    return str(created.name)
+
+
+async def test_contacts_are_leased_once_retried_by_rule_and_forbidden_for_good(world: World) -> None:
+    name = await outbound_list(world, "+8613800138000", "+8613800138001", "+8613800138001", "nonsense")
+    ask = outbound_pb2.NextContactsRequest(holder="agent-1", max_contacts=10)
+    first = (await world.outbound.NextContacts(ask)).contacts
+    assert sorted(contact.number for contact in first) == ["+8613800138000", "+8613800138001"]
+    other = outbound_pb2.NextContactsRequest(holder="agent-2", max_contacts=10)
+    assert not (await world.outbound.NextContacts(other)).contacts
+
+    def report(contact: Any, result: int, holder: str = "agent-1") -> Any:
+        return world.outbound.RecordResult(
+            outbound_pb2.RecordResultRequest(
+                contact=contact.name, holder=holder, attempt=contact.attempt, result=result
+            )
+        )
+
+    assert (await refused(report(first[0], outbound_pb2.OUTBOUND_RESULT_SUCCESS, "agent-2")))[
+        1
+    ] == "LEASE_LOST"
+    missed = await report(first[0], outbound_pb2.OUTBOUND_RESULT_NO_ANSWER)
+    assert missed.state == outbound_pb2.CONTACT_STATE_WAITING
+    assert await report(first[0], outbound_pb2.OUTBOUND_RESULT_NO_ANSWER) == missed
+    assert (await refused(report(first[0], outbound_pb2.OUTBOUND_RESULT_SUCCESS)))[1] == "ATTEMPT_CLOSED"
+    left = await report(first[1], outbound_pb2.OUTBOUND_RESULT_OPTED_OUT)
+    assert left.state == outbound_pb2.CONTACT_STATE_DONE
+    world.clock.advance(3_700)
+    second = (await world.outbound.NextContacts(ask)).contacts
+    assert [(contact.number, contact.attempt) for contact in second] == [(first[0].number, 2)]
+    done = await report(second[0], outbound_pb2.OUTBOUND_RESULT_NO_ANSWER)
+    assert done.state == outbound_pb2.CONTACT_STATE_DONE
+    statistics = await world.outbound.GetDialStatistics(
+        outbound_pb2.GetDialStatisticsRequest(contact_list=name)
+    )
+    assert dict(statistics.results) == {"NO_ANSWER": 2, "OPTED_OUT": 1}
+    removed = outbound_pb2.RemoveForbiddenNumberRequest(number=first[1].number)
+    await world.outbound.RemoveForbiddenNumber(removed)
+    assert (await refused(world.outbound.RemoveForbiddenNumber(removed)))[1] == "NUMBER_NOT_FORBIDDEN"
+
+
+async def test_nobody_is_called_in_quiet_hours_or_against_their_will(world: World) -> None:
+    world.store.save_profile(
+        Profile(customer="c1", refused_channels=frozenset({Channel.VOICE}), crm_version=1)
+    )
+    await outbound_list(world, "+8613800138000")
+    contact = outbound_pb2.Contact(number="+8613800138009", customer="customers/c1")
+
+    async def batches() -> AsyncIterator[outbound_pb2.ImportContactsRequest]:
+        yield outbound_pb2.ImportContactsRequest(parent="contactLists/autumn", contacts=[contact])
+
+    await world.outbound.ImportContacts(batches())
+    world.clock.advance(6 * 3_600)  # 23:00 in Shanghai
+    ask = outbound_pb2.NextContactsRequest(holder="agent-1", max_contacts=10)
+    assert not (await world.outbound.NextContacts(ask)).contacts
+    world.clock.advance(10 * 3_600)  # 09:00
+    found = (await world.outbound.NextContacts(ask)).contacts
+    assert [one.number for one in found] == ["+8613800138000"]
+
+
+async def test_a_survey_takes_closed_answers_inside_its_time_limit(world: World) -> None:
+    question = surveys_pb2.Question(
+        question_id="q1",
+        texts=[words("How was it?")],
+        kind=surveys_pb2.QUESTION_KIND_SCALE,
+        scale_min=1,
+        scale_max=5,
+        required=True,
+        scored=True,
+    )
+    survey = surveys_pb2.Survey(
+        display_name="after the call", questions=[question], time_limit=Duration(seconds=60)
+    )
+    made = await world.surveys.CreateSurvey(surveys_pb2.CreateSurveyRequest(survey=survey, survey_id="s1"))
+    start = surveys_pb2.StartSurveyResponseRequest(survey=made.name, customer="customers/c1")
+    assert (await refused(world.surveys.StartSurveyResponse(start)))[1] == "SURVEY_STATE"
+    await world.surveys.OpenSurvey(surveys_pb2.OpenSurveyRequest(name=made.name))
+    first, late = [await world.surveys.StartSurveyResponse(start) for _ in range(2)]
+
+    def answer(name: str, value: int) -> Any:
+        answers = [surveys_pb2.Answer(question_id="q1", value=value)]
+        return world.surveys.AnswerSurvey(surveys_pb2.AnswerSurveyRequest(name=name, answers=answers))
+
+    assert (await refused(answer(first.name, 6)))[2] == ["answers[0].value"]
+    done = await answer(first.name, 4)
+    assert (done.completed, done.satisfaction) == (True, 0.75)
+    assert (await refused(answer(first.name, 5)))[1] == "RESPONSE_COMPLETED"
+    world.clock.advance(61)
+    assert (await refused(answer(late.name, 5)))[1] == "TIME_LIMIT_PASSED"
+    results = await world.surveys.GetSurveyResults(surveys_pb2.GetSurveyResultsRequest(survey=made.name))
+    assert (results.started_count, results.completed_count, results.satisfaction) == (2, 1, 0.75)
+    assert dict(results.questions[0].counts) == {"4": 1}
+
+
+async def test_the_profit_report_adds_up_and_can_be_drawn(world: World) -> None:
+    made = leads_pb2.Lead(customer="customers/c1", product="tv", region="regions/beijing")
+    partner = leads_pb2.Partner(display_name="p", capacity=9)
+    await world.leads.CreatePartner(leads_pb2.CreatePartnerRequest(partner=partner, partner_id="p"))
+    lead = await world.leads.CreateLead(leads_pb2.CreateLeadRequest(lead=made))
+    await world.leads.WinLead(leads_pb2.WinLeadRequest(name=lead.name, value=cny("500")))
+    cost = reports_pb2.Cost(cost_id="k1", amount=cny("120.50"), region="regions/beijing")
+    for _ in range(2):
+        await world.reports.RecordCost(reports_pb2.RecordCostRequest(cost=cost))
+    interval = common_pb2.Interval(start_time=Timestamp(), end_time=Timestamp())
+    interval.start_time.FromDatetime(START - timedelta(days=1))
+    interval.end_time.FromDatetime(START + timedelta(days=1))
+    request = reports_pb2.GetProfitReportRequest(
+        interval=interval,
+        dimensions=[reports_pb2.REPORT_DIMENSION_REGION, reports_pb2.REPORT_DIMENSION_MONTH],
+        time_zone="Asia/Shanghai",
+    )
+    report = await world.reports.GetProfitReport(request)
+    assert [(list(row.keys), row.profit.amount) for row in report.rows] == [
+        (["regions/beijing", "2025-06"], "379.50")
+    ]
+    assert (report.total.revenue.amount, report.total.cost.amount) == ("500", "120.50")
+    chart = await world.reports.RenderProfitChart(
+        reports_pb2.RenderProfitChartRequest(report=request, width_pixels=400, height_pixels=300)
+    )
+    assert chart.content.startswith(b"\x89PNG\r\n") and chart.content_type == "image/png"
+    early = reports_pb2.GetProfitReportRequest(interval=common_pb2.Interval(end_time=interval.start_time))
+    early.interval.start_time.FromDatetime(START - timedelta(days=2))
+    empty = reports_pb2.RenderProfitChartRequest(report=early)
+    assert (await refused(world.reports.RenderProfitChart(empty)))[1] == "NOTHING_TO_DRAW"
