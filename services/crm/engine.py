@@ -160,7 +160,7 @@ def normalise(
     (None for a new one), `id` the id that it is to have; "" the draft's.
     """
     problems = Problems()
-    done = replace(
+    done = evolved(
         draft,
         id=id or draft.id,
         **_names(draft, problems),
@@ -468,9 +468,28 @@ def claim_taken(customer: Customer, owners: Mapping[str, str]) -> ClaimTaken | N
 _NOBODY = Customer()
 
 
+_FIELDS = tuple(f.name for f in fields(Customer))
+
+
+def evolved(customer: Customer, **changes: Any) -> Customer:
+    """`dataclasses.replace`, which takes ten times as long for something with so many fields; twice a row of
+    an import. TypeError for a field that a customer does not have.
+    """
+    if not changes.keys() <= _FIELD_SET:
+        raise TypeError(f"a customer has no {sorted(changes.keys() - _FIELD_SET)}")
+    new = object.__new__(Customer)
+    put = object.__setattr__
+    for name in _FIELDS:
+        put(new, name, changes[name] if name in changes else getattr(customer, name))
+    return new
+
+
+_FIELD_SET = frozenset(_FIELDS)
+
+
 def create(customer: Customer, id: str, actor: str, now: datetime) -> Change:
     """The first version of a normalised customer."""
-    born = replace(
+    born = evolved(
         customer,
         id=id,
         state=State.ACTIVE,

@@ -437,3 +437,11 @@ def test_an_answered_visit_is_a_survey() -> None:
     message.visit.satisfaction_score = 2
     again = convert.visit_fact(message)
     assert again is not None and again.values["satisfaction"] == 2 and again.source_id == fact.source_id
+
+
+@settings(max_examples=30)
+@given(CREATED, st.text(max_size=3))
+def test_a_customer_evolves_as_by_replace(customer: Customer, notes: str) -> None:
+    assert engine.evolved(customer, notes=notes, version=3) == replace(customer, notes=notes, version=3)
+    with pytest.raises(TypeError):
+        engine.evolved(customer, nope=1)
