@@ -295,14 +295,12 @@ async def test_outside_all_business_hours_a_call_is_refused_until_a_region_opens
     await platform.furnish("a0")
     held = platform.call("c0")
     await until(held, "queued")
-    another_day = "Mo Tu We Th Fr Sa Su".split()[(datetime.now(UTC).weekday() + 3) % 7]
+    another_day = ["Mo", "Tu", "We", "Th", "Fr", "Sa", "Su"][(datetime.now(UTC).weekday() + 3) % 7]
     region = directory_pb2.Region(
         name="regions/beijing", business_hours=[f"{another_day} 08:00-20:00"], time_zone="UTC"
     )
     mask = {"paths": ["business_hours", "time_zone"]}
-    await platform.directory.UpdateRegion(
-        directory_pb2.UpdateRegionRequest(region=region, update_mask=mask)
-    )
+    await platform.directory.UpdateRegion(directory_pb2.UpdateRegionRequest(region=region, update_mask=mask))
     await eventually(lambda: platform.router.regions.closed_until_ms() is not None)
     code, reason, metadata, _ = await refused(platform.call("c1", language="zh-TW").read())
     assert (code, reason) == (grpc.StatusCode.FAILED_PRECONDITION, "REGION_CLOSED")
@@ -311,9 +309,7 @@ async def test_outside_all_business_hours_a_call_is_refused_until_a_region_opens
         call_pb2.CALL_STATE_WAITING
     ), "who waits already is served"
     region.business_hours[:] = ["24/7"]
-    await platform.directory.UpdateRegion(
-        directory_pb2.UpdateRegionRequest(region=region, update_mask=mask)
-    )
+    await platform.directory.UpdateRegion(directory_pb2.UpdateRegionRequest(region=region, update_mask=mask))
     await eventually(lambda: platform.router.regions.closed_until_ms() is None)
     again = platform.call("c1")
     await until(again, "queued")
