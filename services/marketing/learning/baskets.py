@@ -20,6 +20,7 @@ import pandas as pd
 import scipy.sparse as sp
 from implicit.als import AlternatingLeastSquares
 from sklearn.ensemble import HistGradientBoostingClassifier
+from threadpoolctl import threadpool_limits
 
 from marketing.learning.metrics import RANKS, Floats
 
@@ -122,10 +123,12 @@ def _codes(values: pd.Series, names: Sequence[str]) -> np.ndarray[Any, np.dtype[
 
 def latent(table: Matrix) -> Matrix:
     """Scores by latent factors, households by kinds."""
-    model = AlternatingLeastSquares(
-        factors=FACTORS, regularization=0.05, iterations=15, random_state=1, num_threads=1
-    )
-    model.fit(sp.csr_matrix(table), show_progress=False)
+    # Many small products of matrices: more threads only get in each other's way, and implicit says so aloud.
+    with threadpool_limits(1, "blas"):
+        model = AlternatingLeastSquares(
+            factors=FACTORS, regularization=0.05, iterations=15, random_state=1, num_threads=1
+        )
+        model.fit(sp.csr_matrix(table), show_progress=False)
     return np.asarray(np.asarray(model.user_factors) @ np.asarray(model.item_factors).T)
 
 
@@ -193,6 +196,8 @@ class Baskets:
             return counts.best(counts.table + SMOOTHING * counts.share())
         features, pool = _features(history, history["at"].max(), counts)
         scores = np.mean([forest.decision_function(features) for forest in self._forests], axis=0)
+        # What the trees do not tell apart stays in the order in which it was pooled.
+        scores = scores - 1e-9 * np.tile(np.arange(pool.shape[1]), len(pool))
         by_household = np.full(counts.table.shape, -np.inf)
         np.put_along_axis(by_household, pool, scores.reshape(pool.shape), axis=1)
         return counts.best(by_household)
