@@ -9,7 +9,12 @@ by one that does not). It keeps one Attach stream, and comes back by itself.
 is
    idempotent.
 2. Whoever has seen an epoch drops what an older one says, and tells it so: its leader steps down.
-3. A link that says nothing for `silent_seconds` is left: a leader is heard every heartbeat, even when it
+3. A command that was just sent when its leader's stream broke, and again at the next one, is poison: it
+outlived
+   two leaders and is refused, so that it does not kill the third. A leader that steps down ends its streams
+   in
+   order; that does not count.
+4. A link that says nothing for `silent_seconds` is left: a leader is heard every heartbeat, even when it
    cannot commit.
 """
 
@@ -18,7 +23,10 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import itertools
+import time
+from collections import OrderedDict
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import grpc
@@ -40,6 +48,11 @@ RECONNECT_SECONDS_FIRST, RECONNECT_SECONDS_MAX = 0.05, 0.5
 ADDRESSES_MAX = 32
 #: A watch that itself slept for longer than this past its time draws no conclusion, real seconds.
 STALL_SECONDS = 0.25
+#: Leaders that a command may outlive; how long before a break it counts as just sent; how long, and of how
+#: many commands, that is remembered; real seconds.
+OUTLIVED_MAX = 2
+JUST_SENT_SECONDS = 1.0
+OUTLIVED_LIFE_SECONDS, OUTLIVED_REMEMBERED_MAX = 600.0, 1_000
 #: Reason of ErrorInfo of a router that does not lead; its metadata's `leader` names who is believed to.
 NOT_LEADER = "NOT_LEADER"
 
@@ -94,6 +107,51 @@ def not_taken(reason: str, shard: str, retry_seconds: float) -> CallmeshError:
     if reason == POISON:
         return Internal()
     return _NOT_TAKEN.get(reason, LinkLost)(shard=shard, retry_seconds=retry_seconds or 0.5)
+
+
+def identity(command: Command) -> str:
+    """The same for each try of a command: its kind and what it is about."""
+    facts = getattr(command, "facts", None)
+    names = ("call_id", "agent", "queue", "front")
+    subject = (
+        facts.call_id
+        if facts is not None
+        else next((str(value) for name in names if (value := getattr(command, name, ""))), "")
+    )
+    return f"{type(command).__name__} {subject}"
+
+
+class Outlived:
+    """Commands that outlived leaders, by identity."""
+
+    def __init__(self, monotonic: Callable[[], float]) -> None:
+        self._monotonic = monotonic
+        self._known: OrderedDict[str, tuple[int, float]] = OrderedDict()
+
+    def add(self, command: str) -> None:
+        """One more leader was lost just after it had been given this command."""
+        count, _ = self._known.pop(command, (0, 0.0))
+        self._known[command] = (count + 1, self._monotonic())
+        if len(self._known) > OUTLIVED_REMEMBERED_MAX:
+            self._known.popitem(last=False)
+
+    def answered(self, command: str) -> None:
+        """A leader has carried it out, or refused it, and lives."""
+        self._known.pop(command, None)
+
+    def is_poison(self, command: str) -> bool:
+        """Whether no further leader is to be given this command."""
+        count, at = self._known.get(command, (0, 0.0))
+        return count >= OUTLIVED_MAX and self._monotonic() - at < OUTLIVED_LIFE_SECONDS
+
+
+@dataclass(slots=True)
+class _Question:
+    """A command on its way, and who waits for its answer."""
+
+    command: str
+    sent_seconds: float
+    future: asyncio.Future[Committed]
 
 
 async def ask_leader(leader: Leader, command: Command, seconds: float) -> Committed:
@@ -188,7 +246,8 @@ class ShardLink:
         #: Who the stream is with; empty without one.
         self._attached = ""
         self._requests = itertools.count(1)
-        self._open: dict[int, asyncio.Future[Committed]] = {}
+        self._open: dict[int, _Question] = {}
+        self._outlived = Outlived(time.monotonic)
         self._outgoing: asyncio.Queue[shard_pb2.FrontMessage] | None = None
         self._reader: asyncio.Task[None] | None = None
         self._heard_seconds = 0.0
@@ -295,9 +354,14 @@ class ShardLink:
             return await ask_leader(local, command, seconds)
         if outgoing is None or outgoing.full() or len(self._open) >= OPEN_QUESTIONS_MAX:
             raise LinkLost(shard=self.shard, retry_seconds=0.5)
+        name = identity(command)
+        if self._outlived.is_poison(name):
+            log.error("poison_refused", shard=self.shard, command=name)
+            raise Internal()
         request = next(self._requests)
-        future: asyncio.Future[Committed] = asyncio.get_running_loop().create_future()
-        self._open[request] = future
+        loop = asyncio.get_running_loop()
+        future: asyncio.Future[Committed] = loop.create_future()
+        self._open[request] = _Question(name, loop.time(), future)
         outgoing.put_nowait(shard_pb2.FrontMessage(request=request, command=codec.encode_command(command)))
         try:
             async with asyncio.timeout(seconds):
@@ -360,9 +424,9 @@ class ShardLink:
             for task in (reader, *helpers):
                 task.cancel()
             stream.cancel()
-            led = self._attached == address
-            self._lose(address)
             results = await asyncio.gather(reader, *helpers, return_exceptions=True)
+            led = self._attached == address
+            self._lose(address, broken=isinstance(results[0], grpc.aio.AioRpcError))
         self._explain(address, results[0])
         return led
 
@@ -412,22 +476,29 @@ class ShardLink:
             self._reader.cancel()
         self._lose(self._attached)
 
-    def _lose(self, address: str) -> None:
-        """The stream with `address` is over: what was asked on it stays unanswered."""
+    def _lose(self, address: str, *, broken: bool = False) -> None:
+        """The stream with `address` is over, or broken: what was asked on it stays unanswered."""
         if not address or self._attached != address:
             return
         self._attached, self._outgoing = "", None
-        for future in self._open.values():
-            if not future.done():
-                future.set_exception(LinkLost(shard=self.shard, retry_seconds=0.5))
+        since = asyncio.get_running_loop().time() - JUST_SENT_SECONDS
+        for question in self._open.values():
+            if broken and question.sent_seconds >= since:
+                self._outlived.add(question.command)
+            if not question.future.done():
+                question.future.set_exception(LinkLost(shard=self.shard, retry_seconds=0.5))
         self._open.clear()
         self._tell_up(False)
 
     def _take(self, message: shard_pb2.ShardMessage) -> None:
         if message.facts:
             self._on_facts(self.shard, message.epoch, message.sequence, codec.decode_facts(message.facts))
-        future = self._open.pop(message.request, None)
-        if future is None or future.done():
+        question = self._open.pop(message.request, None)
+        if question is None:
+            return
+        self._outlived.answered(question.command)
+        future = question.future
+        if future.done():
             return
         if not message.reply:
             future.set_exception(not_taken(message.not_taken, self.shard, message.retry_ms / 1000))

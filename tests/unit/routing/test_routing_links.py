@@ -13,9 +13,18 @@ from callmesh.routing.v1 import shard_pb2, shard_pb2_grpc
 from chassis.clock import SystemClock
 from chassis.errors import Internal
 from chassis.server import ServiceBinding
-from routing import engine
+from routing import codec, engine
 from routing.leader import Leader, LeaderOptions, StoreOutage
-from routing.links import LinkLost, Routers, ShardLink
+from routing.links import (
+    OUTLIVED_LIFE_SECONDS,
+    OUTLIVED_MAX,
+    OUTLIVED_REMEMBERED_MAX,
+    LinkLost,
+    Outlived,
+    Routers,
+    ShardLink,
+    identity,
+)
 from routing.model import (
     AskCall,
     CallFacts,
@@ -26,7 +35,7 @@ from routing.model import (
     PlaceCall,
     QueueConfig,
 )
-from routing.shard_servicer import ShardServicer
+from routing.shard_servicer import ShardServicer, _Link
 from routing.testing import MemoryBlocks, MemoryJournal
 
 DEADLINE_SECONDS = 10
@@ -228,3 +237,57 @@ async def test_without_a_leader_the_answer_is_unknown(grpc_server: Any) -> None:
         with pytest.raises(LinkLost):
             await hanging
         node.journal.gate.set()
+
+
+async def test_a_command_that_outlived_two_leaders_is_refused(
+    grpc_server: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It breaks its leader's stream each time; everybody else goes on."""
+    async with a_region(grpc_server) as region:
+        node = region.nodes[0]
+        node.start()
+        await eventually(lambda: region.link.up)
+        await region.link.ask(ConfigureQueue(queue=QueueConfig(id="q")), 5)
+        real, killed = _Link._read, []
+
+        async def read(link: _Link, messages: Any) -> None:
+            async def poisoned() -> AsyncIterator[Any]:
+                async for message in messages:
+                    if codec.decode_command(message.command) == HangUp(call_id="bad", attempt=1):
+                        killed.append(link)
+                        link._out.put_nowait("not a message")  # type: ignore[arg-type]
+                    else:
+                        yield message
+
+            await real(link, poisoned())
+
+        monkeypatch.setattr(_Link, "_read", read)
+        region.link._cut()
+        for _ in range(OUTLIVED_MAX):
+            await eventually(lambda: region.link.up)
+            with pytest.raises(LinkLost):
+                await region.link.ask(HangUp(call_id="bad", attempt=1), 5)
+        await eventually(lambda: region.link.up)
+        with pytest.raises(Internal):
+            await region.link.ask(HangUp(call_id="bad", attempt=1), 5)
+        assert len(killed) == OUTLIVED_MAX
+        assert (await region.link.ask(placing("c1"), 5)).answer.call is not None
+
+
+def test_what_outlived_leaders_is_forgotten_by_an_answer_and_by_time() -> None:
+    now = [0.0]
+    outlived = Outlived(lambda: now[0])
+    one = identity(HangUp(call_id="c1", attempt=1))
+    assert one == identity(HangUp(call_id="c1", attempt=2)) != identity(HangUp(call_id="c2", attempt=1))
+    assert identity(placing("c1")) == "PlaceCall c1" != one
+    outlived.add(one)
+    outlived.answered(one)
+    outlived.add(one)
+    assert not outlived.is_poison(one)
+    outlived.add(one)
+    assert outlived.is_poison(one)
+    now[0] = OUTLIVED_LIFE_SECONDS
+    assert not outlived.is_poison(one)
+    for number in range(2 * OUTLIVED_REMEMBERED_MAX):
+        outlived.add(str(number))
+    assert len(outlived._known) == OUTLIVED_REMEMBERED_MAX
