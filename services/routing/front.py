@@ -446,14 +446,17 @@ class Front:
         """Moves waiting calls to regions with free agents, longest waiting first, until cancelled."""
         while True:
             await asyncio.sleep(OVERFLOW_SECONDS)
+            if len(self._shards) == 1:
+                continue
             taken: Counter[tuple[str, str]] = Counter()
+            stuck_ms: dict[tuple[str, str], int] = {}
             waiting = [
                 c
                 for c in self._callers.values()
                 if c.state is CallState.WAITING and not c.moving and not c.placing.locked()
             ]
             for caller in sorted(waiting, key=lambda c: (c.queued_ms, c.facts.call_id)):
-                target = self._target_of(caller)
+                target = self._target_of(caller, stuck_ms)
                 if target is None:
                     continue
                 leaves = self._leaves(caller.region)
@@ -466,11 +469,20 @@ class Front:
                 caller.moving = True
                 self.spawn(self._move(caller, target))
 
-    def _target_of(self, caller: Caller) -> str | None:
+    def _target_of(self, caller: Caller, stuck_ms: dict[tuple[str, str], int]) -> str | None:
+        """Where a call could go. `stuck_ms` remembers, by queue and region, how long a call had waited there
+        that could go nowhere: who has waited less need not be looked at.
+        """
         if not caller.heard or not caller.region or caller.move >= MOVES_MAX:
             return None
         waited_ms = self._clock.now_ms() - caller.moved_ms
-        return self._find_overflow(caller.facts.queue, caller.region, waited_ms)
+        way = (caller.facts.queue, caller.region)
+        if waited_ms <= stuck_ms.get(way, -1):
+            return None
+        target = self._find_overflow(*way, waited_ms)
+        if target is None:
+            stuck_ms[way] = waited_ms
+        return target
 
     async def _move(self, caller: Caller, target: str) -> None:
         try:
