@@ -1006,10 +1006,8 @@ _DUE_OF_CALL: dict[str, Callable[[ShardState, CallEntry, int], list[Event]]] = {
 
 def _answer(state: ShardState, command: Any, decision: Decision, now_ms: int) -> Answer:
     kind = type(command)
-    if kind is PlaceCall:
-        call_id = command.facts.call_id
-    else:
-        call_id = command.call_id if kind in _OF_CALL else ""
+    named = command.facts if kind is PlaceCall else command
+    call_id = named.call_id if kind is PlaceCall or kind in _OF_CALL else ""
     agent_id = command.agent if kind in _OF_AGENT else ""
     call = view_call(state, call_id) if call_id in state.calls else None
     agent = view_agent(state, agent_id) if agent_id in state.agents else None
