@@ -17,7 +17,7 @@ LIST_P99_RATIO_MAX = 1.5
 FEW, MANY = 2_000, 200_000
 #: Calls of each database in a round, and rounds; the best round's p99 counts, so that a busy neighbour
 #: does not.
-CALLS, ROUNDS = 600, 5
+CALLS, ROUNDS = 300, 4
 
 #: What people ask for: (filter, order).
 QUERIES: Sequence[tuple[Callable[[int], str], str]] = (
