@@ -658,7 +658,8 @@ class Leader:
     def _move_deadlines(self, outage_seconds: float) -> None:
         """Nothing could be done for so long: nobody is late for that. Before any timer has its turn."""
         log.warning("outage_over", shard=self.shard, seconds=round(outage_seconds, 3))
-        with contextlib.suppress(PoisonCommand):
+        # Deposed meanwhile, or full to the brim: neither is a reason for the loop to end.
+        with contextlib.suppress(PoisonCommand, Unavailable):
             self.carry_out(MoveDeadlines(span_ms=round(outage_seconds * 1000 * self._clock.speed)))
 
     def _take_batch(self) -> tuple[list[_Pending], list[tuple[int, codec.Packed]]]:
