@@ -161,7 +161,7 @@ def test_bad_offers_are_refused_field_by_field(stubs: Stubs) -> None:
         "offer.validity.end_time",
         "offer.stock",
     ]
-    assert failure(lambda: create(stubs, "bad", an_offer(eligibility_rule="tier == 'x'")))[2] == [
+    assert failure(lambda: create(stubs, "bad", an_offer(eligibility_rule="tear == 'x'")))[2] == [
         "offer.eligibility_rule"
     ]
     assert failure(lambda: create(stubs, "x" * 129, an_offer()))[2] == ["offer_id"]
@@ -282,10 +282,10 @@ def test_bad_requests_name_their_fields(stubs: Stubs) -> None:
     imported = ask.ImportPurchases(iter([rec.ImportPurchasesRequest(purchases=purchases)] * 2), timeout=10)
     assert (imported.recorded_count, imported.duplicate_count, imported.rejected_count) == (1, 1, 4)
     assert [item.index for item in imported.rejected] == [1, 2, 4, 5]
-    later = leads_pb2.ListLeadsRequest()
-    assert failure(lambda: stubs.leads.ListLeads(later, timeout=10))[:2] == (
-        grpc.StatusCode.UNIMPLEMENTED,
-        "UNIMPLEMENTED",
+    unknown = leads_pb2.GetLeadRequest(name="leads/none")
+    assert failure(lambda: stubs.leads.GetLead(unknown, timeout=10))[:2] == (
+        grpc.StatusCode.NOT_FOUND,
+        "LEAD_NOT_FOUND",
     )
 
 

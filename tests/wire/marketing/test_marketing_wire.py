@@ -61,6 +61,7 @@ def test_a_customer_of_crm() -> None:
         language="zh",
         tags=frozenset({"senior"}),
         home_region="regions/beijing",
+        display_name="王小明",
         refused_channels=frozenset({Channel.SMS}),
         crm_version=7,
         updated_at=datetime(2025, 6, 1, 9, tzinfo=UTC),
