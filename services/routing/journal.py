@@ -114,12 +114,13 @@ def from_document(document: dict[str, Any]) -> Block:
         return Block(
             shard=shard,
             sequence=int(sequence),
-            epoch=document["epoch"],
+            # Plain numbers: BSON's own kind of integer would go on into the state, and no further.
+            epoch=int(document["epoch"]),
             nonce=document["nonce"],
             prev=document["prev"],
-            now_ms=document["now"],
-            format=document["format"],
-            count=document["count"],
+            now_ms=int(document["now"]),
+            format=int(document["format"]),
+            count=int(document["count"]),
             body=bytes(document["body"]),
             digest=document.get("digest", ""),
         )
@@ -177,7 +178,8 @@ _KEYED = frozenset({"shard", "sequence"})
 def manifest_from_document(document: dict[str, Any]) -> Manifest:
     """The inverse of `manifest_to_document`."""
     shard, _, sequence = document["_id"].rpartition(":")
-    fields = {name: document[name] for name in Manifest.__slots__ if name not in _KEYED}
+    found = ((name, document[name]) for name in Manifest.__slots__ if name not in _KEYED)
+    fields = {name: int(value) if isinstance(value, int) else value for name, value in found}
     return Manifest(shard=shard, sequence=int(sequence), **fields)
 
 

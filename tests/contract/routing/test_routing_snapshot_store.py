@@ -89,6 +89,7 @@ async def read(store: JournalStore, manifest: Manifest) -> list[bytes]:
 async def test_what_was_written_is_read_by_both_sides(stores: Stores) -> None:
     manifest = stores.make(12, b"one", b"two", bytes(range(256)) * 4_096)
     assert stores.snapshots.manifests("beijing") == [manifest] == await stores.journal.manifests("beijing")
+    assert {type(m.now_ms) for m in await stores.journal.manifests("beijing")} == {int}
     expected = [b"one", b"two", bytes(range(256)) * 4_096]
     assert list(stores.snapshots.parts(manifest)) == expected == await read(stores.journal, manifest)
     assert stores.snapshots.manifests("beijin") == [] == await stores.journal.manifests("shanghai")
