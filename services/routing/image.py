@@ -123,7 +123,14 @@ class _LineRow(msgspec.Struct, frozen=True):
     queue: QueueConfig | None = None
 
 
-_encoder = msgspec.msgpack.Encoder()
+def _plain(value: Any) -> Any:
+    """A number of a kind of its own (a database's) as a number."""
+    if isinstance(value, int):
+        return int(value)
+    raise TypeError(f"{type(value).__name__} has no place in an image")
+
+
+_encoder = msgspec.msgpack.Encoder(enc_hook=_plain)
 _CALLS = _Kind(
     CallEntry,
     CallEntry(CallFacts(call_id="", queue=""), cast(Line, None)),

@@ -179,7 +179,7 @@ def manifest_from_document(document: dict[str, Any]) -> Manifest:
     """The inverse of `manifest_to_document`."""
     shard, _, sequence = document["_id"].rpartition(":")
     found = ((name, document[name]) for name in Manifest.__slots__ if name not in _KEYED)
-    fields = {name: int(value) if isinstance(value, int) else value for name, value in found}
+    fields: dict[str, Any] = {n: int(value) if isinstance(value, int) else value for n, value in found}
     return Manifest(shard=shard, sequence=int(sequence), **fields)
 
 

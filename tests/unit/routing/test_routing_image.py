@@ -194,3 +194,17 @@ def test_digests_look_at_every_entry_by_turns() -> None:
     last.facts = replace(last.facts, caller_number="+1")
     changed = [image.digest(shard.state, n) != before[n] for n in range(3)]
     assert sum(changed) == 1
+
+
+def test_a_number_of_the_databases_own_kind_is_a_number() -> None:
+    class Odd(int):
+        """As BSON has it."""
+
+    shard = Shard()
+    shard.place("c1")
+    shard.state.now_ms = Odd(shard.state.now_ms)
+    restored = copy_of(shard.state)
+    assert restored.now_ms == shard.state.now_ms and type(restored.now_ms) is int
+    shard.state.calls["c1"].reason = object()  # type: ignore[assignment]
+    with pytest.raises(TypeError, match="no place in an image"):
+        parts(shard.state)
