@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from tests.simulation.agenda import ORIGIN_MS, WORLD, Process
 
 from routing.journal import Block, Manifest, OutcomeUnknown
+from routing.testing import MemoryBlocks
 
 if TYPE_CHECKING:
     from tests.simulation.world import World
@@ -52,6 +53,8 @@ class Cluster:
         #: Blocks that only the primary has, in the order of its log.
         self.unreplicated: list[Block] = []
         self._newest: dict[str, int] = {}
+        #: Snapshots: manifests and parts.
+        self.kept = MemoryBlocks()
         self.replicating = True
         #: No primary at all.
         self.down = False
@@ -192,7 +195,9 @@ class SimJournal(StoreClient):
     """A `routing.journal.JournalStore` over the cluster."""
 
     async def insert(self, block: Block) -> None:
-        self.world.reach("sending", self.process, block)
+        self.world.reach("opening" if block.opening else "sending", self.process, block)
+        # Here a process may be frozen or die before anything is sent.
+        await asyncio.sleep(0)
         try:
             await self.ask(lambda answer: self._insert(answer, block))
         finally:
@@ -265,17 +270,24 @@ class SimJournal(StoreClient):
             if name in self.cluster.stale:
                 answer.fail(OutcomeUnknown("behind the session's own write"), MAJORITY_SECONDS)
             else:
-                answer.give(self.cluster.newest(shard) > sequence)
+                newest = next((m.sequence for m in self.cluster.kept.snapshots(shard)), 0)
+                answer.give(self.cluster.newest(shard) > sequence or newest >= sequence)
 
         return bool(await self.ask(look))
 
     async def manifests(self, shard: str) -> list[Manifest]:
-        found: list[Manifest] = await self.ask(lambda answer: answer.give([]))
+        found: list[Manifest] = await self.ask(
+            lambda answer: answer.give(list(self.cluster.kept.snapshots(shard)))
+        )
         return found
 
     async def parts(self, manifest: Manifest) -> AsyncIterator[bytes]:
-        raise AssertionError("there are no snapshots")
-        yield b""
+        # Read one after another, while keepers drop what is old.
+        for number in range(manifest.parts):
+            key = (manifest.shard, manifest.sequence, manifest.maker, number)
+            part = await self.ask(lambda answer, key=key: answer.give(self.cluster.kept.parts.get(key)))
+            if part is not None:
+                yield part
 
     async def probe(self, shard: str, router: str) -> None:
         def write(answer: Answer) -> None:

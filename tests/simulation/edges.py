@@ -300,7 +300,8 @@ class Line:
 
     async def _confirm(self, request: Any) -> None:
         """The same confirmation, at any router, until a committed yes or no."""
-        await asyncio.sleep(self.rng.choice((0.0, 0.0, 0.05, self.rng.uniform(0.0, 6.0))))
+        after = self.rng.choice((0.0, 0.0, 0.05, self.rng.uniform(0.0, 6.0)))
+        await asyncio.sleep(self.rng.uniform(3.5, 7.0) if self.plan.slow and self.world.faulty else after)
         self.world.auditor.consents.add((request.call_id, request.offer_id))
         while True:
             try:

@@ -98,7 +98,7 @@ class Trouble:
         self.world.network.stall(process, fault.seconds)
         return True
 
-    _freeze_leader = _freeze
+    _freeze_leader = _sleep_sending = _sleep_opening = _freeze
 
     def _crash(self, fault: Fault) -> bool:
         """Kill -9 or loss of power; started again a while later."""

@@ -35,13 +35,13 @@ if TYPE_CHECKING:
 
 #: An attached call with a free, fitting agent waits for at most so many commits.
 COMMITS_TO_OFFER = 2
-#: An offer may be past its time, in a shard that is led, for so many virtual seconds before it must have
-#: ended.
-OVERDUE_SECONDS = 1.5
+#: An offer may be past its time for so many commits and virtual seconds before it must have ended.
+OVERDUE_COMMITS, OVERDUE_SECONDS = 4, 0.7
 #: A shard's clock may run ahead of the truth, and lie behind it, by so much (milliseconds).
 AHEAD_MS, BEHIND_MS = 1_500, 60_000
-#: A call may be taken to have waited so much longer than it has (milliseconds), by clocks read at two places.
-CREDIT_MS = 1_500
+#: A call may be taken to have waited so much longer than it has (milliseconds): routers share their time
+#: through the journal, which stands still while nobody leads. An hour's step of a clock must not count.
+CREDIT_MS = 15_000
 
 
 class Auditor:
@@ -72,8 +72,8 @@ class Auditor:
         self.logging_out: set[str] = set()
         self._opened_ms: dict[str, int] = {}
         self._unpaired: dict[tuple[str, str], int] = {}
-        #: When an open offer was first seen past its time, while commits went on.
-        self._overdue: dict[str, float] = {}
+        #: Since when, and for how many commits, an open offer is past its time.
+        self._overdue: dict[str, tuple[float, int]] = {}
         self.counts: dict[str, int] = defaultdict(int)
 
     def _violate(self, what: str) -> None:
@@ -83,6 +83,12 @@ class Auditor:
 
     def committed(self, block: Block) -> None:
         """A block has reached its majority."""
+        last = self._last.get(block.shard)
+        if last is not None and block.sequence <= last.sequence:
+            # An insert of long ago that found its place pruned. Nobody reads it, and nothing may follow
+            # from it.
+            self.counts["strays"] += 1
+            return
         self._check_block(block)
         self._last[block.shard] = block
         replica = self.replicas[block.shard]
@@ -226,9 +232,12 @@ class Auditor:
         for (shard, call_id), offer in self._open_offers.items():
             if shard != block.shard:
                 continue
-            if block.opening or block.now_ms <= replica.calls[call_id].offer_until_ms + 1_000:
+            if block.opening or block.now_ms <= replica.calls[call_id].offer_until_ms + 200:
                 self._overdue.pop(offer, None)
-            elif now - self._overdue.setdefault(offer, now) > OVERDUE_SECONDS:
+                continue
+            since, commits = self._overdue.get(offer, (now, 0))
+            self._overdue[offer] = (since, commits + 1)
+            if now - since > OVERDUE_SECONDS and commits >= OVERDUE_COMMITS:
                 self._violate(f"offer {offer} of {call_id} outlives its time")
 
     # --- what is said

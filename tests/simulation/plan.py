@@ -42,6 +42,8 @@ class CallPlan:
     token: str = "use"
     #: Its priority is changed, and the change repeated, while it waits.
     reprioritized: bool = False
+    #: The edge takes about as long to confirm as it may.
+    slow: bool = False
     #: Kills the engine: "", "decide", "evolve".
     poison: str = ""
 
@@ -109,6 +111,8 @@ WEIGHTS = {
     "break": 6,
     "freeze": 5,
     "freeze_leader": 4,
+    "sleep_sending": 2,
+    "sleep_opening": 2,
     "crash": 3,
     "crash_leader": 3,
     "restart_edge": 1,
@@ -132,6 +136,8 @@ CHANCES = {
     "unanswered": 0.03,
     "lost": 0.04,
     "twice": 0.04,
+    "half_open": 0.3,
+    "interrupted": 0.05,
 }
 POINTS = ("sending", "applied", "committed", "answered", "read")
 
@@ -164,7 +170,7 @@ def _kinds(rng: random.Random, mixture: dict[str, int], count: int) -> list[str]
 def _fault(rng: random.Random, kind: str) -> Fault:
     at = rng.uniform(1.0, FAULTY_SECONDS)
     target, other = rng.choice(ROUTERS), ""
-    if kind in ("freeze_leader", "crash_leader"):
+    if kind in ("freeze_leader", "crash_leader", "sleep_sending"):
         target = rng.choice(tuple(LEAD_LISTS))
     elif kind == "restart_edge":
         target = rng.choice(EDGES)
@@ -175,6 +181,8 @@ def _fault(rng: random.Random, kind: str) -> Fault:
     elif kind == "cut_clients":
         other = rng.choice((*EDGES, *(f"desk-{a}" for a in agents())))
     point = rng.choice(POINTS) if kind in _POINTED and rng.random() < 0.6 else ""
+    if kind in _SLEEPS:
+        return Fault(kind=kind, at=at, target=target, seconds=rng.uniform(5.0, 14.0), point=_SLEEPS[kind])
     return Fault(
         kind=kind,
         at=at,
@@ -188,6 +196,8 @@ def _fault(rng: random.Random, kind: str) -> Fault:
     )
 
 
+#: Slept longer than blocks are kept, right before something is sent.
+_SLEEPS = {"sleep_sending": "sending", "sleep_opening": "opening"}
 _POINTED = frozenset({"freeze", "freeze_leader", "crash", "crash_leader"})
 
 
@@ -212,6 +222,7 @@ def _call(rng: random.Random, number: int) -> CallPlan:
         attempts=rng.choice(("rising",) * 6 + ("same", "back")),
         token=rng.choice(("use",) * 5 + ("forget", "forge", "foreign")),
         reprioritized=rng.random() < 0.2,
+        slow=number % 7 == 3,
     )
 
 

@@ -46,6 +46,10 @@ class WatchedLeader(Leader):
 
     world: World
 
+    def _release(self, batch: Any, block: Any) -> None:
+        self.world.auditor.check_place(self.shard, self.epoch, block.sequence, "released")
+        super()._release(batch, block)
+
     def _decide(self, command: model.Command) -> Any:
         try:
             return super()._decide(command)

@@ -39,8 +39,11 @@ from routing.model import (
 STORE = {"stall_replication": 6, "freeze_leader": 3, "crash_leader": 3, "slow_store": 2, "store_down": 1}
 LEADERS = {"freeze_leader": 6, "crash_leader": 4, "break": 3, "cut_store": 2}
 CLIENTS = {"break": 6, "cut_clients": 3, "take_session": 2, "freeze_leader": 2, "crash": 1}
+SLEEPERS = {"sleep_sending": 5, "sleep_opening": 5, "crash_leader": 3, "freeze_leader": 1}
 CLOCKS = {"step_clock": 4, "crash_leader": 3, "freeze_leader": 1}
 TROUBLED = {"refused": 0.03, "late": 0.08, "unanswered": 0.08, "lost": 0.06, "twice": 0.08, "half_open": 0.4}
+#: Requests are repeated, or their answers lost, far too often.
+REPEATED, UNANSWERED = {**TROUBLED, "twice": 0.5}, {**TROUBLED, "unanswered": 0.4}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,16 +57,25 @@ class Variant:
     journal: type[SimJournal] = SimJournal
     tweak: Callable[[World], None] | None = None
     kinds: dict[str, int] = field(default_factory=lambda: LEADERS)
+    chances: dict[str, float] = field(default_factory=lambda: TROUBLED)
+    #: How all its callers are, where it matters.
+    callers: dict[str, Any] = field(default_factory=dict)
     #: A seed that caught it when it was last looked for, tried first.
     seed: int = 1
     #: It must be caught by one of that many seeds.
-    seeds_max: int = 40
+    seeds_max: int = 60
+
+
+def drawn(variant: Variant, seed: int) -> plan.Plan:
+    """A seed's plan in the mixture of a variant."""
+    found = plan.draw(seed, variant.kinds, variant.chances)
+    return replace(found, calls=tuple(replace(call, **variant.callers) for call in found.calls))
 
 
 def caught(variant: Variant, seed: int) -> str:
     """What a seed says of a variant; "" when it lets it through."""
     with variant.broken():
-        world = simulate(plan.draw(seed, variant.kinds, TROUBLED), variant.journal, variant.tweak)
+        world = simulate(drawn(variant, seed), variant.journal, variant.tweak)
     return world.failure if any(words in world.failure for words in variant.says) else ""
 
 
@@ -271,6 +283,18 @@ def _consent_for_all(self: Front, caller: Any, view: Any) -> None:
 _CONSENT = Front._consent
 
 
+def prune_openings(world: World) -> None:
+    """Keepers prune openings like other blocks."""
+    world.prunes_openings = True
+
+
+class OpensUnverified(SimJournal):
+    """Nobody looks above an opening that was committed."""
+
+    async def above(self, shard: str, sequence: int) -> bool:
+        return False
+
+
 def edges_give_up(world: World) -> None:
     """Edges take themselves for free when no answer comes."""
     world.edges_give_up = True
@@ -369,73 +393,110 @@ _JOURNAL_SAYS = (
 )
 #: All of them, in the order of the design's list.
 VARIANTS = (
-    Variant(name="local reads at takeover", journal=LocalReads, kinds=STORE, says=_JOURNAL_SAYS),
+    Variant(name="local reads at takeover", seed=6, journal=LocalReads, kinds=STORE, says=_JOURNAL_SAYS),
     Variant(
-        name="own DuplicateKey is committed", journal=TrustsDuplicateKey, kinds=STORE, says=_JOURNAL_SAYS
+        name="own DuplicateKey is committed",
+        seed=4,
+        journal=TrustsDuplicateKey,
+        kinds=STORE,
+        says=_JOURNAL_SAYS,
     ),
-    Variant(name="re-batching", broken=rebatching, kinds=STORE, says=_JOURNAL_SAYS),
+    Variant(name="re-batching", seed=4, broken=rebatching, kinds=STORE, says=_JOURNAL_SAYS),
     Variant(
         name="two in flight",
+        seed=3,
         broken=lambda: patched(Leader, "_commit_next", _commit_two),
         kinds=STORE,
         says=_JOURNAL_SAYS,
     ),
     Variant(
+        name="opening pruned",
+        seed=5,
+        tweak=prune_openings,
+        kinds=SLEEPERS,
+        says=_JOURNAL_SAYS,
+    ),
+    Variant(
+        name="opening not verified",
+        seed=5,
+        journal=OpensUnverified,
+        kinds=SLEEPERS,
+        says=_JOURNAL_SAYS,
+    ),
+    Variant(
         name="send before commit",
+        seed=2,
         broken=lambda: patched(Leader, "submit", _submit_early),
         says=("not in the journal", "was said to be", "was told"),
     ),
     Variant(
         name="answer from memory",
+        seed=2,
         broken=lambda: patched(Leader, "submit", _submit_from_memory),
         says=("to what was asked after", "was said to be", "not in the journal"),
     ),
-    Variant(name="epoch not checked", broken=deaf_to_epochs, says=("listens to epoch",)),
+    Variant(name="epoch not checked", seed=8, broken=deaf_to_epochs, says=("listens to epoch",)),
     Variant(
         name="accept connects",
+        seed=3,
         broken=_decides(AcceptOffer, _accept_connects),
         says=("has not consented", "connected twice"),
     ),
     Variant(
         name="front consents",
+        seed=1,
         broken=lambda: patched(Front, "_consent", _consent_for_all),
         kinds=CLIENTS,
         says=("has not consented", "connected twice", "without consent"),
     ),
     Variant(
         name="confirm without offer id",
+        seed=10,
         broken=_decides(ConfirmCall, _confirm_any),
         kinds=CLIENTS,
+        chances=REPEATED,
+        callers={"mode": "stream", "slow": True, "hang_up_at": ""},
         says=("has not consented", "connected twice"),
     ),
     Variant(
         name="edge frees itself",
+        seed=7,
         tweak=edges_give_up,
         kinds=CLIENTS,
+        chances=UNANSWERED,
+        callers={"mode": "stream", "token": "forget", "hang_up_at": ""},
         says=("connected twice", "bridged to"),
     ),
     Variant(
         name="conclusions before re-attach",
+        seed=2,
         broken=_evolves(ShardOpened, _conclude_at_once),
         says=("concluded from absence",),
     ),
     Variant(
         name="a counter for the set",
+        seed=12,
         broken=counting,
         kinds=CLIENTS,
+        chances=REPEATED,
         says=("holds", "booked twice", "not with"),
     ),
     Variant(
-        name="lost offer expiry", broken=_evolves(CallOffered, _lose_expiry), says=("outlives its time",)
+        name="lost offer expiry",
+        seed=9,
+        broken=_evolves(CallOffered, _lose_expiry),
+        says=("outlives its time",),
     ),
     Variant(
         name="wall clock as now",
+        seed=1,
         broken=lambda: patched(Leader, "now_ms", _wall_clock),
         kinds=CLOCKS,
         says=("time is off", "time runs backwards", "outlives"),
     ),
     Variant(
         name="configuration in evolve",
+        seed=3,
         broken=_evolves(CallEnded, _wrap_up_here),
         says=("was said to be", "does not apply", "not in the journal"),
     ),

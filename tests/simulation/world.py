@@ -23,6 +23,7 @@ from tests.simulation.desktops import Desktop, Seat
 from tests.simulation.edges import Edge, Line
 from tests.simulation.faults import Trouble
 from tests.simulation.invariants import Auditor
+from tests.simulation.keepers import KEEPERS, Keeper
 from tests.simulation.network import Network
 from tests.simulation.plan import EDGES, FAULTY_SECONDS, LEAD_LISTS, REST_SECONDS, ROUTERS, Plan, agents
 from tests.simulation.routers import Router
@@ -51,6 +52,8 @@ class World:
         #: (virtual second, who, what, events of a block).
         self.history: list[tuple[float, str, str, Any]] = []
         self.faulty = True
+        #: Broken on purpose: keepers prune openings, too.
+        self.prunes_openings = False
         #: Broken on purpose: an edge that hears no answer to its confirmation takes itself for free.
         self.edges_give_up = False
         self.draining: set[str] = set()
@@ -181,6 +184,8 @@ class World:
     def run(self) -> None:
         for name in ROUTERS:
             self.start_router(name)
+        for number in range(KEEPERS):
+            Keeper(self, f"keeper-{number}")
         for name in EDGES:
             self.start_edge(name)
         for agent in self.seats:
