@@ -1068,7 +1068,7 @@ class MongoReader:
             found = self._offers.find({"_id": {"$in": batch}}, {"outbox": 0, "claims": 0})
             async for raw in found:
                 self._seen[raw["_id"]] = (
-                    {field: raw[field] for field in now[raw["_id"]]},
+                    {field: raw.get(field) for field in now[raw["_id"]]},
                     offer_from_raw(raw),
                 )
         self._seen = {id: self._seen[id] for id in now if id in self._seen}
