@@ -21,6 +21,7 @@ import json
 import os
 import secrets
 import shutil
+import signal
 import statistics
 import sys
 import tempfile
@@ -248,6 +249,8 @@ def main() -> int:
     parser.add_argument("--assign-only", action="store_true")
     parser.add_argument("--out", type=Path, default=ROOT / "build" / "reports" / "routing.json")
     arguments = parser.parse_args()
+    # Told to end, it still ends what it started.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     result: dict[str, Any] = {}
     with Place() as place:
         helpers = [Helper(f"h{n}", place.address) for n in range(HELPERS)]

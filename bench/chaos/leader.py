@@ -141,6 +141,8 @@ def main() -> int:
     parser.add_argument("--agents", type=int, default=400)
     parser.add_argument("--out", type=Path, default=ROOT / "build" / "reports" / "chaos-leader.json")
     arguments = parser.parse_args()
+    # Told to end, it still ends what it started.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     with Floor(routers=3) as floor:
         try:
             result = uvloop.run(_run(floor, arguments))

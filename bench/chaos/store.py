@@ -16,6 +16,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
+import signal
 import sys
 import time
 from dataclasses import dataclass, field
@@ -278,6 +279,8 @@ def main() -> int:
     parser.add_argument("--agents", type=int, default=220)
     parser.add_argument("--out", type=Path, default=ROOT / "build" / "reports" / "chaos-store.json")
     arguments = parser.parse_args()
+    # Told to end, it still ends what it started.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     with Floor(routers=2, members=3, broker=True) as floor:
         try:
             result = uvloop.run(_run(floor, arguments))
