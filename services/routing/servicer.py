@@ -94,7 +94,6 @@ class RoutingServicer(routing_pb2_grpc.RoutingServiceServicer):
     ) -> call_pb2.Call:
         return await self._handlers.request_callback(request, _left())
 
-
     async def ExplainRoute(
         self, request: routing_pb2.ExplainRouteRequest, context: Any
     ) -> routing_pb2.ExplainRouteResponse:
