@@ -109,7 +109,9 @@ class Desktop:
         except TimeoutError:
             await self._leave(stream)
         finally:
-            if not self.world.strike("half_open", self.seat.agent):
+            if self.world.strike("half_open", self.seat.agent):
+                self.world.agenda.after(self.rng.uniform(0.5, 8.0), self.process, stream.cancel)
+            else:
                 stream.cancel()
 
     async def _leave(self, stream: Any) -> None:

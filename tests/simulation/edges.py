@@ -215,7 +215,10 @@ class Line:
             pass
         finally:
             self._stream = None
-            if not self.world.strike("half_open", self.plan.call_id):
+            if self.world.strike("half_open", self.plan.call_id):
+                # The router believes for a while yet that somebody listens.
+                self.world.agenda.after(self.rng.uniform(0.5, 8.0), self.edge.process, stream.cancel)
+            else:
                 stream.cancel()
 
     def _stream_seconds(self) -> float:
