@@ -75,7 +75,8 @@ class Handlers:
     ) -> None:
         """`queues` is the live directory of queues, kept current by its owner; `shards` the ids of all
         shards. `platform_now_ms` is a time that all routers share, for place tokens that one makes and
-        another reads; this machine's clock when there is none.
+        another reads, 0 while it is not known (a token is then as old as it says, whatever its age); this
+        machine's clock when there is none.
         """
         self._front = front
         self._regions = regions
@@ -258,7 +259,7 @@ class Handlers:
         return place.waited_span_ms + max(0, self._platform_now_ms() - place.made_ms)
 
     def _token(self, view: model.CallView, shard: str) -> str:
-        now_ms = self._platform_now_ms()
+        now_ms = self._platform_now_ms() or self._clock.now_ms()
         return self._tokens.make(
             Place(
                 call_id=view.facts.call_id,

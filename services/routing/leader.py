@@ -67,6 +67,8 @@ READ_TURN_SECONDS = 0.005
 DEPOSED_PATIENCE = 2.0
 #: Candidates wait up to so much longer than they must, so that not all of them open at once.
 JITTER = 0.2
+#: The next so many of a queue hear of every change of their position.
+POSITIONS_EXACT = 5
 #: Positions are told this often, real seconds, to this many callers of a queue.
 POSITIONS_SECONDS = 1.0
 POSITIONS_PER_QUEUE_MAX = 1_000
@@ -105,6 +107,18 @@ class ShardBusy(Unavailable):
 
 class PoisonCommand(Exception):
     """The engine failed on a command; nothing has changed."""
+
+
+def noticeable(before: tuple[int, int] | None, after: tuple[int, int]) -> bool:
+    """Whether a caller should hear of a new (position, expected wait in milliseconds, -1 unknown): always
+    among the next few, further back when it changed by a tenth. In a queue of thousands everybody's place
+    changes every second, and telling all of them would be most of a router's work.
+    """
+    if before is None or before[0] <= POSITIONS_EXACT or after[0] <= POSITIONS_EXACT:
+        return before != after
+    if (before[1] < 0) != (after[1] < 0):
+        return True
+    return any(abs(now - then) * 10 >= max(then, 1) for then, now in zip(before, after, strict=True))
 
 
 class Phase(enum.StrEnum):
@@ -207,6 +221,7 @@ class Leader:
         #: Events ever applied that are committed.
         self._committed_ordinal = 0
         self._offset_ms = 0
+        self._platform_ms = 0
         self._deposed: str | None = None
         #: Who wrote the newest opening block that was read; empty if none was.
         self.opened_by = ""
@@ -272,12 +287,13 @@ class Leader:
         return max(self._clock.now_ms() + self._offset_ms, self.state.now_ms)
 
     def platform_ms(self) -> int:
-        """The time that all routers share, as far as this one knows it: the shard's own while leading, the
-        newest block's while following, this machine's before the first block.
+        """The time that all routers share, as far as this one has heard of it: the shard's own while leading,
+        the newest block's while following; 0 before the first block. Never this machine's clock, nor behind
+        what it said before.
         """
-        if self.phase is Phase.LEADING:
-            return self.now_ms()
-        return self.state.now_ms or self._clock.now_ms()
+        heard_ms = self.now_ms() if self.phase is Phase.LEADING else self.state.now_ms
+        self._platform_ms = max(self._platform_ms, heard_ms)
+        return self._platform_ms
 
     def add_outlet(self, front: str, outlet: Outlet) -> bool:
         """Facts for `front` go here from now on; whether another outlet of that name has lost its place."""
@@ -832,8 +848,9 @@ class Leader:
                     # A place in the queue is an acknowledgement: only a committed call has one.
                     continue
                 now[call_id] = (position, wait_ms)
-            changed = [call_id for call_id, place in now.items() if told.get(call_id) != place]
-            told = now
+            changed = [call_id for call_id, place in now.items() if noticeable(told.get(call_id), place)]
+            told = {call_id: told[call_id] for call_id in now if call_id in told}
+            told |= {call_id: now[call_id] for call_id in changed}
             slices = [changed[i : i + POSITIONS_AT_ONCE] for i in range(0, len(changed), POSITIONS_AT_ONCE)]
             for part in slices:
                 for call_id in part:

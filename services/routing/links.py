@@ -248,6 +248,9 @@ class ShardLink:
         self._requests = itertools.count(1)
         self._open: dict[int, _Question] = {}
         self._outlived = Outlived(time.monotonic)
+        #: Epoch of the leader whose stream broke last, and what it had just been given: if another leads next,
+        #: that leader died of it, perhaps.
+        self._suspects: tuple[int, list[str]] = (0, [])
         self._outgoing: asyncio.Queue[shard_pb2.FrontMessage] | None = None
         self._reader: asyncio.Task[None] | None = None
         self._heard_seconds = 0.0
@@ -319,6 +322,7 @@ class ShardLink:
             return
         self._epoch = leader.epoch
         self._cut()
+        self._judge(leader.epoch)
         self._tell_up(True)
 
     def _local_dropped(self) -> None:
@@ -440,6 +444,7 @@ class ShardLink:
                 if self._local_leads:
                     return
                 self._attached = self._believed = address
+                self._judge(message.epoch)
                 self._outgoing, self._epoch = outgoing, message.epoch
                 self._tell_up(True)
             self._epoch = message.epoch
@@ -482,13 +487,20 @@ class ShardLink:
             return
         self._attached, self._outgoing = "", None
         since = asyncio.get_running_loop().time() - JUST_SENT_SECONDS
+        just_sent = [q.command for q in self._open.values() if broken and q.sent_seconds >= since]
+        self._suspects = (self._epoch, just_sent)
         for question in self._open.values():
-            if broken and question.sent_seconds >= since:
-                self._outlived.add(question.command)
             if not question.future.done():
                 question.future.set_exception(LinkLost(shard=self.shard, retry_seconds=0.5))
         self._open.clear()
         self._tell_up(False)
+
+    def _judge(self, epoch: int) -> None:
+        """Somebody of this epoch leads: were it the same as before, only the stream had broken."""
+        lost, commands = self._suspects
+        self._suspects = (0, [])
+        for command in commands if epoch > lost else ():
+            self._outlived.add(command)
 
     def _take(self, message: shard_pb2.ShardMessage) -> None:
         if message.facts:

@@ -703,6 +703,24 @@ async def test_a_short_hitch_moves_no_deadline(blocks: MemoryBlocks, clock: Fake
 
 # --- positions
 
+NOTICED = [
+    (None, (900, 60_000), True),
+    ((3, 9_000), (2, 9_000), True),
+    ((6, 9_000), (5, 9_000), True),
+    ((900, 60_000), (899, 59_940), False),
+    ((900, 60_000), (810, 60_000), True),
+    ((900, 60_000), (900, 54_000), True),
+    ((900, -1), (899, 60_000), True),
+    ((900, 60_000), (900, 60_000), False),
+]
+
+
+@pytest.mark.parametrize(("before", "after", "told"), NOTICED)
+def test_far_back_a_caller_hears_of_noticeable_changes_alone(
+    before: tuple[int, int] | None, after: tuple[int, int], told: bool
+) -> None:
+    assert leader_module.noticeable(before, after) is told
+
 
 async def test_a_place_is_told_only_of_a_committed_call(
     blocks: MemoryBlocks, clock: FakeClock, monkeypatch: pytest.MonkeyPatch

@@ -267,6 +267,10 @@ async def test_a_command_that_outlived_two_leaders_is_refused(
             await eventually(lambda: region.link.up)
             with pytest.raises(LinkLost):
                 await region.link.ask(HangUp(call_id="bad", attempt=1), 5)
+            # The leader died of it: another one leads.
+            epoch = node.leader.epoch
+            node.leader._depose("killed by a command")
+            await eventually(lambda epoch=epoch: node.leader.leading and node.leader.epoch > epoch)
         await eventually(lambda: region.link.up)
         with pytest.raises(Internal):
             await region.link.ask(HangUp(call_id="bad", attempt=1), 5)
@@ -291,3 +295,16 @@ def test_what_outlived_leaders_is_forgotten_by_an_answer_and_by_time() -> None:
     for number in range(2 * OUTLIVED_REMEMBERED_MAX):
         outlived.add(str(number))
     assert len(outlived._known) == OUTLIVED_REMEMBERED_MAX
+
+
+async def test_a_command_is_not_poison_because_streams_break(grpc_server: Any) -> None:
+    """The same leader lives on: what was asked when its stream broke may be asked again and again."""
+    async with a_region(grpc_server) as region:
+        node = region.nodes[0]
+        node.start()
+        await eventually(lambda: region.link.up)
+        for _ in range(2 * OUTLIVED_MAX):
+            region.link._suspects = (node.leader.epoch, ["EndCall c1"])
+            region.link._cut()
+            await eventually(lambda: region.link.up)
+        assert not region.link._outlived.is_poison("EndCall c1")
