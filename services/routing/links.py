@@ -248,8 +248,8 @@ class ShardLink:
         self._requests = itertools.count(1)
         self._open: dict[int, _Question] = {}
         self._outlived = Outlived(time.monotonic)
-        #: Epoch of the leader whose stream broke last, and what it had just been given: if another leads next,
-        #: that leader died of it, perhaps.
+        #: Epoch of the leader whose stream broke last, and what it had just been given: if another leads
+        #: next, that leader died of it, perhaps.
         self._suspects: tuple[int, list[str]] = (0, [])
         self._outgoing: asyncio.Queue[shard_pb2.FrontMessage] | None = None
         self._reader: asyncio.Task[None] | None = None
