@@ -25,7 +25,7 @@ import contextlib
 import itertools
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -250,7 +250,7 @@ class ShardLink:
         self._outlived = Outlived(time.monotonic)
         #: Epoch of the leader whose stream broke last, and what it had just been given: if another leads
         #: next, that leader died of it, perhaps.
-        self._suspects: tuple[int, list[str]] = (0, [])
+        self._suspects: tuple[int, Collection[str]] = (0, ())
         self._outgoing: asyncio.Queue[shard_pb2.FrontMessage] | None = None
         self._reader: asyncio.Task[None] | None = None
         self._heard_seconds = 0.0
@@ -487,7 +487,8 @@ class ShardLink:
             return
         self._attached, self._outgoing = "", None
         since = asyncio.get_running_loop().time() - JUST_SENT_SECONDS
-        just_sent = [q.command for q in self._open.values() if broken and q.sent_seconds >= since]
+        # A set: what was asked twice, because its client asks again, has outlived one leader all the same.
+        just_sent = {q.command for q in self._open.values() if broken and q.sent_seconds >= since}
         self._suspects = (self._epoch, just_sent)
         for question in self._open.values():
             if not question.future.done():
@@ -498,7 +499,7 @@ class ShardLink:
     def _judge(self, epoch: int) -> None:
         """Somebody of this epoch leads: were it the same as before, only the stream had broken."""
         lost, commands = self._suspects
-        self._suspects = (0, [])
+        self._suspects = (0, ())
         for command in commands if epoch > lost else ():
             self._outlived.add(command)
 

@@ -23,6 +23,7 @@ from routing.links import (
     Outlived,
     Routers,
     ShardLink,
+    _Question,
     identity,
 )
 from routing.model import (
@@ -308,3 +309,18 @@ async def test_a_command_is_not_poison_because_streams_break(grpc_server: Any) -
             region.link._cut()
             await eventually(lambda: region.link.up)
         assert not region.link._outlived.is_poison("EndCall c1")
+
+
+async def test_a_command_that_was_asked_twice_has_outlived_one_leader(grpc_server: Any) -> None:
+    """An edge asks again while its first question is open: that is no second death."""
+    async with a_region(grpc_server) as region:
+        node = region.nodes[0]
+        node.start()
+        await eventually(lambda: region.link.up)
+        link = region.link
+        now = asyncio.get_running_loop().time()
+        for number in (901, 902):
+            link._open[number] = _Question("EndCall c1", now, asyncio.get_running_loop().create_future())
+        link._lose(link._attached, broken=True)
+        link._judge(link._epoch + 1)
+        assert not link._outlived.is_poison("EndCall c1")
