@@ -52,7 +52,7 @@ CALM_SECONDS = 4.0
 #: Conversations that begin before all members go, and last beyond their absence.
 LONG_CALLS, LONG_SECONDS = 10, 45.0
 #: All events are applied within this after the broker is back.
-CATCH_UP_SECONDS = 60.0
+CATCH_UP_SECONDS = 240.0
 #: New calls a second while none can be taken: each of them asks again once a second.
 OUTAGE_RATE = 10.0
 #: Events that are not for boards alone: the consumer subscribes to them.
@@ -79,6 +79,8 @@ class Findings:
     long_calls_broken: int = 0
     after_outage_seconds: float = 0.0
     missing: int = 0
+    #: From the end of the load until everything was applied.
+    catch_up_seconds: float = 0.0
     doubled: int = 0
     events: int = 0
 
@@ -197,10 +199,12 @@ async def compare_events(floor: Floor, findings: Findings) -> None:
     """Every event of the journal, applied once."""
     with pymongo.MongoClient(floor.mongo.uri) as client:
         expected = await asyncio.to_thread(told, client)
-        deadline = time.monotonic() + CATCH_UP_SECONDS
+        began = time.monotonic()
+        deadline = began + CATCH_UP_SECONDS
         while True:
             found, findings.doubled = await asyncio.to_thread(applied, client)
             findings.missing = len(expected - found)
+            findings.catch_up_seconds = time.monotonic() - began
             if not findings.missing or time.monotonic() > deadline:
                 break
             await asyncio.sleep(1.0)
@@ -252,6 +256,7 @@ def _result(crowd: Crowd, findings: Findings, arguments: argparse.Namespace) -> 
         "agents_double_booked": len(verdict.agents_double_booked),
         "worst_pause_seconds": round(max(findings.pauses), 2),
         "events_missing": findings.missing,
+        "events_catch_up_seconds": round(findings.catch_up_seconds, 1),
         "events_doubled": findings.doubled,
         "events": findings.events,
         "broker_pause_seconds": round(findings.broker_pause, 2),
