@@ -49,7 +49,7 @@ from marketing.surveys_servicer import SurveyServicer
 def bindings(
     settings: MarketingSettings, store: Store, reader: Reader, clock: Clock, shelves: Shelves | None = None
 ) -> list[ServiceBinding]:
-    """Every service of marketing on a store; those still to be written answer UNIMPLEMENTED."""
+    """Every service of marketing on a store."""
     shelves = shelves or MongoShelves()
     policy = Policy(
         holdout_ratio=settings.holdout_ratio,

@@ -1,4 +1,4 @@
-"""The gRPC face: messages in, use case, message out. RPCs left out here answer UNIMPLEMENTED.
+"""The gRPC face: messages in, use case, message out.
 
 Plain `def` methods run in the server's thread pool and may block; `async def` ones run on the loop.
 """

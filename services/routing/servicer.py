@@ -217,7 +217,7 @@ def bindings(
             shard_pb2_grpc.add_ShardServiceServicer_to_server,
             shard_servicer,
         ),
-        # Designed with the rest of v1 and answered UNIMPLEMENTED until their issues land.
+        # Designed with the rest of v1 and not built: every RPC of these two answers UNIMPLEMENTED.
         (
             menus_pb2.DESCRIPTOR.services_by_name["MenuService"],
             menus_pb2_grpc.add_MenuServiceServicer_to_server,
