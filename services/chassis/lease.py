@@ -14,11 +14,15 @@ from typing import Any
 
 from pymongo import ReturnDocument
 from pymongo.collection import Collection
-from pymongo.errors import DuplicateKeyError
+from pymongo.errors import DuplicateKeyError, PyMongoError
 from pymongo.write_concern import WriteConcern
+
+from chassis import logs
 
 #: Shortest lease: below, an ordinary pause of a busy machine would lose it, seconds.
 TTL_SECONDS_MIN = 0.5
+
+log = logs.get_logger(__name__)
 
 
 class LeaseLost(Exception):
@@ -110,3 +114,18 @@ class Lease:
         self._collection.update_one(
             {"_id": self.name, "holder": self.holder}, [{"$set": {"expires_at": "$$NOW", "holder": ""}}]
         )
+
+
+def run_in_rounds(lease: Lease, turn: Callable[[], float], stopping: Callable[[float], bool]) -> None:
+    """One `turn` after another until `stopping(seconds)`, which waits that long at most, says True; then the
+    lease is given back. `turn` says how long to wait before the next; what it raises ends the rounds.
+    """
+    try:
+        while not stopping(turn()):
+            continue
+    finally:
+        try:
+            lease.release()
+        except PyMongoError as error:
+            # It runs out by itself.
+            log.info("lease.not_released", lease=lease.name, error=repr(error))

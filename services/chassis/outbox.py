@@ -28,7 +28,7 @@ from pymongo.write_concern import WriteConcern
 from chassis import logs, metrics
 from chassis.bus.event import Event, MalformedEvent
 from chassis.bus.publisher import Outcome, Outgoing
-from chassis.lease import Lease, LeaseLost
+from chassis.lease import Lease, LeaseLost, run_in_rounds
 from chassis.mongo import Aggregate, outbox_pull
 
 #: Aggregates worked on at once.
@@ -129,15 +129,9 @@ class OutboxRelay:
         Outages of the database are borne; anything unexpected is raised.
         """
         try:
-            while not stopping(self._turn()):
-                continue
+            run_in_rounds(self._lease, self._turn, stopping)
         finally:
             _leading.labels(self._service).set(0)
-            try:
-                self._lease.release()
-            except PyMongoError as error:
-                # It runs out by itself.
-                log.info("outbox.lease_not_released", error=repr(error))
 
     def _turn(self) -> float:
         """One round under the lease; seconds to wait before the next."""

@@ -36,7 +36,7 @@ from pymongo.write_concern import WriteConcern
 from chassis import logs, metrics
 from chassis.bus import Event, MalformedEvent
 from chassis.bus.publisher import Outcome, Outgoing
-from chassis.lease import Lease, LeaseLost
+from chassis.lease import Lease, LeaseLost, run_in_rounds
 from chassis.outbox import BatchPublisher
 from routing.journal import COLLECTION, Block, ChainReader, JournalGap, block_key, from_document
 from routing.publish import OPTIONAL, SOURCE, Projection, UnreadableBlock, skipped_event
@@ -542,15 +542,9 @@ class Relay:
         Outages of database and broker are borne; anything unexpected is raised.
         """
         try:
-            while not stopping(self._turn()):
-                continue
+            run_in_rounds(self._lease, self._turn, stopping)
         finally:
             self._stand_down()
-            try:
-                self._lease.release()
-            except PyMongoError as error:
-                # It runs out by itself.
-                log.info("relay.lease_not_released", error=repr(error))
 
     def _turn(self) -> float:
         """One round under the lease; seconds to wait before the next."""

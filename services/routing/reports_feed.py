@@ -19,7 +19,7 @@ from collections.abc import Callable
 from pymongo.errors import PyMongoError
 
 from chassis import logs, metrics
-from chassis.lease import Lease, LeaseLost
+from chassis.lease import Lease, LeaseLost, run_in_rounds
 from routing.journal import ChainReader, JournalGap
 from routing.publish import UnreadableBlock
 from routing.relay import BeginAt, JournalTail
@@ -194,14 +194,7 @@ class Reports:
 
         Outages of the database are borne; anything unexpected is raised.
         """
-        try:
-            while not stopping(self._turn()):
-                continue
-        finally:
-            try:
-                self._lease.release()
-            except PyMongoError as error:
-                log.info("reports.lease_not_released", error=repr(error))
+        run_in_rounds(self._lease, self._turn, stopping)
 
     def _turn(self) -> float:
         """One round under the lease; seconds to wait before the next."""

@@ -31,7 +31,7 @@ from pymongo.read_preferences import ReadPreference
 from pymongo.write_concern import WriteConcern
 
 from chassis import logs, metrics
-from chassis.lease import Lease, LeaseLost
+from chassis.lease import Lease, LeaseLost, run_in_rounds
 from routing import image
 from routing.journal import (
     COLLECTION,
@@ -356,15 +356,7 @@ class Snapshotter:
 
     def run(self, stopping: Callable[[float], bool]) -> None:
         """Works until `stopping(seconds)`, which waits that long at most, says True, then frees the lease."""
-        try:
-            while not stopping(self._turn()):
-                continue
-        finally:
-            try:
-                self._lease.release()
-            except PyMongoError as error:
-                # It runs out by itself.
-                log.info("snapshot.lease_not_released", error=repr(error))
+        run_in_rounds(self._lease, self._turn, stopping)
 
     def _turn(self) -> float:
         """One round under the lease; seconds to wait before the next."""

@@ -16,7 +16,7 @@ from pymongo.errors import PyMongoError
 from chassis import logs, metrics
 from chassis.clock import Clock
 from chassis.errors import Unavailable
-from chassis.lease import Lease, LeaseLost
+from chassis.lease import Lease, LeaseLost, run_in_rounds
 from tickets.governing import REFRESH_SECONDS, SETTLE_SECONDS, Governor, StateStore
 from tickets.handlers import Handlers
 
@@ -92,14 +92,7 @@ class Timers:
 
     def run(self, stopping: Stopping) -> None:
         """Fires what is due until `stopping` says True; gives the lease back then. Outages are borne."""
-        try:
-            while not stopping(self._turn()):
-                continue
-        finally:
-            try:
-                self._lease.release()
-            except PyMongoError as error:
-                log.info("timers.lease_not_released", error=repr(error))  # it runs out by itself
+        run_in_rounds(self._lease, self._turn, stopping)
 
     def _turn(self) -> float:
         """One round under the lease; real seconds to wait before the next."""
