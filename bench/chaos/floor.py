@@ -5,6 +5,7 @@ processes in a directory of their own that is gone afterwards.
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import secrets
 import shutil
@@ -13,12 +14,13 @@ import sys
 import tempfile
 import time
 import urllib.request
-from collections.abc import Mapping
+from collections.abc import Callable, Coroutine, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
 import grpc
+import uvloop
 from bench.chaos.counter import SERVICE
 
 from callmesh.routing.v1 import agent_pb2, agent_pb2_grpc, directory_pb2, directory_pb2_grpc
@@ -196,3 +198,25 @@ async def eventually(condition: Any, seconds: float) -> bool:
 
 
 __all__ = ["POLL_SECONDS", "Floor", "eventually", "furnish"]
+
+
+def carry_out(floor: Floor, run: Callable[[Floor], Coroutine[Any, Any, dict[str, Any]]], out: Path) -> int:
+    """Runs a chaos command on its floor, prints and writes its report; 0 when its limits are met, else 1.
+    The ends of
+    the logs are shown when they are not.
+    """
+    # Told to end, it still ends what it started.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    with floor:
+        try:
+            result = uvloop.run(run(floor))
+        except BaseException:
+            print(floor.log_tails(), file=sys.stderr)
+            raise
+        if not result["ok"]:
+            print(floor.log_tails(), file=sys.stderr)
+    for name, value in result.items():
+        print(f"{name:40} {value}")
+    out.parent.mkdir(parents=True, exist_ok=True)
+    out.write_text(json.dumps(result, indent=2) + "\n")
+    return 0 if result["ok"] else 1

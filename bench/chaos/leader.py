@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import json
 import signal
 import sys
 import time
@@ -23,8 +22,7 @@ from typing import Any
 ROOT = Path(__file__).resolve().parent.parent.parent
 sys.path[:0] = [str(ROOT / "services"), str(ROOT)]
 
-import uvloop  # noqa: E402
-from bench.chaos.floor import Floor, eventually, furnish  # noqa: E402
+from bench.chaos.floor import Floor, carry_out, eventually, furnish  # noqa: E402
 from bench.chaos.parties import ChaosChannels, Crowd  # noqa: E402
 
 #: The limit, seconds; nothing may be lost, nobody double-booked or stuck.
@@ -141,21 +139,7 @@ def main() -> int:
     parser.add_argument("--agents", type=int, default=400)
     parser.add_argument("--out", type=Path, default=ROOT / "build" / "reports" / "chaos-leader.json")
     arguments = parser.parse_args()
-    # Told to end, it still ends what it started.
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
-    with Floor(routers=3) as floor:
-        try:
-            result = uvloop.run(_run(floor, arguments))
-        except BaseException:
-            print(floor.log_tails(), file=sys.stderr)
-            raise
-        if not result["ok"]:
-            print(floor.log_tails(), file=sys.stderr)
-    for name, value in result.items():
-        print(f"{name:32} {value}")
-    arguments.out.parent.mkdir(parents=True, exist_ok=True)
-    arguments.out.write_text(json.dumps(result, indent=2) + "\n")
-    return 0 if result["ok"] else 1
+    return carry_out(Floor(routers=3), lambda floor: _run(floor, arguments), arguments.out)
 
 
 if __name__ == "__main__":

@@ -15,8 +15,6 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import json
-import signal
 import sys
 import time
 from dataclasses import dataclass, field
@@ -28,9 +26,8 @@ sys.path[:0] = [str(ROOT / "services"), str(ROOT)]
 
 import grpc  # noqa: E402
 import pymongo  # noqa: E402
-import uvloop  # noqa: E402
 from bench.chaos.counter import EFFECTS, SERVICE  # noqa: E402
-from bench.chaos.floor import QUEUE, REGION, Floor, eventually, furnish  # noqa: E402
+from bench.chaos.floor import QUEUE, REGION, Floor, carry_out, eventually, furnish  # noqa: E402
 from bench.chaos.parties import ChaosChannels, Crowd  # noqa: E402
 
 from callmesh.routing.v1 import call_pb2, events_pb2, routing_pb2, routing_pb2_grpc  # noqa: E402
@@ -284,21 +281,9 @@ def main() -> int:
     parser.add_argument("--agents", type=int, default=220)
     parser.add_argument("--out", type=Path, default=ROOT / "build" / "reports" / "chaos-store.json")
     arguments = parser.parse_args()
-    # Told to end, it still ends what it started.
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
-    with Floor(routers=2, members=3, broker=True) as floor:
-        try:
-            result = uvloop.run(_run(floor, arguments))
-        except BaseException:
-            print(floor.log_tails(), file=sys.stderr)
-            raise
-        if not result["ok"]:
-            print(floor.log_tails(), file=sys.stderr)
-    for name, value in result.items():
-        print(f"{name:40} {value}")
-    arguments.out.parent.mkdir(parents=True, exist_ok=True)
-    arguments.out.write_text(json.dumps(result, indent=2) + "\n")
-    return 0 if result["ok"] else 1
+    return carry_out(
+        Floor(routers=2, members=3, broker=True), lambda floor: _run(floor, arguments), arguments.out
+    )
 
 
 if __name__ == "__main__":
