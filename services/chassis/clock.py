@@ -54,7 +54,8 @@ class SystemClock:
 
     Real now is the wall clock at construction plus the monotonic clock since, so a step of the machine's
     clock cannot move business time. Processes that share the origins and the speed agree on business time to
-    within their machines' clock difference times the speed.
+    within their machines' clock difference times the speed; processes of one machine that share
+    origin_monotonic_ms too agree to the millisecond, even if the wall clock was stepped between their starts.
     """
 
     def __init__(
@@ -62,15 +63,25 @@ class SystemClock:
         speed: float = 1.0,
         origin_real_ms: int | None = None,
         origin_business_ms: int | None = None,
+        origin_monotonic_ms: int | None = None,
     ) -> None:
-        """Without origins business time starts at real time. ValueError for a speed not in (0, SPEED_MAX]."""
+        """Without origins business time starts at real time. `origin_monotonic_ms`: this machine's monotonic
+        clock at the origin. ValueError for a speed not in (0, SPEED_MAX], or for a monotonic origin that is
+        still to come (of another machine, or from before a restart of this one).
+        """
         if not (math.isfinite(speed) and 0 < speed <= SPEED_MAX):
             raise ValueError(f"clock speed must be above 0 and at most {SPEED_MAX:g}, got {speed!r}")
         self._speed = float(speed)
-        self._start_monotonic = time.monotonic()
         start_real_ms = time.time_ns() / 1e6
         origin_real = start_real_ms if origin_real_ms is None else float(origin_real_ms)
         origin_business = origin_real if origin_business_ms is None else float(origin_business_ms)
+        if origin_monotonic_ms is not None:
+            self._start_monotonic = origin_monotonic_ms / 1000.0
+            self._start_business_ms = origin_business
+            if self._start_monotonic > time.monotonic():
+                raise ValueError("the monotonic origin is of another machine or from before its restart")
+            return
+        self._start_monotonic = time.monotonic()
         self._start_business_ms = origin_business + (start_real_ms - origin_real) * self._speed
 
     @property

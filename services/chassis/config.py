@@ -16,6 +16,7 @@ import ipaddress
 import os
 import re
 import sys
+import time
 import types
 import typing
 from typing import Annotated, Any, Literal, NoReturn, TypeVar
@@ -44,6 +45,7 @@ SHARED = frozenset(
         "clock_speed",
         "clock_origin_real_ms",
         "clock_origin_business_ms",
+        "clock_origin_monotonic_ms",
         "otel_exporter_otlp_endpoint",
         "trace_ratio",
         "log_format",
@@ -146,6 +148,11 @@ class ServiceSettings(BaseSettings):
     )
     clock_origin_business_ms: int | None = Field(
         default=None, ge=0, description="Business time, ms since 1970, at the origin; unset means real time."
+    )
+    clock_origin_monotonic_ms: int | None = Field(
+        default=None,
+        ge=0,
+        description="This machine's monotonic clock at the origin, ms: its processes then agree exactly.",
     )
 
     auth_mode: Literal["open", "jwt"] = Field(
@@ -288,6 +295,13 @@ class ServiceSettings(BaseSettings):
             raise ValueError(f"must be jwt, because grpc_host {host!r} is not a loopback address")
         return value
 
+    @field_validator("clock_origin_monotonic_ms")
+    @classmethod
+    def _check_monotonic_origin(cls, value: int | None) -> int | None:
+        if value is not None and value > time.monotonic() * 1000:
+            raise ValueError("must not be to come: it is of another machine or from before its restart")
+        return value
+
     @field_validator("auth_jwks_file")
     @classmethod
     def _check_jwks_file(cls, value: str, info: ValidationInfo) -> str:
@@ -297,7 +311,12 @@ class ServiceSettings(BaseSettings):
 
     def clock(self) -> SystemClock:
         """The business clock that these settings describe."""
-        return SystemClock(self.clock_speed, self.clock_origin_real_ms, self.clock_origin_business_ms)
+        return SystemClock(
+            self.clock_speed,
+            self.clock_origin_real_ms,
+            self.clock_origin_business_ms,
+            self.clock_origin_monotonic_ms,
+        )
 
     def instance_name(self) -> str:
         """`instance`, or host name and pid."""

@@ -34,7 +34,7 @@ def _clock() -> dict[str, str]:
     morning = datetime.now(UTC).replace(hour=2, minute=0, second=0, microsecond=0)
     return {
         "CLOCK_SPEED": str(CLOCK_SPEED),
-        "CLOCK_ORIGIN_REAL_MS": str(time.time_ns() // 1_000_000),
+        "CLOCK_ORIGIN_MONOTONIC_MS": str(int(time.monotonic() * 1000)),
         "CLOCK_ORIGIN_BUSINESS_MS": str(int(morning.timestamp() * 1000)),
     }
 

@@ -191,10 +191,10 @@ def run(options: Options, day: Day, torn: TornLines, *, run_dir: Path, port_base
     """The demo on a stack of its own, stopped whatever happens; true when no limit was missed."""
     began = time.monotonic()
     now = datetime.datetime.now(datetime.UTC)
-    real_ms, business_ms = int(now.timestamp() * 1000), business_origin_ms(day, options.speed, now)
+    monotonic_ms, business_ms = int(time.monotonic() * 1000), business_origin_ms(day, options.speed, now)
     env = {
         "CLOCK_SPEED": f"{options.speed:g}",
-        "CLOCK_ORIGIN_REAL_MS": str(real_ms),
+        "CLOCK_ORIGIN_MONOTONIC_MS": str(monotonic_ms),
         "CLOCK_ORIGIN_BUSINESS_MS": str(business_ms),
         "LOG_LEVEL": "warning",
     }
@@ -205,7 +205,7 @@ def run(options: Options, day: Day, torn: TornLines, *, run_dir: Path, port_base
     try:
         progress.run(stack, fresh=True)
         started = time.monotonic() - began
-        clock = SystemClock(options.speed, real_ms, business_ms)
+        clock = SystemClock(options.speed, origin_business_ms=business_ms, origin_monotonic_ms=monotonic_ms)
         setup = Setup(
             day=day,
             seed=options.seed,

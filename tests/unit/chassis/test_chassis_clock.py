@@ -59,6 +59,19 @@ def test_two_processes_with_the_same_origins_agree(machine):
     assert abs(first.now_ms() - second.now_ms()) <= 1
 
 
+def test_processes_of_one_machine_agree_though_its_wall_clock_was_stepped(machine):
+    first = SystemClock(60.0, origin_business_ms=5_000, origin_monotonic_ms=99_000)
+    machine.wall_ns -= 1_500_000_000
+    machine.mono += 7
+    second = SystemClock(60.0, origin_business_ms=5_000, origin_monotonic_ms=99_000)
+    assert first.now_ms() == second.now_ms() == 5_000 + 8_000 * 60
+
+
+def test_a_monotonic_origin_to_come_is_refused(machine):
+    with pytest.raises(ValueError, match="another machine"):
+        SystemClock(origin_monotonic_ms=100_001)
+
+
 def test_without_origins_business_time_is_real_time(machine):
     assert SystemClock().now() == datetime(2023, 11, 14, 22, 13, 20, tzinfo=UTC)
 

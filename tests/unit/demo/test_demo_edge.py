@@ -180,8 +180,8 @@ async def test_patience_ends_with_a_hang_up(rig: Any, say: Any, forever: Any) ->
     await rig.edge(patience_seconds=60.0).run()
     assert rig.facts() == [Fact.ASKED, Fact.QUEUED, Fact.HUNG_UP]
     assert (rig.near.hung_up[0].call_id, rig.near.hung_up[0].attempt) == ("t-one", 1)
-    waited = rig.ledger.entries[-1].business - rig.ledger.entries[0].business
-    assert waited >= 59.0
+    # Patience counts from the call's arrival, at 0, and not from when the machine came to ask.
+    assert rig.ledger.entries[-1].business >= 59.0
 
 
 async def test_who_hangs_up_at_once_is_acknowledged_first(rig: Any, say: Any, forever: Any) -> None:
