@@ -136,6 +136,14 @@ class RoutingSettings(ServiceSettings):
         description="A caller's profile is waited for this long at most, seconds.",
     )
 
+    repeat_window_seconds: int = Field(
+        default=86_400,
+        ge=0,
+        le=2_592_000,
+        description="Who calls again within this gets the queue's points for repeat callers, business"
+        " seconds; 0: nobody.",
+    )
+
     @field_validator("region")
     @classmethod
     def _check_region(cls, value: str) -> str:

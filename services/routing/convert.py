@@ -120,11 +120,11 @@ def call_facts(
     *,
     number: str,
     home_region: str,
-    extra_priority: int = 0,
+    extra: tuple[tuple[str, int], ...] = (),
     traceparent: str = "",
 ) -> model.CallFacts:
-    """A checked call. `number` is its E.164 form, already read; `extra_priority` the customer's tier's;
-    `traceparent` the trace that its events shall belong to.
+    """A checked call. `number` is its E.164 form, already read; `extra` points of priority by where they
+    come from (callers.py); `traceparent` the trace that its events shall belong to.
     """
     priority = whole("call.priority", request.priority, -100, 100)
     return model.CallFacts(
@@ -133,7 +133,8 @@ def call_facts(
         channel=channel_of("call.channel", request.channel),
         caller_number=number,
         skills=requirements("call.skills", request.skills, SKILLS_MAX),
-        priority=max(-100, min(100, priority + extra_priority)),
+        priority=max(-100, min(100, priority + sum(value for _, value in extra))),
+        priority_parts=extra,
         home_region=home_region,
         language=text("call.language", request.language, 35),
         attributes=attributes("call.attributes", request.attributes),

@@ -17,6 +17,7 @@ from routing import convert, model
 from routing.acts import acting
 from routing.announcements import announcement
 from routing.audit import Act
+from routing.callers import REPEAT_WINDOW_MS, STRANGER, Profiles, points
 from routing.errors import (
     AgentNotFound,
     QueueClosed,
@@ -41,15 +42,6 @@ PREFERRED_AGENT_SECONDS = 0.3
 ANSWER_SECONDS = 0.1
 
 
-class Profiles(Protocol):
-    """What routing knows of customers."""
-
-    async def priority_of(self, number: str) -> int:
-        """Extra priority by the customer's tier, 0 when unknown. Never raises and never waits long: routing
-        waits for nobody.
-        """
-
-
 class AgentDirectory(Protocol):
     """Where agents belong."""
 
@@ -72,11 +64,12 @@ class Handlers:
         shards: frozenset[str],
         clock: Clock,
         platform_now_ms: Callable[[], int] | None = None,
+        repeat_window_ms: int = REPEAT_WINDOW_MS,
     ) -> None:
         """`queues` is the live directory of queues, kept current by its owner; `shards` the ids of all
-        shards. `platform_now_ms` is a time that all routers share, for place tokens that one makes and
-        another reads, 0 while it is not known (a token is then as old as it says, whatever its age); this
-        machine's clock when there is none.
+        shards; a caller who called within `repeat_window_ms` calls again. `platform_now_ms` is a time that
+        all routers share, for place tokens that one makes and another reads, 0 while it is not known (a
+        token is then as old as it says, whatever its age); this machine's clock when there is none.
         """
         self._front = front
         self._regions = regions
@@ -87,6 +80,7 @@ class Handlers:
         self._shards = shards
         self._clock = clock
         self._platform_now_ms = platform_now_ms or clock.now_ms
+        self._repeat_window_ms = repeat_window_ms
 
     # --- callers
     # ------------------------------------------------------------------------------------------------
@@ -203,7 +197,8 @@ class Handlers:
         """A checked call with its place, its customer's priority and the regions to try."""
         convert.check_call(request)
         queue = parse_name("call.queue", "queues", request.queue)
-        if queue not in self._queues:
+        config = self._queues.get(queue)
+        if config is None:
             raise QueueNotFound(resource=f"queues/{queue}")
         located = place_of(request)
         number = located.e164 if located is not None else ""
@@ -212,12 +207,13 @@ class Handlers:
             # Who waits already is served, whatever the hour.
             self._check_open(queue, request.language)
         ranked = self._regions.rank(request, located, queue)
-        extra = await self._profiles.priority_of(number) if number else 0
+        known = await self._profiles.caller(number) if number else STRANGER
+        since_ms = self._clock.now_ms() - self._repeat_window_ms
         facts = convert.call_facts(
             request,
             number=number,
             home_region=ranked.home,
-            extra_priority=extra,
+            extra=points(known, request.call_id, since_ms, config.repeat_points),
             traceparent=_traceparent(),
         )
         regions = _tries(ranked, place)

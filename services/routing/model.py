@@ -203,6 +203,9 @@ class QueueConfig:
     closed: bool = False
     #: Text for refused callers by BCP 47 language, sorted.
     announcements: tuple[tuple[str, str], ...] = ()
+    #: Points of priority for each earlier call of the same number whose matter is not settled; fronts look
+    #: at it.
+    repeat_points: int = 1
 
     def requirements(self, step: int) -> tuple[Requirement, ...]:
         """What the queue itself asks of agents in a step; the last step's if there are fewer."""
@@ -247,7 +250,7 @@ class CallFacts:
     caller_number: str = ""
     #: Beyond the queue's own, sorted.
     skills: tuple[Requirement, ...] = ()
-    #: -100 to 100, the customer's tier included.
+    #: -100 to 100, the points of `priority_parts` included.
     priority: int = 0
     #: Region nearest to the caller.
     home_region: str = ""
@@ -261,6 +264,8 @@ class CallFacts:
     preferred_agent: str = ""
     #: For this long; 0 for the queue's span.
     preferred_span_ms: int = 0
+    #: Points that what is known of the caller added to the edge's own, by where they come from, sorted.
+    priority_parts: tuple[tuple[str, int], ...] = ()
 
 
 # --- commands: one input to the engine each

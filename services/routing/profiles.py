@@ -9,14 +9,13 @@ from typing import TYPE_CHECKING, Any
 import structlog
 from pymongo.errors import PyMongoError
 
+from routing.callers import FIELDS, STRANGER, KnownCaller, known_of
+
 if TYPE_CHECKING:
     from pymongo.asynchronous.database import AsyncDatabase
 
-#: One document a number: `_id` E.164, `customer`, `tier`, `priority`.
+#: One document a number: `_id` E.164, `customer`, `tier`, `priority`, `calls` (callers.py reads them).
 PROFILES = "profiles"
-#: Priority points by tier; a point is worth the queue's priority credit of waiting.
-PRIORITY_BY_TIER = {"vip": 4, "platinum": 3, "gold": 2, "silver": 1}
-
 #: Numbers of one question to the database, and those that may wait for the next.
 NUMBERS_AT_ONCE_MAX, NUMBERS_WAITING_MAX = 200, 10_000
 
@@ -33,15 +32,15 @@ class ProfileReader:
         self._profiles = database[PROFILES]
         self._seconds = seconds
         #: Numbers that the next question is about.
-        self._wanted: dict[str, asyncio.Future[int]] = {}
+        self._wanted: dict[str, asyncio.Future[KnownCaller]] = {}
         self._asking: asyncio.Task[None] | None = None
 
-    async def priority_of(self, number: str) -> int:
-        """Extra priority by tier; 0 for an unknown number and whenever the database is away or slow."""
+    async def caller(self, number: str) -> KnownCaller:
+        """What is known of a number; STRANGER whenever the database is away or slow."""
         found = self._wanted.get(number)
         if found is None:
             if len(self._wanted) >= NUMBERS_WAITING_MAX:
-                return 0
+                return STRANGER
             found = self._wanted[number] = asyncio.get_running_loop().create_future()
         if self._asking is None:
             self._asking = asyncio.create_task(self._ask())
@@ -54,18 +53,18 @@ class ProfileReader:
             asked = dict(itertools.islice(self._wanted.items(), NUMBERS_AT_ONCE_MAX))
             for number in asked:
                 del self._wanted[number]
-            priorities = await self._find(list(asked))
+            known = await self._find(list(asked))
             for number, future in asked.items():
                 if not future.done():
-                    future.set_result(priorities.get(number, 0))
+                    future.set_result(known.get(number, STRANGER))
         self._asking = None
 
-    async def _find(self, numbers: list[str]) -> dict[str, int]:
-        """Priorities of those that are known."""
+    async def _find(self, numbers: list[str]) -> dict[str, KnownCaller]:
+        """Those that are known."""
         try:
             async with asyncio.timeout(self._seconds):
-                rows = await self._profiles.find({"_id": {"$in": numbers}}, {"priority": 1}).to_list()
+                rows = await self._profiles.find({"_id": {"$in": numbers}}, FIELDS).to_list()
         except (TimeoutError, PyMongoError):
             log.info("profiles_skipped", numbers=len(numbers))
             return {}
-        return {row["_id"]: int(row.get("priority") or 0) for row in rows}
+        return {row["_id"]: known_of(row) for row in rows}

@@ -124,6 +124,7 @@ class Router:
             shards=frozenset(self.links),
             clock=clock,
             platform_now_ms=self.leader.platform_ms,
+            repeat_window_ms=settings.repeat_window_seconds * 1000,
         )
         self.explainer = Explainer(
             front=self.front,

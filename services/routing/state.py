@@ -922,7 +922,8 @@ def _call_resumed(s: ShardState, e: CallResumed) -> None:
 
 def _call_reprioritized(s: ShardState, e: CallReprioritized) -> None:
     entry = s.calls[e.call_id]
-    entry.facts, entry.effective_ms = replace(entry.facts, priority=e.priority), e.effective_ms
+    entry.facts = replace(entry.facts, priority=e.priority, priority_parts=())
+    entry.effective_ms = e.effective_ms
     if entry.ticket:
         _list_call(s, entry)
 

@@ -23,8 +23,8 @@ from pymongo.read_concern import ReadConcern
 from pymongo.write_concern import WriteConcern
 
 from chassis.errors import Unavailable
+from routing.callers import PRIORITY_BY_TIER
 from routing.documents import ProfileDocument
-from routing.profiles import PRIORITY_BY_TIER
 
 #: Tries to write a number's profile while other events change its owner.
 PROFILE_TRIES_MAX = 10

@@ -19,6 +19,7 @@ from tests.simulation.plan import AGENTS_PER_SHARD, LEAD_LISTS, ROUTERS
 from chassis.clock import SystemClock
 from chassis.errors import Unavailable
 from routing import model
+from routing.callers import STRANGER, KnownCaller
 from routing.directory import Snapshot, follow
 from routing.front import Front, FrontOptions
 from routing.handlers import Handlers
@@ -149,8 +150,8 @@ class Directory:
 class NoProfiles:
     """Nobody is known."""
 
-    async def priority_of(self, number: str) -> int:
-        return 0
+    async def caller(self, number: str) -> KnownCaller:
+        return STRANGER
 
 
 class Router:

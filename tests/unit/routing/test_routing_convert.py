@@ -99,8 +99,9 @@ def test_skills_are_sorted_and_the_highest_level_of_a_repeated_one_counts() -> N
 @pytest.mark.parametrize(
     ("own", "tier", "result"), [(90, 20, 100), (-100, 5, -95), (0, 0, 0), (-90, -50, -100)]
 )
-def test_the_tiers_priority_is_added_within_the_limits(own: int, tier: int, result: int) -> None:
-    assert checked(call(priority=own), extra_priority=tier).priority == result
+def test_points_are_added_within_the_limits(own: int, tier: int, result: int) -> None:
+    facts = checked(call(priority=own), extra=(("TIER", tier),))
+    assert (facts.priority, facts.priority_parts) == (result, (("TIER", tier),))
 
 
 SPANS: list[tuple[Duration, int | None]] = [

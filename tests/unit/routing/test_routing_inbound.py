@@ -12,7 +12,7 @@ from callmesh.crm.v1 import events_pb2 as crm_events
 from chassis.bus import Event
 from chassis.errors import InvalidArgument
 from routing import inbound
-from routing.profiles import PRIORITY_BY_TIER
+from routing.callers import PRIORITY_BY_TIER
 from routing.store import MemoryProfiles, Profile
 
 NOW = datetime(2026, 3, 2, 9, 0, tzinfo=UTC)

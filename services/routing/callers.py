@@ -1,0 +1,93 @@
+"""What a caller's history is worth when the call comes: points for the customer's tier and for calling
+again. Pure.
+
+1. A tier gives its points (`PRIORITY_BY_TIER`).
+2. Whoever calls again because the matter is not settled gets the queue's `repeat_points` for each call of
+   the same number that ended within the window, newest first, up to the last one that an agent said was
+   resolved. A call of which nobody said so counts: calling again says that it was not. At most
+   `REPEAT_CALLS_COUNTED_MAX` count.
+3. The call itself, under whatever attempt, is no earlier call.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+#: Priority points by tier; a point is worth the queue's priority credit of waiting.
+PRIORITY_BY_TIER = {"vip": 4, "platinum": 3, "gold": 2, "silver": 1}
+#: Calls of a number that are remembered, and those of them that give points.
+RECENT_CALLS_MAX, REPEAT_CALLS_COUNTED_MAX = 10, 5
+#: A call that ended longer ago is none of these, business milliseconds.
+REPEAT_WINDOW_MS = 86_400_000
+#: Where points come from, as explanations name it.
+TIER, REPEAT_CALLER = "TIER", "REPEAT_CALLER"
+#: Fields of a stored profile that `known_of` reads.
+FIELDS = {"priority": 1, "calls": 1}
+
+Points = tuple[tuple[str, int], ...]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RecentCall:
+    """An earlier call of a number."""
+
+    #: The edge's id.
+    call_id: str
+    #: When it ended, business milliseconds since 1970.
+    at_ms: int
+    #: An agent said that it was resolved.
+    resolved: bool = False
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class KnownCaller:
+    """What routing knows of a number."""
+
+    #: Points of its customer's tier.
+    tier_points: int = 0
+    #: Newest first, at most `RECENT_CALLS_MAX`.
+    calls: tuple[RecentCall, ...] = ()
+
+
+#: A number that nobody knows.
+STRANGER = KnownCaller()
+
+
+class Profiles(Protocol):
+    """What routing knows of customers."""
+
+    async def caller(self, number: str) -> KnownCaller:
+        """What is known of an E.164 number, STRANGER for nothing. Never raises and never waits long: routing
+        waits for nobody.
+        """
+
+
+def known_of(row: Mapping[str, Any]) -> KnownCaller:
+    """A stored profile, of which `FIELDS` are read."""
+    calls = (
+        RecentCall(call_id=each["id"], at_ms=each["at_ms"], resolved=bool(each.get("resolved")))
+        for each in row.get("calls") or ()
+    )
+    return KnownCaller(tier_points=int(row.get("priority") or 0), calls=tuple(calls))
+
+
+def unsettled(known: KnownCaller, call_id: str, since_ms: int) -> int:
+    """Earlier calls that ended since `since_ms` and after the last resolved one, besides `call_id` itself."""
+    count = 0
+    for call in known.calls:
+        if call.resolved or call.at_ms < since_ms or count == REPEAT_CALLS_COUNTED_MAX:
+            break
+        count += call.call_id != call_id
+    return count
+
+
+def points(known: KnownCaller, call_id: str, since_ms: int, repeat_points: int) -> Points:
+    """What to add to a call's own priority, by where it comes from; nothing that is 0. `since_ms` is where
+    the window of recent calls begins, `repeat_points` what the queue gives for each.
+    """
+    repeat = repeat_points * unsettled(known, call_id, since_ms) if repeat_points else 0
+    return tuple(
+        (name, value) for name, value in ((REPEAT_CALLER, repeat), (TIER, known.tier_points)) if value
+    )
