@@ -1,4 +1,5 @@
-"""The worker's background loops, put together: the relay, the reports, the snapshots.
+"""The worker's background loops, put together: the relay, the reports, the snapshots, the forgetting of
+callers.
 
 Imported after eventlet has patched the standard library. Each loop opens its collections when it begins.
 """
@@ -20,10 +21,13 @@ from routing.audit_store import AuditDocument
 from routing.config import RoutingSettings
 from routing.documents import ProfileDocument
 from routing.reports_store import IntervalReportDocument, MongoReports
-from routing.store import KnownCustomerDocument
+from routing.store import KnownCustomerDocument, MongoProfiles
 
 if TYPE_CHECKING:
     from pymongo.database import Database
+
+#: Pause between two looks for numbers that have not called for long, real seconds.
+FORGET_SECONDS = 300.0
 
 #: Waits so many seconds at most; True when the loop is to end.
 Stopping = Callable[[float], bool]
@@ -69,6 +73,12 @@ class Loops:
         lease = self._lease(database, "reports", reports_feed.LEASE_SECONDS)
         tail, store = relay.MongoTail(database), MongoReports(database)
         reports_feed.Reports(tail, store, lease, begin_at=_nearest_start(database)).run(stopping)
+
+    def callers(self, stopping: Stopping) -> None:
+        """Forgets calls that are older than anybody looks back. Two workers may do so at once."""
+        profiles, clock = MongoProfiles(), self._settings.clock()
+        while not stopping(FORGET_SECONDS):
+            profiles.forget_calls(clock.now_ms() - self._settings.repeat_window_seconds * 1000)
 
     def snapshots(self, stopping: Stopping) -> None:
         """Makes snapshots, and prunes what is published and counted."""

@@ -35,10 +35,20 @@ class RecentCall:
 
     #: The edge's id.
     call_id: str
-    #: When it ended, business milliseconds since 1970.
-    at_ms: int
-    #: An agent said that it was resolved.
-    resolved: bool = False
+    #: When it ended, business milliseconds since 1970; 0 when only the agent's word was heard of so far.
+    ended_ms: int = 0
+    #: When an agent last said that it was resolved; 0 if nobody did.
+    resolved_ms: int = 0
+
+    @property
+    def at_ms(self) -> int:
+        """The last that was heard of it."""
+        return max(self.ended_ms, self.resolved_ms)
+
+    @property
+    def resolved(self) -> bool:
+        """Settled: whoever handed the call on before it ended has no say in that."""
+        return bool(self.resolved_ms) and self.resolved_ms >= self.ended_ms
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -66,11 +76,18 @@ class Profiles(Protocol):
 
 def known_of(row: Mapping[str, Any]) -> KnownCaller:
     """A stored profile, of which `FIELDS` are read."""
+    return KnownCaller(tier_points=int(row.get("priority") or 0), calls=calls_of(row))
+
+
+def calls_of(row: Mapping[str, Any]) -> tuple[RecentCall, ...]:
+    """Recent calls of a stored profile, newest first."""
     calls = (
-        RecentCall(call_id=each["id"], at_ms=each["at_ms"], resolved=bool(each.get("resolved")))
+        RecentCall(
+            call_id=each["id"], ended_ms=each.get("ended_ms", 0), resolved_ms=each.get("resolved_ms", 0)
+        )
         for each in row.get("calls") or ()
     )
-    return KnownCaller(tier_points=int(row.get("priority") or 0), calls=tuple(calls))
+    return tuple(sorted(calls, key=lambda call: call.at_ms, reverse=True))
 
 
 def unsettled(known: KnownCaller, call_id: str, since_ms: int) -> int:

@@ -1,4 +1,6 @@
-"""What the worker listens to: crm's customers (what they mean is in inbound.py) and administrative acts."""
+"""What the worker listens to: crm's customers and the ends of calls (what they mean is in inbound.py), and
+administrative acts.
+"""
 
 from __future__ import annotations
 
@@ -23,6 +25,11 @@ class RoutingConsumers:
     def on_customer(self, event: Event) -> None:
         """Keeps the read model of customers."""
         inbound.hear(self.use, event)
+
+    @subscribe("routing", *inbound.CALLS)
+    def on_call(self, event: Event) -> None:
+        """Keeps who called of late."""
+        inbound.hear_call(self.use, event)
 
     @subscribe("routing", events_pb2.AdministrativeAct)
     def on_act(self, event: Event) -> None:

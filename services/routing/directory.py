@@ -178,6 +178,7 @@ _QUEUE_FIELDS = (
     "no_answer_delay_span_ms",
     "missed_offers_max",
     "seed",
+    "repeat_points",
 )
 
 

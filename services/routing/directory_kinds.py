@@ -27,6 +27,8 @@ DAY_MS = 86_400_000
 #: More than an hour of waiting no line is worth.
 TRUNK_SPAN_MAX_MS = 3_600_000
 _CAPACITY_MAX = 100
+#: Points for one earlier call of a repeat caller.
+REPEAT_POINTS_MAX = 20
 _ROUTER = re.compile(r"[A-Za-z0-9_.\-\[\]:]+:\d{1,5}")
 _PREFIX = re.compile(r"\+[1-9]\d{0,14}")
 _RESOURCE_ID = re.compile(r"[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?")
@@ -188,6 +190,12 @@ def _fill_queue(message: pb.Queue, document: QueueDocument) -> None:
     document.length_max = whole("queue.length_max", message.length_max, 0, 1_000_000) or None
     document.missed_offers_max = whole("queue.missed_offers_max", message.missed_offers_max, 0, 1_000)
     document.refuse_without_agents = message.refuse_without_agents
+    repeat = message.HasField("repeat_caller_points")
+    document.repeat_points = (
+        whole("queue.repeat_caller_points", message.repeat_caller_points, 0, REPEAT_POINTS_MAX)
+        if repeat
+        else None
+    )
     if len(message.announcements) > ENTRIES_MAX:
         raise InvalidArgument(field="queue.announcements", why=f"must have at most {ENTRIES_MAX} languages")
     document.announcements = {
@@ -241,6 +249,8 @@ def _show_queue(document: QueueDocument, message: pb.Queue) -> None:
     message.length_max = document.length_max or _DEFAULTS.length_max
     message.missed_offers_max = document.missed_offers_max or 0
     message.refuse_without_agents = document.refuse_without_agents
+    stored = document.repeat_points
+    message.repeat_caller_points = _DEFAULTS.repeat_points if stored is None else stored
     message.announcements.update(document.announcements)
     message.seed = document.seed or 0
     for step in document.relaxation_steps:

@@ -86,6 +86,7 @@ class QueueDocument(Aggregate):
     #: Steps of relaxation: skills, span_ms, skip_if_nobody_fits, without_call_skills.
     relaxation_steps = ListField(DictField())
     short_abandon_span_ms = IntField()
+    repeat_points = IntField()
 
 
 class AgentDocument(Aggregate):
@@ -115,9 +116,13 @@ class MetaDocument(Document):
 
 
 class ProfileDocument(Document):
-    """What routing knows of a number's customer; fed by crm's events."""
+    """What routing knows of a number: its customer, fed by crm's events, and its recent calls."""
 
-    meta: ClassVar = {"collection": "profiles", "auto_create_index": False, "indexes": ["customer"]}
+    meta: ClassVar = {
+        "collection": "profiles",
+        "auto_create_index": False,
+        "indexes": ["customer", {"fields": ["called_ms"], "sparse": True}],
+    }
     #: E.164.
     id = StringField(primary_key=True)
     customer = StringField()
@@ -127,6 +132,10 @@ class ProfileDocument(Document):
     customer_version = IntField(default=0)
     #: Business time of the event that said so.
     changed_at = DateTimeField()
+    #: Recent calls: id, at_ms, ended_ms, resolved_ms (callers.py reads them).
+    calls = ListField(DictField())
+    #: When the latest of them was heard of, business milliseconds; absent without calls.
+    called_ms = IntField()
 
 
 class CursorDocument(Document):

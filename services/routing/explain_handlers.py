@@ -13,6 +13,7 @@ from chassis.clock import Clock
 from chassis.errors import CallmeshError, InvalidArgument, Unavailable
 from chassis.ids import parse_name, resource_name
 from routing import convert, model
+from routing.callers import REPEAT_WINDOW_MS, STRANGER, Profiles, points
 from routing.errors import CallNotFound, QueueNotFound, RegionNotFound, error_of
 from routing.explain import CANDIDATES_MAX
 from routing.front import Front
@@ -27,6 +28,8 @@ from routing.replay import PastDecision
 REPLAY_SECONDS_MAX = 30.0
 #: Kept for the answer's way back, real seconds.
 ANSWER_SECONDS = 0.2
+#: Where the points come from that the edge gave, or a supervisor.
+REQUEST = "REQUEST"
 #: Name of a hypothetical call that has none.
 HYPOTHETICAL = "hypothetical"
 
@@ -48,14 +51,20 @@ class Explainer:
         shards: frozenset[str],
         look_back: LookBack,
         clock: Clock,
+        profiles: Profiles,
+        repeat_window_ms: int = REPEAT_WINDOW_MS,
     ) -> None:
-        """`queues` is the live directory of queues, kept current by its owner."""
+        """`queues` is the live directory of queues, kept current by its owner; `profiles` and
+        `repeat_window_ms` are those that calls are placed with.
+        """
         self._front = front
         self._regions = regions
         self._queues = queues
         self._shards = shards
         self._look_back = look_back
         self._clock = clock
+        self._profiles = profiles
+        self._repeat_window_ms = repeat_window_ms
         #: One replay at a time: it shares the process with routing.
         self._replaying = asyncio.Semaphore(1)
 
@@ -78,14 +87,21 @@ class Explainer:
         request.call_id = request.call_id or HYPOTHETICAL
         convert.check_call(request)
         queue = parse_name("call.queue", "queues", request.queue)
-        if queue not in self._queues:
+        config = self._queues.get(queue)
+        if config is None:
             raise QueueNotFound(resource=request.queue)
         located = place_of(request)
         ranked = self._regions.rank(request, located, queue, remember=False)
+        number = located.e164 if located is not None else ""
+        known = await self._profiles.caller(number) if number else STRANGER
+        since_ms = self._clock.now_ms() - self._repeat_window_ms
         facts = convert.call_facts(
-            request, number=located.e164 if located is not None else "", home_region=ranked.home
+            request,
+            number=number,
+            home_region=ranked.home,
+            extra=points(known, request.call_id, since_ms, config.repeat_points),
         )
-        response = _response(located, ranked, ranked.home)
+        response = _response(located, ranked, ranked.home, facts)
         response.decision_time.CopyFrom(_stamp(self._clock.now_ms()))
         region = next(iter(ranked.regions), "")
         if not region:
@@ -171,15 +187,24 @@ class Explainer:
         )
         located = place_of(request) if facts.caller_number else None
         ranked = self._regions.rank(request, located, facts.queue, remember=False)
-        return _response(located, ranked, facts.home_region)
+        return _response(located, ranked, facts.home_region, facts)
 
 
-def _response(located: Located | None, ranked: Placement, home: str) -> routing_pb2.ExplainRouteResponse:
+def _response(
+    located: Located | None, ranked: Placement, home: str, facts: CallFacts
+) -> routing_pb2.ExplainRouteResponse:
     return routing_pb2.ExplainRouteResponse(
         place=_place(located),
         regions=[_region(candidate) for candidate in ranked.candidates],
         home_region=resource_name("regions", home) if home else "",
+        priority_parts=_parts(facts),
     )
+
+
+def _parts(facts: CallFacts) -> dict[str, int]:
+    """The points of a call's priority by where they come from; what the limits cut off is the edge's."""
+    extra = dict(facts.priority_parts)
+    return {REQUEST: facts.priority - sum(extra.values()), **extra}
 
 
 def _add(

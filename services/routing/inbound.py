@@ -1,4 +1,5 @@
-"""What crm's events mean for routing: customers, so that a known caller is served by its tier.
+"""What events mean for routing's own knowledge of callers: crm's customers, so that a known caller is served
+by its tier; routing's own ends of calls, so that who calls again is known to.
 
 Apart from consumers.py, so that it is usable without nameko. Each event may come again and in any order: see
 store.py.
@@ -12,14 +13,19 @@ from typing import Any
 
 from callmesh.crm.v1 import customers_pb2
 from callmesh.crm.v1 import events_pb2 as crm_events
+from callmesh.routing.v1 import call_pb2, events_pb2
 from chassis.bus import Event
+from chassis.clock import to_ms
 from chassis.errors import InvalidArgument
-from chassis.ids import parse_name
+from chassis.ids import check_id, parse_name
+from routing.callers import RecentCall
 from routing.store import KnownCustomer, ProfileStore
 
 _NUMBER = re.compile(r"\+[1-9][0-9]{1,14}")
 #: Customers that one merge takes over.
 ABSORBED_MAX = 1_000
+#: Hung up sooner than this is no call worth counting: or else hanging up and calling again led to the front.
+SHORT_ABANDON_MS = 5_000
 
 
 def hear(use: ProfileStore, event: Event) -> None:
@@ -63,7 +69,10 @@ def _deleted(use: ProfileStore, event: Event) -> None:
 
 
 def _erased(use: ProfileStore, event: Event) -> None:
-    use.learn(customer_of(event.message(crm_events.CustomerErased).customer, event))
+    erased = customer_of(event.message(crm_events.CustomerErased).customer, event)
+    # First, while it is known which numbers were theirs.
+    use.forget_calls_of(erased.id)
+    use.learn(erased)
 
 
 def _merged(use: ProfileStore, event: Event) -> None:
@@ -93,3 +102,43 @@ _BY_TYPE: dict[type[Any], Callable[[ProfileStore, Event], None]] = {
 #: Types that `hear` takes.
 CUSTOMERS: tuple[type[Any], ...] = tuple(_BY_TYPE)
 _MEANING = {kind.DESCRIPTOR.full_name: meaning for kind, meaning in _BY_TYPE.items()}
+
+
+# --- calls
+# -----------------------------------------------------------------------------------------------------------
+
+
+def hear_call(use: ProfileStore, event: Event) -> None:
+    """Takes in one of `CALLS`. InvalidArgument for one that names no call; the store's errors."""
+    if event.type == events_pb2.CallEnded.DESCRIPTOR.full_name:
+        _ended(use, event)
+    else:
+        _wrapped_up(use, event)
+
+
+def _ended(use: ProfileStore, event: Event) -> None:
+    message = event.message(events_pb2.CallEnded)
+    if message.outcome == call_pb2.CALL_OUTCOME_MOVED:
+        # Only this entry's end, not the call's.
+        return
+    abandoned = message.outcome == call_pb2.CALL_OUTCOME_ABANDONED
+    if not abandoned or message.wait.ToMilliseconds() >= SHORT_ABANDON_MS:
+        call_id = check_id("call.call_id", message.call.call_id)
+        _remember(use, message.call, RecentCall(call_id=call_id, ended_ms=to_ms(event.time)))
+
+
+def _wrapped_up(use: ProfileStore, event: Event) -> None:
+    message = event.message(events_pb2.CallWrappedUp)
+    if message.disposition.resolved:
+        call_id = check_id("call.call_id", message.call.call_id)
+        _remember(use, message.call, RecentCall(call_id=call_id, resolved_ms=to_ms(event.time)))
+
+
+def _remember(use: ProfileStore, ref: events_pb2.CallRef, call: RecentCall) -> None:
+    """Whose number is withheld or unusable is nobody who calls again."""
+    if _NUMBER.fullmatch(ref.caller_number):
+        use.remember(ref.caller_number, call)
+
+
+#: Types that `hear_call` takes.
+CALLS: tuple[type[Any], ...] = (events_pb2.CallEnded, events_pb2.CallWrappedUp)

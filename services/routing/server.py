@@ -112,19 +112,21 @@ class Router:
             leaves=self.regions.leaves,
             find_agent=self.directory.region_of,
         )
+        profiles = ProfileReader(self.database, seconds=settings.profile_seconds)
+        repeat_window_ms = settings.repeat_window_seconds * 1000
         self.handlers = Handlers(
             front=self.front,
             regions=self.regions,
             tokens=PlaceTokens(
                 place_token_key(settings), life_span_ms=settings.place_token_life_seconds * 1000
             ),
-            profiles=ProfileReader(self.database, seconds=settings.profile_seconds),
+            profiles=profiles,
             agents=self.directory,
             queues=self.queues,
             shards=frozenset(self.links),
             clock=clock,
             platform_now_ms=self.leader.platform_ms,
-            repeat_window_ms=settings.repeat_window_seconds * 1000,
+            repeat_window_ms=repeat_window_ms,
         )
         self.explainer = Explainer(
             front=self.front,
@@ -133,6 +135,8 @@ class Router:
             shards=frozenset(self.links),
             look_back=look_back,
             clock=clock,
+            profiles=profiles,
+            repeat_window_ms=repeat_window_ms,
         )
         self.supervision = SupervisionHandlers(
             front=self.front,

@@ -7,6 +7,10 @@ the same.
 
 A customer that was deleted, erased or merged leaves its id and version, so that a late event cannot bring it
 back, and no number.
+
+Beside the customer a profile holds the number's recent calls, as routing's own events tell them: the newest
+few, each with the latest that was said of it. They are forgotten after the longest time that a setting may
+look back.
 """
 
 from __future__ import annotations
@@ -23,11 +27,13 @@ from pymongo.read_concern import ReadConcern
 from pymongo.write_concern import WriteConcern
 
 from chassis.errors import Unavailable
-from routing.callers import PRIORITY_BY_TIER
+from routing.callers import PRIORITY_BY_TIER, RECENT_CALLS_MAX, RecentCall, calls_of
 from routing.documents import ProfileDocument
 
 #: Tries to write a number's profile while other events change its owner.
 PROFILE_TRIES_MAX = 10
+#: Tries to write a call into a profile that others are just making.
+CALL_TRIES_MAX = 5
 #: Numbers of one customer that are looked at.
 NUMBERS_MAX = 200
 
@@ -54,13 +60,15 @@ class Profile:
 
     #: E.164.
     number: str
-    #: The customer's id.
+    #: The customer's id; empty for a number that only called.
     customer: str
     tier: str
     #: Points added to a call's own priority.
     priority: int
     #: Version of the customer that this is from.
     customer_version: int
+    #: Of this number, newest first.
+    calls: tuple[RecentCall, ...] = ()
 
 
 class ProfileStore(Protocol):
@@ -71,6 +79,15 @@ class ProfileStore(Protocol):
 
     def absorb(self, customers: Iterable[str], at: datetime) -> None:
         """These customers were merged into another: what they said up to `at` counts no longer."""
+
+    def remember(self, number: str, call: RecentCall) -> None:
+        """Takes in what was heard of a call: the latest end and the latest word that it is resolved stay."""
+
+    def forget_calls(self, before_ms: int) -> None:
+        """Numbers whose last call was heard of before that have no calls any more."""
+
+    def forget_calls_of(self, customer: str) -> None:
+        """The numbers that the customer has by now have no calls any more."""
 
     def profile(self, number: str) -> Profile | None:
         """What is known of a number; None for nothing."""
@@ -127,16 +144,49 @@ class MongoProfiles:
             self._customers.update_one({"_id": id}, update, upsert=True)
             self._refresh(id, ())
 
+    def remember(self, number: str, call: RecentCall) -> None:
+        said = {"ended_ms": call.ended_ms, "resolved_ms": call.resolved_ms, "at_ms": call.at_ms}
+        latest = {f"calls.$.{name}": value for name, value in said.items()}
+        fresh = {"$each": [{"id": call.call_id, **said}], "$sort": {"at_ms": -1}, "$slice": RECENT_CALLS_MAX}
+        called = {"called_ms": call.at_ms}
+        for _ in range(CALL_TRIES_MAX):
+            known = {"_id": number, "calls.id": call.call_id}
+            if self._profiles.update_one(known, {"$max": latest | called}).matched_count:
+                return
+            unknown = {"_id": number, "calls.id": {"$ne": call.call_id}}
+            try:
+                self._profiles.update_one(unknown, {"$push": {"calls": fresh}, "$max": called}, upsert=True)
+                return
+            except DuplicateKeyError:
+                # Another word on this very call came first: add to that.
+                continue
+        raise Unavailable(why="a number's calls change all the time", retry_seconds=1.0)
+
+    def forget_calls(self, before_ms: int) -> None:
+        self._drop_calls({"called_ms": {"$lt": before_ms}})
+
+    def forget_calls_of(self, customer: str) -> None:
+        had = [
+            each["_id"] for each in self._profiles.find({"customer": customer}, {"_id": 1}).limit(NUMBERS_MAX)
+        ]
+        said = self._customers.find_one({"_id": customer}, {"numbers": 1}) or {}
+        self._drop_calls({"_id": {"$in": [*had, *said.get("numbers", ())]}})
+
+    def _drop_calls(self, which: dict[str, Any]) -> None:
+        self._profiles.delete_many({**which, "customer": None})
+        self._profiles.update_many(which, {"$unset": {"calls": "", "called_ms": ""}})
+
     def profile(self, number: str) -> Profile | None:
         found = self._profiles.find_one({"_id": number})
         if found is None:
             return None
         return Profile(
             number=number,
-            customer=found["customer"],
-            tier=found["tier"],
-            priority=found["priority"],
-            customer_version=found["customer_version"],
+            customer=found.get("customer", ""),
+            tier=found.get("tier", ""),
+            priority=found.get("priority", 0),
+            customer_version=found.get("customer_version", 0),
+            calls=calls_of(found),
         )
 
     def _refresh(self, customer: str, numbers: Iterable[str]) -> None:
@@ -151,9 +201,10 @@ class MongoProfiles:
         owner = self._owner(number)
         for _ in range(PROFILE_TRIES_MAX):
             if owner is None:
-                self._profiles.delete_one({"_id": number})
+                self._profiles.update_one({"_id": number}, {"$unset": dict.fromkeys(_OF_CUSTOMER, "")})
+                self._profiles.delete_one({"_id": number, "called_ms": None, "customer": None})
             else:
-                self._profiles.replace_one({"_id": number}, _profile_of(owner), upsert=True)
+                self._profiles.update_one({"_id": number}, {"$set": _profile_of(owner)}, upsert=True)
             before, owner = owner, self._owner(number)
             if owner == before:
                 return
@@ -183,12 +234,17 @@ def _profile_of(owner: dict[str, Any]) -> dict[str, Any]:
     }
 
 
+#: Fields of a profile that `_profile_of` writes.
+_OF_CUSTOMER = ("customer", "tier", "priority", "customer_version", "changed_at")
+
+
 class MemoryProfiles:
     """In memory, for unit tests."""
 
     def __init__(self) -> None:
         self._customers: dict[str, KnownCustomer] = {}
         self._merged: dict[str, datetime] = {}
+        self._calls: dict[str, tuple[RecentCall, ...]] = {}
 
     def learn(self, customer: KnownCustomer) -> None:
         known = self._customers.get(customer.id)
@@ -199,19 +255,44 @@ class MemoryProfiles:
         for id in customers:
             self._merged[id] = max(at, self._merged.get(id, at))
 
+    def remember(self, number: str, call: RecentCall) -> None:
+        others = [each for each in self._calls.get(number, ()) if each.call_id != call.call_id]
+        same = [each for each in (*self._calls.get(number, ()), call) if each.call_id == call.call_id]
+        latest = RecentCall(
+            call_id=call.call_id,
+            ended_ms=max(each.ended_ms for each in same),
+            resolved_ms=max(each.resolved_ms for each in same),
+        )
+        newest = sorted([*others, latest], key=lambda each: each.at_ms, reverse=True)
+        self._calls[number] = tuple(newest[:RECENT_CALLS_MAX])
+
+    def forget_calls(self, before_ms: int) -> None:
+        self._calls = {n: calls for n, calls in self._calls.items() if calls[0].at_ms >= before_ms}
+
+    def forget_calls_of(self, customer: str) -> None:
+        for number in list(self._calls):
+            owner = self._owner(number)
+            if owner is not None and owner.id == customer:
+                del self._calls[number]
+
     def profile(self, number: str) -> Profile | None:
+        owner, calls = self._owner(number), self._calls.get(number, ())
+        if owner is None and not calls:
+            return None
+        tier = owner.tier if owner is not None else ""
+        return Profile(
+            number=number,
+            customer=owner.id if owner is not None else "",
+            tier=tier,
+            priority=PRIORITY_BY_TIER.get(tier, 0),
+            customer_version=owner.version if owner is not None else 0,
+            calls=calls,
+        )
+
+    def _owner(self, number: str) -> KnownCustomer | None:
         owners = [
             c
             for c in self._customers.values()
             if number in c.numbers and (c.id not in self._merged or c.changed_at > self._merged[c.id])
         ]
-        if not owners:
-            return None
-        owner = max(owners, key=lambda c: (c.changed_at, c.id))
-        return Profile(
-            number=number,
-            customer=owner.id,
-            tier=owner.tier,
-            priority=PRIORITY_BY_TIER.get(owner.tier, 0),
-            customer_version=owner.version,
-        )
+        return max(owners, key=lambda c: (c.changed_at, c.id), default=None)

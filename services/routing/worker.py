@@ -36,6 +36,7 @@ def main() -> int:
             worker.Background(name="journal", run=loops.journal),
             worker.Background(name="reports", run=loops.reports),
             worker.Background(name="snapshots", run=loops.snapshots),
+            worker.Background(name="callers", run=loops.callers),
         ],
         optional_events=OPTIONAL,
     )

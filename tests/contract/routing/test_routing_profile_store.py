@@ -9,7 +9,9 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
+from chassis.clock import to_ms
 from chassis.mongo import connect, disconnect, ensure_indexes
+from routing.callers import RECENT_CALLS_MAX, RecentCall
 from routing.config import RoutingSettings
 from routing.documents import ProfileDocument
 from routing.store import (
@@ -187,3 +189,71 @@ def test_handlers_side_by_side_end_the_same(make_store: Callable[[], ProfileStor
         with ThreadPoolExecutor(8) as pool:
             list(pool.map(store.learn, words))
         assert owners(store) == [f"ann v{round * 10 + 7}", f"bob v{round * 10 + 7}"]
+
+
+# --- recent calls ---
+
+
+def ended(call_id: str, at: int) -> RecentCall:
+    return RecentCall(call_id=call_id, ended_ms=to_ms(NOW) + at)
+
+
+def settled(call_id: str, at: int) -> RecentCall:
+    return RecentCall(call_id=call_id, resolved_ms=to_ms(NOW) + at)
+
+
+def calls(store: ProfileStore) -> list[tuple[str, int, bool]]:
+    found = store.profile(N1)
+    return [(c.call_id, c.at_ms - to_ms(NOW), c.resolved) for c in found.calls] if found is not None else []
+
+
+def test_the_newest_calls_are_kept_once_each(make_store: Callable[[], ProfileStore]) -> None:
+    store = make_store()
+    heard = [ended("a", 1), settled("a", 4), ended("b", 2), ended("b", 3), ended("a", 0)]
+    for each in (*heard, *reversed(heard)):
+        store.remember(N1, each)
+    assert calls(store) == [("a", 4, True), ("b", 3, False)]
+    for n in range(RECENT_CALLS_MAX):
+        store.remember(N1, ended(f"c{n}", 10 + n))
+    assert [call for call, _, _ in calls(store)] == [f"c{n}" for n in reversed(range(RECENT_CALLS_MAX))]
+
+
+def test_calls_and_customers_of_a_number_come_and_go_apart(make_store: Callable[[], ProfileStore]) -> None:
+    store = make_store()
+    store.remember(N1, ended("a", 1))
+    assert owners(store) == [" v0", None]
+    store.learn(customer("ann", 1, 0, N1))
+    assert (owners(store), calls(store)) == (["ann v1", None], [("a", 1, False)])
+    store.learn(customer("ann", 2, 1))
+    assert (owners(store), calls(store)) == ([" v0", None], [("a", 1, False)])
+    store.learn(customer("ann", 3, 2, N1))
+    store.forget_calls(to_ms(NOW) + 1)
+    assert calls(store) == [("a", 1, False)]
+    store.forget_calls(to_ms(NOW) + 2)
+    assert (owners(store), calls(store)) == (["ann v3", None], [])
+    store.learn(customer("ann", 4, 3))
+    assert store.profile(N1) is None
+    store.remember(N1, ended("b", 5))
+    store.forget_calls(to_ms(NOW) + 9)
+    assert store.profile(N1) is None
+
+
+def test_only_the_calls_of_one_customer_are_forgotten(make_store: Callable[[], ProfileStore]) -> None:
+    store = make_store()
+    for id, number in (("ann", N1), ("bob", N2)):
+        store.learn(customer(id, 1, 0, number))
+        store.remember(number, ended("a", 1))
+    store.forget_calls_of("bob")
+    found = store.profile(N2)
+    assert calls(store) == [("a", 1, False)]
+    assert found is not None and (found.customer, found.calls) == ("bob", ())
+
+
+@pytest.mark.integration
+@pytest.mark.parametrize("make_store", ["mongo"], indirect=True)
+def test_calls_heard_side_by_side_are_all_kept(make_store: Callable[[], ProfileStore]) -> None:
+    store = make_store()
+    words = [word for n in range(RECENT_CALLS_MAX) for word in (ended(f"c{n}", n), settled(f"c{n}", 20 + n))]
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(lambda word: store.remember(N1, word), words * 2))
+    assert calls(store) == [(f"c{n}", 20 + n, True) for n in reversed(range(RECENT_CALLS_MAX))]

@@ -325,6 +325,47 @@ async def test_a_caller_hangs_up_and_is_called_back_in_turn(platform: Platform) 
     assert (await seat.until("ended")).ended.outcome == call_pb2.CALL_OUTCOME_COMPLETED
 
 
+async def test_who_calls_again_unsettled_is_ahead_and_it_is_explained(platform: Platform) -> None:
+    assert platform.router is not None
+    await platform.furnish(repeat_caller_points=3)
+    shown = await platform.directory.GetQueue(directory_pb2.GetQueueRequest(name="queues/service"))
+    assert shown.repeat_caller_points == 3
+    number, now_ms = "+8613800138000", platform.router.leader.now_ms()
+    known = {
+        "customer": "ann",
+        "tier": "gold",
+        "priority": 2,
+        "calls": [{"id": f"old-{n}", "at_ms": now_ms - n, "ended_ms": now_ms - n} for n in (1, 2)],
+    }
+    await platform.router.database["profiles"].insert_one({"_id": number, **known})
+
+    async def explained() -> dict[str, int]:
+        call = call_pb2.CallRequest(queue="queues/service", caller_number=number, priority=1)
+        answer = await platform.routing.ExplainRoute(routing_pb2.ExplainRouteRequest(call=call))
+        return dict(answer.priority_parts)
+
+    parts = {"REQUEST": 1, "TIER": 2, "REPEAT_CALLER": 6}
+    async with asyncio.timeout(DEADLINE_SECONDS):
+        while await explained() != parts:
+            await asyncio.sleep(0.05)
+    stream = platform.call("c1", caller_number=number, priority=1)
+    await until(stream, "queued")
+    assert (await platform.routing.GetCall(routing_pb2.GetCallRequest(name="calls/c1"))).priority == 9
+    waiting = await platform.routing.ExplainRoute(routing_pb2.ExplainRouteRequest(name="calls/c1"))
+    assert dict(waiting.priority_parts) == parts
+    await platform.routing.ReprioritizeCall(routing_pb2.ReprioritizeCallRequest(name="calls/c1", priority=4))
+    changed = await platform.routing.ExplainRoute(routing_pb2.ExplainRouteRequest(name="calls/c1"))
+    assert dict(changed.priority_parts) == {"REQUEST": 4}
+    stream.cancel()
+    none = directory_pb2.UpdateQueueRequest(queue={"name": "queues/service", "repeat_caller_points": 0})
+    none.update_mask.paths.append("repeat_caller_points")
+    changed_queue = await platform.directory.UpdateQueue(none)
+    assert changed_queue.HasField("repeat_caller_points") and changed_queue.repeat_caller_points == 0
+    too_many = directory_pb2.UpdateQueueRequest(queue={"name": "queues/service", "repeat_caller_points": 21})
+    with pytest.raises(grpc.aio.AioRpcError, match="repeat_caller_points"):
+        await platform.directory.UpdateQueue(too_many)
+
+
 async def test_a_queue_says_how_it_relaxes_and_does_so(platform: Platform) -> None:
     steps = [
         {"skills": [{"skill": "chinese", "level_min": 5}], "timeout": {"nanos": 300_000_000}},

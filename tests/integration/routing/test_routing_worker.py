@@ -254,6 +254,11 @@ def test_crms_customers_become_profiles(
     wait_until(lambda: "customer_1" in profiles.index_information(), 20, what="the index of customers")
     known = mongo_client[mongo_database]["profile_customers"]
     wait_until(lambda: "numbers_1" in known.index_information(), 20, what="the index of numbers")
+    ended = events_pb2.CallEnded(call={"call_id": "a", "caller_number": NUMBER})
+    moment = datetime(2026, 3, 2, 9, 1, tzinfo=UTC)
+    publisher.publish_events([Event.of(ended, source="routing", subject="calls/a", time=moment)])
+    wait_until(lambda: (profiles.find_one({"_id": NUMBER}) or {}).get("calls"), 20, what="the call is kept")
+    profiles.update_one({"_id": NUMBER}, {"$unset": {"calls": "", "called_ms": ""}})
     publisher.publish_events([event(crm_events.CustomerDeleted(customer=gone), 1), created])
     wait_until(lambda: profiles.find_one({"_id": NUMBER}) is None, 20, what="the profile is gone")
     publisher.close()

@@ -9,10 +9,12 @@ import pytest
 
 from callmesh.crm.v1 import customers_pb2
 from callmesh.crm.v1 import events_pb2 as crm_events
+from callmesh.routing.v1 import call_pb2, events_pb2
 from chassis.bus import Event
+from chassis.clock import to_ms
 from chassis.errors import InvalidArgument
 from routing import inbound
-from routing.callers import PRIORITY_BY_TIER
+from routing.callers import PRIORITY_BY_TIER, RecentCall
 from routing.store import MemoryProfiles, Profile
 
 NOW = datetime(2026, 3, 2, 9, 0, tzinfo=UTC)
@@ -31,6 +33,16 @@ class Listener:
     def hear(self, message: Any, second: int = 0) -> None:
         event = Event.of(message, source="crm", subject="customers/ann", time=NOW.replace(second=second))
         inbound.hear(self.profiles, Event.from_json(event.to_json()))
+
+    def hear_call(self, message: Any, second: int = 0) -> None:
+        event = Event.of(message, source="routing", subject="calls/a", time=NOW.replace(second=second))
+        inbound.hear_call(self.profiles, Event.from_json(event.to_json()))
+
+    def calls(self, number: str = NUMBER) -> list[tuple[str, int, bool]]:
+        """(call id, second it was last heard of, resolved), newest first."""
+        found = self.profile(number)
+        seen = found.calls if found is not None else ()
+        return [(c.call_id, (c.at_ms - to_ms(NOW)) // 1000, c.resolved) for c in seen]
 
 
 @pytest.fixture
@@ -140,3 +152,81 @@ def test_everything_that_changes_a_customer_is_heard() -> None:
         *("CustomerCreated", "CustomerUpdated", "CustomerDeleted", "CustomerErased"),
         *("CustomersMerged", "CustomersUnmerged"),
     }
+
+
+# --- calls ---
+
+
+def ref(call_id: str = "a", number: str = NUMBER) -> events_pb2.CallRef:
+    return events_pb2.CallRef(call_id=call_id, caller_number=number)
+
+
+def ended(call_id: str = "a", outcome: str = "COMPLETED", *, wait: int = 20, number: str = NUMBER) -> Any:
+    value = call_pb2.CallOutcome.Value(f"CALL_OUTCOME_{outcome}")
+    message = events_pb2.CallEnded(call=ref(call_id, number), outcome=value)
+    message.wait.FromSeconds(wait)
+    return message
+
+
+def wrapped_up(call_id: str = "a", *, resolved: bool) -> Any:
+    return events_pb2.CallWrappedUp(call=ref(call_id), disposition=call_pb2.Disposition(resolved=resolved))
+
+
+@pytest.mark.parametrize(
+    ("outcome", "wait", "kept"),
+    [
+        ("COMPLETED", 0, True),
+        ("INTERRUPTED", 0, True),
+        ("REFUSED", 0, True),
+        ("ABANDONED", 5, True),
+        # A slip of the finger, or somebody who tries to get ahead.
+        ("ABANDONED", 4, False),
+        ("MOVED", 60, False),
+    ],
+)
+def test_which_calls_are_remembered(store: Listener, outcome: str, wait: int, kept: bool) -> None:
+    store.hear_call(ended("a", outcome, wait=wait))
+    assert store.calls() == ([("a", 0, False)] if kept else [])
+
+
+@pytest.mark.parametrize("order", [(0, 1, 2), (2, 1, 0), (1, 2, 0, 1, 2)])
+def test_what_was_heard_of_a_call_is_the_same_in_any_order(store: Listener, order: tuple[int, ...]) -> None:
+    heard = [(ended("a"), 1), (wrapped_up("a", resolved=True), 3), (ended("b"), 2)]
+    for place in order:
+        store.hear_call(*heard[place])
+    assert store.calls() == [("a", 3, True), ("b", 2, False)]
+
+
+def test_an_unresolved_end_adds_nothing_and_a_withheld_number_is_nobody(store: Listener) -> None:
+    store.hear_call(wrapped_up("a", resolved=False))
+    store.hear_call(ended("b", number=""))
+    store.hear_call(ended("c", number="4711"))
+    assert store.calls() == store.calls("") == store.calls("4711") == []
+
+
+def test_the_tier_and_the_calls_of_a_number_are_one_profile(store: Listener) -> None:
+    store.hear_call(ended("a"))
+    assert store.profile(NUMBER) == Profile(
+        number=NUMBER,
+        customer="",
+        tier="",
+        priority=0,
+        customer_version=0,
+        calls=(RecentCall(call_id="a", ended_ms=to_ms(NOW)),),
+    )
+    store.hear(crm_events.CustomerCreated(customer=snapshot()))
+    found = store.profile(NUMBER)
+    assert found is not None and (found.priority, len(found.calls)) == (2, 1)
+
+
+def test_who_is_erased_leaves_no_calls(store: Listener) -> None:
+    store.hear(crm_events.CustomerCreated(customer=snapshot()))
+    store.hear_call(ended("a"))
+    erased = snapshot(version=2, state=customers_pb2.CUSTOMER_STATE_ERASED, numbers=[])
+    store.hear(crm_events.CustomerErased(customer=erased), 1)
+    assert store.profile(NUMBER) is None
+
+
+def test_an_end_without_a_call_is_refused_for_good(store: Listener) -> None:
+    with pytest.raises(InvalidArgument):
+        store.hear_call(ended(""))

@@ -1,0 +1,68 @@
+"""What a caller's history is worth."""
+
+from __future__ import annotations
+
+import pytest
+
+from routing.callers import (
+    REPEAT_CALLS_COUNTED_MAX,
+    KnownCaller,
+    RecentCall,
+    known_of,
+    points,
+    unsettled,
+)
+
+T = 1_000_000
+
+
+def ended(call_id: str, ms: int) -> RecentCall:
+    return RecentCall(call_id=call_id, ended_ms=T + ms)
+
+
+def resolved(call_id: str, ms: int) -> RecentCall:
+    return RecentCall(call_id=call_id, ended_ms=T + ms, resolved_ms=T + ms + 10)
+
+
+@pytest.mark.parametrize(
+    ("calls", "count"),
+    [
+        ((), 0),
+        ((ended("a", 0),), 1),
+        ((ended("b", 5), ended("a", 0)), 2),
+        # Settled by then: what came before does not count either.
+        ((resolved("b", 5), ended("a", 0)), 0),
+        ((ended("c", 9), resolved("b", 5), ended("a", 0)), 1),
+        # Too long ago.
+        ((ended("b", 5), ended("a", -1)), 1),
+        # The call itself, opened again.
+        ((ended("this", 5), ended("a", 0)), 1),
+        (tuple(ended(f"c{n}", 20 - n) for n in range(10)), REPEAT_CALLS_COUNTED_MAX),
+        # Whoever handed the call on said so before it ended; the last one did not.
+        ((RecentCall(call_id="a", ended_ms=T + 9, resolved_ms=T + 5),), 1),
+        # Only the word has come so far, the end is on its way.
+        ((RecentCall(call_id="a", resolved_ms=T + 5),), 0),
+    ],
+)
+def test_calls_count_up_to_the_last_one_resolved(calls: tuple[RecentCall, ...], count: int) -> None:
+    assert unsettled(KnownCaller(calls=calls), "this", T) == count
+
+
+def test_points_say_where_they_come_from() -> None:
+    known = KnownCaller(tier_points=2, calls=(ended("b", 5), ended("a", 0)))
+    assert points(known, "this", T, 3) == (("REPEAT_CALLER", 6), ("TIER", 2))
+    assert points(known, "this", T, 0) == (("TIER", 2),)
+    assert points(KnownCaller(), "this", T, 3) == ()
+
+
+def test_a_stored_profile_is_read_newest_first_whatever_its_order() -> None:
+    rows = [{"id": "a", "ended_ms": 1, "resolved_ms": 7}, {"id": "b", "ended_ms": 9}, {"id": "c"}]
+    known = known_of({"_id": "+861", "priority": 4, "calls": rows})
+    assert known.tier_points == 4
+    assert [(call.call_id, call.at_ms, call.resolved) for call in known.calls] == [
+        ("b", 9, False),
+        ("a", 7, True),
+        ("c", 0, False),
+    ]
+    # As they were stored before calls were kept.
+    assert known_of({"_id": "+861", "priority": 1}) == KnownCaller(tier_points=1)
