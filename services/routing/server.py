@@ -103,15 +103,7 @@ class Router:
         self.leaders: dict[str, Leader] = {}
         self.leader = self._make_leader(settings.region)
         self.directory = DirectoryReader(self.database)
-        self.front = Front(
-            router=self.router,
-            shards=self.links,
-            clock=clock,
-            options=settings.front_options(),
-            find_overflow=self.regions.find_overflow,
-            leaves=self.regions.leaves,
-            find_agent=self.directory.region_of,
-        )
+        self.front = self._make_front()
         profiles = ProfileReader(self.database, seconds=settings.profile_seconds)
         repeat_window_ms = settings.repeat_window_seconds * 1000
         self.handlers = Handlers(
@@ -151,6 +143,17 @@ class Router:
         self.shard_servicer = ShardServicer(self.leaders, self.name, self.who_leads)
         self._tasks: set[asyncio.Task[None]] = set()
         self._backups: dict[str, list[asyncio.Task[None]]] = {}
+
+    def _make_front(self) -> Front:
+        return Front(
+            router=self.router,
+            shards=self.links,
+            clock=self._clock,
+            options=self.settings.front_options(),
+            find_overflow=self.regions.find_overflow,
+            leaves=self.regions.leaves,
+            find_agent=self.directory.region_of,
+        )
 
     def _make_leader(self, shard: str) -> Leader:
         leader = Leader(
