@@ -10,7 +10,9 @@ to whom, and tells clients only what a leader has committed. Everything it asks 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import functools
+import random
 from collections import Counter
 from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -22,7 +24,7 @@ from chassis.clock import Clock
 from chassis.errors import CallmeshError, Code, Unavailable
 from chassis.metrics import counter, gauge
 from routing.errors import CallNotFound, NewerSession, RouterDraining, StaleAttempt, Superseded, error_of
-from routing.leader import Committed
+from routing.leader import Committed, NothingTaken
 from routing.model import (
     BEFORE_CONNECTION,
     AskAgent,
@@ -52,6 +54,7 @@ from routing.model import (
     WithdrawCall,
 )
 from routing.streams import Caller, Desk, Moved, Present, Update
+from routing.turnstile import NoTurn, Turnstile, Urgency
 
 if TYPE_CHECKING:
     from routing.links import ShardPort
@@ -60,10 +63,9 @@ if TYPE_CHECKING:
 PLACEMENTS_MAX = 4
 #: Moves of one attempt; beyond it the call stays where it is.
 MOVES_MAX = 50
-#: Calls attached again at once after a change of leader.
-REATTACH_AT_ONCE = 200
-#: Pause between two tries of something that must get through, real seconds.
-RETRY_SECONDS = 0.05
+#: First and longest pause between two tries of something that must get through, real seconds; less by chance,
+#: so that not all try in the same moment.
+RETRY_SECONDS, RETRY_SECONDS_MAX = 0.05, 1.0
 #: Calls that leave a drained region for one target at one look.
 LEAVING_PER_LOOK_MAX = 20
 #: How often waiting calls are looked at for a move, real seconds.
@@ -90,6 +92,9 @@ class FrontOptions:
     ask_seconds: float = 5.0
     #: A shard that is gone this long is lost: its waiting calls are placed elsewhere.
     silent_seconds: float = 3.0
+    #: What comes while a shard has no leader waits here for the next one this long, as a change of leader
+    #: may take. A refusal would only bring it back, at another router, again and again.
+    leaderless_seconds: float = 3.0
 
 
 class CallerGone(CallmeshError):
@@ -135,7 +140,9 @@ class Front:
         self._callers: dict[str, Caller] = {}
         self._desks: dict[str, Desk] = {}
         self._tasks: set[asyncio.Task[Any]] = set()
-        self._reattach = {region: asyncio.Semaphore(REATTACH_AT_ONCE) for region in shards}
+        self._turnstiles = {
+            region: Turnstile(functools.partial(_is_up, port)) for region, port in shards.items()
+        }
         self._lost_timers: dict[str, asyncio.TimerHandle] = {}
         #: Regions that have been gone for too long.
         self._lost: set[str] = set()
@@ -185,16 +192,29 @@ class Front:
         return await self._shards[region].ask(command, seconds or self._options.ask_seconds)
 
     async def ask_patiently(self, region: str, command: Command, seconds: float) -> Committed:
-        """The same question until it is answered or `seconds` (real) are over: for what must get through."""
-        give_up = self._clock.monotonic() + seconds
-        while True:
-            left = give_up - self._clock.monotonic()
+        """The same question until it is answered or `seconds` (real) are over: for what must get through.
+        While the shard has no leader it waits for the next.
+        """
+        give_up, pause = self._clock.monotonic() + seconds, RETRY_SECONDS
+        try:
+            return await self._ask_for(region, command, seconds)
+        except Unavailable as error:
+            failure = error
+        while (left := give_up - self._clock.monotonic()) > RETRY_SECONDS:
+            if self._shards[region].up:
+                await asyncio.sleep(min(left, pause * random.uniform(0.5, 1.0)))
+                pause = min(2 * pause, RETRY_SECONDS_MAX)
             try:
-                return await self.ask(region, command, max(0.05, min(left, self._options.ask_seconds)))
-            except Unavailable:
-                if left <= RETRY_SECONDS:
-                    raise
-                await asyncio.sleep(RETRY_SECONDS)
+                async with self._turnstiles[region].passage(Urgency.AGENT, left):
+                    return await self._ask_for(region, command, give_up - self._clock.monotonic())
+            except Unavailable as error:
+                failure = error
+            except NoTurn:
+                break
+        raise failure
+
+    async def _ask_for(self, region: str, command: Command, seconds: float) -> Committed:
+        return await self.ask(region, command, max(0.05, min(seconds, self._options.ask_seconds)))
 
     async def find_call(self, call_id: str, shard: str = "") -> Committed:
         """The newest entry of a call over all shards that answer. Raises CallNotFound, or Unavailable when
@@ -236,7 +256,7 @@ class Front:
         ended = placed = False
         try:
             async with caller.placing:
-                await self._place(caller, caller.regions)
+                await self._place_first(caller)
             placed = True
             self._withdraw_all(caller, [r for r in caller.stale if r != caller.region])
             while not ended:
@@ -285,6 +305,23 @@ class Front:
             detach = DetachCall(call_id=call_id, attempt=caller.attempt, move=move, front=self.router)
             self.spawn(self._detach(region, detach))
 
+    async def _place_first(self, caller: Caller) -> None:
+        """Places a call that was just opened. One that finds no leader anywhere waits for one. Raises as
+        `_place`.
+        """
+        try:
+            return await self._place(caller, caller.regions)
+        except NothingTaken as error:
+            failure = error
+        if any(self._shards[region].up for region in caller.regions):
+            raise failure
+        nearest = self._turnstiles[caller.regions[0]]
+        try:
+            async with nearest.passage(Urgency.NEW_CALL, self._options.leaderless_seconds):
+                await self._place(caller, caller.regions)
+        except NoTurn:
+            raise failure from None
+
     async def _place(self, caller: Caller, regions: Sequence[str], keep: str = "") -> None:
         """Places the call at the first region that takes it; what an unanswered placement left behind is
         withdrawn, except at `keep`, where the call goes back to if this fails. Raises what the last region
@@ -302,7 +339,7 @@ class Front:
                 committed = await self._place_at(caller, region)
             except Unavailable as error:
                 failure = error
-                if error.reason in ("SHARD_SLOW", "SHARD_NOT_LED", "SHARD_UNREACHABLE"):
+                if not isinstance(error, NothingTaken):
                     unsure.append(region)
                 continue
             except CallmeshError as error:
@@ -524,7 +561,15 @@ class Front:
                 return
             if await self._attach(caller, source):
                 return
-            await asyncio.sleep(RETRY_SECONDS)
+            await self._pause(source)
+
+    async def _pause(self, region: str) -> None:
+        """Before another try: a moment, or until the shard has a leader again, whichever is later."""
+        await asyncio.sleep(RETRY_SECONDS * random.uniform(0.5, 1.0))
+        if not self._shards[region].up:
+            with contextlib.suppress(NoTurn):
+                async with self._turnstiles[region].passage(Urgency.CALLER, self._options.silent_seconds):
+                    return
 
     async def _attach(self, caller: Caller, region: str) -> bool:
         """Attaches a placed call again; whether the shard has answered."""
@@ -549,6 +594,7 @@ class Front:
         handle = self._lost_timers.pop(region, None)
         if handle is not None:
             handle.cancel()
+        self._turnstiles[region].look()
         if up:
             self._lost.discard(region)
             for caller in [c for c in self._callers.values() if c.region == region]:
@@ -562,24 +608,42 @@ class Front:
             )
 
     async def _attach_again(self, caller: Caller, region: str) -> None:
-        async with self._reattach[region]:
-            # Until the next change of leader, which tries again; a region that stays away is lost.
-            while self._shards[region].up:
-                async with caller.placing:
-                    here = self._alive(caller) and caller.region == region
-                    if not here or await self._attach(caller, region):
-                        return
-                await asyncio.sleep(RETRY_SECONDS)
+        urgency = Urgency.CALLER if caller.state in BEFORE_CONNECTION else Urgency.TALKING
+
+        async def attach() -> bool:
+            async with caller.placing:
+                here = self._alive(caller) and caller.region == region
+                return not here or await self._attach(caller, region)
+
+        await self._until_done(region, urgency, attach)
 
     async def _open_again(self, desk: Desk) -> None:
-        async with self._reattach[desk.region]:
-            while self._desks.get(desk.agent) is desk and self._shards[desk.region].up:
-                try:
-                    return await self._open(desk)
-                except Unavailable:
-                    await asyncio.sleep(RETRY_SECONDS)
-                except CallmeshError as error:
-                    return desk.push(error)
+        async def attach() -> bool:
+            try:
+                if self._desks.get(desk.agent) is desk:
+                    await self._open(desk)
+            except Unavailable:
+                return False
+            except CallmeshError as error:
+                desk.push(error)
+            return True
+
+        await self._until_done(desk.region, Urgency.AGENT, attach)
+
+    async def _until_done(self, region: str, urgency: Urgency, attach: Callable[[], Awaitable[bool]]) -> None:
+        """Tries until it is done, each time in its turn, or until the next change of leader, which begins
+        anew; a region that stays away is lost.
+        """
+        pause = RETRY_SECONDS
+        while True:
+            try:
+                async with self._turnstiles[region].passage(urgency):
+                    if await attach():
+                        return
+            except NoTurn:
+                return
+            await asyncio.sleep(pause * random.uniform(0.5, 1.0))
+            pause = min(2 * pause, RETRY_SECONDS_MAX)
 
     def _region_lost(self, region: str) -> None:
         """A region was gone for too long: its waiting calls go elsewhere, conversations are left to their
@@ -600,12 +664,25 @@ class Front:
     async def _flee(self, caller: Caller, lost: str) -> None:
         try:
             others = [r for r in caller.regions if r != lost and self._shards[r].up]
+            if not others and await self._comes_back(lost):
+                return
             caller.moved_for = "REGION_LOST"
             await self._place(caller, others)
             _MOVED.labels("REGION_LOST").inc()
             self._withdraw_all(caller, [lost])
         except CallmeshError as error:
             caller.push(error)
+
+    async def _comes_back(self, lost: str) -> bool:
+        """Whether a region that there is no other for has a leader again soon; then it goes on there. To be
+        waited for, by chance no two equally long: a stream that ends is opened again at once, elsewhere.
+        """
+        seconds = self._options.leaderless_seconds * random.uniform(1.0, 3.0)
+        try:
+            async with self._turnstiles[lost].passage(Urgency.CALLER, seconds):
+                return True
+        except NoTurn:
+            return False
 
     # --- agents
     # -------------------------------------------------------------------------------------------------
@@ -621,7 +698,7 @@ class Front:
             older.push(NewerSession(subject=f"agents/{desk.agent}", why="the session was opened again"))
         self._desks[desk.agent] = desk
         try:
-            await self._open(desk)
+            await self._open_first(desk)
         except CallmeshError as error:
             if self._desks.get(desk.agent) is desk and isinstance(error, Unavailable):
                 # It may have been opened all the same, and nobody sits there.
@@ -629,6 +706,22 @@ class Front:
                 self.spawn(self._detach(desk.region, detach))
             self._forget_desk(desk)
             raise
+
+    async def _open_first(self, desk: Desk) -> None:
+        """Opens a session; one that finds no leader waits for one. Raises as `_open`."""
+        try:
+            return await self._open(desk)
+        except NothingTaken as error:
+            failure = error
+        if self._shards[desk.region].up:
+            raise failure
+        turnstile = self._turnstiles[desk.region]
+        try:
+            async with turnstile.passage(Urgency.AGENT, self._options.leaderless_seconds):
+                if self._desks.get(desk.agent) is desk:
+                    await self._open(desk)
+        except NoTurn:
+            raise failure from None
 
     async def _open(self, desk: Desk) -> None:
         command = OpenSession(
@@ -799,6 +892,10 @@ class Front:
                 self._forget_desk(desk)
             return
         desk.push(update)
+
+
+def _is_up(port: ShardPort) -> bool:
+    return port.up
 
 
 def _regions(*regions: str, besides: str = "") -> list[str]:

@@ -87,19 +87,29 @@ _OPENINGS = counter("callmesh_shard_openings_total", "Times this router began to
 _POISON = counter("callmesh_shard_poison_total", "Commands that the engine failed on.", ["shard"])
 
 
-class NotLeading(Unavailable):
+class NothingTaken(Unavailable):
+    """Shard {shard} did not take it and nothing has changed; try again."""
+
+
+class NotLeading(NothingTaken):
     """Shard {shard} has no leader here just now; try again."""
 
     reason = "SHARD_NOT_LED"
 
 
-class StoreOutage(Unavailable):
+class LeaderGone(Unavailable):
+    """The leader of shard {shard} went before it had an answer; ask again, nothing is done twice."""
+
+    reason = "SHARD_NOT_LED"
+
+
+class StoreOutage(NothingTaken):
     """The journal of shard {shard} cannot be written just now; nothing was taken, try again."""
 
     reason = "JOURNAL_UNAVAILABLE"
 
 
-class ShardBusy(Unavailable):
+class ShardBusy(NothingTaken):
     """Shard {shard} has more work than it can commit just now; nothing was taken, try again."""
 
     reason = "SHARD_BUSY"
@@ -319,7 +329,7 @@ class Leader:
 
         Raises NotLeading, StoreOutage (only for new calls), ShardBusy, PoisonCommand; then nothing has
         changed. The future fails
-        with NotLeading when this router is deposed before the commit: whether it happened is then unknown.
+        with LeaderGone when this router is deposed before the commit: whether it happened is then unknown.
         """
         self._check(command)
         pending = self._decide(command)
@@ -579,7 +589,7 @@ class Leader:
         waiting, self._pending = self._pending, deque()
         for pending in waiting:
             if pending.future is not None and not pending.future.done():
-                pending.future.set_exception(NotLeading(shard=self.shard, retry_seconds=1.0))
+                pending.future.set_exception(LeaderGone(shard=self.shard, retry_seconds=1.0))
                 # Whoever asked may be gone by now; that is nothing to log.
                 pending.future.exception()
         self.state, self._chain = ShardState(self.shard), ChainReader()

@@ -37,7 +37,15 @@ from chassis import client
 from chassis.errors import CallmeshError, Internal, Unavailable
 from chassis.grpc_status import error_info
 from routing import codec
-from routing.leader import Committed, Leader, NotLeading, PoisonCommand, ShardBusy, StoreOutage
+from routing.leader import (
+    Committed,
+    Leader,
+    NothingTaken,
+    NotLeading,
+    PoisonCommand,
+    ShardBusy,
+    StoreOutage,
+)
 from routing.model import Command, Fact
 
 #: Questions open at once on one link; more are refused.
@@ -63,6 +71,10 @@ class LinkLost(Unavailable):
     """The router that leads shard {shard} cannot be reached just now; try again."""
 
     reason = "SHARD_UNREACHABLE"
+
+
+class LinkDown(LinkLost, NothingTaken):
+    """No router is known to lead shard {shard} just now; nothing was asked, try again."""
 
 
 class AnswerLate(Unavailable):
@@ -94,8 +106,8 @@ class ShardPort(Protocol):
         """Whether a leader is attached just now."""
 
     async def ask(self, command: Command, seconds: float) -> Committed:
-        """The committed answer. Raises LinkLost, AnswerLate or NotLeading (result unknown), StoreOutage or
-        ShardBusy (nothing taken), Internal when the engine failed on it.
+        """The committed answer. Raises LinkLost, AnswerLate or LeaderGone (result unknown), LinkDown,
+        NotLeading, StoreOutage or ShardBusy (nothing taken), Internal when the engine failed on it.
         """
 
     def listen(self, on_facts: OnFacts, on_change: OnChange) -> None:
@@ -357,7 +369,7 @@ class ShardLink:
         if local is not None and local.leading:
             return await ask_leader(local, command, seconds)
         if outgoing is None or outgoing.full() or len(self._open) >= OPEN_QUESTIONS_MAX:
-            raise LinkLost(shard=self.shard, retry_seconds=0.5)
+            raise LinkDown(shard=self.shard, retry_seconds=0.5)
         name = identity(command)
         if self._outlived.is_poison(name):
             log.error("poison_refused", shard=self.shard, command=name)

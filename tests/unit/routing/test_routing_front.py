@@ -20,7 +20,7 @@ from routing.engine import step
 from routing.errors import AgentNotFound, CallNotFound, NewerSession, QueueFull, StaleAttempt, Superseded
 from routing.front import CallerGone, Front, FrontOptions
 from routing.leader import Committed
-from routing.links import AnswerLate, LinkLost, OnChange, OnFacts
+from routing.links import AnswerLate, LinkDown, LinkLost, OnChange, OnFacts
 from routing.model import (
     AcceptOffer,
     AgentConfig,
@@ -57,6 +57,7 @@ from routing.model import (
 )
 from routing.state import ShardState, evolve, next_deadline
 from routing.streams import UPDATES_UNREAD_MAX, Caller, Desk, Moved, Present, Update
+from routing.turnstile import AT_ONCE_MAX
 
 DEADLINE_SECONDS = 10
 T = TypeVar("T")
@@ -141,6 +142,8 @@ class Wire:
         self.shard = shard.state.shard
         shard.wires[front] = self
         self.up = True
+        #: Whoever asks is told that nobody leads.
+        self.nobody_leads = False
         self.asked: list[Command] = []
         #: Commands of these kinds are lost on the way there (number of times).
         self.unreachable: dict[type, int] = {}
@@ -173,6 +176,8 @@ class Wire:
     async def ask(self, command: Command, seconds: float) -> Committed:
         kind = type(command)
         self.asked.append(command)
+        if self.nobody_leads:
+            raise LinkDown(shard=self.shard, retry_seconds=0.5)
         if not self.up or self._count(self.unreachable, kind):
             await asyncio.sleep(0)
             raise LinkLost(shard=self.shard, retry_seconds=0.5)
@@ -221,7 +226,13 @@ class World:
     def shanghai(self) -> Shard:
         return self.shards["shanghai"]
 
-    def front(self, name: str = "f", silent_seconds: float = 3.0, agents: str | None = None) -> Front:
+    def front(
+        self,
+        name: str = "f",
+        silent_seconds: float = 3.0,
+        agents: str | None = None,
+        leaderless_seconds: float = 3.0,
+    ) -> Front:
         """`agents` is the region where every agent is found."""
 
         for region, shard in self.shards.items():
@@ -230,7 +241,7 @@ class World:
             router=name,
             shards={region: self.wires[name, region] for region in self.shards},
             clock=self.clock,
-            options=FrontOptions(silent_seconds=silent_seconds),
+            options=FrontOptions(silent_seconds=silent_seconds, leaderless_seconds=leaderless_seconds),
             find_overflow=lambda queue, region, waited_ms: self.find_overflow(region),
             find_agent=lambda agent: asyncio.sleep(0, agents),
         )
@@ -722,11 +733,80 @@ async def test_a_confirmation_is_asked_until_it_is_answered(world: World) -> Non
 async def test_asking_patiently_ends_at_its_deadline(world: World) -> None:
     front = world.front()
     world.wire("beijing").down()
-    asked = asyncio.ensure_future(front.ask_patiently("beijing", AskAgent(agent="a"), 1.0))
-    await eventually(lambda: len(world.wire("beijing").asked) >= 2)
-    world.clock.advance(1.0)
+    asked = asyncio.ensure_future(front.ask_patiently("beijing", AskAgent(agent="a"), 0.1))
     with pytest.raises(LinkLost):
         await soon(asked)
+    assert len(world.wire("beijing").asked) == 1, "nobody to ask again"
+
+
+# --- while nobody leads
+
+
+async def test_what_comes_while_nobody_leads_waits_for_the_next_leader(world: World) -> None:
+    world.beijing.agent("ann")
+    front, wire = world.front(), world.wire("beijing")
+    wire.nobody_leads = True
+    wire.down()
+    line = Line(world, front, regions=["beijing"])
+    first = asyncio.ensure_future(line.next())
+    desk = Desk(
+        agent="bob",
+        session=1,
+        command=1,
+        region="beijing",
+        presence=Presence.AVAILABLE,
+        pause_reason="",
+        calls_held=(),
+    )
+    world.beijing.do(ConfigureAgent(agent=AgentConfig(id="bob")))
+    opened = asyncio.ensure_future(front.open_desk(desk))
+    await eventually(lambda: len(wire.asked) == 2)
+    wire.asked.clear()
+    wire.nobody_leads = False
+    wire.back()
+    await soon(opened)
+    assert (await first).shard == "beijing"
+    assert wire.kinds()[:2] == [OpenSession, PlaceCall], "agents first"
+    assert WithdrawCall not in wire.kinds(), "nothing was taken, so there is nothing to take back"
+
+
+async def test_who_finds_no_leader_for_too_long_is_refused(world: World) -> None:
+    front, wire = world.front(leaderless_seconds=0.05), world.wire("beijing")
+    wire.nobody_leads = True
+    wire.down()
+    with pytest.raises(LinkDown):
+        await Line(world, front, regions=["beijing"]).rest()
+    assert wire.kinds() == [PlaceCall]
+
+
+async def test_a_lost_region_without_another_keeps_its_callers_if_it_comes_back(world: World) -> None:
+    front, wire = world.front(silent_seconds=0.01), world.wire("beijing")
+    line = Line(world, front, regions=["beijing"])
+    await line.next()
+    wire.down()
+    await eventually(lambda: front._turnstiles["beijing"].waiting == 1)
+    world.beijing.open()
+    wire.back()
+    assert state_of(await line.next()) is CallState.WAITING
+    assert world.beijing.live()
+
+
+async def test_after_a_change_of_leader_so_many_attach_at_once(world: World) -> None:
+    front, wire = world.front(), world.wire("beijing")
+    lines = [Line(world, front, f"c{n}", regions=["beijing"]) for n in range(AT_ONCE_MAX + 20)]
+    for line in lines:
+        await line.next()
+    wire.down()
+    world.beijing.open()
+    wire.asked.clear()
+    late = wire.late_back[PlaceCall] = asyncio.Event()
+    wire.back()
+    await eventually(lambda: front._turnstiles["beijing"].waiting == 20)
+    assert len(wire.asked) == AT_ONCE_MAX
+    late.set()
+    for line in lines:
+        await line.next()
+    assert all(world.beijing.live(f"c{n}") for n in range(len(lines)))
 
 
 @pytest.mark.parametrize("silent", [False, True], ids=["told", "told by attaching again"])

@@ -16,6 +16,7 @@ from routing.engine import step as real_step
 from routing.journal import Block, JournalGap
 from routing.leader import (
     Leader,
+    LeaderGone,
     LeaderOptions,
     NotLeading,
     PoisonCommand,
@@ -309,7 +310,7 @@ async def test_another_leaders_block_deposes(blocks: MemoryBlocks, clock: FakeCl
             ),
         )
         blocks.put(rival)
-        with pytest.raises(NotLeading):
+        with pytest.raises(LeaderGone):
             await soon(router.place("c1"))
         assert router.drops == 1 and not router.events(CallQueued)
         await soon(router.leader.wait_until_leading())
@@ -323,7 +324,7 @@ async def test_a_database_set_back_is_not_led(blocks: MemoryBlocks, clock: FakeC
         await router.furnish()
         router.journal.refuse(1)
         blocks.remove("beijing", router.leader.sequence)
-        with pytest.raises(NotLeading):
+        with pytest.raises(LeaderGone):
             await soon(router.place("c1"))
         assert router.drops == 1
         assert not [e for e in events_of(blocks) if isinstance(e, CallQueued)]
@@ -335,7 +336,7 @@ async def test_what_was_acknowledged_outlives_the_leader(blocks: MemoryBlocks, c
         await soon(first.place("c1"))
         first.journal.gate = asyncio.Event()
         unknown = first.place("c2")
-    with pytest.raises(NotLeading):
+    with pytest.raises(LeaderGone):
         await unknown
     async with running(Router(blocks, clock, "r2")) as second:
         assert sorted(second.leader.state.calls) == ["c1"]
@@ -353,7 +354,7 @@ async def test_an_answer_in_flight_at_the_stop_is_unknown_not_hanging(
         sent = router.journal.inserts
         future = router.place("c1")
         await eventually(lambda: router.journal.inserts > sent)
-    with pytest.raises(NotLeading):
+    with pytest.raises(LeaderGone):
         await soon(future)
 
 
