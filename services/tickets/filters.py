@@ -78,6 +78,9 @@ class Field:
     operators: frozenset[str]
     #: Its name in the stores; empty: the same.
     stored: str = ""
+    #: Every stored value is greater. "Has a value" is asked as "above this": an index serves that in its
+    #: order, while `$exists` reads the documents without one as well (a sparse index of several fields has them).
+    below: Value = ""
 
 
 _TOKEN = re.compile(
@@ -150,7 +153,9 @@ def boolean_field(stored: str = "") -> Field:
 
 def time_field(stored: str) -> Field:
     """An instant, stored in epoch ms."""
-    return Field(read=_instant, operators=frozenset({"=", "<", "<=", ">", ">=", ":*"}), stored=stored)
+    return Field(
+        read=_instant, operators=frozenset({"=", "<", "<=", ">", ">=", ":*"}), stored=stored, below=0
+    )
 
 
 def choice_field(choices: Mapping[str, Value], prefix: str = "", stored: str = "") -> Field:
@@ -320,7 +325,7 @@ _MONGO = {
     "<=": "$lte",
     ">": "$gt",
     ">=": "$gte",
-    ":*": "$exists",
+    ":*": "$gt",
 }
 
 
@@ -331,7 +336,8 @@ def to_mongo(term: Term, fields: Mapping[str, Field] = TICKET_FIELDS, prefix: st
     if isinstance(term, AnyOf | AllOf):
         joined = "$or" if isinstance(term, AnyOf) else "$and"
         return {joined: [to_mongo(one, fields, prefix) for one in term.terms]}
-    return {prefix + stored_name(term.field, fields): {_MONGO[term.op]: term.value}}
+    value = fields[term.field].below if term.op == ":*" else term.value
+    return {prefix + stored_name(term.field, fields): {_MONGO[term.op]: value}}
 
 
 _COMPARE: Mapping[str, Callable[[Any, Any], bool]] = {
@@ -350,7 +356,7 @@ def holds(term: Term, value_of: Callable[[str], Any]) -> bool:
         return (any if isinstance(term, AnyOf) else all)(holds(one, value_of) for one in term.terms)
     value = value_of(term.field)
     if term.op == ":*":
-        return value is not None
+        return value not in (None, "", [])
     if isinstance(value, list):
         return (term.value in value) is (term.op != "!=")
     if term.op in ("=", ":"):

@@ -230,7 +230,7 @@ def _mongo_query(query: Query, after: tuple[int, str] | None) -> dict[str, Any]:
         clauses.append({"open": {"$in": [False, True]}})  # lets the index of kind and open serve it, sorted
     field, beyond, reaching = ("due_ms", "$gt", "$gte") if query.by_due else ("created_ms", "$lt", "$lte")
     if query.by_due:
-        clauses.append({"due_ms": {"$exists": True}})
+        clauses.append({"due_ms": {"$gt": 0}})  # and not `$exists`: see `filters.Field.below`
     if after is not None:
         key, last_id = after
         clauses.append({field: {reaching: key}})  # bounds the index scan; the next line alone wouldn't
@@ -404,7 +404,7 @@ class MongoStore:
 
     def next_due_ms(self) -> int | None:
         """As the port says."""
-        query = {"timer_ms": {"$exists": True}}
+        query = {"timer_ms": {"$gt": 0}}
         raw = self._tickets().find_one(query, {"timer_ms": 1}, sort=[("timer_ms", 1), ("_id", 1)])
         return raw["timer_ms"] if raw is not None else None
 

@@ -207,6 +207,11 @@ SEVERAL = (
     ('create_time < "2026-03-02T12:00:00Z"', "g"),
     ('due_time < "2026-03-02T18:00:00Z"', ""),
     ("customer != customers/1", "fedcg"),
+    ("customer:*", "dba"),
+    ("NOT customer:*", "fecg"),
+    ("tags:*", "a"),
+    ("call:*", "f"),
+    ("due_time:*", "fcba"),
 ])  # fmt: skip
 def test_filters_find_what_they_say_newest_first(store: TicketStore, text: str, ids: str) -> None:
     add(store, *SEVERAL)
@@ -376,4 +381,22 @@ def test_no_list_scans_the_collection(mongo_uri: str, mongo_database: str, text:
     found = TicketDocument._get_collection().find(_mongo_query(Query(conditions=parse(text)), (NOW, "t5")))
     plan = repr(found.sort([("created_ms", -1), ("_id", -1)]).explain()["queryPlanner"]["winningPlan"])
     assert "IXSCAN" in plan and "COLLSCAN" not in plan
+    disconnect()
+
+
+@pytest.mark.integration
+@pytest.mark.parametrize("text", ["", "open = true"])
+def test_what_is_due_is_read_in_order_and_nothing_else(
+    mongo_uri: str, mongo_database: str, text: str
+) -> None:
+    from tickets.store import _mongo_query
+
+    connect(TicketsSettings(mongo_uri=mongo_uri, mongo_database=mongo_database))
+    ensure_indexes(DOCUMENTS)
+    add(MongoStore(), *(ticket(f"t{n}", Kind.REPAIR) for n in range(30)))
+    add(MongoStore(), *(moved(ticket(f"w{n}", Kind.CARE), "start", "wait") for n in range(60)))
+    query = _mongo_query(Query(conditions=parse(text), by_due=True), None)
+    plan = TicketDocument._get_collection().find(query).sort([("due_ms", 1), ("_id", 1)]).limit(5).explain()
+    stats = plan["executionStats"]
+    assert (stats["nReturned"], stats["totalKeysExamined"], stats["totalDocsExamined"]) == (5, 5, 5)
     disconnect()
