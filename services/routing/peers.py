@@ -102,7 +102,8 @@ def _load(load: QueueLoad) -> shard_pb2.PeerState.QueueLoad:
     return shard_pb2.PeerState.QueueLoad(
         queue=load.queue,
         waiting=load.waiting,
-        agents_logged_in=load.agents_logged_in,
+        # Whoever has not come back after a change of leader answers no call.
+        agents_logged_in=load.agents_present,
         agents_free=load.agents_free,
         expected_wait_ms=load.expected_wait_span_ms,
     )

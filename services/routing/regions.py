@@ -19,6 +19,9 @@ from routing.placement import Caller, Placement, PlacementRules, Previous, Queue
 #: Placements remembered as not yet seen in the peers' figures, for at most this long, real seconds.
 PLACED_SECONDS = 0.3
 PLACED_REMEMBERED_MAX = 1_000
+#: A queue without agents for this long is left by those who wait there: desktops have the same time to come
+#: back after a change of leader. Real seconds.
+DESERTED_SECONDS = 3.0
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -62,6 +65,8 @@ class Regions:
         self._overflow_ms: dict[str, int] = {}
         self._previous: dict[tuple[str, str], Previous] = {}
         self._placed: dict[tuple[str, str], _Placed] = defaultdict(_Placed)
+        #: Region and queue to since when nobody has been there to answer.
+        self._deserted: dict[tuple[str, str], float] = {}
         #: Region to (minute since 1970, whether it is open in it).
         self._open: dict[str, tuple[int, bool]] = {}
 
@@ -137,13 +142,13 @@ class Regions:
 
     def find_overflow(self, queue: str, region: str, waited_ms: int) -> str | None:
         """A region with a free agent and nobody waiting, for a call that has waited past the threshold
-        where it is.
+        where it is; any that has agents, for one that waits where nobody is or should be.
         """
-        if self.leaves(region):
+        here = self._peers.load(region, queue)
+        if self._is_deserted(region, queue, here) or self.leaves(region):
             return self._refuge(queue, region)
         if waited_ms < self._overflow_ms.get(queue, 20_000):
             return None
-        here = self._peers.load(region, queue)
         if here is not None and here.agents_free > 0:
             return None
         free = [
@@ -155,6 +160,14 @@ class Regions:
             and (spare := self._spare(other, queue)) > 0
         ]
         return min(free)[1] if free else None
+
+    def _is_deserted(self, region: str, queue: str, load: shard_pb2.PeerState.QueueLoad | None) -> bool:
+        """Whether all agents of a queue have been gone for long enough to say so."""
+        if load is None or load.agents_logged_in:
+            self._deserted.pop((region, queue), None)
+            return False
+        now = self._clock.monotonic()
+        return now - self._deserted.setdefault((region, queue), now) >= DESERTED_SECONDS
 
     def leaves(self, region: str) -> bool:
         """Whether a region is being drained of its waiting calls too."""

@@ -223,6 +223,11 @@ class AgentEntry:
         return AgentState(self.presence.value)
 
     @property
+    def is_present(self) -> bool:
+        """Logged in, and its desktop is attached."""
+        return self.attached and self.presence is not Presence.OFFLINE
+
+    @property
     def holding(self) -> bool:
         """Whether any contact fills the agent."""
         return bool(self.offers or self.calls or self.wraps)
@@ -260,6 +265,7 @@ class Line:
         "free",
         "key",
         "logged_in",
+        "present",
         "queue",
         "rank",
         "requirements",
@@ -276,6 +282,8 @@ class Line:
         self.waiting: list[tuple[int, int, str, int]] = []
         self.agents: set[str] = set()
         self.waiting_count = self.logged_in = 0
+        #: Of those logged in, whose desktop is attached: who can be offered a call.
+        self.present = 0
 
     def configure(self, queue: QueueConfig) -> None:
         """Puts a queue's settings in force; the agents are to join anew."""
@@ -574,6 +582,7 @@ def _join(agent: AgentEntry, line: Line) -> bool:
     line.agents.add(agent.config.id)
     agent.lines.append(line)
     line.logged_in += agent.presence is not Presence.OFFLINE
+    line.present += agent.is_present
     return True
 
 
@@ -581,6 +590,7 @@ def _leave_lines(agent: AgentEntry) -> None:
     for line in agent.lines:
         line.agents.discard(agent.config.id)
         line.logged_in -= agent.presence is not Presence.OFFLINE
+        line.present -= agent.is_present
         line.free.count -= line.channel in agent.idle
     for place in agent.idle.values():
         place.live = False
@@ -588,12 +598,16 @@ def _leave_lines(agent: AgentEntry) -> None:
     agent.idle = {}
 
 
-def _set_presence(agent: AgentEntry, presence: Presence) -> None:
-    before, after = agent.presence is not Presence.OFFLINE, presence is not Presence.OFFLINE
-    agent.presence = presence
-    if before != after:
+def _set_presence(agent: AgentEntry, presence: Presence, *, attached: bool) -> None:
+    """What the agent says, and whether its desktop is attached; its lines count both."""
+    logged_in, present = agent.presence is not Presence.OFFLINE, agent.is_present
+    agent.presence, agent.attached = presence, attached
+    more_logged_in = (presence is not Presence.OFFLINE) - logged_in
+    more_present = agent.is_present - present
+    if more_logged_in or more_present:
         for line in agent.lines:
-            line.logged_in += 1 if after else -1
+            line.logged_in += more_logged_in
+            line.present += more_present
 
 
 def _list_call(state: ShardState, entry: CallEntry) -> None:
@@ -743,7 +757,7 @@ def _queue_configured(s: ShardState, e: QueueConfigured) -> None:
         for agent_id in line.agents:
             s.agents[agent_id].lines.remove(line)
         line.configure(e.queue)
-        line.agents, line.logged_in = set(), 0
+        line.agents, line.logged_in, line.present = set(), 0, 0
         _fill(line, s.agents_with(line.asked))
         s.hot_agents.extend(sorted(line.agents))
     s.index_lines()
@@ -1065,9 +1079,9 @@ def _session_opened(s: ShardState, e: SessionOpened) -> None:
         agent.draining = agent.remove
         s.set_deadline(e.rest_until_ms, "rest", e.agent)
     agent.session, agent.command, agent.front = e.session, e.command, e.front
-    agent.attached, agent.lost_ms = True, 0
+    agent.lost_ms = 0
     agent.pause_reason = e.pause_reason
-    _set_presence(agent, e.presence)
+    _set_presence(agent, e.presence, attached=True)
     _refresh(s, agent)
 
 
@@ -1076,17 +1090,18 @@ def _session_detached(s: ShardState, e: SessionDetached) -> None:
 
 
 def _detach_agent(s: ShardState, agent: AgentEntry, until_ms: int) -> None:
-    agent.attached, agent.lost_ms = False, until_ms
+    agent.lost_ms = until_ms
+    _set_presence(agent, agent.presence, attached=False)
     s.set_deadline(until_ms, "lost", agent.config.id)
     _refresh(s, agent)
 
 
 def _session_closed(s: ShardState, e: SessionClosed) -> None:
     agent = s.agents[e.agent]
-    agent.attached, agent.lost_ms, agent.rest_until_ms = False, 0, 0
+    agent.lost_ms = agent.rest_until_ms = 0
     agent.pause_reason = ""
     agent.draining = agent.remove
-    _set_presence(agent, Presence.OFFLINE)
+    _set_presence(agent, Presence.OFFLINE, attached=False)
     _refresh(s, agent)
 
 
@@ -1095,7 +1110,7 @@ def _presence_set(s: ShardState, e: PresenceSet) -> None:
     agent.command, agent.pause_reason = e.command, e.pause_reason
     if e.presence is Presence.AVAILABLE:
         agent.missed = 0
-    _set_presence(agent, e.presence)
+    _set_presence(agent, e.presence, attached=agent.attached)
     _refresh(s, agent)
 
 

@@ -92,6 +92,8 @@ class QueueLoad:
     waiting: int
     #: Agents logged in who fit.
     agents_logged_in: int
+    #: Of them with an attached desktop: after a change of leader, those who have come back.
+    agents_present: int
     #: Of them free.
     agents_free: int
     #: Expected wait of a call that came now; -1 when it cannot be estimated.
@@ -110,6 +112,7 @@ def queue_loads(state: ShardState) -> list[QueueLoad]:
                 queue=queue_id,
                 waiting=waiting,
                 agents_logged_in=plain.logged_in if plain else 0,
+                agents_present=plain.present if plain else 0,
                 agents_free=plain.idle_count if plain else 0,
                 expected_wait_span_ms=expected_wait_span_ms(plain, state.tallies.get(queue_id), waiting)
                 if plain

@@ -14,7 +14,7 @@ from chassis.testing import FakeClock
 from routing.hours import schedule
 from routing.peers import PeerTable
 from routing.placement import Skipped
-from routing.regions import PLACED_SECONDS, RegionConfig, Regions, place_of
+from routing.regions import DESERTED_SECONDS, PLACED_SECONDS, RegionConfig, Regions, place_of
 
 BEIJING = RegionConfig(id="beijing", latitude=39.9, longitude=116.4, served_areas=("CN/北京",))
 SHANGHAI = RegionConfig(id="shanghai", latitude=31.2, longitude=121.5, served_areas=("CN/上海",))
@@ -196,3 +196,28 @@ def test_lines_that_cost_more_are_taken_later() -> None:
     ranked = world.regions.rank(request, place_of(request), "service")
     parts = {c.region: dict(c.cost_parts) for c in ranked.candidates}
     assert parts["shanghai"]["trunk"] == 600.0 and parts["guangzhou"]["trunk"] == 0.0
+
+
+def test_a_region_whose_agents_have_not_come_back_gets_no_new_call_while_others_have_some() -> None:
+    world = World()
+    world.hear("shanghai", agents_logged_in=0, agents_free=0)
+    world.hear("beijing", agents_free=0, waiting=3)
+    request = call()
+    assert world.regions.rank(request, place_of(request), "service").regions[0] == "beijing"
+
+
+def test_who_waits_where_nobody_is_any_more_goes_where_somebody_is() -> None:
+    world = World()
+    world.hear("beijing", agents_logged_in=0, agents_free=0, waiting=5)
+    world.hear("shanghai", agents_free=0, waiting=9)
+    assert world.overflow(0) is None, "they may come back, as after any change of leader"
+    world.clock.advance(DESERTED_SECONDS - 0.1)
+    world.hear("beijing", agents_logged_in=1, agents_free=0, waiting=5)
+    assert world.overflow(0) is None
+    for seconds, target in ((0.0, None), (DESERTED_SECONDS, "shanghai")):
+        world.clock.advance(seconds)
+        world.hear("beijing", agents_logged_in=0, agents_free=0, waiting=5)
+        world.hear("shanghai", agents_free=0, waiting=9)
+        assert world.overflow(0) == target
+    world.hear("shanghai", agents_logged_in=0, agents_free=0)
+    assert world.overflow(0) is None, "there is nobody anywhere"

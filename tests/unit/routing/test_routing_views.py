@@ -13,9 +13,11 @@ from routing.model import (
     AskCalls,
     CallFacts,
     CallState,
+    CloseSession,
     ConfigureAgent,
     ConfigureQueue,
     ConfirmCall,
+    DetachSession,
     EndCall,
     FinishWrapUp,
     HangUp,
@@ -24,8 +26,9 @@ from routing.model import (
     Presence,
     QueueConfig,
     SetPresence,
+    ShardOpened,
 )
-from routing.state import Line, ShardState, Tally
+from routing.state import Line, ShardState, Tally, evolve
 from routing.views import expected_wait_span_ms, page_of_calls, positions, queue_loads, view_call
 
 
@@ -157,3 +160,29 @@ def test_pages_hold_live_calls_in_order_and_miss_none() -> None:
     other = page_of_calls(shard.state, AskCalls(queue="other"))
     assert [view.facts.call_id for view in other] == ["c1", "c5"]
     assert page_of_calls(shard.state, AskCalls(states=(CallState.CONNECTED,))) == ()
+
+
+def test_agents_who_have_not_come_back_after_a_change_of_leader_are_not_present() -> None:
+    shard = Shard()
+    shard.agents(3)
+    shard.do(SetPresence(agent="a2", session=1, command=2, presence=Presence.PAUSED))
+    assert _seats(shard) == (3, 3, 2)
+    evolve(shard.state, ShardOpened(router="other", leaderless_span_ms=0))
+    assert _seats(shard) == (3, 0, 0)
+    shard.do(OpenSession(agent="a0", session=1, command=3, front="f"))
+    assert _seats(shard) == (3, 1, 1)
+    shard.do(DetachSession(agent="a0", session=1, front="f"))
+    shard.do(CloseSession(agent="a1", session=1))
+    assert _seats(shard) == (2, 0, 0)
+    shard.do(ConfigureQueue(queue=QueueConfig(id="service", weight=1)))
+    assert _seats(shard) == (2, 0, 0)
+    shard.do(OpenSession(agent="a0", session=2, command=1, front="f"))
+    shard.do(ConfigureQueue(queue=QueueConfig(id="service", weight=2)))
+    assert _seats(shard) == (2, 1, 1)
+
+
+def _seats(shard: Shard) -> tuple[int, int, int]:
+    """Agents logged in, present and free, counted in the line as the agents themselves say."""
+    load = queue_loads(shard.state)[0]
+    assert load.agents_present == sum(agent.is_present for agent in shard.state.agents.values())
+    return load.agents_logged_in, load.agents_present, load.agents_free
