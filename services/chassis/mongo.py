@@ -202,6 +202,11 @@ class Aggregate(mongoengine.Document):
     }
     #: First part of the resource name: "customers".
     resource_collection: ClassVar[str] = ""
+    #: Whether the events of one aggregate go out one after another; False where each stands for itself, as in
+    #: a document that carries those of many aggregates written in bulk.
+    outbox_ordered: ClassVar[bool] = True
+    #: Whether the document is nothing but its outbox: the relay removes it when that is empty.
+    outbox_only: ClassVar[bool] = False
 
     id = StringField(primary_key=True, max_length=128)
     #: Starts at 1, +1 with every write; the etag.

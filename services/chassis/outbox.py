@@ -6,7 +6,10 @@ It runs in the worker under a lease, so one relay a service works at a time; whe
 1. Aggregates are found by `outbox_since`, oldest first.
 2. Events of one aggregate go out one after another, each after the broker's confirm of the one before, so
    their order is kept; events of different aggregates go out together.
-3. What was confirmed is pulled off by id in one conditional write, so appends of meanwhile stay.
+   Where a class says that its events stand for themselves (`Aggregate.outbox_ordered`), they all go out
+   together: a document that carries the events of many aggregates written in bulk is relayed in bulk.
+3. What was confirmed is pulled off by id in one conditional write, so appends of meanwhile stay. A document
+   that is nothing but its outbox (`Aggregate.outbox_only`) is removed when that is empty.
 4. An event that no queue is bound for stays in its outbox and its type is left alone for a while, longer each
    time. The aggregate's other events pass it by: nobody receives that type, so nobody sees another order.
 5. After any other failure the aggregate waits for the next round.
@@ -26,7 +29,7 @@ from pymongo.errors import PyMongoError
 from pymongo.write_concern import WriteConcern
 
 from chassis import logs, metrics
-from chassis.bus.event import Event, MalformedEvent
+from chassis.bus.event import MalformedEvent, Told
 from chassis.bus.publisher import Outcome, Outgoing
 from chassis.lease import Lease, LeaseLost, run_in_rounds
 from chassis.mongo import Aggregate, outbox_pull
@@ -82,7 +85,7 @@ class _Pending:
     collection: Collection[dict[str, Any]]
     id: Any
     #: Events yet to publish in this round, oldest first.
-    events: list[Event]
+    events: list[Told]
     #: Ids to pull off.
     done: list[str] = field(default_factory=list)
 
@@ -109,6 +112,7 @@ class OutboxRelay:
         monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
         """`optional` are event types that need no subscriber: unroutable ones count as published."""
+        self._documents = {document._get_collection_name(): document for document in documents}
         self._collections = [
             document._get_collection().with_options(write_concern=WriteConcern(w="majority"))
             for document in documents
@@ -140,7 +144,9 @@ class OutboxRelay:
                 _leading.labels(self._service).set(0)
                 return STANDBY_SECONDS
             _leading.labels(self._service).set(1)
-            return BUSY_SECONDS if self.step() else IDLE_SECONDS
+            count = self.step()
+            # More than fits into a round is waiting: the pause would be most of the time.
+            return 0.0 if count >= BATCH_MAX else BUSY_SECONDS if count else IDLE_SECONDS
         except LeaseLost as error:
             log.warning("outbox.lease_lost", error=str(error))
         except PyMongoError as error:
@@ -167,25 +173,29 @@ class OutboxRelay:
         oldest: datetime | None = None
         scanned = 0
         cursor = collection.find({"outbox_since": since}, {"outbox": 1, "outbox_since": 1})
-        with cursor.sort("outbox_since", 1).limit(SCAN_MAX).batch_size(BATCH_MAX) as documents:
+        ordered = self._documents[collection.name].outbox_ordered
+        # A document with the events of many aggregates fills a round by itself, and is large.
+        size = BATCH_MAX if ordered else 2
+        with cursor.sort("outbox_since", 1).limit(SCAN_MAX).batch_size(size) as documents:
             for document in documents:
                 scanned += 1
                 oldest = oldest or document["outbox_since"]
                 if scanned == SCAN_MAX:
                     self._resume[collection.name] = document["outbox_since"]
                 events = self._publishable(collection.name, document)
-                if events:
-                    found.append(_Pending(collection=collection, id=document["_id"], events=events))
+                for together in [events] if ordered else [[event] for event in events]:
+                    if together:
+                        found.append(_Pending(collection=collection, id=document["_id"], events=together))
                 if len(found) >= BATCH_MAX:
                     break
         return found, oldest if start is None else min(oldest or start, start)
 
-    def _publishable(self, collection: str, document: dict[str, Any]) -> list[Event]:
+    def _publishable(self, collection: str, document: dict[str, Any]) -> list[Told]:
         now = self._monotonic()
         events = []
         for entry in document.get("outbox", ()):
             try:
-                event = Event.from_json(entry["event"])
+                event = Told.of(entry["event"])
             except (MalformedEvent, KeyError, TypeError) as error:
                 # Only a defect of ours writes such an entry. It stays, for people to see.
                 log.error("outbox.malformed", collection=collection, id=document["_id"], error=repr(error))
@@ -213,8 +223,8 @@ class OutboxRelay:
             self._pull(pending)
         return count
 
-    def _outgoing(self, event: Event) -> Outgoing:
-        return Outgoing.event(event, mandatory=event.type not in self._optional)
+    def _outgoing(self, event: Told) -> Outgoing:
+        return Outgoing.told(event, mandatory=event.type not in self._optional)
 
     def _settle(self, item: _Pending, outcome: Outcome) -> bool:
         """Notes one event's outcome; whether the aggregate's next event may go out now."""
@@ -245,15 +255,17 @@ class OutboxRelay:
         log.error("outbox.unroutable", type=kind, retry_seconds=seconds)
 
     def _pull(self, pending: list[_Pending]) -> None:
-        by_collection: dict[str, list[UpdateOne]] = {}
+        by_collection: dict[str, dict[Any, list[str]]] = {}
         for item in pending:
             if item.done:
-                update = UpdateOne({"_id": item.id}, outbox_pull(item.done))
-                by_collection.setdefault(item.collection.name, []).append(update)
+                by_collection.setdefault(item.collection.name, {}).setdefault(item.id, []).extend(item.done)
                 item.done = []
         for collection in self._collections:
-            if updates := by_collection.get(collection.name):
+            if done := by_collection.get(collection.name):
+                updates = [UpdateOne({"_id": id}, outbox_pull(ids)) for id, ids in done.items()]
                 collection.bulk_write(updates, ordered=False)
+                if self._documents[collection.name].outbox_only:
+                    collection.delete_many({"_id": {"$in": list(done)}, "outbox": []})
 
 
 def pending_count(documents: Sequence[type[Aggregate]]) -> int:

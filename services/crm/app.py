@@ -88,7 +88,7 @@ def compose(
         retention=Retention(store, clock),
         reasons=reasons,
         voice=Voice(clock, reasons),
-        imports=Imports(customers, store, clock, appliers(contracts, recorder)),
+        imports=Imports(customers, clock, appliers(contracts, recorder)),
         webhooks=make_webhooks(clock, private=private_webhooks),
     )
 

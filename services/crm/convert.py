@@ -25,12 +25,13 @@ from callmesh.routing.v1 import call_pb2
 from callmesh.routing.v1 import events_pb2 as routing_events
 from callmesh.tickets.v1 import events_pb2 as tickets_events
 from callmesh.tickets.v1 import ticket_pb2
-from chassis.clock import from_ms
+from chassis.bus.event import SPEC_VERSION, Told
+from chassis.clock import from_ms, to_ms
 from chassis.errors import InvalidArgument
 from chassis.ids import check_id, parse_name
 from chassis.mongo import etag
 from crm import churn as churn_words
-from crm import engine, timeline
+from crm import engine, plain, timeline
 from crm.duplicates import Pair
 from crm.model import (
     AuditEntry,
@@ -500,11 +501,8 @@ def _json_time(moment: datetime | None) -> str:
     """As protobuf writes a timestamp in JSON."""
     if moment is None:
         return ""
-    text = moment.strftime("%Y-%m-%dT%H:%M:%S")
-    if not moment.microsecond:
-        return text + "Z"
-    digits = f"{moment.microsecond:06}"
-    return f"{text}.{digits.removesuffix('000')}Z"
+    # Ours are in UTC: isoformat ends with "+00:00", after 0 or 6 digits of a second.
+    return moment.isoformat()[:-6].removesuffix("000") + "Z"
 
 
 def customer_created_json(change: engine.Change) -> dict[str, Any]:
@@ -538,6 +536,25 @@ def customer_created_json(change: engine.Change) -> dict[str, Any]:
         "eventTime": _json_time(change.audit.time),
     }
     return {name: value for name, value in told.items() if value}
+
+
+def customer_created_told(change: engine.Change, id: str, traceparent: str | None) -> Told:
+    """The event of a creation, written at once: an import makes thousands a second."""
+    # To the millisecond, as every event.
+    created = _json_time(from_ms(to_ms(change.audit.time)))
+    envelope = {
+        "specversion": SPEC_VERSION,
+        "id": id,
+        "source": "crm",
+        "type": CUSTOMER_CREATED,
+        "subject": change.customer.name,
+        "time": created if "." in created else created.removesuffix("Z") + ".000Z",
+        "datacontenttype": "application/json",
+        **({} if traceparent is None else {"traceparent": traceparent}),
+        "data": customer_created_json(change),
+    }
+    body = plain.json_text(envelope).encode()
+    return Told(id=id, source="crm", type=CUSTOMER_CREATED, traceparent=traceparent, body=body)
 
 
 def customer_updated(change: engine.Change) -> events_pb2.CustomerUpdated:

@@ -150,10 +150,27 @@ class CustomerDocument(Aggregate):
     wire = BinaryField()
     #: `WIRE_VERSION` of the release that wrote it.
     wire_version = IntField()
+    #: Which row of which import made it: "<import>:<line>"; absent for others.
+    origin = StringField()
     #: True while personal data of an erased customer may still lie elsewhere.
     erase_pending = BooleanField()
     #: The latest changes, oldest first.
     audit = ListField(DictField())
+
+
+class ImportedDocument(Aggregate):
+    """What a batch of imported rows tells the others, until it is told; see `crm.import_store`."""
+
+    resource_collection: ClassVar[str] = "imported"
+    outbox_ordered: ClassVar[bool] = False
+    outbox_only: ClassVar[bool] = True
+    meta: ClassVar[dict[str, Any]] = {
+        "collection": "imported",
+        "indexes": [{"fields": ["opened"], "name": "opened", "sparse": True}],
+    }
+
+    #: Real time at which its customers began to be written; absent when that is done.
+    opened = DateTimeField()
 
 
 class AuditDocument(Document):
@@ -340,6 +357,7 @@ class CareTaskDocument(Aggregate):
 #: Everything that has indexes; capabilities add theirs in `crm.collections`.
 DOCUMENTS: tuple[type[Document], ...] = (
     CustomerDocument,
+    ImportedDocument,
     AuditDocument,
     InteractionDocument,
     RankingDocument,
@@ -350,6 +368,8 @@ DOCUMENTS: tuple[type[Document], ...] = (
 )
 #: Everything that has an outbox.
 AGGREGATES: tuple[type[Aggregate], ...] = (
+    # First, so that who was imported is told before what became of them since.
+    ImportedDocument,
     CustomerDocument,
     InteractionDocument,
     MergeDocument,
@@ -526,8 +546,12 @@ def custom_field_fields(field: CustomField) -> dict[str, Any]:
 
 def audit_fields(entry: AuditEntry) -> dict[str, Any]:
     """An audit entry as it is stored."""
-    packed: dict[str, Any] = _pack(entry)
-    return packed
+    changes = []
+    for change in entry.changes:
+        told = {"field": change.field, "old": change.old, "new": change.new}
+        changes.append({name: value for name, value in told.items() if value})
+    stored = {"version": entry.version, "actor": entry.actor, "action": entry.action, "time": entry.time}
+    return {**stored, "changes": changes} if changes else stored
 
 
 def audit_from_raw(raw: Mapping[str, Any]) -> AuditEntry:

@@ -18,6 +18,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from datetime import date, datetime
 from functools import cache
+from operator import attrgetter
 from types import MappingProxyType
 from typing import Any
 
@@ -128,6 +129,8 @@ class Problems:
             if least:
                 self.add(field, "must not be empty")
             return ""
+        if len(value) >= least and identity.is_clean(value, most):
+            return value
         cleaned = identity.clean_text(value, most)
         why = identity.text_problem(cleaned, least=least, most=most, multiline=multiline)
         if why:
@@ -310,10 +313,11 @@ def _addresses(drafts: Sequence[PostalAddress], problems: Problems) -> tuple[Pos
     done = []
     for index, draft in enumerate(problems.few("customer.addresses", drafts, ADDRESSES_MAX)):
         path = f"customer.addresses[{index}]"
-        texts = {
-            key: problems.text(f"{path}.{key}", getattr(draft, key), most=most)
-            for key, most in _ADDRESS_LIMITS.items()
-        }
+        texts = {}
+        for key, most in _ADDRESS_LIMITS.items():
+            own = getattr(draft, key)
+            if own and not identity.is_clean(own, most):
+                texts[key] = problems.text(f"{path}.{key}", own, most=most)
         country = draft.country
         if country:
             try:
@@ -322,7 +326,8 @@ def _addresses(drafts: Sequence[PostalAddress], problems: Problems) -> tuple[Pos
                 problems.add(f"{path}.country", str(why))
         if not _is_place(draft.latitude, draft.longitude):
             problems.add(f"{path}.location", "must lie within 90 degrees of latitude and 180 of longitude")
-        done.append(replace(draft, country=country, **texts))
+        changed = texts or country != draft.country
+        done.append(replace(draft, country=country, **texts) if changed else draft)
     return tuple(done)
 
 
@@ -469,6 +474,10 @@ _NOBODY = Customer()
 
 
 _FIELDS = tuple(f.name for f in fields(Customer))
+_FIELD_SET = frozenset(_FIELDS)
+_values_of = attrgetter(*_FIELDS)
+# The slots themselves: a frozen object's own `__setattr__` refuses, `object`'s looks each one up again.
+_SLOTS = tuple(getattr(Customer, name).__set__ for name in _FIELDS)
 
 
 def evolved(customer: Customer, **changes: Any) -> Customer:
@@ -477,14 +486,12 @@ def evolved(customer: Customer, **changes: Any) -> Customer:
     """
     if not changes.keys() <= _FIELD_SET:
         raise TypeError(f"a customer has no {sorted(changes.keys() - _FIELD_SET)}")
+    values = dict(zip(_FIELDS, _values_of(customer), strict=True))
+    values.update(changes)
     new = object.__new__(Customer)
-    put = object.__setattr__
-    for name in _FIELDS:
-        put(new, name, changes[name] if name in changes else getattr(customer, name))
+    for put, value in zip(_SLOTS, values.values(), strict=True):
+        put(new, value)
     return new
-
-
-_FIELD_SET = frozenset(_FIELDS)
 
 
 def create(customer: Customer, id: str, actor: str, now: datetime) -> Change:
@@ -623,11 +630,14 @@ def _change(before: Customer, after: Customer, action: str, actor: str, now: dat
     return Change(customer=after, audit=_audit(after, before, action, actor, now), released=released)
 
 
+_AUDITED = (*WRITABLE, "consents", "state", "merged_into")
+_audited_of = attrgetter(*_AUDITED)
+
+
 def _audit(after: Customer, before: Customer, action: str, actor: str, now: datetime) -> AuditEntry:
     changes = []
-    for name in (*WRITABLE, "consents", "state", "merged_into"):
-        old, new = getattr(before, name), getattr(after, name)
-        if old != new:
+    for name, old, new in zip(_AUDITED, _audited_of(before), _audited_of(after), strict=True):
+        if old is not new and old != new:
             changes.append(FieldChange(field=name, old=_value_json(old), new=_value_json(new)))
     return AuditEntry(version=after.version, actor=actor, action=action, time=now, changes=tuple(changes))
 

@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 from chassis import logs, telemetry
 from chassis.bus import Event
 from chassis.callcontext import remaining_seconds
-from chassis.clock import Clock, from_ms, to_ms
+from chassis.clock import Clock
 from chassis.errors import (
     AlreadyExists,
     CallmeshError,
@@ -26,7 +26,7 @@ from chassis.errors import (
 )
 from chassis.ids import new_id
 from chassis.mongo import retry_conflicts
-from crm import consent, convert, engine, glance, identity, schema, search, timeline
+from crm import consent, convert, engine, glance, identity, import_store, schema, search, timeline
 from crm.duplicates import Pair, probable
 from crm.model import (
     AuditEntry,
@@ -110,6 +110,8 @@ class Create:
     fingerprint: str | None = None
     #: Check everything, the owners of its claims and its id included, and store nothing.
     dry: bool = False
+    #: Which row of which import it is; "" none.
+    origin: str = ""
 
 
 def default_country(text: str, policy: Policy) -> str:
@@ -151,10 +153,25 @@ class Customers:
         stored = iter(self._store.insert_many(good))
         return [next(stored) if isinstance(item, NewCustomer) else item for item in decided]
 
-    def decide(self, wanted: Create, actor: str) -> NewCustomer | Customer:
-        """What is to be stored, decided and not stored yet; for a dry one what would be."""
-        new = self._decide_new(wanted, actor)
-        return self._checked(new) if wanted.dry else new
+    def decide(self, wanted: Create, actor: str) -> NewCustomer:
+        """What is to be stored, decided and not stored yet."""
+        return self._decide_new(wanted, actor)
+
+    def import_many(self, new: Sequence[NewCustomer]) -> list[Customer | CallmeshError]:
+        """Stores rows of a file, in order, with the error where one failed."""
+        return self._store.import_many(new)
+
+    def check_many(self, new: Sequence[NewCustomer]) -> list[Customer | CallmeshError]:
+        """What `import_many` would answer, each for itself; nothing is stored."""
+        customers = [item.change.customer for item in new]
+        taken = self._store.existing([customer.id for customer in customers])
+        owners = self._store.owners([claim for c in customers for claim in engine.claims(c)])
+        outcomes: list[Customer | CallmeshError] = []
+        for customer in customers:
+            error = engine.claim_taken(customer, owners)
+            exists = AlreadyExists(resource=customer.name) if customer.id in taken else None
+            outcomes.append(exists or error or customer)
+        return outcomes
 
     def declared_fields(self) -> Mapping[str, CustomField]:
         """The custom fields as declared now."""
@@ -163,7 +180,8 @@ class Customers:
     def _try_new(self, wanted: Create, actor: str) -> NewCustomer | Customer | CallmeshError:
         """What is to be stored; for a dry one what would be."""
         try:
-            return self.decide(wanted, actor)
+            new = self._decide_new(wanted, actor)
+            return self._checked(new) if wanted.dry else new
         except CallmeshError as error:
             return error
 
@@ -182,25 +200,14 @@ class Customers:
         customer = engine.normalise(wanted.draft, country, now.date(), fields, id=id)
         self._check_company(customer)
         change = engine.create(customer, id, actor, now)
+        event_id = import_store.event_id(wanted.origin) if wanted.origin else new_id()
         return NewCustomer(
             change=change,
-            events=[self._created(change)],
+            events=[convert.customer_created_told(change, event_id, telemetry.current_traceparent())],
             request_key=wanted.request_key,
             fingerprint=wanted.fingerprint,
             wire=convert.customer_wire(change.customer),
-        )
-
-    def _created(self, change: engine.Change) -> Event:
-        # Protobuf's own JSON printer takes longer than all the rest of an import's row.
-        return Event(
-            id=new_id(),
-            source=_SOURCE,
-            type=convert.CUSTOMER_CREATED,
-            subject=change.customer.name,
-            # To the millisecond, as every event.
-            time=from_ms(to_ms(change.audit.time)),
-            traceparent=telemetry.current_traceparent(),
-            data=convert.customer_created_json(change),
+            origin=wanted.origin,
         )
 
     def update(

@@ -179,6 +179,19 @@ def text_problem(text: str, *, least: int, most: int, multiline: bool = False) -
     return ""
 
 
+def is_clean(text: str, most: int) -> bool:
+    """Whether a text (not empty) is of the kind that nearly all are: `clean_text` would leave it as it is and
+    `text_problem` find nothing. False says nothing.
+    """
+    return (
+        len(text) <= most
+        and text.isprintable()
+        and text[0].isalnum()
+        and not text[-1].isspace()
+        and (text.isascii() or unicodedata.is_normalized("NFC", text))
+    )
+
+
 def clean_text(text: str, most: int) -> str:
     """NFC, without surrounding white space. A text far beyond `most` is cut first, so that a hostile one
     costs little; the cut one is still too long for `text_problem`.

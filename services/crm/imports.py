@@ -1,8 +1,8 @@
 """Imports: bytes in, rows applied, how far it is. Blocks.
 
 An import goes on from the last byte whose rows are done. The check-point is written after its rows, in one
-conditional write, so rows may be applied again after a crash, and come out the same: a row's customer has an
-id that follows from import and line, unless the row names one.
+conditional write, so rows may be applied again after a crash, and come out the same: a customer remembers the
+row that made it (its *origin*), and has an id that follows from import and line, unless the row names one.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from crm.handlers import Create, Customers
 from crm.model import Customer
 from crm.records import Raw, Records
 from crm.rows import Mapped, Record
-from crm.store import NewCustomer, Store
+from crm.store import NewCustomer
 from crm.transfer_documents import ImportDocument, ImportErrorDocument
 
 #: Rows applied, and check-pointed, at once.
@@ -84,12 +84,9 @@ ApplyRow = Callable[[Mapping[str, Any], str, bool, str], None]
 class Imports:
     """Opening, feeding, asking."""
 
-    def __init__(
-        self, customers: Customers, store: Store, clock: Clock, appliers: Mapping[str, ApplyRow]
-    ) -> None:
+    def __init__(self, customers: Customers, clock: Clock, appliers: Mapping[str, ApplyRow]) -> None:
         """`appliers` maps the row kinds other than CUSTOMER to (paths, row's id, dry) -> None."""
         self._customers = customers
-        self._store = store
         self._clock = clock
         self._appliers = appliers
         self._records = Records(ImportDocument, clock)
@@ -167,13 +164,11 @@ class Imports:
 
     # --- what `_Feeding` uses ---
 
-    def prepared(
-        self, job: Raw, records: Sequence[Record], actor: str
-    ) -> list[NewCustomer | Customer | CallmeshError]:
-        """The rows as decided: to be stored, checked only (a dry run), or refused."""
+    def prepared(self, job: Raw, records: Sequence[Record], actor: str) -> list[NewCustomer | CallmeshError]:
+        """The rows as decided: to be stored, or refused."""
         custom = self._customers.declared_fields()
         mappings = [Mapped(**m) for m in job.get("mappings", ())]
-        done: list[NewCustomer | Customer | CallmeshError] = []
+        done: list[NewCustomer | CallmeshError] = []
         for record in records:
             try:
                 done.append(self._customers.decide(self._create(job, record, mappings, custom), actor))
@@ -187,22 +182,20 @@ class Imports:
         if record.values is None:
             raise rows.BadRow(field="", why=record.fault)
         id, draft = rows.customer_of(rows.by_path(record.values, mappings), custom)
-        own = stable_id("import-row", job["_id"], record.line)
-        # An id that the row names may be another's; only then a key of its own tells a repetition apart.
         return Create(
             draft=draft,
-            id=check_id("id", id) if id else own,
+            id=check_id("id", id) if id else stable_id("import-row", job["_id"], record.line),
             default_country=job.get("default_country") or "",
-            request_key=own if id else None,
-            dry=bool(job.get("dry_run")),
+            origin=f"{job['_id']}:{record.line}",
         )
 
     def write(
-        self, job: Raw, decided: Sequence[NewCustomer | Customer | CallmeshError], actor: str
+        self, job: Raw, decided: Sequence[NewCustomer | CallmeshError], actor: str
     ) -> list[CallmeshError | None]:
-        """Stores what is to be stored; the fault of each row, None for a good one."""
+        """Stores what is to be stored (a dry run checks it); the fault of each row, None for a good one."""
         new = [item for item in decided if isinstance(item, NewCustomer)]
-        stored = iter(self._store.insert_many(new))
+        dry = bool(job.get("dry_run"))
+        stored = iter(self._customers.check_many(new) if dry else self._customers.import_many(new))
         faults: list[CallmeshError | None] = []
         for item in decided:
             outcome = next(stored) if isinstance(item, NewCustomer) else item
@@ -212,17 +205,16 @@ class Imports:
         return faults
 
     def _again(self, job: Raw, new: NewCustomer, error: CallmeshError, actor: str) -> Any:
-        """What a conflict comes to: applied before, to be updated, or refused."""
+        """What a conflict comes to: to be updated, or refused."""
         customer = new.change.customer
         owner = str(error.values.get("owner") or "").removeprefix("customers/")
         if not owner and isinstance(error, AlreadyExists):
             owner = customer.id
-        if owner == customer.id and new.request_key is None:
-            return customer
         if not job.get("update_existing") or not owner:
             return error
+        dry = bool(job.get("dry_run"))
         try:
-            return self._customers.update(owner, lambda current: _updated(current, customer), actor)
+            return self._customers.update(owner, lambda current: _updated(current, customer), actor, dry=dry)
         except CallmeshError as failed:
             return failed
 

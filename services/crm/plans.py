@@ -5,6 +5,7 @@ the benchmark: a new query brings its example here.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from datetime import UTC, datetime
 from typing import Any
 
 from pymongo.database import Database
@@ -36,6 +37,9 @@ def queries() -> Iterator[tuple[str, dict[str, Any], list[tuple[str, int]], str 
     assert query is not None
     yield "customers", store.search_query(query.strict, CustomerFilter()), [], "terms"
     yield "customers", store.sharing_query(["f王小明", "d01233", "euser1@"]), [], "terms"
+    yield "imported", {"opened": {"$lt": datetime(2026, 1, 1, tzinfo=UTC)}}, [("opened", 1)], None
+    yield "imported", {"outbox_since": {"$exists": True}, "outbox.id": "import:i1:1"}, [], None
+    yield "imported", {"opened": {"$exists": True}, "outbox.id": "import:i1:1"}, [], None
     yield "interactions", store.timeline_query(subjects, TimelineFilter(), None), newest, None
     yield "interactions", store.timeline_query(subjects, span, (1_700_000_000_000, "x")), newest, None
     yield "interactions", store.calls_query(subjects, "x"), newest, None

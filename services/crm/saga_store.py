@@ -4,7 +4,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -42,6 +42,9 @@ MOVED = ("care_tasks", "contracts", "usage")
 
 class MongoSagaStore:
     """Mixed into `crm.store.MongoStore`."""
+
+    #: Of the part for imports.
+    _scrub_imported: Callable[[str], None]
 
     # --- custom fields ---
 
@@ -191,6 +194,9 @@ class MongoSagaStore:
         _of(docs.CustomerDocument).update_one({"_id": id}, {"$unset": {"erase_pending": ""}})
 
     def scrub(self, id: str) -> None:
+        raw = _of(docs.CustomerDocument).find_one({"_id": id}, {"origin": 1})
+        if raw is not None and raw.get("origin"):
+            self._scrub_imported(raw["origin"])
         self._scrub_audit(id)
         self._scrub_interactions(id)
         subject = timeline.subject_of_customer(id)

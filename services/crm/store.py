@@ -13,12 +13,11 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Protocol
 
 from bson.regex import Regex
-from pymongo.errors import AutoReconnect, BulkWriteError, DuplicateKeyError
+from pymongo.errors import AutoReconnect, DuplicateKeyError
 from pymongo.write_concern import WriteConcern
 
 from chassis.errors import AlreadyExists, CallmeshError, EtagMismatch, NotFound, Unavailable
 from chassis.mongo import (
-    DatabaseUnavailable,
     PendingEvent,
     create_once,
     pending_entry,
@@ -27,6 +26,7 @@ from chassis.mongo import (
 from crm import documents as docs
 from crm import engine, timeline
 from crm.coalesce import Coalescer
+from crm.import_store import MongoImportStore, insert_ready, ready_document
 from crm.model import (
     AuditEntry,
     Churn,
@@ -87,6 +87,8 @@ class NewCustomer:
     fingerprint: str | None = None
     #: The answer of GetCustomer, ready; b"" none.
     wire: bytes = b""
+    #: Which row of which import made it; "" none.
+    origin: str = ""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -121,6 +123,18 @@ class Store(Protocol):
 
     def insert_many(self, new: Sequence[NewCustomer]) -> list[Customer | CallmeshError]:
         """Each as by `insert`, in order, with the error where one failed."""
+
+    def import_many(self, new: Sequence[NewCustomer]) -> list[Customer | CallmeshError]:
+        """As `insert_many`, for rows of a file (`NewCustomer.origin`, from which the id of the one event
+        follows): one that was stored before counts as stored, and what all of them tell lies together. What
+        is left behind by a process that died here is told by `finish_imports`.
+        """
+
+    def finish_imports(self, older_than: datetime) -> int:
+        """Tells the others of customers whose import was broken off before it could; how many batches."""
+
+    def existing(self, ids: Iterable[str]) -> set[str]:
+        """Those of the ids that are taken."""
 
     def save(
         self,
@@ -310,34 +324,14 @@ def _document(new: NewCustomer) -> docs.CustomerDocument:
     return docs.CustomerDocument(
         id=customer.id,
         created_at=customer.create_time,
+        origin=new.origin or None,
         audit=[docs.audit_fields(new.change.audit)],
         **docs.customer_fields(customer),
         **docs.wire_fields(new.wire),
     )
 
 
-def ready_document(new: NewCustomer) -> dict[str, Any]:
-    """A new customer as it lies in MongoDB, made without the mapper's objects: they cost more than all the
-    rest of an import together.
-    """
-    customer = new.change.customer
-    values: dict[str, Any] = {
-        "_id": customer.id,
-        "version": 1,
-        "outbox": [pending_entry(event) for event in new.events],
-        "outbox_since": datetime.now(UTC) if new.events else None,
-        "request_key": new.request_key,
-        "request_fingerprint": new.fingerprint if new.request_key else None,
-        "created_at": customer.create_time,
-        "updated_at": customer.update_time,
-        **docs.customer_fields(customer),
-        **docs.wire_fields(new.wire),
-        "audit": [docs.audit_fields(new.change.audit)],
-    }
-    return {name: value for name, value in values.items() if value is not None}
-
-
-class MongoStore(MongoSagaStore):
+class MongoStore(MongoSagaStore, MongoImportStore):
     """`Store` on mongoengine's default connection; see `chassis.mongo.connect`."""
 
     def customer(self, id: str) -> Customer | None:
@@ -370,17 +364,7 @@ class MongoStore(MongoSagaStore):
         raise Unavailable(why="the owner of a claim changes hands", retry_seconds=0.1)
 
     def insert_many(self, new: Sequence[NewCustomer]) -> list[Customer | CallmeshError]:
-        failed: set[int] = set()
-        try:
-            if new:
-                self._customers().insert_many([ready_document(item) for item in new], ordered=False)
-        except BulkWriteError as error:
-            problems = error.details.get("writeErrors", [])
-            if error.details.get("writeConcernErrors"):
-                raise DatabaseUnavailable(why="try again", retry_seconds=1.0) from None
-            if any(problem.get("code") != _DUPLICATE_KEY for problem in problems):
-                raise
-            failed = {problem["index"] for problem in problems}
+        failed = insert_ready([ready_document(item) for item in new])
         # What met another's id, claim or request key goes the long way, which finds out which of them it was.
         return [self._outcome(item) if i in failed else item.change.customer for i, item in enumerate(new)]
 
@@ -434,6 +418,9 @@ class MongoStore(MongoSagaStore):
         error = engine.claim_taken(customer, self.owners(engine.claims(customer)))
         if error is not None:
             raise error
+
+    def existing(self, ids: Iterable[str]) -> set[str]:
+        return {raw["_id"] for raw in self._customers().find({"_id": {"$in": list(ids)}}, {"_id": 1})}
 
     def audit(self, id: str, before_version: int | None, limit: int) -> list[AuditEntry]:
         raw = self._customers().find_one({"_id": id}, {"audit": 1})

@@ -7,11 +7,14 @@ Imports happen inside `main`, after eventlet has patched the standard library.
 from __future__ import annotations
 
 import sys
+from datetime import UTC, datetime, timedelta
 
 #: Pauses of the background loops, real seconds: unfinished merges and erasures, churn scores, webhooks.
 SAGA_SECONDS = 5.0
 CHURN_SECONDS = 2.0
 WEBHOOK_SECONDS = 1.0
+#: Age at which a batch of imported rows counts as broken off, real seconds: it is open for less than one.
+IMPORT_OPEN_SECONDS = 60.0
 
 
 def main() -> int:
@@ -43,6 +46,7 @@ def main() -> int:
     def sagas() -> None:
         merges.resume()
         erasures.resume()
+        store.finish_imports(datetime.now(UTC) - timedelta(seconds=IMPORT_OPEN_SECONDS))
 
     def rules() -> None:
         care.ensure_defaults()

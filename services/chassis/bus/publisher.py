@@ -29,7 +29,7 @@ from chassis.bus.connection import (
     close_quietly,
     open_connection,
 )
-from chassis.bus.event import CONTENT_TYPE, Event
+from chassis.bus.event import CONTENT_TYPE, Event, Told
 
 #: Messages sent before their confirms are waited for.
 WINDOW_MESSAGES_MAX = 500
@@ -82,6 +82,18 @@ class Outgoing:
             routing_key=event.type,
             body=event.to_json().encode(),
             headers=headers,
+            message_id=event.id,
+            mandatory=mandatory,
+        )
+
+    @classmethod
+    def told(cls, event: Told, *, mandatory: bool = True) -> Outgoing:
+        """An envelope that is written already, on its way to its service's exchange."""
+        return cls(
+            exchange=topology.events_exchange(event.source),
+            routing_key=event.type,
+            body=event.body,
+            headers={} if event.traceparent is None else {"traceparent": event.traceparent},
             message_id=event.id,
             mandatory=mandatory,
         )

@@ -17,7 +17,7 @@ from chassis.errors import AlreadyExists, CallmeshError, EtagMismatch, NotFound
 from chassis.idempotency import RequestIdReused
 from chassis.mongo import async_database, connect, disconnect, ensure_indexes
 from chassis.testing import FakeClock
-from crm import documents, engine, glance, schema, timeline
+from crm import convert, documents, engine, glance, import_store, schema, timeline
 from crm.config import CrmSettings
 from crm.handlers import Create, Customers, Memory, Policy
 from crm.memory_store import MemoryReads, MemoryStore
@@ -263,6 +263,97 @@ def test_a_batch_stores_the_good_and_tells_the_bad_in_order(store: Store) -> Non
     assert isinstance(taken, engine.ClaimTaken) and taken.values["owner"] == "customers/b"
     assert store.customer("b") == outcomes[0] and store.customer("d") is None
     assert store.insert_many([]) == []
+
+
+def row(line: int, id: str, number: str = "") -> NewCustomer:
+    made = new(id, number)
+    told = convert.customer_created_told(made.change, import_store.event_id(f"i1:{line}"), None)
+    return replace(made, events=[told], origin=f"i1:{line}")
+
+
+def test_an_import_applied_again_comes_out_the_same(store: Store) -> None:
+    store.insert(new("a", "13800000001"))
+    rows = [row(1, "b", "13800000002"), row(2, "a", "13800000009"), row(3, "c", "13800000001"), row(4, "d")]
+    for _ in range(2):
+        outcomes = store.import_many(rows)
+        told = [o.id if isinstance(o, Customer) else type(o).__name__ for o in outcomes]
+        assert told == ["b", "AlreadyExists", "ClaimTaken", "d"]
+    assert store.existing(["a", "b", "c", "d"]) == {"a", "b", "d"}
+    # Another line of the same file is another customer.
+    [again] = store.import_many([row(9, "b", "13800000002")])
+    assert isinstance(again, CallmeshError)
+
+
+@pytest.mark.integration
+class TestImportsInMongo:
+    """What imported rows tell the others lies beside them."""
+
+    @pytest.fixture
+    def kind(self) -> str:
+        return "mongo"
+
+    def waiting(self) -> list[str]:
+        found = documents.ImportedDocument._get_collection().find({"outbox_since": {"$exists": True}})
+        return sorted(entry["id"] for batch in found for entry in batch["outbox"])
+
+    def test_is_told_of_the_good_rows_alone(self, store: Store) -> None:
+        store.insert(new("a", "13800000001"))
+        store.import_many([row(1, "b"), row(2, "c", "13800000001"), row(3, "d")])
+        assert self.waiting() == ["import:i1:1", "import:i1:3"]
+        stored = documents.CustomerDocument._get_collection().find_one({"_id": "b"})
+        assert stored["origin"] == "i1:1" and "outbox" not in stored
+        store.import_many([row(2, "c", "13800000001")])
+        assert documents.ImportedDocument._get_collection().count_documents({}) == 1
+
+    def test_a_process_that_died_in_between_is_made_up_for(
+        self, store: MongoStore, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        rows = [row(1, "b"), row(2, "c"), row(3, "d")]
+        with monkeypatch.context() as patched, pytest.raises(ConnectionError):
+            patched.setattr(import_store._Batch, "close", _dies)
+            store.import_many(rows[:2])
+        documents.ImportedDocument._get_collection().update_one(
+            {}, {"$push": {"outbox": {"id": "import:i1:3", "event": "{}", "customer": "d"}}}
+        )
+        assert self.waiting() == []
+        assert store.finish_imports(datetime.now(UTC) - timedelta(hours=1)) == 0, "it may still be running"
+        assert store.finish_imports(datetime.now(UTC) + timedelta(hours=1)) == 1
+        assert self.waiting() == ["import:i1:1", "import:i1:2"], "of those that exist"
+
+    def test_whoever_finishes_late_tells_everything(
+        self, store: MongoStore, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        insert_ready = import_store.insert_ready
+
+        def slowly(made: Any) -> set[int]:
+            store.finish_imports(datetime.now(UTC) + timedelta(hours=1))
+            return insert_ready(made)
+
+        monkeypatch.setattr(import_store, "insert_ready", slowly)
+        store.import_many([row(1, "b"), row(2, "c")])
+        assert self.waiting() == ["import:i1:1", "import:i1:2"]
+
+    def test_nothing_is_told_of_an_erased_customer(self, store: Store) -> None:
+        store.import_many([row(1, "b"), row(2, "c")])
+        found = store.customer("b")
+        assert found is not None
+        change = engine.erase(found, "asked for", "amy", NOW)
+        assert change is not None
+        store.save(change, [event("b")], erase_pending=True)
+        store.scrub("b")
+        assert self.waiting() == ["import:i1:2"]
+        store.import_many([row(1, "b")])
+        assert self.waiting() == ["import:i1:2"], "nor when its row is applied again"
+
+    def test_large_batches_are_cut(self, store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(import_store, "EVENTS_BYTES_MAX", 1500)
+        store.import_many([row(line, f"b{line}") for line in range(10)])
+        assert len(self.waiting()) == 10
+        assert documents.ImportedDocument._get_collection().count_documents({}) >= 3
+
+
+def _dies(*_: Any) -> None:
+    raise ConnectionError("killed")
 
 
 def test_a_stale_version_is_refused_and_changes_nothing(store: Store) -> None:

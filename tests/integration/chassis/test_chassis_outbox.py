@@ -36,6 +36,12 @@ class OutboxOther(Aggregate):
     meta = {"collection": "others"}  # noqa: RUF012
 
 
+class OutboxBulk(Aggregate):
+    outbox_ordered = False
+    outbox_only = True
+    meta = {"collection": "bulk"}  # noqa: RUF012
+
+
 class ScriptedPublisher:
     """Confirms everything but what `answer` says otherwise."""
 
@@ -76,7 +82,7 @@ def publisher() -> ScriptedPublisher:
 def make_relay(database: Any, publisher: Any, watch: Stopwatch | None = None, **more: Any) -> OutboxRelay:
     lease = Lease(database["leases"], secrets.token_hex(4), "me", 10)
     assert lease.acquire()
-    documents = [OutboxThing, OutboxOther]
+    documents = [OutboxThing, OutboxOther, OutboxBulk]
     return OutboxRelay(documents, publisher, lease, service="maker", monotonic=watch or Stopwatch(), **more)
 
 
@@ -103,6 +109,21 @@ def test_events_of_all_classes_go_out_and_come_off(database: Any, publisher: Scr
     first = publisher.batches[0][0]
     assert (first.exchange, first.routing_key) == ("maker.events", "google.protobuf.Field")
     assert first.mandatory
+
+
+def test_bulk_goes_out_together_and_is_removed_when_all_is_told(
+    database: Any, publisher: ScriptedPublisher
+) -> None:
+    insert_aggregate(OutboxBulk(id="a"), [event(f"e{n}") for n in range(5)])
+    insert_aggregate(OutboxBulk(id="b"), [event("f1")])
+    publisher.answer = lambda event: Outcome.UNKNOWN if event.id == "e3" else Outcome.PUBLISHED
+    relay = make_relay(database, publisher)
+    assert relay.step() == 5 and len(publisher.batches) == 1
+    assert entries(OutboxBulk, "a") == ["e3"] and pending_count([OutboxBulk]) == 1
+    assert OutboxBulk._get_collection().count_documents({}) == 1, "the told one is gone"
+    publisher.answer = lambda event: Outcome.PUBLISHED
+    assert relay.step() == 1 and publisher.ids.count("e3") == 2
+    assert OutboxBulk._get_collection().count_documents({}) == 0
 
 
 def test_order_within_an_aggregate_is_kept_through_a_refusal(
