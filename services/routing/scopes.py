@@ -85,6 +85,10 @@ SCOPES: dict[str, str] = {
     ),
     **_table(
         "PlanningService",
-        {"ForecastArrivals": "routing.planning.read", "PlanStaffing": "routing.planning.read"},
+        {
+            "ForecastArrivals": "routing.planning.read",
+            "PlanStaffing": "routing.planning.read",
+            "GetAdherence": "routing.planning.read",
+        },
     ),
 }
