@@ -181,6 +181,8 @@ class _What(IntEnum):
     HANG_UP = 7
     ARRIVAL = 8
     LOOK_ELSEWHERE = 9
+    #: Asked for from outside with `wake`.
+    WAKE = 10
 
 
 @dataclass(slots=True)
@@ -256,6 +258,10 @@ class VirtualDay:
             self._now_ms = at[0]
             self._happen(*at[1:])
         return self._result()
+
+    def wake(self, ms: int, call: Callable[[], None]) -> None:
+        """Has `call` done at an instant, after all else that happens then."""
+        self._schedule(ms, _What.WAKE, call)
 
     # --- setting up and closing the day ---
 
@@ -342,6 +348,8 @@ class VirtualDay:
                 self._do(subject, Tick())
             case _What.LOOK_ELSEWHERE:
                 self._freed = True
+            case _What.WAKE:
+                subject()
         if self._roster.share and self._freed:
             self._move_waiting()
 
