@@ -167,7 +167,7 @@ def test_agents_who_have_not_come_back_after_a_change_of_leader_are_not_present(
     shard.agents(3)
     shard.do(SetPresence(agent="a2", session=1, command=2, presence=Presence.PAUSED))
     assert _seats(shard) == (3, 3, 2)
-    evolve(shard.state, ShardOpened(router="other", leaderless_span_ms=0))
+    evolve(shard.state, ShardOpened(router="other", leaderless_span_ms=0), shard.now_ms)
     assert _seats(shard) == (3, 0, 0)
     shard.do(OpenSession(agent="a0", session=1, command=3, front="f"))
     assert _seats(shard) == (3, 1, 1)
