@@ -91,7 +91,7 @@ class Explainer:
         if config is None:
             raise QueueNotFound(resource=request.queue)
         located = place_of(request)
-        ranked = self._regions.rank(request, located, queue, remember=False)
+        ranked = self._regions.rank(request, located, queue)
         number = located.e164 if located is not None else ""
         known = await self._profiles.caller(number) if number else STRANGER
         since_ms = self._clock.now_ms() - self._repeat_window_ms
@@ -186,7 +186,7 @@ class Explainer:
             call_id=facts.call_id, caller_number=facts.caller_number, language=facts.language
         )
         located = place_of(request) if facts.caller_number else None
-        ranked = self._regions.rank(request, located, facts.queue, remember=False)
+        ranked = self._regions.rank(request, located, facts.queue)
         return _response(located, ranked, facts.home_region, facts)
 
 

@@ -29,8 +29,7 @@ from routing.errors import (
 from routing.front import Front
 from routing.geo.numbers import parse_number
 from routing.leader import Committed
-from routing.placement import Placement
-from routing.regions import Regions, place_of
+from routing.regions import Ranked, Regions, place_of
 from routing.streams import Caller, Desk, Moved, Update
 from routing.tokens import Place, PlaceTokens
 
@@ -206,7 +205,7 @@ class Handlers:
         if place is None and request.attempt <= 1:
             # Who waits already is served, whatever the hour.
             self._check_open(queue, request.language)
-        ranked = self._regions.rank(request, located, queue)
+        ranked = self._regions.order(request, located, queue)
         known = await self._profiles.caller(number) if number else STRANGER
         since_ms = self._clock.now_ms() - self._repeat_window_ms
         facts = convert.call_facts(
@@ -437,7 +436,7 @@ def _traceparent() -> str:
     return (call.traceparent or "") if call is not None else ""
 
 
-def _tries(ranked: Placement, place: Place | None) -> list[str]:
+def _tries(ranked: Ranked, place: Place | None) -> list[str]:
     """Regions to try: the one that holds the place first, if it is eligible, so that the place itself is
     kept.
     """

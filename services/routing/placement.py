@@ -250,6 +250,79 @@ class Placement:
         return tuple(c.region for c in self.candidates if c.skipped is None)
 
 
+@dataclass(frozen=True, slots=True)
+class Standing:
+    """How a region stands for one queue just now, whoever calls: what many calls in a row have in common."""
+
+    #: Region id.
+    region: str
+    #: Why it is no candidate; None when it is.
+    skipped: Skipped | None
+    #: Free agents who fit, less those filled since; None when unknown or old.
+    agents_free: int | None
+    #: Agents logged in who fit; None when unknown or old.
+    agents_logged_in: int | None
+    #: Expected wait, seconds; None when unknown or old.
+    ewt_seconds: float | None
+    #: What wait, load and lines cost, seconds.
+    seconds: float
+    #: Share of load under planned shifts.
+    weight: int
+
+
+@dataclass(frozen=True, slots=True)
+class Nearness:
+    """How a region lies to one caller, whatever its load: what many calls of one place have in common."""
+
+    #: The caller's language is spoken.
+    speaks: bool
+    #: What distance, language and ties cost, seconds.
+    seconds: float
+
+
+class _Weighed:
+    """A region for one caller: a standing and a nearness together. Plain: each call makes one a region."""
+
+    __slots__ = ("cost_seconds", "region", "speaks", "standing")
+
+    def __init__(self, standing: Standing, nearness: Nearness) -> None:
+        self.standing = standing
+        self.region = standing.region
+        self.speaks = nearness.speaks
+        self.cost_seconds = standing.seconds + nearness.seconds
+
+
+def order(
+    standings: Sequence[Standing],
+    nearnesses: Sequence[Nearness],
+    home: str,
+    draw: float,
+    rules: PlacementRules,
+    before: Previous,
+) -> tuple[Step, list[str]]:
+    """The rule that decides and the regions to try, best first: `place` without its reasons. A standing and a
+    nearness a region, in the same order; `draw` as in `Caller`.
+    """
+    eligible = [
+        _Weighed(standing, nearness)
+        for standing, nearness in zip(standings, nearnesses, strict=True)
+        if standing.skipped is None
+    ]
+    at_home = next((standing for standing in standings if standing.region == home), None)
+    step = _step(at_home, draw, eligible, rules, before)
+    if len(eligible) > 1:
+        eligible = _sorted(eligible, home, step, rules, before)
+    return step, [each.region for each in eligible]
+
+
+def follows(step: Step, target: str, before: Previous) -> Previous:
+    """What a decision leaves to the next one of this home and queue."""
+    overflowing = _still_overflows(step, before)
+    if overflowing == before.overflowing and target == before.target:
+        return before
+    return Previous(overflowing=overflowing, target=target)
+
+
 def place(
     caller: Caller,
     regions: Sequence[RegionView],
@@ -257,41 +330,66 @@ def place(
     rules: PlacementRules,
     previous: Previous | None = None,
 ) -> Placement:
-    """Ranks the regions for one call of `queue` (id). Raises ValueError on two regions of one id."""
+    """Ranks the regions for one call of `queue` (id), with the reasons. Raises ValueError on two regions of
+    one id.
+    """
     if len({region.id for region in regions}) != len(regions):
         raise ValueError("two regions have the same id")
     before = previous or Previous()
-    looked_at = {region.id: _look_at(caller, region, queue, rules) for region in regions}
+    standings = [standing_of(region, queue, rules) for region in regions]
+    nearnesses = [nearness_of(caller, region, rules) for region in regions]
     home, home_by = find_home(caller, regions)
-    eligible = [c for c in looked_at.values() if c.skipped is None]
-    weight = next((region.weight for region in regions if region.id == home), NORMAL_WEIGHT)
-    step = _step(caller, home, weight, looked_at, eligible, rules, before)
-    ranked = _ranked(eligible, home, step, rules, before)
+    step, ids = order(standings, nearnesses, home, caller.draw, rules, before)
+    looked_at = {
+        region.id: _look_at(caller, region, queue, rules, standing, nearness)
+        for region, standing, nearness in zip(regions, standings, nearnesses, strict=True)
+    }
+    ranked = [replace(looked_at[id], rank=rank) for rank, id in enumerate(ids, 1)]
     skipped = sorted((c for c in looked_at.values() if c.skipped), key=lambda c: c.region)
-    target = ranked[0].region if ranked else ""
+    target = ids[0] if ids else ""
     return Placement(
         candidates=(*ranked, *skipped),
         home=home,
         home_by=home_by,
         step=step,
-        previous=Previous(overflowing=_still_overflows(step, before), target=target),
+        previous=follows(step, target, before),
         summary=_summary(home, home_by, step, target),
     )
+
+
+def standing_of(region: RegionView, queue: str, rules: PlacementRules) -> Standing:
+    """A region's standing for a queue, from what is known of it now."""
+    fresh = _fresh(region, queue, rules)
+    return Standing(
+        region=region.id,
+        skipped=_skipped(region, queue),
+        agents_free=max(0, fresh.agents_free - fresh.placed_since) if fresh else None,
+        agents_logged_in=fresh.agents_logged_in if fresh else None,
+        ewt_seconds=fresh.ewt_seconds if fresh else None,
+        seconds=math.fsum(seconds for _, seconds in _standing_parts(region, fresh, rules)),
+        weight=region.weight,
+    )
+
+
+def nearness_of(caller: Caller, region: RegionView, rules: PlacementRules) -> Nearness:
+    """How a region lies to a caller."""
+    speaks = _speaks(region, caller.language)
+    parts = _nearness_parts(caller, region, _distance(caller.place, region), speaks, rules)
+    return Nearness(speaks=speaks, seconds=math.fsum(seconds for _, seconds in parts))
+
+
+def _fresh(region: RegionView, queue: str, rules: PlacementRules) -> QueueView | None:
+    info = region.queues.get(queue)
+    return info if info and info.age_ms <= rules.info_age_ms_max else None
 
 
 def find_home(caller: Caller, regions: Sequence[RegionView]) -> tuple[str, HomeBy]:
     """The caller's home by prefix, area or distance, whatever its state; ("", NONE) if there is none. Cheap:
     for those who keep `Previous` by home.
     """
-    number = caller.place.e164 if caller.place else ""
-    by_prefix = [
-        (-len(prefix), region.id)
-        for region in regions
-        for prefix in region.served_prefixes
-        if prefix and number.startswith(prefix)
-    ]
+    by_prefix = home_by_prefix(caller.place.e164 if caller.place else "", regions)
     if by_prefix:
-        return min(by_prefix)[1], HomeBy.PREFIX
+        return by_prefix, HomeBy.PREFIX
     near = sorted(
         ((_near(caller.place, region), region.id, region) for region in regions), key=itemgetter(0, 1)
     )
@@ -308,34 +406,50 @@ def find_home(caller: Caller, regions: Sequence[RegionView]) -> tuple[str, HomeB
     return near[0][1], HomeBy.DISTANCE
 
 
+def home_by_prefix(number: str, regions: Sequence[RegionView]) -> str:
+    """The region with the longest served prefix of an E.164 number; empty if there is none."""
+    fitting = [
+        (-len(prefix), region.id)
+        for region in regions
+        for prefix in region.served_prefixes
+        if prefix and number.startswith(prefix)
+    ]
+    return min(fitting)[1] if fitting else ""
+
+
 def _near(place: Located | None, region: RegionView) -> float:
     distance = _distance(place, region)
     return math.inf if distance is None else distance
 
 
-def _look_at(caller: Caller, region: RegionView, queue: str, rules: PlacementRules) -> Candidate:
-    """One region with its cost, not yet ranked."""
-    info = region.queues.get(queue)
-    fresh = info if info and info.age_ms <= rules.info_age_ms_max else None
-    speaks = _speaks(region, caller.language)
+def _look_at(
+    caller: Caller,
+    region: RegionView,
+    queue: str,
+    rules: PlacementRules,
+    standing: Standing,
+    nearness: Nearness,
+) -> Candidate:
+    """One region with all that was weighed, not yet ranked."""
+    fresh = _fresh(region, queue, rules)
     distance = _distance(caller.place, region)
-    skipped = _skipped(region, queue)
-    parts = _cost_parts(caller, region, fresh, distance, speaks, rules)
-    free = max(0, fresh.agents_free - fresh.placed_since) if fresh else None
     return Candidate(
         region=region.id,
         rank=0,
-        skipped=skipped,
-        cost_seconds=math.fsum(seconds for _, seconds in parts),
-        cost_parts=parts,
+        skipped=standing.skipped,
+        cost_seconds=standing.seconds + nearness.seconds,
+        cost_parts=(
+            *_standing_parts(region, fresh, rules),
+            *_nearness_parts(caller, region, distance, nearness.speaks, rules),
+        ),
         distance_km=distance,
-        speaks=speaks,
-        ewt_seconds=fresh.ewt_seconds if fresh else None,
-        agents_free=free,
-        agents_logged_in=fresh.agents_logged_in if fresh else None,
+        speaks=nearness.speaks,
+        ewt_seconds=standing.ewt_seconds,
+        agents_free=standing.agents_free,
+        agents_logged_in=standing.agents_logged_in,
         served_area=_served_area(caller.place, region),
         state=region.state,
-        why=_why(region, info, fresh, distance, speaks),
+        why=_why(region, region.queues.get(queue), fresh, distance, nearness.speaks),
     )
 
 
@@ -373,23 +487,25 @@ def _served_area(caller: Located | None, region: RegionView) -> str:
     return max(fitting, key=lambda served: (served.count("/"), served), default="")
 
 
-def _cost_parts(
-    caller: Caller,
-    region: RegionView,
-    fresh: QueueView | None,
-    distance: float | None,
-    speaks: bool,
-    rules: PlacementRules,
+def _standing_parts(
+    region: RegionView, fresh: QueueView | None, rules: PlacementRules
+) -> tuple[tuple[str, float], ...]:
+    return (
+        ("wait", _wait_seconds(fresh, rules)),
+        ("load", _load_ratio(fresh) * rules.load_seconds * NORMAL_WEIGHT / max(1, region.weight)),
+        ("trunk", region.trunk_seconds),
+    )
+
+
+def _nearness_parts(
+    caller: Caller, region: RegionView, distance: float | None, speaks: bool, rules: PlacementRules
 ) -> tuple[tuple[str, float], ...]:
     radius = caller.place.radius_km if caller.place else 0
     beyond = max(0.0, distance - radius) if distance is not None else 0.0
     affinity = rules.affinity_seconds if region.id == caller.affinity_region else 0.0
     return (
-        ("wait", _wait_seconds(fresh, rules)),
-        ("load", _load_ratio(fresh) * rules.load_seconds * NORMAL_WEIGHT / max(1, region.weight)),
         ("distance", beyond / 1000 * rules.seconds_per_1000_km),
         ("language", 0.0 if speaks else rules.language_seconds),
-        ("trunk", region.trunk_seconds),
         ("affinity", -affinity),
     )
 
@@ -417,35 +533,33 @@ def _load_ratio(fresh: QueueView | None) -> float:
 
 
 def _step(
-    caller: Caller,
-    home: str,
-    weight: int,
-    looked_at: Mapping[str, Candidate],
-    eligible: Sequence[Candidate],
+    at_home: Standing | None,
+    draw: float,
+    eligible: Sequence[_Weighed],
     rules: PlacementRules,
     before: Previous,
 ) -> Step:
     """Which rule applies to this call."""
     if not eligible:
         return Step.NOWHERE
-    if not home:
+    if at_home is None:
         return Step.NO_HOME
-    at_home = looked_at[home]
     if at_home.skipped:
         return Step.SHIFTED if at_home.skipped is Skipped.SHIFTED_AWAY else Step.HOME_SKIPPED
-    if caller.draw >= weight / NORMAL_WEIGHT and len(eligible) > 1:
-        return Step.SHIFTED
-    if not at_home.speaks and any(c.speaks for c in eligible):
-        return Step.LANGUAGE
-    others = [c for c in eligible if c.region != home]
-    return Step.OVERFLOW if _overflows(at_home, others, rules, before) else Step.HOME
+    if len(eligible) > 1:
+        if draw >= at_home.weight / NORMAL_WEIGHT:
+            return Step.SHIFTED
+        speaks = next(each.speaks for each in eligible if each.region == at_home.region)
+        if not speaks and any(each.speaks for each in eligible):
+            return Step.LANGUAGE
+    return Step.OVERFLOW if _overflows(at_home, eligible, rules, before) else Step.HOME
 
 
-def _overflows(home: Candidate, others: Sequence[Candidate], rules: PlacementRules, before: Previous) -> bool:
+def _overflows(home: Standing, eligible: Sequence[_Weighed], rules: PlacementRules, before: Previous) -> bool:
     if home.agents_logged_in is None or home.agents_free:
         return False
     if home.agents_logged_in == 0:
-        return any(c.agents_logged_in for c in others)
+        return any(each.standing.agents_logged_in for each in eligible if each.region != home.region)
     threshold = rules.overflow_seconds * (1 - rules.hysteresis_ratio if before.overflowing else 1)
     return home.ewt_seconds is not None and home.ewt_seconds > threshold
 
@@ -457,23 +571,23 @@ def _still_overflows(step: Step, before: Previous) -> bool:
     return step is Step.OVERFLOW
 
 
-def _ranked(
-    eligible: Sequence[Candidate], home: str, step: Step, rules: PlacementRules, before: Previous
-) -> list[Candidate]:
-    """Candidates with their ranks, best first."""
-    somebody_speaks = any(c.speaks for c in eligible)
-    stays = step is Step.OVERFLOW and not any(c.agents_free for c in eligible)
+def _sorted(
+    eligible: Sequence[_Weighed], home: str, step: Step, rules: PlacementRules, before: Previous
+) -> list[_Weighed]:
+    """Best first."""
+    somebody_speaks = any(each.speaks for each in eligible)
+    stays = step is Step.OVERFLOW and not any(each.standing.agents_free for each in eligible)
 
-    def key(c: Candidate) -> tuple[bool, bool, float, str]:
-        is_home = c.region == home
+    def key(each: _Weighed) -> tuple[bool, bool, float, str]:
+        is_home = each.region == home
         after_others = (step is Step.HOME and not is_home) or (step is Step.SHIFTED and is_home)
-        has_fitting = bool(c.agents_free) and (c.speaks or not somebody_speaks)
-        kept = rules.hysteresis_seconds if is_home or c.region == before.target else 0.0
+        has_fitting = bool(each.standing.agents_free) and (each.speaks or not somebody_speaks)
+        kept = rules.hysteresis_seconds if is_home or each.region == before.target else 0.0
         if is_home and stays:
             kept = max(kept, rules.leave_seconds)
-        return after_others, not has_fitting, c.cost_seconds - kept, c.region
+        return after_others, not has_fitting, each.cost_seconds - kept, each.region
 
-    return [replace(c, rank=rank) for rank, c in enumerate(sorted(eligible, key=key), 1)]
+    return sorted(eligible, key=key)
 
 
 def _why(

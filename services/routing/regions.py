@@ -6,7 +6,8 @@ from __future__ import annotations
 
 import hashlib
 from collections import defaultdict
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from typing import NamedTuple
 
 from callmesh.routing.v1 import call_pb2, directory_pb2, shard_pb2
 from chassis.clock import Clock
@@ -14,11 +15,26 @@ from routing import placement
 from routing.geo import Located, locate, with_point
 from routing.hours import Schedule
 from routing.peers import PeerTable
-from routing.placement import Caller, Placement, PlacementRules, Previous, QueueView, RegionState, RegionView
+from routing.placement import (
+    Caller,
+    Nearness,
+    Placement,
+    PlacementRules,
+    Previous,
+    QueueView,
+    RegionState,
+    RegionView,
+    Standing,
+)
 
 #: Placements remembered as not yet seen in the peers' figures, for at most this long, real seconds.
 PLACED_SECONDS = 0.3
 PLACED_REMEMBERED_MAX = 1_000
+#: What was worked out of a queue's standings is used for at most this long, real seconds; less when a peer
+#: says something new, or a free agent may have been filled.
+STANDINGS_SECONDS = 0.02
+#: Places and languages of callers whose way to the regions is remembered; then all are worked out anew.
+NEARNESS_REMEMBERED_MAX = 10_000
 #: A queue without agents for this long is left by those who wait there: desktops have the same time to come
 #: back after a change of leader. Real seconds.
 DESERTED_SECONDS = 3.0
@@ -55,6 +71,35 @@ class _Placed:
     at: list[float] = field(default_factory=list)
 
 
+class Ranked(NamedTuple):
+    """Where a call goes."""
+
+    #: The caller's home region; empty if there is none.
+    home: str
+    #: Ids to be tried, best first; empty when no region takes the call.
+    regions: list[str]
+
+
+class _Standings(NamedTuple):
+    """All regions for one queue, until when (monotonic seconds), and those where an agent is free."""
+
+    until: float
+    rows: list[Standing]
+    free: frozenset[str]
+
+
+class _Way(NamedTuple):
+    """From one place, in one language, to all regions."""
+
+    #: Home by the place alone: a number's prefix wins.
+    home: str
+    rows: list[Nearness]
+
+
+#: A caller's place and language, as far as regions are told apart by them.
+_From = tuple[str, str, str, float | None, float | None, int, str, str]
+
+
 class Regions:
     """Ranks regions for a call. Belongs to one event loop."""
 
@@ -69,6 +114,16 @@ class Regions:
         self._deserted: dict[tuple[str, str], float] = {}
         #: Region to (minute since 1970, whether it is open in it).
         self._open: dict[str, tuple[int, bool]] = {}
+        #: By queue; dropped whenever a peer says something new.
+        self._standings: dict[str, _Standings] = {}
+        self._ways: dict[_From, _Way] = {}
+        self._rules: dict[str, PlacementRules] = {}
+        #: The regions as they lie, those of them that are home by numbers' prefixes, and whether any keeps
+        #: only a part of its calls.
+        self._lying: list[RegionView] = []
+        self._prefixed: list[RegionView] = []
+        self._shifting = False
+        peers.on_change.append(self._standings.clear)
 
     def configure(self, regions: tuple[RegionConfig, ...], overflow_ms: dict[str, int]) -> None:
         """Puts the directory's regions, and the queues' overflow thresholds (business milliseconds), in
@@ -77,6 +132,12 @@ class Regions:
         self._regions = {region.id: region for region in regions}
         self._overflow_ms = overflow_ms
         self._open.clear()
+        self._standings.clear()
+        self._ways.clear()
+        self._rules.clear()
+        self._lying = [_lying(region) for region in regions]
+        self._prefixed = [region for region in self._lying if region.served_prefixes]
+        self._shifting = any(region.weight < placement.NORMAL_WEIGHT for region in regions)
 
     def known(self, region: str) -> bool:
         return region in self._regions
@@ -112,33 +173,69 @@ class Regions:
         ]
         return min(opens, default=0)
 
-    def rank(
-        self, request: call_pb2.CallRequest, located: Located | None, queue: str, *, remember: bool = True
-    ) -> Placement:
-        """The regions for a call, best first, with the reasons; `remember` unless nobody is to be placed."""
-        caller = Caller(
-            place=located,
-            language=request.language,
-            draw=int.from_bytes(hashlib.sha256(request.call_id.encode()).digest()[:4]) / 2**32,
-        )
-        rules = PlacementRules(overflow_seconds=self._overflow_ms.get(queue, 20_000) / 1000)
+    def order(self, request: call_pb2.CallRequest, located: Located | None, queue: str) -> Ranked:
+        """The regions for a call that is to be placed, best first: as `rank`, and remembered for the next."""
+        standings, way = self._standings_of(queue).rows, self._way(located, request.language)
+        number = located.e164 if located is not None else ""
+        home = placement.home_by_prefix(number, self._prefixed) or way.home
+        draw = _draw(request.call_id) if self._shifting else 0.0
+        before = self._previous.get((home, queue), _FIRST)
+        step, regions = placement.order(standings, way.rows, home, draw, self._rules_of(queue), before)
+        self._previous[(home, queue)] = placement.follows(step, regions[0] if regions else "", before)
+        return Ranked(home, regions)
+
+    def rank(self, request: call_pb2.CallRequest, located: Located | None, queue: str) -> Placement:
+        """The regions for a call, best first, with the reasons; nobody is to be placed."""
+        caller = Caller(place=located, language=request.language, draw=_draw(request.call_id))
         views = [self._view(region, queue) for region in self._regions.values()]
         home, _ = placement.find_home(caller, views)
-        result = placement.place(caller, views, queue, rules, self._previous.get((home, queue)))
-        if remember:
-            self._previous[(home, queue)] = result.previous
-        return result
+        return placement.place(caller, views, queue, self._rules_of(queue), self._previous.get((home, queue)))
+
+    def _rules_of(self, queue: str) -> PlacementRules:
+        rules = self._rules.get(queue)
+        if rules is None:
+            overflow_ms = self._overflow_ms.get(queue, 20_000)
+            rules = self._rules[queue] = PlacementRules(overflow_seconds=overflow_ms / 1000)
+        return rules
+
+    def _standings_of(self, queue: str) -> _Standings:
+        known = self._standings.get(queue)
+        now = self._clock.monotonic()
+        if known is not None and now < known.until:
+            return known
+        rules = self._rules_of(queue)
+        views = (self._view(region, queue) for region in self._regions.values())
+        rows = [placement.standing_of(view, queue, rules) for view in views]
+        free = frozenset(row.region for row in rows if row.agents_free)
+        known = self._standings[queue] = _Standings(now + STANDINGS_SECONDS, rows, free)
+        return known
+
+    def _way(self, located: Located | None, language: str) -> _Way:
+        origin = _origin(located, language)
+        way = self._ways.get(origin)
+        if way is None:
+            if len(self._ways) >= NEARNESS_REMEMBERED_MAX:
+                self._ways.clear()
+            # Without the number: its prefixes are looked at for each call.
+            caller = Caller(place=replace(located, e164="") if located else None, language=language)
+            rules = PlacementRules()
+            rows = [placement.nearness_of(caller, region, rules) for region in self._lying]
+            way = self._ways[origin] = _Way(placement.find_home(caller, self._lying)[0], rows)
+        return way
 
     def home_of(self, located: Located) -> str:
         """The region at home there; empty if there is none."""
-        views = [self._view(region, "") for region in self._regions.values()]
-        return placement.find_home(Caller(place=located), views)[0]
+        return placement.find_home(Caller(place=located), self._lying)[0]
 
     def note_placed(self, region: str, queue: str) -> None:
         """Remembers a placement until the peers' figures can show it."""
         placed = self._placed[(region, queue)].at
         placed.append(self._clock.monotonic())
         del placed[:-PLACED_REMEMBERED_MAX]
+        known = self._standings.get(queue)
+        if known is not None and region in known.free:
+            # One fewer is free there.
+            del self._standings[queue]
 
     def find_overflow(self, queue: str, region: str, waited_ms: int) -> str | None:
         """A region with a free agent and nobody waiting, for a call that has waited past the threshold
@@ -235,6 +332,43 @@ class Regions:
             age_ms=round((age or 0.0) * 1000),
             placed_since=self._placed_since(region, load.queue),
         )
+
+
+#: Before the first call of a home and queue.
+_FIRST = Previous()
+
+
+def _draw(call_id: str) -> float:
+    """In [0, 1), the same for each try of a call."""
+    return int.from_bytes(hashlib.sha256(call_id.encode()).digest()[:4]) / 2**32
+
+
+def _origin(located: Located | None, language: str) -> _From:
+    if located is None:
+        return "", "", "", None, None, 0, "", language
+    return (
+        located.country,
+        located.province,
+        located.city,
+        located.latitude,
+        located.longitude,
+        located.radius_km,
+        located.precision,
+        language,
+    )
+
+
+def _lying(region: RegionConfig) -> RegionView:
+    """Where a region is and whom it serves, without its load."""
+    return RegionView(
+        id=region.id,
+        state=RegionState.UP,
+        latitude=region.latitude,
+        longitude=region.longitude,
+        served_areas=region.served_areas,
+        served_prefixes=region.served_prefixes,
+        languages=region.languages,
+    )
 
 
 def _known_wait_ms(load: shard_pb2.PeerState.QueueLoad) -> int:

@@ -221,3 +221,45 @@ def test_who_waits_where_nobody_is_any_more_goes_where_somebody_is() -> None:
         assert world.overflow(0) == target
     world.hear("shanghai", agents_logged_in=0, agents_free=0)
     assert world.overflow(0) is None, "there is nobody anywhere"
+
+
+WIDE = replace(SHANGHAI, served_prefixes=("+8610",), languages=("zh",), weight=40)
+NUMBERS = ("+861064000000", "+862164000000", "+8613810000000", "+4930123456", "")
+
+
+def test_a_call_is_placed_where_the_explained_ranking_says() -> None:
+    world = World(BEIJING, WIDE, RegionConfig(id="guangzhou", latitude=23.1, longitude=113.3))
+    seen: set[tuple[str, ...]] = set()
+    for free in (0, 1, 5):
+        for busy in ("beijing", "shanghai", "guangzhou"):
+            for region in ("beijing", "shanghai", "guangzhou"):
+                wait_ms = 60_000 if region == busy else 0
+                world.hear(region, agents_free=free * (region != busy), expected_wait_ms=wait_ms)
+            for number in NUMBERS:
+                for n, language in enumerate(("", "zh-CN", "en", "en")):
+                    request = call(number, language=language)
+                    request.call_id = f"c{n}"
+                    explained = world.regions.rank(request, place_of(request), "service")
+                    placed = world.regions.order(request, place_of(request), "service")
+                    assert (placed.home, tuple(placed.regions)) == (explained.home, explained.regions)
+                    seen.add(explained.regions)
+    assert len(seen) > 3
+
+
+def test_what_is_remembered_of_the_regions_is_never_older_than_their_figures() -> None:
+    world = World()
+    world.hear("shanghai", agents_free=1, expected_wait_ms=60_000)
+    world.hear("beijing", agents_free=1)
+    request = call()
+
+    def first() -> str:
+        return world.regions.order(request, place_of(request), "service").regions[0]
+
+    assert first() == "shanghai"
+    world.regions.note_placed("shanghai", "service")
+    assert first() == "beijing", "the one free agent at home is filled"
+    world.hear("beijing", agents_free=0, expected_wait_ms=300_000)
+    world.clock.advance(PLACED_SECONDS)
+    assert first() == "shanghai", "told at once"
+    world.clock.advance(3.1)
+    assert world.regions.order(request, place_of(request), "service").regions == [], "silence is noticed"
