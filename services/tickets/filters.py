@@ -79,7 +79,7 @@ class Field:
     #: Its name in the stores; empty: the same.
     stored: str = ""
     #: Every stored value is greater. "Has a value" is asked as "above this": an index serves that in its
-    #: order, while `$exists` reads the documents without one as well (a sparse index of several fields has them).
+    #: order, while `$exists` reads documents without one as well (a sparse index of several fields has them).
     below: Value = ""
 
 
