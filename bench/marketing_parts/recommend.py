@@ -113,7 +113,7 @@ async def _serve(settings: Any, pipe: Connection) -> None:
     from chassis.server import Server
     from chassis.testing.echo import echo_binding
     from marketing.scopes import SCOPES
-    from marketing.server import bindings
+    from marketing.server import bindings, calm_collector
     from marketing.store import MongoReader, MongoStore
 
     mongo.connect(settings)
@@ -121,6 +121,7 @@ async def _serve(settings: Any, pipe: Connection) -> None:
     echo = echo_binding(_Empty())
     services = [*bindings(settings, MongoStore(), MongoReader(database), settings.clock()), echo]
     server = Server(settings, services, scopes={**SCOPES, **dict.fromkeys(echo.methods, "test")})
+    calm_collector()
     await server.start()
     pipe.send(server.port)
     loop = asyncio.get_running_loop()

@@ -7,7 +7,8 @@ holds the lease, so the caps over all campaigns are counted by one.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from concurrent.futures import Future
+from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta, tzinfo
 from functools import lru_cache
 from typing import Any
@@ -33,6 +34,8 @@ from marketing.rules import CustomerFacts, compiled
 
 #: People looked at in one batch.
 BATCH = 2_000
+#: Batches taken in before the runner looks at anything else.
+BATCHES_A_TURN = 10
 #: Answers after which nobody is addressed again.
 FINAL_ANSWERS = frozenset({"DECLINED", "OPTED_OUT"})
 #: Where a person's clock is not known.
@@ -57,6 +60,17 @@ def zone_of(name: str) -> tzinfo:
 
 
 @dataclass(kw_only=True, slots=True)
+class Taken:
+    """What is to be written of a batch of people."""
+
+    #: Where they stand.
+    rows: list[dict[str, Any]] = field(default_factory=list)
+    touches: list[dict[str, Any]] = field(default_factory=list)
+    #: How many were addressed, and what held the others back.
+    counts: dict[str, int] = field(default_factory=dict)
+
+
+@dataclass(kw_only=True, slots=True)
 class Runner:
     """Takes people through campaigns."""
 
@@ -75,12 +89,40 @@ class Runner:
                 done += self.take_in(campaign, phase, now)
         return done + self.next_steps(campaign, now)
 
-    def take_in(self, campaign: Campaign, phase: Phase, now: datetime) -> int:
-        """Takes the next batch of customers into a phase; how many were looked at, 0 when all were."""
+    def take_in(self, campaign: Campaign, phase: Phase, now: datetime, batches: int = BATCHES_A_TURN) -> int:
+        """Takes the next batches of customers into a phase; how many were looked at, 0 when all were.
+
+        While one batch is being written the next is read and judged. Each is noted as done only after it was
+        written, and after the one before it.
+        """
         cursor, done, _ = self.store.run(campaign.id, phase.id)
-        if done:
-            return 0
-        raws = self.store.profiles(cursor, self.batch)
+        looked = 0
+        writing: Future[None] | None = None
+        try:
+            for _ in range(batches):
+                if done:
+                    break
+                raws = self.store.profiles(cursor, self.batch)
+                taken = self._judged(campaign, phase, raws, now)
+                cursor = raws[-1]["_id"] if raws else cursor
+                done = len(raws) < self.batch
+                looked += len(raws)
+                if writing is not None:
+                    writing.result()
+                writing = self.store.beside(self._write, campaign, phase, taken, cursor, done)
+        finally:
+            if writing is not None:
+                writing.result()
+        return looked
+
+    def _write(self, campaign: Campaign, phase: Phase, taken: Taken, cursor: str, done: bool) -> None:
+        self.store.take_in(taken.rows, taken.touches)
+        self.store.advance(campaign.id, phase.id, cursor, taken.counts, done)
+
+    def _judged(
+        self, campaign: Campaign, phase: Phase, raws: Sequence[Mapping[str, Any]], now: datetime
+    ) -> Taken:
+        """What becomes of a batch of customers."""
         members = [profile for raw in raws if self._member(campaign, profile := profile_from_raw(raw), now)]
         standing = self._standing(campaign, phase, members)
         if phase.entry_rule:
@@ -90,11 +132,9 @@ class Runner:
                 for profile in members
                 if rule.matches(CustomerFacts(profile, _NOWHERE, now, _answers(standing, profile)))
             ]
-        counts = self._address(campaign, phase, 0, members, standing, now)
-        counts["segment"] = len(members)
-        last = raws[-1]["_id"] if raws else cursor
-        self.store.advance(campaign.id, phase.id, last, counts, done=len(raws) < self.batch)
-        return len(raws)
+        taken = self._addressed(campaign, phase, 0, members, standing, now)
+        taken.counts["segment"] = len(members)
+        return taken
 
     def _standing(
         self, campaign: Campaign, phase: Phase, members: Sequence[Profile]
@@ -110,7 +150,7 @@ class Runner:
             compiled(campaign.rule).matches(CustomerFacts(profile, _NOWHERE, now))
         )
 
-    def _address(
+    def _addressed(
         self,
         campaign: Campaign,
         phase: Phase,
@@ -118,12 +158,12 @@ class Runner:
         people: Sequence[Profile],
         standing: Mapping[str, dict[str, Any]],
         now: datetime,
-    ) -> dict[str, int]:
-        """Gives people a step's touch, or counts what holds them back."""
+    ) -> Taken:
+        """A step's touch for each of these people, or what holds them back."""
         step = phase.steps[number]
         ids = [profile.customer for profile in people]
         if not ids:
-            return {}
+            return Taken()
         complaining = self.store.complaining(ids)
         earlier = self.store.touched(ids, now - timedelta(days=self.courtesy.days_max))
         counts: dict[str, int] = {}
@@ -152,9 +192,8 @@ class Runner:
             # Who stands here already was taken in by a run that a crash cut off.
             if stands is None or (stands.get("phase"), stands.get("step")) != (phase.id, step.id):
                 rows.append(_person(campaign, phase, number, profile, stands, now, held is None))
-        self.store.take_in(rows, touches)
         counts["touches"] = len(touches)
-        return counts
+        return Taken(rows=rows, touches=touches, counts=counts)
 
     def _quiet(self, channel: StepChannel, zone: str, now: datetime) -> datetime | None:
         clock = zone_of(zone)
@@ -178,7 +217,8 @@ class Runner:
             phase = next(phase for phase in campaign.phases if phase.id == phase_id)
             place = next(at for at, step in enumerate(phase.steps) if step.id == step_id)
             if place + 1 < len(phase.steps) and now < phase.end:
-                self._address(campaign, phase, place + 1, people, standing, now)
+                taken = self._addressed(campaign, phase, place + 1, people, standing, now)
+                self.store.take_in(taken.rows, taken.touches)
             else:
                 ends = [{"_id": f"{campaign.id}/{p.customer}", "was": (phase_id, step_id)} for p in people]
                 self.store.take_in([{**end, "set": {"$unset": {"next_at": ""}}} for end in ends], ())

@@ -12,8 +12,8 @@ anywhere.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from datetime import datetime
 from typing import Any, ClassVar
 
@@ -138,8 +138,13 @@ class CampaignStore:
         self.runs = RunDocument._get_collection()
         self._profiles = ProfileDocument._get_collection()
         self._complaints = ComplaintDocument._get_collection()
-        #: One write beside another: the database has more than one core.
-        self._beside = ThreadPoolExecutor(max_workers=1, thread_name_prefix="campaign")
+        #: One write beside another, and both beside the reading: the database has more than one core.
+        self._people = ThreadPoolExecutor(max_workers=1, thread_name_prefix="campaign-people")
+        self._batches = ThreadPoolExecutor(max_workers=1, thread_name_prefix="campaign-batches")
+
+    def beside(self, work: Callable[..., None], *arguments: Any) -> Future[None]:
+        """Does something in a thread of its own, one after another."""
+        return self._batches.submit(work, *arguments)
 
     # taking people in
 
@@ -198,7 +203,7 @@ class CampaignStore:
         """Stores touches, then where their people stand; how many touches were new. Repeatable."""
         rows = list(people)
         # Both are there before the batch is noted as done, so their order among themselves is free.
-        entering = self._beside.submit(insert_new, self.contacts, [row for row in rows if "set" not in row])
+        entering = self._people.submit(insert_new, self.contacts, [row for row in rows if "set" not in row])
         try:
             new = insert_new(self.touches, touches)
         finally:

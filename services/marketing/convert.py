@@ -7,6 +7,7 @@ the engine.
 from __future__ import annotations
 
 import enum
+import functools
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any, TypeVar
@@ -20,7 +21,7 @@ from callmesh.tickets.v1 import ticket_pb2
 from chassis import telemetry
 from chassis.bus import Event
 from chassis.errors import InvalidArgument
-from chassis.ids import check_id, new_id, parse_name, resource_name
+from chassis.ids import check_id, parse_name, resource_name
 from chassis.mongo import etag
 from marketing.engine import Problem, offer_problems
 from marketing.model import (
@@ -100,9 +101,12 @@ Enum = TypeVar("Enum", bound=enum.StrEnum)
 
 def enum_number(wrapper: Any, prefix: str, member: enum.StrEnum | None) -> Any:
     """A model's value as the proto's number; None and UNSPECIFIED are 0."""
-    if member is None or member.value == "UNSPECIFIED":
-        return 0
-    return wrapper.Value(f"{prefix}_{member.value}")
+    return 0 if member is None else _number(wrapper, prefix, member.value)
+
+
+@functools.lru_cache(maxsize=1_000)
+def _number(wrapper: Any, prefix: str, value: str) -> Any:
+    return 0 if value == "UNSPECIFIED" else wrapper.Value(f"{prefix}_{value}")
 
 
 def enum_member(wrapper: Any, prefix: str, number: int, kind: type[Enum]) -> Enum | None:
@@ -117,9 +121,11 @@ def timestamp(moment: datetime | None) -> Timestamp | None:
     """None stays None, which leaves a message field unset."""
     if moment is None:
         return None
-    stamp = Timestamp()
-    stamp.FromDatetime(moment)
-    return stamp
+    past = moment - _EPOCH
+    return Timestamp(seconds=past.days * 86_400 + past.seconds, nanos=past.microseconds * 1_000)
+
+
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 
 def moment(stamp: Timestamp) -> datetime:
@@ -740,7 +746,8 @@ def recommendation_event(decision: Decision) -> Event:
         "expireTime": _time_json(decision.expires_at),
     }
     return Event(
-        id=new_id(),
+        # Each decision is told of once, under an id that follows from its own.
+        id=f"recommendation:{decision.id}",
         source=SOURCE,
         type=_RECOMMENDATION_MADE,
         subject=_subject(decision),

@@ -8,12 +8,16 @@ comparable by the database.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import struct
+from collections.abc import Callable, Mapping
 from datetime import datetime
 from decimal import Decimal
 from typing import Any, ClassVar
 
+import bson
+from bson.codec_options import CodecOptions
 from bson.decimal128 import Decimal128
+from bson.raw_bson import RawBSONDocument
 from mongoengine import (
     BooleanField,
     DateTimeField,
@@ -429,14 +433,16 @@ def _audience_from_raw(raw: Raw) -> Audience:
 # --- mapping: decisions -------------------------------------------------------------------------------
 
 
-def decision_fields(decision: Decision) -> dict[str, Any]:
-    """The content of a decision as stored; what is absent from it has no value."""
+def decision_fields(decision: Decision, line: Callable[[RankedOffer], Any] | None = None) -> dict[str, Any]:
+    """The content of a decision as stored; what is absent from it has no value. `line` puts down a line of
+    its ranking.
+    """
     fields: dict[str, Any] = {
         "customer": decision.customer or None,
         "number": decision.number or None,
         "call_id": decision.contact.call_id or None,
         "contact": _contact_fields(decision.contact),
-        "offers": [_ranked_fields(entry) for entry in decision.offers],
+        "offers": [(line or _ranked_fields)(entry) for entry in decision.offers],
         "no_offer": decision.no_offer.value if decision.no_offer else None,
         "policy": decision.policy,
         "model": decision.model or None,
@@ -485,7 +491,7 @@ def decision_from_raw(raw: Raw) -> Decision:
 
 
 def _contact_fields(contact: Contact) -> dict[str, Any]:
-    return {
+    fields = {
         "call_id": contact.call_id,
         "channel": contact.channel.value,
         "queue": contact.queue,
@@ -497,6 +503,7 @@ def _contact_fields(contact: Contact) -> dict[str, Any]:
         "unresolved": contact.unresolved,
         "wants_to_leave": contact.wants_to_leave,
     }
+    return {key: value for key, value in fields.items() if value}
 
 
 def _contact_from_raw(raw: Raw) -> Contact:
@@ -515,16 +522,38 @@ def _contact_from_raw(raw: Raw) -> Contact:
 
 
 def _ranked_fields(entry: RankedOffer) -> dict[str, Any]:
-    still = entry.forms.get("document")
-    if still is None:
-        still = entry.forms["document"] = _still_fields(entry)
     return {
-        **still,
+        **_still_fields(entry),
         "rank": entry.rank,
         "score": entry.score,
         "probability": entry.probability,
         "propensity": entry.propensity,
     }
+
+
+#: The changing part of a line in BSON (bsonspec.org): rank as int32, then three doubles.
+_CHANGING = struct.Struct("<B5siB6sdB12sdB11sdB")
+
+
+def ranked_raw(entry: RankedOffer) -> RawBSONDocument:
+    """The same as `_ranked_fields`, already in BSON: most of a line was the same for somebody else before,
+    and is encoded once.
+    """
+    still = entry.forms.get("document")
+    if still is None:
+        still = entry.forms["document"] = bson.encode(_still_fields(entry))[4:-1]
+    changing = _CHANGING.pack(
+        0x10, b"rank", entry.rank,
+        0x01, b"score", entry.score,
+        0x01, b"probability", entry.probability,
+        0x01, b"propensity", entry.propensity,
+        0,
+    )  # fmt: skip
+    size = 4 + len(still) + len(changing)
+    return RawBSONDocument(b"".join((size.to_bytes(4, "little"), still, changing)), _RAW_OPTIONS)
+
+
+_RAW_OPTIONS: CodecOptions[RawBSONDocument] = CodecOptions(document_class=RawBSONDocument, tz_aware=True)
 
 
 def _still_fields(entry: RankedOffer) -> dict[str, Any]:

@@ -6,7 +6,6 @@ the worker.
 
 from __future__ import annotations
 
-import asyncio
 import random
 import time
 from collections.abc import Callable, Sequence
@@ -47,13 +46,14 @@ from marketing.model import (
     Outcome,
     Profile,
     Purchase,
+    RankedOffer,
     Result,
 )
 from marketing.policy import CANDIDATES_MORE, arrange, first_chances, held_out, worthwhile
 from marketing.propensity import traits
 from marketing.ranker_cache import RankerCache
 from marketing.ranking import Candidate, Ranker
-from marketing.store import Claim, DecisionFilter, OfferFilter, Reader, Serving, Store
+from marketing.store import Claim, DecisionFilter, OfferFilter, Reader, Serving, Standing, Store
 
 #: Open complaints shown in a profile.
 COMPLAINTS_SHOWN_MAX = 100
@@ -209,10 +209,10 @@ class Recommender:
             if earlier is not None:
                 return earlier
         ranker = await self._cache.ranker()
-        profile, complaint = await self._look_up(customer, number)
         now = self._clock.now()
-        refusal = gate(profile, contact, int(complaint))
-        if refusal is None and await self._tired(profile.customer, contact, now):
+        profile, standing = await self._look_up(customer, number, now)
+        refusal = gate(profile, contact, int(standing.complaining))
+        if refusal is None and self._tired(standing, contact):
             refusal = NoOffer.FATIGUE
         decision = self._decide(ranker, profile, number, contact, refusal, limit, now)
         self._decisions.labels(decision.no_offer.value if decision.no_offer else "OFFERED").inc()
@@ -223,13 +223,9 @@ class Recommender:
             fingerprint=fingerprint,
         )
 
-    async def _tired(self, customer: str, contact: Contact, now: datetime) -> bool:
-        policy = self._cache.policy
-        if not policy.fatigue_offers_max or not customer:
-            return False
-        since = now - timedelta(days=policy.fatigue_days)
-        made = await self._reader.read_made(customer, since, contact.call_id)
-        return made >= policy.fatigue_offers_max
+    def _tired(self, standing: Standing, contact: Contact) -> bool:
+        most = self._cache.policy.fatigue_offers_max
+        return bool(most) and standing.contacts(contact.call_id) >= most
 
     def _decide(
         self,
@@ -242,54 +238,73 @@ class Recommender:
         now: datetime,
     ) -> Decision:
         policy, propensity = self._cache.policy, self._cache.propensity
-        made = Decision(
+        found: Sequence[Candidate] = ()
+        chances: Sequence[float] = ()
+        offers: tuple[RankedOffer, ...] = ()
+        chance, holdout = 1.0, False
+        if refusal is None:
+            every = ranker.candidates(profile, contact, now, limit + CANDIDATES_MORE, propensity)
+            found = [candidate for candidate in every if worthwhile(policy, candidate.score)]
+            known = ranker.table.customers
+            chances = first_chances(policy, len(found), known)
+            holdout = held_out(policy, profile.customer, known)
+            if holdout:
+                refusal = NoOffer.HOLDOUT
+            elif not found:
+                refusal = NoOffer.NOT_WORTHWHILE if every else NoOffer.NOTHING_ELIGIBLE
+            else:
+                offers, chance = self._arranged(ranker, found, chances, profile, limit)
+        looked = bool(found) or refusal in _AFTER_LOOKING
+        return Decision(
             id=new_id(),
             customer=profile.customer,
             number=number,
             contact=contact,
-            offers=(),
+            offers=offers,
             no_offer=refusal,
             policy=policy.id,
             model=propensity.model or ranker.table.model,
+            holdout=holdout,
+            propensity=chance,
+            considered=tuple(map(_considered, found, chances)),
+            traits=traits(profile, contact) if looked else (),
             created_at=now,
             expires_at=now + self._lifetime,
         )
-        if refusal is not None:
-            return made
-        every = ranker.candidates(profile, contact, now, limit + CANDIDATES_MORE, propensity)
-        found = [candidate for candidate in every if worthwhile(policy, candidate.score)]
-        known = ranker.table.customers
-        chances = first_chances(policy, len(found), known)
-        made = replace(
-            made,
-            considered=tuple(map(_considered, found, chances)),
-            traits=traits(profile, contact),
-            holdout=held_out(policy, profile.customer, known),
-        )
-        if made.holdout:
-            return replace(made, no_offer=NoOffer.HOLDOUT)
-        if not found:
-            return replace(made, no_offer=NoOffer.NOT_WORTHWHILE if every else NoOffer.NOTHING_ELIGIBLE)
+
+    def _arranged(
+        self,
+        ranker: Ranker,
+        found: Sequence[Candidate],
+        chances: Sequence[float],
+        profile: Profile,
+        limit: int,
+    ) -> tuple[tuple[RankedOffer, ...], float]:
+        """(the list to show, the propensity of the list as a whole)."""
         places, chance = arrange(chances, limit, self._draw())
         offers = tuple(
             ranker.entry(found[place.candidate], profile, at + 1, place.propensity, place.explored)
             for at, place in enumerate(places)
         )
-        return replace(made, offers=offers, propensity=chance)
+        return offers, chance
 
-    async def _look_up(self, customer: str, number: str) -> tuple[Profile, bool]:
-        """Who it is, and whether they have an unresolved complaint."""
-        if not customer:
-            found = await self._reader.read_profile_of_number(number) if number else None
-            profile = found or STRANGER
-            return profile, await self._reader.read_complaint(profile.customer, number)
-        stored, complaint = await asyncio.gather(
-            self._reader.read_profile(customer), self._reader.read_complaint(customer, number)
-        )
-        profile = stored or Profile(customer=customer)
-        if profile.customer != customer and not complaint:
-            complaint = await self._reader.read_complaint(profile.customer, number)
-        return (profile if profile.alive else STRANGER), complaint
+    async def _look_up(self, customer: str, number: str, now: datetime) -> tuple[Profile, Standing]:
+        """Who it is, and what stands in the way of offering them something."""
+        if not customer and number:
+            owner = await self._reader.read_profile_of_number(number)
+            customer = owner.customer if owner is not None else ""
+        policy = self._cache.policy
+        since = now - timedelta(days=policy.fatigue_days) if policy.fatigue_offers_max else None
+        standing = await self._reader.read_standing(customer, number, since)
+        profile = standing.profile or (Profile(customer=customer) if customer else STRANGER)
+        if profile.customer != customer:
+            survivor = await self._reader.read_standing(profile.customer, number, since)
+            standing = replace(survivor, complaining=survivor.complaining or standing.complaining)
+        return (profile if profile.alive else STRANGER), standing
+
+
+#: Causes that are found only after the offers were looked at.
+_AFTER_LOOKING = frozenset({NoOffer.HOLDOUT, NoOffer.NOT_WORTHWHILE, NoOffer.NOTHING_ELIGIBLE})
 
 
 def _considered(candidate: Candidate, chance: float) -> Considered:
@@ -298,7 +313,7 @@ def _considered(candidate: Candidate, chance: float) -> Considered:
         product=candidate.offer.product,
         base=candidate.rule.probability,
         probability=candidate.probability,
-        worth=float(candidate.offer.worth.amount),
+        worth=candidate.worth,
         chance=chance,
     )
 

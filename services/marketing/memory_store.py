@@ -41,6 +41,7 @@ from marketing.store import (
     DecisionFilter,
     OfferFilter,
     Serving,
+    Standing,
 )
 
 if TYPE_CHECKING:
@@ -498,10 +499,6 @@ class MemoryStore:
 
     # the reader's port
 
-    async def read_profile(self, customer: str) -> Profile | None:
-        """As the port says."""
-        return self.profile(self._owner(customer))
-
     async def read_profile_of_number(self, number: str) -> Profile | None:
         """As the port says."""
         with self._lock:
@@ -509,20 +506,19 @@ class MemoryStore:
             found = max(owners, key=lambda p: p.updated_at.timestamp() if p.updated_at else 0.0, default=None)
             return None if found is None else self.profile(self._owner(found.customer))
 
-    async def read_complaint(self, customer: str, number: str) -> bool:
+    async def read_standing(self, customer: str, number: str, since: datetime | None) -> Standing:
         """As the port says."""
         with self._lock:
-            return any(
+            complaining = any(
                 c.open and ((customer and c.customer == customer) or (number and c.number == number))
                 for c in self._complaints.values()
             )
-
-    async def read_made(self, customer: str, since: datetime, call_id: str) -> int:
-        """As the port says."""
-        with self._lock:
-            mine = [d for d in self._decisions.values() if d.customer == customer and d.offers]
-        calls = [d.contact.call_id for d in mine if d.created_at >= since]
-        return len({call for call in calls if call and call != call_id}) + calls.count("")
+            mine = [d for d in self._decisions.values() if customer and d.customer == customer and d.offers]
+            return Standing(
+                profile=self.profile(self._owner(customer)) if customer else None,
+                complaining=complaining,
+                made=[d.contact.call_id for d in mine if since is not None and d.created_at >= since],
+            )
 
     async def read_policy(self) -> Policy | None:
         """As the port says."""

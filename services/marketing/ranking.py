@@ -1,26 +1,28 @@
 """Ranks offers for one customer, and finds the words for it.
 
-An offer's score is the estimated probability that the customer takes it (association.py) times its worth. The
-best n of the eligible offers are found without scoring every one: for each product x there is a list of all
-offers by their score for owners of x; the lists of a customer's products are merged from the top until n are
-found (the threshold idea of Fagin, Lotem, Naor: Optimal aggregation algorithms for middleware, PODS 2001,
-with the maximum as aggregate, for which the first sight of an offer is its score). Lists are made when first
-needed and kept as arrays, so a request costs little more with a thousand offers than with fifty.
+An offer's score is the estimated probability that the customer takes it (association.py) times its worth.
+For each product x there is an array of the probabilities of all offers for owners of x, made when first
+needed and kept; a customer's own probabilities are the largest of the arrays of what they have, found for all
+offers at once, and so are the offers that are out of the question (over, owned already, of another kind).
+Only the few at the top are looked at one by one, and conditions that several offers share are judged once a
+request. So a request costs little more with a thousand offers than with fifty.
 
 Equal scores go by the offer's id: the same input gives the same ranking everywhere.
 """
 
 from __future__ import annotations
 
-import heapq
-from array import array
-from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from datetime import datetime
+from datetime import UTC, datetime, timedelta
 
-from marketing.association import Rule, RuleTable, best_rule, popularity, rule
-from marketing.engine import eligible, scripts_for
+import numpy as np
+from numpy.typing import NDArray
+
+from marketing.association import Rule, RuleTable, popularity, rule
+from marketing.engine import LOST_TAG, audience_fits, scripts_for
 from marketing.model import (
+    Audience,
     Contact,
     Offer,
     OfferKind,
@@ -33,17 +35,32 @@ from marketing.model import (
     best_text,
 )
 from marketing.propensity import Propensity, corrected, traits
+from marketing.rules import CustomerFacts, compiled
 
-#: Most lists kept; the oldest goes first.
-LISTS_MAX = 2_000
-#: Most lines of rankings kept; the oldest goes first.
+#: Most arrays kept, and most bytes of them; the oldest goes first.
+ROWS_MAX = 2_000
+ROWS_BYTES_MAX = 64 * 1024 * 1024
+#: Most lines of rankings kept, and most single estimates; the oldest goes first.
 TEMPLATES_MAX = 10_000
+RULES_MAX = 50_000
 #: Products of a customer that are looked at, in the order of their ids.
 OWNED_PRODUCTS_MAX = 200
 #: Fewest customers with both products before the pair is spoken of; fewer could point at a person.
 SAID_CUSTOMERS_MIN = 5
 #: From this share on one says "often".
 OFTEN_SHARE_MIN = 0.1
+#: Of the offers with the highest scores so many more than wanted are put in order at first; each further time
+#: so many times more.
+SPARE_OFFERS = 12
+FURTHER_TIMES = 8
+
+Floats = NDArray[np.float64]
+Indexes = NDArray[np.intp]
+
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+_MICROSECOND = timedelta(microseconds=1)
+#: Instants before and after all others.
+_EVER, _NEVER = -(2**62), 2**62
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -56,6 +73,8 @@ class Candidate:
     rule: Rule
     #: Estimated probability of acceptance.
     probability: float
+    #: What an acceptance is worth.
+    worth: float
     #: Probability x worth.
     score: float
 
@@ -63,23 +82,107 @@ class Candidate:
 NO_PROPENSITY = Propensity()
 
 
+def _instant(moment: datetime | None, otherwise: int) -> int:
+    """Microseconds since 1970."""
+    return otherwise if moment is None else (moment - _EPOCH) // _MICROSECOND
+
+
+class Catalogue:
+    """What can be said of offers whoever is asked for: conditions as arrays, places by product and kind."""
+
+    def __init__(self, offers: Iterable[Offer]) -> None:
+        """Offers that are not published, or are sold out, are left out."""
+        made = [offer for offer in offers if offer.state is OfferState.PUBLISHED and not offer.sold_out]
+        self.offers: Sequence[Offer] = tuple(sorted(made, key=lambda offer: offer.id))
+        self.worths: Floats = np.array([float(offer.worth.amount) for offer in self.offers])
+        self._from = np.array([_instant(offer.valid_from, _EVER) for offer in self.offers], dtype=np.int64)
+        self._until = np.array([_instant(offer.valid_until, _NEVER) for offer in self.offers], dtype=np.int64)
+        #: Places by product, and of those that are made to nobody who has the product.
+        self.places: dict[str, list[int]] = {}
+        self._once: dict[str, list[int]] = {}
+        for at, offer in enumerate(self.offers):
+            self.places.setdefault(offer.product, []).append(at)
+            if not offer.repeatable:
+                self._once.setdefault(offer.product, []).append(at)
+        self._retention = self._of_kind(OfferKind.RETENTION)
+        self._win_back = self._of_kind(OfferKind.WIN_BACK)
+        #: Conditions that must be judged for each customer, numbered, and the number of each offer.
+        self._conditions: list[_Condition] = []
+        numbers: dict[_Condition, int] = {}
+        self.condition_of: list[int] = [
+            numbers.setdefault(_Condition.of(offer), len(numbers)) for offer in self.offers
+        ]
+        self._conditions.extend(numbers)
+
+    def _of_kind(self, kind: OfferKind) -> list[int]:
+        return [at for at, offer in enumerate(self.offers) if offer.kind is kind]
+
+    def shut(self, scores: Floats, profile: Profile, contact: Contact, now: datetime) -> None:
+        """Puts -1 in the place of each offer that is out of the question."""
+        instant = _instant(now, 0)
+        scores[(self._from > instant) | (self._until <= instant)] = -1.0
+        for product in profile.products:
+            if (places := self._once.get(product)) is not None:
+                scores[places] = -1.0
+        if self._retention and not (contact.wants_to_leave or profile.wants_to_leave):
+            scores[self._retention] = -1.0
+        if self._win_back and LOST_TAG not in profile.tags:
+            scores[self._win_back] = -1.0
+
+    def holds(self, number: int, profile: Profile, contact: Contact, now: datetime) -> bool:
+        """Whether a numbered condition holds."""
+        return self._conditions[number].holds(profile, contact, now)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Condition:
+    """What an offer asks of a customer beyond what arrays can say."""
+
+    audience: Audience
+    rule: str
+    prerequisites: frozenset[str]
+    exclusions: frozenset[str]
+
+    @classmethod
+    def of(cls, offer: Offer) -> _Condition:
+        return cls(
+            audience=offer.audience,
+            rule=offer.rule,
+            prerequisites=offer.prerequisites,
+            exclusions=offer.exclusions,
+        )
+
+    def holds(self, profile: Profile, contact: Contact, now: datetime) -> bool:
+        owned = profile.products
+        if not self.prerequisites <= owned or self.exclusions & owned:
+            return False
+        if not audience_fits(self.audience, profile, contact):
+            return False
+        return not self.rule or bool(compiled(self.rule).matches(CustomerFacts(profile, contact, now)))
+
+
 class Ranker:
     """Ranks one state of the catalogue by one rule table. Not for use by several threads at once."""
 
     def __init__(self, offers: Iterable[Offer], table: RuleTable) -> None:
         """Offers that are not published are left out."""
-        published = [offer for offer in offers if offer.state is OfferState.PUBLISHED]
-        self._offers: Sequence[Offer] = tuple(sorted(published, key=lambda offer: offer.id))
-        self._worths = [float(offer.worth.amount) for offer in self._offers]
-        self._titles = _product_titles(self._offers)
-        self._by_product: dict[str, list[int]] = {}
-        # Of one product the dearer ones come first, and of equal ones the smaller id.
-        for index in sorted(range(len(self._offers)), key=lambda index: (-self._worths[index], index)):
-            self._by_product.setdefault(self._offers[index].product, []).append(index)
+        every = sorted(offers, key=lambda offer: offer.id)
+        self._titles = _product_titles(offer for offer in every if offer.state is OfferState.PUBLISHED)
+        self._catalogue = Catalogue(every)
+        self._offers = self._catalogue.offers
         self._table = table
-        #: Lines of rankings by offer, antecedent, whether drawn, and words.
-        self._templates: dict[tuple[str, str, bool, tuple[Text, ...]], RankedOffer] = {}
-        self._lists: dict[str, tuple[array[float], array[int]]] = {}
+        #: Tiers and tags that have words of their own, by offer.
+        self._heard = {
+            offer.id: frozenset(script.audience for script in offer.scripts) - {""} for offer in self._offers
+        }
+        #: Lines of rankings by offer, antecedent, whether drawn, and whose words.
+        self._templates: dict[tuple[str, str, bool, tuple[str, frozenset[str]]], RankedOffer] = {}
+        #: What the history says of a product for the owners of another, "" for anybody.
+        self._rules: dict[tuple[str, str], Rule] = {}
+        self._popular = self._popularity()
+        #: By antecedent: the probability of each offer's product, -1 where the counts cannot judge.
+        self._rows: dict[str, Floats] = {}
+        self._rows_max = max(1, min(ROWS_MAX, ROWS_BYTES_MAX // (8 * max(1, len(self._offers)))))
 
     @property
     def table(self) -> RuleTable:
@@ -102,95 +205,114 @@ class Ranker:
         """The best `limit` eligible offers by the history, at most one a product, in the order of their
         expected value by the propensity model.
         """
-        owned = self._evidence(profile, contact)
+        if not self._offers:
+            return []
+        owned, rows = self._evidence(profile, contact)
+        best = self._best(rows)
+        scores = best * self._catalogue.worths
+        self._catalogue.shut(scores, profile, contact, now)
         known = traits(profile, contact) if propensity.weights else ()
         chosen: list[Candidate] = []
-        products: set[str] = set()
-        for index in self._merged(owned):
-            offer = self._offers[index]
-            if offer.product in products or not eligible(offer, profile, contact, now):
-                continue
-            products.add(offer.product)
-            found = best_rule(self._table, owned, offer.product)
-            probability = corrected(propensity, offer.id, known, found.probability)
+        for index in self._eligible(scores, profile, contact, now, limit):
+            offer, probability = self._offers[index], float(best[index])
+            antecedent = next(
+                (x for x, row in zip(owned, rows, strict=True) if row[index] == probability), ""
+            )
+            found = self._rule(antecedent, offer.product)
+            if propensity.weights:
+                probability = corrected(propensity, offer.id, known, probability)
+            worth = float(self._catalogue.worths[index])
             chosen.append(
                 Candidate(
-                    offer=offer, rule=found, probability=probability, score=probability * self._worths[index]
+                    offer=offer,
+                    rule=found,
+                    probability=probability,
+                    worth=worth,
+                    score=probability * worth,
                 )
             )
-            if len(chosen) >= limit:
-                break
         if propensity.weights:
             chosen.sort(key=lambda candidate: (-candidate.score, candidate.offer.id))
         return chosen
 
-    def _evidence(self, profile: Profile, contact: Contact) -> list[str]:
-        """The products that speak: those the customer has, and those asked about just now."""
-        return sorted(profile.products | set(contact.products_asked))[:OWNED_PRODUCTS_MAX]
+    def _evidence(self, profile: Profile, contact: Contact) -> tuple[list[str], list[Floats]]:
+        """(the products that speak: had, or asked about just now; what each says of every offer)."""
+        speaking = (
+            profile.products.union(contact.products_asked) if contact.products_asked else profile.products
+        )
+        known = [x for x in sorted(speaking)[:OWNED_PRODUCTS_MAX] if x in self._table.partners]
+        return known, [self._row(x) for x in known]
 
-    def _merged(self, owned: Sequence[str]) -> Iterator[int]:
-        """Indexes of all offers, each once, highest score first."""
-        known = [x for x in owned if x in self._table.partners]
-        streams = [self._stream(x) for x in known]
-        streams.append(self._unjudged(known))
-        seen: set[int] = set()
-        for _, index in heapq.merge(*streams):
-            if index not in seen:
-                seen.add(index)
-                yield index
+    def _best(self, rows: Sequence[Floats]) -> Floats:
+        """The probability of each offer: what speaks loudest for it, else its popularity."""
+        if not rows:
+            return self._popular
+        best = rows[0]
+        for row in rows[1:]:
+            best = np.maximum(best, row)
+        return np.where(best < 0, self._popular, best)
 
-    def _unjudged(self, known: Sequence[str]) -> Iterator[tuple[float, int]]:
-        """The popularity list without the offers that some product of the customer judges. A product whose
-        list is whole judges everything but itself, another what its list holds.
-        """
-        whole = [x for x in known if self._table.partners[x].complete]
-        if len(whole) >= 2:
-            return
-        judged: set[str] = set()
-        for x in known:
-            judged |= self._table.partners[x].together.keys() - {x}
-        if whole:
-            yield from (
-                entry for index in self._by_product.get(whole[0], ()) if (entry := self._open(index, judged))
+    def _eligible(
+        self, scores: Floats, profile: Profile, contact: Contact, now: datetime, limit: int
+    ) -> Iterator[int]:
+        """The places of the best eligible offers, at most `limit`, at most one a product, best first."""
+        catalogue, held = self._catalogue, dict[int, bool]()
+        products: set[str] = set()
+        done, width = 0, limit + SPARE_OFFERS
+        while len(products) < limit:
+            order = _highest(scores, width)
+            for index in map(int, order[done:]):
+                number, product = catalogue.condition_of[index], self._offers[index].product
+                if product in products:
+                    continue
+                if number not in held:
+                    held[number] = catalogue.holds(number, profile, contact, now)
+                if held[number]:
+                    products.add(product)
+                    yield index
+                    if len(products) >= limit:
+                        return
+            if len(order) < width:
+                return
+            done, width = len(order), width * FURTHER_TIMES
+
+    def _rule(self, antecedent: str, product: str) -> Rule:
+        """What the history says of a product for the owners of another."""
+        found = self._rules.get((antecedent, product))
+        if found is None:
+            found = (rule(self._table, antecedent, product) if antecedent else None) or popularity(
+                self._table, product
             )
-            return
-        for entry in self._stream(""):
-            if self._offers[entry[1]].product not in judged:
-                yield entry
+            if len(self._rules) >= RULES_MAX:
+                del self._rules[next(iter(self._rules))]
+            self._rules[antecedent, product] = found
+        return found
 
-    def _open(self, index: int, judged: Set[str]) -> tuple[float, int] | None:
-        """An offer's place in the popularity list, unless its product is judged."""
-        product = self._offers[index].product
-        if product in judged:
-            return None
-        return -popularity(self._table, product).probability * self._worths[index], index
+    def _popularity(self) -> Floats:
+        return np.array([popularity(self._table, offer.product).probability for offer in self._offers])
 
-    def _stream(self, antecedent: str) -> Iterator[tuple[float, int]]:
-        scores, indexes = self._list(antecedent)
-        return zip(scores, indexes, strict=True)
-
-    def _list(self, antecedent: str) -> tuple[array[float], array[int]]:
-        """(minus score, offer index) in rising order for owners of a product, for anybody with ""."""
-        made = self._lists.get(antecedent)
+    def _row(self, antecedent: str) -> Floats:
+        made = self._rows.get(antecedent)
         if made is None:
-            made = self._make_list(antecedent)
-            if len(self._lists) >= LISTS_MAX:
-                del self._lists[next(iter(self._lists))]
-            self._lists[antecedent] = made
+            made = self._make_row(antecedent)
+            if len(self._rows) >= self._rows_max:
+                del self._rows[next(iter(self._rows))]
+            self._rows[antecedent] = made
         return made
 
-    def _make_list(self, antecedent: str) -> tuple[array[float], array[int]]:
-        entries = []
-        for index, offer in enumerate(self._offers):
-            found = (
-                rule(self._table, antecedent, offer.product)
-                if antecedent
-                else popularity(self._table, offer.product)
-            )
-            if found is not None:
-                entries.append((-found.probability * self._worths[index], index))
-        entries.sort()
-        return array("d", (score for score, _ in entries)), array("L", (index for _, index in entries))
+    def _make_row(self, antecedent: str) -> Floats:
+        """The same figures as `association.rule` gives, for all offers at once."""
+        entry, strength = self._table.partners[antecedent], self._table.smoothing.strength
+        places = self._catalogue.places
+        together = np.zeros(len(self._offers))
+        for product, count in entry.together.items():
+            if product in places:
+                together[places[product]] = count
+        row = (together + strength * self._popular) / (entry.customers + strength)
+        if not entry.complete:
+            row[together == 0] = -1.0
+        row[places.get(antecedent, [])] = -1.0
+        return row
 
     def entry(
         self,
@@ -201,20 +323,31 @@ class Ranker:
         explored: bool = False,
     ) -> RankedOffer:
         """A candidate as a line of a ranking, with its words."""
-        scripts = scripts_for(candidate.offer, profile)
-        key = (candidate.offer.id, candidate.rule.antecedent, explored, scripts)
+        offer = candidate.offer
+        heard = self._heard[offer.id]
+        words = (profile.tier if profile.tier in heard else "", profile.tags & heard)
+        key = (offer.id, candidate.rule.antecedent, explored, words)
         template = self._templates.get(key)
         if template is None:
-            template = self._template(candidate, scripts, explored)
+            template = self._template(candidate, scripts_for(offer, profile), explored)
             if len(self._templates) >= TEMPLATES_MAX:
                 del self._templates[next(iter(self._templates))]
             self._templates[key] = template
-        return replace(
-            template,
+        # By hand: `replace` takes several times as long, and this is done for each line of each ranking.
+        return RankedOffer(
+            offer=template.offer,
+            revision=template.revision,
+            product=template.product,
+            titles=template.titles,
+            price=template.price,
+            worth=template.worth,
             rank=rank,
             score=candidate.score,
             probability=candidate.probability,
             propensity=propensity,
+            reason=template.reason,
+            scripts=template.scripts,
+            forms=template.forms,
         )
 
     def _template(self, candidate: Candidate, scripts: tuple[Text, ...], explored: bool) -> RankedOffer:
@@ -238,6 +371,18 @@ class Ranker:
             reason=reason,
             scripts=scripts,
         )
+
+
+def _highest(scores: Floats, count: int) -> Indexes:
+    """The places of the `count` highest scores that are not below 0, and of all that equal the last of them;
+    equal ones in the order of their places.
+    """
+    if count < len(scores):
+        bound = max(0.0, float(np.partition(scores, -count)[-count]))
+        found = np.flatnonzero(scores >= bound)
+    else:
+        found = np.flatnonzero(scores >= 0)
+    return found[np.argsort(-scores[found], kind="stable")]
 
 
 #: Offers that have their own reason to be made.

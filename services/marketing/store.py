@@ -49,6 +49,7 @@ from marketing.documents import (
     profile_from_raw,
     purchase_from_raw,
     purchase_raw,
+    ranked_raw,
 )
 from marketing.engine import (
     ClaimsPending,
@@ -101,7 +102,9 @@ EARLIER_MAX = 10
 #: Offers read at once.
 OFFERS_BATCH = 200
 #: Least time between the beginnings of two round trips of one kind while recommending, seconds.
-PACE_SECONDS = 0.008
+PACE_SECONDS = 0.012
+#: Documents of one answer about customers' standing.
+STANDINGS_BATCH = 5_000
 #: The one serving document.
 ASSOCIATION = "association"
 
@@ -172,6 +175,23 @@ class Serving:
     pinned: bool = False
     #: 0 while there is no document.
     version: int = 0
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Standing:
+    """What is known of a customer when something might be offered."""
+
+    #: Of the survivor where they were merged; None where nothing is known.
+    profile: Profile | None = None
+    #: Whether customer or number have an unresolved complaint.
+    complaining: bool = False
+    #: The calls, "" outside one, in which something was offered lately.
+    made: Sequence[str] = ()
+
+    def contacts(self, call_id: str) -> int:
+        """In how many contacts, others than this call, something was offered."""
+        calls = {call for call in self.made if call and call != call_id}
+        return len(calls) + self.made.count("")
 
 
 class Store(Protocol):
@@ -322,19 +342,15 @@ class Reader(Protocol):
     away.
     """
 
-    async def read_profile(self, customer: str) -> Profile | None:
-        """What is known of a customer, of the survivor where they were merged."""
-
     async def read_profile_of_number(self, number: str) -> Profile | None:
         """The customer who owns a number, or the survivor where they were merged; of several the one heard of
         last.
         """
 
-    async def read_complaint(self, customer: str, number: str) -> bool:
-        """Whether a customer, or a number, has an unresolved complaint."""
-
-    async def read_made(self, customer: str, since: datetime, call_id: str) -> int:
-        """In how many contacts, others than this call, something was offered to a customer since then."""
+    async def read_standing(self, customer: str, number: str, since: datetime | None) -> Standing:
+        """What stands for and against offering something to a customer ("" unknown) who calls from a number
+        ("" not said); `since` is when "lately" began, None leaves `made` empty.
+        """
 
     async def read_published(self) -> list[Offer]:
         """Published offers by id, at most `PUBLISHED_MAX`."""
@@ -375,7 +391,7 @@ def _new_decision(
         "created_at": decision.created_at,
         "updated_at": decision.created_at,
         "outbox": [pending_entry(event) for event in events],
-        **decision_fields(decision),
+        **decision_fields(decision, ranked_raw),
     }
     if events:
         raw["outbox_since"] = datetime.now(UTC)
@@ -977,6 +993,37 @@ class MongoStore:
         return replace(serving, version=1)
 
 
+#: (customer, number, since when).
+_Asked = tuple[str, str, datetime | None]
+#: (profile, whether there is a complaint, calls with offers).
+_Found = tuple[dict[str, Any] | None, bool, Sequence[str]]
+
+
+def _standings(
+    complaints: str, decisions: str, customers: list[str], numbers: list[str], earliest: datetime | None
+) -> list[dict[str, Any]]:
+    """A pipeline over profiles: those of the customers, then {customer, number} of open complaints, then
+    {customer, at, call} of what was offered.
+    """
+    either = [
+        {field: {"$in": values}, "open": True}
+        for field, values in (("customer", customers), ("number", numbers))
+        if values
+    ]
+    open_ones = [{"$match": {"$or": either}}, {"$project": {"_id": 0, "customer": 1, "number": 1}}]
+    stages: list[dict[str, Any]] = [
+        {"$match": {"_id": {"$in": customers}}},
+        {"$unionWith": {"coll": complaints, "pipeline": open_ones}},
+    ]
+    if earliest is not None and customers:
+        lately = {"customer": {"$in": customers}, "made_at": {"$gte": earliest}}
+        shown = {"_id": 0, "customer": 1, "at": "$made_at", "call": "$call_id"}
+        stages.append(
+            {"$unionWith": {"coll": decisions, "pipeline": [{"$match": lately}, {"$project": shown}]}}
+        )
+    return stages
+
+
 class MongoReader:
     """The path of a recommendation through the asynchronous driver, on the same collections."""
 
@@ -993,19 +1040,18 @@ class MongoReader:
         self._propensity_models = database[PROPENSITY_MODELS.collection]
         #: Stamp and offer by id, as read last.
         self._seen: dict[str, tuple[dict[str, Any], Offer]] = {}
-        self._ask_profile = Gathered(self._find_profiles, pace_seconds=PACE_SECONDS)
-        self._ask_complaint = Gathered(self._find_complaints, pace_seconds=PACE_SECONDS)
-        self._ask_made = Gathered(self._count_made, pace_seconds=PACE_SECONDS)
+        self._ask_standing = Gathered(self._find_standings, pace_seconds=PACE_SECONDS)
         self._insert = Gathered(self._insert_decisions, pace_seconds=PACE_SECONDS)
 
-    async def _find_profiles(self, customers: Sequence[str]) -> list[dict[str, Any] | Exception | None]:
-        found = self._profiles.find({"_id": {"$in": list(set(customers))}})
-        by_id = {raw["_id"]: raw async for raw in found}
-        return [by_id.get(customer) for customer in customers]
-
-    async def read_profile(self, customer: str) -> Profile | None:
+    async def read_standing(self, customer: str, number: str, since: datetime | None) -> Standing:
         """As the port says."""
-        raw = await self._ask_profile.ask(customer)
+        if not customer and not number:
+            return Standing()
+        raw, complaining, made = await self._ask_standing.ask((customer, number, since))
+        profile = await self._survivor(raw)
+        return Standing(profile=profile, complaining=complaining, made=made)
+
+    async def _survivor(self, raw: dict[str, Any] | None) -> Profile | None:
         for _ in range(MERGE_HOPS_MAX):
             if raw is None or not raw.get("merged_into"):
                 break
@@ -1014,49 +1060,38 @@ class MongoReader:
 
     async def read_profile_of_number(self, number: str) -> Profile | None:
         """As the port says. crm empties the numbers of a customer who no longer lives."""
-        raw = await self._profiles.find_one({"numbers": number}, sort=[("updated_at", -1)])
-        if raw is not None and raw.get("merged_into"):
-            return await self.read_profile(raw["_id"])
-        return profile_from_raw(raw) if raw is not None else None
-
-    async def read_complaint(self, customer: str, number: str) -> bool:
-        """As the port says."""
-        if not customer and not number:
-            return False
-        return await self._ask_complaint.ask((customer, number))
-
-    async def _find_complaints(self, asked: Sequence[tuple[str, str]]) -> list[bool | Exception]:
-        customers, numbers = ({pair[index] for pair in asked} - {""} for index in (0, 1))
-        either = [
-            {field: {"$in": sorted(values)}, "open": True}
-            for field, values in (("customer", customers), ("number", numbers))
-            if values
-        ]
-        found = self._complaints.find({"$or": either}, {"_id": 0, "customer": 1, "number": 1})
-        rows = [(raw.get("customer"), raw.get("number")) async for raw in found]
-        complaining, called = {customer for customer, _ in rows}, {number for _, number in rows}
-        return [
-            (customer != "" and customer in complaining) or (number != "" and number in called)
-            for customer, number in asked
-        ]
-
-    async def read_made(self, customer: str, since: datetime, call_id: str) -> int:
-        """As the port says."""
-        made = await self._ask_made.ask((customer, since))
-        calls = {call for call in made if call and call != call_id}
-        return len(calls) + made.count("")
-
-    async def _count_made(self, asked: Sequence[tuple[str, datetime]]) -> list[list[str] | Exception]:
-        """The calls, "" outside one, in which something was offered."""
-        customers, earliest = sorted({customer for customer, _ in asked}), min(since for _, since in asked)
-        found = self._decisions.find(
-            {"customer": {"$in": customers}, "made_at": {"$gte": earliest}},
-            {"_id": 0, "customer": 1, "made_at": 1, "call_id": 1},
+        return await self._survivor(
+            await self._profiles.find_one({"numbers": number}, sort=[("updated_at", -1)])
         )
+
+    async def _find_standings(self, asked: Sequence[_Asked]) -> list[_Found | Exception]:
+        """One round trip for all that is asked of profiles, complaints and decisions."""
+        customers = sorted({customer for customer, _, _ in asked} - {""})
+        numbers = sorted({number for _, number, _ in asked} - {""})
+        earliest = min((since for _, _, since in asked if since is not None), default=None)
+        found = await self._profiles.aggregate(
+            _standings(self._complaints.name, self._decisions.name, customers, numbers, earliest),
+            batchSize=STANDINGS_BATCH,
+        )
+        profiles: dict[str, dict[str, Any]] = {}
+        complaining: set[tuple[str, str]] = set()
         made: dict[str, list[tuple[datetime, str]]] = {}
         async for raw in found:
-            made.setdefault(raw["customer"], []).append((raw["made_at"], raw.get("call_id") or ""))
-        return [[call for at, call in made.get(customer, ()) if at >= since] for customer, since in asked]
+            if "_id" in raw:
+                profiles[raw["_id"]] = raw
+            elif "at" in raw:
+                made.setdefault(raw["customer"], []).append((raw["at"], raw.get("call") or ""))
+            else:
+                complaining |= {("customer", raw.get("customer") or ""), ("number", raw.get("number") or "")}
+        complaining -= {("customer", ""), ("number", "")}
+        return [
+            (
+                profiles.get(customer),
+                ("customer", customer) in complaining or ("number", number) in complaining,
+                [call for at, call in made.get(customer, ()) if since is not None and at >= since],
+            )
+            for customer, number, since in asked
+        ]
 
     async def read_published(self) -> list[Offer]:
         """As the port says. Reads a stamp of each, and the whole of those that are new or changed."""

@@ -45,7 +45,7 @@ from marketing.model import (
     Result,
 )
 from marketing.ranking import Ranker
-from marketing.store import Claim, DecisionFilter, MongoReader, MongoStore, OfferFilter, Serving
+from marketing.store import Claim, DecisionFilter, MongoReader, MongoStore, OfferFilter, Serving, Standing
 
 REAL = datetime(2025, 6, 1, tzinfo=UTC)
 
@@ -109,6 +109,10 @@ def decision(store: Any, id: str = "d1", *offers: Offer, **changes: Any) -> Deci
         expires_at=NOW + timedelta(minutes=30),
     )
     return asyncio.run(store.log_decision(replace(made, **changes), (), request_key=None, fingerprint=None))
+
+
+def standing(store: Any, customer: str, number: str = "", since: datetime | None = None) -> Standing:
+    return asyncio.run(store.read_standing(customer, number, since))
 
 
 def accept(offer_id: str) -> Outcome:
@@ -287,6 +291,19 @@ def test_decisions_are_listed_newest_first_and_filtered(store: Any) -> None:
     assert store.decisions(DecisionFilter(call_id="call-9"), 9, None) == []
 
 
+def test_what_was_offered_lately_is_counted_by_call(store: Any) -> None:
+    on_sale = offer(id="o1")
+    decision(store, "d1", on_sale)
+    decision(store, "d2", on_sale)
+    decision(store, "d3", on_sale, contact=Contact())
+    decision(store, "d4", on_sale, created_at=NOW - timedelta(days=9), contact=Contact(call_id="old"))
+    decision(store, "d5", contact=Contact(call_id="nothing"))
+    lately = standing(store, "c1", "", NOW - timedelta(days=7))
+    assert sorted(lately.made) == ["", "call-1", "call-1"] and lately.profile is None
+    assert (lately.contacts("call-1"), lately.contacts("other"), lately.contacts("")) == (1, 2, 2)
+    assert not standing(store, "c1").made and not standing(store, "").made
+
+
 def test_logging_a_decision_is_repeatable(store: Any) -> None:
     made = decision(store, "d1", add(store, draft()))
 
@@ -337,10 +354,10 @@ def test_only_newer_snapshots_count_and_history_stays(store: Any) -> None:
     assert not store.save_profile(replace(told, tier="silver"))
     known = replace(told, products=frozenset({"phone"}), bought_at={"phone": bought("1").at})
     assert store.profile("c1") == known
-    assert asyncio.run(store.read_profile("c1")) == store.profile("c1")
+    assert standing(store, "c1").profile == store.profile("c1")
     assert asyncio.run(store.read_profile_of_number("+8613800138000")).customer == "c1"
     assert asyncio.run(store.read_profile_of_number("+8613900139000")) is None
-    assert asyncio.run(store.read_profile("nobody")) is None
+    assert standing(store, "nobody").profile is None
 
 
 def test_the_latest_word_on_leaving_counts(store: Any) -> None:
@@ -358,8 +375,8 @@ def test_merge_moves_history_and_unmerge_gives_it_back(store: Any) -> None:
         store.merge("b", "a", 5)
     assert store.profile("a").products == {"phone", "tv"}
     assert store.profile("b").products == frozenset() and store.profile("b").merged_into == "a"
-    assert asyncio.run(store.read_profile("b")).customer == "a"
-    assert asyncio.run(store.read_complaint("a", ""))
+    assert standing(store, "b").profile.customer == "a"
+    assert standing(store, "a", "").complaining
     store.add_purchases([bought("3", "b", "radio")], NOW)
     assert store.profile("a").products == {"phone", "tv", "radio"}
     for _ in range(2):
@@ -375,7 +392,7 @@ def test_a_snapshot_of_before_a_merge_does_not_undo_it(store: Any) -> None:
     store.merge("b", "a", 4)
     late = Profile(customer="b", numbers=("+8613800138000",), crm_version=9, updated_at=NOW)
     assert store.save_profile(late)
-    assert asyncio.run(store.read_profile("b")).customer == "a"
+    assert standing(store, "b").profile.customer == "a"
     assert asyncio.run(store.read_profile_of_number("+8613800138000")).customer == "a"
     store.unmerge("b", "a", 5)
     assert asyncio.run(store.read_profile_of_number("+8613800138000")).customer == "b"
@@ -394,7 +411,7 @@ def test_erasing_leaves_nothing_personal(store: Any) -> None:
     assert store.profile("c1").products == frozenset() and not store.profile("c1").alive
     kept = store.decision("d1")
     assert (kept.customer, kept.number, kept.outcome.note) == ("", "", "")
-    assert not asyncio.run(store.read_complaint("c1", "+8613800138000"))
+    assert not standing(store, "c1", "+8613800138000").complaining
 
 
 # complaints
@@ -403,14 +420,14 @@ def test_erasing_leaves_nothing_personal(store: Any) -> None:
 def test_complaints_are_found_by_customer_and_number_in_any_order_of_events(store: Any) -> None:
     opened = Complaint(ticket="t1", customer="c1", number="+8613800138000", open=True, version=1)
     assert store.save_complaint(opened)
-    assert asyncio.run(store.read_complaint("c1", ""))
-    assert asyncio.run(store.read_complaint("", "+8613800138000"))
-    assert not asyncio.run(store.read_complaint("c2", "+8613900139000"))
-    assert not asyncio.run(store.read_complaint("", ""))
+    assert standing(store, "c1", "").complaining
+    assert standing(store, "", "+8613800138000").complaining
+    assert not standing(store, "c2", "+8613900139000").complaining
+    assert not standing(store, "", "").complaining
     assert [c.ticket for c in store.open_complaints("c1", 9)] == ["t1"]
     assert store.save_complaint(replace(opened, open=False, version=3))
     assert not store.save_complaint(replace(opened, version=2))
-    assert not asyncio.run(store.read_complaint("c1", "+8613800138000"))
+    assert not standing(store, "c1", "+8613800138000").complaining
     store.save_complaint(replace(opened, version=4))
     store.close_complaint("t1")
     store.close_complaint("unknown")

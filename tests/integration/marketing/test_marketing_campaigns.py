@@ -18,10 +18,9 @@ from marketing.campaign_delivery import Delivery
 from marketing.campaign_engine import CampaignState, Courtesy, StepChannel
 from marketing.campaign_model import Campaign, Phase, Step, Variant
 from marketing.campaign_runner import Runner
-from marketing.campaign_store import CampaignStore
+from marketing.campaign_store import CAMPAIGN_DOCUMENTS, CampaignStore
 from marketing.config import MarketingSettings
-from marketing.documents import ProfileDocument
-from marketing.kinds import ALL_DOCUMENTS
+from marketing.documents import ComplaintDocument, ProfileDocument
 from marketing.model import Text
 from marketing.senders import SenderConfig, Senders
 
@@ -35,7 +34,7 @@ PEOPLE = 50
 @pytest.fixture
 def store(mongo_uri: str, mongo_database: str) -> Iterator[CampaignStore]:
     mongo.connect(MarketingSettings(mongo_uri=mongo_uri, mongo_database=mongo_database))
-    mongo.ensure_indexes(ALL_DOCUMENTS)
+    mongo.ensure_indexes((*CAMPAIGN_DOCUMENTS, ProfileDocument, ComplaintDocument))
     people = [
         {
             "_id": f"c{number:03}",

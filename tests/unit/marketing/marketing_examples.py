@@ -56,6 +56,7 @@ def offers(draw: st.DrawFn) -> list[Offer]:
                 stock=draw(st.sampled_from([None, None, 0, 3])),
                 units_used=draw(st.sampled_from([0, 3])),
                 repeatable=draw(st.booleans()),
+                rule=draw(st.sampled_from(["", "", 'tier == "gold" or owns("p2")', 'not tagged("senior")'])),
                 prerequisites=frozenset(draw(st.sets(st.sampled_from(PRODUCTS), max_size=1))),
                 exclusions=frozenset(draw(st.sets(st.sampled_from(PRODUCTS), max_size=1))),
                 audience=Audience(

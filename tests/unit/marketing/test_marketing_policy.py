@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import random
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from zoneinfo import ZoneInfo
 
+import bson
 import numpy as np
 import pytest
 from google.protobuf.json_format import MessageToDict
@@ -29,6 +31,7 @@ from marketing.campaign_engine import (
     variant_of,
     winner,
 )
+from marketing.documents import _ranked_fields, ranked_raw
 from marketing.learning import phone
 from marketing.learning.baskets import Baskets, baselines, bought, purchases
 from marketing.learning.metrics import calibration_error, hit_and_recall
@@ -128,6 +131,14 @@ def test_the_event_says_what_protobufs_own_json_says() -> None:
         assert MessageToDict(event.message(events_pb2.RecommendationMade)) == event.data
         # A second time from what was kept of the first.
         assert convert.recommendation_event(decision).data == event.data
+
+
+def test_a_line_encoded_beforehand_is_the_line() -> None:
+    (line,) = Ranker([offer()], RuleTable()).rank(Profile(customer="c1"), Contact(), NOW, 3)
+    for made in (line, replace(line, rank=7, score=0.25, probability=0.5, propensity=0.125)):
+        assert bson.decode(bson.encode({"line": ranked_raw(made)}))["line"] == bson.decode(
+            bson.encode(_ranked_fields(made))
+        )
 
 
 def test_the_propensity_model_learns_who_takes_what_or_says_why_not() -> None:

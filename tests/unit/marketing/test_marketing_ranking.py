@@ -100,15 +100,15 @@ def test_more_worth_never_ranks_lower(
     assert after.index(lifted) <= before.index(lifted)
 
 
-def test_lists_are_bounded_and_forgotten_ones_are_made_again(monkeypatch) -> None:  # type: ignore[no-untyped-def]
-    monkeypatch.setattr(ranking, "LISTS_MAX", 1)
+def test_rows_are_bounded_and_forgotten_ones_are_made_again(monkeypatch) -> None:  # type: ignore[no-untyped-def]
+    monkeypatch.setattr(ranking, "ROWS_MAX", 1)
     table = table_of([{"p1", "p2"}] * 9 + [{"p3"}] * 3)
     ranker = Ranker([offer(id="a", product="p2"), offer(id="b", product="p3")], table)
     profile = Profile(customer="c", products=frozenset({"p1"}))
     first = ranker.rank(profile, Contact(), NOW, 3)
-    ranker.rank(Profile(customer="d"), Contact(), NOW, 3)
+    ranker.rank(Profile(customer="d", products=frozenset({"p3"})), Contact(), NOW, 3)
     assert ranker.rank(profile, Contact(), NOW, 3) == first
-    assert len(ranker._lists) == 1
+    assert len(ranker._rows) == 1
 
 
 def test_reason_can_be_said_aloud() -> None:
