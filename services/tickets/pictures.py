@@ -107,7 +107,7 @@ def _line(edge: Edge, places: dict[str, tuple[float, float]], most: int) -> str:
         path = f"M{a:.0f},{y1:.0f} C{side:.0f},{y1:.0f} {side:.0f},{y2:.0f} {b:.0f},{y2:.0f}"
         label_x, label_y = side - 14, (y1 + y2) / 2
     drawn = f'<path d="{path}" fill="none" stroke="#567" stroke-width="{width:.1f}" marker-end="url(#tip)"/>'
-    return drawn + f'<text x="{label_x:.0f}" y="{label_y:.0f}" class="count">{edge.count}</text>'
+    return drawn + f'<text x="{label_x:.0f}" y="{label_y:.0f}" class="count edge">{edge.count}</text>'
 
 
 def _box(name: str, text: str, place: tuple[float, float], share: float) -> str:
@@ -142,7 +142,8 @@ def svg(found: ProcessMap) -> str:
     head = (
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width:.0f} {height:.0f}" '
         f'width="{width:.0f}" height="{height:.0f}" font-family="sans-serif" text-anchor="middle">'
-        "<style>.name{font-size:13px;font-weight:600}.count{font-size:11px;fill:#234}</style>"
+        "<style>.name{font-size:13px;font-weight:600}.count{font-size:11px;fill:#234}"
+        ".edge{paint-order:stroke;stroke:#fff;stroke-width:4px}</style>"
         '<defs><marker id="tip" viewBox="0 0 8 8" refX="7" refY="4" markerWidth="8" markerHeight="8" '
         'markerUnits="userSpaceOnUse" orient="auto"><path d="M0,0 L8,4 L0,8 z" fill="#567"/></marker></defs>'
         '<rect width="100%" height="100%" fill="#fff"/>'
