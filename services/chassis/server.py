@@ -29,7 +29,7 @@ from grpc_health.v1._async import HealthServicer
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 from grpc_reflection.v1alpha._async import ReflectionServicer
 
-from chassis import auth, logs, metrics, telemetry
+from chassis import auth, garbage, logs, metrics, telemetry
 from chassis.callcontext import current_identity, remaining_seconds
 from chassis.config import EXIT_BAD_SETTING, ServiceSettings, SettingsType, load_settings
 from chassis.errors import StartError
@@ -294,6 +294,9 @@ async def serve(
             ending.push_async_callback(_run_hook, hook)
         ending.push_async_callback(server.stop, None)
         await server.start(on_start)
+        garbage.settle()
+        collecting = asyncio.create_task(garbage.collect_at_times())
+        ending.callback(collecting.cancel)
         _log.info("server.started", address=server.address, http_port=server.http_port)
         await signals.first.wait()
         for hook in _hooks(on_drain):
