@@ -118,6 +118,11 @@ class ShardBusy(NothingTaken):
 class PoisonCommand(Exception):
     """The engine failed on a command; nothing has changed."""
 
+    def __init__(self, command: str, *, deposed: bool = False) -> None:
+        """`deposed`: it failed half-way, so the leader steps down and reads its journal again."""
+        super().__init__(command)
+        self.deposed = deposed
+
 
 def noticeable(before: tuple[int, int] | None, after: tuple[int, int]) -> bool:
     """Whether a caller should hear of a new (position, expected wait in milliseconds, -1 unknown): always
@@ -364,11 +369,12 @@ class Leader:
         except Exception as error:
             _POISON.labels(self.shard).inc()
             log.exception("poison_command", shard=self.shard, command=type(command).__name__)
-            if self.state.ordinal != ordinal:
+            halfway = self.state.ordinal != ordinal
+            if halfway:
                 # Applied, at least in part, and not to be committed: the memory is no longer the journal's.
                 # Start again from the journal, without this command.
                 self._depose("the engine failed on its own decision")
-            raise PoisonCommand(type(command).__name__) from error
+            raise PoisonCommand(type(command).__name__, deposed=halfway) from error
         return _Pending(now_ms, packed, answer, None, facts, self.state.ordinal)
 
     def _enqueue(self, pending: _Pending) -> None:

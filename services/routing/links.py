@@ -10,10 +10,10 @@ is
    idempotent.
 2. Whoever has seen an epoch drops what an older one says, and tells it so: its leader steps down.
 3. A command that was just sent when its leader's stream broke, and again at the next one, is poison: it
-outlived
-   two leaders and is refused, so that it does not kill the third. A leader that steps down ends its streams
-   in
-   order; that does not count.
+   outlived two leaders and is refused, so that it does not kill the third. So is one that made two leaders
+   step down because their engine failed half-way. After the first time it is asked alone, so that many that
+   were on their way when a leader died do not convict one another. A leader that steps down for any other
+   reason ends its streams in order; that does not count.
 4. A link that says nothing for `silent_seconds` is left: a leader is heard every heartbeat, even when it
    cannot commit.
 """
@@ -48,6 +48,8 @@ from routing.leader import (
 )
 from routing.model import Command, Fact
 
+#: Messages that go in one.
+BATCH_MAX = 64
 #: Questions open at once on one link; more are refused.
 OPEN_QUESTIONS_MAX = 20_000
 #: First and longest pause after all routers were asked in vain, real seconds.
@@ -87,8 +89,8 @@ class AnswerLate(Unavailable):
 _NOT_TAKEN: dict[str, type[Unavailable]] = {
     error.reason: error for error in (NotLeading, StoreOutage, ShardBusy)
 }
-#: The reason that stands for PoisonCommand.
-POISON = "POISON_COMMAND"
+#: The reasons that stand for PoisonCommand: the leader goes on, or had to step down.
+POISON, POISON_DEPOSED = "POISON_COMMAND", "POISON_DEPOSED"
 
 #: (shard, epoch, sequence, facts)
 OnFacts = Callable[[str, int, int, Sequence[Fact]], None]
@@ -116,7 +118,7 @@ class ShardPort(Protocol):
 
 def not_taken(reason: str, shard: str, retry_seconds: float) -> CallmeshError:
     """The error that a leader's reason for not taking a command stands for; LinkLost for one unknown here."""
-    if reason == POISON:
+    if reason in (POISON, POISON_DEPOSED):
         return Internal()
     return _NOT_TAKEN.get(reason, LinkLost)(shard=shard, retry_seconds=retry_seconds or 0.5)
 
@@ -151,10 +153,14 @@ class Outlived:
         """A leader has carried it out, or refused it, and lives."""
         self._known.pop(command, None)
 
+    def count(self, command: str) -> int:
+        """Leaders that it outlived, as far as that is remembered."""
+        count, at = self._known.get(command, (0, 0.0))
+        return count if self._monotonic() - at < OUTLIVED_LIFE_SECONDS else 0
+
     def is_poison(self, command: str) -> bool:
         """Whether no further leader is to be given this command."""
-        count, at = self._known.get(command, (0, 0.0))
-        return count >= OUTLIVED_MAX and self._monotonic() - at < OUTLIVED_LIFE_SECONDS
+        return self.count(command) >= OUTLIVED_MAX
 
 
 @dataclass(slots=True)
@@ -167,14 +173,12 @@ class _Question:
 
 
 async def ask_leader(leader: Leader, command: Command, seconds: float) -> Committed:
-    """Asks a leader of this process. Raises as `ShardPort.ask`."""
+    """Asks a leader of this process. Raises as `ShardPort.ask`, but PoisonCommand as it is."""
     try:
         async with asyncio.timeout(seconds):
             return await asyncio.shield(leader.submit(command))
     except TimeoutError:
         raise AnswerLate(shard=leader.shard, retry_seconds=0.5) from None
-    except PoisonCommand as error:
-        raise Internal() from error
 
 
 class LocalShard:
@@ -200,7 +204,10 @@ class LocalShard:
         leader.on_drop.append(lambda: on_change(shard, False))
 
     async def ask(self, command: Command, seconds: float) -> Committed:
-        return await ask_leader(self._leader, command, seconds)
+        try:
+            return await ask_leader(self._leader, command, seconds)
+        except PoisonCommand as error:
+            raise Internal() from error
 
 
 class Routers:
@@ -260,6 +267,10 @@ class ShardLink:
         self._requests = itertools.count(1)
         self._open: dict[int, _Question] = {}
         self._outlived = Outlived(time.monotonic)
+        #: Whoever outlived a leader is asked alone.
+        self._alone = asyncio.Lock()
+        #: The leader reads several messages in one.
+        self._batches = False
         #: Epoch of the leader whose stream broke last, and what it had just been given: if another leads
         #: next, that leader died of it, perhaps.
         self._suspects: tuple[int, Collection[str]] = (0, ())
@@ -365,15 +376,28 @@ class ShardLink:
     # --- asking
 
     async def ask(self, command: Command, seconds: float) -> Committed:
+        name = identity(command)
+        if not self._outlived.count(name):
+            return await self._ask(name, command, seconds)
+        try:
+            async with asyncio.timeout(seconds):
+                await self._alone.acquire()
+        except TimeoutError:
+            raise LinkDown(shard=self.shard, retry_seconds=0.5) from None
+        try:
+            if self._outlived.is_poison(name):
+                log.error("poison_refused", shard=self.shard, command=name)
+                raise Internal()
+            return await self._ask(name, command, seconds)
+        finally:
+            self._alone.release()
+
+    async def _ask(self, name: str, command: Command, seconds: float) -> Committed:
         local, outgoing = self._local, self._outgoing
         if local is not None and local.leading:
-            return await ask_leader(local, command, seconds)
+            return await self._ask_local(local, name, command, seconds)
         if outgoing is None or outgoing.full() or len(self._open) >= OPEN_QUESTIONS_MAX:
             raise LinkDown(shard=self.shard, retry_seconds=0.5)
-        name = identity(command)
-        if self._outlived.is_poison(name):
-            log.error("poison_refused", shard=self.shard, command=name)
-            raise Internal()
         request = next(self._requests)
         loop = asyncio.get_running_loop()
         future: asyncio.Future[Committed] = loop.create_future()
@@ -386,6 +410,16 @@ class ShardLink:
             raise AnswerLate(shard=self.shard, retry_seconds=0.5) from None
         finally:
             self._open.pop(request, None)
+
+    async def _ask_local(self, leader: Leader, name: str, command: Command, seconds: float) -> Committed:
+        try:
+            committed = await ask_leader(leader, command, seconds)
+        except PoisonCommand as error:
+            if error.deposed:
+                self._outlived.add(name)
+            raise Internal() from error
+        self._outlived.answered(name)
+        return committed
 
     # --- the stream
 
@@ -426,13 +460,21 @@ class ShardLink:
         outgoing.put_nowait(
             shard_pb2.FrontMessage(
                 hello=shard_pb2.FrontMessage.Hello(
-                    router=self._front, shard=self.shard, format=codec.FORMAT, epoch_seen=self._epoch
+                    router=self._front,
+                    shard=self.shard,
+                    format=codec.FORMAT,
+                    epoch_seen=self._epoch,
+                    batches=True,
                 )
             )
         )
         self._heard_seconds = asyncio.get_running_loop().time()
         reader = self._reader = asyncio.create_task(self._read(stream, address, outgoing))
-        helpers = [asyncio.create_task(_write(stream, outgoing)), asyncio.create_task(self._watch(reader))]
+        self._batches = False
+        helpers = [
+            asyncio.create_task(self._write(stream, outgoing)),
+            asyncio.create_task(self._watch(reader)),
+        ]
         try:
             await asyncio.wait([reader])
         finally:
@@ -458,9 +500,22 @@ class ShardLink:
                 self._attached = self._believed = address
                 self._judge(message.epoch)
                 self._outgoing, self._epoch = outgoing, message.epoch
+                self._batches = message.batches
                 self._tell_up(True)
             self._epoch = message.epoch
-            self._take(message)
+            for each in (message, *message.more):
+                self._take(each)
+
+    async def _write(self, stream: Any, outgoing: asyncio.Queue[shard_pb2.FrontMessage]) -> None:
+        """Sends what is asked, in order; a broken stream is noticed by its reader. What was asked meanwhile
+        goes in one message: sending one costs more than what is in it.
+        """
+        while True:
+            message = await outgoing.get()
+            if self._batches and not outgoing.empty():
+                waiting = min(outgoing.qsize(), BATCH_MAX - 1)
+                message.more.extend([outgoing.get_nowait() for _ in range(waiting)])
+            await stream.write(message)
 
     async def _watch(self, reader: asyncio.Task[None]) -> None:
         """Leaves a stream that has been silent for too long."""
@@ -521,7 +576,10 @@ class ShardLink:
         question = self._open.pop(message.request, None)
         if question is None:
             return
-        self._outlived.answered(question.command)
+        if message.not_taken == POISON_DEPOSED:
+            self._outlived.add(question.command)
+        else:
+            self._outlived.answered(question.command)
         future = question.future
         if future.done():
             return
@@ -538,9 +596,3 @@ class ShardLink:
                 durable=message.durable,
             )
         )
-
-
-async def _write(stream: Any, outgoing: asyncio.Queue[shard_pb2.FrontMessage]) -> None:
-    """Sends what is asked, in order; a broken stream is noticed by its reader."""
-    while True:
-        await stream.write(await outgoing.get())

@@ -16,7 +16,7 @@ from callmesh.routing.v1 import shard_pb2, shard_pb2_grpc
 from chassis.errors import CallmeshError, FailedPrecondition, InvalidArgument, Unavailable
 from routing import codec
 from routing.leader import Committed, Leader, PoisonCommand
-from routing.links import NOT_LEADER, POISON
+from routing.links import BATCH_MAX, NOT_LEADER, POISON, POISON_DEPOSED
 from routing.model import DetachFront
 from routing.peers import changes
 
@@ -26,6 +26,8 @@ LINK_UNREAD_MAX = 50_000
 DETACH_STEPS_MAX = 1_000
 #: A link says something at least this often, real seconds.
 BEAT_SECONDS = 0.5
+#: Bytes of facts and answers that go in one message, about: half of what a message may have.
+BATCH_BYTES_MAX = 8 << 20
 
 log = structlog.get_logger(__name__)
 
@@ -71,7 +73,7 @@ class ShardServicer(shard_pb2_grpc.ShardServiceServicer):
         first = await anext(aiter(request_iterator), None)
         if first is None or not first.HasField("hello"):
             raise InvalidArgument(field="hello", why="must be the first message of a link")
-        link = _Link(self._leader_for(first.hello), first.hello.router)
+        link = _Link(self._leader_for(first.hello), first.hello.router, batches=first.hello.batches)
         self._links.add(link)
         try:
             async with aclosing(link.run(request_iterator)) as messages:
@@ -105,9 +107,11 @@ class ShardServicer(shard_pb2_grpc.ShardServiceServicer):
 class _Link:
     """The leader's side of one front's link."""
 
-    def __init__(self, leader: Leader, front: str) -> None:
+    def __init__(self, leader: Leader, front: str, *, batches: bool = False) -> None:
+        """`batches`: the front reads several messages in one."""
         self._leader = leader
         self._front = front
+        self._batches = batches
         self._out: asyncio.Queue[shard_pb2.ShardMessage | None] = asyncio.Queue(LINK_UNREAD_MAX)
         self._quiet = True
 
@@ -125,9 +129,14 @@ class _Link:
         for helper in helpers:
             helper.add_done_callback(lambda _: self.cut())
         try:
-            yield self._message()
+            yield self._greeting()
             while (message := await self._out.get()) is not None:
                 self._quiet = False
+                if self._batches and not self._out.empty():
+                    self._take_along(message)
+                yield message
+            # Which command it was that made the leader step down is said after that.
+            for message in self._rest():
                 yield message
         finally:
             for helper in helpers:
@@ -138,6 +147,30 @@ class _Link:
 
     def cut(self) -> None:
         self._put(None)
+
+    def _greeting(self) -> shard_pb2.ShardMessage:
+        message = self._message()
+        message.batches = True
+        return message
+
+    def _take_along(self, message: shard_pb2.ShardMessage) -> None:
+        """What else waits goes in the same message, up to a bound: sending one costs more than what is in
+        it.
+        """
+        more: list[shard_pb2.ShardMessage] = []
+        size = 0
+        while not self._out.empty() and len(more) < BATCH_MAX and size < BATCH_BYTES_MAX:
+            following = self._out.get_nowait()
+            if following is None:
+                self._put(None)
+                break
+            more.append(following)
+            size += len(following.facts) + len(following.reply)
+        message.more.extend(more)
+
+    def _rest(self) -> list[shard_pb2.ShardMessage]:
+        waiting = [self._out.get_nowait() for _ in range(self._out.qsize())]
+        return [message for message in waiting if message is not None]
 
     def _message(self, request: int = 0) -> shard_pb2.ShardMessage:
         leader = self._leader
@@ -174,18 +207,22 @@ class _Link:
 
     async def _read(self, messages: AsyncIterator[shard_pb2.FrontMessage]) -> None:
         async for message in messages:
-            try:
-                command = codec.decode_command(message.command)
-                future = self._leader.submit(command)
-            except PoisonCommand:
-                self._refuse(message.request, POISON, None)
-            except CallmeshError as error:
-                self._refuse(message.request, error.reason, error)
-            except codec.CodecError as error:
-                log.warning("command_unreadable", front=self._front, error=str(error)[:200])
-                self._put(self._message(message.request))
-            else:
-                future.add_done_callback(functools.partial(self._answer, message.request))
+            for each in (message, *message.more):
+                self._carry_out(each)
+
+    def _carry_out(self, message: shard_pb2.FrontMessage) -> None:
+        try:
+            command = codec.decode_command(message.command)
+            future = self._leader.submit(command)
+        except PoisonCommand as error:
+            self._refuse(message.request, POISON_DEPOSED if error.deposed else POISON, None)
+        except CallmeshError as error:
+            self._refuse(message.request, error.reason, error)
+        except codec.CodecError as error:
+            log.warning("command_unreadable", front=self._front, error=str(error)[:200])
+            self._put(self._message(message.request))
+        else:
+            future.add_done_callback(functools.partial(self._answer, message.request))
 
     def _refuse(self, request: int, reason: str, error: CallmeshError | None) -> None:
         """A command that was not taken, and why: nothing has changed."""

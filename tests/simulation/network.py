@@ -265,11 +265,12 @@ class Call:
     def send(self, message: Any) -> None:
         world = self.network.world
         self.there.send(self.take, message)
-        if isinstance(message, shard_pb2.FrontMessage) and message.command and world.strike("twice", "link"):
-            # Asked again by somebody who never heard the answer; that may be much later.
-            again = shard_pb2.FrontMessage(command=message.command)
-            seconds = world.rng("twice").uniform(0.001, 2.0)
-            world.agenda.after(seconds, self.client, self.there.send, self.take, again)
+        for each in (message, *message.more) if isinstance(message, shard_pb2.FrontMessage) else ():
+            if each.command and world.strike("twice", "link"):
+                # Asked again by somebody who never heard the answer; that may be much later.
+                again = shard_pb2.FrontMessage(command=each.command)
+                seconds = world.rng("twice").uniform(0.001, 2.0)
+                world.agenda.after(seconds, self.client, self.there.send, self.take, again)
 
     def _hear(self, message: Any) -> None:
         if self.status is None:

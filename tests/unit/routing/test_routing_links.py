@@ -14,8 +14,10 @@ from chassis.clock import SystemClock
 from chassis.errors import Internal
 from chassis.server import ServiceBinding
 from routing import codec, engine
+from routing import leader as leader_module
 from routing.leader import Leader, LeaderOptions, StoreOutage
 from routing.links import (
+    BATCH_MAX,
     OUTLIVED_LIFE_SECONDS,
     OUTLIVED_MAX,
     OUTLIVED_REMEMBERED_MAX,
@@ -30,6 +32,7 @@ from routing.model import (
     AskCall,
     CallFacts,
     CallQueued,
+    Command,
     ConfigureQueue,
     Fact,
     HangUp,
@@ -37,6 +40,7 @@ from routing.model import (
     QueueConfig,
 )
 from routing.shard_servicer import ShardServicer, _Link
+from routing.state import ShardState
 from routing.testing import MemoryBlocks, MemoryJournal
 
 DEADLINE_SECONDS = 10
@@ -324,3 +328,103 @@ async def test_a_command_that_was_asked_twice_has_outlived_one_leader(grpc_serve
         link._lose(link._attached, broken=True)
         link._judge(link._epoch + 1)
         assert not link._outlived.is_poison("EndCall c1")
+
+
+def _fails_halfway(monkeypatch: pytest.MonkeyPatch, poison: Command) -> list[Command]:
+    """The engine applies the first event of one command, then fails; what it was given of it."""
+    real, given = leader_module.step, []
+
+    def step(state: ShardState, command: Command, now_ms: int) -> Any:
+        if command == poison:
+            given.append(command)
+            state.ordinal += 1
+            raise ZeroDivisionError("half-way")
+        return real(state, command, now_ms)
+
+    monkeypatch.setattr(leader_module, "step", step)
+    return given
+
+
+@pytest.mark.parametrize("local", [False, True], ids=["another router's leader", "the leader here"])
+async def test_a_command_that_made_two_leaders_step_down_is_refused(
+    grpc_server: Any, monkeypatch: pytest.MonkeyPatch, local: bool
+) -> None:
+    bad = HangUp(call_id="bad", attempt=1)
+    given = _fails_halfway(monkeypatch, bad)
+    async with a_region(grpc_server, local=local) as region:
+        leader = region.nodes[0].leader
+        region.nodes[0].start()
+        for _ in range(OUTLIVED_MAX + 2):
+            await eventually(lambda: leader.leading and region.link.up and region.link._epoch == leader.epoch)
+            with pytest.raises(Internal):
+                await region.link.ask(bad, 5)
+        assert len(given) == OUTLIVED_MAX
+        await region.link.ask(ConfigureQueue(queue=QueueConfig(id="q")), 5)
+        assert (await region.link.ask(placing("c1"), 5)).answer.call is not None
+
+
+async def test_who_outlived_a_leader_is_asked_alone(grpc_server: Any) -> None:
+    """Many were on their way when a leader died: the next death convicts one of them at most."""
+    async with a_region(grpc_server) as region:
+        node, link = region.nodes[0], region.link
+        node.start()
+        await eventually(lambda: link.up)
+        names = [f"c{n}" for n in range(5)]
+        for name in names:
+            link._outlived.add(f"HangUp {name}")
+        node.journal.gate = asyncio.Event()
+        asked = [asyncio.create_task(link.ask(HangUp(call_id=name, attempt=1), 5)) for name in names]
+        await eventually(lambda: len(link._open) == 1)
+        link._lose(link._attached, broken=True)
+        link._judge(link._epoch + 1)
+        assert [link._outlived.is_poison(f"HangUp {name}") for name in names].count(True) == 1
+        node.journal.gate.set()
+        for task in asked:
+            task.cancel()
+        await asyncio.gather(*asked, return_exceptions=True)
+
+
+@pytest.mark.parametrize("together", [True, False], ids=["batches", "an older router"])
+async def test_what_is_ready_at_once_goes_in_one_message(
+    grpc_server: Any, monkeypatch: pytest.MonkeyPatch, together: bool
+) -> None:
+    sizes: list[int] = []
+    real = ShardLink._take
+
+    def read(link: _Link, message: shard_pb2.FrontMessage) -> None:
+        sizes.append(1)
+        carry_out(link, message)
+
+    carry_out = _Link._carry_out
+    monkeypatch.setattr(_Link, "_carry_out", read)
+    messages: list[int] = []
+
+    async def count(link: _Link, incoming: AsyncIterator[shard_pb2.FrontMessage]) -> None:
+        async def counted() -> AsyncIterator[shard_pb2.FrontMessage]:
+            async for message in incoming:
+                messages.append(1 + len(message.more))
+                yield message
+
+        await read_all(link, counted())
+
+    read_all = _Link._read
+    monkeypatch.setattr(_Link, "_read", count)
+    answers: list[shard_pb2.ShardMessage] = []
+    monkeypatch.setattr(
+        ShardLink, "_take", lambda link, message: (answers.append(message), real(link, message))[1]
+    )
+    if not together:
+        monkeypatch.setattr(_Link, "_greeting", _Link._message)
+    async with a_region(grpc_server) as region:
+        region.nodes[0].start()
+        await eventually(lambda: region.link.up)
+        await region.link.ask(ConfigureQueue(queue=QueueConfig(id="q")), 5)
+        messages.clear()
+        sizes.clear()
+        placed = await asyncio.gather(*(region.link.ask(placing(f"c{n}"), 5) for n in range(150)))
+        assert all(each.answer.call is not None for each in placed)
+        assert sum(messages) == len(sizes) == 150
+        assert max(messages) <= BATCH_MAX
+        assert (len(messages) < 20) if together else (len(messages) == 150)
+        told = [fact.event.facts.call_id for _, fact in region.facts if isinstance(fact.event, CallQueued)]
+        assert told == [f"c{n}" for n in range(150)], "in order, none lost"
