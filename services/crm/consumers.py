@@ -7,10 +7,13 @@ from __future__ import annotations
 from typing import ClassVar
 
 from chassis.bus import Event
-from chassis.bus.entrypoint import subscribe
+from chassis.bus.entrypoint import handling, subscribe
 from crm import inbound
 from crm.handlers import Memory
 from crm.webhooks import Webhooks, forget
+
+#: Events that are learned at once, when so many wait.
+TOGETHER_MAX = 100
 
 
 class CrmConsumers:
@@ -20,33 +23,39 @@ class CrmConsumers:
     use: ClassVar[Memory]
     webhooks: ClassVar[Webhooks]
 
-    def _learn(self, event: Event) -> None:
-        inbound.learn(self.use, event)
-        self.webhooks.offer(event)
+    def _learn(self, events: list[Event]) -> None:
+        together = [event for event in events if not inbound.stands_alone(event)]
+        inbound.learn_together(self.use, together)
+        for event in events:
+            if inbound.stands_alone(event):
+                with handling(self.name, event):
+                    inbound.learn(self.use, event)
+        self.webhooks.offer_all(events)
 
-    @subscribe("routing", *inbound.CALLS)
-    def on_call(self, event: Event) -> None:
-        """Grows a call's interaction."""
-        self._learn(event)
+    @subscribe("routing", *inbound.CALLS, together_max=TOGETHER_MAX)
+    def on_call(self, events: list[Event]) -> None:
+        """Grows calls' interactions."""
+        self._learn(events)
 
-    @subscribe("tickets", *inbound.TICKETS)
-    def on_ticket(self, event: Event) -> None:
-        """Keeps a ticket's interaction as its newest event shows it."""
-        self._learn(event)
+    @subscribe("tickets", *inbound.TICKETS, together_max=TOGETHER_MAX)
+    def on_ticket(self, events: list[Event]) -> None:
+        """Keeps tickets' interactions as their newest events show them."""
+        self._learn(events)
 
     @subscribe("marketing", *inbound.OFFERS)
     def on_offer(self, event: Event) -> None:
         """Caches the best offers; what the customer said to one goes into the timeline."""
-        self._learn(event)
+        inbound.learn(self.use, event)
+        self.webhooks.offer_all([event])
 
-    @subscribe("crm", *inbound.CUSTOMERS)
-    def on_customer(self, event: Event) -> None:
-        """Gives a customer what its numbers did before it was known."""
-        self._learn(event)
+    @subscribe("crm", *inbound.CUSTOMERS, together_max=TOGETHER_MAX)
+    def on_customer(self, events: list[Event]) -> None:
+        """Gives customers what their numbers did before they were known."""
+        self._learn(events)
 
     @subscribe("crm", *inbound.TOLD)
     def on_told(self, event: Event) -> None:
         """What crm itself tells goes to partners' webhooks; an erased customer's deliveries are removed."""
-        self.webhooks.offer(event)
+        self.webhooks.offer_all([event])
         if event.type == inbound.ERASED:
             forget(event.subject, keep=event.id)

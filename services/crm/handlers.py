@@ -5,7 +5,7 @@ and in the worker, the asynchronous ones on the server's loop.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Any, TypeVar
@@ -415,9 +415,9 @@ class Memory:
         self._clock = clock
         self._leaving = leaving
 
-    def mark_churn(self, customer: str) -> None:
+    def mark_churn(self, *customers: str) -> None:
         """Notes that something happened that bears on churn."""
-        self._store.mark_churn(customer)
+        self._store.mark_churn(*customers)
 
     def flag_leaving(self, entry: Entry, fact: Fact) -> None:
         """Passes on that a customer said in a call that he wants to leave."""
@@ -449,6 +449,69 @@ class Memory:
             if self._store.save_entry(placed, events if known is None else ()):
                 return self._settle(placed)
         raise Unavailable(why="an interaction is changed by too many at once", retry_seconds=1.0)
+
+    def apply_many(self, facts: Sequence[Fact]) -> list[Entry]:
+        """As `apply`, for reports of which none tells the others anything: what all of them need is asked and
+        written at once. What somebody else changes meanwhile goes the long way.
+        """
+        ids = [timeline.entry_id(fact.kind, fact.source, fact.source_id) for fact in facts]
+        known = self._store.entries(set(ids))
+        merged: dict[str, Entry] = {}
+        for id, fact in zip(ids, facts, strict=True):
+            before = merged.get(id) or known.get(id)
+            merged[id] = timeline.entry_of(fact) if before is None else timeline.merge(before, fact)
+        placed = self._placed_together(merged)
+        changed = [entry for id, entry in placed.items() if entry != known.get(id)]
+        now_ms = self._clock.now_ms()
+        missed = self._store.save_entries([replace(entry, updated_ms=now_ms) for entry in changed])
+        settled = self._settle_together([entry for entry in changed if entry.id not in missed])
+        again = {
+            id: self.apply(fact) for id, fact in zip(ids, facts, strict=True) if id in missed or id in settled
+        }
+        return [again.get(id) or placed[id] for id in ids]
+
+    def _placed_together(self, merged: Mapping[str, Entry]) -> dict[str, Entry]:
+        """Each where it belongs, as `apply` places it."""
+        numbers = {
+            id: timeline.number_of(entry)
+            for id, entry in merged.items()
+            if not timeline.named_customer(entry) and not timeline.is_customers(entry.subject)
+        }
+        owners = self._owners_of(numbers.values())
+        own = {id: timeline.subject_for(e, owners.get(numbers.get(id, ""))) for id, e in merged.items()}
+        # Who owns a number is live: there is nothing to look up.
+        unsure = {subject for id, subject in own.items() if not owners.get(numbers.get(id, ""))}
+        standing = self._standing_together(unsure)
+        placed = {}
+        for id, entry in merged.items():
+            shown, erased = standing.get(own[id], (own[id], False))
+            placed[id] = timeline.placed(timeline.anonymised(entry) if erased else entry, own[id], shown)
+        return placed
+
+    def _owners_of(self, numbers: Iterable[str]) -> dict[str, str]:
+        """Number -> id of the customer who owns it."""
+        claims = {identity.claim_of_number(number): number for number in numbers if number}
+        return {claims[claim]: owner for claim, owner in self._store.owners(claims).items()}
+
+    def _standing_together(self, subjects: Iterable[str]) -> dict[str, tuple[str, bool]]:
+        """As `_standing`, by subject; most customers are where they were, and one question tells."""
+        ids = {timeline.customer_of(subject): subject for subject in subjects if subject}
+        found = self._store.standings(ids.keys() - {""})
+        gone = [id for id, (state, _) in found.items() if state in (State.MERGED, State.ERASED)]
+        return {ids[id]: self._standing(ids[id]) for id in gone}
+
+    def _settle_together(self, written: Sequence[Entry]) -> set[str]:
+        """The ids of those that `_settle` would have to move, for the long way."""
+        with_number = [e for e in written if e.subject and not timeline.is_customers(e.own or e.subject)]
+        owners = self._owners_of(timeline.number_of(entry) for entry in with_number)
+        found = {entry.id for entry in with_number if timeline.number_of(entry) in owners}
+        with_customer = [e for e in written if timeline.is_customers(e.own or e.subject)]
+        standing = self._standing_together({entry.own or entry.subject for entry in with_customer})
+        for entry in with_customer:
+            own = entry.own or entry.subject
+            if standing.get(own, (own, False)) != (entry.subject, False):
+                found.add(entry.id)
+        return found
 
     def _standing(self, own: str) -> tuple[str, bool]:
         """(where what is `own`'s is shown, whether that customer was erased)."""
@@ -499,6 +562,16 @@ class Memory:
         owners = self._store.owners(identity.claim_of_number(number) for number in numbers)
         own = [n for n in numbers if owners.get(identity.claim_of_number(n)) == customer_id]
         return sum(self._store.attach(number, customer_id) for number in own)
+
+    def attach_many(self, owned: Sequence[tuple[str, Sequence[str]]]) -> int:
+        """As `attach_numbers`, of several (customer's id, numbers): most numbers have never called."""
+        subjects = {timeline.subject_of_number(number) for _, numbers in owned for number in numbers}
+        waiting = self._store.subjects_with_history(subjects)
+        moved = 0
+        for customer_id, numbers in owned:
+            mine = [number for number in numbers if timeline.subject_of_number(number) in waiting]
+            moved += self.attach_numbers(customer_id, mine) if mine else 0
+        return moved
 
     def change_ranking(self, subject: str, change: Callable[[OfferRanking], OfferRanking]) -> None:
         """Applies a commutative change to what was last ranked for a subject."""

@@ -79,13 +79,20 @@ def insert_ready(documents: Sequence[Mapping[str, Any]]) -> set[int]:
     try:
         _customers().insert_many(documents, ordered=False)
     except BulkWriteError as error:
-        problems = error.details.get("writeErrors", [])
-        if error.details.get("writeConcernErrors"):
-            raise DatabaseUnavailable(why="try again", retry_seconds=1.0) from None
-        if any(problem.get("code") != _DUPLICATE_KEY for problem in problems):
-            raise
-        return {problem["index"] for problem in problems}
+        return met(error)
     return set()
+
+
+def met(error: BulkWriteError) -> set[int]:
+    """The places of an unordered bulk write that met a unique value of another; raises when anything else
+    went wrong.
+    """
+    problems = error.details.get("writeErrors", [])
+    if error.details.get("writeConcernErrors"):
+        raise DatabaseUnavailable(why="try again", retry_seconds=1.0) from None
+    if any(problem.get("code") != _DUPLICATE_KEY for problem in problems):
+        raise error
+    return {problem["index"] for problem in problems}
 
 
 def _customers() -> Any:
@@ -106,11 +113,11 @@ class MongoImportStore:
         batches = [_Batch(entries) for entries in _entries(new)]
         for batch in batches:
             batch.open()
-        met = insert_ready([ready_document(item, told=False) for item in new])
-        before = self._stored_before([new[index] for index in met])
+        clashes = insert_ready([ready_document(item, told=False) for item in new])
+        before = self._stored_before([new[index] for index in clashes])
         outcomes: list[Customer | CallmeshError] = [
             self._outcome(item)
-            if index in met and item.change.customer.id not in before
+            if index in clashes and item.change.customer.id not in before
             else item.change.customer
             for index, item in enumerate(new)
         ]

@@ -5,7 +5,7 @@ order.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from callmesh.crm.v1 import events_pb2 as crm_events
@@ -61,6 +61,8 @@ WEBHOOK_TYPES: tuple[str, ...] = tuple(
 _TYPES: Mapping[str, type[Any]] = {
     kind.DESCRIPTOR.full_name: kind for kind in (*CALLS, *TICKETS, *OFFERS, *CUSTOMERS)
 }
+#: Types whose events can be learned many at once.
+_TOGETHER = frozenset(kind.DESCRIPTOR.full_name for kind in (*CALLS, *TICKETS, *CUSTOMERS))
 
 
 def learn(use: Memory, event: Event) -> None:
@@ -72,14 +74,53 @@ def learn(use: Memory, event: Event) -> None:
         learn_message(use, event.message(kind))
 
 
+def stands_alone(event: Event) -> bool:
+    """Whether an event is to be learned by itself: because it tells others something in turn, or because
+    little would be won.
+    """
+    if event.type not in _TOGETHER:
+        return True
+    said = event.data.get("disposition")
+    return bool(said.get("wantsToLeave") or said.get("wants_to_leave")) if isinstance(said, dict) else False
+
+
+def learn_together(use: Memory, events: Sequence[Event]) -> None:
+    """Takes in events none of which `stands_alone`, with few questions to the store; errors as in `learn`, of
+    which one event's keeps back the others.
+    """
+    facts: list[Fact] = []
+    owned: list[tuple[str, Sequence[str]]] = []
+    for event in events:
+        message = event.message(_TYPES[event.type])
+        if isinstance(message, CUSTOMERS):
+            owned.append(convert.numbers_owned(message.customer))
+        else:
+            facts += [fact for fact in _facts_of(message) if fact is not None]
+    entries = use.apply_many(facts)
+    telling = {
+        timeline.customer_of(entry.subject)
+        for fact, entry in zip(facts, entries, strict=True)
+        if fact.facet in _TELLING
+    }
+    use.mark_churn(*sorted(telling - {""}))
+    use.attach_many(owned)
+
+
+def _facts_of(message: Any) -> tuple[Fact | None, ...]:
+    """What a call's or a ticket's event tells the timeline."""
+    if type(message) in _FACTS:
+        return (_FACTS[type(message)](message),)
+    facts = (convert.ticket_fact(message.ticket),)
+    if isinstance(message, tickets_events.FollowUpCompleted):
+        return (*facts, convert.visit_fact(message))
+    return facts
+
+
 def learn_message(use: Memory, message: Any) -> None:
     """Takes in what an event carries."""
-    if type(message) in _FACTS:
-        _apply(use, _FACTS[type(message)](message))
-    elif isinstance(message, TICKETS):
-        _apply(use, convert.ticket_fact(message.ticket))
-        if isinstance(message, tickets_events.FollowUpCompleted):
-            _apply(use, convert.visit_fact(message))
+    if type(message) in _FACTS or isinstance(message, TICKETS):
+        for fact in _facts_of(message):
+            _apply(use, fact)
     elif isinstance(message, marketing_events.RecommendationMade):
         _learn_ranking(use, message)
     elif isinstance(message, marketing_events.OfferOutcomeRecorded):

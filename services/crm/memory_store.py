@@ -146,6 +146,15 @@ class MemoryStore:
             self.events.extend(events)
             return True
 
+    def entries(self, ids: Iterable[str]) -> dict[str, Entry]:
+        return {id: self._entries[id] for id in ids if id in self._entries}
+
+    def save_entries(self, entries: Sequence[Entry]) -> set[str]:
+        return {entry.id for entry in entries if not self.save_entry(entry)}
+
+    def subjects_with_history(self, subjects: Iterable[str]) -> set[str]:
+        return {entry.subject for entry in self._entries.values()} & set(subjects)
+
     def attach(self, number: str, customer_id: str) -> int:
         subject = timeline.subject_of_customer(customer_id)
         with self._lock:
@@ -185,6 +194,10 @@ class MemoryStore:
             self._fields[field.id] = field
 
     # --- whose is what ---
+
+    def standings(self, ids: Iterable[str]) -> dict[str, tuple[State, str]]:
+        found = {id: self.standing(id) for id in ids}
+        return {id: standing for id, standing in found.items() if standing is not None}
 
     def standing(self, id: str) -> tuple[State, str] | None:
         known = self._customers.get(id)
@@ -319,8 +332,8 @@ class MemoryStore:
                 self.marked.discard(churn.customer)
             return True
 
-    def mark_churn(self, customer: str) -> None:
-        self.marked.add(customer)
+    def mark_churn(self, *customers: str) -> None:
+        self.marked.update(customers)
 
 
 def _running(merge: Merge) -> bool:

@@ -4,11 +4,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from typing import Any
 
 import mongoengine
+from pymongo import UpdateOne
 from pymongo.errors import DuplicateKeyError
 from pymongo.write_concern import WriteConcern
 
@@ -73,6 +74,13 @@ class MongoSagaStore:
     def standing(self, id: str) -> tuple[State, str] | None:
         raw = _of(docs.CustomerDocument).find_one({"_id": id}, {"state": 1, "merged_into": 1})
         return None if raw is None else (State(raw["state"]), raw.get("merged_into") or "")
+
+    def standings(self, ids: Iterable[str]) -> dict[str, tuple[State, str]]:
+        wanted = list(ids)
+        if not wanted:
+            return {}
+        found = _of(docs.CustomerDocument).find({"_id": {"$in": wanted}}, {"state": 1, "merged_into": 1})
+        return {raw["_id"]: (State(raw["state"]), raw.get("merged_into") or "") for raw in found}
 
     def place(self, entry: Entry, own: str, shown: str) -> None:
         change: dict[str, Any] = {"$set": {"subject": shown}, "$inc": {"version": 1}}
@@ -278,16 +286,11 @@ class MongoSagaStore:
             return False
         return True
 
-    def mark_churn(self, customer: str) -> None:
-        _of(docs.ChurnDocument).update_one(
-            {"_id": customer},
-            [
-                {
-                    "$set": {
-                        "dirty_ms": {"$ifNull": ["$dirty_ms", {"$toLong": "$$NOW"}]},
-                        "version": {"$add": [{"$ifNull": ["$version", 0]}, 1]},
-                    }
-                }
-            ],
-            upsert=True,
-        )
+    def mark_churn(self, *customers: str) -> None:
+        marked = {
+            "dirty_ms": {"$ifNull": ["$dirty_ms", {"$toLong": "$$NOW"}]},
+            "version": {"$add": [{"$ifNull": ["$version", 0]}, 1]},
+        }
+        writes = [UpdateOne({"_id": customer}, [{"$set": marked}], upsert=True) for customer in customers]
+        if writes:
+            _of(docs.ChurnDocument).bulk_write(writes, ordered=False)

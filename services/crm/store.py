@@ -13,7 +13,8 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Protocol
 
 from bson.regex import Regex
-from pymongo.errors import AutoReconnect, DuplicateKeyError
+from pymongo import InsertOne, UpdateOne
+from pymongo.errors import AutoReconnect, BulkWriteError, DuplicateKeyError
 from pymongo.write_concern import WriteConcern
 
 from chassis.errors import AlreadyExists, CallmeshError, EtagMismatch, NotFound, Unavailable
@@ -26,7 +27,7 @@ from chassis.mongo import (
 from crm import documents as docs
 from crm import engine, timeline
 from crm.coalesce import Coalescer
-from crm.import_store import MongoImportStore, insert_ready, ready_document
+from crm.import_store import MongoImportStore, insert_ready, met, ready_document
 from crm.model import (
     AuditEntry,
     Churn,
@@ -70,7 +71,6 @@ READ_MS_MAX = 5000
 CLAIM_TRIES_MAX = 3
 
 _MAJORITY = WriteConcern(w="majority")
-_DUPLICATE_KEY = 11000
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -159,6 +159,15 @@ class Store(Protocol):
         nothing is stored, read again.
         """
 
+    def entries(self, ids: Iterable[str]) -> dict[str, Entry]:
+        """Those of the interactions that exist, by id."""
+
+    def save_entries(self, entries: Sequence[Entry]) -> set[str]:
+        """Each as by `save_entry`; the ids of those where it would answer False."""
+
+    def subjects_with_history(self, subjects: Iterable[str]) -> set[str]:
+        """Those of the subjects with whom some interaction lies."""
+
     def attach(self, number: str, customer_id: str) -> int:
         """Moves the interactions that lie with a number to a customer; answers how many. Idempotent."""
 
@@ -183,6 +192,9 @@ class Store(Protocol):
 
     def standing(self, id: str) -> tuple[State, str] | None:
         """(state, merged_into) of a customer; None when there is none."""
+
+    def standings(self, ids: Iterable[str]) -> dict[str, tuple[State, str]]:
+        """As `standing`, of those that exist."""
 
     def place(self, entry: Entry, own: str, shown: str) -> None:
         """Shows an interaction elsewhere, if it is still where `entry` says. Idempotent."""
@@ -245,7 +257,7 @@ class Store(Protocol):
     def save_churn(self, churn: Churn, events: Sequence[PendingEvent], *, clean: bool = False) -> bool:
         """Stores what was read at `churn.revision`; False as in `save_entry`. `clean`: it was scored now."""
 
-    def mark_churn(self, customer: str) -> None:
+    def mark_churn(self, *customers: str) -> None:
         """Notes that something happened that is to be scored."""
 
 
@@ -329,6 +341,35 @@ def _document(new: NewCustomer) -> docs.CustomerDocument:
         **docs.customer_fields(customer),
         **docs.wire_fields(new.wire),
     )
+
+
+def _interactions() -> Any:
+    return docs.InteractionDocument._get_collection().with_options(write_concern=_MAJORITY)
+
+
+def _entry_document(entry: Entry, events: Sequence[PendingEvent], now: datetime) -> dict[str, Any]:
+    """A new interaction as it lies in MongoDB. Without the mapper's objects, as below: checking every facet
+    of every event would take most of the worker's time.
+    """
+    kept = {name: value for name, value in docs.entry_fields(entry).items() if value is not None}
+    whole = {"_id": entry.id, "version": 1, **kept, "created_at": now, "updated_at": now}
+    waiting = [pending_entry(event) for event in events]
+    return whole | ({"outbox": waiting, "outbox_since": now} if waiting else {})
+
+
+def _entry_change(
+    entry: Entry, events: Sequence[PendingEvent], now: datetime
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """(filter, update) of an interaction read at its revision."""
+    fields = docs.entry_fields(entry)
+    kept = {name: value for name, value in fields.items() if value is not None}
+    change: dict[str, Any] = {"$set": {**kept, "version": entry.revision + 1, "updated_at": now}}
+    if gone := [name for name in fields if name not in kept]:
+        change["$unset"] = dict.fromkeys(gone, "")
+    if events:
+        waiting = [pending_entry(event) for event in events]
+        change |= {"$push": {"outbox": {"$each": waiting}}, "$min": {"outbox_since": now}}
+    return {"_id": entry.id, "version": entry.revision}, change
 
 
 class MongoStore(MongoSagaStore, MongoImportStore):
@@ -438,30 +479,44 @@ class MongoStore(MongoSagaStore, MongoImportStore):
         raw = docs.InteractionDocument._get_collection().find_one({"_id": id}, docs.INTERACTION_HIDDEN)
         return None if raw is None else docs.entry_from_raw(raw)
 
+    def entries(self, ids: Iterable[str]) -> dict[str, Entry]:
+        wanted = list(ids)
+        if not wanted:
+            return {}
+        found = _interactions().find({"_id": {"$in": wanted}}, docs.INTERACTION_HIDDEN)
+        return {raw["_id"]: docs.entry_from_raw(raw) for raw in found}
+
     def save_entry(self, entry: Entry, events: Sequence[PendingEvent] = ()) -> bool:
-        # Without the mapper's objects: checking every facet of every event would take most of the worker's
-        # time.
-        collection = docs.InteractionDocument._get_collection().with_options(write_concern=_MAJORITY)
-        fields = docs.entry_fields(entry)
-        kept = {name: value for name, value in fields.items() if value is not None}
         now = datetime.now(UTC)
-        waiting = [pending_entry(event) for event in events]
-        if entry.revision == 0:
-            whole = {"_id": entry.id, "version": 1, **kept, "created_at": now, "updated_at": now}
-            if waiting:
-                whole |= {"outbox": waiting, "outbox_since": now}
-            try:
-                collection.insert_one(whole)
-            except DuplicateKeyError:
-                return False
-            return True
-        change: dict[str, Any] = {"$set": {**kept, "version": entry.revision + 1, "updated_at": now}}
-        if gone := [name for name in fields if name not in kept]:
-            change["$unset"] = dict.fromkeys(gone, "")
-        if waiting:
-            change |= {"$push": {"outbox": {"$each": waiting}}, "$min": {"outbox_since": now}}
-        done = collection.update_one({"_id": entry.id, "version": entry.revision}, change)
-        return bool(done.matched_count)
+        if entry.revision:
+            return bool(_interactions().update_one(*_entry_change(entry, events, now)).matched_count)
+        try:
+            _interactions().insert_one(_entry_document(entry, events, now))
+        except DuplicateKeyError:
+            return False
+        return True
+
+    def save_entries(self, entries: Sequence[Entry]) -> set[str]:
+        if not entries:
+            return set()
+        now = datetime.now(UTC)
+        # One of another revision than was read does not match, is to be inserted instead, and meets its own
+        # id: that tells which it was, as the count of those that matched would not.
+        writes = [
+            UpdateOne(*_entry_change(entry, (), now), upsert=True)
+            if entry.revision
+            else InsertOne(_entry_document(entry, (), now))
+            for entry in entries
+        ]
+        try:
+            _interactions().bulk_write(writes, ordered=False)
+        except BulkWriteError as error:
+            return {entries[index].id for index in met(error)}
+        return set()
+
+    def subjects_with_history(self, subjects: Iterable[str]) -> set[str]:
+        wanted = list(subjects)
+        return set(_interactions().distinct("subject", {"subject": {"$in": wanted}})) if wanted else set()
 
     def attach(self, number: str, customer_id: str) -> int:
         collection = docs.InteractionDocument._get_collection().with_options(write_concern=_MAJORITY)

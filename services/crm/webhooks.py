@@ -313,14 +313,17 @@ class Webhooks:
 
     # --- delivering ---
 
-    def offer(self, event: Event) -> int:
-        """Makes a delivery of an event for every webhook that wants it; how many want it. Idempotent."""
-        wanted = [hook for hook in self._enabled() if event.type in hook["event_types"]]
-        if wanted:
-            body = event.to_json()
-            writes = [self._delivery(hook["_id"], event, body) for hook in wanted]
+    def offer_all(self, events: Sequence[Event]) -> int:
+        """Makes a delivery of each event for every webhook that wants it; how many. Idempotent."""
+        enabled = self._enabled()
+        writes = []
+        for event in events:
+            wanted = [hook for hook in enabled if event.type in hook["event_types"]]
+            body = event.to_json() if wanted else ""
+            writes += [self._delivery(hook["_id"], event, body) for hook in wanted]
+        if writes:
             _deliveries().bulk_write(writes, ordered=False)
-        return len(wanted)
+        return len(writes)
 
     def _enabled(self) -> list[Raw]:
         now = time.monotonic()

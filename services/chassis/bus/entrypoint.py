@@ -13,6 +13,12 @@ dies.
 
 Handlers run side by side (`BusOptions.prefetch` a handler, `max_workers` a process), so they see events of
 one aggregate in another order now and then, and one event twice when a process dies between effect and mark.
+
+A handler may take events together instead (`subscribe(…, together_max=100)`): then it gets a list, whatever
+came while the list before was being handled, one list at a time. What an event costs in round trips is shared
+by the list: one question to the inbox, one write of marks, and whatever the handler itself can ask at once.
+When such a handler raises, each event of the list is handled again by itself, so one bad event costs only
+itself; and what the broker delivers again is handled by itself, because it may be what killed a process.
 """
 
 from __future__ import annotations
@@ -20,8 +26,9 @@ from __future__ import annotations
 import functools
 import inspect
 import time
+from collections import deque
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any, TypeVar, cast
 
@@ -124,8 +131,9 @@ class BusConsumer(QueueConsumer):
                 on_message=functools.partial(self._on_message, provider),
                 auto_declare=False,
             )
-            # Not global: quorum queues know only limits of a single consumer.
-            consumer.qos(prefetch_count=self.options.prefetch)
+            # Not global: quorum queues know only limits of a single consumer. The next list gathers while
+            # one is handled.
+            consumer.qos(prefetch_count=max(self.options.prefetch, 2 * provider.together_max))
             self._consumers[provider] = consumer
         return self._consumers.values()
 
@@ -164,14 +172,27 @@ class BusConsumer(QueueConsumer):
     def _on_message(self, provider: Subscribe, message: Any) -> None:
         # Counted here, not in the thread: the loop must not end between the two.
         self._in_hand += 1
+        if provider.together_max and not message.delivery_info.get("redelivered"):
+            provider.gathered.append(message)
+            if not provider.gathering:
+                provider.gathering = True
+                self._spawn(provider, provider.take_gathered)
+            return
 
         def handle() -> None:
             try:
                 provider.take(message)
             finally:
-                self._in_hand -= 1
+                self.settled(1)
 
-        self.container.spawn_managed_thread(handle, identifier=provider.subscription.queue)
+        self._spawn(provider, handle)
+
+    def _spawn(self, provider: Subscribe, work: Callable[[], None]) -> None:
+        self.container.spawn_managed_thread(work, identifier=provider.subscription.queue)
+
+    def settled(self, count: int) -> None:
+        """So many messages are no longer in hand."""
+        self._in_hand -= count
 
     @contextmanager
     def alone(self, handler: str, event_id: str) -> Iterator[None]:
@@ -206,11 +227,16 @@ class Subscribe(Entrypoint):
 
     queue_consumer = BusConsumer()
 
-    def __init__(self, source: str, types: tuple[str, ...], handler: str) -> None:
+    def __init__(self, source: str, types: tuple[str, ...], handler: str, together_max: int = 0) -> None:
+        """`together_max`: how many events the handler takes at once; 0 it takes one."""
         super().__init__(expected_exceptions=(Exception,))
         self.source = source
         self.types = types
         self.handler = handler
+        self.together_max = together_max
+        #: Messages for the next list, and whether somebody is working them off.
+        self.gathered: deque[Any] = deque()
+        self.gathering = False
 
     def of_service(self, service: str) -> topology.Subscription:
         """The subscription as the topology knows it."""
@@ -242,6 +268,75 @@ class Subscribe(Entrypoint):
             return
         self._red.record(outcome, time.monotonic() - started)
 
+    def take_gathered(self) -> None:
+        """Works off what has gathered, and what gathers meanwhile, list by list."""
+        try:
+            while self.gathered:
+                count = min(len(self.gathered), self.together_max)
+                messages = [self.gathered.popleft() for _ in range(count)]
+                try:
+                    self._take_together(messages)
+                finally:
+                    self.queue_consumer.settled(count)
+        finally:
+            self.gathering = False
+
+    def _take_together(self, messages: list[Any]) -> None:
+        started = time.monotonic()
+        try:
+            done = self._together(messages)
+        except ContainerBeingKilled:
+            return
+        except Exception as error:
+            log.info(
+                "bus.one_by_one",
+                queue=self.subscription.queue,
+                count=len(messages),
+                error=verdict.describe(error),
+            )
+            done = {}
+        for message in messages:
+            outcome = done.get(id(message))
+            if outcome is None:
+                self.take(message)
+            else:
+                self._acknowledge(message, outcome, time.monotonic() - started)
+
+    def _together(self, messages: list[Any]) -> dict[int, str]:
+        """Outcomes of the messages by identity; those left out are to be handled by themselves."""
+        events: dict[str, Event] = {}
+        ids: dict[int, str] = {}
+        for message in messages:
+            # What is no event is for the other way to bury.
+            with suppress(MalformedEvent):
+                event = Event.from_json(message.body)
+                ids[id(message)] = event.id
+                events.setdefault(event.id, event)
+        if not events:
+            return {}
+        seen = self.queue_consumer.inbox.seen_of(self.handler, list(events))
+        fresh = [event for event in events.values() if event.id not in seen]
+        if fresh:
+            failure = self._run(fresh)
+            if failure is not None:
+                raise failure
+            self.queue_consumer.inbox.mark_all(self.handler, [event.id for event in fresh])
+        outcomes = {}
+        for key, event_id in ids.items():
+            outcomes[key] = "duplicate" if event_id in seen else "ok"
+            seen.add(event_id)
+        return outcomes
+
+    def _acknowledge(self, message: Any, outcome: str, seconds: float) -> None:
+        try:
+            self.queue_consumer.ack_message(message)
+        except Exception:
+            # It comes again over the next connection, and is known then.
+            log.exception("bus.unsettled", queue=self.subscription.queue)
+            return
+        (_consumed if outcome == "ok" else _duplicates).labels(*self._labels).inc()
+        self._red.record(outcome, seconds)
+
     def _outcome(self, message: Any) -> str:
         try:
             event = Event.from_json(message.body)
@@ -253,7 +348,7 @@ class Subscribe(Entrypoint):
             try:
                 if self.queue_consumer.inbox.seen(self.handler, event.id):
                     return self._duplicate(message)
-                failure = self._run(event)
+                failure = self._run([event] if self.together_max else event)
                 if failure is None:
                     self.queue_consumer.inbox.mark(self.handler, event.id)
             except Exception as error:
@@ -264,7 +359,7 @@ class Subscribe(Entrypoint):
         _consumed.labels(*self._labels).inc()
         return "ok"
 
-    def _run(self, event: Event) -> BaseException | None:
+    def _run(self, taken: Event | list[Event]) -> BaseException | None:
         """Lets nameko run the handler with its dependencies; what it raised."""
         done = Signal()
 
@@ -272,7 +367,7 @@ class Subscribe(Entrypoint):
             done.send(exc_info[1] if exc_info is not None else None)
             return result, exc_info
 
-        self.container.spawn_worker(self, (event,), {}, context_data={}, handle_result=handle_result)
+        self.container.spawn_worker(self, (taken,), {}, context_data={}, handle_result=handle_result)
         return cast(BaseException | None, done.wait())
 
     def _duplicate(self, message: Any) -> str:
@@ -337,9 +432,10 @@ class Subscribe(Entrypoint):
 
 
 def subscribe(
-    source: str, *types: type[Message] | str, name: str | None = None
+    source: str, *types: type[Message] | str, name: str | None = None, together_max: int = 0
 ) -> Callable[[Handler], Handler]:
-    """Makes a method the handler of a service's events: `def on_x(self, event: Event) -> None`.
+    """Makes a method the handler of a service's events: `def on_x(self, event: Event) -> None`; with
+    `together_max`, `def on_x(self, events: list[Event]) -> None`, for at least one and at most so many.
 
     One queue for all given types, called `<consumer-service>.<name or method name>`. The name is part of the
     stored marks and of the queue: renaming a handler makes a new queue and leaves the old one behind.
@@ -353,23 +449,35 @@ def subscribe(
         handler = name or method.__name__
 
         @functools.wraps(method)
-        def traced(self: Any, event: Event) -> Any:
-            with _handling(f"{getattr(self, 'name', '')}.{handler}", event):
-                return method(self, event)
+        def traced(self: Any, taken: Event | list[Event]) -> Any:
+            with handling(f"{getattr(self, 'name', '')}.{handler}", taken):
+                return method(self, taken)
 
-        register_entrypoint(traced, Subscribe(source, names, handler))
+        register_entrypoint(traced, Subscribe(source, names, handler, together_max))
         return cast(Handler, traced)
 
     return register
 
 
 @contextmanager
-def _handling(queue: str, event: Event) -> Iterator[None]:
-    """The call context and, when the event's trace is sampled, a span around a handler."""
-    span = telemetry.start_call(
-        queue, event.traceparent, {"messaging.message.id": event.id}, SpanKind.CONSUMER
-    )
-    traceparent = span.traceparent if span is not None else event.traceparent
+def handling(queue: str, taken: Event | list[Event]) -> Iterator[None]:
+    """The call context and, for each event whose trace is sampled, a span around a handler. What a handler of
+    a list tells because of one of its events it tells inside a `handling` of that one, or the others' traces
+    get mixed up in it.
+    """
+    events = taken if isinstance(taken, list) else [taken]
+    spans = [
+        span
+        for event in events
+        if (
+            span := telemetry.start_call(
+                queue, event.traceparent, {"messaging.message.id": event.id}, SpanKind.CONSUMER
+            )
+        )
+    ]
+    traceparent = None
+    if len(events) == 1:
+        traceparent = spans[0].traceparent if spans else events[0].traceparent
     identity = callcontext.Identity(subject="worker", scopes=frozenset({"*"}))
     token = callcontext.set_current(callcontext.CallContext(queue, identity, None, traceparent))
     failed = True
@@ -378,7 +486,7 @@ def _handling(queue: str, event: Event) -> Iterator[None]:
         failed = False
     finally:
         callcontext.reset_current(token)
-        if span is not None:
+        for span in reversed(spans):
             span.end("error" if failed else "ok", failed)
 
 

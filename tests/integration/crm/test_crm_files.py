@@ -366,7 +366,7 @@ async def test_a_webhook_is_signed_retried_and_replayed(crm: Crm, partner: tuple
     now_ms = 1_800_000_000_000
     hooks._now_ms = lambda: now_ms
     event = Event(id="e1", source="crm", type=kind, subject="customers/a", time=NOW, data={"actor": "amy"})
-    assert hooks.offer(event) == 1 and hooks.offer(event) == 1
+    assert hooks.offer_all([event]) == 1 and hooks.offer_all([event]) == 1
     server.answer = 503
     assert hooks.deliver() == 1 and hooks.deliver() == 0, "tried once, then put off"
     server.answer = 200
