@@ -30,7 +30,7 @@ from marketing.kinds import (
     propensity_from_content,
 )
 from marketing.model import Considered, Decision, ModelInfo, ModelState, Result
-from marketing.offline import Comparison, Estimate, Logged, Treated, compare, qini, uplift
+from marketing.offline import Comparison, Estimate, Logged, Treated, compare, qini, spread_of, uplift
 from marketing.policy import Policy, first_chances
 from marketing.propensity import Propensity, corrected
 from marketing.shelf import Row, Shelves
@@ -338,6 +338,10 @@ def logged(decision: Decision, policy: Policy, propensity: Propensity) -> Logged
         reward=sum(one.worth for one, taken in heard if taken),
         expected=expected(shown) if shown else 0.0,
         expected_target=sum(chances[one.offer] * expected(one) for one in order),
+        spread=spread_of(
+            (one.chance, chances[one.offer], expected(one) / one.worth if one.worth else 0.0, one.worth)
+            for one in order
+        ),
     )
 
 

@@ -7,15 +7,18 @@ Of each decision is known what came first, with which probability, and what it e
 2. doubly robust (Dudik, Langford, Li: Doubly robust policy evaluation and learning, ICML 2011): the model's
    own estimate, corrected by the weighted residuals. Right when either the propensities or the model are.
 
-Intervals are normal, 95 %. Uplift compares customers who were offered something with those held out; the Qini
-value is the area between the curve of incremental value and the straight line, a decision (Radcliffe: Using
-control groups to target on predicted lift, 2007).
+Intervals are normal, 95 %. Where the policy judged does often what was tried rarely, a log of usual length
+holds a handful of heavy decisions, and their scatter as observed says too little: it is 0 when none of them
+happened to be a success. So the variance is the larger one of the observed and of the one that the model
+expects, which is known for every decision, tried or not (`Logged.spread`). Uplift compares customers who were
+offered something with those held out; the Qini value is the area between the curve of incremental value and
+the straight line, a decision (Radcliffe: Using control groups to target on predicted lift, 2007).
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 #: Half-width of a 95 % interval in standard errors.
@@ -47,6 +50,9 @@ class Logged:
     expected: float
     #: What the model expects of the policy judged: the mean over what it would put first.
     expected_target: float
+    #: Variance that the model expects of the weighted reward: over all that could have come first, the sum of
+    #: target^2 / chance x the reward's variance. 0 is not known.
+    spread: float = 0.0
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -61,8 +67,19 @@ class Comparison:
     effective_count: float
 
 
-def mean_estimate(values: Sequence[float]) -> Estimate:
-    """The mean; of fewer than two values the interval is the value itself."""
+def spread_of(options: Iterable[tuple[float, float, float, float]]) -> float:
+    """`Logged.spread` of (chance, target, probability of success, worth) of what could have come first."""
+    return math.fsum(
+        target**2 / max(chance, target / WEIGHT_MAX) * probability * (1 - probability) * worth**2
+        for chance, target, probability, worth in options
+        if target > 0 and chance > 0
+    )
+
+
+def mean_estimate(values: Sequence[float], variance_min: float = 0.0) -> Estimate:
+    """The mean; the interval takes the values' variance, or `variance_min` where that is larger. Of fewer
+    than two values it is the value itself.
+    """
     count = len(values)
     if not count:
         return Estimate(value=0.0, lower=0.0, upper=0.0)
@@ -70,7 +87,7 @@ def mean_estimate(values: Sequence[float]) -> Estimate:
     if count < 2:
         return Estimate(value=mean, lower=mean, upper=mean)
     variance = math.fsum((value - mean) ** 2 for value in values) / (count - 1)
-    return _interval(mean, math.sqrt(variance / count))
+    return _interval(mean, math.sqrt(max(variance, variance_min) / count))
 
 
 def _interval(value: float, error: float) -> Estimate:
@@ -87,16 +104,18 @@ def compare(log: Sequence[Logged]) -> Comparison:
     weighted = [weight * reward for weight, reward in zip(weights, rewards, strict=True)]
     normal = math.fsum(weighted) / total if total else 0.0
     residuals = [weight * (reward - normal) for weight, reward in zip(weights, rewards, strict=True)]
-    spread = math.sqrt(math.fsum(value**2 for value in residuals)) / total if total else 0.0
+    modelled = math.fsum(entry.spread for entry in log)
+    scatter = max(math.fsum(value**2 for value in residuals), modelled)
+    spread = math.sqrt(scatter) / total if total else 0.0
     robust = [
         entry.expected_target + weight * (entry.reward - entry.expected)
         for weight, entry in zip(weights, log, strict=True)
     ]
     squares = math.fsum(weight**2 for weight in weights)
     return Comparison(
-        inverse_propensity=mean_estimate(weighted),
+        inverse_propensity=mean_estimate(weighted, modelled / len(log)),
         self_normalised=_interval(normal, spread),
-        doubly_robust=mean_estimate(robust),
+        doubly_robust=mean_estimate(robust, modelled / len(log)),
         logged=mean_estimate(rewards),
         effective_count=total**2 / squares if squares else 0.0,
     )

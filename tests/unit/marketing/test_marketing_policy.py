@@ -37,7 +37,7 @@ from marketing.learning.baskets import Baskets, baselines, bought, purchases
 from marketing.learning.metrics import calibration_error, hit_and_recall
 from marketing.learning.offers import Example, learn
 from marketing.model import Contact, Decision, NoOffer, Profile
-from marketing.offline import Logged, Treated, compare, qini, uplift
+from marketing.offline import Logged, Treated, compare, qini, spread_of, uplift
 from marketing.policy import Policy, arrange, first_chances, held_out
 from marketing.propensity import Propensity, corrected
 from marketing.ranking import Ranker
@@ -76,25 +76,32 @@ def test_the_holdout_is_a_fixed_share_and_begins_with_enough_customers() -> None
     assert not held_out(policy, "", MANY)
 
 
-def test_estimates_hold_the_truth_as_often_as_they_say() -> None:
-    draw, inside = random.Random(5), 0
-    for _ in range(60):
+@pytest.mark.parametrize(("often", "length"), [(0.7, 400), (0.98, 300)])
+def test_estimates_hold_the_truth_as_often_as_they_say(often: float, length: int) -> None:
+    draw = random.Random(5)
+    chances, target, success = (often, 1 - often), (0.2, 0.8), (0.2, 0.5)
+    inside = {"inverse_propensity": 0, "self_normalised": 0, "doubly_robust": 0}
+    # The model is off by a third: what it says of the spread must do.
+    spread = spread_of(zip(chances, target, (0.3, 0.35), (1.0, 1.0), strict=True))
+    for _ in range(100):
         log = []
-        for _ in range(400):
-            action = 0 if draw.random() < 0.7 else 1
-            reward = float(draw.random() < (0.2, 0.5)[action])
+        for _ in range(length):
+            action = 0 if draw.random() < often else 1
             log.append(
                 Logged(
-                    chance=(0.7, 0.3)[action],
-                    target=(0.2, 0.8)[action],
-                    reward=reward,
+                    chance=chances[action],
+                    target=target[action],
+                    reward=float(draw.random() < success[action]),
                     expected=0.3,
                     expected_target=0.3,
+                    spread=spread,
                 )
             )
-        found = compare(log).doubly_robust
-        inside += found.lower <= 0.44 <= found.upper
-    assert inside >= 52
+        found = compare(log)
+        for name in inside:
+            estimate = getattr(found, name)
+            inside[name] += estimate.lower <= 0.44 <= estimate.upper
+    assert all(count >= 88 for count in inside.values()), inside
     with pytest.raises(ValueError, match="nothing"):
         compare([])
 
