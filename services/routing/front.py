@@ -104,6 +104,12 @@ class CallerGone(CallmeshError):
     reason = "CALLER_GONE"
 
 
+class NotInTime(NothingTaken):
+    """The call could not be queued in time; ask again, nothing is done twice."""
+
+    reason = Unavailable.reason
+
+
 #: Where waiting calls could go now: (queue id, region they wait in, milliseconds waited there) -> region or
 #: None.
 FindOverflow = Callable[[str, str, int], str | None]
@@ -246,19 +252,11 @@ class Front:
 
         Closing the iterator early means that the stream broke: the place is kept for the grace period.
         """
-        call_id = caller.facts.call_id
-        if self._draining:
-            raise RouterDraining()
-        older = self._callers.get(call_id)
-        if older is not None:
-            self._take_over(caller, older)
-        self._callers[call_id] = caller
+        older = self._enter(caller)
         ended = placed = False
         try:
-            async with caller.placing:
-                await self._place_first(caller)
+            await self._place_first(caller)
             placed = True
-            self._withdraw_all(caller, [r for r in caller.stale if r != caller.region])
             while not ended:
                 update = await caller.updates.get()
                 if isinstance(update, CallmeshError):
@@ -266,12 +264,54 @@ class Front:
                 ended = _ends(update)
                 yield update
         finally:
-            if self._callers.get(call_id) is caller:
-                del self._callers[call_id]
-                if not ended and caller.region:
-                    self._leave(caller, caller.region, caller.move)
-                if not placed and older is not None and older.region:
-                    self._leave(older, older.region, older.move)
+            self._quit(caller, older if not placed else None, ended=ended)
+
+    async def decide(
+        self, caller: Caller, wait_seconds: float, decided: Callable[[Update], bool]
+    ) -> Update | None:
+        """The newest update on the call once `decided` says so, or when `wait_seconds` (real) have passed
+        since it was queued; then its stream is over, as when `route` is closed. None when nothing was told.
+        Raises as `route`. For those who want the decision alone: without a stream's detours.
+        """
+        older = self._enter(caller)
+        ended = placed = False
+        last: Update | None = None
+        try:
+            await self._place_first(caller)
+            placed = True
+            until = min(caller.give_up, asyncio.get_running_loop().time() + wait_seconds)
+            while not ended and not (last is not None and decided(last)):
+                update = await caller.updates.get(until)
+                if update is None:
+                    break
+                if isinstance(update, CallmeshError):
+                    raise update
+                ended = _ends(update)
+                if not isinstance(update.what, Moved):
+                    last = update
+            return last
+        finally:
+            self._quit(caller, older if not placed else None, ended=ended)
+
+    def _enter(self, caller: Caller) -> Caller | None:
+        """A stream begins; the older one of the same call that it takes the place of."""
+        if self._draining:
+            raise RouterDraining()
+        older = self._callers.get(caller.facts.call_id)
+        if older is not None:
+            self._take_over(caller, older)
+        self._callers[caller.facts.call_id] = caller
+        return older
+
+    def _quit(self, caller: Caller, older: Caller | None, *, ended: bool) -> None:
+        """A stream is over. Without a place of its own, it leaves that of the `older` one too."""
+        if self._callers.get(caller.facts.call_id) is not caller:
+            return
+        del self._callers[caller.facts.call_id]
+        if not ended and caller.region:
+            self._leave(caller, caller.region, caller.move)
+        if older is not None and older.region:
+            self._leave(older, older.region, older.move)
 
     def _take_over(self, caller: Caller, older: Caller) -> None:
         """A stream of this router takes the place of its older one."""
@@ -306,21 +346,33 @@ class Front:
             self.spawn(self._detach(region, detach))
 
     async def _place_first(self, caller: Caller) -> None:
-        """Places a call that was just opened. One that finds no leader anywhere waits for one. Raises as
-        `_place`.
+        """Places a call that was just opened, and withdraws what older streams of it left elsewhere. One that
+        finds no leader anywhere waits for one. Raises as `_place`.
         """
+        async with caller.placing:
+            try:
+                await self._place(caller, caller.regions)
+            except NothingTaken as error:
+                if any(self._shards[region].up for region in caller.regions):
+                    raise
+                await self._place_in_turn(caller, error)
+        self._withdraw_all(caller, [r for r in caller.stale if r != caller.region])
+
+    async def _place_in_turn(self, caller: Caller, failure: NothingTaken) -> None:
+        """Places a call once the nearest region has a leader again; raises `failure` when it is too long."""
+        seconds = min(self._options.leaderless_seconds, self._seconds_left(caller))
         try:
-            return await self._place(caller, caller.regions)
-        except NothingTaken as error:
-            failure = error
-        if any(self._shards[region].up for region in caller.regions):
-            raise failure
-        nearest = self._turnstiles[caller.regions[0]]
-        try:
-            async with nearest.passage(Urgency.NEW_CALL, self._options.leaderless_seconds):
+            async with self._turnstiles[caller.regions[0]].passage(Urgency.NEW_CALL, seconds):
                 await self._place(caller, caller.regions)
         except NoTurn:
             raise failure from None
+
+    def _seconds_left(self, caller: Caller) -> float:
+        """Until nobody waits for the call's place any more, real seconds."""
+        left = caller.give_up - asyncio.get_running_loop().time()
+        if left <= 0:
+            raise NotInTime()
+        return left
 
     async def _place(self, caller: Caller, regions: Sequence[str], keep: str = "") -> None:
         """Places the call at the first region that takes it; what an unanswered placement left behind is
@@ -380,7 +432,8 @@ class Front:
                 waited_span_ms=max(0, self._clock.now_ms() - caller.queued_ms),
                 agent_lost=caller.agent_lost,
             )
-            committed = await self.ask(region, command, self._options.place_seconds)
+            seconds = min(self._options.place_seconds, self._seconds_left(caller))
+            committed = await self.ask(region, command, seconds)
             view, refusal = committed.answer.call, committed.answer.refusal
             stale = refusal is not None and refusal.reason == "STALE_ATTEMPT"
             moved_away = refusal is None and view is not None and view.outcome is CallOutcome.MOVED

@@ -41,6 +41,12 @@ PREFERRED_AGENT_SECONDS = 0.3
 ANSWER_SECONDS = 0.1
 
 
+#: States of a call by what AssignCall makes of them.
+_UNDECIDED = frozenset({model.CallState.WAITING, model.CallState.OFFERED, model.CallState.OVERFLOWING})
+_CONNECTED = frozenset({model.CallState.CONNECTED, model.CallState.ENDED})
+_DECIDED = _CONNECTED | {model.CallState.ACCEPTED}
+
+
 class AgentDirectory(Protocol):
     """Where agents belong."""
 
@@ -140,44 +146,30 @@ class Handlers:
         """The decision alone: ACCEPTED, CONNECTED (auto_confirm), ENDED, or WAITING when nobody accepted in
         time.
         """
-        caller = await self._caller(request.call)
-        wanted = convert.span_ms(
+        wanted_ms = convert.span_ms(
             "max_wait",
             request.max_wait,
             maximum_ms=int(ASSIGN_SECONDS_MAX * 1000),
             default_ms=int(ASSIGN_SECONDS_DEFAULT * 1000),
         )
         seconds = max(ANSWER_SECONDS, remaining - ANSWER_SECONDS)
-        decided = model.CallState.CONNECTED if caller.auto_confirm else model.CallState.ACCEPTED
-        stream = self._front.route(caller)
-        last: Update | None = None
+        give_up = asyncio.get_running_loop().time() + seconds
+        caller = await self._caller(request.call)
+        caller.give_up = give_up
+        decided = _CONNECTED if caller.auto_confirm else _DECIDED
         try:
-            with self._announcing(caller.facts.queue, request.call.language):
-                async with asyncio.timeout(seconds) as limit:
-                    async for update in stream:
-                        if last is None:
-                            # Whoever waits is in the queue: the time counts from there.
-                            waited = asyncio.get_running_loop().time() + wanted / 1000
-                            limit.reschedule(min(waited, limit.when() or waited))
-                        last = last if isinstance(update.what, Moved) else update
-                        if _state_of(update) in (decided, model.CallState.CONNECTED, model.CallState.ENDED):
-                            break
-        except TimeoutError:
-            if last is None:
-                raise Unavailable(why="the call could not be queued in time", retry_seconds=1.0) from None
-        finally:
-            await stream.aclose()
-        return self._assigned(last)
+            update = await self._front.decide(
+                caller, wanted_ms / 1000, lambda update: _state_of(update) in decided
+            )
+        except QueueClosed as error:
+            raise self._closed(caller.facts.queue, request.call.language) from error
+        return self._assigned(update)
 
     def _assigned(self, update: Update | None) -> routing_pb2.AssignCallResponse:
         view = None if update is None or isinstance(update.what, Moved) else update.what.call
         if update is None or view is None:
             raise Unavailable(why="the call could not be queued in time", retry_seconds=1.0)
-        waiting = view.state in (
-            model.CallState.WAITING,
-            model.CallState.OFFERED,
-            model.CallState.OVERFLOWING,
-        )
+        waiting = view.state in _UNDECIDED
         return routing_pb2.AssignCallResponse(
             state=convert.CALL_STATES[model.CallState.WAITING if waiting else view.state],
             offer_id="" if waiting else view.offer_id,

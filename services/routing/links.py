@@ -174,11 +174,23 @@ class _Question:
 
 async def ask_leader(leader: Leader, command: Command, seconds: float) -> Committed:
     """Asks a leader of this process. Raises as `ShardPort.ask`, but PoisonCommand as it is."""
+    return await _answered(leader.submit(command), seconds, leader.shard)
+
+
+async def _answered(answer: asyncio.Future[Committed], seconds: float, shard: str) -> Committed:
+    """What was answered. Raises AnswerLate after `seconds`. Whoever answers looks whether somebody still
+    waits, so one timer is all that this takes.
+    """
+    timer = asyncio.get_running_loop().call_later(seconds, _give_up, answer, shard)
     try:
-        async with asyncio.timeout(seconds):
-            return await asyncio.shield(leader.submit(command))
-    except TimeoutError:
-        raise AnswerLate(shard=leader.shard, retry_seconds=0.5) from None
+        return await answer
+    finally:
+        timer.cancel()
+
+
+def _give_up(answer: asyncio.Future[Committed], shard: str) -> None:
+    if not answer.done():
+        answer.set_exception(AnswerLate(shard=shard, retry_seconds=0.5))
 
 
 class LocalShard:
@@ -404,10 +416,7 @@ class ShardLink:
         self._open[request] = _Question(name, loop.time(), future)
         outgoing.put_nowait(shard_pb2.FrontMessage(request=request, command=codec.encode_command(command)))
         try:
-            async with asyncio.timeout(seconds):
-                return await future
-        except TimeoutError:
-            raise AnswerLate(shard=self.shard, retry_seconds=0.5) from None
+            return await _answered(future, seconds, self.shard)
         finally:
             self._open.pop(request, None)
 

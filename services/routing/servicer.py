@@ -175,16 +175,8 @@ class _Session:
 
     async def events(self, reader: asyncio.Task[None]) -> AsyncGenerator[agent_pb2.AgentEvent, None]:
         """Events for the desktop until either side ends."""
-        while True:
-            getter = asyncio.ensure_future(self._desk.updates.get())
-            try:
-                done, _ = await asyncio.wait({getter, reader}, return_when=asyncio.FIRST_COMPLETED)
-            finally:
-                # A stream that is cut off while it waits leaves no task behind.
-                getter.cancel()
-            if getter not in done:
-                return
-            update = getter.result()
+        reader.add_done_callback(lambda _: self._desk.updates.close())
+        while (update := await self._desk.updates.get()) is not None:
             if isinstance(update, CallmeshError):
                 raise update
             if isinstance(update, Update):

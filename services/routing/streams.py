@@ -5,7 +5,9 @@ them.
 from __future__ import annotations
 
 import asyncio
+from collections import deque
 from dataclasses import dataclass, field
+from math import inf
 from typing import Any
 
 from chassis.errors import CallmeshError, Unavailable
@@ -43,6 +45,53 @@ class Update:
     durable: bool = True
 
 
+class Mailbox:
+    """What is to be said on one client's stream: whoever has news puts it in, the stream's task takes it out.
+    An asyncio.Queue serves many of either kind, and that costs each call several times as much.
+    """
+
+    __slots__ = ("_closed", "_reader", "unread")
+
+    def __init__(self) -> None:
+        #: Oldest first.
+        self.unread: deque[Any] = deque()
+        self._reader: asyncio.Future[None] | None = None
+        self._closed = False
+
+    def push(self, update: Any) -> None:
+        """Puts in an update; a reader that has stalled is cut off instead of filling the memory."""
+        if len(self.unread) >= UPDATES_UNREAD_MAX:
+            self.unread.clear()
+            update = Unavailable(why="the stream was not read; open it again")
+        self.unread.append(update)
+        self._wake()
+
+    def close(self) -> None:
+        """Nobody reads on after what is there."""
+        self._closed = True
+        self._wake()
+
+    async def get(self, until: float = inf) -> Any:
+        """The oldest update unread; None when none came `until` (the loop's time), or after the close."""
+        loop = asyncio.get_running_loop()
+        while not self.unread:
+            if self._closed or loop.time() >= until:
+                return None
+            self._reader = loop.create_future()
+            timer = None if until == inf else loop.call_at(until, self._wake)
+            try:
+                await self._reader
+            finally:
+                self._reader = None
+                if timer is not None:
+                    timer.cancel()
+        return self.unread.popleft()
+
+    def _wake(self) -> None:
+        if self._reader is not None and not self._reader.done():
+            self._reader.set_result(None)
+
+
 @dataclass(eq=False, slots=True)
 class Caller:
     """A caller's stream."""
@@ -71,17 +120,18 @@ class Caller:
     stale: list[str] = field(default_factory=list)
     #: Shard, epoch and sequence of the newest block that told something.
     heard_at: tuple[str, int, int] = ("", 0, 0)
-    updates: asyncio.Queue[Update | CallmeshError] = field(
-        default_factory=lambda: asyncio.Queue(UPDATES_UNREAD_MAX)
-    )
+    #: Nobody waits for its first place any longer than this (the loop's time).
+    give_up: float = inf
+    #: Updates, and errors that end the stream.
+    updates: Mailbox = field(default_factory=Mailbox)
 
     @property
     def version(self) -> tuple[int, int]:
         return (self.attempt, self.move)
 
     def push(self, update: Update | CallmeshError) -> None:
-        """Hands on an update; a reader that has stalled is cut off instead of filling the memory."""
-        _push(self.updates, update)
+        """Hands on an update."""
+        self.updates.push(update)
 
 
 @dataclass(eq=False, slots=True)
@@ -96,16 +146,8 @@ class Desk:
     pause_reason: str
     calls_held: tuple[str, ...]
     #: Updates, errors that end the stream, and messages of the servicer's own.
-    updates: asyncio.Queue[Any] = field(default_factory=lambda: asyncio.Queue(UPDATES_UNREAD_MAX))
+    updates: Mailbox = field(default_factory=Mailbox)
 
     def push(self, update: Any) -> None:
-        """Hands on an update, as `Caller.push` does."""
-        _push(self.updates, update)
-
-
-def _push(updates: asyncio.Queue[Any], update: Any) -> None:
-    if updates.full():
-        while not updates.empty():
-            updates.get_nowait()
-        update = Unavailable(why="the stream was not read; open it again")
-    updates.put_nowait(update)
+        """Hands on an update."""
+        self.updates.push(update)

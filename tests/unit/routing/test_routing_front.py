@@ -376,7 +376,7 @@ async def test_what_no_fact_says_the_answer_does(world: World, silent: bool) -> 
     world.wire("beijing").facts_lost = silent
     line = Line(world, front)
     assert state_of(await line.next()) is CallState.WAITING
-    assert line.caller.updates.empty(), "told once"
+    assert not line.caller.updates.unread, "told once"
 
 
 async def test_a_call_that_was_completed_stays_so_when_opened_again(world: World) -> None:
@@ -836,7 +836,7 @@ async def test_a_reader_that_stalls_is_cut_off_and_keeps_its_place(world: World)
     for n in range(UPDATES_UNREAD_MAX + 5):
         world.beijing.do(PlaceCall(facts=entry.facts, attempt=1, move=1, front="f"))
         world.beijing.do(OverflowCall(call_id="c1", attempt=1, move=1))
-        assert line.caller.updates.qsize() <= UPDATES_UNREAD_MAX, n
+        assert len(line.caller.updates.unread) <= UPDATES_UNREAD_MAX, n
     with pytest.raises(Unavailable):
         await line.rest()
     await eventually(lambda: not world.beijing.live())
@@ -861,8 +861,8 @@ def desk(session: int = 1, **more: Any) -> Desk:
 
 def errors_of(each: Desk | Caller) -> list[CallmeshError]:
     found = []
-    while not each.updates.empty():
-        update = each.updates.get_nowait()
+    while each.updates.unread:
+        update = each.updates.unread.popleft()
         if isinstance(update, CallmeshError):
             found.append(update)
     return found
@@ -952,7 +952,7 @@ async def test_a_session_that_was_taken_over_meanwhile_is_told_so(seated: World)
     seated.wire("beijing", "f").down()
     await seated.front("g").open_desk(desk(2))
     seated.wire("beijing", "f").back()
-    await eventually(lambda: not seat.updates.empty())
+    await eventually(lambda: bool(seat.updates.unread))
     async with asyncio.timeout(DEADLINE_SECONDS):
         while not isinstance(update := await seat.updates.get(), NewerSession):
             assert not isinstance(update, CallmeshError)
@@ -969,7 +969,7 @@ async def test_a_conversation_is_told_to_the_desk_that_comes_back(seated: World)
     await front.close_desk(seat, log_out=False)
     again = desk(2, calls_held=("c1",))
     await front.open_desk(again)
-    present = [u.what for u in list(again.updates._queue) if isinstance(u.what, Present)]  # type: ignore[attr-defined]
+    present = [u.what for u in again.updates.unread if isinstance(u.what, Present)]
     assert [what.call.facts.call_id for what in present if what.call is not None] == ["c1"]
 
 
