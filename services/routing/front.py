@@ -150,6 +150,8 @@ class Front:
             region: Turnstile(functools.partial(_is_up, port)) for region, port in shards.items()
         }
         self._lost_timers: dict[str, asyncio.TimerHandle] = {}
+        #: Since when this router has been cut off, on the monotonic clock.
+        self._alone_since: float | None = None
         #: Regions that have been gone for too long.
         self._lost: set[str] = set()
         self._closed = False
@@ -346,33 +348,21 @@ class Front:
             self.spawn(self._detach(region, detach))
 
     async def _place_first(self, caller: Caller) -> None:
-        """Places a call that was just opened, and withdraws what older streams of it left elsewhere. One that
-        finds no leader anywhere waits for one. Raises as `_place`.
+        """Places a call that was just opened. One that finds no leader anywhere waits for one. Raises as
+        `_place`.
         """
-        async with caller.placing:
-            try:
-                await self._place(caller, caller.regions)
-            except NothingTaken as error:
-                if any(self._shards[region].up for region in caller.regions):
-                    raise
-                await self._place_in_turn(caller, error)
-        self._withdraw_all(caller, [r for r in caller.stale if r != caller.region])
-
-    async def _place_in_turn(self, caller: Caller, failure: NothingTaken) -> None:
-        """Places a call once the nearest region has a leader again; raises `failure` when it is too long."""
-        seconds = min(self._options.leaderless_seconds, self._seconds_left(caller))
         try:
-            async with self._turnstiles[caller.regions[0]].passage(Urgency.NEW_CALL, seconds):
+            return await self._place(caller, caller.regions)
+        except NothingTaken as error:
+            failure = error
+        if self._alone or any(self._shards[region].up for region in caller.regions):
+            raise failure
+        nearest = self._turnstiles[caller.regions[0]]
+        try:
+            async with nearest.passage(Urgency.NEW_CALL, self._options.leaderless_seconds):
                 await self._place(caller, caller.regions)
         except NoTurn:
             raise failure from None
-
-    def _seconds_left(self, caller: Caller) -> float:
-        """Until nobody waits for the call's place any more, real seconds."""
-        left = caller.give_up - asyncio.get_running_loop().time()
-        if left <= 0:
-            raise NotInTime()
-        return left
 
     async def _place(self, caller: Caller, regions: Sequence[str], keep: str = "") -> None:
         """Places the call at the first region that takes it; what an unanswered placement left behind is
@@ -538,6 +528,7 @@ class Front:
             await asyncio.sleep(OVERFLOW_SECONDS)
             if len(self._shards) == 1:
                 continue
+            self._leave_if_alone()
             taken: Counter[tuple[str, str]] = Counter()
             stuck_ms: dict[tuple[str, str], int] = {}
             waiting = [
@@ -558,6 +549,30 @@ class Front:
                 caller.moved_for = "DRAINING" if leaves else "OVERFLOW"
                 caller.moving = True
                 self.spawn(self._move(caller, target))
+
+    @property
+    def _alone(self) -> bool:
+        """This router is cut off: of several regions it hears none, or only its own that cannot commit. Then
+        whoever can go elsewhere should; while the database is away for all, the others are heard.
+        """
+        ports = self._shards.values()
+        return any(not p.up for p in ports) and all(not p.up or p.stalled for p in ports) and len(ports) > 1
+
+    def _leave_if_alone(self) -> None:
+        """Callers who wait at a router that has been cut off for too long open their streams elsewhere, where
+        their places are kept.
+        """
+        now = self._clock.monotonic()
+        if not self._alone:
+            self._alone_since = None
+        elif self._alone_since is None:
+            self._alone_since = now
+        elif now - self._alone_since >= self._options.silent_seconds:
+            self._alone_since = now
+            waiting = [c for c in self._callers.values() if c.state in BEFORE_CONNECTION and c.heard]
+            log.warning("cut_off", calls=len(waiting))
+            for caller in waiting:
+                caller.push(Unavailable(why="this router is cut off from all regions"))
 
     def _target_of(self, caller: Caller, stuck_ms: dict[tuple[str, str], int]) -> str | None:
         """Where a call could go. `stuck_ms` remembers, by queue and region, how long a call had waited there
@@ -717,7 +732,7 @@ class Front:
     async def _flee(self, caller: Caller, lost: str) -> None:
         try:
             others = [r for r in caller.regions if r != lost and self._shards[r].up]
-            if not others and await self._comes_back(lost):
+            if not others and not self._alone and await self._comes_back(lost):
                 return
             caller.moved_for = "REGION_LOST"
             await self._place(caller, others)

@@ -229,6 +229,8 @@ class Leader:
         self._work = asyncio.Event()
         self._timer = asyncio.Event()
         self._led = asyncio.Event()
+        #: Wakes a candidate that need not wait any longer.
+        self._turn = asyncio.Event()
         self._outlets: dict[str, Outlet] = {}
         self._audience = Audience()
         #: Monotonic second at which the block in flight was first sent.
@@ -292,6 +294,11 @@ class Leader:
             return False
         return self._clock.monotonic() - self._sent_seconds >= self._options.outage_seconds
 
+    @property
+    def stalled(self) -> bool:
+        """It leads, and cannot commit just now."""
+        return self.leading and self._outage
+
     async def wait_until_leading(self) -> None:
         await self._led.wait()
 
@@ -328,6 +335,42 @@ class Leader:
         if self.phase is Phase.LEADING and epoch > self.epoch:
             self._was_deposed = True
             self._depose(f"epoch {epoch} leads by now")
+
+    def yield_to(self, router: str) -> bool:
+        """A router asks to lead in place of this one: it may when the shard's lead list names it before this
+        one. Whether this one has stopped to lead; what it has not committed is unknown to who asked for it.
+        """
+        routers = self.state.lead_list
+        named = router in routers and self.router in routers
+        if (
+            self.phase is not Phase.LEADING
+            or not named
+            or routers.index(router) >= routers.index(self.router)
+        ):
+            return False
+        self._was_deposed = True
+        self._depose(f"{router} leads again")
+        return True
+
+    async def could_lead(self) -> bool:
+        """Whether this standby follows a living leader and could write in its place."""
+        follows = self.phase is Phase.CANDIDATE and self._warm and self.listed
+        if not follows:
+            return False
+        before = self.sequence
+        try:
+            async with asyncio.timeout(self._options.outage_seconds):
+                await self._store.probe(self.shard, self.router)
+        except (OutcomeUnknown, TimeoutError):
+            return False
+        await asyncio.sleep(2 * self._options.heartbeat_seconds)
+        return self.phase is Phase.CANDIDATE and self.sequence > before
+
+    def take_turn(self) -> None:
+        """The leader has stopped for this standby, which need not wait for the journal's silence."""
+        if self.phase is Phase.CANDIDATE:
+            self._resume = True
+            self._turn.set()
 
     def submit(self, command: Command) -> asyncio.Future[Committed]:
         """Decides a command now; the future is done once its block is committed.
@@ -435,7 +478,15 @@ class Leader:
             left = since + patience - loop.time()
             if left <= 0 and self.listed and await self._can_write():
                 return
-            await asyncio.sleep(min(self._options.tail_seconds, max(left, 0.0)) or self._options.tail_seconds)
+            pause = min(self._options.tail_seconds, max(left, 0.0)) or self._options.tail_seconds
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(pause):
+                    await self._turn.wait()
+            if self._turn.is_set():
+                self._turn.clear()
+                await self._follow()
+                newest, since, patience = self._chain.sequence, loop.time(), self._patience_seconds()
+                continue
             # What was not seen to be silent was not silent: the leader has its time again after an outage.
             if not await self._follow() or left <= 0 or self._chain.sequence != newest:
                 newest, since, patience = self._chain.sequence, loop.time(), self._patience_seconds()

@@ -15,7 +15,9 @@ is
    were on their way when a leader died do not convict one another. A leader that steps down for any other
    reason ends its streams in order; that does not count.
 4. A link that says nothing for `silent_seconds` is left: a leader is heard every heartbeat, even when it
-   cannot commit.
+   cannot commit. The other way the front is heard as often, or its leader ends the link.
+5. A standby of the shard's own region that has followed a leader of another region for long enough asks it to
+   stop, and leads in its place.
 """
 
 from __future__ import annotations
@@ -23,6 +25,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import itertools
+import random
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
@@ -56,6 +59,11 @@ OPEN_QUESTIONS_MAX = 20_000
 RECONNECT_SECONDS_FIRST, RECONNECT_SECONDS_MAX = 0.05, 0.5
 #: Routers asked in one round for one shard.
 ADDRESSES_MAX = 32
+#: A front that has nothing to say says so this often, real seconds.
+BEAT_SECONDS = 0.5
+#: A region's own router leads its shard again when it has been able to for this long (a little longer by
+#: chance), and asks again after this if nothing came of it, real seconds.
+HOMECOMING_SECONDS, HOMECOMING_JITTER = 3.0, 0.3
 #: A watch that itself slept for longer than this past its time draws no conclusion, real seconds.
 STALL_SECONDS = 0.25
 #: Leaders that a command may outlive; how long before a break it counts as just sent; how long, and of how
@@ -106,6 +114,10 @@ class ShardPort(Protocol):
     @property
     def up(self) -> bool:
         """Whether a leader is attached just now."""
+
+    @property
+    def stalled(self) -> bool:
+        """Whether that leader cannot commit just now."""
 
     async def ask(self, command: Command, seconds: float) -> Committed:
         """The committed answer. Raises LinkLost, AnswerLate or LeaderGone (result unknown), LinkDown,
@@ -205,6 +217,10 @@ class LocalShard:
     def up(self) -> bool:
         return self._leader.leading
 
+    @property
+    def stalled(self) -> bool:
+        return self._leader.stalled
+
     def listen(self, on_facts: OnFacts, on_change: OnChange) -> None:
         leader, shard = self._leader, self.shard
 
@@ -229,15 +245,14 @@ class Routers:
         self,
         own: str,
         homes: Mapping[str, Sequence[str]],
-        connect: Callable[[str], grpc.aio.Channel] = client.channel,
+        dialer: client.Dialer | None = None,
     ) -> None:
         """`own` is this router's address, empty when it does not know it; `homes` are the addresses
-        (`host:port`) of every region's routers.
+        (`host:port`) of every region's routers. `dialer` makes the channels, in plain text if none is given.
         """
         self.own = own
         self._homes = {region: tuple(addresses) for region, addresses in homes.items()}
-        self._connect = connect
-        self._channels: dict[str, grpc.aio.Channel] = {}
+        self.dialer = dialer or client.Dialer()
 
     def homes(self, region: str) -> tuple[str, ...]:
         """Addresses of a region's routers, this one included."""
@@ -248,18 +263,9 @@ class Routers:
         known = itertools.chain.from_iterable(self._homes.values())
         return tuple(dict.fromkeys(address for address in known if address != self.own))
 
-    def channel(self, address: str) -> grpc.aio.Channel:
-        """The channel to a router."""
-        if address not in self._channels:
-            self._channels[address] = self._connect(address)
-        return self._channels[address]
-
     async def close(self) -> None:
         """Closes all channels."""
-        for channel in self._channels.values():
-            with contextlib.suppress(Exception):
-                await channel.close(None)
-        self._channels.clear()
+        await self.dialer.close()
 
 
 class ShardLink:
@@ -289,6 +295,10 @@ class ShardLink:
         self._outgoing: asyncio.Queue[shard_pb2.FrontMessage] | None = None
         self._reader: asyncio.Task[None] | None = None
         self._heard_seconds = 0.0
+        #: The leader of this stream cannot commit.
+        self._stalled = False
+        #: The leader of this stream was asked to stop.
+        self._came_home = False
         self._wake = asyncio.Event()
         #: Newest epoch heard of.
         self._epoch = 0
@@ -299,6 +309,12 @@ class ShardLink:
     @property
     def up(self) -> bool:
         return self._outgoing is not None or self._local_leads
+
+    @property
+    def stalled(self) -> bool:
+        if self._local is not None and self._local.leading:
+            return self._local.stalled
+        return self._outgoing is not None and self._stalled
 
     @property
     def _local_leads(self) -> bool:
@@ -464,7 +480,8 @@ class ShardLink:
 
     async def _attach(self, address: str) -> bool:
         """One stream, for as long as it lasts; whether the router led."""
-        stream = shard_pb2_grpc.ShardServiceStub(self._routers.channel(address)).Attach()
+        dialer = self._routers.dialer
+        stream = shard_pb2_grpc.ShardServiceStub(dialer.channel(address)).Attach(metadata=dialer.metadata())
         outgoing: asyncio.Queue[shard_pb2.FrontMessage] = asyncio.Queue(OPEN_QUESTIONS_MAX)
         outgoing.put_nowait(
             shard_pb2.FrontMessage(
@@ -473,16 +490,19 @@ class ShardLink:
                     shard=self.shard,
                     format=codec.FORMAT,
                     epoch_seen=self._epoch,
+                    beats=True,
                     batches=True,
                 )
             )
         )
         self._heard_seconds = asyncio.get_running_loop().time()
         reader = self._reader = asyncio.create_task(self._read(stream, address, outgoing))
-        self._batches = False
+        self._came_home = self._batches = False
         helpers = [
             asyncio.create_task(self._write(stream, outgoing)),
+            asyncio.create_task(_beat(outgoing)),
             asyncio.create_task(self._watch(reader)),
+            asyncio.create_task(self._come_home(address, outgoing)),
         ]
         try:
             await asyncio.wait([reader])
@@ -494,12 +514,16 @@ class ShardLink:
             results = await asyncio.gather(reader, *helpers, return_exceptions=True)
             led = self._attached == address
             self._lose(address, broken=isinstance(results[0], grpc.aio.AioRpcError))
+        if self._came_home and results[0] is None and self._local is not None:
+            self._local.take_turn()
         self._explain(address, results[0])
         return led
 
     async def _read(self, stream: Any, address: str, outgoing: asyncio.Queue[shard_pb2.FrontMessage]) -> None:
         async for message in stream:
             self._heard_seconds = asyncio.get_running_loop().time()
+            if not message.facts:
+                self._stalled = message.stalled
             if message.epoch < self._epoch:
                 # It does not know yet that it was deposed; the next Hello tells it.
                 return
@@ -537,6 +561,20 @@ class ShardLink:
                 log.warning("link_silent", shard=self.shard, router=self._attached)
                 reader.cancel()
                 return
+
+    async def _come_home(self, address: str, outgoing: asyncio.Queue[shard_pb2.FrontMessage]) -> None:
+        """Asks a leader of another region to stop, once the standby here has been able to lead for long
+        enough.
+        """
+        homes = self._routers.homes(self.shard)
+        if address in homes or self._routers.own not in homes:
+            return
+        while True:
+            await asyncio.sleep(HOMECOMING_SECONDS * random.uniform(1.0, 1.0 + HOMECOMING_JITTER))
+            local = self._local
+            if self._attached == address and local is not None and await local.could_lead():
+                self._came_home = True
+                outgoing.put_nowait(shard_pb2.FrontMessage(yield_to=self._routers.own))
 
     def _explain(self, address: str, ended: object) -> None:
         """Why a stream ended; a router that does not lead may have said who does."""
@@ -605,3 +643,11 @@ class ShardLink:
                 durable=message.durable,
             )
         )
+
+
+async def _beat(outgoing: asyncio.Queue[shard_pb2.FrontMessage]) -> None:
+    """Breaks the silence, so that a leader can tell an idle front from one that is cut off."""
+    while True:
+        await asyncio.sleep(BEAT_SECONDS)
+        if outgoing.empty():
+            outgoing.put_nowait(shard_pb2.FrontMessage())

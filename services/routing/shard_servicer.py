@@ -16,7 +16,7 @@ from callmesh.routing.v1 import shard_pb2, shard_pb2_grpc
 from chassis.errors import CallmeshError, FailedPrecondition, InvalidArgument, Unavailable
 from routing import codec
 from routing.leader import Committed, Leader, PoisonCommand
-from routing.links import BATCH_MAX, NOT_LEADER, POISON, POISON_DEPOSED
+from routing.links import BATCH_MAX, NOT_LEADER, POISON, POISON_DEPOSED, STALL_SECONDS
 from routing.model import DetachFront
 from routing.peers import changes
 
@@ -26,6 +26,9 @@ LINK_UNREAD_MAX = 50_000
 DETACH_STEPS_MAX = 1_000
 #: A link says something at least this often, real seconds.
 BEAT_SECONDS = 0.5
+#: A front that promised to be heard and is silent for longer is gone, real seconds: what it holds is
+#: detached, or agents whom nobody can reach would be rung.
+FRONT_SILENT_SECONDS = 3.0
 #: Bytes of facts and answers that go in one message, about: half of what a message may have.
 BATCH_BYTES_MAX = 8 << 20
 
@@ -73,7 +76,12 @@ class ShardServicer(shard_pb2_grpc.ShardServiceServicer):
         first = await anext(aiter(request_iterator), None)
         if first is None or not first.HasField("hello"):
             raise InvalidArgument(field="hello", why="must be the first message of a link")
-        link = _Link(self._leader_for(first.hello), first.hello.router, batches=first.hello.batches)
+        link = _Link(
+            self._leader_for(first.hello),
+            first.hello.router,
+            FRONT_SILENT_SECONDS if first.hello.beats else None,
+            batches=first.hello.batches,
+        )
         self._links.add(link)
         try:
             async with aclosing(link.run(request_iterator)) as messages:
@@ -107,11 +115,17 @@ class ShardServicer(shard_pb2_grpc.ShardServiceServicer):
 class _Link:
     """The leader's side of one front's link."""
 
-    def __init__(self, leader: Leader, front: str, *, batches: bool = False) -> None:
-        """`batches`: the front reads several messages in one."""
+    def __init__(
+        self, leader: Leader, front: str, silent_seconds: float | None = None, *, batches: bool = False
+    ) -> None:
+        """`silent_seconds`: the front is gone when it says nothing for so long; None: it made no promise.
+        `batches`: the front reads several messages in one.
+        """
         self._leader = leader
         self._front = front
         self._batches = batches
+        self._silent_seconds = silent_seconds
+        self._heard_seconds = asyncio.get_running_loop().time()
         self._out: asyncio.Queue[shard_pb2.ShardMessage | None] = asyncio.Queue(LINK_UNREAD_MAX)
         self._quiet = True
 
@@ -126,6 +140,8 @@ class _Link:
             self._detach()
         leader.on_drop.append(self.cut)
         helpers = [asyncio.create_task(self._read(messages)), asyncio.create_task(self._beat())]
+        if self._silent_seconds is not None:
+            helpers.append(asyncio.create_task(self._watch(self._silent_seconds)))
         for helper in helpers:
             helper.add_done_callback(lambda _: self.cut())
         try:
@@ -175,7 +191,11 @@ class _Link:
     def _message(self, request: int = 0) -> shard_pb2.ShardMessage:
         leader = self._leader
         return shard_pb2.ShardMessage(
-            request=request, shard=leader.shard, epoch=leader.epoch, sequence=leader.sequence
+            request=request,
+            shard=leader.shard,
+            epoch=leader.epoch,
+            sequence=leader.sequence,
+            stalled=leader.stalled,
         )
 
     async def _beat(self) -> None:
@@ -183,8 +203,20 @@ class _Link:
         while True:
             self._quiet = True
             await asyncio.sleep(BEAT_SECONDS)
-            if self._quiet:
+            if self._quiet or self._leader.stalled:
                 self._put(self._message())
+
+    async def _watch(self, silent_seconds: float) -> None:
+        """Ends with the front's silence, and the link with it."""
+        loop, pause = asyncio.get_running_loop(), silent_seconds / 4
+        while True:
+            began = loop.time()
+            await asyncio.sleep(pause)
+            # Whoever slept has not heard what was said.
+            stalled = loop.time() - began > pause + STALL_SECONDS
+            if not stalled and loop.time() - self._heard_seconds > silent_seconds:
+                log.warning("front_silent", shard=self._leader.shard, front=self._front)
+                return
 
     def _put(self, message: shard_pb2.ShardMessage | None) -> None:
         if self._out.full():
@@ -206,9 +238,14 @@ class _Link:
         )
 
     async def _read(self, messages: AsyncIterator[shard_pb2.FrontMessage]) -> None:
+        loop = asyncio.get_running_loop()
         async for message in messages:
+            self._heard_seconds = loop.time()
             for each in (message, *message.more):
-                self._carry_out(each)
+                if each.yield_to:
+                    self._leader.yield_to(each.yield_to)
+                if each.command:
+                    self._carry_out(each)
 
     def _carry_out(self, message: shard_pb2.FrontMessage) -> None:
         try:

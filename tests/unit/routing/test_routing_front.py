@@ -18,7 +18,7 @@ from chassis.testing import FakeClock
 from routing.audience import Audience
 from routing.engine import step
 from routing.errors import AgentNotFound, CallNotFound, NewerSession, QueueFull, StaleAttempt, Superseded
-from routing.front import CallerGone, Front, FrontOptions
+from routing.front import OVERFLOW_SECONDS, CallerGone, Front, FrontOptions
 from routing.leader import Committed
 from routing.links import AnswerLate, LinkDown, LinkLost, OnChange, OnFacts
 from routing.model import (
@@ -142,6 +142,8 @@ class Wire:
         self.shard = shard.state.shard
         shard.wires[front] = self
         self.up = True
+        #: Its leader cannot commit.
+        self.stalled = False
         #: Whoever asks is told that nobody leads.
         self.nobody_leads = False
         self.asked: list[Command] = []
@@ -676,12 +678,48 @@ async def test_a_region_lost_during_a_move_does_not_strand_the_call(
 
 
 async def test_a_lost_region_without_another_ends_the_stream_with_unavailable(world: World) -> None:
-    front = world.front(silent_seconds=0.01)
+    front = world.front(silent_seconds=0.01, leaderless_seconds=0.02)
     line = Line(world, front, regions=["beijing"])
     await line.next()
     world.wire("beijing").down()
     with pytest.raises(Unavailable):
         await line.rest()
+
+
+async def test_a_router_that_is_cut_off_sends_its_waiting_callers_elsewhere(
+    world: World,
+) -> None:
+    """Its own region's leader is as cut off as it is: it is there, and cannot commit."""
+    front = world.front(silent_seconds=1.0)
+    looking = asyncio.ensure_future(front.run_overflow())
+    line = Line(world, front)
+    await line.next()
+    wire = world.wire("beijing")
+    wire.stalled = True
+    world.wire("shanghai").down()
+    await eventually(lambda: front._alone_since is not None)
+    world.clock.advance(0.9)
+    await asyncio.sleep(2 * OVERFLOW_SECONDS)
+    assert line.caller.updates.empty(), "it may be a moment's"
+    world.clock.advance(0.2)
+    with pytest.raises(Unavailable):
+        await line.rest()
+    with pytest.raises(LinkDown):
+        wire.nobody_leads = world.wire("shanghai").nobody_leads = True
+        await Line(world, front, "c2").rest()
+    assert front._turnstiles["beijing"].waiting == 0, "a new call does not wait for a leader here"
+    looking.cancel()
+
+
+async def test_while_the_database_is_away_for_all_callers_stay_where_they_are(world: World) -> None:
+    front = world.front(silent_seconds=0.0)
+    looking = asyncio.ensure_future(front.run_overflow())
+    line = Line(world, front)
+    await line.next()
+    world.wire("beijing").stalled = world.wire("shanghai").stalled = True
+    await asyncio.sleep(3 * OVERFLOW_SECONDS)
+    assert line.caller.updates.empty()
+    looking.cancel()
 
 
 # --- the client's other words

@@ -38,6 +38,7 @@ from routing.model import (
     HangUp,
     PlaceCall,
     QueueConfig,
+    SetLeadList,
 )
 from routing.shard_servicer import ShardServicer, _Link
 from routing.state import ShardState
@@ -206,6 +207,58 @@ async def test_a_silent_link_is_left(grpc_server: Any, monkeypatch: pytest.Monke
         region.link._silent_seconds = 0.2
         region.nodes[0].start()
         await eventually(lambda: region.changes[:2] == [True, False])
+
+
+async def test_a_silent_front_is_gone_and_one_that_only_has_nothing_to_say_is_not(
+    grpc_server: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("routing.links.BEAT_SECONDS", 0.02)
+    monkeypatch.setattr("routing.shard_servicer.FRONT_SILENT_SECONDS", 0.2)
+    async with a_region(grpc_server) as region:
+        leader = region.nodes[0].leader
+        region.nodes[0].start()
+        await eventually(lambda: region.link.up)
+        await region.link.ask(ConfigureQueue(queue=QueueConfig(id="q")), 5)
+        await region.link.ask(placing("c1"), 5)
+        await asyncio.sleep(0.5)
+        assert region.changes == [True] and leader.state.calls["c1"].attached
+        # Nothing comes from it any more, as from a router whose network is gone.
+        monkeypatch.setattr("routing.links.BEAT_SECONDS", 60.0)
+        await eventually(lambda: not leader.state.calls["c1"].attached)
+
+
+async def test_a_region_leads_its_own_shard_again_when_it_can(
+    grpc_server: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("routing.links.HOMECOMING_SECONDS", 0.05)
+    async with a_region(grpc_server, local=True) as region:
+        home, backup = region.nodes
+        backup.start()
+        await eventually(lambda: region.link.up)
+        await region.link.ask(SetLeadList(routers=(home.address, backup.address)), 5)
+        region.routers._homes["beijing"] = (home.address,)
+        region.link.use_list((home.address, backup.address))
+        # A stream to a router of another region, as it is from now on.
+        region.link._cut()
+        began, epoch = asyncio.get_running_loop().time(), backup.leader.epoch
+        home.start()
+        await eventually(lambda: home.leader.leading)
+        assert home.leader.epoch > epoch and not backup.leader.leading
+        await eventually(lambda: region.link.up)
+        assert asyncio.get_running_loop().time() - began < DEADLINE_SECONDS
+        await eventually(lambda: backup.leader.epoch == home.leader.epoch)
+
+
+@pytest.mark.parametrize("listed", [("two", "one"), ("two",), ()])
+async def test_a_leader_goes_on_when_who_asks_does_not_stand_before_it(listed: tuple[str, ...]) -> None:
+    first = Node(MemoryBlocks(), "two")
+    first.start()
+    await eventually(lambda: first.leader.leading)
+    await first.leader.submit(SetLeadList(routers=listed))
+    assert not first.leader.yield_to("one") and first.leader.leading
+    await first.leader.submit(SetLeadList(routers=("one", "two")))
+    assert first.leader.yield_to("one") and not first.leader.leading
+    await first.stop()
 
 
 async def test_what_a_leader_did_not_take_comes_back_as_it_is(
