@@ -348,21 +348,33 @@ class Front:
             self.spawn(self._detach(region, detach))
 
     async def _place_first(self, caller: Caller) -> None:
-        """Places a call that was just opened. One that finds no leader anywhere waits for one. Raises as
-        `_place`.
+        """Places a call that was just opened, and withdraws what older streams of it left elsewhere. One that
+        finds no leader anywhere waits for one. Raises as `_place`.
         """
+        async with caller.placing:
+            try:
+                await self._place(caller, caller.regions)
+            except NothingTaken as error:
+                if self._alone or any(self._shards[region].up for region in caller.regions):
+                    raise
+                await self._place_in_turn(caller, error)
+        self._withdraw_all(caller, [r for r in caller.stale if r != caller.region])
+
+    async def _place_in_turn(self, caller: Caller, failure: NothingTaken) -> None:
+        """Places a call once the nearest region has a leader again; raises `failure` when it is too long."""
+        seconds = min(self._options.leaderless_seconds, self._seconds_left(caller))
         try:
-            return await self._place(caller, caller.regions)
-        except NothingTaken as error:
-            failure = error
-        if self._alone or any(self._shards[region].up for region in caller.regions):
-            raise failure
-        nearest = self._turnstiles[caller.regions[0]]
-        try:
-            async with nearest.passage(Urgency.NEW_CALL, self._options.leaderless_seconds):
+            async with self._turnstiles[caller.regions[0]].passage(Urgency.NEW_CALL, seconds):
                 await self._place(caller, caller.regions)
         except NoTurn:
             raise failure from None
+
+    def _seconds_left(self, caller: Caller) -> float:
+        """Until nobody waits for the call's place any more, real seconds."""
+        left = caller.give_up - asyncio.get_running_loop().time()
+        if left <= 0:
+            raise NotInTime()
+        return left
 
     async def _place(self, caller: Caller, regions: Sequence[str], keep: str = "") -> None:
         """Places the call at the first region that takes it; what an unanswered placement left behind is
