@@ -63,7 +63,7 @@ def step() -> None:
 
 def consumers(service: str, source: str) -> type[Any]:
     """The nameko service."""
-    from google.protobuf.type_pb2 import EnumValue, Option
+    from google.protobuf.type_pb2 import EnumValue, Option, Type
     from google.protobuf.type_pb2 import Field as ProtoField
 
     from chassis.bus.entrypoint import subscribe
@@ -78,6 +78,15 @@ def consumers(service: str, source: str) -> type[Any]:
         @subscribe(source, EnumValue, name="values")
         def on_value(self, event: Event) -> None:
             effects("values", event)
+
+        @subscribe(source, Type, together_max=4)
+        def on_list(self, events: list[Event]) -> None:
+            import mongoengine
+
+            names = [str(event.data["name"]) for event in events]
+            mongoengine.get_db()["lists"].insert_one({"names": names})
+            for event in events:
+                obey(event, effects("on_list", event))
 
     return ProbeConsumers
 

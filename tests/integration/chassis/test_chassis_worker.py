@@ -18,7 +18,7 @@ from typing import Any
 import amqp
 import pymongo
 import pytest
-from google.protobuf.type_pb2 import EnumValue
+from google.protobuf.type_pb2 import EnumValue, Type
 from google.protobuf.type_pb2 import Field as ProtoField
 
 from chassis.bus import Event, verdict
@@ -211,6 +211,33 @@ def test_what_is_no_event_is_a_dead_letter_unchanged(probe: Probe, body: bytes) 
     after = probe.event("ok")
     probe.publish(after)
     probe.await_marked(after)
+
+
+def test_events_taken_together_are_each_handled_once_and_a_bad_one_costs_only_itself(probe: Probe) -> None:
+    def named(name: str) -> Event:
+        return Event.of(Type(name=name), source=probe.source, subject="", time=datetime.now(UTC))
+
+    first, again, last = named("wait:gate"), named("a"), named("die:1")
+    others = [again, named("b"), named("poison"), named("c"), named("fail:1"), again]
+    probe.publish(first)
+    wait_until(lambda: probe.runs(first, "on_list") == 1)
+    probe.publish(*others)
+    wait_until(lambda: probe.depth(f"{probe.service}.on_list") == 0, what="all gathered")
+    probe.database["gates"].insert_one({"_id": "gate"})
+    good = [event for event in others if event.data["name"] != "poison"]
+    for event in (first, *good):
+        wait_until(lambda event=event: probe.marked(event, "on_list"))
+    lists = [row["names"] for row in probe.database["lists"].find().sort("_id", 1)]
+    assert lists[:2] == [["wait:gate"], ["a", "b", "poison", "c"]], "what gathered, at most four"
+    assert ["a"] in lists and ["poison"] in lists, "one by one when the list fails"
+    wait_until(lambda: probe.metric("callmesh_bus_dead_total", handler="on_list") == 1.0)
+    wait_until(lambda: probe.metric("callmesh_bus_duplicate_total", handler="on_list") == 1.0)
+    assert probe.channel.basic_get(f"{probe.service}.on_list.dead", no_ack=True) is not None
+    probe.publish(last)
+    wait_until(lambda: not probe.group.process("worker").alive())
+    probe.group.start("worker")
+    wait_until(lambda: probe.marked(last, "on_list"), 15)
+    assert probe.runs(last, "on_list") == 2
 
 
 def test_waiting_for_another_service_uses_up_no_attempts(probe: Probe) -> None:

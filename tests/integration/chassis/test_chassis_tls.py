@@ -1,0 +1,173 @@
+"""TLS with real certificates and real connections: who is let in, and what a renewal does."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+from typing import Any
+
+import grpc
+import pytest
+from google.protobuf.wrappers_pb2 import StringValue
+
+from chassis import client, tls
+from chassis.callcontext import current_identity
+from chassis.errors import StartError
+from chassis.testing.certificates import Authority
+from chassis.testing.echo import ECHO_SERVICE, echo_binding
+from chassis.testing.grpc import loopback_settings
+from chassis.testing.tokens import TokenMaker
+
+pytestmark = pytest.mark.integration
+
+UNARY = f"/{ECHO_SERVICE}/Unary"
+WAIT = 10.0
+
+
+class Echo:
+    async def Unary(self, request: StringValue, context: Any) -> StringValue:
+        return StringValue(value=current_identity().subject)
+
+
+async def ask(channel: grpc.aio.Channel, **more: Any) -> str:
+    call = channel.unary_unary(
+        UNARY, request_serializer=StringValue.SerializeToString, response_deserializer=StringValue.FromString
+    )
+    return str((await call(StringValue(), timeout=WAIT, **more)).value)
+
+
+def settings_of(files: dict[str, str], **changes: Any) -> Any:
+    return loopback_settings(None, **files, **changes)
+
+
+def certificates(files: dict[str, str]) -> tls.Certificates:
+    return tls.Certificates(settings_of(files))
+
+
+async def refused(channel: grpc.aio.Channel) -> bool:
+    try:
+        await ask(channel)
+    except grpc.aio.AioRpcError as error:
+        return error.code() is grpc.StatusCode.UNAVAILABLE
+    return False
+
+
+@pytest.mark.parametrize(("clients", "without"), [("certified", False), ("any", True)])
+async def test_who_is_let_in(grpc_server: Any, tmp_path: Path, clients: str, without: bool) -> None:
+    authority, stranger = Authority(), Authority("somebody else")
+    ours = authority.write(tmp_path / "server")
+    server = await grpc_server([echo_binding(Echo())], settings=settings_of(ours, tls_clients=clients))
+    theirs = certificates(stranger.write(tmp_path / "stranger"))
+    mixed = authority.write(tmp_path / "mixed")
+    dialer = client.Dialer(certificates(mixed))
+    roots = Path(ours["tls_ca_file"]).read_bytes()
+    bare = client.channel(server.address, grpc.ssl_channel_credentials(roots))
+    plain = client.channel(server.address)
+    other = client.channel(server.address, tls.channel_credentials(theirs))
+    try:
+        assert await ask(dialer.channel(server.address)) == "local"
+        assert await refused(plain)
+        assert await refused(other), "a server of another authority's name is not believed"
+        assert await refused(bare) is not without
+    finally:
+        await dialer.close()
+        for channel in (bare, plain, other):
+            await channel.close()
+
+
+async def test_a_renewed_certificate_counts_without_a_restart(grpc_server: Any, tmp_path: Path) -> None:
+    """Both sides change their authority: open connections go on, new ones are made with the new files, and
+    who still has the old ones is no longer let in.
+    """
+    old, new = Authority("old"), Authority("new")
+    server_files, client_files = old.write(tmp_path / "server"), old.write(tmp_path / "client")
+    server = await grpc_server([echo_binding(Echo())], settings=settings_of(server_files))
+    dialer = client.Dialer(certificates(client_files))
+    before = dialer.channel(server.address)
+    late = client.channel(server.address, tls.channel_credentials(certificates(old.write(tmp_path / "late"))))
+    try:
+        assert await ask(before) == "local"
+        new.write(tmp_path / "server")
+        new.write(tmp_path / "client")
+        after = dialer.channel(server.address)
+        assert after is not before
+        assert await ask(after) == "local"
+        assert await ask(before) == "local", "what is connected stays so"
+        assert await refused(late)
+        assert dialer.channel(server.address) is after
+    finally:
+        await dialer.close()
+        await late.close()
+
+
+@pytest.mark.parametrize("broken", [b"", b"no certificate"])
+async def test_a_broken_renewal_leaves_the_last_good_one(
+    grpc_server: Any, tmp_path: Path, broken: bytes
+) -> None:
+    authority = Authority()
+    files = authority.write(tmp_path / "server")
+    server = await grpc_server([echo_binding(Echo())], settings=settings_of(files))
+    other = Authority()
+    other.write(tmp_path / "server")
+    (tmp_path / "server" / "tls.key").write_bytes(broken)
+    dialer = client.Dialer(certificates(authority.write(tmp_path / "client")))
+    try:
+        assert await ask(dialer.channel(server.address)) == "local"
+    finally:
+        await dialer.close()
+
+
+async def test_a_token_from_a_file_is_read_again_when_it_changes(grpc_server: Any, tmp_path: Path) -> None:
+    maker = TokenMaker()
+    settings = loopback_settings(
+        None, auth_mode="jwt", auth_jwks_file=str(maker.write_jwks(tmp_path / "jwks.json"))
+    )
+    server = await grpc_server([echo_binding(Echo())], settings=settings)
+    file = tmp_path / "token"
+    file.write_text(maker.token(subject="first") + "\n")
+    dialer = client.Dialer(token=tls.TokenFile(str(file)))
+    try:
+        assert await ask(dialer.channel(server.address), metadata=dialer.metadata()) == "first"
+        file.write_text(maker.token(subject="the second"))
+        assert await ask(dialer.channel(server.address), metadata=dialer.metadata()) == "the second"
+        file.unlink()
+        assert await ask(dialer.channel(server.address), metadata=dialer.metadata()) == "the second"
+    finally:
+        await dialer.close()
+
+
+async def test_retired_channels_are_closed_when_there_are_many(tmp_path: Path) -> None:
+    files = Authority().write(tmp_path / "client")
+    closed: list[int] = []
+
+    class Channel:
+        def __init__(self, number: int) -> None:
+            self.number = number
+
+        async def close(self, grace: float | None = None) -> None:
+            closed.append(self.number)
+
+    made: list[Channel] = []
+
+    def connect(target: str, credentials: Any) -> Any:
+        made.append(Channel(len(made)))
+        return made[-1]
+
+    dialer = client.Dialer(certificates(files), connect=connect)
+    for _ in range(client.RETIRED_MAX + 3):
+        Authority().write(tmp_path / "client")
+        dialer.channel("router:7100")
+    await asyncio.sleep(0)
+    assert closed == [0, 1]
+    await dialer.close()
+    assert sorted(closed) == list(range(len(made)))
+
+
+def test_a_start_without_its_files_is_refused(tmp_path: Path) -> None:
+    files = Authority().write(tmp_path)
+    with pytest.raises(StartError, match="cannot be read"):
+        certificates({**files, "tls_key_file": str(tmp_path / "none.key")})
+    Authority().write(tmp_path / "other")
+    mixed = {**files, "tls_key_file": str(tmp_path / "other" / "tls.key")}
+    with pytest.raises(StartError, match="cannot be used"):
+        tls.server_credentials(certificates(mixed), certified=True)
