@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
+from collections.abc import Callable
 from typing import Any
 
 import grpc
 
-from chassis import callcontext, telemetry
+from chassis import callcontext, telemetry, tls
 
+#: Makes a channel to a target with credentials.
+Connect = Callable[[str, grpc.ChannelCredentials | None], grpc.aio.Channel]
 #: Deadline of a call made outside any other call, seconds.
 DEADLINE_SECONDS = 5.0
 #: Largest message, bytes; the servers' default.
@@ -16,22 +21,79 @@ MESSAGE_BYTES_MAX = 16 * 1024 * 1024
 RECONNECT_SECONDS_MAX = 2.0
 
 
-def channel(target: str) -> grpc.aio.Channel:
-    """A plain-text channel to "host:port" with the limits that our servers use; close it with `await
-    channel.close()`.
+#: Channels that are kept for what still runs on them after a certificate was renewed.
+RETIRED_MAX = 8
+
+_OPTIONS = (
+    ("grpc.max_receive_message_length", MESSAGE_BYTES_MAX),
+    ("grpc.max_send_message_length", MESSAGE_BYTES_MAX),
+    ("grpc.initial_reconnect_backoff_ms", 100),
+    ("grpc.max_reconnect_backoff_ms", int(RECONNECT_SECONDS_MAX * 1000)),
+    ("grpc.keepalive_time_ms", 30_000),
+    ("grpc.keepalive_timeout_ms", 10_000),
+    ("grpc.http2.ping_timeout_ms", 10_000),
+)
+
+
+def channel(target: str, credentials: grpc.ChannelCredentials | None = None) -> grpc.aio.Channel:
+    """A channel to "host:port" with the limits that our servers use, in plain text without credentials; close
+    it with `await channel.close()`.
     """
-    return grpc.aio.insecure_channel(
-        target,
-        options=[
-            ("grpc.max_receive_message_length", MESSAGE_BYTES_MAX),
-            ("grpc.max_send_message_length", MESSAGE_BYTES_MAX),
-            ("grpc.initial_reconnect_backoff_ms", 100),
-            ("grpc.max_reconnect_backoff_ms", int(RECONNECT_SECONDS_MAX * 1000)),
-            ("grpc.keepalive_time_ms", 30_000),
-            ("grpc.keepalive_timeout_ms", 10_000),
-            ("grpc.http2.ping_timeout_ms", 10_000),
-        ],
-    )
+    if credentials is None:
+        return grpc.aio.insecure_channel(target, options=_OPTIONS)
+    return grpc.aio.secure_channel(target, credentials, options=_OPTIONS)
+
+
+class Dialer:
+    """Channels to other servers, one for each; a renewed certificate counts from the next one asked for.
+    Belongs to one event loop.
+    """
+
+    def __init__(
+        self,
+        found: tls.Certificates | None = None,
+        token: tls.TokenFile | None = None,
+        connect: Connect = channel,
+    ) -> None:
+        """Without certificates they are in plain text; without a token calls carry none."""
+        self._found = found
+        self._token = token
+        self._connect = connect
+        self._open: dict[str, tuple[int, grpc.aio.Channel]] = {}
+        self._retired: list[grpc.aio.Channel] = []
+        self._closing: set[asyncio.Task[None]] = set()
+
+    def channel(self, target: str) -> grpc.aio.Channel:
+        """The channel to "host:port". Ask again before each connection."""
+        credentials = None if self._found is None else tls.channel_credentials(self._found)
+        generation = 0 if self._found is None else self._found.generation
+        known = self._open.get(target)
+        if known is not None and known[0] == generation:
+            return known[1]
+        if known is not None:
+            self._retire(known[1])
+        made = self._connect(target, credentials)
+        self._open[target] = (generation, made)
+        return made
+
+    def metadata(self) -> tuple[tuple[str, str], ...]:
+        """What a call carries: the token, as it is now."""
+        token = None if self._token is None else self._token.token()
+        return () if token is None else (("authorization", f"Bearer {token}"),)
+
+    def _retire(self, channel: grpc.aio.Channel) -> None:
+        self._retired.append(channel)
+        if len(self._retired) > RETIRED_MAX:
+            closing = asyncio.ensure_future(self._retired.pop(0).close(None))
+            self._closing.add(closing)
+            closing.add_done_callback(self._closing.discard)
+
+    async def close(self) -> None:
+        """Closes all of them."""
+        for one in [*self._retired, *(channel for _, channel in self._open.values())]:
+            with contextlib.suppress(Exception):
+                await one.close(None)
+        self._retired, self._open = [], {}
 
 
 def outgoing(timeout_seconds: float | None = DEADLINE_SECONDS, token: str | None = None) -> dict[str, Any]:

@@ -54,6 +54,10 @@ SHARED = frozenset(
         "auth_jwks_file",
         "auth_issuer",
         "auth_audience",
+        "tls_cert_file",
+        "tls_key_file",
+        "tls_ca_file",
+        "tls_clients",
     }
 )
 
@@ -168,6 +172,19 @@ class ServiceSettings(BaseSettings):
     )
     auth_leeway_seconds: int = Field(
         default=30, ge=0, le=600, description="Clock difference forgiven in a token, seconds."
+    )
+
+    tls_ca_file: str = Field(
+        default="", description="Authority (PEM) that certificates of clients and of other servers come from."
+    )
+    tls_key_file: str = Field(default="", description="Private key (PEM) of the certificate.")
+    tls_cert_file: str = Field(
+        default="",
+        description="This process's certificate (PEM), for serving and for calling; empty means plain text.",
+    )
+    tls_clients: Literal["certified", "any"] = Field(
+        default="certified",
+        description="Whether every client must show a certificate of the authority, where there is TLS.",
     )
 
     rate_limit_per_second: float = Field(
@@ -300,6 +317,15 @@ class ServiceSettings(BaseSettings):
     def _check_monotonic_origin(cls, value: int | None) -> int | None:
         if value is not None and value > time.monotonic() * 1000:
             raise ValueError("must not be to come: it is of another machine or from before its restart")
+        return value
+
+    @field_validator("tls_cert_file")
+    @classmethod
+    def _check_tls_files(cls, value: str, info: ValidationInfo) -> str:
+        named = {"tls_key_file": info.data.get("tls_key_file"), "tls_ca_file": info.data.get("tls_ca_file")}
+        missing = [name for name, path in named.items() if bool(path) != bool(value)]
+        if missing:
+            raise ValueError(f"tls_cert_file, tls_key_file and tls_ca_file go together: see {missing[0]}")
         return value
 
     @field_validator("auth_jwks_file")

@@ -29,7 +29,7 @@ from grpc_health.v1._async import HealthServicer
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 from grpc_reflection.v1alpha._async import ReflectionServicer
 
-from chassis import auth, garbage, logs, metrics, telemetry
+from chassis import auth, garbage, logs, metrics, telemetry, tls
 from chassis.callcontext import current_identity, remaining_seconds
 from chassis.config import EXIT_BAD_SETTING, ServiceSettings, SettingsType, load_settings
 from chassis.errors import StartError
@@ -195,7 +195,7 @@ class Server:
         """Listens, runs the hooks, then reports SERVING; StartError when a port cannot be used."""
         await self._http.start()
         try:
-            self.port = self._server.add_insecure_port(self.address)
+            self.port = self._listen()
         except RuntimeError:
             await self._http.stop()
             raise StartError(
@@ -207,6 +207,13 @@ class Server:
         await self._server.start()
         await self._set_health(_SERVING)
         self._serving = True
+
+    def _listen(self) -> int:
+        found = tls.certificates(self._settings)
+        if found is None:
+            return self._server.add_insecure_port(self.address)
+        certified = self._settings.tls_clients == "certified"
+        return self._server.add_secure_port(self.address, tls.server_credentials(found, certified=certified))
 
     async def _set_health(self, status: Any) -> None:
         for name in ("", *self._names):

@@ -39,6 +39,10 @@ class RoutingSettings(ServiceSettings):
         description="This router's own `host:port` as ROUTING_PEERS and lead lists name it; needed where"
         " ROUTING_PEERS names several routers of its region.",
     )
+    peer_token_file: str = Field(
+        default="",
+        description="File with the token (scope routing.shards.peer) that other routers know this one by.",
+    )
     place_token_key_file: str = Field(
         default="",
         description="File with the key (32 bytes or more) that signs place tokens; all routers share it.",

@@ -15,6 +15,7 @@ import grpc
 import structlog
 
 from callmesh.routing.v1 import directory_pb2, shard_pb2, shard_pb2_grpc
+from chassis import client
 from chassis.clock import Clock
 from chassis.metrics import gauge
 from routing.leader import Leader
@@ -135,12 +136,13 @@ async def watch_own(
         table.hear(state, address)
 
 
-async def watch_peer(table: PeerTable, channel: grpc.aio.Channel, router: str, address: str) -> None:
+async def watch_peer(table: PeerTable, dialer: client.Dialer, router: str, address: str) -> None:
     """Keeps the table's rows of the shards that the router at `address` leads, until cancelled."""
-    stub = shard_pb2_grpc.ShardServiceStub(channel)
+    request = shard_pb2.WatchPeersRequest(router=router)
     while True:
         try:
-            async for state in stub.WatchPeers(shard_pb2.WatchPeersRequest(router=router)):
+            stub = shard_pb2_grpc.ShardServiceStub(dialer.channel(address))
+            async for state in stub.WatchPeers(request, metadata=dialer.metadata()):
                 table.hear(state, address)
         except grpc.aio.AioRpcError as error:
             log.debug("peer_silent", router=address, code=error.code().name)

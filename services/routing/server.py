@@ -32,7 +32,7 @@ from typing import Any
 
 import structlog
 
-from chassis import server
+from chassis import client, server, tls
 from chassis.errors import StartError
 from chassis.mongo import async_database, connect, disconnect, ensure_indexes
 from routing import geo, hours, whatif_day
@@ -92,7 +92,8 @@ class Router:
         self.peers = PeerTable(clock, settings.silent_seconds)
         self.regions = Regions(self.peers, clock)
         self.queues: dict[str, QueueConfig] = {}
-        self.routers = Routers(self.address, settings.routers())
+        dialer = client.Dialer(tls.certificates(settings), tls.TokenFile(settings.peer_token_file))
+        self.routers = Routers(self.address, settings.routers(), dialer)
         # A link is left after the silence that makes a standby take over.
         self.links = {
             region: ShardLink(region, self.router, self.routers, silent_seconds=settings.takeover_seconds)
@@ -205,7 +206,7 @@ class Router:
         self._run(watch_own(self.peers, lambda: self.leaders.values(), self.name, self.address))
         self._run(self.front.run_overflow())
         for address in self.routers.others():
-            self._run(watch_peer(self.peers, self.routers.channel(address), self.name, address))
+            self._run(watch_peer(self.peers, self.routers.dialer, self.name, address))
         for link in self.links.values():
             self._run(link.run())
 

@@ -16,6 +16,7 @@ from tests.simulation.cluster import STORE
 from tests.simulation.network import Channel, Host
 from tests.simulation.plan import AGENTS_PER_SHARD, LEAD_LISTS, ROUTERS
 
+from chassis.client import Dialer
 from chassis.clock import SystemClock
 from chassis.errors import Unavailable
 from routing import model
@@ -171,7 +172,7 @@ class Router:
         self.clock = SystemClock()
         self.directory = Directory(world, name)
         homes = {shard: [r for r in ROUTERS if r.startswith(shard)] for shard in world.plan.shards}
-        self.routers = Routers(name, homes, self._channel)
+        self.routers = Routers(name, homes, Dialer(connect=lambda address, _: self._channel(address)))
         self.links = {
             shard: WatchedLink(shard, name, self.routers, silent_seconds=1.5) for shard in world.plan.shards
         }
