@@ -11,6 +11,7 @@ from __future__ import annotations
 import enum
 from collections.abc import Mapping
 from dataclasses import fields
+from operator import attrgetter
 from typing import Any, ClassVar, TypeVar
 
 from mongoengine import (
@@ -420,10 +421,26 @@ _ELSEWHERE = frozenset({"id", "version", "create_time", "update_time"})
 Value = TypeVar("Value")
 
 
+#: What holds nothing but plain values, and most of what an import packs: (names, getter, defaults).
+_FLAT: Mapping[type, tuple[tuple[str, ...], attrgetter[tuple[Any, ...]], tuple[Any, ...]]] = {
+    kind: (
+        tuple(f.name for f in fields(kind)),
+        attrgetter(*(f.name for f in fields(kind))),
+        tuple(f.default for f in fields(kind)),
+    )
+    for kind in (PhoneNumber, EmailAddress, ExternalId, PostalAddress, BirthDate)
+}
+
+
 def _pack(value: Any) -> Any:
     """An object, or several, as stored: plain, without what is as by default."""
     if isinstance(value, tuple):
         return [_pack(item) for item in value]
+    shape = _FLAT.get(type(value))
+    if shape is not None:
+        names, values_of, ordinary = shape
+        values = zip(names, values_of(value), ordinary, strict=True)
+        return {name: own for name, own, default in values if own is not default and own != default}
     if not hasattr(value, "__dataclass_fields__"):
         return plain.builtin(value)
     packed = plain.without_defaults(type(value), plain.builtin(value))
@@ -456,6 +473,7 @@ def _item(cls: type[Value], raw: Mapping[str, Any]) -> Value:
 
 
 _STORED = tuple(f.name for f in fields(Customer) if f.name not in _ELSEWHERE and f.name != "custom_values")
+_stored_of = attrgetter(*_STORED)
 
 
 def customer_fields(customer: Customer) -> dict[str, Any]:
@@ -463,8 +481,7 @@ def customer_fields(customer: Customer) -> dict[str, Any]:
     nothing to store.
     """
     stored: dict[str, Any] = {}
-    for name in _STORED:
-        value = getattr(customer, name)
+    for name, value in zip(_STORED, _stored_of(customer), strict=True):
         # Texts and nothing, most of them: this runs for every field of every row of an import.
         stored[name] = (value if type(value) is str else _pack(value)) if value else None
     stored["custom_values"] = {k: _custom_out(v) for k, v in customer.custom_values.items()} or None

@@ -61,6 +61,7 @@ _LISTS: Mapping[str, tuple[type, frozenset[str]]] = {
 }
 _FLAGS = frozenset({"primary", "verified"})
 _DEGREES = frozenset({"latitude", "longitude"})
+_TYPED = _FLAGS | _DEGREES
 _DATE = re.compile(r"(\d{4})[-/.](\d{1,2})[-/.](\d{1,2})|--?(\d{1,2})-(\d{1,2})")
 _TRUE, _FALSE = frozenset({"true", "1", "yes", "y", "是"}), frozenset({"", "false", "0", "no", "n", "否"})
 
@@ -261,11 +262,18 @@ def customer_of(paths: Mapping[str, Any], custom: Mapping[str, Any]) -> tuple[st
     lists: dict[str, dict[int, dict[str, Any]]] = {}
     own: dict[str, Any] = {}
     for path, value in paths.items():
-        name, index, inner = _parsed(path)
-        if name in _TEXTS or name == "id":
+        name, index, inner = _parsed_paths.get(path) or _parsed(path)
+        if name in _LISTS:
+            items = lists.get(name)
+            if items is None:
+                items = lists[name] = {}
+            item = items.get(index)
+            if item is None:
+                item = items[index] = {}
+            plain = type(value) is str and inner not in _TYPED
+            item[inner] = value if plain else _inner(path, inner, value)
+        elif name in _TEXTS or name == "id":
             values[name] = value if type(value) is str else str(value)
-        elif name in _LISTS:
-            lists.setdefault(name, {}).setdefault(index, {})[inner] = _inner(path, inner, value)
         elif name == "custom_values":
             own[inner] = _custom(path, custom.get(inner), value)
         else:
