@@ -49,6 +49,8 @@ from routing.leader import Leader
 from routing.links import Routers, ShardLink
 from routing.model import QueueConfig
 from routing.peers import PeerTable, watch_own, watch_peer
+from routing.planning.process import Elsewhere
+from routing.planning.servicer import planning_binding
 from routing.profiles import ProfileReader
 from routing.regions import Regions
 from routing.replay import look_back
@@ -190,9 +192,17 @@ class Router:
             whatif_day.answer, mongo_uri=self.settings.mongo_uri, database=self.settings.mongo_database
         )
         supervision = supervision_binding(self.supervision, SupervisionDirectory(self._clock), simulate)
+        elsewhere = Elsewhere(
+            self.settings.mongo_uri, self.settings.mongo_database, self.settings.region, self._clock
+        )
         return [
             server.ServiceBinding(*parts)
-            for parts in (*own, supervision, directory_binding(self.settings, self.regions))
+            for parts in (
+                *own,
+                supervision,
+                planning_binding(elsewhere.answer),
+                directory_binding(self.settings, self.regions),
+            )
         ]
 
     async def start(self) -> None:

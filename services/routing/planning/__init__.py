@@ -1,0 +1,1 @@
+"""Forecast, staffing, shifts, adherence and blended outbound calls. See docs/planning.md."""

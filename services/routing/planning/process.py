@@ -1,0 +1,155 @@
+"""PlanningService, from its requests to its responses, in a process of its own.
+
+A forecast loads a statistics library and computes for a second, a shift plan for some: not in a process
+that routes calls. So `Elsewhere` starts another one (`python -m routing.planning.process`: the method on
+its command line, the request on its standard input, the database in MONGO_URI) and waits, one at a time.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import sys
+from typing import TYPE_CHECKING, Any
+
+from chassis import logs
+from chassis.clock import Clock
+from chassis.errors import CallmeshError, DeadlineExceeded, InvalidArgument, ResourceExhausted, Unavailable
+from routing.errors import QueueNotFound
+
+if TYPE_CHECKING:
+    from google.protobuf.message import Message
+
+#: Longest that a request may take, and how soon another try makes sense while one is worked at, real seconds.
+SECONDS_MAX = 180.0
+RETRY_SECONDS = 5.0
+#: Real milliseconds in which the database must answer the other process.
+ANSWER_MS_MAX = 5_000
+#: Of what the other process says when it fails, so many characters are logged.
+SAID_CHARACTERS_MAX = 300
+#: Exit statuses of the other process: a request that is refused, reports that cannot be read.
+EXIT_REFUSED, EXIT_UNREADABLE = 3, 4
+
+log = logs.get_logger(__name__)
+
+
+class PlannerBusy(ResourceExhausted):
+    """Another forecast or plan is being made; try again."""
+
+    reason = "PLANNER_BUSY"
+
+
+class PlanningAway(Unavailable):
+    """Forecasts and plans cannot be made just now; try again."""
+
+    reason = "PLANNING_UNAVAILABLE"
+
+
+class Elsewhere:
+    """One a router. Its method belongs to one event loop."""
+
+    def __init__(self, mongo_uri: str, database: str, region: str, clock: Clock) -> None:
+        self._uri, self._database, self._region, self._clock = mongo_uri, database, region, clock
+        self._one_at_a_time = asyncio.Lock()
+
+    async def answer(self, method: str, request: Message, response: Message) -> Any:
+        """Fills the response in. Raises what the planner refuses with (answers.py), PlannerBusy,
+        PlanningAway and, after `SECONDS_MAX`, DeadlineExceeded.
+        """
+        if self._one_at_a_time.locked():
+            raise PlannerBusy(subject="server", limit="one plan at a time", retry_seconds=RETRY_SECONDS)
+        async with self._one_at_a_time:
+            said = await self._run(method, request.SerializeToString())
+        response.ParseFromString(said)
+        return response
+
+    async def _run(self, method: str, request: bytes) -> bytes:
+        # One thread is enough, and leaves the others to routing.
+        env = {
+            **os.environ,
+            "MONGO_URI": self._uri,
+            "PYTHONPATH": os.pathsep.join(filter(None, sys.path)),
+            "OMP_NUM_THREADS": "1",
+        }
+        now_ms = str(self._clock.now_ms())
+        process = await asyncio.create_subprocess_exec(
+            *(sys.executable, "-m", "routing.planning.process"),
+            *(method, self._database, self._region, now_ms),
+            stdin=asyncio.subprocess.PIPE,
+            stdout=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.PIPE,
+            env=env,
+        )
+        try:
+            async with asyncio.timeout(SECONDS_MAX):
+                said, why = await process.communicate(request)
+        except TimeoutError:
+            raise DeadlineExceeded() from None
+        finally:
+            if process.returncode is None:
+                process.kill()
+                await process.wait()
+        if process.returncode == EXIT_REFUSED:
+            raise _refusal(json.loads(said))
+        if process.returncode != 0:
+            tail = why.decode(errors="replace").strip()[-SAID_CHARACTERS_MAX:]
+            log.warning("planning_failed", method=method, status=process.returncode, said=tail)
+            raise PlanningAway(retry_seconds=RETRY_SECONDS)
+        return said
+
+
+def _refusal(said: dict[str, Any]) -> CallmeshError:
+    """The error that the other process raised."""
+    from routing.planning.forecast import HistoryTooShort
+    from routing.planning.shifts import NoShiftPlan
+
+    kinds: tuple[type[CallmeshError], ...] = (InvalidArgument, QueueNotFound, HistoryTooShort, NoShiftPlan)
+    kind = next((each for each in kinds if each.reason == said["reason"]), None)
+    if kind is None:
+        return PlanningAway(retry_seconds=RETRY_SECONDS)
+    return kind(**said["values"])
+
+
+def answer_here(method: str, raw: bytes, database: Any, region: str, now_ms: int) -> bytes:
+    """What the other process does. Raises as `Planner`."""
+    from routing.planning.answers import METHODS, Planner
+    from routing.planning.store import MongoPlanning
+
+    request_type, bind = METHODS[method]
+    response = bind(Planner(MongoPlanning(database), region, now_ms))(request_type.FromString(raw))
+    filled: bytes = response.SerializeToString()
+    return filled
+
+
+def main() -> int:
+    """The other process: standard input to standard output."""
+    from pymongo import MongoClient
+    from pymongo.errors import PyMongoError
+
+    os.nice(10)
+    method, database, region, now_ms = sys.argv[1:5]
+    raw = sys.stdin.buffer.read()
+    client: MongoClient[dict[str, Any]]
+    try:
+        uri = os.environ["MONGO_URI"]
+        with MongoClient(uri, serverSelectionTimeoutMS=ANSWER_MS_MAX, tz_aware=True) as client:
+            said = answer_here(method, raw, client[database], region, int(now_ms))
+    except CallmeshError as error:
+        if not isinstance(error, Unavailable):
+            print(json.dumps({"reason": error.reason, "values": _plain(error)}))
+            return EXIT_REFUSED
+        raise
+    except PyMongoError as error:
+        print(type(error).__name__, file=sys.stderr)
+        return EXIT_UNREADABLE
+    sys.stdout.buffer.write(said)
+    return 0
+
+
+def _plain(error: CallmeshError) -> dict[str, str]:
+    return {name: str(value) for name, value in error.values.items()}
+
+
+if __name__ == "__main__":
+    sys.exit(main())
