@@ -266,6 +266,11 @@ class Regions:
         now = self._clock.monotonic()
         return now - self._deserted.setdefault((region, queue), now) >= DESERTED_SECONDS
 
+    def serves(self, region: str, queue: str) -> bool:
+        """Whether somebody is there to answer calls of a queue, as far as is known."""
+        load = self._peers.load(region, queue)
+        return load is None or load.agents_logged_in > 0
+
     def leaves(self, region: str) -> bool:
         """Whether a region is being drained of its waiting calls too."""
         config = self._regions.get(region)

@@ -263,3 +263,12 @@ def test_what_is_remembered_of_the_regions_is_never_older_than_their_figures() -
     assert first() == "shanghai", "told at once"
     world.clock.advance(3.1)
     assert world.regions.order(request, place_of(request), "service").regions == [], "silence is noticed"
+
+
+def test_a_place_is_not_kept_where_nobody_is_left_to_answer() -> None:
+    world = World()
+    assert world.regions.serves("beijing", "service"), "nothing is known of it"
+    world.hear("beijing", agents_logged_in=1)
+    assert world.regions.serves("beijing", "service")
+    world.hear("beijing", agents_logged_in=0)
+    assert not world.regions.serves("beijing", "service")
