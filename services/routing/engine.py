@@ -218,11 +218,12 @@ def _call_for(state: ShardState, agent_id: str) -> tuple[str, str] | None:
         if best is not None and state.calls[best[2]].facts.channel in agent.idle:
             return best[2], agent_id
         best = None
-    for line in agent.lines:
-        if line.waiting_count and line.channel in agent.idle:
-            head = head_of(line, state.calls)
-            if head is not None and (best is None or head < best):
-                best = head
+    for channel in agent.idle:
+        for line in agent.lines.get(channel, ()):
+            if line.waiting_count:
+                head = head_of(line, state.calls)
+                if head is not None and (best is None or head < best):
+                    best = head
     return None if best is None else (best[2], agent_id)
 
 

@@ -25,7 +25,7 @@ from routing.model import (
     QueueConfig,
     Strategy,
 )
-from routing.state import AgentEntry, CallEntry, Crowd, Line, ShardState, rank_of
+from routing.state import AgentEntry, CallEntry, Crowd, Line, ShardState
 
 #: Agents looked at in one explanation, at most: beyond it the rest is only counted.
 CANDIDATES_MAX = 100
@@ -86,7 +86,8 @@ def _line(state: ShardState, queue: QueueConfig, facts: CallFacts, step: int) ->
             line.agents.add(agent_id)
             line.logged_in += agent.presence is not Presence.OFFLINE
             if line.channel in agent.idle:
-                line.free.add(agent.idle[line.channel], rank_of(line, agent, agent.since_ms))
+                line.free.add(agent.idle[line.channel])
+                line.idle += 1
     return line
 
 

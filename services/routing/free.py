@@ -1,10 +1,12 @@
 """Who is free for a line, in the order in which its queue's strategy takes them.
 
 An agent is listed in many lines at once, and leaves all of them with each offer: coming must cost next to
-nothing, and going nothing at all. So one `Place` stands in all those lines; an agent who goes marks it, and
-it stays behind in each of them until it comes up there, or until the outdated outnumber the living. Ranks
-that many agents share (proficiency, priority, calls taken) have a list each, first come first served; ranks
-that hardly two agents share (occupancy, turn) need a heap.
+nothing, and going nothing at all. So one `Place` stands in all those lines. An agent who comes puts it into
+each line's inbox, unranked; only a line that is asked for its best ranks what its inbox holds. An agent who
+goes marks the place, and it stays behind wherever it is until it comes up there: a place that has gone by
+the time its line is asked was never ranked, and in a busy centre most have. Ranks that many agents share
+(proficiency, priority, calls taken) have a list each, first come first served; ranks that hardly two agents
+share (occupancy, turn) need a heap.
 
 All are indexes of a shard's state, no facts: made again, they may order agents of equal rank differently.
 """
@@ -14,57 +16,92 @@ from __future__ import annotations
 import heapq
 from abc import ABC, abstractmethod
 from collections import deque
+from collections.abc import Callable, Iterator
+from typing import Any
 
-#: An index is tidied when its outdated places outnumber the live ones by this.
+#: Places in an inbox before they are ranked unasked.
+INBOX_MAX = 128
+#: An index is tidied when it is twice as long as the last time, and by this much longer.
 OUTDATED_MAX = 64
 
 
 class Place:
     """One agent's being free on one channel, from coming to going."""
 
-    __slots__ = ("agent_id", "live")
+    __slots__ = ("agent", "agent_id", "live", "since_ms")
 
-    def __init__(self, agent_id: str) -> None:
+    def __init__(self, agent_id: str, agent: Any, since_ms: int) -> None:
         self.agent_id = agent_id
+        #: For who ranks it.
+        self.agent = agent
+        #: When the agent came.
+        self.since_ms = since_ms
         #: Until the agent goes; then never again.
         self.live = True
 
 
 class Free(ABC):
-    """The free agents of one line."""
+    """The free agents of one line. Whoever appends to `inbox` looks at its length and calls `take_in`."""
 
-    __slots__ = ("count", "length")
+    __slots__ = ("_rank", "_tidy_at", "inbox", "length")
 
-    def __init__(self) -> None:
-        #: Free agents. Whoever marks a place as no longer live takes one off here.
-        self.count = 0
-        #: Places, outdated ones included.
+    def __init__(self, rank: Callable[[Place], int]) -> None:
+        """A lower rank is taken first, of equal ranks who came first. The rank of a place may not change."""
+        self._rank = rank
+        #: Who came since the line was last asked, in order.
+        self.inbox: list[Place] = []
+        #: Ranked places, outdated ones included.
         self.length = 0
+        self._tidy_at = OUTDATED_MAX
 
-    def add(self, place: Place, rank: int) -> None:
-        """Free from now on. A lower rank is taken first, of equal ranks who came first."""
-        self.count += 1
-        self.length += 1
-        self._put(place, rank)
-        if self.length > 2 * self.count + OUTDATED_MAX:
+    def add(self, place: Place) -> None:
+        """Free from now on."""
+        self.inbox.append(place)
+        if len(self.inbox) > INBOX_MAX:
+            self.take_in()
+
+    def take_in(self) -> None:
+        """Ranks what came."""
+        came = [place for place in self.inbox if place.live]
+        self.inbox.clear()
+        self.length += len(came)
+        self._put(came)
+        if self.length > self._tidy_at:
             # Each place is dropped once, so this adds a constant to its coming.
             self._tidy()
+            self._tidy_at = 2 * self.length + OUTDATED_MAX
+
+    def best(self, lot: int) -> str | None:
+        """Who is taken next, None when nobody is free. `lot` is any number, for who draws lots."""
+        if self.inbox:
+            self.take_in()
+        return self._best(lot)
+
+    def order(self) -> list[str]:
+        """All, as they would be taken; changes nothing. O(n log n): for people."""
+        came = ((self._rank(place), place) for place in self.inbox)
+        ranked = [(rank, place) for rank, place in (*self._ranked(), *came) if place.live]
+        return [place.agent_id for _, place in sorted(ranked, key=lambda each: each[0])]
+
+    def count(self) -> int:
+        """How many are free; changes nothing. O(n)."""
+        return sum(place.live for _, place in self._ranked()) + sum(place.live for place in self.inbox)
 
     @abstractmethod
-    def _put(self, place: Place, rank: int) -> None:
-        """Lists a place."""
+    def _put(self, places: list[Place]) -> None:
+        """Ranks and lists places."""
 
     @abstractmethod
     def _tidy(self) -> None:
         """Drops outdated places, and says in `length` what is left."""
 
     @abstractmethod
-    def best(self, lot: int) -> str | None:
-        """Who is taken next, None when nobody is free. `lot` is any number, for who draws lots."""
+    def _best(self, lot: int) -> str | None:
+        """Of those who are ranked."""
 
     @abstractmethod
-    def order(self) -> list[str]:
-        """All, as they would be taken. O(n log n): for people."""
+    def _ranked(self) -> Iterator[tuple[int, Place]]:
+        """(rank, place) of those who are ranked, outdated ones included; of equal ranks, who came first."""
 
 
 class ByRank(Free):
@@ -72,18 +109,21 @@ class ByRank(Free):
 
     __slots__ = ("_lists", "_ranks")
 
-    def __init__(self) -> None:
-        super().__init__()
+    def __init__(self, rank: Callable[[Place], int]) -> None:
+        super().__init__(rank)
         self._lists: dict[int, deque[Place]] = {}
         #: Heap of the ranks that have a list.
         self._ranks: list[int] = []
 
-    def _put(self, place: Place, rank: int) -> None:
-        places = self._lists.get(rank)
-        if places is None:
-            places = self._lists[rank] = deque()
-            heapq.heappush(self._ranks, rank)
-        places.append(place)
+    def _put(self, places: list[Place]) -> None:
+        rank_of, lists = self._rank, self._lists
+        for place in places:
+            rank = rank_of(place)
+            same = lists.get(rank)
+            if same is None:
+                same = lists[rank] = deque()
+                heapq.heappush(self._ranks, rank)
+            same.append(place)
 
     def _tidy(self) -> None:
         self._lists = {
@@ -92,9 +132,9 @@ class ByRank(Free):
             if (live := [place for place in places if place.live])
         }
         self._ranks = sorted(self._lists)
-        self.length = self.count
+        self.length = sum(len(places) for places in self._lists.values())
 
-    def best(self, lot: int) -> str | None:
+    def _best(self, lot: int) -> str | None:
         ranks = self._ranks
         while ranks:
             places = self._lists[ranks[0]]
@@ -106,9 +146,8 @@ class ByRank(Free):
             del self._lists[heapq.heappop(ranks)]
         return None
 
-    def order(self) -> list[str]:
-        lists = (self._lists[rank] for rank in sorted(self._lists))
-        return [place.agent_id for places in lists for place in places if place.live]
+    def _ranked(self) -> Iterator[tuple[int, Place]]:
+        return ((rank, place) for rank, places in self._lists.items() for place in places)
 
 
 class ByHeap(Free):
@@ -116,22 +155,23 @@ class ByHeap(Free):
 
     __slots__ = ("_came", "_heap")
 
-    def __init__(self) -> None:
-        super().__init__()
+    def __init__(self, rank: Callable[[Place], int]) -> None:
+        super().__init__(rank)
         #: Of (rank, how many came before, place).
         self._heap: list[tuple[int, int, Place]] = []
         self._came = 0
 
-    def _put(self, place: Place, rank: int) -> None:
-        self._came += 1
-        heapq.heappush(self._heap, (rank, self._came, place))
+    def _put(self, places: list[Place]) -> None:
+        for place in places:
+            self._came += 1
+            heapq.heappush(self._heap, (self._rank(place), self._came, place))
 
     def _tidy(self) -> None:
         self._heap = [entry for entry in self._heap if entry[2].live]
         heapq.heapify(self._heap)
         self.length = len(self._heap)
 
-    def best(self, lot: int) -> str | None:
+    def _best(self, lot: int) -> str | None:
         heap = self._heap
         while heap:
             place = heap[0][2]
@@ -141,8 +181,8 @@ class ByHeap(Free):
             self.length -= 1
         return None
 
-    def order(self) -> list[str]:
-        return [place.agent_id for _, _, place in sorted(self._heap) if place.live]
+    def _ranked(self) -> Iterator[tuple[int, Place]]:
+        return ((rank, place) for rank, _, place in sorted(self._heap))
 
 
 class ByLot(Free):
@@ -150,18 +190,18 @@ class ByLot(Free):
 
     __slots__ = ("_pool",)
 
-    def __init__(self) -> None:
-        super().__init__()
+    def __init__(self, rank: Callable[[Place], int]) -> None:
+        super().__init__(rank)
         self._pool: list[Place] = []
 
-    def _put(self, place: Place, rank: int) -> None:
-        self._pool.append(place)
+    def _put(self, places: list[Place]) -> None:
+        self._pool += places
 
     def _tidy(self) -> None:
         self._pool = [place for place in self._pool if place.live]
         self.length = len(self._pool)
 
-    def best(self, lot: int) -> str | None:
+    def _best(self, lot: int) -> str | None:
         # A lot that falls on one who has gone is drawn again among the others: each of them remains equally
         # likely.
         pool = self._pool
@@ -174,5 +214,5 @@ class ByLot(Free):
             self.length -= 1
         return None
 
-    def order(self) -> list[str]:
-        return [place.agent_id for place in self._pool if place.live]
+    def _ranked(self) -> Iterator[tuple[int, Place]]:
+        return ((0, place) for place in self._pool)

@@ -69,7 +69,7 @@ _TYPES: dict[str, Any] = {
 #: Indexes, and what has rows of its own.
 _DERIVED: dict[type, frozenset[str]] = {
     CallEntry: frozenset({"line", "ticket"}),
-    AgentEntry: frozenset({"skills", "idle", "lines", "own", "own_count"}),
+    AgentEntry: frozenset({"skills", "channels", "idle", "lines", "plain", "own", "own_count"}),
     Tally: frozenset(),
     ShardState: frozenset(
         {

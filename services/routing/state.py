@@ -12,11 +12,12 @@ is skipped when it comes up. So a decision costs O(log n).
 from __future__ import annotations
 
 import heapq
+import itertools
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from typing import Any
 
-from routing.free import ByHeap, ByLot, ByRank, Free, Place
+from routing.free import INBOX_MAX, ByHeap, ByLot, ByRank, Free, Place
 from routing.model import (
     BEFORE_CONNECTION,
     ActRecorded,
@@ -160,6 +161,7 @@ class AgentEntry:
         "busy_since_ms",
         "busy_span_ms",
         "calls",
+        "channels",
         "command",
         "config",
         "draining",
@@ -174,6 +176,7 @@ class AgentEntry:
         "own",
         "own_count",
         "pause_reason",
+        "plain",
         "presence",
         "remove",
         "rest_until_ms",
@@ -185,8 +188,7 @@ class AgentEntry:
     )
 
     def __init__(self, config: AgentConfig) -> None:
-        self.config = config
-        self.skills = dict(config.skills)
+        self.configure(config)
         self.presence = Presence.OFFLINE
         self.pause_reason = self.front = ""
         self.session = self.command = 0
@@ -198,7 +200,9 @@ class AgentEntry:
         self.wraps: dict[str, tuple[int, int]] = {}
         #: By channel while offerable on it.
         self.idle: dict[str, Place] = {}
-        self.lines: list[Line] = []
+        #: Lines it fits, by channel; of them those that count their free agents.
+        self.lines: dict[str, list[Line]] = {}
+        self.plain: list[Line] = []
         self.lost_ms = self.rest_until_ms = 0
         self.missed = self.taken = self.last_offer = 0
         self.since_ms = 0
@@ -210,6 +214,12 @@ class AgentEntry:
         #: Heap of calls that wait for this very agent, as a line's.
         self.own: list[tuple[int, int, str, int]] = []
         self.own_count = 0
+
+    def configure(self, config: AgentConfig) -> None:
+        """Puts an agent's settings in force; it is to be found and to join lines anew."""
+        self.config = config
+        self.skills = dict(config.skills)
+        self.channels = frozenset(channel for channel, n in config.capacity if n > 0)
 
     @property
     def state(self) -> AgentState:
@@ -261,13 +271,14 @@ class Line:
     __slots__ = (
         "agents",
         "channel",
+        "counted",
         "crowd",
         "free",
+        "idle",
         "key",
         "logged_in",
         "present",
         "queue",
-        "rank",
         "requirements",
         "waiting",
         "waiting_count",
@@ -277,6 +288,8 @@ class Line:
         self.key = key
         self.channel = key[1]
         self.crowd = crowd
+        #: The plain line of its queue and channel, whose free agents many ask for: only it counts them.
+        self.counted = not key[2] and not key[3]
         self.configure(queue)
         #: Heap of (effective arrival less the queue's head start, ordinal, call id, ticket).
         self.waiting: list[tuple[int, int, str, int]] = []
@@ -288,13 +301,13 @@ class Line:
     def configure(self, queue: QueueConfig) -> None:
         """Puts a queue's settings in force; the agents are to join anew."""
         self.queue = queue
-        self.rank = _RANKS[queue.strategy]
-        #: Its free agents.
-        self.free: Free = _FREE.get(queue.strategy, ByRank)()
         _, _, extra, step = self.key
         waived = queue.waives_call_skills(step)
         #: What an agent must have, the queue's and the call's together.
         self.requirements = (*queue.requirements(step), *(() if waived else extra))
+        #: Its free agents.
+        self.free: Free = _FREE.get(queue.strategy, ByRank)(_RANKS[queue.strategy](self))
+        self.idle = 0
 
     def fits(self, agent: AgentEntry) -> bool:
         """The agent has the channel and every skill at its level."""
@@ -302,7 +315,7 @@ class Line:
         for skill, level in self.requirements:
             if skills.get(skill, 0) < level:
                 return False
-        return any(channel == self.channel and n > 0 for channel, n in agent.config.capacity)
+        return self.channel in agent.channels
 
     @property
     def asked(self) -> str:
@@ -311,8 +324,8 @@ class Line:
 
     @property
     def idle_count(self) -> int:
-        """Free agents."""
-        return self.free.count
+        """Free agents. O(1) for a line that counts them, else O(n)."""
+        return self.idle if self.counted else self.free.count()
 
 
 class Tally:
@@ -493,33 +506,29 @@ def best_idle(line: Line, agents: dict[str, AgentEntry], draw: int = 0) -> str |
 # ---------------------------------------------------------------------------------------------------------
 
 
-def rank_of(line: Line, agent: AgentEntry, now_ms: int = 0) -> int:
-    """Rank of a free agent in a line, lower first; constant while the agent stays free, so `now_ms` is when
-    the agent became free.
-    """
-    return line.rank(line, agent, now_ms)
-
-
-def _by_proficiency(line: Line, agent: AgentEntry, now_ms: int) -> int:
-    skills, wanted = agent.skills, line.requirements
+def _by_proficiency(line: Line) -> Callable[[Place], int]:
+    """The higher the sum of the levels asked for, the better."""
+    wanted = [skill for skill, _ in line.requirements]
     if len(wanted) == 1:
-        return -skills.get(wanted[0][0], 0)
-    return -sum([skills.get(skill, 0) for skill, _ in wanted])
+        only = wanted[0]
+        return lambda place: -place.agent.skills.get(only, 0)
+    return lambda place: -sum([place.agent.skills.get(skill, 0) for skill in wanted])
 
 
 #: Ranks that hardly two agents share; the others' free agents are listed by rank.
-_FREE: dict[Strategy, Callable[[], Free]] = {
+_FREE: dict[Strategy, Callable[[Callable[[Place], int]], Free]] = {
     Strategy.RANDOM: ByLot,
     Strategy.LEAST_OCCUPIED: ByHeap,
     Strategy.ROUND_ROBIN: ByHeap,
 }
-_RANKS: dict[Strategy, Callable[[Line, AgentEntry, int], int]] = {
-    Strategy.LONGEST_IDLE: lambda line, agent, now_ms: 0,
-    Strategy.FEWEST_CALLS: lambda line, agent, now_ms: agent.taken,
-    Strategy.LEAST_OCCUPIED: lambda line, agent, now_ms: agent.occupancy_ppm(now_ms),
-    Strategy.ROUND_ROBIN: lambda line, agent, now_ms: agent.last_offer,
-    Strategy.RANDOM: lambda line, agent, now_ms: 0,
-    Strategy.PRIORITY_ORDER: lambda line, agent, now_ms: agent.config.priority,
+#: How a line ranks its free agents, lower first: by what does not change while an agent stays free.
+_RANKS: dict[Strategy, Callable[[Line], Callable[[Place], int]]] = {
+    Strategy.LONGEST_IDLE: lambda line: lambda place: 0,
+    Strategy.FEWEST_CALLS: lambda line: lambda place: place.agent.taken,
+    Strategy.LEAST_OCCUPIED: lambda line: lambda place: place.agent.occupancy_ppm(place.since_ms),
+    Strategy.ROUND_ROBIN: lambda line: lambda place: place.agent.last_offer,
+    Strategy.RANDOM: lambda line: lambda place: 0,
+    Strategy.PRIORITY_ORDER: lambda line: lambda place: place.agent.config.priority,
     Strategy.BEST_PROFICIENCY: _by_proficiency,
 }
 
@@ -546,17 +555,28 @@ def _refresh(state: ShardState, agent: AgentEntry) -> None:
         idle = channel in agent.idle
         if _offerable(state, agent, channel, capacity):
             if not idle:
-                place = agent.idle[channel] = Place(agent.config.id)
-                now_ms = agent.since_ms = state.now_ms
-                for line in agent.lines:
-                    if line.channel == channel:
-                        line.free.add(place, line.rank(line, agent, now_ms))
+                agent.since_ms = state.now_ms
+                _come(agent, channel)
             state.hot_agents.append(agent.config.id)
         elif idle:
             agent.idle.pop(channel).live = False
-            for line in agent.lines:
+            for line in agent.plain:
                 if line.channel == channel:
-                    line.free.count -= 1
+                    line.idle -= 1
+
+
+def _come(agent: AgentEntry, channel: str) -> None:
+    """The agent is free for all lines of a channel. By far the most frequent thing that happens to a line."""
+    place = agent.idle[channel] = Place(agent.config.id, agent, agent.since_ms)
+    for line in agent.lines.get(channel, ()):
+        free = line.free
+        inbox = free.inbox
+        inbox.append(place)
+        if len(inbox) > INBOX_MAX:
+            free.take_in()
+    for line in agent.plain:
+        if line.channel == channel:
+            line.idle += 1
 
 
 def _account(state: ShardState, agent: AgentEntry) -> None:
@@ -572,7 +592,8 @@ def _fill(line: Line, agents: Iterable[AgentEntry]) -> None:
     """Those of the agents who fit join the line, who has been free for longer first."""
     idle = [agent for agent in agents if _join(agent, line) and line.channel in agent.idle]
     for agent in sorted(idle, key=lambda agent: (agent.since_ms, agent.config.id)):
-        line.free.add(agent.idle[line.channel], line.rank(line, agent, agent.since_ms))
+        line.free.add(agent.idle[line.channel])
+        line.idle += 1
 
 
 def _join(agent: AgentEntry, line: Line) -> bool:
@@ -580,22 +601,36 @@ def _join(agent: AgentEntry, line: Line) -> bool:
     if not line.fits(agent):
         return False
     line.agents.add(agent.config.id)
-    agent.lines.append(line)
+    agent.lines.setdefault(line.channel, []).append(line)
+    if line.counted:
+        agent.plain.append(line)
     line.logged_in += agent.presence is not Presence.OFFLINE
     line.present += agent.is_present
     return True
 
 
+def _part(agent: AgentEntry, line: Line) -> None:
+    """The inverse, on the agent's side."""
+    agent.lines[line.channel].remove(line)
+    if line.counted:
+        agent.plain.remove(line)
+
+
 def _leave_lines(agent: AgentEntry) -> None:
-    for line in agent.lines:
+    for line in lines_of(agent):
         line.agents.discard(agent.config.id)
         line.logged_in -= agent.presence is not Presence.OFFLINE
         line.present -= agent.is_present
-        line.free.count -= line.channel in agent.idle
+        line.idle -= line.channel in agent.idle
     for place in agent.idle.values():
         place.live = False
-    agent.lines = []
+    agent.lines, agent.plain = {}, []
     agent.idle = {}
+
+
+def lines_of(agent: AgentEntry) -> Iterator[Line]:
+    """All lines that an agent fits."""
+    return itertools.chain.from_iterable(agent.lines.values())
 
 
 def _set_presence(agent: AgentEntry, presence: Presence, *, attached: bool) -> None:
@@ -605,7 +640,7 @@ def _set_presence(agent: AgentEntry, presence: Presence, *, attached: bool) -> N
     more_logged_in = (presence is not Presence.OFFLINE) - logged_in
     more_present = agent.is_present - present
     if more_logged_in or more_present:
-        for line in agent.lines:
+        for line in lines_of(agent):
             line.logged_in += more_logged_in
             line.present += more_present
 
@@ -654,7 +689,7 @@ def adopt_agent(state: ShardState, agent: AgentEntry, idle: Iterable[str]) -> No
     its deadlines run.
     """
     state.agents[agent.config.id] = agent
-    agent.idle = {channel: Place(agent.config.id) for channel in idle}
+    agent.idle = {channel: Place(agent.config.id, agent, agent.since_ms) for channel in idle}
     state.index_skills(agent)
     for kind, name in _AGENT_DEADLINES:
         state.set_deadline(getattr(agent, name), kind, agent.config.id)
@@ -755,7 +790,7 @@ def _queue_configured(s: ShardState, e: QueueConfigured) -> None:
     s.tallies.setdefault(e.queue.id, Tally())
     for line in s.lines_by_queue.get(e.queue.id, []):
         for agent_id in line.agents:
-            s.agents[agent_id].lines.remove(line)
+            _part(s.agents[agent_id], line)
         line.configure(e.queue)
         line.agents, line.logged_in, line.present = set(), 0, 0
         _fill(line, s.agents_with(line.asked))
@@ -781,7 +816,7 @@ def _queue_removed(s: ShardState, e: QueueRemoved) -> None:
     for line in s.lines_by_queue.pop(e.queue, []):
         s.lines.pop(line.key, None)
         for agent_id in line.agents:
-            s.agents[agent_id].lines.remove(line)
+            _part(s.agents[agent_id], line)
     s.index_lines()
 
 
@@ -792,7 +827,7 @@ def _agent_configured(s: ShardState, e: AgentConfigured) -> None:
     else:
         _leave_lines(agent)
         s.drop_skills(agent)
-        agent.config, agent.skills = e.agent, dict(e.agent.skills)
+        agent.configure(e.agent)
     s.index_skills(agent)
     for line in s.lines_for(agent):
         _join(agent, line)

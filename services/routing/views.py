@@ -20,7 +20,7 @@ def expected_wait_span_ms(line: Line, tally: Tally | None, ahead: int) -> int:
     those who wait in
     M/M/n, Erlang 1917, without later arrivals overtaking).
     """
-    if line.idle_count > 0 and ahead == 0:
+    if ahead == 0 and line.idle_count > 0:
         return 0
     if tally is None or not tally.handled or not line.logged_in:
         return -1
