@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+#: Longest announcement that may be set: half a minute of speech, and short enough to travel in an error.
+ANNOUNCEMENT_CHARACTERS_MAX = 500
+
 
 def announcement(texts: Iterable[tuple[str, str]], language: str) -> str:
     """The text in the caller's language (BCP 47): the same tag, else the longest tag that the language begins

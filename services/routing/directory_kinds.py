@@ -15,6 +15,7 @@ from callmesh.routing.v1 import directory_pb2 as pb
 from chassis.errors import InvalidArgument
 from chassis.ids import check_id, parse_name, resource_name
 from chassis.mongo import Aggregate, etag
+from routing.announcements import ANNOUNCEMENT_CHARACTERS_MAX
 from routing.convert import duration, requirements, span_ms, text, whole
 from routing.documents import AgentDocument, QueueDocument, RegionDocument, SkillDocument
 from routing.geo import checked_point
@@ -199,7 +200,9 @@ def _fill_queue(message: pb.Queue, document: QueueDocument) -> None:
     if len(message.announcements) > ENTRIES_MAX:
         raise InvalidArgument(field="queue.announcements", why=f"must have at most {ENTRIES_MAX} languages")
     document.announcements = {
-        text("queue.announcements key", key, 35, required=True): text("queue.announcements", value, 2_000)
+        text("queue.announcements key", key, 35, required=True): text(
+            "queue.announcements", value, ANNOUNCEMENT_CHARACTERS_MAX
+        )
         for key, value in message.announcements.items()
     }
     document.seed = whole("queue.seed", message.seed, 0, 2**31 - 1)

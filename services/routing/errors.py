@@ -10,7 +10,9 @@ from chassis.errors import (
     NotFound,
     ResourceExhausted,
     Unavailable,
+    shorten,
 )
+from routing.announcements import ANNOUNCEMENT_CHARACTERS_MAX
 from routing.model import Refusal
 
 
@@ -50,16 +52,24 @@ class NoAgentLoggedIn(FailedPrecondition):
     reason = "NO_AGENT_LOGGED_IN"
 
 
-class QueueClosed(FailedPrecondition):
+class _Announced(FailedPrecondition):
+    """Carries its announcement whole: the settings hold it to a length that fits a trailer."""
+
+    def _metadata(self) -> dict[str, str]:
+        words = shorten(str(self.values.get("announcement") or ""), ANNOUNCEMENT_CHARACTERS_MAX)
+        return {**super()._metadata(), **({"announcement": words} if words else {})}
+
+
+class QueueClosed(_Announced):
     """The queue {subject} is closed; tell the caller `announcement`.
 
-    Metadata: `announcement` in the caller's language, at most 200 characters of it.
+    Metadata: `announcement` in the caller's language, at most `ANNOUNCEMENT_CHARACTERS_MAX` characters.
     """
 
     reason = "QUEUE_CLOSED"
 
 
-class RegionClosed(FailedPrecondition):
+class RegionClosed(_Announced):
     """No region takes calls of {subject} at this hour; tell the caller `announcement`.
 
     Metadata: `announcement` as in QueueClosed; `opens_time`, RFC 3339, when the first region opens.

@@ -23,6 +23,7 @@ from chassis.errors import EtagMismatch, InvalidArgument, Unavailable
 from chassis.ids import check_id, parse_name, resource_name
 from chassis.mongo import pending_entry, retry_conflicts, update_aggregate
 from routing.acts import checked_reason
+from routing.announcements import ANNOUNCEMENT_CHARACTERS_MAX
 from routing.audit import Act, act_event
 from routing.convert import text, whole
 from routing.directory import VERSION_ID
@@ -134,7 +135,7 @@ class SupervisionDirectory:
             )
         said = {
             text("announcements key", tag, 35, required=True): text(
-                f"announcements[{tag[:35]}]", value, 2_000
+                f"announcements[{tag[:35]}]", value, ANNOUNCEMENT_CHARACTERS_MAX
             )
             for tag, value in request.announcements.items()
         }

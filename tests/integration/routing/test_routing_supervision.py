@@ -269,7 +269,7 @@ async def test_a_closed_queue_refuses_with_its_words_and_opens_again(platform: P
     waiting = platform.call("c1", language="zh-CN")
     await until(waiting, "queued")
     closing = supervision_pb2.CloseQueueRequest(
-        name="queues/service", announcements={"en": "Closed by fire"}, reason="fire"
+        name="queues/service", announcements={"en": "Closed by fire" * 35}, reason="fire"
     )
     queue = await platform.supervision.CloseQueue(closing)
     assert queue.closed and (await platform.supervision.CloseQueue(closing)).etag == queue.etag
@@ -278,7 +278,7 @@ async def test_a_closed_queue_refuses_with_its_words_and_opens_again(platform: P
     assert ended.announcement == "请稍后"
     code, reason, metadata, _ = await refused(platform.call("c2", language="en-GB").read())
     assert (code, reason) == (grpc.StatusCode.FAILED_PRECONDITION, "QUEUE_CLOSED")
-    assert metadata["announcement"] == "Closed by fire"
+    assert metadata["announcement"] == "Closed by fire" * 35, "whole"
     await platform.supervision.ReopenQueue(supervision_pb2.ReopenQueueRequest(name="queues/service"))
     state = platform.router.leader.state
     await eventually(
@@ -416,6 +416,11 @@ BAD: list[tuple[str, Any, str]] = [
         "remove",
     ),
     ("CloseQueue", supervision_pb2.CloseQueueRequest(name="service"), "name"),
+    (
+        "CloseQueue",
+        supervision_pb2.CloseQueueRequest(name="queues/service", announcements={"en": "x" * 501}),
+        "announcements[en]",
+    ),
     ("MonitorCall", supervision_pb2.MonitorCallRequest(name="calls/c"), "mode"),
     ("MonitorCall", supervision_pb2.MonitorCallRequest(name="calls/c", mode=1), "supervisor_address"),
     ("SimulateDay", supervision_pb2.SimulateDayRequest(), "interval.start_time"),
