@@ -16,7 +16,7 @@ from typing import Any
 import grpc
 from bench.chaos.floor import QUEUE, REGION, eventually
 
-from callmesh.routing.v1 import agent_pb2, call_pb2
+from callmesh.routing.v1 import agent_pb2, call_pb2, routing_pb2_grpc
 from chassis.clock import SystemClock
 from cli.demo.agent import AgentContext, Desktop
 from cli.demo.edge import Edge, EdgeContext
@@ -67,9 +67,24 @@ class ChaosChannels(Channels):
 class ChaosEdge(Edge):
     """An edge that notes when an agent was assigned to its call, and in which epoch."""
 
-    def __init__(self, context: EdgeContext, call: DayCall, assigned: list[tuple[float, int]]) -> None:
+    def __init__(
+        self,
+        context: EdgeContext,
+        call: DayCall,
+        assigned: list[tuple[float, int]],
+        stubs: dict[str, routing_pb2_grpc.RoutingServiceStub],
+    ) -> None:
+        """`stubs` by router, made when first wanted: all edges' in common, because making one costs as much
+        as calling it, and the load runs on the routers' machine.
+        """
         super().__init__(context, call)
         self._assigned = assigned
+        self._stubs = stubs
+
+    def _stub(self, region: str) -> routing_pb2_grpc.RoutingServiceStub:
+        if region not in self._stubs:
+            self._stubs[region] = super()._stub(region)
+        return self._stubs[region]
 
     async def _on_event(self, event: Any, stream: Any) -> Any:
         if event.WhichOneof("event") == "offered":
@@ -154,6 +169,7 @@ class Crowd:
     _edge_context: Any = None
     _agent_context: Any = None
     _channels: Any = None
+    _stubs: dict[str, routing_pb2_grpc.RoutingServiceStub] = field(default_factory=dict)
 
     async def open(self) -> None:
         """Every desktop logs in; returns when all are available."""
@@ -211,7 +227,7 @@ class Crowd:
             number=f"+861381{rng.randrange(10**7):07d}",
             home_region=names[self._calls % len(names)],
         )
-        edge = ChaosEdge(self._edge_context, call, self.assigned)
+        edge = ChaosEdge(self._edge_context, call, self.assigned, self._stubs)
         task = asyncio.ensure_future(edge.run())
         self._edges[edge.call_id] = task
         task.add_done_callback(lambda _: self._edges.pop(edge.call_id, None))

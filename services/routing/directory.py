@@ -227,8 +227,14 @@ async def follow(
 
 async def _configure(leader: Leader, snapshot: Snapshot) -> None:
     """Brings the shard's configuration into line; the engine ignores what is the same already."""
+    known = leader.state.agents
     commands: list[model.Command] = [ConfigureQueue(queue=queue) for queue in snapshot.queues]
-    commands += [ConfigureAgent(agent=agent) for agent in snapshot.agents]
+    # A new leader has better things to do than to be told of every agent again.
+    commands += [
+        ConfigureAgent(agent=agent)
+        for agent in snapshot.agents
+        if agent.id not in known or known[agent.id].config != agent
+    ]
     agents = {agent.id for agent in snapshot.agents}
     queues = {queue.id for queue in snapshot.queues}
     commands += [RemoveAgent(agent=a) for a in sorted(set(leader.state.agents) - agents)]

@@ -77,6 +77,7 @@ from routing.model import (
     CallsForgotten,
     CallState,
     CallTransferred,
+    CallView,
     CallWrappedUp,
     CloseSession,
     Command,
@@ -1018,7 +1019,7 @@ def _answer(state: ShardState, command: Any, decision: Decision, now_ms: int) ->
         refusal=decision.refusal,
         call=call,
         agent=agent,
-        calls=page_of_calls(state, command) if isinstance(command, AskCalls) else (),
+        calls=_views(state, command),
         more=decision.more,
         explanation=explain(state, command, now_ms)
         if isinstance(command, AskExplain) and decision.refusal is None
@@ -1027,8 +1028,16 @@ def _answer(state: ShardState, command: Any, decision: Decision, now_ms: int) ->
     )
 
 
+def _views(state: ShardState, command: Any) -> tuple[CallView, ...]:
+    """The calls that were asked for; with a session that is opened, its agent's conversations."""
+    if isinstance(command, AskCalls):
+        return page_of_calls(state, command)
+    agent = state.agents.get(command.agent) if isinstance(command, OpenSession) else None
+    return tuple(view_call(state, call_id) for call_id in sorted(agent.calls)) if agent is not None else ()
+
+
 #: Commands whose answer has more than how a call and an agent are now.
-_QUESTIONS = (AskCalls, AskExplain, AskStats)
+_QUESTIONS = (AskCalls, AskExplain, AskStats, OpenSession)
 
 _DECIDE: dict[type, Callable[[ShardState, Any, int], Decision]] = {
     PlaceCall: _place,

@@ -27,6 +27,7 @@ from routing.errors import CallNotFound, NewerSession, RouterDraining, StaleAtte
 from routing.leader import Committed, NothingTaken
 from routing.model import (
     BEFORE_CONNECTION,
+    AgentView,
     AskAgent,
     AskCall,
     CallAttached,
@@ -86,7 +87,7 @@ _MOVED = counter("callmesh_front_moves_total", "Calls placed at another region."
 class FrontOptions:
     """Real seconds."""
 
-    #: A leader has this long to answer a placement before the next region is tried.
+    #: A leader has this long to answer a placement before the next region is tried, if there is one.
     place_seconds: float = 2.0
     #: A leader has this long to answer anything else.
     ask_seconds: float = 5.0
@@ -383,14 +384,17 @@ class Front:
         """
         failure: CallmeshError = Unavailable(why="no region can be reached")
         unsure: list[str] = []
-        for region in regions[:PLACEMENTS_MAX]:
+        tried = regions[:PLACEMENTS_MAX]
+        for region in tried:
             if not self._alive(caller):
                 failure = self._why_dead(caller)
                 break
             caller.move += 1
             caller.region = region
+            # Where there is no other, an early end would only bring the call back, with all its work.
+            seconds = self._options.place_seconds if region != tried[-1] else self._options.ask_seconds
             try:
-                committed = await self._place_at(caller, region)
+                committed = await self._place_at(caller, region, seconds)
             except Unavailable as error:
                 failure = error
                 if not isinstance(error, NothingTaken):
@@ -421,9 +425,9 @@ class Front:
             return CallerGone(subject=subject)
         return Superseded(subject=subject, why="its stream was closed or opened again")
 
-    async def _place_at(self, caller: Caller, region: str) -> Committed:
-        """One placement; if this router numbered higher before (an earlier stream of the attempt), it goes
-        on from there.
+    async def _place_at(self, caller: Caller, region: str, seconds: float) -> Committed:
+        """One placement, which the leader has `seconds` to answer; if this router numbered higher before (an
+        earlier stream of the attempt), it goes on from there.
         """
         while True:
             command = PlaceCall(
@@ -434,8 +438,7 @@ class Front:
                 waited_span_ms=max(0, self._clock.now_ms() - caller.queued_ms),
                 agent_lost=caller.agent_lost,
             )
-            seconds = min(self._options.place_seconds, self._seconds_left(caller))
-            committed = await self.ask(region, command, seconds)
+            committed = await self.ask(region, command, min(seconds, self._seconds_left(caller)))
             view, refusal = committed.answer.call, committed.answer.refusal
             stale = refusal is not None and refusal.reason == "STALE_ATTEMPT"
             moved_away = refusal is None and view is not None and view.outcome is CallOutcome.MOVED
@@ -654,7 +657,7 @@ class Front:
     async def _attach(self, caller: Caller, region: str) -> bool:
         """Attaches a placed call again; whether the shard has answered."""
         try:
-            committed = await self._place_at(caller, region)
+            committed = await self._place_at(caller, region, self._options.ask_seconds)
         except Unavailable:
             return False
         except CallmeshError as error:
@@ -816,11 +819,15 @@ class Front:
         committed = await self.ask(desk.region, command)
         if committed.answer.refusal is not None:
             raise error_of(committed.answer.refusal, agent=desk.agent)
-        view = committed.answer.agent
-        for call_id in view.calls if view is not None else ():
-            held = await self.ask(desk.region, AskCall(call_id=call_id))
-            if held.answer.call is not None and held.answer.call.state is CallState.CONNECTED:
-                desk.push(_present(held))
+        for call in committed.answer.calls or await self._calls_of(desk, committed.answer.agent):
+            if call.state is CallState.CONNECTED:
+                desk.push(_present(committed, call))
+
+    async def _calls_of(self, desk: Desk, view: AgentView | None) -> list[CallView]:
+        """What an agent holds, asked one by one: a leader of an older release does not say it at once."""
+        asked = [AskCall(call_id=call_id) for call_id in (view.calls if view is not None else ())]
+        answers = [(await self.ask(desk.region, question)).answer.call for question in asked]
+        return [call for call in answers if call is not None]
 
     def _forget_desk(self, desk: Desk) -> None:
         if self._desks.get(desk.agent) is desk:
@@ -993,13 +1000,14 @@ def _version_of(committed: Committed) -> tuple[int, int]:
     return (view.attempt, view.move) if view is not None else (0, 0)
 
 
-def _present(committed: Committed) -> Update:
+def _present(committed: Committed, call: CallView | None = None) -> Update:
+    """What an answer says of its call, or of `call`."""
     return Update(
         shard=committed.shard,
         epoch=committed.epoch,
         sequence=committed.sequence,
         now_ms=committed.now_ms,
-        what=Present(call=committed.answer.call),
+        what=Present(call=call or committed.answer.call),
         durable=committed.durable,
     )
 

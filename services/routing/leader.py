@@ -136,6 +136,28 @@ def noticeable(before: tuple[int, int] | None, after: tuple[int, int]) -> bool:
     return any(abs(now - then) * 10 >= max(then, 1) for then, now in zip(before, after, strict=True))
 
 
+class Silence:
+    """How long a candidate has heard nothing of the journal: added up of its own looks. A look that came late
+    counts as if it had come nearly in time, because whoever was asleep or had no turn has not heard that
+    nobody speaks; often the leader had no turn either.
+    """
+
+    def __init__(self, now: float, look_seconds: float) -> None:
+        """`now` on any clock of real seconds; a look is due every `look_seconds`."""
+        self.seconds = 0.0
+        self._looked = now
+        self._longest = look_seconds + STALL_SECONDS
+
+    def look(self, now: float) -> None:
+        """Nothing was heard until now."""
+        self.seconds += min(now - self._looked, self._longest)
+        self._looked = now
+
+    def heard(self, now: float) -> None:
+        """The leader lives, or nobody could have heard it: it has its time again."""
+        self.seconds, self._looked = 0.0, now
+
+
 class Phase(enum.StrEnum):
     """What this router is to the shard."""
 
@@ -473,9 +495,10 @@ class Leader:
         write.
         """
         loop = asyncio.get_running_loop()
-        newest, since, patience = self._chain.sequence, loop.time(), self._patience_seconds()
+        newest, patience = self._chain.sequence, self._patience_seconds()
+        silence = Silence(loop.time(), self._options.tail_seconds)
         while True:
-            left = since + patience - loop.time()
+            left = patience - silence.seconds
             if left <= 0 and self.listed and await self._can_write():
                 return
             pause = min(self._options.tail_seconds, max(left, 0.0)) or self._options.tail_seconds
@@ -485,11 +508,14 @@ class Leader:
             if self._turn.is_set():
                 self._turn.clear()
                 await self._follow()
-                newest, since, patience = self._chain.sequence, loop.time(), self._patience_seconds()
+                newest, patience = self._chain.sequence, self._patience_seconds()
+                silence.heard(loop.time())
                 continue
+            silence.look(loop.time())
             # What was not seen to be silent was not silent: the leader has its time again after an outage.
             if not await self._follow() or left <= 0 or self._chain.sequence != newest:
-                newest, since, patience = self._chain.sequence, loop.time(), self._patience_seconds()
+                newest, patience = self._chain.sequence, self._patience_seconds()
+                silence.heard(loop.time())
 
     def _patience_seconds(self) -> float:
         """How long the journal must be silent before this router may open it."""
@@ -920,18 +946,21 @@ class Leader:
             told |= {call_id: now[call_id] for call_id in changed}
             slices = [changed[i : i + POSITIONS_AT_ONCE] for i in range(0, len(changed), POSITIONS_AT_ONCE)]
             for part in slices:
-                for call_id in part:
-                    self._tell_position(call_id, *now[call_id])
+                self._tell_positions([(call_id, *now[call_id]) for call_id in part])
                 # Over half of the time, so that no offer waits behind a thousand positions.
                 await asyncio.sleep(POSITIONS_SECONDS / 2 / len(slices))
 
-    def _tell_position(self, call_id: str, position: int, wait_ms: int) -> None:
-        entry = self.state.calls.get(call_id)
-        outlet = self._outlets.get(entry.front) if entry is not None and entry.ticket else None
-        if outlet is not None:
-            event = PositionChanged(call_id=call_id, position=position, expected_wait_span_ms=wait_ms)
-            fact = Fact(event=event, now_ms=self.state.now_ms, call=view_call(self.state, call_id))
-            outlet([fact], self.state.epoch, self.sequence, self.state.now_ms)
+    def _tell_positions(self, places: Sequence[tuple[str, int, int]]) -> None:
+        """(call id, position, expected wait in milliseconds) to the fronts, one message each."""
+        by_front: dict[str, list[Fact]] = {}
+        for call_id, position, wait_ms in places:
+            entry = self.state.calls.get(call_id)
+            if entry is not None and entry.ticket and entry.front in self._outlets:
+                event = PositionChanged(call_id=call_id, position=position, expected_wait_span_ms=wait_ms)
+                fact = Fact(event=event, now_ms=self.state.now_ms, call=view_call(self.state, call_id))
+                by_front.setdefault(entry.front, []).append(fact)
+        for front, facts in by_front.items():
+            self._outlets[front](facts, self.state.epoch, self.sequence, self.state.now_ms)
 
     def _park_timer(self) -> None:
         """A timer that the engine fails on is set aside, so that the others go on."""

@@ -1108,7 +1108,7 @@ class Answer(msgspec.Struct, frozen=True, kw_only=True):
     refusal: Refusal | None = None
     call: CallView | None = None
     agent: AgentView | None = None
-    #: For AskCalls.
+    #: For AskCalls; for OpenSession those that the agent talks to.
     calls: tuple[CallView, ...] = ()
     #: Entries left for the same command again.
     more: bool = False

@@ -26,6 +26,7 @@ from routing.model import (
     AgentConfig,
     Answer,
     AskAgent,
+    AskCall,
     CallConnected,
     CallEnded,
     CallFacts,
@@ -700,7 +701,7 @@ async def test_a_router_that_is_cut_off_sends_its_waiting_callers_elsewhere(
     await eventually(lambda: front._alone_since is not None)
     world.clock.advance(0.9)
     await asyncio.sleep(2 * OVERFLOW_SECONDS)
-    assert line.caller.updates.empty(), "it may be a moment's"
+    assert not line.caller.updates.unread, "it may be a moment's"
     world.clock.advance(0.2)
     with pytest.raises(Unavailable):
         await line.rest()
@@ -718,7 +719,7 @@ async def test_while_the_database_is_away_for_all_callers_stay_where_they_are(wo
     await line.next()
     world.wire("beijing").stalled = world.wire("shanghai").stalled = True
     await asyncio.sleep(3 * OVERFLOW_SECONDS)
-    assert line.caller.updates.empty()
+    assert not line.caller.updates.unread
     looking.cancel()
 
 
@@ -787,17 +788,9 @@ async def test_what_comes_while_nobody_leads_waits_for_the_next_leader(world: Wo
     wire.down()
     line = Line(world, front, regions=["beijing"])
     first = asyncio.ensure_future(line.next())
-    desk = Desk(
-        agent="bob",
-        session=1,
-        command=1,
-        region="beijing",
-        presence=Presence.AVAILABLE,
-        pause_reason="",
-        calls_held=(),
-    )
+    seat = desk(agent="bob")
     world.beijing.do(ConfigureAgent(agent=AgentConfig(id="bob")))
-    opened = asyncio.ensure_future(front.open_desk(desk))
+    opened = asyncio.ensure_future(front.open_desk(seat))
     await eventually(lambda: len(wire.asked) == 2)
     wire.asked.clear()
     wire.nobody_leads = False
@@ -1098,3 +1091,23 @@ async def test_a_stream_ends_with_the_promise_to_call_back_and_the_place_stays(w
     await line.rest()
     assert DetachCall not in world.wire("beijing").kinds()
     assert world.beijing.state.calls["c1"].state is CallState.WAITING
+
+
+async def test_a_session_that_attaches_again_hears_of_its_conversation_in_one_answer(world: World) -> None:
+    front, wire = world.front(), world.wire("beijing")
+    world.beijing.do(ConfigureAgent(agent=AgentConfig(id="ann")))
+    seat = desk(agent="ann")
+    await front.open_desk(seat)
+    line = Line(world, front)
+    await line.next()
+    world.beijing.accept()
+    world.beijing.confirm()
+    wire.asked.clear()
+    wire.down()
+    world.beijing.open()
+    seat.updates.unread.clear()
+    wire.back()
+    await eventually(lambda: [u for u in seat.updates.unread if isinstance(u.what, Present)])
+    present = next(u for u in seat.updates.unread if isinstance(u.what, Present))
+    assert state_of(present) is CallState.CONNECTED
+    assert AskCall not in wire.kinds()

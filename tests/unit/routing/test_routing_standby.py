@@ -11,7 +11,7 @@ import pytest
 
 from chassis.clock import SystemClock
 from routing import leader as leader_module
-from routing.leader import Leader, LeaderOptions, NotLeading
+from routing.leader import STALL_SECONDS, Leader, LeaderOptions, NotLeading, Silence
 from routing.model import AskCall, CallFacts, ConfigureQueue, PlaceCall, QueueConfig, SetLeadList
 from routing.testing import MemoryBlocks, MemoryJournal
 
@@ -228,3 +228,16 @@ async def test_a_paused_leader_finds_itself_deposed() -> None:
         assert not first.leader.leading and second.leader.leading
         openings = [block.sequence for block in region.blocks.of("beijing") if block.opening]
         assert openings == [1, second.leader.epoch]
+
+
+def test_silence_is_what_was_heard_of_it() -> None:
+    """Whoever had no turn for a minute has heard a moment of silence; whoever heard somebody, none."""
+    silence = Silence(100.0, 0.25)
+    for now in (100.25, 100.5, 100.75):
+        silence.look(now)
+    assert silence.seconds == pytest.approx(0.75)
+    silence.look(160.0)
+    assert silence.seconds == pytest.approx(0.75 + 0.25 + STALL_SECONDS)
+    silence.heard(161.0)
+    silence.look(161.25)
+    assert silence.seconds == pytest.approx(0.25)
