@@ -13,6 +13,8 @@ from cli import directory, report_voc
 from cli.crm_files import export_file, import_file
 from cli.down import down
 from cli.locate import locate
+from cli.marketing_tools import marketing
+from cli.menus import menus
 from cli.plan import BadStackConfig
 from cli.simulate import simulate
 from cli.stack import StackError
@@ -36,7 +38,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 COMMANDS = (up, down, status, locate, simulate)
-GROUPS = (directory.region, directory.directory, report_voc.report, tickets)
+GROUPS = (directory.region, directory.directory, report_voc.report, tickets, menus, marketing)
 for command in COMMANDS:
     app.command()(command)
 for group in GROUPS:

@@ -148,6 +148,29 @@ class RoutingSettings(ServiceSettings):
         " seconds; 0: nobody.",
     )
 
+    menu_session_seconds: int = Field(
+        default=1800,
+        ge=60,
+        le=86_400,
+        description="A menu session without a step for so long is over, business seconds.",
+    )
+    menu_poll_seconds: float = Field(
+        default=1.0,
+        ge=0.05,
+        le=60,
+        description="How old a router's word may be on which version of a menu is in service, seconds.",
+    )
+    menu_record_days: int = Field(
+        default=90, ge=1, le=3650, description="Menu sessions are kept so long for statistics, days."
+    )
+    menu_records_waiting_max: int = Field(
+        default=20_000,
+        ge=100,
+        le=1_000_000,
+        description="Menu sessions that may wait to be written down while the database is away; beyond, they"
+        " are not counted.",
+    )
+
     @field_validator("region")
     @classmethod
     def _check_region(cls, value: str) -> str:

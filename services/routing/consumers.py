@@ -1,5 +1,5 @@
-"""What the worker listens to: crm's customers and the ends of calls (what they mean is in inbound.py), and
-administrative acts.
+"""What the worker listens to: crm's customers and the ends of calls (what they mean is in inbound.py),
+tickets (menus/inbound.py), and administrative acts.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from chassis.bus import Event
 from chassis.bus.entrypoint import subscribe
 from routing import inbound
 from routing.audit_store import ActKeeper
+from routing.menus import inbound as menus_inbound
 from routing.store import ProfileStore
 
 
@@ -20,6 +21,7 @@ class RoutingConsumers:
     name = "routing"
     use: ClassVar[ProfileStore]
     acts: ClassVar[ActKeeper]
+    tickets: ClassVar[menus_inbound.TicketKeeper]
 
     @subscribe("crm", *inbound.CUSTOMERS)
     def on_customer(self, event: Event) -> None:
@@ -30,6 +32,11 @@ class RoutingConsumers:
     def on_call(self, event: Event) -> None:
         """Keeps who called of late."""
         inbound.hear_call(self.use, event)
+
+    @subscribe("tickets", *menus_inbound.TICKETS)
+    def on_ticket(self, event: Event) -> None:
+        """Keeps who has an open ticket: menus offer the way to it."""
+        menus_inbound.hear(self.tickets, event)
 
     @subscribe("routing", events_pb2.AdministrativeAct)
     def on_act(self, event: Event) -> None:

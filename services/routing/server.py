@@ -47,6 +47,8 @@ from routing.handlers import Handlers
 from routing.journal import MongoJournal
 from routing.leader import Leader
 from routing.links import Routers, ShardLink
+from routing.menus.documents import DOCUMENTS as MENU_DOCUMENTS
+from routing.menus.servicer import Menus
 from routing.model import QueueConfig
 from routing.peers import PeerTable, watch_own, watch_peer
 from routing.planning.process import Elsewhere
@@ -143,9 +145,14 @@ class Router:
             audit=AuditReader(self.database),
             clock=clock,
         )
+        self.menus = self._make_menus()
         self.shard_servicer = ShardServicer(self.leaders, self.name, self.who_leads)
         self._tasks: set[asyncio.Task[None]] = set()
         self._backups: dict[str, list[asyncio.Task[None]]] = {}
+
+    def _make_menus(self) -> Menus:
+        region, key = self.settings.region, place_token_key(self.settings)
+        return Menus(self.settings, self.database, key, self._clock, lambda: self.regions.zone_of(region))
 
     def _make_front(self) -> Front:
         return Front(
@@ -202,12 +209,13 @@ class Router:
                 supervision,
                 planning_binding(elsewhere.answer),
                 directory_binding(self.settings, self.regions),
+                self.menus.binding(),
             )
         ]
 
     async def start(self) -> None:
         """Begins to follow or lead, to keep up with the directory and to watch the peers."""
-        ensure_indexes(DOCUMENTS)
+        ensure_indexes((*DOCUMENTS, *MENU_DOCUMENTS))
         # The journal is read meanwhile.
         self._run(self.leader.run())
         await asyncio.to_thread(geo.load)
@@ -215,6 +223,7 @@ class Router:
         self._run(self._follow_directory(self.leader, self._apply))
         self._run(watch_own(self.peers, lambda: self.leaders.values(), self.name, self.address))
         self._run(self.front.run_overflow())
+        self._run(self.menus.recorder.run())
         for address in self.routers.others():
             self._run(watch_peer(self.peers, self.routers.dialer, self.name, address))
         for link in self.links.values():
@@ -278,6 +287,7 @@ class Router:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
+        await self.menus.recorder.write()
         await self.routers.close()
         await self.database.client.close()
 

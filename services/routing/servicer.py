@@ -209,12 +209,7 @@ def bindings(
             shard_pb2_grpc.add_ShardServiceServicer_to_server,
             shard_servicer,
         ),
-        # Designed with the rest of v1 and not built: every RPC of these two answers UNIMPLEMENTED.
-        (
-            menus_pb2.DESCRIPTOR.services_by_name["MenuService"],
-            menus_pb2_grpc.add_MenuServiceServicer_to_server,
-            menus_pb2_grpc.MenuServiceServicer(),
-        ),
+        # Designed with the rest of v1 and not built: every RPC of it answers UNIMPLEMENTED.
         (
             menus_pb2.DESCRIPTOR.services_by_name["PlanningService"],
             menus_pb2_grpc.add_PlanningServiceServicer_to_server,

@@ -1,0 +1,3 @@
+"""Self-service menus: versioned trees, callers' sessions, own and predicted short cuts, trees rebuilt from
+their use.
+"""

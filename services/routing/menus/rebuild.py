@@ -1,0 +1,442 @@
+"""A menu's tree rebuilt from its use. Pure; the algorithms are in codes.py.
+
+1. A *scope* is a node whose members stay its members: the root; groups (`group`, `ordered`, and with
+   `keep_groups` what stands right below the root); and every ancestor of a pinned node. A scope's items are
+   its leaves and its inner scopes. All other inner nodes are dissolved. Each scope is solved by itself, the
+   innermost first.
+2. A pinned node, and a scope on the way to one, keeps parent and key; the others of its level share what is
+   left.
+3. An ordered scope keeps its items' order. One that holds pinned nodes stays as it is.
+4. A scope with one item is replaced by the item.
+5. What stays at its parent keeps its key. Levels are told in Smith's order, ordered scopes in theirs.
+6. With a weight for listening, every arity is tried in every scope, and what costs least in keys and
+   seconds stays.
+7. A way may not have more than `DEPTH_MAX` levels: where it has, weights are levelled until it has not.
+8. An inner node over exactly the leaves that one had before keeps that one's id and words; a new one is
+   named after its heaviest members.
+9. With a bound on changes the tree is not built anew: see limited.py.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from routing.menus.check import choice_seconds
+from routing.menus.codes import Bundle, cheapest, cheapest_in_order, least_presses, split, told_in_order
+from routing.menus.model import (
+    CHOICES_MAX,
+    DEPTH_MAX,
+    Menu,
+    Node,
+    Texts,
+    primary,
+)
+
+#: Items that a new level is named after, and characters of each.
+NAMED_MAX = 2
+NAME_CHARACTERS_MAX, NAME_CHARACTERS_MAX_CJK = 60, 20
+#: By how much more weights are levelled each time, and how often: in the end all are alike.
+LEVELLING, LEVELLINGS_MAX = 8.0, 14
+_KEYS = "123456789"
+
+#: Weights of the free items -> the top level of their tree.
+Plan = Callable[[list[float]], "list[Node | Bundle[Node]]"]
+
+
+class Impossible(Exception):
+    """No tree fulfils the constraints; the text says which."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Constraints:
+    """What a rebuilt tree must keep to."""
+
+    #: What stands right below the root stays together.
+    keep_groups: bool = False
+    #: 2 to `CHOICES_MAX`.
+    choices_max: int = CHOICES_MAX
+    #: Nodes that may be moved; 0: no bound.
+    changes_max: int = 0
+    #: A second of listening in key presses.
+    listening_weight: float = 0.0
+    #: Cost of moving a node for each regular access of it, key presses; counts with `changes_max`.
+    stability: float = 0.0
+    #: Levels above the root are never counted; longest way.
+    depth_max: int = DEPTH_MAX
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Cost:
+    """What a tree costs its callers, expected over its accesses."""
+
+    presses: float = 0.0
+    listening_seconds: float = 0.0
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Change:
+    """A node whose parent or key is another."""
+
+    node: str
+    #: Keys from the root, "3-1"; "" for a node that is not there.
+    before: str
+    after: str
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Rebuilt:
+    """A draft and what it brings."""
+
+    menu: Menu
+    before: Cost
+    after: Cost
+    #: Expected presses of the best tree of all.
+    presses_optimal: float
+    changes: tuple[Change, ...]
+    #: Accesses counted.
+    accesses: int
+    #: Share of the regulars' accesses whose keys changed.
+    regulars_moved: float
+
+
+@dataclass(slots=True)
+class Weights:
+    """Accesses of each node: a leaf's own, an inner node's the sum below it."""
+
+    of: dict[str, float] = field(default_factory=dict)
+
+    @classmethod
+    def over(cls, top: Node, accesses: Mapping[str, float]) -> Weights:
+        """The weights of a tree."""
+        weights = cls()
+        for node in reversed(list(top.walk())):
+            own = (
+                float(accesses.get(node.id, 0)) if node.leaf else sum(weights.of[c.id] for c in node.children)
+            )
+            weights.of[node.id] = own
+        return weights
+
+
+def language_of(menu: Menu) -> str:
+    """The language that listening is reckoned in: the one that takes longest is not known, so the first."""
+    return menu.root.prompts[0][0] if menu.root.prompts else "en"
+
+
+def cost_of(root: Node, accesses: Mapping[str, float], language: str) -> Cost:
+    """Expected presses and listening: on each level the prompts up to one's own choice. Zeros without any
+    access.
+    """
+    weights, presses, seconds = Weights.over(root, accesses).of, 0.0, 0.0
+    for node in root.walk():
+        told = 0.0
+        for child in node.children:
+            told += choice_seconds(child, child.digit or "1", language)
+            presses += weights[child.id]
+            seconds += weights[child.id] * told
+    total = weights[root.id] or 1.0
+    return Cost(presses=presses / total, listening_seconds=seconds / total)
+
+
+def keys_of(root: Node) -> dict[str, str]:
+    """Keys from the root to each node, "3-1"; "" for the root."""
+    keys = {root.id: ""}
+    for node in root.walk():
+        for child in node.children:
+            keys[child.id] = f"{keys[node.id]}-{child.digit}" if keys[node.id] else child.digit
+    return keys
+
+
+def _places(root: Node) -> dict[str, tuple[str, str]]:
+    """Parent and key of each node below the root."""
+    return {child.id: (node.id, child.digit) for node in root.walk() for child in node.children}
+
+
+def changes(before: Node, after: Node) -> tuple[Change, ...]:
+    """Nodes that moved, came or went; not those that a moved one took along."""
+    was, now = _places(before), _places(after)
+    was_keys, now_keys = keys_of(before), keys_of(after)
+    moved = [id for id in {**was, **now} if was.get(id) != now.get(id)]
+    return tuple(Change(node=id, before=was_keys.get(id, ""), after=now_keys.get(id, "")) for id in moved)
+
+
+def summary(
+    menu: Menu, draft: Node, accesses: Mapping[str, float], regulars: Mapping[str, float], choices_max: int
+) -> Rebuilt:
+    """A draft beside the tree it comes from."""
+    counted = {leaf.id: float(accesses.get(leaf.id, 0)) for leaf in menu.root.leaves()}
+    total, language = sum(counted.values()), language_of(menu)
+    was, now = keys_of(menu.root), keys_of(draft)
+    loyal = sum(regulars.get(id, 0.0) for id in counted)
+    moved = sum(regulars.get(id, 0.0) for id in counted if was[id] != now.get(id))
+    optimal = least_presses(list(counted.values()), choices_max)
+    return Rebuilt(
+        menu=replace(menu, root=draft, version=0),
+        before=cost_of(menu.root, counted, language),
+        after=cost_of(draft, counted, language),
+        presses_optimal=optimal / total if total else 0.0,
+        changes=changes(menu.root, draft),
+        accesses=int(total),
+        regulars_moved=moved / loyal if loyal else 0.0,
+    )
+
+
+def rebuild(
+    menu: Menu,
+    accesses: Mapping[str, float],
+    constraints: Constraints,
+    regulars: Mapping[str, float] | None = None,
+) -> Rebuilt:
+    """The best tree found under the constraints. Raises Impossible."""
+    from routing.menus.limited import improve
+
+    regulars = regulars or {}
+    if constraints.changes_max:
+        draft = improve(menu, accesses, constraints, regulars)
+    else:
+        draft = Builder(menu, accesses, constraints).build()
+    return summary(menu, draft, accesses, regulars, constraints.choices_max)
+
+
+# --- scopes ---
+
+
+def scopes_of(menu: Menu, *, keep_groups: bool) -> tuple[frozenset[str], frozenset[str]]:
+    """(ids of the scopes, ids of what keeps its place): rules 1 and 2."""
+    scopes, fixed = {menu.root.id}, set[str]()
+    parents = {child.id: node for node in menu.root.walk() for child in node.children}
+    for node in menu.root.walk():
+        below_root = node.id in parents and parents[node.id] is menu.root
+        if not node.leaf and (node.group or node.ordered or (keep_groups and below_root)):
+            scopes.add(node.id)
+        if node.pinned and node is not menu.root:
+            fixed.add(node.id)
+            if not node.leaf:
+                scopes.add(node.id)
+            above = parents[node.id]
+            while above is not menu.root and above.id not in fixed:
+                scopes.add(above.id)
+                fixed.add(above.id)
+                above = parents[above.id]
+    return frozenset(scopes), frozenset(fixed)
+
+
+class Builder:
+    """Builds one tree."""
+
+    def __init__(self, menu: Menu, accesses: Mapping[str, float], constraints: Constraints) -> None:
+        self._menu = menu
+        self._constraints = constraints
+        self._weights = Weights.over(menu.root, accesses).of
+        self._language = language_of(menu)
+        self._scopes, self._fixed = scopes_of(menu, keep_groups=constraints.keep_groups)
+        self._ids = {node.id for top in menu.tops() for node in top.walk()}
+        self._known = {_leaf_key(node): node for node in menu.root.walk() if not node.leaf}
+        self._made = 0
+        self._shortest: dict[str, float] = {}
+
+    def build(self) -> Node:
+        """The tree. Raises Impossible."""
+        return self._solve(self._menu.root, self._constraints.depth_max)
+
+    def _items(self, scope: Node) -> Iterator[Node]:
+        """A scope's items, in the order they are told."""
+        for child in scope.children:
+            if child.leaf or child.id in self._scopes:
+                yield child
+            else:
+                yield from self._items(child)
+
+    def _solve(self, scope: Node, levels: int) -> Node:
+        """A scope with its members in their new places, at most `levels` deep."""
+        items = [item if item.leaf else self._solve(item, levels - 1) for item in self._items(scope)]
+        held = [i for i in items if i.id in self._fixed]
+        free = [i for i in items if i.id not in self._fixed]
+        if len(items) == 1 and scope is not self._menu.root and scope.id not in self._fixed:
+            # The item takes the scope's place, and its key where it had one.
+            return replace(items[0], digit=scope.digit)
+        if scope.ordered and held:
+            return self._as_it_is(scope, {item.id: item for item in items})
+        room = self._constraints.choices_max - len(held)
+        if free and room < 1:
+            raise Impossible(
+                f"{scope.id!r} has {len(held)} pinned choices: there is no key left for the others"
+            )
+        tries = [
+            self._level(scope, held, free, plan, levels) for plan in self._plans(scope, held, free, room)
+        ]
+        if self._constraints.listening_weight and not scope.ordered:
+            tries.append(self._told_anew(scope, {item.id: item for item in items}, levels))
+        found = [t for t in tries if t is not None]
+        if not found:
+            raise Impossible(f"{scope.id!r} cannot be kept within {self._constraints.depth_max} levels")
+        return min(found, key=self._cost)
+
+    def _as_it_is(self, scope: Node, solved: Mapping[str, Node]) -> Node:
+        return replace(
+            scope,
+            children=tuple(
+                solved.get(c.id) or (c if c.leaf else self._as_it_is(c, solved)) for c in scope.children
+            ),
+        )
+
+    def _told_anew(self, scope: Node, solved: Mapping[str, Node], levels: int) -> Node | None:
+        """The scope with the levels that it has, told in a better order; None where a level has too many
+        choices.
+        """
+        if len(scope.children) > self._constraints.choices_max:
+            return None
+        members = []
+        for child in scope.children:
+            known = solved.get(child.id) or (
+                child if child.leaf else self._told_anew(child, solved, levels - 1)
+            )
+            if known is None or _height(known) + 1 > levels:
+                return None
+            members.append(known)
+        return self._furnish(scope, members, scope, in_order=False)
+
+    def _plans(self, scope: Node, held: list[Node], free: list[Node], room: int) -> Iterator[Plan]:
+        """The ways in which a scope is tried to be built."""
+        most, heavy = self._constraints.choices_max, self._constraints.listening_weight
+        heights = [_height(item) for item in free]
+        if scope.ordered:
+            yield lambda weights: self._in_order(scope, weights, free, most, room)
+            return
+        few = heavy and len(free) > 2
+        for arity in range(2 if few else most, most + 1):
+            top = max(1, min(room, arity - len(held)))
+            yield functools.partial(self._cheapest, free, arity, top, heights)
+        if few:
+            # A choice costs its key and what is told up to it; a usual one stands for all.
+            usual = sum(map(self._seconds, free)) / len(free)
+            costs = [1.0 + heavy * usual * (place + 1) for place in range(most)]
+            yield lambda weights: split(weights, free, costs, costs[:room])
+
+    @staticmethod
+    def _cheapest(
+        free: list[Node], arity: int, top: int, heights: list[int], weights: list[float]
+    ) -> list[Node | Bundle[Node]]:
+        return cheapest(weights, free, arity, top, heights)
+
+    def _in_order(
+        self, scope: Node, weights: list[float], free: list[Node], arity: int, room: int
+    ) -> list[Node | Bundle[Node]]:
+        try:
+            return cheapest_in_order(weights, free, arity, room)
+        except ValueError as error:
+            raise Impossible(f"{scope.id!r}: {error}") from None
+
+    def _level(self, scope: Node, held: list[Node], free: list[Node], plan: Plan, levels: int) -> Node | None:
+        """The scope solved by one plan; None when it gets too deep even with all weights alike."""
+        weights = [self._weights[item.id] for item in free]
+        level, lift = 0.0, (sum(weights) or 1.0) / LEVELLING**LEVELLINGS_MAX
+        for _ in range(LEVELLINGS_MAX):
+            entries = plan([weight + level for weight in weights])
+            if _deepest(entries) + 1 <= levels and all(_height(h) + 1 <= levels for h in held):
+                members = [*held, *(self._node(scope, e) for e in entries)]
+                return self._furnish(scope, members, scope, in_order=scope.ordered)
+            level = level * LEVELLING or lift
+        return None
+
+    def _node(self, scope: Node, entry: Node | Bundle[Node]) -> Node:
+        """An entry with its level below, named (rule 8)."""
+        if isinstance(entry, Node):
+            return entry
+        members = [self._node(scope, member) for member in entry.members]
+        made = Node(id="", children=tuple(members))
+        known = self._known.get(_leaf_key(made))
+        if known is not None and known.id not in self._scopes:
+            made = known
+        else:
+            made = replace(made, id=self._fresh_id(scope), prompts=self._named(entry))
+        self._weights[made.id] = sum(self._weights[m.id] for m in members)
+        return self._furnish(made, members, known if made is known else None, in_order=scope.ordered)
+
+    def _fresh_id(self, scope: Node) -> str:
+        while True:
+            self._made += 1
+            id = f"{scope.id[:100]}.more{self._made}"
+            if id not in self._ids:
+                self._ids.add(id)
+                return id
+
+    def _named(self, bundle: Bundle[Node]) -> Texts:
+        """Words for a new level: its heaviest items."""
+        heaviest = sorted(_members(bundle), key=lambda m: (-self._weights[m.id], m.id))[:NAMED_MAX]
+        languages = [language for language, _ in self._menu.root.prompts]
+        return tuple(
+            (lang, _joined([dict(m.prompts).get(lang, "") for m in heaviest], lang)) for lang in languages
+        )
+
+    def _furnish(self, node: Node, members: list[Node], was: Node | None, *, in_order: bool) -> Node:
+        """A node with its members, told in order and with keys (rule 5); `was` is the level as it was
+        before.
+        """
+        old = {child.id: child.digit for child in was.children} if was is not None else {}
+        if not in_order:
+            members = told_in_order(members, lambda m: self._weights[m.id], self._seconds)
+        return replace(node, children=keyed(members, old, self._fixed))
+
+    def _seconds(self, node: Node) -> float:
+        found = self._shortest.get(node.id)
+        if found is None:
+            found = self._shortest[node.id] = choice_seconds(node, "1", self._language)
+        return found
+
+    def _cost(self, node: Node) -> float:
+        """What a scope costs its callers, in key presses."""
+        total, heavy = 0.0, self._constraints.listening_weight
+        for each in node.walk():
+            told = 0.0
+            for child in each.children:
+                told += self._seconds(child)
+                total += self._weights[child.id] * (1.0 + heavy * told)
+        return total
+
+
+def keyed(members: Iterable[Node], old: Mapping[str, str], fixed: frozenset[str]) -> tuple[Node, ...]:
+    """Members with their keys: those that keep theirs first, then what is free, in the order they are
+    told.
+    """
+    members = list(members)
+    kept = {m.id: m.digit for m in members if m.id in fixed}
+    taken = set(kept.values())
+    for member in members:
+        digit = old.get(member.id, "")
+        if member.id not in kept and digit and digit not in taken:
+            kept[member.id] = digit
+            taken.add(digit)
+    free = (key for key in _KEYS if key not in taken)
+    return tuple(m if m.id in fixed else replace(m, digit=kept.get(m.id) or next(free)) for m in members)
+
+
+def _leaf_key(node: Node) -> Any:
+    return frozenset(leaf.id for leaf in node.leaves())
+
+
+def _height(node: Node) -> int:
+    return 0 if node.leaf else 1 + max(_height(child) for child in node.children)
+
+
+def _deepest(entries: Iterable[Node | Bundle[Node]]) -> int:
+    """Levels below a level of entries."""
+    return max((_height(e) if isinstance(e, Node) else 1 + _deepest(e.members) for e in entries), default=0)
+
+
+def _members(bundle: Bundle[Node]) -> Iterator[Node]:
+    for member in bundle.members:
+        if isinstance(member, Bundle):
+            yield from _members(member)
+        else:
+            yield member
+
+
+def _joined(words: list[str], language: str) -> str:
+    """Words for a level of several things, short enough to be told among others."""
+    chinese = primary(language) == "zh"
+    longest = NAME_CHARACTERS_MAX_CJK if chinese else NAME_CHARACTERS_MAX
+    told = [word if len(word) <= longest else word[:longest].rsplit(" ", 1)[0] + "…" for word in words]
+    return ("、".join(told) + "等") if chinese else ", ".join(told) + " and more"

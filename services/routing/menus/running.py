@@ -1,0 +1,91 @@
+"""Menus in service, held in memory: what runs goes on running while the database is away or refuses."""
+
+from __future__ import annotations
+
+import hashlib
+from collections import OrderedDict
+
+from pymongo.errors import PyMongoError
+
+from callmesh.routing.v1 import menus_pb2 as pb
+from chassis.clock import Clock
+from chassis.errors import FailedPrecondition, NotFound
+from routing.menus import convert
+from routing.menus.model import Index
+from routing.menus.store import MenuStore, Published
+
+#: Versions held ready, and menus whose publication is held.
+VERSIONS_HELD_MAX = 64
+MENUS_HELD_MAX = 1_000
+
+
+class MenuNotFound(NotFound):
+    """There is no menu {resource}."""
+
+    reason = "MENU_NOT_FOUND"
+
+
+class MenuNotPublished(FailedPrecondition):
+    """{subject}: {why}."""
+
+    reason = "MENU_NOT_PUBLISHED"
+
+
+def in_trial(published: Published, caller: str) -> bool:
+    """Whether a caller belongs to the trial's share; always the same callers of one menu."""
+    drawn = int.from_bytes(hashlib.sha256(f"{published.menu}|{caller}".encode()).digest()[:6])
+    return bool(published.trial) and drawn < published.share * 2**48
+
+
+class Running:
+    """What is in service. Versions never change, so they are kept as long as there is room."""
+
+    def __init__(self, store: MenuStore, clock: Clock, *, seconds: float) -> None:
+        """`seconds` (real): how old a publication may be before it is looked at again."""
+        self._store = store
+        self._clock = clock
+        self._seconds = seconds
+        self._published: OrderedDict[str, tuple[float, Published]] = OrderedDict()
+        self._indexes: OrderedDict[tuple[str, int], Index] = OrderedDict()
+
+    async def published(self, menu: str) -> Published:
+        """What is in service. Raises MenuNotFound, MenuNotPublished; pymongo's errors when nothing is
+        held.
+        """
+        now, held = self._clock.monotonic(), self._published.get(menu)
+        if held is None or now - held[0] > self._seconds:
+            try:
+                found = await self._store.published(menu)
+            except PyMongoError:
+                if held is None:
+                    raise
+                return held[1]
+            if found is None:
+                raise MenuNotFound(resource=f"menus/{menu}")
+            held = (now, found)
+            self._published[menu] = held
+            self._published.move_to_end(menu)
+            while len(self._published) > MENUS_HELD_MAX:
+                self._published.popitem(last=False)
+        if not held[1].version:
+            raise MenuNotPublished(subject=f"menus/{menu}", why="no version of it is in service yet")
+        return held[1]
+
+    def forget(self, menu: str) -> None:
+        """Looks anew next time."""
+        self._published.pop(menu, None)
+
+    async def index(self, menu: str, version: int) -> Index:
+        """A version. Raises MenuNotFound; pymongo's errors when it is not held."""
+        held = self._indexes.get((menu, version))
+        if held is not None:
+            self._indexes.move_to_end((menu, version))
+            return held
+        stored = await self._store.version(menu, version)
+        if stored is None:
+            raise MenuNotFound(resource=f"menus/{menu}@{version}")
+        index = Index.of(convert.read_menu(menu, pb.Menu.FromString(stored.content), stored.number))
+        self._indexes[menu, version] = index
+        while len(self._indexes) > VERSIONS_HELD_MAX:
+            self._indexes.popitem(last=False)
+        return index
