@@ -86,6 +86,8 @@ class Delivery:
             return touch, "QUEUED", now + timedelta(seconds=PAUSE_SECONDS), None
         subject, body = words(_variant(campaign, touch), profile, self.values(campaign.id, profile.language))
         origin = {key: touch.get(key, "") for key in ("campaign", "phase", "step", "variant")}
+        if campaign.offer:
+            origin["offer"] = campaign.offer
         message = Message(
             id=touch["_id"], profile=profile, channel=channel, subject=subject, body=body, origin=origin
         )

@@ -86,8 +86,8 @@ CONSENT: Mapping[StepChannel, Channel] = {
 }
 #: Those who wait to be spoken to when the person is there anyway: no quiet hours, no sender.
 WAITING = frozenset({StepChannel.TOUCH_POINT, StepChannel.SHOP})
-#: Those that a sender delivers.
-SENT = frozenset({StepChannel.SMS, StepChannel.EMAIL, StepChannel.WEBHOOK})
+#: Those that a sender delivers; a call's is the step's call list.
+SENT = frozenset({StepChannel.SMS, StepChannel.EMAIL, StepChannel.WEBHOOK, StepChannel.OUTBOUND_CALL})
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

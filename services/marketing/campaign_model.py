@@ -55,6 +55,10 @@ class Campaign:
     id: str
     state: CampaignState
     audience: Audience = EVERYBODY
+    #: Id of a segment that follows events and keeps its members; "" where rule and audience say who belongs.
+    segment: str = ""
+    #: What it promotes, "offers/…", "" nothing.
+    offer: str = ""
     #: The segment's rule, "" for none.
     rule: str = ""
     phases: tuple[Phase, ...]

@@ -28,9 +28,9 @@ from marketing.campaign_engine import (
 from marketing.campaign_model import Campaign, Phase, Step
 from marketing.campaign_store import CampaignStore
 from marketing.documents import profile_from_raw
-from marketing.engine import audience_fits
 from marketing.model import Contact, Profile
 from marketing.rules import CustomerFacts, compiled
+from marketing.segments import belongs
 
 #: People looked at in one batch.
 BATCH = 2_000
@@ -102,10 +102,8 @@ class Runner:
             for _ in range(batches):
                 if done:
                     break
-                raws = self.store.profiles(cursor, self.batch)
+                raws, cursor, done = self._page(campaign, cursor)
                 taken = self._judged(campaign, phase, raws, now)
-                cursor = raws[-1]["_id"] if raws else cursor
-                done = len(raws) < self.batch
                 looked += len(raws)
                 if writing is not None:
                     writing.result()
@@ -114,6 +112,53 @@ class Runner:
             if writing is not None:
                 writing.result()
         return looked
+
+    def _page(self, campaign: Campaign, cursor: str) -> tuple[Sequence[Mapping[str, Any]], str, bool]:
+        """(the next customers who may belong, the last one looked at, whether there are no more)."""
+        if not campaign.segment:
+            raws = self.store.profiles(cursor, self.batch)
+            return raws, raws[-1]["_id"] if raws else cursor, len(raws) < self.batch
+        ids = self.store.members(campaign.segment, cursor, self.batch)
+        known = self.store.profiles_of(ids)
+        return [known[id] for id in ids if id in known], ids[-1] if ids else cursor, len(ids) < self.batch
+
+    def newcomers(self, campaigns: Sequence[Campaign], now: datetime) -> int:
+        """Takes in those who joined segments since campaigns on them looked at all members; how many."""
+        looked = 0
+        for segment in sorted({campaign.segment for campaign in campaigns} - {""}):
+            fresh = self.store.fresh(segment, self.batch)
+            if not fresh:
+                continue
+            looked += len(fresh)
+            raws, settled = list(self.store.profiles_of(fresh).values()), True
+            for campaign in campaigns:
+                if campaign.segment != segment:
+                    continue
+                for phase in campaign.phases:
+                    if phase.start <= now < phase.end:
+                        settled &= self._welcome(campaign, phase, raws, now)
+            # Some phase still looks at all members, and may have passed these by already.
+            if settled:
+                self.store.settle(segment, fresh)
+            else:
+                looked -= len(fresh)
+        return looked
+
+    def _welcome(
+        self, campaign: Campaign, phase: Phase, raws: Sequence[Mapping[str, Any]], now: datetime
+    ) -> bool:
+        """Takes newcomers into a phase; False while it has not looked at the older members."""
+        cursor, done, _ = self.store.run(campaign.id, phase.id)
+        if not done:
+            return False
+        here = {
+            customer
+            for customer, stands in self.store.standing(campaign.id, [raw["_id"] for raw in raws]).items()
+            if phase.id in (stands.get("touched") or {})
+        }
+        taken = self._judged(campaign, phase, [raw for raw in raws if raw["_id"] not in here], now)
+        self._write(campaign, phase, taken, cursor, done)
+        return True
 
     def _write(self, campaign: Campaign, phase: Phase, taken: Taken, cursor: str, done: bool) -> None:
         self.store.take_in(taken.rows, taken.touches)
@@ -139,16 +184,13 @@ class Runner:
     def _standing(
         self, campaign: Campaign, phase: Phase, members: Sequence[Profile]
     ) -> Mapping[str, dict[str, Any]]:
-        if not members or (phase is campaign.phases[0] and not phase.entry_rule):
+        first = phase is campaign.phases[0] and not phase.entry_rule and not campaign.segment
+        if not members or first:
             return {}
         return self.store.standing(campaign.id, [profile.customer for profile in members])
 
     def _member(self, campaign: Campaign, profile: Profile, now: datetime) -> bool:
-        if not profile.alive or not audience_fits(campaign.audience, profile, _NOWHERE):
-            return False
-        return not campaign.rule or bool(
-            compiled(campaign.rule).matches(CustomerFacts(profile, _NOWHERE, now))
-        )
+        return belongs(campaign.audience, campaign.rule, profile, now)
 
     def _addressed(
         self,
@@ -207,6 +249,10 @@ class Runner:
         if not due:
             return 0
         profiles = self.store.profiles_of([raw["customer"] for raw in due])
+        if campaign.segment:
+            members = self.store.members_among(campaign.segment, list(profiles))
+            self._let_go(campaign, [raw for raw in due if raw["customer"] not in members])
+            profiles = {customer: raw for customer, raw in profiles.items() if customer in members}
         groups: dict[tuple[str, str], list[Profile]] = {}
         for raw in due:
             if raw["customer"] in profiles:
@@ -223,6 +269,13 @@ class Runner:
                 ends = [{"_id": f"{campaign.id}/{p.customer}", "was": (phase_id, step_id)} for p in people]
                 self.store.take_in([{**end, "set": {"$unset": {"next_at": ""}}} for end in ends], ())
         return len(due)
+
+    def _let_go(self, campaign: Campaign, left: Sequence[Mapping[str, Any]]) -> None:
+        """No further steps for those who left the segment."""
+        ends = [
+            {"_id": f"{campaign.id}/{raw['customer']}", "was": (raw["phase"], raw["step"])} for raw in left
+        ]
+        self.store.take_in([{**end, "set": {"$unset": {"next_at": ""}}} for end in ends], ())
 
 
 _NOWHERE = Contact()

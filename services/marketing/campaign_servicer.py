@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import timedelta
 from typing import Any
 
@@ -46,17 +46,15 @@ SAMPLES_MAX = 20
 class CampaignServicer(campaigns_pb2_grpc.CampaignServiceServicer):
     """CampaignService."""
 
-    def __init__(self, campaigns: Campaigns, senders: Senders) -> None:
+    def __init__(self, campaigns: Campaigns, senders: Senders, people: Callable[[], CampaignStore]) -> None:
+        """`people` is asked for with the first use: the database is connected by then."""
         self._campaigns = campaigns
         self._senders = senders
-        self._kept: CampaignStore | None = None
+        self._people = people
 
     @property
     def _counting(self) -> CampaignStore:
-        # Made with the first use: the connection is there by then.
-        if self._kept is None:
-            self._kept = CampaignStore()
-        return self._kept
+        return self._people()
 
     def CreateCampaign(self, request: C.CreateCampaignRequest, context: Any) -> C.Campaign:
         """Adds a draft."""
@@ -270,8 +268,12 @@ class CampaignServicer(campaigns_pb2_grpc.CampaignServiceServicer):
         return self._campaigns.segments.create(request)
 
     def GetSegment(self, request: C.GetSegmentRequest, context: Any) -> C.Segment:
-        """Reads one."""
-        return self._campaigns.segments.get(request)
+        """Reads one; of one that follows events the members are counted."""
+        segment = self._campaigns.segments.get(request)
+        if segment.trigger_event_types:
+            segment.member_count = self._counting.member_count(segment.name.removeprefix("segments/"))
+            segment.count_time.FromDatetime(self._campaigns.clock.now())
+        return segment
 
     def ListSegments(self, request: C.ListSegmentsRequest, context: Any) -> C.ListSegmentsResponse:
         """A page by id."""
@@ -332,14 +334,13 @@ class CampaignServicer(campaigns_pb2_grpc.CampaignServiceServicer):
         """The configured senders, with what waits for each."""
         response = C.ListSendersResponse()
         for config in self._senders.configs:
-            queued = {"state": {"$in": ["QUEUED", "SENDING"]}, "channel": config.channel.value}
-            failing = {"state": "QUEUED", "channel": config.channel.value, "attempts": {"$gt": 0}}
+            queued, failing = self._counting.backlog(config.channel.value)
             response.senders.add(
                 sender_id=config.id,
                 channel=C.StepChannel.Value(f"STEP_CHANNEL_{config.channel.value}"),
                 adapter=config.adapter,
-                healthy=self._counting.touches.count_documents(failing, limit=1) == 0,
-                backlog_count=self._counting.touches.count_documents(queued),
+                healthy=not failing,
+                backlog_count=queued,
             )
         return response
 

@@ -15,7 +15,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from datetime import datetime
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Protocol
 
 from mongoengine import BooleanField, DateTimeField, DictField, Document, IntField, StringField
 from pymongo import UpdateOne
@@ -25,6 +25,8 @@ from chassis.mongo import Aggregate, pending_entry
 from marketing.documents import ComplaintDocument, ProfileDocument
 
 _DUPLICATE_KEY = 11000
+#: Touches counted for a sender's backlog.
+BACKLOG_COUNTED_MAX = 1_000_000
 
 
 class TouchDocument(Aggregate):
@@ -112,7 +114,102 @@ class RunDocument(Document):
     counts = DictField()
 
 
-CAMPAIGN_DOCUMENTS: tuple[type[Document], ...] = (TouchDocument, CampaignContactDocument, RunDocument)
+class SegmentMemberDocument(Document):
+    """A member of a segment that follows events. `_id` is "<segment>/<customer>"."""
+
+    meta: ClassVar[dict[str, Any]] = {
+        "auto_create_index": False,
+        "index_cls": False,
+        "strict": False,
+        "collection": "segment_members",
+        "indexes": [
+            {
+                "fields": ["segment", "fresh"],
+                "name": "fresh",
+                "partialFilterExpression": {"fresh": True},
+            },
+            {"fields": ["customer"], "name": "customer"},
+        ],
+    }
+
+    id = StringField(primary_key=True)
+    segment = StringField(required=True)
+    customer = StringField(required=True)
+    since = DateTimeField()
+    #: No campaign has looked at them yet.
+    fresh = BooleanField()
+
+
+CAMPAIGN_DOCUMENTS: tuple[type[Document], ...] = (
+    TouchDocument,
+    CampaignContactDocument,
+    RunDocument,
+    SegmentMemberDocument,
+)
+
+
+class Members(Protocol):
+    """Who belongs to segments that follow events. Any method may raise Unavailable."""
+
+    def join(self, segment: str, customer: str, at: datetime) -> bool:
+        """Takes a customer in; False for one who is a member."""
+
+    def leave(self, segment: str, customer: str) -> bool:
+        """Takes a customer out; False for one who is none."""
+
+
+class Answers(Protocol):
+    """Where campaigns learn what people answered. Any method may raise Unavailable."""
+
+    def answer(self, campaign: str, customer: str, phase: str, response: str) -> dict[str, Any] | None:
+        """Notes an answer; the person as they stand then, None for one who is not in the campaign."""
+
+    def mark_answered(self, campaign: str, phase: str, customer: str, response: str) -> None:
+        """Notes an answer at the touches of its phase."""
+
+
+class TouchLog(Protocol):
+    """What people were addressed with, whoever did it: for the caps. Any method may raise Unavailable."""
+
+    def earlier(self, customer: str, since: datetime) -> list[tuple[datetime, str, str]]:
+        """(when, channel, id) of a customer's touches since then."""
+
+    def note(self, id: str, customer: str, channel: str, at: datetime) -> None:
+        """Adds a touch that was made outside campaigns. A known id changes nothing."""
+
+
+class LaterTouches:
+    """The touches of a campaign store that is made with the first use."""
+
+    def __init__(self, people: Callable[[], TouchLog]) -> None:
+        self._people = people
+
+    def earlier(self, customer: str, since: datetime) -> list[tuple[datetime, str, str]]:
+        """As the port says."""
+        return self._people().earlier(customer, since)
+
+    def note(self, id: str, customer: str, channel: str, at: datetime) -> None:
+        """As the port says."""
+        self._people().note(id, customer, channel, at)
+
+
+class MemoryTouches:
+    """Touches in memory, for tests and trials."""
+
+    def __init__(self) -> None:
+        self._made: dict[str, tuple[str, datetime, str]] = {}
+
+    def earlier(self, customer: str, since: datetime) -> list[tuple[datetime, str, str]]:
+        """As the port says."""
+        return [
+            (at, channel, id)
+            for id, (who, at, channel) in self._made.items()
+            if who == customer and at >= since
+        ]
+
+    def note(self, id: str, customer: str, channel: str, at: datetime) -> None:
+        """As the port says."""
+        self._made.setdefault(id, (customer, at, channel))
 
 
 def insert_new(collection: Any, rows: Sequence[Mapping[str, Any]]) -> int:
@@ -136,6 +233,7 @@ class CampaignStore:
         self.touches = TouchDocument._get_collection()
         self.contacts = CampaignContactDocument._get_collection()
         self.runs = RunDocument._get_collection()
+        self._members = SegmentMemberDocument._get_collection()
         self._profiles = ProfileDocument._get_collection()
         self._complaints = ComplaintDocument._get_collection()
         #: One write beside another, and both beside the reading: the database has more than one core.
@@ -145,6 +243,57 @@ class CampaignStore:
     def beside(self, work: Callable[..., None], *arguments: Any) -> Future[None]:
         """Does something in a thread of its own, one after another."""
         return self._batches.submit(work, *arguments)
+
+    # members
+
+    def join(self, segment: str, customer: str, at: datetime) -> bool:
+        """As the port says."""
+        member = {"segment": segment, "customer": customer, "since": at, "fresh": True}
+        joined = self._members.update_one(
+            {"_id": f"{segment}/{customer}"}, {"$setOnInsert": member}, upsert=True
+        )
+        return joined.upserted_id is not None
+
+    def leave(self, segment: str, customer: str) -> bool:
+        """As the port says."""
+        return bool(self._members.delete_one({"_id": f"{segment}/{customer}"}).deleted_count)
+
+    def members(self, segment: str, after: str, limit: int) -> list[str]:
+        """Members by customer id."""
+        # "0" follows "/".
+        between = {"$gt": f"{segment}/{after}", "$lt": f"{segment}0"}
+        found = self._members.find({"_id": between}, {"customer": 1})
+        return [raw["customer"] for raw in found.sort("_id", 1).limit(limit)]
+
+    def members_among(self, segment: str, customers: Sequence[str]) -> set[str]:
+        """Those of some customers who are members."""
+        ids = [f"{segment}/{customer}" for customer in customers]
+        return {raw["customer"] for raw in self._members.find({"_id": {"$in": ids}}, {"customer": 1})}
+
+    def member_count(self, segment: str) -> int:
+        """How many members there are."""
+        return int(self._members.count_documents({"_id": {"$gt": f"{segment}/", "$lt": f"{segment}0"}}))
+
+    def fresh(self, segment: str, limit: int) -> list[str]:
+        """Members whom no campaign has looked at since they joined."""
+        found = self._members.find({"segment": segment, "fresh": True}, {"customer": 1}).limit(limit)
+        return [raw["customer"] for raw in found]
+
+    def settle(self, segment: str, customers: Sequence[str]) -> None:
+        """Every campaign has looked at these members."""
+        ids = [f"{segment}/{customer}" for customer in customers]
+        self._members.update_many({"_id": {"$in": ids}}, {"$unset": {"fresh": ""}})
+
+    # touches of others
+
+    def earlier(self, customer: str, since: datetime) -> list[tuple[datetime, str, str]]:
+        """As the port says."""
+        return self.touched([customer], since).get(customer, [])
+
+    def note(self, id: str, customer: str, channel: str, at: datetime) -> None:
+        """As the port says."""
+        row = {"_id": id, "version": 1, "campaign": "", "phase": "", "step": "", "customer": customer}
+        insert_new(self.touches, [{**row, "channel": channel, "state": "SENT", "at": at}])
 
     # taking people in
 
@@ -251,6 +400,15 @@ class CampaignStore:
             changes.append(UpdateOne({"_id": touch["_id"], "token": touch["token"]}, change))
         if changes:
             self.touches.bulk_write(changes, ordered=False)
+
+    def backlog(self, channel: str) -> tuple[int, bool]:
+        """(touches of a channel that wait to be sent, whether some were tried in vain)."""
+        waiting = {"state": {"$in": ["QUEUED", "SENDING"]}, "channel": channel}
+        failing = {"state": "QUEUED", "channel": channel, "attempts": {"$gt": 0}}
+        return (
+            int(self.touches.count_documents(waiting, limit=BACKLOG_COUNTED_MAX)),
+            self.touches.count_documents(failing, limit=1) > 0,
+        )
 
     # answers
 

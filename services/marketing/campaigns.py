@@ -36,6 +36,7 @@ from marketing.kinds import CAMPAIGNS, CONTACT_POLICY, SEGMENTS
 from marketing.model import Profile, Text
 from marketing.resources import Desk, Resource, money_problems, name_problems, text_problems
 from marketing.rules import PHASE_FUNCTIONS, rule_problems
+from marketing.segments import TRIGGERS_BY_NAME
 from marketing.senders import Senders
 from marketing.shelf import Row, Shelves
 from marketing.store import Store
@@ -186,6 +187,11 @@ def segment_problems(message: Any) -> list[Problem]:
     convert.audience_from_proto("audience", message.audience, found)
     if len(message.trigger_event_types) > 20:
         found.append(("trigger_event_types", "at most 20 are allowed"))
+    for at, name in enumerate(message.trigger_event_types[:20]):
+        if name not in TRIGGERS_BY_NAME:
+            found.append(
+                (f"trigger_event_types[{at}]", f"must be one of {', '.join(sorted(TRIGGERS_BY_NAME))}")
+            )
     return found + _rule("rule", message.rule)
 
 
@@ -290,6 +296,8 @@ def campaign_of(message: Any, segment: Any, winners: Mapping[str, str]) -> Campa
         id=message.name.removeprefix("campaigns/"),
         state=CampaignState(_named(C.CampaignState, "CAMPAIGN_STATE", message.state)),
         audience=convert.audience_from_proto("audience", segment.audience, []),
+        segment=message.segment.removeprefix("segments/") if segment.trigger_event_types else "",
+        offer=message.offer,
         rule=segment.rule,
         phases=tuple(
             Phase(
@@ -331,6 +339,7 @@ class Campaigns:
                 kind=SEGMENTS,
                 message=C.Segment,
                 problems=segment_problems,
+                keys=lambda m: {"triggers": list(m.trigger_event_types)},
                 fixed=frozenset({"member_count", "count_time"}),
             ),
             shelves,

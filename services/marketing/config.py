@@ -64,6 +64,11 @@ class MarketingSettings(ServiceSettings):
     campaign_seconds: float = Field(
         default=1.0, gt=0, le=600, description="Pause of the campaign runner when nothing is due, seconds."
     )
+    holiday_country: str = Field(
+        default="CN",
+        description="Country, or country and part (US-CA), whose public holidays are quiet where the contact "
+        "policy says that holidays are.",
+    )
     smoothing_strength: float = Field(
         default=20.0, gt=0, le=10_000, description="Imagined average customers behind each estimate."
     )
@@ -92,6 +97,14 @@ class MarketingSettings(ServiceSettings):
     sweep_seconds: float = Field(
         default=5.0, gt=0, le=600, description="How often the worker finishes what a crash left half done."
     )
+
+    @field_validator("holiday_country")
+    @classmethod
+    def _known_country(cls, text: str) -> str:
+        from marketing.holiday import holidays_of
+
+        holidays_of(text)
+        return text
 
     @field_validator("senders")
     @classmethod

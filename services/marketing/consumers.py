@@ -2,11 +2,23 @@
 
 from __future__ import annotations
 
+import functools
+
+from callmesh.marketing.v1 import events_pb2 as own
+from callmesh.routing.v1 import events_pb2 as routing
 from chassis.bus import Event
 from chassis.bus.entrypoint import subscribe
 from marketing import inbound
+from marketing.call_lists import take_result
+from marketing.campaign_store import CampaignStore
 from marketing.handlers import Facts
+from marketing.segments import Segments
+from marketing.shelf import MongoShelves
 from marketing.store import MongoStore
+
+
+def _segments() -> Segments:
+    return Segments(MongoShelves(), MongoStore(), CampaignStore())
 
 
 class MarketingConsumers:
@@ -15,13 +27,36 @@ class MarketingConsumers:
     name = "marketing"
 
     facts = Facts(MongoStore())
+    # Made with the first use: the database is connected by then.
+    people = staticmethod(functools.cache(CampaignStore))
+    segments = staticmethod(functools.cache(_segments))
 
     @subscribe("crm", *inbound.CUSTOMERS)
     def on_customer(self, event: Event) -> None:
         """A customer was created, changed, merged, erased, or spoke of leaving."""
         inbound.learn(self.facts, event)
+        self.segments().heard(event)
 
     @subscribe("tickets", *inbound.TICKETS)
     def on_ticket(self, event: Event) -> None:
         """A ticket was made or moved on; complaints are kept."""
         inbound.learn(self.facts, event)
+        self.segments().heard(event)
+
+    @subscribe("routing", routing.CallWrappedUp)
+    def on_call(self, event: Event) -> None:
+        """A call was wrapped up: segments may follow it."""
+        self.segments().heard(event)
+
+    @subscribe(
+        "marketing",
+        own.OfferOutcomeRecorded,
+        own.OutboundResultRecorded,
+        own.SurveyCompleted,
+        own.LeadTransitioned,
+    )
+    def on_own(self, event: Event) -> None:
+        """Something marketing did itself: campaigns hear of their calls, segments follow."""
+        if event.type == own.OutboundResultRecorded.DESCRIPTOR.full_name:
+            take_result(MongoShelves(), self.people(), event.message(own.OutboundResultRecorded))
+        self.segments().heard(event)

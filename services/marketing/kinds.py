@@ -130,7 +130,7 @@ CONTACTS = Kind(
 ATTEMPTS = Kind("attempts", ContactNotFound, ["list", "at"])
 FORBIDDEN = Kind("forbidden_numbers", NumberNotForbidden)
 CAMPAIGNS = Kind("campaigns", CampaignNotFound, ["state"])
-SEGMENTS = Kind("segments", SegmentNotFound)
+SEGMENTS = Kind("segments", SegmentNotFound, ["triggers"])
 CONTACT_POLICY = Kind("contact_policy", PolicyNotFound, resource="contactPolicy")
 COSTS = Kind("costs", CostNotFound, ["at"])
 

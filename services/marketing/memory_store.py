@@ -497,6 +497,12 @@ class MemoryStore:
             self.events.extend(events)
             return self._serving
 
+    def profile_of_number(self, number: str) -> Profile | None:
+        """As the port says."""
+        with self._lock:
+            owners = [p for p in self._profiles.values() if number in p.numbers and p.alive]
+            return max(owners, key=lambda p: p.updated_at.timestamp() if p.updated_at else 0.0, default=None)
+
     # the reader's port
 
     async def read_profile_of_number(self, number: str) -> Profile | None:

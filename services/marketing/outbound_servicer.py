@@ -9,7 +9,7 @@ while it stays above.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import replace
 from datetime import datetime, timedelta
 from typing import Any
@@ -17,18 +17,21 @@ from typing import Any
 from google.protobuf.empty_pb2 import Empty
 from google.protobuf.json_format import ParseDict
 
-from callmesh.marketing.v1 import events_pb2, outbound_pb2, outbound_pb2_grpc
+from callmesh.marketing.v1 import campaigns_pb2, events_pb2, outbound_pb2, outbound_pb2_grpc
 from chassis.bus import Event
 from chassis.clock import Clock
 from chassis.errors import AlreadyExists, EtagMismatch, FailedPrecondition, InvalidArgument, NotFound
 from chassis.ids import check_id, new_id, parse_name, parse_names, stable_id
 from chassis.mongo import retry_conflicts
 from marketing import convert
-from marketing.campaign_engine import CONSENT, StepChannel, quiet_until
+from marketing.call_lists import add_contact, contact_row, forbidden
+from marketing.campaign_engine import CONSENT, Courtesy, StepChannel, capped, quiet_until, touch_id
 from marketing.campaign_runner import zone_of
+from marketing.campaign_store import TouchLog
 from marketing.campaigns import quiet_of
 from marketing.engine import Problem
-from marketing.kinds import ATTEMPTS, CONTACT_LISTS, CONTACTS, FORBIDDEN
+from marketing.kinds import ATTEMPTS, CAMPAIGNS, CONTACT_LISTS, CONTACTS, FORBIDDEN
+from marketing.model import Profile
 from marketing.resources import Desk, Resource, name_problems, text_problems
 from marketing.shelf import Row, Shelves
 from marketing.store import Store
@@ -50,6 +53,9 @@ ATTEMPTS_MAX = 20_000
 #: Fewest answered calls before a rate means anything.
 ANSWERED_MIN = 20
 CALLS_PER_AGENT_MAX = 3.0
+#: How long somebody who was addressed often enough waits before they are looked at again.
+CAPPED_WAIT = timedelta(hours=24)
+RUNNING = campaigns_pb2.CAMPAIGN_STATE_RUNNING
 ANSWERED = ("SUCCESS", "DECLINED", "CALL_BACK", "ABANDONED", "OPTED_OUT")
 #: List states that a verb leads from and to.
 LIST_TRANSITIONS: Mapping[tuple[int, str], int] = {
@@ -108,8 +114,18 @@ def list_problems(message: Any) -> list[Problem]:
 class OutboundServicer(outbound_pb2_grpc.OutboundServiceServicer):
     """OutboundService."""
 
-    def __init__(self, shelves: Shelves, store: Store, clock: Clock, courtesy: Any) -> None:
-        """`courtesy()` answers the contact policy in force."""
+    def __init__(
+        self,
+        shelves: Shelves,
+        store: Store,
+        clock: Clock,
+        courtesy: Callable[[], Courtesy],
+        touches: TouchLog,
+        holiday: Callable[[datetime], bool] = lambda _: False,
+    ) -> None:
+        """`courtesy()` answers the contact policy in force; `holiday` says whether a local time is one."""
+        self._touches = touches
+        self._holiday = holiday
         self._shelves = shelves
         self._store = store
         self._clock = clock
@@ -219,52 +235,11 @@ class OutboundServicer(outbound_pb2_grpc.OutboundServiceServicer):
                 problems.append(("priority", "must be -100 to 100"))
             if problems:
                 bad.append((index, problems[0][0], "INVALID_FIELD", problems[0][1]))
-            elif self._forbidden(contact.number):
+            elif forbidden(self._shelves, contact.number):
                 bad.append((index, "number", "FORBIDDEN_NUMBER", "must not be called"))
-            elif not self._add(list_id, contact):
+            elif not add_contact(self._shelves, list_id, contact, self._clock.now()):
                 bad.append((index, "number", "DUPLICATE_NUMBER", "is on the list already"))
         return bad
-
-    def _forbidden(self, number: str) -> bool:
-        try:
-            self._shelves.get(FORBIDDEN, number.lstrip("+"))
-        except NotFound:
-            return False
-        return True
-
-    def _add(self, list_id: str, contact: Any) -> bool:
-        id, now = stable_id(list_id, contact.number), self._clock.now()
-        kept = P.Contact()
-        kept.CopyFrom(contact)
-        kept.name = f"contactLists/{list_id}/contacts/{id}"
-        kept.state = P.CONTACT_STATE_WAITING
-        kept.attempt = 0
-        due = now
-        if contact.HasField("next_attempt_time"):
-            due = convert.moment(contact.next_attempt_time)
-        row = Row(id=id, content={}, keys={})
-        try:
-            self._shelves.insert(CONTACTS, self._held(row, kept, list_id, due), now)
-        except AlreadyExists:
-            return False
-        return True
-
-    def _held(self, row: Row, contact: Any, list_id: str, due: datetime, **beside: Any) -> Row:
-        """A row with a changed contact."""
-        from google.protobuf.json_format import MessageToDict
-
-        keys = {
-            **row.keys,
-            "list": list_id,
-            "number": contact.number,
-            "state": contact.state,
-            "rank": contact.priority,
-            "due": due,
-            "skills": list(contact.skills),
-            **beside,
-        }
-        resource = MessageToDict(contact, preserving_proto_field_name=True)
-        return replace(row, content={**row.content, "resource": resource}, keys=keys)
 
     def _contact(self, row: Row) -> Any:
         message = P.Contact()
@@ -326,7 +301,7 @@ class OutboundServicer(outbound_pb2_grpc.OutboundServiceServicer):
             left = request.max_contacts - len(response.contacts)
             if left <= 0:
                 break
-            taken = self._take(row.id, call_list, request, f"{holder}/{token}", now, until, left)
+            taken = self._take(row, call_list, request, f"{holder}/{token}", now, until, left)
             response.contacts.extend(taken)
         if len(response.contacts) < request.max_contacts:
             response.retry_time.FromDatetime(now + timedelta(seconds=30))
@@ -341,12 +316,21 @@ class OutboundServicer(outbound_pb2_grpc.OutboundServiceServicer):
             resource = row.content["resource"]
             if (wanted and row.id not in wanted) or request.queue not in ("", resource.get("queue", "")):
                 continue
+            if "origin" in row.content and not self._campaign_runs(row.content["origin"]["campaign"]):
+                continue
             chosen.append((-resource.get("priority", 0), row.id, row))
         return [row for _, _, row in sorted(chosen, key=lambda item: item[:2])]
 
+    def _campaign_runs(self, campaign: str) -> bool:
+        """Whether the campaign that filled a list runs: a paused one calls nobody."""
+        try:
+            return bool(self._shelves.get(CAMPAIGNS, campaign).keys["state"] == RUNNING)
+        except NotFound:
+            return False
+
     def _take(
         self,
-        list_id: str,
+        listed: Row,
         call_list: Any,
         request: Any,
         token: str,
@@ -354,6 +338,7 @@ class OutboundServicer(outbound_pb2_grpc.OutboundServiceServicer):
         until: datetime,
         count: int,
     ) -> list[Any]:
+        list_id = listed.id
         states = [P.CONTACT_STATE_WAITING, P.CONTACT_STATE_LEASED]
         condition = {"state": {"$in": states}, "list": list_id, "due": {"$lte": now}}
         rows = self._shelves.find(CONTACTS, condition, count * LOOKED_AT + 50, order="-rank")
@@ -364,20 +349,22 @@ class OutboundServicer(outbound_pb2_grpc.OutboundServiceServicer):
             contact = self._contact(row)
             if not set(contact.skills) <= set(request.skills):
                 continue
-            if blocked := self._blocked(contact):
+            profile = self._profile(contact)
+            if blocked := self._blocked(contact, profile):
                 contact.state = P.CONTACT_STATE_BLOCKED
                 contact.note = f"{contact.note}\n{blocked}".strip()[-2_000:]
-                self._try(self._held(row, contact, list_id, now))
+                self._try(contact_row(row, contact, list_id, now))
                 continue
-            if quiet := self._quiet(call_list, contact, now):
-                self._try(self._held(row, contact, list_id, quiet))
+            later = self._quiet(call_list, contact, profile, now) or self._capped(listed, contact, now)
+            if later is not None:
+                self._try(contact_row(row, contact, list_id, later))
                 continue
             contact.state = P.CONTACT_STATE_LEASED
             contact.attempt += 1
             contact.holder = request.holder
             contact.lease_expire_time.FromDatetime(until)
             # A lease that ends is simply due again.
-            if self._try(self._held(row, contact, list_id, until, token=token, holder=request.holder)):
+            if self._try(contact_row(row, contact, list_id, until, token=token, holder=request.holder)):
                 taken.append(contact)
         return taken
 
@@ -388,25 +375,41 @@ class OutboundServicer(outbound_pb2_grpc.OutboundServiceServicer):
             return False
         return True
 
-    def _blocked(self, contact: Any) -> str:
-        if self._forbidden(contact.number):
+    def _profile(self, contact: Any) -> Profile | None:
+        if not contact.customer:
+            return None
+        return self._store.profile(contact.customer.removeprefix("customers/"))
+
+    def _blocked(self, contact: Any, profile: Profile | None) -> str:
+        if forbidden(self._shelves, contact.number):
             return "the number is forbidden"
-        if contact.customer:
-            profile = self._store.profile(contact.customer.removeprefix("customers/"))
-            if profile is not None and (
-                not profile.alive or CONSENT[StepChannel.OUTBOUND_CALL] in profile.refused_channels
-            ):
-                return "the customer does not want to be called"
+        if profile is not None and (
+            not profile.alive or CONSENT[StepChannel.OUTBOUND_CALL] in profile.refused_channels
+        ):
+            return "the customer does not want to be called"
         return ""
 
-    def _quiet(self, call_list: Any, contact: Any, now: datetime) -> datetime | None:
+    def _quiet(self, call_list: Any, contact: Any, profile: Profile | None, now: datetime) -> datetime | None:
+        """When quiet ends that holds on the person's clock; None when none does."""
         courtesy = self._courtesy()
         spans = (*courtesy.quiet, *quiet_of(call_list.quiet_hours))
-        zone = contact.time_zone
-        if not zone and contact.customer:
-            profile = self._store.profile(contact.customer.removeprefix("customers/"))
-            zone = profile.time_zone if profile else ""
-        return quiet_until(spans, StepChannel.OUTBOUND_CALL, now, zone_of(zone))
+        zone = zone_of(contact.time_zone or (profile.time_zone if profile else ""))
+        holiday = courtesy.holidays_quiet and self._holiday(now.astimezone(zone))
+        return quiet_until(spans, StepChannel.OUTBOUND_CALL, now, zone, holiday=holiday)
+
+    def _capped(self, call_list: Row, contact: Any, now: datetime) -> datetime | None:
+        """When to look again at somebody who was addressed often enough, by whatever channel; None for
+        others. The step of a campaign that filled this list does not count against its own call.
+        """
+        if not contact.customer:
+            return None
+        courtesy, origin = self._courtesy(), call_list.content.get("origin") or {}
+        customer = contact.customer.removeprefix("customers/")
+        place = (origin.get("campaign", ""), origin.get("phase", ""), origin.get("step", ""))
+        own = touch_id(*place, customer)
+        since = now - timedelta(days=courtesy.days_max)
+        touches = [(at, over) for at, over, id in self._touches.earlier(customer, since) if id != own]
+        return now + CAPPED_WAIT if capped(courtesy, touches, StepChannel.OUTBOUND_CALL, now) else None
 
     def ReturnContacts(self, request: P.ReturnContactsRequest, context: Any) -> P.ReturnContactsResponse:
         """Gives contacts back uncalled."""
@@ -424,7 +427,7 @@ class OutboundServicer(outbound_pb2_grpc.OutboundServiceServicer):
             contact.attempt -= 1
             contact.ClearField("holder")
             contact.ClearField("lease_expire_time")
-            returned += self._try(self._held(row, contact, row.keys["list"], now, token="", holder=""))
+            returned += self._try(contact_row(row, contact, row.keys["list"], now, token="", holder=""))
         return P.ReturnContactsResponse(returned_count=returned)
 
     def RecordResult(self, request: P.RecordResultRequest, context: Any) -> P.Contact:
@@ -463,14 +466,28 @@ class OutboundServicer(outbound_pb2_grpc.OutboundServiceServicer):
         if request.result == P.OUTBOUND_RESULT_OPTED_OUT:
             self._forbid(contact.number, "the person said so")
         results = [*row.content.get("results", ()), _result(request.result)]
-        changed = self._held(row, contact, row.keys["list"], again or now, token="", holder="")
+        changed = contact_row(row, contact, row.keys["list"], again or now, token="", holder="")
         changed = replace(
             changed,
             content={**changed.content, "said": said, "closed": contact.attempt, "results": results},
         )
         self._shelves.update(CONTACTS, changed, now, [self._event(request, contact, again, now)])
         self._count(row, request, contact, now)
+        self._note(row, request, contact, now)
         return contact
+
+    def _note(self, row: Row, request: Any, contact: Any, now: datetime) -> None:
+        """A call that was answered counts against the caps, unless its campaign's step did already."""
+        if not contact.customer or _result(request.result) not in ANSWERED:
+            return
+        if request.attempt > 1 or not self._of_campaign(row.keys["list"]):
+            id = f"call/{contact.name}/{request.attempt}"
+            customer = contact.customer.removeprefix("customers/")
+            self._touches.note(id, customer, StepChannel.OUTBOUND_CALL.value, now)
+
+    def _of_campaign(self, list_id: str) -> bool:
+        """Whether a step of a campaign filled a list."""
+        return "origin" in self._shelves.get(CONTACT_LISTS, list_id).content
 
     def _again(self, call_list: Any, request: Any, row: Row, now: datetime) -> datetime | None:
         """When the next attempt is due; None for a final result."""

@@ -176,12 +176,18 @@ ADAPTERS: Mapping[str, Callable[[SenderConfig], Any]] = {"smtp": SmtpSender, "we
 class Senders:
     """The configured senders, by id and by channel."""
 
-    def __init__(self, configs: Sequence[SenderConfig]) -> None:
+    def __init__(
+        self, configs: Sequence[SenderConfig], built_in: Mapping[StepChannel, Sender] | None = None
+    ) -> None:
+        """`built_in` serve channels that need no configuration."""
         self.configs = tuple(configs)
         self._made: dict[str, Sender] = {one.id: ADAPTERS[one.adapter](one) for one in configs}
+        self._built_in = dict(built_in or {})
 
     def of(self, channel: StepChannel, sender: str = "") -> tuple[str, Sender] | None:
         """(id, sender) of a name, or the channel's first; None for none."""
+        if (found := self._built_in.get(channel)) is not None:
+            return channel.value, found
         for config in self.configs:
             if sender in ("", config.id) and config.channel is channel:
                 return config.id, self._made[config.id]

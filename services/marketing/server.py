@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import gc
 import sys
 
@@ -27,10 +28,14 @@ from chassis import mongo
 from chassis.clock import Clock
 from chassis.server import ServiceBinding, main, serve
 from marketing.association import Smoothing
+from marketing.call_lists import CallListSender
+from marketing.campaign_engine import StepChannel
 from marketing.campaign_servicer import CampaignServicer
+from marketing.campaign_store import CampaignStore, LaterTouches, TouchLog
 from marketing.campaigns import Campaigns
 from marketing.config import MarketingSettings
 from marketing.handlers import Decisions, History, Models, Offers, Recommender
+from marketing.holiday import holidays_of
 from marketing.kinds import ALL_DOCUMENTS
 from marketing.leads_servicer import LeadServicer
 from marketing.learned import Policies, Propensities
@@ -51,10 +56,18 @@ GC_ALLOCATIONS, GC_YOUNG, GC_OLD = 50_000, 20, 20
 
 
 def bindings(
-    settings: MarketingSettings, store: Store, reader: Reader, clock: Clock, shelves: Shelves | None = None
+    settings: MarketingSettings,
+    store: Store,
+    reader: Reader,
+    clock: Clock,
+    shelves: Shelves | None = None,
+    touches: TouchLog | None = None,
 ) -> list[ServiceBinding]:
-    """Every service of marketing on a store."""
+    """Every service of marketing on a store. Campaigns keep their people in MongoDB, connected by the time
+    they are first asked for; `touches` may count addresses elsewhere.
+    """
     shelves = shelves or MongoShelves()
+    people = functools.cache(CampaignStore)
     policy = Policy(
         holdout_ratio=settings.holdout_ratio,
         exploration_ratio=settings.exploration_ratio,
@@ -81,7 +94,8 @@ def bindings(
         settings.currency,
     )
     campaigns = Campaigns(shelves, store, clock, settings.currency)
-    senders = Senders(read_configs(settings.senders))
+    calls = {StepChannel.OUTBOUND_CALL: CallListSender(shelves, clock)}
+    senders = Senders(read_configs(settings.senders), calls)
     return [
         _binding(offers_pb2, offers_pb2_grpc, "OfferService", offers),
         _binding(recommendations_pb2, recommendations_pb2_grpc, "RecommendationService", recommendations),
@@ -94,12 +108,21 @@ def bindings(
         _binding(
             leads_pb2, leads_pb2_grpc, "LeadService", LeadServicer(shelves, store, clock, settings.currency)
         ),
-        _binding(campaigns_pb2, campaigns_pb2_grpc, "CampaignService", CampaignServicer(campaigns, senders)),
+        _binding(
+            campaigns_pb2, campaigns_pb2_grpc, "CampaignService", CampaignServicer(campaigns, senders, people)
+        ),
         _binding(
             outbound_pb2,
             outbound_pb2_grpc,
             "OutboundService",
-            OutboundServicer(shelves, store, clock, campaigns.courtesy),
+            OutboundServicer(
+                shelves,
+                store,
+                clock,
+                campaigns.courtesy,
+                touches or LaterTouches(people),
+                holidays_of(settings.holiday_country),
+            ),
         ),
         _binding(surveys_pb2, surveys_pb2_grpc, "SurveyService", SurveyServicer(shelves, clock)),
         _binding(

@@ -103,6 +103,10 @@ EARLIER_MAX = 10
 OFFERS_BATCH = 200
 #: Least time between the beginnings of two round trips of one kind while recommending, seconds.
 PACE_SECONDS = 0.012
+#: Decisions of a group of customers that are looked at for what was offered to them lately, and most of one
+#: customer outside calls that are counted.
+MADE_SCANNED_MAX = 50_000
+MADE_COUNTED_MAX = 1_000
 #: Documents of one answer about customers' standing.
 STANDINGS_BATCH = 5_000
 #: The one serving document.
@@ -269,6 +273,9 @@ class Store(Protocol):
 
     def profile(self, customer: str) -> Profile | None:
         """What is known of a customer."""
+
+    def profile_of_number(self, number: str) -> Profile | None:
+        """The living customer who owns a number; of several the one heard of last."""
 
     def sample(self, limit: int) -> list[Profile]:
         """At most so many living customers, at random where the store can."""
@@ -739,6 +746,11 @@ class MongoStore:
         raw = ProfileDocument._get_collection().find_one({"_id": customer})
         return profile_from_raw(raw) if raw is not None else None
 
+    def profile_of_number(self, number: str) -> Profile | None:
+        """As the port says."""
+        raw = ProfileDocument._get_collection().find_one({"numbers": number}, sort=[("updated_at", -1)])
+        return profile_from_raw(raw) if raw is not None and raw.get("alive", True) else None
+
     def sample(self, limit: int) -> list[Profile]:
         """As the port says."""
         found = ProfileDocument._get_collection().aggregate([{"$sample": {"size": limit}}])
@@ -1003,7 +1015,7 @@ def _standings(
     complaints: str, decisions: str, customers: list[str], numbers: list[str], earliest: datetime | None
 ) -> list[dict[str, Any]]:
     """A pipeline over profiles: those of the customers, then {customer, number} of open complaints, then
-    {customer, at, call} of what was offered.
+    {customer, call, at, count} of what was offered.
     """
     either = [
         {field: {"$in": values}, "open": True}
@@ -1017,10 +1029,15 @@ def _standings(
     ]
     if earliest is not None and customers:
         lately = {"customer": {"$in": customers}, "made_at": {"$gte": earliest}}
-        shown = {"_id": 0, "customer": 1, "at": "$made_at", "call": "$call_id"}
-        stages.append(
-            {"$unionWith": {"coll": decisions, "pipeline": [{"$match": lately}, {"$project": shown}]}}
-        )
+        call = {"customer": "$customer", "call": "$call_id"}
+        made: list[dict[str, Any]] = [
+            {"$match": lately},
+            {"$limit": MADE_SCANNED_MAX},
+            # One call counts once, however often it asked: so one line a call at most.
+            {"$group": {"_id": call, "at": {"$max": "$made_at"}, "count": {"$sum": 1}}},
+            {"$project": {"_id": 0, "customer": "$_id.customer", "call": "$_id.call", "at": 1, "count": 1}},
+        ]
+        stages.append({"$unionWith": {"coll": decisions, "pipeline": made}})
     return stages
 
 
@@ -1080,7 +1097,9 @@ class MongoReader:
             if "_id" in raw:
                 profiles[raw["_id"]] = raw
             elif "at" in raw:
-                made.setdefault(raw["customer"], []).append((raw["at"], raw.get("call") or ""))
+                call = raw.get("call") or ""
+                times = 1 if call else min(raw["count"], MADE_COUNTED_MAX)
+                made.setdefault(raw["customer"], []).extend([(raw["at"], call)] * times)
             else:
                 complaining |= {("customer", raw.get("customer") or ""), ("number", raw.get("number") or "")}
         complaining -= {("customer", ""), ("number", "")}

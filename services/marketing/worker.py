@@ -99,17 +99,23 @@ def _learner(settings: MarketingSettings) -> Background:
 def _campaigns(settings: MarketingSettings) -> Background:
     """Takes people through campaigns and sends what is due."""
     from chassis.worker import Background
+    from marketing.call_lists import CallListSender
     from marketing.campaign_delivery import Delivery
+    from marketing.campaign_engine import StepChannel
     from marketing.campaign_runner import Runner
     from marketing.campaign_store import CampaignStore
     from marketing.campaigns import Campaigns, reachable
+    from marketing.holiday import holidays_of
     from marketing.senders import Senders, read_configs
     from marketing.shelf import MongoShelves
     from marketing.store import MongoStore
 
     def run(stopping: Stopping) -> None:
-        clock, senders, store = settings.clock(), Senders(read_configs(settings.senders)), CampaignStore()
-        campaigns = Campaigns(MongoShelves(), MongoStore(), clock, settings.currency)
+        clock, shelves, store = settings.clock(), MongoShelves(), CampaignStore()
+        calls = {StepChannel.OUTBOUND_CALL: CallListSender(shelves, clock)}
+        senders = Senders(read_configs(settings.senders), calls)
+        campaigns = Campaigns(shelves, MongoStore(), clock, settings.currency)
+        holiday = holidays_of(settings.holiday_country)
         delivery = Delivery(store=store, senders=senders, values=campaigns.values)
         lease = _lease("campaigns")
         busy = 0
@@ -122,10 +128,12 @@ def _campaigns(settings: MarketingSettings) -> Background:
                 store=store,
                 courtesy=courtesy,
                 reachable=lambda profile, channel: reachable(senders, profile, channel),
+                holiday=holiday,
             )
             running = campaigns.running()
             for campaign in running:
                 busy += runner.work(campaign, now)
+            busy += runner.newcomers(running, now)
             if running:
                 busy += delivery.deliver(running, now)
             if not busy:

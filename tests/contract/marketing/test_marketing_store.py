@@ -299,7 +299,7 @@ def test_what_was_offered_lately_is_counted_by_call(store: Any) -> None:
     decision(store, "d4", on_sale, created_at=NOW - timedelta(days=9), contact=Contact(call_id="old"))
     decision(store, "d5", contact=Contact(call_id="nothing"))
     lately = standing(store, "c1", "", NOW - timedelta(days=7))
-    assert sorted(lately.made) == ["", "call-1", "call-1"] and lately.profile is None
+    assert set(lately.made) == {"", "call-1"} and lately.profile is None
     assert (lately.contacts("call-1"), lately.contacts("other"), lately.contacts("")) == (1, 2, 2)
     assert not standing(store, "c1").made and not standing(store, "").made
 

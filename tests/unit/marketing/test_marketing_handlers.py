@@ -39,6 +39,7 @@ from marketing.handlers import (
     Upkeep,
     settle,
 )
+from marketing.kinds import PROPENSITY, PROPENSITY_MODELS, PROPENSITY_SERVING
 from marketing.memory_store import MemoryStore
 from marketing.model import (
     Channel,
@@ -55,7 +56,9 @@ from marketing.model import (
     ReasonCode,
     Result,
 )
+from marketing.policy import Policy
 from marketing.ranker_cache import CatalogueUnavailable, RankerCache
+from marketing.shelf import Row
 from marketing.store import Claim
 
 
@@ -233,6 +236,20 @@ def test_a_deleted_customer_is_a_stranger_and_a_merged_one_is_the_survivor() -> 
     assert world.recommend("old").customer == "old"
 
 
+def test_whom_enough_was_offered_lately_is_left_alone() -> None:
+    world = World()
+    world.publish("o1")
+    world.cache._default_policy = Policy(fatigue_offers_max=2, fatigue_days=7)
+    asked = [world.recommend(contact=Contact(call_id=call)) for call in ("k1", "k1", "k1", "k2", "k2")]
+    assert all(made.offers for made in asked)
+    assert world.recommend(contact=Contact(call_id="k3")).no_offer is NoOffer.FATIGUE
+    # The same call does not count against itself, other customers are not tired, and a week is a week.
+    assert world.recommend(contact=Contact(call_id="k2")).offers
+    assert world.recommend("c2").offers
+    world.clock.advance(7 * 86_400 + 1)
+    assert world.recommend(contact=Contact(call_id="k4")).offers
+
+
 def test_repeated_request_gets_the_first_decision() -> None:
     world = World()
     world.publish("o1")
@@ -276,6 +293,33 @@ def test_the_last_good_catalogue_serves_for_a_while() -> None:
         assert len((await world.recommender.recommend("c1", "", Contact(), 3)).offers) == 1
 
     asyncio.run(story())
+
+
+@pytest.mark.parametrize("weights", [[], [["base", float("nan")]], [["base", 1e9]], [["base"]], "none", None])
+def test_a_broken_propensity_model_leaves_the_last_good_one(weights: Any) -> None:
+    world = World()
+    world.publish("o1")
+
+    def serve(id: str, weights: Any, version: int) -> None:
+        content = {"state": "READY", "weights": weights}
+        world.store.shelves.insert(
+            PROPENSITY_MODELS, Row(id=id, content=content, keys={"number": version}), NOW
+        )
+        row = Row(id=PROPENSITY, content={"model": id}, version=version - 1)
+        if version == 1:
+            world.store.shelves.insert(PROPENSITY_SERVING, row, NOW)
+        else:
+            world.store.shelves.update(PROPENSITY_SERVING, row, NOW)
+        world.cache.expire()
+
+    plain = world.recommend().offers[0].probability
+    serve("propensity-000001", [["constant", -1.0], ["base", 10.0]], 1)
+    good = world.recommend()
+    assert (good.model, good.offers[0].probability) != (None, plain)
+    assert good.model == "propensity-000001" and good.offers[0].probability < plain
+    serve("propensity-000002", weights, 2)
+    still = world.recommend()
+    assert (still.model, still.offers[0].probability) == (good.model, good.offers[0].probability)
 
 
 def test_a_broken_model_leaves_the_last_good_one() -> None:

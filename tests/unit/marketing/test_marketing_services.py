@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import grpc
 import pytest
 import pytest_asyncio
 from google.protobuf.duration_pb2 import Duration
+from google.protobuf.field_mask_pb2 import FieldMask
 from google.protobuf.timestamp_pb2 import Timestamp
 from google.rpc import error_details_pb2
 from grpc_status import rpc_status
@@ -17,6 +18,8 @@ from tests.unit.marketing.marketing_examples import NOW
 
 from callmesh.common.v1 import common_pb2
 from callmesh.marketing.v1 import (
+    campaigns_pb2,
+    campaigns_pb2_grpc,
     leads_pb2,
     leads_pb2_grpc,
     offers_pb2,
@@ -34,6 +37,7 @@ from callmesh.marketing.v1 import (
     types_pb2,
 )
 from chassis.testing import FakeClock
+from marketing.campaign_store import MemoryTouches
 from marketing.config import MarketingSettings
 from marketing.memory_store import MemoryStore
 from marketing.model import Channel, Profile
@@ -47,7 +51,10 @@ START = NOW
 class World:
     """A server with its clock and stores, and stubs."""
 
-    def __init__(self, channel: grpc.aio.Channel, clock: FakeClock, store: MemoryStore) -> None:
+    def __init__(
+        self, channel: grpc.aio.Channel, clock: FakeClock, store: MemoryStore, touches: MemoryTouches
+    ) -> None:
+        self.touches = touches
         self.clock = clock
         self.store = store
         self.offers = offers_pb2_grpc.OfferServiceStub(channel)
@@ -61,11 +68,11 @@ class World:
 
 @pytest_asyncio.fixture
 async def world(grpc_server: Any) -> AsyncIterator[World]:
-    clock, store = FakeClock(START), MemoryStore()
-    services = bindings(MarketingSettings(), store, store, clock, store.shelves)
+    clock, store, touches = FakeClock(START), MemoryStore(), MemoryTouches()
+    services = bindings(MarketingSettings(), store, store, clock, store.shelves, touches)
     server = await grpc_server(services, scopes=SCOPES)
     async with grpc.aio.insecure_channel(server.address) as channel:
-        yield World(channel, clock, store)
+        yield World(channel, clock, store, touches)
 
 
 def cny(amount: str) -> common_pb2.Money:
@@ -260,6 +267,104 @@ async def test_nobody_is_called_in_quiet_hours_or_against_their_will(world: Worl
     world.clock.advance(10 * 3_600)  # 09:00
     found = (await world.outbound.NextContacts(ask)).contacts
     assert [one.number for one in found] == ["+8613800138000"]
+
+
+async def test_abandoned_calls_hold_a_predictive_list_at_its_cap(world: World) -> None:
+    predictive = outbound_pb2.ContactList(
+        display_name="winter", pacing_mode=outbound_pb2.PACING_MODE_PREDICTIVE, abandon_ratio_max=0.05
+    )
+    create = outbound_pb2.CreateContactListRequest(contact_list=predictive, contact_list_id="winter")
+    name = (await world.outbound.CreateContactList(create)).name
+    contacts = [outbound_pb2.Contact(number=f"+86138001381{number:02}") for number in range(60)]
+
+    async def batches() -> AsyncIterator[outbound_pb2.ImportContactsRequest]:
+        yield outbound_pb2.ImportContactsRequest(parent=name, contacts=contacts)
+
+    await world.outbound.ImportContacts(batches())
+    await world.outbound.StartContactList(outbound_pb2.StartContactListRequest(name=name))
+
+    async def call(count: int, abandoned: int) -> outbound_pb2.NextContactsResponse:
+        """Calls so many, of whom so many find no agent; what is handed out after them."""
+        ask = outbound_pb2.NextContactsRequest(holder="router", max_contacts=count)
+        for at, contact in enumerate((await world.outbound.NextContacts(ask)).contacts):
+            met = outbound_pb2.OUTBOUND_RESULT_DECLINED
+            await world.outbound.RecordResult(
+                outbound_pb2.RecordResultRequest(
+                    contact=contact.name,
+                    holder="router",
+                    attempt=contact.attempt,
+                    result=outbound_pb2.OUTBOUND_RESULT_ABANDONED if at < abandoned else met,
+                )
+            )
+        return await world.outbound.NextContacts(
+            outbound_pb2.NextContactsRequest(holder="look", max_contacts=1, lease_seconds=10)
+        )
+
+    # Too few calls to tell; then 1 of 20 is at the cap: one call an agent; then 2 of 26 are above it.
+    assert (await call(10, 0)).calls_per_agent == 3.0
+    world.clock.advance(11)
+    at_cap = await call(10, 1)
+    assert (len(at_cap.contacts), at_cap.calls_per_agent) == (1, 1.0)
+    world.clock.advance(11)
+    assert not (await call(6, 1)).contacts
+    asked = outbound_pb2.GetDialStatisticsRequest(contact_list=name)
+    assert (await world.outbound.GetDialStatistics(asked)).abandon_ratio == pytest.approx(2 / 26)
+    # The window is a day: after it they count no more.
+    world.clock.advance(24 * 3_600)
+    again = outbound_pb2.NextContactsRequest(holder="router", max_contacts=1)
+    assert len((await world.outbound.NextContacts(again)).contacts) == 1
+
+
+async def test_calls_count_against_the_caps_of_all_channels(world: World) -> None:
+    world.store.save_profile(Profile(customer="c1", crm_version=1))
+    world.store.save_profile(Profile(customer="c2", crm_version=1))
+    for number in range(4):  # four in thirty days, by whatever channel, are enough
+        world.touches.note(f"t{number}", "c1", "SMS" if number % 2 else "EMAIL", START - timedelta(days=8))
+    await outbound_list(world)
+    contacts = [outbound_pb2.Contact(number=f"+861380013800{n}", customer=f"customers/c{n}") for n in (1, 2)]
+
+    async def batches() -> AsyncIterator[outbound_pb2.ImportContactsRequest]:
+        yield outbound_pb2.ImportContactsRequest(parent="contactLists/autumn", contacts=contacts)
+
+    await world.outbound.ImportContacts(batches())
+    ask = outbound_pb2.NextContactsRequest(holder="agent-1", max_contacts=10)
+    (found,) = (await world.outbound.NextContacts(ask)).contacts
+    assert found.customer == "customers/c2"
+    done = outbound_pb2.RecordResultRequest(
+        contact=found.name,
+        holder="agent-1",
+        attempt=1,
+        result=outbound_pb2.OUTBOUND_RESULT_DECLINED,
+    )
+    for _ in range(2):
+        await world.outbound.RecordResult(done)
+    (noted,) = world.touches.earlier("c2", START - timedelta(days=1))
+    assert noted[1] == "OUTBOUND_CALL"
+    # When the old ones are thirty days ago the first may be called as well.
+    world.clock.advance(23 * 86_400)
+    (later,) = (await world.outbound.NextContacts(ask)).contacts
+    assert later.customer == "customers/c1"
+
+
+async def test_public_holidays_are_quiet_where_the_policy_says_so(grpc_server: Any) -> None:
+    # 10:00 on National Day in Shanghai.
+    clock, store = FakeClock(datetime(2025, 10, 1, 2, tzinfo=UTC)), MemoryStore()
+    services = bindings(MarketingSettings(), store, store, clock, store.shelves, MemoryTouches())
+    server = await grpc_server(services, scopes=SCOPES)
+    async with grpc.aio.insecure_channel(server.address) as channel:
+        world = World(channel, clock, store, MemoryTouches())
+        await outbound_list(world, "+8613800138000")
+        campaigns = campaigns_pb2_grpc.CampaignServiceStub(channel)
+        quiet = campaigns_pb2.ContactPolicy(name="contactPolicy", holidays_quiet=True)
+        await campaigns.UpdateContactPolicy(campaigns_pb2.UpdateContactPolicyRequest(contact_policy=quiet))
+        ask = outbound_pb2.NextContactsRequest(holder="agent-1", max_contacts=10)
+        assert not (await world.outbound.NextContacts(ask)).contacts
+        quiet.holidays_quiet = False
+        mask = FieldMask(paths=["holidays_quiet"])
+        request = campaigns_pb2.UpdateContactPolicyRequest(contact_policy=quiet, update_mask=mask)
+        await campaigns.UpdateContactPolicy(request)
+        world.clock.advance(24 * 3_600)
+        assert len((await world.outbound.NextContacts(ask)).contacts) == 1
 
 
 async def test_a_survey_takes_closed_answers_inside_its_time_limit(world: World) -> None:

@@ -1,0 +1,181 @@
+"""Call lists: putting people on them, and what campaigns have to do with them. Loads no grpc.
+
+A campaign's step of the channel OUTBOUND_CALL hands its people to a list of its own, as another step hands
+them to a sender (`CallListSender`). The list's id is made of campaign, phase and step, the contact's of list
+and number: whatever is cut off and done again puts nobody on it twice. Who is called when, and by whom, is
+decided by those who ask `NextContacts`; what came of it comes back as `OutboundResultRecorded`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from datetime import datetime
+from typing import Any
+
+from google.protobuf.json_format import MessageToDict
+
+from callmesh.marketing.v1 import outbound_pb2
+from chassis.clock import Clock
+from chassis.errors import AlreadyExists, NotFound
+from chassis.ids import parse_names, stable_id
+from marketing import convert
+from marketing.campaign_store import Answers
+from marketing.kinds import CONTACT_LISTS, CONTACTS, FORBIDDEN
+from marketing.model import Profile
+from marketing.senders import Message, SendFailed
+from marketing.shelf import Row, Shelves
+
+P = outbound_pb2
+#: Lists known to be there; the oldest is looked for again.
+KNOWN_LISTS_MAX = 1_000
+#: Longest note of a contact.
+NOTE_CHARACTERS_MAX = 2_000
+#: Longest name of a list.
+LIST_NAME_CHARACTERS_MAX = 200
+#: After these results a campaign's list tries again so many times, after so many seconds.
+RETRIES: Mapping[int, tuple[int, int]] = {
+    P.OUTBOUND_RESULT_NO_ANSWER: (3, 4 * 3_600),
+    P.OUTBOUND_RESULT_BUSY: (3, 1_800),
+    P.OUTBOUND_RESULT_MACHINE: (2, 24 * 3_600),
+    P.OUTBOUND_RESULT_NETWORK_FAILURE: (3, 900),
+    P.OUTBOUND_RESULT_ABANDONED: (2, 72 * 3_600),
+}
+#: What a call's result says to its campaign; a success is BOUGHT where the list promotes an offer.
+RESPONSES: Mapping[str, str] = {
+    "SUCCESS": "INTERESTED",
+    "DECLINED": "DECLINED",
+    "OPTED_OUT": "OPTED_OUT",
+}
+
+
+def list_id(campaign: str, phase: str, step: str) -> str:
+    """The call list of a campaign's step."""
+    return f"{campaign}.{phase}.{step}"
+
+
+def contact_id(list_id: str, number: str) -> str:
+    """The one contact of a number on a list."""
+    return stable_id(list_id, number)
+
+
+def forbidden(shelves: Shelves, number: str) -> bool:
+    """Whether a number must not be called."""
+    try:
+        shelves.get(FORBIDDEN, number.lstrip("+"))
+    except NotFound:
+        return False
+    return True
+
+
+def contact_row(row: Row, contact: Any, list_id: str, due: datetime, **beside: Any) -> Row:
+    """A row with a changed contact."""
+    keys = {
+        **row.keys,
+        "list": list_id,
+        "number": contact.number,
+        "state": contact.state,
+        "rank": contact.priority,
+        "due": due,
+        "skills": list(contact.skills),
+        **beside,
+    }
+    resource = MessageToDict(contact, preserving_proto_field_name=True)
+    return replace(row, content={**row.content, "resource": resource}, keys=keys)
+
+
+def add_contact(shelves: Shelves, list_id: str, contact: Any, now: datetime) -> bool:
+    """Puts somebody on a list; False when the number is on it already."""
+    id = contact_id(list_id, contact.number)
+    kept = P.Contact()
+    kept.CopyFrom(contact)
+    kept.name = f"contactLists/{list_id}/contacts/{id}"
+    kept.state = P.CONTACT_STATE_WAITING
+    kept.attempt = 0
+    due = convert.moment(contact.next_attempt_time) if contact.HasField("next_attempt_time") else now
+    try:
+        shelves.insert(CONTACTS, contact_row(Row(id=id, content={}, keys={}), kept, list_id, due), now)
+    except AlreadyExists:
+        return False
+    return True
+
+
+class CallListSender:
+    """The sender of the channel OUTBOUND_CALL: "sent" is who stands on the list."""
+
+    def __init__(self, shelves: Shelves, clock: Clock) -> None:
+        self._shelves = shelves
+        self._clock = clock
+        self._known: dict[str, None] = {}
+
+    def reaches(self, profile: Profile) -> bool:
+        """As the port says."""
+        return bool(profile.numbers)
+
+    def send(self, message: Message) -> None:
+        """As the port says. A forbidden number is final."""
+        profile, origin = message.profile, message.origin
+        if not profile.numbers:
+            raise SendFailed("there is no number", final=True)
+        if forbidden(self._shelves, profile.numbers[0]):
+            raise SendFailed("the number is forbidden", final=True)
+        id = list_id(origin["campaign"], origin["phase"], origin["step"])
+        self._ensure(id, origin)
+        contact = P.Contact(
+            number=profile.numbers[0],
+            customer=f"customers/{profile.customer}",
+            display_name=profile.display_name,
+            time_zone=profile.time_zone,
+            note=message.body[:NOTE_CHARACTERS_MAX],
+        )
+        add_contact(self._shelves, id, contact, self._clock.now())
+
+    def _ensure(self, id: str, origin: Mapping[str, str]) -> None:
+        """The list is there, and runs."""
+        if id in self._known:
+            return
+        made = P.ContactList(
+            display_name=f"{origin['campaign']}: {origin['phase']}/{origin['step']}"[
+                :LIST_NAME_CHARACTERS_MAX
+            ],
+            campaign=f"campaigns/{origin['campaign']}",
+            offer=origin.get("offer", ""),
+            state=P.CONTACT_LIST_STATE_RUNNING,
+        )
+        for result, (attempts, seconds) in RETRIES.items():
+            rule = made.retry_rules.add(result=result, attempts_max=attempts)
+            rule.wait.FromSeconds(seconds)
+        resource = MessageToDict(made, preserving_proto_field_name=True)
+        place = {key: origin[key] for key in ("campaign", "phase", "step")}
+        row = Row(id=id, content={"resource": resource, "origin": place}, keys={"state": made.state})
+        try:
+            self._shelves.insert(CONTACT_LISTS, row, self._clock.now())
+        except AlreadyExists:
+            pass
+        if len(self._known) >= KNOWN_LISTS_MAX:
+            del self._known[next(iter(self._known))]
+        self._known[id] = None
+
+
+def take_result(shelves: Shelves, answers: Answers, message: Any) -> bool:
+    """Tells a campaign what came of its call (`OutboundResultRecorded`); whether there was something to tell.
+    Repeatable.
+    """
+    response = RESPONSES.get(message.result)
+    list_name, _ = parse_names("contact", ("contactLists", "contacts"), message.contact)
+    if response is None or not message.customer:
+        return False
+    try:
+        row = shelves.get(CONTACT_LISTS, list_name)
+    except NotFound:
+        return False
+    origin = row.content.get("origin")
+    if not origin:
+        return False
+    if response == "INTERESTED" and row.content["resource"].get("offer"):
+        response = "BOUGHT"
+    customer = message.customer.removeprefix("customers/")
+    if answers.answer(origin["campaign"], customer, origin["phase"], response) is None:
+        return False
+    answers.mark_answered(origin["campaign"], origin["phase"], customer, response)
+    return True
