@@ -89,6 +89,7 @@ from routing.model import (
     Decision,
     DeclineOffer,
     DetachCall,
+    DetachCalls,
     DetachFront,
     DetachSession,
     DrainingSet,
@@ -135,6 +136,7 @@ from routing.state import (
     CallEntry,
     ShardState,
     best_idle,
+    due_together,
     evolve,
     head_of,
     next_deadline,
@@ -414,6 +416,16 @@ def _detach(s: ShardState, c: DetachCall, now_ms: int) -> Decision:
     if c.front and c.front != entry.front:
         return Decision()
     return Decision(events=_detach_events(s, entry, now_ms))
+
+
+def _detach_calls(s: ShardState, c: DetachCalls, now_ms: int) -> Decision:
+    if len(c.calls) > STEP_ENTRIES_MAX:
+        return _refuse("OUT_OF_RANGE", "calls")
+    events: list[Event] = []
+    for call_id, attempt, move in dict.fromkeys(c.calls):
+        left = DetachCall(call_id=call_id, attempt=attempt, move=move, front=c.front)
+        events += _detach(s, left, now_ms).events
+    return Decision(events=events)
 
 
 def _detach_events(s: ShardState, entry: CallEntry, now_ms: int) -> list[Event]:
@@ -950,18 +962,22 @@ def _ask_stats(s: ShardState, c: AskStats, now_ms: int) -> Decision:
 
 
 def _tick(s: ShardState, c: Tick, now_ms: int) -> Decision:
-    """What is due first, alone: its events may end what is due next. `more` when anything happened, the rest
-    of a long pairing included.
+    """What is due first, alone: its events may end what is due next. Only calls that are left or forgotten do
+    not concern one another, and go together. `more` when anything happened, the rest of a long pairing
+    included.
     """
     due = next_deadline(s)
     if due is None or due[0] > now_ms:
         return Decision(more=s.unpaired)
-    return Decision(events=_due(s, due[1], due[2], now_ms), more=True)
+    _, kind, owner = due
+    if kind == "forget":
+        forgotten = due_together(s, kind, now_ms, STEP_ENTRIES_MAX)
+        return Decision(events=[CallsForgotten(call_ids=forgotten)], more=True)
+    owners = due_together(s, kind, now_ms, STEP_ENTRIES_MAX) if kind == "detached" else (owner,)
+    return Decision(events=[event for each in owners for event in _due(s, kind, each, now_ms)], more=True)
 
 
 def _due(s: ShardState, kind: str, owner: str, now_ms: int) -> list[Event]:
-    if kind == "forget":
-        return [CallsForgotten(call_ids=(owner,))]
     if kind == "rest":
         return [AgentRested(agent=owner)]
     if kind == "lost":
@@ -1042,6 +1058,7 @@ _QUESTIONS = (AskCalls, AskExplain, AskStats, OpenSession)
 _DECIDE: dict[type, Callable[[ShardState, Any, int], Decision]] = {
     PlaceCall: _place,
     DetachCall: _detach,
+    DetachCalls: _detach_calls,
     OverflowCall: _overflow,
     WithdrawCall: _withdraw,
     HangUp: _hang_up,

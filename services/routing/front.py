@@ -27,6 +27,7 @@ from routing.errors import CallNotFound, NewerSession, RouterDraining, StaleAtte
 from routing.leader import Committed, NothingTaken
 from routing.model import (
     BEFORE_CONNECTION,
+    STEP_ENTRIES_MAX,
     AgentView,
     AskAgent,
     AskCall,
@@ -42,7 +43,7 @@ from routing.model import (
     CloseSession,
     Command,
     ConfirmCall,
-    DetachCall,
+    DetachCalls,
     DetachSession,
     EndCall,
     Fact,
@@ -69,8 +70,12 @@ MOVES_MAX = 50
 RETRY_SECONDS, RETRY_SECONDS_MAX = 0.05, 1.0
 #: Calls that leave a drained region for one target at one look.
 LEAVING_PER_LOOK_MAX = 20
+#: Streams that end within so long leave together, real seconds.
+LEAVING_SECONDS = 0.005
 #: How often waiting calls are looked at for a move, real seconds.
 OVERFLOW_SECONDS = 0.05
+#: Longer than any call waits, milliseconds.
+LONGEST_WAIT_MS = 1 << 62
 #: Refusals of one region that another may not share; a shard that has just begun may not know the queue yet.
 TRY_NEXT = ("QUEUE_FULL", "NO_AGENT_LOGGED_IN", "QUEUE_NOT_FOUND")
 #: Withdrawing a stale entry is tried for this long; after that its shard ends it by itself (the grace
@@ -150,6 +155,8 @@ class Front:
         self._turnstiles = {
             region: Turnstile(functools.partial(_is_up, port)) for region, port in shards.items()
         }
+        #: By region: entries whose streams have just ended, as (call id, attempt, move).
+        self._leaving: dict[str, list[tuple[str, int, int]]] = {}
         self._lost_timers: dict[str, asyncio.TimerHandle] = {}
         #: Since when this router has been cut off, on the monotonic clock.
         self._alone_since: float | None = None
@@ -345,8 +352,21 @@ class Front:
             if newer.region != region:
                 self.spawn(self._withdraw(region, call_id, newer.attempt, newer.move))
         else:
-            detach = DetachCall(call_id=call_id, attempt=caller.attempt, move=move, front=self.router)
-            self.spawn(self._detach(region, detach))
+            self._detach_soon(region, call_id, caller.attempt, move)
+
+    def _detach_soon(self, region: str, call_id: str, attempt: int, move: int) -> None:
+        """Says that nobody listens to an entry any more, together with others that end now."""
+        leaving = self._leaving.setdefault(region, [])
+        leaving.append((call_id, attempt, move))
+        if len(leaving) == 1:
+            self.spawn(self._detach_all(region))
+
+    async def _detach_all(self, region: str) -> None:
+        await asyncio.sleep(LEAVING_SECONDS)
+        leaving = self._leaving.pop(region)
+        for at in range(0, len(leaving), STEP_ENTRIES_MAX):
+            left = DetachCalls(front=self.router, calls=tuple(leaving[at : at + STEP_ENTRIES_MAX]))
+            self.spawn(self._detach(region, left))
 
     async def _place_first(self, caller: Caller) -> None:
         """Places a call that was just opened, and withdraws what older streams of it left elsewhere. One that
@@ -484,7 +504,7 @@ class Front:
     async def _hang_up_at(self, region: str, call_id: str, attempt: int) -> None:
         await self._get_through(region, HangUp(call_id=call_id, attempt=attempt), WITHDRAW_SECONDS_MAX)
 
-    async def _detach(self, region: str, command: DetachCall | DetachSession | CloseSession) -> None:
+    async def _detach(self, region: str, command: DetachCalls | DetachSession | CloseSession) -> None:
         # If its leader is gone for longer, the next one finds the call or agent unattached by itself.
         await self._get_through(region, command, self._options.silent_seconds)
 
@@ -546,11 +566,7 @@ class Front:
             self._leave_if_alone()
             taken: Counter[tuple[str, str]] = Counter()
             stuck_ms: dict[tuple[str, str], int] = {}
-            waiting = [
-                c
-                for c in self._callers.values()
-                if c.state is CallState.WAITING and not c.moving and not c.placing.locked()
-            ]
+            waiting = self._movable()
             for caller in sorted(waiting, key=lambda c: (c.queued_ms, c.facts.call_id)):
                 target = self._target_of(caller, stuck_ms)
                 if target is None:
@@ -588,6 +604,23 @@ class Front:
             log.warning("cut_off", calls=len(waiting))
             for caller in waiting:
                 caller.push(Unavailable(why="this router is cut off from all regions"))
+
+    def _movable(self) -> list[Caller]:
+        """Calls that wait where somebody could go elsewhere: where even the longest wait leads nowhere,
+        nobody needs to be looked at.
+        """
+        ways = {(c.facts.queue, c.region) for c in self._callers.values()}
+        ways = {way for way in ways if self._find_overflow(*way, LONGEST_WAIT_MS) is not None}
+        if not ways:
+            return []
+        return [
+            c
+            for c in self._callers.values()
+            if c.state is CallState.WAITING
+            and not c.moving
+            and (c.facts.queue, c.region) in ways
+            and not c.placing.locked()
+        ]
 
     def _target_of(self, caller: Caller, stuck_ms: dict[tuple[str, str], int]) -> str | None:
         """Where a call could go. `stuck_ms` remembers, by queue and region, how long a call had waited there
@@ -931,8 +964,7 @@ class Front:
         or twice. Nobody would listen to that entry.
         """
         if caller is None:
-            detach = DetachCall(call_id=call_id, attempt=event.attempt, move=event.move, front=self.router)
-            self.spawn(self._detach(shard, detach))
+            self._detach_soon(shard, call_id, event.attempt, event.move)
         elif (event.attempt, event.move) < caller.version and shard not in (caller.region, caller.source):
             self.spawn(self._withdraw(shard, call_id, caller.attempt, caller.move))
 

@@ -55,8 +55,8 @@ from routing.views import positions, view_call
 
 #: Commands decided and not committed; beyond it new calls are refused, beyond twice it everything is.
 PENDING_MAX = 10_000
-#: Timer steps in a row before other work gets its turn.
-TICKS_IN_A_ROW_MAX = 200
+#: Events of timers in a row before other work gets its turn.
+TIMER_EVENTS_IN_A_ROW_MAX = 200
 #: First and longest pause between attempts to learn what became of a block, real seconds.
 RETRY_SECONDS_FIRST, RETRY_SECONDS_MAX = 0.02, 0.5
 #: A timer that wakes later than this lets the inbox go first.
@@ -919,7 +919,8 @@ class Leader:
             await asyncio.sleep(STALL_SECONDS)
 
     async def _tick(self) -> None:
-        for _ in range(TICKS_IN_A_ROW_MAX):
+        made = 0
+        while made < TIMER_EVENTS_IN_A_ROW_MAX:
             try:
                 pending = self._decide(Tick())
             except PoisonCommand:
@@ -927,6 +928,7 @@ class Leader:
                 return
             if not pending.answer.more:
                 return
+            made += 1 + len(pending.events)
             self._enqueue(pending)
         await asyncio.sleep(0)
 

@@ -332,6 +332,14 @@ class DetachCall(msgspec.Struct, frozen=True, kw_only=True):
     front: str = ""
 
 
+class DetachCalls(msgspec.Struct, frozen=True, kw_only=True):
+    """Streams of one front have ended: as a DetachCall for each, in one command. At most STEP_ENTRIES_MAX."""
+
+    front: str
+    #: (call id, attempt, move) of each.
+    calls: tuple[tuple[str, int, int], ...]
+
+
 class OverflowCall(msgspec.Struct, frozen=True, kw_only=True):
     """The front wants to place the call elsewhere: no offers here meanwhile."""
 
@@ -601,6 +609,7 @@ Command = (
     | SetDraining
     | PlaceCall
     | DetachCall
+    | DetachCalls
     | OverflowCall
     | WithdrawCall
     | HangUp

@@ -481,6 +481,25 @@ def next_deadline(state: ShardState) -> tuple[int, str, str] | None:
     return None
 
 
+def due_together(state: ShardState, kind: str, now_ms: int, limit: int) -> tuple[str, ...]:
+    """Owners whose deadline of one kind is due before any other kind's, in order. Only looks: the heap's
+    least entries are found from its top downwards, each below its parent. O(limit log limit).
+    """
+    heap, found = state.deadlines, dict[str, None]()
+    least = [(heap[0], 0)] if heap else []
+    while least and len(found) < limit:
+        (ms, _, its_kind, owner), at = heapq.heappop(least)
+        below = range(2 * at + 1, min(2 * at + 3, len(heap)))
+        for child in below:
+            heapq.heappush(least, (heap[child], child))
+        if DEADLINE_OF[its_kind](state, owner) != ms:
+            continue
+        if its_kind != kind or ms > now_ms:
+            break
+        found[owner] = None
+    return tuple(found)
+
+
 def head_of(line: Line | AgentEntry, calls: dict[str, CallEntry]) -> tuple[int, int, str] | None:
     """The next call of a line, or of those that wait for one agent, as (sort key, ordinal, call id); outdated
     entries are dropped on the way.

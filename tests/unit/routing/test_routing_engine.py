@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from routing import codec
 from routing.engine import decide, step
 from routing.model import (
+    STEP_ENTRIES_MAX,
     AcceptOffer,
     AgentConfig,
     AgentState,
@@ -32,6 +33,7 @@ from routing.model import (
     ConfirmCall,
     DeclineOffer,
     DetachCall,
+    DetachCalls,
     DetachFront,
     DetachSession,
     Disposition,
@@ -61,7 +63,7 @@ from routing.model import (
     TransferCall,
     WithdrawCall,
 )
-from routing.state import ShardState, evolve, next_deadline
+from routing.state import ShardState, due_together, evolve, next_deadline
 from routing.views import queue_loads, view_agent, view_call
 
 START_MS = 1_000_000
@@ -332,6 +334,70 @@ def test_a_broken_stream_is_not_a_hang_up() -> None:
     shard.place("c1", attempt=2)
     shard.do(DeclineOffer(agent="ann", session=1, offer_id=shard.call("c2").offer_id))
     assert shard.call("c1").state is CallState.OFFERED, "back in its place, before c2"
+
+
+def test_streams_that_end_together_leave_in_one_command_and_their_calls_end_in_one_step() -> None:
+    one_by_one, together = Shard(), Shard()
+    calls = [f"c{n}" for n in range(5)]
+    for shard in (one_by_one, together):
+        for call_id in calls:
+            shard.place(call_id)
+    for call_id in calls:
+        one_by_one.do(DetachCall(call_id=call_id, attempt=1, move=1, front="f"))
+    stale = [("c0", 1, 1), ("c9", 1, 1), ("c1", 2, 1)]
+    together.do(DetachCalls(front="f", calls=tuple(stale + [(call_id, 1, 1) for call_id in calls])))
+    assert together.journal == one_by_one.journal
+    for shard in (one_by_one, together):
+        shard.now_ms += shard.state.timing.grace_span_ms
+    ended = together.events(Tick())
+    assert [event.call_id for event in ended if isinstance(event, CallEnded)] == calls and len(ended) == 5
+    one_by_one.wait(0)
+    assert together.journal == one_by_one.journal
+
+
+def test_too_many_streams_at_once_are_refused() -> None:
+    shard = Shard()
+    calls = tuple((f"c{n}", 1, 1) for n in range(STEP_ENTRIES_MAX + 1))
+    refusal = shard.do(DetachCalls(front="f", calls=calls)).refusal
+    assert refusal is not None and (refusal.reason, refusal.field) == ("OUT_OF_RANGE", "calls")
+
+
+def test_ended_calls_are_forgotten_many_at_once_and_nothing_else_goes_before_its_time() -> None:
+    shard = Shard()
+    count = STEP_ENTRIES_MAX + 3
+    for n in range(count):
+        shard.place(f"c{n}")
+        shard.do(HangUp(call_id=f"c{n}", attempt=1))
+    shard.now_ms += 1
+    shard.place("late")
+    shard.do(HangUp(call_id="late", attempt=1))
+    shard.now_ms += shard.state.timing.memory_span_ms - 1
+    forgotten = [shard.events(Tick()) for _ in range(3)]
+    sizes = [len(event.call_ids) for events in forgotten for event in events]
+    assert sizes == [STEP_ENTRIES_MAX, 3], "one event a step"
+    assert list(shard.state.calls) == ["late"]
+
+
+@given(st.lists(st.tuples(st.sampled_from(["detached", "forget"]), st.integers(0, 9)), max_size=40))
+def test_what_is_due_together_is_what_would_be_due_one_after_another(rows: list[tuple[str, int]]) -> None:
+    shard = Shard()
+    for n, (kind, ms) in enumerate(rows):
+        shard.place(f"c{n}")
+        entry = shard.state.calls[f"c{n}"]
+        name = {"detached": "detached_until_ms", "forget": "forget_ms"}[kind]
+        for due_ms in (ms + 5, ms):  # the first is outdated by the second
+            setattr(entry, name, due_ms)
+            shard.state.set_deadline(due_ms, kind, f"c{n}")
+    before = list(shard.state.deadlines)
+    found = {kind: due_together(shard.state, kind, 5, 7) for kind in ("detached", "forget")}
+    assert shard.state.deadlines == before, "only looked at"
+    expected: list[str] = []
+    first = next_deadline(shard.state)
+    while (due := next_deadline(shard.state)) and due[0] <= 5 and first and due[1] == first[1]:
+        expected.append(due[2])
+        setattr(shard.state.calls[due[2]], "detached_until_ms" if due[1] == "detached" else "forget_ms", 0)
+    kind = first[1] if first is not None and first[0] <= 5 else "detached"
+    assert list(found[kind]) == expected[:7]
 
 
 def test_a_stream_gone_for_longer_than_the_grace_period_is_abandoned() -> None:

@@ -18,7 +18,7 @@ from chassis.testing import FakeClock
 from routing.audience import Audience
 from routing.engine import step
 from routing.errors import AgentNotFound, CallNotFound, NewerSession, QueueFull, StaleAttempt, Superseded
-from routing.front import OVERFLOW_SECONDS, CallerGone, Front, FrontOptions
+from routing.front import LONGEST_WAIT_MS, OVERFLOW_SECONDS, CallerGone, Front, FrontOptions
 from routing.leader import Committed
 from routing.links import AnswerLate, LinkDown, LinkLost, OnChange, OnFacts
 from routing.model import (
@@ -38,7 +38,7 @@ from routing.model import (
     ConfigureAgent,
     ConfigureQueue,
     ConfirmCall,
-    DetachCall,
+    DetachCalls,
     DetachSession,
     EndCall,
     Event,
@@ -245,16 +245,16 @@ class World:
             shards={region: self.wires[name, region] for region in self.shards},
             clock=self.clock,
             options=FrontOptions(silent_seconds=silent_seconds, leaderless_seconds=leaderless_seconds),
-            find_overflow=lambda queue, region, waited_ms: self.find_overflow(region),
+            find_overflow=lambda queue, region, waited_ms: self.find_overflow(region, waited_ms),
             find_agent=lambda agent: asyncio.sleep(0, agents),
         )
         self.fronts.append(front)
         return front
 
-    def find_overflow(self, region: str) -> str | None:
-        """The free region, once."""
-        if self.free == region:
-            return None
+    def find_overflow(self, region: str, waited_ms: int) -> str | None:
+        """The free region, to one call."""
+        if self.free == region or waited_ms == LONGEST_WAIT_MS:
+            return None if self.free == region else self.free
         found, self.free = self.free, None
         return found
 
@@ -450,7 +450,7 @@ async def test_opened_again_at_another_router_the_old_one_learns_it_and_lets_go(
     await old.close()
     await asyncio.sleep(0.01)
     assert world.beijing.live(), "closing the old stream must not detach the new one"
-    assert DetachCall not in world.wire("beijing", "f").kinds()
+    assert DetachCalls not in world.wire("beijing", "f").kinds()
 
 
 async def test_opened_elsewhere_in_another_region_the_entry_left_behind_is_withdrawn(world: World) -> None:
@@ -1089,7 +1089,7 @@ async def test_a_stream_ends_with_the_promise_to_call_back_and_the_place_stays(w
     await line.next()
     world.beijing.do(RequestCallback(call_id="c1", number="+8613800138000"))
     await line.rest()
-    assert DetachCall not in world.wire("beijing").kinds()
+    assert DetachCalls not in world.wire("beijing").kinds()
     assert world.beijing.state.calls["c1"].state is CallState.WAITING
 
 
