@@ -7,6 +7,9 @@ again. Pure.
    resolved. A call of which nobody said so counts: calling again says that it was not. At most
    `REPEAT_CALLS_COUNTED_MAX` count.
 3. The call itself, under whatever attempt, is no earlier call.
+4. A customer belongs to the region that crm's record names. It is usually served by the region whose agents
+   talked with it most often lately: `USUAL_CALLS_MIN` of the last `USUAL_CALLS_LOOKED_AT`. Once a region is
+   the usual one it stays so until another one is: of older calls the newest that show one count.
 """
 
 from __future__ import annotations
@@ -24,7 +27,11 @@ REPEAT_WINDOW_MS = 86_400_000
 #: Where points come from, as explanations name it.
 TIER, REPEAT_CALLER = "TIER", "REPEAT_CALLER"
 #: Fields of a stored profile that `known_of` reads.
-FIELDS = {"priority": 1, "calls": 1}
+FIELDS = {"priority": 1, "calls": 1, "region": 1}
+
+#: Of so many answered calls in a row, so many show where a customer is usually served: more than half, so
+#: that there is one such region at most.
+USUAL_CALLS_LOOKED_AT, USUAL_CALLS_MIN = 5, 3
 
 Points = tuple[tuple[str, int], ...]
 
@@ -39,6 +46,8 @@ class RecentCall:
     ended_ms: int = 0
     #: When an agent last said that it was resolved; 0 if nobody did.
     resolved_ms: int = 0
+    #: Region whose agent talked with the caller; empty if none did.
+    region: str = ""
 
     @property
     def at_ms(self) -> int:
@@ -59,6 +68,8 @@ class KnownCaller:
     tier_points: int = 0
     #: Newest first, at most `RECENT_CALLS_MAX`.
     calls: tuple[RecentCall, ...] = ()
+    #: Region that the customer belongs to; empty if crm names none.
+    region: str = ""
 
 
 #: A number that nobody knows.
@@ -76,14 +87,19 @@ class Profiles(Protocol):
 
 def known_of(row: Mapping[str, Any]) -> KnownCaller:
     """A stored profile, of which `FIELDS` are read."""
-    return KnownCaller(tier_points=int(row.get("priority") or 0), calls=calls_of(row))
+    return KnownCaller(
+        tier_points=int(row.get("priority") or 0), calls=calls_of(row), region=row.get("region") or ""
+    )
 
 
 def calls_of(row: Mapping[str, Any]) -> tuple[RecentCall, ...]:
     """Recent calls of a stored profile, newest first."""
     calls = (
         RecentCall(
-            call_id=each["id"], ended_ms=each.get("ended_ms", 0), resolved_ms=each.get("resolved_ms", 0)
+            call_id=each["id"],
+            ended_ms=each.get("ended_ms", 0),
+            resolved_ms=each.get("resolved_ms", 0),
+            region=each.get("region", ""),
         )
         for each in row.get("calls") or ()
     )
@@ -108,3 +124,14 @@ def points(known: KnownCaller, call_id: str, since_ms: int, repeat_points: int) 
     return tuple(
         (name, value) for name, value in ((REPEAT_CALLER, repeat), (TIER, known.tier_points)) if value
     )
+
+
+def usual_region(known: KnownCaller) -> str:
+    """The region that usually serves the caller; empty if none does."""
+    served = [call.region for call in known.calls if call.region]
+    for newest in range(len(served) - USUAL_CALLS_MIN + 1):
+        looked_at = served[newest : newest + USUAL_CALLS_LOOKED_AT]
+        region = max(looked_at, key=looked_at.count)
+        if looked_at.count(region) >= USUAL_CALLS_MIN:
+            return region
+    return ""

@@ -132,7 +132,9 @@ class ProfileDocument(Document):
     customer_version = IntField(default=0)
     #: Business time of the event that said so.
     changed_at = DateTimeField()
-    #: Recent calls: id, at_ms, ended_ms, resolved_ms (callers.py reads them).
+    #: Region that the customer belongs to.
+    region = StringField()
+    #: Recent calls: id, at_ms, ended_ms, resolved_ms, region (callers.py reads them).
     calls = ListField(DictField())
     #: When the latest of them was heard of, business milliseconds; absent without calls.
     called_ms = IntField()

@@ -21,7 +21,7 @@ from routing.geo import Located
 from routing.leader import Committed
 from routing.model import BEFORE_CONNECTION, AskExplain, CallFacts, Explanation
 from routing.placement import Candidate, Placement
-from routing.regions import Regions, place_of
+from routing.regions import Regions, place_of, ties_of
 from routing.replay import PastDecision
 
 #: A replay may take this long, real seconds; never longer than the request's deadline.
@@ -91,9 +91,9 @@ class Explainer:
         if config is None:
             raise QueueNotFound(resource=request.queue)
         located = place_of(request)
-        ranked = self._regions.rank(request, located, queue)
         number = located.e164 if located is not None else ""
         known = await self._profiles.caller(number) if number else STRANGER
+        ranked = self._regions.rank(request, located, queue, ties_of(known))
         since_ms = self._clock.now_ms() - self._repeat_window_ms
         facts = convert.call_facts(
             request,
@@ -149,7 +149,7 @@ class Explainer:
                 log.info("decision_not_replayed", call=call_id, error=error.reason)
         committed = await self._ask(live.shard, AskExplain(call_id=call_id, limit=CANDIDATES_MAX))
         assert committed.answer.explanation is not None
-        response = self._placed(view.facts)
+        response = await self._placed(view.facts)
         _add(response, committed.answer.explanation, live.shard, committed.now_ms)
         return response
 
@@ -170,7 +170,7 @@ class Explainer:
         if not decisions:
             raise CallNotFound(resource=resource_name("calls", call_id))
         last = max(decisions, key=lambda d: (d.call.attempt, d.call.move, d.at_ms))
-        response = self._placed(last.call.facts)
+        response = await self._placed(last.call.facts)
         _add(response, last.explanation, last.shard, last.at_ms)
         response.replayed = True
         if last.agent:
@@ -180,13 +180,15 @@ class Explainer:
             response.summary = f"Was never offered. Just before it ended: {response.summary}"
         return response
 
-    def _placed(self, facts: CallFacts) -> routing_pb2.ExplainRouteResponse:
+    async def _placed(self, facts: CallFacts) -> routing_pb2.ExplainRouteResponse:
         """Where the call's number is, and how the regions stand now for such a call."""
         request = call_pb2.CallRequest(
             call_id=facts.call_id, caller_number=facts.caller_number, language=facts.language
         )
         located = place_of(request) if facts.caller_number else None
-        ranked = self._regions.rank(request, located, facts.queue)
+        number = located.e164 if located is not None else ""
+        known = await self._profiles.caller(number) if number else STRANGER
+        ranked = self._regions.rank(request, located, facts.queue, ties_of(known))
         return _response(located, ranked, facts.home_region, facts)
 
 

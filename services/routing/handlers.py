@@ -29,7 +29,7 @@ from routing.errors import (
 from routing.front import Front
 from routing.geo.numbers import parse_number
 from routing.leader import Committed
-from routing.regions import Ranked, Regions, place_of
+from routing.regions import Ranked, Regions, place_of, ties_of
 from routing.streams import Caller, Desk, Moved, Update
 from routing.tokens import Place, PlaceTokens
 
@@ -197,8 +197,8 @@ class Handlers:
         if place is None and request.attempt <= 1:
             # Who waits already is served, whatever the hour.
             self._check_open(queue, request.language)
-        ranked = self._regions.order(request, located, queue)
         known = await self._profiles.caller(number) if number else STRANGER
+        ranked = self._regions.order(request, located, queue, ties_of(known))
         since_ms = self._clock.now_ms() - self._repeat_window_ms
         facts = convert.call_facts(
             request,

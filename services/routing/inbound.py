@@ -48,7 +48,18 @@ def customer_of(snapshot: crm_events.CustomerSnapshot, event: Event) -> KnownCus
         changed_at=event.time,
         numbers=tuple(n for n in snapshot.numbers if _NUMBER.fullmatch(n)) if lives else (),
         tier=_TIERS.get(snapshot.tier, "") if lives else "",
+        region=_region_of(snapshot.home_region) if lives else "",
     )
+
+
+def _region_of(name: str) -> str:
+    """The id in `regions/{id}`; empty for none and for what is none: a wish that cannot be read is no reason
+    to forget the customer.
+    """
+    try:
+        return parse_name("customer.home_region", "regions", name) if name else ""
+    except InvalidArgument:
+        return ""
 
 
 _TIERS: dict[int, str] = {
@@ -124,7 +135,9 @@ def _ended(use: ProfileStore, event: Event) -> None:
     abandoned = message.outcome == call_pb2.CALL_OUTCOME_ABANDONED
     if not abandoned or message.wait.ToMilliseconds() >= SHORT_ABANDON_MS:
         call_id = check_id("call.call_id", message.call.call_id)
-        _remember(use, message.call, RecentCall(call_id=call_id, ended_ms=to_ms(event.time)))
+        talked = message.outcome == call_pb2.CALL_OUTCOME_COMPLETED
+        region = _region_of(message.call.region) if talked else ""
+        _remember(use, message.call, RecentCall(call_id=call_id, ended_ms=to_ms(event.time), region=region))
 
 
 def _wrapped_up(use: ProfileStore, event: Event) -> None:

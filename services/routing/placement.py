@@ -19,6 +19,10 @@ Rules, in this order:
    `hysteresis_seconds`: `Previous` carries that from one call to the next, and is the only memory.
 5. **Cost** is in seconds of waiting, so that its parts add up: expected wait; load; distance beyond the
    radius within which the place is known; language; trunk; less affinity. Ties go to the smaller id.
+   **Affinity** is at most `affinity_seconds` for the region that the customer belongs to (`Ties.own`) and
+   `usual_seconds` for the one that usually serves it (`Ties.usual`). The former may go before home, while an
+   agent is free there and it costs less than home by `hysteresis_seconds`; the latter only helps to choose
+   where home does not decide: otherwise a region that helped out a few times would draw the customer away.
 6. **Old information** (older than `info_age_ms_max`) counts as unknown, never as a free agent. An agent that
    this router has filled since the information was made (`placed_since`) is not free either: otherwise all
    calls of a second would chase the same one.
@@ -33,6 +37,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from operator import itemgetter
+from typing import NamedTuple
 
 from routing.geo.model import Located, Precision, distance_km
 
@@ -86,6 +91,8 @@ class Step(enum.StrEnum):
     SHIFTED = "SHIFTED"
     #: Home does not speak the caller's language.
     LANGUAGE = "LANGUAGE"
+    #: The customer belongs to another region, where an agent is free.
+    AFFINITY = "AFFINITY"
     #: Nobody is home to this caller.
     NO_HOME = "NO_HOME"
     #: No region takes the call.
@@ -145,6 +152,18 @@ class RegionView:
     trunk_seconds: float = 0.0
 
 
+class Ties(NamedTuple):
+    """Regions that a customer has to do with; empty for none."""
+
+    #: The one that it belongs to, by its record: where its account manager is.
+    own: str = ""
+    #: The one whose agents usually talk with it.
+    usual: str = ""
+
+
+NO_TIES = Ties()
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Caller:
     """Who calls, from where."""
@@ -153,8 +172,8 @@ class Caller:
     place: Located | None
     #: BCP 47; empty: any.
     language: str = ""
-    #: Region that this customer has ties with (account manager, last agent); may be empty.
-    affinity_region: str = ""
+    #: Regions that this customer has to do with.
+    ties: Ties = NO_TIES
     #: In [0, 1), a stable function of the call's id: decides which calls a planned shift moves.
     draw: float = 0.0
 
@@ -181,8 +200,9 @@ class PlacementRules:
     load_seconds: float = 10.0
     #: Taken for the wait where it is not known.
     unknown_wait_seconds: float = 60.0
-    #: What the customer's ties with a region are worth.
+    #: What it is worth that a customer belongs to a region, and that it is usually served there.
     affinity_seconds: float = 15.0
+    usual_seconds: float = 5.0
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -276,7 +296,7 @@ class Nearness:
 
     #: The caller's language is spoken.
     speaks: bool
-    #: What distance, language and ties cost, seconds.
+    #: What distance and language cost, seconds.
     seconds: float
 
 
@@ -299,9 +319,10 @@ def order(
     draw: float,
     rules: PlacementRules,
     before: Previous,
+    ties: Ties = NO_TIES,
 ) -> tuple[Step, list[str]]:
     """The rule that decides and the regions to try, best first: `place` without its reasons. A standing and a
-    nearness a region, in the same order; `draw` as in `Caller`.
+    nearness a region, in the same order; `draw` and `ties` as in `Caller`.
     """
     eligible = [
         _Weighed(standing, nearness)
@@ -309,14 +330,22 @@ def order(
         if standing.skipped is None
     ]
     at_home = next((standing for standing in standings if standing.region == home), None)
+    if ties is not NO_TIES:
+        for each in eligible:
+            each.cost_seconds -= _affinity_seconds(each.region, ties, rules)
     step = _step(at_home, draw, eligible, rules, before)
+    if step is Step.HOME and _belongs_elsewhere(eligible, home, ties.own, rules):
+        step = Step.AFFINITY
     if len(eligible) > 1:
-        eligible = _sorted(eligible, home, step, rules, before)
+        eligible = _sorted(eligible, home, step, rules, before, ties.own)
     return step, [each.region for each in eligible]
 
 
 def follows(step: Step, target: str, before: Previous) -> Previous:
     """What a decision leaves to the next one of this home and queue."""
+    if step is Step.AFFINITY:
+        # It says something of this customer, and nothing of the others.
+        return before
     overflowing = _still_overflows(step, before)
     if overflowing == before.overflowing and target == before.target:
         return before
@@ -339,7 +368,7 @@ def place(
     standings = [standing_of(region, queue, rules) for region in regions]
     nearnesses = [nearness_of(caller, region, rules) for region in regions]
     home, home_by = find_home(caller, regions)
-    step, ids = order(standings, nearnesses, home, caller.draw, rules, before)
+    step, ids = order(standings, nearnesses, home, caller.draw, rules, before, caller.ties)
     looked_at = {
         region.id: _look_at(caller, region, queue, rules, standing, nearness)
         for region, standing, nearness in zip(regions, standings, nearnesses, strict=True)
@@ -433,14 +462,16 @@ def _look_at(
     """One region with all that was weighed, not yet ranked."""
     fresh = _fresh(region, queue, rules)
     distance = _distance(caller.place, region)
+    affinity = _affinity_seconds(region.id, caller.ties, rules)
     return Candidate(
         region=region.id,
         rank=0,
         skipped=standing.skipped,
-        cost_seconds=standing.seconds + nearness.seconds,
+        cost_seconds=standing.seconds + nearness.seconds - affinity,
         cost_parts=(
             *_standing_parts(region, fresh, rules),
             *_nearness_parts(caller, region, distance, nearness.speaks, rules),
+            ("affinity", -affinity),
         ),
         distance_km=distance,
         speaks=nearness.speaks,
@@ -502,12 +533,30 @@ def _nearness_parts(
 ) -> tuple[tuple[str, float], ...]:
     radius = caller.place.radius_km if caller.place else 0
     beyond = max(0.0, distance - radius) if distance is not None else 0.0
-    affinity = rules.affinity_seconds if region.id == caller.affinity_region else 0.0
     return (
         ("distance", beyond / 1000 * rules.seconds_per_1000_km),
         ("language", 0.0 if speaks else rules.language_seconds),
-        ("affinity", -affinity),
     )
+
+
+def _affinity_seconds(region: str, ties: Ties, rules: PlacementRules) -> float:
+    """What the customer's ties with a region are worth."""
+    if region == ties.own:
+        return rules.affinity_seconds
+    return rules.usual_seconds if region == ties.usual else 0.0
+
+
+def _belongs_elsewhere(eligible: Sequence[_Weighed], home: str, own: str, rules: PlacementRules) -> bool:
+    """Whether the region that the customer belongs to goes before its home."""
+    if not own or own == home:
+        return False
+    tied = next((each for each in eligible if each.region == own), None)
+    if tied is None or not tied.standing.agents_free:
+        return False
+    at_home = next(each for each in eligible if each.region == home)
+    if at_home.speaks and not tied.speaks:
+        return False
+    return tied.cost_seconds + rules.hysteresis_seconds < at_home.cost_seconds
 
 
 def _wait_seconds(fresh: QueueView | None, rules: PlacementRules) -> float:
@@ -572,22 +621,28 @@ def _still_overflows(step: Step, before: Previous) -> bool:
 
 
 def _sorted(
-    eligible: Sequence[_Weighed], home: str, step: Step, rules: PlacementRules, before: Previous
+    eligible: Sequence[_Weighed], home: str, step: Step, rules: PlacementRules, before: Previous, own: str
 ) -> list[_Weighed]:
     """Best first."""
     somebody_speaks = any(each.speaks for each in eligible)
     stays = step is Step.OVERFLOW and not any(each.standing.agents_free for each in eligible)
 
-    def key(each: _Weighed) -> tuple[bool, bool, float, str]:
+    def key(each: _Weighed) -> tuple[bool, bool, bool, float, str]:
         is_home = each.region == home
-        after_others = (step is Step.HOME and not is_home) or (step is Step.SHIFTED and is_home)
+        not_own = step is Step.AFFINITY and each.region != own
+        after_others = is_home if step is Step.SHIFTED else _home_first(step) and not is_home
         has_fitting = bool(each.standing.agents_free) and (each.speaks or not somebody_speaks)
         kept = rules.hysteresis_seconds if is_home or each.region == before.target else 0.0
         if is_home and stays:
             kept = max(kept, rules.leave_seconds)
-        return after_others, not has_fitting, each.cost_seconds - kept, each.region
+        return not_own, after_others, not has_fitting, each.cost_seconds - kept, each.region
 
     return sorted(eligible, key=key)
+
+
+def _home_first(step: Step) -> bool:
+    """Home goes before all others, or all but the one that the customer belongs to."""
+    return step in (Step.HOME, Step.AFFINITY)
 
 
 def _why(
@@ -617,6 +672,7 @@ _REASONS = {
     Step.HOME_SKIPPED: "{home} is home by {by} but takes no calls: {target} is best",
     Step.SHIFTED: "{home} is home by {by}, this call is of the share moved away from it: {target} is best",
     Step.LANGUAGE: "{home} is home by {by} but does not speak the language: {target} is best",
+    Step.AFFINITY: "{home} is home by {by}, but the customer belongs to {target} and somebody is free there",
     Step.NO_HOME: "nobody is home to this caller: {target} costs least",
     Step.NOWHERE: "no region takes calls of this queue",
 }

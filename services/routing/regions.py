@@ -12,10 +12,12 @@ from typing import NamedTuple
 from callmesh.routing.v1 import call_pb2, directory_pb2, shard_pb2
 from chassis.clock import Clock
 from routing import placement
+from routing.callers import KnownCaller, usual_region
 from routing.geo import Located, locate, with_point
 from routing.hours import Schedule
 from routing.peers import PeerTable
 from routing.placement import (
+    NO_TIES,
     Caller,
     Nearness,
     Placement,
@@ -25,6 +27,7 @@ from routing.placement import (
     RegionState,
     RegionView,
     Standing,
+    Ties,
 )
 
 #: Placements remembered as not yet seen in the peers' figures, for at most this long, real seconds.
@@ -173,20 +176,24 @@ class Regions:
         ]
         return min(opens, default=0)
 
-    def order(self, request: call_pb2.CallRequest, located: Located | None, queue: str) -> Ranked:
+    def order(
+        self, request: call_pb2.CallRequest, located: Located | None, queue: str, ties: Ties = NO_TIES
+    ) -> Ranked:
         """The regions for a call that is to be placed, best first: as `rank`, and remembered for the next."""
         standings, way = self._standings_of(queue).rows, self._way(located, request.language)
         number = located.e164 if located is not None else ""
         home = placement.home_by_prefix(number, self._prefixed) or way.home
         draw = _draw(request.call_id) if self._shifting else 0.0
         before = self._previous.get((home, queue), _FIRST)
-        step, regions = placement.order(standings, way.rows, home, draw, self._rules_of(queue), before)
+        step, regions = placement.order(standings, way.rows, home, draw, self._rules_of(queue), before, ties)
         self._previous[(home, queue)] = placement.follows(step, regions[0] if regions else "", before)
         return Ranked(home, regions)
 
-    def rank(self, request: call_pb2.CallRequest, located: Located | None, queue: str) -> Placement:
+    def rank(
+        self, request: call_pb2.CallRequest, located: Located | None, queue: str, ties: Ties = NO_TIES
+    ) -> Placement:
         """The regions for a call, best first, with the reasons; nobody is to be placed."""
-        caller = Caller(place=located, language=request.language, draw=_draw(request.call_id))
+        caller = Caller(place=located, language=request.language, draw=_draw(request.call_id), ties=ties)
         views = [self._view(region, queue) for region in self._regions.values()]
         home, _ = placement.find_home(caller, views)
         return placement.place(caller, views, queue, self._rules_of(queue), self._previous.get((home, queue)))
@@ -379,6 +386,12 @@ def _lying(region: RegionConfig) -> RegionView:
 def _known_wait_ms(load: shard_pb2.PeerState.QueueLoad) -> int:
     """The expected wait; endless when it cannot be estimated."""
     return load.expected_wait_ms if load.expected_wait_ms >= 0 else 1 << 62
+
+
+def ties_of(known: KnownCaller) -> Ties:
+    """The regions that a known caller has to do with."""
+    usual = usual_region(known)
+    return Ties(known.region, usual) if known.region or usual else NO_TIES
 
 
 def place_of(request: call_pb2.CallRequest) -> Located | None:

@@ -52,6 +52,8 @@ class KnownCustomer:
     numbers: tuple[str, ...] = ()
     #: Lower-case name; "" when not known.
     tier: str = ""
+    #: Region that the customer belongs to; "" for none.
+    region: str = ""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -69,6 +71,8 @@ class Profile:
     customer_version: int
     #: Of this number, newest first.
     calls: tuple[RecentCall, ...] = ()
+    #: Region that the customer belongs to; empty for none.
+    region: str = ""
 
 
 class ProfileStore(Protocol):
@@ -107,6 +111,7 @@ class KnownCustomerDocument(Document):
     changed_at = DateTimeField()
     numbers = ListField(StringField())
     tier = StringField()
+    region = StringField()
     #: The latest merge that took it over; a word from before it gives no number.
     merged_at = DateTimeField()
 
@@ -128,6 +133,7 @@ class MongoProfiles:
             "changed_at": customer.changed_at,
             "numbers": list(customer.numbers[:NUMBERS_MAX]),
             "tier": customer.tier,
+            "region": customer.region,
         }
         older = {"_id": customer.id, "version": {"$lt": customer.version}}
         try:
@@ -147,11 +153,13 @@ class MongoProfiles:
     def remember(self, number: str, call: RecentCall) -> None:
         said = {"ended_ms": call.ended_ms, "resolved_ms": call.resolved_ms, "at_ms": call.at_ms}
         latest = {f"calls.$.{name}": value for name, value in said.items()}
-        fresh = {"$each": [{"id": call.call_id, **said}], "$sort": {"at_ms": -1}, "$slice": RECENT_CALLS_MAX}
+        entry = {"id": call.call_id, **said, **({"region": call.region} if call.region else {})}
+        fresh = {"$each": [entry], "$sort": {"at_ms": -1}, "$slice": RECENT_CALLS_MAX}
         called = {"called_ms": call.at_ms}
         for _ in range(CALL_TRIES_MAX):
             known = {"_id": number, "calls.id": call.call_id}
-            if self._profiles.update_one(known, {"$max": latest | called}).matched_count:
+            served = {"$set": {"calls.$.region": call.region}} if call.region else {}
+            if self._profiles.update_one(known, {"$max": latest | called, **served}).matched_count:
                 return
             unknown = {"_id": number, "calls.id": {"$ne": call.call_id}}
             try:
@@ -187,6 +195,7 @@ class MongoProfiles:
             priority=found.get("priority", 0),
             customer_version=found.get("customer_version", 0),
             calls=calls_of(found),
+            region=found.get("region") or "",
         )
 
     def _refresh(self, customer: str, numbers: Iterable[str]) -> None:
@@ -213,7 +222,7 @@ class MongoProfiles:
     def _owner(self, number: str) -> dict[str, Any] | None:
         alive = {"$expr": {"$gt": ["$changed_at", "$merged_at"]}}
         order = [("changed_at", -1), ("_id", -1)]
-        fields = {"version": 1, "changed_at": 1, "tier": 1}
+        fields = {"version": 1, "changed_at": 1, "tier": 1, "region": 1}
         return self._customers.find_one({"numbers": number, **alive}, fields, sort=order)
 
 
@@ -228,6 +237,7 @@ def _profile_of(owner: dict[str, Any]) -> dict[str, Any]:
     return {
         "customer": owner["_id"],
         "tier": owner["tier"],
+        "region": owner.get("region", ""),
         "priority": PRIORITY_BY_TIER.get(owner["tier"], 0),
         "customer_version": owner["version"],
         "changed_at": owner["changed_at"],
@@ -235,7 +245,7 @@ def _profile_of(owner: dict[str, Any]) -> dict[str, Any]:
 
 
 #: Fields of a profile that `_profile_of` writes.
-_OF_CUSTOMER = ("customer", "tier", "priority", "customer_version", "changed_at")
+_OF_CUSTOMER = ("customer", "tier", "region", "priority", "customer_version", "changed_at")
 
 
 class MemoryProfiles:
@@ -262,6 +272,7 @@ class MemoryProfiles:
             call_id=call.call_id,
             ended_ms=max(each.ended_ms for each in same),
             resolved_ms=max(each.resolved_ms for each in same),
+            region=next((each.region for each in reversed(same) if each.region), ""),
         )
         newest = sorted([*others, latest], key=lambda each: each.at_ms, reverse=True)
         self._calls[number] = tuple(newest[:RECENT_CALLS_MAX])
@@ -287,6 +298,7 @@ class MemoryProfiles:
             priority=PRIORITY_BY_TIER.get(tier, 0),
             customer_version=owner.version if owner is not None else 0,
             calls=calls,
+            region=owner.region if owner is not None else "",
         )
 
     def _owner(self, number: str) -> KnownCustomer | None:

@@ -102,7 +102,7 @@ class DrawnRegions(Regions):
         self._restless = self._rng.choice((0.0, 0.01, 0.04))
         self._faulty = lambda: world.faulty
 
-    def order(self, request: Any, located: Any, queue: str) -> Any:
+    def order(self, request: Any, located: Any, queue: str, ties: Any = None) -> Any:
         return SimpleNamespace(regions=self._rng.sample(self._shards, len(self._shards)), home="")
 
     def find_overflow(self, queue: str, region: str, waited_ms: int) -> str | None:

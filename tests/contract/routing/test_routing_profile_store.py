@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
 import pytest
@@ -216,6 +217,23 @@ def test_the_newest_calls_are_kept_once_each(make_store: Callable[[], ProfileSto
     for n in range(RECENT_CALLS_MAX):
         store.remember(N1, ended(f"c{n}", 10 + n))
     assert [call for call, _, _ in calls(store)] == [f"c{n}" for n in reversed(range(RECENT_CALLS_MAX))]
+
+
+def test_where_a_caller_was_served_and_belongs_is_kept(make_store: Callable[[], ProfileStore]) -> None:
+    store = make_store()
+    for word in (replace(ended("a", 1), region="beijing"), settled("a", 4)):
+        store.remember(N1, word)
+    for word in (settled("b", 5), replace(ended("b", 2), region="chengdu"), ended("c", 0)):
+        store.remember(N1, word)
+    found = store.profile(N1)
+    assert found is not None and found.region == ""
+    assert [(call.call_id, call.region) for call in found.calls] == [
+        ("b", "chengdu"), ("a", "beijing"), ("c", "")
+    ]  # fmt: skip
+    for version, region in ((1, "shanghai"), (2, "")):
+        store.learn(replace(customer("ann", version, version, N1), region=region))
+        found = store.profile(N1)
+        assert found is not None and found.region == region
 
 
 def test_calls_and_customers_of_a_number_come_and_go_apart(make_store: Callable[[], ProfileStore]) -> None:

@@ -11,6 +11,7 @@ from routing.callers import (
     known_of,
     points,
     unsettled,
+    usual_region,
 )
 
 T = 1_000_000
@@ -66,3 +67,30 @@ def test_a_stored_profile_is_read_newest_first_whatever_its_order() -> None:
     ]
     # As they were stored before calls were kept.
     assert known_of({"_id": "+861", "priority": 1}) == KnownCaller(tier_points=1)
+
+
+@pytest.mark.parametrize(
+    ("served", "usual"),
+    [
+        # Regions that answered, newest first; "-" is a call that nobody answered.
+        ("", ""),
+        ("bb", ""),
+        ("bbb", "b"),
+        ("b-b-b", "b"),
+        ("sbbb", "b"),
+        ("ssbbb", "b"),
+        # It was the usual one, and no other is yet.
+        ("ssggbbb", "b"),
+        ("ggsbsbb", "b"),
+        ("ggsbsb", ""),
+        ("sgsbbbb", "b"),
+        ("sssbbbb", "s"),
+        ("sgsgsbbbbb", "s"),
+    ],
+)
+def test_who_usually_serves_a_caller_changes_late(served: str, usual: str) -> None:
+    calls = tuple(
+        RecentCall(call_id=str(n), ended_ms=T - n, region="" if region == "-" else region)
+        for n, region in enumerate(served)
+    )
+    assert usual_region(KnownCaller(calls=calls)) == usual

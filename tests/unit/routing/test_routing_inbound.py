@@ -230,3 +230,28 @@ def test_who_is_erased_leaves_no_calls(store: Listener) -> None:
 def test_an_end_without_a_call_is_refused_for_good(store: Listener) -> None:
     with pytest.raises(InvalidArgument):
         store.hear_call(ended(""))
+
+
+@pytest.mark.parametrize(
+    ("region", "outcome", "kept"),
+    [
+        ("regions/beijing", "COMPLETED", "beijing"),
+        ("", "COMPLETED", ""),
+        ("beijing", "COMPLETED", ""),
+        # Nobody talked with the caller there.
+        ("regions/beijing", "ABANDONED", ""),
+    ],
+)
+def test_where_a_caller_was_served(store: Listener, region: str, outcome: str, kept: str) -> None:
+    message = ended("a", outcome)
+    message.call.region = region
+    store.hear_call(message)
+    found = store.profile(NUMBER)
+    assert found is not None and [call.region for call in found.calls] == [kept]
+
+
+@pytest.mark.parametrize(("name", "kept"), [("regions/beijing", "beijing"), ("", ""), ("nonsense", "")])
+def test_where_a_customer_belongs(store: Listener, name: str, kept: str) -> None:
+    store.hear(crm_events.CustomerCreated(customer=snapshot(home_region=name)))
+    found = store.profile(NUMBER)
+    assert found is not None and found.region == kept

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from routing.geo import Located, locate, with_point
 from routing.placement import (
+    NO_TIES,
     Caller,
     HomeBy,
     Placement,
@@ -22,6 +23,7 @@ from routing.placement import (
     RegionView,
     Skipped,
     Step,
+    Ties,
     find_home,
     place,
 )
@@ -257,8 +259,46 @@ def test_a_home_without_the_callers_language_gives_way_to_one_that_speaks_it() -
 
 
 def test_affinity_draws_a_caller_without_home() -> None:
-    who = Caller(place=None, affinity_region="shanghai")
-    assert placed(regions(), who).regions[0] == "shanghai"
+    for ties in (Ties(own="shanghai"), Ties(usual="shanghai")):
+        assert placed(regions(), Caller(place=None, ties=ties)).regions[0] == "shanghai"
+
+
+@pytest.mark.parametrize(
+    ("ties", "views", "first", "step"),
+    [
+        (Ties(own="shanghai"), {}, "shanghai", Step.AFFINITY),
+        (Ties(own="guangzhou"), {}, "guangzhou", Step.HOME),
+        # Nobody is free there; nobody is there at all; there is no such region any more.
+        (Ties(own="shanghai"), {"shanghai": busy(5.0)}, "guangzhou", Step.HOME),
+        (Ties(own="shanghai"), {"shanghai": NOBODY}, "guangzhou", Step.HOME),
+        (Ties(own="gone"), {}, "guangzhou", Step.HOME),
+        # Being served somewhere now and then draws nobody away from home, and decides where home does not.
+        (Ties(usual="shanghai"), {}, "guangzhou", Step.HOME),
+        (Ties(usual="beijing"), {"guangzhou": busy(60.0)}, "beijing", Step.OVERFLOW),
+        (NO_TIES, {"guangzhou": busy(60.0)}, "shanghai", Step.OVERFLOW),
+        (Ties(own="chengdu", usual="beijing"), {"guangzhou": busy(60.0)}, "chengdu", Step.OVERFLOW),
+    ],
+)
+def test_where_a_customer_belongs(ties: Ties, views: dict[str, QueueView], first: str, step: Step) -> None:
+    before = Previous(overflowing=False, target="guangzhou")
+    result = placed(regions(**views), caller(ties=ties), before)
+    assert (result.regions[0], result.step) == (first, step)
+    worth = {ties.usual: -RULES.usual_seconds} | {ties.own: -RULES.affinity_seconds}
+    for candidate in result.candidates:
+        assert dict(candidate.cost_parts)["affinity"] == worth.get(candidate.region, 0.0)
+    if step is Step.AFFINITY:
+        assert result.regions[:2] == ("shanghai", "guangzhou"), "home comes next"
+        assert "belongs to shanghai" in result.summary
+        assert result.previous == before, "the next caller of this home is another"
+
+
+def test_a_tie_is_worth_so_many_seconds_and_no_more() -> None:
+    rules = replace(RULES, seconds_per_1000_km=0.0)
+    for trunk, step in ((11.9, Step.AFFINITY), (12.1, Step.HOME)):
+        views = with_region(regions(), "shanghai", trunk_seconds=trunk)
+        assert place(caller(ties=Ties(own="shanghai")), views, QUEUE, rules).step is step, "15 less 3 s"
+    views = with_region(regions(), "shanghai", languages=("en",))
+    assert placed(views, caller(language="zh", ties=Ties(own="shanghai"))).step is Step.HOME
 
 
 def test_trunk_costs_push_away() -> None:
@@ -351,7 +391,7 @@ callers = st.builds(
     Caller,
     place=st.sampled_from(NUMBERS),
     language=st.sampled_from(["", "zh-CN", "en", "-"]),
-    affinity_region=st.sampled_from(["", "a", "nowhere"]),
+    ties=st.builds(Ties, st.sampled_from(["", "a", "nowhere"]), st.sampled_from(["", "a", "b"])),
     draw=st.floats(0, 1, exclude_max=True),
 )
 previous_ones = st.builds(Previous, overflowing=st.booleans(), target=st.sampled_from(["", "a", "b", "gone"]))

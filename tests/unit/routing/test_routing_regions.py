@@ -13,7 +13,7 @@ from chassis.errors import InvalidArgument
 from chassis.testing import FakeClock
 from routing.hours import schedule
 from routing.peers import PeerTable
-from routing.placement import Skipped
+from routing.placement import NO_TIES, Skipped, Ties
 from routing.regions import DESERTED_SECONDS, PLACED_SECONDS, RegionConfig, Regions, place_of
 
 BEIJING = RegionConfig(id="beijing", latitude=39.9, longitude=116.4, served_areas=("CN/北京",))
@@ -224,6 +224,7 @@ def test_who_waits_where_nobody_is_any_more_goes_where_somebody_is() -> None:
 
 
 WIDE = replace(SHANGHAI, served_prefixes=("+8610",), languages=("zh",), weight=40)
+TIES = (NO_TIES, Ties(own="beijing"), Ties(usual="guangzhou"), Ties(own="guangzhou", usual="beijing"))
 NUMBERS = ("+861064000000", "+862164000000", "+8613810000000", "+4930123456", "")
 
 
@@ -239,8 +240,9 @@ def test_a_call_is_placed_where_the_explained_ranking_says() -> None:
                 for n, language in enumerate(("", "zh-CN", "en", "en")):
                     request = call(number, language=language)
                     request.call_id = f"c{n}"
-                    explained = world.regions.rank(request, place_of(request), "service")
-                    placed = world.regions.order(request, place_of(request), "service")
+                    ties = TIES[n]
+                    explained = world.regions.rank(request, place_of(request), "service", ties)
+                    placed = world.regions.order(request, place_of(request), "service", ties)
                     assert (placed.home, tuple(placed.regions)) == (explained.home, explained.regions)
                     seen.add(explained.regions)
     assert len(seen) > 3
