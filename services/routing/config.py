@@ -133,6 +133,13 @@ class RoutingSettings(ServiceSettings):
         le=60,
         description="Changes of the directory are looked for this often, seconds.",
     )
+    profiles_held_max: int = Field(
+        default=200_000,
+        ge=0,
+        le=5_000_000,
+        description="Profiles of callers that a router holds in memory (about 1 KiB each); with more it looks"
+        " callers up. 0: none.",
+    )
     profile_seconds: float = Field(
         default=0.1,
         ge=0.005,

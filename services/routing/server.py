@@ -53,7 +53,7 @@ from routing.model import QueueConfig
 from routing.peers import PeerTable, watch_own, watch_peer
 from routing.planning.process import Elsewhere
 from routing.planning.servicer import planning_binding
-from routing.profiles import ProfileReader
+from routing.profiles import ProfileBook
 from routing.regions import Regions
 from routing.replay import look_back
 from routing.reports_store import ReportReader
@@ -109,7 +109,9 @@ class Router:
         self.leader = self._make_leader(settings.region)
         self.directory = DirectoryReader(self.database)
         self.front = self._make_front()
-        profiles = ProfileReader(self.database, seconds=settings.profile_seconds)
+        self.profiles = ProfileBook(
+            self.database, seconds=settings.profile_seconds, held_max=settings.profiles_held_max
+        )
         repeat_window_ms = settings.repeat_window_seconds * 1000
         self.handlers = Handlers(
             front=self.front,
@@ -117,7 +119,7 @@ class Router:
             tokens=PlaceTokens(
                 place_token_key(settings), life_span_ms=settings.place_token_life_seconds * 1000
             ),
-            profiles=profiles,
+            profiles=self.profiles,
             agents=self.directory,
             queues=self.queues,
             shards=frozenset(self.links),
@@ -132,7 +134,7 @@ class Router:
             shards=frozenset(self.links),
             look_back=look_back,
             clock=clock,
-            profiles=profiles,
+            profiles=self.profiles,
             repeat_window_ms=repeat_window_ms,
         )
         self.supervision = SupervisionHandlers(
@@ -223,6 +225,7 @@ class Router:
         self._run(self._follow_directory(self.leader, self._apply))
         self._run(watch_own(self.peers, lambda: self.leaders.values(), self.name, self.address))
         self._run(self.front.run_overflow())
+        self._run(self.profiles.run())
         self._run(self.menus.recorder.run())
         for address in self.routers.others():
             self._run(watch_peer(self.peers, self.routers.dialer, self.name, address))
