@@ -18,7 +18,8 @@ first came, less
    period. A caller who asked to be called back needs no stream: accepting connects.
 5. An offer is ringing (OFFERED) until the agent accepts, then held (ACCEPTED) until the edge confirms
 exactly this offer.
-   Only the edge's confirmation connects. Every offer ends exactly once.
+   Only the edge's confirmation connects. Every offer ends exactly once. Who declined a call, or let it ring,
+   gets it again only while nobody else is free for it.
 6. (attempt, move) is a call's version. A lower one is refused, the same one attaches again, a higher one
 takes over.
 7. What an agent holds is a set of call ids; ending twice frees once.
@@ -26,8 +27,9 @@ takes over.
 9. A queue may ask less of agents the longer a call waits (steps of relaxation). A step is another line; the
    place among the others is the same. A preferred agent is waited for as long as the queue allows, and only
    while there is hope.
-10. A transfer ends the agent's part of a conversation and lets the call wait again, with the time it had
-   waited before. An agent who drains finishes what is held, then leaves.
+10. A transfer ends the agent's part of a conversation and lets the call wait again: its wait begins anew,
+   its place counts what it had waited before, here and wherever it moves. An agent who drains finishes
+   what is held, then leaves.
 
 `step` is the whole engine for one command: decide, evolve, pair; it returns the events in order and the
 answer.
@@ -115,6 +117,7 @@ from routing.model import (
     QueueConfigured,
     QueueRemoved,
     RecordAct,
+    RecordingNamed,
     Refusal,
     RemoveAgent,
     RemoveQueue,
@@ -191,7 +194,11 @@ def _next_pairing(state: ShardState, now_ms: int) -> list[Event]:
     if state.leaving:
         return _leave(state, state.leaving.pop())
     if state.hot_agents:
-        match = _call_for(state, state.hot_agents.pop())
+        agent_id = state.hot_agents.pop()
+        match = _call_for(state, agent_id)
+        if match is not None and match[1] != agent_id:
+            # The call is better with another; this one may yet take the next.
+            state.hot_agents.append(agent_id)
     else:
         match = _agent_for(state, state.hot_calls.pop())
     return [] if match is None else [_offer(state, *match, now_ms)]
@@ -211,7 +218,9 @@ def _leave(state: ShardState, agent_id: str) -> list[Event]:
 
 
 def _call_for(state: ShardState, agent_id: str) -> tuple[str, str] | None:
-    """The call that has waited longest over all lines the agent is free for."""
+    """The call that has waited longest over all lines the agent is free for, and who is to take it: this
+    agent, unless it let that very call ring in vain and somebody else is free.
+    """
     agent = state.agents.get(agent_id)
     if agent is None or not agent.idle:
         return None
@@ -227,7 +236,18 @@ def _call_for(state: ShardState, agent_id: str) -> tuple[str, str] | None:
                 head = head_of(line, state.calls)
                 if head is not None and (best is None or head < best):
                     best = head
-    return None if best is None else (best[2], agent_id)
+    if best is None:
+        return None
+    entry = state.calls[best[2]]
+    if agent_id in entry.declined_by:
+        return best[2], _taker(state, entry) or agent_id
+    return best[2], agent_id
+
+
+def _taker(state: ShardState, entry: CallEntry) -> str | None:
+    """The best free agent of a call's line; None when nobody is free."""
+    lot = _lot(entry.line.queue.seed, state.offers_made)
+    return best_idle(entry.line, state.agents, lot, entry.declined_by)
 
 
 def _agent_for(state: ShardState, call_id: str) -> tuple[str, str] | None:
@@ -241,8 +261,8 @@ def _agent_for(state: ShardState, call_id: str) -> tuple[str, str] | None:
     preferred = state.agents.get(entry.preferred)
     if preferred is not None:
         return _call_for(state, entry.preferred) if entry.facts.channel in preferred.idle else None
-    agent_id = best_idle(entry.line, state.agents, _lot(entry.line.queue.seed, state.offers_made))
     head = head_of(entry.line, state.calls)
+    agent_id = _taker(state, state.calls[head[2]]) if head is not None else None
     return None if agent_id is None or head is None else (head[2], agent_id)
 
 
@@ -329,7 +349,7 @@ def _queue(s: ShardState, c: PlaceCall, now_ms: int, before: list[Event]) -> Dec
         move=c.move,
         front=c.front,
         queued_ms=queued_ms,
-        effective_ms=queued_ms - c.facts.priority * queue.priority_credit_span_ms,
+        effective_ms=_place_ms(queue, c.facts, queued_ms, c.facts.priority),
         waited_span_ms=c.waited_span_ms,
         refuse_ms=queued_ms + queue.wait_span_max_ms if queue.wait_span_max_ms else 0,
         step=step,
@@ -338,6 +358,11 @@ def _queue(s: ShardState, c: PlaceCall, now_ms: int, before: list[Event]) -> Dec
         preferred_until_ms=preferred_until_ms,
     )
     return Decision(events=[*before, queued])
+
+
+def _place_ms(queue: QueueConfig, facts: CallFacts, queued_ms: int, priority: int) -> int:
+    """Effective arrival of a wait that began at `queued_ms`: its place among others."""
+    return queued_ms - facts.credit_span_ms - priority * queue.priority_credit_span_ms
 
 
 def _no_room(s: ShardState, queue: QueueConfig, facts: CallFacts, step: int) -> Refusal | None:
@@ -480,7 +505,7 @@ def _end_call(s: ShardState, c: EndCall, now_ms: int) -> Decision:
     if entry is None:
         return _refuse("CALL_NOT_FOUND", "call_id")
     if entry.state is CallState.ENDED or (c.attempt and c.attempt < entry.attempt):
-        return Decision()
+        return Decision(events=_named_late(entry, c))
     if entry.callback_number and entry.state is CallState.WAITING and not c.agent:
         return Decision(events=_end(s, entry, CallOutcome.ABANDONED, now_ms, "CALLBACK_CANCELLED"))
     if entry.state is not CallState.CONNECTED:
@@ -488,6 +513,15 @@ def _end_call(s: ShardState, c: EndCall, now_ms: int) -> Decision:
     if c.agent and c.agent != entry.agent:
         return _refuse("CALL_NOT_HELD", "call_id")
     return Decision(events=_end(s, entry, CallOutcome.COMPLETED, now_ms, recording_uri=c.recording_uri))
+
+
+def _named_late(entry: CallEntry, c: EndCall) -> list[Event]:
+    """The recording of a conversation that somebody else ended: the first that its edge names."""
+    late = entry.state is CallState.ENDED and not entry.recording_uri
+    late = late and bool(entry.connected_ms or entry.transfers)
+    if not late or not c.recording_uri or c.agent or (c.attempt and c.attempt < entry.attempt):
+        return []
+    return [RecordingNamed(call_id=c.call_id, recording_uri=c.recording_uri)]
 
 
 def _end(
@@ -537,7 +571,7 @@ def _reprioritize(s: ShardState, c: Reprioritize, now_ms: int) -> Decision:
         return _refuse("OUT_OF_RANGE", "priority")
     if entry.state not in BEFORE_CONNECTION or entry.facts.priority == c.priority:
         return Decision()
-    effective_ms = entry.queued_ms - c.priority * entry.line.queue.priority_credit_span_ms
+    effective_ms = _place_ms(entry.line.queue, entry.facts, entry.queued_ms, c.priority)
     return Decision(
         events=[CallReprioritized(call_id=c.call_id, priority=c.priority, effective_ms=effective_ms)]
     )
@@ -842,13 +876,12 @@ def _transfer(s: ShardState, c: TransferCall, now_ms: int) -> Decision:
         return Decision(refusal=refusal)
     preferred, until_ms = _hope(s, queue, facts, now_ms, now_ms)
     span_ms = entry.line.queue.wrap_up_span_ms if entry.agent in s.agents else 0
-    waited_ms = max(0, entry.connected_ms - entry.queued_ms)
     transferred = CallTransferred(
         facts=facts,
         agent=entry.agent,
         wrap_up_until_ms=now_ms + span_ms if span_ms else 0,
         queued_ms=now_ms,
-        effective_ms=now_ms - waited_ms - facts.priority * queue.priority_credit_span_ms,
+        effective_ms=_place_ms(queue, facts, now_ms, facts.priority),
         refuse_ms=now_ms + queue.wait_span_max_ms if queue.wait_span_max_ms else 0,
         step=step,
         relax_ms=relax_ms,
@@ -860,13 +893,17 @@ def _transfer(s: ShardState, c: TransferCall, now_ms: int) -> Decision:
 
 
 def _handed_on(entry: CallEntry, c: TransferCall) -> CallFacts:
-    """The call's facts after a transfer: context added, skills of the first queue's caller kept."""
+    """The call's facts after a transfer: context added, skills of the first queue's caller kept, and what it
+    has waited so far is a credit wherever it goes.
+    """
+    waited_ms = max(0, entry.connected_ms - entry.queued_ms)
     attributes = {**dict(entry.facts.attributes), **dict(c.attributes), "transferred_from": entry.agent}
     return replace(
         entry.facts,
         queue=c.queue or entry.facts.queue,
         preferred_agent=c.agent,
         preferred_span_ms=0,
+        credit_span_ms=entry.facts.credit_span_ms + waited_ms,
         attributes=tuple(sorted(attributes.items())),
     )
 

@@ -96,6 +96,9 @@ def _candidates(
 ) -> list[AgentCandidate]:
     preferred = entry.preferred if entry is not None and entry.state is not CallState.ENDED else ""
     free = [a for a in line.free.order() if not reasons.get(a, "?") and preferred in ("", a)]
+    if entry is not None and entry.declined_by:
+        # Who let it ring in vain comes after the others.
+        free.sort(key=lambda agent_id: agent_id in entry.declined_by)
     chosen = [AgentCandidate(agent=a, rank=_rank(line, i)) for i, a in enumerate(free[:limit], 1)]
     ranked = set(free)
     skipped = (

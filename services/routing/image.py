@@ -63,6 +63,7 @@ _TYPES: dict[str, Any] = {
     "calls": set[str],
     "wraps": dict[str, tuple[int, int]],
     "lead_list": tuple[str, ...],
+    "declined_by": tuple[str, ...],
     "timing": Timing,
     "queues": dict[str, QueueConfig],
 }

@@ -31,6 +31,8 @@ OWN_WAITING_MAX = 20
 #: What the directory says for a queue that does not: a declined offer keeps the agent from the next this
 #: long.
 REJECT_DELAY_SPAN_MS = 5_000
+#: Agents who let an offer of one call come to nothing that are remembered: the others come first.
+DECLINERS_MAX = 8
 #: A call-back that nobody could make in this time is given up.
 CALLBACK_SPAN_MAX_MS = 86_400_000
 
@@ -266,6 +268,8 @@ class CallFacts:
     preferred_span_ms: int = 0
     #: Points that what is known of the caller added to the edge's own, by where they come from, sorted.
     priority_parts: tuple[tuple[str, int], ...] = ()
+    #: Waited before a conversation that was handed on: counts for the place, not as waiting.
+    credit_span_ms: int = 0
 
 
 # --- commands: one input to the engine each
@@ -778,7 +782,7 @@ class CallTransferred(msgspec.Struct, frozen=True, kw_only=True):
     wrap_up_until_ms: int
     #: When this wait began.
     queued_ms: int
-    #: Effective arrival: less what it waited before and the credit of its priority.
+    #: Effective arrival: less what it waited before (`facts.credit_span_ms`) and the credit of its priority.
     effective_ms: int
     refuse_ms: int = 0
     step: int = 0
@@ -860,6 +864,13 @@ class CallEnded(msgspec.Struct, frozen=True, kw_only=True):
     #: The agent is in after-call work until then; 0 for none.
     wrap_up_until_ms: int = 0
     recording_uri: str = ""
+
+
+class RecordingNamed(msgspec.Struct, frozen=True, kw_only=True):
+    """The edge has named a conversation's recording, after its end."""
+
+    call_id: str
+    recording_uri: str
 
 
 class CallWrappedUp(msgspec.Struct, frozen=True, kw_only=True):
@@ -967,6 +978,7 @@ Event = (
     | OfferEnded
     | CallConnected
     | CallEnded
+    | RecordingNamed
     | CallWrappedUp
     | CallsForgotten
     | SessionOpened

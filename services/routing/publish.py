@@ -42,6 +42,7 @@ OPTIONAL: tuple[type[Message], ...] = (
     events_pb2.CallOffered,
     events_pb2.OfferEnded,
     events_pb2.CallTransferred,
+    events_pb2.CallRecorded,
     events_pb2.CallbackRequested,
     events_pb2.AgentStateChanged,
     events_pb2.RegionStateChanged,
@@ -266,6 +267,13 @@ class _Teller:
         )
         return message, _subject(event.call_id)
 
+    def recorded(self, event: model.RecordingNamed) -> tuple[Message, str]:
+        entry = self._state.calls[event.call_id]
+        message = events_pb2.CallRecorded(
+            **self._common(entry, entry.agent), recording_uri=event.recording_uri
+        )
+        return message, _subject(event.call_id)
+
     def acted(self, event: model.ActRecorded) -> tuple[Message, str]:
         message = act_message(
             event.act,
@@ -355,6 +363,7 @@ _WORDS: dict[type, Callable[[_Teller, Any], tuple[Message, str] | None]] = {
     model.OfferEnded: _Teller.offer_ended,
     model.CallConnected: _Teller.connected,
     model.CallEnded: _Teller.ended,
+    model.RecordingNamed: _Teller.recorded,
     model.CallWrappedUp: _Teller.wrapped_up,
     model.ActRecorded: _Teller.acted,
     model.CallTransferred: _Teller.transferred,

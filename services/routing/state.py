@@ -13,13 +13,14 @@ from __future__ import annotations
 
 import heapq
 import itertools
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import replace
 from typing import Any
 
 from routing.free import INBOX_MAX, ByHeap, ByLot, ByRank, Free, Place
 from routing.model import (
     BEFORE_CONNECTION,
+    DECLINERS_MAX,
     ActRecorded,
     AgentConfig,
     AgentConfigured,
@@ -53,12 +54,14 @@ from routing.model import (
     LineKey,
     OfferAccepted,
     OfferEnded,
+    OfferOutcome,
     PreferenceEnded,
     Presence,
     PresenceSet,
     QueueConfig,
     QueueConfigured,
     QueueRemoved,
+    RecordingNamed,
     SessionClosed,
     SessionDetached,
     SessionOpened,
@@ -82,6 +85,7 @@ class CallEntry:
         "callback_ms",
         "callback_number",
         "connected_ms",
+        "declined_by",
         "detached_until_ms",
         "disposed",
         "effective_ms",
@@ -131,6 +135,8 @@ class CallEntry:
         self.preferred = ""
         #: To be called back there: it needs no stream. Empty for a caller who holds the line.
         self.callback_number = ""
+        #: Who let an offer of it come to nothing in this wait, the last `DECLINERS_MAX`.
+        self.declined_by: tuple[str, ...] = ()
         #: Conversations that were handed on before this wait.
         self.transfers = 0
         #: After-call work is over; what came of the call is known.
@@ -514,11 +520,16 @@ def head_of(line: Line | AgentEntry, calls: dict[str, CallEntry]) -> tuple[int, 
     return None
 
 
-def best_idle(line: Line, agents: dict[str, AgentEntry], draw: int = 0) -> str | None:
+def best_idle(
+    line: Line, agents: dict[str, AgentEntry], draw: int = 0, last: Collection[str] = ()
+) -> str | None:
     """The line's best free agent by its strategy. `draw` is the lot, any number, of a queue that draws
-    lots.
+    lots; agents of `last` are taken only when nobody else is free.
     """
-    return line.free.best(draw)
+    best = line.free.best(draw)
+    if best in last:
+        return next((agent_id for agent_id in line.free.order() if agent_id not in last), best)
+    return best
 
 
 # --- indexes
@@ -922,7 +933,7 @@ def _call_transferred(s: ShardState, e: CallTransferred) -> None:
     entry.line = s.line_of((e.facts.queue, e.facts.channel, e.facts.skills, e.step))
     entry.connected_ms, entry.ordinal = 0, s.ordinal
     entry.queued_ms, entry.effective_ms, entry.refuse_ms = e.queued_ms, e.effective_ms, e.refuse_ms
-    entry.callback_number = ""
+    entry.callback_number, entry.declined_by = "", ()
     entry.transfers += 1
     s.tallies[e.facts.queue].offered += 1
     s.set_deadline(e.refuse_ms, "refuse", call_id)
@@ -1018,6 +1029,9 @@ def _offer_accepted(s: ShardState, e: OfferAccepted) -> None:
 def _offer_ended(s: ShardState, e: OfferEnded) -> None:
     entry, agent = s.calls[e.call_id], s.agents.get(e.agent)
     entry.state, entry.agent, entry.offer_id, entry.offer_until_ms = CallState.WAITING, "", "", 0
+    if e.outcome in (OfferOutcome.DECLINED, OfferOutcome.EXPIRED):
+        others = tuple(agent_id for agent_id in entry.declined_by if agent_id != e.agent)
+        entry.declined_by = (*others, e.agent)[-DECLINERS_MAX:]
     _list_call(s, entry)
     if agent is None:
         return
@@ -1065,6 +1079,10 @@ def _call_ended(s: ShardState, e: CallEnded) -> None:
     agent.offers.pop(e.call_id, None)
     agent.calls.discard(e.call_id)
     _begin_wrap_up(s, agent, e.call_id, e.wrap_up_until_ms)
+
+
+def _recording_named(s: ShardState, e: RecordingNamed) -> None:
+    s.calls[e.call_id].recording_uri = e.recording_uri
 
 
 def _begin_wrap_up(s: ShardState, agent: AgentEntry, call_id: str, until_ms: int) -> None:
@@ -1203,6 +1221,7 @@ _EVOLVE: dict[type, Callable[[ShardState, Any], None]] = {
     OfferEnded: _offer_ended,
     CallConnected: _call_connected,
     CallEnded: _call_ended,
+    RecordingNamed: _recording_named,
     CallWrappedUp: _call_wrapped_up,
     CallsForgotten: _calls_forgotten,
     SessionOpened: _session_opened,

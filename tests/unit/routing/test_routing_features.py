@@ -47,6 +47,7 @@ from routing.model import (
     RecordAct,
     RelaxationStep,
     RemoveAgent,
+    Reprioritize,
     RequestCallback,
     SetLeadList,
     SetPresence,
@@ -486,6 +487,89 @@ def test_a_transfer_that_cannot_be_changes_nothing(
     call_id = "nobody" if situation == "unknown" else "c1"
     assert shard.refusal(TransferCall(call_id=call_id, **command)) == reason
     assert len(shard.journal) == before
+
+
+def test_what_was_waited_before_a_transfer_counts_for_the_place_wherever_the_call_moves() -> None:
+    shard = Shard()
+    shard.queue("sales", skills=(("selling", 2),), priority_credit_span_ms=10_000)
+    shard.place("c1")
+    shard.wait(5_000)
+    shard.agent("ann")
+    shard.connect("c1")
+    shard.wait(60_000)
+    shard.do(TransferCall(call_id="c1", queue="sales"))
+    facts = shard.call("c1").facts
+    assert facts.credit_span_ms == shard.call("c1").queued_ms - shard.call("c1").effective_ms == 5_000
+    before = shard.call("c1").effective_ms
+    shard.do(Reprioritize(call_id="c1", priority=2))
+    assert shard.call("c1").effective_ms == before - 20_000, "a priority takes no place away"
+    shard.do(Reprioritize(call_id="c1", priority=0))
+    shard.wait(7_000)
+    # What a front sends when it moves the call to another region.
+    there = Shard()
+    there.now_ms = shard.now_ms
+    waited_ms = shard.now_ms - shard.call("c1").queued_ms
+    there.do(PlaceCall(facts=facts, attempt=1, move=2, front="f", waited_span_ms=waited_ms))
+    assert there.call("c1").effective_ms == before
+    assert there.call("c1").queued_ms == shard.call("c1").queued_ms, "as waiting counts what came after"
+
+
+def test_who_declined_a_call_gets_it_again_only_when_nobody_else_is_free() -> None:
+    shard = Shard(strategy=Strategy.PRIORITY_ORDER)
+    for place, agent in enumerate(("ann", "bob", "cid")):
+        shard.agent(agent, priority=place)
+    shard.place("c1")
+    rung = []
+    for _ in range(5):
+        rung.append(shard.call("c1").agent)
+        shard.decline("c1")
+    assert rung[:3] == ["ann", "bob", "cid"]
+    assert set(rung[3:]) <= {"ann", "bob", "cid"}, "nobody else is left: it rings on"
+    assert shard.seat("cid").state in (AgentState.AVAILABLE, AgentState.RESERVED)
+
+
+def test_an_unanswered_call_goes_to_another_and_the_agent_to_another_call() -> None:
+    shard = Shard(strategy=Strategy.PRIORITY_ORDER, ring_span_ms=10_000)
+    shard.agent("ann", priority=0, skills=(("selling", 1),))
+    shard.place("c1")
+    shard.agent("bob", priority=1)
+    shard.queue("sales", skills=(("selling", 1),))
+    shard.place("c2", "sales")
+    assert (shard.call("c1").agent, shard.call("c2").agent) == ("ann", "")
+    shard.wait(10_000)
+    assert (shard.call("c1").agent, shard.call("c2").agent) == ("bob", "ann")
+
+
+def test_a_decline_is_forgotten_with_a_transfer() -> None:
+    shard = Shard(reject_delay_span_ms=1_000)
+    shard.agent("ann")
+    shard.place("c1")
+    shard.decline("c1")
+    shard.agent("bob")
+    shard.connect("c1")
+    assert shard.call("c1").agent == "bob" and shard.state.calls["c1"].declined_by == ("ann",)
+    shard.wait(1_000)
+    shard.do(TransferCall(call_id="c1", agent="ann"))
+    assert shard.call("c1").agent == "ann" and shard.state.calls["c1"].declined_by == ()
+
+
+def test_a_recording_may_be_named_after_the_end_once() -> None:
+    shard = Shard()
+    shard.agent("ann")
+    shard.place("c1")
+    shard.do(EndCall(call_id="c1", recording_uri="rec:0"))
+    shard.connect("c1")
+    shard.do(HangUp(call_id="c1", attempt=1))
+    shard.do(EndCall(call_id="c1", agent="ann", recording_uri="rec:of-a-desktop"))
+    shard.do(EndCall(call_id="c1"))
+    assert shard.call("c1").recording_uri == ""
+    for uri in ("rec:1", "rec:2"):
+        shard.do(EndCall(call_id="c1", recording_uri=uri))
+    assert (shard.call("c1").recording_uri, shard.call("c1").state) == ("rec:1", CallState.ENDED)
+    shard.place("c2")
+    shard.do(HangUp(call_id="c2", attempt=1))
+    shard.do(EndCall(call_id="c2", recording_uri="rec:3"))
+    assert shard.call("c2").recording_uri == "", "nobody talked"
 
 
 # --- call-backs -------------------------------------------------------------------------------------

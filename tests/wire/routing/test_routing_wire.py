@@ -178,6 +178,7 @@ JOURNAL: list[model.Event] = [
         wrap_up_until_ms=T0 + 30_000,
         recording_uri="rec:1",
     ),
+    model.RecordingNamed(call_id="pbx:7f3a", recording_uri="rec:1"),
     model.CallWrappedUp(call_id="pbx:7f3a", agent="amy", disposition=SAID),
     model.CallsForgotten(call_ids=("pbx:7f3a", "pbx:7f3b")),
     model.SessionOpened(
