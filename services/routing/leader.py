@@ -142,15 +142,14 @@ class Silence:
     nobody speaks; often the leader had no turn either.
     """
 
-    def __init__(self, now: float, look_seconds: float) -> None:
-        """`now` on any clock of real seconds; a look is due every `look_seconds`."""
+    def __init__(self, now: float) -> None:
+        """`now` on any clock of real seconds."""
         self.seconds = 0.0
         self._looked = now
-        self._longest = look_seconds + STALL_SECONDS
 
-    def look(self, now: float) -> None:
-        """Nothing was heard until now."""
-        self.seconds += min(now - self._looked, self._longest)
+    def look(self, now: float, due_seconds: float) -> None:
+        """Nothing was heard until now; this look was due so long after the one before."""
+        self.seconds += min(now - self._looked, due_seconds + STALL_SECONDS)
         self._looked = now
 
     def heard(self, now: float) -> None:
@@ -496,7 +495,7 @@ class Leader:
         """
         loop = asyncio.get_running_loop()
         newest, patience = self._chain.sequence, self._patience_seconds()
-        silence = Silence(loop.time(), self._options.tail_seconds)
+        silence = Silence(loop.time())
         while True:
             left = patience - silence.seconds
             if left <= 0 and self.listed and await self._can_write():
@@ -511,7 +510,7 @@ class Leader:
                 newest, patience = self._chain.sequence, self._patience_seconds()
                 silence.heard(loop.time())
                 continue
-            silence.look(loop.time())
+            silence.look(loop.time(), pause)
             # What was not seen to be silent was not silent: the leader has its time again after an outage.
             if not await self._follow() or left <= 0 or self._chain.sequence != newest:
                 newest, patience = self._chain.sequence, self._patience_seconds()

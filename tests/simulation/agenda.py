@@ -106,6 +106,9 @@ class Process:
         self.wall_offset_ms = wall_offset_ms
         self.alive = True
         self.frozen = False
+        self.born = agenda.now
+        #: When it was frozen, and for how long, true seconds; oldest first.
+        self.naps: list[tuple[float, float]] = []
         self.loop = SimLoop(self)
         self.ready: deque[Handle] = deque()
         self.tasks: dict[asyncio.Task[Any], None] = {}
@@ -174,6 +177,7 @@ class Process:
         """SIGSTOP, and SIGCONT later."""
         if self.alive and not self.frozen:
             self.frozen = True
+            self.naps.append((self.agenda.now, seconds))
             self.agenda.at(self.agenda.now + seconds, _WORLD, self.thaw)
 
     def thaw(self) -> None:
@@ -185,6 +189,11 @@ class Process:
         for handle in parked:
             self.agenda.enter(self.agenda.now, self, handle)
         self.agenda.at(self.agenda.now, self, _nothing)
+
+    def wakeful(self, since: float, allowed: float) -> float:
+        """True seconds since then, less what each nap took beyond `allowed`."""
+        slept = sum(max(0.0, seconds - allowed) for at, seconds in self.naps if at >= since)
+        return self.agenda.now - since - slept
 
     def crash(self) -> None:
         """Kill -9: nothing of it runs any more."""

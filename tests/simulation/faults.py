@@ -14,6 +14,8 @@ if TYPE_CHECKING:
 
 #: A wall clock steps by this much, milliseconds.
 STEP_MS = 3_600_000
+#: A turn of an overloaded process's loop takes up to this, virtual seconds; a heartbeat is due every 0.5.
+OVERLOAD_SECONDS_MAX = 1.2
 
 
 class Trouble:
@@ -99,6 +101,36 @@ class Trouble:
         return True
 
     _freeze_leader = _sleep_sending = _sleep_opening = _freeze
+
+    def _stall(self, fault: Fault) -> bool:
+        """All candidates of a shard stand still and go on in the same moment: a machine or its host has no
+        time for any of them.
+        """
+        world = self.world
+        processes = [world.routers[name].process for name in LEAD_LISTS[fault.target]]
+        for process in [p for p in processes if p.alive and not p.frozen]:
+            process.freeze(fault.seconds)
+            world.network.stall(process, fault.seconds)
+        return True
+
+    def _overload(self, fault: Fault) -> bool:
+        """A leader has more to do than time: every few callbacks it stands still for longer than its
+        heartbeat.
+        """
+        process = self._process(fault)
+        if process is None or not process.alive or process.frozen:
+            return False
+        until, rng = self.world.agenda.now + fault.seconds, self.world.rng("overload")
+
+        def lag() -> None:
+            if self.world.faulty and self.world.agenda.now < until and process.alive and not process.frozen:
+                seconds = rng.uniform(0.1, OVERLOAD_SECONDS_MAX)
+                process.freeze(seconds)
+                self.world.network.stall(process, seconds)
+                process.after_callbacks(rng.choice((1, 5, 20, 60)), lag)
+
+        lag()
+        return True
 
     def _crash(self, fault: Fault) -> bool:
         """Kill -9 or loss of power; started again a while later."""

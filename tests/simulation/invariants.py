@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from routing import codec
 from routing.journal import Block
-from routing.leader import Committed
+from routing.leader import STALL_SECONDS, Committed, LeaderOptions
 from routing.model import (
     BLOCK_BYTES_MAX,
     EVENTS_PER_BLOCK_MAX,
@@ -31,12 +31,17 @@ from routing.model import (
 from routing.state import ShardState, best_idle, evolve, head_of
 
 if TYPE_CHECKING:
+    from tests.simulation.agenda import Process
     from tests.simulation.world import World
 
 #: An attached call with a free, fitting agent waits for at most so many commits.
 COMMITS_TO_OFFER = 2
 #: An offer may be past its time for so many commits and virtual seconds before it must have ended.
 OVERDUE_COMMITS, OVERDUE_SECONDS = 4, 0.7
+#: So much of each nap may count: a look at the tail may be that long after the one before.
+NAP_SECONDS = LeaderOptions().tail_seconds + STALL_SECONDS
+#: Sums of floating-point numbers may differ by so much.
+ROUNDING_SECONDS = 1e-6
 #: A shard's clock may run ahead of the truth, and lie behind it, by so much (milliseconds).
 AHEAD_MS, BEHIND_MS = 1_500, 60_000
 #: A call may be taken to have waited so much longer than it has (milliseconds): routers share their time
@@ -277,6 +282,16 @@ class Auditor:
         standing = _standing(view)
         if known.get(standing, sequence + 1) > sequence:
             self._violate(f"{shard}: {view.facts.call_id} was said to be {standing}, the journal has {known}")
+
+    def opens(self, process: Process, shard: str, heard: float, patience: float) -> None:
+        """A candidate is about to open a shard that it last heard of then. It must have been awake for the
+        silence: whoever had no turn does not know whether anybody spoke, and often the leader had none.
+        """
+        silent = process.wakeful(heard, NAP_SECONDS / process.rate) * process.rate
+        if silent < patience - ROUNDING_SECONDS:
+            self._violate(
+                f"{process.name} opens {shard} after {silent:.2f} s of silence that it was awake for"
+            )
 
     # --- the end
 

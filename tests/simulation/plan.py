@@ -139,6 +139,10 @@ CHANCES = {
     "half_open": 0.3,
     "interrupted": 0.05,
 }
+#: Further kinds, drawn beside the others.
+MORE_WEIGHTS = {"stall": 1, "overload": 1}
+#: So many of them at most.
+MORE_MAX = 3
 POINTS = ("sending", "applied", "committed", "answered", "read")
 
 
@@ -154,6 +158,10 @@ def draw(seed: int, kinds: dict[str, int] | None = None, chances: dict[str, floa
         chances = {kind: most * rng.choice((0.0, 0.3, 1.0)) for kind, most in CHANCES.items()}
     count = rng.randint(8, 18)
     faults = [_fault(rng, kind) for kind in _kinds(rng, mixture, count)]
+    if kinds is None:
+        more = random.Random(f"more {seed}")
+        chosen = more.choices(list(MORE_WEIGHTS), list(MORE_WEIGHTS.values()), k=more.randint(0, MORE_MAX))
+        faults += [_fault(more, kind) for kind in chosen]
     calls = tuple(_call(rng, n) for n in range(CALLS))
     return Plan(
         seed=seed, calls=calls, faults=tuple(sorted(faults, key=lambda f: f.at)), chances=dict(chances)
@@ -170,7 +178,7 @@ def _kinds(rng: random.Random, mixture: dict[str, int], count: int) -> list[str]
 def _fault(rng: random.Random, kind: str) -> Fault:
     at = rng.uniform(1.0, FAULTY_SECONDS)
     target, other = rng.choice(ROUTERS), ""
-    if kind in ("freeze_leader", "crash_leader", "sleep_sending"):
+    if kind in ("freeze_leader", "crash_leader", "sleep_sending", "stall", "overload"):
         target = rng.choice(tuple(LEAD_LISTS))
     elif kind == "restart_edge":
         target = rng.choice(EDGES)

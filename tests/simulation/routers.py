@@ -47,6 +47,24 @@ class WatchedLeader(Leader):
     """The product's leader; the world hears of commands that it fails on."""
 
     world: World
+    process: Process
+    _patience = 0.0
+    #: When it last heard of its shard's leader, true seconds.
+    _heard = 0.0
+
+    def _apply(self, block: Any) -> None:
+        super()._apply(block)
+        self._heard = self.world.agenda.now
+
+    def _patience_seconds(self) -> float:
+        self._patience = super()._patience_seconds()
+        return self._patience
+
+    async def _opening_block(self) -> Any:
+        self.world.auditor.opens(
+            self.process, self.shard, max(self._heard, self.process.born), self._patience
+        )
+        return await super()._opening_block()
 
     def _release(self, batch: Any, block: Any) -> None:
         self.world.auditor.check_place(self.shard, self.epoch, block.sequence, "released")
@@ -223,7 +241,7 @@ class Router:
             options=LeaderOptions(timing=self.world.plan.timing),
             home=shard == self.region,
         )
-        leader.world = self.world
+        leader.world, leader.process = self.world, self.process
         self.leaders[shard] = leader
         self.links[shard].use_local(leader)
 

@@ -40,7 +40,7 @@ def test_a_broken_rule_is_caught(variant: Variant) -> None:
     assert seed in {variant.seed, *range(1, variant.seeds_max + 1)}
 
 
-@pytest.mark.parametrize("name", ["STORE", "LEADERS", "CLIENTS", "CLOCKS"])
+@pytest.mark.parametrize("name", ["STORE", "LEADERS", "CLIENTS", "CLOCKS", "BUSY"])
 def test_what_is_not_broken_holds_in_the_same_mixture(name: str) -> None:
     """So that a variant is caught for being broken, not by a mixture that nothing stands."""
     world = simulate(draw(1, getattr(variants, name), variants.TROUBLED))

@@ -40,6 +40,7 @@ STORE = {"stall_replication": 6, "freeze_leader": 3, "crash_leader": 3, "slow_st
 LEADERS = {"freeze_leader": 6, "crash_leader": 4, "break": 3, "cut_store": 2}
 CLIENTS = {"break": 6, "cut_clients": 3, "take_session": 2, "freeze_leader": 2, "crash": 1}
 SLEEPERS = {"sleep_sending": 5, "sleep_opening": 5, "crash_leader": 3, "freeze_leader": 1}
+BUSY = {"stall": 5, "overload": 4, "freeze": 3, "freeze_leader": 2, "crash_leader": 2}
 CLOCKS = {"step_clock": 4, "crash_leader": 3, "freeze_leader": 1}
 TROUBLED = {"refused": 0.03, "late": 0.08, "unanswered": 0.08, "lost": 0.06, "twice": 0.08, "half_open": 0.4}
 #: Requests are repeated, or their answers lost, far too often.
@@ -104,6 +105,12 @@ def patched(owner: Any, name: str, value: Any) -> Iterator[None]:
         yield
     finally:
         setattr(owner, name, before)
+
+
+def _count_lateness(silence: leader.Silence, now: float, due_seconds: float) -> None:
+    """All time that has passed was silent, whoever slept."""
+    silence.seconds += now - silence._looked
+    silence._looked = now
 
 
 # --- journal
@@ -493,6 +500,12 @@ VARIANTS = (
         broken=lambda: patched(Leader, "now_ms", _wall_clock),
         kinds=CLOCKS,
         says=("time is off", "time runs backwards", "outlives"),
+    ),
+    Variant(
+        name="lateness counted as silence",
+        broken=lambda: patched(leader.Silence, "look", _count_lateness),
+        kinds=BUSY,
+        says=("of silence that it was awake for",),
     ),
     Variant(
         name="configuration in evolve",

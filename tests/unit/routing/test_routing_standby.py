@@ -232,12 +232,12 @@ async def test_a_paused_leader_finds_itself_deposed() -> None:
 
 def test_silence_is_what_was_heard_of_it() -> None:
     """Whoever had no turn for a minute has heard a moment of silence; whoever heard somebody, none."""
-    silence = Silence(100.0, 0.25)
+    silence = Silence(100.0)
     for now in (100.25, 100.5, 100.75):
-        silence.look(now)
+        silence.look(now, 0.25)
     assert silence.seconds == pytest.approx(0.75)
-    silence.look(160.0)
-    assert silence.seconds == pytest.approx(0.75 + 0.25 + STALL_SECONDS)
+    silence.look(160.0, 0.1)
+    assert silence.seconds == pytest.approx(0.75 + 0.1 + STALL_SECONDS)
     silence.heard(161.0)
-    silence.look(161.25)
+    silence.look(161.25, 0.25)
     assert silence.seconds == pytest.approx(0.25)
