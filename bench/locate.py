@@ -5,12 +5,16 @@ own CPU time, so that other work on the machine does not blur the result; the me
 after loading and all lookups, less what it held before it imported anything of routing. Prints a table and,
 by country, how finely numbers are placed; writes build/reports/locate.json; exits with 1 when a mix is slower
 than `LOOKUPS_PER_SECOND_MIN` or the memory above `MEMORY_MB_MAX`.
+
+`python -m bench.locate --precision docs/numbers.md` writes the page about precision: for every country a
+sample of numbers around the numbering plan's own examples, placed one by one.
 """
 
 from __future__ import annotations
 
 import argparse
 import collections
+import contextlib
 import json
 import random
 import resource
@@ -30,6 +34,19 @@ if TYPE_CHECKING:
 #: The limits.
 LOOKUPS_PER_SECOND_MIN = 20_000
 MEMORY_MB_MAX = 150
+#: Numbers a country for the page about precision, and tries to make one for each kind.
+SAMPLE, TRIES = 300, 400
+PAGE = """# How finely a number is placed, by country
+
+Written by `python -m bench.locate --precision docs/numbers.md`; do not edit. For each country up to 300
+numbers in use, made from the numbering plan's own examples of fixed and mobile numbers with other digits
+behind (China's mobile prefixes and area codes as callers have them). `radius` is the median over the sample
+of how far, in kilometres, the caller may be from the coordinates given: placement counts distance only beyond
+it. Where numbers were ported, the number says where it was issued: an edge that knows better gives the place
+itself (`call.location`), which wins.
+
+| country | numbers | city | province | country only | unknown | radius, km |
+|---|---|---|---|---|---|---|"""
 #: Numbers of each mix; each mix is timed so many times and the median counts.
 NUMBERS = 20_000
 ROUNDS = 5
@@ -137,6 +154,52 @@ def precision_table(found: Sequence[Located]) -> list[str]:
     return [f"{country:8}{n:8}{a:8.0%}{b:10.0%}{c:9.0%}{d:9.0%}" for country, n, a, b, c, d in shares]
 
 
+def sample_of(country: str, draw: random.Random) -> list[str]:
+    """Up to `SAMPLE` numbers in use of one country: the plan's examples of what callers have, with other last
+    digits, so that as many ranges are met as there are; of China and North America as callers have them.
+    """
+    import phonenumbers
+
+    if country == "CN":
+        return draw.sample(china_mobiles(draw), SAMPLE * 2 // 3) + draw.sample(china_fixed(draw), SAMPLE // 3)
+    found: list[str] = []
+    for kind in (0, 1, 2):
+        example = phonenumbers.example_number_for_type(country, kind)
+        if example is None:
+            continue
+        digits = phonenumbers.national_significant_number(example)
+        for _ in range(TRIES):
+            kept = draw.randrange(1, max(2, len(digits) - 3))
+            rest = "".join(str(draw.randrange(10)) for _ in digits[kept:])
+            found.append(f"+{example.country_code}{digits[:kept]}{rest}")
+    numbers = {n for n in found if phonenumbers.region_code_for_number(phonenumbers.parse(n)) == country}
+    in_use = valid(sorted(numbers))
+    return draw.sample(in_use, min(SAMPLE, len(in_use)))
+
+
+def precision_page() -> list[str]:
+    """The page about precision, by country, in Markdown."""
+    import phonenumbers
+
+    from routing.geo import InvalidNumber, locate
+
+    lines = PAGE.splitlines()
+    for country in sorted(phonenumbers.SUPPORTED_REGIONS):
+        counts: collections.Counter[str] = collections.Counter()
+        radius: list[int] = []
+        for number in sample_of(country, random.Random(f"{SEED}:{country}")):
+            with contextlib.suppress(InvalidNumber):
+                place = locate(number)
+                counts[place.precision.value] += 1
+                radius.append(place.radius_km)
+        if counts:
+            total = counts.total()
+            shares = [f"{counts[p] / total:.0%}" for p in ("CITY", "PROVINCE", "COUNTRY", "UNKNOWN")]
+            row = [country, str(total), *shares, f"{statistics.median(radius):.0f}"]
+            lines.append(f"| {' | '.join(row)} |")
+    return lines
+
+
 def run() -> dict[str, float | bool]:
     """The figures, by name."""
     before_mb, started = resident_mb(), time.perf_counter()
@@ -168,7 +231,11 @@ def main() -> int:
     """Prints and writes the figures; the exit status says whether the limits were met."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--report", type=Path, default=ROOT / "build" / "reports" / "locate.json")
+    parser.add_argument("--precision", type=Path, help="write the page about precision there, and end")
     arguments = parser.parse_args()
+    if arguments.precision:
+        arguments.precision.write_text("\n".join(precision_page()) + "\n")
+        return 0
     figures = run()
     print()
     for name, value in figures.items():

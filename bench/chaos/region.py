@@ -92,12 +92,14 @@ async def lose(floor: RegionFloor, crowd: RegionCrowd, case: Case, agents: int) 
     for _ in range(round(agents * BURST_RATIO)):
         crowd.call(region=case.region)
     await asyncio.sleep(BURST_SECONDS)
-    lost = time.monotonic()
     if case.links:
         await asyncio.to_thread(floor.cut, case.region, *case.links)
+        lost = time.monotonic()
     else:
         floor.kill_region(case.region)
         crowd.media.lose(case.region)
+        lost = time.monotonic()
+        await asyncio.to_thread(floor.bury_region, case.region)
     await asyncio.sleep(LOST_SECONDS)
     healed = time.monotonic()
     if case.links:

@@ -170,10 +170,12 @@ class RegionFloor:
         self._processes[name].wait_ready(HttpReady(url=self._url(name, "readyz")), START_SECONDS_MAX)
 
     def kill_region(self, region: str) -> None:
-        """kill -9 for all of its processes, and nothing of them is left when this returns."""
+        """kill -9 for all of its processes, at once."""
         for process in self._of(region):
-            # All at once, then each to its end.
             process.send(signal.SIGKILL)
+
+    def bury_region(self, region: str) -> None:
+        """Nothing is left of its processes when this returns."""
         for process in self._of(region):
             process.kill()
 

@@ -355,7 +355,9 @@ class Proxies:
 
 
 def _tcp_rows() -> list[str]:
-    return Path("/proc/net/tcp").read_text().splitlines()[1:]
+    """The kernel's connections; those of programs that speak IPv6 too stand apart."""
+    tables = (Path("/proc/net/tcp"), Path("/proc/net/tcp6"))
+    return [row for table in tables if table.exists() for row in table.read_text().splitlines()[1:]]
 
 
 def _holders(inode: str) -> Iterable[int]:
