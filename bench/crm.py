@@ -45,6 +45,8 @@ def data_folder() -> Path:
 
 def measured(arguments: argparse.Namespace, run_dir: Path) -> dict[str, Any]:
     """All figures."""
+    if arguments.insights_only:
+        return insights(arguments.weeks)
     parts = Parts(run_dir)
     figures: dict[str, Any] = {"customers": arguments.customers}
     try:
@@ -61,27 +63,39 @@ def measured(arguments: argparse.Namespace, run_dir: Path) -> dict[str, Any]:
         figures |= asyncio.run(load.pop_latency(large, arguments.customers, arguments.calls))
         figures |= asyncio.run(load.size_latency(large, small, sizes, arguments.calls // 5))
         figures |= plans.checked(parts.client["large"])
-        figures |= load.run_events(
-            parts, large, arguments.customers, EVENTS_PER_MINUTE_MIN, arguments.event_seconds
+        wanted = load.EventLoad(
+            batches=arguments.batches, per_minute=EVENTS_PER_MINUTE_MIN, seconds=arguments.event_seconds
         )
+        figures |= load.run_worker(parts, large, arguments.customers, wanted)
     finally:
         parts.close()
-    return figures | hot_spots(arguments.weeks)
+    return figures | insights(arguments.weeks)
 
 
-def hot_spots(weeks: int) -> dict[str, Any]:
-    """How well planted hot spots are found in real data; {} where there is none."""
+def insights(weeks: int) -> dict[str, Any]:
+    """How well planted hot spots and topics are found in real data; {} where there is none. Of hot spots the
+    ends of the 95 % intervals are held against the limits, not the shares themselves.
+    """
     folder = data_folder()
     figures: dict[str, Any] = {}
-    for name, file, read, radius_km in (
-        ("calls", "geolocated_calls_911.csv.gz", voice.townships, 50.0),
-        ("complaints", "consumer_complaints.csv.gz", voice.states, 500.0),
+    for name, file, read, radius_km, by_day in (
+        ("calls", "geolocated_calls_911.csv.gz", voice.townships, 50.0, voice.titles),
+        ("complaints", "consumer_complaints.csv.gz", voice.states, 500.0, voice.issues),
     ):
-        if (folder / file).exists():
-            power, alarms = voice.rates(read(folder / file), radius_km, weeks)
-            figures[f"hot_spot_{name}_power"] = round(power, 3)
-            figures[f"hot_spot_{name}_false_alarm_ratio"] = round(alarms, 3)
-    return figures
+        if not (folder / file).exists():
+            print(f"{file}: not there, so nothing is said of hot spots and topics in it")
+            continue
+        for what, rates in (
+            ("hot_spot", voice.rates(read(folder / file), radius_km, weeks)),
+            ("hot_topic", voice.topic_rates(by_day(folder / file), weeks)),
+        ):
+            figures |= {
+                f"{what}_{name}_power": round(rates.power, 3),
+                f"{what}_{name}_power_low": round(rates.power_low, 3),
+                f"{what}_{name}_false_alarm_ratio": round(rates.false_alarms, 3),
+                f"{what}_{name}_false_alarm_high": round(rates.false_alarms_high, 3),
+            }
+    return {**figures, "insight_weeks": weeks} if figures else {}
 
 
 def limits() -> list[tuple[str, str, float]]:
@@ -96,10 +110,12 @@ def limits() -> list[tuple[str, str, float]]:
         ("plans_with_scan", "max", 0),
         ("events_per_minute", "min", EVENTS_PER_MINUTE_MIN * 0.99),
         ("events_backlog_seconds", "max", BACKLOG_SECONDS_MAX),
-        ("hot_spot_calls_power", "min", POWER_MIN),
-        ("hot_spot_calls_false_alarm_ratio", "max", FALSE_ALARM_RATIO_MAX),
-        ("hot_spot_complaints_power", "min", POWER_MIN),
-        ("hot_spot_complaints_false_alarm_ratio", "max", FALSE_ALARM_RATIO_MAX),
+        ("import_events_lost", "max", 0),
+        ("import_events_relayed_per_second", "min", IMPORT_PER_SECOND_MIN / 2),
+        ("hot_spot_calls_power_low", "min", POWER_MIN),
+        ("hot_spot_calls_false_alarm_high", "max", FALSE_ALARM_RATIO_MAX),
+        ("hot_spot_complaints_power_low", "min", POWER_MIN),
+        ("hot_spot_complaints_false_alarm_high", "max", FALSE_ALARM_RATIO_MAX),
     ]
 
 
@@ -124,7 +140,11 @@ def main() -> int:
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--calls", type=int, default=3_200)
     parser.add_argument("--event-seconds", type=float, default=60.0)
-    parser.add_argument("--weeks", type=int, default=100)
+    parser.add_argument("--batches", type=int, default=100, help="of the import, to be told the others")
+    parser.add_argument("--weeks", type=int, default=600, help="with a planted spot, and as many without")
+    parser.add_argument(
+        "--insights-only", action="store_true", help="only how well spots and topics are found"
+    )
     parser.add_argument("--out", type=Path, default=ROOT / "build" / "reports" / "crm.json")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="callmesh-bench-") as folder:

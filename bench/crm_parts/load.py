@@ -8,6 +8,7 @@ import random
 import statistics
 import time
 from collections.abc import Awaitable, Callable, Iterator, Sequence
+from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -71,7 +72,8 @@ def run_import(parts: Parts, side: Side, count: int) -> dict[str, float]:
         stub = transfer_pb2_grpc.ImportServiceStub(line)
         job = transfer_pb2.Import(format=transfer_pb2.FILE_FORMAT_CSV)
         name = stub.CreateImport(transfer_pb2.CreateImportRequest(import_job=job)).name
-        cpu_before, started = parts.cpu_seconds(side), time.perf_counter()
+        cpu_before, mongo_before = parts.cpu_seconds(side), parts.mongo_cpu_seconds()
+        started = time.perf_counter()
         for answer in stub.UploadImport(_pieces(count, name)):
             done = answer.import_job.good_rows
             marks.append((time.perf_counter() - started, done))
@@ -79,6 +81,7 @@ def run_import(parts: Parts, side: Side, count: int) -> dict[str, float]:
                 memory.append(parts.rss_mb(side))
         last = stub.GetImport(transfer_pb2.GetImportRequest(name=name))
     cpu = parts.cpu_seconds(side) - cpu_before
+    mongo_cpu = parts.mongo_cpu_seconds() - mongo_before
     if last.good_rows != count or last.bad_rows:
         raise ValueError(f"{last.good_rows} rows in and {last.bad_rows} refused, of {count}")
     fifths = [_at(marks, count * n // 5) for n in range(6)]
@@ -88,6 +91,7 @@ def run_import(parts: Parts, side: Side, count: int) -> dict[str, float]:
         "import_customers_per_second": round(count / marks[-1][0]),
         "import_slowest_fifth_per_second": round(min(rates)),
         "import_server_cpu_microseconds": round(cpu / count * 1e6, 1),
+        "import_mongo_cpu_microseconds": round(mongo_cpu / count * 1e6, 1),
         "import_memory_mb": round(memory[-1], 1),
         "import_memory_growth_ratio": round(max(memory[len(memory) // 5 :]) / early, 3),
     }
@@ -298,48 +302,95 @@ def _story(index: int, customers: int, now: datetime) -> list[Event]:
     ]
 
 
-def run_events(parts: Parts, side: Side, customers: int, per_minute: int, seconds: float) -> dict[str, float]:
-    """Publishes at a rate; how many seconds after the last event everything was applied."""
-    total = int(per_minute * seconds / 60) // 2 * 2
+@dataclass(frozen=True)
+class EventLoad:
+    """What the worker is given."""
+
+    #: Batches of the import to be told; the others are forgotten, so that they are in nobody's way.
+    batches: int
+    #: Rate of other services' events, and for how long.
+    per_minute: int
+    seconds: float
+
+
+def run_worker(parts: Parts, side: Side, customers: int, wanted: EventLoad) -> dict[str, float]:
+    """What the import left to be told, then other services' events at their rate."""
     database = parts.client[side.database]
-    # What the import told the others is another load, and would be in the way of this one.
-    database.customers.update_many({}, {"$unset": {"outbox_since": ""}, "$set": {"outbox": []}})
-    begun_ms = int(time.time() * 1000) - 1000
+    kept = [row["_id"] for row in database.imported.find({}, {"_id": 1}).sort("_id", 1).limit(wanted.batches)]
+    database.imported.delete_many({"_id": {"$nin": kept}})
+    told = sum(len(row["outbox"]) for row in database.imported.find({}, {"outbox.id": 1}))
     with parts.worker(side.database) as amqp_uri:
-        publisher = Publisher(amqp_uri, service="bench")
-        started = time.perf_counter()
-        sent = 0
-        while sent < total:
-            due = min(total, int((time.perf_counter() - started) * per_minute / 60) + 1)
-            batch = [
-                event
-                for index in range(sent // 2, (due + 1) // 2)
-                for event in _story(index, customers, datetime.now(UTC))
-            ]
-            if batch:
-                assert set(publisher.publish_events(batch)) == {Outcome.PUBLISHED}
-                sent += len(batch)
-            else:
-                time.sleep(0.01)
-        published = time.perf_counter()
-        applied = 0
-        while applied < sent and time.perf_counter() - published < DRAIN_SECONDS_MAX:
-            applied = _applied(database, begun_ms)
-            time.sleep(0.05)
-        drained = time.perf_counter()
-        publisher.close()
+        figures = run_relay(database, told)
+        return figures | run_events(parts, database, customers, wanted, amqp_uri)
+
+
+def run_relay(database: Any, told: int) -> dict[str, float]:
+    """How fast the worker tells what was imported, and takes in what it hears of it itself."""
+    started = time.perf_counter()
+    _await(lambda: database.imported.count_documents({}) == 0)
+    relayed = time.perf_counter()
+    _await(lambda: _marks(database, "on_customer") >= told)
+    applied = time.perf_counter()
     return {
-        "events_per_minute": round(sent / (published - started) * 60),
-        "events_sent": sent,
-        "events_applied": applied,
-        "events_backlog_seconds": round(drained - published, 2),
+        "import_events_told": told,
+        "import_events_lost": told - _marks(database, "on_customer"),
+        "import_events_relayed_per_second": round(told / (relayed - started)),
+        "import_events_applied_per_second": round(told / (applied - started)),
     }
 
 
-def _applied(database: Any, begun_ms: int) -> int:
+def _await(done: Callable[[], bool]) -> None:
+    give_up = time.perf_counter() + DRAIN_SECONDS_MAX
+    while not done() and time.perf_counter() < give_up:
+        time.sleep(0.05)
+
+
+def _marks(database: Any, handler: str) -> int:
+    """Events that a handler has taken: its marks lie together in the index."""
+    taken = {"_id": {"$gte": f"{handler}:", "$lt": f"{handler};"}}
+    return int(database.inbox.count_documents(taken))
+
+
+def run_events(
+    parts: Parts, database: Any, customers: int, wanted: EventLoad, amqp_uri: str
+) -> dict[str, float]:
+    """Publishes at a rate; how many seconds after the last event everything was applied."""
+    per_second = wanted.per_minute / 60
+    total = int(per_second * wanted.seconds) // 2 * 2
+    publisher = Publisher(amqp_uri, service="bench")
+    before = parts.worker_cpu_seconds()
+    started = time.perf_counter()
+    sent = 0
+    while sent < total:
+        due = min(total, int((time.perf_counter() - started) * per_second) + 1)
+        batch = [
+            event
+            for index in range(sent // 2, (due + 1) // 2)
+            for event in _story(index, customers, datetime.now(UTC))
+        ]
+        if batch:
+            assert set(publisher.publish_events(batch)) == {Outcome.PUBLISHED}
+            sent += len(batch)
+        else:
+            time.sleep(0.01)
+    published = time.perf_counter()
+    _await(lambda: _marks(database, "on_call") >= sent)
+    drained = time.perf_counter()
+    cpu = parts.worker_cpu_seconds() - before
+    publisher.close()
+    return {
+        "events_per_minute": round(sent / (published - started) * 60),
+        "events_sent": sent,
+        "events_applied": _applied(database),
+        "events_backlog_seconds": round(drained - published, 2),
+        "event_worker_cpu_microseconds": round(cpu / sent * 1e6),
+    }
+
+
+def _applied(database: Any) -> int:
     """Events of the stories that the timeline holds."""
-    fresh = {"began_ms": {"$gte": begun_ms}, "source": "routing", "source_id": {"$gte": "bench-"}}
+    ours = {"source": "routing", "source_id": {"$gte": "bench-", "$lt": "bench."}}
     return sum(
-        int(database.interactions.count_documents({**fresh, f"facets.{side}": {"$exists": True}}))
+        int(database.interactions.count_documents({**ours, f"facets.{side}": {"$exists": True}}))
         for side in ("queued", "ended")
     )

@@ -44,6 +44,7 @@ class Parts:
         self.mongo.start()
         self.client: pymongo.MongoClient[dict[str, Any]] = pymongo.MongoClient(self.mongo.uri, tz_aware=True)
         self.groups: list[ProcessGroup] = []
+        self._worker: ProcessGroup | None = None
 
     def _env(self, database: str) -> dict[str, str]:
         return {
@@ -84,8 +85,10 @@ class Parts:
             )
             with ProcessGroup(self.run_dir / "worker", [spec], env=self._env(database)) as group:
                 group.start_all()
+                self._worker = group
                 yield rabbit.uri
         finally:
+            self._worker = None
             rabbit.stop()
 
     def rss_mb(self, side: Side) -> float:
@@ -98,8 +101,18 @@ class Parts:
 
     def cpu_seconds(self, side: Side) -> float:
         """Processor time that a server has used so far."""
-        fields = Path(f"/proc/{self._pid(side)}/stat").read_text().rpartition(")")[2].split()
-        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+        return _cpu_seconds(self._pid(side))
+
+    def mongo_cpu_seconds(self) -> float:
+        """Processor time that the database has used so far."""
+        return _cpu_seconds(int(self.client.admin.command("serverStatus")["pid"]))
+
+    def worker_cpu_seconds(self) -> float:
+        """Processor time that the worker has used so far."""
+        pid = self._worker.process("worker").pid() if self._worker is not None else None
+        if pid is None:
+            raise ValueError("the worker is not running")
+        return _cpu_seconds(pid)
 
     def _pid(self, side: Side) -> int:
         marker = f"CRM_GRPC_PORT={side.port}".encode()
@@ -116,3 +129,8 @@ class Parts:
         for group in self.groups:
             group.stop_all()
         self.mongo.stop()
+
+
+def _cpu_seconds(pid: int) -> float:
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")

@@ -1,21 +1,27 @@
-"""Planted hot spots in real background data: how often the scan finds them, and how often it cries wolf."""
+"""Planted hot spots and hot topics in real background data: how often they are found, and how often the
+service cries wolf.
+"""
 
 from __future__ import annotations
 
 import csv
 import gzip
-import random
-from collections import Counter
+from dataclasses import dataclass
 from pathlib import Path
 
-from crm import scan
+import numpy as np
+from scipy import stats
+
+from crm import scan, topics
 
 #: Of the background, the share that is this week's.
 WEEK_SHARE = 0.08
 RELATIVE_RISK = 3.0
 EXTRA_MIN = 20
-P_VALUE_MAX = 0.05
-SIMULATIONS = 199
+#: Random labellings a week: enough that a p-value at the cut is told from one beside it.
+SIMULATIONS = 499
+#: Days of an interval in which topics rise.
+TOPIC_DAYS = 7
 
 #: Centres of the states of the USA, degrees north and east: where complaints of a state are put.
 _STATES = {
@@ -56,62 +62,150 @@ def states(path: Path) -> list[tuple[str, float, float]]:
         ]
 
 
-def _centres(events: list[tuple[str, float, float]]) -> dict[str, tuple[float, float]]:
-    sums: dict[str, list[float]] = {}
-    for name, latitude, longitude in events:
-        row = sums.setdefault(name, [0.0, 0.0, 0.0])
-        row[0] += latitude
-        row[1] += longitude
-        row[2] += 1
-    return {name: (row[0] / row[2], row[1] / row[2]) for name, row in sums.items()}
+@dataclass(frozen=True)
+class Rates:
+    """How often planted spots were found, and how often one was cried without any, of so many weeks each."""
+
+    weeks: int
+    found: int
+    alarms: int
+
+    @property
+    def power(self) -> float:
+        """Share of the planted spots that were found."""
+        return self.found / self.weeks
+
+    @property
+    def false_alarms(self) -> float:
+        """Share of the weeks without a planted spot in which one was cried."""
+        return self.alarms / self.weeks
+
+    @property
+    def power_low(self) -> float:
+        """Lower end of the 95 % interval of the power, one-sided (Clopper and Pearson, 1934)."""
+        return float(stats.beta.ppf(0.05, self.found, self.weeks - self.found + 1)) if self.found else 0.0
+
+    @property
+    def false_alarms_high(self) -> float:
+        """Upper end of the 95 % interval of the false alarm rate, one-sided."""
+        return float(stats.beta.ppf(0.95, self.alarms + 1, self.weeks - self.alarms))
 
 
-def rates(
-    events: list[tuple[str, float, float]], radius_km: float, runs: int, seed: int = 11
-) -> tuple[float, float]:
-    """(power, false alarm rate): of `runs` weeks with a planted spot and `runs` without."""
-    rng = random.Random(seed)
-    centres = _centres(events)
-    names = sorted(centres)
-    hits = sum(_week(events, names, centres, radius_km, rng, plant=True) for _ in range(runs))
-    alarms = sum(_week(events, names, centres, radius_km, rng, plant=False) for _ in range(runs))
-    return hits / runs, alarms / runs
+class Background:
+    """Real contacts by place, of which a week's complaints are a random share."""
+
+    def __init__(self, events: list[tuple[str, float, float]]) -> None:
+        sums: dict[str, list[float]] = {}
+        for name, latitude, longitude in events:
+            row = sums.setdefault(name, [0.0, 0.0, 0.0])
+            row[0] += latitude
+            row[1] += longitude
+            row[2] += 1
+        self.names = sorted(sums)
+        self.contacts = np.array([int(sums[name][2]) for name in self.names])
+        self.centres = [(sums[n][0] / sums[n][2], sums[n][1] / sums[n][2]) for n in self.names]
+        expected_more = self.contacts * WEEK_SHARE * (RELATIVE_RISK - 1)
+        #: Where a relative risk of three means at least twenty complaints more.
+        self.able = np.flatnonzero(expected_more >= EXTRA_MIN)
+
+    def week(self, random: np.random.Generator, where: int | None) -> list[scan.Place]:
+        """The places with this week's complaints; with a planted spot at the place `where`."""
+        cases, contacts = random.binomial(self.contacts, WEEK_SHARE), self.contacts.copy()
+        if where is not None:
+            extra = max(EXTRA_MIN, round((RELATIVE_RISK - 1) * int(cases[where])))
+            cases[where] += extra
+            contacts[where] += extra
+        return [
+            scan.Place(
+                name=name,
+                latitude=self.centres[i][0],
+                longitude=self.centres[i][1],
+                cases=int(cases[i]),
+                contacts=int(contacts[i]),
+            )
+            for i, name in enumerate(self.names)
+        ]
 
 
-def _week(
-    events: list[tuple[str, float, float]],
-    names: list[str],
-    centres: dict[str, tuple[float, float]],
-    radius_km: float,
-    rng: random.Random,
-    *,
-    plant: bool,
-) -> bool:
-    """Whether the planted spot was found; without one, whether any was."""
-    contacts = Counter(name for name, _, _ in events)
-    cases = Counter(name for name, _, _ in events if rng.random() < WEEK_SHARE)
-    where = ""
-    if plant:
-        # Where a relative risk of three means at least twenty complaints more.
-        able = [n for n in names if contacts[n] * WEEK_SHARE * (RELATIVE_RISK - 1) >= EXTRA_MIN]
-        where = rng.choice(able)
-        extra = max(EXTRA_MIN, round((RELATIVE_RISK - 1) * cases[where]))
-        cases[where] += extra
-        contacts[where] += extra
-    places = [
-        scan.Place(
-            name=name,
-            latitude=centres[name][0],
-            longitude=centres[name][1],
-            cases=cases[name],
-            contacts=contacts[name],
-        )
-        for name in names
-    ]
+def rates(events: list[tuple[str, float, float]], radius_km: float, weeks: int, seed: int = 11) -> Rates:
+    """Of `weeks` weeks with a planted spot and `weeks` without, at the service's own cut."""
+    background, random = Background(events), np.random.default_rng(seed)
+    found = alarms = 0
+    for _ in range(weeks):
+        where = int(random.choice(background.able))
+        found += where in _cried(background.week(random, where), radius_km, random)
+        alarms += bool(_cried(background.week(random, None), radius_km, random))
+    return Rates(weeks=weeks, found=found, alarms=alarms)
+
+
+def _cried(places: list[scan.Place], radius_km: float, random: np.random.Generator) -> set[int]:
+    """The places of every spot that the service would report."""
     spots = scan.hot_spots(
-        places, radius_max_km=radius_km, simulations=SIMULATIONS, seed=rng.randrange(1 << 30)
+        places, radius_max_km=radius_km, simulations=SIMULATIONS, seed=int(random.integers(1 << 30))
     )
-    found = [spot for spot in spots if spot.p_value <= P_VALUE_MAX]
-    if not plant:
-        return bool(found)
-    return any(names[index] == where for spot in found for index in spot.places)
+    return {index for spot in spots if spot.p_value <= scan.P_VALUE_MAX for index in spot.places}
+
+
+class DayBook:
+    """Real contacts by day and reason. Days are drawn from it at random, whole: a day's reasons stay
+    together, busy days stay busy, and what one interval has beyond the days before it is chance alone.
+    """
+
+    def __init__(self, contacts: list[tuple[str, str]]) -> None:
+        days, self.reasons = sorted({d for d, _ in contacts}), sorted({r for _, r in contacts})
+        column = {reason: i for i, reason in enumerate(self.reasons)}
+        row = {day: i for i, day in enumerate(days)}
+        counts = np.zeros((len(days), len(self.reasons)), dtype=np.int64)
+        for day, reason in contacts:
+            counts[row[day], column[reason]] += 1
+        # The fringes of a file, with a few contacts a day, are no history of anything.
+        busy = counts.sum(axis=1)
+        self.counts = counts[busy >= np.median(busy[busy > 0]) / 2]
+        #: Where a relative risk of three means at least twenty contacts more in the interval.
+        more = self.counts.mean(axis=0) * TOPIC_DAYS * (RELATIVE_RISK - 1)
+        self.able = np.flatnonzero(more >= EXTRA_MIN)
+
+    def cried(self, random: np.random.Generator, planted: int | None) -> set[str]:
+        """The reasons that the service would report; with contacts planted for one of them."""
+        drawn = random.permutation(len(self.counts))[: TOPIC_DAYS + topics.HISTORY_DAYS_DEFAULT]
+        days = self.counts[drawn]
+        if planted is not None:
+            extra = max(EXTRA_MIN, round((RELATIVE_RISK - 1) * int(days[:TOPIC_DAYS, planted].sum())))
+            days[:TOPIC_DAYS, planted] += random.multinomial(extra, [1 / TOPIC_DAYS] * TOPIC_DAYS)
+        rising = topics.rising(
+            self._daily(days[:TOPIC_DAYS], 0),
+            self._daily(days[TOPIC_DAYS:], -topics.HISTORY_DAYS_DEFAULT),
+            history_days=topics.HISTORY_DAYS_DEFAULT,
+            days=TOPIC_DAYS,
+            p_value_max=topics.P_VALUE_MAX,
+        )
+        return {topic.reason for topic in rising}
+
+    def _daily(self, days: np.ndarray, first: int) -> topics.Daily:
+        return {
+            reason: {first + day: int(n) for day, n in enumerate(days[:, i]) if n}
+            for i, reason in enumerate(self.reasons)
+        }
+
+
+def topic_rates(contacts: list[tuple[str, str]], weeks: int, seed: int = 12) -> Rates:
+    """As `rates`, for reasons that rise against the 28 days before."""
+    book, random = DayBook(contacts), np.random.default_rng(seed)
+    found = alarms = 0
+    for _ in range(weeks):
+        planted = int(random.choice(book.able))
+        found += book.reasons[planted] in book.cried(random, planted)
+        alarms += bool(book.cried(random, None))
+    return Rates(weeks=weeks, found=found, alarms=alarms)
+
+
+def issues(path: Path) -> list[tuple[str, str]]:
+    """(day, issue) of every complaint."""
+    with gzip.open(path, "rt") as file:
+        return [(row["Date received"], row["Issue"]) for row in csv.DictReader(file)]
+
+
+def titles(path: Path) -> list[tuple[str, str]]:
+    """(day, title) of every emergency call."""
+    with gzip.open(path, "rt") as file:
+        return [(row["timeStamp"][:10], row["title"]) for row in csv.DictReader(file)]

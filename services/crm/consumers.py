@@ -37,6 +37,12 @@ class CrmConsumers:
         """Grows calls' interactions."""
         self._learn(events)
 
+    @subscribe("routing", *inbound.SURVEYS)
+    def on_survey(self, event: Event) -> None:
+        """Puts what a caller answered after a call into the timeline."""
+        inbound.learn(self.use, event)
+        self.webhooks.offer_all([event])
+
     @subscribe("tickets", *inbound.TICKETS, together_max=TOGETHER_MAX)
     def on_ticket(self, events: list[Event]) -> None:
         """Keeps tickets' interactions as their newest events show them."""

@@ -23,6 +23,7 @@ from callmesh.marketing.v1 import events_pb2 as marketing_events
 from callmesh.marketing.v1 import types_pb2 as marketing_types
 from callmesh.routing.v1 import call_pb2
 from callmesh.routing.v1 import events_pb2 as routing_events
+from callmesh.routing.v1 import menu_events_pb2 as menu_events
 from callmesh.tickets.v1 import events_pb2 as tickets_events
 from callmesh.tickets.v1 import ticket_pb2
 from chassis.bus.event import SPEC_VERSION, Told
@@ -74,6 +75,8 @@ EVENT_TEXT_CHARACTERS_MAX = 10_000
 EVENT_LINE_CHARACTERS_MAX = 500
 #: Longest resource name or short word taken from another service's event, characters.
 NAME_CHARACTERS_MAX = 200
+#: Answers of one survey that are kept.
+SURVEY_ANSWERS_MAX = 20
 #: Most offers of one ranking that are kept.
 RANKED_OFFERS_MAX = 20
 #: How far a caller's clock may be ahead of ours, ms.
@@ -1098,6 +1101,35 @@ def visit_fact(message: tickets_events.FollowUpCompleted) -> Fact | None:
         stamp=(snapshot.version,),
         values=values,
         began_ms=_event_ms("update_time", snapshot),
+    )
+
+
+def survey_fact(message: menu_events.SurveyAnswered) -> Fact | None:
+    """What a caller answered after a call; None when nothing was."""
+    if not message.session or not message.answers:
+        return None
+    said = ", ".join(
+        f"{a.question}: {a.score}" if a.score else f"{a.question}: {a.node}"
+        for a in message.answers[:SURVEY_ANSWERS_MAX]
+    )
+    values = {
+        "number": _event_number(message.caller_number),
+        "customer": _id_of("customer", "customers", message.customer),
+        "channel": Channel.VOICE.value,
+        "survey": message.survey[:NAME_CHARACTERS_MAX],
+        # The scale of the timeline is whole; 0: nothing was scored.
+        "satisfaction": min(5, max(0, round(message.satisfaction))),
+        "comment": said[:EVENT_TEXT_CHARACTERS_MAX],
+        "call_id": message.call_id[:NAME_CHARACTERS_MAX],
+    }
+    return Fact(
+        kind=InteractionKind.SURVEY,
+        source="routing",
+        source_id=check_id("session", message.session),
+        facet="record",
+        stamp=(message.version, len(message.answers)),
+        values=values,
+        began_ms=_event_ms("event_time", message),
     )
 
 

@@ -11,6 +11,7 @@ from typing import Any
 from callmesh.crm.v1 import events_pb2 as crm_events
 from callmesh.marketing.v1 import events_pb2 as marketing_events
 from callmesh.routing.v1 import events_pb2 as routing_events
+from callmesh.routing.v1 import menu_events_pb2 as menu_events
 from callmesh.tickets.v1 import events_pb2 as tickets_events
 from chassis.bus import Event
 from crm import convert, glance, timeline
@@ -35,6 +36,8 @@ TICKETS: tuple[type[Any], ...] = (
     tickets_events.TicketsMerged,
     tickets_events.FollowUpCompleted,
 )
+#: What callers answered after a call.
+SURVEYS: tuple[type[Any], ...] = (menu_events.SurveyAnswered,)
 OFFERS: tuple[type[Any], ...] = (marketing_events.RecommendationMade, marketing_events.OfferOutcomeRecorded)
 #: Events after which a customer may own numbers that it did not own before.
 CUSTOMERS: tuple[type[Any], ...] = (crm_events.CustomerCreated, crm_events.CustomerUpdated)
@@ -55,11 +58,11 @@ TOLD: tuple[type[Any], ...] = (
 ERASED: str = crm_events.CustomerErased.DESCRIPTOR.full_name
 #: Full names of every event that a webhook can have.
 WEBHOOK_TYPES: tuple[str, ...] = tuple(
-    kind.DESCRIPTOR.full_name for kind in (*CALLS, *TICKETS, *OFFERS, *CUSTOMERS, *TOLD)
+    kind.DESCRIPTOR.full_name for kind in (*CALLS, *TICKETS, *SURVEYS, *OFFERS, *CUSTOMERS, *TOLD)
 )
 
 _TYPES: Mapping[str, type[Any]] = {
-    kind.DESCRIPTOR.full_name: kind for kind in (*CALLS, *TICKETS, *OFFERS, *CUSTOMERS)
+    kind.DESCRIPTOR.full_name: kind for kind in (*CALLS, *TICKETS, *SURVEYS, *OFFERS, *CUSTOMERS)
 }
 #: Types whose events can be learned many at once.
 _TOGETHER = frozenset(kind.DESCRIPTOR.full_name for kind in (*CALLS, *TICKETS, *CUSTOMERS))
@@ -121,6 +124,8 @@ def learn_message(use: Memory, message: Any) -> None:
     if type(message) in _FACTS or isinstance(message, TICKETS):
         for fact in _facts_of(message):
             _apply(use, fact)
+    elif isinstance(message, menu_events.SurveyAnswered):
+        _apply(use, convert.survey_fact(message))
     elif isinstance(message, marketing_events.RecommendationMade):
         _learn_ranking(use, message)
     elif isinstance(message, marketing_events.OfferOutcomeRecorded):

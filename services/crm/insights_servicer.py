@@ -13,7 +13,7 @@ from chassis.fieldmask import apply_mask
 from chassis.ids import parse_name
 from chassis.mongo import etag, parse_etag
 from chassis.pagination import Page, request_fingerprint
-from crm import convert, topics
+from crm import convert, scan, topics
 from crm.app import App
 from crm.records import Raw
 from crm.voice import (
@@ -27,7 +27,6 @@ from crm.voice import (
     checked_path,
 )
 
-P_VALUE_DEFAULT = 0.05
 RADIUS_KM_DEFAULT, RADIUS_KM_MAX = 50.0, 500.0
 REPEAT_DAYS_MAX = 90
 REPORT_TOPICS, REPORT_ROWS = 20, 50
@@ -60,10 +59,10 @@ def _span(message: Any) -> Span:
     )
 
 
-def _p_value(value: float) -> float:
+def _p_value(value: float, default: float = topics.P_VALUE_MAX) -> float:
     if not 0.0 <= value <= 1.0 or math.isnan(value):
         raise InvalidArgument(field="p_value_max", why="must be 0 to 1")
-    return value or P_VALUE_DEFAULT
+    return value or default
 
 
 def _sliced(request: Any, found: list[Any], default: int, maximum: int) -> tuple[list[Any], str]:
@@ -244,7 +243,8 @@ class InsightsServicer(insights_pb2_grpc.InsightsServiceServicer):
         if not 0.0 <= request.radius_max_km <= RADIUS_KM_MAX:
             raise InvalidArgument(field="radius_max_km", why=f"must be 0 to {RADIUS_KM_MAX:g}")
         radius = request.radius_max_km or RADIUS_KM_DEFAULT
-        found = self._voice.hot_spots(_span(request.scope), radius, _p_value(request.p_value_max))
+        p_value_max = _p_value(request.p_value_max, scan.P_VALUE_MAX)
+        found = self._voice.hot_spots(_span(request.scope), radius, p_value_max)
         shown, token = _sliced(request, found, 20, 200)
         return insights_pb2.ListHotSpotsResponse(
             hot_spots=[spot_out(each) for each in shown], next_page_token=token
@@ -281,8 +281,8 @@ class InsightsServicer(insights_pb2_grpc.InsightsServiceServicer):
         """The day in one answer."""
         span = _span(request.scope)
         voice = self._voice
-        spots = voice.hot_spots(span, RADIUS_KM_DEFAULT, P_VALUE_DEFAULT)
-        rising = voice.hot_topics(span, topics.HISTORY_DAYS_DEFAULT, P_VALUE_DEFAULT)
+        spots = voice.hot_spots(span, RADIUS_KM_DEFAULT, scan.P_VALUE_MAX)
+        rising = voice.hot_topics(span, topics.HISTORY_DAYS_DEFAULT, topics.P_VALUE_MAX)
         return insights_pb2.VoiceReport(
             scope=request.scope,
             hot_topics=[topic_out(each) for each in rising[:REPORT_TOPICS]],

@@ -246,10 +246,9 @@ class Voice:
             product=span.product,
             complaints_only=span.complaints_only,
         )
-        observed = {reason: sum(days) for reason, days in self._daily(span).items()}
         rising = topics.rising(
-            observed,
-            self._daily(before),
+            self._daily(span),
+            self._daily(before, origin_ms=span.from_ms),
             history_days=history_days,
             days=span.days,
             p_value_max=p_value_max,
@@ -264,9 +263,12 @@ class Voice:
             for topic in rising
         ]
 
-    def _daily(self, span: Span) -> dict[str, list[int]]:
-        """Reason -> its daily counts, each reason's ancestors counted too."""
-        day = {"$floor": {"$divide": [{"$subtract": ["$began_ms", span.from_ms]}, _DAY_MS]}}
+    def _daily(self, span: Span, origin_ms: int | None = None) -> topics.Daily:
+        """Each reason's daily counts, its ancestors counted too; days count from the span's own beginning or
+        another.
+        """
+        start_ms = span.from_ms if origin_ms is None else origin_ms
+        day = {"$floor": {"$divide": [{"$subtract": ["$began_ms", start_ms]}, _DAY_MS]}}
         found = self._aggregate(
             [
                 {"$match": self._match(span, with_reason=True)},
@@ -277,7 +279,7 @@ class Voice:
         for raw in found:
             for path in up(raw["_id"]["r"]):
                 counts[path][int(raw["_id"]["d"])] += raw["n"]
-        return {reason: list(days.values()) for reason, days in counts.items()}
+        return counts
 
     def _behind(self, span: Span, wanted: Sequence[str]) -> dict[str, dict[str, Counter[str]]]:
         """Reason -> products and partners of its interactions; those that an interaction itself does not name

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from datetime import UTC, date, datetime, timedelta
 
+import numpy as np
 import pytest
 from google.protobuf.json_format import MessageToDict
 from hypothesis import given, settings
@@ -313,17 +314,58 @@ def test_more_reasons_never_lower_the_score() -> None:
 # Voice of the customer
 
 
+def by_day(*counts: int, first: int = 0) -> dict[int, int]:
+    return {first + day: count for day, count in enumerate(counts)}
+
+
 def test_a_topic_rises_against_its_own_history_only() -> None:
-    history = {"steady": [10] * 28, "rising": [2] * 28, "wild": [0, 60] * 14}
-    found = topics.rising(
-        {"steady": 12, "rising": 14, "wild": 70, "rare": 3},
-        history,
-        history_days=28,
-        days=1.0,
-        p_value_max=0.05,
-    )
+    history = {
+        "steady": by_day(*[10] * 28, first=-28),
+        "rising": by_day(*[2] * 28, first=-28),
+        "wild": by_day(*[0, 60] * 14, first=-28),
+    }
+    now = {"steady": by_day(12), "rising": by_day(14), "wild": by_day(70), "rare": by_day(3)}
+    found = topics.rising(now, history, history_days=28, days=1.0, p_value_max=0.05)
     assert [topic.reason for topic in found] == ["rising"]
-    assert found[0].expected == 2.0 and found[0].p_value < 0.001
+    # One day among 29: no exchange of days says more.
+    assert found[0].expected == 2.0 and found[0].p_value == pytest.approx(1 / 29, abs=1e-4)
+    assert topics.rising({}, history, history_days=28, days=1.0, p_value_max=0.05) == []
+
+
+def test_with_few_days_the_model_alone_decides() -> None:
+    history = {"a": by_day(*[2] * 7, first=-7), "b": by_day(*[9] * 7, first=-7)}
+    now = {"a": by_day(15), "b": by_day(9)}
+    found = topics.rising(now, history, history_days=7, days=1.0, p_value_max=0.05)
+    assert [topic.reason for topic in found] == ["a"] and found[0].p_value < 0.001
+    half = topics.rising(now, history, history_days=7, days=0.5, p_value_max=0.05)
+    assert half[0].reason == "a" and half[0].expected == 1.0
+    alone = topics.rising({"a": now["a"]}, {"a": history["a"]}, history_days=7, days=1.0, p_value_max=0.05)
+    assert [topic.reason for topic in alone] == ["a"], "a reason with no others beside it"
+
+
+def test_a_busy_day_is_no_news_of_any_reason() -> None:
+    reasons = [f"r{n}" for n in range(8)]
+    history = {reason: by_day(*[6] * 28, first=-28) for reason in reasons}
+    assert (
+        topics.rising(
+            {reason: by_day(30) for reason in reasons}, history, history_days=28, days=1.0, p_value_max=0.05
+        )
+        == []
+    )
+
+
+@given(st.integers(0, 2**32 - 1))
+@settings(max_examples=20, deadline=None)
+def test_days_that_are_alike_rarely_make_a_topic(seed: int) -> None:
+    random = np.random.default_rng(seed)
+    days = random.negative_binomial(1, 0.2, size=(29, 6))
+    cried = 0
+    for today in (0, 14, 28):
+        others = [d for d in range(29) if d != today]
+        now = {str(i): {0: int(days[today, i])} for i in range(6)}
+        history = {str(i): {-28 + k: int(days[d, i]) for k, d in enumerate(others)} for i in range(6)}
+        cried += bool(topics.rising(now, history, history_days=28, days=1.0, p_value_max=1 / 28.5))
+    assert cried <= 1, "one day of all can be the strongest"
 
 
 def places(extra: int) -> list[scan.Place]:
