@@ -10,6 +10,9 @@ calls; the same two of plain estimators beside it: `_logistic`, `_boosting` (sta
 `retail --train F --products F --test F`: purchases to learn from, the products' kinds, purchases to judge by.
 Prints `hit_rate_10` and `recall_10`, and the same with `_global`, `_personal`, `_als`, `_smoothed`.
 
+`retail-choice --train F --products F`: how the estimator was set, and may be set anew: each setting learns
+what came before the latest month of the purchases and is judged on that month. Prints a list, best first.
+
 A file that cannot be read or lacks a column ends the command with status 2 and one line on stderr.
 """
 
@@ -101,6 +104,14 @@ def retail(train: pd.DataFrame, products: pd.DataFrame, test: pd.DataFrame) -> d
     return {name: round(value, 6) for name, value in found.items()}
 
 
+def retail_choice(train: pd.DataFrame, products: pd.DataFrame) -> list[dict[str, float]]:
+    """Settings of the estimator by how they do on the latest month. ValueError for unusable data."""
+    from marketing.learning import baskets
+
+    found = baskets.choice(baskets.purchases(train, products))
+    return [{name: round(value, 6) for name, value in one.items()} for one in found]
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m marketing.evaluate", description=__doc__)
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
@@ -108,6 +119,7 @@ def _parser() -> argparse.ArgumentParser:
     for kind, files in (
         ("telemarketing", ("train", "test")),
         ("retail", ("train", "products", "test")),
+        ("retail-choice", ("train", "products")),
     ):
         command = kinds.add_parser(kind)
         for name in files:
@@ -123,11 +135,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     import pandas as pd
 
     try:
-        train, test = pd.read_csv(given.train), pd.read_csv(given.test)
+        train = pd.read_csv(given.train)
+        found: object
         if given.kind == "telemarketing":
-            found = telemarketing(train, test)
+            found = telemarketing(train, pd.read_csv(given.test))
+        elif given.kind == "retail":
+            found = retail(train, pd.read_csv(given.products), pd.read_csv(given.test))
         else:
-            found = retail(train, pd.read_csv(given.products), test)
+            found = retail_choice(train, pd.read_csv(given.products))
     except (OSError, EOFError, ValueError, KeyError, TypeError) as error:
         print(f"evaluate: {error}", file=sys.stderr)
         return 2

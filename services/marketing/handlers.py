@@ -49,7 +49,7 @@ from marketing.model import (
     RankedOffer,
     Result,
 )
-from marketing.policy import CANDIDATES_MORE, arrange, first_chances, held_out, worthwhile
+from marketing.policy import CANDIDATES_MORE, arrange, first_chances, held_out, share_of, worthwhile
 from marketing.propensity import traits
 from marketing.ranker_cache import RankerCache
 from marketing.ranking import Candidate, Ranker
@@ -243,13 +243,16 @@ class Recommender:
         offers: tuple[RankedOffer, ...] = ()
         chance, holdout = 1.0, False
         if refusal is None:
-            every = ranker.candidates(profile, contact, now, limit + CANDIDATES_MORE, propensity)
+            at_risk = self._cache.churn.at_risk(profile, now)
+            every = ranker.candidates(profile, contact, now, limit + CANDIDATES_MORE, propensity, at_risk)
             found = [candidate for candidate in every if worthwhile(policy, candidate.score)]
             known = ranker.table.customers
             chances = first_chances(policy, len(found), known)
             holdout = held_out(policy, profile.customer, known)
             if holdout:
                 refusal = NoOffer.HOLDOUT
+            elif found and self._in_vain(profile, contact):
+                refusal = NoOffer.NOT_WORTHWHILE
             elif not found:
                 refusal = NoOffer.NOT_WORTHWHILE if every else NoOffer.NOTHING_ELIGIBLE
             else:
@@ -271,6 +274,15 @@ class Recommender:
             created_at=now,
             expires_at=now + self._lifetime,
         )
+
+    def _in_vain(self, profile: Profile, contact: Contact) -> bool:
+        """Whether offering something makes a purchase less likely by the uplift model. A share of the
+        customers is asked all the same, so that a change would be seen.
+        """
+        uplift, policy = self._cache.uplift, self._cache.policy
+        if not uplift.model or share_of("uplift", profile.customer) < policy.exploration_ratio:
+            return False
+        return uplift.gain(traits(profile, contact)) < 0
 
     def _arranged(
         self,

@@ -101,6 +101,19 @@ PROPENSITY_MODELS = Kind("propensity_models", ModelNotFound, ["-number"], resour
 PROPENSITY_SERVING = Kind("propensity_serving", ModelNotFound, resource="models")
 
 
+#: The same for the models of effects.py: {"state", "offered" and "held", or "weights" and "threshold", ...}.
+UPLIFT = "uplift"
+UPLIFT_MODELS = Kind("uplift_models", ModelNotFound, ["-number"], resource="models")
+UPLIFT_SERVING = Kind("uplift_serving", ModelNotFound, resource="models")
+CHURN = "churn"
+CHURN_MODELS = Kind("churn_models", ModelNotFound, ["-number"], resource="models")
+CHURN_SERVING = Kind("churn_serving", ModelNotFound, resource="models")
+#: Where versions of a model lie, and which one serves, by the model's name.
+EFFECTS: Mapping[str, tuple[Kind, Kind]] = {
+    UPLIFT: (UPLIFT_MODELS, UPLIFT_SERVING),
+    CHURN: (CHURN_MODELS, CHURN_SERVING),
+}
+
 TARIFFS = Kind("tariffs", TariffNotFound, ["kind", "_id"], ["refers"])
 #: {"meters": {meter: quantity}} of a customer and month.
 USAGE = Kind("usage", TariffNotFound, ["customer", "-month"])
@@ -139,6 +152,10 @@ KINDS = (
     POLICIES,
     PROPENSITY_MODELS,
     PROPENSITY_SERVING,
+    UPLIFT_MODELS,
+    UPLIFT_SERVING,
+    CHURN_MODELS,
+    CHURN_SERVING,
     TARIFFS,
     USAGE,
     LEADS,

@@ -17,14 +17,21 @@ from chassis.clock import Clock
 from chassis.errors import AlreadyExists, EtagMismatch, FailedPrecondition, NotFound
 from chassis.mongo import retry_conflicts
 from marketing import convert
-from marketing.engine import ModelNotFound
+from marketing.effects import churn_traits
+from marketing.engine import LOST_TAG, ModelNotFound
 from marketing.handlers import ModelNotReady, NoEarlierModel
 from marketing.kinds import (
+    CHURN,
+    CHURN_MODELS,
+    CHURN_SERVING,
     DEFAULT_POLICY,
     POLICIES,
     PROPENSITY,
     PROPENSITY_MODELS,
     PROPENSITY_SERVING,
+    UPLIFT,
+    UPLIFT_MODELS,
+    UPLIFT_SERVING,
     policy_content,
     policy_from_content,
     propensity_from_content,
@@ -33,7 +40,7 @@ from marketing.model import Considered, Decision, ModelInfo, ModelState, Result
 from marketing.offline import Comparison, Estimate, Logged, Treated, compare, qini, spread_of, uplift
 from marketing.policy import Policy, first_chances
 from marketing.propensity import Propensity, corrected
-from marketing.shelf import Row, Shelves
+from marketing.shelf import Kind, Row, Shelves
 from marketing.store import DecisionFilter, Store
 
 #: Newest decisions that a model learns from, and that policies are judged by.
@@ -45,6 +52,13 @@ JUDGED_MIN = 50
 UPLIFT_DAYS = 14
 #: Versions remembered for a rollback.
 EARLIER_MAX = 10
+#: Newest purchases of a customer looked through.
+PURCHASES_LOOKED_AT = 100
+#: Customers that a churn model learns from.
+CUSTOMERS_SAMPLED_MAX = 50_000
+#: Fewest closed decisions, or customers, before uplift and churn are learned unasked, and how often they are.
+DUE_MIN = 1_000
+RELEARN = timedelta(days=1)
 
 
 class TooFewDecisions(FailedPrecondition):
@@ -75,8 +89,13 @@ def put_to_customer(decision: Decision) -> list[tuple[Considered, bool]]:
     return [(by_id[offer], taken) for offer, taken in heard if offer in by_id]
 
 
-class Propensities:
-    """Versions of the propensity model."""
+class Versions:
+    """Versions of one kind of learned model: made, listed, served, gone back to."""
+
+    #: Its name, which begins the ids; where versions lie, and which one serves.
+    name: str
+    models: Kind
+    serving: Kind
 
     def __init__(self, shelves: Shelves, store: Store, clock: Clock, kept: int) -> None:
         self._shelves = shelves
@@ -86,13 +105,13 @@ class Propensities:
 
     def owns(self, model_id: str) -> bool:
         """Whether an id is one of this kind's."""
-        return model_id.startswith(f"{PROPENSITY}-")
+        return model_id.startswith(f"{self.name}-")
 
     def _serving(self) -> Row:
         try:
-            return self._shelves.get(PROPENSITY_SERVING, PROPENSITY)
+            return self._shelves.get(self.serving, self.name)
         except NotFound:
-            return Row(id=PROPENSITY, content={})
+            return Row(id=self.name, content={})
 
     def _info(self, row: Row, serving: Mapping[str, Any]) -> ModelInfo:
         content = row.content
@@ -110,12 +129,12 @@ class Propensities:
 
     def get(self, model_id: str) -> ModelInfo:
         """ModelNotFound."""
-        return self._info(self._shelves.get(PROPENSITY_MODELS, model_id), self._serving().content)
+        return self._info(self._shelves.get(self.models, model_id), self._serving().content)
 
     def list(self, limit: int, below: int | None) -> Sequence[ModelInfo]:
         """Newest first."""
         condition = {"number": {"$lt": below}} if below is not None else {}
-        rows = self._shelves.find(PROPENSITY_MODELS, condition, limit, order="-number")
+        rows = self._shelves.find(self.models, condition, limit, order="-number")
         serving = self._serving().content
         return [self._info(row, serving) for row in rows]
 
@@ -124,24 +143,99 @@ class Propensities:
         return retry_conflicts(lambda: self._info(self._next(), self._serving().content))
 
     def _next(self) -> Row:
-        newest = next(iter(self._shelves.find(PROPENSITY_MODELS, {}, 1, order="-number")), None)
+        newest = next(iter(self._shelves.find(self.models, {}, 1, order="-number")), None)
         if newest is not None and newest.content["state"] == ModelState.TRAINING:
             return newest
         number = newest.keys["number"] + 1 if newest else 1
         row = Row(
-            id=f"{PROPENSITY}-{number:06}",
+            id=f"{self.name}-{number:06}",
             content={"state": ModelState.TRAINING.value},
             keys={"number": number},
         )
         try:
-            return self._shelves.insert(PROPENSITY_MODELS, row, self._clock.now())[0]
+            return self._shelves.insert(self.models, row, self._clock.now())[0]
         except AlreadyExists:
             raise EtagMismatch(resource=f"models/{row.id}") from None
 
+    def asked_for(self) -> bool:
+        """Whether somebody asked for a version that is not there."""
+        newest = self.newest()
+        return newest is not None and newest.content["state"] == ModelState.TRAINING
+
+    def newest(self) -> Row | None:
+        """The newest version."""
+        return next(iter(self._shelves.find(self.models, {}, 1, order="-number")), None)
+
+    def keep(self, content: Mapping[str, Any], metrics: Mapping[str, float], failure: str) -> ModelInfo:
+        """Stores what was learned, and lets it serve unless it failed validation or an operator chose another
+        version.
+        """
+        row = retry_conflicts(self._next)
+        state = ModelState.FAILED if failure else ModelState.READY
+        whole = {**content, "state": state.value, "failure": failure, "metrics": dict(metrics)}
+        row = self._shelves.update(self.models, replace(row, content=whole), self._clock.now())
+        if state is ModelState.READY and not self._serving().content.get("pinned"):
+            self._serve(row.id, pinned=False)
+        self._drop()
+        return self.get(row.id)
+
+    def _drop(self) -> None:
+        serving = self._serving().content
+        wanted = {serving.get("model"), *serving.get("earlier", ())[-self._kept :]}
+        for row in self._shelves.find(self.models, {}, 200, order="-number")[self._kept :]:
+            if row.id not in wanted:
+                self._shelves.delete(self.models, row)
+
+    def _serve(self, model_id: str, *, pinned: bool, back: bool = False) -> None:
+        def attempt() -> None:
+            row, now = self._serving(), self._clock.now()
+            before = row.content.get("model", "")
+            earlier = list(row.content.get("earlier", ()))
+            if back:
+                earlier = earlier[:-1]
+            elif before and before != model_id:
+                earlier = [*earlier, before][-EARLIER_MAX:]
+            content = {"model": model_id, "earlier": earlier, "since": now, "pinned": pinned}
+            events = () if before == model_id else (convert.model_event(model_id, before, back, now),)
+            if row.version:
+                self._shelves.update(self.serving, replace(row, content=content), now, events)
+            else:
+                self._shelves.insert(self.serving, replace(row, content=content), now, events)
+
+        retry_conflicts(attempt)
+
+    def activate(self, model_id: str) -> ModelInfo:
+        """Lets a version serve; any but the newest stays until another is activated. ModelNotFound,
+        ModelNotReady.
+        """
+        row = self._shelves.get(self.models, model_id)
+        if row.content["state"] != ModelState.READY:
+            raise ModelNotReady(subject=f"models/{model_id}", why=f"it is {row.content['state']}")
+        newest = self._shelves.find(self.models, {}, 1, order="-number")[0]
+        self._serve(model_id, pinned=newest.id != model_id)
+        return self.get(model_id)
+
+    def rollback(self) -> ModelInfo:
+        """Back to the version that served before; it stays until another is activated. NoEarlierModel."""
+        earlier = self._serving().content.get("earlier", ())
+        if not earlier:
+            raise NoEarlierModel(subject="models", why="no version served before the present one")
+        self._shelves.get(self.models, earlier[-1])
+        self._serve(earlier[-1], pinned=True, back=True)
+        return self.get(earlier[-1])
+
+
+class Propensities(Versions):
+    """Versions of the propensity model."""
+
+    name = PROPENSITY
+    models = PROPENSITY_MODELS
+    serving = PROPENSITY_SERVING
+
     def due(self) -> bool:
         """Whether somebody asked for a version, or outcomes came since the newest one."""
-        newest = next(iter(self._shelves.find(PROPENSITY_MODELS, {}, 1, order="-number")), None)
-        if newest is not None and newest.content["state"] == ModelState.TRAINING:
+        newest = self.newest()
+        if self.asked_for():
             return True
         closed = self._store.decisions(DecisionFilter(open=False), 1, None)
         if not closed:
@@ -164,79 +258,90 @@ class Propensities:
                 break
         return tuple(found)[:DECISIONS_MAX]
 
-    def keep(self, learned: Any, examples: int, closed: int) -> ModelInfo:
-        """Stores what was learned (`learning.offers.Learned`), and lets it serve unless it failed validation
-        or an operator chose another version.
-        """
-        row = retry_conflicts(self._next)
-        state = ModelState.FAILED if learned.failure else ModelState.READY
-        content = {
-            "state": state.value,
-            "failure": learned.failure,
-            "weights": [[name, weight] for name, weight in learned.weights.items()],
-            "metrics": dict(learned.metrics),
-            "examples": examples,
-            "closed": closed,
-        }
-        row = self._shelves.update(PROPENSITY_MODELS, replace(row, content=content), self._clock.now())
-        if state is ModelState.READY and not self._serving().content.get("pinned"):
-            self._serve(row.id, pinned=False)
-        self._drop()
-        return self.get(row.id)
-
-    def _drop(self) -> None:
-        serving = self._serving().content
-        wanted = {serving.get("model"), *serving.get("earlier", ())[-self._kept :]}
-        for row in self._shelves.find(PROPENSITY_MODELS, {}, 200, order="-number")[self._kept :]:
-            if row.id not in wanted:
-                self._shelves.delete(PROPENSITY_MODELS, row)
-
-    def _serve(self, model_id: str, *, pinned: bool, back: bool = False) -> None:
-        def attempt() -> None:
-            row, now = self._serving(), self._clock.now()
-            before = row.content.get("model", "")
-            earlier = list(row.content.get("earlier", ()))
-            if back:
-                earlier = earlier[:-1]
-            elif before and before != model_id:
-                earlier = [*earlier, before][-EARLIER_MAX:]
-            content = {"model": model_id, "earlier": earlier, "since": now, "pinned": pinned}
-            events = () if before == model_id else (convert.model_event(model_id, before, back, now),)
-            if row.version:
-                self._shelves.update(PROPENSITY_SERVING, replace(row, content=content), now, events)
-            else:
-                self._shelves.insert(PROPENSITY_SERVING, replace(row, content=content), now, events)
-
-        retry_conflicts(attempt)
-
-    def activate(self, model_id: str) -> ModelInfo:
-        """Lets a version serve; any but the newest stays until another is activated. ModelNotFound,
-        ModelNotReady.
-        """
-        row = self._shelves.get(PROPENSITY_MODELS, model_id)
-        if row.content["state"] != ModelState.READY:
-            raise ModelNotReady(subject=f"models/{model_id}", why=f"it is {row.content['state']}")
-        newest = self._shelves.find(PROPENSITY_MODELS, {}, 1, order="-number")[0]
-        self._serve(model_id, pinned=newest.id != model_id)
-        return self.get(model_id)
-
-    def rollback(self) -> ModelInfo:
-        """Back to the version that served before; it stays until another is activated. NoEarlierModel."""
-        earlier = self._serving().content.get("earlier", ())
-        if not earlier:
-            raise NoEarlierModel(subject="models", why="no version served before the present one")
-        self._shelves.get(PROPENSITY_MODELS, earlier[-1])
-        self._serve(earlier[-1], pinned=True, back=True)
-        return self.get(earlier[-1])
+    def keep_learned(self, learned: Any, examples: int, closed: int) -> ModelInfo:
+        """Stores what was learned (`learning.offers.Learned`)."""
+        weights = [[name, weight] for name, weight in learned.weights.items()]
+        content = {"weights": weights, "examples": examples, "closed": closed}
+        return self.keep(content, learned.metrics, learned.failure)
 
     def propensity(self, model_id: str) -> Propensity:
         """A version, or with "" the one that serves, as it would be asked. ModelNotFound, ModelNotReady."""
         wanted = model_id or self._serving().content.get("model", "")
-        content = self._shelves.get(PROPENSITY_MODELS, wanted).content if wanted else {}
+        content = self._shelves.get(self.models, wanted).content if wanted else {}
         try:
             return propensity_from_content(wanted, content)
         except (TypeError, ValueError) as error:
             raise ModelNotReady(subject=f"models/{wanted}", why=str(error)) from None
+
+
+class Uplifts(Versions):
+    """Versions of the uplift model."""
+
+    name = UPLIFT
+    models = UPLIFT_MODELS
+    serving = UPLIFT_SERVING
+
+    def due(self) -> bool:
+        """Whether somebody asked for a version, or the newest is old and there is enough to learn from."""
+        return self.asked_for() or (
+            _old(self.newest(), self._clock) and self._store.closed_count() >= DUE_MIN
+        )
+
+    def examples(self) -> Sequence[tuple[tuple[str, ...], bool, bool]]:
+        """(traits, whether something was offered, whether the customer took what was looked at within
+        `UPLIFT_DAYS`) of decisions that are so old, oldest first.
+        """
+        until = self._clock.now() - timedelta(days=UPLIFT_DAYS)
+        found: list[tuple[tuple[str, ...], bool, bool]] = []
+        below: str | None = None
+        for _ in range(DECISIONS_MAX // DECISIONS_PAGE):
+            page = self._store.decisions(DecisionFilter(), DECISIONS_PAGE, below)
+            for decision in page:
+                shown = decision.holdout or bool(decision.offers)
+                if decision.considered and decision.customer and shown and decision.created_at < until:
+                    took = bool(taken_after(self._store, decision))
+                    found.append((decision.traits, not decision.holdout, took))
+            if len(page) < DECISIONS_PAGE:
+                break
+            below = page[-1].id
+        return found[::-1]
+
+
+class Churns(Versions):
+    """Versions of the churn model."""
+
+    name = CHURN
+    models = CHURN_MODELS
+    serving = CHURN_SERVING
+
+    def due(self) -> bool:
+        """Whether somebody asked for a version, or the newest is old and there is enough to learn from."""
+        return self.asked_for() or (
+            _old(self.newest(), self._clock) and self._store.customer_count() >= DUE_MIN
+        )
+
+    def examples(self) -> Sequence[tuple[tuple[str, ...], bool]]:
+        """(traits, whether they are leaving) of a sample of the customers."""
+        now = self._clock.now()
+        return [
+            (churn_traits(profile, now), profile.wants_to_leave or LOST_TAG in profile.tags)
+            for profile in self._store.sample(CUSTOMERS_SAMPLED_MAX)
+        ]
+
+
+def _old(newest: Row | None, clock: Clock) -> bool:
+    return newest is None or newest.created_at is None or clock.now() - newest.created_at >= RELEARN
+
+
+def taken_after(store: Store, decision: Decision) -> set[str]:
+    """The products looked at that the customer took within `UPLIFT_DAYS`."""
+    until = decision.created_at + timedelta(days=UPLIFT_DAYS)
+    looked = {considered.product for considered in decision.considered}
+    return {
+        purchase.product
+        for purchase in store.purchases(decision.customer, PURCHASES_LOOKED_AT, None)
+        if decision.created_at <= purchase.at < until and purchase.product in looked
+    }
 
 
 class Policies:
@@ -304,16 +409,11 @@ class Policies:
 
     def _treated(self, decision: Decision) -> Treated:
         """What the customer took, within `UPLIFT_DAYS`, of what was looked at."""
-        until = decision.created_at + timedelta(days=UPLIFT_DAYS)
         worth = {considered.product: considered.worth for considered in decision.considered}
-        bought = {
-            purchase.product
-            for purchase in self._store.purchases(decision.customer, 100, None)
-            if decision.created_at <= purchase.at < until
-        }
+        bought = taken_after(self._store, decision)
         return Treated(
             offered=not decision.holdout,
-            value=sum(worth.get(product, 0.0) for product in bought),
+            value=sum(worth[product] for product in bought),
             predicted=decision.considered[0].probability * decision.considered[0].worth,
         )
 

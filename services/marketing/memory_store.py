@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
 from decimal import Decimal
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from chassis.errors import AlreadyExists, EtagMismatch
 from chassis.idempotency import check_repeat
@@ -21,6 +21,7 @@ from marketing.engine import (
     check_supply,
 )
 from marketing.kinds import (
+    EFFECTS,
     POLICIES,
     PROPENSITY_MODELS,
     PROPENSITY_SERVING,
@@ -497,6 +498,11 @@ class MemoryStore:
             self.events.extend(events)
             return self._serving
 
+    def customer_count(self) -> int:
+        """As the port says."""
+        with self._lock:
+            return len(self._profiles)
+
     def profile_of_number(self, number: str) -> Profile | None:
         """As the port says."""
         with self._lock:
@@ -539,6 +545,16 @@ class MemoryStore:
             return None
         rows = {row.id: row for row in self.shelves.find(PROPENSITY_MODELS, {}, 1_000)}
         return propensity_from_content(model, rows[model].content if model in rows else {})
+
+    async def read_effect(self, name: str, known: str) -> tuple[str, dict[str, Any]] | None:
+        """As the port says."""
+        models, serving = EFFECTS[name]
+        rows = self.shelves.find(serving, {}, 1)
+        model = rows[0].content.get("model", "") if rows else ""
+        if model == known:
+            return None
+        versions = {row.id: row for row in self.shelves.find(models, {}, 1_000)}
+        return model, versions[model].content if model in versions else {}
 
     async def read_published(self) -> list[Offer]:
         """As the port says."""

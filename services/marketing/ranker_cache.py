@@ -17,7 +17,9 @@ from chassis.errors import CallmeshError, Unavailable
 from chassis.logs import get_logger
 from chassis.metrics import counter, gauge
 from marketing.association import RuleTable
+from marketing.effects import Churn, Uplift, churn_from_content, uplift_from_content
 from marketing.engine import ModelNotFound
+from marketing.kinds import CHURN, UPLIFT
 from marketing.model import Offer
 from marketing.policy import Policy
 from marketing.propensity import Propensity
@@ -54,6 +56,9 @@ class RankerCache:
         self.policy = policy
         #: What corrects estimates.
         self.propensity = Propensity()
+        #: What offering changes, and who is about to leave.
+        self.uplift = Uplift()
+        self.churn = Churn()
         self._default_policy = policy
         self._reader = reader
         self._clock = clock
@@ -105,6 +110,7 @@ class RankerCache:
             offers = await self._reader.read_published()
             await self._read_table()
             await self._read_propensity()
+            await self._read_effects()
             self.policy = await self._reader.read_policy() or self._default_policy
         except Exception as error:  # whatever the driver raises: what there is goes on serving
             self._failures.inc()
@@ -133,6 +139,21 @@ class RankerCache:
             return
         if found is not None:
             self.propensity = found
+
+    async def _read_effects(self) -> None:
+        """Either model by itself: a broken one leaves the last good one of its kind."""
+        for name, known in ((UPLIFT, self.uplift.model), (CHURN, self.churn.model)):
+            try:
+                found = await self._reader.read_effect(name, known)
+                if found is None:
+                    continue
+                if name == UPLIFT:
+                    self.uplift = uplift_from_content(*found)
+                else:
+                    self.churn = churn_from_content(*found)
+            except (KeyError, TypeError, ValueError) as error:
+                self._failures.inc()
+                _log.warning("model.read_failed", model=name, error=type(error).__name__)
 
     def _adopt(self, offers: Sequence[Offer]) -> None:
         """A new Ranker only where something that it ranks by changed: its lists are worth keeping."""

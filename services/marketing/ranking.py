@@ -117,14 +117,18 @@ class Catalogue:
     def _of_kind(self, kind: OfferKind) -> list[int]:
         return [at for at, offer in enumerate(self.offers) if offer.kind is kind]
 
-    def shut(self, scores: Floats, profile: Profile, contact: Contact, now: datetime) -> None:
-        """Puts -1 in the place of each offer that is out of the question."""
+    def shut(
+        self, scores: Floats, profile: Profile, contact: Contact, now: datetime, at_risk: bool = False
+    ) -> None:
+        """Puts -1 in the place of each offer that is out of the question. Retention is for those who want to
+        leave, and those `at_risk` of it.
+        """
         instant = _instant(now, 0)
         scores[(self._from > instant) | (self._until <= instant)] = -1.0
         for product in profile.products:
             if (places := self._once.get(product)) is not None:
                 scores[places] = -1.0
-        if self._retention and not (contact.wants_to_leave or profile.wants_to_leave):
+        if self._retention and not (at_risk or contact.wants_to_leave or profile.wants_to_leave):
             scores[self._retention] = -1.0
         if self._win_back and LOST_TAG not in profile.tags:
             scores[self._win_back] = -1.0
@@ -201,6 +205,7 @@ class Ranker:
         now: datetime,
         limit: int,
         propensity: Propensity = NO_PROPENSITY,
+        at_risk: bool = False,
     ) -> list[Candidate]:
         """The best `limit` eligible offers by the history, at most one a product, in the order of their
         expected value by the propensity model.
@@ -210,7 +215,7 @@ class Ranker:
         owned, rows = self._evidence(profile, contact)
         best = self._best(rows)
         scores = best * self._catalogue.worths
-        self._catalogue.shut(scores, profile, contact, now)
+        self._catalogue.shut(scores, profile, contact, now, at_risk)
         known = traits(profile, contact) if propensity.weights else ()
         chosen: list[Candidate] = []
         for index in self._eligible(scores, profile, contact, now, limit):

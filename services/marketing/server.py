@@ -38,7 +38,7 @@ from marketing.handlers import Decisions, History, Models, Offers, Recommender
 from marketing.holiday import holidays_of
 from marketing.kinds import ALL_DOCUMENTS
 from marketing.leads_servicer import LeadServicer
-from marketing.learned import Policies, Propensities
+from marketing.learned import Churns, Policies, Propensities, Uplifts
 from marketing.outbound_servicer import OutboundServicer
 from marketing.policy import Policy
 from marketing.ranker_cache import RankerCache
@@ -92,6 +92,10 @@ def bindings(
         propensities,
         Policies(shelves, store, clock, propensities, policy),
         settings.currency,
+        {
+            recommendations_pb2.MODEL_KIND_UPLIFT: Uplifts(shelves, store, clock, settings.models_kept),
+            recommendations_pb2.MODEL_KIND_CHURN: Churns(shelves, store, clock, settings.models_kept),
+        },
     )
     campaigns = Campaigns(shelves, store, clock, settings.currency)
     calls = {StepChannel.OUTBOUND_CALL: CallListSender(shelves, clock)}

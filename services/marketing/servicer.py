@@ -6,7 +6,7 @@ Plain `def` methods run in the server's thread pool and may block; `async def` o
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from datetime import datetime
 from typing import Any, TypeVar
 
@@ -29,7 +29,7 @@ from chassis.pagination import Page, request_fingerprint
 from marketing import convert
 from marketing.handlers import Decisions, History, Models, Offers, Recommender
 from marketing.kinds import DEFAULT_POLICY, PolicyNotFound
-from marketing.learned import Policies, Propensities
+from marketing.learned import Policies, Propensities, Versions
 from marketing.model import Contact, ModelInfo, OfferState, OfferVerb, Profile, Purchase
 from marketing.policy import Policy
 from marketing.rules import CustomerFacts, parse_rule, rule_problems
@@ -183,7 +183,14 @@ class RecommendationServicer(recommendations_pb2_grpc.RecommendationServiceServi
         propensities: Propensities,
         policies: Policies,
         currency: str,
+        effects: Mapping[int, Versions] | None = None,
     ) -> None:
+        """`effects` are the further kinds of learned models, by the proto's number."""
+        self._kinds: dict[int, Models | Versions] = {
+            recommendations_pb2.MODEL_KIND_ASSOCIATION: models,
+            recommendations_pb2.MODEL_KIND_PROPENSITY: propensities,
+            **(effects or {}),
+        }
         self._propensities = propensities
         self._policies = policies
         self._currency = currency
@@ -295,47 +302,41 @@ class RecommendationServicer(recommendations_pb2_grpc.RecommendationServiceServi
         profile, complaints = self._history.profile(customer)
         return convert.profile_to_proto(profile, [complaint.ticket for complaint in complaints])
 
-    def _of(self, model_id: str) -> Models | Propensities:
-        return self._propensities if self._propensities.owns(model_id) else self._models
+    def _of(self, model_id: str) -> tuple[int, Models | Versions]:
+        """(the proto's number of a model's kind, its versions)."""
+        for kind, versions in self._kinds.items():
+            if isinstance(versions, Versions) and versions.owns(model_id):
+                return kind, versions
+        return recommendations_pb2.MODEL_KIND_ASSOCIATION, self._models
 
-    def _kind(self, kind: int) -> Models | Propensities:
-        if kind == recommendations_pb2.MODEL_KIND_ASSOCIATION:
-            return self._models
-        if kind == recommendations_pb2.MODEL_KIND_PROPENSITY:
-            return self._propensities
-        raise InvalidArgument(field="kind", why="must be MODEL_KIND_ASSOCIATION or MODEL_KIND_PROPENSITY")
+    def _kind(self, kind: int) -> Models | Versions:
+        if (found := self._kinds.get(kind)) is not None:
+            return found
+        known = ", ".join(recommendations_pb2.ModelKind.Name(each) for each in self._kinds)
+        raise InvalidArgument(field="kind", why=f"must be one of {known}")
 
     def GetModel(
         self, request: recommendations_pb2.GetModelRequest, context: Any
     ) -> recommendations_pb2.Model:
         """Reads one version."""
         model_id = parse_name("name", "models", request.name)
-        return self._shown(self._of(model_id).get(model_id))
+        return self._shown(self._of(model_id)[1].get(model_id))
 
     def _shown(self, info: ModelInfo) -> recommendations_pb2.Model:
-        kind = recommendations_pb2.MODEL_KIND_ASSOCIATION
-        if self._propensities.owns(info.id):
-            kind = recommendations_pb2.MODEL_KIND_PROPENSITY
-        return convert.model_to_proto(info, kind)
+        return convert.model_to_proto(info, self._of(info.id)[0])
 
     def ListModels(
         self, request: recommendations_pb2.ListModelsRequest, context: Any
     ) -> recommendations_pb2.ListModelsResponse:
-        """A page of versions, newest first; of all kinds, the association table's before the propensity
-        model's.
-        """
+        """A page of versions, newest first; of all kinds, one kind after another."""
         page = _page(request)
-        kinds: dict[int, Models | Propensities] = {
-            recommendations_pb2.MODEL_KIND_ASSOCIATION: self._models,
-            recommendations_pb2.MODEL_KIND_PROPENSITY: self._propensities,
-        }
-        wanted = [kind for kind in kinds if request.kind in (0, kind)]
+        wanted = [kind for kind in sorted(self._kinds) if request.kind in (0, kind)]
         first, below = (page.after[0], page.after[1]) if page.after else (0, None)
         rows: list[tuple[int, ModelInfo]] = []
         for kind in wanted:
             if kind >= first and len(rows) <= page.limit:
                 bound = below if kind == first else None
-                found = kinds[kind].list(page.limit + 1 - len(rows), bound)
+                found = self._kinds[kind].list(page.limit + 1 - len(rows), bound)
                 rows += [(kind, info) for info in found]
         kept, last = _cut(rows, page)
         return recommendations_pb2.ListModelsResponse(
@@ -354,7 +355,7 @@ class RecommendationServicer(recommendations_pb2_grpc.RecommendationServiceServi
     ) -> recommendations_pb2.Model:
         """Lets a version serve."""
         model_id = parse_name("name", "models", request.name)
-        return self._shown(self._of(model_id).activate(model_id))
+        return self._shown(self._of(model_id)[1].activate(model_id))
 
     def RollbackModel(
         self, request: recommendations_pb2.RollbackModelRequest, context: Any

@@ -62,6 +62,7 @@ from marketing.engine import (
 from marketing.gathered import Gathered
 from marketing.kinds import (
     DEFAULT_POLICY,
+    EFFECTS,
     POLICIES,
     PROPENSITY,
     PROPENSITY_MODELS,
@@ -277,6 +278,9 @@ class Store(Protocol):
     def profile_of_number(self, number: str) -> Profile | None:
         """The living customer who owns a number; of several the one heard of last."""
 
+    def customer_count(self) -> int:
+        """About how many customers are known."""
+
     def sample(self, limit: int) -> list[Profile]:
         """At most so many living customers, at random where the store can."""
 
@@ -373,6 +377,11 @@ class Reader(Protocol):
 
     async def read_propensity(self, known: str) -> Propensity | None:
         """The propensity model that serves; None when it is the one known. ValueError for a broken one."""
+
+    async def read_effect(self, name: str, known: str) -> tuple[str, dict[str, Any]] | None:
+        """(id, content) of the model of a name in `kinds.EFFECTS` that serves, ("", {}) for none; None when
+        it is the one known.
+        """
 
     async def read_repeat(self, request_key: str, fingerprint: str) -> Decision | None:
         """What an earlier call with this key made; RequestIdReused when it asked for something else."""
@@ -751,6 +760,10 @@ class MongoStore:
         raw = ProfileDocument._get_collection().find_one({"numbers": number}, sort=[("updated_at", -1)])
         return profile_from_raw(raw) if raw is not None and raw.get("alive", True) else None
 
+    def customer_count(self) -> int:
+        """As the port says."""
+        return int(ProfileDocument._get_collection().estimated_document_count())
+
     def sample(self, limit: int) -> list[Profile]:
         """As the port says."""
         found = ProfileDocument._get_collection().aggregate([{"$sample": {"size": limit}}])
@@ -1045,6 +1058,7 @@ class MongoReader:
     """The path of a recommendation through the asynchronous driver, on the same collections."""
 
     def __init__(self, database: AsyncDatabase[dict[str, Any]]) -> None:
+        self._database = database
         self._offers = database[OfferDocument._get_collection_name()]
         self._profiles = database[ProfileDocument._get_collection_name()]
         self._complaints = database[ComplaintDocument._get_collection_name()]
@@ -1151,6 +1165,16 @@ class MongoReader:
             return None
         raw = await self._propensity_models.find_one({"_id": model}, {"content": 1})
         return propensity_from_content(model, raw["content"] if raw is not None else {})
+
+    async def read_effect(self, name: str, known: str) -> tuple[str, dict[str, Any]] | None:
+        """As the port says."""
+        models, serving = EFFECTS[name]
+        raw = await self._database[serving.collection].find_one({"_id": name}, {"content": 1})
+        model = raw["content"].get("model", "") if raw is not None else ""
+        if model == known:
+            return None
+        found = await self._database[models.collection].find_one({"_id": model}, {"content": 1})
+        return model, found["content"] if found is not None else {}
 
     async def read_repeat(self, request_key: str, fingerprint: str) -> Decision | None:
         """As the port says."""

@@ -66,22 +66,23 @@ def _sweep(settings: MarketingSettings) -> Background:
 
 
 def _learner(settings: MarketingSettings) -> Background:
-    """Has the propensity model learned anew when outcomes came, by a process of its own: the libraries are
+    """Has models learned anew when outcomes came or they are old, by a process of its own: the libraries are
     large and know nothing of green threads.
     """
     import subprocess
 
     from chassis.logs import get_logger
     from chassis.worker import Background
-    from marketing.learned import Propensities
+    from marketing.learned import Churns, Propensities, Uplifts
     from marketing.shelf import MongoShelves
     from marketing.store import MongoStore
 
     def run(stopping: Stopping) -> None:
-        propensities = Propensities(MongoShelves(), MongoStore(), settings.clock(), settings.models_kept)
+        parts = (MongoShelves(), MongoStore(), settings.clock(), settings.models_kept)
+        learned = (Propensities(*parts), Uplifts(*parts), Churns(*parts))
         lease = _lease("propensity")
         while not stopping(settings.learn_seconds):
-            if not (lease.acquire() and propensities.due()):
+            if not (lease.acquire() and any(versions.due() for versions in learned)):
                 continue
             process = subprocess.Popen([sys.executable, "-m", "marketing.learn"], stdout=subprocess.DEVNULL)
             while process.poll() is None:

@@ -1,0 +1,183 @@
+"""Uplift and churn: learned, judged, asked, served, gone back from."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import AsyncIterator
+from datetime import timedelta
+from typing import Any
+
+import grpc
+import pytest
+import pytest_asyncio
+from tests.unit.marketing.marketing_examples import NOW, offer
+from typer.testing import CliRunner
+
+from callmesh.marketing.v1 import recommendations_pb2, recommendations_pb2_grpc
+from chassis.testing import FakeClock
+from cli.main import app
+from marketing.campaign_store import MemoryTouches
+from marketing.config import MarketingSettings
+from marketing.effects import Churn, Uplift, churn_from_content, churn_traits, uplift_from_content
+from marketing.handlers import Recommender
+from marketing.kinds import EFFECTS, UPLIFT
+from marketing.learn import learn_churn as learn_and_keep_churn
+from marketing.learned import Churns, Uplifts
+from marketing.learning.effects import Effect, learn_churn, learn_uplift
+from marketing.memory_store import MemoryStore
+from marketing.model import Contact, Decision, ModelState, NoOffer, OfferKind, Profile
+from marketing.ranker_cache import RankerCache
+from marketing.scopes import SCOPES
+from marketing.server import bindings
+from marketing.shelf import Row
+
+
+def effects(count: int, gold_offered: float, seed: int = 1) -> list[Effect]:
+    """Half the customers are gold; of those offered something so many buy, of all others one in five."""
+    draw = random.Random(seed)
+    found = []
+    for _ in range(count):
+        gold, offered = draw.random() < 0.5, draw.random() < 0.7
+        rate = gold_offered if gold and offered else 0.2
+        traits = (f"tier={'gold' if gold else 'standard'}", f"region={draw.choice('abc')}")
+        found.append(Effect(traits=traits, offered=offered, bought=draw.random() < rate))
+    return found
+
+
+def test_uplift_serves_when_it_tells_who_is_moved() -> None:
+    inside = 0
+    for seed in range(4):
+        found = learn_uplift(effects(6_000, 0.5, seed))
+        assert not found.failure and found.metrics["qini"] > 0 and found.metrics["qini_orders_beaten"] >= 0.95
+        inside += found.metrics["uplift_lower"] < 0.15 < found.metrics["uplift_upper"]
+    # A 95 % interval may miss now and then.
+    assert inside >= 3
+    model = uplift_from_content("uplift-000001", found.content)
+    assert model.gain(("tier=gold", "region=a")) == pytest.approx(0.3, abs=0.07)
+    assert model.gain(("tier=standard", "region=a")) == pytest.approx(0.0, abs=0.07)
+    assert "no more than chance" in learn_uplift(effects(3_000, 0.2, seed=4)).failure
+    assert "needs 1000" in learn_uplift(effects(300, 0.5)).failure
+    assert "held out" in learn_uplift([Effect(traits=(), offered=True, bought=False)] * 2_000).failure
+
+
+def customers(count: int, leaving: float) -> list[tuple[tuple[str, ...], bool]]:
+    draw = random.Random(2)
+    found = []
+    for _ in range(count):
+        lately = draw.random() < 0.5
+        profile = Profile(
+            customer="c",
+            tier=draw.choice(["gold", "standard"]),
+            products=frozenset({"tv"}),
+            bought_at={"tv": NOW - timedelta(days=10 if lately else 400)},
+        )
+        found.append((churn_traits(profile, NOW), draw.random() < (0.05 if lately else leaving)))
+    return found
+
+
+def test_churn_serves_when_it_tells_who_leaves() -> None:
+    found = learn_churn(customers(4_000, 0.3))
+    assert not found.failure and found.metrics["auc"] > 0.6
+    assert found.metrics["log_loss"] < found.metrics["log_loss_share"]
+    model = churn_from_content("churn-000001", found.content)
+    long_ago = Profile(customer="c", products=frozenset({"tv"}), bought_at={"tv": NOW - timedelta(days=500)})
+    lately = Profile(customer="c", products=frozenset({"tv"}), bought_at={"tv": NOW})
+    assert model.at_risk(long_ago, NOW) and not model.at_risk(lately, NOW)
+    assert "tells little" in learn_churn(customers(3_000, 0.05)).failure
+    assert "needs 1000" in learn_churn(customers(100, 0.3)).failure
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        {},
+        {"offered": [], "held": []},
+        {"offered": [["a", 1.0]]},
+        {"offered": [["a", float("nan")]], "held": [["a", 1.0]]},
+        {"offered": [["a", 1e9]], "held": [["a", 1.0]]},
+        {"weights": [["a", 1.0]]},
+        {"weights": [["a", 1.0]], "threshold": 7.0},
+    ],
+)
+def test_broken_models_are_none(content: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match=r"model|weight|threshold"):
+        uplift_from_content("m", content)
+    with pytest.raises(ValueError, match=r"model|weight|threshold"):
+        churn_from_content("m", content)
+    assert uplift_from_content("", content) == Uplift() and churn_from_content("", content) == Churn()
+    assert Uplift().gain(("a",)) == 0.0 and not Churn().at_risk(Profile(customer="c"), NOW)
+
+
+def serve(store: MemoryStore, name: str, version: int, content: dict[str, Any]) -> None:
+    models, serving = EFFECTS[name]
+    id = f"{name}-{version:06}"
+    row = Row(id=id, content={"state": "READY", **content}, keys={"number": version})
+    store.shelves.insert(models, row, NOW)
+    chosen = Row(
+        id=name, content={"model": id, "earlier": [f"{name}-000001"][: version - 1]}, version=version - 1
+    )
+    if version == 1:
+        store.shelves.insert(serving, chosen, NOW)
+    else:
+        store.shelves.update(serving, chosen, NOW)
+
+
+def test_nothing_is_offered_where_it_does_harm_and_retention_to_those_at_risk() -> None:
+    store = MemoryStore()
+    cache = RankerCache(store, FakeClock(NOW), fresh_seconds=1, stale_seconds=30)
+    recommender = Recommender(store, cache, FakeClock(NOW), 30, draw=lambda: 0.0)
+    for made in (offer("stay", product="stay", kind=OfferKind.RETENTION), offer("tv", product="tv")):
+        store.insert_offer(made, (), request_key=None, fingerprint=None)
+    store.save_profile(Profile(customer="gold-2", tier="gold", crm_version=1))
+
+    def ask(customer: str) -> Decision:
+        cache.expire()
+        return asyncio.run(recommender.recommend(customer, "", Contact(), 3))
+
+    assert [line.offer for line in ask("gold-2").offers] == ["tv"]
+    serve(store, "churn", 1, {"weights": [["tier=gold", 5.0], ["constant", -1.0]], "threshold": 0.9})
+    assert {line.offer for line in ask("gold-2").offers} == {"tv", "stay"}
+    harm = {"offered": [["tier=gold", -2.0]], "held": [["tier=gold", 2.0]]}
+    serve(store, UPLIFT, 1, harm)
+    refused = ask("gold-2")
+    assert refused.no_offer is NoOffer.NOT_WORTHWHILE and refused.considered
+    assert ask("nobody").offers
+    # A version that cannot be read leaves the last good one.
+    serve(store, UPLIFT, 2, {"offered": "broken"})
+    assert ask("gold-2").no_offer is NoOffer.NOT_WORTHWHILE and cache.uplift.model == "uplift-000001"
+
+
+@pytest_asyncio.fixture
+async def address(grpc_server: Any) -> AsyncIterator[tuple[str, MemoryStore]]:
+    store = MemoryStore()
+    serve(store, UPLIFT, 1, {"offered": [["a", 1.0]], "held": [["a", 0.5]], "metrics": {"qini": 0.25}})
+    serve(store, UPLIFT, 2, {"offered": [["a", 1.0]], "held": [["a", 0.5]]})
+    services = bindings(MarketingSettings(), store, store, FakeClock(NOW), store.shelves, MemoryTouches())
+    server = await grpc_server(services, scopes=SCOPES)
+    yield server.address, store
+
+
+async def test_the_command_goes_back_to_the_model_before(address: tuple[str, MemoryStore]) -> None:
+    place, store = address
+
+    async def command(*words: str) -> Any:
+        arguments = ["marketing", *words, "--address", place]
+        return await asyncio.to_thread(lambda: CliRunner().invoke(app, arguments))
+
+    listed = await command("models", "uplift")
+    assert "models/uplift-000002  ACTIVE" in listed.stdout and "qini 0.2500" in listed.stdout
+    done = await command("rollback", "uplift")
+    assert (done.exit_code, done.stdout) == (0, "models/uplift-000001 serves\n")
+    refused = await command("rollback", "uplift")
+    assert refused.exit_code == 1 and "FAILED_PRECONDITION" in refused.stderr
+    async with grpc.aio.insecure_channel(place) as channel:
+        stub = recommendations_pb2_grpc.RecommendationServiceStub(channel)
+        kind = recommendations_pb2.MODEL_KIND_CHURN
+        asked = await stub.TrainModel(recommendations_pb2.TrainModelRequest(kind=kind))
+        assert (asked.name, asked.kind) == ("models/churn-000001", kind)
+    churns = Churns(store.shelves, store, FakeClock(NOW), 5)
+    assert churns.due() and not Uplifts(store.shelves, store, FakeClock(NOW), 5).due()
+    info = learn_and_keep_churn(churns)
+    assert info.id == "churn-000001" and info.state is ModelState.FAILED and "needs 1000" in info.failure
+    assert not churns.due()
