@@ -19,7 +19,7 @@ PYTEST_ARGS ?=
 STAMP := $(VENV)/.installed
 CODE := services tests tools $(wildcard bench) $(wildcard sim)
 
-.PHONY: help setup proto proto-deps proto-baseline fmt fmt-check lint types test test-unit demo up down status \
+.PHONY: help setup test-deploy chart-readme proto proto-deps proto-baseline fmt fmt-check lint types test test-unit demo up down status \
         bench sim chaos clean lock settings-doc system-packages
 
 help: ## this list
@@ -86,6 +86,12 @@ types: proto ## mypy over services/
 
 test: setup ## every test: unit to end to end
 	@$(PY) -m pytest -n 2 --dist loadgroup $(PYTEST_ARGS)
+
+test-deploy: setup ## the chart rendered and validated, the alerts tested
+	@$(PY) -m pytest tests/deploy $(PYTEST_ARGS)
+
+chart-readme: setup ## deploy/helm/callmesh/README.md from values.yaml
+	@$(PY) tools/chart_readme.py
 
 test-unit: proto ## the tests that start nothing
 	@$(PY) -m pytest -m 'not integration and not e2e' $(PYTEST_ARGS)

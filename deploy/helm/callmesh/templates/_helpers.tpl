@@ -1,0 +1,98 @@
+{{- define "callmesh.name" -}}
+{{- default .Chart.Name .Values.nameOverride | trunc 40 | trimSuffix "-" -}}
+{{- end -}}
+
+{{- define "callmesh.fullname" -}}
+{{- if .Values.fullnameOverride -}}
+{{- .Values.fullnameOverride | trunc 40 | trimSuffix "-" -}}
+{{- else if contains (include "callmesh.name" .) .Release.Name -}}
+{{- .Release.Name | trunc 40 | trimSuffix "-" -}}
+{{- else -}}
+{{- printf "%s-%s" .Release.Name (include "callmesh.name" .) | trunc 40 | trimSuffix "-" -}}
+{{- end -}}
+{{- end -}}
+
+{{- define "callmesh.image" -}}
+{{- with .Values.image -}}
+{{- if .digest -}}{{ .repository }}@{{ .digest }}{{- else -}}{{ .repository }}:{{ default $.Chart.AppVersion .tag }}{{- end -}}
+{{- end -}}
+{{- end -}}
+
+{{- define "callmesh.serviceAccountName" -}}
+{{- if .Values.serviceAccount.create -}}
+{{- default (include "callmesh.fullname" .) .Values.serviceAccount.name -}}
+{{- else -}}
+{{- default "default" .Values.serviceAccount.name -}}
+{{- end -}}
+{{- end -}}
+
+{{/* Whether this release runs HQ's services, and whether it runs routers. */}}
+{{- define "callmesh.hq" -}}{{- if has .Values.role (list "all" "hq") -}}true{{- end -}}{{- end -}}
+{{- define "callmesh.routers" -}}{{- if has .Values.role (list "all" "region") -}}true{{- end -}}{{- end -}}
+
+{{/*
+The processes of this release as JSON: [{name, service, kind, region, values}], one for each Deployment or
+StatefulSet. Everything else loops over it.
+*/}}
+{{- define "callmesh.processes" -}}
+{{- $found := list -}}
+{{- $name := include "callmesh.fullname" . -}}
+{{- if include "callmesh.routers" . -}}
+{{- range .Values.regions -}}
+{{- $values := merge (dict "replicas" (int .replicas)) $.Values.routing.server -}}
+{{- $found = append $found (dict "name" (printf "%s-routing-%s" $name .id) "service" "routing" "kind" "server" "region" .id "values" $values) -}}
+{{- end -}}
+{{- end -}}
+{{- if include "callmesh.hq" . -}}
+{{- $found = append $found (dict "name" (printf "%s-routing-worker" $name) "service" "routing" "kind" "worker" "region" "" "values" .Values.routing.worker) -}}
+{{- range $service := list "crm" "tickets" "marketing" -}}
+{{- $values := index $.Values $service -}}
+{{- if $values.enabled -}}
+{{- $found = append $found (dict "name" (printf "%s-%s" $name $service) "service" $service "kind" "server" "region" "" "values" $values.server) -}}
+{{- $found = append $found (dict "name" (printf "%s-%s-worker" $name $service) "service" $service "kind" "worker" "region" "" "values" $values.worker) -}}
+{{- end -}}
+{{- end -}}
+{{- end -}}
+{{- toJson (dict "items" $found) -}}
+{{- end -}}
+
+{{/* Labels that never change, of {root, process}. */}}
+{{- define "callmesh.selectorLabels" -}}
+app.kubernetes.io/name: {{ include "callmesh.name" .root }}
+app.kubernetes.io/instance: {{ .root.Release.Name }}
+app.kubernetes.io/component: {{ .process.service }}-{{ .process.kind }}
+{{- with .process.region }}
+callmesh.io/region: {{ . }}
+{{- end }}
+{{- end -}}
+
+{{- define "callmesh.commonLabels" -}}
+helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" }}
+app.kubernetes.io/version: {{ .Chart.AppVersion | quote }}
+app.kubernetes.io/managed-by: {{ .Release.Service }}
+app.kubernetes.io/part-of: callmesh
+{{- end -}}
+
+{{- define "callmesh.labels" -}}
+{{ include "callmesh.selectorLabels" . }}
+{{ include "callmesh.commonLabels" .root }}
+{{- end -}}
+
+{{/* Labels of an object that belongs to no process, of the root. */}}
+{{- define "callmesh.releaseLabels" -}}
+app.kubernetes.io/name: {{ include "callmesh.name" . }}
+app.kubernetes.io/instance: {{ .Release.Name }}
+{{ include "callmesh.commonLabels" . }}
+{{- end -}}
+
+{{/* All routers that a router of this release knows: `region=host:port`, by pod. */}}
+{{- define "callmesh.peers" -}}
+{{- $found := list -}}
+{{- range $region := .Values.regions -}}
+{{- $name := printf "%s-routing-%s" (include "callmesh.fullname" $) $region.id -}}
+{{- range $ordinal := until (int $region.replicas) -}}
+{{- $found = append $found (printf "%s=%s-%d.%s.%s.svc:7100" $region.id $name $ordinal $name $.Release.Namespace) -}}
+{{- end -}}
+{{- end -}}
+{{- join "," (concat $found .Values.peers) -}}
+{{- end -}}

@@ -1,0 +1,193 @@
+{{/* One variable: {name, value}. */}}
+{{- define "callmesh.variable" -}}
+- name: {{ .name }}
+  value: {{ .value | toString | quote }}
+{{- end -}}
+
+{{/* Environment of a process, of {root, process}. */}}
+{{- define "callmesh.env" -}}
+{{- $values := .root.Values -}}
+{{- $prefix := upper .process.service -}}
+{{- $server := eq .process.kind "server" -}}
+- name: POD_NAME
+  valueFrom: {fieldRef: {fieldPath: metadata.name}}
+- name: {{ $prefix }}_INSTANCE
+  value: $(POD_NAME)
+- name: MONGO_URI
+  valueFrom: {secretKeyRef: {name: {{ $values.mongodb.existingSecret }}, key: {{ $values.mongodb.secretKey }}}}
+{{- if not $server }}
+- name: AMQP_URI
+  valueFrom: {secretKeyRef: {name: {{ $values.rabbitmq.existingSecret }}, key: {{ $values.rabbitmq.secretKey }}}}
+{{- end }}
+{{- $plain := dict
+  (printf "%s_HTTP_HOST" $prefix) "0.0.0.0"
+  (printf "%s_HTTP_PORT" $prefix) 7101
+  (printf "%s_DRAIN_NOTICE_SECONDS" $prefix) .process.values.drain.noticeSeconds
+  (printf "%s_DRAIN_SECONDS" $prefix) .process.values.drain.seconds
+  "LOG_FORMAT" "json"
+  "LOG_LEVEL" $values.telemetry.logLevel
+  "TRACE_RATIO" $values.telemetry.traceRatio -}}
+{{- with $values.telemetry.otlpEndpoint -}}
+{{- $_ := set $plain "OTEL_EXPORTER_OTLP_ENDPOINT" . -}}
+{{- end -}}
+{{- if $server -}}
+{{- $_ := set $plain (printf "%s_GRPC_HOST" $prefix) "0.0.0.0" -}}
+{{- $_ := set $plain (printf "%s_GRPC_PORT" $prefix) 7100 -}}
+{{- $_ := set $plain "AUTH_MODE" "jwt" -}}
+{{- $_ := set $plain "AUTH_JWKS_FILE" "/etc/callmesh/jwks/jwks.json" -}}
+{{- $_ := set $plain "AUTH_AUDIENCE" $values.auth.audience -}}
+{{- with $values.auth.issuer -}}{{- $_ := set $plain "AUTH_ISSUER" . -}}{{- end -}}
+{{- if $values.tls.enabled -}}
+{{- $_ := set $plain "TLS_CERT_FILE" "/etc/callmesh/tls/tls.crt" -}}
+{{- $_ := set $plain "TLS_KEY_FILE" "/etc/callmesh/tls/tls.key" -}}
+{{- $_ := set $plain "TLS_CA_FILE" "/etc/callmesh/tls/ca.crt" -}}
+{{- $_ := set $plain "TLS_CLIENTS" $values.tls.clients -}}
+{{- end -}}
+{{- if .process.region -}}
+{{- $_ := set $plain "ROUTING_REGION" .process.region -}}
+{{- $_ := set $plain "ROUTING_PEERS" (include "callmesh.peers" .root) -}}
+{{- $_ := set $plain "ROUTING_ADVERTISE" (printf "$(POD_NAME).%s.%s.svc:7100" .process.name .root.Release.Namespace) -}}
+{{- $_ := set $plain "ROUTING_PLACE_TOKEN_KEY_FILE" "/etc/callmesh/routing/place-token.key" -}}
+{{- $_ := set $plain "ROUTING_PEER_TOKEN_FILE" "/etc/callmesh/routing/peer.token" -}}
+{{- end -}}
+{{- end -}}
+{{- $plain = mergeOverwrite $plain $values.env .process.values.env -}}
+{{- range $name, $value := $plain }}
+{{ include "callmesh.variable" (dict "name" $name "value" $value) }}
+{{- end }}
+{{- end -}}
+
+{{/* Probes, of {root, process}: Kubernetes' gRPC probe speaks plain text only, so TLS is probed over HTTP. */}}
+{{- define "callmesh.probes" -}}
+{{- $http := or (eq .process.kind "worker") .root.Values.tls.enabled -}}
+startupProbe:
+  {{- include "callmesh.probe" (dict "http" $http "path" "/readyz") | nindent 2 }}
+  periodSeconds: 2
+  failureThreshold: 90
+readinessProbe:
+  {{- include "callmesh.probe" (dict "http" $http "path" "/readyz") | nindent 2 }}
+  periodSeconds: 5
+  failureThreshold: 2
+livenessProbe:
+  httpGet: {path: /healthz, port: http}
+  periodSeconds: 10
+  timeoutSeconds: 5
+  failureThreshold: 6
+{{- end -}}
+
+{{- define "callmesh.probe" -}}
+{{- if .http -}}
+httpGet: {path: {{ .path }}, port: http}
+timeoutSeconds: 3
+{{- else -}}
+grpc: {port: 7100}
+timeoutSeconds: 3
+{{- end -}}
+{{- end -}}
+
+{{/* The pod of a process, of {root, process}. */}}
+{{- define "callmesh.pod" -}}
+{{- $root := .root -}}
+{{- $process := .process -}}
+{{- $values := .process.values -}}
+{{- $server := eq $process.kind "server" -}}
+metadata:
+  labels:
+    {{- include "callmesh.labels" . | nindent 4 }}
+  {{- with $values.podAnnotations }}
+  annotations:
+    {{- toYaml . | nindent 4 }}
+  {{- end }}
+spec:
+  serviceAccountName: {{ include "callmesh.serviceAccountName" $root }}
+  automountServiceAccountToken: false
+  enableServiceLinks: false
+  terminationGracePeriodSeconds: {{ add $values.drain.noticeSeconds $values.drain.seconds 15 }}
+  {{- with $root.Values.image.pullSecrets }}
+  imagePullSecrets:
+    {{- range . }}
+    - name: {{ . }}
+    {{- end }}
+  {{- end }}
+  {{- with $values.priorityClassName }}
+  priorityClassName: {{ . }}
+  {{- end }}
+  securityContext:
+    runAsNonRoot: true
+    runAsUser: 10001
+    runAsGroup: 10001
+    fsGroup: 10001
+    seccompProfile: {type: RuntimeDefault}
+  topologySpreadConstraints:
+    {{- range list "topology.kubernetes.io/zone" "kubernetes.io/hostname" }}
+    - maxSkew: 1
+      topologyKey: {{ . }}
+      whenUnsatisfiable: ScheduleAnyway
+      labelSelector:
+        matchLabels:
+          {{- include "callmesh.selectorLabels" (dict "root" $root "process" $process) | nindent 10 }}
+    {{- end }}
+  containers:
+    - name: {{ $process.service }}
+      image: {{ include "callmesh.image" $root | quote }}
+      imagePullPolicy: {{ $root.Values.image.pullPolicy }}
+      args: ["python", "-m", {{ ternary $process.service (printf "%s.worker" $process.service) $server | quote }}]
+      env:
+        {{- include "callmesh.env" . | nindent 8 }}
+      ports:
+        {{- if $server }}
+        - {name: grpc, containerPort: 7100}
+        {{- end }}
+        - {name: http, containerPort: 7101}
+      {{- include "callmesh.probes" . | nindent 6 }}
+      resources:
+        {{- toYaml $values.resources | nindent 8 }}
+      securityContext:
+        allowPrivilegeEscalation: false
+        readOnlyRootFilesystem: true
+        capabilities: {drop: [ALL]}
+      volumeMounts:
+        - {name: tmp, mountPath: /tmp}
+        {{- if $server }}
+        - {name: jwks, mountPath: /etc/callmesh/jwks, readOnly: true}
+        {{- if $root.Values.tls.enabled }}
+        - {name: tls, mountPath: /etc/callmesh/tls, readOnly: true}
+        {{- end }}
+        {{- if $process.region }}
+        - {name: routing, mountPath: /etc/callmesh/routing, readOnly: true}
+        {{- end }}
+        {{- end }}
+  volumes:
+    - name: tmp
+      emptyDir: {sizeLimit: 256Mi}
+    {{- if $server }}
+    - name: jwks
+      {{- with $root.Values.auth.jwks }}
+      {{- if eq .kind "Secret" }}
+      secret: {secretName: {{ .name }}, items: [{key: {{ .key }}, path: jwks.json}]}
+      {{- else }}
+      configMap: {name: {{ .name }}, items: [{key: {{ .key }}, path: jwks.json}]}
+      {{- end }}
+      {{- end }}
+    {{- if $root.Values.tls.enabled }}
+    - name: tls
+      secret: {secretName: {{ $root.Values.tls.existingSecret }}}
+    {{- end }}
+    {{- if $process.region }}
+    - name: routing
+      secret: {secretName: {{ $root.Values.routing.existingSecret }}}
+    {{- end }}
+    {{- end }}
+  {{- with $values.nodeSelector }}
+  nodeSelector:
+    {{- toYaml . | nindent 4 }}
+  {{- end }}
+  {{- with $values.tolerations }}
+  tolerations:
+    {{- toYaml . | nindent 4 }}
+  {{- end }}
+  {{- with $values.affinity }}
+  affinity:
+    {{- toYaml . | nindent 4 }}
+  {{- end }}
+{{- end -}}

@@ -1,0 +1,329 @@
+"""The chart without a cluster: rendered by Helm's library, checked against the API's schemas and policies.
+
+`UPDATE_GOLDEN=1` writes the renders of the examples anew; what changes in them is reviewed as a diff.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import helm_python
+import kubernetes_validate
+import pytest
+import yaml
+from cloudcoil.models.prometheus_operator import v1 as operator
+from pydantic import BaseModel, ConfigDict
+from tests.deploy.chart_renders import CHART, EXAMPLES, ROOT, Manifest, example, pods, render
+
+KUBERNETES = "1.31"
+OPERATOR_KINDS = {"PodMonitor": operator.PodMonitor, "PrometheusRule": operator.PrometheusRule}
+GOLDEN = Path(__file__).parent / "golden"
+SETTINGS = {
+    "CRM": "crm.config.CrmSettings",
+    "TICKETS": "tickets.config.TicketsSettings",
+    "MARKETING": "marketing.config.MarketingSettings",
+    "ROUTING": "routing.config.RoutingSettings",
+}
+LABEL = re.compile(r"(([A-Za-z0-9][-A-Za-z0-9_.]*)?[A-Za-z0-9])?")
+NAME = re.compile(r"[a-z0-9]([-a-z0-9.]*[a-z0-9])?")
+
+examples = pytest.mark.parametrize("name", sorted(EXAMPLES))
+
+
+def test_helm_finds_nothing_to_complain_about() -> None:
+    found = helm_python.lint(str(CHART))
+    serious = [message for message in found["messages"] if message.get("severity", 0) >= 2]
+    assert not found["errors"] and not serious
+
+
+@examples
+def test_the_render_is_the_one_that_was_reviewed(name: str) -> None:
+    text = yaml.safe_dump_all(example(name), sort_keys=False, allow_unicode=True, width=110)
+    golden = GOLDEN / f"{name}.yaml"
+    if os.environ.get("UPDATE_GOLDEN"):
+        golden.write_text(text)
+    assert text == golden.read_text(), "run with UPDATE_GOLDEN=1 and review the diff"
+
+
+# --- schemas ----------------------------------------------------------------------------------------------
+
+
+def strict(model: type[BaseModel]) -> None:
+    """The operator's models let unknown fields pass; from here on they don't."""
+    for part in (model, *vars(operator).values()):
+        if isinstance(part, type) and issubclass(part, BaseModel):
+            part.model_config = ConfigDict(**{**part.model_config, "extra": "forbid"})
+    for part in vars(operator).values():
+        if isinstance(part, type) and issubclass(part, BaseModel):
+            part.model_rebuild(force=True)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def strict_models() -> None:
+    strict(operator.PodMonitor)
+
+
+@examples
+def test_every_object_is_one_that_the_api_takes(name: str) -> None:
+    for one in example(name):
+        if one["kind"] in OPERATOR_KINDS:
+            OPERATOR_KINDS[one["kind"]].model_validate(one)
+        else:  # raises for an unknown kind as well as for an unknown field
+            kubernetes_validate.validate(one, KUBERNETES, strict=True)
+
+
+def test_the_checks_themselves_find_what_is_wrong() -> None:
+    good = next(one for one in example("single-cluster") if one["kind"] == "PodMonitor")
+    with pytest.raises(ValueError, match="extra"):
+        operator.PodMonitor.model_validate({**good, "spec": {**good["spec"], "slector": {}}})
+    service = next(one for one in example("single-cluster") if one["kind"] == "Service")
+    with pytest.raises(kubernetes_validate.ValidationError):
+        kubernetes_validate.validate(
+            {**service, "spec": {**service["spec"], "prots": []}}, KUBERNETES, strict=True
+        )
+
+
+@pytest.mark.parametrize(("values", "where"), [
+    ({"role": "everything"}, "role"),
+    ({"rolle": "all"}, "rolle"),
+    ({"regions": []}, "regions"),
+    ({"regions": [{"id": "Beijing", "replicas": 2}]}, "id"),
+    ({"regions": [{"id": "beijing", "replicas": 0}]}, "replicas"),
+    ({"peers": ["beijing:7100"]}, "peers"),
+    ({"crm": {"server": {"replicas": "2"}}}, "replicas"),
+    ({"crm": {"server": {"resources": {"requests": {"cpu": 1}, "limits": {"memory": "much"}}}}}, "memory"),
+    ({"crm": {"worker": {"autoscaling": {"queue": {"enabeld": True}}}}}, "enabeld"),
+    ({"env": {"MONGO_URI": "mongodb://user:password@db"}}, "MONGO_URI"),
+    ({"image": {"digest": "latest"}}, "digest"),
+    ({"tls": {"clients": "none"}}, "clients"),
+    ({"telemetry": {"traceRatio": 2}}, "traceRatio"),
+])  # fmt: skip
+def test_a_typing_error_is_refused_with_its_place(values: dict[str, Any], where: str) -> None:
+    with pytest.raises(helm_python.HelmError) as refused:
+        render(values)
+    assert where in str(refused.value)
+
+
+# --- policies ---------------------------------------------------------------------------------------------
+
+
+@examples
+def test_pods_are_restricted(name: str) -> None:
+    for owner, pod in pods(example(name)):
+        spec, what = pod["spec"], owner["metadata"]["name"]
+        assert spec["securityContext"]["runAsNonRoot"] is True, what
+        assert spec["securityContext"]["runAsUser"] >= 10_000, what
+        assert spec["securityContext"]["seccompProfile"] == {"type": "RuntimeDefault"}, what
+        assert spec["automountServiceAccountToken"] is False, what
+        assert not {"hostNetwork", "hostPID", "hostIPC"} & spec.keys(), what
+        assert all({"emptyDir", "secret", "configMap", "persistentVolumeClaim"} & v.keys()
+                   for v in spec.get("volumes", ())), what  # fmt: skip
+        for container in spec["containers"]:
+            context = container["securityContext"]
+            assert context["readOnlyRootFilesystem"] is True and context["capabilities"] == {"drop": ["ALL"]}
+            assert context["allowPrivilegeEscalation"] is False
+            assert container["resources"]["limits"]["memory"] and container["resources"]["requests"]["cpu"]
+
+
+@examples
+def test_no_secret_stands_in_an_environment(name: str) -> None:
+    for owner, pod in pods(example(name)):
+        for container in pod["spec"]["containers"]:
+            for variable in container.get("env", ()):
+                if "value" in variable:
+                    assert not re.search(r"(URI|PASSWORD|SECRET|TOKEN|KEY)$", variable["name"]), variable
+                    assert "://" not in variable["value"] or variable["name"].endswith("ENDPOINT")
+                    assert "@" not in variable["value"], owner["metadata"]["name"]
+
+
+@examples
+def test_selectors_find_their_own_pods_and_never_change(name: str) -> None:
+    manifests = example(name)
+    workloads = {
+        one["metadata"]["name"]: one for one in manifests if one["kind"] in ("Deployment", "StatefulSet")
+    }
+    for what, one in workloads.items():
+        selector = one["spec"]["selector"]["matchLabels"]
+        labels = one["spec"]["template"]["metadata"]["labels"]
+        assert selector.items() <= labels.items(), what
+        assert not {"helm.sh/chart", "app.kubernetes.io/version"} & selector.keys(), (
+            "an upgrade would be refused"
+        )
+        found = [other for other, it in workloads.items()
+                 if selector.items() <= it["spec"]["template"]["metadata"]["labels"].items()]  # fmt: skip
+        assert found == [what]
+    for one in manifests:
+        if one["kind"] in ("PodDisruptionBudget", "Service", "NetworkPolicy"):
+            spec = one["spec"]
+            selector = spec.get("podSelector") or spec["selector"]
+            selector = selector.get("matchLabels", selector)
+            assert any(selector.items() <= it["spec"]["template"]["metadata"]["labels"].items()
+                       for it in workloads.values()), one["metadata"]["name"]  # fmt: skip
+
+
+@examples
+def test_every_pod_has_its_policy_and_its_budget(name: str) -> None:
+    manifests = example(name)
+    names = {one["metadata"]["name"] for one in manifests if one["kind"] in ("Deployment", "StatefulSet")}
+    for kind in ("NetworkPolicy", "PodDisruptionBudget"):
+        assert {one["metadata"]["name"] for one in manifests if one["kind"] == kind} == names
+
+
+@examples
+def test_names_labels_and_ports_are_legal(name: str) -> None:
+    for one in example(name):
+        metadata = one["metadata"]
+        assert NAME.fullmatch(metadata["name"]) and len(metadata["name"]) <= 63
+        assert all(LABEL.fullmatch(value) and len(value) <= 63 for value in metadata["labels"].values())
+    for _, pod in pods(example(name)):
+        for container in pod["spec"]["containers"]:
+            ports = container.get("ports", [])
+            assert all(port["containerPort"] > 1024 and len(port["name"]) <= 15 for port in ports)
+
+
+def settings_class(prefix: str) -> Any:
+    module, _, name = SETTINGS[prefix].rpartition(".")
+    return getattr(import_module(module), name)
+
+
+@examples
+def test_every_process_starts_with_its_environment(
+    name: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """The settings classes themselves read what the chart sets: nothing misspelt, no value out of range."""
+    for owner, pod in pods(example(name)):
+        (container, *_) = pod["spec"]["containers"]
+        command = container.get("args", [])
+        if command[:2] != ["python", "-m"]:
+            continue
+        prefix = command[2].partition(".")[0].upper()
+        cls = settings_class(prefix)
+        values = {v["name"]: v.get("value", "mongodb://db") for v in container["env"]} | {
+            "AMQP_URI": "amqp://mq"
+        }
+        known = {f"{prefix}_{field.upper()}" for field in cls.model_fields}
+        unknown = {v for v in values if v.startswith(f"{prefix}_")} - known
+        assert not unknown, f"{owner['metadata']['name']}: {unknown}"
+        with monkeypatch.context() as patched:
+            for variable, value in values.items():
+                text = value.replace("$(POD_NAME)", f"{owner['metadata']['name']}-0")
+                if text.startswith("/etc/callmesh/"):
+                    assert any(
+                        text.startswith(mount["mountPath"] + "/") for mount in container["volumeMounts"]
+                    )
+                    file = tmp_path / Path(text).name
+                    file.write_bytes(b"x" * 32)
+                    text = str(file)
+                patched.setenv(variable, text)
+            settings = cls()
+        grace = pod["spec"]["terminationGracePeriodSeconds"]
+        assert grace > settings.drain_notice_seconds + settings.drain_seconds
+
+
+def test_routers_know_each_other_by_the_names_of_their_pods() -> None:
+    routers = [one for one in example("single-cluster") if one["kind"] == "StatefulSet"]
+    addresses = set()
+    for one in routers:
+        env = {v["name"]: v.get("value") for v in one["spec"]["template"]["spec"]["containers"][0]["env"]}
+        for ordinal in range(one["spec"]["replicas"]):
+            own = env["ROUTING_ADVERTISE"].replace("$(POD_NAME)", f"{one['metadata']['name']}-{ordinal}")
+            addresses.add(f"{env['ROUTING_REGION']}={own}")
+        peers = set(env["ROUTING_PEERS"].split(","))
+    assert len(addresses) == 4 and addresses == peers
+
+
+def test_each_role_runs_its_part() -> None:
+    def components(name: str) -> set[str]:
+        return {pod["metadata"]["labels"]["app.kubernetes.io/component"] for one, pod in pods(example(name))
+                if one["kind"] in ("Deployment", "StatefulSet")}  # fmt: skip
+
+    business = {f"{s}-{k}" for s in ("crm", "tickets", "marketing") for k in ("server", "worker")}
+    assert components("hq") == business | {"routing-worker"}
+    assert components("region") == {"routing-server"}
+    assert components("single-cluster") == components("hq") | components("region")
+
+
+def allowed(policy: Manifest, port: Any) -> list[Manifest]:
+    rules = [rule for rule in policy["spec"]["ingress"] if {"port": port} in rule["ports"]]
+    return [peer for rule in rules for peer in rule["from"]]
+
+
+def test_the_network_is_the_picture() -> None:
+    """Nobody but routers and named clients reaches a router; workers are called by nobody; only workers reach
+    the broker.
+    """
+    policies = {
+        one["metadata"]["name"]: one for one in example("single-cluster") if one["kind"] == "NetworkPolicy"
+    }
+    for what, policy in policies.items():
+        worker = what.endswith("-worker")
+        ports = {port["port"] for rule in policy["spec"]["egress"] for port in rule["ports"]}
+        assert (5672 in ports) is worker
+        assert (7100 in ports) is ("-routing-" in what and not worker), what
+        assert bool(allowed(policy, "grpc")) is not worker
+    inside = {"app.kubernetes.io/component": "routing-server"}
+    peers = allowed(policies["demo-callmesh-routing-beijing"], "grpc")
+    assert any(inside.items() <= p.get("podSelector", {}).get("matchLabels", {}).items() for p in peers)
+    assert not any("podSelector" in p for p in allowed(policies["demo-callmesh-crm"], "grpc"))
+
+
+@pytest.mark.parametrize("kind", ["server", "worker"])
+def test_probes_ask_what_the_process_has(kind: str) -> None:
+    for one, pod in pods(example("single-cluster")):
+        if one["kind"] in ("Deployment", "StatefulSet") and one["metadata"]["name"].endswith("worker") is (
+            kind == "worker"
+        ):
+            (container,) = pod["spec"]["containers"]
+            assert ("grpc" in container["readinessProbe"]) is (kind == "server")
+            assert container["livenessProbe"]["httpGet"]["path"] == "/healthz"
+    for one, pod in pods(example("hq")):
+        if one["kind"] == "Deployment":
+            assert "httpGet" in pod["spec"]["containers"][0]["readinessProbe"], "TLS is probed over HTTP"
+
+
+def test_the_charts_page_is_up_to_date() -> None:
+    done = subprocess.run([sys.executable, "tools/chart_readme.py", "--check"], cwd=ROOT, check=False)
+    assert done.returncode == 0, "run make chart-readme"
+
+
+# --- observability ----------------------------------------------------------------------------------------
+
+
+def rules() -> list[dict[str, Any]]:
+    groups = yaml.safe_load((ROOT / "deploy" / "observability" / "rules.yaml").read_text())["groups"]
+    return [rule for group in groups for rule in group["rules"]]
+
+
+def test_every_alert_has_a_runbook_and_a_test() -> None:
+    tested = (ROOT / "deploy" / "observability" / "rules_test.yaml").read_text()
+    for rule in rules():
+        if "alert" in rule:
+            page = (ROOT / rule["annotations"]["runbook_url"]).read_text()
+            assert rule["alert"] in page.splitlines()[0], "the page is headed by its alerts"
+            assert f"alertname: {rule['alert']}" in tested and rule["annotations"]["summary"]
+            assert rule["labels"]["severity"] in ("critical", "warning")
+
+
+def test_rules_speak_of_metrics_that_exist() -> None:
+    sources = "".join(path.read_text() for path in (ROOT / "services").rglob("*.py"))
+    for rule in rules():
+        for metric in re.findall(r"\bcallmesh_[a-z_]+", rule["expr"]):
+            base = re.sub(r"_(bucket|sum|count)$", "", metric)
+            assert f'"{base}"' in sources, metric
+
+
+def test_alerts_fire_when_they_should() -> None:
+    try:
+        done = subprocess.run(
+            ["promtool", "test", "rules", "deploy/observability/rules_test.yaml"],
+            cwd=ROOT, capture_output=True, text=True, timeout=60, check=False,
+        )  # fmt: skip
+    except FileNotFoundError:
+        pytest.skip("needs promtool (Debian: prometheus)")
+    assert done.returncode == 0, done.stdout + done.stderr

@@ -1,0 +1,32 @@
+"""`callmesh keys`: what it makes is what servers accept."""
+
+from __future__ import annotations
+
+import stat
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from chassis.auth import JwtAuthenticator
+from cli.main import app
+
+
+def test_servers_take_the_keys_and_tokens(tmp_path: Path) -> None:
+    folder = tmp_path / "keys"
+    done = CliRunner().invoke(app, ["keys", str(folder), "--audience", "trial"])
+    assert done.exit_code == 0
+    assert len(done.stdout.split()) == 5
+    judge = JwtAuthenticator(str(folder / "jwks.json"), "", "trial", 30)
+    peer = judge.authenticate(f"Bearer {(folder / 'peer.token').read_text()}")
+    assert (peer.subject, peer.scopes) == ("routers", frozenset({"routing.shards.peer"}))
+    assert len((folder / "place-token.key").read_bytes()) >= 32
+    assert all(stat.S_IMODE(path.stat().st_mode) == 0o600 for path in folder.iterdir())
+
+
+@pytest.mark.parametrize("there", ["signing.pem", "peer.token"])
+def test_nothing_is_replaced(tmp_path: Path, there: str) -> None:
+    (tmp_path / there).write_text("mine")
+    done = CliRunner().invoke(app, ["keys", str(tmp_path)])
+    assert done.exit_code == 1 and there in done.output
+    assert (tmp_path / there).read_text() == "mine"
