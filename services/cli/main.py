@@ -12,6 +12,7 @@ from chassis.localstack import PortInUse, ProcessFailed
 from cli import directory, report_voc
 from cli.crm_files import export_file, import_file
 from cli.down import down
+from cli.keys import keys
 from cli.locate import locate
 from cli.marketing_tools import marketing
 from cli.menus import menus
@@ -37,7 +38,7 @@ app = typer.Typer(
     # The long form prints local variables, which may hold secrets.
     pretty_exceptions_enable=False,
 )
-COMMANDS = (up, down, status, locate, simulate)
+COMMANDS = (up, down, status, locate, simulate, keys)
 GROUPS = (directory.region, directory.directory, report_voc.report, tickets, menus, marketing)
 for command in COMMANDS:
     app.command()(command)
