@@ -121,7 +121,7 @@ class RegionCrowd(Crowd):
             number=f"+86{PLACES[region][3]}6{rng.randrange(10**7):07d}",
             home_region=routers[self._calls // len(REGIONS) % len(routers)],
         )
-        edge = ChaosEdge(self._edge_context, call, self.assigned)
+        edge = ChaosEdge(self._edge_context, call, self.assigned, self._stubs)
         self.home_of[edge.call_id] = region
         task = asyncio.ensure_future(edge.run())
         self._edges[edge.call_id] = task
