@@ -5,7 +5,7 @@ it has not learned before it is let near one.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 from sklearn.feature_extraction import DictVectorizer
@@ -14,7 +14,7 @@ from sklearn.metrics import log_loss, roc_auc_score
 
 from marketing.effects import Uplift
 from marketing.learning.metrics import calibration_error
-from marketing.offline import Treated, qini, uplift
+from marketing.offline import Treated, uplift
 from marketing.propensity import CONSTANT, FEATURES_MAX
 
 #: Share of the examples, the newest, that a model is judged by.
@@ -105,16 +105,12 @@ def learn_uplift(examples: Sequence[Effect]) -> Found:
         Treated(offered=one.offered, value=float(one.bought), predicted=model.gain(one.traits))
         for one in judged
     ]
-    value, draw = qini(log), np.random.default_rng(SEED)
-    random_ones = [
-        qini(
-            [
-                replace(entry, predicted=float(at))
-                for entry, at in zip(log, draw.random(len(log)), strict=True)
-            ]
-        )
-        for _ in range(ORDERS)
-    ]
+    offered, bought = (np.array([getattr(one, name) for one in judged]) for name in ("offered", "bought"))
+    draw = np.random.default_rng(SEED)
+    # Of customers whom the model cannot tell apart chance decides, as it does for the random orders.
+    mixed = draw.permutation(len(judged))
+    value = qini_of(offered, bought, mixed[np.argsort([-log[at].predicted for at in mixed], kind="stable")])
+    random_ones = [qini_of(offered, bought, draw.permutation(len(judged))) for _ in range(ORDERS)]
     beaten = float(np.mean([other < value for other in random_ones]))
     whole = uplift(log)
     metrics = {
@@ -131,6 +127,16 @@ def learn_uplift(examples: Sequence[Effect]) -> Found:
         "held": _pairs(dict(learned.held)),
     }
     return Found(content={} if failure else content, metrics=metrics, failure=failure)
+
+
+def qini_of(offered: np.ndarray, bought: np.ndarray, order: np.ndarray) -> float:
+    """`offline.qini` of customers in an order."""
+    given, value = offered[order].astype(bool), bought[order].astype(float)
+    gained, lost = np.cumsum(value * given), np.cumsum(value * ~given)
+    held = np.cumsum(~given)
+    curve = gained - np.where(held > 0, lost * np.cumsum(given) / np.maximum(held, 1), 0.0)
+    area = float(curve.sum() - curve[-1] / 2)
+    return (area - float(curve[-1]) * len(order) / 2) / len(order) ** 2
 
 
 def _too_few_of_arms(learned: Sequence[Effect], judged: Sequence[Effect]) -> str:
