@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from functools import cache
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,14 @@ ROOT = Path(__file__).parents[2]
 CHART = ROOT / "deploy" / "helm" / "callmesh"
 EXAMPLES = {path.stem: path for path in sorted((ROOT / "deploy" / "helm" / "examples").glob("*.yaml"))}
 RELEASE, NAMESPACE = "demo", "contact"
+
+#: Settings classes by the prefix of their variables.
+SETTINGS = {
+    "CRM": "crm.config.CrmSettings",
+    "TICKETS": "tickets.config.TicketsSettings",
+    "MARKETING": "marketing.config.MarketingSettings",
+    "ROUTING": "routing.config.RoutingSettings",
+}
 
 Manifest = dict[str, Any]
 
@@ -42,3 +51,9 @@ def pods(manifests: Any) -> Iterator[tuple[Manifest, Manifest]]:
             yield one, one["spec"]["template"]
         elif one["kind"] == "CronJob":
             yield one, one["spec"]["jobTemplate"]["spec"]["template"]
+
+
+def settings_class(prefix: str) -> Any:
+    """The settings that a service's processes read."""
+    module, _, name = SETTINGS[prefix].rpartition(".")
+    return getattr(import_module(module), name)

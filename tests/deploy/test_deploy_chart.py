@@ -9,7 +9,6 @@ import os
 import re
 import subprocess
 import sys
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -19,17 +18,11 @@ import pytest
 import yaml
 from cloudcoil.models.prometheus_operator import v1 as operator
 from pydantic import BaseModel, ConfigDict
-from tests.deploy.chart_renders import CHART, EXAMPLES, ROOT, Manifest, example, pods, render
+from tests.deploy.chart_renders import CHART, EXAMPLES, ROOT, Manifest, example, pods, render, settings_class
 
 KUBERNETES = "1.31"
 OPERATOR_KINDS = {"PodMonitor": operator.PodMonitor, "PrometheusRule": operator.PrometheusRule}
 GOLDEN = Path(__file__).parent / "golden"
-SETTINGS = {
-    "CRM": "crm.config.CrmSettings",
-    "TICKETS": "tickets.config.TicketsSettings",
-    "MARKETING": "marketing.config.MarketingSettings",
-    "ROUTING": "routing.config.RoutingSettings",
-}
 LABEL = re.compile(r"(([A-Za-z0-9][-A-Za-z0-9_.]*)?[A-Za-z0-9])?")
 NAME = re.compile(r"[a-z0-9]([-a-z0-9.]*[a-z0-9])?")
 
@@ -185,11 +178,6 @@ def test_names_labels_and_ports_are_legal(name: str) -> None:
         for container in pod["spec"]["containers"]:
             ports = container.get("ports", [])
             assert all(port["containerPort"] > 1024 and len(port["name"]) <= 15 for port in ports)
-
-
-def settings_class(prefix: str) -> Any:
-    module, _, name = SETTINGS[prefix].rpartition(".")
-    return getattr(import_module(module), name)
 
 
 @examples
