@@ -88,7 +88,10 @@ def resource_name(collection: str, id: str) -> str:
 
 def parse_name(field: str, collection: str, name: str) -> str:
     """The id in a name "<collection>/<id>"; InvalidArgument(field) for any other form."""
-    return parse_names(field, (collection,), name)[0]
+    start, _, id = name.partition("/")
+    if start != collection or "/" in id or len(name) > ID_LENGTH_MAX + 64:
+        return parse_names(field, (collection,), name)[0]
+    return check_id(field, id)
 
 
 def parse_names(field: str, collections: Sequence[str], name: str) -> tuple[str, ...]:

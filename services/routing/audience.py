@@ -92,7 +92,7 @@ class Audience:
                     self._agent_of.pop(forgotten, None)
                 continue
             call_id, agent_id = self._subjects(event)
-            fronts = {*self._front_of_call(state, call_id), *self._front_of_agent(state, agent_id)}
+            fronts = self._fronts(state, call_id, agent_id)
             if not fronts:
                 continue
             fact = Fact(
@@ -101,8 +101,17 @@ class Audience:
                 call=view_call(state, call_id) if call_id in state.calls else None,
                 agent=view_agent(state, agent_id) if agent_id in state.agents else None,
             )
-            facts.extend((front, fact) for front in sorted(fronts))
+            facts.extend((front, fact) for front in fronts)
         return facts
+
+    def _fronts(self, state: ShardState, call_id: str, agent_id: str) -> list[str]:
+        """Those that hold the call or the agent, or did until now; each once, in order."""
+        fronts = [*self._fronts_of_call(state, call_id), *self._fronts_of_agent(state, agent_id)]
+        first = fronts[0]
+        if fronts.count(first) == len(fronts):
+            # As nearly always: one router has held both all the time.
+            return [first] if first else []
+        return sorted({*fronts} - {""})
 
     def _subjects(self, event: Event) -> tuple[str, str]:
         """(call id, agent id) that an event is about; "" for none."""
@@ -120,21 +129,27 @@ class Audience:
             self._agent_of.pop(call_id, None)
         return call_id, event.agent if isinstance(event, _OF_AGENT) else ""
 
-    def _front_of_call(self, state: ShardState, call_id: str) -> set[str]:
+    def _fronts_of_call(self, state: ShardState, call_id: str) -> list[str]:
+        """The call's front before and now; "" for none. Nothing for no call."""
+        if not call_id:
+            return [""]
         entry = state.calls.get(call_id)
         before = self._calls.get(call_id, "")
         if entry is None:
             self._calls.pop(call_id, None)
-            return {before} - {""}
+            return [before]
+        if entry.front == before:
+            return [before]
         self._calls[call_id] = entry.front
-        return {before, entry.front} - {""}
+        return [before or entry.front, entry.front]
 
-    def _front_of_agent(self, state: ShardState, agent_id: str) -> set[str]:
-        agent = state.agents.get(agent_id)
-        before = self._agents.get(agent_id, "")
+    def _fronts_of_agent(self, state: ShardState, agent_id: str) -> list[str]:
+        """As `_fronts_of_call`."""
+        agent = state.agents.get(agent_id) if agent_id else None
+        before = self._agents.get(agent_id, "") if agent_id else ""
         if agent is None:
             self._agents.pop(agent_id, None)
-            return {before} - {""}
+            return [before] if before else []
         if agent.front:
             self._agents[agent_id] = agent.front
-        return {before, agent.front} - {""}
+        return [front for front in (before, agent.front) if front]

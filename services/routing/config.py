@@ -74,6 +74,13 @@ class RoutingSettings(ServiceSettings):
         le=60,
         description="A block unknown for longer makes new calls UNAVAILABLE, seconds.",
     )
+    gather_seconds: float = Field(
+        default=0.003,
+        ge=0,
+        le=0.1,
+        description="Blocks of a busy leader begin at least so far apart, seconds: each costs as much as a"
+        " dozen decisions.",
+    )
     silent_seconds: float = Field(
         default=3.0, ge=0.2, le=60, description="A peer or leader silent for longer counts as lost, seconds."
     )
@@ -258,6 +265,7 @@ class RoutingSettings(ServiceSettings):
             takeover_seconds=self.takeover_seconds,
             backup_seconds=self.backup_seconds,
             outage_seconds=self.outage_seconds,
+            gather_seconds=self.gather_seconds,
             timing=self.timing(),
         )
 

@@ -28,6 +28,7 @@ ATTEMPT_MAX = 1_000
 TEXT_CHARACTERS_MAX = 4_000
 CALLS_HELD_MAX = 100
 PREFERRED_AGENT_SECONDS_MAX = 3_600
+_REOPEN_REASONS = frozenset(call_pb2.ReopenReason.values())
 #: Numbers that fit a signed 64-bit integer.
 INT64_MAX = 2**63 - 1
 
@@ -162,7 +163,7 @@ def check_call(request: call_pb2.CallRequest) -> None:
         )
     check_id("call.call_id", request.call_id)
     whole("call.attempt", request.attempt, 0, ATTEMPT_MAX)
-    if request.reopen_reason not in call_pb2.ReopenReason.values():
+    if request.reopen_reason not in _REOPEN_REASONS:
         raise InvalidArgument(field="call.reopen_reason", why="is not a reason that this release knows")
     text("call.caller_number", request.caller_number, 64)
     if request.preferred_agent:

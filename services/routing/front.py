@@ -15,9 +15,10 @@ import functools
 import random
 from collections import Counter
 from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+import msgspec
 import structlog
 
 from chassis.clock import Clock
@@ -402,7 +403,7 @@ class Front:
         withdrawn, except at `keep`, where the call goes back to if this fails. Raises what the last region
         said, CallerGone or Superseded when there is nobody to place for.
         """
-        failure: CallmeshError = Unavailable(why="no region can be reached")
+        failure: CallmeshError | None = None
         unsure: list[str] = []
         tried = regions[:PLACEMENTS_MAX]
         for region in tried:
@@ -437,7 +438,7 @@ class Front:
                 break
         caller.region = ""
         self._withdraw_all(caller, [r for r in unsure if r != keep])
-        raise failure
+        raise failure or Unavailable(why="no region can be reached")
 
     def _why_dead(self, caller: Caller) -> CallmeshError:
         subject = f"calls/{caller.facts.call_id}"
@@ -927,7 +928,7 @@ class Front:
             self._handed_on(caller, event, view)
         if isinstance(event, CallQueued) and caller.move > 1:
             moved = Moved(region=update.shard, reason=caller.moved_for)
-            caller.push(replace(update, what=moved))
+            caller.push(msgspec.structs.replace(update, what=moved))
         caller.heard = True
         if not isinstance(event, PositionChanged):
             caller.state = view.state

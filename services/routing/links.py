@@ -165,6 +165,9 @@ class Outlived:
         """A leader has carried it out, or refused it, and lives."""
         self._known.pop(command, None)
 
+    def __bool__(self) -> bool:
+        return bool(self._known)
+
     def count(self, command: str) -> int:
         """Leaders that it outlived, as far as that is remembered."""
         count, at = self._known.get(command, (0, 0.0))
@@ -179,7 +182,7 @@ class Outlived:
 class _Question:
     """A command on its way, and who waits for its answer."""
 
-    command: str
+    command: Command
     sent_seconds: float
     future: asyncio.Future[Committed]
 
@@ -404,9 +407,9 @@ class ShardLink:
     # --- asking
 
     async def ask(self, command: Command, seconds: float) -> Committed:
-        name = identity(command)
+        name = identity(command) if self._outlived else ""
         if not self._outlived.count(name):
-            return await self._ask(name, command, seconds)
+            return await self._ask(command, seconds)
         try:
             async with asyncio.timeout(seconds):
                 await self._alone.acquire()
@@ -416,34 +419,35 @@ class ShardLink:
             if self._outlived.is_poison(name):
                 log.error("poison_refused", shard=self.shard, command=name)
                 raise Internal()
-            return await self._ask(name, command, seconds)
+            return await self._ask(command, seconds)
         finally:
             self._alone.release()
 
-    async def _ask(self, name: str, command: Command, seconds: float) -> Committed:
+    async def _ask(self, command: Command, seconds: float) -> Committed:
         local, outgoing = self._local, self._outgoing
         if local is not None and local.leading:
-            return await self._ask_local(local, name, command, seconds)
+            return await self._ask_local(local, command, seconds)
         if outgoing is None or outgoing.full() or len(self._open) >= OPEN_QUESTIONS_MAX:
             raise LinkDown(shard=self.shard, retry_seconds=0.5)
         request = next(self._requests)
         loop = asyncio.get_running_loop()
         future: asyncio.Future[Committed] = loop.create_future()
-        self._open[request] = _Question(name, loop.time(), future)
+        self._open[request] = _Question(command, loop.time(), future)
         outgoing.put_nowait(shard_pb2.FrontMessage(request=request, command=codec.encode_command(command)))
         try:
             return await _answered(future, seconds, self.shard)
         finally:
             self._open.pop(request, None)
 
-    async def _ask_local(self, leader: Leader, name: str, command: Command, seconds: float) -> Committed:
+    async def _ask_local(self, leader: Leader, command: Command, seconds: float) -> Committed:
         try:
             committed = await ask_leader(leader, command, seconds)
         except PoisonCommand as error:
             if error.deposed:
-                self._outlived.add(name)
+                self._outlived.add(identity(command))
             raise Internal() from error
-        self._outlived.answered(name)
+        if self._outlived:
+            self._outlived.answered(identity(command))
         return committed
 
     # --- the stream
@@ -602,7 +606,7 @@ class ShardLink:
         self._attached, self._outgoing = "", None
         since = asyncio.get_running_loop().time() - JUST_SENT_SECONDS
         # A set: what was asked twice, because its client asks again, has outlived one leader all the same.
-        just_sent = {q.command for q in self._open.values() if broken and q.sent_seconds >= since}
+        just_sent = {identity(q.command) for q in self._open.values() if broken and q.sent_seconds >= since}
         self._suspects = (self._epoch, just_sent)
         for question in self._open.values():
             if not question.future.done():
@@ -624,9 +628,9 @@ class ShardLink:
         if question is None:
             return
         if message.not_taken == POISON_DEPOSED:
-            self._outlived.add(question.command)
+            self._outlived.add(identity(question.command))
         else:
-            self._outlived.answered(question.command)
+            self._outlived.answered(identity(question.command))
         future = question.future
         if future.done():
             return

@@ -10,6 +10,8 @@ from dataclasses import dataclass, field
 from math import inf
 from typing import Any
 
+import msgspec
+
 from chassis.errors import CallmeshError, Unavailable
 from routing.model import CallFacts, CallState, CallView, Fact, Presence
 
@@ -18,23 +20,20 @@ from routing.model import CallFacts, CallState, CallView, Fact, Presence
 UPDATES_UNREAD_MAX = 256
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Moved:
+class Moved(msgspec.Struct, frozen=True, kw_only=True):
     """The call is in another region now."""
 
     region: str
     reason: str
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Present:
+class Present(msgspec.Struct, frozen=True, kw_only=True):
     """The call's or agent's present state, where nothing has happened to tell."""
 
     call: CallView | None = None
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Update:
+class Update(msgspec.Struct, frozen=True, kw_only=True):
     """One thing for a client's stream."""
 
     shard: str
