@@ -200,6 +200,8 @@ class RoutingSettings(ServiceSettings):
             match = _PEER.fullmatch(part)
             if match is None:
                 raise ValueError(f"must be region=host:port separated by commas, not {part[:60]!r}")
+            if not 1 <= int(match["address"].rpartition(":")[2]) <= 65_535:
+                raise ValueError(f"names a port that there is not: {part[:60]!r}")
             if match["address"] in seen:
                 raise ValueError(f"names {match['address']!r} twice")
             seen.add(match["address"])

@@ -36,7 +36,11 @@ def apply_directory(
     """
     wanted = checked(request.directory)
     stored = {kind.collection: handlers.all_of(kind) for kind in KINDS}
-    _check_names(wanted, {} if request.prune else stored)
+    kept = {} if request.prune else stored
+    _check_names(wanted, kept)
+    _check_areas(request.directory, kept)
+    for index, region in enumerate(request.directory.regions):
+        handlers.check_routers(f"directory.regions[{index}].lead_list", region.lead_list)
     changes = list(_changes(wanted, stored, prune=request.prune))
     if not request.validate_only:
         for change in changes:
@@ -60,7 +64,6 @@ def checked(directory: pb.Directory) -> Wanted:
             if id in found:
                 raise InvalidArgument(field=f"{field}.name", why=f"{message.name} is there twice")
             found[id] = _normal(kind, id, message, field)
-    _check_areas(directory)
     return wanted
 
 
@@ -80,10 +83,12 @@ def _inner(path: str, kind: Kind) -> str:
     return path.removeprefix(kind.field) if path.startswith(kind.field) else f".{path}"
 
 
-def _check_areas(directory: pb.Directory) -> None:
-    """No area and no prefix is claimed by two regions."""
+def _check_areas(directory: pb.Directory, kept: Wanted) -> None:
+    """No area and no prefix is claimed by two regions, those that stay as they are among them."""
+    changed = {region.name for region in directory.regions}
+    others = [region for region in kept.get("regions", {}).values() if region.name not in changed]
     for name in ("served_areas", "served_prefixes"):
-        claimed: dict[str, str] = {}
+        claimed = {area: region.name for region in others for area in getattr(region, name)}
         for index, region in enumerate(directory.regions):
             for place, area in enumerate(getattr(region, name)):
                 if area in claimed:

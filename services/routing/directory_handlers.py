@@ -7,7 +7,7 @@ which routers look at.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
 from google.protobuf.field_mask_pb2 import FieldMask
@@ -57,8 +57,10 @@ _NOT_FOUND: dict[str, type[NotFound]] = {
 class DirectoryHandlers:
     """The directory's use cases."""
 
-    def __init__(self, clock: Clock) -> None:
+    def __init__(self, clock: Clock, routers: Collection[str] = ()) -> None:
+        """`routers` are the addresses that ROUTING_PEERS names; with none any may lead."""
         self._clock = clock
+        self._routers = routers
 
     def create(self, kind: Kind, id: str, message: Any, request: Any, subject: str) -> Any:
         """A new resource; a repeat of the request answers the first result. Raises AlreadyExists,
@@ -109,8 +111,20 @@ class DirectoryHandlers:
         """What a resource names must exist."""
         if kind is AGENT:
             self._check_agents([document])
+        elif kind is REGION:
+            self.check_routers("region.lead_list", document.lead_list)
         elif kind is QUEUE:
             self._check_skills(set(document.skill_ids))
+
+    def check_routers(self, field: str, lead_list: Sequence[str]) -> None:
+        """Raises InvalidArgument for an address that no router has: it could be reached by nobody, and a
+        shard that only such may lead would be lost with its leader.
+        """
+        for index, router in enumerate(lead_list):
+            if self._routers and router not in self._routers:
+                raise InvalidArgument(
+                    field=f"{field}[{index}]", why="no router in ROUTING_PEERS is reached there"
+                )
 
     def _check_skills(self, skills: set[str]) -> None:
         known = set(SkillDocument.objects(id__in=skills).scalar("id"))

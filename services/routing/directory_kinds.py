@@ -18,7 +18,7 @@ from chassis.mongo import Aggregate, etag
 from routing.announcements import ANNOUNCEMENT_CHARACTERS_MAX
 from routing.convert import duration, requirements, span_ms, text, whole
 from routing.documents import AgentDocument, QueueDocument, RegionDocument, SkillDocument
-from routing.geo import checked_point
+from routing.geo import check_area, checked_point
 from routing.hours import check_calendar, schedule
 from routing.model import REJECT_DELAY_SPAN_MS, STEPS_MAX, QueueConfig, Strategy
 
@@ -133,6 +133,8 @@ def _fill_region(message: pb.Region, document: RegionDocument) -> None:
     point = checked_point(message.location.latitude, message.location.longitude, field="region.location")
     document.latitude, document.longitude = point.latitude, point.longitude
     document.served_areas = _strings("region.served_areas", message.served_areas)
+    for index, area in enumerate(document.served_areas):
+        check_area(f"region.served_areas[{index}]", area)
     document.served_prefixes = _strings("region.served_prefixes", message.served_prefixes)
     for index, prefix in enumerate(document.served_prefixes):
         if not _PREFIX.fullmatch(prefix):
@@ -144,7 +146,7 @@ def _fill_region(message: pb.Region, document: RegionDocument) -> None:
     document.weight = whole("region.weight", message.weight, 0, 1000) or 100
     document.lead_list = _strings("region.lead_list", message.lead_list, 255)
     for index, router in enumerate(document.lead_list):
-        if not _ROUTER.fullmatch(router):
+        if not _ROUTER.fullmatch(router) or not 1 <= int(router.rpartition(":")[2]) <= 65_535:
             raise InvalidArgument(field=f"region.lead_list[{index}]", why='must look like "router-1:7120"')
     document.business_hours = _strings("region.business_hours", message.business_hours, 100)
     document.holiday_calendar = check_calendar("region.holiday_calendar", message.holiday_calendar)

@@ -138,8 +138,9 @@ class DirectoryServicer(directory_pb2_grpc.DirectoryServiceServicer):
 
 def directory_binding(settings: RoutingSettings, regions: Regions) -> tuple[Any, Any, Any]:
     """(descriptor, add function, servicer)."""
+    routers = {address for known in settings.routers().values() for address in known}
     return (
         pb.DESCRIPTOR.services_by_name["DirectoryService"],
         directory_pb2_grpc.add_DirectoryServiceServicer_to_server,
-        DirectoryServicer(DirectoryHandlers(settings.clock()), regions),
+        DirectoryServicer(DirectoryHandlers(settings.clock(), routers), regions),
     )

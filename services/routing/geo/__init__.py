@@ -12,7 +12,7 @@ from routing.geo.model import (
     distance_km,
 )
 from routing.geo.numbers import parse_number
-from routing.geo.places import load, locate, with_city, with_point
+from routing.geo.places import check_area, load, locate, with_city, with_point
 
 __all__ = [
     "GeoPoint",
@@ -22,6 +22,7 @@ __all__ = [
     "NumberKind",
     "PlaceSource",
     "Precision",
+    "check_area",
     "checked_point",
     "distance_km",
     "load",

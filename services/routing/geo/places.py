@@ -62,6 +62,20 @@ def locate(
     return _located(parsed, _place_of(parsed))
 
 
+def check_area(field: str, area: str) -> None:
+    """Whether callers can be of a served area: a country ("CN"), a part of one ("CN/广东", "US/California")
+    or a city ("CN/广东/深圳"), as the tables name them. Raises InvalidArgument naming `field`: nobody would
+    ever be at home in an area that is not.
+    """
+    known = tables.areas()
+    if area in known:
+        return
+    country, _, _ = area.partition("/")
+    if country not in known:
+        raise InvalidArgument(field=field, why=f"there is no country {country[:40]!r} (ISO 3166-1 alpha-2)")
+    raise InvalidArgument(field=field, why=f"no caller is known to be in {area[:60]!r}")
+
+
 def with_point(
     number: Located | None, latitude: float, longitude: float, *, field: str = "location"
 ) -> Located:

@@ -183,6 +183,16 @@ def countries() -> dict[str, tuple[str, Place]]:
 
 
 @functools.cache
+def areas() -> frozenset[str]:
+    """Every area that the tables can say a caller is in: "CN", "CN/广东", "CN/广东/深圳"."""
+    found = set(countries())
+    for place in (*china_cities().values(), *china_area_codes().values(), *world().places):
+        names = [name for name in (place.country, place.province, place.city) if name]
+        found.update("/".join(names[:depth]) for depth in range(1, len(names) + 1))
+    return frozenset(found)
+
+
+@functools.cache
 def towns() -> Towns:
     """For places given by the edge."""
     # a city state is its own town: without these a point in Hong Kong would be said to lie in Shenzhen

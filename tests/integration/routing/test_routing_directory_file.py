@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
+from google.protobuf.field_mask_pb2 import FieldMask
 
 from callmesh.routing.v1 import directory_pb2 as pb
 from chassis.clock import SystemClock
@@ -25,7 +26,7 @@ POINT = {"latitude": 39.9, "longitude": 116.4}
 def handlers(mongo_uri: str, mongo_database: str) -> Iterator[DirectoryHandlers]:
     connect(RoutingSettings(mongo_uri=mongo_uri, mongo_database=mongo_database))
     ensure_indexes(DOCUMENTS)
-    yield DirectoryHandlers(SystemClock())
+    yield DirectoryHandlers(SystemClock(), {"a:7120"})
     disconnect()
 
 
@@ -93,6 +94,13 @@ FAULTS: list[tuple[dict[str, Any], str]] = [
         "directory.regions[1].served_areas[0]",
     ),
     ({"regions": [{**BEIJING, "served_prefixes": ["10"]}]}, "directory.regions[0].served_prefixes[0]"),
+    (
+        {"regions": [{**BEIJING, "served_areas": ["CN/北京", "CN/北平"]}]},
+        "directory.regions[0].served_areas[1]",
+    ),
+    ({"regions": [{**BEIJING, "served_areas": [""]}]}, "directory.regions[0].served_areas[0]"),
+    ({"regions": [{**BEIJING, "lead_list": ["a:7120", "b:99999"]}]}, "directory.regions[0].lead_list[1]"),
+    ({"regions": [{**BEIJING, "lead_list": ["a:7120", "b:7120"]}]}, "directory.regions[0].lead_list[1]"),
     ({"skills": []}, "queues/service.skills"),
     ({"agents": [{"name": "agents/amy", "region": "regions/nowhere"}]}, "agents/amy.region"),
     ({"agents": [{"name": "amy", "region": "regions/beijing"}]}, "directory.agents[0].name"),
@@ -107,3 +115,24 @@ def test_a_fault_is_named_and_the_directory_before_stays(
         changes(handlers, whole(**more))
     assert refused.value.details.field_violations[0].field == field
     assert handlers.all_of(REGION) == {}
+
+
+def test_an_area_of_a_region_that_stays_is_not_claimed_again(handlers: DirectoryHandlers) -> None:
+    """The file does not name the region that has it; with pruning that region would go."""
+    changes(handlers, whole())
+    claims = {"name": "regions/tianjin", "location": POINT, "served_areas": ["CN/天津", "CN/北京"]}
+    with pytest.raises(InvalidArgument, match="served by regions/beijing already") as refused:
+        changes(handlers, pb.Directory(regions=[claims]))
+    assert refused.value.details.field_violations[0].field == "directory.regions[0].served_areas[1]"
+    assert list(handlers.all_of(REGION)) == ["beijing"]
+    hand_over = pb.Directory(regions=[{**BEIJING, "served_areas": []}, claims])
+    assert len(changes(handlers, hand_over)) == 2
+
+
+def test_a_region_is_not_led_from_where_no_router_is(handlers: DirectoryHandlers) -> None:
+    changes(handlers, whole())
+    region = pb.Region(name="regions/beijing", lead_list=["a:7120", "nowhere:1"])
+    with pytest.raises(InvalidArgument, match="no router") as refused:
+        handlers.update(REGION, region, FieldMask(paths=["lead_list"]))
+    assert refused.value.details.field_violations[0].field == "region.lead_list[1]"
+    assert list(handlers.all_of(REGION)["beijing"].lead_list) == []

@@ -14,6 +14,7 @@ from routing.geo import (
     NumberKind,
     PlaceSource,
     Precision,
+    check_area,
     checked_point,
     distance_km,
     load,
@@ -270,3 +271,48 @@ def test_any_point_is_placed(latitude: float, longitude: float) -> None:
 def test_an_invalid_number_is_not_placed() -> None:
     with pytest.raises(InvalidNumber):
         locate("10086")
+
+
+@pytest.mark.parametrize(
+    "area",
+    [
+        "CN",
+        "CN/广东",
+        "CN/广东/深圳",
+        "CN/北京",
+        "US/California",
+        "US/New York/New York",
+        "DE/Berlin",
+        "JP",
+        "SG",
+        "HK",
+    ],
+)
+def test_areas_that_callers_can_be_in(area: str) -> None:
+    check_area("region.served_areas[0]", area)
+
+
+@pytest.mark.parametrize(
+    "area",
+    [
+        "", "/", "CN/", "/广东", "CN//深圳", " CN", "CN/ 广东", "CN/广东/深圳/福田", "广东", "XX", "cn",
+        # Of another province, misspelt, with the word that the tables leave away, in another language.
+        "CN/广西/深圳", "CN/广冬", "CN/广东省", "CN/Guangdong", "US/Guangdong", "x" * 1000,
+    ],
+)  # fmt: skip
+def test_an_area_that_nobody_can_be_in_names_the_field(area: str) -> None:
+    with pytest.raises(InvalidArgument) as refused:
+        check_area("region.served_areas[3]", area)
+    assert refused.value.details.field_violations[0].field == "region.served_areas[3]"
+    assert len(refused.value.details.field_violations[0].description) < 200
+
+
+def test_every_place_that_a_number_can_have_is_an_area() -> None:
+    """Whatever `locate` says of a caller, a region may serve."""
+    for place in (
+        *tables.china_cities().values(),
+        *tables.china_area_codes().values(),
+        *tables.world().places,
+    ):
+        names = [name for name in (place.country, place.province, place.city) if name]
+        check_area("area", "/".join(names))
