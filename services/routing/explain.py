@@ -5,7 +5,9 @@
    take them, then the others with what keeps them from it. Those who lack a skill or the channel follow.
 3. The first reason in the order of `_UNFIT`, then `_OCCUPIED`, is told: what a supervisor can change least
    comes first.
-4. It never changes the state, not even an index: what an explanation says depends on the journal alone.
+4. In a line of very many agents the first `LOOKED_AT_MAX` by their order in the directory are looked at, and
+   the sentence says so; the free ones are all counted. So an explanation keeps nobody waiting.
+5. It never changes the state, not even an index: what an explanation says depends on the journal alone.
 """
 
 from __future__ import annotations
@@ -29,6 +31,8 @@ from routing.state import AgentEntry, CallEntry, Crowd, Line, ShardState
 
 #: Agents looked at in one explanation, at most: beyond it the rest is only counted.
 CANDIDATES_MAX = 100
+#: Agents whose occupation is looked at.
+LOOKED_AT_MAX = 1_000
 
 _STRATEGIES = {
     Strategy.LONGEST_IDLE: "longest idle first",
@@ -56,7 +60,8 @@ def explain(state: ShardState, question: AskExplain, now_ms: int) -> Explanation
     line = state.lines.get((queue.id, facts.channel, facts.skills, step))
     line = line if line is not None else _line(state, queue, facts, step)
     # Of those who fit; empty for the free.
-    reasons = {agent_id: _occupied(state, line, state.agents[agent_id]) for agent_id in line.agents}
+    looked_at = islice((a for a in state.agents if a in line.agents), LOOKED_AT_MAX)
+    reasons = {agent_id: _occupied(state, line, state.agents[agent_id]) for agent_id in looked_at}
     candidates = _candidates(state, line, entry, reasons, min(question.limit, CANDIDATES_MAX))
     return Explanation(
         queue=queue.id,
@@ -81,13 +86,16 @@ def _line(state: ShardState, queue: QueueConfig, facts: CallFacts, step: int) ->
     others = state.lines_by_queue.get(queue.id, [])
     crowd = next((other.crowd for other in others if other.channel == facts.channel), Crowd())
     line = Line((queue.id, facts.channel, facts.skills, step), queue, crowd)
-    for agent_id, agent in sorted(state.agents.items(), key=lambda each: (each[1].since_ms, each[0])):
+    free = []
+    for agent in state.agents_with(line.asked):
         if line.fits(agent):
-            line.agents.add(agent_id)
+            line.agents.add(agent.config.id)
             line.logged_in += agent.presence is not Presence.OFFLINE
             if line.channel in agent.idle:
-                line.free.add(agent.idle[line.channel])
-                line.idle += 1
+                free.append(agent)
+    for agent in sorted(free, key=lambda agent: (agent.since_ms, agent.config.id)):
+        line.free.add(agent.idle[line.channel])
+        line.idle += 1
     return line
 
 
@@ -95,7 +103,10 @@ def _candidates(
     state: ShardState, line: Line, entry: CallEntry | None, reasons: Mapping[str, str], limit: int
 ) -> list[AgentCandidate]:
     preferred = entry.preferred if entry is not None and entry.state is not CallState.ENDED else ""
-    free = [a for a in line.free.order() if not reasons.get(a, "?") and preferred in ("", a)]
+    if preferred:
+        free = [preferred] if line.channel in state.agents[preferred].idle else []
+    else:
+        free = line.free.order(limit)
     if entry is not None and entry.declined_by:
         # Who let it ring in vain comes after the others.
         free.sort(key=lambda agent_id: agent_id in entry.declined_by)
@@ -104,7 +115,7 @@ def _candidates(
     skipped = (
         (_ORDER.get(reason, -1), agent_id, reason or "NOT_PREFERRED")
         for agent_id, reason in reasons.items()
-        if agent_id not in ranked
+        if agent_id not in ranked and (reason or preferred)
     )
     for _, agent_id, reason in heapq.nsmallest(limit - len(chosen), skipped):
         chosen.append(AgentCandidate(agent=agent_id, rank=0, skipped_reason=reason))
@@ -142,15 +153,19 @@ def _level_too_low(s: ShardState, line: Line, agent: AgentEntry) -> bool:
 
 def _full(s: ShardState, line: Line, agent: AgentEntry) -> bool:
     """As many contacts of this channel as the agent takes, where that is more than one."""
-    capacity = dict(agent.config.capacity).get(line.channel, 0)
-    return capacity > 1 and len(agent.offers) + len(agent.calls) >= capacity
+    held = len(agent.offers) + len(agent.calls)
+    return held > 1 and held >= _capacity(agent, line.channel)
 
 
 def _taken(state: ShardState, line: Line, agent: AgentEntry) -> bool:
     """What the agent holds leaves no room: as much as they take, or another channel."""
-    held = (*agent.offers, *agent.calls)
-    capacity = dict(agent.config.capacity).get(line.channel, 0)
-    return len(held) >= capacity or any(state.calls[c].facts.channel != line.channel for c in held)
+    if len(agent.offers) + len(agent.calls) >= _capacity(agent, line.channel):
+        return True
+    return any(state.calls[c].facts.channel != line.channel for c in (*agent.offers, *agent.calls))
+
+
+def _capacity(agent: AgentEntry, channel: str) -> int:
+    return next((n for name, n in agent.config.capacity if name == channel), 0)
 
 
 Check = Callable[[ShardState, Line, AgentEntry], bool]
@@ -181,7 +196,10 @@ def _occupied(state: ShardState, line: Line, agent: AgentEntry) -> str:
     """What keeps an agent who fits from the call; empty for a free one."""
     if line.channel in agent.idle:
         return ""
-    return next((name for name, holds in _OCCUPIED if holds(state, line, agent)), "")
+    for name, holds in _OCCUPIED:
+        if holds(state, line, agent):
+            return name
+    return ""
 
 
 def _unfit(state: ShardState, line: Line, agent: AgentEntry) -> str:
@@ -199,7 +217,7 @@ def _summary(
     reasons: Mapping[str, str],
     now_ms: int,
 ) -> str:
-    who = _who(reasons)
+    who = _who(line, reasons)
     best = next((c.agent for c in candidates if c.rank), "")
     where = f"queue {line.queue.id}" + (f", step {line.key[3] + 1}" if line.queue.steps else "")
     if entry is not None and entry.state is not CallState.WAITING:
@@ -233,10 +251,12 @@ def _standing(entry: CallEntry) -> str:
     return f"Ended {outcome}" + (f" ({entry.reason})" if entry.reason else "")
 
 
-def _who(reasons: Mapping[str, str]) -> str:
+def _who(line: Line, reasons: Mapping[str, str]) -> str:
     """How those who fit are occupied: "of 12 who fit, 9 busy, 2 paused, 1 offline"."""
-    counts = Counter(reason or "FREE" for reason in reasons.values())
-    if not counts:
+    if not line.agents:
         return "nobody fits"
-    parts = [f"{n} {name.lower().replace('_', ' ')}" for name, n in counts.most_common()]
-    return f"of {counts.total()} who fit, {', '.join(parts)}"
+    counts = Counter(reason for reason in reasons.values() if reason)
+    counts["FREE"] = line.idle_count
+    parts = [f"{n} {name.lower().replace('_', ' ')}" for name, n in counts.most_common() if n]
+    seen = "" if len(reasons) == len(line.agents) else f" ({len(reasons)} looked at)"
+    return f"of {len(line.agents)} who fit{seen}, {', '.join(parts)}"

@@ -14,6 +14,9 @@ All are indexes of a shard's state, no facts: made again, they may order agents 
 from __future__ import annotations
 
 import heapq
+import itertools
+import operator
+import sys
 from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Callable, Iterator
@@ -77,11 +80,12 @@ class Free(ABC):
             self.take_in()
         return self._best(lot)
 
-    def order(self) -> list[str]:
-        """All, as they would be taken; changes nothing. O(n log n): for people."""
+    def order(self, limit: int = sys.maxsize) -> list[str]:
+        """The first `limit`, as they would be taken; changes nothing. O(n log limit): for people."""
         came = ((self._rank(place), place) for place in self.inbox)
-        ranked = [(rank, place) for rank, place in (*self._ranked(), *came) if place.live]
-        return [place.agent_id for _, place in sorted(ranked, key=lambda each: each[0])]
+        ranked = ((rank, place) for rank, place in itertools.chain(self._ranked(), came) if place.live)
+        first = heapq.nsmallest(limit, ranked, key=operator.itemgetter(0))
+        return [place.agent_id for _, place in first]
 
     def count(self) -> int:
         """How many are free; changes nothing. O(n)."""
@@ -148,6 +152,35 @@ class ByRank(Free):
 
     def _ranked(self) -> Iterator[tuple[int, Place]]:
         return ((rank, place) for rank, places in self._lists.items() for place in places)
+
+
+class ByTurn(Free):
+    """Who came first. O(1)."""
+
+    __slots__ = ("_places",)
+
+    def __init__(self, rank: Callable[[Place], int]) -> None:
+        super().__init__(rank)
+        self._places: deque[Place] = deque()
+
+    def _put(self, places: list[Place]) -> None:
+        self._places.extend(places)
+
+    def _tidy(self) -> None:
+        self._places = deque(place for place in self._places if place.live)
+        self.length = len(self._places)
+
+    def _best(self, lot: int) -> str | None:
+        places = self._places
+        while places:
+            if places[0].live:
+                return places[0].agent_id
+            places.popleft()
+            self.length -= 1
+        return None
+
+    def _ranked(self) -> Iterator[tuple[int, Place]]:
+        return ((0, place) for place in self._places)
 
 
 class ByHeap(Free):

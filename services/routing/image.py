@@ -70,11 +70,11 @@ _TYPES: dict[str, Any] = {
 #: Indexes, and what has rows of its own.
 _DERIVED: dict[type, frozenset[str]] = {
     CallEntry: frozenset({"line", "ticket"}),
-    AgentEntry: frozenset({"skills", "channels", "idle", "lines", "plain", "own", "own_count"}),
+    AgentEntry: frozenset({"skills", "channels", "counted", "idle", "lines", "plain", "own", "own_count"}),
     Tally: frozenset(),
     ShardState: frozenset(
         {
-            *("agents", "calls", "lines", "tallies", "lines_by_queue", "crowds"),
+            *("agents", "calls", "lines", "tallies", "lines_by_queue", "crowds", "by_state", "in_service"),
             *("deadlines", "hot_calls", "hot_agents", "leaving"),
         }
     ),

@@ -17,7 +17,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import replace
 from typing import Any
 
-from routing.free import INBOX_MAX, ByHeap, ByLot, ByRank, Free, Place
+from routing.free import INBOX_MAX, ByHeap, ByLot, ByRank, ByTurn, Free, Place
 from routing.model import (
     BEFORE_CONNECTION,
     DECLINERS_MAX,
@@ -159,6 +159,10 @@ class CallEntry:
         return not self.callback_ms if self.callback_number else self.attached
 
 
+#: What an agent who holds nothing is to the world.
+_AS_PRESENT = {presence: AgentState(presence.value) for presence in Presence}
+
+
 class AgentEntry:
     """One agent as this shard holds it. Its load is the set of what it holds, never a counter."""
 
@@ -170,6 +174,7 @@ class AgentEntry:
         "channels",
         "command",
         "config",
+        "counted",
         "draining",
         "front",
         "idle",
@@ -206,6 +211,8 @@ class AgentEntry:
         self.wraps: dict[str, tuple[int, int]] = {}
         #: By channel while offerable on it.
         self.idle: dict[str, Place] = {}
+        #: As what it is counted in `ShardState.by_state`; None while it is not.
+        self.counted: AgentState | None = None
         #: Lines it fits, by channel; of them those that count their free agents.
         self.lines: dict[str, list[Line]] = {}
         self.plain: list[Line] = []
@@ -236,7 +243,7 @@ class AgentEntry:
             return AgentState.RESERVED
         if self.wraps:
             return AgentState.WRAP_UP
-        return AgentState(self.presence.value)
+        return _AS_PRESENT[self.presence]
 
     @property
     def is_present(self) -> bool:
@@ -384,6 +391,9 @@ class ShardState:
         #: By queue, then channel.
         self.crowds: dict[str, dict[str, Crowd]] = {}
         self.tallies: dict[str, Tally] = {}
+        #: Running totals: agents by state; calls that are rung, accepted or in conversation, by queue.
+        self.by_state: dict[AgentState, int] = {}
+        self.in_service: dict[str, int] = {}
         #: Heap of (deadline, ordinal, kind, id); an entry counts only while its owner has that very deadline.
         self.deadlines: list[tuple[int, int, str, str]] = []
         #: Worklists of the pairing: calls that began to wait, agents that became free.
@@ -407,6 +417,18 @@ class ShardState:
         self.hot_calls.clear()
         self.hot_agents.clear()
         self.leaving.clear()
+
+    def serve(self, queue: str, more: int) -> None:
+        """Counts calls of a queue that began, or ceased, to be held by an agent."""
+        self.in_service[queue] = self.in_service.get(queue, 0) + more
+
+    def count(self, agent: AgentEntry, state: AgentState | None) -> None:
+        """Counts an agent as what it is now; None for one that is gone."""
+        if agent.counted is not None:
+            self.by_state[agent.counted] -= 1
+        if state is not None:
+            self.by_state[state] = self.by_state.get(state, 0) + 1
+        agent.counted = state
 
     def next_ticket(self) -> int:
         self._ticket += 1
@@ -545,8 +567,10 @@ def _by_proficiency(line: Line) -> Callable[[Place], int]:
     return lambda place: -sum([place.agent.skills.get(skill, 0) for skill in wanted])
 
 
-#: Ranks that hardly two agents share; the others' free agents are listed by rank.
+#: Strategies without ranks, and those whose ranks hardly two agents share; the others list free agents by
+#: rank.
 _FREE: dict[Strategy, Callable[[Callable[[Place], int]], Free]] = {
+    Strategy.LONGEST_IDLE: ByTurn,
     Strategy.RANDOM: ByLot,
     Strategy.LEAST_OCCUPIED: ByHeap,
     Strategy.ROUND_ROBIN: ByHeap,
@@ -579,6 +603,9 @@ def _offerable(state: ShardState, agent: AgentEntry, channel: str, capacity: int
 def _refresh(state: ShardState, agent: AgentEntry) -> None:
     """Brings the agent's place in the idle heaps into line with what it holds."""
     _account(state, agent)
+    standing = agent.state
+    if standing is not agent.counted:
+        state.count(agent, standing)
     if agent.draining and not agent.holding:
         state.leaving.append(agent.config.id)
     for channel, capacity in agent.config.capacity:
@@ -719,6 +746,7 @@ def adopt_agent(state: ShardState, agent: AgentEntry, idle: Iterable[str]) -> No
     its deadlines run.
     """
     state.agents[agent.config.id] = agent
+    state.count(agent, agent.state)
     agent.idle = {channel: Place(agent.config.id, agent, agent.since_ms) for channel in idle}
     state.index_skills(agent)
     for kind, name in _AGENT_DEADLINES:
@@ -730,6 +758,9 @@ def adopt_agent(state: ShardState, agent: AgentEntry, idle: Iterable[str]) -> No
 def adopt_call(state: ShardState, entry: CallEntry, *, listed: bool) -> None:
     """Takes in a call of an image, after agents and lines: its deadlines run, and it waits if it did."""
     state.calls[entry.facts.call_id] = entry
+    agent = state.agents.get(entry.agent)
+    if agent is not None and (entry.facts.call_id in agent.calls or entry.facts.call_id in agent.offers):
+        state.serve(entry.facts.queue, 1)
     for kind, name in _CALL_DEADLINES:
         state.set_deadline(getattr(entry, name), kind, entry.facts.call_id)
     if listed:
@@ -872,6 +903,9 @@ def _agent_removed(s: ShardState, e: AgentRemoved) -> None:
     for entry in [call for call in s.calls.values() if call.preferred == e.agent]:
         _end_preference(s, entry)
     del s.agents[e.agent]
+    s.count(agent, None)
+    for call_id in (*agent.offers, *agent.calls):
+        s.serve(s.calls[call_id].facts.queue, -1)
     s.drop_skills(agent)
     _leave_lines(agent)
 
@@ -926,6 +960,9 @@ def _call_transferred(s: ShardState, e: CallTransferred) -> None:
     entry = s.calls[call_id]
     _tally_conversation(s, entry)
     agent = s.agents.get(e.agent)
+    if agent is not None and call_id in agent.calls:
+        agent.calls.discard(call_id)
+        s.serve(entry.facts.queue, -1)
     entry.facts, entry.agent, entry.offer_id = e.facts, "", ""
     entry.state = CallState.OVERFLOWING if e.resume_ms else CallState.WAITING
     entry.resume_ms = e.resume_ms
@@ -939,7 +976,6 @@ def _call_transferred(s: ShardState, e: CallTransferred) -> None:
     s.set_deadline(e.refuse_ms, "refuse", call_id)
     _begin_wait(s, entry, e)
     if agent is not None:
-        agent.calls.discard(call_id)
         _begin_wrap_up(s, agent, call_id, e.wrap_up_until_ms)
 
 
@@ -1014,6 +1050,7 @@ def _call_offered(s: ShardState, e: CallOffered) -> None:
     entry.offer_until_ms = e.until_ms
     _unlist_call(s, entry)
     agent.offers[e.call_id] = e.offer_id
+    s.serve(entry.facts.queue, 1)
     agent.last_offer = s.ordinal
     agent.since_ms = s.now_ms
     s.set_deadline(e.until_ms, "offer", e.call_id)
@@ -1035,7 +1072,8 @@ def _offer_ended(s: ShardState, e: OfferEnded) -> None:
     _list_call(s, entry)
     if agent is None:
         return
-    agent.offers.pop(e.call_id, None)
+    if agent.offers.pop(e.call_id, None) is not None:
+        s.serve(entry.facts.queue, -1)
     agent.missed, agent.rest_until_ms = e.missed, e.rest_until_ms
     agent.since_ms = s.now_ms
     s.set_deadline(e.rest_until_ms, "rest", e.agent)
@@ -1076,7 +1114,8 @@ def _call_ended(s: ShardState, e: CallEnded) -> None:
     agent = s.agents.get(entry.agent)
     if agent is None:
         return
-    agent.offers.pop(e.call_id, None)
+    if agent.offers.pop(e.call_id, None) is not None or e.call_id in agent.calls:
+        s.serve(entry.facts.queue, -1)
     agent.calls.discard(e.call_id)
     _begin_wrap_up(s, agent, e.call_id, e.wrap_up_until_ms)
 

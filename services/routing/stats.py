@@ -1,7 +1,7 @@
 """A shard's live figures: what waits, who is there, who talks. A pure read, for supervisors, not for routing.
 
-It walks over the agents and over those who wait, never over the calls that are only remembered: about a
-microsecond each.
+Agents by state and calls in service are running totals of the state. What is walked over are those who wait,
+about a quarter of a microsecond each, and, when they are asked for, the agents who are told one by one.
 """
 
 from __future__ import annotations
@@ -19,7 +19,6 @@ AGENTS_TOLD_MAX = 2_000
 def shard_stats(state: ShardState, question: AskStats, now_ms: int) -> ShardStats:
     """Figures of every queue by id, agents by state, and on request the agents who are logged in, by id."""
     oldest = _oldest(state)
-    in_service, states = _occupied(state)
     return ShardStats(
         now_ms=now_ms,
         draining=state.draining,
@@ -31,33 +30,18 @@ def shard_stats(state: ShardState, question: AskStats, now_ms: int) -> ShardStat
                 expected_wait_span_ms=load.expected_wait_span_ms,
                 agents_logged_in=load.agents_logged_in,
                 agents_free=load.agents_free,
-                in_service=in_service.get(load.queue, 0),
+                in_service=state.in_service.get(load.queue, 0),
             )
             for load in queue_loads(state)
         ),
-        agents_by_state=tuple(sorted((str(name), count) for name, count in states.items())),
+        agents_by_state=tuple(sorted((str(name), count) for name, count in state.by_state.items() if count)),
         agents=_told(state) if question.agents else (),
     )
 
 
-def _occupied(state: ShardState) -> tuple[dict[str, int], dict[AgentState, int]]:
-    """(calls in service by queue, agents by state), in one walk over the agents."""
-    calls = state.calls
-    in_service: dict[str, int] = {}
-    states: dict[AgentState, int] = {}
-    for agent in state.agents.values():
-        held = agent.state
-        states[held] = states.get(held, 0) + 1
-        if held is AgentState.ON_CALL or held is AgentState.RESERVED:
-            for group in (agent.offers, agent.calls):
-                for call_id in group:
-                    queue = calls[call_id].facts.queue
-                    in_service[queue] = in_service.get(queue, 0) + 1
-    return in_service, states
-
-
 def _told(state: ShardState) -> tuple[AgentView, ...]:
-    present = (a for a, agent in sorted(state.agents.items()) if agent.state is not AgentState.OFFLINE)
+    agents = state.agents
+    present = (a for a in sorted(agents) if agents[a].counted is not AgentState.OFFLINE)
     return tuple(view_agent(state, agent_id) for agent_id in islice(present, AGENTS_TOLD_MAX))
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import replace
 from typing import Any
 
@@ -18,6 +19,7 @@ from routing.model import (
     AgentState,
     Answer,
     AskCall,
+    AskStats,
     CallConnected,
     CallEnded,
     CallFacts,
@@ -64,6 +66,7 @@ from routing.model import (
     WithdrawCall,
 )
 from routing.state import ShardState, due_together, evolve, next_deadline
+from routing.stats import shard_stats
 from routing.views import queue_loads, view_agent, view_call
 
 START_MS = 1_000_000
@@ -657,6 +660,10 @@ def check_invariants(shard: Shard) -> None:
         assert bool(call.ticket) is call.offerable
         if call.preferred:
             assert call.preferred in state.agents, "nobody waits for an agent who is gone"
+    stats = shard_stats(state, AskStats(), state.now_ms)
+    assert dict(stats.agents_by_state) == Counter(a.state for a in state.agents.values()), "a running total"
+    served = [state.calls[c].facts.queue for a in state.agents.values() for c in (*a.offers, *a.calls)]
+    assert {q.queue: q.in_service for q in stats.queues if q.in_service} == Counter(served), "another"
     assert not state.unpaired
     load = queue_loads(state)[0]
     assert load.waiting == sum(bool(c.ticket) for c in state.calls.values())

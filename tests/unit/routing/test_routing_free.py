@@ -8,10 +8,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from routing.free import INBOX_MAX, OUTDATED_MAX, ByHeap, ByLot, ByRank, Free, Place
+from routing.free import INBOX_MAX, OUTDATED_MAX, ByHeap, ByLot, ByRank, ByTurn, Free, Place
 
 Make = Callable[[Callable[[Place], int]], Free]
-INDEXES: list[Make] = [ByRank, ByHeap, ByLot]
+INDEXES: list[Make] = [ByTurn, ByRank, ByHeap, ByLot]
 RANKED: list[Make] = [ByRank, ByHeap]
 #: (agent's number, rank): comes with it, or goes if free.
 MOVES = st.lists(st.tuples(st.integers(0, 9), st.integers(0, 3)), max_size=300)
@@ -81,3 +81,13 @@ def test_coming_and_going_leaves_nothing_behind(make: Make) -> None:
     assert free.count() == 0
     assert free.length <= OUTDATED_MAX + 1 and len(free.inbox) <= INBOX_MAX
     assert free.best(7) is None
+
+
+def test_without_ranks_who_came_first_is_taken() -> None:
+    free = ByTurn(rank_of)
+    places = [Place(agent, 0, 0) for agent in "abc"]
+    for place in places:
+        free.add(place)
+    assert (free.best(0), free.order(2)) == ("a", ["a", "b"])
+    places[0].live = False
+    assert (free.best(0), free.order(), free.count()) == ("b", ["b", "c"], 2)
