@@ -21,6 +21,9 @@ PortBase = Annotated[
 Members = Annotated[
     int, typer.Option("--members", envvar="MEMBERS", help="Members of the local MongoDB replica set: 1 or 3.")
 ]
+Routers = Annotated[
+    int, typer.Option("--routers", envvar="ROUTERS", help="Routers a region: 1, or 2 with a warm standby.")
+]
 
 
 def stack_config(
@@ -28,6 +31,8 @@ def stack_config(
     port_base: int = PORT_BASE_DEFAULT,
     members: int = 1,
     env: dict[str, str] | None = None,
+    *,
+    routers: int = 1,
 ) -> StackConfig:
     """The stack that the options and the environment (MONGO_URI, AMQP_URI) describe.
 
@@ -40,6 +45,7 @@ def stack_config(
         run_dir=run_dir.expanduser().resolve(),
         port_base=port_base,
         members=members,
+        routers=routers,
         mongo_uri=os.environ.get("MONGO_URI", ""),
         amqp_uri=os.environ.get("AMQP_URI", ""),
         env=env or {},

@@ -6,8 +6,10 @@ Ports are fixed offsets from one base, so that a stack can be told from another 
     +0 +1 +2    mongod members              +40 +41 +42    crm: gRPC, HTTP, worker's HTTP
     +10 +11 +12 RabbitMQ: AMQP, distribution, port mapper
     +20..+23    routing gRPC, one a region  +50 +51 +52    tickets
-    +30..+33    routing HTTP, one a region  +60 +61 +62    marketing
-    +34         routing worker's HTTP       +70            Prometheus
+    +24..+27    the regions' second routers +60 +61 +62    marketing
+    +30..+33    routing HTTP, one a region  +70            Prometheus
+    +34         routing worker's HTTP
+    +35..+38    the second routers' HTTP
 """
 
 from __future__ import annotations
@@ -26,6 +28,7 @@ PORT_BASE_DEFAULT = 7100
 #: The last offset in use.
 PORT_OFFSET_MAX = 70
 MEMBERS_ALLOWED = (1, 3)
+ROUTERS_ALLOWED = (1, 2)
 
 #: A local stack's servers wait no longer for open calls when they are told to end, seconds.
 DRAIN_SECONDS = 3
@@ -35,6 +38,8 @@ RABBIT_OFFSET = 10
 ROUTING_GRPC_OFFSET = 20
 ROUTING_HTTP_OFFSET = 30
 ROUTING_WORKER_OFFSET = 34
+#: Offsets of gRPC and HTTP of a region's first router, then of its second.
+_ROUTER_OFFSETS = ((ROUTING_GRPC_OFFSET, ROUTING_HTTP_OFFSET), (24, 35))
 PROMETHEUS_OFFSET = 70
 
 
@@ -52,6 +57,8 @@ class StackConfig:
     port_base: int = PORT_BASE_DEFAULT
     #: Members of the local replica set, 1 or 3; of no meaning with `mongo_uri`.
     members: int = 1
+    #: Routers a region, 1 or 2: the second is a warm standby and another door for clients.
+    routers: int = 1
     #: A MongoDB to use in place of a local one; "" starts one.
     mongo_uri: str = ""
     #: A RabbitMQ to use in place of a local one; "" starts one.
@@ -66,6 +73,8 @@ class StackConfig:
             )
         if self.members not in MEMBERS_ALLOWED:
             raise BadStackConfig(f"MEMBERS must be 1 or 3, got {self.members}")
+        if self.routers not in ROUTERS_ALLOWED:
+            raise BadStackConfig(f"ROUTERS must be 1 or 2, got {self.routers}")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -101,9 +110,10 @@ class ServiceProcess:
         return f"http://{HOST}:{self.http_port}/readyz"
 
 
-def server_name(service: str, region: str | None = None) -> str:
-    """Name of the process that serves a service's gRPC; routing has one a region."""
-    return f"{service}-{region}" if region else service
+def server_name(service: str, region: str | None = None, number: int = 1) -> str:
+    """Name of the process that serves a service's gRPC; routing has one or two a region."""
+    name = f"{service}-{region}" if region else service
+    return name if number == 1 else f"{name}-{number}"
 
 
 def worker_name(service: str) -> str:
@@ -136,33 +146,40 @@ def _worker(service: str, http_port: int, **env: str) -> ServiceProcess:
     )
 
 
-def routing_peers(port_base: int) -> str:
-    """Every region's router, as ROUTING_PEERS wants it: "beijing=127.0.0.1:7120,shanghai=..."."""
+def routing_peers(port_base: int, routers: int = 1) -> str:
+    """Every region's routers, as ROUTING_PEERS wants it: "beijing=127.0.0.1:7120,shanghai=..."."""
     return ",".join(
-        f"{region}={HOST}:{port_base + ROUTING_GRPC_OFFSET + i}" for i, region in enumerate(REGIONS)
+        f"{region}={HOST}:{port_base + grpc + index}"
+        for index, region in enumerate(REGIONS)
+        for grpc, _ in _ROUTER_OFFSETS[:routers]
     )
 
 
 def workers(config: StackConfig) -> list[ServiceProcess]:
     """The four bus consumers."""
     base = config.port_base
-    routing = _worker("routing", base + ROUTING_WORKER_OFFSET, ROUTING_PEERS=routing_peers(base))
+    peers = routing_peers(base, config.routers)
+    routing = _worker("routing", base + ROUTING_WORKER_OFFSET, ROUTING_PEERS=peers)
     return [routing, *(_worker(service, base + offset + 2) for service, offset in SERVICES.items())]
 
 
 def servers(config: StackConfig) -> list[ServiceProcess]:
-    """The seven gRPC servers: a router for each region, and one for each other service."""
+    """The gRPC servers: the routers of each region, the first ones before the second, and one for each other
+    service.
+    """
     base = config.port_base
-    peers = routing_peers(base)
+    peers = routing_peers(base, config.routers)
     routers = [
         _server(
             "routing",
-            server_name("routing", region),
-            base + ROUTING_GRPC_OFFSET + index,
-            base + ROUTING_HTTP_OFFSET + index,
+            server_name("routing", region, number),
+            base + grpc + index,
+            base + http + index,
             ROUTING_REGION=region,
             ROUTING_PEERS=peers,
+            ROUTING_ADVERTISE=f"{HOST}:{base + grpc + index}",
         )
+        for number, (grpc, http) in enumerate(_ROUTER_OFFSETS[: config.routers], 1)
         for index, region in enumerate(REGIONS)
     ]
     others = [_server(s, server_name(s), base + offset, base + offset + 1) for s, offset in SERVICES.items()]

@@ -448,7 +448,7 @@ class Stack:
             self._servers.env[PLACE_TOKEN_KEY_FILE] = str(path)
 
     def _refuse_another_shape(self) -> None:
-        kept = _read_marker(self.config.run_dir) or {}
+        kept = {"routers": 1, **(_read_marker(self.config.run_dir) or {})}
         recorded = recorded_stack(self.config.run_dir)
         if recorded and kept != _shape(self.config) and recorded.running():
             was = ", ".join(f"{key}={value}" for key, value in kept.items())
@@ -492,6 +492,7 @@ def _shape(config: StackConfig) -> dict[str, Any]:
     return {
         "port_base": config.port_base,
         "members": config.members,
+        "routers": config.routers,
         "external_mongo": bool(config.mongo_uri),
         "external_amqp": bool(config.amqp_uri),
     }
@@ -546,6 +547,8 @@ def recorded_stack(run_dir: Path) -> Stack | None:
                     run_dir=run_dir,
                     port_base=int(kept["port_base"]),
                     members=int(kept["members"]),
+                    # A stack of an earlier release says nothing of them.
+                    routers=int(kept.get("routers", 1)),
                     mongo_uri="mongodb://given.invalid" if kept["external_mongo"] else "",
                     amqp_uri="amqp://given.invalid" if kept["external_amqp"] else "",
                 ),

@@ -13,7 +13,7 @@ from rich.progress import (
     TimeElapsedColumn,
 )
 
-from cli.options import RUN_DIR_DEFAULT, Members, PortBase, RunDir, stack_config
+from cli.options import RUN_DIR_DEFAULT, Members, PortBase, Routers, RunDir, stack_config
 from cli.plan import PORT_BASE_DEFAULT
 from cli.stack import Stack
 from cli.view import OUT, status_table
@@ -55,14 +55,18 @@ class StartProgress:
 
 
 def up(
-    run_dir: RunDir = RUN_DIR_DEFAULT, port_base: PortBase = PORT_BASE_DEFAULT, members: Members = 1
+    run_dir: RunDir = RUN_DIR_DEFAULT,
+    port_base: PortBase = PORT_BASE_DEFAULT,
+    members: Members = 1,
+    routers: Routers = 1,
 ) -> None:
-    """Start the local stack: MongoDB, RabbitMQ, Prometheus where installed, and the eleven processes.
+    """Start the local stack: MongoDB, RabbitMQ, Prometheus where installed, and the eleven processes (fifteen
+    with two routers a region).
 
     Harmless when it runs already: what is missing is started. MONGO_URI and AMQP_URI put real servers in
     place of the local ones.
     """
-    config = stack_config(run_dir, port_base, members)
+    config = stack_config(run_dir, port_base, members, routers=routers)
     progress = StartProgress()
     stack = Stack(config, die_with_parent=False, on_progress=progress.note)
     progress.run(stack)

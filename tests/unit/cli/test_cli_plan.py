@@ -51,6 +51,27 @@ def test_every_router_knows_itself_and_all_its_peers() -> None:
         assert router.env["ROUTING_GRPC_PORT"] == str(router.grpc_port)
 
 
+def test_with_two_routers_a_region_each_says_which_of_them_it_is() -> None:
+    stack = config(port_base=9000, routers=2)
+    routers = [p for p in plan.servers(stack) if p.service == "routing"]
+    assert [r.name for r in routers[::4]] == ["routing-beijing", "routing-beijing-2"]
+    addresses = [f"127.0.0.1:{router.grpc_port}" for router in routers]
+    assert [router.env["ROUTING_ADVERTISE"] for router in routers] == addresses
+    peers = [tuple(peer.split("=")) for peer in routers[0].env["ROUTING_PEERS"].split(",")]
+    assert sorted(peers) == sorted(
+        (r.env["ROUTING_REGION"], a) for r, a in zip(routers, addresses, strict=True)
+    )
+    assert len({r.env["ROUTING_PEERS"] for r in (*routers, plan.workers(stack)[0])}) == 1
+    ports = [port for process in plan.scrape_targets(stack) for port in process.ports]
+    assert len(set(ports)) == len(ports) and max(ports) <= 9000 + plan.PORT_OFFSET_MAX
+
+
+@pytest.mark.parametrize("routers", [-1, 0, 3])
+def test_a_region_has_one_or_two_routers(routers: int) -> None:
+    with pytest.raises(BadStackConfig, match=f"ROUTERS must be 1 or 2, got {routers}"):
+        config(routers=routers)
+
+
 def test_a_worker_has_no_grpc_port() -> None:
     for worker in plan.workers(config()):
         assert worker.is_worker and worker.grpc_port is None
