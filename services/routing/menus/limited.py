@@ -22,7 +22,7 @@ from dataclasses import dataclass, replace
 from routing.menus.check import choice_seconds
 from routing.menus.codes import told_in_order
 from routing.menus.model import Menu, Node
-from routing.menus.rebuild import Constraints, Weights, keyed, language_of, scopes_of
+from routing.menus.rebuild import Constraints, Weights, distinct_words, keyed, language_of, scopes_of
 
 #: Changes of one release.
 CHANGES_MAX = 200
@@ -97,6 +97,10 @@ class _Search:
         self._scopes, self._fixed = scopes_of(menu, keep_groups=constraints.keep_groups)
         self._language = language_of(menu)
         self._ordered = frozenset(node.id for node in menu.root.walk() if node.ordered)
+        inside = (node for node in menu.root.walk() if node.id in self._scopes)
+        self._distinct = {
+            id: words for node in inside for id, words in distinct_words(menu, node, self._scopes).items()
+        }
         self._moved: set[str] = set()
         self._root = self._place(menu.root, None, menu.root.id)
 
@@ -111,10 +115,12 @@ class _Search:
 
     def _level_cost(self, place: _Place) -> float:
         """Key presses, and seconds in their worth, spent on one level."""
-        members = place.children
+        members, worth = place.children, self._constraints.listening_weight
+        if not worth:
+            return sum([member.weight for member in members])
         if not place.node.ordered:
-            members = told_in_order(members, lambda p: p.weight, lambda p: p.seconds)
-        told, cost, worth = 0.0, 0.0, self._constraints.listening_weight
+            members = sorted(members, key=lambda p: -p.weight / p.seconds)
+        told, cost = 0.0, 0.0
         for member in members:
             told += member.seconds
             cost += member.weight * (1.0 + worth * told)
@@ -275,7 +281,10 @@ class _Search:
         if not place.node.ordered:
             members = told_in_order(members, lambda p: p.weight, lambda p: p.seconds)
         old = {p.node.id: p.node.digit for p in members if p.node.id not in self._moved}
-        return replace(place.node, children=keyed([self._node(p) for p in members], old, self._fixed))
+        made = replace(place.node, children=keyed([self._node(p) for p in members], old, self._fixed))
+        if place.node.id in self._moved:
+            return replace(made, prompts=self._distinct.get(made.id, made.prompts))
+        return made
 
 
 def _height(place: _Place) -> int:

@@ -9,18 +9,20 @@
 3. An ordered scope keeps its items' order. One that holds pinned nodes stays as it is.
 4. A scope with one item is replaced by the item.
 5. What stays at its parent keeps its key. Levels are told in Smith's order, ordered scopes in theirs.
-6. With a weight for listening, every arity is tried in every scope, and what costs least in keys and
-   seconds stays.
+6. With a weight for listening, several arities are tried in every scope, and its own levels as scopes of
+   their own (their names are short, and known); what costs least in keys and seconds stays.
 7. A way may not have more than `DEPTH_MAX` levels: where it has, weights are levelled until it has not.
 8. An inner node over exactly the leaves that one had before keeps that one's id and words; a new one is
    named after its heaviest members.
-9. With a bound on changes the tree is not built anew: see limited.py.
+9. Where a dissolved node's words told two members apart ("medical debt", "other debt", each with "not mine"),
+   they are said with the member's.
+10. With a bound on changes the tree is not built anew: see limited.py.
 """
 
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -29,10 +31,13 @@ from routing.menus.codes import Bundle, cheapest, cheapest_in_order, least_press
 from routing.menus.model import (
     CHOICES_MAX,
     DEPTH_MAX,
+    PROMPT_CHARACTERS_MAX,
     Menu,
     Node,
     Texts,
     primary,
+    seconds_of,
+    sentence,
 )
 
 #: Items that a new level is named after, and characters of each.
@@ -42,6 +47,11 @@ NAME_CHARACTERS_MAX, NAME_CHARACTERS_MAX_CJK = 60, 20
 LEVELLING, LEVELLINGS_MAX = 8.0, 14
 _KEYS = "123456789"
 
+#: Choices a level that are tried beside the most, in scopes up to so many items and in larger ones.
+ARITIES_TRIED, ITEMS_TRIED_MAX, ARITIES_TRIED_OF_MANY = (2, 3, 5), 300, (4,)
+
+#: (what it costs in key presses, what makes it) of one way to build a scope.
+Try = tuple[float, Callable[[], Node]]
 #: Weights of the free items -> the top level of their tree.
 Plan = Callable[[list[float]], "list[Node | Bundle[Node]]"]
 
@@ -223,6 +233,65 @@ def scopes_of(menu: Menu, *, keep_groups: bool) -> tuple[frozenset[str], frozens
     return frozenset(scopes), frozenset(fixed)
 
 
+def distinct_words(menu: Menu, scope: Node, scopes: frozenset[str]) -> dict[str, Texts]:
+    """Words for those of a scope's items that are called alike, by id: with those of dissolved parents
+    (rule 9).
+    """
+    chains = list(_chains(scope, scopes, ()))
+    found: dict[str, dict[str, str]] = {}
+    for language, _ in menu.root.prompts:
+        for id, words in _told_apart(chains, language).items():
+            found.setdefault(id, {})[language] = words
+    plain = {item.id: dict(item.prompts) for item, _ in chains} if found else {}
+    return {id: tuple(sorted({**plain[id], **words}.items())) for id, words in found.items()}
+
+
+def _chains(
+    node: Node, scopes: frozenset[str], above: tuple[Node, ...]
+) -> Iterator[tuple[Node, tuple[Node, ...]]]:
+    """A scope's items with the nodes between it and them, the nearest first."""
+    for child in node.children:
+        if child.leaf or child.id in scopes:
+            yield child, above
+        else:
+            yield from _chains(child, scopes, (child, *above))
+
+
+def _told_apart(chains: list[tuple[Node, tuple[Node, ...]]], language: str) -> dict[str, str]:
+    """Longer words for those that are called alike: with the words of the parents, on one level above after
+    another, that tell most of them apart.
+    """
+    words = {item.id: dict(item.prompts).get(language, "") for item, _ in chains}
+    plain, above = dict(words), {item.id: parents for item, parents in chains}
+    for _ in range(DEPTH_MAX):
+        alike: dict[str, list[str]] = {}
+        for id, text in words.items():
+            alike.setdefault(text, []).append(id)
+        better: dict[str, str] = {}
+        for ids in alike.values():
+            if len(ids) > 1:
+                tries = [_with_parent(ids, words, above, level, language) for level in range(DEPTH_MAX)]
+                best = max(tries, key=lambda told: len(set(told.values())))
+                better |= best if len(set(best.values())) > 1 else {}
+        if not better:
+            break
+        words |= better
+    return {id: text for id, text in words.items() if text != plain[id]}
+
+
+def _with_parent(
+    ids: list[str], words: Mapping[str, str], above: Mapping[str, tuple[Node, ...]], level: int, language: str
+) -> dict[str, str]:
+    """Words with those of the parent so many levels above; as they are where there is none, or no room."""
+    told = {id: words[id] for id in ids}
+    for id in ids:
+        if level < len(above[id]):
+            parent = dict(above[id][level].prompts).get(language, "")
+            longer = f"{parent}{'：' if primary(language) == 'zh' else ': '}{words[id]}"
+            told[id] = longer if len(longer) <= PROMPT_CHARACTERS_MAX else words[id]
+    return told
+
+
 class Builder:
     """Builds one tree."""
 
@@ -233,70 +302,79 @@ class Builder:
         self._language = language_of(menu)
         self._scopes, self._fixed = scopes_of(menu, keep_groups=constraints.keep_groups)
         self._ids = {node.id for top in menu.tops() for node in top.walk()}
+        self._plain = {node.id: node.prompts for node in menu.root.walk()}
         self._known = {_leaf_key(node): node for node in menu.root.walk() if not node.leaf}
         self._made = 0
-        self._shortest: dict[str, float] = {}
+        self._told: dict[tuple[str, Texts], float] = {}
+        self._words: dict[str, dict[str, Texts]] = {}
+        self._solved: dict[tuple[str, int], Node] = {}
+        #: What is spent inside a solved scope, by its id.
+        self._inside: dict[str, float] = {}
 
     def build(self) -> Node:
         """The tree. Raises Impossible."""
         return self._solve(self._menu.root, self._constraints.depth_max)
 
-    def _items(self, scope: Node) -> Iterator[Node]:
-        """A scope's items, in the order they are told."""
-        for child in scope.children:
-            if child.leaf or child.id in self._scopes:
-                yield child
-            else:
-                yield from self._items(child)
-
     def _solve(self, scope: Node, levels: int) -> Node:
         """A scope with its members in their new places, at most `levels` deep."""
-        items = [item if item.leaf else self._solve(item, levels - 1) for item in self._items(scope)]
+        known = self._solved.get((scope.id, levels))
+        if known is not None:
+            return known
+        tries = self._tries(scope, list(self._flat(scope, scope, levels)), levels)
+        dissolved = any(not child.leaf and child.id not in self._scopes for child in scope.children)
+        if self._constraints.listening_weight and dissolved and not scope.ordered:
+            tries += self._tries(scope, [self._member(child, levels) for child in scope.children], levels)
+        if not tries:
+            raise Impossible(f"{scope.id!r} cannot be kept within {self._constraints.depth_max} levels")
+        made = min(tries, key=lambda each: each[0])[1]()
+        self._inside[made.id] = self._spent_below(made)
+        self._solved[scope.id, levels] = made
+        return made
+
+    def _flat(self, scope: Node, node: Node, levels: int) -> Iterator[Node]:
+        """A scope's items, its other levels dissolved, in the order they are told."""
+        if scope.id not in self._words:
+            self._words[scope.id] = distinct_words(self._menu, scope, self._scopes)
+        for child in node.children:
+            if not child.leaf and child.id not in self._scopes:
+                yield from self._flat(scope, child, levels)
+                continue
+            item = self._member(child, levels)
+            yield replace(item, prompts=self._words[scope.id].get(item.id, item.prompts))
+
+    def _member(self, node: Node, levels: int) -> Node:
+        return node if node.leaf else self._solve(node, levels - 1)
+
+    def _tries(self, scope: Node, items: list[Node], levels: int) -> list[Try]:
+        """(what it costs, what makes it) of each way to build a scope of these items. Raises Impossible."""
         held = [i for i in items if i.id in self._fixed]
         free = [i for i in items if i.id not in self._fixed]
         if len(items) == 1 and scope is not self._menu.root and scope.id not in self._fixed:
             # The item takes the scope's place, and its key where it had one.
-            return replace(items[0], digit=scope.digit)
+            return [(0.0, lambda: replace(items[0], digit=scope.digit))]
         if scope.ordered and held:
-            return self._as_it_is(scope, {item.id: item for item in items})
+            solved = {item.id: item for item in items}
+            return [(0.0, lambda: self._as_it_is(scope, solved))]
         room = self._constraints.choices_max - len(held)
         if free and room < 1:
-            raise Impossible(
-                f"{scope.id!r} has {len(held)} pinned choices: there is no key left for the others"
-            )
-        tries = [
-            self._level(scope, held, free, plan, levels) for plan in self._plans(scope, held, free, room)
-        ]
-        if self._constraints.listening_weight and not scope.ordered:
-            tries.append(self._told_anew(scope, {item.id: item for item in items}, levels))
-        found = [t for t in tries if t is not None]
-        if not found:
-            raise Impossible(f"{scope.id!r} cannot be kept within {self._constraints.depth_max} levels")
-        return min(found, key=self._cost)
+            why = f"{scope.id!r} has {len(held)} pinned choices: there is no key left for the others"
+            raise Impossible(why)
+        inside = sum(self._inside.get(item.id, 0.0) for item in items)
+        found: list[Try] = []
+        for plan in self._plans(scope, held, free, room):
+            entries = self._fitting(held, free, plan, levels)
+            if entries is not None:
+                make = functools.partial(self._made_of, scope, held, entries)
+                found.append((inside + self._spent([*held, *entries], in_order=scope.ordered)[1], make))
+        return found
+
+    def _made_of(self, scope: Node, held: list[Node], entries: list[Node | Bundle[Node]]) -> Node:
+        members = [*held, *(self._node(scope, e) for e in entries)]
+        return self._furnish(scope, members, scope, in_order=scope.ordered)
 
     def _as_it_is(self, scope: Node, solved: Mapping[str, Node]) -> Node:
-        return replace(
-            scope,
-            children=tuple(
-                solved.get(c.id) or (c if c.leaf else self._as_it_is(c, solved)) for c in scope.children
-            ),
-        )
-
-    def _told_anew(self, scope: Node, solved: Mapping[str, Node], levels: int) -> Node | None:
-        """The scope with the levels that it has, told in a better order; None where a level has too many
-        choices.
-        """
-        if len(scope.children) > self._constraints.choices_max:
-            return None
-        members = []
-        for child in scope.children:
-            known = solved.get(child.id) or (
-                child if child.leaf else self._told_anew(child, solved, levels - 1)
-            )
-            if known is None or _height(known) + 1 > levels:
-                return None
-            members.append(known)
-        return self._furnish(scope, members, scope, in_order=False)
+        children = (solved.get(c.id) or (c if c.leaf else self._as_it_is(c, solved)) for c in scope.children)
+        return replace(scope, children=tuple(children))
 
     def _plans(self, scope: Node, held: list[Node], free: list[Node], room: int) -> Iterator[Plan]:
         """The ways in which a scope is tried to be built."""
@@ -305,11 +383,12 @@ class Builder:
         if scope.ordered:
             yield lambda weights: self._in_order(scope, weights, free, most, room)
             return
-        few = heavy and len(free) > 2
-        for arity in range(2 if few else most, most + 1):
+        several = heavy and len(free) > 2
+        fewer = ARITIES_TRIED if len(free) <= ITEMS_TRIED_MAX else ARITIES_TRIED_OF_MANY
+        for arity in (*(few for few in fewer if few < most), most) if several else (most,):
             top = max(1, min(room, arity - len(held)))
             yield functools.partial(self._cheapest, free, arity, top, heights)
-        if few:
+        if several:
             # A choice costs its key and what is told up to it; a usual one stands for all.
             usual = sum(map(self._seconds, free)) / len(free)
             costs = [1.0 + heavy * usual * (place + 1) for place in range(most)]
@@ -329,15 +408,16 @@ class Builder:
         except ValueError as error:
             raise Impossible(f"{scope.id!r}: {error}") from None
 
-    def _level(self, scope: Node, held: list[Node], free: list[Node], plan: Plan, levels: int) -> Node | None:
-        """The scope solved by one plan; None when it gets too deep even with all weights alike."""
+    def _fitting(
+        self, held: list[Node], free: list[Node], plan: Plan, levels: int
+    ) -> list[Node | Bundle[Node]] | None:
+        """A plan's tree; None when it gets too deep even with all weights alike."""
         weights = [self._weights[item.id] for item in free]
         level, lift = 0.0, (sum(weights) or 1.0) / LEVELLING**LEVELLINGS_MAX
         for _ in range(LEVELLINGS_MAX):
             entries = plan([weight + level for weight in weights])
-            if _deepest(entries) + 1 <= levels and all(_height(h) + 1 <= levels for h in held):
-                members = [*held, *(self._node(scope, e) for e in entries)]
-                return self._furnish(scope, members, scope, in_order=scope.ordered)
+            if _deepest([*held, *entries]) + 1 <= levels:
+                return entries
             level = level * LEVELLING or lift
         return None
 
@@ -376,20 +456,56 @@ class Builder:
         before.
         """
         old = {child.id: child.digit for child in was.children} if was is not None else {}
+        # Below the parent that they had, their own words are enough.
+        members = [replace(m, prompts=self._plain[m.id]) if m.id in old else m for m in members]
         if not in_order:
             members = told_in_order(members, lambda m: self._weights[m.id], self._seconds)
         return replace(node, children=keyed(members, old, self._fixed))
 
     def _seconds(self, node: Node) -> float:
-        found = self._shortest.get(node.id)
+        key = (node.id, node.prompts)
+        found = self._told.get(key)
         if found is None:
-            found = self._shortest[node.id] = choice_seconds(node, "1", self._language)
+            found = self._told[key] = choice_seconds(node, "1", self._language)
         return found
 
-    def _cost(self, node: Node) -> float:
-        """What a scope costs its callers, in key presses."""
+    # --- what is spent, in key presses ---
+
+    def _spent(
+        self, level: Sequence[Node | Bundle[Node]], *, in_order: bool
+    ) -> tuple[float, float, list[Node]]:
+        """(weight of a level, what is spent on it and on the levels made below it, its heaviest items)."""
+        if not self._constraints.listening_weight:
+            return 0.0, 0.0, []
+        rows: list[tuple[float, float]] = []
+        below, named = 0.0, list[Node]()
+        for entry in level:
+            if isinstance(entry, Node):
+                rows.append((self._weights[entry.id], self._seconds(entry)))
+                named.append(entry)
+                continue
+            weight, spent, heaviest = self._spent(entry.members, in_order=in_order)
+            rows.append((weight, self._seconds_of_words(heaviest)))
+            below += spent
+            named += heaviest
+        if not in_order:
+            rows.sort(key=lambda row: -row[0] / row[1])
+        told, spent = 0.0, below
+        for weight, seconds in rows:
+            told += seconds
+            spent += weight * (1.0 + self._constraints.listening_weight * told)
+        heaviest = sorted(named, key=lambda n: (-self._weights[n.id], n.id))[:NAMED_MAX]
+        return sum(weight for weight, _ in rows), spent, heaviest
+
+    def _seconds_of_words(self, heaviest: list[Node]) -> float:
+        """How long a new level takes to tell as a choice."""
+        words = [dict(node.prompts).get(self._language, "") for node in heaviest]
+        return seconds_of(sentence(_joined(words, self._language), "1", self._language), self._language)
+
+    def _spent_below(self, node: Node) -> float:
+        """What is spent inside a scope once its tree is made."""
         total, heavy = 0.0, self._constraints.listening_weight
-        for each in node.walk():
+        for each in node.walk() if heavy else ():
             told = 0.0
             for child in each.children:
                 told += self._seconds(child)

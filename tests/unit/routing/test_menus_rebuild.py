@@ -175,6 +175,21 @@ def test_words_of_a_new_level_name_what_is_in_it() -> None:
     )
 
 
+def test_members_that_were_told_apart_by_their_parents_still_are() -> None:
+    def disputed(id: str, **fields: object) -> Node:
+        return leaf(id, prompts=(("en", "not mine"), ("zh", "不是我的")), **fields)
+
+    debts = [level(name, disputed(f"{name}-not"), leaf(f"{name}-paid")) for name in ("medical", "other")]
+    menu = Menu(id="m", root=level("root", *debts))
+    accesses = {"medical-not": 9.0, "other-not": 8.0, "medical-paid": 1.0, "other-paid": 1.0}
+    for constraints in (Constraints(), Constraints(changes_max=2)):
+        made = rebuild(menu, accesses, constraints).menu.root
+        told = {node.id: dict(node.prompts) for node in made.children}
+        assert told["medical-not"] == {"en": "medical: not mine", "zh": "组medical：不是我的"}
+        assert told["other-not"]["en"] == "other: not mine"
+    assert told["medical"]["en"] == "medical", "and what stays is told as it was"
+
+
 def test_a_level_over_the_same_leaves_keeps_its_name() -> None:
     menu = Menu(
         id="m", root=level("root", level("a", *map(leaf, "bcdefghij")), *(leaf(f"k{i}") for i in range(8)))
