@@ -12,8 +12,10 @@ back later.
 
 from __future__ import annotations
 
+import asyncio
 import secrets
 from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -25,6 +27,7 @@ from pymongo.write_concern import WriteConcern
 
 if TYPE_CHECKING:
     from pymongo.asynchronous.client_session import AsyncClientSession
+    from pymongo.asynchronous.cursor import AsyncCursor
     from pymongo.asynchronous.database import AsyncDatabase
 
 #: Collection of all shards' blocks.
@@ -33,8 +36,13 @@ COLLECTION = "journal"
 SNAPSHOTS, SNAPSHOT_PARTS = "journal_snapshots", "journal_snapshot_parts"
 #: Collection of the candidates' probes, one document a shard and router.
 PROBES = "journal_probes"
-#: Blocks fetched at once when a journal is read.
-READ_BATCH_BLOCKS = 1_000
+#: Blocks fetched at once when a journal is read, and parts of a snapshot.
+READ_BATCH_BLOCKS, READ_BATCH_PARTS = 1_000, 4
+#: Documents handed on at once of what was fetched; a block has up to 1 MiB.
+READ_AT_ONCE = 32
+#: An answer that takes longer than this is none, real seconds. A database that hangs with its connections
+#: open would otherwise hold a leader, or a standby, for as long as the driver waits for a socket: 20 s.
+ANSWER_SECONDS_MAX = 5.0
 
 
 class OutcomeUnknown(Exception):
@@ -223,8 +231,12 @@ class JournalStore(Protocol):
 class MongoJournal:
     """Blocks in a MongoDB replica set."""
 
-    def __init__(self, database: AsyncDatabase[dict[str, Any]]) -> None:
+    def __init__(
+        self, database: AsyncDatabase[dict[str, Any]], *, answer_seconds: float = ANSWER_SECONDS_MAX
+    ) -> None:
+        """Every question, every batch of a longer reading, has `answer_seconds` (real) to be answered."""
         self._database = database
+        self._answer_seconds = answer_seconds
         self._blocks = database.get_collection(
             COLLECTION,
             write_concern=WriteConcern(w="majority", j=True),
@@ -242,69 +254,83 @@ class MongoJournal:
             self._session = self._database.client.start_session(causal_consistency=True)
         return self._session
 
-    async def insert(self, block: Block) -> None:
+    @asynccontextmanager
+    async def _answering(self) -> AsyncIterator[None]:
+        """One question to the database. Raises OutcomeUnknown for every error and when it takes too long."""
         try:
-            await self._blocks.insert_one(to_document(block), session=self._causal())
-        except DuplicateKeyError as error:
-            raise OutcomeUnknown(f"{block.key} is taken") from error
+            # Not the driver's own timeout: with that it asks again and again until the time is over, and an
+            # outage would be heard of only then.
+            async with asyncio.timeout(self._answer_seconds):
+                yield
+        except TimeoutError:
+            raise OutcomeUnknown(f"no answer within {self._answer_seconds} s") from None
         except PyMongoError as error:
-            await self.close()
             raise OutcomeUnknown(str(error)) from error
 
-    async def find(self, shard: str, sequence: int) -> Block | None:
+    async def insert(self, block: Block) -> None:
         try:
+            async with self._answering():
+                try:
+                    await self._blocks.insert_one(to_document(block), session=self._causal())
+                    return
+                except DuplicateKeyError:
+                    pass
+        except OutcomeUnknown:
+            await self.close()
+            raise
+        raise OutcomeUnknown(f"{block.key} is taken")
+
+    async def find(self, shard: str, sequence: int) -> Block | None:
+        async with self._answering():
             document = await self._blocks.find_one({"_id": block_key(shard, sequence)})
-        except PyMongoError as error:
-            raise OutcomeUnknown(str(error)) from error
         return None if document is None else from_document(document)
 
     async def read(self, shard: str, after: int) -> AsyncIterator[Block]:
         span = {"_id": {"$gt": block_key(shard, after), "$lt": end_of(shard)}}
-        try:
-            async for document in self._blocks.find(span).sort("_id", 1).batch_size(READ_BATCH_BLOCKS):
-                yield from_document(document)
-        except PyMongoError as error:
-            raise OutcomeUnknown(str(error)) from error
+        blocks = self._blocks.find(span).sort("_id", 1).batch_size(READ_BATCH_BLOCKS)
+        async for document in self._documents(blocks):
+            yield from_document(document)
+
+    async def _documents(self, cursor: AsyncCursor[dict[str, Any]]) -> AsyncIterator[dict[str, Any]]:
+        """All of a cursor, a few at a time: whoever reads may take its time between them."""
+        full = True
+        while full:
+            async with self._answering():
+                batch = await cursor.to_list(READ_AT_ONCE)
+            full = len(batch) == READ_AT_ONCE
+            for document in batch:
+                yield document
 
     async def above(self, shard: str, sequence: int) -> bool:
         blocks = {"_id": {"$gt": block_key(shard, sequence), "$lt": end_of(shard)}}
         snapshots = {"_id": {"$gte": manifest_key(shard, sequence), "$lt": end_of(shard)}}
         session = self._causal()
-        try:
+        async with self._answering():
             if await self._blocks.find_one(blocks, {"_id": 1}, session=session) is not None:
                 return True
             return await self._manifests.find_one(snapshots, {"_id": 1}, session=session) is not None
-        except PyMongoError as error:
-            raise OutcomeUnknown(str(error)) from error
 
     async def manifests(self, shard: str) -> list[Manifest]:
         span = {"_id": {"$gt": f"{shard}:", "$lt": end_of(shard)}}
-        try:
-            return [manifest_from_document(d) async for d in self._manifests.find(span).sort("_id", -1)]
-        except PyMongoError as error:
-            raise OutcomeUnknown(str(error)) from error
+        async with self._answering():
+            found = await self._manifests.find(span).sort("_id", -1).to_list()
+        return [manifest_from_document(document) for document in found]
 
     async def parts(self, manifest: Manifest) -> AsyncIterator[bytes]:
-        try:
-            async for document in self._parts.find(manifest.span).sort("_id", 1).batch_size(4):
-                yield bytes(document["body"])
-        except PyMongoError as error:
-            raise OutcomeUnknown(str(error)) from error
+        parts = self._parts.find(manifest.span).sort("_id", 1).batch_size(READ_BATCH_PARTS)
+        async for document in self._documents(parts):
+            yield bytes(document["body"])
 
     async def probe(self, shard: str, router: str) -> None:
-        try:
+        async with self._answering():
             # Always another value: an update that changes nothing proves nothing.
             await self._probes.update_one(
                 {"_id": f"{shard}:{router}"}, {"$set": {"nonce": secrets.token_hex(8)}}, upsert=True
             )
-        except PyMongoError as error:
-            raise OutcomeUnknown(str(error)) from error
 
     async def now_ms(self) -> int:
-        try:
+        async with self._answering():
             hello = await self._database.client.admin.command("hello")
-        except PyMongoError as error:
-            raise OutcomeUnknown(str(error)) from error
         return int(hello["localTime"].timestamp() * 1000)
 
     async def close(self) -> None:

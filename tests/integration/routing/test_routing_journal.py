@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import signal
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
@@ -233,6 +234,42 @@ async def test_a_server_that_is_killed_and_comes_back(tmp_path: Path) -> None:
         await routers.stop()
         await client.close()
         node.stop()
+
+
+async def test_a_server_that_hangs_with_its_connections_open_is_noticed(tmp_path: Path) -> None:
+    """Stopped, not killed: no connection breaks, and the driver alone would wait for 20 s."""
+    node = MongoNode(tmp_path / "mongo", free_ports(1)[0])
+    node.start()
+    client: pymongo.AsyncMongoClient[dict[str, Any]] = pymongo.AsyncMongoClient(node.uri)
+    try:
+        store = MongoJournal(client["routing"], answer_seconds=0.3)
+        await store.insert(block(1))
+        node.members[0].send(signal.SIGSTOP)
+        asked: list[Callable[[], Awaitable[Any]]] = [
+            lambda: store.insert(block(2)),
+            lambda: store.find("beijing", 1),
+            lambda: _all(store.read("beijing", 0)),
+            lambda: store.above("beijing", 1),
+            lambda: store.manifests("beijing"),
+            lambda: store.probe("beijing", "r1"),
+            lambda: store.now_ms(),
+        ]
+        for question in asked:
+            began = time.monotonic()
+            with pytest.raises(OutcomeUnknown):
+                await question()
+            assert time.monotonic() - began < 5.0
+        node.members[0].send(signal.SIGCONT)
+        store = MongoJournal(client["routing"])
+        assert (found := await store.find("beijing", 1)) is not None and found.nonce == "n1"
+    finally:
+        node.members[0].send(signal.SIGCONT)
+        await client.close()
+        node.stop()
+
+
+async def _all(blocks: AsyncIterator[Block]) -> list[Block]:
+    return [each async for each in blocks]
 
 
 async def test_the_collection_needs_no_index_but_its_ids(database: Any) -> None:
