@@ -5,9 +5,12 @@ Pure.
    dialler confirms as an edge does. To the engine an agent who dials or talks is in a conversation.
 2. The policy looks `react_ms` after anything happened, as a dialler that follows the floor from outside does,
    and again every `LOOK_MS`; and at once when one of its own contacts ends.
-3. A contact is dialled for its `dial_ms`. Somebody answers, then it goes on for `talk_ms`, or nobody, then
-   it is over. What is recalled before is over at once and goes back to the list.
-4. A contact is taken from the list only while the list's hours allow it.
+3. Preview and progressive: a contact is dialled for its `dial_ms`. Somebody answers, then it goes on for
+   `talk_ms`, or nobody, then it is over. What is recalled before is over at once and goes back to the list.
+4. Predictive: agents given to outbound wait together, free for inbound as ever, while lines ring for them, as
+   many as the pacing allows. Whoever answers speaks to the one who has waited longest, or, with nobody left,
+   is abandoned. Lines that ring are dropped when their agents are gone.
+5. A contact is taken from the list only while the list's hours allow it.
 """
 
 from __future__ import annotations
@@ -26,6 +29,7 @@ from routing.model import (
 )
 from routing.planning.blending import Act, Blending, Look, Order, Phase, Seat
 from routing.planning.erlang import Demand
+from routing.planning.pacing import Mode, Pacing
 from routing.virtual import FRONT, Contact, DayResult, Roster, VirtualDay, _Live
 
 #: The policy looks at least this often while anybody is there.
@@ -53,6 +57,8 @@ class OutboundFigures:
     attempts: int = 0
     answered: int = 0
     recalled: int = 0
+    #: Answered, and nobody was there.
+    abandoned: int = 0
     dial_ms: int = 0
     talk_ms: int = 0
 
@@ -91,8 +97,12 @@ class BlendedDay(VirtualDay):
         blended: frozenset[str],
         outlook: Outlook,
         react_ms: int = 1_000,
+        pacing: Pacing | None = None,
+        answer_ratio: float = 0.0,
     ) -> None:
-        """`queue` is that of the outbound calls. Raises ValueError as VirtualDay."""
+        """`queue` is that of the outbound calls. A predictive `pacing` needs to know the `answer_ratio`.
+        Raises ValueError as VirtualDay.
+        """
         super().__init__(roster, contacts)
         self._policy, self._queue, self._blended = policy, queue, blended
         self._attempts = iter(attempts)
@@ -104,6 +114,11 @@ class BlendedDay(VirtualDay):
         self._leaves: dict[str, int] = {}
         self._look_due_ms = -1
         self._attempts_begun = 0
+        self._pacing = pacing if pacing is not None and pacing.mode is Mode.PREDICTIVE else None
+        self._answer_ratio = answer_ratio
+        #: Predictive: agents who wait for somebody to answer, and since when; lines that ring.
+        self._pool: dict[str, int] = {}
+        self._ringing: set[int] = set()
         self.outbound = OutboundFigures()
         for duty in sorted(roster.duties, key=lambda d: d.start_ms):
             self.wake(duty.start_ms, self._duty_begins(duty.agent, duty.end_ms))
@@ -141,6 +156,8 @@ class BlendedDay(VirtualDay):
         self._look_due_ms = -1
         for order in self._policy.look(self._view()):
             self._carry_out(order)
+        if self._pacing is not None:
+            self._ring()
         if any(seat.present for seat in self._seats.values()):
             self._look_soon(LOOK_MS)
 
@@ -149,12 +166,16 @@ class BlendedDay(VirtualDay):
         for agent, seat in self._seats.items():
             if not seat.on:
                 self._phases.pop(agent, None)
+                self._pool.pop(agent, None)
                 continue
             phase = Phase.FREE
             if agent in self._by_agent:
                 phase = self._dials[self._by_agent[agent]].phase
             elif seat.holds:
                 phase = Phase.INBOUND
+                self._pool.pop(agent, None)
+            elif agent in self._pool:
+                phase = Phase.DIALLING
             known = self._phases.get(agent)
             if known is None or known[0] is not phase:
                 known = self._phases[agent] = (phase, self._now_ms)
@@ -190,11 +211,58 @@ class BlendedDay(VirtualDay):
         return attempt
 
     def _carry_out(self, order: Order) -> None:
-        if order.act is Act.RECALL:
+        if self._pacing is not None:
+            if order.act is Act.BEGIN:
+                self._pool[order.agent] = self._now_ms
+            elif self._pool.pop(order.agent, None) is not None:
+                self.outbound.recalled += 1
+        elif order.act is Act.RECALL:
             self._recall(order.agent)
         elif (attempt := self._attempt_now()) is not None:
             self._next_attempt = next(self._attempts, None)
             self._begin(order.agent, attempt)
+
+    # --- predictive ---
+
+    def _ring(self) -> None:
+        """As many lines as the pacing allows for those who wait; those too many are dropped."""
+        assert self._pacing is not None
+        wanted = self._pacing.lines(self._now_ms, len(self._pool), self._answer_ratio)
+        while len(self._ringing) > wanted:
+            self._ringing.remove(max(self._ringing))
+        while len(self._ringing) < wanted and (attempt := self._attempt_now()) is not None:
+            self._next_attempt = next(self._attempts, None)
+            self._attempts_begun += 1
+            self.outbound.attempts += 1
+            line = self._attempts_begun
+            self._ringing.add(line)
+            self.wake(self._now_ms + attempt.dial_ms, self._line_ends(line, attempt))
+
+    def _line_ends(self, line: int, attempt: Attempt) -> Callable[[], None]:
+        def end() -> None:
+            if line not in self._ringing:
+                return
+            self._ringing.remove(line)
+            if attempt.talk_ms:
+                self._line_answered(attempt)
+            self._look_soon(0)
+
+        return end
+
+    def _line_answered(self, attempt: Attempt) -> None:
+        assert self._pacing is not None
+        free = [a for a in self._pool if self._seats[a].on and not self._seats[a].holds]
+        self._pacing.answered(self._now_ms, abandoned=not free)
+        self.outbound.answered += 1
+        if not free:
+            self.outbound.abandoned += 1
+            return
+        agent = min(free, key=lambda a: (self._pool[a], a))
+        del self._pool[agent]
+        # The line has rung already.
+        self._begin(agent, replace(attempt, dial_ms=0))
+
+    # --- one contact ---
 
     def _begin(self, agent: str, attempt: Attempt) -> None:
         self._attempts_begun += 1
@@ -222,6 +290,11 @@ class BlendedDay(VirtualDay):
             seat.busy_since_ms = self._now_ms
         seat.holds.add(event.call_id)
         dial.since_ms = self._now_ms
+        if self._pacing is not None:
+            dial.phase = Phase.TALKING
+            self.outbound.talk_ms += dial.attempt.talk_ms
+            self.wake(self._now_ms + dial.attempt.talk_ms, lambda: self._end(event.call_id))
+            return
         self.outbound.attempts += 1
         self.wake(self._now_ms + dial.attempt.dial_ms, lambda: self._dialled(event.call_id))
 

@@ -10,7 +10,7 @@ used by the simulation in virtual time and by the live dialler.
    gain is at most the price.
 3. What the forecast does not foresee is limited by an account: every inbound call expected pays in
    `loss_ratio_max`, every conversation that comes about draws what it costs, whatever was expected when its
-   contact was begun. Nothing is begun while the account is empty, so inbound does not lose more than the
+   contact was begun. Nothing is begun that costs more than there is, so inbound does not lose more than the
    share allowed by more than the model errs.
 4. An agent who begins a stint stays in outbound for `stint_min_ms`: contact after contact, at up to
    `stay_factor` times the price. A caller who waits ends the stint. Agents in a stint come first, then those
@@ -22,6 +22,7 @@ used by the simulation in virtual time and by the live dialler.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
@@ -108,14 +109,14 @@ class BlendingRules:
     share: float = 0.7
     #: Once begun, an agent stays in outbound so long.
     stint_min_ms: int = 300_000
-    #: Share of inbound calls that outbound may make late.
-    loss_ratio_max: float = 0.008
+    #: Share of inbound calls that outbound may make late, by the model.
+    loss_ratio_max: float = 0.03
     #: Late calls that an hour of outbound may cost, while the account has anything.
-    price: float = 3.0
+    price: float = 2.2
     #: Who is in a stint goes on at so many times the price, and a contact begun is only given up beyond so
     #: many times.
-    stay_factor: float = 1.2
-    recall_factor: float = 3.0
+    stay_factor: float = 1.5
+    recall_factor: float = 2.0
 
     def __post_init__(self) -> None:
         """Raises InvalidArgument naming the field."""
@@ -247,7 +248,7 @@ class ForecastBlending:
         ]
         for seat in sorted(free, key=lambda s: (s.agent not in self._stints, s.since_ms, s.agent)):
             factor = self.rules.stay_factor if seat.agent in self._stints else 1.0
-            if len(orders) >= room or self.account <= 0 or not self._worth(table, floor, 0, factor):
+            if len(orders) >= room or not self._worth(table, floor, 0, factor, self.account):
                 break
             floor.dialling += 1
             floor.free -= 1
@@ -255,15 +256,18 @@ class ForecastBlending:
             orders.append(Order(act=Act.BEGIN, agent=seat.agent))
         return orders
 
-    def _worth(self, table: MarginalCost, floor: _Floor, besides: int, factor: float) -> bool:
+    def _worth(
+        self, table: MarginalCost, floor: _Floor, besides: int, factor: float, account: float = math.inf
+    ) -> bool:
         """Whether one more contact (`besides` 0), or the last of them (-1), is worth a multiple of the
-        price.
+        price and in the account.
         """
         if floor.people <= floor.talking + floor.dialling + besides:
             return False
         away = floor.talking + self.contacts.answer_ratio * (floor.dialling + besides)
         cost = self.contacts.answer_ratio * table.cost(away, floor.in_system)
-        return cost <= self.rules.price / 3_600.0 * factor * self.contacts.gain_seconds
+        price = self.rules.price / 3_600.0 * factor * self.contacts.gain_seconds
+        return cost <= min(price, max(0.0, account))
 
 
 @dataclass(slots=True)

@@ -203,6 +203,7 @@ def _fit(known: History, kind_of: dict[int, int], kind: int, *, levels: bool) ->
     """None for a kind of day that never had a call."""
     import numpy
     from sklearn.linear_model import PoissonRegressor
+    from threadpoolctl import threadpool_limits
 
     places = [n for n, day in enumerate(known.days) if kind_of.get(day.weekday()) == kind]
     # A weekday that was never seen is taken for any.
@@ -218,7 +219,9 @@ def _fit(known: History, kind_of: dict[int, int], kind: int, *, levels: bool) ->
     calls = table[:, first : last + 1].ravel()
     weight = numpy.repeat([DECAY ** (len(known.days) - n) for n in places], last - first + 1)
     model = PoissonRegressor(alpha=1.0 / weight.sum(), solver="newton-cholesky", max_iter=300)
-    model.fit(design, calls, sample_weight=weight)
+    # Threads that wait for each other cost more than such small sums.
+    with threadpool_limits(limits=1):
+        model.fit(design, calls, sample_weight=weight)
     mean = numpy.maximum(model.predict(design), 1e-9)
     return _Fit(model, rows, first, last, _spread(calls, mean))
 
@@ -258,18 +261,14 @@ def _levels_help(known: History) -> bool:
     if len(known.days) < JUDGED_FROM_DAYS:
         return False
     days = known.days[-JUDGED_DAYS:]
-    missed = {
-        levels: sum(
+    missed = {}
+    for levels in (False, True):
+        model = Seasonal(known.before(days[0]), weekday_levels=levels)
+        missed[levels] = sum(
             abs(expected - calls)
             for day in days
-            for expected, calls in zip(
-                Seasonal(known.before(days[0]), weekday_levels=levels).day(day).arrivals,
-                known.on(day) or (),
-                strict=False,
-            )
+            for expected, calls in zip(model.day(day).arrivals, known.on(day) or (), strict=False)
         )
-        for levels in (False, True)
-    }
     return missed[True] < missed[False]
 
 

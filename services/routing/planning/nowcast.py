@@ -50,6 +50,10 @@ class Nowcast:
         self._seen: deque[int] = deque(maxlen=ARRIVALS_MAX)
         self._summed: tuple[int, float, float] = (-1, 0.0, 0.0)
 
+    def use(self, usual: Demand) -> None:
+        """How calls are from now on."""
+        self._usual = usual
+
     def arrived(self, ms: int) -> None:
         """Somebody called."""
         self._seen.append(ms)
