@@ -21,9 +21,12 @@ from chassis.metrics import gauge
 from routing.leader import Leader
 from routing.views import QueueLoad, queue_loads
 
-#: State is looked at, and sent when it changed, this often; unchanged it is repeated every heartbeat. Real
-#: seconds.
-COALESCE_SECONDS = 0.02
+#: State is looked at, and sent when it changed, this often; unchanged it is repeated every heartbeat. The more
+#: routers are told the longer it takes: to tell all costs as much as they are. Nobody hears later than half of
+#: the second that placement allows. Real seconds.
+COALESCE_SECONDS, COALESCE_SECONDS_A_WATCHER, COALESCE_SECONDS_MAX = 0.02, 0.01, 0.5
+#: Who leads nothing looks this often whether it does by now.
+IDLE_SECONDS = 0.1
 HEARTBEAT_SECONDS = 0.5
 RECONNECT_SECONDS = 0.25
 
@@ -110,22 +113,31 @@ def _load(load: QueueLoad) -> shard_pb2.PeerState.QueueLoad:
     )
 
 
+def coalesce_seconds(watchers: int) -> float:
+    """How often a leader that so many routers listen to tells its changes, real seconds."""
+    return min(COALESCE_SECONDS_MAX, max(COALESCE_SECONDS, watchers * COALESCE_SECONDS_A_WATCHER))
+
+
 async def changes(
-    leaders: Callable[[], Iterable[Leader]], router: str, ended: Callable[[], bool] = lambda: False
+    leaders: Callable[[], Iterable[Leader]],
+    router: str,
+    ended: Callable[[], bool] = lambda: False,
+    watchers: Callable[[], int] = lambda: 1,
 ) -> AsyncGenerator[shard_pb2.PeerState, None]:
     """The state of each shard led here whenever it changed, and every heartbeat; nothing of those that are
-    only followed.
+    only followed. `watchers` says how many are told.
     """
     loop = asyncio.get_running_loop()
     told: dict[str, tuple[list[QueueLoad], float]] = {}
     while not ended():
-        for leader in [each for each in leaders() if each.leading]:
+        leading = [each for each in leaders() if each.leading]
+        for leader in leading:
             loads = queue_loads(leader.state)
             last, sent = told.get(leader.shard, (None, 0.0))
             if loads != last or loop.time() - sent >= HEARTBEAT_SECONDS:
                 told[leader.shard] = (loads, loop.time())
                 yield state_of(leader, router)
-        await asyncio.sleep(COALESCE_SECONDS)
+        await asyncio.sleep(coalesce_seconds(watchers()) if leading else IDLE_SECONDS)
 
 
 async def watch_own(

@@ -60,15 +60,23 @@ class ShardServicer(shard_pb2_grpc.ShardServiceServicer):
         self._router = router
         self._who_leads = who_leads
         self._links: set[_Link] = set()
+        #: Routers that listen to `WatchPeers`.
+        self._watchers = 0
         self._draining = False
 
     async def WatchPeers(
         self, request: shard_pb2.WatchPeersRequest, context: Any
     ) -> AsyncIterator[shard_pb2.PeerState]:
-        own = changes(lambda: self._leaders.values(), self._router, lambda: self._draining)
-        async with aclosing(own) as states:
-            async for state in states:
-                yield state
+        own = changes(
+            lambda: self._leaders.values(), self._router, lambda: self._draining, lambda: self._watchers
+        )
+        self._watchers += 1
+        try:
+            async with aclosing(own) as states:
+                async for state in states:
+                    yield state
+        finally:
+            self._watchers -= 1
 
     async def Attach(
         self, request_iterator: AsyncIterator[shard_pb2.FrontMessage], context: Any

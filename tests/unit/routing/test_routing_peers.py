@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import asyncio
 
+import pytest
+
 from callmesh.routing.v1 import directory_pb2, shard_pb2
 from chassis.testing import FakeClock
 from routing.engine import step
 from routing.leader import Leader, LeaderOptions, Phase
 from routing.model import CallFacts, ConfigureQueue, PlaceCall, QueueConfig, SetDraining
-from routing.peers import PeerTable, changes, state_of
+from routing.peers import PeerTable, changes, coalesce_seconds, state_of
 from routing.testing import MemoryJournal
 
 DEADLINE_SECONDS = 10
@@ -103,3 +105,8 @@ async def test_changes_are_told_while_it_leads_and_not_otherwise() -> None:
         state = await asyncio.wait_for(anext(told), DEADLINE_SECONDS)
     assert state.queues[0].waiting == 1
     await told.aclose()
+
+
+@pytest.mark.parametrize(("watchers", "seconds"), [(0, 0.02), (1, 0.02), (7, 0.07), (30, 0.3), (1200, 0.5)])
+def test_the_more_are_told_the_more_is_told_at_once(watchers: int, seconds: float) -> None:
+    assert coalesce_seconds(watchers) == pytest.approx(seconds)
