@@ -21,9 +21,9 @@ from chassis.metrics import gauge
 from routing.leader import Leader
 from routing.views import QueueLoad, queue_loads
 
-#: State is looked at, and sent when it changed, this often; unchanged it is repeated every heartbeat. The more
-#: routers are told the longer it takes: to tell all costs as much as they are. Nobody hears later than half of
-#: the second that placement allows. Real seconds.
+#: State is looked at, and sent when it changed, this often; unchanged it is repeated every heartbeat. The
+#: more routers are told the longer it takes: to tell all costs as much as they are. Nobody hears later than
+#: half of the second that placement allows. Real seconds.
 COALESCE_SECONDS, COALESCE_SECONDS_A_WATCHER, COALESCE_SECONDS_MAX = 0.02, 0.01, 0.5
 #: Who leads nothing looks this often whether it does by now.
 IDLE_SECONDS = 0.1
