@@ -21,11 +21,13 @@ class RoutingConsumers:
     name = "routing"
     use: ClassVar[ProfileStore]
     acts: ClassVar[ActKeeper]
-    tickets: ClassVar[menus_inbound.TicketKeeper]
+    callers: ClassVar[menus_inbound.CallerKeeper]
 
     @subscribe("crm", *inbound.CUSTOMERS)
     def on_customer(self, event: Event) -> None:
-        """Keeps the read model of customers."""
+        """Keeps the read model of customers; menus forget an erased one while its numbers are known."""
+        if event.type == menus_inbound.ERASED:
+            menus_inbound.hear_erased(self.callers, event)
         inbound.hear(self.use, event)
 
     @subscribe("routing", *inbound.CALLS)
@@ -36,7 +38,7 @@ class RoutingConsumers:
     @subscribe("tickets", *menus_inbound.TICKETS)
     def on_ticket(self, event: Event) -> None:
         """Keeps who has an open ticket: menus offer the way to it."""
-        menus_inbound.hear(self.tickets, event)
+        menus_inbound.hear(self.callers, event)
 
     @subscribe("routing", events_pb2.AdministrativeAct)
     def on_act(self, event: Event) -> None:

@@ -23,14 +23,14 @@ def main() -> int:
     from routing.consumers import RoutingConsumers
     from routing.documents import DIRECTORY
     from routing.menus.documents import TELLING
-    from routing.menus.inbound import MongoTickets
+    from routing.menus.inbound import MongoCallers
     from routing.publish import OPTIONAL
     from routing.store import MongoProfiles
 
     settings = load_settings(RoutingSettings)
     RoutingConsumers.use = MongoProfiles()
     RoutingConsumers.acts = MongoAudit()
-    RoutingConsumers.tickets = MongoTickets()
+    RoutingConsumers.callers = MongoCallers()
     loops = Loops(settings)
     return worker.run_worker(
         settings,

@@ -62,8 +62,8 @@ class MenuSessionDocument(Document):
         "collection": "menu_sessions",
         "indexes": [
             ("menu", "began"),
-            ("menu", "number", "began"),
-            ("menu", "customer", "began"),
+            ("number", "menu", "began"),
+            ("customer", "menu", "began"),
             {"fields": ["expires"], "expireAfterSeconds": 0},
         ],
     }

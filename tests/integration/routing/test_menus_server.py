@@ -31,7 +31,7 @@ from routing.config import RoutingSettings
 from routing.menus import engine
 from routing.menus.documents import SurveyDocument
 from routing.menus.engine import Input, Outcome, State
-from routing.menus.inbound import MongoTickets
+from routing.menus.inbound import MongoCallers
 from routing.menus.records import Query, Record
 from routing.menus.store import MemoryMenus, MongoMenus
 from routing.menus.tokens import body_of
@@ -135,7 +135,7 @@ async def test_a_session_survives_its_router(platform: Platform, tmp_path: Path)
 
 async def check_tickets(platform: Platform) -> None:
     """An open ticket offers the way to it; whatever order its events come in."""
-    ben, tickets = "+8613900139000", MongoTickets()
+    ben, tickets = "+8613900139000", MongoCallers()
 
     def keep(*versions: tuple[int, bool]) -> None:
         for version, is_open in versions:
@@ -151,6 +151,23 @@ async def check_tickets(platform: Platform) -> None:
     assert [c.node for c in first.choices if c.personal] == ["request"]
     await asyncio.to_thread(keep, (3, False), (2, True))
     assert not any(c.personal for c in (await platform.call(menu="menus/deep", caller_number=ben)).choices)
+    await check_erasure(platform)
+
+
+async def check_erasure(platform: Platform) -> None:
+    """An erased customer is in none of the records; where it went is still counted."""
+    await platform.call("1", "1", call_id="pbx:9", customer="customers/li")
+    await platform.router.menus.recorder.write()
+    database = get_db()
+    assert database["menu_callers"].count_documents({"number": ANN}) > 0
+    before = database["menu_sessions"].count_documents({})
+    database["profile_customers"].insert_one({"_id": "li", "numbers": [ANN], "version": 1})
+    for _ in range(2):
+        await asyncio.to_thread(MongoCallers().forget, "li")
+    assert database["menu_callers"].count_documents({"number": ANN}) == 0
+    left = list(database["menu_sessions"].find({}))
+    assert len(left) == before and not [row for row in left if row["number"] == ANN or row["customer"]]
+    assert (await platform.call(call_id="pbx:9")).step == 1
 
 
 async def check_commands(platform: Platform, tmp_path: Path) -> None:
@@ -168,7 +185,7 @@ async def check_commands(platform: Platform, tmp_path: Path) -> None:
     shown = await platform.cli("show", "hotline")
     assert "menus/hotline@2 (in service)" in shown and "余额 (balance) -> answer" in shown
     await platform.router.menus.recorder.write()
-    assert "sessions: 1 reached something" in await platform.cli("stats", "hotline")
+    assert "3 sessions: 2 reached something" in await platform.cli("stats", "hotline")
     rebuilt = await platform.cli("rebuild", "hotline", "--free", "--changes", "1", "--accesses", str(counts))
     assert "2.000 keys before, 1.100 after" in rebuilt and "pay: 1-2 -> 5" in rebuilt
     assert "hotline@3, a draft" in rebuilt

@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tests.unit.routing.routing_menus import index
 
+from callmesh.crm.v1 import events_pb2 as crm_events
 from callmesh.tickets.v1 import events_pb2 as tickets_events
 from callmesh.tickets.v1 import ticket_pb2
 from chassis.bus import Event
@@ -91,6 +92,9 @@ class Kept(dict[str, tuple[str, int, bool]]):
     def keep(self, ticket: str, number: str, version: int, *, open: bool) -> None:
         self[ticket] = (number, version, open)
 
+    def forget(self, customer: str) -> None:
+        self.clear()
+
 
 def test_tickets_are_known_as_open_or_not() -> None:
     kept = Kept()
@@ -100,6 +104,11 @@ def test_tickets_are_known_as_open_or_not() -> None:
     assert kept == {"7": ("+8613800138000", 4, False)}
     inbound.hear(kept, ticket(5, ticket_pb2.TICKET_PHASE_NEW, number=""))
     assert kept["7"][1] == 4, "a ticket without a number is nobody's"
+    stub = crm_events.CustomerErased(customer=crm_events.CustomerSnapshot(customer="customers/li"))
+    inbound.hear_erased(
+        kept, Event.of(stub, source="crm", subject="customers/li", time=datetime(2026, 3, 2, tzinfo=UTC))
+    )
+    assert not kept
     for bad in (ticket(0, 1), ticket(1, 1, name="7")):
         with pytest.raises(InvalidArgument):
             inbound.hear(kept, bad)
