@@ -9,7 +9,7 @@ from types import FrameType
 import typer
 
 from chassis.localstack import PortInUse, ProcessFailed
-from cli import directory, report_voc
+from cli import directory, planning, report_voc
 from cli.crm_files import export_file, import_file
 from cli.down import down
 from cli.keys import keys
@@ -39,7 +39,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 COMMANDS = (up, down, status, locate, simulate, keys)
-GROUPS = (directory.region, directory.directory, report_voc.report, tickets, menus, marketing)
+GROUPS = (directory.region, directory.directory, report_voc.report, tickets, menus, marketing, planning.plan)
 for command in COMMANDS:
     app.command()(command)
 for group in GROUPS:

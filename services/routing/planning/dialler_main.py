@@ -179,8 +179,8 @@ class GrpcLists:
 
 
 class GrpcCall:
-    """A call's stream, read to its end. To withdraw a call its stream is left: routing then ends an offer that
-    nobody has accepted, and leaves a conversation alone; which of both it was is asked afterwards.
+    """A call's stream, read to its end. To withdraw a call its stream is left: routing then ends an offer
+    that nobody has accepted, and leaves a conversation alone; which of both it was is asked afterwards.
     """
 
     def __init__(self, peers: Peers, request: call_pb2.CallRequest) -> None:

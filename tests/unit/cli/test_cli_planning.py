@@ -1,0 +1,90 @@
+"""`callmesh plan`: what it asks, and what it says of bad input."""
+
+from __future__ import annotations
+
+import datetime as dt
+from pathlib import Path
+from typing import Any
+
+import pytest
+from google.protobuf.timestamp_pb2 import Timestamp
+from typer.testing import CliRunner
+
+from callmesh.routing.v1 import menus_pb2, planning_pb2
+from cli import planning
+from cli.directory import Refused
+
+
+def test_days_become_an_interval_of_the_zone() -> None:
+    one = planning.span("2026-11-23", 2, "Asia/Shanghai")
+    assert one.start_time.ToDatetime() == dt.datetime(2026, 11, 22, 16)
+    assert one.end_time.ToDatetime() == dt.datetime(2026, 11, 24, 16)
+    tomorrow = planning.span("", 1, "UTC", today=dt.date(2026, 11, 22))
+    assert tomorrow.start_time.ToDatetime() == dt.datetime(2026, 11, 23)
+
+
+@pytest.mark.parametrize(
+    ("first", "zone", "said"),
+    [("23.11.2026", "UTC", "from: must be a day"), ("", "Mars/Olympus", "zone: must be an IANA zone")],
+)
+def test_bad_days_are_named(first: str, zone: str, said: str) -> None:
+    with pytest.raises(Refused, match=said):
+        planning.span(first, 1, zone)
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("agent,from\n", "line 1: must name the columns"),
+        ("agent,from,until\nann,2026-11-23T09:00,2026-11-23T17:00+08:00\n", "line 2: from: must be a time"),
+        ("agent,from,until\nann,2026-11-23T09:00+08:00,\n", "line 2: until: must be a time"),
+    ],
+)
+def test_bad_rosters_are_named_by_line(tmp_path: Path, text: str, said: str) -> None:
+    path = tmp_path / "roster.csv"
+    path.write_text(text)
+    with pytest.raises(Refused, match=said):
+        planning.read_roster(path)
+    with pytest.raises(Refused, match="cannot be read"):
+        planning.read_roster(tmp_path / "none.csv")
+
+
+def test_what_is_answered_is_shown(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    at = Timestamp(seconds=1_795_395_600)
+    answers: dict[str, Any] = {
+        "ForecastArrivals": menus_pb2.ForecastArrivalsResponse(
+            forecasts=[
+                menus_pb2.ForecastArrivalsResponse.Forecast(start_time=at, arrivals=12.5, arrivals_high=19)
+            ],
+            days=20,
+            error_ratio=0.25,
+            naive_error_ratio=0.34,
+        ),
+        "PlanStaffing": menus_pb2.PlanStaffingResponse(
+            requirements=[
+                menus_pb2.PlanStaffingResponse.Requirement(start_time=at, agents=7, service_level=0.83)
+            ],
+            shifts=[menus_pb2.PlanStaffingResponse.Shift(start_time=at, end_time=at, agents=5)],
+        ),
+        "GetAdherence": planning_pb2.GetAdherenceResponse(
+            agents=[planning_pb2.GetAdherenceResponse.Adherence(agent="agents/ann", adherence=0.9)]
+        ),
+    }
+    asked: list[Any] = []
+
+    def ask(address: str, method: str, request: Any) -> Any:
+        asked.append(request)
+        return answers[method]
+
+    monkeypatch.setattr(planning, "_ask", ask)
+    roster = tmp_path / "roster.csv"
+    roster.write_text("agent,from,until\nann,2026-11-23T09:00+08:00,2026-11-23T17:00+08:00\n")
+    run = CliRunner().invoke
+    shown = run(planning.plan, ["forecast", "service", "--from", "2026-11-23"])
+    assert "12.5" in shown.output and "25.0%" in shown.output
+    shown = run(planning.plan, ["staff", "service", "--from", "2026-11-23", "--shrinkage", "0.1"])
+    assert "83%" in shown.output and asked[-1].shrinkage == 0.1
+    shown = run(planning.plan, ["adherence", str(roster)])
+    assert "ann" in shown.output and "90.0%" in shown.output
+    assert asked[-1].roster[0].agent == "agents/ann"
+    assert '"adherence": 0.9' in run(planning.plan, ["adherence", str(roster), "--json"]).output
