@@ -38,8 +38,9 @@ answer.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
 from typing import Any
+
+import msgspec
 
 from routing.explain import explain
 from routing.model import (
@@ -898,7 +899,7 @@ def _handed_on(entry: CallEntry, c: TransferCall) -> CallFacts:
     """
     waited_ms = max(0, entry.connected_ms - entry.queued_ms)
     attributes = {**dict(entry.facts.attributes), **dict(c.attributes), "transferred_from": entry.agent}
-    return replace(
+    return msgspec.structs.replace(
         entry.facts,
         queue=c.queue or entry.facts.queue,
         preferred_agent=c.agent,

@@ -4,7 +4,7 @@ Every time is business time in milliseconds since 1970 (`*_ms` names an instant)
 milliseconds too
 (`*_span_ms`). Events carry results, never increments, so that applying one twice changes nothing.
 
-What is configured, and a call's facts, are dataclasses; commands, events and views, of which each call makes
+What is configured are dataclasses; a call's facts, commands, events and views, of which each call makes
 dozens, are msgspec structs: the same to read and to store, and made several times faster.
 """
 
@@ -238,8 +238,7 @@ class AgentConfig:
     warm_up_span_ms: int = 0
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class CallFacts:
+class CallFacts(msgspec.Struct, frozen=True, kw_only=True):
     """What an edge said of a call, checked and normalised."""
 
     #: The edge's id.

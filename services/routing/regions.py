@@ -6,8 +6,10 @@ from __future__ import annotations
 
 import hashlib
 from collections import defaultdict
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import NamedTuple
+
+import msgspec
 
 from callmesh.routing.v1 import call_pb2, directory_pb2, shard_pb2
 from chassis.clock import Clock
@@ -224,7 +226,9 @@ class Regions:
             if len(self._ways) >= NEARNESS_REMEMBERED_MAX:
                 self._ways.clear()
             # Without the number: its prefixes are looked at for each call.
-            caller = Caller(place=replace(located, e164="") if located else None, language=language)
+            caller = Caller(
+                place=msgspec.structs.replace(located, e164="") if located else None, language=language
+            )
             rules = PlacementRules()
             rows = [placement.nearness_of(caller, region, rules) for region in self._lying]
             way = self._ways[origin] = _Way(placement.find_home(caller, self._lying)[0], rows)

@@ -14,8 +14,9 @@ from __future__ import annotations
 import heapq
 import itertools
 from collections.abc import Callable, Collection, Iterable, Iterator
-from dataclasses import replace
 from typing import Any
+
+import msgspec
 
 from routing.free import INBOX_MAX, ByHeap, ByLot, ByRank, ByTurn, Free, Place
 from routing.model import (
@@ -1037,7 +1038,7 @@ def _call_resumed(s: ShardState, e: CallResumed) -> None:
 
 def _call_reprioritized(s: ShardState, e: CallReprioritized) -> None:
     entry = s.calls[e.call_id]
-    entry.facts = replace(entry.facts, priority=e.priority, priority_parts=())
+    entry.facts = msgspec.structs.replace(entry.facts, priority=e.priority, priority_parts=())
     entry.effective_ms = e.effective_ms
     if entry.ticket:
         _list_call(s, entry)

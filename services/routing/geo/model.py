@@ -6,6 +6,8 @@ import enum
 import math
 from dataclasses import dataclass
 
+import msgspec
+
 from chassis.errors import InvalidArgument
 
 #: Mean radius of the earth (IUGG), kilometres.
@@ -109,8 +111,7 @@ class Place:
     radius_km: int
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class ParsedNumber:
+class ParsedNumber(msgspec.Struct, frozen=True, kw_only=True):
     """A number that can be a caller's."""
 
     #: E.164: "+8613800138000".
@@ -125,8 +126,7 @@ class ParsedNumber:
     is_geographic: bool
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Located:
+class Located(msgspec.Struct, frozen=True, kw_only=True):
     """A caller's number and place."""
 
     #: E.164; empty when the number is withheld and the edge gave the place.

@@ -11,6 +11,8 @@ Rules:
 
 from __future__ import annotations
 
+import functools
+
 from chassis.errors import InvalidArgument
 from routing.geo import tables
 from routing.geo.model import (
@@ -27,6 +29,8 @@ from routing.geo.numbers import parse_number
 
 #: A point given by the edge is where the caller is, to about this.
 POINT_RADIUS_KM = 1
+#: Prefixes of Chinese mobile numbers remembered with their places; there are about half a million.
+CHINA_PREFIXES_MAX = 100_000
 #: Longest name of a city looked up, in characters.
 CITY_CHARACTERS_MAX = 100
 
@@ -115,9 +119,14 @@ def _finer_place(parsed: ParsedNumber) -> Place | None:
         return tables.world().find(digits)
     national = digits[2:]
     if parsed.kind is NumberKind.MOBILE:
-        return tables.china_mobiles().find(int(national[:7]))
+        return _china_mobile_place(national[:7])
     codes = tables.china_area_codes()
     return codes.get(national[:2]) or codes.get(national[:3])
+
+
+@functools.lru_cache(maxsize=CHINA_PREFIXES_MAX)
+def _china_mobile_place(prefix: str) -> Place | None:
+    return tables.china_mobiles().find(int(prefix))
 
 
 def _place_at(point: GeoPoint, number: Located | None) -> Place:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Any
 
 import msgspec
@@ -191,7 +190,7 @@ def test_digests_look_at_every_entry_by_turns() -> None:
         shard.do(PlaceCall(facts=facts, attempt=1, move=1, front="f"))
     before = [image.digest(shard.state, n) for n in range(3)]
     last = shard.state.calls[f"c{count - 1}"]
-    last.facts = replace(last.facts, caller_number="+1")
+    last.facts = msgspec.structs.replace(last.facts, caller_number="+1")
     changed = [image.digest(shard.state, n) != before[n] for n in range(3)]
     assert sum(changed) == 1
 
