@@ -143,7 +143,7 @@ def main() -> int:
     parser.add_argument("--batches", type=int, default=100, help="of the import, to be told the others")
     parser.add_argument("--weeks", type=int, default=600, help="with a planted spot, and as many without")
     parser.add_argument(
-        "--insights-only", action="store_true", help="only how well spots and topics are found"
+        "--insights-only", action="store_true", help="only spots and topics"
     )
     parser.add_argument("--out", type=Path, default=ROOT / "build" / "reports" / "crm.json")
     arguments = parser.parse_args()
