@@ -132,11 +132,16 @@ def staff(
     shrinkage: Annotated[float, typer.Option(help="Share of paid time that agents are not there for.")] = 0.0,
     occupancy_max: Annotated[float, typer.Option(help="Agents are busy at most this share.")] = 0.0,
     without_shifts: Annotated[bool, typer.Option("--without-shifts", help="Only the agents.")] = False,
+    policy: Annotated[
+        Path | None, typer.Option(help="Write the day's shifts as a policy for `callmesh simulate`.")
+    ] = None,
     zone: Zone = ZONE_DEFAULT,
     as_json: AsJson = False,
     address: Address = ADDRESS_DEFAULT,
 ) -> None:
     """Agents for each half-hour and shifts that cover them (up to seven days with shifts)."""
+    if policy is not None and (days != 1 or without_shifts):
+        raise Refused("policy: is of the shifts of one day")
     request = menus_pb2.PlanStaffingRequest(
         queue=f"queues/{queue}",
         interval=span(first, days, zone),
@@ -147,6 +152,9 @@ def staff(
         time_zone=zone,
     )
     answer = _ask(address, "PlanStaffing", request)
+    if policy is not None:
+        text = json.dumps(policy_of(answer.shifts, request.interval.start_time), indent=2)
+        policy.write_text(text + "\n", encoding="utf-8")
     if _shown(answer, as_json):
         return
     rows = (
@@ -173,6 +181,24 @@ def staff(
             for each in answer.shifts
         )
         _table(("", "agents", "breaks"), shifts)
+
+
+def policy_of(shifts: Iterable[Any], midnight: Timestamp) -> dict[str, Any]:
+    """Shifts as `callmesh simulate --policy` reads them: a person each, breaks left out."""
+    rows = []
+    for number, shift in enumerate(
+        (each for each in shifts for _ in range(each.agents)),
+        start=1,
+    ):
+        edges = [shift.start_time, *(t for b in shift.breaks for t in (b.start_time, b.end_time))]
+        edges.append(shift.end_time)
+        minutes = [(edge.seconds - midnight.seconds) // 60 for edge in edges]
+        clock = [f"{each // 60:02d}:{each % 60:02d}" for each in minutes]
+        rows += [
+            {"agent": f"planned-{number:04d}", "from": begin, "until": end}
+            for begin, end in zip(clock[::2], clock[1::2], strict=True)
+        ]
+    return {"shifts": rows}
 
 
 @plan.command()
@@ -210,7 +236,7 @@ def read_roster(path: Path) -> list[planning_pb2.RosterEntry]:
     lines = csv.DictReader(raw.decode("utf-8-sig", errors="replace").splitlines())
     if not set(ROSTER_COLUMNS) <= set(lines.fieldnames or ()):
         raise Refused(f"{path}: line 1: must name the columns {', '.join(ROSTER_COLUMNS)}")
-    found = []
+    found: list[planning_pb2.RosterEntry] = []
     for row in lines:
         if len(found) >= ROSTER_ROWS_MAX:
             raise Refused(f"{path}: at most {ROSTER_ROWS_MAX} rows are read")

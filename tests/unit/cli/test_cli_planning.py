@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime as dt
+import json
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +11,9 @@ import pytest
 from google.protobuf.timestamp_pb2 import Timestamp
 from typer.testing import CliRunner
 
+from callmesh.common.v1 import common_pb2
 from callmesh.routing.v1 import menus_pb2, planning_pb2
-from cli import planning
+from cli import planning, simulate_policy
 from cli.directory import Refused
 
 
@@ -47,6 +49,22 @@ def test_bad_rosters_are_named_by_line(tmp_path: Path, text: str, said: str) -> 
         planning.read_roster(path)
     with pytest.raises(Refused, match="cannot be read"):
         planning.read_roster(tmp_path / "none.csv")
+
+
+def test_a_plan_can_be_tried_on_a_past_day() -> None:
+    begin = planning.span("2026-11-23", 1, "Asia/Shanghai").start_time
+
+    def at(hour: float) -> Timestamp:
+        return Timestamp(seconds=begin.seconds + round(hour * 3600))
+
+    rest = common_pb2.Interval(start_time=at(12), end_time=at(12.5))
+    shift = menus_pb2.PlanStaffingResponse.Shift(start_time=at(9), end_time=at(17), breaks=[rest], agents=2)
+    policy = planning.policy_of([shift], begin)
+    read = simulate_policy.parse(json.dumps(policy).encode())
+    spans = [(each.agent, each.start, each.until) for each in read.shifts or ()]
+    assert spans == [
+        (f"planned-000{n}", *times) for n in (1, 2) for times in (("09:00", "12:00"), ("12:30", "17:00"))
+    ]
 
 
 def test_what_is_answered_is_shown(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
