@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -30,8 +31,9 @@ from cli.view import OUT
 
 #: Deadline of a rebuild, seconds.
 REBUILD_SECONDS = 60.0
+DAYS_DEFAULT, DAY_SECONDS = 28, 86_400
 #: Changes and nodes that are listed.
-ROWS_SHOWN_MAX = 40
+ROWS_SHOWN_MAX, PATHS_SHOWN_MAX = 40, 10
 #: Rows of a file of accesses.
 ACCESS_ROWS_MAX = 100_000
 
@@ -41,6 +43,7 @@ menus = typer.Typer(
 
 Name = Annotated[str, typer.Argument(help="Menu id, for example hotline; with @2 its version 2.")]
 Version = Annotated[int, typer.Option("--version", min=0, help="A version; the running one by default.")]
+Days = Annotated[int, typer.Option("--days", min=1, max=3650, help="Sessions of so many days count.")]
 Language = Annotated[str, typer.Option("--language", help="Language of the prompts shown.")]
 
 
@@ -56,6 +59,15 @@ def _stub(address: str) -> Iterator[Any]:
             yield menus_pb2_grpc.MenuServiceStub(channel)
     except grpc.RpcError as error:
         raise Refused(explained(error, address)) from error
+
+
+def _span(days: int) -> dict[str, Any]:
+    """The interval of the last days, as a request's fields. The usual one is reckoned by the platform's own
+    clock.
+    """
+    if days == DAYS_DEFAULT:
+        return {}
+    return {"interval": {"start_time": {"seconds": int(time.time()) - days * DAY_SECONDS}}}
 
 
 def _name(name: str, version: int = 0) -> str:
@@ -152,10 +164,20 @@ def _line(node: pb.MenuNode, language: str) -> str:
 
 
 @menus.command()
-def stats(name: Name, address: Address = ADDRESS_DEFAULT, version: Version = 0) -> None:
-    """Show what callers did in the last four weeks: accesses, where they give up, listening time."""
+def stats(
+    name: Name,
+    address: Address = ADDRESS_DEFAULT,
+    version: Version = 0,
+    days: Days = DAYS_DEFAULT,
+    caller: Annotated[str, typer.Option("--caller", help="One caller's number.")] = "",
+    customer: Annotated[str, typer.Option("--customer", help="One customer, customers/...")] = "",
+) -> None:
+    """Show what callers did: accesses, where they give up, listening time."""
+    request = pb.GetMenuStatsRequest(
+        name=_name(name), version=version, caller_number=caller, customer=customer, **_span(days)
+    )
     with _stub(address) as stub:
-        found = stub.GetMenuStats(pb.GetMenuStatsRequest(name=_name(name), version=version), **_asking())
+        found = stub.GetMenuStats(request, **_asking())
     typer.echo(
         f"{found.sessions} sessions: {found.completed} reached something, {found.given_up} gave up,"
         f" {found.fallbacks} went to the fallback"
@@ -171,6 +193,9 @@ def stats(name: Name, address: Address = ADDRESS_DEFAULT, version: Version = 0) 
         figures = (node.accesses, node.given_up, node.wrong_keys, node.timeouts)
         table.add_row(node.node, *map(str, figures), f"{node.listening.ToMilliseconds() / 1000:.1f}")
     OUT.print(table)
+    for path in found.paths[:PATHS_SHOWN_MAX]:
+        gave_up = f", {path.given_up} gave up" if path.given_up else ""
+        typer.echo(f"{path.sessions:>8}  {' > '.join(path.nodes)}{gave_up}")
 
 
 @menus.command()
@@ -196,6 +221,7 @@ def rebuild(
     accesses: Annotated[
         Path | None, typer.Option("--accesses", help="CSV of leaf,count in place of the statistics.")
     ] = None,
+    days: Days = DAYS_DEFAULT,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only show the draft.")] = False,
     tree: Annotated[bool, typer.Option("--tree", help="Show the draft's tree, too.")] = False,
     language: Language = "zh",
@@ -211,6 +237,7 @@ def rebuild(
         stability=stability,
         accesses=read_accesses(accesses) if accesses is not None else {},
         validate_only=dry_run,
+        **_span(days),
     )
     with _stub(address) as stub:
         found = stub.RebuildMenu(request, **_asking(REBUILD_SECONDS))
@@ -229,9 +256,8 @@ def _print_rebuilt(found: pb.RebuildMenuResponse) -> None:
     typer.echo(f"the best tree without any constraint takes {found.presses_optimal:.3f}")
     seconds = [span.ToMilliseconds() / 1000 for span in (found.listening_before, found.listening_after)]
     typer.echo(f"listening: {seconds[0]:.1f} s before, {seconds[1]:.1f} s after")
-    typer.echo(
-        f"{len(found.changes)} nodes moved; keys of {found.regulars_moved:.1%} of the regular accesses changed"
-    )
+    moved = f"keys of {found.regulars_moved:.1%} of the regular accesses changed"
+    typer.echo(f"{len(found.changes)} nodes moved; {moved}")
     for change in found.changes[:ROWS_SHOWN_MAX]:
         typer.echo(f"  {change.node}: {change.keys_before or 'new'} -> {change.keys_after or 'gone'}")
 
@@ -281,9 +307,12 @@ def compare(
     version_a: Annotated[int, typer.Argument(min=1, help="First version.")],
     version_b: Annotated[int, typer.Argument(min=1, help="Second version.")],
     address: Address = ADDRESS_DEFAULT,
+    days: Days = DAYS_DEFAULT,
 ) -> None:
-    """Compare two versions by what callers did in the last four weeks, with 95 % intervals."""
-    request = pb.CompareMenusRequest(name=_name(name), version_a=version_a, version_b=version_b)
+    """Compare two versions by what callers did, with 95 % intervals."""
+    request = pb.CompareMenusRequest(
+        name=_name(name), version_a=version_a, version_b=version_b, **_span(days)
+    )
     with _stub(address) as stub:
         found = stub.CompareMenus(request, **_asking())
     table = Table(box=None, pad_edge=False)

@@ -185,7 +185,7 @@ def _shares(costs: Sequence[float]) -> list[float]:
     together.
     """
     low, high = 0.0, 1.0
-    for _ in range(60):
+    for _ in range(40):
         middle = (low + high) / 2
         low, high = (middle, high) if sum(middle**cost for cost in costs) < 1 else (low, middle)
     return [low**cost for cost in costs]

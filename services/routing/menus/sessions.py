@@ -29,6 +29,8 @@ from routing.menus.running import Running, in_trial
 from routing.menus.store import CallerFacts, MenuStore, Survey
 from routing.menus.tokens import InvalidMenuSession, MenuSessionEnded, SessionTokens, body_of, state_of
 
+#: A session to resume is looked for at most this long, real seconds.
+RESUME_SECONDS = 1.0
 #: Sessions of one call in one menu.
 SESSIONS_MAX = 10
 HEARD_MAX, OFFERS_MAX = 50, 20
@@ -131,7 +133,7 @@ class Sessions:
 
     async def _known(self, id: str, now_ms: int) -> State | None:
         """A session that goes on, or is over; None for none, and for one that is too old to go on."""
-        body = self._recorder.find(id) or await self._store.session(id)
+        body = self._recorder.find(id) or await self._stored(id)
         if body is None:
             return None
         try:
@@ -140,6 +142,15 @@ class Sessions:
             return None
         left = state.outcome is Outcome.OPEN and now_ms - state.last_ms > self._tokens.life_span_ms
         return replace(state, outcome=Outcome.GAVE_UP) if left else state
+
+    async def _stored(self, id: str) -> bytes | None:
+        """A session as it was written down; None when that cannot be found out: the caller begins again."""
+        try:
+            async with asyncio.timeout(RESUME_SECONDS):
+                return await self._store.session(id)
+        except (TimeoutError, PyMongoError):
+            log.info("menus.resume_skipped")
+            return None
 
     async def _resumed(self, state: State) -> pb.StepMenuResponse:
         index = await self._running.index(state.menu, state.version)

@@ -164,6 +164,11 @@ class Away(MemoryMenus):
             raise AutoReconnect("away")
         return await super().caller(menu, number)
 
+    async def session(self, id: str) -> bytes | None:
+        if self.away:
+            raise AutoReconnect("away")
+        return await super().session(id)
+
     async def record(self, rows: Any, expires: datetime) -> None:
         if self.away:
             raise AutoReconnect("away")
@@ -304,7 +309,7 @@ async def test_what_runs_goes_on_while_the_database_is_away() -> None:
     await ivr.call("1")
     ivr.store.away = True
     ivr.clock.advance(60)
-    assert (await ivr.call("1", "1")).done
+    assert (await ivr.call("1", "1", call_id="pbx:1")).done
     assert not await ivr.recorder.write()
     ivr.store.away = False
     stats = await ivr.stats()
