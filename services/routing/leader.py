@@ -256,6 +256,8 @@ class Leader:
         self._led = asyncio.Event()
         #: Wakes a candidate that need not wait any longer.
         self._turn = asyncio.Event()
+        #: An operator wants it to open, now.
+        self._seizing = False
         self._outlets: dict[str, Outlet] = {}
         self._audience = Audience()
         #: Monotonic second at which the block in flight was first sent.
@@ -399,6 +401,17 @@ class Leader:
             self._resume = True
             self._turn.set()
 
+    def begin_seizure(self) -> None:
+        """An operator's word: from now on this router opens as soon as it can write, whoever leads and
+        whatever the lead list says, until it leads or the seizure ends.
+        """
+        self._seizing = True
+        self._turn.set()
+
+    def end_seizure(self) -> None:
+        """It waits for its turn again, as others do."""
+        self._seizing = False
+
     def submit(self, command: Command) -> asyncio.Future[Committed]:
         """Decides a command now; the future is done once its block is committed.
 
@@ -503,6 +516,8 @@ class Leader:
         newest, patience = self._chain.sequence, self._patience_seconds()
         silence = Silence(loop.time())
         while True:
+            if self._seizing and await self._probe() and await self._follow():
+                return
             left = patience - silence.seconds
             if left <= 0 and self.listed and await self._can_write():
                 return
@@ -551,13 +566,17 @@ class Leader:
         without a majority, so silence alone may be the store's.
         """
         before = self._chain.sequence
+        return await self._probe() and await self._follow() and self._chain.sequence == before
+
+    async def _probe(self) -> bool:
+        """Whether a majority takes a probe of this router's."""
         try:
             async with asyncio.timeout(self._options.outage_seconds):
                 await self._store.probe(self.shard, self.router)
         except (OutcomeUnknown, TimeoutError) as error:
             log.info("probe_failed", shard=self.shard, error=str(error)[:200])
             return False
-        return await self._follow() and self._chain.sequence == before
+        return True
 
     async def _opening_block(self) -> Block:
         real_ms = await self._store.now_ms()
