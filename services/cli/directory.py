@@ -1,4 +1,6 @@
-"""`callmesh region` and `callmesh directory`: what an operator does to regions, queues, skills and agents."""
+"""`callmesh region`, `callmesh shard` and `callmesh directory`: what an operator does to regions, their
+leaders, queues, skills and agents.
+"""
 
 from __future__ import annotations
 
@@ -17,13 +19,15 @@ from grpc_status import rpc_status
 from rich.table import Table
 
 from callmesh.routing.v1 import directory_pb2 as pb
-from callmesh.routing.v1 import directory_pb2_grpc
+from callmesh.routing.v1 import directory_pb2_grpc, supervision_pb2, supervision_pb2_grpc
 from cli.plan import PORT_BASE_DEFAULT, ROUTING_GRPC_OFFSET
 from cli.view import OUT
 
 #: Deadline of one request, and of a whole directory, seconds.
 DEADLINE_SECONDS = 10.0
 APPLY_SECONDS = 300.0
+#: Deadline of a seizure: the router tries for 10 s, seconds.
+SEIZE_SECONDS = 15.0
 #: A file of a whole directory is read up to this, bytes.
 FILE_BYTES_MAX = 64 << 20
 #: Rows asked for at once.
@@ -41,6 +45,7 @@ ADDRESS_DEFAULT = f"127.0.0.1:{PORT_BASE_DEFAULT + ROUTING_GRPC_OFFSET}"
 Reason = Annotated[str, typer.Option("--reason", help="For the audit log.")]
 
 region = typer.Typer(name="region", help="See, drain and resume regions.", no_args_is_help=True)
+shard = typer.Typer(name="shard", help="Who leads a region's shard.", no_args_is_help=True)
 directory = typer.Typer(name="directory", help="The whole directory as a file.", no_args_is_help=True)
 
 
@@ -49,12 +54,12 @@ class Refused(Exception):
 
 
 @contextmanager
-def _stub(address: str) -> Iterator[Any]:
-    """A client of the directory; what the platform refuses becomes one line."""
+def _stub(address: str, client: Any = directory_pb2_grpc.DirectoryServiceStub) -> Iterator[Any]:
+    """A client of the directory, or another one; what the platform refuses becomes one line."""
     options = [("grpc.max_receive_message_length", MESSAGE_BYTES_MAX)]
     try:
         with grpc.insecure_channel(address, options=options) as channel:
-            yield directory_pb2_grpc.DirectoryServiceStub(channel)
+            yield client(channel)
     except grpc.RpcError as error:
         raise Refused(explained(error, address)) from error
 
@@ -141,6 +146,23 @@ def resume(
     with _stub(address) as stub:
         stub.ResumeRegion(pb.ResumeRegionRequest(name=f"regions/{name}", reason=reason), **_asking())
     typer.echo(f"{name} takes calls.")
+
+
+@shard.command()
+def seize(
+    name: Annotated[str, typer.Argument(help="Region id.")],
+    reason: Annotated[str, typer.Option("--reason", help="For the audit log; must be given.")],
+    address: Address = ADDRESS_DEFAULT,
+) -> None:
+    """The router at --address leads the region's shard at once, whoever leads it now.
+
+    For when all routers of its lead list are gone, or the wrong one leads. The router must be one of the
+    region's own, or be named in the region's lead list first.
+    """
+    request = supervision_pb2.SeizeShardRequest(region=f"regions/{name}", reason=reason)
+    with _stub(address, supervision_pb2_grpc.SupervisionServiceStub) as stub:
+        answer = stub.SeizeShard(request, **_asking(SEIZE_SECONDS))
+    typer.echo(f"{answer.router} leads {name}, epoch {answer.epoch}.")
 
 
 @directory.command()

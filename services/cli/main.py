@@ -39,7 +39,16 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 COMMANDS = (up, down, status, locate, simulate, keys)
-GROUPS = (directory.region, directory.directory, report_voc.report, tickets, menus, marketing, planning.plan)
+GROUPS = (
+    directory.region,
+    directory.shard,
+    directory.directory,
+    report_voc.report,
+    tickets,
+    menus,
+    marketing,
+    planning.plan,
+)
 for command in COMMANDS:
     app.command()(command)
 for group in GROUPS:

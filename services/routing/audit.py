@@ -28,6 +28,7 @@ class Act(enum.StrEnum):
     REPRIORITIZE_CALL = "REPRIORITIZE_CALL"
     DRAIN_REGION = "DRAIN_REGION"
     RESUME_REGION = "RESUME_REGION"
+    SEIZE_SHARD = "SEIZE_SHARD"
 
 
 #: Full name of the method that an act is done by.
@@ -41,6 +42,7 @@ METHODS: Mapping[str, str] = {
     Act.REPRIORITIZE_CALL: f"{_ROUTING}/ReprioritizeCall",
     Act.DRAIN_REGION: f"{_DIRECTORY}/DrainRegion",
     Act.RESUME_REGION: f"{_DIRECTORY}/ResumeRegion",
+    Act.SEIZE_SHARD: f"{_SUPERVISION}/SeizeShard",
 }
 
 

@@ -54,6 +54,7 @@ SCOPES: dict[str, str] = {
             "CloseQueue": "routing.queues.supervise",
             "ReopenQueue": "routing.queues.supervise",
             "MonitorCall": "routing.calls.supervise",
+            "SeizeShard": "routing.regions.operate",
             "ListActs": "routing.audit.read",
             "SimulateDay": "routing.stats.read",
         },

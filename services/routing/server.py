@@ -58,6 +58,7 @@ from routing.regions import Regions
 from routing.replay import look_back
 from routing.reports_store import ReportReader
 from routing.scopes import SCOPES
+from routing.seizure import Seizer
 from routing.servicer import bindings
 from routing.shard_servicer import ShardServicer
 from routing.supervision_directory import SupervisionDirectory
@@ -200,7 +201,12 @@ class Router:
         simulate = functools.partial(
             whatif_day.answer, mongo_uri=self.settings.mongo_uri, database=self.settings.mongo_database
         )
-        supervision = supervision_binding(self.supervision, SupervisionDirectory(self._clock), simulate)
+        supervision = supervision_binding(
+            self.supervision,
+            SupervisionDirectory(self._clock),
+            simulate,
+            Seizer(self.leaders, frozenset(self.links), self.name),
+        )
         elsewhere = Elsewhere(
             self.settings.mongo_uri, self.settings.mongo_database, self.settings.region, self._clock
         )

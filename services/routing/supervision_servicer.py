@@ -11,8 +11,9 @@ from typing import Any
 
 from callmesh.routing.v1 import agent_pb2, directory_pb2, supervision_pb2_grpc
 from callmesh.routing.v1 import supervision_pb2 as pb
-from chassis.callcontext import current_identity
+from chassis.callcontext import current_identity, remaining_seconds
 from chassis.errors import ResourceExhausted, Unimplemented
+from routing.seizure import SEIZE_SECONDS_MAX, Seizer
 from routing.supervision_directory import SupervisionDirectory
 from routing.supervision_handlers import SupervisionHandlers
 
@@ -37,11 +38,13 @@ class SupervisionServicer(supervision_pb2_grpc.SupervisionServiceServicer):
         directory: SupervisionDirectory,
         simulate: SimulateDay | None = None,
         *,
+        seizer: Seizer | None = None,
         stall_seconds: float = STALL_SECONDS,
     ) -> None:
         self._handlers = handlers
         self._directory = directory
         self._simulate = simulate
+        self._seizer = seizer
         self._stall_seconds = stall_seconds
 
     async def GetStats(self, request: pb.GetStatsRequest, context: Any) -> pb.Stats:
@@ -82,6 +85,11 @@ class SupervisionServicer(supervision_pb2_grpc.SupervisionServiceServicer):
     async def MonitorCall(self, request: pb.MonitorCallRequest, context: Any) -> pb.MonitorCallResponse:
         return await self._handlers.monitor_call(request)
 
+    async def SeizeShard(self, request: pb.SeizeShardRequest, context: Any) -> pb.SeizeShardResponse:
+        if self._seizer is None:
+            raise Unimplemented(method="SeizeShard")
+        return await self._seizer.seize(request, remaining_seconds(SEIZE_SECONDS_MAX) or SEIZE_SECONDS_MAX)
+
     async def SimulateDay(self, request: pb.SimulateDayRequest, context: Any) -> pb.SimulateDayResponse:
         if self._simulate is None:
             raise Unimplemented(method="SimulateDay")
@@ -92,11 +100,16 @@ class SupervisionServicer(supervision_pb2_grpc.SupervisionServiceServicer):
 
 
 def supervision_binding(
-    handlers: SupervisionHandlers, directory: SupervisionDirectory, simulate: SimulateDay | None = None
+    handlers: SupervisionHandlers,
+    directory: SupervisionDirectory,
+    simulate: SimulateDay | None = None,
+    seizer: Seizer | None = None,
 ) -> tuple[Any, Any, Any]:
-    """(descriptor, add function, servicer). Without `simulate`, SimulateDay is not offered."""
+    """(descriptor, add function, servicer). Without `simulate`, SimulateDay is not offered, without `seizer`
+    SeizeShard.
+    """
     return (
         pb.DESCRIPTOR.services_by_name["SupervisionService"],
         supervision_pb2_grpc.add_SupervisionServiceServicer_to_server,
-        SupervisionServicer(handlers, directory, simulate),
+        SupervisionServicer(handlers, directory, simulate, seizer=seizer),
     )

@@ -6,8 +6,10 @@ import json
 from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner
 
 from cli.directory import Refused, read
+from cli.main import app
 
 YAML = """
 regions:
@@ -50,3 +52,10 @@ def test_a_bad_file_is_refused_with_its_fault(tmp_path: Path, text: str, named: 
 def test_a_missing_file_is_named(tmp_path: Path) -> None:
     with pytest.raises(Refused, match=r"none\.yaml"):
         read(tmp_path / "none.yaml")
+
+
+def test_a_seizure_names_its_reason_and_says_when_nobody_answers() -> None:
+    nobody = ["shard", "seize", "beijing", "--address", "127.0.0.1:1"]
+    assert "--reason" in CliRunner().invoke(app, nobody).output
+    result = CliRunner().invoke(app, [*nobody, "--reason", "a drill"])
+    assert isinstance(result.exception, Refused) and "no router answers" in str(result.exception)
