@@ -1071,8 +1071,12 @@ class MongoReader:
         self._propensity_models = database[PROPENSITY_MODELS.collection]
         #: Stamp and offer by id, as read last.
         self._seen: dict[str, tuple[dict[str, Any], Offer]] = {}
-        self._ask_standing = Gathered(self._find_standings, pace_seconds=PACE_SECONDS)
-        self._insert = Gathered(self._insert_decisions, pace_seconds=PACE_SECONDS)
+        self._ask_standing = Gathered(self._find_standings, pace_seconds=PACE_SECONDS, crowd=self._under_way)
+        self._insert = Gathered(self._insert_decisions, pace_seconds=PACE_SECONDS, crowd=self._under_way)
+
+    def _under_way(self) -> int:
+        """Recommendations that wait for the database at either end."""
+        return self._ask_standing.pending + self._insert.pending
 
     async def read_standing(self, customer: str, number: str, since: datetime | None) -> Standing:
         """As the port says."""
