@@ -18,6 +18,8 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import dataclasses
+import json
 import signal
 import sys
 import time
@@ -144,6 +146,10 @@ async def _run(floor: RegionFloor, arguments: argparse.Namespace) -> dict[str, A
         await crowd.settle()
     finally:
         await crowd.close()
+    if arguments.books:
+        rows = [dataclasses.asdict(entry) for entry in crowd.ledger.entries]
+        marks = [dataclasses.asdict(loss) for loss in losses]
+        arguments.books.write_text(json.dumps({"losses": marks, "entries": rows}, default=str))
     return _result(floor, crowd, losses, arguments)
 
 
@@ -220,6 +226,9 @@ def main() -> int:
     parser.add_argument("--rate", type=float, default=100.0, help="calls a second")
     parser.add_argument("--agents", type=int, default=64, help="a region")
     parser.add_argument("--case", action="append", choices=[case.name for case in CASES])
+    parser.add_argument(
+        "--books", type=Path, help="write the edges' whole book there, for who looks for a cause"
+    )
     parser.add_argument("--out", type=Path, default=ROOT / "build" / "reports" / "chaos-region.json")
     arguments = parser.parse_args()
     signal.signal(signal.SIGTERM, signal.default_int_handler)

@@ -9,6 +9,7 @@ leads one speaks for it, and an older epoch is not listened to.
 from __future__ import annotations
 
 import asyncio
+import functools
 from collections.abc import AsyncGenerator, Callable, Iterable
 
 import grpc
@@ -51,6 +52,9 @@ class PeerTable:
         known = self._heard.get(state.region)
         if known is not None and state.epoch < known[0].epoch:
             return
+        if known is None:
+            # Asked whenever it is scraped, so that a silent region shows even if nobody calls.
+            _UP.labels(state.region).set_function(functools.partial(self.alive, state.region))
         self._heard[state.region] = (state, self._clock.monotonic())
         self._leaders[state.region] = address
         for told in self.on_leader:
@@ -66,9 +70,7 @@ class PeerTable:
     def alive(self, region: str) -> bool:
         """Heard within the silent time."""
         age = self.age_seconds(region)
-        up = age is not None and age <= self._silent_seconds
-        _UP.labels(region).set(up)
-        return up
+        return age is not None and age <= self._silent_seconds
 
     def leader_of(self, region: str) -> tuple[int, str]:
         """(epoch, address) of the newest leader heard; (0, "") for none."""

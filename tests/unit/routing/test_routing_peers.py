@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 
 import pytest
+from prometheus_client import REGISTRY
 
 from callmesh.routing.v1 import directory_pb2, shard_pb2
 from chassis.testing import FakeClock
@@ -110,3 +111,12 @@ async def test_changes_are_told_while_it_leads_and_not_otherwise() -> None:
 @pytest.mark.parametrize(("watchers", "seconds"), [(0, 0.02), (1, 0.02), (7, 0.07), (30, 0.3), (1200, 0.5)])
 def test_the_more_are_told_the_more_is_told_at_once(watchers: int, seconds: float) -> None:
     assert coalesce_seconds(watchers) == pytest.approx(seconds)
+
+
+def test_a_silent_region_shows_even_if_nobody_calls() -> None:
+    clock = FakeClock()
+    table = PeerTable(clock, 3.0)
+    table.hear(heard())
+    for seconds, up in ((3.0, 1.0), (0.1, 0.0)):
+        clock.advance(seconds)
+        assert REGISTRY.get_sample_value("callmesh_peer_up", {"region": "beijing"}) == up
