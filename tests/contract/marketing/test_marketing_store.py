@@ -357,6 +357,8 @@ def test_only_newer_snapshots_count_and_history_stays(store: Any) -> None:
     assert standing(store, "c1").profile == store.profile("c1")
     assert asyncio.run(store.read_profile_of_number("+8613800138000")).customer == "c1"
     assert asyncio.run(store.read_profile_of_number("+8613900139000")) is None
+    assert store.profile_of_number("+8613800138000").customer == "c1" and store.customer_count() == 1
+    assert store.profile_of_number("+8613900139000") is None
     assert standing(store, "nobody").profile is None
 
 
