@@ -19,7 +19,7 @@ PYTEST_ARGS ?=
 STAMP := $(VENV)/.installed
 CODE := services tests tools $(wildcard bench) $(wildcard sim)
 
-.PHONY: help setup test-deploy chart-readme proto proto-deps proto-baseline fmt fmt-check lint types test test-unit demo up down status \
+.PHONY: help fuzz setup test-deploy chart-readme proto proto-deps proto-baseline fmt fmt-check lint types test test-unit demo up down status \
         bench sim chaos clean lock settings-doc system-packages
 
 help: ## this list
@@ -118,6 +118,9 @@ bench-%: setup ## one benchmark: chassis, engine, routing, queueing, recovery, r
 
 sim: proto ## the seeded simulation of routers, network and store
 	@$(PY) tools/run_all.py simulation
+
+fuzz: setup ## every RPC with random and hostile messages: RUNS= SEED=
+	@PYTHONPATH=services:. $(PY) tests/fuzz/__main__.py
 
 chaos-%: setup ## one of them: leader, store, region
 	@PYTHONPATH=services:. $(PY) -m bench.chaos.$*

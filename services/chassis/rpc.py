@@ -23,7 +23,7 @@ from typing import Any
 import grpc
 from grpc.aio import AbortError, BaseError
 
-from chassis import auth, callcontext, errors, logs, metrics, telemetry
+from chassis import auth, callcontext, errors, logs, metrics, telemetry, wellknown
 from chassis.callcontext import CallContext
 from chassis.errors import (
     CallmeshError,
@@ -127,6 +127,8 @@ class Method:
         )
         self.function: Callable[..., Any] = function
         self.deserialize: Callable[[bytes], Any] = handler.request_deserializer or bytes
+        descriptor = self._descriptor()
+        self.has_times = descriptor is not None and wellknown.has_times(descriptor)
         self.serialize: Callable[[Any], bytes] = handler.response_serializer or bytes
         #: Declared in the proto, left to the generated base class.
         self.unimplemented = getattr(function, "__module__", "").endswith("_pb2_grpc")
@@ -148,13 +150,19 @@ class Method:
 
     def _parse(self, data: bytes) -> Any:
         try:
-            return self.deserialize(data)
+            request = self.deserialize(data)
         except Exception:
             raise MalformedRequest(message=self._request_type()) from None
+        if self.has_times:
+            wellknown.check(request)
+        return request
+
+    def _descriptor(self) -> Any:
+        owner = getattr(self.deserialize, "__self__", None) or self.deserialize
+        return getattr(owner, "DESCRIPTOR", None)
 
     def _request_type(self) -> str:
-        owner = getattr(self.deserialize, "__self__", None)
-        descriptor = getattr(owner, "DESCRIPTOR", None)
+        descriptor = self._descriptor()
         return str(descriptor.full_name) if descriptor is not None else "protobuf"
 
     def _enter(self, call: _Call) -> None:
