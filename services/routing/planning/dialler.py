@@ -48,6 +48,8 @@ HELD_SECONDS, LEASE_SECONDS = 60.0, 180
 BLIND_SECONDS = 5.0
 #: Lists that had nobody are asked again after this, real seconds.
 EMPTY_SECONDS = 15.0
+#: Numbers that are remembered, and for how long: who was called often enough goes back.
+NUMBERS_MAX, DAY_MS = 100_000, 86_400_000
 #: Arrivals of one look that are told apart.
 ARRIVALS_MAX = 10_000
 
@@ -164,6 +166,9 @@ class Dialler:
     hours: CallingHours
     clock: Clock
     stopped: bool = False
+    #: One number is called at most so often in 24 hours, whichever lists it is on.
+    calls_a_day_max: int = 3
+    _called: dict[str, list[int]] = field(default_factory=dict)
     _held: list[_Held] = field(default_factory=list)
     _begun: dict[str, _Begun] = field(default_factory=dict)
     _blended: frozenset[str] = frozenset()
@@ -222,6 +227,9 @@ class Dialler:
         await self._give_back(late)
 
     def _allowed(self, person: Person, now_ms: int) -> bool:
+        recent = [ms for ms in self._called.get(person.number, ()) if ms > now_ms - DAY_MS]
+        if len(recent) >= self.calls_a_day_max:
+            return False
         try:
             return self.hours.allows(now_ms, zones_of(person.number, person.zone))
         except CallmeshError:
@@ -258,11 +266,36 @@ class Dialler:
         orders = self.policy.look(look)
         await self._withdraw([order.agent for order in orders if order.act is Act.RECALL])
         for order in orders:
-            if order.act is Act.BEGIN and self._held and order.agent not in self._begun:
-                begun = self._begun[order.agent] = _Begun(self._held.pop(0).person)
+            if order.act is Act.BEGIN and order.agent not in self._begun:
+                person = await self._next_person(seen.now_ms)
+                if person is None:
+                    break
+                begun = self._begun[order.agent] = _Begun(person)
                 task = asyncio.create_task(self._through(order.agent, begun))
                 self._tasks.add(task)
                 task.add_done_callback(self._tasks.discard)
+
+    async def _next_person(self, now_ms: int) -> Person | None:
+        """The next who may be called; those before, called often enough meanwhile, go back."""
+        late = []
+        found = None
+        while self._held and found is None:
+            held = self._held.pop(0)
+            if self._allowed(held.person, now_ms):
+                found = held.person
+            else:
+                late.append(held)
+        await self._give_back(late)
+        if found is not None:
+            self._remember(found.number, now_ms)
+        return found
+
+    def _remember(self, number: str, now_ms: int) -> None:
+        recent = [ms for ms in self._called.pop(number, ()) if ms > now_ms - DAY_MS]
+        self._called[number] = [*recent, now_ms]
+        if len(self._called) > NUMBERS_MAX:
+            # The one that was called longest ago: a number moves to the end with each call.
+            del self._called[next(iter(self._called))]
 
     def _seat(self, seen: AgentNow) -> Seat:
         begun = self._begun.get(seen.agent)

@@ -98,9 +98,14 @@ class FakeCalls:
         return self.made[agent]
 
 
-def people(count: int, zone: str = "Asia/Shanghai") -> list[Person]:
+def people(count: int, zone: str = "Asia/Shanghai", number: str = "") -> list[Person]:
     return [
-        Person(contact=f"contactLists/l/contacts/{n}", number="+8613800138000", attempt=1, zone=zone)
+        Person(
+            contact=f"contactLists/l/contacts/{n}",
+            number=number or f"+86138001380{n:02d}",
+            attempt=1,
+            zone=zone,
+        )
         for n in range(count)
     ]
 
@@ -177,6 +182,20 @@ async def test_nobody_is_called_out_of_hours_and_contacts_go_back() -> None:
     assert place.lists.asked == asked
     await place.step(EMPTY_SECONDS)
     assert place.lists.asked == asked + 1
+
+
+async def test_one_number_is_called_so_often_a_day_and_no_more() -> None:
+    place = Place(people(9, number="+8613800138000"))
+    place.dialler.calls_a_day_max = 2
+    for _ in range(4):
+        await place.step()
+        for call in place.calls.made.values():
+            if not call.answered.done():
+                call.answered.set_result(True)
+                call.ended.set()
+        await place.settle()
+    assert len(place.calls.begun) == 2
+    assert len(place.lists.returned) + len(place.lists.waiting) == 7
 
 
 async def test_contacts_that_nobody_begins_go_back_in_time() -> None:
