@@ -146,6 +146,8 @@ class Index:
     nodes: dict[str, Node] = field(default_factory=dict)
     #: Parent by id; tops have none.
     parents: dict[str, str] = field(default_factory=dict)
+    #: Leaves about open tickets.
+    about_tickets: list[str] = field(default_factory=list)
     #: A leaf that links to it, by section: one that is told early.
     links: dict[str, str] = field(default_factory=dict)
 
@@ -156,6 +158,8 @@ class Index:
         for top in menu.tops():
             for node in top.walk():
                 index.nodes[node.id] = node
+                if node.about_open_ticket and node.leaf:
+                    index.about_tickets.append(node.id)
                 for child in node.children:
                     index.parents[child.id] = node.id
         # From the root outward, so that a section's link is itself reached without passing the section.

@@ -52,7 +52,7 @@ class Use:
     at_ms: int
 
 
-def wants(index: Index, uses: Iterable[Use], open_tickets: int, now_ms: int) -> dict[str, float]:
+def wants(index: Index, uses: Iterable[Use], has_open_ticket: bool, now_ms: int) -> dict[str, float]:
     """Probability of each leaf for this caller; what is missing to 1 is for all others together (rule 1)."""
     weights: dict[str, float] = {}
     for use in list(uses)[-HISTORY_MAX:]:
@@ -63,11 +63,7 @@ def wants(index: Index, uses: Iterable[Use], open_tickets: int, now_ms: int) -> 
         age = max(0, now_ms - use.at_ms)
         weight = 0.5 ** (age / HALF_LIFE_MS) * (REPEAT_FACTOR if age < REPEAT_MS else 1.0)
         weights[use.leaf] = weights.get(use.leaf, 0.0) + weight
-    about = (
-        [id for id, node in index.nodes.items() if node.about_open_ticket and node.leaf]
-        if open_tickets
-        else []
-    )
+    about = index.about_tickets if has_open_ticket else ()
     for id in about:
         weights[id] = weights.get(id, 0.0) + TICKET_WEIGHT / len(about)
     total = sum(weights.values()) + PRIOR_WEIGHT

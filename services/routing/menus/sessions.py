@@ -161,9 +161,9 @@ class Sessions:
     async def _first(self, blank: State, asked: int) -> pb.StepMenuResponse:
         version = asked or await self._version_for(blank)
         index = await self._running.index(blank.menu, version)
-        facts = await self._facts(blank)
+        facts = await self._facts(blank, index)
         language = blank.language or index.menu.root.prompts[0][0]
-        wanted = predict.wants(index, facts.uses, facts.open_tickets, blank.began_ms)
+        wanted = predict.wants(index, facts.uses, facts.has_open_ticket, blank.began_ms)
         spoken = engine.spoken_language(index, language)
         survey = index.menu.kind is Kind.SURVEY
         state = replace(
@@ -179,13 +179,13 @@ class Sessions:
         published = await self._running.published(state.menu)
         return published.trial if in_trial(published, state.number or state.id) else published.version
 
-    async def _facts(self, state: State) -> CallerFacts:
+    async def _facts(self, state: State, index: Index) -> CallerFacts:
         """What is known of the caller; nothing when that takes too long."""
-        if not state.number:
+        if not state.number or index.menu.kind is Kind.SURVEY:
             return CallerFacts()
         try:
             async with asyncio.timeout(self._caller_seconds):
-                return await self._store.caller(state.menu, state.number)
+                return await self._store.caller(state.menu, state.number, tickets=bool(index.about_tickets))
         except (TimeoutError, PyMongoError):
             log.info("menus.caller_skipped")
             return CallerFacts()

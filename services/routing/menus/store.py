@@ -90,7 +90,7 @@ class CallerFacts:
 
     own: tuple[Shortcut, ...] = ()
     uses: tuple[Use, ...] = ()
-    open_tickets: int = 0
+    has_open_ticket: bool = False
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -130,8 +130,8 @@ class MenuStore(Protocol):
     ) -> Published:
         """Puts versions in service. Raises EtagMismatch, NotFound."""
 
-    async def caller(self, menu: str, number: str) -> CallerFacts:
-        """What is known of a caller."""
+    async def caller(self, menu: str, number: str, *, tickets: bool) -> CallerFacts:
+        """What is known of a caller; of open tickets only if it is asked."""
 
     async def set_shortcut(self, shortcut: Shortcut) -> None:
         """Sets a short cut, or with an empty node removes it. Raises TooManyShortcuts."""
@@ -239,16 +239,19 @@ class MongoMenus:
 
     # --- callers ---
 
-    async def caller(self, menu: str, number: str) -> CallerFacts:
-        found, tickets = await asyncio.gather(
-            self._database[CALLERS].find_one({"_id": caller_key(menu, number)}),
-            self._database[TICKETS].count_documents({"number": number, "open": True}, limit=10),
-        )
+    async def caller(self, menu: str, number: str, *, tickets: bool) -> CallerFacts:
+        looked = self._database[CALLERS].find_one({"_id": caller_key(menu, number)})
+        open_ticket = None
+        if tickets:
+            theirs = self._database[TICKETS].find_one({"number": number, "open": True}, {"_id": 1})
+            found, open_ticket = await asyncio.gather(looked, theirs)
+        else:
+            found = await looked
         row = found or {}
         return CallerFacts(
             own=_shortcuts(row),
             uses=tuple(Use(leaf=use["leaf"], at_ms=use["at"]) for use in row.get("uses", ())),
-            open_tickets=tickets,
+            has_open_ticket=open_ticket is not None,
         )
 
     async def set_shortcut(self, shortcut: Shortcut) -> None:
@@ -409,7 +412,8 @@ class MemoryMenus:
     menus: dict[str, Published] = field(default_factory=dict)
     own: dict[tuple[str, str, str], Shortcut] = field(default_factory=dict)
     uses: dict[tuple[str, str], list[tuple[str, Use]]] = field(default_factory=dict)
-    tickets: dict[str, int] = field(default_factory=dict)
+    #: Numbers with an open ticket.
+    tickets: set[str] = field(default_factory=set)
     rows: dict[str, tuple[Record, bytes]] = field(default_factory=dict)
     surveys: dict[str, tuple[Survey, Event]] = field(default_factory=dict)
     events: list[Event] = field(default_factory=list)
@@ -449,11 +453,11 @@ class MemoryMenus:
         self.events.append(event)
         return self.menus[wanted.menu]
 
-    async def caller(self, menu: str, number: str) -> CallerFacts:
+    async def caller(self, menu: str, number: str, *, tickets: bool) -> CallerFacts:
         return CallerFacts(
             own=tuple(await self.shortcuts(number, menu)),
             uses=tuple(use for _, use in self.uses.get((menu, number), ())),
-            open_tickets=self.tickets.get(number, 0),
+            has_open_ticket=tickets and number in self.tickets,
         )
 
     async def set_shortcut(self, shortcut: Shortcut) -> None:

@@ -250,7 +250,7 @@ async def test_the_database_counts_as_the_memory_does(mongo_uri: str, mongo_data
         assert await mongo.totals(query, [1, 2]) == await memory.totals(query, [1, 2])
         assert await mongo.accesses(query) == await memory.accesses(query)
     assert await mongo.session("s3") == await memory.session("s3")
-    facts = [await store.caller("hotline", ANN) for store in stores]
+    facts = [await store.caller("hotline", ANN, tickets=True) for store in stores]
     assert sorted(facts[0].uses, key=str) == sorted(facts[1].uses, key=str) and facts[0].uses
     assert get_db()["menu_sessions"].count_documents({}) == len(memory.rows)
     await database.client.close()

@@ -29,13 +29,13 @@ def uses(*rows: tuple[str, float]) -> list[Use]:
 
 def test_what_was_wanted_lately_and_often_is_wanted_again() -> None:
     found = predict.wants(
-        HOTLINE, uses(("pay", 40), ("expert", 10), ("expert", 3), ("gone", 2), ("bills", 1)), 0, NOW_MS
+        HOTLINE, uses(("pay", 40), ("expert", 10), ("expert", 3), ("gone", 2), ("bills", 1)), False, NOW_MS
     )
     assert found["expert"] > found["pay"] and set(found) == {"expert", "pay"}
     assert sum(found.values()) < 1
-    again = predict.wants(HOTLINE, uses(("expert", 3), ("expert", 10), ("pay", 0.01)), 0, NOW_MS)
+    again = predict.wants(HOTLINE, uses(("expert", 3), ("expert", 10), ("pay", 0.01)), False, NOW_MS)
     assert again["pay"] > again["expert"], "who calls again at once calls about the same"
-    assert predict.wants(HOTLINE, [], 1, NOW_MS) == {"request": pytest.approx(2 / 3)}
+    assert predict.wants(HOTLINE, [], True, NOW_MS) == {"request": pytest.approx(2 / 3)}
 
 
 def test_a_level_is_told_only_where_it_spares_something() -> None:

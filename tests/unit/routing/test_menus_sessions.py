@@ -159,10 +159,10 @@ class Away(MemoryMenus):
             raise AutoReconnect("away")
         return await super().published(menu)
 
-    async def caller(self, menu: str, number: str) -> Any:
+    async def caller(self, menu: str, number: str, *, tickets: bool) -> Any:
         if self.away:
             raise AutoReconnect("away")
-        return await super().caller(menu, number)
+        return await super().caller(menu, number, tickets=tickets)
 
     async def session(self, id: str) -> bytes | None:
         if self.away:
