@@ -233,7 +233,9 @@ def _call_for(state: ShardState, agent_id: str) -> tuple[str, str] | None:
         best = None
     for channel in agent.idle:
         for line in agent.lines.get(channel, ()):
-            if line.waiting_count:
+            # An outdated entry at the top is ahead of the line's true head: whatever is not ahead of the best
+            # need not be looked at.
+            if line.waiting_count and line.waiting and (best is None or line.waiting[0] < best):
                 head = head_of(line, state.calls)
                 if head is not None and (best is None or head < best):
                     best = head

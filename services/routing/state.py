@@ -512,7 +512,8 @@ def next_deadline(state: ShardState) -> tuple[int, str, str] | None:
 
 def due_together(state: ShardState, kind: str, now_ms: int, limit: int) -> tuple[str, ...]:
     """Owners whose deadline of one kind is due before any other kind's, in order. Only looks: the heap's
-    least entries are found from its top downwards, each below its parent. O(limit log limit).
+    least entries are found from its top downwards, each below its parent, and only those that are due.
+    O(limit log limit).
     """
     heap, found = state.deadlines, dict[str, None]()
     least = [(heap[0], 0)] if heap else []
@@ -520,7 +521,8 @@ def due_together(state: ShardState, kind: str, now_ms: int, limit: int) -> tuple
         (ms, _, its_kind, owner), at = heapq.heappop(least)
         below = range(2 * at + 1, min(2 * at + 3, len(heap)))
         for child in below:
-            heapq.heappush(least, (heap[child], child))
+            if heap[child][0] <= now_ms:
+                heapq.heappush(least, (heap[child], child))
         if DEADLINE_OF[its_kind](state, owner) != ms:
             continue
         if its_kind != kind or ms > now_ms:
