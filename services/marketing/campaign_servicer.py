@@ -34,6 +34,7 @@ from marketing.campaigns import (
 )
 from marketing.kinds import CAMPAIGNS, CONTACT_POLICY, ContactNotFound
 from marketing.model import Profile
+from marketing.segments import belongs
 from marketing.senders import Senders
 from marketing.shelf import Row
 
@@ -76,14 +77,14 @@ class CampaignServicer(campaigns_pb2_grpc.CampaignServiceServicer):
         return C.ListCampaignsResponse(campaigns=rows, next_page_token=token)
 
     def UpdateCampaign(self, request: C.UpdateCampaignRequest, context: Any) -> C.Campaign:
-        """Anything of a draft; of a running one goals alone."""
+        """Anything of a draft; of one that ran goals, name, the ends of phases and the shares of variants."""
 
-        def allowed(message: Any) -> None:
-            paths = set(request.update_mask.paths)
-            if message.state != C.CAMPAIGN_STATE_DRAFT and not (paths and paths <= {"goals", "display_name"}):
-                raise CampaignStateError(subject=message.name, why="only goals and the name may change now")
+        def change(present: Any, wanted: Any) -> None:
+            if present.state != C.CAMPAIGN_STATE_DRAFT and _lasting(present) != _lasting(wanted):
+                why = "only goals, the name, phases' ends and variants' shares may change now"
+                raise CampaignStateError(subject=present.name, why=why)
 
-        return self._campaigns.desk.update(request, allowed)
+        return self._campaigns.desk.update(request, change=change)
 
     def DeleteCampaign(self, request: C.DeleteCampaignRequest, context: Any) -> Empty:
         """Removes one that never ran."""
@@ -268,11 +269,20 @@ class CampaignServicer(campaigns_pb2_grpc.CampaignServiceServicer):
         return self._campaigns.segments.create(request)
 
     def GetSegment(self, request: C.GetSegmentRequest, context: Any) -> C.Segment:
-        """Reads one; of one that follows events the members are counted."""
-        segment = self._campaigns.segments.get(request)
+        """Reads one and counts its members: those of one that follows events exactly, others in a sample
+        where there are more customers than that.
+        """
+        segment, now = self._campaigns.segments.get(request), self._campaigns.clock.now()
         if segment.trigger_event_types:
             segment.member_count = self._counting.member_count(segment.name.removeprefix("segments/"))
-            segment.count_time.FromDatetime(self._campaigns.clock.now())
+        else:
+            audience = convert.audience_from_proto("audience", segment.audience, [])
+            people = self._campaigns.store.sample(PREVIEWED)
+            members = sum(belongs(audience, segment.rule, profile, now) for profile in people)
+            share = members / len(people) if people else 0.0
+            total = self._campaigns.store.customer_count() if len(people) >= PREVIEWED else len(people)
+            segment.member_count = round(share * total)
+        segment.count_time.FromDatetime(now)
         return segment
 
     def ListSegments(self, request: C.ListSegmentsRequest, context: Any) -> C.ListSegmentsResponse:
@@ -343,6 +353,20 @@ class CampaignServicer(campaigns_pb2_grpc.CampaignServiceServicer):
                 backlog_count=queued,
             )
         return response
+
+
+def _lasting(campaign: Any) -> Any:
+    """A campaign without what may change while it runs."""
+    kept = C.Campaign()
+    kept.CopyFrom(campaign)
+    for field in ("goals", "display_name", "etag", "update_time"):
+        kept.ClearField(field)
+    for phase in kept.phases:
+        phase.period.ClearField("end_time")
+        for step in phase.steps:
+            for variant in step.variants:
+                variant.weight = 0
+    return kept
 
 
 def _check_policy(field: str, name: str) -> None:

@@ -130,8 +130,15 @@ class Desk:
         key = None if last is None else last.id if name == "_id" else (last.keys[name], last.id)
         return [self.shown(row) for row in kept], page.next_token(key)
 
-    def update(self, request: Any, allowed: Callable[[Any], None] = lambda _: None) -> Any:
-        """Changes the fields named by the mask; `allowed` raises where the present state forbids it."""
+    def update(
+        self,
+        request: Any,
+        allowed: Callable[[Any], None] = lambda _: None,
+        change: Callable[[Any, Any], None] = lambda _, __: None,
+    ) -> Any:
+        """Changes the fields named by the mask; `allowed` raises where the present state forbids it, `change`
+        where it forbids the step from (what was, what is wanted).
+        """
         given = getattr(request, self.resource.field)
         version = parse_etag(f"{self.resource.field}.etag", given.etag)
 
@@ -144,6 +151,7 @@ class Desk:
             names = {field.name for field in target.DESCRIPTOR.fields}
             fixed = {*self.resource.fixed, *_SERVED} & names
             apply_mask(target, given, request.update_mask, allowed=names - fixed, immutable=fixed)
+            change(self.shown(row), target)
             self.check(target)
             return self.save(row, target)
 

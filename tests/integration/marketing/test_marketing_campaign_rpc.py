@@ -216,6 +216,16 @@ async def check_ends(world: World, running: C.Campaign) -> None:
     assert (await refused(world.stub.UpdateCampaign(change)))[0] == "CAMPAIGN_STATE"
     deletion = world.stub.DeleteCampaign(C.DeleteCampaignRequest(name=running.name))
     assert (await refused(deletion))[0] == "CAMPAIGN_STATE"
+    later = C.Campaign(name=running.name)
+    later.phases.extend(running.phases)
+    later.phases[0].period.end_time.FromSeconds(running.phases[0].period.end_time.seconds + 86_400)
+    later.phases[0].steps[0].variants[0].weight = 9
+    longer = C.UpdateCampaignRequest(campaign=later, update_mask=FieldMask(paths=["phases"]))
+    assert (await world.stub.UpdateCampaign(longer)).phases[0].steps[0].variants[0].weight == 9
+    longer.campaign.phases[0].steps[0].wait.seconds = 1
+    assert (await refused(world.stub.UpdateCampaign(longer)))[0] == "CAMPAIGN_STATE"
+    counted = await world.stub.GetSegment(C.GetSegmentRequest(name="segments/gold"))
+    assert counted.member_count == 6 and counted.HasField("count_time")
     paused = await world.stub.PauseCampaign(C.PauseCampaignRequest(name=running.name))
     assert paused.state == C.CAMPAIGN_STATE_PAUSED
     assert (await refused(world.stub.PauseCampaign(C.PauseCampaignRequest(name=running.name))))[
