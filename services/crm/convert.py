@@ -1134,8 +1134,12 @@ def survey_fact(message: menu_events.SurveyAnswered) -> Fact | None:
 
 
 def texts_in(messages: Sequence[Any]) -> dict[str, str]:
-    """Texts by primary language."""
-    return {m.language: m.text[:EVENT_LINE_CHARACTERS_MAX] for m in messages[:RANKED_OFFERS_MAX]}
+    """Texts by primary language, whether the other service says "zh" or "zh-CN"; of several the first."""
+    texts: dict[str, str] = {}
+    for message in messages[:RANKED_OFFERS_MAX]:
+        primary = message.language.partition("-")[0].lower()
+        texts.setdefault(primary, message.text[:EVENT_LINE_CHARACTERS_MAX])
+    return texts
 
 
 def offer_fact(message: marketing_events.OfferOutcomeRecorded) -> Fact | None:

@@ -394,3 +394,40 @@ async def test_a_webhook_is_signed_retried_and_replayed(crm: Crm, partner: tuple
     await refused(
         crm.webhooks.CreateWebhook(webhooks_pb2.CreateWebhookRequest(webhook=bad)), "INVALID_ARGUMENT"
     )
+
+
+async def test_a_webhook_is_given_up_after_three_days_and_what_failed_is_replayed(
+    crm: Crm, partner: tuple[str, type[Partner]]
+) -> None:
+    url, server = partner
+    kind = "callmesh.crm.v1.CustomerCreated"
+    hook = webhooks_pb2.Webhook(url=url, event_types=[kind], enabled=True)
+    created = await crm.webhooks.CreateWebhook(webhooks_pb2.CreateWebhookRequest(webhook=hook))
+    hooks, began_ms = crm.app.webhooks, 1_800_000_000_000
+    now_ms = began_ms
+    hooks._now_ms = lambda: now_ms
+    event = Event(id="e1", source="crm", type=kind, subject="customers/a", time=NOW, data={"actor": "amy"})
+    hooks.offer_all([event])
+    server.answer, waits = 503, []
+    while True:
+        before_ms = now_ms
+        assert hooks.deliver() == 1
+        [delivery] = hooks.deliveries(created.name.partition("/")[2], "", None, 9)
+        if delivery["state"] != "PENDING":
+            break
+        now_ms = delivery["next_ms"]
+        waits.append((now_ms - before_ms) // 1000)
+    assert delivery["state"] == "FAILED" and waits[:4] == [10, 20, 40, 80] and max(waits) == 6 * 3600
+    assert 66 * 3_600_000 < now_ms - began_ms <= 72 * 3_600_000 and len(server.got) == len(waits) + 1
+    assert hooks.deliver() == 0, "nobody tries on"
+    server.answer = 200
+    now_ms += 24 * 3_600_000
+    replay = webhooks_pb2.ReplayWebhookDeliveriesRequest(name=created.name, failed_only=True)
+    replay.start_time.FromMilliseconds(began_ms - 1)
+    for replayed in (1, 0):
+        done = await crm.webhooks.ReplayWebhookDeliveries(replay)
+        assert done.replayed_count == replayed
+        hooks.deliver()
+    [delivery] = hooks.deliveries(created.name.partition("/")[2], "", None, 9)
+    assert delivery["state"] == "DELIVERED" and delivery["attempts"] == 1
+    assert len({headers["Callmesh-Event-Id"] for headers, _ in server.got}) == 1, "always the same event"
