@@ -356,9 +356,11 @@ class Builder:
             solved = {item.id: item for item in items}
             return [(0.0, lambda: self._as_it_is(scope, solved))]
         room = self._constraints.choices_max - len(held)
-        if free and room < 1:
-            why = f"{scope.id!r} has {len(held)} pinned choices: there is no key left for the others"
-            raise Impossible(why)
+        if room < (1 if free else 0):
+            left = (
+                "no key left for the others" if room >= 0 else f"no room in {self._constraints.choices_max}"
+            )
+            raise Impossible(f"{scope.id!r} has {len(held)} pinned choices: there is {left}")
         inside = sum(self._inside.get(item.id, 0.0) for item in items)
         found: list[Try] = []
         for plan in self._plans(scope, held, free, room):
