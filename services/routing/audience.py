@@ -8,7 +8,6 @@ from routing.model import (
     CallbackDue,
     CallbackRequested,
     CallConnected,
-    CallDetached,
     CallEnded,
     CallMonitored,
     CallOffered,
@@ -31,10 +30,10 @@ from routing.model import (
 from routing.state import ShardState
 from routing.views import view_agent, view_call
 
+#: Not CallDetached: whoever let go of the call knows, and nobody else has a stream that it is about.
 _OF_CALL = (
     CallAttached,
     CallConnected,
-    CallDetached,
     CallEnded,
     CallOffered,
     CallOverflowing,

@@ -204,9 +204,9 @@ class Front:
     # --- asking shards
     # ------------------------------------------------------------------------------------------
 
-    async def ask(self, region: str, command: Command, seconds: float | None = None) -> Committed:
+    def ask(self, region: str, command: Command, seconds: float | None = None) -> Awaitable[Committed]:
         """One question to a region's leader. Raises Unavailable's kinds."""
-        return await self._shards[region].ask(command, seconds or self._options.ask_seconds)
+        return self._shards[region].ask(command, seconds or self._options.ask_seconds)
 
     async def ask_patiently(self, region: str, command: Command, seconds: float) -> Committed:
         """The same question until it is answered or `seconds` (real) are over: for what must get through.
