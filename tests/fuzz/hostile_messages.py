@@ -5,8 +5,11 @@ checks of the others, so it reaches further than one that is wrong everywhere.
 from __future__ import annotations
 
 import random
+import re
+from collections.abc import Mapping
 from typing import Any, TypeVar
 
+from google.api import resource_pb2  # type: ignore[import-untyped]
 from google.protobuf.descriptor import FieldDescriptor
 from google.protobuf.message import Message
 
@@ -14,8 +17,12 @@ M = TypeVar("M", bound=Message)
 
 #: Deepest message inside a message that is filled.
 DEPTH_MAX = 4
-#: How often a field is left out, and how often a value is hostile.
-ABSENT, HOSTILE = 0.35, 0.12
+#: How often a field is left out.
+ABSENT = 0.35
+#: How often a value is hostile, by kind of message: none of it, a little, much.
+HOSTILE = (0.0, 0.0, 0.03, 0.15)
+#: Ids that names are made with.
+IDS = ("a1", "c1", "beijing", "service", "main")
 
 NAMES = {
     "customer": "customers/c1", "ticket": "tickets/t1", "offer": "offers/o1", "region": "regions/beijing",
@@ -43,10 +50,18 @@ NASTY_FLOATS = (float("nan"), float("inf"), float("-inf"), -1.0, 1e300, -0.0)
 class Filler:
     """Fills messages with values of one random source."""
 
-    def __init__(self, rng: random.Random) -> None:
+    def __init__(self, rng: random.Random, patterns: Mapping[str, str]) -> None:
+        """`patterns` says for each type of resource what its names look like."""
         self._rng = rng
+        self._patterns = patterns
+        self._hostile = 0.0
 
-    def fill(self, message: M, depth: int = 0) -> M:
+    def message(self, message: M) -> M:
+        """The same message, filled; with how many hostile values is drawn first."""
+        self._hostile = self._rng.choice(HOSTILE)
+        return self.fill(message, 0)
+
+    def fill(self, message: M, depth: int) -> M:
         """The same message, filled."""
         for one in message.DESCRIPTOR.fields:
             if self._rng.random() < ABSENT or (one.message_type is not None and depth >= DEPTH_MAX):
@@ -62,7 +77,7 @@ class Filler:
         return message
 
     def _fill_many(self, message: Message, one: FieldDescriptor, depth: int) -> None:
-        count = self._rng.choice((0, 1, 1, 2, 3, 200 if self._rng.random() < HOSTILE else 1))
+        count = self._rng.choice((0, 1, 1, 2, 3, 200 if self._rng.random() < self._hostile else 1))
         into = getattr(message, one.name)
         if one.message_type is None:
             into.extend(self._value(one) for _ in range(count))
@@ -78,7 +93,7 @@ class Filler:
                 self.fill(into.add(), depth + 1)
 
     def _value(self, one: FieldDescriptor) -> Any:
-        rng, hostile = self._rng, self._rng.random() < HOSTILE
+        rng, hostile = self._rng, self._rng.random() < self._hostile
         if one.enum_type is not None:
             return rng.choice((0, 99, 2**31 - 1)) if hostile else rng.choice(one.enum_type.values).number
         if one.cpp_type == FieldDescriptor.CPPTYPE_BOOL:
@@ -86,10 +101,19 @@ class Filler:
         if one.cpp_type == FieldDescriptor.CPPTYPE_STRING:
             if one.type == FieldDescriptor.TYPE_BYTES:
                 return rng.randbytes(rng.choice((0, 1, 16, 1_000)))
-            return rng.choice(NASTY) if hostile else NAMES.get(one.name) or rng.choice(PLAUSIBLE)
+            return rng.choice(NASTY) if hostile else self._text(one)
         if one.cpp_type in (FieldDescriptor.CPPTYPE_DOUBLE, FieldDescriptor.CPPTYPE_FLOAT):
             return rng.choice(NASTY_FLOATS) if hostile else rng.choice((0.0, 0.5, 1.0, 39.9, 116.4))
         return self._integer(one, hostile)
+
+    def _text(self, one: FieldDescriptor) -> str:
+        kind = one.GetOptions().Extensions[resource_pb2.resource_reference].type
+        if one.name == "name":
+            kind = one.containing_type.GetOptions().Extensions[resource_pb2.resource].type or kind
+        pattern = self._patterns.get(kind)
+        if pattern is not None:
+            return re.sub(r"\{[^}]+\}", lambda _: self._rng.choice(IDS), pattern)
+        return NAMES.get(one.name) or self._rng.choice(PLAUSIBLE)
 
     def _integer(self, one: FieldDescriptor, hostile: bool) -> int:
         value = self._rng.choice(NASTY_INTEGERS if hostile else INTEGERS)
