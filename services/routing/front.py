@@ -610,8 +610,8 @@ class Front:
         """Calls that wait where somebody could go elsewhere: where even the longest wait leads nowhere,
         nobody needs to be looked at.
         """
-        ways = {(c.facts.queue, c.region) for c in self._callers.values()}
-        ways = {way for way in ways if self._find_overflow(*way, LONGEST_WAIT_MS) is not None}
+        known = dict.fromkeys((c.facts.queue, c.region) for c in self._callers.values())
+        ways = {way for way in known if self._find_overflow(*way, LONGEST_WAIT_MS) is not None}
         if not ways:
             return []
         return [
