@@ -11,7 +11,7 @@ from typing import Any
 from callmesh.routing.v1 import menus_pb2 as pb
 from chassis.errors import InvalidArgument
 from chassis.ids import check_id, parse_name, resource_name
-from routing.convert import duration, timestamp
+from routing.convert import duration, moment_ms, span_ms, timestamp
 from routing.menus import check, engine
 from routing.menus.model import Act, Index, Kind, Menu, Node, Promotion, Texts
 
@@ -78,15 +78,10 @@ def _no_language(field: str) -> str:
     raise InvalidArgument(field=f"{field} key", why="must not be empty")
 
 
-def _span_ms(field: str, message: Any, name: str) -> int:
+def _span_ms(place: str, message: Any, name: str) -> int:
     if not message.HasField(name):
         return 0
-    ms: int = getattr(message, name).ToMilliseconds()
-    if not 0 < ms <= _SPAN_MS_MAX:
-        raise InvalidArgument(
-            field=f"{field}.{name}", why=f"must be above 0 and at most {_SPAN_MS_MAX // 1000} s"
-        )
-    return ms
+    return span_ms(f"{place}.{name}", getattr(message, name), maximum_ms=_SPAN_MS_MAX)
 
 
 def _target(place: str, message: pb.MenuNode) -> tuple[Act, str]:
@@ -231,14 +226,13 @@ def show_menu(menu: Menu) -> pb.Menu:
 
 
 def interval_ms(field: str, message: Any, now_ms: int, default_span_ms: int) -> tuple[int, int]:
-    """Beginning and end of a request's span; the last `default_span_ms` when it has none."""
-    span = message.interval if message.HasField("interval") else None
-    end = span.end_time.ToMilliseconds() if span is not None and span.HasField("end_time") else now_ms
-    start = (
-        span.start_time.ToMilliseconds()
-        if span is not None and span.HasField("start_time")
-        else end - default_span_ms
-    )
+    """Beginning and end of a request's span; the last `default_span_ms` when it has none. Raises
+    InvalidArgument.
+    """
+    span = message.interval
+    end = moment_ms(f"{field}.end_time", span.end_time) if span.HasField("end_time") else now_ms
+    given = span.HasField("start_time")
+    start = moment_ms(f"{field}.start_time", span.start_time) if given else end - default_span_ms
     if start >= end:
         raise InvalidArgument(field=field, why="must end after it starts")
     return start, end

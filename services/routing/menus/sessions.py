@@ -19,7 +19,7 @@ from chassis.clock import Clock
 from chassis.errors import InvalidArgument
 from chassis.ids import check_id, new_id, parse_name, resource_name, stable_id
 from routing.announcements import announcement
-from routing.convert import duration, timestamp
+from routing.convert import duration, span_ms, timestamp
 from routing.geo.numbers import parse_number
 from routing.menus import convert, engine, predict
 from routing.menus.engine import Choice, Ended, Input, Level, Outcome, State, Step
@@ -276,10 +276,7 @@ class Sessions:
                 raise InvalidArgument(field=field, why=f"must have at most {most} entries")
         wait = None
         if request.HasField("expected_wait"):
-            wait_ms = request.expected_wait.ToMilliseconds()
-            if not 0 <= wait_ms <= WAIT_MS_MAX:
-                raise InvalidArgument(field="expected_wait", why="must be 0 to 24 hours")
-            wait = wait_ms / 1000
+            wait = span_ms("expected_wait", request.expected_wait, maximum_ms=WAIT_MS_MAX) / 1000
         version = asked or (await self._running.published(menu)).version
         index = await self._running.index(menu, version)
         chosen = predict.choose_promotion(

@@ -171,6 +171,11 @@ REFUSED: dict[str, tuple[pb.Menu, str, str]] = {
         "menu.promotions[1].id",
         "twice",
     ),
+    "a prompt of no time": (
+        changed(lambda m: m.root.children[0].prompt_duration.FromSeconds(-1)),
+        "menu.root.children[0].prompt_duration",
+        "more than 0",
+    ),
     "an endless promotion": (
         changed(lambda m: m.promotions.add(id="p", prompts={"zh": "新"}).duration.FromSeconds(300)),
         "menu.promotions[0].duration",

@@ -529,6 +529,21 @@ async def test_figures_say_where_callers_give_up() -> None:
     assert (await ivr.stats(version=9)).sessions == 0
 
 
+@pytest.mark.parametrize(
+    ("interval", "field"),
+    [
+        ({"start_time": {"seconds": 2**63 - 1}}, "interval.start_time"),
+        ({"end_time": {"seconds": 1, "nanos": -1}}, "interval.end_time"),
+        ({"start_time": {"seconds": 20}, "end_time": {"seconds": 10}}, "interval"),
+    ],
+)
+async def test_a_span_that_is_none_is_refused(interval: dict[str, Any], field: str) -> None:
+    ivr = Ivr()
+    await ivr.load()
+    error = await refused(ivr.stats(interval=interval))
+    assert error.details.field_violations[0].field == field
+
+
 async def test_a_trial_is_judged() -> None:
     ivr = Ivr()
     await ivr.load()
