@@ -17,7 +17,7 @@ import urllib.request
 from collections.abc import Callable, Coroutine, Mapping
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, Protocol, TypeVar
 
 import grpc
 import uvloop
@@ -200,7 +200,23 @@ async def eventually(condition: Any, seconds: float) -> bool:
 __all__ = ["POLL_SECONDS", "Floor", "eventually", "furnish"]
 
 
-def carry_out(floor: Floor, run: Callable[[Floor], Coroutine[Any, Any, dict[str, Any]]], out: Path) -> int:
+class Breakable(Protocol):
+    """What a chaos command breaks: it begins and ends with a `with`."""
+
+    def __enter__(self) -> Any: ...
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None: ...
+
+    def log_tails(self) -> str:
+        """The ends of the processes' logs."""
+
+
+FloorT = TypeVar("FloorT", bound=Breakable)
+
+
+def carry_out(floor: FloorT, run: Callable[[FloorT], Coroutine[Any, Any, dict[str, Any]]], out: Path) -> int:
     """Runs a chaos command on its floor, prints and writes its report; 0 when its limits are met, else 1.
     The ends of
     the logs are shown when they are not.

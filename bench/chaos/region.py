@@ -11,7 +11,8 @@ healed, and comes back. By the books of edges and desktops alone:
   return    from the healing until the area's callers are answered at home and each of its agents has answered
 
 Nothing may be lost or connected twice, and no agent double-booked. Writes build/reports/chaos-region.json and
-exits with 1 when a limit is missed.
+exits with 1 when a limit is missed. A call needs half a dozen commits one after the other: on a disk that
+others keep busy the agents seem slow, and all figures with them; TMPDIR says where the database lies.
 """
 
 from __future__ import annotations
