@@ -217,23 +217,20 @@ class Ranker:
         scores = best * self._catalogue.worths
         self._catalogue.shut(scores, profile, contact, now, at_risk)
         known = traits(profile, contact) if propensity.weights else ()
+        places = list(self._eligible(scores, profile, contact, now, limit))
+        # A few numbers as Python's own, in one go each: single ones out of arrays cost more than all of them.
+        loudest, worths = best[places].tolist(), self._catalogue.worths[places].tolist()
+        said = [row[places].tolist() for row in rows]
         chosen: list[Candidate] = []
-        for index in self._eligible(scores, profile, contact, now, limit):
-            offer, probability = self._offers[index], float(best[index])
-            antecedent = next(
-                (x for x, row in zip(owned, rows, strict=True) if row[index] == probability), ""
-            )
+        for at, (index, probability, worth) in enumerate(zip(places, loudest, worths, strict=True)):
+            offer = self._offers[index]
+            antecedent = next((x for x, row in zip(owned, said, strict=True) if row[at] == probability), "")
             found = self._rule(antecedent, offer.product)
             if propensity.weights:
                 probability = corrected(propensity, offer.id, known, probability)
-            worth = float(self._catalogue.worths[index])
             chosen.append(
                 Candidate(
-                    offer=offer,
-                    rule=found,
-                    probability=probability,
-                    worth=worth,
-                    score=probability * worth,
+                    offer=offer, rule=found, probability=probability, worth=worth, score=probability * worth
                 )
             )
         if propensity.weights:
