@@ -70,7 +70,9 @@ _TYPES: dict[str, Any] = {
 #: Indexes, and what has rows of its own.
 _DERIVED: dict[type, frozenset[str]] = {
     CallEntry: frozenset({"line", "ticket"}),
-    AgentEntry: frozenset({"skills", "channels", "counted", "idle", "lines", "plain", "own", "own_count"}),
+    AgentEntry: frozenset(
+        {"skills", "channels", "counted", "free_in", "idle", "lines", "plain", "own", "own_count"}
+    ),
     Tally: frozenset(),
     ShardState: frozenset(
         {

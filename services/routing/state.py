@@ -63,6 +63,7 @@ from routing.model import (
     QueueConfigured,
     QueueRemoved,
     RecordingNamed,
+    Requirement,
     SessionClosed,
     SessionDetached,
     SessionOpened,
@@ -177,6 +178,7 @@ class AgentEntry:
         "config",
         "counted",
         "draining",
+        "free_in",
         "front",
         "idle",
         "last_offer",
@@ -217,6 +219,8 @@ class AgentEntry:
         #: Lines it fits, by channel; of them those that count their free agents.
         self.lines: dict[str, list[Line]] = {}
         self.plain: list[Line] = []
+        #: Where it is listed when it is free, by channel; a channel is worked out anew when it is not here.
+        self.free_in: dict[str, list[Free]] = {}
         self.lost_ms = self.rest_until_ms = 0
         self.missed = self.taken = self.last_offer = 0
         self.since_ms = 0
@@ -332,6 +336,13 @@ class Line:
         return self.channel in agent.channels
 
     @property
+    def looks_for(self) -> tuple[str, tuple[Requirement, ...], Strategy]:
+        """Channel, requirements and strategy: lines alike in these have the same free agents in the same
+        order.
+        """
+        return self.channel, self.requirements, self.queue.strategy
+
+    @property
     def asked(self) -> str:
         """A skill that every agent here has; empty when none is asked for."""
         return self.requirements[0][0] if self.requirements else ""
@@ -407,6 +418,8 @@ class ShardState:
         #: lines that may fit, and a new line only such agents.
         self._asking: dict[str, list[Line]] = {}
         self._skilled: dict[str, dict[str, AgentEntry]] = {}
+        #: Free agents by what lines look for, each with the number of those lines.
+        self._shared: dict[tuple[str, tuple[Requirement, ...], Strategy], tuple[Free, int]] = {}
 
     @property
     def unpaired(self) -> bool:
@@ -447,8 +460,23 @@ class ShardState:
             line = self.lines[key] = Line(key, self.queues[key[0]], crowd)
             self.lines_by_queue.setdefault(key[0], []).append(line)
             self._asking.setdefault(line.asked, []).append(line)
-            _fill(line, self.agents_with(line.asked))
+            _fill(line, self.agents_with(line.asked), listed=self.share(line))
         return line
+
+    def share(self, line: Line) -> bool:
+        """Lets a line look for free agents where others that ask for the same, and rank alike, look too;
+        whether there is one.
+        """
+        free, lines = self._shared.get(line.looks_for, (line.free, 0))
+        self._shared[line.looks_for] = (free, lines + 1)
+        line.free = free
+        return lines > 0
+
+    def unshare(self, line: Line) -> None:
+        """The inverse, before the line asks for something else or goes."""
+        free, lines = self._shared.pop(line.looks_for)
+        if lines > 1:
+            self._shared[line.looks_for] = (free, lines - 1)
 
     def agents_with(self, skill: str) -> Iterable[AgentEntry]:
         """Agents who have a skill, at whatever level; all for ""."""
@@ -628,8 +656,11 @@ def _refresh(state: ShardState, agent: AgentEntry) -> None:
 def _come(agent: AgentEntry, channel: str) -> None:
     """The agent is free for all lines of a channel. By far the most frequent thing that happens to a line."""
     place = agent.idle[channel] = Place(agent.config.id, agent, agent.since_ms)
-    for line in agent.lines.get(channel, ()):
-        free = line.free
+    everywhere = agent.free_in.get(channel)
+    if everywhere is None:
+        shared = {id(line.free): line.free for line in agent.lines.get(channel, ())}
+        everywhere = agent.free_in[channel] = list(shared.values())
+    for free in everywhere:
         inbox = free.inbox
         inbox.append(place)
         if len(inbox) > INBOX_MAX:
@@ -648,11 +679,14 @@ def _account(state: ShardState, agent: AgentEntry) -> None:
         agent.busy_since_ms = 0
 
 
-def _fill(line: Line, agents: Iterable[AgentEntry]) -> None:
-    """Those of the agents who fit join the line, who has been free for longer first."""
+def _fill(line: Line, agents: Iterable[AgentEntry], *, listed: bool) -> None:
+    """Those of the agents who fit join the line; unless they are listed where it looks for free ones, they
+    are, who has been free for longer first.
+    """
     idle = [agent for agent in agents if _join(agent, line) and line.channel in agent.idle]
     for agent in sorted(idle, key=lambda agent: (agent.since_ms, agent.config.id)):
-        line.free.add(agent.idle[line.channel])
+        if not listed:
+            line.free.add(agent.idle[line.channel])
         line.idle += 1
 
 
@@ -662,6 +696,7 @@ def _join(agent: AgentEntry, line: Line) -> bool:
         return False
     line.agents.add(agent.config.id)
     agent.lines.setdefault(line.channel, []).append(line)
+    agent.free_in.pop(line.channel, None)
     if line.counted:
         agent.plain.append(line)
     line.logged_in += agent.presence is not Presence.OFFLINE
@@ -672,6 +707,7 @@ def _join(agent: AgentEntry, line: Line) -> bool:
 def _part(agent: AgentEntry, line: Line) -> None:
     """The inverse, on the agent's side."""
     agent.lines[line.channel].remove(line)
+    agent.free_in.pop(line.channel, None)
     if line.counted:
         agent.plain.remove(line)
 
@@ -684,7 +720,7 @@ def _leave_lines(agent: AgentEntry) -> None:
         line.idle -= line.channel in agent.idle
     for place in agent.idle.values():
         place.live = False
-    agent.lines, agent.plain = {}, []
+    agent.lines, agent.plain, agent.free_in = {}, [], {}
     agent.idle = {}
 
 
@@ -855,9 +891,10 @@ def _queue_configured(s: ShardState, e: QueueConfigured) -> None:
     for line in s.lines_by_queue.get(e.queue.id, []):
         for agent_id in line.agents:
             _part(s.agents[agent_id], line)
+        s.unshare(line)
         line.configure(e.queue)
         line.agents, line.logged_in, line.present = set(), 0, 0
-        _fill(line, s.agents_with(line.asked))
+        _fill(line, s.agents_with(line.asked), listed=s.share(line))
         s.hot_agents.extend(sorted(line.agents))
     s.index_lines()
     for step in range(max(1, len(e.queue.steps))):
@@ -879,6 +916,7 @@ def _queue_removed(s: ShardState, e: QueueRemoved) -> None:
     s.crowds.pop(e.queue, None)
     for line in s.lines_by_queue.pop(e.queue, []):
         s.lines.pop(line.key, None)
+        s.unshare(line)
         for agent_id in line.agents:
             _part(s.agents[agent_id], line)
     s.index_lines()
