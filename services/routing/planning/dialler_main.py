@@ -360,11 +360,14 @@ def arguments_of(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--dial-seconds", type=float, default=25.0, help="mean time until somebody answers")
     parser.add_argument("--from-hour", type=int, default=8, help="calls begin from this hour, where they go")
     parser.add_argument("--until-hour", type=int, default=21, help="calls begin before this hour")
+    parser.add_argument("--calls-a-day", type=int, default=3, help="calls to one number in 24 hours, at most")
     return parser.parse_args(argv)
 
 
 async def serve(options: argparse.Namespace) -> None:
     """Until SIGTERM or SIGINT. Raises InvalidArgument for an option out of range."""
+    if not 1 <= options.calls_a_day <= 20:
+        raise InvalidArgument(field="calls_a_day", why=f"must be 1 to 20, got {options.calls_a_day}")
     windows = (((options.from_hour * 60, options.until_hour * 60),),) * 7
     hours = CallingHours(legal=windows)
     rules = BlendingRules(share=options.share, stint_min_ms=options.stint_seconds * 1000, price=options.price)
@@ -390,6 +393,7 @@ async def serve(options: argparse.Namespace) -> None:
         outlook=outlooks.nowcast,
         hours=hours,
         clock=clock,
+        calls_a_day_max=options.calls_a_day,
     )
     try:
         await dialler.run(ended)
