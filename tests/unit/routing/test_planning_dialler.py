@@ -253,10 +253,10 @@ async def test_the_context_says_what_the_desktop_needs_and_options_are_checked()
     assert context["dial"] == person.number
     needed = ["--region", "r", "--inbound", "i", "--outbound", "o"]
     needed += ["--routing", "127.0.0.1:1", "--marketing", "127.0.0.1:1"]
-    for option, value, field in (
+    for option, value, named in (
         ("--share", "0.95", "share"),
         ("--calls-a-day", "0", "calls_a_day"),
         ("--until-hour", "5", "legal"),
     ):
-        with pytest.raises(InvalidArgument, match=field):
+        with pytest.raises(InvalidArgument, match=named):
             await serve(arguments_of([*needed, option, value]))
