@@ -108,9 +108,11 @@ async def lose(floor: RegionFloor, crowd: RegionCrowd, case: Case, agents: int) 
     if case.links:
         await asyncio.to_thread(floor.mend, case.region)
     else:
-        floor.start_region(case.region)
+        floor.start_routers(case.region)
         crowd.media.restore(case.region)
-    await asyncio.sleep(BACK_SECONDS)
+        await asyncio.to_thread(floor.wait_ready, case.region)
+        floor.start_worker(case.region)
+    await asyncio.sleep(max(0.0, healed + BACK_SECONDS - time.monotonic()))
     print(f"{case.name}: {case.region} was lost for {healed - lost:.1f} s", flush=True)
     return Loss(case=case, lost=lost, healed=healed, ended=time.monotonic())
 

@@ -107,9 +107,10 @@ class RegionFloor:
         self.rabbit.start()
         self._declare_sink()
         for region in REGIONS:
-            self.start_region(region)
-        for name in self._processes:
-            self.wait_ready(name)
+            self.start_routers(region)
+        for region in REGIONS:
+            self.wait_ready(region)
+            self.start_worker(region)
 
     def _declare_sink(self) -> None:
         """Before anything is published: what no queue takes stays in the journal."""
@@ -124,10 +125,13 @@ class RegionFloor:
             )
             channel.queue_bind(SINK_QUEUE, EVENTS_EXCHANGE, "#")
 
-    def start_region(self, region: str) -> None:
-        """Its routers and its worker at default settings, without waiting for them."""
+    def start_routers(self, region: str) -> None:
+        """At default settings, without waiting for them."""
         for name in self.routers_of(region):
             self._start_router(region, name)
+
+    def start_worker(self, region: str) -> None:
+        """The region's worker, if it has one: after its routers, for nobody who calls waits for it."""
         if region in self._workers:
             own = {"ROUTING_ADVERTISE": self._advertised(name_of(region, 0))}
             settings = own | self._http_settings(region, region)
@@ -165,9 +169,10 @@ class RegionFloor:
         host, _ = self.net.listen(name.partition("-")[0], self._ports[name])
         return f"http://{host}:{self._http[name]}/{path}"
 
-    def wait_ready(self, name: str) -> None:
-        """Until a router leads or follows a living leader."""
-        self._processes[name].wait_ready(HttpReady(url=self._url(name, "readyz")), START_SECONDS_MAX)
+    def wait_ready(self, region: str) -> None:
+        """Until its routers lead or follow a living leader."""
+        for name in self.routers_of(region):
+            self._processes[name].wait_ready(HttpReady(url=self._url(name, "readyz")), START_SECONDS_MAX)
 
     def kill_region(self, region: str) -> None:
         """kill -9 for all of its processes, at once."""
