@@ -21,6 +21,11 @@ class TicketsConsumers:
         """Opens a ticket from a call's disposition, or attaches the call to an open one."""
         inbound.take(self.use, event)
 
+    @subscribe("routing", *inbound.SURVEYS)
+    def on_survey(self, event: Event) -> None:
+        """Opens a call's resolved ticket again when its caller was not satisfied."""
+        inbound.take(self.use, event)
+
     @subscribe("crm", *inbound.CUSTOMERS)
     def on_customer(self, event: Event) -> None:
         """Keeps the read model of customers, and the tickets that belong to them."""

@@ -23,6 +23,7 @@ from tickets.model import (
     IntentKind,
     Kind,
     Link,
+    Phase,
     Profile,
     Relation,
     Step,
@@ -37,6 +38,8 @@ if TYPE_CHECKING:
 
 #: How often a call looks for its ticket again while others open and close tickets of the same caller.
 CALL_ATTEMPTS_MAX = 5
+#: Mean of a survey's scores, 1.0 to 5.0, up to which its caller was not satisfied.
+DISSATISFIED_MAX = 2.0
 #: Tickets taken over at once when a customer becomes known, is merged or erased.
 BATCH_MAX = 100
 #: Batches of one such change; what is left then comes with the message's next delivery.
@@ -355,6 +358,28 @@ class Handlers:
             except (EtagMismatch, AlreadyExists):
                 continue  # somebody opened, changed or closed the ticket that was to be joined: look again
         raise Unavailable(why="the caller's tickets are changing too fast")
+
+    def survey_answered(
+        self, call_id: str, satisfaction: float, *, actor: str, reason: str, time_ms: int
+    ) -> Ticket | None:
+        """Opens a call's ticket again whose caller said afterwards that the matter is not settled: 1.0 to
+        5.0, up to `DISSATISFIED_MAX`. None when there is nothing to open: no ticket, one that was not
+        resolved by then, or a flow that opens nothing again. Safe to repeat: what was resolved since stays
+        so."""
+
+        def attempt() -> Ticket | None:
+            ticket = self._store.by_call(call_id)
+            if ticket is None or ticket.phase is not Phase.RESOLVED or (ticket.resolved_ms or 0) > time_ms:
+                return None
+            act = engine.Act(verb="reopen", actor=actor, reason=reason)
+            return self._save(engine.transition(ticket, act, self._rules(), self._clock.now_ms()))
+
+        if not 0 < satisfaction <= DISSATISFIED_MAX:
+            return None
+        try:
+            return retry_conflicts(attempt)
+        except engine.IllegalTransition:
+            return None
 
     def _believable(self, facts: CallFacts) -> CallFacts:
         """The facts with the customer, and with times that cannot be right replaced."""

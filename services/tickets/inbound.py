@@ -7,16 +7,20 @@ from typing import Any
 
 from callmesh.crm.v1 import events_pb2 as crm_events
 from callmesh.routing.v1 import events_pb2 as routing_events
+from callmesh.routing.v1 import menu_events_pb2 as menu_events
 from chassis.bus import Event
+from chassis.errors import InvalidArgument
+from chassis.ids import check_id
 from tickets import convert
 from tickets.handlers import Handlers
 
 #: Of routing.
 CALLS: tuple[type[Any], ...] = (routing_events.CallWrappedUp,)
+SURVEYS: tuple[type[Any], ...] = (menu_events.SurveyAnswered,)
 
 
 def take(use: Handlers, event: Event) -> None:
-    """Does what an event of `CALLS` or `CUSTOMERS` asks for. Safe to repeat and out of order.
+    """Does what an event of `CALLS`, `SURVEYS` or `CUSTOMERS` asks for. Safe to repeat and out of order.
 
     MalformedEvent, InvalidArgument for one that no repetition will mend; Unavailable for one to be repeated.
     """
@@ -27,6 +31,21 @@ def _wrapped_up(use: Handlers, event: Event) -> None:
     facts = convert.call_facts(event.message(routing_events.CallWrappedUp))
     if facts is not None:
         use.call_wrapped_up(facts)
+
+
+def _surveyed(use: Handlers, event: Event) -> None:
+    message = event.message(menu_events.SurveyAnswered)
+    if not message.call_id:
+        return
+    if not message.HasField("event_time"):
+        raise InvalidArgument(field="event_time", why="must be set")
+    use.survey_answered(
+        check_id("call_id", message.call_id),
+        message.satisfaction,
+        actor="surveys",
+        reason=f"the caller gave {message.satisfaction:.1f} of 5 in {message.survey[:200]}",
+        time_ms=message.event_time.ToMilliseconds(),
+    )
 
 
 def _known(use: Handlers, snapshot: crm_events.CustomerSnapshot) -> None:
@@ -80,5 +99,6 @@ CUSTOMERS: tuple[type[Any], ...] = tuple(_CUSTOMER_EVENTS)
 
 _TAKE: Mapping[str, Callable[[Handlers, Event], None]] = {
     routing_events.CallWrappedUp.DESCRIPTOR.full_name: _wrapped_up,
+    menu_events.SurveyAnswered.DESCRIPTOR.full_name: _surveyed,
     **{kind.DESCRIPTOR.full_name: take_one for kind, take_one in _CUSTOMER_EVENTS.items()},
 }

@@ -339,6 +339,28 @@ def test_a_call_without_a_ticket_makes_none(desk: Desk) -> None:
     assert desk.all() == []
 
 
+def test_a_caller_who_was_not_satisfied_opens_the_ticket_again_once(desk: Desk) -> None:
+    ticket = desk.use.call_wrapped_up(desk.call())
+    assert ticket is not None
+
+    def answered(satisfaction: float, call_id: str = "c1", seconds: int = 0) -> Ticket | None:
+        time_ms = desk.clock.now_ms() + seconds * 1000
+        return desk.use.survey_answered(
+            call_id, satisfaction, actor="surveys", reason="1.0 of 5", time_ms=time_ms
+        )
+
+    assert answered(1.0) is None, "it is still being worked on"
+    desk.act(ticket.id, "resolve")
+    assert answered(3.0) is None and answered(0.0) is None and answered(1.0, "c9") is None
+    assert answered(1.0, seconds=-60) is None, "an answer from before the resolution says nothing of it"
+    opened = answered(1.0)
+    assert opened is not None and opened.phase is Phase.ACTIVE and opened.reopen_count == 1
+    assert answered(1.0) is None
+    desk.clock.advance(60)
+    desk.act(ticket.id, "resolve")
+    assert answered(1.0, seconds=-30) is None, "the same answer, delivered again"
+
+
 def test_a_repeat_call_joins_and_a_redelivered_repeat_call_changes_nothing(desk: Desk) -> None:
     first = desk.use.call_wrapped_up(desk.call())
     assert first is not None

@@ -22,6 +22,7 @@ from crm.memory_store import MemoryStore
 from crm.model import InteractionKind
 from routing.menus.engine import Level, Notice, Outcome, Personal, State, Visit
 from routing.menus.tokens import body_of, state_of
+from tickets import inbound as tickets_inbound
 
 STORED = {path.stem: path for path in sorted((Path(__file__).parent / "menu_events").glob("*.json"))}
 #: Messages that are parts of events.
@@ -93,6 +94,17 @@ def test_crm_puts_answers_after_a_call_into_the_timeline() -> None:
         "comment": "friendliness: 3, solved: 1",
         "call_id": "call-1",
     }
+
+
+def test_tickets_hears_of_a_caller_who_was_not_satisfied() -> None:
+    heard: list[tuple[object, ...]] = []
+
+    class Desk:
+        def survey_answered(self, call_id: str, satisfaction: float, **said: object) -> None:
+            heard.append((call_id, satisfaction, said["time_ms"], said["reason"]))
+
+    tickets_inbound.take(Desk(), stored("SurveyAnswered"))  # type: ignore[arg-type]
+    assert heard == [("call-1", 2.0, 1_772_419_560_000, "the caller gave 2.0 of 5 in menus/after")]
 
 
 def test_a_session_of_form_1_goes_on() -> None:
