@@ -73,7 +73,6 @@ def bindings(
         exploration_ratio=settings.exploration_ratio,
         fatigue_offers_max=settings.fatigue_offers_max,
     )
-    propensities = Propensities(shelves, store, clock, settings.models_kept)
     cache = RankerCache(
         reader,
         clock,
@@ -82,21 +81,7 @@ def bindings(
         policy=policy,
     )
     offers = OfferServicer(Offers(store, clock, cache.expire), settings.currency)
-    smoothing = Smoothing(strength=settings.smoothing_strength, rate=settings.smoothing_rate)
-    recommendations = RecommendationServicer(
-        Recommender(reader, cache, clock, settings.decision_minutes),
-        Decisions(store, clock),
-        History(store, clock),
-        Models(store, clock, smoothing, settings.models_kept),
-        clock,
-        propensities,
-        Policies(shelves, store, clock, propensities, policy),
-        settings.currency,
-        {
-            recommendations_pb2.MODEL_KIND_UPLIFT: Uplifts(shelves, store, clock, settings.models_kept),
-            recommendations_pb2.MODEL_KIND_CHURN: Churns(shelves, store, clock, settings.models_kept),
-        },
-    )
+    recommendations = _recommendations(settings, store, reader, clock, shelves, cache, policy)
     campaigns = Campaigns(shelves, store, clock, settings.currency)
     calls = {StepChannel.OUTBOUND_CALL: CallListSender(shelves, clock)}
     senders = Senders(read_configs(settings.senders), calls)
@@ -136,6 +121,34 @@ def bindings(
             ReportServicer(shelves, store, clock, settings.currency),
         ),
     ]
+
+
+def _recommendations(
+    settings: MarketingSettings,
+    store: Store,
+    reader: Reader,
+    clock: Clock,
+    shelves: Shelves,
+    cache: RankerCache,
+    policy: Policy,
+) -> RecommendationServicer:
+    kept = settings.models_kept
+    propensities = Propensities(shelves, store, clock, kept)
+    smoothing = Smoothing(strength=settings.smoothing_strength, rate=settings.smoothing_rate)
+    return RecommendationServicer(
+        Recommender(reader, cache, clock, settings.decision_minutes),
+        Decisions(store, clock),
+        History(store, clock),
+        Models(store, clock, smoothing, kept),
+        clock,
+        propensities,
+        Policies(shelves, store, clock, propensities, policy),
+        settings.currency,
+        {
+            recommendations_pb2.MODEL_KIND_UPLIFT: Uplifts(shelves, store, clock, kept),
+            recommendations_pb2.MODEL_KIND_CHURN: Churns(shelves, store, clock, kept),
+        },
+    )
 
 
 def _binding(messages: object, stubs: object, name: str, servicer: object) -> ServiceBinding:
