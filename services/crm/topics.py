@@ -2,8 +2,8 @@
 
 A reason's history says how many to expect: with H contacts before, the number in the interval is compared
 with the negative binomial distribution that follows from a Poisson rate whose uncertainty is that of H
-(Jeffreys' prior). The rate is that to what the other reasons had on the same days, because a busy day is no
-news of any one reason. Days differ by more than chance, so counts are first divided by the reason's own
+(Jeffreys' prior). The rate is one by day or one by what the other reasons had on the same days, whichever the
+reason departs from more. Days differ by more than chance, so counts are first divided by the reason's own
 dispersion. The p-values of all reasons are corrected together after Holm.
 
 Real reasons come in bursts that no month of history shows: one storm, and a reason that never was there has
@@ -59,13 +59,14 @@ class Topic:
     p_value: float
 
 
-def exposures(whole: Any, lengths: Any) -> Any:
-    """How much of each reason a day lets expect, shape (days, reasons): what the other reasons had that day,
-    for a busy day is no news of any one reason; and a little for its length alone (`lengths`, days), for a
-    reason that has no others beside it.
+def exposures(whole: Any, lengths: Any) -> tuple[Any, Any]:
+    """How much of each reason a day lets expect, shape (days, reasons), in two ways: by its length alone
+    (`lengths`, days), and by what the other reasons had that day, for what is everybody's busy day is no news
+    of one reason. The second alone would miss a reason that rises on a day when another one does too.
     """
     total = whole.sum(axis=1, keepdims=True)
-    return total - whole + EVEN_SHARE * max(float(total.mean()), 1.0) * lengths[:, None]
+    even = np.broadcast_to(lengths[:, None], whole.shape)
+    return even, total - whole + EVEN_SHARE * max(float(total.mean()), 1.0) * even
 
 
 def p_values(observed: Any, history: Any, exposed: Any, exposed_before: Any) -> Any:
@@ -97,8 +98,11 @@ def rising(
     lengths = np.ones(len(whole))
     lengths[len(now) - 1] = days - (len(now) - 1)
     exposed = exposures(whole, lengths)
-    raw = p_values(counts, before, exposed[: len(now)].sum(axis=0), exposed[len(now) :])
-    by_model = holm({reasons[i]: float(raw[i]) for i in np.flatnonzero(tested)})
+    raw = np.min(
+        [p_values(counts, before, each[: len(now)].sum(axis=0), each[len(now) :]) for each in exposed], axis=0
+    )
+    # Twice, because each reason has two chances.
+    by_model = holm({reasons[i]: min(1.0, 2 * float(raw[i])) for i in np.flatnonzero(tested)})
     by_exchange = _exchanged(whole, exposed, days, p_value_max, seed)
     found = []
     for i in np.flatnonzero(tested):
@@ -143,10 +147,12 @@ def _exchanged(whole: Any, exposed: Any, days: float, p_value_max: float, seed: 
         random = np.random.default_rng(seed)
         drawn = [random.permutation(len(whole))[:among].tolist() for _ in range(EXCHANGES)]
         chosen = [list(range(among)), *drawn]
-    strength = -np.log(np.maximum(_all_p_values(whole, exposed, chosen), 1e-300))
-    # What a reason does now and then by itself is no news of it: each is measured by its own bursts.
-    usual = np.maximum(np.quantile(strength, 1 - USUAL, axis=0), -math.log(USUAL))
-    relative = strength / usual
+    relative = np.zeros((len(chosen), whole.shape[1]))
+    for each in exposed:
+        strength = -np.log(np.maximum(_all_p_values(whole, each, chosen), 1e-300))
+        # What a reason does now and then by itself is no news of it: each is measured by its own bursts.
+        usual = np.maximum(np.quantile(strength, 1 - USUAL, axis=0), -math.log(USUAL))
+        relative = np.maximum(relative, strength / usual)
     strongest = relative.max(axis=1)
     return (strongest[:, None] >= relative[0] - 1e-9).sum(axis=0) / len(chosen)
 

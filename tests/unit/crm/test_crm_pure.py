@@ -343,15 +343,15 @@ def test_with_few_days_the_model_alone_decides() -> None:
     assert [topic.reason for topic in alone] == ["a"], "a reason with no others beside it"
 
 
-def test_a_busy_day_is_no_news_of_any_reason() -> None:
+def test_a_reason_that_has_busy_days_is_no_topic_on_one_more() -> None:
+    busy = {day: 30 if day % 7 == 0 else 6 for day in range(-28, 1)}
     reasons = [f"r{n}" for n in range(8)]
-    history = {reason: by_day(*[6] * 28, first=-28) for reason in reasons}
-    assert (
-        topics.rising(
-            {reason: by_day(30) for reason in reasons}, history, history_days=28, days=1.0, p_value_max=0.05
-        )
-        == []
-    )
+    history = {reason: {day: n for day, n in busy.items() if day < 0} for reason in reasons}
+    now = {reason: {0: busy[0]} for reason in reasons}
+    assert topics.rising(now, history, history_days=28, days=1.0, p_value_max=0.05) == []
+    now["r3"] = {0: 90}
+    found = topics.rising(now, history, history_days=28, days=1.0, p_value_max=0.05)
+    assert [topic.reason for topic in found] == ["r3"]
 
 
 @given(st.integers(0, 2**32 - 1))
