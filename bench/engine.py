@@ -37,6 +37,7 @@ from typing import Any
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "services"))
 
+from chassis import garbage  # noqa: E402
 from routing import model  # noqa: E402
 from routing.engine import step  # noqa: E402
 from routing.state import ShardState, next_deadline  # noqa: E402
@@ -394,9 +395,9 @@ def played(log: Log) -> ShardState:
 def seconds_a_command(log: Log, slices: int) -> list[float]:
     """CPU seconds of a command, for each slice of what is timed."""
     state = played(log)
-    gc.collect()
-    # What lives as long as the process is not looked through again and again; the server does the same.
-    gc.freeze()
+    thresholds = gc.get_threshold()
+    # As a serving process does.
+    garbage.settle()
     found = []
     timed = log.commands[log.warm :]
     width = len(timed) // slices
@@ -406,6 +407,7 @@ def seconds_a_command(log: Log, slices: int) -> list[float]:
         for now_ms, command in part:
             step(state, command, now_ms)
         found.append((time.process_time() - started) / len(part))
+    gc.set_threshold(*thresholds)
     gc.unfreeze()
     return found
 
@@ -439,7 +441,7 @@ def counting() -> Iterator[HeapCount]:
     kept = {name: getattr(heapq, name) for name in (*names, "heapify")}
     for name in names:
         setattr(heapq, name, count.one(kept[name]))
-    heapq.heapify = count.each(kept["heapify"])  
+    heapq.heapify = count.each(kept["heapify"])
     try:
         yield count
     finally:
