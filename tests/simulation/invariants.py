@@ -100,6 +100,7 @@ class Auditor:
         decoded = codec.decode_events(block.body, block.now_ms)
         self.archive[block.shard, block.sequence] = (block.epoch, [event for _, event in decoded])
         self.counts["blocks"] += 1
+        self.world.broker.committed(block)
         if block.opening:
             replica.epoch = block.epoch
             self._opened_ms[block.shard] = block.now_ms

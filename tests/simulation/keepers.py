@@ -91,8 +91,9 @@ class Keeper:
         world.agenda.after(self.rng.uniform(*TURN_SECONDS), self.process, self.turn)
 
     def _read_to(self, shard: str) -> int:
-        """The relay is a few blocks behind."""
-        return max(0, self.world.cluster.newest(shard) - 3)
+        """As far as the relays have published, and a few blocks less."""
+        published = self.world.cursors.stored.get(shard)
+        return min(published.sequence if published else 0, max(0, self.world.cluster.newest(shard) - 3))
 
     def turn(self) -> None:
         if self.world.agenda.over:

@@ -143,6 +143,14 @@ CHANCES = {
 MORE_WEIGHTS = {"stall": 1, "overload": 1}
 #: So many of them at most.
 MORE_MAX = 3
+#: Further small troubles, of relays and their broker.
+MORE_CHANCES = {
+    "unroutable": 0.02,
+    "unpublished": 0.02,
+    "unconfirmed": 0.05,
+    "relay_dies": 0.1,
+    "relay_sleeps": 0.05,
+}
 POINTS = ("sending", "applied", "committed", "answered", "read")
 
 
@@ -158,13 +166,16 @@ def draw(seed: int, kinds: dict[str, int] | None = None, chances: dict[str, floa
         chances = {kind: most * rng.choice((0.0, 0.3, 1.0)) for kind, most in CHANCES.items()}
     count = rng.randint(8, 18)
     faults = [_fault(rng, kind) for kind in _kinds(rng, mixture, count)]
+    more = random.Random(f"more {seed}")
     if kinds is None:
-        more = random.Random(f"more {seed}")
         chosen = more.choices(list(MORE_WEIGHTS), list(MORE_WEIGHTS.values()), k=more.randint(0, MORE_MAX))
         faults += [_fault(more, kind) for kind in chosen]
     calls = tuple(_call(rng, n) for n in range(CALLS))
     return Plan(
-        seed=seed, calls=calls, faults=tuple(sorted(faults, key=lambda f: f.at)), chances=dict(chances)
+        seed=seed,
+        calls=calls,
+        faults=tuple(sorted(faults, key=lambda f: f.at)),
+        chances={kind: most * more.choice((0.0, 0.3, 1.0)) for kind, most in MORE_CHANCES.items()} | chances,
     )
 
 

@@ -7,7 +7,7 @@ caught. A simulation that lets one of them through no longer bites.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -17,7 +17,8 @@ from tests.simulation.agenda import Process
 from tests.simulation.cluster import Key, SimJournal, Taken
 from tests.simulation.world import World, simulate
 
-from routing import codec, engine, leader, state
+from chassis.bus.publisher import Outcome
+from routing import codec, engine, leader, relay, state
 from routing.front import Front
 from routing.journal import Block, OutcomeUnknown
 from routing.leader import Committed, Leader
@@ -46,6 +47,7 @@ CLOCKS = {"step_clock": 4, "crash_leader": 3, "freeze_leader": 1}
 TROUBLED = {"refused": 0.03, "late": 0.08, "unanswered": 0.08, "lost": 0.06, "twice": 0.08, "half_open": 0.4}
 #: Requests are repeated, or their answers lost, far too often.
 REPEATED = {**TROUBLED, "twice": 0.5}
+UNHEARD = {**TROUBLED, "unroutable": 0.1, "unpublished": 0.1, "unconfirmed": 0.1, "relay_dies": 0.1}
 UNANSWERED = {**TROUBLED, "unanswered": 0.5, "half_open": 1.0}
 
 
@@ -107,6 +109,14 @@ def patched(owner: Any, name: str, value: Any) -> Iterator[None]:
         yield
     finally:
         setattr(owner, name, before)
+
+
+def _settle_blindly(feed: relay.Feed, outcomes: Sequence[Outcome]) -> None:
+    """What was sent is published, whatever the broker says."""
+    _SETTLE(feed, [Outcome.PUBLISHED for _ in outcomes])
+
+
+_SETTLE = relay.Feed.settle
 
 
 def _count_lateness(silence: leader.Silence, now: float, due_seconds: float) -> None:
@@ -502,6 +512,12 @@ VARIANTS = (
         broken=lambda: patched(Leader, "now_ms", _wall_clock),
         kinds=CLOCKS,
         says=("time is off", "time runs backwards", "outlives"),
+    ),
+    Variant(
+        name="cursor before the broker's word",
+        broken=lambda: patched(relay.Feed, "settle", _settle_blindly),
+        chances=UNHEARD,
+        says=("was never published",),
     ),
     Variant(
         name="lateness counted as silence",

@@ -26,6 +26,7 @@ from tests.simulation.invariants import Auditor
 from tests.simulation.keepers import KEEPERS, Keeper
 from tests.simulation.network import Network
 from tests.simulation.plan import EDGES, FAULTY_SECONDS, LEAD_LISTS, REST_SECONDS, ROUTERS, Plan, agents
+from tests.simulation.relays import RELAYS, Broker, ClusterCursors, Relay
 from tests.simulation.routers import Router
 
 from routing.journal import Block
@@ -64,6 +65,7 @@ class World:
         self._draws: defaultdict[str, int] = defaultdict(int)
         self._generations: Counter[str] = Counter()
         self.auditor = Auditor(self)
+        self.broker, self.cursors = Broker(self), ClusterCursors(self)
         self.network = Network(self)
         self.cluster = Cluster(self)
         self.routers: dict[str, Router] = {}
@@ -186,6 +188,8 @@ class World:
             self.start_router(name)
         for number in range(KEEPERS):
             Keeper(self, f"keeper-{number}")
+        for number in range(RELAYS):
+            Relay(self, f"relay-{number}")
         for name in EDGES:
             self.start_edge(name)
         for agent in self.seats:
@@ -234,6 +238,7 @@ class World:
                 self.violate(f"{call_id} was acknowledged, and no shard knows it")
             self.counts[f"line {line.end}"] += 1
         self.auditor.final()
+        self.broker.check_end()
 
     def close(self) -> None:
         """Ends what is left, in peace."""
