@@ -111,6 +111,12 @@ def _number(wrapper: Any, prefix: str, value: str) -> Any:
 
 def enum_member(wrapper: Any, prefix: str, number: int, kind: type[Enum]) -> Enum | None:
     """A proto's number as the model's value; None for 0 and for numbers that this version does not know."""
+    found: Enum | None = _member(wrapper, prefix, number, kind)
+    return found
+
+
+@functools.lru_cache(maxsize=1_000)
+def _member(wrapper: Any, prefix: str, number: int, kind: Any) -> Any:
     if number == 0 or number not in wrapper.values():
         return None
     name = wrapper.Name(number).removeprefix(f"{prefix}_")

@@ -26,7 +26,7 @@ GROUP_MAX = 256
 #: Questions that may wait.
 WAITING_MAX = 20_000
 #: A group waits for one part in so many of the crowd.
-CROWD_PARTS = 3
+CROWD_PARTS = 2
 
 
 class TooBusy(Unavailable):

@@ -6,6 +6,7 @@ the worker.
 
 from __future__ import annotations
 
+import functools
 import random
 import time
 from collections.abc import Callable, Sequence
@@ -192,6 +193,9 @@ class Recommender:
         self._decisions = counter(
             "marketing_decisions_total", "Recommendations, by what came out.", ("outcome",)
         )
+        self._counted = functools.cache(
+            lambda refusal: self._decisions.labels(refusal.value if refusal else "OFFERED")
+        )
 
     async def recommend(
         self,
@@ -215,7 +219,7 @@ class Recommender:
         if refusal is None and self._tired(standing, contact):
             refusal = NoOffer.FATIGUE
         decision = self._decide(ranker, profile, number, contact, refusal, limit, now)
-        self._decisions.labels(decision.no_offer.value if decision.no_offer else "OFFERED").inc()
+        self._counted(decision.no_offer).inc()
         return await self._reader.log_decision(
             decision,
             (convert.recommendation_event(decision),),
