@@ -140,11 +140,9 @@ def main() -> int:
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--calls", type=int, default=3_200)
     parser.add_argument("--event-seconds", type=float, default=60.0)
-    parser.add_argument("--batches", type=int, default=100, help="of the import, to be told the others")
+    parser.add_argument("--batches", type=int, default=60, help="of the import, to be told the others")
     parser.add_argument("--weeks", type=int, default=600, help="with a planted spot, and as many without")
-    parser.add_argument(
-        "--insights-only", action="store_true", help="only spots and topics"
-    )
+    parser.add_argument("--insights-only", action="store_true", help="only spots and topics")
     parser.add_argument("--out", type=Path, default=ROOT / "build" / "reports" / "crm.json")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="callmesh-bench-") as folder:

@@ -151,11 +151,12 @@ class MongoImportStore:
                 if customer.get("origin") and customer["state"] != State.ERASED.value
             }
             _Batch(entries, raw["_id"]).close({entry["id"] for entry in entries} - told, again=False)
-        self._drop_empty()
         return len(left)
 
     def _drop_empty(self) -> None:
-        """The relay removes what it has emptied itself, and nothing else."""
+        """The relay removes what it has emptied itself, and nothing else. Reads all that waits: not for every
+        round of something.
+        """
         _imported().delete_many({"outbox_since": {"$exists": True}, "outbox": {"$size": 0}})
 
     def _scrub_imported(self, origin: str) -> None:
