@@ -6,6 +6,7 @@ from dataclasses import replace
 from datetime import datetime, timedelta
 from typing import Any
 
+import msgspec
 import pytest
 from google.protobuf.duration_pb2 import Duration
 from hypothesis import given, settings
@@ -376,7 +377,7 @@ def test_the_projections_indexes_do_not_grow(monkeypatch: pytest.MonkeyPatch) ->
         call_id = f"c{n}"
         gone = model.CallEnded(call_id=call_id, outcome=model.CallOutcome.ABANDONED)
         journal.block(
-            (at, queued(replace(FACTS, call_id=call_id), queued_ms=at, effective_ms=at, refuse_ms=at + 99)),
+            (at, queued(msgspec.structs.replace(FACTS, call_id=call_id), queued_ms=at, effective_ms=at, refuse_ms=at + 99)),
             (at, model.CallDetached(call_id=call_id, until_ms=at + 5_000)),
             (at + 1, gone),
             (at + 2, model.CallsForgotten(call_ids=(call_id,))),
@@ -405,7 +406,7 @@ SESSION = {"agent": AGENTS, "session": st.integers(1, 3)}
 COMMANDS = st.one_of(
     st.builds(
         model.PlaceCall,
-        facts=CALLS.map(lambda call_id: replace(FACTS, call_id=call_id)),
+        facts=CALLS.map(lambda call_id: msgspec.structs.replace(FACTS, call_id=call_id)),
         front=st.just("f"),
         waited_span_ms=st.sampled_from([0, 3_000]),
         agent_lost=st.booleans(),
