@@ -98,7 +98,8 @@ def server_options(settings: ServiceSettings) -> list[tuple[str, int]]:
         # Any ping in flight stands in for the keepalive, and waits a minute for its answer by default.
         ("grpc.http2.ping_timeout_ms", int(settings.keepalive_timeout_seconds * 1000)),
         ("grpc.keepalive_permit_without_calls", 1),
-        ("grpc.http2.min_ping_interval_without_data_ms", 5000),
+        # An edge has to notice a dead router before its place is given up: within the grace period of 5 s.
+        ("grpc.http2.min_ping_interval_without_data_ms", 2000),
         ("grpc.http2.max_ping_strikes", 4),
     ]
 
