@@ -377,7 +377,15 @@ def test_the_projections_indexes_do_not_grow(monkeypatch: pytest.MonkeyPatch) ->
         call_id = f"c{n}"
         gone = model.CallEnded(call_id=call_id, outcome=model.CallOutcome.ABANDONED)
         journal.block(
-            (at, queued(msgspec.structs.replace(FACTS, call_id=call_id), queued_ms=at, effective_ms=at, refuse_ms=at + 99)),
+            (
+                at,
+                queued(
+                    msgspec.structs.replace(FACTS, call_id=call_id),
+                    queued_ms=at,
+                    effective_ms=at,
+                    refuse_ms=at + 99,
+                ),
+            ),
             (at, model.CallDetached(call_id=call_id, until_ms=at + 5_000)),
             (at + 1, gone),
             (at + 2, model.CallsForgotten(call_ids=(call_id,))),
