@@ -30,9 +30,10 @@ help: ## this list
 	  '  RUN_DIR=.run        where a local stack keeps its data, logs and secrets' \
 	  '  PORT_BASE=7100      first port of the local stack; two stacks need two bases and two RUN_DIRs' \
 	  '  MEMBERS=1           members of the local MongoDB replica set, 1 or 3' \
+	  '  ROUTERS=1           routers of each region' \
 	  '  MONGO_URI= AMQP_URI=  real servers to use in place of the local ones' \
 	  '  CALLS= DAY= HOURS= SPEED= KILL= AGENTS= SEED= KEEP=   the demo: see `callmesh demo --help`' \
-	  '  RUNS= SEED=         simulation: how many runs, from which seed' \
+	  '  RUNS= SEED=         simulation and fuzz: how many runs, from which seed' \
 	  "  PYTEST_ARGS=        more arguments for pytest, e.g. '-x -k placement'"
 
 # --- the working place ---------------------------------------------------------------------------------------------
@@ -113,7 +114,7 @@ status: $(STAMP) ## each process of the local stack with port, state and uptime
 bench: setup ## every benchmark in bench/, figures into build/reports/
 	@$(PY) tools/run_all.py bench
 
-bench-%: setup ## one benchmark: chassis, engine, routing, queueing, recovery, regions, crm, tickets, marketing
+bench-%: setup ## one benchmark: chassis, engine, routing, queueing, recovery, regions, crm, tickets, marketing, menus, forecast, blending
 	@PYTHONPATH=services:. $(PY) -m bench.$*
 
 sim: proto ## the seeded simulation of routers, network and store

@@ -194,6 +194,7 @@ def applied(client: pymongo.MongoClient[dict[str, Any]]) -> tuple[set[str], int]
 
 async def compare_events(floor: Floor, findings: Findings) -> None:
     """Every event of the journal, applied once."""
+    client: pymongo.MongoClient[dict[str, Any]]
     with pymongo.MongoClient(floor.mongo.uri) as client:
         expected = await asyncio.to_thread(told, client)
         began = time.monotonic()

@@ -215,6 +215,15 @@ class RoutingSettings(ServiceSettings):
         return value
 
     @model_validator(mode="after")
+    def _check_patience(self) -> Self:
+        """Who waits for less than two heartbeats takes a leader that is well for a silent one."""
+        if self.takeover_seconds < 2 * self.heartbeat_seconds:
+            raise ValueError("ROUTING_TAKEOVER_SECONDS must be at least twice ROUTING_HEARTBEAT_SECONDS")
+        if self.backup_seconds < self.takeover_seconds:
+            raise ValueError("ROUTING_BACKUP_SECONDS must be at least ROUTING_TAKEOVER_SECONDS")
+        return self
+
+    @model_validator(mode="after")
     def _check_own_address(self) -> Self:
         home = self.routers().get(self.region, ())
         if home and self.advertise not in (*home, *([""] if len(home) == 1 else [])):

@@ -121,6 +121,7 @@ async def centres(mongo_uri: str, mongo_database: str, tmp_path: Path) -> AsyncI
             mongo_uri=mongo_uri,
             mongo_database=mongo_database,
             place_token_key_file=str(key),
+            heartbeat_seconds=0.1,
             takeover_seconds=0.3,
             silent_seconds=0.6,
             grace_seconds=2.0,

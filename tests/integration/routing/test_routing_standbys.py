@@ -115,6 +115,7 @@ async def nodes(mongo_uri: str, mongo_database: str, tmp_path: Path) -> AsyncIte
             mongo_uri=mongo_uri,
             mongo_database=mongo_database,
             place_token_key_file=str(key),
+            heartbeat_seconds=0.15,
             takeover_seconds=0.5,
             reattach_seconds=0.5,
         )

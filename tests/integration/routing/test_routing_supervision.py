@@ -376,6 +376,8 @@ async def test_calls_are_explained(platform: Platform) -> None:
     forgotten = await ask(name="calls/c1")
     assert forgotten.replayed and forgotten.decision_time == past.decision_time
     around = await ask(name="calls/c1", region="regions/beijing", around_time=past.decision_time)
+    for one in (around, forgotten):  # regions are told as they are now, and what they cost moves
+        del one.regions[:]
     assert around == forgotten
     for subject, reason in (
         ({"name": "calls/nobody"}, "CALL_NOT_FOUND"),

@@ -45,6 +45,15 @@ def test_a_bad_setting_is_named(name: str, value: Any, field: str) -> None:
     assert [error["loc"][0] for error in caught.value.errors()] == [field]
 
 
+@pytest.mark.parametrize(("changes", "named"), [
+    ({"heartbeat_seconds": 0.5, "takeover_seconds": 0.9}, "ROUTING_TAKEOVER_SECONDS"),
+    ({"backup_seconds": 1.0}, "ROUTING_BACKUP_SECONDS"),
+])  # fmt: skip
+def test_patience_is_longer_than_what_it_waits_for(changes: dict[str, float], named: str) -> None:
+    with pytest.raises(ValidationError, match=named):
+        settings(**changes)
+
+
 def test_peers_are_the_routers_of_every_region() -> None:
     peers = " beijing=127.0.0.1:7120, shanghai=[::1]:7121 ,chengdu=router.chengdu.svc:443,"
     found = settings(peers=peers)
