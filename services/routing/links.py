@@ -283,6 +283,8 @@ class ShardLink:
         self._listed: tuple[str, ...] = ()
         #: Who is believed to lead; tried first.
         self._believed = ""
+        #: Who said nothing for too long; tried last.
+        self._mute = ""
         #: Who the stream is with; empty without one.
         self._attached = ""
         self._requests = itertools.count(1)
@@ -366,7 +368,7 @@ class ShardLink:
         known = (*self._listed, *self._routers.homes(self.shard))
         believed = (self._believed,) if self._believed in (*known, *self._routers.others()) else ()
         asked = dict.fromkeys(address for address in (*believed, *known) if address != self._routers.own)
-        return list(asked)[:ADDRESSES_MAX]
+        return sorted(asked, key=lambda address: address == self._mute)[:ADDRESSES_MAX]
 
     def _local_began(self) -> None:
         leader = self._local
@@ -505,7 +507,7 @@ class ShardLink:
         helpers = [
             asyncio.create_task(self._write(stream, outgoing)),
             asyncio.create_task(_beat(outgoing)),
-            asyncio.create_task(self._watch(reader)),
+            asyncio.create_task(self._watch(reader, address)),
             asyncio.create_task(self._come_home(address, outgoing)),
         ]
         try:
@@ -526,6 +528,8 @@ class ShardLink:
     async def _read(self, stream: Any, address: str, outgoing: asyncio.Queue[shard_pb2.FrontMessage]) -> None:
         async for message in stream:
             self._heard_seconds = asyncio.get_running_loop().time()
+            if self._mute == address:
+                self._mute = ""
             if not message.facts:
                 self._stalled = message.stalled
             if message.epoch < self._epoch:
@@ -554,15 +558,19 @@ class ShardLink:
                 message.more.extend([outgoing.get_nowait() for _ in range(waiting)])
             await stream.write(message)
 
-    async def _watch(self, reader: asyncio.Task[None]) -> None:
-        """Leaves a stream that has been silent for too long."""
+    async def _watch(self, reader: asyncio.Task[None], address: str) -> None:
+        """Leaves a stream that has been silent for too long: a router that sleeps takes connections and says
+        nothing. It is asked last from then on, and briefly, until it answers: somebody else may lead by now.
+        """
         loop, pause = asyncio.get_running_loop(), self._silent_seconds / 4
         while True:
             began = loop.time()
             await asyncio.sleep(pause)
             stalled = loop.time() - began > pause + STALL_SECONDS
-            if not stalled and loop.time() - self._heard_seconds > self._silent_seconds:
-                log.warning("link_silent", shard=self.shard, router=self._attached)
+            patience = pause / 2 if self._mute == address else self._silent_seconds
+            if not stalled and loop.time() - self._heard_seconds > patience:
+                log.warning("link_silent", shard=self.shard, router=address)
+                self._mute = address
                 reader.cancel()
                 return
 
@@ -584,6 +592,8 @@ class ShardLink:
         """Why a stream ended; a router that does not lead may have said who does."""
         if isinstance(ended, grpc.aio.AioRpcError):
             info = error_info(ended)
+            if info is not None and self._mute == address:  # it answered
+                self._mute = ""
             if info is not None and info.reason == NOT_LEADER:
                 self._believed = info.metadata.get("leader", "")
             log.debug("link_broken", shard=self.shard, router=address, code=ended.code().name)

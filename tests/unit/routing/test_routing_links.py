@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
@@ -207,6 +208,27 @@ async def test_a_silent_link_is_left(grpc_server: Any, monkeypatch: pytest.Monke
         region.link._silent_seconds = 0.2
         region.nodes[0].start()
         await eventually(lambda: region.changes[:2] == [True, False])
+
+
+async def test_a_router_that_sleeps_is_asked_last_and_briefly(grpc_server: Any) -> None:
+    """A stopped process takes connections and says nothing. Who leads by then is asked before it."""
+    async with a_region(grpc_server) as region:
+        sleeper = socket.create_server(("127.0.0.1", 0))
+        address = f"127.0.0.1:{sleeper.getsockname()[1]}"
+        standby = region.nodes[0]
+        routers = Routers("", {"beijing": [address, standby.address]})
+        link = ShardLink("beijing", "g", routers, silent_seconds=0.8)
+        assert link._addresses() == [address, standby.address]
+        task = asyncio.create_task(link.run())
+        await eventually(lambda: link._mute == address)
+        assert link._addresses() == [standby.address, address]
+        standby.start()
+        await eventually(lambda: link.up)
+        assert link._believed == standby.address
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+        await routers.close()
+        sleeper.close()
 
 
 async def test_a_silent_front_is_gone_and_one_that_only_has_nothing_to_say_is_not(
