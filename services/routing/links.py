@@ -61,6 +61,8 @@ RECONNECT_SECONDS_FIRST, RECONNECT_SECONDS_MAX = 0.05, 0.5
 ADDRESSES_MAX = 32
 #: A front that has nothing to say says so this often, real seconds.
 BEAT_SECONDS = 0.5
+#: Patience with a silent link at least: a leader that is well may say nothing for nearly two beats.
+SILENT_SECONDS_MIN = 3 * BEAT_SECONDS
 #: A region's own router leads its shard again when it has been able to for this long (a little longer by
 #: chance), and asks again after this if nothing came of it, real seconds.
 HOMECOMING_SECONDS, HOMECOMING_JITTER = 3.0, 0.3

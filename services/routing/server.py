@@ -46,7 +46,7 @@ from routing.front import Front
 from routing.handlers import Handlers
 from routing.journal import MongoJournal
 from routing.leader import Leader
-from routing.links import Routers, ShardLink
+from routing.links import SILENT_SECONDS_MIN, Routers, ShardLink
 from routing.menus.documents import DOCUMENTS as MENU_DOCUMENTS
 from routing.menus.servicer import Menus
 from routing.model import QueueConfig
@@ -100,8 +100,9 @@ class Router:
         dialer = client.Dialer(tls.certificates(settings), tls.TokenFile(settings.peer_token_file))
         self.routers = Routers(self.address, settings.routers(), dialer)
         # A link is left after the silence that makes a standby take over.
+        silent_seconds = max(settings.takeover_seconds, SILENT_SECONDS_MIN)
         self.links = {
-            region: ShardLink(region, self.router, self.routers, silent_seconds=settings.takeover_seconds)
+            region: ShardLink(region, self.router, self.routers, silent_seconds=silent_seconds)
             for region in {settings.region: None, **settings.routers()}
         }
         self.peers.on_leader.append(self._leader_heard)

@@ -139,6 +139,18 @@ async def centres(mongo_uri: str, mongo_database: str, tmp_path: Path) -> AsyncI
     disconnect()
 
 
+async def known_everywhere(centres: dict[str, Centre]) -> None:
+    """Every router has heard of both regions' free agent: until then it may place a call elsewhere."""
+    for centre in centres.values():
+        peers = centre.router.peers
+        await eventually(
+            lambda peers=peers: all(
+                (load := peers.load(region, "service")) is not None and load.agents_free == 1
+                for region in PLACES
+            )
+        )
+
+
 async def test_a_call_goes_home_through_any_router(centres: dict[str, Centre]) -> None:
     seat = centres["shanghai"].seat("shanghai-a")
     await until(seat.stream, "status")
@@ -223,6 +235,7 @@ async def test_a_conversation_is_handed_on_to_another_regions_agent(centres: dic
     here, there = (centres[region].seat(f"{region}-a") for region in ("beijing", "shanghai"))
     for seat in (here, there):
         await seat.until("status")
+    await known_everywhere(centres)
     stream = centres["shanghai"].call("c1", "beijing")
     await here.accept()
     event = await until(stream, "accepted")
@@ -243,6 +256,7 @@ async def test_a_preferred_agent_of_another_region_is_tried_first(centres: dict[
     here, there = (centres[region].seat(f"{region}-a") for region in ("beijing", "shanghai"))
     for seat in (here, there):
         await seat.until("status")
+    await known_everywhere(centres)
     stream = centres["beijing"].call("c1", "beijing", preferred_agent="agents/shanghai-a")
     assert (await there.accept()).home_region == "regions/beijing"
     stream.cancel()
