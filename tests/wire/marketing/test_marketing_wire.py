@@ -16,7 +16,6 @@ from typing import Any, ClassVar
 import pytest
 from tests.unit.marketing.marketing_examples import NOW, cny, offer
 
-from callmesh.common.v1 import common_pb2
 from callmesh.marketing.v1 import events_pb2
 from chassis.bus import Event, MalformedEvent
 from chassis.errors import InvalidArgument
@@ -135,71 +134,6 @@ def sent() -> dict[str, Event]:
         "offer_outcome_recorded": convert.outcome_event(close(made, accepted, "token")),
         "model_activated": convert.model_event("association-000002", "association-000001", True, NOW),
     }
-
-
-MESSAGES: dict[str, Any] = {
-    "lead_created": events_pb2.LeadCreated(
-        lead="leads/l1", customer="customers/c1", call_id="k1", product="broadband", score=0.25
-    ),
-    "lead_transitioned": events_pb2.LeadTransitioned(
-        lead="leads/l1",
-        customer="customers/c1",
-        from_state="ASSIGNED",
-        to_state="WON",
-        partner="partners/p1",
-        value=common_pb2.Money(currency_code="CNY", amount="500"),
-    ),
-    "campaign_transitioned": events_pb2.CampaignTransitioned(
-        campaign="campaigns/spring", from_state="DRAFT", to_state="RUNNING"
-    ),
-    "campaign_goal_endangered": events_pb2.CampaignGoalEndangered(
-        campaign="campaigns/spring",
-        phase="invite",
-        region="regions/beijing",
-        value_class="A",
-        target=1_000,
-        projected=740,
-    ),
-    "campaign_contact_touched": events_pb2.CampaignContactTouched(
-        campaign="campaigns/spring",
-        phase="invite",
-        step="sms",
-        variant="a",
-        customer="customers/c1",
-        channel=common_pb2.CHANNEL_SMS,
-        delivered=True,
-    ),
-    "outbound_result_recorded": events_pb2.OutboundResultRecorded(
-        contact="contactLists/spring.invite.call/contacts/x1",
-        customer="customers/c1",
-        number="+8613800138000",
-        call_id="k2",
-        agent="agents/7",
-        result="NO_ANSWER",
-        attempt=1,
-    ),
-    "survey_completed": events_pb2.SurveyCompleted(
-        response="surveys/s1/responses/r1", survey="surveys/s1", customer="customers/c1", satisfaction=0.75
-    ),
-}
-
-
-@pytest.mark.parametrize("name", sorted(MESSAGES))
-def test_messages_that_others_read_keep_their_form(name: str) -> None:
-    """Of events that are put together from requests the contract is the message's JSON form."""
-    message = MESSAGES[name]
-    event = Event.of(message, source="marketing", subject="customers/c1", time=NOW, id="fixed")
-    path = FIXTURES / f"sent_{name}.json"
-    if os.environ.get("UPDATE_WIRE"):
-        path.write_text(json.dumps(json.loads(event.to_json()), indent=2, ensure_ascii=False) + "\n")
-    stored = Event.from_json(path.read_bytes())
-    assert stored.message(type(message)) == message and stored.data == event.data
-
-
-def test_every_event_of_marketing_has_a_fixture() -> None:
-    kinds = {name for name in events_pb2.DESCRIPTOR.message_types_by_name if not name.endswith("Snapshot")}
-    stored = {Event.from_json(path.read_bytes()).type.rpartition(".")[2] for path in FIXTURES.glob("sent_*")}
-    assert stored == kinds
 
 
 def test_segments_follow_a_stored_leave_intent_and_a_wrapped_up_call() -> None:
