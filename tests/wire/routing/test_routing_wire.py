@@ -1,8 +1,8 @@
 """What routing has stored or sent once, it and its consumers go on reading.
 
 `events/` holds an envelope of every event type, as it went to the bus (tests/wire/test_sent_events.py);
-`journal_format_1.json` every event of the journal in the bytes of format 1. They never change. A new type needs
-a new fixture; a change that breaks one of these tests breaks consumers, or a journal on somebody's disk.
+`journal_format_1.json` every event of the journal in the bytes of format 1. They never change. A new type
+needs a new fixture; a change that breaks one of these tests breaks consumers, or a journal on a disk.
 """
 
 from __future__ import annotations
