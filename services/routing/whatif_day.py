@@ -17,7 +17,8 @@ from typing import TYPE_CHECKING, Any
 from callmesh.common.v1 import common_pb2
 from callmesh.routing.v1 import directory_pb2, supervision_pb2
 from chassis import logs
-from chassis.errors import DeadlineExceeded, InvalidArgument, ResourceExhausted, Unavailable
+from chassis.apart import run_apart
+from chassis.errors import InvalidArgument, ResourceExhausted, Unavailable
 from chassis.ids import parse_name, resource_name
 from routing.convert import duration, moment_ms
 from routing.directory import agent_config, queue_config
@@ -36,8 +37,6 @@ SECONDS_MAX = 120.0
 RETRY_SECONDS = 10.0
 #: Real milliseconds in which the database must answer the other process.
 ANSWER_MS_MAX = 5_000
-#: Of what the other process says when it fails, so many characters are logged.
-SAID_CHARACTERS_MAX = 300
 #: Exit statuses of the other process: a request that does not fit, a journal that cannot be read.
 EXIT_INVALID, EXIT_UNREADABLE = 3, 4
 
@@ -61,30 +60,16 @@ async def answer(
 async def _in_another_process(
     request: supervision_pb2.SimulateDayRequest, mongo_uri: str, database: str
 ) -> supervision_pb2.SimulateDayResponse:
-    env = {**os.environ, "MONGO_URI": mongo_uri, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
-    process = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-m", "routing.whatif_day", database),
-        stdin=asyncio.subprocess.PIPE,
-        stdout=asyncio.subprocess.PIPE,
-        stderr=asyncio.subprocess.PIPE,
-        env=env,
+    job, environment = request.SerializeToString(), {"MONGO_URI": mongo_uri}
+    ended = await run_apart(
+        "routing.whatif_day", database, job=job, seconds_max=SECONDS_MAX, environment=environment
     )
-    try:
-        async with asyncio.timeout(SECONDS_MAX):
-            said, why = await process.communicate(request.SerializeToString())
-    except TimeoutError:
-        raise DeadlineExceeded() from None
-    finally:
-        if process.returncode is None:
-            process.kill()
-            await process.wait()
-    if process.returncode == EXIT_INVALID:
-        raise InvalidArgument(**json.loads(said))
-    if process.returncode != 0:
-        tail = why.decode(errors="replace").strip()[-SAID_CHARACTERS_MAX:]
-        log.warning("simulate_day_failed", status=process.returncode, said=tail)
+    if ended.status == EXIT_INVALID:
+        raise InvalidArgument(**json.loads(ended.said))
+    if ended.status != 0:
+        log.warning("simulate_day_failed", status=ended.status, said=ended.why)
         raise Unavailable(why="the journal cannot be read just now", retry_seconds=RETRY_SECONDS)
-    return supervision_pb2.SimulateDayResponse.FromString(said)
+    return supervision_pb2.SimulateDayResponse.FromString(ended.said)
 
 
 def simulate_request(
