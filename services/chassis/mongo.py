@@ -205,7 +205,8 @@ class Aggregate(mongoengine.Document):
     #: Whether the events of one aggregate go out one after another; False where each stands for itself, as in
     #: a document that carries those of many aggregates written in bulk.
     outbox_ordered: ClassVar[bool] = True
-    #: Whether the document is nothing but its outbox: the relay removes it when that is empty.
+    #: Whether the document is nothing but its outbox: the relay removes it when that is empty, whoever
+    #: emptied it.
     outbox_only: ClassVar[bool] = False
 
     id = StringField(primary_key=True, max_length=128)

@@ -9,7 +9,7 @@ It runs in the worker under a lease, so one relay a service works at a time; whe
    Where a class says that its events stand for themselves (`Aggregate.outbox_ordered`), they all go out
    together: a document that carries the events of many aggregates written in bulk is relayed in bulk.
 3. What was confirmed is pulled off by id in one conditional write, so appends of meanwhile stay. A document
-   that is nothing but its outbox (`Aggregate.outbox_only`) is removed when that is empty.
+   that is nothing but its outbox (`Aggregate.outbox_only`) is removed when that is empty, whoever emptied it.
 4. An event that no queue is bound for stays in its outbox and its type is left alone for a while, longer each
    time. The aggregate's other events pass it by: nobody receives that type, so nobody sees another order.
 5. After any other failure the aggregate waits for the next round.
@@ -172,6 +172,7 @@ class OutboxRelay:
         since: dict[str, Any] = {"$exists": True} if start is None else {"$gte": start}
         oldest: datetime | None = None
         scanned = 0
+        empty: list[Any] = []
         cursor = collection.find({"outbox_since": since}, {"outbox": 1, "outbox_since": 1})
         ordered = self._documents[collection.name].outbox_ordered
         # A document with the events of many aggregates fills a round by itself, and is large.
@@ -182,12 +183,15 @@ class OutboxRelay:
                 oldest = oldest or document["outbox_since"]
                 if scanned == SCAN_MAX:
                     self._resume[collection.name] = document["outbox_since"]
+                if not document.get("outbox"):
+                    empty.append(document["_id"])
                 events = self._publishable(collection.name, document)
                 for together in [events] if ordered else [[event] for event in events]:
                     if together:
                         found.append(_Pending(collection=collection, id=document["_id"], events=together))
                 if len(found) >= BATCH_MAX:
                     break
+        self._remove_empty(collection, empty)
         return found, oldest if start is None else min(oldest or start, start)
 
     def _publishable(self, collection: str, document: dict[str, Any]) -> list[Told]:
@@ -264,8 +268,12 @@ class OutboxRelay:
             if done := by_collection.get(collection.name):
                 updates = [UpdateOne({"_id": id}, outbox_pull(ids)) for id, ids in done.items()]
                 collection.bulk_write(updates, ordered=False)
-                if self._documents[collection.name].outbox_only:
-                    collection.delete_many({"_id": {"$in": list(done)}, "outbox": []})
+                self._remove_empty(collection, list(done))
+
+    def _remove_empty(self, collection: Collection[dict[str, Any]], ids: list[Any]) -> None:
+        """Removes those of the documents that are nothing but their outbox and have told everything."""
+        if ids and self._documents[collection.name].outbox_only:
+            collection.delete_many({"_id": {"$in": ids}, "outbox": []})
 
 
 def pending_count(documents: Sequence[type[Aggregate]]) -> int:

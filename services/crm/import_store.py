@@ -153,20 +153,15 @@ class MongoImportStore:
             _Batch(entries, raw["_id"]).close({entry["id"] for entry in entries} - told, again=False)
         return len(left)
 
-    def _drop_empty(self) -> None:
-        """The relay removes what it has emptied itself, and nothing else. Reads all that waits: not for every
-        round of something.
-        """
-        _imported().delete_many({"outbox_since": {"$exists": True}, "outbox": {"$size": 0}})
-
     def _scrub_imported(self, origin: str) -> None:
-        """Takes what is not told yet of an erased customer out of the batch that it came in."""
+        """Takes what is not told yet of an erased customer out of the batch that it came in. A batch that is
+        empty then is removed by the relay, or where it is open by whoever finishes it.
+        """
         id = event_id(origin)
         for waits in ("outbox_since", "opened"):
             _imported().update_many(
                 {waits: {"$exists": True}, "outbox.id": id}, {"$pull": {"outbox": {"id": id}}}
             )
-        self._drop_empty()
 
 
 def _entries(new: Sequence[NewCustomer]) -> Iterator[list[dict[str, Any]]]:

@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import pytest_asyncio
@@ -15,7 +15,9 @@ from callmesh.crm.v1 import customers_pb2, events_pb2
 from chassis.bus import Event
 from chassis.errors import AlreadyExists, CallmeshError, EtagMismatch, NotFound
 from chassis.idempotency import RequestIdReused
+from chassis.lease import Lease
 from chassis.mongo import async_database, connect, disconnect, ensure_indexes
+from chassis.outbox import OutboxRelay
 from chassis.testing import FakeClock
 from crm import convert, documents, engine, glance, import_store, schema, timeline
 from crm.config import CrmSettings
@@ -344,6 +346,28 @@ class TestImportsInMongo:
         assert self.waiting() == ["import:i1:2"]
         store.import_many([row(1, "b")])
         assert self.waiting() == ["import:i1:2"], "nor when its row is applied again"
+
+    def test_a_batch_emptied_by_an_erasure_while_it_is_open_is_not_told(
+        self, store: MongoStore, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        insert_ready = import_store.insert_ready
+
+        def erased_at_once(made: Any) -> set[int]:
+            clashes = insert_ready(made)
+            store._scrub_imported("i1:1")
+            return clashes
+
+        monkeypatch.setattr(import_store, "insert_ready", erased_at_once)
+        store.import_many([row(1, "b")])
+        assert self.waiting() == [] and documents.ImportedDocument._get_collection().count_documents({}) == 1
+        relay = OutboxRelay(
+            [documents.ImportedDocument],
+            cast(Any, None),
+            Lease(documents.ImportedDocument._get_collection().database["leases"], "relay", "me", 10),
+            service="crm",
+        )
+        assert relay.step() == 0, "there is nothing to publish"
+        assert documents.ImportedDocument._get_collection().count_documents({}) == 0
 
     def test_large_batches_are_cut(self, store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(import_store, "EVENTS_BYTES_MAX", 1500)

@@ -126,6 +126,18 @@ def test_bulk_goes_out_together_and_is_removed_when_all_is_told(
     assert OutboxBulk._get_collection().count_documents({}) == 0
 
 
+def test_what_somebody_else_emptied_is_removed_where_it_is_nothing_but_an_outbox(
+    database: Any, publisher: ScriptedPublisher
+) -> None:
+    for document in (OutboxBulk, OutboxThing):
+        insert_aggregate(document(id="a"), [event("e1")])
+        document._get_collection().update_one({"_id": "a"}, {"$pull": {"outbox": {"id": "e1"}}})
+    insert_aggregate(OutboxBulk(id="b"), [event("e2")])
+    assert make_relay(database, publisher).step() == 1 and publisher.ids == ["e2"]
+    assert OutboxBulk._get_collection().count_documents({}) == 0
+    assert OutboxThing._get_collection().count_documents({}) == 1
+
+
 def test_order_within_an_aggregate_is_kept_through_a_refusal(
     database: Any, publisher: ScriptedPublisher
 ) -> None:
