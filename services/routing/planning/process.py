@@ -3,6 +3,8 @@
 A forecast loads a statistics library and computes for a second, a shift plan for some: not in a process
 that routes calls. So `Elsewhere` starts another one (`python -m routing.planning.process`: the method on
 its command line, the request on its standard input, the database in MONGO_URI) and waits, one at a time.
+That takes two or three seconds at least, more than ten on a busy machine: callers set a deadline. What
+cannot be planned is refused before.
 """
 
 from __future__ import annotations
@@ -11,12 +13,15 @@ import asyncio
 import json
 import os
 import sys
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from chassis import logs
 from chassis.clock import Clock
 from chassis.errors import CallmeshError, DeadlineExceeded, InvalidArgument, ResourceExhausted, Unavailable
 from routing.errors import QueueNotFound
+from routing.planning.forecast import HistoryTooShort
+from routing.planning.requests import CHECKS
+from routing.planning.shifts import NoShiftPlan
 
 if TYPE_CHECKING:
     from google.protobuf.message import Message
@@ -24,6 +29,9 @@ if TYPE_CHECKING:
 #: Longest that a request may take, and how soon another try makes sense while one is worked at, real seconds.
 SECONDS_MAX = 180.0
 RETRY_SECONDS = 5.0
+#: Bytes of a request that is checked before another process is started, a tenth of a second's work at most;
+#: of a larger one the other process says what is wrong.
+CHECKED_HERE_BYTES_MAX = 256 * 1024
 #: Real milliseconds in which the database must answer the other process.
 ANSWER_MS_MAX = 5_000
 #: Of what the other process says when it fails, so many characters are logged.
@@ -32,6 +40,7 @@ SAID_CHARACTERS_MAX = 300
 EXIT_REFUSED, EXIT_UNREADABLE = 3, 4
 
 log = logs.get_logger(__name__)
+Filled = TypeVar("Filled", bound="Message")
 
 
 class PlannerBusy(ResourceExhausted):
@@ -53,10 +62,12 @@ class Elsewhere:
         self._uri, self._database, self._region, self._clock = mongo_uri, database, region, clock
         self._one_at_a_time = asyncio.Lock()
 
-    async def answer(self, method: str, request: Message, response: Message) -> Any:
+    async def answer(self, method: str, request: Message, response: Filled) -> Filled:
         """Fills the response in. Raises what the planner refuses with (answers.py), PlannerBusy,
         PlanningAway and, after `SECONDS_MAX`, DeadlineExceeded.
         """
+        if request.ByteSize() <= CHECKED_HERE_BYTES_MAX:
+            await asyncio.to_thread(CHECKS[method], request)
         if self._one_at_a_time.locked():
             raise PlannerBusy(subject="server", limit="one plan at a time", retry_seconds=RETRY_SECONDS)
         async with self._one_at_a_time:
@@ -101,9 +112,6 @@ class Elsewhere:
 
 def _refusal(said: dict[str, Any]) -> CallmeshError:
     """The error that the other process raised."""
-    from routing.planning.forecast import HistoryTooShort
-    from routing.planning.shifts import NoShiftPlan
-
     kinds: tuple[type[CallmeshError], ...] = (InvalidArgument, QueueNotFound, HistoryTooShort, NoShiftPlan)
     kind = next((each for each in kinds if each.reason == said["reason"]), None)
     if kind is None:

@@ -1,10 +1,13 @@
-"""Planning's requests, checked, and its responses, worded. No gRPC here."""
+"""Planning's requests, checked, and its responses, worded. No gRPC here, and nothing that loads a statistics
+library: a router checks a request before it starts the process that works it out.
+"""
 
 from __future__ import annotations
 
 import datetime as dt
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from google.protobuf.duration_pb2 import Duration
 
@@ -21,6 +24,8 @@ from routing.planning.staffing import SERVICE_LEVEL, Needed
 DAY_MS = 86_400_000
 #: Longest span that shifts are planned for.
 SHIFT_DAYS_MAX = 7
+#: First instant of 1970 and of 9999: days of a zone and of the history are counted around a span.
+EARLIEST_MS, LATEST_MS = 0, 253_370_764_800_000
 QUEUES_MAX = shifts.QUEUES_MAX
 AGENTS_MAX = shifts.AGENTS_MAX
 
@@ -52,6 +57,8 @@ def interval(field: str, value: common_pb2.Interval, days_max: int) -> tuple[int
     to_ms = moment_ms(f"{field}.end_time", value.end_time)
     if not from_ms < to_ms <= from_ms + days_max * DAY_MS:
         raise InvalidArgument(field=field, why=f"must end after it begins, {days_max} days later at most")
+    if not EARLIEST_MS <= from_ms < to_ms <= LATEST_MS:
+        raise InvalidArgument(field=field, why="must lie in the years 1970 to 9998")
     return from_ms, to_ms
 
 
@@ -71,16 +78,20 @@ def _zone(name: str) -> str:
 def staffing_question(request: menus_pb2.PlanStaffingRequest) -> StaffingQuestion:
     """Raises InvalidArgument naming the field."""
     queues = [parse_name("queue", "queues", request.queue)]
+    _at_most("more_queues", request.more_queues, QUEUES_MAX - 1)
     for place, name in enumerate(request.more_queues):
         queues.append(parse_name(f"more_queues[{place}]", "queues", name))
-    if len(queues) > QUEUES_MAX or len(set(queues)) != len(queues):
-        raise InvalidArgument(field="more_queues", why=f"must be at most {QUEUES_MAX - 1}, each once")
+    if len(set(queues)) != len(queues):
+        raise InvalidArgument(field="more_queues", why="must name each queue once, and not `queue`")
     days = DAYS_AHEAD_MAX if request.without_shifts else SHIFT_DAYS_MAX
     from_ms, to_ms = interval("interval", request.interval, days)
     _share("service_level", request.service_level, 0.0, 0.9999)
     _share("shrinkage", request.shrinkage, 0.0, 0.9)
     if request.occupancy_max:
         _share("occupancy_max", request.occupancy_max, 0.1, 1.0)
+    rules = shift_rules(request.shift_rules)
+    if not request.without_shifts:
+        shifts.patterns(rules)
     return StaffingQuestion(
         queues=tuple(queues),
         from_ms=from_ms,
@@ -89,11 +100,17 @@ def staffing_question(request: menus_pb2.PlanStaffingRequest) -> StaffingQuestio
         occupancy_max=request.occupancy_max or 1.0,
         shrinkage=request.shrinkage,
         zone=_zone(request.time_zone),
-        rules=shift_rules(request.shift_rules),
+        rules=rules,
         groups=_groups(request.groups, queues),
         given=_given(request.requirements, queues, from_ms, to_ms),
         with_shifts=not request.without_shifts,
     )
+
+
+def _at_most(field: str, entries: Sequence[Any], most: int) -> None:
+    """Before the entries are looked at one by one."""
+    if len(entries) > most:
+        raise InvalidArgument(field=field, why=f"must have at most {most} entries, got {len(entries)}")
 
 
 def _share(field: str, value: float, low: float, high: float) -> None:
@@ -111,6 +128,7 @@ def _half_hours(field: str, value: Duration) -> int:
 def shift_rules(message: planning_pb2.ShiftRules) -> shifts.ShiftRules:
     """Raises InvalidArgument naming the field."""
     plain = shifts.ShiftRules()
+    _at_most("shift_rules.lengths", message.lengths, shifts.LENGTHS_MAX)
     lengths = [_half_hours(f"shift_rules.lengths[{n}]", each) for n, each in enumerate(message.lengths)]
     found = {
         name: _half_hours(f"shift_rules.{field}", getattr(message, field))
@@ -126,9 +144,11 @@ def shift_rules(message: planning_pb2.ShiftRules) -> shifts.ShiftRules:
 
 
 def _groups(messages: Sequence[planning_pb2.StaffGroup], queues: Sequence[str]) -> tuple[shifts.Group, ...]:
+    _at_most("groups", messages, shifts.GROUPS_MAX)
     found = []
     for place, message in enumerate(messages):
         at = f"groups[{place}]"
+        _at_most(f"{at}.queues", message.queues, QUEUES_MAX)
         names = [parse_name(f"{at}.queues[{n}]", "queues", q) for n, q in enumerate(message.queues)]
         found.append(
             shifts.Group(
@@ -144,9 +164,7 @@ def _groups(messages: Sequence[planning_pb2.StaffGroup], queues: Sequence[str]) 
 def _given(
     messages: Sequence[planning_pb2.StaffRequirement], queues: Sequence[str], from_ms: int, to_ms: int
 ) -> dict[tuple[str, int], int]:
-    most = QUEUES_MAX * SHIFT_DAYS_MAX * SLOTS
-    if len(messages) > most:
-        raise InvalidArgument(field="requirements", why=f"must have at most {most} entries")
+    _at_most("requirements", messages, QUEUES_MAX * SHIFT_DAYS_MAX * SLOTS)
     found: dict[tuple[str, int], int] = {}
     for place, message in enumerate(messages):
         at = f"requirements[{place}]"
@@ -169,17 +187,25 @@ def _given(
 
 def roster(messages: Sequence[planning_pb2.RosterEntry]) -> list[adherence.Entry]:
     """Raises InvalidArgument naming the entry."""
-    if len(messages) > adherence.ENTRIES_MAX:
-        raise InvalidArgument(field="roster", why=f"must have at most {adherence.ENTRIES_MAX} entries")
+    _at_most("roster", messages, adherence.ENTRIES_MAX)
     found = []
     for place, message in enumerate(messages):
         at = f"roster[{place}]"
         begins_ms, ends_ms = interval(f"{at}.interval", message.interval, 1)
+        _at_most(f"{at}.breaks", message.breaks, adherence.BREAKS_MAX)
         breaks = tuple(interval(f"{at}.breaks[{n}]", each, 1) for n, each in enumerate(message.breaks))
         agent = parse_name(f"{at}.agent", "agents", message.agent)
         found.append(adherence.Entry(agent=agent, start_ms=begins_ms, end_ms=ends_ms, breaks=breaks))
     adherence.check(found)
     return found
+
+
+#: Method to what checks its requests, raising InvalidArgument that names the field.
+CHECKS: Mapping[str, Callable[[Any], object]] = {
+    "ForecastArrivals": forecast_question,
+    "PlanStaffing": staffing_question,
+    "GetAdherence": lambda request: roster(request.roster),
+}
 
 
 # --- responses

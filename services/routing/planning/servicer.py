@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from callmesh.routing.v1 import menus_pb2, menus_pb2_grpc, planning_pb2
 
-#: (method, request, empty response) to the filled response, worked out elsewhere than on the event loop.
-Answer = Callable[[str, Any, Any], Awaitable[Any]]
+if TYPE_CHECKING:
+    from google.protobuf.message import Message
+
+Filled = TypeVar("Filled", bound="Message")
+
+
+class Answer(Protocol):
+    """Works requests out, elsewhere than on the event loop."""
+
+    async def __call__(self, method: str, request: Message, response: Filled) -> Filled:
+        """The response, filled in."""
 
 
 class PlanningServicer(menus_pb2_grpc.PlanningServiceServicer):
@@ -20,23 +28,17 @@ class PlanningServicer(menus_pb2_grpc.PlanningServiceServicer):
     async def ForecastArrivals(
         self, request: menus_pb2.ForecastArrivalsRequest, context: Any
     ) -> menus_pb2.ForecastArrivalsResponse:
-        response = menus_pb2.ForecastArrivalsResponse()
-        await self._answer("ForecastArrivals", request, response)
-        return response
+        return await self._answer("ForecastArrivals", request, menus_pb2.ForecastArrivalsResponse())
 
     async def PlanStaffing(
         self, request: menus_pb2.PlanStaffingRequest, context: Any
     ) -> menus_pb2.PlanStaffingResponse:
-        response = menus_pb2.PlanStaffingResponse()
-        await self._answer("PlanStaffing", request, response)
-        return response
+        return await self._answer("PlanStaffing", request, menus_pb2.PlanStaffingResponse())
 
     async def GetAdherence(
         self, request: planning_pb2.GetAdherenceRequest, context: Any
     ) -> planning_pb2.GetAdherenceResponse:
-        response = planning_pb2.GetAdherenceResponse()
-        await self._answer("GetAdherence", request, response)
-        return response
+        return await self._answer("GetAdherence", request, planning_pb2.GetAdherenceResponse())
 
 
 def planning_binding(answer: Answer) -> tuple[Any, Any, Any]:

@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -31,6 +31,7 @@ MISSING_COST = 100.0
 GAP, SECONDS_MAX = 0.01, 20.0
 #: Bounds of a problem.
 GROUPS_MAX, QUEUES_MAX, PATTERNS_MAX, AGENTS_MAX = 50, 21, 5_000, 10_000
+LENGTHS_MAX = 8
 #: Breaks may be so many half-hours from their even places.
 BREAK_PLAY = 2
 
@@ -57,8 +58,9 @@ class ShiftRules:
 
     def __post_init__(self) -> None:
         """Raises InvalidArgument naming the field."""
-        if not 1 <= len(self.lengths) <= 8 or any(not 2 <= n <= 24 for n in self.lengths):
-            raise InvalidArgument(field="shift_rules.lengths", why="must be 1 to 8 spans of 1 to 12 hours")
+        if not 1 <= len(self.lengths) <= LENGTHS_MAX or any(not 2 <= n <= 24 for n in self.lengths):
+            why = f"must be 1 to {LENGTHS_MAX} spans of 1 to 12 hours"
+            raise InvalidArgument(field="shift_rules.lengths", why=why)
         if not 1 <= self.work_max <= 24:
             raise InvalidArgument(field="shift_rules.work_max", why="must be half an hour to 12 hours")
         if not 1 <= self.break_length <= 4:
@@ -130,15 +132,18 @@ def patterns(rules: ShiftRules) -> list[Pattern]:
             for breaks in inside:
                 spans = tuple((start + a, start + a + rules.break_length) for a in breaks)
                 found.append(Pattern(start=start, end=start + length, breaks=spans))
+                if len(found) > PATTERNS_MAX:
+                    why = f"allow more than {PATTERNS_MAX} kinds of shift"
+                    raise InvalidArgument(field="shift_rules", why=why)
     if not found:
         raise InvalidArgument(field="shift_rules.work_max", why="leaves no place for the breaks it asks for")
-    if len(found) > PATTERNS_MAX:
-        raise InvalidArgument(field="shift_rules", why=f"allow more than {PATTERNS_MAX} kinds of shift")
     return found
 
 
 def _breaks(rules: ShiftRules, length: int) -> list[tuple[int, ...]]:
-    """Where breaks of a shift may begin, counted from its beginning: the fewest breaks that do."""
+    """Where breaks of a shift may begin, counted from its beginning: the fewest breaks that do, one way more
+    than `PATTERNS_MAX` at most.
+    """
     count = 0
     while length - count * rules.break_length > (count + 1) * rules.work_max:
         count += 1
@@ -148,18 +153,25 @@ def _breaks(rules: ShiftRules, length: int) -> list[tuple[int, ...]]:
         return [()]
     work = length - count * rules.break_length
     even = [round(work * (n + 1) / (count + 1)) + n * rules.break_length for n in range(count)]
-    choices = [range(at - BREAK_PLAY, at + BREAK_PLAY + 1) for at in even]
-    return [each for each in itertools.product(*choices) if _allowed(each, rules, length)]
+    return list(itertools.islice(_placed(even, 0, rules, length), PATTERNS_MAX + 1))
 
 
-def _allowed(breaks: Sequence[int], rules: ShiftRules, length: int) -> bool:
-    """Some work before, between and after the breaks, none of it too long."""
-    at = 0
-    for begin in [*breaks, length]:
-        if not 1 <= begin - at <= rules.work_max:
-            return False
-        at = begin + rules.break_length
-    return True
+def _placed(even: Sequence[int], at: int, rules: ShiftRules, length: int) -> Iterator[tuple[int, ...]]:
+    """Every way to put breaks near their even places behind `at`, where a stretch of work begins: some work
+    before, between and after them, none of it too long. A way that leaves too much or too little work for
+    what is to come is given up at once: there would be millions of them.
+    """
+    if not even:
+        if 1 <= length - at <= rules.work_max:
+            yield ()
+        return
+    near = range(max(at + 1, even[0] - BREAK_PLAY), min(at + rules.work_max, even[0] + BREAK_PLAY) + 1)
+    later = len(even) - 1
+    for begin in near:
+        work_left = length - begin - (later + 1) * rules.break_length
+        if later + 1 <= work_left <= (later + 1) * rules.work_max:
+            for rest in _placed(even[1:], begin + rules.break_length, rules, length):
+                yield (begin, *rest)
 
 
 def plan_day(

@@ -7,7 +7,9 @@ import datetime as dt
 import io
 import json
 import math
+import os
 import random
+import subprocess
 import sys
 import zoneinfo
 from pathlib import Path
@@ -15,6 +17,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from google.protobuf import empty_pb2
 from google.protobuf.duration_pb2 import Duration
 from google.protobuf.timestamp_pb2 import Timestamp
 from hypothesis import given, settings
@@ -32,6 +35,7 @@ from routing.planning.answers import METHODS, Planner
 from routing.planning.forecast import HistoryTooShort, Seasonal
 from routing.planning.history import SLOT_MS, SLOTS, History, history, of_days, slot_of, start_ms
 from routing.planning.process import Elsewhere, PlannerBusy, PlanningAway
+from routing.planning.requests import CHECKS
 from routing.planning.shifts import Group, ShiftRules, patterns, plan_day
 from routing.planning.store import MemoryPlanning, QueueRow, queue_row, time_there
 
@@ -196,6 +200,9 @@ def test_groups_take_what_they_can_and_what_is_missing_is_said() -> None:
         (lambda: ShiftRules(earliest=20, latest=10), "shift_rules.latest_end"),
         (lambda: ShiftRules(earliest=20, latest=22), "shift_rules.lengths"),
         (lambda: patterns(ShiftRules(lengths=(24,), work_max=1, break_length=4)), "shift_rules.work_max"),
+        # Twelve breaks, near their even places in 5 ** 12 ways.
+        (lambda: patterns(ShiftRules(lengths=(24,), work_max=1)), "shift_rules.work_max"),
+        (lambda: patterns(ShiftRules(lengths=tuple(range(17, 25)), work_max=5)), "shift_rules"),
     ],
 )
 def test_what_no_plan_can_be_made_of_is_named(how: Any, field: str) -> None:
@@ -358,17 +365,61 @@ def test_a_roster_is_held_against_the_reports() -> None:
     ]
 
 
+#: Seconds of its first instant.
+YEAR_9999 = 253_370_764_800
+
+
+def between(begin: int, end: int) -> common_pb2.Interval:
+    return common_pb2.Interval(start_time=Timestamp(seconds=begin), end_time=Timestamp(seconds=end))
+
+
 REQUIREMENT = planning_pb2.StaffRequirement(
     queue="queues/q", start_time=stamp(start_ms(TOMORROW, 20, CHINA)), agents=1
 )
+
+
+def refused(method: str, request: Any, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """The field that a router names, as it would if no other process could be started; the planner names the
+    same.
+    """
+    with pytest.raises(InvalidArgument) as caught:
+        METHODS[method][1](planner(days=1))(request)
+    monkeypatch.setattr(sys, "executable", "/none/such")
+    one = elsewhere()
+    with pytest.raises(InvalidArgument) as here:
+        asyncio.run(one.answer(method, request, empty_pb2.Empty()))
+    assert here.value.values == caught.value.values
+    return here.value.values["field"]
 
 
 @pytest.mark.parametrize(
     ("change", "field"),
     [
         ({"queue": "q"}, "queue"),
+        ({"queue": ""}, "queue"),
         ({"interval": None}, "interval.start_time"),
         ({"interval": span(days=8)}, "interval"),
+        ({"interval": span(days=0)}, "interval"),
+        ({"interval": between(86_400, 0)}, "interval"),
+        ({"interval": between(-3_600, 3_600)}, "interval"),
+        ({"interval": between(YEAR_9999, YEAR_9999 + 3_600)}, "interval"),
+        ({"service_level": math.nan}, "service_level"),
+        ({"shrinkage": -0.1}, "shrinkage"),
+        ({"more_queues": [f"queues/{n}" for n in range(21)]}, "more_queues"),
+        ({"groups": [planning_pb2.StaffGroup()] * 51}, "groups"),
+        ({"groups": [planning_pb2.StaffGroup(queues=["queues/q"] * 22)]}, "groups[0].queues"),
+        (
+            {"shift_rules": planning_pb2.ShiftRules(lengths=[Duration(seconds=7_200)] * 9)},
+            "shift_rules.lengths",
+        ),
+        (
+            {
+                "shift_rules": planning_pb2.ShiftRules(
+                    lengths=[Duration(seconds=43_200)], work_max=Duration(seconds=1_800)
+                )
+            },
+            "shift_rules.work_max",
+        ),
         ({"service_level": -0.1}, "service_level"),
         ({"service_level": 1.0}, "service_level"),
         ({"occupancy_max": -0.5}, "occupancy_max"),
@@ -397,11 +448,59 @@ REQUIREMENT = planning_pb2.StaffRequirement(
         ({"groups": [planning_pb2.StaffGroup(queues=["queues/q"])]}, "groups[0].name"),
     ],
 )
-def test_bad_staffing_requests_are_named(change: dict[str, Any], field: str) -> None:
+def test_bad_staffing_requests_are_named_before_a_process_is_started(
+    change: dict[str, Any], field: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     request = menus_pb2.PlanStaffingRequest(**{"queue": "queues/q", "interval": span(), **change})
-    with pytest.raises(InvalidArgument) as caught:
-        planner().plan_staffing(request)
-    assert caught.value.values["field"] == field
+    assert refused("PlanStaffing", request, monkeypatch) == field
+
+
+@pytest.mark.parametrize(
+    ("change", "field"),
+    [
+        ({"queue": ""}, "queue"),
+        ({"interval": None}, "interval.start_time"),
+        ({"interval": span(days=0)}, "interval"),
+        ({"interval": span(days=29)}, "interval"),
+        ({"time_zone": "Asia"}, "time_zone"),
+        ({"time_zone": "../etc/passwd"}, "time_zone"),
+    ],
+)
+def test_bad_forecast_requests_are_named_before_a_process_is_started(
+    change: dict[str, Any], field: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    request = menus_pb2.ForecastArrivalsRequest(**{"queue": "queues/q", "interval": span(), **change})
+    assert refused("ForecastArrivals", request, monkeypatch) == field
+
+
+@pytest.mark.parametrize(
+    ("entry", "field"),
+    [
+        ({"agent": "ann"}, "roster[0].agent"),
+        ({"interval": None}, "roster[0].interval.start_time"),
+        ({"interval": between(9, 9)}, "roster[0].interval"),
+        ({"breaks": [between(10, 20)] * 21}, "roster[0].breaks"),
+        ({"breaks": [between(10, 20)] * 2}, "roster[0].breaks[1]"),
+        (None, "roster"),
+    ],
+)
+def test_bad_rosters_are_named_before_a_process_is_started(
+    entry: dict[str, Any] | None, field: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    good = {"agent": "agents/ann", "interval": between(0, 3_600)}
+    rows = [] if entry is None else [planning_pb2.RosterEntry(**{**good, **entry})]
+    request = planning_pb2.GetAdherenceRequest(roster=rows)
+    assert refused("GetAdherence", request, monkeypatch) == field
+
+
+def test_a_router_checks_without_a_statistics_library() -> None:
+    script = "import sys, routing.planning.process; print({'numpy', 'scipy', 'sklearn'} & set(sys.modules))"
+    env = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+    said = subprocess.run(
+        [sys.executable, "-c", script], env=env, capture_output=True, check=True, timeout=60
+    )
+    assert said.stdout.strip() == b"set()"
+    assert set(CHECKS) == set(METHODS)
 
 
 def test_unknown_queues_and_short_histories_are_said() -> None:
@@ -446,7 +545,7 @@ def elsewhere() -> Elsewhere:
 
 
 async def ask(one: Elsewhere) -> Any:
-    request = menus_pb2.ForecastArrivalsRequest(queue="queues/q")
+    request = menus_pb2.ForecastArrivalsRequest(queue="queues/q", interval=span())
     return await one.answer("ForecastArrivals", request, menus_pb2.ForecastArrivalsResponse())
 
 
