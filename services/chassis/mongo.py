@@ -22,6 +22,7 @@ import pymongo
 from mongoengine import DateTimeField, DictField, IntField, ListField, StringField
 from pymongo.errors import (
     AutoReconnect,
+    BulkWriteError,
     ConfigurationError,
     ConnectionFailure,
     DuplicateKeyError,
@@ -56,6 +57,9 @@ if TYPE_CHECKING:
 OUTBOX_EVENTS_MAX = 500
 #: How often `retry_conflicts` runs its function.
 CONFLICT_ATTEMPTS_MAX = 5
+
+#: MongoDB's code of a write that met a unique value of another document.
+DUPLICATE_KEY = 11000
 
 _MAJORITY = WriteConcern(w="majority")
 _MANAGED = frozenset(
@@ -411,6 +415,19 @@ def retry_conflicts(use_case: Callable[[], Result], attempts: int = CONFLICT_ATT
         except EtagMismatch:
             continue
     return use_case()
+
+
+def clashes(error: BulkWriteError) -> dict[int, dict[str, Any]]:
+    """Of an unordered bulk write, those that met a unique value of another: place -> what the server said.
+    Raises the error when anything else went wrong, and DatabaseUnavailable when it is not known whether a
+    majority has the others.
+    """
+    if error.details.get("writeConcernErrors"):
+        raise _unavailable(error) from None
+    failures = error.details.get("writeErrors", [])
+    if any(failure.get("code") != DUPLICATE_KEY for failure in failures):
+        raise error
+    return {failure["index"]: failure for failure in failures}
 
 
 def outbox_pull(event_ids: Iterable[str]) -> list[dict[str, Any]]:

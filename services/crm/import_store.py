@@ -24,7 +24,7 @@ from pymongo.write_concern import WriteConcern
 
 from chassis.errors import CallmeshError
 from chassis.ids import new_id, stable_id
-from chassis.mongo import DatabaseUnavailable, pending_entry
+from chassis.mongo import clashes, pending_entry
 from crm import documents as docs
 from crm.model import Customer, State
 
@@ -39,7 +39,6 @@ FINISH_MAX = 50
 _ORIGIN_CHARACTERS_MAX = 100
 
 _MAJORITY = WriteConcern(w="majority")
-_DUPLICATE_KEY = 11000
 
 
 def event_id(origin: str) -> str:
@@ -79,20 +78,8 @@ def insert_ready(documents: Sequence[Mapping[str, Any]]) -> set[int]:
     try:
         _customers().insert_many(documents, ordered=False)
     except BulkWriteError as error:
-        return met(error)
+        return set(clashes(error))
     return set()
-
-
-def met(error: BulkWriteError) -> set[int]:
-    """The places of an unordered bulk write that met a unique value of another; raises when anything else
-    went wrong.
-    """
-    problems = error.details.get("writeErrors", [])
-    if error.details.get("writeConcernErrors"):
-        raise DatabaseUnavailable(why="try again", retry_seconds=1.0) from None
-    if any(problem.get("code") != _DUPLICATE_KEY for problem in problems):
-        raise error
-    return {problem["index"] for problem in problems}
 
 
 def _customers() -> Any:
@@ -113,11 +100,11 @@ class MongoImportStore:
         batches = [_Batch(entries) for entries in _entries(new)]
         for batch in batches:
             batch.open()
-        clashes = insert_ready([ready_document(item, told=False) for item in new])
-        before = self._stored_before([new[index] for index in clashes])
+        clashed = insert_ready([ready_document(item, told=False) for item in new])
+        before = self._stored_before([new[index] for index in clashed])
         outcomes: list[Customer | CallmeshError] = [
             self._outcome(item)
-            if index in clashes and item.change.customer.id not in before
+            if index in clashed and item.change.customer.id not in before
             else item.change.customer
             for index, item in enumerate(new)
         ]

@@ -20,6 +20,7 @@ from pymongo.write_concern import WriteConcern
 from chassis.errors import AlreadyExists, CallmeshError, EtagMismatch, NotFound, Unavailable
 from chassis.mongo import (
     PendingEvent,
+    clashes,
     create_once,
     pending_entry,
     update_aggregate,
@@ -27,7 +28,7 @@ from chassis.mongo import (
 from crm import documents as docs
 from crm import engine, timeline
 from crm.coalesce import Coalescer
-from crm.import_store import MongoImportStore, insert_ready, met, ready_document
+from crm.import_store import MongoImportStore, insert_ready, ready_document
 from crm.model import (
     AuditEntry,
     Churn,
@@ -511,7 +512,7 @@ class MongoStore(MongoSagaStore, MongoImportStore):
         try:
             _interactions().bulk_write(writes, ordered=False)
         except BulkWriteError as error:
-            return {entries[index].id for index in met(error)}
+            return {entries[index].id for index in clashes(error)}
         return set()
 
     def subjects_with_history(self, subjects: Iterable[str]) -> set[str]:

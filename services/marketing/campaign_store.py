@@ -21,10 +21,9 @@ from mongoengine import BooleanField, DateTimeField, DictField, Document, IntFie
 from pymongo import UpdateOne
 from pymongo.errors import BulkWriteError
 
-from chassis.mongo import Aggregate, pending_entry
+from chassis.mongo import Aggregate, clashes, pending_entry
 from marketing.documents import ComplaintDocument, ProfileDocument
 
-_DUPLICATE_KEY = 11000
 #: Touches counted for a sender's backlog.
 BACKLOG_COUNTED_MAX = 1_000_000
 
@@ -219,10 +218,7 @@ def insert_new(collection: Any, rows: Sequence[Mapping[str, Any]]) -> int:
     try:
         collection.insert_many(rows, ordered=False)
     except BulkWriteError as error:
-        failures = error.details["writeErrors"]
-        if any(failure["code"] != _DUPLICATE_KEY for failure in failures):
-            raise
-        return len(rows) - len(failures)
+        return len(rows) - len(clashes(error))
     return len(rows)
 
 

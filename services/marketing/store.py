@@ -25,7 +25,7 @@ from pymongo.errors import BulkWriteError, DuplicateKeyError
 
 from chassis.errors import AlreadyExists, EtagMismatch, NotFound
 from chassis.idempotency import check_repeat
-from chassis.mongo import OUTBOX_EVENTS_MAX, OutboxFull, create_once, pending_entry, update_aggregate
+from chassis.mongo import OUTBOX_EVENTS_MAX, OutboxFull, clashes, create_once, pending_entry, update_aggregate
 from marketing.association import Partners, RuleTable, Smoothing
 from marketing.documents import (
     ComplaintDocument,
@@ -113,7 +113,6 @@ STANDINGS_BATCH = 5_000
 #: The one serving document.
 ASSOCIATION = "association"
 
-_DUPLICATE_KEY = 11000
 #: What tells an offer's states apart.
 _STAMP = {"version": 1, "units_used": 1, "budget_used": 1}
 
@@ -707,10 +706,7 @@ class MongoStore:
         try:
             PurchaseDocument._get_collection().insert_many(rows, ordered=False)
         except BulkWriteError as error:
-            failures = error.details["writeErrors"]
-            if any(failure["code"] != _DUPLICATE_KEY for failure in failures):
-                raise
-            return {rows[failure["index"]]["_id"] for failure in failures}
+            return {rows[index]["_id"] for index in clashes(error)}
         return set()
 
     def _add_products(self, facts: Sequence[tuple[str, str, datetime]], now: datetime) -> None:
@@ -737,8 +733,8 @@ class MongoStore:
         try:
             ProfileDocument._get_collection().bulk_write(updates, ordered=False)
         except BulkWriteError as error:
-            if any(failure["code"] != _DUPLICATE_KEY for failure in error.details["writeErrors"]):
-                raise
+            # Full profiles; see above.
+            clashes(error)
 
     def purchases(self, customer: str, limit: int, after: tuple[datetime, str] | None) -> list[Purchase]:
         """As the port says."""
@@ -1206,9 +1202,6 @@ class MongoReader:
         try:
             await self._decisions.insert_many(rows, ordered=False)
         except BulkWriteError as error:
-            failures = error.details["writeErrors"]
-            if any(failure["code"] != _DUPLICATE_KEY for failure in failures):
-                raise
-            for failure in failures:
-                answers[failure["index"]] = DuplicateKeyError(failure["errmsg"], failure["code"], failure)
+            for index, failure in clashes(error).items():
+                answers[index] = DuplicateKeyError(failure["errmsg"], failure["code"], failure)
         return answers

@@ -16,10 +16,11 @@ from pymongo.database import Database
 from pymongo.errors import BulkWriteError, DuplicateKeyError
 from pymongo.write_concern import WriteConcern
 
+from chassis.mongo import clashes
+
 COLLECTION = "inbox"
 #: How long a mark is kept, seconds: two weeks.
 MARK_SECONDS = 14 * 24 * 3600
-_DUPLICATE = 11000
 
 
 class Inbox:
@@ -51,9 +52,8 @@ class Inbox:
         try:
             self._collection.insert_many(marks, ordered=False)
         except BulkWriteError as error:
-            problems = error.details.get("writeErrors", [])
-            if error.details.get("writeConcernErrors") or any(p.get("code") != _DUPLICATE for p in problems):
-                raise
+            # Marks that are there already are marks.
+            clashes(error)
 
     def mark(self, handler: str, event_id: str) -> None:
         """Remembers that `handler` took the event; repeatable. pymongo's errors when the store is away."""
