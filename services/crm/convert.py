@@ -1117,8 +1117,8 @@ def survey_fact(message: menu_events.SurveyAnswered) -> Fact | None:
         "customer": _id_of("customer", "customers", message.customer),
         "channel": Channel.VOICE.value,
         "survey": message.survey[:NAME_CHARACTERS_MAX],
-        # The scale of the timeline is whole; 0: nothing was scored.
-        "satisfaction": min(5, max(0, round(message.satisfaction))),
+        # The scale of the timeline is whole; 0: nothing was scored, or by no number.
+        "satisfaction": round(min(5.0, max(0.0, message.satisfaction))),
         "comment": said[:EVENT_TEXT_CHARACTERS_MAX],
         "call_id": message.call_id[:NAME_CHARACTERS_MAX],
     }

@@ -13,6 +13,7 @@ from google.protobuf.json_format import MessageToDict
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from callmesh.routing.v1 import menu_events_pb2 as menu_events
 from callmesh.tickets.v1 import events_pb2 as tickets_events
 from chassis.errors import InvalidArgument
 from crm import care, churn, consent, convert, engine, identity, rows, scan, schema, search, topics, webhooks
@@ -479,6 +480,18 @@ def test_an_answered_visit_is_a_survey() -> None:
     message.visit.satisfaction_score = 2
     again = convert.visit_fact(message)
     assert again is not None and again.values["satisfaction"] == 2 and again.source_id == fact.source_id
+
+
+@pytest.mark.parametrize(
+    ("mean", "kept"), [(0.0, 0), (3.6, 4), (7.0, 5), (-1.0, 0), (float("inf"), 5), (float("nan"), 0)]
+)
+def test_a_survey_after_a_call_is_kept_on_the_whole_scale(mean: float, kept: int) -> None:
+    message = menu_events.SurveyAnswered(session="s1", satisfaction=mean, caller_number="+8613812345678")
+    message.event_time.FromDatetime(NOW)
+    assert convert.survey_fact(message) is None, "nobody answered"
+    message.answers.add(question="q1", score=4)
+    fact = convert.survey_fact(message)
+    assert fact is not None and fact.values["satisfaction"] == kept and fact.values["comment"] == "q1: 4"
 
 
 @settings(max_examples=30)
