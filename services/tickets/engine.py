@@ -44,6 +44,7 @@ from tickets.model import (
     Change,
     Channel,
     Created,
+    Dispatch,
     Draft,
     Effect,
     Escalated,
@@ -83,10 +84,14 @@ VISIT_MARK = ".visit-"
 CALL_PREFIX = "call-"
 #: Longest id a client may choose; leaves room for its return visits'.
 TICKET_ID_CHARACTERS_MAX = 96
+#: Why a ticket left a silent assignee.
+SILENCE = "the assignee was silent for too long"
 #: Quiet windows that may follow on one another.
 QUIET_STEPS_MAX = 16
 #: Kinds that a customer's call never joins.
 _NOT_JOINED = frozenset({Kind.RETURN_VISIT, Kind.FEE_ORDER, Kind.PARTS_REQUEST})
+#: Kinds that somebody goes to the customer for.
+_ON_SITE = frozenset({Kind.REPAIR, Kind.INSTALLATION})
 #: Fields of a draft that people changed are told by their names in the proto.
 _FIELD_NAMES = {"customer_id": "customer"}
 
@@ -279,7 +284,11 @@ def _entered_resolved(
 ) -> tuple[Ticket, tuple[Happening, ...]]:
     number = ticket.resolve_count + 1
     ticket = replace(
-        ticket, resolve_count=number, resolved_ms=now, resolution=act.resolution or ticket.resolution
+        ticket,
+        resolve_count=number,
+        resolved_ms=now,
+        resolution=act.resolution or ticket.resolution,
+        satisfaction=0,  # what was said is of the resolution before
     )
     flow = flow_of(ticket)
     if not flow.follow_up or not _is_sampled(ticket.id, number, flow.follow_up_share):
@@ -314,7 +323,6 @@ def _left_resolved(ticket: Ticket, to: Phase, actor: str, now: int) -> Ticket:
         reopen_count=ticket.reopen_count + 1,
         resolved_ms=None,
         first_contact_resolved=False,
-        satisfaction=0,
     )
 
 
@@ -515,6 +523,25 @@ def _escalate(ticket: Ticket, reached: Escalated, now: int) -> tuple[Ticket, lis
     return replace(ticket, watchers=told), more
 
 
+def handed_on(change: Change, agent: str, now: int) -> Change:
+    """The change that took a silent assignee's ticket away, with another agent given it."""
+    had = change.ticket.had_assignee
+    given = replace(
+        change.ticket,
+        assignee=agent,
+        silent_ms=now,
+        had_assignee=True,
+        reassign_count=change.ticket.reassign_count + had,
+    )
+    return replace(change, ticket=given)
+
+
+def was_silent(change: Change) -> str:
+    """The agent from whom a change took the ticket for silence; empty when it did not."""
+    told = (one for one in change.happenings if isinstance(one, Assigned) and one.reason == SILENCE)
+    return next((one.previous_assignee for one in told), "")
+
+
 def _silent(ticket: Ticket, now: int) -> tuple[Ticket, tuple[Happening, ...]]:
     """Puts a ticket back to its team when its assignee was silent for too long."""
     if ticket.silent_ms is None or ticket.silent_limit_ms is None or not ticket.assignee:
@@ -524,7 +551,7 @@ def _silent(ticket: Ticket, now: int) -> tuple[Ticket, tuple[Happening, ...]]:
     told = Assigned(
         previous_assignee=ticket.assignee,
         previous_team=ticket.team,
-        reason="the assignee was silent for too long",
+        reason=SILENCE,
     )
     return replace(ticket, assignee="", silent_ms=None), (told,)
 
@@ -665,6 +692,15 @@ def visit_made(ticket: Ticket, now: int) -> Change:
     return Change(ticket=ticket, happenings=(Updated(fields=("follow_up",), actor=SYSTEM),))
 
 
+def rated(ticket: Ticket, score: int, now: int, *, actor: str) -> Change:
+    """The ticket with what its customer said of the latest resolution, 1 to 5; no happening when it is known
+    already."""
+    if ticket.satisfaction == score:
+        return Change(ticket=ticket)
+    ticket = replace(ticket, satisfaction=score, updated_ms=max(now, ticket.updated_ms))
+    return Change(ticket=ticket, happenings=(Updated(fields=("satisfaction",), actor=actor),))
+
+
 def carry_out(intent: Intent, ticket: Ticket, rules: Rules, now: int, *, cause: str) -> Change:
     """What `intent` does to the ticket it is for; no happening when it no longer applies or was done before.
 
@@ -718,7 +754,7 @@ def call_draft(facts: CallFacts) -> tuple[Kind, Draft]:
     wishes = (request.subject, facts.reason, facts.code, f"{kind} from a call")
     subject = next(line for line in (clean_line(wish, SUBJECT_CHARACTERS_MAX) for wish in wishes) if line)
     profile = facts.profile
-    return kind, Draft(
+    draft = Draft(
         subject=subject,
         description=clean_text(request.description or facts.notes),
         priority=_request_priority(request.priority),
@@ -728,6 +764,16 @@ def call_draft(facts: CallFacts) -> tuple[Kind, Draft]:
         language=profile.language if profile else "",
         channel=facts.channel,
     )
+    return kind, with_documents(kind, draft)
+
+
+def with_documents(kind: Kind, draft: Draft) -> Draft:
+    """The draft with the papers that its kind goes by, as far as customer and call say what is in them: a
+    dispatch order names whom to ring at the site."""
+    if kind not in _ON_SITE or not draft.caller_number:
+        return draft
+    order = draft.dispatch or Dispatch()
+    return draft if order.contact else replace(draft, dispatch=replace(order, contact=draft.caller_number))
 
 
 def call_link(facts: CallFacts, *, opened: bool) -> CallLink:

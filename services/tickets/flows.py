@@ -44,6 +44,8 @@ TICKET_FIELDS = frozenset(
 
 _REASON = frozenset({"reason"})
 _RESOLUTION = frozenset({"resolution"})
+#: Nobody is sent without knowing where to, nor an order sent without saying who goes.
+_DISPATCH = frozenset({"dispatch", "dispatch.engineer"})
 
 
 def _row(
@@ -129,7 +131,7 @@ _FIELD_STATES = {
     "cancelled": Phase.CANCELLED,
 }
 _FIELD_ROWS = (
-    _row("dispatch", "new", "dispatched"),
+    _row("dispatch", "new", "dispatched", _DISPATCH),
     _row("arrive", "dispatched", "on_site"),
     _row("need_parts", "dispatched on_site", "waiting_parts"),
     _row("wait", "dispatched on_site", "waiting_customer"),
@@ -219,7 +221,7 @@ _PARTS_REQUEST = Flow(
         }
     ),
     transitions=(
-        _row("approve", "new", "approved"),
+        _row("approve", "new", "approved", frozenset({"parts"})),
         _row("order", "approved", "ordered"),
         _row("deliver", "approved ordered", "delivered"),
         _row("return", "delivered", "approved", _REASON),

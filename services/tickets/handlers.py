@@ -40,6 +40,8 @@ if TYPE_CHECKING:
 CALL_ATTEMPTS_MAX = 5
 #: Mean of a survey's scores, 1.0 to 5.0, up to which its caller was not satisfied.
 DISSATISFIED_MAX = 2.0
+#: The best that a caller can say.
+SATISFACTION_MAX = 5.0
 #: Tickets taken over at once when a customer becomes known, is merged or erased.
 BATCH_MAX = 100
 #: Batches of one such change; what is left then comes with the message's next delivery.
@@ -362,19 +364,25 @@ class Handlers:
     def survey_answered(
         self, call_id: str, satisfaction: float, *, actor: str, reason: str, time_ms: int
     ) -> Ticket | None:
-        """Opens a call's ticket again whose caller said afterwards that the matter is not settled: 1.0 to
-        5.0, up to `DISSATISFIED_MAX`. None when there is nothing to open: no ticket, one that was not
-        resolved by then, or a flow that opens nothing again. Safe to repeat: what was resolved since stays
-        so."""
+        """Keeps what a call's caller said afterwards, 1.0 to 5.0, on its ticket, and opens it again when the
+        matter is not settled: up to `DISSATISFIED_MAX`. The ticket that was opened; None when there was none
+        to open: no ticket, one that was not resolved by then, or a flow that opens nothing again. Safe to
+        repeat: what was resolved since stays so."""
 
         def attempt() -> Ticket | None:
             ticket = self._store.by_call(call_id)
             if ticket is None or ticket.phase is not Phase.RESOLVED or (ticket.resolved_ms or 0) > time_ms:
                 return None
+            now = self._clock.now_ms()
+            if satisfaction > DISSATISFIED_MAX:
+                self._save(engine.rated(ticket, round(satisfaction), now, actor=actor))
+                return None
             act = engine.Act(verb="reopen", actor=actor, reason=reason)
-            return self._save(engine.transition(ticket, act, self._rules(), self._clock.now_ms()))
+            change = engine.transition(ticket, act, self._rules(), now)
+            said = replace(change.ticket, satisfaction=max(1, round(satisfaction)))
+            return self._save(replace(change, ticket=said))
 
-        if not 0 < satisfaction <= DISSATISFIED_MAX:
+        if not 0 < satisfaction <= SATISFACTION_MAX:
             return None
         try:
             return retry_conflicts(attempt)
@@ -488,6 +496,8 @@ class Handlers:
             return None
         due = engine.next_timer_ms(change.ticket)
         done = change.happenings and (due is None or due > now)
+        if engine.was_silent(change) and change.ticket.team in self._rules().teams:
+            return None  # goes to somebody else, one by one: each counts in the next one's choice
         return change if done else None
 
     def fire(self, ticket_id: str) -> None:
@@ -505,7 +515,7 @@ class Handlers:
         if ticket is None:
             return
         read = ticket
-        ticket = self._save(engine.breach(ticket, now))
+        ticket = self._save(self._handed_on(engine.breach(ticket, now), now))
         if engine.visit_due(ticket, now):
             ticket = self._make_visit(ticket, now)
         for intent in ticket.intents:
@@ -515,6 +525,19 @@ class Handlers:
         if ticket.version == read.version and (due is None or due > now):
             # The index said that something is due, the ticket says that nothing is: bring the index in line.
             self._store.update(ticket, ())
+
+    def _handed_on(self, change: Change, now: int) -> Change:
+        """A ticket whose assignee was silent goes to the member of its team who has the fewest open ones; it
+        waits in the pile where nobody else has the skills and room for it."""
+        silent = engine.was_silent(change)
+        team = self._rules().teams.get(change.ticket.team) if silent else None
+        others = [member for member in team.members if member.agent != silent] if team is not None else []
+        load = self._store.loads([member.agent for member in others]) if others else {}
+        try:
+            agent = desk.least_loaded(desk.able(others, change.ticket, load), load).agent if others else ""
+        except desk.NobodyFree:
+            agent = ""
+        return engine.handed_on(change, agent, now) if agent else change
 
     def _make_visit(self, ticket: Ticket, now: int) -> Ticket:
         profile = self._store.profile(ticket.draft.customer_id) if ticket.draft.customer_id else None

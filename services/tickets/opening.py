@@ -91,6 +91,7 @@ def plan_create(command: Create, profile: Profile | None, rules: Rules, now: int
     if profile is not None:
         language = draft.language or profile.language
         draft = replace(draft, customer_id=profile.customer_id, language=language)
+    draft = engine.with_documents(command.kind, draft)
     return engine.open_ticket(
         command.ticket_id or new_id(),
         command.kind,

@@ -23,7 +23,7 @@ from chassis.ids import check_id
 from tickets import convert, filters, pictures, reports
 from tickets.filters import Condition, Term, boolean_field, text_field
 from tickets.imports import Log, decoded, read_log
-from tickets.model import OPEN_PHASES, Phase, Ticket
+from tickets.model import OPEN_PHASES, Kind, Phase, Ticket
 from tickets.reports import Case
 from tickets.store import Query
 
@@ -45,10 +45,17 @@ _NAMES = {
     report_pb2.DIMENSION_CHANNEL: "channel",
     report_pb2.DIMENSION_PRODUCT: "product",
     report_pb2.DIMENSION_DAY: "day",
+    report_pb2.DIMENSION_FLOW: "flow",
+    report_pb2.DIMENSION_SLA_POLICY: "sla_policy",
+    report_pb2.DIMENSION_LANGUAGE: "language",
+    report_pb2.DIMENSION_TAG: "tag",
+    report_pb2.DIMENSION_CUSTOMER: "customer",
+    report_pb2.DIMENSION_PROBLEM: "problem",
+    report_pb2.DIMENSION_MONTH: "month",
 }
 #: What imported tickets are filtered by.
 _CASE_FIELDS = {
-    **{name: text_field() for name in _NAMES.values() if name != "day"},
+    **{name: text_field() for name in _NAMES.values() if name not in reports.SPANS},
     "open": boolean_field(),
 }
 _AMOUNT = re.compile(r"[0-9]{1,18}(\.[0-9]{1,6})?")
@@ -158,7 +165,8 @@ def case_of(ticket: Ticket) -> Case:
         reassigned=ticket.reassign_count,
         reopened=ticket.reopen_count,
         first_contact=ticket.first_contact_resolved if ticket.calls else None,
-        satisfaction=ticket.satisfaction,
+        # a visit's answer is its parent's figure: one answer counts once
+        satisfaction=0 if ticket.parent_id and ticket.kind is Kind.RETURN_VISIT else ticket.satisfaction,
         values={
             "kind": (ticket.kind.value,),
             "priority": (draft.priority.value,),
@@ -169,6 +177,12 @@ def case_of(ticket: Ticket) -> Case:
             "state": (ticket.state,),
             "channel": (draft.channel.value,),
             "product": draft.products or ("",),
+            "flow": (ticket.flow,),
+            "sla_policy": (levels.policy,),
+            "language": (draft.language,),
+            "tag": draft.tags or ("",),
+            "customer": (draft.customer_id,),
+            "problem": (ticket.problem,),
         },
     )
 

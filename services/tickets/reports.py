@@ -20,6 +20,8 @@ from zoneinfo import ZoneInfo
 ROWS_MAX = 10_000
 #: Digits after the point of money that a report gives.
 MONEY_DIGITS = Decimal("0.01")
+#: Dimensions that are told from when a case was opened -> characters of an ISO date that name a cell.
+SPANS: Mapping[str, int] = {"day": 10, "month": 7}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -89,8 +91,9 @@ def _keys(case: Case, dimensions: Sequence[str], zone: ZoneInfo) -> list[tuple[s
     """The cells that a case belongs to: one, or one for each of several products."""
     found: list[tuple[str, ...]] = [()]
     for name in dimensions:
-        if name == "day":
-            values: Sequence[str] = (datetime.fromtimestamp(case.opened_ms / 1000, zone).date().isoformat(),)
+        if name in SPANS:
+            day = datetime.fromtimestamp(case.opened_ms / 1000, zone).date().isoformat()
+            values: Sequence[str] = (day[: SPANS[name]],)
         else:
             values = case.values.get(name) or ("",)
         found = [(*key, value) for key in found for value in values]

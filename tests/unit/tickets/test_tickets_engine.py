@@ -19,10 +19,12 @@ from tickets.model import (
     CallFacts,
     Change,
     Channel,
+    Dispatch,
     Draft,
     FeeLine,
     IntentKind,
     Kind,
+    PartLine,
     Phase,
     Priority,
     Profile,
@@ -48,6 +50,10 @@ def opened(kind: Kind = Kind.INQUIRY, **changes: object) -> Ticket:
     draft = replace(Draft(subject="My bill is wrong", caller_number=NUMBER), **changes)  # type: ignore[arg-type]
     if kind is Kind.FEE_ORDER:
         draft = replace(draft, fee=(FeeLine(description="visit", quantity=1, amount="9.90", currency="CNY"),))
+    if kind in (Kind.REPAIR, Kind.INSTALLATION):
+        draft = replace(draft, dispatch=Dispatch(address="Nanjing Road 1", engineer="agents/9"))
+    if kind is Kind.PARTS_REQUEST:
+        draft = replace(draft, parts=(PartLine(number="m7", quantity=1),))
     visit = Visit(number=1) if kind is Kind.RETURN_VISIT else None
     parent = "p1" if visit else ""
     return engine.open_ticket(
@@ -78,6 +84,29 @@ def facts(call_id: str = "c1", **changes: object) -> CallFacts:
 
 
 # ---- state tables
+
+
+def test_nobody_is_sent_without_an_order_and_a_call_begins_one() -> None:
+    request = TicketRequest(kind="repair", priority="", category="", subject="No light", description="")
+    ticket = engine.open_from_call(facts(request=request), RULES).ticket
+    assert ticket.draft.dispatch == Dispatch(contact=NUMBER)
+    with pytest.raises(engine.TransitionIncomplete) as error:
+        engine.transition(ticket, act("dispatch"), RULES, NOW)
+    assert error.value.values["missing"] == "dispatch,dispatch.engineer"
+    order = replace(ticket.draft.dispatch, address="Nanjing Road 1", engineer="agents/9")
+    filled = engine.update(ticket, replace(ticket.draft, dispatch=order), RULES, NOW, actor="ann").ticket
+    assert after(filled, "dispatch", "need_parts", "resume", "arrive", "resolve").phase is Phase.RESOLVED
+    bare = replace(opened(Kind.PARTS_REQUEST), draft=Draft(subject="Parts"))
+    with pytest.raises(engine.TransitionIncomplete, match="parts"):
+        engine.transition(bare, act("approve"), RULES, NOW)
+    done = after(opened(Kind.PARTS_REQUEST), "approve", "order", "deliver", "return", "deliver", "close")
+    assert done.phase is Phase.CLOSED
+
+
+def test_a_complaint_goes_through_the_back_office_and_back() -> None:
+    ticket = after(opened(Kind.COMPLAINT), "escalate")
+    assert (ticket.state, ticket.phase) == ("back_office", Phase.ACTIVE)
+    assert after(ticket, "return", "escalate", "wait", "resume", "resolve").phase is Phase.RESOLVED
 
 
 @given(

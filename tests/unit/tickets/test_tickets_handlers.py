@@ -352,9 +352,11 @@ def test_a_caller_who_was_not_satisfied_opens_the_ticket_again_once(desk: Desk) 
     assert answered(1.0) is None, "it is still being worked on"
     desk.act(ticket.id, "resolve")
     assert answered(3.0) is None and answered(0.0) is None and answered(1.0, "c9") is None
+    assert answered(50.0) is None and desk.store.get(ticket.id).satisfaction == 3, "what was said is kept"
     assert answered(1.0, seconds=-60) is None, "an answer from before the resolution says nothing of it"
     opened = answered(1.0)
     assert opened is not None and opened.phase is Phase.ACTIVE and opened.reopen_count == 1
+    assert opened.satisfaction == 1
     assert answered(1.0) is None
     desk.clock.advance(60)
     desk.act(ticket.id, "resolve")

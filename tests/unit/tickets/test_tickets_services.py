@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import uuid
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,7 @@ from callmesh.tickets.v1 import (
 from callmesh.tickets.v1 import ticket_service_pb2 as rpc
 from chassis import callcontext
 from chassis.callcontext import CallContext, Identity
-from chassis.errors import AlreadyExists, CallmeshError, InvalidArgument, NotFound
+from chassis.errors import AlreadyExists, CallmeshError, InvalidArgument, NotFound, PermissionDenied
 from chassis.testing import FakeClock
 from tickets import calendars, configuring, convert, flows, workdays
 from tickets import sla as clocks
@@ -170,6 +171,26 @@ def test_a_silent_assignee_loses_the_ticket(service: Service) -> None:
     service.clock.advance(101)
     service.use.fire_due(10)
     assert service.store.get(ticket.id).assignee == "" and service.store.get(ticket.id).team == "field"
+
+
+def test_a_silent_assignees_ticket_goes_to_who_has_fewest_and_can(service: Service) -> None:
+    with_team(service)
+    add_flow(service, silent_assignee_limit=Duration(seconds=600), initial_team="teams/field")
+    busy, one, two = (service.open(flow="flows/own", required_skills=["fibre"]) for _ in range(3))
+    for ticket, agent in ((busy, "c"), (one, "a"), (two, "a")):
+        claim = rpc.ClaimTicketRequest(name=f"tickets/{ticket.id}", agent=f"agents/{agent}")
+        service.ClaimTicket(claim, None)
+    service.clock.advance(300)
+    said = rpc.CreateCommentRequest(parent=f"tickets/{busy.id}", comment=pb.Comment(body="on it"))
+    service.CreateComment(said, None)
+    service.clock.advance(301)
+    for id in service.use.fire_due(10)[1]:
+        service.use.fire(id)
+    moved = [service.store.get(ticket.id) for ticket in (one, two)]
+    assert [(t.assignee, t.team, t.reassign_count) for t in moved] == [("c", "field", 1)] * 2
+    last = service.told(events_pb2.TicketAssigned)[-1]
+    assert (last.ticket.assignee, last.previous_assignee) == ("agents/c", "agents/a")
+    assert not service.use.due(10) and service.store.get(busy.id).assignee == "c"
 
 
 # ---- words, files, links
@@ -327,6 +348,13 @@ def test_tickets_go_on_in_the_version_they_began_with(service: Service) -> None:
     changed = service.flows.UpdateFlow(flow_pb2.UpdateFlowRequest(flow=patch), None)
     assert changed.version == 2
     newer = service.open(flow="flows/own")
+    service.use.transition(ticket.id, None, configuring_act("ask"))
+    clerk = replace(configuring_act("end"), roles=frozenset({"tickets.write"}))
+    read = service.store.get(ticket.id)
+    denied = refused(lambda: service.use.transition(ticket.id, None, clerk), PermissionDenied)
+    assert denied == "PERMISSION_DENIED" and service.store.get(ticket.id) == read
+    lawyer = replace(clerk, roles=frozenset({"lawyer"}))
+    assert service.use.transition(ticket.id, None, lawyer, validate_only=True).state == "done"
     shown = [list(convert.to_proto(t).allowed_transitions) for t in (ticket, newer)]
     assert shown == [["ask"], ["consult"]]
     service.flows.DeleteFlow(flow_pb2.DeleteFlowRequest(name="flows/own"), None)
@@ -615,6 +643,23 @@ def test_a_product_is_scored_by_its_criteria_or_its_tickets(service: Service) ->
     assert refused(lambda: service.quality.UpdateReview(update, None), CallmeshError) == "REVIEW_OVER"
 
 
+def test_a_product_is_reviewed_before_and_improved_after_its_launch(service: Service) -> None:
+    stages = quality_pb2.Review
+    before = quality_pb2.Review(product="5G-gold", stage=stages.STAGE_PRE_LAUNCH)
+    before.criteria.add(criterion_id="tariff", question="Is the tariff clear?", score=-1)
+    made = service.quality.CreateReview(quality_pb2.CreateReviewRequest(review=before), None)
+    assert (made.ticket_count, made.score) == (0, 0.0), "nothing is in the market, nothing is scored"
+    end = quality_pb2.CompleteReviewRequest(name=made.name, verdict=stages.VERDICT_CONDITIONAL)
+    assert service.quality.CompleteReview(end, None).verdict == stages.VERDICT_CONDITIONAL
+    last = max(stages.Stage.values())
+    improve = service.open(kind=2, products=["5G-gold"])
+    after = quality_pb2.Review(product="5G-gold", stage=last, improvement_tickets=[f"tickets/{improve.id}"])
+    made = service.quality.CreateReview(quality_pb2.CreateReviewRequest(review=after), None)
+    assert (made.complaint_count, list(made.improvement_tickets)) == (1, [f"tickets/{improve.id}"])
+    listed = quality_pb2.ListReviewsRequest(filter="product = 5G-gold AND verdict = CONDITIONAL")
+    assert len(service.quality.ListReviews(listed, None).reviews) == 1
+
+
 def test_a_serial_number_is_taken_once_for_a_product(service: Service) -> None:
     asset = quality_pb2.Asset(customer="customers/7", product="modem-7", serial_number="SN1", model="M7")
     request = quality_pb2.CreateAssetRequest(asset=asset)
@@ -654,6 +699,61 @@ def test_reports_count_what_happened(service: Service) -> None:
     assert refused(lambda: service.reports.GetCost(bad, None)) == ["hourly_cost.amount"]
     chart = service.reports.GetProcessMap(report_pb2.GetProcessMapRequest(picture=1), None)
     assert chart.activities[0].activity == "new" and '"new" -> "in_progress" [label="3"' in chart.picture
+
+
+def test_one_answer_counts_once_and_any_dimension_breaks_down(service: Service) -> None:
+    for number, verdict in enumerate(("satisfied", "dissatisfied")):
+        ticket = service.open(tags=["a", "b"][: number + 1], language="zh-CN")
+        service.use.transition(ticket.id, None, configuring_act("resolve"))
+        service.clock.advance(3_601)
+        for id in service.use.fire_due(10)[1]:
+            service.use.fire(id)
+        score = 5 if verdict == "satisfied" else 1
+        act = replace(configuring_act(verdict), reason="late", score=score)
+        service.use.transition(f"{ticket.id}.visit-1", None, act)
+
+    def rows(dimension: Any) -> dict[str, Any]:
+        scope = report_pb2.ReportScope(dimensions=[dimension])
+        found = service.reports.GetPerformance(report_pb2.GetPerformanceRequest(scope=scope), None)
+        assert (found.total.satisfaction_mean, found.total.satisfaction_count) == (3.0, 2)
+        return {row.keys[0]: (row.ticket_count, row.satisfaction_mean) for row in found.rows}
+
+    assert rows(report_pb2.DIMENSION_TAG) == {"": (2, 0.0), "a": (2, 3.0), "b": (1, 1.0)}
+    assert set(rows(report_pb2.DIMENSION_FLOW)) == {"inquiry", "return_visit"}
+    month = service.clock.now().strftime("%Y-%m")
+    assert set(rows(report_pb2.DIMENSION_MONTH)) == {month}
+    assert set(rows(report_pb2.DIMENSION_SLA_POLICY)) == {"default"}
+    assert rows(report_pb2.DIMENSION_LANGUAGE) == {"zh-CN": (4, 3.0)}
+
+
+def test_a_baseline_gives_a_saving_and_its_return(service: Service) -> None:
+    spans = []
+    for seconds in (7_200, 3_600):
+        start = service.clock.now()
+        ticket = service.open()
+        service.use.transition(ticket.id, None, configuring_act("start"))
+        service.clock.advance(seconds)
+        service.use.transition(ticket.id, None, configuring_act("resolve"))
+        service.clock.advance(10)
+        span = common_pb2.Interval()
+        span.start_time.FromDatetime(start)
+        span.end_time.FromDatetime(service.clock.now())
+        spans.append(span)
+
+    def money(amount: str, currency: str = "CNY") -> common_pb2.Money:
+        return common_pb2.Money(currency_code=currency, amount=amount)
+
+    asked = report_pb2.GetCostRequest(
+        scope=report_pb2.ReportScope(span=spans[1]),
+        baseline_span=spans[0],
+        hourly_cost=money("60"),
+        investment=money("40"),
+    )
+    found = service.reports.GetCost(asked, None)
+    assert (found.cost_per_ticket.amount, found.baseline_cost_per_ticket.amount) == ("60.00", "120.00")
+    assert found.saving.amount == "60.00" and found.return_on_investment == pytest.approx(0.5)
+    asked.investment.CopyFrom(money("40", "USD"))
+    assert refused(lambda: service.reports.GetCost(asked, None)) == ["investment.currency_code"]
 
 
 def requests_of(import_id: str, data: bytes, size: int) -> Iterator[Any]:
