@@ -13,8 +13,6 @@ from callmesh.routing.v1 import (
     agent_pb2,
     agent_pb2_grpc,
     call_pb2,
-    menus_pb2,
-    menus_pb2_grpc,
     routing_pb2,
     routing_pb2_grpc,
     shard_pb2,
@@ -192,7 +190,7 @@ BindingParts = tuple[Any, Any, Any]
 def bindings(
     handlers: Handlers, front: Front, shard_servicer: ShardServicer, explainer: Explainer | None = None
 ) -> list[BindingParts]:
-    """(descriptor, add function, servicer) of the services here."""
+    """(descriptor, add function, servicer) of RoutingService, AgentService and ShardService."""
     return [
         (
             routing_pb2.DESCRIPTOR.services_by_name["RoutingService"],
@@ -208,11 +206,5 @@ def bindings(
             shard_pb2.DESCRIPTOR.services_by_name["ShardService"],
             shard_pb2_grpc.add_ShardServiceServicer_to_server,
             shard_servicer,
-        ),
-        # Designed with the rest of v1 and not built: every RPC of it answers UNIMPLEMENTED.
-        (
-            menus_pb2.DESCRIPTOR.services_by_name["PlanningService"],
-            menus_pb2_grpc.add_PlanningServiceServicer_to_server,
-            menus_pb2_grpc.PlanningServiceServicer(),
         ),
     ]
