@@ -10,14 +10,20 @@ from pydantic import Field, field_validator, model_validator
 from pydantic_settings import SettingsConfigDict
 
 from chassis.config import ServiceSettings
+from routing import addresses
 from routing.front import FrontOptions
 from routing.leader import LeaderOptions
 from routing.model import Timing
 from routing.relay import RETENTION_BYTES_MAX
 from routing.snapshots import SnapshotOptions
 
-_PEER = re.compile(r"(?P<region>[a-z0-9][a-z0-9-]{0,62})=(?P<address>[A-Za-z0-9_.\-\[\]:]+:\d{1,5})")
 _REGION = re.compile(r"[a-z0-9][a-z0-9-]{0,62}")
+_PEER = re.compile(rf"{_REGION.pattern}=(?P<address>{addresses.PATTERN})")
+
+
+def _parts(peers: str) -> list[str]:
+    """The routers that `peers` names, each as `region=host:port`."""
+    return [part for part in map(str.strip, peers.split(",")) if part]
 
 
 class RoutingSettings(ServiceSettings):
@@ -153,7 +159,6 @@ class RoutingSettings(ServiceSettings):
         le=2,
         description="A caller's profile is waited for this long at most, seconds.",
     )
-
     repeat_window_seconds: int = Field(
         default=86_400,
         ge=0,
@@ -161,7 +166,6 @@ class RoutingSettings(ServiceSettings):
         description="Who calls again within this gets the queue's points for repeat callers, business"
         " seconds; 0: nobody.",
     )
-
     menu_session_seconds: int = Field(
         default=1800,
         ge=60,
@@ -196,11 +200,11 @@ class RoutingSettings(ServiceSettings):
     @classmethod
     def _check_peers(cls, value: str) -> str:
         seen: set[str] = set()
-        for part in filter(None, (p.strip() for p in value.split(","))):
+        for part in _parts(value):
             match = _PEER.fullmatch(part)
             if match is None:
                 raise ValueError(f"must be region=host:port separated by commas, not {part[:60]!r}")
-            if not 1 <= int(match["address"].rpartition(":")[2]) <= 65_535:
+            if not addresses.is_address(match["address"]):
                 raise ValueError(f"names a port that there is not: {part[:60]!r}")
             if match["address"] in seen:
                 raise ValueError(f"names {match['address']!r} twice")
@@ -210,7 +214,7 @@ class RoutingSettings(ServiceSettings):
     @field_validator("advertise")
     @classmethod
     def _check_advertise(cls, value: str) -> str:
-        if value and not _PEER.fullmatch(f"r={value}"):
+        if value and not addresses.is_address(value):
             raise ValueError(f"must be host:port, not {value[:60]!r}")
         return value
 
@@ -242,10 +246,8 @@ class RoutingSettings(ServiceSettings):
     def routers(self) -> dict[str, tuple[str, ...]]:
         """Addresses of every region's routers, this one included."""
         found: dict[str, tuple[str, ...]] = {}
-        for part in filter(None, (p.strip() for p in self.peers.split(","))):
-            match = _PEER.fullmatch(part)
-            if match is not None:
-                found[match["region"]] = (*found.get(match["region"], ()), match["address"])
+        for region, _, address in (part.partition("=") for part in _parts(self.peers)):
+            found[region] = (*found.get(region, ()), address)
         return found
 
     def own_address(self) -> str:

@@ -15,6 +15,7 @@ from callmesh.routing.v1 import directory_pb2 as pb
 from chassis.errors import InvalidArgument
 from chassis.ids import check_id, parse_name, resource_name
 from chassis.mongo import Aggregate, etag
+from routing.addresses import is_address
 from routing.announcements import ANNOUNCEMENT_CHARACTERS_MAX
 from routing.convert import duration, requirements, span_ms, text, whole
 from routing.documents import AgentDocument, QueueDocument, RegionDocument, SkillDocument
@@ -30,7 +31,6 @@ TRUNK_SPAN_MAX_MS = 3_600_000
 _CAPACITY_MAX = 100
 #: Points for one earlier call of a repeat caller.
 REPEAT_POINTS_MAX = 20
-_ROUTER = re.compile(r"[A-Za-z0-9_.\-\[\]:]+:\d{1,5}")
 _PREFIX = re.compile(r"\+[1-9]\d{0,14}")
 _RESOURCE_ID = re.compile(r"[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?")
 _CHANNELS = frozenset({"voice", "chat", "sms", "email", "visit"})
@@ -146,7 +146,7 @@ def _fill_region(message: pb.Region, document: RegionDocument) -> None:
     document.weight = whole("region.weight", message.weight, 0, 1000) or 100
     document.lead_list = _strings("region.lead_list", message.lead_list, 255)
     for index, router in enumerate(document.lead_list):
-        if not _ROUTER.fullmatch(router) or not 1 <= int(router.rpartition(":")[2]) <= 65_535:
+        if not is_address(router):
             raise InvalidArgument(field=f"region.lead_list[{index}]", why='must look like "router-1:7120"')
     document.business_hours = _strings("region.business_hours", message.business_hours, 100)
     document.holiday_calendar = check_calendar("region.holiday_calendar", message.holiday_calendar)

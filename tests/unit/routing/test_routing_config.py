@@ -26,6 +26,8 @@ BAD: list[tuple[str, Any, str]] = [
     ("peers", "shanghai=host:port", "peers"),
     ("peers", "shanghai=a:1,chengdu=a:1", "peers"),
     ("advertise", "one", "advertise"),
+    ("advertise", "one:70000", "advertise"),
+    ("peers", "shanghai=a:70000", "peers"),
     ("backup_seconds", 0.0, "backup_seconds"),
     ("peers", "=a:1", "peers"),
     ("place_token_key_file", "/no/such/file", "place_token_key_file"),
