@@ -26,6 +26,8 @@ ATTRIBUTE_KEY_CHARACTERS_MAX = 64
 SKILLS_MAX = 8
 ATTEMPT_MAX = 1_000
 TEXT_CHARACTERS_MAX = 4_000
+#: Longest BCP 47 tag.
+LANGUAGE_CHARACTERS_MAX = 35
 CALLS_HELD_MAX = 100
 PREFERRED_AGENT_SECONDS_MAX = 3_600
 _REOPEN_REASONS = frozenset(call_pb2.ReopenReason.values())
@@ -137,7 +139,7 @@ def call_facts(
         priority=max(-100, min(100, priority + sum(value for _, value in extra))),
         priority_parts=extra,
         home_region=home_region,
-        language=text("call.language", request.language, 35),
+        language=text("call.language", request.language, LANGUAGE_CHARACTERS_MAX),
         attributes=attributes("call.attributes", request.attributes),
         traceparent=traceparent,
         preferred_agent=parse_name("call.preferred_agent", "agents", request.preferred_agent)
@@ -166,6 +168,8 @@ def check_call(request: call_pb2.CallRequest) -> None:
     if request.reopen_reason not in _REOPEN_REASONS:
         raise InvalidArgument(field="call.reopen_reason", why="is not a reason that this release knows")
     text("call.caller_number", request.caller_number, 64)
+    # Where a language is spoken is remembered before the facts are made.
+    text("call.language", request.language, LANGUAGE_CHARACTERS_MAX)
     if request.preferred_agent:
         parse_name("call.preferred_agent", "agents", request.preferred_agent)
     preferred_span_ms(request)
