@@ -581,7 +581,8 @@ def best_idle(
     """
     best = line.free.best(draw)
     if best in last:
-        return next((agent_id for agent_id in line.free.order() if agent_id not in last), best)
+        # At most all of `last` come before the first of the others.
+        return next((agent_id for agent_id in line.free.order(len(last) + 1) if agent_id not in last), best)
     return best
 
 
