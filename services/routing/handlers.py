@@ -207,7 +207,8 @@ class Handlers:
             extra=points(known, request.call_id, since_ms, config.repeat_points),
             traceparent=_traceparent(),
         )
-        regions = _tries(ranked, place if place is None or self._regions.serves(place.shard, queue) else None)
+        kept = place if place is not None and self._regions.serves(place.shard, queue) else None
+        regions = _tries(ranked, kept)
         if facts.preferred_agent and place is None:
             regions = await self._agent_first(facts.preferred_agent, regions)
         if regions:

@@ -35,6 +35,8 @@ from routing.placement import (
 #: Placements remembered as not yet seen in the peers' figures, for at most this long, real seconds.
 PLACED_SECONDS = 0.3
 PLACED_REMEMBERED_MAX = 1_000
+#: The overflow threshold of a queue that the directory does not hold yet, business milliseconds.
+OVERFLOW_MS_DEFAULT = 20_000
 #: What was worked out of a queue's standings is used for at most this long, real seconds; less when a peer
 #: says something new, or a free agent may have been filled.
 STANDINGS_SECONDS = 0.02
@@ -203,9 +205,12 @@ class Regions:
     def _rules_of(self, queue: str) -> PlacementRules:
         rules = self._rules.get(queue)
         if rules is None:
-            overflow_ms = self._overflow_ms.get(queue, 20_000)
-            rules = self._rules[queue] = PlacementRules(overflow_seconds=overflow_ms / 1000)
+            rules = self._rules[queue] = PlacementRules(overflow_seconds=self._threshold_ms(queue) / 1000)
         return rules
+
+    def _threshold_ms(self, queue: str) -> int:
+        """How long a call of a queue waits at home before it may go elsewhere, business milliseconds."""
+        return self._overflow_ms.get(queue, OVERFLOW_MS_DEFAULT)
 
     def _standings_of(self, queue: str) -> _Standings:
         known = self._standings.get(queue)
@@ -255,7 +260,7 @@ class Regions:
         here = self._peers.load(region, queue)
         if self._is_deserted(region, queue, here) or self.leaves(region):
             return self._refuge(queue, region)
-        if waited_ms < self._overflow_ms.get(queue, 20_000):
+        if waited_ms < self._threshold_ms(queue):
             return None
         if here is not None and here.agents_free > 0:
             return None
