@@ -1,21 +1,18 @@
 """The gRPC process: `python -m routing`. The only place where routing's parts are put together.
 
 A region may have several routers: one leads its shard, the others follow the journal as warm standbys and
-take
-over after `ROUTING_TAKEOVER_SECONDS` of silence. All of them are fronts for clients at any time.
-ROUTING_PEERS
-names the region once for each, and every router says which of them it is:
+take over after `ROUTING_TAKEOVER_SECONDS` of silence. All of them are fronts for clients at any time.
+ROUTING_PEERS names the region once for each, and every router says which of them it is:
 
     export ROUTING_REGION=beijing ROUTING_PEERS=beijing=127.0.0.1:7120,beijing=127.0.0.1:7121
     ROUTING_ADVERTISE=127.0.0.1:7120 ROUTING_GRPC_PORT=7120 ROUTING_HTTP_PORT=7130 python -m routing
     ROUTING_ADVERTISE=127.0.0.1:7121 ROUTING_GRPC_PORT=7121 ROUTING_HTTP_PORT=7131 python -m routing
 
 Both need the same MONGO_URI, ROUTING_MONGO_DATABASE and ROUTING_PLACE_TOKEN_KEY_FILE. /readyz answers 200
-when a
-router leads or follows a living leader. Clients that lose their router open their streams at another one: an
-edge with `attempt` + 1 and its place token, a desktop with the next session number. Routers of other regions
-back the shard up when the region's `lead_list` in the directory names them (and its own routers, which come
-first); without a list the region's own routers may lead.
+when a router leads or follows a living leader. Clients that lose their router open their streams at another
+one: an edge with `attempt` + 1 and its place token, a desktop with the next session number. Routers of other
+regions back the shard up when the region's `lead_list` in the directory names them (and its own routers,
+which come first); without a list the region's own routers may lead.
 """
 
 from __future__ import annotations
@@ -81,8 +78,7 @@ def place_token_key(settings: RoutingSettings) -> bytes:
 
 class Router:
     """One router: leader or warm standby of its region's shard, backup of the shards whose lead list names
-    it,
-    front of its clients, peer of the others.
+    it, front of its clients, peer of the others.
     """
 
     def __init__(self, settings: RoutingSettings) -> None:
@@ -114,13 +110,11 @@ class Router:
         self.profiles = ProfileBook(
             self.database, seconds=settings.profile_seconds, held_max=settings.profiles_held_max
         )
-        repeat_window_ms = settings.repeat_window_seconds * 1000
+        repeat_window_ms, key = settings.repeat_window_seconds * 1000, place_token_key(settings)
         self.handlers = Handlers(
             front=self.front,
             regions=self.regions,
-            tokens=PlaceTokens(
-                place_token_key(settings), life_span_ms=settings.place_token_life_seconds * 1000
-            ),
+            tokens=PlaceTokens(key, life_span_ms=settings.place_token_life_seconds * 1000),
             profiles=self.profiles,
             agents=self.directory,
             queues=self.queues,
@@ -149,14 +143,10 @@ class Router:
             audit=AuditReader(self.database),
             clock=clock,
         )
-        self.menus = self._make_menus()
+        self.menus = Menus(settings, self.database, key, clock, lambda: self.regions.zone_of(settings.region))
         self.shard_servicer = ShardServicer(self.leaders, self.name, self.who_leads)
         self._tasks: set[asyncio.Task[None]] = set()
         self._backups: dict[str, list[asyncio.Task[None]]] = {}
-
-    def _make_menus(self) -> Menus:
-        region, key = self.settings.region, place_token_key(self.settings)
-        return Menus(self.settings, self.database, key, self._clock, lambda: self.regions.zone_of(region))
 
     def _make_front(self) -> Front:
         return Front(
@@ -272,8 +262,7 @@ class Router:
 
     def _back_up(self, shard: str, *, wanted: bool) -> None:
         """Begins to follow another region's shard as its backup, or ends it. A backup that leads goes on
-        until
-        the shard's journal says otherwise.
+        until the shard's journal says otherwise.
         """
         if wanted and shard not in self.leaders:
             leader = self._make_leader(shard)
