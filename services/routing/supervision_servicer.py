@@ -88,7 +88,7 @@ class SupervisionServicer(supervision_pb2_grpc.SupervisionServiceServicer):
     async def SeizeShard(self, request: pb.SeizeShardRequest, context: Any) -> pb.SeizeShardResponse:
         if self._seizer is None:
             raise Unimplemented(method="SeizeShard")
-        return await self._seizer.seize(request, remaining_seconds(SEIZE_SECONDS_MAX) or SEIZE_SECONDS_MAX)
+        return await self._seizer.seize(request, remaining_seconds(SEIZE_SECONDS_MAX) or 0.0)
 
     async def SimulateDay(self, request: pb.SimulateDayRequest, context: Any) -> pb.SimulateDayResponse:
         if self._simulate is None:
