@@ -21,6 +21,8 @@ from contextlib import asynccontextmanager
 AT_ONCE_MAX = 64
 #: Who may wait for a turn; the next is turned away at once.
 WAITING_MAX = 20_000
+#: Those who have given up are dropped when they outnumber the others by this.
+OUTDATED_MAX = 64
 
 
 class Urgency(enum.IntEnum):
@@ -47,14 +49,11 @@ class Turnstile:
         """`is_open` says whether the shard has a leader just now; call `look` when that changes."""
         self._is_open = is_open
         self._free = at_once
-        #: (urgency, number, its turn, whether it waits for a leader too)
+        #: How many wait for a turn.
+        self.waiting = 0
+        #: (urgency, number, its turn, whether it waits for a leader too); who has given up is still in it.
         self._waiting: list[tuple[Urgency, int, asyncio.Future[None], bool]] = []
         self._numbers = itertools.count()
-
-    @property
-    def waiting(self) -> int:
-        """Who waits for a turn."""
-        return sum(not turn.done() for _, _, turn, _ in self._waiting)
 
     def look(self) -> None:
         """A leader came or went. Who attaches again has no business with the next one: another change,
@@ -89,10 +88,11 @@ class Turnstile:
         if is_open and self._free and not self._waiting:
             self._free -= 1
             return
-        if len(self._waiting) >= WAITING_MAX or (seconds is None and not is_open):
+        if self.waiting >= WAITING_MAX or (seconds is None and not is_open):
             raise NoTurn
         turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         heapq.heappush(self._waiting, (urgency, next(self._numbers), turn, seconds is not None))
+        self.waiting += 1
         self._admit()
         try:
             async with asyncio.timeout(seconds):
@@ -106,6 +106,17 @@ class Turnstile:
             if isinstance(error, TimeoutError):
                 raise NoTurn from None
             raise
+        finally:
+            self.waiting -= 1
+            self._tidy()
+
+    def _tidy(self) -> None:
+        """Drops those who have given up once they outnumber the others: behind somebody more urgent they
+        would never come up.
+        """
+        if len(self._waiting) > 2 * self.waiting + OUTDATED_MAX:
+            self._waiting = [entry for entry in self._waiting if not entry[2].done()]
+            heapq.heapify(self._waiting)
 
     def _admit(self) -> None:
         while self._waiting and (self._waiting[0][2].done() or (self._free and self._is_open())):

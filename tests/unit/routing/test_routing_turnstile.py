@@ -99,3 +99,23 @@ async def test_no_turn_is_lost_whatever_befalls_those_who_wait(seed: int) -> Non
     free.set()
     assert all([await gate.pass_(f"last {n}", Urgency.AGENT, None, free) for n in range(10)])
     assert gate.turnstile._free == 3
+
+
+async def test_who_has_given_up_takes_nobody_s_place(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Behind somebody more urgent they do not come up, and are neither counted nor kept for ever."""
+    monkeypatch.setattr("routing.turnstile.WAITING_MAX", 2)
+    monkeypatch.setattr("routing.turnstile.OUTDATED_MAX", 3)
+    gate, stay = Gate(1), asyncio.Event()
+    stay.set()
+    gate.turn(False)
+    agent = asyncio.ensure_future(gate.pass_("agent", Urgency.AGENT, 5.0, stay))
+    await asyncio.sleep(0)
+    for n in range(20):
+        assert not await gate.pass_(f"{n}", Urgency.NEW_CALL, 0.0, stay)
+        assert len(gate.turnstile._waiting) <= 2 * 2 + 3
+    last = asyncio.ensure_future(gate.pass_("last", Urgency.NEW_CALL, 5.0, stay))
+    await asyncio.sleep(0)
+    assert gate.turnstile.waiting == 2, "there is room for one more"
+    assert not await gate.pass_("too many", Urgency.AGENT, 5.0, stay)
+    gate.turn(True)
+    assert await agent and await last and gate.passed == ["agent", "last"]
