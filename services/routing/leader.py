@@ -370,12 +370,9 @@ class Leader:
         one. Whether this one has stopped to lead; what it has not committed is unknown to who asked for it.
         """
         routers = self.state.lead_list
-        named = router in routers and self.router in routers
-        if (
-            self.phase is not Phase.LEADING
-            or not named
-            or routers.index(router) >= routers.index(self.router)
-        ):
+        if self.phase is not Phase.LEADING or not {router, self.router} <= {*routers}:
+            return False
+        if routers.index(router) >= routers.index(self.router):
             return False
         self._was_deposed = True
         self._depose(f"{router} leads again")
@@ -383,14 +380,10 @@ class Leader:
 
     async def could_lead(self) -> bool:
         """Whether this standby follows a living leader and could write in its place."""
-        follows = self.phase is Phase.CANDIDATE and self._warm and self.listed
-        if not follows:
+        if self.phase is not Phase.CANDIDATE or not self._warm or not self.listed:
             return False
         before = self.sequence
-        try:
-            async with asyncio.timeout(self._options.outage_seconds):
-                await self._store.probe(self.shard, self.router)
-        except (OutcomeUnknown, TimeoutError):
+        if not await self._probe():
             return False
         await asyncio.sleep(2 * self._options.heartbeat_seconds)
         return self.phase is Phase.CANDIDATE and self.sequence > before
@@ -416,8 +409,8 @@ class Leader:
         """Decides a command now; the future is done once its block is committed.
 
         Raises NotLeading, StoreOutage (only for new calls), ShardBusy, PoisonCommand; then nothing has
-        changed. The future fails
-        with LeaderGone when this router is deposed before the commit: whether it happened is then unknown.
+        changed. The future fails with LeaderGone when this router is deposed before the commit: whether it
+        happened is then unknown.
         """
         self._check(command)
         pending = self._decide(command)

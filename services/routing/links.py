@@ -2,12 +2,10 @@
 
 `LocalShard` speaks to a `Leader` in this process. `ShardLink` finds the leader: in this process, or at one of
 the routers that may lead the shard, asked in turn, the likeliest first (whoever was heard to lead, or was
-named
-by one that does not). It keeps one Attach stream, and comes back by itself.
+named by one that does not). It keeps one Attach stream, and comes back by itself.
 
 1. What was asked and not answered fails with LinkLost, whose meaning is "unknown, ask again": every command
-is
-   idempotent.
+   is idempotent.
 2. Whoever has seen an epoch drops what an older one says, and tells it so: its leader steps down.
 3. A command that was just sent when its leader's stream broke, and again at the next one, is poison: it
    outlived two leaders and is refused, so that it does not kill the third. So is one that made two leaders
@@ -59,7 +57,7 @@ OPEN_QUESTIONS_MAX = 20_000
 RECONNECT_SECONDS_FIRST, RECONNECT_SECONDS_MAX = 0.05, 0.5
 #: Routers asked in one round for one shard.
 ADDRESSES_MAX = 32
-#: A front that has nothing to say says so this often, real seconds.
+#: Either side of a link that has nothing to say says so this often, real seconds.
 BEAT_SECONDS = 0.5
 #: Patience with a silent link at least: a leader that is well may say nothing for nearly two beats.
 SILENT_SECONDS_MIN = 3 * BEAT_SECONDS
@@ -586,7 +584,8 @@ class ShardLink:
         while True:
             await asyncio.sleep(HOMECOMING_SECONDS * random.uniform(1.0, 1.0 + HOMECOMING_JITTER))
             local = self._local
-            if self._attached == address and local is not None and await local.could_lead():
+            could = self._attached == address and local is not None and await local.could_lead()
+            if could and not outgoing.full():
                 self._came_home = True
                 outgoing.put_nowait(shard_pb2.FrontMessage(yield_to=self._routers.own))
 

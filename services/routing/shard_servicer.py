@@ -16,7 +16,7 @@ from callmesh.routing.v1 import shard_pb2, shard_pb2_grpc
 from chassis.errors import CallmeshError, FailedPrecondition, InvalidArgument, Unavailable
 from routing import codec
 from routing.leader import Committed, Leader, PoisonCommand
-from routing.links import BATCH_MAX, NOT_LEADER, POISON, POISON_DEPOSED, STALL_SECONDS
+from routing.links import BATCH_MAX, BEAT_SECONDS, NOT_LEADER, POISON, POISON_DEPOSED, STALL_SECONDS
 from routing.model import DetachFront
 from routing.peers import changes
 
@@ -24,8 +24,6 @@ from routing.peers import changes
 LINK_UNREAD_MAX = 50_000
 #: Steps of detaching a lost front.
 DETACH_STEPS_MAX = 1_000
-#: A link says something at least this often, real seconds.
-BEAT_SECONDS = 0.5
 #: A front that promised to be heard and is silent for longer is gone, real seconds: what it holds is
 #: detached, or agents whom nobody can reach would be rung.
 FRONT_SILENT_SECONDS = 3.0
