@@ -39,7 +39,8 @@ from routing.menus.model import (
 Problem = tuple[str, str]
 #: Problems that are looked for.
 PROBLEMS_MAX = 16
-_FIELDS = {
+#: What a leaf does to the field of its message that says so.
+FIELDS = {
     Act.QUEUE: "queue",
     Act.ANSWER: "answer",
     Act.TICKET: "ticket_kind",
@@ -50,10 +51,16 @@ _FIELDS = {
 }
 
 
+def tops_placed(menu: Menu) -> Iterator[tuple[str, Node]]:
+    """The root and the sections, each with its place."""
+    yield "menu.root", menu.root
+    for i, section in enumerate(menu.sections):
+        yield f"menu.sections[{i}]", section
+
+
 def placed(menu: Menu) -> Iterator[tuple[str, Node]]:
     """Every node with its place, parents first."""
-    tops = [("menu.root", menu.root), *((f"menu.sections[{i}]", s) for i, s in enumerate(menu.sections))]
-    stack = tops[::-1]
+    stack = [*tops_placed(menu)][::-1]
     while stack:
         place, node = stack.pop()
         yield place, node
@@ -99,7 +106,7 @@ def _nodes(menu: Menu) -> Iterator[Problem]:
             yield f"{place}.children", f"must have at most {CHOICES_MAX} choices, got {len(node.children)}"
         yield from _keys(place, node)
         if node.children and node.act is not Act.NONE:
-            yield f"{place}.{_FIELDS[node.act]}", "must not be set where there are choices"
+            yield f"{place}.{FIELDS[node.act]}", "must not be set where there are choices"
         if node.leaf and node.act is Act.NONE:
             yield place, f"{node.id!r} is a dead end: it has neither choices nor an action"
         if node.act is Act.LINK and node.target not in sections:
@@ -129,10 +136,7 @@ def _keys(place: str, node: Node) -> Iterator[Problem]:
 def _ways(menu: Menu) -> Iterator[Problem]:
     """Links: no cycle, nothing unreachable, no way too long."""
     links = {top.id: _links(top) for top in menu.tops()}
-    for place, top in [
-        ("menu.root", menu.root),
-        *((f"menu.sections[{i}]", s) for i, s in enumerate(menu.sections)),
-    ]:
+    for place, top in tops_placed(menu):
         ring = _ring(top.id, links)
         if ring:
             yield place, f"leads into a cycle: {' -> '.join(ring)}"
@@ -175,7 +179,7 @@ def _begins(root: str, links: dict[str, dict[str, int]]) -> dict[str, int]:
 
 def _with_depths(menu: Menu, begins: dict[str, int]) -> Iterator[tuple[str, Node, int]]:
     """Every node that can be reached, with its place and its greatest depth."""
-    by_top = {"menu.root": menu.root.id} | {f"menu.sections[{i}]": s.id for i, s in enumerate(menu.sections)}
+    by_top = {place: top.id for place, top in tops_placed(menu)}
     for place, node in placed(menu):
         begin = begins.get(by_top[place.split(".children[")[0]])
         if begin is not None:

@@ -22,16 +22,9 @@ _MENU_ID = re.compile(r"[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?")
 _LANGUAGE = re.compile(r"[A-Za-z]{2,3}(-[A-Za-z0-9]{2,8}){0,3}")
 _TICKET_KIND = re.compile(r"[a-z_]{1,32}")
 _SPAN_MS_MAX = 600_000
-_ACTS: dict[str, tuple[Act, str]] = {
-    "queue": (Act.QUEUE, "queues"),
-    "answer": (Act.ANSWER, ""),
-    "ticket_kind": (Act.TICKET, ""),
-    "offer": (Act.OFFER, "offers"),
-    "transfer": (Act.TRANSFER, ""),
-    "link": (Act.LINK, ""),
-    "callback": (Act.CALLBACK, "queues"),
-}
-_FIELDS = {act: (name, collection) for name, (act, collection) in _ACTS.items()}
+_ACTS = {name: act for act, name in check.FIELDS.items()}
+#: Collections of which an action names a member.
+_COLLECTIONS = {Act.QUEUE: "queues", Act.OFFER: "offers", Act.CALLBACK: "queues"}
 INPUTS: dict[int, engine.Input] = {
     pb.MENU_INPUT_UNSPECIFIED: engine.Input.KEY,
     pb.MENU_INPUT_KEY: engine.Input.KEY,
@@ -88,11 +81,11 @@ def _target(place: str, message: pb.MenuNode) -> tuple[Act, str]:
     name = message.WhichOneof("action")
     if name is None:
         return Act.NONE, ""
-    act, collection = _ACTS[name]
+    act = _ACTS[name]
     value: str = getattr(message, name)
     field = f"{place}.{name}"
-    if collection:
-        return act, parse_name(field, collection, value)
+    if act in _COLLECTIONS:
+        return act, parse_name(field, _COLLECTIONS[act], value)
     if act is Act.ANSWER:
         wrong = "" if message.answers else check.text_problem(value, check.ANSWER_CHARACTERS_MAX)
     elif act is Act.TICKET:
@@ -177,7 +170,7 @@ def queues_of(menu: Menu) -> dict[str, str]:
     found = {menu.fallback_queue: "menu.fallback_queue"} if menu.fallback_queue else {}
     for place, node in check.placed(menu):
         if node.act in (Act.QUEUE, Act.CALLBACK):
-            found.setdefault(node.target, f"{place}.{_FIELDS[node.act][0]}")
+            found.setdefault(node.target, f"{place}.{check.FIELDS[node.act]}")
     return found
 
 
@@ -199,8 +192,9 @@ def show_node(node: Node, *, below: bool = True) -> pb.MenuNode:
     if node.prompt_span_ms:
         message.prompt_duration.CopyFrom(duration(node.prompt_span_ms))
     if node.act is not Act.NONE:
-        name, collection = _FIELDS[node.act]
-        setattr(message, name, resource_name(collection, node.target) if collection else node.target)
+        collection = _COLLECTIONS.get(node.act)
+        target = resource_name(collection, node.target) if collection else node.target
+        setattr(message, check.FIELDS[node.act], target)
     return message
 
 

@@ -268,7 +268,7 @@ class MenuHandlers:
         answer = await apart.answer(job, leaves)
         answer.menu.note = f"rebuilt from version {version} by {answer.accesses} accesses"
         if not request.validate_only:
-            draft = convert.checked_menu(id, answer.menu)
+            draft = await asyncio.to_thread(convert.checked_menu, id, answer.menu)
             answer.menu.CopyFrom(await self._add(draft, key, content_fingerprint(request)))
         return answer
 

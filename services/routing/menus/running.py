@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 from collections import OrderedDict
 
@@ -9,14 +10,16 @@ from pymongo.errors import PyMongoError
 
 from callmesh.routing.v1 import menus_pb2 as pb
 from chassis.clock import Clock
-from chassis.errors import FailedPrecondition, NotFound
+from chassis.errors import FailedPrecondition, NotFound, ResourceExhausted
 from routing.menus import convert
 from routing.menus.model import Index
-from routing.menus.store import MenuStore, Published
+from routing.menus.store import MenuStore, Published, Stored
 
 #: Versions held ready, and menus whose publication is held.
 VERSIONS_HELD_MAX = 64
 MENUS_HELD_MAX = 1_000
+#: Versions that are read at a time, and how soon another try makes sense, real seconds.
+READINGS_MAX, RETRY_SECONDS = 64, 1.0
 
 
 class MenuNotFound(NotFound):
@@ -37,6 +40,10 @@ def in_trial(published: Published, caller: str) -> bool:
     return bool(published.trial) and drawn < published.share * 2**48
 
 
+def _index(menu: str, stored: Stored) -> Index:
+    return Index.of(convert.read_menu(menu, pb.Menu.FromString(stored.content), stored.number))
+
+
 class Running:
     """What is in service. Versions never change, so they are kept as long as there is room."""
 
@@ -47,6 +54,8 @@ class Running:
         self._seconds = seconds
         self._published: OrderedDict[str, tuple[float, Published]] = OrderedDict()
         self._indexes: OrderedDict[tuple[str, int], Index] = OrderedDict()
+        #: Versions that are being read: whoever else wants one waits for the same reading.
+        self._readings: dict[tuple[str, int], asyncio.Task[Index]] = {}
 
     async def published(self, menu: str) -> Published:
         """What is in service. Raises MenuNotFound, MenuNotPublished; pymongo's errors when nothing is
@@ -76,15 +85,35 @@ class Running:
         self._published.pop(menu, None)
 
     async def index(self, menu: str, version: int) -> Index:
-        """A version. Raises MenuNotFound; pymongo's errors when it is not held."""
+        """A version. Raises MenuNotFound, ResourceExhausted; pymongo's errors when it is not held."""
         held = self._indexes.get((menu, version))
         if held is not None:
             self._indexes.move_to_end((menu, version))
             return held
+        reading = self._readings.get((menu, version))
+        if reading is None:
+            if len(self._readings) >= READINGS_MAX:
+                raise ResourceExhausted(
+                    "server", RETRY_SECONDS, limit=f"{READINGS_MAX} menus are read at a time"
+                )
+            reading = asyncio.create_task(self._read(menu, version))
+            self._readings[menu, version] = reading
+            reading.add_done_callback(lambda done: self._read_ended((menu, version), done))
+        # Who gives up does not end it for the others.
+        return await asyncio.shield(reading)
+
+    def _read_ended(self, key: tuple[str, int], reading: asyncio.Task[Index]) -> None:
+        del self._readings[key]
+        # An error is told to those who wait; nobody may be left.
+        if not reading.cancelled():
+            reading.exception()
+
+    async def _read(self, menu: str, version: int) -> Index:
         stored = await self._store.version(menu, version)
         if stored is None:
             raise MenuNotFound(resource=f"menus/{menu}@{version}")
-        index = Index.of(convert.read_menu(menu, pb.Menu.FromString(stored.content), stored.number))
+        # A large tree takes a moment to read, and calls are routed meanwhile.
+        index = await asyncio.to_thread(_index, menu, stored)
         self._indexes[menu, version] = index
         while len(self._indexes) > VERSIONS_HELD_MAX:
             self._indexes.popitem(last=False)

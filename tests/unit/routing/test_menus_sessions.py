@@ -15,16 +15,17 @@ from tests.unit.routing.routing_menus import hotline, index, survey
 
 from callmesh.routing.v1 import menu_events_pb2 as events
 from callmesh.routing.v1 import menus_pb2 as pb
-from chassis.errors import CallmeshError, EtagMismatch, InvalidArgument
+from chassis.errors import CallmeshError, EtagMismatch, InvalidArgument, ResourceExhausted
 from chassis.idempotency import RequestIdReused
 from chassis.testing import FakeClock
 from routing.menus import apart, convert, engine, records
+from routing.menus import running as running_module
 from routing.menus.engine import STEPS_MAX, Input, Level, Notice, Outcome, Personal, State
 from routing.menus.handlers import CallerUnknown, MenuHandlers
 from routing.menus.recorder import Recorder
 from routing.menus.running import MenuNotFound, MenuNotPublished, Running
 from routing.menus.sessions import Sessions
-from routing.menus.store import MemoryMenus, Published, TooManyShortcuts
+from routing.menus.store import MemoryMenus, Published, Stored, TooManyShortcuts
 from routing.menus.tokens import InvalidMenuSession, MenuSessionEnded, SessionTokens, body_of, state_of
 
 NOW = datetime(2026, 3, 2, 6, 10, tzinfo=UTC)
@@ -274,6 +275,42 @@ async def test_a_session_goes_on_at_another_router_and_after_the_ivr_has_lost_it
     over = await ivr.press(lost, "!")
     again = await ivr.call(call_id="pbx:1")
     assert over.notice == pb.MENU_NOTICE_HUNG_UP and not again.resumed and again.step == 1
+
+
+class Slow(Away):
+    """A store that reads no version until it may."""
+
+    def __init__(self) -> None:
+        super().__init__(known_queues={"sales", "service"})
+        self.may_read = asyncio.Event()
+        self.read: list[int] = []
+
+    async def version(self, menu: str, number: int) -> Stored | None:
+        self.read.append(number)
+        await self.may_read.wait()
+        return await super().version(menu, number)
+
+
+async def test_callers_of_a_new_version_wait_for_one_reading_of_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(running_module, "READINGS_MAX", 1)
+    store = Slow()
+    store.may_read.set()
+    await Ivr(store).load()
+    ivr = Ivr(store)
+    store.may_read.clear()
+    store.read.clear()
+    calls = [asyncio.create_task(ivr.call()) for _ in range(20)]
+    while not store.read:
+        await asyncio.sleep(0)
+    # Who wanted it first gives up, and another version is one too many.
+    calls[0].cancel()
+    assert isinstance(await refused(ivr.call(menu="menus/hotline@7")), ResourceExhausted)
+    store.may_read.set()
+    done = await asyncio.gather(*calls, return_exceptions=True)
+    assert isinstance(done[0], asyncio.CancelledError)
+    assert all(isinstance(each, pb.StepMenuResponse) and len(each.choices) == 4 for each in done[1:])
+    assert store.read == [1]
+    assert isinstance(await refused(ivr.call(menu="menus/hotline@7")), MenuNotFound)
 
 
 async def test_a_session_ends_by_itself() -> None:
