@@ -54,7 +54,7 @@ class Refused(Exception):
 
 
 @contextmanager
-def _stub(address: str, client: Any = directory_pb2_grpc.DirectoryServiceStub) -> Iterator[Any]:
+def stub_at(address: str, client: Any = directory_pb2_grpc.DirectoryServiceStub) -> Iterator[Any]:
     """A client of the directory, or another one; what the platform refuses becomes one line."""
     options = [("grpc.max_receive_message_length", MESSAGE_BYTES_MAX)]
     try:
@@ -85,7 +85,8 @@ def _metadata() -> list[tuple[str, str]]:
     return [("authorization", f"Bearer {token}")] if token else []
 
 
-def _asking(seconds: float = DEADLINE_SECONDS) -> dict[str, Any]:
+def asking(seconds: float = DEADLINE_SECONDS) -> dict[str, Any]:
+    """Deadline and token of a call."""
     return {"timeout": seconds, "metadata": _metadata()}
 
 
@@ -95,11 +96,11 @@ def list_regions(address: Address = ADDRESS_DEFAULT) -> None:
     table = Table(box=None, pad_edge=False)
     for heading in ("region", "state", "weight", "serves", "hours", "led by"):
         table.add_column(heading)
-    with _stub(address) as stub:
+    with stub_at(address) as stub:
         token = ""
         while True:
             request = pb.ListRegionsRequest(page_size=PAGE_ROWS, page_token=token)
-            answer = stub.ListRegions(request, **_asking())
+            answer = stub.ListRegions(request, **asking())
             for each in answer.regions:
                 table.add_row(*_row(each))
             token = answer.next_page_token
@@ -131,8 +132,8 @@ def drain(
 ) -> None:
     """New calls go to other regions; what the region has is finished."""
     request = pb.DrainRegionRequest(name=f"regions/{name}", move_waiting=move_waiting, reason=reason)
-    with _stub(address) as stub:
-        stub.DrainRegion(request, **_asking())
+    with stub_at(address) as stub:
+        stub.DrainRegion(request, **asking())
     typer.echo(f"{name} drains.")
 
 
@@ -143,8 +144,8 @@ def resume(
     reason: Reason = "",
 ) -> None:
     """The region takes calls again."""
-    with _stub(address) as stub:
-        stub.ResumeRegion(pb.ResumeRegionRequest(name=f"regions/{name}", reason=reason), **_asking())
+    with stub_at(address) as stub:
+        stub.ResumeRegion(pb.ResumeRegionRequest(name=f"regions/{name}", reason=reason), **asking())
     typer.echo(f"{name} takes calls.")
 
 
@@ -160,8 +161,8 @@ def seize(
     region's own, or be named in the region's lead list first.
     """
     request = supervision_pb2.SeizeShardRequest(region=f"regions/{name}", reason=reason)
-    with _stub(address, supervision_pb2_grpc.SupervisionServiceStub) as stub:
-        answer = stub.SeizeShard(request, **_asking(SEIZE_SECONDS))
+    with stub_at(address, supervision_pb2_grpc.SupervisionServiceStub) as stub:
+        answer = stub.SeizeShard(request, **asking(SEIZE_SECONDS))
     typer.echo(f"{answer.router} leads {name}, epoch {answer.epoch}.")
 
 
@@ -174,8 +175,8 @@ def apply(
 ) -> None:
     """Bring the directory to what a file says. A file with a fault changes nothing."""
     request = pb.ApplyDirectoryRequest(directory=read(file), validate_only=dry_run, prune=prune)
-    with _stub(address) as stub:
-        changes = stub.ApplyDirectory(request, **_asking(APPLY_SECONDS)).changes
+    with stub_at(address) as stub:
+        changes = stub.ApplyDirectory(request, **asking(APPLY_SECONDS)).changes
     for change in changes:
         fields = f": {', '.join(change.fields)}" if change.fields else ""
         typer.echo(f"{change.action} {change.name}{fields}")

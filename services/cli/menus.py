@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import csv
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Annotated, Any
 
-import grpc
 import typer
 import yaml  # type: ignore[import-untyped]
 from google.protobuf.json_format import ParseDict, ParseError
@@ -18,15 +16,7 @@ from rich.tree import Tree
 
 from callmesh.routing.v1 import menus_pb2 as pb
 from callmesh.routing.v1 import menus_pb2_grpc
-from cli.directory import (
-    ADDRESS_DEFAULT,
-    FILE_BYTES_MAX,
-    MESSAGE_BYTES_MAX,
-    Address,
-    Refused,
-    _asking,
-    explained,
-)
+from cli.directory import ADDRESS_DEFAULT, FILE_BYTES_MAX, Address, Refused, asking, stub_at
 from cli.view import OUT
 
 #: Deadline of a rebuild, seconds.
@@ -47,18 +37,9 @@ Days = Annotated[int, typer.Option("--days", min=1, max=3650, help="Sessions of 
 Language = Annotated[str, typer.Option("--language", help="Language of the prompts shown.")]
 
 
-@contextmanager
-def _stub(address: str) -> Iterator[Any]:
-    """A client of the menus; what the platform refuses becomes one line."""
-    options = [
-        ("grpc.max_receive_message_length", MESSAGE_BYTES_MAX),
-        ("grpc.max_send_message_length", MESSAGE_BYTES_MAX),
-    ]
-    try:
-        with grpc.insecure_channel(address, options=options) as channel:
-            yield menus_pb2_grpc.MenuServiceStub(channel)
-    except grpc.RpcError as error:
-        raise Refused(explained(error, address)) from error
+def _stub(address: str) -> AbstractContextManager[Any]:
+    """A client of the menus."""
+    return stub_at(address, menus_pb2_grpc.MenuServiceStub)
 
 
 def _span(days: int) -> dict[str, Any]:
@@ -68,6 +49,12 @@ def _span(days: int) -> dict[str, Any]:
     if days == DAYS_DEFAULT:
         return {}
     return {"interval": {"start_time": {"seconds": int(time.time()) - days * DAY_SECONDS}}}
+
+
+def _trial(menu: pb.Menu) -> str:
+    if not menu.trial_version:
+        return ""
+    return f", {menu.trial_share:.0%} of the callers try version {menu.trial_version}"
 
 
 def _name(name: str, version: int = 0) -> str:
@@ -90,13 +77,13 @@ def apply(
     id, menu = read(file)
     with _stub(address) as stub:
         request = pb.CreateMenuRequest(menu_id=id, menu=menu, validate_only=dry_run)
-        made = stub.CreateMenu(request, **_asking())
+        made = stub.CreateMenu(request, **asking())
         if dry_run:
             typer.echo(f"menus/{id} is sound: nothing was loaded")
             return
         if not draft:
             wanted = pb.PublishMenuRequest(name=_name(id), version=made.version, share=share)
-            stub.PublishMenu(wanted, **_asking())
+            stub.PublishMenu(wanted, **asking())
     what = (
         "loaded as a draft"
         if draft
@@ -132,14 +119,11 @@ def show(
 ) -> None:
     """Show a menu as a tree: keys, words, what the leaves do."""
     with _stub(address) as stub:
-        menu = stub.GetMenu(pb.GetMenuRequest(name=_name(name, version)), **_asking())
+        menu = stub.GetMenu(pb.GetMenuRequest(name=_name(name, version)), **asking())
     state = "in service" if menu.published else "not in service"
-    trial = (
-        f", {menu.trial_share:.0%} of the callers try version {menu.trial_version}"
-        if menu.trial_version
-        else ""
+    OUT.print(
+        f"{menu.name}@{menu.version} ({state}{_trial(menu)}) {menu.note}", markup=False, highlight=False
     )
-    OUT.print(f"{menu.name}@{menu.version} ({state}{trial}) {menu.note}", markup=False, highlight=False)
     for top in (menu.root, *menu.sections):
         OUT.print(drawn(top, language), markup=False, highlight=False)
 
@@ -177,7 +161,7 @@ def stats(
         name=_name(name), version=version, caller_number=caller, customer=customer, **_span(days)
     )
     with _stub(address) as stub:
-        found = stub.GetMenuStats(request, **_asking())
+        found = stub.GetMenuStats(request, **asking())
     typer.echo(
         f"{found.sessions} sessions: {found.completed} reached something, {found.given_up} gave up,"
         f" {found.fallbacks} went to the fallback"
@@ -240,7 +224,7 @@ def rebuild(
         **_span(days),
     )
     with _stub(address) as stub:
-        found = stub.RebuildMenu(request, **_asking(REBUILD_SECONDS))
+        found = stub.RebuildMenu(request, **asking(REBUILD_SECONDS))
     _print_rebuilt(found)
     if tree:
         OUT.print(drawn(found.menu.root, language), markup=False, highlight=False)
@@ -290,15 +274,10 @@ def publish(
     """Put a version in service, or on trial; an older one, too."""
     with _stub(address) as stub:
         menu = stub.PublishMenu(
-            pb.PublishMenuRequest(name=_name(name), version=version, share=share), **_asking()
+            pb.PublishMenuRequest(name=_name(name), version=version, share=share), **asking()
         )
-    trial = (
-        f", {menu.trial_share:.0%} of the callers try version {menu.trial_version}"
-        if menu.trial_version
-        else ""
-    )
     state = "in service" if menu.published else "on trial"
-    typer.echo(f"{menu.name}@{version} is {state}{trial}")
+    typer.echo(f"{menu.name}@{version} is {state}{_trial(menu)}")
 
 
 @menus.command()
@@ -314,7 +293,7 @@ def compare(
         name=_name(name), version_a=version_a, version_b=version_b, **_span(days)
     )
     with _stub(address) as stub:
-        found = stub.CompareMenus(request, **_asking())
+        found = stub.CompareMenus(request, **asking())
     table = Table(box=None, pad_edge=False)
     for heading in (
         "",

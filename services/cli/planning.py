@@ -5,13 +5,11 @@ from __future__ import annotations
 import csv
 import datetime as dt
 import json
-import os
 import zoneinfo
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, Any
 
-import grpc
 import typer
 from google.protobuf.json_format import MessageToDict
 from google.protobuf.timestamp_pb2 import Timestamp
@@ -19,7 +17,7 @@ from rich.table import Table
 
 from callmesh.common.v1 import common_pb2
 from callmesh.routing.v1 import menus_pb2, menus_pb2_grpc, planning_pb2
-from cli.directory import ADDRESS_DEFAULT, Address, Refused, explained
+from cli.directory import ADDRESS_DEFAULT, Address, Refused, asking, stub_at
 from cli.view import OUT
 
 #: A forecast takes seconds, a week's shifts longer.
@@ -42,14 +40,8 @@ ZONE_DEFAULT = "Asia/Shanghai"
 
 def _ask(address: str, method: str, request: Any) -> Any:
     """Raises Refused with one line for what is not answered."""
-    token = os.environ.get("CALLMESH_TOKEN", "")
-    metadata = [("authorization", f"Bearer {token}")] if token else []
-    try:
-        with grpc.insecure_channel(address) as channel:
-            call = getattr(menus_pb2_grpc.PlanningServiceStub(channel), method)
-            return call(request, timeout=SECONDS_MAX, metadata=metadata)
-    except grpc.RpcError as error:
-        raise Refused(explained(error, address)) from error
+    with stub_at(address, menus_pb2_grpc.PlanningServiceStub) as stub:
+        return getattr(stub, method)(request, **asking(SECONDS_MAX))
 
 
 def span(first: str, days: int, zone: str, today: dt.date | None = None) -> common_pb2.Interval:
