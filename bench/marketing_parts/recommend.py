@@ -109,11 +109,11 @@ class _Empty:
 
 
 async def _serve(settings: Any, pipe: Connection) -> None:
-    from chassis import mongo
+    from chassis import garbage, mongo
     from chassis.server import Server
     from chassis.testing.echo import echo_binding
     from marketing.scopes import SCOPES
-    from marketing.server import bindings, calm_collector
+    from marketing.server import bindings
     from marketing.store import MongoReader, MongoStore
 
     mongo.connect(settings)
@@ -121,8 +121,8 @@ async def _serve(settings: Any, pipe: Connection) -> None:
     echo = echo_binding(_Empty())
     services = [*bindings(settings, MongoStore(), MongoReader(database), settings.clock()), echo]
     server = Server(settings, services, scopes={**SCOPES, **dict.fromkeys(echo.methods, "test")})
-    calm_collector()
     await server.start()
+    garbage.settle()
     pipe.send(server.port)
     loop = asyncio.get_running_loop()
     # Any question but None is for the CPU seconds used so far.

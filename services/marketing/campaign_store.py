@@ -170,26 +170,13 @@ class Answers(Protocol):
 class TouchLog(Protocol):
     """What people were addressed with, whoever did it: for the caps. Any method may raise Unavailable."""
 
-    def earlier(self, customer: str, since: datetime) -> list[tuple[datetime, str, str]]:
-        """(when, channel, id) of a customer's touches since then."""
+    def touched(
+        self, customers: Sequence[str], since: datetime
+    ) -> Mapping[str, Sequence[tuple[datetime, str, str]]]:
+        """(when, channel, id) of touches since then, by customer."""
 
     def note(self, id: str, customer: str, channel: str, at: datetime) -> None:
         """Adds a touch that was made outside campaigns. A known id changes nothing."""
-
-
-class LaterTouches:
-    """The touches of a campaign store that is made with the first use."""
-
-    def __init__(self, people: Callable[[], TouchLog]) -> None:
-        self._people = people
-
-    def earlier(self, customer: str, since: datetime) -> list[tuple[datetime, str, str]]:
-        """As the port says."""
-        return self._people().earlier(customer, since)
-
-    def note(self, id: str, customer: str, channel: str, at: datetime) -> None:
-        """As the port says."""
-        self._people().note(id, customer, channel, at)
 
 
 class MemoryTouches:
@@ -198,13 +185,15 @@ class MemoryTouches:
     def __init__(self) -> None:
         self._made: dict[str, tuple[str, datetime, str]] = {}
 
-    def earlier(self, customer: str, since: datetime) -> list[tuple[datetime, str, str]]:
+    def touched(
+        self, customers: Sequence[str], since: datetime
+    ) -> dict[str, list[tuple[datetime, str, str]]]:
         """As the port says."""
-        return [
-            (at, channel, id)
-            for id, (who, at, channel) in self._made.items()
-            if who == customer and at >= since
-        ]
+        found: dict[str, list[tuple[datetime, str, str]]] = {}
+        for id, (who, at, channel) in self._made.items():
+            if who in customers and at >= since:
+                found.setdefault(who, []).append((at, channel, id))
+        return found
 
     def note(self, id: str, customer: str, channel: str, at: datetime) -> None:
         """As the port says."""
@@ -281,10 +270,6 @@ class CampaignStore:
         self._members.update_many({"_id": {"$in": ids}}, {"$unset": {"fresh": ""}})
 
     # touches of others
-
-    def earlier(self, customer: str, since: datetime) -> list[tuple[datetime, str, str]]:
-        """As the port says."""
-        return self.touched([customer], since).get(customer, [])
 
     def note(self, id: str, customer: str, channel: str, at: datetime) -> None:
         """As the port says."""

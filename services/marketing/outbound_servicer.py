@@ -18,9 +18,11 @@ from google.protobuf.empty_pb2 import Empty
 from google.protobuf.json_format import ParseDict
 
 from callmesh.marketing.v1 import campaigns_pb2, events_pb2, outbound_pb2, outbound_pb2_grpc
+from chassis.auth import current_identity
 from chassis.bus import Event
 from chassis.clock import Clock
 from chassis.errors import AlreadyExists, EtagMismatch, FailedPrecondition, InvalidArgument, NotFound
+from chassis.idempotency import request_key
 from chassis.ids import check_id, new_id, parse_name, parse_names, stable_id
 from chassis.mongo import retry_conflicts
 from marketing import convert
@@ -33,6 +35,7 @@ from marketing.engine import Problem
 from marketing.kinds import ATTEMPTS, CAMPAIGNS, CONTACT_LISTS, CONTACTS, FORBIDDEN
 from marketing.model import Profile
 from marketing.resources import Desk, Resource, name_problems, text_problems
+from marketing.scopes import method
 from marketing.shelf import Row, Shelves
 from marketing.store import Store
 
@@ -43,6 +46,7 @@ BATCHES_MAX = 10_000
 REJECTED_SHOWN_MAX = 100
 NUMBERS_MAX = 10_000
 LISTS_MAX = 1_000
+QUIET_HOURS_MAX = 50
 #: Contacts looked at for one that may be called.
 LOOKED_AT = 4
 DEFAULT_LEASE_SECONDS = 120
@@ -105,7 +109,9 @@ def list_problems(message: Any) -> list[Problem]:
         if rule.wait.seconds < 0:
             found.append((f"retry_rules[{at}].wait", "must not be negative"))
         seen.add(rule.result)
-    for at, span in enumerate(message.quiet_hours[:50]):
+    if len(message.quiet_hours) > QUIET_HOURS_MAX:
+        found.append(("quiet_hours", f"at most {QUIET_HOURS_MAX} are allowed"))
+    for at, span in enumerate(message.quiet_hours[:QUIET_HOURS_MAX]):
         if not (0 <= span.start_minute <= 1439 and 0 <= span.end_minute <= 1439):
             found.append((f"quiet_hours[{at}]", "minutes must be 0 to 1439"))
     return found
@@ -120,10 +126,12 @@ class OutboundServicer(outbound_pb2_grpc.OutboundServiceServicer):
         store: Store,
         clock: Clock,
         courtesy: Callable[[], Courtesy],
-        touches: TouchLog,
+        touches: Callable[[], TouchLog],
         holiday: Callable[[datetime], bool] = lambda _: False,
     ) -> None:
-        """`courtesy()` answers the contact policy in force; `holiday` says whether a local time is one."""
+        """`courtesy()` answers the contact policy in force; `touches` is asked for with the first use: the
+        database is connected by then; `holiday` says whether a local time is one.
+        """
         self._touches = touches
         self._holiday = holiday
         self._shelves = shelves
@@ -278,7 +286,8 @@ class OutboundServicer(outbound_pb2_grpc.OutboundServiceServicer):
         if request.lease_seconds and not 10 <= request.lease_seconds <= 3_600:
             raise InvalidArgument(field="lease_seconds", why="must be 10 to 3600, or 0")
         now = self._clock.now()
-        token = request.request_id or new_id()
+        key = request_key(current_identity(), method("OutboundService", "NextContacts"), request.request_id)
+        token = key or new_id()
         held = [
             row
             for row in self._shelves.find(CONTACTS, {"token": f"{holder}/{token}"}, CONTACTS_MAX)
@@ -338,15 +347,16 @@ class OutboundServicer(outbound_pb2_grpc.OutboundServiceServicer):
         until: datetime,
         count: int,
     ) -> list[Any]:
-        list_id = listed.id
+        list_id, courtesy = listed.id, self._courtesy()
         states = [P.CONTACT_STATE_WAITING, P.CONTACT_STATE_LEASED]
         condition = {"state": {"$in": states}, "list": list_id, "due": {"$lte": now}}
         rows = self._shelves.find(CONTACTS, condition, count * LOOKED_AT + 50, order="-rank")
+        contacts = [self._contact(row) for row in rows]
+        tired = self._tired(listed, contacts, courtesy, now)
         taken: list[Any] = []
-        for row in rows:
+        for row, contact in zip(rows, contacts, strict=True):
             if len(taken) >= count:
                 break
-            contact = self._contact(row)
             if not set(contact.skills) <= set(request.skills):
                 continue
             profile = self._profile(contact)
@@ -355,7 +365,9 @@ class OutboundServicer(outbound_pb2_grpc.OutboundServiceServicer):
                 contact.note = f"{contact.note}\n{blocked}".strip()[-2_000:]
                 self._try(contact_row(row, contact, list_id, now))
                 continue
-            later = self._quiet(call_list, contact, profile, now) or self._capped(listed, contact, now)
+            later = self._quiet(courtesy, call_list, contact, profile, now)
+            if later is None and contact.customer in tired:
+                later = now + CAPPED_WAIT
             if later is not None:
                 self._try(contact_row(row, contact, list_id, later))
                 continue
@@ -389,27 +401,33 @@ class OutboundServicer(outbound_pb2_grpc.OutboundServiceServicer):
             return "the customer does not want to be called"
         return ""
 
-    def _quiet(self, call_list: Any, contact: Any, profile: Profile | None, now: datetime) -> datetime | None:
+    def _quiet(
+        self, courtesy: Courtesy, call_list: Any, contact: Any, profile: Profile | None, now: datetime
+    ) -> datetime | None:
         """When quiet ends that holds on the person's clock; None when none does."""
-        courtesy = self._courtesy()
         spans = (*courtesy.quiet, *quiet_of(call_list.quiet_hours))
         zone = zone_of(contact.time_zone or (profile.time_zone if profile else ""))
         holiday = courtesy.holidays_quiet and self._holiday(now.astimezone(zone))
         return quiet_until(spans, StepChannel.OUTBOUND_CALL, now, zone, holiday=holiday)
 
-    def _capped(self, call_list: Row, contact: Any, now: datetime) -> datetime | None:
-        """When to look again at somebody who was addressed often enough, by whatever channel; None for
-        others. The step of a campaign that filled this list does not count against its own call.
+    def _tired(
+        self, listed: Row, contacts: Sequence[Any], courtesy: Courtesy, now: datetime
+    ) -> frozenset[str]:
+        """The customers among them who were addressed often enough, by whatever channel. The step of a
+        campaign that filled this list does not count against its own call.
         """
-        if not contact.customer:
-            return None
-        courtesy, origin = self._courtesy(), call_list.content.get("origin") or {}
-        customer = contact.customer.removeprefix("customers/")
+        origin = listed.content.get("origin") or {}
         place = (origin.get("campaign", ""), origin.get("phase", ""), origin.get("step", ""))
-        own = touch_id(*place, customer)
+        customers = {contact.customer.removeprefix("customers/") for contact in contacts} - {""}
         since = now - timedelta(days=courtesy.days_max)
-        touches = [(at, over) for at, over, id in self._touches.earlier(customer, since) if id != own]
-        return now + CAPPED_WAIT if capped(courtesy, touches, StepChannel.OUTBOUND_CALL, now) else None
+        touched = self._touches().touched(sorted(customers), since) if customers else {}
+        tired = set()
+        for customer in customers:
+            own = touch_id(*place, customer)
+            touches = [(at, over) for at, over, id in touched.get(customer, ()) if id != own]
+            if capped(courtesy, touches, StepChannel.OUTBOUND_CALL, now):
+                tired.add(f"customers/{customer}")
+        return frozenset(tired)
 
     def ReturnContacts(self, request: P.ReturnContactsRequest, context: Any) -> P.ReturnContactsResponse:
         """Gives contacts back uncalled."""
@@ -448,14 +466,17 @@ class OutboundServicer(outbound_pb2_grpc.OutboundServiceServicer):
         row = self._row("contact", request.contact)
         contact, now = self._contact(row), self._clock.now()
         said = f"{request.attempt}/{holder}/{_result(request.result)}"
+        listed = self._shelves.get(CONTACT_LISTS, row.keys["list"])
         if row.content.get("said") == said:
+            # What came first may have died before it was counted.
+            self._count(row, request, contact, now)
+            self._note(listed, request, contact, now)
             return contact
         if request.attempt != contact.attempt or row.content.get("closed") == contact.attempt:
             raise AttemptClosed(subject=request.contact, why=f"attempt {request.attempt} is not open")
         if contact.state != P.CONTACT_STATE_LEASED or contact.holder != holder:
             raise LeaseLost(subject=request.contact, why="another has it, or nobody")
-        call_list = self._lists.shown(self._shelves.get(CONTACT_LISTS, row.keys["list"]))
-        again = self._again(call_list, request, row, now)
+        again = self._again(self._lists.shown(listed), request, row, now)
         contact.last_result = request.result
         contact.ClearField("holder")
         contact.ClearField("lease_expire_time")
@@ -473,21 +494,17 @@ class OutboundServicer(outbound_pb2_grpc.OutboundServiceServicer):
         )
         self._shelves.update(CONTACTS, changed, now, [self._event(request, contact, again, now)])
         self._count(row, request, contact, now)
-        self._note(row, request, contact, now)
+        self._note(listed, request, contact, now)
         return contact
 
-    def _note(self, row: Row, request: Any, contact: Any, now: datetime) -> None:
+    def _note(self, listed: Row, request: Any, contact: Any, now: datetime) -> None:
         """A call that was answered counts against the caps, unless its campaign's step did already."""
         if not contact.customer or _result(request.result) not in ANSWERED:
             return
-        if request.attempt > 1 or not self._of_campaign(row.keys["list"]):
+        if request.attempt > 1 or "origin" not in listed.content:
             id = f"call/{contact.name}/{request.attempt}"
             customer = contact.customer.removeprefix("customers/")
-            self._touches.note(id, customer, StepChannel.OUTBOUND_CALL.value, now)
-
-    def _of_campaign(self, list_id: str) -> bool:
-        """Whether a step of a campaign filled a list."""
-        return "origin" in self._shelves.get(CONTACT_LISTS, list_id).content
+            self._touches().note(id, customer, StepChannel.OUTBOUND_CALL.value, now)
 
     def _again(self, call_list: Any, request: Any, row: Row, now: datetime) -> datetime | None:
         """When the next attempt is due; None for a final result."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import gc
 import sys
 
 from callmesh.marketing.v1 import (
@@ -31,7 +30,7 @@ from marketing.association import Smoothing
 from marketing.call_lists import CallListSender
 from marketing.campaign_engine import StepChannel
 from marketing.campaign_servicer import CampaignServicer
-from marketing.campaign_store import CampaignStore, LaterTouches, TouchLog
+from marketing.campaign_store import CampaignStore, TouchLog
 from marketing.campaigns import Campaigns
 from marketing.config import MarketingSettings
 from marketing.handlers import Decisions, History, Models, Offers, Recommender
@@ -50,9 +49,6 @@ from marketing.servicer import OfferServicer, RecommendationServicer
 from marketing.shelf import MongoShelves, Shelves
 from marketing.store import MongoReader, MongoStore, Reader, Store
 from marketing.surveys_servicer import SurveyServicer
-
-#: Net allocations, and rounds of the younger generation, between two looks of the garbage collector.
-GC_ALLOCATIONS, GC_YOUNG, GC_OLD = 50_000, 20, 20
 
 
 def bindings(
@@ -109,7 +105,7 @@ def bindings(
                 store,
                 clock,
                 campaigns.courtesy,
-                touches or LaterTouches(people),
+                (lambda: touches) if touches is not None else people,
                 holidays_of(settings.holiday_country),
             ),
         ),
@@ -156,22 +152,12 @@ def _binding(messages: object, stubs: object, name: str, servicer: object) -> Se
     return ServiceBinding(descriptor, getattr(stubs, f"add_{name}Servicer_to_server"), servicer)
 
 
-def calm_collector() -> None:
-    """Spares what was loaded at the start the garbage collector's looks, and lets it look less often: a
-    ranking makes hundreds of short-lived objects, and a look at everything is a pause that each call feels.
-    """
-    gc.collect()
-    gc.freeze()
-    gc.set_threshold(GC_ALLOCATIONS, GC_YOUNG, GC_OLD)
-
-
 async def run(settings: MarketingSettings) -> None:
     """Serves until told to stop. StartError when MongoDB or a port cannot be used."""
     mongo.connect(settings)
     mongo.ensure_indexes(ALL_DOCUMENTS)
     database = mongo.async_database(settings)
     services = bindings(settings, MongoStore(), MongoReader(database), settings.clock())
-    calm_collector()
     await serve(settings, services, scopes=SCOPES, on_stop=[database.client.close, mongo.disconnect])
 
 

@@ -36,11 +36,13 @@ from callmesh.marketing.v1 import (
     surveys_pb2_grpc,
     types_pb2,
 )
+from chassis.errors import Unavailable
 from chassis.testing import FakeClock
 from marketing.campaign_store import MemoryTouches
 from marketing.config import MarketingSettings
 from marketing.memory_store import MemoryStore
 from marketing.model import Channel, Profile
+from marketing.outbound_servicer import OutboundServicer
 from marketing.scopes import SCOPES
 from marketing.server import bindings
 
@@ -338,12 +340,60 @@ async def test_calls_count_against_the_caps_of_all_channels(world: World) -> Non
     )
     for _ in range(2):
         await world.outbound.RecordResult(done)
-    (noted,) = world.touches.earlier("c2", START - timedelta(days=1))
+    (noted,) = world.touches.touched(["c2"], START - timedelta(days=1))["c2"]
     assert noted[1] == "OUTBOUND_CALL"
     # When the old ones are thirty days ago the first may be called as well.
     world.clock.advance(23 * 86_400)
     (later,) = (await world.outbound.NextContacts(ask)).contacts
     assert later.customer == "customers/c1"
+
+
+async def test_a_result_told_again_is_counted_though_the_first_telling_died(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    world.store.save_profile(Profile(customer="c1", crm_version=1))
+    name = await outbound_list(world)
+    contact = outbound_pb2.Contact(number="+8613800138001", customer="customers/c1")
+
+    async def batches() -> AsyncIterator[outbound_pb2.ImportContactsRequest]:
+        yield outbound_pb2.ImportContactsRequest(parent=name, contacts=[contact])
+
+    await world.outbound.ImportContacts(batches())
+    ask = outbound_pb2.NextContactsRequest(holder="agent-1", max_contacts=1)
+    (found,) = (await world.outbound.NextContacts(ask)).contacts
+    done = outbound_pb2.RecordResultRequest(
+        contact=found.name, holder="agent-1", attempt=1, result=outbound_pb2.OUTBOUND_RESULT_DECLINED
+    )
+
+    def away(*_: Any, **__: Any) -> None:
+        raise Unavailable(why="away", retry_seconds=1.0)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(OutboundServicer, "_count", away)
+        assert (await refused(world.outbound.RecordResult(done)))[0] is grpc.StatusCode.UNAVAILABLE
+    assert not world.touches.touched(["c1"], START - timedelta(days=1))
+    for _ in range(2):
+        assert (await world.outbound.RecordResult(done)).state == outbound_pb2.CONTACT_STATE_DONE
+    assert len(world.touches.touched(["c1"], START - timedelta(days=1))["c1"]) == 1
+    asked = outbound_pb2.GetDialStatisticsRequest(contact_list=name)
+    assert dict((await world.outbound.GetDialStatistics(asked)).results) == {"DECLINED": 1}
+
+
+async def test_asking_again_under_one_id_answers_the_same_contacts(world: World) -> None:
+    await outbound_list(world, "+8613800138000", "+8613800138001")
+    ask = outbound_pb2.NextContactsRequest(holder="agent-1", max_contacts=1, request_id="x")
+    assert (await refused(world.outbound.NextContacts(ask)))[2] == ["request_id"]
+    ask.request_id = "6f1c1c5e-5c0f-4c5b-9a57-0d2f0f4f7a11"
+    first, again = [(await world.outbound.NextContacts(ask)).contacts for _ in range(2)]
+    assert len(first) == 1 and list(first) == list(again)
+
+
+async def test_a_list_has_so_many_quiet_hours_at_most(world: World) -> None:
+    many = outbound_pb2.ContactList(display_name="many")
+    for minute in range(51):
+        many.quiet_hours.add(start_minute=minute, end_minute=minute + 1)
+    create = outbound_pb2.CreateContactListRequest(contact_list=many)
+    assert (await refused(world.outbound.CreateContactList(create)))[2] == ["contact_list.quiet_hours"]
 
 
 async def test_public_holidays_are_quiet_where_the_policy_says_so(grpc_server: Any) -> None:
