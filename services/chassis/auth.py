@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -221,8 +221,14 @@ def authorize(identity: Identity, scope: str) -> None:
 
 
 def check_scope_table(methods: Iterable[str], scopes: Mapping[str, str]) -> None:
-    """StartError, naming them, for RPCs without a scope and for scopes of RPCs that do not exist."""
-    served = set(methods)
+    """StartError, naming them, for RPCs without a scope, for scopes of RPCs that do not exist, and for RPCs
+    that are served twice: one of the two would never be asked.
+    """
+    counts = Counter(methods)
+    served = set(counts)
+    twice = sorted(method for method, count in counts.items() if count > 1)
+    if twice:
+        raise StartError("served twice: " + ", ".join(twice))
     missing, unknown = sorted(served - set(scopes)), sorted(set(scopes) - served)
     if missing:
         raise StartError("no scope is set for " + ", ".join(missing))

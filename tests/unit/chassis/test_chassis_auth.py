@@ -186,6 +186,8 @@ def test_the_scope_table_must_be_complete_and_exact():
         auth.check_scope_table(["/a/b", "/a/c"], {})
     with pytest.raises(StartError, match="do not exist: /a/d"):
         auth.check_scope_table([], {"/a/d": "x"})
+    with pytest.raises(StartError, match="served twice: /a/b"):
+        auth.check_scope_table(["/a/b", "/a/c", "/a/b"], {"/a/b": "x", "/a/c": ""})
 
 
 def test_a_bucket_empties_and_fills_again():
