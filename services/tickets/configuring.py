@@ -3,7 +3,7 @@ Message stubs only; `servicer` puts them into the gRPC services."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -458,22 +458,12 @@ _FILE_PARTS = ("teams", "flows", "calendars", "slaPolicies")
 def apply_file(parts: Configuring, content: Any) -> list[str]:
     """Puts what a configuration file holds into the database where it differs from what is there; the
     names of
-    what was changed. InvalidArgument or FlowUnsound naming what is wrong; then nothing of that part is
-    changed."""
+    what was changed. InvalidArgument or FlowUnsound naming what is wrong; then nothing is changed."""
     if not isinstance(content, dict) or set(content) - set(_FILE_PARTS):
         raise InvalidArgument(field="file", why=f"must be an object with some of {', '.join(_FILE_PARTS)}")
-    changed = []
-    kinds = {
-        "teams": parts.teams,
-        "flows": parts.flows,
-        "calendars": parts.calendars,
-        "slaPolicies": parts.policies,
-    }
-    for part in _FILE_PARTS:
-        for position, item in enumerate(content.get(part, ())):
-            name = _apply_one(parts, kinds[part], item, f"{part}[{position}]")
-            if name:
-                changed.append(name)
+    # all of it is read and checked before any of it is stored
+    items = list(_file_items(parts, content))
+    changed = [name for crud, message, where in items if (name := _apply_one(parts, crud, message, where))]
     if changed:
         parts.governor.changed(
             retime=any(name.startswith(("calendars/", "slaPolicies/")) for name in changed)
@@ -491,14 +481,34 @@ def read_item(crud: Crud, item: Any, where: str) -> Any:
     return message
 
 
-def _apply_one(parts: Configuring, crud: Crud, item: Any, where: str) -> str:
-    message = read_item(crud, item, where)
+def _file_items(parts: Configuring, content: Any) -> Iterator[tuple[Crud, Any, str]]:
+    """What a file holds and where it stands, each item checked."""
+    kinds: dict[str, Crud] = {
+        "teams": parts.teams,
+        "flows": parts.flows,
+        "calendars": parts.calendars,
+        "slaPolicies": parts.policies,
+    }
+    names = set[str]()
+    for part in _FILE_PARTS:
+        crud, found = kinds[part], content.get(part, [])
+        if not isinstance(found, list):
+            raise InvalidArgument(field=part, why="must be a list")
+        for position, item in enumerate(found):
+            where = f"{part}[{position}]"
+            message = read_item(crud, item, where)
+            id = crud.id_of(message.name, f"{where}.name")
+            if crud is parts.flows and id in flows.FLOWS:
+                raise InvalidArgument(field=f"{where}.name", why="is a shipped flow, which cannot be changed")
+            crud.check(message)
+            if crud is parts.policies and message.calendar not in names:
+                parts.check_calendar(message)
+            names.add(message.name)
+            yield crud, message, where
+
+
+def _apply_one(parts: Configuring, crud: Crud, message: Any, where: str) -> str:
     id = crud.id_of(message.name, f"{where}.name")
-    if crud is parts.flows and id in flows.FLOWS:
-        raise InvalidArgument(field=f"{where}.name", why="is a shipped flow, which cannot be changed")
-    crud.check(message)
-    if crud is parts.policies:
-        parts.check_calendar(message)
     record = parts.store.find(crud.resource.kind, id)
     if record is None:
         if isinstance(crud, Versioned):

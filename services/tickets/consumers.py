@@ -23,7 +23,7 @@ class TicketsConsumers:
 
     @subscribe("routing", *inbound.SURVEYS)
     def on_survey(self, event: Event) -> None:
-        """Opens a call's resolved ticket again when its caller was not satisfied."""
+        """Keeps what a caller said afterwards, and opens the resolved ticket of one who was not satisfied."""
         inbound.take(self.use, event)
 
     @subscribe("crm", *inbound.CUSTOMERS)

@@ -105,6 +105,11 @@ def read_flow(message: flow_pb2.Flow, id: str, version: int) -> Flow:
         follow_up_share=rule.share or 1.0,
         silent_ms=_ms(message.silent_assignee_limit) if message.HasField("silent_assignee_limit") else None,
         team=convert.read_optional_name("flow.initial_team", "teams", message.initial_team),
+        state_teams={
+            one.state: convert.read_optional_name("flow.states.team", "teams", one.team)
+            for one in message.states
+            if one.team
+        },
         version=version,
         title=message.display_name,
         default=message.default_flow,

@@ -169,7 +169,7 @@ def open_ticket(
         sla=clocks.start(rules, (kind, draft.priority, tier, draft.category), now),
         tier=tier,
         flow_version=table.version,
-        team=table.team,
+        team=table.state_teams.get(table.initial, table.team),
         silent_limit_ms=table.silent_ms,
         calls=calls,
         call_count=len(calls),
@@ -414,6 +414,7 @@ def _perform(ticket: Ticket, row: Transition, act: Act, rules: Rules, now: int) 
         silent_ms=now if ticket.assignee and after in OPEN_PHASES else None,
     )
     ticket = _fee_step(ticket, row, act, now)
+    ticket, moved = _state_team(ticket, row)
     more: tuple[Happening, ...] = ()
     if before is Phase.RESOLVED and after is not Phase.RESOLVED:
         ticket = _left_resolved(ticket, after, act.actor, now)
@@ -421,7 +422,7 @@ def _perform(ticket: Ticket, row: Transition, act: Act, rules: Rules, now: int) 
         ticket, more = _entered_resolved(ticket, act, rules, now)
     ticket, outcome = _verdict(ticket, row, act, now)
     reopened = before is Phase.RESOLVED and ticket.is_open
-    told = (*breaches, Transitioned(step=step, reopened=reopened), *more, *outcome)
+    told = (*breaches, Transitioned(step=step, reopened=reopened), *moved, *more, *outcome)
     return Change(ticket=ticket, happenings=told)
 
 
@@ -554,6 +555,19 @@ def _silent(ticket: Ticket, now: int) -> tuple[Ticket, tuple[Happening, ...]]:
         reason=SILENCE,
     )
     return replace(ticket, assignee="", silent_ms=None), (told,)
+
+
+def _state_team(ticket: Ticket, row: Transition) -> tuple[Ticket, tuple[Happening, ...]]:
+    """The ticket with the team whose task its new state is; its assignee stays within a team."""
+    team = flow_of(ticket).state_teams.get(row.target, ticket.team)
+    if team == ticket.team:
+        return ticket, ()
+    told = Assigned(
+        previous_assignee=ticket.assignee,
+        previous_team=ticket.team,
+        reason=f"the task of teams/{team} in state {row.target}",
+    )
+    return replace(ticket, team=team, assignee="", silent_ms=None), (told,)
 
 
 def _fee_step(ticket: Ticket, row: Transition, act: Act, now: int) -> Ticket:

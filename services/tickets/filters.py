@@ -17,7 +17,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from chassis.errors import InvalidArgument
-from tickets.model import Kind, Phase, Priority
+from tickets.model import Channel, Kind, Phase, Priority
 from tickets.validation import clean_id
 
 #: Longest expression, in characters.
@@ -124,11 +124,11 @@ def _boolean(text: str) -> Value:
 def _instant(text: str) -> Value:
     try:
         moment = datetime.fromisoformat(text)
-    except ValueError:
+        if moment.tzinfo is None:
+            raise _bad(f"{text[:64]!r} has no time zone")
+        return int(moment.astimezone(UTC).timestamp() * 1000)
+    except (ValueError, OverflowError):  # the latter at the edges of the calendar, in a zone beyond them
         raise _bad(f"{text[:64]!r} is not an RFC 3339 time") from None
-    if moment.tzinfo is None:
-        raise _bad(f"{text[:64]!r} has no time zone")
-    return int(moment.astimezone(UTC).timestamp() * 1000)
 
 
 def text_field(stored: str = "") -> Field:
@@ -176,7 +176,7 @@ def enum_choices(enum: Any, prefix: str) -> dict[str, Value]:
     return {name: name for name in names if name != "UNSPECIFIED"}
 
 
-def _enum(choices: type[Kind] | type[Phase] | type[Priority], prefix: str) -> Field:
+def _enum(choices: type[Channel] | type[Kind] | type[Phase] | type[Priority], prefix: str) -> Field:
     return choice_field({choice.name: choice.value for choice in choices}, prefix)
 
 
@@ -201,6 +201,10 @@ TICKET_FIELDS: Mapping[str, Field] = {
     "open": boolean_field(),
     "breached": boolean_field(),
     "tags": list_field(),
+    "required_skills": list_field(),
+    "language": text_field(),
+    "customer_tier": text_field("tier"),
+    "channel": _enum(Channel, "CHANNEL_"),
     "create_time": time_field("created_ms"),
     "update_time": time_field("updated_ms"),
     "due_time": time_field("due_ms"),

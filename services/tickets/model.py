@@ -146,6 +146,8 @@ class Flow:
     silent_ms: int | None = None
     #: The team that new tickets go to; empty: none.
     team: str = ""
+    #: The team whose task a ticket becomes when it enters a state, by state.
+    state_teams: Mapping[str, str] = field(default_factory=dict)
     #: +1 with each change; tickets go on in the version they began with.
     version: int = 1
     #: In words.

@@ -28,7 +28,7 @@ from chassis import callcontext
 from chassis.callcontext import CallContext, Identity
 from chassis.errors import AlreadyExists, CallmeshError, InvalidArgument, NotFound, PermissionDenied
 from chassis.testing import FakeClock
-from tickets import calendars, configuring, convert, flows, workdays
+from tickets import calendars, configuring, convert, flows, records, workdays
 from tickets import sla as clocks
 from tickets.around import Around
 from tickets.configuring import Configuring, FlowCalls, SlaCalls, TeamCalls
@@ -191,6 +191,22 @@ def test_a_silent_assignees_ticket_goes_to_who_has_fewest_and_can(service: Servi
     last = service.told(events_pb2.TicketAssigned)[-1]
     assert (last.ticket.assignee, last.previous_assignee) == ("agents/c", "agents/a")
     assert not service.use.due(10) and service.store.get(busy.id).assignee == "c"
+
+
+def test_a_state_is_the_task_of_its_team(service: Service) -> None:
+    flow = own_flow(initial_team="teams/front")
+    flow.states[1].team = "teams/lawyers"
+    service.flows.CreateFlow(flow_pb2.CreateFlowRequest(flow=flow, flow_id="legal"), None)
+    name = f"tickets/{service.open(flow='flows/legal').id}"
+    service.ClaimTicket(rpc.ClaimTicketRequest(name=name, agent="agents/a"), None)
+    asked = service.use.transition(name[8:], None, configuring_act("ask"))
+    assert (asked.team, asked.assignee, asked.state) == ("lawyers", "", "legal")
+    last = service.told(events_pb2.TicketAssigned)[-1]
+    assert (last.previous_team, last.previous_assignee) == ("teams/front", "agents/a")
+    flow.states[1].team = "lawyers"
+    bad = flow_pb2.CreateFlowRequest(flow=flow, flow_id="legal-2")
+    fields = refused(lambda: service.flows.CreateFlow(bad, None))
+    assert fields == ["flow.states.team"]
 
 
 # ---- words, files, links
@@ -468,7 +484,13 @@ def test_a_setup_file_is_applied_once(service: Service) -> None:
     days[0]["endMinute"] = 660
     assert configuring.apply_file(service.parts, content) == ["calendars/c1"]
     assert service.open().sla.calendar == "c1@2"
-    for bad in ([], {"x": []}, {"teams": [{"name": "t1"}]}, {"teams": [{"nam": "teams/t1"}]}):
+    before = service.store.versions(), [r.id for r in records.all_of(service.records, "teams", 9)]
+    nowhere = {"name": "slaPolicies/p2", "calendar": "calendars/none", "resolutionTarget": "60s"}
+    half = {"teams": [{"name": "teams/t2"}], "slaPolicies": [nowhere]}
+    assert refused(lambda: configuring.apply_file(service.parts, half)) == ["sla_policy.calendar"]
+    after = service.store.versions(), [r.id for r in records.all_of(service.records, "teams", 9)]
+    assert after == before, "a file with one bad part changes nothing"
+    for bad in ([], {"x": []}, {"teams": 7}, {"teams": [{"name": "t1"}]}, {"teams": [{"nam": "teams/t1"}]}):
         with pytest.raises(InvalidArgument):
             configuring.apply_file(service.parts, bad)
 
