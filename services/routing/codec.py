@@ -2,8 +2,7 @@
 msgspec.
 
 Type names are part of the stored format: renaming a class needs a new `FORMAT` and a reader of the old one.
-Fields may
-be added with a default.
+Fields may be added with a default.
 """
 
 from __future__ import annotations

@@ -194,7 +194,6 @@ def version(attempt: int, move: int) -> common_pb2.CallVersion:
 
 
 # --- calls out --------------------------------------------------------------------------------------------
-# ---------------
 
 
 def call_message(view: model.CallView, shard: str) -> call_pb2.Call:
@@ -381,7 +380,6 @@ def _ended(view: model.CallView) -> routing_pb2.RouteCallEvent.Ended:
 
 
 # --- agents -----------------------------------------------------------------------------------------------
-# ---------------
 
 
 def desk_of(command: agent_pb2.AgentCommand, region: str) -> Desk:

@@ -27,8 +27,7 @@ def digest_of(state: ShardState, sequence: int) -> str:
 
 def agrees(state: ShardState, block: Block) -> bool:
     """Whether a reader's state after the block is the leader's, as far as the block's digest says; counted
-    and
-    told if not. A digest made by a release with other fields says nothing.
+    and told if not. A digest made by a release with other fields says nothing.
     """
     if not block.digest:
         return True

@@ -31,8 +31,7 @@ def apply_directory(
     handlers: DirectoryHandlers, request: pb.ApplyDirectoryRequest
 ) -> pb.ApplyDirectoryResponse:
     """Puts a directory in force, or says with `validate_only` what would change. Raises InvalidArgument
-    naming the
-    entry and field.
+    naming the entry and field.
     """
     wanted = checked(request.directory)
     stored = {kind.collection: handlers.all_of(kind) for kind in KINDS}

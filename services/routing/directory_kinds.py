@@ -124,7 +124,6 @@ def _levels(field: str, skills: Mapping[str, int]) -> dict[str, int]:
 
 
 # --- regions
-# ---------------------------------------------------------------------------------------------------------
 
 
 def _fill_region(message: pb.Region, document: RegionDocument) -> None:
@@ -174,7 +173,6 @@ def _show_region(document: RegionDocument, message: pb.Region) -> None:
 
 
 # --- queues
-# ----------------------------------------------------------------------------------------------------------
 
 
 def _fill_queue(message: pb.Queue, document: QueueDocument) -> None:
@@ -270,7 +268,6 @@ def _show_queue(document: QueueDocument, message: pb.Queue) -> None:
 
 
 # --- agents, skills
-# --------------------------------------------------------------------------------------------------
 
 
 def _fill_agent(message: pb.Agent, document: AgentDocument) -> None:

@@ -3,12 +3,11 @@
 The rules, in prose (ROUTING in docs/routing.md has their reasons):
 
 1. A command comes in, `decide` looks at the state and says which events follow, `evolve` (state.py) applies
-them. No
-   clock, no randomness, no I/O: `now_ms` is passed in. A command that makes `decide` raise has changed
-   nothing.
+   them. No clock, no randomness, no I/O: `now_ms` is passed in. A command that makes `decide` raise has
+   changed nothing.
 2. A call waits in the line of its queue, channel and extra skills, ordered by effective arrival: when it
-first came, less
-   the credit of its priority. It keeps that place for ever: an offer that fails puts it back where it was.
+   first came, less the credit of its priority. It keeps that place for ever: an offer that fails puts it back
+   where it was.
 3. Whoever becomes free takes first the call that waits for this very agent, then the one that has waited
    longest over all lines that fit (weights are head starts, so no queue starves another); a call that
    arrives takes the best free agent by its queue's strategy. `pair` does both, right after each command, in
@@ -17,11 +16,10 @@ first came, less
    unoffered, for the grace period; after a leader change nothing is concluded from absence for the re-attach
    period. A caller who asked to be called back needs no stream: accepting connects.
 5. An offer is ringing (OFFERED) until the agent accepts, then held (ACCEPTED) until the edge confirms
-exactly this offer.
-   Only the edge's confirmation connects. Every offer ends exactly once. Who declined a call, or let it ring,
-   gets it again only while nobody else is free for it.
+   exactly this offer. Only the edge's confirmation connects. Every offer ends exactly once. Who declined a
+   call, or let it ring, gets it again only while nobody else is free for it.
 6. (attempt, move) is a call's version. A lower one is refused, the same one attaches again, a higher one
-takes over.
+   takes over.
 7. What an agent holds is a set of call ids; ending twice frees once.
 8. A deadline is state. `Tick` does what is due, in steps of bounded size.
 9. A queue may ask less of agents the longer a call waits (steps of relaxation). A step is another line; the
@@ -179,9 +177,8 @@ def decide(state: ShardState, command: Command, now_ms: int) -> Decision:
 
 def pair(state: ShardState, now_ms: int) -> list[Event]:
     """Lets drained agents go and offers calls to free agents until no worklist has a match left, applying
-    each
-    event as it is made. Stops after PAIRS_PER_STEP_MAX of them; `state.unpaired` then says that more is to
-    do.
+    each event as it is made. Stops after PAIRS_PER_STEP_MAX of them; `state.unpaired` then says that more is
+    to do.
     """
     events: list[Event] = []
     while state.unpaired and len(events) < PAIRS_PER_STEP_MAX:
@@ -255,8 +252,7 @@ def _taker(state: ShardState, entry: CallEntry) -> str | None:
 
 def _agent_for(state: ShardState, call_id: str) -> tuple[str, str] | None:
     """The best free agent for the head of the call's line (the head, so that nobody is overtaken), or the
-    agent
-    it waits for.
+    agent it waits for.
     """
     entry = state.calls.get(call_id)
     if entry is None or not entry.ticket:
@@ -271,8 +267,7 @@ def _agent_for(state: ShardState, call_id: str) -> tuple[str, str] | None:
 
 def _lot(seed: int, draws: int) -> int:
     """A number that looks random and is the same again for the same journal: splitmix64 (Steele, Lea and
-    Flood
-    2014, https://doi.org/10.1145/2660193.2660195) of the queue's seed and the offers made so far.
+    Flood 2014, https://doi.org/10.1145/2660193.2660195) of the queue's seed and the offers made so far.
     """
     z = (seed * 0x9E3779B97F4A7C15 + (draws + 1) * 0x9E3779B97F4A7C15) & 0xFFFFFFFFFFFFFFFF
     z = ((z ^ (z >> 30)) * 0xBF58476D1CE4E5B9) & 0xFFFFFFFFFFFFFFFF
@@ -291,7 +286,6 @@ def _refuse(reason: str, field: str = "") -> Decision:
 
 
 # --- calls ------------------------------------------------------------------------------------------------
-# -----------
 
 
 def _place(s: ShardState, c: PlaceCall, now_ms: int) -> Decision:
@@ -402,8 +396,7 @@ def _step_at(
 
 def _logged_in(s: ShardState, queue: QueueConfig, facts: CallFacts, step: int) -> int:
     """Agents logged in who could take the call in a step. Makes the step's line if it is the first to want
-    it: an
-    index, no fact.
+    it: an index, no fact.
     """
     key = (queue.id, facts.channel, facts.skills, step)
     if key not in s.lines and len(s.lines) >= LINES_MAX:
@@ -581,15 +574,13 @@ def _reprioritize(s: ShardState, c: Reprioritize, now_ms: int) -> Decision:
 
 
 # --- offers
-# ----------------------------------------------------------------------------------------------------------
 
 
 def _end_offer(
     s: ShardState, entry: CallEntry, outcome: OfferOutcome, now_ms: int = 0, *, busy: bool = False
 ) -> list[Event]:
     """Ends the entry's live offer, if it has one; the agent rests (or is paused) after a missed one, and is
-    no
-    longer waited for.
+    no longer waited for.
     """
     if entry.state not in (CallState.OFFERED, CallState.ACCEPTED):
         return []
@@ -672,7 +663,6 @@ def _decline(s: ShardState, c: DeclineOffer, now_ms: int) -> Decision:
 
 
 # --- agents
-# ----------------------------------------------------------------------------------------------------------
 
 
 def _open_session(s: ShardState, c: OpenSession, now_ms: int) -> Decision:
@@ -806,7 +796,6 @@ def _detach_front(s: ShardState, c: DetachFront, now_ms: int) -> Decision:
 
 
 # --- configuration
-# ---------------------------------------------------------------------------------------------------
 
 
 def _configure_timing(s: ShardState, c: ConfigureTiming, now_ms: int) -> Decision:
@@ -856,7 +845,6 @@ def _move_deadlines(s: ShardState, c: MoveDeadlines, now_ms: int) -> Decision:
 
 
 # --- transfers, call-backs, supervision
-# ------------------------------------------------------------------------------
 
 
 def _transfer(s: ShardState, c: TransferCall, now_ms: int) -> Decision:
@@ -976,7 +964,6 @@ def _record_act(s: ShardState, c: RecordAct, now_ms: int) -> Decision:
 
 
 # --- questions and time
-# ----------------------------------------------------------------------------------------------
 
 
 def _ask_call(s: ShardState, c: AskCall, now_ms: int) -> Decision:

@@ -1,10 +1,9 @@
 """The front: the router that holds a client's stream, whoever leads the shard that the call or agent is in.
 
 A front places calls (and numbers its placements), attaches them again after every change of leader, moves
-waiting calls to
-a region that can take them now, and places them elsewhere when a region is lost. It decides nothing about
-who talks
-to whom, and tells clients only what a leader has committed. Everything it asks may be asked again.
+waiting calls to a region that can take them now, and places them elsewhere when a region is lost. It decides
+nothing about who talks to whom, and tells clients only what a leader has committed. Everything it asks may be
+asked again.
 """
 
 from __future__ import annotations
@@ -202,7 +201,6 @@ class Front:
         await asyncio.gather(*self._tasks, return_exceptions=True)
 
     # --- asking shards
-    # ------------------------------------------------------------------------------------------
 
     def ask(self, region: str, command: Command, seconds: float | None = None) -> Awaitable[Committed]:
         """One question to a region's leader. Raises Unavailable's kinds."""
@@ -255,7 +253,6 @@ class Front:
         raise CallNotFound(resource=f"calls/{call_id}")
 
     # --- callers
-    # ------------------------------------------------------------------------------------------------
 
     async def route(self, caller: Caller) -> AsyncGenerator[Update, None]:
         """The caller's stream, from being queued to the end. Raises what placing raises, Superseded,
@@ -556,7 +553,6 @@ class Front:
         return (await self.find_call(call_id)).shard
 
     # --- moves
-    # --------------------------------------------------------------------------------------------------
 
     async def run_overflow(self) -> None:
         """Moves waiting calls to regions with free agents, longest waiting first, until cancelled."""
@@ -802,7 +798,6 @@ class Front:
             return False
 
     # --- agents
-    # -------------------------------------------------------------------------------------------------
 
     async def open_desk(self, desk: Desk) -> None:
         """Opens or re-attaches an agent's session. Raises AgentNotFound, NewerSession, Unavailable."""
@@ -887,7 +882,6 @@ class Front:
         return committed
 
     # --- facts
-    # --------------------------------------------------------------------------------------------------
 
     def _on_facts(self, shard: str, epoch: int, sequence: int, facts: Sequence[Fact]) -> None:
         for fact in facts:

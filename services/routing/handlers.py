@@ -88,7 +88,6 @@ class Handlers:
         self._repeat_window_ms = repeat_window_ms
 
     # --- callers
-    # ------------------------------------------------------------------------------------------------
 
     async def route_call(
         self, request: call_pb2.CallRequest
@@ -399,7 +398,6 @@ class Handlers:
         return _call_of(await self._front.ask(found.shard, command, remaining - ANSWER_SECONDS), call_id)
 
     # --- agents
-    # -------------------------------------------------------------------------------------------------
 
     async def desk(self, first: agent_pb2.AgentCommand) -> Desk:
         """The session that a stream's first command opens. Raises InvalidArgument, AgentNotFound."""

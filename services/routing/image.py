@@ -3,13 +3,11 @@
 1. An image holds facts: every field of calls, agents, tallies and the shard that `evolve` writes and reads.
    Heaps, sets of free agents and lines' members are indexes; they are built again. `_DERIVED` names them.
 2. Fields are found, not listed: a field that is added to an entry is in the next image, and an image that
-does
-   not have it yet gives it its first value. Only what is no number, text or flag needs its type here; a field
-   without one fails when this module is imported.
+   does not have it yet gives it its first value. Only what is no number, text or flag needs its type here; a
+   field without one fails when this module is imported.
 3. Calls and agents keep their order, so that a digest of a stretch of them is the same for every reader.
 4. An image is many parts of about `PART_BYTES`. Making one and taking one in are short pieces of work, so
-that
-   whoever has other things to do can do them between parts.
+   that whoever has other things to do can do them between parts.
 """
 
 from __future__ import annotations
@@ -257,8 +255,7 @@ def restore(shard: str, parts: Iterable[bytes]) -> ShardState:
 
 def digest(state: ShardState, sequence: int) -> str:
     """A digest of a stretch of the state, another one at each `sequence`: some of its calls, agents and
-    tallies,
-    and the shard's own fields but for the time, which a reader knows a little later.
+    tallies, and the shard's own fields but for the time, which a reader knows a little later.
     """
     found = hashlib.sha256()
     for field in ("ordinal", "offers_made", "conclude_ms", "draining", "lead_list", "epoch"):

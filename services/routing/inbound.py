@@ -116,7 +116,6 @@ _MEANING = {kind.DESCRIPTOR.full_name: meaning for kind, meaning in _BY_TYPE.ite
 
 
 # --- calls
-# -----------------------------------------------------------------------------------------------------------
 
 
 def hear_call(use: ProfileStore, event: Event) -> None:

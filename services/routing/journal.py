@@ -1,11 +1,9 @@
 """The journal: what a shard's leaders have decided, one document a block, and the fence between leaders.
 
-A block's `_id` is `shard:%016d`, so a sequence number can be taken once. Whoever finds another's block
-there has been deposed. A
-block is committed when its insert was acknowledged by a majority, or when a majority read finds it with our
-nonce;
-every other answer is unknown. `DuplicateKey` is unknown too: MongoDB answers it for blocks that are rolled
-back later.
+A block's `_id` is `shard:%016d`, so a sequence number can be taken once. Whoever finds another's block there
+has been deposed. A block is committed when its insert was acknowledged by a majority, or when a majority read
+finds it with our nonce; every other answer is unknown. `DuplicateKey` is unknown too: MongoDB answers it for
+blocks that are rolled back later.
 
 `JournalStore` is the port; `MongoJournal` the real one; `MemoryJournal` (testing.py) the one for unit tests.
 """

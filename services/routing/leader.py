@@ -1,11 +1,9 @@
 """A shard's leader: takes commands, decides in memory, commits in groups, and lets nothing out before its
 commit.
 
-One block is in flight at a time; what is decided meanwhile forms the next (group commit). A decision is
-made at once, on
-top of decisions not yet committed, but its answer and its facts wait for the commit of their block. So a
-client
-hears only of what is in the journal of a majority.
+One block is in flight at a time; what is decided meanwhile forms the next (group commit). A decision is made
+at once, on top of decisions not yet committed, but its answer and its facts wait for the commit of their
+block. So a client hears only of what is in the journal of a majority.
 
 Life: candidate (a warm standby: follows the journal's tail; after long enough a silence it writes a probe,
 inserts an opening block and looks above it) → leader (the journal's progress, a block every heartbeat, is the
@@ -288,7 +286,6 @@ class Leader:
         self.on_drop: list[Callable[[], None]] = []
 
     # --- what others call
-    # ---------------------------------------------------------------------------------------
 
     @property
     def leading(self) -> bool:
@@ -459,7 +456,6 @@ class Leader:
         self._timer.set()
 
     # --- life
-    # ---------------------------------------------------------------------------------------------------
 
     async def run(self) -> None:
         """Leads whenever it can, until cancelled."""
@@ -587,8 +583,7 @@ class Leader:
 
     async def _catch_up(self) -> None:
         """Reads to the tail; at a gap that pruning has made, from the newest snapshot on. Raises JournalGap
-        for
-        any other.
+        for any other.
         """
         try:
             await self._read_tail()
@@ -613,8 +608,7 @@ class Leader:
 
     async def _restore(self, manifest: Manifest) -> ShardState | None:
         """A snapshot's state, None when it is incomplete or cannot be read; others have their turn between
-        its
-        parts.
+        its parts.
         """
         restorer, seal, count = image.Restorer(self.shard), hashlib.sha256(), 0
         if manifest.format > image.FORMAT:
@@ -716,7 +710,6 @@ class Leader:
         self._timer.set()
 
     # --- leading
-    # ------------------------------------------------------------------------------------------------
 
     async def _lead(self) -> None:
         helpers = [

@@ -1,8 +1,8 @@
 """Routing's frozen values: configuration, commands (what comes in) and events (what the journal holds).
 
 Every time is business time in milliseconds since 1970 (`*_ms` names an instant), every span is in
-milliseconds too
-(`*_span_ms`). Events carry results, never increments, so that applying one twice changes nothing.
+milliseconds too (`*_span_ms`). Events carry results, never increments, so that applying one twice changes
+nothing.
 
 What is configured are dataclasses; a call's facts, commands, events and views, of which each call makes
 dozens, are msgspec structs: the same to read and to store, and made several times faster.
@@ -272,7 +272,6 @@ class CallFacts(msgspec.Struct, frozen=True, kw_only=True):
 
 
 # --- commands: one input to the engine each
-# ----------------------------------------------------------------------------
 
 
 class ConfigureTiming(msgspec.Struct, frozen=True, kw_only=True):
@@ -645,7 +644,6 @@ Command = (
 
 
 # --- events: what the journal holds
-# ------------------------------------------------------------------------------------
 
 
 class ShardOpened(msgspec.Struct, frozen=True, kw_only=True):
@@ -999,7 +997,6 @@ Event = (
 
 
 # --- what leaves a shard
-# -----------------------------------------------------------------------------------------------
 
 
 class CallView(msgspec.Struct, frozen=True, kw_only=True):

@@ -2,8 +2,7 @@
 
 Hints, not facts: they promise nothing and wait for no commit. A region that has been silent for
 `silent_seconds` counts as down. Every router is watched, for any of them may lead a shard, or several; only
-who
-leads one speaks for it, and an older epoch is not listened to.
+who leads one speaks for it, and an older epoch is not listened to.
 """
 
 from __future__ import annotations

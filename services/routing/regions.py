@@ -294,8 +294,7 @@ class Regions:
 
     def _refuge(self, queue: str, region: str) -> str | None:
         """Where calls of a drained region wait instead: free agents first, then the shortest expected wait;
-        None
-        while nobody else serves the queue, for then its own agents finish them.
+        None while nobody else serves the queue, for then its own agents finish them.
         """
         others = [
             (-self._spare(other, queue), _known_wait_ms(load), other)

@@ -4,15 +4,13 @@ worker process.
 1. Every read is a majority read, and every block must follow the one before it. At a gap (or at a block
    that this code cannot read) the shard stops, loudly, and is begun again from its first block after a
    while; the others go on.
-2. A projection (publish.py) needs the whole journal, or a snapshot at or below the cursor: blocks from
-there to
-   the cursor are applied without a word, those above are published.
+2. A projection (publish.py) needs the whole journal, or a snapshot at or below the cursor: blocks from there
+   to the cursor are applied without a word, those above are published.
 3. The cursor of a shard says how far the broker has confirmed everything. It moves by compare-and-set, so a
    relay that slept does not set it back. A crash between the confirms and the cursor publishes the same
    events, with the same ids, once more.
 4. What waits for the broker is bounded by `retention_bytes_max`: beyond it the oldest blocks are skipped,
-which
-   the cursor remembers until one EventsSkipped in their place is confirmed.
+   which the cursor remembers until one EventsSkipped in their place is confirmed.
 5. A message that no queue took, or that the broker refused or did not confirm, is not published: the cursor
    stays in front of its block, and no further block of that shard goes out until it is through. It is tried
    again after a growing pause.

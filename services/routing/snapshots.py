@@ -2,11 +2,9 @@
 
 1. A snapshot is made in the worker, of committed blocks only, under a lease: parts first (image.py), then the
    manifest, which makes them count. The newest two are kept, and the newest that a reader of the journal
-   (relay,
-   reports) still needs to begin again from its cursor.
+   (relay, reports) still needs to begin again from its cursor.
 2. A reader takes the newest snapshot whose parts are all there and unchanged, and whose format it knows;
-failing
-   that an older one; failing that the journal's beginning.
+   failing that an older one; failing that the journal's beginning.
 3. Pruned are blocks below every kept snapshot, published and counted, older than the retention, and not
    openings: an opening is what a leader that wakes runs into.
 4. Two makers at once (a lease may overlap) make two snapshots of the same states. Parts carry their maker's

@@ -1,12 +1,9 @@
 """A shard's state and `evolve`, the only function that changes it.
 
 The state is a function of the journal alone: `evolve` reads no clock, no configuration and no randomness,
-only the event
-and the time it was decided at. What stands beside the facts (heaps, idle sets, worklists) is an index of
-them and may be
-tidied at any time. Entries of a heap are never moved: a change pushes a new entry under a new ticket, and
-the old one
-is skipped when it comes up. So a decision costs O(log n).
+only the event and the time it was decided at. What stands beside the facts (heaps, idle sets, worklists) is
+an index of them and may be tidied at any time. Entries of a heap are never moved: a change pushes a new entry
+under a new ticket, and the old one is skipped when it comes up. So a decision costs O(log n).
 """
 
 from __future__ import annotations
@@ -587,7 +584,6 @@ def best_idle(
 
 
 # --- indexes
-# ---------------------------------------------------------------------------------------------------------
 
 
 def _by_proficiency(line: Line) -> Callable[[Place], int]:
@@ -744,8 +740,7 @@ def _set_presence(agent: AgentEntry, presence: Presence, *, attached: bool) -> N
 
 def _list_call(state: ShardState, entry: CallEntry) -> None:
     """Puts a call that may be offered into its line's heap (again), or into that of the agent it waits for,
-    at
-    its original place.
+    at its original place.
     """
     _unlist_call(state, entry)
     if not entry.offerable:
@@ -777,13 +772,11 @@ def _unlist_call(state: ShardState, entry: CallEntry) -> None:
 
 
 # --- taking in an image
-# ----------------------------------------------------------------------------------------------
 
 
 def adopt_agent(state: ShardState, agent: AgentEntry, idle: Iterable[str]) -> None:
     """Takes in an agent of an image, before the lines: it can be found, it is free on the channels `idle`,
-    and
-    its deadlines run.
+    and its deadlines run.
     """
     state.agents[agent.config.id] = agent
     state.count(agent, agent.state)
@@ -808,7 +801,6 @@ def adopt_call(state: ShardState, entry: CallEntry, *, listed: bool) -> None:
 
 
 # --- evolve
-# ----------------------------------------------------------------------------------------------------------
 
 
 def evolve(state: ShardState, event: Event, now_ms: int) -> None:

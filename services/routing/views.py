@@ -14,11 +14,9 @@ from routing.state import Line, ShardState, Tally
 def expected_wait_span_ms(line: Line, tally: Tally | None, ahead: int) -> int:
     """Expected wait behind `ahead` calls, in milliseconds; -1 when it cannot be estimated.
 
-    With n agents at work and mean handle time h, one of them becomes free every h / n on average, so the
-    call behind k
-    others waits (k + 1) h / n: the mean of the (k+1)-th of Poisson departures at rate n / h (the delay of
-    those who wait in
-    M/M/n, Erlang 1917, without later arrivals overtaking).
+    With n agents at work and mean handle time h, one of them becomes free every h / n on average, so the call
+    behind k others waits (k + 1) h / n: the mean of the (k+1)-th of Poisson departures at rate n / h (the
+    delay of those who wait in M/M/n, Erlang 1917, without later arrivals overtaking).
     """
     if ahead == 0 and line.idle_count > 0:
         return 0
