@@ -8,7 +8,6 @@ the answer on its standard output.
 from __future__ import annotations
 
 import asyncio
-import os
 import sys
 from collections.abc import Mapping
 
@@ -16,7 +15,8 @@ import msgspec
 
 from callmesh.routing.v1 import menus_pb2 as pb
 from chassis import logs
-from chassis.errors import DeadlineExceeded, FailedPrecondition, Internal, ResourceExhausted
+from chassis.apart import run_apart
+from chassis.errors import FailedPrecondition, Internal, ResourceExhausted
 from routing.convert import duration
 from routing.menus import check, convert
 from routing.menus.rebuild import Constraints, Impossible, Rebuilt, rebuild
@@ -73,29 +73,13 @@ async def answer(job: Job, leaves: int) -> pb.RebuildMenuResponse:
 
 
 async def _in_another_process(job: Job) -> pb.RebuildMenuResponse:
-    env = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
-    process = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-m", "routing.menus.apart"),
-        stdin=asyncio.subprocess.PIPE,
-        stdout=asyncio.subprocess.PIPE,
-        stderr=asyncio.subprocess.PIPE,
-        env=env,
-    )
-    try:
-        async with asyncio.timeout(SECONDS_MAX):
-            said, why = await process.communicate(_encoder.encode(job))
-    except TimeoutError:
-        raise DeadlineExceeded() from None
-    finally:
-        if process.returncode is None:
-            process.kill()
-            await process.wait()
-    if process.returncode == EXIT_IMPOSSIBLE:
-        raise RebuildImpossible(subject=f"menus/{job.id}", why=why.decode(errors="replace")[-300:].strip())
-    if process.returncode:
-        log.error("menus.rebuild_failed", status=process.returncode, said=why.decode(errors="replace")[-300:])
+    ended = await run_apart("routing.menus.apart", job=_encoder.encode(job), seconds_max=SECONDS_MAX)
+    if ended.status == EXIT_IMPOSSIBLE:
+        raise RebuildImpossible(subject=f"menus/{job.id}", why=ended.why)
+    if ended.status:
+        log.error("menus.rebuild_failed", status=ended.status, said=ended.why)
         raise Internal()
-    return pb.RebuildMenuResponse.FromString(said)
+    return pb.RebuildMenuResponse.FromString(ended.said)
 
 
 def carry_out(job: Job) -> pb.RebuildMenuResponse:

@@ -16,8 +16,9 @@ import sys
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from chassis import logs
+from chassis.apart import run_apart
 from chassis.clock import Clock
-from chassis.errors import CallmeshError, DeadlineExceeded, InvalidArgument, ResourceExhausted, Unavailable
+from chassis.errors import CallmeshError, InvalidArgument, ResourceExhausted, Unavailable
 from routing.errors import QueueNotFound
 from routing.planning.forecast import HistoryTooShort
 from routing.planning.requests import CHECKS
@@ -34,8 +35,6 @@ RETRY_SECONDS = 5.0
 CHECKED_HERE_BYTES_MAX = 256 * 1024
 #: Real milliseconds in which the database must answer the other process.
 ANSWER_MS_MAX = 5_000
-#: Of what the other process says when it fails, so many characters are logged.
-SAID_CHARACTERS_MAX = 300
 #: Exit statuses of the other process: a request that is refused, reports that cannot be read.
 EXIT_REFUSED, EXIT_UNREADABLE = 3, 4
 
@@ -76,38 +75,20 @@ class Elsewhere:
         return response
 
     async def _run(self, method: str, request: bytes) -> bytes:
-        # One thread is enough, and leaves the others to routing.
-        env = {
-            **os.environ,
-            "MONGO_URI": self._uri,
-            "PYTHONPATH": os.pathsep.join(filter(None, sys.path)),
-            "OMP_NUM_THREADS": "1",
-        }
-        now_ms = str(self._clock.now_ms())
-        process = await asyncio.create_subprocess_exec(
-            *(sys.executable, "-m", "routing.planning.process"),
-            *(method, self._database, self._region, now_ms),
-            stdin=asyncio.subprocess.PIPE,
-            stdout=asyncio.subprocess.PIPE,
-            stderr=asyncio.subprocess.PIPE,
-            env=env,
+        ended = await run_apart(
+            "routing.planning.process",
+            *(method, self._database, self._region, str(self._clock.now_ms())),
+            job=request,
+            seconds_max=SECONDS_MAX,
+            # One thread is enough, and leaves the others to routing.
+            environment={"MONGO_URI": self._uri, "OMP_NUM_THREADS": "1"},
         )
-        try:
-            async with asyncio.timeout(SECONDS_MAX):
-                said, why = await process.communicate(request)
-        except TimeoutError:
-            raise DeadlineExceeded() from None
-        finally:
-            if process.returncode is None:
-                process.kill()
-                await process.wait()
-        if process.returncode == EXIT_REFUSED:
-            raise _refusal(json.loads(said))
-        if process.returncode != 0:
-            tail = why.decode(errors="replace").strip()[-SAID_CHARACTERS_MAX:]
-            log.warning("planning_failed", method=method, status=process.returncode, said=tail)
+        if ended.status == EXIT_REFUSED:
+            raise _refusal(json.loads(ended.said))
+        if ended.status:
+            log.warning("planning_failed", method=method, status=ended.status, said=ended.why)
             raise PlanningAway(retry_seconds=RETRY_SECONDS)
-        return said
+        return ended.said
 
 
 def _refusal(said: dict[str, Any]) -> CallmeshError:
