@@ -605,6 +605,7 @@ def profile_of(message: crm_events.CustomerSnapshot) -> Profile | None:
         tier=tier,
         language=message.language,
         refused=_refused(message),
+        preferred=_preferred(message),
         quiet=_quiet(message),
         zone=message.time_zone[:64],
     )
@@ -619,6 +620,19 @@ def _refused(message: crm_events.CustomerSnapshot) -> frozenset[Channel]:
         for consent in message.consents
         if consent.purpose == survey and not consent.granted and consent.channel in _CHANNEL_OF
     )
+
+
+def _preferred(message: crm_events.CustomerSnapshot) -> tuple[Channel, ...]:
+    """Channels by which the customer said to want to be asked how it was, the latest said first."""
+    granted = [
+        consent
+        for consent in message.consents
+        if consent.purpose == customers_pb2.PURPOSE_SURVEY
+        and consent.granted
+        and consent.channel in _CHANNEL_OF
+    ]
+    granted.sort(key=lambda consent: (consent.decide_time.seconds, consent.decide_time.nanos), reverse=True)
+    return tuple(dict.fromkeys(_CHANNEL_OF[consent.channel] for consent in granted))
 
 
 def _quiet(message: crm_events.CustomerSnapshot) -> tuple[tuple[tuple[int, ...], int, int], ...]:

@@ -207,6 +207,7 @@ class ProfileDocument(Document):
     language = StringField()
     merged_into = StringField()
     refused = ListField(StringField())
+    preferred = ListField(StringField())
     quiet = ListField(ListField())
     zone = StringField()
 
@@ -535,6 +536,7 @@ def profile_fields(profile: Profile) -> dict[str, Any]:
         "language": profile.language,
         "merged_into": profile.merged_into,
         "refused": sorted(profile.refused),
+        "preferred": [channel.value for channel in profile.preferred],
         "quiet": [[list(days), start, end] for days, start, end in profile.quiet],
         "zone": profile.zone,
     }
@@ -550,6 +552,7 @@ def profile_from_raw(raw: Mapping[str, Any]) -> Profile:
         language=raw.get("language") or "",
         merged_into=raw.get("merged_into") or "",
         refused=frozenset(Channel(channel) for channel in raw.get("refused") or ()),
+        preferred=tuple(Channel(channel) for channel in raw.get("preferred") or ()),
         quiet=tuple((tuple(days), start, end) for days, start, end in raw.get("quiet") or ()),
         zone=raw.get("zone") or "",
     )

@@ -656,9 +656,11 @@ def zone_of(name: str) -> tzinfo:
 
 
 def visit_channel(ticket: Ticket, profile: Profile | None) -> Channel | None:
-    """How the customer is to be asked: as the request came in unless that is refused; None: not at all."""
+    """How the customer is to be asked: as they said they want to be, else as the request came in unless that
+    is refused; None: not at all."""
     refused = profile.refused if profile is not None else frozenset()
-    wishes = (ticket.draft.channel, Channel.VOICE, Channel.SMS, Channel.EMAIL, Channel.CHAT)
+    preferred = profile.preferred if profile is not None else ()
+    wishes = (*preferred, ticket.draft.channel, Channel.VOICE, Channel.SMS, Channel.EMAIL, Channel.CHAT)
     return next((channel for channel in wishes if channel not in refused), None)
 
 

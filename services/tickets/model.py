@@ -757,6 +757,8 @@ class Profile:
     merged_into: str = ""
     #: Channels by which the customer doesn't want to be asked how it was.
     refused: frozenset[Channel] = frozenset()
+    #: Channels by which the customer said to want to be asked, the latest said first.
+    preferred: tuple[Channel, ...] = ()
     #: When the customer wants not to be contacted: (ISO weekdays, none: every day; first minute; first
     #: after).
     quiet: tuple[tuple[tuple[int, ...], int, int], ...] = ()

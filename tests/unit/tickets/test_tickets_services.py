@@ -13,6 +13,8 @@ import pytest
 from google.protobuf.duration_pb2 import Duration
 
 from callmesh.common.v1 import common_pb2
+from callmesh.crm.v1 import customers_pb2
+from callmesh.crm.v1 import events_pb2 as crm_events
 from callmesh.tickets.v1 import (
     events_pb2,
     flow_pb2,
@@ -28,7 +30,7 @@ from chassis import callcontext
 from chassis.callcontext import CallContext, Identity
 from chassis.errors import AlreadyExists, CallmeshError, InvalidArgument, NotFound, PermissionDenied
 from chassis.testing import FakeClock
-from tickets import calendars, configuring, convert, flows, records, workdays
+from tickets import calendars, configuring, convert, documents, flows, records, workdays
 from tickets import sla as clocks
 from tickets.around import Around
 from tickets.configuring import Configuring, FlowCalls, SlaCalls, TeamCalls
@@ -522,6 +524,27 @@ def test_visits_wait_for_quiet_time_to_end_and_take_a_channel_the_customer_accep
     assert visit.visit is not None and visit.visit.channel is Channel.SMS
 
 
+def test_a_visit_is_made_by_the_channel_that_the_customer_asked_for(service: Service) -> None:
+    snapshot = crm_events.CustomerSnapshot(customer="customers/7", version=1, state=1)
+    for channel, granted, second in ((1, True, 5), (4, True, 9), (3, False, 7)):
+        consent = snapshot.consents.add(
+            channel=channel, purpose=customers_pb2.PURPOSE_SURVEY, granted=granted
+        )
+        consent.decide_time.seconds = second
+    snapshot.consents.add(channel=2, purpose=customers_pb2.PURPOSE_MARKETING, granted=True)
+    profile = convert.profile_of(snapshot)
+    assert profile is not None and len(profile.preferred) == 2 and len(profile.refused) == 1
+    assert documents.profile_from_raw(documents.profile_fields(profile) | {"_id": "7"}) == profile
+    service.store.save_profile(profile)
+    ticket = service.open(customer="customers/7", channel=common_pb2.CHANNEL_VOICE)
+    service.use.transition(ticket.id, None, configuring_act("resolve"))
+    service.clock.advance(3_601)
+    for id in service.use.fire_due(10)[1]:
+        service.use.fire(id)
+    visit = service.store.get(f"{ticket.id}.visit-1")
+    assert convert.to_proto(visit).visit.preferred_channel == 4, "the latest that was said"
+
+
 def configuring_act(verb: str) -> Any:
     from tickets.engine import Act
 
@@ -579,6 +602,17 @@ def test_articles_are_reviewed_versioned_searched_and_withdrawn(service: Service
     assert not search(service, "正文").hits
     drafts = knowledge_pb2.ListArticlesRequest(filter="state = WITHDRAWN")
     assert [a.name for a in service.knowledge.ListArticles(drafts, None).articles] == [name]
+
+
+def test_every_replica_finds_what_another_published_and_withdrew(service: Service) -> None:
+    other = Library(service.records, service.clock, MemoryFeedback())
+    assert other.refresh() == 0
+    name = article(service, "Roaming in Norway", "Costs nothing.", knowledge_pb2.AUDIENCE_CUSTOMERS, "en")
+    assert not other.search(["norway"], "", 5) and other.refresh() == 1
+    assert [hit.id for hit in other.search(["norway"], "", 5)] == [name.removeprefix("articles/")]
+    assert other.refresh() == 0, "nothing is read twice"
+    service.knowledge.WithdrawArticle(knowledge_pb2.WithdrawArticleRequest(name=name), None)
+    assert other.refresh() == 1 and not other.search(["norway"], "", 5)
 
 
 def test_searches_without_a_good_answer_are_gaps_and_ratings_count(service: Service) -> None:
