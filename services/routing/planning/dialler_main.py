@@ -70,6 +70,8 @@ OFFER_SECONDS = 60
 LEFT_LOOKS_MAX, LEFT_LOOK_SECONDS = 20, 0.1
 #: Forecasts are asked for this often, real seconds, for so many half-hours.
 FORECAST_SECONDS, FORECAST_HALF_HOURS = 1_800.0, 8
+#: So soon again when there was no answer: one plan is made at a time, and that takes a while.
+FORECAST_AGAIN_SECONDS = 60.0
 #: Calls' usual length and patience come from so many days of reports.
 REPORT_DAYS, REPORT_PAGES_MAX = 7, 20
 #: Agents and lists that are read, at most, in pages.
@@ -281,11 +283,13 @@ class Outlooks:
     async def run(self, now_ms: Any) -> None:
         """Keeps it new, until cancelled; what cannot be asked stays as it was."""
         while True:
+            wait = FORECAST_SECONDS
             try:
                 await self.refresh(now_ms())
             except CallmeshError as error:
                 log.info("forecast_not_renewed", error=error.message)
-            await asyncio.sleep(FORECAST_SECONDS)
+                wait = FORECAST_AGAIN_SECONDS
+            await asyncio.sleep(wait)
 
     async def refresh(self, now_ms: int) -> None:
         """Raises Unavailable."""

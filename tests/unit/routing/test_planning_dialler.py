@@ -9,8 +9,10 @@ from dataclasses import dataclass, field
 
 import pytest
 
+from chassis.client import Dialer
 from chassis.errors import InvalidArgument, Unavailable
 from chassis.testing import FakeClock
+from routing.planning import dialler_main
 from routing.planning.blending import BlendingRules, Contacts, ForecastBlending, ThresholdBlending
 from routing.planning.calling_hours import CallingHours
 from routing.planning.dialler import (
@@ -23,7 +25,7 @@ from routing.planning.dialler import (
     Person,
     attributes_of,
 )
-from routing.planning.dialler_main import arguments_of, serve
+from routing.planning.dialler_main import Outlooks, Peers, arguments_of, serve
 from routing.planning.erlang import Demand
 from routing.planning.nowcast import Nowcast
 
@@ -260,3 +262,31 @@ async def test_the_context_says_what_the_desktop_needs_and_options_are_checked()
     ):
         with pytest.raises(InvalidArgument, match=named):
             await serve(arguments_of([*needed, option, value]))
+
+
+async def test_a_forecast_that_was_not_made_is_asked_for_sooner_again(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    asked: list[int] = []
+
+    async def refresh(self: Outlooks, now_ms: int) -> None:
+        asked.append(now_ms)
+        if len(asked) == 1:
+            raise Unavailable(why="RESOURCE_EXHAUSTED: one plan at a time", retry_seconds=1.0)
+
+    monkeypatch.setattr(Outlooks, "refresh", refresh)
+    monkeypatch.setattr(dialler_main, "FORECAST_AGAIN_SECONDS", 0.0)
+    dialer = Dialer()
+    outlooks = Outlooks(Peers(dialer, "127.0.0.1:1", "127.0.0.1:1"), "north", "service")
+    running = asyncio.create_task(outlooks.run(lambda: 7))
+    try:
+        async with asyncio.timeout(10):
+            while len(asked) < 2:
+                await asyncio.sleep(0)
+        # The second time it was made: now it is good for half an hour.
+        done, _ = await asyncio.wait({running}, timeout=0.05)
+        assert not done and asked == [7, 7]
+    finally:
+        running.cancel()
+        await asyncio.gather(running, return_exceptions=True)
+        await dialer.close()
