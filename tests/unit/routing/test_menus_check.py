@@ -36,12 +36,11 @@ def to_itself() -> pb.Menu:
 def deep_by_links() -> pb.Menu:
     half = DEPTH_MAX // 2 + 1
     first, second = chain(half), chain(half)
-    for each in (second,):
-        stack = [each]
-        while stack:
-            below = stack.pop()
-            below.id = f"s-{below.id}"
-            stack.extend(below.children)
+    stack = [second]
+    while stack:
+        below = stack.pop()
+        below.id = f"s-{below.id}"
+        stack.extend(below.children)
     leaf = first
     while leaf.children:
         leaf = leaf.children[0]
