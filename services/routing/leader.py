@@ -990,5 +990,5 @@ class Leader:
     def _park_timer(self) -> None:
         """A timer that the engine fails on is set aside, so that the others go on."""
         if self.state.deadlines:
-            _, _, kind, owner = heapq.heappop(self.state.deadlines)
+            _, kind, owner = heapq.heappop(self.state.deadlines)
             log.error("timer_parked", shard=self.shard, kind=kind, owner=owner)

@@ -120,7 +120,7 @@ class Projection:
         if self._until_tidy:
             return
         self._until_tidy = TIDY_BLOCKS
-        state.deadlines = [d for d in state.deadlines if DEADLINE_OF[d[2]](state, d[3]) == d[0]]
+        state.deadlines = [d for d in state.deadlines if DEADLINE_OF[d[1]](state, d[2]) == d[0]]
         heapq.heapify(state.deadlines)
         for line in state.lines.values():
             line.waiting = [w for w in line.waiting if (c := state.calls.get(w[2])) and c.ticket == w[3]]

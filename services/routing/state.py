@@ -403,8 +403,9 @@ class ShardState:
         #: Running totals: agents by state; calls that are rung, accepted or in conversation, by queue.
         self.by_state: dict[AgentState, int] = {}
         self.in_service: dict[str, int] = {}
-        #: Heap of (deadline, ordinal, kind, id); an entry counts only while its owner has that very deadline.
-        self.deadlines: list[tuple[int, int, str, str]] = []
+        #: Heap of (deadline, kind, id); an entry counts only while its owner has that very deadline. Nothing
+        #: else orders them: a state made from an image comes to the same first one.
+        self.deadlines: list[tuple[int, str, str]] = []
         #: Worklists of the pairing: calls that began to wait, agents that became free.
         self.hot_calls: list[str] = []
         self.hot_agents: list[str] = []
@@ -447,7 +448,7 @@ class ShardState:
 
     def set_deadline(self, ms: int, kind: str, owner: str) -> None:
         if ms:
-            heapq.heappush(self.deadlines, (ms, self.ordinal, kind, owner))
+            heapq.heappush(self.deadlines, (ms, kind, owner))
 
     def line_of(self, key: LineKey) -> Line:
         """The line of this key, made with its agents when it is the first to want it."""
@@ -528,7 +529,7 @@ def next_deadline(state: ShardState) -> tuple[int, str, str] | None:
     """The earliest live deadline as (ms, kind, owner); outdated entries are dropped on the way."""
     heap = state.deadlines
     while heap:
-        ms, _, kind, owner = heap[0]
+        ms, kind, owner = heap[0]
         if DEADLINE_OF[kind](state, owner) == ms:
             return ms, kind, owner
         heapq.heappop(heap)
@@ -543,7 +544,7 @@ def due_together(state: ShardState, kind: str, now_ms: int, limit: int) -> tuple
     heap, found = state.deadlines, dict[str, None]()
     least = [(heap[0], 0)] if heap else []
     while least and len(found) < limit:
-        (ms, _, its_kind, owner), at = heapq.heappop(least)
+        (ms, its_kind, owner), at = heapq.heappop(least)
         below = range(2 * at + 1, min(2 * at + 3, len(heap)))
         for child in below:
             if heap[child][0] <= now_ms:

@@ -339,7 +339,7 @@ def _conclude_at_once(s: Any, event: ShardOpened) -> None:
 def _lose_expiry(s: Any, event: CallOffered) -> None:
     """An offer's deadline is not kept."""
     _OFFERED(s, event)
-    s.deadlines = sorted(d for d in s.deadlines if (d[2], d[3]) != ("offer", event.call_id))
+    s.deadlines = sorted(d for d in s.deadlines if (d[1], d[2]) != ("offer", event.call_id))
 
 
 def _wrap_up_here(s: Any, event: CallEnded) -> None:

@@ -6,7 +6,7 @@ from typing import Any
 
 import msgspec
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from tests.unit.routing.test_routing_engine import (
     AGENTS,
@@ -63,6 +63,8 @@ def parts(state: ShardState) -> list[bytes]:
     st.integers(min_value=0, max_value=40),
     st.sampled_from(Strategy),
 )
+# An offer and a step of relaxation that end in the same millisecond.
+@example([("close", "c1", "ann", "0"), *[("place", "c1", "ann", "0")] * 4], 1, Strategy.LONGEST_IDLE)
 def test_what_is_restored_goes_on_as_the_original(
     history: list[tuple[str, ...]], cut: int, strategy: Strategy
 ) -> None:

@@ -600,7 +600,7 @@ async def test_a_raising_timer_is_parked_and_the_others_go_on(
     def step(state: Any, command: Any, now_ms: int) -> Any:
         if (
             type(command).__name__ == "Tick"
-            and state.deadlines[0][3] == "bad"
+            and state.deadlines[0][2] == "bad"
             and state.deadlines[0][0] <= now_ms
         ):
             raise ZeroDivisionError
