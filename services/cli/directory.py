@@ -8,12 +8,13 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeVar
 
 import grpc
 import typer
 import yaml  # type: ignore[import-untyped]
 from google.protobuf.json_format import ParseDict, ParseError
+from google.protobuf.message import Message
 from google.rpc import error_details_pb2  # type: ignore[import-untyped]
 from grpc_status import rpc_status
 from rich.table import Table
@@ -22,6 +23,8 @@ from callmesh.routing.v1 import directory_pb2 as pb
 from callmesh.routing.v1 import directory_pb2_grpc, supervision_pb2, supervision_pb2_grpc
 from cli.plan import PORT_BASE_DEFAULT, ROUTING_GRPC_OFFSET
 from cli.view import OUT
+
+M = TypeVar("M", bound=Message)
 
 #: Deadline of one request, and of a whole directory, seconds.
 DEADLINE_SECONDS = 10.0
@@ -185,17 +188,27 @@ def apply(
 
 def read(file: Path) -> pb.Directory:
     """A directory from a file in the field names of the API. Raises Refused naming file and entry."""
+    said = load(file)
+    if not isinstance(said, dict):
+        raise Refused(f"{file} must have regions, skills, queues and agents at its top")
+    return message_of(file, said, pb.Directory())
+
+
+def load(file: Path) -> Any:
+    """What a YAML or JSON file says. Raises Refused naming the file."""
     try:
         if file.stat().st_size > FILE_BYTES_MAX:
             raise Refused(f"{file} has more than {FILE_BYTES_MAX} bytes")
-        said = yaml.safe_load(file.read_text(encoding="utf-8"))
+        return yaml.safe_load(file.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError) as error:
         raise Refused(f"{file} cannot be read: {error}") from error
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, RecursionError) as error:
         raise Refused(f"{file} is neither YAML nor JSON: {' '.join(str(error).split())[:200]}") from error
-    if not isinstance(said, dict):
-        raise Refused(f"{file} must have regions, skills, queues and agents at its top")
+
+
+def message_of(file: Path, said: dict[str, Any], message: M) -> M:
+    """The message that a file's fields make. Raises Refused naming file and entry."""
     try:
-        return ParseDict(said, pb.Directory())
-    except ParseError as error:
+        return ParseDict(said, message)
+    except (ParseError, RecursionError) as error:
         raise Refused(f"{file}: {error}") from error

@@ -9,14 +9,12 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-import yaml  # type: ignore[import-untyped]
-from google.protobuf.json_format import ParseDict, ParseError
 from rich.table import Table
 from rich.tree import Tree
 
 from callmesh.routing.v1 import menus_pb2 as pb
 from callmesh.routing.v1 import menus_pb2_grpc
-from cli.directory import ADDRESS_DEFAULT, FILE_BYTES_MAX, Address, Refused, asking, stub_at
+from cli.directory import ADDRESS_DEFAULT, Address, Refused, asking, load, message_of, stub_at
 from cli.view import OUT
 
 #: Deadline of a rebuild, seconds.
@@ -96,21 +94,10 @@ def apply(
 
 def read(file: Path) -> tuple[str, pb.Menu]:
     """Id and menu from a file in the field names of the API. Raises Refused naming file and entry."""
-    try:
-        if file.stat().st_size > FILE_BYTES_MAX:
-            raise Refused(f"{file} has more than {FILE_BYTES_MAX} bytes")
-        said = yaml.safe_load(file.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError) as error:
-        raise Refused(f"{file} cannot be read: {error}") from error
-    except (yaml.YAMLError, RecursionError) as error:
-        raise Refused(f"{file} is neither YAML nor JSON: {' '.join(str(error).split())[:200]}") from error
+    said = load(file)
     if not isinstance(said, dict) or "root" not in said or not isinstance(said.get("id"), str):
         raise Refused(f"{file} must have an id and a root at its top")
-    id = said.pop("id")
-    try:
-        return id, ParseDict(said, pb.Menu())
-    except (ParseError, RecursionError) as error:
-        raise Refused(f"{file}: {error}") from error
+    return said.pop("id"), message_of(file, said, pb.Menu())
 
 
 @menus.command()

@@ -34,6 +34,7 @@ def test_a_file_is_yaml_or_json_in_the_names_of_the_api(tmp_path: Path) -> None:
 
 BAD = [
     ("regions: [", "neither YAML nor JSON"),
+    ("[" * 10_000, "neither YAML nor JSON"),
     ("- a", "at its top"),
     ("regions: [{nmae: regions/x}]", "nmae"),
     ("regions: [{weight: many}]", "weight"),
