@@ -14,6 +14,10 @@ from routing.audit_store import ActKeeper
 from routing.menus import inbound as menus_inbound
 from routing.store import ProfileStore
 
+#: Ends of calls taken at once: there are two of every call, and each by itself cost four questions to the
+#: database.
+CALLS_TOGETHER_MAX = 200
+
 
 class RoutingConsumers:
     """The nameko service. `use` is set once by the composition root; nameko makes an instance a message."""
@@ -30,10 +34,10 @@ class RoutingConsumers:
             menus_inbound.hear_erased(self.callers, event)
         inbound.hear(self.use, event)
 
-    @subscribe("routing", *inbound.CALLS)
-    def on_call(self, event: Event) -> None:
+    @subscribe("routing", *inbound.CALLS, together_max=CALLS_TOGETHER_MAX)
+    def on_call(self, events: list[Event]) -> None:
         """Keeps who called of late."""
-        inbound.hear_call(self.use, event)
+        inbound.hear_calls(self.use, events)
 
     @subscribe("tickets", *menus_inbound.TICKETS)
     def on_ticket(self, event: Event) -> None:

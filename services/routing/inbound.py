@@ -8,7 +8,7 @@ store.py.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from callmesh.crm.v1 import customers_pb2
@@ -118,39 +118,47 @@ _MEANING = {kind.DESCRIPTOR.full_name: meaning for kind, meaning in _BY_TYPE.ite
 # --- calls
 
 
-def hear_call(use: ProfileStore, event: Event) -> None:
-    """Takes in one of `CALLS`. InvalidArgument for one that names no call; the store's errors."""
-    if event.type == events_pb2.CallEnded.DESCRIPTOR.full_name:
-        _ended(use, event)
-    else:
-        _wrapped_up(use, event)
+def hear_calls(use: ProfileStore, events: Sequence[Event]) -> None:
+    """Takes in some of `CALLS`. InvalidArgument for one that names no call; the store's errors."""
+    words = [word for event in events if (word := _WORDS[event.type](event)) is not None]
+    if words:
+        use.remember(words)
 
 
-def _ended(use: ProfileStore, event: Event) -> None:
+#: What an event says of a call, and the caller's number; None for nothing worth remembering.
+Word = tuple[str, RecentCall] | None
+
+
+def _ended(event: Event) -> Word:
     message = event.message(events_pb2.CallEnded)
     if message.outcome == call_pb2.CALL_OUTCOME_MOVED:
         # Only this entry's end, not the call's.
-        return
+        return None
     abandoned = message.outcome == call_pb2.CALL_OUTCOME_ABANDONED
-    if not abandoned or message.wait.ToMilliseconds() >= SHORT_ABANDON_MS:
-        call_id = check_id("call.call_id", message.call.call_id)
-        talked = message.outcome == call_pb2.CALL_OUTCOME_COMPLETED
-        region = _region_of(message.call.region) if talked else ""
-        _remember(use, message.call, RecentCall(call_id=call_id, ended_ms=to_ms(event.time), region=region))
+    if abandoned and message.wait.ToMilliseconds() < SHORT_ABANDON_MS:
+        return None
+    call_id = check_id("call.call_id", message.call.call_id)
+    talked = message.outcome == call_pb2.CALL_OUTCOME_COMPLETED
+    region = _region_of(message.call.region) if talked else ""
+    return _of_number(message.call, RecentCall(call_id=call_id, ended_ms=to_ms(event.time), region=region))
 
 
-def _wrapped_up(use: ProfileStore, event: Event) -> None:
+def _wrapped_up(event: Event) -> Word:
     message = event.message(events_pb2.CallWrappedUp)
-    if message.disposition.resolved:
-        call_id = check_id("call.call_id", message.call.call_id)
-        _remember(use, message.call, RecentCall(call_id=call_id, resolved_ms=to_ms(event.time)))
+    if not message.disposition.resolved:
+        return None
+    call_id = check_id("call.call_id", message.call.call_id)
+    return _of_number(message.call, RecentCall(call_id=call_id, resolved_ms=to_ms(event.time)))
 
 
-def _remember(use: ProfileStore, ref: events_pb2.CallRef, call: RecentCall) -> None:
+def _of_number(ref: events_pb2.CallRef, call: RecentCall) -> Word:
     """Whose number is withheld or unusable is nobody who calls again."""
-    if _NUMBER.fullmatch(ref.caller_number):
-        use.remember(ref.caller_number, call)
+    return (ref.caller_number, call) if _NUMBER.fullmatch(ref.caller_number) else None
 
 
-#: Types that `hear_call` takes.
+#: Types that `hear_calls` takes.
 CALLS: tuple[type[Any], ...] = (events_pb2.CallEnded, events_pb2.CallWrappedUp)
+_WORDS: dict[str, Callable[[Event], Word]] = {
+    events_pb2.CallEnded.DESCRIPTOR.full_name: _ended,
+    events_pb2.CallWrappedUp.DESCRIPTOR.full_name: _wrapped_up,
+}

@@ -15,18 +15,20 @@ look back.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, ClassVar, Protocol
 
 from mongoengine import DateTimeField, Document, IntField, ListField, StringField
+from pymongo import UpdateOne
 from pymongo.collection import Collection
-from pymongo.errors import DuplicateKeyError
+from pymongo.errors import BulkWriteError, DuplicateKeyError
 from pymongo.read_concern import ReadConcern
 from pymongo.write_concern import WriteConcern
 
 from chassis.errors import Unavailable
+from chassis.mongo import clashes
 from routing.callers import PRIORITY_BY_TIER, RECENT_CALLS_MAX, RecentCall, calls_of
 from routing.documents import ProfileDocument
 
@@ -84,8 +86,10 @@ class ProfileStore(Protocol):
     def absorb(self, customers: Iterable[str], at: datetime) -> None:
         """These customers were merged into another: what they said up to `at` counts no longer."""
 
-    def remember(self, number: str, call: RecentCall) -> None:
-        """Takes in what was heard of a call: the latest end and the latest word that it is resolved stay."""
+    def remember(self, words: Sequence[tuple[str, RecentCall]]) -> None:
+        """Takes in what was heard of calls, each with its number: the latest end and the latest word that it
+        is resolved stay.
+        """
 
     def forget_calls(self, before_ms: int) -> None:
         """Numbers whose last call was heard of before that have no calls any more."""
@@ -150,24 +154,38 @@ class MongoProfiles:
             self._customers.update_one({"_id": id}, update, upsert=True)
             self._refresh(id, ())
 
-    def remember(self, number: str, call: RecentCall) -> None:
-        said = {"ended_ms": call.ended_ms, "resolved_ms": call.resolved_ms, "at_ms": call.at_ms}
-        latest = {f"calls.$.{name}": value for name, value in said.items()}
-        entry = {"id": call.call_id, **said, **({"region": call.region} if call.region else {})}
-        fresh = {"$each": [entry], "$sort": {"at_ms": -1}, "$slice": RECENT_CALLS_MAX}
-        called = {"called_ms": call.at_ms}
+    def remember(self, words: Sequence[tuple[str, RecentCall]]) -> None:
+        merged = _merged(words)
+        known = self._known_calls({number for number, _ in merged})
+        writes = [
+            _add_to(number, call) if (number, call.call_id) in known else _begin(number, call)
+            for number, call in merged
+        ]
+        try:
+            result = self._profiles.bulk_write(writes, ordered=False)
+            if result.matched_count + result.upserted_count == len(writes):
+                return
+        except BulkWriteError as error:
+            clashes(error)
+        # Somebody else wrote of the same calls meanwhile. What went through is as good a second time.
+        for number, call in merged:
+            self._remember_one(number, call)
+
+    def _known_calls(self, numbers: set[str]) -> set[tuple[str, str]]:
+        """(number, call id) of what is remembered of these numbers."""
+        rows = self._profiles.find({"_id": {"$in": sorted(numbers)}}, {"calls.id": 1})
+        return {(row["_id"], call["id"]) for row in rows for call in row.get("calls", ())}
+
+    def _remember_one(self, number: str, call: RecentCall) -> None:
         for _ in range(CALL_TRIES_MAX):
-            known = {"_id": number, "calls.id": call.call_id}
-            served = {"$set": {"calls.$.region": call.region}} if call.region else {}
-            if self._profiles.update_one(known, {"$max": latest | called, **served}).matched_count:
+            if self._profiles.bulk_write([_add_to(number, call)]).matched_count:
                 return
-            unknown = {"_id": number, "calls.id": {"$ne": call.call_id}}
             try:
-                self._profiles.update_one(unknown, {"$push": {"calls": fresh}, "$max": called}, upsert=True)
+                self._profiles.bulk_write([_begin(number, call)])
                 return
-            except DuplicateKeyError:
+            except BulkWriteError as error:
                 # Another word on this very call came first: add to that.
-                continue
+                clashes(error)
         raise Unavailable(why="a number's calls change all the time", retry_seconds=1.0)
 
     def forget_calls(self, before_ms: int) -> None:
@@ -226,6 +244,41 @@ class MongoProfiles:
         return self._customers.find_one({"numbers": number, **alive}, fields, sort=order)
 
 
+def _merged(words: Iterable[tuple[str, RecentCall]]) -> list[tuple[str, RecentCall]]:
+    """One word a call: the latest of all that was said."""
+    merged: dict[tuple[str, str], RecentCall] = {}
+    for number, call in words:
+        key = (number, call.call_id)
+        before = merged.get(key, call)
+        merged[key] = RecentCall(
+            call_id=call.call_id,
+            ended_ms=max(before.ended_ms, call.ended_ms),
+            resolved_ms=max(before.resolved_ms, call.resolved_ms),
+            region=call.region or before.region,
+        )
+    return [(number, call) for (number, _), call in merged.items()]
+
+
+def _said(call: RecentCall) -> dict[str, int]:
+    return {"ended_ms": call.ended_ms, "resolved_ms": call.resolved_ms, "at_ms": call.at_ms}
+
+
+def _add_to(number: str, call: RecentCall) -> UpdateOne:
+    """One more word on a call that is remembered; finds nothing when it is not."""
+    latest = {f"calls.$.{name}": value for name, value in _said(call).items()}
+    served = {"$set": {"calls.$.region": call.region}} if call.region else {}
+    update = {"$max": latest | {"called_ms": call.at_ms}, **served}
+    return UpdateOne({"_id": number, "calls.id": call.call_id}, update)
+
+
+def _begin(number: str, call: RecentCall) -> UpdateOne:
+    """The first word on a call; clashes when it is not the first."""
+    entry = {"id": call.call_id, **_said(call), **({"region": call.region} if call.region else {})}
+    fresh = {"$each": [entry], "$sort": {"at_ms": -1}, "$slice": RECENT_CALLS_MAX}
+    update = {"$push": {"calls": fresh}, "$max": {"called_ms": call.at_ms}}
+    return UpdateOne({"_id": number, "calls.id": {"$ne": call.call_id}}, update, upsert=True)
+
+
 def _majority(document: type[Document]) -> Collection[dict[str, Any]]:
     collection: Collection[dict[str, Any]] = document._get_collection()
     return collection.with_options(
@@ -265,7 +318,11 @@ class MemoryProfiles:
         for id in customers:
             self._merged[id] = max(at, self._merged.get(id, at))
 
-    def remember(self, number: str, call: RecentCall) -> None:
+    def remember(self, words: Sequence[tuple[str, RecentCall]]) -> None:
+        for number, call in words:
+            self._remember_one(number, call)
+
+    def _remember_one(self, number: str, call: RecentCall) -> None:
         others = [each for each in self._calls.get(number, ()) if each.call_id != call.call_id]
         same = [each for each in (*self._calls.get(number, ()), call) if each.call_id == call.call_id]
         latest = RecentCall(

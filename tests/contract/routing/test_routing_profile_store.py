@@ -212,19 +212,24 @@ def test_the_newest_calls_are_kept_once_each(make_store: Callable[[], ProfileSto
     store = make_store()
     heard = [ended("a", 1), settled("a", 4), ended("b", 2), ended("b", 3), ended("a", 0)]
     for each in (*heard, *reversed(heard)):
-        store.remember(N1, each)
+        store.remember([(N1, each)])
     assert calls(store) == [("a", 4, True), ("b", 3, False)]
+    # The same at once, known calls and new ones among them, of two numbers.
+    store.remember([(number, each) for number in (N1, N2) for each in (*heard, ended("d", 2))])
+    assert calls(store) == [("a", 4, True), ("b", 3, False), ("d", 2, False)]
+    other = store.profile(N2)
+    assert other is not None and [call.call_id for call in other.calls] == ["a", "b", "d"]
     for n in range(RECENT_CALLS_MAX):
-        store.remember(N1, ended(f"c{n}", 10 + n))
+        store.remember([(N1, ended(f"c{n}", 10 + n))])
     assert [call for call, _, _ in calls(store)] == [f"c{n}" for n in reversed(range(RECENT_CALLS_MAX))]
 
 
 def test_where_a_caller_was_served_and_belongs_is_kept(make_store: Callable[[], ProfileStore]) -> None:
     store = make_store()
     for word in (replace(ended("a", 1), region="beijing"), settled("a", 4)):
-        store.remember(N1, word)
+        store.remember([(N1, word)])
     for word in (settled("b", 5), replace(ended("b", 2), region="chengdu"), ended("c", 0)):
-        store.remember(N1, word)
+        store.remember([(N1, word)])
     found = store.profile(N1)
     assert found is not None and found.region == ""
     assert [(call.call_id, call.region) for call in found.calls] == [
@@ -238,7 +243,7 @@ def test_where_a_caller_was_served_and_belongs_is_kept(make_store: Callable[[], 
 
 def test_calls_and_customers_of_a_number_come_and_go_apart(make_store: Callable[[], ProfileStore]) -> None:
     store = make_store()
-    store.remember(N1, ended("a", 1))
+    store.remember([(N1, ended("a", 1))])
     assert owners(store) == [" v0", None]
     store.learn(customer("ann", 1, 0, N1))
     assert (owners(store), calls(store)) == (["ann v1", None], [("a", 1, False)])
@@ -251,7 +256,7 @@ def test_calls_and_customers_of_a_number_come_and_go_apart(make_store: Callable[
     assert (owners(store), calls(store)) == (["ann v3", None], [])
     store.learn(customer("ann", 4, 3))
     assert store.profile(N1) is None
-    store.remember(N1, ended("b", 5))
+    store.remember([(N1, ended("b", 5))])
     store.forget_calls(to_ms(NOW) + 9)
     assert store.profile(N1) is None
 
@@ -260,7 +265,7 @@ def test_only_the_calls_of_one_customer_are_forgotten(make_store: Callable[[], P
     store = make_store()
     for id, number in (("ann", N1), ("bob", N2)):
         store.learn(customer(id, 1, 0, number))
-        store.remember(number, ended("a", 1))
+        store.remember([(number, ended("a", 1))])
     store.forget_calls_of("bob")
     found = store.profile(N2)
     assert calls(store) == [("a", 1, False)]
@@ -273,5 +278,7 @@ def test_calls_heard_side_by_side_are_all_kept(make_store: Callable[[], ProfileS
     store = make_store()
     words = [word for n in range(RECENT_CALLS_MAX) for word in (ended(f"c{n}", n), settled(f"c{n}", 20 + n))]
     with ThreadPoolExecutor(8) as pool:
-        list(pool.map(lambda word: store.remember(N1, word), words * 2))
+        # Lists that overlap, so that the same words meet.
+        lists = [[(N1, word) for word in words[at : at + 3]] for at in range(len(words))]
+        list(pool.map(store.remember, lists))
     assert calls(store) == [(f"c{n}", 20 + n, True) for n in reversed(range(RECENT_CALLS_MAX))]

@@ -36,7 +36,7 @@ class Listener:
 
     def hear_call(self, message: Any, second: int = 0) -> None:
         event = Event.of(message, source="routing", subject="calls/a", time=NOW.replace(second=second))
-        inbound.hear_call(self.profiles, Event.from_json(event.to_json()))
+        inbound.hear_calls(self.profiles, [Event.from_json(event.to_json())])
 
     def calls(self, number: str = NUMBER) -> list[tuple[str, int, bool]]:
         """(call id, second it was last heard of, resolved), newest first."""
