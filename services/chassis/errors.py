@@ -119,7 +119,7 @@ def _template(cls: type) -> str:
     return str(cls.__name__)
 
 
-class _Blank(dict[str, Any]):
+class Blank(dict[str, Any]):
     """A template may name a value that this instance was raised without."""
 
     def __missing__(self, key: str) -> str:
@@ -142,7 +142,7 @@ class CallmeshError(Exception):
     def __init__(self, **values: Any) -> None:
         self.values = values
         self.message = shorten(
-            self._message_template.format_map(_Blank(values)).strip(), MESSAGE_CHARACTERS_MAX
+            self._message_template.format_map(Blank(values)).strip(), MESSAGE_CHARACTERS_MAX
         )
         super().__init__(self.message)
         self.details = self._details()

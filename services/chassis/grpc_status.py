@@ -9,7 +9,8 @@ import grpc
 from google.protobuf.message import Message
 from google.rpc import error_details_pb2, status_pb2  # type: ignore[import-untyped]
 
-from chassis.errors import CallmeshError, Code, ErrorDetails
+from chassis import localize
+from chassis.errors import CallmeshError, Code, ErrorDetails, shorten
 
 #: Name of the trailer that carries a google.rpc.Status.
 DETAILS_TRAILER = "grpc-status-details-bin"
@@ -55,12 +56,27 @@ def _messages(details: ErrorDetails, domain: str) -> list[Message]:
     return found
 
 
-def rich_status(error: CallmeshError, domain: str) -> status_pb2.Status:
-    """The error as google.rpc.Status; violations that do not fit into `DETAILS_BYTES_MAX` are left out, last
-    first.
+def _localize(error: CallmeshError, language: str, messages: list[Message]) -> None:
+    """Adds the message in the caller's language, and to each bad field what is wrong with it."""
+    locale = localize.TAGS[language]
+    for message in messages:
+        if language == "zh" and isinstance(message, error_details_pb2.BadRequest):
+            for field in message.field_violations:
+                field.localized_message.locale = locale
+                field.localized_message.message = shorten(localize.violation(error, field.description))
+    text = localize.message(error, language)
+    messages.append(error_details_pb2.LocalizedMessage(locale=locale, message=text))
+
+
+def rich_status(error: CallmeshError, domain: str, accept_language: str | None = None) -> status_pb2.Status:
+    """The error as google.rpc.Status, with a LocalizedMessage when the caller sent an Accept-Language header;
+    violations that do not fit into `DETAILS_BYTES_MAX` are left out, last first.
     """
     status = status_pb2.Status(code=GRPC_CODES[error.code].value[0], message=error.message)
     messages = _messages(error.details, domain)
+    language = localize.preferred(accept_language)
+    if language is not None:
+        _localize(error, language, messages)
     lists: list[Any] = [
         field for message in messages for field in (getattr(message, "field_violations", None),) if field
     ]
@@ -71,11 +87,19 @@ def rich_status(error: CallmeshError, domain: str) -> status_pb2.Status:
     return status
 
 
+def accepted_language(context: Any) -> str | None:
+    """The Accept-Language header of a call, None without one."""
+    for key, value in context.invocation_metadata() or ():
+        if key == localize.HEADER and isinstance(value, str):
+            return value
+    return None
+
+
 def abort_arguments(
-    error: CallmeshError, domain: str
+    error: CallmeshError, domain: str, accept_language: str | None = None
 ) -> tuple[grpc.StatusCode, str, tuple[tuple[str, bytes], ...]]:
     """What `context.abort` takes: code, message, trailing metadata."""
-    status = rich_status(error, domain)
+    status = rich_status(error, domain, accept_language)
     return GRPC_CODES[error.code], error.message, ((DETAILS_TRAILER, status.SerializeToString()),)
 
 

@@ -35,7 +35,7 @@ from chassis.errors import (
     Unavailable,
     Unimplemented,
 )
-from chassis.grpc_status import abort_arguments
+from chassis.grpc_status import abort_arguments, accepted_language
 
 _log = logs.get_logger(__name__)
 _DONE = object()
@@ -367,7 +367,8 @@ class _Call:
             return
         shown = self._shown(error)
         self._finish(shown.code.value)
-        await self.context.abort(*abort_arguments(shown, self.method.guard.domain))
+        language = accepted_language(self.context)
+        await self.context.abort(*abort_arguments(shown, self.method.guard.domain, language))
 
     def _late(self) -> bool:
         return self.current.deadline is not None and time.monotonic() >= self.current.deadline
@@ -415,7 +416,8 @@ class _UnknownMethod:
 
         async def refuse(request: Any, context: Any) -> None:
             self._metrics.record("UNIMPLEMENTED", 0.0)
-            await context.abort(*abort_arguments(Unimplemented(method=full_name), self._guard.domain))
+            refusal = Unimplemented(method=full_name)
+            await context.abort(*abort_arguments(refusal, self._guard.domain, accepted_language(context)))
 
         return grpc.stream_stream_rpc_method_handler(refuse, None, None)
 

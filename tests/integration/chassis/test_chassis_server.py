@@ -203,6 +203,16 @@ async def test_errors_of_every_kind_of_handler_are_rich(echo, text, code, reason
         assert kind is None or len(detail_messages(error, kind)) == 1, name
 
 
+async def test_a_caller_who_names_its_language_is_told_in_it(raw):
+    chinese = {"metadata": (("accept-language", "fr;q=0.1, zh-CN"),)}
+    for ask in (raw.unary_unary(UNARY), raw.unary_unary(f"/{ECHO_SERVICE}/NoSuch")):
+        error = await failure(ask(MALFORMED, **chinese))
+        (told,) = detail_messages(error, error_details_pb2.LocalizedMessage)
+        assert told.locale == "zh-CN" and told.message != error.details()
+        assert len(detail_messages(error, error_details_pb2.ErrorInfo)) == 1
+        assert detail_messages(await failure(ask(MALFORMED)), error_details_pb2.LocalizedMessage) == []
+
+
 @pytest.mark.parametrize("text", ["crash", "assert", "wrong type"])
 async def test_an_unexpected_error_is_logged_and_not_told(echo, text):
     for name, call in (await calls_of_every_kind(echo, text)).items():

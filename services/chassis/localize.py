@@ -1,0 +1,128 @@
+"""Errors in the caller's language: English by default, Chinese where the caller prefers it.
+
+English texts stand in the code: a class's docstring is its message. Chinese ones are data beside the code of
+the service that raises them, `messages_zh.json`, looked up by the class's name; those of the chassis also say
+what is commonly wrong with a field, by the English sentence with `{}` where values stand. A sentence that
+nobody translated stays in English: half a message in one's own language is better than none.
+
+Nothing here is touched by a call that succeeds.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib import resources
+
+from chassis.errors import MESSAGE_CHARACTERS_MAX, Blank, CallmeshError, shorten
+
+#: What the header is called.
+HEADER = "accept-language"
+#: Longest header that is looked at, characters, and most languages in it: real ones have about five.
+HEADER_CHARACTERS_MAX = 512
+RANGES_MAX = 32
+#: BCP 47 tags of what can be answered, by primary language.
+TAGS = {"en": "en-US", "zh": "zh-CN"}
+DEFAULT = "en"
+FILE = "messages_zh.json"
+#: Values of an error that are sentences and not names.
+_SENTENCES = ("why", "limit", "what")
+
+_RANGE = re.compile(r"([a-z]{1,8}(?:-[a-z0-9]{1,8})*|\*)\s*(?:;\s*q\s*=\s*([01](?:\.\d{0,3})?)\s*)?", re.I)
+
+
+def preferred(header: str | None) -> str | None:
+    """The language, "zh" or "en", that an Accept-Language header prefers (RFC 9110, section 12.5.4): the
+    highest weight wins, the first named among equals, "*" is the default. None without a header: the caller
+    asked for none. A header that names nothing we have, or no language at all, gives the default.
+    """
+    if header is None:
+        return None
+    weights: dict[str, float] = {}
+    for part in header[:HEADER_CHARACTERS_MAX].split(",")[:RANGES_MAX]:
+        found = _RANGE.fullmatch(part.strip())
+        if found is not None:
+            language = found[1].partition("-")[0].lower()
+            weight = min(1.0, float(found[2] or 1.0)) if found[2] is not None else 1.0
+            # "zh-TW;q=0.3, zh-CN" wants Chinese as much as its dearest kind.
+            weights[language] = max(weight, weights.get(language, 0.0))
+    if "*" in weights:
+        any_weight = weights.pop("*")
+        # It stands for every language not named; of those the default is the one we offer.
+        weights.setdefault(DEFAULT, any_weight)
+    best = max((w for language, w in weights.items() if language in TAGS), default=0.0)
+    return next((one for one, weight in weights.items() if one in TAGS and 0 < weight == best), DEFAULT)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Texts:
+    """One package's Chinese texts."""
+
+    #: Class name -> template, with the placeholders of the English one.
+    errors: Mapping[str, str]
+    #: English sentence with "{}" for each value -> Chinese one with "{0}", "{1}", ...
+    sentences: Mapping[str, str]
+
+
+@functools.cache
+def texts_of(package: str) -> Texts:
+    """The texts of one of our packages; empty for a package that has none."""
+    try:
+        data = json.loads(resources.files(package).joinpath(FILE).read_text(encoding="utf-8"))
+    except (FileNotFoundError, ModuleNotFoundError):
+        return Texts(errors={}, sentences={})
+    return Texts(errors=data.get("errors", {}), sentences=data.get("sentences", {}))
+
+
+@functools.cache
+def _patterns(package: str) -> tuple[tuple[re.Pattern[str], str], ...]:
+    """What recognises a package's sentences, longest first, so that the most particular one is taken."""
+    found = []
+    for english in sorted(texts_of(package).sentences, key=len, reverse=True):
+        pattern = "(.+?)".join(re.escape(piece) for piece in english.split("{}"))
+        found.append((re.compile(pattern), texts_of(package).sentences[english]))
+    return tuple(found)
+
+
+def sentence(text: str, package: str = "chassis", depth: int = 0) -> str:
+    """What is wrong, in Chinese; as it is where nobody translated it. `package` is searched before the
+    chassis.
+    """
+    for name in dict.fromkeys((package, "chassis")):
+        for pattern, chinese in _patterns(name):
+            found = pattern.fullmatch(text)
+            if found is not None:
+                # "… (and 2 more)" holds a sentence; two levels are all there are.
+                values = [
+                    sentence(value, package, depth + 1) if depth < 1 else value for value in found.groups()
+                ]
+                return chinese.format(*values)
+    return text
+
+
+def _package(error: CallmeshError) -> str:
+    return type(error).__module__.partition(".")[0]
+
+
+def message(error: CallmeshError, language: str) -> str:
+    """An error's message in "zh" or "en"."""
+    if language != "zh":
+        return error.message
+    package = _package(error)
+    for base in type(error).__mro__:
+        template = texts_of(base.__module__.partition(".")[0]).errors.get(base.__name__)
+        if template is not None:
+            values = {
+                key: sentence(value, package) if key in _SENTENCES and isinstance(value, str) else value
+                for key, value in error.values.items()
+            }
+            return shorten(template.format_map(Blank(values)).strip(), MESSAGE_CHARACTERS_MAX)
+    return error.message
+
+
+def violation(error: CallmeshError, description: str) -> str:
+    """What is wrong with one field, in Chinese."""
+    return sentence(description, _package(error))
