@@ -47,10 +47,12 @@ from routing.leader import (
     ShardBusy,
     StoreOutage,
 )
-from routing.model import Command, Fact
+from routing.model import Command, DetachCall, DetachCalls, Fact
 
 #: Messages that go in one.
 BATCH_MAX = 64
+#: What a leader of this release says that it knows: 1, `DetachCalls`.
+COMMANDS_KNOWN = 1
 #: Questions open at once on one link; more are refused.
 OPEN_QUESTIONS_MAX = 20_000
 #: First and longest pause after all routers were asked in vain, real seconds.
@@ -294,6 +296,8 @@ class ShardLink:
         self._alone = asyncio.Lock()
         #: The leader reads several messages in one.
         self._batches = False
+        #: Which commands it knows beside those of the first release.
+        self._commands = 0
         #: Epoch of the leader whose stream broke last, and what it had just been given: if another leads
         #: next, that leader died of it, perhaps.
         self._suspects: tuple[int, Collection[str]] = (0, ())
@@ -409,6 +413,12 @@ class ShardLink:
     # --- asking
 
     async def ask(self, command: Command, seconds: float) -> Committed:
+        if type(command) is DetachCalls and not self._commands and not self._local_leads and command.calls:
+            # A leader of an older release: what it does not know it would not answer.
+            for call_id, attempt, move in command.calls:
+                left = DetachCall(call_id=call_id, attempt=attempt, move=move, front=command.front)
+                committed = await self.ask(left, seconds)
+            return committed
         name = identity(command) if self._outlived else ""
         if not self._outlived.count(name):
             return await self._ask(command, seconds)
@@ -503,7 +513,7 @@ class ShardLink:
         )
         self._heard_seconds = asyncio.get_running_loop().time()
         reader = self._reader = asyncio.create_task(self._read(stream, address, outgoing))
-        self._came_home = self._batches = False
+        self._came_home, self._batches, self._commands = False, False, 0
         helpers = [
             asyncio.create_task(self._write(stream, outgoing)),
             asyncio.create_task(_beat(outgoing)),
@@ -541,7 +551,7 @@ class ShardLink:
                 self._attached = self._believed = address
                 self._judge(message.epoch)
                 self._outgoing, self._epoch = outgoing, message.epoch
-                self._batches = message.batches
+                self._batches, self._commands = message.batches, message.commands
                 self._tell_up(True)
             self._epoch = message.epoch
             for each in (message, *message.more):

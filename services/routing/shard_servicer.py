@@ -16,7 +16,15 @@ from callmesh.routing.v1 import shard_pb2, shard_pb2_grpc
 from chassis.errors import CallmeshError, FailedPrecondition, InvalidArgument, Unavailable
 from routing import codec
 from routing.leader import Committed, Leader, PoisonCommand
-from routing.links import BATCH_MAX, BEAT_SECONDS, NOT_LEADER, POISON, POISON_DEPOSED, STALL_SECONDS
+from routing.links import (
+    BATCH_MAX,
+    BEAT_SECONDS,
+    COMMANDS_KNOWN,
+    NOT_LEADER,
+    POISON,
+    POISON_DEPOSED,
+    STALL_SECONDS,
+)
 from routing.model import DetachFront
 from routing.peers import changes
 
@@ -172,7 +180,7 @@ class _Link:
 
     def _greeting(self) -> shard_pb2.ShardMessage:
         message = self._message()
-        message.batches = True
+        message.batches, message.commands = True, COMMANDS_KNOWN
         return message
 
     def _take_along(self, message: shard_pb2.ShardMessage) -> None:

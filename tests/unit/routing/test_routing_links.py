@@ -35,6 +35,7 @@ from routing.model import (
     CallQueued,
     Command,
     ConfigureQueue,
+    DetachCalls,
     Fact,
     HangUp,
     PlaceCall,
@@ -503,3 +504,22 @@ async def test_what_is_ready_at_once_goes_in_one_message(
         assert (len(messages) < 20) if together else (len(messages) == 150)
         told = [fact.event.facts.call_id for _, fact in region.facts if isinstance(fact.event, CallQueued)]
         assert told == [f"c{n}" for n in range(150)], "in order, none lost"
+
+
+async def test_an_older_leader_is_told_of_each_stream_that_ended(
+    grpc_server: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A rolling upgrade: the front knows a command that the leader does not."""
+    monkeypatch.setattr(_Link, "_greeting", _Link._message)
+    monkeypatch.delitem(codec._COMMANDS, "DetachCalls")
+    async with a_region(grpc_server) as region:
+        region.nodes[0].start()
+        await eventually(lambda: region.link.up)
+        await region.link.ask(ConfigureQueue(queue=QueueConfig(id="q")), 5)
+        calls = ("c1", "c2")
+        for call in calls:
+            await region.link.ask(placing(call), 5)
+        gone = DetachCalls(front="f", calls=tuple((call, 1, 1) for call in calls))
+        await region.link.ask(gone, 5)
+        entries = region.nodes[0].leader.state.calls
+        assert not any(entries[call].attached for call in calls)
