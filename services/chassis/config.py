@@ -250,6 +250,18 @@ class ServiceSettings(BaseSettings):
         description="How long a ping may stay unanswered before the connection is closed, seconds.",
     )
     reflection: bool = Field(default=True, description="Serve gRPC reflection.")
+    event_log_hours: float = Field(
+        default=72.0,
+        gt=0,
+        le=24 * 90,
+        description="How long events are kept for partners who read them with a cursor, real hours.",
+    )
+    event_log_entries_max: int = Field(
+        default=1_000_000,
+        ge=1_000,
+        le=100_000_000,
+        description="Most events kept for them; the oldest go first.",
+    )
 
     otel_exporter_otlp_endpoint: str = Field(
         default="",

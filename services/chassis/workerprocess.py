@@ -28,11 +28,12 @@ from chassis.bus.inbox import Inbox
 from chassis.bus.publisher import Publisher
 from chassis.config import EXIT_BAD_SETTING, ServiceSettings
 from chassis.errors import StartError, shorten
+from chassis.eventlog import PRUNE_SECONDS, EventLog, Recorded
 from chassis.ids import new_id
 from chassis.lease import Lease
 from chassis.mongo import Aggregate
 from chassis.outbox import LEASE_SECONDS, OutboxRelay
-from chassis.worker import Background, Stopping
+from chassis.worker import Background, Stopping, periodic
 
 #: Interval of heartbeats on the consumers' connection, seconds; the broker gives up after two.
 HEARTBEAT_SECONDS = 20
@@ -134,10 +135,12 @@ class WorkerProcess:
     def _start(self) -> None:
         database = mongo.connect(self._settings)
         mongo.ensure_indexes(self._documents)
+        events = EventLog.of(self._settings, database)
         try:
             Inbox(database).ensure_index()
+            events.ensure()
         except PyMongoError as error:
-            raise StartError(f"MongoDB: index of the inbox: {shorten(str(error))}") from None
+            raise StartError(f"MongoDB: index of inbox or event log: {shorten(str(error))}") from None
         self._database_answers = True
         self._declare()
         self._runner = self._make_runner()
@@ -145,7 +148,8 @@ class WorkerProcess:
         eventlet.spawn(self._watch_runner)
         self._spawn(Background(name="ping", run=lambda stopping: self._ping(database, stopping)))
         if self._documents:
-            self._spawn(Background(name="outbox", run=self._relay(database).run))
+            self._spawn(Background(name="outbox", run=self._relay(database, events).run))
+        self._spawn(periodic("event_log", PRUNE_SECONDS, events.prune))
         for loop in self._background:
             self._spawn(loop)
         self._started = True
@@ -183,11 +187,11 @@ class WorkerProcess:
         logging.getLogger("nameko.containers").setLevel(logging.ERROR)
         return runner
 
-    def _relay(self, database: Any) -> OutboxRelay:
+    def _relay(self, database: Any, events: EventLog) -> OutboxRelay:
         holder = f"{self._settings.instance_name()}-{new_id()}"
         return OutboxRelay(
             self._documents,
-            self._publisher,
+            Recorded(self._publisher, events, self._settings.service),
             Lease(database["leases"], "outbox", holder, LEASE_SECONDS),
             service=self._settings.service,
             optional=self._optional,

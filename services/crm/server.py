@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from chassis import server
+from chassis import eventservice, server
 from chassis.mongo import async_database, connect, disconnect, ensure_indexes
 from crm.app import compose
 from crm.collections import ALL_DOCUMENTS
@@ -23,10 +23,12 @@ async def run(settings: CrmSettings) -> None:
         settings.policy(),
         private_webhooks=settings.webhooks_private,
     )
+    events = eventservice.EventSource("crm", lambda: database)
     await server.serve(
         settings,
-        [server.ServiceBinding(*parts) for parts in bindings(app)],
-        scopes=SCOPES,
+        [*(server.ServiceBinding(*parts) for parts in bindings(app)), events.binding()],
+        scopes={**SCOPES, **eventservice.scopes("crm")},
+        on_drain=events.drain,
         on_start=lambda: ensure_indexes(ALL_DOCUMENTS),
         on_stop=[database.client.close, disconnect],
     )

@@ -23,7 +23,7 @@ from callmesh.marketing.v1 import (
     surveys_pb2,
     surveys_pb2_grpc,
 )
-from chassis import mongo
+from chassis import eventservice, mongo
 from chassis.clock import Clock
 from chassis.server import ServiceBinding, main, serve
 from marketing.association import Smoothing
@@ -158,7 +158,14 @@ async def run(settings: MarketingSettings) -> None:
     mongo.ensure_indexes(ALL_DOCUMENTS)
     database = mongo.async_database(settings)
     services = bindings(settings, MongoStore(), MongoReader(database), settings.clock())
-    await serve(settings, services, scopes=SCOPES, on_stop=[database.client.close, mongo.disconnect])
+    events = eventservice.EventSource("marketing", lambda: database)
+    await serve(
+        settings,
+        [*services, events.binding()],
+        scopes={**SCOPES, **eventservice.scopes("marketing")},
+        on_drain=events.drain,
+        on_stop=[database.client.close, mongo.disconnect],
+    )
 
 
 def start() -> int:

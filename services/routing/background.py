@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from mongoengine import get_db
 
 from chassis.bus.publisher import Publisher
+from chassis.eventlog import EventLog, Recorded
 from chassis.ids import new_id
 from chassis.lease import Lease
 from chassis.mongo import ensure_indexes
@@ -53,10 +54,11 @@ class Loops:
         # A connection of its own: the journals do not wait behind the directory's outbox.
         publisher = Publisher(self._settings.amqp_uri, service=self._settings.service)
         tail, cursors = relay.MongoTail(database), relay.MongoCursors(database)
+        events = EventLog.of(self._settings, database)
         publishing = relay.Relay(
             tail,
             cursors,
-            publisher,
+            Recorded(publisher, events, self._settings.service),
             lease,
             begin_at=_nearest_start(database),
             retention_bytes_max=self._settings.retention_bytes_max,

@@ -31,6 +31,8 @@ import structlog
 
 from chassis import client, server, tls
 from chassis.errors import StartError
+from chassis.eventservice import EventSource
+from chassis.eventservice import scopes as event_scopes
 from chassis.mongo import async_database, connect, disconnect, ensure_indexes
 from routing import geo, hours, whatif_day
 from routing.audit_store import AuditReader
@@ -295,12 +297,13 @@ async def run(settings: RoutingSettings) -> None:
     """Serves until told to end."""
     connect(settings)
     router = Router(settings)
+    events = EventSource("routing", lambda: router.database)
     await server.serve(
         settings,
-        router.services(),
-        scopes=SCOPES,
+        [*router.services(), events.binding()],
+        scopes={**SCOPES, **event_scopes("routing")},
         on_start=router.start,
-        on_drain=router.drain,
+        on_drain=[events.drain, router.drain],
         on_stop=[router.stop, disconnect],
         checks={"shard": lambda: router.leader.ready},
     )

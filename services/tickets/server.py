@@ -9,7 +9,7 @@ from pathlib import Path
 
 from pymongo.errors import PyMongoError
 
-from chassis import logs, server
+from chassis import eventservice, logs, server
 from chassis.errors import CallmeshError, StartError
 from chassis.mongo import async_database, connect, disconnect, ensure_indexes
 from tickets.config import TicketsSettings
@@ -50,9 +50,9 @@ class Parts:
         """Connects to MongoDB. Needs a running event loop; StartError when the database does not answer."""
         connect(settings)
         self._settings = settings
-        self._database = async_database(settings)
+        self.database = async_database(settings)
         clock, base, state = settings.clock(), settings.rules(), MongoState()
-        store, self._records, hot = MongoStore(), MongoRecords(), AsyncMongoStore(self._database)
+        store, self._records, hot = MongoStore(), MongoRecords(), AsyncMongoStore(self.database)
         self.governor = Governor(base, self._records, state, clock)
         handlers = Handlers(store, clock, self.governor.rules, event_of)
         self._feedback = MongoFeedback()
@@ -72,7 +72,7 @@ class Parts:
         self.services = [server.ServiceBinding(*binding) for binding in bindings(servicers)]
         self._watching: asyncio.Task[None] | None = None
         self.on_start: list[server.Hook] = [self._prepare, self._watch]
-        self.on_stop: list[server.Hook] = [self._stop, self._database.client.close, disconnect]
+        self.on_stop: list[server.Hook] = [self._stop, self.database.client.close, disconnect]
 
     def _prepare(self) -> None:
         ensure_indexes((*DOCUMENTS, *RECORDS.values(), *FEEDBACK_DOCUMENTS, ImportedCaseDocument))
@@ -118,8 +118,14 @@ def apply_setup_file(parts: Configuring, path: str) -> None:
 async def run(settings: TicketsSettings) -> None:
     """Serves until told to end."""
     parts = Parts(settings)
+    events = eventservice.EventSource("tickets", lambda: parts.database)
     await server.serve(
-        settings, parts.services, scopes=SCOPES, on_start=parts.on_start, on_stop=parts.on_stop
+        settings,
+        [*parts.services, events.binding()],
+        scopes={**SCOPES, **eventservice.scopes("tickets")},
+        on_start=parts.on_start,
+        on_drain=events.drain,
+        on_stop=parts.on_stop,
     )
 
 

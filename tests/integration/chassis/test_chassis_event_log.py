@@ -1,0 +1,203 @@
+"""The event log on a real MongoDB: one gap-free order whoever writes, and what a reader with a cursor sees."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import AsyncIterator
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import grpc
+import pymongo
+import pytest
+import pytest_asyncio
+from pymongo import AsyncMongoClient
+
+from callmesh.common.v1 import event_service_pb2 as pb
+from callmesh.common.v1 import event_service_pb2_grpc as stubs
+from callmesh.crm.v1 import events_pb2
+from chassis import eventservice
+from chassis.bus import Event
+from chassis.bus.publisher import Outcome, Outgoing
+from chassis.config import ServiceSettings
+from chassis.eventlog import COLLECTION, Cursor, Entry, EventLog, Recorded
+from chassis.grpc_status import error_info
+from chassis.testing.grpc import loopback_settings
+from chassis.testing.tokens import TokenMaker
+
+pytestmark = pytest.mark.integration
+
+CREATED = "callmesh.crm.v1.CustomerCreated"
+NOW = datetime(2026, 11, 22, 12, tzinfo=UTC)
+WRITERS, EACH = 4, 30
+
+
+def outgoing(number: int, kind: str = "CustomerCreated") -> Outgoing:
+    message = getattr(events_pb2, kind)(
+        customer={"customer": f"customers/{number}", "display_name": "王芳", "numbers": ["+8613800138000"]},
+        actor="local",
+    )
+    event = Event.of(message, source="crm", subject=f"customers/{number}", time=NOW, id=f"e{number}")
+    return Outgoing.event(event)
+
+
+class Broker:
+    """Confirms everything."""
+
+    def __init__(self) -> None:
+        self.published: list[str] = []
+
+    def publish(self, messages: Any, seconds_max: float = 30.0) -> list[Outcome]:
+        self.published += [message.message_id for message in messages]
+        return [Outcome.PUBLISHED] * len(messages)
+
+
+@pytest.fixture
+def log(mongo_client: pymongo.MongoClient[dict[str, Any]], mongo_database: str) -> EventLog:
+    made = EventLog(mongo_client[mongo_database], service="crm")
+    made.ensure()
+    return made
+
+
+@pytest_asyncio.fixture
+async def served(
+    grpc_server: Any, mongo_uri: str, mongo_database: str, tmp_path: Any, monkeypatch: pytest.MonkeyPatch
+) -> AsyncIterator[Any]:
+    """(stub, metadata of a caller with personal data, of one without, the source)."""
+    monkeypatch.setattr(eventservice, "HEARTBEAT_SECONDS", 0.3)
+    client: AsyncMongoClient[dict[str, Any]] = AsyncMongoClient(mongo_uri, tz_aware=True)
+    source = eventservice.EventSource("crm", lambda: client[mongo_database])
+    maker = TokenMaker()
+    jwks = maker.write_jwks(tmp_path / "jwks.json")
+    settings = loopback_settings(
+        ServiceSettings(service="crm"), auth_mode="jwt", auth_jwks_file=str(jwks), auth_audience="callmesh"
+    )
+    server = await grpc_server([source.binding()], scopes=eventservice.scopes("crm"), settings=settings)
+
+    def bearer(*scopes: str) -> Any:
+        return (("authorization", f"Bearer {maker.token(scope=' '.join(scopes))}"),)
+
+    async with grpc.aio.insecure_channel(server.address) as channel:
+        stub = stubs.EventServiceStub(channel)
+        whole = bearer("crm.events.read", "crm.events.personal")
+        yield stub, whole, bearer("crm.events.read"), bearer("tickets.events.read"), source
+    await client.close()
+
+
+async def take(stream: Any, count: int) -> list[Any]:
+    """So many events, heartbeats passed over."""
+    found: list[Any] = []
+    async with asyncio.timeout(30):
+        while len(found) < count:
+            message = await stream.read()
+            if message.WhichOneof("message") == "event":
+                found.append(message)
+    return found
+
+
+def test_writers_at_once_make_one_order_without_a_gap(
+    log: EventLog, mongo_client: Any, mongo_database: str
+) -> None:
+    """Each writes its own, and all of them the same ones as well, in batches of three."""
+
+    def write(writer: int) -> None:
+        mine = EventLog(mongo_client[mongo_database], service="crm")
+        for n in range(0, EACH, 3):
+            own = [Entry(id=f"{writer}-{m}", type=CREATED, body=b"{}") for m in range(n, n + 3)]
+            mine.append([*own, Entry(id=f"shared-{n}", type=CREATED, body=b"{}")])
+
+    threads = [threading.Thread(target=write, args=(n,)) for n in range(WRITERS)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    found = list(mongo_client[mongo_database][COLLECTION].find(sort=[("_id", 1)]))
+    assert [entry["_id"] for entry in found] == list(range(1, WRITERS * EACH + EACH // 3 + 1))
+    assert len({entry["event"] for entry in found}) == len(found)
+    for writer in range(WRITERS):
+        own = [entry["event"] for entry in found if entry["event"].startswith(f"{writer}-")]
+        assert own == [f"{writer}-{n}" for n in range(EACH)]
+
+
+def test_pruning_keeps_the_count_going(log: EventLog, mongo_client: Any, mongo_database: str) -> None:
+    entries = [Entry(id=f"a{n}", type=CREATED, body=b"{}") for n in range(5)]
+    log.append(entries)
+    later = EventLog(mongo_client[mongo_database], service="crm", now=lambda: NOW + timedelta(days=40000))
+    assert later.prune() == 5 and later.floor() == 5
+    again = EventLog(mongo_client[mongo_database], service="crm", entries_max=1)
+    again.append([Entry(id=f"b{n}", type=CREATED, body=b"{}") for n in range(3)])
+    assert again.prune() == 2 and again.floor() == 7
+    assert [e["_id"] for e in mongo_client[mongo_database][COLLECTION].find()] == [8]
+
+
+async def test_a_reader_goes_on_where_it_was(log: EventLog, served: Any) -> None:
+    stub, whole, _, _, source = served
+    broker = Broker()
+    publisher = Recorded(broker, log, "crm")
+    publisher.publish([outgoing(n) for n in range(3)])
+    publisher.publish([outgoing(n) for n in range(1, 5)])
+    assert broker.published == ["e0", "e1", "e2", "e1", "e2", "e3", "e4"]
+
+    stream = stub.Subscribe(pb.SubscribeRequest(start=pb.EVENT_START_OLDEST, types=[CREATED]), metadata=whole)
+    first = await take(stream, 3)
+    stream.cancel()
+    assert [message.event.id for message in first] == ["e0", "e1", "e2"]
+    assert "王芳" in first[0].event.data and not first[0].event.redacted
+    again = stub.Subscribe(pb.SubscribeRequest(cursor=first[-1].cursor), metadata=whole)
+    assert [message.event.id for message in await take(again, 2)] == ["e3", "e4"]
+    # Live: what is written now comes without another word; a type nobody asked for only moves the cursor.
+    await asyncio.to_thread(publisher.publish, [outgoing(5)])
+    (live,) = await take(again, 1)
+    other = stub.Subscribe(
+        pb.SubscribeRequest(start=pb.EVENT_START_OLDEST, types=["callmesh.crm.v1.CustomerErased"]),
+        metadata=whole,
+    )
+    beats = [await other.read(), await other.read()]
+    assert all(beat.WhichOneof("message") == "heartbeat" for beat in beats)
+    assert Cursor.parse(beats[1].cursor) == Cursor.parse(live.cursor)
+    # The end of the server ends the streams by name; the cursor goes on elsewhere.
+    source.drain()
+    with pytest.raises(grpc.aio.AioRpcError) as ended:
+        while await again.read() is not grpc.aio.EOF:
+            pass
+    assert error_info(ended.value).reason == "SERVER_ENDING"
+    page = await stub.ListEvents(pb.ListEventsRequest(cursor=live.cursor), metadata=whole)
+    assert (list(page.events), page.at_end, page.next_cursor) == ([], True, live.cursor)
+
+
+async def test_who_may_see_what_and_which_cursors_are_refused(
+    log: EventLog, served: Any, mongo_client: Any, mongo_database: str
+) -> None:
+    stub, whole, plain, stranger, _ = served
+    Recorded(Broker(), log, "crm").publish([outgoing(n) for n in range(4)])
+
+    async def ask(metadata: Any = whole, **fields: Any) -> Any:
+        return await stub.ListEvents(pb.ListEventsRequest(**fields), metadata=metadata)
+
+    async def refused(metadata: Any = whole, **fields: Any) -> Any:
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            await ask(metadata, **fields)
+        return error_info(caught.value)
+
+    oldest = {"start": pb.EVENT_START_OLDEST}
+    assert (await refused(stranger)).metadata["scope"] == "crm.events.read"
+    first = await ask(plain, **oldest, page_size=2)
+    assert [event.redacted for event in first.events] == [True, True] and not first.at_end
+    assert "王芳" not in str(first) and "138" not in first.events[0].data
+    assert first.events[0].subject == "customers/0" and first.events[0].time.ToDatetime(UTC) == NOW
+    assert (await refused(types=["callmesh.tickets.v1.TicketCreated"])).metadata["field"] == "types[0]"
+    assert (await refused(page_size=-1)).metadata["field"] == "page_size"
+    for bad in ("x", "é", "a" * 300, Cursor(log="x", sequence=-1).text()):
+        assert (await refused(cursor=bad)).reason == "CURSOR_INVALID", bad
+    elsewhere = Cursor(log="other", sequence=1).text()
+    ahead = Cursor.parse(first.next_cursor)
+    assert (await refused(cursor=elsewhere)).reason == "EVENTS_EXPIRED"
+    restored = Cursor(log=ahead.log, sequence=9, check=7).text()
+    assert (await refused(cursor=restored)).reason == "EVENTS_EXPIRED"
+    early = (await ask(**oldest, page_size=1)).next_cursor
+    EventLog(mongo_client[mongo_database], service="crm", entries_max=2).prune()
+    gone = await refused(cursor=early)
+    assert gone.reason == "EVENTS_EXPIRED"
+    kept = await ask(cursor=gone.metadata["oldest_cursor"])
+    assert [event.id for event in kept.events] == ["e2", "e3"]
