@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import signal
+
 import pytest
 from hypothesis import HealthCheck, settings
 
@@ -10,6 +12,12 @@ settings.register_profile("callmesh", deadline=None, suppress_health_check=[Heal
 settings.load_profile("callmesh")
 
 pytest_plugins = ["chassis.testing.grpc", "chassis.testing.stack"]
+
+
+def pytest_configure() -> None:
+    """Ctrl-C reaches what tests start, though a shell starts what runs in its background without it."""
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -59,9 +59,9 @@ def python_files() -> list[Path]:
     return [p for p in tracked_files() if p.suffix == ".py"]
 
 
-def modules_loaded_by(module: str) -> set[str]:
-    """The names in sys.modules of a fresh interpreter that imported `module`."""
-    code = f"import {module}, sys, json; print(json.dumps(sorted(sys.modules)))"
+def modules_loaded_by(*modules: str) -> set[str]:
+    """The names in sys.modules of a fresh interpreter that imported `modules`."""
+    code = f"import {', '.join(modules)}, sys, json; print(json.dumps(sorted(sys.modules)))"
     done = subprocess.run(
         [sys.executable, "-c", code],
         cwd=ROOT / "services",
@@ -70,7 +70,7 @@ def modules_loaded_by(module: str) -> set[str]:
         timeout=60,
         check=False,
     )
-    assert done.returncode == 0, f"importing {module} failed:\n{done.stderr}"
+    assert done.returncode == 0, f"importing {modules} failed:\n{done.stderr}"
     return set(json.loads(done.stdout.splitlines()[-1]))
 
 
@@ -79,18 +79,16 @@ def of_packages(loaded: set[str], packages: set[str]) -> list[str]:
 
 
 @pytest.mark.parametrize("service", SERVICES)
-@pytest.mark.parametrize("module", ["server", "servicer", "__main__"])
-def test_a_grpc_process_does_not_load_eventlet(service: str, module: str) -> None:
-    loaded = modules_loaded_by(f"{service}.{module}")
+def test_a_grpc_process_does_not_load_eventlet(service: str) -> None:
+    loaded = modules_loaded_by(*(f"{service}.{module}" for module in ("server", "servicer", "__main__")))
     assert of_packages(loaded, {"eventlet"}) == []
     assert not {"nameko.containers", "nameko.runners"} & loaded
     assert "grpc" in loaded
 
 
 @pytest.mark.parametrize("service", SERVICES)
-@pytest.mark.parametrize("module", ["worker", "consumers", "convert"])
-def test_a_worker_does_not_load_grpc(service: str, module: str) -> None:
-    loaded = modules_loaded_by(f"{service}.{module}")
+def test_a_worker_does_not_load_grpc(service: str) -> None:
+    loaded = modules_loaded_by(*(f"{service}.{module}" for module in ("worker", "consumers", "convert")))
     assert of_packages(loaded, {"grpc", "grpc_status", "grpc_health", "grpc_reflection"}) == []
     assert [name for name in loaded if name.endswith("_pb2_grpc")] == []
 
