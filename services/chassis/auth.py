@@ -2,20 +2,23 @@
 handler runs.
 
 Open mode (loopback only, for a local stack) takes every caller for "local" with all scopes. JWT mode takes a
-bearer token: signed by a key of the JWKS file, for our audience, with `exp`, `sub` and a `scope` claim.
+bearer token: signed by a key of the JWKS (jwks.py), for our audience, with `exp`, `sub` and a `scope` claim.
+A token may be bound to the certificate of the connection, so that who steals it cannot use it.
 """
 
 from __future__ import annotations
 
-import json
+import hashlib
+import hmac
 import time
 from collections import Counter, OrderedDict
 from collections.abc import Iterable, Mapping
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from chassis.callcontext import ANONYMOUS, Identity, current_identity
-from chassis.errors import PermissionDenied, ResourceExhausted, StartError, Unauthenticated
+from chassis.errors import PermissionDenied, StartError, Unauthenticated
+from chassis.jwks import FileKeys, Keys, KeySource, UrlKeys
+from chassis.tls import THUMBPRINT, PeerNames, peer_names
 
 if TYPE_CHECKING:
     from chassis.config import ServiceSettings
@@ -25,10 +28,10 @@ __all__ = [
     "AUTHENTICATED",
     "PUBLIC",
     "Authenticator",
+    "Binding",
     "Identity",
     "JwtAuthenticator",
     "OpenAuthenticator",
-    "TokenBuckets",
     "authenticator",
     "authorize",
     "check_scope_table",
@@ -45,8 +48,8 @@ TOKEN_LENGTH_MAX = 8192
 SUBJECT_LENGTH_MAX = 128
 #: Verified tokens remembered until they expire, so that a partner's every call needs no new signature check.
 TOKENS_REMEMBERED_MAX = 10_000
-#: The key file is looked at again for an unknown key at most this often, seconds.
-RELOAD_SECONDS_MIN = 1.0
+#: Certificates whose names are remembered.
+CERTIFICATES_REMEMBERED_MAX = 1_000
 
 #: Signatures accepted; symmetric ones never, because whoever can check them can make them.
 _ALGORITHMS = ["RS256", "RS384", "RS512", "PS256", "PS384", "PS512", "ES256", "ES384", "ES512", "EdDSA"]
@@ -71,10 +74,10 @@ class TokenExpired(Unauthenticated):
     reason = "TOKEN_EXPIRED"
 
 
-class RateLimited(ResourceExhausted):
-    """Too many calls by {subject}{limit}."""
+class CertificateMismatch(Unauthenticated):
+    """The caller is not authenticated: {why}."""
 
-    reason = "RATE_LIMITED"
+    reason = "CERTIFICATE_MISMATCH"
 
 
 class Authenticator(Protocol):
@@ -82,6 +85,9 @@ class Authenticator(Protocol):
 
     def authenticate(self, authorization: str | None) -> Identity:
         """The identity behind an `authorization` header; a kind of Unauthenticated when there is none."""
+
+    def close(self) -> None:
+        """Ends what runs in the background."""
 
 
 class OpenAuthenticator:
@@ -91,44 +97,26 @@ class OpenAuthenticator:
         """Always the local identity, which has every scope."""
         return _LOCAL
 
-
-def _read(path: Path) -> str:
-    try:
-        return path.read_text()
-    except (OSError, ValueError) as error:
-        raise StartError(f"key file {path.name} cannot be read: {error}") from None
-
-
-def _parse_keys(path: Path, text: str) -> dict[str, Any]:
-    """Key id -> key; StartError when the text is malformed, empty or holds a symmetric key."""
-    import jwt
-
-    try:
-        data = json.loads(text)
-        if any(key.get("kty") == "oct" for key in data.get("keys", ())):
-            raise StartError(f"key file {path.name}: symmetric keys are not accepted")
-        keys = jwt.PyJWKSet.from_dict(data).keys
-    except (ValueError, AttributeError, TypeError, jwt.PyJWTError) as error:
-        raise StartError(f"key file {path.name} cannot be used: {error}") from None
-    if any(not key.key_id for key in keys):
-        raise StartError(f"key file {path.name}: every key needs a kid")
-    return {str(key.key_id): key for key in keys}
+    def close(self) -> None:
+        """Nothing runs."""
 
 
 class JwtAuthenticator:
-    """Checks signed tokens against a key file, which is read again when a token names a key it does
-    not know.
-    """
+    """Checks signed tokens against a key set (jwks.py)."""
 
-    def __init__(self, jwks_file: str, issuer: str, audience: str, leeway_seconds: int) -> None:
-        self._path = Path(jwks_file)
+    def __init__(self, keys: KeySource, issuer: str, audience: str, leeway_seconds: int) -> None:
+        """An empty `issuer` accepts any that the keys sign for. Closes `keys`."""
+        self._source = keys
         self._issuer = issuer or None
         self._audience = audience
         self._leeway = leeway_seconds
-        self._text = _read(self._path)
-        self._keys = _parse_keys(self._path, self._text)
-        self._loaded_at = time.monotonic()
-        self._known: OrderedDict[str, tuple[Identity, float]] = OrderedDict()
+        self._generation = keys.generation
+        #: SHA-256 of a token -> whose it is, and until when: the tokens themselves are not kept.
+        self._known: OrderedDict[bytes, tuple[Identity, float]] = OrderedDict()
+
+    def close(self) -> None:
+        """Keys are not renewed any more."""
+        self._source.close()
 
     def authenticate(self, authorization: str | None) -> Identity:
         """The identity of a valid bearer token; TokenMissing, TokenInvalid or TokenExpired."""
@@ -137,19 +125,25 @@ class JwtAuthenticator:
         scheme, _, token = authorization.partition(" ")
         if scheme.lower() != "bearer" or not token or len(token) > TOKEN_LENGTH_MAX:
             raise TokenInvalid(why="the authorization header must hold a bearer token")
-        known = self._known.get(token)
+        keys = self._source.keys()
+        if self._source.generation != self._generation:
+            # Tokens of a key that was withdrawn must not outlive it.
+            self._generation = self._source.generation
+            self._known.clear()
+        digest = hashlib.sha256(token.encode("utf-8", "surrogatepass")).digest()
+        known = self._known.get(digest)
         if known is not None and time.time() < known[1]:
             return known[0]
-        return self._verify(token)
+        return self._verify(token, digest, keys)
 
-    def _verify(self, token: str) -> Identity:
+    def _verify(self, token: str, digest: bytes, keys: Keys) -> Identity:
         import jwt
 
-        self._known.pop(token, None)
+        self._known.pop(digest, None)
         try:
             claims = jwt.decode(
                 token,
-                self._key(token),
+                self._key(token, keys),
                 algorithms=_ALGORITHMS,
                 audience=self._audience,
                 issuer=self._issuer,
@@ -161,37 +155,21 @@ class JwtAuthenticator:
         except (jwt.PyJWTError, ValueError, TypeError) as error:
             raise TokenInvalid(why=f"the token was refused ({type(error).__name__})") from None
         identity = _identity(claims)
-        self._known[token] = (identity, float(claims["exp"]) + self._leeway)
+        self._known[digest] = (identity, float(claims["exp"]) + self._leeway)
         while len(self._known) > TOKENS_REMEMBERED_MAX:
             self._known.popitem(last=False)
         return identity
 
-    def _key(self, token: str) -> Any:
+    def _key(self, token: str, keys: Keys) -> Any:
         import jwt
 
         kid = str(jwt.get_unverified_header(token).get("kid", ""))
-        if kid not in self._keys:
-            self._reload()
-        if kid not in self._keys:
+        if kid not in keys:
+            self._source.missed()
+            keys = self._source.keys()
+        if kid not in keys:
             raise TokenInvalid(why="the token names a key that is not known")
-        return self._keys[kid]
-
-    def _reload(self) -> None:
-        """Keys are rotated by replacing the file; a file that cannot be read leaves the known keys in
-        force.
-        """
-        if time.monotonic() - self._loaded_at < RELOAD_SECONDS_MIN:
-            return
-        self._loaded_at = time.monotonic()
-        try:
-            text = _read(self._path)
-            keys = self._keys if text == self._text else _parse_keys(self._path, text)
-        except StartError:
-            return
-        if keys is not self._keys:
-            # Tokens of a key that was withdrawn must not outlive it.
-            self._known.clear()
-        self._text, self._keys = text, keys
+        return keys[kid]
 
 
 def _identity(claims: Mapping[str, Any]) -> Identity:
@@ -202,16 +180,70 @@ def _identity(claims: Mapping[str, Any]) -> Identity:
     if not isinstance(words, list) or not all(isinstance(word, str) for word in words):
         raise TokenInvalid(why="the token's scope claim is not usable")
     # A token cannot carry the wildcard of the local identity.
-    return Identity(subject=subject, scopes=frozenset(words) - {"*"})
+    return Identity(subject=subject, scopes=frozenset(words) - {"*"}, certificate=_confirmed(claims))
+
+
+def _confirmed(claims: Mapping[str, Any]) -> str:
+    """The thumbprint of the certificate that the token is for (RFC 8705), "" when it is for whoever has it.
+    TokenInvalid for a proof of another kind: what cannot be checked must not count as checked.
+    """
+    proof = claims.get("cnf")
+    if proof is None:
+        return ""
+    thumbprint = proof.get(THUMBPRINT) if isinstance(proof, dict) else None
+    if not isinstance(thumbprint, str) or not thumbprint or len(proof) != 1:
+        raise TokenInvalid(why=f"the token's cnf claim must hold {THUMBPRINT} alone")
+    return thumbprint
 
 
 def authenticator(settings: ServiceSettings) -> Authenticator:
-    """What the settings ask for; StartError when the key file cannot be used."""
+    """What the settings ask for; StartError when the keys cannot be had."""
     if settings.auth_mode == "open":
         return OpenAuthenticator()
-    return JwtAuthenticator(
-        settings.auth_jwks_file, settings.auth_issuer, settings.auth_audience, settings.auth_leeway_seconds
-    )
+    keys: KeySource
+    if settings.auth_jwks_url:
+        keys = UrlKeys(
+            settings.auth_jwks_url,
+            refresh_seconds=settings.auth_jwks_refresh_seconds,
+            authority_file=settings.auth_jwks_ca_file,
+            fallback=settings.auth_jwks_file,
+            service=settings.service,
+        )
+    else:
+        keys = FileKeys(settings.auth_jwks_file)
+    return JwtAuthenticator(keys, settings.auth_issuer, settings.auth_audience, settings.auth_leeway_seconds)
+
+
+class Binding:
+    """Whether who holds a token may use it over a connection: `off` checks tokens that say so themselves
+    (`cnf`), `subject` wants one of the certificate's names to be the token's subject, unless the token names
+    the certificate, and `certificate` wants every token to name it.
+    """
+
+    def __init__(self, mode: str) -> None:
+        self._mode = mode
+        self._known: OrderedDict[bytes, PeerNames] = OrderedDict()
+
+    def concerns(self, identity: Identity) -> bool:
+        """Whether the certificate has to be looked at."""
+        return self._mode != "off" or bool(identity.certificate)
+
+    def check(self, identity: Identity, certificate: bytes | None) -> None:
+        """CertificateMismatch unless the client's `certificate` (PEM, None without one) fits."""
+        if certificate is None:
+            raise CertificateMismatch(why="the token is bound to a certificate, and none was shown")
+        peer = self._known.get(certificate)
+        if peer is None:
+            peer = self._known[certificate] = peer_names(certificate)
+            while len(self._known) > CERTIFICATES_REMEMBERED_MAX:
+                self._known.popitem(last=False)
+        if identity.certificate:
+            if not hmac.compare_digest(identity.certificate.encode(), peer.thumbprint.encode()):
+                raise CertificateMismatch(why="the token is bound to another certificate")
+        elif self._mode == "certificate":
+            raise CertificateMismatch(why=f"the token must name its certificate (cnf, {THUMBPRINT})")
+        elif identity.subject not in peer.names:
+            raise CertificateMismatch(why="the token's subject is none of the certificate's names")
 
 
 def authorize(identity: Identity, scope: str) -> None:
@@ -234,33 +266,3 @@ def check_scope_table(methods: Iterable[str], scopes: Mapping[str, str]) -> None
         raise StartError("no scope is set for " + ", ".join(missing))
     if unknown:
         raise StartError("a scope is set for methods that do not exist: " + ", ".join(unknown))
-
-
-class TokenBuckets:
-    """A rate limit for each subject: `burst` calls at once, refilled at `per_second`."""
-
-    def __init__(self, per_second: float, burst: int, subjects_max: int) -> None:
-        """Remembers at most `subjects_max` subjects; the one idle longest is forgotten and starts full
-        again.
-        """
-        self._per_second = per_second
-        self._burst = float(burst)
-        self._subjects_max = subjects_max
-        self._buckets: OrderedDict[str, tuple[float, float]] = OrderedDict()
-
-    def take(self, subject: str, now: float) -> None:
-        """Takes one call at `now` (monotonic seconds); RateLimited with the seconds until the next is
-        free.
-        """
-        tokens, filled_at = self._buckets.pop(subject, (self._burst, now))
-        tokens = min(self._burst, tokens + (now - filled_at) * self._per_second)
-        allowed = tokens >= 1.0
-        self._buckets[subject] = (tokens - 1.0 if allowed else tokens, now)
-        if len(self._buckets) > self._subjects_max:
-            self._buckets.popitem(last=False)
-        if not allowed:
-            raise RateLimited(
-                subject=f"client:{subject}",
-                limit=f"{self._per_second:g} calls a second",
-                retry_seconds=(1.0 - tokens) / self._per_second,
-            )

@@ -19,6 +19,8 @@ class Identity:
     subject: str
     #: What the caller may do; "*" stands for everything.
     scopes: frozenset[str] = frozenset()
+    #: Thumbprint of the certificate that the token is bound to; empty when it is bound to none.
+    certificate: str = ""
 
     def has(self, scope: str) -> bool:
         """Whether a call that needs `scope` is allowed; the empty scope asks only for an identity."""

@@ -19,6 +19,7 @@ import sys
 import time
 import types
 import typing
+import urllib.parse
 from typing import Annotated, Any, Literal, NoReturn, TypeVar
 
 from pydantic import Field, ValidationError, ValidationInfo, field_validator
@@ -57,6 +58,10 @@ SHARED = frozenset(
         "tls_cert_file",
         "tls_key_file",
         "tls_ca_file",
+        "auth_jwks_url",
+        "auth_jwks_ca_file",
+        "auth_binding",
+        "limits_file",
         "tls_clients",
     }
 )
@@ -164,7 +169,18 @@ class ServiceSettings(BaseSettings):
         description="How callers are known: jwt checks a signed token; open trusts all, loopback only.",
     )
     auth_jwks_file: str = Field(
-        default="", description="File with the JSON Web Key Set that tokens are signed with (jwt)."
+        default="",
+        description="File with the JSON Web Key Set that tokens are signed with (jwt); beside an address,"
+        " what a start uses while that does not answer.",
+    )
+    auth_jwks_ca_file: str = Field(
+        default="", description="Authority (PEM) of the address's certificate; empty means the system's."
+    )
+    auth_jwks_refresh_seconds: float = Field(
+        default=300.0,
+        ge=10,
+        le=86_400,
+        description="How often the key set is fetched from its address, seconds.",
     )
     auth_issuer: str = Field(default="", description="Required issuer (iss) of a token; empty accepts any.")
     auth_audience: str = Field(
@@ -178,6 +194,10 @@ class ServiceSettings(BaseSettings):
         default="", description="Authority (PEM) that certificates of clients and of other servers come from."
     )
     tls_key_file: str = Field(default="", description="Private key (PEM) of the certificate.")
+    auth_jwks_url: str = Field(
+        default="",
+        description="Address of the JSON Web Key Set, https (or http on loopback), in place of a file (jwt).",
+    )
     tls_cert_file: str = Field(
         default="",
         description="This process's certificate (PEM), for serving and for calling; empty means plain text.",
@@ -202,6 +222,17 @@ class ServiceSettings(BaseSettings):
 
     message_bytes_max: int = Field(
         default=16 * 1024 * 1024,
+    auth_binding: Literal["off", "subject", "certificate"] = Field(
+        default="off",
+        description="What binds a token to the client's certificate, besides its own cnf claim: subject, that"
+        " one of the certificate's names is the token's subject; certificate, that the claim is there.",
+    )
+
+    limits_file: str = Field(
+        default="",
+        description="File with rates, quotas and open calls allowed to each subject (YAML), read again when"
+        " it changes; in place of RATE_LIMIT_PER_SECOND.",
+    )
         ge=1024,
         le=256 * 1024 * 1024,
         description="Largest gRPC message received or sent, bytes.",
@@ -343,8 +374,30 @@ class ServiceSettings(BaseSettings):
     @field_validator("auth_jwks_file")
     @classmethod
     def _check_jwks_file(cls, value: str, info: ValidationInfo) -> str:
-        if info.data.get("auth_mode") == "jwt" and not value:
-            raise ValueError("must name a file when auth_mode is jwt")
+        if info.data.get("auth_mode") == "jwt" and not value and not info.data.get("auth_jwks_url"):
+            raise ValueError("must name a file when auth_mode is jwt and there is no auth_jwks_url")
+        return value
+
+    @field_validator("auth_jwks_url")
+    @classmethod
+    def _check_jwks_url(cls, value: str) -> str:
+        if not value:
+            return value
+        try:
+            parts = urllib.parse.urlsplit(value)
+            host = parts.hostname or ""
+        except ValueError:
+            raise ValueError("must be an address such as https://issuer/jwks.json") from None
+        if not host or not (parts.scheme == "https" or (parts.scheme == "http" and is_loopback(host))):
+            raise ValueError("must begin with https:// and a host; http is for loopback alone")
+        return value
+
+    @field_validator("auth_binding")
+    @classmethod
+    def _check_binding(cls, value: str, info: ValidationInfo) -> str:
+        certified = info.data.get("tls_cert_file") and info.data.get("tls_clients") == "certified"
+        if value != "off" and not certified:
+            raise ValueError("needs TLS with tls_clients certified: without it no client shows a certificate")
         return value
 
     def clock(self) -> SystemClock:

@@ -21,9 +21,9 @@ from contextlib import aclosing
 from typing import Any
 
 import grpc
-from grpc.aio import AbortError, BaseError
+from grpc.aio import EOF, AbortError, BaseError  # type: ignore[attr-defined]
 
-from chassis import auth, callcontext, errors, logs, metrics, telemetry, wellknown
+from chassis import auth, callcontext, errors, limits, logs, metrics, telemetry, wellknown
 from chassis.callcontext import CallContext
 from chassis.errors import (
     CallmeshError,
@@ -40,8 +40,10 @@ from chassis.grpc_status import abort_arguments, accepted_language
 _log = logs.get_logger(__name__)
 _DONE = object()
 _STATUS_CODES = frozenset(grpc.StatusCode)
-#: Codes that are the server's fault: they mark a span as failed and are logged.
-_SERVER_FAULTS = frozenset({"INTERNAL", "UNKNOWN", "DATA_LOSS"})
+#: Codes with which a server's span counts as failed, by OpenTelemetry's conventions.
+_SPAN_FAULTS = frozenset(
+    {"UNKNOWN", "DEADLINE_EXCEEDED", "UNIMPLEMENTED", "INTERNAL", "UNAVAILABLE", "DATA_LOSS"}
+)
 
 
 class ServerOverloaded(ResourceExhausted):
@@ -64,7 +66,8 @@ class Guard:
         *,
         service: str,
         authenticator: auth.Authenticator,
-        buckets: auth.TokenBuckets | None,
+        binding: auth.Binding,
+        callers: limits.Limits | None,
         pool: Executor,
         calls_max: int,
         default_deadline_seconds: float,
@@ -72,7 +75,8 @@ class Guard:
         self.service = service
         self.domain = f"callmesh.{service}"
         self.authenticator = authenticator
-        self.buckets = buckets
+        self.binding = binding
+        self.callers = callers
         self.pool = pool
         self.calls_max = calls_max
         self.default_deadline_seconds = default_deadline_seconds
@@ -119,9 +123,9 @@ class Method:
         self.full_name = full_name
         self.scope = scope
         self.handler = handler
-        service, _, name = full_name.lstrip("/").partition("/")
         self.metrics = metrics.rpc_metrics(guard.service, full_name.lstrip("/"))
-        self.attributes = {"rpc.system": "grpc", "rpc.service": service, "rpc.method": name}
+        self.kind = limits.Kind(scope, handler.request_streaming or handler.response_streaming)
+        self.attributes = {"rpc.system.name": "grpc", "rpc.method": full_name.lstrip("/")}
         function: Any = (
             handler.unary_unary or handler.unary_stream or handler.stream_unary or handler.stream_stream
         )
@@ -177,9 +181,11 @@ class Method:
         else:
             identity = guard.authenticator.authenticate(authorization)
             if not guard.open_is_free:
+                if guard.binding.concerns(identity):
+                    guard.binding.check(identity, _certificate(context))
                 auth.authorize(identity, self.scope)
-            if guard.buckets is not None:
-                guard.buckets.take(identity.subject, time.monotonic())
+            if guard.callers is not None:
+                call.account = guard.callers.enter(identity.subject, self.kind, time.monotonic())
         call.current.identity = identity
         remaining = context.time_remaining()
         if remaining is None and not (self.handler.request_streaming or self.handler.response_streaming):
@@ -192,7 +198,7 @@ class Method:
             raise ServerOverloaded(subject="server", limit=f"at most {guard.calls_max}", retry_seconds=1.0)
         if self.unimplemented:
             raise Unimplemented(method=self.full_name)
-        call.span = telemetry.start_call(self.full_name, traceparent, self.attributes)
+        call.span = telemetry.start_call(self.attributes["rpc.method"], traceparent, self.attributes)
         if call.span is not None:
             call.current.traceparent = call.span.traceparent
 
@@ -207,7 +213,11 @@ class Method:
             call = _Call(self, context)
             try:
                 self._enter(call)
-                response = await function(self._parse(request) if parse else request, context)
+                if parse:
+                    request = self._parse(request)
+                elif (pace := call.pace()) is not None:
+                    request, context = _paced(request, pace), _PacedContext(context, pace)
+                response = await function(request, context)
                 data = serialize(response)
                 call.finish_ok()
                 return data
@@ -215,7 +225,7 @@ class Method:
                 await call.fail(error)
                 raise
             finally:
-                self.guard.open_calls -= 1
+                call.leave()
 
         return handle
 
@@ -227,13 +237,17 @@ class Method:
             call = _Call(self, context)
             try:
                 self._enter(call)
-                await run(self._parse(request) if parse else request, context)
+                if parse:
+                    request = self._parse(request)
+                elif (pace := call.pace()) is not None:
+                    request, context = _paced(request, pace), _PacedContext(context, pace)
+                await run(request, context)
                 call.finish_ok()
             except BaseException as error:
                 await call.fail(error)
                 raise
             finally:
-                self.guard.open_calls -= 1
+                call.leave()
 
         return handle
 
@@ -316,6 +330,38 @@ def _blocking_iterator(messages: AsyncIterator[Any], loop: asyncio.AbstractEvent
         yield message
 
 
+async def _paced(messages: AsyncIterator[Any], pace: limits.Pace) -> AsyncIterator[Any]:
+    """A caller's stream, no faster than allowed. What waits is in the connection's own, bounded, window."""
+    async for message in messages:
+        if pause := pace.next(time.monotonic()):
+            await asyncio.sleep(pause)
+        yield message
+
+
+class _PacedContext:
+    """A call's context whose `read` is no faster than allowed."""
+
+    def __init__(self, context: Any, pace: limits.Pace) -> None:
+        self._context = context
+        self._pace = pace
+
+    async def read(self) -> Any:
+        """The next message, or grpc.aio.EOF."""
+        message = await self._context.read()
+        if message is not EOF and (pause := self._pace.next(time.monotonic())):
+            await asyncio.sleep(pause)
+        return message
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._context, name)
+
+
+def _certificate(context: Any) -> bytes | None:
+    """The client's certificate, PEM; None without one."""
+    found = context.auth_context().get("x509_pem_cert")
+    return found[0] if found else None
+
+
 def _headers(metadata: Any) -> tuple[str | None, str | None]:
     """(authorization, valid traceparent) of a request."""
     authorization = traceparent = None
@@ -330,17 +376,30 @@ def _headers(metadata: Any) -> tuple[str | None, str | None]:
 class _Call:
     """One call on its way through the wrapper."""
 
-    __slots__ = ("context", "current", "method", "span", "started")
+    __slots__ = ("account", "context", "current", "method", "span", "started")
 
     def __init__(self, method: Method, context: Any) -> None:
         self.method = method
         self.context = context
         self.span: telemetry.CallSpan | None = None
+        self.account: limits.Account | None = None
         self.started = time.perf_counter()
         self.current = CallContext(method.full_name, callcontext.ANONYMOUS, None, None)
         # The call has a task of its own, so what is set here ends with it.
         callcontext.set_current(self.current)
         method.guard.open_calls += 1
+
+    def pace(self) -> limits.Pace | None:
+        """How fast the caller's stream is taken; None as fast as it comes."""
+        rate = None if self.account is None else self.account.policy.stream_messages
+        return None if rate is None else limits.Pace(rate, time.monotonic())
+
+    def leave(self) -> None:
+        """The call is no longer open."""
+        guard = self.method.guard
+        guard.open_calls -= 1
+        if self.account is not None and guard.callers is not None:
+            guard.callers.leave(self.account, self.method.kind)
 
     def finish_ok(self) -> None:
         """The handler returned; it may have set another status by hand."""
@@ -349,7 +408,7 @@ class _Call:
     def _finish(self, code: str) -> None:
         self.method.metrics.record(code, time.perf_counter() - self.started)
         if self.span is not None:
-            self.span.end(code, failed=code in _SERVER_FAULTS)
+            self.span.end(code if code in _SPAN_FAULTS else "", {"rpc.response.status_code": code})
             self.span = None
 
     async def fail(self, error: BaseException) -> None:

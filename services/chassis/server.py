@@ -29,7 +29,7 @@ from grpc_health.v1._async import HealthServicer
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 from grpc_reflection.v1alpha._async import ReflectionServicer
 
-from chassis import auth, garbage, logs, metrics, telemetry, tls
+from chassis import auth, garbage, limits, logs, metrics, telemetry, tls
 from chassis.callcontext import current_identity, remaining_seconds
 from chassis.config import EXIT_BAD_SETTING, ServiceSettings, SettingsType, load_settings
 from chassis.errors import StartError
@@ -48,6 +48,8 @@ __all__ = [
     "server_options",
 ]
 
+#: Longest that a new connection may take to be set up, milliseconds.
+HANDSHAKE_MS_MAX = 20_000
 #: Exit status of a process that Ctrl-C ended before it served, the shell's convention.
 EXIT_INTERRUPTED = 130
 #: A step at start or end: called without arguments, awaited if it returns an awaitable.
@@ -98,6 +100,8 @@ def server_options(settings: ServiceSettings) -> list[tuple[str, int]]:
         # Any ping in flight stands in for the keepalive, and waits a minute for its answer by default.
         ("grpc.http2.ping_timeout_ms", int(settings.keepalive_timeout_seconds * 1000)),
         ("grpc.keepalive_permit_without_calls", 1),
+        # Who opens a connection and says nothing holds it for no longer than this; two minutes by default.
+        ("grpc.server_handshake_timeout_ms", HANDSHAKE_MS_MAX),
         # An edge has to notice a dead router before its place is given up: within the grace period of 5 s.
         ("grpc.http2.min_ping_interval_without_data_ms", 2000),
         ("grpc.http2.max_ping_strikes", 4),
@@ -132,7 +136,7 @@ class Server:
         auth.check_scope_table([method for service in services for method in service.methods], scopes)
         self._pool = ThreadPoolExecutor(settings.threads, thread_name_prefix=f"{settings.service}-handler")
         self._names = [service.descriptor.full_name for service in services]
-        self._guard = self._make_guard()
+        self._guard = self._make_guard(scopes)
         self._health = HealthServicer()
         self._server = grpc.aio.server(
             migration_thread_pool=self._pool,
@@ -148,17 +152,13 @@ class Server:
         #: The port that gRPC listens on, known after `start`.
         self.port = settings.grpc_port
 
-    def _make_guard(self) -> Guard:
+    def _make_guard(self, scopes: Mapping[str, str]) -> Guard:
         settings = self._settings
-        buckets = None
-        if settings.rate_limit_per_second > 0:
-            buckets = auth.TokenBuckets(
-                settings.rate_limit_per_second, settings.rate_limit_burst, settings.rate_limit_subjects_max
-            )
         return Guard(
             service=settings.service,
+            callers=limits.of_settings(settings, frozenset(scopes.values())),
+            binding=auth.Binding(settings.auth_binding),
             authenticator=auth.authenticator(settings),
-            buckets=buckets,
             pool=self._pool,
             calls_max=settings.concurrent_calls_max,
             default_deadline_seconds=settings.default_deadline_seconds,
@@ -230,6 +230,7 @@ class Server:
         await self.announce_end()
         await self._server.stop(grace_seconds)
         await self._http.stop()
+        self._guard.authenticator.close()
         self._pool.shutdown(wait=False, cancel_futures=True)
 
 

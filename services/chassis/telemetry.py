@@ -180,13 +180,38 @@ class CallSpan:
         """What to hand on."""
         return _format(self._span.get_span_context())
 
-    def end(self, outcome: str, failed: bool) -> None:
-        """Ends the span with the outcome (a gRPC code's name, or a consumer's outcome)."""
-        self._span.set_attribute("callmesh.outcome", outcome)
-        if failed:
-            self._span.set_status(Status(StatusCode.ERROR, outcome))
-        self._span.end()
+    def end(self, error_type: str = "", attributes: Mapping[str, Any] | None = None) -> None:
+        """Ends the span; `error_type` says what went wrong (a gRPC code's name, an exception's class), never
+        with which value, "" when nothing did.
+        """
+        end_span(self._span, error_type, attributes)
         otel_context.detach(self._token)
+
+
+def end_span(span: Span, error_type: str = "", attributes: Mapping[str, Any] | None = None) -> None:
+    """As `CallSpan.end`, for a span that was never current."""
+    for key, value in (attributes or {}).items():
+        span.set_attribute(key, value)
+    if error_type:
+        span.set_attribute("error.type", error_type)
+        span.set_status(Status(StatusCode.ERROR))
+    span.end()
+
+
+def start_span(
+    name: str, traceparent: str | None, kind: SpanKind, attributes: Mapping[str, Any]
+) -> Span | None:
+    """A span that is not made the current one, in a trace that is sampled already; None in any other."""
+    if traceparent is None or not should_record(traceparent):
+        return None
+    return _state.tracer.start_span(
+        name, context=_parent(traceparent), kind=kind, attributes=dict(attributes)
+    )
+
+
+def exporting() -> bool:
+    """Whether spans go anywhere."""
+    return _state.provider is not None
 
 
 def start_call(

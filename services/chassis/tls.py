@@ -6,6 +6,7 @@ What cannot be read then is left alone: the last good one goes on.
 
 from __future__ import annotations
 
+import base64
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +23,8 @@ if TYPE_CHECKING:
 
 _log = structlog.get_logger(__name__)
 
+#: What RFC 8705 calls the SHA-256 of a certificate in a token's `cnf`.
+THUMBPRINT = "x5t#S256"
 #: Largest file that is taken for a certificate, key or token, bytes.
 FILE_BYTES_MAX = 1 << 20
 
@@ -55,7 +58,7 @@ class WatchedFiles:
         try:
             self._look()
         except (OSError, ValueError) as error:
-            raise StartError(f"a file of TLS or of a token cannot be read: {error}") from None
+            raise StartError(f"a file that the settings name cannot be read: {error}") from None
 
     def contents(self) -> tuple[bytes, ...]:
         """What they hold; the last that could be read, when now one of them cannot."""
@@ -135,6 +138,35 @@ def _usable(pem: Pem) -> bool:
     if not belongs:
         _log.warning("tls.unusable", error="the key is not the certificate's")
     return belongs
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PeerNames:
+    """Who a certificate says that its holder is."""
+
+    #: SHA-256 of the certificate, base64url without padding.
+    thumbprint: str
+    #: Common name, DNS names and URIs (SPIFFE).
+    names: frozenset[str]
+
+
+def peer_names(certificate: bytes) -> PeerNames:
+    """The names in a certificate (PEM) that a handshake has accepted."""
+    from cryptography import x509
+    from cryptography.hazmat.primitives import hashes
+    from cryptography.x509.oid import NameOID
+
+    read = x509.load_pem_x509_certificate(certificate)
+    names = {str(each.value) for each in read.subject.get_attributes_for_oid(NameOID.COMMON_NAME)}
+    try:
+        others = read.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+    except x509.ExtensionNotFound:
+        pass
+    else:
+        names |= {*others.get_values_for_type(x509.DNSName)}
+        names |= {*others.get_values_for_type(x509.UniformResourceIdentifier)}
+    digest = base64.urlsafe_b64encode(read.fingerprint(hashes.SHA256())).rstrip(b"=").decode()
+    return PeerNames(thumbprint=digest, names=frozenset(names - {""}))
 
 
 def channel_credentials(found: Certificates) -> grpc.ChannelCredentials:

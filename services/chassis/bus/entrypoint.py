@@ -471,7 +471,7 @@ def handling(queue: str, taken: Event | list[Event]) -> Iterator[None]:
         for event in events
         if (
             span := telemetry.start_call(
-                queue, event.traceparent, {"messaging.message.id": event.id}, SpanKind.CONSUMER
+                f"process {queue}", event.traceparent, _span_attributes(queue, event), SpanKind.CONSUMER
             )
         )
     ]
@@ -480,14 +480,27 @@ def handling(queue: str, taken: Event | list[Event]) -> Iterator[None]:
         traceparent = spans[0].traceparent if spans else events[0].traceparent
     identity = callcontext.Identity(subject="worker", scopes=frozenset({"*"}))
     token = callcontext.set_current(callcontext.CallContext(queue, identity, None, traceparent))
-    failed = True
+    failure = ""
     try:
         yield
-        failed = False
+    except BaseException as error:
+        failure = type(error).__name__
+        raise
     finally:
         callcontext.reset_current(token)
         for span in reversed(spans):
-            span.end("error" if failed else "ok", failed)
+            span.end(failure)
+
+
+def _span_attributes(queue: str, event: Event) -> dict[str, str]:
+    return {
+        "messaging.system": "rabbitmq",
+        "messaging.operation.name": "process",
+        "messaging.operation.type": "process",
+        "messaging.destination.name": f"{topology.events_exchange(event.source)}:{event.type}:{queue}",
+        "messaging.rabbitmq.destination.routing_key": event.type,
+        "messaging.message.id": event.id,
+    }
 
 
 def subscriptions_of(service_class: type) -> list[topology.Subscription]:

@@ -19,8 +19,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import amqp
+from opentelemetry.trace import Span, SpanKind
 
-from chassis import logs, metrics
+from chassis import logs, metrics, telemetry
 from chassis.bus import topology
 from chassis.bus.connection import (
     BACKOFF_SECONDS_MAX,
@@ -178,6 +179,7 @@ class Publisher:
         with self._lock:
             while True:
                 before = len(outcomes)
+        spans = _start_spans(messages) if telemetry.exporting() else {}
                 self._attempt(messages, outcomes, deadline)
                 if len(outcomes) == len(messages):
                     break
@@ -191,6 +193,9 @@ class Publisher:
     def publish_events(
         self, events: Sequence[Event], *, mandatory: bool = True, seconds_max: float = 30.0
     ) -> list[Outcome]:
+        for index, span in spans.items():
+            outcome = outcomes.get(index, Outcome.UNKNOWN)
+            telemetry.end_span(span, "" if outcome is Outcome.PUBLISHED else outcome.value)
         """`publish` for events, to their services' exchanges."""
         return self.publish([Outgoing.event(event, mandatory=mandatory) for event in events], seconds_max)
 
@@ -253,6 +258,25 @@ def _windows(messages: Sequence[Outgoing], outcomes: Mapping[int, Outcome]) -> l
     windows: list[list[int]] = []
     size = 0
     for index, message in enumerate(messages):
+def _start_spans(messages: Sequence[Outgoing]) -> dict[int, Span]:
+    """Spans of the messages whose trace is sampled, by index; they end with the broker's word."""
+    spans = {}
+    for index, message in enumerate(messages):
+        attributes = {
+            "messaging.system": "rabbitmq",
+            "messaging.operation.name": "publish",
+            "messaging.operation.type": "send",
+            "messaging.destination.name": f"{message.exchange}:{message.routing_key}",
+            "messaging.rabbitmq.destination.routing_key": message.routing_key,
+            "messaging.message.id": message.message_id,
+        }
+        name = f"publish {message.exchange}"
+        span = telemetry.start_span(name, telemetry.extract(message.headers), SpanKind.PRODUCER, attributes)
+        if span is not None:
+            spans[index] = span
+    return spans
+
+
         if index in outcomes:
             continue
         full = windows and (

@@ -41,14 +41,13 @@ class Authority:
             .not_valid_after(now + LIFE)
         )
 
-    def write(self, folder: Path, name: str = "callmesh") -> dict[str, str]:
+    def write(self, folder: Path, name: str = "callmesh", host: str = "") -> dict[str, str]:
         """Writes tls.crt, tls.key and ca.crt of a new certificate into `folder`, one after another as a
-        careless renewal would; returns them as settings.
+        careless renewal would; returns them as settings. It is for loopback, or for `host` alone.
         """
         key = ec.generate_private_key(ec.SECP256R1())
-        names = x509.SubjectAlternativeName(
-            [x509.DNSName("localhost"), x509.IPAddress(ipaddress.ip_address("127.0.0.1"))]
-        )
+        loopback = [x509.DNSName("localhost"), x509.IPAddress(ipaddress.ip_address("127.0.0.1"))]
+        names = x509.SubjectAlternativeName([x509.DNSName(host)] if host else loopback)
         builder = self._builder(_name(name), key).add_extension(names, critical=False)
         certificate = builder.sign(self._key, hashes.SHA256())
         pem = serialization.Encoding.PEM

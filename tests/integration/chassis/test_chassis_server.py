@@ -502,6 +502,102 @@ async def test_the_rate_limit_is_for_each_partner(guarded):
     await stub.Unary(StringValue(value="x"), metadata=theirs)
 
 
+LIMITS = """
+default:
+  rates: {echo.write: [{calls: 2, seconds: 3600}]}
+  streams_open_max: 2
+  stream_messages: {calls: 1000, burst: 1}
+subjects:
+  free: {}
+"""
+
+
+@pytest_asyncio.fixture
+async def limited(grpc_server, tmp_path):
+    """(stub, token maker, server, limits file): Unary needs "echo.read", the others "echo.write"."""
+    maker, file = TokenMaker(), tmp_path / "limits.yaml"
+    file.write_text(LIMITS)
+    settings = loopback_settings(
+        auth_mode="jwt",
+        auth_jwks_file=str(maker.write_jwks(tmp_path / "jwks.json")),
+        limits_file=str(file),
+    )
+    binding = echo_binding(ReaderEcho())
+    scopes = {**dict.fromkeys(binding.methods, "echo.write"), UNARY: "echo.read"}
+    server = await grpc_server([binding], scopes=scopes, settings=settings)
+    async with grpc.aio.insecure_channel(server.address) as channel:
+        yield EchoStub(channel), maker, server, file
+
+
+async def test_a_quota_is_told_with_what_and_when(limited):
+    stub, maker, _, _ = limited
+    mine = maker.header(subject="a", scope="echo.write echo.read")
+    for _ in range(2):
+        await stub.ClientStream(messages("x"), metadata=mine)
+    error = await failure(stub.ClientStream(messages("x"), metadata=mine))
+    assert error.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+    assert error_info(error).reason == "QUOTA_EXCEEDED"
+    (quota,) = detail_messages(error, error_details_pb2.QuotaFailure)
+    assert quota.violations[0].subject == "client:a" and "2 in 3600 s" in quota.violations[0].description
+    (retry,) = detail_messages(error, error_details_pb2.RetryInfo)
+    assert 1700 < retry.retry_delay.seconds <= 1800
+    for name, method in (("a", stub.Unary), ("free", stub.Unary)):
+        await method(StringValue(value="x"), metadata=maker.header(subject=name, scope="echo.read"))
+
+
+async def test_streams_open_at_once_are_counted_until_they_end(limited):
+    stub, maker, server, file = limited
+    file.write_text(LIMITS.replace("calls: 2", "calls: 1000"))
+    server._guard.callers._look_at = 0.0  # as if a second had gone by
+    mine = maker.header(subject="a", scope="echo.write")
+    open_ = [stub.Both(metadata=mine) for _ in range(2)]
+    for call in open_:
+        await call.write(StringValue(value="here"))
+        assert (await call.read()).value == "here"
+    error = await failure(stub.ClientStream(messages("x"), metadata=mine))
+    assert error_info(error).reason == "TOO_MANY_OPEN_STREAMS"
+    open_[0].cancel()
+    await open_[1].done_writing()
+    await until(lambda: server._guard.open_calls == 0)
+    assert (await stub.ClientStream(messages("x"), metadata=mine)).value == "x"
+
+
+async def test_a_stream_that_is_too_fast_waits_and_loses_nothing(limited):
+    """A thousand messages a second and one at once: the fifth cannot be there before 4 ms are over."""
+    stub, maker, _, _ = limited
+    mine = maker.header(subject="a", scope="echo.write")
+    for kind in (stub.ClientStream, stub.Both):
+        began = time.monotonic()
+        call = kind(messages(*"abcde"), metadata=mine)
+        if kind is stub.Both:
+            assert [message.value async for message in call] == [*"abcde"]
+        else:
+            assert (await call).value == "a+b+c+d+e"
+        assert time.monotonic() - began >= 0.004
+
+
+PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes([0, 0, 0, 4, 0, 0, 0, 0, 0])
+PING = bytes([0, 0, 8, 6, 0, 0, 0, 0, 0]) + b"callmesh"
+GOAWAY, ENHANCE_YOUR_CALM = 7, 11
+
+
+async def test_pinging_without_end_is_not_suffered(grpc_server):
+    """Who pings far oftener than any edge needs is sent away, so that pings cost no more than calls."""
+    server = await grpc_server([echo_binding(AsyncEcho())])
+    reader, writer = await asyncio.open_connection("127.0.0.1", server.port)
+    try:
+        writer.write(PREFACE + PING * 20)
+        async with asyncio.timeout(30):
+            while True:
+                head = await reader.readexactly(9)
+                payload = await reader.readexactly(int.from_bytes(head[:3]))
+                if head[3] == GOAWAY:
+                    break
+        assert int.from_bytes(payload[4:8]) == ENHANCE_YOUR_CALM
+    finally:
+        writer.close()
+
+
 async def test_probes_need_no_token_but_reflection_does(guarded):
     _, channel, maker = guarded
     check = health_pb2_grpc.HealthStub(channel).Check
@@ -655,8 +751,11 @@ async def test_a_trace_comes_in_is_recorded_and_goes_on(grpc_server):
         await stub.Unary(StringValue(value="a"), metadata=(("traceparent", TRACE + "0"),))
     telemetry.shutdown()
     good, bad = exporter.get_finished_spans()
-    assert good.name == UNARY and good.attributes["callmesh.outcome"] == "OK"
-    assert bad.attributes["callmesh.outcome"] == "INTERNAL" and not bad.status.is_ok
+    assert good.name == UNARY.lstrip("/") == good.attributes["rpc.method"]
+    assert good.attributes["rpc.system.name"] == "grpc"
+    assert good.attributes["rpc.response.status_code"] == "OK" and "error.type" not in good.attributes
+    assert bad.attributes["rpc.response.status_code"] == bad.attributes["error.type"] == "INTERNAL"
+    assert not bad.status.is_ok and not bad.events, "an exception's text may hold anything"
     assert [value[:35] for value in sent] == [TRACE[:35]] * 3
     assert sent[0][36:52] == f"{good.context.span_id:016x}"
     assert sent[2] == TRACE + "0"

@@ -13,10 +13,12 @@ from google.protobuf.wrappers_pb2 import StringValue
 from chassis import client, tls
 from chassis.callcontext import current_identity
 from chassis.errors import StartError
+from chassis.grpc_status import error_info
 from chassis.testing.certificates import Authority
 from chassis.testing.echo import ECHO_SERVICE, echo_binding
 from chassis.testing.grpc import loopback_settings
 from chassis.testing.tokens import TokenMaker
+from chassis.tls import THUMBPRINT
 
 pytestmark = pytest.mark.integration
 
@@ -73,6 +75,67 @@ async def test_who_is_let_in(grpc_server: Any, tmp_path: Path, clients: str, wit
         await dialer.close()
         for channel in (bare, plain, other):
             await channel.close()
+
+
+async def test_a_server_of_another_name_is_not_believed(grpc_server: Any, tmp_path: Path) -> None:
+    """Of the same authority, but not whom the client asked for."""
+    authority = Authority()
+    files = authority.write(tmp_path / "server", host="crm.example.org")
+    server = await grpc_server([echo_binding(Echo())], settings=settings_of(files))
+    dialer = client.Dialer(certificates(authority.write(tmp_path / "client")))
+    try:
+        assert await refused(dialer.channel(server.address))
+    finally:
+        await dialer.close()
+
+
+async def reason_of(channel: grpc.aio.Channel, token: str) -> str:
+    """The subject that the server knows, or why it refuses."""
+    try:
+        return await ask(channel, metadata=(("authorization", f"Bearer {token}"),))
+    except grpc.aio.AioRpcError as error:
+        info = error_info(error)
+        assert error.code() is grpc.StatusCode.UNAUTHENTICATED and info is not None
+        return str(info.reason)
+
+
+async def test_a_token_is_bound_to_the_certificate_it_came_with(grpc_server: Any, tmp_path: Path) -> None:
+    """Who steals a partner's token cannot use it over a connection of its own."""
+    maker, authority = TokenMaker(), Authority()
+    server = await grpc_server(
+        [echo_binding(Echo())],
+        settings=settings_of(
+            authority.write(tmp_path / "server"),
+            auth_mode="jwt",
+            auth_jwks_file=str(maker.write_jwks(tmp_path / "jwks.json")),
+            auth_binding="subject",
+        ),
+    )
+    pbx = certificates(authority.write(tmp_path / "pbx", name="pbx-1"))
+    thief = certificates(authority.write(tmp_path / "thief", name="pbx-2"))
+    named = {THUMBPRINT: tls.peer_names(pbx.current().certificate).thumbprint}
+    tokens = [maker.token(subject="pbx-1"), maker.token(subject="gateway", cnf=named)]
+    channels = [client.channel(server.address, tls.channel_credentials(one)) for one in (pbx, thief)]
+    try:
+        assert [await reason_of(channels[0], token) for token in tokens] == ["pbx-1", "gateway"]
+        assert [await reason_of(channels[1], token) for token in tokens] == ["CERTIFICATE_MISMATCH"] * 2
+    finally:
+        for channel in channels:
+            await channel.close()
+
+
+async def test_a_bound_token_is_worth_nothing_in_plain_text(grpc_server: Any, tmp_path: Path) -> None:
+    maker = TokenMaker()
+    settings = loopback_settings(
+        None, auth_mode="jwt", auth_jwks_file=str(maker.write_jwks(tmp_path / "jwks.json"))
+    )
+    server = await grpc_server([echo_binding(Echo())], settings=settings)
+    channel = client.channel(server.address)
+    try:
+        assert await reason_of(channel, maker.token(cnf={THUMBPRINT: "x"})) == "CERTIFICATE_MISMATCH"
+        assert await reason_of(channel, maker.token()) == "partner"
+    finally:
+        await channel.close()
 
 
 async def test_a_renewed_certificate_counts_without_a_restart(grpc_server: Any, tmp_path: Path) -> None:

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
+import http.server
 import json
+import threading
 import time
 
 import jwt
 import pytest
 
-from chassis import auth
-from chassis.auth import JwtAuthenticator, OpenAuthenticator, TokenBuckets
+from chassis import auth, tls
+from chassis.auth import Binding, JwtAuthenticator, OpenAuthenticator
 from chassis.callcontext import Identity
 from chassis.errors import PermissionDenied, StartError, Unauthenticated
+from chassis.jwks import KEY_SET_BYTES_MAX, KEYS_MAX, FileKeys, UrlKeys
+from chassis.testing.certificates import Authority
 from chassis.testing.tokens import AUDIENCE, TokenMaker
 
 
@@ -22,7 +27,8 @@ def maker():
 
 @pytest.fixture
 def subject(maker, tmp_path):
-    return JwtAuthenticator(str(maker.write_jwks(tmp_path / "jwks.json")), "https://issuer", AUDIENCE, 30)
+    keys = FileKeys(str(maker.write_jwks(tmp_path / "jwks.json")))
+    return JwtAuthenticator(keys, "https://issuer", AUDIENCE, 30)
 
 
 def good(maker, **claims):
@@ -66,6 +72,10 @@ def test_scopes_as_a_list_and_no_wildcard_from_outside(subject, maker):
         ({"iss": "https://other"}, "TOKEN_INVALID"),
         ({"nbf": int(time.time()) + 3600}, "TOKEN_INVALID"),
         ({"scope": {"a": 1}}, "TOKEN_INVALID"),
+        ({"cnf": "x"}, "TOKEN_INVALID"),
+        ({"cnf": {}}, "TOKEN_INVALID"),
+        ({"cnf": {"jwk": {}}}, "TOKEN_INVALID"),
+        ({"cnf": {"x5t#S256": "x", "jkt": "y"}}, "TOKEN_INVALID"),
     ],
 )
 def test_bad_claims(subject, maker, claims, reason):
@@ -155,12 +165,14 @@ def test_a_broken_key_file_leaves_the_known_keys_in_force(subject, maker, tmp_pa
         '{"keys": []}',
         '{"keys": [{"kty": "oct", "k": "c2VjcmV0", "kid": "a"}]}',
         '{"keys": [1]}',
+        '{"keys": [' + '{"kty": "EC"},' * KEYS_MAX + '{"kty": "EC"}]}',
+        " " * (KEY_SET_BYTES_MAX + 1),
     ],
 )
 def test_a_key_file_that_cannot_be_used_stops_the_start(tmp_path, text):
     (tmp_path / "jwks.json").write_text(text)
     with pytest.raises(StartError, match=r"key file jwks\.json"):
-        JwtAuthenticator(str(tmp_path / "jwks.json"), "", AUDIENCE, 0)
+        FileKeys(str(tmp_path / "jwks.json"))
 
 
 def test_keys_need_ids_and_the_file_must_be_there(tmp_path, maker):
@@ -168,9 +180,9 @@ def test_keys_need_ids_and_the_file_must_be_there(tmp_path, maker):
     del keys["keys"][0]["kid"]
     (tmp_path / "jwks.json").write_text(json.dumps(keys))
     with pytest.raises(StartError, match="kid"):
-        JwtAuthenticator(str(tmp_path / "jwks.json"), "", AUDIENCE, 0)
+        FileKeys(str(tmp_path / "jwks.json"))
     with pytest.raises(StartError, match="cannot be read"):
-        JwtAuthenticator(str(tmp_path / "none.json"), "", AUDIENCE, 0)
+        FileKeys(str(tmp_path / "none.json"))
 
 
 def test_remembered_tokens_are_bounded(subject, maker, monkeypatch):
@@ -190,24 +202,179 @@ def test_the_scope_table_must_be_complete_and_exact():
         auth.check_scope_table(["/a/b", "/a/c", "/a/b"], {"/a/b": "x", "/a/c": ""})
 
 
-def test_a_bucket_empties_and_fills_again():
-    buckets = TokenBuckets(per_second=2.0, burst=3, subjects_max=10)
-    for _ in range(3):
-        buckets.take("a", 0.0)
-    with pytest.raises(auth.RateLimited) as caught:
-        buckets.take("a", 0.25)
-    assert caught.value.details.retry_seconds == pytest.approx(0.25)
-    assert caught.value.details.quota[0].subject == "client:a"
-    buckets.take("b", 0.25)
-    buckets.take("a", 0.5)
-    with pytest.raises(auth.RateLimited):
-        buckets.take("a", 0.5)
+def test_a_withdrawn_key_is_noticed_without_an_unknown_one(subject, maker, tmp_path, monkeypatch):
+    token = good(maker)
+    subject.authenticate(token)
+    TokenMaker("second").write_jwks(tmp_path / "jwks.json")
+    now = time.monotonic() + 60
+    monkeypatch.setattr(auth.time, "monotonic", lambda: now)
+    with pytest.raises(Unauthenticated):
+        subject.authenticate(token)
 
 
-def test_the_table_of_buckets_is_bounded():
-    buckets = TokenBuckets(per_second=1.0, burst=1, subjects_max=2)
-    for subject in "abc":
-        buckets.take(subject, 0.0)
-    with pytest.raises(auth.RateLimited):
-        buckets.take("c", 0.0)
-    buckets.take("a", 0.0)  # forgotten, so full again
+# --- a key set at an address ------------------------------------------------------------------------------
+
+
+class Provider:
+    """An identity provider's key set on loopback; `answer` is (status, body), None hangs up."""
+
+    def __init__(self) -> None:
+        self.answer: tuple[int, bytes] | None = (404, b"")
+        self.asked = threading.Condition()
+        self.count = 0
+        provider = self
+
+        class Handler(http.server.BaseHTTPRequestHandler):
+            def do_GET(self):
+                answer = provider.answer
+                if answer is not None:
+                    self.send_response(answer[0])
+                    if answer[0] == 302:
+                        self.send_header("Location", "/elsewhere")
+                    self.send_header("Content-Length", str(len(answer[1])))
+                    self.end_headers()
+                    with contextlib.suppress(OSError):
+                        self.wfile.write(answer[1])
+                with provider.asked:
+                    provider.count += 1
+                    provider.asked.notify_all()
+
+            def log_message(self, *_):
+                """Quiet."""
+
+        self.server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self.server.daemon_threads = True
+        self.thread = threading.Thread(target=self.server.serve_forever, kwargs={"poll_interval": 0.01})
+        self.thread.start()
+        self.url = f"http://127.0.0.1:{self.server.server_port}/jwks.json"
+
+    def serve(self, maker: TokenMaker) -> None:
+        self.answer = (200, json.dumps(maker.jwks()).encode())
+
+    def wait_asked(self, count: int) -> None:
+        with self.asked:
+            assert self.asked.wait_for(lambda: self.count >= count, 30)
+
+
+@pytest.fixture
+def provider():
+    made = Provider()
+    yield made
+    made.server.shutdown()
+    made.server.server_close()
+    made.thread.join(30)
+
+
+@pytest.fixture
+def url_keys(provider):
+    """Makes a source; closed at the end."""
+    made = []
+
+    def make(**changes) -> UrlKeys:
+        options = {"refresh_seconds": 3600.0, "service": "test", **changes}
+        made.append(UrlKeys(provider.url, **options))
+        return made[-1]
+
+    yield make
+    for source in made:
+        source.close()
+        source._thread.join(30)
+
+
+def until(look) -> None:
+    deadline = time.monotonic() + 30
+    while not look():
+        assert time.monotonic() < deadline
+        threading.Event().wait(0.005)
+
+
+def test_keys_come_from_an_address_and_an_unknown_one_is_fetched(provider, url_keys, maker):
+    provider.serve(maker)
+    subject = JwtAuthenticator(url_keys(), "https://issuer", AUDIENCE, 30)
+    token = good(maker)
+    assert subject.authenticate(token).subject == "partner"
+    successor = TokenMaker("second")
+    provider.serve(successor)
+    with pytest.raises(Unauthenticated):
+        subject.authenticate(good(successor))  # no call waits for the provider
+
+    def known() -> bool:
+        try:
+            return subject.authenticate(good(successor)).subject == "partner"
+        except Unauthenticated:
+            return False
+
+    until(known)
+    assert provider.count == 2
+    with pytest.raises(Unauthenticated):
+        subject.authenticate(token)
+    with pytest.raises(Unauthenticated):
+        subject.authenticate(good(TokenMaker("third")))
+    assert provider.count == 2, "whoever names keys at random does not make us ask"
+
+
+@pytest.mark.parametrize(
+    "answer", [(500, b""), (200, b"{"), (200, b" " * (KEY_SET_BYTES_MAX + 1)), (302, b""), None]
+)
+def test_known_keys_outlive_an_outage(provider, url_keys, maker, answer):
+    provider.serve(maker)
+    source = url_keys()
+    provider.answer = answer
+    source.missed()
+    provider.wait_asked(2)
+    until(lambda: source._failures > 0)
+    assert set(source.keys()) == {maker.kid} and source.generation == 1
+    assert source._pause() <= 2.0, "asked again soon"
+
+
+def test_a_start_without_the_provider_needs_a_file(provider, url_keys, maker, tmp_path):
+    with pytest.raises(StartError, match="no key set could be fetched"):
+        url_keys()
+    source = url_keys(fallback=str(maker.write_jwks(tmp_path / "jwks.json")))
+    assert set(source.keys()) == {maker.kid}
+
+
+# --- bound to a certificate -------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def certificate(tmp_path):
+    files = Authority().write(tmp_path / "client", name="pbx-1")
+    return (tmp_path / "client" / "tls.crt").read_bytes() if files else b""
+
+
+def bound(certificate_: bytes, **claims) -> Identity:
+    return Identity(subject="pbx-1", certificate=tls.peer_names(certificate_).thumbprint, **claims)
+
+
+@pytest.mark.parametrize("mode", ["off", "subject", "certificate"])
+def test_a_bound_token_counts_with_its_certificate_alone(mode, certificate, tmp_path):
+    binding, identity = Binding(mode), bound(certificate)
+    assert binding.concerns(identity)
+    binding.check(identity, certificate)
+    Authority().write(tmp_path / "other", name="pbx-1")
+    for other in (None, (tmp_path / "other" / "tls.crt").read_bytes()):
+        with pytest.raises(auth.CertificateMismatch) as caught:
+            binding.check(identity, other)
+        assert caught.value.details.reason == "CERTIFICATE_MISMATCH"
+
+
+def test_a_subject_must_be_a_name_of_the_certificate(certificate):
+    assert not Binding("off").concerns(Identity(subject="pbx-2"))
+    binding = Binding("subject")
+    for name in ("pbx-1", "localhost"):
+        binding.check(Identity(subject=name), certificate)
+    for name in ("pbx-2", "pbx-1 ", ""):
+        with pytest.raises(auth.CertificateMismatch):
+            binding.check(Identity(subject=name), certificate)
+    with pytest.raises(auth.CertificateMismatch):
+        Binding("certificate").check(Identity(subject="pbx-1"), certificate)
+
+
+def test_remembered_certificates_are_bounded(certificate, tmp_path, monkeypatch):
+    monkeypatch.setattr(auth, "CERTIFICATES_REMEMBERED_MAX", 2)
+    binding = Binding("subject")
+    for number in range(3):
+        Authority().write(tmp_path / str(number), name="pbx-1")
+        binding.check(Identity(subject="pbx-1"), (tmp_path / str(number) / "tls.crt").read_bytes())
+    assert len(binding._known) == 2

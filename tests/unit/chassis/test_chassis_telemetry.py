@@ -82,16 +82,17 @@ def test_a_trace_id_that_had_to_be_made_stays_for_the_call(call):
 
 
 def test_a_sampled_call_is_recorded_under_its_parent(spans):
-    span = telemetry.start_call("/x.Y/Z", SAMPLED, {"rpc.system": "grpc"})
+    span = telemetry.start_call("/x.Y/Z", SAMPLED, {"rpc.system.name": "grpc"})
     assert telemetry.current_traceparent() == span.traceparent
     with telemetry.span("inner", rows=3):
         pass
-    span.end("INTERNAL", failed=True)
+    span.end("INTERNAL", {"rpc.response.status_code": "INTERNAL"})
     inner, outer = spans.get_finished_spans()
     assert f"{outer.context.trace_id:032x}" == TRACE
     assert f"{outer.parent.span_id:016x}" == "b7ad6b7169203331"
     assert inner.parent.span_id == outer.context.span_id and inner.attributes["rows"] == 3
-    assert outer.attributes["callmesh.outcome"] == "INTERNAL" and not outer.status.is_ok
+    assert outer.attributes["rpc.response.status_code"] == outer.attributes["error.type"] == "INTERNAL"
+    assert not outer.status.is_ok
     assert telemetry.current_traceparent() is None
 
 
@@ -106,7 +107,7 @@ def test_an_unsampled_call_is_not_recorded(spans):
 def test_a_ratio_of_one_records_calls_without_a_trace():
     exporter = InMemorySpanExporter()
     telemetry.setup(ServiceSettings(service="test", trace_ratio=1.0), exporter=exporter)
-    telemetry.start_call("x", None, {}).end("OK", failed=False)
+    telemetry.start_call("x", None, {}).end()
     telemetry.shutdown()
     assert len(exporter.get_finished_spans()) == 1
 
