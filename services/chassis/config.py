@@ -53,15 +53,15 @@ SHARED = frozenset(
         "log_level",
         "auth_mode",
         "auth_jwks_file",
+        "auth_jwks_url",
+        "auth_jwks_ca_file",
+        "auth_binding",
+        "limits_file",
         "auth_issuer",
         "auth_audience",
         "tls_cert_file",
         "tls_key_file",
         "tls_ca_file",
-        "auth_jwks_url",
-        "auth_jwks_ca_file",
-        "auth_binding",
-        "limits_file",
         "tls_clients",
     }
 )
@@ -168,6 +168,10 @@ class ServiceSettings(BaseSettings):
         default="open",
         description="How callers are known: jwt checks a signed token; open trusts all, loopback only.",
     )
+    auth_jwks_url: str = Field(
+        default="",
+        description="Address of the JSON Web Key Set, https (or http on loopback), in place of a file (jwt).",
+    )
     auth_jwks_file: str = Field(
         default="",
         description="File with the JSON Web Key Set that tokens are signed with (jwt); beside an address,"
@@ -194,10 +198,6 @@ class ServiceSettings(BaseSettings):
         default="", description="Authority (PEM) that certificates of clients and of other servers come from."
     )
     tls_key_file: str = Field(default="", description="Private key (PEM) of the certificate.")
-    auth_jwks_url: str = Field(
-        default="",
-        description="Address of the JSON Web Key Set, https (or http on loopback), in place of a file (jwt).",
-    )
     tls_cert_file: str = Field(
         default="",
         description="This process's certificate (PEM), for serving and for calling; empty means plain text.",
@@ -207,6 +207,17 @@ class ServiceSettings(BaseSettings):
         description="Whether every client must show a certificate of the authority, where there is TLS.",
     )
 
+    auth_binding: Literal["off", "subject", "certificate"] = Field(
+        default="off",
+        description="What binds a token to the client's certificate, besides its own cnf claim: subject, that"
+        " one of the certificate's names is the token's subject; certificate, that the claim is there.",
+    )
+
+    limits_file: str = Field(
+        default="",
+        description="File with rates, quotas and open calls allowed to each subject (YAML), read again when"
+        " it changes; in place of RATE_LIMIT_PER_SECOND.",
+    )
     rate_limit_per_second: float = Field(
         default=0.0, ge=0, le=1_000_000, description="Calls a second allowed to one subject; 0 sets no limit."
     )
@@ -222,17 +233,6 @@ class ServiceSettings(BaseSettings):
 
     message_bytes_max: int = Field(
         default=16 * 1024 * 1024,
-    auth_binding: Literal["off", "subject", "certificate"] = Field(
-        default="off",
-        description="What binds a token to the client's certificate, besides its own cnf claim: subject, that"
-        " one of the certificate's names is the token's subject; certificate, that the claim is there.",
-    )
-
-    limits_file: str = Field(
-        default="",
-        description="File with rates, quotas and open calls allowed to each subject (YAML), read again when"
-        " it changes; in place of RATE_LIMIT_PER_SECOND.",
-    )
         ge=1024,
         le=256 * 1024 * 1024,
         description="Largest gRPC message received or sent, bytes.",

@@ -174,12 +174,12 @@ class Publisher:
         over; messages without the broker's word by then are UNKNOWN.
         """
         outcomes: dict[int, Outcome] = {}
+        spans = _start_spans(messages) if telemetry.exporting() else {}
         deadline = time.monotonic() + seconds_max
         pause = BACKOFF_SECONDS_MIN
         with self._lock:
             while True:
                 before = len(outcomes)
-        spans = _start_spans(messages) if telemetry.exporting() else {}
                 self._attempt(messages, outcomes, deadline)
                 if len(outcomes) == len(messages):
                     break
@@ -188,14 +188,14 @@ class Publisher:
                     break
                 time.sleep(pause)
                 pause = min(2 * pause, BACKOFF_SECONDS_MAX)
+        for index, span in spans.items():
+            outcome = outcomes.get(index, Outcome.UNKNOWN)
+            telemetry.end_span(span, "" if outcome is Outcome.PUBLISHED else outcome.value)
         return [outcomes.get(index, Outcome.UNKNOWN) for index in range(len(messages))]
 
     def publish_events(
         self, events: Sequence[Event], *, mandatory: bool = True, seconds_max: float = 30.0
     ) -> list[Outcome]:
-        for index, span in spans.items():
-            outcome = outcomes.get(index, Outcome.UNKNOWN)
-            telemetry.end_span(span, "" if outcome is Outcome.PUBLISHED else outcome.value)
         """`publish` for events, to their services' exchanges."""
         return self.publish([Outgoing.event(event, mandatory=mandatory) for event in events], seconds_max)
 
@@ -253,11 +253,6 @@ class Publisher:
             close_quietly(connection)
 
 
-def _windows(messages: Sequence[Outgoing], outcomes: Mapping[int, Outcome]) -> list[list[int]]:
-    """Indexes without an outcome, in order, cut into windows."""
-    windows: list[list[int]] = []
-    size = 0
-    for index, message in enumerate(messages):
 def _start_spans(messages: Sequence[Outgoing]) -> dict[int, Span]:
     """Spans of the messages whose trace is sampled, by index; they end with the broker's word."""
     spans = {}
@@ -277,6 +272,11 @@ def _start_spans(messages: Sequence[Outgoing]) -> dict[int, Span]:
     return spans
 
 
+def _windows(messages: Sequence[Outgoing], outcomes: Mapping[int, Outcome]) -> list[list[int]]:
+    """Indexes without an outcome, in order, cut into windows."""
+    windows: list[list[int]] = []
+    size = 0
+    for index, message in enumerate(messages):
         if index in outcomes:
             continue
         full = windows and (
