@@ -9,12 +9,17 @@ from pathlib import Path
 from typing import Any
 
 import helm_python
+import jsonschema
 import yaml
+from kubernetes_validate import utils as kubernetes
+from referencing import Registry, Resource
 
 ROOT = Path(__file__).parents[2]
 CHART = ROOT / "deploy" / "helm" / "callmesh"
 EXAMPLES = {path.stem: path for path in sorted((ROOT / "deploy" / "helm" / "examples").glob("*.yaml"))}
 RELEASE, NAMESPACE = "demo", "contact"
+#: The API whose schemas hold.
+KUBERNETES = "1.31"
 
 #: Settings classes by the prefix of their variables.
 SETTINGS = {
@@ -33,7 +38,7 @@ def render(values: dict[str, Any]) -> list[Manifest]:
         chart.validate_schema(chart.merge_values(values))
         found = chart.render(values, name=RELEASE, namespace=NAMESPACE)
     texts = [found[name] for name in sorted(found) if name.endswith(".yaml")]
-    return [one for text in texts for one in yaml.safe_load_all(text) if one]
+    return [one for text in texts for one in yaml.load_all(text, yaml.CSafeLoader) if one]
 
 
 @cache
@@ -57,3 +62,36 @@ def settings_class(prefix: str) -> Any:
     """The settings that a service's processes read."""
     module, _, name = SETTINGS[prefix].rpartition(".")
     return getattr(import_module(module), name)
+
+
+# --- the API's schemas; kubernetes_validate's own function reads all of them for every object
+
+
+@cache
+def _schemas() -> tuple[str, Registry[Any]]:
+    """(the folder of the newest strict schemas of `KUBERNETES`, what they refer to)."""
+    version = next(one for one in kubernetes.all_versions() if kubernetes.major_minor(one) == KUBERNETES)
+    folder = f"kubernetes-json-schema/v{version}-local-strict"
+    definitions = Resource.from_contents(
+        kubernetes.schema_contents(f"{folder}/_definitions.json", KUBERNETES)
+    )
+    return folder, (definitions @ Registry()).crawl()
+
+
+@cache
+def _validator(kind: str, api_version: str) -> Any:
+    folder, registry = _schemas()
+    group, _, version = api_version.rpartition("/")
+    short = f"{group.partition('.')[0]}-{version}" if group else version
+    schema = kubernetes.schema_contents(f"{folder}/{kind.lower()}-{short}.json", KUBERNETES)
+    return jsonschema.validators.Draft202012Validator(schema, registry=registry)
+
+
+def validate(one: Manifest) -> None:
+    """What the API would say of an object, unknown fields refused.
+
+    Raises:
+        jsonschema.ValidationError: the object is none that the API takes.
+        FileNotFoundError: the API knows no such kind.
+    """
+    _validator(one["kind"], one["apiVersion"]).validate(one)

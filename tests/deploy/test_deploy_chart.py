@@ -13,15 +13,30 @@ from pathlib import Path
 from typing import Any
 
 import helm_python
-import kubernetes_validate
+import jsonschema
 import pytest
 import yaml
 from cloudcoil.models.prometheus_operator import v1 as operator
 from pydantic import BaseModel, ConfigDict
-from tests.deploy.chart_renders import CHART, EXAMPLES, ROOT, Manifest, example, pods, render, settings_class
+from tests.deploy import operator_models
+from tests.deploy.chart_renders import (
+    CHART,
+    EXAMPLES,
+    ROOT,
+    SETTINGS,
+    Manifest,
+    example,
+    pods,
+    render,
+    settings_class,
+    validate,
+)
 
-KUBERNETES = "1.31"
-OPERATOR_KINDS = {"PodMonitor": operator.PodMonitor, "PrometheusRule": operator.PrometheusRule}
+OPERATOR_KINDS: dict[str, type[BaseModel]] = {
+    "PodMonitor": operator.PodMonitor,
+    "PrometheusRule": operator.PrometheusRule,
+    **operator_models.MODELS,
+}
 GOLDEN = Path(__file__).parent / "golden"
 LABEL = re.compile(r"(([A-Za-z0-9][-A-Za-z0-9_.]*)?[A-Za-z0-9])?")
 NAME = re.compile(r"[a-z0-9]([-a-z0-9.]*[a-z0-9])?")
@@ -68,7 +83,7 @@ def test_every_object_is_one_that_the_api_takes(name: str) -> None:
         if one["kind"] in OPERATOR_KINDS:
             OPERATOR_KINDS[one["kind"]].model_validate(one)
         else:  # raises for an unknown kind as well as for an unknown field
-            kubernetes_validate.validate(one, KUBERNETES, strict=True)
+            validate(one)
 
 
 def test_the_checks_themselves_find_what_is_wrong() -> None:
@@ -76,10 +91,14 @@ def test_the_checks_themselves_find_what_is_wrong() -> None:
     with pytest.raises(ValueError, match="extra"):
         operator.PodMonitor.model_validate({**good, "spec": {**good["spec"], "slector": {}}})
     service = next(one for one in example("single-cluster") if one["kind"] == "Service")
-    with pytest.raises(kubernetes_validate.ValidationError):
-        kubernetes_validate.validate(
-            {**service, "spec": {**service["spec"], "prots": []}}, KUBERNETES, strict=True
-        )
+    with pytest.raises(jsonschema.ValidationError):
+        validate({**service, "spec": {**service["spec"], "prots": []}})
+    with pytest.raises(FileNotFoundError):
+        validate({**service, "kind": "Servise"})
+    for kind, model in operator_models.MODELS.items():
+        good = next(one for one in example("operators") if one["kind"] == kind)
+        with pytest.raises(ValueError, match="extra"):
+            model.model_validate({**good, "spec": {**good["spec"], "replcas": 3}})
 
 
 @pytest.mark.parametrize(("values", "where"), [
@@ -96,6 +115,11 @@ def test_the_checks_themselves_find_what_is_wrong() -> None:
     ({"image": {"digest": "latest"}}, "digest"),
     ({"tls": {"clients": "none"}}, "clients"),
     ({"telemetry": {"traceRatio": 2}}, "traceRatio"),
+    ({"proxy": {"service": {"type": "NodePort"}}}, "type"),
+    ({"proxy": {"drainSeconds": 0}}, "drainSeconds"),
+    ({"mongodb": {"operator": {"members": 2}}}, "members"),
+    ({"rabbitmq": {"operator": {"storage": "much"}}}, "storage"),
+    ({"role": "region", "mongodb": {"operator": {"enabled": True}}}, "operator"),
 ])  # fmt: skip
 def test_a_typing_error_is_refused_with_its_place(values: dict[str, Any], where: str) -> None:
     with pytest.raises(helm_python.HelmError) as refused:
@@ -278,6 +302,64 @@ def test_probes_ask_what_the_process_has(kind: str) -> None:
 def test_the_charts_page_is_up_to_date() -> None:
     done = subprocess.run([sys.executable, "tools/chart_readme.py", "--check"], cwd=ROOT, check=False)
     assert done.returncode == 0, "run make chart-readme"
+
+
+@examples
+def test_every_pod_is_spread_over_zones_and_nodes(name: str) -> None:
+    for owner, pod in pods(example(name)):
+        if owner["kind"] in ("Deployment", "StatefulSet"):
+            spread = pod["spec"]["topologySpreadConstraints"]
+            assert {one["topologyKey"] for one in spread} == {
+                "topology.kubernetes.io/zone",
+                "kubernetes.io/hostname",
+            }
+            for one in spread:
+                assert one["labelSelector"]["matchLabels"] == owner["spec"]["selector"]["matchLabels"]
+
+
+def test_what_is_scaled_leaves_its_number_to_the_scaler() -> None:
+    """And only what may be scaled is: routers are named one by one to each other."""
+    manifests = example("hq")
+    scalers = {
+        one["metadata"]["name"]: one["spec"] for one in manifests if one["kind"] == "HorizontalPodAutoscaler"
+    }
+    assert set(scalers) == {"demo-callmesh-crm", "demo-callmesh-crm-worker"}
+    for one in manifests:
+        if one["kind"] in ("Deployment", "StatefulSet"):
+            assert ("replicas" in one["spec"]) is (one["metadata"]["name"] not in scalers)
+    kinds = {name: [metric["type"] for metric in spec["metrics"]] for name, spec in scalers.items()}
+    assert kinds == {"demo-callmesh-crm": ["Resource"], "demo-callmesh-crm-worker": ["Resource", "External"]}
+    (queue,) = [metric["external"] for metric in scalers["demo-callmesh-crm-worker"]["metrics"][1:]]
+    assert queue["metric"]["selector"]["matchLabels"] == {"service": "crm"}
+    assert queue["target"] == {"type": "AverageValue", "averageValue": "1000"}
+    for name, spec in scalers.items():
+        target = spec["scaleTargetRef"]
+        assert (target["kind"], target["name"]) == ("Deployment", name)
+        assert 1 <= spec["minReplicas"] <= spec["maxReplicas"]
+
+
+def test_the_operators_own_secrets_are_read_where_they_are_asked_for() -> None:
+    """A name that the operators make from the name of their object, with the key that they write."""
+    manifests = example("operators")
+    (mongo,) = [one for one in manifests if one["kind"] == "MongoDBCommunity"]
+    (broker,) = [one for one in manifests if one["kind"] == "RabbitmqCluster"]
+    (user,) = mongo["spec"]["users"]
+    expected = {
+        "MONGO_URI": (
+            f"{mongo['metadata']['name']}-{user['db']}-{user['name']}",
+            "connectionString.standard",
+        ),
+        "AMQP_URI": (f"{broker['metadata']['name']}-default-user", "connection_string"),
+    }
+    seen = set()
+    for _, pod in pods(manifests):
+        for variable in pod["spec"]["containers"][0].get("env", ()):
+            if variable["name"] in expected:
+                secret = variable["valueFrom"]["secretKeyRef"]
+                assert (secret["name"], secret["key"]) == expected[variable["name"]]
+                seen.add(variable["name"])
+    assert seen == expected.keys()
+    assert {role["db"] for role in user["roles"]} >= {f"callmesh_{prefix.lower()}" for prefix in SETTINGS}
 
 
 # --- observability ----------------------------------------------------------------------------------------

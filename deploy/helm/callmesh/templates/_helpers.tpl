@@ -26,6 +26,35 @@
 {{- end -}}
 {{- end -}}
 
+{{/* Where the connection strings are, as `{name, key}` of a secret: the operators' own, where they were asked. */}}
+{{- define "callmesh.mongodbSecret" -}}
+{{- if .Values.mongodb.operator.enabled -}}
+{name: {{ include "callmesh.fullname" . }}-mongodb-admin-callmesh, key: connectionString.standard}
+{{- else -}}
+{name: {{ .Values.mongodb.existingSecret }}, key: {{ .Values.mongodb.secretKey }}}
+{{- end -}}
+{{- end -}}
+{{- define "callmesh.rabbitmqSecret" -}}
+{{- if .Values.rabbitmq.operator.enabled -}}
+{name: {{ include "callmesh.fullname" . }}-rabbitmq-default-user, key: connection_string}
+{{- else -}}
+{name: {{ .Values.rabbitmq.existingSecret }}, key: {{ .Values.rabbitmq.secretKey }}}
+{{- end -}}
+{{- end -}}
+
+{{/* Pods of a process on as many zones and nodes as there are, of {root, process}. */}}
+{{- define "callmesh.spread" -}}
+topologySpreadConstraints:
+  {{- range list "topology.kubernetes.io/zone" "kubernetes.io/hostname" }}
+  - maxSkew: 1
+    topologyKey: {{ . }}
+    whenUnsatisfiable: ScheduleAnyway
+    labelSelector:
+      matchLabels:
+        {{- include "callmesh.selectorLabels" $ | nindent 8 }}
+  {{- end }}
+{{- end -}}
+
 {{/* Whether this release runs HQ's services, and whether it runs routers. */}}
 {{- define "callmesh.hq" -}}{{- if has .Values.role (list "all" "hq") -}}true{{- end -}}{{- end -}}
 {{- define "callmesh.routers" -}}{{- if has .Values.role (list "all" "region") -}}true{{- end -}}{{- end -}}

@@ -14,10 +14,10 @@
 - name: {{ $prefix }}_INSTANCE
   value: $(POD_NAME)
 - name: MONGO_URI
-  valueFrom: {secretKeyRef: {name: {{ $values.mongodb.existingSecret }}, key: {{ $values.mongodb.secretKey }}}}
+  valueFrom: {secretKeyRef: {{ include "callmesh.mongodbSecret" .root }}}
 {{- if not $server }}
 - name: AMQP_URI
-  valueFrom: {secretKeyRef: {name: {{ $values.rabbitmq.existingSecret }}, key: {{ $values.rabbitmq.secretKey }}}}
+  valueFrom: {secretKeyRef: {{ include "callmesh.rabbitmqSecret" .root }}}
 {{- end }}
 {{- $plain := dict
   (printf "%s_HTTP_HOST" $prefix) "0.0.0.0"
@@ -118,15 +118,7 @@ spec:
     runAsGroup: 10001
     fsGroup: 10001
     seccompProfile: {type: RuntimeDefault}
-  topologySpreadConstraints:
-    {{- range list "topology.kubernetes.io/zone" "kubernetes.io/hostname" }}
-    - maxSkew: 1
-      topologyKey: {{ . }}
-      whenUnsatisfiable: ScheduleAnyway
-      labelSelector:
-        matchLabels:
-          {{- include "callmesh.selectorLabels" (dict "root" $root "process" $process) | nindent 10 }}
-    {{- end }}
+  {{- include "callmesh.spread" . | nindent 2 }}
   containers:
     - name: {{ $process.service }}
       image: {{ include "callmesh.image" $root | quote }}
