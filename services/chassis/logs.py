@@ -4,8 +4,9 @@ data.
     log = logs.get_logger(__name__)
     log.info("call.placed", call=call_id, region=region)
 
-Names of events are constant; what varies goes into keys. Anything that looks like a telephone number is
-masked on the way out, in libraries' lines and in tracebacks too, but do not rely on it: log ids, not people.
+Names of events are constant; what varies goes into keys. Anything that looks like a telephone number or an
+e-mail address is masked on the way out, in libraries' lines and in tracebacks too, but do not rely on it: log
+ids, not people.
 """
 
 from __future__ import annotations
@@ -30,7 +31,14 @@ DIGITS_SHOWN = 3
 #: Longest text of one value in a line, in characters (a traceback is longer than any other).
 VALUE_CHARACTERS_MAX = 8000
 
-_NUMBER = re.compile(r"(?<![\w.+\-])\+?[0-9]{7,15}(?![\w.])")
+#: As people write them: a run of digits, an international one with gaps, a Chinese mobile one with gaps.
+_NUMBER = re.compile(
+    r"(?<![\w.+\-])(?:\+?[0-9]{7,15}(?!\w|\.[0-9])"
+    r"|\+[0-9](?:[ ()-]{0,2}[0-9]){7,14}(?!\w)"
+    r"|1[3-9][0-9][ -][0-9]{4}[ -][0-9]{4}(?!\w))"
+)
+#: What stands before the @ may be a name, or a password in a connection string.
+_MAIL = re.compile(r"[^\s@\"'<>,;=/:]{1,64}@(?=[\w-]{1,63}(?:\.[\w-]{1,63}){1,8})")
 _DIGIT = re.compile(rf"[0-9](?=(?:[^0-9]*[0-9]){{{DIGITS_SHOWN}}})")
 
 
@@ -42,8 +50,9 @@ def mask_number(number: str) -> str:
 
 
 def mask_text(text: str) -> str:
-    """`text` with everything masked that looks like a telephone number."""
-    return _NUMBER.sub(lambda match: mask_number(match.group()), text)
+    """`text` with everything masked that looks like a telephone number or an e-mail address."""
+    text = _NUMBER.sub(lambda match: mask_number(match.group()), text)
+    return _MAIL.sub("***@", text) if "@" in text else text
 
 
 def _mask(value: Any) -> Any:

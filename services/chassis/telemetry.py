@@ -229,5 +229,12 @@ def span(name: str, **attributes: Any) -> Iterator[None]:
     if _state.provider is None or not trace.get_current_span().is_recording():
         yield
         return
-    with _state.tracer.start_as_current_span(name, attributes=attributes):
-        yield
+    # An exception's text may hold anything, so only its class is told.
+    quiet = {"record_exception": False, "set_status_on_exception": False}
+    with _state.tracer.start_as_current_span(name, attributes=attributes, **quiet) as current:
+        try:
+            yield
+        except Exception as error:
+            current.set_attribute("error.type", type(error).__name__)
+            current.set_status(Status(StatusCode.ERROR))
+            raise

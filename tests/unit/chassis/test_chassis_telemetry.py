@@ -96,6 +96,16 @@ def test_a_sampled_call_is_recorded_under_its_parent(spans):
     assert telemetry.current_traceparent() is None
 
 
+def test_a_span_names_an_error_and_never_its_text(spans):
+    span = telemetry.start_call("x", SAMPLED, {})
+    with pytest.raises(ValueError), telemetry.span("inner"):
+        raise ValueError("no customer 13812345678")
+    span.end()
+    inner = spans.get_finished_spans()[0]
+    assert inner.attributes["error.type"] == "ValueError" and not inner.status.is_ok
+    assert "3812345678" not in inner.to_json()
+
+
 def test_an_unsampled_call_is_not_recorded(spans):
     assert telemetry.start_call("x", UNSAMPLED, {}) is None
     assert telemetry.start_call("x", None, {}) is None
@@ -173,6 +183,14 @@ def test_lines_below_the_level_are_left_out(lines):
         ("127.0.0.1:27017", "127.0.0.1:27017"),
         ("01m80kytqycr3anm5fn8v0eqxh", "01m80kytqycr3anm5fn8v0eqxh"),
         ("12345", "12345"),
+        ("the number is 13812345678.", "the number is ********678."),
+        ("version 1.2345678.9", "version 1.2345678.9"),
+        ("+86 138-1234-5678", "+** ***-****-*678"),
+        ("138 1234 5678", "*** **** *678"),
+        ("on 2026-11-22 10:30:00", "on 2026-11-22 10:30:00"),
+        ("anna.li+x@mail.example.com is known", "***@mail.example.com is known"),
+        ("amqp://user:secret@broker.example:5672", "amqp://user:***@broker.example:5672"),
+        ("sip:service-1@beijing", "sip:service-1@beijing"),
     ],
 )
 def test_masking(text, masked):
