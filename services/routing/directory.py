@@ -60,11 +60,23 @@ class DirectoryReader:
 
     def __init__(self, database: AsyncDatabase[dict[str, Any]]) -> None:
         self._database = database
+        #: The version last read, and when, on the loop's clock.
+        self._read_last = 0, float("-inf")
 
     async def version(self) -> int:
         """Rises with every change."""
+        asked = asyncio.get_running_loop().time()
         found = await self._read(self._database[META].find_one({"_id": VERSION_ID}))
-        return int(found["version"]) if found else 0
+        version = int(found["version"]) if found else 0
+        self._read_last = version, asked
+        return version
+
+    async def recent_version(self, age_seconds: float) -> int:
+        """A version that was the newest not longer than `age_seconds` (real) ago."""
+        version, asked = self._read_last
+        if asyncio.get_running_loop().time() - asked <= age_seconds:
+            return version
+        return await self.version()
 
     async def snapshot(self, region: str) -> Snapshot:
         """Everything, with this region's agents. The version is read first, so that a change meanwhile is
@@ -200,8 +212,10 @@ async def follow(
     region: str,
     poll_seconds: float,
     apply: Callable[[Snapshot], None],
+    age_seconds: float = 0.0,
 ) -> None:
-    """Keeps this router and its shard current with the directory, until cancelled.
+    """Keeps this router and its shard current with the directory, until cancelled. `age_seconds`: another
+    asks as often, and its answer may be so old.
 
     A failed read changes nothing: the last directory stays in force.
     """
@@ -210,7 +224,7 @@ async def follow(
     loop = asyncio.get_running_loop()
     while True:
         try:
-            version = await reader.version()
+            version = await (reader.recent_version(age_seconds) if age_seconds else reader.version())
             stale = loop.time() - refreshed > REFRESH_SECONDS
             epoch = leader.epoch if leader.leading else 0
             if stale or in_force != (version, epoch):

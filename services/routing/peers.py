@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import functools
+import itertools
 from collections.abc import AsyncGenerator, Callable, Iterable
 
 import grpc
@@ -21,12 +22,17 @@ from chassis.metrics import gauge
 from routing.leader import Leader
 from routing.views import QueueLoad, queue_loads
 
-#: State is looked at, and sent when it changed, this often; unchanged it is repeated every heartbeat. The
-#: more routers are told the longer it takes: to tell all costs as much as they are. Nobody hears later than
-#: half of the second that placement allows. Real seconds.
+#: State is looked at this often, and told when it changed what calls do. The more routers are told the longer
+#: it takes: to tell all costs as much as they are. Nobody hears later than half of the second that placement
+#: allows. Real seconds.
 COALESCE_SECONDS, COALESCE_SECONDS_A_WATCHER, COALESCE_SECONDS_MAX = 0.02, 0.01, 0.5
+#: Figures that change nothing so soon are told when they have not been for this long, real seconds.
+FIGURES_SECONDS = 0.25
+#: From so many free agents on one more or less is such a figure.
+FEW_AGENTS = 8
 #: Who leads nothing looks this often whether it does by now.
 IDLE_SECONDS = 0.1
+#: Unchanged it is repeated this often.
 HEARTBEAT_SECONDS = 0.5
 RECONNECT_SECONDS = 0.25
 
@@ -115,37 +121,143 @@ def _load(load: QueueLoad) -> shard_pb2.PeerState.QueueLoad:
 
 
 def coalesce_seconds(watchers: int) -> float:
-    """How often a leader that so many routers listen to tells its changes, real seconds."""
+    """How often a leader that so many routers listen to tells what decides, real seconds."""
     return min(COALESCE_SECONDS_MAX, max(COALESCE_SECONDS, watchers * COALESCE_SECONDS_A_WATCHER))
 
 
-async def changes(
-    leaders: Callable[[], Iterable[Leader]],
-    router: str,
-    ended: Callable[[], bool] = lambda: False,
-    watchers: Callable[[], int] = lambda: 1,
-) -> AsyncGenerator[shard_pb2.PeerState, None]:
-    """The state of each shard led here whenever it changed, and every heartbeat; nothing of those that are
-    only followed. `watchers` says how many are told.
+def _standing(leader: Leader, loads: Iterable[QueueLoad]) -> object:
+    """What of a shard's state sends calls elsewhere or brings them: how many agents are free where they are
+    few, whether calls wait, whether anybody is there.
     """
-    loop = asyncio.get_running_loop()
-    told: dict[str, tuple[list[QueueLoad], float]] = {}
-    while not ended():
-        leading = [each for each in leaders() if each.leading]
-        for leader in leading:
-            loads = queue_loads(leader.state)
-            last, sent = told.get(leader.shard, (None, 0.0))
-            if loads != last or loop.time() - sent >= HEARTBEAT_SECONDS:
-                told[leader.shard] = (loads, loop.time())
-                yield state_of(leader, router)
-        await asyncio.sleep(coalesce_seconds(watchers()) if leading else IDLE_SECONDS)
+    decides = [
+        (each.queue, min(each.agents_free, FEW_AGENTS), each.waiting > 0, each.agents_present > 0)
+        for each in loads
+    ]
+    return leader.epoch, leader.state.draining, decides
 
 
-async def watch_own(
-    table: PeerTable, leaders: Callable[[], Iterable[Leader]], router: str, address: str
-) -> None:
+class _Shard:
+    """What was last seen, and last told, of a shard that is led here."""
+
+    __slots__ = ("loads", "news", "standing", "state", "told_seconds", "words")
+
+    def __init__(self) -> None:
+        self.loads: list[QueueLoad] = []
+        self.standing: object = None
+        #: Numbers of the newest that is news to this router, and that other routers are told.
+        self.news = self.words = 0
+        self.told_seconds = float("-inf")
+        self.state = shard_pb2.PeerState()
+
+
+class Voice:
+    """Speaks for the shards that are led in this process: looks at them once for all who listen, and only
+    while somebody does. Belongs to one event loop.
+    """
+
+    def __init__(self, leaders: Callable[[], Iterable[Leader]], router: str) -> None:
+        """`leaders` are those of this process, leading or not, read anew each time."""
+        self._leaders = leaders
+        self._router = router
+        self._shards: dict[str, _Shard] = {}
+        self._listeners = 0
+        #: Other routers among them.
+        self._watchers = 0
+        self._looking: asyncio.Task[None] | None = None
+        self._numbers = itertools.count(1)
+        #: What listeners wait for: this router's own, the others.
+        self._news: asyncio.Future[None] | None = None
+        self._words: asyncio.Future[None] | None = None
+
+    async def listen(
+        self, ended: Callable[[], bool] = lambda: False, *, own: bool = False
+    ) -> AsyncGenerator[shard_pb2.PeerState, None]:
+        """The state of each shard led here: at once, every heartbeat, at once again when it changes what
+        calls do, and otherwise when it has changed for a while; nothing of those that are only followed.
+        `own`: for this router itself, which hears of every change.
+        """
+        heard: dict[str, int] = {}
+        self._begin(own)
+        try:
+            while not ended():
+                turn = self._next_turn(own)
+                for shard, seen in list(self._shards.items()):
+                    number = seen.news if own else seen.words
+                    if heard.get(shard) != number:
+                        heard[shard] = number
+                        yield seen.state
+                # Whoever stops to listen does not end the others' wait.
+                await asyncio.shield(turn)
+        finally:
+            self._end(own)
+
+    def _next_turn(self, own: bool) -> asyncio.Future[None]:
+        """Done when there is something to hear again, or it is time to see whether to go on."""
+        turn = self._news if own else self._words
+        if turn is None:
+            turn = asyncio.get_running_loop().create_future()
+            if own:
+                self._news = turn
+            else:
+                self._words = turn
+        return turn
+
+    def _begin(self, own: bool) -> None:
+        self._listeners += 1
+        self._watchers += not own
+        if self._looking is None:
+            self._look()
+            self._looking = asyncio.create_task(self._run())
+
+    def _end(self, own: bool) -> None:
+        self._listeners -= 1
+        self._watchers -= not own
+        if not self._listeners and self._looking is not None:
+            self._looking.cancel()
+            self._looking = None
+
+    async def _run(self) -> None:
+        loop, turned_seconds = asyncio.get_running_loop(), float("-inf")
+        while True:
+            await asyncio.sleep(coalesce_seconds(self._watchers) if self._shards else IDLE_SECONDS)
+            news, words = self._look()
+            if loop.time() - turned_seconds >= HEARTBEAT_SECONDS:
+                turned_seconds, news, words = loop.time(), True, True
+            if news and self._news is not None:
+                self._news.set_result(None)
+                self._news = None
+            if words and self._words is not None:
+                self._words.set_result(None)
+                self._words = None
+
+    def _look(self) -> tuple[bool, bool]:
+        """Looks at every shard that is led here; whether there is news for this router, and for others."""
+        leading = {each.shard: each for each in self._leaders() if each.leading}
+        for shard in self._shards.keys() - leading.keys():
+            del self._shards[shard]
+        found = [self._look_at(leader) for leader in leading.values()]
+        return any(news for news, _ in found), any(words for _, words in found)
+
+    def _look_at(self, leader: Leader) -> tuple[bool, bool]:
+        now, loads = asyncio.get_running_loop().time(), queue_loads(leader.state)
+        seen = self._shards.get(leader.shard)
+        if seen is None:
+            seen = self._shards[leader.shard] = _Shard()
+        standing, silent_seconds = _standing(leader, loads), now - seen.told_seconds
+        changed = loads != seen.loads or standing != seen.standing
+        due = silent_seconds >= (FIGURES_SECONDS if changed else HEARTBEAT_SECONDS)
+        words = due or standing != seen.standing
+        if changed or due:
+            seen.loads, seen.state = loads, state_of(leader, self._router)
+            seen.news = next(self._numbers)
+        if words:
+            seen.words, seen.standing, seen.told_seconds = seen.news, standing, now
+        return changed or due, words
+
+
+async def watch_own(table: PeerTable, voice: Voice, address: str) -> None:
     """Keeps the table's rows of the shards led in this process."""
-    async for state in changes(leaders, router):
+    async for state in voice.listen(own=True):
         table.hear(state, address)
 
 

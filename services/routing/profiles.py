@@ -39,6 +39,9 @@ NUMBERS_AT_ONCE_MAX, NUMBERS_WAITING_MAX = 200, 10_000
 
 #: Profiles, or changes, taken from the database at once; then everything else gets its turn.
 ROWS_AT_ONCE = 200
+#: Changes are looked for this often, real seconds, and not waited for at the database: it would wake every
+#: router's stream at every write of whatever kind, and a busy journal writes hundreds of times a second.
+LOOK_SECONDS = 0.5
 #: First and longest pause before the profiles are read anew, real seconds.
 AGAIN_SECONDS_FIRST, AGAIN_SECONDS_MAX = 0.5, 60.0
 
@@ -153,12 +156,17 @@ class ProfileBook:
                 # The next operation's; without one (no replica set) there is no stream either.
                 start_at_operation_time=read_from and Timestamp(read_from.time, read_from.inc + 1),
                 batch_size=ROWS_AT_ONCE,
+                max_await_time_ms=1,
             )
             async with stream:
                 # In the session of the ping: what is read is as it was then, or later.
                 self._held = await self._read(session)
-                async for change in stream:
-                    yield change
+                while stream.alive:
+                    change = await stream.try_next()
+                    if change is None:
+                        await asyncio.sleep(LOOK_SECONDS)
+                    else:
+                        yield change
 
     async def _read(self, session: Any) -> dict[str, KnownCaller]:
         """All profiles that say something. Raises TooMany."""

@@ -222,7 +222,7 @@ class Router:
         await asyncio.to_thread(geo.load)
         await asyncio.to_thread(hours.load)
         self._run(self._follow_directory(self.leader, self._apply))
-        self._run(watch_own(self.peers, lambda: self.leaders.values(), self.name, self.address))
+        self._run(watch_own(self.peers, self.shard_servicer.voice, self.address))
         self._run(self.front.run_overflow())
         self._run(self.profiles.run())
         self._run(self.menus.recorder.run())
@@ -232,10 +232,10 @@ class Router:
             self._run(link.run())
 
     def _follow_directory(
-        self, leader: Leader, apply: Callable[[Snapshot], None]
+        self, leader: Leader, apply: Callable[[Snapshot], None], age_seconds: float = 0.0
     ) -> Coroutine[Any, Any, None]:
         poll_seconds = self.settings.directory_poll_seconds
-        return follow(self.directory, leader, leader.shard, poll_seconds, apply)
+        return follow(self.directory, leader, leader.shard, poll_seconds, apply, age_seconds)
 
     def _run(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         task = asyncio.create_task(work)
@@ -268,7 +268,9 @@ class Router:
         """
         if wanted and shard not in self.leaders:
             leader = self._make_leader(shard)
-            directory = self._follow_directory(leader, lambda snapshot: None)
+            # The region's own shard has asked for the version a moment ago.
+            age_seconds = 2 * self.settings.directory_poll_seconds
+            directory = self._follow_directory(leader, lambda snapshot: None, age_seconds)
             self._backups[shard] = [self._run(leader.run()), self._run(directory)]
         elif not wanted and shard in self._backups and not self.leaders[shard].leading:
             for task in self._backups.pop(shard):

@@ -26,7 +26,7 @@ from routing.links import (
     STALL_SECONDS,
 )
 from routing.model import DetachFront
-from routing.peers import changes
+from routing.peers import Voice
 
 #: Messages to a front that may be unread; a front that far behind is cut off and attaches again.
 LINK_UNREAD_MAX = 50_000
@@ -63,26 +63,18 @@ class ShardServicer(shard_pb2_grpc.ShardServiceServicer):
         address of the router that is believed to lead a shard, empty when nobody is.
         """
         self._leaders = leaders
-        self._router = router
         self._who_leads = who_leads
         self._links: set[_Link] = set()
-        #: Routers that listen to `WatchPeers`.
-        self._watchers = 0
+        #: Of all who ask what these shards' load is.
+        self.voice = Voice(leaders.values, router)
         self._draining = False
 
     async def WatchPeers(
         self, request: shard_pb2.WatchPeersRequest, context: Any
     ) -> AsyncIterator[shard_pb2.PeerState]:
-        own = changes(
-            lambda: self._leaders.values(), self._router, lambda: self._draining, lambda: self._watchers
-        )
-        self._watchers += 1
-        try:
-            async with aclosing(own) as states:
-                async for state in states:
-                    yield state
-        finally:
-            self._watchers -= 1
+        async with aclosing(self.voice.listen(lambda: self._draining)) as states:
+            async for state in states:
+                yield state
 
     async def Attach(
         self, request_iterator: AsyncIterator[shard_pb2.FrontMessage], context: Any

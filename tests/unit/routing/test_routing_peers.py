@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import AsyncIterator
 
 import pytest
 from prometheus_client import REGISTRY
@@ -12,7 +13,15 @@ from chassis.testing import FakeClock
 from routing.engine import step
 from routing.leader import Leader, LeaderOptions, Phase
 from routing.model import CallFacts, ConfigureQueue, PlaceCall, QueueConfig, SetDraining
-from routing.peers import PeerTable, changes, coalesce_seconds, state_of
+from routing.peers import (
+    COALESCE_SECONDS,
+    FIGURES_SECONDS,
+    HEARTBEAT_SECONDS,
+    PeerTable,
+    Voice,
+    coalesce_seconds,
+    state_of,
+)
 from routing.testing import MemoryJournal
 
 DEADLINE_SECONDS = 10
@@ -91,21 +100,71 @@ def test_a_leaders_own_state() -> None:
     assert state_of(led, "r").state == directory_pb2.REGION_STATE_DRAINING
 
 
-async def test_changes_are_told_while_it_leads_and_not_otherwise() -> None:
+def place(led: Leader, call_id: str) -> None:
+    step(
+        led.state,
+        PlaceCall(facts=CallFacts(call_id=call_id, queue="service"), attempt=1, move=1, front="f"),
+        1,
+    )
+
+
+async def until(told: AsyncIterator[shard_pb2.PeerState], waiting: int) -> shard_pb2.PeerState:
+    while True:
+        state = await asyncio.wait_for(anext(told), DEADLINE_SECONDS)
+        if state.queues[0].waiting == waiting:
+            return state
+
+
+@pytest.mark.parametrize("own", [True, False])
+async def test_changes_are_told_while_it_leads_and_not_otherwise(own: bool) -> None:
     led = leader()
-    told = changes(lambda: [led], "r")
+    told = Voice(lambda: [led], "r").listen(own=own)
     first = asyncio.ensure_future(anext(told))
     await asyncio.sleep(0)
     assert not first.done()
     led.phase = Phase.LEADING
-    state = await asyncio.wait_for(first, DEADLINE_SECONDS)
-    assert state.queues[0].waiting == 0
-    facts = CallFacts(call_id="c", queue="service")
-    step(led.state, PlaceCall(facts=facts, attempt=1, move=1, front="f"), 1_000)
-    while state.queues[0].waiting == 0:
-        state = await asyncio.wait_for(anext(told), DEADLINE_SECONDS)
-    assert state.queues[0].waiting == 1
+    assert (await asyncio.wait_for(first, DEADLINE_SECONDS)).queues[0].waiting == 0
+    for number in range(3):
+        place(led, f"c{number}")
+        await until(told, number + 1)
+    again = await asyncio.wait_for(anext(told), DEADLINE_SECONDS)
+    assert again.queues[0].waiting == 3, "unchanged it is repeated"
+    led.phase = Phase.CANDIDATE
+    silence = asyncio.ensure_future(anext(told))
+    done, _ = await asyncio.wait({silence}, timeout=1.2 * HEARTBEAT_SECONDS)
+    assert not done
+    led.phase = Phase.LEADING
+    assert (await asyncio.wait_for(silence, DEADLINE_SECONDS)).queues[0].waiting == 3
     await told.aclose()
+
+
+async def test_other_routers_hear_at_once_what_decides_and_the_rest_less_often() -> None:
+    led = leader()
+    led.phase = Phase.LEADING
+    voice = Voice(lambda: [led], "r")
+    own, others = voice.listen(own=True), [voice.listen(), voice.listen()]
+    for told in (own, *others):
+        await anext(told)
+    hears: dict[bool, int] = {True: 0, False: 0}
+
+    async def count(told: AsyncIterator[shard_pb2.PeerState], key: bool) -> None:
+        async for _ in told:
+            hears[key] += 1
+
+    tasks = [asyncio.ensure_future(count(told, told is own)) for told in (own, *others)]
+    loop = asyncio.get_running_loop()
+    began, placed = loop.time(), 0
+    while hears[True] < 25:
+        assert loop.time() - began < DEADLINE_SECONDS
+        placed += 1
+        place(led, f"c{placed}")
+        await asyncio.sleep(COALESCE_SECONDS)
+    # The first that waits, and then every quarter of a second.
+    each = hears[False] / len(others)
+    assert 1 <= each <= 2 + (loop.time() - began) / FIGURES_SECONDS < hears[True] + 25
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)
 
 
 @pytest.mark.parametrize(("watchers", "seconds"), [(0, 0.02), (1, 0.02), (7, 0.07), (30, 0.3), (1200, 0.5)])
