@@ -260,6 +260,10 @@ class Leader:
         self._audience = Audience()
         #: Monotonic second at which the block in flight was first sent.
         self._sent_seconds: float | None = None
+        #: Monotonic second at which it was last known what stands at the journal's end.
+        self._known_seconds = float("-inf")
+        #: Newest block that this process has ever known to be committed.
+        self._newest_ever = 0
         #: Events ever applied that are committed.
         self._committed_ordinal = 0
         self._offset_ms = 0
@@ -486,6 +490,11 @@ class Leader:
         await self._catch_up()
         while True:
             await self._await_turn()
+            if self._chain.sequence < self._newest_ever:
+                raise JournalGap(
+                    f"{self.shard}: ends at {self._chain.sequence} after {self._newest_ever} was committed: "
+                    "the database was set back"
+                )
             block = await self._opening_block()
             if not await self._settle(block):
                 await self._catch_up()
@@ -686,6 +695,8 @@ class Leader:
                 pending.future.set_exception(LeaderGone(shard=self.shard, retry_seconds=1.0))
                 # Whoever asked may be gone by now; that is nothing to log.
                 pending.future.exception()
+        self._newest_ever = max(self._newest_ever, self._chain.sequence)
+        self._known_seconds = float("-inf")
         self.state, self._chain = ShardState(self.shard), ChainReader()
         self.opened_by = ""
         _LEADS.labels(self.shard).set(0)
@@ -849,14 +860,20 @@ class Leader:
         Raises JournalGap when the block before is gone: the database was set back, and leading on would
         fork history.
         """
-        self._sent_seconds = self._clock.monotonic()
+        now = self._sent_seconds = self._clock.monotonic()
+        # Whoever opens, or slept, looks first whether what the block stands on is still there.
+        slept = now - self._known_seconds > max(
+            self._options.outage_seconds, 2 * self._options.heartbeat_seconds
+        )
         try:
-            return await self._send_until_known(block)
+            known = await self._send_until_known(block, unsure=slept)
         finally:
             self._sent_seconds = None
+        self._known_seconds = self._clock.monotonic()
+        return known
 
-    async def _send_until_known(self, block: Block) -> bool:
-        unsure, warned = False, False
+    async def _send_until_known(self, block: Block, *, unsure: bool) -> bool:
+        warned = False
         pause = RETRY_SECONDS_FIRST
         while True:
             try:

@@ -121,6 +121,21 @@ class Cluster:
         self.primary.pop((shard, sequence), None)
         self.majority.pop((shard, sequence), None)
 
+    def set_back(self, shard: str, blocks: int) -> None:
+        """The database is restored: a shard's newest blocks are gone, and what was made of them, but for
+        what no snapshot would hold any more.
+        """
+        kept = min((m.sequence for m in self.kept.snapshots(shard)), default=0)
+        upto = max(kept, self._newest[shard] - blocks)
+        for sequence in range(upto + 1, self._newest[shard] + 1):
+            self.remove(shard, sequence)
+        for manifest in self.kept.snapshots(shard):
+            if manifest.sequence > upto:
+                del self.kept.manifests[shard][manifest.sequence]
+        self._newest[shard] = upto
+        self.unreplicated = [block for block in self.unreplicated if block.shard != shard]
+        self.world.cursors.set_back(shard, upto)
+
     def visible(self, machine: str) -> dict[Key, Block]:
         """What a majority read shows this machine."""
         return self.stale.get(machine, self.majority)
@@ -142,6 +157,9 @@ class StoreClient:
     async def ask(self, operation: Callable[[Answer], None]) -> Any:
         """Carries out `operation` at the store; what it answers, or OutcomeUnknown."""
         answer = Answer(self)
+        if not self.process.alive:
+            # It died in this very moment: nothing of it gets out.
+            return await answer.future
         self.world.agenda.after(self._rng.uniform(*WAY_SECONDS), WORLD, answer.arrive, operation)
         return await answer.future
 
@@ -213,6 +231,8 @@ class SimJournal(StoreClient):
             world.agenda.after(late, WORLD, self._apply_late, block)
             answer.fail(OutcomeUnknown("on its way"))
             return
+        if world.ending is not None:
+            block = world.ending.altered(block)
         try:
             cluster.apply(block)
         except Taken as taken:

@@ -159,6 +159,8 @@ class Line:
         )
         if self.plan.poison:
             request.attributes["poison"] = self.plan.poison
+        if self.plan.oversized and self.attempt == 1:
+            request.attributes["history"] = "x" * (20 << 10)
         return request
 
     def _place_token(self) -> str:
@@ -190,6 +192,8 @@ class Line:
         elif reason in ("STALE_ATTEMPT", "SUPERSEDED"):
             # Another of our streams is newer, or we counted badly.
             self._highest = max(self._highest, self.attempt)
+        elif self.plan.oversized and self.attempt == 1 and error.code() is StatusCode.INVALID_ARGUMENT:
+            self.world.counts["oversized refused"] += 1
         elif error.code() not in PASSING and reason not in EXPECTED and not self.plan.poison:
             self.world.violate(f"{self.plan.call_id}: refused: {error.code()} {reason} {error.details()}")
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from tests.simulation.agenda import WORLD, Process
 from tests.simulation.cluster import STORE
 from tests.simulation.plan import LEAD_LISTS, ROUTERS, Fault
+from tests.simulation.rare import RareTrouble
 
 if TYPE_CHECKING:
     from tests.simulation.world import World
@@ -18,14 +19,14 @@ STEP_MS = 3_600_000
 OVERLOAD_SECONDS_MAX = 1.2
 
 
-class Trouble:
+class Trouble(RareTrouble):
     """Carries out a plan's faults."""
 
     def __init__(self, world: World) -> None:
         self.world = world
         #: Of each router's machine; they outlive its processes.
         self.wall_offsets: dict[str, int] = {}
-        self.rates: dict[str, float] = {}
+        self.rates: dict[str, float] = dict(world.plan.rates)
         #: Faults that wait for a point: how many more times it must be reached.
         self._waiting: list[tuple[Fault, list[int]]] = []
         #: What must still be undone when the faults are over.

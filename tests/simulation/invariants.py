@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections import defaultdict
 from typing import TYPE_CHECKING, Any
 
-from routing import codec
+from routing import codec, digests
 from routing.journal import Block
 from routing.leader import STALL_SECONDS, Committed, LeaderOptions
 from routing.model import (
@@ -27,6 +27,7 @@ from routing.model import (
     OfferEnded,
     PositionChanged,
     SessionClosed,
+    ShardOpened,
 )
 from routing.state import ShardState, best_idle, evolve, head_of
 
@@ -77,6 +78,8 @@ class Auditor:
         self.logging_out: set[str] = set()
         self._opened_ms: dict[str, int] = {}
         self._unpaired: dict[tuple[str, str], int] = {}
+        #: What each agent holds in each shard.
+        self._held: dict[str, dict[str, set[str]]] = defaultdict(dict)
         #: Since when, and for how many commits, an open offer is past its time.
         self._overdue: dict[str, tuple[float, int]] = {}
         self.counts: dict[str, int] = defaultdict(int)
@@ -94,13 +97,14 @@ class Auditor:
             # from it.
             self.counts["strays"] += 1
             return
+        if self.world.ending is not None:
+            self.world.ending.committed(block)
         self._check_block(block)
         self._last[block.shard] = block
         replica = self.replicas[block.shard]
         decoded = codec.decode_events(block.body, block.now_ms)
         self.archive[block.shard, block.sequence] = (block.epoch, [event for _, event in decoded])
         self.counts["blocks"] += 1
-        self.world.broker.committed(block)
         if block.opening:
             replica.epoch = block.epoch
             self._opened_ms[block.shard] = block.now_ms
@@ -114,9 +118,13 @@ class Auditor:
                 self._violate(f"{block.shard} block {block.sequence} does not apply: {event} {error!r}")
                 return
             self._after(block, replica, event)
+        if self.world.ending is None or not self.world.ending.struck:
+            self.world.broker.committed(block)
         replica.now_ms = max(replica.now_ms, block.now_ms)
         replica.hot_calls.clear()
         replica.hot_agents.clear()
+        if not digests.agrees(replica, block) and self.world.ending is None:
+            self._violate(f"{block.shard} block {block.sequence}: its leader's memory was another")
         self._check_agents(replica)
         self._check_waiting(replica)
         self._check_overdue(block, replica)
@@ -136,7 +144,9 @@ class Auditor:
         if block.count > EVENTS_PER_BLOCK_MAX or len(block.body) > 2 * BLOCK_BYTES_MAX:
             self._violate(f"{name} is too large")
         truth_ms = self.world.cluster.now_ms()
-        if block.now_ms > truth_ms + AHEAD_MS or block.now_ms < truth_ms - BEHIND_MS:
+        fast = max(0.0, *(rate - 1.0 for rate in self.world.plan.rates.values()), 0.0)
+        ahead_ms = AHEAD_MS + fast * self.world.agenda.now * 1000
+        if block.now_ms > truth_ms + ahead_ms or block.now_ms < truth_ms - BEHIND_MS:
             self._violate(f"{name}: its time is off by {block.now_ms - truth_ms} ms")
 
     def _before(self, block: Block, replica: ShardState, event: Any) -> None:
@@ -238,6 +248,8 @@ class Auditor:
         for (shard, call_id), offer in self._open_offers.items():
             if shard != block.shard:
                 continue
+            if self.world.poison_of(call_id) == "timer":
+                continue
             if block.opening or block.now_ms <= replica.calls[call_id].offer_until_ms + 200:
                 self._overdue.pop(offer, None)
                 continue
@@ -284,6 +296,16 @@ class Auditor:
         if known.get(standing, sequence + 1) > sequence:
             self._violate(f"{shard}: {view.facts.call_id} was said to be {standing}, the journal has {known}")
 
+    def seized(self, shard: str, router: str, epoch: int, sequence: int) -> None:
+        """An operator was told that a router leads a shard: it opened it, and the record is committed."""
+        self.check_place(shard, epoch, epoch, "a seizure")
+        self.check_place(shard, epoch, sequence, "a seizure's record")
+        opened = [
+            e.router for e in self.archive.get((shard, epoch), (0, []))[1] if isinstance(e, ShardOpened)
+        ]
+        if opened != [router]:
+            self._violate(f"{router} says that it seized {shard} at {epoch}, opened by {opened}")
+
     def opens(self, process: Process, shard: str, heard: float, patience: float) -> None:
         """A candidate is about to open a shard that it last heard of then. It must have been awake for the
         silence: whoever had no turn does not know whether anybody spoke, and often the leader had none.
@@ -300,12 +322,15 @@ class Auditor:
         """With the faults over and everybody at rest."""
         for shard, replica in self.replicas.items():
             for call_id, entry in replica.calls.items():
-                if entry.state is not CallState.ENDED:
+                # Whose timers the engine fails on may wait for ever.
+                if entry.state is not CallState.ENDED and self.world.poison_of(call_id) != "timer":
                     self._violate(f"{call_id} goes on in {shard} for nobody: {entry.state} at {entry.front}")
             for agent_id, agent in replica.agents.items():
-                if list(agent.holds()):
+                if [call_id for call_id in agent.holds() if self.world.poison_of(call_id) != "timer"]:
                     self._violate(f"{agent_id} is held by {sorted(agent.holds())}")
         for (shard, call_id), offer in self._open_offers.items():
+            if self.world.poison_of(call_id) == "timer":
+                continue
             self._violate(f"offer {offer} of {call_id} in {shard} never ended")
 
     def outcomes(self, call_id: str) -> set[CallOutcome | None]:

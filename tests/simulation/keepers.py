@@ -74,6 +74,10 @@ class ClusterTail(MemoryTail):
     def newest(self, shard: str) -> int:
         return self._world.cluster.newest(shard)
 
+    def size(self, shard: str, after: int, upto: int) -> int:
+        chain = self._world.cluster.chain(shard)
+        return sum(len(block.body) for block in chain if after < block.sequence <= upto)
+
 
 class Keeper:
     """One worker's part in keeping the journals short."""

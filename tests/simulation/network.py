@@ -117,7 +117,7 @@ class Pipe:
     def send(self, deliver: Callable[..., None], *args: Any) -> None:
         network = self.call.network
         agenda = network.world.agenda
-        if agenda.over or self.call.broken:
+        if agenda.over or self.call.broken or not self.source.alive:
             return
         self._at = max(self._at + 1e-6, agenda.now + network.way(self.source.name, self.target.name))
         agenda.at(self._at, self.target, self._arrive, deliver, args)

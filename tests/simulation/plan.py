@@ -44,8 +44,10 @@ class CallPlan:
     reprioritized: bool = False
     #: The edge takes about as long to confirm as it may.
     slow: bool = False
-    #: Kills the engine: "", "decide", "evolve".
+    #: What the engine fails on: "", "decide", "evolve", "timer"; "kill" ends the leader's process.
     poison: str = ""
+    #: Its edge sends far too much at first.
+    oversized: bool = False
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -86,6 +88,12 @@ class Plan:
     #: Small troubles that are left out, by name; filled by shrinking.
     muted: frozenset[str] = frozenset()
     shards: tuple[str, ...] = tuple(LEAD_LISTS)
+    #: What ends leading at last (endings.py); empty for nothing.
+    ending: str = ""
+    #: Seconds of a router's machine in a true second, by router; 1 where none is named.
+    rates: dict[str, float] = field(default_factory=dict)
+    #: Blocks, steps and the broker's backlog are small.
+    tight: bool = False
     timing: Timing = field(
         default_factory=lambda: Timing(
             confirm_span_ms=5_000,
@@ -151,6 +159,27 @@ MORE_CHANCES = {
     "relay_dies": 0.1,
     "relay_sleeps": 0.05,
 }
+#: What only some runs have, each once, with the chance of it; not all of them are faults that strike.
+RARE = {
+    "lose_region": 0.1,
+    "change_list": 0.2,
+    "seize": 0.25,
+    "move_agent": 0.15,
+    "flap_store": 0.1,
+    "full_house": 0.15,
+    "drain_region": 0.15,
+    "broker_away": 0.15,
+    "poison": 0.15,
+    "rates": 0.1,
+    "tight": 0.2,
+}
+#: What ends leading by design, and how often a run ends so.
+ENDINGS, ENDING_CHANCE = ("set_back", "newer_format", "wrong_digest"), 0.06
+POISONS = ("decide", "evolve", "timer", "kill")
+#: A machine's clock is wrong by at most so much.
+RATE_ERROR_MAX = 0.1
+#: Callers who come while a region is drained; each waits for as long, at most.
+CROWD, CROWD_PATIENCE_SECONDS = 24, 8.0
 POINTS = ("sending", "applied", "committed", "answered", "read")
 
 
@@ -171,11 +200,60 @@ def draw(seed: int, kinds: dict[str, int] | None = None, chances: dict[str, floa
         chosen = more.choices(list(MORE_WEIGHTS), list(MORE_WEIGHTS.values()), k=more.randint(0, MORE_MAX))
         faults += [_fault(more, kind) for kind in chosen]
     calls = tuple(_call(rng, n) for n in range(CALLS))
-    return Plan(
+    plan = Plan(
         seed=seed,
         calls=calls,
         faults=tuple(sorted(faults, key=lambda f: f.at)),
         chances={kind: most * more.choice((0.0, 0.3, 1.0)) for kind, most in MORE_CHANCES.items()} | chances,
+    )
+    return plan if kinds is not None else with_rare(plan)
+
+
+def with_rare(plan: Plan, chances: dict[str, float] | None = None) -> Plan:
+    """The plan and what is rare, drawn from the same seed beside the rest."""
+    rng = random.Random(f"rare {plan.seed}")
+    wanted = RARE if chances is None else chances
+    struck = [kind for kind in RARE if rng.random() < wanted.get(kind, 0.0)]
+    faults = [_rare(rng, kind) for kind in struck if kind not in ("poison", "rates", "tight")]
+    calls = list(plan.calls)
+    calls[2] = replace(calls[2], oversized=rng.random() < 0.3)
+    if "poison" in struck:
+        calls[5] = replace(calls[5], poison=rng.choice(POISONS))
+    if "drain_region" in struck:
+        at = next(fault.at for fault in faults if fault.kind == "drain_region")
+        calls += [_hasty(rng, f"x{n}", at) for n in range(CROWD)]
+    machines = ROUTERS if "rates" in struck else ()
+    return replace(
+        plan,
+        calls=tuple(calls),
+        faults=tuple(sorted((*plan.faults, *faults), key=lambda fault: fault.at)),
+        rates={name: rng.uniform(1 - RATE_ERROR_MAX, 1 + RATE_ERROR_MAX) for name in machines},
+        tight="tight" in struck,
+        ending=rng.choice(ENDINGS) if chances is None and rng.random() < ENDING_CHANCE else "",
+    )
+
+
+def _rare(rng: random.Random, kind: str) -> Fault:
+    shard = rng.choice(tuple(LEAD_LISTS))
+    target = rng.choice(agents()) if kind == "move_agent" else shard
+    return Fault(
+        kind=kind,
+        at=rng.uniform(3.0, FAULTY_SECONDS * 0.7),
+        target=target,
+        seconds=rng.uniform(2.0, 8.0),
+        value=rng.random(),
+        other=rng.choice(LEAD_LISTS[shard]) if kind == "seize" else "",
+    )
+
+
+def _hasty(rng: random.Random, call_id: str, at: float) -> CallPlan:
+    """One of many callers who come at nearly the same time, and have little time."""
+    return CallPlan(
+        call_id=call_id,
+        edge=rng.choice(EDGES),
+        at=at - rng.uniform(0.0, 1.5),
+        patience=rng.uniform(1.0, CROWD_PATIENCE_SECONDS),
+        talk=rng.uniform(0.1, 0.5),
     )
 
 

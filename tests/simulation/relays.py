@@ -17,10 +17,12 @@ from pymongo.errors import PyMongoError
 from tests.simulation.agenda import Process
 from tests.simulation.keepers import ClusterTail
 
+from callmesh.routing.v1 import events_pb2
+from chassis.bus import Event
 from chassis.bus.publisher import Outcome, Outgoing
 from routing.journal import Block
 from routing.publish import Projection
-from routing.relay import Cursor, Feed
+from routing.relay import RETENTION_BYTES_MAX, Cursor, Feed
 from routing.snapshots import nearest_start
 from routing.testing import MemoryCursors, MemorySnapshots
 
@@ -33,6 +35,9 @@ TURN_SECONDS, SLEEP_SECONDS = (0.5, 1.5), (2.0, 8.0)
 MESSAGES_MAX = 40
 #: A relay looks at the cursor again this often: another one may have moved it.
 RECHECK_CHANCE = 0.3
+#: Bytes that may wait for the broker in a tight run.
+TIGHT_BYTES = 4_000
+SKIPPED = events_pb2.EventsSkipped.DESCRIPTOR.full_name
 #: An event is published within so many seconds of its block, the faults being over.
 PUBLISHED_SECONDS = 40.0
 
@@ -46,6 +51,10 @@ class Broker:
         #: Body and time of the block, by id of the event.
         self._expected: dict[str, tuple[bytes, float]] = {}
         self.taken: dict[str, int] = {}
+        #: Nobody answers.
+        self.away = False
+        #: By shard: (first, last) block whose events were given up.
+        self.skipped: dict[str, list[tuple[int, int]]] = {}
 
     def committed(self, block: Block) -> None:
         """A block has reached its majority: so much more is to be told."""
@@ -58,6 +67,8 @@ class Broker:
 
     def _take(self, message: Outgoing, who: str) -> Outcome:
         world = self._world
+        if self.away:
+            return Outcome.UNKNOWN
         if world.strike("unroutable", who):
             if message.mandatory:
                 return Outcome.RETURNED
@@ -66,6 +77,9 @@ class Broker:
             return Outcome.PUBLISHED
         if world.strike("unpublished", who):
             return Outcome.REFUSED
+        if message.routing_key == SKIPPED:
+            self._take_skipped(message)
+            return Outcome.UNKNOWN if world.strike("unconfirmed", who) else Outcome.PUBLISHED
         body, _ = self._expected.get(message.message_id, (b"", 0.0))
         if body != message.body:
             world.violate(
@@ -74,11 +88,25 @@ class Broker:
         self.taken[message.message_id] = self.taken.get(message.message_id, 0) + 1
         return Outcome.UNKNOWN if world.strike("unconfirmed", who) else Outcome.PUBLISHED
 
+    def _take_skipped(self, message: Outgoing) -> None:
+        """What stands in place of events that were given up: only where little may wait."""
+        told = Event.from_json(message.body).message(events_pb2.EventsSkipped)
+        if not self._world.plan.tight:
+            self._world.violate(f"events of {told.shard} are given up, and there is room for them")
+        if not 0 < told.first_sequence <= told.last_sequence <= self._world.cluster.newest(told.shard):
+            self._world.violate(f"skipped in {told.shard}: {told.first_sequence} to {told.last_sequence}")
+        self.skipped.setdefault(told.shard, []).append((told.first_sequence, told.last_sequence))
+        self._world.counts["events skipped"] += 1
+
+    def _given_up(self, event_id: str) -> bool:
+        shard, sequence, _ = event_id.split(":")
+        return any(first <= int(sequence) <= last for first, last in self.skipped.get(shard, ()))
+
     def check_end(self) -> None:
-        """With the faults over: everything that is not of a moment ago."""
+        """With the faults over: everything that is not of a moment ago, and was not said to be skipped."""
         for event_id, (_, at) in self._expected.items():
             old = self._world.agenda.now - at > PUBLISHED_SECONDS
-            if old and event_id not in self.taken:
+            if old and event_id not in self.taken and not self._given_up(event_id):
                 self._world.violate(f"event {event_id} was never published")
         self._world.counts["events published"] += len(self.taken)
         self._world.counts["events published again"] += sum(max(0, n - 1) for n in self.taken.values())
@@ -98,6 +126,11 @@ class ClusterCursors(MemoryCursors):
     def move(self, shard: str, old: Cursor, new: Cursor) -> bool:
         self._reach()
         return super().move(shard, old, new)
+
+    def set_back(self, shard: str, sequence: int) -> None:
+        """The database is restored, the cursors with it."""
+        if self.stored.get(shard, Cursor()).sequence > sequence:
+            del self.stored[shard]
 
     def _reach(self) -> None:
         if self._world.cluster.down:
@@ -121,8 +154,10 @@ class Relay:
         world = self.world
         tail = ClusterTail(world, world.cluster.kept)
         start = partial(nearest_start, MemorySnapshots(world.cluster.kept))
+        room = TIGHT_BYTES if world.plan.tight else RETENTION_BYTES_MAX
         self._feeds = [
-            Feed(shard, tail, world.cursors, self.process.monotonic, start) for shard in world.plan.shards
+            Feed(shard, tail, world.cursors, self.process.monotonic, start, room)
+            for shard in world.plan.shards
         ]
 
     def _after(self, seconds: float) -> None:
@@ -152,4 +187,5 @@ class Relay:
         if messages and self.world.strike("relay_dies", self.name):
             return False
         feed.settle(outcomes)
+        feed.measure()
         return True

@@ -14,22 +14,25 @@ from typing import TYPE_CHECKING, Any
 from tests.simulation.agenda import Process
 from tests.simulation.cluster import STORE
 from tests.simulation.network import Channel, Host
-from tests.simulation.plan import AGENTS_PER_SHARD, LEAD_LISTS, ROUTERS
+from tests.simulation.plan import LEAD_LISTS, ROUTERS
 
 from chassis.client import Dialer
 from chassis.clock import SystemClock
 from chassis.errors import Unavailable
+from routing import leader as leader_module
 from routing import model
 from routing.callers import STRANGER, KnownCaller
 from routing.directory import Snapshot, follow
 from routing.front import Front, FrontOptions
 from routing.handlers import Handlers
-from routing.leader import Committed, Leader, LeaderOptions, PoisonCommand
+from routing.leader import Committed, Leader, LeaderOptions, PoisonCommand, ShardBusy
 from routing.links import Routers, ShardLink
 from routing.model import AgentConfig, Fact, QueueConfig
 from routing.peers import PeerTable
 from routing.regions import RegionConfig, Regions
+from routing.seizure import Seizer
 from routing.servicer import ShardServicer, bindings
+from routing.supervision_servicer import supervision_binding
 from routing.tokens import PlaceTokens
 
 if TYPE_CHECKING:
@@ -61,14 +64,30 @@ class WatchedLeader(Leader):
         return self._patience
 
     async def _opening_block(self) -> Any:
-        self.world.auditor.opens(
-            self.process, self.shard, max(self._heard, self.process.born), self._patience
-        )
+        if not self._seizing:
+            self.world.auditor.opens(
+                self.process, self.shard, max(self._heard, self.process.born), self._patience
+            )
         return await super()._opening_block()
 
     def _release(self, batch: Any, block: Any) -> None:
         self.world.auditor.check_place(self.shard, self.epoch, block.sequence, "released")
         super()._release(batch, block)
+
+    def _check(self, command: model.Command) -> None:
+        new = isinstance(command, model.PlaceCall) and command.facts.call_id not in self.state.calls
+        waiting, room = len(self._pending), leader_module.PENDING_MAX
+        try:
+            super()._check(command)
+        except ShardBusy:
+            self.world.counts["refused in a full house"] += 1
+            if not new and waiting < 2 * room:
+                self.world.violate(
+                    f"{type(command).__name__} is refused with {waiting} waiting, as new calls"
+                )
+            raise
+        if new and self.leading and waiting >= room:
+            self.world.violate(f"a new call is taken with {waiting} waiting")
 
     def _decide(self, command: model.Command) -> Any:
         try:
@@ -124,6 +143,8 @@ class DrawnRegions(Regions):
         return SimpleNamespace(regions=self._rng.sample(self._shards, len(self._shards)), home="")
 
     def find_overflow(self, queue: str, region: str, waited_ms: int) -> str | None:
+        if self.leaves(region):
+            return next((shard for shard in self._shards if not self.leaves(shard)), None)
         if waited_ms < 1_000 or not self._faulty() or self._rng.random() >= self._restless:
             return None
         return self._rng.choice([shard for shard in self._shards if shard != region])
@@ -153,17 +174,20 @@ class Directory:
                     latitude=30.0,
                     longitude=110.0,
                     draining=shard in draining,
+                    move_waiting=shard in draining,
                     lead_list=self._world.lead_lists[shard],
                 )
                 for shard in self._world.plan.shards
             ),
             queues=(QUEUE,),
-            agents=tuple(AgentConfig(id=f"{region}-a{n}") for n in range(AGENTS_PER_SHARD)),
+            agents=tuple(
+                AgentConfig(id=agent) for agent, home in self._world.agent_homes.items() if home == region
+            ),
         )
 
     async def region_of(self, agent: str) -> str | None:
         await self.version()
-        return agent.rpartition("-")[0]
+        return self._world.agent_homes.get(agent)
 
 
 class NoProfiles:
@@ -207,6 +231,7 @@ class Router:
             options=FrontOptions(),
             find_overflow=self.regions.find_overflow,
             find_agent=self.directory.region_of,
+            leaves=self.regions.leaves,
         )
         self.front.world = world
         self.queues: dict[str, QueueConfig] = {}
@@ -252,7 +277,12 @@ class Router:
     def _serve(self) -> None:
         host = Host(self.process)
         nobody: Any = None
-        for _, add, servicer in bindings(self.handlers, self.front, self.shard_servicer, nobody):
+        seizer = Seizer(self.leaders, frozenset(self.world.plan.shards), self.name)
+        supervision = supervision_binding(nobody, nobody, seizer=seizer)
+        for _, add, servicer in (
+            *bindings(self.handlers, self.front, self.shard_servicer, nobody),
+            supervision,
+        ):
             add(servicer, host)
         self.world.network.serve(host)
 

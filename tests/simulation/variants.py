@@ -7,7 +7,7 @@ caught. A simulation that lets one of them through no longer bites.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -18,11 +18,11 @@ from tests.simulation.cluster import Key, SimJournal, Taken
 from tests.simulation.world import World, simulate
 
 from chassis.bus.publisher import Outcome
-from routing import codec, engine, leader, relay, state
+from routing import codec, digests, engine, leader, relay, state
 from routing.front import Front
 from routing.journal import Block, OutcomeUnknown
 from routing.leader import Committed, Leader
-from routing.links import ShardLink
+from routing.links import Outlived, ShardLink
 from routing.model import (
     AcceptOffer,
     CallConnected,
@@ -65,6 +65,9 @@ class Variant:
     chances: dict[str, float] = field(default_factory=lambda: TROUBLED)
     #: How all its callers are, where it matters.
     callers: dict[str, Any] = field(default_factory=dict)
+    #: What is rare, with its chance; and what ends leading at last.
+    rare: dict[str, float] = field(default_factory=dict)
+    ending: str = ""
     #: A seed that caught it when it was last looked for, tried first.
     seed: int = 1
     #: It must be caught by one of that many seeds.
@@ -73,7 +76,8 @@ class Variant:
 
 def drawn(variant: Variant, seed: int) -> plan.Plan:
     """A seed's plan in the mixture of a variant."""
-    found = plan.draw(seed, variant.kinds, variant.chances)
+    found = plan.with_rare(plan.draw(seed, variant.kinds, variant.chances), variant.rare)
+    found = replace(found, ending=variant.ending)
     return replace(found, calls=tuple(replace(call, **variant.callers) for call in found.calls))
 
 
@@ -146,7 +150,7 @@ class TrustsDuplicateKey(SimJournal):
                 raise
 
 
-async def _send_rebatched(self: Leader, block: Block) -> bool:
+async def _send_rebatched(self: Leader, block: Block, *, unsure: bool) -> bool:
     """Adds what was decided meanwhile to a block that it must send again."""
     held = self.__dict__.setdefault("rebatched", [])
     while True:
@@ -229,6 +233,25 @@ async def _insert_blindly(self: Leader, block: Block) -> bool:
 _COMMIT = Leader._commit_next
 
 
+def _keep_half(self: Leader, why: str) -> None:
+    """The memory that a failed decision has half changed is led on with."""
+    if "own decision" not in why:
+        _DEPOSE(self, why)
+
+
+_DEPOSE = Leader._depose
+
+
+def _one_limit(self: Leader, command: Any) -> None:
+    """When it is full, everything is refused alike."""
+    if self.leading and len(self._pending) >= leader.PENDING_MAX:
+        raise leader.ShardBusy(shard=self.shard, retry_seconds=1.0)
+    _CHECK(self, command)
+
+
+_CHECK = Leader._check
+
+
 # --- release
 
 
@@ -307,6 +330,19 @@ def prune_openings(world: World) -> None:
     world.prunes_openings = True
 
 
+async def _send_blindly(self: Leader, block: Block) -> bool:
+    """Nobody looks whether the block before is there."""
+    return True
+
+
+class ReadsAnyFormat(SimJournal):
+    """A format that is not known is read as if it were."""
+
+    async def read(self, shard: str, after: int) -> AsyncIterator[Block]:
+        async for block in super().read(shard, after):
+            yield replace(block, format=codec.FORMAT)
+
+
 class OpensUnverified(SimJournal):
     """Nobody looks above an opening that was committed."""
 
@@ -339,7 +375,10 @@ def _conclude_at_once(s: Any, event: ShardOpened) -> None:
 def _lose_expiry(s: Any, event: CallOffered) -> None:
     """An offer's deadline is not kept."""
     _OFFERED(s, event)
-    s.deadlines = sorted(d for d in s.deadlines if (d[1], d[2]) != ("offer", event.call_id))
+    kept = [d for d in s.deadlines if (d[1], d[2]) != ("offer", event.call_id)]
+    s.deadlines.clear()
+    for deadline in kept:
+        s.deadlines.add(deadline)
 
 
 def _wrap_up_here(s: Any, event: CallEnded) -> None:
@@ -530,5 +569,49 @@ VARIANTS = (
         seed=3,
         broken=_evolves(CallEnded, _wrap_up_here),
         says=("was said to be", "does not apply", "not in the journal"),
+    ),
+    Variant(
+        name="set back unnoticed",
+        broken=lambda: patched(Leader, "_may_send_again", _send_blindly),
+        ending="set_back",
+        says=("over a restored database",),
+    ),
+    Variant(
+        name="any format is read",
+        journal=ReadsAnyFormat,
+        ending="newer_format",
+        says=("cannot go on",),
+    ),
+    Variant(
+        name="digests not compared",
+        broken=lambda: patched(digests, "agrees", lambda state, block: True),
+        ending="wrong_digest",
+        says=("cannot go on",),
+    ),
+    Variant(
+        name="half a decision is kept",
+        broken=lambda: patched(Leader, "_depose", _keep_half),
+        callers={"poison": "evolve"},
+        says=("does not apply", "was another", "not in the journal"),
+    ),
+    Variant(
+        name="poison is never refused",
+        seed=32,
+        broken=lambda: patched(Outlived, "is_poison", lambda outlived, command: False),
+        callers={"poison": "kill", "patience": 60.0},
+        says=("to a third leader",),
+    ),
+    Variant(
+        name="accepts shed with new calls",
+        broken=lambda: patched(Leader, "_check", _one_limit),
+        rare={"full_house": 1.0},
+        says=("as new calls",),
+    ),
+    Variant(
+        name="skipped without a word",
+        seed=2,
+        broken=lambda: patched(relay.Feed, "_say_skipped", lambda feed, cursor: False),
+        rare={"broker_away": 1.0, "tight": 1.0},
+        says=("was never published",),
     ),
 )

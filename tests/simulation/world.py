@@ -13,26 +13,35 @@ import sys
 import time
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any
+from unittest.mock import patch
 
 import structlog
+from tests.simulation import rare
 from tests.simulation.agenda import WORLD, Agenda, Process, Spinning
 from tests.simulation.cluster import Cluster, SimJournal
 from tests.simulation.desktops import Desktop, Seat
 from tests.simulation.edges import Edge, Line
+from tests.simulation.endings import Ending
 from tests.simulation.faults import Trouble
 from tests.simulation.invariants import Auditor
 from tests.simulation.keepers import KEEPERS, Keeper
 from tests.simulation.network import Network
 from tests.simulation.plan import EDGES, FAULTY_SECONDS, LEAD_LISTS, REST_SECONDS, ROUTERS, Plan, agents
+from tests.simulation.poison import Poisoned, poisoned
 from tests.simulation.relays import RELAYS, Broker, ClusterCursors, Relay
 from tests.simulation.routers import Router
 
+from routing import digests, engine, front, leader
 from routing.journal import Block
 
 #: After the last line is done, streams and graces run out for this long.
 SETTLE_SECONDS = 30.0
+#: A digest stands in every so many blocks; in life in every thousandth.
+DIGEST_BLOCKS = 10
+#: Entries a step and events a block in a tight run.
+TIGHT_STEP, TIGHT_EVENTS = 2, 6
 #: Lines of the history that a failure shows.
 HISTORY_LINES = 60
 
@@ -61,6 +70,10 @@ class World:
         self.directory_version = 1
         #: As the directory has them; the journals' own may lag behind.
         self.lead_lists = dict(LEAD_LISTS)
+        #: Region that each agent belongs to.
+        self.agent_homes = {agent: agent.rpartition("-")[0] for agent in agents()}
+        self._poisons = {call.call_id: call.poison for call in plan.calls if call.poison}
+        self.ending: Ending | None = None
         self._rngs: dict[str, random.Random] = {}
         self._draws: defaultdict[str, int] = defaultdict(int)
         self._generations: Counter[str] = Counter()
@@ -76,6 +89,7 @@ class World:
         #: Processes that are gone; kept, so that nothing of them is finalised in the middle of the run.
         self.processes: list[Process] = []
         self.trouble = Trouble(self)
+        self.operator = rare.Operator(self)
 
     # --- chance
 
@@ -137,10 +151,13 @@ class World:
         if self.faulty:
             self.trouble.reached(point, process)
 
+    def poison_of(self, call_id: str) -> str:
+        """How the engine fails on a call; "" when it does not."""
+        return self._poisons.get(call_id, "")
+
     def poisoned(self, command: Any, error: Exception) -> None:
         """The engine failed on a command."""
-        facts = getattr(command, "facts", None)
-        if facts is None or "poison" not in dict(facts.attributes):
+        if not isinstance(error.__cause__, Poisoned):
             self.violate(f"poison: {command} {error.__cause__!r}")
 
     # --- parts
@@ -201,6 +218,10 @@ class World:
         self.agenda.run(FAULTY_SECONDS, self._failed)
         self.faulty = False
         self.trouble.end()
+        if self.plan.ending and not self._failed():
+            self.ending = Ending(self)
+            self.ending.run()
+            return
         limit = FAULTY_SECONDS + REST_SECONDS
         self.agenda.run(limit, lambda: self._failed() or self._all_done())
         self.agenda.run(self.agenda.now + SETTLE_SECONDS, self._failed)
@@ -243,6 +264,7 @@ class World:
     def close(self) -> None:
         """Ends what is left, in peace."""
         self.agenda.over = True
+        rare.restore()
         for router in self.routers.values():
             self.processes.append(router.process)
         for process in dict.fromkeys(self.processes):
@@ -313,12 +335,25 @@ def surroundings(seed: int) -> Iterator[None]:
     structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(50))
     gc.disable()
     try:
-        yield
+        with ExitStack() as stack:
+            stack.enter_context(patch.object(digests, "DIGEST_BLOCKS", DIGEST_BLOCKS))
+            yield
     finally:
         gc.enable()
         structlog.configure(**quiet)
         for module, attribute, genuine in patched:
             setattr(module, attribute, genuine)
+
+
+@contextmanager
+def bounds(plan: Plan) -> Iterator[None]:
+    """A tight run has small blocks and steps."""
+    with ExitStack() as stack:
+        for module in (engine, front) if plan.tight else ():
+            stack.enter_context(patch.object(module, "STEP_ENTRIES_MAX", TIGHT_STEP))
+        if plan.tight:
+            stack.enter_context(patch.object(leader, "EVENTS_PER_BLOCK_MAX", TIGHT_EVENTS))
+        yield
 
 
 def simulate(
@@ -330,7 +365,8 @@ def simulate(
         if tweak is not None:
             tweak(world)
         try:
-            world.run()
+            with bounds(plan), poisoned(world):
+                world.run()
         except Spinning as error:
             world.violate(str(error))
         finally:

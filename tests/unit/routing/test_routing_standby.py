@@ -241,3 +241,25 @@ def test_silence_is_what_was_heard_of_it() -> None:
     silence.heard(161.0)
     silence.look(161.25, 0.25)
     assert silence.seconds == pytest.approx(0.25)
+
+
+async def test_a_standby_opens_neither_above_nor_below_what_a_restore_has_taken_away() -> None:
+    """Its memory is ahead of the database: leading from it would leave a gap, from the rest a fork."""
+    async with a_region() as region:
+        first = await region.leader("one:1")
+        second = region.standby("two:1")
+        await first.leader.submit(ConfigureQueue(queue=QueueConfig(id="q")))
+        await first.leader.submit(placing("c1"))
+        await eventually(lambda: "c1" in second.leader.state.calls)
+        await first.stop()
+        known = second.leader.sequence
+        for sequence in range(known, 1, -1):
+            region.blocks.remove("beijing", sequence)
+        probes = second.journal.probes
+        # It had its turn, more than once.
+        await eventually(lambda: second.journal.probes >= probes + 2)
+        assert not second.leader.leading and region.blocks.newest("beijing") == 1
+        # An operator who wants the older state starts the routers anew.
+        third = region.standby("three:1")
+        await eventually(lambda: third.leader.leading)
+        assert third.leader.epoch == 2 and "c1" not in third.leader.state.calls

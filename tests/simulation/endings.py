@@ -1,0 +1,105 @@
+"""What ends leading, by design: nobody leads on, and an operator has to look.
+
+An ending comes when the other faults are over and everybody is at rest, and nothing is mended after it. What
+must hold from then on is that nobody writes what only a leader may write:
+
+- the database is restored to an older state under running routers: no block is committed at all;
+- a leader of a newer release writes a format that the others cannot read, or one whose memory is not what its
+  journal says writes its digest, and then dies: nobody opens the shard.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from routing.journal import Block
+
+if TYPE_CHECKING:
+    from tests.simulation.world import World
+
+#: Peace before an ending, and how long it is looked at, virtual seconds.
+REST_SECONDS, AFTER_SECONDS = 10.0, 25.0
+#: A restore takes so long, and goes back by at most so many blocks a shard.
+RESTORE_SECONDS, BLOCKS_BACK_MAX = 3.0, 6
+#: Blocks until one that has a digest comes by, with some to spare.
+DIGEST_SECONDS = 8.0
+
+
+class Ending:
+    """One run's end."""
+
+    def __init__(self, world: World) -> None:
+        self.world = world
+        self.kind = world.plan.ending
+        self.rng = world.rng("ending")
+        #: Shards that nobody may open any more; whether nobody may write at all.
+        self.closed: set[str] = set()
+        self.restored = False
+        self.struck = False
+        #: Whose next block is another than its leader meant.
+        self._shard = ""
+
+    def run(self) -> None:
+        """Strikes, and watches what comes of it."""
+        world = self.world
+        world.agenda.run(world.agenda.now + REST_SECONDS, lambda: bool(world.failure))
+        self.struck = True
+        getattr(self, f"_{self.kind}")()
+        world.struck[self.kind] += 1
+        world.note("ENDING", self.kind)
+        world.agenda.run(world.agenda.now + AFTER_SECONDS, lambda: bool(world.failure))
+
+    def committed(self, block: Block) -> None:
+        """A block has reached its majority."""
+        if self.restored:
+            self.world.violate(f"{block.key} is written over a restored database")
+        if block.opening and block.shard in self.closed:
+            self.world.violate(f"{block.key} opens a shard whose journal its router cannot go on")
+
+    def altered(self, block: Block) -> Block:
+        """What a leader inserts in place of what it meant."""
+        if block.shard != self._shard or block.opening:
+            return block
+        if self.kind == "newer_format":
+            self._close()
+            return replace(block, format=block.format + 1)
+        if self.kind == "wrong_digest" and block.digest:
+            layout = block.digest.partition(":")[0]
+            self._close()
+            return replace(block, digest=f"{layout}:{'f' * 16}")
+        return block
+
+    def _close(self) -> None:
+        self.closed.add(self._shard)
+        self._shard = ""
+
+    # --- the kinds
+
+    def _set_back(self) -> None:
+        world, cluster = self.world, self.world.cluster
+        cluster.down = True
+        asleep = self.rng.choice((*world.routers.values(), None))
+        if asleep is not None:
+            # One router sees nothing of the restore.
+            asleep.process.freeze(RESTORE_SECONDS + 1.0)
+        world.agenda.run(world.agenda.now + RESTORE_SECONDS, lambda: False)
+        for shard in world.plan.shards:
+            cluster.set_back(shard, self.rng.randint(3, BLOCKS_BACK_MAX))
+        self.restored = True
+        cluster.down = False
+
+    def _newer_format(self) -> None:
+        self._kill_after(2.0)
+
+    def _wrong_digest(self) -> None:
+        self._kill_after(DIGEST_SECONDS)
+
+    def _kill_after(self, seconds: float) -> None:
+        """The shard's next fitting block is altered, and its leader dies a while later for good."""
+        world = self.world
+        shard = self._shard = self.rng.choice(world.plan.shards)
+        world.agenda.run(world.agenda.now + seconds, lambda: bool(world.failure))
+        for router in world.routers.values():
+            if router.leads(shard):
+                world.crash(router.process, silent=False)
