@@ -59,6 +59,9 @@ GATHERED_MAX = 200
 TIMER_EVENTS_IN_A_ROW_MAX = 200
 #: First and longest pause between attempts to learn what became of a block, real seconds.
 RETRY_SECONDS_FIRST, RETRY_SECONDS_MAX = 0.02, 0.5
+#: A backup, which waits for longer than a region's own router, looks so many times less often: most routers
+#: that follow a journal never lead it.
+BACKUP_TAILS = 2
 #: A timer that wakes later than this lets the inbox go first.
 STALL_SECONDS = 0.25
 #: A reader of many blocks lets others have their turn after this, real seconds.
@@ -512,6 +515,7 @@ class Leader:
         """
         loop = asyncio.get_running_loop()
         newest, patience = self._chain.sequence, self._patience_seconds()
+        tail_seconds = self._options.tail_seconds * (1 if self._home else BACKUP_TAILS)
         silence = Silence(loop.time())
         while True:
             if self._seizing and await self._probe() and await self._follow():
@@ -519,7 +523,7 @@ class Leader:
             left = patience - silence.seconds
             if left <= 0 and self.listed and await self._can_write():
                 return
-            pause = min(self._options.tail_seconds, max(left, 0.0)) or self._options.tail_seconds
+            pause = min(tail_seconds, max(left, 0.0)) or tail_seconds
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(pause):
                     await self._turn.wait()

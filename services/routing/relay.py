@@ -53,8 +53,9 @@ READ_BLOCKS_MAX = 500
 CURSOR_BLOCKS_MAX = 200
 #: Shards that one relay serves.
 SHARDS_MAX = 1_000
-#: Pause after a round that found something, and after one that found nothing, real seconds.
-BUSY_SECONDS, IDLE_SECONDS = 0.03, 0.15
+#: Pause after a round that found something, and after one that found nothing, real seconds. A round costs a
+#: question and a cursor's move for each shard, however little there is to say.
+BUSY_SECONDS, IDLE_SECONDS = 0.1, 0.2
 #: Pause of a relay that waits for the lease, or for the database, real seconds.
 STANDBY_SECONDS = 0.5
 #: How often new shards are looked for, and how often the lag is measured, real seconds.
