@@ -20,7 +20,7 @@ import time
 import types
 import typing
 import urllib.parse
-from typing import Annotated, Any, Literal, NoReturn, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn, TypeVar
 
 from pydantic import Field, ValidationError, ValidationInfo, field_validator
 from pydantic.config import JsonDict
@@ -35,13 +35,18 @@ from pydantic_settings import (
 
 from chassis.clock import SPEED_MAX, SystemClock
 
+if TYPE_CHECKING:
+    from chassis.credentials import ConnectionFile
+
 #: Exit status of a process whose settings are wrong.
 EXIT_BAD_SETTING = 2
 
 #: Fields that are read from their plain name as well, so that one variable serves every process of a stack.
 SHARED = frozenset(
     {
+        "mongo_uri_file",
         "mongo_uri",
+        "amqp_uri_file",
         "amqp_uri",
         "clock_speed",
         "clock_origin_real_ms",
@@ -113,6 +118,11 @@ class ServiceSettings(BaseSettings):
     http_host: str = Field(default="127.0.0.1", description="Address of the HTTP port.")
     http_port: Port = Field(default=7101, description="Port of /metrics, /healthz and /readyz.")
 
+    mongo_uri_file: str = Field(
+        default="",
+        description="File with the MongoDB connection string, in place of mongo_uri; a new user or password in"
+        " it counts for new connections. A second line is tried when the first is refused.",
+    )
     mongo_uri: str = Field(
         default="mongodb://127.0.0.1:27017",
         description="MongoDB connection string, a replica set's or a sharded cluster's.",
@@ -136,6 +146,11 @@ class ServiceSettings(BaseSettings):
         gt=0,
         le=60,
         description="How long one operation looks for a usable MongoDB server, seconds.",
+    )
+    amqp_uri_file: str = Field(
+        default="",
+        description="File with the RabbitMQ connection string, in place of amqp_uri; read again for every"
+        " connection. A second line is tried when the first is refused.",
     )
     amqp_uri: str = Field(
         default="amqp://127.0.0.1:5672//",
@@ -333,6 +348,21 @@ class ServiceSettings(BaseSettings):
             raise ValueError("may hold only letters, digits, _ and -")
         return name
 
+    @field_validator("mongo_uri", "amqp_uri", mode="before")
+    @classmethod
+    def _read_uri_file(cls, value: Any, info: ValidationInfo) -> Any:
+        file = info.data.get(f"{info.field_name}_file", "")
+        if not file:
+            return value
+        # settings are read before a worker may import anything that does I/O
+        from chassis.credentials import first_of
+        from chassis.errors import StartError
+
+        try:
+            return first_of(file)
+        except StartError as error:
+            raise ValueError(f"must come from a file: {error}") from None
+
     @field_validator("mongo_uri")
     @classmethod
     def _check_mongo_uri(cls, value: str) -> str:
@@ -408,6 +438,12 @@ class ServiceSettings(BaseSettings):
             self.clock_origin_business_ms,
             self.clock_origin_monotonic_ms,
         )
+
+    def broker(self) -> str | ConnectionFile:
+        """Where RabbitMQ is: `amqp_uri`, or the file that it came from. StartError."""
+        from chassis.credentials import ConnectionFile
+
+        return ConnectionFile(self.amqp_uri_file) if self.amqp_uri_file else self.amqp_uri
 
     def instance_name(self) -> str:
         """`instance`, or host name and pid."""

@@ -34,9 +34,11 @@ from pymongo.errors import (
 from pymongo.write_concern import WriteConcern
 
 from chassis.clock import Clock, SystemClock
+from chassis.credentials import REFUSED, Renewal
 from chassis.errors import (
     AlreadyExists,
     EtagMismatch,
+    Internal,
     InvalidArgument,
     NotFound,
     StartError,
@@ -59,6 +61,9 @@ OUTBOX_EVENTS_MAX = 500
 CONFLICT_ATTEMPTS_MAX = 5
 
 #: MongoDB's code of a write that met a unique value of another document.
+#: Collection that is there while a database is being restored: nothing starts on it then.
+RESTORING = "callmesh_restoring"
+
 DUPLICATE_KEY = 11000
 
 _MAJORITY = WriteConcern(w="majority")
@@ -92,6 +97,14 @@ for _transient in (ConnectionFailure, ExecutionTimeout, WTimeoutError, mongoengi
 
 
 class PendingEvent(Protocol):
+def is_refused(error: BaseException) -> bool:
+    """Whether the database did not take our user or password: somebody is changing it just now."""
+    return isinstance(error, OperationFailure) and error.code == REFUSED
+
+
+translates(OperationFailure, lambda error: _unavailable(error) if is_refused(error) else Internal())
+
+
     """What an aggregate needs of a `chassis.bus.Event`."""
 
     @property
@@ -147,20 +160,32 @@ def connect(settings: ServiceSettings) -> Database[dict[str, Any]]:
     disconnect()
     try:
         client = mongoengine.connect(
-            settings.mongo_database, host=settings.mongo_uri, **_client_options(settings)
+    renewal = Renewal(settings.mongo_uri_file)
+            settings.mongo_database, host=settings.mongo_uri, **renewal.options(_client_options(settings))
         )
     except (ConfigurationError, ValueError, mongoengine.ConnectionFailure, PyMongoError) as error:
         raise StartError(f"MongoDB's address cannot be used: {shorten(str(error))}") from None
+        renewal.attach(client)
     try:
         _await_server(client, settings.mongo_connect_seconds)
     except StartError:
         disconnect()
+        _refuse_half_restored(client[settings.mongo_database])
         raise
     return client[settings.mongo_database]
 
 
 def disconnect() -> None:
     """Closes mongoengine's default connection; safe without one."""
+def _refuse_half_restored(database: Database[dict[str, Any]]) -> None:
+    try:
+        found = database[RESTORING].find_one({})
+    except PyMongoError as error:
+        raise StartError(f"MongoDB cannot be read: {shorten(str(error))}") from None
+    if found is not None:
+        raise StartError(f"database {database.name} is being restored, or was left half restored")
+
+
     mongoengine.disconnect()
     _forget_collections(mongoengine.Document)
 
@@ -179,10 +204,12 @@ def async_database(settings: ServiceSettings) -> AsyncDatabase[dict[str, Any]]:
     Close it with `await database.client.close()`.
     """
     client: pymongo.AsyncMongoClient[dict[str, Any]] = pymongo.AsyncMongoClient(
-        settings.mongo_uri, **_client_options(settings)
+        settings.mongo_uri, **renewal.options(_client_options(settings))
+    renewal = Renewal(settings.mongo_uri_file)
     )
     return client[settings.mongo_database]
 
+    renewal.attach(client)
 
 class Aggregate(mongoengine.Document):
     """A document that is changed as a whole, under optimistic concurrency, together with the events it

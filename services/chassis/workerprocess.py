@@ -23,7 +23,7 @@ from pymongo.errors import PyMongoError
 from chassis import logs, metrics, mongo, probes, telemetry
 from chassis.bus import topology
 from chassis.bus.connection import CONNECTION_ERRORS, await_broker, close_quietly
-from chassis.bus.entrypoint import OPTIONS_KEY, BusConsumer, BusOptions, subscriptions_of
+from chassis.bus.entrypoint import BROKER_KEY, OPTIONS_KEY, BusConsumer, BusOptions, subscriptions_of
 from chassis.bus.inbox import Inbox
 from chassis.bus.publisher import Publisher
 from chassis.config import EXIT_BAD_SETTING, ServiceSettings
@@ -89,7 +89,8 @@ class WorkerProcess:
         self._database_answers = False
         self._runner: ServiceRunner | None = None
         self._loops: list[Any] = []
-        self._publisher = Publisher(settings.amqp_uri, service=settings.service)
+        self._broker = settings.broker()
+        self._publisher = Publisher(self._broker, service=settings.service)
 
     # --- the two things it can do ---
 
@@ -156,7 +157,7 @@ class WorkerProcess:
 
     def _declare(self) -> None:
         """Before anything consumes, and before our own relay publishes. StartError."""
-        connection = await_broker(self._settings.amqp_uri, self._options.connect_seconds)
+        connection = await_broker(self._broker, self._options.connect_seconds)
         try:
             channel = connection.channel()
             topology.declare_exchange(channel, self._settings.service)
@@ -183,6 +184,7 @@ class WorkerProcess:
             }
         )
         runner.add_service(self._service_class)
+                BROKER_KEY: self._broker,
         # nameko logs each failing handler with its traceback; the entrypoint's own line says more in less.
         logging.getLogger("nameko.containers").setLevel(logging.ERROR)
         return runner

@@ -52,7 +52,7 @@ class Loops:
         ensure_indexes((ProfileDocument, KnownCustomerDocument))
         lease = self._lease(database, "journal", relay.LEASE_SECONDS)
         # A connection of its own: the journals do not wait behind the directory's outbox.
-        publisher = Publisher(self._settings.amqp_uri, service=self._settings.service)
+        publisher = Publisher(self._settings.broker(), service=self._settings.service)
         tail, cursors = relay.MongoTail(database), relay.MongoCursors(database)
         events = EventLog.of(self._settings, database)
         publishing = relay.Relay(

@@ -9,7 +9,11 @@ import amqp
 import kombu
 from kombu.transport.pyamqp import Transport
 
+from chassis.credentials import ConnectionFile
 from chassis.errors import StartError, shorten
+
+#: Where a broker is: a connection string, or the file that has it and is read again for every connection.
+Broker = str | ConnectionFile
 
 #: How long one attempt to connect may take, seconds.
 CONNECT_SECONDS_MAX = 5.0
@@ -34,8 +38,25 @@ class _Connection(amqp.Connection):
     negotiate_capabilities = {**amqp.Connection.negotiate_capabilities, "connection.blocked": False}  # noqa: RUF012
 
 
-def open_connection(amqp_uri: str, heartbeat_seconds: float = 0) -> amqp.Connection:
-    """One attempt; any of `CONNECTION_ERRORS` when it fails. Works in threads and under eventlet."""
+def candidates(broker: Broker) -> list[str]:
+    """Connection strings to try, the right one first as far as anybody knows."""
+    return [broker] if isinstance(broker, str) else broker.candidates()
+
+
+def open_connection(broker: Broker, heartbeat_seconds: float = 0) -> amqp.Connection:
+    """One attempt, with the second user or password where the broker refuses the first; any of
+    `CONNECTION_ERRORS` when it fails. Works in threads and under eventlet.
+    """
+    *others, last = candidates(broker)
+    for amqp_uri in others:
+        try:
+            return _open(amqp_uri, heartbeat_seconds)
+        except amqp.AccessRefused:
+            continue
+    return _open(last, heartbeat_seconds)
+
+
+def _open(amqp_uri: str, heartbeat_seconds: float) -> amqp.Connection:
     info = kombu.Connection(amqp_uri)
     parameters: dict[str, Any] = {
         "host": info.host,
@@ -70,13 +91,13 @@ def close_quietly(connection: amqp.Connection | None) -> None:
         return
 
 
-def await_broker(amqp_uri: str, seconds: float) -> amqp.Connection:
+def await_broker(broker: Broker, seconds: float) -> amqp.Connection:
     """Connects, trying again for `seconds`; StartError, in words for the operator, when nothing answers."""
     deadline = time.monotonic() + seconds
     pause = BACKOFF_SECONDS_MIN
     while True:
         try:
-            return open_connection(amqp_uri)
+            return open_connection(broker)
         except amqp.AccessRefused as error:
             raise StartError(f"RabbitMQ refused the connection: {shorten(str(error))}") from None
         except CONNECTION_ERRORS as error:

@@ -32,6 +32,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any, TypeVar, cast
 
+import amqp
 import eventlet
 import mongoengine
 from eventlet.event import Event as Signal
@@ -44,12 +45,13 @@ from opentelemetry.trace import SpanKind
 
 from chassis import callcontext, logs, metrics, telemetry
 from chassis.bus import topology, verdict
+from chassis.bus.connection import Broker, candidates
 from chassis.bus.event import Event, MalformedEvent
 from chassis.bus.inbox import Inbox
 from chassis.bus.publisher import Outcome, Outgoing, Publisher
 
-#: Key of the `BusOptions` in nameko's configuration.
-OPTIONS_KEY = "CALLMESH_BUS"
+#: Keys of the `BusOptions` and of the `Broker` in nameko's configuration.
+OPTIONS_KEY, BROKER_KEY = "CALLMESH_BUS", "CALLMESH_BROKER"
 #: How long a message that could not be put anywhere is kept before it goes back to its queue, seconds.
 GIVE_BACK_SECONDS = 1.0
 #: Longest turn of the consumers' loop, in which it looks whether it shall end, seconds.
@@ -102,15 +104,40 @@ class BusConsumer(QueueConsumer):
         """The process's options."""
         return cast(BusOptions, self.container.config.get(OPTIONS_KEY) or BusOptions())
 
+        self._refused = 0
     @functools.cached_property
     def inbox(self) -> Inbox:
+    @property
+    def broker(self) -> Broker:
+        """Where the broker is; nameko's own setting where the process gave none."""
+        return cast(Broker, self.container.config.get(BROKER_KEY) or self.container.config["AMQP_URI"])
+
+    @property
+    def amqp_uri(self) -> str:
+        """Connection string of the next connection: kombu asks for it before each."""
+        found = candidates(self.broker)
+        return found[self._refused % len(found)]
+
+    @contextmanager
+    def establish_connection(self) -> Iterator[Any]:
+        """kombu's, which comes again after an error: then with the other user or password, if there is one.
+        """
+        standing = False
+        try:
+            with super().establish_connection() as connection:
+                standing = True
+                yield connection
+        except amqp.AccessRefused:
+            self._refused += not standing
+            raise
+
         """Marks in the service's own database (mongoengine's default connection)."""
         return Inbox(mongoengine.get_db())
 
     @functools.cached_property
     def publisher(self) -> Publisher:
         """For delay queues and dead letters."""
-        return Publisher(self.amqp_uri, service=self.container.service_name)
+        return Publisher(self.broker, service=self.container.service_name)
 
     def consume(
         self, limit: Any = None, timeout: Any = None, safety_interval: float = LOOP_SECONDS, **kwargs: Any

@@ -27,6 +27,7 @@ from chassis.bus.connection import (
     BACKOFF_SECONDS_MAX,
     BACKOFF_SECONDS_MIN,
     CONNECTION_ERRORS,
+    Broker,
     close_quietly,
     open_connection,
 )
@@ -155,10 +156,10 @@ class Publisher:
     """Publishes batches over one connection, opened at first use and again after a failure."""
 
     def __init__(
-        self, amqp_uri: str, *, service: str, confirm_seconds_max: float = CONFIRM_SECONDS_MAX
+        self, broker: Broker, *, service: str, confirm_seconds_max: float = CONFIRM_SECONDS_MAX
     ) -> None:
         """`service` is the label in metrics."""
-        self._amqp_uri = amqp_uri
+        self._broker = broker
         self._service = service
         self._confirm_seconds_max = confirm_seconds_max
         self._lock = threading.RLock()
@@ -220,7 +221,7 @@ class Publisher:
             self.close()
         if self._connection is None or self._window is None:
             _reconnects.labels(self._service).inc()
-            self._connection = open_connection(self._amqp_uri)
+            self._connection = open_connection(self._broker)
             self._window = _Window(self._connection.channel())
         self._used_at = now
         self._window.outcomes.clear()

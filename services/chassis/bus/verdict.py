@@ -16,6 +16,7 @@ import mongoengine.connection
 from pymongo.errors import ConnectionFailure, ExecutionTimeout, PyMongoError, WTimeoutError
 
 from chassis.errors import CallmeshError, Code, InvalidArgument, shorten
+from chassis.mongo import is_refused
 
 #: Attempts made so far.
 ATTEMPT_HEADER = "x-callmesh-attempt"
@@ -89,7 +90,9 @@ def is_away(error: BaseException) -> bool:
     """Whether the handler could not even try: a store, or a service that it calls, does not answer."""
     if isinstance(error, CallmeshError):
         return error.code is Code.UNAVAILABLE
-    if isinstance(error, PyMongoError) and error.has_error_label("RetryableWriteError"):
+    if isinstance(error, PyMongoError) and (
+        error.has_error_label("RetryableWriteError") or is_refused(error)
+    ):
         return True
     return isinstance(error, _AWAY)
 

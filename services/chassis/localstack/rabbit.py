@@ -108,7 +108,7 @@ class RabbitNode:
         By itself it does so about a second after the declaration; a kill -9 before that loses them, and
         confirmed messages with them. ProcessFailed when the node does not answer.
         """
-        self._evaluate("mnesia:sync_log(), [dets:sync(T) || T <- dets:all()].")
+        self.evaluate("mnesia:sync_log(), [dets:sync(T) || T <- dets:all()].")
 
     def wake_queues(self) -> None:
         """Has every quorum queue elect itself a leader, which after kill -9 some forget to do in old
@@ -116,12 +116,15 @@ class RabbitNode:
 
         Harmless for a queue that has one. ProcessFailed when the node does not answer.
         """
-        self._evaluate(
+        self.evaluate(
             "[ra:trigger_election({Name, node()}) || Queue <- rabbit_amqqueue:list(),"
             " amqqueue:get_type(Queue) == rabbit_quorum_queue, {Name, _} <- [amqqueue:get_pid(Queue)]]."
         )
 
-    def _evaluate(self, expression: str) -> None:
+    def evaluate(self, expression: str) -> None:
+        """Has the node evaluate an Erlang expression, whose result is dropped. ProcessFailed when it does
+        not.
+        """
         script = find_rabbitmq_server()
         assert script is not None, "the node was started with it"
         command = [str(Path(script).with_name("rabbitmqctl")), "eval", expression]
