@@ -10,7 +10,9 @@ import typer
 
 from chassis.localstack import PortInUse, ProcessFailed
 from cli import directory, planning, report_voc
+from cli.backup import backup, drill, restore
 from cli.crm_files import export_file, import_file
+from cli.dead import dead
 from cli.down import down
 from cli.keys import keys
 from cli.locate import locate
@@ -38,7 +40,7 @@ app = typer.Typer(
     # The long form prints local variables, which may hold secrets.
     pretty_exceptions_enable=False,
 )
-COMMANDS = (up, down, status, locate, simulate, keys)
+COMMANDS = (up, down, status, locate, simulate, keys, backup, restore, drill)
 GROUPS = (
     directory.region,
     directory.shard,
@@ -48,6 +50,7 @@ GROUPS = (
     menus,
     marketing,
     planning.plan,
+    dead,
 )
 for command in COMMANDS:
     app.command()(command)
