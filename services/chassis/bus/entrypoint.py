@@ -97,16 +97,9 @@ class BusConsumer(QueueConsumer):
         self._leave_by: float | None = None
         self._handling: dict[tuple[str, str], Signal] = {}
         self._in_hand = 0
+        self._refused = 0
         self.connected = False
 
-    @functools.cached_property
-    def options(self) -> BusOptions:
-        """The process's options."""
-        return cast(BusOptions, self.container.config.get(OPTIONS_KEY) or BusOptions())
-
-        self._refused = 0
-    @functools.cached_property
-    def inbox(self) -> Inbox:
     @property
     def broker(self) -> Broker:
         """Where the broker is; nameko's own setting where the process gave none."""
@@ -131,6 +124,13 @@ class BusConsumer(QueueConsumer):
             self._refused += not standing
             raise
 
+    @functools.cached_property
+    def options(self) -> BusOptions:
+        """The process's options."""
+        return cast(BusOptions, self.container.config.get(OPTIONS_KEY) or BusOptions())
+
+    @functools.cached_property
+    def inbox(self) -> Inbox:
         """Marks in the service's own database (mongoengine's default connection)."""
         return Inbox(mongoengine.get_db())
 
