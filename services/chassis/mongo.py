@@ -60,10 +60,10 @@ OUTBOX_EVENTS_MAX = 500
 #: How often `retry_conflicts` runs its function.
 CONFLICT_ATTEMPTS_MAX = 5
 
-#: MongoDB's code of a write that met a unique value of another document.
 #: Collection that is there while a database is being restored: nothing starts on it then.
 RESTORING = "callmesh_restoring"
 
+#: MongoDB's code of a write that met a unique value of another document.
 DUPLICATE_KEY = 11000
 
 _MAJORITY = WriteConcern(w="majority")
@@ -96,7 +96,6 @@ for _transient in (ConnectionFailure, ExecutionTimeout, WTimeoutError, mongoengi
     translates(_transient, _unavailable)
 
 
-class PendingEvent(Protocol):
 def is_refused(error: BaseException) -> bool:
     """Whether the database did not take our user or password: somebody is changing it just now."""
     return isinstance(error, OperationFailure) and error.code == REFUSED
@@ -105,6 +104,7 @@ def is_refused(error: BaseException) -> bool:
 translates(OperationFailure, lambda error: _unavailable(error) if is_refused(error) else Internal())
 
 
+class PendingEvent(Protocol):
     """What an aggregate needs of a `chassis.bus.Event`."""
 
     @property
@@ -158,25 +158,23 @@ def connect(settings: ServiceSettings) -> Database[dict[str, Any]]:
     global _clock
     _clock = settings.clock()
     disconnect()
+    renewal = Renewal(settings.mongo_uri_file)
     try:
         client = mongoengine.connect(
-    renewal = Renewal(settings.mongo_uri_file)
             settings.mongo_database, host=settings.mongo_uri, **renewal.options(_client_options(settings))
         )
+        renewal.attach(client)
     except (ConfigurationError, ValueError, mongoengine.ConnectionFailure, PyMongoError) as error:
         raise StartError(f"MongoDB's address cannot be used: {shorten(str(error))}") from None
-        renewal.attach(client)
     try:
         _await_server(client, settings.mongo_connect_seconds)
+        _refuse_half_restored(client[settings.mongo_database])
     except StartError:
         disconnect()
-        _refuse_half_restored(client[settings.mongo_database])
         raise
     return client[settings.mongo_database]
 
 
-def disconnect() -> None:
-    """Closes mongoengine's default connection; safe without one."""
 def _refuse_half_restored(database: Database[dict[str, Any]]) -> None:
     try:
         found = database[RESTORING].find_one({})
@@ -186,6 +184,8 @@ def _refuse_half_restored(database: Database[dict[str, Any]]) -> None:
         raise StartError(f"database {database.name} is being restored, or was left half restored")
 
 
+def disconnect() -> None:
+    """Closes mongoengine's default connection; safe without one."""
     mongoengine.disconnect()
     _forget_collections(mongoengine.Document)
 
@@ -203,13 +203,13 @@ def async_database(settings: ServiceSettings) -> AsyncDatabase[dict[str, Any]]:
 
     Close it with `await database.client.close()`.
     """
+    renewal = Renewal(settings.mongo_uri_file)
     client: pymongo.AsyncMongoClient[dict[str, Any]] = pymongo.AsyncMongoClient(
         settings.mongo_uri, **renewal.options(_client_options(settings))
-    renewal = Renewal(settings.mongo_uri_file)
     )
+    renewal.attach(client)
     return client[settings.mongo_database]
 
-    renewal.attach(client)
 
 class Aggregate(mongoengine.Document):
     """A document that is changed as a whole, under optimistic concurrency, together with the events it

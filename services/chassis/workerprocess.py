@@ -181,10 +181,10 @@ class WorkerProcess:
                 "HEARTBEAT": HEARTBEAT_SECONDS,
                 "max_workers": HANDLERS_MAX,
                 OPTIONS_KEY: self._options,
+                BROKER_KEY: self._broker,
             }
         )
         runner.add_service(self._service_class)
-                BROKER_KEY: self._broker,
         # nameko logs each failing handler with its traceback; the entrypoint's own line says more in less.
         logging.getLogger("nameko.containers").setLevel(logging.ERROR)
         return runner
