@@ -19,7 +19,7 @@ PYTEST_ARGS ?=
 STAMP := $(VENV)/.installed
 CODE := services tests tools $(wildcard bench) $(wildcard sim)
 
-.PHONY: help fuzz setup test-deploy chart-readme proto proto-deps proto-baseline fmt fmt-check lint types test test-unit demo up down status \
+.PHONY: help fuzz setup test-deploy test-image chart-readme proto proto-deps proto-baseline fmt fmt-check lint types test test-unit demo up down status \
         bench sim chaos clean lock settings-doc system-packages
 
 help: ## this list
@@ -90,6 +90,9 @@ test: setup ## every test: unit to end to end
 
 test-deploy: setup ## the chart rendered and validated, the alerts tested
 	@$(PY) -m pytest tests/deploy $(PYTEST_ARGS)
+
+test-image: setup ## the image built by a real Docker engine and each of its roles run (skips where none runs)
+	@TEST_IMAGE=1 $(PY) -m pytest -n0 tests/image $(PYTEST_ARGS)
 
 chart-readme: setup ## deploy/helm/callmesh/README.md from values.yaml
 	@$(PY) tools/chart_readme.py

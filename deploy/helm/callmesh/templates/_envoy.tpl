@@ -24,6 +24,7 @@
 {{- $tls := .Values.tls -}}
 {{- $streams := int .Values.proxy.streamsMax -}}
 {{- $upstreams := (include "callmesh.upstreams" . | fromJson).items -}}
+node: {id: proxy, cluster: {{ include "callmesh.fullname" . }}}
 admin:
   # It can do everything, so it listens to nobody outside; what may be read goes through the listener `http`.
   address: {socket_address: {address: 127.0.0.1, port_value: 9901}}
@@ -113,9 +114,12 @@ static_resources:
     {{- range $upstreams }}
     - name: {{ .service }}
       # Every address that the headless service has; one that is gone from it still keeps its open streams.
-      type: STRICT_DNS
-      dns_refresh_rate: 5s
-      dns_lookup_family: ALL
+      cluster_type:
+        name: envoy.cluster.dns
+        typed_config:
+          "@type": type.googleapis.com/envoy.extensions.clusters.dns.v3.DnsCluster
+          dns_refresh_rate: 5s
+          dns_lookup_family: ALL
       ignore_health_on_host_removal: true
       connect_timeout: 2s
       lb_policy: LEAST_REQUEST
