@@ -87,6 +87,15 @@ _BLOCKS = counter("callmesh_journal_blocks_total", "Blocks committed.", ["shard"
 _EVENTS = counter("callmesh_journal_events_total", "Events committed.", ["shard"])
 _LEADS = gauge("callmesh_shard_leads", "1 while this router leads the shard.", ["shard"])
 _OPENINGS = counter("callmesh_shard_openings_total", "Times this router began to lead the shard.", ["shard"])
+_TAKEOVERS = counter(
+    "callmesh_shard_takeovers_total", "Times this router began to lead after another one.", ["shard"]
+)
+_PAUSES = histogram(
+    "callmesh_shard_leaderless_seconds",
+    "Time from a shard's last block to the opening by its next leader, real seconds.",
+    ["shard"],
+    buckets=(1.0, 2.0, 3.0, 5.0, 10.0, 30.0, 120.0),
+)
 _POISON = counter("callmesh_shard_poison_total", "Commands that the engine failed on.", ["shard"])
 
 
@@ -274,6 +283,8 @@ class Leader:
         self._deposed: str | None = None
         #: Who wrote the newest opening block that was read; empty if none was.
         self.opened_by = ""
+        #: Who had led before this router's newest opening, and the silence in between, business time.
+        self._predecessor, self._leaderless_ms = "", 0
         #: A block of another leader deposed this router, and it has not led since.
         self._was_deposed = False
         #: It gave up by itself and may open again at once.
@@ -585,6 +596,7 @@ class Leader:
         self._offset_ms = self._business_offset_ms(real_ms)
         now_ms = self.now_ms()
         leaderless_ms = now_ms - self.state.now_ms if self._chain.sequence else 0
+        self._predecessor, self._leaderless_ms = self.opened_by, leaderless_ms
         opened = ShardOpened(router=self.router, leaderless_span_ms=leaderless_ms)
         sequence = self._chain.sequence + 1
         return self._block([(now_ms, codec.pack(opened))], now_ms, sequence=sequence, epoch=sequence)
@@ -680,13 +692,20 @@ class Leader:
         self._deposed, self._was_deposed, self._warm = None, False, True
         self._opened_seconds = asyncio.get_running_loop().time()
         self._digest_sequence = self.epoch
-        _LEADS.labels(self.shard).set(1)
-        _OPENINGS.labels(self.shard).inc()
+        self._count_opening()
         log.info("leading", shard=self.shard, epoch=self.epoch, calls=len(self.state.calls))
         self.carry_out(ConfigureTiming(timing=self._options.timing))
         self._led.set()
         for callback in list(self.on_lead):
             callback()
+
+    def _count_opening(self) -> None:
+        _LEADS.labels(self.shard).set(1)
+        _OPENINGS.labels(self.shard).inc()
+        if self._predecessor not in ("", self.router):
+            _TAKEOVERS.labels(self.shard).inc()
+        if self._leaderless_ms:
+            _PAUSES.labels(self.shard).observe(self._clock.real_seconds(self._leaderless_ms / 1000.0))
 
     def _drop(self, phase: Phase, why: str) -> None:
         """Forgets everything that is not in the journal; whoever waits learns that the result is unknown."""
@@ -704,6 +723,9 @@ class Leader:
         self.state, self._chain = ShardState(self.shard), ChainReader()
         self.opened_by = ""
         _LEADS.labels(self.shard).set(0)
+        for metric in (_OPENINGS, _TAKEOVERS, _PAUSES, _POISON):
+            # There before anything happens: a first time is an increase as well.
+            metric.labels(self.shard)
         if was_leading:
             self._tell_dropped(why)
 

@@ -48,7 +48,7 @@ from chassis.bus import topology, verdict
 from chassis.bus.connection import Broker, candidates
 from chassis.bus.event import Event, MalformedEvent
 from chassis.bus.inbox import Inbox
-from chassis.bus.publisher import Outcome, Outgoing, Publisher
+from chassis.bus.publisher import SENT_HEADER, Outcome, Outgoing, Publisher
 
 #: Keys of the `BusOptions` and of the `Broker` in nameko's configuration.
 OPTIONS_KEY, BROKER_KEY = "CALLMESH_BUS", "CALLMESH_BROKER"
@@ -66,6 +66,13 @@ _consumed = metrics.counter("callmesh_bus_consumed_total", "Events that a handle
 _retried = metrics.counter("callmesh_bus_retried_total", "Events put off after a failure.", _LABELS)
 _dead = metrics.counter("callmesh_bus_dead_total", "Events put into a dead-letter queue.", _LABELS)
 _duplicates = metrics.counter("callmesh_bus_duplicate_total", "Events that came again.", _LABELS)
+
+_lag = metrics.histogram(
+    "callmesh_consumer_lag_seconds",
+    "Time from giving an event to the broker to the end of its handling, real seconds.",
+    _LABELS,
+    (0.1, 0.5, 1.0, 5.0, 30.0, 120.0, 600.0),
+)
 
 Handler = TypeVar("Handler", bound=Callable[..., Any])
 
@@ -276,6 +283,10 @@ class Subscribe(Entrypoint):
         self.subscription = self.of_service(self.container.service_name)
         self._labels = (self.subscription.service, self.handler)
         self._red = metrics.consumer_metrics(*self._labels)
+        self._waited = _lag.labels(*self._labels)
+        for counted in (_consumed, _retried, _dead, _duplicates):
+            # There before anything happens: a first time is an increase as well.
+            counted.labels(*self._labels)
         self.queue_consumer.register_provider(self)
 
     def stop(self) -> None:
@@ -293,7 +304,7 @@ class Subscribe(Entrypoint):
             log.exception("bus.unsettled", queue=self.subscription.queue)
             self.queue_consumer.give_back(message)
             return
-        self._red.record(outcome, time.monotonic() - started)
+        self._record(message, outcome, time.monotonic() - started)
 
     def take_gathered(self) -> None:
         """Works off what has gathered, and what gathers meanwhile, list by list."""
@@ -362,7 +373,13 @@ class Subscribe(Entrypoint):
             log.exception("bus.unsettled", queue=self.subscription.queue)
             return
         (_consumed if outcome == "ok" else _duplicates).labels(*self._labels).inc()
+        self._record(message, outcome, seconds)
+
+    def _record(self, message: Any, outcome: str, seconds: float) -> None:
         self._red.record(outcome, seconds)
+        sent_ms = (message.headers or {}).get(SENT_HEADER)
+        if isinstance(sent_ms, int):
+            self._waited.observe(max(0.0, time.time_ns() / 1e9 - sent_ms / 1000))
 
     def _outcome(self, message: Any) -> str:
         try:
