@@ -9,7 +9,7 @@ import contextlib
 from collections.abc import Mapping
 from http import HTTPStatus
 
-from chassis import probes
+from chassis import metrics, probes
 from chassis.errors import StartError
 
 #: Longest request head read, bytes.
@@ -54,7 +54,7 @@ class HttpPort:
         try:
             if self._open <= CONNECTIONS_MAX:
                 async with asyncio.timeout(REQUEST_SECONDS_MAX):
-                    writer.write(self._answer(await reader.readuntil(b"\r\n\r\n")))
+                    writer.write(await self._answer(await reader.readuntil(b"\r\n\r\n")))
                     await writer.drain()
         except (OSError, TimeoutError, asyncio.IncompleteReadError, asyncio.LimitOverrunError):
             # Not a well-formed request, or a client that went away: nobody to tell.
@@ -63,10 +63,15 @@ class HttpPort:
             self._open -= 1
             writer.close()
 
-    def _answer(self, head: bytes) -> bytes:
+    async def _answer(self, head: bytes) -> bytes:
         words = head.split(b"\r\n", 1)[0].decode("latin-1").split(" ")
         if len(words) != 3:
             answer = probes.Answer(status=400, content_type="text/plain", body=b"bad request\n")
+        elif probes.is_metrics(words[0], words[1]):
+            # States are read here, where they change; thousands of series are written out in a thread, so
+            # that no caller waits for them.
+            metrics.look()
+            answer = await asyncio.to_thread(probes.answer_metrics)
         else:
             answer = probes.answer(words[0], words[1], self._checks)
         lines = [

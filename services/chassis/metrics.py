@@ -1,20 +1,35 @@
 """Prometheus metrics, the same way in both kinds of process.
 
 Labels must be bounded: take them from tables of our own (methods, queues, codes), never from what a client
-sent.
+sent. Where a table may grow without end, `LargestFirst` gives the largest a name of their own and adds up the
+rest.
+
+What is read from a state rather than counted comes from a `Source`. It is looked at in the thread that owns
+the state (`look`), and written out wherever there is time for that (`rendered`).
 """
 
 from __future__ import annotations
 
 import threading
-from collections.abc import Sequence
-from typing import Any, TypeVar
+import time
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from typing import Any, Generic, Protocol, TypeVar
 
-from prometheus_client import REGISTRY, Counter, Gauge, Histogram
+from prometheus_client import REGISTRY, Counter, Gauge, Histogram, disable_created_metrics
 from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
+from prometheus_client.metrics_core import Metric
+from prometheus_client.registry import Collector
 
 #: Upper bounds of latency buckets, seconds.
 SECONDS_BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
+
+#: Label value of all that have no name of their own. No id can be it: ids have no parentheses.
+OTHERS = "(other)"
+#: How often the largest are looked for anew, real seconds.
+RANK_SECONDS = 900.0
+
+# When a series began is one more series each, and nobody asks.
+disable_created_metrics()
 
 _lock = threading.Lock()
 _known: dict[str, Any] = {}
@@ -50,9 +65,85 @@ def histogram(
     return _once(Histogram, name, doc, labels, buckets=tuple(buckets))
 
 
+class Source(Protocol):
+    """Figures that are read from a state when somebody asks."""
+
+    def look(self) -> None:
+        """Reads the state; quick, and in the thread that changes it."""
+
+    def collect(self) -> Iterable[Metric]:
+        """What the last look saw; in any thread."""
+
+
+class _Sources(Collector):
+    """All sources of a process, by name: one that is made anew takes the place of the one before."""
+
+    def __init__(self) -> None:
+        self.by_name: dict[str, Source] = {}
+
+    def describe(self) -> Iterable[Metric]:
+        return ()
+
+    def collect(self) -> Iterable[Metric]:
+        for source in list(self.by_name.values()):
+            yield from source.collect()
+
+
+_sources = _Sources()
+REGISTRY.register(_sources)
+
+
+def use_source(name: str, source: Source) -> None:
+    """Shows what `source` sees from now on, in place of an earlier source of that name."""
+    _sources.by_name[name] = source
+
+
+def look() -> None:
+    """Lets every source read its state. Call it where states change: on the event loop, or in a green
+    thread.
+    """
+    for source in list(_sources.by_name.values()):
+        source.look()
+
+
+def rendered() -> tuple[str, bytes]:
+    """All metrics of this process as they were at the last `look`: (content type, body). In any thread."""
+    return CONTENT_TYPE_LATEST, generate_latest(REGISTRY)
+
+
 def exposition() -> tuple[str, bytes]:
     """All metrics of this process for a scrape: (content type, body)."""
-    return CONTENT_TYPE_LATEST, generate_latest(REGISTRY)
+    look()
+    return rendered()
+
+
+Key = TypeVar("Key", bound=Hashable)
+
+
+class LargestFirst(Generic[Key]):
+    """Who gets a name of its own, when there are more than there may be series: the largest.
+
+    Ranks are made every `RANK_SECONDS` at most, so that names do not come and go with every scrape.
+    """
+
+    def __init__(self, limit: int, monotonic: Callable[[], float] = time.monotonic) -> None:
+        """`limit`: names at once."""
+        self._limit = limit
+        self._monotonic = monotonic
+        self._ranked_at = float("-inf")
+        self.named: frozenset[Key] = frozenset()
+
+    def rank(self, sizes: Mapping[Key, float]) -> frozenset[Key]:
+        """The keys that have names, chosen among those of `sizes`; where all fit, all."""
+        if len(sizes) <= self._limit:
+            self.named = frozenset(sizes)
+            return self.named
+        now = self._monotonic()
+        if now - self._ranked_at >= RANK_SECONDS or not self.named <= sizes.keys():
+            self._ranked_at = now
+            order = sorted(sizes, key=lambda key: (-sizes[key], str(key)))
+            self.named = frozenset(order[: self._limit])
+        return self.named
 
 
 class RedMetrics:

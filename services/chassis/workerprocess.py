@@ -25,6 +25,7 @@ from chassis.bus import topology
 from chassis.bus.connection import CONNECTION_ERRORS, await_broker, close_quietly
 from chassis.bus.entrypoint import BROKER_KEY, OPTIONS_KEY, BusConsumer, BusOptions, subscriptions_of
 from chassis.bus.inbox import Inbox
+from chassis.bus.metrics_queues import QueueDepths
 from chassis.bus.publisher import Publisher
 from chassis.config import EXIT_BAD_SETTING, ServiceSettings
 from chassis.errors import StartError, shorten
@@ -148,6 +149,8 @@ class WorkerProcess:
         self._runner.start()
         eventlet.spawn(self._watch_runner)
         self._spawn(Background(name="ping", run=lambda stopping: self._ping(database, stopping)))
+        depths = QueueDepths(self._broker, subscriptions_of(self._service_class))
+        self._spawn(Background(name="depths", run=depths.run))
         if self._documents:
             self._spawn(Background(name="outbox", run=self._relay(database, events).run))
         self._spawn(periodic("event_log", PRUNE_SECONDS, events.prune))

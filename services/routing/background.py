@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from mongoengine import get_db
 
+from chassis import metrics
 from chassis.bus.publisher import Publisher
 from chassis.eventlog import EventLog, Recorded
 from chassis.ids import new_id
@@ -21,6 +22,7 @@ from routing import relay, reports_feed, snapshots
 from routing.audit_store import AuditDocument
 from routing.config import RoutingSettings
 from routing.documents import ProfileDocument
+from routing.metrics_journal import JournalMetrics
 from routing.reports_store import IntervalReportDocument, MongoReports
 from routing.store import KnownCustomerDocument, MongoProfiles
 
@@ -74,7 +76,9 @@ class Loops:
         ensure_indexes((IntervalReportDocument, AuditDocument))
         lease = self._lease(database, "reports", reports_feed.LEASE_SECONDS)
         tail, store = relay.MongoTail(database), MongoReports(database)
-        reports_feed.Reports(tail, store, lease, begin_at=_nearest_start(database)).run(stopping)
+        meter = JournalMetrics()
+        metrics.use_source("journal", meter)
+        reports_feed.Reports(tail, store, lease, begin_at=_nearest_start(database), meter=meter).run(stopping)
 
     def callers(self, stopping: Stopping) -> None:
         """Forgets calls that are older than anybody looks back. Two workers may do so at once."""

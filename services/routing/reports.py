@@ -10,21 +10,24 @@
    nothing twice, whatever was written when the counting broke off.
 4. An agent's time in a state is added when the state changes and when a half-hour ends. Its row carries the
    instant up to which it is counted, so a second look at the same span adds nothing either.
-5. A call that goes on in another region is offered here and there, and `moved` here: sums over regions
+5. Somebody may listen to the figures of queues as they are counted (a `Meter`): each block once, by its
+   sequence. What an answered call was told when it began to wait is remembered for that alone.
+6. A call that goes on in another region is offered here and there, and `moved` here: sums over regions
    subtract it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 from routing import codec, model
 from routing.journal import Block
 from routing.model import AgentState, CallOutcome, CallState, OfferOutcome
 from routing.publish import Projection, UnreadableBlock, agent_of
 from routing.state import CallEntry, evolve
+from routing.views import expected_wait_span_ms
 
 #: Length of a half-hour.
 SLOT_MS = 1_800_000
@@ -104,12 +107,26 @@ def wait_class(wait_ms: int) -> int:
     return sum(wait_ms >= bound for bound in WAIT_BOUNDS_MS)
 
 
+class Meter(Protocol):
+    """Who listens to the counting."""
+
+    def take(self, shard: str, sequence: int) -> bool:
+        """Whether this block's figures are wanted: those of a block that was taken before are not."""
+
+    def add(self, shard: str, queue: str, amounts: Mapping[str, int]) -> None:
+        """Figures of a queue; names as in `Row.figures`, and those of the promise."""
+
+
 class Counter(Projection):
     """A shard as its journal tells it, counted into rows."""
 
-    def __init__(self, shard: str, rows: Rows) -> None:
+    def __init__(self, shard: str, rows: Rows, meter: Meter | None = None) -> None:
         super().__init__(shard)
         self._rows = rows
+        self._meter = meter
+        self._metered = False
+        #: Expected wait that calls were told when they began to wait, by id, milliseconds.
+        self._promised: dict[str, int] = {}
         self._sequence = 0
         self._touched: dict[RowKey, Row] = {}
         #: Half-hour that is being counted; None before the first block.
@@ -123,6 +140,7 @@ class Counter(Projection):
             raise UnreadableBlock(f"{block.key} has format {block.format}, this code reads {codec.FORMAT}")
         state = self.state
         self._sequence = block.sequence
+        self._metered = self._meter is not None and self._meter.take(self.state.shard, block.sequence)
         try:
             if block.opening:
                 state.epoch = block.epoch
@@ -146,6 +164,8 @@ class Counter(Projection):
         if counted is not None:
             counted(self, event, now_ms)
         evolve(self.state, event, now_ms)
+        if self._metered and isinstance(event, model.CallQueued | model.CallTransferred):
+            self._promise(event.facts.call_id)
         if self._standing(agent_id) is not before:
             self._time(agent_id, before, now_ms)
 
@@ -190,6 +210,8 @@ class Counter(Projection):
         """Adds to the figures of the half-hour that `now_ms` lies in, unless the row has this block
         already.
         """
+        if self._metered and kind == QUEUE and self._meter is not None:
+            self._meter.add(self.state.shard, subject, amounts)
         row = self._rows.at(kind, subject, slot_of(now_ms))
         if row.counted_to >= self._sequence:
             return
@@ -206,6 +228,23 @@ class Counter(Projection):
         if row.counted_to < self._sequence:
             row.figures["wait_max_ms"] = max(wait_ms, row.figures.get("wait_max_ms", 0))
         return wait_ms
+
+    def _promise(self, call_id: str) -> None:
+        """Remembers the expected wait that a call was told which has just begun to wait, if there is one."""
+        entry = self.state.calls[call_id]
+        if entry.state is not CallState.WAITING or call_id in self._promised:
+            return
+        tally = self.state.tallies.get(entry.facts.queue)
+        span_ms = expected_wait_span_ms(entry.line, tally, max(0, entry.line.crowd.waiting - 1))
+        if span_ms > 0:
+            self._promised[call_id] = span_ms
+
+    def _keep_promise(self, entry: CallEntry, wait_ms: int) -> None:
+        told_ms = self._promised.pop(entry.facts.call_id, None)
+        if told_ms is not None and self._metered and self._meter is not None:
+            figures = {"promised": 1, "promised_ms": told_ms, "promised_real_ms": wait_ms}
+            figures["promised_error_ms"] = abs(told_ms - wait_ms)
+            self._meter.add(self.state.shard, entry.facts.queue, figures)
 
     def queued(self, event: model.CallQueued, now_ms: int) -> None:
         old = self.state.calls.get(event.facts.call_id)
@@ -238,6 +277,7 @@ class Counter(Projection):
         entry = self.state.calls[event.call_id]
         wait_ms = self._queue_wait(entry, now_ms, "answered")
         in_target = wait_ms <= entry.line.queue.service_level_span_ms
+        self._keep_promise(entry, wait_ms)
         figures = {"answered": 1, "answered_in_target": int(in_target), "wait_ms": wait_ms}
         self._add(QUEUE, entry.facts.queue, now_ms, **figures)
         self._add(AGENT, event.agent, now_ms, **figures)
@@ -245,6 +285,7 @@ class Counter(Projection):
     def ended(self, event: model.CallEnded, now_ms: int) -> None:
         entry = self.state.calls[event.call_id]
         queue = entry.facts.queue
+        self._promised.pop(event.call_id, None)
         if entry.state is CallState.CONNECTED:
             self._conversation(entry, now_ms)
         if event.outcome is CallOutcome.ABANDONED:

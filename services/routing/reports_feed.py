@@ -23,7 +23,7 @@ from chassis.lease import Lease, LeaseLost, run_in_rounds
 from routing.journal import ChainReader, JournalGap
 from routing.publish import UnreadableBlock
 from routing.relay import BeginAt, JournalTail
-from routing.reports import SLOT_MS, Counter, Rows, slot_of
+from routing.reports import SLOT_MS, Counter, Meter, Rows, slot_of
 from routing.reports_store import Counted, ReportStore
 
 #: Blocks of one shard read in one round.
@@ -66,9 +66,11 @@ class ShardReports:
         store: ReportStore,
         monotonic: Callable[[], float],
         begin_at: BeginAt = lambda shard, at_most: None,
+        meter: Meter | None = None,
     ) -> None:
         """Does no I/O."""
         self.shard = shard
+        self._meter = meter
         self._begin_at = begin_at
         self._tail = tail
         self._store = store
@@ -80,7 +82,7 @@ class ShardReports:
     def restart(self) -> None:
         """Forgets what is in memory: the next step begins with what is stored."""
         self._rows = Rows(lambda start_ms: self._store.load(self.shard, start_ms))
-        self._counter = Counter(self.shard, self._rows)
+        self._counter = Counter(self.shard, self._rows, self._meter)
         self._chain = ChainReader()
         self._cursor: Counted | None = None
         self._seen = Counted()
@@ -179,8 +181,10 @@ class Reports:
         *,
         begin_at: BeginAt = lambda shard, at_most: None,
         monotonic: Callable[[], float] = time.monotonic,
+        meter: Meter | None = None,
     ) -> None:
-        """Does no I/O. `begin_at` spares it the journal's beginning."""
+        """Does no I/O. `begin_at` spares it the journal's beginning; `meter` hears what is counted."""
+        self._meter = meter
         self._begin_at = begin_at
         self._tail = tail
         self._store = store
@@ -222,7 +226,7 @@ class Reports:
             for shard in self._tail.shards():
                 if shard not in self._shards:
                     self._shards[shard] = ShardReports(
-                        shard, self._tail, self._store, self._monotonic, self._begin_at
+                        shard, self._tail, self._store, self._monotonic, self._begin_at, self._meter
                     )
             self._discover_at = now
         most = 0

@@ -29,7 +29,7 @@ from typing import Any
 
 import structlog
 
-from chassis import client, server, tls
+from chassis import client, metrics, server, tls
 from chassis.errors import StartError
 from chassis.eventservice import EventSource
 from chassis.eventservice import scopes as event_scopes
@@ -48,6 +48,7 @@ from routing.leader import Leader
 from routing.links import SILENT_SECONDS_MIN, Routers, ShardLink
 from routing.menus.documents import DOCUMENTS as MENU_DOCUMENTS
 from routing.menus.servicer import Menus
+from routing.metrics_shard import ShardMetrics
 from routing.model import QueueConfig
 from routing.peers import PeerTable, watch_own, watch_peer
 from routing.planning.process import Elsewhere
@@ -106,6 +107,8 @@ class Router:
         self.peers.on_leader.append(self._leader_heard)
         #: By shard: this region's, and those that this router is a backup of.
         self.leaders: dict[str, Leader] = {}
+        self.figures = ShardMetrics(lambda: self.leaders)
+        metrics.use_source("shards", self.figures)
         self.leader = self._make_leader(settings.region)
         self.directory = DirectoryReader(self.database)
         self.front = self._make_front()
@@ -175,6 +178,7 @@ class Router:
         # What was read is not looked through again and again for garbage: with many calls that takes as long
         # as a caller notices.
         leader.on_lead.append(gc.freeze)
+        leader.on_lead.append(functools.partial(self.figures.begin, leader))
         return leader
 
     def who_leads(self, shard: str) -> str:
@@ -217,8 +221,10 @@ class Router:
     async def start(self) -> None:
         """Begins to follow or lead, to keep up with the directory and to watch the peers."""
         ensure_indexes((*DOCUMENTS, *MENU_DOCUMENTS))
-        # The journal is read meanwhile.
+        # The journal is read, and the shards' leaders are looked for, meanwhile.
         self._run(self.leader.run())
+        for link in self.links.values():
+            self._run(link.run())
         await asyncio.to_thread(geo.load)
         await asyncio.to_thread(hours.load)
         self._run(self._follow_directory(self.leader, self._apply))
@@ -228,8 +234,6 @@ class Router:
         self._run(self.menus.recorder.run())
         for address in self.routers.others():
             self._run(watch_peer(self.peers, self.routers.dialer, self.name, address))
-        for link in self.links.values():
-            self._run(link.run())
 
     def _follow_directory(
         self, leader: Leader, apply: Callable[[Snapshot], None], age_seconds: float = 0.0

@@ -51,6 +51,10 @@ _reconnects = metrics.counter(
 )
 
 
+#: When a message was given to the broker, ms since 1970 of real time.
+SENT_HEADER = "x-callmesh-sent-ms"
+
+
 class Outcome(enum.Enum):
     """What became of one message."""
 
@@ -125,7 +129,7 @@ class _Window:
             message_id=message.message_id or None,
             # A returned message carries no delivery tag; this one comes back with it.
             correlation_id=str(tag),
-            application_headers=dict(message.headers),
+            application_headers={**message.headers, SENT_HEADER: time.time_ns() // 1_000_000},
         )
         self.channel.basic_publish(
             content, exchange=message.exchange, routing_key=message.routing_key, mandatory=message.mandatory
