@@ -230,8 +230,9 @@ def span(name: str, **attributes: Any) -> Iterator[None]:
         yield
         return
     # An exception's text may hold anything, so only its class is told.
-    quiet = {"record_exception": False, "set_status_on_exception": False}
-    with _state.tracer.start_as_current_span(name, attributes=attributes, **quiet) as current:
+    with _state.tracer.start_as_current_span(
+        name, attributes=attributes, record_exception=False, set_status_on_exception=False
+    ) as current:
         try:
             yield
         except Exception as error:

@@ -11,11 +11,8 @@ from typing import Annotated, Any
 
 import typer
 
-#: Tokens that are made, by file: (subject, scopes).
-TOKENS = {
-    "peer.token": ("routers", "routing.shards.peer"),
-    "admin.token": ("admin", "*"),
-}
+#: What routers need of one another, and nobody else.
+PEER_SCOPE = "routing.shards.peer"
 #: How long a trial's tokens last, days.
 DAYS = 30
 
@@ -26,8 +23,26 @@ def _write(path: Path, content: bytes) -> None:
         file.write(content)
 
 
+def tokens() -> dict[str, tuple[str, str]]:
+    """Tokens that are made, by file: (subject, scopes). No token may hold a wildcard, so an administrator's
+    names every scope there is.
+    """
+    from chassis.eventservice import scopes as of_events
+    from crm.scopes import SCOPES as CRM
+    from marketing.scopes import SCOPES as MARKETING
+    from routing.scopes import SCOPES as ROUTING
+    from tickets.scopes import SCOPES as TICKETS
+
+    tables = {"crm": CRM, "marketing": MARKETING, "routing": ROUTING, "tickets": TICKETS}
+    every = {scope for one, table in tables.items() for scope in {**table, **of_events(one)}.values()}
+    return {
+        "peer.token": ("routers", PEER_SCOPE),
+        "admin.token": ("admin", " ".join(sorted(every - {PEER_SCOPE, ""}))),
+    }
+
+
 def make_keys(folder: Path, audience: str, days: int, now_seconds: float) -> list[str]:
-    """Writes signing.pem, jwks.json, place-token.key and the tokens of `TOKENS` into `folder`; the names."""
+    """Writes signing.pem, jwks.json, place-token.key and the `tokens` into `folder`; the names."""
     import jwt
     from cryptography.hazmat.primitives import serialization
     from cryptography.hazmat.primitives.asymmetric import ec
@@ -43,7 +58,7 @@ def make_keys(folder: Path, audience: str, days: int, now_seconds: float) -> lis
         "jwks.json": json.dumps({"keys": [{**public, "kid": kid, "use": "sig", "alg": "ES256"}]}).encode(),
         "place-token.key": secrets.token_bytes(32),
     }
-    for name, (subject, scope) in TOKENS.items():
+    for name, (subject, scope) in tokens().items():
         claims = {"sub": subject, "aud": audience, "scope": scope, "exp": int(now_seconds) + days * 86_400}
         files[name] = jwt.encode(claims, key, algorithm="ES256", headers={"kid": kid}).encode()
     folder.mkdir(parents=True, exist_ok=True, mode=0o700)

@@ -24,8 +24,8 @@ from tickets.knowledge import Library
 from tickets.opening import Opening
 from tickets.records import RECORDS, MongoRecords
 from tickets.reporting import ImportedCaseDocument, MongoImports
+from tickets.scopes import SCOPES
 from tickets.servicer import (
-    SCOPES,
     ExpertServicer,
     FlowServicer,
     KnowledgeServicer,

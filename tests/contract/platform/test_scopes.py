@@ -23,33 +23,39 @@ import callmesh
 import crm.scopes
 import marketing.scopes
 import routing.scopes
-import tickets.servicer
+import tickets.scopes
+from chassis import eventservice
 from chassis.config import ServiceSettings
 from chassis.grpc_status import error_info
 from chassis.server import ServiceBinding
 from chassis.testing.grpc import loopback_settings
 from chassis.testing.tokens import TokenMaker
 
-TABLES: Mapping[str, Mapping[str, str]] = {
+OWN: Mapping[str, Mapping[str, str]] = {
     "routing": routing.scopes.SCOPES,
     "crm": crm.scopes.SCOPES,
-    "tickets": tickets.servicer.SCOPES,
+    "tickets": tickets.scopes.SCOPES,
     "marketing": marketing.scopes.SCOPES,
 }
+#: As the servers use them: with the event log, which every service has.
+TABLES = {service: {**table, **eventservice.scopes(service)} for service, table in OWN.items()}
 ALL_SCOPES = {scope for table in TABLES.values() for scope in table.values()}
 #: Calls under way at once.
 TOGETHER = 32
 #: What only reads is named like this; the rest changes something or uses something up.
 READING = re.compile(
     r"/(Get|BatchGet|List|Find|Search|Lookup|Locate|Explain|Preview|Check|Validate|Compare|Evaluate|Suggest|Export"
-    r"|Render|Watch|Simulate|Forecast|Plan)[A-Z]"
+    r"|Render|Watch|Subscribe|Simulate|Forecast|Plan)(?:[A-Z]|$)"
 )
 
 
 def services_of(package: str) -> Iterator[tuple[Any, Any]]:
-    """(descriptor, module of the generated servicer) of every gRPC service of a package."""
+    """(descriptor, module of the generated servicer) of every gRPC service of a package, and of those that
+    all have.
+    """
     for found in pkgutil.walk_packages(callmesh.__path__, "callmesh."):
-        if found.name.startswith(f"callmesh.{package}.") and found.name.endswith("_pb2"):
+        ours = found.name.startswith((f"callmesh.{package}.", "callmesh.common."))
+        if ours and found.name.endswith("_pb2"):
             module = importlib.import_module(found.name)
             for descriptor in module.DESCRIPTOR.services_by_name.values():
                 yield descriptor, importlib.import_module(f"{found.name}_grpc")

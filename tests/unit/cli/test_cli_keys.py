@@ -9,7 +9,10 @@ import pytest
 from typer.testing import CliRunner
 
 from chassis.auth import JwtAuthenticator
+from chassis.jwks import FileKeys
 from cli.main import app
+
+SERVICES = {"routing", "crm", "tickets", "marketing"}
 
 
 def test_servers_take_the_keys_and_tokens(tmp_path: Path) -> None:
@@ -17,9 +20,13 @@ def test_servers_take_the_keys_and_tokens(tmp_path: Path) -> None:
     done = CliRunner().invoke(app, ["keys", str(folder), "--audience", "trial"])
     assert done.exit_code == 0
     assert len(done.stdout.split()) == 5
-    judge = JwtAuthenticator(str(folder / "jwks.json"), "", "trial", 30)
+    judge = JwtAuthenticator(FileKeys(str(folder / "jwks.json")), "", "trial", 30)
     peer = judge.authenticate(f"Bearer {(folder / 'peer.token').read_text()}")
     assert (peer.subject, peer.scopes) == ("routers", frozenset({"routing.shards.peer"}))
+    admin = judge.authenticate(f"Bearer {(folder / 'admin.token').read_text()}")
+    assert admin.subject == "admin" and {scope.partition(".")[0] for scope in admin.scopes} == SERVICES
+    assert {"routing.directory.write", "crm.customers.write", "tickets.admin"} <= admin.scopes
+    assert not any(scope.endswith(".peer") for scope in admin.scopes)
     assert len((folder / "place-token.key").read_bytes()) >= 32
     assert all(stat.S_IMODE(path.stat().st_mode) == 0o600 for path in folder.iterdir())
 
