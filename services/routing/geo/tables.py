@@ -29,9 +29,16 @@ NEAREST_TOWN_KM_MAX = 100
 
 
 def _rows(name: str) -> Iterator[dict[str, str]]:
+    columns, rows = _table(name)
+    return (dict(zip(columns, row, strict=True)) for row in rows)
+
+
+def _table(name: str) -> tuple[list[str], Iterator[list[str]]]:
+    """Names of the columns, and the rows."""
     raw = (resources.files(__package__) / "data" / name).read_bytes()
     text = gzip.decompress(raw) if name.endswith(".gz") else raw
-    return csv.DictReader(io.StringIO(text.decode("utf-8")))
+    rows = csv.reader(io.StringIO(text.decode("utf-8")))
+    return next(rows), rows
 
 
 def _place(row: Mapping[str, str], country: str) -> Place:
@@ -87,12 +94,11 @@ class World:
 
     def __init__(self) -> None:
         self.places = [_place(row, row["country"]) for row in _rows("world_places.csv.gz")]
-        self._place_numbers: dict[int, int] = {}
-        self._digits_max = 0
-        for row in _rows("world_prefixes.csv.gz"):
-            prefix, number = row["prefix"], row["place"]
-            self._place_numbers[int(prefix)] = int(number) if number else -1
-            self._digits_max = max(self._digits_max, len(prefix))
+        columns, rows = _table("world_prefixes.csv.gz")
+        prefix, number = columns.index("prefix"), columns.index("place")
+        # Every start of a router waits for these hundred thousand rows.
+        self._place_numbers = {int(row[prefix]): int(row[number] or -1) for row in rows}
+        self._digits_max = max(len(str(each)) for each in self._place_numbers)
 
     def find(self, digits: str) -> Place | None:
         """The place of an E.164 number without its "+", None when only the country is known."""
