@@ -6,6 +6,7 @@ import asyncio
 import secrets
 import socket
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -229,6 +230,35 @@ async def test_an_edge_reopens_anywhere_and_connects_once(centres: dict[str, Cen
     waited = centres["beijing"].router.leader.state.calls["c1"]
     assert waited.queued_ms <= queued.event_time.ToMilliseconds()
     again.cancel()
+
+
+async def test_a_placement_whose_answer_was_lost_connects_nowhere(
+    centres: dict[str, Centre], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Beijing takes the call and nobody hears of it; its agent accepts. The front tries the next region."""
+    here, there = (centres[region].seat(f"{region}-a") for region in ("beijing", "shanghai"))
+    for seat in (here, there):
+        await seat.until("status")
+    await known_everywhere(centres)
+    router = centres["shanghai"].router
+    monkeypatch.setattr(router.front, "_options", replace(router.front._options, place_seconds=0.3))
+    monkeypatch.setattr(router.links["beijing"], "_take", lambda message: None)
+    stream = centres["shanghai"].call("c1", "beijing")
+    stale = (await here.until("offer")).offer
+    here.send(accept={"offer_id": stale.offer_id})
+    assert (await until(stream, "queued")).shard == "shanghai"
+    assert (await there.accept()).call_id == "c1"
+    accepted = await until(stream, "accepted")
+    assert (await centres["shanghai"].routing.ConfirmCall(consent(accepted, "c1"))).confirmed
+    assert (await here.until("offer_gone")).offer_gone.offer_id == stale.offer_id
+    left_behind = centres["beijing"].router.leader.state
+    assert left_behind.calls["c1"].outcome == "moved" and not left_behind.agents["beijing-a"].calls
+    late = routing_pb2.ConfirmCallRequest(
+        call_id="c1", offer_id=stale.offer_id, version={"attempt": 1, "move": 1}, shard="beijing"
+    )
+    answer = await centres["beijing"].routing.ConfirmCall(late)
+    assert not answer.confirmed and answer.refusal
+    stream.cancel()
 
 
 async def test_a_conversation_is_handed_on_to_another_regions_agent(centres: dict[str, Centre]) -> None:
