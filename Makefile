@@ -17,10 +17,10 @@ PY := $(BIN)/python
 PYTEST_ARGS ?=
 
 STAMP := $(VENV)/.installed
-CODE := services tests tools $(wildcard bench) $(wildcard sim)
+CODE := services tests tools examples $(wildcard bench) $(wildcard sim)
 
 .PHONY: help fuzz setup test-deploy test-image chart-readme proto proto-deps proto-baseline fmt fmt-check lint types test test-unit demo up down status \
-        bench sim chaos clean lock settings-doc system-packages
+        bench sim chaos clean lock settings-doc api-doc system-packages
 
 help: ## this list
 	@echo "callmesh. Usage: make <target> [VARIABLE=value ...]"; echo
@@ -59,6 +59,9 @@ proto-baseline: proto-deps ## record today's protos as the baseline of the break
 
 lock: $(STAMP) ## pin and hash requirements*.in into requirements*.txt (add UPGRADE=1 for the newest versions)
 	@$(PY) tools/lock.py $(if $(UPGRADE),--upgrade)
+
+api-doc: proto ## write docs/api from the protos' comments and the scope tables
+	@$(PY) tools/make_api_doc.py
 
 settings-doc: proto ## write docs/settings.md from the services' settings classes
 	@$(PY) tools/make_settings_doc.py

@@ -23,7 +23,7 @@ from typing import Any
 import grpc
 from grpc.aio import EOF, AbortError, BaseError  # type: ignore[attr-defined]
 
-from chassis import auth, callcontext, errors, limits, logs, metrics, telemetry, wellknown
+from chassis import auth, callcontext, deprecation, errors, limits, logs, metrics, telemetry, wellknown
 from chassis.callcontext import CallContext
 from chassis.errors import (
     CallmeshError,
@@ -133,6 +133,7 @@ class Method:
         self.deserialize: Callable[[bytes], Any] = handler.request_deserializer or bytes
         descriptor = self._descriptor()
         self.has_times = descriptor is not None and wellknown.has_times(descriptor)
+        self.deprecation = deprecation.of(guard.service, full_name, descriptor)
         self.serialize: Callable[[Any], bytes] = handler.response_serializer or bytes
         #: Declared in the proto, left to the generated base class.
         self.unimplemented = getattr(function, "__module__", "").endswith("_pb2_grpc")
@@ -217,6 +218,8 @@ class Method:
                     request = self._parse(request)
                 elif (pace := call.pace()) is not None:
                     request, context = _paced(request, pace), _PacedContext(context, pace)
+                if self.deprecation is not None:
+                    self.deprecation.warn(request if parse else None, call.context)
                 response = await function(request, context)
                 data = serialize(response)
                 call.finish_ok()
@@ -241,6 +244,8 @@ class Method:
                     request = self._parse(request)
                 elif (pace := call.pace()) is not None:
                     request, context = _paced(request, pace), _PacedContext(context, pace)
+                if self.deprecation is not None:
+                    self.deprecation.warn(request if parse else None, call.context)
                 await run(request, context)
                 call.finish_ok()
             except BaseException as error:

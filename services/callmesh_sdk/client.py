@@ -1,0 +1,259 @@
+"""Connections, tokens, deadlines and repeats: what every call of a partner has in common.
+
+A call is repeated when that cannot do anything twice:
+1. It only reads (`READING`), it is idempotent by contract (`IDEMPOTENT`), or it carries a `request_id`; then
+   after UNAVAILABLE, at the next address where there are several.
+2. A limit refused it before anything was done (RESOURCE_EXHAUSTED with RetryInfo), whatever it is.
+Never after DEADLINE_EXCEEDED, never beyond the call's own deadline, and `tries_max` times at most. The pause
+is the server's advice or a growing one with jitter.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import random
+import re
+import time
+import uuid
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+
+import grpc
+
+from callmesh_sdk import errors
+from chassis import client as dialling
+from chassis import tls
+
+#: First and longest pause between two tries, seconds, when the server advises none.
+PAUSE_SECONDS_MIN, PAUSE_SECONDS_MAX = 0.1, 2.0
+#: Methods that only read, by the first word of their names.
+READING = re.compile(
+    r"(Get|BatchGet|List|Find|Search|Lookup|Explain|Check|Preview|Validate|Compare|Evaluate|Suggest|Forecast)[A-Z]"
+)
+#: Methods whose repeat does nothing twice, by contract.
+IDEMPOTENT = frozenset(
+    f"/callmesh.routing.v1.RoutingService/{name}"
+    for name in ("ConfirmCall", "HangUp", "EndCall", "ReprioritizeCall", "RequestCallback")
+)
+
+StubType = TypeVar("StubType")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Options:
+    """Where the platform is and how this partner calls it."""
+
+    #: Service ("routing", "crm", "tickets", "marketing") -> "host:port" of its servers, the preferred one
+    #: first.
+    addresses: Mapping[str, Sequence[str]]
+    #: Bearer token; or, better, a file that somebody renews.
+    token: str = field(default="", repr=False)
+    token_file: str = ""
+    #: Authority of the servers' certificates (PEM); empty: plain text.
+    ca_file: str = ""
+    #: This partner's own certificate and key (PEM), where the servers ask for one.
+    cert_file: str = ""
+    key_file: str = ""
+    #: Language of errors, an Accept-Language value: "zh-CN", "en".
+    language: str = ""
+    #: Deadline of a call that names none, seconds.
+    deadline_seconds: float = 5.0
+    #: How often a call is made at most.
+    tries_max: int = 4
+    #: How long a broken stream is tried to be opened again before it is given up, seconds.
+    give_up_seconds: float = 120.0
+
+
+class _Files(tls.Certificates):
+    """A partner's certificate files; its own certificate may be missing."""
+
+    def __init__(self, options: Options) -> None:
+        own = [options.cert_file, options.key_file] if options.cert_file else []
+        self._files = tls.WatchedFiles([options.ca_file, *own])
+
+    def current(self) -> tls.Pem:
+        authority, *own = self._files.contents()
+        certificate, key = own or (None, None)
+        return tls.Pem(certificate=certificate, key=key, authority=authority)  # type: ignore[arg-type]
+
+
+class _Token(tls.TokenFile):
+    """A token that stays."""
+
+    def __init__(self, token: str) -> None:
+        self._fixed = token
+
+    def token(self) -> str | None:
+        return self._fixed or None
+
+
+class Backoff:
+    """Pauses that double, with jitter."""
+
+    def __init__(self) -> None:
+        self._next = PAUSE_SECONDS_MIN
+
+    def seconds(self, error: errors.CallError) -> float:
+        """The next pause; at least what the server asked for."""
+        pause = self._next * random.uniform(0.5, 1.0)
+        self._next = min(2 * self._next, PAUSE_SECONDS_MAX)
+        return max(pause, error.retry_seconds or 0.0)
+
+    def reset(self) -> None:
+        """All is well again."""
+        self._next = PAUSE_SECONDS_MIN
+
+
+class Client:
+    """A partner's connections. Belongs to one event loop; use it as a context manager."""
+
+    def __init__(self, options: Options) -> None:
+        """chassis.errors.StartError when a named file cannot be read."""
+        self.options = options
+        token = tls.TokenFile(options.token_file) if options.token_file else _Token(options.token)
+        self._dialer = dialling.Dialer(_Files(options) if options.ca_file else None, token)
+        self._turn: dict[str, int] = {}
+
+    async def __aenter__(self) -> Client:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.close()
+
+    async def close(self) -> None:
+        """Closes every connection."""
+        await self._dialer.close()
+
+    # --- for the other parts of this package ---------------------------------------------------------------
+
+    def channel(self, service: str) -> grpc.aio.Channel:
+        """To the present server of a service. KeyError for a service without an address."""
+        addresses = self.options.addresses[service]
+        return self._dialer.channel(addresses[self._turn.get(service, 0) % len(addresses)])
+
+    def next_server(self, service: str) -> None:
+        """The present server is no good: the next one's turn."""
+        self._turn[service] = self._turn.get(service, 0) + 1
+
+    def metadata(self) -> tuple[tuple[str, str], ...]:
+        """What every call carries."""
+        language = self.options.language
+        return self._dialer.metadata() + ((("accept-language", language),) if language else ())
+
+    # --- calls ---------------------------------------------------------------------------------------------
+
+    def stub(self, stub: type[StubType], service: str = "") -> StubType:
+        """An instance of a generated stub class whose unary methods repeat what is safe and raise
+        `CallError`s.
+
+        `service` names the addresses; by default the one that the stub's package is of. Streams of requests
+        or responses are passed through, their errors translated; for the three streams that have to be opened
+        again, use `Caller`, `Desk` and `follow`.
+        """
+        owner = service or stub.__module__.split(".")[1]
+        return stub(_Channel(self, owner))  # type: ignore[call-arg]
+
+    async def unary(
+        self,
+        service: str,
+        method: str,
+        make: Callable[[grpc.aio.Channel], Any],
+        request: Any,
+        timeout: float | None,
+    ) -> Any:
+        """One unary call with its repeats. `CallError`."""
+        request, safe = _prepared(method, request)
+        left = self.options.deadline_seconds if timeout is None else timeout
+        deadline, backoff = time.monotonic() + left, Backoff()
+        for turn in range(1, self.options.tries_max + 1):
+            try:
+                calling = make(self.channel(service))
+                return await calling(request, timeout=deadline - time.monotonic(), metadata=self.metadata())
+            except grpc.aio.AioRpcError as raised:
+                error = errors.of(raised)
+            pause = backoff.seconds(error)
+            if turn == self.options.tries_max or not _worth_repeating(error, safe):
+                raise error
+            if time.monotonic() + pause >= deadline:
+                raise error
+            if isinstance(error, errors.Unavailable):
+                self.next_server(service)
+            await asyncio.sleep(pause)
+        raise AssertionError("unreachable")
+
+
+def _prepared(method: str, request: Any) -> tuple[Any, bool]:
+    """The request with a `request_id` where it takes one, and whether its repeat is safe."""
+    if "request_id" in request.DESCRIPTOR.fields_by_name:
+        if not request.request_id:
+            copy = type(request)()
+            copy.CopyFrom(request)
+            copy.request_id = str(uuid.uuid4())
+            request = copy
+        return request, True
+    return request, method in IDEMPOTENT or bool(READING.match(method.rpartition("/")[2]))
+
+
+def _worth_repeating(error: errors.CallError, safe: bool) -> bool:
+    if isinstance(error, errors.ResourceExhausted):
+        return error.retry_seconds is not None
+    return safe and isinstance(error, errors.Unavailable)
+
+
+class _Channel:
+    """What a generated stub takes for a channel."""
+
+    def __init__(self, client: Client, service: str) -> None:
+        self._client = client
+        self._service = service
+
+    def unary_unary(
+        self, method: str, request_serializer: Any = None, response_deserializer: Any = None, **_: Any
+    ) -> Callable[..., Any]:
+        """A method that answers once."""
+
+        def make(channel: grpc.aio.Channel) -> Any:
+            return channel.unary_unary(method, request_serializer, response_deserializer)
+
+        async def call(request: Any, timeout: float | None = None) -> Any:
+            return await self._client.unary(self._service, method, make, request, timeout)
+
+        return call
+
+    def _passed_through(
+        self,
+        kind: str,
+        method: str,
+        request_serializer: Any = None,
+        response_deserializer: Any = None,
+        **_: Any,
+    ) -> Callable[..., Any]:
+        def call(requests: Any, timeout: float | None = None) -> Any:
+            channel = self._client.channel(self._service)
+            made = getattr(channel, kind)(method, request_serializer, response_deserializer)
+            return made(requests, timeout=timeout, metadata=self._client.metadata())
+
+        async def once(requests: Any, timeout: float | None = None) -> Any:
+            try:
+                return await call(requests, timeout)
+            except grpc.aio.AioRpcError as error:
+                raise errors.of(error) from None
+
+        async def many(requests: Any, timeout: float | None = None) -> AsyncIterator[Any]:
+            opened = call(requests, timeout)
+            try:
+                async for message in opened:
+                    yield message
+            except grpc.aio.AioRpcError as error:
+                raise errors.of(error) from None
+            finally:
+                opened.cancel()
+
+        return once if kind == "stream_unary" else many
+
+    def __getattr__(self, kind: str) -> Any:
+        if kind in ("unary_stream", "stream_unary", "stream_stream"):
+            return functools.partial(self._passed_through, kind)
+        raise AttributeError(kind)

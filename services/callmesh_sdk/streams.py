@@ -1,0 +1,64 @@
+"""What the three streams that are opened again have in common: when to go on trying."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+
+import grpc
+
+from callmesh_sdk import errors
+from callmesh_sdk.client import Backoff, Client
+
+#: What a stream that breaks with it may be opened again after; the rest is a refusal.
+_BROKEN = (
+    grpc.StatusCode.UNAVAILABLE,
+    grpc.StatusCode.CANCELLED,
+    grpc.StatusCode.UNKNOWN,
+    grpc.StatusCode.INTERNAL,
+    grpc.StatusCode.DEADLINE_EXCEEDED,
+    grpc.StatusCode.RESOURCE_EXHAUSTED,
+)
+
+
+class Reopening:
+    """Decides after each break whether a stream is opened once more, and waits until then."""
+
+    def __init__(self, client: Client, service: str) -> None:
+        self._client = client
+        self._service = service
+        self._backoff = Backoff()
+        self._since: float | None = None
+
+    def well(self) -> None:
+        """The stream gave something: the next break is a first one."""
+        self._since = None
+        self._backoff.reset()
+
+    async def after(self, raised: grpc.aio.AioRpcError | None) -> None:
+        """Waits before the next try, at the next server. `CallError` when the server refused, or nothing came
+        of it for `give_up_seconds`.
+        """
+        if raised is None:
+            # Ended in order by a server that ends: another one goes on.
+            await asyncio.sleep(
+                self._backoff.seconds(errors.CallError("", code=grpc.StatusCode.OK, error=_NOTHING))
+            )
+            return
+        error, now = errors.of(raised), time.monotonic()
+        self._since = now if self._since is None else self._since
+        if raised.code() not in _BROKEN or now - self._since > self._client.options.give_up_seconds:
+            raise error from None
+        self._client.next_server(self._service)
+        await asyncio.sleep(self._backoff.seconds(error))
+
+
+class _Nothing(grpc.RpcError):
+    """An error without details."""
+
+    def trailing_metadata(self) -> tuple[()]:
+        """None."""
+        return ()
+
+
+_NOTHING = _Nothing()
