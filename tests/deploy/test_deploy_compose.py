@@ -2,17 +2,81 @@
 
 from __future__ import annotations
 
+import shutil
+import subprocess
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
 from tests.deploy.chart_renders import ROOT, settings_class
+from tests.deploy.compose_model import Compose
 
-SERVICES: dict[str, Any] = yaml.safe_load((ROOT / "deploy" / "docker" / "compose.yaml").read_text())[
-    "services"
-]
+FILE = ROOT / "deploy" / "docker" / "compose.yaml"
+COMPOSE: dict[str, Any] = yaml.safe_load(FILE.read_text())
+SERVICES: dict[str, Any] = COMPOSE["services"]
 OURS = {name: one for name, one in SERVICES.items() if one["image"] == "callmesh" and name != "keys"}
+
+
+def test_it_is_a_compose_file_whose_parts_find_each_other() -> None:
+    compose = Compose.model_validate(COMPOSE)
+    for name, service in compose.services.items():
+        for mount in service.volumes:
+            source = mount.split(":")[0]
+            assert not source.startswith("../") or (FILE.parent / source).exists(), f"{name}: {source}"
+    build = compose.services["keys"].build
+    assert build and (FILE.parent / build.context / build.dockerfile).exists()
+
+
+@pytest.mark.parametrize(("change", "said"), [
+    ({"services": {"crm": {"image": "mongo:latest"}}}, "image"),
+    ({"services": {"crm": {"image": "mongo:7", "comand": []}}}, "comand"),
+    ({"services": {"crm": {"image": "mongo:7", "ports": ["7140:7100"]}}}, "ports"),
+    ({"services": {"crm": {"image": "mongo:7", "depends_on": {"db": {"condition": "service_healthy"}}}}},
+     "waits for db"),
+    ({"services": {"crm": {"image": "mongo:7", "environment": {"MONGO_URI": "mongodb://db:27017"}}}}, "for db"),
+    ({"services": {"crm": {"image": "mongo:7", "volumes": ["data:/data"]}}}, "data"),
+])  # fmt: skip
+def test_the_check_itself_finds_what_is_wrong(change: dict[str, Any], said: str) -> None:
+    with pytest.raises(ValueError, match=said):
+        Compose.model_validate({"name": "it", "configs": {}, "volumes": {}} | change)
+
+
+def test_an_engine_would_take_it() -> None:
+    """Where Docker's own compose is installed; it needs no engine to read a file."""
+    asks = ["docker", "compose", "version"]
+    if not shutil.which("docker") or subprocess.run(asks, capture_output=True, check=False).returncode != 0:
+        pytest.skip("docker compose is not installed")
+    done = subprocess.run(
+        ["docker", "compose", "--file", str(FILE), "config", "--quiet"],
+        capture_output=True, text=True, timeout=60, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+
+
+def test_the_database_is_a_set_and_its_address_names_all_of_it() -> None:
+    members = {name for name, one in SERVICES.items() if one["image"].startswith("mongo:")}
+    assert len(members) == 3
+    for name in OURS:
+        uri = OURS[name]["environment"]["MONGO_URI"]
+        assert {host.partition(":")[0] for host in uri.split("/")[2].split(",")} == members
+
+
+def test_what_is_seen_is_provisioned() -> None:
+    """Prometheus with the rules, Grafana with both sources and the dashboards, and traces that arrive."""
+    sources = yaml.safe_load(COMPOSE["configs"]["datasources"]["content"])["datasources"]
+    for one in sources:
+        host, _, port = one["url"].removeprefix("http://").partition(":")
+        assert host in SERVICES and port.isdigit()
+    (provider,) = yaml.safe_load(COMPOSE["configs"]["dashboards"]["content"])["providers"]
+    mounts = dict(mount.split(":")[:2] for mount in SERVICES["grafana"]["volumes"])
+    assert mounts["../observability/dashboards"] == provider["options"]["path"]
+    config = yaml.safe_load(COMPOSE["configs"]["prometheus"]["content"])
+    targets = {mount.split(":")[1] for mount in SERVICES["prometheus"]["volumes"]}
+    assert set(config["rule_files"]) <= targets
+    assert {one["environment"]["OTEL_EXPORTER_OTLP_ENDPOINT"] for one in OURS.values()} == {
+        "http://traces:4318"
+    }
 
 
 def test_every_process_is_there() -> None:
@@ -44,8 +108,7 @@ def test_a_process_starts_with_its_environment(
 
 
 def test_what_is_scraped_is_what_runs() -> None:
-    text = (ROOT / "deploy" / "docker" / "compose.yaml").read_text()
-    config = yaml.safe_load(yaml.safe_load(text)["configs"]["prometheus"]["content"])
+    config = yaml.safe_load(COMPOSE["configs"]["prometheus"]["content"])
     assert {
         target for job in config["scrape_configs"] for s in job["static_configs"] for target in s["targets"]
     } == {f"{name}:7101" for name in OURS}
