@@ -6,13 +6,15 @@ import asyncio
 import shutil
 import tempfile
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Mapping
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
 import pytest_asyncio
 from tests.e2e.platform_parties import CLOCK_SPEED, FOLLOW_UP_SECONDS, EventTap, Wire, furnish
+from tests.e2e.platform_traces import Spans, agent, collecting
 
 from chassis.localstack import PortInUse, find_mongod, find_rabbitmq_server, free_ports
 from cli import plan
@@ -39,11 +41,11 @@ def _clock() -> dict[str, str]:
     }
 
 
-def _started(run_dir: Path) -> Stack:
-    """A healthy stack on free ports."""
+def _started(run_dir: Path, telemetry: Mapping[str, str]) -> Stack:
+    """A healthy stack on free ports, whose processes get the settings `telemetry` too."""
     for attempt in range(1, START_TRIES_MAX + 1):
         base = free_ports(plan.PORT_OFFSET_MAX + 1)[0]
-        env = SETTINGS | _clock()
+        env = SETTINGS | _clock() | telemetry
         stack = Stack(StackConfig(run_dir=run_dir / str(base), port_base=base, env=env))
         try:
             stack.start()
@@ -54,14 +56,46 @@ def _started(run_dir: Path) -> Stack:
     raise AssertionError("unreachable")
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Collected:
+    """What a collector of traces saw, and the settings of who sends to it."""
+
+    #: None where there is no collector: then nothing is sent, and nothing can be asserted.
+    spans: Spans | None
+    settings: Mapping[str, str]
+
+
 @pytest.fixture(scope="session")
-def platform_stack() -> Iterator[Stack]:
+def collected() -> Iterator[Collected]:
+    """A collector for the platform's traces, where its package is installed."""
+    program = agent()
+    if program is None:
+        yield Collected(spans=None, settings={})
+        return
+    run_dir = Path(tempfile.mkdtemp(prefix="callmesh-collector-"))
+    try:
+        with collecting(program, run_dir) as (spans, settings):
+            yield Collected(spans=spans, settings=settings)
+    finally:
+        shutil.rmtree(run_dir, ignore_errors=True)
+
+
+@pytest.fixture(scope="session")
+def spans(collected: Collected) -> Spans:
+    """What came out of the collector."""
+    if collected.spans is None:
+        pytest.skip("needs a collector: pip install rotel")
+    return collected.spans
+
+
+@pytest.fixture(scope="session")
+def platform_stack(collected: Collected) -> Iterator[Stack]:
     """The platform with its directory furnished; gone afterwards, whatever happens."""
     if find_mongod() is None or find_rabbitmq_server() is None:
         pytest.skip("needs mongod and rabbitmq-server")
     run_dir = Path(tempfile.mkdtemp(prefix="callmesh-e2e-"))
     try:
-        stack = _started(run_dir)
+        stack = _started(run_dir, collected.settings)
         try:
             asyncio.run(_furnish(stack))
             yield stack
