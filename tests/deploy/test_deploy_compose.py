@@ -34,7 +34,7 @@ def test_it_is_a_compose_file_whose_parts_find_each_other() -> None:
     ({"services": {"crm": {"image": "mongo:7", "ports": ["7140:7100"]}}}, "ports"),
     ({"services": {"crm": {"image": "mongo:7", "depends_on": {"db": {"condition": "service_healthy"}}}}},
      "waits for db"),
-    ({"services": {"crm": {"image": "mongo:7", "environment": {"MONGO_URI": "mongodb://db:27017"}}}}, "for db"),
+    ({"services": {"crm": {"image": "mongo:7", "environment": {"URI": "mongodb://db:27017"}}}}, "for db"),
     ({"services": {"crm": {"image": "mongo:7", "volumes": ["data:/data"]}}}, "data"),
 ])  # fmt: skip
 def test_the_check_itself_finds_what_is_wrong(change: dict[str, Any], said: str) -> None:
