@@ -37,8 +37,9 @@ PLACES = {
 }
 REGIONS = tuple(PLACES)
 ROUTERS_A_REGION = 2
-#: Regions that have a worker.
+#: Regions that have a worker, and by how much it gives way to routers.
 WORKERS = ("beijing", "chengdu")
+WORKERS_NICE = 10
 #: Takes every event, so that the workers publish; nobody reads it.
 SINK_QUEUE, SINK_MESSAGES_MAX = "chaos.sink", 10_000
 EVENTS_EXCHANGE = "routing.events"
@@ -135,7 +136,8 @@ class RegionFloor:
         if region in self._workers:
             own = {"ROUTING_ADVERTISE": self._advertised(name_of(region, 0))}
             settings = own | self._http_settings(region, region)
-            self._start("routing.worker", self._workers[region], region, settings)
+            # On the same cores as the routers, which it would not be in a centre: callers go first.
+            self._start("routing.worker", self._workers[region], region, settings, nice=WORKERS_NICE)
 
     def _start_router(self, region: str, name: str) -> None:
         host, port = self.net.listen(region, self._ports[name])
@@ -151,7 +153,9 @@ class RegionFloor:
         host, _ = self.net.listen(region, self._ports[name_of(region, 0)])
         return {"ROUTING_HTTP_HOST": host, "ROUTING_HTTP_PORT": str(self._http[name])}
 
-    def _start(self, module: str, process: ManagedProcess, region: str, own: Mapping[str, str]) -> None:
+    def _start(
+        self, module: str, process: ManagedProcess, region: str, own: Mapping[str, str], nice: int = 0
+    ) -> None:
         kept = {name: os.environ[name] for name in ("PATH", "HOME", "LANG") if name in os.environ}
         peers = ",".join(f"{name.partition('-')[0]}={self._advertised(name)}" for name in self._ports)
         common = {
@@ -162,7 +166,8 @@ class RegionFloor:
             "ROUTING_PEERS": peers,
             "LOG_LEVEL": os.environ.get("LOG_LEVEL", "warning"),
         }
-        command = self.net.command(region, [sys.executable, "-m", module])
+        wanted = ["nice", "-n", str(nice), sys.executable, "-m", module]
+        command = self.net.command(region, wanted if nice else wanted[3:])
         process.start(command, env=kept | common | dict(own), cwd=ROOT)
 
     def _url(self, name: str, path: str) -> str:
