@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from routing.model import (
     AgentDraining,
+    AgentView,
+    Answer,
     CallAttached,
     CallbackDue,
     CallbackRequested,
@@ -17,6 +21,7 @@ from routing.model import (
     CallResumed,
     CallsForgotten,
     CallTransferred,
+    CallView,
     CallWrappedUp,
     Event,
     Fact,
@@ -31,33 +36,64 @@ from routing.state import ShardState
 from routing.views import view_agent, view_call
 
 #: Not CallDetached: whoever let go of the call knows, and nobody else has a stream that it is about.
-_OF_CALL = (
-    CallAttached,
-    CallConnected,
-    CallEnded,
-    CallOffered,
-    CallOverflowing,
-    CallReprioritized,
-    CallResumed,
-    CallWrappedUp,
-    CallbackDue,
-    CallbackRequested,
-    CallMonitored,
-    OfferAccepted,
-    OfferEnded,
+_OF_CALL = frozenset(
+    {
+        CallAttached,
+        CallConnected,
+        CallEnded,
+        CallOffered,
+        CallOverflowing,
+        CallReprioritized,
+        CallResumed,
+        CallWrappedUp,
+        CallbackDue,
+        CallbackRequested,
+        CallMonitored,
+        OfferAccepted,
+        OfferEnded,
+    }
 )
-_OF_AGENT = (
-    AgentDraining,
-    CallConnected,
-    CallOffered,
-    CallWrappedUp,
-    OfferAccepted,
-    OfferEnded,
-    PresenceSet,
-    SessionClosed,
-    SessionDetached,
-    SessionOpened,
+_OF_AGENT = frozenset(
+    {
+        AgentDraining,
+        CallConnected,
+        CallOffered,
+        CallWrappedUp,
+        OfferAccepted,
+        OfferEnded,
+        PresenceSet,
+        SessionClosed,
+        SessionDetached,
+        SessionOpened,
+    }
 )
+_HEARD = _OF_CALL | _OF_AGENT | {CallQueued, CallTransferred}
+
+
+class _Views:
+    """Calls and agents as they are after one command, each looked at once."""
+
+    __slots__ = ("_agents", "_calls", "_state")
+
+    def __init__(self, state: ShardState, answer: Answer) -> None:
+        self._state = state
+        call, agent = answer.call, answer.agent
+        self._calls: dict[str, CallView] = {call.facts.call_id: call} if call is not None else {}
+        self._agents: dict[str, AgentView] = {agent.agent: agent} if agent is not None else {}
+
+    def call(self, call_id: str) -> CallView | None:
+        """None for an unknown call."""
+        view = self._calls.get(call_id)
+        if view is None and call_id in self._state.calls:
+            view = self._calls[call_id] = view_call(self._state, call_id)
+        return view
+
+    def agent(self, agent_id: str) -> AgentView | None:
+        """None for an unknown agent."""
+        view = self._agents.get(agent_id)
+        if view is None and agent_id in self._state.agents:
+            view = self._agents[agent_id] = view_agent(self._state, agent_id)
+        return view
 
 
 class Audience:
@@ -81,14 +117,19 @@ class Audience:
         audience._agents = {agent_id: agent.front for agent_id, agent in state.agents.items() if agent.front}
         return audience
 
-    def facts(self, state: ShardState, events: list[Event], now_ms: int) -> list[tuple[str, Fact]]:
-        """(front, fact) of each event, in order; views are of the state as it is now."""
+    def facts(
+        self, state: ShardState, events: list[Event], answer: Answer, now_ms: int
+    ) -> list[tuple[str, Fact]]:
+        """(front, fact) of each event, in order; views are of the state as it is now, which those of the
+        `answer` to the same command show too.
+        """
         facts: list[tuple[str, Fact]] = []
+        views = _Views(state, answer)
         for event in events:
-            if isinstance(event, CallsForgotten):
-                for forgotten in event.call_ids:
-                    self._calls.pop(forgotten, None)
-                    self._agent_of.pop(forgotten, None)
+            kind = type(event)
+            if kind is CallsForgotten:
+                self._forget(event)
+            if kind not in _HEARD:
                 continue
             call_id, agent_id = self._subjects(event)
             fronts = self._fronts(state, call_id, agent_id)
@@ -97,36 +138,44 @@ class Audience:
             fact = Fact(
                 event=event,
                 now_ms=now_ms,
-                call=view_call(state, call_id) if call_id in state.calls else None,
-                agent=view_agent(state, agent_id) if agent_id in state.agents else None,
+                call=views.call(call_id),
+                agent=views.agent(agent_id),
             )
             facts.extend((front, fact) for front in fronts)
         return facts
 
+    def _forget(self, event: CallsForgotten) -> None:
+        for call_id in event.call_ids:
+            self._calls.pop(call_id, None)
+            self._agent_of.pop(call_id, None)
+
     def _fronts(self, state: ShardState, call_id: str, agent_id: str) -> list[str]:
         """Those that hold the call or the agent, or did until now; each once, in order."""
-        fronts = [*self._fronts_of_call(state, call_id), *self._fronts_of_agent(state, agent_id)]
+        fronts = self._fronts_of_call(state, call_id)
+        if agent_id:
+            fronts += self._fronts_of_agent(state, agent_id)
         first = fronts[0]
         if fronts.count(first) == len(fronts):
             # As nearly always: one router has held both all the time.
             return [first] if first else []
         return sorted({*fronts} - {""})
 
-    def _subjects(self, event: Event) -> tuple[str, str]:
+    def _subjects(self, event: Any) -> tuple[str, str]:
         """(call id, agent id) that an event is about; "" for none."""
-        if isinstance(event, CallQueued):
+        kind = type(event)
+        if kind is CallQueued:
             return event.facts.call_id, ""
-        if isinstance(event, CallTransferred):
+        if kind is CallTransferred:
             self._agent_of.pop(event.facts.call_id, None)
             return event.facts.call_id, event.agent
-        call_id = event.call_id if isinstance(event, _OF_CALL) else ""
-        if isinstance(event, CallEnded):
+        call_id = event.call_id if kind in _OF_CALL else ""
+        if kind is CallEnded:
             return call_id, self._agent_of.pop(call_id, "")
-        if isinstance(event, CallOffered):
+        if kind is CallOffered:
             self._agent_of[call_id] = event.agent
-        elif isinstance(event, OfferEnded):
+        elif kind is OfferEnded:
             self._agent_of.pop(call_id, None)
-        return call_id, event.agent if isinstance(event, _OF_AGENT) else ""
+        return call_id, event.agent if kind in _OF_AGENT else ""
 
     def _fronts_of_call(self, state: ShardState, call_id: str) -> list[str]:
         """The call's front before and now; "" for none. Nothing for no call."""

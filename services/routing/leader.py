@@ -16,13 +16,13 @@ import asyncio
 import contextlib
 import enum
 import hashlib
-import heapq
 import random
 import secrets
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from math import inf
 
 import structlog
 
@@ -263,6 +263,8 @@ class Leader:
         self._pending: deque[_Pending] = deque()
         self._work = asyncio.Event()
         self._timer = asyncio.Event()
+        #: The timers sleep until then (business milliseconds); an earlier deadline wakes them.
+        self._timer_ms: float = inf
         self._led = asyncio.Event()
         #: Wakes a candidate that need not wait any longer.
         self._turn = asyncio.Event()
@@ -456,7 +458,7 @@ class Leader:
         try:
             events, answer = step(self.state, command, now_ms)
             packed = [codec.pack(event) for event in events]
-            facts = self._audience.facts(self.state, events, now_ms)
+            facts = self._audience.facts(self.state, events, answer, now_ms)
         except Exception as error:
             _POISON.labels(self.shard).inc()
             log.exception("poison_command", shard=self.shard, command=type(command).__name__)
@@ -471,7 +473,9 @@ class Leader:
     def _enqueue(self, pending: _Pending) -> None:
         self._pending.append(pending)
         self._work.set()
-        self._timer.set()
+        earliest_ms = self.state.deadlines.earliest_ms
+        if self.state.unpaired or earliest_ms < self._timer_ms or earliest_ms <= pending.now_ms:
+            self._timer.set()
 
     # --- life
 
@@ -961,6 +965,7 @@ class Leader:
         while True:
             self._timer.clear()
             due = next_deadline(self.state)
+            self._timer_ms = inf if due is None else due[0]
             delay = None if due is None else self._clock.real_seconds((due[0] - self.now_ms()) / 1000.0)
             if self.state.unpaired:
                 # A command offered as much as one may; the rest follows at once.
@@ -1032,6 +1037,7 @@ class Leader:
 
     def _park_timer(self) -> None:
         """A timer that the engine fails on is set aside, so that the others go on."""
-        if self.state.deadlines:
-            _, kind, owner = heapq.heappop(self.state.deadlines)
+        parked = self.state.deadlines.drop_first()
+        if parked is not None:
+            _, kind, owner = parked
             log.error("timer_parked", shard=self.shard, kind=kind, owner=owner)

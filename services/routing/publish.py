@@ -27,7 +27,7 @@ from chassis.ids import resource_name
 from routing import codec, convert, digests, model
 from routing.audit import act_message
 from routing.journal import Block
-from routing.state import DEADLINE_OF, AgentEntry, CallEntry, ShardState, evolve
+from routing.state import AgentEntry, CallEntry, ShardState, evolve
 
 #: Service that says all this; names the exchange.
 SOURCE = "routing"
@@ -120,8 +120,7 @@ class Projection:
         if self._until_tidy:
             return
         self._until_tidy = TIDY_BLOCKS
-        state.deadlines = [d for d in state.deadlines if DEADLINE_OF[d[1]](state, d[2]) == d[0]]
-        heapq.heapify(state.deadlines)
+        state.deadlines.tidy()
         for line in state.lines.values():
             line.waiting = [w for w in line.waiting if (c := state.calls.get(w[2])) and c.ticket == w[3]]
             heapq.heapify(line.waiting)

@@ -15,6 +15,7 @@ from typing import Any
 
 import msgspec
 
+from routing.deadlines import Deadline, Deadlines
 from routing.free import INBOX_MAX, ByHeap, ByLot, ByRank, ByTurn, Free, Place
 from routing.model import (
     BEFORE_CONNECTION,
@@ -403,9 +404,7 @@ class ShardState:
         #: Running totals: agents by state; calls that are rung, accepted or in conversation, by queue.
         self.by_state: dict[AgentState, int] = {}
         self.in_service: dict[str, int] = {}
-        #: Heap of (deadline, kind, id); an entry counts only while its owner has that very deadline. Nothing
-        #: else orders them: a state made from an image comes to the same first one.
-        self.deadlines: list[tuple[int, str, str]] = []
+        self.deadlines = Deadlines(self._runs)
         #: Worklists of the pairing: calls that began to wait, agents that became free.
         self.hot_calls: list[str] = []
         self.hot_agents: list[str] = []
@@ -448,7 +447,11 @@ class ShardState:
 
     def set_deadline(self, ms: int, kind: str, owner: str) -> None:
         if ms:
-            heapq.heappush(self.deadlines, (ms, kind, owner))
+            self.deadlines.add((ms, kind, owner))
+
+    def _runs(self, deadline: Deadline) -> bool:
+        ms, kind, owner = deadline
+        return DEADLINE_OF[kind](self, owner) == ms
 
     def line_of(self, key: LineKey) -> Line:
         """The line of this key, made with its agents when it is the first to want it."""
@@ -525,36 +528,14 @@ DEADLINE_OF: dict[str, Callable[[ShardState, str], int]] = {
 }
 
 
-def next_deadline(state: ShardState) -> tuple[int, str, str] | None:
-    """The earliest live deadline as (ms, kind, owner); outdated entries are dropped on the way."""
-    heap = state.deadlines
-    while heap:
-        ms, kind, owner = heap[0]
-        if DEADLINE_OF[kind](state, owner) == ms:
-            return ms, kind, owner
-        heapq.heappop(heap)
-    return None
+def next_deadline(state: ShardState) -> Deadline | None:
+    """The earliest live deadline as (ms, kind, owner)."""
+    return state.deadlines.first()
 
 
 def due_together(state: ShardState, kind: str, now_ms: int, limit: int) -> tuple[str, ...]:
-    """Owners whose deadline of one kind is due before any other kind's, in order. Only looks: the heap's
-    least entries are found from its top downwards, each below its parent, and only those that are due.
-    O(limit log limit).
-    """
-    heap, found = state.deadlines, dict[str, None]()
-    least = [(heap[0], 0)] if heap else []
-    while least and len(found) < limit:
-        (ms, its_kind, owner), at = heapq.heappop(least)
-        below = range(2 * at + 1, min(2 * at + 3, len(heap)))
-        for child in below:
-            if heap[child][0] <= now_ms:
-                heapq.heappush(least, (heap[child], child))
-        if DEADLINE_OF[its_kind](state, owner) != ms:
-            continue
-        if its_kind != kind or ms > now_ms:
-            break
-        found[owner] = None
-    return tuple(found)
+    """Owners whose deadline of one kind is due before any other kind's, in order. Only looks."""
+    return state.deadlines.together(kind, now_ms, limit)
 
 
 def head_of(line: Line | AgentEntry, calls: dict[str, CallEntry]) -> tuple[int, int, str] | None:
@@ -839,7 +820,7 @@ def _deadlines_moved(s: ShardState, e: DeadlinesMoved) -> None:
 
 def _move_deadlines(s: ShardState, span_ms: int) -> None:
     """Nothing could be concluded or done for so long: every deadline that runs is later by it."""
-    s.deadlines = []
+    s.deadlines.clear()
     for call_id, call in s.calls.items():
         for kind, name in _CALL_DEADLINES:
             due_ms = getattr(call, name)

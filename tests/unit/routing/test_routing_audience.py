@@ -41,8 +41,8 @@ class Shard:
         self.do(ConfigureQueue(queue=QueueConfig(id="service", wrap_up_span_ms=0)))
 
     def do(self, command: Command) -> list[tuple[str, Fact]]:
-        events, _ = step(self.state, command, self.now_ms)
-        return self.audience.facts(self.state, events, self.now_ms)
+        events, answer = step(self.state, command, self.now_ms)
+        return self.audience.facts(self.state, events, answer, self.now_ms)
 
     def agent(self, agent: str, front: str, session: int = 1) -> list[tuple[str, Fact]]:
         self.do(ConfigureAgent(agent=AgentConfig(id=agent)))

@@ -93,7 +93,7 @@ class Shard:
         self.sequence += 1
         self.log += events
         told: dict[str, list[Fact]] = {}
-        for front, fact in self.audience.facts(self.state, events, now_ms):
+        for front, fact in self.audience.facts(self.state, events, answer, now_ms):
             told.setdefault(front, []).append(fact)
         for front, facts in told.items():
             if front in self.wires:
