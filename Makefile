@@ -19,7 +19,7 @@ PYTEST_ARGS ?=
 STAMP := $(VENV)/.installed
 CODE := services tests tools examples $(wildcard bench) $(wildcard sim)
 
-.PHONY: help fuzz setup test-deploy test-image chart-readme proto proto-deps proto-baseline fmt fmt-check lint types test test-unit demo up down status \
+.PHONY: help fuzz setup test-deploy test-image audit chart-readme proto proto-deps proto-baseline fmt fmt-check lint types test test-unit demo up down status \
         bench sim chaos clean lock settings-doc api-doc system-packages
 
 help: ## this list
@@ -96,6 +96,9 @@ test-deploy: setup ## the chart rendered and validated, the alerts tested
 
 test-image: setup ## the image built by a real Docker engine and each of its roles run (skips where none runs)
 	@TEST_IMAGE=1 $(PY) -m pytest -n0 tests/image $(PYTEST_ARGS)
+
+audit: setup ## known vulnerabilities of what the product runs on, and its bill of materials: AUDIT_SERVICE= AUDIT_URL=
+	@$(PY) tools/audit.py
 
 chart-readme: setup ## deploy/helm/callmesh/README.md from values.yaml
 	@$(PY) tools/chart_readme.py
