@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import secrets
 import socket
 from collections.abc import AsyncIterator
@@ -167,6 +168,31 @@ async def test_a_call_goes_home_through_any_router(centres: dict[str, Centre]) -
     call = await centres["beijing"].routing.GetCall(routing_pb2.GetCallRequest(name="calls/c1"))
     assert call.state == call_pb2.CALL_STATE_CONNECTED and call.region == "regions/shanghai"
     stream.cancel()
+
+
+async def test_a_drained_region_gets_no_call_until_it_is_resumed(centres: dict[str, Centre]) -> None:
+    here, region = centres["beijing"], "regions/shanghai"
+    for seat in (here.seat("beijing-a"), centres["shanghai"].seat("shanghai-a")):
+        await seat.until("status")
+    await known_everywhere(centres)
+    numbers = itertools.count()
+
+    async def place_until(shard: str) -> None:
+        """Places one call of Shanghai after the other until one is placed there."""
+        async with asyncio.timeout(DEADLINE_SECONDS):
+            placed = ""
+            while placed != shard:
+                stream = here.call(f"c{next(numbers)}", "shanghai")
+                placed = (await until(stream, "queued")).shard
+                stream.cancel()
+
+    await place_until("shanghai")
+    assert next(numbers) == 1, "the first goes home"
+    drain = directory_pb2.DrainRegionRequest(name=region, reason="power works")
+    assert (await here.directory.DrainRegion(drain)).state == directory_pb2.REGION_STATE_DRAINING
+    await place_until("beijing")
+    assert (await here.directory.ResumeRegion(directory_pb2.ResumeRegionRequest(name=region))).name == region
+    await place_until("shanghai")
 
 
 async def test_a_waiting_call_moves_to_a_region_with_a_free_agent(centres: dict[str, Centre]) -> None:
