@@ -662,20 +662,23 @@ def _fill(line: Line, agents: Iterable[AgentEntry], *, listed: bool) -> None:
     """Those of the agents who fit join the line; unless they are listed where it looks for free ones, they
     are, who has been free for longer first.
     """
-    idle = [agent for agent in agents if _join(agent, line) and line.channel in agent.idle]
+    idle = [agent for agent in agents if _join(agent, line, listed=listed) and line.channel in agent.idle]
     for agent in sorted(idle, key=lambda agent: (agent.since_ms, agent.config.id)):
         if not listed:
             line.free.add(agent.idle[line.channel])
         line.idle += 1
 
 
-def _join(agent: AgentEntry, line: Line) -> bool:
-    """The agent, not yet listed as free, joins the line if it fits; whether it did."""
+def _join(agent: AgentEntry, line: Line, *, listed: bool = False) -> bool:
+    """The agent, not yet listed as free, joins the line if it fits; whether it did. `listed`: whoever fits is
+    listed already where the line looks for free ones.
+    """
     if not line.fits(agent):
         return False
     line.agents.add(agent.config.id)
     agent.lines.setdefault(line.channel, []).append(line)
-    agent.free_in.pop(line.channel, None)
+    if not listed:
+        agent.free_in.pop(line.channel, None)
     if line.counted:
         agent.plain.append(line)
     line.logged_in += agent.presence is not Presence.OFFLINE
