@@ -104,6 +104,8 @@ class _Page:
 
 # --- what is personal --------------------------------------------------------------------------------------
 
+#: Stands for every member of a map.
+ANY = "*"
 #: JSON name -> None for a field that is left out, or the plan of the message in it.
 Plan = Mapping[str, "Plan | None"]
 
@@ -116,6 +118,9 @@ def plan_of(descriptor: Any, above: tuple[str, ...] = ()) -> dict[str, Any]:
             plan[field.json_name] = None
         elif field.message_type is not None and field.message_type.full_name not in above:
             inner = plan_of(field.message_type, (*above, descriptor.full_name))
+            if inner and field.message_type.GetOptions().map_entry:
+                # In JSON a map's entries are its members: what holds for the value holds for each of them.
+                inner = {ANY: inner["value"]}
             if inner:
                 plan[field.json_name] = inner
     return plan
@@ -127,6 +132,8 @@ def redact(data: Any, plan: Mapping[str, Any]) -> bool:
         return any([redact(item, plan) for item in data])
     if not isinstance(data, dict):
         return False
+    if ANY in plan:
+        return any([redact(member, plan[ANY]) for member in data.values()])
     found = False
     for name in plan.keys() & data.keys():
         if plan[name] is None:

@@ -41,8 +41,22 @@ def tokens() -> dict[str, tuple[str, str]]:
     }
 
 
-def make_keys(folder: Path, audience: str, days: int, now_seconds: float) -> list[str]:
-    """Writes signing.pem, jwks.json, place-token.key and the `tokens` into `folder`; the names."""
+def partner_tokens() -> dict[str, tuple[str, str]]:
+    """What partners try a sandbox with: everything, and calls alone, to see what a refusal looks like."""
+    everything = tokens()["admin.token"][1].split()
+    personal = [f"{service}.events.personal" for service in ("crm", "marketing", "routing", "tickets")]
+    return {
+        "partner.token": ("partner", " ".join([*everything, *personal])),
+        "limited.token": ("limited", "routing.calls.route"),
+    }
+
+
+def make_keys(
+    folder: Path, audience: str, days: int, now_seconds: float, *, partners: bool = False
+) -> list[str]:
+    """Writes signing.pem, jwks.json, place-token.key and the `tokens` into `folder`, with `partners` those of
+    partners as well; the names.
+    """
     import jwt
     from cryptography.hazmat.primitives import serialization
     from cryptography.hazmat.primitives.asymmetric import ec
@@ -58,7 +72,7 @@ def make_keys(folder: Path, audience: str, days: int, now_seconds: float) -> lis
         "jwks.json": json.dumps({"keys": [{**public, "kid": kid, "use": "sig", "alg": "ES256"}]}).encode(),
         "place-token.key": secrets.token_bytes(32),
     }
-    for name, (subject, scope) in tokens().items():
+    for name, (subject, scope) in (tokens() | (partner_tokens() if partners else {})).items():
         claims = {"sub": subject, "aud": audience, "scope": scope, "exp": int(now_seconds) + days * 86_400}
         files[name] = jwt.encode(claims, key, algorithm="ES256", headers={"kid": kid}).encode()
     folder.mkdir(parents=True, exist_ok=True, mode=0o700)

@@ -19,6 +19,7 @@ from cli.locate import locate
 from cli.marketing_tools import marketing
 from cli.menus import menus
 from cli.plan import BadStackConfig
+from cli.sandbox import sandbox
 from cli.simulate import simulate
 from cli.stack import StackError
 from cli.status import status
@@ -40,7 +41,7 @@ app = typer.Typer(
     # The long form prints local variables, which may hold secrets.
     pretty_exceptions_enable=False,
 )
-COMMANDS = (up, down, status, locate, simulate, keys, backup, restore, drill)
+COMMANDS = (up, down, status, locate, simulate, keys, sandbox, backup, restore, drill)
 GROUPS = (
     directory.region,
     directory.shard,

@@ -1,5 +1,5 @@
 """The examples that partners begin with, against the real platform: an edge, a desktop, a follower of events
-that is killed and whose server is killed, and an edge in Node.js.
+that is killed and whose server is killed, an edge in Node.js, and the people of a sandbox.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from typing import Any
 
 import pytest
 from tests.e2e.platform_parties import (
+    CLOCK_SPEED,
     RECOVERY_SECONDS,
     WAIT_SECONDS,
     Wire,
@@ -28,8 +29,9 @@ from tests.e2e.platform_parties import (
 )
 
 from callmesh.crm.v1 import customers_pb2, customers_pb2_grpc
-from callmesh.routing.v1 import directory_pb2
-from callmesh_sdk import Client, InvalidArgument, NotFound, Options
+from callmesh.routing.v1 import call_pb2, directory_pb2
+from callmesh_sdk import Caller, Client, Desk, FailedPrecondition, InvalidArgument, NotFound, Options
+from cli import sandbox_people
 from cli.stack import Stack
 
 pytestmark = [pytest.mark.e2e, pytest.mark.integration, pytest.mark.timeout(240)]
@@ -209,3 +211,49 @@ def test_the_lock_of_the_node_example_names_no_place() -> None:
     packages = {name: package for name, package in lock["packages"].items() if name}
     assert packages and all("integrity" in package for package in packages.values())
     assert not any("resolved" in package for package in packages.values())
+
+
+async def outcome(client: Client, number: str, queue: str = sandbox_people.QUEUE) -> tuple[list[str], str]:
+    """(what a caller saw, how the call ended) of one call; the edge ends what the agent does not."""
+    call = call_pb2.CallRequest(
+        call_id=f"sandbox-{secrets.token_hex(6)}", caller_number=number, queue=f"queues/{queue}"
+    )
+    caller, kinds = Caller(client, call), []
+    async for event in caller.events():
+        kinds.append(event.WhichOneof("event"))
+        if kinds[-1] == "accepted":
+            await caller.confirm(event)
+        elif kinds[-1] == "connected" and not number.endswith("5"):
+            return kinds, call_pb2.CallOutcome.Name((await caller.end()).outcome)
+        elif kinds[-1] == "ended":
+            return kinds, call_pb2.CallOutcome.Name(event.ended.outcome)
+    raise AssertionError(kinds)
+
+
+async def test_the_people_of_a_sandbox_do_what_the_number_says(
+    platform_stack: Stack, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sandbox_people, "TALK_SECONDS", 0.2)
+    options = Options(addresses={"routing": [platform_stack.address("routing", "beijing")]})
+    async with Client(options) as client, asyncio.timeout(RECOVERY_SECONDS):
+        await sandbox_people.furnish(client, scale=CLOCK_SPEED)
+        people = asyncio.create_task(sandbox_people.on_duty(client))
+        try:
+            numbers = ("+861064000000", "+861064000005", "+861064000006", "+861064000009")
+            seen = await asyncio.gather(*(outcome(client, number) for number in numbers))
+            assert {how for _, how in seen} == {"CALL_OUTCOME_COMPLETED"}
+            assert "offer_ended" in seen[2][0] and "ended" in seen[1][0]
+            with pytest.raises(FailedPrecondition) as refused:
+                await outcome(client, "", sandbox_people.UNSTAFFED)
+            assert refused.value.reason == "NO_AGENT_LOGGED_IN"
+            # A partner's own desktop is called as soon as it is there.
+            desk = Desk(client, f"agents/{sandbox_people.PARTNER}")
+            async for event in desk.events():
+                if event.WhichOneof("event") == "offer":
+                    await desk.accept(event.offer.offer_id)
+                elif event.WhichOneof("event") == "ended":
+                    break
+        finally:
+            people.cancel()
+            ends = await asyncio.gather(people, return_exceptions=True)
+        assert isinstance(ends[0], asyncio.CancelledError), ends

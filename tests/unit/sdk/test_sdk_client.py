@@ -1,0 +1,244 @@
+"""The SDK against servers that misbehave: what is repeated, what is not, what an error says, where streams go
+on.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncIterator
+from typing import Any
+
+import grpc
+import pytest
+
+from callmesh.common.v1 import event_service_pb2 as pb
+from callmesh.common.v1 import event_service_pb2_grpc
+from callmesh.crm.v1 import customers_pb2, customers_pb2_grpc, events_pb2
+from callmesh.routing.v1 import agent_pb2, agent_pb2_grpc, call_pb2, routing_pb2, routing_pb2_grpc
+from callmesh_sdk import (
+    Aborted,
+    Caller,
+    CallError,
+    Client,
+    Desk,
+    FailedPrecondition,
+    InvalidArgument,
+    Options,
+    ResourceExhausted,
+    Unavailable,
+    follow,
+)
+from chassis import errors
+from chassis.eventlog import EventsExpired
+from chassis.server import ServiceBinding
+
+AWAY = errors.Unavailable(why="try again", retry_seconds=0.01)
+
+
+class Customers(customers_pb2_grpc.CustomerServiceServicer):
+    """Answers from a script, one entry a call."""
+
+    def __init__(self, *script: Exception | None) -> None:
+        self.script = list(script)
+        self.requests: list[Any] = []
+
+    async def _answer(self, request: Any, context: Any) -> customers_pb2.Customer:
+        self.requests.append(request)
+        failure = self.script.pop(0) if self.script else None
+        if failure is not None:
+            raise failure
+        return customers_pb2.Customer(name="customers/1")
+
+    GetCustomer = CreateCustomer = DeleteCustomer = _answer
+
+
+def customers(servicer: Customers) -> ServiceBinding:
+    descriptor = customers_pb2.DESCRIPTOR.services_by_name["CustomerService"]
+    return ServiceBinding(descriptor, customers_pb2_grpc.add_CustomerServiceServicer_to_server, servicer)
+
+
+@pytest.fixture
+def connect(grpc_server: Any) -> Any:
+    """Makes a client of a service that a servicer plays."""
+
+    async def connected(service: str, *bindings: ServiceBinding, **options: Any) -> Client:
+        server = await grpc_server(list(bindings))
+        return Client(Options(addresses={service: [server.address]}, **options))
+
+    return connected
+
+
+@pytest.mark.parametrize(
+    ("method", "script", "calls", "raised"),
+    [
+        ("GetCustomer", [AWAY, AWAY, None], 3, None),
+        ("GetCustomer", [AWAY] * 9, 4, Unavailable),
+        ("CreateCustomer", [AWAY, None], 2, None),
+        # What is deleted twice is not found the second time: whether the first worked must stay visible.
+        ("DeleteCustomer", [AWAY, None], 1, Unavailable),
+        # A limit refused it before anything was done.
+        ("DeleteCustomer", [errors.ResourceExhausted(subject="client:x", retry_seconds=0.01)], 2, None),
+        ("GetCustomer", [errors.ResourceExhausted(subject="customers/1")], 1, ResourceExhausted),
+        ("GetCustomer", [errors.Unavailable(why="later", retry_seconds=20)], 1, Unavailable),
+        ("GetCustomer", [errors.InvalidArgument(field="name", why="must be set")], 1, InvalidArgument),
+    ],
+)
+async def test_only_what_is_safe_is_repeated(
+    connect: Any, method: str, script: list[Any], calls: int, raised: type[CallError] | None
+) -> None:
+    servicer = Customers(*script)
+    async with await connect("crm", customers(servicer)) as client:
+        stub: Any = client.stub(customers_pb2_grpc.CustomerServiceStub)
+        request = getattr(customers_pb2, f"{method}Request")()
+        if raised is None:
+            await getattr(stub, method)(request)
+        else:
+            with pytest.raises(raised):
+                await getattr(stub, method)(request)
+    assert len(servicer.requests) == calls
+    ids = {seen.request_id for seen in servicer.requests if hasattr(seen, "request_id")}
+    assert ids == set() or (len(ids) == 1 and "" not in ids)
+
+
+async def test_an_error_names_reason_and_fields_in_the_language_asked_for(connect: Any) -> None:
+    bad = errors.InvalidArgument.many(
+        [("page_size", "must not be negative, got -1"), ("name", "must be set")]
+    )
+    async with await connect("crm", customers(Customers(bad)), language="zh-CN, en;q=0.5") as client:
+        stub: Any = client.stub(customers_pb2_grpc.CustomerServiceStub)
+        with pytest.raises(InvalidArgument) as caught:
+            await stub.GetCustomer(customers_pb2.GetCustomerRequest())
+    error = caught.value
+    assert (error.reason, error.domain, error.locale) == ("INVALID_ARGUMENT", "callmesh.test", "zh-CN")
+    assert error.fields == {"page_size": "不能为负数，收到 -1", "name": "必须填写"}
+    assert str(error).startswith("page_size：不能为负数")
+
+
+async def test_a_server_that_is_not_there_makes_way_for_the_next(grpc_server: Any) -> None:
+    server = await grpc_server([customers(Customers())])
+    gone = await grpc_server([customers(Customers())])
+    await gone.stop(None)
+    async with Client(Options(addresses={"crm": [gone.address, server.address]})) as client:
+        stub: Any = client.stub(customers_pb2_grpc.CustomerServiceStub)
+        assert (await stub.GetCustomer(customers_pb2.GetCustomerRequest())).name == "customers/1"
+
+
+class Events(event_service_pb2_grpc.EventServiceServicer):
+    """Ten events; breaks off after every three."""
+
+    def __init__(self) -> None:
+        self.asked: list[str] = []
+
+    async def Subscribe(self, request: Any, context: Any) -> AsyncIterator[pb.SubscribeMessage]:
+        self.asked.append(request.cursor)
+        if request.cursor == "old":
+            raise EventsExpired(subject="events", why="too old", oldest_cursor="7")
+        begin = int(request.cursor or 0)
+        yield pb.SubscribeMessage(cursor=str(begin), heartbeat={})
+        for n in range(begin + 1, min(begin + 4, 11)):
+            data = json.dumps({"customer": {"customer": f"customers/{n}"}, "fromTheFuture": 1})
+            event = pb.Event(id=f"e{n}", type="callmesh.crm.v1.CustomerCreated", data=data)
+            yield pb.SubscribeMessage(cursor=str(n), event=event)
+        raise AWAY
+
+
+async def test_following_goes_on_behind_the_last_event(connect: Any) -> None:
+    servicer = Events()
+    descriptor = pb.DESCRIPTOR.services_by_name["EventService"]
+    add = event_service_pb2_grpc.add_EventServiceServicer_to_server
+    async with await connect("crm", ServiceBinding(descriptor, add, servicer)) as client:
+        seen = []
+        async for received in follow(client, "crm", types=[events_pb2.CustomerCreated], oldest=True):
+            assert isinstance(received.message, events_pb2.CustomerCreated)
+            seen.append((received.event.id, received.message.customer.customer, received.cursor))
+            if len(seen) == 10:
+                break
+        with pytest.raises(FailedPrecondition) as expired:
+            await anext(follow(client, "crm", cursor="old"))
+    assert seen == [(f"e{n}", f"customers/{n}", str(n)) for n in range(1, 11)]
+    assert servicer.asked == ["", "3", "6", "9", "old"]
+    assert (expired.value.reason, expired.value.metadata["oldest_cursor"]) == ("EVENTS_EXPIRED", "7")
+
+
+class Routing(routing_pb2_grpc.RoutingServiceServicer):
+    """A call whose stream breaks while it waits, and which is told something old after that."""
+
+    def __init__(self) -> None:
+        self.calls: list[Any] = []
+
+    async def RouteCall(self, request: Any, context: Any) -> AsyncIterator[routing_pb2.RouteCallEvent]:
+        self.calls.append(request.call)
+        queued = {"place_token": f"token-{request.call.attempt}"}
+        yield routing_pb2.RouteCallEvent(shard="a", epoch=1, sequence=len(self.calls), queued=queued)
+        if len(self.calls) == 1:
+            raise AWAY
+        yield routing_pb2.RouteCallEvent(shard="a", epoch=1, sequence=1, offered={})
+        yield routing_pb2.RouteCallEvent(
+            shard="a", epoch=1, sequence=9, ended={"outcome": "CALL_OUTCOME_COMPLETED"}
+        )
+
+
+async def test_a_call_keeps_its_place_and_is_told_nothing_old(connect: Any) -> None:
+    servicer = Routing()
+    descriptor = routing_pb2.DESCRIPTOR.services_by_name["RoutingService"]
+    add = routing_pb2_grpc.add_RoutingServiceServicer_to_server
+    async with await connect("routing", ServiceBinding(descriptor, add, servicer)) as client:
+        caller = Caller(client, call_pb2.CallRequest(call_id="c1", queue="queues/q"))
+        kinds = [event.WhichOneof("event") async for event in caller.events()]
+    assert kinds == ["queued", "queued", "ended"]
+    told = [(call.attempt, call.place_token, call.reopen_reason) for call in servicer.calls]
+    assert told == [(1, "", 0), (2, "token-1", call_pb2.REOPEN_REASON_STREAM_LOST)]
+    assert caller.place_token == "token-2"
+
+
+class Agents(agent_pb2_grpc.AgentServiceServicer):
+    """Breaks after the accept was read, and offers it still; then another desktop takes over."""
+
+    def __init__(self) -> None:
+        self.commands: list[Any] = []
+
+    async def Session(self, commands: Any, context: Any) -> AsyncIterator[agent_pb2.AgentEvent]:
+        first = await anext(aiter(commands))
+        self.commands.append(first)
+        status = {"session": first.open.session, "offers_held": ["o1"], "calls_held": ["held"]}
+        yield agent_pb2.AgentEvent(status=status)
+        if len(self.commands) == 1:
+            yield agent_pb2.AgentEvent(connected={"call": {"call_id": "held"}, "offer_id": "o0"})
+            yield agent_pb2.AgentEvent(offer={"offer_id": "o1"})
+            self.commands.append(await anext(aiter(commands)))
+            raise AWAY
+        self.commands.append(await anext(aiter(commands)))
+        raise errors.EtagMismatch(resource="agents/a")
+
+
+async def test_a_desktop_comes_back_with_its_calls_and_says_again_what_was_lost(connect: Any) -> None:
+    servicer = Agents()
+    descriptor = agent_pb2.DESCRIPTOR.services_by_name["AgentService"]
+    add = agent_pb2_grpc.add_AgentServiceServicer_to_server
+    async with await connect("routing", ServiceBinding(descriptor, add, servicer)) as client:
+        desk = Desk(client, "agents/a", session=7)
+        with pytest.raises(Aborted):
+            async for event in desk.events():
+                if event.WhichOneof("event") == "offer":
+                    await desk.accept(event.offer.offer_id)
+    numbers = [command.command for command in servicer.commands]
+    assert numbers == [1, 2, 3, 4]
+    first, accept, second, repeated = servicer.commands
+    assert (first.open.session, list(first.open.calls_held)) == (7, [])
+    assert (second.open.session, list(second.open.calls_held)) == (7, ["held"])
+    assert accept.accept.offer_id == repeated.accept.offer_id == "o1"
+
+
+async def test_a_stream_that_nobody_serves_is_given_up() -> None:
+    async with asyncio.timeout(30):
+        async with Client(Options(addresses={"crm": ["127.0.0.1:1"]}, give_up_seconds=0.0)) as client:
+            with pytest.raises(Unavailable):
+                await anext(follow(client, "crm"))
+
+
+def test_aborted_is_its_own_class() -> None:
+    from callmesh_sdk import errors as sdk_errors
+
+    error = grpc.aio.AioRpcError(grpc.StatusCode.ABORTED, grpc.aio.Metadata(), grpc.aio.Metadata(), "x")
+    assert isinstance(sdk_errors.of(error), Aborted) and sdk_errors.of(error).reason == "ABORTED"
