@@ -196,6 +196,13 @@ class Account:
                     buckets = self._buckets[key] = [Bucket(rate, now) for rate in rates[key]]
                 yield from buckets
 
+    def leave(self, kind: Kind) -> None:
+        """A call that was counted has ended."""
+        if kind.streaming:
+            self.streams_open -= 1
+        else:
+            self.calls_open -= 1
+
     @property
     def idle(self) -> bool:
         """Whether nothing is open."""
@@ -271,8 +278,8 @@ class Limits:
             _log.info("limits.renewed", subjects=len(self._policies))
 
     def enter(self, subject: str, kind: Kind, now: float) -> Account:
-        """Counts a call that begins at `now` (monotonic seconds); give the account back to `leave` when it
-        ends. RateLimited, QuotaExceeded, TooManyOpenCalls or TooManyOpenStreams.
+        """Counts a call that begins at `now` (monotonic seconds); the account's `leave` is for its end.
+        RateLimited, QuotaExceeded, TooManyOpenCalls or TooManyOpenStreams.
         """
         if self._files is not None and now >= self._look_at:
             self._look_at = now + LOOK_SECONDS
@@ -294,13 +301,6 @@ class Limits:
         else:
             account.calls_open += 1
         return account
-
-    def leave(self, account: Account, kind: Kind) -> None:
-        """The call has ended."""
-        if kind.streaming:
-            account.streams_open -= 1
-        else:
-            account.calls_open -= 1
 
     def _opened(self, subject: str) -> Account:
         account = self._accounts[subject] = Account(self._policies.get(subject, self._default))

@@ -37,6 +37,9 @@ from chassis.errors import (
 )
 from chassis.grpc_status import abort_arguments, accepted_language
 
+#: Most streams of callers whom nobody knows, such as watches of the server's health.
+WATCHERS_MAX = 1_000
+
 _log = logs.get_logger(__name__)
 _DONE = object()
 _STATUS_CODES = frozenset(grpc.StatusCode)
@@ -77,6 +80,9 @@ class Guard:
         self.authenticator = authenticator
         self.binding = binding
         self.callers = callers
+        #: Probes are never refused, or a flood of them would end the process; but who watches keeps a call
+        #: open.
+        self.anybody = limits.Limits(service, limits.Policy(streams_open_max=WATCHERS_MAX), 1)
         self.pool = pool
         self.calls_max = calls_max
         self.default_deadline_seconds = default_deadline_seconds
@@ -179,6 +185,8 @@ class Method:
         call.current.traceparent = traceparent
         if self.scope == auth.PUBLIC:
             identity = callcontext.ANONYMOUS
+            if self.kind.streaming:
+                call.account = guard.anybody.enter(identity.subject, self.kind, time.monotonic())
         else:
             identity = guard.authenticator.authenticate(authorization)
             if not guard.open_is_free:
@@ -403,8 +411,8 @@ class _Call:
         """The call is no longer open."""
         guard = self.method.guard
         guard.open_calls -= 1
-        if self.account is not None and guard.callers is not None:
-            guard.callers.leave(self.account, self.method.kind)
+        if self.account is not None:
+            self.account.leave(self.method.kind)
 
     def finish_ok(self) -> None:
         """The handler returned; it may have set another status by hand."""

@@ -16,7 +16,7 @@ from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from structlog.testing import capture_logs
 
-from chassis import errors, metrics, telemetry
+from chassis import errors, metrics, rpc, telemetry
 from chassis.auth import current_identity
 from chassis.client import outgoing
 from chassis.config import ServiceSettings
@@ -612,6 +612,24 @@ async def test_probes_need_no_token_but_reflection_does(guarded):
     answer = await anext(aiter(stub.ServerReflectionInfo(ask(), metadata=maker.header(scope=""))))
     names = {service.name for service in answer.list_services_response.service}
     assert {ECHO_SERVICE, "grpc.health.v1.Health"} <= names
+
+
+async def test_watching_the_health_is_bounded_and_probing_is_not(grpc_server, monkeypatch):
+    """Who needs no token can neither keep calls open without end nor keep the probes from their answer."""
+    monkeypatch.setattr(rpc, "WATCHERS_MAX", 2)
+    server, channel, _ = await start_echo(grpc_server, AsyncEcho())
+    async with channel:
+        health = health_pb2_grpc.HealthStub(channel)
+        watches = [health.Watch(health_pb2.HealthCheckRequest()) for _ in range(2)]
+        for watch in watches:
+            assert (await watch.read()).status == health_pb2.HealthCheckResponse.SERVING
+        error = await failure(health.Watch(health_pb2.HealthCheckRequest()).read())
+        assert error_info(error).reason == "TOO_MANY_OPEN_STREAMS"
+        answers = await asyncio.gather(*(health.Check(health_pb2.HealthCheckRequest()) for _ in range(50)))
+        assert len(answers) == 50
+        for watch in watches:
+            watch.cancel()
+        await until(lambda: server._guard.open_calls == 0)
 
 
 async def test_reflection_can_be_switched_off(grpc_server):

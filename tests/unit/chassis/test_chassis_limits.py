@@ -94,7 +94,7 @@ def test_what_is_open_at_once_is_counted(policy, kind, other, error):
     assert caught.value.details.retry_seconds == 1.0 and caught.value.details.quota
     subject.enter("a", other, 0.0)
     subject.enter("b", kind, 0.0)
-    subject.leave(open_[0], kind)
+    open_[0].leave(kind)
     subject.enter("a", kind, 0.0)
 
 
@@ -102,12 +102,12 @@ def test_the_table_of_callers_is_bounded_and_keeps_who_has_calls_open():
     subject = limited(subjects_max=2, rates={"all": [Rate(calls=1)]})
     held = subject.enter("a", READ, 0.0)
     for name in "bcd":
-        subject.leave(subject.enter(name, READ, 0.0), READ)
+        subject.enter(name, READ, 0.0).leave(READ)
     assert len(subject) == 2
     with pytest.raises(limits.RateLimited):
         subject.enter("a", READ, 0.0)
-    subject.leave(held, READ)
-    subject.leave(subject.enter("b", READ, 0.0), READ)  # forgotten, so full again
+    held.leave(READ)
+    subject.enter("b", READ, 0.0).leave(READ)  # forgotten, so full again
 
 
 def test_a_stream_is_slowed_down_and_not_ended():
@@ -156,7 +156,7 @@ def of_file(path) -> Limits:
 def taken(subject: Limits, name: str, now: float, at_most: int = 10) -> int:
     for count in range(at_most):
         try:
-            subject.leave(subject.enter(name, READ, now), READ)
+            subject.enter(name, READ, now).leave(READ)
         except limits.RateLimited:
             return count
     return at_most
