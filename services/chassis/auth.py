@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from chassis.callcontext import ANONYMOUS, Identity, current_identity
 from chassis.errors import PermissionDenied, StartError, Unauthenticated
 from chassis.jwks import FileKeys, Keys, KeySource, UrlKeys
-from chassis.tls import THUMBPRINT, PeerNames, peer_names
+from chassis.peernames import THUMBPRINT, PeerNames, peer_names
 
 if TYPE_CHECKING:
     from chassis.config import ServiceSettings

@@ -20,7 +20,7 @@ from pymongo.uri_parser import parse_uri
 
 from chassis import logs
 from chassis.errors import StartError
-from chassis.tls import WatchedFiles
+from chassis.watched import WatchedFiles
 
 #: Connection strings in one file: the one to use, and the one before or after it.
 LINES_MAX = 2

@@ -40,7 +40,7 @@ import msgspec
 
 from chassis import logs, metrics
 from chassis.errors import ResourceExhausted, StartError
-from chassis.tls import WatchedFiles
+from chassis.watched import WatchedFiles
 
 if TYPE_CHECKING:
     from chassis.config import ServiceSettings

@@ -14,11 +14,11 @@ from chassis import client, tls
 from chassis.callcontext import current_identity
 from chassis.errors import StartError
 from chassis.grpc_status import error_info
+from chassis.peernames import THUMBPRINT, peer_names
 from chassis.testing.certificates import Authority
 from chassis.testing.echo import ECHO_SERVICE, echo_binding
 from chassis.testing.grpc import loopback_settings
 from chassis.testing.tokens import TokenMaker
-from chassis.tls import THUMBPRINT
 
 pytestmark = pytest.mark.integration
 
@@ -113,7 +113,7 @@ async def test_a_token_is_bound_to_the_certificate_it_came_with(grpc_server: Any
     )
     pbx = certificates(authority.write(tmp_path / "pbx", name="pbx-1"))
     thief = certificates(authority.write(tmp_path / "thief", name="pbx-2"))
-    named = {THUMBPRINT: tls.peer_names(pbx.current().certificate).thumbprint}
+    named = {THUMBPRINT: peer_names(pbx.current().certificate).thumbprint}
     tokens = [maker.token(subject="pbx-1"), maker.token(subject="gateway", cnf=named)]
     channels = [client.channel(server.address, tls.channel_credentials(one)) for one in (pbx, thief)]
     try:

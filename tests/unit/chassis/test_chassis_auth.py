@@ -11,11 +11,12 @@ import time
 import jwt
 import pytest
 
-from chassis import auth, tls
+from chassis import auth
 from chassis.auth import Binding, JwtAuthenticator, OpenAuthenticator
 from chassis.callcontext import Identity
 from chassis.errors import PermissionDenied, StartError, Unauthenticated
 from chassis.jwks import KEY_SET_BYTES_MAX, KEYS_MAX, FileKeys, UrlKeys
+from chassis.peernames import peer_names
 from chassis.testing.certificates import Authority
 from chassis.testing.tokens import AUDIENCE, TokenMaker
 
@@ -344,7 +345,7 @@ def certificate(tmp_path):
 
 
 def bound(certificate_: bytes, **claims) -> Identity:
-    return Identity(subject="pbx-1", certificate=tls.peer_names(certificate_).thumbprint, **claims)
+    return Identity(subject="pbx-1", certificate=peer_names(certificate_).thumbprint, **claims)
 
 
 @pytest.mark.parametrize("mode", ["off", "subject", "certificate"])
