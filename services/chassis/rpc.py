@@ -24,6 +24,7 @@ import grpc
 from grpc.aio import EOF, AbortError, BaseError  # type: ignore[attr-defined]
 
 from chassis import auth, callcontext, deprecation, errors, limits, logs, metrics, telemetry, wellknown
+from chassis.acts import Acts
 from chassis.callcontext import CallContext
 from chassis.errors import (
     CallmeshError,
@@ -74,8 +75,11 @@ class Guard:
         pool: Executor,
         calls_max: int,
         default_deadline_seconds: float,
+        acts: Acts | None = None,
     ) -> None:
         self.service = service
+        #: Where administrative acts are recorded; None where they are not.
+        self.acts = acts
         self.domain = f"callmesh.{service}"
         self.authenticator = authenticator
         self.binding = binding
@@ -216,6 +220,9 @@ class Method:
         bytes.
         """
         function = self.function if self.is_async else self._run_blocking
+        acts = self.guard.acts
+        if acts is not None and parse and self.scope in acts.scopes and not self.unimplemented:
+            function = acts.recorded(self.full_name, function)
         serialize = self.serialize
 
         async def handle(request: Any, context: Any) -> bytes:

@@ -30,6 +30,7 @@ from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 from grpc_reflection.v1alpha._async import ReflectionServicer
 
 from chassis import auth, garbage, limits, logs, metrics, telemetry, tls
+from chassis.acts import Acts
 from chassis.callcontext import current_identity, remaining_seconds
 from chassis.config import EXIT_BAD_SETTING, ServiceSettings, SettingsType, load_settings
 from chassis.errors import StartError
@@ -130,11 +131,13 @@ class Server:
         *,
         scopes: Mapping[str, str],
         checks: Mapping[str, Check] | None = None,
+        acts: Acts | None = None,
     ) -> None:
         """StartError when a scope is missing or the keys cannot be used. Needs a running event loop."""
         self._settings = settings
         auth.check_scope_table([method for service in services for method in service.methods], scopes)
         self._pool = ThreadPoolExecutor(settings.threads, thread_name_prefix=f"{settings.service}-handler")
+        self._acts = acts
         self._names = [service.descriptor.full_name for service in services]
         self._guard = self._make_guard(scopes)
         self._health = HealthServicer()
@@ -162,6 +165,7 @@ class Server:
             pool=self._pool,
             calls_max=settings.concurrent_calls_max,
             default_deadline_seconds=settings.default_deadline_seconds,
+            acts=self._acts,
         )
 
     def _handlers(self, services: Sequence[ServiceBinding], scopes: Mapping[str, str]) -> Handlers:
@@ -287,6 +291,7 @@ async def serve(
     on_drain: Hook | Sequence[Hook] = (),
     on_stop: Hook | Sequence[Hook] = (),
     checks: Mapping[str, Check] | None = None,
+    acts: Acts | None = None,
 ) -> None:
     """Serves until SIGTERM or SIGINT, then drains: NOT_SERVING, no new calls, `drain_seconds` for the open
     ones.
@@ -294,15 +299,15 @@ async def serve(
     `scopes` maps every full method name ("/pkg.Service/Method") to the scope it needs. `on_start` hooks run
     before the first call is taken, `on_drain` hooks when the end is announced (leaders step down here),
     `on_stop` hooks after the last call, each even if one before failed. `checks` are further parts of
-    /readyz. StartError when the start fails.
+    /readyz, `acts` records administrative acts. StartError when the start fails.
     """
     signals = _Signals()
-    server = Server(settings, services, scopes=scopes, checks=checks)
+    server = Server(settings, services, scopes=scopes, checks=checks, acts=acts)
     async with contextlib.AsyncExitStack() as ending:
         for hook in reversed(_hooks(on_stop)):
             ending.push_async_callback(_run_hook, hook)
         ending.push_async_callback(server.stop, None)
-        await server.start(on_start)
+        await server.start(on_start if acts is None else [*_hooks(on_start), acts.prepare])
         garbage.settle()
         collecting = asyncio.create_task(garbage.collect_at_times())
         ending.callback(collecting.cancel)

@@ -122,6 +122,8 @@ class Courtesy:
     )
     #: Whether public holidays are quiet all day.
     holidays_quiet: bool = False
+    #: Nobody is addressed at all.
+    halted: bool = False
 
     @property
     def days_max(self) -> int:

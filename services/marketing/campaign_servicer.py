@@ -324,7 +324,7 @@ class CampaignServicer(campaigns_pb2_grpc.CampaignServiceServicer):
             message, version = self._campaigns.policy()
             if expected is not None and expected != version:
                 raise EtagMismatch(resource=POLICY)
-            fields = {"frequency_caps", "quiet_hours", "holidays_quiet"}
+            fields = {"frequency_caps", "quiet_hours", "holidays_quiet", "halted", "halted_reason"}
             apply_mask(message, given, request.update_mask, allowed=fields, immutable={"name", "etag"})
             if problems := policy_problems(message):
                 raise InvalidArgument.many([(f"contact_policy.{field}", why) for field, why in problems])

@@ -15,6 +15,7 @@ from callmesh.marketing.v1 import campaigns_pb2, events_pb2
 from chassis.bus import Event
 from chassis.clock import Clock
 from chassis.errors import EtagMismatch, FailedPrecondition, InvalidArgument, NotFound
+from chassis.metrics import gauge
 from marketing import convert
 from marketing.campaign_engine import (
     TRANSITIONS,
@@ -195,6 +196,16 @@ def segment_problems(message: Any) -> list[Problem]:
     return found + _rule("rule", message.rule)
 
 
+_halted = gauge("callmesh_outbound_halted", "1 while the kill switch for outbound is on.", ("service",))
+#: Longest reason of a halt, characters.
+REASON_CHARACTERS_MAX = 500
+
+
+def note_halted(halted: bool) -> None:
+    """Tells the metrics whether outbound is stopped, as whoever acts on it has just read."""
+    _halted.labels("marketing").set(float(halted))
+
+
 def policy_problems(message: Any) -> list[Problem]:
     """Everything wrong with a contact policy."""
     found: list[Problem] = []
@@ -206,6 +217,8 @@ def policy_problems(message: Any) -> list[Problem]:
     for at, span in enumerate(message.quiet_hours[:20]):
         if not (0 <= span.start_minute <= 1439 and 0 <= span.end_minute <= 1439):
             found.append((f"quiet_hours[{at}]", "minutes must be 0 to 1439"))
+    if len(message.halted_reason) > REASON_CHARACTERS_MAX:
+        found.append(("halted_reason", f"at most {REASON_CHARACTERS_MAX} characters"))
     return found
 
 
@@ -238,6 +251,7 @@ def courtesy_of(message: Any) -> Courtesy:
         ),
         quiet=quiet_of(message.quiet_hours),
         holidays_quiet=message.holidays_quiet,
+        halted=message.halted,
     )
 
 

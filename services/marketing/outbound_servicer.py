@@ -30,7 +30,7 @@ from marketing.call_lists import add_contact, contact_row, forbidden
 from marketing.campaign_engine import CONSENT, Courtesy, StepChannel, capped, quiet_until, touch_id
 from marketing.campaign_runner import zone_of
 from marketing.campaign_store import TouchLog
-from marketing.campaigns import quiet_of
+from marketing.campaigns import note_halted, quiet_of
 from marketing.engine import Problem
 from marketing.kinds import ATTEMPTS, CAMPAIGNS, CONTACT_LISTS, CONTACTS, FORBIDDEN
 from marketing.model import Profile
@@ -298,7 +298,9 @@ class OutboundServicer(outbound_pb2_grpc.OutboundServiceServicer):
             response.contacts.extend(self._contact(row) for row in held)
             return response
         until = now + timedelta(seconds=request.lease_seconds or DEFAULT_LEASE_SECONDS)
-        for row in self._running(request):
+        halted = self._courtesy().halted
+        note_halted(halted)
+        for row in () if halted else self._running(request):
             call_list = self._lists.shown(row)
             rate = self._rates(call_list, now)[0]
             limit = call_list.abandon_ratio_max or DEFAULT_ABANDON_MAX

@@ -24,6 +24,7 @@ from callmesh.marketing.v1 import (
     surveys_pb2_grpc,
 )
 from chassis import eventservice, mongo
+from chassis.acts import Acts
 from chassis.clock import Clock
 from chassis.server import ServiceBinding, main, serve
 from marketing.association import Smoothing
@@ -38,6 +39,7 @@ from marketing.holiday import holidays_of
 from marketing.kinds import ALL_DOCUMENTS
 from marketing.leads_servicer import LeadServicer
 from marketing.learned import Churns, Policies, Propensities, Uplifts
+from marketing.lifecycle import LIFECYCLE
 from marketing.outbound_servicer import OutboundServicer
 from marketing.policy import Policy
 from marketing.ranker_cache import RankerCache
@@ -163,6 +165,7 @@ async def run(settings: MarketingSettings) -> None:
         settings,
         [*services, events.binding()],
         scopes={**SCOPES, **eventservice.scopes("marketing")},
+        acts=Acts("marketing", lambda: database, LIFECYCLE.acts),
         on_drain=events.drain,
         on_stop=[database.client.close, mongo.disconnect],
     )

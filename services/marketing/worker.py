@@ -105,7 +105,7 @@ def _campaigns(settings: MarketingSettings) -> Background:
     from marketing.campaign_engine import StepChannel
     from marketing.campaign_runner import Runner
     from marketing.campaign_store import CampaignStore
-    from marketing.campaigns import Campaigns, reachable
+    from marketing.campaigns import Campaigns, note_halted, reachable
     from marketing.holiday import holidays_of
     from marketing.senders import Senders, read_configs
     from marketing.shelf import MongoShelves
@@ -117,7 +117,12 @@ def _campaigns(settings: MarketingSettings) -> Background:
         senders = Senders(read_configs(settings.senders), calls)
         campaigns = Campaigns(shelves, MongoStore(), clock, settings.currency)
         holiday = holidays_of(settings.holiday_country)
-        delivery = Delivery(store=store, senders=senders, values=campaigns.values)
+        delivery = Delivery(
+            store=store,
+            senders=senders,
+            values=campaigns.values,
+            is_halted=lambda: campaigns.courtesy().halted,
+        )
         lease = _lease("campaigns")
         busy = 0
         while not stopping(0.0 if busy else settings.campaign_seconds):
@@ -125,6 +130,9 @@ def _campaigns(settings: MarketingSettings) -> Background:
             if not lease.acquire():
                 continue
             now, courtesy = clock.now(), campaigns.courtesy()
+            note_halted(courtesy.halted)
+            if courtesy.halted:
+                continue
             runner = Runner(
                 store=store,
                 courtesy=courtesy,

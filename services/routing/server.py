@@ -30,6 +30,7 @@ from typing import Any
 import structlog
 
 from chassis import client, metrics, server, tls
+from chassis.acts import Acts
 from chassis.errors import StartError
 from chassis.eventservice import EventSource
 from chassis.eventservice import scopes as event_scopes
@@ -45,6 +46,7 @@ from routing.front import Front
 from routing.handlers import Handlers
 from routing.journal import MongoJournal
 from routing.leader import Leader
+from routing.lifecycle import LIFECYCLE
 from routing.links import SILENT_SECONDS_MIN, Routers, ShardLink
 from routing.menus.documents import DOCUMENTS as MENU_DOCUMENTS
 from routing.menus.servicer import Menus
@@ -308,6 +310,7 @@ async def run(settings: RoutingSettings) -> None:
         settings,
         [*router.services(), events.binding()],
         scopes={**SCOPES, **event_scopes("routing")},
+        acts=Acts("routing", lambda: router.database, LIFECYCLE.acts),
         on_start=router.start,
         on_drain=[events.drain, router.drain],
         on_stop=[router.stop, disconnect],

@@ -10,6 +10,7 @@ from pathlib import Path
 from pymongo.errors import PyMongoError
 
 from chassis import eventservice, logs, server
+from chassis.acts import Acts
 from chassis.errors import CallmeshError, StartError
 from chassis.mongo import async_database, connect, disconnect, ensure_indexes
 from tickets.config import TicketsSettings
@@ -21,6 +22,7 @@ from tickets.governing import REFRESH_SECONDS, Governor, MongoState
 from tickets.handlers import Handlers
 from tickets.hotstore import AsyncMongoStore
 from tickets.knowledge import Library
+from tickets.lifecycle import LIFECYCLE
 from tickets.opening import Opening
 from tickets.records import RECORDS, MongoRecords
 from tickets.reporting import ImportedCaseDocument, MongoImports
@@ -123,6 +125,7 @@ async def run(settings: TicketsSettings) -> None:
         settings,
         [*parts.services, events.binding()],
         scopes={**SCOPES, **eventservice.scopes("tickets")},
+        acts=Acts("tickets", lambda: parts.database, LIFECYCLE.acts),
         on_start=parts.on_start,
         on_drain=events.drain,
         on_stop=parts.on_stop,

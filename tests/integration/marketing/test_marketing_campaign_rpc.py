@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import subprocess
 import sys
@@ -18,6 +19,8 @@ from google.protobuf.duration_pb2 import Duration
 from google.protobuf.field_mask_pb2 import FieldMask
 from google.rpc import error_details_pb2
 from grpc_status import rpc_status
+from prometheus_client import REGISTRY
+from typer.testing import CliRunner
 
 from callmesh.crm.v1 import events_pb2 as crm
 from callmesh.marketing.v1 import (
@@ -29,6 +32,7 @@ from callmesh.marketing.v1 import (
 )
 from chassis import mongo
 from chassis.bus import Event
+from cli.outbound import outbound
 from marketing import worker
 from marketing.campaign_engine import StepChannel
 from marketing.campaign_store import CampaignStore
@@ -67,8 +71,8 @@ class Gateway(BaseHTTPRequestHandler):
 class World:
     """A server, its stores, and the worker's loops."""
 
-    def __init__(self, channel: grpc.aio.Channel, settings: MarketingSettings) -> None:
-        self.settings = settings
+    def __init__(self, channel: grpc.aio.Channel, settings: MarketingSettings, address: str) -> None:
+        self.settings, self.address = settings, address
         self.store = MongoStore()
         self.stub = campaigns_pb2_grpc.CampaignServiceStub(channel)
         self.outbound = outbound_pb2_grpc.OutboundServiceStub(channel)
@@ -95,7 +99,7 @@ async def world(mongo_uri: str, mongo_database: str, grpc_server: Any) -> AsyncI
     services = bindings(settings, MongoStore(), MongoReader(database), settings.clock())
     running = await grpc_server(services, scopes=SCOPES)
     async with grpc.aio.insecure_channel(running.address) as channel:
-        yield World(channel, settings)
+        yield World(channel, settings, running.address)
     await database.client.close()
     mongo.disconnect()
     server.shutdown()
@@ -163,6 +167,19 @@ async def never_quiet(world: World) -> None:
     )
 
 
+async def switched(world: World, *words: str) -> str:
+    """The kill switch, as an operator throws it."""
+    done = await asyncio.to_thread(CliRunner().invoke, outbound, [*words, "--address", world.address])
+    assert done.exit_code == 0, done.output
+    status = await asyncio.to_thread(CliRunner().invoke, outbound, ["status", "--address", world.address])
+    assert status.exit_code == (1 if words[0] == "stop" else 0)
+    return str(status.output)
+
+
+def gauge() -> float | None:
+    return REGISTRY.get_sample_value("callmesh_outbound_halted", {"service": "marketing"})
+
+
 async def test_a_campaign_from_draft_to_its_end(world: World) -> None:
     furnish(world.store)
     await never_quiet(world)
@@ -178,8 +195,13 @@ async def test_a_campaign_from_draft_to_its_end(world: World) -> None:
     assert dict(phase.held_back) == {"NO_CONSENT": 1, "OPEN_COMPLAINT": 1}
     assert phase.samples[0].body.startswith("Hello Person ")
 
+    await switched(world, "stop", "--reason", "a wrong price")
+    world.run(worker._campaigns, rounds=3)
+    assert Gateway.taken == [] and gauge() == 1
+    await switched(world, "resume")
     world.run(worker._campaigns, rounds=3)
     assert sorted(one["customer"] for one in Gateway.taken) == [f"customers/c{n:02}" for n in (0, 3, 4, 5)]
+    assert gauge() == 0
     assert not (await world.stub.ListSenders(C.ListSendersRequest())).senders[0].backlog_count
     answer = C.RecordCampaignResponseRequest(
         campaign=running.name, customer="customers/c03", response=C.CONTACT_RESPONSE_BOUGHT
@@ -276,6 +298,10 @@ async def test_people_enter_and_leave_by_events_and_are_called(world: World) -> 
     get = C.GetSegmentRequest(name="segments/leaving")
     assert (await world.stub.GetSegment(get)).member_count == 2
     ask = outbound_pb2.NextContactsRequest(holder="router", max_contacts=9)
+    await switched(world, "stop", "--reason", "a wrong number")
+    assert not (await world.outbound.NextContacts(ask)).contacts
+    assert "a wrong number" in await switched(world, "stop", "--reason", "a wrong number, still")
+    await switched(world, "resume")
     handed = (await world.outbound.NextContacts(ask)).contacts
     assert sorted(one.customer for one in handed) == ["customers/c00", "customers/c03"]
     assert handed[0].name.startswith("contactLists/stay.invite.call/contacts/")

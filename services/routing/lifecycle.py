@@ -1,0 +1,88 @@
+"""What routing keeps, of which class and for how long; which of its RPCs are administrative acts."""
+
+from __future__ import annotations
+
+from chassis.acts import KEPT_DAYS
+from chassis.lifecycle import DAY_SECONDS, DataClass, Held, Lifecycle, Rule, of_documents, technical
+from routing import journal
+from routing.audit_store import AuditDocument
+from routing.config import RoutingSettings
+from routing.documents import (
+    AgentDocument,
+    CursorDocument,
+    MetaDocument,
+    ProfileDocument,
+    QueueDocument,
+    RegionDocument,
+    SkillDocument,
+)
+from routing.menus.documents import (
+    MenuCallerDocument,
+    MenuDocument,
+    MenuSessionDocument,
+    MenuVersionDocument,
+    OpenTicketDocument,
+    SurveyDocument,
+)
+from routing.reports_feed import DAYS_KEPT
+from routing.reports_store import IntervalReportDocument, ReportCursorDocument
+from routing.store import KnownCustomerDocument
+
+#: The least time that blocks are kept, seconds; snapshots and readers may hold them longer.
+_JOURNAL_SECONDS = int(RoutingSettings.model_fields["journal_retention_seconds"].default)
+
+
+def _journal() -> tuple[Held, ...]:
+    names = (
+        journal.COLLECTION,
+        journal.SNAPSHOTS,
+        journal.SNAPSHOT_PARTS,
+        journal.PROBES,
+        journal.ORPHANS,
+    )
+    return tuple(
+        Held(name=name, kind=DataClass.PERSONAL, rule=Rule.PRUNED, seconds=_JOURNAL_SECONDS) for name in names
+    )
+
+
+HELD: tuple[Held, ...] = (
+    *_journal(),
+    *of_documents(
+        [RegionDocument, SkillDocument, QueueDocument, AgentDocument, MenuDocument, MenuVersionDocument],
+        DataClass.CONFIGURATION,
+        Rule.DELETED,
+    ),
+    *of_documents([MenuCallerDocument], DataClass.PERSONAL, Rule.ERASED),
+    *of_documents([ProfileDocument, KnownCustomerDocument], DataClass.READ_MODEL, Rule.ERASED),
+    *of_documents([OpenTicketDocument], DataClass.READ_MODEL, Rule.TTL, 0),
+    *of_documents([MenuSessionDocument], DataClass.PERSONAL, Rule.TTL, 0),
+    *of_documents([SurveyDocument], DataClass.BUSINESS, Rule.DELETED),
+    *of_documents([IntervalReportDocument], DataClass.STATISTICS, Rule.PRUNED, DAYS_KEPT * DAY_SECONDS),
+    *of_documents([CursorDocument, ReportCursorDocument, MetaDocument], DataClass.TECHNICAL, Rule.PRUNED),
+    Held(
+        name=AuditDocument._meta["collection"],
+        kind=DataClass.AUDIT,
+        rule=Rule.AGED,
+        seconds=KEPT_DAYS * DAY_SECONDS,
+        aged_by="at",
+        document=AuditDocument,
+    ),
+    *technical(),
+)
+LIFECYCLE = Lifecycle(
+    service="routing",
+    held=HELD,
+    acts=frozenset(
+        {
+            "routing.agents.supervise",
+            "routing.calls.supervise",
+            "routing.directory.write",
+            "routing.menus.write",
+            "routing.queues.supervise",
+            "routing.regions.operate",
+        }
+    ),
+    daily=frozenset(
+        {"routing.agents.session", "routing.calls.route", "routing.menus.step", "routing.shards.peer"}
+    ),
+)

@@ -1,0 +1,95 @@
+"""Every collection of every service has a stated class and retention, every scope that changes something is
+classed.
+"""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from mongoengine import Document
+
+from chassis import lifecycle
+from chassis.lifecycle import DataClass, Rule
+
+SERVICES = ("crm", "tickets", "marketing", "routing")
+ROOT = Path(__file__).parents[3] / "services"
+#: Processes, and what only eventlet may load.
+NOT_IMPORTED = ("worker", "consumers", "__main__", "dialler_main")
+READS = re.compile(r"\.(read|reports|personal)$")
+
+
+def documents(service: str) -> set[type[Document]]:
+    """Every mapping that a service's code defines."""
+    package = importlib.import_module(service)
+    for module in pkgutil.walk_packages(package.__path__, f"{service}."):
+        path = ROOT.joinpath(*module.name.split(".")).with_suffix(".py")
+        # Only those that map something: the others load much and tell nothing here.
+        if module.name.rsplit(".", 1)[-1] not in NOT_IMPORTED and path.exists():
+            if "mongoengine" in path.read_text() or "Document)" in path.read_text():
+                importlib.import_module(module.name)
+
+    def below(document: Any) -> Iterator[Any]:
+        for each in document.__subclasses__():
+            yield each
+            yield from below(each)
+
+    return {
+        each
+        for each in below(Document)
+        if each.__module__.startswith(f"{service}.") and not each._meta.get("abstract")
+    }
+
+
+@pytest.mark.parametrize("service", SERVICES)
+def test_every_collection_has_its_class_and_its_end(service: str) -> None:
+    table = lifecycle.load(service)
+    assert table.service == service
+    held = {each.name: each for each in table.held}
+    assert len(held) == len(table.held), "a collection is named twice"
+    assert {each._meta["collection"] for each in documents(service)} <= set(held)
+    for each in table.held:
+        ttl = [
+            spec["expireAfterSeconds"]
+            for spec in (each.document._meta.get("index_specs", ()) if each.document else ())
+            if "expireAfterSeconds" in spec
+        ]
+        if each.document is not None:
+            assert ttl == ([each.seconds] if each.rule is Rule.TTL else []), each.name
+        assert (each.rule is Rule.AGED) == bool(each.aged_by), each.name
+        if each.rule is Rule.AGED:
+            assert each.seconds and each.document is not None
+            firsts = [spec["fields"][0][0] for spec in each.document._meta["index_specs"]]
+            assert each.aged_by in firsts, f"{each.name}: its age is not indexed"
+        if each.kind is DataClass.PERSONAL and each.name != "forbidden_numbers":
+            assert each.rule is not Rule.DELETED, f"{each.name}: what is personal ends with the person"
+
+
+@pytest.mark.parametrize("service", SERVICES)
+def test_every_scope_that_changes_something_is_an_act_or_daily_work(service: str) -> None:
+    table = lifecycle.load(service)
+    module = next(
+        found
+        for name in ("scopes", "servicer")
+        if (ROOT / service / f"{name}.py").exists()
+        and hasattr(found := importlib.import_module(f"{service}.{name}"), "SCOPES")
+    )
+    changing = {scope for scope in module.SCOPES.values() if not READS.search(scope)}
+    changing -= {"tickets.read"}
+    assert changing == set(table.acts | table.daily)
+    assert not table.acts & table.daily
+
+
+def test_the_table_is_told_as_it_is() -> None:
+    rows = {row["collection"]: row for row in lifecycle.table(lifecycle.load("crm"))}
+    assert rows["webhook_deliveries"] == {
+        "collection": "webhook_deliveries",
+        "class": "technical",
+        "ends": "removed by the database",
+        "days": 30.0,
+    }
