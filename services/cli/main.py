@@ -13,11 +13,14 @@ from cli import directory, planning, report_voc
 from cli.backup import backup, drill, restore
 from cli.crm_files import export_file, import_file
 from cli.dead import dead
+from cli.doctor import doctor
 from cli.down import down
 from cli.keys import keys
+from cli.lifecycle import acts, migrate, retention
 from cli.locate import locate
 from cli.marketing_tools import marketing
 from cli.menus import menus
+from cli.outbound import outbound
 from cli.plan import BadStackConfig
 from cli.sandbox import sandbox
 from cli.simulate import simulate
@@ -41,7 +44,22 @@ app = typer.Typer(
     # The long form prints local variables, which may hold secrets.
     pretty_exceptions_enable=False,
 )
-COMMANDS = (up, down, status, locate, simulate, keys, sandbox, backup, restore, drill)
+COMMANDS = (
+    up,
+    down,
+    status,
+    locate,
+    simulate,
+    keys,
+    sandbox,
+    backup,
+    restore,
+    drill,
+    doctor,
+    migrate,
+    retention,
+    acts,
+)
 GROUPS = (
     directory.region,
     directory.shard,
@@ -52,6 +70,7 @@ GROUPS = (
     marketing,
     planning.plan,
     dead,
+    outbound,
 )
 for command in COMMANDS:
     app.command()(command)
