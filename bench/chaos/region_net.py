@@ -244,6 +244,7 @@ class Proxies:
         self._amqp = {region: next(free) for region in routers}
         self._cut: set[tuple[str, Link]] = set()
         self._changed: asyncio.Event | None = None
+        self._servers: list[asyncio.Server] = []
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="proxies", daemon=True)
         self._thread.start()
@@ -272,7 +273,7 @@ class Proxies:
             watched = {(end, link) for end in ends} if len(ends) > 1 or link is not Link.PEERS else set()
             await self._carry(reader, writer, behind, watched)
 
-        await asyncio.start_server(connected, HUB, port)
+        self._servers.append(await asyncio.start_server(connected, HUB, port))
 
     def _caller_of(self, port: int) -> str:
         """The region of the process that holds this end of a connection; empty for none of theirs."""
@@ -350,8 +351,21 @@ class Proxies:
         self._run(change())
 
     def close(self) -> None:
+        with contextlib.suppress(TimeoutError):
+            self._run(self._end())
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join(START_SECONDS_MAX)
+        if not self._thread.is_alive():
+            self._loop.close()
+
+    async def _end(self) -> None:
+        """Takes no more connections and breaks those that there are."""
+        for server in self._servers:
+            server.close()
+        carried = asyncio.all_tasks() - {asyncio.current_task()}
+        for task in carried:
+            task.cancel()
+        await asyncio.gather(*carried, return_exceptions=True)
 
 
 def _tcp_rows() -> list[str]:
