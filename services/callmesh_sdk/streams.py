@@ -39,15 +39,12 @@ class Reopening:
         """Waits before the next try, at the next server. `CallError` when the server refused, or nothing came
         of it for `give_up_seconds`.
         """
-        if raised is None:
-            # Ended in order by a server that ends: another one goes on.
-            await asyncio.sleep(
-                self._backoff.seconds(errors.CallError("", code=grpc.StatusCode.OK, error=_NOTHING))
-            )
-            return
-        error, now = errors.of(raised), time.monotonic()
+        # A stream that a server ended in order is opened again as well, and no longer than a broken one.
+        error = _ended() if raised is None else errors.of(raised)
+        refused = raised is not None and raised.code() not in _BROKEN
+        now = time.monotonic()
         self._since = now if self._since is None else self._since
-        if raised.code() not in _BROKEN or now - self._since > self._client.options.give_up_seconds:
+        if refused or now - self._since > self._client.options.give_up_seconds:
             raise error from None
         self._client.next_server(self._service)
         await asyncio.sleep(self._backoff.seconds(error))
@@ -61,4 +58,5 @@ class _Nothing(grpc.RpcError):
         return ()
 
 
-_NOTHING = _Nothing()
+def _ended() -> errors.CallError:
+    return errors.Unavailable("the stream ended", code=grpc.StatusCode.UNAVAILABLE, error=_Nothing())

@@ -7,6 +7,7 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import AsyncIterator
+from pathlib import Path
 from typing import Any
 
 import grpc
@@ -25,13 +26,18 @@ from callmesh_sdk import (
     FailedPrecondition,
     InvalidArgument,
     Options,
+    PermissionDenied,
     ResourceExhausted,
     Unavailable,
     follow,
 )
 from chassis import errors
+from chassis.config import ServiceSettings
 from chassis.eventlog import EventsExpired
 from chassis.server import ServiceBinding
+from chassis.testing.certificates import Authority
+from chassis.testing.grpc import loopback_settings
+from chassis.testing.tokens import TokenMaker
 
 AWAY = errors.Unavailable(why="try again", retry_seconds=0.01)
 
@@ -121,6 +127,35 @@ async def test_a_server_that_is_not_there_makes_way_for_the_next(grpc_server: An
     await gone.stop(None)
     async with Client(Options(addresses={"crm": [gone.address, server.address]})) as client:
         stub: Any = client.stub(customers_pb2_grpc.CustomerServiceStub)
+        assert (await stub.GetCustomer(customers_pb2.GetCustomerRequest())).name == "customers/1"
+
+
+async def test_certificates_and_tokens_come_from_files_and_are_read_again(
+    grpc_server: Any, tmp_path: Path
+) -> None:
+    files = Authority().write(tmp_path, host="localhost")
+    maker, token = TokenMaker(), tmp_path / "token"
+    settings = loopback_settings(
+        ServiceSettings(service="crm"),
+        auth_mode="jwt",
+        auth_jwks_file=str(maker.write_jwks(tmp_path / "jwks.json")),
+        **files,
+    )
+    server = await grpc_server([customers(Customers())], settings=settings)
+    options = Options(
+        addresses={"crm": [f"localhost:{server.port}"]},
+        token_file=str(token),
+        ca_file=files["tls_ca_file"],
+        cert_file=files["tls_cert_file"],
+        key_file=files["tls_key_file"],
+    )
+    token.write_text(maker.token(scope="nothing"))
+    async with Client(options) as client:
+        stub: Any = client.stub(customers_pb2_grpc.CustomerServiceStub)
+        with pytest.raises(PermissionDenied) as denied:
+            await stub.GetCustomer(customers_pb2.GetCustomerRequest())
+        assert denied.value.metadata["scope"] == "test"
+        token.write_text(maker.token(scope="test and more"))
         assert (await stub.GetCustomer(customers_pb2.GetCustomerRequest())).name == "customers/1"
 
 
