@@ -1,0 +1,152 @@
+"""Rules, alerts, dashboards: they parse, speak of metrics that exist, and alerts fire when they should."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from tests.deploy.chart_renders import ROOT, example
+from tools import dashboard_check
+
+FOLDER = ROOT / "deploy" / "observability"
+DASHBOARDS = {
+    path.stem: json.loads(path.read_text()) for path in sorted((FOLDER / "dashboards").glob("*.json"))
+}
+#: Of Prometheus' client for Python, and of Prometheus itself.
+COMMON = {"up", "process_cpu_seconds_total", "process_resident_memory_bytes", "process_start_time_seconds"}
+#: Grafana's units in use; a misspelt one shows bare numbers.
+UNITS = {"none", "s", "percentunit", "reqps", "bytes"}
+
+
+def rules() -> list[dict[str, Any]]:
+    groups = yaml.safe_load((FOLDER / "rules.yaml").read_text())["groups"]
+    return [rule for group in groups for rule in group["rules"]]
+
+
+def promtool(*arguments: str) -> None:
+    try:
+        done = subprocess.run(
+            ["promtool", *arguments], cwd=ROOT, capture_output=True, text=True, timeout=300, check=False
+        )
+    except FileNotFoundError:
+        pytest.skip("needs promtool (Debian: prometheus)")
+    assert done.returncode == 0, (done.stdout + done.stderr)[-4000:]
+
+
+def metrics_of(expression: str) -> set[str]:
+    """Names of metrics and recorded series in a query; label names and values are not."""
+    bare = re.sub(r'"[^"]*"', '""', expression)
+    bare = re.sub(r"\{[^}]*\}", "", bare)
+    return set(re.findall(r"\b(?:callmesh[_:][A-Za-z0-9_:]+|crm_[a-z_]+|process_[a-z_]+|up)\b", bare))
+
+
+@pytest.fixture(scope="module")
+def known() -> set[str]:
+    """What the code names, and what is recorded."""
+    sources = "".join(path.read_text() for path in (ROOT / "services").rglob("*.py"))
+    named = set(re.findall(r'"((?:callmesh|crm)_[a-z0-9_]+)"', sources))
+    return named | {rule["record"] for rule in rules() if "record" in rule} | COMMON
+
+
+def unknown(expression: str, known: set[str]) -> set[str]:
+    """Metrics that nobody has. Sums and counts belong to a metric, and a family's counter has no suffix."""
+    found = metrics_of(expression)
+    return {name for name in found if not {name, re.sub(r"_(total|bucket|sum|count)$", "", name)} & known}
+
+
+def test_every_alert_has_a_runbook_and_a_test() -> None:
+    tested = (FOLDER / "rules_test.yaml").read_text()
+    for rule in rules():
+        if "alert" in rule:
+            page = (ROOT / rule["annotations"]["runbook_url"]).read_text()
+            assert rule["alert"] in page.splitlines()[0], "the page is headed by its alerts"
+            assert re.search(rf"alertname: {rule['alert']}\n", tested) and rule["annotations"]["summary"]
+            assert rule["labels"]["severity"] in ("critical", "warning")
+
+
+def test_every_runbook_is_of_an_alert_that_exists() -> None:
+    alerts = {rule["alert"] for rule in rules() if "alert" in rule}
+    for page in (ROOT / "docs" / "runbooks").glob("*.md"):
+        heads = set(re.findall(r"\bCallmesh\w+", page.read_text().splitlines()[0]))
+        assert heads <= alerts, page.name
+
+
+def test_rules_speak_of_metrics_that_exist(known: set[str]) -> None:
+    assert {rule["expr"]: names for rule in rules() if (names := unknown(rule["expr"], known))} == {}
+    assert unknown("sum(callmesh_no_such_total)", known) == {"callmesh_no_such_total"}
+
+
+@pytest.mark.timeout(300)
+def test_alerts_fire_when_they_should() -> None:
+    promtool("test", "rules", "deploy/observability/rules_test.yaml")
+
+
+# --- dashboards -------------------------------------------------------------------------------------------
+
+
+def test_the_dashboards_are_as_they_are_made() -> None:
+    done = subprocess.run([sys.executable, "tools/make_dashboards.py", "--check"], cwd=ROOT, check=False)
+    assert done.returncode == 0, "run python tools/make_dashboards.py"
+    assert set(DASHBOARDS) == {"wallboard", "routing", "failover", "services", "bus", "business"}
+
+
+def test_dashboards_have_their_own_ids() -> None:
+    assert len({dashboard["uid"] for dashboard in DASHBOARDS.values()}) == len(DASHBOARDS)
+    assert len({dashboard["title"] for dashboard in DASHBOARDS.values()}) == len(DASHBOARDS)
+
+
+@pytest.mark.parametrize("name", sorted(DASHBOARDS))
+def test_a_dashboard_is_well_made(name: str, known: set[str]) -> None:
+    dashboard = DASHBOARDS[name]
+    assert 36 <= dashboard["schemaVersion"] <= 40 and dashboard["uid"] == f"callmesh-{name}"
+    assert len(dashboard["uid"]) <= 40
+    variables = {each["name"] for each in dashboard["templating"]["list"]}
+    panels = dashboard["panels"]
+    assert len({panel["id"] for panel in panels}) == len({panel["title"] for panel in panels}) == len(panels)
+    taken: set[tuple[int, int]] = set()
+    for panel in panels:
+        assert panel["type"] in ("stat", "timeseries", "table")
+        assert panel["fieldConfig"]["defaults"]["unit"] in UNITS and panel["targets"], panel["title"]
+        assert panel["datasource"] == {"type": "prometheus", "uid": "${datasource}"}
+        place = panel["gridPos"]
+        cells = {(x, y) for x in range(place["x"], place["x"] + place["w"])
+                 for y in range(place["y"], place["y"] + place["h"])}  # fmt: skip
+        assert not cells & taken and place["x"] + place["w"] <= 24, f"{panel['title']} lies on another"
+        taken |= cells
+        for target in panel["targets"]:
+            used = set(re.findall(r"\$(\w+)", target["expr"])) - {"__rate_interval"}
+            assert used <= variables and not unknown(target["expr"], known), target["expr"]
+            assert metrics_of(target["expr"]), "a query asks for something"
+
+
+def test_every_query_parses(tmp_path: Path) -> None:
+    asked = [
+        {"record": f"query:{number}", "expr": query.expression}
+        for number, query in enumerate(dashboard_check.queries())
+    ]
+    assert len(asked) > 100
+    file = tmp_path / "queries.yaml"
+    file.write_text(yaml.safe_dump({"groups": [{"name": "queries", "rules": asked}]}))
+    promtool("check", "rules", str(file))
+
+
+def test_the_chart_ships_every_dashboard() -> None:
+    shipped = [
+        one["data"] for one in example("single-cluster")
+        if one["kind"] == "ConfigMap" and one["metadata"]["labels"].get("grafana_dashboard") == "1"
+    ]  # fmt: skip
+    assert {name for data in shipped for name in data} == {f"callmesh-{name}.json" for name in DASHBOARDS}
+
+
+def test_an_empty_query_is_found() -> None:
+    """The tool that asks a live Prometheus takes neither no series nor NaN for an answer."""
+    assert not dashboard_check.answered([])
+    assert not dashboard_check.answered([{"values": [[1, "NaN"], [2, "NaN"]]}])
+    assert dashboard_check.answered([{"values": [[1, "NaN"], [2, "0"]]}])
+    assert dashboard_check.filled('x{region=~"$region"}[$__rate_interval]') == 'x{region=~".*"}[5m]'
