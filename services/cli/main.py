@@ -11,6 +11,7 @@ import typer
 from chassis.localstack import PortInUse, ProcessFailed
 from cli import directory, planning, report_voc
 from cli.backup import backup, drill, restore
+from cli.configuration import config
 from cli.crm_files import export_file, import_file
 from cli.dead import dead
 from cli.doctor import doctor
@@ -71,6 +72,7 @@ GROUPS = (
     planning.plan,
     dead,
     outbound,
+    config,
 )
 for command in COMMANDS:
     app.command()(command)
