@@ -78,6 +78,8 @@ OVERFLOW_SECONDS = 0.05
 LONGEST_WAIT_MS = 1 << 62
 #: Refusals of one region that another may not share; a shard that has just begun may not know the queue yet.
 TRY_NEXT = ("QUEUE_FULL", "NO_AGENT_LOGGED_IN", "QUEUE_NOT_FOUND")
+#: Events by which a router's stream comes to hold an entry.
+_PLACED = (CallQueued, CallAttached)
 #: Withdrawing a stale entry is tried for this long; after that its shard ends it by itself (the grace
 #: period).
 WITHDRAW_SECONDS_MAX = 60.0
@@ -895,11 +897,11 @@ class Front:
         assert fact.call is not None
         event, view = fact.event, fact.call
         caller = self._callers.get(view.facts.call_id)
-        if isinstance(event, CallQueued | CallAttached) and event.front == self.router:
+        if isinstance(event, _PLACED) and event.front == self.router:
             self._disown(caller, shard, event, view.facts.call_id)
         if caller is None:
             return
-        if isinstance(event, CallQueued | CallAttached) and event.front != self.router:
+        if isinstance(event, _PLACED) and event.front != self.router:
             self._held_elsewhere(caller, shard, event)
             return
         if isinstance(event, CallEnded) and view.state is not CallState.ENDED:

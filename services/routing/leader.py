@@ -55,6 +55,8 @@ from routing.views import positions, view_call
 PENDING_MAX = 10_000
 #: Commands that are enough for a block; it is sent without waiting for more.
 GATHERED_MAX = 200
+#: While blocks have at least so many commands, they begin so many times as far apart.
+CROWD_COMMANDS, CROWD_SPACINGS = 8, 2
 #: Events of timers in a row before other work gets its turn.
 TIMER_EVENTS_IN_A_ROW_MAX = 200
 #: First and longest pause between attempts to learn what became of a block, real seconds.
@@ -293,8 +295,9 @@ class Leader:
         self._resume = False
         #: Loop's time of the last opening of its own.
         self._opened_seconds = float("-inf")
-        #: Loop's time when the last block was put together.
+        #: Loop's time when the last block was put together, and how long after it the next may be.
         self._gathered_seconds = float("-inf")
+        self._spacing_seconds = options.gather_seconds
         #: Block that carried a digest last, or the opening.
         self._digest_sequence = 0
         #: It has led, or followed a living leader: it can serve.
@@ -820,13 +823,16 @@ class Leader:
 
     async def _gather(self) -> None:
         """Waits a moment if a block was sent just now: a block costs this router and the database as much as
-        a dozen decisions, so what comes at nearly the same time shares one. Who comes alone does not wait.
+        a dozen decisions, so what comes at nearly the same time shares one. Who comes alone does not wait,
+        and a crowd waits longer: it is as long in coming, and has more of the costs to share.
         """
         loop = asyncio.get_running_loop()
-        rest = self._gathered_seconds + self._options.gather_seconds - loop.time()
+        rest = self._gathered_seconds + self._spacing_seconds - loop.time()
         if rest > 0 and len(self._pending) < GATHERED_MAX:
             await asyncio.sleep(rest)
         self._gathered_seconds = loop.time()
+        spacings = CROWD_SPACINGS if len(self._pending) >= CROWD_COMMANDS else 1
+        self._spacing_seconds = spacings * self._options.gather_seconds
 
     def _move_deadlines(self, outage_seconds: float) -> None:
         """Nothing could be done for so long: nobody is late for that. Before any timer has its turn."""
