@@ -21,6 +21,20 @@ DEPTH_MAX = 4
 ABSENT = 0.35
 #: How often a value is hostile, by kind of message: none of it, a little, much.
 HOSTILE = (0.0, 0.0, 0.03, 0.15)
+#: How often a free text is the sender's mark, and how fields are called that hold one.
+MARKED = 0.5
+FREE = (
+    "text",
+    "title",
+    "subject",
+    "description",
+    "summary",
+    "notes",
+    "body",
+    "reason",
+    "comment",
+    "resolution",
+)
 #: Ids that names are made with.
 IDS = ("a1", "c1", "beijing", "service", "main")
 
@@ -50,11 +64,18 @@ NASTY_FLOATS = (float("nan"), float("inf"), float("-inf"), -1.0, 1e300, -0.0)
 class Filler:
     """Fills messages with values of one random source."""
 
-    def __init__(self, rng: random.Random, patterns: Mapping[str, str]) -> None:
-        """`patterns` says for each type of resource what its names look like."""
+    def __init__(self, rng: random.Random, patterns: Mapping[str, str], mark: str = "") -> None:
+        """`patterns` says for each type of resource what its names look like. `mark` is written into texts
+        now and then, and into nothing else: by it one tells whose words they were.
+        """
         self._rng = rng
+        self._mark = mark
         self._patterns = patterns
         self._hostile = 0.0
+
+    def bits(self, count: int) -> int:
+        """So many random bits."""
+        return self._rng.getrandbits(count)
 
     def message(self, message: M) -> M:
         """The same message, filled; with how many hostile values is drawn first."""
@@ -113,6 +134,8 @@ class Filler:
         pattern = self._patterns.get(kind)
         if pattern is not None:
             return re.sub(r"\{[^}]+\}", lambda _: self._rng.choice(IDS), pattern)
+        if self._mark and one.name.endswith(FREE) and self._rng.random() < MARKED:
+            return self._mark
         return NAMES.get(one.name) or self._rng.choice(PLAUSIBLE)
 
     def _integer(self, one: FieldDescriptor, hostile: bool) -> int:
