@@ -191,9 +191,13 @@ def scrape_targets(config: StackConfig) -> list[ServiceProcess]:
     return [*workers(config), *servers(config)]
 
 
-def prometheus_config(config: StackConfig) -> str:
-    """Prometheus' configuration: one job a service, the process' name as a label."""
-    lines = ["global:", "  scrape_interval: 5s", "  scrape_timeout: 4s", "scrape_configs:"]
+def prometheus_config(config: StackConfig, rules: str = "") -> str:
+    """Prometheus' configuration: one job a service, the process' name as a label; `rules` is a file of
+    recording rules and alerts, "" for none.
+    """
+    lines = ["global:", "  scrape_interval: 5s", "  scrape_timeout: 4s", "  evaluation_interval: 5s"]
+    lines += [f'rule_files: ["{rules}"]'] if rules else []
+    lines += ["scrape_configs:"]
     for service in ("routing", *SERVICES):
         lines += [f"  - job_name: {service}", "    static_configs:"]
         for process in scrape_targets(config):

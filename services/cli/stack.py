@@ -20,6 +20,7 @@ import contextlib
 import fcntl
 import json
 import os
+import re
 import shutil
 import sys
 import threading
@@ -66,6 +67,8 @@ START_ABORT_SECONDS_MAX = 5.0
 MARKER = "stack.json"
 LOCK = "stack.lock"
 PROMETHEUS = "prometheus"
+#: Recording rules and alerts, where the platform runs from its own checkout.
+RULES = Path(__file__).resolve().parents[2] / "deploy" / "observability" / "rules.yaml"
 #: The routers' setting for the file with the key of their place tokens.
 PLACE_TOKEN_KEY_FILE = "ROUTING_PLACE_TOKEN_KEY_FILE"
 
@@ -289,7 +292,12 @@ class Stack:
         """Welcome, not needed: a Prometheus that does not start keeps nothing else from starting."""
         if not self._has_prometheus():
             return
-        (self.config.run_dir / "prometheus.yml").write_text(plan.prometheus_config(self.config))
+        run = self.config.run_dir
+        if RULES.is_file():
+            # A local stack's day takes minutes: what is recorded once a minute would hardly be seen.
+            (run / "rules.yaml").write_text(re.sub(r"(?m)^( +interval:) .*$", r"\1 5s", RULES.read_text()))
+        rules = "rules.yaml" if RULES.is_file() else ""
+        (run / "prometheus.yml").write_text(plan.prometheus_config(self.config, rules))
         self._begin(PROMETHEUS)
         try:
             self._tools.start(PROMETHEUS)

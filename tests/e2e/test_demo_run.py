@@ -7,6 +7,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -15,12 +16,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tools import dashboard_check
 
 from chassis.localstack import find_mongod, find_rabbitmq_server, port_is_free
 from chassis.testing.waiting import wait_until
 from cli.demo.calls import COLUMNS
 from cli.demo.ledger import Entry, Fact, Ledger, conversations, double_booked, lost_calls
-from cli.plan import PORT_OFFSET_MAX
+from cli.plan import PORT_OFFSET_MAX, PROMETHEUS_OFFSET
 
 pytestmark = [
     pytest.mark.e2e,
@@ -185,6 +187,29 @@ def check_report(tmp_path: Path) -> None:
     assert double_booked(conversations(ledger)) == {}
 
 
+def check_dashboards(port_base: int) -> None:
+    """Every query of the dashboards has an answer from the Prometheus that scraped the demo."""
+    if shutil.which("prometheus") is None:
+        return
+    prometheus = f"http://127.0.0.1:{port_base + PROMETHEUS_OFFSET}"
+
+    missing = list(dashboard_check.queries())
+
+    def all_answered() -> bool:
+        missing[:] = [
+            each
+            for each in missing
+            if not dashboard_check.answered(dashboard_check.ask(prometheus, each.expression, minutes=15))
+        ]
+        return not missing
+
+    try:
+        # What is recorded of the last scrape may still be on its way.
+        wait_until(all_answered, 60, what="an answer to every query")
+    finally:
+        print(*(f"{each.dashboard} / {each.panel}: no data: {each.expression}" for each in missing), sep="\n")
+
+
 def test_a_log_is_replayed_with_a_region_killed_and_nothing_is_lost(runs: Any, tmp_path: Path) -> None:
     write_log(tmp_path / "calls.tsv")
     run = runs(CALLS="calls.tsv", DAY="1999-02-01", HOURS="0.5", SPEED="60", KILL="shanghai", KEEP="1")
@@ -193,6 +218,7 @@ def test_a_log_is_replayed_with_a_region_killed_and_nothing_is_lost(runs: Any, t
         assert run.process.returncode == 0, output
         assert "line 21 left out" in output
         check_report(tmp_path)
+        check_dashboards(int(run.variables["PORT_BASE"]))
         # KEEP=1 left the stack up, and a second demo does not touch it.
         kept = run.left_over()
         assert kept != []

@@ -6,6 +6,7 @@ import stat
 from pathlib import Path
 
 import pytest
+import yaml
 
 from cli import plan
 from cli.plan import BadStackConfig, StackConfig
@@ -97,6 +98,11 @@ def test_prometheus_scrapes_every_process_once() -> None:
     assert len(targets) == len(set(targets)) == 11
     for process in plan.scrape_targets(config()):
         assert f'["127.0.0.1:{process.http_port}"]\n        labels: {{process: {process.name}}}' in text
+
+
+def test_prometheus_reads_the_rules_where_there_are_some() -> None:
+    assert "rule_files" not in yaml.safe_load(plan.prometheus_config(config()))
+    assert yaml.safe_load(plan.prometheus_config(config(), "rules.yaml"))["rule_files"] == ["rules.yaml"]
 
 
 def test_a_secret_is_made_once_and_only_its_owner_reads_it(tmp_path: Path) -> None:
