@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import http.server
 import json
+import ssl
 import threading
 import time
 
@@ -333,6 +334,20 @@ def test_a_start_without_the_provider_needs_a_file(provider, url_keys, maker, tm
         url_keys()
     source = url_keys(fallback=str(maker.write_jwks(tmp_path / "jwks.json")))
     assert set(source.keys()) == {maker.kid}
+
+
+def test_the_address_must_show_a_certificate_of_the_authority(provider, url_keys, maker, tmp_path):
+    files = Authority().write(tmp_path / "provider")
+    Authority("somebody else").write(tmp_path / "stranger")
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(files["tls_cert_file"], files["tls_key_file"])
+    provider.server.socket = context.wrap_socket(provider.server.socket, server_side=True)
+    provider.url = provider.url.replace("http:", "https:")
+    provider.serve(maker)
+    assert set(url_keys(authority_file=files["tls_ca_file"]).keys()) == {maker.kid}
+    for wrong in (str(tmp_path / "stranger" / "ca.crt"), ""):
+        with pytest.raises(StartError, match="no key set could be fetched"):
+            url_keys(authority_file=wrong)
 
 
 # --- bound to a certificate -------------------------------------------------------------------------------

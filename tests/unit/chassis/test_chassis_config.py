@@ -87,6 +87,30 @@ def test_jwt_mode_needs_its_key_file(capsys, monkeypatch):
     assert "CRM_AUTH_JWKS_FILE: must name a file" in line
 
 
+@pytest.mark.parametrize(
+    "url", ["http://issuer.example.org/jwks", "ftp://127.0.0.1/jwks", "https://", "jwks.json", "https://[::1"]
+)
+def test_keys_come_over_https_or_loopback_alone(capsys, monkeypatch, url):
+    line = stopped(capsys, monkeypatch, AUTH_MODE="jwt", AUTH_JWKS_URL=url)
+    assert "AUTH_JWKS_URL" in line and "must be" in line
+
+
+def test_an_address_stands_for_the_key_file(monkeypatch):
+    monkeypatch.setenv("AUTH_MODE", "jwt")
+    monkeypatch.setenv("AUTH_JWKS_URL", "https://issuer.example.org/jwks")
+    assert load_settings(CrmSettings).auth_jwks_file == ""
+
+
+def test_tokens_are_bound_only_where_clients_show_certificates(capsys, monkeypatch):
+    files = {f"TLS_{one}_FILE": f"/{one}" for one in ("CA", "KEY", "CERT")}
+    assert "AUTH_BINDING" in stopped(capsys, monkeypatch, AUTH_BINDING="subject")
+    assert "AUTH_BINDING" in stopped(
+        capsys, monkeypatch, AUTH_BINDING="certificate", TLS_CLIENTS="any", **files
+    )
+    monkeypatch.setenv("TLS_CLIENTS", "certified")
+    assert load_settings(CrmSettings).auth_binding == "certificate"
+
+
 def test_loopback():
     assert all(is_loopback(host) for host in ("127.0.0.1", "127.1.2.3", "::1", "[::1]", "localhost"))
     assert not any(
