@@ -427,6 +427,14 @@ SERVICES = Dashboard(
             ),
         ),
         graph(
+            "Refused because of a limit a second",
+            "reqps",
+            (
+                f"sum by (service, limit) (rate(callmesh_limited_total{{{V}}}{RATE})) or vector(0)",
+                "{{service}} {{limit}}",
+            ),
+        ),
+        graph(
             "Ten busiest methods a second",
             "reqps",
             (f"topk(10, sum by (method) (rate(callmesh_rpc_requests_total{{{V}}}{RATE})))", "{{method}}"),
@@ -687,12 +695,13 @@ BUSINESS = Dashboard(
         graph(
             "Offers a minute",
             "none",
-            *(
-                (f"{per_minute(TYPE, 'type', selector)} or vector(0)", legend)
-                for selector, legend in (
-                    ('type="callmesh.marketing.v1.RecommendationMade"', "shown"),
-                    ('type="callmesh.marketing.v1.OfferOutcomeRecorded"', "answered"),
-                )
+            (
+                f"60 * sum by (outcome) (rate(marketing_decisions_total{RATE})) or vector(0)",
+                "asked: {{outcome}}",
+            ),
+            (
+                f"60 * sum by (result) (rate(marketing_outcomes_total{RATE})) or vector(0)",
+                "answered: {{result}}",
             ),
         ),
         graph(

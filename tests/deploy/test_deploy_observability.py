@@ -14,6 +14,8 @@ import yaml
 from tests.deploy.chart_renders import ROOT, example
 from tools import dashboard_check
 
+from routing import metrics_journal, metrics_shard
+
 FOLDER = ROOT / "deploy" / "observability"
 DASHBOARDS = {
     path.stem: json.loads(path.read_text()) for path in sorted((FOLDER / "dashboards").glob("*.json"))
@@ -43,14 +45,16 @@ def metrics_of(expression: str) -> set[str]:
     """Names of metrics and recorded series in a query; label names and values are not."""
     bare = re.sub(r'"[^"]*"', '""', expression)
     bare = re.sub(r"\{[^}]*\}", "", bare)
-    return set(re.findall(r"\b(?:callmesh[_:][A-Za-z0-9_:]+|crm_[a-z_]+|process_[a-z_]+|up)\b", bare))
+    return set(
+        re.findall(r"\b(?:callmesh[_:][A-Za-z0-9_:]+|(?:crm|marketing)_[a-z_]+|process_[a-z_]+|up)\b", bare)
+    )
 
 
 @pytest.fixture(scope="module")
 def known() -> set[str]:
     """What the code names, and what is recorded."""
     sources = "".join(path.read_text() for path in (ROOT / "services").rglob("*.py"))
-    named = set(re.findall(r'"((?:callmesh|crm)_[a-z0-9_]+)"', sources))
+    named = set(re.findall(r'"((?:callmesh|crm|marketing)_[a-z0-9_]+)"', sources))
     return named | {rule["record"] for rule in rules() if "record" in rule} | COMMON
 
 
@@ -150,3 +154,13 @@ def test_an_empty_query_is_found() -> None:
     assert not dashboard_check.answered([{"values": [[1, "NaN"], [2, "NaN"]]}])
     assert dashboard_check.answered([{"values": [[1, "NaN"], [2, "0"]]}])
     assert dashboard_check.filled('x{region=~"$region"}[$__rate_interval]') == 'x{region=~".*"}[5m]'
+
+
+def test_the_page_tells_every_metric(known: set[str]) -> None:
+    page = (ROOT / "docs" / "observability.md").read_text()
+    made = re.compile(r'(?:counter|gauge|histogram)\(\s*"([a-z0-9_]+)"')
+    named = {name for path in (ROOT / "services").rglob("*.py") for name in made.findall(path.read_text())}
+    families = [*metrics_shard.COUNTERS.values(), *metrics_journal.COUNTERS.values()]
+    named |= {f"{family[0]}_total" for family in families} | {g[0] for g in metrics_shard.GAUGES.values()}
+    named |= {rule["record"].rpartition("_")[0] for rule in rules() if "record" in rule}
+    assert {name for name in named if f"`{name}" not in page} == set()
