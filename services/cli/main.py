@@ -11,6 +11,7 @@ import typer
 from chassis.localstack import PortInUse, ProcessFailed
 from cli import directory, planning, report_voc
 from cli.backup import backup, drill, restore
+from cli.canary import canary
 from cli.configuration import config
 from cli.crm_files import export_file, import_file
 from cli.dead import dead
@@ -60,6 +61,7 @@ COMMANDS = (
     migrate,
     retention,
     acts,
+    canary,
 )
 GROUPS = (
     directory.region,
