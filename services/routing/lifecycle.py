@@ -38,7 +38,6 @@ def _journal() -> tuple[Held, ...]:
         journal.SNAPSHOTS,
         journal.SNAPSHOT_PARTS,
         journal.PROBES,
-        journal.ORPHANS,
     )
     return tuple(
         Held(name=name, kind=DataClass.PERSONAL, rule=Rule.PRUNED, seconds=_JOURNAL_SECONDS) for name in names
