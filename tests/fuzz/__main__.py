@@ -142,8 +142,16 @@ def channel_of(stack: Stack, method: Any) -> str:
     return stack.address(service, "beijing") if service == "routing" else stack.address(service)
 
 
-async def _ask(channel: grpc.aio.Channel, method: Any, requests: list[Message], header: Any) -> Any:
-    """One call; a single answer is returned, streamed ones are dropped. Raises AioRpcError."""
+async def _ask(
+    channel: grpc.aio.Channel,
+    method: Any,
+    requests: list[Message],
+    header: Any,
+    stream_seconds: float = STREAM_SECONDS,
+) -> Any:
+    """One call; a single answer is returned, streamed ones are dropped after `stream_seconds`. Raises
+    AioRpcError.
+    """
     path = f"/{method.containing_service.full_name}/{method.name}"
     read = message_factory.GetMessageClass(method.output_type).FromString
     kinds = {
@@ -167,7 +175,7 @@ async def _ask(channel: grpc.aio.Channel, method: Any, requests: list[Message], 
     if not method.server_streaming:
         return await call
     try:
-        async with asyncio.timeout(STREAM_SECONDS):
+        async with asyncio.timeout(stream_seconds):
             async for _ in call:
                 pass
     except TimeoutError:
@@ -276,7 +284,7 @@ async def _refused_without_token(round_: Round, all_methods: list[Any]) -> None:
     for method in all_methods:
         request = message_factory.GetMessageClass(method.input_type)()
         try:
-            await _ask(round_.channel(method), method, [request], ())
+            await _ask(round_.channel(method), method, [request], (), DEADLINE_SECONDS)
         except grpc.aio.AioRpcError as error:
             if error.code() is grpc.StatusCode.UNAUTHENTICATED or error.details() == WRITING_FAILED:
                 continue
