@@ -102,6 +102,12 @@ class RouterDraining(Unavailable):
     reason = "ROUTER_DRAINING"
 
 
+class DirectoryUnread(Unavailable):
+    """This router has just started and has not read the directory yet; ask another one, or again."""
+
+    reason = "DIRECTORY_UNREAD"
+
+
 class Superseded(CallmeshError):
     """{subject} is held by a newer stream: {why}."""
 

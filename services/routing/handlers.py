@@ -20,6 +20,7 @@ from routing.audit import Act
 from routing.callers import REPEAT_WINDOW_MS, STRANGER, Profiles, points
 from routing.errors import (
     AgentNotFound,
+    DirectoryUnread,
     QueueClosed,
     QueueNotFound,
     RegionClosed,
@@ -122,6 +123,20 @@ class Handlers:
         config = self._queues.get(queue)
         return announcement(config.announcements, language) if config is not None else ""
 
+    def _known_queue(self, queue: str) -> model.QueueConfig:
+        """As the directory has it.
+
+        Raises:
+            QueueNotFound: there is no such queue.
+            DirectoryUnread: this router cannot tell yet, and a caller is not sent away for that.
+        """
+        config = self._queues.get(queue)
+        if config is not None:
+            return config
+        if not self._regions.configured:
+            raise DirectoryUnread(retry_seconds=0.5)
+        raise QueueNotFound(resource=f"queues/{queue}")
+
     def _closed(self, queue: str, language: str) -> QueueClosed:
         words = self._words(queue, language)
         return QueueClosed(subject=f"queues/{queue}", why="a supervisor closed it", announcement=words)
@@ -187,9 +202,7 @@ class Handlers:
         """A checked call with its place, its customer's priority and the regions to try."""
         convert.check_call(request)
         queue = parse_name("call.queue", "queues", request.queue)
-        config = self._queues.get(queue)
-        if config is None:
-            raise QueueNotFound(resource=f"queues/{queue}")
+        config = self._known_queue(queue)
         located = place_of(request)
         number = located.e164 if located is not None else ""
         place = self._place_kept(request)
@@ -362,8 +375,8 @@ class Handlers:
         if target is None:
             raise InvalidArgument(field="target", why="must be a queue or an agent")
         queue = parse_name("queue", "queues", request.queue) if target == "queue" else ""
-        if queue and queue not in self._queues:
-            raise QueueNotFound(resource=f"queues/{queue}")
+        if queue:
+            self._known_queue(queue)
         agent = parse_name("agent", "agents", request.agent) if target == "agent" else ""
         home = await self._region_of_agent(agent) if agent else ""
         shard = (await self._front.find_call(call_id)).shard

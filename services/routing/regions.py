@@ -130,12 +130,15 @@ class Regions:
         self._lying: list[RegionView] = []
         self._prefixed: list[RegionView] = []
         self._shifting = False
+        #: Whether the directory has been read at all: before that nobody can say that something is not in it.
+        self.configured = False
         peers.on_change.append(self._standings.clear)
 
     def configure(self, regions: tuple[RegionConfig, ...], overflow_ms: dict[str, int]) -> None:
         """Puts the directory's regions, and the queues' overflow thresholds (business milliseconds), in
         force.
         """
+        self.configured = True
         self._regions = {region.id: region for region in regions}
         self._overflow_ms = overflow_ms
         self._open.clear()
