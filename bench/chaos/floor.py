@@ -118,6 +118,10 @@ class Floor:
         """A signal to a router."""
         self._processes[name].send(number)
 
+    def exit_code(self, name: str) -> int | None:
+        """What a router ended with, negative for a signal; None while it runs."""
+        return self._processes[name].exit_code()
+
     def kill(self, name: str) -> None:
         """kill -9, and nothing of the process is left when this returns."""
         self._processes[name].kill()

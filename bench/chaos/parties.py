@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import grpc
-from bench.chaos.floor import QUEUE, REGION, eventually
+from bench.chaos.floor import POLL_SECONDS, QUEUE, REGION, eventually
 
 from callmesh.routing.v1 import agent_pb2, call_pb2, routing_pb2_grpc
 from chassis.clock import SystemClock
@@ -158,6 +158,10 @@ class Crowd:
 
     addresses: dict[str, str]
     agents: Sequence[str]
+    #: What the callers wait in.
+    queue: str = QUEUE
+    #: How long a caller waits before hanging up, real seconds.
+    patience_seconds: float = PATIENCE_SECONDS
     seed: int = 7
     ledger: Ledger = field(default_factory=Ledger)
     #: (when, epoch) of each assignment that an edge heard of.
@@ -185,7 +189,7 @@ class Crowd:
             clock=replay,
             ledger=self.ledger,
             media=media,
-            queue_of=lambda kind: f"queues/{QUEUE}",
+            queue_of=lambda kind: f"queues/{self.queue}",
             prefix=f"chaos-{self.seed}-",
             seed=self.seed,
         )
@@ -219,7 +223,7 @@ class Crowd:
         call = DayCall(
             id=str(self._calls),
             arrival_seconds=now,
-            patience_seconds=PATIENCE_SECONDS * SPEED,
+            patience_seconds=self.patience_seconds * SPEED,
             service_seconds=service_seconds * SPEED,
             type="service",
             priority=0,
@@ -244,6 +248,15 @@ class Crowd:
                 made += 1
             await asyncio.sleep(0.5 / per_second)
 
+    async def lines(self, count: int, until: asyncio.Event) -> None:
+        """So many callers at any time, each followed by the next one, until told to end: a load that a slow
+        machine makes smaller.
+        """
+        while not until.is_set():
+            while len(self._edges) < count:
+                self.call()
+            await asyncio.sleep(POLL_SECONDS)
+
     @property
     def epoch(self) -> int:
         """Newest epoch that an edge has heard of."""
@@ -262,7 +275,7 @@ class Crowd:
 
     async def settle(self) -> None:
         """Until every caller has been served or has given up."""
-        await eventually(lambda: not self._edges, PATIENCE_SECONDS + STUCK_SECONDS)
+        await eventually(lambda: not self._edges, self.patience_seconds + STUCK_SECONDS)
 
     async def roll_call(self) -> list[str]:
         """As many callers as agents at once: every agent must get one. Returns those who do not."""
@@ -285,6 +298,21 @@ class Crowd:
         await asyncio.gather(*self._tasks, return_exceptions=True)
         if self._channels is not None:
             await self._channels.close()
+
+    def unserved(self) -> list[str]:
+        """Calls that have not ended in a whole conversation, for whatever reason."""
+        by_call = self.ledger.by_call()
+        return [call for call, rows in by_call.items() if all(row.fact is not Fact.TALKED for row in rows)]
+
+    def story(self, calls: Sequence[str]) -> list[str]:
+        """What the edges' book says of each of these calls, a line each."""
+        rows: dict[str, list[str]] = {call: [] for call in calls}
+        for entry in self.ledger.entries:
+            if entry.call in rows:
+                rows[entry.call].append(
+                    f"{entry.at:.2f} {entry.fact.value} {entry.region} {entry.why}".strip()
+                )
+        return [f"{call}: {'; '.join(row)}" for call, row in rows.items()]
 
     def verdict(self, stuck: list[str]) -> Verdict:
         """What the books say; to be asked when everybody has gone home."""
