@@ -37,6 +37,8 @@ AGENTS = tuple(f"sandbox-{n}" for n in range(1, 5))
 REGION = "beijing"
 #: How long a simulated person talks, and how long it rings, real seconds.
 TALK_SECONDS, RING_SECONDS = 2.0, 4.0
+#: The longest that a queue's setting may be.
+DAY_SECONDS = 86_400
 #: Calls whose story is remembered.
 CALLS_MAX = 10_000
 #: How long the routers may take to know a new agent, and how often they are asked, real seconds.
@@ -120,7 +122,7 @@ async def furnish(client: Client, *, scale: float = 1.0) -> None:
 
 def _queue(skill: str, scale: float) -> directory_pb2.Queue:
     def real(seconds: float) -> duration_pb2.Duration:
-        return duration_pb2.Duration(seconds=max(1, round(seconds * scale)))
+        return duration_pb2.Duration(seconds=min(DAY_SECONDS, max(1, round(seconds * scale))))
 
     return directory_pb2.Queue(
         skills=[{"skill": skill, "level_min": 1}],
