@@ -22,8 +22,8 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from typing import Any
 
-#: Places in an inbox before they are ranked unasked: so many that most have gone by then.
-INBOX_MAX = 512
+#: Places in an inbox before they are ranked unasked.
+INBOX_MAX = 128
 #: An index is tidied when it is twice as long as the last time, and by this much longer.
 OUTDATED_MAX = 64
 

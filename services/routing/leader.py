@@ -56,7 +56,7 @@ PENDING_MAX = 10_000
 #: Commands that are enough for a block; it is sent without waiting for more.
 GATHERED_MAX = 200
 #: While blocks have at least so many commands, they begin so many times as far apart.
-CROWD_COMMANDS, CROWD_SPACINGS = 8, 2
+CROWD_COMMANDS, CROWD_SPACINGS = 8, 3
 #: Events of timers in a row before other work gets its turn.
 TIMER_EVENTS_IN_A_ROW_MAX = 200
 #: First and longest pause between attempts to learn what became of a block, real seconds.
