@@ -120,8 +120,8 @@ class ServiceSettings(BaseSettings):
 
     mongo_uri_file: str = Field(
         default="",
-        description="File with the MongoDB connection string, in place of mongo_uri; a new user or password in"
-        " it counts for new connections. A second line is tried when the first is refused.",
+        description="File with the MongoDB connection string, in place of mongo_uri; a new user or password"
+        " in it counts for new connections. A second line is tried when the first is refused.",
     )
     mongo_uri: str = Field(
         default="mongodb://127.0.0.1:27017",
