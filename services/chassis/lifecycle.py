@@ -191,7 +191,12 @@ def _shape(index: Any) -> str:
     if "_fts" in key or "text" in key.values():
         return f"text {index.get('name', '')}"
     fields = ", ".join(f"{name} {direction}" for name, direction in key.items())
-    said = [f"{name}={index[name]}" for name in _TELLING if index.get(name) not in (None, False)]
+    # As JSON: the server answers with ordered documents, which equal plain ones and do not look like them.
+    said = [
+        f"{name}={json.dumps(index[name], default=str)}"
+        for name in _TELLING
+        if index.get(name) not in (None, False)
+    ]
     return " ".join([f"({fields})", *said])
 
 
