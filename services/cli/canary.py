@@ -44,6 +44,8 @@ NAME = "canary"
 NUMBER = "+12025550100"
 #: Between two calls, and how long one may take in all, seconds.
 EVERY_SECONDS, CALL_SECONDS_MAX = 60.0, 30.0
+#: Between two looks whether a router knows the agent yet, seconds.
+LOOK_SECONDS = 0.2
 
 _calls = metrics.counter(
     "callmesh_canary_calls_total", "Canary's calls by what became of them.", ("outcome",)
@@ -194,6 +196,22 @@ async def furnish(line: Line, region: str) -> None:
             except grpc.aio.AioRpcError as error:
                 if error.code() is not grpc.StatusCode.ALREADY_EXISTS:
                     raise
+        await _until_known(channel, line)
+
+
+async def _until_known(channel: grpc.aio.Channel, line: Line) -> None:
+    """Waits until the router has heard of the agent from the directory. AioRpcError when it does not."""
+    stub: Any = agent_pb2_grpc.AgentServiceStub(channel)
+    request = agent_pb2.GetAgentStatusRequest(name=f"agents/{NAME}")
+    give_up = time.monotonic() + CALL_SECONDS_MAX
+    while True:
+        try:
+            await stub.GetAgentStatus(request, metadata=line.metadata(), timeout=CALL_SECONDS_MAX)
+            return
+        except grpc.aio.AioRpcError as error:
+            if error.code() is not grpc.StatusCode.NOT_FOUND or time.monotonic() >= give_up:
+                raise
+        await asyncio.sleep(LOOK_SECONDS)
 
 
 async def _watch(line: Line, every: float, once: bool) -> bool:

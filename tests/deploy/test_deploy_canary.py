@@ -1,0 +1,77 @@
+"""The canary and the backup in the chart: what they run is a command of the platform, as any other pod."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from tests.deploy.chart_renders import pods, render, validate
+from typer.testing import CliRunner
+
+from cli.main import app
+
+VALUES: dict[str, Any] = {
+    "canary": {"enabled": True},
+    "backup": {"enabled": True, "keySecret": "backup-key"},
+    "networkPolicy": {"monitoring": [{"namespaceSelector": {"matchLabels": {"name": "monitoring"}}}]},
+}
+
+
+@pytest.fixture(scope="module")
+def release() -> list[dict[str, Any]]:
+    return render(VALUES)
+
+
+def component(one: dict[str, Any]) -> str:
+    return str(one["metadata"]["labels"].get("app.kubernetes.io/component", ""))
+
+
+@pytest.mark.parametrize(("which", "kind"), [("canary-canary", "Deployment"), ("database-backup", "CronJob")])
+def test_it_runs_a_command_of_the_platform_as_any_pod(release: Any, which: str, kind: str) -> None:
+    ((_, pod),) = [
+        (one, pod) for one, pod in pods(release) if component(one) == which and one["kind"] == kind
+    ]
+    (container,) = pod["spec"]["containers"]
+    assert container["image"].startswith("callmesh:")
+    command, *rest = container["args"]
+    assert container["command"] == ["python", "-m", "cli.main"]
+    known = CliRunner().invoke(app, [command, "--help"])
+    assert known.exit_code == 0
+    # A narrow terminal may break the help anywhere, but not in a word.
+    for option in (word for word in rest if word.startswith("--")):
+        assert option in known.output, f"{command} has no {option}"
+    assert pod["spec"]["securityContext"]["runAsNonRoot"] and not pod["spec"]["automountServiceAccountToken"]
+    own = container["securityContext"]
+    assert (
+        own["readOnlyRootFilesystem"]
+        and not own["allowPrivilegeEscalation"]
+        and "memory" in container["resources"]["limits"]
+    )
+    literal = [each["name"] for each in container["env"] if "value" in each]
+    assert all(name.endswith("_FILE") for name in literal)
+
+
+def test_all_of_it_is_what_the_api_takes(release: Any) -> None:
+    own = [one for one in release if component(one) in ("canary-canary", "database-backup")]
+    assert {one["kind"] for one in own} == {"Deployment", "CronJob", "NetworkPolicy"}
+    for one in own:
+        validate(one)
+
+
+def test_the_canary_reaches_routers_and_nothing_else(release: Any) -> None:
+    policies = [
+        one for one in release if one["kind"] == "NetworkPolicy" and component(one) == "canary-canary"
+    ]
+    out, into = sorted(
+        (one["spec"] for one in policies), key=lambda spec: "Egress" not in spec["policyTypes"]
+    )
+    (dns, routers) = out["egress"]
+    assert {each["port"] for each in dns["ports"]} == {53}
+    (peer,) = routers["to"]
+    assert peer["podSelector"]["matchLabels"]["app.kubernetes.io/component"] == "routing-server"
+    assert into["podSelector"] == peer["podSelector"]
+    assert into["ingress"][0]["from"][0]["podSelector"] == out["podSelector"]
+
+
+def test_without_the_values_there_is_neither() -> None:
+    assert not {"canary-canary", "database-backup"} & {component(one) for one in render({})}
