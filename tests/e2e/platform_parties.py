@@ -60,12 +60,13 @@ REGIONS = {
     "chengdu": (30.57, 104.07, "CN/四川"),
 }
 #: Each test has a queue with a skill of the same name, so that no test's agents take another's calls.
-QUEUES = ("service", "burst", "standby")
+QUEUES = ("service", "burst", "standby", "rollout")
 AGENTS = {
     "service-1": ("service", "beijing"),
     **{f"burst-{n}": ("burst", "beijing") for n in range(6)},
     "standby-home": ("standby", "guangzhou"),
     "standby-away": ("standby", "shanghai"),
+    **{f"rollout-{region}-{n}": ("rollout", region) for region in REGIONS for n in range(3)},
 }
 
 T = TypeVar("T")
