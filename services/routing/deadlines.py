@@ -87,9 +87,12 @@ class Deadlines:
         taken out. O(limit log limit).
         """
         found: dict[str, None] = {}
-        for second in sorted(s for s in self._order if s <= now_ms >> _BAG_BITS):
-            if not self._gather(self._heap_of(second), kind, now_ms, limit, found):
-                break
+        order, last = self._order, now_ms >> _BAG_BITS
+        if order and order[0] <= last and self._gather(self._heap_of(order[0]), kind, now_ms, limit, found):
+            # All of the first second's: the others are looked for only now, there may be thousands.
+            for second in sorted(s for s in order if order[0] < s <= last):
+                if not self._gather(self._heap_of(second), kind, now_ms, limit, found):
+                    break
         return tuple(found)
 
     def _gather(

@@ -597,16 +597,8 @@ _RANKS: dict[Strategy, Callable[[Line], Callable[[Place], int]]] = {
 }
 
 
-def _offerable(state: ShardState, agent: AgentEntry, channel: str, capacity: int) -> bool:
-    if agent.presence is not Presence.AVAILABLE or not agent.attached:
-        return False
-    if agent.rest_until_ms or agent.wraps or agent.draining:
-        return False
-    held = len(agent.offers) + len(agent.calls)
-    if not held:
-        return capacity > 0
-    if held >= capacity:
-        return False
+def _holds_only(state: ShardState, agent: AgentEntry, channel: str) -> bool:
+    """Whether all that the agent holds is of one channel."""
     return all(state.calls[call_id].facts.channel == channel for call_id in (*agent.offers, *agent.calls))
 
 
@@ -618,14 +610,18 @@ def _refresh(state: ShardState, agent: AgentEntry) -> None:
         state.count(agent, standing)
     if agent.draining and not agent.holding:
         state.leaving.append(agent.config.id)
+    takes = agent.presence is Presence.AVAILABLE and agent.attached
+    takes = takes and not (agent.rest_until_ms or agent.wraps or agent.draining)
+    if not takes and not agent.idle:
+        return
+    held = len(agent.offers) + len(agent.calls)
     for channel, capacity in agent.config.capacity:
-        idle = channel in agent.idle
-        if _offerable(state, agent, channel, capacity):
-            if not idle:
+        if takes and held < capacity and (not held or _holds_only(state, agent, channel)):
+            if channel not in agent.idle:
                 agent.since_ms = state.now_ms
                 _come(agent, channel)
             state.hot_agents.append(agent.config.id)
-        elif idle:
+        elif channel in agent.idle:
             agent.idle.pop(channel).live = False
             for line in agent.plain:
                 if line.channel == channel:
@@ -651,7 +647,7 @@ def _come(agent: AgentEntry, channel: str) -> None:
 
 def _account(state: ShardState, agent: AgentEntry) -> None:
     """Counts the time on contacts, for the strategies that look at it."""
-    if agent.holding:
+    if agent.offers or agent.calls or agent.wraps:
         agent.busy_since_ms = agent.busy_since_ms or state.now_ms
     elif agent.busy_since_ms:
         agent.busy_span_ms += state.now_ms - agent.busy_since_ms

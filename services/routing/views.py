@@ -31,9 +31,12 @@ def view_call(state: ShardState, call_id: str) -> CallView:
     unknown.
     """
     e = state.calls[call_id]
-    waiting = e.state in (CallState.WAITING, CallState.OVERFLOWING)
-    ahead = max(0, e.line.crowd.waiting - 1)
-    agent = state.agents.get(e.agent)
+    position, wait_ms = 0, -1
+    if e.state is CallState.WAITING or e.state is CallState.OVERFLOWING:
+        ahead = max(0, e.line.crowd.waiting - 1)
+        position = ahead + 1
+        wait_ms = expected_wait_span_ms(e.line, state.tallies.get(e.facts.queue), ahead)
+    agent = state.agents.get(e.agent) if e.agent else None
     return CallView(
         facts=e.facts,
         attempt=e.attempt,
@@ -50,10 +53,8 @@ def view_call(state: ShardState, call_id: str) -> CallView:
         offer_id=e.offer_id,
         offer_until_ms=e.offer_until_ms,
         detached=not e.attached,
-        position=ahead + 1 if waiting else 0,
-        expected_wait_span_ms=expected_wait_span_ms(e.line, state.tallies.get(e.facts.queue), ahead)
-        if waiting
-        else -1,
+        position=position,
+        expected_wait_span_ms=wait_ms,
         recording_uri=e.recording_uri,
         wrap_up_until_ms=e.wrap_up_until_ms,
         step=e.step,
