@@ -541,7 +541,7 @@ VARIANTS = (
     ),
     Variant(
         name="lost offer expiry",
-        seed=9,
+        seed=13,
         broken=_evolves(CallOffered, _lose_expiry),
         says=("outlives its time",),
     ),
