@@ -126,10 +126,9 @@ class Audience:
         facts: list[tuple[str, Fact]] = []
         views = _Views(state, answer)
         for event in events:
-            kind = type(event)
-            if kind is CallsForgotten:
+            if isinstance(event, CallsForgotten):
                 self._forget(event)
-            if kind not in _HEARD:
+            if type(event) not in _HEARD:
                 continue
             call_id, agent_id = self._subjects(event)
             fronts = self._fronts(state, call_id, agent_id)
