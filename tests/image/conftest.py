@@ -50,7 +50,7 @@ def engine() -> None:
     if not os.environ.get(WANTED):
         pytest.skip("builds the image: make test-image")
     if shutil.which("docker") is None:
-        pytest.skip("needs Docker (Debian: docker.io)")
+        pytest.skip("needs a Docker engine")
     if subprocess.run(["docker", "version"], capture_output=True, timeout=60, check=False).returncode != 0:
         pytest.skip("needs a Docker engine: docker version finds none that runs")
 
