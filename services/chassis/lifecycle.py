@@ -21,6 +21,8 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
+from chassis.config import ServiceSettings
+
 if TYPE_CHECKING:
     from mongoengine import Document
     from pymongo.database import Database
@@ -201,8 +203,7 @@ def _shape(index: Any) -> str:
 
 
 def apply(database: Database[dict[str, Any]], lifecycle: Lifecycle) -> Iterator[str]:
-    """Makes missing indexes, then runs what was not run yet; a line for each. Pymongo's errors, StartError.
-    """
+    """Makes missing indexes, then runs what was not run yet; a line for each. Pymongo's errors, StartError."""
     from chassis.mongo import ensure_indexes
 
     for held in lifecycle.held:
@@ -249,6 +250,16 @@ def load(service: str) -> Lifecycle:
     return found
 
 
+def settings_class(service: str) -> type[ServiceSettings]:
+    """The settings of a service. ModuleNotFoundError for a service that is none."""
+    module = importlib.import_module(f"{service}.config")
+    return next(
+        each
+        for each in vars(module).values()
+        if isinstance(each, type) and each.__module__ == module.__name__ and each.__base__ is ServiceSettings
+    )
+
+
 def table(lifecycle: Lifecycle) -> list[dict[str, Any]]:
     """The retention table, for people and documents."""
     return [
@@ -277,7 +288,7 @@ def main(arguments: Sequence[str]) -> int:
     if "--table" in flags:
         print(json.dumps(table(lifecycle)))
         return 0
-    settings = load_settings(importlib.import_module(f"{service}.config").SETTINGS)
+    settings = load_settings(settings_class(service))
     try:
         database = mongo.connect(settings)
         if "--apply" in flags:

@@ -72,7 +72,3 @@ class CrmSettings(ServiceSettings):
             language=self.language,
             screen_pop_seconds=self.screen_pop_ms / 1000,
         )
-
-
-#: What tools of every service read this one's settings by.
-SETTINGS = CrmSettings

@@ -113,7 +113,3 @@ class MarketingSettings(ServiceSettings):
 
         read_configs(text)
         return text
-
-
-#: What tools of every service read this one's settings by.
-SETTINGS = MarketingSettings

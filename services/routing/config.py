@@ -291,7 +291,3 @@ class RoutingSettings(ServiceSettings):
 
     def front_options(self) -> FrontOptions:
         return FrontOptions(silent_seconds=self.silent_seconds)
-
-
-#: What tools of every service read this one's settings by.
-SETTINGS = RoutingSettings

@@ -63,7 +63,3 @@ class TicketsSettings(ServiceSettings):
             follow_up_delay_ms=int(self.follow_up_delay_seconds * 1000),
             warn_percent=self.sla_warn_percent,
         )
-
-
-#: What tools of every service read this one's settings by.
-SETTINGS = TicketsSettings
