@@ -25,7 +25,7 @@ LOG_TAIL_CHARACTERS = 3000
 #: How many rounds of killing descendants, each of which may have started more.
 SWEEPS_MAX = 20
 
-_LAUNCHER = Path(__file__).with_name("launcher.py")
+_LAUNCHER = Path(__file__).resolve().with_name("launcher.py")
 
 
 class ProcessFailed(Exception):

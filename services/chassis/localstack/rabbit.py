@@ -98,7 +98,9 @@ class RabbitNode:
             require_free([self.port, self.distribution_port], "rabbitmq")
             self._write_files()
             self._came_back = (self.run_dir / "rabbitmq-data").exists()
-            self.server.start([script], env=self._environment(), die_with_parent=die_with_parent)
+            # Erlang leaves some of its dumps in the directory that it was started in.
+            home = (self.run_dir / "rabbitmq-home").resolve()
+            self.server.start([script], env=self._environment(), cwd=home, die_with_parent=die_with_parent)
         if wait:
             self.wait_ready()
 
