@@ -119,8 +119,7 @@ class _Renewed:
 
 
 class _Turning(ConnectionPoolListener):
-    """Notices a connection that ends before it was ready: the server did not take the user or the password.
-    """
+    """Notices a connection that ends before it was ready: the server did not take the password."""
 
     def __init__(self) -> None:
         self._opening: dict[tuple[Any, int], Any] = {}

@@ -203,7 +203,7 @@ def _shape(index: Any) -> str:
 
 
 def apply(database: Database[dict[str, Any]], lifecycle: Lifecycle) -> Iterator[str]:
-    """Makes missing indexes, then runs what was not run yet; a line for each. Pymongo's errors, StartError."""
+    """Makes missing indexes, runs what was not run yet; a line for each. Pymongo's errors, StartError."""
     from chassis.mongo import ensure_indexes
 
     for held in lifecycle.held:

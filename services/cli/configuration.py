@@ -273,8 +273,7 @@ def differing(wanted: Any, before: Any) -> list[str]:
 
 
 def plan(platform: Platform, files: Files, *, prune: bool = False) -> Plan:
-    """What an apply would do, and what would be refused. Raises Refused for what is wrong in the directory.
-    """
+    """What an apply would do, and what would be refused. Raises Refused for a fault in the directory."""
     changes: list[Change] = []
     refused: list[str] = []
     for kind in KINDS:

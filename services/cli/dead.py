@@ -218,8 +218,7 @@ def _check(queue: str) -> None:
 def _settle(
     uri: str, queue: str, ids: list[str], every: bool, take: Callable[[Letter], bool], act: str, reason: str
 ) -> int:
-    """Takes the wanted letters, acknowledges those that `take` is done with, tells the audit log; how many.
-    """
+    """Takes the wanted letters, acknowledges those that `take` is done with, tells the audit log."""
     from chassis.bus.topology import dead_queue
 
     _check(queue)

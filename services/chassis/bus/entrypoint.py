@@ -120,8 +120,7 @@ class BusConsumer(QueueConsumer):
 
     @contextmanager
     def establish_connection(self) -> Iterator[Any]:
-        """kombu's, which comes again after an error: then with the other user or password, if there is one.
-        """
+        """kombu's, which comes again after an error: then with the other password, if there is one."""
         standing = False
         try:
             with super().establish_connection() as connection:
