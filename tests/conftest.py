@@ -1,4 +1,4 @@
-"""Fixtures for every test of the project, and how they are dealt to the two workers of `make test`."""
+"""Fixtures for every test of the project, and how they are dealt to the workers of `make test`."""
 
 from __future__ import annotations
 
