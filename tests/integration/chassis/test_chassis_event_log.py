@@ -1,4 +1,4 @@
-"""The event log on a real MongoDB: one gap-free order whoever writes, and what a reader with a cursor sees."""
+"""The event log on a real MongoDB: one gap-free order whoever writes, and what a cursor sees."""
 
 from __future__ import annotations
 
