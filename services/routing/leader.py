@@ -551,7 +551,8 @@ class Leader:
                 newest, patience = self._chain.sequence, self._patience_seconds()
                 silence.heard(loop.time())
                 continue
-            silence.look(loop.time(), pause)
+            # However far apart its looks are, no more of one that came late counts.
+            silence.look(loop.time(), min(pause, self._options.tail_seconds))
             # What was not seen to be silent was not silent: the leader has its time again after an outage.
             if not await self._follow() or left <= 0 or self._chain.sequence != newest:
                 newest, patience = self._chain.sequence, self._patience_seconds()

@@ -6,6 +6,8 @@ must hold from then on is that nobody writes what only a leader may write:
 - the database is restored to an older state under running routers: no block is committed at all;
 - a leader of a newer release writes a format that the others cannot read, or one whose memory is not what its
   journal says writes its digest, and then dies: nobody opens the shard.
+
+Beside it the other shards are led on, and what relays publish is still only what the journals say.
 """
 
 from __future__ import annotations
@@ -36,7 +38,8 @@ class Ending:
         #: Shards that nobody may open any more; whether nobody may write at all.
         self.closed: set[str] = set()
         self.restored = False
-        self.struck = False
+        #: Key of the block whose digest is not its leader's.
+        self.spoilt = ""
         #: Whose next block is another than its leader meant.
         self._shard = ""
 
@@ -44,7 +47,6 @@ class Ending:
         """Strikes, and watches what comes of it."""
         world = self.world
         world.agenda.run(world.agenda.now + REST_SECONDS, lambda: bool(world.failure))
-        self.struck = True
         getattr(self, f"_{self.kind}")()
         world.struck[self.kind] += 1
         world.note("ENDING", self.kind)
@@ -67,6 +69,7 @@ class Ending:
         if self.kind == "wrong_digest" and block.digest:
             layout = block.digest.partition(":")[0]
             self._close()
+            self.spoilt = block.key
             return replace(block, digest=f"{layout}:{'f' * 16}")
         return block
 

@@ -118,12 +118,12 @@ class Auditor:
                 self._violate(f"{block.shard} block {block.sequence} does not apply: {event} {error!r}")
                 return
             self._after(block, replica, event)
-        if self.world.ending is None or not self.world.ending.struck:
-            self.world.broker.committed(block)
+        self.world.broker.committed(block)
         replica.now_ms = max(replica.now_ms, block.now_ms)
         replica.hot_calls.clear()
         replica.hot_agents.clear()
-        if not digests.agrees(replica, block) and self.world.ending is None:
+        spoilt = self.world.ending is not None and self.world.ending.spoilt == block.key
+        if not spoilt and not digests.agrees(replica, block):
             self._violate(f"{block.shard} block {block.sequence}: its leader's memory was another")
         self._check_agents(replica)
         self._check_waiting(replica)

@@ -20,6 +20,7 @@ from tests.simulation.keepers import ClusterTail
 from callmesh.routing.v1 import events_pb2
 from chassis.bus import Event
 from chassis.bus.publisher import Outcome, Outgoing
+from routing import codec
 from routing.journal import Block
 from routing.publish import Projection
 from routing.relay import RETENTION_BYTES_MAX, Cursor, Feed
@@ -48,6 +49,8 @@ class Broker:
     def __init__(self, world: World) -> None:
         self._world = world
         self._projections = {shard: Projection(shard) for shard in world.plan.shards}
+        #: Shards whose journal has a block of a newer format: nothing may be told from there on.
+        self._unreadable: set[str] = set()
         #: Body and time of the block, by id of the event.
         self._expected: dict[str, tuple[bytes, float]] = {}
         self.taken: dict[str, int] = {}
@@ -57,7 +60,11 @@ class Broker:
         self.skipped: dict[str, list[tuple[int, int]]] = {}
 
     def committed(self, block: Block) -> None:
-        """A block has reached its majority: so much more is to be told."""
+        """A block has reached its majority: so much more is to be told, unless no relay can read it."""
+        if block.format > codec.FORMAT:
+            self._unreadable.add(block.shard)
+        if block.shard in self._unreadable:
+            return
         for event in self._projections[block.shard].apply(block):
             self._expected[event.id] = (Outgoing.event(event).body, self._world.agenda.now)
 
@@ -81,9 +88,7 @@ class Broker:
             self._take_skipped(message)
             return Outcome.UNKNOWN if world.strike("unconfirmed", who) else Outcome.PUBLISHED
         body, _ = self._expected.get(message.message_id, (b"", 0.0))
-        over = world.ending is not None and world.ending.struck
-        # From an ending on nobody tells this broker what the journal has.
-        if body != message.body and not over:
+        if body != message.body:
             world.violate(
                 f"event {message.message_id} is published, and the journal says something else of it"
             )

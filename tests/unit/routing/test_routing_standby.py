@@ -243,6 +243,33 @@ def test_silence_is_what_was_heard_of_it() -> None:
     assert silence.seconds == pytest.approx(0.25)
 
 
+async def test_a_backup_that_slept_has_heard_no_more_of_it_than_others(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """It looks less often, and of a look that came late no more counts than of any other router's."""
+    allowed: dict[bool, set[float]] = {True: set(), False: set()}
+    late = STALL_SECONDS + 1.0
+
+    class Sleeper(Silence):
+        def look(self, now: float, due_seconds: float) -> None:
+            probe = Silence(now - late)
+            probe.look(now, due_seconds)
+            allowed[backup is not None].add(round(probe.seconds, 6))
+            super().look(now, due_seconds)
+
+    monkeypatch.setattr(leader_module, "Silence", Sleeper)
+    backup: Candidate | None = None
+    async with a_region() as region:
+        first = await region.leader("one:1")
+        own = region.standby("two:1")
+        await eventually(lambda: allowed[False])
+        await own.stop()
+        backup = region.standby("far:1", home=False)
+        await eventually(lambda: allowed[True])
+        assert first.leader.leading
+    assert max(allowed[True]) == max(allowed[False]) == BEAT + STALL_SECONDS
+
+
 async def test_a_standby_opens_neither_above_nor_below_what_a_restore_has_taken_away() -> None:
     """Its memory is ahead of the database: leading from it would leave a gap, from the rest a fork."""
     async with a_region() as region:
