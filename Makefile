@@ -132,7 +132,7 @@ sim: proto ## the seeded simulation of routers, network and store
 fuzz: setup ## every RPC with random and hostile messages: RUNS= SEED=
 	@PYTHONPATH=services:. $(PY) tests/fuzz/__main__.py
 
-chaos-%: setup ## one of them: leader, store, region
+chaos-%: setup ## one of them: leader, store, region, rollout
 	@PYTHONPATH=services:. $(PY) -m bench.chaos.$*
 
 chaos: setup ## kill -9, partitions and outages under load
