@@ -714,7 +714,8 @@ class Front:
             self._lost.discard(region)
             for caller in [c for c in self._callers.values() if c.region == region]:
                 self.spawn(self._attach_again(caller, region))
-            for desk in [d for d in self._desks.values() if d.region == region]:
+            # One that is being opened just now goes on with that.
+            for desk in [d for d in self._desks.values() if d.region == region and d.opened]:
                 self.spawn(self._open_again(desk))
         else:
             loop = asyncio.get_running_loop()
@@ -823,8 +824,9 @@ class Front:
 
     async def _open_first(self, desk: Desk) -> None:
         """Opens a session; one that finds no leader waits for one. Raises as `_open`."""
+        home = desk.region
         try:
-            return await self._open(desk)
+            return await self._open_where_held(desk, home)
         except NothingTaken as error:
             failure = error
         if self._shards[desk.region].up:
@@ -833,9 +835,33 @@ class Front:
         try:
             async with turnstile.passage(Urgency.AGENT, self._options.leaderless_seconds):
                 if self._desks.get(desk.agent) is desk:
-                    await self._open(desk)
+                    await self._open_where_held(desk, home)
         except NoTurn:
             raise failure from None
+
+    async def _open_where_held(self, desk: Desk, home: str) -> None:
+        """Opens a session in the agent's region; in the one that the agent was moved from while its
+        conversations are there, for the new one knows nothing of them and would ring who talks. Raises as
+        `_open`.
+        """
+        desk.region = await self._holder(desk, home) if desk.calls_held else home
+        await self._open(desk)
+
+    async def _holder(self, desk: Desk, home: str) -> str:
+        """The region whose shard has the agent in what its desktop says it holds; `home` when none has.
+        Raises Unavailable when that one does not answer: which other ones answer does not matter.
+        """
+        question, held = AskAgent(agent=desk.agent), set(desk.calls_held)
+        known = (await self.ask(home, question)).answer.agent
+        if known is not None and not held.isdisjoint(known.calls):
+            return home
+        others = _regions(*self._shards, besides=home)
+        answers = await asyncio.gather(*(self.ask(r, question) for r in others), return_exceptions=True)
+        for region, answer in zip(others, answers, strict=True):
+            view = answer.answer.agent if isinstance(answer, Committed) else None
+            if view is not None and not held.isdisjoint(view.calls):
+                return region
+        return home
 
     async def _open(self, desk: Desk) -> None:
         command = OpenSession(
@@ -850,6 +876,7 @@ class Front:
         committed = await self.ask(desk.region, command)
         if committed.answer.refusal is not None:
             raise error_of(committed.answer.refusal, agent=desk.agent)
+        desk.opened = True
         for call in committed.answer.calls or await self._calls_of(desk, committed.answer.agent):
             if call.state is CallState.CONNECTED:
                 desk.push(_present(committed, call))

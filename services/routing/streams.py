@@ -144,6 +144,8 @@ class Desk:
     presence: Presence
     pause_reason: str
     calls_held: tuple[str, ...]
+    #: Its region's leader has taken it: a later one is to take it as well.
+    opened: bool = False
     #: Updates, errors that end the stream, and messages of the servicer's own.
     updates: Mailbox = field(default_factory=Mailbox)
 

@@ -78,8 +78,6 @@ class Auditor:
         self.logging_out: set[str] = set()
         self._opened_ms: dict[str, int] = {}
         self._unpaired: dict[tuple[str, str], int] = {}
-        #: What each agent holds in each shard.
-        self._held: dict[str, dict[str, set[str]]] = defaultdict(dict)
         #: Since when, and for how many commits, an open offer is past its time.
         self._overdue: dict[str, tuple[float, int]] = {}
         self.counts: dict[str, int] = defaultdict(int)

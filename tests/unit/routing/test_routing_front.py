@@ -43,6 +43,7 @@ from routing.model import (
     EndCall,
     Event,
     Fact,
+    FinishWrapUp,
     HangUp,
     OfferAccepted,
     OpenSession,
@@ -50,6 +51,7 @@ from routing.model import (
     PlaceCall,
     Presence,
     QueueConfig,
+    RemoveAgent,
     RequestCallback,
     ShardOpened,
     Tick,
@@ -1002,6 +1004,65 @@ async def test_a_conversation_is_told_to_the_desk_that_comes_back(seated: World)
     await front.open_desk(again)
     present = [u.what for u in again.updates.unread if isinstance(u.what, Present)]
     assert [what.call.facts.call_id for what in present if what.call is not None] == ["c1"]
+
+
+@pytest.fixture
+async def moved(seated: World) -> World:
+    """Ann talks with c1 in Beijing, belongs to Shanghai from now on, and her stream has broken."""
+    front = seated.front()
+    seat = desk()
+    await front.open_desk(seat)
+    await Line(seated, front).next()
+    seated.beijing.accept()
+    seated.beijing.confirm()
+    seated.beijing.do(RemoveAgent(agent="ann"))
+    seated.shanghai.do(ConfigureAgent(agent=AgentConfig(id="ann")))
+    await front.close_desk(seat, log_out=False)
+    seated.shanghai.do(
+        PlaceCall(facts=CallFacts(call_id="c2", queue="service"), attempt=1, move=1, front="f")
+    )
+    return seated
+
+
+async def test_an_agent_moved_in_a_conversation_is_rung_in_the_new_region_after_it(moved: World) -> None:
+    [front] = moved.fronts
+    seat = desk(2, region="shanghai", calls_held=("c1",))
+    await front.open_desk(seat)
+    assert seat.region == "beijing" and attached(moved)
+    assert moved.shanghai.state.calls["c2"].state is CallState.WAITING
+    present = [u.what for u in seat.updates.unread if isinstance(u.what, Present)]
+    assert [what.call.facts.call_id for what in present if what.call is not None] == ["c1"]
+    moved.beijing.do(EndCall(call_id="c1"))
+    moved.beijing.do(FinishWrapUp(agent="ann", session=2, call_id="c1", disposition=None))
+    assert "ann" not in moved.beijing.state.agents, "it has finished there"
+    await front.close_desk(seat, log_out=False)
+    await front.open_desk(desk(3, region="shanghai"))
+    assert moved.shanghai.state.calls["c2"].agent == "ann"
+
+
+@pytest.mark.parametrize("held", [(), ("c9",)], ids=["nothing", "another"])
+async def test_a_desk_that_holds_nothing_of_another_region_opens_in_its_own(
+    moved: World, held: tuple[str, ...]
+) -> None:
+    [front] = moved.fronts
+    seat = desk(2, region="shanghai", calls_held=held)
+    moved.wire("beijing").nobody_leads = held == ()
+    await front.open_desk(seat)
+    assert seat.region == "shanghai" and moved.shanghai.state.agents["ann"].attached
+
+
+async def test_where_a_moved_agent_opens_is_asked_anew_once_its_region_has_a_leader(moved: World) -> None:
+    [front] = moved.fronts
+    wire = moved.wire("shanghai")
+    wire.nobody_leads = True
+    wire.down()
+    seat = desk(2, region="shanghai", calls_held=("c1",))
+    opening = asyncio.ensure_future(front.open_desk(seat))
+    await eventually(lambda: AskAgent in wire.kinds())
+    wire.nobody_leads = False
+    wire.back()
+    await soon(opening)
+    assert seat.region == "beijing" and OpenSession not in wire.kinds()
 
 
 # --- draining and closing
