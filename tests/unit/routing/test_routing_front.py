@@ -1012,15 +1012,14 @@ async def moved(seated: World) -> World:
     front = seated.front()
     seat = desk()
     await front.open_desk(seat)
-    await Line(seated, front).next()
+    for shard, call_id in ((seated.beijing, "c1"), (seated.shanghai, "c2")):
+        facts = CallFacts(call_id=call_id, queue="service")
+        shard.do(PlaceCall(facts=facts, attempt=1, move=1, front="elsewhere"))
     seated.beijing.accept()
     seated.beijing.confirm()
     seated.beijing.do(RemoveAgent(agent="ann"))
     seated.shanghai.do(ConfigureAgent(agent=AgentConfig(id="ann")))
     await front.close_desk(seat, log_out=False)
-    seated.shanghai.do(
-        PlaceCall(facts=CallFacts(call_id="c2", queue="service"), attempt=1, move=1, front="f")
-    )
     return seated
 
 
