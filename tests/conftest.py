@@ -20,6 +20,8 @@ def pytest_configure() -> None:
         signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
+# First: the workers read the groups in a hook of the same name.
+@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """A file's tests stay together and in order; so does whatever starts the whole platform: two platforms at
     once, eleven processes each, take longer on two cores than one after the other.

@@ -53,8 +53,9 @@ def descriptors() -> Any:
         )
         if status:
             raise SystemExit(status)
-        # Our own options stay unknown fields unless their module is loaded.
-        importlib.import_module("callmesh.common.v1.privacy_pb2")
+        # Options stay unknown fields unless their modules are loaded.
+        for module in ("google.api.field_behavior_pb2", "callmesh.common.v1.privacy_pb2"):
+            importlib.import_module(module)
         return descriptor_pb2.FileDescriptorSet.FromString(Path(out.name).read_bytes())
 
 

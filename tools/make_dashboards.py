@@ -670,7 +670,10 @@ BUSINESS = Dashboard(
                     "callmesh_calls_abandoned_wait_seconds_count",
                     by="region",
                     window="[15m]",
-                ),
+                )
+                # Where nobody went there is no mean, and the line rests at 0.
+                + " >= 0 or 0 * sum by (region) (rate("
+                + f"callmesh_calls_abandoned_wait_seconds_count{{{RQ}}}[15m]))",
                 "{{region}}",
             ),
         ),

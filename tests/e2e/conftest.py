@@ -65,7 +65,7 @@ class Collected:
     settings: Mapping[str, str]
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def collected() -> Iterator[Collected]:
     """A collector for the platform's traces, where its package is installed."""
     program = agent()
@@ -80,7 +80,7 @@ def collected() -> Iterator[Collected]:
         shutil.rmtree(run_dir, ignore_errors=True)
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def spans(collected: Collected) -> Spans:
     """What came out of the collector."""
     if collected.spans is None:
@@ -88,7 +88,7 @@ def spans(collected: Collected) -> Spans:
     return collected.spans
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def platform_stack(collected: Collected) -> Iterator[Stack]:
     """The platform with its directory furnished; gone afterwards, whatever happens."""
     if find_mongod() is None or find_rabbitmq_server() is None:
@@ -110,7 +110,7 @@ async def _furnish(stack: Stack) -> None:
         await furnish(wire)
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def event_tap(platform_stack: Stack) -> Iterator[EventTap]:
     """Hears every event from its first use on."""
     with EventTap(platform_stack.amqp_uri) as tap:

@@ -194,13 +194,3 @@ def test_status_shows_each_process(platform_stack: Stack) -> None:
     for process in plan.scrape_targets(platform_stack.config):
         part = parts[process.name]
         assert part["state"] == "up" and part["ports"] == list(process.ports) and alive(part["pid"])
-
-
-def test_down_leaves_nothing_behind(platform_stack: Stack) -> None:
-    pids = {part.name: part.pid for part in platform_stack.processes() if part.pid is not None}
-    assert set(process_names(platform_stack)) <= set(pids)
-    down = callmesh(platform_stack, "down")
-    assert down.returncode == 0, down.stdout + down.stderr
-    assert f"Stopped {len(pids)} processes." in down.stdout
-    assert [name for name, pid in pids.items() if alive(pid)] == []
-    assert callmesh(platform_stack, "status").returncode == 1

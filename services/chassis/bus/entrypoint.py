@@ -512,7 +512,8 @@ def handling(queue: str, taken: Event | list[Event]) -> Iterator[None]:
     spans = [
         span
         for event in events
-        if (
+        if telemetry.exporting()
+        and (
             span := telemetry.start_call(
                 f"process {queue}", event.traceparent, _span_attributes(queue, event), SpanKind.CONSUMER
             )

@@ -12,7 +12,7 @@ POLL_SECONDS = 0.02
 T = TypeVar("T")
 
 
-def wait_until(condition: Callable[[], T], deadline_seconds: float = 10.0, *, what: str = "") -> T:
+def wait_until(condition: Callable[[], T], deadline_seconds: float = 30.0, *, what: str = "") -> T:
     """Polls `condition` until it gives something true and returns that; AssertionError after
     `deadline_seconds`.
 

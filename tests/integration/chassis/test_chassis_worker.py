@@ -87,10 +87,10 @@ class Probe:
     def marked(self, event: Event, handler: str = "on_thing") -> bool:
         return self.database["inbox"].find_one({"_id": f"{handler}:{event.id}"}) is not None
 
-    def await_marked(self, *events: Event, seconds: float = 15) -> None:
+    def await_marked(self, *events: Event, seconds: float = 40) -> None:
         wait_until(lambda: all(self.marked(event) for event in events), seconds, what="all events handled")
 
-    def dead(self, seconds: float = 15) -> amqp.Message:
+    def dead(self, seconds: float = 40) -> amqp.Message:
         message: amqp.Message = wait_until(
             lambda: self.channel.basic_get(f"{self.queue}.dead", no_ack=True), seconds, what="a dead letter"
         )
