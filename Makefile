@@ -89,7 +89,7 @@ types: proto ## mypy over services/
 	@$(BIN)/mypy
 
 test: setup ## every test: unit to end to end
-	@$(PY) -m pytest -n 3 --dist loadgroup $(PYTEST_ARGS)
+	@$(PY) -m pytest -n 3 --no-loadscope-reorder $(PYTEST_ARGS)
 
 test-deploy: setup ## the chart rendered and validated, the alerts tested
 	@$(PY) -m pytest tests/deploy $(PYTEST_ARGS)

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import signal
+from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, settings
+from xdist.scheduler import LoadScopeScheduling
 
 # A busy machine is not a failure: examples have no deadline, and slow generation only takes longer.
 settings.register_profile("callmesh", deadline=None, suppress_health_check=[HealthCheck.too_slow])
@@ -20,12 +23,16 @@ def pytest_configure() -> None:
         signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
-# First: the workers read the groups in a hook of the same name.
-@pytest.hookimpl(tryfirst=True)
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+class ByFile(LoadScopeScheduling):
     """A file's tests stay together and in order; so does whatever starts the whole platform: two platforms at
     once, eleven processes each, take longer on two cores than one after the other.
     """
-    for item in items:
-        group = "platform" if item.path.parent.name == "e2e" else str(item.path)
-        item.add_marker(pytest.mark.xdist_group(group))
+
+    def _split_scope(self, nodeid: str) -> str:
+        file = nodeid.partition("::")[0]
+        return "platform" if Path(file).parent.name == "e2e" else file
+
+
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> ByFile:
+    """How tests are dealt to the workers of `make test`."""
+    return ByFile(config, log)
