@@ -90,11 +90,14 @@ def total(metric: str, selector: str, window: str = RATE) -> str:
     return f"sum(increase({metric}{{{selector}}}{window})) or vector(0)"
 
 
-def share(good: str, *all_of: str, by: str = "", selector: str = RQ, window: str = RATE) -> str:
-    """Rates of `good` among the rates of `all_of`."""
+def share(
+    good: str, *all_of: str, by: str = "", selector: str = RQ, window: str = RATE, rest: int = 0
+) -> str:
+    """Rates of `good` among the rates of `all_of`; `rest` where there was nothing to be among."""
     grouping = f" by ({by})" if by else ""
     whole = " + ".join(f"sum{grouping} (rate({metric}{{{selector}}}{window}))" for metric in all_of)
-    return f"sum{grouping} (rate({good}{{{selector}}}{window})) / ({whole})"
+    nothing = f"{rest} + 0 * ({whole})" if by else f"vector({rest})"
+    return f"sum{grouping} (rate({good}{{{selector}}}{window})) / (({whole}) > 0) or {nothing}"
 
 
 def quantile(q: float, metric: str, by: str, selector: str, window: str = RATE) -> str:
@@ -120,7 +123,7 @@ WALLBOARD = Dashboard(
         stat(
             "Service level, 15 min",
             "percentunit",
-            share(IN_TARGET, ANSWERED, ABANDONED, window="[15m]"),
+            share(IN_TARGET, ANSWERED, ABANDONED, window="[15m]", rest=1),
             "Answered within the target, of those answered and those who went after the short-abandon time.",
             0.8,
             True,
@@ -277,7 +280,7 @@ ROUTING = Dashboard(
         graph(
             "Error of the told wait",
             "percentunit",
-            (f"callmesh:expected_wait_error:ratio_1h{{{RQ}}}", "{{region}} {{queue}}"),
+            (f"callmesh:expected_wait_error:ratio_1h{{{RQ}}} >= 0 or on() vector(0)", "{{region}} {{queue}}"),
         ),
         graph(
             "Offers that came to nothing a minute",
@@ -632,7 +635,7 @@ BUSINESS = Dashboard(
         stat(
             "Service level, 1 h",
             "percentunit",
-            share(IN_TARGET, ANSWERED, ABANDONED, window="[1h]"),
+            share(IN_TARGET, ANSWERED, ABANDONED, window="[1h]", rest=1),
             "",
             0.8,
             True,
@@ -646,7 +649,7 @@ BUSINESS = Dashboard(
         graph(
             "Service level by region",
             "percentunit",
-            (share(IN_TARGET, ANSWERED, ABANDONED, by="region", window="[15m]"), "{{region}}"),
+            (share(IN_TARGET, ANSWERED, ABANDONED, by="region", window="[15m]", rest=1), "{{region}}"),
         ),
         graph(
             "Talk time by region",
@@ -670,10 +673,7 @@ BUSINESS = Dashboard(
                     "callmesh_calls_abandoned_wait_seconds_count",
                     by="region",
                     window="[15m]",
-                )
-                # Where nobody went there is no mean, and the line rests at 0.
-                + " >= 0 or 0 * sum by (region) (rate("
-                + f"callmesh_calls_abandoned_wait_seconds_count{{{RQ}}}[15m]))",
+                ),
                 "{{region}}",
             ),
         ),
