@@ -139,7 +139,7 @@ def test_an_event_is_handled_once_under_its_trace(probe: Probe) -> None:
     assert (probe.runs(event), probe.runs(event, "values"), probe.runs(other, "values")) == (1, 0, 1)
     effect = probe.database["effects"].find_one({"event": event.id})
     assert effect is not None and effect["trace"] == TRACE
-    wait_until(lambda: probe.metric("callmesh_bus_consumed_total", service=probe.service) == 1.0)
+    wait_until(lambda: probe.metric("callmesh_bus_consumed_total", handler="on_thing") == 1.0)
     index = probe.database["inbox"].index_information()["at"]
     assert index["expireAfterSeconds"] > 7 * 24 * 3600
 
