@@ -131,7 +131,11 @@ async def test_a_second_offer_is_declined_while_a_call_is_in_hand(rig: Any, cont
     assert [c.accept.offer_id for c in log if c.WhichOneof("kind") == "accept"] == ["o1"]
 
 
-async def test_an_offer_that_is_gone_is_not_accepted(rig: Any, context: AgentContext) -> None:
+async def test_an_offer_that_is_gone_is_not_accepted(
+    rig: Any, context: AgentContext, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Long after the word that it is gone, however slow the machine; a shift lasts three times as long.
+    monkeypatch.setattr("cli.demo.agent.PICK_UP_SECONDS", 100.0)
     log: list[agent_pb2.AgentCommand] = []
     gone = Event(offer_gone=Event.OfferGone(offer_id="o1", outcome=call_pb2.OFFER_OUTCOME_CANCELLED))
 
