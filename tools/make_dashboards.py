@@ -80,9 +80,19 @@ def table(title: str, unit: str, *queries: tuple[str, str], text: str = "") -> P
     return Panel(title=title, unit=unit, queries=queries, text=text, kind="table")
 
 
+def rates(metric: str, by: str, selector: str = "", window: str = RATE) -> str:
+    """How many a second."""
+    return f"sum by ({by}) (rate({metric}{f'{{{selector}}}' if selector else ''}{window}))"
+
+
+def rises(metric: str, by: str, selector: str = "", window: str = RATE) -> str:
+    """How many in the window."""
+    return f"sum by ({by}) (increase({metric}{f'{{{selector}}}' if selector else ''}{window}))"
+
+
 def per_minute(metric: str, by: str, selector: str = RQ) -> str:
     """How many a minute."""
-    return f"60 * sum by ({by}) (rate({metric}{{{selector}}}{RATE}))"
+    return f"60 * {rates(metric, by, selector)}"
 
 
 def total(metric: str, selector: str, window: str = RATE) -> str:
@@ -226,19 +236,13 @@ ROUTING = Dashboard(
         graph(
             "Events committed a second",
             "none",
-            (f"sum by (shard) (rate(callmesh_journal_events_total{{{S}}}{RATE}))", "{{shard}}"),
+            (rates("callmesh_journal_events_total", "shard", S), "{{shard}}"),
         ),
         graph(
             "Waits of those answered",
             "s",
-            (
-                quantile(0.5, "callmesh_calls_answer_wait_seconds", "", RQ, "[5m]"),
-                "half",
-            ),
-            (
-                quantile(0.95, "callmesh_calls_answer_wait_seconds", "", RQ, "[5m]"),
-                "95 %",
-            ),
+            (quantile(0.5, "callmesh_calls_answer_wait_seconds", "", RQ, "[5m]"), "half"),
+            (quantile(0.95, "callmesh_calls_answer_wait_seconds", "", RQ, "[5m]"), "95 %"),
         ),
         graph(
             "Expected wait of a call that came now",
@@ -298,18 +302,12 @@ ROUTING = Dashboard(
             "Moved to another region a minute",
             "none",
             (per_minute("callmesh_queue_moved_total", "region"), "from {{region}}"),
-            (
-                f"60 * sum by (reason) (rate(callmesh_front_moves_total{RATE})) or vector(0)",
-                "because {{reason}}",
-            ),
+            (per_minute("callmesh_front_moves_total", "reason", "") + " or vector(0)", "because {{reason}}"),
         ),
         graph(
             "RPCs of routing a second",
             "reqps",
-            (
-                f'sum by (method) (rate(callmesh_rpc_requests_total{{service="routing"}}{RATE})) > 0',
-                "{{method}}",
-            ),
+            (rates(RPCS, "method", 'service="routing"') + " > 0", "{{method}}"),
         ),
     ),
 )
@@ -339,16 +337,13 @@ FAILOVER = Dashboard(
         graph(
             "Openings and takeovers",
             "none",
-            (f"sum by (shard) (increase(callmesh_shard_openings_total{{{S}}}{RATE}))", "{{shard}} opened"),
-            (
-                f"sum by (shard) (increase(callmesh_shard_takeovers_total{{{S}}}{RATE}))",
-                "{{shard}} taken over",
-            ),
+            (rises("callmesh_shard_openings_total", "shard", S), "{{shard}} opened"),
+            (rises("callmesh_shard_takeovers_total", "shard", S), "{{shard}} taken over"),
         ),
         graph(
             "Without a leader",
             "s",
-            (f"sum by (shard) (increase(callmesh_shard_leaderless_seconds_sum{{{S}}}[15m]))", "{{shard}}"),
+            (rises("callmesh_shard_leaderless_seconds_sum", "shard", S, window="[15m]"), "{{shard}}"),
             text="Silence of the journal before an opening, added up over a quarter of an hour.",
         ),
         graph("Epoch", "none", (f"max by (shard) (callmesh_shard_epoch{{{S}}})", "{{shard}}")),
@@ -376,7 +371,7 @@ FAILOVER = Dashboard(
         graph(
             "Conversations broken off",
             "none",
-            (f"sum by (region) (increase(callmesh_calls_interrupted_total{{{R}}}[5m]))", "{{region}}"),
+            (rises("callmesh_calls_interrupted_total", "region", R, window="[5m]"), "{{region}}"),
         ),
         graph(
             "Callers' streams by router",
@@ -419,28 +414,22 @@ SERVICES = Dashboard(
         graph(
             "RPCs by service a second",
             "reqps",
-            (f"sum by (service) (rate(callmesh_rpc_requests_total{{{V}}}{RATE}))", "{{service}}"),
+            (rates(RPCS, "service", V), "{{service}}"),
         ),
         graph(
             "RPCs by outcome a second",
             "reqps",
-            (
-                f"sum by (service, code) (rate(callmesh_rpc_requests_total{{{V}}}{RATE})) > 0",
-                "{{service}} {{code}}",
-            ),
+            (rates(RPCS, "service, code", V) + " > 0", "{{service}} {{code}}"),
         ),
         graph(
             "Refused because of a limit a second",
             "reqps",
-            (
-                f"sum by (service, limit) (rate(callmesh_limited_total{{{V}}}{RATE})) or vector(0)",
-                "{{service}} {{limit}}",
-            ),
+            (rates("callmesh_limited_total", "service, limit", V) + " or vector(0)", "{{service}} {{limit}}"),
         ),
         graph(
             "Ten busiest methods a second",
             "reqps",
-            (f"topk(10, sum by (method) (rate(callmesh_rpc_requests_total{{{V}}}{RATE})))", "{{method}}"),
+            (f"topk(10, {rates(RPCS, 'method', V)})", "{{method}}"),
         ),
         graph(
             "Ten slowest methods, 99 %",
@@ -463,19 +452,13 @@ SERVICES = Dashboard(
         graph(
             "Database commands a second",
             "reqps",
-            (
-                f"sum by (service, command) (rate(callmesh_db_queries_total{{{V}}}{RATE})) > 0",
-                "{{service}} {{command}}",
-            ),
+            (rates(QUERIES, "service, command", V) + " > 0", "{{service}} {{command}}"),
             text="Of mongoengine's clients; the hot reads of servers are counted as their RPCs.",
         ),
         graph(
             "Database commands failed a second",
             "reqps",
-            (
-                f'sum by (service) (rate({QUERIES}{{{V},outcome="failed"}}{RATE})) or vector(0)',
-                "{{service}}",
-            ),
+            (rates(QUERIES, "service", f'{V},outcome="failed"') + " or vector(0)", "{{service}}"),
         ),
         graph(
             "Database commands, 99 %",
@@ -530,29 +513,20 @@ BUS = Dashboard(
         graph(
             "Commit of a block",
             "s",
-            (
-                quantile(0.5, "callmesh_journal_commit_seconds", "shard", S),
-                "{{shard}} half",
-            ),
-            (
-                quantile(0.99, "callmesh_journal_commit_seconds", "shard", S),
-                "{{shard}} 99 %",
-            ),
+            (quantile(0.5, "callmesh_journal_commit_seconds", "shard", S), "{{shard}} half"),
+            (quantile(0.99, "callmesh_journal_commit_seconds", "shard", S), "{{shard}} 99 %"),
         ),
         graph(
             "Blocks a second",
             "none",
-            (f"sum by (shard) (rate(callmesh_journal_blocks_total{{{S}}}{RATE}))", "{{shard}}"),
+            (rates("callmesh_journal_blocks_total", "shard", S), "{{shard}}"),
             text="Two a second are an idle leader's heartbeat.",
         ),
-        graph("Events published a second", "none", (f"sum by (service) (rate({TYPE}{RATE}))", "{{service}}")),
+        graph("Events published a second", "none", (rates(TYPE, "service"), "{{service}}")),
         graph(
             "Events handled a second",
             "none",
-            (
-                f"sum by (service, outcome) (rate(callmesh_consumer_events_total{RATE})) > 0",
-                "{{service}} {{outcome}}",
-            ),
+            (rates("callmesh_consumer_events_total", "service, outcome") + " > 0", "{{service}} {{outcome}}"),
         ),
         graph(
             "Lag of consumers, 99 %",
@@ -577,26 +551,14 @@ BUS = Dashboard(
         graph(
             "Given up and put off",
             "none",
-            (
-                f"sum by (service, handler) (increase(callmesh_bus_dead_total{RATE}))",
-                "{{service}} {{handler}} dead",
-            ),
-            (
-                f"sum by (service, handler) (increase(callmesh_bus_retried_total{RATE}))",
-                "{{service}} {{handler}} put off",
-            ),
+            (rises("callmesh_bus_dead_total", "service, handler"), "{{service}} {{handler}} dead"),
+            (rises("callmesh_bus_retried_total", "service, handler"), "{{service}} {{handler}} put off"),
         ),
         graph(
             "Not taken by the broker",
             "none",
-            (
-                f"sum by (service) (increase(callmesh_bus_unpublished_total{RATE})) or vector(0)",
-                "{{service}} unpublished",
-            ),
-            (
-                f"sum by (service) (increase(callmesh_bus_unroutable_total{RATE})) or vector(0)",
-                "{{service}} unroutable",
-            ),
+            (rises("callmesh_bus_unpublished_total", "service") + " or vector(0)", "{{service}} unpublished"),
+            (rises("callmesh_bus_unroutable_total", "service") + " or vector(0)", "{{service}} unroutable"),
         ),
         graph(
             "Behind the journal",
@@ -613,7 +575,7 @@ BUS = Dashboard(
         graph(
             "Counted into reports, blocks a second",
             "none",
-            (f"sum by (shard) (rate(callmesh_reports_blocks_total{{{S}}}{RATE}))", "{{shard}}"),
+            (rates("callmesh_reports_blocks_total", "shard", S), "{{shard}}"),
         ),
     ),
 )
@@ -698,14 +660,8 @@ BUSINESS = Dashboard(
         graph(
             "Offers a minute",
             "none",
-            (
-                f"60 * sum by (outcome) (rate(marketing_decisions_total{RATE})) or vector(0)",
-                "asked: {{outcome}}",
-            ),
-            (
-                f"60 * sum by (result) (rate(marketing_outcomes_total{RATE})) or vector(0)",
-                "answered: {{result}}",
-            ),
+            (per_minute("marketing_decisions_total", "outcome", "") + " or vector(0)", "asked: {{outcome}}"),
+            (per_minute("marketing_outcomes_total", "result", "") + " or vector(0)", "answered: {{result}}"),
         ),
         graph(
             "Customers",
@@ -730,10 +686,7 @@ BUSINESS = Dashboard(
         graph(
             "Partners told",
             "none",
-            (
-                f"sum by (outcome) (increase(crm_webhook_tries_total{RATE})) or vector(0)",
-                "webhooks {{outcome}}",
-            ),
+            (rises("crm_webhook_tries_total", "outcome") + " or vector(0)", "webhooks {{outcome}}"),
         ),
     ),
 )
