@@ -245,7 +245,7 @@ class Limits:
         )
         self._usable = metrics.gauge(
             "callmesh_limits_file_usable", "0 while the file of limits cannot be used.", ("service",)
-        ).labels(service)
+        )
         self._look_at = float("-inf")
         self._files = WatchedFiles([file]) if file else None
         if self._files is not None:
@@ -262,7 +262,7 @@ class Limits:
             policy = found.subjects.get(subject, found.default)
             if policy != account.policy:
                 account.apply(policy)
-        self._usable.set(1)
+        self._usable.labels(self._service).set(1)
 
     def _look(self, files: WatchedFiles) -> None:
         generation = files.generation
@@ -272,7 +272,7 @@ class Limits:
         try:
             self._use(text)
         except ValueError as error:
-            self._usable.set(0)
+            self._usable.labels(self._service).set(0)
             _log.error("limits.unusable", error=str(error))
         else:
             _log.info("limits.renewed", subjects=len(self._policies))

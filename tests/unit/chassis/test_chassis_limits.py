@@ -195,6 +195,19 @@ def test_a_changed_file_counts_without_a_restart_and_a_broken_one_does_not(tmp_p
     assert taken(subject, "pbx-1", 10.0) == 3 and usable._value.get() == 1
 
 
+def test_without_a_file_nothing_is_said_of_one(tmp_path):
+    Limits("fileless", Policy(), 10)
+    (tmp_path / "limits.yaml").write_text("default: {}")
+    Limits("filed", Policy(), 10, str(tmp_path / "limits.yaml"))
+    told = {
+        sample.labels["service"]: sample.value
+        for family in metrics.REGISTRY.collect()
+        for sample in family.samples
+        if sample.name == "callmesh_limits_file_usable"
+    }
+    assert "fileless" not in told and told["filed"] == 1
+
+
 def replace(path, text: str) -> None:
     """As a mounted config map is renewed: all at once."""
     new = path.with_suffix(".new")
