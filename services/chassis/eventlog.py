@@ -11,7 +11,11 @@ Rules:
 4. The log is bounded by age and by number. Pruning first raises the floor (majority), then removes what is
    below: a reader whose cursor is below the floor is told, and nobody passes over a hole in silence.
 5. A cursor names log, sequence and event. A log that was set up anew, or restored to before the cursor, is
-   another log, and says so.
+   another log, and says so. After a restore ids of events may be given out again, so the time at which an
+   event was written counts as well.
+6. An entry knows which people its event names (of the service's collection of people), until they are
+   forgotten (`forget`): then what is personal is overwritten, for every reader, and the entry stays where it
+   is. What a relay brings only after that is overwritten by nobody; it leaves with its age.
 
 Free of grpc: the worker writes. Blocking code; it runs in green threads.
 """
@@ -19,13 +23,16 @@ Free of grpc: the worker writes. Blocking code; it runs in green threads.
 from __future__ import annotations
 
 import base64
+import re
 import time
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
+import msgspec
+from pymongo import UpdateOne
 from pymongo.errors import BulkWriteError
 from pymongo.read_concern import ReadConcern
 from pymongo.write_concern import WriteConcern
@@ -33,8 +40,11 @@ from pymongo.write_concern import WriteConcern
 from chassis import logs, metrics
 from chassis.bus import topology
 from chassis.bus.publisher import Outcome, Outgoing
+from chassis.clock import to_ms
 from chassis.errors import FailedPrecondition, InvalidArgument, Unavailable
 from chassis.ids import new_id
+from chassis.mongo import DUPLICATE_KEY
+from chassis.privacy import Privacy
 
 if TYPE_CHECKING:
     from pymongo.database import Database
@@ -43,6 +53,8 @@ if TYPE_CHECKING:
     from chassis.outbox import BatchPublisher
 
 COLLECTION, META = "event_log", "event_log_meta"
+#: What of an entry a cursor's check is made of.
+CHECKED = {"event": 1, "at": 1}
 #: The one document of `META`: {"_id", "log": id of this log, "floor": highest sequence that was removed}.
 META_ID = "log"
 #: How long events are kept, and how many at most, unless the settings say otherwise.
@@ -53,7 +65,10 @@ PRUNE_SECONDS = 60.0
 TRIES_MAX, PAUSE_SECONDS = 20, 0.005
 #: Longest cursor, characters.
 CURSOR_CHARACTERS_MAX = 200
-_DUPLICATE_KEY = 11000
+#: Entries that are overwritten at once for a person who is forgotten.
+FORGET_AT_ONCE = 500
+
+_envelope_decoder = msgspec.json.Decoder(dict[str, msgspec.Raw])
 
 log = logs.get_logger(__name__)
 
@@ -99,7 +114,7 @@ class Cursor:
     log: str
     #: 0 before the first event.
     sequence: int
-    #: Check of the event's id there; 0 when not known (the log's beginning).
+    #: Check of the event there; 0 when not known (the log's beginning).
     check: int = 0
 
     def text(self) -> str:
@@ -123,9 +138,12 @@ class Cursor:
         return found
 
 
-def check_of(event_id: str) -> int:
-    """What a cursor remembers of an event: enough to see that another log stands there now."""
-    return zlib.crc32(event_id.encode())
+def check_of(entry: Mapping[str, Any]) -> int:
+    """What a cursor remembers of an entry of `CHECKED` fields: enough to see that another one stands there
+    now.
+    """
+    written_ms = to_ms(entry["at"].replace(tzinfo=UTC))
+    return zlib.crc32(f"{entry['event']} {written_ms}".encode())
 
 
 class EventLog:
@@ -138,9 +156,10 @@ class EventLog:
         service: str,
         hours: float = HOURS,
         entries_max: int = ENTRIES_MAX,
+        people: str = "",
         now: Callable[[], datetime] = lambda: datetime.now(UTC),
     ) -> None:
-        """Does no I/O."""
+        """Does no I/O. `people` is the collection, as in resource names, whose members can be forgotten."""
         safe, seen = WriteConcern(w="majority"), ReadConcern("majority")
         self._entries: Any = database.get_collection(COLLECTION, write_concern=safe, read_concern=seen)
         self._latest: Any = database[COLLECTION]
@@ -149,21 +168,24 @@ class EventLog:
         self._hours = hours
         self._entries_max = entries_max
         self._now = now
+        self._person = re.compile(rf'"({people}/[A-Za-z0-9._~:\-]+)"'.encode()) if people else None
         self._tail: int | None = None
 
     @classmethod
-    def of(cls, settings: ServiceSettings, database: Database[dict[str, Any]]) -> EventLog:
+    def of(cls, settings: ServiceSettings, database: Database[dict[str, Any]], people: str = "") -> EventLog:
         """The log of a process's own service."""
         return cls(
             database,
             service=settings.service,
             hours=settings.event_log_hours,
             entries_max=settings.event_log_entries_max,
+            people=people,
         )
 
     def ensure(self) -> None:
         """Makes the log, if it is not there; repeatable. pymongo's errors."""
         self._latest.create_index("event", unique=True, name="event")
+        self._latest.create_index("about", sparse=True, name="about")
         self._meta.update_one({"_id": META_ID}, {"$setOnInsert": {"log": new_id(), "floor": 0}}, upsert=True)
 
     def append(self, entries: Sequence[Entry]) -> None:
@@ -187,13 +209,15 @@ class EventLog:
         self._tail = None
         documents = [
             {"_id": tail + n, "event": entry.id, "type": entry.type, "at": at, "body": entry.body}
+            | self._about(entry.body)
             for n, entry in enumerate(waiting, 1)
         ]
         try:
             self._entries.insert_many(documents, ordered=True)
         except BulkWriteError as error:
             faults = error.details.get("writeErrors", ())
-            if not faults or any(fault.get("code") != _DUPLICATE_KEY for fault in faults):
+            unsure = error.details.get("writeConcernErrors")
+            if unsure or not faults or any(fault.get("code") != DUPLICATE_KEY for fault in faults):
                 raise
             count = int(error.details.get("nInserted", 0))
             _written.labels(self._service).inc(count)
@@ -201,6 +225,11 @@ class EventLog:
         self._tail = tail + len(documents)
         _written.labels(self._service).inc(len(documents))
         return []
+
+    def _about(self, body: bytes) -> dict[str, list[str]]:
+        """The people that an envelope names; empty for none, so that the index stays small."""
+        names = set(self._person.findall(body)) if self._person is not None else ()
+        return {"about": sorted(name.decode() for name in names)} if names else {}
 
     def _unknown(self, waiting: list[Entry]) -> list[Entry]:
         """Those that are not in the log."""
@@ -234,6 +263,35 @@ class EventLog:
         removed = int(self._entries.delete_many({"_id": {"$lte": target}}).deleted_count)
         _pruned.labels(self._service).inc(removed)
         return removed
+
+
+def forget(database: Database[dict[str, Any]], person: str) -> int:
+    """Overwrites what is personal in the events of a log that name `person` ("customers/1"); how many those
+    were. To be repeated after pymongo's errors.
+    """
+    entries = database.get_collection(COLLECTION, write_concern=WriteConcern(w="majority"))
+    privacy, count = Privacy(), 0
+    while found := list(entries.find({"about": person}, {"type": 1, "body": 1}).limit(FORGET_AT_ONCE)):
+        # Nothing personal is left of the others whom such an event names either.
+        changes = [
+            UpdateOne(
+                {"_id": entry["_id"]},
+                {"$set": {"body": _without_people(entry, privacy)}, "$unset": {"about": ""}},
+            )
+            for entry in found
+        ]
+        entries.bulk_write(changes, ordered=False)
+        count += len(found)
+    return count
+
+
+def _without_people(entry: Mapping[str, Any], privacy: Privacy) -> bytes:
+    """An entry's envelope without what is personal; it says that something is missing."""
+    envelope = _envelope_decoder.decode(entry["body"])
+    data, redacted = privacy.cleaned(entry["type"], bytes(envelope["data"]))
+    if redacted:
+        envelope |= {"data": msgspec.Raw(data.encode()), "redacted": msgspec.Raw(b"true")}
+    return msgspec.json.encode(envelope)
 
 
 class Recorded:

@@ -18,23 +18,31 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import re
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import msgspec
-from google.protobuf import descriptor_pool
 from pymongo.errors import PyMongoError
 from pymongo.read_concern import ReadConcern
 
 from callmesh.common.v1 import event_service_pb2 as pb
 from callmesh.common.v1 import event_service_pb2_grpc as stubs
-from callmesh.common.v1 import privacy_pb2
 from chassis import logs, metrics
 from chassis.callcontext import current_identity
 from chassis.errors import InvalidArgument, ResourceExhausted, Unavailable
-from chassis.eventlog import COLLECTION, META, META_ID, Cursor, CursorInvalid, EventsExpired, check_of
+from chassis.eventlog import (
+    CHECKED,
+    COLLECTION,
+    META,
+    META_ID,
+    Cursor,
+    CursorInvalid,
+    EventsExpired,
+    check_of,
+)
 from chassis.ids import new_id
+from chassis.privacy import Privacy
 from chassis.server import ServiceBinding
 
 if TYPE_CHECKING:
@@ -87,6 +95,8 @@ class _Envelope(msgspec.Struct):
     data: msgspec.Raw
     subject: str = ""
     traceparent: str | None = None
+    #: Somebody whom it named was forgotten.
+    redacted: bool = False
 
 
 _decoder = msgspec.json.Decoder(_Envelope)
@@ -96,75 +106,10 @@ _decoder = msgspec.json.Decoder(_Envelope)
 class _Page:
     """What one look into the log found."""
 
-    #: (sequence, envelope).
-    events: list[tuple[int, bytes]]
+    #: (cursor behind it, envelope).
+    events: list[tuple[Cursor, bytes]]
     #: How far it looked.
     end: Cursor
-
-
-# --- what is personal --------------------------------------------------------------------------------------
-
-#: Stands for every member of a map.
-ANY = "*"
-#: JSON name -> None for a field that is left out, or the plan of the message in it.
-Plan = Mapping[str, "Plan | None"]
-
-
-def plan_of(descriptor: Any, above: tuple[str, ...] = ()) -> dict[str, Any]:
-    """Which fields of a message, at whatever depth, are a person's own."""
-    plan: dict[str, Any] = {}
-    for field in descriptor.fields:
-        if field.GetOptions().Extensions[privacy_pb2.personal]:
-            plan[field.json_name] = None
-        elif field.message_type is not None and field.message_type.full_name not in above:
-            inner = plan_of(field.message_type, (*above, descriptor.full_name))
-            if inner and field.message_type.GetOptions().map_entry:
-                # In JSON a map's entries are its members: what holds for the value holds for each of them.
-                inner = {ANY: inner["value"]}
-            if inner:
-                plan[field.json_name] = inner
-    return plan
-
-
-def redact(data: Any, plan: Mapping[str, Any]) -> bool:
-    """Leaves out what `plan` names, in place; whether there was any."""
-    if isinstance(data, list):
-        return any([redact(item, plan) for item in data])
-    if not isinstance(data, dict):
-        return False
-    if ANY in plan:
-        return any([redact(member, plan[ANY]) for member in data.values()])
-    found = False
-    for name in plan.keys() & data.keys():
-        if plan[name] is None:
-            del data[name]
-            found = True
-        else:
-            found = redact(data[name], plan[name]) or found
-    return found
-
-
-class _Privacy:
-    """The plans of a service's event types."""
-
-    def __init__(self) -> None:
-        self._plans: dict[str, Mapping[str, Any] | None] = {}
-
-    def cleaned(self, kind: str, raw: bytes) -> tuple[str, bool]:
-        """An event's data without personal fields; nothing of a type that this server does not know."""
-        if kind not in self._plans:
-            try:
-                self._plans[kind] = plan_of(descriptor_pool.Default().FindMessageTypeByName(kind))
-            except KeyError:
-                self._plans[kind] = None
-        plan = self._plans[kind]
-        if plan is None:
-            return "{}", True
-        if not plan:
-            return raw.decode(), False
-        data = msgspec.json.decode(raw)
-        redacted = redact(data, plan)
-        return (msgspec.json.encode(data).decode() if redacted else raw.decode()), redacted
 
 
 # --- the log as readers see it -----------------------------------------------------------------------------
@@ -195,8 +140,8 @@ class Reader:
 
     async def at(self, name: str, sequence: int) -> Cursor:
         """The cursor behind an event."""
-        found = await self._entries.find_one({"_id": sequence}, {"event": 1})
-        return Cursor(log=name, sequence=sequence, check=check_of(found["event"]) if found else 0)
+        found = await self._entries.find_one({"_id": sequence}, CHECKED)
+        return Cursor(log=name, sequence=sequence, check=check_of(found) if found else 0)
 
     async def begin(self, text: str, start: int) -> Cursor:
         """Where a reader begins; CursorInvalid, EventsExpired."""
@@ -232,19 +177,16 @@ class Reader:
         query: dict[str, Any] = {"_id": {"$gt": cursor.sequence, "$lte": end}}
         if types:
             query["type"] = {"$in": types}
-        found = self._entries.find(query, {"body": 1, "event": 1}).sort("_id", 1).limit(limit)
+        found = self._entries.find(query, {"body": 1, **CHECKED}).sort("_id", 1).limit(limit)
         documents = await found.max_time_ms(QUERY_MS_MAX).to_list(limit)
         name, floor = await self.meta()
         if cursor.sequence < floor or cursor.log != name:
             await self._check(cursor, name, floor)
-        events = [(int(document["_id"]), bytes(document["body"])) for document in documents]
-        if len(events) == limit:
-            last = documents[-1]
-            return _Page(
-                events=events,
-                end=Cursor(log=name, sequence=int(last["_id"]), check=check_of(last["event"])),
-            )
-        return _Page(events=events, end=await self.at(name, end))
+        events = [
+            (Cursor(log=name, sequence=int(each["_id"]), check=check_of(each)), bytes(each["body"]))
+            for each in documents
+        ]
+        return _Page(events=events, end=events[-1][0] if len(events) == limit else await self.at(name, end))
 
 
 class _Tail:
@@ -309,7 +251,7 @@ class EventServicer(stubs.EventServiceServicer):
         self._source = source
         self._database = database
         self._made: Reader | None = None
-        self._privacy = _Privacy()
+        self._privacy = Privacy()
         self._open: _Tail | None = None
 
     def _reader(self) -> Reader:
@@ -342,7 +284,7 @@ class EventServicer(stubs.EventServiceServicer):
     def _event(self, body: bytes, personal: bool) -> pb.Event:
         envelope = _decoder.decode(body)
         raw = bytes(envelope.data)
-        data, redacted = (raw.decode(), False) if personal else self._privacy.cleaned(envelope.type, raw)
+        data, left_out = (raw.decode(), False) if personal else self._privacy.cleaned(envelope.type, raw)
         event = pb.Event(
             id=envelope.id,
             source=envelope.source,
@@ -350,7 +292,7 @@ class EventServicer(stubs.EventServiceServicer):
             subject=envelope.subject,
             data=data,
             traceparent=envelope.traceparent or "",
-            redacted=redacted,
+            redacted=left_out or envelope.redacted,
         )
         event.time.FromJsonString(envelope.time)
         return event
@@ -399,10 +341,8 @@ class EventServicer(stubs.EventServiceServicer):
         said_at = loop.time()
         while not tail.ending:
             page = await reader.page(cursor, types, PAGE_EVENTS)
-            for sequence, body in page.events:
-                event = self._event(body, personal)
-                here = Cursor(log=page.end.log, sequence=sequence, check=check_of(event.id))
-                yield pb.SubscribeMessage(cursor=here.text(), event=event)
+            for here, body in page.events:
+                yield pb.SubscribeMessage(cursor=here.text(), event=self._event(body, personal))
             _sent.labels(self._source).inc(len(page.events))
             if page.events:
                 said_at = loop.time()

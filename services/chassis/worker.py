@@ -96,13 +96,15 @@ def run_worker(
     documents: Sequence[type[Aggregate]] = (),
     background: Sequence[Background] = (),
     optional_events: Sequence[type[Message] | str] = (),
+    people: str = "",
     options: BusOptions | None = None,
 ) -> int:
     """Runs a service's worker until SIGTERM, SIGINT or a failure; the exit status.
 
     `service_class` is the nameko class with the `@subscribe` handlers, `documents` the aggregates whose
-    outbox is relayed, `optional_events` the types among them that nobody has to subscribe to. RuntimeError
-    when `patch` was not called first.
+    outbox is relayed, `optional_events` the types among them that nobody has to subscribe to, `people` the
+    collection of resource names whose members the event log can forget. RuntimeError when `patch` was not
+    called first.
     """
     import eventlet.patcher
 
@@ -118,6 +120,7 @@ def run_worker(
         optional=frozenset(
             kind if isinstance(kind, str) else kind.DESCRIPTOR.full_name for kind in optional_events
         ),
+        people=people,
         options=options,
     )
     return process.declare() if DECLARE_FLAG in sys.argv[1:] else process.run()

@@ -75,12 +75,14 @@ class WorkerProcess:
         documents: Sequence[type[Aggregate]],
         background: Sequence[Background],
         optional: frozenset[str],
+        people: str,
         options: BusOptions | None,
     ) -> None:
         self._settings = settings
         self._service_class = service_class
         self._documents = list(documents)
         self._optional = optional
+        self._people = people
         self._options = options or BusOptions(drain_seconds=settings.drain_seconds)
         self._background = list(background)
         self._stop = Signal()
@@ -137,7 +139,7 @@ class WorkerProcess:
     def _start(self) -> None:
         database = mongo.connect(self._settings)
         mongo.ensure_indexes(self._documents)
-        events = EventLog.of(self._settings, database)
+        events = EventLog.of(self._settings, database, self._people)
         try:
             Inbox(database).ensure_index()
             events.ensure()

@@ -111,8 +111,8 @@ def cleaned(letter: Letter) -> dict[str, Any]:
     from google.protobuf import descriptor_pool
 
     from chassis.bus import verdict
-    from chassis.eventservice import plan_of, redact
     from chassis.logs import mask_text
+    from chassis.privacy import plan_of, redact
 
     shown: dict[str, Any] = {name: getattr(letter, name) for name in ("id", "type", "subject", "time")}
     shown["reason"] = str(letter.headers.get(verdict.REASON_HEADER, ""))

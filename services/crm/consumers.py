@@ -6,6 +6,9 @@ from __future__ import annotations
 
 from typing import ClassVar
 
+from mongoengine import get_db
+
+from chassis import eventlog
 from chassis.bus import Event
 from chassis.bus.entrypoint import handling, subscribe
 from crm import inbound
@@ -61,7 +64,10 @@ class CrmConsumers:
 
     @subscribe("crm", *inbound.TOLD)
     def on_told(self, event: Event) -> None:
-        """What crm itself tells goes to partners' webhooks; an erased customer's deliveries are removed."""
+        """What crm itself tells goes to partners' webhooks; of an erased customer deliveries are removed and
+        the events in the log overwritten: those that were told before its erasure are in it by now.
+        """
         self.webhooks.offer_all([event])
         if event.type == inbound.ERASED:
             forget(event.subject, keep=event.id)
+            eventlog.forget(get_db(), event.subject)

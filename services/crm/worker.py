@@ -56,6 +56,7 @@ def main() -> int:
         settings,
         CrmConsumers,
         documents=ALL_AGGREGATES,
+        people="customers",
         background=[
             worker.periodic("sagas", SAGA_SECONDS, sagas),
             worker.periodic("churn", CHURN_SECONDS, retention.rescore),

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import functools
 
+from mongoengine import get_db
+
 from callmesh.marketing.v1 import events_pb2 as own
 from callmesh.routing.v1 import events_pb2 as routing
+from chassis import eventlog
 from chassis.bus import Event
 from chassis.bus.entrypoint import subscribe
 from marketing import inbound
@@ -35,6 +38,8 @@ class MarketingConsumers:
     def on_customer(self, event: Event) -> None:
         """A customer was created, changed, merged, erased, or spoke of leaving."""
         inbound.learn(self.facts, event)
+        if event.type == inbound.ERASED:
+            eventlog.forget(get_db(), event.subject)
         self.segments().heard(event)
 
     @subscribe("tickets", *inbound.TICKETS)

@@ -64,6 +64,8 @@ CUSTOMERS: Mapping[type[Any], Reading] = {
     crm.CustomersUnmerged: _customers_unmerged,
     crm.LeaveIntentFlagged: _leave_intent,
 }
+#: Type of the event of a legal erasure.
+ERASED: str = crm.CustomerErased.DESCRIPTOR.full_name
 #: What is heard of tickets.
 TICKETS: Mapping[type[Any], Reading] = {
     tickets.TicketCreated: _ticket,

@@ -176,6 +176,7 @@ def main() -> int:
         settings,
         MarketingConsumers,
         documents=ALL_OUTBOX_DOCUMENTS,
+        people="customers",
         background=[_builder(settings), _sweep(settings), _learner(settings), _campaigns(settings)],
         # For partners and dashboards: within the platform nobody has to listen.
         optional_events=[

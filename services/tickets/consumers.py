@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from typing import ClassVar
 
+from mongoengine import get_db
+
+from chassis import eventlog
 from chassis.bus import Event
 from chassis.bus.entrypoint import subscribe
 from tickets import inbound
@@ -28,5 +31,9 @@ class TicketsConsumers:
 
     @subscribe("crm", *inbound.CUSTOMERS)
     def on_customer(self, event: Event) -> None:
-        """Keeps the read model of customers, and the tickets that belong to them."""
+        """Keeps the read model of customers, and the tickets that belong to them; of an erased one also what
+        the event log says.
+        """
         inbound.take(self.use, event)
+        if event.type == inbound.ERASED:
+            eventlog.forget(get_db(), event.subject)

@@ -94,6 +94,8 @@ _CUSTOMER_EVENTS: Mapping[type[Any], Callable[[Handlers, Event], None]] = {
     crm_events.CustomersUnmerged: _unmerged,
 }
 
+#: Type of the event of a legal erasure.
+ERASED: str = crm_events.CustomerErased.DESCRIPTOR.full_name
 #: Of crm.
 CUSTOMERS: tuple[type[Any], ...] = tuple(_CUSTOMER_EVENTS)
 

@@ -54,6 +54,7 @@ def main() -> int:
         settings,
         TicketsConsumers,
         documents=[TicketDocument, RECORDS["articles"]],
+        people="customers",
         background=[worker.Background(name="timers", run=run_timers)],
         # Told for whoever wants to know; the platform's own services can do without.
         optional_events=[

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from callmesh.common.v1 import privacy_pb2
-from chassis.eventservice import ANY, plan_of, redact
+from chassis.privacy import ANY, plan_of, redact
 
 MODULES = (
     "routing.v1.events",

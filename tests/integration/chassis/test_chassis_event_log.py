@@ -21,7 +21,7 @@ from chassis import eventservice
 from chassis.bus import Event
 from chassis.bus.publisher import Outcome, Outgoing
 from chassis.config import ServiceSettings
-from chassis.eventlog import COLLECTION, Cursor, Entry, EventLog, Recorded
+from chassis.eventlog import COLLECTION, Cursor, Entry, EventLog, Recorded, forget
 from chassis.grpc_status import error_info
 from chassis.testing.grpc import loopback_settings
 from chassis.testing.tokens import TokenMaker
@@ -55,7 +55,7 @@ class Broker:
 
 @pytest.fixture
 def log(mongo_client: pymongo.MongoClient[dict[str, Any]], mongo_database: str) -> EventLog:
-    made = EventLog(mongo_client[mongo_database], service="crm")
+    made = EventLog(mongo_client[mongo_database], service="crm", people="customers")
     made.ensure()
     return made
 
@@ -201,3 +201,45 @@ async def test_who_may_see_what_and_which_cursors_are_refused(
     assert gone.reason == "EVENTS_EXPIRED"
     kept = await ask(cursor=gone.metadata["oldest_cursor"])
     assert [event.id for event in kept.events] == ["e2", "e3"]
+
+
+async def test_a_person_who_is_forgotten_is_found_by_no_reader_and_no_cursor_is_lost(
+    log: EventLog, served: Any, mongo_client: Any, mongo_database: str
+) -> None:
+    stub, whole, _, _, _ = served
+    told = events_pb2.CustomersMerged(
+        survivor={"customer": "customers/12", "company": "某公司"}, absorbed=["customers/1", "customers/7"]
+    )
+    merged = Event.of(told, source="crm", subject="merges/m", time=NOW, id="m")
+    Recorded(Broker(), log, "crm").publish([outgoing(1), outgoing(12), Outgoing.event(merged), outgoing(1)])
+    oldest = pb.ListEventsRequest(start=pb.EVENT_START_OLDEST)
+    before = await stub.ListEvents(oldest, metadata=whole)
+    assert await asyncio.to_thread(forget, mongo_client[mongo_database], "customers/1") == 2
+    assert await asyncio.to_thread(forget, mongo_client[mongo_database], "customers/1") == 0
+    after = await stub.ListEvents(oldest, metadata=whole)
+    assert [event.id for event in after.events] == ["e1", "e12", "m"]
+    assert [event.redacted for event in after.events] == [True, False, True]
+    assert "王芳" not in after.events[0].data and "customers/1" in after.events[0].data
+    assert after.events[1] == before.events[1], "another's stays, though its name begins alike"
+    assert "某公司" not in after.events[2].data
+    # What was written again as a repetition is known, and stays forgotten; a cursor goes on where it was.
+    Recorded(Broker(), log, "crm").publish([outgoing(1)])
+    assert (await stub.ListEvents(oldest, metadata=whole)) == after
+    on = await stub.ListEvents(pb.ListEventsRequest(cursor=before.next_cursor), metadata=whole)
+    assert on.at_end and on.next_cursor == before.next_cursor
+
+
+async def test_a_cursor_of_a_lost_span_is_refused_though_its_ids_were_given_out_again(
+    log: EventLog, served: Any, mongo_client: Any, mongo_database: str
+) -> None:
+    stub, whole, _, _, _ = served
+    log.append([Entry(id="a", type=CREATED, body=b"{}")])
+    Recorded(Broker(), log, "crm").publish([outgoing(2)])
+    newest = (await stub.ListEvents(pb.ListEventsRequest(), metadata=whole)).next_cursor
+    # As a restore leaves it: the span is gone, and its sequences and ids come again.
+    mongo_client[mongo_database][COLLECTION].delete_many({"event": "e2"})
+    again = EventLog(mongo_client[mongo_database], service="crm", now=lambda: NOW + timedelta(days=1))
+    Recorded(Broker(), again, "crm").publish([outgoing(2)])
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        await stub.ListEvents(pb.ListEventsRequest(cursor=newest), metadata=whole)
+    assert error_info(caught.value).reason == "EVENTS_EXPIRED"
