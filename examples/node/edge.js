@@ -9,6 +9,7 @@
 
 const crypto = require('crypto');
 const fs = require('fs');
+const { setTimeout: pause } = require('timers/promises');
 const { parseArgs } = require('util');
 
 const grpc = require('@grpc/grpc-js');
@@ -17,6 +18,7 @@ const protobuf = require('protobufjs');
 
 const DEADLINE_MS = 5000;
 const CONFIRM_TRIES_MAX = 5;
+const CONFIRM_PAUSE_MS = 100;
 const EVENTS_MAX = 10000;
 
 const { values: options } = parseArgs({
@@ -97,6 +99,7 @@ async function confirm(callId, event) {
       return await unary(routing, 'ConfirmCall', request);
     } catch (error) {
       if (error.code !== grpc.status.UNAVAILABLE || turn === CONFIRM_TRIES_MAX) throw error;
+      await pause(CONFIRM_PAUSE_MS * turn);
     }
   }
 }

@@ -65,6 +65,22 @@ class Options:
     #: How long a broken stream is tried to be opened again before it is given up, seconds.
     give_up_seconds: float = 120.0
 
+    def __post_init__(self) -> None:
+        """ValueError naming the option that cannot be right."""
+        for service, targets in self.addresses.items():
+            if isinstance(targets, str) or not targets:
+                raise ValueError(f"addresses[{service!r}] must be a list with at least one host:port")
+        if bool(self.cert_file) != bool(self.key_file):
+            raise ValueError("cert_file and key_file must be named together")
+        if self.cert_file and not self.ca_file:
+            raise ValueError("ca_file must be named with cert_file: without it connections are in plain text")
+        if self.tries_max < 1:
+            raise ValueError("tries_max must be at least 1")
+        if not self.deadline_seconds > 0:
+            raise ValueError("deadline_seconds must be more than 0")
+        if not self.give_up_seconds >= 0:
+            raise ValueError("give_up_seconds must not be negative")
+
 
 class _Files(tls.Certificates):
     """A partner's certificate files; its own certificate may be missing."""

@@ -277,3 +277,20 @@ def test_aborted_is_its_own_class() -> None:
 
     error = grpc.aio.AioRpcError(grpc.StatusCode.ABORTED, grpc.aio.Metadata(), grpc.aio.Metadata(), "x")
     assert isinstance(sdk_errors.of(error), Aborted) and sdk_errors.of(error).reason == "ABORTED"
+
+
+@pytest.mark.parametrize(
+    ("options", "named"),
+    [
+        ({"addresses": {"crm": []}}, "addresses"),
+        ({"addresses": {"crm": "127.0.0.1:7140"}}, "addresses"),
+        ({"cert_file": "own.crt", "ca_file": "ca.crt"}, "key_file"),
+        ({"cert_file": "own.crt", "key_file": "own.key"}, "ca_file"),
+        ({"tries_max": 0}, "tries_max"),
+        ({"deadline_seconds": float("nan")}, "deadline_seconds"),
+        ({"give_up_seconds": -1.0}, "give_up_seconds"),
+    ],
+)
+def test_options_that_cannot_be_right_are_named(options: dict[str, Any], named: str) -> None:
+    with pytest.raises(ValueError, match=named):
+        Options(**{"addresses": {"crm": ["127.0.0.1:7140"]}, **options})
