@@ -1,7 +1,8 @@
 """The audit log of administrative acts: who did what, when, to which resource, and what that changed.
 
 1. An act is recorded before it is done; when it cannot be recorded, it is refused (UNAVAILABLE). What
-   became of it is added afterwards: a record without an outcome is one whose process died in the middle.
+   became of it is added afterwards: a record without an outcome is one whose process died in the middle, or
+   whose caller did not wait for the answer; whether it was done is then seen at the resource alone.
 2. A record has no personal data: the caller's name, the method, the resource's name, the request's digest.
    What the act changed is said by two digests of the resource: `before`, as the last recorded act left it,
    and `after`. Whoever has a resource in hand can tell whether it is the one that was recorded, and nobody

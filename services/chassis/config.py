@@ -361,7 +361,7 @@ class ServiceSettings(BaseSettings):
         try:
             return first_of(file)
         except StartError as error:
-            raise ValueError(f"must come from a file: {error}") from None
+            raise ValueError(f"must come from a file ({info.field_name}_file): {error}") from None
 
     @field_validator("mongo_uri")
     @classmethod

@@ -13,6 +13,7 @@ done.
 from __future__ import annotations
 
 import enum
+import functools
 import importlib
 import json
 import sys
@@ -116,13 +117,13 @@ def technical() -> tuple[Held, ...]:
     from chassis import acts, eventlog
     from chassis.bus import inbox
 
-    own = {"kind": DataClass.TECHNICAL}
+    own = functools.partial(Held, kind=DataClass.TECHNICAL)
     return (
-        Held(name=inbox.COLLECTION, rule=Rule.TTL, seconds=inbox.MARK_SECONDS, **own),  # type: ignore[arg-type]
-        Held(name=eventlog.COLLECTION, rule=Rule.PRUNED, seconds=round(eventlog.HOURS * 3600), **own),  # type: ignore[arg-type]
-        Held(name=eventlog.META, rule=Rule.PRUNED, **own),  # type: ignore[arg-type]
-        Held(name="leases", rule=Rule.PRUNED, **own),  # type: ignore[arg-type]
-        Held(name=MIGRATIONS, rule=Rule.DELETED, **own),  # type: ignore[arg-type]
+        own(name=inbox.COLLECTION, rule=Rule.TTL, seconds=inbox.MARK_SECONDS),
+        own(name=eventlog.COLLECTION, rule=Rule.PRUNED, seconds=round(eventlog.HOURS * 3600)),
+        own(name=eventlog.META, rule=Rule.PRUNED),
+        own(name="leases", rule=Rule.PRUNED),
+        own(name=MIGRATIONS, rule=Rule.DELETED),
         Held(
             name=acts.COLLECTION,
             kind=DataClass.AUDIT,
