@@ -1,4 +1,4 @@
-"""The canary and the backup in the chart: what they run is a command of the platform, as any other pod."""
+"""Canary, backup and retention in the chart: what they run is a command of the platform, as any other pod."""
 
 from __future__ import annotations
 
@@ -13,6 +13,8 @@ from cli.main import app
 VALUES: dict[str, Any] = {
     "canary": {"enabled": True},
     "backup": {"enabled": True, "keySecret": "backup-key"},
+    "retention": {"enabled": True},
+    "monitoring": {"enabled": True, "rules": False, "labels": {"release": "prometheus"}},
     "networkPolicy": {"monitoring": [{"namespaceSelector": {"matchLabels": {"name": "monitoring"}}}]},
 }
 
@@ -26,7 +28,12 @@ def component(one: dict[str, Any]) -> str:
     return str(one["metadata"]["labels"].get("app.kubernetes.io/component", ""))
 
 
-@pytest.mark.parametrize(("which", "kind"), [("canary-canary", "Deployment"), ("database-backup", "CronJob")])
+JOBS = ("database-backup", "database-retention")
+
+
+@pytest.mark.parametrize(
+    ("which", "kind"), [("canary-canary", "Deployment"), *((job, "CronJob") for job in JOBS)]
+)
 def test_it_runs_a_command_of_the_platform_as_any_pod(release: Any, which: str, kind: str) -> None:
     ((_, pod),) = [
         (one, pod) for one, pod in pods(release) if component(one) == which and one["kind"] == kind
@@ -52,7 +59,7 @@ def test_it_runs_a_command_of_the_platform_as_any_pod(release: Any, which: str, 
 
 
 def test_all_of_it_is_what_the_api_takes(release: Any) -> None:
-    own = [one for one in release if component(one) in ("canary-canary", "database-backup")]
+    own = [one for one in release if component(one) in ("canary-canary", *JOBS)]
     assert {one["kind"] for one in own} == {"Deployment", "CronJob", "NetworkPolicy"}
     for one in own:
         validate(one)
@@ -74,4 +81,44 @@ def test_the_canary_reaches_routers_and_nothing_else(release: Any) -> None:
 
 
 def test_without_the_values_there_is_neither() -> None:
-    assert not {"canary-canary", "database-backup"} & {component(one) for one in render({})}
+    assert not {"canary-canary", *JOBS} & {component(one) for one in render({})}
+
+
+def test_the_jobs_read_the_database_where_it_is_mounted(release: Any) -> None:
+    jobs = {component(one): pod["spec"] for one, pod in pods(release) if component(one) in JOBS}
+    assert jobs.keys() == set(JOBS)
+    for spec in jobs.values():
+        (container,) = spec["containers"]
+        (path,) = [one["value"] for one in container["env"] if one["name"] == "MONGO_URI_FILE"]
+        mounts = {mount["mountPath"]: mount["name"] for mount in container["volumeMounts"]}
+        (volume,) = [one for one in spec["volumes"] if one["name"] == mounts[path.rpartition("/")[0]]]
+        assert volume["secret"]["items"] == [{"key": "uri", "path": path.rpartition("/")[2]}]
+    assert jobs["database-retention"]["containers"][0]["args"] == ["retention", "--apply"]
+
+
+def test_the_canary_is_scraped_once_and_missed_when_it_is_gone(release: Any) -> None:
+    (pod,) = [pod for one, pod in pods(release) if component(one) == "canary-canary"]
+    labels = pod["metadata"]["labels"]
+    assert "annotations" not in pod["metadata"], "scraped twice, its calls would count twice"
+    found = []
+    for one in release:
+        if one["kind"] == "PodMonitor":
+            selector = one["spec"]["selector"]
+            (wanted,) = selector["matchExpressions"]
+            assert selector["matchLabels"].items() <= labels.items()
+            if labels[wanted["key"]] in wanted["values"]:
+                found.append(one)
+    (monitor,) = found
+    (endpoint,) = monitor["spec"]["podMetricsEndpoints"]
+    (container,) = pod["spec"]["containers"]
+    assert endpoint["port"] in {port["name"] for port in container["ports"]}
+    (rule,) = [one for one in release if one["kind"] == "PrometheusRule"]
+    alerts = [each["alert"] for group in rule["spec"]["groups"] for each in group["rules"]]
+    assert alerts == ["CallmeshCanaryAbsent"], "missed where it was asked for, whoever has the others"
+    for one in (monitor, rule):
+        assert one["metadata"]["labels"]["release"] == "prometheus"
+
+
+def test_nobody_misses_a_canary_that_was_not_asked_for() -> None:
+    names = [one["metadata"]["name"] for one in render({"monitoring": {"enabled": True}})]
+    assert not any("canary" in name for name in names)

@@ -10,6 +10,7 @@ import os
 import re
 import subprocess
 import sys
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +34,8 @@ from tests.deploy.chart_renders import (
     validate,
 )
 
+from chassis import limits
+
 OPERATOR_KINDS: dict[str, type[BaseModel]] = {
     "PodMonitor": operator.PodMonitor,
     "PrometheusRule": operator.PrometheusRule,
@@ -40,6 +43,10 @@ OPERATOR_KINDS: dict[str, type[BaseModel]] = {
 }
 GOLDEN = Path(__file__).parent / "golden"
 LABEL = re.compile(r"(([A-Za-z0-9][-A-Za-z0-9_.]*)?[A-Za-z0-9])?")
+#: What stands in the files whose contents are looked at when settings are read.
+CONTENTS = {"/etc/callmesh/mongodb/uri": "mongodb://db\n", "/etc/callmesh/rabbitmq/uri": "amqp://mq\n"}
+#: Variables that are addresses of no store: nobody logs in there.
+ADDRESSES = {"OTEL_EXPORTER_OTLP_ENDPOINT", "AUTH_JWKS_URL"}
 NAME = re.compile(r"[a-z0-9]([-a-z0-9.]*[a-z0-9])?")
 
 examples = pytest.mark.parametrize("name", sorted(EXAMPLES))
@@ -132,6 +139,17 @@ def test_the_checks_themselves_find_what_is_wrong() -> None:
     ({"mongodb": {"operator": {"members": 2}}}, "members"),
     ({"rabbitmq": {"operator": {"storage": "much"}}}, "storage"),
     ({"role": "region", "mongodb": {"operator": {"enabled": True}}}, "operator"),
+    ({"auth": {"jwks": {"url": "http://issuer.example.org/jwks"}}}, "url"),
+    ({"auth": {"jwks": {"url": "https://user:password@issuer.example.org/jwks"}}}, "url"),
+    ({"auth": {"jwks": {"name": ""}}}, "jwks"),
+    ({"auth": {"binding": "subject"}}, "tls"),
+    ({"auth": {"binding": "subject"}, "tls": {"enabled": True, "clients": "any"}}, "clients"),
+    ({"auth": {"binding": False}}, "binding"),
+    ({"limits": {"defaults": {}}}, "defaults"),
+    ({"limits": {"default": {"rates": {"al": [{"calls": 1}]}}}}, "al"),
+    ({"limits": {"subjects": {"pbx-1": {"rates": {"all": [{"calls": 0}]}}}}}, "calls"),
+    ({"limits": {"default": {"stream_messages": {"call": 1}}}}, "call"),
+    ({"retention": {"enabled": "yes"}}, "enabled"),
 ])  # fmt: skip
 def test_a_typing_error_is_refused_with_its_place(values: dict[str, Any], where: str) -> None:
     with pytest.raises(helm_python.HelmError) as refused:
@@ -167,7 +185,7 @@ def test_no_secret_stands_in_an_environment(name: str) -> None:
             for variable in container.get("env", ()):
                 if "value" in variable:
                     assert not re.search(r"(URI|PASSWORD|SECRET|TOKEN|KEY)$", variable["name"]), variable
-                    assert "://" not in variable["value"] or variable["name"].endswith("ENDPOINT")
+                    assert "://" not in variable["value"] or variable["name"] in ADDRESSES
                     assert "@" not in variable["value"], owner["metadata"]["name"]
 
 
@@ -228,9 +246,7 @@ def test_every_process_starts_with_its_environment(
             continue
         prefix = command[2].partition(".")[0].upper()
         cls = settings_class(prefix)
-        values = {v["name"]: v.get("value", "mongodb://db") for v in container["env"]} | {
-            "AMQP_URI": "amqp://mq"
-        }
+        values = {v["name"]: v.get("value", "") for v in container["env"]}
         known = {f"{prefix}_{field.upper()}" for field in cls.model_fields}
         unknown = {v for v in values if v.startswith(f"{prefix}_")} - known
         assert not unknown, f"{owner['metadata']['name']}: {unknown}"
@@ -241,11 +257,14 @@ def test_every_process_starts_with_its_environment(
                     assert any(
                         text.startswith(mount["mountPath"] + "/") for mount in container["volumeMounts"]
                     )
-                    file = tmp_path / Path(text).name
-                    file.write_bytes(b"x" * 32)
+                    file = tmp_path / text.lstrip("/")
+                    file.parent.mkdir(parents=True, exist_ok=True)
+                    file.write_text(CONTENTS.get(text, "x" * 32))
                     text = str(file)
                 patched.setenv(variable, text)
             settings = cls()
+        assert settings.mongo_uri == "mongodb://db"
+        assert command[2].endswith(".worker") is (settings.amqp_uri == "amqp://mq")
         grace = pod["spec"]["terminationGracePeriodSeconds"]
         assert grace > settings.drain_notice_seconds + settings.drain_seconds
 
@@ -359,18 +378,76 @@ def test_the_operators_own_secrets_are_read_where_they_are_asked_for() -> None:
     (broker,) = [one for one in manifests if one["kind"] == "RabbitmqCluster"]
     (user,) = mongo["spec"]["users"]
     expected = {
-        "MONGO_URI": (
+        "mongodb": (
             f"{mongo['metadata']['name']}-{user['db']}-{user['name']}",
             "connectionString.standard",
         ),
-        "AMQP_URI": (f"{broker['metadata']['name']}-default-user", "connection_string"),
+        "rabbitmq": (f"{broker['metadata']['name']}-default-user", "connection_string"),
     }
     seen = set()
     for _, pod in pods(manifests):
-        for variable in pod["spec"]["containers"][0].get("env", ()):
-            if variable["name"] in expected:
-                secret = variable["valueFrom"]["secretKeyRef"]
-                assert (secret["name"], secret["key"]) == expected[variable["name"]]
-                seen.add(variable["name"])
+        for volume in pod["spec"].get("volumes", ()):
+            if volume["name"] in expected:
+                (item,) = volume["secret"]["items"]
+                assert (volume["secret"]["secretName"], item["key"]) == expected[volume["name"]]
+                seen.add(volume["name"])
     assert seen == expected.keys()
     assert {role["db"] for role in user["roles"]} >= {f"callmesh_{prefix.lower()}" for prefix in SETTINGS}
+
+
+def servers(manifests: Any) -> dict[str, Manifest]:
+    """Service -> pod of those that take calls."""
+    return {
+        pod["spec"]["containers"][0]["args"][2]: pod
+        for one, pod in pods(manifests)
+        if one["kind"] in ("Deployment", "StatefulSet")
+        and pod["metadata"]["labels"]["app.kubernetes.io/component"].endswith("-server")
+    }
+
+
+def test_what_is_renewed_is_mounted_as_a_directory() -> None:
+    """A file that is mounted by itself (subPath) or read into a variable stays as it was at the start."""
+    for name in EXAMPLES:
+        for owner, pod in pods(example(name)):
+            for container in pod["spec"]["containers"]:
+                mounts = container.get("volumeMounts", ())
+                assert not any("subPath" in mount for mount in mounts), owner["metadata"]["name"]
+                variables = container.get("env", ())
+                assert not any("secretKeyRef" in one.get("valueFrom", {}) for one in variables)
+
+
+def test_every_server_can_use_the_limits() -> None:
+    """The file that the chart makes of the values, read as each server reads it, with its own scopes."""
+    manifests = example("hq")
+    (made,) = [one for one in manifests if one["metadata"]["name"].endswith("-limits")]
+    ((name, text),) = made["data"].items()
+    assert servers(manifests).keys() == {"crm", "tickets", "marketing"}
+    for service, pod in servers(manifests).items():
+        scopes = set(import_module(f"{service}.scopes").SCOPES.values())
+        found = limits.parse(text.encode(), service, scopes)
+        assert "billing" in found.subjects
+        assert found.default.rates["write"][1].calls == 1_000_000, "Helm writes large numbers as numbers"
+        (volume,) = [one for one in pod["spec"]["volumes"] if one["name"] == "limits"]
+        assert volume["configMap"]["name"] == made["metadata"]["name"]
+        values = {v["name"]: v.get("value") for v in pod["spec"]["containers"][0]["env"]}
+        assert values["LIMITS_FILE"] == f"/etc/callmesh/limits/{name}"
+        checksums = [key for key in pod["metadata"].get("annotations", {}) if "checksum" in key]
+        assert not checksums, "changed limits would restart the pods"
+    assert not any(one["metadata"]["name"].endswith("-limits") for one in example("region"))
+
+
+def test_servers_reach_the_address_of_the_keys_and_workers_do_not() -> None:
+    values = {"auth": {"jwks": {"name": "", "url": "https://issuer.example.org/jwks"}}}
+    manifests = render(values | {"networkPolicy": {"enabled": True}})
+    for service, pod in servers(manifests).items():
+        environment = {v["name"]: v.get("value") for v in pod["spec"]["containers"][0]["env"]}
+        assert environment["AUTH_JWKS_URL"] == values["auth"]["jwks"]["url"], service
+        assert "AUTH_JWKS_FILE" not in environment
+        assert not any(volume["name"].startswith("jwks") for volume in pod["spec"]["volumes"])
+    for manifest, opened in ((manifests, True), (render({}), False)):
+        for one in manifest:
+            if one["kind"] == "NetworkPolicy" and one["metadata"]["labels"][
+                "app.kubernetes.io/component"
+            ].endswith("-server"):
+                ports = {port["port"] for rule in one["spec"]["egress"] for port in rule["ports"]}
+                assert (443 in ports) is opened, one["metadata"]["name"]

@@ -27,8 +27,8 @@ UNITS = {"none", "s", "percentunit", "reqps", "bytes"}
 
 
 def rules() -> list[dict[str, Any]]:
-    groups = yaml.safe_load((FOLDER / "rules.yaml").read_text())["groups"]
-    return [rule for group in groups for rule in group["rules"]]
+    files = [yaml.safe_load((FOLDER / name).read_text()) for name in ("rules.yaml", "rules-canary.yaml")]
+    return [rule for file in files for group in file["groups"] for rule in group["rules"]]
 
 
 def promtool(*arguments: str) -> None:

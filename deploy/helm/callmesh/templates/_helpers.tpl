@@ -26,20 +26,33 @@
 {{- end -}}
 {{- end -}}
 
-{{/* Where the connection strings are, as `{name, key}` of a secret: the operators' own, where they were asked. */}}
-{{- define "callmesh.mongodbSecret" -}}
+{{/*
+The volumes with the connection strings, from the operators' own secrets where they were asked. Files and not
+variables: a new password counts without a restart.
+*/}}
+{{- define "callmesh.mongodbVolume" -}}
+{{- $from := dict "kind" "Secret" "name" .Values.mongodb.existingSecret "key" .Values.mongodb.secretKey -}}
 {{- if .Values.mongodb.operator.enabled -}}
-{name: {{ include "callmesh.fullname" . }}-mongodb-admin-callmesh, key: connectionString.standard}
-{{- else -}}
-{name: {{ .Values.mongodb.existingSecret }}, key: {{ .Values.mongodb.secretKey }}}
+{{- $from = dict "kind" "Secret" "name" (printf "%s-mongodb-admin-callmesh" (include "callmesh.fullname" .)) "key" "connectionString.standard" -}}
 {{- end -}}
+{{- include "callmesh.fileVolume" (dict "volume" "mongodb" "path" "uri" "from" $from) -}}
 {{- end -}}
-{{- define "callmesh.rabbitmqSecret" -}}
+{{- define "callmesh.rabbitmqVolume" -}}
+{{- $from := dict "kind" "Secret" "name" .Values.rabbitmq.existingSecret "key" .Values.rabbitmq.secretKey -}}
 {{- if .Values.rabbitmq.operator.enabled -}}
-{name: {{ include "callmesh.fullname" . }}-rabbitmq-default-user, key: connection_string}
-{{- else -}}
-{name: {{ .Values.rabbitmq.existingSecret }}, key: {{ .Values.rabbitmq.secretKey }}}
+{{- $from = dict "kind" "Secret" "name" (printf "%s-rabbitmq-default-user" (include "callmesh.fullname" .)) "key" "connection_string" -}}
 {{- end -}}
+{{- include "callmesh.fileVolume" (dict "volume" "rabbitmq" "path" "uri" "from" $from) -}}
+{{- end -}}
+
+{{/* A volume with one key of a Secret or ConfigMap as the file `path`, of {volume, path, from: {kind, name, key}}. */}}
+{{- define "callmesh.fileVolume" -}}
+- name: {{ .volume }}
+  {{- if eq .from.kind "Secret" }}
+  secret: {secretName: {{ .from.name }}, items: [{key: {{ .from.key }}, path: {{ .path }}}], defaultMode: 0440}
+  {{- else }}
+  configMap: {name: {{ .from.name }}, items: [{key: {{ .from.key }}, path: {{ .path }}}]}
+  {{- end }}
 {{- end -}}
 
 {{/* Pods of a process on as many zones and nodes as there are, of {root, process}. */}}

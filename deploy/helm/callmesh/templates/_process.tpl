@@ -13,28 +13,31 @@
   valueFrom: {fieldRef: {fieldPath: metadata.name}}
 - name: {{ $prefix }}_INSTANCE
   value: $(POD_NAME)
-- name: MONGO_URI
-  valueFrom: {secretKeyRef: {{ include "callmesh.mongodbSecret" .root }}}
-{{- if not $server }}
-- name: AMQP_URI
-  valueFrom: {secretKeyRef: {{ include "callmesh.rabbitmqSecret" .root }}}
-{{- end }}
 {{- $plain := dict
   (printf "%s_HTTP_HOST" $prefix) "0.0.0.0"
   (printf "%s_HTTP_PORT" $prefix) 7101
   (printf "%s_DRAIN_NOTICE_SECONDS" $prefix) .process.values.drain.noticeSeconds
   (printf "%s_DRAIN_SECONDS" $prefix) .process.values.drain.seconds
+  "MONGO_URI_FILE" "/etc/callmesh/mongodb/uri"
   "LOG_FORMAT" "json"
   "LOG_LEVEL" $values.telemetry.logLevel
   "TRACE_RATIO" $values.telemetry.traceRatio -}}
 {{- with $values.telemetry.otlpEndpoint -}}
 {{- $_ := set $plain "OTEL_EXPORTER_OTLP_ENDPOINT" . -}}
 {{- end -}}
-{{- if $server -}}
+{{- if not $server -}}
+{{- $_ := set $plain "AMQP_URI_FILE" "/etc/callmesh/rabbitmq/uri" -}}
+{{- else -}}
 {{- $_ := set $plain (printf "%s_GRPC_HOST" $prefix) "0.0.0.0" -}}
 {{- $_ := set $plain (printf "%s_GRPC_PORT" $prefix) 7100 -}}
 {{- $_ := set $plain "AUTH_MODE" "jwt" -}}
-{{- $_ := set $plain "AUTH_JWKS_FILE" "/etc/callmesh/jwks/jwks.json" -}}
+{{- with $values.auth.jwks -}}
+{{- if .name -}}{{- $_ := set $plain "AUTH_JWKS_FILE" "/etc/callmesh/jwks/jwks.json" -}}{{- end -}}
+{{- with .url -}}{{- $_ := set $plain "AUTH_JWKS_URL" . -}}{{- end -}}
+{{- if .authority.name -}}{{- $_ := set $plain "AUTH_JWKS_CA_FILE" "/etc/callmesh/jwks-authority/ca.crt" -}}{{- end -}}
+{{- end -}}
+{{- with $values.auth.binding -}}{{- $_ := set $plain "AUTH_BINDING" . -}}{{- end -}}
+{{- if $values.limits -}}{{- $_ := set $plain "LIMITS_FILE" "/etc/callmesh/limits/limits.yaml" -}}{{- end -}}
 {{- $_ := set $plain "AUTH_AUDIENCE" $values.auth.audience -}}
 {{- with $values.auth.issuer -}}{{- $_ := set $plain "AUTH_ISSUER" . -}}{{- end -}}
 {{- if $values.tls.enabled -}}
@@ -91,6 +94,7 @@ timeoutSeconds: 3
 {{- $process := .process -}}
 {{- $values := .process.values -}}
 {{- $server := eq $process.kind "server" -}}
+{{- $jwks := $root.Values.auth.jwks -}}
 metadata:
   labels:
     {{- include "callmesh.labels" . | nindent 4 }}
@@ -140,8 +144,19 @@ spec:
         capabilities: {drop: [ALL]}
       volumeMounts:
         - {name: tmp, mountPath: /tmp}
-        {{- if $server }}
+        - {name: mongodb, mountPath: /etc/callmesh/mongodb, readOnly: true}
+        {{- if not $server }}
+        - {name: rabbitmq, mountPath: /etc/callmesh/rabbitmq, readOnly: true}
+        {{- else }}
+        {{- if $jwks.name }}
         - {name: jwks, mountPath: /etc/callmesh/jwks, readOnly: true}
+        {{- end }}
+        {{- if $jwks.authority.name }}
+        - {name: jwks-authority, mountPath: /etc/callmesh/jwks-authority, readOnly: true}
+        {{- end }}
+        {{- if $root.Values.limits }}
+        - {name: limits, mountPath: /etc/callmesh/limits, readOnly: true}
+        {{- end }}
         {{- if $root.Values.tls.enabled }}
         - {name: tls, mountPath: /etc/callmesh/tls, readOnly: true}
         {{- end }}
@@ -152,15 +167,20 @@ spec:
   volumes:
     - name: tmp
       emptyDir: {sizeLimit: 256Mi}
-    {{- if $server }}
-    - name: jwks
-      {{- with $root.Values.auth.jwks }}
-      {{- if eq .kind "Secret" }}
-      secret: {secretName: {{ .name }}, items: [{key: {{ .key }}, path: jwks.json}]}
-      {{- else }}
-      configMap: {name: {{ .name }}, items: [{key: {{ .key }}, path: jwks.json}]}
-      {{- end }}
-      {{- end }}
+    {{- include "callmesh.mongodbVolume" $root | nindent 4 }}
+    {{- if not $server }}
+    {{- include "callmesh.rabbitmqVolume" $root | nindent 4 }}
+    {{- else }}
+    {{- if $jwks.name }}
+    {{- include "callmesh.fileVolume" (dict "volume" "jwks" "path" "jwks.json" "from" $jwks) | nindent 4 }}
+    {{- end }}
+    {{- if $jwks.authority.name }}
+    {{- include "callmesh.fileVolume" (dict "volume" "jwks-authority" "path" "ca.crt" "from" $jwks.authority) | nindent 4 }}
+    {{- end }}
+    {{- if $root.Values.limits }}
+    {{- $limits := dict "kind" "ConfigMap" "name" (printf "%s-limits" (include "callmesh.fullname" $root)) "key" "limits.yaml" }}
+    {{- include "callmesh.fileVolume" (dict "volume" "limits" "path" "limits.yaml" "from" $limits) | nindent 4 }}
+    {{- end }}
     {{- if $root.Values.tls.enabled }}
     - name: tls
       secret: {secretName: {{ $root.Values.tls.existingSecret }}}
