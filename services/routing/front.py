@@ -159,6 +159,9 @@ class Front:
         }
         #: By region: entries whose streams have just ended, as (call id, attempt, move).
         self._leaving: dict[str, list[tuple[str, int, int]]] = {}
+        #: Streams that have ended and whose shards do not know yet, by call id: for as long as that is being
+        #: said.
+        self._gone: dict[str, Caller] = {}
         self._lost_timers: dict[str, asyncio.TimerHandle] = {}
         #: Since when this router has been cut off, on the monotonic clock.
         self._alone_since: float | None = None
@@ -212,9 +215,19 @@ class Front:
         """The same question until it is answered or `seconds` (real) are over: for what must get through.
         While the shard has no leader it waits for the next.
         """
+        committed = await self._until_heard(region, lambda: command, seconds)
+        assert committed is not None
+        return committed
+
+    async def _until_heard(
+        self, region: str, say: Callable[[], Command | None], seconds: float
+    ) -> Committed | None:
+        """As `ask_patiently`; `say` tells before each try what is to be asked by then. None when there is
+        nothing to say any more.
+        """
         give_up, pause = self._clock.monotonic() + seconds, RETRY_SECONDS
         try:
-            return await self._ask_for(region, command, seconds)
+            return await self._ask_for(region, say, seconds)
         except Unavailable as error:
             failure = error
         while (left := give_up - self._clock.monotonic()) > RETRY_SECONDS:
@@ -223,14 +236,19 @@ class Front:
                 pause = min(2 * pause, RETRY_SECONDS_MAX)
             try:
                 async with self._turnstiles[region].passage(Urgency.AGENT, left):
-                    return await self._ask_for(region, command, give_up - self._clock.monotonic())
+                    return await self._ask_for(region, say, give_up - self._clock.monotonic())
             except Unavailable as error:
                 failure = error
             except NoTurn:
                 break
         raise failure
 
-    async def _ask_for(self, region: str, command: Command, seconds: float) -> Committed:
+    async def _ask_for(
+        self, region: str, say: Callable[[], Command | None], seconds: float
+    ) -> Committed | None:
+        command = say()
+        if command is None:
+            return None
         return await self.ask(region, command, max(0.05, min(seconds, self._options.ask_seconds)))
 
     async def find_call(self, call_id: str, shard: str = "") -> Committed:
@@ -307,10 +325,14 @@ class Front:
         """A stream begins; the older one of the same call that it takes the place of."""
         if self._draining:
             raise RouterDraining()
-        older = self._callers.get(caller.facts.call_id)
+        call_id = caller.facts.call_id
+        older = self._callers.get(call_id)
+        if older is None and (gone := self._gone.get(call_id)) is not None:
+            # Its place is not left yet: an edge that is back under the same attempt goes on there.
+            older = gone if gone.attempt == caller.attempt else None
         if older is not None:
             self._take_over(caller, older)
-        self._callers[caller.facts.call_id] = caller
+        self._callers[call_id] = caller
         return older
 
     def _quit(self, caller: Caller, older: Caller | None, *, ended: bool) -> None:
@@ -352,6 +374,8 @@ class Front:
             if newer.region != region:
                 self.spawn(self._withdraw(region, call_id, newer.attempt, newer.move))
         else:
+            if region == caller.region:
+                self._gone[call_id] = caller
             self._detach_soon(region, call_id, caller.attempt, move)
 
     def _detach_soon(self, region: str, call_id: str, attempt: int, move: int) -> None:
@@ -365,8 +389,25 @@ class Front:
         await asyncio.sleep(LEAVING_SECONDS)
         leaving = self._leaving.pop(region)
         for at in range(0, len(leaving), STEP_ENTRIES_MAX):
-            left = DetachCalls(front=self.router, calls=tuple(leaving[at : at + STEP_ENTRIES_MAX]))
-            self.spawn(self._detach(region, left))
+            self.spawn(self._detach_step(region, leaving[at : at + STEP_ENTRIES_MAX]))
+
+    async def _detach_step(self, region: str, entries: Sequence[tuple[str, int, int]]) -> None:
+        gone = {call_id: self._gone.get(call_id) for call_id, _, _ in entries}
+        await self._detach(region, functools.partial(self._left, region, entries))
+        for call_id, caller in gone.items():
+            if self._gone.get(call_id) is caller:
+                self._gone.pop(call_id, None)
+
+    def _left(self, region: str, entries: Sequence[tuple[str, int, int]]) -> DetachCalls | None:
+        """Those of the entries that nobody listens to at this moment. A stream of the same attempt may have
+        come back to one since: it attaches under the same number, and must not be detached for the older.
+        """
+        calls = tuple(entry for entry in entries if not self._listens(region, *entry))
+        return DetachCalls(front=self.router, calls=calls) if calls else None
+
+    def _listens(self, region: str, call_id: str, attempt: int, move: int) -> bool:
+        caller = self._callers.get(call_id)
+        return caller is not None and caller.region == region and caller.version == (attempt, move)
 
     async def _place_first(self, caller: Caller) -> None:
         """Places a call that was just opened, and withdraws what older streams of it left elsewhere. One that
@@ -499,21 +540,22 @@ class Front:
 
     async def _withdraw(self, region: str, call_id: str, attempt: int, move: int) -> None:
         command = WithdrawCall(call_id=call_id, attempt=attempt, move=move)
-        await self._get_through(region, command, WITHDRAW_SECONDS_MAX)
+        await self._get_through(region, lambda: command, WITHDRAW_SECONDS_MAX)
 
     async def _hang_up_at(self, region: str, call_id: str, attempt: int) -> None:
-        await self._get_through(region, HangUp(call_id=call_id, attempt=attempt), WITHDRAW_SECONDS_MAX)
+        command = HangUp(call_id=call_id, attempt=attempt)
+        await self._get_through(region, lambda: command, WITHDRAW_SECONDS_MAX)
 
-    async def _detach(self, region: str, command: DetachCalls | DetachSession | CloseSession) -> None:
+    async def _detach(self, region: str, say: Callable[[], Command | None]) -> None:
         # If its leader is gone for longer, the next one finds the call or agent unattached by itself.
-        await self._get_through(region, command, self._options.silent_seconds)
+        await self._get_through(region, say, self._options.silent_seconds)
 
-    async def _get_through(self, region: str, command: Command, seconds: float) -> None:
+    async def _get_through(self, region: str, say: Callable[[], Command | None], seconds: float) -> None:
         """What nobody waits for, but should arrive."""
         try:
-            await self.ask_patiently(region, command, seconds)
+            await self._until_heard(region, say, seconds)
         except CallmeshError as error:
-            log.info("given_up", shard=region, command=type(command).__name__, error=error.reason)
+            log.info("given_up", shard=region, command=type(say()).__name__, error=error.reason)
 
     async def confirm(self, region: str, command: ConfirmCall, seconds: float) -> Committed:
         """The edge's consent, asked until a committed yes or no or until `seconds` are over."""
@@ -817,8 +859,7 @@ class Front:
         except CallmeshError as error:
             if self._desks.get(desk.agent) is desk and isinstance(error, Unavailable):
                 # It may have been opened all the same, and nobody sits there.
-                detach = DetachSession(agent=desk.agent, session=desk.session, front=self.router)
-                self.spawn(self._detach(desk.region, detach))
+                self.spawn(self._detach(desk.region, functools.partial(self._deserted, desk)))
             self._forget_desk(desk)
             raise
 
@@ -895,13 +936,18 @@ class Front:
         """The stream ended: a log-out said so, otherwise the session is kept for the grace period."""
         was_current = self._desks.get(desk.agent) is desk
         self._forget_desk(desk)
-        command: DetachSession | CloseSession = DetachSession(
-            agent=desk.agent, session=desk.session, front=self.router
-        )
-        if log_out:
-            command = CloseSession(agent=desk.agent, session=desk.session)
-        if was_current:
-            await self._detach(desk.region, command)
+        if was_current and log_out:
+            closed = CloseSession(agent=desk.agent, session=desk.session)
+            await self._detach(desk.region, lambda: closed)
+        elif was_current:
+            await self._detach(desk.region, functools.partial(self._deserted, desk))
+
+    def _deserted(self, desk: Desk) -> DetachSession | None:
+        """That nobody sits there, unless the same session was opened again meanwhile."""
+        newer, seat = self._desks.get(desk.agent), (desk.session, desk.region)
+        if newer is not None and newer is not desk and (newer.session, newer.region) == seat:
+            return None
+        return DetachSession(agent=desk.agent, session=desk.session, front=self.router)
 
     async def agent_status(self, region: str, agent: str) -> Committed:
         """An agent's present state. Raises AgentNotFound, Unavailable."""
@@ -1020,7 +1066,7 @@ class Front:
         command = ConfirmCall(
             call_id=view.facts.call_id, offer_id=view.offer_id, attempt=view.attempt, move=view.move
         )
-        self.spawn(self._get_through(caller.region, command, self._options.ask_seconds))
+        self.spawn(self._get_through(caller.region, lambda: command, self._options.ask_seconds))
 
     def _tell_desk(self, fact: Fact, update: Update) -> None:
         assert fact.agent is not None

@@ -19,7 +19,7 @@ from routing.audience import Audience
 from routing.engine import step
 from routing.errors import AgentNotFound, CallNotFound, NewerSession, QueueFull, StaleAttempt, Superseded
 from routing.front import LONGEST_WAIT_MS, OVERFLOW_SECONDS, CallerGone, Front, FrontOptions
-from routing.leader import Committed
+from routing.leader import Committed, ShardBusy
 from routing.links import AnswerLate, LinkDown, LinkLost, OnChange, OnFacts
 from routing.model import (
     AcceptOffer,
@@ -32,6 +32,7 @@ from routing.model import (
     CallFacts,
     CallOffered,
     CallOutcome,
+    CallQueued,
     CallState,
     CallTransferred,
     Command,
@@ -152,6 +153,8 @@ class Wire:
         self.asked: list[Command] = []
         #: Commands of these kinds are lost on the way there (number of times).
         self.unreachable: dict[type, int] = {}
+        #: The leader takes none of them.
+        self.busy: dict[type, int] = {}
         #: Their answers are lost on the way back.
         self.answer_lost: dict[type, int] = {}
         #: They wait for the event on the way there, or their answers on the way back.
@@ -186,6 +189,9 @@ class Wire:
         if not self.up or self._count(self.unreachable, kind):
             await asyncio.sleep(0)
             raise LinkLost(shard=self.shard, retry_seconds=0.5)
+        if self._count(self.busy, kind):
+            await asyncio.sleep(0)
+            raise ShardBusy(shard=self.shard, retry_seconds=0.5)
         if kind in self.late_there:
             await self.late_there[kind].wait()
         answer = self.shard_.do(command)
@@ -428,6 +434,60 @@ async def test_opened_again_at_the_same_router_one_stream_and_one_entry_go_on(
     assert world.shards[new.caller.region].state.calls["c1"].version == new.caller.version
     await new.close()
     await eventually(world.nobody_left)
+
+
+async def test_a_stream_that_comes_back_before_the_shard_knows_is_not_detached(world: World) -> None:
+    front = world.front()
+    old, other = Line(world, front), Line(world, front, call_id="c2")
+    await old.next()
+    await other.next()
+    await old.close()
+    await other.close()
+    new = Line(world, front)
+    await new.next()
+    await eventually(lambda: world.nobody_left("c2"))
+    assert world.beijing.live() and new.caller.version == (1, 1)
+    world.beijing.agent("ann")
+    await new.until(CallOffered)
+    await new.close()
+    await eventually(world.nobody_left)
+    await eventually(lambda: not front._gone)
+
+
+async def test_a_word_of_leaving_that_was_lost_is_not_said_again_of_a_stream_that_is_back(
+    world: World,
+) -> None:
+    front, wire = world.front(), world.wire("beijing")
+    old = Line(world, front)
+    await old.next()
+    wire.unreachable[DetachCalls] = 1
+    await old.close()
+    await eventually(lambda: DetachCalls in wire.kinds())
+    new = Line(world, front)
+    await new.next()
+    await eventually(lambda: not front._gone)
+    assert world.beijing.live() and wire.kinds().count(DetachCalls) == 1
+
+
+@pytest.mark.parametrize("elsewhere", [True, False])
+async def test_a_stream_that_comes_back_and_finds_no_place_leaves_what_it_came_back_to(
+    world: World, elsewhere: bool
+) -> None:
+    front = world.front()
+    old = Line(world, front)
+    await old.next()
+    await old.close()
+    for region in ["beijing"] if elsewhere else list(world.shards):
+        world.wire(region).busy[PlaceCall] = 1
+    new = Line(world, front)
+    if elsewhere:
+        await new.until(CallQueued)
+        await eventually(lambda: world.beijing.outcome() is CallOutcome.MOVED)
+        assert world.shanghai.live()
+    else:
+        with pytest.raises(ShardBusy):
+            await new.rest()
+        await eventually(world.nobody_left)
 
 
 async def test_a_lower_attempt_is_refused(world: World) -> None:
@@ -989,6 +1049,20 @@ async def test_a_session_that_was_taken_over_meanwhile_is_told_so(seated: World)
     async with asyncio.timeout(DEADLINE_SECONDS):
         while not isinstance(update := await seat.updates.get(), NewerSession):
             assert not isinstance(update, CallmeshError)
+
+
+async def test_a_word_of_a_desk_that_left_is_not_said_again_once_it_is_back(seated: World) -> None:
+    front, wire = seated.front(), seated.wire("beijing")
+    seat, again = desk(), desk()
+    await front.open_desk(seat)
+    wire.unreachable[DetachSession] = 1
+    leaving = asyncio.create_task(front.close_desk(seat, log_out=False))
+    await eventually(lambda: DetachSession in wire.kinds())
+    await front.open_desk(again)
+    await soon(leaving)
+    assert seated.beijing.state.agents["ann"].attached and wire.kinds().count(DetachSession) == 1
+    await front.close_desk(again, log_out=False)
+    assert not seated.beijing.state.agents["ann"].attached
 
 
 async def test_a_conversation_is_told_to_the_desk_that_comes_back(seated: World) -> None:
