@@ -22,8 +22,8 @@ from typing import Any
 ROOT = Path(__file__).resolve().parent.parent.parent
 sys.path[:0] = [str(ROOT / "services"), str(ROOT)]
 
-from bench.chaos.floor import Floor, carry_out, eventually, furnish  # noqa: E402
-from bench.chaos.parties import ChaosChannels, Crowd  # noqa: E402
+from bench.chaos.floor import Floor, carry_out, eventually  # noqa: E402
+from bench.chaos.parties import Crowd, under_load  # noqa: E402
 
 #: The limit, seconds; nothing may be lost, nobody double-booked or stuck.
 RECOVERY_SECONDS_MAX = 3.0
@@ -39,9 +39,8 @@ WARM_UP_SECONDS = 5.0
 class Chaos:
     """One run."""
 
-    def __init__(self, floor: Floor, crowd: Crowd) -> None:
+    def __init__(self, floor: Floor) -> None:
         self._floor = floor
-        self._crowd = crowd
         self.recoveries: list[float] = []
         self.stopped_recovery = 0.0
 
@@ -56,15 +55,15 @@ class Chaos:
         await eventually(known, GIVE_UP_SECONDS)
         return name
 
-    async def _recovered(self, since: float, epoch: int) -> float:
-        await eventually(lambda: self._crowd.first_assignment(since, epoch) is not None, GIVE_UP_SECONDS)
-        return self._crowd.first_assignment(since, epoch) or GIVE_UP_SECONDS
+    async def _recovered(self, crowd: Crowd, since: float, epoch: int) -> float:
+        await eventually(lambda: crowd.first_assignment(since, epoch) is not None, GIVE_UP_SECONDS)
+        return crowd.first_assignment(since, epoch) or GIVE_UP_SECONDS
 
-    async def kill_once(self) -> None:
+    async def kill_once(self, crowd: Crowd) -> None:
         """kill -9 for whoever leads; it comes back as a standby."""
-        name, epoch = await self._leader(), self._crowd.epoch
+        name, epoch = await self._leader(), crowd.epoch
         self._floor.send(name, signal.SIGKILL)
-        seconds = await self._recovered(time.monotonic(), epoch)
+        seconds = await self._recovered(crowd, time.monotonic(), epoch)
         self.recoveries.append(seconds)
         print(f"killed {name}: first assignment by the next leader after {seconds:.2f} s", flush=True)
         self._floor.kill(name)
@@ -72,12 +71,12 @@ class Chaos:
         await asyncio.to_thread(self._floor.wait_ready, name)
         await asyncio.sleep(CALM_SECONDS)
 
-    async def stop_once(self) -> None:
+    async def stop_once(self, crowd: Crowd) -> None:
         """The leader sleeps, is replaced, and wakes."""
-        name, epoch = await self._leader(), self._crowd.epoch
+        name, epoch = await self._leader(), crowd.epoch
         self._floor.send(name, signal.SIGSTOP)
         began = time.monotonic()
-        self.stopped_recovery = await self._recovered(began, epoch)
+        self.stopped_recovery = await self._recovered(crowd, began, epoch)
         print(f"stopped {name}: first assignment after {self.stopped_recovery:.2f} s", flush=True)
         await asyncio.sleep(max(0.0, began + STOPPED_SECONDS - time.monotonic()))
         self._floor.send(name, signal.SIGCONT)
@@ -86,32 +85,22 @@ class Chaos:
 
 
 async def _run(floor: Floor, arguments: argparse.Namespace) -> dict[str, Any]:
-    async with ChaosChannels(floor.addresses) as channels:
-        agents = await furnish(channels["r0"], arguments.agents, {})
-    crowd = Crowd(floor.addresses, agents)
-    done = asyncio.Event()
-    chaos = Chaos(floor, crowd)
-    try:
-        await crowd.open()
-        load = asyncio.ensure_future(crowd.calls(arguments.rate, done))
-        await asyncio.sleep(WARM_UP_SECONDS)
+    chaos = Chaos(floor)
+
+    async def kill_and_stop(crowd: Crowd) -> None:
         for _ in range(arguments.kills):
-            await chaos.kill_once()
-        await chaos.stop_once()
-        done.set()
-        await load
-        await crowd.settle()
-        stuck = await crowd.roll_call()
-    finally:
-        await crowd.close()
-    verdict = crowd.verdict(stuck)
+            await chaos.kill_once(crowd)
+        await chaos.stop_once(crowd)
+
+    crowd, _, verdict = await under_load(
+        floor, arguments.agents, arguments.rate, WARM_UP_SECONDS, kill_and_stop
+    )
     worst = max([*chaos.recoveries, chaos.stopped_recovery])
     for name in ("calls_lost", "calls_untaken", "agents_double_booked", "agents_stuck"):
         found = getattr(verdict, name)
         if found:
             print(f"{name}: {list(found)[:10]}")
-            for call in list(found)[:3]:
-                print([(e.fact.value, e.why, round(e.at, 2)) for e in crowd.ledger.entries if e.call == call])
+            print(*crowd.story(list(found)[:3]), sep="\n")
     return {
         "kills": len(chaos.recoveries),
         "worst_recovery_seconds": round(worst, 2),
@@ -124,7 +113,7 @@ async def _run(floor: Floor, arguments: argparse.Namespace) -> dict[str, Any]:
         "calls_served": verdict.calls_served,
         "calls_reopened": verdict.reopened,
         "calls_per_second": arguments.rate,
-        "agents": len(agents),
+        "agents": len(crowd.agents),
         "recovery_seconds_max": RECOVERY_SECONDS_MAX,
         "ok": worst <= RECOVERY_SECONDS_MAX
         and not (verdict.calls_lost or verdict.agents_double_booked or verdict.agents_stuck),

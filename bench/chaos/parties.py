@@ -9,12 +9,12 @@ import itertools
 import math
 import random
 import time
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import grpc
-from bench.chaos.floor import POLL_SECONDS, QUEUE, REGION, eventually
+from bench.chaos.floor import POLL_SECONDS, QUEUE, REGION, Floor, eventually, furnish
 
 from callmesh.routing.v1 import agent_pb2, call_pb2, routing_pb2_grpc
 from chassis.clock import SystemClock
@@ -328,3 +328,31 @@ class Crowd:
             calls_served=facts.count(Fact.TALKED),
             reopened=facts.count(Fact.REOPENED),
         )
+
+
+async def under_load(
+    floor: Floor,
+    agents: int,
+    per_second: float,
+    warm_up_seconds: float,
+    work: Callable[[Crowd], Awaitable[None]],
+) -> tuple[Crowd, list[str], Verdict]:
+    """Desks and steady callers while `work` does harm; then everybody is served, counted and goes home. Gives
+    the crowd with its books, the calls that were not served, and the verdict.
+    """
+    async with ChaosChannels(floor.addresses) as channels:
+        names = await furnish(channels["r0"], agents, {})
+    crowd, done = Crowd(floor.addresses, names), asyncio.Event()
+    try:
+        await crowd.open()
+        load = asyncio.ensure_future(crowd.calls(per_second, done))
+        await asyncio.sleep(warm_up_seconds)
+        await work(crowd)
+        done.set()
+        await load
+        await crowd.settle()
+        unserved = crowd.unserved()
+        stuck = await crowd.roll_call()
+    finally:
+        await crowd.close()
+    return crowd, unserved, crowd.verdict(stuck)

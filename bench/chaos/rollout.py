@@ -24,8 +24,8 @@ from typing import Any
 ROOT = Path(__file__).resolve().parent.parent.parent
 sys.path[:0] = [str(ROOT / "services"), str(ROOT)]
 
-from bench.chaos.floor import Floor, carry_out, eventually, furnish  # noqa: E402
-from bench.chaos.parties import ChaosChannels, Crowd, Verdict  # noqa: E402
+from bench.chaos.floor import Floor, carry_out, eventually  # noqa: E402
+from bench.chaos.parties import Crowd, Verdict, under_load  # noqa: E402
 
 #: Limits, seconds: an end within the time that the chart's pods are given, and no longer silence than a
 #: crash makes.
@@ -94,26 +94,19 @@ def _figures(
 
 
 async def _run(floor: Floor, arguments: argparse.Namespace) -> dict[str, Any]:
-    async with ChaosChannels(floor.addresses) as channels:
-        agents = await furnish(channels["r0"], arguments.agents, {})
-    crowd, rollout, done = Crowd(floor.addresses, agents), Rollout(floor), asyncio.Event()
-    try:
-        await crowd.open()
-        load = asyncio.ensure_future(crowd.calls(arguments.rate, done))
-        await asyncio.sleep(WARM_UP_SECONDS)
+    rollout, silence = Rollout(floor), 0.0
+
+    async def restart_all(crowd: Crowd) -> None:
+        nonlocal silence
         began = time.monotonic()
         for _ in ("upgrade", "rollback"):
             for name in floor.addresses:
                 await rollout.restart(name)
         silence = crowd.longest_silence(began, time.monotonic())
-        done.set()
-        await load
-        await crowd.settle()
-        unserved = crowd.unserved()
-        stuck = await crowd.roll_call()
-    finally:
-        await crowd.close()
-    verdict = crowd.verdict(stuck)
+
+    crowd, unserved, verdict = await under_load(
+        floor, arguments.agents, arguments.rate, WARM_UP_SECONDS, restart_all
+    )
     for line in (*rollout.bad_ends, *crowd.story([*verdict.calls_lost, *unserved][:STORIES_MAX])):
         print(line)
     return _figures(rollout, verdict, len(unserved), silence, arguments.rate)
