@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import Self
+from typing import Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 from pydantic_settings import SettingsConfigDict
@@ -79,6 +79,12 @@ class RoutingSettings(ServiceSettings):
         ge=0.1,
         le=60,
         description="A block unknown for longer makes new calls UNAVAILABLE, seconds.",
+    )
+    #: With one value there is nothing to read; who sets another is told so, and does not count on it.
+    on_outage: Literal["reject"] = Field(
+        default="reject",
+        description="What a leader does while its journal cannot be written. `reject`: new calls are answered"
+        " UNAVAILABLE, nothing is forgotten. `continue` is designed and not built.",
     )
     gather_seconds: float = Field(
         default=0.003,

@@ -66,6 +66,7 @@ class JournalMetrics:
     def __init__(
         self, *, queues_named_max: int = QUEUES_NAMED_MAX, monotonic: Callable[[], float] = time.monotonic
     ) -> None:
+        self._queues_named_max = queues_named_max
         self._names: LargestFirst[Pair] = LargestFirst(queues_named_max, monotonic)
         self._figures: dict[Pair, dict[str, int]] = {}
         self._others: dict[str, dict[str, int]] = {}
@@ -85,7 +86,9 @@ class JournalMetrics:
         figures = self._figures.get(pair)
         if figures is None:
             figures = self._figures[pair] = {}
-            self._rank()
+            # Beyond that ranks are made when somebody looks: at a start thousands may be new.
+            if len(self._figures) <= self._queues_named_max:
+                self._rank()
         for name, amount in amounts.items():
             figures[name] = figures.get(name, 0) + amount
         if pair not in self._names.named:

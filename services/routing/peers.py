@@ -174,11 +174,12 @@ class Voice:
     ) -> AsyncGenerator[shard_pb2.PeerState, None]:
         """The state of each shard led here: at once, every heartbeat, at once again when it changes what
         calls do, and otherwise when it has changed for a while; nothing of those that are only followed.
-        `own`: for this router itself, which hears of every change.
+        `own`: for this router itself, which hears of every change. Raises what looking at a shard raises:
+        who only heard nothing more would take the region for lost.
         """
         heard: dict[str, int] = {}
-        self._begin(own)
         try:
+            self._begin(own)
             while not ended():
                 turn = self._next_turn(own)
                 for shard, seen in list(self._shards.items()):
@@ -217,6 +218,16 @@ class Voice:
             self._looking = None
 
     async def _run(self) -> None:
+        try:
+            await self._look_on()
+        except Exception as error:
+            # Whoever listens next looks anew.
+            turns, self._news, self._words, self._looking = (self._news, self._words), None, None, None
+            for turn in turns:
+                if turn is not None:
+                    turn.set_exception(error)
+
+    async def _look_on(self) -> None:
         loop, turned_seconds = asyncio.get_running_loop(), float("-inf")
         while True:
             await asyncio.sleep(coalesce_seconds(self._watchers) if self._shards else IDLE_SECONDS)

@@ -10,7 +10,8 @@ change stream can be resumed, there are more than it may hold), callers are look
    profile as it is.
 2. A stream that breaks goes on where it was, also at another primary; the driver sees to that. If it cannot,
    because its place is no longer in the database's log, nobody knows what was missed: all is read anew.
-3. What is held may be a moment old, as what was found may be when the call is queued: points, not facts.
+3. What is held may be `LOOK_SECONDS` old and a moment more, and what was found is old when the call is
+   queued: points, not facts.
 """
 
 from __future__ import annotations

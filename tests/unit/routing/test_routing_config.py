@@ -37,6 +37,7 @@ BAD: list[tuple[str, Any, str]] = [
     ("outage_seconds", float("nan"), "outage_seconds"),
     ("silent_seconds", 0.1, "silent_seconds"),
     ("memory_seconds", 0, "memory_seconds"),
+    ("on_outage", "continue", "on_outage"),
 ]
 
 

@@ -253,6 +253,21 @@ def test_the_journal_tells_waits_conversations_and_promises() -> None:
     assert again("callmesh_calls_answer_wait_seconds_count", **service) == 3
 
 
+def test_queues_that_come_when_all_names_are_given_are_others_until_somebody_looks() -> None:
+    meter = JournalMetrics(queues_named_max=2)
+    ranks: list[int] = []
+    rank = meter._names.rank
+    meter._names.rank = lambda sizes: ranks.append(len(sizes)) or rank(sizes)  # type: ignore[method-assign,func-returns-value]
+    for n in range(50):
+        meter.add("beijing", f"q{n}", {"offered": n, "handled": 1})
+    assert ranks == [1, 2], "at a start there are thousands"
+    value = values(meter)
+    assert value("callmesh_calls_talk_seconds_count", queue="q0") == 1
+    assert value("callmesh_calls_talk_seconds_count", queue="(other)") == 48
+    meter.look()
+    assert values(meter)("callmesh_calls_talk_seconds_count", queue="q49") == 1, "the largest has a name"
+
+
 def test_a_scrape_of_a_busy_router_is_small_and_quick(tmp_path: Path) -> None:
     """The bench, on small centres: as many series as on large ones."""
     report = tmp_path / "metrics.json"

@@ -167,6 +167,24 @@ async def test_other_routers_hear_at_once_what_decides_and_the_rest_less_often()
     await asyncio.gather(*tasks, return_exceptions=True)
 
 
+@pytest.mark.parametrize("own", [True, False])
+async def test_who_listens_hears_that_looking_failed(own: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    led = leader()
+    led.phase = Phase.LEADING
+    voice = Voice(lambda: [led], "r")
+    told = voice.listen(own=own)
+    await anext(told)
+    with monkeypatch.context() as patched:
+        patched.setattr("routing.peers.queue_loads", lambda state: 1 // 0)
+        with pytest.raises(ZeroDivisionError):
+            await asyncio.wait_for(anext(told), DEADLINE_SECONDS)
+        with pytest.raises(ZeroDivisionError):
+            await anext(voice.listen(own=own))
+    again = voice.listen(own=own)
+    assert (await asyncio.wait_for(anext(again), DEADLINE_SECONDS)).region == "beijing"
+    await again.aclose()
+
+
 @pytest.mark.parametrize(("watchers", "seconds"), [(0, 0.02), (1, 0.02), (7, 0.07), (30, 0.3), (1200, 0.5)])
 def test_the_more_are_told_the_more_is_told_at_once(watchers: int, seconds: float) -> None:
     assert coalesce_seconds(watchers) == pytest.approx(seconds)
