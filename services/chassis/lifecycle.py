@@ -309,4 +309,7 @@ def main(arguments: Sequence[str]) -> int:
 
 
 if __name__ == "__main__":
-    raise SystemExit(main(sys.argv[1:]))
+    # Under its own name: the services' tables are made of that module's rules; "__main__" has them once more.
+    from chassis.lifecycle import main as own_main
+
+    raise SystemExit(own_main(sys.argv[1:]))

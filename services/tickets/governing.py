@@ -34,6 +34,8 @@ SETTLE_SECONDS = 2.0
 
 #: Marks a version in a record's id.
 VERSION_MARK = "@"
+#: Collection of the counters.
+COUNTERS = "counters"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -70,7 +72,7 @@ class MongoState:
     """The counters on MongoDB. Needs `chassis.mongo.connect` first."""
 
     def _collection(self) -> Any:
-        return get_db()["counters"]
+        return get_db()[COUNTERS]
 
     def read(self) -> State:
         """As the port says."""
