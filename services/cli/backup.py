@@ -134,13 +134,17 @@ def drill(
     from chassis.localstack import MongoNode, ProcessFailed, free_ports
     from cli.dump import CannotBackUp, CannotRestore, back_up
     from cli.dump import restore as write_back
-    from cli.dump_files import BadBackup
+    from cli.dump_files import BadBackup, read_manifest
 
     key = _key(key_file)
     figures: dict[str, Any] = {}
     with tempfile.TemporaryDirectory(prefix="callmesh-drill-") as scratch:
         try:
-            if directory is None:
+            out.parent.mkdir(parents=True, exist_ok=True)
+            if directory is not None:
+                # Before a database is started for what is none.
+                read_manifest(directory, key)
+            else:
                 with mongo_client(mongo_uri(run_dir)) as client:
                     made = back_up(client, [database_name(s) for s in SERVICES], Path(scratch), key)
                 directory = made.directory
@@ -150,12 +154,11 @@ def drill(
                 done = write_back(client, directory, key)
                 figures |= _compared(client, done.manifest)
                 figures["restore_seconds"] = round(time.monotonic() - started, 3)
-        except (CannotBackUp, CannotRestore, BadBackup, ProcessFailed) as error:
+        except (CannotBackUp, CannotRestore, BadBackup, ProcessFailed, OSError) as error:
             raise Refused(str(error)) from None
     taken = datetime.fromisoformat(done.manifest["taken_at"])
     figures["backup_age_seconds"] = round((datetime.now(UTC) - taken).total_seconds(), 1)
     figures["ok"] = not figures["missing"]
-    out.parent.mkdir(parents=True, exist_ok=True)
     out.write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
     for name, value in figures.items():
         typer.echo(f"{name:24} {value}")

@@ -14,7 +14,6 @@ import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Annotated, Any
 
 import grpc
@@ -32,8 +31,10 @@ from callmesh.routing.v1 import (
     routing_pb2_grpc,
 )
 from chassis import metrics
+from chassis.errors import StartError
 from chassis.ids import new_id
 from chassis.tls import TokenFile
+from chassis.watched import WatchedFiles
 from cli.demo.rpc import CHANNEL_OPTIONS, EventStream, StreamEnded
 from cli.directory import ADDRESS_DEFAULT, Address, Refused
 from cli.view import ERR
@@ -67,14 +68,15 @@ class Line:
 
     address: str
     token: TokenFile
-    #: PEM of the authority of the servers' certificates; empty for plain text.
-    authority: bytes = b""
+    #: The authority of the servers' certificates, and the canary's own key and certificate where servers ask
+    #: for one, PEM; None for plain text.
+    tls: WatchedFiles | None = None
 
     def channel(self) -> grpc.aio.Channel:
-        """A channel to the router."""
+        """A channel to the router, by the files as they are now."""
         options = list(CHANNEL_OPTIONS)
-        if self.authority:
-            credentials = grpc.ssl_channel_credentials(self.authority)
+        if self.tls is not None:
+            credentials = grpc.ssl_channel_credentials(*self.tls.contents())
             return grpc.aio.secure_channel(self.address, credentials, options=options)
         return grpc.aio.insecure_channel(self.address, options=options)
 
@@ -82,6 +84,19 @@ class Line:
         """The token, as it is now."""
         token = self.token.token()
         return [("authorization", f"Bearer {token}")] if token else []
+
+
+def line_of(address: str, token: str, authority: str, certificate: str, key: str) -> Line:
+    """The line that these files make; empty for those that there are not. Refused when one cannot be used."""
+    if bool(certificate) != bool(key) or (certificate and not authority):
+        raise Refused(
+            "a certificate (--cert-file) comes with its key (--key-file) and an authority (--ca-file)"
+        )
+    files = [name for name in (authority, key, certificate) if name]
+    try:
+        return Line(address=address, token=TokenFile(token), tls=WatchedFiles(files) if files else None)
+    except StartError as error:
+        raise Refused(str(error)) from None
 
 
 class CallFailed(Exception):
@@ -257,15 +272,26 @@ def canary(
         ),
     ] = "",
     authority_file: Annotated[
-        Path | None,
+        str,
         typer.Option("--ca-file", envvar="TLS_CA_FILE", help="Authority of the servers; TLS then."),
-    ] = None,
+    ] = "",
+    certificate_file: Annotated[
+        str,
+        typer.Option(
+            "--cert-file", envvar="TLS_CERT_FILE", help="Its own certificate, where servers ask for one."
+        ),
+    ] = "",
+    key_file: Annotated[
+        str, typer.Option("--key-file", envvar="TLS_KEY_FILE", help="The certificate's key.")
+    ] = "",
 ) -> None:
     """Place a call every minute, answer it, end it, and tell Prometheus how it went."""
-    authority = authority_file.read_bytes() if authority_file else b""
-    line = Line(address=address, token=TokenFile(token_file), authority=authority)
-    if metrics_port:
-        start_http_server(metrics_port, metrics_host)
+    try:
+        line = line_of(address, token_file, authority_file, certificate_file, key_file)
+        if metrics_port:
+            start_http_server(metrics_port, metrics_host)
+    except OSError as error:
+        raise Refused(f"{metrics_host}:{metrics_port}: {error.strerror}") from None
     for outcome in ("answered", "failed"):
         _calls.labels(outcome)
     through = False

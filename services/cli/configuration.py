@@ -9,21 +9,24 @@ A directory of configuration holds, in the field names of the API:
 Any of them may be missing. In tickets.yaml and offers.yaml each entry has a `name` ("flows/repair"); fields
 that it does not name are left as they are. The rules:
 
-1. A plan changes nothing. It reads what is there, and asks the services whether they would take what is new.
+1. A plan changes nothing. It reads what is there, and asks marketing and routing whether they would take
+   what differs; tickets has no way to be asked.
 2. An apply makes the same plan again and stops where a service would refuse, before anything is changed.
    Then resources are written one after another, each under the etag that the plan saw; the directory comes
    last, in one request.
-3. When one is refused all the same (somebody changed it meanwhile), what this apply changed is put back,
-   and it says so.
+3. When one is refused all the same (a fault that only tickets sees, somebody changed it meanwhile), or the
+   command is interrupted, what this apply changed is put back, and it says so.
 4. Every apply is a revision in `.history`: who, when, what changed, and the files as they were. It belongs
    to the files, and into the same version control. A rollback applies the files of a revision, as a new
-   revision.
+   revision; the directory gets them when they are applied.
 """
 
 from __future__ import annotations
 
 import json
+import os
 import re
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, field
@@ -38,15 +41,21 @@ from google.protobuf.json_format import MessageToDict
 from callmesh.marketing.v1 import offers_pb2, offers_pb2_grpc
 from callmesh.routing.v1 import directory_pb2
 from callmesh.tickets.v1 import flow_pb2, flow_pb2_grpc, sla_pb2, sla_pb2_grpc, team_pb2, team_pb2_grpc
-from cli.directory import APPLY_SECONDS, Refused, asking, explained, load, message_of, stub_at
-from cli.options import PortBase
-from cli.plan import HOST, PORT_BASE_DEFAULT, ROUTING_GRPC_OFFSET, SERVICES
+from cli.directory import APPLY_SECONDS, Refused, asking, explained, message_of, parsed, stub_at, text_of
+from cli.options import PortBase, service_at
+from cli.plan import HOST, PORT_BASE_DEFAULT, ROUTING_GRPC_OFFSET
+from cli.view import print_error
 
 DIRECTORY, TICKETS, OFFERS = "directory.yaml", "tickets.yaml", "offers.yaml"
+FILES = (DIRECTORY, TICKETS, OFFERS)
 HISTORY = ".history"
 #: Revisions that are listed, and entries of one kind in a file.
 SHOWN_MAX, ENTRIES_MAX = 50, 10_000
 _REVISION = re.compile(r"(\d{6})\.json")
+#: What a revision has, and of which type.
+_KEPT = {"revision": int, "time": str, "actor": str, "note": str, "changes": list, "files": dict}
+#: After these nobody knows whether a change was made.
+_UNKNOWN = (grpc.StatusCode.DEADLINE_EXCEEDED, grpc.StatusCode.UNAVAILABLE)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -92,12 +101,21 @@ KINDS = (
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class Entry:
+    """One resource that a file wants."""
+
+    wanted: Any
+    #: Fields that the file names, whatever it says of them: what it empties is emptied.
+    fields: list[str]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Files:
     """What a directory of configuration wants."""
 
     directory: directory_pb2.Directory | None
     #: Kind -> wanted resources, in order.
-    wanted: Mapping[str, list[Any]]
+    wanted: Mapping[str, list[Entry]]
     #: File name -> its text, for the history.
     texts: Mapping[str, str]
 
@@ -150,16 +168,22 @@ def _said(message: Any, name: str) -> str:
 
 def read(directory: Path) -> Files:
     """Reads a directory of configuration. Raises Refused naming file and entry."""
-    names = [name for name in (DIRECTORY, TICKETS, OFFERS) if (directory / name).is_file()]
+    names = [name for name in FILES if (directory / name).is_file()]
     if not names:
-        raise Refused(f"{directory} has none of {DIRECTORY}, {TICKETS} and {OFFERS}")
-    said = {name: load(directory / name) for name in names}
-    texts = {name: (directory / name).read_text(encoding="utf-8") for name in names}
+        raise Refused(f"{directory} has none of {', '.join(FILES)}")
+    return understood({name: text_of(directory / name) for name in names}, directory)
+
+
+def understood(texts: Mapping[str, str], directory: Path) -> Files:
+    """What the texts of files want; `directory` is where they are, for people. Raises Refused naming file and
+    entry.
+    """
+    said = {name: parsed(directory / name, text) for name, text in texts.items()}
     wanted = {kind.plural: _entries(directory / kind.file, kind, said.get(kind.file)) for kind in KINDS}
-    known = {kind.plural for kind in KINDS}
     for name in (TICKETS, OFFERS):
-        if extra := set(said.get(name) or {}) - known:
-            raise Refused(f"{directory / name}: {sorted(extra)[0]} is none of {', '.join(sorted(known))}")
+        known = [kind.plural for kind in KINDS if kind.file == name]
+        if extra := set(said.get(name) or {}) - set(known):
+            raise Refused(f"{directory / name}: {min(map(str, extra))} is none of {', '.join(known)}")
     whole = None
     if DIRECTORY in said:
         if not isinstance(said[DIRECTORY], dict):
@@ -168,7 +192,7 @@ def read(directory: Path) -> Files:
     return Files(directory=whole, wanted=wanted, texts=texts)
 
 
-def _entries(file: Path, kind: Kind, said: Any) -> list[Any]:
+def _entries(file: Path, kind: Kind, said: Any) -> list[Entry]:
     if said is None:
         return []
     if not isinstance(said, dict):
@@ -180,10 +204,13 @@ def _entries(file: Path, kind: Kind, said: Any) -> list[Any]:
     for number, entry in enumerate(entries):
         if not isinstance(entry, dict) or not str(entry.get("name", "")).partition("/")[2]:
             raise Refused(f"{file}: {kind.plural}[{number}] must have a name")
-        found.append(message_of(file, entry, kind.message()))
-    names = [each.name for each in found]
-    if double := {name for name in names if names.count(name) > 1}:
-        raise Refused(f"{file}: {sorted(double)[0]} is there twice")
+        wanted = message_of(file, entry, kind.message())
+        # The API's names, or their JSON form.
+        fields = [f.name for f in wanted.DESCRIPTOR.fields if f.name in entry or f.json_name in entry]
+        found.append(Entry(wanted=wanted, fields=[name for name in fields if name not in ("name", "etag")]))
+    twice = [name for name, count in Counter(each.wanted.name for each in found).items() if count > 1]
+    if twice:
+        raise Refused(f"{file}: {min(twice)} is there twice")
     return found
 
 
@@ -225,15 +252,31 @@ class Platform:
                 return None
             raise
 
+    def check_offer(self, wanted: Any, fields: list[str], *, new: bool) -> None:
+        """RpcError when marketing would refuse a new offer, or such a change."""
+        stub = self.stub("marketing", offers_pb2_grpc.OfferServiceStub)
+        if new:
+            id = wanted.name.partition("/")[2]
+            asked = offers_pb2.CreateOfferRequest(offer=wanted, offer_id=id, validate_only=True)
+            stub.CreateOffer(asked, **asking())
+            return
+        mask = {"paths": fields}
+        request = offers_pb2.UpdateOfferRequest(offer=wanted, update_mask=mask, validate_only=True)
+        stub.UpdateOffer(request, **asking())
+
     def create(self, kind: Kind, wanted: Any) -> Any:
-        """Makes a resource; an offer is published as well."""
+        """Makes a resource; an offer is published as well, or not made."""
         id = wanted.name.partition("/")[2]
         made = self._call(kind, "Create", **{kind.field: wanted, f"{kind.field}_id": id})
-        if kind.plural == "offers":
-            stub = self.stub(kind.service, kind.stub)
+        if kind.plural != "offers":
+            return made
+        stub = self.stub(kind.service, kind.stub)
+        try:
             request = offers_pb2.PublishOfferRequest(name=made.name, etag=made.etag)
-            made = stub.PublishOffer(request, **asking())
-        return made
+            return stub.PublishOffer(request, **asking())
+        except grpc.RpcError:
+            self._call(kind, "Delete", name=made.name, etag=made.etag)
+            raise
 
     def update(self, kind: Kind, wanted: Any, fields: list[str], etag: str) -> Any:
         """Changes the named fields of a resource that is still as `etag` says."""
@@ -245,10 +288,10 @@ class Platform:
     def delete(self, kind: Kind, name: str, etag: str) -> None:
         """Removes a resource that was made here."""
         if kind.plural == "offers":
-            # A published offer is part of the record: it is taken out of service.
+            # One that is published cannot be removed.
             stub = self.stub(kind.service, kind.stub)
-            stub.RetireOffer(offers_pb2.RetireOfferRequest(name=name, etag=etag), **asking())
-            return
+            retired = stub.RetireOffer(offers_pb2.RetireOfferRequest(name=name, etag=etag), **asking())
+            etag = retired.etag
         self._call(kind, "Delete", name=name, etag=etag)
 
     def apply_directory(self, wanted: Any, *, validate_only: bool, prune: bool) -> list[str]:
@@ -266,66 +309,70 @@ class Platform:
         ]
 
 
-def differing(wanted: Any, before: Any) -> list[str]:
-    """Fields that the wanted resource names and that are otherwise now."""
-    names = [each.name for each, _ in wanted.ListFields() if each.name not in ("name", "etag")]
-    return [name for name in names if getattr(wanted, name) != getattr(before, name)]
-
-
 def plan(platform: Platform, files: Files, *, prune: bool = False) -> Plan:
     """What an apply would do, and what would be refused. Raises Refused for a fault in the directory."""
     changes: list[Change] = []
     refused: list[str] = []
     for kind in KINDS:
-        for wanted in files.wanted[kind.plural]:
-            before = platform.get(kind, wanted.name)
-            fields = [] if before is None else differing(wanted, before)
-            if before is None or fields:
-                changes.append(
-                    Change(kind=kind, name=wanted.name, wanted=wanted, before=before, fields=fields)
-                )
-            if kind.plural == "offers" and before is None:
-                refused += _offer_refused(platform, kind, wanted)
+        for entry in files.wanted[kind.plural]:
+            wanted, before = entry.wanted, platform.get(kind, entry.wanted.name)
+            fields = [name for name in entry.fields if getattr(wanted, name) != getattr(before, name, None)]
+            if before is not None and not fields:
+                continue
+            changes.append(Change(kind=kind, name=wanted.name, wanted=wanted, before=before, fields=fields))
+            if kind.plural == "offers":
+                refused += _offer_refused(platform, changes[-1])
     directory: list[str] = []
     if files.directory is not None:
         directory = platform.apply_directory(files.directory, validate_only=True, prune=prune)
     return Plan(changes=changes, directory=directory, refused=refused)
 
 
-def _offer_refused(platform: Platform, kind: Kind, wanted: Any) -> list[str]:
-    stub = platform.stub(kind.service, kind.stub)
-    request = offers_pb2.CreateOfferRequest(
-        offer=wanted, offer_id=wanted.name.partition("/")[2], validate_only=True
-    )
+def _offer_refused(platform: Platform, change: Change) -> list[str]:
     try:
-        stub.CreateOffer(request, **asking())
+        platform.check_offer(change.wanted, change.fields, new=change.before is None)
     except grpc.RpcError as error:
-        return [f"{wanted.name}: {explained(error, 'marketing')}"]
+        return [f"{change.name}: {explained(error, 'marketing')}"]
     return []
 
 
 def apply_plan(platform: Platform, files: Files, planned: Plan, *, prune: bool = False) -> None:
-    """Carries a plan out; puts back what was changed when one step is refused. Raises Refused."""
+    """Carries a plan out; puts back what was changed when one step is refused, or interrupted. Raises
+    Refused.
+    """
     if planned.refused:
         raise Refused(f"nothing was changed: {'; '.join(planned.refused)}")
     done: list[tuple[Change, Any]] = []
+    step = DIRECTORY
     try:
         for change in planned.changes:
+            step = change.name
             if change.before is None:
                 made = platform.create(change.kind, change.wanted)
             else:
                 made = platform.update(change.kind, change.wanted, change.fields, change.before.etag)
             done.append((change, made))
+        step = DIRECTORY
         if files.directory is not None and planned.directory:
             platform.apply_directory(files.directory, validate_only=False, prune=prune)
     except grpc.RpcError as error:
-        left = list(_put_back(platform, done))
-        what = f"not put back: {', '.join(left)}" if left else "what was changed before was put back"
-        raise Refused(f"{explained(error, 'the platform')}; {what}") from None
+        known = "" if error.code() not in _UNKNOWN else "whether it was changed is not known; "
+        raise Refused(
+            f"{step}: {explained(error, 'its address')}; {known}{_put_back(platform, done)}"
+        ) from None
+    except BaseException:
+        print_error(f"interrupted at {step}; {_put_back(platform, done)}")
+        raise
 
 
-def _put_back(platform: Platform, done: list[tuple[Change, Any]]) -> Iterator[str]:
-    """Undoes steps, the last first; names of those that could not be undone."""
+def _put_back(platform: Platform, done: list[tuple[Change, Any]]) -> str:
+    """Undoes steps, the last first; says what became of them."""
+    left = list(_left(platform, done))
+    return f"not put back: {', '.join(left)}" if left else "what was changed before was put back"
+
+
+def _left(platform: Platform, done: list[tuple[Change, Any]]) -> Iterator[str]:
+    """Undoes; names of those that could not be undone."""
     for change, made in reversed(done):
         try:
             if change.before is None:
@@ -341,24 +388,31 @@ def _put_back(platform: Platform, done: list[tuple[Change, Any]]) -> Iterator[st
 
 def revisions(directory: Path) -> list[dict[str, Any]]:
     """Every revision of a directory of configuration, oldest first. Raises Refused."""
-    found = []
     history = directory / HISTORY
-    for path in sorted(history.iterdir()) if history.is_dir() else ():
-        if _REVISION.fullmatch(path.name):
-            try:
-                found.append(json.loads(path.read_text(encoding="utf-8")))
-            except (OSError, ValueError) as error:
-                raise Refused(f"{path} cannot be read: {type(error).__name__}") from None
-    return found
+    try:
+        names = sorted(path.name for path in history.iterdir()) if history.is_dir() else []
+    except OSError as error:
+        raise Refused(f"{history} cannot be read: {error.strerror}") from None
+    return [_revision(history / name) for name in names if _REVISION.fullmatch(name)]
+
+
+def _revision(path: Path) -> dict[str, Any]:
+    try:
+        said = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise Refused(f"{path} cannot be read: {type(error).__name__}") from None
+    if not isinstance(said, dict) or not all(isinstance(said.get(n), kind) for n, kind in _KEPT.items()):
+        raise Refused(f"{path} is no revision: it must have {', '.join(_KEPT)}")
+    return said
 
 
 def keep(directory: Path, files: Files, planned: Plan, note: str) -> int:
-    """Writes a revision; its number. Raises Refused when another was written meanwhile."""
+    """Writes a revision; its number. Raises Refused when another was written meanwhile, or it cannot be
+    written.
+    """
     from cli.dead import actor
 
     number = max((each["revision"] for each in revisions(directory)), default=0) + 1
-    history = directory / HISTORY
-    history.mkdir(exist_ok=True)
     said = {
         "revision": number,
         "time": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -367,13 +421,19 @@ def keep(directory: Path, files: Files, planned: Plan, note: str) -> int:
         "changes": planned.lines,
         "files": dict(files.texts),
     }
+    history = directory / HISTORY
+    part = history / f".{number:06}.{os.getpid()}"
     try:
-        with (history / f"{number:06}.json").open("x", encoding="utf-8") as file:
-            json.dump(said, file, indent=1, ensure_ascii=False)
+        history.mkdir(exist_ok=True)
+        part.write_text(json.dumps(said, indent=1, ensure_ascii=False), encoding="utf-8")
+        # Whole or not at all, and never over another one.
+        os.link(part, history / f"{number:06}.json")
     except FileExistsError:
-        raise Refused(
-            f"revision {number} was written by another apply: look at it, then plan again"
-        ) from None
+        raise Refused(f"applied, but revision {number} was written by another apply: plan again") from None
+    except OSError as error:
+        raise Refused(f"applied, but {history} cannot be written: {error.strerror}") from None
+    finally:
+        part.unlink(missing_ok=True)
     return number
 
 
@@ -391,17 +451,19 @@ Prune = Annotated[
     ),
 ]
 Note = Annotated[str, typer.Option("--note", help="Kept with the revision.")]
-Routing = Annotated[str, typer.Option("--routing", help="A router, host:port.")]
-Tickets = Annotated[str, typer.Option("--tickets", help="Tickets, host:port.")]
-Marketing = Annotated[str, typer.Option("--marketing", help="Marketing, host:port.")]
+Routing = Annotated[str, typer.Option("--routing", envvar="CALLMESH_ADDRESS", help="A router, host:port.")]
+Tickets = Annotated[str, typer.Option("--tickets", envvar="TICKETS_ADDRESS", help="Tickets, host:port.")]
+Marketing = Annotated[
+    str, typer.Option("--marketing", envvar="MARKETING_ADDRESS", help="Marketing, host:port.")
+]
 
 
 def _platform(routing: str, tickets: str, marketing: str, base: int) -> Platform:
     return Platform(
         {
             "routing": routing or f"{HOST}:{base + ROUTING_GRPC_OFFSET}",
-            "tickets": tickets or f"{HOST}:{base + SERVICES['tickets']}",
-            "marketing": marketing or f"{HOST}:{base + SERVICES['marketing']}",
+            "tickets": service_at("tickets", tickets, base),
+            "marketing": service_at("marketing", marketing, base),
         }
     )
 
@@ -427,14 +489,11 @@ def plan_command(
     raise typer.Exit(2 if planned.refused else 1 if planned.lines else 0)
 
 
-@config.command()
-def apply(
-    directory: Directory, prune: Prune = False, note: Note = "", routing: Routing = "", tickets: Tickets = "",
-    marketing: Marketing = "", port_base: PortBase = PORT_BASE_DEFAULT,
-) -> None:  # fmt: skip
-    """Bring the platform to what the files say, and keep that as a revision."""
-    files = read(directory)
-    with _platform(routing, tickets, marketing, port_base) as platform:
+def _apply(platform: Platform, directory: Path, files: Files, note: str, *, prune: bool) -> None:
+    """Plans, shows, applies and keeps. Raises Refused."""
+    # Before anything is changed: one that cannot be read is a history that cannot be gone on with.
+    revisions(directory)
+    with platform:
         planned = plan(platform, files, prune=prune)
         _show(planned)
         if not planned.lines:
@@ -444,8 +503,20 @@ def apply(
 
 
 @config.command()
+def apply(
+    directory: Directory, prune: Prune = False, note: Note = "", routing: Routing = "", tickets: Tickets = "",
+    marketing: Marketing = "", port_base: PortBase = PORT_BASE_DEFAULT,
+) -> None:  # fmt: skip
+    """Bring the platform to what the files say, and keep that as a revision."""
+    platform = _platform(routing, tickets, marketing, port_base)
+    _apply(platform, directory, read(directory), note, prune=prune)
+
+
+@config.command()
 def history(directory: Directory) -> None:
     """Show the revisions, newest first: who, when, how much, why."""
+    if not directory.is_dir():
+        raise Refused(f"there is no directory {directory}")
     for each in reversed(revisions(directory)[-SHOWN_MAX:]):
         note = f"  {each['note']}" if each["note"] else ""
         typer.echo(
@@ -459,18 +530,32 @@ def rollback(
     prune: Prune = False, routing: Routing = "", tickets: Tickets = "", marketing: Marketing = "",
     port_base: PortBase = PORT_BASE_DEFAULT,
 ) -> None:  # fmt: skip
-    """Write the files of a revision into the directory, and apply them as a new revision.
+    """Apply the files of a revision as a new revision, and write them into the directory.
 
-    What the files of that revision do not name stays as it is, or goes with --prune where it is of the
-    directory.
+    Nothing is written when they are refused. What the files of that revision do not name stays as it is, or
+    goes with --prune where it is of the directory; a file that the revision does not have stays, too.
     """
     wanted = next((each for each in revisions(directory) if each["revision"] == revision), None)
     if wanted is None:
         raise Refused(f"there is no revision {revision}: see `callmesh config history`")
-    for name, text in wanted["files"].items():
-        if name not in (DIRECTORY, TICKETS, OFFERS):
-            raise Refused(f"revision {revision} names a file {name[:80]!r}")
-        (directory / name).write_text(text, encoding="utf-8")
-    apply(
-        directory, prune, f"rollback to {revision}", routing, tickets, marketing, port_base
-    )  # fmt: skip
+    texts = wanted["files"]
+    for name, text in texts.items():
+        if name not in FILES or not isinstance(text, str):
+            raise Refused(f"revision {revision} has a file {name[:80]!r}")
+    files = understood(texts, directory)
+    platform = _platform(routing, tickets, marketing, port_base)
+    _apply(platform, directory, files, f"rollback to {revision}", prune=prune)
+    for name, text in texts.items():
+        _replace(directory / name, text)
+
+
+def _replace(path: Path, text: str) -> None:
+    """Writes a file as a whole. Raises Refused."""
+    part = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        part.write_text(text, encoding="utf-8")
+        part.replace(path)
+    except OSError as error:
+        raise Refused(f"applied, but {path} cannot be written: {error.strerror}") from None
+    finally:
+        part.unlink(missing_ok=True)

@@ -11,9 +11,9 @@ from typing import Annotated, Any
 
 import typer
 
-from cli.options import PortBase
+from cli.directory import Refused, asking, bearer, stub_at
+from cli.options import CrmAddress, PortBase, service_at
 from cli.plan import PORT_BASE_DEFAULT
-from cli.report_voc import CRM_PORT_OFFSET, Address
 from cli.view import ERR, OUT, print_error
 
 #: Bytes of one piece.
@@ -48,7 +48,7 @@ def import_file(
     errors: Errors = None,
     country: Country = "",
     kind: Kind = "customer",
-    address: Address = "",
+    address: CrmAddress = "",
     port_base: PortBase = PORT_BASE_DEFAULT,
 ) -> None:
     """Import a CSV or JSON Lines file: good rows in, refused ones to a file with line and reason."""
@@ -61,22 +61,16 @@ def import_file(
     except ValueError as error:
         print_error(error)
         raise typer.Exit(EXIT_USAGE) from None
-    target = address or f"127.0.0.1:{port_base + CRM_PORT_OFFSET}"
-    with grpc.insecure_channel(target, options=[("grpc.enable_http_proxy", 0)]) as line:
-        stub = transfer_pb2_grpc.ImportServiceStub(line)
+    with stub_at(service_at("crm", address, port_base), transfer_pb2_grpc.ImportServiceStub) as stub:
+        if resume:
+            job = stub.GetImport(transfer_pb2.GetImportRequest(name=resume), **asking())
+        else:
+            job = stub.CreateImport(transfer_pb2.CreateImportRequest(import_job=job), **asking())
         try:
-            if resume:
-                job = stub.GetImport(transfer_pb2.GetImportRequest(name=resume))
-            else:
-                job = stub.CreateImport(transfer_pb2.CreateImportRequest(import_job=job))
             job = _upload(stub, job, file)
-        except grpc.RpcError as error:
-            # A call's error is a call as well: it knows its status.
-            status: Any = error
-            print_error(RuntimeError(f"{status.code().name}: {status.details()}"))
-            if job.name:
-                ERR.print(f"go on with: callmesh import {file} --resume {job.name}")
-            raise typer.Exit(EXIT_REFUSED) from None
+        except grpc.RpcError:
+            ERR.print(f"go on with: callmesh import {file} --resume {job.name}")
+            raise
         where = errors or file.with_name(file.name + ".errors.csv")
         if job.bad_rows:
             _write_errors(stub, job.name, where)
@@ -144,7 +138,8 @@ def _upload(stub: Any, job: Any, file: Path) -> Any:
     columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TimeRemainingColumn())
     with Progress(*columns, console=ERR, transient=True) as progress:
         bar = progress.add_task(file.name, total=file.stat().st_size, completed=job.received_bytes)
-        for answer in stub.UploadImport(_pieces(file, job.name, job.received_bytes)):
+        pieces = _pieces(file, job.name, job.received_bytes)
+        for answer in stub.UploadImport(pieces, metadata=bearer()):
             job = answer.import_job
             told = f"{job.good_rows} rows, {job.bad_rows} refused"
             progress.update(bar, completed=job.received_bytes, description=told)
@@ -160,7 +155,8 @@ def _write_errors(stub: Any, name: str, where: Path) -> None:
         token = ""
         while True:
             page = stub.ListImportErrors(
-                transfer_pb2.ListImportErrorsRequest(parent=name, page_size=ERRORS_PAGE, page_token=token)
+                transfer_pb2.ListImportErrorsRequest(parent=name, page_size=ERRORS_PAGE, page_token=token),
+                **asking(),
             )
             for found in page.import_errors:
                 writer.writerow([found.line, found.field, found.reason, found.message])
@@ -169,29 +165,29 @@ def _write_errors(stub: Any, name: str, where: Path) -> None:
                 return
 
 
-def export_file(file: Target, address: Address = "", port_base: PortBase = PORT_BASE_DEFAULT) -> None:
+def export_file(file: Target, address: CrmAddress = "", port_base: PortBase = PORT_BASE_DEFAULT) -> None:
     """Export every live customer to a CSV or JSON Lines file."""
-    import grpc
-
     from callmesh.crm.v1 import transfer_pb2, transfer_pb2_grpc
 
-    target = address or f"127.0.0.1:{port_base + CRM_PORT_OFFSET}"
     count = 0
     try:
-        kind = _format(file)
-        with (
-            grpc.insecure_channel(target, options=[("grpc.enable_http_proxy", 0)]) as line,
-            file.open("wb") as out,
-        ):
-            stub = transfer_pb2_grpc.ExportServiceStub(line)
-            for piece in stub.ExportCustomers(transfer_pb2.ExportCustomersRequest(format=kind)):
-                out.write(piece.data)
-                count += piece.row_count
+        request = transfer_pb2.ExportCustomersRequest(format=_format(file))
     except ValueError as error:
         print_error(error)
         raise typer.Exit(EXIT_USAGE) from None
-    except grpc.RpcError as error:
-        status: Any = error
-        print_error(RuntimeError(f"{status.code().name}: {status.details()}"))
-        raise typer.Exit(EXIT_REFUSED) from None
+    # An export that breaks off leaves the file of the one before as it was.
+    part = file.with_name(f"{file.name}.part")
+    try:
+        with (
+            stub_at(service_at("crm", address, port_base), transfer_pb2_grpc.ExportServiceStub) as stub,
+            part.open("wb") as out,
+        ):
+            for piece in stub.ExportCustomers(request, metadata=bearer()):
+                out.write(piece.data)
+                count += piece.row_count
+        part.replace(file)
+    except OSError as error:
+        raise Refused(f"{file} cannot be written: {error.strerror}") from None
+    finally:
+        part.unlink(missing_ok=True)
     OUT.print(f"{count} customers in {file}")

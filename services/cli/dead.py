@@ -62,6 +62,8 @@ class Letter:
 @contextmanager
 def broker(uri: str) -> Iterator[Connection]:
     """A connection to the broker. Raises Refused, without the address: it may hold a password."""
+    import amqp
+
     from chassis.bus.connection import CONNECTION_ERRORS, close_quietly, open_connection
 
     try:
@@ -70,6 +72,10 @@ def broker(uri: str) -> Iterator[Connection]:
         raise Refused(f"the broker does not answer: {type(error).__name__}") from None
     try:
         yield connection
+    except amqp.NotFound:
+        raise Refused("there is no such queue at the broker: its worker was never declared") from None
+    except CONNECTION_ERRORS as error:
+        raise Refused(f"the broker ended it: {type(error).__name__}") from None
     finally:
         close_quietly(connection)
 

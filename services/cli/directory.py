@@ -59,7 +59,7 @@ class Refused(Exception):
 @contextmanager
 def stub_at(address: str, client: Any = directory_pb2_grpc.DirectoryServiceStub) -> Iterator[Any]:
     """A client of the directory, or another one; what the platform refuses becomes one line."""
-    options = [("grpc.max_receive_message_length", MESSAGE_BYTES_MAX)]
+    options = [("grpc.max_receive_message_length", MESSAGE_BYTES_MAX), ("grpc.enable_http_proxy", 0)]
     try:
         with grpc.insecure_channel(address, options=options) as channel:
             yield client(channel)
@@ -70,7 +70,7 @@ def stub_at(address: str, client: Any = directory_pb2_grpc.DirectoryServiceStub)
 def explained(error: Any, address: str) -> str:
     """An RPC's error as one line with field and reason."""
     if error.code() is grpc.StatusCode.UNAVAILABLE and "connect" in (error.details() or ""):
-        return f"no router answers at {address}"
+        return f"nothing answers at {address}"
     fields = []
     try:
         status = rpc_status.from_call(error)
@@ -83,14 +83,15 @@ def explained(error: Any, address: str) -> str:
     return "; ".join(fields) or f"{error.code().name}: {error.details()}"
 
 
-def _metadata() -> list[tuple[str, str]]:
+def bearer() -> list[tuple[str, str]]:
+    """The token of CALLMESH_TOKEN, for calls without a deadline: `asking` has both."""
     token = os.environ.get("CALLMESH_TOKEN", "")
     return [("authorization", f"Bearer {token}")] if token else []
 
 
 def asking(seconds: float = DEADLINE_SECONDS) -> dict[str, Any]:
     """Deadline and token of a call."""
-    return {"timeout": seconds, "metadata": _metadata()}
+    return {"timeout": seconds, "metadata": bearer()}
 
 
 @region.command("list")
@@ -196,13 +197,24 @@ def read(file: Path) -> pb.Directory:
 
 def load(file: Path) -> Any:
     """What a YAML or JSON file says. Raises Refused naming the file."""
+    return parsed(file, text_of(file))
+
+
+def text_of(file: Path) -> str:
+    """A file of bounded size, as text. Raises Refused naming it."""
     try:
         if file.stat().st_size > FILE_BYTES_MAX:
             raise Refused(f"{file} has more than {FILE_BYTES_MAX} bytes")
-        return yaml.safe_load(file.read_text(encoding="utf-8"))
+        return file.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise Refused(f"{file} cannot be read: {error}") from error
-    except (yaml.YAMLError, RecursionError) as error:
+
+
+def parsed(file: Path, text: str) -> Any:
+    """What the text of a YAML or JSON file says. Raises Refused naming the file."""
+    try:
+        return yaml.safe_load(text)
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise Refused(f"{file} is neither YAML nor JSON: {' '.join(str(error).split())[:200]}") from error
 
 
@@ -211,4 +223,4 @@ def message_of(file: Path, said: dict[str, Any], message: M) -> M:
     try:
         return ParseDict(said, message)
     except (ParseError, RecursionError) as error:
-        raise Refused(f"{file}: {error}") from error
+        raise Refused(f"{file}: {' '.join(str(error).split())}") from error

@@ -135,15 +135,13 @@ def database(client: Any, service: str) -> Iterator[Finding]:
     if not there:
         yield warning(name, "it is empty", "the service never started on it: is the address right?")
         return
+    # A collection without that index has no such events, and would be read as a whole.
+    waiting = {"outbox_since": {"$type": "date"}}
     oldest = [
         found["outbox_since"]
         for collection in sorted(there)
-        if (
-            found := held[collection].find_one(
-                {"outbox_since": {"$type": "date"}}, sort=[("outbox_since", 1)]
-            )
-        )
-        and "outbox_since" in _indexed(held[collection])
+        if "outbox_since" in _indexed(held[collection])
+        and (found := held[collection].find_one(waiting, sort=[("outbox_since", 1)]))
     ]
     waits = (datetime.now(UTC) - min(oldest)).total_seconds() if oldest else 0.0
     if waits > OUTBOX_SECONDS_MAX:

@@ -16,8 +16,9 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.table import Table
+from rich.table import Column, Table
 
+from chassis.errors import shorten
 from cli.directory import Refused
 from cli.options import RUN_DIR_DEFAULT, RunDir
 from cli.stores import SERVICES, database_name, mongo_client, mongo_uri
@@ -41,9 +42,14 @@ def ask(service: str, uri: str, *flags: str, seconds: float = ASK_SECONDS_MAX) -
     command = [sys.executable, "-m", "chassis.lifecycle", service, *flags]
     try:
         done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=seconds, check=False)
+    except subprocess.TimeoutExpired:
+        raise Refused(f"{service} did not say what it keeps within {seconds:g} s") from None
+    try:
         said = json.loads(done.stdout.strip().splitlines()[-1])
-    except (subprocess.TimeoutExpired, ValueError, IndexError):
-        raise Refused(f"{service} did not say what it keeps") from None
+    except (ValueError, IndexError):
+        # A setting that it does not take: it says so in its last line, which names no value.
+        why = ["", *done.stderr.strip().splitlines()][-1]
+        raise Refused(f"{service} did not say what it keeps: {shorten(why)}") from None
     if done.returncode not in (FINE, SOMETHING):
         raise Refused(f"{service}: {said.get('error', 'it could not look')}")
     return said
@@ -115,7 +121,9 @@ def acts(
     if as_json:
         typer.echo(json.dumps(found[:limit], indent=1))
         return
-    shown = Table("time", "actor", "method", "resource", "outcome", box=None, pad_edge=False)
+    shown = Table(
+        Column("time", no_wrap=True), "actor", "method", "resource", "outcome", box=None, pad_edge=False
+    )
     for row in found[:limit]:
         method = row["method"].rsplit("/", 1)[-1]
         shown.add_row(row["time"], row["actor"], method, row.get("resource", ""), row.get("outcome", ""))

@@ -8,6 +8,7 @@ from types import FrameType
 
 import typer
 
+from chassis.errors import StartError
 from chassis.localstack import PortInUse, ProcessFailed
 from cli import directory, planning, report_voc
 from cli.backup import backup, drill, restore
@@ -34,7 +35,8 @@ from cli.view import print_error
 
 #: The stack could not be started or stopped.
 EXIT_FAILED = 1
-#: A setting or a port is wrong: nothing was started.
+#: A setting, a file or a port is wrong, or a server refuses or does not answer. Apart from 1, by which some
+#: commands say what they found.
 EXIT_USAGE = 2
 
 app = typer.Typer(
@@ -106,10 +108,10 @@ def main() -> None:
     add_demo(sys.argv[1:])
     try:
         app()
-    except (BadStackConfig, PortInUse) as error:
+    except (BadStackConfig, PortInUse, StartError, directory.Refused) as error:
         print_error(error)
         sys.exit(EXIT_USAGE)
-    except (StackError, ProcessFailed, directory.Refused) as error:
+    except (StackError, ProcessFailed) as error:
         print_error(error)
         sys.exit(EXIT_FAILED)
 

@@ -7,15 +7,11 @@ from typing import Annotated, Any
 
 import typer
 
-from cli.options import PortBase
-from cli.plan import PORT_BASE_DEFAULT, SERVICES
-from cli.report_voc import Address
-from cli.view import OUT, print_error
+from cli.directory import asking, stub_at
+from cli.options import MarketingAddress, PortBase, service_at
+from cli.plan import PORT_BASE_DEFAULT
+from cli.view import OUT
 
-#: The service refused, or is not there.
-EXIT_REFUSED = 1
-#: Longest wait for an answer, seconds.
-SECONDS_MAX = 10.0
 #: Versions shown.
 SHOWN_MAX = 20
 
@@ -35,20 +31,12 @@ KindArgument = Annotated[Kind, typer.Argument(help="Which kind of model.")]
 
 
 def _ask(address: str, port_base: int, what: Any) -> Any:
-    """What `what(stub)` answers; a refusal becomes one line and an exit status."""
-    import grpc
-
+    """What `what(stub)` answers. Raises Refused."""
     from callmesh.marketing.v1 import recommendations_pb2_grpc
 
-    target = address or f"127.0.0.1:{port_base + SERVICES['marketing']}"
-    with grpc.insecure_channel(target, options=[("grpc.enable_http_proxy", 0)]) as line:
-        try:
-            return what(recommendations_pb2_grpc.RecommendationServiceStub(line))
-        except grpc.RpcError as error:
-            # A call's error is a call as well: it knows its status.
-            status: Any = error
-            print_error(RuntimeError(f"{status.code().name}: {status.details()}"))
-            raise typer.Exit(EXIT_REFUSED) from None
+    at = service_at("marketing", address, port_base)
+    with stub_at(at, recommendations_pb2_grpc.RecommendationServiceStub) as stub:
+        return what(stub)
 
 
 def _number(kind: Kind) -> Any:
@@ -58,22 +46,26 @@ def _number(kind: Kind) -> Any:
 
 
 @marketing.command("rollback")
-def rollback(kind: KindArgument, address: Address = "", port_base: PortBase = PORT_BASE_DEFAULT) -> None:
+def rollback(
+    kind: KindArgument, address: MarketingAddress = "", port_base: PortBase = PORT_BASE_DEFAULT
+) -> None:
     """Let the model that served before serve again; it stays until another is activated."""
     from callmesh.marketing.v1 import recommendations_pb2
 
     request = recommendations_pb2.RollbackModelRequest(kind=_number(kind))
-    model = _ask(address, port_base, lambda stub: stub.RollbackModel(request, timeout=SECONDS_MAX))
+    model = _ask(address, port_base, lambda stub: stub.RollbackModel(request, **asking()))
     OUT.print(f"{model.name} serves")
 
 
 @marketing.command("models")
-def models(kind: KindArgument, address: Address = "", port_base: PortBase = PORT_BASE_DEFAULT) -> None:
+def models(
+    kind: KindArgument, address: MarketingAddress = "", port_base: PortBase = PORT_BASE_DEFAULT
+) -> None:
     """List the newest versions of a model with what validation measured."""
     from callmesh.marketing.v1 import recommendations_pb2
 
     request = recommendations_pb2.ListModelsRequest(kind=_number(kind), page_size=SHOWN_MAX)
-    found = _ask(address, port_base, lambda stub: stub.ListModels(request, timeout=SECONDS_MAX))
+    found = _ask(address, port_base, lambda stub: stub.ListModels(request, **asking()))
     for model in found.models:
         state = recommendations_pb2.ModelState.Name(model.state).removeprefix("MODEL_STATE_")
         figures = ", ".join(f"{name} {value:.4f}" for name, value in sorted(model.metrics.items()))

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from cli.plan import PORT_BASE_DEFAULT, StackConfig
+from cli.plan import HOST, PORT_BASE_DEFAULT, SERVICES, StackConfig
 
 RUN_DIR_DEFAULT = Path(".run")
 
@@ -18,12 +18,26 @@ RunDir = Annotated[
 PortBase = Annotated[
     int, typer.Option("--port-base", envvar="PORT_BASE", help="First of the stack's ports (it uses 71).")
 ]
+CrmAddress = Annotated[
+    str, typer.Option("--address", envvar="CRM_ADDRESS", help="crm's host:port; the local stack's if empty.")
+]
+MarketingAddress = Annotated[
+    str,
+    typer.Option(
+        "--address", envvar="MARKETING_ADDRESS", help="marketing's host:port; the local stack's if empty."
+    ),
+]
 Members = Annotated[
     int, typer.Option("--members", envvar="MEMBERS", help="Members of the local MongoDB replica set: 1 or 3.")
 ]
 Routers = Annotated[
     int, typer.Option("--routers", envvar="ROUTERS", help="Routers a region: 1, or 2 with a warm standby.")
 ]
+
+
+def service_at(service: str, address: str, port_base: int) -> str:
+    """Where a service is: the address given, or the local stack's."""
+    return address or f"{HOST}:{port_base + SERVICES[service]}"
 
 
 def stack_config(

@@ -10,9 +10,8 @@ import typer
 from callmesh.marketing.v1 import campaigns_pb2 as pb
 from callmesh.marketing.v1 import campaigns_pb2_grpc
 from cli.directory import Refused, asking, stub_at
-from cli.options import PortBase
-from cli.plan import HOST, PORT_BASE_DEFAULT, SERVICES
-from cli.report_voc import Address
+from cli.options import MarketingAddress, PortBase, service_at
+from cli.plan import PORT_BASE_DEFAULT
 
 outbound = typer.Typer(
     name="outbound", help="Stop all outbound within seconds, and let it go on.", no_args_is_help=True
@@ -22,8 +21,8 @@ POLICY = "contactPolicy"
 
 
 def _ask(address: str, port_base: int, what: Callable[[Any], Any]) -> Any:
-    target = address or f"{HOST}:{port_base + SERVICES['marketing']}"
-    with stub_at(target, campaigns_pb2_grpc.CampaignServiceStub) as stub:
+    at = service_at("marketing", address, port_base)
+    with stub_at(at, campaigns_pb2_grpc.CampaignServiceStub) as stub:
         return what(stub)
 
 
@@ -38,7 +37,7 @@ def _set(address: str, port_base: int, policy: pb.ContactPolicy) -> pb.ContactPo
 
 
 @outbound.command()
-def stop(reason: Reason, address: Address = "", port_base: PortBase = PORT_BASE_DEFAULT) -> None:
+def stop(reason: Reason, address: MarketingAddress = "", port_base: PortBase = PORT_BASE_DEFAULT) -> None:
     """Stop campaigns, diallers and contact lists, whatever state they are in. They keep their state."""
     if not reason.strip():
         raise Refused("--reason must say why")
@@ -47,14 +46,14 @@ def stop(reason: Reason, address: Address = "", port_base: PortBase = PORT_BASE_
 
 
 @outbound.command()
-def resume(address: Address = "", port_base: PortBase = PORT_BASE_DEFAULT) -> None:
+def resume(address: MarketingAddress = "", port_base: PortBase = PORT_BASE_DEFAULT) -> None:
     """Let everything go on where it was stopped."""
     _set(address, port_base, pb.ContactPolicy(name=POLICY, halted=False))
     typer.echo("outbound goes on")
 
 
 @outbound.command()
-def status(address: Address = "", port_base: PortBase = PORT_BASE_DEFAULT) -> None:
+def status(address: MarketingAddress = "", port_base: PortBase = PORT_BASE_DEFAULT) -> None:
     """Say whether outbound is stopped, and why. Exit status 1 when it is."""
     request = pb.GetContactPolicyRequest(name=POLICY)
     policy = _ask(address, port_base, lambda stub: stub.GetContactPolicy(request, **asking()))

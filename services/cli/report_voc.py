@@ -8,11 +8,12 @@ import zoneinfo
 from collections.abc import Sequence
 from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from cli.options import PortBase
+from cli.directory import asking, stub_at
+from cli.options import CrmAddress, PortBase, service_at
 from cli.plan import PORT_BASE_DEFAULT
 from cli.view import OUT, print_error
 
@@ -25,13 +26,7 @@ REPORT_SECONDS_MAX = 120.0
 DAYS_MAX = 366
 #: Rows of a chart.
 CHART_ROWS = 12
-#: crm's place among the stack's ports.
-CRM_PORT_OFFSET = 40
-EXIT_FAILED = 1
 
-Address = Annotated[
-    str, typer.Option("--address", envvar="CRM_ADDRESS", help="crm's host:port; the local stack's if empty.")
-]
 Day = Annotated[str, typer.Option("--day", help="Last day of the report, YYYY-MM-DD; yesterday if empty.")]
 Days = Annotated[int, typer.Option("--days", min=1, max=DAYS_MAX, help="How many days it covers.")]
 Zone = Annotated[str, typer.Option("--time-zone", envvar="CRM_TIME_ZONE", help="Zone of the days (IANA).")]
@@ -51,7 +46,7 @@ def voc(
     day: Day = "",
     days: Days = 1,
     out: Out = Path("build/reports/voc"),
-    address: Address = "",
+    address: CrmAddress = "",
     region: Region = "",
     time_zone: Zone = "Asia/Shanghai",
     port_base: PortBase = PORT_BASE_DEFAULT,
@@ -59,19 +54,12 @@ def voc(
     """Write the voice-of-the-customer report: hot topics, hot spots, resolution, cost, praise and
     complaint.
     """
-    import grpc
-
     try:
         begin, end = span(day, days, time_zone)
-        found = ask(address or f"127.0.0.1:{port_base + CRM_PORT_OFFSET}", begin, end, region)
     except (ValueError, zoneinfo.ZoneInfoNotFoundError) as error:
         print_error(error)
         raise typer.Exit(2) from None
-    except grpc.RpcError as error:
-        # A call's error is a call as well: it knows its status.
-        status: Any = error
-        print_error(RuntimeError(f"crm did not answer: {status.code().name}: {status.details()}"))
-        raise typer.Exit(EXIT_FAILED) from None
+    found = ask(service_at("crm", address, port_base), begin, end, region)
     written = write(found, out, zoneinfo.ZoneInfo(time_zone))
     OUT.print(f"{found.interactions} interactions; wrote {', '.join(str(path) for path in written)}")
 
@@ -86,20 +74,16 @@ def span(day: str, days: int, time_zone: str) -> tuple[datetime, datetime]:
 
 
 def ask(address: str, begin: datetime, end: datetime, region: str = "") -> VoiceReport:
-    """The report from crm. grpc.RpcError when it does not answer."""
-    import grpc
-
+    """The report from crm. Raises Refused when it does not answer."""
     from callmesh.crm.v1 import insights_pb2, insights_pb2_grpc
 
     scope = insights_pb2.InsightScope(region=region)
     scope.interval.start_time.FromDatetime(begin)
     scope.interval.end_time.FromDatetime(end)
-    with grpc.insecure_channel(address, options=[("grpc.enable_http_proxy", 0)]) as line:
-        stub = insights_pb2_grpc.InsightsServiceStub(line)
-        found: VoiceReport = stub.GetVoiceReport(
-            insights_pb2.GetVoiceReportRequest(scope=scope), timeout=REPORT_SECONDS_MAX
-        )
-        return found
+    request = insights_pb2.GetVoiceReportRequest(scope=scope)
+    with stub_at(address, insights_pb2_grpc.InsightsServiceStub) as stub:
+        found: VoiceReport = stub.GetVoiceReport(request, **asking(REPORT_SECONDS_MAX))
+    return found
 
 
 def write(found: VoiceReport, out: Path, zone: zoneinfo.ZoneInfo) -> list[Path]:

@@ -12,13 +12,15 @@ import typer
 
 from cli import plan
 from cli.keys import make_keys
-from cli.stack import Stack
+from cli.stack import Stack, StackRuns
 from cli.up import StartProgress
 from cli.view import OUT
 
 #: Apart from the ordinary local stack's.
 RUN_DIR, PORT_BASE = Path(".run-sandbox"), 7300
 AUDIENCE = "callmesh"
+#: What tells a sandbox's folder of keys from another one.
+PARTNER_TOKEN = "partner.token"
 #: How long the tokens last, days; every start makes new ones.
 DAYS = 30
 
@@ -37,8 +39,10 @@ def environment(keys: Path) -> dict[str, str]:
 
 def write_keys(folder: Path) -> None:
     """Fresh keys with a partner's tokens: one with every scope that partners can have, one that may only
-    route calls.
+    route calls. BadStackConfig for a folder that holds something else: no other keys are lost.
     """
+    if folder.exists() and not (folder / PARTNER_TOKEN).is_file():
+        raise plan.BadStackConfig(f"{folder} is there and not a sandbox's: move it, or give another RUN_DIR")
     shutil.rmtree(folder, ignore_errors=True)
     folder.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
     make_keys(folder, AUDIENCE, DAYS, time.time(), partners=True)
@@ -50,7 +54,7 @@ def where(stack: Stack, keys: Path) -> str:
     addresses |= {service: stack.address(service) for service in plan.SERVICES}
     lines = [f"{service:<10}{address}" for service, address in addresses.items()]
     lines += [
-        f"token     {keys / 'partner.token'} (everything), {keys / 'limited.token'} (calls alone)",
+        f"token     {keys / PARTNER_TOKEN} (everything), {keys / 'limited.token'} (calls alone)",
         "callers   queues/sandbox: what happens is told by the number's last digit, see docs/api/README.md",
         "desktop   agents/partner: log in, and you are called",
     ]
@@ -63,7 +67,7 @@ async def run_people(stack: Stack, keys: Path) -> None:
     from cli import sandbox_people
 
     addresses = {"routing": [stack.address("routing", plan.REGIONS[0])]}
-    async with Client(Options(addresses=addresses, token_file=str(keys / "partner.token"))) as client:
+    async with Client(Options(addresses=addresses, token_file=str(keys / PARTNER_TOKEN))) as client:
         await sandbox_people.furnish(client)
         OUT.print("Ready. Ctrl-C ends it; nothing is left running.")
         await sandbox_people.on_duty(client)
@@ -84,10 +88,13 @@ def sandbox(
     """
     folder = run_dir.expanduser().resolve()
     keys = folder.parent / f"{folder.name}-keys"
-    write_keys(keys)
-    progress = StartProgress()
     config = plan.StackConfig(run_dir=folder, port_base=port_base, env=environment(keys))
+    progress = StartProgress()
     stack = Stack(config, on_progress=progress.note)
+    if stack.running():
+        # Fresh keys would shut out those who try against it.
+        raise StackRuns(f"a sandbox runs in {folder}: end it first, or give another RUN_DIR")
+    write_keys(keys)
     started = False
     try:
         progress.run(stack, fresh=True)

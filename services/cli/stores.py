@@ -67,7 +67,7 @@ def mongo_client(uri: str) -> Iterator[Any]:
     password.
     """
     import pymongo
-    from pymongo.errors import PyMongoError
+    from pymongo.errors import OperationFailure, PyMongoError
 
     try:
         client: pymongo.MongoClient[dict[str, Any]] = pymongo.MongoClient(
@@ -80,4 +80,9 @@ def mongo_client(uri: str) -> Iterator[Any]:
             client.admin.command("ping")
         except PyMongoError as error:
             raise Refused(f"the database does not answer: {type(error).__name__}") from None
-        yield client
+        try:
+            yield client
+        except OperationFailure as error:
+            raise Refused(f"the database refuses: {type(error).__name__} ({error.code})") from None
+        except PyMongoError as error:
+            raise Refused(f"the database does not answer any more: {type(error).__name__}") from None

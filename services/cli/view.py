@@ -47,7 +47,7 @@ def status_table(parts: Sequence[PartStatus]) -> Table:
     return table
 
 
-def print_error(error: BaseException) -> None:
+def print_error(error: BaseException | str) -> None:
     """The first line stands out; what follows (the end of a log) is shown as it is."""
     first, _, rest = str(error).partition("\n")
     ERR.print(f"callmesh: {first}", style="bold red", markup=False, highlight=False, soft_wrap=True)

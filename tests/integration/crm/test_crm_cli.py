@@ -138,6 +138,6 @@ async def test_what_cannot_be_imported_is_one_line(crm: tuple[str, Any], tmp_pat
     file = tmp_path / "people.csv"
     file.write_text("Name,Name\nx,y\n", encoding="utf-8")
     code, _, err = await done("import", str(file), "--address", address)
-    assert code == 1 and "different, non-empty headings" in err and "--resume imports/" in err
+    assert code == 2 and "different, non-empty headings" in err and "--resume imports/" in err
     code, _, err = await done("import", str(file), "--map", "Name=nope", "--address", address)
-    assert code == 1 and "mappings[0].field" in err and "Traceback" not in err
+    assert code == 2 and "mappings[0].field" in err and "Traceback" not in err

@@ -7,12 +7,14 @@ from __future__ import annotations
 import copy
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import grpc
 import pytest
 from typer.testing import CliRunner
 
+from callmesh.marketing.v1 import offers_pb2
 from callmesh.tickets.v1 import team_pb2
 from cli import configuration
 from cli.configuration import (
@@ -160,6 +162,10 @@ def test_what_a_service_would_refuse_changes_nothing(platform: Memory) -> None:
         (TICKETS, "teams: [{name: teams/a}, {name: teams/a}]", "teams/a is there twice"),
         (TICKETS, "teams: [{name: teams/a, nonsense: 1}]", "nonsense"),
         (TICKETS, "tems: []", "tems is none of"),
+        (TICKETS, "{offers: [], 1: []}", "1 is none of"),
+        (OFFERS, "teams: []", "teams is none of offers"),
+        (TICKETS, "teams: [{name: teams/a, display_n", "neither YAML nor JSON"),
+        (TICKETS, "teams: 2026-13-45", "neither YAML nor JSON"),
         (TICKETS, "[1]", "must have lists at its top"),
         (OFFERS, "offers: 7", "must be a list"),
         ("other.yaml", "x: 1", "has none of"),
@@ -177,4 +183,72 @@ def test_a_history_that_cannot_be_read_is_said(tmp_path: Path) -> None:
     with pytest.raises(Refused, match=r"000001\.json cannot be read"):
         revisions(tmp_path)
     (tmp_path / HISTORY / "000001.json").write_text(json.dumps({"revision": 1}))
-    assert revisions(tmp_path) == [{"revision": 1}]
+    with pytest.raises(Refused, match="is no revision: it must have revision, time"):
+        revisions(tmp_path)
+
+
+def test_a_history_that_cannot_be_gone_on_with_stops_an_apply(platform: Memory, tmp_path: Path) -> None:
+    (tmp_path / HISTORY).mkdir()
+    (tmp_path / HISTORY / "000001.json").write_text('{"revision": 1, "ti')
+    refused = run("apply", str(write(tmp_path, one="First")))
+    assert "000001.json cannot be read" in str(refused.exception) and not platform.kept
+
+
+def test_a_field_that_the_file_empties_is_emptied(platform: Memory, tmp_path: Path) -> None:
+    run("apply", str(write(tmp_path, one="First")))
+    platform.kept["teams/one"].members.add(agent="agents/a")
+    assert run("plan", str(tmp_path)).exit_code == 0, "what the file does not name is left alone"
+    (tmp_path / TICKETS).write_text("teams: [{name: teams/one, displayName: '', members: []}]")
+    planned = run("plan", str(tmp_path))
+    assert planned.exit_code == 1 and '"First" -> null' in planned.output and "members: [{" in planned.output
+    run("apply", str(tmp_path))
+    assert platform.kept["teams/one"] == team_pb2.Team(name="teams/one", etag="v2")
+    assert run("plan", str(tmp_path)).exit_code == 0
+
+
+def test_a_rollback_that_is_refused_leaves_the_files_alone(platform: Memory, tmp_path: Path) -> None:
+    run("apply", str(write(tmp_path, one="First")))
+    run("apply", str(write(tmp_path, one="Second")))
+    platform.stubborn = "teams/one"
+    assert isinstance(run("rollback", str(tmp_path), "1").exception, Refused)
+    assert "Second" in (tmp_path / TICKETS).read_text() and len(revisions(tmp_path)) == 2
+
+
+def test_an_apply_that_is_interrupted_is_put_back(
+    platform: Memory, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    files = read(write(tmp_path, one="First", two="Second"))
+    planned = plan(platform, files)
+    real = Memory.create
+
+    def create(self: Memory, kind: Kind, wanted: Any) -> Any:
+        if wanted.name == "teams/two":
+            raise KeyboardInterrupt
+        return real(self, kind, wanted)
+
+    monkeypatch.setattr(Memory, "create", create)
+    with pytest.raises(KeyboardInterrupt):
+        apply_plan(platform, files, planned)
+    assert not platform.kept and not revisions(tmp_path)
+
+
+def _offers(**stubs: Any) -> configuration.Platform:
+    made = configuration.Platform({})
+    made._stubs = {configuration.KINDS[-1].stub: SimpleNamespace(**stubs)}
+    return made
+
+
+def test_an_offer_that_cannot_be_published_is_not_left_as_a_draft() -> None:
+    gone: list[tuple[str, str]] = []
+
+    def publish(request: Any, **_: Any) -> Any:
+        raise Conflict
+
+    platform = _offers(
+        CreateOffer=lambda request, **_: offers_pb2.Offer(name=request.offer.name, etag="v1"),
+        PublishOffer=publish,
+        DeleteOffer=lambda request, **_: gone.append((request.name, request.etag)),
+    )
+    with pytest.raises(Conflict):
+        platform.create(configuration.KINDS[-1], offers_pb2.Offer(name="offers/a"))
+    assert gone == [("offers/a", "v1")]

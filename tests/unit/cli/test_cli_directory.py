@@ -59,4 +59,4 @@ def test_a_seizure_names_its_reason_and_says_when_nobody_answers() -> None:
     nobody = ["shard", "seize", "beijing", "--address", "127.0.0.1:1"]
     assert "--reason" in CliRunner().invoke(app, nobody).output
     result = CliRunner().invoke(app, [*nobody, "--reason", "a drill"])
-    assert isinstance(result.exception, Refused) and "no router answers" in str(result.exception)
+    assert isinstance(result.exception, Refused) and "nothing answers" in str(result.exception)

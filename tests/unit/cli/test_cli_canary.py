@@ -1,0 +1,71 @@
+"""The canary's line: by which files it is let in."""
+
+from __future__ import annotations
+
+import grpc
+import pytest
+from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+
+from chassis.testing.certificates import Authority
+from cli.canary import line_of
+from cli.directory import Refused
+
+
+@pytest.fixture
+async def certified(tmp_path):
+    """Address of a server that asks every client for a certificate; its authority has written `tmp_path`."""
+    Authority().write(tmp_path)
+    pair = ((tmp_path / "tls.key").read_bytes(), (tmp_path / "tls.crt").read_bytes())
+    server = grpc.aio.server()
+    health_pb2_grpc.add_HealthServicer_to_server(health.aio.HealthServicer(), server)
+    credentials = grpc.ssl_server_credentials(
+        [pair], (tmp_path / "ca.crt").read_bytes(), require_client_auth=True
+    )
+    port = server.add_secure_port("127.0.0.1:0", credentials)
+    await server.start()
+    yield f"127.0.0.1:{port}"
+    await server.stop(None)
+
+
+async def served(line) -> bool:
+    async with line.channel() as channel:
+        stub = health_pb2_grpc.HealthStub(channel)
+        try:
+            answer = await stub.Check(health_pb2.HealthCheckRequest(), timeout=30)
+        except grpc.aio.AioRpcError as error:
+            assert error.code() is grpc.StatusCode.UNAVAILABLE
+            return False
+        return answer.status == health_pb2.HealthCheckResponse.SERVING
+
+
+async def test_it_shows_its_certificate_to_servers_that_ask_for_one(certified, tmp_path):
+    authority, certificate, key = (str(tmp_path / name) for name in ("ca.crt", "tls.crt", "tls.key"))
+    assert await served(line_of(certified, "", authority, certificate, key))
+    assert not await served(line_of(certified, "", authority, "", ""))
+
+
+async def test_a_renewed_authority_counts_for_the_next_call(certified, tmp_path):
+    stranger = tmp_path / "stranger"
+    Authority().write(stranger)
+    authority, certificate, key = (str(stranger / name) for name in ("ca.crt", "tls.crt", "tls.key"))
+    line = line_of(certified, "", authority, certificate, key)
+    assert not await served(line)
+    for name in ("ca.crt", "tls.crt", "tls.key"):
+        (tmp_path / name).replace(stranger / name)
+    assert await served(line)
+
+
+@pytest.mark.parametrize(
+    ("files", "why"),
+    [
+        (("ca.crt", "tls.crt", ""), "--key-file"),
+        (("ca.crt", "", "tls.key"), "--cert-file"),
+        (("", "tls.crt", "tls.key"), "--ca-file"),
+        (("none", "", ""), "cannot be read"),
+    ],
+)
+def test_files_that_make_no_line_are_refused(tmp_path, files, why):
+    Authority().write(tmp_path)
+    named = [str(tmp_path / name) if name else "" for name in files]
+    with pytest.raises(Refused, match=why):
+        line_of("127.0.0.1:1", "", *named)
