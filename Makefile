@@ -85,7 +85,7 @@ lint: proto fmt-check ## ruff, the import contracts, buf lint, buf breaking
 	  $(BIN)/buf breaking proto --against proto/baseline.binpb && echo "buf breaking: nothing broken"; \
 	else echo "buf breaking: no proto/baseline.binpb yet (make proto-baseline), skipped"; fi
 
-types: proto ## mypy over services/
+types: proto ## mypy over services/ and bench/
 	@$(BIN)/mypy
 
 test: setup ## every test: unit to end to end

@@ -305,7 +305,7 @@ class Callers:
 
     async def close(self) -> None:
         """Ends the connection."""
-        await self._channel.close()
+        await self._channel.close(None)
 
 
 async def _measure(port: int) -> dict[str, Any]:

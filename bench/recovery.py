@@ -129,8 +129,8 @@ def furnish(writer: Writer) -> None:
     """Queues, and agents who are logged in."""
     writer.do(model.ConfigureTiming(timing=model.Timing()))
     for number in range(QUEUES):
-        skills = ((f"s{number}", 1),)
-        writer.do(model.ConfigureQueue(queue=model.QueueConfig(id=f"q{number}", skills=skills)))
+        needed = ((f"s{number}", 1),)
+        writer.do(model.ConfigureQueue(queue=model.QueueConfig(id=f"q{number}", skills=needed)))
     for number in range(AGENTS):
         skills = tuple(sorted((f"s{(number + n) % QUEUES}", 3) for n in range(5)))
         writer.do(model.ConfigureAgent(agent=model.AgentConfig(id=f"a{number}", skills=skills)))

@@ -93,7 +93,8 @@ def draw(setting: Setting) -> list[Contact]:
     """The day's callers: one Poisson stream, homes by the shares of the moment."""
     rng = random.Random(f"regions:{setting.regions}:{setting.seed}")
     per_second = setting.regions * setting.agents * OCCUPANCY / SERVICE_SECONDS
-    now, contacts = 0.0, []
+    now = 0.0
+    contacts: list[Contact] = []
     weights: dict[int, list[float]] = {}
     while now < setting.hours * 3600:
         now += rng.expovariate(per_second)
@@ -143,7 +144,7 @@ class Placed(VirtualDay):
 
     def _view(self, name: str) -> RegionView:
         load = queue_loads(self._sites[name])[0]
-        wait_ms = load.expected_wait_span_ms
+        wait_ms = load.own_wait_span_ms
         return RegionView(
             id=name,
             state=RegionState.UP,

@@ -36,7 +36,7 @@ async def _serve(pipe: Connection, uri: str, database: str) -> None:
     from chassis.server import Server
     from chassis.testing.echo import echo_binding
     from tickets.server import Parts
-    from tickets.servicer import SCOPES
+    from tickets.scopes import SCOPES
 
     settings = settings_of(uri, database)
     parts = Parts(settings)
