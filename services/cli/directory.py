@@ -58,13 +58,40 @@ class Refused(Exception):
 
 @contextmanager
 def stub_at(address: str, client: Any = directory_pb2_grpc.DirectoryServiceStub) -> Iterator[Any]:
-    """A client of the directory, or another one; what the platform refuses becomes one line."""
+    """A client of the directory, or another one; what the platform refuses becomes one line. With TLS where
+    TLS_CA_FILE names the servers' authority; TLS_CERT_FILE and TLS_KEY_FILE are shown to servers that ask.
+    """
     options = [("grpc.max_receive_message_length", MESSAGE_BYTES_MAX), ("grpc.enable_http_proxy", 0)]
+    credentials = tls_credentials()
     try:
-        with grpc.insecure_channel(address, options=options) as channel:
+        with (
+            grpc.insecure_channel(address, options=options)
+            if credentials is None
+            else grpc.secure_channel(address, credentials, options=options)
+        ) as channel:
             yield client(channel)
     except grpc.RpcError as error:
-        raise Refused(explained(error, address)) from error
+        said = explained(error, address)
+        by_tls = credentials is not None and said.startswith("nothing answers")
+        raise Refused(f"{said} by TLS, or certificates do not fit" if by_tls else said) from error
+
+
+def tls_credentials() -> grpc.ChannelCredentials | None:
+    """What the files of TLS_CA_FILE, TLS_KEY_FILE and TLS_CERT_FILE make; None for plain text. Raises Refused
+    naming what is missing.
+    """
+    authority, key, certificate = (os.environ.get(f"TLS_{name}_FILE", "") for name in ("CA", "KEY", "CERT"))
+    if bool(key) != bool(certificate) or (certificate and not authority):
+        raise Refused("TLS_CERT_FILE comes with its key (TLS_KEY_FILE) and the authority (TLS_CA_FILE)")
+    if not authority:
+        return None
+    contents: list[bytes | None] = []
+    for file in (authority, key, certificate):
+        try:
+            contents.append(Path(file).read_bytes() if file else None)
+        except OSError as error:
+            raise Refused(f"{file} cannot be read: {error.strerror}") from None
+    return grpc.ssl_channel_credentials(*contents)
 
 
 def explained(error: Any, address: str) -> str:
@@ -84,8 +111,15 @@ def explained(error: Any, address: str) -> str:
 
 
 def bearer() -> list[tuple[str, str]]:
-    """The token of CALLMESH_TOKEN, for calls without a deadline: `asking` has both."""
+    """The token of CALLMESH_TOKEN, or in the file of CALLMESH_TOKEN_FILE, for calls without a deadline:
+    `asking` has both. Raises Refused.
+    """
     token = os.environ.get("CALLMESH_TOKEN", "")
+    if not token and (file := os.environ.get("CALLMESH_TOKEN_FILE", "")):
+        try:
+            token = Path(file).read_text(encoding="ascii").strip()
+        except (OSError, ValueError) as error:
+            raise Refused(f"{file} cannot be read: {type(error).__name__}") from None
     return [("authorization", f"Bearer {token}")] if token else []
 
 

@@ -1,6 +1,8 @@
-"""The canary's line: by which files it is let in."""
+"""The canary's line, and that of all other commands: by which files they are let in."""
 
 from __future__ import annotations
+
+import asyncio
 
 import grpc
 import pytest
@@ -8,7 +10,7 @@ from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 
 from chassis.testing.certificates import Authority
 from cli.canary import line_of
-from cli.directory import Refused
+from cli.directory import Refused, bearer, stub_at
 
 
 @pytest.fixture
@@ -69,3 +71,31 @@ def test_files_that_make_no_line_are_refused(tmp_path, files, why):
     named = [str(tmp_path / name) if name else "" for name in files]
     with pytest.raises(Refused, match=why):
         line_of("127.0.0.1:1", "", *named)
+
+
+async def test_every_command_shows_its_certificate_and_token_by_the_environment(
+    certified, tmp_path, monkeypatch
+):
+    def ask() -> int:
+        with stub_at(certified, health_pb2_grpc.HealthStub) as stub:
+            return stub.Check(health_pb2.HealthCheckRequest(), timeout=30).status
+
+    for name, file in (("CA", "ca.crt"), ("CERT", "tls.crt"), ("KEY", "tls.key")):
+        monkeypatch.setenv(f"TLS_{name}_FILE", str(tmp_path / file))
+    assert await asyncio.to_thread(ask) == health_pb2.HealthCheckResponse.SERVING
+    monkeypatch.delenv("TLS_KEY_FILE")
+    with pytest.raises(Refused, match="comes with its key"):
+        ask()
+    monkeypatch.delenv("TLS_CERT_FILE")
+    with pytest.raises(Refused, match="certificates do not fit"):
+        await asyncio.to_thread(ask)
+    monkeypatch.setenv("TLS_CA_FILE", str(tmp_path / "none"))
+    with pytest.raises(Refused, match="none cannot be read"):
+        ask()
+
+    (tmp_path / "token").write_text("from-a-file\n")
+    monkeypatch.setenv("CALLMESH_TOKEN_FILE", str(tmp_path / "token"))
+    monkeypatch.delenv("CALLMESH_TOKEN", raising=False)
+    assert bearer() == [("authorization", "Bearer from-a-file")]
+    monkeypatch.setenv("CALLMESH_TOKEN", "given")
+    assert bearer() == [("authorization", "Bearer given")]
