@@ -60,12 +60,13 @@ def descriptors() -> Any:
 
 
 def scopes() -> dict[str, str]:
-    """Full method name -> scope, over all services; that of the shared service is each one's own."""
+    """Full method name -> scope, over all services; those of the shared services are each one's own."""
     found: dict[str, str] = {}
     for module in TABLES.values():
         found.update(importlib.import_module(module).SCOPES)
-    events = importlib.import_module("chassis.eventservice").scopes("<service>")
-    return found | events
+    for module in ("chassis.eventservice", "chassis.auditservice"):
+        found.update(importlib.import_module(module).scopes("<service>"))
+    return found
 
 
 class Page:

@@ -7,7 +7,10 @@
    What the act changed is said by two digests of the resource: `before`, as the last recorded act left it,
    and `after`. Whoever has a resource in hand can tell whether it is the one that was recorded, and nobody
    else learns anything.
-3. Which RPCs are acts is said by scopes, in each service's `lifecycle.py`.
+3. Which RPCs are acts is said by scopes, in each service's `lifecycle.py`. One whose request is a stream is
+   one act, recorded with its first message, before the handler sees that.
+4. What a command does to the databases themselves is an act as well (`noted`).
+5. Everybody with the scope `<service>.acts.read` may read them (auditservice.py).
 """
 
 from __future__ import annotations
@@ -15,7 +18,8 @@ from __future__ import annotations
 import functools
 import hashlib
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -30,6 +34,7 @@ from chassis.ids import new_id
 
 if TYPE_CHECKING:
     from pymongo.asynchronous.database import AsyncDatabase
+    from pymongo.database import Database
 
 #: Collection of the records, in each service's database.
 COLLECTION = "acts"
@@ -40,7 +45,7 @@ NAME_CHARACTERS_MAX = 300
 #: Outcome of an act that was begun.
 BEGUN = "BEGUN"
 #: Fields of requests that name what an act is about, the first that is there.
-_NAMES = ("name", "parent", "region", "queue", "agent")
+_NAMES = ("name", "parent", "region", "queue", "agent", "import_id")
 
 Handler = Callable[[Any, Any], Awaitable[Any]]
 
@@ -66,8 +71,8 @@ class ActDocument(Document):
         "strict": False,
         "indexes": [
             {"fields": ["-at", "-id"], "name": "at"},
-            {"fields": ["actor", "-at"], "name": "actor_at"},
-            {"fields": ["resource", "-at"], "name": "resource_at"},
+            {"fields": ["actor", "-at", "-id"], "name": "actor_at_id"},
+            {"fields": ["resource", "-at", "-id"], "name": "resource_at_id"},
         ],
     }
     id = StringField(primary_key=True)
@@ -78,7 +83,8 @@ class ActDocument(Document):
     resource = StringField()
     #: BEGUN, OK, or the code of the error.
     outcome = StringField()
-    #: SHA-256 of the request, and of the resource before and after; empty where it is not known.
+    #: SHA-256 of the request (of a stream's messages one after another), and of the resource before and
+    #: after; empty where it is not known.
     request = StringField()
     before = StringField()
     after = StringField()
@@ -106,6 +112,33 @@ class Act:
     resource: str
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ActQuery:
+    """One page of acts, newest first."""
+
+    #: Recorded from (inclusive) to (exclusive), milliseconds since 1970; None for no bound.
+    from_ms: int | None = None
+    to_ms: int | None = None
+    #: Empty for anybody's, and for any resource.
+    actor: str = ""
+    resource: str = ""
+    #: (when, id) of the last act of the page before.
+    after: tuple[int, str] | None = None
+    limit: int = 50
+
+    def where(self) -> dict[str, Any]:
+        """As MongoDB takes it."""
+        at = {
+            sign: bound for sign, bound in (("$gte", self.from_ms), ("$lt", self.to_ms)) if bound is not None
+        }
+        found: dict[str, Any] = {"at": at} if at else {}
+        found |= {name: said for name in ("actor", "resource") if (said := getattr(self, name))}
+        if self.after is not None:
+            when, id = self.after
+            found["$or"] = [{"at": {"$lt": when}}, {"at": when, "_id": {"$lt": id}}]
+        return found
+
+
 class Acts:
     """Records acts in a service's database. Needs a running event loop."""
 
@@ -126,35 +159,37 @@ class Acts:
         specs = ActDocument._meta["index_specs"]
         await self._acts.create_indexes([IndexModel(spec["fields"], name=spec["name"]) for spec in specs])
 
-    def recorded(self, method: str, handler: Handler) -> Handler:
-        """A handler whose calls are recorded; those that only validate are none."""
+    def recorded(self, method: str, handler: Handler, *, stream: bool = False) -> Handler:
+        """A handler whose calls are recorded; those that only validate are none. `stream`: it gets an
+        iterator of messages in place of a request.
+        """
 
         async def record(request: Any, context: Any) -> Any:
-            if getattr(request, "validate_only", False):
-                return await handler(request, context)
-            act = await self.begin(callcontext.current_identity().subject, method, request)
+            entry = _Entry(self, callcontext.current_identity().subject, method)
+            if stream:
+                request = entry.heard(request)
+            else:
+                await entry.hear(request)
             try:
                 answer = await handler(request, context)
             except Exception as error:
-                await self.end(act, translate(error).code.value)
+                await entry.end(translate(error).code.value)
                 raise
-            await self.end(act, "OK", answer)
+            await entry.end("OK", answer)
             return answer
 
         return record
 
+    async def page(self, query: ActQuery) -> list[dict[str, Any]]:
+        """Acts as they are kept. Pymongo's errors."""
+        found = self._acts.find(query.where()).sort([("at", -1), ("_id", -1)]).limit(query.limit)
+        rows: list[dict[str, Any]] = await found.to_list(query.limit)
+        return rows
+
     async def begin(self, actor: str, method: str, request: Any) -> Act:
         """Records that an act begins. Raises ActNotRecorded."""
         act = Act(id=new_id(), resource=resource_of(request))
-        record = {
-            "_id": act.id,
-            "at": time.time_ns() // 1_000_000,
-            "actor": actor,
-            "method": method,
-            "resource": act.resource,
-            "outcome": BEGUN,
-            "request": digest(request.SerializeToString(deterministic=True)),
-        }
+        record = _begun(act, actor, method) | {"request": digest(_bytes(request))}
         try:
             await self._acts.insert_one(record)
         except PyMongoError as error:
@@ -162,18 +197,90 @@ class Acts:
             raise ActNotRecorded(why="the database does not answer", retry_seconds=1.0) from None
         return act
 
-    async def end(self, act: Act, outcome: str, answer: Any = None) -> None:
-        """Adds what became of it; what cannot be added is logged, for the act is done."""
+    async def end(self, act: Act, outcome: str, answer: Any = None, request: str = "") -> None:
+        """Adds what became of it, and the `request`'s digest where that was not known before; what cannot be
+        added is logged, for the act is done.
+        """
         _acts.labels(self._service, outcome).inc()
-        change: dict[str, Any] = {"outcome": outcome}
+        change: dict[str, Any] = {"outcome": outcome} | ({"request": request} if request else {})
         named = "" if answer is None else resource_of(answer)
         try:
             if named:
-                change |= {"resource": named, "after": digest(answer.SerializeToString(deterministic=True))}
+                change |= {"resource": named, "after": digest(_bytes(answer))}
                 last = await self._acts.find_one(
-                    {"resource": named, "after": {"$exists": True}}, {"after": 1}, sort=[("at", -1)]
+                    {"resource": named, "after": {"$exists": True}},
+                    {"after": 1},
+                    sort=[("at", -1), ("_id", -1)],
                 )
                 change["before"] = last["after"] if last else ""
             await self._acts.update_one({"_id": act.id}, {"$set": change})
+        except PyMongoError as error:
+            _log.warning("acts.outcome_lost", act=act.id, outcome=outcome, error=type(error).__name__)
+
+
+def _bytes(message: Any) -> bytes:
+    data: bytes = message.SerializeToString(deterministic=True)
+    return data
+
+
+def _begun(act: Act, actor: str, method: str) -> dict[str, Any]:
+    """A record of an act that begins."""
+    return {
+        "_id": act.id,
+        "at": time.time_ns() // 1_000_000,
+        "actor": actor,
+        "method": method,
+        "resource": act.resource,
+        "outcome": BEGUN,
+    }
+
+
+class _Entry:
+    """One call on its way into the audit log."""
+
+    def __init__(self, acts: Acts, actor: str, method: str) -> None:
+        self._acts, self._actor, self._method = acts, actor, method
+        self._act: Act | None = None
+        self._messages = 0
+        self._digest = hashlib.sha256()
+
+    async def hear(self, message: Any) -> None:
+        """Records the act with its first message. Raises ActNotRecorded."""
+        self._messages += 1
+        if self._messages == 1 and not getattr(message, "validate_only", False):
+            self._act = await self._acts.begin(self._actor, self._method, message)
+        if self._act is not None:
+            self._digest.update(_bytes(message))
+
+    async def heard(self, messages: AsyncIterator[Any]) -> AsyncIterator[Any]:
+        """The same messages, each heard before it is handed on."""
+        async for message in messages:
+            await self.hear(message)
+            yield message
+
+    async def end(self, outcome: str, answer: Any = None) -> None:
+        """Adds what became of it; of a stream, what was asked in all."""
+        if self._act is not None:
+            whole = self._digest.hexdigest() if self._messages > 1 else ""
+            await self._acts.end(self._act, outcome, answer, whole)
+
+
+@contextmanager
+def noted(database: Database[dict[str, Any]], *, actor: str, method: str, resource: str) -> Iterator[None]:
+    """Records what a command does to a service's database: before it is done, and what became of it.
+    Pymongo's errors when it cannot be recorded: then it is not done.
+    """
+    records = database.get_collection(COLLECTION, write_concern=WriteConcern(w="majority"))
+    act = Act(id=new_id(), resource=resource[:NAME_CHARACTERS_MAX])
+    records.insert_one(_begun(act, actor, method))
+    outcome = "OK"
+    try:
+        yield
+    except BaseException as error:
+        outcome = translate(error).code.value if isinstance(error, Exception) else "CANCELLED"
+        raise
+    finally:
+        try:
+            records.update_one({"_id": act.id}, {"$set": {"outcome": outcome}})
         except PyMongoError as error:
             _log.warning("acts.outcome_lost", act=act.id, outcome=outcome, error=type(error).__name__)

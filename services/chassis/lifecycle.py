@@ -2,8 +2,8 @@
 
 Each service has a `lifecycle.py` with a `LIFECYCLE`. `python -m chassis.lifecycle <service>` compares it
 with the service's database; `--apply` makes missing indexes and runs migrations, `--prune` removes what is
-older than its class allows. Without either it only tells, as JSON. Exit status: 0 nothing to tell, 1
-something, 2 it could not look.
+older than its class allows; both go into the service's audit log, as done by `--actor=NAME`. Without either
+it only tells, as JSON. Exit status: 0 nothing to tell, 1 something, 2 it could not look.
 
 A migration is a function that brings documents of the previous release to what this one wants. It must be
 harmless when it is run twice and while processes of both releases run; `MIGRATIONS` says which have been
@@ -275,16 +275,18 @@ def table(lifecycle: Lifecycle) -> list[dict[str, Any]]:
 
 
 def main(arguments: Sequence[str]) -> int:
-    """`python -m chassis.lifecycle <service> [--apply | --prune | --aged | --table]`; see the module's
-    docstring.
+    """`python -m chassis.lifecycle <service> [--apply | --prune | --aged | --table] [--actor=NAME]`; see the
+    module's docstring.
     """
     from pymongo.errors import PyMongoError
 
     from chassis import mongo
+    from chassis.acts import noted
     from chassis.config import load_settings
     from chassis.errors import StartError
 
-    service, flags = arguments[0], set(arguments[1:])
+    service, flags = arguments[0], {each for each in arguments[1:] if not each.startswith("--actor=")}
+    actor = next((each.partition("=")[2] for each in arguments if each.startswith("--actor=")), "cli:unknown")
     lifecycle = load(service)
     if "--table" in flags:
         print(json.dumps(table(lifecycle)))
@@ -292,10 +294,15 @@ def main(arguments: Sequence[str]) -> int:
     settings = load_settings(settings_class(service))
     try:
         database = mongo.connect(settings)
+        act = functools.partial(noted, database, actor=actor, resource=service)
         if "--apply" in flags:
-            said: Any = list(apply(database, lifecycle))
-        elif flags & {"--prune", "--aged"}:
-            said = prune(database, lifecycle, datetime.now(UTC), remove="--prune" in flags)
+            with act(method="callmesh migrate --apply"):
+                said: Any = list(apply(database, lifecycle))
+        elif "--prune" in flags:
+            with act(method="callmesh retention --apply"):
+                said = prune(database, lifecycle, datetime.now(UTC), remove=True)
+        elif "--aged" in flags:
+            said = prune(database, lifecycle, datetime.now(UTC), remove=False)
         else:
             said = [{"what": each.what, "do": each.do} for each in findings(database, lifecycle)]
     except (StartError, PyMongoError) as error:

@@ -48,6 +48,7 @@ from chassis.errors import (
 )
 from chassis.idempotency import check_repeat
 from chassis.metrics_queries import QueryListener
+from chassis.release import app_name
 
 if TYPE_CHECKING:
     from pymongo.asynchronous.database import AsyncDatabase
@@ -122,7 +123,7 @@ def _client_options(settings: ServiceSettings) -> dict[str, Any]:
         "tzinfo": UTC,
         "uuidRepresentation": "standard",
         "w": "majority",
-        "appname": f"callmesh-{settings.service}",
+        "appname": app_name(settings.service),
         "maxPoolSize": settings.mongo_pool_max,
         "serverSelectionTimeoutMS": int(settings.mongo_operation_seconds * 1000),
         "connectTimeoutMS": int(settings.mongo_operation_seconds * 1000),

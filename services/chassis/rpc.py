@@ -219,10 +219,7 @@ class Method:
         """The wrapper for handlers that answer once; `parse` when the request is one message, still in
         bytes.
         """
-        function = self.function if self.is_async else self._run_blocking
-        acts = self.guard.acts
-        if acts is not None and parse and self.scope in acts.scopes and not self.unimplemented:
-            function = acts.recorded(self.full_name, function)
+        function = self._recorded(self.function if self.is_async else self._run_blocking, parse)
         serialize = self.serialize
 
         async def handle(request: Any, context: Any) -> bytes:
@@ -249,7 +246,7 @@ class Method:
 
     def _streamed(self, parse: bool) -> Callable[[Any, Any], Awaitable[None]]:
         """The wrapper for handlers that answer with a stream."""
-        run = self._run_stream
+        run = self._recorded(self._run_stream, parse)
 
         async def handle(request: Any, context: Any) -> None:
             call = _Call(self, context)
@@ -270,6 +267,13 @@ class Method:
                 call.leave()
 
         return handle
+
+    def _recorded(self, function: Callable[..., Any], parse: bool) -> Callable[..., Any]:
+        """The handler, in the audit log where it is an administrative act."""
+        acts = self.guard.acts
+        if acts is None or self.scope not in acts.scopes or self.unimplemented:
+            return function
+        return acts.recorded(self.full_name, function, stream=not parse)
 
     async def _run_stream(self, request: Any, context: Any) -> None:
         if self.is_async:

@@ -29,7 +29,7 @@ from grpc_health.v1._async import HealthServicer
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 from grpc_reflection.v1alpha._async import ReflectionServicer
 
-from chassis import auth, garbage, limits, logs, metrics, telemetry, tls
+from chassis import auditservice, auth, garbage, limits, logs, metrics, telemetry, tls
 from chassis.acts import Acts
 from chassis.callcontext import current_identity, remaining_seconds
 from chassis.config import EXIT_BAD_SETTING, ServiceSettings, SettingsType, load_settings
@@ -139,6 +139,12 @@ class Server:
     ) -> None:
         """StartError when a scope is missing or the keys cannot be used. Needs a running event loop."""
         self._settings = settings
+        if acts is not None:
+            # Who records acts shows them.
+            shown = auditservice.AuditServicer(acts)
+            audit = ServiceBinding(auditservice.DESCRIPTOR, auditservice.add_to_server, shown)
+            services = [*services, audit]
+            scopes = {**scopes, **auditservice.scopes(settings.service)}
         auth.check_scope_table([method for service in services for method in service.methods], scopes)
         self._pool = ThreadPoolExecutor(settings.threads, thread_name_prefix=f"{settings.service}-handler")
         self._acts = acts

@@ -18,8 +18,8 @@ that does I/O is imported. A service's worker.py therefore imports inside `main`
         raise SystemExit(main())
 
 Exit status: 0 after SIGTERM or SIGINT, 2 when the process could not start, 1 when it broke. With `--declare`
-on the command line it declares its queues and ends. grpc must never be loaded here: it stops working under
-eventlet.
+on the command line it declares its queues and ends; with `--subscriptions` it says as JSON which events its
+handlers want, and ends. grpc must never be loaded here: it stops working under eventlet.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ Stopping = Callable[[float], bool]
 #: Modules that keep references to unpatched parts when they are imported before `patch`.
 _BEFORE_PATCH = ("amqp", "kombu", "nameko", "pymongo", "mongoengine", "prometheus_client", "structlog")
 
-DECLARE_FLAG = "--declare"
+DECLARE_FLAG, SUBSCRIPTIONS_FLAG = "--declare", "--subscriptions"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -110,6 +110,9 @@ def run_worker(
 
     if not eventlet.patcher.is_monkey_patched("socket"):
         raise RuntimeError("call chassis.worker.patch() before importing anything else")
+    if SUBSCRIPTIONS_FLAG in sys.argv[1:]:
+        print(_subscriptions(service_class))
+        return 0
     from chassis.workerprocess import WorkerProcess
 
     process = WorkerProcess(
@@ -124,3 +127,23 @@ def run_worker(
         options=options,
     )
     return process.declare() if DECLARE_FLAG in sys.argv[1:] else process.run()
+
+
+def _subscriptions(service_class: type) -> str:
+    """What the handlers want, as JSON."""
+    import json
+
+    from chassis.bus.entrypoint import subscriptions_of
+
+    return json.dumps(
+        [
+            {
+                "service": each.service,
+                "handler": each.handler,
+                "queue": each.queue,
+                "source": each.source,
+                "types": each.types,
+            }
+            for each in subscriptions_of(service_class)
+        ]
+    )

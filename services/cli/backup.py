@@ -7,13 +7,15 @@ from __future__ import annotations
 import json
 import tempfile
 import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from datetime import UTC, datetime
-from importlib import metadata
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
+from chassis.release import RELEASE
 from cli.directory import Refused
 from cli.options import RUN_DIR_DEFAULT, RunDir
 from cli.stores import SERVICES, database_name, mongo_client, mongo_uri
@@ -34,14 +36,6 @@ Quiet = Annotated[bool, typer.Option("--quiet", help="No line for each collectio
 Directory = Annotated[Path, typer.Argument(help="The backup: a directory with a manifest.json.")]
 
 
-def release() -> str:
-    """The version of this installation."""
-    try:
-        return metadata.version("callmesh")
-    except metadata.PackageNotFoundError:
-        return "unknown"
-
-
 def _key(path: Path | None) -> bytes | None:
     from cli.dump_files import BadBackup, read_key
 
@@ -49,6 +43,18 @@ def _key(path: Path | None) -> bytes | None:
         return read_key(path)
     except BadBackup as error:
         raise Refused(str(error)) from None
+
+
+@contextmanager
+def _noted(client: Any, databases: list[str], method: str, resource: str) -> Iterator[None]:
+    """The act in the audit log of every database that it concerns."""
+    from chassis.acts import noted
+    from cli.dead import actor
+
+    with ExitStack() as all_of_them:
+        for name in databases:
+            all_of_them.enter_context(noted(client[name], actor=actor(), method=method, resource=resource))
+        yield
 
 
 def backup(
@@ -76,7 +82,8 @@ def backup(
     try:
         with mongo_client(mongo_uri(run_dir)) as client:
             told = (lambda line: None) if quiet else typer.echo
-            made = back_up(client, names, target, key, release=release(), told=told)
+            with _noted(client, names, "callmesh backup", str(target)):
+                made = back_up(client, names, target, key, release=RELEASE, told=told)
         gone = prune(target, keep) if keep else []
     except (CannotBackUp, BadBackup, OSError) as error:
         raise Refused(str(error)) from None
@@ -112,6 +119,9 @@ def restore(
             return
         with mongo_client(mongo_uri(run_dir)) as client:
             done = dump.restore(client, directory, key, replace=replace, told=told)
+            # Afterwards: what was recorded before would be gone, and a database must be empty for it.
+            with _noted(client, list(done.manifest["databases"]), "callmesh restore", str(directory)):
+                pass
     except (dump.CannotRestore, BadBackup) as error:
         raise Refused(str(error)) from None
     typer.echo(f"{done.documents} documents of {done.manifest['taken_at']} restored in {done.seconds:.1f} s")

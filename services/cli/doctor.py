@@ -18,6 +18,7 @@ from typing import Annotated, Any
 
 import typer
 
+from chassis.release import RELEASE, apart, of_app_name
 from cli.directory import Refused
 from cli.lifecycle import ask
 from cli.options import RUN_DIR_DEFAULT, RunDir
@@ -122,6 +123,48 @@ def clock_skew(client: Any) -> Iterator[Finding]:
         yield warning("clock", f"the database's clock is {skew:+.1f} s off this one", "let both follow NTP")
     else:
         yield well("clock", f"{skew * 1000:+.0f} ms")
+
+
+def releases(client: Any) -> Iterator[Finding]:
+    """Which releases are connected: neighbours may run side by side during a rollout, others never."""
+    from pymongo.errors import OperationFailure
+
+    name = "releases"
+    try:
+        running = _running(client)
+    except OperationFailure:
+        yield warning(name, "this user may not see who is connected", "grant it the role clusterMonitor")
+        return
+    every = sorted(set().union(*running.values())) if running else []
+    for one, other in apart(running):
+        what = f"{one or 'one without a name'} and {other} run side by side"
+        yield broken(name, what, "only neighbouring releases may: go step by step (docs/day-two.md)")
+    if len(every) > 1 and not apart(running):
+        mixed = ", ".join(
+            f"{service} {'/'.join(sorted(found))}" for service, found in sorted(running.items())
+        )
+        yield warning(name, f"a rollout is under way, or was left: {mixed}", "finish it, or roll it back")
+    if every and RELEASE not in every:
+        do = "use the command of the image that runs"
+        yield warning(name, f"this command is of {RELEASE}, the platform is not", do)
+    if len(every) == 1:
+        yield well(name, f"{', '.join(sorted(running))}: {every[0]}")
+    elif not every:
+        yield warning(name, "no process is connected", "is the platform running, on this database?")
+
+
+def _running(client: Any) -> dict[str, set[str]]:
+    """Service -> releases of its connected processes. OperationFailure for who may not ask."""
+    asked: list[dict[str, Any]] = [
+        {"$currentOp": {"allUsers": True, "idleConnections": True}},
+        {"$group": {"_id": "$appName"}},
+    ]
+    running: dict[str, set[str]] = {}
+    for each in client.admin.aggregate(asked):
+        known = of_app_name(str(each["_id"]))
+        if known is not None and known[0] in SERVICES:
+            running.setdefault(known[0], set()).add(known[1])
+    return running
 
 
 def database(client: Any, service: str) -> Iterator[Finding]:
@@ -303,6 +346,7 @@ def _store_checks(run_dir: Path) -> Iterator[tuple[str, Check]]:
 
     yield "replica set", each(replica_set)
     yield "clock", each(clock_skew)
+    yield "releases", each(releases)
     for service in SERVICES:
         yield f"{service} database", each(lambda client, service=service: database(client, service))  # type: ignore[misc]
         yield f"{service} schema", lambda service=service: schema(mongo_uri(run_dir), service)  # type: ignore[misc]

@@ -27,6 +27,7 @@ def tokens() -> dict[str, tuple[str, str]]:
     """Tokens that are made, by file: (subject, scopes). No token may hold a wildcard, so an administrator's
     names every scope there is.
     """
+    from chassis.auditservice import scopes as of_acts
     from chassis.eventservice import scopes as of_events
     from crm.scopes import SCOPES as CRM
     from marketing.scopes import SCOPES as MARKETING
@@ -34,7 +35,11 @@ def tokens() -> dict[str, tuple[str, str]]:
     from tickets.scopes import SCOPES as TICKETS
 
     tables = {"crm": CRM, "marketing": MARKETING, "routing": ROUTING, "tickets": TICKETS}
-    every = {scope for one, table in tables.items() for scope in {**table, **of_events(one)}.values()}
+    every = {
+        scope
+        for one, table in tables.items()
+        for scope in {**table, **of_events(one), **of_acts(one)}.values()
+    }
     return {
         "peer.token": ("routers", PEER_SCOPE),
         "admin.token": ("admin", " ".join(sorted(every - {PEER_SCOPE, ""}))),

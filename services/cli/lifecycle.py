@@ -19,6 +19,7 @@ import typer
 from rich.table import Column, Table
 
 from chassis.errors import shorten
+from cli.dead import actor
 from cli.directory import Refused
 from cli.options import RUN_DIR_DEFAULT, RunDir
 from cli.stores import SERVICES, database_name, mongo_client, mongo_uri
@@ -39,7 +40,7 @@ def ask(service: str, uri: str, *flags: str, seconds: float = ASK_SECONDS_MAX) -
     env = os.environ | {"MONGO_URI": uri}
     source = str(Path(__file__).resolve().parent.parent)
     env["PYTHONPATH"] = os.pathsep.join(filter(None, [source, env.get("PYTHONPATH", "")]))
-    command = [sys.executable, "-m", "chassis.lifecycle", service, *flags]
+    command = [sys.executable, "-m", "chassis.lifecycle", service, *flags, f"--actor={actor()}"]
     try:
         done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=seconds, check=False)
     except subprocess.TimeoutExpired:
@@ -98,7 +99,7 @@ def retention(
 
 
 def acts(
-    actor: Annotated[str, typer.Option("--actor", help="Only this caller's.")] = "",
+    by: Annotated[str, typer.Option("--actor", help="Only this caller's.")] = "",
     resource: Annotated[str, typer.Option("--resource", help="Only those on this resource.")] = "",
     limit: Annotated[int, typer.Option("--limit", min=1, max=ACTS_MAX, help="Newest shown.")] = 50,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON in place of a table.")] = False,
@@ -109,7 +110,7 @@ def acts(
     """
     from chassis.acts import COLLECTION
 
-    where = {name: value for name, value in (("actor", actor), ("resource", resource)) if value}
+    where = {name: value for name, value in (("actor", by), ("resource", resource)) if value}
     found: list[dict[str, Any]] = []
     with mongo_client(mongo_uri(run_dir)) as client:
         for service in SERVICES:

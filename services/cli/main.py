@@ -25,6 +25,7 @@ from cli.marketing_tools import marketing
 from cli.menus import menus
 from cli.outbound import outbound
 from cli.plan import BadStackConfig
+from cli.redeliver import redeliver
 from cli.sandbox import sandbox
 from cli.simulate import simulate
 from cli.stack import StackError
@@ -63,6 +64,7 @@ COMMANDS = (
     migrate,
     retention,
     acts,
+    redeliver,
     canary,
 )
 GROUPS = (

@@ -46,6 +46,8 @@ LIFECYCLE = Lifecycle(
             "crm.customers.delete",
             "crm.customers.erase",
             "crm.customers.merge",
+            # Reading, but of all people at once.
+            "crm.export.read",
             "crm.import.write",
             "crm.insights.admin",
             "crm.schema.write",

@@ -2,7 +2,7 @@
 
     <source>.events             topic exchange of a service; routing key = event type
     <service>.<handler>         quorum queue of one handler, bound to all the types that it takes
-    <service>.<handler>         quorum queue of a handler, bound to all the types that it takes
+    <service>.<handler>.dead    where its messages end that it could not take
     <service>.retry.<ms>        delay queue of a service: holds a message for <ms>, then sends it back
                                 to the handler's queue; its exchange has the same name
 

@@ -24,7 +24,7 @@ import crm.scopes
 import marketing.scopes
 import routing.scopes
 import tickets.scopes
-from chassis import eventservice
+from chassis import auditservice, eventservice
 from chassis.config import ServiceSettings
 from chassis.grpc_status import error_info
 from chassis.server import ServiceBinding
@@ -37,8 +37,11 @@ OWN: Mapping[str, Mapping[str, str]] = {
     "tickets": tickets.scopes.SCOPES,
     "marketing": marketing.scopes.SCOPES,
 }
-#: As the servers use them: with the event log, which every service has.
-TABLES = {service: {**table, **eventservice.scopes(service)} for service, table in OWN.items()}
+#: As the servers use them: with the event log and the audit log, which every service has.
+TABLES = {
+    service: {**table, **eventservice.scopes(service), **auditservice.scopes(service)}
+    for service, table in OWN.items()
+}
 ALL_SCOPES = {scope for table in TABLES.values() for scope in table.values()}
 #: Calls under way at once.
 TOGETHER = 32

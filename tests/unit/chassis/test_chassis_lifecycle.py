@@ -19,6 +19,8 @@ from chassis import lifecycle
 from chassis.lifecycle import DataClass, Rule
 
 SERVICES = ("crm", "tickets", "marketing", "routing")
+#: Scopes that read so much of so many people that it is an act, too.
+BULK = {"crm.export.read"}
 ROOT = Path(__file__).parents[3] / "services"
 #: Processes, and what only eventlet may load.
 NOT_IMPORTED = ("worker", "consumers", "__main__", "dialler_main")
@@ -83,7 +85,7 @@ def test_every_scope_that_changes_something_is_an_act_or_daily_work(service: str
     )
     changing = {scope for scope in module.SCOPES.values() if not READS.search(scope)}
     changing -= {"tickets.read"}
-    assert changing == set(table.acts | table.daily)
+    assert changing == set(table.acts | table.daily) - BULK and table.acts <= set(module.SCOPES.values())
     assert not table.acts & table.daily
 
 

@@ -6,6 +6,7 @@ import json
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -13,6 +14,7 @@ import typer
 from pymongo.errors import OperationFailure, ServerSelectionTimeoutError
 from typer.testing import CliRunner
 
+from chassis.release import RELEASE
 from chassis.testing.certificates import Authority
 from cli import doctor
 from cli.directory import Refused
@@ -123,3 +125,37 @@ def test_the_worst_finding_is_the_exit_status(
     assert done.exit_code == status
     assert json.loads(done.output) == [{"check": "x", "level": level, "what": "something", "do": "mend it"}]
     assert "mend it" in CliRunner().invoke(app, ["--run-dir", str(tmp_path)]).output
+
+
+@pytest.mark.parametrize(
+    ("names", "said"),
+    [
+        ({"crm": [RELEASE], "routing": [RELEASE]}, {f"crm, routing: {RELEASE}": Level.OK}),
+        (
+            {"crm": ["0.0.9", RELEASE]},
+            {f"a rollout is under way, or was left: crm 0.0.9/{RELEASE}": Level.WARNING},
+        ),
+        (
+            {"crm": [RELEASE], "routing": ["0.7.0"]},
+            {f"{RELEASE} and 0.7.0 run side by side": Level.BROKEN},
+        ),
+        (
+            {"crm": ["0.2.0"]},
+            {
+                f"this command is of {RELEASE}, the platform is not": Level.WARNING,
+                "crm: 0.2.0": Level.OK,
+            },
+        ),
+        ({}, {"no process is connected": Level.WARNING}),
+        (None, {"this user may not see who is connected": Level.WARNING}),
+    ],
+)
+def test_releases_that_run_are_compared(names: Any, said: dict[str, Level]) -> None:
+    def aggregate(pipeline: Any) -> Any:
+        if names is None:
+            raise OperationFailure("not allowed", code=13)
+        every = [f"callmesh-{service}/{release}" for service, found in names.items() for release in found]
+        return [{"_id": name} for name in (*every, "callmesh-cli", "mongosh", None)]
+
+    client = SimpleNamespace(admin=SimpleNamespace(aggregate=aggregate))
+    assert {each.what: each.level for each in doctor.releases(client)} == said
