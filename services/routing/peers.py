@@ -116,7 +116,7 @@ def _load(load: QueueLoad) -> shard_pb2.PeerState.QueueLoad:
         # Whoever has not come back after a change of leader answers no call.
         agents_logged_in=load.agents_present,
         agents_free=load.agents_free,
-        expected_wait_ms=load.expected_wait_span_ms,
+        expected_wait_ms=load.own_wait_span_ms,
     )
 
 

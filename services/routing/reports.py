@@ -27,7 +27,7 @@ from routing.journal import Block
 from routing.model import AgentState, CallOutcome, CallState, OfferOutcome
 from routing.publish import Projection, UnreadableBlock, agent_of
 from routing.state import CallEntry, evolve
-from routing.views import expected_wait_span_ms
+from routing.views import calls_ahead, expected_wait_span_ms
 
 #: Length of a half-hour.
 SLOT_MS = 1_800_000
@@ -235,7 +235,7 @@ class Counter(Projection):
         if entry.state is not CallState.WAITING or call_id in self._promised:
             return
         tally = self.state.tallies.get(entry.facts.queue)
-        span_ms = expected_wait_span_ms(entry.line, tally, max(0, entry.line.crowd.waiting - 1))
+        span_ms = expected_wait_span_ms(entry.line, tally, calls_ahead(self.state, entry))
         if span_ms > 0:
             self._promised[call_id] = span_ms
 
@@ -290,7 +290,7 @@ class Counter(Projection):
             self._conversation(entry, now_ms)
         if event.outcome is CallOutcome.ABANDONED:
             wait_ms = self._queue_wait(entry, now_ms, "abandoned")
-            short = wait_ms < entry.line.queue.short_abandon_span_ms
+            short = wait_ms <= entry.line.queue.short_abandon_span_ms
             name = "short_abandoned" if short else "abandoned"
             self._add(QUEUE, queue, now_ms, **{name: 1, "abandoned_wait_ms": wait_ms})
         elif event.outcome in _OUTCOMES:

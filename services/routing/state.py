@@ -73,6 +73,11 @@ from routing.model import (
 
 #: Weight of the newest handle time in the running mean that expected waits are made of.
 HANDLE_TIME_GAIN = 0.05
+#: Weight of the newest wait in what is known of earlier ones that were told; so many calls are taken for told
+#: rightly before the first was seen.
+TOLD_GAIN, TOLD_TRUSTED = 0.02, 25
+#: What is told is corrected by no more than this, either way.
+TOLD_CORRECTION_MAX = 20.0
 
 
 class CallEntry:
@@ -111,6 +116,7 @@ class CallEntry:
         "state",
         "step",
         "ticket",
+        "told_ms",
         "transfers",
         "wrap_up_until_ms",
         "wrapped",
@@ -145,6 +151,8 @@ class CallEntry:
         self.ordinal = 0
         #: Ticket of its heap entry while it may be offered; 0 otherwise.
         self.ticket = 0
+        #: Wait that was expected when it came, of a call that found others waiting; 0 for the others.
+        self.told_ms = 0
 
     @property
     def version(self) -> tuple[int, int]:
@@ -254,6 +262,11 @@ class AgentEntry:
         return self.attached and self.presence is not Presence.OFFLINE
 
     @property
+    def serves(self) -> bool:
+        """Takes calls, or will when what is held is done."""
+        return self.attached and self.presence is Presence.AVAILABLE
+
+    @property
     def holding(self) -> bool:
         """Whether any contact fills the agent."""
         return bool(self.offers or self.calls or self.wraps)
@@ -296,6 +309,7 @@ class Line:
         "present",
         "queue",
         "requirements",
+        "serving",
         "waiting",
         "waiting_count",
     )
@@ -311,8 +325,8 @@ class Line:
         self.waiting: list[tuple[int, int, str, int]] = []
         self.agents: set[str] = set()
         self.waiting_count = self.logged_in = 0
-        #: Of those logged in, whose desktop is attached: who can be offered a call.
-        self.present = 0
+        #: Of those logged in, whose desktop is attached: who can be offered a call; of them, not in a pause.
+        self.present = self.serving = 0
 
     def configure(self, queue: QueueConfig) -> None:
         """Puts a queue's settings in force; the agents are to join anew."""
@@ -360,10 +374,12 @@ class Tally:
         "answered_in_target",
         "handle_span_ms",
         "handled",
+        "kept_span_ms",
         "moved",
         "offered",
         "refused",
         "short_abandoned",
+        "told_span_ms",
         "wait_total_ms",
         "wrap_up_span_ms",
         "wrapped",
@@ -375,6 +391,25 @@ class Tally:
         self.wrapped = 0
         #: Running means of conversation and of after-call work; 0.0 before the first.
         self.handle_span_ms = self.wrap_up_span_ms = 0.0
+        #: Waits that were expected and what they came to, added up, the older the less; 0.0 before the first.
+        self.told_span_ms = self.kept_span_ms = 0.0
+
+    def keep(self, told_ms: int, wait_ms: int) -> None:
+        """A call of which `told_ms` was expected was answered after `wait_ms`."""
+        if not self.told_span_ms:
+            self.told_span_ms = self.kept_span_ms = float(TOLD_TRUSTED * told_ms)
+        self.told_span_ms += told_ms - TOLD_GAIN * self.told_span_ms
+        self.kept_span_ms += wait_ms - TOLD_GAIN * self.kept_span_ms
+
+    @property
+    def correction(self) -> float:
+        """What waits come to, of what is expected of them: agents who serve other queues too, callers who
+        leave or go before, ringing, several chats at once are in it.
+        """
+        if not self.told_span_ms:
+            return 1.0
+        ratio = self.kept_span_ms / self.told_span_ms
+        return min(TOLD_CORRECTION_MAX, max(1 / TOLD_CORRECTION_MAX, ratio))
 
 
 class ShardState:
@@ -565,6 +600,23 @@ def best_idle(
     return best
 
 
+def expected_span_ms(line: Line, tally: Tally | None, ahead: int) -> int:
+    """Expected wait behind `ahead` calls if a line's agents served nobody else, in milliseconds; -1 when it
+    cannot be estimated.
+
+    With n agents at work and mean handle time h, one of them becomes free every h / n on average, so the call
+    behind k others waits (k + 1) h / n: the mean of the (k+1)-th of Poisson departures at rate n / h (the
+    delay of those who wait in M/M/n, Erlang 1917, without later arrivals overtaking). Who is in a pause is
+    not at work, unless all are.
+    """
+    if ahead == 0 and line.idle_count > 0:
+        return 0
+    agents = line.serving or line.logged_in
+    if tally is None or not tally.handled or not agents:
+        return -1
+    return round((ahead + 1) * (tally.handle_span_ms + tally.wrap_up_span_ms) / agents)
+
+
 # --- indexes
 
 
@@ -679,6 +731,7 @@ def _join(agent: AgentEntry, line: Line, *, listed: bool = False) -> bool:
         agent.plain.append(line)
     line.logged_in += agent.presence is not Presence.OFFLINE
     line.present += agent.is_present
+    line.serving += agent.serves
     return True
 
 
@@ -695,6 +748,7 @@ def _leave_lines(agent: AgentEntry) -> None:
         line.agents.discard(agent.config.id)
         line.logged_in -= agent.presence is not Presence.OFFLINE
         line.present -= agent.is_present
+        line.serving -= agent.serves
         line.idle -= line.channel in agent.idle
     for place in agent.idle.values():
         place.live = False
@@ -709,14 +763,16 @@ def lines_of(agent: AgentEntry) -> Iterator[Line]:
 
 def _set_presence(agent: AgentEntry, presence: Presence, *, attached: bool) -> None:
     """What the agent says, and whether its desktop is attached; its lines count both."""
-    logged_in, present = agent.presence is not Presence.OFFLINE, agent.is_present
+    logged_in, present, serves = agent.presence is not Presence.OFFLINE, agent.is_present, agent.serves
     agent.presence, agent.attached = presence, attached
     more_logged_in = (presence is not Presence.OFFLINE) - logged_in
     more_present = agent.is_present - present
-    if more_logged_in or more_present:
+    more_serving = agent.serves - serves
+    if more_logged_in or more_present or more_serving:
         for line in lines_of(agent):
             line.logged_in += more_logged_in
             line.present += more_present
+            line.serving += more_serving
 
 
 def _list_call(state: ShardState, entry: CallEntry) -> None:
@@ -867,7 +923,7 @@ def _queue_configured(s: ShardState, e: QueueConfigured) -> None:
             _part(s.agents[agent_id], line)
         s.unshare(line)
         line.configure(e.queue)
-        line.agents, line.logged_in, line.present = set(), 0, 0
+        line.agents, line.logged_in, line.present, line.serving = set(), 0, 0, 0
         _fill(line, s.agents_with(line.asked), listed=s.share(line))
         s.hot_agents.extend(sorted(line.agents))
     s.index_lines()
@@ -948,6 +1004,18 @@ def _begin_wait(s: ShardState, entry: CallEntry, e: CallQueued | CallTransferred
     s.set_deadline(e.relax_ms, "relax", call_id)
     s.set_deadline(e.preferred_until_ms, "prefer", call_id)
     _list_call(s, entry)
+    if entry.line.crowd.waiting > 1:
+        _expect(s, entry)
+
+
+def _expect(s: ShardState, entry: CallEntry) -> None:
+    """Remembers the wait that is expected of a call that found others waiting, for what will come of it. Not
+    of one with a head start, for which nobody knows its place at once, or that waits for one agent.
+    """
+    ahead = entry.line.crowd.waiting - 1
+    if entry.ticket and entry.effective_ms == s.now_ms and not entry.preferred:
+        tally = s.tallies.get(entry.facts.queue)
+        entry.told_ms = max(0, expected_span_ms(entry.line, tally, ahead))
 
 
 def _call_relaxed(s: ShardState, e: CallRelaxed) -> None:
@@ -985,7 +1053,7 @@ def _call_transferred(s: ShardState, e: CallTransferred) -> None:
     entry.line = s.line_of((e.facts.queue, e.facts.channel, e.facts.skills, e.step))
     entry.connected_ms, entry.ordinal = 0, s.ordinal
     entry.queued_ms, entry.effective_ms, entry.refuse_ms = e.queued_ms, e.effective_ms, e.refuse_ms
-    entry.callback_number, entry.declined_by = "", ()
+    entry.callback_number, entry.declined_by, entry.told_ms = "", (), 0
     entry.transfers += 1
     s.tallies[e.facts.queue].offered += 1
     s.set_deadline(e.refuse_ms, "refuse", call_id)
@@ -997,7 +1065,7 @@ def _call_transferred(s: ShardState, e: CallTransferred) -> None:
 def _callback_requested(s: ShardState, e: CallbackRequested) -> None:
     entry = s.calls[e.call_id]
     entry.callback_number, entry.callback_ms, entry.expire_ms = e.number, e.not_before_ms, e.expire_ms
-    entry.detached_until_ms = entry.refuse_ms = 0
+    entry.detached_until_ms = entry.refuse_ms = entry.told_ms = 0
     if entry.state is CallState.OVERFLOWING:
         entry.state, entry.resume_ms = CallState.WAITING, 0
     s.set_deadline(e.not_before_ms, "callback", e.call_id)
@@ -1110,6 +1178,8 @@ def _call_connected(s: ShardState, e: CallConnected) -> None:
     tally.answered += 1
     tally.answered_in_target += wait <= entry.line.queue.service_level_span_ms
     tally.wait_total_ms += wait
+    if entry.told_ms:
+        tally.keep(entry.told_ms, wait)
     _refresh(s, agent)
 
 
@@ -1163,7 +1233,7 @@ def _tally_end(s: ShardState, entry: CallEntry, was_connected: bool) -> None:
     if was_connected:
         _tally_conversation(s, entry)
     elif entry.outcome is CallOutcome.ABANDONED:
-        if s.now_ms - entry.queued_ms < entry.line.queue.short_abandon_span_ms:
+        if s.now_ms - entry.queued_ms <= entry.line.queue.short_abandon_span_ms:
             tally.short_abandoned += 1
         else:
             tally.abandoned += 1

@@ -8,32 +8,44 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from routing.model import AgentView, AskCalls, CallState, CallView
-from routing.state import Line, ShardState, Tally
+from routing.state import CallEntry, Line, ShardState, Tally, expected_span_ms
+
+#: In a queue of more waiting calls nobody looks for those that a caller goes before: it is told the last
+#: place, and its own with the next round of positions.
+LOOKED_THROUGH_MAX = 500
 
 
 def expected_wait_span_ms(line: Line, tally: Tally | None, ahead: int) -> int:
-    """Expected wait behind `ahead` calls, in milliseconds; -1 when it cannot be estimated.
-
-    With n agents at work and mean handle time h, one of them becomes free every h / n on average, so the call
-    behind k others waits (k + 1) h / n: the mean of the (k+1)-th of Poisson departures at rate n / h (the
-    delay of those who wait in M/M/n, Erlang 1917, without later arrivals overtaking).
+    """What a caller behind `ahead` calls is told of the wait, in milliseconds; -1 for an unknown one: what
+    the line's agents alone would make of it, corrected by what earlier waits of the queue came to.
     """
-    if ahead == 0 and line.idle_count > 0:
-        return 0
-    if tally is None or not tally.handled or not line.logged_in:
-        return -1
-    handle = tally.handle_span_ms + tally.wrap_up_span_ms
-    return round((ahead + 1) * handle / line.logged_in)
+    span_ms = expected_span_ms(line, tally, ahead)
+    return round(span_ms * tally.correction) if span_ms > 0 and tally is not None else span_ms
+
+
+def calls_ahead(state: ShardState, entry: CallEntry) -> int:
+    """Calls of its queue and channel that are served before a waiting one."""
+    crowd = entry.line.crowd
+    others = crowd.waiting - bool(entry.ticket)
+    if others <= 0 or entry.effective_ms >= state.now_ms or crowd.waiting > LOOKED_THROUGH_MAX:
+        return max(0, others)
+    queue, calls, behind = entry.line.queue, state.calls, 0
+    place = (entry.effective_ms - queue.weight * queue.priority_credit_span_ms, entry.ordinal)
+    for line in state.lines_by_queue.get(queue.id, ()):
+        if line.crowd is crowd:
+            for sort_ms, ordinal, call_id, ticket in line.waiting:
+                if (sort_ms, ordinal) > place:
+                    other = calls.get(call_id)
+                    behind += other is not None and other.ticket == ticket
+    return max(0, others - behind)
 
 
 def view_call(state: ShardState, call_id: str) -> CallView:
-    """The call's entry; position and wait are those of the last of its queue and channel. Raises KeyError if
-    unknown.
-    """
+    """The call's entry, with its place and expected wait while it waits. Raises KeyError if unknown."""
     e = state.calls[call_id]
     position, wait_ms = 0, -1
     if e.state is CallState.WAITING or e.state is CallState.OVERFLOWING:
-        ahead = max(0, e.line.crowd.waiting - 1)
+        ahead = calls_ahead(state, e)
         position = ahead + 1
         wait_ms = expected_wait_span_ms(e.line, state.tallies.get(e.facts.queue), ahead)
     agent = state.agents.get(e.agent) if e.agent else None
@@ -95,8 +107,11 @@ class QueueLoad:
     agents_present: int
     #: Of them free.
     agents_free: int
-    #: Expected wait of a call that came now; -1 when it cannot be estimated.
+    #: Expected wait of a call that came now, as callers are told it; -1 when it cannot be estimated.
     expected_wait_span_ms: int
+    #: The same if all agents served this queue alone and no call went elsewhere: what placement compares
+    #: regions by, for what it does about a wait must not change what it sees.
+    own_wait_span_ms: int
 
 
 def queue_loads(state: ShardState) -> list[QueueLoad]:
@@ -105,7 +120,7 @@ def queue_loads(state: ShardState) -> list[QueueLoad]:
     for queue_id in sorted(state.queues):
         lines = state.lines_by_queue.get(queue_id, [])
         waiting = sum(line.waiting_count for line in lines)
-        plain = state.lines.get((queue_id, "voice", (), 0))
+        plain, tally = state.lines.get((queue_id, "voice", (), 0)), state.tallies.get(queue_id)
         loads.append(
             QueueLoad(
                 queue=queue_id,
@@ -113,9 +128,8 @@ def queue_loads(state: ShardState) -> list[QueueLoad]:
                 agents_logged_in=plain.logged_in if plain else 0,
                 agents_present=plain.present if plain else 0,
                 agents_free=plain.idle_count if plain else 0,
-                expected_wait_span_ms=expected_wait_span_ms(plain, state.tallies.get(queue_id), waiting)
-                if plain
-                else -1,
+                expected_wait_span_ms=expected_wait_span_ms(plain, tally, waiting) if plain else -1,
+                own_wait_span_ms=expected_span_ms(plain, tally, waiting) if plain else -1,
             )
         )
     return loads

@@ -671,6 +671,7 @@ def check_invariants(shard: Shard) -> None:
         fitting = [a for a in state.agents.values() if line.fits(a)]
         assert line.idle_count == sum("voice" in a.idle for a in fitting)
         assert line.logged_in == sum(a.presence is not Presence.OFFLINE for a in fitting)
+        assert line.serving == sum(a.attached and a.presence is Presence.AVAILABLE for a in fitting)
         waiting = [c for c in state.calls.values() if c.ticket and c.line is line and not c.preferred]
         assert not (waiting and line.idle_count), "an attached call waits while a fitting agent is free"
     for agent_id, agent in state.agents.items():
