@@ -187,6 +187,26 @@ def resume(
     typer.echo(f"{name} takes calls.")
 
 
+@region.command()
+def shift(
+    name: Annotated[str, typer.Argument(help="Region id.")],
+    percent: Annotated[
+        int, typer.Argument(min=1, max=1000, help="Percent of its home calls that stay; 100 is normal.")
+    ],
+    address: Address = ADDRESS_DEFAULT,
+) -> None:
+    """Keeps a part of the region's home calls there; the others go where they cost least.
+
+    Which calls stay is drawn by their ids. Above 100 the region counts as larger, and takes more of what
+    overflows. To send all of its calls elsewhere, drain it.
+    """
+    changed = pb.UpdateRegionRequest(region=pb.Region(name=f"regions/{name}", weight=percent))
+    changed.update_mask.paths.append("weight")
+    with stub_at(address) as stub:
+        stub.UpdateRegion(changed, **asking())
+    typer.echo(f"{name} has weight {percent}.")
+
+
 @shard.command()
 def seize(
     name: Annotated[str, typer.Argument(help="Region id.")],

@@ -247,7 +247,7 @@ async def _configure(leader: Leader, snapshot: Snapshot) -> None:
     commands += [
         ConfigureAgent(agent=agent)
         for agent in snapshot.agents
-        if agent.id not in known or known[agent.id].config != agent
+        if agent.id not in known or known[agent.id].config != agent or known[agent.id].remove
     ]
     agents = {agent.id for agent in snapshot.agents}
     queues = {queue.id for queue in snapshot.queues}

@@ -113,6 +113,7 @@ class DirectoryHandlers:
             self._check_agents([document])
         elif kind is REGION:
             self.check_routers("region.lead_list", document.lead_list)
+            self._check_served(document)
         elif kind is QUEUE:
             self._check_skills(set(document.skill_ids))
 
@@ -124,6 +125,21 @@ class DirectoryHandlers:
             if self._routers and router not in self._routers:
                 raise InvalidArgument(
                     field=f"{field}[{index}]", why="no router in ROUTING_PEERS is reached there"
+                )
+
+    def _check_served(self, document: RegionDocument) -> None:
+        """Raises InvalidArgument for an area or prefix whose callers are at home in another region already:
+        two homes are none. A finer area, or a longer prefix, within another's is no such thing.
+        """
+        for name in ("served_areas", "served_prefixes"):
+            said = list(getattr(document, name))
+            taken = {"id__ne": document.id, f"{name}__in": said}
+            other = RegionDocument.objects(**taken).only("id", name).first() if said else None
+            if other is not None:
+                index = next(i for i, value in enumerate(said) if value in getattr(other, name))
+                raise InvalidArgument(
+                    field=f"region.{name}[{index}]",
+                    why=f"{said[index]!r} is served by {resource_name('regions', other.id)} already",
                 )
 
     def _check_skills(self, skills: set[str]) -> None:
@@ -161,6 +177,11 @@ class DirectoryHandlers:
             document = self._load(kind, f"{kind.field}.name", patch.name)
             message = kind.to_message(document)
             apply_mask(message, patch, mask, allowed=kind.allowed)
+            if kind is REGION and mask is not None and "weight" in mask.paths and not message.weight:
+                # 0 counts as not said, so as 100: the opposite of what is meant here.
+                raise InvalidArgument(
+                    field="region.weight", why="must be 1 to 1000; 0 is what draining is for"
+                )
             kind.to_document(document.id, message, document)
             self._check_references(kind, document)
             update_aggregate(document, expected_version=expected, now=self._clock.now())

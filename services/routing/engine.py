@@ -816,9 +816,13 @@ def _remove_queue(s: ShardState, c: RemoveQueue, now_ms: int) -> Decision:
 
 
 def _configure_agent(s: ShardState, c: ConfigureAgent, now_ms: int) -> Decision:
+    """An agent who was to go when free, and is wanted again, stays."""
     known = s.agents.get(c.agent.id)
     same = known is not None and known.config == c.agent
-    return Decision(events=[] if same else [AgentConfigured(agent=c.agent)])
+    events: list[Event] = [] if same else [AgentConfigured(agent=c.agent)]
+    if known is not None and known.remove:
+        events.append(AgentDraining(agent=c.agent.id, draining=False))
+    return Decision(events=events)
 
 
 def _remove_agent(s: ShardState, c: RemoveAgent, now_ms: int) -> Decision:

@@ -41,11 +41,11 @@ def consent(event: Any, call_id: str) -> routing_pb2.ConfirmCallRequest:
 class Seat:
     """A desktop's stream."""
 
-    def __init__(self, agents: Any, agent: str, session: int = 1) -> None:
+    def __init__(self, agents: Any, agent: str, session: int = 1, **opening: Any) -> None:
         self._commands: asyncio.Queue[agent_pb2.AgentCommand] = asyncio.Queue()
         self._number = 0
         self.stream = agents.Session(self._drain())
-        self.send(open={"agent": f"agents/{agent}", "session": session})
+        self.send(open={"agent": f"agents/{agent}", "session": session, **opening})
 
     async def _drain(self) -> AsyncIterator[agent_pb2.AgentCommand]:
         while True:

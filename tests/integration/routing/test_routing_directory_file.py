@@ -129,6 +129,29 @@ def test_an_area_of_a_region_that_stays_is_not_claimed_again(handlers: Directory
     assert len(changes(handlers, hand_over)) == 2
 
 
+def test_no_region_takes_what_another_one_serves(handlers: DirectoryHandlers) -> None:
+    """Made or changed alone, too. A finer area and a longer prefix are no conflict."""
+    changes(handlers, whole(regions=[{**BEIJING, "served_areas": ["CN/北京"], "served_prefixes": ["+8610"]}]))
+    said = pb.Region(location=POINT, served_areas=["CN/天津", "CN/北京"])
+    with pytest.raises(InvalidArgument, match="served by regions/beijing already") as refused:
+        handlers.create(REGION, "tianjin", said, pb.CreateRegionRequest(region_id="tianjin"), "me")
+    assert refused.value.details.field_violations[0].field == "region.served_areas[1]"
+    fine = pb.Region(location=POINT, served_areas=["CN/天津"], served_prefixes=["+861065"])
+    handlers.create(REGION, "tianjin", fine, pb.CreateRegionRequest(region_id="tianjin"), "me")
+    for field in ("served_areas", "served_prefixes"):
+        taken = pb.Region(
+            name="regions/tianjin", served_areas=["CN/天津", "CN/北京"], served_prefixes=["+86109", "+8610"]
+        )
+        with pytest.raises(InvalidArgument, match="served by regions/beijing already") as refused:
+            handlers.update(REGION, taken, FieldMask(paths=[field]))
+        assert refused.value.details.field_violations[0].field == f"region.{field}[1]"
+    assert list(handlers.all_of(REGION)["tianjin"].served_prefixes) == ["+861065"]
+    nothing = pb.Region(name="regions/tianjin")
+    with pytest.raises(InvalidArgument, match="draining"):
+        handlers.update(REGION, nothing, FieldMask(paths=["weight"]))
+    assert handlers.all_of(REGION)["tianjin"].weight == 100
+
+
 def test_a_region_is_not_led_from_where_no_router_is(handlers: DirectoryHandlers) -> None:
     changes(handlers, whole())
     region = pb.Region(name="regions/beijing", lead_list=["a:7120", "nowhere:1"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import itertools
 import secrets
 import socket
@@ -15,8 +16,10 @@ import grpc
 import pytest
 import pytest_asyncio
 from tests.integration.routing.routing_parties import DEADLINE_SECONDS, Seat, consent, eventually, until
+from typer.testing import CliRunner
 
 from callmesh.routing.v1 import (
+    agent_pb2,
     agent_pb2_grpc,
     call_pb2,
     directory_pb2,
@@ -27,6 +30,8 @@ from callmesh.routing.v1 import (
 from chassis.mongo import connect, disconnect
 from chassis.server import Server
 from chassis.testing.grpc import loopback_settings
+from cli.directory import Refused
+from cli.main import app
 from routing.config import RoutingSettings
 from routing.scopes import SCOPES
 from routing.server import Router
@@ -193,6 +198,38 @@ async def test_a_drained_region_gets_no_call_until_it_is_resumed(centres: dict[s
     await place_until("beijing")
     assert (await here.directory.ResumeRegion(directory_pb2.ResumeRegionRequest(name=region))).name == region
     await place_until("shanghai")
+
+
+async def test_an_operator_drains_resumes_and_shifts_by_command(centres: dict[str, Centre]) -> None:
+    here = centres["beijing"]
+    address = f"127.0.0.1:{here.settings.grpc_port}"
+    stream = here.call("c1", "shanghai")
+    assert (await until(stream, "queued")).shard == "shanghai"
+    # Somebody is there, in a pause: no reason to overflow.
+    seat = Seat(here.agents, "beijing-a", state=agent_pb2.AGENT_STATE_PAUSED)
+    await seat.until("status")
+
+    async def callmesh(*words: str) -> str:
+        run = functools.partial(CliRunner().invoke, app, ["region", *words, "--address", address])
+        result = await asyncio.to_thread(run, env={"COLUMNS": "200"})
+        if result.exception is not None:
+            raise result.exception
+        return result.output
+
+    assert await callmesh("drain", "shanghai", "--move-waiting", "--reason", "power") == "shanghai drains.\n"
+    moved = (await until(stream, "moved")).moved
+    assert (moved.region, moved.reason) == ("regions/beijing", "DRAINING")
+    listed = await callmesh("list")
+    assert "DRAINING with its waiting calls" in listed and "CN/北京" in listed
+    assert await callmesh("resume", "shanghai") == "shanghai takes calls.\n"
+    assert await callmesh("shift", "shanghai", "60") == "shanghai has weight 60.\n"
+    rows = [line.split()[:3] for line in (await callmesh("list")).splitlines()]
+    assert ["shanghai", "UP", "60"] in rows and ["beijing", "UP", "100"] in rows
+    with pytest.raises(Refused, match="regions/mars"):
+        await callmesh("drain", "mars")
+    with pytest.raises(SystemExit):
+        await callmesh("shift", "shanghai", "0")
+    stream.cancel()
 
 
 async def test_a_waiting_call_moves_to_a_region_with_a_free_agent(centres: dict[str, Centre]) -> None:

@@ -146,6 +146,36 @@ def test_least_occupied_takes_who_has_been_on_contacts_least() -> None:
     assert shard.call("next").agent == "bob", "a tenth of a second in one against a minute in one"
 
 
+def test_fewest_calls_takes_who_has_taken_fewest_since_the_log_in() -> None:
+    shard = Shard(strategy=Strategy.FEWEST_CALLS, wrap_up_span_ms=0)
+    shard.agent("ann")
+    for number in range(3):
+        shard.place(f"old{number}")
+        shard.serve(f"old{number}")
+    shard.agent("bob")
+    served = []
+    for number in range(5):
+        shard.place(f"c{number}")
+        served.append(shard.serve(f"c{number}"))
+    assert served[:3] == ["bob"] * 3 and set(served[3:]) == {"ann", "bob"}, "three each, then in turn"
+
+
+def test_round_robin_takes_whose_last_offer_is_longest_ago() -> None:
+    """Not who is free for longest: a pause ends that, and changes nobody's turn."""
+    shard = Shard(strategy=Strategy.ROUND_ROBIN, wrap_up_span_ms=0)
+    for agent in ("ann", "bob", "cid"):
+        shard.agent(agent)
+    order = []
+    for number in range(6):
+        shard.place(f"c{number}")
+        order.append(shard.serve(f"c{number}"))
+        first = {"agent": order[0], "session": 1}
+        shard.do(SetPresence(**first, command=2 * number + 2, presence=Presence.PAUSED))
+        shard.wait(1_000)
+        shard.do(SetPresence(**first, command=2 * number + 3, presence=Presence.AVAILABLE))
+    assert order == order[:3] * 2 and set(order) == {"ann", "bob", "cid"}
+
+
 def test_random_draws_every_free_agent_equally_often_and_the_same_again() -> None:
     def drawn(seed: int) -> list[str]:
         shard = Shard(strategy=Strategy.RANDOM, seed=seed, wrap_up_span_ms=0)
@@ -395,6 +425,22 @@ def test_an_agent_removed_in_a_conversation_goes_when_it_is_over() -> None:
     assert shard.call("c1").state is CallState.CONNECTED
     shard.do(EndCall(call_id="c1"))
     assert "ann" not in shard.state.agents and shard.call("c1").outcome is CallOutcome.COMPLETED
+
+
+@pytest.mark.parametrize("skills", [(), (("fibre", 3),)])
+def test_an_agent_who_is_wanted_again_before_being_gone_stays(skills: tuple[tuple[str, int], ...]) -> None:
+    """Moved to another region in a conversation, and back, with other skills or not."""
+    shard = Shard()
+    shard.agent("ann")
+    shard.place("c1")
+    shard.connect("c1")
+    shard.do(RemoveAgent(agent="ann"))
+    shard.do(ConfigureAgent(agent=AgentConfig(id="ann", skills=skills)))
+    assert not shard.seat("ann").draining and shard.seat("ann").state is AgentState.ON_CALL
+    shard.place("c2")
+    shard.do(EndCall(call_id="c1"))
+    shard.do(FinishWrapUp(agent="ann", session=1, call_id="c1"))
+    assert shard.call("c2").agent == "ann"
 
 
 def test_a_supervisors_pause_is_no_command_of_the_desktops() -> None:
@@ -665,11 +711,13 @@ def test_monitoring_is_told_to_the_edge_of_a_conversation() -> None:
     shard = Shard()
     shard.agent("ann")
     shard.place("c1")
-    listen = MonitorCall(call_id="c1", mode=MonitorMode.WHISPER, address="sip:boss")
+    listen = MonitorCall(call_id="c1", mode=MonitorMode.LISTEN, address="sip:boss")
     assert shard.refusal(listen) == "ILLEGAL_STATE"
     shard.connect("c1")
-    assert shard.refusal(listen) == ""
-    assert isinstance(shard.journal[-1], CallMonitored)
+    for mode in MonitorMode:
+        assert shard.refusal(MonitorCall(call_id="c1", mode=mode, address="sip:boss")) == ""
+        told = shard.journal[-1]
+        assert isinstance(told, CallMonitored) and (told.mode, told.address) == (mode, "sip:boss")
 
 
 def test_acts_and_lead_lists_are_in_the_journal_once() -> None:

@@ -1,0 +1,204 @@
+"""Clients that vanish without a word, flood, or say things twice harm nobody else."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import suppress
+from typing import Any
+
+import grpc
+import pytest
+import pytest_asyncio
+from tests.integration.routing.routing_parties import DEADLINE_SECONDS, Seat, consent, eventually, until
+
+from callmesh.routing.v1 import (
+    agent_pb2,
+    agent_pb2_grpc,
+    call_pb2,
+    directory_pb2,
+    directory_pb2_grpc,
+    routing_pb2,
+    routing_pb2_grpc,
+)
+from chassis.mongo import connect, disconnect
+from chassis.server import Server
+from chassis.testing.grpc import loopback_settings
+from routing.config import RoutingSettings
+from routing.model import CallOutcome, CallState
+from routing.scopes import SCOPES
+from routing.server import Router
+from routing.streams import UPDATES_UNREAD_MAX
+
+pytestmark = pytest.mark.integration
+#: What a desktop sends that floods: more than a stream's window holds.
+FLOOD = 3_000
+
+
+class SilentLine:
+    """A TCP connection to the router that may go silent: nothing arrives any more, and nobody is told."""
+
+    def __init__(self, target: str) -> None:
+        self._host, _, self._port = target.rpartition(":")
+        self._silent = False
+        self._writers: list[asyncio.StreamWriter] = []
+        self._tasks: list[asyncio.Task[None]] = []
+
+    async def start(self) -> str:
+        """Its address."""
+        self._server = await asyncio.start_server(self._join, "127.0.0.1", 0)
+        return f"127.0.0.1:{self._server.sockets[0].getsockname()[1]}"
+
+    def fall_silent(self) -> None:
+        self._silent = True
+
+    async def _join(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        there = await asyncio.open_connection(self._host, int(self._port))
+        self._writers += [writer, there[1]]
+        ways = ((reader, there[1]), (there[0], writer))
+        self._tasks += [asyncio.create_task(self._pass_on(*way)) for way in ways]
+
+    async def _pass_on(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        with suppress(ConnectionError):
+            while data := await reader.read(65_536):
+                if not self._silent:
+                    writer.write(data)
+
+    async def stop(self) -> None:
+        self._server.close()
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        for writer in self._writers:
+            writer.close()
+
+
+class Clients:
+    """Stubs at an address."""
+
+    def __init__(self, address: str) -> None:
+        self.channel = grpc.aio.insecure_channel(address)
+        self.routing = routing_pb2_grpc.RoutingServiceStub(self.channel)
+        self.agents = agent_pb2_grpc.AgentServiceStub(self.channel)
+        self.directory = directory_pb2_grpc.DirectoryServiceStub(self.channel)
+
+    def call(self, call_id: str, **fields: Any) -> Any:
+        call = call_pb2.CallRequest(
+            call_id=call_id, queue="queues/service", caller_number="+861064000000", **fields
+        )
+        return self.routing.RouteCall(routing_pb2.RouteCallRequest(call=call))
+
+
+class Platform(Clients):
+    """A running router that soon notices who is gone, and its clients."""
+
+    def __init__(self, address: str, router: Router) -> None:
+        super().__init__(address)
+        self.address, self.router = address, router
+        self.state = router.leader.state
+
+    async def furnish(self, *agents: str) -> None:
+        region = directory_pb2.Region(location={"latitude": 39.9, "longitude": 116.4})
+        await self.directory.CreateRegion(
+            directory_pb2.CreateRegionRequest(region_id="beijing", region=region)
+        )
+        for skill in ("chinese", "english"):
+            await self.directory.CreateSkill(directory_pb2.CreateSkillRequest(skill_id=skill))
+        queue = directory_pb2.Queue(skills=[{"skill": "chinese", "level_min": 1}])
+        await self.directory.CreateQueue(directory_pb2.CreateQueueRequest(queue_id="service", queue=queue))
+        for agent in agents:
+            seat = directory_pb2.Agent(region="regions/beijing", skills={"chinese": 3})
+            await self.directory.CreateAgent(directory_pb2.CreateAgentRequest(agent_id=agent, agent=seat))
+        known = self.state.agents
+        await eventually(lambda: len(known) == len(agents) and "service" in self.router.queues)
+
+
+@pytest_asyncio.fixture
+async def platform(mongo_uri: str, mongo_database: str) -> AsyncIterator[Platform]:
+    settings = loopback_settings(
+        RoutingSettings(
+            region="beijing",
+            mongo_uri=mongo_uri,
+            mongo_database=mongo_database,
+            keepalive_seconds=1,
+            keepalive_timeout_seconds=1,
+            grace_seconds=0.5,
+        )
+    )
+    connect(settings)
+    router = Router(settings)
+    server = Server(settings, router.services(), scopes=SCOPES)
+    await server.start(router.start)
+    await asyncio.wait_for(router.leader.wait_until_leading(), DEADLINE_SECONDS)
+    platform = Platform(server.address, router)
+    yield platform
+    await platform.channel.close()
+    await server.stop(None)
+    await router.stop()
+    disconnect()
+
+
+async def test_who_vanishes_floods_or_says_it_twice_harms_nobody_else(platform: Platform) -> None:
+    await platform.furnish("gone", "ann", "loud")
+    stream = await vanish(platform)
+    loud = flood(platform)
+    await accept_thrice(platform, stream)
+    desk = platform.router.front._desks.get("loud")
+    assert desk is None or len(desk.updates.unread) <= UPDATES_UNREAD_MAX, "what nobody reads is bounded"
+    loud.stream.cancel()
+    await eventually(lambda: "loud" not in platform.router.front._desks)
+    assert platform.state.agents["ann"].calls == {"c1"}
+
+
+async def vanish(platform: Platform) -> Any:
+    """A caller waits and an agent is rung, both behind a line that goes silent: no FIN, no reset. Returns the
+    stream of the call that rang there.
+    """
+    line = SilentLine(platform.address)
+    behind = Clients(await line.start())
+    waiting = behind.call("c0", skills=[{"skill": "english", "level_min": 1}])
+    await until(waiting, "queued")
+    seat = Seat(behind.agents, "gone")
+    await seat.until("status")
+    line.fall_silent()
+    calls, agents = platform.state.calls, platform.state.agents
+    stream = platform.call("c1")
+    await eventually(lambda: "c1" in calls and calls["c1"].agent == "gone")
+    # The ringing time is 15 s, and nobody hangs up for the caller.
+    await eventually(lambda: calls["c1"].state is CallState.WAITING and not agents["gone"].attached)
+    await eventually(lambda: calls["c0"].outcome is CallOutcome.ABANDONED)
+    assert calls["c0"].reason == "STREAM_LOST"
+    await line.stop()
+    await behind.channel.close()
+    return stream
+
+
+def flood(platform: Platform) -> Seat:
+    """A desktop that says more than anybody can read, and reads nothing."""
+    loud = Seat(platform.agents, "loud", state=agent_pb2.AGENT_STATE_PAUSED)
+    for number in range(FLOOD):
+        loud.send(accept={"offer_id": f"beijing.1.{number}"})
+    return loud
+
+
+async def accept_thrice(platform: Platform, stream: Any) -> None:
+    """An agent accepts an offer twice, and once more when it is over: one conversation, and nobody else's
+    call.
+    """
+    ann = Seat(platform.agents, "ann")
+    offer = (await ann.until("offer")).offer
+    assert offer.call.call_id == "c1", "what rang at a desk that is gone rings elsewhere"
+    other = platform.call("c2")
+    await until(other, "queued")
+    for _ in range(2):
+        ann.send(accept={"offer_id": offer.offer_id})
+    accepted = await until(stream, "accepted")
+    assert (await platform.routing.ConfirmCall(consent(accepted, "c1"))).confirmed
+    await ann.until("connected")
+    ann.send(accept={"offer_id": offer.offer_id})
+    refused = (await ann.until("refused")).refused
+    assert (refused.command, refused.reason) == (4, "OFFER_ENDED"), "the second was no error, the third is"
+    calls = platform.state.calls
+    assert (calls["c1"].state, calls["c2"].state) == (CallState.CONNECTED, CallState.WAITING)
+    other.cancel()
+    stream.cancel()
