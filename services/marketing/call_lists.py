@@ -3,7 +3,8 @@
 A campaign's step of the channel OUTBOUND_CALL hands its people to a list of its own, as another step hands
 them to a sender (`CallListSender`). The list's id is made of campaign, phase and step, the contact's of list
 and number: whatever is cut off and done again puts nobody on it twice. Who is called when, and by whom, is
-decided by those who ask `NextContacts`; what came of it comes back as `OutboundResultRecorded`.
+decided by those who ask `NextContacts`; what came of it comes back as `OutboundResultRecorded`
+(campaign_answers.py).
 """
 
 from __future__ import annotations
@@ -18,9 +19,8 @@ from google.protobuf.json_format import MessageToDict
 from callmesh.marketing.v1 import outbound_pb2
 from chassis.clock import Clock
 from chassis.errors import AlreadyExists, NotFound
-from chassis.ids import parse_names, stable_id
+from chassis.ids import stable_id
 from marketing import convert
-from marketing.campaign_store import Answers
 from marketing.kinds import CONTACT_LISTS, CONTACTS, FORBIDDEN
 from marketing.model import Profile
 from marketing.senders import Message, SendFailed
@@ -40,12 +40,6 @@ RETRIES: Mapping[int, tuple[int, int]] = {
     P.OUTBOUND_RESULT_MACHINE: (2, 24 * 3_600),
     P.OUTBOUND_RESULT_NETWORK_FAILURE: (3, 900),
     P.OUTBOUND_RESULT_ABANDONED: (2, 72 * 3_600),
-}
-#: What a call's result says to its campaign; a success is BOUGHT where the list promotes an offer.
-RESPONSES: Mapping[str, str] = {
-    "SUCCESS": "INTERESTED",
-    "DECLINED": "DECLINED",
-    "OPTED_OUT": "OPTED_OUT",
 }
 
 
@@ -155,27 +149,3 @@ class CallListSender:
         if len(self._known) >= KNOWN_LISTS_MAX:
             del self._known[next(iter(self._known))]
         self._known[id] = None
-
-
-def take_result(shelves: Shelves, answers: Answers, message: Any) -> bool:
-    """Tells a campaign what came of its call (`OutboundResultRecorded`); whether there was something to tell.
-    Repeatable.
-    """
-    response = RESPONSES.get(message.result)
-    list_name, _ = parse_names("contact", ("contactLists", "contacts"), message.contact)
-    if response is None or not message.customer:
-        return False
-    try:
-        row = shelves.get(CONTACT_LISTS, list_name)
-    except NotFound:
-        return False
-    origin = row.content.get("origin")
-    if not origin:
-        return False
-    if response == "INTERESTED" and row.content["resource"].get("offer"):
-        response = "BOUGHT"
-    customer = message.customer.removeprefix("customers/")
-    if answers.answer(origin["campaign"], customer, origin["phase"], response) is None:
-        return False
-    answers.mark_answered(origin["campaign"], origin["phase"], customer, response)
-    return True

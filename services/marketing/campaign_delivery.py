@@ -1,10 +1,22 @@
-"""Hands due touches to their senders, each once, and tells what became of them."""
+"""Hands due touches to their senders, each once, and tells what became of them.
+
+Each sender has a lane of its own: its messages are claimed, sent and noted apart from those of others, some
+at once. A lane ends its turn after `TURN_SECONDS`, and `deliver` does not wait for one that does not end, so
+a slow sender holds up nobody. One that fails rests for a while. What was claimed and not tried goes back as
+it was.
+
+A message may leave hours after somebody was taken in. So right before it does, everything is looked at again:
+consent, complaints, answers, whether the offer still stands, quiet hours, whether the phase is over.
+"""
 
 from __future__ import annotations
 
+import threading
+import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from datetime import datetime, timedelta
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from callmesh.common.v1 import common_pb2
@@ -12,23 +24,43 @@ from callmesh.marketing.v1 import events_pb2
 from chassis.bus import Event
 from chassis.ids import new_id, resource_name, stable_id
 from marketing import convert
-from marketing.campaign_engine import CONSENT, StepChannel, best_words, fill
+from marketing.campaign_engine import (
+    AGAIN,
+    CONSENT,
+    PASSING,
+    SENT,
+    Courtesy,
+    StepChannel,
+    best_words,
+    fill,
+    held_back,
+)
 from marketing.campaign_model import Campaign, Variant
+from marketing.campaign_runner import FINAL_ANSWERS, fits, is_quiet_until
 from marketing.campaign_store import CampaignStore
 from marketing.documents import profile_from_raw
 from marketing.model import Profile, best_text
-from marketing.senders import Message, Senders, SendFailed
+from marketing.senders import SENDERS_MAX, Lane, Message, Senders, SendFailed
 
-#: Touches claimed at once, and how long a claim holds, seconds.
+#: Touches claimed at once by a lane, and how long a claim holds, real seconds.
 CLAIM_MAX = 200
 CLAIM_SECONDS = 600.0
+#: Messages that one sender has in hand at once.
+AT_ONCE = 8
+#: Real seconds after which a lane begins no further message in its turn, and for which `deliver` waits for
+#: lanes.
+TURN_SECONDS = 5.0
+WAIT_SECONDS = 10.0
+#: How long a sender rests whose first message in a turn failed, seconds.
+REST_SECONDS = 30.0
 #: Attempts before a touch has failed for good, and the pause after the first (it doubles), seconds.
 ATTEMPTS_MAX = 8
 PAUSE_SECONDS = 30.0
 PAUSE_SECONDS_MAX = 3_600.0
 
-#: What came of a touch: (touch, state, when to try again, event).
-Result = tuple[Mapping[str, Any], str, datetime | None, Event | None]
+
+#: What to do with a touch instead of sending it: put it off until then, or, with None, never send it.
+Later = tuple[datetime | None]
 
 
 def words(variant: Variant, profile: Profile, values: Mapping[str, str]) -> tuple[str, str]:
@@ -42,6 +74,23 @@ def words(variant: Variant, profile: Profile, values: Mapping[str, str]) -> tupl
 
 
 @dataclass(kw_only=True, slots=True)
+class _Group:
+    """What there is to know of claimed touches."""
+
+    campaigns: Mapping[str, Campaign]
+    profiles: Mapping[str, Profile]
+    complaining: set[str]
+    #: Where people stand, by campaign and customer.
+    standing: Mapping[str, Mapping[str, Mapping[str, Any]]]
+    #: What messages are filled in with, by campaign and language.
+    values: dict[tuple[str, str], Mapping[str, str]] = field(default_factory=dict)
+
+
+def _drivers() -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(max_workers=2 * SENDERS_MAX, thread_name_prefix="campaign-lane")
+
+
+@dataclass(kw_only=True, slots=True)
 class Delivery:
     """Sends what is due."""
 
@@ -49,65 +98,157 @@ class Delivery:
     senders: Senders
     #: Values of `{{offer_title}}` and `{{price}}` for a campaign and a language.
     values: Callable[[str, str], Mapping[str, str]]
-    #: Whether nobody is to be addressed any more; asked before every message, for a slow sender makes a
-    #: group long.
+    #: Whether nobody is to be addressed any more; asked before every message.
     is_halted: Callable[[], bool] = lambda: False
+    #: The rules in force; whoever runs campaigns keeps them up to date.
+    courtesy: Courtesy = field(default_factory=Courtesy)
+    holiday: Callable[[datetime], bool] = lambda _: False
+    turn_seconds: float = TURN_SECONDS
+    wait_seconds: float = WAIT_SECONDS
+    _lanes: ThreadPoolExecutor = field(default_factory=_drivers)
+    _pools: dict[str, ThreadPoolExecutor] = field(default_factory=dict)
+    #: Lanes whose turn has not ended.
+    _at_work: dict[str, Future[int]] = field(default_factory=dict)
+    #: Until when senders rest that failed.
+    _resting: dict[str, datetime] = field(default_factory=dict)
 
     def deliver(self, campaigns: Sequence[Campaign], now: datetime) -> int:
-        """Claims and sends one group; how many were taken up. A sender that fails stops only its own."""
+        """A turn of every lane; how many touches were taken up by those that ended."""
         by_id = {campaign.id: campaign for campaign in campaigns}
-        until = now + timedelta(seconds=CLAIM_SECONDS)
-        claimed = self.store.claim(list(by_id), new_id(), now, until, CLAIM_MAX)
-        profiles = self.store.profiles_of([touch["customer"] for touch in claimed])
-        down: set[str] = set()
-        for touch in claimed:
-            result: Result = (touch, "QUEUED", now, None)
-            if not self.is_halted():
-                result = self._one(
-                    by_id[touch["campaign"]], touch, profiles.get(touch["customer"]), down, now
-                )
-            # One by one: what was sent is noted before the next is.
-            self.store.finish([result])
+        for lane in self.senders.lanes(sorted(SENT)):
+            if lane.name not in self._at_work and self._resting.get(lane.name, now) <= now:
+                self._at_work[lane.name] = self._lanes.submit(self._turn, lane, by_id, now)
+        ended, _ = wait(self._at_work.values(), timeout=self.wait_seconds)
+        for name in [name for name, turn in self._at_work.items() if turn in ended]:
+            del self._at_work[name]
+        return sum(turn.result() for turn in ended)
+
+    def _turn(self, lane: Lane, by_id: Mapping[str, Campaign], now: datetime) -> int:
+        """Claims and sends one group of a lane; how many were claimed."""
+        token, real_now = new_id(), datetime.now(UTC)
+        claimed = self.store.claim(
+            list(by_id),
+            token,
+            now,
+            real_now=real_now,
+            until=real_now + timedelta(seconds=CLAIM_SECONDS),
+            limit=CLAIM_MAX,
+            of={"channel": lane.channel.value, **lane.senders},
+        )
+        if not claimed:
+            return 0
+        try:
+            self._send_all(lane, self._group(by_id, claimed), claimed, now)
+        finally:
+            self.store.release(token)
         return len(claimed)
 
-    def _one(
-        self,
-        campaign: Campaign,
-        touch: Mapping[str, Any],
-        raw: Mapping[str, Any] | None,
-        down: set[str],
-        now: datetime,
-    ) -> Result:
-        channel = StepChannel(touch["channel"])
-        found = self.senders.of(channel, touch.get("sender", ""))
-        profile = profile_from_raw(raw) if raw else None
-        if (
-            profile is None
-            or not profile.alive
-            or CONSENT[channel] in profile.refused_channels
-            or found is None
-        ):
-            return touch, "FAILED", None, self._event(touch, False, now)
-        name, sender = found
-        if name in down:
-            return touch, "QUEUED", now + timedelta(seconds=PAUSE_SECONDS), None
-        subject, body = words(_variant(campaign, touch), profile, self.values(campaign.id, profile.language))
-        origin = {key: touch.get(key, "") for key in ("campaign", "phase", "step", "variant")}
-        if campaign.offer:
-            origin["offer"] = campaign.offer
-        message = Message(
-            id=touch["_id"], profile=profile, channel=channel, subject=subject, body=body, origin=origin
+    def _group(self, by_id: Mapping[str, Campaign], claimed: Sequence[Mapping[str, Any]]) -> _Group:
+        people = sorted({touch["customer"] for touch in claimed})
+        raws = self.store.profiles_of(people)
+        return _Group(
+            campaigns=by_id,
+            profiles={customer: profile_from_raw(raw) for customer, raw in raws.items()},
+            complaining=self.store.complaining(people),
+            standing={
+                campaign: self.store.standing(campaign, people)
+                for campaign in {touch["campaign"] for touch in claimed}
+            },
         )
+
+    def _send_all(
+        self, lane: Lane, group: _Group, claimed: Sequence[Mapping[str, Any]], now: datetime
+    ) -> None:
+        """The first by itself, to see whether the sender is there; then the others, some at once."""
+        stop, ends = threading.Event(), time.monotonic() + self.turn_seconds
+
+        def one(touch: Mapping[str, Any]) -> None:
+            if stop.is_set() or time.monotonic() >= ends or self.is_halted():
+                return
+            if not self._one(lane, group, touch, now):
+                stop.set()
+
+        one(claimed[0])
+        if stop.is_set():
+            self._resting[lane.name] = now + timedelta(seconds=REST_SECONDS)
+            return
+        if lane.name not in self._pools:
+            self._pools[lane.name] = ThreadPoolExecutor(AT_ONCE, f"campaign-send-{lane.name}")
+        list(self._pools[lane.name].map(one, claimed[1:]))
+
+    def _one(self, lane: Lane, group: _Group, touch: Mapping[str, Any], now: datetime) -> bool:
+        """Sends a touch, or notes why not; False when the sender seems to be down."""
+        campaign, profile = group.campaigns[touch["campaign"]], group.profiles.get(touch["customer"])
+        later = self._later(campaign, group, touch, profile, now)
+        if later is not None and later[0] is not None:
+            self.store.put_off(touch, later[0], tried=False)
+            return True
+        if later is not None or profile is None or lane.sender is None:
+            self._end(touch, False, now)
+            return True
         try:
-            sender.send(message)
+            lane.sender.send(self._message(campaign, group, touch, profile, lane.channel))
         except SendFailed as error:
             attempts = touch.get("attempts", 0) + 1
             if error.final or attempts >= ATTEMPTS_MAX:
-                return touch, "FAILED", None, self._event(touch, False, now)
-            down.add(name)
-            pause = min(PAUSE_SECONDS_MAX, PAUSE_SECONDS * 2 ** (attempts - 1))
-            return touch, "QUEUED", now + timedelta(seconds=pause), None
-        return touch, "SENT", None, self._event(touch, True, now)
+                self._end(touch, False, now)
+            else:
+                pause = min(PAUSE_SECONDS_MAX, PAUSE_SECONDS * 2 ** (attempts - 1))
+                self.store.put_off(touch, now + timedelta(seconds=pause), tried=True)
+            return error.final
+        self._end(touch, True, now)
+        return True
+
+    def _later(
+        self,
+        campaign: Campaign,
+        group: _Group,
+        touch: Mapping[str, Any],
+        profile: Profile | None,
+        now: datetime,
+    ) -> Later | None:
+        """What stands in the way of a message now; None for nothing."""
+        phase = next(phase for phase in campaign.phases if phase.id == touch["phase"])
+        if profile is None or now >= phase.end:
+            return (None,)
+        channel = StepChannel(touch["channel"])
+        stands = group.standing[campaign.id].get(profile.customer) or {}
+        held = held_back(
+            profile,
+            channel,
+            has_address=True,
+            complaining=profile.customer in group.complaining,
+            declined=stands.get("response") in FINAL_ANSWERS,
+            is_capped=False,
+            fits=fits(campaign, profile, channel, now),
+        )
+        if held is not None:
+            return (now + AGAIN if held in PASSING else None,)
+        end = is_quiet_until(self.courtesy, profile, channel, now, self.holiday)
+        return None if end is None else (end,)
+
+    def _message(
+        self,
+        campaign: Campaign,
+        group: _Group,
+        touch: Mapping[str, Any],
+        profile: Profile,
+        channel: StepChannel,
+    ) -> Message:
+        key = (campaign.id, profile.language)
+        if key not in group.values:
+            group.values[key] = self.values(*key)
+        subject, body = words(_variant(campaign, touch), profile, group.values[key])
+        origin = {key: touch.get(key, "") for key in ("campaign", "phase", "step", "variant")}
+        if campaign.offer:
+            origin["offer"] = campaign.offer
+        return Message(
+            id=touch["_id"], profile=profile, channel=channel, subject=subject, body=body, origin=origin
+        )
+
+    def _end(self, touch: Mapping[str, Any], delivered: bool, now: datetime) -> None:
+        state = "SENT" if delivered else "FAILED"
+        self.store.finish(touch, state, self._event(touch, delivered, now), datetime.now(UTC))
 
     def _event(self, touch: Mapping[str, Any], delivered: bool, now: datetime) -> Event:
         customer = resource_name("customers", touch["customer"])

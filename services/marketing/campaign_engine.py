@@ -4,10 +4,13 @@
    periods; a phase takes in those of the segment for whom its entry rule holds, and takes each through its
    steps in order. The next step is due when `wait` has passed and no answer came; whoever declined or opted
    out is not addressed again.
-2. Nobody is addressed against the rules of courtesy: consent for the channel, no unresolved complaint, an
-   address to reach them by, the caps over all campaigns. What holds somebody back is counted by its cause
-   (`Held`).
-3. Quiet hours are those of the person's own clock. What falls into them waits until they end.
+2. Nobody is addressed against the rules of courtesy: consent for the channel, not opted out, no unresolved
+   complaint, eligible for the offer that is promoted, an address to reach them by, the caps over all
+   campaigns. What holds somebody back is counted by its cause (`Held`). Causes that pass (`PASSING`) put the
+   step off by a day. All of it but the caps is looked at again right before a message leaves, which may be
+   hours later.
+3. Quiet hours are those of the person's own clock, the person's own quiet windows among them. What falls into
+   them waits until they end.
 4. Each person meets each step once: a touch has one id, made of campaign, phase, step and customer.
 5. Variants are dealt out by a digest of step and customer, so that a repeated run deals alike. A comparison
    ends by a sequential test that stays valid however often one looks (mixture sequential probability ratio
@@ -19,7 +22,7 @@ from __future__ import annotations
 
 import enum
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta, tzinfo
 
@@ -29,6 +32,8 @@ from marketing.policy import share_of
 #: Prior variance of a difference in rates, for the sequential test: differences of a few percent are looked
 #: for.
 PRIOR_VARIANCE = 0.001
+#: Quiet spans that may follow on each other: two weeks of holidays, nights between them.
+QUIET_SPANS_MAX = 60
 #: Share of a phase that must be over before its goals are judged.
 OUTLOOK_SHARE_MIN = 0.1
 
@@ -62,6 +67,12 @@ class Held(enum.StrEnum):
     NO_ADDRESS = "NO_ADDRESS"
     OPEN_COMPLAINT = "OPEN_COMPLAINT"
     DO_NOT_CONTACT = "DO_NOT_CONTACT"
+    NOT_ELIGIBLE = "NOT_ELIGIBLE"
+
+
+#: Causes that pass by themselves, and after which time somebody is looked at again.
+PASSING = frozenset({Held.FREQUENCY_CAP, Held.OPEN_COMPLAINT})
+AGAIN = timedelta(days=1)
 
 
 class StepChannel(enum.StrEnum):
@@ -109,6 +120,8 @@ class Quiet:
     end_minute: int
     #: Empty is all.
     channels: frozenset[StepChannel] = frozenset()
+    #: Days on which it begins, 1 Monday to 7 Sunday; empty is all.
+    weekdays: frozenset[int] = frozenset()
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -160,40 +173,84 @@ def held_back(
     complaining: bool,
     declined: bool,
     is_capped: bool,
+    fits: bool = True,
 ) -> Held | None:
-    """Why somebody is not addressed now; None when they may be."""
-    if not profile.alive or declined:
+    """Why somebody is not addressed now; None when they may be. `fits` says whether they are eligible for
+    what is promoted.
+    """
+    if not profile.alive or declined or profile.opted_out:
         return Held.DO_NOT_CONTACT
     if CONSENT[channel] in profile.refused_channels:
         return Held.NO_CONSENT
     if complaining:
         return Held.OPEN_COMPLAINT
+    if not fits:
+        return Held.NOT_ELIGIBLE
     if not has_address:
         return Held.NO_ADDRESS
     return Held.FREQUENCY_CAP if is_capped else None
 
 
+def own_quiet(profile: Profile) -> tuple[Quiet, ...]:
+    """A person's own quiet windows, for the channels of steps."""
+    return tuple(
+        Quiet(
+            start_minute=window.start_minute,
+            end_minute=window.end_minute,
+            weekdays=window.weekdays,
+            channels=frozenset(step for step, channel in CONSENT.items() if channel in window.channels),
+        )
+        for window in profile.quiet_windows
+        # Channels that no step uses must not become "all channels".
+        if not window.channels or window.channels & set(CONSENT.values())
+    )
+
+
 def quiet_until(
-    quiet: Sequence[Quiet], channel: StepChannel, now: datetime, zone: tzinfo, *, holiday: bool = False
+    quiet: Sequence[Quiet],
+    channel: StepChannel,
+    now: datetime,
+    zone: tzinfo,
+    *,
+    holiday: Callable[[datetime], bool] = lambda _: False,
 ) -> datetime | None:
-    """When quiet ends that holds at this instant on the person's clock; None when none does."""
+    """When quiet ends that holds at this instant on the person's clock, spans and holidays that follow on
+    each other taken together; None when none does. `holiday` says whether a local time is one. Where quiet
+    does not end within `QUIET_SPANS_MAX` spans, the end of the last one looked at.
+    """
     if channel in WAITING:
         return None
-    local = now.astimezone(zone)
-    start = local.replace(hour=0, minute=0, second=0, microsecond=0)
-    if holiday:
-        return (start + timedelta(days=1)).astimezone(UTC)
+    moment = now
+    for _ in range(QUIET_SPANS_MAX):
+        end = _quiet_end(quiet, channel, moment.astimezone(zone), holiday)
+        if end is None:
+            break
+        moment = end.astimezone(UTC)
+    return moment if moment != now else None
+
+
+def _quiet_end(
+    quiet: Sequence[Quiet], channel: StepChannel, local: datetime, holiday: Callable[[datetime], bool]
+) -> datetime | None:
+    """The latest end of the spans that hold at a local time."""
+    midnight = local.replace(hour=0, minute=0, second=0, microsecond=0)
     minute = local.hour * 60 + local.minute
-    ends = []
+    ends = [midnight + timedelta(days=1)] if holiday(local) else []
+    today, yesterday = local.isoweekday(), (midnight - timedelta(days=1)).isoweekday()
     for span in quiet:
         if span.channels and channel not in span.channels:
             continue
         first, end = span.start_minute, span.end_minute
-        if first <= minute < end:
-            ends.append(start + timedelta(minutes=end))
-        elif first > end and (minute >= first or minute < end):
-            ends.append(start + timedelta(minutes=end, days=1 if minute >= first else 0))
-    return max(ends).astimezone(UTC) if ends else None
+        begins = not span.weekdays or today in span.weekdays
+        if first < end:
+            if begins and first <= minute < end:
+                ends.append(midnight + timedelta(minutes=end))
+        elif first > end:
+            if begins and minute >= first:
+                ends.append(midnight + timedelta(days=1, minutes=end))
+            elif minute < end and (not span.weekdays or yesterday in span.weekdays):
+                ends.append(midnight + timedelta(minutes=end))
+    return max(ends, default=None)
 
 
 def variant_of(step: str, customer: str, weights: Sequence[tuple[str, int]]) -> str:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 
 from marketing.campaign_engine import CampaignState, StepChannel
-from marketing.model import EVERYBODY, Audience, Text
+from marketing.model import EVERYBODY, Audience, Offer, Text
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -59,6 +59,8 @@ class Campaign:
     segment: str = ""
     #: What it promotes, "offers/…", "" nothing.
     offer: str = ""
+    #: That offer as it stands; None where there is none (any more).
+    promoted: Offer | None = None
     #: The segment's rule, "" for none.
     rule: str = ""
     phases: tuple[Phase, ...]

@@ -9,18 +9,22 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
-from datetime import UTC, datetime, timedelta, tzinfo
+from datetime import datetime, timedelta, tzinfo
 from functools import lru_cache
 from typing import Any
 from zoneinfo import ZoneInfo
 
 from marketing.campaign_engine import (
+    AGAIN,
+    CONSENT,
+    PASSING,
     SENT,
     WAITING,
     Courtesy,
     StepChannel,
     capped,
     held_back,
+    own_quiet,
     quiet_until,
     touch_id,
     variant_of,
@@ -28,6 +32,7 @@ from marketing.campaign_engine import (
 from marketing.campaign_model import Campaign, Phase, Step
 from marketing.campaign_store import CampaignStore
 from marketing.documents import profile_from_raw
+from marketing.engine import eligible
 from marketing.model import Contact, Profile
 from marketing.rules import CustomerFacts, compiled
 from marketing.segments import belongs
@@ -41,11 +46,13 @@ FINAL_ANSWERS = frozenset({"DECLINED", "OPTED_OUT"})
 #: Where a person's clock is not known.
 DEFAULT_ZONE = "Asia/Shanghai"
 
-#: Whether somebody can be reached over a channel by a sender.
-Reachable = Callable[[Profile, StepChannel], bool]
+#: Whether somebody can be reached over a channel by a sender, "" for the channel's own.
+Reachable = Callable[[Profile, StepChannel, str], bool]
+#: Digits of a number that tell its time zone, the "+" among them.
+ZONE_CHARACTERS = 8
 
 
-def has_number(profile: Profile, channel: StepChannel) -> bool:
+def has_number(profile: Profile, channel: StepChannel, sender: str = "") -> bool:
     """The plain test: everything but mail, the shop and other systems needs a number."""
     return bool(profile.numbers) or channel in (StepChannel.SHOP, StepChannel.WEBHOOK, StepChannel.EMAIL)
 
@@ -57,6 +64,53 @@ def zone_of(name: str) -> tzinfo:
         return ZoneInfo(name or DEFAULT_ZONE)
     except (KeyError, ValueError, OSError):
         return ZoneInfo(DEFAULT_ZONE)
+
+
+def clock_name(time_zone: str, number: str) -> str:
+    """The time zone of a person: as known, else by the number, else ""."""
+    return time_zone or _zone_of_prefix(number[:ZONE_CHARACTERS])
+
+
+@lru_cache(maxsize=20_000)
+def _zone_of_prefix(prefix: str) -> str:
+    """Numbers that begin alike share a zone; of several zones the first."""
+    import phonenumbers
+    from phonenumbers.timezone import UNKNOWN_TIMEZONE, time_zones_for_geographical_number
+
+    try:
+        found = time_zones_for_geographical_number(phonenumbers.parse(prefix))
+    except phonenumbers.NumberParseException:
+        return ""
+    return "" if not found or found[0] == UNKNOWN_TIMEZONE else str(found[0])
+
+
+def fits(campaign: Campaign, profile: Profile, channel: StepChannel, now: datetime) -> bool:
+    """Whether somebody may be made the offer that a campaign promotes, if any."""
+    if not campaign.offer:
+        return True
+    contact = Contact(channel=CONSENT[channel])
+    return campaign.promoted is not None and eligible(campaign.promoted, profile, contact, now)
+
+
+def is_quiet_until(
+    courtesy: Courtesy,
+    profile: Profile,
+    channel: StepChannel,
+    now: datetime,
+    holiday: Callable[[datetime], bool],
+) -> datetime | None:
+    """When to look again at a person for whom it is quiet now: when that ends, and after a day at the latest,
+    for rules change. None when it is not quiet.
+    """
+    zone = zone_of(clock_name(profile.time_zone, profile.numbers[0] if profile.numbers else ""))
+    days = holiday if courtesy.holidays_quiet else _no_holiday
+    spans = (*courtesy.quiet, *own_quiet(profile)) if profile.quiet_windows else courtesy.quiet
+    end = quiet_until(spans, channel, now, zone, holiday=days)
+    return None if end is None else min(end, now + AGAIN)
+
+
+def _no_holiday(_: datetime) -> bool:
+    return False
 
 
 @dataclass(kw_only=True, slots=True)
@@ -210,7 +264,7 @@ class Runner:
         earlier = self.store.touched(ids, now - timedelta(days=self.courtesy.days_max))
         counts: dict[str, int] = {}
         rows, touches = [], []
-        quiet: dict[str, datetime | None] = {}
+        quiet: dict[Any, datetime | None] = {}
         for profile in people:
             mine = touch_id(campaign.id, phase.id, step.id, profile.customer)
             others = [(at, over) for at, over, id in earlier.get(profile.customer, ()) if id != mine]
@@ -218,30 +272,28 @@ class Runner:
             held = held_back(
                 profile,
                 step.channel,
-                has_address=self.reachable(profile, step.channel),
+                has_address=self.reachable(profile, step.channel, step.sender),
                 complaining=profile.customer in complaining,
                 declined=stands is not None and stands.get("response") in FINAL_ANSWERS,
                 is_capped=capped(self.courtesy, others, step.channel, now),
+                fits=fits(campaign, profile, step.channel, now),
             )
             if held is None:
-                if profile.time_zone not in quiet:
-                    quiet[profile.time_zone] = self._quiet(step.channel, profile.time_zone, now)
-                touches.append(
-                    _touch(campaign, phase, step, profile, mine, now, quiet[profile.time_zone] or now)
-                )
+                number_of = profile.numbers[0][:ZONE_CHARACTERS] if profile.numbers else ""
+                clock = (profile.time_zone or number_of, profile.quiet_windows)
+                if clock not in quiet:
+                    quiet[clock] = is_quiet_until(self.courtesy, profile, step.channel, now, self.holiday)
+                touches.append(_touch(campaign, phase, step, profile, mine, now, quiet[clock] or now))
             else:
                 counts[held.value] = counts.get(held.value, 0) + 1
             # Who stands here already was taken in by a run that a crash cut off.
             if stands is None or (stands.get("phase"), stands.get("step")) != (phase.id, step.id):
-                rows.append(_person(campaign, phase, number, profile, stands, now, held is None))
+                if held in PASSING and now + AGAIN < phase.end:
+                    rows.append(_put_off(campaign, phase, number, profile, stands, now + AGAIN))
+                else:
+                    rows.append(_person(campaign, phase, number, profile, stands, now, held is None))
         counts["touches"] = len(touches)
         return Taken(rows=rows, touches=touches, counts=counts)
-
-    def _quiet(self, channel: StepChannel, zone: str, now: datetime) -> datetime | None:
-        clock = zone_of(zone)
-        local = now.astimezone(clock)
-        holiday = self.courtesy.holidays_quiet and self.holiday(local)
-        return quiet_until(self.courtesy.quiet, channel, now, clock, holiday=holiday)
 
     def next_steps(self, campaign: Campaign, now: datetime) -> int:
         """Takes a batch of those who did not answer to their next step; how many."""
@@ -261,7 +313,8 @@ class Runner:
         standing = {raw["customer"]: raw for raw in due}
         for (phase_id, step_id), people in groups.items():
             phase = next(phase for phase in campaign.phases if phase.id == phase_id)
-            place = next(at for at, step in enumerate(phase.steps) if step.id == step_id)
+            # "" is before the first: somebody who was put off there.
+            place = next((at for at, step in enumerate(phase.steps) if step.id == step_id), -1)
             if place + 1 < len(phase.steps) and now < phase.end:
                 taken = self._addressed(campaign, phase, place + 1, people, standing, now)
                 self.store.take_in(taken.rows, taken.touches)
@@ -302,6 +355,7 @@ def _touch(
         "step": step.id,
         "variant": variant,
         "customer": profile.customer,
+        "region": profile.home_region,
         "channel": step.channel.value,
         "sender": step.sender,
         "state": state,
@@ -357,6 +411,24 @@ def _person(
     return row
 
 
-def utc_now() -> datetime:
-    """Real time, for claims."""
-    return datetime.now(UTC)
+def _put_off(
+    campaign: Campaign,
+    phase: Phase,
+    number: int,
+    profile: Profile,
+    stands: Mapping[str, Any] | None,
+    again: datetime,
+) -> dict[str, Any]:
+    """Where a person stands who is to be looked at again for a step: before it."""
+    before = phase.steps[number - 1].id if number else ""
+    if stands is None:
+        row = _person(campaign, phase, number, profile, None, again, False)
+        return {**row, "step": before, "next_at": again}
+    change: dict[str, Any] = {"phase": phase.id, "step": before, "next_at": again}
+    if phase.id not in (stands.get("touched") or {}):
+        change[f"touched.{phase.id}"] = 0
+    return {
+        "_id": f"{campaign.id}/{profile.customer}",
+        "was": (stands.get("phase"), stands.get("step")),
+        "set": {"$set": change},
+    }

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from datetime import timedelta
+from datetime import datetime, timedelta
 from typing import Any
 
 from google.protobuf.empty_pb2 import Empty
@@ -18,8 +18,9 @@ from chassis.mongo import parse_etag, retry_conflicts
 from chassis.pagination import Page, request_fingerprint
 from marketing import convert
 from marketing.campaign_delivery import words
-from marketing.campaign_engine import StepChannel, capped, held_back
-from marketing.campaign_runner import Runner
+from marketing.campaign_engine import SENT, StepChannel, capped, held_back
+from marketing.campaign_model import Campaign
+from marketing.campaign_runner import FINAL_ANSWERS, Runner, fits
 from marketing.campaign_store import CampaignStore
 from marketing.campaigns import (
     POLICY,
@@ -32,13 +33,18 @@ from marketing.campaigns import (
     policy_problems,
     reachable,
 )
-from marketing.kinds import CAMPAIGNS, CONTACT_POLICY, ContactNotFound
-from marketing.model import Profile
+from marketing.documents import profile_from_raw
+from marketing.kinds import CAMPAIGNS, CONTACT_POLICY, SURVEYS, ContactNotFound
+from marketing.model import OfferState, Profile
 from marketing.segments import belongs
 from marketing.senders import Senders
 from marketing.shelf import Row
 
 C = campaigns_pb2
+_SENT = frozenset({C.STEP_CHANNEL_SMS, C.STEP_CHANNEL_EMAIL, C.STEP_CHANNEL_WEBHOOK})
+#: Most touch points shown at once, and touches looked at for them.
+TOUCH_POINTS_MAX = 10
+WAITING_LOOKED_AT = 100
 #: Customers that a preview looks at, and most samples that it shows.
 PREVIEWED = 2_000
 SAMPLES_MAX = 20
@@ -108,16 +114,41 @@ class CampaignServicer(campaigns_pb2_grpc.CampaignServiceServicer):
             now = self._campaigns.clock.now()
             if all(convert.moment(phase.period.end_time) <= now for phase in message.phases):
                 causes.append("every phase is over")
-            sent = {C.STEP_CHANNEL_SMS, C.STEP_CHANNEL_EMAIL, C.STEP_CHANNEL_WEBHOOK}
+            causes += self._offer_causes(message, now)
             for phase in message.phases:
+                causes += self._survey_causes(phase)
                 for step in phase.steps:
                     channel = StepChannel(_named(C.StepChannel, "STEP_CHANNEL", step.channel))
-                    if step.channel in sent and self._senders.of(channel, step.sender) is None:
+                    if step.channel in _SENT and self._senders.of(channel, step.sender) is None:
                         causes.append(f"step {step.step_id} has no sender for {channel}")
             if causes:
                 raise CampaignNotStartable(subject=message.name, why="; ".join(causes))
 
         return self._campaigns.go(request, "start", check)
+
+    def _offer_causes(self, message: Any, now: datetime) -> list[str]:
+        """Why nobody could take what a campaign promotes."""
+        offer = self._campaigns.promoted(message)
+        if not message.offer:
+            return []
+        if offer is None:
+            return [f"there is no {message.offer}"]
+        if offer.state is not OfferState.PUBLISHED:
+            return [f"{message.offer} is {offer.state}"]
+        if offer.valid_until is not None and offer.valid_until <= now:
+            return [f"the validity of {message.offer} is over"]
+        return [f"{message.offer} is sold out"] if offer.sold_out else []
+
+    def _survey_causes(self, phase: Any) -> list[str]:
+        """Why the survey of a phase could not be answered."""
+        if not phase.survey:
+            return []
+        try:
+            row = self._campaigns.shelves.get(SURVEYS, phase.survey.removeprefix("surveys/"))
+        except NotFound:
+            return [f"there is no {phase.survey}"]
+        is_open = row.content["resource"].get("state") == "SURVEY_STATE_OPEN"
+        return [] if is_open else [f"{phase.survey} is not OPEN"]
 
     def PauseCampaign(self, request: C.PauseCampaignRequest, context: Any) -> C.Campaign:
         """Holds it."""
@@ -140,7 +171,7 @@ class CampaignServicer(campaigns_pb2_grpc.CampaignServiceServicer):
         campaign = self._campaigns.value(self._campaigns.desk.row(request.name))
         courtesy, now = self._campaigns.courtesy(), self._campaigns.clock.now()
         runner = Runner(store=self._counting, courtesy=courtesy, reachable=self._reaches)
-        people = [p for p in self._campaigns.store.sample(PREVIEWED) if runner._member(campaign, p, now)]
+        people = [p for p in self._looked_at(campaign) if runner._member(campaign, p, now)]
         ids = [profile.customer for profile in people]
         complaining = self._counting.complaining(ids)
         earlier = self._counting.touched(ids, now - timedelta(days=courtesy.days_max))
@@ -153,10 +184,11 @@ class CampaignServicer(campaigns_pb2_grpc.CampaignServiceServicer):
                 held = held_back(
                     profile,
                     step.channel,
-                    has_address=self._reaches(profile, step.channel),
+                    has_address=self._reaches(profile, step.channel, step.sender),
                     complaining=profile.customer in complaining,
                     declined=False,
                     is_capped=capped(courtesy, mine, step.channel, now),
+                    fits=fits(campaign, profile, step.channel, now),
                 )
                 if held is not None:
                     shown.held_back[held.value] += 1
@@ -175,8 +207,17 @@ class CampaignServicer(campaigns_pb2_grpc.CampaignServiceServicer):
                     )
         return response
 
-    def _reaches(self, profile: Profile, channel: StepChannel) -> bool:
-        return reachable(self._senders, profile, channel)
+    def _looked_at(self, campaign: Campaign) -> list[Profile]:
+        """The customers that a preview looks at: a sample, or the first members of a segment that follows
+        events.
+        """
+        if not campaign.segment:
+            return list(self._campaigns.store.sample(PREVIEWED))
+        members = self._counting.members(campaign.segment, "", PREVIEWED)
+        return [profile_from_raw(raw) for raw in self._counting.profiles_of(members).values()]
+
+    def _reaches(self, profile: Profile, channel: StepChannel, sender: str = "") -> bool:
+        return reachable(self._senders, profile, channel, sender)
 
     def GetCampaignFunnel(self, request: C.GetCampaignFunnelRequest, context: Any) -> C.CampaignFunnel:
         """How far each phase has come."""
@@ -230,6 +271,10 @@ class CampaignServicer(campaigns_pb2_grpc.CampaignServiceServicer):
         if raw is None:
             raise ContactNotFound(resource=f"{request.campaign}/contacts/{customer}")
         self._counting.mark_answered(campaign.id, request.phase_id or raw["phase"], customer, answer)
+        if request.response == C.CONTACT_RESPONSE_OPTED_OUT:
+            self._counting.opt_out(customer, self._campaigns.clock.now())
+        elif request.response == C.CONTACT_RESPONSE_BOUGHT:
+            self._campaigns.sold(self._counting, campaign.id, customer, "")
         return _stands(raw)
 
     def ListTouchPoints(self, request: C.ListTouchPointsRequest, context: Any) -> C.ListTouchPointsResponse:
@@ -238,17 +283,32 @@ class CampaignServicer(campaigns_pb2_grpc.CampaignServiceServicer):
         channel = request.channel or C.STEP_CHANNEL_TOUCH_POINT
         if channel not in (C.STEP_CHANNEL_TOUCH_POINT, C.STEP_CHANNEL_SHOP):
             raise InvalidArgument(field="channel", why="must be TOUCH_POINT or SHOP")
-        response = C.ListTouchPointsResponse()
-        profile = self._campaigns.store.profile(customer)
-        if profile is None or not profile.alive or self._campaigns.store.open_complaints(customer, 1):
+        if not 0 <= request.page_size <= TOUCH_POINTS_MAX:
+            raise InvalidArgument(field="page_size", why=f"must be 0 to {TOUCH_POINTS_MAX}")
+        response, store, now = C.ListTouchPointsResponse(), self._campaigns.store, self._campaigns.clock.now()
+        over = StepChannel(_named(C.StepChannel, "STEP_CHANNEL", channel))
+        profile = store.profile(customer)
+        if profile is None or self._campaigns.courtesy().halted:
             return response
+        complaining = bool(store.open_complaints(customer, 1))
         running = {campaign.id: campaign for campaign in self._campaigns.running()}
-        over = _named(C.StepChannel, "STEP_CHANNEL", channel)
-        for touch in self._counting.waiting(customer, over, min(10, request.page_size or 3)):
-            campaign = running.get(touch["campaign"])
-            if campaign is None:
-                continue
+        standing = {id: self._counting.standing(id, [customer]).get(customer) or {} for id in running}
+        for touch in self._counting.waiting(customer, over.value, list(running), WAITING_LOOKED_AT):
+            if len(response.touch_points) >= (request.page_size or 3):
+                break
+            campaign = running[touch["campaign"]]
             phase = next(phase for phase in campaign.phases if phase.id == touch["phase"])
+            held = held_back(
+                profile,
+                over,
+                has_address=True,
+                complaining=complaining,
+                declined=standing[campaign.id].get("response") in FINAL_ANSWERS,
+                is_capped=False,
+                fits=fits(campaign, profile, over, now),
+            )
+            if held is not None or now >= phase.end:
+                continue
             step = next(step for step in phase.steps if step.id == touch["step"])
             variant = next((one for one in step.variants if one.id == touch["variant"]), step.variants[0])
             values = self._campaigns.values(campaign.id, profile.language)
@@ -343,8 +403,9 @@ class CampaignServicer(campaigns_pb2_grpc.CampaignServiceServicer):
     def ListSenders(self, request: C.ListSendersRequest, context: Any) -> C.ListSendersResponse:
         """The configured senders, with what waits for each."""
         response = C.ListSendersResponse()
+        lanes = {lane.name: lane.senders for lane in self._senders.lanes(sorted(SENT))}
         for config in self._senders.configs:
-            queued, failing = self._counting.backlog(config.channel.value)
+            queued, failing = self._counting.backlog(config.channel.value, lanes[config.id])
             response.senders.add(
                 sender_id=config.id,
                 channel=C.StepChannel.Value(f"STEP_CHANNEL_{config.channel.value}"),

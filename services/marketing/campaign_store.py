@@ -36,7 +36,7 @@ class TouchDocument(Aggregate):
         "collection": "touches",
         "indexes": [
             {"fields": ["customer", "at", "channel"], "name": "customer_at"},
-            {"fields": ["state", "due_at"], "name": "due"},
+            {"fields": ["state", "channel", "due_at"], "name": "due_by_channel"},
             {"fields": ["token"], "name": "token", "sparse": True},
         ],
     }
@@ -46,6 +46,8 @@ class TouchDocument(Aggregate):
     step = StringField(required=True)
     variant = StringField()
     customer = StringField(required=True)
+    #: Where the customer belongs, for the profit report.
+    region = StringField()
     channel = StringField(required=True)
     sender = StringField()
     #: QUEUED, SENDING, SENT, FAILED, or WAITING for the person to be there.
@@ -78,6 +80,11 @@ class CampaignContactDocument(Document):
                 "name": "response",
                 "partialFilterExpression": {"response": {"$exists": True}},
             },
+            {
+                "fields": ["bought_at"],
+                "name": "bought",
+                "partialFilterExpression": {"bought_at": {"$exists": True}},
+            },
         ],
     }
 
@@ -95,6 +102,10 @@ class CampaignContactDocument(Document):
     touch_count = IntField()
     touched_at = DateTimeField()
     next_at = DateTimeField()
+    #: When they bought what is promoted, what that was worth, and who sold it.
+    bought_at = DateTimeField()
+    bought_worth = StringField()
+    bought_agent = StringField()
 
 
 class RunDocument(Document):
@@ -165,6 +176,15 @@ class Answers(Protocol):
 
     def mark_answered(self, campaign: str, phase: str, customer: str, response: str) -> None:
         """Notes an answer at the touches of its phase."""
+
+    def answers(self, campaign: str, customer: str) -> Mapping[str, str]:
+        """What a person answered, by phase; empty for one who is not in the campaign."""
+
+    def opt_out(self, customer: str, at: datetime) -> None:
+        """Notes that a customer is not to be addressed again, by whatever campaign or list."""
+
+    def bought(self, campaign: str, customer: str, at: datetime, worth: str, agent: str) -> None:
+        """Notes that a person bought what is promoted, once: a decimal amount, "agents/…" or ""."""
 
 
 class TouchLog(Protocol):
@@ -350,42 +370,67 @@ class CampaignStore:
     # delivering
 
     def claim(
-        self, campaigns: Sequence[str], token: str, now: datetime, until: datetime, limit: int
+        self,
+        campaigns: Sequence[str],
+        token: str,
+        now: datetime,
+        *,
+        real_now: datetime,
+        until: datetime,
+        limit: int,
+        of: Mapping[str, Any],
     ) -> list[dict[str, Any]]:
-        """Takes touches that are due, and those whose claim has ended."""
+        """Takes touches that are due, and those whose claim has ended; `of` says of which senders. Claims end
+        by the real clock.
+        """
         either = [
             {"state": "QUEUED", "due_at": {"$lte": now}},
-            {"state": "SENDING", "claimed_until": {"$lt": now}},
+            {"state": "SENDING", "claimed_until": {"$lt": real_now}},
         ]
         for condition in either:
-            wanted = {**condition, "campaign": {"$in": list(campaigns)}}
-            ids = [raw["_id"] for raw in self.touches.find(wanted, {"_id": 1}).limit(limit)]
+            wanted = {**condition, **of, "campaign": {"$in": list(campaigns)}}
+            found = self.touches.find(wanted, {"_id": 1})
+            if condition["state"] == "QUEUED":
+                found = found.sort("due_at", 1)
+            ids = [raw["_id"] for raw in found.limit(limit)]
             if ids:
                 taken = {"state": "SENDING", "token": token, "claimed_until": until}
                 self.touches.update_many({**wanted, "_id": {"$in": ids}}, {"$set": taken})
-        return list(self.touches.find({"token": token, "state": "SENDING"}, {"outbox": 0}))
+        taken_now = self.touches.find({"token": token, "state": "SENDING"}, {"outbox": 0})
+        # In the order in which they are due: one that fails again and again does not always come first.
+        return list(taken_now.sort("due_at", 1))
 
-    def finish(self, results: Sequence[tuple[Mapping[str, Any], str, datetime | None, Any]]) -> None:
-        """Notes (touch, state, when to try again, event): of a touch still held under its token."""
-        changes = []
-        for touch, state, again, event in results:
-            change: dict[str, Any] = {
-                "$set": {"state": state, "attempts": touch.get("attempts", 0) + 1},
-                "$unset": {"token": "", "claimed_until": ""},
-            }
-            if again is not None:
-                change["$set"]["due_at"] = again
-            if event is not None:
-                change["$set"]["outbox_since"] = touch["claimed_until"]
-                change["$push"] = {"outbox": pending_entry(event)}
-            changes.append(UpdateOne({"_id": touch["_id"], "token": touch["token"]}, change))
-        if changes:
-            self.touches.bulk_write(changes, ordered=False)
+    def finish(self, touch: Mapping[str, Any], state: str, event: Any, real_now: datetime) -> None:
+        """Notes that a touch still held under its token went out (SENT), or never will (FAILED)."""
+        change: dict[str, Any] = {
+            "$set": {"state": state, "attempts": touch.get("attempts", 0) + 1, "outbox_since": real_now},
+            "$unset": {"token": "", "claimed_until": ""},
+            "$push": {"outbox": pending_entry(event)},
+        }
+        self.touches.update_one({"_id": touch["_id"], "token": touch["token"]}, change)
 
-    def backlog(self, channel: str) -> tuple[int, bool]:
-        """(touches of a channel that wait to be sent, whether some were tried in vain)."""
-        waiting = {"state": {"$in": ["QUEUED", "SENDING"]}, "channel": channel}
-        failing = {"state": "QUEUED", "channel": channel, "attempts": {"$gt": 0}}
+    def put_off(self, touch: Mapping[str, Any], again: datetime, *, tried: bool) -> None:
+        """Lets a touch still held under its token wait; `tried` counts as an attempt."""
+        change: dict[str, Any] = {
+            "$set": {"state": "QUEUED", "due_at": again},
+            "$unset": {"token": "", "claimed_until": ""},
+        }
+        if tried:
+            change["$set"]["attempts"] = touch.get("attempts", 0) + 1
+        self.touches.update_one({"_id": touch["_id"], "token": touch["token"]}, change)
+
+    def release(self, token: str) -> None:
+        """Gives back whatever is still held under a token, as it was."""
+        free = {"$set": {"state": "QUEUED"}, "$unset": {"token": "", "claimed_until": ""}}
+        self.touches.update_many({"token": token, "state": "SENDING"}, free)
+
+    def backlog(self, channel: str, of: Mapping[str, Any] | None = None) -> tuple[int, bool]:
+        """(touches of a channel that wait to be sent, whether some were tried in vain); `of` says of which
+        sender.
+        """
+        mine = {"channel": channel, **(of or {})}
+        waiting = {"state": {"$in": ["QUEUED", "SENDING"]}, **mine}
+        failing = {"state": "QUEUED", **mine, "attempts": {"$gt": 0}}
         return (
             int(self.touches.count_documents(waiting, limit=BACKLOG_COUNTED_MAX)),
             self.touches.count_documents(failing, limit=1) > 0,
@@ -419,9 +464,31 @@ class CampaignStore:
             wanted["_id"] = {"$gt": after}
         return list(self.contacts.find(wanted).sort("_id", 1).limit(limit))
 
-    def waiting(self, customer: str, channel: str, limit: int) -> list[dict[str, Any]]:
-        """Touches that wait for a person to be there, oldest first."""
-        wanted = {"customer": customer, "channel": channel, "state": "WAITING"}
+    def answers(self, campaign: str, customer: str) -> dict[str, str]:
+        """As the port says."""
+        raw = self.contacts.find_one({"_id": f"{campaign}/{customer}"}, {"answers": 1}) or {}
+        return dict(raw.get("answers") or {})
+
+    def opt_out(self, customer: str, at: datetime) -> None:
+        """As the port says."""
+        self._profiles.update_one({"_id": customer}, {"$max": {"opted_out_at": at}})
+
+    def bought(self, campaign: str, customer: str, at: datetime, worth: str, agent: str) -> None:
+        """As the port says."""
+        first = {"_id": f"{campaign}/{customer}", "bought_at": {"$exists": False}}
+        told = {"bought_at": at, "bought_worth": worth, "bought_agent": agent}
+        self.contacts.update_one(first, {"$set": told})
+
+    def waiting(
+        self, customer: str, channel: str, campaigns: Sequence[str], limit: int
+    ) -> list[dict[str, Any]]:
+        """Touches of these campaigns that wait for a person to be there, oldest first."""
+        wanted = {
+            "customer": customer,
+            "channel": channel,
+            "state": "WAITING",
+            "campaign": {"$in": list(campaigns)},
+        }
         return list(self.touches.find(wanted, {"outbox": 0}).sort("at", 1).limit(limit))
 
     # counting

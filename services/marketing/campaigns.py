@@ -31,12 +31,12 @@ from marketing.campaign_engine import (
     winner,
 )
 from marketing.campaign_model import Campaign, Phase, Step, Variant
-from marketing.campaign_store import CampaignStore
-from marketing.engine import Problem
+from marketing.campaign_store import Answers, CampaignStore
+from marketing.engine import Problem, audience_given
 from marketing.kinds import CAMPAIGNS, CONTACT_POLICY, SEGMENTS
-from marketing.model import Profile, Text
+from marketing.model import Offer, Profile, Text
 from marketing.resources import Desk, Resource, money_problems, name_problems, text_problems
-from marketing.rules import PHASE_FUNCTIONS, rule_problems
+from marketing.rules import ANY, FUNCTIONS, NOT_IN_TOUCH, PHASE_FUNCTIONS, Key, Kind, rule_problems
 from marketing.segments import TRIGGERS_BY_NAME
 from marketing.senders import Senders
 from marketing.shelf import Row, Shelves
@@ -61,6 +61,8 @@ COUNTED: Mapping[str, tuple[str, ...]] = {
     "REGISTERED": ("REGISTERED", "BOUGHT"),
     "BOUGHT": ("BOUGHT",),
 }
+#: What `response` may be in a rule, beside nothing.
+ANSWERS = tuple(sorted({answer.lower() for answers in COUNTED.values() for answer in answers}))
 _ID = re.compile(r"[a-z0-9][a-z0-9_-]{0,62}")
 
 
@@ -86,13 +88,17 @@ def _named(wrapper: Any, prefix: str, number: int) -> str:
     return str(wrapper.Name(number)).removeprefix(f"{prefix}_")
 
 
-def _rule(field: str, text: str, functions: Any = None) -> list[Problem]:
+def _rule(
+    field: str,
+    text: str,
+    functions: Mapping[str, tuple[Kind, str]] = FUNCTIONS,
+    given: Mapping[Key, Sequence[Any]] = NOT_IN_TOUCH,
+) -> list[Problem]:
     if not text:
         return []
-    found = rule_problems(text, functions) if functions else rule_problems(text)
     return [
         (field, f"{problem.code} at character {problem.offset}: {problem.message}")
-        for problem in found
+        for problem in rule_problems(text, functions, given)
         if not problem.harmless
     ]
 
@@ -119,11 +125,11 @@ def campaign_problems(message: Any, currency: str) -> list[Problem]:
     if not 1 <= len(message.phases) <= PHASES_MAX:
         found.append(("phases", f"needs 1 to {PHASES_MAX} phases"))
     found += _ids("phases", [phase.phase_id for phase in message.phases])
+    known = {phase.phase_id for phase in message.phases}
     for at, phase in enumerate(message.phases[:PHASES_MAX]):
-        found += _phase_problems(f"phases[{at}]", phase, currency)
+        found += _phase_problems(f"phases[{at}]", phase, known, currency)
     if len(message.goals) > GOALS_MAX:
         found.append(("goals", f"at most {GOALS_MAX} are allowed"))
-    known = {phase.phase_id for phase in message.phases}
     for at, goal in enumerate(message.goals[:GOALS_MAX]):
         if goal.phase_id not in known:
             found.append((f"goals[{at}].phase_id", "is not a phase of this campaign"))
@@ -134,8 +140,11 @@ def campaign_problems(message: Any, currency: str) -> list[Problem]:
     return found
 
 
-def _phase_problems(at: str, phase: Any, currency: str) -> list[Problem]:
-    found = _rule(f"{at}.entry_rule", phase.entry_rule, PHASE_FUNCTIONS)
+def _phase_problems(at: str, phase: Any, known: set[str], currency: str) -> list[Problem]:
+    # Nobody has answered in a phase that there is not.
+    answers = {("response", ANY): ("",), **{("response", id): ("", *ANSWERS) for id in known}}
+    found = _rule(f"{at}.entry_rule", phase.entry_rule, PHASE_FUNCTIONS, {**NOT_IN_TOUCH, **answers})
+    found += name_problems(f"{at}.survey", "surveys", phase.survey)
     if not phase.kind:
         found.append((f"{at}.kind", "must be set"))
     period = phase.period
@@ -185,7 +194,11 @@ def _step_problems(at: str, step: Any, currency: str) -> list[Problem]:
 def segment_problems(message: Any) -> list[Problem]:
     """Everything wrong with a segment."""
     found = text_problems("display_name", message.display_name, 200, required=True)
-    convert.audience_from_proto("audience", message.audience, found)
+    audience = convert.audience_from_proto("audience", message.audience, found)
+    if both := audience.any_tags & audience.no_tags:
+        found.append(("audience.no_tags", f"contradicts any_tags: {min(both)}"))
+    if audience.channels:
+        found.append(("audience.channels", "can never match: nobody in a segment is in touch just now"))
     if len(message.trigger_event_types) > 20:
         found.append(("trigger_event_types", "at most 20 are allowed"))
     for at, name in enumerate(message.trigger_event_types[:20]):
@@ -193,7 +206,7 @@ def segment_problems(message: Any) -> list[Problem]:
             found.append(
                 (f"trigger_event_types[{at}]", f"must be one of {', '.join(sorted(TRIGGERS_BY_NAME))}")
             )
-    return found + _rule("rule", message.rule)
+    return found + _rule("rule", message.rule, given={**NOT_IN_TOUCH, **audience_given(audience)})
 
 
 _halted = gauge("callmesh_outbound_halted", "1 while the kill switch for outbound is on.", ("service",))
@@ -279,8 +292,10 @@ def default_policy() -> Any:
     )
 
 
-def campaign_of(message: Any, segment: Any, winners: Mapping[str, str]) -> Campaign:
-    """A sound campaign with its segment as the runner's value; `winners` by "phase/step"."""
+def campaign_of(
+    message: Any, segment: Any, winners: Mapping[str, str], promoted: Offer | None = None
+) -> Campaign:
+    """A sound campaign with its segment and its offer as the runner's value; `winners` by "phase/step"."""
 
     def texts(items: Any) -> tuple[Text, ...]:
         return tuple(Text(language=item.language, text=item.text) for item in items)
@@ -312,6 +327,7 @@ def campaign_of(message: Any, segment: Any, winners: Mapping[str, str]) -> Campa
         audience=convert.audience_from_proto("audience", segment.audience, []),
         segment=message.segment.removeprefix("segments/") if segment.trigger_event_types else "",
         offer=message.offer,
+        promoted=promoted,
         rule=segment.rule,
         phases=tuple(
             Phase(
@@ -379,7 +395,16 @@ class Campaigns:
         """A campaign as the runner needs it. The segment's NotFound."""
         message = self.desk.shown(row)
         segment = self.segments.shown(self.segments.row(message.segment, "segment"))
-        return campaign_of(message, segment, row.content.get("winners") or {})
+        return campaign_of(message, segment, row.content.get("winners") or {}, self.promoted(message))
+
+    def promoted(self, message: Any) -> Offer | None:
+        """The offer that a campaign promotes as it stands; None for none, or one that is gone."""
+        if not message.offer:
+            return None
+        try:
+            return self.store.offer(message.offer.removeprefix("offers/"))
+        except NotFound:
+            return None
 
     def running(self) -> list[Campaign]:
         """Campaigns that run; one whose segment is gone is left out."""
@@ -394,13 +419,17 @@ class Campaigns:
     def values(self, campaign: str, language: str) -> Mapping[str, str]:
         """What messages of a campaign are filled in with."""
         message = self.desk.shown(self.shelves.get(CAMPAIGNS, campaign))
-        if not message.offer:
-            return {}
+        offer = self.promoted(message)
+        return {"offer_title": offer.title(language), "price": offer.price.text()} if offer else {}
+
+    def sold(self, answers: Answers, campaign: str, customer: str, agent: str) -> None:
+        """Notes that somebody bought what a campaign promotes, at its worth now, for the profit report."""
         try:
-            offer = self.store.offer(message.offer.removeprefix("offers/"))
+            offer = self.promoted(self.desk.shown(self.shelves.get(CAMPAIGNS, campaign)))
         except NotFound:
-            return {}
-        return {"offer_title": offer.title(language), "price": offer.price.text()}
+            return
+        if offer is not None:
+            answers.bought(campaign, customer, self.clock.now(), offer.worth.text(), agent)
 
     def go(self, request: Any, verb: str, check: Any = None) -> Any:
         """Applies a verb. CampaignStateError."""
@@ -528,13 +557,13 @@ def _outlook(goal: Any, message: Any, rows: Any, now: datetime) -> Any:
     )
 
 
-def reachable(senders: Senders, profile: Profile, channel: StepChannel) -> bool:
-    """Whether somebody can be reached over a channel."""
+def reachable(senders: Senders, profile: Profile, channel: StepChannel, sender: str = "") -> bool:
+    """Whether somebody can be reached over a channel by a sender, "" for the channel's own."""
     if channel in (StepChannel.SHOP, StepChannel.TOUCH_POINT):
         return True
     if channel is StepChannel.OUTBOUND_CALL:
         return bool(profile.numbers)
-    return senders.reaches(profile, channel)
+    return senders.reaches(profile, channel, sender)
 
 
 def experiment(

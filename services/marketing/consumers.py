@@ -12,8 +12,10 @@ from chassis import eventlog
 from chassis.bus import Event
 from chassis.bus.entrypoint import subscribe
 from marketing import inbound
-from marketing.call_lists import take_result
+from marketing.campaign_answers import take_result, take_survey
 from marketing.campaign_store import CampaignStore
+from marketing.campaigns import Campaigns
+from marketing.config import MarketingSettings
 from marketing.handlers import Facts
 from marketing.segments import Segments
 from marketing.shelf import MongoShelves
@@ -22,6 +24,11 @@ from marketing.store import MongoStore
 
 def _segments() -> Segments:
     return Segments(MongoShelves(), MongoStore(), CampaignStore())
+
+
+def _campaigns() -> Campaigns:
+    settings = MarketingSettings()
+    return Campaigns(MongoShelves(), MongoStore(), settings.clock(), settings.currency)
 
 
 class MarketingConsumers:
@@ -33,6 +40,7 @@ class MarketingConsumers:
     # Made with the first use: the database is connected by then.
     people = staticmethod(functools.cache(CampaignStore))
     segments = staticmethod(functools.cache(_segments))
+    campaigns = staticmethod(functools.cache(_campaigns))
 
     @subscribe("crm", *inbound.CUSTOMERS)
     def on_customer(self, event: Event) -> None:
@@ -61,7 +69,9 @@ class MarketingConsumers:
         own.LeadTransitioned,
     )
     def on_own(self, event: Event) -> None:
-        """Something marketing did itself: campaigns hear of their calls, segments follow."""
+        """Something marketing did itself: campaigns hear of their calls and surveys, segments follow."""
         if event.type == own.OutboundResultRecorded.DESCRIPTOR.full_name:
-            take_result(MongoShelves(), self.people(), event.message(own.OutboundResultRecorded))
+            take_result(self.campaigns(), self.people(), event.message(own.OutboundResultRecorded))
+        elif event.type == own.SurveyCompleted.DESCRIPTOR.full_name:
+            take_survey(self.campaigns(), self.people(), event.message(own.SurveyCompleted))
         self.segments().heard(event)

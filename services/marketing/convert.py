@@ -42,6 +42,7 @@ from marketing.model import (
     PricePeriod,
     Profile,
     Purchase,
+    QuietWindow,
     RankedOffer,
     Result,
     Script,
@@ -869,6 +870,13 @@ def profile_from_snapshot(snapshot: Any, at: datetime) -> Profile:
         for consent in snapshot.consents
         if consent.purpose == customers_pb2.PURPOSE_MARKETING and not consent.granted
     }
+    consented = [
+        moment(consent.decide_time)
+        for consent in snapshot.consents
+        if consent.purpose == customers_pb2.PURPOSE_MARKETING
+        and consent.granted
+        and consent.HasField("decide_time")
+    ]
     alive = snapshot.state in (
         customers_pb2.CUSTOMER_STATE_ACTIVE,
         customers_pb2.CUSTOMER_STATE_UNSPECIFIED,
@@ -884,6 +892,8 @@ def profile_from_snapshot(snapshot: Any, at: datetime) -> Profile:
         display_name=snapshot.display_name if alive else "",
         time_zone=snapshot.time_zone,
         refused_channels=frozenset(channel for channel in refused if channel),
+        quiet_windows=tuple(map(_quiet_window, snapshot.quiet_windows)) if alive else (),
+        consented_at=max(consented, default=None),
         alive=alive,
         merged_into=(
             parse_name("merged_into", "customers", snapshot.merged_into) if snapshot.merged_into else ""
@@ -893,7 +903,17 @@ def profile_from_snapshot(snapshot: Any, at: datetime) -> Profile:
     )
 
 
-def complaint_from_snapshot(snapshot: Any) -> Complaint:
+def _quiet_window(window: Any) -> QuietWindow:
+    channels = (enum_member(common_pb2.Channel, "CHANNEL", channel, Channel) for channel in window.channels)
+    return QuietWindow(
+        weekdays=frozenset(window.weekdays),
+        start_minute=window.start_minute,
+        end_minute=window.end_minute,
+        channels=frozenset(channel for channel in channels if channel),
+    )
+
+
+def complaint_from_snapshot(snapshot: Any, at: datetime) -> Complaint:
     """A complaint as tickets' `TicketSnapshot` tells it; whether it is unresolved follows from the phase."""
     return Complaint(
         ticket=parse_name("ticket", "tickets", snapshot.ticket),
@@ -906,6 +926,7 @@ def complaint_from_snapshot(snapshot: Any) -> Complaint:
             ticket_pb2.TICKET_PHASE_WAITING,
         ),
         version=snapshot.version,
+        at=at,
     )
 
 

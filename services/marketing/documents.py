@@ -50,6 +50,7 @@ from marketing.model import (
     PricePeriod,
     Profile,
     Purchase,
+    QuietWindow,
     RankedOffer,
     Reason,
     ReasonCode,
@@ -179,6 +180,11 @@ class ProfileDocument(Document):
     #: When each was bought last, by the product's id in the form of `key_of`.
     bought = DictField()
     refused_channels = ListField(StringField())
+    quiet_windows = ListField(DictField())
+    consented_at = DateTimeField()
+    #: Said to campaigns and callers, and not to crm: a snapshot leaves it alone.
+    opted_out_at = DateTimeField()
+    complaint_closed_at = DateTimeField()
     wants_to_leave = BooleanField()
     alive = BooleanField()
     merged_into = StringField()
@@ -640,11 +646,31 @@ def profile_fields(profile: Profile) -> dict[str, Any]:
         "display_name": profile.display_name,
         "time_zone": profile.time_zone,
         "refused_channels": sorted(channel.value for channel in profile.refused_channels),
+        "quiet_windows": [_window_raw(window) for window in profile.quiet_windows],
+        "consented_at": profile.consented_at,
         "alive": profile.alive,
         "merged_into": profile.merged_into,
         "crm_version": profile.crm_version,
         "updated_at": profile.updated_at,
     }
+
+
+def _window_raw(window: QuietWindow) -> dict[str, Any]:
+    return {
+        "weekdays": sorted(window.weekdays),
+        "start": window.start_minute,
+        "end": window.end_minute,
+        "channels": sorted(channel.value for channel in window.channels),
+    }
+
+
+def _window_from_raw(raw: Raw) -> QuietWindow:
+    return QuietWindow(
+        weekdays=frozenset(raw.get("weekdays", ())),
+        start_minute=raw["start"],
+        end_minute=raw["end"],
+        channels=frozenset(map(Channel, raw.get("channels", ()))),
+    )
 
 
 def key_of(product: str) -> str:
@@ -667,6 +693,10 @@ def profile_from_raw(raw: Raw) -> Profile:
         products=frozenset(raw.get("products", ())),
         bought_at={key.replace("%", "."): at for key, at in (raw.get("bought") or {}).items()},
         refused_channels=frozenset(Channel(value) for value in raw.get("refused_channels", ())),
+        quiet_windows=tuple(map(_window_from_raw, raw.get("quiet_windows", ()))),
+        consented_at=raw.get("consented_at"),
+        opted_out_at=raw.get("opted_out_at"),
+        complaint_closed_at=raw.get("complaint_closed_at"),
         wants_to_leave=bool(raw.get("wants_to_leave")),
         alive=raw.get("alive", True),
         merged_into=raw.get("merged_into", ""),

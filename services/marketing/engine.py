@@ -228,6 +228,10 @@ def _label_problems(offer: Offer) -> list[Problem]:
         found.append(("prerequisite_products", "can never match: holds the offer's own product"))
     if both := audience.any_tags & audience.no_tags:
         found.append(("audience.no_tags", f"contradicts any_tags: {min(both)}"))
+    if offer.kind is OfferKind.WIN_BACK and LOST_TAG in audience.no_tags:
+        found.append(
+            ("audience.no_tags", f"can never match: a win-back offer is for those tagged {LOST_TAG}")
+        )
     return found
 
 
@@ -260,12 +264,25 @@ def _rule_problems(offer: Offer) -> list[Problem]:
     """A rule is judged beside the offer's other conditions: what can never hold together is refused."""
     if not offer.rule:
         return []
-    audience = offer.audience
     given: dict[Key, Sequence[object]] = {("owns", product): [True] for product in offer.prerequisites}
     given |= {("owns", product): [False] for product in offer.exclusions}
     if not offer.repeatable:
         given["owns", offer.product] = [False]
-    given |= {("tagged", tag): [False] for tag in audience.no_tags}
+    if offer.kind is OfferKind.WIN_BACK:
+        given["tagged", LOST_TAG] = [True]
+    given |= audience_given(offer.audience)
+    return [
+        ("eligibility_rule", f"{problem.code} at character {problem.offset}: {problem.message}")
+        for problem in rule_problems(offer.rule, given=given)
+        if not problem.harmless
+    ]
+
+
+def audience_given(audience: Audience) -> dict[Key, Sequence[object]]:
+    """What an audience leaves a rule beside it to look at: the only values that can come."""
+    given: dict[Key, Sequence[object]] = {("tagged", tag): [False] for tag in audience.no_tags}
+    if len(audience.any_tags) == 1:
+        given |= {("tagged", tag): [True] for tag in audience.any_tags}
     for name, values in (
         ("tier", audience.tiers),
         ("value_class", audience.value_classes),
@@ -275,11 +292,7 @@ def _rule_problems(offer: Offer) -> list[Problem]:
     ):
         if values:
             given[name, ""] = sorted(values)
-    return [
-        ("eligibility_rule", f"{problem.code} at character {problem.offset}: {problem.message}")
-        for problem in rule_problems(offer.rule, given=given)
-        if not problem.harmless
-    ]
+    return given
 
 
 def check_supply(offer: Offer) -> None:

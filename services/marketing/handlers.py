@@ -50,7 +50,15 @@ from marketing.model import (
     RankedOffer,
     Result,
 )
-from marketing.policy import CANDIDATES_MORE, arrange, first_chances, held_out, share_of, worthwhile
+from marketing.policy import (
+    CANDIDATES_MORE,
+    arrange,
+    explores,
+    first_chances,
+    held_out,
+    share_of,
+    worthwhile,
+)
 from marketing.propensity import traits
 from marketing.ranker_cache import RankerCache
 from marketing.ranking import Candidate, Ranker
@@ -249,8 +257,11 @@ class Recommender:
         if refusal is None:
             at_risk = self._cache.churn.at_risk(profile, now)
             every = ranker.candidates(profile, contact, now, limit + CANDIDATES_MORE, propensity, at_risk)
-            found = [candidate for candidate in every if worthwhile(policy, candidate.score)]
             known = ranker.table.customers
+            if every and explores(policy, known):
+                # At the end of the list: only exploration puts them first.
+                every = [*every, *ranker.newcomers(profile, contact, now, every, propensity)]
+            found = [candidate for candidate in every if worthwhile(policy, candidate.score)]
             chances = first_chances(policy, len(found), known)
             holdout = held_out(policy, profile.customer, known)
             if holdout:

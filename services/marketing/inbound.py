@@ -46,7 +46,7 @@ def _leave_intent(facts: Facts, message: Any, event: Event) -> None:
 
 def _ticket(facts: Facts, message: Any, event: Event) -> None:
     if message.ticket.kind == ticket_pb2.TICKET_KIND_COMPLAINT:
-        facts.complaint(convert.complaint_from_snapshot(message.ticket))
+        facts.complaint(convert.complaint_from_snapshot(message.ticket, event.time))
 
 
 def _tickets_merged(facts: Facts, message: Any, event: Event) -> None:

@@ -129,6 +129,7 @@ class LeadServicer(leads_pb2_grpc.LeadServiceServicer):
                     "product": m.product,
                     "score": m.score,
                     "open": m.state in OPEN,
+                    "due": convert.moment(m.due_time) if m.HasField("due_time") else None,
                 },
                 fixed=frozenset({"score", "state", "partner", "won_value", "lost_reason", "due_time"}),
             ),
@@ -225,7 +226,11 @@ class LeadServicer(leads_pb2_grpc.LeadServiceServicer):
     def ListLeads(self, request: leads_pb2.ListLeadsRequest, context: Any) -> leads_pb2.ListLeadsResponse:
         """A page, highest score first."""
         wanted = {"state": request.state, "partner": request.partner, "customer": request.customer}
-        condition = {key: value for key, value in wanted.items() if value}
+        condition: dict[str, Any] = {key: value for key, value in wanted.items() if value}
+        if request.overdue:
+            if request.state not in (S.LEAD_STATE_UNSPECIFIED, S.LEAD_STATE_ASSIGNED):
+                raise InvalidArgument(field="state", why="only ASSIGNED leads can be overdue")
+            condition |= {"state": S.LEAD_STATE_ASSIGNED, "due": {"$lt": self._clock.now()}}
         rows, token = self._leads.list(request, condition, "-score")
         return leads_pb2.ListLeadsResponse(leads=rows, next_page_token=token)
 
@@ -268,7 +273,8 @@ class LeadServicer(leads_pb2_grpc.LeadServiceServicer):
             lead.won_value.CopyFrom(request.value)
             return self._go(lead, "win")
 
-        return self._leads.move(request, change)
+        # Beside the lead: a later correction of it must not move its revenue to another day.
+        return self._leads.move(request, change, won_at=self._clock.now())
 
     def LoseLead(self, request: leads_pb2.LoseLeadRequest, context: Any) -> leads_pb2.Lead:
         """Not sold."""

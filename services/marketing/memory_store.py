@@ -41,6 +41,7 @@ from marketing.store import (
     Claim,
     DecisionFilter,
     OfferFilter,
+    Sale,
     Serving,
     Standing,
 )
@@ -72,6 +73,8 @@ class MemoryStore:
         self._merge_versions: dict[str, int] = {}
         self._leave_times: dict[str, datetime] = {}
         self._complaints: dict[str, Complaint] = {}
+        #: Sales of campaigns, which keep their people elsewhere.
+        self.campaign_sales: list[Sale] = []
         #: By purchase id: (who bought it, the purchase under whose it is now).
         self._purchases: dict[str, tuple[str, Purchase]] = {}
         self._models: dict[str, tuple[ModelInfo, Smoothing]] = {}
@@ -307,6 +310,8 @@ class MemoryStore:
                 products=kept.products,
                 bought_at=kept.bought_at,
                 wants_to_leave=kept.wants_to_leave,
+                opted_out_at=kept.opted_out_at,
+                complaint_closed_at=kept.complaint_closed_at,
                 merged_into=profile.merged_into or kept.merged_into,
             )
             return True
@@ -346,6 +351,10 @@ class MemoryStore:
                     self._complaints[complaint.ticket] = replace(complaint, customer=survivor)
             if products := self._bought(survivor):
                 self._have(survivor, products, None)
+            if gone.opted_out_at is not None:
+                kept = self._profiles.get(survivor, Profile(customer=survivor))
+                said = max(gone.opted_out_at, kept.opted_out_at or gone.opted_out_at)
+                self._profiles[survivor] = replace(kept, opted_out_at=said)
 
     def unmerge(self, restored: str, survivor: str, version: int) -> None:
         """As the port says."""
@@ -383,6 +392,7 @@ class MemoryStore:
                     self._profiles[customer],
                     numbers=(),
                     display_name="",
+                    quiet_windows=(),
                     tags=frozenset(),
                     products=frozenset(),
                     bought_at={},
@@ -398,6 +408,10 @@ class MemoryStore:
             if present is not None and present.version >= complaint.version:
                 return False
             self._complaints[complaint.ticket] = complaint
+            known = self._profiles.get(complaint.customer)
+            if known is not None and not complaint.open and complaint.at is not None:
+                closed = max(complaint.at, known.complaint_closed_at or complaint.at)
+                self._profiles[known.customer] = replace(known, complaint_closed_at=closed)
             return True
 
     def close_complaint(self, ticket: str) -> None:
@@ -413,9 +427,13 @@ class MemoryStore:
 
     # models
 
-    def touch_days(self, prefix: str, start: datetime, end: datetime) -> list[tuple[datetime, int]]:
+    def touch_days(self, prefix: str, start: datetime, end: datetime) -> list[tuple[datetime, str, int]]:
         """As the port says: campaigns keep no touches in memory."""
         return []
+
+    def sales(self, start: datetime, end: datetime, limit: int) -> list[Sale]:
+        """As the port says, of what was put into `campaign_sales`."""
+        return [sale for sale in self.campaign_sales if start <= sale.at < end][:limit]
 
     def history_changes(self) -> int:
         """As the port says."""

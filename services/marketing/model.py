@@ -236,6 +236,19 @@ def primary_language(tag: str) -> str:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class QuietWindow:
+    """A part of every week in which a customer wants no contact, on the customer's own clock."""
+
+    #: 1 Monday to 7 Sunday; empty is every day.
+    weekdays: frozenset[int] = frozenset()
+    #: Minutes from midnight; an end that is not above the start lies on the next day.
+    start_minute: int
+    end_minute: int
+    #: Empty is all.
+    channels: frozenset[Channel] = frozenset()
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Profile:
     """What marketing knows of a customer."""
 
@@ -263,6 +276,14 @@ class Profile:
     bought_at: Mapping[str, datetime] = field(default_factory=dict)
     #: Channels on which the customer does not want to be marketed to.
     refused_channels: frozenset[Channel] = frozenset()
+    #: When the customer wants no contact, as crm says.
+    quiet_windows: tuple[QuietWindow, ...] = ()
+    #: When crm last noted a consent to marketing.
+    consented_at: datetime | None = None
+    #: When the customer last said, to a campaign or in an outbound call, not to be addressed again.
+    opted_out_at: datetime | None = None
+    #: When a complaint of the customer's was last resolved.
+    complaint_closed_at: datetime | None = None
     #: The customer said they would leave.
     wants_to_leave: bool = False
     #: False once crm says deleted, erased or merged.
@@ -273,6 +294,13 @@ class Profile:
     crm_version: int = 0
     #: Business time.
     updated_at: datetime | None = None
+
+    @property
+    def opted_out(self) -> bool:
+        """Whether the customer is not to be addressed any more; a consent given later takes it back."""
+        if self.opted_out_at is None:
+            return False
+        return self.consented_at is None or self.consented_at <= self.opted_out_at
 
 
 #: Stands for a caller of whom nothing is known.
@@ -293,6 +321,8 @@ class Complaint:
     open: bool
     #: tickets' version: the higher is the newer.
     version: int
+    #: When tickets said so.
+    at: datetime | None = None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

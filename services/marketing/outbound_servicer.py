@@ -27,8 +27,8 @@ from chassis.ids import check_id, new_id, parse_name, parse_names, stable_id
 from chassis.mongo import retry_conflicts
 from marketing import convert
 from marketing.call_lists import add_contact, contact_row, forbidden
-from marketing.campaign_engine import CONSENT, Courtesy, StepChannel, capped, quiet_until, touch_id
-from marketing.campaign_runner import zone_of
+from marketing.campaign_engine import AGAIN, CONSENT, Courtesy, StepChannel, capped, touch_id
+from marketing.campaign_runner import is_quiet_until
 from marketing.campaign_store import TouchLog
 from marketing.campaigns import note_halted, quiet_of
 from marketing.engine import Problem
@@ -57,8 +57,6 @@ ATTEMPTS_MAX = 20_000
 #: Fewest answered calls before a rate means anything.
 ANSWERED_MIN = 20
 CALLS_PER_AGENT_MAX = 3.0
-#: How long somebody who was addressed often enough waits before they are looked at again.
-CAPPED_WAIT = timedelta(hours=24)
 RUNNING = campaigns_pb2.CAMPAIGN_STATE_RUNNING
 ANSWERED = ("SUCCESS", "DECLINED", "CALL_BACK", "ABANDONED", "OPTED_OUT")
 #: List states that a verb leads from and to.
@@ -172,7 +170,8 @@ class OutboundServicer(outbound_pb2_grpc.OutboundServiceServicer):
     ) -> P.ListContactListsResponse:
         """A page by id."""
         rows, token = self._lists.list(request, {})
-        return P.ListContactListsResponse(contact_lists=rows, next_page_token=token)
+        halted = self._courtesy().halted
+        return P.ListContactListsResponse(contact_lists=rows, next_page_token=token, halted=halted)
 
     def UpdateContactList(self, request: P.UpdateContactListRequest, context: Any) -> P.ContactList:
         """Changes one."""
@@ -221,7 +220,7 @@ class OutboundServicer(outbound_pb2_grpc.OutboundServiceServicer):
                 raise InvalidArgument(
                     field="contacts", why=f"at most {BATCHES_MAX} batches of {CONTACTS_MAX} contacts"
                 )
-            parent = self._lists.row(request.parent, "parent")
+            parent = await asyncio.to_thread(self._lists.row, request.parent, "parent")
             bad = await asyncio.to_thread(self._import, parent.id, request.contacts)
             response.added_count += len(request.contacts) - len(bad)
             response.rejected_count += len(bad)
@@ -300,20 +299,24 @@ class OutboundServicer(outbound_pb2_grpc.OutboundServiceServicer):
         until = now + timedelta(seconds=request.lease_seconds or DEFAULT_LEASE_SECONDS)
         halted = self._courtesy().halted
         note_halted(halted)
+        allowed: list[float] = []
         for row in () if halted else self._running(request):
-            call_list = self._lists.shown(row)
+            call_list, per_agent = self._lists.shown(row), 1.0
             rate = self._rates(call_list, now)[0]
             limit = call_list.abandon_ratio_max or DEFAULT_ABANDON_MAX
             if call_list.pacing_mode == P.PACING_MODE_PREDICTIVE:
                 if rate > limit:
                     continue
                 per_agent = 1 + (CALLS_PER_AGENT_MAX - 1) * (1 - rate / limit)
-                response.calls_per_agent = max(response.calls_per_agent, per_agent)
             left = request.max_contacts - len(response.contacts)
             if left <= 0:
                 break
             taken = self._take(row, call_list, request, f"{holder}/{token}", now, until, left)
             response.contacts.extend(taken)
+            if taken:
+                allowed.append(per_agent)
+        # Contacts of several lists are called alike: what the most careful one allows.
+        response.calls_per_agent = min(allowed, default=1.0)
         if len(response.contacts) < request.max_contacts:
             response.retry_time.FromDatetime(now + timedelta(seconds=30))
         return response
@@ -368,8 +371,8 @@ class OutboundServicer(outbound_pb2_grpc.OutboundServiceServicer):
                 self._try(contact_row(row, contact, list_id, now))
                 continue
             later = self._quiet(courtesy, call_list, contact, profile, now)
-            if later is None and contact.customer in tired:
-                later = now + CAPPED_WAIT
+            if later is None and (contact.customer in tired or self._complains(contact)):
+                later = now + AGAIN
             if later is not None:
                 self._try(contact_row(row, contact, list_id, later))
                 continue
@@ -398,19 +401,28 @@ class OutboundServicer(outbound_pb2_grpc.OutboundServiceServicer):
         if forbidden(self._shelves, contact.number):
             return "the number is forbidden"
         if profile is not None and (
-            not profile.alive or CONSENT[StepChannel.OUTBOUND_CALL] in profile.refused_channels
+            not profile.alive
+            or profile.opted_out
+            or CONSENT[StepChannel.OUTBOUND_CALL] in profile.refused_channels
         ):
             return "the customer does not want to be called"
         return ""
+
+    def _complains(self, contact: Any) -> bool:
+        """Whether a complaint of the person's waits to be resolved: nobody sells to them before."""
+        if not contact.customer:
+            return False
+        return bool(self._store.open_complaints(contact.customer.removeprefix("customers/"), 1))
 
     def _quiet(
         self, courtesy: Courtesy, call_list: Any, contact: Any, profile: Profile | None, now: datetime
     ) -> datetime | None:
         """When quiet ends that holds on the person's clock; None when none does."""
-        spans = (*courtesy.quiet, *quiet_of(call_list.quiet_hours))
-        zone = zone_of(contact.time_zone or (profile.time_zone if profile else ""))
-        holiday = courtesy.holidays_quiet and self._holiday(now.astimezone(zone))
-        return quiet_until(spans, StepChannel.OUTBOUND_CALL, now, zone, holiday=holiday)
+        person = profile or Profile(customer="")
+        zone = contact.time_zone or person.time_zone
+        person = replace(person, numbers=(contact.number,), time_zone=zone)
+        whole = replace(courtesy, quiet=(*courtesy.quiet, *quiet_of(call_list.quiet_hours)))
+        return is_quiet_until(whole, person, StepChannel.OUTBOUND_CALL, now, self._holiday)
 
     def _tired(
         self, listed: Row, contacts: Sequence[Any], courtesy: Courtesy, now: datetime

@@ -88,9 +88,14 @@ class Place:
     explored: bool = False
 
 
+def explores(policy: Policy, customers_known: int) -> bool:
+    """Whether some decisions are spent on learning."""
+    return policy.exploration_ratio > 0 and customers_known >= EXPERIMENT_CUSTOMERS_MIN
+
+
 def first_chances(policy: Policy, count: int, customers_known: int) -> list[float]:
     """Probability with which each of `count` candidates comes first."""
-    ratio = policy.exploration_ratio if customers_known >= EXPERIMENT_CUSTOMERS_MIN else 0.0
+    ratio = policy.exploration_ratio if explores(policy, customers_known) else 0.0
     if not count:
         return []
     if ratio <= 0 or count == 1:

@@ -157,8 +157,14 @@ class RankerCache:
 
     def _adopt(self, offers: Sequence[Offer]) -> None:
         """A new Ranker only where something that it ranks by changed: its lists are worth keeping."""
-        signature = (self._table.model, tuple((offer.id, offer.version, offer.sold_out) for offer in offers))
+        now = self._clock.now()
+        # With each day some offers are no longer new.
+        signature = (
+            self._table.model,
+            now.date(),
+            tuple((offer.id, offer.version, offer.sold_out) for offer in offers),
+        )
         if signature != self._signature:
-            self._ranker = Ranker(offers, self._table)
+            self._ranker = Ranker(offers, self._table, now)
             self._signature = signature
             self._offers.set(len(offers))

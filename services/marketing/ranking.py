@@ -7,6 +7,11 @@ offers at once, and so are the offers that are out of the question (over, owned 
 Only the few at the top are looked at one by one, and conditions that several offers share are judged once a
 request. So a request costs little more with a thousand offers than with fifty.
 
+A product is new while its offer was published lately and few customers have it: then "nobody has it" says
+nothing, and it is estimated like a product of which nothing is known. Among thousands of offers that is
+rarely enough to be seen, so a few new offers are tried beside the best (`newcomers`): exploration shows them,
+and what becomes of it is learned.
+
 Equal scores go by the offer's id: the same input gives the same ranking everywhere.
 """
 
@@ -20,7 +25,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from marketing.association import Rule, RuleTable, popularity, rule
-from marketing.engine import LOST_TAG, audience_fits, scripts_for
+from marketing.engine import LOST_TAG, audience_fits, eligible, scripts_for
 from marketing.model import (
     Audience,
     Contact,
@@ -34,7 +39,8 @@ from marketing.model import (
     Text,
     best_text,
 )
-from marketing.propensity import Propensity, corrected, traits
+from marketing.policy import share_of
+from marketing.propensity import BASE, BASE_SCALE, CONSTANT, Propensity, corrected, traits
 from marketing.rules import CustomerFacts, compiled
 
 #: Most arrays kept, and most bytes of them; the oldest goes first.
@@ -53,6 +59,15 @@ OFTEN_SHARE_MIN = 0.1
 #: so many times more.
 SPARE_OFFERS = 12
 FURTHER_TIMES = 8
+
+#: An offer is new for so long, and while fewer customers than this have its product.
+NEW_DAYS = timedelta(days=30)
+NEW_CUSTOMERS_MAX = 20
+#: New offers tried beside the best, and looked at to find them.
+NEWCOMERS_MAX = 2
+NEWCOMERS_LOOKED_AT = 16
+#: Traits whose weights are kept as arrays; the oldest goes first.
+TRAITS_MAX = 2_000
 
 Floats = NDArray[np.float64]
 Indexes = NDArray[np.intp]
@@ -168,8 +183,8 @@ class _Condition:
 class Ranker:
     """Ranks one state of the catalogue by one rule table. Not for use by several threads at once."""
 
-    def __init__(self, offers: Iterable[Offer], table: RuleTable) -> None:
-        """Offers that are not published are left out."""
+    def __init__(self, offers: Iterable[Offer], table: RuleTable, now: datetime | None = None) -> None:
+        """Offers that are not published are left out; `now` tells which are new, None for none."""
         every = sorted(offers, key=lambda offer: offer.id)
         self._titles = _product_titles(offer for offer in every if offer.state is OfferState.PUBLISHED)
         self._catalogue = Catalogue(every)
@@ -183,7 +198,15 @@ class Ranker:
         self._templates: dict[tuple[str, str, bool, tuple[str, frozenset[str]]], RankedOffer] = {}
         #: What the history says of a product for the owners of another, "" for anybody.
         self._rules: dict[tuple[str, str], Rule] = {}
+        #: Places of new offers.
+        self._new = (
+            [] if now is None else [at for at, one in enumerate(self._offers) if self._is_new(one, now)]
+        )
+        self._new_products = frozenset(self._offers[at].product for at in self._new)
         self._popular = self._popularity()
+        #: Weights of the propensity model over all offers, by trait, "" for what holds of everybody.
+        self._weights: dict[str, Floats] = {}
+        self._weights_of = ""
         #: By antecedent: the probability of each offer's product, -1 where the counts cannot judge.
         self._rows: dict[str, Floats] = {}
         self._rows_max = max(1, min(ROWS_MAX, ROWS_BYTES_MAX // (8 * max(1, len(self._offers)))))
@@ -192,6 +215,10 @@ class Ranker:
     def table(self) -> RuleTable:
         """The rule table in use."""
         return self._table
+
+    def _is_new(self, offer: Offer, now: datetime) -> bool:
+        lately = offer.published_at is not None and now - offer.published_at < NEW_DAYS
+        return lately and self._table.having.get(offer.product, 0) < NEW_CUSTOMERS_MAX
 
     def rank(self, profile: Profile, contact: Contact, now: datetime, limit: int) -> tuple[RankedOffer, ...]:
         """The best `limit` eligible offers, at most one a product, best first."""
@@ -207,16 +234,17 @@ class Ranker:
         propensity: Propensity = NO_PROPENSITY,
         at_risk: bool = False,
     ) -> list[Candidate]:
-        """The best `limit` eligible offers by the history, at most one a product, in the order of their
-        expected value by the propensity model.
+        """The best `limit` eligible offers, at most one a product, in the order of their expected value by
+        the history, corrected by the propensity model if there is one.
         """
         if not self._offers:
             return []
         owned, rows = self._evidence(profile, contact)
         best = self._best(rows)
-        scores = best * self._catalogue.worths
-        self._catalogue.shut(scores, profile, contact, now, at_risk)
         known = traits(profile, contact) if propensity.weights else ()
+        likely = self._corrected(best, propensity, known) if propensity.weights else best
+        scores = likely * self._catalogue.worths
+        self._catalogue.shut(scores, profile, contact, now, at_risk)
         places = list(self._eligible(scores, profile, contact, now, limit))
         # A few numbers as Python's own, in one go each: single ones out of arrays cost more than all of them.
         loudest, worths = best[places].tolist(), self._catalogue.worths[places].tolist()
@@ -236,6 +264,58 @@ class Ranker:
         if propensity.weights:
             chosen.sort(key=lambda candidate: (-candidate.score, candidate.offer.id))
         return chosen
+
+    def newcomers(
+        self,
+        profile: Profile,
+        contact: Contact,
+        now: datetime,
+        beside: Sequence[Candidate],
+        propensity: Propensity = NO_PROPENSITY,
+    ) -> list[Candidate]:
+        """A few new eligible offers of products that are not among those `beside`. Where there are more, each
+        customer meets others, and others each day.
+        """
+        taken = {candidate.offer.product for candidate in beside}
+        first = int(share_of("new", profile.customer, f"{now:%Y-%m-%d}") * len(self._new))
+        found: list[Candidate] = []
+        for at in [*self._new[first:], *self._new[:first]][:NEWCOMERS_LOOKED_AT]:
+            offer = self._offers[at]
+            if offer.product in taken or not eligible(offer, profile, contact, now):
+                continue
+            taken.add(offer.product)
+            rule_of, worth = self._rule("", offer.product), float(offer.worth.amount)
+            chance = rule_of.probability
+            if propensity.weights:
+                chance = corrected(propensity, offer.id, traits(profile, contact), chance)
+            found.append(
+                Candidate(offer=offer, rule=rule_of, probability=chance, worth=worth, score=chance * worth)
+            )
+            if len(found) >= NEWCOMERS_MAX:
+                break
+        return found
+
+    def _corrected(self, best: Floats, propensity: Propensity, known: Sequence[str]) -> Floats:
+        """`propensity.corrected` for all offers at once."""
+        if self._weights_of != propensity.model:
+            self._weights, self._weights_of = {}, propensity.model
+        kept = np.clip(best, 1e-6, 1 - 1e-6)
+        total = np.log(kept / (1 - kept)) * (propensity.weights.get(BASE, 0.0) / BASE_SCALE)
+        for trait in ("", *known):
+            total = total + self._weights_over(trait, propensity)
+        return np.asarray(1 / (1 + np.exp(-np.clip(total, -50.0, 50.0))))
+
+    def _weights_over(self, trait: str, propensity: Propensity) -> Floats:
+        made = self._weights.get(trait)
+        if made is None:
+            weights = propensity.weights
+            whole = weights.get(trait or CONSTANT, 0.0)
+            names = (f"{trait}|{offer.id}" if trait else f"offer={offer.id}" for offer in self._offers)
+            made = np.array([whole + weights.get(name, 0.0) for name in names])
+            if len(self._weights) >= TRAITS_MAX:
+                del self._weights[next(iter(self._weights))]
+            self._weights[trait] = made
+        return made
 
     def _evidence(self, profile: Profile, contact: Contact) -> tuple[list[str], list[Floats]]:
         """(the products that speak: had, or asked about just now; what each says of every offer)."""
@@ -285,13 +365,16 @@ class Ranker:
             found = (rule(self._table, antecedent, product) if antecedent else None) or popularity(
                 self._table, product
             )
+            if product in self._new_products:
+                rate = self._table.smoothing.rate
+                found = replace(popularity(self._table, product), probability=rate, base=rate)
             if len(self._rules) >= RULES_MAX:
                 del self._rules[next(iter(self._rules))]
             self._rules[antecedent, product] = found
         return found
 
     def _popularity(self) -> Floats:
-        return np.array([popularity(self._table, offer.product).probability for offer in self._offers])
+        return np.array([self._rule("", offer.product).probability for offer in self._offers])
 
     def _row(self, antecedent: str) -> Floats:
         made = self._rows.get(antecedent)
@@ -313,6 +396,7 @@ class Ranker:
         row = (together + strength * self._popular) / (entry.customers + strength)
         if not entry.complete:
             row[together == 0] = -1.0
+        row[self._new] = -1.0
         row[places.get(antecedent, [])] = -1.0
         return row
 

@@ -1,16 +1,18 @@
 """ReportService: what marketing earns and costs, by campaign, agent, region, reason, offer, day and month;
 also as a chart.
 
-Revenue is the worth of accepted offers, at the time they were accepted, and of won leads. Costs are what was
-recorded, the fixed costs of campaigns when they start, and the unit costs of their touches. A row that has no
-value for a dimension shows "".
+Revenue is the worth of accepted offers, at the time they were accepted, of what people bought by campaigns,
+and of won leads. Who accepted an offer in a call and is noted as a buyer of a campaign for the same offer
+bought once: the acceptance counts, and is the campaign's. Costs are what was recorded, the unit costs of
+accepted offers, the fixed costs of campaigns when they start, and the unit costs of their touches. A row that
+has no value for a dimension shows "".
 """
 
 from __future__ import annotations
 
 import io
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta, tzinfo
 from decimal import Decimal
 from typing import Any
@@ -25,11 +27,12 @@ from chassis.errors import AlreadyExists, FailedPrecondition, InvalidArgument
 from chassis.ids import check_id
 from chassis.pagination import Page, request_fingerprint
 from marketing import convert
+from marketing.engine import OfferNotFound
 from marketing.kinds import CAMPAIGNS, COSTS, LEADS
-from marketing.model import Decision, Result
+from marketing.model import Decision, RankedOffer, Result
 from marketing.resources import money_problems, name_problems, text_problems
 from marketing.shelf import Row, Shelves
-from marketing.store import DecisionFilter, Store
+from marketing.store import DecisionFilter, Sale, Store
 
 R = reports_pb2
 DAYS_MAX = 400
@@ -64,6 +67,10 @@ class Fact:
     accepted: int = 0
     revenue: Decimal = Decimal(0)
     cost: Decimal = Decimal(0)
+
+
+#: What campaigns sold and no decision tells of, by customer and offer.
+Sales = dict[tuple[str, str], list[Sale]]
 
 
 @dataclass(kw_only=True, slots=True)
@@ -137,10 +144,16 @@ class ReportServicer(reports_pb2_grpc.ReportServiceServicer):
         return summed(self._facts(start, end), names, zone)
 
     def _facts(self, start: datetime, end: datetime) -> Iterator[Fact]:
-        yield from self._decisions(start, end)
+        sales = self._sales(start, end)
+        yield from self._decisions(start, end, sales)
+        for (_, offer), left in sales.items():
+            for sale in left:
+                campaign = {"CAMPAIGN": f"campaigns/{sale.campaign}", "OFFER": offer}
+                values = {**campaign, "REGION": sale.region, "AGENT": sale.agent}
+                yield Fact(at=sale.at, values=values, accepted=1, revenue=sale.worth)
         for row in self._paged(LEADS, {"state": leads_pb2.LEAD_STATE_WON}):
             lead = row.content["resource"]
-            at = row.updated_at or self._clock.now()
+            at = row.content.get("won_at") or row.updated_at or self._clock.now()
             if start <= at < end:
                 values = {
                     "CAMPAIGN": lead.get("campaign", ""),
@@ -168,8 +181,9 @@ class ReportServicer(reports_pb2_grpc.ReportServiceServicer):
             for step in phase.get("steps", ()):
                 if price := step.get("unit_cost"):
                     prefix = f"{row.id}/{phase['phase_id']}/{step['step_id']}"
-                    for at, count in self._store.touch_days(prefix, start, end):
-                        yield Fact(at=at, values=values, cost=Decimal(price["amount"]) * count)
+                    for at, region, count in self._store.touch_days(prefix, start, end):
+                        there = {**values, "REGION": region}
+                        yield Fact(at=at, values=there, cost=Decimal(price["amount"]) * count)
 
     def _paged(self, kind: Any, condition: Mapping[str, Any]) -> Iterator[Row]:
         after = None
@@ -180,19 +194,60 @@ class ReportServicer(reports_pb2_grpc.ReportServiceServicer):
                 return
             after = rows[-1].id
 
-    def _decisions(self, start: datetime, end: datetime) -> Iterator[Fact]:
+    def _sales(self, start: datetime, end: datetime) -> Sales:
+        """What campaigns sold, by customer and offer ("offers/…")."""
+        found = self._store.sales(start, end, DECISIONS_MAX + 1)
+        if len(found) > DECISIONS_MAX:
+            raise TooMuchToReport(subject="report", why=f"more than {DECISIONS_MAX} sales of campaigns")
+        offers = {
+            row.id: row.content["resource"].get("offer", "") for row in self._paged(CAMPAIGNS, {}) if found
+        }
+        sales: Sales = {}
+        for sale in found:
+            sales.setdefault((sale.customer, offers.get(sale.campaign, "")), []).append(sale)
+        return sales
+
+    def _decisions(self, start: datetime, end: datetime, sales: Sales) -> Iterator[Fact]:
+        """Facts of decisions; those that a campaign brought about leave `sales`."""
         below, seen = None, 0
+        costs: dict[tuple[str, int], Decimal] = {}
         while True:
             page = self._store.decisions(DecisionFilter(), PAGE, below)
             for decision in page:
                 if start <= decision.created_at < end or _closed_within(decision, start, end):
-                    yield _decided(decision, start, end)
+                    yield self._decided(decision, start, end, sales, costs)
             seen += len(page)
             if len(page) < PAGE:
                 return
             if seen >= DECISIONS_MAX:
                 raise TooMuchToReport(subject="report", why=f"more than {DECISIONS_MAX} decisions")
             below = page[-1].id
+
+    def _decided(
+        self,
+        decision: Decision,
+        start: datetime,
+        end: datetime,
+        sales: Sales,
+        costs: dict[tuple[str, int], Decimal],
+    ) -> Fact:
+        fact, entry = _fact_of(decision, start, end)
+        if entry is None or not fact.accepted:
+            return fact
+        key = (entry.offer, entry.revision)
+        if key not in costs:
+            costs[key] = self._unit_cost(*key)
+        same = sales.get((decision.customer, f"offers/{entry.offer}"))
+        own = {"CAMPAIGN": f"campaigns/{same.pop().campaign}"} if same else {}
+        return replace(fact, values={**fact.values, **own}, cost=costs[key])
+
+    def _unit_cost(self, offer: str, revision: int) -> Decimal:
+        """What an acceptance of an offer cost at a revision; 0 for an offer that is gone."""
+        try:
+            found = self._store.revisions(offer, 1, revision + 1)
+        except OfferNotFound:
+            return Decimal(0)
+        return found[0].unit_cost.amount if found and found[0].unit_cost is not None else Decimal(0)
 
     def _row(self, row: Sums) -> R.ProfitRow:
         return R.ProfitRow(
@@ -255,7 +310,8 @@ def _closed_within(decision: Decision, start: datetime, end: datetime) -> bool:
     return decision.outcome is not None and start <= decision.outcome.at < end
 
 
-def _decided(decision: Decision, start: datetime, end: datetime) -> Fact:
+def _fact_of(decision: Decision, start: datetime, end: datetime) -> tuple[Fact, RankedOffer | None]:
+    """(what a decision says by itself, the offer that its outcome is about)."""
     outcome = decision.outcome
     entry = decision.find(outcome.offer) if outcome else None
     taken = outcome is not None and outcome.result is Result.ACCEPTED and _closed_within(decision, start, end)
@@ -266,13 +322,14 @@ def _decided(decision: Decision, start: datetime, end: datetime) -> Fact:
         "CONTACT_REASON": decision.contact.reason,
         "OFFER": f"offers/{shown.offer}" if shown else "",
     }
-    return Fact(
+    fact = Fact(
         at=outcome.at if taken and outcome else decision.created_at,
         values=values,
         offered=int(bool(decision.offers) and start <= decision.created_at < end),
         accepted=int(taken),
         revenue=entry.worth.amount if taken and entry else Decimal(0),
     )
+    return fact, entry
 
 
 _LABELS: Mapping[str, tuple[str, str, str, str]] = {

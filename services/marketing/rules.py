@@ -12,7 +12,8 @@ tier in ["gold", "platinum"] and not owns("broadband") and months_since_purchase
 3. Length, number of nodes and depth are bounded, and there are no loops: the time a rule takes is bounded
    too.
 4. A rule that can never be true, or never false, is found by trying every combination of values that it can
-   tell apart, where these are few enough (`COMBINATIONS_MAX`).
+   tell apart. Parts that look at different things are tried by themselves, so that a long rule is no harder
+   than its most entangled part; a part with more than `COMBINATIONS_MAX` combinations is left undecided.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ import enum
 import itertools
 import math
 import operator
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from functools import lru_cache
@@ -43,7 +44,8 @@ COMPILED_MAX = 4_096
 #: Mean length of a month, days (Gregorian).
 MONTH_DAYS = 30.436875
 
-_MONTH_SECONDS = MONTH_DAYS * 86_400
+_DAY_SECONDS = 86_400
+_MONTH_SECONDS = MONTH_DAYS * _DAY_SECONDS
 
 
 class Kind(enum.Enum):
@@ -75,6 +77,7 @@ NAMES: Mapping[str, tuple[Kind, str]] = {
     "wants_to_leave": (Kind.TRUTH, "the customer said so"),
     "known": (Kind.TRUTH, "the customer is known at all"),
     "product_count": (Kind.NUMBER, "how many products the customer has"),
+    "days_since_complaint": (Kind.NUMBER, "since a complaint was last resolved; infinite when none was"),
 }
 #: The functions, each of one text in quotes.
 FUNCTIONS: Mapping[str, tuple[Kind, str]] = {
@@ -132,6 +135,15 @@ class RuleError(ValueError):
 Judge = Callable[[Facts], Any]
 #: What a rule looks at: a name, or a function and its argument.
 Key = tuple[str, str]
+#: In place of the argument: a function of anything.
+ANY = "*"
+#: What is so where a rule is asked of a customer who is not in touch just now: segments and phases.
+NOT_IN_TOUCH: Mapping[Key, tuple[Any, ...]] = {
+    ("channel", ""): ("UNSPECIFIED",),
+    ("contact_reason", ""): ("",),
+    ("asked", ANY): (False,),
+    ("known", ""): (True,),
+}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -280,19 +292,23 @@ def parse_rule(text: str, functions: Mapping[str, tuple[Kind, str]] = FUNCTIONS)
     if len(text) > RULE_CHARACTERS_MAX:
         raise _syntax(RULE_CHARACTERS_MAX, f"a rule has at most {RULE_CHARACTERS_MAX} characters")
     try:
-        tree = ast.parse(text.strip().replace("\n", " "), mode="eval")
+        tree = ast.parse(_line(text), mode="eval")
     except SyntaxError as error:
         # The parser gives no place, or 0, for a text that ends too early.
         raise _syntax((error.offset or len(text) + 1) - 1, error.msg or "this cannot be read") from None
     except (ValueError, MemoryError, RecursionError):
         raise _syntax(0, "this cannot be read") from None
     _check_size(tree)
-    compiler = _Compiler(text=text.strip().replace("\n", " "), functions=functions)
+    compiler = _Compiler(text=_line(text), functions=functions)
     kind, judge, _ = compiler.compile(tree.body)
     if kind is not Kind.TRUTH:
         raise compiler.fail(tree.body, "RULE_TYPE", f"a rule is true or false, this is a {kind.value}")
     constants = {key: tuple(values) for key, values in compiler.constants.items()}
     return Rule(text=text, matches=judge, constants=constants, crossed=compiler.crossed)
+
+
+def _line(text: str) -> str:
+    return text.strip().replace("\n", " ")
 
 
 def _syntax(offset: int, message: str) -> RuleError:
@@ -342,13 +358,14 @@ def rule_problems(
 ) -> list[RuleProblem]:
     """What is wrong with a rule; empty for a sound one.
 
-    `given` holds the only values that something can have where the rule is asked, from conditions beside it.
+    `given` holds the only values that something can have where the rule is asked, from conditions beside it;
+    (name, `ANY`) stands for a function of whatever else.
     """
     try:
-        rule = parse_rule(text, functions)
+        parse_rule(text, functions)
     except RuleError as error:
         return [error.problem]
-    seen = _outcomes(rule, functions, given or {})
+    seen = _outcomes(ast.parse(_line(text), mode="eval").body, functions, given or {})
     if seen == {False}:
         return [RuleProblem(offset=0, code="RULE_NEVER_MATCHES", message="this can never be true")]
     if seen == {True}:
@@ -357,15 +374,65 @@ def rule_problems(
 
 
 def _outcomes(
-    rule: Rule, functions: Mapping[str, tuple[Kind, str]], given: Mapping[Key, Iterable[Any]]
-) -> set[bool]:
-    """Every outcome that a rule can have; both where that cannot be found out."""
-    both = {False, True}
+    node: ast.expr, functions: Mapping[str, tuple[Kind, str]], given: Mapping[Key, Iterable[Any]]
+) -> frozenset[bool]:
+    """Every outcome that an expression, known to be sound, can have; both where that cannot be found out."""
+    if isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.Not):
+        return frozenset(not outcome for outcome in _outcomes(node.operand, functions, given))
+    if isinstance(node, ast.BoolOp):
+        groups = _entangled(node.values, functions)
+        if len(groups) > 1:
+            parts = [
+                _outcomes(
+                    group[0] if len(group) == 1 else ast.BoolOp(op=node.op, values=list(group)),
+                    functions,
+                    given,
+                )
+                for group in groups
+            ]
+            # Parts that look at nothing in common can have any of their outcomes together.
+            join = operator.and_ if isinstance(node.op, ast.And) else operator.or_
+            found = parts[0]
+            for part in parts[1:]:
+                found = frozenset(join(one, other) for one in found for other in part)
+            return found
+    return _tried(node, functions, given)
+
+
+def _entangled(nodes: Sequence[ast.expr], functions: Mapping[str, tuple[Kind, str]]) -> list[list[ast.expr]]:
+    """The nodes in groups that look at nothing in common."""
+    groups: list[tuple[set[Key], list[ast.expr]]] = []
+    for node in nodes:
+        keys, members = set(_compiled(node, functions).constants), [node]
+        apart = []
+        for group in groups:
+            if group[0] & keys:
+                keys |= group[0]
+                members = [*group[1], *members]
+            else:
+                apart.append(group)
+        groups = [*apart, (keys, members)]
+    return [members for _, members in groups]
+
+
+def _compiled(node: ast.expr, functions: Mapping[str, tuple[Kind, str]]) -> Rule:
+    compiler = _Compiler(text="", functions=functions)
+    _, judge, _ = compiler.compile(node)
+    constants = {key: tuple(values) for key, values in compiler.constants.items()}
+    return Rule(text="", matches=judge, constants=constants, crossed=compiler.crossed)
+
+
+def _tried(
+    node: ast.expr, functions: Mapping[str, tuple[Kind, str]], given: Mapping[Key, Iterable[Any]]
+) -> frozenset[bool]:
+    """The outcomes of all combinations of values."""
+    rule, both = _compiled(node, functions), frozenset({False, True})
     if rule.crossed:
         return both
     keys = list(rule.constants)
     domains = [
-        list(given[key]) if key in given else _domain(key, functions, rule.constants[key]) for key in keys
+        list(given.get(key) or given.get((key[0], ANY)) or _domain(key, functions, rule.constants[key]))
+        for key in keys
     ]
     if math.prod(map(len, domains)) > COMBINATIONS_MAX:
         return both
@@ -374,7 +441,7 @@ def _outcomes(
         found.add(bool(rule.matches(_Assumed(dict(zip(keys, values, strict=True))))))
         if found == both:
             break
-    return found
+    return frozenset(found)
 
 
 def _domain(key: Key, functions: Mapping[str, tuple[Kind, str]], constants: tuple[Any, ...]) -> list[Any]:
@@ -407,6 +474,8 @@ class CustomerFacts:
 
     def value(self, name: str) -> Any:
         """As the port says."""
+        if name == "days_since_complaint":
+            return self._passed(self.profile.complaint_closed_at, _DAY_SECONDS)
         return _VALUES[name](self.profile, self.contact)
 
     def call(self, name: str, argument: str) -> Any:
@@ -420,8 +489,10 @@ class CustomerFacts:
             return argument in self.contact.products_asked
         if name == "response":
             return self.responses.get(argument, "")
-        at = profile.bought_at.get(argument)
-        return math.inf if at is None else max(0.0, (self.now - at).total_seconds() / _MONTH_SECONDS)
+        return self._passed(profile.bought_at.get(argument), _MONTH_SECONDS)
+
+    def _passed(self, at: datetime | None, unit_seconds: float) -> float:
+        return math.inf if at is None else max(0.0, (self.now - at).total_seconds() / unit_seconds)
 
 
 _VALUES: Mapping[str, Callable[[Profile, Contact], Any]] = {

@@ -13,6 +13,7 @@
 
 from __future__ import annotations
 
+import heapq
 import itertools
 import math
 from collections.abc import Iterator, Mapping, Sequence
@@ -112,28 +113,23 @@ def charge(price: MeterPrice, included: Decimal, quantity: Decimal) -> Decimal |
     return None
 
 
+#: What a meter costs over all months under some tariffs; None where they do not serve it.
+Charges = dict[tuple[str, tuple[str, ...]], Decimal | None]
+
+
 def quote(plan: Tariff, add_ons: Sequence[Tariff], months: Sequence[Usage]) -> Quote | None:
     """What a combination would have cost, a month; None where it does not serve what was used."""
-    count = Decimal(len(months))
-    lines = [Line(tariff=plan.id, meter="", quantity=Decimal(1), amount=plan.fee)]
-    lines += [Line(tariff=one.id, meter="", quantity=Decimal(1), amount=one.fee) for one in add_ons]
-    for meter in sorted({meter for month in months for meter in month}):
-        quantity = sum((month.get(meter, Decimal(0)) for month in months), Decimal(0))
-        holders = [tariff for tariff in (plan, *add_ons) if meter in tariff.meters]
+    count, known = Decimal(len(months)), Charges()
+    lines = [Line(tariff=one.id, meter="", quantity=Decimal(1), amount=one.fee) for one in (plan, *add_ons)]
+    for meter in _meters(months):
+        holders = [one for one in (plan, *add_ons) if meter in one.meters]
+        amount = _charged(meter, holders, months, known)
+        if amount is None:
+            return None
         if not holders:
-            if quantity == 0:
-                continue
-            return None
-        included = sum((tariff.meters[meter].included for tariff in holders), Decimal(0))
-        priced = [tariff for tariff in holders if tariff.meters[meter].tiers]
-        amounts = [
-            _cheapest([tariff.meters[meter] for tariff in priced or holders], included, month.get(meter))
-            for month in months
-        ]
-        if any(amount is None for amount in amounts):
-            return None
-        amount = sum((amount for amount in amounts if amount is not None), Decimal(0))
-        at = (priced or holders)[0].id
+            continue
+        quantity = sum((month.get(meter, Decimal(0)) for month in months), Decimal(0))
+        at = next((one for one in holders if one.meters[meter].tiers), holders[0]).id
         lines.append(Line(tariff=at, meter=meter, quantity=quantity / count, amount=amount / count))
     return Quote(
         plan=plan.id,
@@ -141,6 +137,49 @@ def quote(plan: Tariff, add_ons: Sequence[Tariff], months: Sequence[Usage]) -> Q
         cost=sum((line.amount for line in lines), Decimal(0)),
         lines=tuple(lines),
     )
+
+
+def _meters(months: Sequence[Usage]) -> list[str]:
+    return sorted({meter for month in months for meter in month})
+
+
+def _charged(
+    meter: str, holders: Sequence[Tariff], months: Sequence[Usage], known: Charges
+) -> Decimal | None:
+    """What a meter costs over all months under the tariffs that hold it; None where they do not serve it.
+    `known` keeps it for further combinations of the same months.
+    """
+    key = (meter, tuple(one.id for one in holders))
+    if key not in known:
+        known[key] = _charge_of(meter, [one.meters[meter] for one in holders], months)
+    return known[key]
+
+
+def _charge_of(meter: str, prices: Sequence[MeterPrice], months: Sequence[Usage]) -> Decimal | None:
+    if not prices:
+        return None if any(month.get(meter) for month in months) else Decimal(0)
+    included = sum((price.included for price in prices), Decimal(0))
+    priced, total = [price for price in prices if price.tiers] or prices, Decimal(0)
+    for month in months:
+        amount = _cheapest(priced, included, month.get(meter))
+        if amount is None:
+            return None
+        total += amount
+    return total
+
+
+def _total(
+    plan: Tariff, add_ons: Sequence[Tariff], months: Sequence[Usage], meters: Sequence[str], known: Charges
+) -> Decimal | None:
+    """What a combination would have cost over all months; None where it does not serve what was used."""
+    total = sum((one.fee for one in add_ons), plan.fee) * len(months)
+    for meter in meters:
+        holders = [one for one in (plan, *add_ons) if meter in one.meters]
+        amount = _charged(meter, holders, months, known)
+        if amount is None:
+            return None
+        total += amount
+    return total
 
 
 def _cheapest(prices: Sequence[MeterPrice], included: Decimal, quantity: Decimal | None) -> Decimal | None:
@@ -182,11 +221,13 @@ def cheapest(tariffs: Sequence[Tariff], months: Sequence[Usage], limit: int) -> 
         raise TooManyCombinations(
             subject="tariffs", why=f"{total} combinations, at most {COMBINATIONS_MAX} are compared"
         )
-    found = [
-        made
+    meters, known = _meters(months), Charges()
+    served = (
+        ((cost, len(taken), plan.id, tuple(one.id for one in taken)), plan, taken)
         for plan in plans
         for taken in _combinations(fitting[plan.id])
-        if (made := quote(plan, taken, months)) is not None
-    ]
-    found.sort(key=lambda made: (made.cost, len(made.add_ons), made.plan, made.add_ons))
-    return found[:limit], total
+        if (cost := _total(plan, taken, months, meters, known)) is not None
+    )
+    best = heapq.nsmallest(limit, served, key=lambda one: one[0])
+    found = [quote(plan, taken, months) for _, plan, taken in best]
+    return [made for made in found if made is not None], total

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import json
 import smtplib
-from collections.abc import Callable, Mapping, Sequence
+import threading
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from email.message import EmailMessage
 from typing import Any, Protocol
@@ -133,7 +134,14 @@ class WebhookSender:
 
     def __init__(self, config: SenderConfig) -> None:
         self._config = config
-        self._session = requests.Session()
+        # A session is one thread's.
+        self._local = threading.local()
+
+    def _session(self) -> requests.Session:
+        session: requests.Session | None = getattr(self._local, "session", None)
+        if session is None:
+            session = self._local.session = requests.Session()
+        return session
 
     def reaches(self, profile: Profile) -> bool:
         """As the port says."""
@@ -154,7 +162,7 @@ class WebhookSender:
         }
         headers = {"Idempotency-Key": message.id}
         try:
-            answer = self._session.post(
+            answer = self._session().post(
                 self._config.target,
                 json=body,
                 headers=headers,
@@ -171,6 +179,19 @@ class WebhookSender:
 
 #: What makes a sender of each adapter.
 ADAPTERS: Mapping[str, Callable[[SenderConfig], Any]] = {"smtp": SmtpSender, "webhook": WebhookSender}
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Lane:
+    """The messages of one sender, which must not hold up those of another."""
+
+    #: The sender's id, or "channel?" for messages that nobody can send (any more).
+    name: str
+    channel: StepChannel
+    #: None where nobody sends.
+    sender: Sender | None
+    #: Which touches of the channel: a condition on their sender.
+    senders: Mapping[str, Any]
 
 
 class Senders:
@@ -193,7 +214,27 @@ class Senders:
                 return config.id, self._made[config.id]
         return None
 
-    def reaches(self, profile: Profile, channel: StepChannel) -> bool:
-        """Whether somebody can be reached over a channel that needs a sender."""
-        found = self.of(channel)
+    def lanes(self, channels: Iterable[StepChannel]) -> list[Lane]:
+        """Everything that may wait to be sent over these channels, each in one lane."""
+        found = []
+        for channel in channels:
+            if (built_in := self._built_in.get(channel)) is not None:
+                found.append(Lane(name=channel.value, channel=channel, sender=built_in, senders={}))
+                continue
+            ids: list[str] = []
+            for config in self.configs:
+                if config.channel is channel:
+                    # The channel's first one is its default.
+                    names = [config.id] if ids else ["", config.id]
+                    ids += names
+                    only = {"sender": {"$in": names}}
+                    made = self._made[config.id]
+                    found.append(Lane(name=config.id, channel=channel, sender=made, senders=only))
+            others = {"sender": {"$nin": ids}} if ids else {}
+            found.append(Lane(name=f"{channel.value}?", channel=channel, sender=None, senders=others))
+        return found
+
+    def reaches(self, profile: Profile, channel: StepChannel, sender: str = "") -> bool:
+        """Whether somebody can be reached over a channel by a sender, "" for the channel's own."""
+        found = self.of(channel, sender)
         return found is not None and found[1].reaches(profile)

@@ -17,6 +17,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
+from decimal import Decimal
 from typing import TYPE_CHECKING, Any, Protocol
 
 from bson.decimal128 import Decimal128
@@ -161,6 +162,21 @@ class Claim:
     token: str
     #: Decision id.
     decision: str
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Sale:
+    """What somebody bought by a campaign."""
+
+    #: Ids, without "campaigns/" and "customers/".
+    campaign: str
+    customer: str
+    #: "regions/…" of the customer, "agents/…" who sold it; "" unknown.
+    region: str = ""
+    agent: str = ""
+    #: What it was worth then.
+    worth: Decimal
+    at: datetime
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -313,8 +329,13 @@ class Store(Protocol):
     def open_complaints(self, customer: str, limit: int) -> list[Complaint]:
         """Unresolved complaints of a customer."""
 
-    def touch_days(self, prefix: str, start: datetime, end: datetime) -> list[tuple[datetime, int]]:
-        """(instant of an hour, touches sent or waiting) of a campaign's step, named "campaign/phase/step"."""
+    def touch_days(self, prefix: str, start: datetime, end: datetime) -> list[tuple[datetime, str, int]]:
+        """(instant of an hour, region of the customers, touches sent or waiting) of a campaign's step, named
+        "campaign/phase/step".
+        """
+
+    def sales(self, start: datetime, end: datetime, limit: int) -> list[Sale]:
+        """At most so many sales of campaigns in a span."""
 
     def history_changes(self) -> int:
         """Rises with every new purchase."""
@@ -810,6 +831,10 @@ class MongoStore:
             {"customer": absorbed}, {"$set": {"customer": survivor}}
         )
         self._give_products(survivor, self._bought(survivor))
+        profiles = ProfileDocument._get_collection()
+        gone = profiles.find_one({"_id": absorbed}, {"opted_out_at": 1}) or {}
+        if said := gone.get("opted_out_at"):
+            profiles.update_one({"_id": survivor}, {"$max": {"opted_out_at": said}}, upsert=True)
 
     def unmerge(self, restored: str, survivor: str, version: int) -> None:
         """As the port says."""
@@ -858,7 +883,12 @@ class MongoStore:
         ComplaintDocument._get_collection().update_many(
             {"customer": customer}, {"$set": {"customer": "", "number": ""}}
         )
-        blank = {"numbers": [], "display_name": "", "tags": [], "products": [], "bought": {}, "alive": False}
+        blank = {
+            **{field: [] for field in ("numbers", "tags", "products", "quiet_windows")},
+            "display_name": "",
+            "bought": {},
+            "alive": False,
+        }
         ProfileDocument._get_collection().update_one({"_id": customer}, {"$set": blank})
 
     # complaints
@@ -876,6 +906,9 @@ class MongoStore:
             ComplaintDocument._get_collection().update_one(older, {"$set": content}, upsert=True)
         except DuplicateKeyError:
             return False
+        if complaint.customer and not complaint.open and complaint.at is not None:
+            closed = {"$max": {"complaint_closed_at": complaint.at}}
+            ProfileDocument._get_collection().update_one({"_id": complaint.customer}, closed)
         return True
 
     def close_complaint(self, ticket: str) -> None:
@@ -889,18 +922,35 @@ class MongoStore:
 
     # models
 
-    def touch_days(self, prefix: str, start: datetime, end: datetime) -> list[tuple[datetime, int]]:
+    def touch_days(self, prefix: str, start: datetime, end: datetime) -> list[tuple[datetime, str, int]]:
         """As the port says."""
         wanted = {
             "_id": {"$gt": f"{prefix}/", "$lt": f"{prefix}0"},
             "at": {"$gte": start, "$lt": end},
             "state": {"$ne": "FAILED"},
         }
-        day = {"$dateTrunc": {"date": "$at", "unit": "hour"}}
+        hour = {"at": {"$dateTrunc": {"date": "$at", "unit": "hour"}}, "region": "$region"}
         grouped = DecisionDocument._get_db()["touches"].aggregate(
-            [{"$match": wanted}, {"$group": {"_id": day, "count": {"$sum": 1}}}, {"$sort": {"_id": 1}}]
+            [{"$match": wanted}, {"$group": {"_id": hour, "count": {"$sum": 1}}}, {"$sort": {"_id": 1}}]
         )
-        return [(raw["_id"], raw["count"]) for raw in grouped]
+        return [(raw["_id"]["at"], raw["_id"].get("region") or "", raw["count"]) for raw in grouped]
+
+    def sales(self, start: datetime, end: datetime, limit: int) -> list[Sale]:
+        """As the port says."""
+        found = DecisionDocument._get_db()["campaign_contacts"].find(
+            {"bought_at": {"$gte": start, "$lt": end}}
+        )
+        return [
+            Sale(
+                campaign=raw["campaign"],
+                customer=raw["customer"],
+                region=raw.get("region") or "",
+                agent=raw.get("bought_agent") or "",
+                worth=Decimal(raw.get("bought_worth") or 0),
+                at=raw["bought_at"],
+            )
+            for raw in found.limit(limit)
+        ]
 
     def history_changes(self) -> int:
         """As the port says."""

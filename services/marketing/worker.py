@@ -13,6 +13,8 @@ if TYPE_CHECKING:
 
 #: Lease of the model builder and of the sweep, seconds.
 LEASE_SECONDS = 30.0
+#: Real seconds between two looks at comparisons, goals and ends of campaigns.
+LOOK_AFTER_SECONDS = 10.0
 #: How often the worker looks whether learning is done, seconds.
 LEARN_LOOK_SECONDS = 1.0
 
@@ -99,6 +101,8 @@ def _learner(settings: MarketingSettings) -> Background:
 
 def _campaigns(settings: MarketingSettings) -> Background:
     """Takes people through campaigns and sends what is due."""
+    import time
+
     from chassis.worker import Background
     from marketing.call_lists import CallListSender
     from marketing.campaign_delivery import Delivery
@@ -122,9 +126,10 @@ def _campaigns(settings: MarketingSettings) -> Background:
             senders=senders,
             values=campaigns.values,
             is_halted=lambda: campaigns.courtesy().halted,
+            holiday=holiday,
         )
         lease = _lease("campaigns")
-        busy = 0
+        busy, looked_at = 0, float("-inf")
         while not stopping(0.0 if busy else settings.campaign_seconds):
             busy = 0
             if not lease.acquire():
@@ -136,17 +141,20 @@ def _campaigns(settings: MarketingSettings) -> Background:
             runner = Runner(
                 store=store,
                 courtesy=courtesy,
-                reachable=lambda profile, channel: reachable(senders, profile, channel),
+                reachable=lambda profile, channel, sender: reachable(senders, profile, channel, sender),
                 holiday=holiday,
             )
+            delivery.courtesy = courtesy
             running = campaigns.running()
             for campaign in running:
                 busy += runner.work(campaign, now)
             busy += runner.newcomers(running, now)
             if running:
                 busy += delivery.deliver(running, now)
-            if not busy:
+            # Also while a million messages leave; and not each second, for it counts everybody.
+            if time.monotonic() - looked_at >= LOOK_AFTER_SECONDS:
                 campaigns.look_after(store, now)
+                looked_at = time.monotonic()
         lease.release()
 
     return Background(name="campaigns", run=run)

@@ -207,6 +207,8 @@ async def test_a_campaign_from_draft_to_its_end(world: World) -> None:
         campaign=running.name, customer="customers/c03", response=C.CONTACT_RESPONSE_BOUGHT
     )
     assert (await world.stub.RecordCampaignResponse(answer)).response == C.CONTACT_RESPONSE_BOUGHT
+    ask = C.ListTouchPointsRequest(customer="customers/c03", page_size=-1)
+    assert (await refused(world.stub.ListTouchPoints(ask)))[1] == ["page_size"]
     answer.customer = "customers/c09"
     assert (await refused(world.stub.RecordCampaignResponse(answer)))[0] == "CONTACT_NOT_FOUND"
     funnel = await world.stub.GetCampaignFunnel(C.GetCampaignFunnelRequest(name=running.name))
@@ -261,11 +263,13 @@ async def check_ends(world: World, running: C.Campaign) -> None:
     bad.goals[0].phase_id = "none"
     _, fields = await refused(world.stub.CreateCampaign(C.CreateCampaignRequest(campaign=bad)))
     assert {"campaign.segment", "campaign.goals[0].phase_id", "campaign.phases[0].entry_rule"} <= set(fields)
-    lost = await world.stub.CreateCampaign(
-        C.CreateCampaignRequest(campaign=campaign("segments/none", step("mail", C.STEP_CHANNEL_EMAIL)))
-    )
-    unready = world.stub.StartCampaign(C.StartCampaignRequest(name=lost.name))
-    assert (await refused(unready))[0] == "CAMPAIGN_NOT_STARTABLE"
+    unready = campaign("segments/none", step("mail", C.STEP_CHANNEL_EMAIL))
+    unready.offer, unready.phases[0].survey = "offers/none", "surveys/none"
+    lost = await world.stub.CreateCampaign(C.CreateCampaignRequest(campaign=unready))
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        await world.stub.StartCampaign(C.StartCampaignRequest(name=lost.name))
+    for cause in ("no segments/none", "no offers/none", "no surveys/none", "step mail has no sender"):
+        assert cause in caught.value.details()
 
 
 async def test_people_enter_and_leave_by_events_and_are_called(world: World) -> None:
@@ -342,6 +346,7 @@ def test_a_sender_that_is_down_stops_only_its_own(mongo_uri: str, mongo_database
     from tests.integration.marketing.test_marketing_campaigns import NOW, campaign, runner, step
 
     from marketing.campaign_delivery import Delivery
+    from marketing.campaign_engine import Courtesy
     from marketing.campaign_store import CAMPAIGN_DOCUMENTS
     from marketing.documents import ProfileDocument
     from marketing.senders import Message, SenderConfig, Senders, SendFailed
@@ -378,7 +383,8 @@ def test_a_sender_that_is_down_stops_only_its_own(mongo_uri: str, mongo_database
     for made in campaigns:
         while runner(store).take_in(made, made.phases[0], NOW):
             pass
-    delivery = Delivery(store=store, senders=senders, values=lambda *_: {})
+    never_quiet = Courtesy(quiet=())
+    delivery = Delivery(store=store, senders=senders, values=lambda *_: {}, courtesy=never_quiet)
     delivery.deliver(campaigns, NOW)
     # One try a group is enough to know that a sender is down; nothing of its own is lost.
     assert Down.tries == 1 and len(set(sent)) == len(sent) == 5

@@ -5,15 +5,18 @@ from __future__ import annotations
 import json
 import threading
 from collections.abc import Iterator
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from typing import Any, ClassVar
 
 import pytest
 from aiosmtpd.controller import Controller
+from tests.unit.marketing.marketing_examples import offer
 
 from chassis import mongo
 from chassis.localstack import free_ports
+from chassis.testing.waiting import wait_until
 from marketing.campaign_delivery import Delivery
 from marketing.campaign_engine import CampaignState, Courtesy, StepChannel
 from marketing.campaign_model import Campaign, Phase, Step, Variant
@@ -21,8 +24,8 @@ from marketing.campaign_runner import Runner
 from marketing.campaign_store import CAMPAIGN_DOCUMENTS, CampaignStore
 from marketing.config import MarketingSettings
 from marketing.documents import ComplaintDocument, ProfileDocument
-from marketing.model import Text
-from marketing.senders import SenderConfig, Senders
+from marketing.model import Audience, Profile, Text
+from marketing.senders import Message, SenderConfig, Senders, SendFailed
 
 pytestmark = pytest.mark.integration
 
@@ -196,3 +199,123 @@ def test_mail_leaves_by_smtp_with_the_id_of_its_touch(store: CampaignStore) -> N
     relay.stop()
     assert len(box.mails) == 25
     assert all(b"Message-ID: <spring.invite.mail.c" in mail.content for mail in box.mails)
+
+
+class Sink:
+    """A sender that takes what it gets, or not."""
+
+    def __init__(self, *, seconds: float = 0.0, down: bool = False) -> None:
+        self.taken: list[str] = []
+        self.tries = 0
+        self.down = down
+        self.hold = threading.Event()
+        self.seconds = seconds
+
+    def reaches(self, profile: Profile) -> bool:
+        return True
+
+    def send(self, message: Message) -> None:
+        self.tries += 1
+        if self.seconds:
+            self.hold.wait(self.seconds)
+        if self.down:
+            raise SendFailed("away")
+        self.taken.append(message.profile.customer)
+
+
+def delivery(store: CampaignStore, *channels: tuple[StepChannel, Sink], **changes: Any) -> Delivery:
+    return Delivery(store=store, senders=Senders([], dict(channels)), values=lambda *_: {}, **changes)
+
+
+def test_what_was_fine_when_queued_is_looked_at_again_before_it_leaves(store: CampaignStore) -> None:
+    made, sink = campaign(step(), rule='value_class == "B"'), Sink()
+    run_all(store, made, NOW)
+    sends = delivery(store, (StepChannel.SMS, sink))
+    noon = NOW + timedelta(hours=2, minutes=5)
+    sends.deliver([made], noon)
+    assert not sink.tries and store.touches.distinct("due_at") == [NOW + timedelta(hours=4)]
+    complaint = {"_id": "t1", "customer": "c001", "open": True, "version": 1}
+    ComplaintDocument._get_collection().insert_one(complaint)
+    store.answer("spring", "c003", "", "DECLINED")
+    store.opt_out("c005", noon)
+    afternoon = NOW + timedelta(hours=5)
+    sends.deliver([made], afternoon)
+    left = {f"c{number:03}" for number in range(7, PEOPLE, 2)}
+    assert set(sink.taken) == left
+    states = {raw["customer"]: raw["state"] for raw in store.touches.find({"customer": {"$nin": list(left)}})}
+    assert states == {"c001": "QUEUED", "c003": "FAILED", "c005": "FAILED"}
+    ComplaintDocument._get_collection().update_one({"_id": "t1"}, {"$set": {"open": False}})
+    sends.deliver([made], afternoon + timedelta(days=1))
+    assert sorted(sink.taken) == ["c001", *sorted(left)]
+    # Nothing leaves once the phase is over.
+    late = campaign(step("late"), id="late", rule='value_class == "A"')
+    run_all(store, late, NOW)
+    sends.deliver([late], NOW + timedelta(days=10))
+    assert store.touches.distinct("state", {"campaign": "late"}) == ["FAILED"]
+
+
+def test_whom_a_passing_cause_held_back_is_addressed_when_it_has_passed(store: CampaignStore) -> None:
+    complaint = {"_id": "t1", "customer": "c001", "open": True, "version": 1}
+    ComplaintDocument._get_collection().insert_one(complaint)
+    made = campaign(step("first"), step("second", StepChannel.WEBHOOK), rule='value_class == "B"')
+    run_all(store, made, NOW)
+
+    def touched(at: datetime) -> list[str]:
+        while runner(store).next_steps(made, at):
+            pass
+        return sorted(raw["step"] for raw in store.touches.find({"customer": "c001"}))
+
+    assert touched(NOW + timedelta(hours=25)) == []
+    ComplaintDocument._get_collection().delete_many({})
+    assert touched(NOW + timedelta(hours=30)) == []
+    assert touched(NOW + timedelta(hours=50)) == ["first"]
+    assert touched(NOW + timedelta(hours=51)) == ["first"]
+    assert touched(NOW + timedelta(days=5)) == ["first", "second"]
+    assert store.run("spring", "invite")[2]["OPEN_COMPLAINT"] == 1
+
+
+def test_a_campaign_makes_its_offer_to_those_who_may_take_it(store: CampaignStore) -> None:
+    fibre = offer(id="fibre", product="fibre", audience=Audience(value_classes=frozenset({"B"})))
+    ProfileDocument._get_collection().update_one({"_id": "c001"}, {"$set": {"products": ["fibre"]}})
+    made = replace(campaign(step()), offer="offers/fibre", promoted=fibre)
+    run_all(store, made, NOW)
+    assert store.run("spring", "invite")[2]["NOT_ELIGIBLE"] == 1 + PEOPLE // 2 - PEOPLE // 10
+    sink = Sink()
+    sends = delivery(store, (StepChannel.SMS, sink))
+    over = replace(made, promoted=replace(fibre, valid_until=NOW))
+    sends.deliver([over], NOW)
+    assert not sink.tries and store.touches.distinct("state") == ["FAILED"]
+
+
+def test_a_slow_sender_holds_up_nobody_and_one_that_is_down_rests(store: CampaignStore) -> None:
+    slow, down, quick = Sink(seconds=60), Sink(down=True), Sink()
+    made = [
+        campaign(step("s", StepChannel.SMS), id="slow", rule='value_class == "B"'),
+        campaign(step("d", StepChannel.EMAIL), id="down", rule='value_class == "B"'),
+        campaign(step("q", StepChannel.WEBHOOK), id="quick", rule='value_class == "B"'),
+    ]
+    for one in made:
+        run_all(store, one, NOW)
+    channels = (StepChannel.SMS, slow), (StepChannel.EMAIL, down), (StepChannel.WEBHOOK, quick)
+    sends = delivery(store, *channels, turn_seconds=30, wait_seconds=0.5)
+    sends.deliver(made, NOW)
+    wait_until(lambda: len(quick.taken) == 25 and down.tries == 1, 30, what="the others had their turn")
+    assert slow.tries == 1 and not slow.taken
+    sends.deliver(made, NOW + timedelta(seconds=20))
+    assert (slow.tries, down.tries) == (1, 1)  # the one still at it, the other resting
+    sends.deliver(made, NOW + timedelta(seconds=31))
+    wait_until(lambda: down.tries == 2, 30, what="it is tried again")
+    slow.hold.set()
+    wait_until(lambda: len(slow.taken) == 25, 30, what="the slow one is done")
+    # What was claimed for the one that is down waits on, untouched but for the two that were tried.
+    waiting = {"channel": "EMAIL", "state": "QUEUED", "token": {"$exists": False}}
+    assert store.touches.count_documents(waiting) == 25
+    assert store.touches.count_documents({**waiting, "attempts": 1}) == 2
+
+
+def test_a_lane_ends_its_turn_in_time(store: CampaignStore) -> None:
+    made, sink = campaign(step(), rule='value_class == "B"'), Sink()
+    run_all(store, made, NOW)
+    sends = delivery(store, (StepChannel.SMS, sink), turn_seconds=0.0)
+    assert sends.deliver([made], NOW) == 25
+    assert not sink.tries and store.touches.distinct("state") == ["QUEUED"]

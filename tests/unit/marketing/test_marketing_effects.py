@@ -6,6 +6,8 @@ import asyncio
 import random
 from collections.abc import AsyncIterator
 from datetime import timedelta
+from decimal import Decimal
+from pathlib import Path
 from typing import Any
 
 import grpc
@@ -17,6 +19,7 @@ from typer.testing import CliRunner
 
 from callmesh.marketing.v1 import recommendations_pb2, recommendations_pb2_grpc
 from chassis.testing import FakeClock
+from cli.directory import Refused
 from cli.main import app
 from marketing.campaign_store import MemoryTouches
 from marketing.config import MarketingSettings
@@ -33,6 +36,7 @@ from marketing.ranker_cache import RankerCache
 from marketing.scopes import SCOPES
 from marketing.server import bindings
 from marketing.shelf import Row
+from marketing.store import Sale
 
 
 def effects(count: int, gold_offered: float, seed: int = 1) -> list[Effect]:
@@ -183,7 +187,7 @@ async def test_the_command_goes_back_to_the_model_before(address: tuple[str, Mem
     done = await command("rollback", "uplift")
     assert (done.exit_code, done.stdout) == (0, "models/uplift-000001 serves\n")
     refused = await command("rollback", "uplift")
-    assert refused.exit_code == 1 and "FAILED_PRECONDITION" in refused.stderr
+    assert isinstance(refused.exception, Refused) and "FAILED_PRECONDITION" in str(refused.exception)
     async with grpc.aio.insecure_channel(place) as channel:
         stub = recommendations_pb2_grpc.RecommendationServiceStub(channel)
         kind = recommendations_pb2.MODEL_KIND_CHURN
@@ -194,3 +198,31 @@ async def test_the_command_goes_back_to_the_model_before(address: tuple[str, Mem
     info = learn_and_keep_churn(churns)
     assert info.id == "churn-000001" and info.state is ModelState.FAILED and "needs 1000" in info.failure
     assert not churns.due()
+
+
+async def test_the_report_is_printed_and_drawn_by_a_command(
+    address: tuple[str, MemoryStore], tmp_path: Path
+) -> None:
+    place, store = address
+    for number in range(2):
+        made = Sale(campaign=f"k{number}", customer="c1", agent="agents/a1", worth=Decimal(70), at=NOW)
+        store.campaign_sales.append(made)
+
+    async def command(*words: str) -> Any:
+        arguments = ["marketing", *words, "--address", place]
+        return await asyncio.to_thread(lambda: CliRunner().invoke(app, arguments))
+
+    span = ["--from", "2025-06-01", "--to", "2025-06-02"]
+    picture = tmp_path / "june.png"
+    done = await command("report", *span, "--by", "campaign", "--by", "agent", "--png", str(picture))
+    assert done.exit_code == 0, done.exception
+    lines = [line.split() for line in done.stdout.splitlines()]
+    assert ["campaigns/k1", "agents/a1", "0", "1", "70", "0", "70"] in lines
+    assert ["total", "0", "2", "140", "0", "140"] in lines
+    assert picture.read_bytes().startswith(b"\x89PNG")
+    whole = await command("report", *span)
+    assert whole.stdout.split()[-5:] == ["0", "2", "140", "0", "140"]
+    empty = await command("report", "--from", "2024-01-01", "--to", "2024-01-02", "--png", str(picture))
+    assert isinstance(empty.exception, Refused)
+    few = await command("effect")
+    assert isinstance(few.exception, Refused) and "needs 50 closed decisions" in str(few.exception)

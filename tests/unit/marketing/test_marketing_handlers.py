@@ -502,3 +502,23 @@ def test_a_builder_that_died_is_taken_over() -> None:
     assert world.models.due()
     assert world.models.build().id == begun.id
     assert len(world.models.list(9, None)) == 1
+
+
+def test_a_new_offer_is_shown_by_exploration_among_many_better_known() -> None:
+    world = World()
+    for number in range(20):
+        world.publish(f"o{number:02}", product=f"p{number:02}", price=cny("90.00"))
+    for number in range(1_200):
+        world.buy(f"c{number}", *{f"p{number % 20:02}", f"p{number % 7:02}"})
+    world.models.build()
+    world.clock.advance(40 * 86_400)
+    world.publish("fresh", product="fresh", price=cny("10.00"))
+    draws = iter([0.0, 0.999_999])
+    world.recommender = Recommender(world.store, world.cache, world.clock, 30, lambda: next(draws))
+    usual, explored = world.recommend("stranger", limit=1), world.recommend("stranger", limit=1)
+    assert usual.offers[0].offer != "fresh"
+    (shown,) = explored.offers
+    assert (shown.offer, shown.reason.code) == ("fresh", ReasonCode.EXPLORATION)
+    assert shown.propensity == explored.propensity == pytest.approx(0.05 / 6)
+    assert explored.considered[-1].offer == "fresh" and explored.considered[-1].base == 0.01
+    assert sum(considered.chance for considered in explored.considered) == pytest.approx(1)

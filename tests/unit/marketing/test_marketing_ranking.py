@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from datetime import timedelta
 from decimal import Decimal
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tests.unit.marketing.marketing_examples import NOW, baskets, cny, offer, offers, profiles
@@ -13,6 +15,7 @@ from marketing import ranking
 from marketing.association import Counts, RuleTable, best_rule
 from marketing.engine import eligible
 from marketing.model import Contact, Money, Offer, Profile, ReasonCode, Script, Text
+from marketing.propensity import Propensity, corrected, traits
 from marketing.ranking import Ranker
 
 contacts = st.builds(
@@ -160,3 +163,67 @@ def test_nearest_script_wins_in_each_language() -> None:
     profile = Profile(customer="c", tier="gold", tags=frozenset({"senior"}))
     (best,) = Ranker([offer(scripts=scripts, price=cny("1"))], RuleTable()).rank(profile, Contact(), NOW, 1)
     assert [(t.language, t.text) for t in best.scripts] == [("en", "all"), ("zh", "长者")]
+
+
+@settings(max_examples=60)
+@given(offers(), baskets, profiles, contacts, st.lists(st.floats(-3, 3), min_size=8, max_size=8))
+def test_ranking_by_a_propensity_model_is_that_of_correcting_every_offer(
+    catalogue: list[Offer],
+    histories: list[set[str]],
+    profile: Profile,
+    contact: Contact,
+    weights: list[float],
+) -> None:
+    table = table_of(histories)
+    names = [
+        "constant",
+        "base",
+        "tier=gold",
+        "tier=gold|o01",
+        "leaving=True",
+        *(f"offer=o0{n}" for n in (0, 2, 3)),
+    ]
+    model = Propensity(model="m", weights=dict(zip(names, weights, strict=True)))
+    known, owned = traits(profile, contact), profile.products | set(contact.products_asked)
+    wanted = {
+        o.id: corrected(model, o.id, known, best_rule(table, owned, o.product).probability)
+        * float(o.worth.amount)
+        for o in catalogue
+        if eligible(o, profile, contact, NOW)
+    }
+    found = Ranker(catalogue, table).candidates(profile, contact, NOW, 3, model)
+    assert [candidate.score for candidate in found] == pytest.approx(
+        [wanted[candidate.offer.id] for candidate in found]
+    )
+    # Of each product the best one, and none better was left out.
+    shown = {candidate.offer.product for candidate in found}
+    best = {
+        o.product: max(wanted.get(p.id, -1) for p in catalogue if p.product == o.product) for o in catalogue
+    }
+    for candidate in found:
+        assert candidate.score == pytest.approx(best[candidate.offer.product])
+    left = [score for product, score in best.items() if product not in shown and score >= 0]
+    if left and len(found) == 3:
+        assert max(left) <= found[-1].score + 1e-9
+    assert len(found) == min(3, sum(score >= 0 for score in best.values()))
+
+
+def test_a_new_offer_is_estimated_like_one_of_which_nothing_is_known() -> None:
+    table = table_of([{f"p{number % 7}", "phone"} for number in range(2_000)])
+    old = [offer(id=f"o{n}", product=f"p{n}", published_at=NOW - timedelta(days=90)) for n in range(7)]
+    fresh = [offer(id=f"n{n}", product=f"n{n}", published_at=NOW - timedelta(days=n)) for n in range(40)]
+    profile = Profile(customer="c1", products=frozenset({"phone"}))
+    ranker = Ranker([*old, *fresh], table, NOW)
+    beside = ranker.candidates(profile, Contact(), NOW, 7)
+    assert {candidate.offer.id for candidate in beside} == {one.id for one in old}
+    tried = ranker.newcomers(profile, Contact(), NOW, beside)
+    assert [(one.probability, one.rule.probability) for one in tried] == [(0.01, 0.01)] * 2
+    assert ranker.newcomers(profile, Contact(), NOW, [*beside, *tried]) != tried
+    met = {
+        candidate.offer.id
+        for number in range(200)
+        for candidate in ranker.newcomers(replace(profile, customer=f"c{number}"), Contact(), NOW, beside)
+    }
+    # Those published more than thirty days ago are not new, and every other one is met by somebody.
+    assert met == {f"n{number}" for number in range(30)}
+    assert not Ranker([*old, *fresh], table).newcomers(profile, Contact(), NOW, beside)

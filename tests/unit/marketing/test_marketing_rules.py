@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import math
 from datetime import timedelta
 from typing import Any
@@ -12,12 +13,15 @@ from hypothesis import strategies as st
 from tests.unit.marketing.marketing_examples import NOW, offer
 
 from marketing.engine import eligible, offer_problems
-from marketing.model import Audience, Channel, Contact, Profile
+from marketing.model import Audience, Channel, Contact, OfferKind, Profile
 from marketing.rules import (
+    FUNCTIONS,
     PHASE_FUNCTIONS,
     RULE_CHARACTERS_MAX,
     CustomerFacts,
     RuleError,
+    _outcomes,
+    _tried,
     parse_rule,
     rule_problems,
 )
@@ -103,6 +107,8 @@ def test_phases_may_ask_for_responses_and_offers_may_not() -> None:
         {"prerequisites": frozenset({"phone"}), "rule": 'not owns("phone")'},
         {"exclusions": frozenset({"phone"}), "rule": 'owns("phone")'},
         {"rule": 'owns("broadband")'},
+        {"kind": OfferKind.WIN_BACK, "rule": 'not tagged("lost")'},
+        {"audience": Audience(any_tags=frozenset({"senior"})), "rule": 'not tagged("senior")'},
     ],
 )
 def test_a_rule_that_contradicts_the_conditions_beside_it_is_refused(changes: Any) -> None:
@@ -156,3 +162,41 @@ def test_rules_found_never_or_always_true_are_so(parts: list[tuple[str, int]]) -
     codes = {problem.code for problem in rule_problems(text)}
     assert ("RULE_NEVER_MATCHES" in codes) is (seen == {False})
     assert ("RULE_ALWAYS_MATCHES" in codes) is (seen == {True})
+
+
+ATOMS = [
+    'tier == "a"',
+    'tier != "a"',
+    'owns("p")',
+    "known",
+    'not owns("p")',
+    "product_count > 1",
+    'owns("q")',
+]
+
+
+def joined(one: str, other: str, both: bool) -> str:
+    return f"({one} {'and' if both else 'or'} {other})"
+
+
+@pytest.mark.parametrize(
+    ("text", "code"),
+    [
+        # Each of these has more combinations than can be tried at once.
+        ('tier == "a" and tier == "b"', "RULE_NEVER_MATCHES"),
+        ('not (tier != "a" or tier != "b")', "RULE_NEVER_MATCHES"),
+        ('tier == "a" or tier != "a"', "RULE_ALWAYS_MATCHES"),
+    ],
+)
+def test_a_contradiction_is_found_in_a_long_rule(text: str, code: str) -> None:
+    others = [f'owns("p{number}")' for number in range(40)]
+    joint = " and " if code == "RULE_NEVER_MATCHES" else " or "
+    assert [problem.code for problem in rule_problems(joint.join([*others, f"({text})"]))] == [code]
+    assert rule_problems(" and ".join(others)) == []
+
+
+@settings(max_examples=60)
+@given(st.recursive(st.sampled_from(ATOMS), lambda inner: st.builds(joined, inner, inner, st.booleans())))
+def test_outcomes_found_by_parts_are_those_of_all_combinations(text: str) -> None:
+    tree = ast.parse(text, mode="eval").body
+    assert _outcomes(tree, FUNCTIONS, {}) == _tried(tree, FUNCTIONS, {})

@@ -17,9 +17,10 @@ from callmesh.routing.v1 import events_pb2 as routing
 from chassis.bus import Event
 from chassis.testing import FakeClock
 from marketing import senders
-from marketing.call_lists import CallListSender, contact_id, take_result
+from marketing.call_lists import CallListSender, contact_id
+from marketing.campaign_answers import take_result
 from marketing.campaign_engine import StepChannel
-from marketing.campaigns import segment_problems
+from marketing.campaigns import Campaigns, segment_problems
 from marketing.handlers import Facts
 from marketing.holiday import holidays_of
 from marketing.inbound import learn
@@ -119,6 +120,7 @@ def result(customer: str, number: str, what: str) -> Any:
 def test_a_step_puts_people_on_its_list_once_and_hears_what_came_of_it() -> None:
     store, people = MemoryStore(), People()
     sender = CallListSender(store.shelves, FakeClock(NOW))
+    campaigns = Campaigns(store.shelves, store, FakeClock(NOW), "CNY")
     for _ in range(2):
         sender.send(message("c1", "+8613800138000", "offers/fibre"))
         sender.send(message("c2", "+8613800138001", "offers/fibre"))
@@ -131,15 +133,15 @@ def test_a_step_puts_people_on_its_list_once_and_hears_what_came_of_it() -> None
     contacts = store.shelves.find(CONTACTS, {"list": made.id}, 9)
     assert sorted(row.content["resource"]["customer"] for row in contacts) == ["customers/c1", "customers/c2"]
     assert contacts[0].content["resource"]["note"] == "Tell them about fibre"
-    assert take_result(store.shelves, people, result("c1", "+8613800138000", "SUCCESS"))
-    assert take_result(store.shelves, people, result("c2", "+8613800138001", "DECLINED"))
-    assert not take_result(store.shelves, people, result("c2", "+8613800138001", "NO_ANSWER"))
-    assert not take_result(store.shelves, people, result("stranger", "+8613800138001", "SUCCESS"))
+    assert take_result(campaigns, people, result("c1", "+8613800138000", "SUCCESS"))
+    assert take_result(campaigns, people, result("c2", "+8613800138001", "DECLINED"))
+    assert not take_result(campaigns, people, result("c2", "+8613800138001", "NO_ANSWER"))
+    assert not take_result(campaigns, people, result("stranger", "+8613800138001", "SUCCESS"))
     assert people.answers == [("spring", "c1", "invite", "BOUGHT"), ("spring", "c2", "invite", "DECLINED")]
     elsewhere = own.OutboundResultRecorded(
         contact="contactLists/own/contacts/x", customer="customers/c1", result="SUCCESS"
     )
-    assert not take_result(store.shelves, people, elsewhere)
+    assert not take_result(campaigns, people, elsewhere)
 
 
 def test_a_forbidden_number_fails_for_good() -> None:

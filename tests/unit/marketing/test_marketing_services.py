@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator
 from datetime import UTC, datetime, timedelta
+from decimal import Decimal
 from typing import Any
 
 import grpc
@@ -14,7 +15,8 @@ from google.protobuf.field_mask_pb2 import FieldMask
 from google.protobuf.timestamp_pb2 import Timestamp
 from google.rpc import error_details_pb2
 from grpc_status import rpc_status
-from tests.unit.marketing.marketing_examples import NOW
+from tests.unit.marketing.marketing_examples import NOW, offer
+from tests.unit.marketing.marketing_examples import cny as cny_of
 
 from callmesh.common.v1 import common_pb2
 from callmesh.marketing.v1 import (
@@ -40,11 +42,14 @@ from chassis.errors import Unavailable
 from chassis.testing import FakeClock
 from marketing.campaign_store import MemoryTouches
 from marketing.config import MarketingSettings
+from marketing.kinds import CAMPAIGNS
 from marketing.memory_store import MemoryStore
-from marketing.model import Channel, Profile
+from marketing.model import Channel, Complaint, Profile
 from marketing.outbound_servicer import OutboundServicer
 from marketing.scopes import SCOPES
 from marketing.server import bindings
+from marketing.shelf import Row
+from marketing.store import Sale
 
 #: 09:00 UTC is 17:00 in Shanghai: nobody's quiet hours.
 START = NOW
@@ -481,3 +486,63 @@ async def test_the_profit_report_adds_up_and_can_be_drawn(world: World) -> None:
     early.interval.start_time.FromDatetime(START - timedelta(days=2))
     empty = reports_pb2.RenderProfitChartRequest(report=early)
     assert (await refused(world.reports.RenderProfitChart(empty)))[1] == "NOTHING_TO_DRAW"
+
+
+async def test_a_campaigns_row_shows_what_it_earned_and_cost(world: World) -> None:
+    fibre = offer(id="fibre", product="fibre", value=cny_of("300"), unit_cost=cny_of("40"))
+    world.store.insert_offer(fibre, (), request_key=None, fingerprint=None)
+    content = {"resource": {"offer": "offers/fibre"}}
+    world.store.shelves.insert(CAMPAIGNS, Row(id="spring", content=content, keys={"state": 1}), START)
+    for number in range(2):
+        world.store.campaign_sales.append(
+            Sale(
+                campaign="spring",
+                customer=f"c{number}",
+                region="regions/beijing",
+                worth=Decimal(300),
+                at=START,
+            )
+        )
+    # The first of them took it in a call: one sale, which is the campaign's.
+    asked = recommendations_pb2.RecommendRequest(customer="customers/c0")
+    asked.context.agent, asked.context.contact_reason = "agents/a1", "billing"
+    decision = await world.recommend.Recommend(asked)
+    taken = recommendations_pb2.RecordOutcomeRequest(
+        decision=decision.name, offer="offers/fibre", result=types_pb2.OUTCOME_RESULT_ACCEPTED
+    )
+    await world.recommend.RecordOutcome(taken)
+    request = reports_pb2.GetProfitReportRequest(
+        dimensions=[reports_pb2.REPORT_DIMENSION_CAMPAIGN, reports_pb2.REPORT_DIMENSION_CONTACT_REASON]
+    )
+    request.interval.start_time.FromDatetime(START - timedelta(days=1))
+    request.interval.end_time.FromDatetime(START + timedelta(days=1))
+    report = await world.reports.GetProfitReport(request)
+    rows = [(list(row.keys), row.accepted_count, row.revenue.amount, row.cost.amount) for row in report.rows]
+    assert rows == [
+        (["campaigns/spring", ""], 1, "300", "0"),
+        (["campaigns/spring", "billing"], 1, "300", "40"),
+    ]
+
+
+async def test_nobody_with_an_open_complaint_is_called_and_the_number_tells_the_clock(world: World) -> None:
+    world.store.save_profile(Profile(customer="c1", crm_version=1))
+    world.store.save_complaint(Complaint(ticket="t1", customer="c1", number="", open=True, version=1))
+    await outbound_list(world)
+    contacts = [
+        outbound_pb2.Contact(number="+8613800138001", customer="customers/c1"),
+        outbound_pb2.Contact(number="+12125550123"),  # 05:00 in New York
+    ]
+
+    async def batches() -> AsyncIterator[outbound_pb2.ImportContactsRequest]:
+        yield outbound_pb2.ImportContactsRequest(parent="contactLists/autumn", contacts=contacts)
+
+    await world.outbound.ImportContacts(batches())
+    ask = outbound_pb2.NextContactsRequest(holder="agent-1", max_contacts=10)
+    assert not (await world.outbound.NextContacts(ask)).contacts
+    world.clock.advance(4 * 3_600)  # 21:00 in Shanghai, 09:00 in New York
+    (found,) = (await world.outbound.NextContacts(ask)).contacts
+    assert found.number == "+12125550123"
+    world.store.save_complaint(Complaint(ticket="t1", customer="c1", number="", open=False, version=2))
+    world.clock.advance(20 * 3_600)  # 17:00 in Shanghai, a day later
+    numbers = {one.number for one in (await world.outbound.NextContacts(ask)).contacts}
+    assert "+8613800138001" in numbers

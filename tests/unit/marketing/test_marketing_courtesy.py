@@ -1,0 +1,236 @@
+"""Whose clock it is, when it is quiet, who is not addressed any more, and what campaigns hear of people."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime, timedelta
+from typing import Any
+from zoneinfo import ZoneInfo
+
+import pytest
+from tests.unit.marketing.marketing_examples import NOW
+
+from callmesh.common.v1 import common_pb2
+from callmesh.crm.v1 import customers_pb2
+from callmesh.crm.v1 import events_pb2 as crm
+from callmesh.marketing.v1 import campaigns_pb2
+from callmesh.marketing.v1 import events_pb2 as own
+from chassis.bus import Event
+from chassis.testing import FakeClock
+from marketing.campaign_answers import take_survey
+from marketing.campaign_engine import CONSENT, Courtesy, Held, StepChannel, held_back, own_quiet, quiet_until
+from marketing.campaign_runner import AGAIN, clock_name, is_quiet_until
+from marketing.campaigns import Campaigns, campaign_problems, segment_problems
+from marketing.handlers import Facts
+from marketing.inbound import learn
+from marketing.kinds import CAMPAIGNS
+from marketing.memory_store import MemoryStore
+from marketing.model import Channel, Complaint, Contact, Profile, QuietWindow
+from marketing.rules import CustomerFacts, parse_rule
+from marketing.shelf import Row
+
+SHANGHAI = ZoneInfo("Asia/Shanghai")
+
+
+def local(day: int, hour: int, minute: int = 0) -> datetime:
+    """A time of June 2025 in Shanghai; the 2nd is a Monday."""
+    return datetime(2025, 6, day, hour, minute, tzinfo=SHANGHAI).astimezone(UTC)
+
+
+@pytest.mark.parametrize(
+    ("at", "until"),
+    [
+        (local(2, 10), None),
+        # Their own evening runs into the night of everybody.
+        (local(2, 21), local(3, 8)),
+        (local(2, 23), local(3, 8)),
+        # Saturday from noon to Sunday noon, then noon's quiet hours.
+        (local(7, 15), local(8, 14)),
+        (local(8, 9), local(8, 14)),
+        (local(9, 9), None),
+    ],
+)
+def test_own_quiet_windows_join_those_of_the_policy(at: datetime, until: datetime | None) -> None:
+    profile = Profile(
+        customer="c1",
+        quiet_windows=(
+            QuietWindow(start_minute=20 * 60, end_minute=22 * 60, channels=frozenset({Channel.SMS})),
+            QuietWindow(weekdays=frozenset({6}), start_minute=12 * 60 + 30, end_minute=12 * 60),
+            # No step goes by chat: it must not mean "all channels".
+            QuietWindow(start_minute=0, end_minute=1_440, channels=frozenset({Channel.CHAT})),
+        ),
+    )
+    spans = (*Courtesy().quiet, *own_quiet(profile))
+    assert quiet_until(spans, StepChannel.SMS, at, SHANGHAI) == until
+
+
+def test_a_week_of_holidays_is_quiet_and_looked_at_daily() -> None:
+    def holiday(day: datetime) -> bool:
+        return day.month == 6 and 2 <= day.day <= 8
+
+    at = local(2, 10)
+    assert quiet_until(Courtesy().quiet, StepChannel.SMS, at, SHANGHAI, holiday=holiday) == local(9, 8)
+    strict, person = Courtesy(holidays_quiet=True), Profile(customer="c1")
+    assert is_quiet_until(strict, person, StepChannel.SMS, at, holiday) == at + AGAIN
+    assert is_quiet_until(Courtesy(), person, StepChannel.SMS, at, holiday) is None
+
+
+@pytest.mark.parametrize(
+    ("known", "number", "zone"),
+    [
+        ("Europe/Rome", "+8613800138000", "Europe/Rome"),
+        ("", "+8613800138000", "Asia/Shanghai"),
+        ("", "+12125550123", "America/New_York"),
+        ("", "+4930123456", "Europe/Berlin"),
+        ("", "+9991", ""),
+        ("", "", ""),
+    ],
+)
+def test_the_clock_is_the_persons_or_the_numbers(known: str, number: str, zone: str) -> None:
+    assert clock_name(known, number) == zone
+
+
+def snapshot(version: int, **consent: Any) -> crm.CustomerSnapshot:
+    found = crm.CustomerSnapshot(customer="customers/c1", version=version)
+    window = found.quiet_windows.add(weekdays=[6, 7], start_minute=0, end_minute=1_440)
+    window.channels.append(common_pb2.CHANNEL_VOICE)
+    if consent:
+        given = found.consents.add(
+            channel=common_pb2.CHANNEL_SMS, purpose=customers_pb2.PURPOSE_MARKETING, granted=True
+        )
+        given.decide_time.FromDatetime(consent["at"])
+    return found
+
+
+def test_opting_out_holds_until_a_later_consent() -> None:
+    store = MemoryStore()
+
+    def hears(told: crm.CustomerSnapshot) -> Profile:
+        message = crm.CustomerUpdated(customer=told)
+        learn(Facts(store), Event.of(message, source="crm", subject=told.customer, time=NOW))
+        found = store.profile("c1")
+        assert found is not None
+        return found
+
+    first = hears(snapshot(1, at=NOW - timedelta(days=9)))
+    weekend = QuietWindow(
+        weekdays=frozenset({6, 7}), start_minute=0, end_minute=1_440, channels=frozenset({Channel.VOICE})
+    )
+    assert first.quiet_windows == (weekend,)
+    store._profiles["c1"] = Profile(customer="c1", crm_version=1, opted_out_at=NOW)
+    again = hears(snapshot(2, at=NOW - timedelta(days=9)))
+    assert again.opted_out
+
+    def held(profile: Profile) -> Held | None:
+        free = {"has_address": True, "complaining": False, "declined": False, "is_capped": False}
+        return held_back(profile, StepChannel.SMS, **free)
+
+    assert held(again) is Held.DO_NOT_CONTACT
+    assert held(hears(snapshot(3, at=NOW + timedelta(days=1)))) is None
+    free = {"has_address": True, "complaining": False, "declined": False, "is_capped": False}
+    assert held_back(first, StepChannel.SMS, **free, fits=False) is Held.NOT_ELIGIBLE
+    assert set(CONSENT) == set(StepChannel)
+
+
+def test_rules_know_how_long_ago_a_complaint_was_resolved() -> None:
+    store = MemoryStore()
+    store.save_profile(Profile(customer="c1", crm_version=1))
+    rule = parse_rule("days_since_complaint < 14")
+
+    def holds(days: int) -> bool:
+        profile = store.profile("c1")
+        assert profile is not None
+        return bool(rule.matches(CustomerFacts(profile, Contact(), NOW + timedelta(days=days))))
+
+    store.save_complaint(Complaint(ticket="t1", customer="c1", number="", open=True, version=1, at=NOW))
+    assert not holds(1)
+    store.save_complaint(Complaint(ticket="t1", customer="c1", number="", open=False, version=2, at=NOW))
+    assert [holds(days) for days in (0, 13, 14)] == [True, True, False]
+
+
+class Answers:
+    """What campaigns were told, in memory."""
+
+    def __init__(self, **people: dict[str, str]) -> None:
+        self.people = people
+
+    def answers(self, campaign: str, customer: str) -> dict[str, str]:
+        return self.people.get(customer, {})
+
+    def answer(self, campaign: str, customer: str, phase: str, response: str) -> dict[str, Any] | None:
+        if customer not in self.people:
+            return None
+        self.people[customer][phase] = response
+        return {"phase": phase}
+
+    def mark_answered(self, campaign: str, phase: str, customer: str, response: str) -> None:
+        assert self.people[customer][phase] == response
+
+    def opt_out(self, customer: str, at: datetime) -> None:
+        raise AssertionError("nobody opted out")
+
+    def bought(self, campaign: str, customer: str, at: datetime, worth: str, agent: str) -> None:
+        raise AssertionError("nobody bought")
+
+
+def test_a_completed_survey_answers_for_its_phase() -> None:
+    store = MemoryStore()
+    phases = [{"phase_id": "ask", "survey": "surveys/s1"}, {"phase_id": "invite"}]
+    keys = {"state": campaigns_pb2.CAMPAIGN_STATE_RUNNING}
+    store.shelves.insert(CAMPAIGNS, Row(id="k", content={"resource": {"phases": phases}}, keys=keys), NOW)
+    campaigns = Campaigns(store.shelves, store, FakeClock(NOW), "CNY")
+    people = Answers(happy={}, angry={}, plain={}, buyer={"ask": "BOUGHT"})
+
+    def completed(customer: str, survey: str = "surveys/s1", **told: float) -> int:
+        name = f"customers/{customer}" if customer else ""
+        return take_survey(campaigns, people, own.SurveyCompleted(survey=survey, customer=name, **told))
+
+    assert [completed("happy", satisfaction=0.5), completed("angry", satisfaction=0.4)] == [1, 1]
+    assert [completed("plain"), completed("buyer"), completed("stranger"), completed("")] == [1, 0, 0, 0]
+    assert completed("plain", "surveys/s2") == 0
+    assert {who: said["ask"] for who, said in people.people.items()} == {
+        "happy": "INTERESTED",
+        "angry": "DECLINED",
+        "plain": "INTERESTED",
+        "buyer": "BOUGHT",
+    }
+
+
+@pytest.mark.parametrize(
+    ("rule", "audience"),
+    [
+        ('contact_reason == "billing"', {}),
+        ('asked("tv")', {}),
+        ("not known", {}),
+        ('tier == "gold"', {"tiers": ["vip"]}),
+        ('not tagged("senior")', {"any_tags": ["senior"]}),
+    ],
+)
+def test_a_segment_that_nobody_can_belong_to_is_refused(rule: str, audience: dict[str, list[str]]) -> None:
+    made = campaigns_pb2.Segment(display_name="s", rule=rule)
+    for field, values in audience.items():
+        getattr(made.audience, field).extend(values)
+    ((field, why),) = segment_problems(made)
+    assert field == "rule" and "RULE_NEVER_MATCHES" in why
+
+
+def test_a_segments_audience_must_not_contradict_itself() -> None:
+    made = campaigns_pb2.Segment(display_name="s")
+    made.audience.any_tags.append("a")
+    made.audience.no_tags.append("a")
+    made.audience.channels.append(common_pb2.CHANNEL_VOICE)
+    assert [field for field, _ in segment_problems(made)] == ["audience.no_tags", "audience.channels"]
+
+
+def test_an_entry_rule_asks_for_answers_that_there_can_be() -> None:
+    made = campaigns_pb2.Campaign(display_name="k", segment="segments/s")
+    for id, rule in (("ask", ""), ("invite", 'response("aks") == "interested"')):
+        made.phases.add(phase_id=id, entry_rule=rule)
+
+    def refused() -> bool:
+        return "phases[1].entry_rule" in dict(campaign_problems(made, "CNY"))
+
+    assert refused()
+    made.phases[1].entry_rule = 'response("ask") == "maybe"'
+    assert refused()
+    made.phases[1].entry_rule = 'response("ask") == "interested"'
+    assert not refused()
