@@ -5,7 +5,7 @@
    take them, then the others with what keeps them from it. Those who lack a skill or the channel follow.
 3. The first reason in the order of `_UNFIT`, then `_OCCUPIED`, is told: what a supervisor can change least
    comes first.
-4. In a line of very many agents the first `LOOKED_AT_MAX` by their order in the directory are looked at, and
+4. In a line of very many agents the first `LOOKED_AT_MAX` by their order in the shard are looked at, and
    the sentence says so; the free ones are all counted. So an explanation keeps nobody waiting.
 5. It never changes the state, not even an index: what an explanation says depends on the journal alone.
 """
@@ -32,7 +32,7 @@ from routing.state import AgentEntry, CallEntry, Crowd, Line, ShardState
 #: Agents looked at in one explanation, at most: beyond it the rest is only counted.
 CANDIDATES_MAX = 100
 #: Agents whose occupation is looked at.
-LOOKED_AT_MAX = 1_000
+LOOKED_AT_MAX = 400
 
 _STRATEGIES = {
     Strategy.LONGEST_IDLE: "longest idle first",
@@ -60,7 +60,10 @@ def explain(state: ShardState, question: AskExplain, now_ms: int) -> Explanation
     line = state.lines.get((queue.id, facts.channel, facts.skills, step))
     line = line if line is not None else _line(state, queue, facts, step)
     # Of those who fit; empty for the free.
-    looked_at = islice((a for a in state.agents if a in line.agents), LOOKED_AT_MAX)
+    few = len(line.agents) <= LOOKED_AT_MAX
+    looked_at = (
+        sorted(line.agents) if few else islice((a for a in state.agents if a in line.agents), LOOKED_AT_MAX)
+    )
     reasons = {agent_id: _occupied(state, line, state.agents[agent_id]) for agent_id in looked_at}
     candidates = _candidates(state, line, entry, reasons, min(question.limit, CANDIDATES_MAX))
     return Explanation(
@@ -76,9 +79,20 @@ def first_step(state: ShardState, queue: QueueConfig, facts: CallFacts) -> int:
     passed over; the last one never is.
     """
     for index, step in enumerate(queue.steps[:-1]):
-        if not step.skip_if_nobody_fits or _line(state, queue, facts, index).logged_in:
+        if not step.skip_if_nobody_fits or _logged_in(state, queue, facts, index):
             return index
     return max(0, len(queue.steps) - 1)
+
+
+def _logged_in(state: ShardState, queue: QueueConfig, facts: CallFacts, step: int) -> bool:
+    """Whether anybody who fits a step is logged in."""
+    key = (queue.id, facts.channel, facts.skills, step)
+    known = state.lines.get(key)
+    if known is not None:
+        return known.logged_in > 0
+    line = Line(key, queue, Crowd())
+    agents = state.agents_with_all([skill for skill, _ in line.requirements])
+    return any(agent.presence is not Presence.OFFLINE and line.fits(agent) for agent in agents)
 
 
 def _line(state: ShardState, queue: QueueConfig, facts: CallFacts, step: int) -> Line:
@@ -87,7 +101,7 @@ def _line(state: ShardState, queue: QueueConfig, facts: CallFacts, step: int) ->
     crowd = next((other.crowd for other in others if other.channel == facts.channel), Crowd())
     line = Line((queue.id, facts.channel, facts.skills, step), queue, crowd)
     free = []
-    for agent in state.agents_with(line.asked):
+    for agent in state.agents_with_all([skill for skill, _ in line.requirements]):
         if line.fits(agent):
             line.agents.add(agent.config.id)
             line.logged_in += agent.presence is not Presence.OFFLINE

@@ -518,6 +518,16 @@ class ShardState:
         """Agents who have a skill, at whatever level; all for ""."""
         return self._skilled.get(skill, {}).values() if skill else self.agents.values()
 
+    def agents_with_all(self, skills: Collection[str]) -> Iterable[AgentEntry]:
+        """Agents who have each of some skills, at whatever level, in no order; all for none."""
+        if not skills:
+            return self.agents.values()
+        first, *others = sorted((self._skilled.get(skill, {}) for skill in skills), key=len)
+        found = first.keys()
+        for having in others:
+            found = found & having.keys()
+        return [first[agent_id] for agent_id in found]
+
     def lines_for(self, agent: AgentEntry) -> Iterator[Line]:
         """Lines that ask for nothing, or for a skill that the agent has."""
         for skill in ("", *agent.skills):

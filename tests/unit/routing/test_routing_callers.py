@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
+from typing import Any
+
 import pytest
+from pymongo.errors import AutoReconnect
 
 from routing.callers import (
     REPEAT_CALLS_COUNTED_MAX,
+    STRANGER,
     KnownCaller,
     RecentCall,
     known_of,
@@ -13,6 +18,7 @@ from routing.callers import (
     unsettled,
     usual_region,
 )
+from routing.profiles import PROFILES, ProfileReader
 
 T = 1_000_000
 
@@ -94,3 +100,37 @@ def test_who_usually_serves_a_caller_changes_late(served: str, usual: str) -> No
         for n, region in enumerate(served)
     )
     assert usual_region(KnownCaller(calls=calls)) == usual
+
+
+class Slow:
+    """A collection that answers when told to, or fails."""
+
+    def __init__(self, error: Exception | None = None) -> None:
+        self.asked: list[list[str]] = []
+        self.answers = asyncio.Event()
+        self._error = error
+
+    def find(self, query: dict[str, Any], fields: object) -> Slow:
+        self.asked.append(query["_id"]["$in"])
+        return self
+
+    async def to_list(self) -> list[dict[str, Any]]:
+        if self._error is not None:
+            raise self._error
+        numbers = self.asked[-1]
+        await self.answers.wait()
+        return [{"_id": number, "priority": 4} for number in numbers]
+
+
+async def test_a_call_does_not_wait_for_who_calls() -> None:
+    slow, broken = Slow(), Slow(AutoReconnect("away"))
+    for collection in (slow, broken):
+        reader = ProfileReader({PROFILES: collection}, seconds=0.05)  # type: ignore[arg-type]
+        assert await reader.caller("+861064000000") == STRANGER
+    reader = ProfileReader({PROFILES: slow}, seconds=30.0)  # type: ignore[arg-type]
+    numbers = [f"+86106400000{n}" for n in range(3)]
+    known = asyncio.gather(*(reader.caller(number) for number in numbers))
+    await asyncio.sleep(0)
+    slow.answers.set()
+    assert [each.tier_points for each in await known] == [4, 4, 4]
+    assert sum(len(asked) for asked in slow.asked) == 4 and len(slow.asked) <= 3, "asked together"

@@ -157,6 +157,23 @@ def test_what_is_explained_is_what_happens() -> None:
         assert [o.agent for o in offers] == [expected], strategy
 
 
+def test_a_set_of_skills_that_nobody_asked_for_yet_is_explained_as_it_will_be() -> None:
+    shard = Shard()
+    for number in range(40):
+        levels = {"chinese": 3 + number % 3, "french": number % 4, "fibre": number % 5}
+        shard.agent(f"a{number:02d}", skills=tuple((s, n) for s, n in sorted(levels.items()) if n))
+    wanted = (("fibre", 3), ("french", 2))
+    found = shard.ask(skills=wanted)
+    ranked = [a.agent for a in found.agents if a.rank]
+    fit = [f"a{n:02d}" for n in range(40) if n % 4 >= 2 and n % 5 >= 3]
+    assert ranked == fit, "who is free for longest comes first"
+    assert {a.skipped_reason for a in found.agents if not a.rank} == {"SKILL_MISSING", "LEVEL_TOO_LOW"}
+    shard.place("c1", skills=wanted)
+    again = shard.ask(skills=wanted)
+    assert [a.agent for a in again.agents if a.rank] == ranked[1:], "now that there is such a line"
+    assert shard.ask("c1").summary.startswith(f"Rings at {ranked[0]}")
+
+
 def test_lots_make_nobody_better() -> None:
     shard = Shard(strategy=Strategy.RANDOM)
     for agent in ("ann", "bob"):
