@@ -30,6 +30,11 @@ DEFAULT = "en"
 FILE = "messages_zh.json"
 #: Values of an error that are sentences and not names.
 _SENTENCES = ("why", "limit", "what")
+#: What stands behind the first of several faults: it holds a sentence and is looked for before all others,
+#: which would take it for a part of their last value.
+_MORE, _MORE_PATTERN = "{} (and {} more)", re.compile(r"(.+) \(and (\d+) more\)")
+#: English words side by side: no value but a piece of a sentence that nobody translated.
+_WORDS = re.compile(r"\b[a-z]{2,} [a-z]{2,}\b")
 
 _RANGE = re.compile(r"([a-z]{1,8}(?:-[a-z0-9]{1,8})*|\*)\s*(?:;\s*q\s*=\s*([01](?:\.\d{0,3})?)\s*)?", re.I)
 
@@ -89,16 +94,19 @@ def _patterns(package: str) -> tuple[tuple[re.Pattern[str], str], ...]:
 
 def sentence(text: str, package: str = "chassis", depth: int = 0) -> str:
     """What is wrong, in Chinese; as it is where nobody translated it. `package` is searched before the
-    chassis.
+    chassis. A sentence is translated whole or not at all: "must be {}" does not make "必须是 set for one
+    only".
     """
+    if depth < 1 and (more := _MORE_PATTERN.fullmatch(text)) is not None:
+        return texts_of("chassis").sentences[_MORE].format(sentence(more[1], package, depth + 1), more[2])
     for name in dict.fromkeys((package, "chassis")):
         for pattern, chinese in _patterns(name):
             found = pattern.fullmatch(text)
-            if found is not None:
-                # "… (and 2 more)" holds a sentence; two levels are all there are.
-                values = [
-                    sentence(value, package, depth + 1) if depth < 1 else value for value in found.groups()
-                ]
+            if found is None:
+                continue
+            # ", {}" holds a sentence; two levels are all there are.
+            values = [sentence(value, package, depth + 1) if depth < 1 else value for value in found.groups()]
+            if not any(map(_WORDS.search, values)):
                 return chinese.format(*values)
     return text
 

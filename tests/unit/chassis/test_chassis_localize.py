@@ -140,6 +140,26 @@ def test_what_nobody_translated_stays_in_english_and_braces_are_only_text() -> N
     assert localize.message(limit, "zh") == "已达到上限：client:a，最多 5。"
 
 
+@pytest.mark.parametrize(
+    ("package", "english", "chinese"),
+    [
+        (
+            "chassis",
+            "must be at most 200 characters, got 201 (and 1 more)",
+            "最多 200 个字符，收到 201 个（另有 1 处）",
+        ),
+        ("routing", "must be between 1 and 5, got 7", "必须在 1 到 5 之间，收到 7"),
+        ("routing", "must be one of low, high (and 2 more)", "必须是以下之一：low, high（另有 2 处）"),
+        ("crm", "is too short for a number", "作为电话号码太短"),
+        # Of which only "must be" is known.
+        ("crm", "must be lighter than air", "must be lighter than air"),
+        ("crm", "must be lighter than air (and 1 more)", "must be lighter than air（另有 1 处）"),
+    ],
+)
+def test_a_sentence_is_translated_whole_or_not_at_all(package: str, english: str, chinese: str) -> None:
+    assert localize.sentence(english, package) == chinese
+
+
 def test_a_localized_status_still_fits_its_trailer() -> None:
     error = InvalidArgument.many([(f"field_{n}", "值" * 190) for n in range(16)])
     status = rich_status(error, "callmesh.crm", "zh")
