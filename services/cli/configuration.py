@@ -517,7 +517,10 @@ def history(directory: Directory) -> None:
     """Show the revisions, newest first: who, when, how much, why."""
     if not directory.is_dir():
         raise Refused(f"there is no directory {directory}")
-    for each in reversed(revisions(directory)[-SHOWN_MAX:]):
+    found = revisions(directory)
+    if not found:
+        typer.echo("no revision yet: `callmesh config apply` makes the first")
+    for each in reversed(found[-SHOWN_MAX:]):
         note = f"  {each['note']}" if each["note"] else ""
         typer.echo(
             f"{each['revision']:>6}  {each['time']}  {each['actor']}  {len(each['changes'])} changes{note}"

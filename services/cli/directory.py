@@ -21,7 +21,7 @@ from rich.table import Table
 
 from callmesh.routing.v1 import directory_pb2 as pb
 from callmesh.routing.v1 import directory_pb2_grpc, supervision_pb2, supervision_pb2_grpc
-from cli.plan import PORT_BASE_DEFAULT, ROUTING_GRPC_OFFSET
+from cli.plan import HOST, PORT_BASE_DEFAULT, ROUTING_GRPC_OFFSET
 from cli.view import OUT
 
 M = TypeVar("M", bound=Message)
@@ -38,13 +38,27 @@ PAGE_ROWS = 1_000
 #: gRPC messages, bytes.
 MESSAGE_BYTES_MAX = 16 << 20
 
+
+def _router(address: str) -> str:
+    """The address given, or the first router's of the local stack of PORT_BASE."""
+    if address:
+        return address
+    base = os.environ.get("PORT_BASE") or str(PORT_BASE_DEFAULT)
+    if not base.isdecimal():
+        raise typer.BadParameter(f"must be a number, got {base!r}", param_hint="PORT_BASE")
+    return f"{HOST}:{int(base) + ROUTING_GRPC_OFFSET}"
+
+
 Address = Annotated[
     str,
     typer.Option(
-        "--address", envvar="CALLMESH_ADDRESS", help="A router, host:port. CALLMESH_TOKEN may hold a token."
+        "--address",
+        envvar="CALLMESH_ADDRESS",
+        callback=_router,
+        help="A router, host:port; the local stack's if empty. CALLMESH_TOKEN may hold a token.",
     ),
 ]
-ADDRESS_DEFAULT = f"127.0.0.1:{PORT_BASE_DEFAULT + ROUTING_GRPC_OFFSET}"
+ADDRESS_DEFAULT = ""
 Reason = Annotated[str, typer.Option("--reason", help="For the audit log.")]
 
 region = typer.Typer(name="region", help="See, drain and resume regions.", no_args_is_help=True)
@@ -71,9 +85,7 @@ def stub_at(address: str, client: Any = directory_pb2_grpc.DirectoryServiceStub)
         ) as channel:
             yield client(channel)
     except grpc.RpcError as error:
-        said = explained(error, address)
-        by_tls = credentials is not None and said.startswith("nothing answers")
-        raise Refused(f"{said} by TLS, or certificates do not fit" if by_tls else said) from error
+        raise Refused(explained(error, address)) from error
 
 
 def tls_credentials() -> grpc.ChannelCredentials | None:
@@ -94,10 +106,31 @@ def tls_credentials() -> grpc.ChannelCredentials | None:
     return grpc.ssl_channel_credentials(*contents)
 
 
+#: What gRPC says when there is no connection, and what that means to who typed the command.
+_NO_CONNECTION = (
+    ("WRONG_VERSION_NUMBER", "{} speaks plain text: unset TLS_CA_FILE"),
+    (
+        "handshake failed",
+        "the certificate of {} is of another authority than TLS_CA_FILE, or of another name",
+    ),
+    ("lookup", "there is no host of the name in {}"),
+    ("remote host", "nothing answers at {}: is it up, and is the address right?"),
+    (
+        "",
+        "{} closes the connection: it wants TLS (TLS_CA_FILE), or a certificate that it knows (TLS_CERT_FILE,"
+        " TLS_KEY_FILE)",
+    ),
+)
+
+
 def explained(error: Any, address: str) -> str:
     """An RPC's error as one line with field and reason."""
-    if error.code() is grpc.StatusCode.UNAVAILABLE and "connect" in (error.details() or ""):
-        return f"nothing answers at {address}"
+    details = error.details() or ""
+    if error.code() is grpc.StatusCode.UNAVAILABLE and ("connect" in details or "lookup" in details):
+        why = next((why for sign, why in _NO_CONNECTION if sign in details), _NO_CONNECTION[-1][1])
+        return why.format(address)
+    if error.code() is grpc.StatusCode.UNAUTHENTICATED:
+        return f"{details} CALLMESH_TOKEN holds the token, or CALLMESH_TOKEN_FILE names its file."
     fields = []
     try:
         status = rpc_status.from_call(error)
@@ -107,7 +140,7 @@ def explained(error: Any, address: str) -> str:
         if detail.Is(error_details_pb2.BadRequest.DESCRIPTOR):
             bad = error_details_pb2.BadRequest.FromString(detail.value)
             fields += [f"{each.field}: {each.description}" for each in bad.field_violations]
-    return "; ".join(fields) or f"{error.code().name}: {error.details()}"
+    return "; ".join(fields) or f"{error.code().name}: {details}"
 
 
 def bearer() -> list[tuple[str, str]]:

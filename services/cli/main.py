@@ -27,6 +27,7 @@ from cli.outbound import outbound
 from cli.plan import BadStackConfig
 from cli.redeliver import redeliver
 from cli.sandbox import sandbox
+from cli.sections import Sections
 from cli.simulate import simulate
 from cli.stack import StackError
 from cli.status import status
@@ -42,7 +43,8 @@ EXIT_USAGE = 2
 
 app = typer.Typer(
     name="callmesh",
-    help="Run the callmesh contact-centre platform on this machine.",
+    cls=Sections,
+    help="Run the callmesh contact-centre platform: on this machine, and wherever else it is.",
     no_args_is_help=True,
     add_completion=False,
     rich_markup_mode=None,

@@ -79,6 +79,8 @@ def models(
 
     request = recommendations_pb2.ListModelsRequest(kind=_number(kind), page_size=SHOWN_MAX)
     found = _ask(address, port_base, lambda stub: stub.ListModels(request, **asking()))
+    if not found.models:
+        OUT.print(f"no version of {kind} yet: the worker learns one when there is enough to learn from")
     for model in found.models:
         state = recommendations_pb2.ModelState.Name(model.state).removeprefix("MODEL_STATE_")
         figures = ", ".join(f"{name} {value:.4f}" for name, value in sorted(model.metrics.items()))

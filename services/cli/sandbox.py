@@ -99,7 +99,7 @@ def sandbox(
     try:
         progress.run(stack, fresh=True)
         started = True
-        OUT.print(where(stack, keys), highlight=False, markup=False)
+        OUT.print(where(stack, keys), highlight=False, markup=False, soft_wrap=True)
         asyncio.run(run_people(stack, keys))
     except KeyboardInterrupt:
         OUT.print("ending")

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pytest
 from typer.testing import CliRunner
 
 from cli.directory import Refused, read
-from cli.main import app
+from cli.main import COMMANDS, app
 
 YAML = """
 regions:
@@ -48,6 +49,22 @@ def test_a_bad_file_is_refused_with_its_fault(tmp_path: Path, text: str, named: 
     path.write_text(text, encoding="utf-8")
     with pytest.raises(Refused, match=named):
         read(path)
+
+
+def test_the_router_is_the_local_stacks_unless_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PORT_BASE", "1")
+    monkeypatch.delenv("CALLMESH_ADDRESS", raising=False)
+    refused = CliRunner().invoke(app, ["region", "list"]).exception
+    assert isinstance(refused, Refused) and "nothing answers at 127.0.0.1:21:" in str(refused)
+    monkeypatch.setenv("PORT_BASE", "many")
+    assert "PORT_BASE" in CliRunner().invoke(app, ["region", "list"]).output
+
+
+def test_help_names_every_command_under_a_heading() -> None:
+    told = CliRunner().invoke(app, ["--help"]).output
+    assert "Other:" not in told and "Keeping a platform running:" in told
+    names = set(re.findall(r"^  ([a-z]+)  ", told, re.M))
+    assert {command.__name__ for command in COMMANDS} | {"import", "export", "region", "config"} <= names
 
 
 def test_a_missing_file_is_named(tmp_path: Path) -> None:
