@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
-import click
 from typer.core import TyperGroup
 
 SECTIONS = {
@@ -33,7 +33,7 @@ SECTIONS = {
 class Sections(TyperGroup):
     """The commands under headings; one that no heading names comes last, so that none is left out."""
 
-    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+    def format_commands(self, ctx: Any, formatter: Any) -> None:
         """Writes the commands with the first sentence of each."""
         there = self.list_commands(ctx)
         width = max(map(len, there))
@@ -45,7 +45,7 @@ class Sections(TyperGroup):
                 with formatter.section(title):
                     formatter.write_dl(rows)
 
-    def _told(self, ctx: click.Context, names: tuple[str, ...]) -> Iterator[tuple[str, str]]:
+    def _told(self, ctx: Any, names: tuple[str, ...]) -> Iterator[tuple[str, str]]:
         for name in names:
             command = self.get_command(ctx, name)
             if command is not None and not command.hidden:

@@ -1,6 +1,14 @@
 """Who talks to whom: the pure core of routing.
 
-The rules, in prose (ROUTING in docs/routing.md has their reasons):
+Words: a *shard* is one region's calls and agents, decided here. An *edge* (telephone exchange, chat front
+end) holds the caller, a *desktop* is the agent's; each has a stream to some router, its *front*, and is
+*attached* while that is open. Calls that ask the same of agents wait in one *line*. More in docs/glossary.md.
+
+To read: `step` runs one command. `decide` looks its function up in `_DECIDE`, at the end; these functions
+stand below by subject (calls, offers, agents, configuration, transfers, questions and time). `pair` makes
+offers.
+
+The rules, in prose (what each is for, and its test: docs/routing.md):
 
 1. A command comes in, `decide` looks at the state and says which events follow, `evolve` (state.py) applies
    them. No clock, no randomness, no I/O: `now_ms` is passed in. A command that makes `decide` raise has
