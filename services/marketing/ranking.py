@@ -276,6 +276,8 @@ class Ranker:
         """A few new eligible offers of products that are not among those `beside`. Where there are more, each
         customer meets others, and others each day.
         """
+        if not self._new:
+            return []
         taken = {candidate.offer.product for candidate in beside}
         first = int(share_of("new", profile.customer, f"{now:%Y-%m-%d}") * len(self._new))
         found: list[Candidate] = []
