@@ -20,7 +20,7 @@ MADE = "<!-- Made by `make api-doc` from proto/{path}; change that and run it ag
 KEPT = {"README.md", "README.zh.md"}
 #: What routers say to each other is no partner's business.
 INTERNAL = {"callmesh/routing/v1/shard.proto"}
-PACKAGES = ("routing", "crm", "tickets", "marketing", "common")
+PACKAGES = ("routing", "crm", "tickets", "marketing", "dialler", "common")
 #: Service -> module of its scope table.
 TABLES = {
     "routing": "routing.scopes",
@@ -64,6 +64,7 @@ def scopes() -> dict[str, str]:
     found: dict[str, str] = {}
     for module in TABLES.values():
         found.update(importlib.import_module(module).SCOPES)
+    found.update(importlib.import_module("routing.scopes").DIALLER_SCOPES)
     for module in ("chassis.eventservice", "chassis.auditservice"):
         found.update(importlib.import_module(module).scopes("<service>"))
     return found

@@ -1,4 +1,4 @@
-"""Write docs/settings.md from the settings classes of the four services.
+"""Write docs/settings.md from the settings classes of the four services and the dialler.
 
 Run as `make settings-doc`; with `--check` nothing is written and a stale file is an error.
 """
@@ -13,12 +13,16 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
 TARGET = ROOT / "docs" / "settings.md"
-SERVICES = ("routing", "crm", "tickets", "marketing")
+#: Process to the module of its settings class.
+SERVICES = {
+    **{service: f"{service}.config" for service in ("routing", "crm", "tickets", "marketing")},
+    "dialler": "routing.planning.dialler_config",
+}
 
 INTRODUCTION = """# Settings
 
-Made by `make settings-doc` from the settings classes (`services/<service>/config.py`); change those and
-run it again.
+Made by `make settings-doc` from the settings classes (`services/<service>/config.py`, and the dialler's in
+`services/routing/planning/dialler_config.py`); change those and run it again.
 
 Every setting is an environment variable. A process that finds a bad one prints one line that names it and
 exits with status 2. Where two names stand, the longer one wins: it is that service's own, the shorter one is
@@ -27,13 +31,13 @@ read by every process of a stack.
 
 
 def settings_class(service: str) -> Any:
-    """The one subclass of ServiceSettings that `<service>.config` defines.
+    """The one subclass of ServiceSettings that a process's module defines.
 
     Raises:
         LookupError: the module defines none, or several.
     """
     base = importlib.import_module("chassis.config").ServiceSettings
-    module = importlib.import_module(f"{service}.config")
+    module = importlib.import_module(SERVICES[service])
     own = [c for _, c in inspect.getmembers(module, inspect.isclass) if c.__module__ == module.__name__]
     found = [c for c in own if issubclass(c, base)]
     if len(found) != 1:

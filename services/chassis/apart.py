@@ -1,5 +1,9 @@
 """A job in a Python process of its own: seconds of pure computing, or a library that is heavy to load, have
 no place in a process that routes calls.
+
+`run_apart` starts a process for one job. `Kept` keeps one for the jobs that follow, where loading the library
+takes longer than the job; its other side is `serve_jobs`. Between them go frames: a status (of answers
+alone, a byte), a length (four bytes, big-endian), and so many bytes.
 """
 
 from __future__ import annotations
@@ -7,12 +11,16 @@ from __future__ import annotations
 import asyncio
 import os
 import sys
+from asyncio.subprocess import PIPE, Process
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from chassis.errors import DeadlineExceeded
 
 #: Of what the process says on its standard error, the last so many characters are kept.
 WHY_CHARACTERS_MAX = 300
+#: Bytes read at a time of what nobody waits for.
+READ_BYTES = 65_536
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -27,6 +35,18 @@ class Ended:
     why: str
 
 
+async def _start(module: str, arguments: Sequence[str], environment: Mapping[str, str] | None) -> Process:
+    """`python -m module arguments` on this process's paths and environment, `environment` on top."""
+    paths = os.pathsep.join(filter(None, sys.path))
+    return await asyncio.create_subprocess_exec(
+        *(sys.executable, "-m", module, *arguments),
+        stdin=PIPE,
+        stdout=PIPE,
+        stderr=PIPE,
+        env={**os.environ, "PYTHONPATH": paths, **(environment or {})},
+    )
+
+
 async def run_apart(
     module: str, *arguments: str, job: bytes, seconds_max: float, environment: dict[str, str] | None = None
 ) -> Ended:
@@ -34,14 +54,7 @@ async def run_apart(
     environment, `environment` on top. The process ends with this coroutine, however that ends. Raises
     DeadlineExceeded after `seconds_max` real seconds.
     """
-    paths = os.pathsep.join(filter(None, sys.path))
-    process = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-m", module, *arguments),
-        stdin=asyncio.subprocess.PIPE,
-        stdout=asyncio.subprocess.PIPE,
-        stderr=asyncio.subprocess.PIPE,
-        env={**os.environ, "PYTHONPATH": paths, **(environment or {})},
-    )
+    process = await _start(module, arguments, environment)
     try:
         async with asyncio.timeout(seconds_max):
             said, why = await process.communicate(job)
@@ -53,3 +66,130 @@ async def run_apart(
             await process.wait()
     status = process.returncode or 0
     return Ended(status=status, said=said, why=why.decode(errors="replace").strip()[-WHY_CHARACTERS_MAX:])
+
+
+class Kept:
+    """A process that is kept for further jobs while they come. One job at a time; belongs to one event
+    loop.
+    """
+
+    def __init__(
+        self,
+        module: str,
+        *arguments: str,
+        environment: Mapping[str, str] | None = None,
+        kept_seconds: float,
+    ) -> None:
+        """The process is started with the first job, and ends `kept_seconds` (real) after the last."""
+        self._how = (module, arguments, environment)
+        self._kept_seconds = kept_seconds
+        self._process: Process | None = None
+        self._listening: asyncio.Task[None] | None = None
+        self._said = b""
+        self._resting: asyncio.TimerHandle | None = None
+        self._leaving: asyncio.Future[None] | None = None
+        self._one_at_a_time = asyncio.Lock()
+
+    @property
+    def pid(self) -> int | None:
+        """Of the process, while there is one."""
+        return None if self._process is None or self._process.returncode is not None else self._process.pid
+
+    async def ask(self, job: bytes, seconds_max: float) -> Ended:
+        """The answer to a job; of a process that ended over it, its exit status. Raises DeadlineExceeded
+        after `seconds_max` real seconds; the process has ended then, and is started anew for the next job.
+        """
+        async with self._one_at_a_time:
+            self._stay()
+            answered = False
+            try:
+                async with asyncio.timeout(seconds_max):
+                    found = await self._asked(job)
+                answered = self.pid is not None
+                return found
+            except TimeoutError:
+                raise DeadlineExceeded() from None
+            finally:
+                # Of a process that was interrupted nobody knows what it will say next.
+                if answered:
+                    self._resting = asyncio.get_running_loop().call_later(self._kept_seconds, self._rest)
+                else:
+                    await self.close()
+
+    async def _asked(self, job: bytes) -> Ended:
+        if self.pid is None:
+            self._said = b""
+            self._process = await _start(*self._how)
+            self._listening = asyncio.create_task(self._listen(self._process))
+        process = self._process
+        assert process is not None and process.stdin is not None and process.stdout is not None
+        try:
+            process.stdin.write(len(job).to_bytes(4) + job)
+            await process.stdin.drain()
+            head = await process.stdout.readexactly(5)
+            said = await process.stdout.readexactly(int.from_bytes(head[1:]))
+        except (asyncio.IncompleteReadError, ConnectionError):
+            status = await process.wait()
+            if self._listening is not None:
+                await self._listening
+            return Ended(status=status or 1, said=b"", why=self._why())
+        return Ended(status=head[0], said=said, why=self._why())
+
+    def _why(self) -> str:
+        return self._said.decode(errors="replace").strip()[-WHY_CHARACTERS_MAX:]
+
+    async def _listen(self, process: Process) -> None:
+        """What it says on its standard error, the last of it."""
+        assert process.stderr is not None
+        while said := await process.stderr.read(READ_BYTES):
+            self._said = (self._said + said)[-4 * WHY_CHARACTERS_MAX :]
+
+    def _stay(self) -> None:
+        if self._resting is not None:
+            self._resting.cancel()
+            self._resting = None
+
+    def _rest(self) -> None:
+        """Its end of work. Another job meanwhile starts another process."""
+        self._resting = None
+        process, self._process = self._process, None
+        listening, self._listening = self._listening, None
+        self._leaving = asyncio.ensure_future(_left(process, listening))
+
+    async def close(self) -> None:
+        """Ends the process, if there is one."""
+        self._stay()
+        process, self._process = self._process, None
+        listening, self._listening = self._listening, None
+        await _left(process, listening)
+        if self._leaving is not None:
+            await self._leaving
+
+
+async def _left(process: Process | None, listening: asyncio.Task[None] | None) -> None:
+    """Waits for the end of a process that has nothing to do any more."""
+    if process is not None:
+        assert process.stdin is not None and process.stdout is not None
+        process.stdin.close()
+        if process.returncode is None:
+            process.kill()
+        await process.wait()
+        # Its pipes are done with when everything in them was read.
+        while await process.stdout.read(READ_BYTES):
+            pass
+    if listening is not None:
+        await listening
+
+
+def serve_jobs(carry_out: Callable[[bytes], tuple[int, bytes]]) -> int:
+    """The other side of `Kept`: (status below 256, answer) of each job, until standard input ends. Whatever
+    else is printed goes to standard error.
+    """
+    source = sys.stdin.buffer
+    sink = os.fdopen(os.dup(1), "wb")
+    os.dup2(2, 1)
+    while len(head := source.read(4)) == 4:
+        status, said = carry_out(source.read(int.from_bytes(head)))
+        sink.write(bytes([status]) + len(said).to_bytes(4) + said)
+        sink.flush()
+    return 0

@@ -31,6 +31,7 @@ def tokens() -> dict[str, tuple[str, str]]:
     from chassis.eventservice import scopes as of_events
     from crm.scopes import SCOPES as CRM
     from marketing.scopes import SCOPES as MARKETING
+    from routing.scopes import DIALLER_SCOPES
     from routing.scopes import SCOPES as ROUTING
     from tickets.scopes import SCOPES as TICKETS
 
@@ -39,7 +40,7 @@ def tokens() -> dict[str, tuple[str, str]]:
         scope
         for one, table in tables.items()
         for scope in {**table, **of_events(one), **of_acts(one)}.values()
-    }
+    } | set(DIALLER_SCOPES.values())
     return {
         "peer.token": ("routers", PEER_SCOPE),
         "admin.token": ("admin", " ".join(sorted(every - {PEER_SCOPE, ""}))),

@@ -187,6 +187,13 @@ class RoutingSettings(ServiceSettings):
     menu_record_days: int = Field(
         default=90, ge=1, le=3650, description="Menu sessions are kept so long for statistics, days."
     )
+    planner_kept_seconds: float = Field(
+        default=900.0,
+        ge=0,
+        le=86_400,
+        description="How long the process that works out forecasts and plans is kept for the next one, real"
+        " seconds: it holds about 150 MB, and takes seconds to start.",
+    )
     menu_records_waiting_max: int = Field(
         default=20_000,
         ge=100,

@@ -93,3 +93,8 @@ SCOPES: dict[str, str] = {
         },
     ),
 }
+
+#: Of the dialler's own server (planning/dialler_main.py).
+DIALLER_SCOPES: dict[str, str] = {
+    "/callmesh.dialler.v1.LineService/ServeLines": "dialler.lines.serve",
+}

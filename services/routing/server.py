@@ -117,6 +117,13 @@ class Router:
         self.profiles = ProfileBook(
             self.database, seconds=settings.profile_seconds, held_max=settings.profiles_held_max
         )
+        self.planner = Elsewhere(
+            settings.mongo_uri,
+            settings.mongo_database,
+            settings.region,
+            clock,
+            settings.planner_kept_seconds,
+        )
         repeat_window_ms, key = settings.repeat_window_seconds * 1000, place_token_key(settings)
         self.handlers = Handlers(
             front=self.front,
@@ -206,15 +213,12 @@ class Router:
             simulate,
             Seizer(self.leaders, frozenset(self.links), self.name),
         )
-        elsewhere = Elsewhere(
-            self.settings.mongo_uri, self.settings.mongo_database, self.settings.region, self._clock
-        )
         return [
             server.ServiceBinding(*parts)
             for parts in (
                 *own,
                 supervision,
-                planning_binding(elsewhere.answer),
+                planning_binding(self.planner.answer),
                 directory_binding(self.settings, self.regions),
                 self.menus.binding(),
             )
@@ -296,6 +300,7 @@ class Router:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
+        await self.planner.close()
         await self.menus.recorder.write()
         await self.routers.close()
         await self.database.client.close()

@@ -248,6 +248,14 @@ class Desktop:
         """Accepts an offer."""
         await self._send(accept={"offer_id": event.offer.offer_id})
 
+    async def decline(self, event: Any) -> None:
+        """Does not want an offer."""
+        await self._send(decline={"offer_id": event.offer.offer_id})
+
+    async def end(self, call_id: str) -> None:
+        """Ends a conversation from the seat."""
+        await self._send(end_conversation={"call_id": call_id})
+
     async def wrap_up(self, call_id: str, **disposition: Any) -> None:
         """Waits for the end of that call and writes down what came of it."""
         ended = (await self.until("ended")).ended

@@ -113,9 +113,9 @@ class Report:
 
 
 def methods() -> Iterator[Any]:
-    """Descriptors of every RPC of the contract."""
+    """Descriptors of every RPC of the contract; the dialler is not part of a local stack."""
     for found in pkgutil.walk_packages(callmesh.__path__, "callmesh."):
-        if found.name.endswith("_pb2"):
+        if found.name.endswith("_pb2") and not found.name.startswith("callmesh.dialler."):
             module = importlib.import_module(found.name)
             for service in module.DESCRIPTOR.services_by_name.values():
                 yield from service.methods

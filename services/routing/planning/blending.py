@@ -68,23 +68,6 @@ class Seat:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Look:
-    """The floor at one moment."""
-
-    now_ms: int
-    #: Everybody who is there for inbound.
-    seats: Sequence[Seat]
-    #: Inbound callers who wait.
-    waiting: int
-    #: Inbound of the next minutes, by the forecast.
-    demand: Demand
-    #: The list has somebody who may be called now.
-    contacts: bool = True
-    #: The kill switch.
-    stopped: bool = False
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
 class Contacts:
     """What a contact of the list is like, on average."""
 
@@ -99,6 +82,27 @@ class Contacts:
     def gain_seconds(self) -> float:
         """Time that a contact keeps an agent at work."""
         return self.dial_seconds + self.answer_ratio * self.talk_seconds
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Look:
+    """The floor at one moment."""
+
+    now_ms: int
+    #: Everybody who is there for inbound.
+    seats: Sequence[Seat]
+    #: Inbound callers who wait.
+    waiting: int
+    #: Inbound of the next minutes, by the forecast.
+    demand: Demand
+    #: The list has somebody who may be called now.
+    contacts: bool = True
+    #: The kill switch.
+    stopped: bool = False
+    #: What the contacts at hand are like, where it is not what the policy was made for.
+    like: Contacts | None = None
+    #: The lists want a stint of at least so long.
+    stint_min_ms: int = 0
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -185,9 +189,15 @@ class ForecastBlending:
     #: In conversation at the last look, and when that was.
     _talking: frozenset[str] = frozenset()
     _looked_ms: int | None = None
+    #: What the contacts of this look are like.
+    _like: Contacts = field(init=False)
+
+    def __post_init__(self) -> None:
+        self._like = self.contacts
 
     def look(self, look: Look) -> list[Order]:
         """Recalls first, then beginnings."""
+        self._like = look.like or self.contacts
         table, floor = self._table(look), _floor(look)
         self._settle(look, table, floor)
         if look.stopped:
@@ -203,9 +213,9 @@ class ForecastBlending:
 
     def _table(self, look: Look) -> MarginalCost:
         """Those who leave within a conversation are not counted on."""
-        until_ms = look.now_ms + round(self.contacts.talk_seconds * 1000)
+        until_ms = look.now_ms + round(self._like.talk_seconds * 1000)
         staying = sum(not s.leaves_ms or s.leaves_ms >= until_ms for s in look.seats)
-        return _table(staying, _rounded(look.demand), self.contacts.talk_seconds)
+        return _table(staying, _rounded(look.demand), self._like.talk_seconds)
 
     def _full(self, demand: Demand) -> float:
         return demand.rate * ACCOUNT_SECONDS * self.rules.loss_ratio_max
@@ -238,7 +248,7 @@ class ForecastBlending:
     def _begin(self, look: Look, table: MarginalCost, floor: _Floor) -> list[Order]:
         orders: list[Order] = []
         room = int(self.rules.share * floor.people + 1e-9) - floor.talking - floor.dialling
-        takes_ms = round(1000 * (self.contacts.dial_seconds + self.contacts.talk_seconds))
+        takes_ms = round(1000 * (self._like.dial_seconds + self._like.talk_seconds))
         free = [
             s
             for s in look.seats
@@ -252,7 +262,8 @@ class ForecastBlending:
                 break
             floor.dialling += 1
             floor.free -= 1
-            self._stints.setdefault(seat.agent, look.now_ms + self.rules.stint_min_ms)
+            stint_ms = max(self.rules.stint_min_ms, look.stint_min_ms)
+            self._stints.setdefault(seat.agent, look.now_ms + stint_ms)
             orders.append(Order(act=Act.BEGIN, agent=seat.agent))
         return orders
 
@@ -264,9 +275,9 @@ class ForecastBlending:
         """
         if floor.people <= floor.talking + floor.dialling + besides:
             return False
-        away = floor.talking + self.contacts.answer_ratio * (floor.dialling + besides)
-        cost = self.contacts.answer_ratio * table.cost(away, floor.in_system)
-        price = self.rules.price / 3_600.0 * factor * self.contacts.gain_seconds
+        away = floor.talking + self._like.answer_ratio * (floor.dialling + besides)
+        cost = self._like.answer_ratio * table.cost(away, floor.in_system)
+        price = self.rules.price / 3_600.0 * factor * self._like.gain_seconds
         return cost <= min(price, max(0.0, account))
 
 

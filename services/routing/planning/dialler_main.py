@@ -3,8 +3,12 @@
     python -m routing.planning.dialler_main --region beijing --inbound service --outbound callout \
         --routing 127.0.0.1:7120 --marketing 127.0.0.1:7160
 
+Gateways with telephone lines come to its own gRPC port (LineService); that port, the HTTP port of /metrics,
+/healthz and /readyz, TLS, tokens of gateways, and the clock are settings as every server has them
+(`DIALLER_GRPC_PORT`, `TLS_CERT_FILE`, `AUTH_MODE`, `CLOCK_SPEED`, ...; docs/settings.md).
+
 It ends on SIGTERM: what nobody has accepted is withdrawn and goes back to its list. Scopes needed:
-routing.stats.read, routing.directory.read, routing.calls.route, routing.planning.read,
+routing.stats.read, routing.directory.read, routing.calls.route, routing.calls.read, routing.planning.read,
 marketing.outbound.read and marketing.outbound.dial.
 """
 
@@ -16,7 +20,8 @@ import math
 import os
 import signal
 import sys
-from collections.abc import Awaitable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Mapping, Sequence
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
@@ -39,26 +44,31 @@ from callmesh.routing.v1 import (
     supervision_pb2,
     supervision_pb2_grpc,
 )
+from chassis import server, tls
 from chassis.client import Dialer, outgoing
-from chassis.clock import SystemClock, to_ms
-from chassis.errors import CallmeshError, InvalidArgument, Unavailable
+from chassis.clock import Clock, to_ms
+from chassis.errors import CallmeshError, FailedPrecondition, InvalidArgument, Unavailable
 from chassis.ids import new_id
-from chassis.tls import TokenFile
 from routing.planning.blending import BlendingRules, Contacts, ForecastBlending
 from routing.planning.calling_hours import CallingHours
-from routing.planning.dialler import (
-    LEASE_SECONDS,
-    LOOK_SECONDS,
+from routing.planning.dialler import LEASE_SECONDS, LOOK_SECONDS, Dialler, attributes_of
+from routing.planning.dialler_config import DiallerSettings
+from routing.planning.dialler_ports import (
     AgentNow,
     Call,
-    Dialler,
     FloorNow,
+    LineResult,
+    ListNow,
     Person,
-    attributes_of,
+    Results,
 )
 from routing.planning.erlang import Demand
 from routing.planning.history import SLOT_MS
+from routing.planning.lines import Gateways
+from routing.planning.lines_servicer import lines_binding
 from routing.planning.nowcast import Nowcast
+from routing.planning.pacing import ANSWERED_WAIT_MS_MAX, Mode
+from routing.scopes import DIALLER_SCOPES
 
 log = structlog.get_logger(__name__)
 
@@ -78,15 +88,35 @@ REPORT_DAYS, REPORT_PAGES_MAX = 7, 20
 PAGES_MAX, PAGE_SIZE = 20, 1_000
 #: What calls are taken for while no report tells.
 USUAL = Demand(rate=0.0, handle_seconds=180.0, patience_seconds=300.0)
+#: What would not be otherwise if it were asked again at once.
+_LASTING = (
+    grpc.StatusCode.FAILED_PRECONDITION,
+    grpc.StatusCode.INVALID_ARGUMENT,
+    grpc.StatusCode.NOT_FOUND,
+    grpc.StatusCode.PERMISSION_DENIED,
+    grpc.StatusCode.UNAUTHENTICATED,
+    grpc.StatusCode.UNIMPLEMENTED,
+)
+_MODES: Mapping[int, Mode] = {
+    outbound_pb2.PACING_MODE_PROGRESSIVE: Mode.PROGRESSIVE,
+    outbound_pb2.PACING_MODE_PREDICTIVE: Mode.PREDICTIVE,
+}
+#: Results of marketing's that say that a person answered.
+_ANSWERED = ("SUCCESS", "DECLINED", "CALL_BACK", "ABANDONED", "OPTED_OUT")
 _BUSY = (agent_pb2.AGENT_STATE_RESERVED, agent_pb2.AGENT_STATE_ON_CALL, agent_pb2.AGENT_STATE_WRAP_UP)
 
 
 async def asked(answer: Awaitable[Any]) -> Any:
-    """The answer of another server. Raises Unavailable for whatever it did not answer."""
+    """The answer of another server. Raises FailedPrecondition for what it refuses and will go on to, else
+    Unavailable.
+    """
     try:
         return await answer
     except grpc.aio.AioRpcError as error:
-        raise Unavailable(why=f"{error.code().name}: {error.details()}", retry_seconds=1.0) from None
+        why = f"{error.code().name}: {error.details()}"
+        if error.code() in _LASTING:
+            raise FailedPrecondition(subject="asked", why=why) from None
+        raise Unavailable(why=why, retry_seconds=1.0) from None
 
 
 class Peers:
@@ -108,10 +138,12 @@ class Peers:
 
 
 class GrpcFloor:
-    """One region of routing."""
+    """One region of routing, as far as it is there for one inbound queue."""
 
     def __init__(self, peers: Peers, region: str, inbound: str) -> None:
         self._peers, self._region, self._inbound = peers, f"regions/{region}", f"queues/{inbound}"
+        #: Agents who have the queue's skills, or are blended; None until the directory was asked.
+        self._meant: frozenset[str] | None = None
 
     async def look(self) -> FloorNow:
         request = supervision_pb2.GetStatsRequest(region=self._region, with_agents=True)
@@ -127,23 +159,40 @@ class GrpcFloor:
             for each in stats.agents
             if each.state in (agent_pb2.AGENT_STATE_AVAILABLE, *_BUSY) and not each.draining
         ]
+        if self._meant is not None:
+            agents = [each for each in agents if each.agent in self._meant]
         return FloorNow(
             now_ms=_ms(stats.event_time), agents=agents, waiting=queue.waiting, offered=queue.offered
         )
 
-    async def blended(self) -> frozenset[str]:
-        found: set[str] = set()
+    async def blended(self) -> Mapping[str, frozenset[str]]:
+        asking = directory_pb2.GetQueueRequest(name=self._inbound)
+        queue = await asked(self._peers.directory.GetQueue(asking, **self._peers.how()))
+        wanted = {each.skill.removeprefix("skills/") for each in queue.skills}
+        found: dict[str, frozenset[str]] = {}
+        meant: set[str] = set()
+        async for agent in self._agents():
+            id, skills = agent.name.removeprefix("agents/"), frozenset(agent.skills)
+            if agent.blended:
+                found[id] = skills
+            if agent.blended or wanted <= skills:
+                meant.add(id)
+        self._meant = frozenset(meant)
+        return found
+
+    async def _agents(self) -> AsyncIterator[directory_pb2.Agent]:
+        """Those of the region."""
         token = ""
         for _ in range(PAGES_MAX):
-            request = directory_pb2.ListAgentsRequest(page_size=PAGE_SIZE, page_token=token)
-            page = await asked(self._peers.directory.ListAgents(request, **self._peers.how()))
-            found.update(
-                a.name.removeprefix("agents/") for a in page.agents if a.blended and a.region == self._region
+            request = directory_pb2.ListAgentsRequest(
+                page_size=PAGE_SIZE, page_token=token, region=self._region
             )
+            page = await asked(self._peers.directory.ListAgents(request, **self._peers.how()))
+            for agent in page.agents:
+                yield agent
             token = page.next_page_token
             if not token:
-                break
-        return frozenset(found)
+                return
 
 
 class GrpcLists:
@@ -152,32 +201,79 @@ class GrpcLists:
     def __init__(self, peers: Peers, outbound: str, holder: str) -> None:
         self._peers, self._queue, self._holder = peers, f"queues/{outbound}", holder
 
-    async def running(self) -> bool:
+    async def running(self) -> Sequence[ListNow]:
+        found: list[ListNow] = []
         token = ""
         for _ in range(PAGES_MAX):
             request = outbound_pb2.ListContactListsRequest(page_size=PAGE_SIZE, page_token=token)
             page = await asked(self._peers.lists.ListContactLists(request, **self._peers.how()))
-            running = outbound_pb2.CONTACT_LIST_STATE_RUNNING
-            if any(each.state == running and each.queue == self._queue for each in page.contact_lists):
-                return True
+            if page.halted:
+                return ()
+            found += [list_now(each) for each in page.contact_lists if self._runs(each)]
             token = page.next_page_token
             if not token:
                 break
-        return False
+        return found
 
-    async def next(self, count: int) -> Sequence[Person]:
+    def _runs(self, one: outbound_pb2.ContactList) -> bool:
+        return one.state == outbound_pb2.CONTACT_LIST_STATE_RUNNING and one.queue == self._queue
+
+    async def next(self, count: int, skills: frozenset[str]) -> Sequence[Person]:
         request = outbound_pb2.NextContactsRequest(
-            holder=self._holder, max_contacts=count, queue=self._queue, lease_seconds=LEASE_SECONDS
+            holder=self._holder,
+            max_contacts=count,
+            queue=self._queue,
+            lease_seconds=LEASE_SECONDS,
+            # Lists name skills by id or by resource name.
+            skills=[name for id in sorted(skills) for name in (id, f"skills/{id}")],
         )
         page = await asked(self._peers.lists.NextContacts(request, **self._peers.how()))
         return [
-            Person(contact=c.name, number=c.number, attempt=c.attempt, zone=c.time_zone)
+            Person(
+                contact=c.name,
+                number=c.number,
+                attempt=c.attempt,
+                zone=c.time_zone,
+                skills=frozenset(name.removeprefix("skills/") for name in c.skills),
+            )
             for c in page.contacts
         ]
 
     async def give_back(self, contacts: Sequence[str]) -> None:
         request = outbound_pb2.ReturnContactsRequest(holder=self._holder, contacts=contacts)
         await asked(self._peers.lists.ReturnContacts(request, **self._peers.how()))
+
+    async def record(self, person: Person, result: LineResult) -> None:
+        request = outbound_pb2.RecordResultRequest(
+            contact=person.contact,
+            holder=self._holder,
+            attempt=person.attempt,
+            result=f"OUTBOUND_RESULT_{result.value}",
+        )
+        await asked(self._peers.lists.RecordResult(request, **self._peers.how()))
+
+    async def results(self, name: str) -> Results:
+        request = outbound_pb2.GetDialStatisticsRequest(contact_list=name)
+        counts = (await asked(self._peers.lists.GetDialStatistics(request, **self._peers.how()))).results
+        # Asking a map for a key would add it.
+        known = dict(counts)
+        return Results(
+            attempts=sum(known.values()),
+            answered=sum(known.get(result, 0) for result in _ANSWERED),
+            abandoned=known.get("ABANDONED", 0),
+        )
+
+
+def list_now(one: outbound_pb2.ContactList) -> ListNow:
+    """A list as the dialler needs it; what is unset as marketing's contract has it."""
+    plain = ListNow(name=one.name)
+    return ListNow(
+        name=one.name,
+        mode=_MODES.get(one.pacing_mode, Mode.PREVIEW),
+        abandon_ratio_max=one.abandon_ratio_max or plain.abandon_ratio_max,
+        abandon_window_ms=round(_seconds(one.abandon_window) * 1000) or plain.abandon_window_ms,
+        stint_min_ms=round(_seconds(one.stint_min) * 1000),
+    )
 
 
 class GrpcCall:
@@ -187,6 +283,7 @@ class GrpcCall:
 
     def __init__(self, peers: Peers, request: call_pb2.CallRequest) -> None:
         self.call_id = request.call_id
+        self.address = ""
         self._peers = peers
         self._leaving = False
         self._answered: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
@@ -201,6 +298,7 @@ class GrpcCall:
                 kind = event.WhichOneof("event")
                 if kind == "connected":
                     connected = True
+                    self.address = event.connected.agent_address
                     self._settle(True)
                 elif kind == "ended" or (kind == "offer_ended" and not connected):
                     # The agent did not want it: nobody else is to have it either.
@@ -253,7 +351,7 @@ class GrpcCalls:
     def __init__(self, peers: Peers, outbound: str, holder: str) -> None:
         self._peers, self._queue, self._holder = peers, f"queues/{outbound}", holder
 
-    async def begin(self, person: Person, agent: str) -> Call:
+    async def begin(self, person: Person, agent: str, line: str = "") -> Call:
         request = call_pb2.CallRequest(
             call_id=new_id("out-"),
             caller_number=person.number,
@@ -263,10 +361,14 @@ class GrpcCalls:
             attempt=1,
             preferred_agent=f"agents/{agent}",
             preferred_agent_timeout=Duration(seconds=OFFER_SECONDS),
-            attributes=attributes_of(person, self._holder),
+            attributes=attributes_of(person, self._holder, line),
             auto_confirm=True,
         )
         return GrpcCall(self._peers, request)
+
+    async def end(self, call: Call) -> None:
+        request = routing_pb2.EndCallRequest(call_id=call.call_id)
+        await asked(self._peers.routing.EndCall(request, **self._peers.how()))
 
 
 class Outlooks:
@@ -288,7 +390,8 @@ class Outlooks:
                 await self.refresh(now_ms())
             except CallmeshError as error:
                 log.info("forecast_not_renewed", error=error.message)
-                wait = FORECAST_AGAIN_SECONDS
+                if isinstance(error, Unavailable):
+                    wait = FORECAST_AGAIN_SECONDS
             await asyncio.sleep(wait)
 
     async def refresh(self, now_ms: int) -> None:
@@ -362,60 +465,139 @@ def arguments_of(argv: Sequence[str]) -> argparse.Namespace:
         "--talk-seconds", type=float, default=70.0, help="mean conversation and work after it"
     )
     parser.add_argument("--dial-seconds", type=float, default=25.0, help="mean time until somebody answers")
+    parser.add_argument(
+        "--answered-wait-seconds",
+        type=float,
+        default=ANSWERED_WAIT_MS_MAX / 1000,
+        help="who answered a line and has no agent by then is abandoned",
+    )
     parser.add_argument("--from-hour", type=int, default=8, help="calls begin from this hour, where they go")
     parser.add_argument("--until-hour", type=int, default=21, help="calls begin before this hour")
     parser.add_argument("--calls-a-day", type=int, default=3, help="calls to one number in 24 hours, at most")
     return parser.parse_args(argv)
 
 
-async def serve(options: argparse.Namespace) -> None:
-    """Until SIGTERM or SIGINT. Raises InvalidArgument for an option out of range."""
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Checked:
+    """The command line, checked."""
+
+    hours: CallingHours
+    rules: BlendingRules
+    like: Contacts
+
+
+def checked(options: argparse.Namespace) -> Checked:
+    """Raises InvalidArgument for an option out of range."""
     if not 1 <= options.calls_a_day <= 20:
         raise InvalidArgument(field="calls_a_day", why=f"must be 1 to 20, got {options.calls_a_day}")
+    for name, low, high in (
+        ("answer_ratio", 0.001, 1.0),
+        ("talk_seconds", 1.0, 7_200.0),
+        ("dial_seconds", 0.0, 600.0),
+        ("answered_wait_seconds", 0.5, 30.0),
+    ):
+        if not low <= getattr(options, name) <= high:
+            raise InvalidArgument(
+                field=name, why=f"must be {low:g} to {high:g}, got {getattr(options, name)}"
+            )
     windows = (((options.from_hour * 60, options.until_hour * 60),),) * 7
-    hours = CallingHours(legal=windows)
-    rules = BlendingRules(share=options.share, stint_min_ms=options.stint_seconds * 1000, price=options.price)
-    like = Contacts(
-        answer_ratio=options.answer_ratio,
-        dial_seconds=options.dial_seconds,
-        talk_seconds=options.talk_seconds,
+    return Checked(
+        hours=CallingHours(legal=windows),
+        rules=BlendingRules(
+            share=options.share, stint_min_ms=options.stint_seconds * 1000, price=options.price
+        ),
+        like=Contacts(
+            answer_ratio=options.answer_ratio,
+            dial_seconds=options.dial_seconds,
+            talk_seconds=options.talk_seconds,
+        ),
     )
-    ended = asyncio.Event()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        asyncio.get_running_loop().add_signal_handler(number, ended.set)
-    dialer = Dialer(token=TokenFile(options.token_file))
-    holder = f"dialler-{options.region}-{os.getpid()}"
-    peers = Peers(dialer, options.routing, options.marketing)
-    outlooks = Outlooks(peers, options.region, options.inbound)
-    clock = SystemClock()
-    renewing = asyncio.create_task(outlooks.run(clock.now_ms))
-    dialler = Dialler(
-        floor=GrpcFloor(peers, options.region, options.inbound),
-        lists=GrpcLists(peers, options.outbound, holder),
-        calls=GrpcCalls(peers, options.outbound, holder),
-        policy=ForecastBlending(rules=rules, contacts=like),
-        outlook=outlooks.nowcast,
-        hours=hours,
-        clock=clock,
-        calls_a_day_max=options.calls_a_day,
+
+
+class Process:
+    """The dialler with all around it."""
+
+    def __init__(self, settings: DiallerSettings, options: argparse.Namespace) -> None:
+        """InvalidArgument for an option out of range, StartError for a file that cannot be read. Needs a
+        running event loop.
+        """
+        known = checked(options)
+        clock: Clock = settings.clock()
+        self._dialer = Dialer(tls.certificates(settings), tls.TokenFile(options.token_file))
+        holder = f"dialler-{options.region}-{os.getpid()}"
+        peers = Peers(self._dialer, options.routing, options.marketing)
+        self._outlooks = Outlooks(peers, options.region, options.inbound)
+        self._now_ms = clock.now_ms
+        self.gateways = Gateways()
+        self.dialler = Dialler(
+            floor=GrpcFloor(peers, options.region, options.inbound),
+            lists=GrpcLists(peers, options.outbound, holder),
+            calls=GrpcCalls(peers, options.outbound, holder),
+            policy=ForecastBlending(rules=known.rules, contacts=known.like),
+            outlook=self._outlooks.nowcast,
+            hours=known.hours,
+            clock=clock,
+            calls_a_day_max=options.calls_a_day,
+            lines=self.gateways,
+            answer_ratio=options.answer_ratio,
+            talk_seconds=options.talk_seconds,
+            answered_wait_seconds=options.answered_wait_seconds,
+        )
+        self._ended = asyncio.Event()
+        self._tasks: list[asyncio.Task[None]] = []
+
+    def begin(self) -> None:
+        """Looks and dials from now on."""
+        self._tasks = [
+            asyncio.create_task(self._outlooks.run(self._now_ms)),
+            asyncio.create_task(self.dialler.run(self._ended)),
+        ]
+        for task in self._tasks:
+            task.add_done_callback(self._stopped)
+
+    def _stopped(self, task: asyncio.Task[None]) -> None:
+        """Neither may fail and leave a process that only seems to work."""
+        if not task.cancelled() and task.exception() is not None:
+            log.error("background_task_ended", error=repr(task.exception()))
+            signal.raise_signal(signal.SIGTERM)
+
+    async def end(self) -> None:
+        """Everything unanswered is given back, and gateways are sent away."""
+        self._ended.set()
+        await asyncio.gather(*self._tasks[1:], return_exceptions=True)
+        self.gateways.end()
+
+    async def close(self) -> None:
+        """Frees what is left; safe after a start that failed."""
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await self._dialer.close()
+
+
+async def run(settings: DiallerSettings, options: argparse.Namespace) -> None:
+    """Until SIGTERM or SIGINT."""
+    process = Process(settings, options)
+    await server.serve(
+        settings,
+        [server.ServiceBinding(*lines_binding(process.gateways))],
+        scopes=DIALLER_SCOPES,
+        on_start=process.begin,
+        on_drain=process.end,
+        on_stop=process.close,
+        checks={"floor": process.dialler.sees},
     )
-    try:
-        await dialler.run(ended)
-    finally:
-        renewing.cancel()
-        await asyncio.gather(renewing, return_exceptions=True)
-        await dialer.close()
 
 
 def main() -> int:
     """Returns the process's exit status: 2 for an option that is none."""
     options = arguments_of(sys.argv[1:])
     try:
-        asyncio.run(serve(options))
+        checked(options)
     except InvalidArgument as error:
         print(error.message, file=sys.stderr)
         return 2
-    return 0
+    return server.main(DiallerSettings, lambda settings: run(settings, options))
 
 
 if __name__ == "__main__":

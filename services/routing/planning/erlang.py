@@ -111,7 +111,8 @@ def fates(agents: int, demand: Demand) -> Iterator[tuple[float, float]]:
     ahead = 0
     while True:
         # E[B; B >= b] = c / (c + j + 1) * P(B' >= b) for B ~ Beta(c, j + 1), B' ~ Beta(c + 1, j + 1).
-        share = service / (service + (ahead + 1) * leaving)
+        # Where nobody serves and nobody leaves, nobody is answered.
+        share = service / (service + (ahead + 1) * leaving) if service or leaving else 0.0
         _, stayed = in_target.next()
         early, early_stayed = short.next()
         yield (

@@ -67,6 +67,11 @@ class Pacing:
         self._answered.append((now_ms, abandoned))
         self._abandoned += abandoned
 
+    def remember(self, now_ms: int, *, answered: int, abandoned: int) -> None:
+        """What was before, as if it were now: the cap holds over a restart."""
+        for place in range(min(answered, REMEMBERED_MAX)):
+            self.answered(now_ms, abandoned=place < abandoned)
+
     def _forget(self) -> None:
         _, abandoned = self._answered.popleft()
         self._abandoned -= abandoned

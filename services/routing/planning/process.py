@@ -1,10 +1,11 @@
 """PlanningService, from its requests to its responses, in a process of its own.
 
-A forecast loads a statistics library and computes for a second, a shift plan for some: not in a process
-that routes calls. So `Elsewhere` starts another one (`python -m routing.planning.process`: the method on
-its command line, the request on its standard input, the database in MONGO_URI) and waits, one at a time.
-That takes two or three seconds at least, more than ten on a busy machine: callers set a deadline. What
-cannot be planned is refused before.
+A forecast loads a statistics library and computes for a while, a shift plan for some seconds: not in a
+process that routes calls. So `Elsewhere` starts another one (`python -m routing.planning.process`: the
+database's name and the region on its command line, the database's address in MONGO_URI, requests on its
+standard input) and waits, one request at a time. The first request takes two or three seconds, more than
+ten on a busy machine: callers set a deadline. Then the process is kept for those that follow, which take a
+fraction of a second, and ends some minutes after the last. What cannot be planned is refused before.
 """
 
 from __future__ import annotations
@@ -15,8 +16,10 @@ import os
 import sys
 from typing import TYPE_CHECKING, Any, TypeVar
 
+import msgspec
+
 from chassis import logs
-from chassis.apart import run_apart
+from chassis.apart import Kept, serve_jobs
 from chassis.clock import Clock
 from chassis.errors import CallmeshError, InvalidArgument, ResourceExhausted, Unavailable
 from routing.errors import QueueNotFound
@@ -27,6 +30,8 @@ from routing.planning.shifts import NoShiftPlan
 if TYPE_CHECKING:
     from google.protobuf.message import Message
 
+#: How long the process is kept for another request by default, real seconds.
+KEPT_SECONDS = 900.0
 #: Longest that a request may take, and how soon another try makes sense while one is worked at, real seconds.
 SECONDS_MAX = 180.0
 RETRY_SECONDS = 5.0
@@ -35,7 +40,7 @@ RETRY_SECONDS = 5.0
 CHECKED_HERE_BYTES_MAX = 256 * 1024
 #: Real milliseconds in which the database must answer the other process.
 ANSWER_MS_MAX = 5_000
-#: Exit statuses of the other process: a request that is refused, reports that cannot be read.
+#: Statuses of the other process's answers: a request that is refused, reports that cannot be read.
 EXIT_REFUSED, EXIT_UNREADABLE = 3, 4
 
 log = logs.get_logger(__name__)
@@ -54,12 +59,34 @@ class PlanningAway(Unavailable):
     reason = "PLANNING_UNAVAILABLE"
 
 
-class Elsewhere:
-    """One a router. Its method belongs to one event loop."""
+class Job(msgspec.Struct, frozen=True):
+    """One request on its way."""
 
-    def __init__(self, mongo_uri: str, database: str, region: str, clock: Clock) -> None:
-        self._uri, self._database, self._region, self._clock = mongo_uri, database, region, clock
+    method: str
+    #: Business time.
+    now_ms: int
+    #: The request's message.
+    request: bytes
+
+
+_encoder, _decoder = msgspec.msgpack.Encoder(), msgspec.msgpack.Decoder(Job)
+
+
+class Elsewhere:
+    """One a router. Its methods belong to one event loop."""
+
+    def __init__(
+        self, mongo_uri: str, database: str, region: str, clock: Clock, kept_seconds: float = KEPT_SECONDS
+    ) -> None:
+        self._clock = clock
         self._one_at_a_time = asyncio.Lock()
+        self._kept = Kept(
+            "routing.planning.process",
+            *(database, region),
+            # One thread is enough, and leaves the others to routing.
+            environment={"MONGO_URI": mongo_uri, "OMP_NUM_THREADS": "1"},
+            kept_seconds=kept_seconds,
+        )
 
     async def answer(self, method: str, request: Message, response: Filled) -> Filled:
         """Fills the response in. Raises what the planner refuses with (answers.py), PlannerBusy,
@@ -75,20 +102,18 @@ class Elsewhere:
         return response
 
     async def _run(self, method: str, request: bytes) -> bytes:
-        ended = await run_apart(
-            "routing.planning.process",
-            *(method, self._database, self._region, str(self._clock.now_ms())),
-            job=request,
-            seconds_max=SECONDS_MAX,
-            # One thread is enough, and leaves the others to routing.
-            environment={"MONGO_URI": self._uri, "OMP_NUM_THREADS": "1"},
-        )
+        job = Job(method=method, now_ms=self._clock.now_ms(), request=request)
+        ended = await self._kept.ask(_encoder.encode(job), SECONDS_MAX)
         if ended.status == EXIT_REFUSED:
             raise _refusal(json.loads(ended.said))
         if ended.status:
             log.warning("planning_failed", method=method, status=ended.status, said=ended.why)
             raise PlanningAway(retry_seconds=RETRY_SECONDS)
         return ended.said
+
+    async def close(self) -> None:
+        """Ends the other process, if there is one."""
+        await self._kept.close()
 
 
 def _refusal(said: dict[str, Any]) -> CallmeshError:
@@ -111,29 +136,33 @@ def answer_here(method: str, raw: bytes, database: Any, region: str, now_ms: int
     return filled
 
 
-def main() -> int:
-    """The other process: standard input to standard output."""
-    from pymongo import MongoClient
+def carry_out(job: Job, database: Any, region: str) -> tuple[int, bytes]:
+    """(status, answer) of one request."""
     from pymongo.errors import PyMongoError
 
-    os.nice(10)
-    method, database, region, now_ms = sys.argv[1:5]
-    raw = sys.stdin.buffer.read()
-    client: MongoClient[dict[str, Any]]
     try:
-        uri = os.environ["MONGO_URI"]
-        with MongoClient(uri, serverSelectionTimeoutMS=ANSWER_MS_MAX, tz_aware=True) as client:
-            said = answer_here(method, raw, client[database], region, int(now_ms))
-    except CallmeshError as error:
-        if not isinstance(error, Unavailable):
-            print(json.dumps({"reason": error.reason, "values": _plain(error)}))
-            return EXIT_REFUSED
+        return 0, answer_here(job.method, job.request, database, region, job.now_ms)
+    except Unavailable:
         raise
+    except CallmeshError as error:
+        said = {"reason": error.reason, "values": _plain(error)}
+        return EXIT_REFUSED, json.dumps(said).encode()
     except PyMongoError as error:
         print(type(error).__name__, file=sys.stderr)
-        return EXIT_UNREADABLE
-    sys.stdout.buffer.write(said)
-    return 0
+        return EXIT_UNREADABLE, b""
+
+
+def main() -> int:
+    """The other process: requests on its standard input, answers on its standard output."""
+    from pymongo import MongoClient
+
+    os.nice(10)
+    name, region = sys.argv[1:3]
+    client: MongoClient[dict[str, Any]]
+    uri = os.environ["MONGO_URI"]
+    with MongoClient(uri, serverSelectionTimeoutMS=ANSWER_MS_MAX, tz_aware=True) as client:
+        database: Any = client[name]
+        return serve_jobs(lambda job: carry_out(_decoder.decode(job), database, region))
 
 
 def _plain(error: CallmeshError) -> dict[str, str]:

@@ -36,6 +36,7 @@ OWN: Mapping[str, Mapping[str, str]] = {
     "crm": crm.scopes.SCOPES,
     "tickets": tickets.scopes.SCOPES,
     "marketing": marketing.scopes.SCOPES,
+    "dialler": routing.scopes.DIALLER_SCOPES,
 }
 #: As the servers use them: with the event log and the audit log, which every service has.
 TABLES = {

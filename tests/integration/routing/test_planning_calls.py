@@ -11,8 +11,8 @@ from tests.integration.routing.test_routing_server import Platform, platform
 
 from callmesh.routing.v1 import call_pb2, directory_pb2, routing_pb2
 from chassis.client import Dialer
-from routing.planning.dialler import Call, Person
 from routing.planning.dialler_main import GrpcCalls, GrpcFloor, Peers
+from routing.planning.dialler_ports import Call, Person
 
 pytestmark = pytest.mark.integration
 __all__ = ["platform"]
@@ -49,7 +49,7 @@ async def seen(floor: GrpcFloor, agents: list[tuple[str, bool]]) -> None:
 async def test_a_contact_is_offered_taken_back_and_talked_to(platform: Platform) -> None:
     peers = await furnished(platform)
     floor, calls = GrpcFloor(peers, "beijing", "service"), GrpcCalls(peers, "callout", "dialler-x")
-    assert await floor.blended() == {"a0"}
+    assert await floor.blended() == {"a0": frozenset({"chinese"})}
     await seen(floor, [])
     seat = Seat(platform.agents, "a0")
     await seat.until("status")

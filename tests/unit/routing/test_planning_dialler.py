@@ -4,30 +4,34 @@ from __future__ import annotations
 
 import asyncio
 import datetime as dt
+import random
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import pytest
 
 from chassis.client import Dialer
-from chassis.errors import InvalidArgument, Unavailable
+from chassis.errors import FailedPrecondition, InvalidArgument, Unavailable
 from chassis.testing import FakeClock
 from routing.planning import dialler_main
 from routing.planning.blending import BlendingRules, Contacts, ForecastBlending, ThresholdBlending
 from routing.planning.calling_hours import CallingHours
-from routing.planning.dialler import (
-    BLIND_SECONDS,
-    EMPTY_SECONDS,
-    HELD_SECONDS,
+from routing.planning.dialler import BLIND_SECONDS, EMPTY_SECONDS, HELD_SECONDS, Dialler, attributes_of
+from routing.planning.dialler_main import Outlooks, Peers, arguments_of, checked
+from routing.planning.dialler_ports import (
     AgentNow,
-    Dialler,
+    Call,
     FloorNow,
+    LineResult,
+    Lines,
+    ListNow,
+    NoLines,
     Person,
-    attributes_of,
+    Results,
 )
-from routing.planning.dialler_main import Outlooks, Peers, arguments_of, serve
 from routing.planning.erlang import Demand
 from routing.planning.nowcast import Nowcast
+from routing.planning.pacing import LINES_PER_AGENT_MAX, Mode
 
 #: Eleven in the morning in Shanghai.
 START = dt.datetime(2026, 11, 23, 3, tzinfo=dt.UTC)
@@ -40,6 +44,7 @@ class FakeFloor:
     waiting: int = 0
     offered: int = 0
     away: bool = False
+    skills: dict[str, frozenset[str]] = field(default_factory=dict)
 
     async def look(self) -> FloorNow:
         if self.away:
@@ -47,8 +52,8 @@ class FakeFloor:
         agents = [AgentNow(agent=a, free=free) for a, free in self.agents.items()]
         return FloorNow(now_ms=self.clock.now_ms(), agents=agents, waiting=self.waiting, offered=self.offered)
 
-    async def blended(self) -> frozenset[str]:
-        return frozenset(self.agents)
+    async def blended(self) -> dict[str, frozenset[str]]:
+        return {agent: self.skills.get(agent, frozenset()) for agent in self.agents}
 
 
 @dataclass
@@ -57,11 +62,20 @@ class FakeLists:
     returned: list[str] = field(default_factory=list)
     open: bool = True
     asked: int = 0
+    mode: Mode = Mode.PREVIEW
+    before: Results = field(default_factory=Results)
+    recorded: list[tuple[str, LineResult]] = field(default_factory=list)
 
-    async def running(self) -> bool:
-        return self.open
+    async def running(self) -> Sequence[ListNow]:
+        return (ListNow(name="contactLists/l", mode=self.mode),) if self.open else ()
 
-    async def next(self, count: int) -> Sequence[Person]:
+    async def record(self, person: Person, result: LineResult) -> None:
+        self.recorded.append((person.contact, result))
+
+    async def results(self, name: str) -> Results:
+        return self.before
+
+    async def next(self, count: int, skills: frozenset[str]) -> Sequence[Person]:
         self.asked += 1
         taken, self.waiting = self.waiting[:count], self.waiting[count:]
         return taken
@@ -76,9 +90,10 @@ class FakeCall:
         self.answered: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
         self.ended = asyncio.Event()
         self.withdrawn = 0
+        self.address = "sip:somebody"
 
     async def wait_answered(self) -> bool:
-        return await self.answered
+        return await asyncio.shield(self.answered)
 
     async def wait_ended(self) -> None:
         await self.ended.wait()
@@ -93,11 +108,64 @@ class FakeCall:
 class FakeCalls:
     made: dict[str, FakeCall] = field(default_factory=dict)
     begun: list[tuple[str, str]] = field(default_factory=list)
+    over: list[str] = field(default_factory=list)
+    #: Agents whose desktops accept by themselves who is on a line already; None for all.
+    quick: frozenset[str] | None = None
 
-    async def begin(self, person: Person, agent: str) -> FakeCall:
+    async def begin(self, person: Person, agent: str, line: str = "") -> FakeCall:
         self.begun.append((agent, person.contact))
-        self.made[agent] = FakeCall(f"call-{len(self.begun)}")
-        return self.made[agent]
+        call = self.made[agent] = FakeCall(f"call-{len(self.begun)}")
+        if line and (self.quick is None or agent in self.quick):
+            call.answered.set_result(True)
+        return call
+
+    async def end(self, call: Call) -> None:
+        self.over.append(call.call_id)
+        next(each for each in self.made.values() if each is call).ended.set()
+
+
+class FakeLine:
+    def __init__(self, line_id: str, person: Person) -> None:
+        self.line_id, self.person = line_id, person
+        self.result: asyncio.Future[LineResult] = asyncio.get_running_loop().create_future()
+        self.gone = asyncio.Event()
+        self.bridged: tuple[str, str] | None = None
+        self.dropped: str = ""
+
+    async def wait_result(self) -> LineResult:
+        return await asyncio.shield(self.result)
+
+    def bridge(self, call: Call, agent: str) -> None:
+        self.bridged = (call.call_id, agent)
+
+    def drop(self, *, abandoned: bool = False) -> None:
+        self.dropped = "abandoned" if abandoned else "dropped"
+        if not self.result.done():
+            self.result.set_result(LineResult.NO_ANSWER)
+
+    async def wait_ended(self) -> None:
+        await self.gone.wait()
+
+
+@dataclass
+class FakeLines:
+    count: int
+    made: list[FakeLine] = field(default_factory=list)
+    dialled: int = 0
+
+    def capacity(self) -> int:
+        return self.count
+
+    def ringing(self) -> list[FakeLine]:
+        return [line for line in self.made if not line.result.done()]
+
+    def room(self) -> int:
+        return self.count - len(self.ringing())
+
+    def dial(self, person: Person) -> FakeLine:
+        self.dialled += 1
+        self.made.append(FakeLine(f"line-{self.dialled}", person))
+        return self.made[-1]
 
 
 def people(count: int, zone: str = "Asia/Shanghai", number: str = "") -> list[Person]:
@@ -115,7 +183,13 @@ def people(count: int, zone: str = "Asia/Shanghai", number: str = "") -> list[Pe
 class Place:
     """A dialler with all around it."""
 
-    def __init__(self, contacts: list[Person], agents: int = 6) -> None:
+    def __init__(
+        self,
+        contacts: list[Person],
+        agents: int = 6,
+        lines: Lines | None = None,
+        wait_seconds: float = 2.0,
+    ) -> None:
         self.clock = FakeClock(START)
         self.floor = FakeFloor(self.clock, {f"a{n}": True for n in range(agents)})
         self.lists, self.calls = FakeLists(contacts), FakeCalls()
@@ -128,6 +202,8 @@ class Place:
             outlook=self.outlook,
             hours=CallingHours(),
             clock=self.clock,
+            lines=lines or NoLines(),
+            answered_wait_seconds=wait_seconds,
         )
 
     async def step(self, seconds: float = 1.0) -> None:
@@ -136,7 +212,7 @@ class Place:
         await self.settle()
 
     async def settle(self) -> None:
-        for _ in range(5):
+        for _ in range(12):
             await asyncio.sleep(0)
 
 
@@ -248,20 +324,23 @@ async def test_the_same_policy_as_in_virtual_time() -> None:
     assert 1 <= len(place.calls.begun) <= 4
 
 
-async def test_the_context_says_what_the_desktop_needs_and_options_are_checked() -> None:
+def test_the_context_says_what_the_desktop_needs_and_options_are_checked() -> None:
     person = people(1)[0]
     context = attributes_of(person, "dialler-x")
     assert context["contact"] == person.contact
     assert context["dial"] == person.number
+    there = attributes_of(person, "dialler-x", "line-1")
+    assert there["line"] == "line-1" and "dial" not in there
     needed = ["--region", "r", "--inbound", "i", "--outbound", "o"]
     needed += ["--routing", "127.0.0.1:1", "--marketing", "127.0.0.1:1"]
     for option, value, named in (
         ("--share", "0.95", "share"),
         ("--calls-a-day", "0", "calls_a_day"),
+        ("--answer-ratio", "0", "answer_ratio"),
         ("--until-hour", "5", "legal"),
     ):
         with pytest.raises(InvalidArgument, match=named):
-            await serve(arguments_of([*needed, option, value]))
+            checked(arguments_of([*needed, option, value]))
 
 
 async def test_a_forecast_that_was_not_made_is_asked_for_sooner_again(
@@ -290,3 +369,235 @@ async def test_a_forecast_that_was_not_made_is_asked_for_sooner_again(
         running.cancel()
         await asyncio.gather(running, return_exceptions=True)
         await dialer.close()
+
+
+async def test_what_is_refused_for_good_is_not_asked_for_again_soon(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def refresh(self: Outlooks, now_ms: int) -> None:
+        raise FailedPrecondition(subject="asked", why="HISTORY_TOO_SHORT")
+
+    waits: list[float] = []
+
+    async def sleep(seconds: float) -> None:
+        waits.append(seconds)
+        raise asyncio.CancelledError
+
+    monkeypatch.setattr(Outlooks, "refresh", refresh)
+    monkeypatch.setattr(dialler_main.asyncio, "sleep", sleep)
+    dialer = Dialer()
+    outlooks = Outlooks(Peers(dialer, "127.0.0.1:1", "127.0.0.1:1"), "north", "service")
+    with pytest.raises(asyncio.CancelledError):
+        await outlooks.run(lambda: 7)
+    assert waits == [dialler_main.FORECAST_SECONDS]
+    await dialer.close()
+
+
+async def test_contacts_go_to_those_who_can_speak_to_them() -> None:
+    able = Person(
+        contact="contactLists/l/contacts/x", number="+8613800138000", attempt=1, zone="Asia/Shanghai"
+    )
+    place = Place([replace(able, skills=frozenset({"tibetan"}))])
+    place.floor.skills = {"a3": frozenset({"tibetan", "chinese"})}
+    await place.step()
+    assert [agent for agent, _ in place.calls.begun] == ["a3"]
+
+
+async def test_a_talk_does_not_hold_up_the_end() -> None:
+    place = Place(people(3), agents=3)
+    await place.step()
+    place.calls.made["a0"].answered.set_result(True)
+    await place.settle()
+    ended = asyncio.Event()
+    ended.set()
+    async with asyncio.timeout(10):
+        await place.dialler.run(ended)
+    # Its contact is still reserved for the result that the desktop will tell.
+    assert place.calls.begun[0][1] not in place.lists.returned
+    assert not place.calls.made["a0"].withdrawn
+
+
+# --- dialling ahead
+
+
+def ahead(
+    agents: int = 6,
+    contacts: int = 60,
+    lines: int = 100,
+    before: Results | None = None,
+    wait_seconds: float = 2.0,
+) -> Place:
+    """A place whose list is dialled predictively."""
+    place = Place(
+        [replace(each, number=f"+861380013{n:04d}") for n, each in enumerate(people(contacts))],
+        agents,
+        FakeLines(lines),
+        wait_seconds,
+    )
+    place.lists.mode = Mode.PREDICTIVE
+    place.lists.before = before or Results()
+    return place
+
+
+def lines_of(place: Place) -> FakeLines:
+    assert isinstance(place.dialler.lines, FakeLines)
+    return place.dialler.lines
+
+
+async def test_lines_ring_for_agents_who_stay_free_until_somebody_answers() -> None:
+    place = ahead()
+    await place.step()
+    # Nothing is known yet of this list: a line for each of the four agents given to outbound, and no offer.
+    lines = lines_of(place).ringing()
+    assert len(lines) == 4 and place.calls.begun == []
+    lines[0].result.set_result(LineResult.BUSY)
+    lines[1].result.set_result(LineResult.MACHINE)
+    lines[2].result.set_result(LineResult.ANSWERED)
+    await place.settle()
+    assert place.calls.begun == [("a0", lines[2].person.contact)]
+    assert lines[2].bridged == ("call-1", "a0")
+    results = {(lines[0].person.contact, LineResult.BUSY), (lines[1].person.contact, LineResult.MACHINE)}
+    assert set(place.lists.recorded) == results
+    # The person hangs up: routing is told, and the agent is done.
+    lines[2].gone.set()
+    await place.settle()
+    assert place.calls.over == ["call-1"]
+    # Of another conversation the agent's desktop says the end: the line is dropped.
+    place.floor.agents["a0"] = False
+    lines[3].result.set_result(LineResult.ANSWERED)
+    await place.settle()
+    assert lines[3].bridged == ("call-2", "a1")
+    place.calls.made["a1"].ended.set()
+    await place.settle()
+    assert lines[3].dropped == "dropped" and place.calls.over == ["call-1"]
+
+
+async def test_with_answers_known_lines_ring_ahead_under_the_cap_and_over_it_they_do_not() -> None:
+    place = ahead(before=Results(attempts=3_000, answered=900, abandoned=9))
+    await place.step()
+    assert 4 < len(lines_of(place).ringing()) <= 4 * LINES_PER_AGENT_MAX
+    place = ahead(before=Results(attempts=3_000, answered=900, abandoned=27))
+    await place.step()
+    assert len(lines_of(place).ringing()) == 4
+    # No more than the gateways hold.
+    place = ahead(lines=3)
+    await place.step()
+    assert len(lines_of(place).ringing()) == 3
+
+
+async def test_who_finds_nobody_is_told_so_and_counted() -> None:
+    place = ahead(agents=3, wait_seconds=0.05)
+    place.calls.quick = frozenset()
+    await place.step()
+    (line,) = lines_of(place).ringing()
+    line.result.set_result(LineResult.ANSWERED)
+    async with asyncio.timeout(30):
+        while not (place.lists.recorded and place.calls.made["a0"].withdrawn):
+            await asyncio.sleep(0.01)
+    assert line.dropped == "abandoned" and line.bridged is None
+    assert place.lists.recorded == [(line.person.contact, LineResult.ABANDONED)]
+    pace = place.dialler.pace("contactLists/l")
+    assert pace is not None and pace.abandon_ratio(place.clock.now_ms()) == 1.0
+
+
+async def test_the_next_agent_is_tried_when_one_does_not_accept() -> None:
+    place = ahead(wait_seconds=0.2)
+    place.calls.quick = frozenset({"a1"})
+    await place.step()
+    line = lines_of(place).ringing()[0]
+    line.result.set_result(LineResult.ANSWERED)
+    async with asyncio.timeout(30):
+        while line.bridged is None or not place.calls.made["a0"].withdrawn:
+            await asyncio.sleep(0.01)
+    assert line.bridged == ("call-2", "a1")
+    assert not place.lists.recorded
+
+
+@pytest.mark.parametrize("cause", ["inbound", "waiting", "paused", "blind", "end"])
+async def test_lines_are_dropped_when_their_agents_are_gone(cause: str) -> None:
+    place = ahead()
+    await place.step()
+    lines = lines_of(place).ringing()
+    if cause == "inbound":
+        place.floor.agents.update(a0=False, a1=False)
+    elif cause == "waiting":
+        place.floor.agents.update(a4=False, a5=False)
+        place.floor.waiting = 2
+    elif cause == "paused":
+        place.lists.open = False
+    elif cause == "blind":
+        place.floor.away = True
+    if cause == "end":
+        ended = asyncio.Event()
+        ended.set()
+        async with asyncio.timeout(10):
+            await place.dialler.run(ended)
+    else:
+        await place.step(BLIND_SECONDS + 1 if cause == "blind" else 1)
+    dropped = [line for line in lines if line.dropped]
+    # The newest first; whoever was about to be called goes back to the list.
+    assert dropped == (lines[2:] if cause in ("inbound", "waiting") else lines)
+    await place.settle()
+    assert {line.person.contact for line in dropped} <= set(place.lists.returned)
+    assert not place.lists.recorded
+
+
+async def test_an_answer_that_met_the_drop_counts_as_abandoned() -> None:
+    place = ahead()
+    await place.step()
+    line = lines_of(place).ringing()[0]
+    line.drop = lambda *, abandoned=False: None  # type: ignore[method-assign]
+    place.lists.open = False
+    await place.step()
+    line.result.set_result(LineResult.ANSWERED)
+    await place.settle()
+    assert place.lists.recorded == [(line.person.contact, LineResult.ABANDONED)]
+    assert place.calls.begun == []
+
+
+async def test_without_a_gateway_a_predictive_list_is_offered_to_agents() -> None:
+    place = ahead(lines=0)
+    await place.step()
+    assert [agent for agent, _ in place.calls.begun] == ["a0", "a1", "a2", "a3"]
+
+
+async def test_a_day_of_lines_keeps_the_cap_and_saves_waiting() -> None:
+    """Looks of a second, rings of up to twenty, talks of a minute, 30 % answer: live, the cap holds, and more
+    than one line an agent rings once answers are known.
+    """
+    rng = random.Random(5)
+    place = ahead(agents=10, contacts=4_000)
+    talks: list[tuple[int, FakeLine, str]] = []
+    rings: dict[str, tuple[int, LineResult]] = {}
+    most = 0.0
+    for second in range(2_500):
+        for line in lines_of(place).ringing():
+            due, result = rings.setdefault(line.line_id, drawn(rng, second))
+            if second >= due:
+                line.result.set_result(result)
+        await place.settle()
+        for line in [each for each in lines_of(place).made if each.bridged and each.line_id in rings]:
+            assert line.bridged is not None
+            talks.append((second + 60, line, line.bridged[1]))
+            place.floor.agents[line.bridged[1]] = False
+            del rings[line.line_id]
+        for talk in [each for each in talks if each[0] <= second]:
+            talks.remove(talk)
+            talk[1].gone.set()
+            place.floor.agents[talk[2]] = True
+        lines_of(place).made = [
+            each for each in lines_of(place).made if not each.gone.is_set() and not each.dropped
+        ]
+        await place.step()
+        waiting = place.dialler.waiting_ahead
+        if waiting:
+            most = max(most, len(lines_of(place).ringing()) / waiting)
+    abandoned = sum(result is LineResult.ABANDONED for _, result in place.lists.recorded)
+    answered = len(place.calls.begun) + abandoned
+    assert answered > 150 and most > 1.5
+    assert abandoned / answered <= 0.03
+
+
+def drawn(rng: random.Random, second: int) -> tuple[int, LineResult]:
+    """When a line that rings from now on ends, and how."""
+    if rng.random() < 0.3:
+        return second + rng.randint(2, 18), LineResult.ANSWERED
+    return second + 20, LineResult.NO_ANSWER

@@ -193,6 +193,15 @@ def test_a_longer_conversation_costs_more_and_a_hopeless_queue_a_call() -> None:
     assert MarginalCost(5, Demand(rate=0, handle_seconds=60), 60).cost(0, 0) == 0.0
 
 
+@settings(max_examples=40, deadline=None)
+@given(st.integers(1, 5), st.floats(0.01, 2.0), st.sampled_from([math.inf, 1.0, 300.0]))
+def test_the_cost_is_a_number_wherever_somebody_is_left(agents: int, load: float, patience: float) -> None:
+    """Also where nobody ever hung up, and all agents but none may be away."""
+    demand = Demand(rate=load / 60, handle_seconds=60, patience_seconds=patience)
+    table = MarginalCost(agents, demand, 70.0)
+    assert all(0 <= table.cost(away, x) < math.inf for away in range(agents + 1) for x in range(4))
+
+
 def test_the_cost_by_drawing() -> None:
     """Late calls with one agent away for a while, less those with everybody there, on the same draws."""
     demand = Demand(rate=0.03, handle_seconds=150, patience_seconds=300)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import datetime as dt
-import io
 import json
 import math
 import os
@@ -13,7 +12,6 @@ import subprocess
 import sys
 import zoneinfo
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -533,9 +531,14 @@ def another(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, script: str) -> Non
     monkeypatch.setattr(sys, "executable", str(program))
 
 
+def saying(status: int, said: bytes) -> str:
+    """An answer to the first request, whatever it is."""
+    frame = bytes([status]) + len(said).to_bytes(4) + said
+    return "printf '" + "".join(f"\\{byte:03o}" for byte in frame) + "'; cat > /dev/null"
+
+
 def refusing(reason: str, values: str) -> str:
-    said = f'{{"reason": "{reason}", "values": {{{values}}}}}'
-    return f"cat > /dev/null; echo '{said}'; exit 3"
+    return saying(3, f'{{"reason": "{reason}", "values": {{{values}}}}}'.encode())
 
 
 def elsewhere() -> Elsewhere:
@@ -552,7 +555,8 @@ async def ask(one: Elsewhere) -> Any:
 @pytest.mark.parametrize(
     ("script", "error", "said"),
     [
-        ("cat > /dev/null; exit 4", PlanningAway, "cannot be made"),
+        (saying(4, b""), PlanningAway, "cannot be made"),
+        ("exit 9", PlanningAway, "cannot be made"),
         (
             refusing("INVALID_ARGUMENT", '"field": "f", "why": "w"'),
             *(InvalidArgument, "f: w"),
@@ -569,8 +573,10 @@ async def test_what_goes_wrong_in_the_other_process_is_one_error(
 ) -> None:
     another(tmp_path, monkeypatch, script)
     monkeypatch.setattr(process, "SECONDS_MAX", 0.3 if "sleep" in script else 30)
+    one = elsewhere()
     with pytest.raises(error, match=said):
-        await ask(elsewhere())
+        await ask(one)
+    await one.close()
 
 
 async def test_one_plan_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -586,19 +592,17 @@ async def test_one_plan_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         first.cancel()
         with pytest.raises(asyncio.CancelledError):
             await first
-    another(tmp_path, monkeypatch, "cat > /dev/null")
+    another(tmp_path, monkeypatch, saying(0, b""))
     assert await ask(one) == menus_pb2.ForecastArrivalsResponse()
+    await one.close()
 
 
-def test_the_other_process_says_what_does_not_fit(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_the_other_process_says_what_does_not_fit() -> None:
     assert set(METHODS) == {"ForecastArrivals", "PlanStaffing", "GetAdherence"}
     request = menus_pb2.PlanStaffingRequest(queue="queues/q", interval=span(), shrinkage=-1)
-    monkeypatch.setattr(sys, "stdin", SimpleNamespace(buffer=io.BytesIO(request.SerializeToString())))
-    monkeypatch.setattr(sys, "argv", ["process", "PlanStaffing", "none", "home", "1"])
-    monkeypatch.setattr("os.nice", lambda _: 0)
-    monkeypatch.setenv("MONGO_URI", "mongodb://127.0.0.1:1/?connect=false")
-    assert process.main() == process.EXIT_REFUSED
-    said = json.loads(capsys.readouterr().out)
+    job = process.Job(method="PlanStaffing", now_ms=1, request=request.SerializeToString())
+    # It is refused before the database is asked.
+    status, answer = process.carry_out(job, None, "home")
+    said = json.loads(answer)
+    assert status == process.EXIT_REFUSED
     assert (said["reason"], said["values"]["field"]) == ("INVALID_ARGUMENT", "shrinkage")

@@ -1,0 +1,319 @@
+"""Predictive dialling, live: lines ring ahead for the agents whom blending has given to outbound.
+
+1. An agent given to outbound joins the pool: nothing is offered yet, the agent stays free for inbound as
+   ever, and leaves the pool with an inbound call or a recall.
+2. For the pool lines ring, as many as the list's pacing allows (`pacing.py`): over the abandon cap, and until
+   enough answers are known, one line an agent. When the pool shrinks, the newest lines are dropped.
+3. Whoever answers is connected to the agent who has waited longest: a call is placed for that agent, whose
+   desktop accepts by itself (`attributes["line"]`). Not accepted within half of what is left of two seconds
+   (`answered_wait_seconds`), the next agent is tried; with nobody left the call is abandoned, the person is
+   told so, and it is counted.
+4. A dropped line that had just been answered counts as abandoned, too: the person heard it.
+5. What comes of a line that no agent has spoken on is reported from here; what comes of a conversation, by
+   the desktop. What a list's attempts came to before this process began counts from its first look on.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import structlog
+
+from chassis import metrics
+from chassis.errors import CallmeshError
+from routing.planning.blending import Contacts, Phase
+from routing.planning.dialler_ports import (
+    Call,
+    Calls,
+    FloorNow,
+    Line,
+    LineResult,
+    Lines,
+    ListNow,
+    Lists,
+    NoLines,
+    Person,
+)
+from routing.planning.pacing import ANSWERED_WAIT_MS_MAX, Mode, Pacing
+
+log = structlog.get_logger(__name__)
+
+#: Attempts that the share of answers is taken from, and how many the expected share counts for beside them.
+ATTEMPTS_SEEN, ATTEMPTS_EXPECTED = 500, 20
+#: At the end: how long lines may take to say what became of them, real seconds.
+END_SECONDS = 5.0
+
+_lines = metrics.counter(
+    "callmesh_dialler_lines_total", "Lines rung for agents, by what came of them.", ("result",)
+)
+
+
+@dataclass(eq=False, slots=True)
+class _Ring:
+    """A line that rings."""
+
+    person: Person
+    line: Line
+    dropped: bool = False
+
+
+@dataclass(kw_only=True, slots=True)
+class Ahead:
+    """One a dialler. Belongs to one event loop."""
+
+    lines: Lines = field(default_factory=NoLines)
+    calls: Calls
+    lists: Lists
+    #: Share of attempts that somebody answers, as far as nothing is known.
+    answer_ratio: float = 0.3
+    #: Mean conversation and work after it.
+    talk_seconds: float = 70.0
+    #: How long somebody who has answered waits for an agent, real seconds.
+    answered_wait_seconds: float = ANSWERED_WAIT_MS_MAX / 1000
+    #: Called when it is worth looking again.
+    changed: Callable[[], None] = lambda: None
+    #: Agent to the look since which they wait, the first first.
+    _pool: dict[str, int] = field(default_factory=dict)
+    _ringing: dict[str, _Ring] = field(default_factory=dict)
+    #: Agents with somebody who has answered.
+    _busy: dict[str, Phase] = field(default_factory=dict)
+    _paces: dict[str, Pacing] = field(default_factory=dict)
+    _answers: deque[bool] = field(default_factory=lambda: deque(maxlen=ATTEMPTS_SEEN))
+    _tasks: set[asyncio.Task[None]] = field(default_factory=set)
+    #: Business time of the last look.
+    _now_ms: int = 0
+
+    @property
+    def like(self) -> Contacts:
+        """What a contact costs an agent: nothing until somebody has answered."""
+        return Contacts(answer_ratio=1.0, dial_seconds=0.0, talk_seconds=self.talk_seconds)
+
+    @property
+    def ringing(self) -> int:
+        """Lines, those given up left out."""
+        return sum(not ring.dropped for ring in self._ringing.values())
+
+    @property
+    def waiting(self) -> int:
+        """Agents in the pool."""
+        return len(self._pool)
+
+    def pool(self) -> Sequence[str]:
+        """Agents who wait for somebody to answer, the longest waiting first."""
+        return list(self._pool)
+
+    def phase(self, agent: str) -> Phase | None:
+        """What an agent does here; None for who is not here."""
+        return Phase.DIALLING if agent in self._pool else self._busy.get(agent)
+
+    def takes(self, person: Person) -> bool:
+        """Whether lines are dialled for this contact; else it is offered to an agent."""
+        return person.contact_list in self._paces and self.lines.capacity() > 0
+
+    def pace(self, contact_list: str) -> Pacing | None:
+        """Of a list that runs and is dialled predictively."""
+        return self._paces.get(contact_list)
+
+    # --- agents
+
+    def join(self, agent: str, now_ms: int) -> None:
+        """The agent waits for somebody to answer."""
+        self._pool.setdefault(agent, now_ms)
+
+    def leave(self, agent: str) -> bool:
+        """The agent waits no more; whether they did."""
+        return self._pool.pop(agent, None) is not None
+
+    def settle(self, seen: FloorNow) -> None:
+        """Who is not free any more has left."""
+        free = {each.agent for each in seen.agents if each.free}
+        for agent in [each for each in self._pool if each not in free]:
+            del self._pool[agent]
+
+    # --- lists
+
+    async def follow(self, running: Sequence[ListNow], now_ms: int) -> None:
+        """Keeps a pace for every list that is dialled predictively; a new one begins with what was before."""
+        self._now_ms = now_ms
+        wanted = {each.name: each for each in running if each.mode is Mode.PREDICTIVE}
+        held = {ring.person.contact_list for ring in self._ringing.values()}
+        for name in [each for each in self._paces if each not in wanted and each not in held]:
+            del self._paces[name]
+        if not self.lines.capacity():
+            return
+        for name, each in wanted.items():
+            pace = self._paces.get(name)
+            if pace is None or pace.window_ms != each.abandon_window_ms:
+                self._paces[name] = await self._begun(each, now_ms)
+            else:
+                pace.abandon_ratio_max = each.abandon_ratio_max
+
+    async def _begun(self, one: ListNow, now_ms: int) -> Pacing:
+        pace = Pacing(
+            Mode.PREDICTIVE, abandon_ratio_max=one.abandon_ratio_max, window_ms=one.abandon_window_ms
+        )
+        before = await self.lists.results(one.name)
+        pace.remember(now_ms, answered=before.answered, abandoned=before.abandoned)
+        return pace
+
+    def ratio(self) -> float:
+        """Share of attempts that a person answers, by what was seen and expected."""
+        expected = self.answer_ratio * ATTEMPTS_EXPECTED
+        return (sum(self._answers) + expected) / (len(self._answers) + ATTEMPTS_EXPECTED)
+
+    def wanted(self, now_ms: int, agents: int) -> int:
+        """Lines for so many agents, by the list that allows the most."""
+        ratio = self.ratio()
+        return max((pace.lines(now_ms, agents, ratio) for pace in self._paces.values()), default=0)
+
+    # --- lines
+
+    async def ring(self, now_ms: int, take: Callable[[int], Awaitable[Person | None]]) -> None:
+        """As many lines as allowed. `take(lines)` is the next contact that may be dialled with so many lines
+        ringing already, or None.
+        """
+        wanted = self.wanted(now_ms, len(self._pool)) if self._pool else 0
+        live = [ring for ring in self._ringing.values() if not ring.dropped]
+        for ring in live[wanted:]:
+            ring.dropped = True
+            ring.line.drop()
+        while self.ringing < wanted and self.lines.room() > 0:
+            person = await take(self.ringing)
+            if person is None:
+                return
+            self._dial(person)
+
+    def allows(self, person: Person, lines: int, now_ms: int) -> bool:
+        """Whether this contact's list allows one more than so many lines."""
+        pace = self._paces.get(person.contact_list)
+        return pace is not None and lines < pace.lines(now_ms, len(self._pool), self.ratio())
+
+    def _dial(self, person: Person) -> None:
+        ring = _Ring(person, self.lines.dial(person))
+        self._ringing[ring.line.line_id] = ring
+        self._spawn(self._through(ring))
+
+    async def _through(self, ring: _Ring) -> None:
+        """One line from its beginning to its end."""
+        try:
+            result = await ring.line.wait_result()
+        finally:
+            self._ringing.pop(ring.line.line_id, None)
+            self.changed()
+        answered = result is LineResult.ANSWERED
+        if result is LineResult.LOST or (ring.dropped and not answered):
+            _lines.labels("GIVEN_UP").inc()
+            await self._safely(self.lists.give_back([ring.person.contact]))
+            return
+        self._answers.append(answered)
+        if answered:
+            await self._answered(ring)
+        else:
+            await self._report(ring.person, result)
+
+    async def _report(self, person: Person, result: LineResult) -> None:
+        _lines.labels(result.value).inc()
+        await self._safely(self.lists.record(person, result))
+
+    async def _safely(self, asking: Awaitable[None]) -> None:
+        """What cannot be told now ends with the contact's lease."""
+        try:
+            await asking
+        except CallmeshError as error:
+            log.info("outbound_result_not_told", error=error.reason)
+
+    async def _answered(self, ring: _Ring) -> None:
+        loop = asyncio.get_running_loop()
+        until = loop.time() + self.answered_wait_seconds
+        found: tuple[str, Call] | None = None
+        while self._pool and found is None and not ring.dropped and loop.time() < until:
+            agent = next(iter(self._pool))
+            left = until - loop.time()
+            # The last one may have all the time there is.
+            found = await self._connect(agent, ring, left if len(self._pool) == 1 else left / 2)
+        pace = self._paces.get(ring.person.contact_list)
+        if pace is not None:
+            pace.answered(self._now_ms, abandoned=found is None)
+        if found is None:
+            ring.line.drop(abandoned=True)
+            await self._report(ring.person, LineResult.ABANDONED)
+            return
+        _lines.labels(LineResult.ANSWERED.value).inc()
+        await self._talk(ring, *found)
+
+    # --- agents and people
+
+    async def _connect(self, agent: str, ring: _Ring, seconds: float) -> tuple[str, Call] | None:
+        """The agent with a call that they have accepted in time."""
+        del self._pool[agent]
+        self._busy[agent] = Phase.DIALLING
+        try:
+            call = await self.calls.begin(ring.person, agent, ring.line.line_id)
+        except CallmeshError as error:
+            log.info("outbound_call_failed", agent=agent, error=error.reason)
+            self._busy.pop(agent, None)
+            return None
+        try:
+            async with asyncio.timeout(seconds):
+                if await call.wait_answered():
+                    self._busy[agent] = Phase.TALKING
+                    return agent, call
+        except TimeoutError:
+            self._spawn(self._take_back(call))
+        self._busy.pop(agent, None)
+        return None
+
+    async def _take_back(self, call: Call) -> None:
+        """An agent who was too late; one who accepts just now speaks to nobody and is free again."""
+        try:
+            await call.withdraw()
+            if await call.wait_answered():
+                await self.calls.end(call)
+        except CallmeshError as error:
+            log.info("recall_failed", call=call.call_id, error=error.reason)
+
+    def _spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+        task = asyncio.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        return task
+
+    async def _talk(self, ring: _Ring, agent: str, call: Call) -> None:
+        """The conversation, until either side ends it."""
+        ring.line.bridge(call, agent)
+        over = asyncio.ensure_future(call.wait_ended())
+        gone = asyncio.ensure_future(ring.line.wait_ended())
+        try:
+            await asyncio.wait({over, gone}, return_when=asyncio.FIRST_COMPLETED)
+            if over.done():
+                ring.line.drop()
+            else:
+                await self._safely(self.calls.end(call))
+        finally:
+            over.cancel()
+            gone.cancel()
+            self._busy.pop(agent, None)
+            self.changed()
+
+    # --- ends
+
+    def stop(self) -> None:
+        """The kill switch: nobody is rung any more, and the agents are free."""
+        self._pool.clear()
+        for ring in self._ringing.values():
+            ring.dropped = True
+            ring.line.drop()
+
+    async def close(self) -> None:
+        """Stops, and waits for what becomes of the lines. Conversations go on without this process."""
+        self.stop()
+        waiting = {task for task in self._tasks if not task.done()}
+        if waiting and self._ringing:
+            await asyncio.wait(waiting, timeout=END_SECONDS)
+        for task in waiting:
+            task.cancel()
+        await asyncio.gather(*waiting, return_exceptions=True)
