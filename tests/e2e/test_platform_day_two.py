@@ -66,6 +66,11 @@ class Services:
         request = offers_pb2.GetOfferRequest(name="offers/day-two")
         return self.ask("marketing", offers_pb2_grpc.OfferServiceStub, lambda stub: stub.GetOffer(request))
 
+    def retire(self) -> None:
+        """Nobody else's customers are made this offer."""
+        request = offers_pb2.RetireOfferRequest(name="offers/day-two", etag=self.offer().etag)
+        self.ask("marketing", offers_pb2_grpc.OfferServiceStub, lambda stub: stub.RetireOffer(request))
+
     def team(self) -> Any:
         request = team_pb2.GetTeamRequest(name="teams/day-two")
         return self.ask("tickets", team_pb2_grpc.TeamServiceStub, lambda stub: stub.GetTeam(request))
@@ -137,6 +142,7 @@ def test_configuration_goes_in_and_back(services: Services, tmp_path: Path) -> N
     assert "applied as revision 3" in run(config, "rollback", str(folder), "1", *services.options).output
     assert services.seen() == ("First", "10", "First")
     assert run(config, "plan", *at).exit_code == 0
+    services.retire()
     listed = run(config, "history", str(folder)).output.splitlines()
     assert ["rollback to 1" in listed[0], "dearer" in listed[1], len(listed)] == [True, True, 3]
 
