@@ -185,7 +185,8 @@ async def one_call(line: Line) -> float:
         raise CallFailed(f"no answer within {CALL_SECONDS_MAX:g} s: {step}") from None
     except StreamEnded as ended:
         code = ended.error.code().name if isinstance(ended.error, grpc.aio.AioRpcError) else "an early end"
-        raise CallFailed(f"{step}: {code}") from None
+        missing = " (--furnish REGION makes its queue and agent)" if code == "NOT_FOUND" else ""
+        raise CallFailed(f"{step}: {code}{missing}") from None
     except grpc.aio.AioRpcError as error:
         raise CallFailed(f"{step}: {error.code().name}") from None
 

@@ -92,9 +92,9 @@ def log(
 
 @tickets.command("check-setup")
 def check_setup(file: SetupFile) -> None:
-    """Check a setup file (TICKETS_SETUP_FILE) as the server does at its start; the first thing that is
-    wrong is
-    named, and the exit status is 1."""
+    """Check a setup file (TICKETS_SETUP_FILE) as the server does at its start: the first thing that is wrong
+    is named, and the exit status is 1.
+    """
     from chassis.clock import SystemClock
     from chassis.errors import CallmeshError
     from tickets import convert, sla
@@ -111,6 +111,8 @@ def check_setup(file: SetupFile) -> None:
     handlers = Handlers(MemoryStore(), clock, governor.rules, convert.event_of)
     try:
         names = apply_file(Configuring(records, governor, handlers, clock), json.loads(file.read_bytes()))
+    except json.JSONDecodeError as error:
+        raise _refuse(ValueError(f"{file} is no JSON: {error}")) from None
     except (CallmeshError, ValueError, OSError) as error:
         raise _refuse(error) from None
     print("\n".join(["sound:", *names]) if names else "sound, and empty")

@@ -29,7 +29,7 @@ def test_bad_files_are_one_line(tmp_path: Path) -> None:
     for command, content, word in (
         ("log", "a,b\n1,2\n", "header"),
         ("check-setup", '{"flows": [{"name": "flows/x", "kind": 1, "states": []}]}', "UNKNOWN_STATE"),
-        ("check-setup", "{", "Expecting"),
+        ("check-setup", "{", "is no JSON: Expecting"),
     ):
         file.write_text(content)
         done = CliRunner().invoke(app, ["tickets", command, str(file)])
