@@ -11,7 +11,7 @@ The list: an agent looks at a contact for 10 s, then the line rings for up to 20
 a minute on average (log-normal), 10 s of after-call work follow; calls begin from 9 to 20 o'clock.
 Occupancy counts all of that as work, as the engine does; what was conversation alone is told beside it.
 Further rows, which have no limit: the same list predictively dialled (the agents wait, lines ring ahead
-under an abandon cap of 3 %), and a list of two-minute conversations.
+under an abandon cap of 3 %), and lists of longer conversations, 75 s and two minutes.
 
 Limits: occupancy up by at least 10 points, the service level of inbound down by at most 1 point, and more
 occupancy than the thresholds would give at the same loss. `--days 7` is a quick look.
@@ -87,6 +87,7 @@ CASES = (
     Case(name="policy", policy="forecast"),
     *(Case(name=f"threshold_{n}", policy=n) for n in THRESHOLDS),
     Case(name="policy_predictive", policy="forecast", predictive=True),
+    Case(name="policy_talk_75", policy="forecast", talk_seconds=75.0),
     Case(name="policy_long_talk", policy="forecast", talk_seconds=120.0),
 )
 

@@ -31,6 +31,7 @@ import structlog
 
 from chassis import client, metrics, server, tls
 from chassis.acts import Acts
+from chassis.clock import Clock
 from chassis.errors import StartError
 from chassis.eventservice import EventSource
 from chassis.eventservice import scopes as event_scopes
@@ -117,13 +118,7 @@ class Router:
         self.profiles = ProfileBook(
             self.database, seconds=settings.profile_seconds, held_max=settings.profiles_held_max
         )
-        self.planner = Elsewhere(
-            settings.mongo_uri,
-            settings.mongo_database,
-            settings.region,
-            clock,
-            settings.planner_kept_seconds,
-        )
+        self.planner = _planner(settings, clock)
         repeat_window_ms, key = settings.repeat_window_seconds * 1000, place_token_key(settings)
         self.handlers = Handlers(
             front=self.front,
@@ -304,6 +299,17 @@ class Router:
         await self.menus.recorder.write()
         await self.routers.close()
         await self.database.client.close()
+
+
+def _planner(settings: RoutingSettings, clock: Clock) -> Elsewhere:
+    """Forecasts and plans, in a process of their own."""
+    return Elsewhere(
+        settings.mongo_uri,
+        settings.mongo_database,
+        settings.region,
+        clock,
+        settings.planner_kept_seconds,
+    )
 
 
 async def run(settings: RoutingSettings) -> None:
