@@ -523,9 +523,9 @@ class ShardState:
         if not skills:
             return self.agents.values()
         first, *others = sorted((self._skilled.get(skill, {}) for skill in skills), key=len)
-        found = first.keys()
+        found = set(first)
         for having in others:
-            found = found & having.keys()
+            found &= having.keys()
         return [first[agent_id] for agent_id in found]
 
     def lines_for(self, agent: AgentEntry) -> Iterator[Line]:
