@@ -127,7 +127,10 @@ def markdown(found: VoiceReport, zone: zoneinfo.ZoneInfo, charts: Sequence[str])
         "## Places out of line with their neighbours",
         "",
         *_table(
-            ("places", "complaints", "expected", "relative risk", "p", "radius km", "reasons"),
+            (
+                *("places", "complaints", "expected", "relative risk", "p", "radius km"),
+                *("reasons", "products", "partners"),
+            ),
             [
                 (
                     ", ".join(list(s.places)[:5]),
@@ -137,6 +140,8 @@ def markdown(found: VoiceReport, zone: zoneinfo.ZoneInfo, charts: Sequence[str])
                     f"{s.p_value:.2g}",
                     f"{s.radius_km:.1f}",
                     ", ".join(s.contact_reasons),
+                    ", ".join(s.products),
+                    ", ".join(s.partners),
                 )
                 for s in found.hot_spots
             ],
@@ -151,7 +156,7 @@ def _calls_and_agents(found: VoiceReport) -> list[str]:
         "## How calls go, by reason",
         "",
         *_table(
-            ("reason", "calls", "resolved at first", "repeated", "mean handle s", "cost"),
+            ("reason", "calls", "resolved at first", "repeated", "mean handle s", "cost", "cost per call"),
             [
                 (
                     r.contact_reason,
@@ -160,6 +165,9 @@ def _calls_and_agents(found: VoiceReport) -> list[str]:
                     f"{r.repeat_call_ratio:.0%}",
                     f"{r.handle_seconds_mean:.0f}",
                     f"{r.cost.amount} {r.cost.currency_code}" if r.HasField("cost") else "",
+                    f"{r.cost_per_call.amount} {r.cost_per_call.currency_code}"
+                    if r.HasField("cost_per_call")
+                    else "",
                 )
                 for r in found.reason_stats
             ],

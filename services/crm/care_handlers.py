@@ -14,6 +14,7 @@ from pymongo import ReplaceOne
 from pymongo.write_concern import WriteConcern
 
 from callmesh.crm.v1 import events_pb2
+from chassis import logs
 from chassis.bus import Event
 from chassis.clock import Clock, from_ms
 from chassis.errors import AlreadyExists, FailedPrecondition, InvalidArgument, NotFound, Unavailable
@@ -30,17 +31,22 @@ from crm.store import Store, timeline_query
 
 #: Customers looked at together by a rule.
 RULE_BATCH = 200
-#: Things of one kind that one run of one rule looks at; the next run goes on with what is still due.
-RULE_ITEMS_MAX = 20_000
+#: Things of one kind that one run of one rule looks at, one after another: a run that reaches it says so.
+RULE_ITEMS_MAX = 2_000_000
+#: Tasks opened again, or let expire, in one round of many.
+TASKS_BATCH = 1_000
 USAGE_MAX = 500
 #: Dirty churn scores made anew in one round.
 CHURN_BATCH = 200
 TRIES_MAX = 10
+#: Customers merged into one whose words on leaving count for it.
+LINEAGE_MAX = 50
 _DAY_MS = 86_400_000
 _METRIC = re.compile(r"[a-z0-9_]{1,64}")
 _CURRENCY = re.compile(r"[A-Z]{3}")
 _AMOUNT = re.compile(r"-?\d{1,18}(\.\d{1,6})?")
 _MAJORITY = WriteConcern(w="majority")
+_log = logs.get_logger(__name__)
 
 
 #: (caller's number, call's id, channel's name).
@@ -136,7 +142,7 @@ class Contracts:
 
     def get(self, customer: str, contract: str) -> Raw:
         """NotFound when there is none."""
-        found = self._records.find({"customer": customer, "contract": contract}, [("_id", 1)], 1)
+        found = self._records.find({"customer": customer, "contract": contract}, [("contract", 1)], 1)
         if not found:
             raise NotFound(resource=f"customers/{customer}/contracts/{contract}")
         return found[0]
@@ -234,6 +240,16 @@ def rule_of(raw: Raw) -> Rule:
     )
 
 
+def snoozed_query(now_ms: int) -> dict[str, Any]:
+    """The filter document of tasks that were put off until now or earlier."""
+    return {"snooze_ms": {"$gt": 0, "$lte": now_ms}}
+
+
+def stale_query(now_ms: int) -> dict[str, Any]:
+    """The filter document of open tasks whose time is over."""
+    return {"state": "OPEN", "ends_ms": {"$lt": now_ms}}
+
+
 class Care:
     """Rules and the tasks that they raise."""
 
@@ -305,7 +321,10 @@ class Care:
         count = 0
         batch: list[tuple[str, Occasion]] = []
         now = self._clock.now()
-        for item in self._due(rule, now, None):
+        for number, item in enumerate(self._due(rule, now, None)):
+            if number >= RULE_ITEMS_MAX:
+                _log.warning("care.rule_cut_short", rule=rule.id, items=number)
+                break
             batch.append(item)
             if len(batch) >= RULE_BATCH:
                 count += self._raise(rule, batch, now)
@@ -346,7 +365,7 @@ class Care:
             yield only.id, care.birthday(rule, only, now, self._policy.time_zone)
             return
         query = {"birthday": {"$in": care.birthdays(now, rule.days_before)}}
-        for raw in _col(docs.CustomerDocument).find(query, docs.HIDDEN).limit(RULE_ITEMS_MAX):
+        for raw in _col(docs.CustomerDocument).find(query, docs.HIDDEN):
             customer = docs.customer_from_raw(raw)
             yield customer.id, care.birthday(rule, customer, now, self._policy.time_zone)
 
@@ -356,7 +375,7 @@ class Care:
         now_ms = _ms(now)
         span = {"$gte": now_ms, "$lte": now_ms + rule.days_before * _DAY_MS}
         query: dict[str, Any] = {"customer": only.id} if only else {"end_ms": span}
-        for raw in _col(ContractDocument).find(query).limit(RULE_ITEMS_MAX):
+        for raw in _col(ContractDocument).find(query):
             yield raw["customer"], care.contract_end(rule, raw, now_ms)
 
     def _low_balances(
@@ -364,7 +383,7 @@ class Care:
     ) -> Iterator[tuple[str, Occasion | None]]:
         low = {"balance_value": {"$lt": rule.threshold, "$gt": -1e18}}
         query: dict[str, Any] = {"customer": only.id} if only else low
-        for raw in _col(ContractDocument).find(query).limit(RULE_ITEMS_MAX):
+        for raw in _col(ContractDocument).find(query):
             yield raw["customer"], care.low_balance(rule, raw, now)
 
     def _unused(
@@ -375,14 +394,14 @@ class Care:
         query: dict[str, Any] = {"end_ms": span}
         if only is not None:
             query["customer"] = only.id
-        for raw in _col(UsageDocument).find(query).limit(RULE_ITEMS_MAX):
+        for raw in _col(UsageDocument).find(query):
             yield raw["customer"], care.unused(rule, raw, now_ms)
 
     def _churning(
         self, rule: Rule, now: datetime, only: Customer | None
     ) -> Iterator[tuple[str, Occasion | None]]:
         query: dict[str, Any] = {"_id": only.id} if only else {"score": {"$gt": rule.threshold}}
-        for raw in _col(docs.ChurnDocument).find(query).limit(RULE_ITEMS_MAX):
+        for raw in _col(docs.ChurnDocument).find(query):
             yield raw["_id"], care.churning(rule, raw.get("score") or 0.0, now)
 
     def _silent(
@@ -518,18 +537,30 @@ class Care:
         return [event_of(message, f"customers/{raw['customer']}", now)]
 
     def _wake(self) -> None:
-        now_ms = self._clock.now_ms()
-        query = {"state": "SNOOZED", "due_ms": {"$gt": 0}}
-        for raw in self.tasks.find(query, [("due_ms", 1)], RULE_ITEMS_MAX):
-            if (raw.get("snooze_ms") or 0) <= now_ms:
-                self.tasks.update(raw["_id"], lambda _: {"state": "OPEN", "snooze_ms": None})
+        """Opens what was put off until now."""
+
+        def edit(raw: Raw) -> Mapping[str, Any] | None:
+            return {"state": "OPEN", "snooze_ms": None} if raw["state"] == "SNOOZED" else None
+
+        for id in self._tasks_until(snoozed_query(self._clock.now_ms()), "snooze_ms"):
+            self.tasks.update(id, edit)
 
     def _expire(self) -> None:
-        now_ms = self._clock.now_ms()
-        query = {"state": "OPEN", "due_ms": {"$lt": now_ms}}
-        for raw in self.tasks.find(query, [("due_ms", 1)], RULE_ITEMS_MAX):
-            if (raw.get("ends_ms") or raw["due_ms"]) < now_ms:
-                self.tasks.update(raw["_id"], lambda _: {"state": "EXPIRED"}, events=self._closed)
+        """Closes what is stale."""
+
+        def edit(raw: Raw) -> Mapping[str, Any] | None:
+            return {"state": "EXPIRED"} if raw["state"] == "OPEN" else None
+
+        for id in self._tasks_until(stale_query(self._clock.now_ms()), "ends_ms"):
+            self.tasks.update(id, edit, events=self._closed)
+
+    def _tasks_until(self, query: Mapping[str, Any], order: str) -> Iterator[str]:
+        """Ids of tasks that, once done with, do not fit the query any more."""
+        for _ in range(RULE_ITEMS_MAX // TASKS_BATCH):
+            found = self.tasks.find(query, [(order, 1)], TASKS_BATCH)
+            yield from (raw["_id"] for raw in found)
+            if len(found) < TASKS_BATCH:
+                return
 
 
 class Retention:
@@ -559,11 +590,18 @@ class Retention:
         return [docs.churn_from_raw(raw) for raw in found]
 
     def score(self, customer: str) -> Churn:
-        """Scores anew; tells the others when a step of the scale is crossed."""
+        """Scores anew; tells the others when a step of the scale is crossed. Who is deleted or merged away
+        scores nothing, and of who was erased nothing is kept.
+        """
+        state = (self._store.standing(customer) or (State.ACTIVE, ""))[0]
+        if state is State.ERASED:
+            self._store.forget_churn(customer)
+            return Churn(customer=customer)
         for _ in range(TRIES_MAX):
             known = self._store.churn(customer) or Churn(customer=customer)
             now_ms = self._clock.now_ms()
-            value, reasons = churn.scored(self._signs(customer, known, now_ms), now_ms)
+            signs = self._signs(customer, known, now_ms) if state is State.ACTIVE else churn.Signs()
+            value, reasons = churn.scored(signs, now_ms)
             fresh = replace(known, score=value, reasons=reasons, scored_ms=now_ms)
             events = [self._changed(fresh)] if churn.step(value) != churn.step(known.score) else []
             if self._store.save_churn(fresh, events, clean=True):
@@ -606,10 +644,19 @@ class Retention:
         newest = found.sort([("began_ms", -1), ("_id", -1)]).limit(churn.HISTORY_MAX)
         return churn.Signs(
             interactions=[docs.interaction_from_raw(raw) for raw in newest],
-            intent_ms=known.intent_ms if known.wants_to_leave else 0,
+            intent_ms=self._intent_ms(customer, known),
             contract_days=self._contract_days(customer, now_ms),
             usage_ratio=self._usage_ratio(customer),
         )
+
+    def _intent_ms(self, customer: str, known: Churn) -> int:
+        """When the customer, or whoever was merged into it, said last that he wants to leave; 0 when the last
+        word was another.
+        """
+        below = self._store.lineage([customer], LINEAGE_MAX)
+        said = [known, *filter(None, map(self._store.churn, below))]
+        last = max(said, key=lambda one: one.intent_ms)
+        return last.intent_ms if last.wants_to_leave else 0
 
     def _contract_days(self, customer: str, now_ms: int) -> float | None:
         ends = [

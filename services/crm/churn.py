@@ -48,7 +48,7 @@ class Signs:
 
     #: Newest first, of the last `HISTORY_DAYS`.
     interactions: Sequence[Interaction] = ()
-    #: When the customer said so, business ms; 0 never, or taken back.
+    #: When the customer, or one who was merged into it, said so, business ms; 0 never, or taken back.
     intent_ms: int = 0
     #: Days until the first contract ends that does not renew itself; None: none ends soon.
     contract_days: float | None = None

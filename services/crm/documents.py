@@ -338,6 +338,12 @@ class CareTaskDocument(Aggregate):
         "indexes": [
             {"fields": ["customer", "state", "due_ms", "_id"], "name": "customer_state_due"},
             {"fields": ["state", "due_ms", "_id"], "name": "state_due"},
+            {"fields": ["state", "ends_ms"], "name": "state_ends"},
+            {
+                "fields": ["snooze_ms"],
+                "name": "snoozed",
+                "partialFilterExpression": {"snooze_ms": {"$gt": 0}},
+            },
             {"fields": ["own"], "name": "own", "partialFilterExpression": {"own": _PRESENT}},
         ],
     }

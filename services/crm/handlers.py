@@ -5,7 +5,7 @@ and in the worker, the asynchronous ones on the server's loop.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Any, TypeVar
@@ -437,7 +437,7 @@ class Memory:
             known = self._store.entry(id)
             merged = timeline.entry_of(fact) if known is None else timeline.merge(known, fact)
             owner = self._owner(merged)
-            own = timeline.subject_for(merged, owner)
+            own = self._kept(known, timeline.subject_for(merged, owner))
             # Who owns a number is live: there is nothing to look up.
             shown, erased = (own, False) if owner else self._standing(own)
             if erased:
@@ -460,7 +460,7 @@ class Memory:
         for id, fact in zip(ids, facts, strict=True):
             before = merged.get(id) or known.get(id)
             merged[id] = timeline.entry_of(fact) if before is None else timeline.merge(before, fact)
-        placed = self._placed_together(merged)
+        placed = self._placed_together(known, merged)
         changed = [entry for id, entry in placed.items() if entry != known.get(id)]
         now_ms = self._clock.now_ms()
         missed = self._store.save_entries([replace(entry, updated_ms=now_ms) for entry in changed])
@@ -470,7 +470,7 @@ class Memory:
         }
         return [again.get(id) or placed[id] for id in ids]
 
-    def _placed_together(self, merged: Mapping[str, Entry]) -> dict[str, Entry]:
+    def _placed_together(self, known: Mapping[str, Entry], merged: Mapping[str, Entry]) -> dict[str, Entry]:
         """Each where it belongs, as `apply` places it."""
         numbers = {
             id: timeline.number_of(entry)
@@ -478,7 +478,10 @@ class Memory:
             if not timeline.named_customer(entry) and not timeline.is_customers(entry.subject)
         }
         owners = self._owners_of(numbers.values())
-        own = {id: timeline.subject_for(e, owners.get(numbers.get(id, ""))) for id, e in merged.items()}
+        own = {
+            id: self._kept(known.get(id), timeline.subject_for(e, owners.get(numbers.get(id, ""))))
+            for id, e in merged.items()
+        }
         # Who owns a number is live: there is nothing to look up.
         unsure = {subject for id, subject in own.items() if not owners.get(numbers.get(id, ""))}
         standing = self._standing_together(unsure)
@@ -515,17 +518,31 @@ class Memory:
 
     def _standing(self, own: str) -> tuple[str, bool]:
         """(where what is `own`'s is shown, whether that customer was erased)."""
-        id = timeline.customer_of(own)
-        if not id:
+        if not timeline.is_customers(own):
             return own, False
+        shown, erased = own, False
+        for subject, state in self._upwards(own):
+            shown, erased = subject, state is State.ERASED
+        return shown, erased
+
+    def _upwards(self, subject: str) -> Iterator[tuple[str, State | None]]:
+        """(subject, state) of a customer, of whoever took it over, and so on."""
+        id = timeline.customer_of(subject)
         for _ in range(SURVIVORS_MAX):
             found = self._store.standing(id)
-            if found is None or found[0] not in (State.MERGED, State.ERASED):
-                break
-            if found[0] is State.ERASED:
-                return timeline.subject_of_customer(id), True
+            yield timeline.subject_of_customer(id), None if found is None else found[0]
+            if found is None or found[0] is not State.MERGED:
+                return
             id = found[1]
-        return timeline.subject_of_customer(id), False
+        yield timeline.subject_of_customer(id), None
+
+    def _kept(self, known: Entry | None, named: str) -> str:
+        """Whose an interaction is, of whom it was so far and whom its reports name now (timeline, rule 4)."""
+        before = (known.own or known.subject) if known else ""
+        if before == named or not timeline.is_customers(before):
+            return named
+        above = [subject for subject, _ in self._upwards(before)]
+        return before if named in above else named
 
     def _owner(self, entry: Entry) -> str | None:
         if timeline.named_customer(entry) or timeline.is_customers(entry.subject):
@@ -561,7 +578,20 @@ class Memory:
         """
         owners = self._store.owners(identity.claim_of_number(number) for number in numbers)
         own = [n for n in numbers if owners.get(identity.claim_of_number(n)) == customer_id]
-        return sum(self._store.attach(number, customer_id) for number in own)
+        moved = sum(self._store.attach(number, customer_id) for number in own)
+        if own and self._leaving is not None:
+            self._take_over_words(customer_id, own)
+        return moved
+
+    def _take_over_words(self, customer_id: str, numbers: Sequence[str]) -> None:
+        """Who said on a number, before it was known whose it is, that he wants to leave is this customer."""
+        for number in numbers:
+            said = self._store.churn(timeline.subject_of_number(number))
+            if said is None:
+                continue
+            if said.wants_to_leave and self._leaving is not None:
+                self._leaving(customer_id, said.intent_ms, (number, "", ""))
+            self._store.forget_churn(said.customer)
 
     def attach_many(self, owned: Sequence[tuple[str, Sequence[str]]]) -> int:
         """As `attach_numbers`, of several (customer's id, numbers): most numbers have never called."""

@@ -1,5 +1,6 @@
 """Imports: bytes in, rows applied, how far it is. Blocks.
 
+Rows of one piece are decided while those of the piece before are written, so neither waits for the other.
 An import goes on from the last byte whose rows are done. The check-point is written after its rows, in one
 conditional write, so rows may be applied again after a crash, and come out the same: a customer remembers the
 row that made it (its *origin*), and has an id that follows from import and line, unless the row names one.
@@ -7,9 +8,12 @@ row that made it (its *origin*), and has an id that follows from import and line
 
 from __future__ import annotations
 
+import queue
+import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 from pymongo import UpdateOne
@@ -36,6 +40,8 @@ ROWS_BATCH = 500
 #: Largest piece of a file, bytes.
 PIECE_BYTES_MAX = 1_048_576
 MAPPINGS_MAX = 200
+#: Pieces that wait to be read, and batches decided before the one that is being written is in.
+PIECES_AHEAD_MAX, BATCHES_AHEAD_MAX = 2, 2
 RECEIVING, DONE, CANCELLED, FAILED = "RECEIVING", "DONE", "CANCELLED", "FAILED"
 
 
@@ -121,6 +127,10 @@ class Imports:
             id, fields, request_key=wanted.request_key, fingerprint=wanted.fingerprint
         )
 
+    def name(self, id: str) -> str:
+        """The resource name."""
+        return self._records.name(id)
+
     def get(self, id: str) -> Raw:
         """NotFound when there is none."""
         return self._records.get(id)
@@ -158,9 +168,7 @@ class Imports:
         if job["state"] != RECEIVING:
             raise ImportClosed(subject=self._records.name(id), why=f"is {job['state']}")
         with ThreadPoolExecutor(1, thread_name_prefix="import") as writer:
-            feeding = _Feeding(self, job, writer, actor)
-            for offset, data, last in pieces:
-                yield from feeding.take(offset, data, last)
+            yield from _Feeding(self, job, writer, actor).run(pieces)
 
     # --- what `_Feeding` uses ---
 
@@ -291,11 +299,73 @@ def _note(id: str, record: Record, fault: CallmeshError) -> UpdateOne:
     return UpdateOne({"_id": f"{id}:{record.line:012}"}, {"$set": values}, upsert=True)
 
 
+class _Inbox:
+    """What happens to one import, in turn: pieces that arrive, check-points that are through.
+
+    Pieces are read by a thread of their own, so that a check-point is told as soon as it is through, whether
+    or not its sender has another piece; at most `PIECES_AHEAD_MAX` of them wait.
+    """
+
+    def __init__(self, pieces: Iterator[tuple[int, bytes, bool]]) -> None:
+        self._pieces = pieces
+        self._found: queue.SimpleQueue[Callable[[], _Happening]] = queue.SimpleQueue()
+        self._room = threading.Semaphore(PIECES_AHEAD_MAX)
+        self._closed = False
+        # It may stand waiting for a sender that says no more, until the call is over: nobody waits for it.
+        threading.Thread(target=self._read, name="import-pieces", daemon=True).start()
+
+    def _read(self) -> None:
+        try:
+            for piece in self._pieces:
+                self._room.acquire()
+                if self._closed:
+                    return
+                self._found.put(partial(_Happening, piece=piece))
+            self._found.put(partial(_Happening, ended=True))
+        except BaseException as error:
+            self._found.put(partial(_raised, error))
+
+    def point(self, done: Future[Raw]) -> None:
+        """A check-point is through."""
+        self._found.put(lambda: _Happening(point=done.result()))
+
+    def next(self) -> _Happening:
+        """Waits for what happens next. Raises what broke the stream, or a check-point."""
+        happening = self._found.get()()
+        if happening.piece is not None:
+            self._room.release()
+        return happening
+
+    def close(self) -> None:
+        """Reads no more."""
+        self._closed = True
+        self._room.release()
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Happening:
+    """One of these."""
+
+    #: (offset, bytes, last).
+    piece: tuple[int, bytes, bool] | None = None
+    #: The import as it stands.
+    point: Raw | None = None
+    #: No more pieces come.
+    ended: bool = False
+
+
+def _raised(error: BaseException) -> _Happening:
+    raise error
+
+
 class _Feeding:
-    """One stream into one import."""
+    """One stream into one import. Rows are decided here while earlier ones are written by `writer`, a thread
+    that does one thing after another; the check-point of a piece is written after its rows.
+    """
 
     def __init__(self, imports: Imports, job: Raw, writer: ThreadPoolExecutor, actor: str) -> None:
         self._imports = imports
+        #: As of the last check-point; after the beginning the writer's alone.
         self._job = job
         self._writer = writer
         self._actor = actor
@@ -305,25 +375,52 @@ class _Feeding:
         self._line = int(job.get("lines") or 0) + 1
         self._next_byte = self._byte
         self._columns: list[str] = list(job.get("columns") or ())
+        #: The last piece was taken.
+        self._last = False
+        #: Something went wrong: what was decided is not written any more.
+        self._broken = False
+        self._ahead = threading.Semaphore(BATCHES_AHEAD_MAX)
 
-    def take(self, offset: int, data: bytes, last: bool) -> Iterator[Raw]:
-        """One piece of the file."""
+    def run(self, pieces: Iterator[tuple[int, bytes, bool]]) -> Iterator[Raw]:
+        """Takes pieces as they come and answers the import after each one's check-point."""
+        inbox, due, refused = _Inbox(pieces), 0, None
+        try:
+            ended = False
+            while due or not ended:
+                happening = inbox.next()
+                if happening.point is not None:
+                    due -= 1
+                    yield happening.point
+                elif happening.piece is not None and refused is None:
+                    try:
+                        self._take(*happening.piece).add_done_callback(inbox.point)
+                        due += 1
+                    except CallmeshError as error:
+                        # What came before it is finished and told first.
+                        refused, ended = error, True
+                ended = ended or happening.ended
+            if refused is not None:
+                raise refused
+        finally:
+            self._broken = True
+            inbox.close()
+
+    def _take(self, offset: int, data: bytes, last: bool) -> Future[Raw]:
+        """One piece of the file; its check-point."""
         if len(data) > PIECE_BYTES_MAX:
             raise InvalidArgument(field="data", why=f"must be at most {PIECE_BYTES_MAX} bytes")
         if offset > self._next_byte or offset < 0:
             raise InvalidArgument(field="offset", why=f"must be {self._next_byte}, got {offset}")
+        if self._last:
+            raise ImportClosed(subject=self._imports.name(self._job["_id"]), why="has had its last piece")
         # What was sent before, after a broken stream, is passed over.
         data = data[self._next_byte - offset :]
         self._next_byte += len(data)
         whole = self._cutter.cut(data, last)
-        end_byte, end_lines = self._byte + len(whole), whole.count(b"\n")
         records = list(self._records(whole)) if whole else []
-        yield from self._apply(records, end_byte, self._line - 1 + end_lines)
-        self._byte, self._line = end_byte, self._line + end_lines
-        if last and self._job["state"] == RECEIVING:
-            moved = {"received_bytes": end_byte, "lines": self._line - 1, "state": DONE}
-            self._job = self._imports.check_point(self._job, [], moved)
-            yield self._job
+        self._byte, self._line = self._byte + len(whole), self._line + whole.count(b"\n")
+        self._last = last
+        return self._apply(records, {"received_bytes": self._byte, "lines": self._line - 1})
 
     def _records(self, whole: bytes) -> Iterator[Record]:
         try:
@@ -360,34 +457,57 @@ class _Feeding:
             else:
                 yield from rows.csv_records(text, self._columns, line)
 
-    def _apply(self, records: list[Record], end_byte: int, end_lines: int) -> Iterator[Raw]:
-        """Decides one batch while the one before is written; the last carries the check-point of the
-        bytes.
+    def _apply(self, records: list[Record], moved: dict[str, Any]) -> Future[Raw]:
+        """Has a piece's rows written in batches, deciding one while those before are written; the check-point
+        that follows them.
         """
-        if self._job["row_kind"] != "CUSTOMER":
-            faults = self._imports.apply_others(self._job, records, self._actor)
-            yield self._point(list(zip(records, faults, strict=True)), end_byte, end_lines)
-            return
-        told: list[tuple[Record, CallmeshError | None]] = []
-        running: tuple[list[Record], Future[list[CallmeshError | None]]] | None = None
-        for start in range(0, len(records), ROWS_BATCH):
-            batch = records[start : start + ROWS_BATCH]
-            decided = self._imports.prepared(self._job, batch, self._actor)
-            if running is not None:
-                told += zip(running[0], running[1].result(), strict=True)
-            running = (
-                batch,
-                self._writer.submit(self._imports.write, self._job, decided, self._actor),
-            )
-        if running is not None:
-            told += zip(running[0], running[1].result(), strict=True)
-        yield self._point(told, end_byte, end_lines)
-
-    def _point(self, told: list[tuple[Record, CallmeshError | None]], end_byte: int, end_lines: int) -> Raw:
-        moved: dict[str, Any] = {"received_bytes": end_byte, "lines": end_lines}
         if self._columns:
             moved["columns"] = self._columns
-        self._job = self._imports.check_point(self._job, told, moved)
-        if self._job["state"] == FAILED:
-            raise ImportClosed(subject=f"imports/{self._job['_id']}", why="stopped: it has too many bad rows")
+        if self._last:
+            moved["state"] = DONE
+        told: list[Future[list[CallmeshError | None]]] = []
+        for start in range(0, len(records), ROWS_BATCH):
+            batch = records[start : start + ROWS_BATCH]
+            work = self._work(batch)
+            self._ahead.acquire()
+            told.append(self._writer.submit(self._in_turn, work))
+        return self._writer.submit(self._point, records, told, moved)
+
+    def _work(self, batch: list[Record]) -> Callable[[], list[CallmeshError | None]]:
+        """What is left to do for rows: those of customers are decided here and now."""
+        if self._job["row_kind"] != "CUSTOMER":
+            return partial(self._imports.apply_others, self._job, batch, self._actor)
+        decided = self._imports.prepared(self._job, batch, self._actor)
+        return partial(self._imports.write, self._job, decided, self._actor)
+
+    def _in_turn(self, work: Callable[[], list[CallmeshError | None]]) -> list[CallmeshError | None]:
+        """Done by the writer."""
+        try:
+            if self._broken:
+                raise CancelledError
+            return work()
+        except BaseException:
+            self._broken = True
+            raise
+        finally:
+            self._ahead.release()
+
+    def _point(
+        self,
+        records: list[Record],
+        told: Sequence[Future[list[CallmeshError | None]]],
+        moved: Mapping[str, Any],
+    ) -> Raw:
+        """Done by the writer, whose rows are written by now."""
+        try:
+            faults = [fault for each in told for fault in each.result()]
+            if self._broken:
+                raise CancelledError
+            self._job = self._imports.check_point(self._job, list(zip(records, faults, strict=True)), moved)
+            if self._job["state"] == FAILED:
+                name = self._imports.name(self._job["_id"])
+                raise ImportClosed(subject=name, why="stopped: it has too many bad rows")
+        except BaseException:
+            self._broken = True
+            raise
         return self._job

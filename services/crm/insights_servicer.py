@@ -134,6 +134,7 @@ def spot_out(found: HotSpot) -> insights_pb2.HotSpot:
         p_value=spot.p_value,
         contact_reasons=found.reasons,
         products=found.products,
+        partners=found.partners,
     )
 
 
@@ -147,9 +148,14 @@ def figures_out(found: ReasonFigures) -> insights_pb2.ReasonStats:
         handle_seconds_mean=found.talk_ms / found.talked / 1000 if found.talked else 0.0,
     )
     if found.currency:
-        amount = found.cost.quantize(_CENTS, rounding=ROUND_HALF_EVEN)
-        message.cost.CopyFrom(common_pb2.Money(currency_code=found.currency, amount=str(amount)))
+        message.cost.CopyFrom(_money(found.currency, found.cost))
+        message.cost_per_call.CopyFrom(_money(found.currency, found.cost / max(found.talked, 1)))
     return message
+
+
+def _money(currency: str, amount: Decimal) -> common_pb2.Money:
+    rounded = amount.quantize(_CENTS, rounding=ROUND_HALF_EVEN)
+    return common_pb2.Money(currency_code=currency, amount=str(rounded))
 
 
 def feedback_out(found: AgentFigures) -> insights_pb2.AgentFeedback:

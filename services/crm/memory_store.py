@@ -335,6 +335,10 @@ class MemoryStore:
     def mark_churn(self, *customers: str) -> None:
         self.marked.update(customers)
 
+    def forget_churn(self, customer: str) -> None:
+        self._churn.pop(customer, None)
+        self.marked.discard(customer)
+
 
 def _running(merge: Merge) -> bool:
     return merge.state in (MergeState.MERGING, MergeState.UNMERGING)

@@ -37,6 +37,8 @@ _LISTS: Mapping[str, int] = {
     "quiet_windows": engine.QUIET_WINDOWS_MAX,
 }
 _CLAIMED = ("phone_numbers", "email_addresses", "external_ids")
+#: Has nothing of anything.
+_NOBODY = Customer()
 
 
 class CustomerMerged(FailedPrecondition):
@@ -170,7 +172,7 @@ def without_gain(survivor: Customer, got: Gain) -> Customer:
     for name in _SINGLE:
         value = getattr(got.added, name)
         if value and getattr(survivor, name) == value:
-            wanted[name] = type(value)() if name != "birth_date" else None
+            wanted[name] = getattr(_NOBODY, name)
     if got.added.notes:
         wanted["notes"] = _without_notes(survivor.notes, got.added.notes)
     wanted["custom_values"] = {

@@ -22,7 +22,7 @@ from chassis.mongo import (
     update_aggregate,
 )
 from crm import documents as docs
-from crm import timeline
+from crm import timeline, webhooks
 from crm.model import Churn, Customer, CustomField, Entry, Merge, MergeState, State
 
 #: Merges below one customer, deep.
@@ -247,8 +247,14 @@ class MongoSagaStore:
             found = docs.InteractionDocument._get_collection().find(
                 {field: subject}, docs.INTERACTION_HIDDEN, batch_size=SCRUB_BATCH
             )
+            batch: list[Entry] = []
             for raw in found:
-                self._anonymise(docs.entry_from_raw(raw))
+                batch.append(docs.entry_from_raw(raw))
+                self._anonymise(batch[-1])
+                if len(batch) >= SCRUB_BATCH:
+                    webhooks.forget_interactions(batch)
+                    batch = []
+            webhooks.forget_interactions(batch)
 
     def _anonymise(self, entry: Entry) -> None:
         clean = timeline.anonymised(entry)
@@ -294,3 +300,6 @@ class MongoSagaStore:
         writes = [UpdateOne({"_id": customer}, [{"$set": marked}], upsert=True) for customer in customers]
         if writes:
             _of(docs.ChurnDocument).bulk_write(writes, ordered=False)
+
+    def forget_churn(self, customer: str) -> None:
+        _of(docs.ChurnDocument).delete_one({"_id": customer})

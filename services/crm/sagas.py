@@ -163,6 +163,8 @@ class Merges:
         moved = self._store.moved_count(merge.survivor, [*gone, *self._store.lineage(gone, LINEAGE_MAX)])
         done = replace(merge, state=MergeState.MERGED, moved=moved, update_time=now)
         message = convert.customers_merged(done, survivor, gone, now)
+        # Whose history it is bears on who may leave.
+        self._store.mark_churn(*merge.parties)
         return self._save(done, [event_of(message, survivor.name, now)])
 
     def _absorb(self, merge: Merge, id: str) -> Merge:
@@ -195,6 +197,7 @@ class Merges:
         now = self._clock.now()
         done = replace(merge, state=MergeState.UNMERGED, gains=(), update_time=now)
         message = convert.customers_unmerged(done, survivor, restored[::-1], now)
+        self._store.mark_churn(*merge.parties)
         return self._save(done, [event_of(message, survivor.name, now)])
 
     def _return(self, merge: Merge, id: str) -> None:

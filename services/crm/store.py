@@ -261,6 +261,9 @@ class Store(Protocol):
     def mark_churn(self, *customers: str) -> None:
         """Notes that something happened that is to be scored."""
 
+    def forget_churn(self, customer: str) -> None:
+        """Removes what is known of a customer's (or, by its subject, a number's) leaving. Idempotent."""
+
 
 class Reads(Protocol):
     """The asynchronous side."""

@@ -9,7 +9,7 @@
    its number, else of the number itself, until a customer with that number appears. Once with a customer it
    does not go back to a number: numbers change hands, history does not.
 4. After a merge an interaction is shown with the survivor and remembers whose it is (`own`), so that it can
-   go back.
+   go back. A source that heard of the merge names the survivor: that alone does not make it the survivor's.
 5. Of an erased customer's interactions only what says nothing of the person remains (`anonymous`).
 """
 

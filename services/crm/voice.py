@@ -37,6 +37,8 @@ INTERVAL_DAYS_MAX = 366
 REASON_DEPTH_MAX = 8
 REPEAT_DAYS_DEFAULT = 7
 BEHIND_MAX = 5
+#: Index of interactions by when they began: what insights look at is a span, not somebody's history.
+BEGAN = "began_id"
 INSIGHT_MS_MAX = 60_000
 _DAY_MS = 86_400_000
 _NODE = re.compile(r"[a-z0-9_-]{1,64}")
@@ -161,6 +163,7 @@ class HotSpot:
     places: Sequence[str]
     reasons: Sequence[str]
     products: Sequence[str]
+    partners: Sequence[str]
 
 
 class Reasons:
@@ -312,8 +315,8 @@ class Voice:
     def _contracts(self, customers: Sequence[str]) -> Iterator[tuple[str, Raw]]:
         collection = ContractDocument._get_collection()
         for start in range(0, len(customers), CHUNK):
-            chunk = {"$in": list(customers[start : start + CHUNK])}
-            for raw in collection.find({"customer": chunk, "state": "ACTIVE"}):
+            chunk = customers[start : start + CHUNK]
+            for raw in collection.find(contracts_query(chunk)):
                 yield raw["customer"], raw
 
     # --- hot spots ---
@@ -354,7 +357,7 @@ class Voice:
     def _per_subject(self, match: Mapping[str, Any]) -> Counter[str]:
         found = self._aggregate(
             [
-                {"$match": {**match, "subject": {"$gte": "c:", "$lt": "c;"}}},
+                {"$match": known_query(match)},
                 {"$group": {"_id": "$subject", "n": {"$sum": 1}}},
                 {"$limit": SUBJECTS_MAX},
             ]
@@ -384,16 +387,9 @@ class Voice:
         where: Mapping[str, tuple[str, float, float]],
     ) -> HotSpot:
         inside = {places[index].name for index in spot.places}
-        subjects = [subject for subject, place in where.items() if place[0] in inside]
-        reasons: Counter[str] = Counter()
-        products: Counter[str] = Counter()
-        for start in range(0, len(subjects), CHUNK):
-            match = self._match(span, force_complaints=True)
-            match = {**match, "subject": {"$in": subjects[start : start + CHUNK]}}
-            for raw in self._find(match, {"voice": 1}):
-                said = raw.get("voice") or {}
-                reasons[said.get("reason") or ""] += 1
-                products[said.get("product") or ""] += 1
+        reasons, products, partners = self._behind_spot(
+            span, [subject for subject, place in where.items() if place[0] in inside]
+        )
         middle = places[spot.centre]
         ordered = sorted(spot.places, key=lambda index: -places[index].cases)
         return HotSpot(
@@ -403,7 +399,30 @@ class Voice:
             places=[places[index].name for index in ordered],
             reasons=_most(reasons),
             products=_most(products),
+            partners=_most(partners),
         )
+
+    def _behind_spot(
+        self, span: Span, subjects: Sequence[str]
+    ) -> tuple[Counter[str], Counter[str], Counter[str]]:
+        """Reasons, products and partners of what the subjects complained of; products and partners that a
+        complaint itself does not name are those of the customer's contracts.
+        """
+        reasons, products, partners = Counter[str](), Counter[str](), Counter[str]()
+        unnamed = Counter[str]()
+        for start in range(0, len(subjects), CHUNK):
+            match = spot_query(self._match(span, force_complaints=True), subjects[start : start + CHUNK])
+            for raw in self._find(match, {"voice": 1, "subject": 1}, hint=None):
+                said = raw.get("voice") or {}
+                reasons[said.get("reason") or ""] += 1
+                products[said.get("product") or ""] += 1
+                partners[said.get("partner") or ""] += 1
+                if not said.get("product"):
+                    unnamed[timeline.customer_of(raw["subject"])] += 1
+        for owner, contract in self._contracts(list(unnamed)):
+            products[contract.get("product") or ""] += unnamed[owner]
+            partners[contract.get("partner") or ""] += unnamed[owner]
+        return reasons, products, partners
 
     # --- how calls go ---
 
@@ -486,7 +505,7 @@ class Voice:
     def interactions(self, span: Span) -> int:
         """How many there are."""
         query = self._match(span)
-        return int(docs.InteractionDocument._get_collection().count_documents(query))
+        return int(docs.InteractionDocument._get_collection().count_documents(query, hint=BEGAN))
 
     # --- queries ---
 
@@ -509,10 +528,15 @@ class Voice:
         ]
 
     def _find(
-        self, match: Mapping[str, Any], fields: Mapping[str, Any], *, ordered: bool = False
+        self,
+        match: Mapping[str, Any],
+        fields: Mapping[str, Any],
+        *,
+        ordered: bool = False,
+        hint: str | None = BEGAN,
     ) -> Iterator[Raw]:
         collection = docs.InteractionDocument._get_collection()
-        found = collection.find(match, fields, max_time_ms=INSIGHT_MS_MAX, batch_size=CHUNK)
+        found = collection.find(match, fields, max_time_ms=INSIGHT_MS_MAX, batch_size=CHUNK, hint=hint)
         if ordered:
             found = found.sort([("began_ms", 1), ("_id", 1)])
         for number, raw in enumerate(found):
@@ -522,7 +546,7 @@ class Voice:
 
     def _aggregate(self, pipeline: list[dict[str, Any]]) -> Any:
         collection = docs.InteractionDocument._get_collection()
-        return collection.aggregate(pipeline, maxTimeMS=INSIGHT_MS_MAX)
+        return collection.aggregate(pipeline, maxTimeMS=INSIGHT_MS_MAX, hint=BEGAN)
 
 
 def span_query(span: Span) -> dict[str, Any]:
@@ -539,6 +563,21 @@ def span_query(span: Span) -> dict[str, Any]:
             {"$or": [{"voice.reason": prefix}, {"voice.reason": {"$gte": prefix + "/", "$lt": prefix + "0"}}]}
         ]
     return match
+
+
+def known_query(match: Mapping[str, Any]) -> dict[str, Any]:
+    """The same, of customers alone."""
+    return {**match, "subject": {"$gte": "c:", "$lt": "c;"}}
+
+
+def spot_query(match: Mapping[str, Any], subjects: Sequence[str]) -> dict[str, Any]:
+    """The same, of some customers."""
+    return {**match, "subject": {"$in": list(subjects)}}
+
+
+def contracts_query(customers: Sequence[str]) -> dict[str, Any]:
+    """The filter document of what customers have subscribed to."""
+    return {"customer": {"$in": list(customers)}, "state": "ACTIVE"}
 
 
 def _place(name: str, row: Sequence[Any]) -> scan.Place:

@@ -4,6 +4,9 @@ A delivery is one event for one webhook, made once however often the event comes
 both), sent until a 2xx comes back: again after 10 s, then twice as long each time, up to 6 hours, for 72
 hours. Times here are real: a partner's server knows nothing of a sped-up business clock.
 
+Deliveries of one webhook go out one after another, those of several at once. One that fails lets its webhook
+rest, so that a partner who does not answer costs the others one try now and then, however much waits for him.
+
 The URL is a partner's word, so it is not trusted: its host is resolved when it is used, every address must be
 a public one unless the operator allows others, the connection goes to the very address that was looked at,
 and redirections are not followed.
@@ -19,7 +22,7 @@ import secrets
 import socket
 import ssl
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -44,6 +47,7 @@ from chassis.clock import Clock
 from chassis.errors import InvalidArgument, shorten
 from chassis.ids import check_id, new_id
 from chassis.mongo import Aggregate
+from crm.model import Entry
 from crm.records import Raw, Records
 
 URL_CHARACTERS_MAX = 2_000
@@ -58,7 +62,11 @@ KEPT_SECONDS = 30 * 24 * 3600
 SEND_SECONDS_MAX = 10.0
 #: Longer than a try takes: a delivery whose sender died is tried again after this.
 CLAIM_SECONDS = 60
-ROUND_DELIVERIES, SENDERS = 64, 8
+ROUND_DELIVERIES, SENDERS = 200, 8
+#: Deliveries of one webhook in a round, and how long rounds follow each other without a pause, seconds.
+WEBHOOK_ROUND_DELIVERIES, ROUNDS_SECONDS_MAX = 50, 10.0
+#: Longest rest of a webhook, seconds.
+REST_SECONDS_MAX = 300
 ANSWER_BYTES_MAX = 65_536
 REPLAY_MAX = 100_000
 #: How long a process goes on without another's change of a webhook, seconds.
@@ -245,6 +253,8 @@ class Webhooks:
         self._types = frozenset(known_types)
         self._private = private
         self._now_ms = now_ms
+        #: Webhook -> (its failures in a row, real ms until which it rests).
+        self._resting: dict[str, tuple[int, int]] = {}
         self._cached: list[Raw] = []
         self._cached_until = float("-inf")
 
@@ -349,16 +359,38 @@ class Webhooks:
         return UpdateOne({"_id": f"{webhook}|{event.id}"}, {"$setOnInsert": values}, upsert=True)
 
     def deliver(self) -> int:
-        """Tries what is due, several at once; how many."""
-        due = {"state": "PENDING", "next_ms": {"$lte": self._now_ms()}}
-        found = _deliveries().find(due, {"_id": 1}).sort("next_ms", 1).limit(ROUND_DELIVERIES)
-        ids = [raw["_id"] for raw in found]
-        if ids:
-            with ThreadPoolExecutor(SENDERS, thread_name_prefix="webhook") as senders:
-                list(senders.map(self._try, ids))
+        """Tries what is due until nothing is, or for `ROUNDS_SECONDS_MAX`; how many."""
+        ends = time.monotonic() + ROUNDS_SECONDS_MAX
+        count = 0
+        while due := self._due():
+            with ThreadPoolExecutor(min(SENDERS, len(due)), thread_name_prefix="webhook") as senders:
+                count += sum(senders.map(self._try_in_turn, due))
+            if time.monotonic() >= ends:
+                break
+        return count
+
+    def _due(self) -> list[list[str]]:
+        """Ids of deliveries that are due, by webhook, the longest due first; none of those that rest."""
+        now_ms = self._now_ms()
+        resting = [hook for hook, (_, until_ms) in self._resting.items() if until_ms > now_ms]
+        due: dict[str, Any] = {"state": "PENDING", "next_ms": {"$lte": now_ms}}
+        if resting:
+            due["webhook"] = {"$nin": resting}
+        found = _deliveries().find(due, {"webhook": 1}).sort("next_ms", 1).limit(ROUND_DELIVERIES)
+        by_hook: dict[str, list[str]] = {}
+        for raw in found:
+            by_hook.setdefault(raw["webhook"], []).append(raw["_id"])
+        return [ids[:WEBHOOK_ROUND_DELIVERIES] for ids in by_hook.values()]
+
+    def _try_in_turn(self, ids: Sequence[str]) -> int:
+        """One webhook's deliveries, until one fails; how many were tried."""
+        for number, id in enumerate(ids, start=1):
+            if not self._try(id):
+                return number
         return len(ids)
 
-    def _try(self, id: str) -> None:
+    def _try(self, id: str) -> bool:
+        """Whether its webhook may be sent more."""
         now_ms = self._now_ms()
         raw = _deliveries().find_one_and_update(
             {"_id": id, "state": "PENDING", "next_ms": {"$lte": now_ms}},
@@ -366,16 +398,27 @@ class Webhooks:
             return_document=ReturnDocument.AFTER,
         )
         if raw is None:
-            return
+            return True
         hook: Raw | None = self._records.collection.find_one({"_id": raw["webhook"]})
         if hook is None or not hook.get("enabled"):
             # Put off without a try: it is kept, and goes out when the webhook is enabled again.
             put_off = {"next_ms": now_ms + RETRY_SECONDS_MAX * 1000, "attempts": raw["attempts"] - 1}
             _deliveries().update_one({"_id": id}, {"$set": put_off})
-            return
+            return True
         answer = self._send(hook, raw["event_id"], raw["event_type"], raw["body"].encode())
         _deliveries().update_one({"_id": id}, {"$set": self._outcome(raw, answer)})
         self._note(hook, answer)
+        self._rest(hook["_id"], answer)
+        return answer.good
+
+    def _rest(self, hook: str, answer: Answer) -> None:
+        """Lets a webhook rest after a failure, the longer the more there were in a row."""
+        if answer.good:
+            self._resting.pop(hook, None)
+            return
+        failures = self._resting.get(hook, (0, 0))[0] + 1
+        seconds = min(retry_seconds(failures), REST_SECONDS_MAX)
+        self._resting[hook] = (failures, self._now_ms() + seconds * 1000)
 
     def _send(self, hook: Raw, event_id: str, event_type: str, body: bytes) -> Answer:
         now = self._now_ms()
@@ -469,6 +512,21 @@ class Webhooks:
 def forget(subject: str, *, keep: str) -> None:
     """Removes every delivery about a subject that was legally erased, but those of the event that says so."""
     _deliveries().delete_many({"subject": subject, "event_id": {"$ne": keep}})
+
+
+def forget_interactions(entries: Iterable[Entry]) -> None:
+    """Removes every delivery about interactions of somebody who was legally erased. Idempotent."""
+    subjects = [name for entry in entries for name in (_subject_of(entry), f"interactions/{entry.id}")]
+    if subjects:
+        _deliveries().delete_many({"subject": {"$in": subjects}})
+
+
+def _subject_of(entry: Entry) -> str:
+    """What the events of an interaction's source are about."""
+    collection = {"CALL": "calls", "TICKET": "tickets", "OFFER": "decisions"}.get(
+        entry.kind.value, "interactions"
+    )
+    return f"{collection}/{entry.source_id}"
 
 
 def _deliveries() -> Any:

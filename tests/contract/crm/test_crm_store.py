@@ -19,7 +19,7 @@ from chassis.lease import Lease
 from chassis.mongo import async_database, connect, disconnect, ensure_indexes
 from chassis.outbox import OutboxRelay
 from chassis.testing import FakeClock
-from crm import convert, documents, engine, glance, import_store, schema, timeline
+from crm import convert, documents, engine, glance, import_store, plans, schema, timeline
 from crm.config import CrmSettings
 from crm.handlers import Create, Customers, Memory, Policy
 from crm.memory_store import MemoryReads, MemoryStore
@@ -63,10 +63,13 @@ def store(kind: str, request: pytest.FixtureRequest) -> Iterator[Store]:
         yield MemoryStore()
         return
     settings = mongo_settings(request)
-    connect(settings)
+    database = connect(settings)
     ensure_indexes(documents.DOCUMENTS)
-    yield MongoStore()
+    with plans.profiled(database):
+        yield MongoStore()
+    scans = plans.scans_profiled(database)
     disconnect()
+    assert not scans
 
 
 @pytest_asyncio.fixture

@@ -9,23 +9,31 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from chassis.clock import to_ms
 from chassis.errors import CallmeshError, InvalidArgument
 from chassis.testing import FakeClock
 from crm import engine, merging, timeline
+from crm.care_handlers import Retention
 from crm.handlers import Create, Customers, Memory, Policy
 from crm.memory_store import MemoryStore
 from crm.model import (
+    BirthDate,
     Channel,
+    Churn,
     Consent,
     Customer,
     EmailAddress,
+    ExternalId,
     Fact,
     Interaction,
     InteractionKind,
     MergeState,
     PhoneNumber,
+    PostalAddress,
     Purpose,
+    QuietWindow,
     State,
+    ValueClass,
 )
 from crm.sagas import Erasures, Merges, MergeWish
 
@@ -160,6 +168,90 @@ def test_a_merge_of_a_merged_customer_is_refused_and_changes_nothing() -> None:
         with pytest.raises(merging.CustomerMerged):
             world.merge(survivor, absorbed)
     assert len(world.store.events) == events
+
+
+def test_whatever_a_survivor_lacked_is_given_and_given_back() -> None:
+    world = World()
+    full = {
+        "given_name": "伟",
+        "family_name": "李",
+        "language": "zh-CN",
+        "time_zone": "Asia/Shanghai",
+        "home_region": "regions/x",
+        "account_manager": "mia",
+        "value_class": ValueClass.A,
+        "birth_date": BirthDate(month=2, day=29),
+        "addresses": (PostalAddress(city="深圳"),),
+        "quiet_windows": (QuietWindow(start_minute=1, end_minute=2),),
+        "external_ids": (ExternalId(system="billing", id="1"),),
+    }
+    world.create("a", A)
+    world.create("b", B, **full)
+    before = {id: world.content(id) for id in "ab"}
+    merge = world.merge("a", "b")
+    survivor = world.content("a")
+    assert {name: getattr(survivor, name) for name in full} == full
+    assert world.merges.undo(merge, "", "bob").state is MergeState.UNMERGED
+    assert {id: world.content(id) for id in "ab"} == before
+
+
+def test_a_source_that_heard_of_the_merge_does_not_keep_what_goes_back() -> None:
+    world = three()
+    ticket = Fact(
+        kind=InteractionKind.TICKET,
+        source="tickets",
+        source_id="t1",
+        facet="snapshot",
+        stamp=(1,),
+        values={"customer": "b", "subject": "no signal", "open": True},
+        began_ms=50,
+    )
+    world.memory.apply(ticket)
+    first, second = world.merge("a", "b"), world.merge("c", "a")
+    told = [
+        replace(ticket, stamp=(n,), values={**ticket.values, "customer": id})
+        for n, id in ((2, "a"), (3, "c"))
+    ]
+    world.memory.apply(told[0])
+    world.memory.apply_many(told)
+    assert "t1" in world.shown("c")
+    world.merges.undo(second, "", "bob")
+    assert "t1" in world.shown("a"), "with whom it was before"
+    world.merges.undo(first, "", "bob")
+    assert "t1" in world.shown("b"), "and with whose it was"
+    moved = replace(ticket, stamp=(4,), values={**ticket.values, "customer": "c"})
+    world.memory.apply(moved)
+    assert "t1" in world.shown("c"), "who names another, of whom nobody took over, means it"
+
+
+def test_a_word_on_leaving_counts_with_whoever_holds_the_history() -> None:
+    world = three()
+    retention = Retention(world.store, FakeClock(NOW))
+    now_ms = to_ms(NOW)
+    flagged = Churn(customer="b", wants_to_leave=True, intent_ms=now_ms - 1)
+    assert world.store.save_churn(flagged, [])
+    merge = world.merge("a", "b")
+    assert world.store.marked >= {"a", "b"}, "both are to be scored"
+    assert retention._intent_ms("a", Churn(customer="a")) == now_ms - 1
+    later = Churn(customer="a", wants_to_leave=False, intent_ms=now_ms)
+    assert retention._intent_ms("a", later) == 0, "the last word counts"
+    world.merges.undo(merge, "", "bob")
+    assert retention._intent_ms("a", Churn(customer="a")) == 0
+    world.erasures.erase("b", "4711", "dpo")
+    assert world.store.save_churn(Churn(customer="b", score=0.5), [])
+    assert retention.score("b").score == 0 and world.store.churn("b") is None
+
+
+def test_who_said_on_an_unknown_number_that_he_leaves_is_known_later() -> None:
+    world = World()
+    heard: list[tuple[str, int, tuple[str, str, str]]] = []
+    memory = Memory(world.store, FakeClock(NOW), lambda *said: heard.append(said))
+    subject = timeline.subject_of_number(A)
+    assert world.store.save_churn(Churn(customer=subject, wants_to_leave=True, intent_ms=7), [])
+    world.create("a", A)
+    for _ in range(2):
+        memory.attach_numbers("a", [A])
+    assert heard == [("a", 7, (A, "", ""))] and world.store.churn(subject) is None
 
 
 def test_a_later_decision_about_consent_wins_and_comes_back() -> None:

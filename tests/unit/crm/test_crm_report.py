@@ -23,15 +23,27 @@ def voice_report() -> insights_pb2.VoiceReport:
     scope.interval.start_time.FromDatetime(begin)
     scope.interval.end_time.FromDatetime(end)
     cost = common_pb2.Money(currency_code="CNY", amount="12.50")
+    each = common_pb2.Money(currency_code="CNY", amount="0.63")
     return insights_pb2.VoiceReport(
         scope=scope,
         interactions=42,
         hot_topics=[
             insights_pb2.HotTopic(contact_reason="billing|x", observed=9, expected=2.5, p_value=0.001)
         ],
-        hot_spots=[insights_pb2.HotSpot(places=["福田街道"], observed=30, expected=8.0, relative_risk=4.2)],
+        hot_spots=[
+            insights_pb2.HotSpot(
+                places=["福田街道"],
+                observed=30,
+                expected=8.0,
+                relative_risk=4.2,
+                products=["5g-199"],
+                partners=["acme"],
+            )
+        ],
         reason_stats=[
-            insights_pb2.ReasonStats(contact_reason="billing", calls=20, repeat_call_ratio=0.25, cost=cost)
+            insights_pb2.ReasonStats(
+                contact_reason="billing", calls=20, repeat_call_ratio=0.25, cost=cost, cost_per_call=each
+            )
         ],
         agent_feedback=[insights_pb2.AgentFeedback(agent="agents/a1", interactions=7, praises=2)],
     )
@@ -55,7 +67,8 @@ def test_the_report_has_tables_and_charts(tmp_path: Path) -> None:
         "42 interactions",
         r"billing\|x",
         "福田街道",
-        "12.50 CNY",
+        "12.50 CNY | 0.63 CNY |",
+        "| 5g-199 | acme |",
         "agents/a1",
     ):
         assert wanted in text
