@@ -33,6 +33,13 @@ def test_a_file_is_yaml_or_json_in_the_names_of_the_api(tmp_path: Path) -> None:
     assert read(tmp_path / "a.json").skills[0].name == "skills/chinese"
 
 
+def test_the_example_is_read() -> None:
+    example = read(Path(__file__).resolve().parents[3] / "examples" / "directory.yaml")
+    assert [each.name for each in example.agents] == ["agents/ann", "agents/bob"] and len(
+        example.regions
+    ) == 2
+
+
 BAD = [
     ("regions: [", "neither YAML nor JSON"),
     ("[" * 10_000, "neither YAML nor JSON"),
