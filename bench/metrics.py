@@ -27,7 +27,7 @@ sys.path.insert(0, str(ROOT / "services"))
 from bench.engine import MEMORY_MS, QUEUES_PER_SKILL, Day, Size  # noqa: E402
 
 from chassis import metrics  # noqa: E402
-from chassis.metrics_queries import BUCKETS, PAIRS_MAX, query_metrics  # noqa: E402
+from chassis.metrics_queries import BUCKETS, PAIRS_MAX, TALLIES  # noqa: E402
 from routing import leader, metrics_journal, metrics_shard  # noqa: E402, F401
 from routing.documents import DOCUMENTS  # noqa: E402
 from routing.reports import WAIT_BOUNDS_MS  # noqa: E402
@@ -84,7 +84,7 @@ def fill_common() -> None:
         (c, command) for c in (*collections, "journal") for command in ("find", "update", "insert", "getMore")
     ]
     for collection, command in pairs[:PAIRS_MAX]:
-        query_metrics("routing", collection, command).record("ok", BUCKETS[0])
+        TALLIES.of("routing", collection, command).record(BUCKETS[0])
 
 
 def scraped() -> dict[str, float]:

@@ -10,8 +10,10 @@ from datetime import UTC, datetime
 import mongoengine
 import pytest
 from mongoengine import ListField, StringField
+from pymongo.errors import DuplicateKeyError
+from pymongo.write_concern import WriteConcern
 
-from chassis import mongo
+from chassis import metrics, mongo
 from chassis.config import ServiceSettings
 from chassis.errors import AlreadyExists, Code, EtagMismatch, InvalidArgument, NotFound, StartError, translate
 from chassis.idempotency import RequestIdReused
@@ -279,3 +281,26 @@ def test_a_database_that_goes_away_is_unavailable_to_callers(settings):
     shown = translate(caught.value)
     assert (shown.code, shown.reason) == (Code.UNAVAILABLE, "DATABASE_UNAVAILABLE")
     assert "127.0.0.1" not in str(shown)
+
+
+async def test_what_a_server_reads_and_writes_is_counted(settings):
+    database = mongo.async_database(settings)
+    try:
+        things = database.get_collection("counted", write_concern=WriteConcern(w="majority"))
+        await things.insert_many([{"_id": n} for n in range(5)])
+        assert await database["counted"].find_one({"_id": 3}) == {"_id": 3}
+        assert [each["_id"] async for each in things.find().sort("_id", 1).limit(2)] == [0, 1]
+        assert len(await things.find({"_id": {"$gt": 1}}).to_list()) == 3
+        assert (await things.update_one({"_id": 1}, {"$set": {"a": 1}})).modified_count == 1
+        with pytest.raises(DuplicateKeyError):
+            await things.insert_one({"_id": 3})
+    finally:
+        await database.client.drop_database(settings.mongo_database)
+        await database.client.close()
+    text = metrics.exposition()[1].decode()
+    for command, outcome, count in (
+        *(("find", "ok", 3), ("insert", "ok", 1)),
+        *(("insert", "failed", 1), ("update", "ok", 1)),
+    ):
+        labels = f'collection="counted",command="{command}",outcome="{outcome}"'
+        assert f'callmesh_db_queries_total{{{labels},service="{settings.service}"}} {count}.0' in text

@@ -114,7 +114,7 @@ def answered(command, request_id, kind=CommandSucceededEvent):
 
 
 def test_queries_are_counted_by_collection_and_command():
-    listener = metrics_queries.QueryListener("test")
+    listener = metrics_queries.QueryListener("asking")
     listener.started(asked("find", 1, filter={"secret": "+8613800000000"}))
     listener.started(asked("getMore", 2, collection="dogs"))
     listener.started(asked("hello", 3))
@@ -125,11 +125,13 @@ def test_queries_are_counted_by_collection_and_command():
         listener.started(CommandStartedEvent({"insert": f"c{number}"}, "db", number, ("h", 1), number))
         listener.succeeded(answered("insert", number))
     text = metrics.exposition()[1].decode()
-    ok = 'callmesh_db_queries_total{collection="cats",command="find",outcome="ok",service="test"} 1.0'
+    ok = 'callmesh_db_queries_total{collection="cats",command="find",outcome="ok",service="asking"} 1.0'
     failed = (
-        'callmesh_db_queries_total{collection="dogs",command="getMore",outcome="failed",service="test"} 1.0'
+        'callmesh_db_queries_total{collection="dogs",command="getMore",outcome="failed",service="asking"} 1.0'
     )
-    rest = 'callmesh_db_queries_total{collection="(other)",command="(other)",outcome="ok",service="test"} 7.0'
+    rest = (
+        'callmesh_db_queries_total{collection="(other)",command="(other)",outcome="ok",service="asking"} 7.0'
+    )
     assert ok in text and failed in text and rest in text
-    assert 'callmesh_db_query_seconds_sum{collection="cats",command="find",service="test"} 0.003' in text
+    assert 'callmesh_db_query_seconds_sum{collection="cats",command="find",service="asking"} 0.003' in text
     assert "hello" not in text and "13800000000" not in text
