@@ -35,8 +35,8 @@ def settings_of(uri: str, database: str, **changes: Any) -> Any:
 async def _serve(pipe: Connection, uri: str, database: str) -> None:
     from chassis.server import Server
     from chassis.testing.echo import echo_binding
-    from tickets.server import Parts
     from tickets.scopes import SCOPES
+    from tickets.server import Parts
 
     settings = settings_of(uri, database)
     parts = Parts(settings)
