@@ -364,16 +364,24 @@ class Ranker:
         """What the history says of a product for the owners of another."""
         found = self._rules.get((antecedent, product))
         if found is None:
-            found = (rule(self._table, antecedent, product) if antecedent else None) or popularity(
-                self._table, product
-            )
+            judged = rule(self._table, antecedent, product) if antecedent else None
+            found = judged or popularity(self._table, product)
             if product in self._new_products:
-                rate = self._table.smoothing.rate
-                found = replace(popularity(self._table, product), probability=rate, base=rate)
+                found = self._of_new(found)
             if len(self._rules) >= RULES_MAX:
                 del self._rules[next(iter(self._rules))]
             self._rules[antecedent, product] = found
         return found
+
+    def _of_new(self, found: Rule) -> Rule:
+        """A new product is likely as one of which nothing is known; what its first customers have speaks, what
+        the others lack does not.
+        """
+        rate, strength = self._table.smoothing.rate, self._table.smoothing.strength
+        if not found.antecedent or not found.together:
+            return replace(popularity(self._table, found.consequent), probability=rate, base=rate)
+        together = (found.together + strength * rate) / (found.customers + strength)
+        return replace(found, probability=together, base=rate)
 
     def _popularity(self) -> Floats:
         return np.array([self._rule("", offer.product).probability for offer in self._offers])
@@ -398,7 +406,8 @@ class Ranker:
         row = (together + strength * self._popular) / (entry.customers + strength)
         if not entry.complete:
             row[together == 0] = -1.0
-        row[self._new] = -1.0
+        fresh = np.array(self._new, dtype=np.intp)
+        row[fresh[together[fresh] == 0]] = -1.0
         row[places.get(antecedent, [])] = -1.0
         return row
 

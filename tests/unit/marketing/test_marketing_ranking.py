@@ -227,3 +227,15 @@ def test_a_new_offer_is_estimated_like_one_of_which_nothing_is_known() -> None:
     # Those published more than thirty days ago are not new, and every other one is met by somebody.
     assert met == {f"n{number}" for number in range(30)}
     assert not Ranker([*old, *fresh], table).newcomers(profile, Contact(), NOW, beside)
+
+
+def test_what_a_new_offers_first_customers_have_speaks_for_it() -> None:
+    table = table_of([{"phone", "case"}] * 12 + [{"lamp"}] * 2_000)
+    fresh = offer(id="n1", product="case", published_at=NOW - timedelta(days=1))
+    ranker = Ranker([fresh], table, NOW)
+    [with_phone] = ranker.candidates(Profile(customer="c1", products=frozenset({"phone"})), Contact(), NOW, 1)
+    assert with_phone.rule.antecedent == "phone" and with_phone.probability > 0.05
+    assert with_phone.probability == pytest.approx(with_phone.rule.probability)
+    # That no owner of a lamp has one yet does not speak against it.
+    [with_lamp] = ranker.candidates(Profile(customer="c2", products=frozenset({"lamp"})), Contact(), NOW, 1)
+    assert (with_lamp.rule.antecedent, with_lamp.probability) == ("", 0.01)
