@@ -374,8 +374,8 @@ class Ranker:
         return found
 
     def _of_new(self, found: Rule) -> Rule:
-        """A new product is likely as one of which nothing is known; what its first customers have speaks, what
-        the others lack does not.
+        """A new product is as likely as one of which nothing is known; what its first customers have speaks,
+        what the others lack does not.
         """
         rate, strength = self._table.smoothing.rate, self._table.smoothing.strength
         if not found.antecedent or not found.together:
