@@ -1,4 +1,4 @@
-"""What the worker listens to: finished calls from routing, customers from crm."""
+"""What the worker listens to: finished calls from routing, customers and their care from crm."""
 
 from __future__ import annotations
 
@@ -31,8 +31,8 @@ class TicketsConsumers:
 
     @subscribe("crm", *inbound.CUSTOMERS)
     def on_customer(self, event: Event) -> None:
-        """Keeps the read model of customers, and the tickets that belong to them; of an erased one also what
-        the event log says.
+        """Keeps the read model of customers, and the tickets that belong to them, and opens tickets for
+        occasions to care for them; of an erased one it forgets also what the event log says.
         """
         inbound.take(self.use, event)
         if event.type == inbound.ERASED:

@@ -32,6 +32,7 @@ from tickets.model import (
     Breached,
     CallFacts,
     CallLink,
+    CareFacts,
     Channel,
     ClockState,
     ClockType,
@@ -587,6 +588,77 @@ def _customer_id(name: str) -> str:
 def read_customer_ids(names: Iterable[str]) -> list[str]:
     """The ids in customers' names; malformed ones are left out."""
     return [id for id in map(_customer_id, names) if id]
+
+
+#: Occasions that are somebody's work; of the others an agent reads when the customer calls.
+CARE_KINDS = frozenset({"CONTRACT_EXPIRES", "LOW_BALANCE", "CHURN", "SILENCE"})
+#: Customers for whom nothing is to be done any more.
+_NOT_SERVED = frozenset(
+    {
+        customers_pb2.CUSTOMER_STATE_DELETED,
+        customers_pb2.CUSTOMER_STATE_ERASED,
+        customers_pb2.CUSTOMER_STATE_MERGED,
+    }
+)
+#: Category of the ticket of who may leave.
+RETENTION = "retention"
+#: Churn score from which on somebody is to talk to the customer.
+RISK_MIN = 0.75
+
+
+def care_ticket_id(care_task: str) -> str:
+    """The id of the ticket of a care task, always the same."""
+    return stable_id("care", care_task)
+
+
+def care_facts(message: crm_events.CareTaskRaised) -> CareFacts | None:
+    """What a care task asks for; None when it is nobody's work, or for nobody who is served."""
+    customer_id = _customer_id(message.customer.customer)
+    if not customer_id or not message.care_task or message.kind not in CARE_KINDS:
+        return None
+    if message.customer.state in _NOT_SERVED:
+        return None
+    churn = message.kind == "CHURN"
+    return CareFacts(
+        # A retention ticket stands for more than the task: its end leaves it open.
+        ticket_id=stable_id("churn", message.care_task) if churn else care_ticket_id(message.care_task),
+        subject=message.text,
+        category=RETENTION if churn else message.kind.lower().replace("_", "-"),
+        customer_id=customer_id,
+        priority=Priority.HIGH if churn else Priority.NORMAL,
+        once=churn,
+    )
+
+
+def leaving_facts(message: crm_events.LeaveIntentFlagged) -> CareFacts | None:
+    """What "I want to leave" asks for; None when it is taken back, or it is not known who said it."""
+    customer_id, number = _customer_id(message.customer), clean_number(message.caller_number)
+    if not message.wants_to_leave or not (customer_id or number):
+        return None
+    return CareFacts(
+        ticket_id=stable_id("leaving", customer_id or number, message.event_time.ToMilliseconds()),
+        subject="客户表示想离网 / wants to leave",
+        category=RETENTION,
+        customer_id=customer_id,
+        number=number,
+        priority=Priority.HIGH,
+        once=True,
+    )
+
+
+def risk_facts(message: crm_events.ChurnRiskChanged) -> CareFacts | None:
+    """What a churn score asks for; None when it is not that high."""
+    customer_id = _customer_id(message.customer)
+    if not customer_id or not RISK_MIN <= message.score <= 1:
+        return None
+    return CareFacts(
+        ticket_id=stable_id("churn", customer_id, message.event_time.ToMilliseconds()),
+        subject=f"流失风险 / churn risk {message.score:.0%}: {', '.join(message.reasons[:5])}",
+        category=RETENTION,
+        customer_id=customer_id,
+        priority=Priority.HIGH,
+        once=True,
+    )
 
 
 def profile_of(message: crm_events.CustomerSnapshot) -> Profile | None:

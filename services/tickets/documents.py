@@ -120,6 +120,7 @@ class TicketDocument(Aggregate):
     reopen_count = IntField()
     first_contact_resolved = BooleanField()
     creator = StringField()
+    merged_from = ListField(StringField())
     #: Unique while present.
     open_key = StringField()
     #: Searched: `engine.next_timer_ms`; absent when nothing is to be done.
@@ -448,6 +449,7 @@ def to_fields(ticket: Ticket) -> dict[str, Any]:
         "reopen_count": ticket.reopen_count,
         "first_contact_resolved": ticket.first_contact_resolved,
         "creator": ticket.creator,
+        "merged_from": list(ticket.merged_from) or None,
         "open_key": ticket.open_key or None,
         "timer_ms": next_timer_ms(ticket),
         "timer_hold_ms": ticket.timer_hold_ms,
@@ -516,6 +518,7 @@ def from_raw(raw: Mapping[str, Any]) -> Ticket:
         reopen_count=raw.get("reopen_count") or 0,
         first_contact_resolved=bool(raw.get("first_contact_resolved")),
         creator=raw.get("creator") or "",
+        merged_from=tuple(raw.get("merged_from") or ()),
         open_key=raw.get("open_key") or "",
         timer_hold_ms=raw.get("timer_hold_ms") or 0,
         created_ms=raw["created_ms"],

@@ -41,6 +41,7 @@ from tickets.model import (
     Attached,
     CallFacts,
     CallLink,
+    CareFacts,
     Change,
     Channel,
     Created,
@@ -88,6 +89,8 @@ TICKET_ID_CHARACTERS_MAX = 96
 SILENCE = "the assignee was silent for too long"
 #: Quiet windows that may follow on one another.
 QUIET_STEPS_MAX = 16
+#: Customers of merges that were not undone, of whom a ticket remembers that it was theirs.
+MERGED_FROM_MAX = 20
 #: Kinds that a customer's call never joins.
 _NOT_JOINED = frozenset({Kind.RETURN_VISIT, Kind.FEE_ORDER, Kind.PARTS_REQUEST})
 #: Kinds that somebody goes to the customer for.
@@ -918,6 +921,47 @@ def attach_call(ticket: Ticket, facts: CallFacts, rules: Rules) -> Change:
 ERASED = "(erased)"
 
 
+def open_for_care(facts: CareFacts, profile: Profile | None, rules: Rules, now: int) -> Change:
+    """The ticket that an occasion to care for a customer opens, made valid whatever was received."""
+    subject = clean_line(facts.subject, SUBJECT_CHARACTERS_MAX) or f"care: {facts.category}"
+    draft = Draft(
+        subject=subject,
+        priority=facts.priority,
+        category=clean_label(facts.category),
+        customer_id=profile.customer_id if profile else facts.customer_id,
+        caller_number=facts.number,
+        language=profile.language if profile else "",
+    )
+    return open_ticket(
+        facts.ticket_id,
+        Kind.CARE,
+        draft,
+        rules,
+        now,
+        actor=SYSTEM,
+        tier=profile.tier if profile else "",
+        open_key=open_key(Kind.CARE, draft) if facts.once else "",
+    )
+
+
+def take_over(ticket: Ticket, survivor: Profile, rules: Rules, now: int) -> Change:
+    """A ticket of a customer who was merged into another: it remembers whose it was."""
+    change = adopt(ticket, survivor, rules, now)
+    before = ticket.draft.customer_id
+    if before in ("", survivor.customer_id):
+        return change
+    kept = (*ticket.merged_from, before)[-MERGED_FROM_MAX:]
+    return replace(change, ticket=replace(change.ticket, merged_from=kept))
+
+
+def give_back(ticket: Ticket, restored: Profile, rules: Rules, now: int) -> Change:
+    """A ticket that was the restored customer's before the merge that is undone; no happening for another."""
+    if not ticket.merged_from or ticket.merged_from[-1] != restored.customer_id:
+        return Change(ticket=ticket)
+    change = adopt(ticket, restored, rules, now)
+    return replace(change, ticket=replace(change.ticket, merged_from=ticket.merged_from[:-1]))
+
+
 def adopt(ticket: Ticket, profile: Profile, rules: Rules, now: int) -> Change:
     """An open ticket of an unknown caller (or of a customer that was taken over) once the customer is
     known."""
@@ -950,6 +994,7 @@ def erase(ticket: Ticket, now: int) -> Change:
         visit=visit,
         resolution="",
         open_key="",
+        merged_from=(),
         intents=intents,
         comments=tuple(replace(comment, body="") for comment in ticket.comments),
         attachments=(),

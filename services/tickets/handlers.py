@@ -15,6 +15,7 @@ from tickets.filters import Condition
 from tickets.model import (
     COMMENTS_MAX,
     CallFacts,
+    CareFacts,
     Change,
     Comment,
     Draft,
@@ -46,6 +47,8 @@ SATISFACTION_MAX = 5.0
 BATCH_MAX = 100
 #: Batches of one such change; what is left then comes with the message's next delivery.
 BATCHES_MAX = 100
+#: Tickets of a survivor that are looked at when a merge is undone.
+UNMERGE_TICKETS_MAX = 10_000
 #: Tickets of a team's pile that are looked at for one to claim.
 PILE_MAX = 200
 #: Tickets fetched at once where all that match are wanted.
@@ -434,7 +437,72 @@ class Handlers:
         self.customer_known(survivor)
         for customer_id in absorbed:
             if customer_id != survivor.customer_id:
-                self._each_of(customer_id, lambda ticket_id: self._adopt(ticket_id, survivor))
+                self._each_of(customer_id, lambda ticket_id: self._take_over(ticket_id, survivor))
+
+    def _take_over(self, ticket_id: str, survivor: Profile) -> None:
+        def attempt() -> None:
+            ticket = self._store.get(ticket_id)
+            self._save(engine.take_over(ticket, survivor, self._rules(), self._clock.now_ms()))
+
+        retry_conflicts(attempt)
+
+    def customers_unmerged(self, survivor: Profile, restored: Sequence[Profile]) -> None:
+        """Gives customers back the tickets that were theirs before the merge that is undone. Safe to
+        repeat; Unavailable when the survivor has more than one delivery can look at."""
+        for profile in (survivor, *restored):
+            self.customer_known(profile)
+        query = Query(conditions=(Condition(field="customer", op="=", value=survivor.customer_id),))
+        tickets = self.all_of(query, UNMERGE_TICKETS_MAX + 1)
+        if len(tickets) > UNMERGE_TICKETS_MAX:
+            raise Unavailable(
+                why=f"customers/{survivor.customer_id} has more than {UNMERGE_TICKETS_MAX} tickets"
+            )
+        for ticket in tickets:
+            owner = next((p for p in restored if ticket.merged_from[-1:] == (p.customer_id,)), None)
+            if owner is not None:
+                self._give_back(ticket.id, owner)
+
+    def _give_back(self, ticket_id: str, owner: Profile) -> None:
+        def attempt() -> None:
+            ticket = self._store.get(ticket_id)
+            self._save(engine.give_back(ticket, owner, self._rules(), self._clock.now_ms()))
+
+        retry_conflicts(attempt)
+
+    def care_wanted(self, facts: CareFacts) -> Ticket | None:
+        """Opens the ticket for an occasion to care for a customer, once however often it is told; None when
+        there is one, of `facts.once` also one that a call opened on the topic. Safe to repeat and against
+        others at the same time."""
+        profile = self._cared_for(facts)
+        change = engine.open_for_care(facts, profile, self._rules(), self._clock.now_ms())
+        ticket = change.ticket
+        if facts.once:
+            # Besides the unique `open_key`, which a ticket loses when it changes hands.
+            of = ticket.draft
+            open_ones = self._store.open_like(of.customer_id, of.caller_number, ticket.topic)
+            if engine.joinable(ticket.kind, of, open_ones) is not None:
+                return None
+        try:
+            return self._insert(change)[0]
+        except AlreadyExists:
+            return None
+
+    def _cared_for(self, facts: CareFacts) -> Profile | None:
+        profile = self._store.profile(facts.customer_id) if facts.customer_id else None
+        if profile is None:
+            return self._store.profile_of_number(facts.number) if facts.number else None
+        # Told before a merge and heard after it: the survivor's.
+        return (self._store.profile(profile.merged_into) if profile.merged_into else None) or profile
+
+    def care_over(self, ticket_id: str, reason: str) -> None:
+        """Cancels the ticket of an occasion that is over, unless somebody has ended it or the operator's flow
+        leaves that to people. Safe to repeat."""
+        if self._store.find(ticket_id) is None:
+            return
+        try:
+            self.transition(ticket_id, None, engine.Act(verb="cancel", actor=engine.SYSTEM, reason=reason))
+        except (engine.IllegalTransition, engine.TransitionIncomplete):
+            return
 
     def customer_erased(self, customer_id: str, version: int) -> None:
         """Removes what is personal from the customer's tickets and profile. Safe to repeat."""

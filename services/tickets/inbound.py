@@ -81,8 +81,36 @@ def _merged(use: Handlers, event: Event) -> None:
 
 def _unmerged(use: Handlers, event: Event) -> None:
     message = event.message(crm_events.CustomersUnmerged)
-    for snapshot in (message.survivor, *message.restored):
-        _known(use, snapshot)
+    survivor = convert.profile_of(message.survivor)
+    restored = [profile for profile in map(convert.profile_of, message.restored) if profile is not None]
+    if survivor is not None:
+        use.customers_unmerged(survivor, restored)
+
+
+def _care_raised(use: Handlers, event: Event) -> None:
+    facts = convert.care_facts(event.message(crm_events.CareTaskRaised))
+    if facts is not None:
+        use.care_wanted(facts)
+
+
+def _care_closed(use: Handlers, event: Event) -> None:
+    message = event.message(crm_events.CareTaskClosed)
+    if message.care_task:
+        use.care_over(
+            convert.care_ticket_id(message.care_task), f"{message.care_task} is {message.state}"[:200]
+        )
+
+
+def _leaving(use: Handlers, event: Event) -> None:
+    facts = convert.leaving_facts(event.message(crm_events.LeaveIntentFlagged))
+    if facts is not None:
+        use.care_wanted(facts)
+
+
+def _risk_changed(use: Handlers, event: Event) -> None:
+    facts = convert.risk_facts(event.message(crm_events.ChurnRiskChanged))
+    if facts is not None:
+        use.care_wanted(facts)
 
 
 _CUSTOMER_EVENTS: Mapping[type[Any], Callable[[Handlers, Event], None]] = {
@@ -92,6 +120,10 @@ _CUSTOMER_EVENTS: Mapping[type[Any], Callable[[Handlers, Event], None]] = {
     crm_events.CustomerErased: _erased,
     crm_events.CustomersMerged: _merged,
     crm_events.CustomersUnmerged: _unmerged,
+    crm_events.CareTaskRaised: _care_raised,
+    crm_events.CareTaskClosed: _care_closed,
+    crm_events.LeaveIntentFlagged: _leaving,
+    crm_events.ChurnRiskChanged: _risk_changed,
 }
 
 #: Type of the event of a legal erasure.

@@ -679,6 +679,8 @@ class Ticket:
     first_contact_resolved: bool = False
     #: Who opened it.
     creator: str = ""
+    #: Customers whose it was before each was merged into another, the first one first.
+    merged_from: tuple[str, ...] = ()
     #: While set, holds the "one open ticket of a caller and topic" place; unique over all tickets.
     open_key: str = ""
     #: No timer fires before; set after a failure.
@@ -807,6 +809,26 @@ class CallFacts:
     request: TicketRequest | None = None
     #: The customer, if known.
     profile: Profile | None = None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class CareFacts:
+    """An occasion to care for a customer, as crm tells it."""
+
+    #: Id that a ticket opened for it has.
+    ticket_id: str
+    #: What is to be done, one line.
+    subject: str
+    #: Sort of occasion, the ticket's category: "retention", "contract-expires".
+    category: str
+    #: The customer; empty: not known.
+    customer_id: str = ""
+    #: E.164; empty: not known.
+    number: str = ""
+    #: Urgency.
+    priority: Priority = Priority.NORMAL
+    #: Whether one open ticket of this category is enough for a customer.
+    once: bool = False
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -94,7 +94,7 @@ FULL = replace(
     parent_id="p", follow_up=FollowUp(schedule_ms=NOW + 5, ticket_id="t1.visit-1", number=1),
     visit=Visit(number=2, answered=True, satisfied=True, score=5, comment="fine"),
     intents=(Intent(kind=IntentKind.CLOSE_PARENT, ticket_id="p", number=2, reason="", time_ms=NOW),),
-    resolve_count=1, reopen_count=2, first_contact_resolved=True, open_key="k",
+    resolve_count=1, reopen_count=2, first_contact_resolved=True, open_key="k", merged_from=("a", "b"),
     resolved_ms=NOW, closed_ms=NOW,
     assignee="a", team="t", silent_ms=NOW, silent_limit_ms=5, reassign_count=2,
     had_assignee=True,

@@ -6,15 +6,18 @@ import random
 import threading
 from collections.abc import Sequence
 from dataclasses import replace
+from datetime import UTC, datetime
 from typing import Any
 
 import pytest
 
+from callmesh.crm.v1 import customers_pb2
+from callmesh.crm.v1 import events_pb2 as crm_events
 from callmesh.tickets.v1 import events_pb2
 from chassis.bus import Event
 from chassis.errors import AlreadyExists, EtagMismatch, InvalidArgument, NotFound, Unavailable
 from chassis.testing import FakeClock
-from tickets import convert
+from tickets import convert, inbound
 from tickets import sla as clocks
 from tickets.engine import Act, IllegalTransition
 from tickets.handlers import BATCH_MAX, Create, Handlers
@@ -443,6 +446,81 @@ def test_a_merge_moves_all_tickets_with_their_texts(desk: Desk) -> None:
     desk.use.customers_merged(survivor, ["old"])
     assert {ticket.draft.customer_id for ticket in desk.all()} == {"new"}
     assert desk.store.get("t3").draft.description == "kept"
+
+
+def test_an_unmerge_gives_back_the_tickets_that_were_somebodys(desk: Desk) -> None:
+    for id, customer in (("t1", "a"), ("t2", "b"), ("t3", "c")):
+        desk.create(draft=Draft(subject="a", customer_id=customer), ticket_id=id)
+    a, b, c = (Profile(customer_id=id, version=3) for id in "abc")
+    desk.use.customers_merged(a, ["b"])
+    desk.use.customers_merged(c, ["a"])
+    desk.create(draft=Draft(subject="later", customer_id="c"), ticket_id="t4")
+    assert {ticket.draft.customer_id for ticket in desk.all()} == {"c"}
+    for _ in range(2):
+        desk.use.customers_unmerged(replace(c, version=4), [replace(a, version=4)])
+    owners = {ticket.id: ticket.draft.customer_id for ticket in desk.all()}
+    assert owners == {"t1": "a", "t2": "a", "t3": "c", "t4": "c"}
+    desk.use.customers_unmerged(replace(a, version=5), [replace(b, version=5)])
+    owners = {ticket.id: ticket.draft.customer_id for ticket in desk.all()}
+    assert owners == {"t1": "a", "t2": "b", "t3": "c", "t4": "c"}
+
+
+def told_by_crm(message: Any) -> Event:
+    return Event.of(message, source="crm", subject="customers/42", time=datetime.now(UTC))
+
+
+def test_care_and_leaving_become_tickets_once(desk: Desk) -> None:
+    desk.use.customer_known(Profile(customer_id="42", version=1, numbers=(NUMBER,), tier="vip"))
+    raised = crm_events.CareTaskRaised(care_task="careTasks/1", kind="CONTRACT_EXPIRES", text="合约将到期")
+    raised.customer.customer = "customers/42"
+    for _ in range(2):
+        inbound.take(desk.use, told_by_crm(raised))
+    (ticket,) = desk.all()
+    assert ticket.kind is Kind.CARE and ticket.draft.subject == "合约将到期" and ticket.tier == "vip"
+    assert ticket.draft.customer_id == "42" and ticket.draft.category == "contract-expires"
+    birthday = crm_events.CareTaskRaised(care_task="careTasks/2", kind="BIRTHDAY", customer=raised.customer)
+    inbound.take(desk.use, told_by_crm(birthday))
+    assert len(desk.all()) == 1, "a birthday is for who speaks to the customer"
+    over = crm_events.CareTaskClosed(care_task="careTasks/1", customer="customers/42", state="DONE")
+    for _ in range(2):
+        inbound.take(desk.use, told_by_crm(over))
+    assert desk.store.get(ticket.id).phase is Phase.CANCELLED
+    leaving = crm_events.LeaveIntentFlagged(caller_number=NUMBER, wants_to_leave=True)
+    leaving.event_time.FromMilliseconds(desk.clock.now_ms())
+    risk = crm_events.ChurnRiskChanged(customer="customers/42", score=0.8, reasons=["WANTS_TO_LEAVE"])
+    for message in (leaving, risk, leaving, crm_events.ChurnRiskChanged(customer="customers/42", score=0.5)):
+        inbound.take(desk.use, told_by_crm(message))
+    (open_one,) = [ticket for ticket in desk.all() if ticket.is_open]
+    assert open_one.draft.category == "retention" and open_one.draft.priority is Priority.HIGH
+    assert open_one.draft.customer_id == "42", "one for who wants to leave, by whatever it is known"
+
+
+def churn_task(customer: str = "42", **fields: Any) -> Event:
+    message = crm_events.CareTaskRaised(care_task="careTasks/9", kind="CHURN", text="请关怀挽留")
+    message.customer.customer = f"customers/{customer}"
+    message.customer.state = fields.get("state", customers_pb2.CUSTOMER_STATE_ACTIVE)
+    return told_by_crm(message)
+
+
+def test_a_retention_ticket_is_one_even_when_it_changed_hands_and_is_ended_by_people(desk: Desk) -> None:
+    desk.use.customer_known(Profile(customer_id="42", version=1))
+    inbound.take(desk.use, churn_task())
+    desk.use.customers_merged(Profile(customer_id="7", version=2), ["42"])
+    risk = crm_events.ChurnRiskChanged(customer="customers/7", score=0.9)
+    over = crm_events.CareTaskClosed(care_task="careTasks/9", customer="customers/42", state="EXPIRED")
+    for message in (risk, over):
+        inbound.take(desk.use, told_by_crm(message))
+    (ticket,) = desk.all()
+    assert ticket.is_open and ticket.draft.customer_id == "7" and ticket.draft.category == "retention"
+
+
+def test_what_is_told_of_one_who_was_merged_or_deleted_finds_whom_it_concerns(desk: Desk) -> None:
+    desk.use.customer_known(Profile(customer_id="7", version=2, tier="vip"))
+    desk.use.customer_known(Profile(customer_id="42", version=2, merged_into="7"))
+    inbound.take(desk.use, churn_task(state=customers_pb2.CUSTOMER_STATE_DELETED))
+    assert not desk.all()
+    inbound.take(desk.use, churn_task())
+    assert [(ticket.draft.customer_id, ticket.tier) for ticket in desk.all()] == [("7", "vip")]
 
 
 def test_erasure_removes_profile_and_texts(desk: Desk) -> None:
