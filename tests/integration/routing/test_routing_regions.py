@@ -220,7 +220,8 @@ async def test_an_operator_drains_resumes_and_shifts_by_command(centres: dict[st
     moved = (await until(stream, "moved")).moved
     assert (moved.region, moved.reason) == ("regions/beijing", "DRAINING")
     listed = await callmesh("list")
-    assert "DRAINING with its waiting calls" in listed and "CN/北京" in listed
+    # How wide the table is, is the terminal's affair.
+    assert "DRAINING with its waiting" in listed and "CN/北京" in listed
     assert await callmesh("resume", "shanghai") == "shanghai takes calls.\n"
     assert await callmesh("shift", "shanghai", "60") == "shanghai has weight 60.\n"
     rows = [line.split()[:3] for line in (await callmesh("list")).splitlines()]
