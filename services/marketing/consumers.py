@@ -44,7 +44,7 @@ class MarketingConsumers:
 
     @subscribe("crm", *inbound.CUSTOMERS)
     def on_customer(self, event: Event) -> None:
-        """A customer was created, changed, merged, erased, or spoke of leaving."""
+        """A customer was created, changed, merged, erased, may leave, or is to be cared for."""
         inbound.learn(self.facts, event)
         if event.type == inbound.ERASED:
             eventlog.forget(get_db(), event.subject)

@@ -193,6 +193,11 @@ class ProfileDocument(Document):
     merge_version = IntField()
     #: Business time of the last word on leaving.
     leave_at = DateTimeField()
+    churn_risk = FloatField()
+    #: Business time of the last churn score.
+    risk_at = DateTimeField()
+    #: [{"task":, "kind":}], the newest last.
+    care = ListField(DictField())
     updated_at = DateTimeField()
 
 
@@ -698,6 +703,8 @@ def profile_from_raw(raw: Raw) -> Profile:
         opted_out_at=raw.get("opted_out_at"),
         complaint_closed_at=raw.get("complaint_closed_at"),
         wants_to_leave=bool(raw.get("wants_to_leave")),
+        churn_risk=raw.get("churn_risk") or 0.0,
+        care={item["task"]: item["kind"] for item in raw.get("care", ())},
         alive=raw.get("alive", True),
         merged_into=raw.get("merged_into", ""),
         crm_version=raw.get("crm_version", 0),

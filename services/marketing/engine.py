@@ -370,7 +370,7 @@ def eligible(offer: Offer, profile: Profile, contact: Contact, now: datetime) ->
 
 def _kind_fits(kind: OfferKind, profile: Profile, contact: Contact) -> bool:
     if kind is OfferKind.RETENTION:
-        return contact.wants_to_leave or profile.wants_to_leave
+        return contact.wants_to_leave or profile.may_leave
     if kind is OfferKind.WIN_BACK:
         return LOST_TAG in profile.tags
     return True

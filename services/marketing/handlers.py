@@ -668,6 +668,14 @@ class Facts:
         """A customer's word on leaving."""
         self._store.save_leave_intent(customer, wants_to_leave, at)
 
+    def churn_risk(self, customer: str, score: float, at: datetime) -> None:
+        """How likely a customer is to leave, as crm sees it."""
+        self._store.save_churn_risk(customer, score, at)
+
+    def care(self, customer: str, task: str, kind: str) -> None:
+        """An occasion to care for a customer; `kind` "" when it is over."""
+        self._store.save_care(customer, task, kind)
+
     def complaint(self, complaint: Complaint) -> None:
         """A complaint as tickets tells it."""
         self._store.save_complaint(complaint)

@@ -11,10 +11,13 @@ from callmesh.crm.v1 import events_pb2 as crm
 from callmesh.tickets.v1 import events_pb2 as tickets
 from callmesh.tickets.v1 import ticket_pb2
 from chassis.bus import Event
-from chassis.ids import parse_name
+from chassis.errors import InvalidArgument
+from chassis.ids import check_id, parse_name
 from marketing import convert
 from marketing.handlers import Facts
 
+#: Longest kind of an occasion to care for a customer.
+KIND_CHARACTERS_MAX = 64
 #: How one kind of message is taken in.
 Reading = Callable[[Facts, Any, Event], None]
 
@@ -44,6 +47,31 @@ def _leave_intent(facts: Facts, message: Any, event: Event) -> None:
         facts.leave_intent(customer, message.wants_to_leave, event.time)
 
 
+def _churn_risk(facts: Facts, message: Any, event: Event) -> None:
+    customer = parse_name("customer", "customers", message.customer)
+    if not 0 <= message.score <= 1:
+        raise InvalidArgument(field="score", why="must be 0 to 1")
+    facts.churn_risk(customer, message.score, event.time)
+
+
+def _care_raised(facts: Facts, message: Any, event: Event) -> None:
+    _care(
+        facts,
+        message.customer.customer,
+        message.care_task,
+        check_id("kind", message.kind, KIND_CHARACTERS_MAX),
+    )
+
+
+def _care_closed(facts: Facts, message: Any, event: Event) -> None:
+    _care(facts, message.customer, message.care_task, "")
+
+
+def _care(facts: Facts, customer: str, task: str, kind: str) -> None:
+    id = parse_name("customer", "customers", customer)
+    facts.care(id, parse_name("care_task", "careTasks", task), kind)
+
+
 def _ticket(facts: Facts, message: Any, event: Event) -> None:
     if message.ticket.kind == ticket_pb2.TICKET_KIND_COMPLAINT:
         facts.complaint(convert.complaint_from_snapshot(message.ticket, event.time))
@@ -63,6 +91,9 @@ CUSTOMERS: Mapping[type[Any], Reading] = {
     crm.CustomersMerged: _customers_merged,
     crm.CustomersUnmerged: _customers_unmerged,
     crm.LeaveIntentFlagged: _leave_intent,
+    crm.ChurnRiskChanged: _churn_risk,
+    crm.CareTaskRaised: _care_raised,
+    crm.CareTaskClosed: _care_closed,
 }
 #: Type of the event of a legal erasure.
 ERASED: str = crm.CustomerErased.DESCRIPTOR.full_name

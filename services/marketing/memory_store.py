@@ -28,7 +28,17 @@ from marketing.kinds import (
     policy_from_content,
     propensity_from_content,
 )
-from marketing.model import Complaint, Decision, ModelInfo, ModelState, Offer, OfferState, Profile, Purchase
+from marketing.model import (
+    CARE_MAX,
+    Complaint,
+    Decision,
+    ModelInfo,
+    ModelState,
+    Offer,
+    OfferState,
+    Profile,
+    Purchase,
+)
 from marketing.policy import Policy
 from marketing.propensity import Propensity
 from marketing.shelf import MemoryShelves
@@ -72,6 +82,7 @@ class MemoryStore:
         self._profiles: dict[str, Profile] = {}
         self._merge_versions: dict[str, int] = {}
         self._leave_times: dict[str, datetime] = {}
+        self._risk_times: dict[str, datetime] = {}
         self._complaints: dict[str, Complaint] = {}
         #: Sales of campaigns, which keep their people elsewhere.
         self.campaign_sales: list[Sale] = []
@@ -310,6 +321,8 @@ class MemoryStore:
                 products=kept.products,
                 bought_at=kept.bought_at,
                 wants_to_leave=kept.wants_to_leave,
+                churn_risk=kept.churn_risk,
+                care=kept.care,
                 opted_out_at=kept.opted_out_at,
                 complaint_closed_at=kept.complaint_closed_at,
                 merged_into=profile.merged_into or kept.merged_into,
@@ -324,6 +337,25 @@ class MemoryStore:
             self._leave_times[customer] = at
             present = self._profiles.get(customer, Profile(customer=customer))
             self._profiles[customer] = replace(present, wants_to_leave=wants_to_leave)
+
+    def save_churn_risk(self, customer: str, score: float, at: datetime) -> None:
+        """As the port says."""
+        with self._lock:
+            if customer in self._risk_times and self._risk_times[customer] > at:
+                return
+            self._risk_times[customer] = at
+            present = self._profiles.get(customer, Profile(customer=customer))
+            self._profiles[customer] = replace(present, churn_risk=score)
+
+    def save_care(self, customer: str, task: str, kind: str) -> None:
+        """As the port says."""
+        with self._lock:
+            present = self._profiles.get(customer, Profile(customer=customer))
+            if kind and task in present.care:
+                return
+            others = [(id, said) for id, said in present.care.items() if id != task]
+            newest = dict([*others, (task, kind)][-CARE_MAX:])
+            self._profiles[customer] = replace(present, care=newest)
 
     def _move(self, customer: str, version: int) -> bool:
         if self._merge_versions.get(customer, 0) > version:
@@ -393,6 +425,8 @@ class MemoryStore:
                     numbers=(),
                     display_name="",
                     quiet_windows=(),
+                    churn_risk=0.0,
+                    care={},
                     tags=frozenset(),
                     products=frozenset(),
                     bought_at={},

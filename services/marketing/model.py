@@ -286,6 +286,10 @@ class Profile:
     complaint_closed_at: datetime | None = None
     #: The customer said they would leave.
     wants_to_leave: bool = False
+    #: How likely the customer is to leave, 0 to 1, as crm told last.
+    churn_risk: float = 0.0
+    #: Occasions to care for the customer: crm's task -> its kind ("CONTRACT_EXPIRES"), "" once it is over.
+    care: Mapping[str, str] = field(default_factory=dict)
     #: False once crm says deleted, erased or merged.
     alive: bool = True
     #: The customer that took this one over, "" none.
@@ -302,7 +306,16 @@ class Profile:
             return False
         return self.consented_at is None or self.consented_at <= self.opted_out_at
 
+    @property
+    def may_leave(self) -> bool:
+        """Whether the customer said so, or crm's score says so."""
+        return self.wants_to_leave or self.churn_risk >= CHURN_RISK_MIN
 
+
+#: Churn score of crm's from which on a customer is to be held.
+CHURN_RISK_MIN = 0.75
+#: Occasions remembered of one customer, the newest, those that are over included.
+CARE_MAX = 20
 #: Stands for a caller of whom nothing is known.
 STRANGER = Profile(customer="")
 

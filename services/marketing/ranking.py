@@ -143,7 +143,7 @@ class Catalogue:
         for product in profile.products:
             if (places := self._once.get(product)) is not None:
                 scores[places] = -1.0
-        if self._retention and not (at_risk or contact.wants_to_leave or profile.wants_to_leave):
+        if self._retention and not (at_risk or contact.wants_to_leave or profile.may_leave):
             scores[self._retention] = -1.0
         if self._win_back and LOST_TAG not in profile.tags:
             scores[self._win_back] = -1.0

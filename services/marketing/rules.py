@@ -75,6 +75,7 @@ NAMES: Mapping[str, tuple[Kind, str]] = {
     "channel": (Kind.TEXT, 'of the contact: "VOICE"'),
     "contact_reason": (Kind.TEXT, "why the customer called"),
     "wants_to_leave": (Kind.TRUTH, "the customer said so"),
+    "churn_risk": (Kind.NUMBER, "how likely the customer is to leave, 0 to 1, as crm told last"),
     "known": (Kind.TRUTH, "the customer is known at all"),
     "product_count": (Kind.NUMBER, "how many products the customer has"),
     "days_since_complaint": (Kind.NUMBER, "since a complaint was last resolved; infinite when none was"),
@@ -84,6 +85,7 @@ FUNCTIONS: Mapping[str, tuple[Kind, str]] = {
     "owns": (Kind.TRUTH, "the customer has the product"),
     "tagged": (Kind.TRUTH, "the customer carries the tag"),
     "asked": (Kind.TRUTH, "the product was asked about in this contact"),
+    "care": (Kind.TRUTH, 'crm sees this occasion now: "CONTRACT_EXPIRES"'),
     "months_since_purchase": (Kind.NUMBER, "since the product was bought last; infinite when never"),
 }
 #: Further function of a campaign's phases.
@@ -96,6 +98,8 @@ _DOMAINS: Mapping[str, tuple[str, ...]] = {
     "value_class": ("", *"ABCDEF"),
     "channel": ("UNSPECIFIED", "VOICE", "CHAT", "SMS", "EMAIL", "VISIT"),
 }
+#: Largest value of a number where there is one.
+_MOST: Mapping[str, float] = {"churn_risk": 1.0}
 _COMPARE: Mapping[type[ast.cmpop], Callable[[Any, Any], bool]] = {
     ast.Eq: operator.eq,
     ast.NotEq: operator.ne,
@@ -453,10 +457,14 @@ def _domain(key: Key, functions: Mapping[str, tuple[Kind, str]], constants: tupl
         known = _DOMAINS.get(key[0])
         # A character that no constant has stands for everything else.
         return list(known) if known else sorted({*constants, "", "\0"})
-    points = sorted({float(value) for value in constants if value >= 0})
-    between = [(low + high) / 2 for low, high in itertools.pairwise(points)]
     # None of the numbers is ever negative.
-    return sorted({0.0, *points, *between, (points[-1] if points else 0.0) + 1, math.inf})
+    most = _MOST.get(key[0], math.inf)
+    points = sorted({float(value) for value in constants if 0 <= value <= most})
+    above = [(points[-1] if points else 0.0) + 1, math.inf]
+    if most < math.inf:
+        points, above = [*points, most], []
+    between = [(low + high) / 2 for low, high in itertools.pairwise(points)]
+    return sorted({0.0, *points, *between, *above})
 
 
 # --- facts --------------------------------------------------------------------------------------------
@@ -487,6 +495,8 @@ class CustomerFacts:
             return argument in profile.tags
         if name == "asked":
             return argument in self.contact.products_asked
+        if name == "care":
+            return argument in profile.care.values()
         if name == "response":
             return self.responses.get(argument, "")
         return self._passed(profile.bought_at.get(argument), _MONTH_SECONDS)
@@ -503,6 +513,7 @@ _VALUES: Mapping[str, Callable[[Profile, Contact], Any]] = {
     "channel": lambda profile, contact: contact.channel.value,
     "contact_reason": lambda profile, contact: contact.reason,
     "wants_to_leave": lambda profile, contact: contact.wants_to_leave or profile.wants_to_leave,
+    "churn_risk": lambda profile, contact: profile.churn_risk,
     "known": lambda profile, contact: bool(profile.customer),
     "product_count": lambda profile, contact: len(profile.products),
 }

@@ -72,6 +72,7 @@ from marketing.kinds import (
     propensity_from_content,
 )
 from marketing.model import (
+    CARE_MAX,
     Complaint,
     Decision,
     ModelInfo,
@@ -306,6 +307,14 @@ class Store(Protocol):
 
     def save_leave_intent(self, customer: str, wants_to_leave: bool, at: datetime) -> None:
         """Stores the latest word on leaving."""
+
+    def save_churn_risk(self, customer: str, score: float, at: datetime) -> None:
+        """Stores the latest churn score."""
+
+    def save_care(self, customer: str, task: str, kind: str) -> None:
+        """Stores an occasion, or with kind "" that it is over, in whichever order they come; the newest
+        `CARE_MAX` stay.
+        """
 
     def merge(self, absorbed: str, survivor: str, version: int) -> None:
         """Moves history and complaints to the survivor, unless a later merge or unmerge of `absorbed` was
@@ -808,6 +817,27 @@ class MongoStore:
         except DuplicateKeyError:
             return
 
+    def save_churn_risk(self, customer: str, score: float, at: datetime) -> None:
+        """As the port says."""
+        older = {"_id": customer, "risk_at": {"$not": {"$gt": at}}}
+        word = {"churn_risk": score, "risk_at": at}
+        try:
+            ProfileDocument._get_collection().update_one(older, {"$set": word}, upsert=True)
+        except DuplicateKeyError:
+            return
+
+    def save_care(self, customer: str, task: str, kind: str) -> None:
+        """As the port says. One atomic write: what is known of the task decides."""
+        known: dict[str, Any] = {"$ifNull": ["$care", []]}
+        new = {"task": {"$literal": task}, "kind": {"$literal": kind}}
+        others = {"$filter": {"input": known, "cond": {"$ne": ["$$this.task", {"$literal": task}]}}}
+        told = {"$slice": [{"$concatArrays": [others, [new]]}, -CARE_MAX]}
+        if kind:
+            told = {"$cond": [{"$eq": [{"$size": known}, {"$size": others}]}, told, known]}
+        ProfileDocument._get_collection().update_one(
+            {"_id": customer}, [{"$set": {"care": told}}], upsert=True
+        )
+
     def _move(self, customer: str, version: int, change: dict[str, Any]) -> bool:
         """Notes a merge or an unmerge of a customer; False when a later one was seen."""
         not_newer = {"_id": customer, "merge_version": {"$not": {"$gt": version}}}
@@ -884,7 +914,8 @@ class MongoStore:
             {"customer": customer}, {"$set": {"customer": "", "number": ""}}
         )
         blank = {
-            **{field: [] for field in ("numbers", "tags", "products", "quiet_windows")},
+            **{field: [] for field in ("numbers", "tags", "products", "quiet_windows", "care")},
+            "churn_risk": 0.0,
             "display_name": "",
             "bought": {},
             "alive": False,

@@ -31,6 +31,7 @@ from marketing.engine import (
 )
 from marketing.memory_store import MemoryStore
 from marketing.model import (
+    CARE_MAX,
     Channel,
     Complaint,
     Contact,
@@ -368,6 +369,22 @@ def test_the_latest_word_on_leaving_counts(store: Any) -> None:
     assert store.profile("c1").wants_to_leave
     store.save_leave_intent("c1", False, NOW + timedelta(seconds=1))
     assert not store.profile("c1").wants_to_leave
+
+
+def test_what_crm_sees_of_a_customer_is_kept_in_any_order(store: Any) -> None:
+    for score, seconds in ((0.8, 0), (0.2, -1)):
+        store.save_churn_risk("c1", score, NOW + timedelta(seconds=seconds))
+    for task, kind in (("t1", "BIRTHDAY"), ("t2", ""), ("t2", "SILENCE"), ("t1", "BIRTHDAY")):
+        store.save_care("c1", task, kind)
+    assert store.save_profile(Profile(customer="c1", crm_version=1, updated_at=NOW))
+    found = store.profile("c1")
+    assert found.churn_risk == 0.8 and found.may_leave and found.care == {"t1": "BIRTHDAY", "t2": ""}
+    store.save_care("c1", "t1", "")
+    for n in range(CARE_MAX):
+        store.save_care("c1", f"$more-{n}", "SILENCE")
+    assert list(store.profile("c1").care) == [f"$more-{n}" for n in range(CARE_MAX)]
+    store.erase("c1")
+    assert store.profile("c1").care == {} and not store.profile("c1").may_leave
 
 
 def test_merge_moves_history_and_unmerge_gives_it_back(store: Any) -> None:

@@ -76,4 +76,5 @@ profiles = st.builds(
     tier=st.sampled_from(["", "gold"]),
     tags=st.frozensets(st.sampled_from(["senior", "lost"]), max_size=2),
     wants_to_leave=st.booleans(),
+    churn_risk=st.sampled_from([0.0, 0.74, 0.75]),
 )

@@ -153,6 +153,8 @@ def test_nothing_is_offered_where_it_does_harm_and_retention_to_those_at_risk() 
         return asyncio.run(recommender.recommend(customer, "", Contact(), 3))
 
     assert [line.offer for line in ask("gold-2").offers] == ["tv"]
+    store.save_churn_risk("told", 0.75, NOW)
+    assert {line.offer for line in ask("told").offers} == {"tv", "stay"}, "crm's score says so"
     serve(store, "churn", 1, {"weights": [["tier=gold", 5.0], ["constant", -1.0]], "threshold": 0.9})
     assert {line.offer for line in ask("gold-2").offers} == {"tv", "stay"}
     harm = {"offered": [["tier=gold", -2.0]], "held": [["tier=gold", 2.0]]}

@@ -34,6 +34,8 @@ GOLD = Profile(
     tags=frozenset({"senior"}),
     products=frozenset({"phone", "tv"}),
     bought_at={"phone": NOW - timedelta(days=400)},
+    churn_risk=0.8,
+    care={"t1": "CONTRACT_EXPIRES", "t2": ""},
 )
 CALL = Contact(channel=Channel.VOICE, reason="billing", products_asked=("tv",))
 
@@ -51,6 +53,10 @@ CALL = Contact(channel=Channel.VOICE, reason="billing", products_asked=("tv",))
         ('asked("tv") and channel == "VOICE" and contact_reason != "fault"', True),
         ('not (language == "zh")', False),
         ("wants_to_leave == True", False),
+        ("churn_risk >= 0.75", True),
+        ("churn_risk > 0.8", False),
+        ('care("CONTRACT_EXPIRES")', True),
+        ('care("BIRTHDAY") or care("SILENCE")', False),
         ('tier ==\n "gold"', True),
     ],
 )
@@ -162,6 +168,12 @@ def test_rules_found_never_or_always_true_are_so(parts: list[tuple[str, int]]) -
     codes = {problem.code for problem in rule_problems(text)}
     assert ("RULE_NEVER_MATCHES" in codes) is (seen == {False})
     assert ("RULE_ALWAYS_MATCHES" in codes) is (seen == {True})
+
+
+def test_a_churn_score_is_known_to_lie_between_0_and_1() -> None:
+    codes = {"churn_risk > 1": ["RULE_NEVER_MATCHES"], "churn_risk <= 1": ["RULE_ALWAYS_MATCHES"]}
+    codes |= {"churn_risk > 0.75 and churn_risk < 1": [], "churn_risk == 1": [], "churn_risk == 0": []}
+    assert {text: [problem.code for problem in rule_problems(text)] for text in codes} == codes
 
 
 ATOMS = [

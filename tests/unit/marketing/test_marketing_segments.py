@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import socket
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
@@ -15,6 +16,7 @@ from callmesh.marketing.v1 import campaigns_pb2, outbound_pb2
 from callmesh.marketing.v1 import events_pb2 as own
 from callmesh.routing.v1 import events_pb2 as routing
 from chassis.bus import Event
+from chassis.errors import InvalidArgument
 from chassis.testing import FakeClock
 from marketing import senders
 from marketing.call_lists import CallListSender, contact_id
@@ -91,6 +93,48 @@ def test_customers_join_and_leave_as_events_tell_of_them() -> None:
     assert segments.heard(told(call, "routing")) == 0
     assert segments.heard(told(crm.CustomerUpdated(), "crm")) == 0
     assert segments.heard(told(crm.CustomersMerged(), "crm")) == 0
+
+
+def test_customers_join_by_what_crm_sees() -> None:
+    store, people = MemoryStore(), People()
+    store.save_profile(Profile(customer="c1", crm_version=1))
+    segment(store, "risky", "churn_risk >= 0.75", crm.ChurnRiskChanged)
+    segment(store, "ending", 'care("CONTRACT_EXPIRES")', crm.CareTaskRaised, crm.CareTaskClosed)
+    segments = Segments(store.shelves, store, people)
+
+    def hear(message: Any) -> int:
+        event = told(message, "crm")
+        learn(Facts(store), event)
+        return segments.heard(event)
+
+    raised = crm.CareTaskRaised(care_task="careTasks/1", kind="CONTRACT_EXPIRES")
+    raised.customer.customer = "customers/c1"
+    closed = crm.CareTaskClosed(care_task="careTasks/1", customer="customers/c1", state="DONE")
+    risk = crm.ChurnRiskChanged(customer="customers/c1", score=0.9)
+    assert [hear(message) for message in (raised, raised, risk)] == [1, 0, 1]
+    assert people.members == {("ending", "c1"), ("risky", "c1")}
+    risk.score = 0.1
+    assert [hear(message) for message in (closed, risk, raised)] == [1, 1, 0]
+    assert not people.members, "what is over is over, in whichever order it is told"
+
+
+@pytest.mark.parametrize(
+    ("field", "message"),
+    [
+        ("score", crm.ChurnRiskChanged(customer="customers/c1", score=math.nan)),
+        ("score", crm.ChurnRiskChanged(customer="customers/c1", score=1.5)),
+        ("customer", crm.ChurnRiskChanged(score=0.5)),
+        ("care_task", crm.CareTaskClosed(customer="customers/c1")),
+        ("customer", crm.CareTaskRaised(care_task="careTasks/1", kind="CHURN")),
+        ("kind", crm.CareTaskRaised(care_task="careTasks/1")),
+    ],
+)
+def test_what_crm_cannot_mean_is_refused(field: str, message: Any) -> None:
+    store = MemoryStore()
+    with pytest.raises(InvalidArgument) as refused:
+        learn(Facts(store), told(message, "crm"))
+    assert [violation.field for violation in refused.value.details.field_violations] == [field]
+    assert store.profile("c1") is None
 
 
 def test_a_segment_names_events_that_there_are() -> None:
