@@ -142,6 +142,28 @@ def test_calls_become_tickets_and_tickets_become_news(
     assert created[f"tickets/{first.id}"].ticket.call == f"calls/{known}"
     (attached,) = listener.of(events_pb2.CallAttached)
     assert attached.ticket.version == 2 and attached.call.call == f"calls/{mark}-c"
+    check_care(store, publish, snapshot)
+
+
+def check_care(
+    store: MongoStore, publish: Callable[..., None], customer: crm_events.CustomerSnapshot
+) -> None:
+    task = f"careTasks/{new_id()}"
+    raised = crm_events.CareTaskRaised(care_task=task, customer=customer, kind="SILENCE", text="quiet")
+    leaving = crm_events.LeaveIntentFlagged(customer=customer.customer, wants_to_leave=True)
+    risk = crm_events.ChurnRiskChanged(customer=customer.customer, score=0.9)
+    publish("crm", raised, leaving, risk, times=2)
+    mine = customer.customer.removeprefix("customers/")
+
+    def care() -> set[tuple[str, Phase]]:
+        found = TicketDocument.objects(customer_id=mine, kind="care").only("category", "phase")
+        return {(ticket.category, Phase(ticket.phase)) for ticket in found}
+
+    wait_until(lambda: len(care()) == 2, 30, what="both occasions are somebody's work")
+    publish("crm", crm_events.CareTaskClosed(care_task=task, customer=customer.customer, state="DONE"))
+    over = {("silence", Phase.CANCELLED), ("retention", Phase.NEW)}
+    wait_until(lambda: care() == over, 30, what="the one that is over is cancelled")
+    assert TicketDocument.objects(customer_id=mine, kind="care").count() == 2
 
 
 def seed(store: MongoStore, due_seconds: float) -> None:
