@@ -496,7 +496,7 @@ class Handlers:
 
     def care_over(self, ticket_id: str, reason: str) -> None:
         """Cancels the ticket of an occasion that is over, unless somebody has ended it or the operator's flow
-        leaves that to people; so does the end that is heard of before the occasion. Safe to repeat."""
+        leaves that to people. An end heard of before its occasion changes nothing. Safe to repeat."""
         if self._store.find(ticket_id) is None:
             return
         try:
