@@ -154,8 +154,8 @@ class Customers:
         return [next(stored) if isinstance(item, NewCustomer) else item for item in decided]
 
     def decide(self, wanted: Create, actor: str) -> NewCustomer:
-        """What is to be stored, decided and not stored yet."""
-        return self._decide_new(wanted, actor)
+        """What `import_many` is to store, decided and not stored yet."""
+        return self._store.ready(self._decide_new(wanted, actor))
 
     def import_many(self, new: Sequence[NewCustomer]) -> list[Customer | CallmeshError]:
         """Stores rows of a file, in order, with the error where one failed."""

@@ -16,6 +16,7 @@ its row, so what is told twice is recognised.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
@@ -96,11 +97,14 @@ class MongoImportStore:
     #: Inserts one customer the long way, which finds out what is in its way.
     _outcome: Callable[[NewCustomer], Customer | CallmeshError]
 
+    def ready(self, new: NewCustomer) -> NewCustomer:
+        return replace(new, ready=ready_document(new, told=False))
+
     def import_many(self, new: Sequence[NewCustomer]) -> list[Customer | CallmeshError]:
         batches = [_Batch(entries) for entries in _entries(new)]
         for batch in batches:
             batch.open()
-        clashed = insert_ready([ready_document(item, told=False) for item in new])
+        clashed = insert_ready([item.ready or ready_document(item, told=False) for item in new])
         before = self._stored_before([new[index] for index in clashed])
         outcomes: list[Customer | CallmeshError] = [
             self._outcome(item)

@@ -87,6 +87,9 @@ class MemoryStore:
                 done.append(error)
         return done
 
+    def ready(self, new: NewCustomer) -> NewCustomer:
+        return new
+
     def import_many(self, new: Sequence[NewCustomer]) -> list[Customer | CallmeshError]:
         return [
             item.change.customer if self._origins.get(item.change.customer.id) == item.origin else outcome

@@ -90,6 +90,8 @@ class NewCustomer:
     wire: bytes = b""
     #: Which row of which import made it; "" none.
     origin: str = ""
+    #: What `Store.ready` made of it; None when nobody asked.
+    ready: Mapping[str, Any] | None = None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -124,6 +126,9 @@ class Store(Protocol):
 
     def insert_many(self, new: Sequence[NewCustomer]) -> list[Customer | CallmeshError]:
         """Each as by `insert`, in order, with the error where one failed."""
+
+    def ready(self, new: NewCustomer) -> NewCustomer:
+        """With all that can be done for its `import_many` beforehand: whoever writes has less to do."""
 
     def import_many(self, new: Sequence[NewCustomer]) -> list[Customer | CallmeshError]:
         """As `insert_many`, for rows of a file (`NewCustomer.origin`, from which the id of the one event
