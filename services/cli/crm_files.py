@@ -5,13 +5,14 @@ through crm's API.
 from __future__ import annotations
 
 import csv
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from cli.directory import Refused, asking, bearer, stub_at
+from cli.directory import Refused, asking, bearer, reason_of, stub_at
 from cli.options import CrmAddress, PortBase, service_at
 from cli.plan import PORT_BASE_DEFAULT
 from cli.view import ERR, OUT, print_error
@@ -22,6 +23,9 @@ PIECE_BYTES = 262_144
 ERRORS_PAGE = 1000
 EXIT_REFUSED = 1
 EXIT_USAGE = 2
+#: A stream that was broken off a moment ago may still finish what it has in hand: how often, and how many
+#: seconds apart, its import is asked for again.
+BUSY_TRIES, BUSY_SECONDS = 20, 0.5
 
 File = Annotated[Path, typer.Argument(help="A .csv or .jsonl file.")]
 Map = Annotated[
@@ -67,7 +71,7 @@ def import_file(
         else:
             job = stub.CreateImport(transfer_pb2.CreateImportRequest(import_job=job), **asking())
         try:
-            job = _upload(stub, job, file)
+            job = _fed(stub, job, file) if resume else _upload(stub, job, file)
         except grpc.RpcError:
             ERR.print(f"go on with: callmesh import {file} --resume {job.name}")
             raise
@@ -129,6 +133,23 @@ def _pieces(file: Path, name: str, start: int) -> Iterator[Any]:
             if not following:
                 return
             offset, data = offset + len(data), following
+
+
+def _fed(stub: Any, job: Any, file: Path) -> Any:
+    """As `_upload`; again while the stream that broke off still feeds the import, from where it leaves it."""
+    import grpc
+
+    from callmesh.crm.v1 import transfer_pb2
+
+    for left in reversed(range(BUSY_TRIES)):
+        try:
+            return _upload(stub, job, file)
+        except grpc.RpcError as error:
+            if not left or reason_of(error) != "IMPORT_BUSY":
+                raise
+        time.sleep(BUSY_SECONDS)
+        job = stub.GetImport(transfer_pb2.GetImportRequest(name=job.name), **asking())
+    return job
 
 
 def _upload(stub: Any, job: Any, file: Path) -> Any:

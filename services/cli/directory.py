@@ -143,6 +143,18 @@ def explained(error: Any, address: str) -> str:
     return "; ".join(fields) or f"{error.code().name}: {details}"
 
 
+def reason_of(error: Any) -> str:
+    """The reason of an RPC's error; "" without one."""
+    try:
+        status = rpc_status.from_call(error)
+    except ValueError:
+        status = None
+    for detail in status.details if status is not None else ():
+        if detail.Is(error_details_pb2.ErrorInfo.DESCRIPTOR):
+            return str(error_details_pb2.ErrorInfo.FromString(detail.value).reason)
+    return ""
+
+
 def bearer() -> list[tuple[str, str]]:
     """The token of CALLMESH_TOKEN, or in the file of CALLMESH_TOKEN_FILE, for calls without a deadline:
     `asking` has both. Raises Refused.

@@ -306,8 +306,10 @@ class _Inbox:
     or not its sender has another piece; at most `PIECES_AHEAD_MAX` of them wait.
     """
 
-    def __init__(self, pieces: Iterator[tuple[int, bytes, bool]]) -> None:
+    def __init__(self, pieces: Iterator[tuple[int, bytes, bool]], on_break: Callable[[], None]) -> None:
+        """`on_break` is called, by another thread, as soon as the stream of pieces breaks."""
         self._pieces = pieces
+        self._on_break = on_break
         self._found: queue.SimpleQueue[Callable[[], _Happening]] = queue.SimpleQueue()
         self._room = threading.Semaphore(PIECES_AHEAD_MAX)
         self._closed = False
@@ -323,6 +325,7 @@ class _Inbox:
                 self._found.put(partial(_Happening, piece=piece))
             self._found.put(partial(_Happening, ended=True))
         except BaseException as error:
+            self._on_break()
             self._found.put(partial(_raised, error))
 
     def point(self, done: Future[Raw]) -> None:
@@ -383,7 +386,7 @@ class _Feeding:
 
     def run(self, pieces: Iterator[tuple[int, bytes, bool]]) -> Iterator[Raw]:
         """Takes pieces as they come and answers the import after each one's check-point."""
-        inbox, due, refused = _Inbox(pieces), 0, None
+        inbox, due, refused = _Inbox(pieces, self._break_off), 0, None
         try:
             ended = False
             while due or not ended:
@@ -402,8 +405,12 @@ class _Feeding:
             if refused is not None:
                 raise refused
         finally:
-            self._broken = True
+            self._break_off()
             inbox.close()
+
+    def _break_off(self) -> None:
+        """Nothing more is written: whoever sent this may already be sending the rest in another stream."""
+        self._broken = True
 
     def _take(self, offset: int, data: bytes, last: bool) -> Future[Raw]:
         """One piece of the file; its check-point."""
