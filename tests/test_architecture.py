@@ -18,7 +18,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 SERVICES = ("routing", "crm", "tickets", "marketing")
-#: What every service's folder holds (DESIGN: the same file names in each).
+#: What every service's folder holds.
 SERVICE_FILES = (
     *("__init__.py", "__main__.py", "config.py", "consumers.py", "convert.py", "documents.py", "engine.py"),
     *("handlers.py", "model.py", "server.py", "servicer.py", "store.py", "worker.py", "README.md"),

@@ -5,7 +5,7 @@ leaders, queues, skills and agents.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
@@ -132,11 +132,7 @@ def explained(error: Any, address: str) -> str:
     if error.code() is grpc.StatusCode.UNAUTHENTICATED:
         return f"{details} CALLMESH_TOKEN holds the token, or CALLMESH_TOKEN_FILE names its file."
     fields = []
-    try:
-        status = rpc_status.from_call(error)
-    except ValueError:
-        status = None
-    for detail in status.details if status is not None else ():
+    for detail in _details(error):
         if detail.Is(error_details_pb2.BadRequest.DESCRIPTOR):
             bad = error_details_pb2.BadRequest.FromString(detail.value)
             fields += [f"{each.field}: {each.description}" for each in bad.field_violations]
@@ -145,14 +141,19 @@ def explained(error: Any, address: str) -> str:
 
 def reason_of(error: Any) -> str:
     """The reason of an RPC's error; "" without one."""
-    try:
-        status = rpc_status.from_call(error)
-    except ValueError:
-        status = None
-    for detail in status.details if status is not None else ():
+    for detail in _details(error):
         if detail.Is(error_details_pb2.ErrorInfo.DESCRIPTOR):
             return str(error_details_pb2.ErrorInfo.FromString(detail.value).reason)
     return ""
+
+
+def _details(error: Any) -> Sequence[Any]:
+    """What an RPC's error carries beside its words; () for one that is not understood."""
+    try:
+        status = rpc_status.from_call(error)
+    except ValueError:
+        return ()
+    return tuple(status.details) if status is not None else ()
 
 
 def bearer() -> list[tuple[str, str]]:

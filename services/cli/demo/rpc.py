@@ -21,7 +21,7 @@ CHANNEL_OPTIONS: Sequence[tuple[str, int]] = (
     ("grpc.max_receive_message_length", 16 << 20),
     ("grpc.use_local_subchannel_pool", 1),
 )
-#: Deadline of every unary call, real seconds (DESIGN: client deadlines 5 s).
+#: Deadline of every unary call, real seconds.
 DEADLINE_SECONDS = 5.0
 #: First and longest pause between tries, real seconds.
 BACKOFF_FIRST_SECONDS = 0.05
