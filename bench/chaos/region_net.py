@@ -36,6 +36,8 @@ MOVED_IN = "CALLMESH_CHAOS_NETWORK"
 START_SECONDS_MAX = 10.0
 #: Bytes that a proxy reads at once.
 PROXY_BYTES = 1 << 16
+#: How often the kernel's table, which changes while it is read, is looked at for one connection.
+LOOKS_MAX = 5
 HUB, CLIENTS = "127.0.0.1", "127.77.255.1"
 
 
@@ -268,17 +270,20 @@ class Proxies:
     async def _listen(self, port: int, behind: int, region: str, link: Link) -> None:
         async def connected(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
             peer = writer.get_extra_info("peername")[1]
-            ends = {region} if link is not Link.PEERS else {region, self._caller_of(peer)}
+            ends = {region} if link is not Link.PEERS else {region, self._caller_of(peer, port)}
             # What a region's own routers say to each other leaves it not.
             watched = {(end, link) for end in ends} if len(ends) > 1 or link is not Link.PEERS else set()
             await self._carry(reader, writer, behind, watched)
 
         self._servers.append(await asyncio.start_server(connected, HUB, port))
 
-    def _caller_of(self, port: int) -> str:
-        """The region of the process that holds this end of a connection; empty for none of theirs."""
-        found = next((row.split()[9] for row in _tcp_rows() if row.split()[1].endswith(f":{port:04X}")), "")
-        return next((region for pid in _holders(found) if (region := self._region_of(pid))), "")
+    def _caller_of(self, port: int, called: int) -> str:
+        """The region of the process that called from `port`; empty for none of theirs."""
+        for _ in range(LOOKS_MAX):
+            # Other connections, ended ones too, may have the same local port: both ends tell ours.
+            if inode := _socket_of(port, called):
+                return next((region for pid in _holders(inode) if (region := self._region_of(pid))), "")
+        return ""
 
     async def _carry(
         self,
@@ -368,10 +373,20 @@ class Proxies:
         await asyncio.gather(*carried, return_exceptions=True)
 
 
-def _tcp_rows() -> list[str]:
-    """The kernel's connections; those of programs that speak IPv6 too stand apart."""
-    tables = (Path("/proc/net/tcp"), Path("/proc/net/tcp6"))
-    return [row for table in tables if table.exists() for row in table.read_text().splitlines()[1:]]
+def _socket_of(local: int, remote: int) -> str:
+    """The open socket with these ports at its own end and the other; empty for none.
+
+    Those of programs that speak IPv6 too stand in a table of their own.
+    """
+    ports = (f":{local:04X}", f":{remote:04X}")
+    for table in (Path("/proc/net/tcp"), Path("/proc/net/tcp6")):
+        for row in table.read_text().splitlines()[1:] if table.exists() else ():
+            fields = row.split()
+            ends = (fields[1][-5:], fields[2][-5:])
+            # A connection that ended and waits for stragglers belongs to nobody.
+            if ends == ports and fields[9] != "0":
+                return fields[9]
+    return ""
 
 
 def _holders(inode: str) -> Iterable[int]:

@@ -42,10 +42,13 @@ def echoing(port: int) -> Iterator[None]:
 class Line:
     """A connection of this process to `port`, over IPv4 or as a program that speaks IPv6 makes it."""
 
-    def __init__(self, port: int, *, six: bool = False) -> None:
+    def __init__(self, port: int, *, six: bool = False, own: int = 0) -> None:
         family, host = (socket.AF_INET6, f"::ffff:{HUB}") if six else (socket.AF_INET, HUB)
         self._socket = socket.socket(family)
+        self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        self._socket.bind((host, own))
         self._socket.connect((host, port))
+        self.own = self._socket.getsockname()[1]
 
     def say(self) -> None:
         self._socket.sendall(b"x")
@@ -96,6 +99,22 @@ def test_a_cut_link_says_nothing_until_it_is_mended(
             assert not line.hears(SILENT_SECONDS)
             net.mend(cut)
         assert line.hears(PATIENCE_SECONDS)
+
+
+def test_a_line_is_known_from_an_ended_connection_with_the_same_port_of_its_own() -> None:
+    first, second, other, mongo, amqp, *free = free_ports(30)
+    regions = {"beijing": [first], "chengdu": [second]}
+    net = Proxies(regions, free, mongo, amqp, lambda pid: "chengdu" if pid == os.getpid() else "")
+    with closing(net), echoing(other), echoing(net.listen("beijing", first)[1]):
+        with closing(Line(other)) as ended:
+            ended.say()
+            assert ended.hears(PATIENCE_SECONDS)
+        with closing(Line(first, six=True, own=ended.own)) as line:
+            line.say()
+            assert line.hears(PATIENCE_SECONDS)
+            net.cut("chengdu", [Link.PEERS])
+            line.say()
+            assert not line.hears(SILENT_SECONDS)
 
 
 def test_a_database_is_cut_off_for_one_region_alone_and_nobody_there_is_told_so() -> None:
