@@ -64,6 +64,7 @@ def _profile(number: int, now: datetime) -> dict[str, Any]:
         "home_region": "regions/beijing",
         "products": ["phone"],
         "refused_channels": ["SMS"] if number % REFUSED_EVERY == 0 else [],
+        "consents": {"SMS": None},
         "alive": True,
         "crm_version": 1,
         "updated_at": now,

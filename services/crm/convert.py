@@ -479,6 +479,7 @@ def snapshot(customer: Customer) -> events_pb2.CustomerSnapshot:
         merged_into=f"customers/{customer.merged_into}" if customer.merged_into else "",
         company=f"customers/{customer.company}" if customer.company else "",
         create_time=timestamp(customer.create_time),
+        email_addresses=engine.owned_emails(customer),
     )
 
 
@@ -532,6 +533,7 @@ def customer_created_json(change: engine.Change) -> dict[str, Any]:
         "mergedInto": f"customers/{customer.merged_into}" if customer.merged_into else "",
         "company": f"customers/{customer.company}" if customer.company else "",
         "createTime": _json_time(customer.create_time),
+        "emailAddresses": list(engine.owned_emails(customer)),
     }
     told = {
         "customer": {name: value for name, value in shown.items() if value},

@@ -460,6 +460,15 @@ def owned_numbers(customer: Customer) -> tuple[str, ...]:
     return tuple(dict.fromkeys(number.number for number in [*own, *others]))
 
 
+def owned_emails(customer: Customer) -> tuple[str, ...]:
+    """The e-mail addresses that the customer owns now: the primary one first, contacts' last."""
+    if customer.state is not State.ACTIVE:
+        return ()
+    own = sorted(customer.email_addresses, key=lambda email: not email.primary)
+    others = [email for contact in customer.contacts for email in contact.email_addresses]
+    return tuple(dict.fromkeys(email.address for email in [*own, *others]))
+
+
 def claim_taken(customer: Customer, owners: Mapping[str, str]) -> ClaimTaken | None:
     """The error when any claim belongs to another customer; `owners` maps claims to customers' ids."""
     for path, claim in claim_paths(customer):

@@ -216,6 +216,7 @@ class Delivery:
         held = held_back(
             profile,
             channel,
+            now,
             has_address=True,
             complaining=profile.customer in group.complaining,
             declined=stands.get("response") in FINAL_ANSWERS,

@@ -4,7 +4,7 @@
    periods; a phase takes in those of the segment for whom its entry rule holds, and takes each through its
    steps in order. The next step is due when `wait` has passed and no answer came; whoever declined or opted
    out is not addressed again.
-2. Nobody is addressed against the rules of courtesy: consent for the channel, not opted out, no unresolved
+2. Nobody is addressed against the rules of courtesy: consent (`consents`), not opted out, no unresolved
    complaint, eligible for the offer that is promoted, an address to reach them by, the caps over all
    campaigns. What holds somebody back is counted by its cause (`Held`). Causes that pass (`PASSING`) put the
    step off by a day. All of it but the caps is looked at again right before a message leaves, which may be
@@ -165,9 +165,21 @@ def capped(
     return False
 
 
+def consents(profile: Profile, channel: StepChannel, now: datetime) -> bool:
+    """Whether somebody may be addressed for marketing by a channel now, as crm reads it: only while a consent
+    to it stands. Who is there of their own accord (`WAITING`) is not contacted: with them only a refusal
+    counts, as with offers in a call. A webhook has no channel of its own: some consent must stand.
+    """
+    over = CONSENT[channel]
+    if over in profile.refused_channels:
+        return False
+    return channel in WAITING or profile.consented(over, now)
+
+
 def held_back(
     profile: Profile,
     channel: StepChannel,
+    now: datetime,
     *,
     has_address: bool,
     complaining: bool,
@@ -180,7 +192,7 @@ def held_back(
     """
     if not profile.alive or declined or profile.opted_out:
         return Held.DO_NOT_CONTACT
-    if CONSENT[channel] in profile.refused_channels:
+    if not consents(profile, channel, now):
         return Held.NO_CONSENT
     if complaining:
         return Held.OPEN_COMPLAINT

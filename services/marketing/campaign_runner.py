@@ -272,6 +272,7 @@ class Runner:
             held = held_back(
                 profile,
                 step.channel,
+                now,
                 has_address=self.reachable(profile, step.channel, step.sender),
                 complaining=profile.customer in complaining,
                 declined=stands is not None and stands.get("response") in FINAL_ANSWERS,

@@ -184,6 +184,7 @@ class CampaignServicer(campaigns_pb2_grpc.CampaignServiceServicer):
                 held = held_back(
                     profile,
                     step.channel,
+                    now,
                     has_address=self._reaches(profile, step.channel, step.sender),
                     complaining=profile.customer in complaining,
                     declined=False,
@@ -301,6 +302,7 @@ class CampaignServicer(campaigns_pb2_grpc.CampaignServiceServicer):
             held = held_back(
                 profile,
                 over,
+                now,
                 has_address=True,
                 complaining=complaining,
                 declined=standing[campaign.id].get("response") in FINAL_ANSWERS,

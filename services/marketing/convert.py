@@ -62,6 +62,8 @@ from marketing.policy import (
 SOURCE = "marketing"
 #: Purchases in one request.
 PURCHASES_MAX = 1_000
+#: E-mail addresses kept of one customer.
+EMAILS_MAX = 20
 #: Largest quantity of one purchase.
 QUANTITY_MAX = 1_000_000
 #: Most products asked about in one contact.
@@ -865,18 +867,20 @@ def profile_from_snapshot(snapshot: Any, at: datetime) -> Profile:
     """A customer as crm's `CustomerSnapshot` tells it. Languages are cut to their primary subtag, enums read
     by name.
     """
+    decided = [c for c in snapshot.consents if c.purpose == customers_pb2.PURPOSE_MARKETING]
     refused = {
         enum_member(common_pb2.Channel, "CHANNEL", consent.channel, Channel)
-        for consent in snapshot.consents
-        if consent.purpose == customers_pb2.PURPOSE_MARKETING and not consent.granted
+        for consent in decided
+        if not consent.granted
     }
-    consented = [
-        moment(consent.decide_time)
-        for consent in snapshot.consents
-        if consent.purpose == customers_pb2.PURPOSE_MARKETING
-        and consent.granted
-        and consent.HasField("decide_time")
-    ]
+    granted = {
+        enum_member(common_pb2.Channel, "CHANNEL", consent.channel, Channel): (
+            moment(consent.expire_time) if consent.HasField("expire_time") else None
+        )
+        for consent in decided
+        if consent.granted
+    }
+    consented = [moment(c.decide_time) for c in decided if c.granted and c.HasField("decide_time")]
     alive = snapshot.state in (
         customers_pb2.CUSTOMER_STATE_ACTIVE,
         customers_pb2.CUSTOMER_STATE_UNSPECIFIED,
@@ -891,7 +895,12 @@ def profile_from_snapshot(snapshot: Any, at: datetime) -> Profile:
         home_region=snapshot.home_region,
         display_name=snapshot.display_name if alive else "",
         time_zone=snapshot.time_zone,
+        # Kept for no longer than there is leave to use them.
+        email_addresses=(
+            tuple(snapshot.email_addresses[:EMAILS_MAX]) if alive and Channel.EMAIL in granted else ()
+        ),
         refused_channels=frozenset(channel for channel in refused if channel),
+        consents={channel: ends for channel, ends in granted.items() if channel} if alive else {},
         quiet_windows=tuple(map(_quiet_window, snapshot.quiet_windows)) if alive else (),
         consented_at=max(consented, default=None),
         alive=alive,

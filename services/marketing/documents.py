@@ -179,7 +179,10 @@ class ProfileDocument(Document):
     products = ListField(StringField())
     #: When each was bought last, by the product's id in the form of `key_of`.
     bought = DictField()
+    email_addresses = ListField(StringField())
     refused_channels = ListField(StringField())
+    #: Channel -> when the consent ends, null for never.
+    consents = DictField()
     quiet_windows = ListField(DictField())
     consented_at = DateTimeField()
     #: Said to campaigns and callers, and not to crm: a snapshot leaves it alone.
@@ -650,7 +653,9 @@ def profile_fields(profile: Profile) -> dict[str, Any]:
         "home_region": profile.home_region,
         "display_name": profile.display_name,
         "time_zone": profile.time_zone,
+        "email_addresses": list(profile.email_addresses),
         "refused_channels": sorted(channel.value for channel in profile.refused_channels),
+        "consents": {channel.value: ends for channel, ends in profile.consents.items()},
         "quiet_windows": [_window_raw(window) for window in profile.quiet_windows],
         "consented_at": profile.consented_at,
         "alive": profile.alive,
@@ -697,7 +702,9 @@ def profile_from_raw(raw: Raw) -> Profile:
         time_zone=raw.get("time_zone", ""),
         products=frozenset(raw.get("products", ())),
         bought_at={key.replace("%", "."): at for key, at in (raw.get("bought") or {}).items()},
+        email_addresses=tuple(raw.get("email_addresses", ())),
         refused_channels=frozenset(Channel(value) for value in raw.get("refused_channels", ())),
+        consents={Channel(value): ends for value, ends in (raw.get("consents") or {}).items()},
         quiet_windows=tuple(map(_window_from_raw, raw.get("quiet_windows", ()))),
         consented_at=raw.get("consented_at"),
         opted_out_at=raw.get("opted_out_at"),

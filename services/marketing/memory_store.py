@@ -423,6 +423,8 @@ class MemoryStore:
                 self._profiles[customer] = replace(
                     self._profiles[customer],
                     numbers=(),
+                    email_addresses=(),
+                    consents={},
                     display_name="",
                     quiet_windows=(),
                     churn_risk=0.0,

@@ -274,8 +274,12 @@ class Profile:
     products: frozenset[str] = frozenset()
     #: When each of these was bought last, as far as known.
     bought_at: Mapping[str, datetime] = field(default_factory=dict)
+    #: E-mail addresses, the primary one first; known only while marketing by mail is consented to.
+    email_addresses: tuple[str, ...] = ()
     #: Channels on which the customer does not want to be marketed to.
     refused_channels: frozenset[Channel] = frozenset()
+    #: Channels on which the customer consented to marketing, and when each consent ends, None never.
+    consents: Mapping[Channel, datetime | None] = field(default_factory=dict)
     #: When the customer wants no contact, as crm says.
     quiet_windows: tuple[QuietWindow, ...] = ()
     #: When crm last noted a consent to marketing.
@@ -298,6 +302,12 @@ class Profile:
     crm_version: int = 0
     #: Business time.
     updated_at: datetime | None = None
+
+    def consented(self, channel: Channel, now: datetime) -> bool:
+        """Whether a consent to marketing by this channel stands; for UNSPECIFIED, by any."""
+        over = self.consents if channel is Channel.UNSPECIFIED else self.consents.keys() & {channel}
+        ends = (self.consents[one] for one in over)
+        return any(end is None or now < end for end in ends)
 
     @property
     def opted_out(self) -> bool:

@@ -12,6 +12,8 @@ import smtplib
 import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from email.errors import MessageError
+from email.headerregistry import Address
 from email.message import EmailMessage
 from typing import Any, Protocol
 
@@ -71,9 +73,9 @@ class SenderConfig:
     target: str
     #: For mail: who it is from.
     sender: str = ""
-    #: For mail: the address, "{number}" (digits) and "{customer}" filled in, as mail gateways of the other
-    #: channels want it.
-    address: str = "{customer}"
+    #: For mail: the address. "{email}" is the customer's own as crm knows it; "{number}" (digits) and
+    #: "{customer}" (id) are filled in as mail gateways of the other channels want it.
+    address: str = "{email}"
 
 
 def read_configs(text: str) -> tuple[SenderConfig, ...]:
@@ -87,6 +89,13 @@ def read_configs(text: str) -> tuple[SenderConfig, ...]:
         ) from None
     if len(found) > SENDERS_MAX or len({one.id for one in found}) < len(found):
         raise ValueError(f"senders need ids of their own, at most {SENDERS_MAX}")
+    for one in found:
+        try:
+            one.address.format(email="", number="", customer="")
+        except (LookupError, ValueError, AttributeError):
+            raise ValueError(
+                f"the address of sender {one.id!r} may ask for {{email}}, {{number}} and {{customer}}"
+            ) from None
     if unknown := [one.adapter for one in found if one.adapter not in ADAPTERS]:
         raise ValueError(f"senders know the adapters {', '.join(ADAPTERS)}, not {unknown[0]}")
     return found
@@ -100,21 +109,38 @@ class SmtpSender:
         self._host, self._port = host, int(port or 25)
         self._config = config
 
-    def _address(self, profile: Profile) -> str:
-        number = profile.numbers[0].lstrip("+") if profile.numbers else ""
-        if "{number}" in self._config.address and not number:
-            return ""
-        return self._config.address.format(number=number, customer=profile.customer)
+    def _address(self, profile: Profile) -> Address | None:
+        """The one mailbox of a customer, None for none. What crm holds is theirs to type: a list of
+        addresses, a line break or letters that plain SMTP cannot carry is no mailbox.
+        """
+        values = {
+            "email": next(iter(profile.email_addresses), ""),
+            "number": profile.numbers[0].lstrip("+") if profile.numbers else "",
+            "customer": profile.customer,
+        }
+        if any(f"{{{name}}}" in self._config.address and not value for name, value in values.items()):
+            return None
+        text = self._config.address.format(**values)
+        try:
+            found = Address(addr_spec=text)
+        except (ValueError, IndexError, MessageError):
+            return None
+        return found if found.domain and text.isascii() else None
 
     def reaches(self, profile: Profile) -> bool:
         """As the port says."""
-        return "@" in self._address(profile)
+        return self._address(profile) is not None
 
     def send(self, message: Message) -> None:
-        """As the port says. A refused recipient is final, everything else may pass."""
+        """As the port says. A refused recipient is final, and so is one whose address is gone since the
+        message was queued; everything else may pass.
+        """
+        address = self._address(message.profile)
+        if address is None:
+            raise SendFailed("there is no address", final=True)
         mail = EmailMessage()
         mail["From"] = self._config.sender
-        mail["To"] = self._address(message.profile)
+        mail["To"] = address
         mail["Subject"] = " ".join(message.subject.split())
         domain = self._config.sender.rpartition("@")[2] or "localhost"
         mail["Message-ID"] = f"<{message.id.replace('/', '.')}@{domain}>"
@@ -145,6 +171,8 @@ class WebhookSender:
 
     def reaches(self, profile: Profile) -> bool:
         """As the port says."""
+        if self._config.channel is StepChannel.EMAIL:
+            return bool(profile.email_addresses)
         return bool(profile.numbers) or self._config.channel is StepChannel.WEBHOOK
 
     def send(self, message: Message) -> None:
@@ -155,6 +183,7 @@ class WebhookSender:
             "id": message.id,
             "customer": f"customers/{message.profile.customer}",
             "number": message.profile.numbers[0] if message.profile.numbers else "",
+            "email": next(iter(message.profile.email_addresses), ""),
             "channel": message.channel.value,
             "subject": message.subject,
             "body": message.body,

@@ -112,6 +112,8 @@ MADE_SCANNED_MAX = 50_000
 MADE_COUNTED_MAX = 1_000
 #: Documents of one answer about customers' standing.
 STANDINGS_BATCH = 5_000
+#: Lists of a profile that an erasure empties.
+_PERSONAL_LISTS = ("numbers", "email_addresses", "tags", "products", "quiet_windows", "care")
 #: The one serving document.
 ASSOCIATION = "association"
 
@@ -914,7 +916,8 @@ class MongoStore:
             {"customer": customer}, {"$set": {"customer": "", "number": ""}}
         )
         blank = {
-            **{field: [] for field in ("numbers", "tags", "products", "quiet_windows", "care")},
+            **{field: [] for field in _PERSONAL_LISTS},
+            "consents": {},
             "churn_risk": 0.0,
             "display_name": "",
             "bought": {},

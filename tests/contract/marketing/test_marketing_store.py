@@ -346,7 +346,9 @@ def test_only_newer_snapshots_count_and_history_stays(store: Any) -> None:
         customer="c1",
         numbers=("+8613800138000",),
         tier="gold",
+        email_addresses=("li@example.net",),
         refused_channels=frozenset({Channel.SMS}),
+        consents={Channel.EMAIL: NOW, Channel.VOICE: None},
         crm_version=3,
         updated_at=NOW,
     )
@@ -419,7 +421,9 @@ def test_a_snapshot_of_before_a_merge_does_not_undo_it(store: Any) -> None:
 
 def test_erasing_leaves_nothing_personal(store: Any) -> None:
     store.add_purchases([bought("1")], NOW)
-    store.save_profile(Profile(customer="c1", numbers=("+8613800138000",), crm_version=1, updated_at=NOW))
+    known = Profile(customer="c1", numbers=("+8613800138000",), crm_version=1, updated_at=NOW)
+    mail = {"email_addresses": ("li@example.net",), "consents": {Channel.EMAIL: None}}
+    store.save_profile(replace(known, **mail))
     made = decision(store, "d1", add(store, draft()))
     outcome = Outcome(offer="o1", result=Result.DECLINED, note="is moving to Chengdu", at=NOW)
     store.close_decision(close(made, outcome, ""), ())
@@ -427,7 +431,8 @@ def test_erasing_leaves_nothing_personal(store: Any) -> None:
     for _ in range(2):
         store.erase("c1")
     assert store.purchases("c1", 9, None) == []
-    assert store.profile("c1").products == frozenset() and not store.profile("c1").alive
+    gone = store.profile("c1")
+    assert (gone.products, gone.email_addresses, gone.consents, gone.alive) == (frozenset(), (), {}, False)
     kept = store.decision("d1")
     assert (kept.customer, kept.number, kept.outcome.note) == ("", "", "")
     assert not standing(store, "c1", "+8613800138000").complaining

@@ -130,6 +130,7 @@ def furnish(store: MongoStore) -> None:
                 value_class="AB"[number % 2],
                 home_region="regions/beijing",
                 refused_channels=frozenset({Channel.SMS}) if number == 1 else frozenset(),
+                consents=dict.fromkeys((Channel.SMS, Channel.EMAIL, Channel.VOICE)),
                 crm_version=1,
             )
         )
@@ -309,7 +310,16 @@ async def test_people_enter_and_leave_by_events_and_are_called(world: World) -> 
     handed = (await world.outbound.NextContacts(ask)).contacts
     assert sorted(one.customer for one in handed) == ["customers/c00", "customers/c03"]
     assert handed[0].name.startswith("contactLists/stay.invite.call/contacts/")
+    called = outbound_pb2.GetContactListRequest(name="contactLists/stay.invite.call")
+    assert not (await world.outbound.GetContactList(called)).campaign_holds
+    calling = outbound_pb2.RenewContactsRequest(
+        holder="router", contacts=[one.name for one in handed], calling=True
+    )
+    assert len((await world.outbound.RenewContacts(calling)).contacts) == 2
     await world.stub.PauseCampaign(C.PauseCampaignRequest(name="campaigns/stay"))
+    # Those handed out already are not called either.
+    assert (await world.outbound.GetContactList(called)).campaign_holds
+    assert not (await world.outbound.RenewContacts(calling)).contacts
     await world.outbound.ReturnContacts(outbound_pb2.ReturnContactsRequest(holder="router"))
     assert not (await world.outbound.NextContacts(ask)).contacts
 

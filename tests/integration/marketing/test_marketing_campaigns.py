@@ -14,7 +14,11 @@ import pytest
 from aiosmtpd.controller import Controller
 from tests.unit.marketing.marketing_examples import offer
 
+from callmesh.common.v1 import common_pb2
+from callmesh.crm.v1 import customers_pb2
+from callmesh.crm.v1 import events_pb2 as crm
 from chassis import mongo
+from chassis.bus import Event
 from chassis.localstack import free_ports
 from chassis.testing.waiting import wait_until
 from marketing.campaign_delivery import Delivery
@@ -24,8 +28,11 @@ from marketing.campaign_runner import Runner
 from marketing.campaign_store import CAMPAIGN_DOCUMENTS, CampaignStore
 from marketing.config import MarketingSettings
 from marketing.documents import ComplaintDocument, ProfileDocument
+from marketing.handlers import Facts
+from marketing.inbound import learn
 from marketing.model import Audience, Profile, Text
 from marketing.senders import Message, SenderConfig, Senders, SendFailed
+from marketing.store import MongoStore
 
 pytestmark = pytest.mark.integration
 
@@ -46,7 +53,9 @@ def store(mongo_uri: str, mongo_database: str) -> Iterator[CampaignStore]:
             "language": "en",
             "home_region": "regions/beijing",
             "value_class": "AB"[number % 2],
+            "email_addresses": [f"p{number:03}@post.example"] if number % 4 else [],
             "refused_channels": ["SMS"] if number % 10 == 0 else [],
+            "consents": dict.fromkeys(("SMS", "EMAIL", "VOICE")),
             "alive": True,
         }
         for number in range(PEOPLE)
@@ -172,6 +181,21 @@ def test_messages_leave_by_webhook_each_once_and_again_when_the_sender_was_down(
     assert store.touches.count_documents({"state": "SENT", "outbox.0": {"$exists": True}}) == 45
 
 
+def hear_of_crm(customer: str, *, consents: bool, version: int) -> None:
+    """A customer as crm tells it, through the worker's own reading."""
+    told = crm.CustomerSnapshot(
+        customer=f"customers/{customer}",
+        version=version,
+        value_class=customers_pb2.VALUE_CLASS_A,
+        email_addresses=["crm@post.example"],
+    )
+    told.consents.add(
+        channel=common_pb2.CHANNEL_EMAIL, purpose=customers_pb2.PURPOSE_MARKETING, granted=consents
+    )
+    message = crm.CustomerUpdated(customer=told)
+    learn(Facts(MongoStore()), Event.of(message, source="crm", subject=told.customer, time=NOW))
+
+
 def test_mail_leaves_by_smtp_with_the_id_of_its_touch(store: CampaignStore) -> None:
     class Box:
         def __init__(self) -> None:
@@ -191,14 +215,21 @@ def test_mail_leaves_by_smtp_with_the_id_of_its_touch(store: CampaignStore) -> N
         adapter="smtp",
         target=f"127.0.0.1:{port}",
         sender="news@example.net",
-        address="{customer}@example.net",
     )
+    senders = Senders([config])
+    hear_of_crm("c000", consents=True, version=1)
     made = campaign(step("mail", StepChannel.EMAIL), rule='value_class == "A"')
-    run_all(store, made, NOW)
-    Delivery(store=store, senders=Senders([config]), values=lambda *_: {}).deliver([made], NOW)
+    while runner(store, reachable=senders.reaches).take_in(made, made.phases[0], NOW):
+        pass
+    # Of every other of them crm knew no address; one withdraws between queueing and sending.
+    assert store.run("spring", "invite")[2]["NO_ADDRESS"] == 12
+    hear_of_crm("c002", consents=False, version=1)
+    Delivery(store=store, senders=senders, values=lambda *_: {}).deliver([made], NOW)
     relay.stop()
-    assert len(box.mails) == 25
+    told = sorted(to for mail in box.mails for to in mail.rcpt_tos)
+    assert told == ["crm@post.example", *(f"p{number:03}@post.example" for number in range(6, PEOPLE, 4))]
     assert all(b"Message-ID: <spring.invite.mail.c" in mail.content for mail in box.mails)
+    assert store.touches.distinct("customer", {"state": "FAILED"}) == ["c002"]
 
 
 class Sink:

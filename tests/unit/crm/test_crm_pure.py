@@ -23,6 +23,7 @@ from crm.model import (
     BirthDate,
     Channel,
     Consent,
+    Contact,
     Customer,
     CustomField,
     EmailAddress,
@@ -34,6 +35,7 @@ from crm.model import (
     PostalAddress,
     Purpose,
     QuietWindow,
+    State,
     Tier,
     ValueClass,
 )
@@ -203,6 +205,7 @@ CREATED = st.builds(
     value_class=st.sampled_from(ValueClass),
     tags=st.lists(st.text(min_size=1, max_size=3), max_size=2).map(tuple),
     language=st.sampled_from(["", "zh-CN"]),
+    email_addresses=st.sampled_from([(), (EmailAddress(address="li@example.net", primary=True),)]),
     phone_numbers=st.just((PhoneNumber(number="+8613800000001", primary=True),)),
     quiet_windows=st.sampled_from([(), (QuietWindow(start_minute=1, end_minute=2),)]),
 )
@@ -213,6 +216,17 @@ CREATED = st.builds(
 def test_the_event_written_by_hand_is_protobufs(customer: Customer, microseconds: int) -> None:
     change = engine.create(customer, "c1", "amy", NOW.replace(microsecond=microseconds))
     assert convert.customer_created_json(change) == MessageToDict(convert.customer_created(change))
+
+
+def test_a_snapshot_tells_the_addresses_the_primary_first_and_none_of_who_is_gone() -> None:
+    mails = (EmailAddress(address="a@x.net"), EmailAddress(address="b@x.net", primary=True))
+    others = (EmailAddress(address="c@x.net"), EmailAddress(address="a@x.net"))
+    contact = Contact(display_name="Li", email_addresses=others)
+    living = Customer(id="c1", email_addresses=mails, contacts=(contact,), create_time=NOW)
+    assert list(convert.snapshot(living).email_addresses) == ["b@x.net", "a@x.net", "c@x.net"]
+    for state in State:
+        told = convert.snapshot(replace(living, state=state)).email_addresses
+        assert bool(told) == (state is State.ACTIVE)
 
 
 # Rows

@@ -16,15 +16,30 @@ from callmesh.marketing.v1 import campaigns_pb2
 from callmesh.marketing.v1 import events_pb2 as own
 from chassis.bus import Event
 from chassis.testing import FakeClock
+from crm import convert as crm_convert
+from crm import model as crm_model
+from crm.consent import permission
+from crm.model import Consent, Purpose
 from marketing.campaign_answers import take_survey
-from marketing.campaign_engine import CONSENT, Courtesy, Held, StepChannel, held_back, own_quiet, quiet_until
+from marketing.campaign_engine import (
+    CONSENT,
+    Courtesy,
+    Held,
+    StepChannel,
+    consents,
+    held_back,
+    own_quiet,
+    quiet_until,
+)
 from marketing.campaign_runner import AGAIN, clock_name, is_quiet_until
 from marketing.campaigns import Campaigns, campaign_problems, segment_problems
+from marketing.convert import profile_from_snapshot
+from marketing.engine import gate
 from marketing.handlers import Facts
 from marketing.inbound import learn
 from marketing.kinds import CAMPAIGNS
 from marketing.memory_store import MemoryStore
-from marketing.model import Channel, Complaint, Contact, Profile, QuietWindow
+from marketing.model import Channel, Complaint, Contact, NoOffer, Profile, QuietWindow
 from marketing.rules import CustomerFacts, parse_rule
 from marketing.shelf import Row
 
@@ -122,13 +137,49 @@ def test_opting_out_holds_until_a_later_consent() -> None:
 
     def held(profile: Profile) -> Held | None:
         free = {"has_address": True, "complaining": False, "declined": False, "is_capped": False}
-        return held_back(profile, StepChannel.SMS, **free)
+        return held_back(profile, StepChannel.SMS, NOW, **free)
 
     assert held(again) is Held.DO_NOT_CONTACT
     assert held(hears(snapshot(3, at=NOW + timedelta(days=1)))) is None
     free = {"has_address": True, "complaining": False, "declined": False, "is_capped": False}
-    assert held_back(first, StepChannel.SMS, **free, fits=False) is Held.NOT_ELIGIBLE
+    assert held_back(first, StepChannel.SMS, NOW, **free, fits=False) is Held.NOT_ELIGIBLE
     assert set(CONSENT) == set(StepChannel)
+
+
+DECIDED = {
+    "nothing": None,
+    "granted": Consent(channel=crm_model.Channel.SMS, purpose=Purpose.MARKETING, granted=True, decided_ms=1),
+    "refused": Consent(channel=crm_model.Channel.SMS, purpose=Purpose.MARKETING, granted=False, decided_ms=1),
+    "until now": Consent(
+        channel=crm_model.Channel.SMS,
+        purpose=Purpose.MARKETING,
+        granted=True,
+        decided_ms=1,
+        expires_ms=int(NOW.timestamp() * 1_000),
+    ),
+    "for a survey": Consent(
+        channel=crm_model.Channel.SMS, purpose=Purpose.SURVEY, granted=True, decided_ms=1
+    ),
+}
+
+
+@pytest.mark.parametrize("said", DECIDED)
+def test_crm_and_campaigns_read_consent_alike(said: str) -> None:
+    decision = DECIDED[said]
+    customer = crm_model.Customer(
+        id="c1", version=1, create_time=NOW, consents=(decision,) if decision is not None else ()
+    )
+    profile = profile_from_snapshot(crm_convert.snapshot(customer), NOW)
+    for channel in (StepChannel.SMS, StepChannel.EMAIL, StepChannel.OUTBOUND_CALL):
+        over = crm_model.Channel[CONSENT[channel].name]
+        for at in (NOW, NOW - timedelta(seconds=1)):
+            asked = permission(customer, over, Purpose.MARKETING, at, "UTC")
+            assert consents(profile, channel, at) == asked.allowed, (channel, at, asked)
+    # With a person who came of their own accord, only a refusal counts: in a call, at the counter.
+    assert consents(profile, StepChannel.TOUCH_POINT, NOW) and consents(profile, StepChannel.SHOP, NOW)
+    in_call = gate(profile, Contact(channel=Channel.SMS), 0)
+    assert (in_call is NoOffer.NO_CONSENT) == (said == "refused")
+    assert consents(profile, StepChannel.WEBHOOK, NOW) == (said == "granted")
 
 
 def test_rules_know_how_long_ago_a_complaint_was_resolved() -> None:

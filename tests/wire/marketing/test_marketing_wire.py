@@ -66,9 +66,32 @@ def test_a_customer_of_crm() -> None:
         home_region="regions/beijing",
         display_name="王小明",
         refused_channels=frozenset({Channel.SMS}),
+        consents={Channel.VOICE: None},
         crm_version=7,
         updated_at=datetime(2025, 6, 1, 9, tzinfo=UTC),
     )
+
+
+def test_addresses_and_consents_that_end_of_crm() -> None:
+    store = MemoryStore()
+    hear(store, "customer_updated", "customer_with_addresses")
+    profile = store.profile("c1")
+    assert profile is not None and profile.email_addresses == ("li@example.net", "wang@example.com")
+    ends = datetime(2025, 7, 1, tzinfo=UTC)
+    assert profile.consents == {Channel.EMAIL: ends, Channel.VOICE: None}
+    assert profile.consented(Channel.EMAIL, NOW) and not profile.consented(Channel.EMAIL, ends)
+    # Withdrawn: the addresses go with the leave to use them. Erased: they are not in the stub.
+    with_leave = received("customer_with_addresses")
+    customer = {**with_leave.data["customer"], "version": "9", "consents": []}
+    learn(Facts(store), replace(with_leave, id="later", data={"customer": customer}))
+    profile = store.profile("c1")
+    assert profile is not None and (profile.email_addresses, profile.consents) == ((), {})
+    learn(Facts(store), replace(with_leave, id="again", data={"customer": {**customer, "version": "9"}}))
+    back = {**with_leave.data["customer"], "version": "10"}
+    learn(Facts(store), replace(with_leave, id="back", data={"customer": back}))
+    store.erase("c1")
+    profile = store.profile("c1")
+    assert profile is not None and (profile.email_addresses, profile.consents) == ((), {})
 
 
 def test_merging_leaving_and_erasing_of_crm() -> None:
