@@ -7,12 +7,13 @@
    are made and changed first, then, with `prune`, agents, queues, regions and skills that the file does not
    name go.
 3. Each change is one document's; a writer that dies half-way leaves a valid directory, and the same file
-   applied again does the rest.
+   applied again does the rest. What goes from one region to another is given up before it is taken: for that
+   moment its callers belong to the nearest region, and never to two.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from callmesh.routing.v1 import directory_pb2 as pb
@@ -20,6 +21,7 @@ from chassis.errors import InvalidArgument
 from chassis.ids import parse_name, resource_name
 from routing.directory_handlers import DirectoryHandlers
 from routing.directory_kinds import AGENT, QUEUE, REGION, SKILL, Kind, resource_id
+from routing.documents import SERVED
 
 #: Resources of one file.
 RESOURCES_MAX = 200_000
@@ -42,6 +44,8 @@ def apply_directory(
         handlers.check_routers(f"directory.regions[{index}].lead_list", region.lead_list)
     changes = list(_changes(wanted, stored, prune=request.prune))
     if not request.validate_only:
+        for id, region in _given_up(request.directory, stored["regions"]):
+            handlers.put(REGION, id, region)
         for change in changes:
             _carry_out(handlers, change, wanted)
     return pb.ApplyDirectoryResponse(changes=changes)
@@ -86,7 +90,7 @@ def _check_areas(directory: pb.Directory, kept: Wanted) -> None:
     """No area and no prefix is claimed by two regions, those that stay as they are among them."""
     changed = {region.name for region in directory.regions}
     others = [region for region in kept.get("regions", {}).values() if region.name not in changed]
-    for name in ("served_areas", "served_prefixes"):
+    for name in SERVED:
         claimed = {area: region.name for region in others for area in getattr(region, name)}
         for index, region in enumerate(directory.regions):
             for place, area in enumerate(getattr(region, name)):
@@ -96,6 +100,22 @@ def _check_areas(directory: pb.Directory, kept: Wanted) -> None:
                         why=f"{area!r} is served by {claimed[area]} already",
                     )
                 claimed[area] = region.name
+
+
+def _given_up(directory: pb.Directory, stored: Mapping[str, pb.Region]) -> Iterator[tuple[str, pb.Region]]:
+    """(id, region) of the stored ones that serve what the file gives to another, without that."""
+    takes = {
+        name: {area: region.name for region in directory.regions for area in getattr(region, name)}
+        for name in SERVED
+    }
+    for id, known in stored.items():
+        less = pb.Region()
+        less.CopyFrom(known)
+        for name, taker in takes.items():
+            left = [area for area in getattr(known, name) if taker.get(area, known.name) == known.name]
+            getattr(less, name)[:] = left
+        if less != known:
+            yield id, less
 
 
 def _check_names(wanted: Wanted, stored: Wanted) -> None:

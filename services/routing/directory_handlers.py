@@ -7,8 +7,8 @@ which routers look at.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
-from typing import Any
+from collections.abc import Callable, Collection, Sequence
+from typing import Any, TypeVar
 
 from google.protobuf.field_mask_pb2 import FieldMask
 from google.protobuf.timestamp_pb2 import Timestamp
@@ -27,11 +27,20 @@ from chassis.pagination import Page
 from routing.audit import Act, act_event
 from routing.directory import VERSION_ID
 from routing.directory_kinds import AGENT, QUEUE, REGION, SKILL, Kind, resource_id
-from routing.documents import AgentDocument, MetaDocument, QueueDocument, RegionDocument, SkillDocument
+from routing.documents import (
+    SERVED,
+    AgentDocument,
+    MetaDocument,
+    QueueDocument,
+    RegionDocument,
+    SkillDocument,
+)
 from routing.errors import AgentNotFound, QueueNotFound, RegionNotFound
 
 #: Agents created by one call.
 BATCH_MAX = 500
+
+Result = TypeVar("Result")
 
 
 class SkillNotFound(NotFound):
@@ -70,8 +79,11 @@ class DirectoryHandlers:
         document = kind.to_document(id, message)
         self._check_references(kind, document)
         key = request_key(subject, f"Create{kind.field}", request.request_id)
-        made, _ = create_once(
-            document, request_key=key, fingerprint=content_fingerprint(request), now=self._clock.now()
+        made = self._saved(
+            document,
+            lambda: create_once(
+                document, request_key=key, fingerprint=content_fingerprint(request), now=self._clock.now()
+            )[0],
         )
         self._changed()
         return kind.to_message(made)
@@ -131,7 +143,7 @@ class DirectoryHandlers:
         """Raises InvalidArgument for an area or prefix whose callers are at home in another region already:
         two homes are none. A finer area, or a longer prefix, within another's is no such thing.
         """
-        for name in ("served_areas", "served_prefixes"):
+        for name in SERVED:
             said = list(getattr(document, name))
             taken = {"id__ne": document.id, f"{name}__in": said}
             other = RegionDocument.objects(**taken).only("id", name).first() if said else None
@@ -141,6 +153,17 @@ class DirectoryHandlers:
                     field=f"region.{name}[{index}]",
                     why=f"{said[index]!r} is served by {resource_name('regions', other.id)} already",
                 )
+
+    def _saved(self, document: Any, save: Callable[[], Result]) -> Result:
+        """What `save` answers. Raises InvalidArgument for a region whose area or prefix went to another one
+        after it was looked at: the database takes each once.
+        """
+        try:
+            return save()
+        except AlreadyExists as error:
+            if error.values.get("conflict") in SERVED:
+                self._check_served(document)
+            raise
 
     def _check_skills(self, skills: set[str]) -> None:
         known = set(SkillDocument.objects(id__in=skills).scalar("id"))
@@ -184,7 +207,10 @@ class DirectoryHandlers:
                 )
             kind.to_document(document.id, message, document)
             self._check_references(kind, document)
-            update_aggregate(document, expected_version=expected, now=self._clock.now())
+            self._saved(
+                document,
+                lambda: update_aggregate(document, expected_version=expected, now=self._clock.now()),
+            )
             return kind.to_message(document)
 
         result = change() if expected is not None else retry_conflicts(change)
@@ -199,12 +225,12 @@ class DirectoryHandlers:
         """Creates a resource or brings it to what `message` says, whatever it was. Raises InvalidArgument."""
 
         def change() -> None:
-            document = kind.document.objects(id=id).first()
-            if document is None:
-                create_once(kind.to_document(id, message), request_key=None, now=self._clock.now())
-                return
-            kind.to_document(id, message, document)
-            update_aggregate(document, now=self._clock.now())
+            known = kind.document.objects(id=id).first()
+            document, now = kind.to_document(id, message, known), self._clock.now()
+            if known is None:
+                self._saved(document, lambda: create_once(document, request_key=None, now=now))
+            else:
+                self._saved(document, lambda: update_aggregate(document, now=now))
 
         retry_conflicts(change)
         self._changed()

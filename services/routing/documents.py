@@ -4,7 +4,7 @@ journal.py's.
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from mongoengine import (
     BooleanField,
@@ -19,11 +19,26 @@ from mongoengine import (
 
 from chassis.mongo import Aggregate
 
+#: Fields of a region whose entries are no other region's: two homes are none.
+SERVED = ("served_areas", "served_prefixes")
+
+
+def _served_once(name: str) -> dict[str, Any]:
+    """Holds it also for two regions written at the same moment. A region that serves nothing is not in the
+    index, where it would stand for "nothing" and be the only one.
+    """
+    return {
+        "fields": [name],
+        "name": f"{name}_once",
+        "unique": True,
+        "partialFilterExpression": {name: {"$gt": ""}},
+    }
+
 
 class RegionDocument(Aggregate):
     """A regional call centre."""
 
-    meta: ClassVar = {"collection": "regions"}
+    meta: ClassVar = {"collection": "regions", "indexes": [_served_once(name) for name in SERVED]}
     resource_collection = "regions"
     display_name = StringField()
     latitude = FloatField(required=True, min_value=-90, max_value=90)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
@@ -127,6 +129,69 @@ def test_an_area_of_a_region_that_stays_is_not_claimed_again(handlers: Directory
     assert list(handlers.all_of(REGION)) == ["beijing"]
     hand_over = pb.Directory(regions=[{**BEIJING, "served_areas": []}, claims])
     assert len(changes(handlers, hand_over)) == 2
+
+
+def test_regions_exchange_what_they_serve_and_a_removed_one_leaves_it(handlers: DirectoryHandlers) -> None:
+    tianjin = {"name": "regions/tianjin", "location": POINT}
+    given = (
+        {"served_areas": ["CN/北京", "CN/河北"], "served_prefixes": ["+8610"]},
+        {"served_areas": ["CN/天津"]},
+    )
+    for first, second in (given, reversed(given)):
+        changes(handlers, whole(regions=[{**BEIJING, **first}, {**tianjin, **second}]))
+        served = handlers.all_of(REGION)
+        for region, said in (("beijing", first), ("tianjin", second)):
+            assert list(served[region].served_areas) == said["served_areas"]
+            assert list(served[region].served_prefixes) == said.get("served_prefixes", [])
+    alone = pb.Directory(regions=[{**BEIJING, "served_areas": ["CN/北京", "CN/天津"]}])
+    changes(handlers, alone, prune=True)
+    assert {id: list(region.served_areas) for id, region in handlers.all_of(REGION).items()} == {
+        "beijing": ["CN/北京", "CN/天津"]
+    }
+
+
+@pytest.mark.parametrize("field", ["served_areas", "served_prefixes"])
+def test_of_two_regions_that_take_the_same_at_once_one_gets_it(
+    handlers: DirectoryHandlers, monkeypatch: pytest.MonkeyPatch, field: str
+) -> None:
+    """Both have looked and found it free before either writes; made alone, and changed."""
+    taken = {"served_areas": ["CN/北京"], "served_prefixes": ["+8610"]}[field]
+    together, look = threading.Barrier(2), handlers._check_served
+    looked = threading.local()
+
+    def looked_together(document: Any) -> None:
+        look(document)
+        if not hasattr(looked, "once"):
+            looked.once = True
+            together.wait(30)
+
+    def make(id: str) -> str:
+        said = pb.Region(location=POINT, **{field: taken})
+        try:
+            handlers.create(REGION, id, said, pb.CreateRegionRequest(region_id=id), "me")
+        except InvalidArgument as error:
+            return error.details.field_violations[0].field
+        return "made"
+
+    def change(id: str) -> str:
+        said = pb.Region(name=f"regions/{id}", **{field: taken})
+        try:
+            handlers.update(REGION, said, FieldMask(paths=[field]))
+        except InvalidArgument as error:
+            return error.details.field_violations[0].field
+        return "made"
+
+    for ids, use in ((("a", "b"), make), (("c", "d"), change)):
+        if use is change:
+            free = pb.Region(location=POINT)
+            for id in ids:
+                handlers.create(REGION, id, free, pb.CreateRegionRequest(region_id=id), "me")
+            (holder,) = (id for id, region in handlers.all_of(REGION).items() if getattr(region, field))
+            handlers.delete(REGION, f"regions/{holder}", "")
+        with monkeypatch.context() as patched, ThreadPoolExecutor(2) as pool:
+            patched.setattr(handlers, "_check_served", looked_together)
+            assert sorted(pool.map(use, ids)) == ["made", f"region.{field}[0]"]
+        assert sum(list(getattr(region, field)) == taken for region in handlers.all_of(REGION).values()) == 1
 
 
 def test_no_region_takes_what_another_one_serves(handlers: DirectoryHandlers) -> None:
