@@ -41,7 +41,17 @@ from google.protobuf.json_format import MessageToDict
 from callmesh.marketing.v1 import offers_pb2, offers_pb2_grpc
 from callmesh.routing.v1 import directory_pb2
 from callmesh.tickets.v1 import flow_pb2, flow_pb2_grpc, sla_pb2, sla_pb2_grpc, team_pb2, team_pb2_grpc
-from cli.directory import APPLY_SECONDS, Refused, asking, explained, message_of, parsed, stub_at, text_of
+from cli.directory import (
+    APPLY_SECONDS,
+    Refused,
+    asking,
+    directory_of,
+    explained,
+    message_of,
+    parsed,
+    stub_at,
+    text_of,
+)
 from cli.options import PortBase, service_at
 from cli.plan import HOST, PORT_BASE_DEFAULT, ROUTING_GRPC_OFFSET
 from cli.view import print_error
@@ -186,9 +196,7 @@ def understood(texts: Mapping[str, str], directory: Path) -> Files:
             raise Refused(f"{directory / name}: {min(map(str, extra))} is none of {', '.join(known)}")
     whole = None
     if DIRECTORY in said:
-        if not isinstance(said[DIRECTORY], dict):
-            raise Refused(f"{directory / DIRECTORY} must have regions, skills, queues and agents at its top")
-        whole = message_of(directory / DIRECTORY, said[DIRECTORY], directory_pb2.Directory())
+        whole = directory_of(directory / DIRECTORY, said[DIRECTORY])
     return Files(directory=whole, wanted=wanted, texts=texts)
 
 

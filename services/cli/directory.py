@@ -289,10 +289,21 @@ def apply(
 
 def read(file: Path) -> pb.Directory:
     """A directory from a file in the field names of the API. Raises Refused naming file and entry."""
-    said = load(file)
+    return directory_of(file, load(file))
+
+
+def directory_of(file: Path, said: Any) -> pb.Directory:
+    """The directory that a file's contents make. Raises Refused naming file and entry."""
     if not isinstance(said, dict):
         raise Refused(f"{file} must have regions, skills, queues and agents at its top")
-    return message_of(file, said, pb.Directory())
+    made = message_of(file, said, pb.Directory())
+    for index, (entry, region) in enumerate(zip(said.get("regions") or (), made.regions, strict=True)):
+        if entry.get("weight") is not None and not region.weight:
+            # A message cannot tell 0 from "not said", which is 100: the opposite of what is meant here.
+            raise Refused(
+                f"{file}: regions[{index}].weight must be 1 to 1000; to send all calls elsewhere, drain it"
+            )
+    return made
 
 
 def load(file: Path) -> Any:

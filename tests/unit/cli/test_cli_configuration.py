@@ -18,6 +18,7 @@ from callmesh.marketing.v1 import offers_pb2
 from callmesh.tickets.v1 import team_pb2
 from cli import configuration
 from cli.configuration import (
+    DIRECTORY,
     HISTORY,
     OFFERS,
     TICKETS,
@@ -164,6 +165,7 @@ def test_what_a_service_would_refuse_changes_nothing(platform: Memory) -> None:
         (TICKETS, "tems: []", "tems is none of"),
         (TICKETS, "{offers: [], 1: []}", "1 is none of"),
         (OFFERS, "teams: []", "teams is none of offers"),
+        (DIRECTORY, "regions: [{weight: 0}]", r"regions\[0\]\.weight must be 1 to 1000"),
         (TICKETS, "teams: [{name: teams/a, display_n", "neither YAML nor JSON"),
         (TICKETS, "teams: 2026-13-45", "neither YAML nor JSON"),
         (TICKETS, "[1]", "must have lists at its top"),

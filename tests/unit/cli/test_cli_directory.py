@@ -46,6 +46,7 @@ BAD = [
     ("- a", "at its top"),
     ("regions: [{nmae: regions/x}]", "nmae"),
     ("regions: [{weight: many}]", "weight"),
+    ("regions: [{weight: 5}, {weight: 0}]", r"regions\[1\]\.weight must be 1 to 1000"),
     ("agents: [{skills: {english: high}}]", "skills"),
 ]
 
