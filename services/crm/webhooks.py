@@ -14,6 +14,7 @@ and redirections are not followed.
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import hmac
 import http.client
@@ -63,7 +64,8 @@ SEND_SECONDS_MAX = 10.0
 #: Longer than a try takes: a delivery whose sender died is tried again after this.
 CLAIM_SECONDS = 60
 ROUND_DELIVERIES, SENDERS = 200, 8
-#: Deliveries of one webhook in a round, and how long rounds follow each other without a pause, seconds.
+#: Deliveries of one webhook in a round, and how long rounds follow each other without a pause, seconds: one
+#: that was begun by then is waited for.
 WEBHOOK_ROUND_DELIVERIES, ROUNDS_SECONDS_MAX = 50, 10.0
 #: Longest rest of a webhook, seconds.
 REST_SECONDS_MAX = 300
@@ -359,12 +361,15 @@ class Webhooks:
         return UpdateOne({"_id": f"{webhook}|{event.id}"}, {"$setOnInsert": values}, upsert=True)
 
     def deliver(self) -> int:
-        """Tries what is due until nothing is, or for `ROUNDS_SECONDS_MAX`; how many."""
+        """Tries what is due until nothing is, or for `ROUNDS_SECONDS_MAX`, one of each webhook at least; how
+        many.
+        """
         ends = time.monotonic() + ROUNDS_SECONDS_MAX
+        in_turn = functools.partial(self._try_in_turn, ends=ends)
         count = 0
         while due := self._due():
             with ThreadPoolExecutor(min(SENDERS, len(due)), thread_name_prefix="webhook") as senders:
-                count += sum(senders.map(self._try_in_turn, due))
+                count += sum(senders.map(in_turn, due))
             if time.monotonic() >= ends:
                 break
         return count
@@ -373,19 +378,24 @@ class Webhooks:
         """Ids of deliveries that are due, by webhook, the longest due first; none of those that rest."""
         now_ms = self._now_ms()
         resting = [hook for hook, (_, until_ms) in self._resting.items() if until_ms > now_ms]
-        due: dict[str, Any] = {"state": "PENDING", "next_ms": {"$lte": now_ms}}
-        if resting:
-            due["webhook"] = {"$nin": resting}
-        found = _deliveries().find(due, {"webhook": 1}).sort("next_ms", 1).limit(ROUND_DELIVERIES)
         by_hook: dict[str, list[str]] = {}
-        for raw in found:
-            by_hook.setdefault(raw["webhook"], []).append(raw["_id"])
+        # One for whom much waits must not hide the others: they are looked for behind it.
+        for _ in range(SENDERS):
+            others = {"$nin": [*resting, *by_hook]}
+            due = {"state": "PENDING", "next_ms": {"$lte": now_ms}, "webhook": others}
+            found = list(_deliveries().find(due, {"webhook": 1}).sort("next_ms", 1).limit(ROUND_DELIVERIES))
+            for raw in found:
+                by_hook.setdefault(raw["webhook"], []).append(raw["_id"])
+            if len(found) < ROUND_DELIVERIES:
+                break
         return [ids[:WEBHOOK_ROUND_DELIVERIES] for ids in by_hook.values()]
 
-    def _try_in_turn(self, ids: Sequence[str]) -> int:
-        """One webhook's deliveries, until one fails; how many were tried."""
+    def _try_in_turn(self, ids: Sequence[str], ends: float) -> int:
+        """One webhook's deliveries, until one fails or the monotonic clock says `ends`, so that nobody waits
+        for who answers slowly; how many were tried.
+        """
         for number, id in enumerate(ids, start=1):
-            if not self._try(id):
+            if not self._try(id) or time.monotonic() >= ends:
                 return number
         return len(ids)
 

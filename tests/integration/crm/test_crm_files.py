@@ -473,8 +473,9 @@ async def test_a_webhook_is_signed_retried_and_replayed(crm: Crm, partner: tuple
 
 
 async def test_a_partner_who_does_not_answer_holds_nobody_up(
-    crm: Crm, partner: tuple[str, type[Partner]]
+    crm: Crm, partner: tuple[str, type[Partner]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr("crm.webhooks.ROUNDS_SECONDS_MAX", 300.0)  # a busy machine is no slow partner
     url, server = partner
     kind, now_ms = "callmesh.routing.v1.CallEnded", 1_800_000_000_000
     made = []
@@ -514,6 +515,26 @@ async def test_a_partner_who_does_not_answer_holds_nobody_up(
     for hook in made:
         left = hooks.deliveries(hook.name.partition("/")[2], "", None, 99)
         assert {d["event_id"] for d in left} == {e.id for e in calls} - {"e7"}, "nothing of the erased waits"
+
+
+async def test_a_slow_partner_with_much_to_send_hides_nobody(
+    crm: Crm, partner: tuple[str, type[Partner]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    url, server = partner
+    kinds = ("callmesh.routing.v1.CallEnded", "callmesh.routing.v1.CallQueued")
+    for kind in kinds:
+        hook = webhooks_pb2.Webhook(url=url, event_types=[kind], enabled=True)
+        await crm.webhooks.CreateWebhook(webhooks_pb2.CreateWebhookRequest(webhook=hook))
+    hooks = crm.app.webhooks
+    for n, kind in enumerate([kinds[0]] * 12 + [kinds[1]]):
+        hooks._now_ms = lambda n=n: 1_800_000_000_000 + n
+        event = Event(id=f"e{n}", source="routing", type=kind, subject=f"calls/k{n}", time=NOW, data={})
+        assert hooks.offer_all([event]) == 1
+    monkeypatch.setattr("crm.webhooks.ROUND_DELIVERIES", 5)
+    # As if the first answer had taken all the time that there is.
+    monkeypatch.setattr("crm.webhooks.ROUNDS_SECONDS_MAX", 0.0)
+    assert hooks.deliver() == 2
+    assert sorted(headers["Callmesh-Event-Id"] for headers, _ in server.got) == ["e0", "e12"]
 
 
 async def test_a_webhook_is_given_up_after_three_days_and_what_failed_is_replayed(
