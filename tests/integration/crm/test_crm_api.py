@@ -598,20 +598,22 @@ async def test_an_unknown_or_withheld_number_is_an_answer(crm: Crm) -> None:
         assert bad_fields(error) == {field}
 
 
-async def test_a_part_that_fails_or_is_late_is_named_and_the_rest_is_there(crm: Crm) -> None:
+async def test_a_part_that_fails_or_is_late_is_named_and_the_rest_is_there(
+    crm: Crm, monkeypatch: pytest.MonkeyPatch
+) -> None:
     await crm.create("li", "13800000001")
     crm.reads.broken = {"tickets"}
     crm.reads.stuck = {"offers"}
-    started = asyncio.get_running_loop().time()
-    seen = await crm.pops.GetScreenPop(pop("13800000001"), timeout=2.0)
-    assert asyncio.get_running_loop().time() - started < 2.0, "the stuck part costs the deadline, no more"
+    # A stuck part waits for ever; it costs a share of the caller's deadline. A busy machine has the rest.
+    monkeypatch.setattr("crm.handlers.DEADLINE_SHARE", 0.05)
+    seen = await crm.pops.GetScreenPop(pop("13800000001"), timeout=30)
     assert list(seen.missing) == [
         screen_pop_pb2.SCREEN_POP_PART_TICKETS,
         screen_pop_pb2.SCREEN_POP_PART_OFFERS,
     ]
     assert seen.customer.name == "customers/li" and seen.call_ordinal_today == 1
     crm.reads.stuck = {"owner"}
-    blind = await crm.pops.GetScreenPop(pop("13800000001"), timeout=2.0)
+    blind = await crm.pops.GetScreenPop(pop("13800000001"), timeout=30)
     assert len(blind.missing) == 6 and blind.phone_number == "+8613800000001" and blind.greeting
 
 
