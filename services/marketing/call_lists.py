@@ -97,9 +97,11 @@ def add_contact(shelves: Shelves, list_id: str, contact: Any, now: datetime) -> 
 class CallListSender:
     """The sender of the channel OUTBOUND_CALL: "sent" is who stands on the list."""
 
-    def __init__(self, shelves: Shelves, clock: Clock) -> None:
+    def __init__(self, shelves: Shelves, clock: Clock, queue: str = "") -> None:
+        """Lists are for the agents of `queue`, an id; empty leaves that open."""
         self._shelves = shelves
         self._clock = clock
+        self._queue = f"queues/{queue}" if queue else ""
         self._known: dict[str, None] = {}
 
     def reaches(self, profile: Profile) -> bool:
@@ -134,6 +136,7 @@ class CallListSender:
             ],
             campaign=f"campaigns/{origin['campaign']}",
             offer=origin.get("offer", ""),
+            queue=self._queue,
             state=P.CONTACT_LIST_STATE_RUNNING,
         )
         for result, (attempts, seconds) in RETRIES.items():

@@ -61,6 +61,12 @@ class MarketingSettings(ServiceSettings):
         default="[]",
         description="Senders: a JSON list of objects with id, channel, adapter (smtp or webhook) and target.",
     )
+    calls_queue: str = Field(
+        default="callout",
+        max_length=128,
+        description="Queue whose agents call the lists that campaigns fill (the dialler's `outbound`);"
+        " empty leaves it open.",
+    )
     campaign_seconds: float = Field(
         default=1.0, gt=0, le=600, description="Pause of the campaign runner when nothing is due, seconds."
     )

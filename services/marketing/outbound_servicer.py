@@ -89,6 +89,13 @@ def _result(number: int) -> str:
     return P.OutboundResult.Name(number).removeprefix("OUTBOUND_RESULT_")
 
 
+def _lease_seconds(request: Any) -> int:
+    """How long contacts are reserved. Raises InvalidArgument."""
+    if request.lease_seconds and not 10 <= request.lease_seconds <= 3_600:
+        raise InvalidArgument(field="lease_seconds", why="must be 10 to 3600, or 0")
+    return int(request.lease_seconds or DEFAULT_LEASE_SECONDS)
+
+
 def list_problems(message: Any) -> list[Problem]:
     """Everything wrong with a call list."""
     found = text_problems("display_name", message.display_name, 200, required=True)
@@ -149,6 +156,7 @@ class OutboundServicer(outbound_pb2_grpc.OutboundServiceServicer):
             shelves,
             clock,
         )
+        self._lists.shown = self._told  # type: ignore[method-assign]
 
     # lists
 
@@ -172,6 +180,12 @@ class OutboundServicer(outbound_pb2_grpc.OutboundServiceServicer):
         rows, token = self._lists.list(request, {})
         halted = self._courtesy().halted
         return P.ListContactListsResponse(contact_lists=rows, next_page_token=token, halted=halted)
+
+    def _told(self, row: Row) -> P.ContactList:
+        """A list, with what its campaign has to say."""
+        message: P.ContactList = Desk.shown(self._lists, row)
+        message.campaign_holds = not self._campaign_lets(row)
+        return message
 
     def UpdateContactList(self, request: P.UpdateContactListRequest, context: Any) -> P.ContactList:
         """Changes one."""
@@ -282,8 +296,7 @@ class OutboundServicer(outbound_pb2_grpc.OutboundServiceServicer):
         holder = check_id("holder", request.holder)
         if not 1 <= request.max_contacts <= CONTACTS_MAX:
             raise InvalidArgument(field="max_contacts", why=f"must be 1 to {CONTACTS_MAX}")
-        if request.lease_seconds and not 10 <= request.lease_seconds <= 3_600:
-            raise InvalidArgument(field="lease_seconds", why="must be 10 to 3600, or 0")
+        lease_seconds = _lease_seconds(request)
         now = self._clock.now()
         key = request_key(current_identity(), method("OutboundService", "NextContacts"), request.request_id)
         token = key or new_id()
@@ -296,7 +309,7 @@ class OutboundServicer(outbound_pb2_grpc.OutboundServiceServicer):
         if held:
             response.contacts.extend(self._contact(row) for row in held)
             return response
-        until = now + timedelta(seconds=request.lease_seconds or DEFAULT_LEASE_SECONDS)
+        until = now + timedelta(seconds=lease_seconds)
         halted = self._courtesy().halted
         note_halted(halted)
         allowed: list[float] = []
@@ -330,15 +343,19 @@ class OutboundServicer(outbound_pb2_grpc.OutboundServiceServicer):
             resource = row.content["resource"]
             if (wanted and row.id not in wanted) or request.queue not in ("", resource.get("queue", "")):
                 continue
-            if "origin" in row.content and not self._campaign_runs(row.content["origin"]["campaign"]):
+            if not self._campaign_lets(row):
                 continue
             chosen.append((-resource.get("priority", 0), row.id, row))
         return [row for _, _, row in sorted(chosen, key=lambda item: item[:2])]
 
-    def _campaign_runs(self, campaign: str) -> bool:
-        """Whether the campaign that filled a list runs: a paused one calls nobody."""
+    def _campaign_lets(self, row: Row) -> bool:
+        """Whether no campaign filled the list, or one that runs: a paused one calls nobody."""
+        if "origin" not in row.content:
+            return True
         try:
-            return bool(self._shelves.get(CAMPAIGNS, campaign).keys["state"] == RUNNING)
+            return bool(
+                self._shelves.get(CAMPAIGNS, row.content["origin"]["campaign"]).keys["state"] == RUNNING
+            )
         except NotFound:
             return False
 
@@ -442,6 +459,54 @@ class OutboundServicer(outbound_pb2_grpc.OutboundServiceServicer):
             if capped(courtesy, touches, StepChannel.OUTBOUND_CALL, now):
                 tired.add(f"customers/{customer}")
         return frozenset(tired)
+
+    def RenewContacts(self, request: P.RenewContactsRequest, context: Any) -> P.RenewContactsResponse:
+        """Reserves for longer what the holder has."""
+        holder = check_id("holder", request.holder)
+        if not 1 <= len(request.contacts) <= CONTACTS_MAX:
+            raise InvalidArgument(field="contacts", why=f"must hold 1 to {CONTACTS_MAX}")
+        seconds = _lease_seconds(request)
+        names = [parse_names("contacts", ("contactLists", "contacts"), name) for name in request.contacts]
+        now = self._clock.now()
+        until = now + timedelta(seconds=seconds)
+        response = P.RenewContactsResponse()
+        lets: dict[str, bool] = {}
+        for list_id, id in names:
+            if request.calling and list_id not in lets:
+                lets[list_id] = self._may_call(list_id)
+            if not lets.get(list_id, True):
+                continue
+            kept = self._keep(list_id, id, holder, now, until, calling=request.calling)
+            if kept is not None:
+                response.contacts.append(kept)
+        return response
+
+    def _may_call(self, list_id: str) -> bool:
+        """Whether a list is called just now."""
+        if self._courtesy().halted:
+            return False
+        try:
+            row = self._shelves.get(CONTACT_LISTS, list_id)
+        except NotFound:
+            return False
+        return row.keys["state"] == P.CONTACT_LIST_STATE_RUNNING and self._campaign_lets(row)
+
+    def _keep(
+        self, list_id: str, id: str, holder: str, now: datetime, until: datetime, *, calling: bool
+    ) -> Any:
+        """The contact with its new lease; None for one that the holder has not, or may not call."""
+        try:
+            row = self._shelves.get(CONTACTS, id)
+        except NotFound:
+            return None
+        contact = self._contact(row)
+        held = contact.state == P.CONTACT_STATE_LEASED and contact.holder == holder and row.keys["due"] > now
+        if not held or row.keys["list"] != list_id:
+            return None
+        if calling and forbidden(self._shelves, contact.number):
+            return None
+        contact.lease_expire_time.FromDatetime(until)
+        return contact if self._try(contact_row(row, contact, list_id, until)) else None
 
     def ReturnContacts(self, request: P.ReturnContactsRequest, context: Any) -> P.ReturnContactsResponse:
         """Gives contacts back uncalled."""

@@ -23,7 +23,7 @@ from marketing.scopes import method
 from marketing.shelf import Kind, Row, Shelves
 
 #: Fields that the server alone writes.
-_SERVED = ("name", "etag", "create_time", "update_time")
+_SERVED = ("name", "etag", "create_time", "update_time", "campaign_holds")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -86,7 +86,7 @@ _BY_SERVICE: Mapping[str, Mapping[str, tuple[str, ...]]] = {
             "AddForbiddenNumbers",
             "RemoveForbiddenNumber",
         ),
-        "marketing.outbound.dial": ("NextContacts", "ReturnContacts", "RecordResult"),
+        "marketing.outbound.dial": ("NextContacts", "RenewContacts", "ReturnContacts", "RecordResult"),
     },
     "SurveyService": {
         "marketing.surveys.read": (

@@ -81,7 +81,7 @@ def bindings(
     offers = OfferServicer(Offers(store, clock, cache.expire), settings.currency)
     recommendations = _recommendations(settings, store, reader, clock, shelves, cache, policy)
     campaigns = Campaigns(shelves, store, clock, settings.currency)
-    calls = {StepChannel.OUTBOUND_CALL: CallListSender(shelves, clock)}
+    calls = {StepChannel.OUTBOUND_CALL: CallListSender(shelves, clock, settings.calls_queue)}
     senders = Senders(read_configs(settings.senders), calls)
     return [
         _binding(offers_pb2, offers_pb2_grpc, "OfferService", offers),

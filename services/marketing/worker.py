@@ -117,7 +117,7 @@ def _campaigns(settings: MarketingSettings) -> Background:
 
     def run(stopping: Stopping) -> None:
         clock, shelves, store = settings.clock(), MongoShelves(), CampaignStore()
-        calls = {StepChannel.OUTBOUND_CALL: CallListSender(shelves, clock)}
+        calls = {StepChannel.OUTBOUND_CALL: CallListSender(shelves, clock, settings.calls_queue)}
         senders = Senders(read_configs(settings.senders), calls)
         campaigns = Campaigns(shelves, MongoStore(), clock, settings.currency)
         holiday = holidays_of(settings.holiday_country)

@@ -98,3 +98,14 @@ SCOPES: dict[str, str] = {
 DIALLER_SCOPES: dict[str, str] = {
     "/callmesh.dialler.v1.LineService/ServeLines": "dialler.lines.serve",
 }
+
+#: What the dialler asks of others: the scopes of its own token.
+DIALLER_ASKS: tuple[str, ...] = (
+    "marketing.outbound.dial",
+    "marketing.outbound.read",
+    "routing.calls.read",
+    "routing.calls.route",
+    "routing.directory.read",
+    "routing.planning.read",
+    "routing.stats.read",
+)

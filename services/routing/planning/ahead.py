@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from collections.abc import Awaitable, Callable, Collection, Coroutine, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -81,6 +81,8 @@ class Ahead:
     _ringing: dict[str, _Ring] = field(default_factory=dict)
     #: Agents with somebody who has answered.
     _busy: dict[str, Phase] = field(default_factory=dict)
+    #: Contacts that are spoken to.
+    _talks: set[str] = field(default_factory=set)
     _paces: dict[str, Pacing] = field(default_factory=dict)
     _answers: deque[bool] = field(default_factory=lambda: deque(maxlen=ATTEMPTS_SEEN))
     _tasks: set[asyncio.Task[None]] = field(default_factory=set)
@@ -101,6 +103,15 @@ class Ahead:
     def waiting(self) -> int:
         """Agents in the pool."""
         return len(self._pool)
+
+    @property
+    def busy(self) -> bool:
+        """Whether anything is in hand."""
+        return bool(self._pool or self._ringing or self._busy)
+
+    def talking(self) -> Sequence[str]:
+        """Contacts that are spoken to."""
+        return sorted(self._talks)
 
     def pool(self) -> Sequence[str]:
         """Agents who wait for somebody to answer, the longest waiting first."""
@@ -151,6 +162,13 @@ class Ahead:
                 self._paces[name] = await self._begun(each, now_ms)
             else:
                 pace.abandon_ratio_max = each.abandon_ratio_max
+
+    def only(self, names: Collection[str]) -> None:
+        """Drops what rings for other lists."""
+        for ring in self._ringing.values():
+            if ring.person.contact_list not in names and not ring.dropped:
+                ring.dropped = True
+                ring.line.drop()
 
     async def _begun(self, one: ListNow, now_ms: int) -> Pacing:
         pace = Pacing(
@@ -284,6 +302,7 @@ class Ahead:
 
     async def _talk(self, ring: _Ring, agent: str, call: Call) -> None:
         """The conversation, until either side ends it."""
+        self._talks.add(ring.person.contact)
         ring.line.bridge(call, agent)
         over = asyncio.ensure_future(call.wait_ended())
         gone = asyncio.ensure_future(ring.line.wait_ended())
@@ -297,6 +316,7 @@ class Ahead:
             over.cancel()
             gone.cancel()
             self._busy.pop(agent, None)
+            self._talks.discard(ring.person.contact)
             self.changed()
 
     # --- ends

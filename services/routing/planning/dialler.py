@@ -14,10 +14,18 @@ the policy and does what it says:
 3. Contacts are reserved a few at a time, never more than could be begun at once, and each is looked at
    again: who may not be called where they are just now goes back. What is not begun within `HELD_SECONDS`
    goes back too.
-4. Kill switch: when none of the lists runs (PauseContactList), outbound is stopped as a whole (`callmesh
+4. A reservation is short until its contact is begun: what a killed dialler held is free again soon, without
+   it. Just before a contact is begun marketing is asked to renew it, for a conversation; it does so only for
+   who holds the contact, and only if it may still be called. So nobody is dialled twice, whatever diallers
+   there are, and of a list or campaign that was paused a moment ago nobody is dialled any more. Who is spoken
+   to is renewed on and on. Offers that a killed dialler left go back, too: see `left_behind.py`.
+5. Kill switch: when a list does not run any more (PauseContactList, its campaign is paused), its contacts are
+   withdrawn, whether other lists run or not. When none does, outbound is stopped as a whole (`callmesh
    outbound stop`), or `stop` was called, everything unanswered is withdrawn and nothing begun. So it is when
    the floor cannot be seen for `BLIND_SECONDS`: who sees nothing begins nothing.
-5. What came of a conversation the desktop reports (RecordResult); the call's context names contact, attempt
+6. With nothing to call and nothing in hand it is idle: it looks every `IDLE_SECONDS`, at totals alone, and
+   asks for no forecast.
+7. What came of a conversation the desktop reports (RecordResult); the call's context names contact, attempt
    and holder for it.
 """
 
@@ -25,7 +33,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import structlog
 
@@ -48,6 +56,7 @@ from routing.planning.dialler_ports import (
     NoLines,
     Person,
 )
+from routing.planning.left_behind import LeftBehind
 from routing.planning.pacing import ANSWERED_WAIT_MS_MAX, Pacing
 
 log = structlog.get_logger(__name__)
@@ -58,9 +67,13 @@ LOOK_SECONDS, LOOK_AGAIN_SECONDS = 1.0, 0.2
 SPARE = 2
 #: A contact is held so long without being begun, real seconds.
 HELD_SECONDS = 60.0
-#: Its lease outlasts the offer and the conversation: it may not be called again while somebody speaks to it.
-#: What the dialler does not begin it gives back by itself; only one that is killed leaves contacts to this.
-LEASE_SECONDS = 3_600
+#: And reserved so long, seconds: beyond `HELD_SECONDS`, and what is left when a dialler is killed.
+HELD_LEASE_SECONDS = 90.0
+#: The lease of who is called outlasts the offer and the conversation, business seconds: nobody is called
+#: again while somebody speaks to them. Renewed when so much is left.
+LEASE_SECONDS, LEASE_LEFT_MS = 3_600, 1_800_000
+#: Between two looks while there is nothing to do, and between two at what others left behind, real seconds.
+IDLE_SECONDS, LEFT_BEHIND_SECONDS = 4.0, 20.0
 #: Without a look at the floor for so long everything unanswered is withdrawn, real seconds.
 BLIND_SECONDS = 5.0
 #: Lists that had nobody are asked again after this, and the directory for the blended agents, real seconds.
@@ -115,6 +128,8 @@ class Dialler:
     answer_ratio: float = 0.3
     talk_seconds: float = 70.0
     answered_wait_seconds: float = ANSWERED_WAIT_MS_MAX / 1000
+    #: Called at each look while there is something to call.
+    woken: Callable[[], None] = lambda: None
     _ahead: Ahead = field(init=False)
     _called: dict[str, list[int]] = field(default_factory=dict)
     _held: list[_Held] = field(default_factory=list)
@@ -127,6 +142,12 @@ class Dialler:
     _offered: int | None = None
     _empty_until: float = -1e9
     _tasks: set[asyncio.Task[None]] = field(default_factory=set)
+    #: Contacts that are begun, to the end of their reservation.
+    _until: dict[str, int] = field(default_factory=dict)
+    _idle: bool = False
+    _left_behind: LeftBehind = field(init=False)
+    _left_behind_at: float = -1e9
+    _sweeping: asyncio.Task[None] | None = None
     #: It is worth looking again.
     _due: asyncio.Event = field(default_factory=asyncio.Event)
 
@@ -140,10 +161,11 @@ class Dialler:
             answered_wait_seconds=self.answered_wait_seconds,
             changed=self._due.set,
         )
+        self._left_behind = LeftBehind(lists=self.lists, calls=self.calls)
 
     def sees(self) -> bool:
         """Whether the floor and the lists were seen lately."""
-        return self.clock.monotonic() - self._looked_at <= BLIND_SECONDS
+        return self.clock.monotonic() - self._looked_at <= BLIND_SECONDS + IDLE_SECONDS * self._idle
 
     @property
     def waiting_ahead(self) -> int:
@@ -162,9 +184,8 @@ class Dialler:
             if await _within(LOOK_AGAIN_SECONDS, ended):
                 break
             waiting = [asyncio.ensure_future(event.wait()) for event in (ended, self._due)]
-            await asyncio.wait(
-                waiting, timeout=LOOK_SECONDS - LOOK_AGAIN_SECONDS, return_when=asyncio.FIRST_COMPLETED
-            )
+            between = IDLE_SECONDS if self._idle else LOOK_SECONDS - LOOK_AGAIN_SECONDS
+            await asyncio.wait(waiting, timeout=between, return_when=asyncio.FIRST_COMPLETED)
             for one in waiting:
                 one.cancel()
         self.stopped = True
@@ -173,7 +194,7 @@ class Dialler:
         self._held = []
         await self._ahead.close()
         # Who talks goes on without this process.
-        tasks = list(self._tasks)
+        tasks = list(self._tasks) + ([self._sweeping] if self._sweeping else [])
         if any(begun.phase is Phase.DIALLING for begun in self._begun.values()):
             await asyncio.wait(tasks, timeout=END_SECONDS)
         for task in tasks:
@@ -184,10 +205,16 @@ class Dialler:
         """One look and what follows from it."""
         now = self.clock.monotonic()
         try:
+            self._running = await self.lists.running()
+            self._idle = self._has_nothing_to_do()
+            if self._idle:
+                self._count(await self.floor.look(agents=False))
+                self._looked_at = now
+                return
+            self.woken()
             if now - self._blended_at > BLENDED_SECONDS:
                 self._blended, self._blended_at = await self.floor.blended(), now
             seen = await self.floor.look()
-            self._running = await self.lists.running()
             await self._ahead.follow(self._running, seen.now_ms)
         except CallmeshError as error:
             log.info("dialler_blind", error=error.reason)
@@ -199,8 +226,38 @@ class Dialler:
         self._count(seen)
         self._ahead.settle(seen)
         await self._tidy(seen.now_ms, now)
+        await self._keep(seen.now_ms)
         await self._stock(seen, now)
         await self._decide(seen)
+        self._sweep(now)
+
+    def _has_nothing_to_do(self) -> bool:
+        return not (self._running or self._begun or self._held or self._ahead.busy)
+
+    def _sweep(self, now: float) -> None:
+        """Looks after what other diallers left behind, beside everything else."""
+        if now - self._left_behind_at < LEFT_BEHIND_SECONDS or (self._sweeping and not self._sweeping.done()):
+            return
+        self._left_behind_at = now
+        self._sweeping = asyncio.create_task(self._left_behind.look([each.name for each in self._running]))
+
+    async def _keep(self, now_ms: int) -> None:
+        """Who is spoken to stays reserved."""
+        talks = {b.person.contact for b in self._begun.values() if b.phase is Phase.TALKING}
+        talks.update(self._ahead.talking())
+        begun = talks | {b.person.contact for b in self._begun.values()}
+        self._until = {contact: ms for contact, ms in self._until.items() if contact in begun}
+        due = sorted(each for each in talks if self._until.get(each, 0) - now_ms < LEASE_LEFT_MS)
+        if not due:
+            return
+        try:
+            kept = await self.lists.renew(due, calling=False)
+        except CallmeshError as error:
+            # The next look asks again.
+            log.info("contacts_not_renewed", count=len(due), error=error.reason)
+            return
+        # Whose reservation is lost is nobody's to renew: not asked for again.
+        self._until.update({each: kept.get(each, now_ms + LEASE_SECONDS * 1000) for each in due})
 
     def _count(self, seen: FloorNow) -> None:
         """A day's counter begins again at nothing."""
@@ -211,10 +268,21 @@ class Dialler:
         self._offered = seen.offered
 
     async def _tidy(self, now_ms: int, now: float) -> None:
-        """Held contacts that are too old, or may not be called any more, go back."""
-        late = [h for h in self._held if now - h.since > HELD_SECONDS or not self._allowed(h.person, now_ms)]
+        """Held contacts that are too old, or may not be called any more, go back; what is on its way for a
+        list that does not run any more is withdrawn.
+        """
+        names = {each.name for each in self._running}
+        late = [
+            h
+            for h in self._held
+            if now - h.since > HELD_SECONDS
+            or h.person.contact_list not in names
+            or not self._allowed(h.person, now_ms)
+        ]
         self._held = [h for h in self._held if h not in late]
         await self._give_back(late)
+        self._ahead.only(names)
+        await self._withdraw([a for a, b in self._begun.items() if b.person.contact_list not in names])
 
     def _allowed(self, person: Person, now_ms: int) -> bool:
         recent = [ms for ms in self._called.get(person.number, ()) if ms > now_ms - DAY_MS]
@@ -286,6 +354,7 @@ class Dialler:
         if person is None:
             return
         begun = self._begun[order.agent] = _Begun(person)
+        self._until[person.contact] = person.lease_ms
         task = asyncio.create_task(self._through(order.agent, begun))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
@@ -295,25 +364,40 @@ class Dialler:
         pool = self._ahead.pool()
         common = frozenset.intersection(*(self._blended.get(agent, frozenset()) for agent in pool))
         return await self._next_person(
-            now_ms, lambda one: one.skills <= common and self._ahead.allows(one, lines, now_ms)
+            now_ms, lambda one: one.skills <= common and self._ahead.allows(one, lines, now_ms), talk=False
         )
 
-    async def _next_person(self, now_ms: int, fits: Callable[[Person], bool]) -> Person | None:
-        """The next who fits and may be called; those met before who were called often enough go back."""
+    async def _next_person(
+        self, now_ms: int, fits: Callable[[Person], bool], *, talk: bool = True
+    ) -> Person | None:
+        """The next who fits and may be called, reserved for a `talk` or for a line's ringing; those met
+        before who may not be called any more go back.
+        """
         late = []
-        found = None
-        for held in list(self._held):
-            if not self._allowed(held.person, now_ms):
-                late.append(held)
-            elif fits(held.person):
-                found = held
-                break
-        self._held = [each for each in self._held if each is not found and each not in late]
+        found: Person | None = None
+        try:
+            for held in list(self._held):
+                if not self._allowed(held.person, now_ms):
+                    late.append(held)
+                elif fits(held.person):
+                    found = await self._confirmed(held.person, talk=talk)
+                    late += [] if found else [held]
+                if found is not None:
+                    self._held.remove(held)
+                    self._remember(found.number, now_ms)
+                    break
+        except CallmeshError as error:
+            # Held on to: the next look asks again.
+            log.info("contact_not_renewed", error=error.reason)
+        self._held = [each for each in self._held if each not in late]
         await self._give_back(late)
-        if found is None:
-            return None
-        self._remember(found.person.number, now_ms)
-        return found.person
+        return found
+
+    async def _confirmed(self, person: Person, *, talk: bool) -> Person | None:
+        """Who is about to be called, if nothing has become of that meanwhile. Raises CallmeshError."""
+        kept = await self.lists.renew([person.contact], calling=True, talk=talk)
+        until_ms = kept.get(person.contact)
+        return None if until_ms is None else replace(person, lease_ms=until_ms)
 
     def _remember(self, number: str, now_ms: int) -> None:
         recent = [ms for ms in self._called.pop(number, ()) if ms > now_ms - DAY_MS]

@@ -3,25 +3,23 @@
     python -m routing.planning.dialler_main --region beijing --inbound service --outbound callout \
         --routing 127.0.0.1:7120 --marketing 127.0.0.1:7160
 
-Gateways with telephone lines come to its own gRPC port (LineService); that port, the HTTP port of /metrics,
-/healthz and /readyz, TLS, tokens of gateways, and the clock are settings as every server has them
-(`DIALLER_GRPC_PORT`, `TLS_CERT_FILE`, `AUTH_MODE`, `CLOCK_SPEED`, ...; docs/settings.md).
+Every option is a setting, too (`DIALLER_REGION`, ...). Gateways with telephone lines come to its own gRPC
+port (LineService); that port, the HTTP port of /metrics, /healthz and /readyz, TLS, tokens of gateways, and
+the clock are settings as every server has them (`DIALLER_GRPC_PORT`, `TLS_CERT_FILE`, `AUTH_MODE`,
+`CLOCK_SPEED`, ...; docs/settings.md).
 
-It ends on SIGTERM: what nobody has accepted is withdrawn and goes back to its list. Scopes needed:
-routing.stats.read, routing.directory.read, routing.calls.route, routing.calls.read, routing.planning.read,
-marketing.outbound.read and marketing.outbound.dial.
+It ends on SIGTERM: what nobody has accepted is withdrawn and goes back to its list. Scopes of its token:
+`routing.scopes.DIALLER_ASKS`.
 """
 
 from __future__ import annotations
 
-import argparse
 import asyncio
 import math
 import os
 import signal
 import sys
 from collections.abc import AsyncIterator, Awaitable, Mapping, Sequence
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
@@ -47,12 +45,18 @@ from callmesh.routing.v1 import (
 from chassis import server, tls
 from chassis.client import Dialer, outgoing
 from chassis.clock import Clock, to_ms
-from chassis.errors import CallmeshError, FailedPrecondition, InvalidArgument, Unavailable
-from chassis.ids import new_id
+from chassis.errors import CallmeshError, FailedPrecondition, Unavailable
+from chassis.ids import new_id, stable_id
 from routing.planning.blending import BlendingRules, Contacts, ForecastBlending
 from routing.planning.calling_hours import CallingHours
-from routing.planning.dialler import LEASE_SECONDS, LOOK_SECONDS, Dialler, attributes_of
-from routing.planning.dialler_config import DiallerSettings
+from routing.planning.dialler import (
+    HELD_LEASE_SECONDS,
+    LEASE_SECONDS,
+    LOOK_SECONDS,
+    Dialler,
+    attributes_of,
+)
+from routing.planning.dialler_config import DiallerSettings, environment_of
 from routing.planning.dialler_ports import (
     AgentNow,
     Call,
@@ -60,6 +64,7 @@ from routing.planning.dialler_ports import (
     LineResult,
     ListNow,
     Person,
+    Reserved,
     Results,
 )
 from routing.planning.erlang import Demand
@@ -67,7 +72,7 @@ from routing.planning.history import SLOT_MS
 from routing.planning.lines import Gateways
 from routing.planning.lines_servicer import lines_binding
 from routing.planning.nowcast import Nowcast
-from routing.planning.pacing import ANSWERED_WAIT_MS_MAX, Mode
+from routing.planning.pacing import Mode
 from routing.scopes import DIALLER_SCOPES
 
 log = structlog.get_logger(__name__)
@@ -145,11 +150,11 @@ class GrpcFloor:
         #: Agents who have the queue's skills, or are blended; None until the directory was asked.
         self._meant: frozenset[str] | None = None
 
-    async def look(self) -> FloorNow:
-        request = supervision_pb2.GetStatsRequest(region=self._region, with_agents=True)
+    async def look(self, *, agents: bool = True) -> FloorNow:
+        request = supervision_pb2.GetStatsRequest(region=self._region, with_agents=agents)
         stats = await asked(self._peers.supervision.GetStats(request, **self._peers.how(2.0)))
         queue = next((q for q in stats.queues if q.queue == self._inbound), supervision_pb2.QueueStats())
-        agents = [
+        there = [
             AgentNow(
                 agent=each.agent.removeprefix("agents/"),
                 free=each.state == agent_pb2.AGENT_STATE_AVAILABLE,
@@ -160,9 +165,9 @@ class GrpcFloor:
             if each.state in (agent_pb2.AGENT_STATE_AVAILABLE, *_BUSY) and not each.draining
         ]
         if self._meant is not None:
-            agents = [each for each in agents if each.agent in self._meant]
+            there = [each for each in there if each.agent in self._meant]
         return FloorNow(
-            now_ms=_ms(stats.event_time), agents=agents, waiting=queue.waiting, offered=queue.offered
+            now_ms=_ms(stats.event_time), agents=there, waiting=queue.waiting, offered=queue.offered
         )
 
     async def blended(self) -> Mapping[str, frozenset[str]]:
@@ -198,8 +203,10 @@ class GrpcFloor:
 class GrpcLists:
     """Marketing's lists of the outbound queue."""
 
-    def __init__(self, peers: Peers, outbound: str, holder: str) -> None:
+    def __init__(self, peers: Peers, outbound: str, holder: str, speed: float = 1.0) -> None:
+        """Marketing counts leases in business time, of which `speed` seconds pass in a real one."""
         self._peers, self._queue, self._holder = peers, f"queues/{outbound}", holder
+        self._held_seconds = min(LEASE_SECONDS, math.ceil(HELD_LEASE_SECONDS * speed))
 
     async def running(self) -> Sequence[ListNow]:
         found: list[ListNow] = []
@@ -216,31 +223,45 @@ class GrpcLists:
         return found
 
     def _runs(self, one: outbound_pb2.ContactList) -> bool:
-        return one.state == outbound_pb2.CONTACT_LIST_STATE_RUNNING and one.queue == self._queue
+        runs = one.state == outbound_pb2.CONTACT_LIST_STATE_RUNNING and not one.campaign_holds
+        return runs and one.queue == self._queue
 
     async def next(self, count: int, skills: frozenset[str]) -> Sequence[Person]:
         request = outbound_pb2.NextContactsRequest(
             holder=self._holder,
             max_contacts=count,
             queue=self._queue,
-            lease_seconds=LEASE_SECONDS,
+            lease_seconds=self._held_seconds,
             # Lists name skills by id or by resource name.
             skills=[name for id in sorted(skills) for name in (id, f"skills/{id}")],
         )
         page = await asked(self._peers.lists.NextContacts(request, **self._peers.how()))
+        return [person_of(each) for each in page.contacts]
+
+    async def renew(self, contacts: Sequence[str], *, calling: bool, talk: bool = True) -> Mapping[str, int]:
+        request = outbound_pb2.RenewContactsRequest(
+            holder=self._holder,
+            contacts=contacts,
+            lease_seconds=LEASE_SECONDS if talk else self._held_seconds,
+            calling=calling,
+        )
+        kept = await asked(self._peers.lists.RenewContacts(request, **self._peers.how()))
+        return {each.name: _ms(each.lease_expire_time) for each in kept.contacts}
+
+    async def reserved(self, name: str) -> Sequence[Reserved]:
+        prefix = self._holder.rpartition("-")[0] + "-"
+        request = outbound_pb2.ListContactsRequest(
+            parent=name, page_size=PAGE_SIZE, state=outbound_pb2.CONTACT_STATE_LEASED
+        )
+        page = await asked(self._peers.lists.ListContacts(request, **self._peers.how()))
         return [
-            Person(
-                contact=c.name,
-                number=c.number,
-                attempt=c.attempt,
-                zone=c.time_zone,
-                skills=frozenset(name.removeprefix("skills/") for name in c.skills),
-            )
-            for c in page.contacts
+            Reserved(person=person_of(each), holder=each.holder)
+            for each in page.contacts
+            if each.holder.startswith(prefix) and each.holder != self._holder
         ]
 
-    async def give_back(self, contacts: Sequence[str]) -> None:
-        request = outbound_pb2.ReturnContactsRequest(holder=self._holder, contacts=contacts)
+    async def give_back(self, contacts: Sequence[str], holder: str = "") -> None:
+        request = outbound_pb2.ReturnContactsRequest(holder=holder or self._holder, contacts=contacts)
         await asked(self._peers.lists.ReturnContacts(request, **self._peers.how()))
 
     async def record(self, person: Person, result: LineResult) -> None:
@@ -262,6 +283,23 @@ class GrpcLists:
             answered=sum(known.get(result, 0) for result in _ANSWERED),
             abandoned=known.get("ABANDONED", 0),
         )
+
+
+def holder_prefix(region: str) -> str:
+    """How the names of a region's diallers begin; what follows is each one's own."""
+    return f"dialler-{region}-"
+
+
+def person_of(contact: outbound_pb2.Contact) -> Person:
+    """A contact as the dialler needs it."""
+    return Person(
+        contact=contact.name,
+        number=contact.number,
+        attempt=contact.attempt,
+        zone=contact.time_zone,
+        skills=frozenset(name.removeprefix("skills/") for name in contact.skills),
+        lease_ms=_ms(contact.lease_expire_time),
+    )
 
 
 def list_now(one: outbound_pb2.ContactList) -> ListNow:
@@ -345,6 +383,15 @@ class GrpcCall:
         raise Unavailable(why="the call does not say what became of it", retry_seconds=LOOK_SECONDS)
 
 
+def call_id_of(person: Person) -> str:
+    """The call in which a reservation is offered: another process can tell it, too, and so learn what became
+    of it.
+    """
+    if not person.lease_ms:
+        return new_id("out-")
+    return f"out-{stable_id(person.contact, person.attempt, person.lease_ms)}"
+
+
 class GrpcCalls:
     """Outbound calls of one queue."""
 
@@ -353,7 +400,8 @@ class GrpcCalls:
 
     async def begin(self, person: Person, agent: str, line: str = "") -> Call:
         request = call_pb2.CallRequest(
-            call_id=new_id("out-"),
+            # Somebody on a line may be offered to one agent after the other.
+            call_id=new_id("out-") if line else call_id_of(person),
             caller_number=person.number,
             channel=common_pb2.CHANNEL_VOICE,
             queue=self._queue,
@@ -366,6 +414,15 @@ class GrpcCalls:
         )
         return GrpcCall(self._peers, request)
 
+    async def unanswered(self, person: Person) -> bool:
+        request = routing_pb2.GetCallRequest(name=f"calls/{call_id_of(person)}")
+        try:
+            call = await asked(self._peers.routing.GetCall(request, **self._peers.how()))
+        except FailedPrecondition:
+            # Never placed, not placed yet, or forgotten: nobody can tell.
+            return False
+        return call.state == call_pb2.CALL_STATE_ENDED and not call.HasField("connect_time")
+
     async def end(self, call: Call) -> None:
         request = routing_pb2.EndCallRequest(call_id=call.call_id)
         await asked(self._peers.routing.EndCall(request, **self._peers.how()))
@@ -374,10 +431,13 @@ class GrpcCalls:
 class Outlooks:
     """The next minutes by planning's forecast and the reports, asked for again now and then."""
 
-    def __init__(self, peers: Peers, region: str, inbound: str) -> None:
+    def __init__(self, peers: Peers, region: str, inbound: str, start_ms: int = 0) -> None:
+        """Callers are seen from `start_ms` on."""
         self._peers, self._region, self._inbound = peers, region, inbound
         self._rows: Mapping[int, float] = {}
-        self.nowcast = Nowcast(USUAL, self._rate)
+        self.nowcast = Nowcast(USUAL, self._rate, start_ms=start_ms)
+        #: There is something to call: only then is anything asked, for a plan keeps a router busy a while.
+        self.wanted = asyncio.Event()
 
     def _rate(self, ms: int) -> float | None:
         return self._rows.get(ms - ms % SLOT_MS)
@@ -385,6 +445,7 @@ class Outlooks:
     async def run(self, now_ms: Any) -> None:
         """Keeps it new, until cancelled; what cannot be asked stays as it was."""
         while True:
+            await self.wanted.wait()
             wait = FORECAST_SECONDS
             try:
                 await self.refresh(now_ms())
@@ -393,6 +454,7 @@ class Outlooks:
                 if isinstance(error, Unavailable):
                     wait = FORECAST_AGAIN_SECONDS
             await asyncio.sleep(wait)
+            self.wanted.clear()
 
     async def refresh(self, now_ms: int) -> None:
         """Raises Unavailable."""
@@ -448,100 +510,51 @@ def _interval(from_ms: int, to_ms_: int) -> common_pb2.Interval:
     return common_pb2.Interval(start_time=begin, end_time=end)
 
 
-def arguments_of(argv: Sequence[str]) -> argparse.Namespace:
-    """The command line."""
-    parser = argparse.ArgumentParser(prog="dialler", description="Outbound calls between inbound ones.")
-    parser.add_argument("--region", required=True, help="region whose agents call")
-    parser.add_argument("--inbound", required=True, help="queue whose service level is kept")
-    parser.add_argument("--outbound", required=True, help="queue of the outbound calls and of the lists")
-    parser.add_argument("--routing", required=True, help="a router, host:port")
-    parser.add_argument("--marketing", required=True, help="a marketing server, host:port")
-    parser.add_argument("--token-file", default="", help="file with a bearer token, renewed by others")
-    parser.add_argument("--share", type=float, default=BlendingRules().share, help="share of blended agents")
-    parser.add_argument("--stint-seconds", type=int, default=300, help="shortest time in outbound")
-    parser.add_argument("--price", type=float, default=BlendingRules().price, help="late calls an hour of it")
-    parser.add_argument("--answer-ratio", type=float, default=0.3, help="share of contacts who answer")
-    parser.add_argument(
-        "--talk-seconds", type=float, default=70.0, help="mean conversation and work after it"
+def policy_of(settings: DiallerSettings) -> ForecastBlending:
+    """What the settings allow."""
+    rules = BlendingRules(
+        share=settings.share, stint_min_ms=settings.stint_seconds * 1000, price=settings.price
     )
-    parser.add_argument("--dial-seconds", type=float, default=25.0, help="mean time until somebody answers")
-    parser.add_argument(
-        "--answered-wait-seconds",
-        type=float,
-        default=ANSWERED_WAIT_MS_MAX / 1000,
-        help="who answered a line and has no agent by then is abandoned",
+    like = Contacts(
+        answer_ratio=settings.answer_ratio,
+        dial_seconds=settings.dial_seconds,
+        talk_seconds=settings.talk_seconds,
     )
-    parser.add_argument("--from-hour", type=int, default=8, help="calls begin from this hour, where they go")
-    parser.add_argument("--until-hour", type=int, default=21, help="calls begin before this hour")
-    parser.add_argument("--calls-a-day", type=int, default=3, help="calls to one number in 24 hours, at most")
-    return parser.parse_args(argv)
+    return ForecastBlending(rules=rules, contacts=like)
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Checked:
-    """The command line, checked."""
-
-    hours: CallingHours
-    rules: BlendingRules
-    like: Contacts
-
-
-def checked(options: argparse.Namespace) -> Checked:
-    """Raises InvalidArgument for an option out of range."""
-    if not 1 <= options.calls_a_day <= 20:
-        raise InvalidArgument(field="calls_a_day", why=f"must be 1 to 20, got {options.calls_a_day}")
-    for name, low, high in (
-        ("answer_ratio", 0.001, 1.0),
-        ("talk_seconds", 1.0, 7_200.0),
-        ("dial_seconds", 0.0, 600.0),
-        ("answered_wait_seconds", 0.5, 30.0),
-    ):
-        if not low <= getattr(options, name) <= high:
-            raise InvalidArgument(
-                field=name, why=f"must be {low:g} to {high:g}, got {getattr(options, name)}"
-            )
-    windows = (((options.from_hour * 60, options.until_hour * 60),),) * 7
-    return Checked(
-        hours=CallingHours(legal=windows),
-        rules=BlendingRules(
-            share=options.share, stint_min_ms=options.stint_seconds * 1000, price=options.price
-        ),
-        like=Contacts(
-            answer_ratio=options.answer_ratio,
-            dial_seconds=options.dial_seconds,
-            talk_seconds=options.talk_seconds,
-        ),
-    )
+def hours_of(settings: DiallerSettings) -> CallingHours:
+    """When calls may begin, every day alike."""
+    return CallingHours(legal=(((settings.from_hour * 60, settings.until_hour * 60),),) * 7)
 
 
 class Process:
     """The dialler with all around it."""
 
-    def __init__(self, settings: DiallerSettings, options: argparse.Namespace) -> None:
-        """InvalidArgument for an option out of range, StartError for a file that cannot be read. Needs a
-        running event loop.
-        """
-        known = checked(options)
+    def __init__(self, settings: DiallerSettings) -> None:
+        """StartError for a file that cannot be read. Needs a running event loop."""
         clock: Clock = settings.clock()
-        self._dialer = Dialer(tls.certificates(settings), tls.TokenFile(options.token_file))
-        holder = f"dialler-{options.region}-{os.getpid()}"
-        peers = Peers(self._dialer, options.routing, options.marketing)
-        self._outlooks = Outlooks(peers, options.region, options.inbound)
+        self._dialer = Dialer(tls.certificates(settings), tls.TokenFile(settings.token_file))
+        # A name of its own: what a process before it had reserved is not taken for its own.
+        holder = f"{holder_prefix(settings.region)}{new_id()}"
+        peers = Peers(self._dialer, settings.routing, settings.marketing)
+        self._outlooks = Outlooks(peers, settings.region, settings.inbound, clock.now_ms())
         self._now_ms = clock.now_ms
         self.gateways = Gateways()
         self.dialler = Dialler(
-            floor=GrpcFloor(peers, options.region, options.inbound),
-            lists=GrpcLists(peers, options.outbound, holder),
-            calls=GrpcCalls(peers, options.outbound, holder),
-            policy=ForecastBlending(rules=known.rules, contacts=known.like),
+            floor=GrpcFloor(peers, settings.region, settings.inbound),
+            lists=GrpcLists(peers, settings.outbound, holder, settings.clock_speed),
+            calls=GrpcCalls(peers, settings.outbound, holder),
+            policy=policy_of(settings),
             outlook=self._outlooks.nowcast,
-            hours=known.hours,
+            hours=hours_of(settings),
             clock=clock,
-            calls_a_day_max=options.calls_a_day,
+            calls_a_day_max=settings.calls_a_day,
             lines=self.gateways,
-            answer_ratio=options.answer_ratio,
-            talk_seconds=options.talk_seconds,
-            answered_wait_seconds=options.answered_wait_seconds,
+            answer_ratio=settings.answer_ratio,
+            talk_seconds=settings.talk_seconds,
+            answered_wait_seconds=settings.answered_wait_seconds,
+            woken=self._outlooks.wanted.set,
         )
         self._ended = asyncio.Event()
         self._tasks: list[asyncio.Task[None]] = []
@@ -575,9 +588,9 @@ class Process:
         await self._dialer.close()
 
 
-async def run(settings: DiallerSettings, options: argparse.Namespace) -> None:
+async def run(settings: DiallerSettings) -> None:
     """Until SIGTERM or SIGINT."""
-    process = Process(settings, options)
+    process = Process(settings)
     await server.serve(
         settings,
         [server.ServiceBinding(*lines_binding(process.gateways))],
@@ -591,13 +604,8 @@ async def run(settings: DiallerSettings, options: argparse.Namespace) -> None:
 
 def main() -> int:
     """Returns the process's exit status: 2 for an option that is none."""
-    options = arguments_of(sys.argv[1:])
-    try:
-        checked(options)
-    except InvalidArgument as error:
-        print(error.message, file=sys.stderr)
-        return 2
-    return server.main(DiallerSettings, lambda settings: run(settings, options))
+    os.environ.update(environment_of(sys.argv[1:]))
+    return server.main(DiallerSettings, run)
 
 
 if __name__ == "__main__":

@@ -23,11 +23,21 @@ class Person:
     zone: str = ""
     #: Skills that the agent needs.
     skills: frozenset[str] = frozenset()
+    #: When the reservation ends, business time; 0 for unknown.
+    lease_ms: int = 0
 
     @property
     def contact_list(self) -> str:
         """`contactLists/{contact_list}`."""
         return self.contact.partition("/contacts/")[0]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Reserved:
+    """Somebody whom another dialler of this region has reserved, and may have left behind."""
+
+    person: Person
+    holder: str
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -95,8 +105,8 @@ class LineResult(StrEnum):
 class Floor(Protocol):
     """Routing, looked at."""
 
-    async def look(self) -> FloorNow:
-        """The region now."""
+    async def look(self, *, agents: bool = True) -> FloorNow:
+        """The region now; without its agents where nobody is to be called."""
 
     async def blended(self) -> Mapping[str, frozenset[str]]:
         """Who may make outbound calls, with their skills."""
@@ -109,10 +119,21 @@ class Lists(Protocol):
         """Those that may be called; none while outbound is stopped as a whole."""
 
     async def next(self, count: int, skills: frozenset[str]) -> Sequence[Person]:
-        """Reserves contacts that need no skill beyond these, those to be called next first."""
+        """Reserves contacts that need no skill beyond these, those to be called next first; for so long as
+        nobody has begun them.
+        """
 
-    async def give_back(self, contacts: Sequence[str]) -> None:
-        """Contacts that were not called."""
+    async def renew(self, contacts: Sequence[str], *, calling: bool, talk: bool = True) -> Mapping[str, int]:
+        """Reserves for the time of a `talk`, or for as long as before, what is reserved already; contact to
+        the new end. Those are left out that are not reserved for this dialler any more or, when they are
+        about to be called, may not be.
+        """
+
+    async def give_back(self, contacts: Sequence[str], holder: str = "") -> None:
+        """Contacts that were not called; `holder` is another dialler that had them."""
+
+    async def reserved(self, name: str) -> Sequence[Reserved]:
+        """Who of a list is reserved for other diallers of this region, those that have gone among them."""
 
     async def record(self, person: Person, result: LineResult) -> None:
         """What came of a line that no agent has spoken on."""
@@ -141,6 +162,9 @@ class Call(Protocol):
 
 class Calls(Protocol):
     """Routing's calls."""
+
+    async def unanswered(self, person: Person) -> bool:
+        """Whether the offer that was made of this reservation has ended and nobody has accepted it."""
 
     async def begin(self, person: Person, agent: str, line: str = "") -> Call:
         """Places a call that waits for this agent; with the `line` on which the person is already."""

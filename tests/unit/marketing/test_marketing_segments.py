@@ -163,7 +163,7 @@ def result(customer: str, number: str, what: str) -> Any:
 
 def test_a_step_puts_people_on_its_list_once_and_hears_what_came_of_it() -> None:
     store, people = MemoryStore(), People()
-    sender = CallListSender(store.shelves, FakeClock(NOW))
+    sender = CallListSender(store.shelves, FakeClock(NOW), "callout")
     campaigns = Campaigns(store.shelves, store, FakeClock(NOW), "CNY")
     for _ in range(2):
         sender.send(message("c1", "+8613800138000", "offers/fibre"))
@@ -174,6 +174,7 @@ def test_a_step_puts_people_on_its_list_once_and_hears_what_came_of_it() -> None
         outbound_pb2.CONTACT_LIST_STATE_RUNNING,
     )
     assert made.content["resource"]["campaign"] == "campaigns/spring"
+    assert made.content["resource"]["queue"] == "queues/callout"
     contacts = store.shelves.find(CONTACTS, {"list": made.id}, 9)
     assert sorted(row.content["resource"]["customer"] for row in contacts) == ["customers/c1", "customers/c2"]
     assert contacts[0].content["resource"]["note"] == "Tell them about fibre"

@@ -69,6 +69,7 @@ class World:
         self.savings = savings_pb2_grpc.SavingsServiceStub(channel)
         self.leads = leads_pb2_grpc.LeadServiceStub(channel)
         self.outbound = outbound_pb2_grpc.OutboundServiceStub(channel)
+        self.campaigns = campaigns_pb2_grpc.CampaignServiceStub(channel)
         self.surveys = surveys_pb2_grpc.SurveyServiceStub(channel)
         self.reports = reports_pb2_grpc.ReportServiceStub(channel)
 
@@ -255,6 +256,55 @@ async def test_contacts_are_leased_once_retried_by_rule_and_forbidden_for_good(w
     removed = outbound_pb2.RemoveForbiddenNumberRequest(number=first[1].number)
     await world.outbound.RemoveForbiddenNumber(removed)
     assert (await refused(world.outbound.RemoveForbiddenNumber(removed)))[1] == "NUMBER_NOT_FORBIDDEN"
+
+
+async def test_a_lease_is_renewed_by_its_holder_while_it_holds(world: World) -> None:
+    name = await outbound_list(world, "+8613800138000", "+8613800138001")
+    ask = outbound_pb2.NextContactsRequest(holder="agent-1", max_contacts=10, lease_seconds=60)
+    first = (await world.outbound.NextContacts(ask)).contacts
+
+    def renew(calling: bool = False, holder: str = "agent-1", seconds: int = 600) -> Any:
+        names = [contact.name for contact in first]
+        return world.outbound.RenewContacts(
+            outbound_pb2.RenewContactsRequest(
+                holder=holder, contacts=[*names, f"{name}/contacts/nobody"], calling=calling,
+                lease_seconds=seconds,
+            )
+        )  # fmt: skip
+
+    assert not (await renew(holder="agent-2")).contacts
+    kept = (await renew(calling=True)).contacts
+    assert [contact.name for contact in kept] == [contact.name for contact in first]
+    assert kept[0].lease_expire_time.ToDatetime(UTC) == world.clock.now() + timedelta(seconds=600)
+    assert kept[0].attempt == 1
+    world.clock.advance(120)
+    other = outbound_pb2.NextContactsRequest(holder="agent-2", max_contacts=10)
+    assert not (await world.outbound.NextContacts(other)).contacts
+    # A list that does not run is not called any more, and who is spoken to stays reserved.
+    await world.outbound.PauseContactList(outbound_pb2.PauseContactListRequest(name=name))
+    assert not (await renew(calling=True)).contacts
+    assert len((await renew()).contacts) == 2
+    await world.outbound.StartContactList(outbound_pb2.StartContactListRequest(name=name))
+    forbidden = outbound_pb2.AddForbiddenNumbersRequest(numbers=[kept[0].number])
+    await world.outbound.AddForbiddenNumbers(forbidden)
+    assert [one.number for one in (await renew(calling=True)).contacts] == [kept[1].number]
+    await halted(world, True)
+    assert not (await renew(calling=True)).contacts
+    await halted(world, False)
+    # What has ended is nobody's, and another may have it by now.
+    world.clock.advance(601)
+    assert not (await renew()).contacts
+    for seconds in (9, 3_601, -1):
+        assert (await refused(renew(seconds=seconds)))[2] == ["lease_seconds"]
+    empty = outbound_pb2.RenewContactsRequest(holder="agent-1")
+    assert (await refused(world.outbound.RenewContacts(empty)))[2] == ["contacts"]
+
+
+async def halted(world: World, stop: bool) -> None:
+    policy = campaigns_pb2.ContactPolicy(name="contactPolicy", halted=stop, halted_reason="a test")
+    mask = FieldMask(paths=["halted", "halted_reason"])
+    request = campaigns_pb2.UpdateContactPolicyRequest(contact_policy=policy, update_mask=mask)
+    await world.campaigns.UpdateContactPolicy(request)
 
 
 async def test_nobody_is_called_in_quiet_hours_or_against_their_will(world: World) -> None:

@@ -9,15 +9,26 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
 import pytest
+from pydantic import ValidationError
 
 from chassis.client import Dialer
-from chassis.errors import FailedPrecondition, InvalidArgument, Unavailable
+from chassis.errors import FailedPrecondition, Unavailable
 from chassis.testing import FakeClock
 from routing.planning import dialler_main
 from routing.planning.blending import BlendingRules, Contacts, ForecastBlending, ThresholdBlending
 from routing.planning.calling_hours import CallingHours
-from routing.planning.dialler import BLIND_SECONDS, EMPTY_SECONDS, HELD_SECONDS, Dialler, attributes_of
-from routing.planning.dialler_main import Outlooks, Peers, arguments_of, checked
+from routing.planning.dialler import (
+    BLIND_SECONDS,
+    EMPTY_SECONDS,
+    HELD_SECONDS,
+    IDLE_SECONDS,
+    LEASE_SECONDS,
+    LEFT_BEHIND_SECONDS,
+    Dialler,
+    attributes_of,
+)
+from routing.planning.dialler_config import OWN, DiallerSettings, environment_of
+from routing.planning.dialler_main import Outlooks, Peers, call_id_of, hours_of
 from routing.planning.dialler_ports import (
     AgentNow,
     Call,
@@ -27,6 +38,7 @@ from routing.planning.dialler_ports import (
     ListNow,
     NoLines,
     Person,
+    Reserved,
     Results,
 )
 from routing.planning.erlang import Demand
@@ -45,12 +57,15 @@ class FakeFloor:
     offered: int = 0
     away: bool = False
     skills: dict[str, frozenset[str]] = field(default_factory=dict)
+    #: Whether agents were asked for, each time.
+    looks: list[bool] = field(default_factory=list)
 
-    async def look(self) -> FloorNow:
+    async def look(self, *, agents: bool = True) -> FloorNow:
+        self.looks.append(agents)
         if self.away:
             raise Unavailable(why="gone", retry_seconds=1.0)
-        agents = [AgentNow(agent=a, free=free) for a, free in self.agents.items()]
-        return FloorNow(now_ms=self.clock.now_ms(), agents=agents, waiting=self.waiting, offered=self.offered)
+        there = [AgentNow(agent=a, free=free) for a, free in self.agents.items() if agents]
+        return FloorNow(now_ms=self.clock.now_ms(), agents=there, waiting=self.waiting, offered=self.offered)
 
     async def blended(self) -> dict[str, frozenset[str]]:
         return {agent: self.skills.get(agent, frozenset()) for agent in self.agents}
@@ -66,8 +81,27 @@ class FakeLists:
     before: Results = field(default_factory=Results)
     recorded: list[tuple[str, LineResult]] = field(default_factory=list)
 
+    #: Lists besides l that run, contacts that may not be called any more, and renewals that were asked for.
+    others: tuple[str, ...] = ()
+    refused: set[str] = field(default_factory=set)
+    renewed: list[tuple[str, bool, bool]] = field(default_factory=list)
+    lease_ms: int = 0
+    away: bool = False
+    left: list[Reserved] = field(default_factory=list)
+    taken_back: list[tuple[str, str]] = field(default_factory=list)
+
     async def running(self) -> Sequence[ListNow]:
-        return (ListNow(name="contactLists/l", mode=self.mode),) if self.open else ()
+        more = [ListNow(name=f"contactLists/{name}") for name in self.others]
+        return (*((ListNow(name="contactLists/l", mode=self.mode),) if self.open else ()), *more)
+
+    async def renew(self, contacts: Sequence[str], *, calling: bool, talk: bool = True) -> dict[str, int]:
+        if self.away:
+            raise Unavailable(why="gone", retry_seconds=1.0)
+        self.renewed += [(each, calling, talk) for each in contacts]
+        return {each: self.lease_ms for each in contacts if each not in self.refused}
+
+    async def reserved(self, name: str) -> Sequence[Reserved]:
+        return [each for each in self.left if each.person.contact_list == name]
 
     async def record(self, person: Person, result: LineResult) -> None:
         self.recorded.append((person.contact, result))
@@ -80,8 +114,12 @@ class FakeLists:
         taken, self.waiting = self.waiting[:count], self.waiting[count:]
         return taken
 
-    async def give_back(self, contacts: Sequence[str]) -> None:
-        self.returned += contacts
+    async def give_back(self, contacts: Sequence[str], holder: str = "") -> None:
+        if holder:
+            self.taken_back += [(each, holder) for each in contacts]
+            self.left = [each for each in self.left if each.person.contact not in contacts]
+        else:
+            self.returned += contacts
 
 
 class FakeCall:
@@ -111,6 +149,11 @@ class FakeCalls:
     over: list[str] = field(default_factory=list)
     #: Agents whose desktops accept by themselves who is on a line already; None for all.
     quick: frozenset[str] | None = None
+    #: Contacts whose offers have ended, and nobody had accepted.
+    unaccepted: set[str] = field(default_factory=set)
+
+    async def unanswered(self, person: Person) -> bool:
+        return person.contact in self.unaccepted
 
     async def begin(self, person: Person, agent: str, line: str = "") -> FakeCall:
         self.begun.append((agent, person.contact))
@@ -250,6 +293,103 @@ async def test_a_paused_list_or_a_blind_dialler_withdraws_what_is_unanswered() -
         assert len(place.calls.begun) == begun
 
 
+async def test_a_list_that_is_paused_while_another_runs_is_taken_back_alone() -> None:
+    mine = people(3)
+    other = [replace(each, contact=f"contactLists/m/contacts/{each.contact[-1]}") for each in people(2)]
+    place = Place([*mine, *other], agents=8)
+    place.lists.others = ("m",)
+    await place.step()
+    assert len(place.calls.begun) == 5
+    place.lists.open = False
+    await place.step()
+    withdrawn = {contact for agent, contact in place.calls.begun if place.calls.made[agent].withdrawn}
+    assert withdrawn == {each.contact for each in mine} == set(place.lists.returned)
+    # The same for lines: those of the paused list are dropped, the others ring on.
+    place = Place([*mine, *other], agents=8, lines=FakeLines(9))
+    place.lists.mode, place.lists.others = Mode.PREDICTIVE, ("m",)
+    await place.step()
+    rings = lines_of(place).ringing()
+    assert {line.person.contact_list for line in rings} == {"contactLists/l"}
+    place.lists.open = False
+    await place.step()
+    assert all(line.dropped for line in rings)
+
+
+async def test_before_anybody_is_dialled_the_reservation_is_asked_for_once_more() -> None:
+    place = Place(people(6))
+    place.lists.refused = {"contactLists/l/contacts/0", "contactLists/l/contacts/2"}
+    await place.step()
+    begun = [contact for _, contact in place.calls.begun]
+    assert begun == [f"contactLists/l/contacts/{n}" for n in (1, 3, 4, 5)]
+    assert {(calling, talk) for _, calling, talk in place.lists.renewed} == {(True, True)}
+    assert set(place.lists.returned) == place.lists.refused
+    # Marketing is away: nobody is dialled, and nobody is lost.
+    place = Place(people(6))
+    place.lists.away = True
+    await place.step()
+    assert place.calls.begun == [] and place.lists.returned == []
+    place.lists.away = False
+    await place.step()
+    assert len(place.calls.begun) == 4
+
+
+async def test_who_is_spoken_to_stays_reserved() -> None:
+    place = Place(people(6))
+    place.lists.lease_ms = place.clock.now_ms() + LEASE_SECONDS * 1000
+    await place.step()
+    talked = place.calls.begun[0][1]
+    place.calls.made["a0"].answered.set_result(True)
+    await place.settle()
+    place.lists.renewed.clear()
+    await place.step()
+    assert place.lists.renewed == []
+    await place.step(LEASE_SECONDS / 2 + 1)
+    assert (talked, False, True) in place.lists.renewed
+    # Somebody on a line is reserved for the ringing alone, and for the conversation once there is one.
+    place = ahead()
+    await place.step()
+    assert {(calling, talk) for _, calling, talk in place.lists.renewed} == {(True, False)}
+    line = lines_of(place).ringing()[0]
+    line.result.set_result(LineResult.ANSWERED)
+    await place.settle()
+    await place.step()
+    assert (line.person.contact, False, True) in place.lists.renewed
+
+
+async def test_with_nothing_to_call_it_is_idle() -> None:
+    woken: list[bool] = []
+    place = Place([])
+    place.dialler.woken = lambda: woken.append(True)
+    place.lists.open = False
+    for _ in range(3):
+        await place.step(IDLE_SECONDS)
+        assert place.dialler.sees()
+    # Totals alone, no directory and no forecast.
+    assert place.floor.looks == [False] * 3 and not woken and place.lists.asked == 0
+    place.clock.advance(BLIND_SECONDS + IDLE_SECONDS + 1)
+    assert not place.dialler.sees()
+    place.lists.open = True
+    await place.step()
+    assert place.floor.looks[-1] and woken
+
+
+async def test_what_a_killed_dialler_left_on_offer_goes_back_and_what_was_accepted_does_not() -> None:
+    ended, talking = (replace(each, lease_ms=7) for each in people(2))
+    place = Place([])
+    place.lists.left = [Reserved(person=one, holder="dialler-north-1") for one in (ended, talking)]
+    place.calls.unaccepted = {ended.contact}
+    await place.step()
+    assert place.lists.taken_back == []
+    await place.step(LEFT_BEHIND_SECONDS)
+    assert place.lists.taken_back == [(ended.contact, "dialler-north-1")]
+    # One that lives has given it back and has it again: another reservation, which is looked at anew.
+    place.lists.left = [Reserved(person=replace(ended, lease_ms=9), holder="dialler-north-1")]
+    await place.step(LEFT_BEHIND_SECONDS)
+    assert len(place.lists.taken_back) == 1
+    first, second = call_id_of(ended), call_id_of(replace(ended, lease_ms=9))
+    assert first == call_id_of(ended) != second
+
+
 async def test_nobody_is_called_out_of_hours_and_contacts_go_back() -> None:
     place = Place(people(3, zone="America/New_York"))
     await place.step()
@@ -324,7 +464,9 @@ async def test_the_same_policy_as_in_virtual_time() -> None:
     assert 1 <= len(place.calls.begun) <= 4
 
 
-def test_the_context_says_what_the_desktop_needs_and_options_are_checked() -> None:
+def test_the_context_says_what_the_desktop_needs_and_options_are_checked(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     person = people(1)[0]
     context = attributes_of(person, "dialler-x")
     assert context["contact"] == person.contact
@@ -332,15 +474,25 @@ def test_the_context_says_what_the_desktop_needs_and_options_are_checked() -> No
     there = attributes_of(person, "dialler-x", "line-1")
     assert there["line"] == "line-1" and "dial" not in there
     needed = ["--region", "r", "--inbound", "i", "--outbound", "o"]
-    needed += ["--routing", "127.0.0.1:1", "--marketing", "127.0.0.1:1"]
     for option, value, named in (
         ("--share", "0.95", "share"),
         ("--calls-a-day", "0", "calls_a_day"),
         ("--answer-ratio", "0", "answer_ratio"),
-        ("--until-hour", "5", "legal"),
+        ("--until-hour", "5", "until_hour"),
+        ("--region", "", "region"),
     ):
-        with pytest.raises(InvalidArgument, match=named):
-            checked(arguments_of([*needed, option, value]))
+        for name, text in environment_of([*needed, option, value]).items():
+            monkeypatch.setenv(name, text)
+        with pytest.raises(ValidationError, match=named):
+            DiallerSettings()
+        monkeypatch.undo()
+    monkeypatch.setenv("DIALLER_SHARE", "0.5")
+    for name, text in environment_of(["--region", "north", "--from-hour", "9"]).items():
+        monkeypatch.setenv(name, text)
+    settings = DiallerSettings()
+    assert (settings.region, settings.from_hour, settings.share) == ("north", 9, 0.5)
+    assert hours_of(settings).legal[6] == ((540, 1_260),)
+    assert set(OWN) <= set(DiallerSettings.model_fields)
 
 
 async def test_a_forecast_that_was_not_made_is_asked_for_sooner_again(
@@ -357,6 +509,8 @@ async def test_a_forecast_that_was_not_made_is_asked_for_sooner_again(
     monkeypatch.setattr(dialler_main, "FORECAST_AGAIN_SECONDS", 0.0)
     dialer = Dialer()
     outlooks = Outlooks(Peers(dialer, "127.0.0.1:1", "127.0.0.1:1"), "north", "service")
+    outlooks.wanted.clear = lambda: None  # type: ignore[method-assign]
+    outlooks.wanted.set()
     running = asyncio.create_task(outlooks.run(lambda: 7))
     try:
         async with asyncio.timeout(10):
@@ -385,6 +539,7 @@ async def test_what_is_refused_for_good_is_not_asked_for_again_soon(monkeypatch:
     monkeypatch.setattr(dialler_main.asyncio, "sleep", sleep)
     dialer = Dialer()
     outlooks = Outlooks(Peers(dialer, "127.0.0.1:1", "127.0.0.1:1"), "north", "service")
+    outlooks.wanted.set()
     with pytest.raises(asyncio.CancelledError):
         await outlooks.run(lambda: 7)
     assert waits == [dialler_main.FORECAST_SECONDS]
