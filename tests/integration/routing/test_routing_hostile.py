@@ -7,27 +7,15 @@ from collections.abc import AsyncIterator
 from contextlib import suppress
 from typing import Any
 
-import grpc
 import pytest
 import pytest_asyncio
-from tests.integration.routing.routing_parties import DEADLINE_SECONDS, Seat, consent, eventually, until
+from tests.integration.routing.routing_parties import Seat, consent, eventually, until
+from tests.integration.routing.routing_platform import Clients, RouterPlatform, running_router
 
 from callmesh.routing.v1 import (
     agent_pb2,
-    agent_pb2_grpc,
-    call_pb2,
-    directory_pb2,
-    directory_pb2_grpc,
-    routing_pb2,
-    routing_pb2_grpc,
 )
-from chassis.mongo import connect, disconnect
-from chassis.server import Server
-from chassis.testing.grpc import loopback_settings
-from routing.config import RoutingSettings
 from routing.model import CallOutcome, CallState
-from routing.scopes import SCOPES
-from routing.server import Router
 from routing.streams import UPDATES_UNREAD_MAX
 
 pytestmark = pytest.mark.integration
@@ -73,73 +61,18 @@ class SilentLine:
             writer.close()
 
 
-class Clients:
-    """Stubs at an address."""
-
-    def __init__(self, address: str) -> None:
-        self.channel = grpc.aio.insecure_channel(address)
-        self.routing = routing_pb2_grpc.RoutingServiceStub(self.channel)
-        self.agents = agent_pb2_grpc.AgentServiceStub(self.channel)
-        self.directory = directory_pb2_grpc.DirectoryServiceStub(self.channel)
-
-    def call(self, call_id: str, **fields: Any) -> Any:
-        call = call_pb2.CallRequest(
-            call_id=call_id, queue="queues/service", caller_number="+861064000000", **fields
-        )
-        return self.routing.RouteCall(routing_pb2.RouteCallRequest(call=call))
-
-
-class Platform(Clients):
-    """A running router that soon notices who is gone, and its clients."""
-
-    def __init__(self, address: str, router: Router) -> None:
-        super().__init__(address)
-        self.address, self.router = address, router
-        self.state = router.leader.state
-
-    async def furnish(self, *agents: str) -> None:
-        region = directory_pb2.Region(location={"latitude": 39.9, "longitude": 116.4})
-        await self.directory.CreateRegion(
-            directory_pb2.CreateRegionRequest(region_id="beijing", region=region)
-        )
-        for skill in ("chinese", "english"):
-            await self.directory.CreateSkill(directory_pb2.CreateSkillRequest(skill_id=skill))
-        queue = directory_pb2.Queue(skills=[{"skill": "chinese", "level_min": 1}])
-        await self.directory.CreateQueue(directory_pb2.CreateQueueRequest(queue_id="service", queue=queue))
-        for agent in agents:
-            seat = directory_pb2.Agent(region="regions/beijing", skills={"chinese": 3})
-            await self.directory.CreateAgent(directory_pb2.CreateAgentRequest(agent_id=agent, agent=seat))
-        known = self.state.agents
-        await eventually(lambda: len(known) == len(agents) and "service" in self.router.queues)
-
-
 @pytest_asyncio.fixture
-async def platform(mongo_uri: str, mongo_database: str) -> AsyncIterator[Platform]:
-    settings = loopback_settings(
-        RoutingSettings(
-            region="beijing",
-            mongo_uri=mongo_uri,
-            mongo_database=mongo_database,
-            keepalive_seconds=1,
-            keepalive_timeout_seconds=1,
-            grace_seconds=0.5,
-        )
-    )
-    connect(settings)
-    router = Router(settings)
-    server = Server(settings, router.services(), scopes=SCOPES)
-    await server.start(router.start)
-    await asyncio.wait_for(router.leader.wait_until_leading(), DEADLINE_SECONDS)
-    platform = Platform(server.address, router)
-    yield platform
-    await platform.channel.close()
-    await server.stop(None)
-    await router.stop()
-    disconnect()
+async def platform(mongo_uri: str, mongo_database: str) -> AsyncIterator[RouterPlatform]:
+    """One that soon notices who is gone."""
+    soon = {"keepalive_seconds": 1, "keepalive_timeout_seconds": 1, "grace_seconds": 0.5}
+    async with running_router(mongo_uri, mongo_database, **soon) as (address, router):
+        platform = RouterPlatform(address, router)
+        yield platform
+        await platform.channel.close()
 
 
-async def test_who_vanishes_floods_or_says_it_twice_harms_nobody_else(platform: Platform) -> None:
-    await platform.furnish("gone", "ann", "loud")
+async def test_who_vanishes_floods_or_says_it_twice_harms_nobody_else(platform: RouterPlatform) -> None:
+    await platform.furnish_with(["gone", "ann", "loud"])
     stream = await vanish(platform)
     loud = flood(platform)
     await accept_thrice(platform, stream)
@@ -147,10 +80,10 @@ async def test_who_vanishes_floods_or_says_it_twice_harms_nobody_else(platform: 
     assert desk is None or len(desk.updates.unread) <= UPDATES_UNREAD_MAX, "what nobody reads is bounded"
     loud.stream.cancel()
     await eventually(lambda: "loud" not in platform.router.front._desks)
-    assert platform.state.agents["ann"].calls == {"c1"}
+    assert platform.router.leader.state.agents["ann"].calls == {"c1"}
 
 
-async def vanish(platform: Platform) -> Any:
+async def vanish(platform: RouterPlatform) -> Any:
     """A caller waits and an agent is rung, both behind a line that goes silent: no FIN, no reset. Returns the
     stream of the call that rang there.
     """
@@ -161,7 +94,7 @@ async def vanish(platform: Platform) -> Any:
     seat = Seat(behind.agents, "gone")
     await seat.until("status")
     line.fall_silent()
-    calls, agents = platform.state.calls, platform.state.agents
+    calls, agents = platform.router.leader.state.calls, platform.router.leader.state.agents
     stream = platform.call("c1")
     await eventually(lambda: "c1" in calls and calls["c1"].agent == "gone")
     # The ringing time is 15 s, and nobody hangs up for the caller.
@@ -173,7 +106,7 @@ async def vanish(platform: Platform) -> Any:
     return stream
 
 
-def flood(platform: Platform) -> Seat:
+def flood(platform: RouterPlatform) -> Seat:
     """A desktop that says more than anybody can read, and reads nothing."""
     loud = Seat(platform.agents, "loud", state=agent_pb2.AGENT_STATE_PAUSED)
     for number in range(FLOOD):
@@ -181,7 +114,7 @@ def flood(platform: Platform) -> Seat:
     return loud
 
 
-async def accept_thrice(platform: Platform, stream: Any) -> None:
+async def accept_thrice(platform: RouterPlatform, stream: Any) -> None:
     """An agent accepts an offer twice, and once more when it is over: one conversation, and nobody else's
     call.
     """
@@ -198,7 +131,7 @@ async def accept_thrice(platform: Platform, stream: Any) -> None:
     ann.send(accept={"offer_id": offer.offer_id})
     refused = (await ann.until("refused")).refused
     assert (refused.command, refused.reason) == (4, "OFFER_ENDED"), "the second was no error, the third is"
-    calls = platform.state.calls
+    calls = platform.router.leader.state.calls
     assert (calls["c1"].state, calls["c2"].state) == (CallState.CONNECTED, CallState.WAITING)
     other.cancel()
     stream.cancel()

@@ -11,91 +11,33 @@ import pytest
 import pytest_asyncio
 from google.rpc import error_details_pb2
 from grpc_status import rpc_status
-from tests.integration.routing.routing_parties import DEADLINE_SECONDS, Seat, consent, eventually, until
+from tests.integration.routing.routing_parties import DEADLINE_SECONDS, Seat, consent, until
+from tests.integration.routing.routing_platform import RouterPlatform, running_router
 
 from callmesh.routing.v1 import (
     agent_pb2,
-    agent_pb2_grpc,
     call_pb2,
     directory_pb2,
-    directory_pb2_grpc,
     routing_pb2,
-    routing_pb2_grpc,
 )
-from chassis.mongo import connect, disconnect
-from chassis.server import Server
-from chassis.testing.grpc import loopback_settings
-from routing.config import RoutingSettings
-from routing.scopes import SCOPES
-from routing.server import Router
 
 pytestmark = pytest.mark.integration
 
 
-class Platform:
+class Platform(RouterPlatform):
     """A running router and its clients."""
 
-    def __init__(self, address: str) -> None:
-        self.channel = grpc.aio.insecure_channel(address)
-        self.routing = routing_pb2_grpc.RoutingServiceStub(self.channel)
-        self.agents = agent_pb2_grpc.AgentServiceStub(self.channel)
-        self.directory = directory_pb2_grpc.DirectoryServiceStub(self.channel)
-        self.router: Router | None = None
-
     async def furnish(self, agents: int = 1, **queue: Any) -> None:
-        """A region, a skill, a queue and agents; returns once the shard knows them."""
-        await self.directory.CreateRegion(
-            directory_pb2.CreateRegionRequest(
-                region_id="beijing",
-                region=directory_pb2.Region(
-                    location={"latitude": 39.9, "longitude": 116.4}, served_areas=["CN/北京"]
-                ),
-            )
-        )
-        await self.directory.CreateSkill(directory_pb2.CreateSkillRequest(skill_id="chinese"))
-        await self.directory.CreateQueue(
-            directory_pb2.CreateQueueRequest(
-                queue_id="service",
-                queue=directory_pb2.Queue(skills=[{"skill": "chinese", "level_min": 2}], **queue),
-            )
-        )
-        for n in range(agents):
-            await self.directory.CreateAgent(
-                directory_pb2.CreateAgentRequest(
-                    agent_id=f"a{n}",
-                    agent=directory_pb2.Agent(
-                        region="regions/beijing", skills={"chinese": 3}, address=f"sip:a{n}@beijing"
-                    ),
-                )
-            )
-        assert self.router is not None
-        leader = self.router.leader
-        await eventually(lambda: len(leader.state.agents) == agents and "service" in self.router.queues)
-
-    def call(self, call_id: str, **fields: Any) -> Any:
-        request = call_pb2.CallRequest(
-            **{"call_id": call_id, "queue": "queues/service", "caller_number": "+861064000000", **fields}
-        )
-        return self.routing.RouteCall(routing_pb2.RouteCallRequest(call=request))
+        """As `furnish_with`, of agents a0, a1, ..."""
+        await self.furnish_with((f"a{n}" for n in range(agents)), **queue)
 
 
 @pytest_asyncio.fixture
 async def platform(mongo_uri: str, mongo_database: str) -> AsyncIterator[Platform]:
-    settings = loopback_settings(
-        RoutingSettings(region="beijing", mongo_uri=mongo_uri, mongo_database=mongo_database)
-    )
-    connect(settings)
-    router = Router(settings)
-    server = Server(settings, router.services(), scopes=SCOPES)
-    await server.start(router.start)
-    platform = Platform(server.address)
-    platform.router = router
-    await asyncio.wait_for(router.leader.wait_until_leading(), DEADLINE_SECONDS)
-    yield platform
-    await platform.channel.close()
-    await server.stop(None)
-    await router.stop()
-    disconnect()
+    async with running_router(mongo_uri, mongo_database) as (address, router):
+        platform = Platform(address, router)
+        yield platform
+        await platform.channel.close()
 
 
 async def accepted(platform: Platform, call_id: str, seat: Seat) -> tuple[Any, Any]:

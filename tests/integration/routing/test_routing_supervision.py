@@ -15,30 +15,23 @@ from google.rpc import error_details_pb2
 from grpc_status import rpc_status
 from mongoengine import get_db
 from tests.integration.routing.routing_parties import DEADLINE_SECONDS, Seat, consent, eventually, until
+from tests.integration.routing.routing_platform import RouterPlatform, running_router
 
 from callmesh.routing.v1 import (
     agent_pb2,
-    agent_pb2_grpc,
     call_pb2,
     directory_pb2,
-    directory_pb2_grpc,
     routing_pb2,
-    routing_pb2_grpc,
     supervision_pb2,
     supervision_pb2_grpc,
 )
 from chassis.bus import Event
-from chassis.mongo import connect, disconnect
-from chassis.server import Server
-from chassis.testing.grpc import loopback_settings
 from routing.audit_store import MongoAudit
-from routing.config import RoutingSettings
 from routing.documents import AgentDocument, QueueDocument, RegionDocument
 from routing.publish import Projection
 from routing.relay import MongoTail
 from routing.reports_feed import ShardReports
 from routing.reports_store import MongoReports
-from routing.scopes import SCOPES
 from routing.server import Router
 
 pytestmark = pytest.mark.integration
@@ -46,42 +39,18 @@ ACT = "callmesh.routing.v1.AdministrativeAct"
 SUPERVISION = "/callmesh.routing.v1.SupervisionService"
 
 
-class Platform:
+class Platform(RouterPlatform):
     """A running router, its clients, and the worker's work done by hand."""
 
     def __init__(self, address: str, router: Router) -> None:
-        self.router = router
-        self.channel = grpc.aio.insecure_channel(address)
-        self.routing = routing_pb2_grpc.RoutingServiceStub(self.channel)
-        self.agents = agent_pb2_grpc.AgentServiceStub(self.channel)
-        self.directory = directory_pb2_grpc.DirectoryServiceStub(self.channel)
+        super().__init__(address, router)
         self.supervision = supervision_pb2_grpc.SupervisionServiceStub(self.channel)
         self.reports = ShardReports(
             "beijing", MongoTail(get_db()), MongoReports(get_db()), lambda: time.monotonic() * 10
         )
 
     async def furnish(self, *agents: str) -> None:
-        region = directory_pb2.Region(location={"latitude": 39.9, "longitude": 116.4})
-        await self.directory.CreateRegion(
-            directory_pb2.CreateRegionRequest(region_id="beijing", region=region)
-        )
-        for skill in ("chinese", "english"):
-            await self.directory.CreateSkill(directory_pb2.CreateSkillRequest(skill_id=skill))
-        queue = directory_pb2.Queue(
-            skills=[{"skill": "chinese", "level_min": 2}], announcements={"en": "Try again", "zh": "请稍后"}
-        )
-        await self.directory.CreateQueue(directory_pb2.CreateQueueRequest(queue_id="service", queue=queue))
-        for agent in agents:
-            seat = directory_pb2.Agent(region="regions/beijing", skills={"chinese": 3})
-            await self.directory.CreateAgent(directory_pb2.CreateAgentRequest(agent_id=agent, agent=seat))
-        known = self.router.leader.state.agents
-        await eventually(lambda: len(known) == len(agents) and "service" in self.router.queues)
-
-    def call(self, call_id: str, **fields: Any) -> Any:
-        request = call_pb2.CallRequest(
-            **{"call_id": call_id, "queue": "queues/service", "caller_number": "+861064000000", **fields}
-        )
-        return self.routing.RouteCall(routing_pb2.RouteCallRequest(call=request))
+        await self.furnish_with(agents, announcements={"en": "Try again", "zh": "请稍后"})
 
     async def connected(self, call_id: str, seat: Seat) -> Any:
         stream = self.call(call_id)
@@ -123,20 +92,10 @@ class Platform:
 
 @pytest_asyncio.fixture
 async def platform(mongo_uri: str, mongo_database: str) -> AsyncIterator[Platform]:
-    settings = loopback_settings(
-        RoutingSettings(region="beijing", mongo_uri=mongo_uri, mongo_database=mongo_database)
-    )
-    connect(settings)
-    router = Router(settings)
-    server = Server(settings, router.services(), scopes=SCOPES)
-    await server.start(router.start)
-    await asyncio.wait_for(router.leader.wait_until_leading(), DEADLINE_SECONDS)
-    platform = Platform(server.address, router)
-    yield platform
-    await platform.channel.close()
-    await server.stop(None)
-    await router.stop()
-    disconnect()
+    async with running_router(mongo_uri, mongo_database) as (address, router):
+        platform = Platform(address, router)
+        yield platform
+        await platform.channel.close()
 
 
 async def refused(call: Any) -> tuple[grpc.StatusCode, str, dict[str, str], list[str]]:
