@@ -117,8 +117,9 @@ class Kept:
                     await self.close()
 
     async def _asked(self, job: bytes) -> Ended:
+        # What it said over the job before is no reason for what becomes of this one.
+        self._said = b""
         if self.pid is None:
-            self._said = b""
             self._process = await _start(*self._how)
             self._listening = asyncio.create_task(self._listen(self._process))
         process = self._process
