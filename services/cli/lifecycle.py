@@ -66,15 +66,15 @@ def migrate(apply: Apply = False, run_dir: RunDir = RUN_DIR_DEFAULT) -> None:
     count = 0
     for service in SERVICES:
         if apply:
-            for line in ask(service, uri, "--apply", seconds=APPLY_SECONDS_MAX):
-                typer.echo(f"{service}: {line}")
+            lines = ask(service, uri, "--apply", seconds=APPLY_SECONDS_MAX)
         else:
-            for finding in ask(service, uri):
-                count += 1
-                typer.echo(f"{service}: {finding['what']}: {finding['do']}")
-    if not apply and not count:
+            lines = [f"{finding['what']}: {finding['do']}" for finding in ask(service, uri)]
+        count += len(lines)
+        for line in lines:
+            typer.echo(f"{service}: {line}")
+    if not count:
         typer.echo("nothing to do")
-    raise typer.Exit(1 if count else 0)
+    raise typer.Exit(1 if count and not apply else 0)
 
 
 def retention(

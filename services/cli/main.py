@@ -12,6 +12,7 @@ from chassis.errors import StartError
 from chassis.localstack import PortInUse, ProcessFailed
 from cli import directory, planning, report_voc
 from cli.backup import backup, drill, restore
+from cli.calls import calls
 from cli.canary import canary
 from cli.configuration import config
 from cli.crm_files import export_file, import_file
@@ -70,6 +71,7 @@ COMMANDS = (
     canary,
 )
 GROUPS = (
+    calls,
     directory.region,
     directory.shard,
     directory.directory,

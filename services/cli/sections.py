@@ -24,7 +24,7 @@ SECTIONS = {
         ),
         "keys",
     ),
-    "What it does": ("region", "shard", "directory", "config", "menus", "outbound", "marketing"),
+    "What it does": ("calls", "region", "shard", "directory", "config", "menus", "outbound", "marketing"),
     "Planning and reports": ("simulate", "plan", "report", "tickets"),
     "Files and numbers": ("import", "export", "locate"),
 }

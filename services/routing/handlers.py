@@ -354,6 +354,7 @@ class Handlers:
         return routing_pb2.ListCallsResponse(
             calls=[convert.call_message(view, region) for view in shown],
             next_page_token=page.next_token(last),
+            read_time=convert.timestamp(committed.now_ms),
         )
 
     async def reprioritize(self, request: routing_pb2.ReprioritizeCallRequest) -> call_pb2.Call:

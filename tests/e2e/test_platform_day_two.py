@@ -1,11 +1,13 @@
-"""What operators do to a running platform: configuration by files, the canary, the kill switch, the audit
-log, the doctor. Each command is the product's own, called as the shell would.
+"""What operators do to a running platform: configuration by files, the canary, live calls and why they go
+where they go, the kill switch, the audit log, the doctor. Each command is the product's own, called as the
+shell would.
 """
 
 from __future__ import annotations
 
 import asyncio
 import json
+import secrets
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,15 +16,16 @@ import grpc
 import pytest
 import typer
 from click.testing import Result
-from tests.e2e.platform_parties import CLOCK_SPEED, WAIT_SECONDS, Wire
+from tests.e2e.platform_parties import CLOCK_SPEED, WAIT_SECONDS, Caller, Wire, eventually
 from typer.testing import CliRunner
 
 from callmesh.common.v1 import audit_pb2, audit_pb2_grpc
 from callmesh.marketing.v1 import offers_pb2, offers_pb2_grpc
-from callmesh.routing.v1 import directory_pb2, directory_pb2_grpc
+from callmesh.routing.v1 import directory_pb2, directory_pb2_grpc, routing_pb2
 from callmesh.tickets.v1 import team_pb2, team_pb2_grpc
 from chassis.release import RELEASE
 from cli import doctor
+from cli.calls import calls
 from cli.canary import NAME, canary
 from cli.configuration import config
 from cli.directory import Refused
@@ -160,6 +163,45 @@ async def test_the_canary_comes_through(platform_stack: Stack, wire: Wire) -> No
     words = ("canary", "--once", "--furnish", "beijing", "--address", at)
     done = await asyncio.to_thread(run, single, *words)
     assert done.exit_code == 0 and done.output.startswith("connected after "), done.output
+
+
+async def test_calls_are_listed_shown_and_explained(platform_stack: Stack, wire: Wire) -> None:
+    """One that waits, from another region's router; as if one came; and the past one, from the journal."""
+    at = ("--address", platform_stack.address("routing", "shanghai"))
+    caller = Caller(wire, f"asked-{secrets.token_hex(4)}", "+861064001007", "standby")
+
+    async def said(*words: str) -> str:
+        done = await asyncio.to_thread(run, calls, *words, *at)
+        assert done.exit_code == 0, done.output
+        return done.stdout
+
+    caller.open()
+    queued = await caller.until("queued")
+    listed = await said("list", "--queue", "standby", "--state", "waiting")
+    (row,) = (line for line in listed.splitlines() if line.startswith(f"{caller.call_id} "))
+    assert "WAITING" in row and "standby" in row and row.endswith("+*********007")
+    region = queued.queued.region.removeprefix("regions/")
+    shown = json.loads(await said("show", caller.call_id, "--json", "--numbers"))
+    assert (shown["caller_number"], shown["region"]) == ("+861064001007", f"regions/{region}")
+
+    live = json.loads(await said("explain", caller.call_id, "--json"))
+    assert live["region"] == f"regions/{region}" and "replayed" not in live
+    assert live["agents"] and all(each["skipped_reason"] for each in live["agents"]), "somebody was free"
+    maybe = await said("explain", "--queue", "standby", "--number", "+861064001007")
+    assert "Caller's place: CN/北京/北京" in maybe and "home region: beijing." in maybe
+
+    stub = wire.routing()
+    await stub.HangUp(routing_pb2.HangUpRequest(call_id=caller.call_id), timeout=WAIT_SECONDS)
+    await caller.close()
+
+    async def past() -> str:
+        told = await said("explain", caller.call_id, "--region", region)
+        return told if "replayed from the journal" in told.lower() else ""
+
+    assert (await eventually(past, "the call is past")).startswith("Was never offered. ")
+    assert caller.call_id not in await said("list", "--region", region)
+    with pytest.raises(Refused, match=r"NOT_FOUND: .*never.* `callmesh calls explain` looks in the journal"):
+        await said("show", "unheard-of")
 
 
 def test_the_kill_switch_and_what_the_audit_log_says_of_it(

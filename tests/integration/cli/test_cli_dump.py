@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import tempfile
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -9,19 +11,25 @@ from typing import Any
 
 import pymongo
 import pytest
+import typer
 from bson import Int64
+from typer.testing import CliRunner
 
 from chassis.config import ServiceSettings
 from chassis.errors import StartError
 from chassis.localstack import MongoNode, free_ports
 from chassis.mongo import RESTORING, connect
 from cli import dump
+from cli.backup import drill
+from cli.directory import Refused
 from cli.dump_files import MANIFEST, BadBackup, read_key
 
 pytestmark = pytest.mark.integration
 
 KEY = bytes(range(32))
 NAMES = ("drill_first", "drill_second")
+drills = typer.Typer()
+drills.command()(drill)
 Client = pymongo.MongoClient[dict[str, Any]]
 
 
@@ -159,3 +167,53 @@ def test_the_oldest_backups_go_and_nothing_else(client: Client, tmp_path: Path) 
     with pytest.raises(dump.CannotBackUp, match="nothing to back up"):
         dump.back_up(client, ["drill_nowhere"], tmp_path)
     assert {each.name for each in tmp_path.iterdir()} == left
+
+
+def test_a_drill_tries_the_restore_elsewhere_and_names_what_is_missing(
+    client: Client, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The command: with a backup that it makes of the running databases, and with one whose restore loses
+    something on the way, which is what drills are for.
+    """
+    host, port = client.address or ("", 0)
+    monkeypatch.setenv("MONGO_URI", f"mongodb://{host}:{port}/?directConnection=true")
+    for service, name in zip(("ROUTING", "CRM"), NAMES, strict=True):
+        monkeypatch.setenv(f"{service}_MONGO_DATABASE", name)
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "scratch"))
+    (tmp_path / "scratch").mkdir()
+    report = tmp_path / "reports" / "drill.json"
+
+    done = CliRunner().invoke(drills, ["--out", str(report)])
+    assert done.exit_code == 0, done.output
+    figures = json.loads(report.read_text())
+    assert (figures["ok"], figures["missing"], figures["documents"], figures["indexes"]) == (
+        True,
+        [],
+        5_001,
+        6,
+    )
+    assert all(figures[f"{name}_seconds"] >= 0 for name in ("backup", "restore", "backup_age"))
+    assert "documents                5001" in done.output
+
+    restore = dump.restore
+
+    def losing(held: Client, *given: Any) -> dump.Restored:
+        told = restore(held, *given)
+        held[NAMES[0]].things.delete_one({"_id": 7})
+        held[NAMES[0]].things.drop_index("a_b")
+        return told
+
+    monkeypatch.setattr(dump, "restore", losing)
+    made = dump.back_up(client, NAMES, tmp_path / "kept", KEY)
+    (tmp_path / "key").write_bytes(KEY)
+    words = [str(made.directory), "--key-file", str(tmp_path / "key"), "--out", str(report)]
+    assert CliRunner().invoke(drills, words).exit_code == 1
+    assert json.loads(report.read_text())["missing"] == [
+        "drill_first.things: 4999 of 5000 documents",
+        "drill_first.things: index a_b (a, b)",
+    ]
+    refused = CliRunner().invoke(drills, [str(made.directory), "--out", str(report)])
+    assert isinstance(refused.exception, Refused) and "name its key file" in str(refused.exception)
+    # What it was tried on is as it was, and what it was tried in is gone.
+    assert client[NAMES[0]].things.count_documents({}) == 5_000
+    assert list((tmp_path / "scratch").iterdir()) == []
