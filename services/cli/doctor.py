@@ -360,7 +360,10 @@ def _addresses(run_dir: Path, given: Sequence[str]) -> list[str]:
     if given:
         return list(given)
     stack = recorded_stack(run_dir.expanduser().resolve())
-    return [] if stack is None else [f"{plan.HOST}:{each.grpc_port}" for each in plan.servers(stack.config)]
+    if stack is None:
+        return []
+    served = [*plan.servers(stack.config), *plan.clients(stack.config)]
+    return [f"{plan.HOST}:{each.grpc_port}" for each in served]
 
 
 def doctor(

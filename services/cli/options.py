@@ -33,6 +33,12 @@ Members = Annotated[
 Routers = Annotated[
     int, typer.Option("--routers", envvar="ROUTERS", help="Routers a region: 1, or 2 with a warm standby.")
 ]
+Dialler = Annotated[
+    str,
+    typer.Option(
+        "--dialler", envvar="DIALLER", help="Region whose blended agents call between calls, or none."
+    ),
+]
 
 
 def service_at(service: str, address: str, port_base: int) -> str:
@@ -47,6 +53,7 @@ def stack_config(
     env: dict[str, str] | None = None,
     *,
     routers: int = 1,
+    dialler: str = "",
 ) -> StackConfig:
     """The stack that the options and the environment (MONGO_URI, AMQP_URI) describe.
 
@@ -60,6 +67,7 @@ def stack_config(
         port_base=port_base,
         members=members,
         routers=routers,
+        dialler=dialler,
         mongo_uri=os.environ.get("MONGO_URI", ""),
         amqp_uri=os.environ.get("AMQP_URI", ""),
         env=env or {},

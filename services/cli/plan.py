@@ -8,14 +8,14 @@ Ports are fixed offsets from one base, so that a stack can be told from another 
     +20..+23    routing gRPC, one a region  +50 +51 +52    tickets
     +24..+27    the regions' second routers +60 +61 +62    marketing
     +30..+33    routing HTTP, one a region  +70            Prometheus
-    +34         routing worker's HTTP
+    +34         routing worker's HTTP       +65 +66        the dialler: gRPC, HTTP
     +35..+38    the second routers' HTTP
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 HOST = "127.0.0.1"
@@ -40,6 +40,7 @@ ROUTING_HTTP_OFFSET = 30
 ROUTING_WORKER_OFFSET = 34
 #: Offsets of gRPC and HTTP of a region's first router, then of its second.
 _ROUTER_OFFSETS = ((ROUTING_GRPC_OFFSET, ROUTING_HTTP_OFFSET), (24, 35))
+DIALLER, DIALLER_OFFSET = "dialler", 65
 PROMETHEUS_OFFSET = 70
 
 
@@ -59,6 +60,8 @@ class StackConfig:
     members: int = 1
     #: Routers a region, 1 or 2: the second is a warm standby and another door for clients.
     routers: int = 1
+    #: Region whose blended agents call between calls; "" starts no dialler.
+    dialler: str = ""
     #: A MongoDB to use in place of a local one; "" starts one.
     mongo_uri: str = ""
     #: A RabbitMQ to use in place of a local one; "" starts one.
@@ -75,6 +78,10 @@ class StackConfig:
             raise BadStackConfig(f"MEMBERS must be 1 or 3, got {self.members}")
         if self.routers not in ROUTERS_ALLOWED:
             raise BadStackConfig(f"ROUTERS must be 1 or 2, got {self.routers}")
+        if self.dialler and self.dialler not in REGIONS:
+            raise BadStackConfig(
+                f"DIALLER must be none or one of {', '.join(REGIONS)}, got {self.dialler!r:.40}"
+            )
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -186,9 +193,26 @@ def servers(config: StackConfig) -> list[ServiceProcess]:
     return [*others, *routers]
 
 
+def clients(config: StackConfig) -> list[ServiceProcess]:
+    """What calls the servers, and so starts after them: the dialler, where there is one."""
+    if not config.dialler:
+        return []
+    base, region = config.port_base, REGIONS.index(config.dialler)
+    server = _server(
+        DIALLER,
+        DIALLER,
+        base + DIALLER_OFFSET,
+        base + DIALLER_OFFSET + 1,
+        DIALLER_REGION=config.dialler,
+        DIALLER_ROUTING=f"{HOST}:{base + ROUTING_GRPC_OFFSET + region}",
+        DIALLER_MARKETING=f"{HOST}:{base + SERVICES['marketing']}",
+    )
+    return [replace(server, module="routing.planning.dialler_main")]
+
+
 def scrape_targets(config: StackConfig) -> list[ServiceProcess]:
     """Every process that has /metrics."""
-    return [*workers(config), *servers(config)]
+    return [*workers(config), *servers(config), *clients(config)]
 
 
 def prometheus_config(config: StackConfig, rules: str = "") -> str:
@@ -198,7 +222,7 @@ def prometheus_config(config: StackConfig, rules: str = "") -> str:
     lines = ["global:", "  scrape_interval: 5s", "  scrape_timeout: 4s", "  evaluation_interval: 5s"]
     lines += [f'rule_files: ["{rules}"]'] if rules else []
     lines += ["scrape_configs:"]
-    for service in ("routing", *SERVICES):
+    for service in dict.fromkeys(process.service for process in scrape_targets(config)):
         lines += [f"  - job_name: {service}", "    static_configs:"]
         for process in scrape_targets(config):
             if process.service == service:

@@ -1,12 +1,13 @@
 """A local stack as an object: real MongoDB, real RabbitMQ, Prometheus where installed, and the eleven
-processes.
+processes; a dialler where one is asked for.
 
     with Stack(StackConfig(run_dir=Path(".run").resolve())) as stack:
         channel = grpc.aio.insecure_channel(stack.address("routing", "shanghai"))
         stack.kill("routing-shanghai")
 
 Order: first the database and the broker, then the workers, which declare their queues, then the servers, so
-that no event is published before somebody waits for it. Down goes the other way. Whatever happens on the way
+that no event is published before somebody waits for it, then the dialler, which calls them. Down goes the
+other way. Whatever happens on the way
 up, what this call started is stopped again before the error reaches the caller.
 
 All processes are started by one thread of the stack's own, which lives as long as the interpreter: the kernel
@@ -137,6 +138,7 @@ class Stack:
         self._specs: dict[str, ServiceSpec] = {}
         self._workers = self._group(env, plan.workers(config))
         self._servers = self._group(env, plan.servers(config))
+        self._clients = self._group(env, plan.clients(config))
         self._specs[PROMETHEUS] = self._prometheus_spec()
         self._tools = ProcessGroup(run, [self._specs[PROMETHEUS]], env=env, die_with_parent=die_with_parent)
         self._starter = ThreadPoolExecutor(1, thread_name_prefix="stack-starter")
@@ -183,7 +185,8 @@ class Stack:
             KeyError: no such server.
         """
         wanted = plan.server_name(service, region)
-        ports = {process.name: process.grpc_port for process in plan.servers(self.config)}
+        served = [*plan.servers(self.config), *plan.clients(self.config)]
+        ports = {process.name: process.grpc_port for process in served}
         return f"{plan.HOST}:{ports[wanted]}"
 
     def http_address(self, name: str) -> str:
@@ -209,7 +212,11 @@ class Stack:
         if self._has_prometheus():
             port = config.port_base + plan.PROMETHEUS_OFFSET
             found.append(self._group_part(self._tools, PROMETHEUS, (port,)))
-        for group, planned in ((self._workers, plan.workers(config)), (self._servers, plan.servers(config))):
+        for group, planned in (
+            (self._workers, plan.workers(config)),
+            (self._servers, plan.servers(config)),
+            (self._clients, plan.clients(config)),
+        ):
             found += [self._group_part(group, service.name, service.ports) for service in planned]
         return found
 
@@ -271,6 +278,7 @@ class Stack:
                 self._start_infrastructure()
                 self._start_group(self._workers)
                 self._start_group(self._servers)
+                self._start_group(self._clients)
             except (ProcessFailed, PyMongoError, OSError) as error:
                 raise StackError(str(error)) from error
 
@@ -380,7 +388,8 @@ class Stack:
         broker = [[parts[n]] for n in (self._rabbit.epmd.name, self._rabbit.server.name) if n in parts]
         tools = [parts[n] for n in self._tools.names if n in parts]
         workers = [parts[n] for n in self._workers.names]
-        return [mongo, *broker, tools, workers, [parts[n] for n in self._servers.names]]
+        servers, clients = ([parts[n] for n in group.names] for group in (self._servers, self._clients))
+        return [mongo, *broker, tools, workers, servers, clients]
 
     def _await_starter(self) -> None:
         future = self._starting
@@ -420,7 +429,7 @@ class Stack:
             elif part.process in (self._rabbit.server, self._rabbit.epmd):
                 self._rabbit.start(die_with_parent=self._die)
             else:
-                groups = (self._tools, self._workers, self._servers)
+                groups = (self._tools, self._workers, self._servers, self._clients)
                 next(group for group in groups if part.name in group.names).start(part.name)
         except (ProcessFailed, PyMongoError, OSError) as error:
             raise StackError(str(error)) from error
@@ -456,7 +465,10 @@ class Stack:
             self._servers.env[PLACE_TOKEN_KEY_FILE] = str(path)
 
     def _refuse_another_shape(self) -> None:
-        kept = {"routers": 1, **(_read_marker(self.config.run_dir) or {})}
+        kept = {"routers": 1, "dialler": "", **(_read_marker(self.config.run_dir) or {})}
+        if not kept["dialler"]:
+            # A dialler may join a stack that runs without one.
+            kept["dialler"] = self.config.dialler
         recorded = recorded_stack(self.config.run_dir)
         if recorded and kept != _shape(self.config) and recorded.running():
             was = ", ".join(f"{key}={value}" for key, value in kept.items())
@@ -501,6 +513,7 @@ def _shape(config: StackConfig) -> dict[str, Any]:
         "port_base": config.port_base,
         "members": config.members,
         "routers": config.routers,
+        "dialler": config.dialler,
         "external_mongo": bool(config.mongo_uri),
         "external_amqp": bool(config.amqp_uri),
     }
@@ -557,6 +570,7 @@ def recorded_stack(run_dir: Path) -> Stack | None:
                     members=int(kept["members"]),
                     # A stack of an earlier release says nothing of them.
                     routers=int(kept.get("routers", 1)),
+                    dialler=str(kept.get("dialler", "")),
                     mongo_uri="mongodb://given.invalid" if kept["external_mongo"] else "",
                     amqp_uri="amqp://given.invalid" if kept["external_amqp"] else "",
                 ),

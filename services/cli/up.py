@@ -13,8 +13,8 @@ from rich.progress import (
     TimeElapsedColumn,
 )
 
-from cli.options import RUN_DIR_DEFAULT, Members, PortBase, Routers, RunDir, stack_config
-from cli.plan import PORT_BASE_DEFAULT
+from cli.options import RUN_DIR_DEFAULT, Dialler, Members, PortBase, Routers, RunDir, stack_config
+from cli.plan import PORT_BASE_DEFAULT, REGIONS
 from cli.stack import Stack
 from cli.view import OUT, status_table
 
@@ -59,14 +59,17 @@ def up(
     port_base: PortBase = PORT_BASE_DEFAULT,
     members: Members = 1,
     routers: Routers = 1,
+    dialler: Dialler = REGIONS[0],
 ) -> None:
     """Start the local stack: MongoDB, RabbitMQ, Prometheus where installed, and the eleven processes (fifteen
-    with two routers a region).
+    with two routers a region), with a dialler, idle until a contact list runs.
 
     Harmless when it runs already: what is missing is started. MONGO_URI and AMQP_URI put real servers in
     place of the local ones.
     """
-    config = stack_config(run_dir, port_base, members, routers=routers)
+    config = stack_config(
+        run_dir, port_base, members, routers=routers, dialler="" if dialler == "none" else dialler
+    )
     progress = StartProgress()
     stack = Stack(config, die_with_parent=False, on_progress=progress.note)
     progress.run(stack)
@@ -75,5 +78,6 @@ def up(
     OUT.print(
         f"\nHealthy. Logs and data: {where}/. gRPC: routing {stack.address('routing', 'beijing')}, ", end=""
     )
-    OUT.print(", ".join(f"{name} {stack.address(name)}" for name in ("crm", "tickets", "marketing")))
+    served = ["crm", "tickets", "marketing", *(["dialler"] if config.dialler else [])]
+    OUT.print(", ".join(f"{name} {stack.address(name)}" for name in served))
     OUT.print("`callmesh status` looks again, `callmesh down` stops it.")

@@ -1,4 +1,4 @@
-"""`callmesh up`, `status`, `down` with the real platform: eleven processes that answer, and none left."""
+"""`callmesh up`, `status`, `down` with the real platform: twelve processes that answer, and none left."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ pytestmark = [
 ]
 
 ROOT = Path(__file__).resolve().parents[2]
-EXTERNAL = ("MONGO_URI", "AMQP_URI", "MEMBERS")
+EXTERNAL = ("MONGO_URI", "AMQP_URI", "MEMBERS", "DIALLER")
 Callmesh = Callable[..., subprocess.CompletedProcess[str]]
 
 
@@ -76,10 +76,11 @@ def test_up_status_and_down(callmesh: Callmesh, base: int) -> None:
     assert up.returncode == 0, up.stdout + up.stderr
     assert "Healthy." in up.stdout
     found = parts(callmesh)
-    platform = {p.name for p in plan.scrape_targets(plan.StackConfig(run_dir=Path("/nowhere")))}
+    shape = plan.StackConfig(run_dir=Path("/nowhere"), dialler="beijing")
+    platform = {p.name for p in plan.scrape_targets(shape)}
     assert platform | {"mongod-0", "rabbitmq", "rabbitmq-epmd"} <= set(found)
     assert {part["state"] for part in found.values()} == {"up"}
-    for offset in (20, 21, 22, 23, 40, 50, 60):
+    for offset in (20, 21, 22, 23, 40, 50, 60, plan.DIALLER_OFFSET):
         assert health(f"127.0.0.1:{base + offset}") == health_pb2.HealthCheckResponse.SERVING
 
     again = callmesh("up")

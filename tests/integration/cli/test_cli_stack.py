@@ -16,6 +16,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -144,6 +145,29 @@ def test_kill_and_restart_of_one_process_leave_the_others_alone(stack: Stack) ->
     stack.restart("routing-shanghai")
     assert states(stack)["routing-shanghai"] is State.UP
     assert {p.name: p.pid for p in stack.processes() if p.name != "routing-shanghai"} == others
+
+
+def test_a_dialler_starts_last_joins_a_running_stack_and_is_not_forgotten(
+    stack: Stack, config: StackConfig
+) -> None:
+    stack.start()
+    others = {p.name: p.pid for p in stack.processes()}
+    seen: list[tuple[str, str]] = []
+    with_it = Stack(
+        replace(config, dialler="chengdu"), command_of=fake, on_progress=lambda *told: seen.append(told)
+    )
+    with_it.start()
+    assert states(with_it) == dict.fromkeys([*PLATFORM, "dialler"], State.UP)
+    assert {p.name: p.pid for p in with_it.processes() if p.name != "dialler"} == others
+    assert [name for name, state in seen if state == "starting"][-1] == "dialler"
+    assert with_it.address("dialler") == f"127.0.0.1:{config.port_base + 65}"
+    # Who knows of no dialler would leave it behind.
+    with pytest.raises(BadStackConfig, match="dialler=chengdu"):
+        stack.start()
+    found = recorded_stack(config.run_dir)
+    assert found is not None and states(found) == states(with_it)
+    with_it.stop()
+    assert living(config.run_dir) == set()
 
 
 def test_an_unknown_process_or_server_is_a_key_error(stack: Stack) -> None:

@@ -12,6 +12,7 @@ from cli import plan
 from cli.plan import BadStackConfig, StackConfig
 from cli.secret_files import secret_file
 from cli.view import duration
+from routing.planning.dialler_config import DiallerSettings
 
 
 def config(**changes: object) -> StackConfig:
@@ -65,6 +66,27 @@ def test_with_two_routers_a_region_each_says_which_of_them_it_is() -> None:
     assert len({r.env["ROUTING_PEERS"] for r in (*routers, plan.workers(stack)[0])}) == 1
     ports = [port for process in plan.scrape_targets(stack) for port in process.ports]
     assert len(set(ports)) == len(ports) and max(ports) <= 9000 + plan.PORT_OFFSET_MAX
+
+
+def test_a_dialler_is_started_where_a_region_is_named_for_it() -> None:
+    assert plan.clients(config()) == []
+    stack = config(port_base=9000, routers=2, dialler="shanghai")
+    (dialler,) = plan.clients(stack)
+    assert (dialler.name, dialler.module) == ("dialler", "routing.planning.dialler_main")
+    router = next(p for p in plan.servers(stack) if p.name == "routing-shanghai")
+    marketing = next(p for p in plan.servers(stack) if p.name == "marketing")
+    assert dialler.env["DIALLER_ROUTING"] == router.env["ROUTING_ADVERTISE"]
+    assert dialler.env["DIALLER_MARKETING"] == f"127.0.0.1:{marketing.grpc_port}"
+    with pytest.MonkeyPatch.context() as patched:
+        for name, value in dialler.env.items():
+            patched.setenv(name, value)
+        settings = DiallerSettings()
+    assert (settings.region, settings.grpc_port, settings.http_port) == ("shanghai", *dialler.ports)
+    ports = [port for process in plan.scrape_targets(stack) for port in process.ports]
+    assert len(set(ports)) == len(ports) and max(ports) <= 9000 + plan.PORT_OFFSET_MAX
+    assert "job_name: dialler" in plan.prometheus_config(stack)
+    with pytest.raises(BadStackConfig, match="DIALLER must be none or one of beijing"):
+        config(dialler="atlantis")
 
 
 @pytest.mark.parametrize("routers", [-1, 0, 3])
