@@ -3,17 +3,13 @@
 The life of a call, by the contract of `routing.proto`:
 
   1. RouteCall at the router of the caller's own region; when that cannot be had, at the next nearest, with
-     the attempt raised
-     and the newest place token, after a bounded pause that honours RetryInfo.
+     the attempt raised and the newest place token, after a bounded pause that honours RetryInfo.
   2. On ACCEPTED exactly that offer is confirmed, and the same confirmation repeated, at any router, until
-     there is a
-     committed yes or no. The one exception is an agent whose region's media is gone: nothing can be bridged
-     there whatever the
-     answer, so the edge opens the call again with the reason AGENT_LOST.
+     there is a committed yes or no. The one exception is an agent whose region's media is gone: nothing can
+     be bridged there whatever the answer, so the edge opens the call again with the reason AGENT_LOST.
   3. On the yes, caller and agent are bridged: the only place where the edge's book says so.
   4. The conversation lasts as the day says, then EndCall, repeated until it is answered. If the agent's
-     region is lost in
-     between, the call is opened again for what was left of the conversation.
+     region is lost in between, the call is opened again for what was left of the conversation.
   5. A caller whose patience ends while waiting hangs up. A platform that then does not know an acknowledged
      call has lost it.
 
@@ -171,7 +167,7 @@ class Edge:
         return _Reopen(
             reason=call_pb2.REOPEN_REASON_STREAM_LOST,
             pause_seconds=max(pause, facts.retry_seconds),
-            why=f"{facts.code.name} {facts.reason}",
+            why=" ".join(dict.fromkeys((facts.code.name, facts.reason))),
         )
 
     def _waited_untaken(self) -> float:

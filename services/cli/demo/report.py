@@ -72,14 +72,14 @@ _ROWS: tuple[tuple[str, tuple[tuple[str, str], ...]], ...] = (
         (
             ("calls_offered", "offered"),
             ("calls_answered", "answered"),
-            ("calls_abandoned", "abandoned"),
+            ("calls_abandoned", "abandoned (the caller hung up first)"),
             ("calls_refused", "refused"),
-            ("asa_seconds", "average speed of answer, s"),
-            ("asa_reference_seconds", "  the same day in ciw, one pooled queue, s"),
-            ("asa_ratio_to_reference", "  ratio"),
-            ("service_level_ratio", "answered within 20 s"),
-            ("service_level_reference_ratio", "  in ciw"),
-            ("answered_at_home_ratio", "answered at home"),
+            ("asa_seconds", "mean wait of those answered (ASA), s"),
+            ("asa_reference_seconds", "  simulated (ciw): one group of agents, nothing lost, s"),
+            ("asa_ratio_to_reference", "  so many times as long"),
+            ("service_level_ratio", "service level: answered within 20 s"),
+            ("service_level_reference_ratio", "  simulated (ciw)"),
+            ("answered_at_home_ratio", "answered in the caller's own region"),
         ),
     ),
     (
@@ -121,13 +121,14 @@ _ROWS: tuple[tuple[str, tuple[tuple[str, str], ...]], ...] = (
 
 def table(figures: Mapping[str, Figure]) -> Table:
     """The figures for people, in sections; absent ones are left out."""
-    result = Table(box=None, pad_edge=False)
-    result.add_column("")
-    result.add_column("", justify="right")
+    result = Table(box=None, pad_edge=False, show_header=False)
+    result.add_column()
+    result.add_column(justify="right")
     for section, rows in _ROWS:
         shown = [(name, figures[key], key) for key, name in rows if figures.get(key) is not None]
         if not shown:
             continue
+        result.add_row("", "")
         result.add_row(f"[b]{section}[/]", "")
         for name, value, key in shown:
             result.add_row(name, _text(key, value))
@@ -149,6 +150,7 @@ def show(
 ) -> None:
     """Prints the report."""
     console.print(table(figures))
+    console.print()
     for note in notes:
         console.print(f"- {note}", style="dim", highlight=False)
     console.print(f"written to {path}", style="dim", highlight=False)

@@ -354,7 +354,7 @@ class World:
         """What a reader should know besides the figures."""
         why = ledger.tally(self._ledger, self._home_of).reopened_why
         remarks = [f"error of a simulated party: {text}" for text in self._state.errors[:ERRORS_SHOWN_MAX]]
-        remarks += [f"opened again {n} times: {text}" for text, n in list(why.items())[:ERRORS_SHOWN_MAX]]
+        remarks += [f"calls opened again: {n} x {text}" for text, n in list(why.items())[:ERRORS_SHOWN_MAX]]
         remarks += [f"call lost: {call}" for call in ledger.lost_calls(self._ledger)[:ERRORS_SHOWN_MAX]]
         remarks += [f"desk: {count} x {what}" for what, count in sorted(desk.figures.errors.items())]
         remarks += [f"desktop commands refused: {n} x {why}" for why, n in sorted(agents.refusals.items())]

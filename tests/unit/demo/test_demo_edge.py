@@ -110,7 +110,7 @@ async def test_a_dead_router_is_passed_over(rig: Any, say: Any, forever: Any) ->
     assert rig.last().fact is Fact.TALKED
     assert rig.far.routed[0].attempt == 2
     found = tally(rig.ledger, {})
-    assert (found.reopened_why, found.unacknowledged) == ({"UNAVAILABLE UNAVAILABLE": 1}, 0)
+    assert (found.reopened_why, found.unacknowledged) == ({"UNAVAILABLE": 1}, 0)
 
 
 async def test_a_caller_whom_nobody_acknowledged_is_told_apart(rig: Any, monkeypatch: Any) -> None:
