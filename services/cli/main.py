@@ -27,6 +27,7 @@ from cli.menus import menus
 from cli.outbound import outbound
 from cli.plan import BadStackConfig
 from cli.redeliver import redeliver
+from cli.runbook import runbook
 from cli.sandbox import sandbox
 from cli.sections import Sections
 from cli.simulate import simulate
@@ -67,6 +68,7 @@ COMMANDS = (
     migrate,
     retention,
     acts,
+    runbook,
     redeliver,
     canary,
 )

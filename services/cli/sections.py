@@ -12,6 +12,7 @@ SECTIONS = {
     "Keeping a platform running": (
         *(
             "doctor",
+            "runbook",
             "canary",
             "acts",
             "dead",

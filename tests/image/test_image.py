@@ -113,6 +113,13 @@ def test_without_a_role_it_explains_itself(image: str) -> None:
     assert "Usage" in docker("run", "--rm", "--network=none", *AS_DEPLOYED, image)
 
 
+def test_operators_have_the_command_and_the_runbooks(image: str) -> None:
+    """`callmesh` is on the PATH, and the page of an alert is there to be read."""
+    for words in (("--help",), ("runbook", "CallmeshCallsLost")):
+        said = docker("run", "--rm", "--network=none", *AS_DEPLOYED, image, "callmesh", *words)
+        assert ("Usage: callmesh" if words == ("--help",) else "# CallmeshCallsLost") in said
+
+
 # --- its roles --------------------------------------------------------------------------------------------
 
 
