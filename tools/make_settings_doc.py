@@ -25,8 +25,18 @@ Made by `make settings-doc` from the settings classes (`services/<service>/confi
 `services/routing/planning/dialler_config.py`); change those and run it again.
 
 Every setting is an environment variable. A process that finds a bad one prints one line that names it and
-exits with status 2. Where two names stand, the longer one wins: it is that service's own, the shorter one is
-read by every process of a stack.
+exits with status 2.
+
+[Those of every process](#every-process) come first, told once; then what [routing](#routing), [crm](#crm),
+[tickets](#tickets), [marketing](#marketing) and the [dialler](#dialler) have besides, or set otherwise.
+"""
+
+EVERY = """## Every process
+
+`<SERVICE>` stands for ROUTING, CRM, TICKETS, MARKETING or DIALLER, as in `CRM_GRPC_PORT`. Where
+two names stand, the longer one wins: it is that process's own, the shorter one is read by every process of a
+stack.
+
 """
 
 
@@ -46,10 +56,11 @@ def settings_class(service: str) -> Any:
 
 
 def document() -> str:
-    """The whole file: one section a service."""
-    table = importlib.import_module("chassis.config").settings_table
-    sections = [f"## {service}\n\n{table(settings_class(service))}" for service in SERVICES]
-    return "\n".join([INTRODUCTION, *sections])
+    """The whole file: what every process has, then a section a service."""
+    config = importlib.import_module("chassis.config")
+    base, table = config.ServiceSettings, config.settings_table
+    sections = [f"## {service}\n\n{table(settings_class(service), but=base)}" for service in SERVICES]
+    return "\n".join([INTRODUCTION, EVERY + table(base), *sections])
 
 
 def main(arguments: list[str]) -> int:

@@ -20,6 +20,7 @@ import time
 import types
 import typing
 import urllib.parse
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn, TypeVar
 
 from pydantic import Field, ValidationError, ValidationInfo, field_validator
@@ -530,16 +531,27 @@ def load_settings(cls: type[SettingsType]) -> SettingsType:
         raise SystemExit(EXIT_BAD_SETTING) from None
 
 
-def settings_table(cls: type[ServiceSettings]) -> str:
-    """All settings of a process as a Markdown table, for its documentation."""
-    prefix = str(cls.model_config.get("env_prefix", ""))
+def settings_table(cls: type[ServiceSettings], *, but: type[ServiceSettings] | None = None) -> str:
+    """The settings of a process as a Markdown table, for its documentation; without those that are the same
+    in the class `but`. Those of every process alike, in the base class, have `<SERVICE>_` before them.
+    """
+    prefix = "<SERVICE>_" if cls is ServiceSettings else str(cls.model_config.get("env_prefix", ""))
+    told = dict(_told(but)) if but is not None else {}
     rows = ["| variable | default | meaning |", "|---|---|---|"]
-    for name, info in cls.model_fields.items():
-        names = f"`{prefix}{name.upper()}`" + (f" or `{name.upper()}`" if name in SHARED else "")
-        default = "" if info.default in (None, "") else f"`{info.default}`"
-        text = " ".join(part for part in (info.description or "", _sentence(rule(info))) if part)
-        rows.append(f"| {names} | {default} | {text} |".replace("  ", " "))
+    for name, text in _told(cls):
+        if told.get(name) != text:
+            names = f"`{prefix}{name.upper()}`" + (f" or `{name.upper()}`" if name in SHARED else "")
+            rows.append(f"| {names} | {text} |".replace("  ", " "))
     return "\n".join(rows) + "\n"
+
+
+def _told(cls: type[ServiceSettings]) -> Iterator[tuple[str, str]]:
+    """(name, its default and meaning as the cells of a row) of each setting."""
+    for name, info in cls.model_fields.items():
+        default = "" if info.default in (None, "") or info.is_required() else f"`{info.default}`"
+        meant = (info.description or ServiceSettings.model_fields.get(name, info).description) or ""
+        text = " ".join(part for part in (meant, _sentence(rule(info))) if part)
+        yield name, f"{default} | {text}"
 
 
 def _sentence(text: str) -> str:

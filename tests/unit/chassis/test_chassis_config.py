@@ -132,6 +132,16 @@ def test_every_setting_has_a_description_and_a_row():
     assert "Must be between 1 and 65535." in table
 
 
+def test_what_every_process_has_is_told_once():
+    every, own = settings_table(ServiceSettings), settings_table(CrmSettings, but=ServiceSettings)
+    assert "| `<SERVICE>_MONGO_URI` or `MONGO_URI` |" in every and "MONGO_URI" not in own
+    listed = {row.split("`")[1] for row in own.splitlines()[2:]}
+    added = CrmSettings.model_fields.keys() - ServiceSettings.model_fields.keys()
+    assert {f"CRM_{name.upper()}" for name in added} <= listed
+    # What a service sets otherwise is told with it.
+    assert "| `CRM_SERVICE` | `crm` |" in own and "`CRM_THREADS`" not in own
+
+
 def test_the_clock_follows_the_settings(monkeypatch):
     monkeypatch.setenv("CLOCK_SPEED", "60")
     monkeypatch.setenv("CLOCK_ORIGIN_BUSINESS_MS", "1000")
