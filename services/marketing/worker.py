@@ -8,6 +8,7 @@ import sys
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from chassis.lease import Lease
     from chassis.worker import Background, Stopping
     from marketing.config import MarketingSettings
 
@@ -84,17 +85,22 @@ def _learner(settings: MarketingSettings) -> Background:
         learned = (Propensities(*parts), Uplifts(*parts), Churns(*parts))
         lease = _lease("propensity")
         while not stopping(settings.learn_seconds):
-            if not (lease.acquire() and any(versions.due() for versions in learned)):
+            if not lease.acquire():
                 continue
-            process = subprocess.Popen([sys.executable, "-m", "marketing.learn"], stdout=subprocess.DEVNULL)
-            while process.poll() is None:
-                lease.acquire()
-                if stopping(LEARN_LOOK_SECONDS):
-                    process.terminate()
-                    process.wait()
-                    break
-            get_logger(__name__).info("propensity.learned", status=process.returncode)
-        lease.release()
+            if any(versions.due() for versions in learned):
+                learn(lease, stopping)
+            # Minutes pass before the next look: a lease that ran out looks as if the worker were gone.
+            lease.release()
+
+    def learn(lease: Lease, stopping: Stopping) -> None:
+        process = subprocess.Popen([sys.executable, "-m", "marketing.learn"], stdout=subprocess.DEVNULL)
+        while process.poll() is None:
+            lease.acquire()
+            if stopping(LEARN_LOOK_SECONDS):
+                process.terminate()
+                process.wait()
+                break
+        get_logger(__name__).info("propensity.learned", status=process.returncode)
 
     return Background(name="propensity", run=run)
 

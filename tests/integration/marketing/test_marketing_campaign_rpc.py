@@ -37,6 +37,7 @@ from marketing import worker
 from marketing.campaign_engine import StepChannel
 from marketing.campaign_store import CampaignStore
 from marketing.config import MarketingSettings
+from marketing.documents import ModelDocument
 from marketing.handlers import Facts
 from marketing.inbound import learn
 from marketing.kinds import ALL_DOCUMENTS
@@ -350,6 +351,16 @@ async def test_the_workers_loops_build_sweep_and_learn(world: World, monkeypatch
     Propensities(MongoShelves(), world.store, world.settings.clock(), 5).train()
     world.run(worker._learner, rounds=1)
     assert begun == [[sys.executable, "-m", "marketing.learn"]]
+    # Between two looks nobody holds it, and so nobody misses its holder.
+    held: list[Any] = []
+    leases = ModelDocument._get_db()["leases"]
+
+    def stopping(_: float) -> bool:
+        held.append(leases.find_one({"_id": "propensity"}))
+        return len(held) > 1
+
+    worker._learner(world.settings).run(stopping)
+    assert [lease["holder"] for lease in held] == ["", ""] and held[1]["epoch"] > held[0]["epoch"]
 
 
 def test_a_sender_that_is_down_stops_only_its_own(mongo_uri: str, mongo_database: str) -> None:
