@@ -688,6 +688,18 @@ BUSINESS = Dashboard(
             "none",
             (rises("crm_webhook_tries_total", "outcome") + " or vector(0)", "webhooks {{outcome}}"),
         ),
+        graph(
+            "Outbound calls a minute",
+            "none",
+            (
+                per_minute("callmesh_dialler_offers_total", "outcome", "") + " or vector(0)",
+                "offered: {{outcome}}",
+            ),
+            (
+                per_minute("callmesh_dialler_lines_total", "result", "") + " or vector(0)",
+                "lines: {{result}}",
+            ),
+        ),
     ),
 )
 

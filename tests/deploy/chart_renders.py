@@ -27,7 +27,10 @@ SETTINGS = {
     "TICKETS": "tickets.config.TicketsSettings",
     "MARKETING": "marketing.config.MarketingSettings",
     "ROUTING": "routing.config.RoutingSettings",
+    "DIALLER": "routing.planning.dialler_config.DiallerSettings",
 }
+#: Those that keep something.
+STORED = tuple(prefix for prefix in SETTINGS if prefix != "DIALLER")
 
 Manifest = dict[str, Any]
 
@@ -56,6 +59,11 @@ def pods(manifests: Any) -> Iterator[tuple[Manifest, Manifest]]:
             yield one, one["spec"]["template"]
         elif one["kind"] == "CronJob":
             yield one, one["spec"]["jobTemplate"]["spec"]["template"]
+
+
+def prefix_of(module: str) -> str:
+    """The prefix of the settings of a process that runs a module."""
+    return "DIALLER" if module == "routing.planning.dialler_main" else module.partition(".")[0].upper()
 
 
 def settings_class(prefix: str) -> Any:

@@ -25,10 +25,11 @@ from tests.deploy.chart_renders import (
     CHART,
     EXAMPLES,
     ROOT,
-    SETTINGS,
+    STORED,
     Manifest,
     example,
     pods,
+    prefix_of,
     render,
     settings_class,
     validate,
@@ -150,6 +151,14 @@ def test_the_checks_themselves_find_what_is_wrong() -> None:
     ({"limits": {"subjects": {"pbx-1": {"rates": {"all": [{"calls": 0}]}}}}}, "calls"),
     ({"limits": {"default": {"stream_messages": {"call": 1}}}}, "call"),
     ({"retention": {"enabled": "yes"}}, "enabled"),
+    ({"dialler": {"enabled": True, "floors": [{"region": "main", "inbound": "service"}]}}, "outbound"),
+    ({"dialler": {"enabled": True, "floors": []}}, "floors"),
+    ({"dialler": {"enabled": True, "floors": [{"region": "elsewhere", "inbound": "a", "outbound": "b"}]}},
+     "elsewhere"),
+    ({"dialler": {"enabled": True, "floors": [{"region": "main", "inbound": "a", "outbound": "b"}] * 2}},
+     "twice"),
+    ({"dialler": {"enabled": True}, "role": "region"}, "marketing"),
+    ({"dialler": {"env": {"DIALLER_TOKEN": "x"}}}, "DIALLER_TOKEN"),
 ])  # fmt: skip
 def test_a_typing_error_is_refused_with_its_place(values: dict[str, Any], where: str) -> None:
     with pytest.raises(helm_python.HelmError) as refused:
@@ -244,7 +253,7 @@ def test_every_process_starts_with_its_environment(
         command = container.get("args", [])
         if command[:2] != ["python", "-m"]:
             continue
-        prefix = command[2].partition(".")[0].upper()
+        prefix = prefix_of(command[2])
         cls = settings_class(prefix)
         values = {v["name"]: v.get("value", "") for v in container["env"]}
         known = {f"{prefix}_{field.upper()}" for field in cls.model_fields}
@@ -263,7 +272,7 @@ def test_every_process_starts_with_its_environment(
                     text = str(file)
                 patched.setenv(variable, text)
             settings = cls()
-        assert settings.mongo_uri == "mongodb://db"
+        assert (settings.mongo_uri == "mongodb://db") is (prefix in STORED)
         assert command[2].endswith(".worker") is (settings.amqp_uri == "amqp://mq")
         grace = pod["spec"]["terminationGracePeriodSeconds"]
         assert grace > settings.drain_notice_seconds + settings.drain_seconds
@@ -288,7 +297,7 @@ def test_each_role_runs_its_part() -> None:
 
     business = {f"{s}-{k}" for s in ("crm", "tickets", "marketing") for k in ("server", "worker")}
     assert components("hq") == business | {"routing-worker"}
-    assert components("region") == {"routing-server"}
+    assert components("region") == {"routing-server", "dialler-server"}
     assert components("single-cluster") == components("hq") | components("region")
 
 
@@ -305,15 +314,33 @@ def test_the_network_is_the_picture() -> None:
         one["metadata"]["name"]: one for one in example("single-cluster") if one["kind"] == "NetworkPolicy"
     }
     for what, policy in policies.items():
-        worker = what.endswith("-worker")
+        worker, dialler = what.endswith("-worker"), "-dialler-" in what
         ports = {port["port"] for rule in policy["spec"]["egress"] for port in rule["ports"]}
         assert (5672 in ports) is worker
-        assert (7100 in ports) is ("-routing-" in what and not worker), what
+        assert (27017 in ports) is not dialler
+        assert (7100 in ports) is (dialler or ("-routing-" in what and not worker)), what
         assert bool(allowed(policy, "grpc")) is not worker
     inside = {"app.kubernetes.io/component": "routing-server"}
     peers = allowed(policies["demo-callmesh-routing-beijing"], "grpc")
     assert any(inside.items() <= p.get("podSelector", {}).get("matchLabels", {}).items() for p in peers)
     assert not any("podSelector" in p for p in allowed(policies["demo-callmesh-crm"], "grpc"))
+    # A dialler reaches the routers of its region and marketing, and they let it in.
+    mine = {"app.kubernetes.io/component": "dialler-server"}
+    let_in = {
+        what
+        for what, policy in policies.items()
+        for peer in allowed(policy, "grpc")
+        if mine.items() <= peer.get("podSelector", {}).get("matchLabels", {}).items()
+    }
+    assert let_in == {"demo-callmesh-routing-beijing", "demo-callmesh-marketing"}
+    (reached,) = [
+        rule["to"] for rule in policies["demo-callmesh-dialler-beijing"]["spec"]["egress"] if "to" in rule
+    ]
+    labels = [peer["podSelector"]["matchLabels"] for peer in reached]
+    assert [(one["app.kubernetes.io/component"], one.get("callmesh.io/region", "")) for one in labels] == [
+        ("routing-server", "beijing"),
+        ("marketing-server", ""),
+    ]
 
 
 @pytest.mark.parametrize("kind", ["server", "worker"])
@@ -392,7 +419,7 @@ def test_the_operators_own_secrets_are_read_where_they_are_asked_for() -> None:
                 assert (volume["secret"]["secretName"], item["key"]) == expected[volume["name"]]
                 seen.add(volume["name"])
     assert seen == expected.keys()
-    assert {role["db"] for role in user["roles"]} >= {f"callmesh_{prefix.lower()}" for prefix in SETTINGS}
+    assert {role["db"] for role in user["roles"]} >= {f"callmesh_{prefix.lower()}" for prefix in STORED}
 
 
 def servers(manifests: Any) -> dict[str, Manifest]:

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 import yaml
-from tests.deploy.chart_renders import ROOT, settings_class
+from tests.deploy.chart_renders import ROOT, prefix_of, settings_class
 from tests.deploy.compose_model import Compose
 
 FILE = ROOT / "deploy" / "docker" / "compose.yaml"
@@ -108,7 +108,8 @@ def test_what_is_seen_is_provisioned() -> None:
 def test_every_process_is_there() -> None:
     commands = {one["command"][-1] for one in OURS.values()}
     services = ("routing", "crm", "tickets", "marketing")
-    assert commands == {*services, *(f"{service}.worker" for service in services)}
+    dialler = "routing.planning.dialler_main"
+    assert commands == {*services, *(f"{service}.worker" for service in services), dialler}
 
 
 @pytest.mark.parametrize("name", sorted(OURS))
@@ -116,7 +117,7 @@ def test_a_process_starts_with_its_environment(
     name: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     one = OURS[name]
-    prefix = one["command"][-1].partition(".")[0].upper()
+    prefix = prefix_of(one["command"][-1])
     cls = settings_class(prefix)
     known = {f"{prefix}_{field.upper()}" for field in cls.model_fields}
     assert {v for v in one["environment"] if v.startswith(f"{prefix}_")} <= known

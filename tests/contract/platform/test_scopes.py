@@ -46,6 +46,7 @@ TABLES = {
 ALL_SCOPES = {scope for table in TABLES.values() for scope in table.values()}
 #: Calls under way at once.
 TOGETHER = 32
+ROOT = Path(__file__).parents[3]
 #: What only reads is named like this; the rest changes something or uses something up.
 READING = re.compile(
     r"/(Get|BatchGet|List|Find|Search|Lookup|Locate|Explain|Preview|Check|Validate|Compare|Evaluate|Suggest|Export"
@@ -160,3 +161,15 @@ def test_scopes_are_named_alike_and_no_change_is_made_with_a_reading_one() -> No
             if scope.endswith(".read") and not READING.search(method)
         ]
         assert changing == [], f"{package}: these change something, and their scope ends in .read"
+
+
+def test_the_diallers_token_has_the_scopes_of_what_it_calls_and_no_more() -> None:
+    """Of what its source calls, and of what the chart tells operators to give it."""
+    source = (ROOT / "services" / "routing" / "planning" / "dialler_main.py").read_text()
+    called = set(re.findall(r"_peers\.(?:routing|directory|supervision|planning|lists)\.(\w+)\(", source))
+    tables = {**TABLES["routing"], **TABLES["marketing"]}
+    found = {scope for method, scope in tables.items() if method.rpartition("/")[2] in called}
+    assert len(called) > 10 and found == set(routing.scopes.DIALLER_ASKS)
+    values = (ROOT / "deploy" / "helm" / "callmesh" / "values.yaml").read_text()
+    told = values.partition("\ndialler:")[2].partition("tokenSecret: callmesh-dialler")[0]
+    assert set(re.findall(r"\b(?:routing|marketing)\.[a-z]+\.[a-z]+\b", told)) == found

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -56,7 +57,7 @@ async def test_a_contact_is_offered_taken_back_and_talked_to(platform: Platform)
     await seen(floor, [("a0", True)])
 
     # Taken back before the agent accepts: nobody is connected, and the agent is free again.
-    call = await calls.begin(PERSON, "a0")
+    call = await calls.begin(replace(PERSON, lease_ms=7), "a0")
     offer = (await seat.until("offer")).offer
     assert offer.call.attributes["contact"] == PERSON.contact
     assert (offer.call.attributes["attempt"], offer.call.caller_number) == ("2", PERSON.number)
@@ -66,11 +67,15 @@ async def test_a_contact_is_offered_taken_back_and_talked_to(platform: Platform)
     assert await state_of(platform, call) == call_pb2.CALL_STATE_ENDED
 
     # Accepted: it is a conversation, and taking it back does no more.
-    call = await calls.begin(PERSON, "a0")
+    call = await calls.begin(replace(PERSON, lease_ms=8), "a0")
     await seat.accept()
     assert await call.wait_answered() is True
     await call.withdraw()
     assert await state_of(platform, call) == call_pb2.CALL_STATE_CONNECTED
+    # Another dialler tells them apart by their reservations alone.
+    other = GrpcCalls(peers, "callout", "dialler-y")
+    for lease_ms, ended in ((7, True), (8, False), (9, False)):
+        assert await other.unanswered(replace(PERSON, lease_ms=lease_ms)) is ended
     await seen(floor, [("a0", False)])
     seat.send(end_conversation={"call_id": call.call_id})
     seat.send(wrap_up={"call_id": call.call_id})

@@ -11,6 +11,7 @@ from typer.testing import CliRunner
 from chassis.auth import JwtAuthenticator
 from chassis.jwks import FileKeys
 from cli.main import app
+from routing.scopes import DIALLER_ASKS
 
 SERVICES = {"routing", "crm", "tickets", "marketing"}
 
@@ -19,10 +20,12 @@ def test_servers_take_the_keys_and_tokens(tmp_path: Path) -> None:
     folder = tmp_path / "keys"
     done = CliRunner().invoke(app, ["keys", str(folder), "--audience", "trial"])
     assert done.exit_code == 0
-    assert len(done.stdout.split()) == 5
+    assert len(done.stdout.split()) == 6
     judge = JwtAuthenticator(FileKeys(str(folder / "jwks.json")), "", "trial", 30)
     peer = judge.authenticate(f"Bearer {(folder / 'peer.token').read_text()}")
     assert (peer.subject, peer.scopes) == ("routers", frozenset({"routing.shards.peer"}))
+    dialler = judge.authenticate(f"Bearer {(folder / 'dialler.token').read_text()}")
+    assert dialler.subject == "dialler" and dialler.scopes == set(DIALLER_ASKS)
     admin = judge.authenticate(f"Bearer {(folder / 'admin.token').read_text()}")
     named = {scope.partition(".")[0] for scope in admin.scopes}
     assert admin.subject == "admin" and named == SERVICES | {"dialler"}

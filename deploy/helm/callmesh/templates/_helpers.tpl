@@ -74,7 +74,8 @@ topologySpreadConstraints:
 
 {{/*
 The processes of this release as JSON: [{name, service, kind, region, values}], one for each Deployment or
-StatefulSet. Everything else loops over it.
+StatefulSet. Everything else loops over it. A dialler has its `floor` besides: {region, inbound, outbound}; it keeps
+nothing in a store.
 */}}
 {{- define "callmesh.processes" -}}
 {{- $found := list -}}
@@ -83,6 +84,15 @@ StatefulSet. Everything else loops over it.
 {{- range .Values.regions -}}
 {{- $values := merge (dict "replicas" (int .replicas)) $.Values.routing.server -}}
 {{- $found = append $found (dict "name" (printf "%s-routing-%s" $name .id) "service" "routing" "kind" "server" "region" .id "values" $values) -}}
+{{- end -}}
+{{- if .Values.dialler.enabled -}}
+{{- $free := list -}}{{- range .Values.regions -}}{{- $free = append $free .id -}}{{- end -}}
+{{- range .Values.dialler.floors -}}
+{{- if not (has .region $free) -}}{{- fail (printf "dialler.floors: %s is none of regions, or named twice" .region) -}}{{- end -}}
+{{- $free = without $free .region -}}
+{{- $values := merge (dict "replicas" 1) $.Values.dialler -}}
+{{- $found = append $found (dict "name" (printf "%s-dialler-%s" $name .region) "service" "dialler" "kind" "server" "region" "" "floor" . "values" $values) -}}
+{{- end -}}
 {{- end -}}
 {{- end -}}
 {{- if include "callmesh.hq" . -}}
@@ -106,6 +116,9 @@ app.kubernetes.io/component: {{ .process.service }}-{{ .process.kind }}
 {{- with .process.region }}
 callmesh.io/region: {{ . }}
 {{- end }}
+{{- with .process.floor }}
+callmesh.io/region: {{ .region }}
+{{- end }}
 {{- end -}}
 
 {{- define "callmesh.commonLabels" -}}
@@ -125,6 +138,17 @@ app.kubernetes.io/part-of: callmesh
 app.kubernetes.io/name: {{ include "callmesh.name" . }}
 app.kubernetes.io/instance: {{ .Release.Name }}
 {{ include "callmesh.commonLabels" . }}
+{{- end -}}
+
+{{/* Where a dialler finds marketing: in this release, or where it is told. */}}
+{{- define "callmesh.diallerMarketing" -}}
+{{- if .Values.dialler.marketing.address -}}
+{{- .Values.dialler.marketing.address -}}
+{{- else if and (include "callmesh.hq" .) .Values.marketing.enabled -}}
+{{- printf "%s-marketing.%s.svc:7100" (include "callmesh.fullname" .) .Release.Namespace -}}
+{{- else -}}
+{{- fail "dialler.marketing.address: this release runs no marketing, so say where it is" -}}
+{{- end -}}
 {{- end -}}
 
 {{/* All routers that a router of this release knows: `region=host:port`, by pod. */}}

@@ -18,10 +18,10 @@
   (printf "%s_HTTP_PORT" $prefix) 7101
   (printf "%s_DRAIN_NOTICE_SECONDS" $prefix) .process.values.drain.noticeSeconds
   (printf "%s_DRAIN_SECONDS" $prefix) .process.values.drain.seconds
-  "MONGO_URI_FILE" "/etc/callmesh/mongodb/uri"
   "LOG_FORMAT" "json"
   "LOG_LEVEL" $values.telemetry.logLevel
   "TRACE_RATIO" $values.telemetry.traceRatio -}}
+{{- if not .process.floor -}}{{- $_ := set $plain "MONGO_URI_FILE" "/etc/callmesh/mongodb/uri" -}}{{- end -}}
 {{- with $values.telemetry.otlpEndpoint -}}
 {{- $_ := set $plain "OTEL_EXPORTER_OTLP_ENDPOINT" . -}}
 {{- end -}}
@@ -45,6 +45,14 @@
 {{- $_ := set $plain "TLS_KEY_FILE" "/etc/callmesh/tls/tls.key" -}}
 {{- $_ := set $plain "TLS_CA_FILE" "/etc/callmesh/tls/ca.crt" -}}
 {{- $_ := set $plain "TLS_CLIENTS" $values.tls.clients -}}
+{{- end -}}
+{{- with .process.floor -}}
+{{- $_ := set $plain "DIALLER_REGION" .region -}}
+{{- $_ := set $plain "DIALLER_INBOUND" .inbound -}}
+{{- $_ := set $plain "DIALLER_OUTBOUND" .outbound -}}
+{{- $_ := set $plain "DIALLER_ROUTING" (printf "%s-routing-%s.%s.svc:7100" (include "callmesh.fullname" $.root) .region $.root.Release.Namespace) -}}
+{{- $_ := set $plain "DIALLER_MARKETING" (include "callmesh.diallerMarketing" $.root) -}}
+{{- $_ := set $plain "DIALLER_TOKEN_FILE" "/etc/callmesh/dialler/token" -}}
 {{- end -}}
 {{- if .process.region -}}
 {{- $_ := set $plain "ROUTING_REGION" .process.region -}}
@@ -127,7 +135,8 @@ spec:
     - name: {{ $process.service }}
       image: {{ include "callmesh.image" $root | quote }}
       imagePullPolicy: {{ $root.Values.image.pullPolicy }}
-      args: ["python", "-m", {{ ternary $process.service (printf "%s.worker" $process.service) $server | quote }}]
+      {{- $module := ternary $process.service (printf "%s.worker" $process.service) $server }}
+      args: ["python", "-m", {{ ternary "routing.planning.dialler_main" $module (not (empty $process.floor)) | quote }}]
       env:
         {{- include "callmesh.env" . | nindent 8 }}
       ports:
@@ -144,7 +153,11 @@ spec:
         capabilities: {drop: [ALL]}
       volumeMounts:
         - {name: tmp, mountPath: /tmp}
+        {{- if $process.floor }}
+        - {name: dialler, mountPath: /etc/callmesh/dialler, readOnly: true}
+        {{- else }}
         - {name: mongodb, mountPath: /etc/callmesh/mongodb, readOnly: true}
+        {{- end }}
         {{- if not $server }}
         - {name: rabbitmq, mountPath: /etc/callmesh/rabbitmq, readOnly: true}
         {{- else }}
@@ -167,7 +180,12 @@ spec:
   volumes:
     - name: tmp
       emptyDir: {sizeLimit: 256Mi}
+    {{- if $process.floor }}
+    {{- $token := dict "kind" "Secret" "name" $root.Values.dialler.tokenSecret "key" "token" }}
+    {{- include "callmesh.fileVolume" (dict "volume" "dialler" "path" "token" "from" $token) | nindent 4 }}
+    {{- else }}
     {{- include "callmesh.mongodbVolume" $root | nindent 4 }}
+    {{- end }}
     {{- if not $server }}
     {{- include "callmesh.rabbitmqVolume" $root | nindent 4 }}
     {{- else }}
