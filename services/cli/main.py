@@ -115,7 +115,7 @@ def main() -> None:
         signal.signal(number, _end_politely)
     add_demo(sys.argv[1:])
     try:
-        app()
+        app(prog_name="callmesh")
     except (BadStackConfig, PortInUse, StartError, directory.Refused) as error:
         print_error(error)
         sys.exit(EXIT_USAGE)
