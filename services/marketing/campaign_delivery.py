@@ -34,10 +34,11 @@ from marketing.campaign_engine import (
     best_words,
     fill,
     held_back,
+    touch_id,
 )
 from marketing.campaign_model import Campaign, Variant
-from marketing.campaign_runner import FINAL_ANSWERS, fits, is_quiet_until
-from marketing.campaign_store import CampaignStore
+from marketing.campaign_runner import fits, is_quiet_until
+from marketing.campaign_store import FINAL_ANSWERS, CampaignStore
 from marketing.documents import profile_from_raw
 from marketing.model import Profile, best_text
 from marketing.senders import SENDERS_MAX, Lane, Message, Senders, SendFailed
@@ -82,6 +83,8 @@ class _Group:
     complaining: set[str]
     #: Where people stand, by campaign and customer.
     standing: Mapping[str, Mapping[str, Mapping[str, Any]]]
+    #: Of people who are one by a merge: by touch, (state, token) of their other touches of the same step.
+    others: Mapping[str, Mapping[str, tuple[str, str]]]
     #: What messages are filled in with, by campaign and language.
     values: dict[tuple[str, str], Mapping[str, str]] = field(default_factory=dict)
 
@@ -144,17 +147,35 @@ class Delivery:
         return len(claimed)
 
     def _group(self, by_id: Mapping[str, Campaign], claimed: Sequence[Mapping[str, Any]]) -> _Group:
-        people = sorted({touch["customer"] for touch in claimed})
-        raws = self.store.profiles_of(people)
+        raws = self.store.survivors_of(sorted({touch["customer"] for touch in claimed}))
+        profiles = {customer: profile_from_raw(raw) for customer, raw in raws.items()}
+        people = list({profile.customer: profile for profile in profiles.values()}.values())
         return _Group(
             campaigns=by_id,
-            profiles={customer: profile_from_raw(raw) for customer, raw in raws.items()},
-            complaining=self.store.complaining(people),
+            profiles=profiles,
+            complaining=self.store.complaining([profile.customer for profile in people]),
             standing={
-                campaign: self.store.standing(campaign, people)
+                campaign: self.store.standing_people(campaign, people)
                 for campaign in {touch["campaign"] for touch in claimed}
             },
+            others=self._others(claimed, profiles),
         )
+
+    def _others(
+        self, claimed: Sequence[Mapping[str, Any]], profiles: Mapping[str, Profile]
+    ) -> Mapping[str, Mapping[str, tuple[str, str]]]:
+        """Of people who are one by a merge: by touch, (state, token) of the same step's touches under their
+        other names.
+        """
+        names: dict[str, list[str]] = {}
+        for touch in claimed:
+            profile = profiles.get(touch["customer"])
+            if profile is not None and profile.absorbed:
+                step = (touch["campaign"], touch["phase"], touch["step"])
+                ids = [touch_id(*step, customer) for customer in (profile.customer, *profile.absorbed)]
+                names[touch["_id"]] = [id for id in ids if id != touch["_id"]]
+        states = self.store.states_of([id for ids in names.values() for id in ids]) if names else {}
+        return {id: {one: states[one] for one in ids if one in states} for id, ids in names.items()}
 
     def _send_all(
         self, lane: Lane, group: _Group, claimed: Sequence[Mapping[str, Any]], now: datetime
@@ -211,6 +232,8 @@ class Delivery:
         phase = next(phase for phase in campaign.phases if phase.id == touch["phase"])
         if profile is None or now >= phase.end:
             return (None,)
+        if (others := group.others.get(touch["_id"])) and (twice := _twice(touch, profile, others, now)):
+            return twice
         channel = StepChannel(touch["channel"])
         stands = group.standing[campaign.id].get(profile.customer) or {}
         held = held_back(
@@ -266,6 +289,24 @@ class Delivery:
         )
         id = stable_id("touch", touch["_id"])
         return Event.of(message, source=convert.SOURCE, subject=customer, time=now, id=f"touch:{id}")
+
+
+def _twice(
+    touch: Mapping[str, Any], profile: Profile, others: Mapping[str, tuple[str, str]], now: datetime
+) -> Later | None:
+    """What stands in the way of a message whose person has others of the same step under other names: one
+    that left, or one that is to leave (the person's own before those of merged ones). None for nothing.
+    """
+
+    def rank(id: str) -> tuple[bool, str]:
+        return not id.endswith(f"/{profile.customer}"), id
+
+    for id, (state, token) in others.items():
+        if state == "SENDING" and token != touch.get("token"):
+            return (now + timedelta(seconds=CLAIM_SECONDS),)
+        if state in ("SENT", "WAITING") or (state != "FAILED" and rank(id) < rank(touch["_id"])):
+            return (None,)
+    return None
 
 
 def _variant(campaign: Campaign, touch: Mapping[str, Any]) -> Variant:

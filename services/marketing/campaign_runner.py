@@ -30,7 +30,7 @@ from marketing.campaign_engine import (
     variant_of,
 )
 from marketing.campaign_model import Campaign, Phase, Step
-from marketing.campaign_store import CampaignStore
+from marketing.campaign_store import FINAL_ANSWERS, CampaignStore
 from marketing.documents import profile_from_raw
 from marketing.engine import eligible
 from marketing.model import Contact, Profile
@@ -41,8 +41,6 @@ from marketing.segments import belongs
 BATCH = 2_000
 #: Batches taken in before the runner looks at anything else.
 BATCHES_A_TURN = 10
-#: Answers after which nobody is addressed again.
-FINAL_ANSWERS = frozenset({"DECLINED", "OPTED_OUT"})
 #: Where a person's clock is not known.
 DEFAULT_ZONE = "Asia/Shanghai"
 
@@ -207,7 +205,9 @@ class Runner:
             return False
         here = {
             customer
-            for customer, stands in self.store.standing(campaign.id, [raw["_id"] for raw in raws]).items()
+            for customer, stands in self.store.standing_people(
+                campaign.id, [profile_from_raw(raw) for raw in raws]
+            ).items()
             if phase.id in (stands.get("touched") or {})
         }
         taken = self._judged(campaign, phase, [raw for raw in raws if raw["_id"] not in here], now)
@@ -239,9 +239,9 @@ class Runner:
         self, campaign: Campaign, phase: Phase, members: Sequence[Profile]
     ) -> Mapping[str, dict[str, Any]]:
         first = phase is campaign.phases[0] and not phase.entry_rule and not campaign.segment
-        if not members or first:
-            return {}
-        return self.store.standing(campaign.id, [profile.customer for profile in members])
+        # Whoever was merged into somebody may stand here for them already.
+        people = [profile for profile in members if not first or profile.absorbed]
+        return self.store.standing_people(campaign.id, people) if people else {}
 
     def _member(self, campaign: Campaign, profile: Profile, now: datetime) -> bool:
         return belongs(campaign.audience, campaign.rule, profile, now)
@@ -261,13 +261,18 @@ class Runner:
         if not ids:
             return Taken()
         complaining = self.store.complaining(ids)
-        earlier = self.store.touched(ids, now - timedelta(days=self.courtesy.days_max))
+        since = now - timedelta(days=self.courtesy.days_max)
+        several = any(profile.absorbed for profile in people)
+        earlier = self.store.touched_people(people, min(since, phase.start) if several else since)
         counts: dict[str, int] = {}
         rows, touches = [], []
         quiet: dict[Any, datetime | None] = {}
         for profile in people:
             mine = touch_id(campaign.id, phase.id, step.id, profile.customer)
-            others = [(at, over) for at, over, id in earlier.get(profile.customer, ()) if id != mine]
+            met = earlier.get(profile.customer, ())
+            others = [(at, over) for at, over, id in met if id != mine]
+            # Met under the name of somebody who was merged into them since: that was their meeting.
+            again = bool(profile.absorbed) and _met_as_another(campaign, phase, step, profile, met)
             stands = standing.get(profile.customer)
             held = held_back(
                 profile,
@@ -279,7 +284,9 @@ class Runner:
                 is_capped=capped(self.courtesy, others, step.channel, now),
                 fits=fits(campaign, profile, step.channel, now),
             )
-            if held is None:
+            if again:
+                held = None
+            elif held is None:
                 number_of = profile.numbers[0][:ZONE_CHARACTERS] if profile.numbers else ""
                 clock = (profile.time_zone or number_of, profile.quiet_windows)
                 if clock not in quiet:
@@ -292,7 +299,8 @@ class Runner:
                 if held in PASSING and now + AGAIN < phase.end:
                     rows.append(_put_off(campaign, phase, number, profile, stands, now + AGAIN))
                 else:
-                    rows.append(_person(campaign, phase, number, profile, stands, now, held is None))
+                    addressed = held is None and not again
+                    rows.append(_person(campaign, phase, number, profile, stands, now, addressed))
         counts["touches"] = len(touches)
         return Taken(rows=rows, touches=touches, counts=counts)
 
@@ -301,34 +309,52 @@ class Runner:
         due = self.store.due(campaign.id, now, self.batch)
         if not due:
             return 0
-        profiles = self.store.profiles_of([raw["customer"] for raw in due])
-        if campaign.segment:
-            members = self.store.members_among(campaign.segment, list(profiles))
-            self._let_go(campaign, [raw for raw in due if raw["customer"] not in members])
-            profiles = {customer: raw for customer, raw in profiles.items() if customer in members}
+        people = self._whom(campaign, due)
         groups: dict[tuple[str, str], list[Profile]] = {}
+        standing: dict[str, dict[str, Any]] = {}
         for raw in due:
-            if raw["customer"] in profiles:
-                profile = profile_from_raw(profiles[raw["customer"]])
+            if (profile := people.get(raw["_id"])) is not None:
                 groups.setdefault((raw["phase"], raw["step"]), []).append(profile)
-        standing = {raw["customer"]: raw for raw in due}
-        for (phase_id, step_id), people in groups.items():
+                standing[profile.customer] = raw
+        for (phase_id, step_id), some in groups.items():
             phase = next(phase for phase in campaign.phases if phase.id == phase_id)
             # "" is before the first: somebody who was put off there.
             place = next((at for at, step in enumerate(phase.steps) if step.id == step_id), -1)
             if place + 1 < len(phase.steps) and now < phase.end:
-                taken = self._addressed(campaign, phase, place + 1, people, standing, now)
+                taken = self._addressed(campaign, phase, place + 1, some, standing, now)
                 self.store.take_in(taken.rows, taken.touches)
             else:
-                ends = [{"_id": f"{campaign.id}/{p.customer}", "was": (phase_id, step_id)} for p in people]
-                self.store.take_in([{**end, "set": {"$unset": {"next_at": ""}}} for end in ends], ())
+                self._let_go([standing[profile.customer] for profile in some])
         return len(due)
 
-    def _let_go(self, campaign: Campaign, left: Sequence[Mapping[str, Any]]) -> None:
-        """No further steps for those who left the segment."""
-        ends = [
-            {"_id": f"{campaign.id}/{raw['customer']}", "was": (raw["phase"], raw["step"])} for raw in left
-        ]
+    def _whom(self, campaign: Campaign, due: Sequence[dict[str, Any]]) -> dict[str, Profile]:
+        """Whom rows are about, by row: one who was merged goes on as the survivor. No further steps for those
+        who left the segment, nor twice for one person.
+        """
+        raws = self.store.survivors_of([raw["customer"] for raw in due])
+        profiles = {customer: profile_from_raw(raw) for customer, raw in raws.items()}
+        as_another = {p.customer for customer, p in profiles.items() if p.customer != customer}
+        taken = set(self.store.standing(campaign.id, sorted(as_another))) if as_another else set()
+        members = {profile.customer for profile in profiles.values()}
+        if campaign.segment:
+            members = self.store.members_among(campaign.segment, sorted(members))
+        people, left = {}, []
+        for raw in due:
+            profile = profiles.get(raw["customer"])
+            if profile is None:
+                continue
+            own = profile.customer == raw["customer"]
+            if profile.customer not in members or (not own and profile.customer in taken):
+                left.append(raw)
+                continue
+            taken.add(profile.customer)
+            people[raw["_id"]] = profile
+        self._let_go(left)
+        return people
+
+    def _let_go(self, rows: Sequence[Mapping[str, Any]]) -> None:
+        """No further steps for these."""
+        ends = [{"_id": raw["_id"], "was": (raw["phase"], raw["step"])} for raw in rows]
         self.store.take_in([{**end, "set": {"$unset": {"next_at": ""}}} for end in ends], ())
 
 
@@ -340,6 +366,18 @@ def _answers(standing: Mapping[str, dict[str, Any]], profile: Profile) -> dict[s
     return (
         {phase: answer.lower() for phase, answer in (stands.get("answers") or {}).items()} if stands else {}
     )
+
+
+def _met_as_another(
+    campaign: Campaign,
+    phase: Phase,
+    step: Step,
+    profile: Profile,
+    met: Sequence[tuple[datetime, str, str]],
+) -> bool:
+    """Whether somebody who was merged into a person met a step, and so the person did."""
+    ids = {touch_id(campaign.id, phase.id, step.id, customer) for customer in profile.absorbed}
+    return any(id in ids for _, _, id in met)
 
 
 def _touch(
@@ -389,7 +427,7 @@ def _person(
         else:
             change["$unset"] = {"next_at": ""}
         return {
-            "_id": f"{campaign.id}/{profile.customer}",
+            "_id": stands["_id"],
             "was": (stands.get("phase"), stands.get("step")),
             "set": change,
         }
@@ -429,7 +467,7 @@ def _put_off(
     if phase.id not in (stands.get("touched") or {}):
         change[f"touched.{phase.id}"] = 0
     return {
-        "_id": f"{campaign.id}/{profile.customer}",
+        "_id": stands["_id"],
         "was": (stands.get("phase"), stands.get("step")),
         "set": {"$set": change},
     }

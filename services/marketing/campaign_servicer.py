@@ -20,8 +20,8 @@ from marketing import convert
 from marketing.campaign_delivery import words
 from marketing.campaign_engine import SENT, StepChannel, capped, held_back
 from marketing.campaign_model import Campaign
-from marketing.campaign_runner import FINAL_ANSWERS, Runner, fits
-from marketing.campaign_store import CampaignStore
+from marketing.campaign_runner import Runner, fits
+from marketing.campaign_store import FINAL_ANSWERS, CampaignStore
 from marketing.campaigns import (
     POLICY,
     CampaignNotStartable,
@@ -174,7 +174,7 @@ class CampaignServicer(campaigns_pb2_grpc.CampaignServiceServicer):
         people = [p for p in self._looked_at(campaign) if runner._member(campaign, p, now)]
         ids = [profile.customer for profile in people]
         complaining = self._counting.complaining(ids)
-        earlier = self._counting.touched(ids, now - timedelta(days=courtesy.days_max))
+        earlier = self._counting.touched_people(people, now - timedelta(days=courtesy.days_max))
         response = C.PreviewCampaignResponse()
         for phase in campaign.phases:
             step = phase.steps[0]
@@ -288,15 +288,22 @@ class CampaignServicer(campaigns_pb2_grpc.CampaignServiceServicer):
             raise InvalidArgument(field="page_size", why=f"must be 0 to {TOUCH_POINTS_MAX}")
         response, store, now = C.ListTouchPointsResponse(), self._campaigns.store, self._campaigns.clock.now()
         over = StepChannel(_named(C.StepChannel, "STEP_CHANNEL", channel))
-        profile = store.profile(customer)
+        profile = store.survivors([customer]).get(customer)
         if profile is None or self._campaigns.courtesy().halted:
             return response
-        complaining = bool(store.open_complaints(customer, 1))
+        complaining = bool(store.open_complaints(profile.customer, 1))
         running = {campaign.id: campaign for campaign in self._campaigns.running()}
-        standing = {id: self._counting.standing(id, [customer]).get(customer) or {} for id in running}
-        for touch in self._counting.waiting(customer, over.value, list(running), WAITING_LOOKED_AT):
+        standing = {
+            id: self._counting.standing_people(id, [profile]).get(profile.customer) or {} for id in running
+        }
+        known_as, shown = (profile.customer, *profile.absorbed), set()
+        for touch in self._counting.waiting(known_as, over.value, list(running), WAITING_LOOKED_AT):
             if len(response.touch_points) >= (request.page_size or 3):
                 break
+            place = (touch["campaign"], touch["phase"], touch["step"])
+            if place in shown:
+                continue
+            shown.add(place)
             campaign = running[touch["campaign"]]
             phase = next(phase for phase in campaign.phases if phase.id == touch["phase"])
             held = held_back(

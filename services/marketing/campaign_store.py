@@ -22,8 +22,12 @@ from pymongo import UpdateOne
 from pymongo.errors import BulkWriteError
 
 from chassis.mongo import Aggregate, clashes, pending_entry
+from marketing import kin
 from marketing.documents import ComplaintDocument, ProfileDocument
+from marketing.model import Profile
 
+#: Answers after which nobody is addressed again.
+FINAL_ANSWERS = frozenset({"DECLINED", "OPTED_OUT"})
 #: Touches counted for a sender's backlog.
 BACKLOG_COUNTED_MAX = 1_000_000
 
@@ -161,6 +165,9 @@ CAMPAIGN_DOCUMENTS: tuple[type[Document], ...] = (
 class Members(Protocol):
     """Who belongs to segments that follow events. Any method may raise Unavailable."""
 
+    def segments_of(self, customers: Sequence[str]) -> list[str]:
+        """Segments of which one of these customers is a member."""
+
     def join(self, segment: str, customer: str, at: datetime) -> bool:
         """Takes a customer in; False for one who is a member."""
 
@@ -220,6 +227,19 @@ class MemoryTouches:
         self._made.setdefault(id, (customer, at, channel))
 
 
+def as_one(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Where a person stands who stood there more than once before they were merged: the first row, with all
+    answers; a refusal given under any name holds.
+    """
+    answers: dict[str, str] = {}
+    for row in reversed(rows):
+        answers |= row.get("answers") or {}
+    said = [row["response"] for row in rows if row.get("response")]
+    final = [response for response in said if response in FINAL_ANSWERS]
+    whole = {**rows[0], "answers": answers}
+    return {**whole, "response": (final or said)[0]} if said else whole
+
+
 def insert_new(collection: Any, rows: Sequence[Mapping[str, Any]]) -> int:
     """Inserts those whose id is not there; how many were."""
     if not rows:
@@ -250,6 +270,10 @@ class CampaignStore:
         return self._batches.submit(work, *arguments)
 
     # members
+
+    def segments_of(self, customers: Sequence[str]) -> list[str]:
+        """As the port says."""
+        return sorted(self._members.distinct("segment", {"customer": {"$in": list(customers)}}))
 
     def join(self, segment: str, customer: str, at: datetime) -> bool:
         """As the port says."""
@@ -326,6 +350,17 @@ class CampaignStore:
         )
         return {raw["customer"] for raw in found}
 
+    def touched_people(
+        self, people: Sequence[Profile], since: datetime
+    ) -> dict[str, list[tuple[datetime, str, str]]]:
+        """The same by people: what those met who were merged into them is theirs."""
+        ids = [customer for profile in people for customer in (profile.customer, *profile.absorbed)]
+        found = self.touched(ids, since)
+        for profile in people:
+            for customer in profile.absorbed:
+                found.setdefault(profile.customer, []).extend(found.get(customer, ()))
+        return found
+
     def touched(
         self, customers: Sequence[str], since: datetime
     ) -> dict[str, list[tuple[datetime, str, str]]]:
@@ -343,6 +378,26 @@ class CampaignStore:
         """Where people stand in a campaign, by customer."""
         ids = [f"{campaign}/{customer}" for customer in customers]
         return {raw["customer"]: raw for raw in self.contacts.find({"_id": {"$in": ids}})}
+
+    def standing_people(self, campaign: str, people: Sequence[Profile]) -> dict[str, dict[str, Any]]:
+        """The same by people: who was merged into them stood for them."""
+        ids = [customer for profile in people for customer in (profile.customer, *profile.absorbed)]
+        found = self.standing(campaign, ids)
+        whole = {}
+        for profile in people:
+            rows = [found[id] for id in (profile.customer, *profile.absorbed) if id in found]
+            if rows:
+                whole[profile.customer] = rows[0] if len(rows) == 1 else as_one(rows)
+        return whole
+
+    def survivors_of(self, customers: Sequence[str]) -> dict[str, dict[str, Any]]:
+        """Customers by id, each as whom they were merged into where they were."""
+        return kin.survivors(self._profiles, customers)
+
+    def states_of(self, ids: Sequence[str]) -> dict[str, tuple[str, str]]:
+        """(state, token) of touches by id."""
+        found = self.touches.find({"_id": {"$in": list(ids)}}, {"state": 1, "token": 1})
+        return {raw["_id"]: (raw["state"], raw.get("token", "")) for raw in found}
 
     def due(self, campaign: str, now: datetime, limit: int) -> list[dict[str, Any]]:
         """People whose next step is due."""
@@ -442,10 +497,10 @@ class CampaignStore:
         """Notes an answer; the person as they stand then, None for one who is not in the campaign."""
         from pymongo import ReturnDocument
 
-        known = {"_id": f"{campaign}/{customer}"}
-        present = self.contacts.find_one(known)
+        present = self._row(campaign, customer)
         if present is None:
             return None
+        known = {"_id": present["_id"]}
         at = phase or present.get("phase", "")
         change = {
             "$set": {"response": response, f"answers.{at}": response},
@@ -466,25 +521,42 @@ class CampaignStore:
 
     def answers(self, campaign: str, customer: str) -> dict[str, str]:
         """As the port says."""
-        raw = self.contacts.find_one({"_id": f"{campaign}/{customer}"}, {"answers": 1}) or {}
+        raw = self._row(campaign, customer) or {}
         return dict(raw.get("answers") or {})
+
+    def _row(self, campaign: str, customer: str) -> dict[str, Any] | None:
+        """Where a customer stands, else where whom they were merged with stood for them."""
+        found: dict[str, Any] | None = self.contacts.find_one({"_id": f"{campaign}/{customer}"})
+        if found is not None:
+            return found
+        rows = self.standing(campaign, self._kin(customer)[1:])
+        return next(iter(rows.values()), None)
+
+    def _kin(self, customer: str) -> list[str]:
+        """The customer and everybody who is one with them."""
+        survivor, _ = kin.lineage(self._profiles, customer)
+        return list(dict.fromkeys([customer, survivor, *kin.lineage(self._profiles, survivor)[1]]))
 
     def opt_out(self, customer: str, at: datetime) -> None:
         """As the port says."""
         self._profiles.update_one({"_id": customer}, {"$max": {"opted_out_at": at}})
+        kin.reflect(self._profiles, customer)
 
     def bought(self, campaign: str, customer: str, at: datetime, worth: str, agent: str) -> None:
         """As the port says."""
-        first = {"_id": f"{campaign}/{customer}", "bought_at": {"$exists": False}}
+        row = self._row(campaign, customer)
+        if row is None:
+            return
+        first = {"_id": row["_id"], "bought_at": {"$exists": False}}
         told = {"bought_at": at, "bought_worth": worth, "bought_agent": agent}
         self.contacts.update_one(first, {"$set": told})
 
     def waiting(
-        self, customer: str, channel: str, campaigns: Sequence[str], limit: int
+        self, customers: Sequence[str], channel: str, campaigns: Sequence[str], limit: int
     ) -> list[dict[str, Any]]:
-        """Touches of these campaigns that wait for a person to be there, oldest first."""
+        """Touches of these campaigns that wait for a person known by these ids to be there, oldest first."""
         wanted = {
-            "customer": customer,
+            "customer": {"$in": list(customers)},
             "channel": channel,
             "state": "WAITING",
             "campaign": {"$in": list(campaigns)},
@@ -543,6 +615,6 @@ class CampaignStore:
 
     def mark_answered(self, campaign: str, phase: str, customer: str, response: str) -> None:
         """Notes an answer at the touches of its phase, for comparing variants; a touch that waits is over."""
-        wanted = {"campaign": campaign, "phase": phase, "customer": customer}
+        wanted = {"campaign": campaign, "phase": phase, "customer": {"$in": self._kin(customer)}}
         self.touches.update_many(wanted, {"$set": {"answered": response}})
         self.touches.update_many({**wanted, "state": "WAITING"}, {"$set": {"state": "SENT"}})

@@ -588,8 +588,11 @@ def purchase_to_proto(purchase: Purchase) -> recommendations_pb2.Purchase:
     )
 
 
-def profile_to_proto(profile: Profile, complaints: Iterable[str]) -> recommendations_pb2.Profile:
+def profile_to_proto(
+    profile: Profile, complaints: Iterable[str], now: datetime
+) -> recommendations_pb2.Profile:
     """The whole resource; `complaints` are ticket ids."""
+    consented = {channel for channel in Channel if profile.consented(channel, now)} - {Channel.UNSPECIFIED}
     return recommendations_pb2.Profile(
         name=f"customers/{profile.customer}/profile",
         numbers=profile.numbers,
@@ -604,6 +607,15 @@ def profile_to_proto(profile: Profile, complaints: Iterable[str]) -> recommendat
         ),
         update_time=timestamp(profile.updated_at),
         wants_to_leave=profile.wants_to_leave,
+        churn_risk=profile.churn_risk,
+        care_occasions=[
+            recommendations_pb2.CareOccasion(care_task=resource_name("careTasks", task), kind=kind)
+            for task, kind in profile.care.items()
+            if kind
+        ],
+        consented_channels=sorted(enum_number(common_pb2.Channel, "CHANNEL", c) for c in consented),
+        merged_customers=[resource_name("customers", customer) for customer in profile.absorbed],
+        merged_into=resource_name("customers", profile.merged_into) if profile.merged_into else "",
     )
 
 

@@ -31,6 +31,7 @@ from mongoengine import (
 )
 
 from chassis.mongo import Aggregate
+from marketing.kin import absorbed, joined
 from marketing.model import (
     EVERYBODY,
     Audience,
@@ -132,10 +133,13 @@ class DecisionDocument(Aggregate):
             {"fields": ["call_id", "-_id"], "name": "call", "sparse": True},
             {"fields": ["open", "-_id"], "name": "open"},
             {"fields": ["unsettled", "_id"], "name": "unsettled", "sparse": True},
+            {"fields": ["made_for"], "name": "made_for", "sparse": True},
         ],
     }
 
     customer = StringField()
+    #: For whom it was made, where they were merged into the customer since.
+    made_for = StringField()
     number = StringField()
     call_id = StringField()
     contact = DictField()
@@ -194,6 +198,8 @@ class ProfileDocument(Document):
     crm_version = IntField()
     #: crm's version of the survivor at the last merge or unmerge that moved this customer.
     merge_version = IntField()
+    #: What is said of customers merged into this one (kin.py): {"from", "all", and the words of each}.
+    brought = ListField(DictField())
     #: Business time of the last word on leaving.
     leave_at = DateTimeField()
     churn_risk = FloatField()
@@ -470,6 +476,7 @@ def decision_fields(decision: Decision, line: Callable[[RankedOffer], Any] | Non
         "outcome": _outcome_fields(decision.outcome) if decision.outcome else None,
         "claim": decision.claim or None,
         "unsettled": True if decision.unsettled else None,
+        "made_for": decision.made_for or None,
         "made_at": decision.created_at if decision.offers and decision.customer else None,
         "expires_at": decision.expires_at,
     }
@@ -498,6 +505,7 @@ def decision_from_raw(raw: Raw) -> Decision:
         outcome=_outcome_from_raw(outcome) if outcome else None,
         claim=raw.get("claim", ""),
         unsettled=bool(raw.get("unsettled")),
+        made_for=raw.get("made_for", ""),
         version=raw["version"],
         created_at=raw["created_at"],
         expires_at=raw["expires_at"],
@@ -655,7 +663,7 @@ def profile_fields(profile: Profile) -> dict[str, Any]:
         "time_zone": profile.time_zone,
         "email_addresses": list(profile.email_addresses),
         "refused_channels": sorted(channel.value for channel in profile.refused_channels),
-        "consents": {channel.value: ends for channel, ends in profile.consents.items()},
+        "consents": {str(channel): ends for channel, ends in profile.consents.items()},
         "quiet_windows": [_window_raw(window) for window in profile.quiet_windows],
         "consented_at": profile.consented_at,
         "alive": profile.alive,
@@ -689,7 +697,10 @@ def key_of(product: str) -> str:
 
 
 def profile_from_raw(raw: Raw) -> Profile:
-    """A profile as read."""
+    """A profile as read, with what is said of those who were merged into it."""
+    others: tuple[str, ...] = ()
+    if raw.get("brought"):
+        others, raw = absorbed(raw), {**raw, **joined(raw)}
     return Profile(
         customer=raw["_id"],
         numbers=tuple(raw.get("numbers", ())),
@@ -704,7 +715,8 @@ def profile_from_raw(raw: Raw) -> Profile:
         bought_at={key.replace("%", "."): at for key, at in (raw.get("bought") or {}).items()},
         email_addresses=tuple(raw.get("email_addresses", ())),
         refused_channels=frozenset(Channel(value) for value in raw.get("refused_channels", ())),
-        consents={Channel(value): ends for value, ends in (raw.get("consents") or {}).items()},
+        # A channel is its name: nothing to be made anew for each recommendation.
+        consents=raw.get("consents") or {},
         quiet_windows=tuple(map(_window_from_raw, raw.get("quiet_windows", ()))),
         consented_at=raw.get("consented_at"),
         opted_out_at=raw.get("opted_out_at"),
@@ -714,6 +726,7 @@ def profile_from_raw(raw: Raw) -> Profile:
         care={item["task"]: item["kind"] for item in raw.get("care", ())},
         alive=raw.get("alive", True),
         merged_into=raw.get("merged_into", ""),
+        absorbed=others,
         crm_version=raw.get("crm_version", 0),
         updated_at=raw.get("updated_at"),
     )

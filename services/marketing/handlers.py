@@ -450,6 +450,10 @@ class History:
         """Newest first."""
         return self._store.purchases(customer, limit, after)
 
+    def now(self) -> datetime:
+        """Business time."""
+        return self._clock.now()
+
     def profile(self, customer: str) -> tuple[Profile, Sequence[Complaint]]:
         """(profile, open complaints); ProfileNotFound when nothing at all is known."""
         profile = self._store.profile(customer)

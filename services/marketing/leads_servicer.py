@@ -12,6 +12,7 @@ from callmesh.marketing.v1 import events_pb2, leads_pb2, leads_pb2_grpc
 from chassis.bus import Event
 from chassis.clock import Clock
 from chassis.errors import FailedPrecondition, InvalidArgument
+from chassis.ids import parse_name, resource_name
 from marketing import convert
 from marketing.engine import Problem
 from marketing.kinds import LEADS, PARTNERS
@@ -225,14 +226,22 @@ class LeadServicer(leads_pb2_grpc.LeadServiceServicer):
 
     def ListLeads(self, request: leads_pb2.ListLeadsRequest, context: Any) -> leads_pb2.ListLeadsResponse:
         """A page, highest score first."""
-        wanted = {"state": request.state, "partner": request.partner, "customer": request.customer}
+        wanted = {"state": request.state, "partner": request.partner}
         condition: dict[str, Any] = {key: value for key, value in wanted.items() if value}
+        if request.customer:
+            condition["customer"] = {"$in": self._names(request.customer)}
         if request.overdue:
             if request.state not in (S.LEAD_STATE_UNSPECIFIED, S.LEAD_STATE_ASSIGNED):
                 raise InvalidArgument(field="state", why="only ASSIGNED leads can be overdue")
             condition |= {"state": S.LEAD_STATE_ASSIGNED, "due": {"$lt": self._clock.now()}}
         rows, token = self._leads.list(request, condition, "-score")
         return leads_pb2.ListLeadsResponse(leads=rows, next_page_token=token)
+
+    def _names(self, customer: str) -> list[str]:
+        """The name asked for, and those of whom it stands for since they were merged into that customer."""
+        profile = self._store.profile(parse_name("customer", "customers", customer))
+        merged = profile.absorbed if profile is not None else ()
+        return [customer, *(resource_name("customers", id) for id in merged)]
 
     def UpdateLead(self, request: leads_pb2.UpdateLeadRequest, context: Any) -> leads_pb2.Lead:
         """Changes what was captured."""

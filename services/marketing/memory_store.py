@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from chassis.errors import AlreadyExists, EtagMismatch
 from chassis.idempotency import check_repeat
+from marketing import kin
 from marketing.association import RuleTable, Smoothing
 from marketing.engine import (
     ClaimsPending,
@@ -20,6 +21,7 @@ from marketing.engine import (
     OfferSoldOut,
     check_supply,
 )
+from marketing.kin import MERGE_HOPS_MAX
 from marketing.kinds import (
     EFFECTS,
     POLICIES,
@@ -45,7 +47,6 @@ from marketing.shelf import MemoryShelves
 from marketing.store import (
     CLAIMS_MAX,
     EARLIER_MAX,
-    MERGE_HOPS_MAX,
     PRODUCTS_OF_CUSTOMER_MAX,
     PUBLISHED_MAX,
     Claim,
@@ -81,6 +82,8 @@ class MemoryStore:
         self._requests: dict[str, tuple[str, str | None]] = {}
         self._profiles: dict[str, Profile] = {}
         self._merge_versions: dict[str, int] = {}
+        #: Into whom customers are merged.
+        self._merged_into: dict[str, str] = {}
         self._leave_times: dict[str, datetime] = {}
         self._risk_times: dict[str, datetime] = {}
         self._complaints: dict[str, Complaint] = {}
@@ -302,12 +305,53 @@ class MemoryStore:
     def profile(self, customer: str) -> Profile | None:
         """As the port says."""
         with self._lock:
-            return self._profiles.get(customer)
+            found = self._profiles.get(customer)
+            return found if found is None else self._whole(found)
+
+    def survivors(self, customers: Sequence[str]) -> dict[str, Profile]:
+        """As the port says."""
+        with self._lock:
+            found = {customer: self.profile(self._owner(customer)) for customer in customers}
+            return {customer: profile for customer, profile in found.items() if profile is not None}
+
+    def _whole(self, profile: Profile) -> Profile:
+        """With what is said of those who were merged into them."""
+        raw = self._words(profile.customer)
+        if not raw["brought"]:
+            return profile
+        said = kin.joined(raw)
+        return replace(
+            profile,
+            absorbed=kin.absorbed(raw),
+            wants_to_leave=said["wants_to_leave"],
+            churn_risk=said["churn_risk"],
+            care={item["task"]: item["kind"] for item in said["care"]},
+            opted_out_at=said["opted_out_at"],
+            complaint_closed_at=said["complaint_closed_at"],
+        )
+
+    def _words(self, customer: str) -> dict[str, Any]:
+        """What is said of a customer, as kin.py wants it."""
+        own = self._profiles.get(customer, Profile(customer=customer))
+        below = {one: self._words(one) for one, into in self._merged_into.items() if into == customer}
+        return {
+            "wants_to_leave": own.wants_to_leave,
+            "leave_at": self._leave_times.get(customer),
+            "churn_risk": own.churn_risk,
+            "risk_at": self._risk_times.get(customer),
+            "care": [{"task": task, "kind": kind} for task, kind in own.care.items()],
+            "opted_out_at": own.opted_out_at,
+            "complaint_closed_at": own.complaint_closed_at,
+            "brought": [
+                {"from": one, "all": [one, *kin.absorbed(words)], **kin.joined(words)}
+                for one, words in below.items()
+            ],
+        }
 
     def sample(self, limit: int) -> list[Profile]:
         """As the port says."""
         with self._lock:
-            return [profile for profile in self._profiles.values() if profile.alive][:limit]
+            return [self._whole(profile) for profile in self._profiles.values() if profile.alive][:limit]
 
     def save_profile(self, profile: Profile) -> bool:
         """As the port says."""
@@ -357,52 +401,64 @@ class MemoryStore:
             newest = dict([*others, (task, kind)][-CARE_MAX:])
             self._profiles[customer] = replace(present, care=newest)
 
-    def _move(self, customer: str, version: int) -> bool:
+    def _move(self, customer: str, version: int, survivor: str) -> bool:
         if self._merge_versions.get(customer, 0) > version:
             return False
         self._merge_versions[customer] = version
+        self._merged_into.pop(customer, None)
+        if survivor:
+            self._merged_into[customer] = survivor
         return True
 
-    def _reassign(self, purchase_ids: Sequence[str], customer: str) -> None:
-        for id in purchase_ids:
-            buyer, purchase = self._purchases[id]
-            self._purchases[id] = (buyer, replace(purchase, customer=customer))
+    def _settle_owner(self, customer: str) -> str:
+        """Puts purchases and decisions under whose they are now."""
+        owner = self._owner(customer)
+        below = {customer, *kin.absorbed(self._words(customer))}
+        for id, (buyer, purchase) in self._purchases.items():
+            if buyer in below:
+                self._purchases[id] = (buyer, replace(purchase, customer=owner))
+        for id, decision in self._decisions.items():
+            whose = decision.made_for or decision.customer
+            if whose in below and decision.customer != owner:
+                made_for = "" if whose == owner else whose
+                moved = replace(decision, customer=owner, made_for=made_for, version=decision.version + 1)
+                self._decisions[id] = moved
+        return owner
 
     def merge(self, absorbed: str, survivor: str, version: int) -> None:
         """As the port says."""
         with self._lock:
-            if not self._move(absorbed, version):
+            if not self._move(absorbed, version, survivor):
                 return
             gone = self._profiles.get(absorbed, Profile(customer=absorbed))
             self._profiles[absorbed] = replace(
                 gone, merged_into=survivor, alive=False, numbers=(), products=frozenset(), bought_at={}
             )
-            self._reassign([id for id, (_, p) in self._purchases.items() if p.customer == absorbed], survivor)
+            self._profiles.setdefault(survivor, Profile(customer=survivor))
+            owner = self._settle_owner(absorbed)
+            below = {absorbed, *kin.absorbed(self._words(absorbed))}
             for complaint in list(self._complaints.values()):
-                if complaint.customer == absorbed:
-                    self._complaints[complaint.ticket] = replace(complaint, customer=survivor)
-            if products := self._bought(survivor):
-                self._have(survivor, products, None)
-            if gone.opted_out_at is not None:
-                kept = self._profiles.get(survivor, Profile(customer=survivor))
-                said = max(gone.opted_out_at, kept.opted_out_at or gone.opted_out_at)
-                self._profiles[survivor] = replace(kept, opted_out_at=said)
+                if complaint.customer in below:
+                    self._complaints[complaint.ticket] = replace(complaint, customer=owner)
+            if products := self._bought(owner):
+                self._have(owner, products, None)
 
     def unmerge(self, restored: str, survivor: str, version: int) -> None:
         """As the port says."""
         with self._lock:
-            if not self._move(restored, version):
+            if not self._move(restored, version, ""):
                 return
-            self._reassign([id for id, (buyer, _) in self._purchases.items() if buyer == restored], restored)
-            own = self._bought(restored)
             back = self._profiles.get(restored, Profile(customer=restored))
             self._profiles[restored] = replace(back, merged_into="", alive=True)
+            self._settle_owner(restored)
+            own = self._bought(restored)
             self._have(restored, own, None)
-            lost = own.keys() - self._bought(survivor).keys()
-            if survivor in self._profiles:
-                kept = self._profiles[survivor]
+            holder = self._owner(survivor)
+            lost = own.keys() - self._bought(holder).keys()
+            if holder in self._profiles:
+                kept = self._profiles[holder]
                 left = {product: at for product, at in kept.bought_at.items() if product not in lost}
-                self._profiles[survivor] = replace(kept, products=kept.products - lost, bought_at=left)
+                self._profiles[holder] = replace(kept, products=kept.products - lost, bought_at=left)
 
     def erase(self, customer: str) -> None:
         """As the port says."""
@@ -413,12 +469,16 @@ class MemoryStore:
                 if customer not in (buyer, p.customer)
             }
             for decision in list(self._decisions.values()):
-                if decision.customer == customer:
+                if customer in (decision.customer, decision.made_for):
                     outcome = replace(decision.outcome, note="") if decision.outcome else None
-                    self._decisions[decision.id] = replace(decision, customer="", number="", outcome=outcome)
+                    nobodys = replace(decision, customer="", number="", made_for="", outcome=outcome)
+                    self._decisions[decision.id] = nobodys
             for complaint in list(self._complaints.values()):
                 if complaint.customer == customer:
                     self._complaints[complaint.ticket] = replace(complaint, customer="", number="")
+            self._merged_into = {
+                one: into for one, into in self._merged_into.items() if customer not in (one, into)
+            }
             if customer in self._profiles:
                 self._profiles[customer] = replace(
                     self._profiles[customer],

@@ -298,6 +298,8 @@ class Profile:
     alive: bool = True
     #: The customer that took this one over, "" none.
     merged_into: str = ""
+    #: Customers who were merged into this one, directly or through others.
+    absorbed: tuple[str, ...] = ()
     #: crm's version of the customer; 0 while crm has said nothing.
     crm_version: int = 0
     #: Business time.
@@ -549,6 +551,8 @@ class Decision:
     claim: str = ""
     #: Effects of the closing that are still to be applied (history, settled stock).
     unsettled: bool = False
+    #: For whom it was made, where they were merged into `customer` since; else "".
+    made_for: str = ""
     #: +1 with every change.
     version: int = 1
     #: Business times.

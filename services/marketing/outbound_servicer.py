@@ -27,7 +27,7 @@ from chassis.ids import check_id, new_id, parse_name, parse_names, stable_id
 from chassis.mongo import retry_conflicts
 from marketing import convert
 from marketing.call_lists import add_contact, contact_row, forbidden
-from marketing.campaign_engine import AGAIN, CONSENT, Courtesy, StepChannel, capped, touch_id
+from marketing.campaign_engine import AGAIN, CONSENT, Courtesy, StepChannel, capped, consents, touch_id
 from marketing.campaign_runner import is_quiet_until
 from marketing.campaign_store import TouchLog
 from marketing.campaigns import note_halted, quiet_of
@@ -374,21 +374,22 @@ class OutboundServicer(outbound_pb2_grpc.OutboundServiceServicer):
         condition = {"state": {"$in": states}, "list": list_id, "due": {"$lte": now}}
         rows = self._shelves.find(CONTACTS, condition, count * LOOKED_AT + 50, order="-rank")
         contacts = [self._contact(row) for row in rows]
-        tired = self._tired(listed, contacts, courtesy, now)
+        people = self._people(contacts)
+        tired = self._tired(listed, contacts, people, courtesy, now)
         taken: list[Any] = []
         for row, contact in zip(rows, contacts, strict=True):
             if len(taken) >= count:
                 break
             if not set(contact.skills) <= set(request.skills):
                 continue
-            profile = self._profile(contact)
-            if blocked := self._blocked(contact, profile):
+            profile = people.get(contact.customer)
+            if blocked := self._blocked(call_list, contact, profile, now):
                 contact.state = P.CONTACT_STATE_BLOCKED
                 contact.note = f"{contact.note}\n{blocked}".strip()[-2_000:]
                 self._try(contact_row(row, contact, list_id, now))
                 continue
             later = self._quiet(courtesy, call_list, contact, profile, now)
-            if later is None and (contact.customer in tired or self._complains(contact)):
+            if later is None and (contact.customer in tired or self._complains(contact, profile)):
                 later = now + AGAIN
             if later is not None:
                 self._try(contact_row(row, contact, list_id, later))
@@ -409,12 +410,13 @@ class OutboundServicer(outbound_pb2_grpc.OutboundServiceServicer):
             return False
         return True
 
-    def _profile(self, contact: Any) -> Profile | None:
-        if not contact.customer:
-            return None
-        return self._store.profile(contact.customer.removeprefix("customers/"))
+    def _people(self, contacts: Sequence[Any]) -> dict[str, Profile]:
+        """What is known of them, by the name on the list: of whom they were merged into where they were."""
+        ids = sorted({contact.customer.removeprefix("customers/") for contact in contacts} - {""})
+        found = self._store.survivors(ids) if ids else {}
+        return {f"customers/{id}": profile for id, profile in found.items()}
 
-    def _blocked(self, contact: Any, profile: Profile | None) -> str:
+    def _blocked(self, call_list: Any, contact: Any, profile: Profile | None, now: datetime) -> str:
         if forbidden(self._shelves, contact.number):
             return "the number is forbidden"
         if profile is not None and (
@@ -423,13 +425,15 @@ class OutboundServicer(outbound_pb2_grpc.OutboundServiceServicer):
             or CONSENT[StepChannel.OUTBOUND_CALL] in profile.refused_channels
         ):
             return "the customer does not want to be called"
+        sells = call_list.campaign or call_list.offer
+        if sells and profile is not None and not consents(profile, StepChannel.OUTBOUND_CALL, now):
+            return "the customer has not consented to calls for marketing"
         return ""
 
-    def _complains(self, contact: Any) -> bool:
+    def _complains(self, contact: Any, profile: Profile | None) -> bool:
         """Whether a complaint of the person's waits to be resolved: nobody sells to them before."""
-        if not contact.customer:
-            return False
-        return bool(self._store.open_complaints(contact.customer.removeprefix("customers/"), 1))
+        customer = profile.customer if profile else contact.customer.removeprefix("customers/")
+        return bool(customer and self._store.open_complaints(customer, 1))
 
     def _quiet(
         self, courtesy: Courtesy, call_list: Any, contact: Any, profile: Profile | None, now: datetime
@@ -442,22 +446,33 @@ class OutboundServicer(outbound_pb2_grpc.OutboundServiceServicer):
         return is_quiet_until(whole, person, StepChannel.OUTBOUND_CALL, now, self._holiday)
 
     def _tired(
-        self, listed: Row, contacts: Sequence[Any], courtesy: Courtesy, now: datetime
+        self,
+        listed: Row,
+        contacts: Sequence[Any],
+        people: Mapping[str, Profile],
+        courtesy: Courtesy,
+        now: datetime,
     ) -> frozenset[str]:
         """The customers among them who were addressed often enough, by whatever channel. The step of a
         campaign that filled this list does not count against its own call.
         """
         origin = listed.content.get("origin") or {}
         place = (origin.get("campaign", ""), origin.get("phase", ""), origin.get("step", ""))
-        customers = {contact.customer.removeprefix("customers/") for contact in contacts} - {""}
+        names = {contact.customer for contact in contacts} - {""}
+        kin = {name: [name.removeprefix("customers/")] for name in names}
+        for name in names & people.keys():
+            # Merged since the list was made: what they met by their other names counts.
+            kin[name] = sorted({*kin[name], people[name].customer, *people[name].absorbed})
         since = now - timedelta(days=courtesy.days_max)
-        touched = self._touches().touched(sorted(customers), since) if customers else {}
+        everybody = sorted({customer for customers in kin.values() for customer in customers})
+        touched = self._touches().touched(everybody, since) if everybody else {}
         tired = set()
-        for customer in customers:
-            own = touch_id(*place, customer)
-            touches = [(at, over) for at, over, id in touched.get(customer, ()) if id != own]
+        for name, customers in kin.items():
+            own = {touch_id(*place, customer) for customer in customers}
+            met = [touch for customer in customers for touch in touched.get(customer, ())]
+            touches = [(at, over) for at, over, id in met if id not in own]
             if capped(courtesy, touches, StepChannel.OUTBOUND_CALL, now):
-                tired.add(f"customers/{customer}")
+                tired.add(name)
         return frozenset(tired)
 
     def RenewContacts(self, request: P.RenewContactsRequest, context: Any) -> P.RenewContactsResponse:

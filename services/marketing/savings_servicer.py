@@ -275,11 +275,21 @@ class SavingsServicer(savings_pb2_grpc.SavingsServiceServicer):
             raise InvalidArgument(field="months", why=f"must be 0 to {MONTHS_MAX}")
         rows = []
         if customer:
-            wanted = request.months or DEFAULT_MONTHS
-            rows = self._shelves.find(USAGE, {"customer": customer}, wanted, order="-month")
+            rows = self._recorded(customer, request.months or DEFAULT_MONTHS)
         if not rows:
             raise NoUsage(subject=request.customer or "customer", why="no usage is given or recorded")
-        return [{meter: Decimal(text) for meter, text in row.content["meters"].items()} for row in rows]
+        return rows
+
+    def _recorded(self, customer: str, months: int) -> list[Usage]:
+        """The latest months of usage, with that of whoever was merged into the customer."""
+        profile = self._store.profile(customer)
+        people = [customer, *(profile.absorbed if profile is not None else ())]
+        by_month: dict[str, list[Usage]] = {}
+        for one in people:
+            for row in self._shelves.find(USAGE, {"customer": one}, months, order="-month"):
+                meters = {meter: Decimal(text) for meter, text in row.content["meters"].items()}
+                by_month.setdefault(row.keys["month"], []).append(meters)
+        return [_sum(by_month[month]) for month in sorted(by_month, reverse=True)[:months]]
 
     def _offered(self, message: Any, profile: Profile) -> bool:
         """Whether a tariff may be taken now by this customer."""

@@ -1,13 +1,16 @@
 """Segments that follow events: a customer of whom such an event tells joins at once where the segment's rule
 holds, and leaves where it does not any more.
 
+Where customers are merged, or given back, all of them are looked at anew in each segment in which one of them
+is.
+
 Events may come twice and in another order: what counts is the customer as marketing knows them by then
 (inbound.py has taken the event in before), so the last word is always that of the latest state.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
 from typing import Any
 
@@ -19,13 +22,14 @@ from callmesh.marketing.v1 import events_pb2 as own
 from callmesh.routing.v1 import events_pb2 as routing
 from callmesh.tickets.v1 import events_pb2 as tickets
 from chassis.bus import Event
+from chassis.errors import NotFound
 from marketing import convert
 from marketing.campaign_store import Members
 from marketing.engine import audience_fits
 from marketing.kinds import SEGMENTS
 from marketing.model import Contact, Profile
 from marketing.rules import CustomerFacts, compiled
-from marketing.shelf import Shelves
+from marketing.shelf import Row, Shelves
 from marketing.store import Store
 
 #: Segments that one event may concern.
@@ -56,6 +60,18 @@ TRIGGERS_BY_NAME: Mapping[str, tuple[type[Any], Whom]] = {
     kind.DESCRIPTOR.full_name: (kind, whom) for kind, whom in TRIGGERS.items()
 }
 
+#: What makes several customers one, or one several again, and who they are.
+TOGETHER: Mapping[type[Any], Callable[[Any], Sequence[str]]] = {
+    crm.CustomersMerged: lambda message: (message.survivor.customer, *message.absorbed),
+    crm.CustomersUnmerged: lambda message: (
+        message.survivor.customer,
+        *(restored.customer for restored in message.restored),
+    ),
+}
+TOGETHER_BY_NAME: Mapping[str, tuple[type[Any], Callable[[Any], Sequence[str]]]] = {
+    kind.DESCRIPTOR.full_name: (kind, whom) for kind, whom in TOGETHER.items()
+}
+
 _NOWHERE = Contact()
 
 
@@ -78,6 +94,9 @@ class Segments:
         """Looks at whom an event is about, for each segment that listens for it; how many joined or left.
         MalformedEvent.
         """
+        if (one_now := TOGETHER_BY_NAME.get(event.type)) is not None:
+            kind, whom = one_now
+            return self._anew(whom(event.message(kind)), event.time)
         found = TRIGGERS_BY_NAME.get(event.type)
         if found is None:
             return 0
@@ -88,15 +107,29 @@ class Segments:
         profile = self._profile(*whom(event.message(kind)))
         if profile is None:
             return 0
+        return sum(self._look(row, profile, event.time) for row in listening)
+
+    def _look(self, row: Row, profile: Profile, at: datetime) -> bool:
+        """Takes a customer into a segment or out of it; whether that changed anything."""
+        segment = campaigns_pb2.Segment()
+        ParseDict(row.content["resource"], segment, ignore_unknown_fields=True)
+        audience = convert.audience_from_proto("audience", segment.audience, [])
+        if belongs(audience, segment.rule, profile, at):
+            return self._members.join(row.id, profile.customer, at)
+        return self._members.leave(row.id, profile.customer)
+
+    def _anew(self, names: Sequence[str], at: datetime) -> int:
+        """Looks at customers for each segment in which one of them is."""
+        customers = [name.removeprefix("customers/") for name in names if name]
         moved = 0
-        for row in listening:
-            segment = campaigns_pb2.Segment()
-            ParseDict(row.content["resource"], segment, ignore_unknown_fields=True)
-            audience = convert.audience_from_proto("audience", segment.audience, [])
-            if belongs(audience, segment.rule, profile, event.time):
-                moved += self._members.join(row.id, profile.customer, event.time)
-            else:
-                moved += self._members.leave(row.id, profile.customer)
+        for id in self._members.segments_of(customers) if customers else ():
+            try:
+                row = self._shelves.get(SEGMENTS, id)
+            except NotFound:
+                continue
+            for customer in customers:
+                if (profile := self._store.profile(customer)) is not None:
+                    moved += self._look(row, profile, at)
         return moved
 
     def _profile(self, customer: str, number: str) -> Profile | None:

@@ -300,7 +300,8 @@ class RecommendationServicer(recommendations_pb2_grpc.RecommendationServiceServi
             raise InvalidArgument(field="name", why="must have the form customers/{id}/profile")
         (customer,) = parse_names("name", ("customers",), request.name.removesuffix("/profile"))
         profile, complaints = self._history.profile(customer)
-        return convert.profile_to_proto(profile, [complaint.ticket for complaint in complaints])
+        tickets = [complaint.ticket for complaint in complaints]
+        return convert.profile_to_proto(profile, tickets, self._history.now())
 
     def _of(self, model_id: str) -> tuple[int, Models | Versions]:
         """(the proto's number of a model's kind, its versions)."""

@@ -24,9 +24,10 @@ from bson.decimal128 import Decimal128
 from pymongo import ReturnDocument, UpdateOne
 from pymongo.errors import BulkWriteError, DuplicateKeyError
 
-from chassis.errors import AlreadyExists, EtagMismatch, NotFound
+from chassis.errors import AlreadyExists, EtagMismatch, NotFound, Unavailable
 from chassis.idempotency import check_repeat
 from chassis.mongo import OUTBOX_EVENTS_MAX, OutboxFull, clashes, create_once, pending_entry, update_aggregate
+from marketing import kin
 from marketing.association import Partners, RuleTable, Smoothing
 from marketing.documents import (
     ComplaintDocument,
@@ -61,6 +62,7 @@ from marketing.engine import (
     check_supply,
 )
 from marketing.gathered import Gathered
+from marketing.kin import MERGE_HOPS_MAX
 from marketing.kinds import (
     DEFAULT_POLICY,
     EFFECTS,
@@ -96,8 +98,6 @@ CLAIMS_MAX = 1_000
 PRODUCTS_OF_CUSTOMER_MAX = 500
 #: Most published offers that a server ranks.
 PUBLISHED_MAX = 5_000
-#: Merges followed from one customer to the survivor.
-MERGE_HOPS_MAX = 5
 #: Rows of a model written at once.
 ROWS_BATCH = 500
 #: Earlier versions remembered for a rollback.
@@ -113,7 +113,7 @@ MADE_COUNTED_MAX = 1_000
 #: Documents of one answer about customers' standing.
 STANDINGS_BATCH = 5_000
 #: Lists of a profile that an erasure empties.
-_PERSONAL_LISTS = ("numbers", "email_addresses", "tags", "products", "quiet_windows", "care")
+_PERSONAL_LISTS = ("numbers", "email_addresses", "tags", "products", "quiet_windows", "care", "brought")
 #: The one serving document.
 ASSOCIATION = "association"
 
@@ -293,6 +293,9 @@ class Store(Protocol):
     def profile(self, customer: str) -> Profile | None:
         """What is known of a customer."""
 
+    def survivors(self, customers: Sequence[str]) -> dict[str, Profile]:
+        """The same of several, by the id asked for, and of whom they were merged into where they were."""
+
     def profile_of_number(self, number: str) -> Profile | None:
         """The living customer who owns a number; of several the one heard of last."""
 
@@ -319,12 +322,14 @@ class Store(Protocol):
         """
 
     def merge(self, absorbed: str, survivor: str, version: int) -> None:
-        """Moves history and complaints to the survivor, unless a later merge or unmerge of `absorbed` was
-        seen. Repeatable.
+        """Gives history, decisions, complaints and what is said of a customer (kin.py) to the survivor,
+        unless a later merge or unmerge of `absorbed` was seen. Repeatable.
         """
 
     def unmerge(self, restored: str, survivor: str, version: int) -> None:
-        """Gives history back, unless a later merge or unmerge of `restored` was seen. Repeatable."""
+        """Gives all of it back but complaints, which tickets tells anew, unless a later merge or unmerge of
+        `restored` was seen. Repeatable.
+        """
 
     def erase(self, customer: str) -> None:
         """Removes what is personal: purchases, profile content, the customer in decisions and complaints.
@@ -783,6 +788,11 @@ class MongoStore:
         raw = ProfileDocument._get_collection().find_one({"_id": customer})
         return profile_from_raw(raw) if raw is not None else None
 
+    def survivors(self, customers: Sequence[str]) -> dict[str, Profile]:
+        """As the port says."""
+        raws = kin.survivors(ProfileDocument._get_collection(), customers)
+        return {customer: profile_from_raw(raw) for customer, raw in raws.items()}
+
     def profile_of_number(self, number: str) -> Profile | None:
         """As the port says."""
         raw = ProfileDocument._get_collection().find_one({"numbers": number}, sort=[("updated_at", -1)])
@@ -818,6 +828,7 @@ class MongoStore:
             ProfileDocument._get_collection().update_one(older, {"$set": word}, upsert=True)
         except DuplicateKeyError:
             return
+        self._reflect(customer)
 
     def save_churn_risk(self, customer: str, score: float, at: datetime) -> None:
         """As the port says."""
@@ -827,6 +838,7 @@ class MongoStore:
             ProfileDocument._get_collection().update_one(older, {"$set": word}, upsert=True)
         except DuplicateKeyError:
             return
+        self._reflect(customer)
 
     def save_care(self, customer: str, task: str, kind: str) -> None:
         """As the port says. One atomic write: what is known of the task decides."""
@@ -839,49 +851,77 @@ class MongoStore:
         ProfileDocument._get_collection().update_one(
             {"_id": customer}, [{"$set": {"care": told}}], upsert=True
         )
+        self._reflect(customer)
 
-    def _move(self, customer: str, version: int, change: dict[str, Any]) -> bool:
-        """Notes a merge or an unmerge of a customer; False when a later one was seen."""
+    def _move(self, customer: str, version: int, change: dict[str, Any]) -> str | None:
+        """Notes a merge or an unmerge of a customer: whom they were merged into before, "" nobody; None when
+        a later merge or unmerge was seen.
+        """
         not_newer = {"_id": customer, "merge_version": {"$not": {"$gt": version}}}
         try:
-            ProfileDocument._get_collection().update_one(
-                not_newer, {"$set": {**change, "merge_version": version}}, upsert=True
+            before = ProfileDocument._get_collection().find_one_and_update(
+                not_newer,
+                {"$set": {**change, "merge_version": version}},
+                projection={"merged_into": 1},
+                upsert=True,
             )
         except DuplicateKeyError:
-            return False
-        return True
+            return None
+        return str((before or {}).get("merged_into") or "")
 
     def merge(self, absorbed: str, survivor: str, version: int) -> None:
         """As the port says."""
         change = {"merged_into": survivor, "alive": False, "numbers": [], "products": [], "bought": {}}
-        if not self._move(absorbed, version, change):
+        before = self._move(absorbed, version, change)
+        if before is None:
             return
-        PurchaseDocument._get_collection().update_many(
-            {"customer": absorbed}, {"$set": {"customer": survivor}}
-        )
-        ComplaintDocument._get_collection().update_many(
-            {"customer": absorbed}, {"$set": {"customer": survivor}}
-        )
-        self._give_products(survivor, self._bought(survivor))
         profiles = ProfileDocument._get_collection()
-        gone = profiles.find_one({"_id": absorbed}, {"opted_out_at": 1}) or {}
-        if said := gone.get("opted_out_at"):
-            profiles.update_one({"_id": survivor}, {"$max": {"opted_out_at": said}}, upsert=True)
+        if before != survivor:
+            kin.forget(profiles, absorbed, before)
+        self._reflect(absorbed)
+        owner, below = self._settle_owner(absorbed)
+        ComplaintDocument._get_collection().update_many(
+            {"customer": {"$in": below}}, {"$set": {"customer": owner}}
+        )
+        self._give_products(owner, self._bought(owner))
 
     def unmerge(self, restored: str, survivor: str, version: int) -> None:
         """As the port says."""
-        if not self._move(restored, version, {"merged_into": "", "alive": True}):
+        before = self._move(restored, version, {"merged_into": "", "alive": True})
+        if before is None:
             return
-        PurchaseDocument._get_collection().update_many(
-            {"bought_by": restored}, {"$set": {"customer": restored}}
-        )
         profiles = ProfileDocument._get_collection()
+        kin.forget(profiles, restored, before, survivor)
+        self._settle_owner(restored)
         own = self._bought(restored)
         self._give_products(restored, own)
-        lost = sorted(set(own) - set(self._bought(survivor)))
+        holder, _ = kin.lineage(profiles, survivor)
+        lost = sorted(set(own) - set(self._bought(holder)))
         if lost:
             gone = {f"bought.{key_of(product)}": "" for product in lost}
-            profiles.update_one({"_id": survivor}, {"$pullAll": {"products": lost}, "$unset": gone})
+            profiles.update_one({"_id": holder}, {"$pullAll": {"products": lost}, "$unset": gone})
+
+    def _reflect(self, customer: str) -> None:
+        """Tells the survivor what is said of a merged customer now. Unavailable when news came too fast."""
+        if not kin.reflect(ProfileDocument._get_collection(), customer):
+            raise Unavailable(why="a customer is told of by too many at once", retry_seconds=1.0)
+
+    def _settle_owner(self, customer: str) -> tuple[str, list[str]]:
+        """Puts purchases and decisions of a customer, and of all merged into them, under whose they are now:
+        (that customer, all of them).
+        """
+        owner, below = kin.lineage(ProfileDocument._get_collection(), customer)
+        theirs = {"$in": below}
+        PurchaseDocument._get_collection().update_many({"bought_by": theirs}, {"$set": {"customer": owner}})
+        moved: dict[str, Any] = {"customer": owner, "version": {"$add": ["$version", 1]}}
+        decisions = DecisionDocument._get_collection()
+        # A closing in flight meets another version and is done again, for whoever it is then.
+        mine = {"customer": {**theirs, "$ne": owner}, "made_for": {"$exists": False}}
+        decisions.update_many(mine, [{"$set": {"made_for": "$customer", **moved}}])
+        decisions.update_many({"made_for": theirs, "customer": {"$ne": owner}}, [{"$set": moved}])
+        home = {"made_for": owner, "customer": owner}
+        decisions.update_many(home, {"$unset": {"made_for": ""}})
+        return owner, below
 
     def _give_products(self, customer: str, products: dict[str, datetime]) -> None:
         if products:
@@ -908,10 +948,11 @@ class MongoStore:
         PurchaseDocument._get_collection().delete_many(
             {"$or": [{"customer": customer}, {"bought_by": customer}]}
         )
+        profiles = ProfileDocument._get_collection()
         decisions = DecisionDocument._get_collection()
-        decisions.update_many(
-            {"customer": customer}, {"$unset": {"customer": "", "number": "", "outcome.note": ""}}
-        )
+        nobodys = {"customer": "", "number": "", "outcome.note": "", "made_for": ""}
+        for whose in ({"customer": customer}, {"made_for": customer}):
+            decisions.update_many(whose, {"$unset": nobodys})
         ComplaintDocument._get_collection().update_many(
             {"customer": customer}, {"$set": {"customer": "", "number": ""}}
         )
@@ -923,7 +964,10 @@ class MongoStore:
             "bought": {},
             "alive": False,
         }
-        ProfileDocument._get_collection().update_one({"_id": customer}, {"$set": blank})
+        known = profiles.find_one_and_update(
+            {"_id": customer}, {"$set": blank}, projection={"merged_into": 1}
+        )
+        kin.forget(profiles, customer, (known or {}).get("merged_into") or "")
 
     # complaints
 
@@ -943,6 +987,7 @@ class MongoStore:
         if complaint.customer and not complaint.open and complaint.at is not None:
             closed = {"$max": {"complaint_closed_at": complaint.at}}
             ProfileDocument._get_collection().update_one({"_id": complaint.customer}, closed)
+            self._reflect(complaint.customer)
         return True
 
     def close_complaint(self, ticket: str) -> None:
@@ -971,19 +1016,19 @@ class MongoStore:
 
     def sales(self, start: datetime, end: datetime, limit: int) -> list[Sale]:
         """As the port says."""
-        found = DecisionDocument._get_db()["campaign_contacts"].find(
-            {"bought_at": {"$gte": start, "$lt": end}}
-        )
+        everybody = DecisionDocument._get_db()["campaign_contacts"]
+        found = list(everybody.find({"bought_at": {"$gte": start, "$lt": end}}).limit(limit))
+        owners = self._owners({raw["customer"] for raw in found})
         return [
             Sale(
                 campaign=raw["campaign"],
-                customer=raw["customer"],
+                customer=owners[raw["customer"]],
                 region=raw.get("region") or "",
                 agent=raw.get("bought_agent") or "",
                 worth=Decimal(raw.get("bought_worth") or 0),
                 at=raw["bought_at"],
             )
-            for raw in found.limit(limit)
+            for raw in found
         ]
 
     def history_changes(self) -> int:

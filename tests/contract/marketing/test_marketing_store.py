@@ -419,6 +419,61 @@ def test_a_snapshot_of_before_a_merge_does_not_undo_it(store: Any) -> None:
     assert asyncio.run(store.read_profile_of_number("+8613800138000")).customer == "b"
 
 
+def test_who_was_merged_is_known_by_the_survivor_and_given_back(store: Any) -> None:
+    """a <- b <- c: words, occasions, offers made and fatigue are the survivor's, in any order of events."""
+    day = timedelta(days=1)
+    store.save_profile(Profile(customer="a", crm_version=1, updated_at=NOW))
+    store.save_churn_risk("a", 0.2, NOW)
+    store.save_leave_intent("c", True, NOW + day)
+    store.save_care("c", "t1", "CONTRACT_EXPIRES")
+    store.save_care("b", "t2", "BIRTHDAY")
+    offered = add(store, draft())
+    decision(store, "d1", offered, customer="c", contact=Contact(call_id="call-7"))
+    open_one = decision(store, "d2", offered, customer="b", contact=Contact(call_id="call-8"))
+    before = {who: store.profile(who) for who in "abc"}
+
+    def merges() -> None:
+        store.merge("b", "a", 6)
+        store.merge("c", "b", 5)  # told late
+
+    merges()
+    merges()
+    whole = store.profile("a")
+    assert whole.wants_to_leave and set(whole.absorbed) == {"b", "c"}
+    assert whole.care == {"t1": "CONTRACT_EXPIRES", "t2": "BIRTHDAY"} and whole.churn_risk == 0.2
+    assert store.survivors(["c", "x"])["c"] == whole == standing(store, "c").profile
+    # Two contacts in which something was offered: the survivor is as tired as both were.
+    assert standing(store, "a", since=NOW - day).contacts("") == 2
+    assert [d.id for d in store.decisions(DecisionFilter(customer="a"), 9, None)] == ["d2", "d1"]
+    no = Outcome(offer="o1", result=Result.DECLINED, at=NOW)
+    with pytest.raises(EtagMismatch):
+        store.close_decision(close(open_one, no, ""), ())
+    closed = close(store.decision("d2"), no, "")
+    assert store.close_decision(closed, ()).made_for == "b"
+    # What is told of one of them later reaches the survivor.
+    store.save_care("c", "t1", "")
+    store.save_churn_risk("b", 0.9, NOW + day)
+    whole = store.profile("a")
+    assert (whole.care, whole.churn_risk) == ({"t1": "", "t2": "BIRTHDAY"}, 0.9)
+    store.save_churn_risk("a", 0.3, NOW + 2 * day)
+    assert store.profile("a").churn_risk == 0.3
+    for _ in range(2):
+        store.unmerge("b", "a", 7)
+    alone = store.profile("a")
+    assert (alone.wants_to_leave, alone.care, alone.absorbed, alone.churn_risk) == (False, {}, (), 0.3)
+    assert store.profile("b").absorbed == ("c",) and store.profile("b").wants_to_leave
+    assert [d.id for d in store.decisions(DecisionFilter(customer="b"), 9, None)] == ["d2", "d1"]
+    store.unmerge("c", "b", 8)
+    assert (store.decision("d1").customer, store.decision("d1").made_for) == ("c", "")
+    assert store.profile("c").care == {"t1": ""} and store.profile("c").wants_to_leave
+    assert store.profile("b").care == before["b"].care
+    store.merge("b", "a", 6)  # told again, too late
+    assert store.profile("a").absorbed == ()
+    store.merge("c", "a", 9)
+    store.erase("c")
+    assert (store.profile("a").absorbed, store.decision("d1").customer) == ((), "")
+
+
 def test_erasing_leaves_nothing_personal(store: Any) -> None:
     store.add_purchases([bought("1")], NOW)
     known = Profile(customer="c1", numbers=("+8613800138000",), crm_version=1, updated_at=NOW)
@@ -537,6 +592,7 @@ def test_every_query_uses_an_index(mongo_uri: str, mongo_database: str) -> None:
             ("decisions", {"call_id": "c", "_id": {"$lt": "z"}}, [("_id", -1)]),
             ("decisions", {"open": True}, [("_id", -1)]),
             ("decisions", {"unsettled": True}, [("_id", 1)]),
+            ("decisions", {"made_for": {"$in": ["c", "d"]}}, []),
             ("decisions", {"request_key": "k"}, []),
             ("profiles", {"numbers": "+1"}, [("updated_at", -1)]),
             ("complaints", {"$or": [{"customer": "c", "open": True}, {"number": "n", "open": True}]}, []),

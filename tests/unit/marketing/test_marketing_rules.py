@@ -152,7 +152,7 @@ numbers = st.integers(0, 4)
 def test_rules_found_never_or_always_true_are_so(parts: list[tuple[str, int]]) -> None:
     text = " and ".join(f"product_count {operator} {number}" for operator, number in parts)
     rule = parse_rule(text)
-    values = [*range(8), 0.5, 1.5, 2.5, math.inf]
+    values = [*range(8), 0.5, 1.5, 2.5, 3.5, math.inf]
 
     class Counted:
         def __init__(self, count: float) -> None:

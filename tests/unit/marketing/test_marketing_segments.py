@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import socket
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -40,6 +40,9 @@ class People:
     def __init__(self) -> None:
         self.members: set[tuple[str, str]] = set()
         self.answers: list[tuple[str, str, str, str]] = []
+
+    def segments_of(self, customers: Sequence[str]) -> list[str]:
+        return sorted({segment for segment, customer in self.members if customer in customers})
 
     def join(self, segment: str, customer: str, at: datetime) -> bool:
         new = (segment, customer) not in self.members
@@ -93,6 +96,29 @@ def test_customers_join_and_leave_as_events_tell_of_them() -> None:
     assert segments.heard(told(call, "routing")) == 0
     assert segments.heard(told(crm.CustomerUpdated(), "crm")) == 0
     assert segments.heard(told(crm.CustomersMerged(), "crm")) == 0
+
+
+def test_who_was_merged_is_in_segments_as_the_survivor() -> None:
+    store, people = MemoryStore(), People()
+    store.save_profile(Profile(customer="c1", crm_version=1))
+    store.save_profile(Profile(customer="c2", crm_version=1))
+    segment(store, "leaving", "wants_to_leave", crm.LeaveIntentFlagged)
+    segments = Segments(store.shelves, store, people)
+
+    def hear(message: Any) -> int:
+        learn(Facts(store), told(message))
+        return segments.heard(told(message))
+
+    assert hear(crm.LeaveIntentFlagged(customer="customers/c2", wants_to_leave=True)) == 1
+    survivor = crm.CustomerSnapshot(customer="customers/c1", version=2)
+    merged = crm.CustomersMerged(survivor=survivor, absorbed=["customers/c2"])
+    assert [hear(merged), hear(merged)] == [2, 0]
+    assert people.members == {("leaving", "c1")}
+    back = crm.CustomerSnapshot(customer="customers/c2", version=3)
+    survivor.version = 3
+    unmerged = crm.CustomersUnmerged(survivor=survivor, restored=[back])
+    assert [hear(unmerged), hear(unmerged)] == [2, 0]
+    assert people.members == {("leaving", "c2")}
 
 
 def test_customers_join_by_what_crm_sees() -> None:

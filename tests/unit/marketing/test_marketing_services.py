@@ -220,6 +220,60 @@ async def outbound_list(world: World, *numbers: str) -> str:
     return str(created.name)
 
 
+async def test_overdue_leads_are_those_whose_partner_let_them_lie(world: World) -> None:
+    async def asked(**more: Any) -> list[str]:
+        answer = await world.leads.ListLeads(leads_pb2.ListLeadsRequest(overdue=True, **more))
+        return [lead.name for lead in answer.leads]
+
+    partner = leads_pb2.Partner(display_name="p", capacity=9)
+    await world.leads.CreatePartner(leads_pb2.CreatePartnerRequest(partner=partner, partner_id="p"))
+    for id in ("l1", "l2"):
+        made = leads_pb2.Lead(customer="customers/c1", product="tv")
+        await world.leads.CreateLead(leads_pb2.CreateLeadRequest(lead=made, lead_id=id))
+    assert await asked() == []
+    due = (await world.leads.GetLead(leads_pb2.GetLeadRequest(name="leads/l1"))).due_time
+    world.clock.advance((due.ToDatetime(UTC) - START).total_seconds())
+    assert await asked() == []
+    await world.leads.ContactLead(leads_pb2.ContactLeadRequest(name="leads/l2", note="rang"))
+    world.clock.advance(1)
+    assert await asked() == await asked(state=leads_pb2.LEAD_STATE_ASSIGNED) == ["leads/l1"]
+    assert await asked(partner="partners/other") == []
+    won = leads_pb2.ListLeadsRequest(overdue=True, state=leads_pb2.LEAD_STATE_WON)
+    assert (await refused(world.leads.ListLeads(won)))[2] == ["state"]
+
+
+async def test_what_is_kept_of_merged_customers_is_found_by_the_survivor(world: World) -> None:
+    made = leads_pb2.Lead(customer="customers/c2", product="tv")
+    await world.leads.CreateLead(leads_pb2.CreateLeadRequest(lead=made, lead_id="l1"))
+    price = savings_pb2.MeterPrice(meter="mb", tiers=[savings_pb2.PriceTier(unit_price=cny("1"))])
+    kind = savings_pb2.TARIFF_KIND_PLAN
+    plan = savings_pb2.Tariff(titles=[words("Plain")], kind=kind, monthly_fee=cny("9"), meter_prices=[price])
+    await world.savings.CreateTariff(savings_pb2.CreateTariffRequest(tariff=plan, tariff_id="plain"))
+    records = [
+        savings_pb2.UsageRecord(customer=f"customers/{who}", month="2025-05", meter="mb", quantity="10")
+        for who in ("c1", "c2")
+    ]
+    await world.savings.RecordUsage(savings_pb2.RecordUsageRequest(records=records))
+    world.store.save_churn_risk("c2", 0.8, START)
+    world.store.save_care("c2", "t1", "BIRTHDAY")
+    world.store.save_profile(
+        Profile(customer="c1", crm_version=1, consents={Channel.SMS: None, Channel.EMAIL: START})
+    )
+    world.store.merge("c2", "c1", 2)
+    found = await world.leads.ListLeads(leads_pb2.ListLeadsRequest(customer="customers/c1"))
+    assert [lead.name for lead in found.leads] == ["leads/l1"]
+    ask_plan = savings_pb2.FindCheapestPlanRequest(customer="customers/c1")
+    best = await world.savings.FindCheapestPlan(ask_plan)
+    assert best.quotes[0].monthly_cost.amount == "29.00", "what both used is paid for"
+    ask = recommendations_pb2.GetProfileRequest
+    known = await world.recommend.GetProfile(ask(name="customers/c1/profile"))
+    assert (known.churn_risk, list(known.merged_customers)) == (0.8, ["customers/c2"])
+    assert [(care.care_task, care.kind) for care in known.care_occasions] == [("careTasks/t1", "BIRTHDAY")]
+    assert list(known.consented_channels) == [common_pb2.CHANNEL_SMS]
+    gone = await world.recommend.GetProfile(ask(name="customers/c2/profile"))
+    assert gone.merged_into == "customers/c1"
+
+
 async def test_contacts_are_leased_once_retried_by_rule_and_forbidden_for_good(world: World) -> None:
     name = await outbound_list(world, "+8613800138000", "+8613800138001", "+8613800138001", "nonsense")
     ask = outbound_pb2.NextContactsRequest(holder="agent-1", max_contacts=10)
@@ -324,6 +378,36 @@ async def test_nobody_is_called_in_quiet_hours_or_against_their_will(world: Worl
     world.clock.advance(10 * 3_600)  # 09:00
     found = (await world.outbound.NextContacts(ask)).contacts
     assert [one.number for one in found] == ["+8613800138000"]
+
+
+async def test_lists_that_sell_need_a_consent_and_follow_merges(world: World) -> None:
+    voice = {Channel.VOICE: START + timedelta(days=1)}
+    for who, consents in (("c1", voice), ("c2", {}), ("c3", {})):
+        world.store.save_profile(Profile(customer=who, consents=consents, crm_version=1))
+    await outbound_list(world)
+    sells = outbound_pb2.ContactList(display_name="sells", offer="offers/tv")
+    await world.outbound.CreateContactList(
+        outbound_pb2.CreateContactListRequest(contact_list=sells, contact_list_id="sells")
+    )
+    await world.outbound.StartContactList(outbound_pb2.StartContactListRequest(name="contactLists/sells"))
+
+    async def batches() -> AsyncIterator[outbound_pb2.ImportContactsRequest]:
+        for at, parent in enumerate(("autumn", "sells")):
+            contacts = [
+                outbound_pb2.Contact(number=f"+86138001{at}800{n}", customer=f"customers/c{n}")
+                for n in (1, 2, 3)
+            ]
+            yield outbound_pb2.ImportContactsRequest(parent=f"contactLists/{parent}", contacts=contacts)
+
+    await world.outbound.ImportContacts(batches())
+    world.store.merge("c3", "c1", 2)  # the survivor's consent is that of both names
+    ask = outbound_pb2.NextContactsRequest(
+        holder="agent-1", max_contacts=10, contact_lists=["contactLists/sells"]
+    )
+    found = (await world.outbound.NextContacts(ask)).contacts
+    assert sorted(one.customer for one in found) == ["customers/c1", "customers/c3"]
+    ask.contact_lists[:] = ["contactLists/autumn"]
+    assert len((await world.outbound.NextContacts(ask)).contacts) == 3, "to serve needs no consent"
 
 
 async def test_abandoned_calls_hold_a_predictive_list_at_its_cap(world: World) -> None:
