@@ -12,8 +12,10 @@ again. All of this is an index, and may be tidied at any time.
 from __future__ import annotations
 
 import heapq
+import itertools
 from collections.abc import Callable, Iterator
 from math import inf
+from typing import Any
 
 Deadline = tuple[int, str, str]
 #: A bag holds the deadlines of 2^10 milliseconds.
@@ -28,32 +30,32 @@ class Deadlines:
     def __init__(self, runs: Callable[[Deadline], bool]) -> None:
         """`runs` says whether an entry's owner has that very deadline now."""
         self._runs = runs
-        #: By the second that they are due in.
-        self._bags: dict[int, list[Deadline]] = {}
-        #: Heap of those seconds; those of them whose bag is a heap by now.
+        #: By the second that they are due in: bags, an entry's three parts in a row, for that makes no object
+        #: that the garbage collector would look at; and what has become a heap of entries.
+        self._bags: dict[int, list[Any]] = {}
+        self._heaps: dict[int, list[Deadline]] = {}
+        #: Heap of those seconds.
         self._order: list[int] = []
-        self._heaps: set[int] = set()
 
     def __len__(self) -> int:
         """Outdated ones included."""
-        return sum(map(len, self._bags.values()))
+        return sum(len(bag) // 3 for bag in self._bags.values()) + sum(map(len, self._heaps.values()))
 
     def __iter__(self) -> Iterator[Deadline]:
         """All, in no order, outdated ones included."""
-        for bag in self._bags.values():
-            yield from bag
+        yield from itertools.chain.from_iterable(map(_entries, self._bags.values()))
+        yield from itertools.chain.from_iterable(self._heaps.values())
 
     def add(self, deadline: Deadline) -> None:
         """One more."""
         second = deadline[0] >> _BAG_BITS
-        bag = self._bags.get(second)
-        if bag is None:
-            self._bags[second] = [deadline]
-            heapq.heappush(self._order, second)
-        elif second in self._heaps:
-            heapq.heappush(bag, deadline)
+        if (bag := self._bags.get(second)) is not None:
+            bag.extend(deadline)
+        elif (heap := self._heaps.get(second)) is not None:
+            heapq.heappush(heap, deadline)
         else:
-            bag.append(deadline)
+            self._bags[second] = [*deadline]
+            heapq.heappush(self._order, second)
 
     @property
     def earliest_ms(self) -> float:
@@ -61,7 +63,8 @@ class Deadlines:
         if not self._order:
             return inf
         second = self._order[0]
-        return self._bags[second][0][0] if second in self._heaps else second << _BAG_BITS
+        heap = self._heaps.get(second)
+        return heap[0][0] if heap else second << _BAG_BITS
 
     def first(self) -> Deadline | None:
         """The earliest that runs; outdated ones are dropped on the way."""
@@ -79,7 +82,7 @@ class Deadlines:
         """Takes the earliest out."""
         first = self.first()
         if first is not None:
-            heapq.heappop(self._bags[self._order[0]])
+            heapq.heappop(self._heaps[self._order[0]])
         return first
 
     def together(self, kind: str, now_ms: int, limit: int) -> tuple[str, ...]:
@@ -87,34 +90,17 @@ class Deadlines:
         taken out. O(limit log limit).
         """
         found: dict[str, None] = {}
-        order, last = self._order, now_ms >> _BAG_BITS
-        if order and order[0] <= last and self._gather(self._heap_of(order[0]), kind, now_ms, limit, found):
-            # All of the first second's: the others are looked for only now, there may be thousands.
-            for second in sorted(s for s in order if order[0] < s <= last):
-                if not self._gather(self._heap_of(second), kind, now_ms, limit, found):
-                    break
+        # Second by second: the later ones are not even made heaps before they are wanted.
+        for second in _ascending(self._order, (now_ms >> _BAG_BITS) + 1):
+            for deadline in _ascending(self._heap_of(second), (now_ms + 1,)):
+                if len(found) >= limit:
+                    return tuple(found)
+                if not self._runs(deadline):
+                    continue
+                if deadline[1] != kind:
+                    return tuple(found)
+                found[deadline[2]] = None
         return tuple(found)
-
-    def _gather(
-        self, heap: list[Deadline], kind: str, now_ms: int, limit: int, found: dict[str, None]
-    ) -> bool:
-        """Adds the owners of one second; whether to go on with the next. The heap's least entries are found
-        from its top downwards, each below its parent, and only those that are due.
-        """
-        least = [(heap[0], 0)] if heap else []
-        while least:
-            if len(found) >= limit:
-                return False
-            deadline, at = heapq.heappop(least)
-            for child in range(2 * at + 1, min(2 * at + 3, len(heap))):
-                if heap[child][0] <= now_ms:
-                    heapq.heappush(least, (heap[child], child))
-            if not self._runs(deadline):
-                continue
-            if deadline[1] != kind or deadline[0] > now_ms:
-                return False
-            found[deadline[2]] = None
-        return True
 
     def tidy(self) -> None:
         """Drops all that are outdated: for who only adds."""
@@ -125,17 +111,34 @@ class Deadlines:
 
     def clear(self) -> None:
         """Drops everything."""
-        self._bags, self._order, self._heaps = {}, [], set()
+        self._bags, self._heaps, self._order = {}, {}, []
 
     def _heap_of(self, second: int) -> list[Deadline]:
         """The bag of a second as a heap."""
-        if second not in self._heaps:
-            bag = self._bags[second] = [deadline for deadline in self._bags[second] if self._runs(deadline)]
-            heapq.heapify(bag)
-            self._heaps.add(second)
-        return self._bags[second]
+        heap = self._heaps.get(second)
+        if heap is None:
+            heap = [deadline for deadline in _entries(self._bags.pop(second)) if self._runs(deadline)]
+            heapq.heapify(heap)
+            self._heaps[second] = heap
+        return heap
 
     def _drop_first_bag(self) -> None:
-        second = heapq.heappop(self._order)
-        del self._bags[second]
-        self._heaps.discard(second)
+        del self._heaps[heapq.heappop(self._order)]
+
+
+def _entries(bag: list[Any]) -> Iterator[Deadline]:
+    parts = iter(bag)
+    return zip(parts, parts, parts, strict=True)
+
+
+def _ascending(heap: list[Any], below: Any) -> Iterator[Any]:
+    """Entries of a heap that are less than `below`, in order: from its top downwards, each after its parent.
+    The heap stays as it is. O(log n) for each that is taken, however many there are.
+    """
+    least = [(heap[0], 0)] if heap and heap[0] < below else []
+    while least:
+        entry, at = heapq.heappop(least)
+        yield entry
+        for child in range(2 * at + 1, min(2 * at + 3, len(heap))):
+            if heap[child] < below:
+                heapq.heappush(least, (heap[child], child))

@@ -50,12 +50,21 @@ import msgspec
 
 from routing.explain import explain
 from routing.model import (
+    ACCEPTED,
+    AVAILABLE,
     BEFORE_CONNECTION,
     CALLBACK_SPAN_MAX_MS,
+    CONNECTED,
+    ENDED,
     LINES_MAX,
+    OFFERED,
+    OFFLINE,
+    OVERFLOWING,
     OWN_WAITING_MAX,
     PAIRS_PER_STEP_MAX,
+    PAUSED,
     STEP_ENTRIES_MAX,
+    WAITING,
     AcceptOffer,
     ActRecorded,
     AgentConfigured,
@@ -84,7 +93,6 @@ from routing.model import (
     CallReprioritized,
     CallResumed,
     CallsForgotten,
-    CallState,
     CallTransferred,
     CallView,
     CallWrappedUp,
@@ -118,7 +126,6 @@ from routing.model import (
     PauseAgent,
     PlaceCall,
     PreferenceEnded,
-    Presence,
     PresenceSet,
     QueueConfig,
     QueueConfigured,
@@ -216,7 +223,7 @@ def _leave(state: ShardState, agent_id: str) -> list[Event]:
     if agent is None or not agent.draining or agent.holding:
         return []
     events: list[Event] = []
-    if agent.presence is not Presence.OFFLINE:
+    if agent.presence is not OFFLINE:
         events += [*_disappoint(state, agent), SessionClosed(agent=agent_id)]
     if agent.remove:
         events.append(AgentRemoved(agent=agent_id))
@@ -304,16 +311,16 @@ def _place(s: ShardState, c: PlaceCall, now_ms: int) -> Decision:
     if version < entry.version:
         return _refuse("STALE_ATTEMPT", "attempt")
     if version == entry.version:
-        return Decision(events=_attach(entry, c)) if entry.state is not CallState.ENDED else Decision()
-    if entry.state is CallState.ENDED:
+        return Decision(events=_attach(entry, c)) if entry.state is not ENDED else Decision()
+    if entry.state is ENDED:
         return _replace_ended(s, c, entry, now_ms)
-    if entry.state is CallState.CONNECTED:
+    if entry.state is CONNECTED:
         if not c.agent_lost:
             return Decision(events=_attach(entry, c))
         return _queue(
             s, c, now_ms, _end(s, entry, CallOutcome.INTERRUPTED, now_ms, "AGENT_LOST", wrap_up=False)
         )
-    if c.facts.queue == entry.facts.queue and entry.state in (CallState.WAITING, CallState.OVERFLOWING):
+    if c.facts.queue == entry.facts.queue and entry.state in (WAITING, OVERFLOWING):
         return Decision(events=_attach(entry, c))
     return _queue(s, c, now_ms, _end_offer(s, entry, OfferOutcome.CANCELLED))
 
@@ -332,7 +339,7 @@ def _replace_ended(s: ShardState, c: PlaceCall, entry: CallEntry, now_ms: int) -
 
 def _attach(entry: CallEntry, c: PlaceCall) -> list[Event]:
     same = entry.attached and entry.front == c.front and entry.version == (c.attempt, c.move)
-    if same and entry.state is not CallState.OVERFLOWING and not entry.callback_number:
+    if same and entry.state is not OVERFLOWING and not entry.callback_number:
         return []
     return [CallAttached(call_id=c.facts.call_id, attempt=c.attempt, move=c.move, front=c.front)]
 
@@ -425,7 +432,7 @@ def _hope(s: ShardState, queue: QueueConfig, facts: CallFacts, began_ms: int, no
 
 def _hopeful(agent: AgentEntry) -> bool:
     """Whether waiting for this agent makes sense: there, ready and staying."""
-    return agent.presence is Presence.AVAILABLE and agent.attached and not agent.draining
+    return agent.presence is AVAILABLE and agent.attached and not agent.draining
 
 
 def _disappoint(s: ShardState, agent: AgentEntry) -> list[Event]:
@@ -459,12 +466,12 @@ def _detach_calls(s: ShardState, c: DetachCalls, now_ms: int) -> Decision:
 
 def _detach_events(s: ShardState, entry: CallEntry, now_ms: int) -> list[Event]:
     call_id = entry.facts.call_id
-    if entry.state is CallState.ENDED or entry.callback_number:
+    if entry.state is ENDED or entry.callback_number:
         return []
-    if entry.state is CallState.CONNECTED:
+    if entry.state is CONNECTED:
         return [CallDetached(call_id=call_id, until_ms=0)]
     until_ms = max(now_ms, s.conclude_ms) + s.timing.grace_span_ms
-    ringing = _end_offer(s, entry, OfferOutcome.CANCELLED) if entry.state is CallState.OFFERED else []
+    ringing = _end_offer(s, entry, OfferOutcome.CANCELLED) if entry.state is OFFERED else []
     return [*ringing, CallDetached(call_id=call_id, until_ms=until_ms)]
 
 
@@ -474,18 +481,18 @@ def _overflow(s: ShardState, c: OverflowCall, now_ms: int) -> Decision:
         return _refuse("CALL_NOT_FOUND", "call_id")
     if entry.version != (c.attempt, c.move):
         return _refuse("STALE_VERSION", "version")
-    if entry.state is CallState.OVERFLOWING:
+    if entry.state is OVERFLOWING:
         return Decision()
-    if entry.state is not CallState.WAITING or entry.callback_number:
+    if entry.state is not WAITING or entry.callback_number:
         return _refuse("ILLEGAL_STATE")
     return Decision(events=[CallOverflowing(call_id=c.call_id, until_ms=now_ms + s.timing.move_span_ms)])
 
 
 def _withdraw(s: ShardState, c: WithdrawCall, now_ms: int) -> Decision:
     entry = s.calls.get(c.call_id)
-    if entry is None or entry.state is CallState.ENDED or entry.version >= (c.attempt, c.move):
+    if entry is None or entry.state is ENDED or entry.version >= (c.attempt, c.move):
         return Decision()
-    if entry.state is CallState.CONNECTED:
+    if entry.state is CONNECTED:
         return _refuse("ILLEGAL_STATE")
     return Decision(events=_end(s, entry, CallOutcome.MOVED, now_ms, c.reason))
 
@@ -494,9 +501,9 @@ def _hang_up(s: ShardState, c: HangUp, now_ms: int) -> Decision:
     entry = s.calls.get(c.call_id)
     if entry is None:
         return _refuse("CALL_NOT_FOUND", "call_id")
-    if entry.state is CallState.ENDED or (c.attempt and c.attempt < entry.attempt):
+    if entry.state is ENDED or (c.attempt and c.attempt < entry.attempt):
         return Decision()
-    connected = entry.state is CallState.CONNECTED
+    connected = entry.state is CONNECTED
     if entry.callback_number and not connected:
         # The line is free, as it should be: the place is kept for the call-back.
         return Decision()
@@ -508,11 +515,11 @@ def _end_call(s: ShardState, c: EndCall, now_ms: int) -> Decision:
     entry = s.calls.get(c.call_id)
     if entry is None:
         return _refuse("CALL_NOT_FOUND", "call_id")
-    if entry.state is CallState.ENDED or (c.attempt and c.attempt < entry.attempt):
+    if entry.state is ENDED or (c.attempt and c.attempt < entry.attempt):
         return Decision(events=_named_late(entry, c))
-    if entry.callback_number and entry.state is CallState.WAITING and not c.agent:
+    if entry.callback_number and entry.state is WAITING and not c.agent:
         return Decision(events=_end(s, entry, CallOutcome.ABANDONED, now_ms, "CALLBACK_CANCELLED"))
-    if entry.state is not CallState.CONNECTED:
+    if entry.state is not CONNECTED:
         return _refuse("ILLEGAL_STATE")
     if c.agent and c.agent != entry.agent:
         return _refuse("CALL_NOT_HELD", "call_id")
@@ -521,7 +528,7 @@ def _end_call(s: ShardState, c: EndCall, now_ms: int) -> Decision:
 
 def _named_late(entry: CallEntry, c: EndCall) -> list[Event]:
     """The recording of a conversation that somebody else ended: the first that its edge names."""
-    late = entry.state is CallState.ENDED and not entry.recording_uri
+    late = entry.state is ENDED and not entry.recording_uri
     late = late and bool(entry.connected_ms or entry.transfers)
     if not late or not c.recording_uri or c.agent or (c.attempt and c.attempt < entry.attempt):
         return []
@@ -540,7 +547,7 @@ def _end(
 ) -> list[Event]:
     """Ends an entry: its offer first, then the call, with after-call work if a conversation took place."""
     events = _end_offer(s, entry, OfferOutcome.CANCELLED)
-    after = wrap_up and entry.state is CallState.CONNECTED and entry.agent in s.agents
+    after = wrap_up and entry.state is CONNECTED and entry.agent in s.agents
     span_ms = entry.line.queue.wrap_up_span_ms if after else 0
     ended = CallEnded(
         call_id=entry.facts.call_id,
@@ -556,13 +563,13 @@ def _confirm(s: ShardState, c: ConfirmCall, now_ms: int) -> Decision:
     entry = s.calls.get(c.call_id)
     if entry is None:
         return _refuse("CALL_NOT_FOUND", "call_id")
-    if entry.offer_id == c.offer_id and entry.state is CallState.CONNECTED:
+    if entry.offer_id == c.offer_id and entry.state is CONNECTED:
         return Decision()
-    if entry.state in (CallState.ENDED, CallState.CONNECTED):
-        return _refuse("CALL_ENDED" if entry.state is CallState.ENDED else "OFFER_ENDED", "offer_id")
+    if entry.state in (ENDED, CONNECTED):
+        return _refuse("CALL_ENDED" if entry.state is ENDED else "OFFER_ENDED", "offer_id")
     if entry.version != (c.attempt, c.move):
         return _refuse("STALE_VERSION", "version")
-    if entry.state is not CallState.ACCEPTED or entry.offer_id != c.offer_id:
+    if entry.state is not ACCEPTED or entry.offer_id != c.offer_id:
         return _refuse("OFFER_ENDED", "offer_id")
     return Decision(events=[CallConnected(call_id=c.call_id, offer_id=c.offer_id, agent=entry.agent)])
 
@@ -590,7 +597,7 @@ def _end_offer(
     """Ends the entry's live offer, if it has one; the agent rests (or is paused) after a missed one, and is
     no longer waited for.
     """
-    if entry.state not in (CallState.OFFERED, CallState.ACCEPTED):
+    if entry.state not in (OFFERED, ACCEPTED):
         return []
     agent = s.agents.get(entry.agent)
     queue = entry.line.queue
@@ -613,7 +620,7 @@ def _end_offer(
     )
     if agent is not None and queue.missed_offers_max and missed >= queue.missed_offers_max:
         pause = PresenceSet(
-            agent=entry.agent, command=agent.command, presence=Presence.PAUSED, pause_reason=MISSED_OFFERS
+            agent=entry.agent, command=agent.command, presence=PAUSED, pause_reason=MISSED_OFFERS
         )
         return [pause, ended, *after]
     return [ended, *after]
@@ -629,7 +636,7 @@ def _session_of(s: ShardState, agent_id: str, session: int) -> AgentEntry | Refu
     agent = s.agents.get(agent_id)
     if agent is None:
         return Refusal(reason="AGENT_NOT_FOUND", field="agent")
-    if agent.session != session or agent.presence is Presence.OFFLINE:
+    if agent.session != session or agent.presence is OFFLINE:
         return Refusal(reason="NEWER_SESSION" if agent.session > session else "NO_SESSION", field="session")
     return agent
 
@@ -648,7 +655,7 @@ def _accept(s: ShardState, c: AcceptOffer, now_ms: int) -> Decision:
     entry = _offer_of(s, agent, c.offer_id)
     if entry is None:
         return _refuse("OFFER_ENDED", "offer_id")
-    if entry.state is CallState.ACCEPTED:
+    if entry.state is ACCEPTED:
         return Decision()
     until_ms = now_ms + s.timing.confirm_span_ms
     call_id = entry.facts.call_id
@@ -686,10 +693,8 @@ def _open_session(s: ShardState, c: OpenSession, now_ms: int) -> Decision:
             events += _end(s, s.calls[call_id], CallOutcome.INTERRUPTED, now_ms, "NEW_SESSION", wrap_up=False)
     elif agent.attached and agent.front == c.front and c.command <= agent.command:
         return Decision()
-    warm_up_ms = agent.config.warm_up_span_ms if agent.presence is Presence.OFFLINE else 0
-    same = (
-        c.session == agent.session and agent.presence is not Presence.OFFLINE and c.command <= agent.command
-    )
+    warm_up_ms = agent.config.warm_up_span_ms if agent.presence is OFFLINE else 0
+    same = c.session == agent.session and agent.presence is not OFFLINE and c.command <= agent.command
     events.append(
         SessionOpened(
             agent=c.agent,
@@ -708,7 +713,7 @@ def _drop_offers(s: ShardState, agent: AgentEntry, *, accepted: bool = True) -> 
     events: list[Event] = []
     for call_id in sorted(agent.offers):
         entry = s.calls[call_id]
-        if accepted or entry.state is CallState.OFFERED:
+        if accepted or entry.state is OFFERED:
             events += _end_offer(s, entry, OfferOutcome.AGENT_LOST)
     return events
 
@@ -756,7 +761,7 @@ def _set_presence(s: ShardState, c: SetPresence, now_ms: int) -> Decision:
     if c.command <= agent.command:
         return Decision()
     presence = PresenceSet(agent=c.agent, command=c.command, presence=c.presence, pause_reason=c.pause_reason)
-    left = [] if c.presence is Presence.AVAILABLE else _disappoint(s, agent)
+    left = [] if c.presence is AVAILABLE else _disappoint(s, agent)
     return Decision(events=[presence, *left])
 
 
@@ -773,9 +778,9 @@ def _finish_wrap_up(s: ShardState, c: FinishWrapUp, now_ms: int) -> Decision:
     if entry.wrapped and (entry.disposed or c.disposition is None):
         return Decision()
     ended: list[Event] = []
-    if entry.state is CallState.CONNECTED:
+    if entry.state is CONNECTED:
         ended = _end(s, entry, CallOutcome.COMPLETED, now_ms, wrap_up=False)
-    elif entry.state is not CallState.ENDED:
+    elif entry.state is not ENDED:
         return _refuse("ILLEGAL_STATE", "call_id")
     return Decision(
         events=[*ended, CallWrappedUp(call_id=c.call_id, agent=c.agent, disposition=c.disposition)]
@@ -793,7 +798,7 @@ def _detach_front(s: ShardState, c: DetachFront, now_ms: int) -> Decision:
                 return Decision(events=events, more=True)
     touched = {event.call_id for event in events if isinstance(event, OfferEnded)}
     for call_id, entry in s.calls.items():
-        if entry.front == c.front and entry.attached and entry.state is not CallState.ENDED:
+        if entry.front == c.front and entry.attached and entry.state is not ENDED:
             if call_id in touched:
                 return Decision(events=events, more=True)
             events += _detach_events(s, entry, now_ms)
@@ -818,7 +823,7 @@ def _configure_queue(s: ShardState, c: ConfigureQueue, now_ms: int) -> Decision:
 def _remove_queue(s: ShardState, c: RemoveQueue, now_ms: int) -> Decision:
     if c.queue not in s.queues:
         return Decision()
-    if any(e.facts.queue == c.queue and e.state is not CallState.ENDED for e in s.calls.values()):
+    if any(e.facts.queue == c.queue and e.state is not ENDED for e in s.calls.values()):
         return _refuse("QUEUE_IN_USE", "queue")
     return Decision(events=[QueueRemoved(queue=c.queue)])
 
@@ -863,7 +868,7 @@ def _transfer(s: ShardState, c: TransferCall, now_ms: int) -> Decision:
     entry = s.calls.get(c.call_id)
     if entry is None:
         return _refuse("CALL_NOT_FOUND", "call_id")
-    if entry.state is not CallState.CONNECTED:
+    if entry.state is not CONNECTED:
         return _refuse("ILLEGAL_STATE")
     if not entry.attached or entry.callback_number:
         return _refuse("CALL_NOT_ATTACHED")
@@ -918,7 +923,7 @@ def _request_callback(s: ShardState, c: RequestCallback, now_ms: int) -> Decisio
     not_before_ms = c.not_before_ms if c.not_before_ms > now_ms else 0
     if not_before_ms > now_ms + CALLBACK_SPAN_MAX_MS:
         return _refuse("OUT_OF_RANGE", "not_before_time")
-    if entry.state not in (CallState.WAITING, CallState.OVERFLOWING):
+    if entry.state not in (WAITING, OVERFLOWING):
         return _refuse("ILLEGAL_STATE")
     if (entry.callback_number, entry.callback_ms) == (c.number, not_before_ms):
         return Decision()
@@ -935,7 +940,7 @@ def _force_log_out(s: ShardState, c: ForceLogOut, now_ms: int) -> Decision:
     agent = s.agents.get(c.agent)
     if agent is None:
         return _refuse("AGENT_NOT_FOUND", "agent")
-    if agent.presence is Presence.OFFLINE:
+    if agent.presence is OFFLINE:
         return Decision()
     if c.interrupt or not agent.holding:
         return Decision(events=_log_out(s, agent, now_ms))
@@ -949,9 +954,9 @@ def _pause_agent(s: ShardState, c: PauseAgent, now_ms: int) -> Decision:
     agent = s.agents.get(c.agent)
     if agent is None:
         return _refuse("AGENT_NOT_FOUND", "agent")
-    if agent.presence is Presence.OFFLINE:
+    if agent.presence is OFFLINE:
         return _refuse("NO_SESSION", "agent")
-    presence = Presence.PAUSED if c.paused else Presence.AVAILABLE
+    presence = PAUSED if c.paused else AVAILABLE
     reason = c.reason if c.paused else ""
     if (agent.presence, agent.pause_reason) == (presence, reason):
         return Decision()
@@ -963,7 +968,7 @@ def _monitor(s: ShardState, c: MonitorCall, now_ms: int) -> Decision:
     entry = s.calls.get(c.call_id)
     if entry is None:
         return _refuse("CALL_NOT_FOUND", "call_id")
-    if entry.state is not CallState.CONNECTED:
+    if entry.state is not CONNECTED:
         return _refuse("ILLEGAL_STATE")
     if not entry.attached:
         return _refuse("CALL_NOT_ATTACHED")
@@ -1028,7 +1033,7 @@ def _due(s: ShardState, kind: str, owner: str, now_ms: int) -> list[Event]:
 
 
 def _due_offer(s: ShardState, entry: CallEntry, now_ms: int) -> list[Event]:
-    ringing = entry.state is CallState.OFFERED
+    ringing = entry.state is OFFERED
     return _end_offer(s, entry, OfferOutcome.EXPIRED if ringing else OfferOutcome.UNCONFIRMED, now_ms)
 
 

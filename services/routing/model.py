@@ -48,10 +48,12 @@ class CallState(StrEnum):
     ENDED = "ended"
 
 
+#: By short names, as `Presence` below: every command compares several, and to look a member up on its class
+#: takes CPython 3.11 longer than to compare it with another.
+WAITING, OVERFLOWING, OFFERED, ACCEPTED, CONNECTED, ENDED = CallState
+
 #: States in which a caller waits for a conversation.
-BEFORE_CONNECTION = frozenset(
-    {CallState.WAITING, CallState.OVERFLOWING, CallState.OFFERED, CallState.ACCEPTED}
-)
+BEFORE_CONNECTION = frozenset({WAITING, OVERFLOWING, OFFERED, ACCEPTED})
 
 
 class CallOutcome(StrEnum):
@@ -92,6 +94,9 @@ class Presence(StrEnum):
     OFFLINE = "offline"
     AVAILABLE = "available"
     PAUSED = "paused"
+
+
+OFFLINE, AVAILABLE, PAUSED = Presence
 
 
 class Strategy(StrEnum):
@@ -238,7 +243,7 @@ class AgentConfig:
     warm_up_span_ms: int = 0
 
 
-class CallFacts(msgspec.Struct, frozen=True, kw_only=True):
+class CallFacts(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """What an edge said of a call, checked and normalised."""
 
     #: The edge's id.
@@ -274,43 +279,43 @@ class CallFacts(msgspec.Struct, frozen=True, kw_only=True):
 # --- commands: one input to the engine each
 
 
-class ConfigureTiming(msgspec.Struct, frozen=True, kw_only=True):
+class ConfigureTiming(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """Puts protocol durations in force."""
 
     timing: Timing
 
 
-class ConfigureQueue(msgspec.Struct, frozen=True, kw_only=True):
+class ConfigureQueue(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """Adds or changes a queue."""
 
     queue: QueueConfig
 
 
-class RemoveQueue(msgspec.Struct, frozen=True, kw_only=True):
+class RemoveQueue(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """Takes a queue away; refused while somebody waits in it."""
 
     queue: str
 
 
-class ConfigureAgent(msgspec.Struct, frozen=True, kw_only=True):
+class ConfigureAgent(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """Adds or changes an agent."""
 
     agent: AgentConfig
 
 
-class RemoveAgent(msgspec.Struct, frozen=True, kw_only=True):
+class RemoveAgent(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """Takes an agent away; what it holds ends as with a log-out."""
 
     agent: str
 
 
-class SetDraining(msgspec.Struct, frozen=True, kw_only=True):
+class SetDraining(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """The region stops (or starts again) taking new calls from elsewhere."""
 
     draining: bool
 
 
-class PlaceCall(msgspec.Struct, frozen=True, kw_only=True):
+class PlaceCall(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """Places a call, or attaches its stream again: one idempotent command, answered with what is now."""
 
     facts: CallFacts
@@ -324,7 +329,7 @@ class PlaceCall(msgspec.Struct, frozen=True, kw_only=True):
     agent_lost: bool = False
 
 
-class DetachCall(msgspec.Struct, frozen=True, kw_only=True):
+class DetachCall(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """The stream broke without a word: the place is kept for the grace period."""
 
     call_id: str
@@ -334,7 +339,7 @@ class DetachCall(msgspec.Struct, frozen=True, kw_only=True):
     front: str = ""
 
 
-class DetachCalls(msgspec.Struct, frozen=True, kw_only=True):
+class DetachCalls(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """Streams of one front have ended: as a DetachCall for each, in one command. At most STEP_ENTRIES_MAX."""
 
     front: str
@@ -342,7 +347,7 @@ class DetachCalls(msgspec.Struct, frozen=True, kw_only=True):
     calls: tuple[tuple[str, int, int], ...]
 
 
-class OverflowCall(msgspec.Struct, frozen=True, kw_only=True):
+class OverflowCall(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """The front wants to place the call elsewhere: no offers here meanwhile."""
 
     call_id: str
@@ -350,7 +355,7 @@ class OverflowCall(msgspec.Struct, frozen=True, kw_only=True):
     move: int
 
 
-class WithdrawCall(msgspec.Struct, frozen=True, kw_only=True):
+class WithdrawCall(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """The call is queued elsewhere under a higher version: this entry ends as MOVED."""
 
     call_id: str
@@ -359,14 +364,14 @@ class WithdrawCall(msgspec.Struct, frozen=True, kw_only=True):
     reason: str = "OVERFLOW"
 
 
-class HangUp(msgspec.Struct, frozen=True, kw_only=True):
+class HangUp(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """The caller hung up."""
 
     call_id: str
     attempt: int
 
 
-class EndCall(msgspec.Struct, frozen=True, kw_only=True):
+class EndCall(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """The conversation is over, says the edge (agent empty) or the desktop."""
 
     call_id: str
@@ -375,7 +380,7 @@ class EndCall(msgspec.Struct, frozen=True, kw_only=True):
     recording_uri: str = ""
 
 
-class ConfirmCall(msgspec.Struct, frozen=True, kw_only=True):
+class ConfirmCall(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """The edge's consent to exactly one accepted offer."""
 
     call_id: str
@@ -384,20 +389,20 @@ class ConfirmCall(msgspec.Struct, frozen=True, kw_only=True):
     move: int
 
 
-class Reprioritize(msgspec.Struct, frozen=True, kw_only=True):
+class Reprioritize(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """A waiting call's priority, absolute."""
 
     call_id: str
     priority: int
 
 
-class DetachFront(msgspec.Struct, frozen=True, kw_only=True):
+class DetachFront(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """A front's link broke: all its calls and sessions are detached, in steps."""
 
     front: str
 
 
-class OpenSession(msgspec.Struct, frozen=True, kw_only=True):
+class OpenSession(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """A desktop opens or re-attaches its session; the newest session wins."""
 
     agent: str
@@ -409,7 +414,7 @@ class OpenSession(msgspec.Struct, frozen=True, kw_only=True):
     calls_held: tuple[str, ...] = ()
 
 
-class DetachSession(msgspec.Struct, frozen=True, kw_only=True):
+class DetachSession(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """A desktop's stream broke."""
 
     agent: str
@@ -418,14 +423,14 @@ class DetachSession(msgspec.Struct, frozen=True, kw_only=True):
     front: str = ""
 
 
-class CloseSession(msgspec.Struct, frozen=True, kw_only=True):
+class CloseSession(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """A desktop logs out."""
 
     agent: str
     session: int
 
 
-class SetPresence(msgspec.Struct, frozen=True, kw_only=True):
+class SetPresence(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """AVAILABLE or PAUSED; a command number that is not newer is ignored."""
 
     agent: str
@@ -435,7 +440,7 @@ class SetPresence(msgspec.Struct, frozen=True, kw_only=True):
     pause_reason: str = ""
 
 
-class AcceptOffer(msgspec.Struct, frozen=True, kw_only=True):
+class AcceptOffer(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """The agent takes an offer."""
 
     agent: str
@@ -443,7 +448,7 @@ class AcceptOffer(msgspec.Struct, frozen=True, kw_only=True):
     offer_id: str
 
 
-class DeclineOffer(msgspec.Struct, frozen=True, kw_only=True):
+class DeclineOffer(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """The agent declines an offer."""
 
     agent: str
@@ -452,7 +457,7 @@ class DeclineOffer(msgspec.Struct, frozen=True, kw_only=True):
     reason: str = ""
 
 
-class TicketWish(msgspec.Struct, frozen=True, kw_only=True):
+class TicketWish(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """A ticket that a disposition asks for."""
 
     kind: str
@@ -462,7 +467,7 @@ class TicketWish(msgspec.Struct, frozen=True, kw_only=True):
     description: str = ""
 
 
-class Disposition(msgspec.Struct, frozen=True, kw_only=True):
+class Disposition(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """What an agent says of a finished contact."""
 
     code: str
@@ -474,7 +479,7 @@ class Disposition(msgspec.Struct, frozen=True, kw_only=True):
     wants_to_leave: bool = False
 
 
-class FinishWrapUp(msgspec.Struct, frozen=True, kw_only=True):
+class FinishWrapUp(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """After-call work is done."""
 
     agent: str
@@ -483,7 +488,7 @@ class FinishWrapUp(msgspec.Struct, frozen=True, kw_only=True):
     disposition: Disposition | None = None
 
 
-class TransferCall(msgspec.Struct, frozen=True, kw_only=True):
+class TransferCall(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """A conversation goes on with another queue or agent; the agent who had it goes into after-call work."""
 
     call_id: str
@@ -497,7 +502,7 @@ class TransferCall(msgspec.Struct, frozen=True, kw_only=True):
     attributes: tuple[tuple[str, str], ...] = ()
 
 
-class RequestCallback(msgspec.Struct, frozen=True, kw_only=True):
+class RequestCallback(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """The caller hangs up and keeps the place; an agent calls them when it is their turn."""
 
     call_id: str
@@ -507,14 +512,14 @@ class RequestCallback(msgspec.Struct, frozen=True, kw_only=True):
     not_before_ms: int = 0
 
 
-class ForceLogOut(msgspec.Struct, frozen=True, kw_only=True):
+class ForceLogOut(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """A supervisor logs an agent out: at once, or when what the agent holds is done."""
 
     agent: str
     interrupt: bool = False
 
 
-class PauseAgent(msgspec.Struct, frozen=True, kw_only=True):
+class PauseAgent(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """A supervisor pauses an agent, or ends the pause."""
 
     agent: str
@@ -522,7 +527,7 @@ class PauseAgent(msgspec.Struct, frozen=True, kw_only=True):
     reason: str = ""
 
 
-class MonitorCall(msgspec.Struct, frozen=True, kw_only=True):
+class MonitorCall(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """A supervisor listens to, whispers into or joins a conversation: the edge that holds it is told."""
 
     call_id: str
@@ -531,7 +536,7 @@ class MonitorCall(msgspec.Struct, frozen=True, kw_only=True):
     address: str = ""
 
 
-class RecordAct(msgspec.Struct, frozen=True, kw_only=True):
+class RecordAct(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """An administrative act, for the audit log."""
 
     actor: str
@@ -544,19 +549,19 @@ class RecordAct(msgspec.Struct, frozen=True, kw_only=True):
     details: tuple[tuple[str, str], ...] = ()
 
 
-class SetLeadList(msgspec.Struct, frozen=True, kw_only=True):
+class SetLeadList(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """Routers that may lead the shard, in order: `host:port`."""
 
     routers: tuple[str, ...]
 
 
-class MoveDeadlines(msgspec.Struct, frozen=True, kw_only=True):
+class MoveDeadlines(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """Nothing could be committed for so long: every deadline moves by it."""
 
     span_ms: int
 
 
-class AskExplain(msgspec.Struct, frozen=True, kw_only=True):
+class AskExplain(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """Why a call here goes where it goes, or where a hypothetical one would."""
 
     #: A live or remembered call; empty for a hypothetical one.
@@ -567,19 +572,19 @@ class AskExplain(msgspec.Struct, frozen=True, kw_only=True):
     limit: int = 100
 
 
-class AskCall(msgspec.Struct, frozen=True, kw_only=True):
+class AskCall(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """Only the present state; the answer waits for a commit begun after the question."""
 
     call_id: str
 
 
-class AskAgent(msgspec.Struct, frozen=True, kw_only=True):
+class AskAgent(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """Only an agent's present state."""
 
     agent: str
 
 
-class AskCalls(msgspec.Struct, frozen=True, kw_only=True):
+class AskCalls(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """Live calls of the shard, oldest first, one page."""
 
     #: Queue id; all when empty.
@@ -591,14 +596,14 @@ class AskCalls(msgspec.Struct, frozen=True, kw_only=True):
     limit: int = 50
 
 
-class AskStats(msgspec.Struct, frozen=True, kw_only=True):
+class AskStats(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """The shard's live figures."""
 
     #: With the agents who are logged in, one by one.
     agents: bool = False
 
 
-class Tick(msgspec.Struct, frozen=True, kw_only=True):
+class Tick(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """Time has passed: what is due happens, in steps."""
 
 
@@ -646,50 +651,50 @@ Command = (
 # --- events: what the journal holds
 
 
-class ShardOpened(msgspec.Struct, frozen=True, kw_only=True):
+class ShardOpened(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """A leader's first block. Its sequence is its epoch; deadlines move by the leaderless time."""
 
     router: str
     leaderless_span_ms: int
 
 
-class TimingConfigured(msgspec.Struct, frozen=True, kw_only=True):
+class TimingConfigured(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """Protocol durations in force."""
 
     timing: Timing
 
 
-class QueueConfigured(msgspec.Struct, frozen=True, kw_only=True):
+class QueueConfigured(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """A queue in force."""
 
     queue: QueueConfig
 
 
-class QueueRemoved(msgspec.Struct, frozen=True, kw_only=True):
+class QueueRemoved(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """A queue is gone."""
 
     queue: str
 
 
-class AgentConfigured(msgspec.Struct, frozen=True, kw_only=True):
+class AgentConfigured(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """An agent in force."""
 
     agent: AgentConfig
 
 
-class AgentRemoved(msgspec.Struct, frozen=True, kw_only=True):
+class AgentRemoved(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """An agent is gone."""
 
     agent: str
 
 
-class DrainingSet(msgspec.Struct, frozen=True, kw_only=True):
+class DrainingSet(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """The region drains, or no longer."""
 
     draining: bool
 
 
-class CallQueued(msgspec.Struct, frozen=True, kw_only=True):
+class CallQueued(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """A call waits."""
 
     facts: CallFacts
@@ -714,7 +719,7 @@ class CallQueued(msgspec.Struct, frozen=True, kw_only=True):
     preferred_until_ms: int = 0
 
 
-class CallAttached(msgspec.Struct, frozen=True, kw_only=True):
+class CallAttached(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """A stream holds the call (again)."""
 
     call_id: str
@@ -723,27 +728,27 @@ class CallAttached(msgspec.Struct, frozen=True, kw_only=True):
     front: str
 
 
-class CallDetached(msgspec.Struct, frozen=True, kw_only=True):
+class CallDetached(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """No stream holds the call; abandoned at `until_ms` unless one comes back."""
 
     call_id: str
     until_ms: int
 
 
-class CallOverflowing(msgspec.Struct, frozen=True, kw_only=True):
+class CallOverflowing(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """Being placed elsewhere; offered here again at `until_ms`."""
 
     call_id: str
     until_ms: int
 
 
-class CallResumed(msgspec.Struct, frozen=True, kw_only=True):
+class CallResumed(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """Offered here again."""
 
     call_id: str
 
 
-class CallReprioritized(msgspec.Struct, frozen=True, kw_only=True):
+class CallReprioritized(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """New priority and place."""
 
     call_id: str
@@ -751,7 +756,7 @@ class CallReprioritized(msgspec.Struct, frozen=True, kw_only=True):
     effective_ms: int
 
 
-class CallRelaxed(msgspec.Struct, frozen=True, kw_only=True):
+class CallRelaxed(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """The queue's next step of relaxation holds for the call."""
 
     call_id: str
@@ -760,13 +765,13 @@ class CallRelaxed(msgspec.Struct, frozen=True, kw_only=True):
     relax_ms: int = 0
 
 
-class PreferenceEnded(msgspec.Struct, frozen=True, kw_only=True):
+class PreferenceEnded(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """The preferred agent is waited for no longer: the call waits in its line."""
 
     call_id: str
 
 
-class CallTransferred(msgspec.Struct, frozen=True, kw_only=True):
+class CallTransferred(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """A conversation ended for its agent and the call waits again, for another queue or agent."""
 
     #: Being placed elsewhere; offered here then if that comes to nothing. 0 for at once.
@@ -788,7 +793,7 @@ class CallTransferred(msgspec.Struct, frozen=True, kw_only=True):
     preferred_until_ms: int = 0
 
 
-class CallbackRequested(msgspec.Struct, frozen=True, kw_only=True):
+class CallbackRequested(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """The caller is to be called back; the place is kept without a stream."""
 
     call_id: str
@@ -799,13 +804,13 @@ class CallbackRequested(msgspec.Struct, frozen=True, kw_only=True):
     expire_ms: int
 
 
-class CallbackDue(msgspec.Struct, frozen=True, kw_only=True):
+class CallbackDue(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """A call-back's time has come."""
 
     call_id: str
 
 
-class CallMonitored(msgspec.Struct, frozen=True, kw_only=True):
+class CallMonitored(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """A supervisor takes part; the edge is told."""
 
     call_id: str
@@ -813,7 +818,7 @@ class CallMonitored(msgspec.Struct, frozen=True, kw_only=True):
     address: str
 
 
-class CallOffered(msgspec.Struct, frozen=True, kw_only=True):
+class CallOffered(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """An agent is being rung until `until_ms`."""
 
     call_id: str
@@ -822,7 +827,7 @@ class CallOffered(msgspec.Struct, frozen=True, kw_only=True):
     until_ms: int
 
 
-class OfferAccepted(msgspec.Struct, frozen=True, kw_only=True):
+class OfferAccepted(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """The agent holds; the edge must confirm until `until_ms`."""
 
     call_id: str
@@ -831,7 +836,7 @@ class OfferAccepted(msgspec.Struct, frozen=True, kw_only=True):
     until_ms: int
 
 
-class OfferEnded(msgspec.Struct, frozen=True, kw_only=True):
+class OfferEnded(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """An offer came to nothing; the call, if it lives, waits at its original place."""
 
     call_id: str
@@ -844,7 +849,7 @@ class OfferEnded(msgspec.Struct, frozen=True, kw_only=True):
     missed: int = 0
 
 
-class CallConnected(msgspec.Struct, frozen=True, kw_only=True):
+class CallConnected(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """The edge confirmed. At most once over all shards."""
 
     call_id: str
@@ -852,7 +857,7 @@ class CallConnected(msgspec.Struct, frozen=True, kw_only=True):
     agent: str
 
 
-class CallEnded(msgspec.Struct, frozen=True, kw_only=True):
+class CallEnded(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """An entry ended."""
 
     call_id: str
@@ -863,14 +868,14 @@ class CallEnded(msgspec.Struct, frozen=True, kw_only=True):
     recording_uri: str = ""
 
 
-class RecordingNamed(msgspec.Struct, frozen=True, kw_only=True):
+class RecordingNamed(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """The edge has named a conversation's recording, after its end."""
 
     call_id: str
     recording_uri: str
 
 
-class CallWrappedUp(msgspec.Struct, frozen=True, kw_only=True):
+class CallWrappedUp(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """After-call work is done."""
 
     call_id: str
@@ -878,13 +883,13 @@ class CallWrappedUp(msgspec.Struct, frozen=True, kw_only=True):
     disposition: Disposition | None
 
 
-class CallsForgotten(msgspec.Struct, frozen=True, kw_only=True):
+class CallsForgotten(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """Ended calls leave the memory."""
 
     call_ids: tuple[str, ...]
 
 
-class SessionOpened(msgspec.Struct, frozen=True, kw_only=True):
+class SessionOpened(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """A desktop's session is attached."""
 
     agent: str
@@ -897,20 +902,20 @@ class SessionOpened(msgspec.Struct, frozen=True, kw_only=True):
     rest_until_ms: int = 0
 
 
-class SessionDetached(msgspec.Struct, frozen=True, kw_only=True):
+class SessionDetached(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """The desktop's stream broke; logged out at `until_ms` unless it comes back."""
 
     agent: str
     until_ms: int
 
 
-class SessionClosed(msgspec.Struct, frozen=True, kw_only=True):
+class SessionClosed(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """The agent is logged out."""
 
     agent: str
 
 
-class PresenceSet(msgspec.Struct, frozen=True, kw_only=True):
+class PresenceSet(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """AVAILABLE or PAUSED."""
 
     agent: str
@@ -919,7 +924,7 @@ class PresenceSet(msgspec.Struct, frozen=True, kw_only=True):
     pause_reason: str
 
 
-class AgentDraining(msgspec.Struct, frozen=True, kw_only=True):
+class AgentDraining(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """The agent finishes what it holds, takes nothing more and is logged out then."""
 
     agent: str
@@ -928,7 +933,7 @@ class AgentDraining(msgspec.Struct, frozen=True, kw_only=True):
     remove: bool = False
 
 
-class ActRecorded(msgspec.Struct, frozen=True, kw_only=True):
+class ActRecorded(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """An administrative act."""
 
     actor: str
@@ -938,19 +943,19 @@ class ActRecorded(msgspec.Struct, frozen=True, kw_only=True):
     details: tuple[tuple[str, str], ...] = ()
 
 
-class LeadListSet(msgspec.Struct, frozen=True, kw_only=True):
+class LeadListSet(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """Routers that may lead the shard, in order."""
 
     routers: tuple[str, ...]
 
 
-class DeadlinesMoved(msgspec.Struct, frozen=True, kw_only=True):
+class DeadlinesMoved(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """Every deadline is later by this."""
 
     span_ms: int
 
 
-class AgentRested(msgspec.Struct, frozen=True, kw_only=True):
+class AgentRested(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """The delay after a missed offer is over."""
 
     agent: str
@@ -999,7 +1004,7 @@ Event = (
 # --- what leaves a shard
 
 
-class CallView(msgspec.Struct, frozen=True, kw_only=True):
+class CallView(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """A call's entry as it stands."""
 
     facts: CallFacts
@@ -1034,7 +1039,7 @@ class CallView(msgspec.Struct, frozen=True, kw_only=True):
     transfers: int = 0
 
 
-class AgentView(msgspec.Struct, frozen=True, kw_only=True):
+class AgentView(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """An agent as it stands."""
 
     agent: str
@@ -1050,7 +1055,7 @@ class AgentView(msgspec.Struct, frozen=True, kw_only=True):
     draining: bool = False
 
 
-class PositionChanged(msgspec.Struct, frozen=True, kw_only=True):
+class PositionChanged(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """A waiting call's place and expected wait; told without a commit, for it promises nothing."""
 
     call_id: str
@@ -1060,7 +1065,7 @@ class PositionChanged(msgspec.Struct, frozen=True, kw_only=True):
     expected_wait_span_ms: int
 
 
-class Refusal(msgspec.Struct, frozen=True, kw_only=True):
+class Refusal(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """A command that changed nothing, and why (UPPER_SNAKE)."""
 
     reason: str
@@ -1068,7 +1073,7 @@ class Refusal(msgspec.Struct, frozen=True, kw_only=True):
     field: str = ""
 
 
-class AgentCandidate(msgspec.Struct, frozen=True, kw_only=True):
+class AgentCandidate(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """An agent looked at for a call."""
 
     agent: str
@@ -1078,7 +1083,7 @@ class AgentCandidate(msgspec.Struct, frozen=True, kw_only=True):
     skipped_reason: str = ""
 
 
-class Explanation(msgspec.Struct, frozen=True, kw_only=True):
+class Explanation(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """Why a call goes where it goes."""
 
     queue: str
@@ -1090,7 +1095,7 @@ class Explanation(msgspec.Struct, frozen=True, kw_only=True):
     summary: str
 
 
-class QueueFigures(msgspec.Struct, frozen=True, kw_only=True):
+class QueueFigures(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """A queue in a shard now."""
 
     queue: str
@@ -1106,7 +1111,7 @@ class QueueFigures(msgspec.Struct, frozen=True, kw_only=True):
     in_service: int
 
 
-class ShardStats(msgspec.Struct, frozen=True, kw_only=True):
+class ShardStats(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """A shard's live figures."""
 
     now_ms: int
@@ -1119,7 +1124,7 @@ class ShardStats(msgspec.Struct, frozen=True, kw_only=True):
     agents: tuple[AgentView, ...] = ()
 
 
-class Answer(msgspec.Struct, frozen=True, kw_only=True):
+class Answer(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """What a command is answered with, once its commit is done."""
 
     refusal: Refusal | None = None
@@ -1135,7 +1140,7 @@ class Answer(msgspec.Struct, frozen=True, kw_only=True):
     stats: ShardStats | None = None
 
 
-class Fact(msgspec.Struct, frozen=True, kw_only=True):
+class Fact(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """A committed event for the front that holds the call's or the agent's stream."""
 
     event: Event | PositionChanged
@@ -1144,7 +1149,7 @@ class Fact(msgspec.Struct, frozen=True, kw_only=True):
     agent: AgentView | None = None
 
 
-class Decision(msgspec.Struct, frozen=True, kw_only=True):
+class Decision(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """What `decide` says: events, or a refusal."""
 
     events: list[Event] = msgspec.field(default_factory=list)

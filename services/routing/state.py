@@ -11,6 +11,7 @@ from __future__ import annotations
 import heapq
 import itertools
 from collections.abc import Callable, Collection, Iterable, Iterator
+from operator import attrgetter
 from typing import Any
 
 import msgspec
@@ -18,8 +19,16 @@ import msgspec
 from routing.deadlines import Deadline, Deadlines
 from routing.free import INBOX_MAX, ByHeap, ByLot, ByRank, ByTurn, Free, Place
 from routing.model import (
+    ACCEPTED,
+    AVAILABLE,
     BEFORE_CONNECTION,
+    CONNECTED,
     DECLINERS_MAX,
+    ENDED,
+    OFFERED,
+    OFFLINE,
+    OVERFLOWING,
+    WAITING,
     ActRecorded,
     AgentConfig,
     AgentConfigured,
@@ -43,7 +52,6 @@ from routing.model import (
     CallReprioritized,
     CallResumed,
     CallsForgotten,
-    CallState,
     CallTransferred,
     CallWrappedUp,
     DeadlinesMoved,
@@ -126,7 +134,7 @@ class CallEntry:
         self.facts = facts
         self.line = line
         self.attempt = self.move = 0
-        self.state = CallState.WAITING
+        self.state = WAITING
         self.outcome: CallOutcome | None = None
         self.reason = self.front = self.agent = self.offer_id = self.recording_uri = ""
         self.attached = True
@@ -162,7 +170,7 @@ class CallEntry:
     @property
     def offerable(self) -> bool:
         """Waits, and somebody holds the line (or nobody needs to)."""
-        if self.state is not CallState.WAITING:
+        if self.state is not WAITING:
             return False
         return not self.callback_ms if self.callback_number else self.attached
 
@@ -209,7 +217,7 @@ class AgentEntry:
 
     def __init__(self, config: AgentConfig) -> None:
         self.configure(config)
-        self.presence = Presence.OFFLINE
+        self.presence = OFFLINE
         self.pause_reason = self.front = ""
         self.session = self.command = 0
         self.attached = False
@@ -259,12 +267,12 @@ class AgentEntry:
     @property
     def is_present(self) -> bool:
         """Logged in, and its desktop is attached."""
-        return self.attached and self.presence is not Presence.OFFLINE
+        return self.attached and self.presence is not OFFLINE
 
     @property
     def serves(self) -> bool:
         """Takes calls, or will when what is held is done."""
-        return self.attached and self.presence is Presence.AVAILABLE
+        return self.attached and self.presence is AVAILABLE
 
     @property
     def holding(self) -> bool:
@@ -274,7 +282,8 @@ class AgentEntry:
     def occupancy_ppm(self, now_ms: int) -> int:
         """Share of the time since log-in spent on contacts, parts per million."""
         since_ms = now_ms - self.busy_since_ms if self.busy_since_ms else 0
-        return (self.busy_span_ms + since_ms) * 1_000_000 // max(1, now_ms - self.login_ms)
+        span_ms = now_ms - self.login_ms
+        return (self.busy_span_ms + since_ms) * 1_000_000 // (span_ms if span_ms > 0 else 1)
 
     def holds(self) -> Iterator[str]:
         """Ids of all calls that fill the agent."""
@@ -486,7 +495,16 @@ class ShardState:
 
     def _runs(self, deadline: Deadline) -> bool:
         ms, kind, owner = deadline
-        return DEADLINE_OF[kind](self, owner) == ms
+        if (due_of_call := _DUE_OF_CALL.get(kind)) is not None:
+            call = self.calls.get(owner)
+            return call is not None and due_of_call(call) == ms
+        agent_id, _, call_id = owner.partition("/")
+        agent = self.agents.get(agent_id)
+        if agent is None:
+            return False
+        if kind == "wrap":
+            return agent.wraps.get(call_id, (0, 0))[1] == ms
+        return _DUE_OF_AGENT[kind](agent) == ms
 
     def line_of(self, key: LineKey) -> Line:
         """The line of this key, made with its agents when it is the first to want it."""
@@ -550,27 +568,22 @@ class ShardState:
             self._asking.setdefault(line.asked, []).append(line)
 
 
-def _wrap_until(s: ShardState, owner: str) -> int:
-    agent_id, _, call_id = owner.partition("/")
-    agent = s.agents.get(agent_id)
-    return agent.wraps.get(call_id, (0, 0))[1] if agent is not None else 0
-
-
-#: When a kind of deadline is due for an owner (a call, an agent, or "agent/call"); 0 when it is not running.
-DEADLINE_OF: dict[str, Callable[[ShardState, str], int]] = {
-    "offer": lambda s, i: s.calls[i].offer_until_ms if i in s.calls else 0,
-    "detached": lambda s, i: s.calls[i].detached_until_ms if i in s.calls else 0,
-    "refuse": lambda s, i: s.calls[i].refuse_ms if i in s.calls else 0,
-    "resume": lambda s, i: s.calls[i].resume_ms if i in s.calls else 0,
-    "wrap": lambda s, i: _wrap_until(s, i),
-    "relax": lambda s, i: s.calls[i].relax_ms if i in s.calls else 0,
-    "prefer": lambda s, i: s.calls[i].prefer_ms if i in s.calls else 0,
-    "callback": lambda s, i: s.calls[i].callback_ms if i in s.calls else 0,
-    "expire": lambda s, i: s.calls[i].expire_ms if i in s.calls else 0,
-    "forget": lambda s, i: s.calls[i].forget_ms if i in s.calls else 0,
-    "lost": lambda s, i: s.agents[i].lost_ms if i in s.agents else 0,
-    "rest": lambda s, i: s.agents[i].rest_until_ms if i in s.agents else 0,
-}
+#: Kinds of deadlines, and the attribute of a call, or of an agent, that says when one is due (0: it does not
+#: run). One more kind, "wrap", is of an agent and a call ("agent/call"): it is in the agent's `wraps`.
+_CALL_DEADLINES = (
+    ("offer", "offer_until_ms"),
+    ("detached", "detached_until_ms"),
+    ("refuse", "refuse_ms"),
+    ("resume", "resume_ms"),
+    ("relax", "relax_ms"),
+    ("prefer", "prefer_ms"),
+    ("callback", "callback_ms"),
+    ("expire", "expire_ms"),
+    ("forget", "forget_ms"),
+)
+_AGENT_DEADLINES = (("lost", "lost_ms"), ("rest", "rest_until_ms"))
+_DUE_OF_CALL = {kind: attrgetter(name) for kind, name in _CALL_DEADLINES}
+_DUE_OF_AGENT = {kind: attrgetter(name) for kind, name in _AGENT_DEADLINES}
 
 
 def next_deadline(state: ShardState) -> Deadline | None:
@@ -672,7 +685,7 @@ def _refresh(state: ShardState, agent: AgentEntry) -> None:
         state.count(agent, standing)
     if agent.draining and not agent.holding:
         state.leaving.append(agent.config.id)
-    takes = agent.presence is Presence.AVAILABLE and agent.attached
+    takes = agent.presence is AVAILABLE and agent.attached
     takes = takes and not (agent.rest_until_ms or agent.wraps or agent.draining)
     if not takes and not agent.idle:
         return
@@ -735,11 +748,11 @@ def _join(agent: AgentEntry, line: Line, *, listed: bool = False) -> bool:
         return False
     line.agents.add(agent.config.id)
     agent.lines.setdefault(line.channel, []).append(line)
-    if not listed:
-        agent.free_in.pop(line.channel, None)
+    if not listed and line.channel in agent.free_in:
+        agent.free_in[line.channel].append(line.free)
     if line.counted:
         agent.plain.append(line)
-    line.logged_in += agent.presence is not Presence.OFFLINE
+    line.logged_in += agent.presence is not OFFLINE
     line.present += agent.is_present
     line.serving += agent.serves
     return True
@@ -756,7 +769,7 @@ def _part(agent: AgentEntry, line: Line) -> None:
 def _leave_lines(agent: AgentEntry) -> None:
     for line in lines_of(agent):
         line.agents.discard(agent.config.id)
-        line.logged_in -= agent.presence is not Presence.OFFLINE
+        line.logged_in -= agent.presence is not OFFLINE
         line.present -= agent.is_present
         line.serving -= agent.serves
         line.idle -= line.channel in agent.idle
@@ -773,9 +786,9 @@ def lines_of(agent: AgentEntry) -> Iterator[Line]:
 
 def _set_presence(agent: AgentEntry, presence: Presence, *, attached: bool) -> None:
     """What the agent says, and whether its desktop is attached; its lines count both."""
-    logged_in, present, serves = agent.presence is not Presence.OFFLINE, agent.is_present, agent.serves
+    logged_in, present, serves = agent.presence is not OFFLINE, agent.is_present, agent.serves
     agent.presence, agent.attached = presence, attached
-    more_logged_in = (presence is not Presence.OFFLINE) - logged_in
+    more_logged_in = (presence is not OFFLINE) - logged_in
     more_present = agent.is_present - present
     more_serving = agent.serves - serves
     if more_logged_in or more_present or more_serving:
@@ -867,14 +880,14 @@ def _shard_opened(s: ShardState, e: ShardOpened) -> None:
     s.clear_worklists()
     _move_deadlines(s, e.leaderless_span_ms)
     for call in s.calls.values():
-        if call.callback_number and call.state is not CallState.CONNECTED:
+        if call.callback_number and call.state is not CONNECTED:
             continue
         if call.state in BEFORE_CONNECTION:
             _detach_call(s, call, s.conclude_ms + s.timing.grace_span_ms)
-        elif call.state is CallState.CONNECTED:
+        elif call.state is CONNECTED:
             call.attached = False
     for agent in s.agents.values():
-        if agent.presence is not Presence.OFFLINE:
+        if agent.presence is not OFFLINE:
             _detach_agent(s, agent, s.conclude_ms + s.timing.agent_grace_span_ms)
 
 
@@ -901,20 +914,6 @@ def _move_deadlines(s: ShardState, span_ms: int) -> None:
         for call_id, (began_ms, due_ms) in agent.wraps.items():
             agent.wraps[call_id] = (began_ms, due_ms + span_ms)
             s.set_deadline(due_ms + span_ms, "wrap", f"{agent_id}/{call_id}")
-
-
-_CALL_DEADLINES = (
-    ("offer", "offer_until_ms"),
-    ("detached", "detached_until_ms"),
-    ("refuse", "refuse_ms"),
-    ("resume", "resume_ms"),
-    ("relax", "relax_ms"),
-    ("prefer", "prefer_ms"),
-    ("callback", "callback_ms"),
-    ("expire", "expire_ms"),
-    ("forget", "forget_ms"),
-)
-_AGENT_DEADLINES = (("lost", "lost_ms"), ("rest", "rest_until_ms"))
 
 
 def _timing_configured(s: ShardState, e: TimingConfigured) -> None:
@@ -994,7 +993,7 @@ def _agent_removed(s: ShardState, e: AgentRemoved) -> None:
 def _call_queued(s: ShardState, e: CallQueued) -> None:
     line = s.line_of((e.facts.queue, e.facts.channel, e.facts.skills, e.step))
     old = s.calls.get(e.facts.call_id)
-    if old is None or old.state is CallState.ENDED:
+    if old is None or old.state is ENDED:
         s.tallies[e.facts.queue].offered += 1
     if old is not None:
         _unlist_call(s, old)
@@ -1057,7 +1056,7 @@ def _call_transferred(s: ShardState, e: CallTransferred) -> None:
         agent.calls.discard(call_id)
         s.serve(entry.facts.queue, -1)
     entry.facts, entry.agent, entry.offer_id = e.facts, "", ""
-    entry.state = CallState.OVERFLOWING if e.resume_ms else CallState.WAITING
+    entry.state = OVERFLOWING if e.resume_ms else WAITING
     entry.resume_ms = e.resume_ms
     s.set_deadline(e.resume_ms, "resume", call_id)
     entry.line = s.line_of((e.facts.queue, e.facts.channel, e.facts.skills, e.step))
@@ -1076,8 +1075,8 @@ def _callback_requested(s: ShardState, e: CallbackRequested) -> None:
     entry = s.calls[e.call_id]
     entry.callback_number, entry.callback_ms, entry.expire_ms = e.number, e.not_before_ms, e.expire_ms
     entry.detached_until_ms = entry.refuse_ms = entry.told_ms = 0
-    if entry.state is CallState.OVERFLOWING:
-        entry.state, entry.resume_ms = CallState.WAITING, 0
+    if entry.state is OVERFLOWING:
+        entry.state, entry.resume_ms = WAITING, 0
     s.set_deadline(e.not_before_ms, "callback", e.call_id)
     s.set_deadline(e.expire_ms, "expire", e.call_id)
     _list_call(s, entry)
@@ -1099,9 +1098,9 @@ def _call_attached(s: ShardState, e: CallAttached) -> None:
     entry.attached, entry.detached_until_ms = True, 0
     # The caller is on the line again.
     entry.callback_number, entry.callback_ms, entry.expire_ms = "", 0, 0
-    if entry.state is CallState.OVERFLOWING:
-        entry.state, entry.resume_ms = CallState.WAITING, 0
-    if entry.state is CallState.WAITING and not entry.ticket:
+    if entry.state is OVERFLOWING:
+        entry.state, entry.resume_ms = WAITING, 0
+    if entry.state is WAITING and not entry.ticket:
         _list_call(s, entry)
 
 
@@ -1117,14 +1116,14 @@ def _detach_call(s: ShardState, entry: CallEntry, until_ms: int) -> None:
 
 def _call_overflowing(s: ShardState, e: CallOverflowing) -> None:
     entry = s.calls[e.call_id]
-    entry.state, entry.resume_ms = CallState.OVERFLOWING, e.until_ms
+    entry.state, entry.resume_ms = OVERFLOWING, e.until_ms
     _unlist_call(s, entry)
     s.set_deadline(e.until_ms, "resume", e.call_id)
 
 
 def _call_resumed(s: ShardState, e: CallResumed) -> None:
     entry = s.calls[e.call_id]
-    entry.state, entry.resume_ms = CallState.WAITING, 0
+    entry.state, entry.resume_ms = WAITING, 0
     _list_call(s, entry)
 
 
@@ -1139,7 +1138,7 @@ def _call_reprioritized(s: ShardState, e: CallReprioritized) -> None:
 def _call_offered(s: ShardState, e: CallOffered) -> None:
     entry, agent = s.calls[e.call_id], s.agents[e.agent]
     s.offers_made = int(e.offer_id.rpartition(".")[2])
-    entry.state, entry.agent, entry.offer_id = CallState.OFFERED, e.agent, e.offer_id
+    entry.state, entry.agent, entry.offer_id = OFFERED, e.agent, e.offer_id
     entry.offer_until_ms = e.until_ms
     _unlist_call(s, entry)
     agent.offers[e.call_id] = e.offer_id
@@ -1152,13 +1151,13 @@ def _call_offered(s: ShardState, e: CallOffered) -> None:
 
 def _offer_accepted(s: ShardState, e: OfferAccepted) -> None:
     entry = s.calls[e.call_id]
-    entry.state, entry.offer_until_ms = CallState.ACCEPTED, e.until_ms
+    entry.state, entry.offer_until_ms = ACCEPTED, e.until_ms
     s.set_deadline(e.until_ms, "offer", e.call_id)
 
 
 def _offer_ended(s: ShardState, e: OfferEnded) -> None:
     entry, agent = s.calls[e.call_id], s.agents.get(e.agent)
-    entry.state, entry.agent, entry.offer_id, entry.offer_until_ms = CallState.WAITING, "", "", 0
+    entry.state, entry.agent, entry.offer_id, entry.offer_until_ms = WAITING, "", "", 0
     if e.outcome in (OfferOutcome.DECLINED, OfferOutcome.EXPIRED):
         others = tuple(agent_id for agent_id in entry.declined_by if agent_id != e.agent)
         entry.declined_by = (*others, e.agent)[-DECLINERS_MAX:]
@@ -1175,7 +1174,7 @@ def _offer_ended(s: ShardState, e: OfferEnded) -> None:
 
 def _call_connected(s: ShardState, e: CallConnected) -> None:
     entry, agent = s.calls[e.call_id], s.agents[e.agent]
-    entry.state, entry.offer_until_ms, entry.refuse_ms = CallState.CONNECTED, 0, 0
+    entry.state, entry.offer_until_ms, entry.refuse_ms = CONNECTED, 0, 0
     entry.relax_ms = entry.prefer_ms = entry.callback_ms = entry.expire_ms = 0
     entry.preferred = ""
     entry.connected_ms, entry.detached_until_ms = s.now_ms, 0
@@ -1195,8 +1194,8 @@ def _call_connected(s: ShardState, e: CallConnected) -> None:
 
 def _call_ended(s: ShardState, e: CallEnded) -> None:
     entry = s.calls[e.call_id]
-    was_connected = entry.state is CallState.CONNECTED
-    entry.state, entry.outcome, entry.reason = CallState.ENDED, e.outcome, e.reason
+    was_connected = entry.state is CONNECTED
+    entry.state, entry.outcome, entry.reason = ENDED, e.outcome, e.reason
     entry.ended_ms, entry.recording_uri = s.now_ms, e.recording_uri
     entry.offer_until_ms = entry.detached_until_ms = entry.refuse_ms = entry.resume_ms = 0
     entry.relax_ms = entry.prefer_ms = entry.callback_ms = entry.expire_ms = 0
@@ -1278,7 +1277,7 @@ def _calls_forgotten(s: ShardState, e: CallsForgotten) -> None:
 
 def _session_opened(s: ShardState, e: SessionOpened) -> None:
     agent = s.agents[e.agent]
-    if agent.presence is Presence.OFFLINE:
+    if agent.presence is OFFLINE:
         agent.taken = agent.busy_span_ms = agent.busy_since_ms = 0
         agent.login_ms = s.now_ms
         agent.rest_until_ms = e.rest_until_ms
@@ -1307,14 +1306,14 @@ def _session_closed(s: ShardState, e: SessionClosed) -> None:
     agent.lost_ms = agent.rest_until_ms = 0
     agent.pause_reason = ""
     agent.draining = agent.remove
-    _set_presence(agent, Presence.OFFLINE, attached=False)
+    _set_presence(agent, OFFLINE, attached=False)
     _refresh(s, agent)
 
 
 def _presence_set(s: ShardState, e: PresenceSet) -> None:
     agent = s.agents[e.agent]
     agent.command, agent.pause_reason = e.command, e.pause_reason
-    if e.presence is Presence.AVAILABLE:
+    if e.presence is AVAILABLE:
         agent.missed = 0
     _set_presence(agent, e.presence, attached=agent.attached)
     _refresh(s, agent)

@@ -7,7 +7,7 @@ import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from routing.model import AgentView, AskCalls, CallState, CallView
+from routing.model import ENDED, OVERFLOWING, WAITING, AgentView, AskCalls, CallView
 from routing.state import CallEntry, Line, ShardState, Tally, expected_span_ms
 
 #: In a queue of more waiting calls nobody looks for those that a caller goes before: it is told the last
@@ -44,7 +44,7 @@ def view_call(state: ShardState, call_id: str) -> CallView:
     """The call's entry, with its place and expected wait while it waits. Raises KeyError if unknown."""
     e = state.calls[call_id]
     position, wait_ms = 0, -1
-    if e.state is CallState.WAITING or e.state is CallState.OVERFLOWING:
+    if e.state is WAITING or e.state is OVERFLOWING:
         ahead = calls_ahead(state, e)
         position = ahead + 1
         wait_ms = expected_wait_span_ms(e.line, state.tallies.get(e.facts.queue), ahead)
@@ -162,7 +162,7 @@ def page_of_calls(state: ShardState, question: AskCalls) -> tuple[CallView, ...]
     rows = sorted(
         (entry.queued_ms, call_id)
         for call_id, entry in state.calls.items()
-        if entry.state is not CallState.ENDED
+        if entry.state is not ENDED
         and (not wanted or entry.state in wanted)
         and (not question.queue or entry.facts.queue == question.queue)
         and (entry.queued_ms, call_id) > question.after
