@@ -17,6 +17,8 @@ from chassis.grpc_status import DETAILS_BYTES_MAX, rich_status
 
 SERVICES = Path(__file__).resolve().parents[3] / "services"
 PACKAGES = ("chassis", "routing", "crm", "tickets", "marketing")
+#: Sentences that may wait for somebody who writes Chinese; the caller is told them in English meanwhile.
+UNTRANSLATED_MAX = 10
 _CLASS = re.compile(r"^class (\w+)\(([\w., ]+)\):", re.M)
 
 
@@ -102,6 +104,39 @@ def test_every_sentence_keeps_its_values(package: str) -> None:
     for english, chinese in sentences.items():
         count = english.count("{}")
         assert placeholders(chinese) == {str(n) for n in range(count)}, (english, chinese)
+
+
+def texts(node: ast.expr) -> list[str]:
+    """What an expression says, with "v" where a value stands; each way of a choice."""
+    if isinstance(node, ast.Constant):
+        return [node.value] if isinstance(node.value, str) else []
+    if isinstance(node, ast.JoinedStr):
+        parts = ["v" if isinstance(part, ast.FormattedValue) else texts(part)[0] for part in node.values]
+        return ["".join(parts)]
+    return texts(node.body) + texts(node.orelse) if isinstance(node, ast.IfExp) else []
+
+
+def said_of_errors() -> set[tuple[str, str]]:
+    """(package, sentence) of what the code says of an error's `why` or `limit` where it raises it."""
+    said = set()
+    for package in PACKAGES:
+        for path in (SERVICES / package).rglob("*.py"):
+            text = path.read_text()
+            if "testing" in path.parts or not ("why=" in text or "limit=" in text):
+                continue
+            calls = (node for node in ast.walk(ast.parse(text)) if isinstance(node, ast.Call))
+            given = (each for call in calls for each in call.keywords if each.arg in ("why", "limit"))
+            said |= {(package, one) for each in given for one in texts(each.value) if " " in one}
+    return said
+
+
+def test_what_errors_say_has_a_chinese_text() -> None:
+    said = said_of_errors()
+    assert len(said) > 300
+    english = {
+        f"{p}: {one}" for p, one in said if not re.search("[\u3000-\u9fff]", localize.sentence(one, p))
+    }
+    assert len(english) <= UNTRANSLATED_MAX, sorted(english)
 
 
 def details(status: object, kind: type) -> list[object]:
