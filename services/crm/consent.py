@@ -16,8 +16,6 @@ from datetime import UTC, datetime, timedelta
 
 from crm.model import Channel, Consent, Customer, Purpose, QuietWindow, State
 
-#: Decisions kept of one customer: every channel with every purpose, and room for what comes.
-CONSENTS_MAX = 50
 EVIDENCE_CHARACTERS_MAX = 300
 #: How far ahead the next allowed instant is looked for: two weeks hold every weekly pattern.
 LOOK_AHEAD_DAYS = 15

@@ -106,7 +106,7 @@ def _of_the_rest() -> Iterator[Query]:
     yield "webhook_deliveries", {"webhook": "w1", "state": "FAILED"}, delivered, None
     yield "webhook_deliveries", {"state": "PENDING", "next_ms": {"$lte": 5}}, [("next_ms", 1)], None
     replayed = {"webhook": "w1", "created_ms": {"$gte": 1}, "state": {"$in": ["DELIVERED", "FAILED"]}}
-    yield "webhook_deliveries", replayed, [], None
+    yield "webhook_deliveries", replayed, [("created_ms", 1), ("_id", 1)], None
     rested = {"state": "PENDING", "next_ms": {"$lte": 5}, "webhook": {"$nin": ["w2"]}}
     yield "webhook_deliveries", rested, [("next_ms", 1)], None
     yield "webhook_deliveries", {"subject": "customers/c1"}, [], None

@@ -23,14 +23,13 @@ from chassis.mongo import (
 )
 from crm import documents as docs
 from crm import timeline, webhooks
-from crm.model import Churn, Customer, CustomField, Entry, Merge, MergeState, State
+from crm.model import Churn, Customer, CustomField, Entry, Merge, State
 
 #: Merges below one customer, deep.
 LINEAGE_DEPTH_MAX = 20
 #: Interactions made anonymous in one round.
 SCRUB_BATCH = 500
 _MAJORITY = WriteConcern(w="majority")
-_RUNNING = (MergeState.MERGING, MergeState.UNMERGING)
 
 
 def _of(document: type[mongoengine.Document]) -> Any:

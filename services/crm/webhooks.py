@@ -70,7 +70,8 @@ WEBHOOK_ROUND_DELIVERIES, ROUNDS_SECONDS_MAX = 50, 10.0
 #: Longest rest of a webhook, seconds.
 REST_SECONDS_MAX = 300
 ANSWER_BYTES_MAX = 65_536
-REPLAY_MAX = 100_000
+#: Deliveries of one replay, and how many of them are changed at once.
+REPLAY_MAX, REPLAY_BATCH = 100_000, 1_000
 #: How long a process goes on without another's change of a webhook, seconds.
 CACHE_SECONDS = 2.0
 _MAJORITY = WriteConcern(w="majority")
@@ -506,7 +507,9 @@ class Webhooks:
         return list(found)
 
     def replay(self, id: str, from_ms: int, until_ms: int | None, failed_only: bool) -> int:
-        """Sends what was made in a span again; how many. Its 72 hours begin anew."""
+        """Sends what was made in a span again, the oldest `REPLAY_MAX` of it; how many. Its 72 hours begin
+        anew.
+        """
         self.get(id)
         span: dict[str, int] = {"$gte": from_ms}
         if until_ms is not None:
@@ -515,8 +518,12 @@ class Webhooks:
         query["state"] = "FAILED" if failed_only else {"$in": ["DELIVERED", "FAILED"]}
         now_ms = self._now_ms()
         again = {"state": "PENDING", "next_ms": now_ms, "attempts": 0, "created_ms": now_ms}
-        done = _deliveries().update_many(query, {"$set": again})
-        return int(done.modified_count)
+        found = _deliveries().find(query, {"_id": 1}).sort([("created_ms", 1), ("_id", 1)]).limit(REPLAY_MAX)
+        ids, count = [raw["_id"] for raw in found], 0
+        for start in range(0, len(ids), REPLAY_BATCH):
+            batch = {**query, "_id": {"$in": ids[start : start + REPLAY_BATCH]}}
+            count += int(_deliveries().update_many(batch, {"$set": again}).modified_count)
+        return count
 
 
 def forget(subject: str, *, keep: str) -> None:

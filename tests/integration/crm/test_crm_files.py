@@ -522,9 +522,10 @@ async def test_a_slow_partner_with_much_to_send_hides_nobody(
 ) -> None:
     url, server = partner
     kinds = ("callmesh.routing.v1.CallEnded", "callmesh.routing.v1.CallQueued")
+    made = []
     for kind in kinds:
         hook = webhooks_pb2.Webhook(url=url, event_types=[kind], enabled=True)
-        await crm.webhooks.CreateWebhook(webhooks_pb2.CreateWebhookRequest(webhook=hook))
+        made.append(await crm.webhooks.CreateWebhook(webhooks_pb2.CreateWebhookRequest(webhook=hook)))
     hooks = crm.app.webhooks
     for n, kind in enumerate([kinds[0]] * 12 + [kinds[1]]):
         hooks._now_ms = lambda n=n: 1_800_000_000_000 + n
@@ -535,6 +536,16 @@ async def test_a_slow_partner_with_much_to_send_hides_nobody(
     monkeypatch.setattr("crm.webhooks.ROUNDS_SECONDS_MAX", 0.0)
     assert hooks.deliver() == 2
     assert sorted(headers["Callmesh-Event-Id"] for headers, _ in server.got) == ["e0", "e12"]
+    # Nor is more than so much of it sent again at once.
+    monkeypatch.setattr("crm.webhooks.ROUNDS_SECONDS_MAX", 300.0)
+    assert hooks.deliver() == 11
+    monkeypatch.setattr("crm.webhooks.REPLAY_MAX", 5)
+    monkeypatch.setattr("crm.webhooks.REPLAY_BATCH", 2)
+    slow = made[0].name.partition("/")[2]
+    assert hooks.replay(slow, 1_800_000_000_000, 1_800_000_000_012, False) == 5
+    waiting = hooks.deliveries(slow, "PENDING", None, 99)
+    assert sorted(delivery["event_id"] for delivery in waiting) == [f"e{n}" for n in range(5)]
+    assert hooks.replay(slow, 1_800_000_000_000, 1_800_000_000_012, False) == 5, "the next ones"
 
 
 async def test_a_webhook_is_given_up_after_three_days_and_what_failed_is_replayed(
