@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 import yaml
-from tests.deploy.chart_renders import ROOT, example
+from tests.deploy.chart_renders import EXAMPLES, ROOT, example, render
 from tools import dashboard_check
 
 from routing import metrics_journal, metrics_shard
@@ -79,6 +79,30 @@ def test_every_runbook_is_of_an_alert_that_exists() -> None:
     for page in (ROOT / "docs" / "runbooks").glob("*.md"):
         heads = set(re.findall(r"\bCallmesh\w+", page.read_text().splitlines()[0]))
         assert heads <= alerts, page.name
+
+
+def test_an_alert_of_the_chart_leads_to_its_page() -> None:
+    """To where the operator serves the pages, or else to the command that prints them in a pod."""
+    values = yaml.safe_load(EXAMPLES["single-cluster"].read_text())
+    values["monitoring"]["runbooks"] = "https://wiki.example.com/callmesh/"
+    served, unserved = alerts_of(render(values)), alerts_of(example("single-cluster"))
+    pages = {rule["alert"]: rule["annotations"]["runbook_url"] for rule in rules() if "alert" in rule}
+    assert set(served) == set(unserved) and len(served) > 20
+    for alert in served:
+        name = pages[alert].removeprefix("docs/runbooks/")
+        assert served[alert]["runbook_url"] == f"https://wiki.example.com/callmesh/{name}"
+        assert "runbook_url" not in unserved[alert], "a link that leads nowhere"
+        assert unserved[alert]["runbook"] == f"callmesh runbook {name.removesuffix('.md')}"
+
+
+def alerts_of(manifests: Any) -> dict[str, dict[str, str]]:
+    """Each alert's annotations."""
+    groups = [
+        group for one in manifests if one["kind"] == "PrometheusRule" for group in one["spec"]["groups"]
+    ]
+    return {
+        rule["alert"]: rule["annotations"] for group in groups for rule in group["rules"] if "alert" in rule
+    }
 
 
 def test_rules_speak_of_metrics_that_exist(known: set[str]) -> None:
