@@ -15,7 +15,6 @@ from chassis.errors import EtagMismatch, NotFound
 from chassis.mongo import Aggregate, PendingEvent, create_once, retry_conflicts, update_aggregate
 
 Raw = Mapping[str, Any]
-_KEPT = ("_id", "version", "outbox", "outbox_since", "request_key", "request_fingerprint")
 
 
 class Records:

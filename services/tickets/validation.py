@@ -19,8 +19,6 @@ REASON_CHARACTERS_MAX = 1_024
 LABEL_CHARACTERS_MAX = 64
 #: Longest attribute value, in characters.
 VALUE_CHARACTERS_MAX = 1_024
-#: Longest resource name or product id, in characters.
-NAME_CHARACTERS_MAX = 160
 #: Longest note of a call kept on a ticket, in characters.
 NOTES_CHARACTERS_MAX = 4_096
 #: Most tags, skills, attributes, assets, products.

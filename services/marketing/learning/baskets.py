@@ -24,8 +24,6 @@ from threadpoolctl import threadpool_limits
 
 from marketing.learning.metrics import RANKS, Floats, hit_and_recall
 
-#: What a purchase is read from.
-COLUMNS = ("household", "kind", "group", "basket", "at")
 #: Days of one span of answers.
 SPAN_DAYS = 30
 #: Days of history that must be left before a span.
