@@ -10,10 +10,14 @@ from typing import Any
 from callmesh.marketing.v1 import campaigns_pb2
 from chassis.errors import NotFound
 from chassis.ids import parse_names
+from chassis.logs import get_logger
 from marketing import convert
 from marketing.campaign_store import Answers
 from marketing.campaigns import Campaigns
+from marketing.engine import OfferSoldOut
 from marketing.kinds import CAMPAIGNS, CONTACT_LISTS
+
+_log = get_logger(__name__)
 
 #: What a call's result says to its campaign; a success is BOUGHT where the list promotes an offer.
 RESPONSES: Mapping[str, str] = {
@@ -48,11 +52,16 @@ def take_result(campaigns: Campaigns, answers: Answers, message: Any) -> bool:
         return False
     if response == "INTERESTED" and row.content["resource"].get("offer"):
         response = "BOUGHT"
+    if response == "BOUGHT":
+        try:
+            campaigns.sold(answers, origin["campaign"], customer, message.agent)
+        except OfferSoldOut:
+            # The call is over and its result stands: somebody wants what there is none left of.
+            _log.warning("campaign.sold_out", campaign=origin["campaign"], contact=message.contact)
+            response = "REGISTERED"
     if answers.answer(origin["campaign"], customer, origin["phase"], response) is None:
         return False
     answers.mark_answered(origin["campaign"], origin["phase"], customer, response)
-    if response == "BOUGHT":
-        campaigns.sold(answers, origin["campaign"], customer, message.agent)
     return True
 
 

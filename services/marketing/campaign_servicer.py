@@ -268,14 +268,15 @@ class CampaignServicer(campaigns_pb2_grpc.CampaignServiceServicer):
         if request.phase_id and request.phase_id not in {phase.phase_id for phase in message.phases}:
             raise InvalidArgument(field="phase_id", why="is not a phase of this campaign")
         answer = _named(C.ContactResponse, "CONTACT_RESPONSE", request.response)
+        if request.response == C.CONTACT_RESPONSE_BOUGHT:
+            # First, for there may be none left.
+            self._campaigns.sold(self._counting, campaign.id, customer, "")
         raw = self._counting.answer(campaign.id, customer, request.phase_id, answer)
         if raw is None:
             raise ContactNotFound(resource=f"{request.campaign}/contacts/{customer}")
         self._counting.mark_answered(campaign.id, request.phase_id or raw["phase"], customer, answer)
         if request.response == C.CONTACT_RESPONSE_OPTED_OUT:
             self._counting.opt_out(customer, self._campaigns.clock.now())
-        elif request.response == C.CONTACT_RESPONSE_BOUGHT:
-            self._campaigns.sold(self._counting, campaign.id, customer, "")
         return _stands(raw)
 
     def ListTouchPoints(self, request: C.ListTouchPointsRequest, context: Any) -> C.ListTouchPointsResponse:

@@ -17,7 +17,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from datetime import datetime
 from typing import Any, ClassVar, Protocol
 
-from mongoengine import BooleanField, DateTimeField, DictField, Document, IntField, StringField
+from mongoengine import BooleanField, DateTimeField, DictField, Document, IntField, ListField, StringField
 from pymongo import UpdateOne
 from pymongo.errors import BulkWriteError
 
@@ -110,6 +110,11 @@ class CampaignContactDocument(Document):
     bought_at = DateTimeField()
     bought_worth = StringField()
     bought_agent = StringField()
+    #: Token of the unit of stock that the sale took, and tokens under which no sale may be noted any more.
+    bought_claim = StringField()
+    ended_claims = ListField(StringField())
+    #: Steps whose message could not be delivered, by phase.
+    failed = DictField()
 
 
 class RunDocument(Document):
@@ -190,8 +195,18 @@ class Answers(Protocol):
     def opt_out(self, customer: str, at: datetime) -> None:
         """Notes that a customer is not to be addressed again, by whatever campaign or list."""
 
-    def bought(self, campaign: str, customer: str, at: datetime, worth: str, agent: str) -> None:
-        """Notes that a person bought what is promoted, once: a decimal amount, "agents/…" or ""."""
+    def place(self, campaign: str, customer: str) -> str | None:
+        """Where a person stands, "<campaign>/<customer>" under whichever name; None for one who is not in the
+        campaign.
+        """
+
+    def has_bought(self, place: str) -> bool:
+        """Whether a sale was noted there."""
+
+    def bought(self, place: str, at: datetime, worth: str, agent: str, claim: str) -> bool:
+        """Notes that who stands there bought what is promoted (a decimal amount, "agents/…" or "", the token
+        of the unit claimed); False when a sale was noted before, or none may be under that token any more.
+        """
 
 
 class TouchLog(Protocol):
@@ -456,7 +471,12 @@ class CampaignStore:
         return list(taken_now.sort("due_at", 1))
 
     def finish(self, touch: Mapping[str, Any], state: str, event: Any, real_now: datetime) -> None:
-        """Notes that a touch still held under its token went out (SENT), or never will (FAILED)."""
+        """Notes that a touch still held under its token went out (SENT), or never will (FAILED). That it
+        never will is noted where the person stands before, so that a crash in between leaves nothing out.
+        """
+        if state == "FAILED":
+            failed = {"$addToSet": {f"failed.{touch['phase']}": touch["step"]}}
+            self.contacts.update_one({"_id": f"{touch['campaign']}/{touch['customer']}"}, failed)
         change: dict[str, Any] = {
             "$set": {"state": state, "attempts": touch.get("attempts", 0) + 1, "outbox_since": real_now},
             "$unset": {"token": "", "claimed_until": ""},
@@ -542,14 +562,20 @@ class CampaignStore:
         self._profiles.update_one({"_id": customer}, {"$max": {"opted_out_at": at}})
         kin.reflect(self._profiles, customer)
 
-    def bought(self, campaign: str, customer: str, at: datetime, worth: str, agent: str) -> None:
+    def place(self, campaign: str, customer: str) -> str | None:
         """As the port says."""
         row = self._row(campaign, customer)
-        if row is None:
-            return
-        first = {"_id": row["_id"], "bought_at": {"$exists": False}}
-        told = {"bought_at": at, "bought_worth": worth, "bought_agent": agent}
-        self.contacts.update_one(first, {"$set": told})
+        return None if row is None else str(row["_id"])
+
+    def has_bought(self, place: str) -> bool:
+        """As the port says."""
+        return self.contacts.find_one({"_id": place, "bought_at": {"$exists": True}}, {"_id": 1}) is not None
+
+    def bought(self, place: str, at: datetime, worth: str, agent: str, claim: str) -> bool:
+        """As the port says."""
+        first = {"_id": place, "bought_at": {"$exists": False}, "ended_claims": {"$ne": claim}}
+        told = {"bought_at": at, "bought_worth": worth, "bought_agent": agent, "bought_claim": claim}
+        return bool(self.contacts.update_one(first, {"$set": told}).modified_count)
 
     def waiting(
         self, customers: Sequence[str], channel: str, campaigns: Sequence[str], limit: int
@@ -572,6 +598,9 @@ class CampaignStore:
             return {"$sum": {"$cond": [condition, 1, 0]}}
 
         answer = f"$answers.{phase}"
+        # Whoever answered was reached, by whatever way.
+        answered = {"$in": [answer, ["INTERESTED", "REGISTERED", "BOUGHT", "DECLINED", "OPTED_OUT"]]}
+        in_vain = {"$size": {"$ifNull": [f"$failed.{phase}", []]}}
         return list(
             self.contacts.aggregate(
                 [
@@ -580,7 +609,7 @@ class CampaignStore:
                         "$group": {
                             "_id": {"region": "$region", "value_class": "$value_class"},
                             "entered": {"$sum": 1},
-                            "reached": times({"$gt": [f"$touched.{phase}", 0]}),
+                            "reached": times({"$or": [{"$gt": [f"$touched.{phase}", in_vain]}, answered]}),
                             "interested": times({"$in": [answer, ["INTERESTED", "REGISTERED", "BOUGHT"]]}),
                             "registered": times({"$in": [answer, ["REGISTERED", "BOUGHT"]]}),
                             "bought": times({"$eq": [answer, "BOUGHT"]}),
@@ -593,10 +622,15 @@ class CampaignStore:
         )
 
     def arms(self, campaign: str, phase: str, step: str, successes: Sequence[str]) -> dict[str, list[int]]:
-        """[people, successes] by variant."""
+        """[people, successes] by variant: of those whom a message reached, or for whom one waits until they
+        come. What failed, or did not leave yet, says nothing about its words.
+        """
         found: dict[str, list[int]] = {}
         # A touch's id begins with these three, so the index of ids finds them ("0" follows "/").
-        wanted = {"_id": {"$gt": f"{campaign}/{phase}/{step}/", "$lt": f"{campaign}/{phase}/{step}0"}}
+        wanted = {
+            "_id": {"$gt": f"{campaign}/{phase}/{step}/", "$lt": f"{campaign}/{phase}/{step}0"},
+            "state": {"$in": ["SENT", "WAITING"]},
+        }
         grouped = self.touches.aggregate(
             [
                 {"$match": wanted},

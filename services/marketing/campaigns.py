@@ -16,7 +16,7 @@ from chassis.bus import Event
 from chassis.clock import Clock
 from chassis.errors import EtagMismatch, FailedPrecondition, InvalidArgument, NotFound
 from chassis.metrics import gauge
-from marketing import convert
+from marketing import convert, sales
 from marketing.campaign_engine import (
     TRANSITIONS,
     Arm,
@@ -48,8 +48,6 @@ PHASES_MAX = 8
 STEPS_MAX = 16
 VARIANTS_MAX = 10
 GOALS_MAX = 1_000
-PREVIEWED = 2_000
-SAMPLES_MAX = 20
 #: The one contact policy.
 POLICY = "contactPolicy"
 #: What a message may ask for.
@@ -423,13 +421,17 @@ class Campaigns:
         return {"offer_title": offer.title(language), "price": offer.price.text()} if offer else {}
 
     def sold(self, answers: Answers, campaign: str, customer: str, agent: str) -> None:
-        """Notes that somebody bought what a campaign promotes, at its worth now, for the profit report."""
+        """Notes that somebody bought what a campaign promotes: a unit of it, at its worth now (sales.py).
+        Nothing for a campaign that promotes nothing, or somebody who is not in it. OfferSoldOut,
+        ClaimsPending.
+        """
         try:
             offer = self.promoted(self.desk.shown(self.shelves.get(CAMPAIGNS, campaign)))
         except NotFound:
             return
-        if offer is not None:
-            answers.bought(campaign, customer, self.clock.now(), offer.worth.text(), agent)
+        place = answers.place(campaign, customer)
+        if offer is not None and place is not None:
+            sales.sell(self.store, answers, offer, place, agent, self.clock.now())
 
     def go(self, request: Any, verb: str, check: Any = None) -> Any:
         """Applies a verb. CampaignStateError."""

@@ -19,7 +19,7 @@ from chassis.ids import new_id
 from chassis.logs import get_logger
 from chassis.metrics import counter, gauge, histogram
 from chassis.mongo import retry_conflicts
-from marketing import convert
+from marketing import convert, sales
 from marketing.association import Counts, RuleTable, Smoothing, table_problems
 from marketing.engine import (
     DecisionNotFound,
@@ -620,7 +620,10 @@ class Upkeep:
             settle(self._store, decision, self._clock.now())
         claims = self._store.stale_claims(real_now - self._claim_age, SWEEP_MAX)
         for claim in claims:
-            self._resolve(claim)
+            if not sales.is_sale(claim):
+                self._resolve(claim)
+            elif sales.resolve(self._store, claim):
+                self._released.inc()
         return len(unsettled) + len(claims)
 
     def _resolve(self, claim: Claim) -> None:

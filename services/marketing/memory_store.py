@@ -89,6 +89,8 @@ class MemoryStore:
         self._complaints: dict[str, Complaint] = {}
         #: Sales of campaigns, which keep their people elsewhere.
         self.campaign_sales: list[Sale] = []
+        #: When they were made, by place and token of the claim.
+        self.campaign_claims: dict[tuple[str, str], datetime] = {}
         #: By purchase id: (who bought it, the purchase under whose it is now).
         self._purchases: dict[str, tuple[str, Purchase]] = {}
         self._models: dict[str, tuple[ModelInfo, Smoothing]] = {}
@@ -530,6 +532,10 @@ class MemoryStore:
     def sales(self, start: datetime, end: datetime, limit: int) -> list[Sale]:
         """As the port says, of what was put into `campaign_sales`."""
         return [sale for sale in self.campaign_sales if start <= sale.at < end][:limit]
+
+    def end_sale(self, place: str, token: str) -> datetime | None:
+        """As the port says, of what was put into `campaign_claims`."""
+        return self.campaign_claims.get((place, token))
 
     def history_changes(self) -> int:
         """As the port says."""

@@ -353,6 +353,11 @@ class Store(Protocol):
     def sales(self, start: datetime, end: datetime, limit: int) -> list[Sale]:
         """At most so many sales of campaigns in a span."""
 
+    def end_sale(self, place: str, token: str) -> datetime | None:
+        """When a campaign noted a sale at a place under the token of a claim; where it did not, it cannot any
+        more from now on.
+        """
+
     def history_changes(self) -> int:
         """Rises with every new purchase."""
 
@@ -1030,6 +1035,14 @@ class MongoStore:
             )
             for raw in found
         ]
+
+    def end_sale(self, place: str, token: str) -> datetime | None:
+        """As the port says."""
+        everybody = DecisionDocument._get_db()["campaign_contacts"]
+        mine = {"_id": place, "bought_claim": {"$ne": token}}
+        everybody.update_one(mine, {"$addToSet": {"ended_claims": token}})
+        found = everybody.find_one({"_id": place, "bought_claim": token}, {"bought_at": 1})
+        return None if found is None else found["bought_at"]
 
     def history_changes(self) -> int:
         """As the port says."""

@@ -20,7 +20,9 @@ from callmesh.crm.v1 import events_pb2 as crm
 from chassis import mongo
 from chassis.bus import Event
 from chassis.localstack import free_ports
+from chassis.testing import FakeClock
 from chassis.testing.waiting import wait_until
+from marketing import sales
 from marketing.campaign_delivery import Delivery
 from marketing.campaign_engine import CampaignState, Courtesy, StepChannel
 from marketing.campaign_model import Campaign, Phase, Step, Variant
@@ -28,7 +30,8 @@ from marketing.campaign_runner import Runner
 from marketing.campaign_store import CAMPAIGN_DOCUMENTS, CampaignStore
 from marketing.config import MarketingSettings
 from marketing.documents import ComplaintDocument, ProfileDocument
-from marketing.handlers import Facts
+from marketing.engine import OfferSoldOut
+from marketing.handlers import Facts, Upkeep
 from marketing.inbound import learn
 from marketing.model import Audience, Profile, Text
 from marketing.senders import Message, SenderConfig, Senders, SendFailed
@@ -139,8 +142,74 @@ def test_quiet_hours_put_off_and_answers_end_the_steps(store: CampaignStore) -> 
     assert second == {f"c{number:03}" for number in range(1, PEOPLE, 2)} - {"c001"}
     rows = store.funnel("spring", "invite")
     assert [(row["entered"], row["declined"]) for row in rows] == [(25, 1)]
+    assert store.arms("spring", "invite", "sms", ("BOUGHT",)) == {}, "nothing has left yet"
+
+
+def test_what_failed_is_not_counted_as_reached(store: CampaignStore) -> None:
+    """Nor in a comparison: one variant whose messages fail does not lose by it."""
+    made = campaign(step(), rule='value_class == "B"')
+    run_all(store, made, NOW)
+    dealt = {raw["customer"]: raw["variant"] for raw in store.touches.find({})}
+
+    class Picky(Sink):
+        def send(self, message: Message) -> None:
+            if dealt[message.profile.customer] == "a" and int(message.profile.customer[1:]) > 10:
+                raise SendFailed("unknown here", final=True)
+            super().send(message)
+
+    sink = Picky()
+    delivery(store, (StepChannel.SMS, sink)).deliver([made], NOW)
+    failed = [who for who, variant in dealt.items() if variant == "a" and int(who[1:]) > 10]
+    assert failed and len(sink.taken) == 25 - len(failed)
+    for customer in (sink.taken[0], failed[0]):
+        store.answer("spring", customer, "invite", "BOUGHT")
+        store.mark_answered("spring", "invite", customer, "BOUGHT")
     arms = store.arms("spring", "invite", "sms", ("BOUGHT",))
-    assert sum(people for people, _ in arms.values()) == 25
+    sent = {variant: sum(dealt[who] == variant for who in sink.taken) for variant in "ab"}
+    assert {variant: people for variant, (people, _) in arms.items()} == sent
+    assert sum(yes for _, yes in arms.values()) == 1
+    (row,) = store.funnel("spring", "invite")
+    assert (row["entered"], row["reached"], row["bought"]) == (25, len(sink.taken) + 1, 2)
+
+
+def test_what_campaigns_sell_takes_stock_once_whatever_is_cut_off(
+    store: CampaignStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shop, made = MongoStore(), campaign(step())
+    run_all(store, made, NOW)
+    fibre = offer(id="fibre", product="fibre", stock=2)
+    shop.insert_offer(fibre, (), request_key=None, fingerprint=None)
+
+    def sell(customer: str) -> bool:
+        place = store.place("spring", customer)
+        assert place is not None
+        return sales.sell(shop, store, fibre, place, "agents/7", NOW)
+
+    def die(*_: Any, **__: Any) -> Any:
+        raise Cut
+
+    def used_after_sweep() -> int:
+        Upkeep(shop, FakeClock(NOW), 1.0).sweep(datetime.now(UTC) + timedelta(seconds=60))
+        return shop.offer("fibre").units_used
+
+    assert store.place("spring", "nobody") is None
+    assert [sell("c001"), sell("c001")] == [True, False] and used_after_sweep() == 1
+    with monkeypatch.context() as patch, pytest.raises(Cut):
+        patch.setattr(CampaignStore, "bought", die)
+        sell("c003")
+    (left,) = shop.stale_claims(datetime.now(UTC) + timedelta(seconds=60), 9)
+    assert shop.offer("fibre").units_used == 2 and used_after_sweep() == 1
+    assert not store.bought("spring/c003", NOW, "1", "", left.token), "its unit went back"
+    with monkeypatch.context() as patch, pytest.raises(Cut):
+        patch.setattr(MongoStore, "add_purchases", die)
+        sell("c003")
+    assert used_after_sweep() == 2 and not shop.stale_claims(datetime.now(UTC) + timedelta(seconds=60), 9)
+    with pytest.raises(OfferSoldOut):
+        sell("c005")
+    assert not store.has_bought("spring/c005")
+    owners = ProfileDocument._get_collection().distinct("_id", {"products": "fibre"})
+    assert owners == ["c001", "c003"]
+    assert [sale.customer for sale in shop.sales(NOW, NOW + timedelta(days=1), 9)] == ["c001", "c003"]
 
 
 class Hook(BaseHTTPRequestHandler):

@@ -7,7 +7,7 @@ from typing import Any
 from zoneinfo import ZoneInfo
 
 import pytest
-from tests.unit.marketing.marketing_examples import NOW
+from tests.unit.marketing.marketing_examples import NOW, offer
 
 from callmesh.common.v1 import common_pb2
 from callmesh.crm.v1 import customers_pb2
@@ -20,7 +20,7 @@ from crm import convert as crm_convert
 from crm import model as crm_model
 from crm.consent import permission
 from crm.model import Consent, Purpose
-from marketing.campaign_answers import take_survey
+from marketing.campaign_answers import take_result, take_survey
 from marketing.campaign_engine import (
     CONSENT,
     Courtesy,
@@ -37,7 +37,7 @@ from marketing.convert import profile_from_snapshot
 from marketing.engine import gate
 from marketing.handlers import Facts
 from marketing.inbound import learn
-from marketing.kinds import CAMPAIGNS
+from marketing.kinds import CAMPAIGNS, CONTACT_LISTS
 from marketing.memory_store import MemoryStore
 from marketing.model import Channel, Complaint, Contact, NoOffer, Profile, QuietWindow
 from marketing.rules import CustomerFacts, parse_rule
@@ -203,6 +203,7 @@ class Answers:
 
     def __init__(self, **people: dict[str, str]) -> None:
         self.people = people
+        self.sold: dict[str, str] = {}
 
     def answers(self, campaign: str, customer: str) -> dict[str, str]:
         return self.people.get(customer, {})
@@ -219,8 +220,40 @@ class Answers:
     def opt_out(self, customer: str, at: datetime) -> None:
         raise AssertionError("nobody opted out")
 
-    def bought(self, campaign: str, customer: str, at: datetime, worth: str, agent: str) -> None:
-        raise AssertionError("nobody bought")
+    def place(self, campaign: str, customer: str) -> str | None:
+        return f"{campaign}/{customer}" if customer in self.people else None
+
+    def has_bought(self, place: str) -> bool:
+        return place in self.sold
+
+    def bought(self, place: str, at: datetime, worth: str, agent: str, claim: str) -> bool:
+        assert self.sold.setdefault(place, claim) == claim
+        return True
+
+
+def test_a_call_that_sells_takes_a_unit_and_the_last_one_is_the_last() -> None:
+    store = MemoryStore()
+    fibre = offer(id="fibre", product="fibre", stock=1)
+    store.insert_offer(fibre, (), request_key=None, fingerprint=None)
+    content = {"resource": {"name": "campaigns/k", "offer": "offers/fibre"}}
+    store.shelves.insert(CAMPAIGNS, Row(id="k", content=content), NOW)
+    listed = {"resource": {"offer": "offers/fibre"}, "origin": {"campaign": "k", "phase": "p", "step": "s"}}
+    store.shelves.insert(CONTACT_LISTS, Row(id="k.p.s", content=listed), NOW)
+    campaigns = Campaigns(store.shelves, store, FakeClock(NOW), "CNY")
+    people = Answers(c1={}, c2={})
+
+    def succeeds(customer: str) -> bool:
+        told = own.OutboundResultRecorded(
+            contact="contactLists/k.p.s/contacts/x", customer=f"customers/{customer}", result="SUCCESS"
+        )
+        return take_result(campaigns, people, told)
+
+    assert [succeeds(who) for who in ("c1", "c1", "c2", "c3")] == [True, True, True, False]
+    assert people.people == {"c1": {"p": "BOUGHT"}, "c2": {"p": "REGISTERED"}}
+    assert set(people.sold) == {"k/c1"} and store.offer("fibre").units_used == 1
+    profile = store.profile("c1")
+    assert profile is not None and profile.products == {"fibre"} and store.profile("c2") is None
+    assert not store.stale_claims(datetime.max.replace(tzinfo=UTC), 9), "the claim is settled"
 
 
 def test_a_completed_survey_answers_for_its_phase() -> None:
