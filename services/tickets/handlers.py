@@ -47,6 +47,8 @@ SATISFACTION_MAX = 5.0
 BATCH_MAX = 100
 #: Batches of one such change; what is left then comes with the message's next delivery.
 BATCHES_MAX = 100
+#: Merges one after another through which a customer is followed.
+SURVIVORS_MAX = 20
 #: Tickets of a survivor that are looked at when a merge is undone.
 UNMERGE_TICKETS_MAX = 10_000
 #: Tickets of a team's pile that are looked at for one to claim.
@@ -491,8 +493,13 @@ class Handlers:
         profile = self._store.profile(facts.customer_id) if facts.customer_id else None
         if profile is None:
             return self._store.profile_of_number(facts.number) if facts.number else None
-        # Told before a merge and heard after it: the survivor's.
-        return (self._store.profile(profile.merged_into) if profile.merged_into else None) or profile
+        # Told before merges and heard after them: the last survivor's.
+        for _ in range(SURVIVORS_MAX):
+            survivor = self._store.profile(profile.merged_into) if profile.merged_into else None
+            if survivor is None:
+                break
+            profile = survivor
+        return profile
 
     def care_over(self, ticket_id: str, reason: str) -> None:
         """Cancels the ticket of an occasion that is over, unless somebody has ended it or the operator's flow

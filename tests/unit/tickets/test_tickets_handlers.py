@@ -516,7 +516,8 @@ def test_a_retention_ticket_is_one_even_when_it_changed_hands_and_is_ended_by_pe
 
 def test_what_is_told_of_one_who_was_merged_or_deleted_finds_whom_it_concerns(desk: Desk) -> None:
     desk.use.customer_known(Profile(customer_id="7", version=2, tier="vip"))
-    desk.use.customer_known(Profile(customer_id="42", version=2, merged_into="7"))
+    desk.use.customer_known(Profile(customer_id="8", version=2, merged_into="7"))
+    desk.use.customer_known(Profile(customer_id="42", version=2, merged_into="8"))
     inbound.take(desk.use, churn_task(state=customers_pb2.CUSTOMER_STATE_DELETED))
     assert not desk.all()
     inbound.take(desk.use, churn_task())
