@@ -113,7 +113,7 @@ class Report:
 
 
 def methods() -> Iterator[Any]:
-    """Descriptors of every RPC of the contract; the dialler is not part of a local stack."""
+    """Descriptors of every RPC of the contract; this stack has no dialler."""
     for found in pkgutil.walk_packages(callmesh.__path__, "callmesh."):
         if found.name.endswith("_pb2") and not found.name.startswith("callmesh.dialler."):
             module = importlib.import_module(found.name)

@@ -436,17 +436,21 @@ class Dialler:
             await self._give_back([_Held(begun.person, 0.0)])
 
     async def _withdraw(self, agents: Sequence[str]) -> None:
-        for agent in agents:
-            begun = self._begun.get(agent)
-            if begun is None or begun.phase is not Phase.DIALLING:
-                continue
-            begun.recalled = True
-            if begun.call is not None:
-                try:
-                    await begun.call.withdraw()
-                except CallmeshError as error:
-                    # The next look asks again.
-                    log.info("recall_failed", agent=agent, error=error.reason)
+        """All at once: the last of many is needed as soon as the first."""
+        await asyncio.gather(*(self._withdraw_one(agent) for agent in agents))
+
+    async def _withdraw_one(self, agent: str) -> None:
+        begun = self._begun.get(agent)
+        if begun is None or begun.phase is not Phase.DIALLING:
+            return
+        begun.recalled = True
+        if begun.call is None:
+            return
+        try:
+            await begun.call.withdraw()
+        except CallmeshError as error:
+            # The next look asks again.
+            log.info("recall_failed", agent=agent, error=error.reason)
 
     async def _give_back(self, held: Sequence[_Held]) -> None:
         if not held:

@@ -125,16 +125,39 @@ async def asked(answer: Awaitable[Any]) -> Any:
 
 
 class Peers:
-    """Stubs of routing and marketing."""
+    """Stubs of routing and marketing; a renewed certificate counts from the next call on."""
 
     def __init__(self, dialer: Dialer, routing: str, marketing: str) -> None:
         self._dialer = dialer
-        here, there = dialer.channel(routing), dialer.channel(marketing)
-        self.routing = routing_pb2_grpc.RoutingServiceStub(here)
-        self.directory = directory_pb2_grpc.DirectoryServiceStub(here)
-        self.supervision = supervision_pb2_grpc.SupervisionServiceStub(here)
-        self.planning = menus_pb2_grpc.PlanningServiceStub(here)
-        self.lists = outbound_pb2_grpc.OutboundServiceStub(there)
+        self._routing, self._marketing = routing, marketing
+        self._stubs: dict[Any, tuple[grpc.aio.Channel, Any]] = {}
+
+    def _stub(self, make: Any, target: str) -> Any:
+        channel = self._dialer.channel(target)
+        known = self._stubs.get(make)
+        if known is None or known[0] is not channel:
+            known = self._stubs[make] = (channel, make(channel))
+        return known[1]
+
+    @property
+    def routing(self) -> Any:
+        return self._stub(routing_pb2_grpc.RoutingServiceStub, self._routing)
+
+    @property
+    def directory(self) -> Any:
+        return self._stub(directory_pb2_grpc.DirectoryServiceStub, self._routing)
+
+    @property
+    def supervision(self) -> Any:
+        return self._stub(supervision_pb2_grpc.SupervisionServiceStub, self._routing)
+
+    @property
+    def planning(self) -> Any:
+        return self._stub(menus_pb2_grpc.PlanningServiceStub, self._routing)
+
+    @property
+    def lists(self) -> Any:
+        return self._stub(outbound_pb2_grpc.OutboundServiceStub, self._marketing)
 
     def how(self, seconds: float | None = 5.0) -> dict[str, Any]:
         """Deadline and token of a call."""

@@ -7,6 +7,7 @@ import datetime as dt
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import pytest
 from pydantic import ValidationError
@@ -275,6 +276,28 @@ async def test_who_is_free_gets_a_contact_and_is_back_when_somebody_waits() -> N
     assert sorted(place.lists.returned) == sorted(c for a, c in place.calls.begun if a in withdrawn)
 
 
+async def test_many_are_taken_back_at_once() -> None:
+    """The first one's withdrawal may wait for an answer: nobody else waits for it."""
+    place = Place(people(20))
+    await place.step()
+    first = place.calls.made["a0"]
+    answer = asyncio.Event()
+
+    async def slow() -> None:
+        first.withdrawn += 1
+        await answer.wait()
+        first.answered.set_result(False)
+
+    first.withdraw = slow  # type: ignore[method-assign]
+    place.lists.open = False
+    looking = asyncio.create_task(place.dialler.step())
+    await place.settle()
+    assert all(call.withdrawn for call in place.calls.made.values()) and not looking.done()
+    answer.set()
+    async with asyncio.timeout(30):
+        await looking
+
+
 async def test_a_paused_list_or_a_blind_dialler_withdraws_what_is_unanswered() -> None:
     for cause in ("paused", "blind"):
         place = Place(people(20))
@@ -523,6 +546,25 @@ async def test_a_forecast_that_was_not_made_is_asked_for_sooner_again(
         running.cancel()
         await asyncio.gather(running, return_exceptions=True)
         await dialer.close()
+
+
+async def test_a_renewed_certificate_counts_from_the_next_call_on() -> None:
+    channels = [object()]
+
+    class Renewed(Dialer):
+        def channel(self, target: str) -> Any:
+            return channels[-1]
+
+    peers = Peers(Renewed(), "127.0.0.1:1", "127.0.0.1:1")
+    made: list[Any] = []
+
+    def make(channel: Any) -> str:
+        made.append(channel)
+        return f"stub-{len(made)}"
+
+    assert [peers._stub(make, "a"), peers._stub(make, "a")] == ["stub-1", "stub-1"]
+    channels.append(object())
+    assert peers._stub(make, "a") == "stub-2" and made == channels
 
 
 async def test_what_is_refused_for_good_is_not_asked_for_again_soon(monkeypatch: pytest.MonkeyPatch) -> None:
