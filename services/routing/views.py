@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import heapq
 import itertools
+from bisect import bisect_right
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -23,14 +24,25 @@ def expected_wait_span_ms(line: Line, tally: Tally | None, ahead: int) -> int:
     return round(span_ms * tally.correction) if span_ms > 0 and tally is not None else span_ms
 
 
-def calls_ahead(state: ShardState, entry: CallEntry) -> int:
-    """Calls of its queue and channel that are served before a waiting one."""
+#: Places of those who wait, in order, by their crowd's identity: for who looks at many calls at one moment.
+Places = dict[int, list[tuple[int, int]]]
+
+
+def calls_ahead(state: ShardState, entry: CallEntry, places: Places | None = None) -> int:
+    """Calls of its queue and channel that are served before a waiting one. O(n); with `places`, which are
+    filled in, O(log n) for each call of a crowd but the first.
+    """
     crowd = entry.line.crowd
     others = crowd.waiting - bool(entry.ticket)
     if others <= 0 or entry.effective_ms >= state.now_ms or crowd.waiting > LOOKED_THROUGH_MAX:
         return max(0, others)
     queue, calls, behind = entry.line.queue, state.calls, 0
     place = (entry.effective_ms - queue.weight * queue.priority_credit_span_ms, entry.ordinal)
+    if places is not None:
+        known = places.get(id(crowd))
+        if known is None:
+            known = places[id(crowd)] = _places(state, entry.line)
+        return max(0, others - len(known) + bisect_right(known, place))
     for line in state.lines_by_queue.get(queue.id, ()):
         if line.crowd is crowd:
             for sort_ms, ordinal, call_id, ticket in line.waiting:
@@ -40,12 +52,26 @@ def calls_ahead(state: ShardState, entry: CallEntry) -> int:
     return max(0, others - behind)
 
 
-def view_call(state: ShardState, call_id: str) -> CallView:
-    """The call's entry, with its place and expected wait while it waits. Raises KeyError if unknown."""
+def _places(state: ShardState, line: Line) -> list[tuple[int, int]]:
+    """Places of all who wait in a line's queue on its channel, in order."""
+    calls = state.calls
+    return sorted(
+        (sort_ms, ordinal)
+        for each in state.lines_by_queue.get(line.queue.id, ())
+        if each.crowd is line.crowd
+        for sort_ms, ordinal, call_id, ticket in each.waiting
+        if (other := calls.get(call_id)) is not None and other.ticket == ticket
+    )
+
+
+def view_call(state: ShardState, call_id: str, places: Places | None = None) -> CallView:
+    """The call's entry, with its place and expected wait while it waits; `places` as for `calls_ahead`.
+    Raises KeyError if unknown.
+    """
     e = state.calls[call_id]
     position, wait_ms = 0, -1
     if e.state is WAITING or e.state is OVERFLOWING:
-        ahead = calls_ahead(state, e)
+        ahead = calls_ahead(state, e, places)
         position = ahead + 1
         wait_ms = expected_wait_span_ms(e.line, state.tallies.get(e.facts.queue), ahead)
     agent = state.agents.get(e.agent) if e.agent else None
@@ -167,4 +193,5 @@ def page_of_calls(state: ShardState, question: AskCalls) -> tuple[CallView, ...]
         and (not question.queue or entry.facts.queue == question.queue)
         and (entry.queued_ms, call_id) > question.after
     )
-    return tuple(view_call(state, call_id) for _, call_id in rows[: question.limit])
+    places = Places()
+    return tuple(view_call(state, call_id, places) for _, call_id in rows[: question.limit])

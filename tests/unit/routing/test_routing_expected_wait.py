@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from routing.engine import step
 from routing.model import (
     AgentConfig,
+    AskCalls,
     CallConnected,
     CallFacts,
     CallQueued,
@@ -25,7 +26,7 @@ from routing.model import (
     Reprioritize,
 )
 from routing.state import ShardState, expected_span_ms
-from routing.views import positions, view_call
+from routing.views import page_of_calls, positions, view_call
 from routing.virtual import HERE, Contact, Duty, Roster, VirtualDay
 
 TALK_MS = 60_000
@@ -181,3 +182,5 @@ def test_everybody_is_told_the_place_at_which_it_will_be_served(
     step(state, PlaceCall(facts=CallFacts(call_id="last", queue="q"), attempt=1, move=1, front="f"), now_ms)
     for call_id, place, _ in positions(state, 100):
         assert view_call(state, call_id).position == place
+    for view in page_of_calls(state, AskCalls(limit=100)):
+        assert view == view_call(state, view.facts.call_id), "a page looks once for all of them"
