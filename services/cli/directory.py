@@ -14,7 +14,7 @@ import grpc
 import typer
 import yaml  # type: ignore[import-untyped]
 from google.protobuf.json_format import ParseDict, ParseError
-from google.protobuf.message import Message
+from google.protobuf.message import DecodeError, Message
 from google.rpc import error_details_pb2  # type: ignore[import-untyped]
 from grpc_status import rpc_status
 from rich.table import Table
@@ -151,7 +151,7 @@ def _details(error: Any) -> Sequence[Any]:
     """What an RPC's error carries beside its words; () for one that is not understood."""
     try:
         status = rpc_status.from_call(error)
-    except ValueError:
+    except (ValueError, DecodeError):
         return ()
     return tuple(status.details) if status is not None else ()
 
