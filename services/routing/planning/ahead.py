@@ -1,9 +1,11 @@
-"""Predictive dialling, live: lines ring ahead for the agents whom blending has given to outbound.
+"""Progressive and predictive dialling, live: lines ring ahead for the agents whom blending has given to
+outbound.
 
 1. An agent given to outbound joins the pool: nothing is offered yet, the agent stays free for inbound as
    ever, and leaves the pool with an inbound call or a recall.
-2. For the pool lines ring, as many as the list's pacing allows (`pacing.py`): over the abandon cap, and until
-   enough answers are known, one line an agent. When the pool shrinks, the newest lines are dropped.
+2. For the pool lines ring, as many as the list's pacing allows (`pacing.py`): of a progressive list one an
+   agent, and of a predictive one no more either over the abandon cap, and until enough answers are known.
+   When the pool shrinks, the newest lines are dropped.
 3. Whoever answers is connected to the agent who has waited longest: a call is placed for that agent, whose
    desktop accepts by itself (`attributes["line"]`). Not accepted within half of what is left of two seconds
    (`answered_wait_seconds`), the next agent is tried; with nobody left the call is abandoned, the person is
@@ -126,7 +128,7 @@ class Ahead:
         return person.contact_list in self._paces and self.lines.capacity() > 0
 
     def pace(self, contact_list: str) -> Pacing | None:
-        """Of a list that runs and is dialled predictively."""
+        """Of a list that runs and whose lines ring ahead."""
         return self._paces.get(contact_list)
 
     # --- agents
@@ -148,9 +150,9 @@ class Ahead:
     # --- lists
 
     async def follow(self, running: Sequence[ListNow], now_ms: int) -> None:
-        """Keeps a pace for every list that is dialled predictively; a new one begins with what was before."""
+        """Keeps a pace for every list whose lines ring ahead; a new one begins with what was before."""
         self._now_ms = now_ms
-        wanted = {each.name: each for each in running if each.mode is Mode.PREDICTIVE}
+        wanted = {each.name: each for each in running if each.mode is not Mode.PREVIEW}
         held = {ring.person.contact_list for ring in self._ringing.values()}
         for name in [each for each in self._paces if each not in wanted and each not in held]:
             del self._paces[name]
@@ -158,7 +160,7 @@ class Ahead:
             return
         for name, each in wanted.items():
             pace = self._paces.get(name)
-            if pace is None or pace.window_ms != each.abandon_window_ms:
+            if pace is None or (pace.mode, pace.window_ms) != (each.mode, each.abandon_window_ms):
                 self._paces[name] = await self._begun(each, now_ms)
             else:
                 pace.abandon_ratio_max = each.abandon_ratio_max
@@ -171,9 +173,7 @@ class Ahead:
                 ring.line.drop()
 
     async def _begun(self, one: ListNow, now_ms: int) -> Pacing:
-        pace = Pacing(
-            Mode.PREDICTIVE, abandon_ratio_max=one.abandon_ratio_max, window_ms=one.abandon_window_ms
-        )
+        pace = Pacing(one.mode, abandon_ratio_max=one.abandon_ratio_max, window_ms=one.abandon_window_ms)
         before = await self.lists.results(one.name)
         pace.remember(now_ms, answered=before.answered, abandoned=before.abandoned)
         return pace

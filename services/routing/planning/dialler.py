@@ -6,8 +6,8 @@ the policy and does what it says:
 
 1. BEGIN: a contact of the lists is placed as a call of the outbound queue that waits for this one agent. The
    agent sees it as an offer: that is the preview. Accepting it connects, then the seat dials the number. With
-   a contact of a predictive list, and a gateway that has lines, the agent waits for somebody to answer
-   instead: see `ahead.py`.
+   a contact of a progressive or predictive list, and a gateway that has lines, the agent waits for somebody
+   to answer instead: see `ahead.py`.
 2. RECALL: the offer is withdrawn, the agent is free at once and the contact goes back to its list. So
    agents are back within a look. Who has accepted is talking, as far as can be seen from here, and is left
    alone.
@@ -122,7 +122,7 @@ class Dialler:
     stopped: bool = False
     #: One number is called at most so often in 24 hours, whichever lists it is on.
     calls_a_day_max: int = 3
-    #: Lines of gateways, for lists that are dialled predictively.
+    #: Lines of gateways, for lists that are dialled progressively or predictively.
     lines: Lines = field(default_factory=NoLines)
     #: What a contact of such a list is expected to be like.
     answer_ratio: float = 0.3
@@ -173,7 +173,7 @@ class Dialler:
         return self._ahead.waiting
 
     def pace(self, contact_list: str) -> Pacing | None:
-        """Of a list that is dialled predictively."""
+        """Of a list whose lines ring ahead."""
         return self._ahead.pace(contact_list)
 
     async def run(self, ended: asyncio.Event) -> None:

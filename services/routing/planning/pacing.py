@@ -1,7 +1,8 @@
 """How many lines are dialled for the agents whom blending has given to outbound. Pure.
 
 1. Preview: an agent has the contact in front and starts the call. Progressive: one line for each agent. In
-   both whoever answers speaks to an agent at once, and nobody is ever abandoned.
+   both whoever answers speaks to an agent at once; progressive abandons only where inbound took the agent
+   while the line rang.
 2. Predictive: lines are dialled ahead, as not everybody answers. With n lines, each answered with
    probability p, and a agents, E[max(0, B - a)] callers find nobody, B binomial. As many lines are dialled
    as keep (abandoned + expected to be) / (answered + expected to be) over the window at most at the cap,

@@ -750,10 +750,23 @@ async def test_an_answer_that_met_the_drop_counts_as_abandoned() -> None:
     assert place.calls.begun == []
 
 
-async def test_without_a_gateway_a_predictive_list_is_offered_to_agents() -> None:
+@pytest.mark.parametrize("mode", [Mode.PREDICTIVE, Mode.PROGRESSIVE])
+async def test_without_a_gateway_such_a_list_is_offered_to_agents(mode: Mode) -> None:
     place = ahead(lines=0)
+    place.lists.mode = mode
     await place.step()
     assert [agent for agent, _ in place.calls.begun] == ["a0", "a1", "a2", "a3"]
+
+
+async def test_a_progressive_list_rings_one_line_an_agent_however_much_is_known() -> None:
+    place = ahead(before=Results(attempts=3_000, answered=900, abandoned=9))
+    place.lists.mode = Mode.PROGRESSIVE
+    await place.step()
+    assert len(lines_of(place).ringing()) == 4 and place.calls.begun == []
+    # Its pacing is changed while it runs: in force with the next look.
+    place.lists.mode = Mode.PREDICTIVE
+    await place.step()
+    assert len(lines_of(place).ringing()) > 4
 
 
 async def test_a_day_of_lines_keeps_the_cap_and_saves_waiting() -> None:
