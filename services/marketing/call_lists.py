@@ -68,6 +68,7 @@ def contact_row(row: Row, contact: Any, list_id: str, due: datetime, **beside: A
         **row.keys,
         "list": list_id,
         "number": contact.number,
+        "customer": contact.customer,
         "state": contact.state,
         "rank": contact.priority,
         "due": due,

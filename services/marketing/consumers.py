@@ -6,16 +6,19 @@ import functools
 
 from mongoengine import get_db
 
+from callmesh.crm.v1 import events_pb2 as crm
 from callmesh.marketing.v1 import events_pb2 as own
 from callmesh.routing.v1 import events_pb2 as routing
 from chassis import eventlog
 from chassis.bus import Event
 from chassis.bus.entrypoint import subscribe
+from chassis.ids import parse_name
 from marketing import inbound
 from marketing.campaign_answers import take_result, take_survey
 from marketing.campaign_store import CampaignStore
 from marketing.campaigns import Campaigns
 from marketing.config import MarketingSettings
+from marketing.erasure import erase
 from marketing.handlers import Facts
 from marketing.segments import Segments
 from marketing.shelf import MongoShelves
@@ -45,9 +48,15 @@ class MarketingConsumers:
     @subscribe("crm", *inbound.CUSTOMERS)
     def on_customer(self, event: Event) -> None:
         """A customer was created, changed, merged, erased, may leave, or is to be cared for."""
-        inbound.learn(self.facts, event)
         if event.type == inbound.ERASED:
+            # Before the profile forgets the numbers.
+            customer = parse_name(
+                "customer", "customers", event.message(crm.CustomerErased).customer.customer
+            )
+            known = MongoStore().profile(customer)
+            erase(customer, known.numbers if known is not None else ())
             eventlog.forget(get_db(), event.subject)
+        inbound.learn(self.facts, event)
         self.segments().heard(event)
 
     @subscribe("tickets", *inbound.TICKETS)

@@ -128,9 +128,11 @@ LEADS = Kind(
 )
 PARTNERS = Kind("partners", PartnerNotFound)
 SURVEYS = Kind("surveys", SurveyNotFound)
-RESPONSES = Kind("survey_responses", ResponseNotFound, ["survey", "-_id"], ["survey", "completed_at"])
+RESPONSES = Kind(
+    "survey_responses", ResponseNotFound, ["survey", "-_id"], ["survey", "completed_at"], ["customer"]
+)
 CONTACT_LISTS = Kind("contact_lists", ContactListNotFound, ["state"], resource="contactLists")
-#: People to call. keys: list, number, state, priority, due, token.
+#: People to call. keys: list, number, customer, state, priority, due, token.
 CONTACTS = Kind(
     "contacts",
     ContactNotFound,
@@ -139,6 +141,7 @@ CONTACTS = Kind(
     ["state", "list", "-rank", "due"],
     ["holder", "state"],
     ["token"],
+    ["customer"],
 )
 ATTEMPTS = Kind("attempts", ContactNotFound, ["list", "at"])
 FORBIDDEN = Kind("forbidden_numbers", NumberNotForbidden)

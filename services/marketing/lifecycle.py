@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
-from chassis.lifecycle import DataClass, Held, Lifecycle, Rule, of_documents, technical
+from typing import TYPE_CHECKING, Any
+
+from chassis.lifecycle import DataClass, Held, Lifecycle, Migration, Rule, of_documents, technical
 from marketing.kinds import ALL_DOCUMENTS
+
+if TYPE_CHECKING:
+    from pymongo.database import Database
 
 #: Class and rule of each collection.
 _CLASSES: dict[tuple[DataClass, Rule], tuple[str, ...]] = {
@@ -60,10 +65,30 @@ def _held() -> tuple[Held, ...]:
     )
 
 
+def _name_customers(database: Database[dict[str, Any]], apply: bool) -> int:
+    """Contacts and survey responses get the key by which an erasure finds them."""
+    count = 0
+    for name in ("contacts", "survey_responses"):
+        wanted = {"keys.customer": {"$exists": False}, "content.resource.customer": {"$gt": ""}}
+        if not apply:
+            count += database[name].count_documents(wanted)
+            continue
+        change = [{"$set": {"keys.customer": "$content.resource.customer"}}]
+        count += database[name].update_many(wanted, change).modified_count
+    return count
+
+
 HELD: tuple[Held, ...] = (*_held(), *technical())
 LIFECYCLE = Lifecycle(
     service="marketing",
     held=HELD,
+    migrations=(
+        Migration(
+            id="2026-11-22-marketing-customers-by-key",
+            what="contacts and survey responses are found by their customer, for an erasure",
+            run=_name_customers,
+        ),
+    ),
     acts=frozenset(
         {
             "marketing.campaigns.run",

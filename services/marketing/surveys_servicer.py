@@ -227,7 +227,7 @@ class SurveyServicer(surveys_pb2_grpc.SurveyServiceServicer):
         )
         stored, _ = self._shelves.insert(
             RESPONSES,
-            Row(id=id, content=_kept(response), keys={"survey": row.id}),
+            Row(id=id, content=_kept(response), keys={"survey": row.id, "customer": request.customer}),
             now,
             request_key=key,
             fingerprint=content_fingerprint(request) if key is not None else None,
