@@ -11,7 +11,6 @@ from __future__ import annotations
 import enum
 from collections.abc import Mapping
 from dataclasses import fields
-from operator import attrgetter
 from typing import Any, ClassVar, TypeVar
 
 from mongoengine import (
@@ -427,38 +426,36 @@ _ELSEWHERE = frozenset({"id", "version", "create_time", "update_time"})
 Value = TypeVar("Value")
 
 
-#: What holds nothing but plain values, and most of what an import packs: (names, getter, defaults).
-_FLAT: Mapping[type, tuple[tuple[str, ...], attrgetter[tuple[Any, ...]], tuple[Any, ...]]] = {
-    kind: (
-        tuple(f.name for f in fields(kind)),
-        attrgetter(*(f.name for f in fields(kind))),
-        tuple(f.default for f in fields(kind)),
+_NUMBER, _EMAIL = plain.shape(PhoneNumber, {}), plain.shape(EmailAddress, {})
+_HELD = {"phone_numbers": plain.several(_NUMBER), "email_addresses": plain.several(_EMAIL)}
+_WINDOW = {"weekdays": plain.several(Any), "channels": plain.several(Any)}
+#: What of a customer is stored under names of its own, but for the values of custom fields.
+_lean_customer = plain.lean(
+    plain.shape(
+        Customer,
+        {
+            **_HELD,
+            "external_ids": plain.several(plain.shape(ExternalId, {})),
+            "addresses": plain.several(plain.shape(PostalAddress, {})),
+            "birth_date": plain.shape(BirthDate, {}),
+            "contacts": plain.several(plain.shape(Contact, _HELD)),
+            "quiet_windows": plain.several(plain.shape(QuietWindow, _WINDOW)),
+            "consents": plain.several(plain.shape(Consent, {})),
+            "tags": plain.several(Any),
+        },
+        always=_ENUMS.keys() - {"value_class"},
+        never=_ELSEWHERE,
     )
-    for kind in (PhoneNumber, EmailAddress, ExternalId, PostalAddress, BirthDate)
-}
+)
 
 
 def _pack(value: Any) -> Any:
     """An object, or several, as stored: plain, without what is as by default."""
     if isinstance(value, tuple):
         return [_pack(item) for item in value]
-    shape = _FLAT.get(type(value))
-    if shape is not None:
-        names, values_of, ordinary = shape
-        values = zip(names, values_of(value), ordinary, strict=True)
-        return {name: own for name, own, default in values if own is not default and own != default}
     if not hasattr(value, "__dataclass_fields__"):
         return plain.builtin(value)
-    packed = plain.without_defaults(type(value), plain.builtin(value))
-    return _pruned(value, packed) if isinstance(value, Contact) else packed
-
-
-def _pruned(contact: Contact, packed: dict[str, Any]) -> dict[str, Any]:
-    """What an object holds in turn is packed alike."""
-    for name in ("phone_numbers", "email_addresses"):
-        if name in packed:
-            packed[name] = _pack(getattr(contact, name))
-    return packed
+    return plain.without_defaults(type(value), plain.builtin(value))
 
 
 def _item(cls: type[Value], raw: Mapping[str, Any]) -> Value:
@@ -478,24 +475,28 @@ def _item(cls: type[Value], raw: Mapping[str, Any]) -> Value:
     return cls(**known)
 
 
-_STORED = tuple(f.name for f in fields(Customer) if f.name not in _ELSEWHERE and f.name != "custom_values")
-_stored_of = attrgetter(*_STORED)
+_STORED = tuple(f.name for f in fields(Customer) if f.name not in _ELSEWHERE)
+_NOTHING = dict.fromkeys((*_STORED, "claims", "terms", "birthday"))
+
+
+def customer_present(customer: Customer) -> dict[str, Any]:
+    """What of a customer is stored under names of its own, its searched fields too."""
+    stored = _lean_customer(customer)
+    if customer.custom_values:
+        stored["custom_values"] = {k: _custom_out(v) for k, v in customer.custom_values.items()}
+    if claims := engine.claims(customer):
+        stored["claims"] = list(claims)
+    if terms := search.terms(customer):
+        stored["terms"] = list(terms)
+    day = customer.birth_date
+    if day is not None:
+        stored["birthday"] = f"{day.month:02}-{day.day:02}"
+    return stored
 
 
 def customer_fields(customer: Customer) -> dict[str, Any]:
-    """What of a customer is stored under names of its own, its searched fields too; None where there is
-    nothing to store.
-    """
-    stored: dict[str, Any] = {}
-    for name, value in zip(_STORED, _stored_of(customer), strict=True):
-        # Texts and nothing, most of them: this runs for every field of every row of an import.
-        stored[name] = (value if type(value) is str else _pack(value)) if value else None
-    stored["custom_values"] = {k: _custom_out(v) for k, v in customer.custom_values.items()} or None
-    stored["claims"] = list(engine.claims(customer)) or None
-    stored["terms"] = list(search.terms(customer)) or None
-    day = customer.birth_date
-    stored["birthday"] = f"{day.month:02}-{day.day:02}" if day is not None else None
-    return stored
+    """As `customer_present`, with None where there is nothing to store."""
+    return {**_NOTHING, **customer_present(customer)}
 
 
 def wire_fields(wire: bytes) -> dict[str, Any]:
@@ -523,7 +524,7 @@ def customer_from_raw(raw: Mapping[str, Any]) -> Customer:
         "create_time": raw.get("created_at"),
         "update_time": raw.get("updated_at"),
     }
-    for name in (*_STORED, "custom_values"):
+    for name in _STORED:
         stored = raw.get(name)
         if stored is None or stored == {}:
             continue
@@ -575,6 +576,18 @@ def audit_fields(entry: AuditEntry) -> dict[str, Any]:
         changes.append({name: value for name, value in told.items() if value})
     stored = {"version": entry.version, "actor": entry.actor, "action": entry.action, "time": entry.time}
     return {**stored, "changes": changes} if changes else stored
+
+
+def first_audit(born: Customer) -> dict[str, Any]:
+    """The audit entry of a customer's creation as it is stored: `audit_fields` of what `engine.create` makes,
+    without making it.
+    """
+    changes = [
+        {"field": name, "old": old, "new": new} if old else {"field": name, "new": new}
+        for name, old, new in engine.first_values(born)
+    ]
+    entry = {"version": 1, "actor": born.creator, "action": engine.CREATE, "time": born.create_time}
+    return {**entry, "changes": changes} if changes else entry
 
 
 def audit_from_raw(raw: Mapping[str, Any]) -> AuditEntry:

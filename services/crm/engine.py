@@ -156,11 +156,13 @@ def normalise(
     fields: Mapping[str, CustomField] = MappingProxyType({}),
     before: Mapping[str, Any] | None = None,
     id: str = "",
+    kept: Mapping[str, Any] = MappingProxyType({}),
 ) -> Customer:
     """The customer as it is kept. InvalidArgument naming every bad field as "customer.…" (rule 1).
 
     `fields` are the declared custom fields, `before` the values that the customer holds of them so far
-    (None for a new one), `id` the id that it is to have; "" the draft's.
+    (None for a new one), `id` the id that it is to have; "" the draft's. `kept` is what the service itself
+    says of it.
     """
     problems = Problems()
     done = evolved(
@@ -180,6 +182,7 @@ def normalise(
         custom_values=schema.check_values(draft.custom_values, before, fields, problems)
         if draft.custom_values or fields
         else {},
+        **kept,
     )
     _check_company_fields(done, problems)
     _check_repeats(done, problems)
@@ -421,6 +424,9 @@ def _check_company_fields(done: Customer, problems: Problems) -> None:
 
 
 def _check_repeats(done: Customer, problems: Problems) -> None:
+    made = _claims_made(done)
+    if len(set(made)) == len(made):
+        return
     seen: dict[str, str] = {}
     for path, claim in claim_paths(done):
         if claim in seen:
@@ -444,11 +450,22 @@ def claim_paths(customer: Customer) -> Iterable[tuple[str, str]]:
         yield from of(f"customer.contacts[{index}]", contact)
 
 
+def _claims_made(customer: Customer) -> list[str]:
+    """The claims of `claim_paths`: without the paths, which cost more than they do."""
+    made: list[str] = []
+    holders: tuple[Customer | Contact, ...] = (customer, *customer.contacts)
+    for holder in holders:
+        made += [identity.claim_of_number(number.number) for number in holder.phone_numbers]
+        made += [identity.claim_of_email(email.address) for email in holder.email_addresses]
+    made += [identity.claim_of_external(external.system, external.id) for external in customer.external_ids]
+    return made
+
+
 def claims(customer: Customer) -> tuple[str, ...]:
     """What the customer owns now (rule 2), sorted."""
     if customer.state is not State.ACTIVE:
         return ()
-    return tuple(sorted({claim for _, claim in claim_paths(customer)}))
+    return tuple(sorted(set(_claims_made(customer))))
 
 
 def owned_numbers(customer: Customer) -> tuple[str, ...]:
@@ -478,6 +495,8 @@ def claim_taken(customer: Customer, owners: Mapping[str, str]) -> ClaimTaken | N
     return None
 
 
+#: What creating a customer is called in its audit trail.
+CREATE = "CREATE"
 #: What a customer was before it was created.
 _NOBODY = Customer()
 
@@ -503,19 +522,24 @@ def evolved(customer: Customer, **changes: Any) -> Customer:
     return new
 
 
+def birth(actor: str, now: datetime) -> dict[str, Any]:
+    """What the service says of a customer's first version."""
+    return {
+        "state": State.ACTIVE,
+        "version": 1,
+        "create_time": now,
+        "update_time": now,
+        "creator": actor,
+        "updater": actor,
+    }
+
+
 def create(customer: Customer, id: str, actor: str, now: datetime) -> Change:
     """The first version of a normalised customer."""
-    born = evolved(
-        customer,
-        id=id,
-        state=State.ACTIVE,
-        version=1,
-        create_time=now,
-        update_time=now,
-        creator=actor,
-        updater=actor,
-    )
-    return Change(customer=born, audit=_audit(born, _NOBODY, "CREATE", actor, now))
+    born = evolved(customer, id=id, **birth(actor, now))
+    changes = tuple(FieldChange(field=name, old=old, new=new) for name, old, new in first_values(born))
+    audit = AuditEntry(version=1, actor=actor, action=CREATE, time=now, changes=changes)
+    return Change(customer=born, audit=audit)
 
 
 def update(current: Customer, desired: Customer, actor: str, now: datetime) -> Change | None:
@@ -641,6 +665,22 @@ def _change(before: Customer, after: Customer, action: str, actor: str, now: dat
 
 _AUDITED = (*WRITABLE, "consents", "state", "merged_into")
 _audited_of = attrgetter(*_AUDITED)
+_audited_of_nobody = _audited_of(_NOBODY)
+
+
+def first_values(born: Customer) -> list[tuple[str, str, str]]:
+    """(field, JSON before, JSON after) of everything that makes a new customer another than nobody."""
+    names: list[tuple[str, Any]] = []
+    values: list[Any] = []
+    for name, old, new in zip(_AUDITED, _audited_of_nobody, _audited_of(born), strict=True):
+        if old is not new and old != new:
+            names.append((name, old))
+            values.append(new)
+    told = plain.json_texts(values)
+    return [
+        (name, _value_json(old) if old else "", text[:AUDIT_VALUE_CHARACTERS_MAX])
+        for (name, old), text in zip(names, told, strict=True)
+    ]
 
 
 def _audit(after: Customer, before: Customer, action: str, actor: str, now: datetime) -> AuditEntry:

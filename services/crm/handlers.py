@@ -28,6 +28,7 @@ from chassis.ids import new_id
 from chassis.mongo import retry_conflicts
 from crm import consent, convert, engine, glance, identity, import_store, schema, search, timeline
 from crm.duplicates import Pair, probable
+from crm.import_store import NewRow, ReadyRow
 from crm.model import (
     AuditEntry,
     Channel,
@@ -132,6 +133,22 @@ def e164(field: str, text: str, country: str) -> str:
         raise InvalidArgument(field=field, why=str(why)) from None
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Occasion:
+    """What rows of a file that are decided together have in common."""
+
+    #: Who brings them.
+    actor: str
+    #: What numbers without a country belong to.
+    country: str
+    #: Business time.
+    now: datetime
+    #: The custom fields as declared.
+    fields: Mapping[str, CustomField]
+    #: The trace that they belong to.
+    traceparent: str | None
+
+
 class Customers:
     """Writing customers. Everything here blocks."""
 
@@ -154,12 +171,38 @@ class Customers:
         return [next(stored) if isinstance(item, NewCustomer) else item for item in decided]
 
     def decide(self, wanted: Create, actor: str) -> NewCustomer:
-        """What `import_many` is to store, decided and not stored yet."""
-        return self._store.ready(self._decide_new(wanted, actor))
+        """What is to be stored, decided and not stored yet."""
+        return self._decide_new(wanted, actor)
 
-    def import_many(self, new: Sequence[NewCustomer]) -> list[Customer | CallmeshError]:
-        """Stores rows of a file, in order, with the error where one failed."""
-        return self._store.import_many(new)
+    def occasion(self, actor: str, country: str) -> Occasion:
+        """For rows that are decided together, here and now."""
+        return Occasion(
+            actor=actor,
+            country=default_country(country, self._policy),
+            now=self._clock.now(),
+            fields=self._fields.of({}),
+            traceparent=telemetry.current_traceparent(),
+        )
+
+    def ready(self, draft: Customer, id: str, origin: str, occasion: Occasion) -> ReadyRow:
+        """What `import_many` is to store of a row: the same as `decide` makes, in one go and for a third."""
+        now, actor = occasion.now, occasion.actor
+        fields = self._fields.of(draft.custom_values) if draft.custom_values else occasion.fields
+        kept = engine.birth(actor, now)
+        born = engine.normalise(draft, occasion.country, now.date(), fields, id=id, kept=kept)
+        self._check_company(born)
+        event_id = import_store.event_id(origin)
+        told = convert.created_envelope(born, actor, now, event_id, occasion.traceparent)
+        wire = convert.customer_wire(born)
+        return self._store.ready(NewRow(customer=born, told=told.decode(), wire=wire, origin=origin))
+
+    def import_many(
+        self, rows: Sequence[ReadyRow], again: Callable[[int], NewCustomer]
+    ) -> list[CallmeshError | None]:
+        """Stores rows of a file, in order; the fault of each, None for a good one. `again` decides one again,
+        by its place.
+        """
+        return self._store.import_many(rows, again)
 
     def check_many(self, new: Sequence[NewCustomer]) -> list[Customer | CallmeshError]:
         """What `import_many` would answer, each for itself; nothing is stored."""

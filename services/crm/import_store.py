@@ -16,10 +16,12 @@ its row, so what is told twice is recognised.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
+import bson
+from bson.raw_bson import RawBSONDocument
 from pymongo.errors import BulkWriteError
 from pymongo.write_concern import WriteConcern
 
@@ -42,32 +44,72 @@ _ORIGIN_CHARACTERS_MAX = 100
 _MAJORITY = WriteConcern(w="majority")
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class NewRow:
+    """A customer that a row of a file makes: what of a `NewCustomer` is written, and nothing else."""
+
+    #: Its first version.
+    customer: Customer
+    #: The event of its creation.
+    told: str
+    #: As of `NewCustomer`.
+    wire: bytes
+    #: As of `NewCustomer`, never "".
+    origin: str
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ReadyRow:
+    """A `NewRow` as `Store.ready` leaves it, in the room of a few texts: thousands wait for their writer, and
+    objects that wait are what the garbage collector looks at.
+    """
+
+    #: The customer's id.
+    id: str
+    #: As of `NewRow`.
+    told: str
+    #: As of `NewRow`.
+    origin: str
+    #: What is stored, in the store's own form.
+    kept: Any
+
+
 def event_id(origin: str) -> str:
     """The id of the event of a row's creation, the same however often the row is applied."""
     return f"import:{origin}" if len(origin) <= _ORIGIN_CHARACTERS_MAX else stable_id("import", origin)
 
 
-def ready_document(new: NewCustomer, *, told: bool = True) -> dict[str, Any]:
+def ready_document(new: NewCustomer) -> dict[str, Any]:
     """A new customer as it lies in MongoDB, made without the mapper's objects: they cost more than all the
-    rest of an import together. `told` False: its events lie elsewhere.
+    rest of a list of them.
     """
-    customer = new.change.customer
-    values: dict[str, Any] = {
-        "_id": customer.id,
+    document = _document(new.change.customer, new.wire, docs.audit_fields(new.change.audit))
+    if new.request_key is not None:
+        document["request_key"] = new.request_key
+        if new.fingerprint is not None:
+            document["request_fingerprint"] = new.fingerprint
+    if new.origin:
+        document["origin"] = new.origin
+    if new.events:
+        document["outbox"] = [pending_entry(event) for event in new.events]
+        document["outbox_since"] = datetime.now(UTC)
+    return document
+
+
+def _document(born: Customer, wire: bytes, audit: dict[str, Any]) -> dict[str, Any]:
+    """What every new customer has."""
+    document = {
+        "_id": born.id,
         "version": 1,
-        "request_key": new.request_key,
-        "request_fingerprint": new.fingerprint if new.request_key else None,
-        "created_at": customer.create_time,
-        "updated_at": customer.update_time,
-        **docs.customer_fields(customer),
-        **docs.wire_fields(new.wire),
-        "origin": new.origin or None,
-        "audit": [docs.audit_fields(new.change.audit)],
+        "created_at": born.create_time,
+        "updated_at": born.update_time,
+        **docs.customer_present(born),
+        "audit": [audit],
     }
-    if told and new.events:
-        values["outbox"] = [pending_entry(event) for event in new.events]
-        values["outbox_since"] = datetime.now(UTC)
-    return {name: value for name, value in values.items() if value is not None}
+    for name, value in docs.wire_fields(wire).items():
+        if value is not None:
+            document[name] = value
+    return document
 
 
 def insert_ready(documents: Sequence[Mapping[str, Any]]) -> set[int]:
@@ -97,37 +139,43 @@ class MongoImportStore:
     #: Inserts one customer the long way, which finds out what is in its way.
     _outcome: Callable[[NewCustomer], Customer | CallmeshError]
 
-    def ready(self, new: NewCustomer) -> NewCustomer:
-        return replace(new, ready=ready_document(new, told=False))
+    def ready(self, row: NewRow) -> ReadyRow:
+        document = _document(row.customer, row.wire, docs.first_audit(row.customer))
+        document["origin"] = row.origin
+        # As bytes at once, while all of it is at hand in the processor.
+        return ReadyRow(id=row.customer.id, told=row.told, origin=row.origin, kept=bson.encode(document))
 
-    def import_many(self, new: Sequence[NewCustomer]) -> list[Customer | CallmeshError]:
-        batches = [_Batch(entries) for entries in _entries(new)]
+    def import_many(
+        self, rows: Sequence[ReadyRow], again: Callable[[int], NewCustomer]
+    ) -> list[CallmeshError | None]:
+        batches = [_Batch(entries) for entries in _entries(rows)]
         for batch in batches:
             batch.open()
-        clashed = insert_ready([item.ready or ready_document(item, told=False) for item in new])
-        before = self._stored_before([new[index] for index in clashed])
-        outcomes: list[Customer | CallmeshError] = [
-            self._outcome(item)
-            if index in clashed and item.change.customer.id not in before
-            else item.change.customer
-            for index, item in enumerate(new)
-        ]
+        clashed = insert_ready([RawBSONDocument(row.kept) for row in rows])
+        before = self._stored_before([rows[place] for place in clashed])
+        faults: list[CallmeshError | None] = [None] * len(rows)
+        for place in sorted(clashed):
+            if rows[place].origin not in before:
+                outcome = self._outcome(again(place))
+                faults[place] = outcome if isinstance(outcome, CallmeshError) else None
         failed = {
-            event_id(item.origin)
-            for item, outcome in zip(new, outcomes, strict=True)
-            if isinstance(outcome, CallmeshError) or before.get(item.change.customer.id) is State.ERASED
+            event_id(row.origin)
+            for row, fault in zip(rows, faults, strict=True)
+            if fault is not None or before.get(row.origin) is State.ERASED
         }
         for batch in batches:
             batch.close(failed)
-        return outcomes
+        return faults
 
-    def _stored_before(self, met: Sequence[NewCustomer]) -> dict[str, State]:
-        """Customers that the same row made, when it was applied before, and how they stand."""
+    def _stored_before(self, met: Sequence[ReadyRow]) -> dict[str, State]:
+        """Rows that were stored when they were applied before, by their origin, and how their customers
+        stand.
+        """
         if not met:
             return {}
-        origins = {item.change.customer.id: item.origin for item in met}
-        found = _customers().find({"_id": {"$in": list(origins)}}, {"origin": 1, "state": 1})
-        return {raw["_id"]: State(raw["state"]) for raw in found if raw.get("origin") == origins[raw["_id"]]}
+        origins = {row.origin for row in met}
+        found = _customers().find({"_id": {"$in": list({row.id for row in met})}}, {"origin": 1, "state": 1})
+        return {raw["origin"]: State(raw["state"]) for raw in found if raw.get("origin") in origins}
 
     def finish_imports(self, older_than: datetime) -> int:
         left = list(_imported().find({"opened": {"$lt": older_than}}).sort("opened", 1).limit(FINISH_MAX))
@@ -155,18 +203,17 @@ class MongoImportStore:
             )
 
 
-def _entries(new: Sequence[NewCustomer]) -> Iterator[list[dict[str, Any]]]:
+def _entries(rows: Sequence[ReadyRow]) -> Iterator[list[dict[str, Any]]]:
     """What the rows tell, in documents that are not too large."""
     entries: list[dict[str, Any]] = []
     size = 0
-    for item in new:
-        for event in item.events:
-            entry = {**pending_entry(event), "customer": item.change.customer.id}
-            size += len(entry["event"].encode())
-            if size > EVENTS_BYTES_MAX and entries:
-                yield entries
-                entries, size = [], len(entry["event"].encode())
-            entries.append(entry)
+    for row in rows:
+        more = len(row.told.encode())
+        size += more
+        if size > EVENTS_BYTES_MAX and entries:
+            yield entries
+            entries, size = [], more
+        entries.append({"id": event_id(row.origin), "event": row.told, "customer": row.id})
     if entries:
         yield entries
 

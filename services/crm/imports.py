@@ -29,6 +29,7 @@ from chassis.errors import (
 from chassis.ids import check_id, new_id, stable_id
 from crm import engine, rows
 from crm.handlers import Create, Customers
+from crm.import_store import ReadyRow
 from crm.model import Customer
 from crm.records import Raw, Records
 from crm.rows import Mapped, Record
@@ -172,64 +173,81 @@ class Imports:
 
     # --- what `_Feeding` uses ---
 
-    def prepared(self, job: Raw, records: Sequence[Record], actor: str) -> list[NewCustomer | CallmeshError]:
-        """The rows as decided: to be stored, or refused."""
-        custom = self._customers.declared_fields()
-        mappings = [Mapped(**m) for m in job.get("mappings", ())]
-        done: list[NewCustomer | CallmeshError] = []
+    def prepared(
+        self, job: Raw, records: Sequence[Record], actor: str
+    ) -> list[ReadyRow | NewCustomer | CallmeshError]:
+        """The rows as decided: to be stored (in a dry run to be looked at), or refused."""
+        occasion = self._customers.occasion(actor, job.get("default_country") or "")
+        mappings = _mappings(job)
+        dry = bool(job.get("dry_run"))
+        done: list[ReadyRow | NewCustomer | CallmeshError] = []
         for record in records:
             try:
-                done.append(self._customers.decide(self._create(job, record, mappings, custom), actor))
+                if dry:
+                    done.append(self._decided(job, record, actor))
+                    continue
+                id, draft = _drafted(job, record, mappings, occasion.fields)
+                origin = f"{job['_id']}:{record.line}"
+                done.append(self._customers.ready(draft, id, origin, occasion))
             except CallmeshError as error:
                 done.append(error)
         return done
 
-    def _create(
-        self, job: Raw, record: Record, mappings: Sequence[Mapped], custom: Mapping[str, Any]
-    ) -> Create:
-        if record.values is None:
-            raise rows.BadRow(field="", why=record.fault)
-        id, draft = rows.customer_of(rows.by_path(record.values, mappings), custom)
-        return Create(
+    def _decided(self, job: Raw, record: Record, actor: str) -> NewCustomer:
+        """A row with everything that was decided about it."""
+        id, draft = _drafted(job, record, _mappings(job), self._customers.declared_fields())
+        wanted = Create(
             draft=draft,
-            id=check_id("id", id) if id else stable_id("import-row", job["_id"], record.line),
+            id=id,
             default_country=job.get("default_country") or "",
             origin=f"{job['_id']}:{record.line}",
         )
+        return self._customers.decide(wanted, actor)
 
     def write(
-        self, job: Raw, decided: Sequence[NewCustomer | CallmeshError], actor: str
+        self,
+        job: Raw,
+        records: Sequence[Record],
+        decided: Sequence[ReadyRow | NewCustomer | CallmeshError],
+        actor: str,
     ) -> list[CallmeshError | None]:
         """Stores what is to be stored (a dry run checks it); the fault of each row, None for a good one."""
-        new = [item for item in decided if isinstance(item, NewCustomer)]
-        dry = bool(job.get("dry_run"))
-        stored = iter(self._customers.check_many(new) if dry else self._customers.import_many(new))
-        faults: list[CallmeshError | None] = []
-        for item in decided:
-            outcome = next(stored) if isinstance(item, NewCustomer) else item
-            if isinstance(outcome, CallmeshError) and isinstance(item, NewCustomer):
-                outcome = self._again(job, item, outcome, actor)
-            faults.append(outcome if isinstance(outcome, CallmeshError) else None)
+        good = [place for place, item in enumerate(decided) if not isinstance(item, CallmeshError)]
+
+        def again(place: int) -> NewCustomer:
+            return self._decided(job, records[good[place]], actor)
+
+        outcomes: Sequence[Customer | CallmeshError | None]
+        if job.get("dry_run"):
+            outcomes = self._customers.check_many([i for i in decided if isinstance(i, NewCustomer)])
+        else:
+            outcomes = self._customers.import_many([i for i in decided if isinstance(i, ReadyRow)], again)
+        faults = [item if isinstance(item, CallmeshError) else None for item in decided]
+        for number, outcome in enumerate(outcomes):
+            if isinstance(outcome, CallmeshError):
+                faults[good[number]] = self._again(job, partial(again, number), outcome, actor)
         return faults
 
-    def _again(self, job: Raw, new: NewCustomer, error: CallmeshError, actor: str) -> Any:
-        """What a conflict comes to: to be updated, or refused."""
-        customer = new.change.customer
-        owner = str(error.values.get("owner") or "").removeprefix("customers/")
-        if not owner and isinstance(error, AlreadyExists):
-            owner = customer.id
-        if not job.get("update_existing") or not owner:
+    def _again(
+        self, job: Raw, decide: Callable[[], NewCustomer], error: CallmeshError, actor: str
+    ) -> CallmeshError | None:
+        """What a conflict comes to: updated (None), or refused."""
+        if not job.get("update_existing") or not isinstance(error, AlreadyExists):
             return error
+        # Whose the id is, or the claim.
+        owner = str(error.values.get("resource") or "").removeprefix("customers/")
+        wanted = decide().change.customer
         dry = bool(job.get("dry_run"))
         try:
-            return self._customers.update(owner, lambda current: _updated(current, customer), actor, dry=dry)
+            self._customers.update(owner, lambda current: _updated(current, wanted), actor, dry=dry)
         except CallmeshError as failed:
             return failed
+        return None
 
     def apply_others(self, job: Raw, records: Sequence[Record], actor: str) -> list[CallmeshError | None]:
         """Rows of other kinds than customers, one by one."""
         apply = self._appliers[job["row_kind"]]
-        mappings = [Mapped(**m) for m in job.get("mappings", ())]
+        mappings = _mappings(job)
         faults: list[CallmeshError | None] = []
         for record in records:
             try:
@@ -263,6 +281,20 @@ class Imports:
             return {"good_rows": good, "bad_rows": total, **moved, **state}
 
         return self._records.update(job["_id"], edit)
+
+
+def _mappings(job: Raw) -> list[Mapped]:
+    return [Mapped(**m) for m in job.get("mappings", ())]
+
+
+def _drafted(
+    job: Raw, record: Record, mappings: Sequence[Mapped], custom: Mapping[str, Any]
+) -> tuple[str, Customer]:
+    """(the id that the row's customer is to have, the customer as drafted)."""
+    if record.values is None:
+        raise rows.BadRow(field="", why=record.fault)
+    id, draft = rows.customer_of(rows.by_path(record.values, mappings), custom)
+    return check_id("id", id) if id else stable_id("import-row", job["_id"], record.line), draft
 
 
 def _updated(current: Customer, wanted: Customer) -> Customer:
@@ -485,7 +517,7 @@ class _Feeding:
         if self._job["row_kind"] != "CUSTOMER":
             return partial(self._imports.apply_others, self._job, batch, self._actor)
         decided = self._imports.prepared(self._job, batch, self._actor)
-        return partial(self._imports.write, self._job, decided, self._actor)
+        return partial(self._imports.write, self._job, batch, decided, self._actor)
 
     def _in_turn(self, work: Callable[[], list[CallmeshError | None]]) -> list[CallmeshError | None]:
         """Done by the writer."""

@@ -13,6 +13,7 @@ from chassis.errors import AlreadyExists, CallmeshError, EtagMismatch, NotFound
 from chassis.idempotency import check_repeat
 from chassis.mongo import PendingEvent
 from crm import engine, search, timeline
+from crm.import_store import NewRow, ReadyRow
 from crm.model import (
     AuditEntry,
     Churn,
@@ -87,13 +88,18 @@ class MemoryStore:
                 done.append(error)
         return done
 
-    def ready(self, new: NewCustomer) -> NewCustomer:
-        return new
+    def ready(self, row: NewRow) -> ReadyRow:
+        return ReadyRow(id=row.customer.id, told=row.told, origin=row.origin, kept=row)
 
-    def import_many(self, new: Sequence[NewCustomer]) -> list[Customer | CallmeshError]:
+    def import_many(
+        self, rows: Sequence[ReadyRow], again: Callable[[int], NewCustomer]
+    ) -> list[CallmeshError | None]:
+        outcomes = self.insert_many([again(place) for place in range(len(rows))])
         return [
-            item.change.customer if self._origins.get(item.change.customer.id) == item.origin else outcome
-            for item, outcome in zip(new, self.insert_many(new), strict=True)
+            outcome
+            if isinstance(outcome, CallmeshError) and self._origins.get(row.id) != row.origin
+            else None
+            for row, outcome in zip(rows, outcomes, strict=True)
         ]
 
     def finish_imports(self, older_than: datetime) -> int:

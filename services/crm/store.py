@@ -7,7 +7,7 @@ the chassis's translation, and nothing is half written: every write is one docum
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Protocol
@@ -28,7 +28,7 @@ from chassis.mongo import (
 from crm import documents as docs
 from crm import engine, timeline
 from crm.coalesce import Coalescer
-from crm.import_store import MongoImportStore, insert_ready, ready_document
+from crm.import_store import MongoImportStore, NewRow, ReadyRow, insert_ready, ready_document
 from crm.model import (
     AuditEntry,
     Churn,
@@ -90,8 +90,6 @@ class NewCustomer:
     wire: bytes = b""
     #: Which row of which import made it; "" none.
     origin: str = ""
-    #: What `Store.ready` made of it; None when nobody asked.
-    ready: Mapping[str, Any] | None = None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -127,13 +125,16 @@ class Store(Protocol):
     def insert_many(self, new: Sequence[NewCustomer]) -> list[Customer | CallmeshError]:
         """Each as by `insert`, in order, with the error where one failed."""
 
-    def ready(self, new: NewCustomer) -> NewCustomer:
+    def ready(self, row: NewRow) -> ReadyRow:
         """With all that can be done for its `import_many` beforehand: whoever writes has less to do."""
 
-    def import_many(self, new: Sequence[NewCustomer]) -> list[Customer | CallmeshError]:
-        """As `insert_many`, for rows of a file (`NewCustomer.origin`, from which the id of the one event
-        follows): one that was stored before counts as stored, and what all of them tell lies together. What
-        is left behind by a process that died here is told by `finish_imports`.
+    def import_many(
+        self, rows: Sequence[ReadyRow], again: Callable[[int], NewCustomer]
+    ) -> list[CallmeshError | None]:
+        """As `insert_many`, for rows of a file (`origin`, from which the id of the one event follows): one
+        that was stored before counts as stored, and what all of them tell lies together. What is left behind
+        by a process that died here is told by `finish_imports`. The fault of each row, None for a good one;
+        `again` decides one again, by its place, when it meets another's id or claim.
         """
 
     def finish_imports(self, older_than: datetime) -> int:
