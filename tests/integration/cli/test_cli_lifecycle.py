@@ -15,6 +15,8 @@ pytestmark = pytest.mark.integration
 
 app = typer.Typer()
 app.command()(lifecycle.migrate)
+aged = typer.Typer()
+aged.command()(lifecycle.retention)
 
 
 def test_what_a_release_lacks_is_told_and_made(
@@ -57,3 +59,18 @@ def test_nothing_to_do_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
     for words in ([], ["--apply"]):
         done = CliRunner().invoke(app, words)
         assert (done.exit_code, done.output) == (0, "nothing to do\n")
+
+
+def test_what_is_too_old_is_counted_and_removed_only_when_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What each service is asked, and what is said of its answer; removing itself: test_chassis_audit.py."""
+    asked: list[tuple[str, ...]] = []
+
+    def ask(service: str, uri: str, *flags: str, seconds: float = 0.0) -> Any:
+        asked.append((service, *flags))
+        return {"acts": 3} if service == "crm" else {}
+
+    monkeypatch.setenv("MONGO_URI", "mongodb://none.invalid")
+    monkeypatch.setattr(lifecycle, "ask", ask)
+    assert CliRunner().invoke(aged, []).output == "crm.acts: 3 too old\n"
+    assert CliRunner().invoke(aged, ["--apply"]).output == "crm.acts: 3 removed\n"
+    assert [flag for _, flag in asked] == ["--aged"] * 4 + ["--prune"] * 4
