@@ -34,7 +34,8 @@ def test_an_erasure_reaches_the_services_own_log(service: str, monkeypatch: pyte
     monkeypatch.setattr(consumers, "get_db", lambda: service)
     monkeypatch.setattr(consumers.eventlog, "forget", lambda *asked: forgotten.append(asked))
     # What else it does with it is for the service's own tests.
-    monkeypatch.setattr(consumers, "forget", MagicMock(), raising=False)
+    for part in ("forget", "erase", "MongoStore"):
+        monkeypatch.setattr(consumers, part, MagicMock(), raising=False)
     consumer = getattr(consumers, name)
     for part in ("use", "facts", "segments", "webhooks"):
         monkeypatch.setattr(consumer, part, MagicMock(), raising=False)
