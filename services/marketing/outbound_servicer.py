@@ -392,6 +392,7 @@ class OutboundServicer(outbound_pb2_grpc.OutboundServiceServicer):
             if later is None and (contact.customer in tired or self._complains(contact, profile)):
                 later = now + AGAIN
             if later is not None:
+                # A holder whose lease has ended may still report, but not renew.
                 self._try(contact_row(row, contact, list_id, later))
                 continue
             contact.state = P.CONTACT_STATE_LEASED
@@ -485,43 +486,49 @@ class OutboundServicer(outbound_pb2_grpc.OutboundServiceServicer):
         now = self._clock.now()
         until = now + timedelta(seconds=seconds)
         response = P.RenewContactsResponse()
-        lets: dict[str, bool] = {}
+        called: dict[str, Any] = {}
         for list_id, id in names:
-            if request.calling and list_id not in lets:
-                lets[list_id] = self._may_call(list_id)
-            if not lets.get(list_id, True):
+            if request.calling and list_id not in called:
+                called[list_id] = self._called(list_id)
+            row = self._held(list_id, id, holder, now)
+            if row is None:
                 continue
-            kept = self._keep(list_id, id, holder, now, until, calling=request.calling)
-            if kept is not None:
-                response.contacts.append(kept)
+            contact = self._contact(row)
+            if request.calling and not self._may_call(called[list_id], contact, now):
+                continue
+            contact.lease_expire_time.FromDatetime(until)
+            if self._try(contact_row(row, contact, list_id, until)):
+                response.contacts.append(contact)
         return response
 
-    def _may_call(self, list_id: str) -> bool:
-        """Whether a list is called just now."""
+    def _called(self, list_id: str) -> Any:
+        """A list that is called just now, else None."""
         if self._courtesy().halted:
-            return False
+            return None
         try:
             row = self._shelves.get(CONTACT_LISTS, list_id)
         except NotFound:
-            return False
-        return row.keys["state"] == P.CONTACT_LIST_STATE_RUNNING and self._campaign_lets(row)
+            return None
+        runs = row.keys["state"] == P.CONTACT_LIST_STATE_RUNNING and self._campaign_lets(row)
+        return self._lists.shown(row) if runs else None
 
-    def _keep(
-        self, list_id: str, id: str, holder: str, now: datetime, until: datetime, *, calling: bool
-    ) -> Any:
-        """The contact with its new lease; None for one that the holder has not, or may not call."""
+    def _may_call(self, call_list: Any, contact: Any, now: datetime) -> bool:
+        """Whether somebody who was handed out may still be called: what may have changed within a minute."""
+        if call_list is None:
+            return False
+        profile = self._people([contact]).get(contact.customer)
+        return not self._blocked(call_list, contact, profile, now)
+
+    def _held(self, list_id: str, id: str, holder: str, now: datetime) -> Row | None:
+        """A contact that the holder has; None where another has it, or nobody."""
         try:
             row = self._shelves.get(CONTACTS, id)
         except NotFound:
             return None
         contact = self._contact(row)
-        held = contact.state == P.CONTACT_STATE_LEASED and contact.holder == holder and row.keys["due"] > now
-        if not held or row.keys["list"] != list_id:
-            return None
-        if calling and forbidden(self._shelves, contact.number):
-            return None
-        contact.lease_expire_time.FromDatetime(until)
-        return contact if self._try(contact_row(row, contact, list_id, until)) else None
+        mine = contact.state == P.CONTACT_STATE_LEASED and contact.holder == holder
+        held = mine and convert.moment(contact.lease_expire_time) > now and row.keys["list"] == list_id
+        return row if held else None
 
     def ReturnContacts(self, request: P.ReturnContactsRequest, context: Any) -> P.ReturnContactsResponse:
         """Gives contacts back uncalled."""

@@ -348,10 +348,32 @@ async def test_a_lease_is_renewed_by_its_holder_while_it_holds(world: World) -> 
     # What has ended is nobody's, and another may have it by now.
     world.clock.advance(601)
     assert not (await renew()).contacts
+    # Not even where it was put off till the morning when another asked in the night.
+    world.clock.advance(9 * 3_600)
+    assert not (await world.outbound.NextContacts(other)).contacts
+    assert not (await renew()).contacts
     for seconds in (9, 3_601, -1):
         assert (await refused(renew(seconds=seconds)))[2] == ["lease_seconds"]
     empty = outbound_pb2.RenewContactsRequest(holder="agent-1")
     assert (await refused(world.outbound.RenewContacts(empty)))[2] == ["contacts"]
+
+
+async def test_who_refuses_calls_after_being_handed_out_is_not_called(world: World) -> None:
+    world.store.save_profile(Profile(customer="c1", crm_version=1))
+    contact = outbound_pb2.Contact(number="+8613800138000", customer="customers/c1")
+    name = await outbound_list(world)
+
+    async def batch() -> AsyncIterator[outbound_pb2.ImportContactsRequest]:
+        yield outbound_pb2.ImportContactsRequest(parent=name, contacts=[contact])
+
+    await world.outbound.ImportContacts(batch())
+    ask = outbound_pb2.NextContactsRequest(holder="agent-1", max_contacts=10)
+    (handed,) = (await world.outbound.NextContacts(ask)).contacts
+    calling = outbound_pb2.RenewContactsRequest(holder="agent-1", contacts=[handed.name], calling=True)
+    assert len((await world.outbound.RenewContacts(calling)).contacts) == 1
+    refusing = frozenset({Channel.VOICE})
+    world.store.save_profile(Profile(customer="c1", refused_channels=refusing, crm_version=2))
+    assert not (await world.outbound.RenewContacts(calling)).contacts
 
 
 async def halted(world: World, stop: bool) -> None:
