@@ -165,8 +165,8 @@ def findings(database: Database[dict[str, Any]], lifecycle: Lifecycle) -> Iterat
             yield from _index_findings(database, held)
     done = {each["_id"] for each in database[MIGRATIONS].find({}, {"_id": 1})}
     for migration in lifecycle.migrations:
-        if migration.id not in done:
-            count = migration.run(database, False)
+        # Where there is nothing to bring forward (a new installation), there is nothing to tell.
+        if migration.id not in done and (count := migration.run(database, False)):
             yield Finding(
                 what=f"migration {migration.id}: {migration.what} ({count})", do="callmesh migrate --apply"
             )

@@ -148,3 +148,23 @@ def test_a_migration_runs_once_and_again_only_when_it_broke() -> None:
         list(lifecycle.apply(store, table))
     assert list(lifecycle.apply(store, table)) == ["migration 2026-11-one: 3 changed"]
     assert list(lifecycle.apply(store, table)) == [] and runs == [True, True]
+
+
+@pytest.mark.parametrize("count", [0, 2])
+def test_a_migration_is_told_of_where_it_would_change_something(count: int) -> None:
+    step = lifecycle.Migration(id="2026-11-one", what="older rows", run=lambda _, __: count)
+    table = lifecycle.Lifecycle(service="x", held=(), migrations=(step,))
+
+    class Empty(dict[str, Any]):
+        def list_collection_names(self) -> list[str]:
+            return []
+
+        def __missing__(self, name: str) -> Any:
+            return self
+
+        def find(self, *_: Any) -> list[Any]:
+            return []
+
+    store: Any = Empty()
+    told = [finding.what for finding in lifecycle.findings(store, table)]
+    assert told == (["migration 2026-11-one: older rows (2)"] if count else [])
