@@ -477,11 +477,16 @@ def pull_published(cls: type[Aggregate], id: str, event_ids: Iterable[str]) -> N
 
 
 def ensure_indexes(documents: Iterable[type[mongoengine.Document]]) -> None:
-    """Creates missing indexes; StartError when one exists with other options."""
+    """Creates missing indexes; StartError when one exists with other options, or of what there may be one
+    there are two.
+    """
     for document in documents:
         try:
             document.ensure_indexes()
         except OperationFailure as error:
-            raise StartError(
-                f"MongoDB: indexes of {document._get_collection_name()}: {shorten(str(error))}"
-            ) from None
+            why = shorten(str(error))
+            if error.code == DUPLICATE_KEY:
+                # Of which value is not said: it may be a person's.
+                fields = ", ".join((error.details or {}).get("keyPattern") or ())
+                why = f"two documents have the same {fields}: change one of them"
+            raise StartError(f"MongoDB: indexes of {document._get_collection_name()}: {why}") from None

@@ -12,13 +12,13 @@ from google.protobuf.field_mask_pb2 import FieldMask
 
 from callmesh.routing.v1 import directory_pb2 as pb
 from chassis.clock import SystemClock
-from chassis.errors import InvalidArgument
+from chassis.errors import InvalidArgument, StartError
 from chassis.mongo import connect, disconnect, ensure_indexes
 from routing.config import RoutingSettings
 from routing.directory_file import apply_directory
 from routing.directory_handlers import DirectoryHandlers
 from routing.directory_kinds import REGION
-from routing.documents import DOCUMENTS
+from routing.documents import DOCUMENTS, RegionDocument
 
 pytestmark = pytest.mark.integration
 POINT = {"latitude": 39.9, "longitude": 116.4}
@@ -148,6 +148,17 @@ def test_regions_exchange_what_they_serve_and_a_removed_one_leaves_it(handlers: 
     assert {id: list(region.served_areas) for id, region in handlers.all_of(REGION).items()} == {
         "beijing": ["CN/北京", "CN/天津"]
     }
+
+
+def test_regions_of_before_that_share_an_area_are_named_by_what_they_share(
+    handlers: DirectoryHandlers,
+) -> None:
+    changes(handlers, whole(regions=[BEIJING, {**BEIJING, "name": "regions/tianjin"}], agents=[]))
+    regions = RegionDocument._get_collection()
+    regions.drop_indexes()
+    regions.update_many({}, {"$set": {"served_areas": ["CN/北京"]}})
+    with pytest.raises(StartError, match="indexes of regions: two documents have the same served_areas"):
+        ensure_indexes(DOCUMENTS)
 
 
 @pytest.mark.parametrize("field", ["served_areas", "served_prefixes"])
