@@ -10,8 +10,10 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 import pytest
+from google.protobuf.timestamp_pb2 import Timestamp
 from pydantic import ValidationError
 
+from callmesh.marketing.v1 import outbound_pb2
 from chassis.client import Dialer
 from chassis.errors import FailedPrecondition, Unavailable
 from chassis.testing import FakeClock
@@ -29,7 +31,7 @@ from routing.planning.dialler import (
     attributes_of,
 )
 from routing.planning.dialler_config import OWN, DiallerSettings, environment_of
-from routing.planning.dialler_main import Outlooks, Peers, call_id_of, hours_of
+from routing.planning.dialler_main import GrpcLists, Outlooks, Peers, call_id_of, hours_of
 from routing.planning.dialler_ports import (
     AgentNow,
     Call,
@@ -546,6 +548,54 @@ async def test_a_forecast_that_was_not_made_is_asked_for_sooner_again(
         running.cancel()
         await asyncio.gather(running, return_exceptions=True)
         await dialer.close()
+
+
+async def test_what_it_asks_of_marketing() -> None:
+    """Lists that run, as their campaign does; reservations in marketing's time; other diallers' contacts."""
+    asked: list[Any] = []
+    held = outbound_pb2.Contact(
+        name="contactLists/l/contacts/c", number="+8613800138000", attempt=2, holder="dialler-north-1",
+        lease_expire_time=Timestamp(seconds=7),
+    )  # fmt: skip
+
+    class Stub:
+        async def ListContactLists(self, request: Any, **_: Any) -> Any:
+            common = {"state": outbound_pb2.CONTACT_LIST_STATE_RUNNING, "queue": "queues/callout"}
+            kinds: list[dict[str, Any]] = [
+                {"name": "runs"}, {"name": "held", "campaign_holds": True},
+                {"name": "other", "queue": "queues/x"},
+                {"name": "paused", "state": outbound_pb2.CONTACT_LIST_STATE_PAUSED},
+            ]  # fmt: skip
+            lists = [outbound_pb2.ContactList(**(common | kind)) for kind in kinds]
+            return outbound_pb2.ListContactListsResponse(contact_lists=lists)
+
+        async def NextContacts(self, request: Any, **_: Any) -> Any:
+            asked.append(request)
+            return outbound_pb2.NextContactsResponse(contacts=[held])
+
+        async def RenewContacts(self, request: Any, **_: Any) -> Any:
+            asked.append(request)
+            return outbound_pb2.RenewContactsResponse(contacts=[held])
+
+        async def ListContacts(self, request: Any, **_: Any) -> Any:
+            mine = outbound_pb2.Contact(holder="dialler-north-2")
+            elsewhere = outbound_pb2.Contact(holder="dialler-northern-1")
+            return outbound_pb2.ListContactsResponse(contacts=[held, mine, elsewhere])
+
+    class Place(Peers):
+        @property
+        def lists(self) -> Any:
+            return Stub()
+
+    lists = GrpcLists(Place(Dialer(), "127.0.0.1:1", "127.0.0.1:1"), "callout", "dialler-north-2", 10.0)
+    assert [each.name for each in await lists.running()] == ["runs"]
+    (person,) = await lists.next(3, frozenset())
+    assert (person.lease_ms, person.attempt, asked[-1].lease_seconds) == (7_000, 2, 900)
+    assert await lists.renew([person.contact], calling=True) == {person.contact: 7_000}
+    assert (asked[-1].lease_seconds, asked[-1].calling) == (LEASE_SECONDS, True)
+    await lists.renew([person.contact], calling=True, talk=False)
+    assert asked[-1].lease_seconds == 900
+    assert await lists.reserved("contactLists/l") == [Reserved(person=person, holder="dialler-north-1")]
 
 
 async def test_a_renewed_certificate_counts_from_the_next_call_on() -> None:
