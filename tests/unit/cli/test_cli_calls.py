@@ -7,6 +7,8 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import grpc
@@ -16,6 +18,7 @@ from typer.testing import CliRunner
 
 from callmesh.common.v1 import common_pb2
 from callmesh.routing.v1 import call_pb2, directory_pb2, directory_pb2_grpc, routing_pb2, routing_pb2_grpc
+from chassis.testing.certificates import Authority
 from cli.calls import calls
 from cli.directory import Refused
 
@@ -61,8 +64,10 @@ class Router(routing_pb2_grpc.RoutingServiceServicer, directory_pb2_grpc.Directo
 
     def __init__(self) -> None:
         self.asked: list[Any] = []
+        self.tokens: list[str] = []
 
     def ListRegions(self, request: Any, context: Any) -> Any:
+        self.tokens.append(dict(context.invocation_metadata()).get("authorization", ""))
         names = ["beijing", "chengdu"] if not request.page_token else ["shanghai"]
         return directory_pb2.ListRegionsResponse(
             regions=[{"name": f"regions/{name}"} for name in names],
@@ -104,20 +109,27 @@ class Router(routing_pb2_grpc.RoutingServiceServicer, directory_pb2_grpc.Directo
         )
 
 
-@pytest.fixture
-def router() -> Iterator[tuple[Router, str]]:
+@contextmanager
+def serving(credentials: grpc.ServerCredentials | None = None) -> Iterator[tuple[Router, str]]:
     """The router and where it is."""
     says = Router()
     with ThreadPoolExecutor(2) as threads:
         server = grpc.server(threads)
         routing_pb2_grpc.add_RoutingServiceServicer_to_server(says, server)
         directory_pb2_grpc.add_DirectoryServiceServicer_to_server(says, server)
-        port = server.add_insecure_port("127.0.0.1:0")
+        at = "127.0.0.1:0"
+        port = server.add_secure_port(at, credentials) if credentials else server.add_insecure_port(at)
         server.start()
         try:
             yield says, f"127.0.0.1:{port}"
         finally:
             server.stop(None).wait()
+
+
+@pytest.fixture
+def router() -> Iterator[tuple[Router, str]]:
+    with serving() as (says, at):
+        yield says, at
 
 
 def run(at: str, *words: str) -> Result:
@@ -206,3 +218,38 @@ def test_what_cannot_be_asked_is_refused_by_name(
 ) -> None:
     with pytest.raises(Refused, match=named):
         run(router[1], *words)
+
+
+def test_it_shows_its_token_and_certificate_and_says_which_is_wrong(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As every command does (`stub_at`): a server that wants a certificate of its own authority."""
+    authority, stranger = Authority(), Authority("somebody else")
+    ours, theirs = authority.write(tmp_path / "server"), stranger.write(tmp_path / "stranger")
+    key, certificate, roots = (Path(ours[f"tls_{name}_file"]).read_bytes() for name in ("key", "cert", "ca"))
+    wanted = grpc.ssl_server_credentials([(key, certificate)], roots, require_client_auth=True)
+    (tmp_path / "token").write_text("signed\n")
+    monkeypatch.delenv("CALLMESH_TOKEN", raising=False)
+    monkeypatch.setenv("CALLMESH_TOKEN_FILE", str(tmp_path / "token"))
+
+    def shown(files: dict[str, str], *names: str) -> None:
+        for name in ("tls_ca_file", "tls_cert_file", "tls_key_file"):
+            monkeypatch.setenv(name.upper(), files[name] if name in names else "")
+
+    with serving(wanted) as (says, at):
+        shown(ours, "tls_ca_file", "tls_cert_file", "tls_key_file")
+        assert "talks" in run(at, "list").stdout
+        assert says.tokens == ["Bearer signed"] * 2
+        for files, names, named in (
+            (ours, (), "wants TLS"),
+            (theirs, ("tls_ca_file",), "of another authority than TLS_CA_FILE"),
+            (ours, ("tls_ca_file",), "a certificate that it knows"),
+            (ours, ("tls_ca_file", "tls_cert_file"), "TLS_CERT_FILE comes with its key"),
+        ):
+            shown(files, *names)
+            with pytest.raises(Refused, match=named):
+                run(at, "list")
+    with serving() as (_, at):
+        shown(ours, "tls_ca_file")
+        with pytest.raises(Refused, match="speaks plain text: unset TLS_CA_FILE"):
+            run(at, "list")
