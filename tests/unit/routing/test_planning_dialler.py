@@ -560,7 +560,10 @@ async def test_what_it_asks_of_marketing() -> None:
 
     class Stub:
         async def ListContactLists(self, request: Any, **_: Any) -> Any:
-            common = {"state": outbound_pb2.CONTACT_LIST_STATE_RUNNING, "queue": "queues/callout"}
+            common: dict[str, Any] = {
+                "state": outbound_pb2.CONTACT_LIST_STATE_RUNNING,
+                "queue": "queues/callout",
+            }
             kinds: list[dict[str, Any]] = [
                 {"name": "runs"}, {"name": "held", "campaign_holds": True},
                 {"name": "other", "queue": "queues/x"},
