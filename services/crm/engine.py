@@ -17,7 +17,7 @@ import zoneinfo
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from datetime import date, datetime
-from functools import cache
+from functools import cache, lru_cache
 from operator import attrgetter
 from types import MappingProxyType
 from typing import Any
@@ -69,6 +69,7 @@ _KEPT = {
 WRITABLE = tuple(f.name for f in fields(Customer) if f.name not in _KEPT)
 
 _REGION = re.compile(r"regions/[A-Za-z0-9._~:\-]{1,128}")
+LANGUAGE_CHARACTERS_MAX = 39
 _LANGUAGE = re.compile(r"[A-Za-z]{2,3}(-[A-Za-z0-9]{1,8}){0,4}")
 _FIRST_BIRTH_YEAR = 1850
 
@@ -211,8 +212,17 @@ def _names(draft: Customer, problems: Problems) -> dict[str, Any]:
 def _language(field: str, tag: str, problems: Problems) -> str:
     if not tag:
         return ""
-    if not _LANGUAGE.fullmatch(tag):
+    # What is longer can be no tag, and is not remembered.
+    cased = _cased_language(tag) if len(tag) <= LANGUAGE_CHARACTERS_MAX else ""
+    if not cased:
         problems.add(field, "must be a BCP 47 tag such as zh-CN")
+    return cased
+
+
+@lru_cache(maxsize=256)
+def _cased_language(tag: str) -> str:
+    """The tag as it is written; "" for none."""
+    if not _LANGUAGE.fullmatch(tag):
         return ""
     primary, *rest = tag.split("-")
     cased = [

@@ -210,7 +210,8 @@ class Mapped:
 def by_path(values: Mapping[str, Any], mappings: Sequence[Mapped]) -> dict[str, Any]:
     """A record's values by path; without mappings its columns are paths. Empty ones are left out."""
     if not mappings:
-        return {path: value for path, value in values.items() if value not in ("", None)}
+        # Most values are texts of a CSV file, where "not empty" is "true".
+        return {path: value for path, value in values.items() if value or value not in ("", None)}
     found = {}
     for mapped in mappings:
         value = values.get(mapped.column)
@@ -231,11 +232,15 @@ def check_paths(paths: Sequence[str]) -> None:
             raise InvalidArgument(field=f"mappings[{index}].field", why=why) from None
 
 
-_parsed_paths: dict[str, tuple[str, int, str]] = {}
+#: What a value is: a text of an object in a list, as it stands or as something else; a text; a custom
+#: field's; and what is read in a way of its own.
+_ITEM_TEXT, _ITEM, _TEXT, _OWN, _SOLE = range(5)
+#: (name, index in a list or 0, name inside or "", what it is, by path).
+_Parsed = tuple[str, int, str, int]
+_parsed_paths: dict[str, _Parsed] = {}
 
 
-def _parsed(path: str) -> tuple[str, int, str]:
-    """(name, index in a list or 0, name inside or "")."""
+def _parsed(path: str) -> _Parsed:
     known = _parsed_paths.get(path)
     if known is not None:
         return known
@@ -246,49 +251,51 @@ def _parsed(path: str) -> tuple[str, int, str]:
     if name in _LISTS:
         if inner not in _LISTS[name][1]:
             raise BadRow(field=path, why="is not a field of a customer")
+        sort = _ITEM if inner in _TYPED else _ITEM_TEXT
     elif name == "custom_values":
         if not inner or match[2]:
             raise BadRow(field=path, why="must name one custom field")
-    elif name not in _TEXTS and name not in _SINGLE and name != "id":
+        sort = _OWN
+    elif name in _TEXTS or name == "id":
+        sort = _TEXT
+    elif name in _SINGLE:
+        sort = _SOLE
+    else:
         raise BadRow(field=path, why="is not a field of a customer")
+    parsed = (name, index, inner, sort)
     if len(_parsed_paths) < 10_000:
-        _parsed_paths[path] = (name, index, inner)
-    return name, index, inner
+        _parsed_paths[path] = parsed
+    return parsed
 
 
 def customer_of(paths: Mapping[str, Any], custom: Mapping[str, Any]) -> tuple[str, Customer]:
     """(the id or "", the customer as drafted). `custom` are the declared custom fields. BadRow."""
     values: dict[str, Any] = {}
     lists: dict[str, dict[int, dict[str, Any]]] = {}
-    own: dict[str, Any] = {}
     for path, value in paths.items():
-        name, index, inner = _parsed_paths.get(path) or _parsed(path)
-        if name in _LISTS:
+        name, index, inner, sort = _parsed_paths.get(path) or _parsed(path)
+        if sort <= _ITEM:
             items = lists.get(name)
             if items is None:
                 items = lists[name] = {}
             item = items.get(index)
             if item is None:
                 item = items[index] = {}
-            plain = type(value) is str and inner not in _TYPED
-            item[inner] = value if plain else _inner(path, inner, value)
-        elif name in _TEXTS or name == "id":
+            item[inner] = value if sort == _ITEM_TEXT and type(value) is str else _inner(path, inner, value)
+        elif sort == _TEXT:
             values[name] = value if type(value) is str else str(value)
-        elif name == "custom_values":
-            own[inner] = _custom(path, custom.get(inner), value)
-        else:
+        elif sort == _SOLE:
             values[name] = _SINGLE[name](path, value)
+        else:
+            values.setdefault(name, {})[inner] = _custom(path, custom.get(inner), value)
     for name, items in lists.items():
-        values[name] = tuple(_made(name, items[index]) for index in sorted(items))
-    if own:
-        values["custom_values"] = own
+        values[name] = tuple([_made(name, items[index]) for index in sorted(items)])
     return values.pop("id", ""), Customer(**values)
 
 
 def _made(name: str, item: dict[str, Any]) -> Any:
-    kind = _LISTS[name][0]
     try:
-        return kind(**item)
+        return _LISTS[name][0](**item)
     except TypeError:
         raise BadRow(field=name, why="lacks its main value") from None
 
@@ -393,7 +400,7 @@ _FORMULA = ("=", "@", "\t", "\r")
 
 def value_at(customer: Customer, path: str) -> str:
     """The value at a path as a CSV file has it; "" where there is none."""
-    name, index, inner = _parsed(path)
+    name, index, inner, _ = _parsed(path)
     value = getattr(customer, name)
     if name in _LISTS:
         value = getattr(value[index], inner) if index < len(value) else ""

@@ -67,11 +67,13 @@ def name_key(text: str) -> str:
     return " ".join(sorted(words(text)))
 
 
-@lru_cache(maxsize=20_000)
 def national(e164: str) -> str:
     """A number's digits without its country's."""
-    if e164.startswith("+86"):
-        return e164[3:]
+    return e164[3:] if e164.startswith("+86") else _national(e164)
+
+
+@lru_cache(maxsize=20_000)
+def _national(e164: str) -> str:
     try:
         return str(phonenumbers.national_significant_number(phonenumbers.parse(e164, None)))
     except phonenumbers.NumberParseException:
@@ -89,44 +91,44 @@ def terms(customer: Customer) -> tuple[str, ...]:
     """What the customer is found by; () for one that was erased or merged away."""
     if customer.state in (State.ERASED, State.MERGED):
         return ()
-    found: dict[str, None] = {}
-    names = [customer.display_name]
+    found = list(_name_terms(customer.display_name))
     if customer.given_name or customer.family_name:
-        names.append(f"{customer.given_name} {customer.family_name}")
-    names += [contact.display_name for contact in customer.contacts]
-    for name in names:
-        for word in words(name):
-            found.update(dict.fromkeys("w" + tail for tail in _tails(word)))
-    found.update(dict.fromkeys(_numbers_and_ids(customer)))
-    found.update(dict.fromkeys(_shared(customer)))
-    return tuple(found)[:TERMS_MAX]
+        found += _name_terms(f"{customer.given_name} {customer.family_name}")
+    for contact in customer.contacts:
+        found += _name_terms(contact.display_name)
+    found += _numbers_and_ids(customer)
+    found += _shared(customer)
+    return tuple(dict.fromkeys(found))[:TERMS_MAX]
+
+
+@lru_cache(maxsize=4_096)
+def _name_terms(name: str) -> tuple[str, ...]:
+    return tuple("w" + tail for word in words(name) for tail in _tails(word))
 
 
 def _holders(customer: Customer) -> tuple[Customer | Contact, ...]:
     return (customer, *customer.contacts)
 
 
-def _numbers_and_ids(customer: Customer) -> Iterable[str]:
+def _numbers_and_ids(customer: Customer) -> list[str]:
+    found: list[str] = []
     for holder in _holders(customer):
         for number in holder.phone_numbers:
             digits = national(number.number)
-            yield "n" + digits
-            yield "r" + digits[::-1]
-        for email in holder.email_addresses:
-            yield "e" + folded(email.address)[:128]
-    for external in customer.external_ids:
-        yield "x" + folded(external.id)[:64]
+            found += ("n" + digits, "r" + digits[::-1])
+        found += ["e" + folded(email.address)[:128] for email in holder.email_addresses]
+    found += ["x" + folded(external.id)[:64] for external in customer.external_ids]
+    return found
 
 
-def _shared(customer: Customer) -> Iterable[str]:
+def _shared(customer: Customer) -> list[str]:
     key = name_key(customer.display_name)
-    if key:
-        yield "f" + key[:64]
-    for number in customer.phone_numbers:
-        yield "d" + "".join(sorted(national(number.number)))
+    found = ["f" + key[:64]] if key else []
+    found += ["d" + "".join(sorted(national(number.number))) for number in customer.phone_numbers]
     day = customer.birth_date
     if day is not None and day.year:
-        yield f"b{day.year:04}-{day.month:02}-{day.day:02}"
+        found.append(f"b{day.year:04}-{day.month:02}-{day.day:02}")
+    return found
 
 
 def blocks(customer: Customer) -> list[str]:
