@@ -16,12 +16,13 @@ from typing import Any
 
 from google.protobuf.json_format import MessageToDict
 
-from callmesh.marketing.v1 import outbound_pb2
+from callmesh.marketing.v1 import campaigns_pb2, outbound_pb2
 from chassis.clock import Clock
-from chassis.errors import AlreadyExists, NotFound
+from chassis.errors import AlreadyExists, EtagMismatch, NotFound
 from chassis.ids import stable_id
+from chassis.mongo import retry_conflicts
 from marketing import convert
-from marketing.kinds import CONTACT_LISTS, CONTACTS, FORBIDDEN
+from marketing.kinds import CAMPAIGNS, CONTACT_LISTS, CONTACTS, FORBIDDEN
 from marketing.model import Profile
 from marketing.senders import Message, SendFailed
 from marketing.shelf import Row, Shelves
@@ -29,6 +30,8 @@ from marketing.shelf import Row, Shelves
 P = outbound_pb2
 #: Lists known to be there; the oldest is looked for again.
 KNOWN_LISTS_MAX = 1_000
+#: Running lists looked at for their end at once.
+LISTS_LOOKED_AT = 1_000
 #: Longest note of a contact.
 NOTE_CHARACTERS_MAX = 2_000
 #: Longest name of a list.
@@ -93,6 +96,62 @@ def add_contact(shelves: Shelves, list_id: str, contact: Any, now: datetime) -> 
     except AlreadyExists:
         return False
     return True
+
+
+def complete_lists(shelves: Shelves, now: datetime) -> int:
+    """Ends running lists on which everybody has a final result; how many. One that its campaign may still
+    fill, or on which nobody stands yet, runs on. Repeatable, beside imports: who is added meanwhile lets the
+    list run again.
+    """
+    ended = 0
+    for row in shelves.find(CONTACT_LISTS, {"state": P.CONTACT_LIST_STATE_RUNNING}, LISTS_LOOKED_AT):
+        if (
+            _fillable(shelves, row)
+            or _open(shelves, row.id)
+            or not shelves.find(CONTACTS, {"list": row.id}, 1)
+        ):
+            continue
+        try:
+            shelves.update(CONTACT_LISTS, _in_state(row, P.CONTACT_LIST_STATE_COMPLETED), now)
+        except (EtagMismatch, NotFound):
+            continue  # somebody changed it meanwhile: the next look decides
+        ended += 1
+        if _open(shelves, row.id):
+            reopen(shelves, row.id, now)
+    return ended
+
+
+def reopen(shelves: Shelves, list_id: str, now: datetime) -> None:
+    """Lets a list that was over run again, for somebody was added."""
+
+    def attempt() -> None:
+        row = shelves.get(CONTACT_LISTS, list_id)
+        if row.keys["state"] == P.CONTACT_LIST_STATE_COMPLETED:
+            shelves.update(CONTACT_LISTS, _in_state(row, P.CONTACT_LIST_STATE_RUNNING), now)
+
+    retry_conflicts(attempt)
+
+
+def _open(shelves: Shelves, list_id: str) -> bool:
+    """Whether somebody on a list has no final result."""
+    unfinished = {"state": {"$in": [P.CONTACT_STATE_WAITING, P.CONTACT_STATE_LEASED]}, "list": list_id}
+    return bool(shelves.find(CONTACTS, unfinished, 1))
+
+
+def _fillable(shelves: Shelves, row: Row) -> bool:
+    """Whether the campaign of a list may put more people on it."""
+    if "origin" not in row.content:
+        return False
+    try:
+        state = shelves.get(CAMPAIGNS, row.content["origin"]["campaign"]).keys["state"]
+    except NotFound:
+        return False
+    return state in (campaigns_pb2.CAMPAIGN_STATE_RUNNING, campaigns_pb2.CAMPAIGN_STATE_PAUSED)
+
+
+def _in_state(row: Row, state: int) -> Row:
+    resource = {**row.content["resource"], "state": P.ContactListState.Name(state)}
+    return replace(row, content={**row.content, "resource": resource}, keys={**row.keys, "state": state})
 
 
 class CallListSender:

@@ -26,7 +26,7 @@ from chassis.idempotency import request_key
 from chassis.ids import check_id, new_id, parse_name, parse_names, stable_id
 from chassis.mongo import retry_conflicts
 from marketing import convert
-from marketing.call_lists import add_contact, contact_row, forbidden
+from marketing.call_lists import add_contact, contact_row, forbidden, reopen
 from marketing.campaign_engine import AGAIN, CONSENT, Courtesy, StepChannel, capped, consents, touch_id
 from marketing.campaign_runner import is_quiet_until
 from marketing.campaign_store import TouchLog
@@ -238,6 +238,8 @@ class OutboundServicer(outbound_pb2_grpc.OutboundServiceServicer):
             bad = await asyncio.to_thread(self._import, parent.id, request.contacts)
             response.added_count += len(request.contacts) - len(bad)
             response.rejected_count += len(bad)
+            if len(bad) < len(request.contacts):
+                await asyncio.to_thread(reopen, self._shelves, parent.id, self._clock.now())
             for index, field, code, why in bad[: REJECTED_SHOWN_MAX - len(response.rejected)]:
                 response.rejected.add(index=offset + index, field=field, code=code, description=why)
             offset += len(request.contacts)

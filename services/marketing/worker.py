@@ -110,7 +110,7 @@ def _campaigns(settings: MarketingSettings) -> Background:
     import time
 
     from chassis.worker import Background
-    from marketing.call_lists import CallListSender
+    from marketing.call_lists import CallListSender, complete_lists
     from marketing.campaign_delivery import Delivery
     from marketing.campaign_engine import StepChannel
     from marketing.campaign_runner import Runner
@@ -160,6 +160,7 @@ def _campaigns(settings: MarketingSettings) -> Background:
             # Also while a million messages leave; and not each second, for it counts everybody.
             if time.monotonic() - looked_at >= LOOK_AFTER_SECONDS:
                 campaigns.look_after(store, now)
+                complete_lists(shelves, now)
                 looked_at = time.monotonic()
         lease.release()
 

@@ -40,6 +40,7 @@ from callmesh.marketing.v1 import (
 )
 from chassis.errors import Unavailable
 from chassis.testing import FakeClock
+from marketing.call_lists import complete_lists
 from marketing.campaign_store import MemoryTouches
 from marketing.config import MarketingSettings
 from marketing.kinds import CAMPAIGNS
@@ -400,6 +401,39 @@ async def test_nobody_is_called_in_quiet_hours_or_against_their_will(world: Worl
     world.clock.advance(10 * 3_600)  # 09:00
     found = (await world.outbound.NextContacts(ask)).contacts
     assert [one.number for one in found] == ["+8613800138000"]
+
+
+async def test_a_list_is_over_when_everybody_has_a_final_result(world: World) -> None:
+    name = await outbound_list(world)
+    running, done = outbound_pb2.CONTACT_LIST_STATE_RUNNING, outbound_pb2.CONTACT_LIST_STATE_COMPLETED
+
+    async def state() -> int:
+        complete_lists(world.store.shelves, world.clock.now())
+        return (await world.outbound.GetContactList(outbound_pb2.GetContactListRequest(name=name))).state
+
+    async def adds(number: str) -> None:
+        async def batches() -> AsyncIterator[outbound_pb2.ImportContactsRequest]:
+            contact = outbound_pb2.Contact(number=number)
+            yield outbound_pb2.ImportContactsRequest(parent=name, contacts=[contact])
+
+        await world.outbound.ImportContacts(batches())
+
+    assert await state() == running, "nobody stands on it yet"
+    await adds("+8613800138000")
+    assert await state() == running
+    ask = outbound_pb2.NextContactsRequest(holder="a", max_contacts=1)
+    (taken,) = (await world.outbound.NextContacts(ask)).contacts
+    assert await state() == running
+    told = outbound_pb2.RecordResultRequest(
+        contact=taken.name, holder="a", attempt=1, result=outbound_pb2.OUTBOUND_RESULT_SUCCESS
+    )
+    await world.outbound.RecordResult(told)
+    assert await state() == done == await state()
+    await adds("+8613800138000")  # known: nobody is added
+    assert await state() == done
+    await adds("+8613800138001")
+    assert [one.number for one in (await world.outbound.NextContacts(ask)).contacts] == ["+8613800138001"]
+    assert await state() == running
 
 
 async def test_lists_that_sell_need_a_consent_and_follow_merges(world: World) -> None:
