@@ -156,8 +156,7 @@ class MongoImportStore:
         faults: list[CallmeshError | None] = [None] * len(rows)
         for place in sorted(clashed):
             if rows[place].origin not in before:
-                outcome = self._outcome(again(place))
-                faults[place] = outcome if isinstance(outcome, CallmeshError) else None
+                faults[place] = self._fault(place, again)
         failed = {
             event_id(row.origin)
             for row, fault in zip(rows, faults, strict=True)
@@ -166,6 +165,15 @@ class MongoImportStore:
         for batch in batches:
             batch.close(failed)
         return faults
+
+    def _fault(self, place: int, again: Callable[[int], NewCustomer]) -> CallmeshError | None:
+        """What is in the way of a row; None when it is no longer there, and the row is stored."""
+        try:
+            outcome = self._outcome(again(place))
+        except CallmeshError as error:
+            # What is declared may have changed since.
+            return error
+        return outcome if isinstance(outcome, CallmeshError) else None
 
     def _stored_before(self, met: Sequence[ReadyRow]) -> dict[str, State]:
         """Rows that were stored when they were applied before, by their origin, and how their customers

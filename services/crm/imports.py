@@ -13,7 +13,7 @@ import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import cache, partial
 from typing import Any
 
 from pymongo import UpdateOne
@@ -183,19 +183,18 @@ class Imports:
         done: list[ReadyRow | NewCustomer | CallmeshError] = []
         for record in records:
             try:
-                if dry:
-                    done.append(self._decided(job, record, actor))
-                    continue
                 id, draft = _drafted(job, record, mappings, occasion.fields)
-                origin = f"{job['_id']}:{record.line}"
-                done.append(self._customers.ready(draft, id, origin, occasion))
+                if dry:
+                    done.append(self._decided(job, record, id, draft, actor))
+                else:
+                    origin = f"{job['_id']}:{record.line}"
+                    done.append(self._customers.ready(draft, id, origin, occasion))
             except CallmeshError as error:
                 done.append(error)
         return done
 
-    def _decided(self, job: Raw, record: Record, actor: str) -> NewCustomer:
-        """A row with everything that was decided about it."""
-        id, draft = _drafted(job, record, _mappings(job), self._customers.declared_fields())
+    def _decided(self, job: Raw, record: Record, id: str, draft: Customer, actor: str) -> NewCustomer:
+        """A row with everything that is decided about it."""
         wanted = Create(
             draft=draft,
             id=id,
@@ -214,8 +213,11 @@ class Imports:
         """Stores what is to be stored (a dry run checks it); the fault of each row, None for a good one."""
         good = [place for place, item in enumerate(decided) if not isinstance(item, CallmeshError)]
 
+        @cache
         def again(place: int) -> NewCustomer:
-            return self._decided(job, records[good[place]], actor)
+            record = records[good[place]]
+            drafted = _drafted(job, record, _mappings(job), self._customers.declared_fields())
+            return self._decided(job, record, *drafted, actor)
 
         outcomes: Sequence[Customer | CallmeshError | None]
         if job.get("dry_run"):

@@ -13,7 +13,7 @@ import pytest_asyncio
 
 from callmesh.crm.v1 import customers_pb2, events_pb2
 from chassis.bus import Event
-from chassis.errors import AlreadyExists, CallmeshError, EtagMismatch, NotFound
+from chassis.errors import AlreadyExists, CallmeshError, EtagMismatch, InvalidArgument, NotFound
 from chassis.idempotency import RequestIdReused
 from chassis.lease import Lease
 from chassis.mongo import async_database, connect, disconnect, ensure_indexes
@@ -22,7 +22,7 @@ from chassis.testing import FakeClock
 from crm import convert, documents, engine, glance, import_store, plans, schema, timeline
 from crm.config import CrmSettings
 from crm.handlers import Create, Customers, Memory, Policy
-from crm.import_store import NewRow
+from crm.import_store import NewRow, ReadyRow
 from crm.memory_store import MemoryReads, MemoryStore
 from crm.model import (
     BirthDate,
@@ -277,13 +277,18 @@ def row(line: int, id: str, number: str = "") -> NewCustomer:
     return replace(made, events=[told], origin=f"i1:{line}")
 
 
-def brought(store: Store, rows: Sequence[NewCustomer]) -> list[str]:
-    """What becomes of rows of a file: "" or the fault."""
-    made = [
-        NewRow(customer=r.change.customer, told=r.events[0].to_json(), wire=r.wire, origin=r.origin)
+def made_ready(store: Store, rows: Sequence[NewCustomer]) -> list[ReadyRow]:
+    return [
+        store.ready(
+            NewRow(customer=r.change.customer, told=r.events[0].to_json(), wire=r.wire, origin=r.origin)
+        )
         for r in rows
     ]
-    faults = store.import_many([store.ready(row) for row in made], rows.__getitem__)
+
+
+def brought(store: Store, rows: Sequence[NewCustomer]) -> list[str]:
+    """What becomes of rows of a file: "" or the fault."""
+    faults = store.import_many(made_ready(store, rows), rows.__getitem__)
     return ["" if fault is None else type(fault).__name__ for fault in faults]
 
 
@@ -334,6 +339,16 @@ class TestImportsInMongo:
         assert store.finish_imports(datetime.now(UTC) - timedelta(hours=1)) == 0, "it may still be running"
         assert store.finish_imports(datetime.now(UTC) + timedelta(hours=1)) == 1
         assert self.waiting() == ["import:i1:1", "import:i1:2"], "of those that exist"
+
+    def test_what_can_no_longer_be_decided_is_refused_alone(self, store: MongoStore) -> None:
+        def again(place: int) -> NewCustomer:
+            raise InvalidArgument(field="customer.custom_values.colour", why="is retired")
+
+        store.insert(new("a"))
+        rows = [row(1, "b"), row(2, "a"), row(3, "c")]
+        faults = store.import_many(made_ready(store, rows), again)
+        assert [type(fault) for fault in faults] == [type(None), InvalidArgument, type(None)]
+        assert self.waiting() == ["import:i1:1", "import:i1:3"]
 
     def test_whoever_finishes_late_tells_everything(
         self, store: MongoStore, monkeypatch: pytest.MonkeyPatch
