@@ -31,6 +31,7 @@ help: ## this list
 	  '  PORT_BASE=7100      first port of the local stack; two stacks need two bases and two RUN_DIRs' \
 	  '  MEMBERS=1           members of the local MongoDB replica set, 1 or 3' \
 	  '  ROUTERS=1           routers of each region' \
+	  '  DIALLER=beijing     region whose dialler `up` starts, or none' \
 	  '  MONGO_URI= AMQP_URI=  real servers to use in place of the local ones' \
 	  '  CALLS= DAY= HOURS= SPEED= KILL= AGENTS= SEED= KEEP=   the demo: see `callmesh demo --help`' \
 	  '  RUNS= SEED=         simulation and fuzz: how many runs, from which seed' \
