@@ -346,6 +346,16 @@ FAILOVER = Dashboard(
             (rises("callmesh_shard_leaderless_seconds_sum", "shard", S, window="[15m]"), "{{shard}}"),
             text="Silence of the journal before an opening, added up over a quarter of an hour.",
         ),
+        graph(
+            "Led from memory",
+            "none",
+            (f"max by (shard) (callmesh_shard_from_memory{{{S}}})", "{{shard}}"),
+            (
+                rises("callmesh_journal_orphaned_blocks_total", "shard", S, window="[15m]"),
+                "{{shard}}: blocks orphaned",
+            ),
+            text="Only with ROUTING_ON_OUTAGE=continue. Orphaned is what was told and met another leader.",
+        ),
         graph("Epoch", "none", (f"max by (shard) (callmesh_shard_epoch{{{S}}})", "{{shard}}")),
         graph(
             "Standbys behind the leader",

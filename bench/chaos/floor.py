@@ -41,11 +41,20 @@ POLL_SECONDS = 0.05
 class Floor:
     """One region with several routers. A context manager: what it started ends with it."""
 
-    def __init__(self, *, routers: int = 3, members: int = 1, broker: bool = False) -> None:
+    def __init__(
+        self,
+        *,
+        routers: int = 3,
+        members: int = 1,
+        broker: bool = False,
+        settings: Mapping[str, str] | None = None,
+    ) -> None:
+        """`settings` are the routers', beside the defaults, by name of the environment's variable."""
         self.run_dir = Path(tempfile.mkdtemp(prefix="callmesh-chaos-"))
         ports = free_ports(2 * routers + 14)
         self.mongo = MongoNode(self.run_dir, ports[0], members=members)
         self.rabbit = RabbitNode(self.run_dir, ports[4]) if broker else None
+        self._settings = dict(settings or {})
         self.addresses = {f"r{n}": f"{HOST}:{ports[10 + n]}" for n in range(routers)}
         self._http = {f"r{n}": ports[10 + routers + n] for n in range(routers)}
         self._worker_http = ports[10 + 2 * routers]
@@ -72,7 +81,7 @@ class Floor:
             self.start_worker()
 
     def start_router(self, name: str) -> None:
-        """A router at default settings, without waiting for it."""
+        """A router, without waiting for it; at default settings but for this floor's own."""
         port = self.addresses[name].rpartition(":")[2]
         own = {
             "ROUTING_REGION": REGION,
@@ -81,6 +90,7 @@ class Floor:
             "ROUTING_GRPC_PORT": port,
             "ROUTING_HTTP_PORT": str(self._http[name]),
             "ROUTING_PLACE_TOKEN_KEY_FILE": str(self._key),
+            **self._settings,
         }
         self._processes[name].start([sys.executable, "-m", "routing"], env=self._environment(own), cwd=ROOT)
 

@@ -73,13 +73,16 @@ class ChaosEdge(Edge):
         call: DayCall,
         assigned: list[tuple[float, int]],
         stubs: dict[str, routing_pb2_grpc.RoutingServiceStub],
+        from_memory: list[float] | None = None,
     ) -> None:
         """`stubs` by router, made when first wanted: all edges' in common, because making one costs as much
-        as calling it, and the load runs on the routers' machine.
+        as calling it, and the load runs on the routers' machine. `from_memory` gets the instants at which an
+        assignment was told that is in no journal yet.
         """
         super().__init__(context, call)
         self._assigned = assigned
         self._stubs = stubs
+        self._from_memory = [] if from_memory is None else from_memory
 
     def _stub(self, region: str) -> routing_pb2_grpc.RoutingServiceStub:
         if region not in self._stubs:
@@ -89,6 +92,8 @@ class ChaosEdge(Edge):
     async def _on_event(self, event: Any, stream: Any) -> Any:
         if event.WhichOneof("event") == "offered":
             self._assigned.append((time.monotonic(), event.epoch))
+            if not event.durable:
+                self._from_memory.append(time.monotonic())
         return await super()._on_event(event, stream)
 
 
@@ -166,6 +171,8 @@ class Crowd:
     ledger: Ledger = field(default_factory=Ledger)
     #: (when, epoch) of each assignment that an edge heard of.
     assigned: list[tuple[float, int]] = field(default_factory=list)
+    #: When an edge heard of an assignment that was in no journal yet.
+    from_memory: list[float] = field(default_factory=list)
     desktops: list[ChaosDesktop] = field(default_factory=list)
     _calls: int = 0
     _tasks: set[asyncio.Task[None]] = field(default_factory=set)
@@ -231,7 +238,7 @@ class Crowd:
             number=f"+861381{rng.randrange(10**7):07d}",
             home_region=names[self._calls % len(names)],
         )
-        edge = ChaosEdge(self._edge_context, call, self.assigned, self._stubs)
+        edge = ChaosEdge(self._edge_context, call, self.assigned, self._stubs, self.from_memory)
         task = asyncio.ensure_future(edge.run())
         self._edges[edge.call_id] = task
         task.add_done_callback(lambda _: self._edges.pop(edge.call_id, None))

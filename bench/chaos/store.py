@@ -7,8 +7,13 @@ and afterwards nothing is lost or forgotten. Then the broker is away for a minut
 notice; afterwards every event of the journal must have been applied by the consumer, once.
 
 What became of the calls is counted from the books of the edges and the desktops; what should have been
-published from the journal itself. Writes build/reports/chaos-store.json and exits with 1 when a limit is
-missed.
+published from the journal itself. Writes build/reports/chaos-store.json.
+
+Then the same half minute without members once more, for three routers with `ROUTING_ON_OUTAGE=continue`:
+assignments must go on, and afterwards everything that was told from memory must be in the journal, without a
+gap or an orphan. Writes build/reports/chaos-store-continue.json.
+
+`--only` runs one of the two. Exits with 1 when a limit is missed.
 """
 
 from __future__ import annotations
@@ -28,12 +33,12 @@ import grpc  # noqa: E402
 import pymongo  # noqa: E402
 from bench.chaos.counter import EFFECTS, SERVICE  # noqa: E402
 from bench.chaos.floor import QUEUE, REGION, Floor, carry_out, eventually, furnish  # noqa: E402
-from bench.chaos.parties import ChaosChannels, Crowd  # noqa: E402
+from bench.chaos.parties import ChaosChannels, Crowd, under_load  # noqa: E402
 
 from callmesh.routing.v1 import call_pb2, events_pb2, routing_pb2, routing_pb2_grpc  # noqa: E402
 from cli.demo.ledger import Fact  # noqa: E402
 from cli.demo.rpc import facts_of  # noqa: E402
-from routing.journal import COLLECTION, block_key, from_document  # noqa: E402
+from routing.journal import COLLECTION, ORPHANS, ChainReader, block_key, from_document  # noqa: E402
 from routing.publish import Projection  # noqa: E402
 
 #: The limits, seconds; nothing may be lost, double-booked, missing or doubled.
@@ -42,6 +47,9 @@ PAUSE_SECONDS_MAX = 3.0
 REFUSAL_SECONDS_MAX = 1.5
 #: The broker's absence may not make a pause longer than this.
 BROKER_PAUSE_SECONDS_MAX = 1.0
+#: With `continue`: the longest time without an assignment from the loss of all members until well after their
+#: return. A block is unknown for a second, the holds take another.
+CONTINUE_PAUSE_SECONDS_MAX = 6.0
 PRIMARY_KILLS = 3
 MEMBERS_AWAY_SECONDS, BROKER_AWAY_SECONDS = 30.0, 60.0
 #: Load before the first loss, and between two.
@@ -229,6 +237,66 @@ async def _run(floor: Floor, arguments: argparse.Namespace) -> dict[str, Any]:
     return _result(crowd, findings, arguments)
 
 
+async def _go_on(floor: Floor, arguments: argparse.Namespace) -> dict[str, Any]:
+    """No member for half a minute, with leaders that go on from memory."""
+
+    spans: list[float] = []
+
+    async def lose_members(crowd: Crowd) -> None:
+        spans.append(time.monotonic())
+        for index in range(3):
+            floor.mongo.kill(index)
+        await asyncio.sleep(MEMBERS_AWAY_SECONDS)
+        spans.append(time.monotonic())
+        for index in range(3):
+            floor.mongo.start_member(index)
+        await eventually(floor.mongo.is_complete, 30.0)
+        # Whatever follows from the return has followed.
+        await asyncio.sleep(MEMBERS_AWAY_SECONDS / 2)
+        spans.append(time.monotonic())
+
+    crowd, _, verdict = await under_load(
+        floor, arguments.agents, arguments.rate, 2 * CALM_SECONDS, lose_members
+    )
+    client: pymongo.MongoClient[dict[str, Any]]
+    with pymongo.MongoClient(floor.mongo.uri) as client:
+        blocks, orphans = await asyncio.to_thread(_chain, client)
+    lost, returned, over = spans
+    pause = crowd.longest_silence(lost, over)
+    for name in ("calls_lost", "agents_double_booked", "agents_stuck"):
+        if found := list(getattr(verdict, name)):
+            print(f"{name}: {found[:10]}", *crowd.story(found[:3]), sep="\n")
+    return {
+        "calls_lost": len(verdict.calls_lost),
+        "agents_double_booked": len(verdict.agents_double_booked),
+        "agents_stuck": len(verdict.agents_stuck),
+        "assignments_from_memory": len(crowd.from_memory),
+        "blocks_orphaned": orphans,
+        "blocks": blocks,
+        "longest_pause_seconds": round(pause, 2),
+        "pause_while_away_seconds": round(crowd.longest_silence(lost, returned), 2),
+        "pause_after_return_seconds": round(crowd.longest_silence(returned, over), 2),
+        "members_away_seconds": MEMBERS_AWAY_SECONDS,
+        "calls": verdict.calls,
+        "calls_served": verdict.calls_served,
+        "calls_untaken": len(verdict.calls_untaken),
+        "calls_per_second": arguments.rate,
+        "pause_seconds_max": CONTINUE_PAUSE_SECONDS_MAX,
+        "ok": not (verdict.calls_lost or verdict.agents_double_booked or verdict.agents_stuck or orphans)
+        and len(crowd.from_memory) > 0
+        and pause <= CONTINUE_PAUSE_SECONDS_MAX,
+    }
+
+
+def _chain(client: pymongo.MongoClient[dict[str, Any]]) -> tuple[int, int]:
+    """(blocks of the journal, orphans). Raises JournalGap for a gap."""
+    database, chain = client["callmesh_routing"], ChainReader()
+    span = {"_id": {"$gt": block_key(REGION, 0), "$lt": f"{REGION};"}}
+    for document in database[COLLECTION].find(span).sort("_id", 1):
+        chain.accept(from_document(document))
+    return chain.sequence, database[ORPHANS].count_documents({})
+
+
 def _result(crowd: Crowd, findings: Findings, arguments: argparse.Namespace) -> dict[str, Any]:
     verdict = crowd.verdict([])
     for call in verdict.calls_lost[:5]:
@@ -280,11 +348,18 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
     parser.add_argument("--rate", type=float, default=100.0, help="calls a second")
     parser.add_argument("--agents", type=int, default=220)
+    parser.add_argument("--only", choices=("reject", "continue"), help="one of the two runs")
     parser.add_argument("--out", type=Path, default=ROOT / "build" / "reports" / "chaos-store.json")
     arguments = parser.parse_args()
-    return carry_out(
-        Floor(routers=2, members=3, broker=True), lambda floor: _run(floor, arguments), arguments.out
-    )
+    status = 0
+    if arguments.only != "continue":
+        floor = Floor(routers=2, members=3, broker=True)
+        status |= carry_out(floor, lambda floor: _run(floor, arguments), arguments.out)
+    if arguments.only != "reject":
+        floor = Floor(routers=3, members=3, settings={"ROUTING_ON_OUTAGE": "continue"})
+        out = arguments.out.with_stem(f"{arguments.out.stem}-continue")
+        status |= carry_out(floor, lambda floor: _go_on(floor, arguments), out)
+    return status
 
 
 if __name__ == "__main__":

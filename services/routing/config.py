@@ -11,12 +11,15 @@ from pydantic_settings import SettingsConfigDict
 
 from chassis.config import ServiceSettings
 from routing import addresses
+from routing.continuing import ContinueOptions
 from routing.front import FrontOptions
 from routing.leader import LeaderOptions
 from routing.model import Timing
 from routing.relay import RETENTION_BYTES_MAX
 from routing.snapshots import SnapshotOptions
 
+#: A round of asking takes an outage's time, and the next must be over before the promise is.
+HOLD_PER_OUTAGE = 3
 _REGION = re.compile(r"[a-z0-9][a-z0-9-]{0,62}")
 _PEER = re.compile(rf"{_REGION.pattern}=(?P<address>{addresses.PATTERN})")
 
@@ -80,11 +83,31 @@ class RoutingSettings(ServiceSettings):
         le=60,
         description="A block unknown for longer makes new calls UNAVAILABLE, seconds.",
     )
-    #: With one value there is nothing to read; who sets another is told so, and does not count on it.
-    on_outage: Literal["reject"] = Field(
+    on_outage: Literal["reject", "continue"] = Field(
         default="reject",
-        description="What a leader does while its journal cannot be written. `reject`: new calls are answered"
-        " UNAVAILABLE, nothing is forgotten. `continue` is designed and not built.",
+        description="What a leader does while no router can write its journal. `reject`: new calls are"
+        " answered UNAVAILABLE, nothing is forgotten. `continue`: it goes on from memory while all"
+        " routers of the lead list hold still (docs/routing-journal.md). The same for all routers, changed"
+        " while the database is well.",
+    )
+    hold_seconds: float = Field(
+        default=3.0,
+        ge=1,
+        le=30,
+        description="With `continue`: for so long a router promises not to lead, and none leads sooner after"
+        " its start, seconds. The same for all routers, at least three times ROUTING_OUTAGE_SECONDS.",
+    )
+    continue_seconds_max: float = Field(
+        default=600.0,
+        ge=1,
+        le=86_400,
+        description="With `continue`: from memory for at most this long, seconds.",
+    )
+    backlog_bytes_max: int = Field(
+        default=64 << 20,
+        ge=1 << 20,
+        le=1 << 30,
+        description="With `continue`: bytes of blocks that may wait to be written down, of each shard.",
     )
     gather_seconds: float = Field(
         default=0.003,
@@ -236,6 +259,8 @@ class RoutingSettings(ServiceSettings):
         """Who waits for less than two heartbeats takes a leader that is well for a silent one."""
         if self.takeover_seconds < 2 * self.heartbeat_seconds:
             raise ValueError("ROUTING_TAKEOVER_SECONDS must be at least twice ROUTING_HEARTBEAT_SECONDS")
+        if self.on_outage == "continue" and self.hold_seconds < HOLD_PER_OUTAGE * self.outage_seconds:
+            raise ValueError("ROUTING_HOLD_SECONDS must be at least three times ROUTING_OUTAGE_SECONDS")
         if self.backup_seconds < self.takeover_seconds:
             raise ValueError("ROUTING_BACKUP_SECONDS must be at least ROUTING_TAKEOVER_SECONDS")
         return self
@@ -293,6 +318,16 @@ class RoutingSettings(ServiceSettings):
             outage_seconds=self.outage_seconds,
             gather_seconds=self.gather_seconds,
             timing=self.timing(),
+        )
+
+    def continue_options(self) -> ContinueOptions | None:
+        """How an outage of the store is outlasted; None where new work is refused in it."""
+        if self.on_outage != "continue":
+            return None
+        return ContinueOptions(
+            hold_seconds=self.hold_seconds,
+            seconds_max=self.continue_seconds_max,
+            backlog_bytes_max=self.backlog_bytes_max,
         )
 
     def snapshot_options(self) -> SnapshotOptions:

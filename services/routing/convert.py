@@ -229,7 +229,7 @@ def call_message(view: model.CallView, shard: str) -> call_pb2.Call:
 
 
 def caller_events(update: Update, token: Any) -> list[routing_pb2.RouteCallEvent]:
-    """What a caller's stream says of an update; `token(view)` makes the place token of a waiting call."""
+    """What a caller's stream says of an update; `token(view, update)` makes a waiting call's place token."""
     what = update.what
     if isinstance(what, Moved):
         moved = routing_pb2.RouteCallEvent.Moved(
@@ -341,7 +341,7 @@ def _queued(view: model.CallView, update: Update, token: Any) -> routing_pb2.Rou
         position=view.position,
         expected_wait=duration(wait) if wait >= 0 else None,
         region=resource_name("regions", update.shard),
-        place_token=token(view, update.shard),
+        place_token=token(view, update),
         home_region=resource_name("regions", view.facts.home_region) if view.facts.home_region else "",
         queue=resource_name("queues", view.facts.queue),
     )
@@ -355,7 +355,7 @@ def _transferred(
         from_agent=resource_name("agents", event.agent),
         queue=resource_name("queues", event.facts.queue),
         to_agent=resource_name("agents", wanted) if wanted else "",
-        place_token=token(view, update.shard),
+        place_token=token(view, update),
     )
 
 

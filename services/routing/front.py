@@ -959,8 +959,16 @@ class Front:
     # --- facts
 
     def _on_facts(self, shard: str, epoch: int, sequence: int, facts: Sequence[Fact]) -> None:
+        durable = self._shards[shard].durable
         for fact in facts:
-            update = Update(shard=shard, epoch=epoch, sequence=sequence, now_ms=fact.now_ms, what=fact)
+            update = Update(
+                shard=shard,
+                epoch=epoch,
+                sequence=sequence,
+                now_ms=fact.now_ms,
+                what=fact,
+                durable=durable,
+            )
             if fact.call is not None:
                 self._tell_caller(shard, fact, update)
             if fact.agent is not None:

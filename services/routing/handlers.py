@@ -191,7 +191,7 @@ class Handlers:
             agent_address="" if waiting else view.agent_address,
             version=convert.version(view.attempt, view.move),
             region=resource_name("regions", update.shard),
-            place_token=self._token(view, update.shard),
+            place_token=self._token(view, update),
             shard=update.shard,
             epoch=update.epoch,
             sequence=update.sequence,
@@ -258,12 +258,15 @@ class Handlers:
     def _waited_ms(self, place: Place) -> int:
         return place.waited_span_ms + max(0, self._platform_now_ms() - place.made_ms)
 
-    def _token(self, view: model.CallView, shard: str) -> str:
+    def _token(self, view: model.CallView, update: Update) -> str:
         now_ms = self._platform_now_ms() or self._clock.now_ms()
+        if not update.durable:
+            # Told from memory: no journal tells the time meanwhile.
+            now_ms = max(now_ms, update.now_ms)
         return self._tokens.make(
             Place(
                 call_id=view.facts.call_id,
-                shard=shard,
+                shard=update.shard,
                 attempt=view.attempt,
                 move=view.move,
                 waited_span_ms=max(0, now_ms - view.queued_ms),

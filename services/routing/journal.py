@@ -12,9 +12,10 @@ from __future__ import annotations
 
 import asyncio
 import secrets
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Protocol
 
 from bson import Binary
@@ -34,6 +35,9 @@ COLLECTION = "journal"
 SNAPSHOTS, SNAPSHOT_PARTS = "journal_snapshots", "journal_snapshot_parts"
 #: Collection of the candidates' probes, one document a shard and router.
 PROBES = "journal_probes"
+#: Collection of blocks that were told from memory and are in no journal: for an operator to look at, within
+#: so many seconds.
+ORPHANS, ORPHANS_SECONDS = "journal_orphans", 7 * 86_400
 #: Blocks fetched at once when a journal is read, and parts of a snapshot.
 READ_BATCH_BLOCKS, READ_BATCH_PARTS = 1_000, 4
 #: Documents handed on at once of what was fetched; a block has up to 1 MiB.
@@ -111,6 +115,11 @@ def to_document(block: Block) -> dict[str, Any]:
         "body": Binary(block.body),
     }
     return {**document, "digest": block.digest} if block.digest else document
+
+
+def orphan_document(block: Block, kept_time: datetime) -> dict[str, Any]:
+    """A block that is in no journal, as it is put aside."""
+    return {**to_document(block), "_id": f"{block.key}:{block.nonce}", "kept_time": kept_time}
 
 
 def from_document(document: dict[str, Any]) -> Block:
@@ -219,6 +228,11 @@ class JournalStore(Protocol):
         OutcomeUnknown.
         """
 
+    async def keep_orphans(self, blocks: Sequence[Block]) -> None:
+        """Puts blocks aside that were told and met another epoch, but for those that the journal has after
+        all. Raises OutcomeUnknown.
+        """
+
     async def now_ms(self) -> int:
         """The database's time, real milliseconds since 1970. Raises OutcomeUnknown."""
 
@@ -245,6 +259,7 @@ class MongoJournal:
         self._manifests = database.get_collection(SNAPSHOTS, read_concern=majority)
         self._parts = database.get_collection(SNAPSHOT_PARTS, read_concern=majority)
         self._probes = database.get_collection(PROBES, write_concern=WriteConcern(w="majority", j=True))
+        self._orphans = database.get_collection(ORPHANS, write_concern=WriteConcern(w="majority", j=True))
         self._session: AsyncClientSession | None = None
 
     def _causal(self) -> AsyncClientSession:
@@ -325,6 +340,17 @@ class MongoJournal:
             await self._probes.update_one(
                 {"_id": f"{shard}:{router}"}, {"$set": {"nonce": secrets.token_hex(8)}}, upsert=True
             )
+
+    async def keep_orphans(self, blocks: Sequence[Block]) -> None:
+        async with self._answering():
+            await self._orphans.create_index("kept_time", expireAfterSeconds=ORPHANS_SECONDS)
+        for block in blocks:
+            found = await self.find(block.shard, block.sequence)
+            if found is not None and found.nonce == block.nonce:
+                continue
+            document = orphan_document(block, datetime.now(UTC))
+            async with self._answering():
+                await self._orphans.replace_one({"_id": document["_id"]}, document, upsert=True)
 
     async def now_ms(self) -> int:
         async with self._answering():

@@ -21,8 +21,9 @@ import secrets
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from math import inf
+from typing import TYPE_CHECKING
 
 import structlog
 
@@ -50,6 +51,9 @@ from routing.model import (
 )
 from routing.state import ShardState, evolve, next_deadline
 from routing.views import positions, view_call
+
+if TYPE_CHECKING:
+    from routing.continuing import Continuing
 
 #: Commands decided and not committed; beyond it new calls are refused, beyond twice it everything is.
 PENDING_MAX = 10_000
@@ -230,6 +234,35 @@ class LeaderOptions:
     timing: Timing = field(default_factory=Timing)
 
 
+@dataclass(slots=True)
+class _Known:
+    """What a process knows of its shard's journal for as long as it lives."""
+
+    #: Newest block that was ever known to be committed, newest epoch that was ever heard of.
+    sequence: int = 0
+    epoch: int = 0
+    #: Sequence of an opening of its own that may be in the journal and is not in its memory; 0 for none.
+    opening: int = 0
+    #: The journal was read to its end.
+    was_read: bool = False
+
+
+@dataclass(slots=True)
+class _Told:
+    """What has left a leader."""
+
+    #: Newest block that something was told of, and the events ever applied up to it.
+    sequence: int = 0
+    ordinal: int = 0
+    #: What is being told just now is in the journal of a majority.
+    durable: bool = True
+
+
+def _names_list(pending: _Pending) -> bool:
+    """Whether a decision is of another lead list."""
+    return any(event.name == LeadListSet.__name__ for event in pending.events)
+
+
 #: How facts reach a front: (facts, epoch, sequence, committed time of the shard).
 Outlet = Callable[[Sequence[Fact], int, int, int], None]
 
@@ -263,8 +296,7 @@ class Leader:
         self.state = ShardState(shard)
         self._chain = ChainReader()
         self._pending: deque[_Pending] = deque()
-        self._work = asyncio.Event()
-        self._timer = asyncio.Event()
+        self._work, self._timer = asyncio.Event(), asyncio.Event()
         #: The timers sleep until then (business milliseconds); an earlier deadline wakes them.
         self._timer_ms: float = inf
         self._led = asyncio.Event()
@@ -278,10 +310,9 @@ class Leader:
         self._sent_seconds: float | None = None
         #: Monotonic second at which it was last known what stands at the journal's end.
         self._known_seconds = float("-inf")
-        #: Newest block that this process has ever known to be committed.
-        self._newest_ever = 0
-        #: Events ever applied that are committed.
-        self._committed_ordinal = 0
+        #: Whatever its memory has forgotten since.
+        self._known = _Known()
+        self._told = _Told()
         self._offset_ms = 0
         self._platform_ms = 0
         self._deposed: str | None = None
@@ -307,6 +338,8 @@ class Leader:
         #: Called when this router begins, and when it ceases, to lead.
         self.on_lead: list[Callable[[], None]] = []
         self.on_drop: list[Callable[[], None]] = []
+        #: How it outlasts an outage of the store; None: it refuses new work until the store is back.
+        self.continuing: Continuing | None = None
 
     # --- what others call
 
@@ -339,9 +372,10 @@ class Leader:
         """Whether nobody has said for too long what became of the block in flight, by an error or by
         silence.
         """
-        if self._sent_seconds is None:
-            return False
-        return self._clock.monotonic() - self._sent_seconds >= self._options.outage_seconds
+        since = self._sent_seconds
+        if self.continuing is not None and self.leading:
+            since = None if self.continuing.going_on else self.continuing.stalled_since
+        return since is not None and self._clock.monotonic() - since >= self._options.outage_seconds
 
     @property
     def stalled(self) -> bool:
@@ -381,9 +415,14 @@ class Leader:
 
     def hear_epoch(self, epoch: int) -> None:
         """Somebody has heard from a leader of this epoch: an older one steps down."""
+        self._known.epoch = max(self._known.epoch, epoch)
         if self.phase is Phase.LEADING and epoch > self.epoch:
             self._was_deposed = True
             self._depose(f"epoch {epoch} leads by now")
+
+    def hear_committed(self, sequence: int) -> None:
+        """Another router knows that this block is committed: a journal that ends below it was set back."""
+        self._known.sequence = max(self._known.sequence, sequence)
 
     def yield_to(self, router: str) -> bool:
         """A router asks to lead in place of this one: it may when the shard's lead list names it before this
@@ -391,6 +430,9 @@ class Leader:
         """
         routers = self.state.lead_list
         if self.phase is not Phase.LEADING or not {router, self.router} <= {*routers}:
+            return False
+        if self.continuing is not None and self.continuing.owing:
+            # Its blocks first.
             return False
         if routers.index(router) >= routers.index(self.router):
             return False
@@ -475,6 +517,8 @@ class Leader:
 
     def _enqueue(self, pending: _Pending) -> None:
         self._pending.append(pending)
+        if self.continuing is not None:
+            self.continuing.lists.may_be(self.state.lead_list)
         self._work.set()
         earliest_ms = self.state.deadlines.earliest_ms
         if self.state.unpaired or earliest_ms < self._timer_ms or earliest_ms <= pending.now_ms:
@@ -509,17 +553,26 @@ class Leader:
         self._drop(Phase.CANDIDATE, "reading the journal")
         await self._load_snapshot()
         await self._catch_up()
+        self._known.was_read = True
         while True:
             await self._await_turn()
-            if self._chain.sequence < self._newest_ever:
+            end, known = self._chain.sequence, self._known.sequence
+            if end < known:
                 raise JournalGap(
-                    f"{self.shard}: ends at {self._chain.sequence} after {self._newest_ever} was committed: "
-                    "the database was set back"
+                    f"{self.shard}: ends at {end} after {known} was committed: the database was set back"
                 )
-            block = await self._opening_block()
+            # From here on this router promises nobody not to open.
+            self._known.opening = self._chain.sequence + 1
+            try:
+                block = await self._opening_block()
+            except OutcomeUnknown:
+                self._known.opening = 0
+                raise
             if not await self._settle(block):
+                self._known.opening = 0
                 await self._catch_up()
                 continue
+            self._known.epoch = max(self._known.epoch, block.epoch)
             if await self._store.above(self.shard, block.sequence):
                 # It slept between reading and opening: what stands above was decided without this block.
                 raise OutcomeUnknown(f"{self.shard}: opened below the tail")
@@ -536,10 +589,11 @@ class Leader:
         tail_seconds = self._options.tail_seconds * (1 if self._home else BACKUP_TAILS)
         silence = Silence(loop.time())
         while True:
-            if self._seizing and await self._probe() and await self._follow():
+            can_seize = self._wants_seizure and await self._probe() and await self._follow()
+            if can_seize and self._wants_seizure:
                 return
             left = patience - silence.seconds
-            if left <= 0 and self.listed and await self._can_write():
+            if left <= 0 and self.listed and self._may_open and await self._can_write() and self._may_open:
                 return
             pause = min(tail_seconds, max(left, 0.0)) or tail_seconds
             with contextlib.suppress(TimeoutError):
@@ -557,6 +611,16 @@ class Leader:
             if not await self._follow() or left <= 0 or self._chain.sequence != newest:
                 newest, patience = self._chain.sequence, self._patience_seconds()
                 silence.heard(loop.time())
+
+    @property
+    def _wants_seizure(self) -> bool:
+        """Whether an operator still wants it to open, and it may."""
+        return self._seizing and self._may_open
+
+    @property
+    def _may_open(self) -> bool:
+        """Whether it has not promised to wait."""
+        return self.continuing is None or self.continuing.may_open()
 
     def _patience_seconds(self) -> float:
         """How long the journal must be silent before this router may open it."""
@@ -635,6 +699,7 @@ class Leader:
             state = await self._restore(manifest)
             if state is not None:
                 self.state, self._chain = state, ChainReader(manifest.sequence, manifest.nonce)
+                self._known.epoch = max(self._known.epoch, manifest.epoch)
                 log.info("snapshot_loaded", shard=self.shard, sequence=manifest.sequence)
                 return True
         return False
@@ -681,6 +746,7 @@ class Leader:
         self._chain.accept(block)
         if block.opening:
             self.state.epoch = block.epoch
+            self._known.epoch = max(self._known.epoch, block.epoch)
         try:
             for at_ms, event in codec.decode_events(block.body, block.now_ms):
                 evolve(self.state, event, at_ms)
@@ -696,12 +762,15 @@ class Leader:
     def _begin(self) -> None:
         self.phase = Phase.LEADING
         self._audience = Audience.of(self.state)
-        self._committed_ordinal = self.state.ordinal
+        self._told.ordinal = self.state.ordinal
         self._deposed, self._was_deposed, self._warm = None, False, True
+        self._told.sequence, self._known.opening = self.sequence, 0
         self._opened_seconds = asyncio.get_running_loop().time()
         self._digest_sequence = self.epoch
         self._count_opening()
         log.info("leading", shard=self.shard, epoch=self.epoch, calls=len(self.state.calls))
+        if self.continuing is not None:
+            self.continuing.lists.is_in_force(self.state.lead_list)
         self.carry_out(ConfigureTiming(timing=self._options.timing))
         self._led.set()
         for callback in list(self.on_lead):
@@ -726,7 +795,7 @@ class Leader:
                 pending.future.set_exception(LeaderGone(shard=self.shard, retry_seconds=1.0))
                 # Whoever asked may be gone by now; that is nothing to log.
                 pending.future.exception()
-        self._newest_ever = max(self._newest_ever, self._chain.sequence)
+        self._known.sequence = max(self._known.sequence, self._chain.sequence)
         self._known_seconds = float("-inf")
         self.state, self._chain = ShardState(self.shard), ChainReader()
         self.opened_by = ""
@@ -798,6 +867,10 @@ class Leader:
             return
         batch, events = self._take_batch()
         block = self._block(events, self.now_ms() if not events else events[0][0], digest=self._digest())
+        if self.continuing is not None:
+            # As below, and through an outage.
+            await self.continuing.commit(batch, block)
+            return
         started = self._clock.monotonic()
         settled = False
         try:
@@ -807,20 +880,137 @@ class Leader:
                 # Whoever waits for these learns from `_drop` that the result is unknown.
                 self._pending.extendleft(reversed(batch))
         if not settled:
-            self._was_deposed = True
-            self._depose(f"another leader's block stands at {block.sequence}")
+            self.lose_to_another(block)
             return
         seconds = self._clock.monotonic() - started
+        self.finish(batch, block, seconds, seconds)
+
+    def lose_to_another(self, block: Block) -> None:
+        """Another leader's block stands where this one should."""
+        self._was_deposed = True
+        self._depose(f"another leader's block stands at {block.sequence}")
+
+    def finish(
+        self,
+        batch: list[_Pending],
+        block: Block,
+        seconds: float,
+        stalled_seconds: float,
+        *,
+        told: bool = False,
+    ) -> None:
+        """A block is committed, after so many seconds; nothing could be decided for good during
+        `stalled_seconds`. `told`: what follows from it has left already.
+        """
         _COMMITS.labels(self.shard).observe(seconds)
         _BLOCKS.labels(self.shard).inc()
         _EVENTS.labels(self.shard).inc(block.count)
         self._chain.accept(block)
-        if seconds >= self._options.outage_seconds:
-            self._move_deadlines(seconds)
-        self._release(batch, block)
-        if not self.listed and any(event.name == LeadListSet.__name__ for _, event in events):
+        if stalled_seconds >= self._options.outage_seconds:
+            self._move_deadlines(stalled_seconds)
+        if not told:
+            self._release(batch, block)
+        if not self.listed and any(_names_list(pending) for pending in batch):
             self._was_deposed = True
             self._depose("not on the lead list any more")
+
+    # --- what an outage needs (continuing.py)
+
+    @property
+    def durable(self) -> bool:
+        """Whether what is being told just now is in the journal of a majority."""
+        return self._told.durable
+
+    @property
+    def store(self) -> JournalStore:
+        return self._store
+
+    @property
+    def outage_seconds(self) -> float:
+        return self._options.outage_seconds
+
+    @property
+    def stopped(self) -> bool:
+        return self.phase is Phase.STOPPED
+
+    @property
+    def opening_unknown(self) -> bool:
+        """Whether an opening of its own may be in the journal, or come there yet."""
+        return self._known.opening > self._chain.sequence
+
+    @property
+    def newest_epoch(self) -> int:
+        """The newest that this process has ever heard of, whatever it has forgotten since."""
+        return self._known.epoch
+
+    @property
+    def has_read(self) -> bool:
+        """Whether it has read the journal to its end since its process began."""
+        return self._known.was_read
+
+    def monotonic(self) -> float:
+        """Real seconds of the clock that its timers run by."""
+        return self._clock.monotonic()
+
+    def names_lists(self, batches: Sequence[list[_Pending]]) -> bool:
+        """Whether a decision of these batches, or one that is in no block yet, is of a lead list."""
+        return any(_names_list(pending) for batch in (*batches, self._pending) for pending in batch)
+
+    @property
+    def work(self) -> asyncio.Event:
+        """Set when something was decided."""
+        return self._work
+
+    @property
+    def has_work(self) -> bool:
+        return bool(self._pending)
+
+    async def settle(self, block: Block) -> bool:
+        """As a block of its own is settled: False when another's stands in its place. Raises JournalGap."""
+        return await self._settle(block)
+
+    async def probe(self) -> bool:
+        """Whether it can write just now."""
+        return await self._probe()
+
+    async def write_for_another(self, block: Block, *, unsure: bool) -> bool:
+        """Brings another leader's frozen block into the journal; False when something else stands there.
+        `unsure`: nobody here knows that the block before it is there. Raises JournalGap.
+        """
+        return await self._send_until_known(block, unsure=unsure)
+
+    def block_after(self, last: Block, batch: list[_Pending]) -> Block:
+        """The decisions of a batch as the block that follows `last`, which may not be committed yet."""
+        events = [(pending.now_ms, event) for pending in batch for event in pending.events]
+        now_ms = events[0][0] if events else max(last.now_ms, self.now_ms())
+        block = self._block(events, now_ms, sequence=last.sequence + 1)
+        return replace(block, prev=last.nonce)
+
+    def take_batch(self) -> list[_Pending]:
+        """The oldest decisions, as many as a block may hold."""
+        return self._take_batch()[0]
+
+    def give_back(self, batch: list[_Pending]) -> None:
+        """Whoever waits for these learns from `_drop` that the result is unknown."""
+        self._pending.extendleft(reversed(batch))
+
+    def tell(self, batch: list[_Pending], block: Block) -> None:
+        """Gives out what follows from a block that only this leader's memory has."""
+        self._told.durable = False
+        try:
+            self._release(batch, block)
+        finally:
+            self._told.durable = True
+
+    def move_deadlines(self, seconds: float) -> None:
+        """Nothing could be told for so long: nobody is late for that, if it was an outage."""
+        if seconds >= self._options.outage_seconds:
+            self._move_deadlines(seconds)
+
+    def stop_for(self, router: str) -> None:
+        """Another router has the blocks and opens."""
+        self._was_deposed = True
+        self._depose(f"{router} has taken its blocks and opens")
 
     async def _gather(self) -> None:
         """Waits a moment if a block was sent just now: a block costs this router and the database as much as
@@ -947,8 +1137,9 @@ class Leader:
     def _release(self, batch: list[_Pending], block: Block) -> None:
         """Gives out facts, then answers, of a committed block, in the order they were decided."""
         by_front: dict[str, list[Fact]] = {}
+        self._told.sequence = block.sequence
         for pending in batch:
-            self._committed_ordinal = pending.ordinal
+            self._told.ordinal = pending.ordinal
             for front, fact in pending.facts:
                 by_front.setdefault(front, []).append(fact)
         for front, facts in by_front.items():
@@ -964,6 +1155,7 @@ class Leader:
                         epoch=self.state.epoch,
                         sequence=block.sequence,
                         now_ms=pending.now_ms,
+                        durable=self._told.durable,
                     )
                 )
 
@@ -1017,7 +1209,7 @@ class Leader:
             await asyncio.sleep(POSITIONS_SECONDS)
             now: dict[str, tuple[int, int]] = {}
             for call_id, position, wait_ms in list(positions(self.state, POSITIONS_PER_QUEUE_MAX)):
-                if self.state.calls[call_id].ordinal > self._committed_ordinal:
+                if self.state.calls[call_id].ordinal > self._told.ordinal:
                     # A place in the queue is an acknowledgement: only a committed call has one.
                     continue
                 now[call_id] = (position, wait_ms)
@@ -1039,8 +1231,14 @@ class Leader:
                 event = PositionChanged(call_id=call_id, position=position, expected_wait_span_ms=wait_ms)
                 fact = Fact(event=event, now_ms=self.state.now_ms, call=view_call(self.state, call_id))
                 by_front.setdefault(entry.front, []).append(fact)
-        for front, facts in by_front.items():
-            self._outlets[front](facts, self.state.epoch, self.sequence, self.state.now_ms)
+        # In the order of what was told, from memory or not.
+        told = max(self.sequence, self._told.sequence)
+        self._told.durable = told == self.sequence
+        try:
+            for front, facts in by_front.items():
+                self._outlets[front](facts, self.state.epoch, told, self.state.now_ms)
+        finally:
+            self._told.durable = True
 
     def _park_timer(self) -> None:
         """A timer that the engine fails on is set aside, so that the others go on."""

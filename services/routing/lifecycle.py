@@ -46,6 +46,7 @@ def _journal() -> tuple[Held, ...]:
 
 HELD: tuple[Held, ...] = (
     *_journal(),
+    Held(name=journal.ORPHANS, kind=DataClass.PERSONAL, rule=Rule.TTL, seconds=journal.ORPHANS_SECONDS),
     *of_documents(
         [RegionDocument, SkillDocument, QueueDocument, AgentDocument, MenuDocument, MenuVersionDocument],
         DataClass.CONFIGURATION,

@@ -121,6 +121,10 @@ class ShardPort(Protocol):
     def stalled(self) -> bool:
         """Whether that leader cannot commit just now."""
 
+    @property
+    def durable(self) -> bool:
+        """Whether what is being told just now is in the journal of a majority."""
+
     async def ask(self, command: Command, seconds: float) -> Committed:
         """The committed answer. Raises LinkLost, AnswerLate or LeaderGone (result unknown), LinkDown,
         NotLeading, StoreOutage or ShardBusy (nothing taken), Internal when the engine failed on it.
@@ -226,6 +230,10 @@ class LocalShard:
     def stalled(self) -> bool:
         return self._leader.stalled
 
+    @property
+    def durable(self) -> bool:
+        return self._leader.durable
+
     def listen(self, on_facts: OnFacts, on_change: OnChange) -> None:
         leader, shard = self._leader, self.shard
 
@@ -304,8 +312,8 @@ class ShardLink:
         self._outgoing: asyncio.Queue[shard_pb2.FrontMessage] | None = None
         self._reader: asyncio.Task[None] | None = None
         self._heard_seconds = 0.0
-        #: The leader of this stream cannot commit.
-        self._stalled = False
+        #: The leader of this stream cannot commit; what it tells just now is committed.
+        self._stalled, self._durable = False, True
         #: The leader of this stream was asked to stop.
         self._came_home = False
         self._wake = asyncio.Event()
@@ -324,6 +332,11 @@ class ShardLink:
         if self._local is not None and self._local.leading:
             return self._local.stalled
         return self._outgoing is not None and self._stalled
+
+    @property
+    def durable(self) -> bool:
+        local = self._local
+        return local.durable if local is not None and local.leading else self._durable
 
     @property
     def _local_leads(self) -> bool:
@@ -644,6 +657,7 @@ class ShardLink:
 
     def _take(self, message: shard_pb2.ShardMessage) -> None:
         if message.facts:
+            self._durable = message.durable
             self._on_facts(self.shard, message.epoch, message.sequence, codec.decode_facts(message.facts))
         question = self._open.pop(message.request, None)
         if question is None:

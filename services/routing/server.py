@@ -39,12 +39,14 @@ from chassis.mongo import async_database, connect, disconnect, ensure_indexes
 from routing import geo, hours, whatif_day
 from routing.audit_store import AuditReader
 from routing.config import RoutingSettings
+from routing.continuing import Continuing
 from routing.directory import DirectoryReader, Snapshot, follow
 from routing.directory_servicer import directory_binding
 from routing.documents import DOCUMENTS
 from routing.explain_handlers import Explainer
 from routing.front import Front
 from routing.handlers import Handlers
+from routing.hold_peers import GrpcHoldPeers
 from routing.journal import MongoJournal
 from routing.leader import Leader
 from routing.lifecycle import LIFECYCLE
@@ -177,6 +179,9 @@ class Router:
             options=self.settings.leader_options(),
             home=shard == self.settings.region,
         )
+        options = self.settings.continue_options()
+        if options is not None:
+            leader.continuing = Continuing(leader, GrpcHoldPeers(self.routers), options)
         self.leaders[shard] = leader
         self.links[shard].use_local(leader)
         # What was read is not looked through again and again for garbage: with many calls that takes as long

@@ -13,8 +13,12 @@ from typing import Any
 import structlog
 
 from callmesh.routing.v1 import shard_pb2, shard_pb2_grpc
-from chassis.errors import CallmeshError, FailedPrecondition, InvalidArgument, Unavailable
+from chassis.errors import CallmeshError, FailedPrecondition, InvalidArgument, Unavailable, Unimplemented
 from routing import codec
+from routing.continuing import Continuing
+from routing.convert import INT64_MAX, whole
+from routing.hold_peers import unpack_blocks
+from routing.holds import Asker
 from routing.leader import Committed, Leader, PoisonCommand
 from routing.links import (
     BATCH_MAX,
@@ -27,6 +31,7 @@ from routing.links import (
 )
 from routing.model import DetachFront
 from routing.peers import Voice
+from routing.seizure import ShardNotFollowed
 
 #: Messages to a front that may be unread; a front that far behind is cut off and attaches again.
 LINK_UNREAD_MAX = 50_000
@@ -35,6 +40,8 @@ DETACH_STEPS_MAX = 1_000
 #: A front that promised to be heard and is silent for longer is gone, real seconds: what it holds is
 #: detached, or agents whom nobody can reach would be rung.
 FRONT_SILENT_SECONDS = 3.0
+#: The longest time that a leader may ask to be held.
+HOLD_MS_MAX = 60_000
 #: Bytes of facts and answers that go in one message, about: half of what a message may have.
 BATCH_BYTES_MAX = 8 << 20
 
@@ -96,6 +103,32 @@ class ShardServicer(shard_pb2_grpc.ShardServiceServicer):
         finally:
             self._links.discard(link)
 
+    async def Hold(self, request: shard_pb2.HoldRequest, context: Any) -> shard_pb2.HoldResponse:
+        part = self._continuing(request.shard, "Hold")
+        seconds = whole("hold_ms", request.hold_ms, 1, HOLD_MS_MAX) / 1000
+        answer = await part.hold(_asker(request), seconds)
+        return shard_pb2.HoldResponse(
+            held=answer.held, can_write=answer.can_write, reason=answer.reason, epoch=answer.epoch
+        )
+
+    async def TakeBlocks(
+        self, request: shard_pb2.TakeBlocksRequest, context: Any
+    ) -> shard_pb2.TakeBlocksResponse:
+        part = self._continuing(request.shard, "TakeBlocks")
+        taken = await part.take(_asker(request), unpack_blocks(request), last=request.open)
+        return shard_pb2.TakeBlocksResponse(taken=taken)
+
+    def _continuing(self, shard: str, method: str) -> Continuing:
+        """What answers for a shard in an outage. Raises Unimplemented where `on_outage` is not `continue`,
+        ShardNotFollowed.
+        """
+        if all(leader.continuing is None for leader in self._leaders.values()):
+            raise Unimplemented(method=method)
+        leader = self._leaders.get(shard)
+        if leader is None or leader.continuing is None:
+            raise ShardNotFollowed(subject=f"regions/{shard}", why="name it in the region's lead list first")
+        return leader.continuing
+
     def drain(self) -> None:
         """Ends the links: their fronts attach to the next leader, and this process can end."""
         self._draining = True
@@ -116,6 +149,12 @@ class ShardServicer(shard_pb2_grpc.ShardServiceServicer):
                 subject=subject, why="it does not lead it just now", leader=self._who_leads(hello.shard)
             )
         return leader
+
+
+def _asker(request: shard_pb2.HoldRequest | shard_pb2.TakeBlocksRequest) -> Asker:
+    return Asker(
+        epoch=whole("epoch", request.epoch, 1, INT64_MAX), round=whole("round", request.round, 1, INT64_MAX)
+    )
 
 
 class _Link:
@@ -237,7 +276,7 @@ class _Link:
                 shard=self._leader.shard,
                 epoch=epoch,
                 sequence=sequence,
-                durable=True,
+                durable=self._leader.durable,
                 facts=codec.encode_facts(facts),
                 now_ms=now_ms,
             )

@@ -28,6 +28,8 @@ class MemoryBlocks:
     manifests: dict[str, dict[int, Manifest]] = field(default_factory=dict)
     #: Parts by shard, sequence, maker and number.
     parts: dict[tuple[str, int, str, int], bytes] = field(default_factory=dict)
+    #: Blocks told from memory that are in no journal.
+    orphans: dict[str, Block] = field(default_factory=dict)
 
     def of(self, shard: str, after: int = 0) -> list[Block]:
         """A shard's blocks above `after`, by sequence."""
@@ -136,6 +138,13 @@ class MemoryJournal:
         await self._trouble()
         if self.read_only:
             raise OutcomeUnknown("no majority takes a write")
+
+    async def keep_orphans(self, blocks: Sequence[Block]) -> None:
+        await self._trouble()
+        for block in blocks:
+            found = self.shared.at(block.shard, block.sequence)
+            if found is None or found.nonce != block.nonce:
+                self.shared.orphans.setdefault(f"{block.key}:{block.nonce}", block)
 
     async def now_ms(self) -> int:
         await self._trouble()

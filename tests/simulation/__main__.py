@@ -2,6 +2,7 @@
 
     make sim RUNS=1000            # seeds 1 to 1000
     make sim SEED=17 RUNS=1       # one again; a failure is shrunk to a short history
+    make sim ON_OUTAGE=continue   # the same seeds with leaders that go on from memory, and more outages
 
 Writes build/reports/sim.json and exits with 1 when an invariant was violated or a limit missed.
 """
@@ -29,13 +30,20 @@ PROCESSES = 2
 PROGRESS_RUNS = 50
 
 
+def drawn(seed: int) -> Any:
+    """A seed's plan, in the mixture that is asked for."""
+    from tests.simulation.plan import draw, through_outages
+
+    plan = draw(seed)
+    return through_outages(plan) if os.environ.get("ON_OUTAGE") == "continue" else plan
+
+
 def one(seed: int) -> dict[str, Any]:
     """One seed's figures."""
-    from tests.simulation.plan import draw
     from tests.simulation.world import simulate
 
     started = time.process_time()
-    world = simulate(draw(seed))
+    world = simulate(drawn(seed))
     return {
         "seed": seed,
         "failure": world.failure,
@@ -45,21 +53,23 @@ def one(seed: int) -> dict[str, Any]:
         "blocks": world.auditor.counts["blocks"],
         "openings": world.auditor.counts["openings"],
         "connected": world.auditor.counts["connected"],
+        "told_from_memory": world.auditor.counts["told from memory"],
+        "orphaned": world.auditor.counts["orphaned"],
         "cpu_seconds": time.process_time() - started,
     }
 
 
 def explain_failure(seed: int) -> None:
     """Prints a failing seed's short history and how to see it again."""
-    from tests.simulation.plan import draw
     from tests.simulation.shrinking import Shrinker, explain
 
     try:
-        print(explain(Shrinker(draw(seed)).shrink()))
+        print(explain(Shrinker(drawn(seed)).shrink()))
     except AssertionError as error:
         # The product has changed since this run began.
         print(f"seed {seed}: {error}")
-    print(f"replay: make sim SEED={seed} RUNS=1", flush=True)
+    mixture = " ON_OUTAGE=continue" if os.environ.get("ON_OUTAGE") == "continue" else ""
+    print(f"replay: make sim SEED={seed} RUNS=1{mixture}", flush=True)
 
 
 def run_all(first: int, runs: int) -> list[dict[str, Any]]:
@@ -102,6 +112,8 @@ def report(rows: list[dict[str, Any]], seconds: float) -> dict[str, Any]:
         "blocks": sum(row["blocks"] for row in rows),
         "openings": sum(row["openings"] for row in rows),
         "connected": sum(row["connected"] for row in rows),
+        "told_from_memory": sum(row["told_from_memory"] for row in rows),
+        "orphaned": sum(row["orphaned"] for row in rows),
         "seed_first": rows[0]["seed"],
         "seed_last": rows[-1]["seed"],
         "seconds": round(seconds, 1),

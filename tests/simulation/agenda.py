@@ -104,6 +104,8 @@ class Process:
         self.rate = rate
         #: How far the machine's wall clock is off.
         self.wall_offset_ms = wall_offset_ms
+        #: What its clock of holds stands still at; None while it runs.
+        self.stuck_at: float | None = None
         self.alive = True
         self.frozen = False
         self.born = agenda.now
@@ -121,6 +123,10 @@ class Process:
 
     def monotonic(self) -> float:
         return 1_000.0 + self.agenda.now * self.rate
+
+    def boottime(self) -> float:
+        """Goes on while the process is frozen, as the other clock does here; unless it is stuck."""
+        return self.monotonic() if self.stuck_at is None else self.stuck_at
 
     def wall_ms(self) -> int:
         return ORIGIN_MS + int(self.agenda.now * 1000) + self.wall_offset_ms

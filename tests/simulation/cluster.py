@@ -10,7 +10,7 @@ DuplicateKey for such a block was told something that is undone later.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from tests.simulation.agenda import ORIGIN_MS, WORLD, Process
@@ -321,6 +321,14 @@ class SimJournal(StoreClient):
                 answer.fail(OutcomeUnknown("no majority in time"), MAJORITY_SECONDS)
 
         await self.ask(write)
+
+    async def keep_orphans(self, blocks: Sequence[Block]) -> None:
+        def put(answer: Answer) -> None:
+            for block in blocks:
+                self.cluster.kept.orphans[f"{block.key}:{block.nonce}"] = block
+            answer.give(None)
+
+        await self.ask(put)
 
     async def now_ms(self) -> int:
         now_ms: int = await self.ask(lambda answer: answer.give(self.cluster.now_ms()))

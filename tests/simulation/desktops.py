@@ -134,7 +134,8 @@ class Desktop:
         kind = event.WhichOneof("event")
         if event.sequence:
             place = (event.shard, event.epoch, event.sequence)
-            self.world.auditor.check_place(*place, f"{self.seat.agent} {kind}")
+            what = f"{self.seat.agent} {kind}"
+            self.world.auditor.check_place(*place, what, durable=event.durable)
         match kind:
             case "status":
                 self.held &= set(event.status.calls_held)

@@ -235,7 +235,8 @@ class Line:
         call_id = self.plan.call_id
         self.world.step()
         place = (event.epoch, event.sequence)
-        self.world.auditor.check_place(event.shard, *place, f"{call_id} {event.WhichOneof('event')}")
+        what = f"{call_id} {event.WhichOneof('event')}"
+        self.world.auditor.check_place(event.shard, *place, what, durable=event.durable)
         if self._seen.get(event.shard, (0, 0)) > place:
             self.world.violate(f"{call_id}: told {place} of {event.shard} after {self._seen[event.shard]}")
         self._seen[event.shard] = place
@@ -284,7 +285,8 @@ class Line:
         wait = Duration(seconds=self.rng.randint(1, 4))
         request = routing_pb2.AssignCallRequest(call=self._request(), max_wait=wait)
         answer = await self.edge.stubs[self._router()].AssignCall(request, timeout=ASK_SECONDS + 2.0)
-        self.world.auditor.check_place(answer.shard, answer.epoch, answer.sequence, "an assignment")
+        place = (answer.shard, answer.epoch, answer.sequence)
+        self.world.auditor.check_place(*place, "an assignment", durable=answer.durable)
         self.acknowledged = True
         self.token = answer.place_token
         if answer.state == call_pb2.CALL_STATE_ACCEPTED:
@@ -323,7 +325,8 @@ class Line:
                     return
                 await asyncio.sleep(self.rng.uniform(0.02, 0.3))
                 continue
-            self.world.auditor.check_place(request.shard, answer.epoch, answer.sequence, "a confirmation")
+            place = (request.shard, answer.epoch, answer.sequence)
+            self.world.auditor.check_place(*place, "a confirmation", durable=answer.durable)
             self.confirming = ""
             self._note(f"confirmed: {answer.confirmed} {answer.refusal}")
             if answer.confirmed:
@@ -336,7 +339,9 @@ class Line:
         self.confirming = ""
         if self.bridged is None:
             self.bridged = (offer, agent)
-            if (shard, offer) not in self.world.auditor.connected[self.plan.call_id]:
+            auditor = self.world.auditor
+            told = (shard, self.plan.call_id, offer) in auditor.memory_connected
+            if not told and (shard, offer) not in auditor.connected[self.plan.call_id]:
                 self.world.violate(
                     f"{self.plan.call_id}: told yes to {offer}, and the journal does not say so"
                 )
@@ -353,6 +358,10 @@ class Line:
                 await self.edge.stubs[self._router()].EndCall(request, timeout=ASK_SECONDS)
                 break
             except AioRpcError as error:
+                lost = error.code() in (StatusCode.NOT_FOUND, StatusCode.FAILED_PRECONDITION)
+                if lost and self.world.auditor.excused(self.plan.call_id):
+                    # The conversation was told as not durable, and the journal never heard of it.
+                    break
                 if error.code() is StatusCode.NOT_FOUND:
                     self.world.violate(f"{self.plan.call_id}: acknowledged and forgotten")
                 elif error.code() not in PASSING:
@@ -383,12 +392,14 @@ class Line:
         self._note("hangs up")
         request = routing_pb2.HangUpRequest(call_id=self.plan.call_id)
         while not self.end:
+            # What is told while the question is on its way may be of a placement that came after it.
+            acknowledged = self.acknowledged
             try:
                 await self.edge.stubs[self._router()].HangUp(request, timeout=ASK_SECONDS)
                 break
             except AioRpcError as error:
                 if error.code() is StatusCode.NOT_FOUND:
-                    if self.acknowledged:
+                    if acknowledged and not self.world.auditor.excused(self.plan.call_id):
                         self.world.violate(f"{self.plan.call_id}: acknowledged and forgotten at its hang-up")
                     break
                 self._note(f"cannot hang up: {error.details()}")

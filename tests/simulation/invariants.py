@@ -10,6 +10,8 @@ from __future__ import annotations
 from collections import defaultdict
 from typing import TYPE_CHECKING, Any
 
+from tests.simulation.plan import LEAD_LISTS
+
 from routing import codec, digests
 from routing.journal import Block
 from routing.leader import STALL_SECONDS, Committed, LeaderOptions
@@ -78,6 +80,18 @@ class Auditor:
         self.logging_out: set[str] = set()
         self._opened_ms: dict[str, int] = {}
         self._unpaired: dict[tuple[str, str], int] = {}
+        #: Blocks told from memory, by shard, epoch and sequence: (nonce, events).
+        self.memory: dict[tuple[str, int, int], tuple[str, list[Any]]] = {}
+        #: Whose they are.
+        self._tellers: dict[tuple[str, int, int], Process] = {}
+        #: Connections that were told from memory: (shard, call, offer).
+        self.memory_connected: set[tuple[str, str, str]] = set()
+        #: Blocks told from memory that each call is in.
+        self._memory_of: dict[str, set[tuple[str, int, str]]] = defaultdict(set)
+        #: Epochs by shard that a router which is not on the lead list has opened: an operator has said so.
+        self._by_word: dict[str, set[int]] = defaultdict(set)
+        #: Nonces of the committed blocks.
+        self._nonces: dict[tuple[str, int], str] = {}
         #: Since when, and for how many commits, an open offer is past its time.
         self._overdue: dict[str, tuple[float, int]] = {}
         self.counts: dict[str, int] = defaultdict(int)
@@ -99,6 +113,7 @@ class Auditor:
             self.world.ending.committed(block)
         self._check_block(block)
         self._last[block.shard] = block
+        self._nonces[block.shard, block.sequence] = block.nonce
         replica = self.replicas[block.shard]
         decoded = codec.decode_events(block.body, block.now_ms)
         self.archive[block.shard, block.sequence] = (block.epoch, [event for _, event in decoded])
@@ -127,6 +142,37 @@ class Auditor:
         self._check_waiting(replica)
         self._check_overdue(block, replica)
 
+    def from_memory(self, process: Process, block: Block) -> None:
+        """A leader tells what follows from a block that only its memory has: nobody else may have opened."""
+        newest = self._last.get(block.shard)
+        # Who is on no lead list and opens at an operator's word was not asked to hold.
+        led = newest is not None and newest.epoch > block.epoch
+        if newest is not None and led and newest.epoch not in self._by_word[block.shard]:
+            self._violate(
+                f"{process.name} goes on from memory as epoch {block.epoch} of {block.shard}, "
+                f"which {newest.epoch} leads"
+            )
+        if newest is not None and newest.nonce == block.prev and newest.sequence != block.sequence - 1:
+            self._violate(f"gap: {block.key} told from memory")
+        place = (block.shard, block.epoch, block.sequence)
+        if self.memory.get(place, (block.nonce, []))[0] != block.nonce:
+            self._violate(f"{block.key} is told from memory as two blocks")
+        events = [event for _, event in codec.decode_events(block.body, block.now_ms)]
+        self.memory[place], self._tellers[place] = (block.nonce, events), process
+        self.counts["told from memory"] += 1
+        self.world.note(process.name, f"tells block {block.sequence} of {block.epoch} from memory", ())
+        for event in events:
+            facts = getattr(event, "facts", None)
+            call_id = facts.call_id if facts is not None else getattr(event, "call_id", "")
+            self._memory_of[call_id].add((block.shard, block.sequence, block.nonce))
+            if isinstance(event, CallConnected):
+                self.memory_connected.add((block.shard, event.call_id, event.offer_id))
+                self.counts["connected from memory"] += 1
+
+    def excused(self, call_id: str) -> bool:
+        """Whether something was told of a call, as not durable, that was never written down."""
+        return any(self._nonces.get((s, n)) != nonce for s, n, nonce in self._memory_of.get(call_id, ()))
+
     def _check_block(self, block: Block) -> None:
         name = f"{block.shard} block {block.sequence}"
         before = self._last.get(block.shard)
@@ -154,6 +200,10 @@ class Auditor:
             offer = self._open_offers.get((block.shard, call_id))
             if offer is not None:
                 self._violate(f"{call_id} goes while offer {offer} is open")
+        if isinstance(event, ShardOpened):
+            homes = [router for router in LEAD_LISTS[block.shard] if router.startswith(block.shard)]
+            if event.router not in (replica.lead_list or homes):
+                self._by_word[block.shard].add(block.epoch)
         if isinstance(event, CallEnded):
             self._check_absence(block, event.call_id, event.reason == "STREAM_LOST")
         elif isinstance(event, SessionClosed):
@@ -264,31 +314,40 @@ class Auditor:
 
     def answered(self, committed: Committed, newest_when_asked: int) -> None:
         """A leader's answer reaches a front."""
-        self.check_place(committed.shard, committed.epoch, committed.sequence, "an answer")
+        place = (committed.shard, committed.epoch, committed.sequence)
+        self.check_place(*place, "an answer", durable=committed.durable)
         if committed.sequence <= newest_when_asked:
             self._violate(
                 f"{committed.shard}: an answer of block {committed.sequence} to what was asked "
                 f"after block {newest_when_asked}"
             )
         if committed.answer.call is not None:
-            self._check_view(committed.shard, committed.sequence, committed.answer.call)
+            self._check_view(*place, committed.answer.call)
 
-    def told(self, shard: str, epoch: int, sequence: int, fact: Fact) -> None:
+    def told(self, shard: str, epoch: int, sequence: int, fact: Fact, *, durable: bool) -> None:
         """A fact reaches a front."""
         if isinstance(fact.event, PositionChanged):
             return
-        self.check_place(shard, epoch, sequence, f"{fact.event}")
-        if fact.event not in self.archive.get((shard, sequence), (0, []))[1]:
+        self.check_place(shard, epoch, sequence, f"{fact.event}", durable=durable)
+        committed = self.archive.get((shard, sequence), (0, []))[1]
+        remembered = self.memory.get((shard, epoch, sequence), ("", []))[1]
+        if fact.event not in committed and fact.event not in remembered:
             self._violate(f"told and not in {shard} block {sequence}: {fact.event}")
         if fact.call is not None:
-            self._check_view(shard, sequence, fact.call)
+            self._check_view(shard, epoch, sequence, fact.call)
 
-    def check_place(self, shard: str, epoch: int, sequence: int, what: str) -> None:
-        """What left a leader is in the journal."""
+    def check_place(self, shard: str, epoch: int, sequence: int, what: str, *, durable: bool = True) -> None:
+        """What left a leader is in the journal; what it says is not durable at least in its memory."""
+        if not durable and (shard, epoch, sequence) in self.memory:
+            return
         if self.archive.get((shard, sequence), (None, []))[0] != epoch:
             self._violate(f"{shard} {epoch}:{sequence} was told and is not in the journal: {what}")
 
-    def _check_view(self, shard: str, sequence: int, view: CallView) -> None:
+    def _check_view(self, shard: str, epoch: int, sequence: int, view: CallView) -> None:
+        told = (shard, epoch, sequence) in self.memory
+        if told and self._nonces.get((shard, sequence)) != self.memory[shard, epoch, sequence][0]:
+            # From memory: the journal says it later, or never.
+            return
         known = self._standings[shard, view.facts.call_id]
         standing = _standing(view)
         if known.get(standing, sequence + 1) > sequence:
@@ -318,6 +377,7 @@ class Auditor:
 
     def final(self) -> None:
         """With the faults over and everybody at rest."""
+        self._check_memory()
         for shard, replica in self.replicas.items():
             for call_id, entry in replica.calls.items():
                 # Whose timers the engine fails on may wait for ever.
@@ -330,6 +390,16 @@ class Auditor:
             if self.world.poison_of(call_id) == "timer":
                 continue
             self._violate(f"offer {offer} of {call_id} in {shard} never ended")
+
+    def _check_memory(self) -> None:
+        """What was told from memory is written down, put aside, or has died with who told it."""
+        orphans = {block.nonce for block in self.world.cluster.kept.orphans.values()}
+        for place, (nonce, _) in self.memory.items():
+            shard, _, sequence = place
+            known = self._nonces.get((shard, sequence)) == nonce or nonce in orphans
+            if not known and self._tellers[place].alive:
+                self._violate(f"{place} was told from memory and is nowhere")
+            self.counts["written down later" if known and nonce not in orphans else "orphaned"] += 1
 
     def outcomes(self, call_id: str) -> set[CallOutcome | None]:
         """How a call's entries ended, over all shards that remember it."""

@@ -94,6 +94,9 @@ class Plan:
     rates: dict[str, float] = field(default_factory=dict)
     #: Blocks, steps and the broker's backlog are small.
     tight: bool = False
+    #: "reject" or "continue", and for how long a router then promises not to lead.
+    on_outage: str = "reject"
+    hold_seconds: float = 3.0
     timing: Timing = field(
         default_factory=lambda: Timing(
             confirm_span_ms=5_000,
@@ -173,6 +176,24 @@ RARE = {
     "rates": 0.1,
     "tight": 0.2,
 }
+#: Further faults of a run with `continue`, by how often each is drawn, and how many.
+OUTAGE_WEIGHTS = {
+    "store_away": 4,
+    "away_for_some": 4,
+    "cut_store": 2,
+    "crash_leader": 1,
+    "freeze_leader": 1,
+    "betray": 3,
+    "sleep_holding": 2,
+    "stick_clock": 2,
+}
+OUTAGE_FAULTS = 6
+#: Those of them that befall a shard.
+_OF_SHARDS = frozenset({"store_away", "away_for_some", "betray", "sleep_holding"})
+#: A run of betrayals: how many, how long each, how often somebody calls, what a router promises (virtual
+#: seconds); which others of a shard are restarted; LONE is none, and one of them alone reaches the store.
+BETRAYALS, BETRAYAL_SECONDS, CALLER_SECONDS, LONG_HOLD_SECONDS = 2, 5.5, 0.2, 6.0
+ALL, NONE, LONE = "all", "none", "lone"
 #: What ends leading by design, and how often a run ends so.
 ENDINGS, ENDING_CHANCE = ("set_back", "newer_format", "wrong_digest"), 0.06
 POISONS = ("decide", "evolve", "timer", "kill")
@@ -244,6 +265,48 @@ def _rare(rng: random.Random, kind: str) -> Fault:
         value=rng.random(),
         other=rng.choice(LEAD_LISTS[shard]) if kind == "seize" else "",
     )
+
+
+def through_outages(plan: Plan) -> Plan:
+    """The plan with `continue` and outages to go on in, drawn from the same seed beside the rest; in half of
+    the runs clocks go wrong.
+    """
+    rng = random.Random(f"continue {plan.seed}")
+    kinds = rng.choices(list(OUTAGE_WEIGHTS), list(OUTAGE_WEIGHTS.values()), k=OUTAGE_FAULTS)
+    faults = [_of_outage(rng, kind) for kind in ("store_away", *kinds)]
+    rates = {name: rng.uniform(1 - RATE_ERROR_MAX, 1 + RATE_ERROR_MAX) for name in ROUTERS}
+    return replace(
+        plan,
+        faults=tuple(sorted((*plan.faults, *faults), key=lambda fault: fault.at)),
+        rates=plan.rates or (rates if rng.random() < 0.5 else {}),
+        on_outage="continue",
+    )
+
+
+def betrayed(plan: Plan, restarted: str = ALL) -> Plan:
+    """The plan with `continue`, long holds, and nothing but betrayals: one after the other, each with all
+    other routers restarted or not (`ALL`, `NONE`, `LONE`), and callers who come so often that there is always
+    something to tell.
+    """
+    rng = random.Random(f"betrayed {plan.seed}")
+    faults, calls = [], []
+    for n in range(BETRAYALS):
+        at = LONG_HOLD_SECONDS + 1.0 + n * BETRAYAL_SECONDS
+        target = rng.choice(tuple(LEAD_LISTS))
+        faults.append(Fault(kind="betray", at=at, target=target, seconds=BETRAYAL_SECONDS, other=restarted))
+        crowd = range(int(BETRAYAL_SECONDS / CALLER_SECONDS))
+        calls += [_hasty(rng, f"b{n}-{k}", at + k * CALLER_SECONDS) for k in crowd]
+    return replace(
+        plan, calls=tuple(calls), faults=tuple(faults), on_outage="continue", hold_seconds=LONG_HOLD_SECONDS
+    )
+
+
+def _of_outage(rng: random.Random, kind: str) -> Fault:
+    if kind in _OF_SHARDS:
+        seconds = rng.choice((rng.uniform(2.0, 6.0), rng.uniform(6.0, 20.0)))
+        at, target = rng.uniform(2.0, FAULTY_SECONDS * 0.6), rng.choice(tuple(LEAD_LISTS))
+        return Fault(kind=kind, at=at, target=target, seconds=seconds, value=rng.random())
+    return _fault(rng, kind)
 
 
 def _hasty(rng: random.Random, call_id: str, at: float) -> CallPlan:

@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING
 
 from grpc.aio import AioRpcError
 from tests.simulation.agenda import WORLD, Process
+from tests.simulation.cluster import STORE
 from tests.simulation.network import Channel
-from tests.simulation.plan import LEAD_LISTS, ROUTERS, Fault
+from tests.simulation.plan import ALL, LEAD_LISTS, LONE, NONE, ROUTERS, Fault
 
 from callmesh.routing.v1 import supervision_pb2, supervision_pb2_grpc
 from routing import leader
@@ -64,6 +65,7 @@ class RareTrouble:
 
     world: World
     _later: Callable[[float, Callable[[], None]], None]
+    _cut: Callable[[list[tuple[str, str]], float], None]
 
     def _lose_region(self, fault: Fault) -> None:
         """All routers of a region die in one moment; at times its backup, too."""
@@ -104,6 +106,91 @@ class RareTrouble:
             world.directory_version += 1
 
         self._later(fault.seconds, back)
+
+    def _store_away(self, fault: Fault) -> bool:
+        """No store for anybody, for long; what was not replicated is kept or lost."""
+        cluster = self.world.cluster
+        if cluster.down:
+            return False
+        cluster.down = True
+        cluster.elect(fault.value)
+        self._later(fault.seconds, self._come)
+        return True
+
+    def _away_for_some(self, fault: Fault) -> bool:
+        """A leader and some of its standbys, or none of them, do not reach the store; at least one does."""
+        rng = self.world.rng("away for some")
+        leaders = [name for name, router in self.world.routers.items() if router.leads(fault.target)]
+        if not leaders:
+            return False
+        others = [name for name in LEAD_LISTS[fault.target] if name != leaders[0]]
+        away = [leaders[0], *rng.sample(others, rng.randint(0, len(others) - 1))]
+        self._cut([pair for name in away for pair in ((name, STORE), (STORE, name))], fault.seconds)
+        return True
+
+    def _betray(self, fault: Fault) -> bool:
+        """In an outage a leader is cut off from everybody but its clients; its standbys die and come back,
+        and find a store that the leader cannot reach.
+        """
+        world, cluster, rng = self.world, self.world.cluster, self.world.rng("betrayal")
+        leaders = [name for name, router in world.routers.items() if router.leads(fault.target)]
+        if cluster.down or not leaders:
+            return False
+        cluster.down = True
+        others = [name for name in LEAD_LISTS[fault.target] if name != leaders[0]]
+
+        def betray() -> None:
+            if not world.faulty:
+                return
+            pairs = [(leaders[0], each) for each in (*others, STORE)]
+            if fault.other == LONE:
+                # The one that it does not reach is the only one that reaches the store.
+                pairs = [
+                    (leaders[0], others[0]),
+                    (leaders[0], STORE),
+                    *((each, STORE) for each in others[1:]),
+                ]
+            self._cut([*pairs, *((b, a) for a, b in pairs)], rng.uniform(2.0, 6.0))
+            for name in others:
+                if rng.random() < {ALL: 1.0, NONE: 0.0, LONE: 0.0}.get(fault.other, 0.7):
+                    world.crash(world.routers[name].process, silent=False)
+                    world.agenda.after(0.05, WORLD, world.start_router, name)
+            cluster.down = False
+
+        world.agenda.after(rng.uniform(1.5, 5.0), WORLD, betray)
+        self._later(fault.seconds, self._come)
+        return True
+
+    def _sleep_holding(self, fault: Fault) -> bool:
+        """A leader that goes on from memory stands still for about as long as it is held, or longer, while
+        the store comes back for the others.
+        """
+        world, cluster, rng = self.world, self.world.cluster, self.world.rng("sleep holding")
+        leaders = [router for router in world.routers.values() if router.leads(fault.target)]
+        if cluster.down or not leaders:
+            return False
+        cluster.down = True
+
+        def fall_asleep() -> None:
+            process, seconds = leaders[0].process, rng.uniform(1.5, 8.0)
+            if world.faulty and process.alive and not process.frozen:
+                process.freeze(seconds)
+                world.network.stall(process, seconds)
+            cluster.down = False
+
+        world.agenda.after(rng.uniform(1.5, 5.0), WORLD, fall_asleep)
+        self._later(fault.seconds, self._come)
+        return True
+
+    def _stick_clock(self, fault: Fault) -> None:
+        """A machine's clock of holds stands still for a while: what it promised lasts longer."""
+        process = self.world.routers[fault.target].process
+        process.stuck_at = process.monotonic()
+
+        def runs() -> None:
+            process.stuck_at = None
+
+        self._later(fault.seconds, runs)
 
     def _flap_store(self, fault: Fault) -> bool:
         """The store goes and comes back, again and again."""

@@ -22,9 +22,11 @@ from chassis.errors import Unavailable
 from routing import leader as leader_module
 from routing import model
 from routing.callers import STRANGER, KnownCaller
+from routing.continuing import ContinueOptions, Continuing
 from routing.directory import Snapshot, follow
 from routing.front import Front, FrontOptions
 from routing.handlers import Handlers
+from routing.hold_peers import GrpcHoldPeers
 from routing.leader import Committed, Leader, LeaderOptions, PoisonCommand, ShardBusy
 from routing.links import Routers, ShardLink
 from routing.model import AgentConfig, Fact, QueueConfig
@@ -71,7 +73,11 @@ class WatchedLeader(Leader):
         return await super()._opening_block()
 
     def _release(self, batch: Any, block: Any) -> None:
-        self.world.auditor.check_place(self.shard, self.epoch, block.sequence, "released")
+        if not self.durable:
+            self.world.auditor.from_memory(self.process, block)
+        self.world.auditor.check_place(
+            self.shard, self.epoch, block.sequence, "released", durable=self.durable
+        )
         super()._release(batch, block)
 
     def _check(self, command: model.Command) -> None:
@@ -110,7 +116,7 @@ class WatchedFront(Front):
 
     def _on_facts(self, shard: str, epoch: int, sequence: int, facts: Sequence[Fact]) -> None:
         for fact in facts:
-            self.world.auditor.told(shard, epoch, sequence, fact)
+            self.world.auditor.told(shard, epoch, sequence, fact, durable=self._shards[shard].durable)
         super()._on_facts(shard, epoch, sequence, facts)
 
 
@@ -267,6 +273,9 @@ class Router:
             home=shard == self.region,
         )
         leader.world, leader.process = self.world, self.process
+        if self.world.plan.on_outage == "continue":
+            options = ContinueOptions(hold_seconds=self.world.plan.hold_seconds)
+            leader.continuing = Continuing(leader, GrpcHoldPeers(self.routers), options)
         self.leaders[shard] = leader
         self.links[shard].use_local(leader)
 

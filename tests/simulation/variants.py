@@ -18,7 +18,7 @@ from tests.simulation.cluster import Key, SimJournal, Taken
 from tests.simulation.world import World, simulate
 
 from chassis.bus.publisher import Outcome
-from routing import codec, digests, engine, leader, relay, state
+from routing import codec, digests, engine, holds, leader, relay, state
 from routing.front import Front
 from routing.journal import Block, OutcomeUnknown
 from routing.leader import Committed, Leader
@@ -42,6 +42,7 @@ LEADERS = {"freeze_leader": 6, "crash_leader": 4, "break": 3, "cut_store": 2}
 CLIENTS = {"break": 6, "cut_clients": 3, "take_session": 2, "freeze_leader": 2, "crash": 1}
 BROKEN_STREAMS = {"break": 10, "freeze_leader": 4, "crash": 2}
 SLEEPERS = {"sleep_sending": 5, "sleep_opening": 5, "crash_leader": 3, "freeze_leader": 1}
+OUTAGES = {"cut_store": 4, "cut_routers": 3, "freeze_leader": 2, "crash_leader": 1}
 BUSY = {"stall": 5, "overload": 4, "freeze": 3, "freeze_leader": 2, "crash_leader": 2}
 CLOCKS = {"step_clock": 4, "crash_leader": 3, "freeze_leader": 1}
 TROUBLED = {"refused": 0.03, "late": 0.08, "unanswered": 0.08, "lost": 0.06, "twice": 0.08, "half_open": 0.4}
@@ -68,6 +69,8 @@ class Variant:
     #: What is rare, with its chance; and what ends leading at last.
     rare: dict[str, float] = field(default_factory=dict)
     ending: str = ""
+    #: Leaders go on from memory: how a plan becomes one of outages.
+    outages: Callable[[plan.Plan], plan.Plan] | None = None
     #: A seed that caught it when it was last looked for, tried first.
     seed: int = 1
     #: It must be caught by one of that many seeds.
@@ -78,6 +81,8 @@ def drawn(variant: Variant, seed: int) -> plan.Plan:
     """A seed's plan in the mixture of a variant."""
     found = plan.with_rare(plan.draw(seed, variant.kinds, variant.chances), variant.rare)
     found = replace(found, ending=variant.ending)
+    if variant.outages is not None:
+        found = variant.outages(found)
     return replace(found, calls=tuple(replace(call, **variant.callers) for call in found.calls))
 
 
@@ -286,6 +291,23 @@ def deaf_to_epochs() -> Iterator[None]:
         yield
     finally:
         del ShardLink._epoch
+
+
+# --- outage
+
+
+def _all_but_one(answers: holds.Round) -> holds.Verdict:
+    """One router's hold is not waited for."""
+    others = dict(list(answers.answers.items())[1:])
+    return _VERDICT(replace(answers, answers=others))
+
+
+def _born_free(promise: holds.Promise, born: float, hold_seconds: float) -> None:
+    """A router that has just started may open at once."""
+    _PROMISED(promise, born - hold_seconds, hold_seconds)
+
+
+_VERDICT, _PROMISED = holds.Round.verdict, holds.Promise.__init__
 
 
 # --- consent
@@ -613,5 +635,31 @@ VARIANTS = (
         broken=lambda: patched(relay.Feed, "_say_skipped", lambda feed, cursor: False),
         rare={"broker_away": 1.0, "tight": 1.0},
         says=("was never published",),
+    ),
+    Variant(
+        name="continue with one hold missing",
+        broken=lambda: patched(holds.Round, "verdict", _all_but_one),
+        outages=lambda found: plan.betrayed(found, plan.LONE),
+        says=("goes on from memory",),
+    ),
+    Variant(
+        name="restart without waiting out the hold",
+        broken=lambda: patched(holds.Promise, "__init__", _born_free),
+        outages=plan.betrayed,
+        says=("goes on from memory",),
+    ),
+    Variant(
+        name="a promise is not kept",
+        broken=lambda: patched(holds.Promise, "may_open", lambda promise, now: True),
+        outages=lambda found: plan.betrayed(found, plan.NONE),
+        says=("goes on from memory",),
+    ),
+    Variant(
+        name="a hold that never ends",
+        broken=lambda: patched(holds.Holds, "left", lambda held, now: 1.0 if held._until else 0.0),
+        outages=plan.through_outages,
+        kinds=OUTAGES,
+        says=("goes on from memory",),
+        seed=15,
     ),
 )

@@ -253,6 +253,9 @@ class World:
                     if (entry := replica.calls.get(call_id)) is not None
                 ]
                 self.violate(f"{call_id} lost or stuck: {where}, attempt {line.attempt}")
+            elif self.auditor.excused(call_id):
+                # Told from memory, with `durable=false`, and never written down.
+                self.counts["excused"] += 1
             elif line.end == "served" and call_id not in self.auditor.connected:
                 self.violate(f"{call_id} was served, says its edge; the journal says {outcomes}")
             elif line.acknowledged and not outcomes:
@@ -282,6 +285,11 @@ class MachineTime:
         return _machine().monotonic()
 
     perf_counter = monotonic
+    CLOCK_BOOTTIME = time.CLOCK_BOOTTIME
+
+    @staticmethod
+    def clock_gettime(clock: int) -> float:
+        return _machine().boottime()
 
     @staticmethod
     def time_ns() -> int:

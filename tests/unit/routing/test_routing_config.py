@@ -37,7 +37,10 @@ BAD: list[tuple[str, Any, str]] = [
     ("outage_seconds", float("nan"), "outage_seconds"),
     ("silent_seconds", 0.1, "silent_seconds"),
     ("memory_seconds", 0, "memory_seconds"),
-    ("on_outage", "continue", "on_outage"),
+    ("on_outage", "go on", "on_outage"),
+    ("hold_seconds", 0.5, "hold_seconds"),
+    ("continue_seconds_max", 0.0, "continue_seconds_max"),
+    ("backlog_bytes_max", 1, "backlog_bytes_max"),
 ]
 
 
@@ -51,6 +54,7 @@ def test_a_bad_setting_is_named(name: str, value: Any, field: str) -> None:
 @pytest.mark.parametrize(("changes", "named"), [
     ({"heartbeat_seconds": 0.5, "takeover_seconds": 0.9}, "ROUTING_TAKEOVER_SECONDS"),
     ({"backup_seconds": 1.0}, "ROUTING_BACKUP_SECONDS"),
+    ({"on_outage": "continue", "outage_seconds": 1.1}, "ROUTING_HOLD_SECONDS"),
 ])  # fmt: skip
 def test_patience_is_longer_than_what_it_waits_for(changes: dict[str, float], named: str) -> None:
     with pytest.raises(ValidationError, match=named):
@@ -93,6 +97,10 @@ def test_the_parts_get_their_options() -> None:
     options = given.leader_options()
     assert (options.heartbeat_seconds, options.takeover_seconds, options.outage_seconds) == (0.25, 2.0, 1.5)
     assert options.timing == given.timing() and given.front_options().silent_seconds == 4.0
+    assert given.continue_options() is None, "new work is refused in an outage"
+    going_on = settings(on_outage="continue", hold_seconds=4.0, backlog_bytes_max=1 << 20).continue_options()
+    assert going_on is not None and going_on.seconds_max == 600.0
+    assert (going_on.hold_seconds, going_on.backlog_bytes_max) == (4.0, 1 << 20)
 
 
 def test_a_key_file_that_exists_is_taken(tmp_path: Path) -> None:

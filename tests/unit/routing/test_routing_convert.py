@@ -11,7 +11,9 @@ from google.protobuf.timestamp_pb2 import Timestamp
 from callmesh.routing.v1 import agent_pb2, call_pb2
 from chassis.errors import InvalidArgument
 from routing import convert, model
+from routing.handlers import Handlers
 from routing.streams import Desk, Moved, Present, Update
+from routing.tokens import PlaceTokens
 
 
 def call(**fields: Any) -> call_pb2.CallRequest:
@@ -354,10 +356,32 @@ TOLD: list[tuple[Any, model.CallView, str | None]] = [
 ]
 
 
+@pytest.mark.parametrize("durable", [True, False])
+def test_a_place_told_from_memory_is_of_the_time_that_was_told(durable: bool) -> None:
+    """This router has last read of the time 1,000 in the journal, which stands still in an outage."""
+    rest: Any = None
+    handlers = Handlers(
+        front=rest,
+        regions=rest,
+        tokens=PlaceTokens(bytes(32), life_span_ms=60_000),
+        profiles=rest,
+        agents=rest,
+        queues={},
+        shards=frozenset(),
+        clock=rest,
+        platform_now_ms=lambda: 1_000,
+    )
+    what = Present(call=view(WAITING))
+    told = Update(shard="beijing", epoch=4, sequence=5, now_ms=6_000, what=what, durable=durable)
+    (event,) = convert.caller_events(told, handlers._token)
+    place = handlers._tokens.read(event.queued.place_token, "c1", 6_000)
+    assert (place.made_ms, place.waited_span_ms) == ((1_000, 0) if durable else (6_000, 5_000))
+
+
 @pytest.mark.parametrize(("event", "seen", "kind"), TOLD)
 def test_what_a_caller_is_told(event: Any, seen: model.CallView, kind: str | None) -> None:
     what = Present(call=seen) if event is None else model.Fact(event=event, now_ms=6_000, call=seen)
-    told = convert.caller_events(update(what), lambda v, shard: f"{v.facts.call_id}@{shard}")
+    told = convert.caller_events(update(what), lambda v, from_: f"{v.facts.call_id}@{from_.shard}")
     assert [each.WhichOneof("event") for each in told] == ([kind] if kind else [])
     for each in told:
         assert (each.shard, each.epoch, each.sequence, each.durable) == ("beijing", 4, 5, True)

@@ -147,7 +147,7 @@ class Wire:
         shard.wires[front] = self
         self.up = True
         #: Its leader cannot commit.
-        self.stalled = False
+        self.stalled, self.durable = False, True
         #: Whoever asks is told that nobody leads.
         self.nobody_leads = False
         self.asked: list[Command] = []
@@ -332,9 +332,12 @@ async def test_a_placed_call_is_told_once_and_is_the_callers_stream(world: World
     line = Line(world, world.front())
     first = await line.next()
     assert (first.shard, state_of(first)) == ("beijing", CallState.WAITING)
+    # From its memory, from here on.
+    world.wire("beijing").durable = False
     world.beijing.do(HangUp(call_id="c1", attempt=1))
     rest = await line.rest()
     assert [state_of(update) for update in rest] == [CallState.WAITING, CallState.ENDED]
+    assert first.durable and not rest[-1].durable
 
 
 TROUBLE = ["unreachable", "answer_lost"]

@@ -46,7 +46,9 @@ from routing.shard_servicer import ShardServicer, _Link
 from routing.state import ShardState
 from routing.testing import MemoryBlocks, MemoryJournal
 
-DEADLINE_SECONDS = 10
+DEADLINE_SECONDS = 30
+#: Longest wait for an answer.
+ASK_SECONDS = 30
 TAKEOVER = 0.15
 
 
@@ -137,15 +139,15 @@ async def test_a_link_finds_the_leader_and_follows_it(grpc_server: Any) -> None:
         first, second = region.nodes
         second.start()
         await eventually(lambda: region.link.up)
-        await region.link.ask(ConfigureQueue(queue=QueueConfig(id="q")), 5)
-        committed = await region.link.ask(placing("c1"), 5)
+        await region.link.ask(ConfigureQueue(queue=QueueConfig(id="q")), ASK_SECONDS)
+        committed = await region.link.ask(placing("c1"), ASK_SECONDS)
         assert committed.epoch == second.leader.epoch and committed.answer.call is not None
         await eventually(lambda: any(isinstance(f.event, CallQueued) for _, f in region.facts))
         first.start()
         await eventually(lambda: first.leader.ready)
         await second.stop()
         await eventually(lambda: first.leader.leading and region.link.up)
-        found = await region.link.ask(AskCall(call_id="c1"), 5)
+        found = await region.link.ask(AskCall(call_id="c1"), ASK_SECONDS)
         assert found.epoch == first.leader.epoch > committed.epoch
         assert region.changes == [True, False, True]
 
@@ -162,7 +164,7 @@ async def test_a_router_that_does_not_lead_says_who_does(grpc_server: Any) -> No
         link = ShardLink("beijing", "g", routers, silent_seconds=1.0)
         task = asyncio.create_task(link.run())
         await eventually(lambda: link.up)
-        assert (await link.ask(AskCall(call_id="c1"), 5)).epoch == second.leader.epoch
+        assert (await link.ask(AskCall(call_id="c1"), ASK_SECONDS)).epoch == second.leader.epoch
         task.cancel()
         await asyncio.gather(task, return_exceptions=True)
         await routers.close()
@@ -173,17 +175,17 @@ async def test_a_front_moves_between_the_leader_here_and_one_elsewhere(grpc_serv
         first, second = region.nodes
         first.start()
         await eventually(lambda: region.link.up)
-        assert (await region.link.ask(AskCall(call_id="c1"), 5)).epoch == first.leader.epoch
+        assert (await region.link.ask(AskCall(call_id="c1"), ASK_SECONDS)).epoch == first.leader.epoch
         second.start()
         await eventually(lambda: second.leader.ready)
         # The local one hangs; the standby of the other router takes over, and its epoch is heard of.
         first.journal.gate = asyncio.Event()
-        hanging = asyncio.create_task(region.link.ask(ConfigureQueue(queue=QueueConfig(id="q")), 5))
+        hanging = asyncio.create_task(region.link.ask(ConfigureQueue(queue=QueueConfig(id="q")), ASK_SECONDS))
         await eventually(lambda: second.leader.leading)
         region.link.notice(second.leader.epoch, second.address)
         await eventually(lambda: region.link.up)
         assert not first.leader.leading, "it was told that a newer epoch leads"
-        assert (await region.link.ask(AskCall(call_id="c1"), 5)).epoch == second.leader.epoch
+        assert (await region.link.ask(AskCall(call_id="c1"), ASK_SECONDS)).epoch == second.leader.epoch
         first.journal.gate.set()
         with pytest.raises(Exception, match="before it had an answer"):
             await hanging
@@ -241,8 +243,8 @@ async def test_a_silent_front_is_gone_and_one_that_only_has_nothing_to_say_is_no
         leader = region.nodes[0].leader
         region.nodes[0].start()
         await eventually(lambda: region.link.up)
-        await region.link.ask(ConfigureQueue(queue=QueueConfig(id="q")), 5)
-        await region.link.ask(placing("c1"), 5)
+        await region.link.ask(ConfigureQueue(queue=QueueConfig(id="q")), ASK_SECONDS)
+        await region.link.ask(placing("c1"), ASK_SECONDS)
         await asyncio.sleep(0.5)
         assert region.changes == [True] and leader.state.calls["c1"].attached
         # Nothing comes from it any more, as from a router whose network is gone.
@@ -258,7 +260,7 @@ async def test_a_region_leads_its_own_shard_again_when_it_can(
         home, backup = region.nodes
         backup.start()
         await eventually(lambda: region.link.up)
-        await region.link.ask(SetLeadList(routers=(home.address, backup.address)), 5)
+        await region.link.ask(SetLeadList(routers=(home.address, backup.address)), ASK_SECONDS)
         region.routers._homes["beijing"] = (home.address,)
         region.link.use_list((home.address, backup.address))
         # A stream to a router of another region, as it is from now on.
@@ -291,28 +293,28 @@ async def test_what_a_leader_did_not_take_comes_back_as_it_is(
         node = region.nodes[0]
         node.start()
         await eventually(lambda: region.link.up)
-        await region.link.ask(ConfigureQueue(queue=QueueConfig(id="q")), 5)
+        await region.link.ask(ConfigureQueue(queue=QueueConfig(id="q")), ASK_SECONDS)
         monkeypatch.setitem(engine._DECIDE, HangUp, lambda *_: 1 // 0)
         with pytest.raises(Internal):
-            await region.link.ask(HangUp(call_id="c1", attempt=1), 5)
+            await region.link.ask(HangUp(call_id="c1", attempt=1), ASK_SECONDS)
         node.journal.away = True
         await eventually(lambda: node.leader._outage)
         with pytest.raises(StoreOutage) as caught:
-            await region.link.ask(placing("c2"), 5)
+            await region.link.ask(placing("c2"), ASK_SECONDS)
         assert caught.value.details.retry_seconds == pytest.approx(0.1)
         node.journal.away = False
-        assert (await region.link.ask(AskCall(call_id="c2"), 5)).answer.call is None
+        assert (await region.link.ask(AskCall(call_id="c2"), ASK_SECONDS)).answer.call is None
 
 
 async def test_without_a_leader_the_answer_is_unknown(grpc_server: Any) -> None:
     async with a_region(grpc_server) as region:
         with pytest.raises(LinkLost):
-            await region.link.ask(AskCall(call_id="c1"), 5)
+            await region.link.ask(AskCall(call_id="c1"), ASK_SECONDS)
         node = region.nodes[0]
         node.start()
         await eventually(lambda: region.link.up)
         node.journal.gate = asyncio.Event()
-        hanging = asyncio.create_task(region.link.ask(AskCall(call_id="c1"), 5))
+        hanging = asyncio.create_task(region.link.ask(AskCall(call_id="c1"), ASK_SECONDS))
         await eventually(lambda: node.leader._pending or node.leader._sent_seconds)
         node.servicer.drain()
         with pytest.raises(LinkLost):
@@ -328,7 +330,7 @@ async def test_a_command_that_outlived_two_leaders_is_refused(
         node = region.nodes[0]
         node.start()
         await eventually(lambda: region.link.up)
-        await region.link.ask(ConfigureQueue(queue=QueueConfig(id="q")), 5)
+        await region.link.ask(ConfigureQueue(queue=QueueConfig(id="q")), ASK_SECONDS)
         real, killed = _Link._read, []
 
         async def read(link: _Link, messages: Any) -> None:
@@ -347,16 +349,16 @@ async def test_a_command_that_outlived_two_leaders_is_refused(
         for _ in range(OUTLIVED_MAX):
             await eventually(lambda: region.link.up)
             with pytest.raises(LinkLost):
-                await region.link.ask(HangUp(call_id="bad", attempt=1), 5)
+                await region.link.ask(HangUp(call_id="bad", attempt=1), ASK_SECONDS)
             # The leader died of it: another one leads.
             epoch = node.leader.epoch
             node.leader._depose("killed by a command")
             await eventually(lambda epoch=epoch: node.leader.leading and node.leader.epoch > epoch)
         await eventually(lambda: region.link.up)
         with pytest.raises(Internal):
-            await region.link.ask(HangUp(call_id="bad", attempt=1), 5)
+            await region.link.ask(HangUp(call_id="bad", attempt=1), ASK_SECONDS)
         assert len(killed) == OUTLIVED_MAX
-        assert (await region.link.ask(placing("c1"), 5)).answer.call is not None
+        assert (await region.link.ask(placing("c1"), ASK_SECONDS)).answer.call is not None
 
 
 def test_what_outlived_leaders_is_forgotten_by_an_answer_and_by_time() -> None:
@@ -433,10 +435,10 @@ async def test_a_command_that_made_two_leaders_step_down_is_refused(
         for _ in range(OUTLIVED_MAX + 2):
             await eventually(lambda: leader.leading and region.link.up and region.link._epoch == leader.epoch)
             with pytest.raises(Internal):
-                await region.link.ask(bad, 5)
+                await region.link.ask(bad, ASK_SECONDS)
         assert len(given) == OUTLIVED_MAX
-        await region.link.ask(ConfigureQueue(queue=QueueConfig(id="q")), 5)
-        assert (await region.link.ask(placing("c1"), 5)).answer.call is not None
+        await region.link.ask(ConfigureQueue(queue=QueueConfig(id="q")), ASK_SECONDS)
+        assert (await region.link.ask(placing("c1"), ASK_SECONDS)).answer.call is not None
 
 
 async def test_who_outlived_a_leader_is_asked_alone(grpc_server: Any) -> None:
@@ -449,7 +451,9 @@ async def test_who_outlived_a_leader_is_asked_alone(grpc_server: Any) -> None:
         for name in names:
             link._outlived.add(f"HangUp {name}")
         node.journal.gate = asyncio.Event()
-        asked = [asyncio.create_task(link.ask(HangUp(call_id=name, attempt=1), 5)) for name in names]
+        asked = [
+            asyncio.create_task(link.ask(HangUp(call_id=name, attempt=1), ASK_SECONDS)) for name in names
+        ]
         await eventually(lambda: len(link._open) == 1)
         link._lose(link._attached, broken=True)
         link._judge(link._epoch + 1)
@@ -494,10 +498,10 @@ async def test_what_is_ready_at_once_goes_in_one_message(
     async with a_region(grpc_server) as region:
         region.nodes[0].start()
         await eventually(lambda: region.link.up)
-        await region.link.ask(ConfigureQueue(queue=QueueConfig(id="q")), 5)
+        await region.link.ask(ConfigureQueue(queue=QueueConfig(id="q")), ASK_SECONDS)
         messages.clear()
         sizes.clear()
-        placed = await asyncio.gather(*(region.link.ask(placing(f"c{n}"), 5) for n in range(150)))
+        placed = await asyncio.gather(*(region.link.ask(placing(f"c{n}"), ASK_SECONDS) for n in range(150)))
         assert all(each.answer.call is not None for each in placed)
         assert sum(messages) == len(sizes) == 150
         assert max(messages) <= BATCH_MAX
@@ -515,11 +519,11 @@ async def test_an_older_leader_is_told_of_each_stream_that_ended(
     async with a_region(grpc_server) as region:
         region.nodes[0].start()
         await eventually(lambda: region.link.up)
-        await region.link.ask(ConfigureQueue(queue=QueueConfig(id="q")), 5)
+        await region.link.ask(ConfigureQueue(queue=QueueConfig(id="q")), ASK_SECONDS)
         calls = ("c1", "c2")
         for call in calls:
-            await region.link.ask(placing(call), 5)
+            await region.link.ask(placing(call), ASK_SECONDS)
         gone = DetachCalls(front="f", calls=tuple((call, 1, 1) for call in calls))
-        await region.link.ask(gone, 5)
+        await region.link.ask(gone, ASK_SECONDS)
         entries = region.nodes[0].leader.state.calls
         assert not any(entries[call].attached for call in calls)
