@@ -143,6 +143,7 @@ from routing.model import (
     SetDraining,
     SetLeadList,
     SetPresence,
+    Strategy,
     Tick,
     TimingConfigured,
     TransferCall,
@@ -167,6 +168,8 @@ PRIORITY_MAX = 100
 MISSED_OFFERS = "missed offers"
 #: A decline for this reason counts as busy.
 BUSY = "BUSY"
+#: Of the strategies the one that draws lots, by a short name.
+_RANDOM = Strategy.RANDOM
 
 
 def step(state: ShardState, command: Command, now_ms: int) -> tuple[list[Event], Answer]:
@@ -175,7 +178,8 @@ def step(state: ShardState, command: Command, now_ms: int) -> tuple[list[Event],
 
     Raises whatever `decide` raises, in which case nothing has changed.
     """
-    now_ms = max(now_ms, state.now_ms)
+    if now_ms < state.now_ms:
+        now_ms = state.now_ms
     decision = decide(state, command, now_ms)
     events = decision.events
     for event in events:
@@ -214,7 +218,7 @@ def _next_pairing(state: ShardState, now_ms: int) -> list[Event]:
             state.hot_agents.append(agent_id)
     else:
         match = _agent_for(state, state.hot_calls.pop())
-    return [] if match is None else [_offer(state, *match, now_ms)]
+    return [] if match is None else [_offer(state, match[0], match[1], now_ms)]
 
 
 def _leave(state: ShardState, agent_id: str) -> list[Event]:
@@ -261,7 +265,8 @@ def _call_for(state: ShardState, agent_id: str) -> tuple[str, str] | None:
 
 def _taker(state: ShardState, entry: CallEntry) -> str | None:
     """The best free agent of a call's line; None when nobody is free."""
-    lot = _lot(entry.line.queue.seed, state.offers_made)
+    queue = entry.line.queue
+    lot = _lot(queue.seed, state.offers_made) if queue.strategy is _RANDOM else 0
     return best_idle(entry.line, state.agents, lot, entry.declined_by)
 
 
@@ -322,7 +327,7 @@ def _place(s: ShardState, c: PlaceCall, now_ms: int) -> Decision:
         )
     if c.facts.queue == entry.facts.queue and entry.state in (WAITING, OVERFLOWING):
         return Decision(events=_attach(entry, c))
-    return _queue(s, c, now_ms, _end_offer(s, entry, OfferOutcome.CANCELLED))
+    return _queue(s, c, now_ms, _end_offer(s, entry))
 
 
 def _replace_ended(s: ShardState, c: PlaceCall, entry: CallEntry, now_ms: int) -> Decision:
@@ -384,7 +389,7 @@ def _no_room(s: ShardState, queue: QueueConfig, facts: CallFacts, step: int) -> 
         return Refusal(reason="QUEUE_CLOSED", field="queue")
     if line is None and len(s.lines) >= LINES_MAX:
         return Refusal(reason="TOO_MANY_SKILL_SETS", field="skills")
-    if sum(crowd.waiting for crowd in s.crowds.get(queue.id, {}).values()) >= queue.length_max:
+    if sum([crowd.waiting for crowd in s.crowds.get(queue.id, {}).values()]) >= queue.length_max:
         return Refusal(reason="QUEUE_FULL", field="queue")
     if queue.refuse_without_agents and (line is None or line.logged_in == 0):
         return Refusal(reason="NO_AGENT_LOGGED_IN", field="queue")
@@ -471,7 +476,7 @@ def _detach_events(s: ShardState, entry: CallEntry, now_ms: int) -> list[Event]:
     if entry.state is CONNECTED:
         return [CallDetached(call_id=call_id, until_ms=0)]
     until_ms = max(now_ms, s.conclude_ms) + s.timing.grace_span_ms
-    ringing = _end_offer(s, entry, OfferOutcome.CANCELLED) if entry.state is OFFERED else []
+    ringing = _end_offer(s, entry) if entry.state is OFFERED else []
     return [*ringing, CallDetached(call_id=call_id, until_ms=until_ms)]
 
 
@@ -546,7 +551,7 @@ def _end(
     recording_uri: str = "",
 ) -> list[Event]:
     """Ends an entry: its offer first, then the call, with after-call work if a conversation took place."""
-    events = _end_offer(s, entry, OfferOutcome.CANCELLED)
+    events = _end_offer(s, entry)
     after = wrap_up and entry.state is CONNECTED and entry.agent in s.agents
     span_ms = entry.line.queue.wrap_up_span_ms if after else 0
     ended = CallEnded(
@@ -592,12 +597,17 @@ def _reprioritize(s: ShardState, c: Reprioritize, now_ms: int) -> Decision:
 
 
 def _end_offer(
-    s: ShardState, entry: CallEntry, outcome: OfferOutcome, now_ms: int = 0, *, busy: bool = False
+    s: ShardState,
+    entry: CallEntry,
+    outcome: OfferOutcome = OfferOutcome.CANCELLED,
+    now_ms: int = 0,
+    *,
+    busy: bool = False,
 ) -> list[Event]:
-    """Ends the entry's live offer, if it has one; the agent rests (or is paused) after a missed one, and is
-    no longer waited for.
+    """Ends the entry's live offer, if it has one, as cancelled unless `outcome` says otherwise; the agent
+    rests (or is paused) after a missed one, and is no longer waited for.
     """
-    if entry.state not in (OFFERED, ACCEPTED):
+    if entry.state is not OFFERED and entry.state is not ACCEPTED:
         return []
     agent = s.agents.get(entry.agent)
     queue = entry.line.queue
@@ -1068,11 +1078,12 @@ _DUE_OF_CALL: dict[str, Callable[[ShardState, CallEntry, int], list[Event]]] = {
 
 def _answer(state: ShardState, command: Any, decision: Decision, now_ms: int) -> Answer:
     kind = type(command)
-    named = command.facts if kind is PlaceCall else command
-    call_id = named.call_id if kind is PlaceCall or kind in _OF_CALL else ""
-    agent_id = command.agent if kind in _OF_AGENT else ""
-    call = view_call(state, call_id) if call_id in state.calls else None
-    agent = view_agent(state, agent_id) if agent_id in state.agents else None
+    call, agent = None, None
+    if kind is PlaceCall or kind in _OF_CALL:
+        call_id = command.facts.call_id if kind is PlaceCall else command.call_id
+        call = view_call(state, call_id) if call_id in state.calls else None
+    if kind in _OF_AGENT:
+        agent = view_agent(state, command.agent) if command.agent in state.agents else None
     if kind not in _QUESTIONS:
         return Answer(refusal=decision.refusal, call=call, agent=agent, more=decision.more)
     return Answer(
@@ -1097,7 +1108,7 @@ def _views(state: ShardState, command: Any) -> tuple[CallView, ...]:
 
 
 #: Commands whose answer has more than how a call and an agent are now.
-_QUESTIONS = (AskCalls, AskExplain, AskStats, OpenSession)
+_QUESTIONS = frozenset({AskCalls, AskExplain, AskStats, OpenSession})
 
 _DECIDE: dict[type, Callable[[ShardState, Any, int], Decision]] = {
     PlaceCall: _place,

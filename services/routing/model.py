@@ -1004,7 +1004,7 @@ Event = (
 # --- what leaves a shard
 
 
-class CallView(msgspec.Struct, frozen=True, kw_only=True, gc=False):
+class CallView(msgspec.Struct, frozen=True, gc=False):
     """A call's entry as it stands."""
 
     facts: CallFacts

@@ -11,7 +11,6 @@ from __future__ import annotations
 import heapq
 import itertools
 from collections.abc import Callable, Collection, Iterable, Iterator
-from operator import attrgetter
 from typing import Any
 
 import msgspec
@@ -177,6 +176,8 @@ class CallEntry:
 
 #: What an agent who holds nothing is to the world.
 _AS_PRESENT = {presence: AgentState(presence.value) for presence in Presence}
+#: What one who holds something is, by short names as those of `model`.
+_RESERVED, _ON_CALL, _WRAP_UP = AgentState.RESERVED, AgentState.ON_CALL, AgentState.WRAP_UP
 
 
 class AgentEntry:
@@ -232,7 +233,7 @@ class AgentEntry:
         self.counted: AgentState | None = None
         #: Lines it fits, by channel; of them those that count their free agents.
         self.lines: dict[str, list[Line]] = {}
-        self.plain: list[Line] = []
+        self.plain: dict[str, list[Line]] = {}
         #: Where it is listed when it is free, by channel; a channel is worked out anew when it is not here.
         self.free_in: dict[str, list[Free]] = {}
         self.lost_ms = self.rest_until_ms = 0
@@ -257,11 +258,11 @@ class AgentEntry:
     def state(self) -> AgentState:
         """What the agent is to the world."""
         if self.calls:
-            return AgentState.ON_CALL
+            return _ON_CALL
         if self.offers:
-            return AgentState.RESERVED
+            return _RESERVED
         if self.wraps:
-            return AgentState.WRAP_UP
+            return _WRAP_UP
         return _AS_PRESENT[self.presence]
 
     @property
@@ -495,16 +496,17 @@ class ShardState:
 
     def _runs(self, deadline: Deadline) -> bool:
         ms, kind, owner = deadline
-        if (due_of_call := _DUE_OF_CALL.get(kind)) is not None:
+        due_of_call = _DUE_OF_CALL.get(kind)
+        if due_of_call is not None:
             call = self.calls.get(owner)
-            return call is not None and due_of_call(call) == ms
+            return call is not None and getattr(call, due_of_call) == ms
         agent_id, _, call_id = owner.partition("/")
         agent = self.agents.get(agent_id)
         if agent is None:
             return False
         if kind == "wrap":
             return agent.wraps.get(call_id, (0, 0))[1] == ms
-        return _DUE_OF_AGENT[kind](agent) == ms
+        return getattr(agent, _DUE_OF_AGENT[kind]) == ms
 
     def line_of(self, key: LineKey) -> Line:
         """The line of this key, made with its agents when it is the first to want it."""
@@ -513,9 +515,18 @@ class ShardState:
             crowd = self.crowds.setdefault(key[0], {}).setdefault(key[1], Crowd())
             line = self.lines[key] = Line(key, self.queues[key[0]], crowd)
             self.lines_by_queue.setdefault(key[0], []).append(line)
+            _fill(line, self._who_may_fit(line), listed=self.share(line))
             self._asking.setdefault(line.asked, []).append(line)
-            _fill(line, self.agents_with(line.asked), listed=self.share(line))
         return line
+
+    def _who_may_fit(self, line: Line) -> Iterable[AgentEntry]:
+        """The agents of a line that asks for just the same, if there is one: only they fit. Else all who have
+        the skill asked for.
+        """
+        for other in self._asking.get(line.asked, ()):
+            if other.channel == line.channel and other.requirements == line.requirements:
+                return [self.agents[agent_id] for agent_id in other.agents]
+        return self.agents_with(line.asked)
 
     def share(self, line: Line) -> bool:
         """Lets a line look for free agents where others that ask for the same, and rank alike, look too;
@@ -570,20 +581,18 @@ class ShardState:
 
 #: Kinds of deadlines, and the attribute of a call, or of an agent, that says when one is due (0: it does not
 #: run). One more kind, "wrap", is of an agent and a call ("agent/call"): it is in the agent's `wraps`.
-_CALL_DEADLINES = (
-    ("offer", "offer_until_ms"),
-    ("detached", "detached_until_ms"),
-    ("refuse", "refuse_ms"),
-    ("resume", "resume_ms"),
-    ("relax", "relax_ms"),
-    ("prefer", "prefer_ms"),
-    ("callback", "callback_ms"),
-    ("expire", "expire_ms"),
-    ("forget", "forget_ms"),
-)
-_AGENT_DEADLINES = (("lost", "lost_ms"), ("rest", "rest_until_ms"))
-_DUE_OF_CALL = {kind: attrgetter(name) for kind, name in _CALL_DEADLINES}
-_DUE_OF_AGENT = {kind: attrgetter(name) for kind, name in _AGENT_DEADLINES}
+_DUE_OF_CALL = {
+    "offer": "offer_until_ms",
+    "detached": "detached_until_ms",
+    "refuse": "refuse_ms",
+    "resume": "resume_ms",
+    "relax": "relax_ms",
+    "prefer": "prefer_ms",
+    "callback": "callback_ms",
+    "expire": "expire_ms",
+    "forget": "forget_ms",
+}
+_DUE_OF_AGENT = {"lost": "lost_ms", "rest": "rest_until_ms"}
 
 
 def next_deadline(state: ShardState) -> Deadline | None:
@@ -685,8 +694,7 @@ def _refresh(state: ShardState, agent: AgentEntry) -> None:
         state.count(agent, standing)
     if agent.draining and not agent.holding:
         state.leaving.append(agent.config.id)
-    takes = agent.presence is AVAILABLE and agent.attached
-    takes = takes and not (agent.rest_until_ms or agent.wraps or agent.draining)
+    takes = not (agent.wraps or agent.rest_until_ms or agent.draining) and agent.serves
     if not takes and not agent.idle:
         return
     held = len(agent.offers) + len(agent.calls)
@@ -698,9 +706,8 @@ def _refresh(state: ShardState, agent: AgentEntry) -> None:
             state.hot_agents.append(agent.config.id)
         elif channel in agent.idle:
             agent.idle.pop(channel).live = False
-            for line in agent.plain:
-                if line.channel == channel:
-                    line.idle -= 1
+            for line in agent.plain.get(channel, ()):
+                line.idle -= 1
 
 
 def _come(agent: AgentEntry, channel: str) -> None:
@@ -715,9 +722,8 @@ def _come(agent: AgentEntry, channel: str) -> None:
         inbox.append(place)
         if len(inbox) > INBOX_MAX:
             free.take_in()
-    for line in agent.plain:
-        if line.channel == channel:
-            line.idle += 1
+    for line in agent.plain.get(channel, ()):
+        line.idle += 1
 
 
 def _account(state: ShardState, agent: AgentEntry) -> None:
@@ -751,7 +757,7 @@ def _join(agent: AgentEntry, line: Line, *, listed: bool = False) -> bool:
     if not listed and line.channel in agent.free_in:
         agent.free_in[line.channel].append(line.free)
     if line.counted:
-        agent.plain.append(line)
+        agent.plain.setdefault(line.channel, []).append(line)
     line.logged_in += agent.presence is not OFFLINE
     line.present += agent.is_present
     line.serving += agent.serves
@@ -763,7 +769,7 @@ def _part(agent: AgentEntry, line: Line) -> None:
     agent.lines[line.channel].remove(line)
     agent.free_in.pop(line.channel, None)
     if line.counted:
-        agent.plain.remove(line)
+        agent.plain[line.channel].remove(line)
 
 
 def _leave_lines(agent: AgentEntry) -> None:
@@ -775,7 +781,7 @@ def _leave_lines(agent: AgentEntry) -> None:
         line.idle -= line.channel in agent.idle
     for place in agent.idle.values():
         place.live = False
-    agent.lines, agent.plain, agent.free_in = {}, [], {}
+    agent.lines, agent.plain, agent.free_in = {}, {}, {}
     agent.idle = {}
 
 
@@ -842,7 +848,7 @@ def adopt_agent(state: ShardState, agent: AgentEntry, idle: Iterable[str]) -> No
     state.count(agent, agent.state)
     agent.idle = {channel: Place(agent.config.id, agent, agent.since_ms) for channel in idle}
     state.index_skills(agent)
-    for kind, name in _AGENT_DEADLINES:
+    for kind, name in _DUE_OF_AGENT.items():
         state.set_deadline(getattr(agent, name), kind, agent.config.id)
     for call_id, (_, due_ms) in agent.wraps.items():
         state.set_deadline(due_ms, "wrap", f"{agent.config.id}/{call_id}")
@@ -854,7 +860,7 @@ def adopt_call(state: ShardState, entry: CallEntry, *, listed: bool) -> None:
     agent = state.agents.get(entry.agent)
     if agent is not None and (entry.facts.call_id in agent.calls or entry.facts.call_id in agent.offers):
         state.serve(entry.facts.queue, 1)
-    for kind, name in _CALL_DEADLINES:
+    for kind, name in _DUE_OF_CALL.items():
         state.set_deadline(getattr(entry, name), kind, entry.facts.call_id)
     if listed:
         _list_call(state, entry)
@@ -900,13 +906,13 @@ def _move_deadlines(s: ShardState, span_ms: int) -> None:
     """Nothing could be concluded or done for so long: every deadline that runs is later by it."""
     s.deadlines.clear()
     for call_id, call in s.calls.items():
-        for kind, name in _CALL_DEADLINES:
+        for kind, name in _DUE_OF_CALL.items():
             due_ms = getattr(call, name)
             if due_ms:
                 setattr(call, name, due_ms + span_ms)
                 s.set_deadline(due_ms + span_ms, kind, call_id)
     for agent_id, agent in s.agents.items():
-        for kind, name in _AGENT_DEADLINES:
+        for kind, name in _DUE_OF_AGENT.items():
             due_ms = getattr(agent, name)
             if due_ms:
                 setattr(agent, name, due_ms + span_ms)
@@ -1200,7 +1206,8 @@ def _call_ended(s: ShardState, e: CallEnded) -> None:
     entry.offer_until_ms = entry.detached_until_ms = entry.refuse_ms = entry.resume_ms = 0
     entry.relax_ms = entry.prefer_ms = entry.callback_ms = entry.expire_ms = 0
     entry.wrap_up_until_ms = e.wrap_up_until_ms
-    entry.forget_ms = max(s.now_ms, e.wrap_up_until_ms) + s.timing.memory_span_ms
+    done_ms = e.wrap_up_until_ms if e.wrap_up_until_ms > s.now_ms else s.now_ms
+    entry.forget_ms = done_ms + s.timing.memory_span_ms
     _unlist_call(s, entry)
     entry.preferred = ""
     s.set_deadline(entry.forget_ms, "forget", e.call_id)

@@ -12,7 +12,9 @@ from routing.model import (
     AgentConfig,
     AskCalls,
     CallFacts,
+    CallOutcome,
     CallState,
+    CallView,
     CloseSession,
     ConfigureAgent,
     ConfigureQueue,
@@ -65,6 +67,22 @@ class Shard:
         self.do(EndCall(call_id=call_id))
         self.now_ms += wrap_up_ms
         self.do(FinishWrapUp(agent=entry.agent, session=1, call_id=call_id))
+
+
+def test_each_field_of_a_view_is_the_entrys_of_that_name() -> None:
+    # A view's fields are given by position: no two values are alike here, so none can be another's.
+    shard = Shard()
+    shard.place("c", caller_number="+86131")
+    entry = shard.state.calls["c"]
+    shared = [name for name in CallView.__struct_fields__ if hasattr(entry, name)]
+    for number, name in enumerate(shared):
+        if isinstance(getattr(entry, name), int | str) and name != "state":
+            setattr(entry, name, f"{name}" if isinstance(getattr(entry, name), str) else 7_000 + number)
+    entry.state, entry.outcome, entry.attached = CallState.ENDED, CallOutcome.MOVED, False
+    view = view_call(shard.state, "c")
+    assert len(shared) == 19
+    assert {name: getattr(view, name) for name in shared} == {name: getattr(entry, name) for name in shared}
+    assert (view.agent_address, view.detached, view.position, view.expected_wait_span_ms) == ("", True, 0, -1)
 
 
 def test_positions_follow_the_order_of_serving() -> None:
