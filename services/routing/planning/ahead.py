@@ -9,7 +9,7 @@ outbound.
 3. Whoever answers is connected to the agent who has waited longest: a call is placed for that agent, whose
    desktop accepts by itself (`attributes["line"]`). Not accepted within half of what is left of two seconds
    (`answered_wait_seconds`), the next agent is tried; with nobody left the call is abandoned, the person is
-   told so, and it is counted.
+   told so, and it is counted. So it is when the person hangs up before an agent is there.
 4. A dropped line that had just been answered counts as abandoned, too: the person heard it.
 5. What comes of a line that no agent has spoken on is reported from here; what comes of a conversation, by
    the desktop. What a list's attempts came to before this process began counts from its first look on.
@@ -199,21 +199,29 @@ class Ahead:
         for ring in live[wanted:]:
             ring.dropped = True
             ring.line.drop()
-        while self.ringing < wanted and self.lines.room() > 0:
+        while self._pool and self.ringing < wanted and self.lines.room() > 0:
             person = await take(self.ringing)
-            if person is None:
+            if person is None or not await self._dial(person):
                 return
-            self._dial(person)
 
     def allows(self, person: Person, lines: int, now_ms: int) -> bool:
         """Whether this contact's list allows one more than so many lines."""
         pace = self._paces.get(person.contact_list)
         return pace is not None and lines < pace.lines(now_ms, len(self._pool), self.ratio())
 
-    def _dial(self, person: Person) -> None:
-        ring = _Ring(person, self.lines.dial(person))
-        self._ringing[ring.line.line_id] = ring
+    async def _dial(self, person: Person) -> bool:
+        """Whether a line rings: the agents or the gateway may have gone while the contact was asked for."""
+        try:
+            line = self.lines.dial(person) if self._pool else None
+        except CallmeshError as error:
+            log.info("line_not_dialled", error=error.reason)
+            line = None
+        if line is None:
+            await self._safely(self.lists.give_back([person.contact]))
+            return False
+        ring = self._ringing[line.line_id] = _Ring(person, line)
         self._spawn(self._through(ring))
+        return True
 
     async def _through(self, ring: _Ring) -> None:
         """One line from its beginning to its end."""
@@ -248,11 +256,15 @@ class Ahead:
         loop = asyncio.get_running_loop()
         until = loop.time() + self.answered_wait_seconds
         found: tuple[str, Call] | None = None
-        while self._pool and found is None and not ring.dropped and loop.time() < until:
-            agent = next(iter(self._pool))
-            left = until - loop.time()
-            # The last one may have all the time there is.
-            found = await self._connect(agent, ring, left if len(self._pool) == 1 else left / 2)
+        gone = asyncio.ensure_future(ring.line.wait_ended())
+        try:
+            while self._pool and found is None and not (ring.dropped or gone.done() or loop.time() >= until):
+                agent = next(iter(self._pool))
+                left = until - loop.time()
+                # The last one may have all the time there is.
+                found = await self._connect(agent, ring, gone, left if len(self._pool) == 1 else left / 2)
+        finally:
+            gone.cancel()
         pace = self._paces.get(ring.person.contact_list)
         if pace is not None:
             pace.answered(self._now_ms, abandoned=found is None)
@@ -265,25 +277,34 @@ class Ahead:
 
     # --- agents and people
 
-    async def _connect(self, agent: str, ring: _Ring, seconds: float) -> tuple[str, Call] | None:
-        """The agent with a call that they have accepted in time."""
+    async def _connect(
+        self, agent: str, ring: _Ring, gone: asyncio.Future[None], seconds: float
+    ) -> tuple[str, Call] | None:
+        """The agent with a call that they have accepted in time, and before the person was `gone`."""
         del self._pool[agent]
         self._busy[agent] = Phase.DIALLING
         try:
             call = await self.calls.begin(ring.person, agent, ring.line.line_id)
+            if await self._accepted(call, gone, seconds):
+                self._busy[agent] = Phase.TALKING
+                return agent, call
         except CallmeshError as error:
             log.info("outbound_call_failed", agent=agent, error=error.reason)
-            self._busy.pop(agent, None)
-            return None
-        try:
-            async with asyncio.timeout(seconds):
-                if await call.wait_answered():
-                    self._busy[agent] = Phase.TALKING
-                    return agent, call
-        except TimeoutError:
-            self._spawn(self._take_back(call))
         self._busy.pop(agent, None)
         return None
+
+    async def _accepted(self, call: Call, gone: asyncio.Future[None], seconds: float) -> bool:
+        """Whether the agent accepts while somebody is there to speak to; else the call is taken back."""
+        accepted = asyncio.ensure_future(call.wait_answered())
+        either: set[asyncio.Future[Any]] = {accepted, gone}
+        try:
+            await asyncio.wait(either, timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
+            if accepted.done() and not gone.done():
+                return accepted.result()
+        finally:
+            accepted.cancel()
+        self._spawn(self._take_back(call))
+        return False
 
     async def _take_back(self, call: Call) -> None:
         """An agent who was too late; one who accepts just now speaks to nobody and is free again."""

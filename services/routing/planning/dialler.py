@@ -362,6 +362,8 @@ class Dialler:
     async def _next_line(self, lines: int, now_ms: int) -> Person | None:
         """Who may be dialled beside so many lines: everybody in the pool must be able to speak to them."""
         pool = self._ahead.pool()
+        if not pool:
+            return None
         common = frozenset.intersection(*(self._blended.get(agent, frozenset()) for agent in pool))
         return await self._next_person(
             now_ms, lambda one: one.skills <= common and self._ahead.allows(one, lines, now_ms), talk=False

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import datetime as dt
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -88,6 +88,8 @@ class FakeLists:
     others: tuple[str, ...] = ()
     refused: set[str] = field(default_factory=set)
     renewed: list[tuple[str, bool, bool]] = field(default_factory=list)
+    #: Happens while marketing is asked.
+    meanwhile: Callable[[], None] = lambda: None
     lease_ms: int = 0
     away: bool = False
     left: list[Reserved] = field(default_factory=list)
@@ -101,6 +103,7 @@ class FakeLists:
         if self.away:
             raise Unavailable(why="gone", retry_seconds=1.0)
         self.renewed += [(each, calling, talk) for each in contacts]
+        self.meanwhile()
         return {each: self.lease_ms for each in contacts if each not in self.refused}
 
     async def reserved(self, name: str) -> Sequence[Reserved]:
@@ -198,6 +201,8 @@ class FakeLines:
     count: int
     made: list[FakeLine] = field(default_factory=list)
     dialled: int = 0
+    #: The gateway has gone, which `room` does not say yet.
+    left: bool = False
 
     def capacity(self) -> int:
         return self.count
@@ -209,6 +214,8 @@ class FakeLines:
         return self.count - len(self.ringing())
 
     def dial(self, person: Person) -> FakeLine:
+        if self.left:
+            raise Unavailable(why="no gateway has a line", retry_seconds=1.0)
         self.dialled += 1
         self.made.append(FakeLine(f"line-{self.dialled}", person))
         return self.made[-1]
@@ -759,6 +766,37 @@ async def test_the_next_agent_is_tried_when_one_does_not_accept() -> None:
             await asyncio.sleep(0.01)
     assert line.bridged == ("call-2", "a1")
     assert not place.lists.recorded
+
+
+async def test_who_hangs_up_before_an_agent_is_there_calls_nobody_to_an_empty_line() -> None:
+    place = ahead(agents=3, wait_seconds=30.0)
+    place.calls.quick = frozenset()
+    await place.step()
+    (line,) = lines_of(place).ringing()
+    line.result.set_result(LineResult.ANSWERED)
+    await place.settle()
+    line.gone.set()
+    await place.settle()
+    assert place.calls.made["a0"].withdrawn and line.bridged is None
+    assert place.lists.recorded == [(line.person.contact, LineResult.ABANDONED)]
+
+
+@pytest.mark.parametrize("loss", ["the agents", "the gateway"])
+async def test_what_goes_while_a_contact_is_asked_for_takes_nobody_along(loss: str) -> None:
+    place = ahead(lines=2)
+
+    def lost() -> None:
+        if loss == "the agents":
+            # As when each is connected to somebody who has answered just now.
+            for agent in place.dialler._ahead.pool():
+                place.dialler._ahead.leave(agent)
+        else:
+            lines_of(place).left = True
+
+    place.lists.meanwhile = lost
+    await place.step()
+    assert not lines_of(place).made and len(place.lists.renewed) == 1
+    assert place.lists.renewed[0][0] in place.lists.returned
 
 
 @pytest.mark.parametrize("cause", ["inbound", "waiting", "paused", "blind", "end"])
