@@ -16,7 +16,16 @@ import pytest_asyncio
 from chassis.clock import SystemClock
 from chassis.localstack import MongoNode, free_ports
 from routing import codec, model
-from routing.journal import COLLECTION, Block, ChainReader, JournalStore, MongoJournal, OutcomeUnknown
+from routing.journal import (
+    COLLECTION,
+    ORPHANS,
+    ORPHANS_SECONDS,
+    Block,
+    ChainReader,
+    JournalStore,
+    MongoJournal,
+    OutcomeUnknown,
+)
 from routing.leader import Leader, LeaderOptions, StoreOutage
 from routing.publish import Projection
 from routing.relay import MongoTail
@@ -186,6 +195,18 @@ async def test_the_largest_block_goes_in_and_comes_out(database: Any, mongo_clie
     await store.insert(largest)
     assert await store.find("beijing", 1) == largest
     assert list(MongoTail(mongo_client[database.name]).read("beijing", 0, 10)) == [largest]
+    await store.close()
+
+
+async def test_orphans_are_put_aside_once_but_for_what_the_journal_has(database: Any) -> None:
+    store = MongoJournal(database)
+    await store.insert(block(1))
+    for _ in range(2):
+        await store.keep_orphans([block(1), block(2, nonce="told", prev="n1")])
+    kept = [document async for document in database[ORPHANS].find()]
+    assert [(each["_id"], each["prev"]) for each in kept] == [(f"{block(2).key}:told", "n1")]
+    indexes = await database[ORPHANS].index_information()
+    assert indexes["kept_time_1"]["expireAfterSeconds"] == ORPHANS_SECONDS
     await store.close()
 
 
