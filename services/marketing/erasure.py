@@ -55,7 +55,8 @@ def erase(customer: str, numbers: Sequence[str]) -> None:
     contacts.delete_many({"keys.customer": name})
     lists = CONTACT_LISTS.document._get_collection().find({}, {"_id": 1})
     ids = [contact_id(one["_id"], number) for one in lists for number in numbers]
-    contacts.delete_many({"_id": {"$in": ids}})
+    # A number that somebody else has meanwhile stays theirs.
+    contacts.delete_many({"_id": {"$in": ids}, "keys.customer": {"$in": [name, "", None]}})
     for kind, fields in ((LEADS, _LEAD), (RESPONSES, _RESPONSE)):
         gone = {f"content.resource.{field}": "" for field in fields}
         kind.document._get_collection().update_many(

@@ -450,7 +450,15 @@ def test_an_erasure_leaves_numbers_and_no_name(store: CampaignStore) -> None:
         (LEADS, "won", {**whose, "note": "Person 1 rang", "product": "tv"}, {**whose, "open": False}),
         (CONTACTS, "named", {**whose, "number": "+8613800000099"}, whose),
         (CONTACTS, contact_id("autumn", "+8613800000001"), {"number": "+8613800000001"}, {"list": "autumn"}),
+        (
+            theirs := (
+                CONTACTS,
+                contact_id("winter", "+8613800000001"),
+                *2 * ({"customer": "customers/c002"},),
+            )
+        ),
         (CONTACT_LISTS, "autumn", {}, {}),
+        (CONTACT_LISTS, "winter", {}, {}),
         (RESPONSES, "r1", {**whose, "call_id": "k1", "satisfaction": 0.5}, whose),
         (USAGE, "c001:2025-05", {}, {"customer": "c001"}),
     ):
@@ -473,7 +481,9 @@ def test_an_erasure_leaves_numbers_and_no_name(store: CampaignStore) -> None:
     }
     assert left == {("profiles", "c001")}, "only the stub that says it was erased"
     assert not database["profiles"].find_one({"_id": "c001"})["alive"]
-    assert not CONTACTS.document.objects.count() and not USAGE.document.objects.count()
+    # Who has one of the numbers meanwhile stays on the list.
+    assert [row.id for row in shelves.find(CONTACTS, {}, 9)] == [theirs[1]]
+    assert not USAGE.document.objects.count()
     assert [row.id for row in shelves.find(LEADS, {}, 9)] == ["won"]
     assert shelves.get(RESPONSES, "r1").content["resource"] == {"satisfaction": 0.5}
     assert (store.funnel("spring", "invite"), store.arms("spring", "invite", "sms", ("BOUGHT",))) == before
