@@ -4,7 +4,8 @@
     make sim SEED=17 RUNS=1       # one again; a failure is shrunk to a short history
     make sim ON_OUTAGE=continue   # the same seeds with leaders that go on from memory, and more outages
 
-Writes build/reports/sim.json and exits with 1 when an invariant was violated or a limit missed.
+Writes build/reports/sim.json, or sim-continue.json, and exits with 1 when an invariant was violated or a
+limit missed.
 """
 
 from __future__ import annotations
@@ -20,7 +21,9 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[2]
-REPORT = ROOT / "build" / "reports" / "sim.json"
+REPORTS = ROOT / "build" / "reports"
+#: Whether leaders go on from memory; the report is another then.
+CONTINUE = os.environ.get("ON_OUTAGE") == "continue"
 #: Each run has at least that many steps, faults and kinds of faults.
 STEPS_MIN, FAULTS_MIN, KINDS_MIN = 2_000, 5, 3
 #: A thousand runs take at most that long on two cores, seconds.
@@ -35,7 +38,7 @@ def drawn(seed: int) -> Any:
     from tests.simulation.plan import draw, through_outages
 
     plan = draw(seed)
-    return through_outages(plan) if os.environ.get("ON_OUTAGE") == "continue" else plan
+    return through_outages(plan) if CONTINUE else plan
 
 
 def one(seed: int) -> dict[str, Any]:
@@ -68,7 +71,7 @@ def explain_failure(seed: int) -> None:
     except AssertionError as error:
         # The product has changed since this run began.
         print(f"seed {seed}: {error}")
-    mixture = " ON_OUTAGE=continue" if os.environ.get("ON_OUTAGE") == "continue" else ""
+    mixture = " ON_OUTAGE=continue" if CONTINUE else ""
     print(f"replay: make sim SEED={seed} RUNS=1{mixture}", flush=True)
 
 
@@ -91,7 +94,7 @@ def run_all(first: int, runs: int) -> list[dict[str, Any]]:
 
 
 def report(rows: list[dict[str, Any]], seconds: float) -> dict[str, Any]:
-    """What build/reports/sim.json holds."""
+    """What the report holds."""
     held = [row for row in rows if not row["failure"]]
     # A run that was cut short by a violation is not measured.
     least = {name: min((row[name] for row in held), default=0) for name in ("steps", "faults", "kinds")}
@@ -130,8 +133,9 @@ def main() -> int:
     result = report(rows, time.monotonic() - started)
     for seed in result["seeds_failed"][:1]:
         explain_failure(seed)
-    REPORT.parent.mkdir(parents=True, exist_ok=True)
-    REPORT.write_text(json.dumps(result, indent=1) + "\n")
+    REPORTS.mkdir(parents=True, exist_ok=True)
+    name = "sim-continue.json" if CONTINUE else "sim.json"
+    (REPORTS / name).write_text(json.dumps(result, indent=1) + "\n")
     for name, value in result.items():
         print(f"{name:26} {value}")
     return 0 if result["ok"] else 1

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from types import SimpleNamespace
+from typing import Any
 
 import bson
 import pytest
 
 from callmesh.routing.v1 import shard_pb2
-from chassis.errors import InvalidArgument
+from chassis.errors import InvalidArgument, Unimplemented
 from routing.hold_peers import pack_block, unpack_blocks
 from routing.holds import LEADS, Asker, HoldAnswer, Holds, Lists, Promise, Round, Verdict
 from routing.journal import Block
+from routing.seizure import ShardNotFollowed
+from routing.shard_servicer import ShardServicer
 
 HELD, WRITES = HoldAnswer(held=True, epoch=5), HoldAnswer(can_write=True, epoch=5)
 NEWER, REFUSED = HoldAnswer(reason="NEWER_EPOCH", epoch=9), HoldAnswer(reason=LEADS, epoch=5)
@@ -117,6 +121,20 @@ A_BLOCK = block(7, "n6")
 
 def handed(*blocks: bytes, epoch: int = 5) -> shard_pb2.TakeBlocksRequest:
     return shard_pb2.TakeBlocksRequest(shard="beijing", epoch=epoch, round=1, blocks=blocks)
+
+
+@pytest.mark.parametrize("method", ["Hold", "TakeBlocks"])
+async def test_who_does_not_go_on_from_memory_promises_nothing(method: str) -> None:
+    leader: Any = SimpleNamespace(continuing=None)
+    request: Any = {
+        "Hold": shard_pb2.HoldRequest(shard="beijing", epoch=5, round=1, hold_ms=3_000),
+        "TakeBlocks": handed(pack_block(A_BLOCK)),
+    }[method]
+    with pytest.raises(Unimplemented):
+        await getattr(ShardServicer({"beijing": leader}, "one:1"), method)(request, None)
+    others = {"beijing": leader, "shanghai": SimpleNamespace(continuing=object())}
+    with pytest.raises(ShardNotFollowed):
+        await getattr(ShardServicer(others, "one:1"), method)(request, None)
 
 
 def test_blocks_come_as_they_were_made() -> None:
