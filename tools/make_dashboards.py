@@ -349,9 +349,10 @@ FAILOVER = Dashboard(
         graph(
             "Led from memory",
             "none",
-            (f"max by (shard) (callmesh_shard_from_memory{{{S}}})", "{{shard}}"),
+            # Routers that refuse in an outage have no such figures.
+            (f"max by (shard) (callmesh_shard_from_memory{{{S}}}) or vector(0)", "{{shard}}"),
             (
-                rises("callmesh_journal_orphaned_blocks_total", "shard", S, window="[15m]"),
+                rises("callmesh_journal_orphaned_blocks_total", "shard", S, window="[15m]") + " or vector(0)",
                 "{{shard}}: blocks orphaned",
             ),
             text="Only with ROUTING_ON_OUTAGE=continue. Orphaned is what was told and met another leader.",
