@@ -37,9 +37,10 @@ class LineServicer(lines_pb2_grpc.LineServiceServicer):
                 # What was wrong with the last report is the stream's end.
                 await hearing
         finally:
+            # Before anything is awaited: a stream's end may be told to this task more than once.
+            self._gateways.close(gateway)
             hearing.cancel()
             await asyncio.gather(hearing, return_exceptions=True)
-            self._gateways.close(gateway)
 
 
 async def _first(reports: AsyncIterator[pb.ServeLinesRequest]) -> pb.ServeLinesRequest:
