@@ -1093,25 +1093,20 @@ class Leader:
             self._options.outage_seconds, 2 * self._options.heartbeat_seconds
         )
         try:
-            known = await self._send_until_known(block, unsure=slept)
+            return await self._send_until_known(block, unsure=slept)
         finally:
             self._sent_seconds = None
-        self._known_seconds = self._clock.monotonic()
-        return known
 
     async def _send_until_known(self, block: Block, *, unsure: bool) -> bool:
         warned = False
         pause = RETRY_SECONDS_FIRST
         while True:
+            # What the answer says was so after this: who sleeps before reading it knows no more than that.
+            asked_seconds = self._clock.monotonic()
             try:
-                if unsure:
-                    found = await self._store.find(self.shard, block.sequence)
-                    if found is not None:
-                        return found.nonce == block.nonce
-                    if not await self._may_send_again(block):
-                        return False
-                await self._store.insert(block)
-                return True
+                known = await self._send(block, look=unsure)
+                self._known_seconds = asked_seconds
+                return known
             except OutcomeUnknown as error:
                 unsure = True
                 if self._outage and not warned:
@@ -1119,6 +1114,17 @@ class Leader:
                     log.warning("journal_outage", shard=self.shard, error=str(error)[:200])
                 await asyncio.sleep(pause)
                 pause = min(pause * 2, RETRY_SECONDS_MAX)
+
+    async def _send(self, block: Block, *, look: bool) -> bool:
+        """One try; with `look` only if the block is not there and its place is free."""
+        if look:
+            found = await self._store.find(self.shard, block.sequence)
+            if found is not None:
+                return found.nonce == block.nonce
+            if not await self._may_send_again(block):
+                return False
+        await self._store.insert(block)
+        return True
 
     async def _may_send_again(self, block: Block) -> bool:
         """Whether the block's place is the journal's next. False when a snapshot stands at or past it: others

@@ -331,6 +331,39 @@ async def test_a_database_set_back_is_not_led(blocks: MemoryBlocks, clock: FakeC
         assert not [e for e in events_of(blocks) if isinstance(e, CallQueued)]
 
 
+class RestoredMeanwhile(MemoryJournal):
+    """Once `armed`, a leader sleeps between sending a block and reading the answer, and the database is set
+    back to before it.
+    """
+
+    clock: FakeClock
+    armed = False
+
+    async def insert(self, block: Block) -> None:
+        await super().insert(block)
+        if self.armed:
+            self.armed = False
+            self.shared.remove(block.shard, block.sequence)
+            self.clock.advance(300)
+
+
+async def test_who_slept_before_reading_an_answer_looks_before_the_next_block(
+    blocks: MemoryBlocks, clock: FakeClock
+) -> None:
+    router = Router(blocks, clock, heartbeat_seconds=60)
+    journal = router.journal = router.leader._store = RestoredMeanwhile(blocks, now_ms=clock.now_ms)
+    journal.clock = clock
+    async with running(router):
+        await router.furnish()
+        journal.armed = True
+        await soon(router.place("c1"))
+        with pytest.raises(LeaderGone):
+            await soon(router.place("c2"))
+        assert router.drops == 1
+    assert not [event for event in events_of(blocks) if isinstance(event, CallQueued)]
+    check_chain(blocks)
+
+
 async def test_what_was_acknowledged_outlives_the_leader(blocks: MemoryBlocks, clock: FakeClock) -> None:
     async with running(Router(blocks, clock)) as first:
         await first.furnish()
