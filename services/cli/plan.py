@@ -102,11 +102,6 @@ class ServiceProcess:
     env: Mapping[str, str]
 
     @property
-    def is_worker(self) -> bool:
-        """Whether it consumes the bus, rather than serving gRPC."""
-        return self.grpc_port is None
-
-    @property
     def ports(self) -> tuple[int, ...]:
         """What it listens on, the main one first."""
         return (self.http_port,) if self.grpc_port is None else (self.grpc_port, self.http_port)

@@ -27,8 +27,6 @@ PARTNERS_MAX = 1_000
 #: Imagined leads, of average luck, beside those counted.
 PRIOR_LEADS = 10.0
 PRIOR_RATE = 0.2
-#: Closed leads of a product from which its rate is learned.
-CLOSED_MAX = 500
 
 S = leads_pb2
 #: The state that a verb leads to; a pair that is missing is refused and changes nothing.

@@ -155,8 +155,8 @@ class OutboundServicer(outbound_pb2_grpc.OutboundServiceServicer):
             ),
             shelves,
             clock,
+            self._told,
         )
-        self._lists.shown = self._told  # type: ignore[method-assign]
 
     # lists
 
@@ -183,7 +183,7 @@ class OutboundServicer(outbound_pb2_grpc.OutboundServiceServicer):
 
     def _told(self, row: Row) -> P.ContactList:
         """A list, with what its campaign has to say."""
-        message: P.ContactList = Desk.shown(self._lists, row)
+        message: P.ContactList = self._lists.plain(row)
         message.campaign_holds = not self._campaign_lets(row)
         return message
 
@@ -286,8 +286,8 @@ class OutboundServicer(outbound_pb2_grpc.OutboundServiceServicer):
         condition: dict[str, Any] = {"list": parent.id}
         if request.state:
             condition["state"] = request.state
-        desk = Desk(replace(self._lists.resource, kind=CONTACTS), self._shelves, self._clock)
-        desk.shown = self._contact  # type: ignore[method-assign]
+        contacts = replace(self._lists.resource, kind=CONTACTS)
+        desk = Desk(contacts, self._shelves, self._clock, self._contact)
         rows, token = desk.list(request, condition)
         return P.ListContactsResponse(contacts=rows, next_page_token=token)
 

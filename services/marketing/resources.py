@@ -48,13 +48,21 @@ class Resource:
 class Desk:
     """The standard methods of one resource."""
 
-    def __init__(self, resource: Resource, shelves: Shelves, clock: Clock) -> None:
+    def __init__(
+        self,
+        resource: Resource,
+        shelves: Shelves,
+        clock: Clock,
+        shown: Callable[[Row], Any] | None = None,
+    ) -> None:
+        """`shown` makes the message of a row where that takes more than the row; `plain` otherwise."""
         self.resource = resource
         self.shelves = shelves
         self.clock = clock
+        self.shown = shown or self.plain
 
-    def shown(self, row: Row) -> Any:
-        """The message of a row."""
+    def plain(self, row: Row) -> Any:
+        """The message of a row, from the row alone."""
         message = self.resource.message()
         ParseDict(row.content["resource"], message, ignore_unknown_fields=True)
         names = message.DESCRIPTOR.fields_by_name

@@ -20,9 +20,8 @@ from dataclasses import dataclass
 
 from chassis.errors import InvalidArgument
 
-#: Minutes of a day, and the days that a next time is looked for in.
+#: Minutes of a day.
 DAY_MINUTES = 1_440
-DAYS_AHEAD_MAX = 15
 #: Windows of one weekday, and zones of one number.
 WINDOWS_MAX, ZONES_MAX = 10, 40
 
@@ -65,24 +64,6 @@ class CallingHours:
         if not any(first <= minute < last for first, last in self.legal[day]):
             return False
         return not any(_inside(minute, window) for window in self.quiet)
-
-    def next_time(self, ms: int, zones: Sequence[str]) -> int | None:
-        """The first whole minute from `ms` on that allows the call; None when the next days have none."""
-        at_ms = -(-ms // 60_000) * 60_000
-        if self.allows(ms, zones):
-            return ms
-        # Quarters of an hour first: every zone's offset is a multiple of one.
-        for _ in range(DAYS_AHEAD_MAX * 96):
-            if self.allows(at_ms, zones):
-                return at_ms
-            at_ms = self._next_change(at_ms)
-        return None
-
-    def _next_change(self, at_ms: int) -> int:
-        """The next minute at which a window may begin or end in any zone."""
-        edges = {edge % 15 for windows in (*self.legal, self.quiet) for w in windows for edge in w} | {0}
-        minute = at_ms // 60_000
-        return 60_000 * min(minute + ((edge - minute) % 15 or 15) for edge in edges)
 
 
 def _check(field: str, windows: Sequence[Window], *, wraps: bool) -> None:

@@ -97,7 +97,7 @@ def test_a_region_has_one_or_two_routers(routers: int) -> None:
 
 def test_a_worker_has_no_grpc_port() -> None:
     for worker in plan.workers(config()):
-        assert worker.is_worker and worker.grpc_port is None
+        assert worker.grpc_port is None
         assert f"{worker.service.upper()}_GRPC_PORT" not in worker.env
         assert worker.module == f"{worker.service}.worker"
 
