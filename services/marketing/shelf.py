@@ -11,6 +11,7 @@ Every write is one document with its events, under optimistic concurrency, as ev
 from __future__ import annotations
 
 import threading
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
@@ -129,6 +130,11 @@ class Shelves(Protocol):
     def count(self, kind: Kind, condition: Mapping[str, Any]) -> int:
         """How many rows fit."""
 
+    def tally(self, kind: Kind, condition: Mapping[str, Any], key: str) -> dict[Any, int]:
+        """How many rows that fit have each value of `key`, all at one moment: a row that changes meanwhile
+        counts once, before or after.
+        """
+
     def update(self, kind: Kind, row: Row, now: datetime, events: Sequence[Event] = ()) -> Row:
         """Stores a changed row if it is still at `row.version`. EtagMismatch, the kind's NotFound."""
 
@@ -194,6 +200,15 @@ class MongoShelves:
         """As the port says."""
         wanted = {f"keys.{key}": value for key, value in condition.items()}
         return int(kind.document._get_collection().count_documents(wanted))
+
+    def tally(self, kind: Kind, condition: Mapping[str, Any], key: str) -> dict[Any, int]:
+        """As the port says."""
+        wanted = {f"keys.{name}": value for name, value in condition.items()}
+        collection = kind.document._get_collection()
+        counted = [{"$match": wanted}, {"$group": {"_id": f"$keys.{key}", "rows": {"$sum": 1}}}]
+        # Without a snapshot a row that moves in the index during the scan is met twice, or never.
+        with collection.database.client.start_session(snapshot=True) as session:
+            return {one["_id"]: one["rows"] for one in collection.aggregate(counted, session=session)}
 
     def update(self, kind: Kind, row: Row, now: datetime, events: Sequence[Event] = ()) -> Row:
         """As the port says."""
@@ -318,6 +333,12 @@ class MemoryShelves:
         """As the port says."""
         with self._lock:
             return sum(_fits(row.keys, condition) for row in self._rows.get(kind.collection, {}).values())
+
+    def tally(self, kind: Kind, condition: Mapping[str, Any], key: str) -> dict[Any, int]:
+        """As the port says."""
+        with self._lock:
+            rows = self._rows.get(kind.collection, {}).values()
+            return dict(Counter(row.keys.get(key) for row in rows if _fits(row.keys, condition)))
 
     def update(self, kind: Kind, row: Row, now: datetime, events: Sequence[Event] = ()) -> Row:
         """As the port says."""

@@ -1,0 +1,54 @@
+"""What the shelves promise on real MongoDB, where others write at the same time."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from dataclasses import replace
+from datetime import UTC, datetime
+
+import pytest
+
+from chassis import mongo
+from marketing.config import MarketingSettings
+from marketing.kinds import CONTACTS
+from marketing.shelf import MongoShelves, Row
+
+pytestmark = pytest.mark.integration
+
+NOW = datetime(2025, 6, 2, 2, 0, tzinfo=UTC)
+ROWS = 20
+WAITING, LEASED = 1, 2
+
+
+@pytest.fixture
+def shelves(mongo_uri: str, mongo_database: str) -> Iterator[MongoShelves]:
+    mongo.connect(MarketingSettings(mongo_uri=mongo_uri, mongo_database=mongo_database))
+    mongo.ensure_indexes((CONTACTS.document,))
+    yield MongoShelves()
+    mongo.disconnect()
+
+
+def test_a_tally_counts_every_row_once_while_they_move(shelves: MongoShelves) -> None:
+    for number in range(ROWS):
+        state = WAITING if number % 2 else LEASED
+        shelves.insert(CONTACTS, Row(id=f"c{number}", content={}, keys={"list": "l", "state": state}), NOW)
+    shelves.insert(CONTACTS, Row(id="other", content={}, keys={"list": "m", "state": WAITING}), NOW)
+    moved = threading.Event()
+
+    def move() -> None:
+        for _ in range(5):
+            for number in range(ROWS):
+                row = shelves.get(CONTACTS, f"c{number}")
+                state = LEASED if row.keys["state"] == WAITING else WAITING
+                shelves.update(CONTACTS, replace(row, keys={**row.keys, "state": state}), NOW)
+        moved.set()
+
+    mover = threading.Thread(target=move)
+    mover.start()
+    condition = {"list": "l", "state": {"$in": [WAITING, LEASED]}}
+    counted = []
+    while mover.is_alive():
+        counted.append(sum(shelves.tally(CONTACTS, condition, "state").values()))
+    mover.join()
+    assert moved.is_set() and set(counted) == {ROWS}
