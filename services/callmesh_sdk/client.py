@@ -129,7 +129,8 @@ class Client:
         """chassis.errors.StartError when a named file cannot be read."""
         self.options = options
         token = tls.TokenFile(options.token_file) if options.token_file else _Token(options.token)
-        self._dialer = dialling.Dialer(_Files(options) if options.ca_file else None, token)
+        files = _Files(options) if options.ca_file else None
+        self._dialer = dialling.Dialer(files, token, dialling.watchful_channel)
         self._turn: dict[str, int] = {}
 
     async def __aenter__(self) -> Client:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import grpc
@@ -21,6 +21,11 @@ MESSAGE_BYTES_MAX = 16 * 1024 * 1024
 RECONNECT_SECONDS_MAX = 2.0
 
 
+#: Who has a stream open asks a server that has been silent for so long whether it is there, and gives it up
+#: when there is no answer for as long again, seconds. Together less than the grace period of 5 s, for which a
+#: router keeps the place of a lost edge or desktop.
+WATCHFUL_SECONDS = 1.0
+
 #: Channels that are kept for what still runs on them after a certificate was renewed.
 RETIRED_MAX = 8
 
@@ -35,13 +40,34 @@ _OPTIONS = (
 )
 
 
-def channel(target: str, credentials: grpc.ChannelCredentials | None = None) -> grpc.aio.Channel:
+#: A server that hangs with its connections open is noticed within twice `WATCHFUL_SECONDS`.
+WATCHFUL_OPTIONS = (
+    ("grpc.keepalive_time_ms", int(WATCHFUL_SECONDS * 1000)),
+    ("grpc.keepalive_timeout_ms", int(WATCHFUL_SECONDS * 1000)),
+    # gRPC's own pings stand in for the keepalive, and wait a minute by default.
+    ("grpc.http2.ping_timeout_ms", int(WATCHFUL_SECONDS * 1000)),
+    # Who only listens sends no data; after two pings without any the next would come a minute later.
+    ("grpc.http2.max_pings_without_data", 0),
+)
+
+
+def channel(
+    target: str,
+    credentials: grpc.ChannelCredentials | None = None,
+    options: Sequence[tuple[str, int]] = _OPTIONS,
+) -> grpc.aio.Channel:
     """A channel to "host:port" with the limits that our servers use, in plain text without credentials; close
     it with `await channel.close()`.
     """
     if credentials is None:
-        return grpc.aio.insecure_channel(target, options=_OPTIONS)
-    return grpc.aio.secure_channel(target, credentials, options=_OPTIONS)
+        return grpc.aio.insecure_channel(target, options=options)
+    return grpc.aio.secure_channel(target, credentials, options=options)
+
+
+def watchful_channel(target: str, credentials: grpc.ChannelCredentials | None = None) -> grpc.aio.Channel:
+    """The same for an edge or a desktop, whose server is given up as soon as it says nothing any more."""
+    known = dict(_OPTIONS) | dict(WATCHFUL_OPTIONS)
+    return channel(target, credentials, tuple(known.items()))
 
 
 class Dialer:
