@@ -11,7 +11,8 @@ named by one that does not). It keeps one Attach stream, and comes back by itsel
    outlived two leaders and is refused, so that it does not kill the third. So is one that made two leaders
    step down because their engine failed half-way. After the first time it is asked alone, so that many that
    were on their way when a leader died do not convict one another. A leader that steps down for any other
-   reason ends its streams in order; that does not count.
+   reason ends its streams in order; that does not count. Nor does the death of one that has said anything
+   since it decided the command: it did not die of that, however long the block took.
 4. A link that says nothing for `silent_seconds` is left: a leader is heard every heartbeat, even when it
    cannot commit. The other way the front is heard as often, or its leader ends the link.
 5. A standby of the shard's own region that has followed a leader of another region for long enough asks it to
@@ -298,6 +299,8 @@ class ShardLink:
         #: Who the stream is with; empty without one.
         self._attached = ""
         self._requests = itertools.count(1)
+        #: Newest of them that its leader was heard to have decided.
+        self._decided = 0
         self._open: dict[int, _Question] = {}
         self._outlived = Outlived(time.monotonic)
         #: Whoever outlived a leader is asked alone.
@@ -638,15 +641,23 @@ class ShardLink:
         if not address or self._attached != address:
             return
         self._attached, self._outgoing = "", None
-        since = asyncio.get_running_loop().time() - JUST_SENT_SECONDS
-        # A set: what was asked twice, because its client asks again, has outlived one leader all the same.
-        just_sent = {identity(q.command) for q in self._open.values() if broken and q.sent_seconds >= since}
-        self._suspects = (self._epoch, just_sent)
+        self._suspects = (self._epoch, self._just_sent() if broken else ())
         for question in self._open.values():
             if not question.future.done():
                 question.future.set_exception(LinkLost(shard=self.shard, retry_seconds=0.5))
         self._open.clear()
         self._tell_up(False)
+
+    def _just_sent(self) -> set[str]:
+        """What the leader may have died of. A set: what was asked twice, because its client asks again, has
+        outlived one leader all the same.
+        """
+        since = asyncio.get_running_loop().time() - JUST_SENT_SECONDS
+        return {
+            identity(question.command)
+            for request, question in self._open.items()
+            if request > self._decided and question.sent_seconds >= since
+        }
 
     def _judge(self, epoch: int) -> None:
         """Somebody of this epoch leads: were it the same as before, only the stream had broken."""
@@ -656,6 +667,7 @@ class ShardLink:
             self._outlived.add(command)
 
     def _take(self, message: shard_pb2.ShardMessage) -> None:
+        self._decided = max(self._decided, message.decided)
         if message.facts:
             self._durable = message.durable
             self._on_facts(self.shard, message.epoch, message.sequence, codec.decode_facts(message.facts))

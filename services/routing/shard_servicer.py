@@ -71,7 +71,8 @@ class ShardServicer(shard_pb2_grpc.ShardServiceServicer):
         """
         self._leaders = leaders
         self._who_leads = who_leads
-        self._links: set[_Link] = set()
+        #: In the order in which they began: they end in it, too, run for run.
+        self._links: dict[_Link, None] = {}
         #: Of all who ask what these shards' load is.
         self.voice = Voice(leaders.values, router)
         self._draining = False
@@ -95,13 +96,13 @@ class ShardServicer(shard_pb2_grpc.ShardServiceServicer):
             FRONT_SILENT_SECONDS if first.hello.beats else None,
             batches=first.hello.batches,
         )
-        self._links.add(link)
+        self._links[link] = None
         try:
             async with aclosing(link.run(request_iterator)) as messages:
                 async for message in messages:
                     yield message
         finally:
-            self._links.discard(link)
+            del self._links[link]
 
     async def Hold(self, request: shard_pb2.HoldRequest, context: Any) -> shard_pb2.HoldResponse:
         part = self._continuing(request.shard, "Hold")
@@ -173,6 +174,8 @@ class _Link:
         self._heard_seconds = asyncio.get_running_loop().time()
         self._out: asyncio.Queue[shard_pb2.ShardMessage | None] = asyncio.Queue(LINK_UNREAD_MAX)
         self._quiet = True
+        #: Newest request that was decided.
+        self._decided = 0
 
     async def run(
         self, messages: AsyncIterator[shard_pb2.FrontMessage]
@@ -241,6 +244,7 @@ class _Link:
             epoch=leader.epoch,
             sequence=leader.sequence,
             stalled=leader.stalled,
+            decided=self._decided,
         )
 
     async def _beat(self) -> None:
@@ -279,6 +283,7 @@ class _Link:
                 durable=self._leader.durable,
                 facts=codec.encode_facts(facts),
                 now_ms=now_ms,
+                decided=self._decided,
             )
         )
 
@@ -291,6 +296,7 @@ class _Link:
                     self._leader.yield_to(each.yield_to)
                 if each.command:
                     self._carry_out(each)
+                    self._decided = max(self._decided, each.request)
 
     def _carry_out(self, message: shard_pb2.FrontMessage) -> None:
         try:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import socket
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -14,7 +14,7 @@ from callmesh.routing.v1 import shard_pb2, shard_pb2_grpc
 from chassis.clock import SystemClock
 from chassis.errors import Internal
 from chassis.server import ServiceBinding
-from routing import codec, engine
+from routing import codec, engine, shard_servicer
 from routing import leader as leader_module
 from routing.leader import Leader, LeaderOptions, StoreOutage
 from routing.links import (
@@ -36,6 +36,7 @@ from routing.model import (
     Command,
     ConfigureQueue,
     DetachCalls,
+    EndCall,
     Fact,
     HangUp,
     PlaceCall,
@@ -406,6 +407,70 @@ async def test_a_command_that_was_asked_twice_has_outlived_one_leader(grpc_serve
         link._lose(link._attached, broken=True)
         link._judge(link._epoch + 1)
         assert not link._outlived.is_poison("EndCall c1")
+
+
+async def test_a_leader_that_speaks_after_a_command_does_not_die_of_it(
+    grpc_server: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The block is long on its way when two leaders in a row are killed: the command is innocent, one that
+    nobody has decided may not be.
+    """
+    monkeypatch.setattr(shard_servicer, "BEAT_SECONDS", 0.02)
+    async with a_region(grpc_server) as region:
+        node, link = region.nodes[0], region.link
+        node.start()
+        for _ in range(OUTLIVED_MAX):
+            await eventually(lambda: link.up)
+            node.journal.gate = asyncio.Event()
+            asked = asyncio.create_task(link.ask(EndCall(call_id="c1"), ASK_SECONDS))
+            await eventually(lambda: link._open and max(link._open) <= link._decided)
+            now, unread = asyncio.get_running_loop().time(), asyncio.get_running_loop().create_future()
+            link._open[next(link._requests)] = _Question(EndCall(call_id="c2"), now, unread)
+            link._lose(link._attached, broken=True)
+            link._judge(link._epoch + 1)
+            link._cut()
+            for failed in (asked, unread):
+                with pytest.raises(LinkLost):
+                    await failed
+            node.journal.gate.set()
+        assert not link._outlived.count("EndCall c1")
+        assert link._outlived.is_poison("EndCall c2")
+
+
+async def test_links_end_in_the_order_in_which_they_began(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What their fronts held is detached in that order: a run is the same each time."""
+    began, ended = [], []
+
+    class Link(_Link):
+        async def run(self, messages: Any) -> AsyncGenerator[shard_pb2.ShardMessage, None]:
+            began.append(self)
+            yield shard_pb2.ShardMessage()
+
+        def cut(self) -> None:
+            ended.append(self)
+
+    monkeypatch.setattr(shard_servicer, "_Link", Link)
+    node = Node(MemoryBlocks(), "one")
+    node.start()
+    try:
+        await eventually(lambda: node.leader.leading)
+        streams = []
+        for number in range(20):
+            hello = shard_pb2.FrontMessage.Hello(router=f"f{number}", shard="beijing")
+            streams.append(node.servicer.Attach(_only(shard_pb2.FrontMessage(hello=hello)), None))
+            await anext(streams[-1])
+        node.servicer.drain()
+        assert ended == began and len(began) == len(streams)
+        for stream in streams:
+            await stream.aclose()
+        node.servicer.drain()
+        assert len(ended) == len(streams)
+    finally:
+        await node.stop()
+
+
+async def _only(message: shard_pb2.FrontMessage) -> AsyncIterator[shard_pb2.FrontMessage]:
+    yield message
 
 
 def _fails_halfway(monkeypatch: pytest.MonkeyPatch, poison: Command) -> list[Command]:
