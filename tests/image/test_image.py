@@ -164,9 +164,8 @@ def assert_ends_in_time(name: str) -> None:
     assert docker("inspect", "--format", "{{.State.ExitCode}}", name).strip() == "0", docker("logs", name)
 
 
-@pytest.mark.integration
-@pytest.mark.parametrize("service", SERVICES)
-def test_a_server_serves_and_ends(service: str, image: str, containers: list[str], mongo_uri: str) -> None:
+def serving(containers: list[str], image: str, service: str, mongo_uri: str) -> tuple[str, str, int]:
+    """A server that is started: its container, its gRPC address, its HTTP port."""
     grpc_port, http_port = free_ports(2)
     prefix = service.upper()
     name = started(containers, image, service, {
@@ -176,11 +175,36 @@ def test_a_server_serves_and_ends(service: str, image: str, containers: list[str
         f"{prefix}_HTTP_PORT": str(http_port),
         **({"ROUTING_REGION": "beijing"} if service == "routing" else {}),
     })  # fmt: skip
+    return name, f"{LOOPBACK}:{grpc_port}", http_port
+
+
+@pytest.mark.integration
+@pytest.mark.parametrize("service", SERVICES)
+def test_a_server_serves_and_ends(service: str, image: str, containers: list[str], mongo_uri: str) -> None:
+    name, address, http_port = serving(containers, image, service, mongo_uri)
     wait_ready(name, http_port)
-    with grpc.insecure_channel(f"{LOOPBACK}:{grpc_port}") as channel:
+    with grpc.insecure_channel(address) as channel:
         stub = health_pb2_grpc.HealthStub(channel)
         answer = stub.Check(health_pb2.HealthCheckRequest(), timeout=30)
     assert answer.status == health_pb2.HealthCheckResponse.SERVING
+    assert_ends_in_time(name)
+
+
+@pytest.mark.integration
+def test_a_dialler_sees_its_floor_and_ends(image: str, containers: list[str], mongo_uri: str) -> None:
+    """Ready is who sees the agents of its region and the lists."""
+    others = {service: serving(containers, image, service, mongo_uri) for service in ("routing", "marketing")}
+    for name, _, http_port in others.values():
+        wait_ready(name, http_port)
+    grpc_port, http_port = free_ports(2)
+    name = started(containers, image, "routing.planning.dialler_main", {
+        "DIALLER_REGION": "beijing",
+        "DIALLER_ROUTING": others["routing"][1],
+        "DIALLER_MARKETING": others["marketing"][1],
+        "DIALLER_GRPC_PORT": str(grpc_port),
+        "DIALLER_HTTP_PORT": str(http_port),
+    })  # fmt: skip
+    wait_ready(name, http_port)
     assert_ends_in_time(name)
 
 
