@@ -80,8 +80,8 @@ LONGEST_WAIT_MS = 1 << 62
 TRY_NEXT = ("QUEUE_FULL", "NO_AGENT_LOGGED_IN", "QUEUE_NOT_FOUND")
 #: Events by which a router's stream comes to hold an entry.
 _PLACED = (CallQueued, CallAttached)
-#: Withdrawing a stale entry is tried for this long; after that its shard ends it by itself (the grace
-#: period).
+#: Withdrawing a stale entry from a shard without a leader is tried for this long; after that the next leader
+#: ends it by itself (the grace period).
 WITHDRAW_SECONDS_MAX = 60.0
 
 log = structlog.get_logger(__name__)
@@ -547,15 +547,22 @@ class Front:
         await self._get_through(region, lambda: command, WITHDRAW_SECONDS_MAX)
 
     async def _detach(self, region: str, say: Callable[[], Command | None]) -> None:
-        # If its leader is gone for longer, the next one finds the call or agent unattached by itself.
         await self._get_through(region, say, self._options.silent_seconds)
 
     async def _get_through(self, region: str, say: Callable[[], Command | None], seconds: float) -> None:
-        """What nobody waits for, but should arrive."""
-        try:
-            await self._until_heard(region, say, seconds)
-        except CallmeshError as error:
-            log.info("given_up", shard=region, command=type(say()).__name__, error=error.reason)
+        """What nobody waits for, but must arrive. A leader that has too much to do is asked until it takes
+        it, however long that is: it would go on for ever with who is gone. One that is away for `seconds`
+        need not hear it: the next one, or the same one by its next link, finds by itself who is not there.
+        """
+        while True:
+            try:
+                await self._until_heard(region, say, seconds)
+                return
+            except CallmeshError as error:
+                if not isinstance(error, NothingTaken) or not self._shards[region].up:
+                    log.info("given_up", shard=region, command=type(say()).__name__, error=error.reason)
+                    return
+            await asyncio.sleep(RETRY_SECONDS_MAX * random.uniform(0.5, 1.0))
 
     async def confirm(self, region: str, command: ConfirmCall, seconds: float) -> Committed:
         """The edge's consent, asked until a committed yes or no or until `seconds` are over."""

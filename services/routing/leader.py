@@ -40,6 +40,7 @@ from routing.model import (
     Answer,
     Command,
     ConfigureTiming,
+    DetachFront,
     Fact,
     LeadListSet,
     MoveDeadlines,
@@ -55,7 +56,8 @@ from routing.views import positions, view_call
 if TYPE_CHECKING:
     from routing.continuing import Continuing
 
-#: Commands decided and not committed; beyond it new calls are refused, beyond twice it everything is.
+#: Commands decided and not committed; beyond it new calls are refused, beyond twice it everything is but that
+#: a front is gone, which nobody would say again.
 PENDING_MAX = 10_000
 #: Commands that are enough for a block; it is sent without waiting for more.
 GATHERED_MAX = 200
@@ -494,7 +496,7 @@ class Leader:
         if self._outage and new_work:
             raise StoreOutage(shard=self.shard, retry_seconds=self._options.outage_seconds)
         limit = PENDING_MAX if new_work else 2 * PENDING_MAX
-        if len(self._pending) >= limit:
+        if len(self._pending) >= limit and not isinstance(command, DetachFront):
             raise ShardBusy(shard=self.shard, retry_seconds=self._options.outage_seconds)
 
     def _decide(self, command: Command) -> _Pending:

@@ -186,7 +186,13 @@ class Call:
             agenda.after(seconds, self.client, self.finish, *late)
             agenda.after(seconds + 0.02, self.server, self.hang_up)
         if self.network.blocked(self.server.name, self.client.name):
-            self.client_hears(self._patience())
+            agenda.after(self._patience(), self.client, self._give_up)
+
+    def _give_up(self) -> None:
+        """The client hears nothing of the server and closes the connection, which the server may hear."""
+        if self.status is None:
+            self.finish(*BROKEN)
+            self.there.send(self.hang_up)
 
     def _patience(self) -> float:
         return self.network.world.rng(f"patience {self.client.name}").uniform(*KEEPALIVE_SECONDS)

@@ -472,6 +472,35 @@ async def test_a_word_of_leaving_that_was_lost_is_not_said_again_of_a_stream_tha
     assert world.beijing.live() and wire.kinds().count(DetachCalls) == 1
 
 
+@pytest.mark.parametrize("kind", [DetachCalls, HangUp, WithdrawCall])
+async def test_a_leader_with_too_much_to_do_is_told_who_is_gone_until_it_takes_it(
+    world: World, monkeypatch: pytest.MonkeyPatch, kind: type
+) -> None:
+    monkeypatch.setattr("routing.front.RETRY_SECONDS_MAX", 0.002)
+    monkeypatch.setattr("routing.front.WITHDRAW_SECONDS_MAX", 0.01)
+    front = world.front(silent_seconds=0.01)
+    wire, line = world.wire("beijing"), Line(world, front)
+    await line.next()
+    tries = wire.busy[kind] = 20
+    if kind is WithdrawCall:
+        await Line(world, front, attempt=2, regions=["shanghai"]).next()
+    line.caller.hung_up = kind is HangUp
+    await line.close()
+    await eventually(lambda: not world.beijing.live())
+    assert wire.kinds().count(kind) == tries + 1
+
+
+async def test_a_shard_without_a_leader_finds_by_itself_who_is_gone(world: World) -> None:
+    front = world.front(silent_seconds=0.01)
+    wire, line = world.wire("beijing"), Line(world, front)
+    await line.next()
+    wire.nobody_leads = True
+    wire.down()
+    await line.close()
+    await eventually(lambda: DetachCalls in wire.kinds() and not front._tasks)
+    assert wire.kinds().count(DetachCalls) == 1 and not front._gone
+
+
 @pytest.mark.parametrize("elsewhere", [True, False])
 async def test_a_stream_that_comes_back_and_finds_no_place_leaves_what_it_came_back_to(
     world: World, elsewhere: bool

@@ -36,6 +36,7 @@ from routing.model import (
     ConfigureAgent,
     ConfigureQueue,
     DeadlinesMoved,
+    DetachFront,
     Fact,
     HangUp,
     OpenSession,
@@ -565,6 +566,9 @@ async def test_when_full_new_calls_are_refused_first(
         taken += [router.leader.submit(HangUp(call_id=f"c{n}", attempt=1)) for n in range(5)]
         with pytest.raises(ShardBusy):
             router.leader.submit(AskCall(call_id="c0"))
+        # That the front of those who are left is gone is said once only.
+        router.leader.carry_out(DetachFront(front="f"))
+        assert not router.leader.state.calls["c5"].attached
         router.journal.gate.set()
         for future in taken:
             await soon(future)
