@@ -839,12 +839,15 @@ def _remove_queue(s: ShardState, c: RemoveQueue, now_ms: int) -> Decision:
 
 
 def _configure_agent(s: ShardState, c: ConfigureAgent, now_ms: int) -> Decision:
-    """An agent who was to go when free, and is wanted again, stays."""
+    """An agent who was to be removed when free, and is wanted again, stays; one who was to be logged out as
+    well is logged out all the same.
+    """
     known = s.agents.get(c.agent.id)
     same = known is not None and known.config == c.agent
     events: list[Event] = [] if same else [AgentConfigured(agent=c.agent)]
     if known is not None and known.remove:
-        events.append(AgentDraining(agent=c.agent.id, draining=False))
+        asked = known.log_out
+        events.append(AgentDraining(agent=c.agent.id, draining=asked, log_out=asked))
     return Decision(events=events)
 
 
@@ -854,7 +857,8 @@ def _remove_agent(s: ShardState, c: RemoveAgent, now_ms: int) -> Decision:
     if agent is None or agent.remove:
         return Decision()
     if agent.calls or agent.wraps:
-        draining = AgentDraining(agent=c.agent, draining=True, remove=True)
+        # Who drains already has been asked to go, whichever release has written it down.
+        draining = AgentDraining(agent=c.agent, draining=True, remove=True, log_out=agent.draining)
         return Decision(events=[draining, *_disappoint(s, agent)])
     return Decision(events=[*_log_out(s, agent, now_ms), AgentRemoved(agent=c.agent)])
 
@@ -954,9 +958,9 @@ def _force_log_out(s: ShardState, c: ForceLogOut, now_ms: int) -> Decision:
         return Decision()
     if c.interrupt or not agent.holding:
         return Decision(events=_log_out(s, agent, now_ms))
-    if agent.draining:
+    if agent.draining and (agent.log_out or not agent.remove):
         return Decision()
-    draining = AgentDraining(agent=c.agent, draining=True)
+    draining = AgentDraining(agent=c.agent, draining=True, remove=agent.remove, log_out=True)
     return Decision(events=[draining, *_drop_offers(s, agent, accepted=False), *_disappoint(s, agent)])
 
 

@@ -931,6 +931,8 @@ class AgentDraining(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     draining: bool
     #: And removed.
     remove: bool = False
+    #: Somebody has asked for the log-out: it stands even if the removal is taken back.
+    log_out: bool = False
 
 
 class ActRecorded(msgspec.Struct, frozen=True, kw_only=True, gc=False):

@@ -198,6 +198,7 @@ class AgentEntry:
         "idle",
         "last_offer",
         "lines",
+        "log_out",
         "login_ms",
         "lost_ms",
         "missed",
@@ -242,8 +243,8 @@ class AgentEntry:
         #: When the agent logged in; time on contacts since then, and since when on the present ones (0: on
         #: none).
         self.login_ms = self.busy_span_ms = self.busy_since_ms = 0
-        #: Takes nothing more, is logged out when free, and removed too.
-        self.draining = self.remove = False
+        #: Takes nothing more and is logged out when free: to be removed, by somebody's word, or both.
+        self.draining = self.remove = self.log_out = False
         #: Heap of calls that wait for this very agent, as a line's.
         self.own: list[tuple[int, int, str, int]] = []
         self.own_count = 0
@@ -1288,7 +1289,7 @@ def _session_opened(s: ShardState, e: SessionOpened) -> None:
         agent.taken = agent.busy_span_ms = agent.busy_since_ms = 0
         agent.login_ms = s.now_ms
         agent.rest_until_ms = e.rest_until_ms
-        agent.draining = agent.remove
+        agent.draining, agent.log_out = agent.remove, False
         s.set_deadline(e.rest_until_ms, "rest", e.agent)
     agent.session, agent.command, agent.front = e.session, e.command, e.front
     agent.lost_ms = 0
@@ -1312,7 +1313,7 @@ def _session_closed(s: ShardState, e: SessionClosed) -> None:
     agent = s.agents[e.agent]
     agent.lost_ms = agent.rest_until_ms = 0
     agent.pause_reason = ""
-    agent.draining = agent.remove
+    agent.draining, agent.log_out = agent.remove, False
     _set_presence(agent, OFFLINE, attached=False)
     _refresh(s, agent)
 
@@ -1328,7 +1329,7 @@ def _presence_set(s: ShardState, e: PresenceSet) -> None:
 
 def _agent_draining(s: ShardState, e: AgentDraining) -> None:
     agent = s.agents[e.agent]
-    agent.draining, agent.remove = e.draining or e.remove, e.remove
+    agent.draining, agent.remove, agent.log_out = e.draining or e.remove, e.remove, e.log_out
     _refresh(s, agent)
 
 

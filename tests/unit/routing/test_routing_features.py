@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from routing import image
 from routing.engine import step
 from routing.model import (
     OWN_WAITING_MAX,
@@ -441,6 +442,55 @@ def test_an_agent_who_is_wanted_again_before_being_gone_stays(skills: tuple[tupl
     shard.do(EndCall(call_id="c1"))
     shard.do(FinishWrapUp(agent="ann", session=1, call_id="c1"))
     assert shard.call("c2").agent == "ann"
+
+
+FORCE, REMOVE, WANT = (
+    ForceLogOut(agent="ann"),
+    RemoveAgent(agent="ann"),
+    ConfigureAgent(agent=AgentConfig(id="ann", skills=(("fibre", 3),))),
+)
+
+
+@pytest.mark.parametrize(
+    "asked",
+    [
+        (FORCE, WANT),
+        (FORCE, REMOVE, WANT),
+        (REMOVE, FORCE, WANT),
+        (REMOVE, WANT, FORCE),
+        (FORCE, REMOVE, WANT, REMOVE, WANT),
+        (REMOVE, FORCE, FORCE, REMOVE, WANT, WANT),
+    ],
+)
+def test_a_log_out_that_was_asked_for_stands_when_the_agent_is_wanted_again(
+    asked: tuple[Command, ...],
+) -> None:
+    """Removed from the directory and back in it meanwhile, in any order, across a snapshot."""
+    shard = Shard()
+    shard.agent("ann")
+    shard.place("c1")
+    shard.connect("c1")
+    for command in asked:
+        shard.do(command)
+        shard.state = image.restore("beijing", image.dump(shard.state))
+    shard.place("c2")
+    assert shard.seat("ann").draining and shard.seat("ann").state is AgentState.ON_CALL
+    shard.do(EndCall(call_id="c1"))
+    shard.do(FinishWrapUp(agent="ann", session=1, call_id="c1"))
+    assert shard.seat("ann").state is AgentState.OFFLINE and shard.call("c2").state is CallState.WAITING
+    shard.do(OpenSession(agent="ann", session=2, command=1, front="f"))
+    assert shard.call("c2").agent == "ann" and not shard.seat("ann").draining
+
+
+def test_an_agent_who_is_logged_out_and_removed_is_removed() -> None:
+    shard = Shard(wrap_up_span_ms=0)
+    shard.agent("ann")
+    shard.place("c1")
+    shard.connect("c1")
+    shard.do(REMOVE)
+    shard.do(FORCE)
+    shard.do(EndCall(call_id="c1"))
+    assert "ann" not in shard.state.agents
 
 
 def test_a_supervisors_pause_is_no_command_of_the_desktops() -> None:
