@@ -11,7 +11,7 @@ import grpc
 from callmesh.routing.v1 import agent_pb2, routing_pb2
 
 #: How long anything may take that a client would wait for, real seconds.
-DEADLINE_SECONDS = 20
+DEADLINE_SECONDS = 60
 
 
 async def eventually(condition: Callable[[], bool]) -> None:

@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
-from tests.integration.routing.routing_parties import Seat, eventually
+from tests.integration.routing.routing_parties import DEADLINE_SECONDS, Seat, eventually
 from tests.integration.routing.test_routing_server import Platform, platform
 
 from callmesh.routing.v1 import call_pb2, directory_pb2, routing_pb2
@@ -42,7 +42,7 @@ async def state_of(platform: Platform, call: Call) -> Any:
 
 async def seen(floor: GrpcFloor, agents: list[tuple[str, bool]]) -> None:
     """Waits until the floor shows these agents: a router's figures may be a second old."""
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(DEADLINE_SECONDS):
         while [(each.agent, each.free) for each in (await floor.look()).agents] != agents:
             await asyncio.sleep(0.05)
 
@@ -97,6 +97,6 @@ async def test_an_agent_who_declines_ends_it_for_everybody(platform: Platform) -
     call = await calls.begin(PERSON, "a0")
     offer = (await seat.until("offer")).offer
     seat.send(decline={"offer_id": offer.offer_id})
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(DEADLINE_SECONDS):
         assert await call.wait_answered() is False
         await call.wait_ended()

