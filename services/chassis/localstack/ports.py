@@ -2,8 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
+import functools
+import os
 import random
 import socket
+import tempfile
+from pathlib import Path
 
 #: Ports are drawn below the range that the kernel hands to outgoing connections, so that none of those takes
 #: one of ours between the choice and the listen.
@@ -39,11 +45,40 @@ def require_free(ports: list[int], part: str) -> None:
 
 
 def free_ports(count: int) -> list[int]:
-    """`count` consecutive free loopback ports; RuntimeError when none were found in `DRAWS_MAX` draws."""
+    """`count` consecutive free loopback ports; RuntimeError when none were found in `DRAWS_MAX` draws.
+
+    Until somebody listens on them they are free to look at: so no other process of this user is given them
+    here for as long as this process lives.
+    """
     chooser = random.SystemRandom()
     for _ in range(DRAWS_MAX):
         first = chooser.randint(PORT_FIRST, PORT_LAST - count)
         ports = list(range(first, first + count))
-        if all(port_is_free(port) for port in ports):
+        if all(port_is_free(port) for port in ports) and _claim(first, count):
             return ports
     raise RuntimeError(f"no {count} consecutive free ports between {PORT_FIRST} and {PORT_LAST}")
+
+
+def _claim(first: int, count: int) -> bool:
+    """Whether nobody else was given one of these ports; then they are this process'. The byte of each port is
+    locked in a file of the user's, which the kernel undoes when the process ends.
+    """
+    claims = _claims()
+    if claims is None:
+        return True
+    try:
+        fcntl.lockf(claims, fcntl.LOCK_EX | fcntl.LOCK_NB, count, first)
+    except OSError:
+        return False
+    return True
+
+
+@functools.cache
+def _claims() -> int | None:
+    """The file of claims, open to the end of the process (to close it would give all of them back); None
+    where there can be none.
+    """
+    path = Path(tempfile.gettempdir()) / f"callmesh-ports-{os.getuid()}"
+    with contextlib.suppress(OSError):
+        return os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+    return None
