@@ -14,7 +14,7 @@ from rich.console import Console
 
 from cli.demo import command, report
 from cli.demo.day import generate
-from cli.demo.events import read_samples
+from cli.demo.events import EventCounter, read_samples
 from cli.demo.figures import service_figures
 from cli.demo.ledger import Entry, Fact
 from cli.demo.live import LiveView, Scoreboard, Snapshot, line, sparkline
@@ -204,6 +204,12 @@ def test_scrapes_are_summed_over_processes() -> None:
         ("crm", "on_call"),
         ("tickets", "on_call"),
     ]
+
+
+async def test_of_who_does_not_answer_nothing_is_known() -> None:
+    nobody = "127.0.0.1:1"
+    figures = await EventCounter({"crm-worker": nobody}, f"amqp://{nobody}//").read()
+    assert (figures.waiting, figures.backlog, figures.unheard) == (0, 0, 2) and not figures.settled
 
 
 def options(**changes: Any) -> command.Options:
