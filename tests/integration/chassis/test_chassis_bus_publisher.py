@@ -16,7 +16,7 @@ from chassis.errors import StartError
 from chassis.localstack import RabbitNode, free_ports
 from chassis.testing.waiting import wait_until
 
-pytestmark = pytest.mark.integration
+pytestmark = [pytest.mark.integration, pytest.mark.timeout(300)]
 
 
 @pytest.fixture
@@ -162,7 +162,7 @@ def test_nothing_is_lost_when_the_broker_dies_in_the_middle(source: str, rabbit_
     thread = threading.Thread(target=publish)
     thread.start()
     try:
-        assert enough.wait(30)
+        assert enough.wait(60)
         before = len(accepted)
         rabbit_node.kill()
         rabbit_node.start()

@@ -31,7 +31,7 @@ from chassis.localstack import (
 from chassis.localstack.process import carriers, start_ticks
 from chassis.testing.waiting import wait_until
 
-pytestmark = pytest.mark.integration
+pytestmark = [pytest.mark.integration, pytest.mark.timeout(300)]
 
 needs_mongod = pytest.mark.skipif(find_mongod() is None, reason="no mongod")
 needs_rabbit = pytest.mark.skipif(find_rabbitmq_server() is None, reason="no rabbitmq-server")
@@ -67,10 +67,9 @@ def test_three_members_elect_another_after_kill_9(tmp_path: Path) -> None:
         first = node.primary()
         assert first is not None
         node.kill(first)
-        second = wait_until(lambda: node.has_primary() and [node.primary()], 10)
-        assert second != [first]
+        wait_until(lambda: node.primary() not in (None, first), 60, what="another one leads")
         node.start_member(first)
-        wait_until(node.is_complete, 20)
+        wait_until(node.is_complete, 60)
 
 
 def test_a_set_of_two_is_refused(tmp_path: Path) -> None:
@@ -136,7 +135,7 @@ def test_children_die_with_a_killed_parent(tmp_path: Path) -> None:
         pid = child.pid()
         assert pid is not None
         parent.kill()
-        wait_until(lambda: start_ticks(pid) is None, 5)
+        wait_until(lambda: start_ticks(pid) is None)
     child.kill()
 
 
@@ -171,7 +170,7 @@ def test_one_that_ignores_sigterm_is_killed_with_its_daemons(tmp_path: Path) -> 
     )
     process = ManagedProcess(tmp_path, "stubborn")
     process.start([sys.executable, "-c", daemon, *STUBBORN], env=_environment())
-    wait_until(lambda: process.log_path.read_text().count("up") == 2, 10)
+    wait_until(lambda: process.log_path.read_text().count("up") == 2)
     token = token_of(process)
     assert len(list(carriers(token))) == 2
     process.stop(seconds=0.2)

@@ -16,6 +16,7 @@ import grpc
 import pytest
 from google.protobuf.wrappers_pb2 import StringValue
 
+from chassis.localstack import free_ports
 from chassis.testing.echo import EchoStub
 
 PROGRAM = textwrap.dedent(
@@ -49,17 +50,11 @@ PROGRAM = textwrap.dedent(
 )
 
 
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
 class Process:
     """The program with its ports."""
 
     def __init__(self, **settings):
-        self.port, self.http_port = free_port(), free_port()
+        self.port, self.http_port = free_ports(2)
         self.variables = {
             "ECHO_GRPC_PORT": str(self.port),
             "ECHO_HTTP_PORT": str(self.http_port),
@@ -85,7 +80,7 @@ class Process:
 
     async def ended(self):
         """(exit status, stdout lines, stderr lines)."""
-        out, err = await asyncio.wait_for(self.run.communicate(), 30)
+        out, err = await asyncio.wait_for(self.run.communicate(), 60)
         return self.run.returncode, out.decode().splitlines(), err.decode().splitlines()
 
     def channel(self):
@@ -94,7 +89,7 @@ class Process:
 
 async def ready(channel) -> EchoStub:
     stub = EchoStub(channel)
-    await stub.Unary(StringValue(), timeout=20, wait_for_ready=True)
+    await stub.Unary(StringValue(), timeout=60, wait_for_ready=True)
     return stub
 
 
@@ -103,7 +98,7 @@ async def test_a_signal_drains_and_ends_well(number):
     async with Process() as process, process.channel() as channel:
         stub = await ready(channel)
         assert (await stub.Unary(StringValue())).value == "uvloop"
-        slow = asyncio.ensure_future(_answer(stub.Unary(StringValue(value="slow"), timeout=20)))
+        slow = asyncio.ensure_future(_answer(stub.Unary(StringValue(value="slow"), timeout=60)))
         await asyncio.sleep(0)  # lets the call be sent before the signal
         await stub.Unary(StringValue())
         process.run.send_signal(number)

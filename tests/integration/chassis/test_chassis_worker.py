@@ -27,7 +27,7 @@ from chassis.bus.publisher import Outcome, Outgoing, Publisher
 from chassis.localstack import HttpReady, MongoNode, ProcessGroup, RabbitNode, ServiceSpec, free_ports
 from chassis.testing.waiting import wait_until
 
-pytestmark = pytest.mark.integration
+pytestmark = [pytest.mark.integration, pytest.mark.timeout(300)]
 
 WORKER = Path(__file__).with_name("bus_worker.py")
 TRACE = "00-" + "a" * 32 + "-" + "b" * 16 + "-00"
@@ -100,7 +100,7 @@ class Probe:
         return int(self.channel.queue_declare(queue, passive=True).message_count)
 
     def metric(self, name: str, **labels: str) -> float:
-        with urllib.request.urlopen(f"{self.http}/metrics", timeout=5) as answer:
+        with urllib.request.urlopen(f"{self.http}/metrics", timeout=30) as answer:
             text = answer.read().decode()
         for line in text.splitlines():
             if line.startswith(name + "{") and all(f'{k}="{v}"' in line for k, v in labels.items()):
@@ -236,7 +236,7 @@ def test_events_taken_together_are_each_handled_once_and_a_bad_one_costs_only_it
     probe.publish(last)
     wait_until(lambda: not probe.group.process("worker").alive())
     probe.group.start("worker")
-    wait_until(lambda: probe.marked(last, "on_list"), 15)
+    wait_until(lambda: probe.marked(last, "on_list"))
     assert probe.runs(last, "on_list") == 2
 
 
@@ -266,7 +266,7 @@ def test_an_event_that_kills_every_worker_is_dead_lettered_by_the_broker(
         event = probe.event("die:99")
         probe.publish(event)
         for _ in range(3):
-            wait_until(lambda: not probe.group.process("worker").alive())
+            wait_until(lambda: not probe.group.process("worker").alive(), 60)
             probe.group.start("worker", wait=False)
         assert Event.from_json(probe.dead().body) == event
         probe.group.wait_ready("worker")
@@ -286,7 +286,7 @@ def test_sigterm_finishes_what_is_in_hand(probe: Probe) -> None:
     assert wait_until(lambda: probe.log_lines("bus.draining"))[0]["in_hand"] == 1
     probe.publish(probe.event("ok"))
     probe.database["gates"].insert_one({"_id": "gate"})
-    wait_until(lambda: not process.alive(), 15)
+    wait_until(lambda: not process.alive(), 60)
     assert process.exit_code() == 0
     assert probe.runs(event, "waited") == 1 and probe.marked(event)
     wait_until(lambda: probe.depth(probe.queue) == 1, what="the next event waits for the next worker")
@@ -298,7 +298,7 @@ def test_a_handler_that_does_not_end_is_given_up_and_its_event_comes_again(probe
     wait_until(lambda: probe.runs(event) == 1)
     process = probe.group.process("worker")
     process.send(signal.SIGTERM)
-    wait_until(lambda: not process.alive(), 30)
+    wait_until(lambda: not process.alive(), 60)
     assert process.exit_code() == 1
     wait_until(lambda: probe.depth(probe.queue) == 1)
 
@@ -360,7 +360,7 @@ def test_the_worker_survives_a_restart_of_the_broker(
         probe.database["gates"].insert_one({"_id": "gate"})
         probe.await_marked(*first, *pending, waiting, seconds=60)
         assert probe.runs(waiting, "waited") == 1, "its second delivery waited for the first to end"
-        wait_until(HttpReady(url=f"{probe.http}/readyz"), 20)
+        wait_until(HttpReady(url=f"{probe.http}/readyz"), 60)
         assert probe.group.process("worker").alive()
     finally:
         probe.close()
@@ -372,16 +372,16 @@ def test_no_event_is_lost_while_the_database_is_away(tmp_path: Path, amqp_uri: s
         try:
             probe.group.start_all()
             node.kill()
-            wait_until(lambda: not HttpReady(url=f"{probe.http}/readyz")(), 20)
+            wait_until(lambda: not HttpReady(url=f"{probe.http}/readyz")(), 60)
             events = [probe.event("ok") for _ in range(3)]
             probe.publish(*events)
             wait_until(
                 lambda: len(probe.log_lines("bus.handler_failed")) > 12,
-                30,
+                60,
                 what="more failures than attempts",
             )
             node.start()
-            probe.await_marked(*events, seconds=30)
+            probe.await_marked(*events, seconds=60)
             assert probe.channel.basic_get(f"{probe.queue}.dead") is None
         finally:
             probe.close()

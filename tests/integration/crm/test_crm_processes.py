@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import random
 import sys
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -39,6 +40,8 @@ pytestmark = pytest.mark.integration
 
 SERVICES = Path(__file__).parents[3] / "services"
 WAIT_SECONDS = 30.0
+#: When both processes begin, by their own clock: at ten in China, so that no "today" ends in the middle.
+MORNING = datetime.now(UTC).replace(hour=2, minute=0, second=0, microsecond=0)
 
 
 @dataclass
@@ -57,7 +60,7 @@ class Running:
 
     def listed(self, **subject: str) -> list[timeline_pb2.Interaction]:
         request = timeline_pb2.ListInteractionsRequest(**subject)
-        return list(self.timeline.ListInteractions(request, timeout=5).interactions)
+        return list(self.timeline.ListInteractions(request, timeout=30).interactions)
 
 
 @pytest.fixture(scope="module")
@@ -74,6 +77,8 @@ def running(
         "AMQP_URI": amqp_uri,
         "CRM_MONGO_DATABASE": name,
         "CRM_GRPC_PORT": str(port),
+        "CLOCK_ORIGIN_MONOTONIC_MS": str(int(time.monotonic() * 1000)),
+        "CLOCK_ORIGIN_BUSINESS_MS": str(int(MORNING.timestamp() * 1000)),
     }
     specs = [
         ServiceSpec(
@@ -81,12 +86,14 @@ def running(
             command=[sys.executable, "-m", "crm"],
             env={"CRM_HTTP_PORT": str(http_port)},
             ready=GrpcReady(address=f"127.0.0.1:{port}", service="callmesh.crm.v1.ScreenPopService"),
+            start_seconds_max=90,
         ),
         ServiceSpec(
             name="crm-worker",
             command=[sys.executable, "-m", "crm.worker"],
             env={"CRM_HTTP_PORT": str(worker_port)},
             ready=HttpReady(url=f"http://127.0.0.1:{worker_port}/readyz"),
+            start_seconds_max=90,
         ),
     ]
     publisher = Publisher(amqp_uri, service="test")
@@ -151,7 +158,7 @@ def told(message: Message, source: str, subject: str) -> Event:
 
 def test_what_others_tell_reaches_the_screen(running: Running) -> None:
     number = "+8613900000001"
-    began = datetime.now(UTC).replace(microsecond=0)
+    began = MORNING
     story = call_story("call-1", number, began)
     chance = random.Random(7)
     mixed = [*story, *story]
@@ -170,7 +177,7 @@ def test_what_others_tell_reaches_the_screen(running: Running) -> None:
     customer = customers_pb2.Customer(display_name="李伟", language="zh-CN", tier=customers_pb2.TIER_GOLD)
     customer.phone_numbers.add(number=number)
     request = customers_pb2.CreateCustomerRequest(customer=customer, customer_id="li")
-    running.customers.CreateCustomer(request, timeout=5)
+    running.customers.CreateCustomer(request, timeout=30)
     # The relay publishes CustomerCreated, the worker hears it and moves the call over.
     wait_until(lambda: running.database.interactions.find_one({"subject": "c:li"}), WAIT_SECONDS)
     wait_until(lambda: running.database.customers.find_one({"_id": "li", "outbox_since": None}), WAIT_SECONDS)
@@ -194,7 +201,7 @@ def test_what_others_tell_reaches_the_screen(running: Running) -> None:
 
     def pop() -> screen_pop_pb2.ScreenPop | None:
         wanted = screen_pop_pb2.GetScreenPopRequest(phone_number="139 0000 0001", call_id="live")
-        answer = running.pops.GetScreenPop(wanted, timeout=5)
+        answer = running.pops.GetScreenPop(wanted, timeout=30)
         return answer if answer.open_tickets and answer.offers else None
 
     shown = wait_until(pop, WAIT_SECONDS)
@@ -207,7 +214,7 @@ def test_what_others_tell_reaches_the_screen(running: Running) -> None:
 
 def test_a_killed_worker_loses_nothing(running: Running) -> None:
     number = "+8613900000002"
-    began = datetime.now(UTC).replace(microsecond=0)
+    began = MORNING
     stories = [call_story(f"kill-{index}", number, began) for index in range(30)]
     events = [event for story in stories for event in story]
     random.Random(3).shuffle(events)
