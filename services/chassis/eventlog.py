@@ -276,7 +276,10 @@ def forget(database: Database[dict[str, Any]], person: str) -> int:
         changes = [
             UpdateOne(
                 {"_id": entry["_id"]},
-                {"$set": {"body": _without_people(entry, privacy)}, "$unset": {"about": ""}},
+                {
+                    "$set": {"body": _without_people(entry["body"], entry["type"], privacy)},
+                    "$unset": {"about": ""},
+                },
             )
             for entry in found
         ]
@@ -285,10 +288,16 @@ def forget(database: Database[dict[str, Any]], person: str) -> int:
     return count
 
 
-def _without_people(entry: Mapping[str, Any], privacy: Privacy) -> bytes:
-    """An entry's envelope without what is personal; it says that something is missing."""
-    envelope = _envelope_decoder.decode(entry["body"])
-    data, redacted = privacy.cleaned(entry["type"], bytes(envelope["data"]))
+def without_people(event: str) -> str:
+    """The envelope of an event that waits in an outbox, without what is personal."""
+    kind = msgspec.json.decode(event)["type"]
+    return _without_people(event.encode(), kind, Privacy()).decode()
+
+
+def _without_people(body: bytes, kind: str, privacy: Privacy) -> bytes:
+    """An event's envelope without what is personal; it says that something is missing."""
+    envelope = _envelope_decoder.decode(body)
+    data, redacted = privacy.cleaned(kind, bytes(envelope["data"]))
     if redacted:
         envelope |= {"data": msgspec.Raw(data.encode()), "redacted": msgspec.Raw(b"true")}
     return msgspec.json.encode(envelope)

@@ -53,10 +53,13 @@ class MarketingConsumers:
             customer = parse_name(
                 "customer", "customers", event.message(crm.CustomerErased).customer.customer
             )
-            known = MongoStore().profile(customer)
-            erase(customer, known.numbers if known is not None else ())
+            erase(customer, ())
             eventlog.forget(get_db(), event.subject)
         inbound.learn(self.facts, event)
+        told = inbound.numbers_told(event)
+        for customer in MongoStore().erased(sorted(told)) if told else ():
+            # Older news of somebody who was erased since: what lies under these numbers goes as well.
+            erase(customer, *told[customer])
         self.segments().heard(event)
 
     @subscribe("tickets", *inbound.TICKETS)

@@ -168,7 +168,10 @@ class ProfileDocument(Document):
     meta: ClassVar[dict[str, Any]] = {
         **_PLAIN,
         "collection": "profiles",
-        "indexes": [{"fields": ["numbers", "-updated_at"], "name": "numbers", "sparse": True}],
+        "indexes": [
+            {"fields": ["numbers", "-updated_at"], "name": "numbers", "sparse": True},
+            {"fields": ["kin"], "name": "kin", "sparse": True},
+        ],
     }
 
     id = StringField(primary_key=True)
@@ -194,7 +197,11 @@ class ProfileDocument(Document):
     complaint_closed_at = DateTimeField()
     wants_to_leave = BooleanField()
     alive = BooleanField()
+    #: True once the customer was legally erased: nothing is learned of them any more.
+    erased = BooleanField()
     merged_into = StringField()
+    #: Whom they are, or were, merged into, as heard; the newest last.
+    kin = ListField(StringField())
     crm_version = IntField()
     #: crm's version of the survivor at the last merge or unmerge that moved this customer.
     merge_version = IntField()

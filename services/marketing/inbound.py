@@ -97,6 +97,7 @@ CUSTOMERS: Mapping[type[Any], Reading] = {
 }
 #: Type of the event of a legal erasure.
 ERASED: str = crm.CustomerErased.DESCRIPTOR.full_name
+
 #: What is heard of tickets.
 TICKETS: Mapping[type[Any], Reading] = {
     tickets.TicketCreated: _ticket,
@@ -104,6 +105,14 @@ TICKETS: Mapping[type[Any], Reading] = {
     tickets.TicketUpdated: _ticket,
     tickets.TicketsMerged: _tickets_merged,
 }
+#: What of it is about one customer as they are.
+_TELLING = (
+    crm.CustomerCreated,
+    crm.CustomerUpdated,
+    crm.CustomerDeleted,
+    crm.CustomerErased,
+    crm.CareTaskRaised,
+)
 _BY_NAME = {kind.DESCRIPTOR.full_name: kind for kind in (*CUSTOMERS, *TICKETS)}
 
 
@@ -114,3 +123,23 @@ def learn(facts: Facts, event: Event) -> None:
     kind = _BY_NAME[event.type]
     reading = CUSTOMERS.get(kind) or TICKETS[kind]
     reading(facts, event.message(kind), event)
+
+
+def numbers_told(event: Event) -> dict[str, tuple[tuple[str, ...], tuple[str, ...]]]:
+    """What an event of crm's says of numbers, by customer id: (their numbers, ids of whom they were merged
+    into). MalformedEvent.
+    """
+    kind = _BY_NAME[event.type]
+    message, kin = event.message(kind), ""
+    if kind in (crm.CustomersMerged, crm.CustomersUnmerged):
+        snapshots, kin = [message.survivor, *getattr(message, "restored", ())], message.survivor.customer
+    elif kind in _TELLING:
+        snapshots = [message.customer]
+    else:
+        return {}
+    above = (parse_name("survivor", "customers", kin),) if kin else ()
+    return {
+        parse_name("customer", "customers", one.customer): (tuple(one.numbers), above)
+        for one in snapshots
+        if one.numbers
+    }

@@ -9,6 +9,7 @@
    add up, one that is over anywhere is over. Of opting out and of complaints resolved the latest counts.
 3. `reflect` copies again whatever changed, up to the last survivor, until what it copied is what there is.
    So events may come in any order, and a merge may be told before what it merges.
+4. Customers remember whom they are, or were, merged into (`kin`), for an erasure alone (erasure.py).
 """
 
 from __future__ import annotations
@@ -25,6 +26,8 @@ Raw = Mapping[str, Any]
 BROUGHT_MAX = 100
 #: Merges followed from one customer to the survivor.
 MERGE_HOPS_MAX = 5
+#: Survivors that a customer is remembered to have been merged into, the newest.
+KIN_MAX = 100
 #: Copies that may be overtaken by news before the event is left to be delivered again.
 REFLECTIONS_MAX = 20
 #: What is said of a customer, by the fields of the profile's document.
@@ -74,11 +77,11 @@ def reflect(profiles: Any, customer: str) -> bool:
     """Copies what is said of a merged customer to the survivor and on (rule 3), in a collection of profiles;
     nothing for one who is not merged. False when news came too fast: repeat it then.
     """
-    wanted = {"merged_into": 1, "brought": 1, **dict.fromkeys(WORDS, 1)}
+    wanted = {"merged_into": 1, "brought": 1, "erased": 1, **dict.fromkeys(WORDS, 1)}
     known = profiles.find_one({"_id": customer}, wanted) or {}
     for _ in range(REFLECTIONS_MAX):
         into = known.get("merged_into")
-        if not into or into == customer:
+        if not into or into == customer or known.get("erased"):
             return True
         entry = {"from": customer, "all": [customer, *absorbed(known)], **joined(known)}
         _bring(profiles, into, entry)
@@ -86,7 +89,7 @@ def reflect(profiles: Any, customer: str) -> bool:
         if now == known:
             customer, known = into, profiles.find_one({"_id": into}, wanted) or {}
             continue
-        if now.get("merged_into") != into:
+        if now.get("merged_into") != into or now.get("erased"):
             forget(profiles, customer, into)
         known = now
     return False
@@ -105,6 +108,39 @@ def forget(profiles: Any, customer: str, *survivors: str) -> None:
     for survivor in {one for one in survivors if one}:
         profiles.update_one({"_id": survivor}, {"$pull": {"brought": {"from": customer}}})
         reflect(profiles, survivor)
+
+
+def remember(profiles: Any, customers: Sequence[str], survivor: str) -> None:
+    """Notes at customers that they are, or were, merged into a survivor: what is made in the survivor's name
+    may still be theirs (a number), which an erasure has to know. Who was erased is not named. Repeatable.
+    """
+    if profiles.find_one({"_id": survivor, "erased": True}, {"_id": 1}) is None:
+        note = {"kin": {"$each": [survivor], "$slice": -KIN_MAX}}
+        news = {"_id": {"$in": list(customers)}, "kin": {"$ne": survivor}, "erased": {"$ne": True}}
+        profiles.update_many(news, {"$push": note})
+
+
+def remembered(profiles: Any, customers: Iterable[str]) -> set[str]:
+    """Whom customers are, or were, merged into, directly or through others."""
+    found: set[str] = set()
+    news = set(customers)
+    for _ in range(MERGE_HOPS_MAX):
+        raws = profiles.find({"_id": {"$in": sorted(news)}}, {"kin": 1})
+        news = {one for raw in raws for one in raw.get("kin", ())} - found
+        if not news:
+            break
+        found |= news
+    return found
+
+
+def leave_memory(profiles: Any, customer: str) -> None:
+    """Takes a customer who is erased out of what others remember; whom that one remembers they remember
+    instead. Repeatable.
+    """
+    others = [raw["_id"] for raw in profiles.find({"kin": customer}, {"_id": 1})]
+    for survivor in sorted(remembered(profiles, [customer])):
+        remember(profiles, others, survivor)
+    profiles.update_many({"_id": {"$in": others}}, {"$pull": {"kin": customer}})
 
 
 def lineage(profiles: Any, customer: str) -> tuple[str, list[str]]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
 from decimal import Decimal
@@ -84,6 +84,7 @@ class MemoryStore:
         self._merge_versions: dict[str, int] = {}
         #: Into whom customers are merged.
         self._merged_into: dict[str, str] = {}
+        self._erased: set[str] = set()
         self._leave_times: dict[str, datetime] = {}
         self._risk_times: dict[str, datetime] = {}
         self._complaints: dict[str, Complaint] = {}
@@ -265,6 +266,8 @@ class MemoryStore:
             for purchase in purchases:
                 if purchase.id in self._purchases:
                     continue
+                if purchase.customer in self._erased:
+                    continue
                 owner = self._owner(purchase.customer)
                 self._purchases[purchase.id] = (purchase.customer, replace(purchase, customer=owner))
                 self._have(owner, {purchase.product: purchase.at}, now)
@@ -361,6 +364,8 @@ class MemoryStore:
             present = self._profiles.get(profile.customer)
             if present is not None and present.crm_version >= profile.crm_version:
                 return False
+            if profile.customer in self._erased:
+                return False
             kept = present or Profile(customer=profile.customer)
             self._profiles[profile.customer] = replace(
                 profile,
@@ -378,7 +383,7 @@ class MemoryStore:
     def save_leave_intent(self, customer: str, wants_to_leave: bool, at: datetime) -> None:
         """As the port says."""
         with self._lock:
-            if customer in self._leave_times and self._leave_times[customer] > at:
+            if customer in self._erased or self._leave_times.get(customer, at) > at:
                 return
             self._leave_times[customer] = at
             present = self._profiles.get(customer, Profile(customer=customer))
@@ -387,7 +392,7 @@ class MemoryStore:
     def save_churn_risk(self, customer: str, score: float, at: datetime) -> None:
         """As the port says."""
         with self._lock:
-            if customer in self._risk_times and self._risk_times[customer] > at:
+            if customer in self._erased or self._risk_times.get(customer, at) > at:
                 return
             self._risk_times[customer] = at
             present = self._profiles.get(customer, Profile(customer=customer))
@@ -397,14 +402,14 @@ class MemoryStore:
         """As the port says."""
         with self._lock:
             present = self._profiles.get(customer, Profile(customer=customer))
-            if kind and task in present.care:
+            if customer in self._erased or (kind and task in present.care):
                 return
             others = [(id, said) for id, said in present.care.items() if id != task]
             newest = dict([*others, (task, kind)][-CARE_MAX:])
             self._profiles[customer] = replace(present, care=newest)
 
     def _move(self, customer: str, version: int, survivor: str) -> bool:
-        if self._merge_versions.get(customer, 0) > version:
+        if customer in self._erased or self._merge_versions.get(customer, 0) > version:
             return False
         self._merge_versions[customer] = version
         self._merged_into.pop(customer, None)
@@ -415,7 +420,10 @@ class MemoryStore:
     def _settle_owner(self, customer: str) -> str:
         """Puts purchases and decisions under whose they are now."""
         owner = self._owner(customer)
-        below = {customer, *kin.absorbed(self._words(customer))}
+        self._settle(owner, {customer, *kin.absorbed(self._words(customer))})
+        return owner
+
+    def _settle(self, owner: str, below: set[str]) -> None:
         for id, (buyer, purchase) in self._purchases.items():
             if buyer in below:
                 self._purchases[id] = (buyer, replace(purchase, customer=owner))
@@ -425,7 +433,16 @@ class MemoryStore:
                 made_for = "" if whose == owner else whose
                 moved = replace(decision, customer=owner, made_for=made_for, version=decision.version + 1)
                 self._decisions[id] = moved
-        return owner
+
+    def _take(self, holder: str, products: Iterable[str]) -> None:
+        """Leaves of these products what purchases of the holder's tell."""
+        left = self._bought(holder)
+        lost = set(products) - left.keys()
+        if holder in self._profiles:
+            kept = self._profiles[holder]
+            bought = {product: at for product, at in kept.bought_at.items() if product not in lost}
+            bought |= {product: left[product] for product in products if product in left}
+            self._profiles[holder] = replace(kept, products=kept.products - lost, bought_at=bought)
 
     def merge(self, absorbed: str, survivor: str, version: int) -> None:
         """As the port says."""
@@ -434,7 +451,7 @@ class MemoryStore:
                 return
             gone = self._profiles.get(absorbed, Profile(customer=absorbed))
             self._profiles[absorbed] = replace(
-                gone, merged_into=survivor, alive=False, numbers=(), products=frozenset(), bought_at={}
+                gone, merged_into=survivor, alive=False, products=frozenset(), bought_at={}
             )
             self._profiles.setdefault(survivor, Profile(customer=survivor))
             owner = self._settle_owner(absorbed)
@@ -455,47 +472,43 @@ class MemoryStore:
             self._settle_owner(restored)
             own = self._bought(restored)
             self._have(restored, own, None)
-            holder = self._owner(survivor)
-            lost = own.keys() - self._bought(holder).keys()
-            if holder in self._profiles:
-                kept = self._profiles[holder]
-                left = {product: at for product, at in kept.bought_at.items() if product not in lost}
-                self._profiles[holder] = replace(kept, products=kept.products - lost, bought_at=left)
+            self._take(self._owner(survivor), own)
 
     def erase(self, customer: str) -> None:
         """As the port says."""
         with self._lock:
+            self._erased.add(customer)
+            holder = self._owner(customer)
+            self._settle(customer, {customer, *kin.absorbed(self._words(customer))})
+            if holder != customer:
+                self._take(holder, self._bought(customer))
             self._purchases = {
-                id: (buyer, p)
-                for id, (buyer, p) in self._purchases.items()
-                if customer not in (buyer, p.customer)
+                id: (buyer, p) for id, (buyer, p) in self._purchases.items() if buyer != customer
             }
             for decision in list(self._decisions.values()):
-                if customer in (decision.customer, decision.made_for):
+                if customer == (decision.made_for or decision.customer):
                     outcome = replace(decision.outcome, note="") if decision.outcome else None
                     nobodys = replace(decision, customer="", number="", made_for="", outcome=outcome)
-                    self._decisions[decision.id] = nobodys
+                    self._decisions[decision.id] = replace(nobodys, version=decision.version + 1)
             for complaint in list(self._complaints.values()):
                 if complaint.customer == customer:
                     self._complaints[complaint.ticket] = replace(complaint, customer="", number="")
-            self._merged_into = {
-                one: into for one, into in self._merged_into.items() if customer not in (one, into)
-            }
+            self._merged_into.pop(customer, None)
+            self._leave_times.pop(customer, None)
+            self._risk_times.pop(customer, None)
             if customer in self._profiles:
-                self._profiles[customer] = replace(
-                    self._profiles[customer],
-                    numbers=(),
-                    email_addresses=(),
-                    consents={},
-                    display_name="",
-                    quiet_windows=(),
-                    churn_risk=0.0,
-                    care={},
-                    tags=frozenset(),
-                    products=frozenset(),
-                    bought_at={},
+                kept = self._profiles[customer]
+                self._profiles[customer] = Profile(
+                    customer=customer,
                     alive=False,
+                    crm_version=kept.crm_version,
+                    updated_at=kept.updated_at,
                 )
+
+    def erased(self, customers: Sequence[str]) -> set[str]:
+        """As the port says."""
+        with self._lock:
+            return self._erased & set(customers)
 
     # complaints
 
@@ -505,6 +518,8 @@ class MemoryStore:
             present = self._complaints.get(complaint.ticket)
             if present is not None and present.version >= complaint.version:
                 return False
+            if complaint.customer in self._erased:
+                complaint = replace(complaint, customer="", number="")
             self._complaints[complaint.ticket] = complaint
             known = self._profiles.get(complaint.customer)
             if known is not None and not complaint.open and complaint.at is not None:

@@ -112,8 +112,10 @@ MADE_SCANNED_MAX = 50_000
 MADE_COUNTED_MAX = 1_000
 #: Documents of one answer about customers' standing.
 STANDINGS_BATCH = 5_000
-#: Lists of a profile that an erasure empties.
-_PERSONAL_LISTS = ("numbers", "email_addresses", "tags", "products", "quiet_windows", "care", "brought")
+#: What an erasure leaves of a profile: that it was erased, and which news of it would be old.
+_STUB = ("erased", "alive", "crm_version", "merge_version", "updated_at")
+#: Condition of whatever is learned of a customer.
+_NOT_ERASED = {"erased": {"$ne": True}}
 #: The one serving document.
 ASSOCIATION = "association"
 
@@ -285,7 +287,9 @@ class Store(Protocol):
         """Closed decisions whose effects may not all be applied, oldest first."""
 
     def add_purchases(self, purchases: Sequence[Purchase], now: datetime) -> int:
-        """Adds to the history; how many were new. A known id changes nothing. Repeatable after a failure."""
+        """Adds to the history; how many were new. A known id changes nothing, what an erased customer bought
+        is left out. Repeatable after a failure.
+        """
 
     def purchases(self, customer: str, limit: int, after: tuple[datetime, str] | None) -> list[Purchase]:
         """At most `limit` purchases of a customer after a (time, id), newest first."""
@@ -332,9 +336,13 @@ class Store(Protocol):
         """
 
     def erase(self, customer: str) -> None:
-        """Removes what is personal: purchases, profile content, the customer in decisions and complaints.
-        Repeatable.
+        """Removes what is personal: purchases, profile content, the customer in decisions and complaints, and
+        what survivors of merges have of it. Who was merged into the customer keeps what is theirs. Nothing
+        that is told of the customer from then on is kept. Repeatable.
         """
+
+    def erased(self, customers: Sequence[str]) -> set[str]:
+        """Those of some customers who were erased."""
 
     def save_complaint(self, complaint: Complaint) -> bool:
         """Stores it unless a newer one is there; whether it was stored."""
@@ -715,7 +723,11 @@ class MongoStore:
         """As the port says. Products go to the profile after the purchase is stored, and again on every
         repeat.
         """
-        owners = self._owners({purchase.customer for purchase in purchases})
+        buyers = {purchase.customer for purchase in purchases}
+        owners, gone = self._owners(buyers), self.erased(sorted(buyers))
+        purchases = [purchase for purchase in purchases if purchase.customer not in gone]
+        if not purchases:
+            return 0
         rows = [purchase_raw(purchase, owners[purchase.customer]) for purchase in purchases]
         unique = {row["_id"]: row for row in reversed(rows)}
         known = self._insert_new(list(unique.values()))
@@ -800,8 +812,9 @@ class MongoStore:
 
     def profile_of_number(self, number: str) -> Profile | None:
         """As the port says."""
-        raw = ProfileDocument._get_collection().find_one({"numbers": number}, sort=[("updated_at", -1)])
-        return profile_from_raw(raw) if raw is not None and raw.get("alive", True) else None
+        living = {"numbers": number, "alive": {"$ne": False}}
+        raw = ProfileDocument._get_collection().find_one(living, sort=[("updated_at", -1)])
+        return profile_from_raw(raw) if raw is not None else None
 
     def customer_count(self) -> int:
         """As the port says."""
@@ -815,6 +828,7 @@ class MongoStore:
     def save_profile(self, profile: Profile) -> bool:
         """As the port says. The unique `_id` turns an older or repeated snapshot away."""
         older = {"_id": profile.customer, "crm_version": {"$not": {"$gte": profile.crm_version}}}
+        older |= _NOT_ERASED
         fields = profile_fields(profile)
         if not profile.merged_into:
             # A snapshot of before a merge may come after it; only an unmerge takes that back.
@@ -827,7 +841,7 @@ class MongoStore:
 
     def save_leave_intent(self, customer: str, wants_to_leave: bool, at: datetime) -> None:
         """As the port says."""
-        older = {"_id": customer, "leave_at": {"$not": {"$gt": at}}}
+        older = {"_id": customer, "leave_at": {"$not": {"$gt": at}}, **_NOT_ERASED}
         word = {"wants_to_leave": wants_to_leave, "leave_at": at}
         try:
             ProfileDocument._get_collection().update_one(older, {"$set": word}, upsert=True)
@@ -837,7 +851,7 @@ class MongoStore:
 
     def save_churn_risk(self, customer: str, score: float, at: datetime) -> None:
         """As the port says."""
-        older = {"_id": customer, "risk_at": {"$not": {"$gt": at}}}
+        older = {"_id": customer, "risk_at": {"$not": {"$gt": at}}, **_NOT_ERASED}
         word = {"churn_risk": score, "risk_at": at}
         try:
             ProfileDocument._get_collection().update_one(older, {"$set": word}, upsert=True)
@@ -853,16 +867,18 @@ class MongoStore:
         told = {"$slice": [{"$concatArrays": [others, [new]]}, -CARE_MAX]}
         if kind:
             told = {"$cond": [{"$eq": [{"$size": known}, {"$size": others}]}, told, known]}
-        ProfileDocument._get_collection().update_one(
-            {"_id": customer}, [{"$set": {"care": told}}], upsert=True
-        )
+        wanted = {"_id": customer, **_NOT_ERASED}
+        try:
+            ProfileDocument._get_collection().update_one(wanted, [{"$set": {"care": told}}], upsert=True)
+        except DuplicateKeyError:
+            return
         self._reflect(customer)
 
     def _move(self, customer: str, version: int, change: dict[str, Any]) -> str | None:
         """Notes a merge or an unmerge of a customer: whom they were merged into before, "" nobody; None when
-        a later merge or unmerge was seen.
+        a later merge or unmerge was seen, or the customer was erased.
         """
-        not_newer = {"_id": customer, "merge_version": {"$not": {"$gt": version}}}
+        not_newer = {"_id": customer, "merge_version": {"$not": {"$gt": version}}, **_NOT_ERASED}
         try:
             before = ProfileDocument._get_collection().find_one_and_update(
                 not_newer,
@@ -876,11 +892,13 @@ class MongoStore:
 
     def merge(self, absorbed: str, survivor: str, version: int) -> None:
         """As the port says."""
-        change = {"merged_into": survivor, "alive": False, "numbers": [], "products": [], "bought": {}}
+        # The numbers are crm's to take back and to give back: of both it tells by a snapshot.
+        change = {"merged_into": survivor, "alive": False, "products": [], "bought": {}}
+        profiles = ProfileDocument._get_collection()
         before = self._move(absorbed, version, change)
+        kin.remember(profiles, [absorbed], survivor)
         if before is None:
             return
-        profiles = ProfileDocument._get_collection()
         if before != survivor:
             kin.forget(profiles, absorbed, before)
         self._reflect(absorbed)
@@ -892,19 +910,17 @@ class MongoStore:
 
     def unmerge(self, restored: str, survivor: str, version: int) -> None:
         """As the port says."""
+        profiles = ProfileDocument._get_collection()
         before = self._move(restored, version, {"merged_into": "", "alive": True})
+        kin.remember(profiles, [restored], survivor)
         if before is None:
             return
-        profiles = ProfileDocument._get_collection()
         kin.forget(profiles, restored, before, survivor)
         self._settle_owner(restored)
         own = self._bought(restored)
         self._give_products(restored, own)
         holder, _ = kin.lineage(profiles, survivor)
-        lost = sorted(set(own) - set(self._bought(holder)))
-        if lost:
-            gone = {f"bought.{key_of(product)}": "" for product in lost}
-            profiles.update_one({"_id": holder}, {"$pullAll": {"products": lost}, "$unset": gone})
+        self._take_products(holder, own)
 
     def _reflect(self, customer: str) -> None:
         """Tells the survivor what is said of a merged customer now. Unavailable when news came too fast."""
@@ -916,7 +932,11 @@ class MongoStore:
         (that customer, all of them).
         """
         owner, below = kin.lineage(ProfileDocument._get_collection(), customer)
-        theirs = {"$in": below}
+        self._settle(owner, below)
+        return owner, below
+
+    def _settle(self, owner: str, below: Sequence[str]) -> None:
+        theirs = {"$in": list(below)}
         PurchaseDocument._get_collection().update_many({"bought_by": theirs}, {"$set": {"customer": owner}})
         moved: dict[str, Any] = {"customer": owner, "version": {"$add": ["$version", 1]}}
         decisions = DecisionDocument._get_collection()
@@ -926,7 +946,6 @@ class MongoStore:
         decisions.update_many({"made_for": theirs, "customer": {"$ne": owner}}, [{"$set": moved}])
         home = {"made_for": owner, "customer": owner}
         decisions.update_many(home, {"$unset": {"made_for": ""}})
-        return owner, below
 
     def _give_products(self, customer: str, products: dict[str, datetime]) -> None:
         if products:
@@ -936,11 +955,26 @@ class MongoStore:
             }
             ProfileDocument._get_collection().update_one({"_id": customer}, change, upsert=True)
 
-    def _bought(self, customer: str) -> dict[str, datetime]:
-        """When each product was bought last, of the first `PRODUCTS_OF_CUSTOMER_MAX` by id."""
+    def _take_products(self, holder: str, products: Iterable[str]) -> None:
+        """Leaves of these products what purchases of the holder's tell."""
+        asked = sorted(products)
+        left = self._bought(holder, {"product": {"$in": asked}}) if asked else {}
+        change: dict[str, Any] = {}
+        if lost := [product for product in asked if product not in left]:
+            change["$pullAll"] = {"products": lost}
+            change["$unset"] = {f"bought.{key_of(product)}": "" for product in lost}
+        if left:
+            change["$set"] = {f"bought.{key_of(product)}": at for product, at in left.items()}
+        if change:
+            ProfileDocument._get_collection().update_one({"_id": holder}, change)
+
+    def _bought(self, customer: str, wanted: Mapping[str, Any] | None = None) -> dict[str, datetime]:
+        """When each product was bought last, of the first `PRODUCTS_OF_CUSTOMER_MAX` by id; `wanted` says of
+        which purchases.
+        """
         found = PurchaseDocument._get_collection().aggregate(
             [
-                {"$match": {"customer": customer}},
+                {"$match": {"customer": customer, **(wanted or {})}},
                 {"$group": {"_id": "$product", "at": {"$max": "$at"}}},
                 {"$sort": {"_id": 1}},
                 {"$limit": PRODUCTS_OF_CUSTOMER_MAX},
@@ -950,34 +984,40 @@ class MongoStore:
 
     def erase(self, customer: str) -> None:
         """As the port says."""
-        PurchaseDocument._get_collection().delete_many(
-            {"$or": [{"customer": customer}, {"bought_by": customer}]}
+        profiles, decisions = ProfileDocument._get_collection(), DecisionDocument._get_collection()
+        # From here on nothing new is learned; whom they were merged into stays known until all is done.
+        known = profiles.find_one_and_update(
+            {"_id": customer}, {"$set": {"erased": True, "alive": False}}, projection={"merged_into": 1}
         )
-        profiles = ProfileDocument._get_collection()
-        decisions = DecisionDocument._get_collection()
+        holder, below = kin.lineage(profiles, customer)
+        self._settle(customer, below)
+        own = {"bought_by": customer}
+        if holder != customer:
+            self._take_products(holder, self._bought(customer))
+        PurchaseDocument._get_collection().delete_many(own)
+        # A closing in flight meets another version, and is done again for nobody.
         nobodys = {"customer": "", "number": "", "outcome.note": "", "made_for": ""}
-        for whose in ({"customer": customer}, {"made_for": customer}):
-            decisions.update_many(whose, {"$unset": nobodys})
+        for whose in ({"customer": customer, "made_for": {"$exists": False}}, {"made_for": customer}):
+            decisions.update_many(whose, {"$unset": nobodys, "$inc": {"version": 1}})
         ComplaintDocument._get_collection().update_many(
             {"customer": customer}, {"$set": {"customer": "", "number": ""}}
         )
-        blank = {
-            **{field: [] for field in _PERSONAL_LISTS},
-            "consents": {},
-            "churn_risk": 0.0,
-            "display_name": "",
-            "bought": {},
-            "alive": False,
-        }
-        known = profiles.find_one_and_update(
-            {"_id": customer}, {"$set": blank}, projection={"merged_into": 1}
-        )
         kin.forget(profiles, customer, (known or {}).get("merged_into") or "")
+        kin.leave_memory(profiles, customer)
+        stub = {field: f"${field}" for field in ("_id", *_STUB)}
+        profiles.update_one({"_id": customer}, [{"$replaceWith": stub}])
+
+    def erased(self, customers: Sequence[str]) -> set[str]:
+        """As the port says."""
+        wanted = {"_id": {"$in": list(customers)}, "erased": True}
+        return {raw["_id"] for raw in ProfileDocument._get_collection().find(wanted, {"_id": 1})}
 
     # complaints
 
     def save_complaint(self, complaint: Complaint) -> bool:
         """As the port says."""
+        if complaint.customer and self.erased([complaint.customer]):
+            complaint = replace(complaint, customer="", number="")
         older = {"_id": complaint.ticket, "version": {"$lt": complaint.version}}
         content = {
             "customer": complaint.customer,

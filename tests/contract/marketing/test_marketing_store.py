@@ -493,6 +493,54 @@ def test_erasing_leaves_nothing_personal(store: Any) -> None:
     assert not standing(store, "c1", "+8613800138000").complaining
 
 
+def test_who_was_erased_stays_so_whatever_is_told_later(store: Any) -> None:
+    """a <- b, of whom a stays: it keeps what is its own, and nothing of b's."""
+    day = timedelta(days=1)
+    store.save_profile(Profile(customer="a", crm_version=1, updated_at=NOW))
+    mine = replace(bought("1", "a", "phone"), at=NOW - day)
+    store.add_purchases([mine, bought("2", "b", "tv"), bought("3", "b", "phone")], NOW)
+    store.save_leave_intent("b", True, NOW)
+    decision(store, "d1", add(store, draft()), customer="b")
+    store.merge("b", "a", 5)
+    store.save_profile(Profile(customer="b", crm_version=9, alive=False, merged_into="a", updated_at=NOW))
+    assert store.profile("a").products == {"phone", "tv"} and store.erased(["a", "b"]) == set()
+    for _ in range(2):
+        store.erase("b")
+    assert store.erased(["a", "b"]) == {"b"}
+    late = Profile(customer="b", crm_version=10, display_name="Bela", updated_at=NOW)
+    assert not store.save_profile(late)
+    for told in (
+        lambda: store.merge("b", "a", 5),
+        lambda: store.save_leave_intent("b", True, NOW + day),
+        lambda: store.save_churn_risk("b", 0.9, NOW + day),
+        lambda: store.save_care("b", "t1", "BIRTHDAY"),
+        lambda: store.add_purchases([bought("4", "b", "radio")], NOW),
+        lambda: store.save_complaint(
+            Complaint(ticket="t1", customer="b", number="+8613800138000", open=True, version=1)
+        ),
+        lambda: store.unmerge("b", "a", 6),
+    ):
+        told()
+        gone, stays = store.profile("b"), store.profile("a")
+        assert gone == Profile(customer="b", alive=False, crm_version=9, updated_at=NOW)
+        assert (stays.products, stays.bought_at) == ({"phone"}, {"phone": NOW - day})
+        assert (stays.absorbed, stays.wants_to_leave, stays.churn_risk, stays.care) == ((), False, 0.0, {})
+    assert [purchase.id for purchase in store.purchases("a", 9, None)] == ["1"]
+    assert not store.purchases("b", 9, None) and not standing(store, "b", "+8613800138000").complaining
+    assert (store.decision("d1").customer, store.decision("d1").made_for) == ("", "")
+
+
+def test_an_erased_survivor_takes_nothing_of_who_is_given_back_late(store: Any) -> None:
+    store.add_purchases([bought("1", "a", "phone"), bought("2", "b", "tv")], NOW)
+    decision(store, "d1", add(store, draft()), customer="b")
+    store.merge("b", "a", 5)
+    store.erase("a")
+    store.unmerge("b", "a", 6)
+    back = store.profile("b")
+    assert (back.products, back.alive, back.merged_into) == ({"tv"}, True, "")
+    assert store.decision("d1").customer == "b" and not store.profile("a").products
+
+
 # complaints
 
 
