@@ -181,7 +181,8 @@ def drill(
         except (CannotBackUp, CannotRestore, BadBackup, ProcessFailed, OSError) as error:
             raise Refused(str(error)) from None
     taken = datetime.fromisoformat(done.manifest["taken_at"])
-    figures["backup_age_seconds"] = round((datetime.now(UTC) - taken).total_seconds(), 1)
+    # A clock that was set back meanwhile makes no backup younger than new.
+    figures["backup_age_seconds"] = max(0.0, round((datetime.now(UTC) - taken).total_seconds(), 1))
     figures["ok"] = not figures["missing"]
     out.write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
     for name, value in figures.items():
