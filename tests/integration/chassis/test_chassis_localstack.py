@@ -27,6 +27,7 @@ from chassis.localstack import (
     find_mongod,
     find_rabbitmq_server,
     free_ports,
+    ports,
 )
 from chassis.localstack.process import carriers, start_ticks
 from chassis.testing.waiting import wait_until
@@ -137,6 +138,22 @@ def test_children_die_with_a_killed_parent(tmp_path: Path) -> None:
         parent.kill()
         wait_until(lambda: start_ticks(pid) is None)
     child.kill()
+
+
+def test_a_port_is_given_to_one_process_as_long_as_it_lives() -> None:
+    script = (
+        "import signal; from chassis.localstack import free_ports\n"
+        "print(free_ports(3)[1], flush=True); signal.pause()\n"
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", script], env=_environment(), stdout=subprocess.PIPE, text=True
+    ) as other:
+        assert other.stdout is not None
+        port = int(other.stdout.readline())
+        assert ports.port_is_free(port) and not ports._claim(port, 1) and not ports._claim(port - 5, 9)
+        other.kill()
+        other.wait()
+        assert ports._claim(port, 1)
 
 
 def test_a_reused_process_id_is_left_alone(tmp_path: Path) -> None:
