@@ -31,7 +31,7 @@ from callmesh.routing.v1 import (
     routing_pb2,
     routing_pb2_grpc,
 )
-from callmesh.tickets.v1 import ticket_service_pb2_grpc
+from callmesh.tickets.v1 import sla_pb2, sla_pb2_grpc, ticket_service_pb2_grpc
 from chassis.bus import Event
 from chassis.bus.connection import close_quietly, open_connection
 from chassis.bus.topology import events_exchange
@@ -196,7 +196,8 @@ class Desktop:
         self._wire = wire
         self.agent = agent
         self.region = AGENTS[agent][1]
-        self._session = time.time_ns() // 1_000_000
+        # Later than any session of this agent before: not by the wall clock, which may be set back.
+        self._session = time.monotonic_ns() // 1_000_000
         self._command = 0
         self._call: Any = None
         self._stream: EventStream | None = None
@@ -298,10 +299,11 @@ async def connect(caller: Caller, desktop: Desktop) -> Any:
 
 
 async def furnish(wire: Wire) -> None:
-    """Regions, skills, queues and agents of `REGIONS`, `QUEUES` and `AGENTS`; returns when every router
-    knows them.
+    """Regions, skills, queues and agents of `REGIONS`, `QUEUES` and `AGENTS`, and deadlines of tickets that
+    are far away; returns when every router knows them.
     """
     directory = wire.directory
+    await _give_tickets_time(wire)
     for region, (latitude, longitude, area) in REGIONS.items():
         await directory.CreateRegion(
             directory_pb2.CreateRegionRequest(
@@ -322,6 +324,21 @@ async def furnish(wire: Wire) -> None:
     for region in REGIONS:
         await _create_agent(directory, f"last-{region}", QUEUES[0], region)
         await _until_known(wire, f"last-{region}", region)
+
+
+async def _give_tickets_time(wire: Wire) -> None:
+    """Longer than the default, for at this speed an hour until the first answer is over in a minute: whatever
+    a slow machine was doing by then would find tickets changed, and be told so, by nothing but time.
+    """
+    levels = sla_pb2_grpc.SlaServiceStub(wire.channel("tickets"))
+    always = sla_pb2.Calendar(
+        time_zone="Asia/Shanghai",
+        windows=[sla_pb2.WorkWindow(weekday=day, end_minute=1_440) for day in range(1, 8)],
+    )
+    await levels.CreateCalendar(sla_pb2.CreateCalendarRequest(calendar_id="always", calendar=always))
+    month = duration_pb2.Duration(seconds=30 * 86_400)
+    policy = sla_pb2.SlaPolicy(calendar="calendars/always", resolution_target=month)
+    await levels.CreateSlaPolicy(sla_pb2.CreateSlaPolicyRequest(sla_policy_id="patient", sla_policy=policy))
 
 
 def _queue(skill: str) -> directory_pb2.Queue:

@@ -15,6 +15,7 @@ import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from chassis.localstack import find_mongod, find_rabbitmq_server, free_ports
+from chassis.testing.waiting import wait_until
 from cli import plan
 
 pytestmark = [
@@ -61,10 +62,15 @@ def parts(callmesh: Callmesh) -> dict[str, dict[str, Any]]:
     return {part["name"]: part for part in json.loads(callmesh("status", "--json").stdout)}
 
 
+def all_up(found: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]] | None:
+    """The parts, if each answered: a look gives it two seconds, which a busy machine may not have."""
+    return found if {part["state"] for part in found.values()} == {"up"} else None
+
+
 def health(address: str) -> int:
     with grpc.insecure_channel(address, options=[("grpc.enable_http_proxy", 0)]) as channel:
         stub = health_pb2_grpc.HealthStub(channel)
-        return int(stub.Check(health_pb2.HealthCheckRequest(), timeout=5, wait_for_ready=True).status)
+        return int(stub.Check(health_pb2.HealthCheckRequest(), timeout=30, wait_for_ready=True).status)
 
 
 def alive(pid: int) -> bool:
@@ -75,11 +81,10 @@ def test_up_status_and_down(callmesh: Callmesh, base: int) -> None:
     up = callmesh("up")
     assert up.returncode == 0, up.stdout + up.stderr
     assert "Healthy." in up.stdout
-    found = parts(callmesh)
+    found = wait_until(lambda: all_up(parts(callmesh)), 60)
     shape = plan.StackConfig(run_dir=Path("/nowhere"), dialler="beijing")
     platform = {p.name for p in plan.scrape_targets(shape)}
     assert platform | {"mongod-0", "rabbitmq", "rabbitmq-epmd"} <= set(found)
-    assert {part["state"] for part in found.values()} == {"up"}
     for offset in (20, 21, 22, 23, 40, 50, 60, plan.DIALLER_OFFSET):
         assert health(f"127.0.0.1:{base + offset}") == health_pb2.HealthCheckResponse.SERVING
 

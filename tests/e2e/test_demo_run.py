@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 from tools import dashboard_check
 
-from chassis.localstack import find_mongod, find_rabbitmq_server, port_is_free
+from chassis.localstack import find_mongod, find_rabbitmq_server, free_ports
 from chassis.testing.waiting import wait_until
 from cli.demo.calls import COLUMNS
 from cli.demo.ledger import Entry, Fact, Ledger, conversations, double_booked, lost_calls
@@ -82,16 +82,6 @@ def write_log(path: Path) -> None:
     path.write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 
-def free_base() -> int:
-    """A port base whose ports are free now."""
-    rng = random.Random()
-    for _ in range(50):
-        base = rng.randrange(20_000, 32_000 - PORT_OFFSET_MAX)
-        if all(port_is_free(base + offset) for offset in range(PORT_OFFSET_MAX + 1)):
-            return base
-    raise AssertionError("no free ports")
-
-
 class Run:
     """`callmesh demo` in a folder of its own."""
 
@@ -102,7 +92,7 @@ class Run:
             **os.environ,
             "PYTHONPATH": str(SOURCE),
             "RUN_DIR": str(folder / "run"),
-            "PORT_BASE": str(free_base()),
+            "PORT_BASE": str(free_ports(PORT_OFFSET_MAX + 1)[0]),
             **variables,
         }
         self.process = subprocess.Popen(

@@ -596,18 +596,33 @@ async def make_good(wire: Wire, key: str) -> Good:
     )
 
 
+async def all_of(method: Any, request: Any, field: str) -> list[Any]:
+    """Every page of a listing."""
+    request.page_size = 1000
+    found: list[Any] = []
+    while True:
+        answer = await method(request)
+        found += getattr(answer, field)
+        request.page_token = answer.next_page_token
+        if not request.page_token:
+            return found
+
+
 async def everything(wire: Wire) -> dict[str, Any]:
     """All that the services hold, by its name: what bad input must leave as it is."""
-    customers = await wire.customers.ListCustomers(customers_pb2.ListCustomersRequest(page_size=1000))
-    tickets = await wire.tickets.ListTickets(ticket_service_pb2.ListTicketsRequest(page_size=1000))
-    offers = await wire.offers.ListOffers(offers_pb2.ListOffersRequest(page_size=1000))
-    agents = await wire.directory.ListAgents(directory_pb2.ListAgentsRequest(page_size=1000))
-    regions = await wire.directory.ListRegions(directory_pb2.ListRegionsRequest(page_size=1000))
-    things = [*customers.customers, *tickets.tickets, *offers.offers, *agents.agents, *regions.regions]
+    regions = await all_of(wire.directory.ListRegions, directory_pb2.ListRegionsRequest(), "regions")
+    things = [
+        *await all_of(wire.customers.ListCustomers, customers_pb2.ListCustomersRequest(), "customers"),
+        *await all_of(wire.tickets.ListTickets, ticket_service_pb2.ListTicketsRequest(), "tickets"),
+        *await all_of(wire.offers.ListOffers, offers_pb2.ListOffersRequest(), "offers"),
+        *await all_of(wire.directory.ListAgents, directory_pb2.ListAgentsRequest(), "agents"),
+        *regions,
+    ]
     held = {thing.name: thing.SerializeToString(deterministic=True) for thing in things}
-    for region in regions.regions:
-        calls = await wire.routing().ListCalls(routing_pb2.ListCallsRequest(region=region.name))
-        held |= {call.name: (call.state, call.version.attempt, call.queue_time) for call in calls.calls}
+    for region in regions:
+        live = routing_pb2.ListCallsRequest(region=region.name)
+        calls = await all_of(wire.routing().ListCalls, live, "calls")
+        held |= {call.name: (call.state, call.version.attempt, call.queue_time) for call in calls}
     return held
 
 
