@@ -240,8 +240,10 @@ class LeaderOptions:
 class _Known:
     """What a process knows of its shard's journal for as long as it lives."""
 
-    #: Newest block that was ever known to be committed, newest epoch that was ever heard of.
+    #: Newest block that it ever knew itself to be committed, and that others said is; newest epoch that was
+    #: ever heard of.
     sequence: int = 0
+    heard: int = 0
     epoch: int = 0
     #: Sequence of an opening of its own that may be in the journal and is not in its memory; 0 for none.
     opening: int = 0
@@ -424,7 +426,15 @@ class Leader:
 
     def hear_committed(self, sequence: int) -> None:
         """Another router knows that this block is committed: a journal that ends below it was set back."""
-        self._known.sequence = max(self._known.sequence, sequence)
+        self._known.heard = max(self._known.heard, sequence)
+
+    @property
+    def newest_committed(self) -> int:
+        """Newest block that this router has ever read, or written, as committed: what it tells others. What
+        it was told it does not pass on, or a restored journal would be refused long after all who know
+        better are gone.
+        """
+        return max(self._known.sequence, self._chain.sequence)
 
     def yield_to(self, router: str) -> bool:
         """A router asks to lead in place of this one: it may when the shard's lead list names it before this
@@ -558,11 +568,8 @@ class Leader:
         self._known.was_read = True
         while True:
             await self._await_turn()
-            end, known = self._chain.sequence, self._known.sequence
-            if end < known:
-                raise JournalGap(
-                    f"{self.shard}: ends at {end} after {known} was committed: the database was set back"
-                )
+            if await self._is_behind():
+                continue
             # From here on this router promises nobody not to open.
             self._known.opening = self._chain.sequence + 1
             try:
@@ -581,6 +588,20 @@ class Leader:
             self._apply(block)
             break
         self._begin()
+
+    async def _is_behind(self) -> bool:
+        """Whether there is a block that others have read first. Raises JournalGap when the journal does not
+        have it: then the database was set back.
+        """
+        known = max(self._known.sequence, self._known.heard)
+        if self._chain.sequence >= known:
+            return False
+        if await self._follow() and self._chain.sequence < known:
+            end = self._chain.sequence
+            raise JournalGap(
+                f"{self.shard}: ends at {end} after {known} was committed: the database was set back"
+            )
+        return True
 
     async def _await_turn(self) -> None:
         """Follows the tail until nobody has written for as long as this router must wait, and it can

@@ -74,8 +74,11 @@ STALL_SECONDS = 0.25
 OUTLIVED_MAX = 2
 JUST_SENT_SECONDS = 1.0
 OUTLIVED_LIFE_SECONDS, OUTLIVED_REMEMBERED_MAX = 600.0, 1_000
-#: Reason of ErrorInfo of a router that does not lead; its metadata's `leader` names who is believed to.
+#: Reason of ErrorInfo of a router that does not lead; its metadata's `leader` names who is believed to,
+#: `committed` the newest block that it knows of.
 NOT_LEADER = "NOT_LEADER"
+#: Digits of a sequence number, at most.
+SEQUENCE_DIGITS_MAX = 18
 
 log = structlog.get_logger(__name__)
 
@@ -383,6 +386,11 @@ class ShardLink:
             self._cut()
         self._wake.set()
 
+    def _hear_committed(self, sequence: int) -> None:
+        """Another router knows that this block is committed; a standby here must not open below it."""
+        if self._local is not None:
+            self._local.hear_committed(sequence)
+
     def _addresses(self) -> list[str]:
         """Whom to ask, the likeliest leader first."""
         known = (*self._listed, *self._routers.homes(self.shard))
@@ -623,6 +631,7 @@ class ShardLink:
                 self._mute = ""
             if info is not None and info.reason == NOT_LEADER:
                 self._believed = info.metadata.get("leader", "")
+                self._hear_committed(_sequence_of(info.metadata.get("committed", "")))
             log.debug("link_broken", shard=self.shard, router=address, code=ended.code().name)
         elif isinstance(ended, codec.CodecError):
             # A leader of another release: better no link than facts half understood.
@@ -668,6 +677,9 @@ class ShardLink:
 
     def _take(self, message: shard_pb2.ShardMessage) -> None:
         self._decided = max(self._decided, message.decided)
+        if not message.facts and (message.durable or not message.reply):
+            # What is told from memory may never be; what says nothing names the newest committed block.
+            self._hear_committed(message.sequence)
         if message.facts:
             self._durable = message.durable
             self._on_facts(self.shard, message.epoch, message.sequence, codec.decode_facts(message.facts))
@@ -694,6 +706,11 @@ class ShardLink:
                 durable=message.durable,
             )
         )
+
+
+def _sequence_of(text: str) -> int:
+    """A block's number as a router that does not lead says it; 0 for one that says none."""
+    return int(text) if text.isascii() and text.isdigit() and len(text) <= SEQUENCE_DIGITS_MAX else 0
 
 
 async def _beat(outgoing: asyncio.Queue[shard_pb2.FrontMessage]) -> None:

@@ -147,7 +147,10 @@ class ShardServicer(shard_pb2_grpc.ShardServiceServicer):
             leader.hear_epoch(hello.epoch_seen)
         if leader is None or not leader.leading:
             raise NotLeader(
-                subject=subject, why="it does not lead it just now", leader=self._who_leads(hello.shard)
+                subject=subject,
+                why="it does not lead it just now",
+                leader=self._who_leads(hello.shard),
+                committed=leader.newest_committed if leader is not None else "",
             )
         return leader
 

@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 REST_SECONDS, AFTER_SECONDS = 10.0, 25.0
 #: A restore takes so long, and goes back by at most so many blocks a shard.
 RESTORE_SECONDS, BLOCKS_BACK_MAX = 3.0, 6
+#: A router that sleeps through it fell asleep up to so much earlier, virtual seconds.
+ASLEEP_SECONDS_MAX = 4.0
 #: Blocks until one that has a digest comes by, with some to spare.
 DIGEST_SECONDS = 8.0
 
@@ -87,11 +89,15 @@ class Ending:
 
     def _set_back(self) -> None:
         world, cluster = self.world, self.world.cluster
-        cluster.down = True
         asleep = self.rng.choice((*world.routers.values(), None))
         if asleep is not None:
-            # One router sees nothing of the restore.
-            asleep.process.freeze(RESTORE_SECONDS + 1.0)
+            # One router sees nothing of the restore, and a standby not even all of what is taken back. (A
+            # leader that wakes over a journal set back to its own last block cannot know that another led.)
+            leads = any(asleep.leads(shard) for shard in world.plan.shards)
+            before = 0.0 if leads else self.rng.uniform(0.0, ASLEEP_SECONDS_MAX)
+            asleep.process.freeze(before + RESTORE_SECONDS + 1.0)
+            world.agenda.run(world.agenda.now + before, lambda: bool(world.failure))
+        cluster.down = True
         world.agenda.run(world.agenda.now + RESTORE_SECONDS, lambda: False)
         for shard in world.plan.shards:
             cluster.set_back(shard, self.rng.randint(3, BLOCKS_BACK_MAX))

@@ -103,8 +103,7 @@ class Auditor:
 
     def committed(self, block: Block) -> None:
         """A block has reached its majority."""
-        last = self._last.get(block.shard)
-        if last is not None and block.sequence <= last.sequence:
+        if block.sequence < self.world.cluster.newest(block.shard):
             # An insert of long ago that found its place pruned. Nobody reads it, and nothing may follow
             # from it.
             self.counts["strays"] += 1

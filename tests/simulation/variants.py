@@ -599,6 +599,13 @@ VARIANTS = (
         says=("over a restored database",),
     ),
     Variant(
+        name="what others have known is not heard",
+        seed=6,
+        broken=lambda: patched(Leader, "hear_committed", lambda leader, sequence: None),
+        ending="set_back",
+        says=("over a restored database",),
+    ),
+    Variant(
         name="any format is read",
         journal=ReadsAnyFormat,
         ending="newer_format",

@@ -27,6 +27,7 @@ from routing.links import (
     Routers,
     ShardLink,
     _Question,
+    _sequence_of,
     identity,
 )
 from routing.model import (
@@ -169,6 +170,49 @@ async def test_a_router_that_does_not_lead_says_who_does(grpc_server: Any) -> No
         task.cancel()
         await asyncio.gather(task, return_exceptions=True)
         await routers.close()
+
+
+async def test_nobody_opens_below_what_another_router_has_known(grpc_server: Any) -> None:
+    """A standby that slept while the database was restored knows of no block that is gone; who led does."""
+    async with a_region(grpc_server) as region:
+        first, second = region.nodes
+        second.start()
+        await eventually(lambda: second.leader.leading)
+        await second.leader.submit(ConfigureQueue(queue=QueueConfig(id="q")))
+        await second.stop()
+        known = region.blocks.newest("beijing")
+        region.blocks.remove("beijing", known)
+        region.link.use_local(first.leader)
+        await eventually(lambda: first.leader._known.heard == known == second.leader.newest_committed)
+        first.start()
+        # It had its turn, more than once.
+        await eventually(lambda: first.journal.probes >= 2)
+        assert not first.leader.leading and region.blocks.newest("beijing") == known - 1
+        assert first.leader.newest_committed < known, "what it was told it does not pass on"
+
+
+@pytest.mark.parametrize(
+    ("says", "heard"),
+    [
+        pytest.param({}, 7, id="a beat"),
+        pytest.param({"reply": b"?", "durable": True}, 7, id="an answer"),
+        pytest.param({"reply": b"?", "durable": False}, 0, id="an answer from memory"),
+        pytest.param({"facts": codec.encode_facts([]), "durable": True}, 0, id="what may be a position"),
+    ],
+)
+def test_what_a_leader_says_of_the_journal_is_heard(says: dict[str, Any], heard: int) -> None:
+    standby = Node(MemoryBlocks(), "one").leader
+    link = ShardLink("beijing", "f", Routers("", {}), silent_seconds=1.0)
+    link.use_local(standby)
+    link._take(shard_pb2.ShardMessage(shard="beijing", epoch=1, sequence=7, **says))
+    assert standby._known.heard == heard
+
+
+@pytest.mark.parametrize(
+    ("text", "sequence"), [("143", 143), ("", 0), ("-1", 0), ("1_0", 0), ("\u0663", 0), ("9" * 19, 0)]
+)
+def test_a_blocks_number_is_read_from_digits_alone(text: str, sequence: int) -> None:
+    assert _sequence_of(text) == sequence
 
 
 async def test_a_front_moves_between_the_leader_here_and_one_elsewhere(grpc_server: Any) -> None:

@@ -11,6 +11,7 @@ import pytest
 
 from chassis.clock import SystemClock
 from routing import leader as leader_module
+from routing.journal import JournalGap
 from routing.leader import STALL_SECONDS, Leader, LeaderOptions, NotLeading, Silence
 from routing.model import AskCall, CallFacts, ConfigureQueue, PlaceCall, QueueConfig, SetLeadList
 from routing.testing import MemoryBlocks, MemoryJournal
@@ -289,3 +290,19 @@ async def test_a_standby_opens_neither_above_nor_below_what_a_restore_has_taken_
         third = region.standby("three:1")
         await eventually(lambda: third.leader.leading)
         assert third.leader.epoch == 2 and "c1" not in third.leader.state.calls
+
+
+async def test_a_block_that_others_have_read_first_is_no_sign_of_a_restore() -> None:
+    async with a_region() as region:
+        first = await region.leader("one:1")
+        second = region.standby("two:1", takeover_seconds=60.0)
+        await eventually(lambda: second.leader.ready)
+        await second.stop()
+        before = second.leader.newest_committed
+        await eventually(lambda: first.leader.sequence > before)
+        second.leader.hear_committed(before + 1)
+        assert await second.leader._is_behind() and second.leader.sequence > before
+        assert not await second.leader._is_behind()
+        second.leader.hear_committed(region.blocks.newest("beijing") + 100)
+        with pytest.raises(JournalGap, match="set back"):
+            await second.leader._is_behind()
