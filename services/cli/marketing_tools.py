@@ -178,6 +178,9 @@ def report(
     OUT.print(table)
     if found.next_page_token:
         OUT.print(f"the {ROWS_MAX} rows with the largest profit are shown")
+    if found.HasField("touches_kept_since"):
+        day = f"{found.touches_kept_since.ToDatetime():%Y-%m-%d}"
+        OUT.print(f"costs of single messages are missing of campaigns that were over before {day}")
     if png is not None:
         if not drawn:
             raise Refused("there is nothing to draw in this span")

@@ -39,6 +39,7 @@ from marketing.model import OfferState, Profile
 from marketing.segments import belongs
 from marketing.senders import Senders
 from marketing.shelf import Row
+from marketing.touch_retention import forgotten, kept_since
 
 C = campaigns_pb2
 _SENT = frozenset({C.STEP_CHANNEL_SMS, C.STEP_CHANNEL_EMAIL, C.STEP_CHANNEL_WEBHOOK})
@@ -53,11 +54,20 @@ SAMPLES_MAX = 20
 class CampaignServicer(campaigns_pb2_grpc.CampaignServiceServicer):
     """CampaignService."""
 
-    def __init__(self, campaigns: Campaigns, senders: Senders, people: Callable[[], CampaignStore]) -> None:
-        """`people` is asked for with the first use: the database is connected by then."""
+    def __init__(
+        self,
+        campaigns: Campaigns,
+        senders: Senders,
+        people: Callable[[], CampaignStore],
+        touches_days: float,
+    ) -> None:
+        """`people` is asked for with the first use: the database is connected by then. `touches_days` says
+        for how long touches are kept.
+        """
         self._campaigns = campaigns
         self._senders = senders
         self._people = people
+        self._touches_days = touches_days
 
     @property
     def _counting(self) -> CampaignStore:
@@ -230,6 +240,7 @@ class CampaignServicer(campaigns_pb2_grpc.CampaignServiceServicer):
         message = self._campaigns.desk.shown(row)
         found = experiment(message, request.phase_id, request.step_id, self._counting)
         won = (row.content.get("winners") or {}).get(f"{request.phase_id}/{request.step_id}", "")
+        since = kept_since(self._campaigns.clock.now(), self._touches_days)
         return C.Experiment(
             variants=[
                 C.VariantResult(
@@ -239,6 +250,7 @@ class CampaignServicer(campaigns_pb2_grpc.CampaignServiceServicer):
             ],
             winner_variant_id=won or found[1],
             p_value=found[2],
+            touches_kept_since=convert.timestamp(since if forgotten(row, since) else None),
         )
 
     def ListCampaignContacts(

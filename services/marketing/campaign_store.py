@@ -42,6 +42,8 @@ class TouchDocument(Aggregate):
             {"fields": ["customer", "at", "channel"], "name": "customer_at"},
             {"fields": ["state", "channel", "due_at"], "name": "due_by_channel"},
             {"fields": ["token"], "name": "token", "sparse": True},
+            # Calls outside campaigns, by age; campaigns' touches are found by their ids.
+            {"fields": ["at"], "name": "calls", "partialFilterExpression": {"campaign": ""}},
         ],
     }
 
@@ -334,6 +336,17 @@ class CampaignStore:
         """As the port says."""
         row = {"_id": id, "version": 1, "campaign": "", "phase": "", "step": "", "customer": customer}
         insert_new(self.touches, [{**row, "channel": channel, "state": "SENT", "at": at}])
+
+    def remove_touches(self, campaign: str, before: datetime, limit: int) -> int:
+        """Removes at most so many touches of a campaign that were made before then ("": of calls outside
+        campaigns); how many.
+        """
+        wanted: dict[str, Any] = {"campaign": campaign, "at": {"$lt": before}}
+        if campaign:
+            # "0" follows "/".
+            wanted["_id"] = {"$gt": f"{campaign}/", "$lt": f"{campaign}0"}
+        ids = [raw["_id"] for raw in self.touches.find(wanted, {"_id": 1}).limit(limit)]
+        return int(self.touches.delete_many({"_id": {"$in": ids}}).deleted_count) if ids else 0
 
     # taking people in
 

@@ -48,6 +48,8 @@ PHASES_MAX = 8
 STEPS_MAX = 16
 VARIANTS_MAX = 10
 GOALS_MAX = 1_000
+#: Longest span of a frequency cap; touches are kept for longer (`MARKETING_TOUCHES_DAYS`).
+CAP_DAYS_MAX = 365
 #: The one contact policy.
 POLICY = "contactPolicy"
 #: What a message may ask for.
@@ -223,7 +225,7 @@ def policy_problems(message: Any) -> list[Problem]:
     if len(message.frequency_caps) > 20 or len(message.quiet_hours) > 20:
         found.append(("frequency_caps", "at most 20 caps and 20 quiet hours"))
     for at, cap in enumerate(message.frequency_caps[:20]):
-        if not 0 <= cap.touches_max <= 1_000 or not 1 <= cap.days <= 365:
+        if not 0 <= cap.touches_max <= 1_000 or not 1 <= cap.days <= CAP_DAYS_MAX:
             found.append((f"frequency_caps[{at}]", "needs 0 to 1,000 touches in 1 to 365 days"))
     for at, span in enumerate(message.quiet_hours[:20]):
         if not (0 <= span.start_minute <= 1439 and 0 <= span.end_minute <= 1439):

@@ -7,6 +7,9 @@ from pydantic_settings import SettingsConfigDict
 
 from chassis.config import Port, ServiceSettings
 
+#: How long touches are kept unless the settings say otherwise: the longest span of a profit report, days.
+TOUCHES_DAYS = 400.0
+
 
 class MarketingSettings(ServiceSettings):
     """Beside the common ones: how offers are ranked and how fresh that is."""
@@ -69,6 +72,14 @@ class MarketingSettings(ServiceSettings):
     )
     campaign_seconds: float = Field(
         default=1.0, gt=0, le=600, description="Pause of the campaign runner when nothing is due, seconds."
+    )
+    touches_days: float = Field(
+        default=TOUCHES_DAYS,
+        ge=365,
+        le=36_500,
+        description="How long touches are kept after their campaign is over (calls outside campaigns: after"
+        " the call), business days: at least as long as a frequency cap may count. Reports over longer spans"
+        " say so.",
     )
     holiday_country: str = Field(
         default="CN",

@@ -4,7 +4,17 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from chassis.lifecycle import DataClass, Held, Lifecycle, Migration, Rule, of_documents, technical
+from chassis.lifecycle import (
+    DAY_SECONDS,
+    DataClass,
+    Held,
+    Lifecycle,
+    Migration,
+    Rule,
+    of_documents,
+    technical,
+)
+from marketing.config import TOUCHES_DAYS
 from marketing.kinds import ALL_DOCUMENTS
 
 if TYPE_CHECKING:
@@ -56,12 +66,17 @@ _CLASSES: dict[tuple[DataClass, Rule], tuple[str, ...]] = {
 }
 
 
+#: What age ends as well: touches grow old by the business clock (touch_retention.py).
+_SECONDS = {"touches": round(TOUCHES_DAYS * DAY_SECONDS)}
+
+
 def _held() -> tuple[Held, ...]:
     documents = {each._meta["collection"]: each for each in ALL_DOCUMENTS}
     return tuple(
         held
         for (kind, rule), names in _CLASSES.items()
-        for held in of_documents([documents[name] for name in names], kind, rule)
+        for name in names
+        for held in of_documents([documents[name]], kind, rule, _SECONDS.get(name))
     )
 
 

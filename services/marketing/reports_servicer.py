@@ -5,7 +5,8 @@ Revenue is the worth of accepted offers, at the time they were accepted, of what
 and of won leads. Who accepted an offer in a call and is noted as a buyer of a campaign for the same offer
 bought once: the acceptance counts, and is the campaign's. Costs are what was recorded, the unit costs of
 accepted offers, the fixed costs of campaigns when they start, and the unit costs of their touches. A row that
-has no value for a dimension shows "".
+has no value for a dimension shows "". Touches are kept for a time (touch_retention.py): a report that would
+need older ones says since when.
 """
 
 from __future__ import annotations
@@ -33,6 +34,7 @@ from marketing.model import Decision, RankedOffer, Result
 from marketing.resources import money_problems, name_problems, text_problems
 from marketing.shelf import Row, Shelves
 from marketing.store import DecisionFilter, Sale, Store
+from marketing.touch_retention import campaigns_of, forgotten, kept_since, over_since
 
 R = reports_pb2
 DAYS_MAX = 400
@@ -108,11 +110,15 @@ def summed(facts: Iterator[Fact], dimensions: Sequence[str], zone: tzinfo) -> tu
 class ReportServicer(reports_pb2_grpc.ReportServiceServicer):
     """ReportService."""
 
-    def __init__(self, shelves: Shelves, store: Store, clock: Clock, currency: str) -> None:
+    def __init__(
+        self, shelves: Shelves, store: Store, clock: Clock, currency: str, touches_days: float
+    ) -> None:
+        """`touches_days` says for how long touches are kept."""
         self._shelves = shelves
         self._store = store
         self._clock = clock
         self._currency = currency
+        self._touches_days = touches_days
 
     def GetProfitReport(self, request: R.GetProfitReportRequest, context: Any) -> R.ProfitReport:
         """Revenue, cost and profit by the dimensions asked for."""
@@ -126,7 +132,22 @@ class ReportServicer(reports_pb2_grpc.ReportServiceServicer):
             total=self._row(total),
             next_page_token=page.next_token(first + page.limit if more else None),
             read_time=convert.timestamp(self._clock.now()),
+            touches_kept_since=convert.timestamp(self._incomplete(request)),
         )
+
+    def _incomplete(self, request: Any) -> datetime | None:
+        """Since when touches are kept, where the report would need older ones; else None."""
+        start, _ = convert.interval_ends("interval", request.interval)
+        since = kept_since(self._clock.now(), self._touches_days)
+        if start is None or start >= since:
+            return None
+        # One that was over before the span began has nothing in it.
+        needed = (
+            row
+            for row in campaigns_of(self._shelves)
+            if forgotten(row, since) and (over_since(row) or start) >= start and _pays_touches(row)
+        )
+        return since if next(needed, None) is not None else None
 
     def _report(self, request: Any) -> tuple[list[Sums], Sums]:
         start, end = convert.interval_ends("interval", request.interval)
@@ -277,7 +298,11 @@ class ReportServicer(reports_pb2_grpc.ReportServiceServicer):
         if not rows:
             raise NothingToDraw(subject="report", why="there is nothing in this span")
         content = draw(rows[:BARS_MAX], width, height, request.language or "en", self._currency)
-        return R.RenderProfitChartResponse(content=content, content_type="image/png")
+        return R.RenderProfitChartResponse(
+            content=content,
+            content_type="image/png",
+            touches_kept_since=convert.timestamp(self._incomplete(request.report)),
+        )
 
     def RecordCost(self, request: R.RecordCostRequest, context: Any) -> R.Cost:
         """Records a cost; a repeat with the same id changes nothing."""
@@ -304,6 +329,12 @@ class ReportServicer(reports_pb2_grpc.ReportServiceServicer):
         found = R.Cost()
         ParseDict(row.content["resource"], found)
         return found
+
+
+def _pays_touches(row: Row) -> bool:
+    """Whether a campaign's touches cost something."""
+    phases = row.content["resource"].get("phases", ())
+    return any(step.get("unit_cost") for phase in phases for step in phase.get("steps", ()))
 
 
 def _closed_within(decision: Decision, start: datetime, end: datetime) -> bool:

@@ -96,7 +96,10 @@ def bindings(
             leads_pb2, leads_pb2_grpc, "LeadService", LeadServicer(shelves, store, clock, settings.currency)
         ),
         _binding(
-            campaigns_pb2, campaigns_pb2_grpc, "CampaignService", CampaignServicer(campaigns, senders, people)
+            campaigns_pb2,
+            campaigns_pb2_grpc,
+            "CampaignService",
+            CampaignServicer(campaigns, senders, people, settings.touches_days),
         ),
         _binding(
             outbound_pb2,
@@ -116,7 +119,7 @@ def bindings(
             reports_pb2,
             reports_pb2_grpc,
             "ReportService",
-            ReportServicer(shelves, store, clock, settings.currency),
+            ReportServicer(shelves, store, clock, settings.currency, settings.touches_days),
         ),
     ]
 

@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 LEASE_SECONDS = 30.0
 #: Real seconds between two looks at comparisons, goals and ends of campaigns.
 LOOK_AFTER_SECONDS = 10.0
+#: Real seconds between two looks for touches that grew too old.
+TOUCHES_LOOK_SECONDS = 300.0
 #: How often the worker looks whether learning is done, seconds.
 LEARN_LOOK_SECONDS = 1.0
 
@@ -50,19 +52,29 @@ def _builder(settings: MarketingSettings) -> Background:
 
 
 def _sweep(settings: MarketingSettings) -> Background:
-    """Finishes what a crash left half done."""
+    """Finishes what a crash left half done, and removes what is kept for a time only."""
+    import time
     from datetime import UTC, datetime
 
     from chassis.worker import Background
+    from marketing.campaign_store import CampaignStore
     from marketing.handlers import Upkeep
+    from marketing.shelf import MongoShelves
     from marketing.store import MongoStore
+    from marketing.touch_retention import remove_old
 
     def run(stopping: Stopping) -> None:
-        upkeep = Upkeep(MongoStore(), settings.clock(), settings.claim_seconds)
+        clock, shelves, people = settings.clock(), MongoShelves(), CampaignStore()
+        upkeep = Upkeep(MongoStore(), clock, settings.claim_seconds)
         lease = _lease("sweep")
+        looked_at = float("-inf")
         while not stopping(settings.sweep_seconds):
-            if lease.acquire():
-                upkeep.sweep(datetime.now(UTC))
+            if not lease.acquire():
+                continue
+            upkeep.sweep(datetime.now(UTC))
+            if time.monotonic() - looked_at >= TOUCHES_LOOK_SECONDS:
+                remove_old(shelves, people, clock.now(), settings.touches_days)
+                looked_at = time.monotonic()
         lease.release()
 
     return Background(name="sweep", run=run)

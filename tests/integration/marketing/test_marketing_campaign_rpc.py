@@ -40,7 +40,7 @@ from marketing.config import MarketingSettings
 from marketing.documents import ModelDocument
 from marketing.handlers import Facts
 from marketing.inbound import learn
-from marketing.kinds import ALL_DOCUMENTS
+from marketing.kinds import ALL_DOCUMENTS, CAMPAIGNS
 from marketing.learned import Propensities
 from marketing.model import Channel, Complaint, Profile, Purchase
 from marketing.scopes import SCOPES
@@ -260,6 +260,7 @@ async def check_ends(world: World, running: C.Campaign) -> None:
     await world.stub.ResumeCampaign(C.ResumeCampaignRequest(name=running.name))
     stopped = await world.stub.StopCampaign(C.StopCampaignRequest(name=running.name))
     assert stopped.state == C.CAMPAIGN_STATE_STOPPED
+    await check_forgotten(world, running)
     bad = campaign("people/x", step("Bad Id", C.STEP_CHANNEL_SMS))
     bad.phases[0].entry_rule = "response("
     bad.goals[0].phase_id = "none"
@@ -272,6 +273,19 @@ async def check_ends(world: World, running: C.Campaign) -> None:
         await world.stub.StartCampaign(C.StartCampaignRequest(name=lost.name))
     for cause in ("no segments/none", "no offers/none", "no surveys/none", "step mail has no sender"):
         assert cause in caught.value.details()
+
+
+async def check_forgotten(world: World, stopped: C.Campaign) -> None:
+    """After so long the worker removes who met which variant, and the answer says so."""
+    asked = C.GetExperimentRequest(campaign=stopped.name, phase_id="invite", step_id="sms")
+    assert not (await world.stub.GetExperiment(asked)).HasField("touches_kept_since")
+    touches, old = CampaignStore().touches, datetime.now(UTC) - timedelta(days=500)
+    CAMPAIGNS.document._get_collection().update_many({}, {"$set": {"updated_at": old}})
+    touches.update_many({}, {"$set": {"at": old}})
+    world.run(worker._sweep, rounds=1)
+    found = await world.stub.GetExperiment(asked)
+    assert found.HasField("touches_kept_since") and not touches.count_documents({})
+    assert not sum(one.contact_count for one in found.variants)
 
 
 async def test_people_enter_and_leave_by_events_and_are_called(world: World) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import threading
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
@@ -17,25 +18,27 @@ from tests.unit.marketing.marketing_examples import offer
 from callmesh.common.v1 import common_pb2
 from callmesh.crm.v1 import customers_pb2
 from callmesh.crm.v1 import events_pb2 as crm
+from callmesh.marketing.v1 import campaigns_pb2 as C
 from chassis import mongo
 from chassis.bus import Event
 from chassis.localstack import free_ports
 from chassis.testing import FakeClock
 from chassis.testing.waiting import wait_until
-from marketing import sales
+from marketing import sales, touch_retention
 from marketing.call_lists import contact_id
 from marketing.campaign_delivery import Delivery
-from marketing.campaign_engine import CampaignState, Courtesy, StepChannel
+from marketing.campaign_engine import CampaignState, Cap, Courtesy, StepChannel, capped
 from marketing.campaign_model import Campaign, Phase, Step, Variant
 from marketing.campaign_runner import Runner
 from marketing.campaign_store import CAMPAIGN_DOCUMENTS, CampaignStore
+from marketing.campaigns import CAP_DAYS_MAX, courtesy_of, default_policy
 from marketing.config import MarketingSettings
 from marketing.consumers import MarketingConsumers
 from marketing.documents import ComplaintDocument, ProfileDocument
 from marketing.engine import OfferSoldOut
 from marketing.handlers import Facts, Upkeep
 from marketing.inbound import learn
-from marketing.kinds import CONTACT_LISTS, CONTACTS, LEADS, RESPONSES, USAGE
+from marketing.kinds import CAMPAIGNS, CONTACT_LISTS, CONTACTS, LEADS, RESPONSES, USAGE
 from marketing.lifecycle import _name_customers
 from marketing.model import Audience, Profile, Text
 from marketing.senders import Message, SenderConfig, Senders, SendFailed
@@ -488,6 +491,40 @@ def test_an_erasure_leaves_numbers_and_no_name(store: CampaignStore) -> None:
     shelves.insert(CONTACTS, Row(id="old", content={"resource": whose}), NOW)
     assert [_name_customers(database, apply) for apply in (False, True, True)] == [1, 1, 0]
     assert shelves.get(CONTACTS, "old").keys == whose
+
+
+def test_touches_are_kept_for_as_long_as_anything_asks_for_them(
+    store: CampaignStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By the business clock, and for as long as a cap may count; of a campaign that runs none goes."""
+    days = MarketingSettings().touches_days
+    assert days >= CAP_DAYS_MAX and courtesy_of(default_policy()).days_max <= CAP_DAYS_MAX
+    monkeypatch.setattr(touch_retention, "AT_ONCE", 7)
+    shelves, ended = MongoShelves(), NOW + timedelta(days=9)
+    for id, state in (("spring", C.CAMPAIGN_STATE_COMPLETED), ("long", C.CAMPAIGN_STATE_RUNNING)):
+        run_all(store, campaign(step(), id=id, rule='value_class == "B"'), NOW)
+        phase = {"phase_id": "invite", "period": {"end_time": f"{ended:%Y-%m-%dT%H:%M:%SZ}"}}
+        row = Row(id=id, content={"resource": {"phases": [phase]}}, keys={"state": state})
+        shelves.insert(CAMPAIGNS, row, ended)
+    store.note("call/1", "c002", "OUTBOUND_CALL", NOW)
+    store.note("call/2", "c002", "OUTBOUND_CALL", ended)
+    last = timedelta(days=CAP_DAYS_MAX)
+    year = Courtesy(caps=(Cap(touches_max=1, days=CAP_DAYS_MAX),))
+
+    def left(now: datetime) -> dict[str, int]:
+        touch_retention.remove_old(shelves, store, now, days)
+        return Counter(raw["campaign"] for raw in store.touches.find({}))
+
+    whole = {"spring": 25, "long": 25, "": 2}
+    assert left(NOW + last) == whole
+    met = [(at, over) for at, over, _ in store.touched(["c001"], NOW)["c001"]]
+    assert len(met) == 2 and capped(year, met[:1], StepChannel.SMS, NOW + last)
+    # The day comes for each by itself.
+    assert left(NOW + timedelta(days=days, seconds=1)) == {**whole, "": 1}
+    assert left(ended + timedelta(days=days)) == {**whole, "": 1}
+    assert left(ended + timedelta(days=days, seconds=1)) == {"long": 25}
+    assert set(store.touched(["c001"], NOW)["c001"][0]) >= {"long/invite/sms/c001"}
+    assert store.funnel("spring", "invite")[0]["entered"], "where people stood stays"
 
 
 def test_a_slow_sender_holds_up_nobody_and_one_that_is_down_rests(store: CampaignStore) -> None:

@@ -678,6 +678,27 @@ async def test_the_profit_report_adds_up_and_can_be_drawn(world: World) -> None:
     assert (await refused(world.reports.RenderProfitChart(empty)))[1] == "NOTHING_TO_DRAW"
 
 
+@pytest.mark.parametrize("paid", [True, False])
+async def test_a_report_over_touches_that_are_not_kept_says_so(world: World, paid: bool) -> None:
+    over = START - timedelta(days=401)
+    step = {"step_id": "sms", **({"unit_cost": {"currency_code": "CNY", "amount": "1"}} if paid else {})}
+    phase = {"phase_id": "invite", "period": {"end_time": f"{over:%Y-%m-%dT%H:%M:%SZ}"}, "steps": [step]}
+    for id, state in (
+        ("spring", campaigns_pb2.CAMPAIGN_STATE_COMPLETED),
+        ("summer", campaigns_pb2.CAMPAIGN_STATE_RUNNING),
+    ):
+        row = Row(id=id, content={"resource": {"phases": [phase]}}, keys={"state": state})
+        world.store.shelves.insert(CAMPAIGNS, row, START)
+    since = (START - timedelta(days=400)).replace(tzinfo=None)
+    for days, missing in ((402, paid), (401, paid), (400.5, False), (399, False)):
+        request = reports_pb2.GetProfitReportRequest()
+        request.interval.start_time.FromDatetime(START - timedelta(days=days))
+        request.interval.end_time.FromDatetime(START - timedelta(days=days - 300))
+        report = await world.reports.GetProfitReport(request)
+        assert report.HasField("touches_kept_since") == missing, days
+        assert not missing or report.touches_kept_since.ToDatetime() == since
+
+
 async def test_a_campaigns_row_shows_what_it_earned_and_cost(world: World) -> None:
     fibre = offer(id="fibre", product="fibre", value=cny_of("300"), unit_cost=cny_of("40"))
     world.store.insert_offer(fibre, (), request_key=None, fingerprint=None)
