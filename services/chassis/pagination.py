@@ -18,6 +18,8 @@ from chassis.errors import InvalidArgument
 TOKEN_LENGTH_MAX = 2048
 #: Most values in a composite key.
 KEY_VALUES_MAX = 8
+#: Numbers in a composite key are below, and at least minus this: a database takes no others.
+INT64 = 1 << 63
 
 _VERSION = 1
 _CHECKSUM_BYTES = 9
@@ -90,6 +92,20 @@ class Page:
         limit = min(page_size or default, maximum)
         after = _read_token(page_token, fingerprint) if page_token else None
         return cls(limit=limit, after=after, fingerprint=fingerprint)
+
+    def key(self, *kinds: type[int] | type[str]) -> tuple[Any, ...] | None:
+        """`after` as a composite key with values of these kinds; None on the first page. A token's checksum
+        is no secret, so its key may be anything: InvalidArgument(page_token) for another shape, or a number
+        beyond 64 bits.
+        """
+        if self.after is None:
+            return None
+        values = self.after if isinstance(self.after, list) else [self.after]
+        if len(values) != len(kinds) or not all(map(isinstance, values, kinds)):
+            raise _bad_token()
+        if any(isinstance(value, int) and not -INT64 <= value < INT64 for value in values):
+            raise _bad_token()
+        return tuple(values)
 
     def next_token(self, last_key: Key | tuple[Scalar, ...] | None) -> str:
         """The token for the page after the row with `last_key`; "" for None (there is no further page).

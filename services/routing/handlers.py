@@ -345,7 +345,7 @@ class Handlers:
         question = model.AskCalls(
             queue=queue,
             states=tuple(convert.CALL_STATES_BY_NUMBER[s] for s in request.states),
-            after=(int(page.after[0]), str(page.after[1])) if page.after else (0, ""),
+            after=page.key(int, str) or (0, ""),
             limit=page.limit + 1,
         )
         committed = await self._front.ask(region, question)

@@ -239,7 +239,7 @@ class SupervisionHandlers:
             from_ms=from_ms,
             to_ms=to_ms_,
             shard=shard,
-            after=(int(page.after[0]), str(page.after[1]), str(page.after[2])) if page.after else None,
+            after=page.key(int, str, str),
             limit=page.limit + 1,
         )
         found = await _read(self._reports.page(query))
@@ -267,7 +267,7 @@ class SupervisionHandlers:
             to_ms=to_ms_,
             actor=actor,
             resource=resource,
-            after=(int(page.after[0]), str(page.after[1])) if page.after else None,
+            after=page.key(int, str),
             limit=page.limit + 1,
         )
         found = await _read(self._audit.page(query))

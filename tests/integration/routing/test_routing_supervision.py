@@ -26,6 +26,7 @@ from callmesh.routing.v1 import (
     supervision_pb2_grpc,
 )
 from chassis.bus import Event
+from chassis.pagination import Page
 from routing.audit_store import MongoAudit
 from routing.documents import AgentDocument, QueueDocument, RegionDocument
 from routing.publish import Projection
@@ -355,6 +356,8 @@ async def test_calls_are_explained(platform: Platform) -> None:
     waiting.cancel()
 
 
+#: A token with the right checksum, of a key that is none.
+FORGED = Page(limit=1, fingerprint="0|0||").next_token("x")
 BAD: list[tuple[str, Any, str]] = [
     ("GetStats", supervision_pb2.GetStatsRequest(), "region"),
     ("WatchStats", supervision_pb2.WatchStatsRequest(interval={"nanos": 200_000_000}), "interval"),
@@ -393,6 +396,7 @@ BAD: list[tuple[str, Any, str]] = [
     ("SimulateDay", supervision_pb2.SimulateDayRequest(), "interval.start_time"),
     ("ListActs", supervision_pb2.ListActsRequest(page_size=-1), "page_size"),
     ("ListActs", supervision_pb2.ListActsRequest(page_token="x"), "page_token"),
+    ("ListActs", supervision_pb2.ListActsRequest(page_token=FORGED), "page_token"),
 ]
 
 

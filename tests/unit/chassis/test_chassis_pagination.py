@@ -65,6 +65,21 @@ def test_a_forged_token_cannot_carry_a_query_operator(key):
         Page.parse(10, forged, fingerprint="f")
 
 
+@pytest.mark.parametrize(
+    "key", ["x", 1, [1], ["1", "x"], [1, 2], [1, "x", "y"], [1.5, "x"], [1 << 63, "x"], [-(1 << 63) - 1, "x"]]
+)
+def test_a_forged_token_cannot_carry_a_key_of_another_shape(key):
+    page = Page.parse(5, Page(limit=5, fingerprint="f").next_token(key), fingerprint="f")
+    with pytest.raises(InvalidArgument, match="page_token"):
+        page.key(int, str)
+
+
+def test_a_key_has_the_shape_that_it_was_given():
+    first = Page.parse(5, "", fingerprint="f")
+    assert first.key(int, str) is None
+    assert Page.parse(5, first.next_token((7, "x")), fingerprint="f").key(int, str) == (7, "x")
+
+
 def test_huge_and_deep_tokens_are_refused():
     for token in ("A" * 1_000_000, base64.urlsafe_b64encode(b"[" * 1500).decode()):
         with pytest.raises(InvalidArgument):
