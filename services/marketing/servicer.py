@@ -332,7 +332,7 @@ class RecommendationServicer(recommendations_pb2_grpc.RecommendationServiceServi
         """A page of versions, newest first; of all kinds, one kind after another."""
         page = _page(request)
         wanted = [kind for kind in sorted(self._kinds) if request.kind in (0, kind)]
-        first, below = (page.after[0], page.after[1]) if page.after else (0, None)
+        first, below = page.key(int, int) or (0, None)
         rows: list[tuple[int, ModelInfo]] = []
         for kind in wanted:
             if kind >= first and len(rows) <= page.limit:
