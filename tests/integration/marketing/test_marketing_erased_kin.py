@@ -140,9 +140,6 @@ STORIES: Mapping[str, Sequence[tuple[str, ...]]] = {
     "survivor and all": [("merge", "anna", "bela"), ("erase", "bela")],
     "given back, then the merged one": [("merge", "anna", "bela"), ("unmerge", "anna"), ("erase", "anna")],
     "given back, then the survivor": [("merge", "anna", "bela"), ("unmerge", "anna"), ("erase", "bela")],
-    "given back, then both": [
-        ("merge", "anna", "bela"), ("unmerge", "anna"), ("erase", "anna"), ("erase", "bela"),
-    ],
     "merged again": [
         ("merge", "anna", "bela"), ("unmerge", "anna"), ("merge", "anna", "bela"), ("erase", "bela"),
     ],
@@ -227,6 +224,11 @@ class World:
             self.consumers.on_ticket(event)
         else:
             self.consumers.on_customer(event)
+        if event.type.endswith(("CustomerCreated", "CustomerUpdated", "sMerged")):
+            self._go_on()
+
+    def _go_on(self) -> None:
+        """Whoever has a number is met by it."""
         for raw in ProfileDocument._get_collection().find({"alive": True}):
             for whose, number in NUMBERS.items():
                 if number in raw.get("numbers", ()):
@@ -284,14 +286,14 @@ def database(mongo_uri: str, mongo_database: str) -> Iterator[Any]:
 
 
 def orders(told: Sequence[Event], seed: int) -> Iterator[tuple[str, list[Event]]]:
-    """Ways in which events come, most of them twice."""
-    words = ("LeaveIntentFlagged", "ChurnRiskChanged", "CareTaskRaised", "TicketUpdated")
+    """Ways in which events come, those that matter most twice."""
+    again = ("CustomersMerged", "CustomersUnmerged", "CustomerErased")
     shuffled = random.Random(seed).sample(list(told), len(told))
     for name, order in (
         ("as told", list(told)),
         ("shuffled", shuffled) if seed % 2 else ("backwards", list(told)[::-1]),
     ):
-        yield name, order + [event for event in order if not event.type.endswith(words)]
+        yield name, order + [event for event in order if event.type.endswith(again)]
 
 
 def test_whatever_the_order_nothing_of_the_erased_is_left(database: Any) -> None:
