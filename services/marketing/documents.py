@@ -203,8 +203,8 @@ class ProfileDocument(Document):
     #: Whom they are, or were, merged into, as heard; the newest last.
     kin = ListField(StringField())
     crm_version = IntField()
-    #: crm's version of the survivor at the last merge or unmerge that moved this customer.
-    merge_version = IntField()
+    #: crm's business time of the last merge or unmerge that moved this customer.
+    moved_at = DateTimeField()
     #: What is said of customers merged into this one (kin.py): {"from", "all", and the words of each}.
     brought = ListField(DictField())
     #: Business time of the last word on leaving.

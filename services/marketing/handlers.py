@@ -658,17 +658,17 @@ class Facts:
         self._store.save_profile(profile)
         self._store.erase(profile.customer)
 
-    def merged(self, survivor: Profile, absorbed: Sequence[str]) -> None:
-        """Customers who are one now."""
+    def merged(self, survivor: Profile, absorbed: Sequence[str], at: datetime) -> None:
+        """Customers who are one since a moment."""
         self._store.save_profile(survivor)
         for customer in absorbed:
-            self._store.merge(customer, survivor.customer, survivor.crm_version)
+            self._store.merge(customer, survivor.customer, at)
 
-    def unmerged(self, survivor: Profile, restored: Sequence[Profile]) -> None:
-        """Customers who are several again."""
+    def unmerged(self, survivor: Profile, restored: Sequence[Profile], at: datetime) -> None:
+        """Customers who are several again since a moment."""
         self._store.save_profile(survivor)
         for profile in restored:
-            self._store.unmerge(profile.customer, survivor.customer, survivor.crm_version)
+            self._store.unmerge(profile.customer, survivor.customer, at)
             self._store.save_profile(profile)
 
     def leave_intent(self, customer: str, wants_to_leave: bool, at: datetime) -> None:

@@ -32,12 +32,12 @@ def _customer_erased(facts: Facts, message: Any, event: Event) -> None:
 
 def _customers_merged(facts: Facts, message: Any, event: Event) -> None:
     absorbed = [parse_name("absorbed", "customers", name) for name in message.absorbed]
-    facts.merged(convert.profile_from_snapshot(message.survivor, event.time), absorbed)
+    facts.merged(convert.profile_from_snapshot(message.survivor, event.time), absorbed, event.time)
 
 
 def _customers_unmerged(facts: Facts, message: Any, event: Event) -> None:
     restored = [convert.profile_from_snapshot(snapshot, event.time) for snapshot in message.restored]
-    facts.unmerged(convert.profile_from_snapshot(message.survivor, event.time), restored)
+    facts.unmerged(convert.profile_from_snapshot(message.survivor, event.time), restored, event.time)
 
 
 def _leave_intent(facts: Facts, message: Any, event: Event) -> None:

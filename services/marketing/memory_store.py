@@ -81,7 +81,7 @@ class MemoryStore:
         self._decisions: dict[str, Decision] = {}
         self._requests: dict[str, tuple[str, str | None]] = {}
         self._profiles: dict[str, Profile] = {}
-        self._merge_versions: dict[str, int] = {}
+        self._moved_at: dict[str, datetime] = {}
         #: Into whom customers are merged.
         self._merged_into: dict[str, str] = {}
         self._erased: set[str] = set()
@@ -408,10 +408,10 @@ class MemoryStore:
             newest = dict([*others, (task, kind)][-CARE_MAX:])
             self._profiles[customer] = replace(present, care=newest)
 
-    def _move(self, customer: str, version: int, survivor: str) -> bool:
-        if customer in self._erased or self._merge_versions.get(customer, 0) > version:
+    def _move(self, customer: str, at: datetime, survivor: str) -> bool:
+        if customer in self._erased or self._moved_at.get(customer, at) > at:
             return False
-        self._merge_versions[customer] = version
+        self._moved_at[customer] = at
         self._merged_into.pop(customer, None)
         if survivor:
             self._merged_into[customer] = survivor
@@ -444,10 +444,10 @@ class MemoryStore:
             bought |= {product: left[product] for product in products if product in left}
             self._profiles[holder] = replace(kept, products=kept.products - lost, bought_at=bought)
 
-    def merge(self, absorbed: str, survivor: str, version: int) -> None:
+    def merge(self, absorbed: str, survivor: str, at: datetime) -> None:
         """As the port says."""
         with self._lock:
-            if not self._move(absorbed, version, survivor):
+            if not self._move(absorbed, at, survivor):
                 return
             gone = self._profiles.get(absorbed, Profile(customer=absorbed))
             self._profiles[absorbed] = replace(
@@ -462,10 +462,10 @@ class MemoryStore:
             if products := self._bought(owner):
                 self._have(owner, products, None)
 
-    def unmerge(self, restored: str, survivor: str, version: int) -> None:
+    def unmerge(self, restored: str, survivor: str, at: datetime) -> None:
         """As the port says."""
         with self._lock:
-            if not self._move(restored, version, ""):
+            if not self._move(restored, at, ""):
                 return
             back = self._profiles.get(restored, Profile(customer=restored))
             self._profiles[restored] = replace(back, merged_into="", alive=True)

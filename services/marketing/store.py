@@ -113,7 +113,7 @@ MADE_COUNTED_MAX = 1_000
 #: Documents of one answer about customers' standing.
 STANDINGS_BATCH = 5_000
 #: What an erasure leaves of a profile: that it was erased, and which news of it would be old.
-_STUB = ("erased", "alive", "crm_version", "merge_version", "updated_at")
+_STUB = ("erased", "alive", "crm_version", "moved_at", "updated_at")
 #: Condition of whatever is learned of a customer.
 _NOT_ERASED = {"erased": {"$ne": True}}
 #: The one serving document.
@@ -325,12 +325,13 @@ class Store(Protocol):
         `CARE_MAX` stay.
         """
 
-    def merge(self, absorbed: str, survivor: str, version: int) -> None:
+    def merge(self, absorbed: str, survivor: str, at: datetime) -> None:
         """Gives history, decisions, complaints and what is said of a customer (kin.py) to the survivor,
-        unless a later merge or unmerge of `absorbed` was seen. Repeatable.
+        unless a later merge or unmerge of `absorbed` was seen: by crm's time, for the versions of two
+        survivors say nothing of their order. Repeatable.
         """
 
-    def unmerge(self, restored: str, survivor: str, version: int) -> None:
+    def unmerge(self, restored: str, survivor: str, at: datetime) -> None:
         """Gives all of it back but complaints, which tickets tells anew, unless a later merge or unmerge of
         `restored` was seen. Repeatable.
         """
@@ -874,15 +875,15 @@ class MongoStore:
             return
         self._reflect(customer)
 
-    def _move(self, customer: str, version: int, change: dict[str, Any]) -> str | None:
+    def _move(self, customer: str, at: datetime, change: dict[str, Any]) -> str | None:
         """Notes a merge or an unmerge of a customer: whom they were merged into before, "" nobody; None when
         a later merge or unmerge was seen, or the customer was erased.
         """
-        not_newer = {"_id": customer, "merge_version": {"$not": {"$gt": version}}, **_NOT_ERASED}
+        not_newer = {"_id": customer, "moved_at": {"$not": {"$gt": at}}, **_NOT_ERASED}
         try:
             before = ProfileDocument._get_collection().find_one_and_update(
                 not_newer,
-                {"$set": {**change, "merge_version": version}},
+                {"$set": {**change, "moved_at": at}},
                 projection={"merged_into": 1},
                 upsert=True,
             )
@@ -890,12 +891,12 @@ class MongoStore:
             return None
         return str((before or {}).get("merged_into") or "")
 
-    def merge(self, absorbed: str, survivor: str, version: int) -> None:
+    def merge(self, absorbed: str, survivor: str, at: datetime) -> None:
         """As the port says."""
         # The numbers are crm's to take back and to give back: of both it tells by a snapshot.
         change = {"merged_into": survivor, "alive": False, "products": [], "bought": {}}
         profiles = ProfileDocument._get_collection()
-        before = self._move(absorbed, version, change)
+        before = self._move(absorbed, at, change)
         kin.remember(profiles, [absorbed], survivor)
         if before is None:
             return
@@ -908,10 +909,10 @@ class MongoStore:
         )
         self._give_products(owner, self._bought(owner))
 
-    def unmerge(self, restored: str, survivor: str, version: int) -> None:
+    def unmerge(self, restored: str, survivor: str, at: datetime) -> None:
         """As the port says."""
         profiles = ProfileDocument._get_collection()
-        before = self._move(restored, version, {"merged_into": "", "alive": True})
+        before = self._move(restored, at, {"merged_into": "", "alive": True})
         kin.remember(profiles, [restored], survivor)
         if before is None:
             return

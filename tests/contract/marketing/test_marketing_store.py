@@ -12,7 +12,7 @@ from decimal import Decimal
 from typing import Any
 
 import pytest
-from tests.unit.marketing.marketing_examples import NOW, cny, offer
+from tests.unit.marketing.marketing_examples import NOW, cny, moment, offer
 
 from chassis import mongo
 from chassis.errors import AlreadyExists, EtagMismatch
@@ -393,7 +393,7 @@ def test_merge_moves_history_and_unmerge_gives_it_back(store: Any) -> None:
     store.add_purchases([bought("1", "a", "phone"), bought("2", "b", "tv")], NOW)
     store.save_complaint(Complaint(ticket="t1", customer="b", number="", open=True, version=1))
     for _ in range(2):
-        store.merge("b", "a", 5)
+        store.merge("b", "a", moment(5))
     assert store.profile("a").products == {"phone", "tv"}
     assert store.profile("b").products == frozenset() and store.profile("b").merged_into == "a"
     assert standing(store, "b").profile.customer == "a"
@@ -401,21 +401,21 @@ def test_merge_moves_history_and_unmerge_gives_it_back(store: Any) -> None:
     store.add_purchases([bought("3", "b", "radio")], NOW)
     assert store.profile("a").products == {"phone", "tv", "radio"}
     for _ in range(2):
-        store.unmerge("b", "a", 6)
+        store.unmerge("b", "a", moment(6))
     assert store.profile("a").products == {"phone"}
     assert store.profile("b").products == {"tv", "radio"} and store.profile("b").alive
-    store.merge("b", "a", 5)
+    store.merge("b", "a", moment(5))
     assert store.profile("b").merged_into == ""
 
 
 def test_a_snapshot_of_before_a_merge_does_not_undo_it(store: Any) -> None:
     store.save_profile(Profile(customer="a", crm_version=4, updated_at=NOW))
-    store.merge("b", "a", 4)
+    store.merge("b", "a", moment(4))
     late = Profile(customer="b", numbers=("+8613800138000",), crm_version=9, updated_at=NOW)
     assert store.save_profile(late)
     assert standing(store, "b").profile.customer == "a"
     assert asyncio.run(store.read_profile_of_number("+8613800138000")).customer == "a"
-    store.unmerge("b", "a", 5)
+    store.unmerge("b", "a", moment(5))
     assert asyncio.run(store.read_profile_of_number("+8613800138000")).customer == "b"
 
 
@@ -433,8 +433,8 @@ def test_who_was_merged_is_known_by_the_survivor_and_given_back(store: Any) -> N
     before = {who: store.profile(who) for who in "abc"}
 
     def merges() -> None:
-        store.merge("b", "a", 6)
-        store.merge("c", "b", 5)  # told late
+        store.merge("b", "a", moment(6))
+        store.merge("c", "b", moment(5))  # told late
 
     merges()
     merges()
@@ -458,18 +458,18 @@ def test_who_was_merged_is_known_by_the_survivor_and_given_back(store: Any) -> N
     store.save_churn_risk("a", 0.3, NOW + 2 * day)
     assert store.profile("a").churn_risk == 0.3
     for _ in range(2):
-        store.unmerge("b", "a", 7)
+        store.unmerge("b", "a", moment(7))
     alone = store.profile("a")
     assert (alone.wants_to_leave, alone.care, alone.absorbed, alone.churn_risk) == (False, {}, (), 0.3)
     assert store.profile("b").absorbed == ("c",) and store.profile("b").wants_to_leave
     assert [d.id for d in store.decisions(DecisionFilter(customer="b"), 9, None)] == ["d2", "d1"]
-    store.unmerge("c", "b", 8)
+    store.unmerge("c", "b", moment(8))
     assert (store.decision("d1").customer, store.decision("d1").made_for) == ("c", "")
     assert store.profile("c").care == {"t1": ""} and store.profile("c").wants_to_leave
     assert store.profile("b").care == before["b"].care
-    store.merge("b", "a", 6)  # told again, too late
+    store.merge("b", "a", moment(6))  # told again, too late
     assert store.profile("a").absorbed == ()
-    store.merge("c", "a", 9)
+    store.merge("c", "a", moment(9))
     store.erase("c")
     assert (store.profile("a").absorbed, store.decision("d1").customer) == ((), "")
 
@@ -501,7 +501,7 @@ def test_who_was_erased_stays_so_whatever_is_told_later(store: Any) -> None:
     store.add_purchases([mine, bought("2", "b", "tv"), bought("3", "b", "phone")], NOW)
     store.save_leave_intent("b", True, NOW)
     decision(store, "d1", add(store, draft()), customer="b")
-    store.merge("b", "a", 5)
+    store.merge("b", "a", moment(5))
     store.save_profile(Profile(customer="b", crm_version=9, alive=False, merged_into="a", updated_at=NOW))
     assert store.profile("a").products == {"phone", "tv"} and store.erased(["a", "b"]) == set()
     for _ in range(2):
@@ -510,7 +510,7 @@ def test_who_was_erased_stays_so_whatever_is_told_later(store: Any) -> None:
     late = Profile(customer="b", crm_version=10, display_name="Bela", updated_at=NOW)
     assert not store.save_profile(late)
     for told in (
-        lambda: store.merge("b", "a", 5),
+        lambda: store.merge("b", "a", moment(5)),
         lambda: store.save_leave_intent("b", True, NOW + day),
         lambda: store.save_churn_risk("b", 0.9, NOW + day),
         lambda: store.save_care("b", "t1", "BIRTHDAY"),
@@ -518,7 +518,7 @@ def test_who_was_erased_stays_so_whatever_is_told_later(store: Any) -> None:
         lambda: store.save_complaint(
             Complaint(ticket="t1", customer="b", number="+8613800138000", open=True, version=1)
         ),
-        lambda: store.unmerge("b", "a", 6),
+        lambda: store.unmerge("b", "a", moment(6)),
     ):
         told()
         gone, stays = store.profile("b"), store.profile("a")
@@ -533,9 +533,9 @@ def test_who_was_erased_stays_so_whatever_is_told_later(store: Any) -> None:
 def test_an_erased_survivor_takes_nothing_of_who_is_given_back_late(store: Any) -> None:
     store.add_purchases([bought("1", "a", "phone"), bought("2", "b", "tv")], NOW)
     decision(store, "d1", add(store, draft()), customer="b")
-    store.merge("b", "a", 5)
+    store.merge("b", "a", moment(5))
     store.erase("a")
-    store.unmerge("b", "a", 6)
+    store.unmerge("b", "a", moment(6))
     back = store.profile("b")
     assert (back.products, back.alive, back.merged_into) == ({"tv"}, True, "")
     assert store.decision("d1").customer == "b" and not store.profile("a").products

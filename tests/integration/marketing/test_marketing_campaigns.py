@@ -13,7 +13,7 @@ from typing import Any, ClassVar
 
 import pytest
 from aiosmtpd.controller import Controller
-from tests.unit.marketing.marketing_examples import offer
+from tests.unit.marketing.marketing_examples import moment, offer
 
 from callmesh.common.v1 import common_pb2
 from callmesh.crm.v1 import customers_pb2
@@ -402,8 +402,8 @@ def test_merged_customers_are_one_person_of_a_campaign(store: CampaignStore) -> 
     )
     run_all(store, made, NOW)
     people = MongoStore()
-    people.merge("c003", "c001", 5)  # both are in it
-    people.merge("c005", "c000", 5)  # only the merged one is
+    people.merge("c003", "c001", moment(5))  # both are in it
+    people.merge("c005", "c000", moment(5))  # only the merged one is
     ProfileDocument._get_collection().update_one({"_id": "c000"}, {"$set": {"refused_channels": []}})
     run_all(store, made, NOW)
     sends = delivery(store, (StepChannel.SMS, sink), (StepChannel.WEBHOOK, sink))
@@ -429,7 +429,7 @@ def test_merged_customers_are_one_person_of_a_campaign(store: CampaignStore) -> 
     assert sorted(sink.taken) == sorted(whole - {"c000"})
     store.opt_out("c003", NOW)  # said by a name that is merged: the survivor's word
     assert people.survivors(["c003"])["c003"].opted_out
-    people.unmerge("c005", "c000", 6)
+    people.unmerge("c005", "c000", moment(6))
     alone = [profile for profile in (people.profile("c000"), people.profile("c005")) if profile]
     assert set(store.standing_people("spring", alone)) == {"c005"}
 

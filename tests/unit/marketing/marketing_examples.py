@@ -12,6 +12,13 @@ from hypothesis import strategies as st
 from marketing.model import Audience, Channel, Money, Offer, OfferKind, OfferState, Profile, Script, Text
 
 NOW = datetime(2025, 6, 1, 9, 0, tzinfo=UTC)
+
+
+def moment(number: int) -> datetime:
+    """Moments in order."""
+    return NOW + timedelta(seconds=number)
+
+
 PRODUCTS = [f"p{i}" for i in range(8)]
 
 

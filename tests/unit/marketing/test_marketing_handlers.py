@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tests.unit.marketing.marketing_examples import NOW, cny, offer
+from tests.unit.marketing.marketing_examples import NOW, cny, moment, offer
 
 from chassis.errors import EtagMismatch, Unavailable
 from chassis.testing import FakeClock
@@ -226,14 +226,16 @@ def test_a_deleted_customer_is_a_stranger_and_a_merged_one_is_the_survivor() -> 
     world.publish("o1")
     world.facts.customer(Profile(customer="gone", alive=False, crm_version=1))
     assert world.recommend("gone").customer == ""
-    world.facts.merged(Profile(customer="c1", crm_version=4), ["old"])
+    world.facts.merged(Profile(customer="c1", crm_version=4), ["old"], moment(1))
     world.facts.complaint(Complaint(ticket="t1", customer="c1", number="", open=True, version=1))
     made = world.recommend("old")
     assert (made.customer, made.no_offer) == ("c1", NoOffer.OPEN_COMPLAINT)
-    world.facts.unmerged(
-        Profile(customer="c1", crm_version=5), [Profile(customer="old", crm_version=7, updated_at=NOW)]
-    )
+    given_back = Profile(customer="old", crm_version=7, updated_at=NOW)
+    world.facts.unmerged(Profile(customer="c1", crm_version=5), [given_back], moment(2))
     assert world.recommend("old").customer == "old"
+    # With another survivor, who has changed less often than the first one had.
+    world.facts.merged(Profile(customer="c2", crm_version=1), ["old"], moment(3))
+    assert world.recommend("old").customer == "c2"
 
 
 def test_whom_enough_was_offered_lately_is_left_alone() -> None:

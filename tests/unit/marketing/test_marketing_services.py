@@ -15,7 +15,7 @@ from google.protobuf.field_mask_pb2 import FieldMask
 from google.protobuf.timestamp_pb2 import Timestamp
 from google.rpc import error_details_pb2
 from grpc_status import rpc_status
-from tests.unit.marketing.marketing_examples import NOW, offer
+from tests.unit.marketing.marketing_examples import NOW, moment, offer
 from tests.unit.marketing.marketing_examples import cny as cny_of
 
 from callmesh.common.v1 import common_pb2
@@ -260,7 +260,7 @@ async def test_what_is_kept_of_merged_customers_is_found_by_the_survivor(world: 
     world.store.save_profile(
         Profile(customer="c1", crm_version=1, consents={Channel.SMS: None, Channel.EMAIL: START})
     )
-    world.store.merge("c2", "c1", 2)
+    world.store.merge("c2", "c1", moment(2))
     found = await world.leads.ListLeads(leads_pb2.ListLeadsRequest(customer="customers/c1"))
     assert [lead.name for lead in found.leads] == ["leads/l1"]
     ask_plan = savings_pb2.FindCheapestPlanRequest(customer="customers/c1")
@@ -456,7 +456,7 @@ async def test_lists_that_sell_need_a_consent_and_follow_merges(world: World) ->
             yield outbound_pb2.ImportContactsRequest(parent=f"contactLists/{parent}", contacts=contacts)
 
     await world.outbound.ImportContacts(batches())
-    world.store.merge("c3", "c1", 2)  # the survivor's consent is that of both names
+    world.store.merge("c3", "c1", moment(2))  # the survivor's consent is that of both names
     ask = outbound_pb2.NextContactsRequest(
         holder="agent-1", max_contacts=10, contact_lists=["contactLists/sells"]
     )
