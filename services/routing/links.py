@@ -12,7 +12,8 @@ named by one that does not). It keeps one Attach stream, and comes back by itsel
    step down because their engine failed half-way. After the first time it is asked alone, so that many that
    were on their way when a leader died do not convict one another. A leader that steps down for any other
    reason ends its streams in order; that does not count. Nor does the death of one that has said anything
-   since it decided the command: it did not die of that, however long the block took.
+   since it decided the command: it did not die of that, however long the block took. Of a command that is
+   asked alone it says so at once.
 4. A link that says nothing for `silent_seconds` is left: a leader is heard every heartbeat, even when it
    cannot commit. The other way the front is heard as often, or its leader ends the link.
 5. A standby of the shard's own region that has followed a leader of another region for long enough asks it to
@@ -455,11 +456,11 @@ class ShardLink:
             if self._outlived.is_poison(name):
                 log.error("poison_refused", shard=self.shard, command=name)
                 raise Internal()
-            return await self._ask(command, seconds)
+            return await self._ask(command, seconds, outlived=True)
         finally:
             self._alone.release()
 
-    async def _ask(self, command: Command, seconds: float) -> Committed:
+    async def _ask(self, command: Command, seconds: float, *, outlived: bool = False) -> Committed:
         local, outgoing = self._local, self._outgoing
         if local is not None and local.leading:
             return await self._ask_local(local, command, seconds)
@@ -469,7 +470,10 @@ class ShardLink:
         loop = asyncio.get_running_loop()
         future: asyncio.Future[Committed] = loop.create_future()
         self._open[request] = _Question(command, loop.time(), future)
-        outgoing.put_nowait(shard_pb2.FrontMessage(request=request, command=codec.encode_command(command)))
+        message = shard_pb2.FrontMessage(request=request, command=codec.encode_command(command))
+        if outlived:
+            message.outlived = True
+        outgoing.put_nowait(message)
         try:
             return await _answered(future, seconds, self.shard)
         finally:

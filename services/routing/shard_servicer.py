@@ -300,6 +300,9 @@ class _Link:
                 if each.command:
                     self._carry_out(each)
                     self._decided = max(self._decided, each.request)
+                    if each.outlived:
+                        # Until its front hears of that, this leader's death would be the command's doing.
+                        self._put(self._message())
 
     def _carry_out(self, message: shard_pb2.FrontMessage) -> None:
         try:

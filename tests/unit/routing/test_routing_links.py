@@ -517,6 +517,32 @@ async def _only(message: shard_pb2.FrontMessage) -> AsyncIterator[shard_pb2.Fron
     yield message
 
 
+async def test_what_outlived_a_leader_is_said_to_be_decided_at_once(
+    grpc_server: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The block is long on its way, and no beat is due: the leader that dies now did not die of it."""
+    monkeypatch.setattr(shard_servicer, "BEAT_SECONDS", 10 * ASK_SECONDS)
+    async with a_region(grpc_server) as region:
+        node, link = region.nodes[0], region.link
+        # Nothing else is said, and that is no reason to leave.
+        link._silent_seconds = 10 * ASK_SECONDS
+        node.start()
+        await eventually(lambda: link.up)
+        link._outlived.add("EndCall c1")
+        node.journal.gate = asyncio.Event()
+        asked = [
+            asyncio.create_task(link.ask(EndCall(call_id=name), ASK_SECONDS)) for name in ("c0", "c1", "c2")
+        ]
+        await eventually(lambda: len(link._open) == len(asked) and link._decided)
+        number = next(n for n, each in link._open.items() if each.command == EndCall(call_id="c1"))
+        await eventually(lambda: number <= link._decided)
+        link._lose(link._attached, broken=True)
+        link._judge(link._epoch + 1)
+        assert not link._outlived.is_poison("EndCall c1")
+        node.journal.gate.set()
+        await asyncio.gather(*asked, return_exceptions=True)
+
+
 def _fails_halfway(monkeypatch: pytest.MonkeyPatch, poison: Command) -> list[Command]:
     """The engine applies the first event of one command, then fails; what it was given of it."""
     real, given = leader_module.step, []
@@ -550,8 +576,16 @@ async def test_a_command_that_made_two_leaders_step_down_is_refused(
         assert (await region.link.ask(placing("c1"), ASK_SECONDS)).answer.call is not None
 
 
-async def test_who_outlived_a_leader_is_asked_alone(grpc_server: Any) -> None:
-    """Many were on their way when a leader died: the next death convicts one of them at most."""
+async def test_who_outlived_a_leader_is_asked_alone(
+    grpc_server: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Many were on their way when a leader died: the next death over one of them convicts that one alone."""
+
+    async def take(link: _Link, messages: Any) -> None:
+        async for _ in messages:
+            link._heard_seconds = asyncio.get_running_loop().time()
+
+    monkeypatch.setattr(_Link, "_read", take)
     async with a_region(grpc_server) as region:
         node, link = region.nodes[0], region.link
         node.start()
@@ -559,7 +593,6 @@ async def test_who_outlived_a_leader_is_asked_alone(grpc_server: Any) -> None:
         names = [f"c{n}" for n in range(5)]
         for name in names:
             link._outlived.add(f"HangUp {name}")
-        node.journal.gate = asyncio.Event()
         asked = [
             asyncio.create_task(link.ask(HangUp(call_id=name, attempt=1), ASK_SECONDS)) for name in names
         ]
@@ -567,7 +600,6 @@ async def test_who_outlived_a_leader_is_asked_alone(grpc_server: Any) -> None:
         link._lose(link._attached, broken=True)
         link._judge(link._epoch + 1)
         assert [link._outlived.is_poison(f"HangUp {name}") for name in names].count(True) == 1
-        node.journal.gate.set()
         for task in asked:
             task.cancel()
         await asyncio.gather(*asked, return_exceptions=True)
