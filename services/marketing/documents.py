@@ -30,6 +30,7 @@ from mongoengine import (
     StringField,
 )
 
+from chassis.bus.event import Told
 from chassis.mongo import Aggregate
 from marketing.kin import absorbed, joined
 from marketing.model import (
@@ -476,9 +477,7 @@ def decision_fields(decision: Decision, line: Callable[[RankedOffer], Any] | Non
         "holdout": decision.holdout,
         "propensity": decision.propensity,
         "open": decision.outcome is None,
-        "considered": [
-            [c.offer, c.product, c.base, c.probability, c.worth, c.chance] for c in decision.considered
-        ],
+        "considered": list(decision.considered),
         "traits": list(decision.traits),
         "outcome": _outcome_fields(decision.outcome) if decision.outcome else None,
         "claim": decision.claim or None,
@@ -581,6 +580,18 @@ def ranked_raw(entry: RankedOffer) -> RawBSONDocument:
     size = 4 + len(still) + len(changing)
     return RawBSONDocument(b"".join((size.to_bytes(4, "little"), still, changing)), _RAW_OPTIONS)
 
+
+def pending_raw(told: Told) -> RawBSONDocument:
+    """The same as `chassis.mongo.pending_entry`, already in BSON: the envelope is copied and not taken for
+    text in between.
+    """
+    head = bson.encode({"id": told.id})[4:-1] + _EVENT.pack(0x02, b"event", len(told.body) + 1)
+    size = 4 + len(head) + len(told.body) + 2
+    return RawBSONDocument(b"".join((size.to_bytes(4, "little"), head, told.body, b"\0\0")), _RAW_OPTIONS)
+
+
+#: A text's beginning in BSON: its name and how long it is.
+_EVENT = struct.Struct("<B6si")
 
 _RAW_OPTIONS: CodecOptions[RawBSONDocument] = CodecOptions(document_class=RawBSONDocument, tz_aware=True)
 

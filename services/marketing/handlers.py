@@ -230,7 +230,7 @@ class Recommender:
         self._counted(decision.no_offer).inc()
         return await self._reader.log_decision(
             decision,
-            (convert.recommendation_event(decision),),
+            (convert.recommendation_told(decision),),
             request_key=request_key,
             fingerprint=fingerprint,
         )
@@ -335,14 +335,8 @@ _AFTER_LOOKING = frozenset({NoOffer.HOLDOUT, NoOffer.NOT_WORTHWHILE, NoOffer.NOT
 
 
 def _considered(candidate: Candidate, chance: float) -> Considered:
-    return Considered(
-        offer=candidate.offer.id,
-        product=candidate.offer.product,
-        base=candidate.rule.probability,
-        probability=candidate.probability,
-        worth=candidate.worth,
-        chance=chance,
-    )
+    offer, rule, probability, worth, _ = candidate
+    return Considered(offer.id, offer.product, rule.probability, probability, worth, chance)
 
 
 class Decisions:

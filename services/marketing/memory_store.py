@@ -7,8 +7,9 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
 from decimal import Decimal
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from chassis.bus.event import Event, Told
 from chassis.errors import AlreadyExists, EtagMismatch
 from chassis.idempotency import check_repeat
 from marketing import kin
@@ -52,13 +53,11 @@ from marketing.store import (
     Claim,
     DecisionFilter,
     OfferFilter,
+    Pending,
     Sale,
     Serving,
     Standing,
 )
-
-if TYPE_CHECKING:
-    from chassis.bus import Event
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -713,7 +712,12 @@ class MemoryStore:
             return self.decision(decision_id)
 
     async def log_decision(
-        self, decision: Decision, events: Sequence[Event], *, request_key: str | None, fingerprint: str | None
+        self,
+        decision: Decision,
+        events: Sequence[Pending],
+        *,
+        request_key: str | None,
+        fingerprint: str | None,
     ) -> Decision:
         """As the port says."""
         with self._lock:
@@ -725,5 +729,5 @@ class MemoryStore:
             if decision.id in self._decisions:
                 raise AlreadyExists(resource=f"decisions/{decision.id}")
             self._decisions[decision.id] = replace(decision, version=1)
-            self.events.extend(events)
+            self.events.extend(Event.from_json(e.body) if isinstance(e, Told) else e for e in events)
             return self._decisions[decision.id]

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 from decimal import Decimal
-from typing import Any
+from typing import Any, NamedTuple
 
 #: Digits before the decimal point of an amount.
 AMOUNT_INTEGER_DIGITS_MAX = 18
@@ -499,9 +499,11 @@ class Outcome:
         return mine == (other.offer, other.result, other.declined, other.agent, other.note)
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Considered:
-    """An offer that was looked at for a decision, shown or not: what comparing policies afterwards needs."""
+class Considered(NamedTuple):
+    """An offer that was looked at for a decision, shown or not: what comparing policies afterwards needs.
+
+    A tuple, for several are made for each caller; its fields are stored in this order.
+    """
 
     #: Offer id.
     offer: str

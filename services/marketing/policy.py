@@ -20,6 +20,7 @@ import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from typing import NamedTuple
 
 from marketing.model import Money
 
@@ -76,8 +77,7 @@ def worthwhile(policy: Policy, expected_value: float) -> bool:
     return policy.expected_value_min is None or expected_value >= float(policy.expected_value_min.amount)
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Place:
+class Place(NamedTuple):
     """Which candidate comes to a place of the list."""
 
     #: Its place among the candidates by expected value, from 0.
@@ -115,14 +115,11 @@ def arrange(chances: Sequence[float], limit: int, draw: float) -> tuple[list[Pla
     while left >= 0 and first + 1 < len(chances) and chances[first + 1] > 0:
         first += 1
         left -= chances[first]
-    order = [first, *(index for index in range(len(chances)) if index != first)][:limit]
+    order = list(range(len(chances)))
+    order.insert(0, order.pop(first))
     places = [
-        Place(
-            candidate=index,
-            propensity=_propensity(index, at, chances),
-            explored=at == 0 and index > 0,
-        )
-        for at, index in enumerate(order)
+        Place(index, _propensity(index, at, chances), at == 0 and index > 0)
+        for at, index in enumerate(order[:limit])
     ]
     return places, chances[first]
 

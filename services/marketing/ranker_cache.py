@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
+from datetime import date
 
 from chassis.clock import Clock
 from chassis.errors import CallmeshError, Unavailable
@@ -66,6 +67,8 @@ class RankerCache:
         self._stale_seconds = stale_seconds
         self._ranker = Ranker((), RuleTable())
         self._signature: tuple[object, ...] = ()
+        #: The very catalogue, table and day that the ranker was looked over for last.
+        self._looked: tuple[Sequence[Offer], RuleTable, date] | None = None
         self._table = RuleTable()
         #: Real time of the last good reading; None before the first.
         self._read_at: float | None = None
@@ -158,6 +161,9 @@ class RankerCache:
     def _adopt(self, offers: Sequence[Offer]) -> None:
         """A new Ranker only where something that it ranks by changed: its lists are worth keeping."""
         now = self._clock.now()
+        looked, self._looked = self._looked, (offers, self._table, now.date())
+        if looked and looked[0] is offers and looked[1] is self._table and looked[2] == now.date():
+            return
         # With each day some offers are no longer new.
         signature = (
             self._table.model,

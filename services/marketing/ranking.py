@@ -20,6 +20,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -78,9 +79,11 @@ _MICROSECOND = timedelta(microseconds=1)
 _EVER, _NEVER = -(2**62), 2**62
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Candidate:
-    """An offer that may be made, before words are put to it."""
+class Candidate(NamedTuple):
+    """An offer that may be made, before words are put to it.
+
+    A tuple, for several are made for each caller: a frozen dataclass takes four times as long to make.
+    """
 
     #: The offer.
     offer: Offer
@@ -112,6 +115,9 @@ class Catalogue:
         self.worths: Floats = np.array([float(offer.worth.amount) for offer in self.offers])
         self._from = np.array([_instant(offer.valid_from, _EVER) for offer in self.offers], dtype=np.int64)
         self._until = np.array([_instant(offer.valid_until, _NEVER) for offer in self.offers], dtype=np.int64)
+        #: Places of offers that are not valid, and from when until when they are these.
+        self._invalid: Indexes = np.array([], dtype=np.intp)
+        self._invalid_from, self._invalid_until = 0, 0
         #: Places by product, and of those that are made to nobody who has the product.
         self.places: dict[str, list[int]] = {}
         self._once: dict[str, list[int]] = {}
@@ -138,15 +144,26 @@ class Catalogue:
         """Puts -1 in the place of each offer that is out of the question. Retention is for those who want to
         leave, and those `at_risk` of it.
         """
-        instant = _instant(now, 0)
-        scores[(self._from > instant) | (self._until <= instant)] = -1.0
+        invalid = self._invalid_at(_instant(now, 0))
+        if len(invalid):
+            scores[invalid] = -1.0
         for product in profile.products:
-            if (places := self._once.get(product)) is not None:
-                scores[places] = -1.0
+            # One by one: a customer has few, and a list of places is dear to look up.
+            for place in self._once.get(product, ()):
+                scores[place] = -1.0
         if self._retention and not (at_risk or contact.wants_to_leave or profile.may_leave):
             scores[self._retention] = -1.0
         if self._win_back and LOST_TAG not in profile.tags:
             scores[self._win_back] = -1.0
+
+    def _invalid_at(self, instant: int) -> Indexes:
+        """Places of offers that are not valid then; looked for again behind the next beginning or end."""
+        if not self._invalid_from <= instant < self._invalid_until:
+            self._invalid = np.flatnonzero((self._from > instant) | (self._until <= instant))
+            bounds = np.concatenate((self._from, self._until))
+            self._invalid_from = int(bounds[bounds <= instant].max(initial=_EVER))
+            self._invalid_until = int(bounds[bounds > instant].min(initial=_NEVER))
+        return self._invalid
 
     def holds(self, number: int, profile: Profile, contact: Contact, now: datetime) -> bool:
         """Whether a numbered condition holds."""
@@ -245,22 +262,18 @@ class Ranker:
         likely = self._corrected(best, propensity, known) if propensity.weights else best
         scores = likely * self._catalogue.worths
         self._catalogue.shut(scores, profile, contact, now, at_risk)
-        places = list(self._eligible(scores, profile, contact, now, limit))
+        places = np.array(list(self._eligible(scores, profile, contact, now, limit)), dtype=np.intp)
         # A few numbers as Python's own, in one go each: single ones out of arrays cost more than all of them.
         loudest, worths = best[places].tolist(), self._catalogue.worths[places].tolist()
         said = [row[places].tolist() for row in rows]
         chosen: list[Candidate] = []
-        for at, (index, probability, worth) in enumerate(zip(places, loudest, worths, strict=True)):
+        for at, (index, probability, worth) in enumerate(zip(places.tolist(), loudest, worths, strict=True)):
             offer = self._offers[index]
             antecedent = next((x for x, row in zip(owned, said, strict=True) if row[at] == probability), "")
             found = self._rule(antecedent, offer.product)
             if propensity.weights:
                 probability = corrected(propensity, offer.id, known, probability)
-            chosen.append(
-                Candidate(
-                    offer=offer, rule=found, probability=probability, worth=worth, score=probability * worth
-                )
-            )
+            chosen.append(Candidate(offer, found, probability, worth, probability * worth))
         if propensity.weights:
             chosen.sort(key=lambda candidate: (-candidate.score, candidate.offer.id))
         return chosen
@@ -331,10 +344,9 @@ class Ranker:
         """The probability of each offer: what speaks loudest for it, else its popularity."""
         if not rows:
             return self._popular
-        best = rows[0]
-        for row in rows[1:]:
-            best = np.maximum(best, row)
-        return np.where(best < 0, self._popular, best)
+        best: Floats = np.maximum.reduce(rows)
+        np.copyto(best, self._popular, where=best < 0)
+        return best
 
     def _eligible(
         self, scores: Floats, profile: Profile, contact: Contact, now: datetime, limit: int
@@ -345,7 +357,7 @@ class Ranker:
         done, width = 0, limit + SPARE_OFFERS
         while len(products) < limit:
             order = _highest(scores, width)
-            for index in map(int, order[done:]):
+            for index in order[done:]:
                 number, product = catalogue.condition_of[index], self._offers[index].product
                 if product in products:
                     continue
@@ -470,16 +482,19 @@ class Ranker:
         )
 
 
-def _highest(scores: Floats, count: int) -> Indexes:
+def _highest(scores: Floats, count: int) -> list[int]:
     """The places of the `count` highest scores that are not below 0, and of all that equal the last of them;
     equal ones in the order of their places.
     """
+    bound = 0.0
     if count < len(scores):
-        bound = max(0.0, float(np.partition(scores, -count)[-count]))
-        found = np.flatnonzero(scores >= bound)
-    else:
-        found = np.flatnonzero(scores >= 0)
-    return found[np.argsort(-scores[found], kind="stable")]
+        parted = scores.copy()
+        parted.partition(-count)
+        bound = max(0.0, parted.item(-count))
+    # The arrays' own methods: numpy's functions of these names look for other kinds of arrays first.
+    (found,) = (scores >= bound).nonzero()
+    ordered: list[int] = found[(-scores[found]).argsort(kind="stable")].tolist()
+    return ordered
 
 
 #: Offers that have their own reason to be made.

@@ -18,12 +18,14 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from decimal import Decimal
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
+import bson
 from bson.decimal128 import Decimal128
 from pymongo import ReturnDocument, UpdateOne
 from pymongo.errors import BulkWriteError, DuplicateKeyError
 
+from chassis.bus.event import Told
 from chassis.errors import AlreadyExists, EtagMismatch, NotFound, Unavailable
 from chassis.idempotency import check_repeat
 from chassis.mongo import OUTBOX_EVENTS_MAX, OutboxFull, clashes, create_once, pending_entry, update_aggregate
@@ -47,6 +49,7 @@ from marketing.documents import (
     model_from_raw,
     offer_fields,
     offer_from_raw,
+    pending_raw,
     profile_fields,
     profile_from_raw,
     purchase_from_raw,
@@ -91,6 +94,9 @@ if TYPE_CHECKING:
     from chassis.bus import Event
     from marketing.policy import Policy
     from marketing.propensity import Propensity
+
+#: An event, or one that is written down already.
+Pending: TypeAlias = "Event | Told"
 
 #: Most claims on one offer that may wait to be settled.
 CLAIMS_MAX = 1_000
@@ -437,7 +443,12 @@ class Reader(Protocol):
         """What an earlier call with this key made; RequestIdReused when it asked for something else."""
 
     async def log_decision(
-        self, decision: Decision, events: Sequence[Event], *, request_key: str | None, fingerprint: str | None
+        self,
+        decision: Decision,
+        events: Sequence[Pending],
+        *,
+        request_key: str | None,
+        fingerprint: str | None,
     ) -> Decision:
         """Stores a new decision with its events; answers the one of an earlier call with this key where there
         is one. RequestIdReused.
@@ -448,7 +459,7 @@ class Reader(Protocol):
 
 
 def _new_decision(
-    decision: Decision, events: Sequence[Event], request_key: str | None, fingerprint: str | None
+    decision: Decision, events: Sequence[Pending], request_key: str | None, fingerprint: str | None
 ) -> dict[str, Any]:
     """A decision as a whole document, in the form that `chassis.mongo` gives an aggregate."""
     raw: dict[str, Any] = {
@@ -456,7 +467,7 @@ def _new_decision(
         "version": 1,
         "created_at": decision.created_at,
         "updated_at": decision.created_at,
-        "outbox": [pending_entry(event) for event in events],
+        "outbox": [pending_raw(e) if isinstance(e, Told) else pending_entry(e) for e in events],
         **decision_fields(decision, ranked_raw),
     }
     if events:
@@ -1250,6 +1261,9 @@ class MongoReader:
         self._propensity_models = database[PROPENSITY_MODELS.collection]
         #: Stamp and offer by id, as read last.
         self._seen: dict[str, tuple[dict[str, Any], Offer]] = {}
+        #: The stamps of the published offers as the database told them, and these offers.
+        self._stamps = b""
+        self._published: list[Offer] = []
         self._ask_standing = Gathered(self._find_standings, pace_seconds=PACE_SECONDS, crowd=self._under_way)
         self._insert = Gathered(self._insert_decisions, pace_seconds=PACE_SECONDS, crowd=self._under_way)
 
@@ -1310,9 +1324,32 @@ class MongoReader:
         ]
 
     async def read_published(self) -> list[Offer]:
-        """As the port says. Reads a stamp of each, and the whole of those that are new or changed."""
-        stamps = self._offers.find({"state": OfferState.PUBLISHED.value}, _STAMP)
-        now = {raw["_id"]: raw async for raw in stamps.sort("_id", 1).limit(PUBLISHED_MAX)}
+        """As the port says. Reads a stamp of each, and the whole of those that are new or changed.
+
+        Of a catalogue that nobody changed the stamps are the same bytes as before, and not taken apart: the
+        calls of meanwhile would wait for that every second.
+        """
+        stamps = self._offers.find_raw_batches(
+            {"state": OfferState.PUBLISHED.value},
+            _STAMP,
+            sort=[("_id", 1)],
+            limit=PUBLISHED_MAX,
+            batch_size=PUBLISHED_MAX,
+        )
+        batches: list[Any] = [batch async for batch in stamps]
+        raw = b"".join(batches)
+        if raw == self._stamps:
+            return self._published
+        now = {stamp["_id"]: stamp for stamp in bson.decode_all(raw)}
+        await self._read_changed(now)
+        # Of an offer changed between both readings the newer state counts, which may be no longer published.
+        found = [offer for _, offer in self._seen.values() if offer.state is OfferState.PUBLISHED]
+        if all(id in self._seen and self._seen[id][0] == stamp for id, stamp in now.items()):
+            self._stamps, self._published = raw, found
+        return found
+
+    async def _read_changed(self, now: Mapping[str, dict[str, Any]]) -> None:
+        """Brings what was seen of the offers up to these stamps, by id."""
         changed = [id for id, stamp in now.items() if id not in self._seen or self._seen[id][0] != stamp]
         for start in range(0, len(changed), OFFERS_BATCH):
             batch = changed[start : start + OFFERS_BATCH]
@@ -1323,8 +1360,6 @@ class MongoReader:
                     offer_from_raw(raw),
                 )
         self._seen = {id: self._seen[id] for id in now if id in self._seen}
-        # Of an offer changed between both readings the newer state counts, which may be no longer published.
-        return [offer for _, offer in self._seen.values() if offer.state is OfferState.PUBLISHED]
 
     async def read_serving(self) -> Serving:
         """As the port says."""
@@ -1368,7 +1403,12 @@ class MongoReader:
         return decision_from_raw(raw)
 
     async def log_decision(
-        self, decision: Decision, events: Sequence[Event], *, request_key: str | None, fingerprint: str | None
+        self,
+        decision: Decision,
+        events: Sequence[Pending],
+        *,
+        request_key: str | None,
+        fingerprint: str | None,
     ) -> Decision:
         """As the port says."""
         try:

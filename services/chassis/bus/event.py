@@ -173,6 +173,16 @@ class Event:
 
     def to_json(self) -> str:
         """The envelope; MalformedEvent when it is larger than `EVENT_BYTES_MAX`."""
+        return self.body().decode()
+
+    def told(self) -> Told:
+        """The event as it goes out. Its data may hold parts that are JSON already, as `msgspec.Raw`."""
+        return Told(
+            id=self.id, source=self.source, type=self.type, traceparent=self.traceparent, body=self.body()
+        )
+
+    def body(self) -> bytes:
+        """The envelope in UTF-8; MalformedEvent when it is larger than `EVENT_BYTES_MAX`."""
         envelope: dict[str, Any] = {
             "specversion": SPEC_VERSION,
             "id": self.id,
@@ -187,7 +197,7 @@ class Event:
         envelope["data"] = self.data
         body = msgspec.json.encode(envelope)
         _check_size(len(body))
-        return body.decode()
+        return body
 
     @classmethod
     def from_json(cls, body: bytes | str) -> Event:

@@ -625,6 +625,40 @@ def test_published_offers_are_read_for_ranking(store: Any) -> None:
 
 
 @pytest.mark.integration
+async def test_a_reader_sees_each_change_of_the_catalogue(mongo_uri: str, mongo_database: str) -> None:
+    settings = MarketingSettings(mongo_uri=mongo_uri, mongo_database=mongo_database)
+    mongo.connect(settings)
+    mongo.ensure_indexes(DOCUMENTS)
+    database = mongo.async_database(settings)
+    store, reader = MongoStore(), MongoReader(database)
+
+    async def told() -> list[tuple[str, int, bool]]:
+        first = [(o.id, o.units_used, o.sold_out) for o in await reader.read_published()]
+        # What nobody changed is the same a second time.
+        assert first == [(o.id, o.units_used, o.sold_out) for o in await reader.read_published()]
+        return first
+
+    def publish(id: str) -> Offer:
+        return store.update_offer(
+            replace(add(store, draft(id, stock=1)), state=OfferState.PUBLISHED), (), NOW
+        )
+
+    try:
+        assert await told() == []
+        published = publish("o2")
+        assert await told() == [("o2", 0, False)]
+        store.claim_unit(Claim(offer="o2", token="t", decision="d"), REAL)
+        assert await told() == [("o2", 1, True)]
+        publish("o1")
+        assert await told() == [("o1", 0, False), ("o2", 1, True)]
+        store.update_offer(replace(published, state=OfferState.RETIRED), (), NOW)
+        assert await told() == [("o1", 0, False)]
+    finally:
+        await database.client.close()
+        mongo.disconnect()
+
+
+@pytest.mark.integration
 def test_every_query_uses_an_index(mongo_uri: str, mongo_database: str) -> None:
     mongo.connect(MarketingSettings(mongo_uri=mongo_uri, mongo_database=mongo_database))
     try:

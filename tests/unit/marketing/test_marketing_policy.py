@@ -16,6 +16,8 @@ from hypothesis import strategies as st
 from tests.unit.marketing.marketing_examples import NOW, offer
 
 from callmesh.marketing.v1 import events_pb2
+from chassis.bus.event import Event
+from chassis.mongo import pending_entry
 from marketing import convert
 from marketing.association import RuleTable
 from marketing.campaign_engine import (
@@ -31,12 +33,12 @@ from marketing.campaign_engine import (
     variant_of,
     winner,
 )
-from marketing.documents import _ranked_fields, ranked_raw
+from marketing.documents import _ranked_fields, pending_raw, ranked_raw
 from marketing.learning import phone
 from marketing.learning.baskets import Baskets, baselines, bought, purchases
 from marketing.learning.metrics import calibration_error, hit_and_recall
 from marketing.learning.offers import Example, learn
-from marketing.model import Contact, Decision, NoOffer, Profile
+from marketing.model import Contact, Decision, NoOffer, Profile, Text
 from marketing.offline import Logged, Treated, compare, qini, spread_of, uplift
 from marketing.policy import Policy, arrange, first_chances, held_out
 from marketing.propensity import Propensity, corrected
@@ -138,6 +140,13 @@ def test_the_event_says_what_protobufs_own_json_says() -> None:
         assert MessageToDict(event.message(events_pb2.RecommendationMade)) == event.data
         # A second time from what was kept of the first.
         assert convert.recommendation_event(decision).data == event.data
+        for told in (convert.recommendation_told(decision), convert.recommendation_told(decision)):
+            assert Event.from_json(told.body) == event
+            assert (told.id, told.source, told.type, told.traceparent) == (
+                event.id, event.source, event.type, event.traceparent
+            )  # fmt: skip
+            # As it waits in the outbox.
+            assert bson.decode(bson.encode({"entry": pending_raw(told)}))["entry"] == pending_entry(told)
 
 
 def test_a_line_encoded_beforehand_is_the_line() -> None:
@@ -146,6 +155,30 @@ def test_a_line_encoded_beforehand_is_the_line() -> None:
         assert bson.decode(bson.encode({"line": ranked_raw(made)}))["line"] == bson.decode(
             bson.encode(_ranked_fields(made))
         )
+
+
+def test_a_line_of_an_answer_is_what_protobuf_makes_of_it() -> None:
+    long = offer(titles=(Text(language="zh", text="流量" * 60), Text(language="en", text="x")))
+    (line,) = Ranker([long], RuleTable()).rank(Profile(customer="c1"), Contact(), NOW, 3)
+    lines = (line, replace(line, rank=10, score=0.25, probability=0.5, propensity=0.125))
+    made = Decision(
+        id="d1",
+        customer="c1",
+        number="",
+        contact=Contact(),
+        offers=lines,
+        no_offer=None,
+        created_at=NOW,
+        expires_at=NOW,
+    )
+    for _ in range(2):
+        answer = convert.decision_to_proto(made)
+        assert len(answer.offers[0].SerializeToString()) > 127
+        for told, entry in zip(answer.offers, lines, strict=True):
+            expected = convert._still_proto(entry)
+            expected.rank, expected.score = entry.rank, entry.score
+            expected.acceptance_probability, expected.propensity = entry.probability, entry.propensity
+            assert told == expected
 
 
 def test_the_propensity_model_learns_who_takes_what_or_says_why_not() -> None:
