@@ -74,7 +74,10 @@ async def test_a_plan_and_a_roster(mongo_uri: str, database: Any) -> None:
     tomorrow = START + dt.timedelta(days=16)
     span = common_pb2.Interval(start_time=stamp(tomorrow), end_time=stamp(tomorrow + dt.timedelta(days=1)))
     request = menus_pb2.PlanStaffingRequest(queue="queues/service", interval=span)
-    plan = await planner.answer("PlanStaffing", request, menus_pb2.PlanStaffingResponse())
+    try:
+        plan = await planner.answer("PlanStaffing", request, menus_pb2.PlanStaffingResponse())
+    finally:
+        await planner.close()
     busy = [row for row in plan.requirements if row.arrivals > 1]
     # Who was passed on to the other region counts once.
     assert len(busy) == 18

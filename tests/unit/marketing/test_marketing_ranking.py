@@ -51,7 +51,7 @@ def by_scoring_all(
     return chosen[:limit]
 
 
-@settings(max_examples=300)
+@settings(max_examples=150)
 @given(offers(), baskets, profiles, contacts, st.integers(1, 5))
 def test_ranking_is_that_of_scoring_every_offer(
     catalogue: list[Offer], histories: list[set[str]], profile: Profile, contact: Contact, limit: int
