@@ -17,7 +17,6 @@ import grpc
 from bench.chaos.floor import POLL_SECONDS, QUEUE, REGION, Floor, eventually, furnish
 
 from callmesh.routing.v1 import agent_pb2, call_pb2, routing_pb2_grpc
-from chassis.client import WATCHFUL_OPTIONS
 from chassis.clock import SystemClock
 from cli.demo.agent import AgentContext, Desktop
 from cli.demo.edge import Edge, EdgeContext
@@ -40,6 +39,16 @@ from cli.demo.timing import ReplayClock
 SPEED = 10.0
 #: Real seconds of a conversation with its after-call work, and of a caller's patience.
 SERVICE_SECONDS, PATIENCE_SECONDS = 1.2, 60.0
+#: When a router is there and silent. All edges and desktops share one process and one connection a router,
+#: and two cores with what they measure: less patient ones (chassis.client has what is right for one of them)
+#: took routers for dead that were only late.
+KEEPALIVE_OPTIONS = (
+    ("grpc.keepalive_time_ms", 3_000),
+    ("grpc.keepalive_timeout_ms", 3_000),
+    # gRPC's own pings stand in for the keepalive and wait a minute by default.
+    ("grpc.http2.ping_timeout_ms", 3_000),
+    ("grpc.http2.max_pings_without_data", 0),
+)
 #: All that a desk may be waited for at the end, real seconds: longer than the longest timer (after-call work,
 #: 30 s).
 STUCK_SECONDS = 40.0
@@ -49,7 +58,7 @@ class ChaosChannels(Channels):
     """Channels that notice a router which is there but silent."""
 
     def __init__(self, addresses: dict[str, str]) -> None:
-        options = [*CHANNEL_OPTIONS, *WATCHFUL_OPTIONS]
+        options = [*CHANNEL_OPTIONS, *KEEPALIVE_OPTIONS]
         options = [(n, 1_000 if n == "grpc.min_reconnect_backoff_ms" else v) for n, v in options]
         self._channels = {
             name: grpc.aio.insecure_channel(address, options=options) for name, address in addresses.items()

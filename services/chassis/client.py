@@ -22,9 +22,11 @@ RECONNECT_SECONDS_MAX = 2.0
 
 
 #: Who has a stream open asks a server that has been silent for so long whether it is there, and gives it up
-#: when there is no answer for as long again, seconds. Together less than the grace period of 5 s, for which a
-#: router keeps the place of a lost edge or desktop.
-WATCHFUL_SECONDS = 1.0
+#: when there is no answer for so long, seconds. Together less than the grace period of 5 s, for which a
+#: router keeps the place of a lost edge or desktop. Not shorter: on a machine with too much to do, clients
+#: that waited a second or two for the answer left routers that were only late, and their coming back kept
+#: those busy.
+WATCHFUL_SECONDS, ANSWER_SECONDS = 2.0, 2.5
 
 #: Channels that are kept for what still runs on them after a certificate was renewed.
 RETIRED_MAX = 8
@@ -40,12 +42,12 @@ _OPTIONS = (
 )
 
 
-#: A server that hangs with its connections open is noticed within twice `WATCHFUL_SECONDS`.
+#: A server that hangs with its connections open is noticed within the sum of the two.
 WATCHFUL_OPTIONS = (
     ("grpc.keepalive_time_ms", int(WATCHFUL_SECONDS * 1000)),
-    ("grpc.keepalive_timeout_ms", int(WATCHFUL_SECONDS * 1000)),
+    ("grpc.keepalive_timeout_ms", int(ANSWER_SECONDS * 1000)),
     # gRPC's own pings stand in for the keepalive, and wait a minute by default.
-    ("grpc.http2.ping_timeout_ms", int(WATCHFUL_SECONDS * 1000)),
+    ("grpc.http2.ping_timeout_ms", int(ANSWER_SECONDS * 1000)),
     # Who only listens sends no data; after two pings without any the next would come a minute later.
     ("grpc.http2.max_pings_without_data", 0),
 )

@@ -107,8 +107,8 @@ def server_options(settings: ServiceSettings) -> list[tuple[str, int]]:
         ("grpc.keepalive_permit_without_calls", 1),
         # Who opens a connection and says nothing holds it for no longer than this; two minutes by default.
         ("grpc.server_handshake_timeout_ms", HANDSHAKE_MS_MAX),
-        # An edge has to notice a dead router before its place is given up, and asks every second
-        # (`client.WATCHFUL_SECONDS`); who is told that it asks too often asks half as often after.
+        # An edge has to notice a dead router before its place is given up, and asks every two
+        # seconds (`client.WATCHFUL_SECONDS`); who is told that it asks too often asks half as often after.
         ("grpc.http2.min_ping_interval_without_data_ms", 500),
         ("grpc.http2.max_ping_strikes", 4),
     ]

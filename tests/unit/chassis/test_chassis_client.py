@@ -44,7 +44,7 @@ async def test_a_server_that_hangs_is_given_up_before_the_grace_period_ends() ->
                 stream = channel.stream_stream("/quiet.Quiet/Stream")()
                 assert await stream.read() == b"here"
                 server.send_signal(signal.SIGSTOP)
-                # Without a keepalive it would hang as long as the server does; two seconds, if all goes well.
+                # Without a keepalive it would hang as long as the server does; 4.5 seconds, if all goes well.
                 with pytest.raises(grpc.aio.AioRpcError) as lost:
                     await asyncio.wait_for(stream.read(), 30)
                 assert lost.value.code() == grpc.StatusCode.UNAVAILABLE
