@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import enum
 import functools
-import struct
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any, TypeVar
@@ -411,38 +410,20 @@ def _contact_from_proto(message: Any, problems: list[Problem]) -> Contact:
     )
 
 
-def _ranked_wire(entry: RankedOffer) -> bytes:
-    """One line of a ranking as a field of a Decision, in protobuf's own encoding: most of a line was the same
-    for somebody else before, and a message that is put into another one is copied field by field.
+def _add_ranked(decision: recommendations_pb2.Decision, entry: RankedOffer) -> None:
+    """One line of a ranking. Most of a line was the same for somebody else before: that part is kept encoded,
+    for a message that is put into another one is copied field by field.
     """
     still = entry.forms.get("wire")
     if still is None:
         still = entry.forms["wire"] = _still_proto(entry).SerializeToString()
-    size, length = len(still) + _CHANGING.size, b""
-    while size > 127:
-        length += bytes((size & 127 | 128,))
-        size >>= 7
-    rank, score, probability, share = _CHANGING_TAGS
-    changing = _CHANGING.pack(
-        rank, entry.rank, score, entry.score, probability, entry.probability, share, entry.propensity
+    line = decision.offers.add(
+        rank=entry.rank,
+        score=entry.score,
+        acceptance_probability=entry.probability,
+        propensity=entry.propensity,
     )
-    return b"".join((_LINE_TAG, length, bytes((size,)), still, changing))
-
-
-def _tag(message: Any, field: str, wire_type: int) -> int:
-    """What stands before a field on the wire; below 128 for the first fifteen numbers."""
-    return int(message.DESCRIPTOR.fields_by_name[field].number) << 3 | wire_type
-
-
-#: The changing part of a line: rank, at most 10 and so of one byte, then three doubles.
-_CHANGING = struct.Struct("<BBBdBdBd")
-_CHANGING_TAGS = (
-    _tag(types_pb2.RankedOffer, "rank", 0),
-    _tag(types_pb2.RankedOffer, "score", 1),
-    _tag(types_pb2.RankedOffer, "acceptance_probability", 1),
-    _tag(types_pb2.RankedOffer, "propensity", 1),
-)
-_LINE_TAG = bytes((_tag(recommendations_pb2.Decision, "offers", 2),))
+    line.MergeFromString(still)
 
 
 def _still_proto(entry: RankedOffer) -> types_pb2.RankedOffer:
@@ -502,7 +483,8 @@ def decision_to_proto(decision: Decision) -> recommendations_pb2.Decision:
         create_time=timestamp(decision.created_at),
         expire_time=timestamp(decision.expires_at),
     )
-    message.MergeFromString(b"".join(map(_ranked_wire, decision.offers)))
+    for entry in decision.offers:
+        _add_ranked(message, entry)
     return message
 
 

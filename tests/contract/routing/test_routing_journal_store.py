@@ -163,6 +163,10 @@ async def test_a_store_may_be_closed_unused_and_twice(journals: Journals) -> Non
     store = journals.open()
     await store.close()
     await store.close()
+    # The others are open still.
+    other = journals.open()
+    await other.insert(block(1))
+    assert await read(other) == [block(1)]
 
 
 def test_a_document_and_a_block_are_the_same() -> None:

@@ -85,13 +85,22 @@ def test_a_full_queue_refuses_and_nothing_is_lost_silently(
 ) -> None:
     arguments = {"x-queue-type": "quorum", "x-max-length": 5, "x-overflow": "reject-publish"}
     channel.queue_declare(source, durable=True, auto_delete=False, arguments=arguments)
+    bodies: list[bytes] = []
+    outcomes: list[Outcome] = []
 
     def refused() -> bool:
         # A quorum queue learns of its length with a delay, so the limit is soft.
-        out = publisher.publish([Outgoing(exchange="", routing_key=source, body=b"x") for _ in range(20)])
-        return Outcome.REFUSED in out
+        batch = [f"{len(bodies) + number}".encode() for number in range(20)]
+        bodies.extend(batch)
+        outcomes.extend(
+            publisher.publish([Outgoing(exchange="", routing_key=source, body=body) for body in batch])
+        )
+        return Outcome.REFUSED in outcomes
 
     wait_until(refused)
+    assert set(outcomes) == {Outcome.PUBLISHED, Outcome.REFUSED}
+    taken = [body for body, outcome in zip(bodies, outcomes, strict=True) if outcome is Outcome.PUBLISHED]
+    assert drain(channel, source) == taken
 
 
 def test_delay_queues_hand_back_to_the_handlers_queue(
