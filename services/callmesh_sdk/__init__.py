@@ -11,6 +11,8 @@ and any other RPC, with what every client has to get right done once.
 - What is safe to repeat is repeated, within the deadline (`client`): what only reads, what carries a
   `request_id` (one is filled in where it is empty), what is idempotent by contract, and anything that a limit
   refused.
+- Clients spread over the servers of a service, leave one that is not there, and go back to it when it has
+  been well for a while (`servers`).
 - Streams that break are opened again where they were: a call by its place token (`edge`), a desktop by its
   session (`desk`), a subscription by its cursor (`events`).
 """
@@ -34,6 +36,7 @@ from callmesh_sdk.errors import (
     Unimplemented,
 )
 from callmesh_sdk.events import Received, follow
+from callmesh_sdk.servers import Homing
 
 __all__ = [
     "Aborted",
@@ -44,6 +47,7 @@ __all__ = [
     "DeadlineExceeded",
     "Desk",
     "FailedPrecondition",
+    "Homing",
     "InvalidArgument",
     "NotFound",
     "Options",

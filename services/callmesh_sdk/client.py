@@ -2,7 +2,7 @@
 
 A call is repeated when that cannot do anything twice:
 1. It only reads (`READING`), it is idempotent by contract (`IDEMPOTENT`), or it carries a `request_id`; then
-   after UNAVAILABLE, at the next address where there are several.
+   after UNAVAILABLE, at another address where there are several (`servers`).
 2. A limit refused it before anything was done (RESOURCE_EXHAUSTED with RetryInfo), whatever it is.
 Never after DEADLINE_EXCEEDED, never beyond the call's own deadline, and `tries_max` times at most. The pause
 is the server's advice or a growing one with jitter.
@@ -23,6 +23,8 @@ from typing import Any, TypeVar
 import grpc
 
 from callmesh_sdk import errors
+from callmesh_sdk.servers import Homing, order_of
+from callmesh_sdk.watch import Watch
 from chassis import client as dialling
 from chassis import tls
 
@@ -45,9 +47,16 @@ StubType = TypeVar("StubType")
 class Options:
     """Where the platform is and how this partner calls it."""
 
-    #: Service ("routing", "crm", "tickets", "marketing") -> "host:port" of its servers, the preferred one
-    #: first.
+    #: Service ("routing", "crm", "tickets", "marketing") -> "host:port" of its servers, each named by itself.
+    #: They are equals: clients spread over them.
     addresses: Mapping[str, Sequence[str]]
+    #: Those that are called only while none of the others is there, such as another region's.
+    backups: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    #: Who calls, for the choice among equals; calls and desktops choose by their own names. Empty: a name by
+    #: chance.
+    name: str = ""
+    #: How patiently a server that was lost is returned to.
+    homing: Homing = field(default_factory=Homing)
     #: Bearer token; or, better, a file that somebody renews.
     token: str = field(default="", repr=False)
     token_file: str = ""
@@ -70,6 +79,9 @@ class Options:
         for service, targets in self.addresses.items():
             if isinstance(targets, str) or not targets:
                 raise ValueError(f"addresses[{service!r}] must be a list with at least one host:port")
+        for service, targets in self.backups.items():
+            if isinstance(targets, str) or service not in self.addresses:
+                raise ValueError(f"backups[{service!r}] must be a list, of a service that has addresses")
         if bool(self.cert_file) != bool(self.key_file):
             raise ValueError("cert_file and key_file must be named together")
         if self.cert_file and not self.ca_file:
@@ -131,7 +143,9 @@ class Client:
         token = tls.TokenFile(options.token_file) if options.token_file else _Token(options.token)
         files = _Files(options) if options.ca_file else None
         self._dialer = dialling.Dialer(files, token, dialling.watchful_channel)
-        self._turn: dict[str, int] = {}
+        self._watches: dict[str, Watch] = {}
+        #: Whose order of servers is used where nobody else's is.
+        self.name = options.name or uuid.uuid4().hex
 
     async def __aenter__(self) -> Client:
         return self
@@ -141,18 +155,31 @@ class Client:
 
     async def close(self) -> None:
         """Closes every connection."""
+        for watch in self._watches.values():
+            await watch.close()
         await self._dialer.close()
 
     # --- for the other parts of this package ---------------------------------------------------------------
 
-    def channel(self, service: str) -> grpc.aio.Channel:
-        """To the present server of a service. KeyError for a service without an address."""
-        addresses = self.options.addresses[service]
-        return self._dialer.channel(addresses[self._turn.get(service, 0) % len(addresses)])
+    def order(self, service: str, name: str = "") -> list[str]:
+        """The servers of a service as `name` prefers them. KeyError for a service without an address."""
+        options = self.options
+        return order_of(name or self.name, options.addresses[service], options.backups.get(service, ()))
 
-    def next_server(self, service: str) -> None:
-        """The present server is no good: the next one's turn."""
-        self._turn[service] = self._turn.get(service, 0) + 1
+    def watch(self, service: str) -> Watch:
+        """What is known of a service's servers."""
+        if service not in self._watches:
+            self._watches[service] = Watch(self.options.homing, self.channel)
+        return self._watches[service]
+
+    def lost(self, service: str, address: str) -> None:
+        """Nobody is at that server, or a stream to it broke: it is returned to when it is well again."""
+        if len(self.options.addresses[service]) + len(self.options.backups.get(service, ())) > 1:
+            self.watch(service).lost(address)
+
+    def channel(self, address: str) -> grpc.aio.Channel:
+        """To one server."""
+        return self._dialer.channel(address)
 
     def metadata(self) -> tuple[tuple[str, str], ...]:
         """What every call carries."""
@@ -184,19 +211,23 @@ class Client:
         request, safe = _prepared(method, request)
         left = self.options.deadline_seconds if timeout is None else timeout
         deadline, backoff = time.monotonic() + left, Backoff()
+        order, servers = self.order(service), self.watch(service).servers
+        address = servers.choose(order)
         for turn in range(1, self.options.tries_max + 1):
             try:
-                calling = make(self.channel(service))
+                calling = make(self.channel(address))
                 return await calling(request, timeout=deadline - time.monotonic(), metadata=self.metadata())
             except grpc.aio.AioRpcError as raised:
                 error = errors.of(raised)
+            if isinstance(error, errors.Unavailable):
+                self.lost(service, address)
             pause = backoff.seconds(error)
             if turn == self.options.tries_max or not _worth_repeating(error, safe):
                 raise error
             if time.monotonic() + pause >= deadline:
                 raise error
             if isinstance(error, errors.Unavailable):
-                self.next_server(service)
+                address = servers.choose(order, failed=address)
             await asyncio.sleep(pause)
         raise AssertionError("unreachable")
 
@@ -248,7 +279,8 @@ class _Channel:
         **_: Any,
     ) -> Callable[..., Any]:
         def call(requests: Any, timeout: float | None = None) -> Any:
-            channel = self._client.channel(self._service)
+            servers = self._client.watch(self._service).servers
+            channel = self._client.channel(servers.choose(self._client.order(self._service)))
             made = getattr(channel, kind)(method, request_serializer, response_deserializer)
             return made(requests, timeout=timeout, metadata=self._client.metadata())
 

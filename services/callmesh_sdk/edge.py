@@ -27,9 +27,9 @@ class Caller:
                 case "connected":
                     ...  # bridge, and caller.end() when the conversation is over
 
-    When the stream breaks, the call is opened again at the next router with `attempt` + 1 and the newest
-    place token: the place is kept. Leaving `events` early drops the stream but not the place; `hang_up` ends
-    the call.
+    Each call has its own order of routers. When the stream breaks, the call is opened again at another router
+    with `attempt` + 1 and the newest place token: the place is kept. Leaving `events` early drops the stream
+    but not the place; `hang_up` ends the call.
     """
 
     def __init__(self, client: Client, call: call_pb2.CallRequest) -> None:
@@ -58,7 +58,7 @@ class Caller:
         """What happens to the call, until it has ended or the server has nothing more to say. `CallError`
         when it was refused, or no router took it for `Options.give_up_seconds`.
         """
-        again = Reopening(self._client, "routing")
+        again = Reopening(self._client, "routing", self.call_id)
         while True:
             if self._opened:
                 self._call.attempt += 1
@@ -66,7 +66,7 @@ class Caller:
                 self._call.reopen_reason = call_pb2.REOPEN_REASON_STREAM_LOST
             self._opened = True
             # The generated stub wants a synchronous channel's type; grpc.aio's is as good.
-            stub: Any = routing_pb2_grpc.RoutingServiceStub(self._client.channel("routing"))
+            stub: Any = routing_pb2_grpc.RoutingServiceStub(self._client.channel(again.address))
             stream = stub.RouteCall(
                 routing_pb2.RouteCallRequest(call=self._call), metadata=self._client.metadata()
             )

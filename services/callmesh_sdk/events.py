@@ -61,7 +61,7 @@ async def follow(
     while True:
         request = event_service_pb2.SubscribeRequest(types=names, cursor=cursor, start=start)
         # The generated stub wants a synchronous channel's type; grpc.aio's is as good.
-        stub: Any = event_service_pb2_grpc.EventServiceStub(client.channel(service))
+        stub: Any = event_service_pb2_grpc.EventServiceStub(client.channel(again.address))
         call = stub.Subscribe(request, metadata=client.metadata())
         broken: grpc.aio.AioRpcError | None = None
         try:

@@ -24,11 +24,16 @@ _BROKEN = (
 class Reopening:
     """Decides after each break whether a stream is opened once more, and waits until then."""
 
-    def __init__(self, client: Client, service: str) -> None:
+    def __init__(self, client: Client, service: str, name: str = "") -> None:
+        """`name` has an order of servers of its own; the client's when it is empty."""
         self._client = client
         self._service = service
+        self._order = client.order(service, name)
+        self._servers = client.watch(service).servers
         self._backoff = Backoff()
         self._since: float | None = None
+        #: Where the stream is, or is to be opened.
+        self.address = self._servers.choose(self._order)
 
     def well(self) -> None:
         """The stream gave something: the next break is a first one."""
@@ -36,7 +41,7 @@ class Reopening:
         self._backoff.reset()
 
     async def after(self, raised: grpc.aio.AioRpcError | None) -> None:
-        """Waits before the next try, at the next server. `CallError` when the server refused, or nothing came
+        """Waits before the next try, at another server. `CallError` when the server refused, or nothing came
         of it for `give_up_seconds`.
         """
         # A stream that a server ended in order is opened again as well, and no longer than a broken one.
@@ -46,7 +51,9 @@ class Reopening:
         self._since = now if self._since is None else self._since
         if refused or now - self._since > self._client.options.give_up_seconds:
             raise error from None
-        self._client.next_server(self._service)
+        if raised is None or raised.code() is not grpc.StatusCode.RESOURCE_EXHAUSTED:
+            self._client.lost(self._service, self.address)
+        self.address = self._servers.choose(self._order, failed=self.address)
         await asyncio.sleep(self._backoff.seconds(error))
 
 
