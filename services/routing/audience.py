@@ -6,6 +6,8 @@ from typing import Any
 
 from routing.model import (
     AgentDraining,
+    AgentRemoved,
+    AgentState,
     AgentView,
     Answer,
     CallAttached,
@@ -73,10 +75,11 @@ _HEARD = _OF_CALL | _OF_AGENT | {CallQueued, CallTransferred}
 class _Views:
     """Calls and agents as they are after one command, each looked at once."""
 
-    __slots__ = ("_agents", "_calls", "_state")
+    __slots__ = ("_agents", "_calls", "_now_ms", "_state")
 
-    def __init__(self, state: ShardState, answer: Answer) -> None:
+    def __init__(self, state: ShardState, answer: Answer, now_ms: int) -> None:
         self._state = state
+        self._now_ms = now_ms
         call, agent = answer.call, answer.agent
         self._calls: dict[str, CallView] = {call.facts.call_id: call} if call is not None else {}
         self._agents: dict[str, AgentView] = {agent.agent: agent} if agent is not None else {}
@@ -89,11 +92,27 @@ class _Views:
         return view
 
     def agent(self, agent_id: str) -> AgentView | None:
-        """None for an unknown agent."""
+        """None for no agent. One whom this command removes is logged out: the desktop is to hear it."""
         view = self._agents.get(agent_id)
-        if view is None and agent_id in self._state.agents:
-            view = self._agents[agent_id] = view_agent(self._state, agent_id)
+        if view is None and agent_id:
+            known = agent_id in self._state.agents
+            view = view_agent(self._state, agent_id) if known else _removed(agent_id, self._now_ms)
+            self._agents[agent_id] = view
         return view
+
+
+def _removed(agent_id: str, now_ms: int) -> AgentView:
+    return AgentView(
+        agent=agent_id,
+        state=AgentState.OFFLINE,
+        pause_reason="",
+        session=0,
+        command=0,
+        calls=(),
+        offers=(),
+        since_ms=now_ms,
+        capacity=(),
+    )
 
 
 class Audience:
@@ -124,11 +143,10 @@ class Audience:
         `answer` to the same command show too.
         """
         facts: list[tuple[str, Fact]] = []
-        views = _Views(state, answer)
+        views = _Views(state, answer, now_ms)
         for event in events:
-            if isinstance(event, CallsForgotten):
-                self._forget(event)
             if type(event) not in _HEARD:
+                self._forget(event)
                 continue
             call_id, agent_id = self._subjects(event)
             fronts = self._fronts(state, call_id, agent_id)
@@ -143,10 +161,14 @@ class Audience:
             facts.extend((front, fact) for front in fronts)
         return facts
 
-    def _forget(self, event: CallsForgotten) -> None:
-        for call_id in event.call_ids:
-            self._calls.pop(call_id, None)
-            self._agent_of.pop(call_id, None)
+    def _forget(self, event: Event) -> None:
+        """Whoever is gone: an agent not before all that the same command did has been told."""
+        if isinstance(event, AgentRemoved):
+            self._agents.pop(event.agent, None)
+        elif isinstance(event, CallsForgotten):
+            for call_id in event.call_ids:
+                self._calls.pop(call_id, None)
+                self._agent_of.pop(call_id, None)
 
     def _fronts(self, state: ShardState, call_id: str, agent_id: str) -> list[str]:
         """Those that hold the call or the agent, or did until now; each once, in order."""
@@ -195,7 +217,6 @@ class Audience:
         agent = state.agents.get(agent_id) if agent_id else None
         before = self._agents.get(agent_id, "") if agent_id else ""
         if agent is None:
-            self._agents.pop(agent_id, None)
             return [before] if before else []
         if agent.front:
             self._agents[agent_id] = agent.front

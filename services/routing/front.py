@@ -1095,6 +1095,9 @@ class Front:
                 # The session is the other router's now: closing this stream must not detach it.
                 self._forget_desk(desk)
             return
+        if fact.call is None and update.shard != desk.region:
+            # How the agent stands where the session is not: logged out, for one.
+            return
         desk.push(update)
 
 

@@ -8,6 +8,7 @@ import zoneinfo
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from typing import Any, Protocol
 
+import msgspec
 from pymongo.errors import PyMongoError
 
 from callmesh.routing.v1 import agent_pb2
@@ -23,6 +24,7 @@ from routing.audit import Act
 from routing.audit_store import ActQuery, AuditReader
 from routing.errors import AgentNotFound, RegionNotFound, error_of
 from routing.front import Front
+from routing.leader import Committed
 from routing.peers import PeerTable
 from routing.reports import AGENT, QUEUE, SLOT_MS
 from routing.reports_store import ReportQuery, ReportReader
@@ -182,19 +184,46 @@ class SupervisionHandlers:
     async def _act_on_agent(
         self, act: Act, command: model.ForceLogOut | model.PauseAgent, reason: str, details: dict[str, str]
     ) -> agent_pb2.AgentStatus:
+        """Does it where the agent is logged in, recorded once; else in the region that the agent is of."""
         checked_reason(reason)
         agent = command.agent
-        region = await self._agents.region_of(agent)
-        if region is None or region not in self._shards:
-            raise AgentNotFound(resource=resource_name("agents", agent))
-        async with acting(
-            self._front, region, act, resource_name("agents", agent), reason=reason, details=details
-        ):
-            committed = await self._front.ask(region, command)
-            if committed.answer.refusal is not None:
-                raise error_of(committed.answer.refusal, agent=agent)
-        assert committed.answer.agent is not None
-        return convert.status_message(committed.answer.agent, region)
+        resource = resource_name("agents", agent)
+        home = await self._agents.region_of(agent) or ""
+        seats = await self._seats_of(agent, home)
+        regions = [seat.shard for seat in seats] or ([home] if home in self._shards else [])
+        if not regions:
+            raise AgentNotFound(resource=resource)
+        async with acting(self._front, regions[0], act, resource, reason=reason, details=details):
+            done = [await self._do_to_agent(region, command) for region in regions]
+        # Whoever belongs elsewhere leaves a shard's memory together with what was held there.
+        view = done[0] or msgspec.structs.replace(
+            _seen(seats[0]), state=model.AgentState.OFFLINE, calls=(), offers=()
+        )
+        return convert.status_message(view, regions[0])
+
+    async def _do_to_agent(
+        self, region: str, command: model.ForceLogOut | model.PauseAgent
+    ) -> model.AgentView | None:
+        """The agent as it is then; None for one who has left the shard."""
+        answer = (await self._front.ask(region, command)).answer
+        if answer.refusal is not None:
+            raise error_of(answer.refusal, agent=command.agent)
+        return answer.agent
+
+    async def _seats_of(self, agent: str, home: str) -> list[Committed]:
+        """What each shard says in which the agent is logged in, that of its own region (`home`) first: who is
+        moved to another region, or removed, in a conversation finishes it where it began. Raises Unavailable
+        when no shard says so and one has not answered.
+        """
+        question = model.AskAgent(agent=agent)
+        regions = sorted(self._shards, key=lambda region: (region != home, region))
+        asked = (self._front.ask(r, question, ANSWER_SECONDS if r != home else None) for r in regions)
+        results = await asyncio.gather(*asked, return_exceptions=True)
+        found = [r for r in results if isinstance(r, Committed) and _is_logged_in(r.answer.agent)]
+        for result in results if not found else ():
+            if isinstance(result, BaseException):
+                raise result
+        return found
 
     async def monitor_call(self, request: pb.MonitorCallRequest) -> pb.MonitorCallResponse:
         """Tells the edge that holds the conversation's stream."""
@@ -274,6 +303,15 @@ class SupervisionHandlers:
         shown = found[: page.limit]
         last = shown[-1][0] if len(found) > len(shown) else None
         return pb.ListActsResponse(acts=[act for _, act in shown], next_page_token=page.next_token(last))
+
+
+def _is_logged_in(view: model.AgentView | None) -> bool:
+    return view is not None and view.state is not model.AgentState.OFFLINE
+
+
+def _seen(committed: Committed) -> model.AgentView:
+    assert committed.answer.agent is not None
+    return committed.answer.agent
 
 
 async def _read(reading: Awaitable[list[Any]]) -> list[Any]:

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from typing import Any
 
+import pytest
+
 from routing.audience import Audience
 from routing.engine import step
 from routing.model import (
     AcceptOffer,
     AgentConfig,
+    AgentState,
     CallAttached,
     CallConnected,
     CallEnded,
@@ -21,11 +24,14 @@ from routing.model import (
     ConfirmCall,
     EndCall,
     Fact,
+    ForceLogOut,
     HangUp,
     OfferEnded,
     OpenSession,
     PlaceCall,
     QueueConfig,
+    RemoveAgent,
+    SessionClosed,
     SessionOpened,
     Tick,
 )
@@ -113,6 +119,25 @@ def test_an_end_is_told_to_the_agent_who_had_the_call_and_not_to_the_next() -> N
     assert ("others", "bob") in heard(facts, CallOffered) or ("desks", "ann") in heard(facts, CallOffered)
     assert {agent for _, agent in heard(facts, CallEnded)} == {"ann"}
     assert "others" not in {front for front, _ in heard(facts, CallEnded)}
+
+
+@pytest.mark.parametrize("talks", [False, True])
+def test_a_desktop_hears_that_its_agent_is_removed(talks: bool) -> None:
+    shard = Shard()
+    shard.agent("ann", "desks")
+    if talks:
+        shard.place()
+        shard.connect()
+        assert heard(shard.do(RemoveAgent(agent="ann")), SessionClosed) == [], "not before it is over"
+        facts = shard.do(ForceLogOut(agent="ann", interrupt=True))
+        assert ("desks", "ann") in heard(facts, CallEnded)
+    else:
+        facts = shard.do(RemoveAgent(agent="ann"))
+    assert heard(facts, SessionClosed) == [("desks", "ann")]
+    [agent] = {fact.agent for _, fact in facts}
+    assert agent is not None and (agent.state, agent.calls) == (AgentState.OFFLINE, ())
+    assert "ann" not in shard.state.agents
+    assert heard(shard.agent("ann", "others"), SessionOpened) == [("others", "ann")], "a stranger"
 
 
 def test_after_a_change_of_leader_the_audience_is_read_from_the_state() -> None:

@@ -13,6 +13,8 @@ from typing import Any, TypeVar
 
 import pytest
 
+from callmesh.routing.v1 import agent_pb2
+from callmesh.routing.v1 import supervision_pb2 as pb
 from chassis.errors import CallmeshError, Unavailable
 from chassis.testing import FakeClock
 from routing.audience import Audience
@@ -52,18 +54,23 @@ from routing.model import (
     PlaceCall,
     Presence,
     QueueConfig,
+    RecordAct,
     RemoveAgent,
     RequestCallback,
+    SessionClosed,
     ShardOpened,
     Tick,
     TransferCall,
     WithdrawCall,
 )
+from routing.peers import PeerTable
 from routing.state import ShardState, evolve, next_deadline
 from routing.streams import UPDATES_UNREAD_MAX, Caller, Desk, Moved, Present, Update
+from routing.supervision_handlers import SupervisionHandlers
 from routing.turnstile import AT_ONCE_MAX
 
 DEADLINE_SECONDS = 10
+ON_CALL, OFFLINE = agent_pb2.AGENT_STATE_ON_CALL, agent_pb2.AGENT_STATE_OFFLINE
 T = TypeVar("T")
 
 
@@ -1168,6 +1175,110 @@ async def test_where_a_moved_agent_opens_is_asked_anew_once_its_region_has_a_lea
     wire.back()
     await soon(opening)
     assert seat.region == "beijing" and OpenSession not in wire.kinds()
+
+
+# --- a supervisor's word to an agent
+
+
+class Homes:
+    """The directory: Ann is of Shanghai, Bob is no more."""
+
+    async def region_of(self, agent: str) -> str | None:
+        return {"ann": "shanghai"}.get(agent)
+
+
+def supervision(world: World, front: Front) -> SupervisionHandlers:
+    unused: dict[str, Any] = {"reports": None, "audit": None}
+    return SupervisionHandlers(
+        front=front,
+        agents=Homes(),
+        peers=PeerTable(world.clock, 3.0),
+        shards=frozenset(world.shards),
+        zone_of=lambda region: "",
+        clock=world.clock,
+        **unused,
+    )
+
+
+def recorded(world: World) -> list[tuple[str, tuple[tuple[str, str], ...]]]:
+    """What is in the journals of acts: region and details."""
+    return [
+        (region, command.details)
+        for (_, region), wire in world.wires.items()
+        for command in wire.asked
+        if isinstance(command, RecordAct)
+    ]
+
+
+def closed_at(seat: Desk) -> list[str]:
+    """The regions that have told a desktop that it is logged out."""
+    facts = [(update.shard, update.what) for update in seat.updates.unread if isinstance(update, Update)]
+    return [
+        shard for shard, what in facts if isinstance(what, Fact) and isinstance(what.event, SessionClosed)
+    ]
+
+
+async def test_a_forced_log_out_reaches_the_conversation_of_an_agent_who_was_moved(moved: World) -> None:
+    [front] = moved.fronts
+    acts = supervision(moved, front)
+    seat = desk(2, region="shanghai", calls_held=("c1",))
+    await front.open_desk(seat)
+    wanted = pb.LogOutAgentRequest(name="agents/ann", reason="fire alarm")
+    status = await acts.log_out_agent(wanted)
+    assert (status.region, status.state, status.draining) == ("regions/beijing", ON_CALL, True), (
+        "when it is done"
+    )
+    wanted.interrupt = True
+    moved.wire("shanghai").down()
+    status = await acts.log_out_agent(wanted)
+    assert (status.region, status.state) == ("regions/beijing", OFFLINE) and not status.calls_held
+    ended = moved.beijing.state.calls["c1"]
+    assert (ended.state, ended.outcome) == (CallState.ENDED, CallOutcome.INTERRUPTED)
+    assert "ann" not in moved.beijing.state.agents, "she is of Shanghai alone"
+    assert closed_at(seat) == ["beijing"], "her desktop hears it"
+    assert recorded(moved) == [("beijing", ()), ("beijing", (("interrupt", "true"),))]
+
+
+async def test_a_forced_log_out_is_not_said_to_be_done_where_nobody_knows(moved: World) -> None:
+    [front] = moved.fronts
+    moved.wire("beijing").down()
+    with pytest.raises(Unavailable):
+        await supervision(moved, front).log_out_agent(
+            pb.LogOutAgentRequest(name="agents/ann", interrupt=True)
+        )
+    assert moved.beijing.state.calls["c1"].state is CallState.CONNECTED and recorded(moved) == []
+
+
+async def test_an_agent_who_sits_in_two_regions_is_logged_out_of_both(moved: World) -> None:
+    [front] = moved.fronts
+    seat = desk(2, region="shanghai")
+    await front.open_desk(seat)
+    status = await supervision(moved, front).log_out_agent(
+        pb.LogOutAgentRequest(name="agents/ann", interrupt=True)
+    )
+    assert (status.region, status.state) == ("regions/shanghai", OFFLINE)
+    assert moved.shanghai.state.agents["ann"].presence is Presence.OFFLINE
+    assert moved.beijing.state.calls["c1"].state is CallState.ENDED
+    assert recorded(moved) == [("shanghai", (("interrupt", "true"),))], "once"
+    assert closed_at(seat) == ["shanghai"], "where her session is"
+
+
+async def test_an_agent_removed_in_a_conversation_can_be_paused_and_logged_out(seated: World) -> None:
+    front = seated.front()
+    seated.beijing.do(ConfigureAgent(agent=AgentConfig(id="bob")))
+    acts = supervision(seated, front)
+    await front.open_desk(desk(agent="bob"))
+    await Line(seated, front).next()
+    seated.beijing.accept()
+    seated.beijing.confirm()
+    seated.beijing.do(RemoveAgent(agent="bob"))
+    status = await acts.pause_agent(pb.PauseAgentRequest(name="agents/bob", paused=True, reason="coaching"))
+    assert (status.state, status.pause_reason) == (ON_CALL, "coaching")
+    await acts.log_out_agent(pb.LogOutAgentRequest(name="agents/bob", interrupt=True))
+    assert seated.beijing.state.calls["c1"].state is CallState.ENDED
+    with pytest.raises(AgentNotFound):
+        await acts.log_out_agent(pb.LogOutAgentRequest(name="agents/bob", interrupt=True))
+    assert len(recorded(seated)) == 2, "of nobody nothing is recorded"
 
 
 # --- draining and closing
