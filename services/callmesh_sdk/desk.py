@@ -13,7 +13,7 @@ import asyncio
 import contextlib
 import time
 from collections.abc import AsyncGenerator, AsyncIterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import grpc
@@ -39,6 +39,11 @@ class _Line:
     session: int
     #: What was read of it already, of a line that the desk changed to.
     first: Any = None
+    #: The rest. gRPC wants a stream to be read in one way alone.
+    events: AsyncIterator[Any] = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.events = aiter(self.stream)
 
 
 class Desk:
@@ -149,7 +154,7 @@ class Desk:
                     self._line, self._reopened = line, self._command > 1
             else:
                 yield line.first
-            async for event in line.stream:
+            async for event in line.events:
                 yield event
         except asyncio.CancelledError:
             task = asyncio.current_task()
@@ -217,13 +222,13 @@ class Desk:
         try:
             async with asyncio.timeout(MOVE_SECONDS_MAX):
                 await self._open(line)
-                line.first = await line.stream.read()
+                line.first = await anext(line.events, None)
         except (grpc.aio.AioRpcError, asyncio.InvalidStateError, TimeoutError):
-            line.first = None
+            pass
         finally:
-            if not isinstance(line.first, agent_pb2.AgentEvent):
+            if line.first is None:
                 line.stream.cancel()
-        if not isinstance(line.first, agent_pb2.AgentEvent):
+        if line.first is None:
             self._client.lost("routing", address)
             return None
         self._line = line
