@@ -540,6 +540,8 @@ def agent_events(update: Update) -> list[agent_pb2.AgentEvent]:
         call = what.call
         if call is None:
             return []
+        if call.state is model.CallState.OFFERED:
+            return [_agent_event(update, offer=_ringing(call, update.shard))]
         return [_agent_event(update, connected=_connected_to(call, update.shard))]
     kind = _agent_kind(what, update.shard)
     return [_agent_event(update, **kind)] if kind else []
@@ -547,6 +549,12 @@ def agent_events(update: Update) -> list[agent_pb2.AgentEvent]:
 
 def _connected_to(view: model.CallView, shard: str) -> agent_pb2.AgentEvent.CallConnected:
     return agent_pb2.AgentEvent.CallConnected(call=call_message(view, shard), offer_id=view.offer_id)
+
+
+def _ringing(view: model.CallView, shard: str) -> agent_pb2.AgentEvent.Offer:
+    return agent_pb2.AgentEvent.Offer(
+        offer_id=view.offer_id, call=call_message(view, shard), expire_time=timestamp(view.offer_until_ms)
+    )
 
 
 def _agent_kind(fact: model.Fact, shard: str) -> dict[str, Any]:

@@ -1104,11 +1104,13 @@ def _answer(state: ShardState, command: Any, decision: Decision, now_ms: int) ->
 
 
 def _views(state: ShardState, command: Any) -> tuple[CallView, ...]:
-    """The calls that were asked for; with a session that is opened, its agent's conversations."""
+    """The calls that were asked for; with a session that is opened, its agent's conversations and offers."""
     if isinstance(command, AskCalls):
         return page_of_calls(state, command)
     agent = state.agents.get(command.agent) if isinstance(command, OpenSession) else None
-    return tuple(view_call(state, call_id) for call_id in sorted(agent.calls)) if agent is not None else ()
+    if agent is None:
+        return ()
+    return tuple(view_call(state, call_id) for call_id in sorted({*agent.calls, *agent.offers}))
 
 
 #: Commands whose answer has more than how a call and an agent are now.

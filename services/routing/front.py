@@ -925,8 +925,9 @@ class Front:
         if committed.answer.refusal is not None:
             raise error_of(committed.answer.refusal, agent=desk.agent)
         desk.opened = True
+        # What rings may be news: the link that was to tell it broke with the leader that had decided it.
         for call in committed.answer.calls or await self._calls_of(desk, committed.answer.agent):
-            if call.state is CallState.CONNECTED:
+            if call.state in (CallState.CONNECTED, CallState.OFFERED):
                 desk.push(_present(committed, call))
 
     async def _calls_of(self, desk: Desk, view: AgentView | None) -> list[CallView]:

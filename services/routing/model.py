@@ -1132,7 +1132,7 @@ class Answer(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     refusal: Refusal | None = None
     call: CallView | None = None
     agent: AgentView | None = None
-    #: For AskCalls; for OpenSession those that the agent talks to.
+    #: For AskCalls; for OpenSession those that the agent talks to, and those that ring.
     calls: tuple[CallView, ...] = ()
     #: Entries left for the same command again.
     more: bool = False

@@ -142,6 +142,7 @@ class Desktop:
                 if event.status.state == PAUSED and not self.world.faulty:
                     self._spawn(self._set_state(AVAILABLE))
             case "offer":
+                self.world.auditor.rung.add(event.offer.offer_id)
                 self._spawn(self._answer(event.offer.offer_id))
             case "connected":
                 self._connected(event.connected.call)

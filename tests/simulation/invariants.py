@@ -27,8 +27,11 @@ from routing.model import (
     CallView,
     Fact,
     OfferEnded,
+    OfferOutcome,
     PositionChanged,
     SessionClosed,
+    SessionDetached,
+    SessionOpened,
     ShardOpened,
 )
 from routing.state import ShardState, best_idle, evolve, head_of
@@ -43,6 +46,8 @@ COMMITS_TO_OFFER = 2
 OVERDUE_COMMITS, OVERDUE_SECONDS = 4, 0.7
 #: So much of each nap may count: a look at the tail may be that long after the one before.
 NAP_SECONDS = LeaderOptions().tail_seconds + STALL_SECONDS
+#: A desktop whose session was opened so long ago, with all faults over, has heard what rings there.
+HEARD_SECONDS = 2.0
 #: Sums of floating-point numbers may differ by so much.
 ROUNDING_SECONDS = 1e-6
 #: A shard's clock may run ahead of the truth, and lie behind it, by so much (milliseconds).
@@ -70,6 +75,10 @@ class Auditor:
         #: Every offer ever made, and how it ended.
         self._offers: dict[str, str] = {}
         self._open_offers: dict[tuple[str, str], str] = {}
+        #: Offers that a desktop was told.
+        self.rung: set[str] = set()
+        #: Since when each agent's desktop is attached, by shard and agent.
+        self._seated: dict[tuple[str, str], float] = {}
         #: Offers that an edge has consented to: (call, offer).
         self.consents: set[tuple[str, str]] = set()
         #: When each caller rang.
@@ -222,6 +231,13 @@ class Auditor:
                 self._open_offers[block.shard, event.call_id] = event.offer_id
             case OfferEnded():
                 self._end_offer(block.shard, event.call_id, event.offer_id, str(event.outcome))
+                self._check_rung(block.shard, event)
+            case SessionOpened():
+                self._seated[block.shard, event.agent] = self.world.agenda.now
+            case SessionDetached() | SessionClosed():
+                self._seated.pop((block.shard, event.agent), None)
+            case ShardOpened():
+                self._seated = {s: at for s, at in self._seated.items() if s[0] != block.shard}
             case CallConnected():
                 self._end_offer(block.shard, event.call_id, event.offer_id, "connected")
                 self._connect(block.shard, event)
@@ -242,6 +258,14 @@ class Auditor:
         if self._open_offers.pop((shard, call_id), None) != offer_id or self._offers.get(offer_id) != "":
             self._violate(f"offer {offer_id} ends as {outcome} after {self._offers.get(offer_id)!r}")
         self._offers[offer_id] = outcome
+
+    def _check_rung(self, shard: str, event: OfferEnded) -> None:
+        """Nobody is rung who does not hear it: not with the faults over, and the desktop there."""
+        if event.outcome is not OfferOutcome.EXPIRED or event.offer_id in self.rung:
+            return
+        now, since = self.world.agenda.now, self._seated.get((shard, event.agent))
+        if since is not None and now - max(since, self.world.calm_since) >= HEARD_SECONDS:
+            self._violate(f"{event.agent} was rung by {event.offer_id} in vain: its desktop never heard")
 
     def _connect(self, shard: str, event: CallConnected) -> None:
         call_id = event.call_id

@@ -15,8 +15,8 @@ from unittest.mock import patch
 from tests.simulation.agenda import WORLD, Process
 
 from routing import engine, state
-from routing.links import OUTLIVED_MAX
 from routing.model import CallQueued, PlaceCall, Tick
+from routing.outlived import OUTLIVED_MAX
 from routing.state import next_deadline
 
 if TYPE_CHECKING:

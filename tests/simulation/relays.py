@@ -79,8 +79,10 @@ class Broker:
         if world.strike("unroutable", who):
             if message.mandatory:
                 return Outcome.RETURNED
-            # Nobody wants to hear of it, and nobody has to.
+            # Nobody wants to hear of it, and nobody has to: it was said.
             self.taken.setdefault(message.message_id, 0)
+            if message.routing_key == SKIPPED:
+                self._take_skipped(message)
             return Outcome.PUBLISHED
         if world.strike("unpublished", who):
             return Outcome.REFUSED

@@ -257,6 +257,13 @@ def _one_limit(self: Leader, command: Any) -> None:
 _CHECK = Leader._check
 
 
+def _conversations_alone(state: Any, command: Any) -> tuple[Any, ...]:
+    return tuple(view for view in _VIEWS(state, command) if view.state is not CallState.OFFERED)
+
+
+_VIEWS = engine._views
+
+
 # --- release
 
 
@@ -604,6 +611,13 @@ VARIANTS = (
         broken=lambda: patched(Leader, "hear_committed", lambda leader, sequence: None),
         ending="set_back",
         says=("over a restored database",),
+    ),
+    Variant(
+        name="what rings is not told again",
+        broken=lambda: patched(engine, "_views", _conversations_alone),
+        kinds=CLIENTS,
+        says=("in vain",),
+        seed=7,
     ),
     Variant(
         name="any format is read",

@@ -14,6 +14,7 @@ import time
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from math import inf
 from typing import Any
 from unittest.mock import patch
 
@@ -62,6 +63,8 @@ class World:
         #: (virtual second, who, what, events of a block).
         self.history: list[tuple[float, str, str, Any]] = []
         self.faulty = True
+        #: When the faults were over.
+        self.calm_since = inf
         #: Broken on purpose: keepers prune openings, too.
         self.prunes_openings = False
         #: Broken on purpose: an edge that hears no answer to its confirmation takes itself for free.
@@ -216,7 +219,7 @@ class World:
         for fault in self.plan.faults:
             self.agenda.at(fault.at, WORLD, self.trouble.strike, fault)
         self.agenda.run(FAULTY_SECONDS, self._failed)
-        self.faulty = False
+        self.faulty, self.calm_since = False, self.agenda.now
         self.trouble.end()
         if self.plan.ending and not self._failed():
             self.ending = Ending(self)

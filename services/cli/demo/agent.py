@@ -90,6 +90,7 @@ class Desktop:
         self._writing = asyncio.Lock()
         self._held: _Held | None = None
         self._offer = ""
+        self._picking_up = False
         self._tasks: set[asyncio.Task[None]] = set()
         self._changed = asyncio.Event()
         self._off_duty = True
@@ -249,6 +250,9 @@ class Desktop:
             self.state = agent_pb2.AgentState.Name(status.state).removeprefix("AGENT_STATE_").lower()
 
     def _on_offer(self, offer: agent_pb2.AgentEvent.Offer) -> None:
+        if offer.offer_id == self._offer and self._picking_up:
+            # Told again by a leader that found it ringing.
+            return
         if self._held is not None or self._off_duty:
             self._spawn(
                 self._send(
@@ -261,7 +265,11 @@ class Desktop:
         self._spawn(self._pick_up(offer.offer_id))
 
     async def _pick_up(self, offer_id: str) -> None:
-        await asyncio.sleep(self._context.clock.real(PICK_UP_SECONDS))
+        self._picking_up = True
+        try:
+            await asyncio.sleep(self._context.clock.real(PICK_UP_SECONDS))
+        finally:
+            self._picking_up = False
         if self._offer == offer_id:
             await self._send(accept=agent_pb2.AgentCommand.Accept(offer_id=offer_id))
 

@@ -131,6 +131,25 @@ async def test_a_second_offer_is_declined_while_a_call_is_in_hand(rig: Any, cont
     assert [c.accept.offer_id for c in log if c.WhichOneof("kind") == "accept"] == ["o1"]
 
 
+async def test_an_offer_told_again_is_accepted_again(rig: Any, context: AgentContext) -> None:
+    """The shard's next leader has not heard of the accept."""
+    log: list[agent_pb2.AgentCommand] = []
+    context.service_due["c1"] = 120.0
+
+    def reply(command: agent_pb2.AgentCommand) -> list[Event]:
+        accepts = kinds(log).count("accept")
+        answers = {
+            "open": [offer(), offer()],
+            "accept": [offer()] if accepts == 1 else [connected(), ended()],
+        }
+        return answers.get(command.WhichOneof("kind"), [])
+
+    rig.near.session = session(log, reply)
+    await desktop(context).run()
+    assert kinds(log) == ["open", "accept", "accept", "wrap_up", "set_state", "close"]
+    assert [span.call for span in context.book] == ["c1"]
+
+
 async def test_an_offer_that_is_gone_is_not_accepted(
     rig: Any, context: AgentContext, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -17,6 +17,7 @@ from callmesh.routing.v1 import agent_pb2
 from callmesh.routing.v1 import supervision_pb2 as pb
 from chassis.errors import CallmeshError, Unavailable
 from chassis.testing import FakeClock
+from routing import convert
 from routing.audience import Audience
 from routing.engine import step
 from routing.errors import AgentNotFound, CallNotFound, NewerSession, QueueFull, StaleAttempt, Superseded
@@ -1117,6 +1118,31 @@ async def test_a_conversation_is_told_to_the_desk_that_comes_back(seated: World)
     await front.open_desk(again)
     present = [u.what for u in again.updates.unread if isinstance(u.what, Present)]
     assert [what.call.facts.call_id for what in present if what.call is not None] == ["c1"]
+
+
+async def test_what_rings_is_told_by_the_next_leader_when_the_last_ones_word_was_lost(seated: World) -> None:
+    """An offer is committed, and the link breaks before the desktop hears of it: the next leader knows the
+    offer by its journal, and without a word to the desktop it would ring in vain for its whole time.
+    """
+    front, wire = seated.front(), seated.wire("beijing")
+    seat = desk()
+    await front.open_desk(seat)
+    wire.facts_lost = True
+    line = Line(seated, front)
+    await line.next()
+    offer = seated.beijing.state.calls["c1"].offer_id
+    assert offer and not [u for u in seat.updates.unread if isinstance(u.what, Fact) and u.what.call]
+    wire.down()
+    seated.beijing.open()
+    wire.facts_lost = False
+    wire.back()
+    await eventually(lambda: any(isinstance(u.what, Present) for u in seat.updates.unread))
+    [present] = [u for u in seat.updates.unread if isinstance(u.what, Present)]
+    [event] = convert.agent_events(present)
+    assert (event.WhichOneof("event"), event.offer.offer_id) == ("offer", offer)
+    assert event.offer.call.call_id == "c1" and event.offer.HasField("expire_time")
+    seated.beijing.accept()
+    assert seated.beijing.state.calls["c1"].state is CallState.ACCEPTED
 
 
 @pytest.fixture

@@ -265,6 +265,43 @@ async def test_a_desktop_comes_back_with_its_calls_and_says_again_what_was_lost(
     assert accept.accept.offer_id == repeated.accept.offer_id == "o1"
 
 
+class ToldAgain(agent_pb2_grpc.AgentServiceServicer):
+    """Two offers ring on for the shard's next leader, which has heard nothing of what was said of them."""
+
+    def __init__(self) -> None:
+        self.said: list[Any] = []
+
+    async def Session(self, commands: Any, context: Any) -> AsyncIterator[agent_pb2.AgentEvent]:
+        reader = aiter(commands)
+        await anext(reader)
+        for _ in ("the first leader", "the next one"):
+            for offer_id in ("taken", "declined"):
+                yield agent_pb2.AgentEvent(offer={"offer_id": offer_id})
+            self.said += [await anext(reader), await anext(reader)]
+        yield agent_pb2.AgentEvent(offer_gone={"offer_id": "declined"})
+        yield agent_pb2.AgentEvent(offer={"offer_id": "last"})
+
+
+async def test_an_offer_told_again_is_no_news_and_gets_the_same_answer(connect: Any) -> None:
+    servicer, told = ToldAgain(), []
+    descriptor = agent_pb2.DESCRIPTOR.services_by_name["AgentService"]
+    add = agent_pb2_grpc.add_AgentServiceServicer_to_server
+    async with await connect("routing", ServiceBinding(descriptor, add, servicer)) as client:
+        desk = Desk(client, "agents/a", session=7)
+        async for event in desk.events():
+            offer_id = event.offer.offer_id
+            told.append(offer_id or event.WhichOneof("event"))
+            if offer_id == "taken":
+                await desk.accept(offer_id)
+            elif offer_id == "declined":
+                await desk.decline(offer_id, "busy")
+            elif offer_id == "last":
+                await desk.close()
+    assert told == ["taken", "declined", "offer_gone", "last"]
+    answers = [(each.accept.offer_id, each.decline.offer_id, each.decline.reason) for each in servicer.said]
+    assert answers == [("taken", "", ""), ("", "declined", "busy")] * 2
+
+
 async def test_a_stream_that_nobody_serves_is_given_up() -> None:
     async with asyncio.timeout(30):
         async with Client(Options(addresses={"crm": ["127.0.0.1:1"]}, give_up_seconds=0.0)) as client:
