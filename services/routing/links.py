@@ -8,12 +8,13 @@ named by one that does not). It keeps one Attach stream, and comes back by itsel
    is idempotent.
 2. Whoever has seen an epoch drops what an older one says, and tells it so: its leader steps down.
 3. A command that was just sent when its leader's stream broke, and again at the next one, is poison: it
-   outlived two leaders and is refused, so that it does not kill the third. So is one that made two leaders
-   step down because their engine failed half-way. After the first time it is asked alone, so that many that
-   were on their way when a leader died do not convict one another. A leader that steps down for any other
-   reason ends its streams in order; that does not count. Nor does the death of one that has said anything
-   since it decided the command: it did not die of that, however long the block took. Of a command that is
-   asked alone it says so at once.
+   outlived two leaders, of one shard or of two, and is refused, so that it does not kill the third. So is one
+   that made two leaders step down because their engine failed half-way. After the first time it is asked
+   alone, so that many that were on their way when a leader died do not convict one another; while it is not
+   known whether the second has died, it waits (`outlived.py`). A leader that steps down for any other reason
+   ends its streams in order; that does not count. Nor does the death of one that has said anything since it
+   decided the command: it did not die of that, however long the block took. Of a command that is asked alone
+   it says so at once.
 4. A link that says nothing for `silent_seconds` is left: a leader is heard every heartbeat, even when it
    cannot commit. The other way the front is heard as often, or its leader ends the link.
 5. A standby of the shard's own region that has followed a leader of another region for long enough asks it to
@@ -27,8 +28,7 @@ import contextlib
 import itertools
 import random
 import time
-from collections import OrderedDict
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -50,6 +50,7 @@ from routing.leader import (
     StoreOutage,
 )
 from routing.model import Command, DetachCall, DetachCalls, Fact
+from routing.outlived import Outlived, Verdict, identity
 
 #: Messages that go in one.
 BATCH_MAX = 64
@@ -70,11 +71,8 @@ SILENT_SECONDS_MIN = 3 * BEAT_SECONDS
 HOMECOMING_SECONDS, HOMECOMING_JITTER = 2.0, 0.3
 #: A watch that itself slept for longer than this past its time draws no conclusion, real seconds.
 STALL_SECONDS = 0.25
-#: Leaders that a command may outlive; how long before a break it counts as just sent; how long, and of how
-#: many commands, that is remembered; real seconds.
-OUTLIVED_MAX = 2
+#: How long before a break a command counts as just sent, real seconds.
 JUST_SENT_SECONDS = 1.0
-OUTLIVED_LIFE_SECONDS, OUTLIVED_REMEMBERED_MAX = 600.0, 1_000
 #: Reason of ErrorInfo of a router that does not lead; its metadata's `leader` names who is believed to,
 #: `committed` the newest block that it knows of.
 NOT_LEADER = "NOT_LEADER"
@@ -146,49 +144,6 @@ def not_taken(reason: str, shard: str, retry_seconds: float) -> CallmeshError:
     return _NOT_TAKEN.get(reason, LinkLost)(shard=shard, retry_seconds=retry_seconds or 0.5)
 
 
-def identity(command: Command) -> str:
-    """The same for each try of a command: its kind and what it is about."""
-    facts = getattr(command, "facts", None)
-    names = ("call_id", "agent", "queue", "front")
-    subject = (
-        facts.call_id
-        if facts is not None
-        else next((str(value) for name in names if (value := getattr(command, name, ""))), "")
-    )
-    return f"{type(command).__name__} {subject}"
-
-
-class Outlived:
-    """Commands that outlived leaders, by identity."""
-
-    def __init__(self, monotonic: Callable[[], float]) -> None:
-        self._monotonic = monotonic
-        self._known: OrderedDict[str, tuple[int, float]] = OrderedDict()
-
-    def add(self, command: str) -> None:
-        """One more leader was lost just after it had been given this command."""
-        count, _ = self._known.pop(command, (0, 0.0))
-        self._known[command] = (count + 1, self._monotonic())
-        if len(self._known) > OUTLIVED_REMEMBERED_MAX:
-            self._known.popitem(last=False)
-
-    def answered(self, command: str) -> None:
-        """A leader has carried it out, or refused it, and lives."""
-        self._known.pop(command, None)
-
-    def __bool__(self) -> bool:
-        return bool(self._known)
-
-    def count(self, command: str) -> int:
-        """Leaders that it outlived, as far as that is remembered."""
-        count, at = self._known.get(command, (0, 0.0))
-        return count if self._monotonic() - at < OUTLIVED_LIFE_SECONDS else 0
-
-    def is_poison(self, command: str) -> bool:
-        """Whether no further leader is to be given this command."""
-        return self.count(command) >= OUTLIVED_MAX
-
-
 @dataclass(slots=True)
 class _Question:
     """A command on its way, and who waits for its answer."""
@@ -196,6 +151,8 @@ class _Question:
     command: Command
     sent_seconds: float
     future: asyncio.Future[Committed]
+    #: It was asked alone.
+    alone: bool = False
 
 
 async def ask_leader(leader: Leader, command: Command, seconds: float) -> Committed:
@@ -271,6 +228,8 @@ class Routers:
         self.own = own
         self._homes = {region: tuple(addresses) for region, addresses in homes.items()}
         self.dialer = dialer or client.Dialer()
+        #: Of all their shards: a command that is poison in one kills the next region's leader as well.
+        self.outlived = Outlived(time.monotonic)
 
     def homes(self, region: str) -> tuple[str, ...]:
         """Addresses of a region's routers, this one included."""
@@ -306,16 +265,16 @@ class ShardLink:
         #: Newest of them that its leader was heard to have decided.
         self._decided = 0
         self._open: dict[int, _Question] = {}
-        self._outlived = Outlived(time.monotonic)
+        self._outlived = routers.outlived
         #: Whoever outlived a leader is asked alone.
         self._alone = asyncio.Lock()
         #: The leader reads several messages in one.
         self._batches = False
         #: Which commands it knows beside those of the first release.
         self._commands = 0
-        #: Epoch of the leader whose stream broke last, and what it had just been given: if another leads
-        #: next, that leader died of it, perhaps.
-        self._suspects: tuple[int, Collection[str]] = (0, ())
+        #: Epoch of the leader whose stream broke last, and what it had just been given, and whether alone: if
+        #: another leads next, that leader died of it, perhaps.
+        self._suspects: tuple[int, Mapping[str, bool]] = (0, {})
         self._outgoing: asyncio.Queue[shard_pb2.FrontMessage] | None = None
         self._reader: asyncio.Task[None] | None = None
         self._heard_seconds = 0.0
@@ -445,7 +404,7 @@ class ShardLink:
                 committed = await self.ask(left, seconds)
             return committed
         name = identity(command) if self._outlived else ""
-        if not self._outlived.count(name):
+        if not name or self._outlived.verdict(name, self.shard) is Verdict.CLEAR:
             return await self._ask(command, seconds)
         try:
             async with asyncio.timeout(seconds):
@@ -453,14 +412,17 @@ class ShardLink:
         except TimeoutError:
             raise LinkDown(shard=self.shard, retry_seconds=0.5) from None
         try:
-            if self._outlived.is_poison(name):
+            verdict = self._outlived.verdict(name, self.shard)
+            if verdict is Verdict.POISON:
                 log.error("poison_refused", shard=self.shard, command=name)
                 raise Internal()
-            return await self._ask(command, seconds, outlived=True)
+            if verdict is Verdict.UNSURE:
+                raise LinkDown(shard=self.shard, retry_seconds=0.5)
+            return await self._ask(command, seconds, alone=True)
         finally:
             self._alone.release()
 
-    async def _ask(self, command: Command, seconds: float, *, outlived: bool = False) -> Committed:
+    async def _ask(self, command: Command, seconds: float, *, alone: bool = False) -> Committed:
         local, outgoing = self._local, self._outgoing
         if local is not None and local.leading:
             return await self._ask_local(local, command, seconds)
@@ -469,9 +431,9 @@ class ShardLink:
         request = next(self._requests)
         loop = asyncio.get_running_loop()
         future: asyncio.Future[Committed] = loop.create_future()
-        self._open[request] = _Question(command, loop.time(), future)
+        self._open[request] = _Question(command, loop.time(), future, alone)
         message = shard_pb2.FrontMessage(request=request, command=codec.encode_command(command))
-        if outlived:
+        if alone:
             message.outlived = True
         outgoing.put_nowait(message)
         try:
@@ -484,10 +446,10 @@ class ShardLink:
             committed = await ask_leader(leader, command, seconds)
         except PoisonCommand as error:
             if error.deposed:
-                self._outlived.add(identity(command))
+                self._outlived.add(identity(command), self.shard)
             raise Internal() from error
         if self._outlived:
-            self._outlived.answered(identity(command))
+            self._outlived.answered(identity(command), self.shard)
         return committed
 
     # --- the stream
@@ -654,30 +616,33 @@ class ShardLink:
         if not address or self._attached != address:
             return
         self._attached, self._outgoing = "", None
-        self._suspects = (self._epoch, self._just_sent() if broken else ())
+        self._suspects = (self._epoch, self._just_sent() if broken else {})
+        for command, alone in self._suspects[1].items():
+            self._outlived.suspect(command, self.shard, alone=alone)
         for question in self._open.values():
             if not question.future.done():
                 question.future.set_exception(LinkLost(shard=self.shard, retry_seconds=0.5))
         self._open.clear()
         self._tell_up(False)
 
-    def _just_sent(self) -> set[str]:
-        """What the leader may have died of. A set: what was asked twice, because its client asks again, has
-        outlived one leader all the same.
+    def _just_sent(self) -> dict[str, bool]:
+        """What the leader may have died of, and whether it was asked alone. Each once: what was asked twice,
+        because its client asks again, has outlived one leader all the same.
         """
         since = asyncio.get_running_loop().time() - JUST_SENT_SECONDS
-        return {
-            identity(question.command)
-            for request, question in self._open.items()
-            if request > self._decided and question.sent_seconds >= since
-        }
+        found: dict[str, bool] = {}
+        for request, question in self._open.items():
+            if request > self._decided and question.sent_seconds >= since:
+                name = identity(question.command)
+                found[name] = question.alone and found.get(name, True)
+        return found
 
     def _judge(self, epoch: int) -> None:
         """Somebody of this epoch leads: were it the same as before, only the stream had broken."""
         lost, commands = self._suspects
-        self._suspects = (0, ())
-        for command in commands if epoch > lost else ():
-            self._outlived.add(command)
+        self._suspects = (0, {})
+        for command in commands:
+            self._outlived.judge(command, self.shard, died=epoch > lost)
 
     def _take(self, message: shard_pb2.ShardMessage) -> None:
         self._decided = max(self._decided, message.decided)
@@ -691,9 +656,9 @@ class ShardLink:
         if question is None:
             return
         if message.not_taken == POISON_DEPOSED:
-            self._outlived.add(identity(question.command))
-        else:
-            self._outlived.answered(identity(question.command))
+            self._outlived.add(identity(question.command), self.shard)
+        elif self._outlived:
+            self._outlived.answered(identity(question.command), self.shard)
         future = question.future
         if future.done():
             return

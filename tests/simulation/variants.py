@@ -22,7 +22,7 @@ from routing import codec, digests, engine, holds, leader, relay, state
 from routing.front import Front
 from routing.journal import Block, OutcomeUnknown
 from routing.leader import Committed, Leader
-from routing.links import Outlived, ShardLink
+from routing.links import ShardLink
 from routing.model import (
     AcceptOffer,
     CallConnected,
@@ -35,6 +35,7 @@ from routing.model import (
     OfferAccepted,
     ShardOpened,
 )
+from routing.outlived import Outlived, Verdict
 
 #: Mixtures of faults.
 STORE = {"stall_replication": 6, "freeze_leader": 3, "crash_leader": 3, "slow_store": 2, "store_down": 1}
@@ -640,7 +641,7 @@ VARIANTS = (
     Variant(
         name="poison is never refused",
         seed=32,
-        broken=lambda: patched(Outlived, "is_poison", lambda outlived, command: False),
+        broken=lambda: patched(Outlived, "verdict", lambda outlived, command, shard: Verdict.CLEAR),
         callers={"poison": "kill", "patience": 60.0},
         says=("to a third leader",),
     ),

@@ -19,16 +19,12 @@ from routing import leader as leader_module
 from routing.leader import Leader, LeaderOptions, StoreOutage
 from routing.links import (
     BATCH_MAX,
-    OUTLIVED_LIFE_SECONDS,
-    OUTLIVED_MAX,
-    OUTLIVED_REMEMBERED_MAX,
+    LinkDown,
     LinkLost,
-    Outlived,
     Routers,
     ShardLink,
     _Question,
     _sequence_of,
-    identity,
 )
 from routing.model import (
     AskCall,
@@ -44,6 +40,7 @@ from routing.model import (
     QueueConfig,
     SetLeadList,
 )
+from routing.outlived import OUTLIVED_MAX, Verdict
 from routing.shard_servicer import ShardServicer, _Link
 from routing.state import ShardState
 from routing.testing import MemoryBlocks, MemoryJournal
@@ -406,23 +403,8 @@ async def test_a_command_that_outlived_two_leaders_is_refused(
         assert (await region.link.ask(placing("c1"), ASK_SECONDS)).answer.call is not None
 
 
-def test_what_outlived_leaders_is_forgotten_by_an_answer_and_by_time() -> None:
-    now = [0.0]
-    outlived = Outlived(lambda: now[0])
-    one = identity(HangUp(call_id="c1", attempt=1))
-    assert one == identity(HangUp(call_id="c1", attempt=2)) != identity(HangUp(call_id="c2", attempt=1))
-    assert identity(placing("c1")) == "PlaceCall c1" != one
-    outlived.add(one)
-    outlived.answered(one)
-    outlived.add(one)
-    assert not outlived.is_poison(one)
-    outlived.add(one)
-    assert outlived.is_poison(one)
-    now[0] = OUTLIVED_LIFE_SECONDS
-    assert not outlived.is_poison(one)
-    for number in range(2 * OUTLIVED_REMEMBERED_MAX):
-        outlived.add(str(number))
-    assert len(outlived._known) == OUTLIVED_REMEMBERED_MAX
+def is_poison(link: ShardLink, command: str) -> bool:
+    return link._outlived.verdict(command, link.shard) is Verdict.POISON
 
 
 async def test_a_command_is_not_poison_because_streams_break(grpc_server: Any) -> None:
@@ -432,10 +414,10 @@ async def test_a_command_is_not_poison_because_streams_break(grpc_server: Any) -
         node.start()
         await eventually(lambda: region.link.up)
         for _ in range(2 * OUTLIVED_MAX):
-            region.link._suspects = (node.leader.epoch, ["EndCall c1"])
+            region.link._suspects = (node.leader.epoch, {"EndCall c1": False})
             region.link._cut()
             await eventually(lambda: region.link.up)
-        assert not region.link._outlived.is_poison("EndCall c1")
+        assert not is_poison(region.link, "EndCall c1")
 
 
 async def test_a_command_that_was_asked_twice_has_outlived_one_leader(grpc_server: Any) -> None:
@@ -450,7 +432,7 @@ async def test_a_command_that_was_asked_twice_has_outlived_one_leader(grpc_serve
             link._open[number] = _Question("EndCall c1", now, asyncio.get_running_loop().create_future())
         link._lose(link._attached, broken=True)
         link._judge(link._epoch + 1)
-        assert not link._outlived.is_poison("EndCall c1")
+        assert not is_poison(link, "EndCall c1")
 
 
 async def test_a_leader_that_speaks_after_a_command_does_not_die_of_it(
@@ -477,8 +459,40 @@ async def test_a_leader_that_speaks_after_a_command_does_not_die_of_it(
                 with pytest.raises(LinkLost):
                     await failed
             node.journal.gate.set()
-        assert not link._outlived.count("EndCall c1")
-        assert link._outlived.is_poison("EndCall c2")
+        assert link._outlived.verdict("EndCall c1", "beijing") is Verdict.CLEAR
+        assert is_poison(link, "EndCall c2")
+
+
+async def test_a_command_that_may_have_killed_two_leaders_waits_until_that_is_known(grpc_server: Any) -> None:
+    """One in each of two shards: a third is asked once one of them turns out to live, never if both died."""
+    async with a_region(grpc_server) as region:
+        node, link = region.nodes[0], region.link
+        node.start()
+        elsewhere = [
+            ShardLink(shard, "f", region.routers, silent_seconds=1.0) for shard in ("shanghai", "chengdu")
+        ]
+        for lives in (True, False):
+            for other in elsewhere:
+                other._open[1] = _Question(
+                    HangUp(call_id="c1", attempt=1),
+                    asyncio.get_running_loop().time(),
+                    asyncio.get_running_loop().create_future(),
+                    alone=other is elsewhere[1],
+                )
+                other._attached, other._epoch = "one", 5
+                other._lose("one", broken=True)
+            await eventually(lambda: link.up)
+            with pytest.raises(LinkDown):
+                await link.ask(HangUp(call_id="c1", attempt=1), ASK_SECONDS)
+            elsewhere[0]._judge(6)
+            elsewhere[1]._judge(5 if lives else 6)
+            if lives:
+                assert (
+                    await link.ask(HangUp(call_id="c1", attempt=1), ASK_SECONDS)
+                ).answer.refusal is not None
+                elsewhere[0]._judge(0)
+        with pytest.raises(Internal):
+            await link.ask(HangUp(call_id="c1", attempt=1), ASK_SECONDS)
 
 
 async def test_links_end_in_the_order_in_which_they_began(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -528,7 +542,7 @@ async def test_what_outlived_a_leader_is_said_to_be_decided_at_once(
         link._silent_seconds = 10 * ASK_SECONDS
         node.start()
         await eventually(lambda: link.up)
-        link._outlived.add("EndCall c1")
+        link._outlived.add("EndCall c1", "beijing")
         node.journal.gate = asyncio.Event()
         asked = [
             asyncio.create_task(link.ask(EndCall(call_id=name), ASK_SECONDS)) for name in ("c0", "c1", "c2")
@@ -538,7 +552,7 @@ async def test_what_outlived_a_leader_is_said_to_be_decided_at_once(
         await eventually(lambda: number <= link._decided)
         link._lose(link._attached, broken=True)
         link._judge(link._epoch + 1)
-        assert not link._outlived.is_poison("EndCall c1")
+        assert not is_poison(link, "EndCall c1")
         node.journal.gate.set()
         await asyncio.gather(*asked, return_exceptions=True)
 
@@ -592,14 +606,14 @@ async def test_who_outlived_a_leader_is_asked_alone(
         await eventually(lambda: link.up)
         names = [f"c{n}" for n in range(5)]
         for name in names:
-            link._outlived.add(f"HangUp {name}")
+            link._outlived.add(f"HangUp {name}", "beijing")
         asked = [
             asyncio.create_task(link.ask(HangUp(call_id=name, attempt=1), ASK_SECONDS)) for name in names
         ]
         await eventually(lambda: len(link._open) == 1)
         link._lose(link._attached, broken=True)
         link._judge(link._epoch + 1)
-        assert [link._outlived.is_poison(f"HangUp {name}") for name in names].count(True) == 1
+        assert [is_poison(link, f"HangUp {name}") for name in names].count(True) == 1
         for task in asked:
             task.cancel()
         await asyncio.gather(*asked, return_exceptions=True)
