@@ -739,23 +739,25 @@ async def test_a_short_hitch_moves_no_deadline(blocks: MemoryBlocks, clock: Fake
 
 # --- positions
 
+SOON, LATER = 1.0, leader_module.POSITIONS_FAR_SECONDS
 NOTICED = [
-    (None, (900, 60_000), True),
-    ((3, 9_000), (2, 9_000), True),
-    ((6, 9_000), (5, 9_000), True),
-    ((900, 60_000), (899, 59_940), False),
-    ((900, 60_000), (810, 60_000), True),
-    ((900, 60_000), (900, 54_000), True),
-    ((900, -1), (899, 60_000), True),
-    ((900, 60_000), (900, 60_000), False),
+    ((3, 9_000), (2, 9_000), SOON, True),
+    ((6, 9_000), (5, 9_000), SOON, True),
+    ((900, 60_000), (899, 59_940), LATER, False),
+    ((900, 60_000), (810, 60_000), LATER, True),
+    ((900, 60_000), (810, 60_000), SOON, False),
+    ((900, 60_000), (900, 54_000), LATER, True),
+    ((900, -1), (899, 60_000), LATER, True),
+    ((900, -1), (899, 60_000), SOON, False),
+    ((900, 60_000), (900, 60_000), LATER, False),
 ]
 
 
-@pytest.mark.parametrize(("before", "after", "told"), NOTICED)
-def test_far_back_a_caller_hears_of_noticeable_changes_alone(
-    before: tuple[int, int] | None, after: tuple[int, int], told: bool
+@pytest.mark.parametrize(("before", "after", "seconds", "told"), NOTICED)
+def test_far_back_a_caller_hears_now_and_then_of_noticeable_changes_alone(
+    before: tuple[int, int], after: tuple[int, int], seconds: float, told: bool
 ) -> None:
-    assert leader_module.noticeable(before, after) is told
+    assert leader_module.noticeable(before, after, seconds) is told
 
 
 async def test_a_place_is_told_only_of_a_committed_call(
