@@ -54,7 +54,8 @@ class Mailbox:
     def __init__(self) -> None:
         #: Oldest first.
         self.unread: deque[Any] = deque()
-        self._reader: asyncio.Future[None] | None = None
+        #: Its result: whether nothing came in time.
+        self._reader: asyncio.Future[bool] | None = None
         self._closed = False
 
     def push(self, update: Any) -> None:
@@ -72,14 +73,19 @@ class Mailbox:
 
     async def get(self, until: float = inf) -> Any:
         """The oldest update unread; None when none came `until` (the loop's time), or after the close."""
+        if self.unread:
+            return self.unread.popleft()
         loop = asyncio.get_running_loop()
+        late = until != inf and loop.time() >= until
         while not self.unread:
-            if self._closed or loop.time() >= until:
+            if self._closed or late:
                 return None
-            self._reader = loop.create_future()
-            timer = None if until == inf else loop.call_at(until, self._wake)
+            reader = self._reader = loop.create_future()
+            # The timer's word counts, not the clock's: a loop whose clock ticks in milliseconds calls a timer
+            # up to one tick before its time, and would be asked again and again within that tick.
+            timer = None if until == inf else loop.call_at(until, _tell, reader, True)
             try:
-                await self._reader
+                late = await reader
             finally:
                 self._reader = None
                 if timer is not None:
@@ -87,8 +93,13 @@ class Mailbox:
         return self.unread.popleft()
 
     def _wake(self) -> None:
-        if self._reader is not None and not self._reader.done():
-            self._reader.set_result(None)
+        if self._reader is not None:
+            _tell(self._reader, False)
+
+
+def _tell(reader: asyncio.Future[bool], late: bool) -> None:
+    if not reader.done():
+        reader.set_result(late)
 
 
 @dataclass(eq=False, slots=True)
