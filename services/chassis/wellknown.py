@@ -6,9 +6,9 @@ The ranges are those of google/protobuf/timestamp.proto and duration.proto.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable
 from functools import cache
-from typing import Any
+from typing import Any, NamedTuple
 
 from google.protobuf.descriptor import Descriptor
 from google.protobuf.message import Message
@@ -51,13 +51,30 @@ def _leads(descriptor: Descriptor, seen: set[str]) -> bool:
     return any(_leads(one.message_type, seen) for one in descriptor.fields if one.message_type is not None)
 
 
+class _Field(NamedTuple):
+    """A field below which there may be a time, with all that its type says: to ask each message for its own
+    costs more than the check.
+    """
+
+    name: str
+    repeated: bool
+    is_map: bool
+    #: Of the message, of a map's values.
+    kind: Any
+    #: What is wrong with a value; None for a message that may hold a time further down.
+    bad: Callable[[Any], str] | None
+
+
 @cache
-def _plan(descriptor: Descriptor) -> tuple[tuple[str, bool, bool], ...]:
-    """(name, repeated, a map) of the fields below which there may be a time."""
+def _plan(descriptor: Descriptor) -> tuple[_Field, ...]:
+    """The fields that are looked at."""
     found = []
     for one in descriptor.fields:
-        if one.message_type is not None and _leads(one.message_type, set()):
-            found.append((one.name, one.is_repeated, one.message_type.GetOptions().map_entry))
+        kind: Any = one.message_type
+        if kind is not None and _leads(kind, set()):
+            is_map = kind.GetOptions().map_entry
+            kind = kind.fields_by_name["value"].message_type if is_map else kind
+            found.append(_Field(one.name, one.is_repeated, is_map, kind, _CHECKS.get(kind.full_name)))
     return tuple(found)
 
 
@@ -66,33 +83,31 @@ def has_times(descriptor: Descriptor) -> bool:
     return bool(_plan(descriptor))
 
 
-def _wrong(message: Any, path: str) -> Iterator[tuple[str, str]]:
-    for name, repeated, is_map in _plan(message.DESCRIPTOR):
-        if not repeated:
+def _look_at(message: Any, descriptor: Any, path: str, found: list[tuple[str, str]]) -> None:
+    """Adds what is wrong with a message, until there is enough of it."""
+    for field in _plan(descriptor):
+        name = field.name
+        if not field.repeated:
             if message.HasField(name):
-                yield from _judge(getattr(message, name), path + name)
-        elif is_map:
-            for key, value in getattr(message, name).items():
-                yield from _judge(value, f"{path}{name}[{key!r}]")
-        else:
-            for index, value in enumerate(getattr(message, name)):
-                yield from _judge(value, f"{path}{name}[{index}]")
+                _judge(getattr(message, name), field, path + name, found)
+            continue
+        values = getattr(message, name)
+        for at, value in values.items() if field.is_map else enumerate(values):
+            _judge(value, field, f"{path}{name}[{at!r}]", found)
+            if len(found) >= VIOLATIONS_MAX:
+                return
 
 
-def _judge(value: Any, path: str) -> Iterator[tuple[str, str]]:
-    bad = _CHECKS.get(value.DESCRIPTOR.full_name)
-    if bad is None:
-        yield from _wrong(value, path + ".")
-    elif why := bad(value):
-        yield path, why
+def _judge(value: Any, field: _Field, path: str, found: list[tuple[str, str]]) -> None:
+    if field.bad is None:
+        _look_at(value, field.kind, path + ".", found)
+    elif why := field.bad(value):
+        found.append((path, why))
 
 
 def check(message: Message) -> None:
     """InvalidArgument with every field whose time or duration is out of range (the first few of many)."""
-    found = []
-    for one in _wrong(message, ""):
-        found.append(one)
-        if len(found) == VIOLATIONS_MAX:
-            break
+    found: list[tuple[str, str]] = []
+    _look_at(message, message.DESCRIPTOR, "", found)
     if found:
-        raise InvalidArgument.many(found)
+        raise InvalidArgument.many(found[:VIOLATIONS_MAX])

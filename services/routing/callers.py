@@ -120,6 +120,8 @@ def points(known: KnownCaller, call_id: str, since_ms: int, repeat_points: int) 
     """What to add to a call's own priority, by where it comes from; nothing that is 0. `since_ms` is where
     the window of recent calls begins, `repeat_points` what the queue gives for each.
     """
+    if known is STRANGER:
+        return ()
     repeat = repeat_points * unsettled(known, call_id, since_ms) if repeat_points else 0
     return tuple(
         (name, value) for name, value in ((REPEAT_CALLER, repeat), (TIER, known.tier_points)) if value

@@ -4,7 +4,7 @@ too.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
@@ -105,9 +105,11 @@ def channel_of(field: str, number: int) -> str:
 
 
 def requirements(
-    field: str, wanted: Iterable[call_pb2.SkillRequirement], maximum: int
+    field: str, wanted: Sequence[call_pb2.SkillRequirement], maximum: int
 ) -> tuple[model.Requirement, ...]:
     """Skill requirements, sorted, each skill once."""
+    if not wanted:
+        return ()
     found: dict[str, int] = {}
     for index, each in enumerate(wanted):
         if index >= maximum:
@@ -121,25 +123,27 @@ def requirements(
 def call_facts(
     request: call_pb2.CallRequest,
     *,
+    queue: str,
     number: str,
     home_region: str,
     extra: tuple[tuple[str, int], ...] = (),
     traceparent: str = "",
 ) -> model.CallFacts:
-    """A checked call. `number` is its E.164 form, already read; `extra` points of priority by where they
-    come from (callers.py); `traceparent` the trace that its events shall belong to.
+    """A call that `check_call` has let pass, which says the id of its `queue`. `number` is its E.164 form,
+    already read; `extra` points of priority by where they come from (callers.py); `traceparent` the trace
+    that its events shall belong to.
     """
     priority = whole("call.priority", request.priority, -100, 100)
     return model.CallFacts(
-        call_id=check_id("call.call_id", request.call_id),
-        queue=parse_name("call.queue", "queues", request.queue),
+        call_id=request.call_id,
+        queue=queue,
         channel=channel_of("call.channel", request.channel),
         caller_number=number,
         skills=requirements("call.skills", request.skills, SKILLS_MAX),
-        priority=max(-100, min(100, priority + sum(value for _, value in extra))),
+        priority=max(-100, min(100, priority + sum([value for _, value in extra]))) if extra else priority,
         priority_parts=extra,
         home_region=home_region,
-        language=text("call.language", request.language, LANGUAGE_CHARACTERS_MAX),
+        language=request.language,
         attributes=attributes("call.attributes", request.attributes),
         traceparent=traceparent,
         preferred_agent=parse_name("call.preferred_agent", "agents", request.preferred_agent)
@@ -157,12 +161,13 @@ def preferred_span_ms(request: call_pb2.CallRequest) -> int:
     return span_ms("call.preferred_agent_timeout", request.preferred_agent_timeout, maximum_ms=limit_ms)
 
 
-def check_call(request: call_pb2.CallRequest) -> None:
-    """What can be refused before anything is looked up. Raises InvalidArgument naming the field."""
-    if request.ByteSize() > CALL_BYTES_MAX:
-        raise InvalidArgument(
-            field="call", why=f"must be at most {CALL_BYTES_MAX} bytes, got {request.ByteSize()}"
-        )
+def check_call(request: call_pb2.CallRequest) -> str:
+    """What can be refused before anything is looked up; the queue's id. Raises InvalidArgument naming the
+    field.
+    """
+    size = request.ByteSize()
+    if size > CALL_BYTES_MAX:
+        raise InvalidArgument(field="call", why=f"must be at most {CALL_BYTES_MAX} bytes, got {size}")
     check_id("call.call_id", request.call_id)
     whole("call.attempt", request.attempt, 0, ATTEMPT_MAX)
     if request.reopen_reason not in _REOPEN_REASONS:
@@ -173,10 +178,13 @@ def check_call(request: call_pb2.CallRequest) -> None:
     if request.preferred_agent:
         parse_name("call.preferred_agent", "agents", request.preferred_agent)
     preferred_span_ms(request)
+    return parse_name("call.queue", "queues", request.queue)
 
 
 def attributes(field: str, values: Mapping[str, str]) -> tuple[tuple[str, str], ...]:
     """Free context, sorted."""
+    if not values:
+        return ()
     if len(values) > ATTRIBUTES_MAX:
         raise InvalidArgument(field=field, why=f"must have at most {ATTRIBUTES_MAX} keys")
     for key, value in values.items():

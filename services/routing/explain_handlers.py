@@ -85,8 +85,7 @@ class Explainer:
         request = call_pb2.CallRequest()
         request.CopyFrom(asked)
         request.call_id = request.call_id or HYPOTHETICAL
-        convert.check_call(request)
-        queue = parse_name("call.queue", "queues", request.queue)
+        queue = convert.check_call(request)
         config = self._queues.get(queue)
         if config is None:
             raise QueueNotFound(resource=request.queue)
@@ -97,6 +96,7 @@ class Explainer:
         since_ms = self._clock.now_ms() - self._repeat_window_ms
         facts = convert.call_facts(
             request,
+            queue=queue,
             number=number,
             home_region=ranked.home,
             extra=points(known, request.call_id, since_ms, config.repeat_points),

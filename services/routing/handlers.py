@@ -200,8 +200,7 @@ class Handlers:
 
     async def _caller(self, request: call_pb2.CallRequest) -> Caller:
         """A checked call with its place, its customer's priority and the regions to try."""
-        convert.check_call(request)
-        queue = parse_name("call.queue", "queues", request.queue)
+        queue = convert.check_call(request)
         config = self._known_queue(queue)
         located = place_of(request)
         number = located.e164 if located is not None else ""
@@ -211,9 +210,11 @@ class Handlers:
             self._check_open(queue, request.language)
         known = await self._profiles.caller(number) if number else STRANGER
         ranked = self._regions.order(request, located, queue, ties_of(known))
-        since_ms = self._clock.now_ms() - self._repeat_window_ms
+        now_ms = self._clock.now_ms()
+        since_ms = now_ms - self._repeat_window_ms
         facts = convert.call_facts(
             request,
+            queue=queue,
             number=number,
             home_region=ranked.home,
             extra=points(known, request.call_id, since_ms, config.repeat_points),
@@ -221,18 +222,20 @@ class Handlers:
         )
         kept = place if place is not None and self._regions.serves(place.shard, queue) else None
         regions = _tries(ranked, kept)
+        here = [place.shard] if place is not None and place.shard in self._shards else []
         if facts.preferred_agent and place is None:
             regions = await self._agent_first(facts.preferred_agent, regions)
+            now_ms = self._clock.now_ms()
         if regions:
             self._regions.note_placed(regions[0], queue)
         return Caller(
             facts=facts,
             attempt=request.attempt or 1,
-            queued_ms=self._clock.now_ms() - (self._waited_ms(place) if place is not None else 0),
+            queued_ms=now_ms - (self._waited_ms(place) if place is not None else 0),
             agent_lost=request.reopen_reason == call_pb2.REOPEN_REASON_AGENT_LOST,
             auto_confirm=request.auto_confirm,
-            regions=regions or ([place.shard] if place is not None and place.shard in self._shards else []),
-            stale=[place.shard] if place is not None and place.shard in self._shards else [],
+            regions=regions or here,
+            stale=list(here),
         )
 
     async def _agent_first(self, agent: str, regions: list[str]) -> list[str]:

@@ -205,8 +205,7 @@ class PlacementRules:
     usual_seconds: float = 5.0
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Previous:
+class Previous(NamedTuple):
     """What the last decision for this home and queue leaves to the next one."""
 
     #: Calls were overflowing.

@@ -14,7 +14,7 @@ import msgspec
 from callmesh.routing.v1 import call_pb2, directory_pb2, shard_pb2
 from chassis.clock import Clock
 from routing import placement
-from routing.callers import KnownCaller, usual_region
+from routing.callers import STRANGER, KnownCaller, usual_region
 from routing.geo import Located, locate, with_point
 from routing.hours import Schedule
 from routing.peers import PeerTable
@@ -93,6 +93,17 @@ class _Standings(NamedTuple):
     until: float
     rows: list[Standing]
     free: frozenset[str]
+    #: What was decided on them, by what else decides: the way (by identity), the home and what was before.
+    decided: dict[tuple[int, str, Previous], _Decided]
+
+
+class _Decided(NamedTuple):
+    """Where calls of one place go by the same standings, and what that leaves to the next."""
+
+    ranked: Ranked
+    after: Previous
+    #: Whose identity it is remembered by.
+    way: _Way
 
 
 class _Way(NamedTuple):
@@ -130,6 +141,8 @@ class Regions:
         self._lying: list[RegionView] = []
         self._prefixed: list[RegionView] = []
         self._shifting = False
+        #: A region has no business hours.
+        self._always_open = False
         #: Whether the directory has been read at all: before that nobody can say that something is not in it.
         self.configured = False
         peers.on_change.append(self._standings.clear)
@@ -145,6 +158,7 @@ class Regions:
         self._standings.clear()
         self._ways.clear()
         self._rules.clear()
+        self._always_open = any(region.schedule is None for region in regions)
         self._lying = [_lying(region) for region in regions]
         self._prefixed = [region for region in self._lying if region.served_prefixes]
         self._shifting = any(region.weight < placement.NORMAL_WEIGHT for region in regions)
@@ -173,7 +187,7 @@ class Regions:
         """While every region is closed: when the first one opens, 0 if that is not foreseeable. None while
         one is open.
         """
-        if not self._regions or any(self.is_open(region) for region in self._regions):
+        if self._always_open or not self._regions or any(map(self.is_open, self._regions)):
             return None
         now_ms = self._clock.now_ms()
         opens = [
@@ -187,14 +201,37 @@ class Regions:
         self, request: call_pb2.CallRequest, located: Located | None, queue: str, ties: Ties = NO_TIES
     ) -> Ranked:
         """The regions for a call that is to be placed, best first: as `rank`, and remembered for the next."""
-        standings, way = self._standings_of(queue).rows, self._way(located, request.language)
-        number = located.e164 if located is not None else ""
-        home = placement.home_by_prefix(number, self._prefixed) or way.home
-        draw = _draw(request.call_id) if self._shifting else 0.0
+        standings, way = self._standings_of(queue), self._way(located, request.language)
+        home = way.home
+        if self._prefixed and located is not None:
+            home = placement.home_by_prefix(located.e164, self._prefixed) or home
         before = self._previous.get((home, queue), _FIRST)
-        step, regions = placement.order(standings, way.rows, home, draw, self._rules_of(queue), before, ties)
-        self._previous[(home, queue)] = placement.follows(step, regions[0] if regions else "", before)
-        return Ranked(home, regions)
+        if self._shifting or ties is not NO_TIES:
+            draw = _draw(request.call_id) if self._shifting else 0.0
+            found = self._decide(standings, way, home, draw, queue, before, ties)
+        else:
+            # All else that decides is the same for many calls in a row.
+            key = (id(way), home, before)
+            known = standings.decided.get(key)
+            found = known or self._decide(standings, way, home, 0.0, queue, before, ties)
+            standings.decided[key] = found
+        self._previous[(home, queue)] = found.after
+        return found.ranked
+
+    def _decide(
+        self,
+        standings: _Standings,
+        way: _Way,
+        home: str,
+        draw: float,
+        queue: str,
+        before: Previous,
+        ties: Ties,
+    ) -> _Decided:
+        rules = self._rules_of(queue)
+        step, regions = placement.order(standings.rows, way.rows, home, draw, rules, before, ties)
+        after = placement.follows(step, regions[0] if regions else "", before)
+        return _Decided(Ranked(home, regions), after, way)
 
     def rank(
         self, request: call_pb2.CallRequest, located: Located | None, queue: str, ties: Ties = NO_TIES
@@ -224,7 +261,7 @@ class Regions:
         views = (self._view(region, queue) for region in self._regions.values())
         rows = [placement.standing_of(view, queue, rules) for view in views]
         free = frozenset(row.region for row in rows if row.agents_free)
-        known = self._standings[queue] = _Standings(now + STANDINGS_SECONDS, rows, free)
+        known = self._standings[queue] = _Standings(now + STANDINGS_SECONDS, rows, free, {})
         return known
 
     def _way(self, located: Located | None, language: str) -> _Way:
@@ -401,6 +438,8 @@ def _known_wait_ms(load: shard_pb2.PeerState.QueueLoad) -> int:
 
 def ties_of(known: KnownCaller) -> Ties:
     """The regions that a known caller has to do with."""
+    if known is STRANGER:
+        return NO_TIES
     usual = usual_region(known)
     return Ties(known.region, usual) if known.region or usual else NO_TIES
 

@@ -21,8 +21,8 @@ def call(**fields: Any) -> call_pb2.CallRequest:
 
 
 def checked(request: call_pb2.CallRequest, **more: Any) -> model.CallFacts:
-    convert.check_call(request)
-    return convert.call_facts(request, number="+861064000000", home_region="beijing", **more)
+    queue = convert.check_call(request)
+    return convert.call_facts(request, queue=queue, number="+861064000000", home_region="beijing", **more)
 
 
 def skills(count: int) -> list[dict[str, Any]]:
