@@ -947,8 +947,13 @@ class Front:
         if was_current and log_out:
             closed = CloseSession(agent=desk.agent, session=desk.session)
             await self._detach(desk.region, lambda: closed)
-        elif was_current:
+        elif was_current or self._sits_elsewhere(desk):
             await self._detach(desk.region, functools.partial(self._deserted, desk))
+
+    def _sits_elsewhere(self, desk: Desk) -> bool:
+        """Whether the newer session is in a region that knows nothing of the old one: the agent was moved."""
+        newer = self._desks.get(desk.agent)
+        return newer is not None and newer.region != desk.region
 
     def _deserted(self, desk: Desk) -> DetachSession | None:
         """That nobody sits there, unless the same session was opened again meanwhile."""
@@ -1049,9 +1054,15 @@ class Front:
         """A placement of this router took effect after its stream had gone or moved on: a message came late
         or twice. Nobody would listen to that entry.
         """
+        version = event.attempt, event.move
         if caller is None:
-            self._detach_soon(shard, call_id, event.attempt, event.move)
-        elif (event.attempt, event.move) < caller.version and shard not in (caller.region, caller.source):
+            self._detach_soon(shard, call_id, *version)
+            return
+        elsewhere = shard not in (caller.region, caller.source)
+        if version > caller.version and (elsewhere or event.attempt > caller.attempt):
+            # A stream before this one had numbered higher.
+            self._detach_soon(shard, call_id, *version)
+        elif version < caller.version and elsewhere:
             self.spawn(self._withdraw(shard, call_id, caller.attempt, caller.move))
 
     def _held_elsewhere(self, caller: Caller, shard: str, event: CallQueued | CallAttached) -> None:

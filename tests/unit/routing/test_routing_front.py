@@ -555,6 +555,21 @@ async def test_opened_again_at_another_router_the_old_one_learns_it_and_lets_go(
     assert DetachCalls not in world.wire("beijing", "f").kinds()
 
 
+@pytest.mark.parametrize(("attempt", "shard"), [(4, "shanghai"), (4, "beijing"), (3, "shanghai")])
+async def test_a_placement_that_comes_late_under_a_higher_number_is_nobodys(
+    world: World, attempt: int, shard: str
+) -> None:
+    """The stream that asked for it has ended, and the edge has gone back to a lower attempt."""
+    front = world.front()
+    line = Line(world, front, attempt=3)
+    await line.next()
+    late = PlaceCall(facts=line.caller.facts, attempt=attempt, move=2, front="f")
+    world.shards[shard].do(late)
+    assert world.shards[shard].live()
+    await eventually(lambda: not world.shards[shard].live())
+    assert shard == "beijing" or world.beijing.live(), "the stream's own"
+
+
 async def test_opened_elsewhere_in_another_region_the_entry_left_behind_is_withdrawn(world: World) -> None:
     old = Line(world, world.front("f"))
     await old.next()
@@ -1187,6 +1202,27 @@ async def test_a_desk_that_holds_nothing_of_another_region_opens_in_its_own(
     moved.wire("beijing").nobody_leads = held == ()
     await front.open_desk(seat)
     assert seat.region == "shanghai" and moved.shanghai.state.agents["ann"].attached
+
+
+async def test_a_new_desktop_in_the_new_region_leaves_nobody_in_the_old_one(seated: World) -> None:
+    """It was started anew and knows of no conversation; its stream is at the same router as the old one."""
+    front = seated.front()
+    seat, again = desk(), desk(2, region="shanghai")
+    await front.open_desk(seat)
+    seated.beijing.do(
+        PlaceCall(facts=CallFacts(call_id="c1", queue="service"), attempt=1, move=1, front="elsewhere")
+    )
+    seated.beijing.accept()
+    seated.beijing.confirm()
+    seated.beijing.do(RemoveAgent(agent="ann"))
+    seated.shanghai.do(ConfigureAgent(agent=AgentConfig(id="ann")))
+    await front.open_desk(again)
+    await front.close_desk(seat, log_out=False)
+    await eventually(lambda: not attached(seated))
+    assert seated.shanghai.state.agents["ann"].attached
+    seated.clock.advance(seated.beijing.state.timing.agent_grace_span_ms / 1000 + 1)
+    seated.beijing.tick()
+    assert seated.beijing.outcome() is CallOutcome.INTERRUPTED, "nobody had ended it"
 
 
 async def test_where_a_moved_agent_opens_is_asked_anew_once_its_region_has_a_leader(moved: World) -> None:
