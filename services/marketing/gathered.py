@@ -2,11 +2,16 @@
 
 While one round trip is under way, what is asked meanwhile waits and goes out together with the next: the
 busier the service, the larger the groups, and an idle one waits for nobody (group commit: DeWitt et al.:
-Implementation techniques for main memory database systems, SIGMOD 1984). Round trips also keep a pace: one
-begins at the earliest so long after the one before, for otherwise a fast database gets them one by one, and
-each costs the driver several times what a group's further question costs. And where a crowd is known to be
-under way, a small group waits for a share of it, for as long as the pace once more: on a machine that is busy
-with other things, questions trickle in, and small groups would make it busier still.
+Implementation techniques for main memory database systems, SIGMOD 1984).
+
+A group is a share of the crowd, of all who were known to be under way lately: it waits for as many, and takes
+no more. In one group of everybody all would wait for the database together, then for the processor together,
+and each would stand idle while the other works; and such a group never parts again. In halves, one is read or
+written while the other is decided. For the same reason the next group leaves before the answers of the one
+before are worked on.
+
+A group too small to be worth a round trip leaves no sooner than a pace after the one before, for each trip
+costs the driver several times what a further question costs. And nobody waits for others longer than a pace.
 """
 
 from __future__ import annotations
@@ -25,8 +30,12 @@ Answer = TypeVar("Answer")
 GROUP_MAX = 256
 #: Questions that may wait.
 WAITING_MAX = 20_000
-#: A group waits for one part in so many of the crowd.
+#: A group is one part in so many of the crowd.
 CROWD_PARTS = 2
+#: A crowd is remembered for one to two such spans, seconds.
+CROWD_SECONDS = 0.05
+#: So many questions are worth a round trip: they wait for no pace, and are not divided further.
+WORTH_QUESTIONS = 8
 
 
 class TooBusy(Unavailable):
@@ -47,21 +56,25 @@ class Gathered(Generic[Question, Answer]):
         work: Callable[[Sequence[Question]], Awaitable[Sequence[Answer | Exception]]],
         *,
         pace_seconds: float = 0.0,
-        crowd: Callable[[], int] = lambda: 0,
+        crowd: Callable[[], int] | None = None,
     ) -> None:
-        """Round trips begin at least `pace_seconds` apart; `crowd` says how many questions are about to come,
-        these included.
+        """`crowd` says how many questions are about to come, these included; without it a group is whatever
+        waits. Small groups leave at least `pace_seconds` apart.
         """
         self._work = work
         self._pace_seconds = pace_seconds
         self._crowd = crowd
-        #: Loop time from which on the next may begin.
-        self._next_at = 0.0
-        self._waiting: deque[tuple[Question, asyncio.Future[Answer]]] = deque()
-        self._running: asyncio.Task[None] | None = None
-        #: Done when so many wait as a group waits for.
-        self._enough: asyncio.Future[None] | None = None
-        self._wanted = 0
+        #: The largest crowds seen in the present span and in the one before, and when the present one ends.
+        self._present = self._before = 0
+        self._span_ends = float("-inf")
+        #: Questions, where their answers go, and when they were asked by the loop's clock.
+        self._waiting: deque[tuple[Question, asyncio.Future[Answer], float]] = deque()
+        #: The round trip under way, and when the last one began.
+        self._trip: asyncio.Task[None] | None = None
+        self._begun_at = float("-inf")
+        #: Whether what waits is looked at in the next turn of the loop, and what does it at a later time.
+        self._look_soon = False
+        self._look_later: asyncio.TimerHandle | None = None
         #: Questions without an answer yet.
         self.pending = 0
 
@@ -71,54 +84,71 @@ class Gathered(Generic[Question, Answer]):
             raise TooBusy(why="try again", retry_seconds=1.0)
         loop = asyncio.get_running_loop()
         answer: asyncio.Future[Answer] = loop.create_future()
-        self._waiting.append((question, answer))
-        if self._running is None or self._running.done():
-            self._running = loop.create_task(self._run())
-        elif self._enough is not None and len(self._waiting) >= self._wanted:
-            _finish(self._enough)
+        self._waiting.append((question, answer, loop.time()))
+        if not self._look_soon and not self._under_way():
+            # What else becomes ready in this turn of the loop joins the group.
+            self._look_soon = True
+            loop.call_soon(self._look, loop)
         self.pending += 1
         try:
             return await answer
         finally:
             self.pending -= 1
 
-    async def _run(self) -> None:
-        loop = asyncio.get_running_loop()
-        while self._waiting:
-            # At least what else becomes ready in this turn of the loop joins the group.
-            await asyncio.sleep(max(0.0, self._next_at - loop.time()))
-            await self._await_crowd(loop)
-            self._next_at = loop.time() + self._pace_seconds
-            size = min(GROUP_MAX, len(self._waiting))
-            group = [self._waiting.popleft() for _ in range(size)]
-            try:
-                answers = await self._work([question for question, _ in group])
-            except Exception as error:  # told to each who asked
-                answers = [error] * len(group)
-            for (_, future), answer in zip(group, answers, strict=True):
-                if future.done():
-                    continue
-                if isinstance(answer, Exception):
-                    future.set_exception(answer)
-                else:
-                    future.set_result(answer)
-            # Those answered go on first, and what they ask next joins the next group.
-            await asyncio.sleep(0)
+    def _under_way(self) -> bool:
+        return self._trip is not None and not self._trip.done()
 
-    async def _await_crowd(self, loop: asyncio.AbstractEventLoop) -> None:
-        """Waits until a share of the crowd has come, or the pace is over once more."""
-        self._wanted = min(GROUP_MAX, self._crowd() // CROWD_PARTS)
-        if len(self._waiting) >= self._wanted or not self._pace_seconds:
+    def _look(self, loop: asyncio.AbstractEventLoop) -> None:
+        """Begins a round trip if one is due, or sees to the next look."""
+        self._look_soon = False
+        if self._look_later is not None:
+            self._look_later.cancel()
+            self._look_later = None
+        if self._under_way() or not self._waiting:
             return
-        self._enough = loop.create_future()
-        timer = loop.call_later(self._pace_seconds, _finish, self._enough)
+        now, size = loop.time(), GROUP_MAX
+        if self._crowd is not None:
+            share = self._lately(self._crowd(), now) // CROWD_PARTS
+            size = min(GROUP_MAX, max(share, WORTH_QUESTIONS))
+            due = self._due_at(min(GROUP_MAX, share), size)
+            if due > now:
+                self._look_later = loop.call_at(due, self._look, loop)
+                return
+        group = [self._waiting.popleft() for _ in range(min(size, len(self._waiting)))]
+        self._begun_at = now
+        self._trip = loop.create_task(self._travel(group, loop))
+
+    def _lately(self, seen: int, now: float) -> int:
+        """The largest crowd of lately, `seen` being the one of now."""
+        if now >= self._span_ends:
+            self._before = self._present if now < self._span_ends + CROWD_SECONDS else 0
+            self._present, self._span_ends = seen, now + CROWD_SECONDS
+        self._present = max(self._present, seen)
+        return max(self._present, self._before)
+
+    def _due_at(self, share: int, enough: int) -> float:
+        """The loop's time at which what waits may leave; at once where there are `enough`."""
+        if len(self._waiting) >= enough:
+            return 0.0
+        asked_at = self._waiting[0][2]
+        paced = self._begun_at + self._pace_seconds
+        return paced if len(self._waiting) >= share else max(paced, asked_at + self._pace_seconds)
+
+    async def _travel(
+        self, group: Sequence[tuple[Question, asyncio.Future[Answer], float]], loop: asyncio.AbstractEventLoop
+    ) -> None:
+        answers: Sequence[Answer | Exception]
         try:
-            await self._enough
-        finally:
-            timer.cancel()
-            self._enough = None
-
-
-def _finish(future: asyncio.Future[None]) -> None:
-    if not future.done():
-        future.set_result(None)
+            answers = await self._work([question for question, _, _ in group])
+        except Exception as error:  # told to each who asked
+            answers = [error] * len(group)
+        # The next leaves first, and is under way while these answers are worked on.
+        self._trip = None
+        self._look(loop)
+        for (_, future, _), answer in zip(group, answers, strict=True):
+            if future.done():
+                continue
+            if isinstance(answer, Exception):
+                future.set_exception(answer)
+            else:
+                future.set_result(answer)

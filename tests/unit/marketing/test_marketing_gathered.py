@@ -65,3 +65,37 @@ async def test_one_who_gives_up_stops_nobody() -> None:
     await asyncio.sleep(0)
     gone.cancel()
     assert await asyncio.gather(*others) == [4, 6] and not made.pending
+
+
+async def test_a_crowd_goes_in_halves_and_the_second_leaves_before_the_first_is_answered() -> None:
+    left: list[int] = []
+    answered: list[int] = []
+
+    async def work(numbers: Sequence[int]) -> list[int]:
+        left.append(len(numbers))
+        await asyncio.sleep(0)
+        return list(numbers)
+
+    async def caller(number: int) -> None:
+        await made.ask(number)
+        answered.append(len(left))
+
+    made = Gathered(work, pace_seconds=60.0, crowd=lambda: made.pending)
+    await asyncio.gather(*(caller(number) for number in range(40)))
+    assert left == [20, 20], "neither waits for a pace"
+    assert set(answered) == {2}
+
+
+async def test_a_crowd_is_remembered_for_a_while_and_then_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
+    crowd = 40
+    made = Gathered(Work(), pace_seconds=0.02, crowd=lambda: crowd)
+    loop = asyncio.get_running_loop()
+    await made.ask(1)
+    crowd, asked_at = 1, loop.time()
+    await made.ask(2)
+    assert loop.time() - asked_at >= 0.019, "alone, but there were others a moment ago"
+    monkeypatch.setattr(gathered, "CROWD_SECONDS", 0.0)
+    monkeypatch.setattr(made, "_span_ends", loop.time())
+    monkeypatch.setattr(made, "_begun_at", float("-inf"))
+    monkeypatch.setattr(made, "_pace_seconds", 3600.0)
+    assert await asyncio.wait_for(made.ask(3), 30) == 6, "alone, and waits for nobody"
