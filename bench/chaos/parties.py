@@ -17,6 +17,8 @@ import grpc
 from bench.chaos.floor import POLL_SECONDS, QUEUE, REGION, Floor, eventually, furnish
 
 from callmesh.routing.v1 import agent_pb2, call_pb2, routing_pb2_grpc
+from callmesh_sdk.servers import Homing, Return
+from callmesh_sdk.watch import Watch
 from chassis.clock import SystemClock
 from cli.demo.agent import AgentContext, Desktop
 from cli.demo.edge import Edge, EdgeContext
@@ -31,7 +33,7 @@ from cli.demo.ledger import (
 )
 from cli.demo.media import Media
 from cli.demo.model import DayCall, Duty
-from cli.demo.rpc import CHANNEL_OPTIONS, Channels, StreamEnded
+from cli.demo.rpc import CHANNEL_OPTIONS, Channels, StreamEnded, facts_of
 from cli.demo.timing import ReplayClock
 
 #: Business time of the parties runs so fast; the routers' runs as ever. An agent picks up and wraps up in a
@@ -48,6 +50,18 @@ KEEPALIVE_OPTIONS = (
     # gRPC's own pings stand in for the keepalive and wait a minute by default.
     ("grpc.http2.ping_timeout_ms", 3_000),
     ("grpc.http2.max_pings_without_data", 0),
+)
+#: When desktops go back to a router that was lost. Here one is lost every few seconds and not once a month:
+#: the SDK's own times are fifteen times as long, and it forgives a router that is lost again less soon.
+HOMING = Homing(
+    ask_seconds=0.3,
+    ask_seconds_max=0.6,
+    trust_seconds=1.0,
+    trust_seconds_max=1.0,
+    relapse_seconds=0.0,
+    spread_seconds=1.0,
+    idle_seconds=0.1,
+    look_seconds=0.2,
 )
 #: All that a desk may be waited for at the end, real seconds: longer than the longest timer (after-call work,
 #: 30 s).
@@ -99,20 +113,62 @@ class ChaosEdge(Edge):
 
 
 class ChaosDesktop(Desktop):
-    """A desktop that tries the region's routers in turn."""
+    """A desktop that tries the region's routers in turn, or, with a `watch`, goes back to its first one as
+    those of the SDK do.
+    """
 
-    def __init__(self, context: AgentContext, agent: str, routers: Sequence[str], end: float) -> None:
+    _watch: Watch | None = None
+    _return: Return | None = None
+
+    def __init__(
+        self,
+        context: AgentContext,
+        agent: str,
+        routers: Sequence[str],
+        end: float,
+        watch: Watch | None = None,
+    ) -> None:
         super().__init__(context, agent, REGION, [Duty(agent=agent, start_seconds=0.0, end_seconds=end)])
         self._routers = routers
         self._turn = 0
+        if watch is not None:
+            self._watch = watch
+            self._return = Return(watch.servers, routers, watch.homing, self._rng)
+
+    @property
+    def at_home(self) -> bool:
+        """Whether it sits at its first router."""
+        return self.state != "lost" and self.region == self._routers[0]
 
     async def _attached(self, backoff: Any, going_home: asyncio.Task[None]) -> None:
         self.region = self._routers[self._turn % len(self._routers)]
         try:
             await super()._attached(backoff, going_home)
-        except StreamEnded:
-            self._turn += 1
+        except StreamEnded as ended:
+            self._leave(ended)
             raise
+
+    def _leave(self, ended: StreamEnded) -> None:
+        """The stream broke: another router's turn."""
+        if self._watch is None:
+            self._turn += 1
+            return
+        superseded = ended.error is not None and facts_of(ended.error).code is grpc.StatusCode.ABORTED
+        if not superseded:
+            self._watch.lost(self.region)
+        self._turn = self._routers.index(self._watch.servers.choose(self._routers, self.region))
+
+    def _look_seconds(self) -> float | None:
+        return None if self._watch is None or self.at_home else self._watch.homing.look_seconds
+
+    def _better(self) -> str | None:
+        if self._return is None:
+            return None
+        return self._return.look(self.region, self._idle_since, self._context.clock.monotonic())
+
+    def _no_better(self, region: str) -> None:
+        if self._watch is not None:
+            self._watch.lost(region)
 
     def _on_status(self, status: agent_pb2.AgentStatus) -> None:
         super()._on_status(status)
@@ -181,6 +237,7 @@ class Crowd:
     _edge_context: Any = None
     _agent_context: Any = None
     _channels: Any = None
+    _watch: Watch | None = None
     _stubs: dict[str, routing_pb2_grpc.RoutingServiceStub] = field(default_factory=dict)
 
     async def open(self) -> None:
@@ -191,6 +248,7 @@ class Crowd:
         names = list(self.addresses)
         turned = {name: [*names[i:], *names[:i]] for i, name in enumerate(names)}
         self._channels = ChaosChannels(self.addresses)
+        self._watch = Watch(HOMING, lambda name: self._channels[name])
         self._edge_context = EdgeContext(
             channels=self._channels,
             preference={name: order for name, order in turned.items()},
@@ -212,7 +270,7 @@ class Crowd:
         )
         for number, agent in enumerate(self.agents):
             order = turned[names[number % len(names)]]
-            desktop = ChaosDesktop(self._agent_context, agent, order, 86_400.0 * SPEED)
+            desktop = ChaosDesktop(self._agent_context, agent, order, 86_400.0 * SPEED, self._watch)
             self.desktops.append(desktop)
             self._keep(asyncio.ensure_future(desktop.run()))
         if not await eventually(lambda: all(d.state == "available" for d in self.desktops), STUCK_SECONDS):
@@ -299,8 +357,19 @@ class Crowd:
         await eventually(all_reached, STUCK_SECONDS / 2)
         return sorted({*silent, *(set(self.agents) - reached)})
 
+    async def spread(self, seconds: float) -> int:
+        """Waits for a bounded time until every desktop sits at its first router; how many do not."""
+
+        def away() -> int:
+            return sum(not desktop.at_home for desktop in self.desktops)
+
+        await eventually(lambda: not away(), seconds)
+        return away()
+
     async def close(self) -> None:
         """Everybody goes home."""
+        if self._watch is not None:
+            await self._watch.close()
         for task in list(self._tasks):
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)

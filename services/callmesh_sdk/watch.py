@@ -62,7 +62,12 @@ class Watch:
             await asyncio.gather(*(self._ask_one(each) for each in self.servers.due(time.monotonic())))
 
     async def _ask_one(self, address: str) -> None:
-        answer = await serves(self._channel(address))
+        try:
+            answer = await serves(self._channel(address))
+        except Exception:
+            # A certificate that cannot be read, for one: whatever it is, the server cannot be called. Asking
+            # goes on, or nobody would ever come back to it.
+            answer = False
         self.servers.heard(address, answer, time.monotonic())
 
     async def close(self) -> None:

@@ -1,4 +1,6 @@
-"""Every router restarted in turn while calls flow, as an upgrade or a rollback does it: nobody notices."""
+"""Every router restarted in turn while calls flow, as an upgrade or a rollback does it: nobody notices, and
+the desktops are spread over the routers as before.
+"""
 
 from __future__ import annotations
 
@@ -64,6 +66,7 @@ async def test_routers_restarted_in_turn_lose_no_call(platform_stack: Stack, wir
         await crowd.settle()
         unserved = crowd.unserved()
         await eventually(lambda: idle(wire, agents), "every agent free again", RECOVERY_SECONDS)
+        assert not await crowd.spread(RECOVERY_SECONDS), "desktops that did not go back to their own routers"
     finally:
         await crowd.close()
     verdict = crowd.verdict([])

@@ -7,7 +7,9 @@ offers what marketing recommends, and wraps up with a disposition that may open 
 breaks it
 re-attaches: with the same session and the call it holds if only the stream was lost, with a new session and
 empty hands if
-the region was, because then its conversation broke off too. What it did is in its own book of conversations.
+the region was, because then its conversation broke off too. One that knows several routers changes to another
+in a moment in which nothing is in hand, with its next session. What it did is in its own book of
+conversations.
 """
 
 from __future__ import annotations
@@ -37,6 +39,8 @@ WRAP_UP_SECONDS_MIN = 1.0
 OVERTIME_SECONDS_MAX = 90.0
 #: The router has this long to end a session that was closed, real seconds.
 LOG_OUT_SECONDS_MAX = 2.0
+#: On a change of router the new session may take so long to stand, and the old stream is heard so long after.
+MOVE_SECONDS_MAX, FAREWELL_SECONDS_MAX = 3.0, 1.0
 #: Kinds of refusals that a desktop keeps count of.
 REFUSALS_KEPT_MAX = 50
 
@@ -93,6 +97,8 @@ class Desktop:
         self._picking_up = False
         self._tasks: set[asyncio.Task[None]] = set()
         self._changed = asyncio.Event()
+        #: Since when nothing is in hand, by the router's word too; real seconds.
+        self._idle_since: float | None = None
         self._off_duty = True
         self.state = "off"
         context.media.on_loss(region, self._drop)
@@ -152,21 +158,23 @@ class Desktop:
 
     async def _attached(self, backoff: Backoff, going_home: asyncio.Task[None]) -> None:
         """One stream, until it breaks (StreamEnded) or the agent has gone home."""
-        stub = agent_pb2_grpc.AgentServiceStub(self._context.channels[self.region])
-        call = stub.Session()
-        reader = EventStream(call)
+        call, reader = self._dial(self.region)
         self._stream = call
         try:
-            await self._open()
+            await self._send(open=self._opening())
             while True:
                 reading = reader.pending()
-                await asyncio.wait({reading, going_home}, return_when=asyncio.FIRST_COMPLETED)
+                await asyncio.wait(
+                    {reading, going_home}, timeout=self._look_seconds(), return_when=asyncio.FIRST_COMPLETED
+                )
                 if reading.done():
                     self._on_event(reader.take())
                     backoff.reset()
                 elif going_home.done():
                     await self._log_out(reader)
                     return
+                elif (better := self._better()) is not None:
+                    reader = await self._change_to(better, reader)
         except grpc.RpcError as error:
             raise StreamEnded(error) from error
         except asyncio.InvalidStateError:
@@ -174,6 +182,63 @@ class Desktop:
         finally:
             self._stream = None
             await reader.close()
+
+    def _dial(self, region: str) -> tuple[Any, EventStream]:
+        stub = agent_pb2_grpc.AgentServiceStub(self._context.channels[region])
+        call = stub.Session()
+        return call, EventStream(call)
+
+    def _look_seconds(self) -> float | None:
+        """How long nothing has to be told until `_better` is asked; None: never."""
+        return None
+
+    def _better(self) -> str | None:
+        """The router to change to at this moment, for who knows several."""
+        return None
+
+    async def _change_to(self, region: str, old: EventStream) -> EventStream:
+        """Opens the next session at another router and leaves the old stream once it stands; `old`, which
+        goes on, where nothing comes of it. What the agent does waits meanwhile.
+        """
+        call, reader = self._dial(region)
+        first = None
+        try:
+            async with self._writing:
+                self._session += 1
+                await self._write(call, open=self._opening())
+                first = await reader.next(MOVE_SECONDS_MAX)
+                if first is not None:
+                    self._stream, self.region = call, region
+        except (grpc.RpcError, asyncio.InvalidStateError, StreamEnded):
+            first = None
+        finally:
+            if first is None:
+                await reader.close()
+        if first is None:
+            self._no_better(region)
+            return old
+        try:
+            await self._farewell(old)
+        except BaseException:
+            await reader.close()
+            raise
+        self._on_event(first)
+        return reader
+
+    def _no_better(self, region: str) -> None:
+        """Nothing came of a change to that router."""
+
+    async def _farewell(self, old: EventStream) -> None:
+        """What is still told on the old stream: the router ends it, for a newer session wins."""
+        deadline = self._context.clock.monotonic() + FAREWELL_SECONDS_MAX
+        try:
+            while (left := deadline - self._context.clock.monotonic()) > 0:
+                if (event := await old.next(left)) is not None:
+                    self._on_event(event)
+        except StreamEnded:
+            return
+        finally:
+            await old.close()
 
     async def _log_out(self, reader: EventStream) -> None:
         """Closes the session and waits, a bounded time, for the router to end the stream: what is cancelled
@@ -186,16 +251,14 @@ class Desktop:
             while (left := deadline - self._context.clock.monotonic()) > 0:
                 await reader.next(left)
 
-    async def _open(self) -> None:
+    def _opening(self) -> agent_pb2.AgentCommand.Open:
         state = agent_pb2.AGENT_STATE_PAUSED if self._off_duty else agent_pb2.AGENT_STATE_AVAILABLE
-        await self._send(
-            open=agent_pb2.AgentCommand.Open(
-                agent=f"agents/{self.agent}",
-                session=self._session,
-                state=state,
-                pause_reason="end-of-duty" if self._off_duty else "",
-                calls_held=[self._held.call.call_id] if self._held else [],
-            )
+        return agent_pb2.AgentCommand.Open(
+            agent=f"agents/{self.agent}",
+            session=self._session,
+            state=state,
+            pause_reason="end-of-duty" if self._off_duty else "",
+            calls_held=[self._held.call.call_id] if self._held else [],
         )
 
     async def _pause(self) -> None:
@@ -208,10 +271,13 @@ class Desktop:
     async def _send(self, **kind: Any) -> None:
         """One numbered command. Raises grpc.RpcError or InvalidStateError when the stream is gone."""
         async with self._writing:
-            if self._stream is None:
-                raise asyncio.InvalidStateError("not attached")
-            self._command += 1
-            await self._stream.write(agent_pb2.AgentCommand(command=self._command, **kind))
+            await self._write(self._stream, **kind)
+
+    async def _write(self, stream: Any, **kind: Any) -> None:
+        if stream is None:
+            raise asyncio.InvalidStateError("not attached")
+        self._command += 1
+        await stream.write(agent_pb2.AgentCommand(command=self._command, **kind))
 
     def _spawn(self, work: Any) -> None:
         """Runs beside the reader; an error on the stream there is the reader's to see."""
@@ -239,7 +305,17 @@ class Desktop:
         }
         if kind in handlers:
             handlers[kind](getattr(event, kind))
+        free = self._is_free(event.status) if kind == "status" else kind == "offer_gone"
+        if not (free and self._idle()):
+            self._idle_since = None
+        elif self._idle_since is None:
+            self._idle_since = self._context.clock.monotonic()
         self._changed.set()
+
+    @staticmethod
+    def _is_free(status: agent_pb2.AgentStatus) -> bool:
+        free = (agent_pb2.AGENT_STATE_AVAILABLE, agent_pb2.AGENT_STATE_PAUSED)
+        return status.state in free and not (status.calls_held or status.offers_held)
 
     def _on_status(self, status: agent_pb2.AgentStatus) -> None:
         free = status.state in (agent_pb2.AGENT_STATE_AVAILABLE, agent_pb2.AGENT_STATE_PAUSED)

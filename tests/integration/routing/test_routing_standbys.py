@@ -13,7 +13,6 @@ import pytest
 import pytest_asyncio
 
 from callmesh.routing.v1 import (
-    agent_pb2,
     agent_pb2_grpc,
     call_pb2,
     directory_pb2,
@@ -21,6 +20,7 @@ from callmesh.routing.v1 import (
     routing_pb2,
     routing_pb2_grpc,
 )
+from callmesh_sdk import Client, Desk, Homing, Options
 from chassis.localstack import free_ports
 from chassis.mongo import connect, disconnect
 from chassis.server import Server
@@ -53,21 +53,46 @@ async def until(stream: Any, kind: str) -> Any:
 
 
 class Seat:
-    """A desktop's stream."""
+    """A desktop that takes whatever it is offered. Its own router is `home`, `other` while that is away."""
 
-    def __init__(self, node: Node, session: int) -> None:
-        self._commands: asyncio.Queue[agent_pb2.AgentCommand] = asyncio.Queue()
-        self._number = 0
-        self.stream = node.agents.Session(self._drain())
-        self.send(open={"agent": "agents/ann", "session": session})
+    def __init__(self, home: Node, other: Node) -> None:
+        soon = Homing(
+            ask_seconds=0.1, trust_seconds=0.2, spread_seconds=0.1, idle_seconds=0.05, look_seconds=0.05
+        )
+        addresses, backups = {"routing": [home.address]}, {"routing": [other.address]}
+        self._client = Client(Options(addresses=addresses, backups=backups, homing=soon))
+        self.desk = Desk(self._client, "agents/ann")
+        #: Calls offered, connected and ended, in order, each with the router where the desk sat.
+        self.told: list[tuple[str, str, str]] = []
+        self._working = asyncio.ensure_future(self._work())
 
-    async def _drain(self) -> AsyncIterator[agent_pb2.AgentCommand]:
-        while True:
-            yield await self._commands.get()
+    async def _work(self) -> None:
+        async for event in self.desk.events():
+            match event.WhichOneof("event"):
+                case "offer":
+                    self._note("offer", event.offer.call.call_id)
+                    await self.desk.accept(event.offer.offer_id)
+                case "connected":
+                    self._note("connected", event.connected.call.call_id)
+                case "ended":
+                    self._note("ended", event.ended.call_id)
+                    await self.desk.wrap_up(event.ended.call_id, call_pb2.Disposition(code="done"))
 
-    def send(self, **kind: Any) -> None:
-        self._number += 1
-        self._commands.put_nowait(agent_pb2.AgentCommand(command=self._number, **kind))
+    def _note(self, kind: str, call_id: str) -> None:
+        self.told.append((kind, call_id, self.desk.address))
+
+    async def until(self, condition: Any) -> None:
+        """Waits for something, and fails with what the desk failed with."""
+        await eventually(lambda: self._working.done() or condition())
+        assert not self._working.done() or self._working.result()
+
+    async def __aenter__(self) -> Seat:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        self._working.cancel()
+        await asyncio.gather(self._working, return_exceptions=True)
+        await self._client.close()
 
 
 class Node:
@@ -75,7 +100,8 @@ class Node:
 
     def __init__(self, settings: RoutingSettings) -> None:
         self.settings = settings
-        self.channel = grpc.aio.insecure_channel(f"127.0.0.1:{settings.grpc_port}")
+        self.address = f"127.0.0.1:{settings.grpc_port}"
+        self.channel = grpc.aio.insecure_channel(self.address)
         self.routing = routing_pb2_grpc.RoutingServiceStub(self.channel)
         self.agents = agent_pb2_grpc.AgentServiceStub(self.channel)
         self.directory = directory_pb2_grpc.DirectoryServiceStub(self.channel)
@@ -148,8 +174,13 @@ async def nodes(mongo_uri: str, mongo_database: str, tmp_path: Path) -> AsyncIte
     disconnect()
 
 
-async def test_a_call_at_the_standbys_front_outlives_the_leader(nodes: list[Node], mongo_client: Any) -> None:
-    """Its stream goes on; the agent, who sat at the lost router, comes back through the other."""
+async def test_a_call_at_the_standbys_front_outlives_the_leader(
+    nodes: list[Node], mongo_client: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its stream goes on; the agent, whose router is the lost one, comes through the other, stays for the
+    conversation, and goes home to her own router when she is free.
+    """
+    monkeypatch.setattr("callmesh_sdk.desk.MOVE_SECONDS_MAX", DEADLINE_SECONDS)
     leader, standby = nodes
     assert leader.router.leader.leading and not standby.router.leader.leading
     assert standby.router.who_leads("beijing") == leader.router.address
@@ -170,21 +201,38 @@ async def test_a_call_at_the_standbys_front_outlives_the_leader(nodes: list[Node
     assert made and "c1" in image.restore("beijing", MongoSnapshots(database).parts(made[0])).calls
     await leader.stop()
     await eventually(lambda: standby.router.leader.leading)
-    seat = Seat(standby, 2)
-    offer = (await until(seat.stream, "offer")).offer
-    assert offer.call.call_id == "c1"
-    seat.send(accept={"offer_id": offer.offer_id})
-    accepted = await until(stream, "accepted")
-    assert accepted.epoch == standby.router.leader.epoch > queued.epoch
-    request = routing_pb2.ConfirmCallRequest(
-        call_id="c1",
-        offer_id=accepted.accepted.offer_id,
-        version=accepted.version,
-        shard=accepted.shard,
-    )
-    # The other one is back, begins at the snapshot, and is a front for the call as well.
-    await leader.start()
-    assert not leader.router.leader.leading and "c1" in leader.router.leader.state.calls
-    await eventually(lambda: leader.router.links["beijing"].up)
-    assert (await leader.routing.ConfirmCall(request)).confirmed
+    async with Seat(leader, standby) as seat:
+        accepted = await until(stream, "accepted")
+        assert seat.told == [("offer", "c1", standby.address)]
+        assert accepted.epoch == standby.router.leader.epoch > queued.epoch
+        request = routing_pb2.ConfirmCallRequest(
+            call_id="c1",
+            offer_id=accepted.accepted.offer_id,
+            version=accepted.version,
+            shard=accepted.shard,
+        )
+        # The other one is back, begins at the snapshot, and is a front for the call as well.
+        await leader.start()
+        assert not leader.router.leader.leading and "c1" in leader.router.leader.state.calls
+        await eventually(lambda: leader.router.links["beijing"].up)
+        assert (await leader.routing.ConfirmCall(request)).confirmed
+        await seat.until(lambda: len(seat.told) == 2)
+        # Her router is well again, but she has a call in hand.
+        for _ in range(20):
+            await asyncio.sleep(0.02)
+            assert seat.desk.address == standby.address
+        first = seat.desk.session
+        await leader.routing.EndCall(routing_pb2.EndCallRequest(call_id="c1", shard="beijing", attempt=1))
+        await seat.until(lambda: seat.desk.address == leader.address)
+        assert seat.desk.session > first
+        later = standby.call("c2", caller_number="+861064000000")
+        accepted = await until(later, "accepted")
+        assert seat.told[-1] == ("offer", "c2", leader.address)
+        assert [kind for kind, call, _ in seat.told if call == "c1"] == ["offer", "connected", "ended"]
+        request = routing_pb2.ConfirmCallRequest(
+            call_id="c2", offer_id=accepted.accepted.offer_id, version=accepted.version, shard=accepted.shard
+        )
+        assert (await standby.routing.ConfirmCall(request)).confirmed
+        await seat.until(lambda: seat.told[-1] == ("connected", "c2", leader.address))
     stream.cancel()
+    later.cancel()

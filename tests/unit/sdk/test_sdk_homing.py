@@ -146,7 +146,9 @@ class Seat:
 
 
 @pytest.fixture
-async def seat(grpc_server: Any) -> AsyncIterator[Seat]:
+async def seat(grpc_server: Any, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Seat]:
+    for bound in ("MOVE_SECONDS_MAX", "FAREWELL_SECONDS_MAX"):
+        monkeypatch.setattr(f"callmesh_sdk.desk.{bound}", 30.0)
     shard = Shard()
     home, other = Router("home", shard), Router("other", shard)
     home.away = True
