@@ -1,0 +1,143 @@
+"""A simulated desktop that knows two routers: it leaves the one that is lost, and goes back in its next
+session when nothing is in hand.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+from collections.abc import AsyncIterator, Callable
+from typing import Any
+
+import grpc
+import pytest
+from bench.chaos.parties import HOMING, ChaosDesktop
+
+from callmesh.routing.v1 import agent_pb2, call_pb2
+from callmesh_sdk.watch import Watch
+from cli.demo.agent import AgentContext
+
+Event = agent_pb2.AgentEvent
+AVAILABLE = agent_pb2.AGENT_STATE_AVAILABLE
+SOON = dataclasses.replace(
+    HOMING, ask_seconds=0.01, trust_seconds=0.02, spread_seconds=0.02, idle_seconds=0.01, look_seconds=0.01
+)
+
+
+class Screen:
+    """Nothing to see."""
+
+    async def greet(self, call: call_pb2.Call, agent: str) -> None:
+        """Nothing to show."""
+
+    def disposition(self, call: call_pb2.Call) -> call_pb2.Disposition:
+        return call_pb2.Disposition(code="done", resolved=True)
+
+
+class Shard:
+    """Both routers' common mind: the newest session has the agent, one before it is ended."""
+
+    def __init__(self, abort: Any) -> None:
+        self.abort = abort
+        self.away: set[str] = set()
+        self.hangs: set[str] = set()
+        #: (router, session) in the order of opening, and (router, kind) of all that arrived.
+        self.opened: list[tuple[str, int]] = []
+        self.arrived: list[tuple[str, str]] = []
+        self.desk: asyncio.Queue[Any] = asyncio.Queue()
+
+    def router(self, name: str) -> Callable[[AsyncIterator[Any]], AsyncIterator[Event]]:
+        async def run(commands: AsyncIterator[Any]) -> AsyncIterator[Event]:
+            first = await anext(aiter(commands))
+            if name in self.away:
+                raise self.abort(grpc.StatusCode.UNAVAILABLE, "NO_LEADER", 0.001)
+            self.arrived.append((name, "open"))
+            if name in self.hangs:
+                await asyncio.get_running_loop().create_future()
+            before, self.desk = self.desk, asyncio.Queue()
+            before.put_nowait(self.abort(grpc.StatusCode.ABORTED, "NEWER_SESSION"))
+            self.opened.append((name, first.open.session))
+            desk = self.desk
+            yield free()
+            reading = asyncio.ensure_future(self._read(name, commands, desk))
+            try:
+                while (event := await desk.get()) is not None:
+                    if isinstance(event, Exception):
+                        raise event
+                    yield event
+            finally:
+                reading.cancel()
+
+        return run
+
+    async def _read(self, name: str, commands: AsyncIterator[Any], desk: asyncio.Queue[Any]) -> None:
+        async for command in commands:
+            kind = command.WhichOneof("kind")
+            self.arrived.append((name, kind))
+            if kind == "accept":
+                desk.put_nowait(Event(connected={"call": {"call_id": "c1"}, "offer_id": "o1"}))
+            elif kind == "wrap_up":
+                desk.put_nowait(free())
+
+
+def free() -> Event:
+    return Event(status={"state": AVAILABLE})
+
+
+async def until(condition: Callable[[], Any]) -> None:
+    async with asyncio.timeout(30):
+        while not condition():
+            await asyncio.sleep(0.005)
+
+
+@pytest.fixture
+async def floor(rig: Any, abort: Any, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Any]:
+    """(shard, desktop) whose own router, "near", was away when it logged in."""
+    for bound in ("MOVE_SECONDS_MAX", "FAREWELL_SECONDS_MAX"):
+        monkeypatch.setattr(f"cli.demo.agent.{bound}", 30.0)
+    shard = Shard(abort)
+    shard.away = {"near"}
+    rig.near.session, rig.far.session = shard.router("near"), shard.router("far")
+    screen: Any = Screen()
+    context = AgentContext(
+        channels=rig.channels,
+        clock=rig.clock,
+        media=rig.media,
+        service_due=rig.context.service_due,
+        desk=screen,
+    )
+    watch = Watch(SOON, lambda name: rig.channels[name])
+    desktop = ChaosDesktop(context, "amy", ["near", "far"], 1e9, watch)
+    working = asyncio.ensure_future(desktop.run())
+    await until(lambda: shard.opened and desktop.state == "available")
+    yield shard, desktop
+    working.cancel()
+    await asyncio.gather(working, return_exceptions=True)
+    await watch.close()
+
+
+async def test_it_goes_home_when_its_call_is_done(floor: Any) -> None:
+    shard, desktop = floor
+    assert [router for router, _ in shard.opened] == ["far"] and not desktop.at_home
+    shard.desk.put_nowait(Event(offer={"offer_id": "o1", "call": {"call_id": "c1"}}))
+    await until(lambda: desktop.state == "talking")
+    shard.away = set()
+    await until(lambda: desktop._watch.servers.trusted("near"))
+    # Home is well, and a call in hand: the end of it is told where it began.
+    shard.desk.put_nowait(Event(ended={"call_id": "c1"}))
+    await until(lambda: desktop.at_home)
+    (far, first), (near, second) = shard.opened
+    assert (far, near) == ("far", "near") and second == first + 1
+    assert shard.arrived == [("far", "open"), ("far", "accept"), ("far", "wrap_up"), ("near", "open")]
+    shard.desk.put_nowait(Event(offer={"offer_id": "o2", "call": {"call_id": "c2"}}))
+    await until(lambda: shard.arrived[-1] == ("near", "accept"))
+
+
+async def test_a_home_that_hangs_is_left_alone(floor: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("cli.demo.agent.MOVE_SECONDS_MAX", 0.05)
+    shard, desktop = floor
+    shard.away, shard.hangs = set(), {"near"}
+    await until(lambda: ("near", "open") in shard.arrived)
+    shard.desk.put_nowait(Event(offer={"offer_id": "o1", "call": {"call_id": "c1"}}))
+    await until(lambda: desktop.state == "talking")
+    assert [router for router, _ in shard.opened] == ["far"], "the old stream goes on"
