@@ -143,7 +143,7 @@ class Audience:
         `answer` to the same command show too.
         """
         facts: list[tuple[str, Fact]] = []
-        views = _Views(state, answer, now_ms)
+        views: _Views | None = None
         for event in events:
             if type(event) not in _HEARD:
                 self._forget(event)
@@ -152,13 +152,11 @@ class Audience:
             fronts = self._fronts(state, call_id, agent_id)
             if not fronts:
                 continue
-            fact = Fact(
-                event=event,
-                now_ms=now_ms,
-                call=views.call(call_id),
-                agent=views.agent(agent_id),
-            )
-            facts.extend((front, fact) for front in fronts)
+            views = views or _Views(state, answer, now_ms)
+            call = views.call(call_id) if call_id else None
+            agent = views.agent(agent_id) if agent_id else None
+            fact = Fact(event=event, now_ms=now_ms, call=call, agent=agent)
+            facts += [(front, fact) for front in fronts]
         return facts
 
     def _forget(self, event: Event) -> None:
@@ -176,6 +174,8 @@ class Audience:
         if agent_id:
             fronts += self._fronts_of_agent(state, agent_id)
         first = fronts[0]
+        if len(fronts) == 1:
+            return fronts if first else []
         if fronts.count(first) == len(fronts):
             # As nearly always: one router has held both all the time.
             return [first] if first else []
@@ -210,7 +210,7 @@ class Audience:
         if entry.front == before:
             return [before]
         self._calls[call_id] = entry.front
-        return [before or entry.front, entry.front]
+        return [before, entry.front] if before else [entry.front]
 
     def _fronts_of_agent(self, state: ShardState, agent_id: str) -> list[str]:
         """As `_fronts_of_call`."""

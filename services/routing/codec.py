@@ -41,10 +41,13 @@ class Packed(msgspec.Struct, frozen=True):
     name: str
     raw: msgspec.Raw
 
-    @property
-    def bytes(self) -> int:
-        """In a block, at most: the fields, the type's name, the offset and their frames."""
-        return len(self.raw) + len(self.name) + 16
+
+def size_of(packed: Sequence[Packed]) -> int:
+    """Bytes of events in a block, at most: the fields, the types' names, the offsets and their frames."""
+    size = 0
+    for event in packed:
+        size += len(event.raw) + len(event.name) + 16
+    return size
 
 
 def pack(event: model.Event) -> Packed:

@@ -404,6 +404,8 @@ def _step_at(
     A step is over when its time is, or at once when nobody who fits it is logged in and it says so; the last
     one has no end, so 0 is returned for the next.
     """
+    if not queue.steps:
+        return 0, 0
     ends_ms = began_ms
     for index, step in enumerate(queue.steps[:-1]):
         if step.skip_if_nobody_fits and not _logged_in(s, queue, facts, index):
@@ -426,6 +428,8 @@ def _logged_in(s: ShardState, queue: QueueConfig, facts: CallFacts, step: int) -
 
 def _hope(s: ShardState, queue: QueueConfig, facts: CallFacts, began_ms: int, now_ms: int) -> tuple[str, int]:
     """(the preferred agent, until when it is waited for), or ("", 0) when there is none to be waited for."""
+    if not facts.preferred_agent:
+        return "", 0
     agent = s.agents.get(facts.preferred_agent)
     until_ms = began_ms + (facts.preferred_span_ms or queue.preferred_span_ms)
     if agent is None or until_ms <= now_ms or agent.own_count >= OWN_WAITING_MAX or not _hopeful(agent):
@@ -451,12 +455,17 @@ def _disappoint(s: ShardState, agent: AgentEntry) -> list[Event]:
 
 
 def _detach(s: ShardState, c: DetachCall, now_ms: int) -> Decision:
-    entry = s.calls.get(c.call_id)
-    if entry is None or entry.version != (c.attempt, c.move) or not entry.attached:
-        return Decision()
-    if c.front and c.front != entry.front:
-        return Decision()
-    return Decision(events=_detach_events(s, entry, now_ms))
+    return Decision(events=_left_by(s, c.front, c.call_id, c.attempt, c.move, now_ms))
+
+
+def _left_by(s: ShardState, front: str, call_id: str, attempt: int, move: int, now_ms: int) -> list[Event]:
+    """What follows when a front's stream of an entry has ended; empty `front`: whoever's."""
+    entry = s.calls.get(call_id)
+    if entry is None or entry.attempt != attempt or entry.move != move or not entry.attached:
+        return []
+    if front and front != entry.front:
+        return []
+    return _detach_events(s, entry, now_ms)
 
 
 def _detach_calls(s: ShardState, c: DetachCalls, now_ms: int) -> Decision:
@@ -464,8 +473,7 @@ def _detach_calls(s: ShardState, c: DetachCalls, now_ms: int) -> Decision:
         return _refuse("OUT_OF_RANGE", "calls")
     events: list[Event] = []
     for call_id, attempt, move in dict.fromkeys(c.calls):
-        left = DetachCall(call_id=call_id, attempt=attempt, move=move, front=c.front)
-        events += _detach(s, left, now_ms).events
+        events += _left_by(s, c.front, call_id, attempt, move, now_ms)
     return Decision(events=events)
 
 

@@ -20,11 +20,12 @@ import random
 import secrets
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field, replace
 from math import inf
 from typing import TYPE_CHECKING
 
+import msgspec
 import structlog
 
 from chassis.clock import Clock
@@ -191,8 +192,7 @@ class Phase(enum.StrEnum):
     STOPPED = "stopped"
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Committed:
+class Committed(msgspec.Struct, frozen=True, kw_only=True):
     """An answer that may be given: its block is in the journal of a majority."""
 
     answer: Answer
@@ -215,11 +215,8 @@ class _Pending:
     facts: list[tuple[str, Fact]]
     #: Events ever applied when it had been decided.
     ordinal: int
-
-    @property
-    def bytes(self) -> int:
-        """Of its encoded events."""
-        return sum(event.bytes for event in self.events)
+    #: Of its encoded events.
+    bytes: int
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -348,6 +345,8 @@ class Leader:
         #: Called when this router begins, and when it ceases, to lead.
         self.on_lead: list[Callable[[], None]] = []
         self.on_drop: list[Callable[[], None]] = []
+        #: The newest block that other routers know to be committed, 0 for none; None: nobody is to be asked.
+        self.ask_others: Callable[[], Awaitable[int]] | None = None
         #: How it outlasts an outage of the store; None: it refuses new work until the store is back.
         self.continuing: Continuing | None = None
 
@@ -508,8 +507,8 @@ class Leader:
     def _check(self, command: Command) -> None:
         if self.phase is not Phase.LEADING:
             raise NotLeading(shard=self.shard, retry_seconds=self._options.heartbeat_seconds)
-        new_work = isinstance(command, PlaceCall) and command.facts.call_id not in self.state.calls
-        if self._outage and new_work:
+        new_work = type(command) is PlaceCall and command.facts.call_id not in self.state.calls
+        if new_work and self._outage:
             raise StoreOutage(shard=self.shard, retry_seconds=self._options.outage_seconds)
         limit = PENDING_MAX if new_work else 2 * PENDING_MAX
         if len(self._pending) >= limit and not isinstance(command, DetachFront):
@@ -520,7 +519,7 @@ class Leader:
         ordinal, now_ms = self.state.ordinal, self.now_ms()
         try:
             events, answer = step(self.state, command, now_ms)
-            packed = [codec.pack(event) for event in events]
+            packed = list(map(codec.pack, events))
             facts = self._audience.facts(self.state, events, answer, now_ms)
         except Exception as error:
             _POISON.labels(self.shard).inc()
@@ -531,7 +530,8 @@ class Leader:
                 # Start again from the journal, without this command.
                 self._depose("the engine failed on its own decision")
             raise PoisonCommand(type(command).__name__, deposed=halfway) from error
-        return _Pending(now_ms, packed, answer, None, facts, self.state.ordinal)
+        size = codec.size_of(packed)
+        return _Pending(now_ms, packed, answer, None, facts, self.state.ordinal, size)
 
     def _enqueue(self, pending: _Pending) -> None:
         self._pending.append(pending)
@@ -1073,7 +1073,7 @@ class Leader:
             if events and too_much:
                 break
             batch.append(self._pending.popleft())
-            events.extend((pending.now_ms, event) for event in pending.events)
+            events += [(pending.now_ms, event) for event in pending.events]
         return batch, events
 
     def _digest(self) -> str:
@@ -1145,14 +1145,41 @@ class Leader:
                 pause = min(pause * 2, RETRY_SECONDS_MAX)
 
     async def _send(self, block: Block, *, look: bool) -> bool:
-        """One try; with `look` only if the block is not there and its place is free."""
+        """One try; with `look` only if the block is not there and its place is free. Raises JournalGap when
+        that place had another's block: the database was set back.
+        """
         if look:
-            found = await self._store.find(self.shard, block.sequence)
-            if found is not None:
-                return found.nonce == block.nonce
-            if not await self._may_send_again(block):
-                return False
+            settled = await self._look(block)
+            if settled is None and await self._is_known_elsewhere(block):
+                # It may have come there since.
+                settled = await self._look(block)
+                if settled is None:
+                    raise JournalGap(f"{block.key} was committed: the database was set back")
+            if settled is not None:
+                return settled
         await self._store.insert(block)
+        return True
+
+    async def _look(self, block: Block) -> bool | None:
+        """Whether the block is there; False when it will never be. None when its place is the journal's
+        next. Raises JournalGap when the block before is gone.
+        """
+        found = await self._store.find(self.shard, block.sequence)
+        if found is not None:
+            return found.nonce == block.nonce
+        return None if await self._may_send_again(block) else False
+
+    async def _is_known_elsewhere(self, block: Block) -> bool:
+        """Whether another router knows a block of this one's number to be committed. Asked by a leader that
+        has not known the journal's end for as long as another one waits before it opens.
+        """
+        unknown_seconds = self._clock.monotonic() - self._known_seconds
+        if not self.leading or self.ask_others is None or unknown_seconds < self._options.takeover_seconds:
+            return False
+        newest = await self.ask_others()
+        if newest < block.sequence:
+            return False
+        self.hear_committed(newest)
         return True
 
     async def _may_send_again(self, block: Block) -> bool:
@@ -1181,16 +1208,19 @@ class Leader:
             outlet = self._outlets.get(front)
             if outlet is not None:
                 outlet(facts, self.state.epoch, block.sequence, block.now_ms)
+        shard, epoch, sequence, durable = self.shard, self.state.epoch, block.sequence, self._told.durable
         for pending in batch:
-            if pending.future is not None and not pending.future.done():
-                pending.future.set_result(
+            future = pending.future
+            if future is not None and not future.done():
+                answer, now_ms = pending.answer, pending.now_ms
+                future.set_result(
                     Committed(
-                        answer=pending.answer,
-                        shard=self.shard,
-                        epoch=self.state.epoch,
-                        sequence=block.sequence,
-                        now_ms=pending.now_ms,
-                        durable=self._told.durable,
+                        answer=answer,
+                        shard=shard,
+                        epoch=epoch,
+                        sequence=sequence,
+                        now_ms=now_ms,
+                        durable=durable,
                     )
                 )
 

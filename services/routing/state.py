@@ -1017,8 +1017,10 @@ def _begin_wait(s: ShardState, entry: CallEntry, e: CallQueued | CallTransferred
     call_id = entry.facts.call_id
     entry.step, entry.relax_ms = e.step, e.relax_ms
     entry.preferred, entry.prefer_ms = e.preferred, e.preferred_until_ms
-    s.set_deadline(e.relax_ms, "relax", call_id)
-    s.set_deadline(e.preferred_until_ms, "prefer", call_id)
+    if e.relax_ms:
+        s.set_deadline(e.relax_ms, "relax", call_id)
+    if e.preferred_until_ms:
+        s.set_deadline(e.preferred_until_ms, "prefer", call_id)
     _list_call(s, entry)
     if entry.line.crowd.waiting > 1:
         _expect(s, entry)

@@ -78,7 +78,7 @@ def test_a_packed_event_knows_its_size_and_is_the_same_in_a_block() -> None:
     packed = [(at_ms, codec.pack(event)) for at_ms, event in events]
     body = codec.join_events(packed, 1_000)
     assert body == codec.encode_events(events, 1_000)
-    assert len(body) <= sum(each.bytes for _, each in packed) + 5
+    assert len(body) <= codec.size_of([each for _, each in packed]) + 5
 
 
 DECODERS = [
