@@ -420,7 +420,8 @@ class Front:
                 if self._alone or any(self._shards[region].up for region in caller.regions):
                     raise
                 await self._place_in_turn(caller, error)
-        self._withdraw_all(caller, [r for r in caller.stale if r != caller.region])
+        if caller.stale:
+            self._withdraw_all(caller, [r for r in caller.stale if r != caller.region])
 
     async def _place_in_turn(self, caller: Caller, failure: NothingTaken) -> None:
         """Places a call once the nearest region has a leader again; raises `failure` when it is too long."""
@@ -471,7 +472,8 @@ class Front:
             refusal = committed.answer.refusal
             if refusal is None:
                 self._placed(caller, committed)
-                self._withdraw_all(caller, [r for r in unsure if r != region])
+                if unsure:
+                    self._withdraw_all(caller, [r for r in unsure if r != region])
                 return
             failure = error_of(refusal, caller.facts.call_id, caller.facts.queue)
             if refusal.reason not in TRY_NEXT:
@@ -974,6 +976,13 @@ class Front:
     def _on_facts(self, shard: str, epoch: int, sequence: int, facts: Sequence[Fact]) -> None:
         durable = self._shards[shard].durable
         for fact in facts:
+            event, call, agent = fact.event, fact.call, fact.agent
+            caller = self._callers.get(call.facts.call_id) if call is not None else None
+            desk = self._desks.get(agent.agent) if agent is not None else None
+            if call is not None and isinstance(event, _PLACED) and event.front == self.router:
+                self._disown(caller, shard, event, call.facts.call_id)
+            if caller is None and desk is None:
+                continue
             update = Update(
                 shard=shard,
                 epoch=epoch,
@@ -982,19 +991,14 @@ class Front:
                 what=fact,
                 durable=durable,
             )
-            if fact.call is not None:
-                self._tell_caller(shard, fact, update)
-            if fact.agent is not None:
-                self._tell_desk(fact, update)
+            if caller is not None:
+                self._tell_caller(caller, shard, fact, update)
+            if desk is not None:
+                self._tell_desk(desk, fact, update)
 
-    def _tell_caller(self, shard: str, fact: Fact, update: Update) -> None:
+    def _tell_caller(self, caller: Caller, shard: str, fact: Fact, update: Update) -> None:
         assert fact.call is not None
         event, view = fact.event, fact.call
-        caller = self._callers.get(view.facts.call_id)
-        if isinstance(event, _PLACED) and event.front == self.router:
-            self._disown(caller, shard, event, view.facts.call_id)
-        if caller is None:
-            return
         if isinstance(event, _PLACED) and event.front != self.router:
             self._held_elsewhere(caller, shard, event)
             return
@@ -1025,7 +1029,8 @@ class Front:
             caller.heard_at = (update.shard, update.epoch, update.sequence)
         if not isinstance(event, CallOverflowing):
             caller.push(update)
-        self._consent(caller, view)
+        if caller.auto_confirm:
+            self._consent(caller, view)
 
     def _handed_on(self, caller: Caller, event: CallTransferred, view: CallView) -> None:
         """The call is another from now on; to another shard's agent it is brought."""
@@ -1095,11 +1100,7 @@ class Front:
         )
         self.spawn(self._get_through(caller.region, lambda: command, self._options.ask_seconds))
 
-    def _tell_desk(self, fact: Fact, update: Update) -> None:
-        assert fact.agent is not None
-        desk = self._desks.get(fact.agent.agent)
-        if desk is None:
-            return
+    def _tell_desk(self, desk: Desk, fact: Fact, update: Update) -> None:
         event = fact.event
         if isinstance(event, SessionOpened) and (event.front != self.router or event.session != desk.session):
             if event.session >= desk.session:

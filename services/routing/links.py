@@ -403,6 +403,10 @@ class ShardLink:
                 left = DetachCall(call_id=call_id, attempt=attempt, move=move, front=command.front)
                 committed = await self.ask(left, seconds)
             return committed
+        local = self._local
+        if local is not None and local.leading and not self._outlived:
+            # As nearly always, and so by the shortest way.
+            return await self._ask_local(local, command, seconds)
         name = identity(command) if self._outlived else ""
         if not name or self._outlived.verdict(name, self.shard) is Verdict.CLEAR:
             return await self._ask(command, seconds)
@@ -443,7 +447,7 @@ class ShardLink:
 
     async def _ask_local(self, leader: Leader, command: Command, seconds: float) -> Committed:
         try:
-            committed = await ask_leader(leader, command, seconds)
+            committed = await _answered(leader.submit(command), seconds, self.shard)
         except PoisonCommand as error:
             if error.deposed:
                 self._outlived.add(identity(command), self.shard)
