@@ -7,7 +7,6 @@ The ranges are those of google/protobuf/timestamp.proto and duration.proto.
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import cache
 from typing import Any, NamedTuple
 
 from google.protobuf.descriptor import Descriptor
@@ -32,6 +31,8 @@ def _bad_timestamp(value: Any) -> str:
 
 def _bad_duration(value: Any) -> str:
     seconds, nanos = value.seconds, value.nanos
+    if 0 <= seconds <= DURATION_SECONDS_MAX and 0 <= nanos <= NANOS_MAX:
+        return ""
     whole = abs(seconds) <= DURATION_SECONDS_MAX and abs(nanos) <= NANOS_MAX
     if whole and (seconds >= 0 or nanos <= 0) and (seconds <= 0 or nanos >= 0):
         return ""
@@ -59,23 +60,30 @@ class _Field(NamedTuple):
     name: str
     repeated: bool
     is_map: bool
-    #: Of the message, of a map's values.
-    kind: Any
     #: What is wrong with a value; None for a message that may hold a time further down.
     bad: Callable[[Any], str] | None
+    #: The fields of that message that are looked at.
+    below: list[_Field]
 
 
-@cache
-def _plan(descriptor: Descriptor) -> tuple[_Field, ...]:
-    """The fields that are looked at."""
-    found = []
+#: By type; of one that holds itself the list is in itself.
+_PLANS: dict[Any, list[_Field]] = {}
+
+
+def _plan(descriptor: Any) -> list[_Field]:
+    """The fields of a message that are looked at."""
+    plan = _PLANS.get(descriptor)
+    if plan is not None:
+        return plan
+    plan = _PLANS[descriptor] = []
     for one in descriptor.fields:
-        kind: Any = one.message_type
+        kind = one.message_type
         if kind is not None and _leads(kind, set()):
             is_map = kind.GetOptions().map_entry
             kind = kind.fields_by_name["value"].message_type if is_map else kind
-            found.append(_Field(one.name, one.is_repeated, is_map, kind, _CHECKS.get(kind.full_name)))
-    return tuple(found)
+            bad = _CHECKS.get(kind.full_name)
+            plan.append(_Field(one.name, one.is_repeated, is_map, bad, [] if bad else _plan(kind)))
+    return plan
 
 
 def has_times(descriptor: Descriptor) -> bool:
@@ -83,9 +91,9 @@ def has_times(descriptor: Descriptor) -> bool:
     return bool(_plan(descriptor))
 
 
-def _look_at(message: Any, descriptor: Any, path: str, found: list[tuple[str, str]]) -> None:
+def _look_at(message: Any, plan: list[_Field], path: str, found: list[tuple[str, str]]) -> None:
     """Adds what is wrong with a message, until there is enough of it."""
-    for field in _plan(descriptor):
+    for field in plan:
         name = field.name
         if not field.repeated:
             if message.HasField(name):
@@ -100,7 +108,7 @@ def _look_at(message: Any, descriptor: Any, path: str, found: list[tuple[str, st
 
 def _judge(value: Any, field: _Field, path: str, found: list[tuple[str, str]]) -> None:
     if field.bad is None:
-        _look_at(value, field.kind, path + ".", found)
+        _look_at(value, field.below, path + ".", found)
     elif why := field.bad(value):
         found.append((path, why))
 
@@ -108,6 +116,6 @@ def _judge(value: Any, field: _Field, path: str, found: list[tuple[str, str]]) -
 def check(message: Message) -> None:
     """InvalidArgument with every field whose time or duration is out of range (the first few of many)."""
     found: list[tuple[str, str]] = []
-    _look_at(message, message.DESCRIPTOR, "", found)
+    _look_at(message, _plan(message.DESCRIPTOR), "", found)
     if found:
         raise InvalidArgument.many(found[:VIOLATIONS_MAX])
