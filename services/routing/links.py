@@ -10,8 +10,9 @@ named by one that does not). It keeps one Attach stream, and comes back by itsel
 3. A command that was just sent when its leader's stream broke, and again at the next one, is poison: it
    outlived two leaders, of one shard or of two, and is refused, so that it does not kill the third. So is one
    that made two leaders step down because their engine failed half-way. After the first time it is asked
-   alone, so that many that were on their way when a leader died do not convict one another; while it is not
-   known whether the second has died, it waits (`outlived.py`). A leader that steps down for any other reason
+   alone, of a leader that has just answered something else, so that neither those that were on their way when
+   a leader died convict one another nor an accident that breaks several links does; while it is not known
+   whether the second has died, it waits (`outlived.py`). A leader that steps down for any other reason
    ends its streams in order; that does not count. Nor does the death of one that has said anything since it
    decided the command: it did not die of that, however long the block took. Of a command that is asked alone
    it says so at once.
@@ -49,7 +50,7 @@ from routing.leader import (
     ShardBusy,
     StoreOutage,
 )
-from routing.model import Command, DetachCall, DetachCalls, Fact
+from routing.model import AskCall, Command, DetachCall, DetachCalls, Fact
 from routing.outlived import Outlived, Verdict, identity
 
 #: Messages that go in one.
@@ -73,6 +74,8 @@ HOMECOMING_SECONDS, HOMECOMING_JITTER = 2.0, 0.3
 STALL_SECONDS = 0.25
 #: How long before a break a command counts as just sent, real seconds.
 JUST_SENT_SECONDS = 1.0
+#: No call has this id.
+SIGN_OF_LIFE = "-"
 #: Reason of ErrorInfo of a router that does not lead; its metadata's `leader` names who is believed to,
 #: `committed` the newest block that it knows of.
 NOT_LEADER = "NOT_LEADER"
@@ -422,9 +425,21 @@ class ShardLink:
                 raise Internal()
             if verdict is Verdict.UNSURE:
                 raise LinkDown(shard=self.shard, retry_seconds=0.5)
+            if not self._local_leads:
+                await self._see_alive(seconds)
             return await self._ask(command, seconds, alone=True)
         finally:
             self._alone.release()
+
+    async def _see_alive(self, seconds: float) -> None:
+        """Asks the leader what harms nobody. By one accident several links may break, and who has slept finds
+        that only as it asks: what is lost with a leader that has just answered was not lost before. Raises
+        LinkDown.
+        """
+        try:
+            await self._ask(AskCall(call_id=SIGN_OF_LIFE), seconds)
+        except CallmeshError as error:
+            raise LinkDown(shard=self.shard, retry_seconds=0.5) from error
 
     async def _ask(self, command: Command, seconds: float, *, alone: bool = False) -> Committed:
         local, outgoing = self._local, self._outgoing

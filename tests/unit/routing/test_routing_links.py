@@ -536,6 +536,7 @@ async def test_what_outlived_a_leader_is_said_to_be_decided_at_once(
 ) -> None:
     """The block is long on its way, and no beat is due: the leader that dies now did not die of it."""
     monkeypatch.setattr(shard_servicer, "BEAT_SECONDS", 10 * ASK_SECONDS)
+    monkeypatch.setattr(ShardLink, "_see_alive", _is_alive)
     async with a_region(grpc_server) as region:
         node, link = region.nodes[0], region.link
         # Nothing else is said, and that is no reason to leave.
@@ -590,16 +591,45 @@ async def test_a_command_that_made_two_leaders_step_down_is_refused(
         assert (await region.link.ask(placing("c1"), ASK_SECONDS)).answer.call is not None
 
 
+async def _is_alive(link: ShardLink, seconds: float) -> None:
+    return
+
+
+async def _take_in(link: _Link, messages: Any) -> None:
+    """Answers nothing."""
+    async for _ in messages:
+        link._heard_seconds = asyncio.get_running_loop().time()
+
+
+async def test_an_accident_that_breaks_several_links_convicts_nobody(
+    grpc_server: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A router that has slept, or is cut off, asks one region after the other, and their links break then;
+    that others lead there by now says nothing of the call.
+    """
+    monkeypatch.setattr(_Link, "_read", _take_in)
+    async with a_region(grpc_server) as region:
+        node, link = region.nodes[0], region.link
+        node.start()
+        await eventually(lambda: link.up)
+        outlived = region.routers.outlived
+        outlived.suspect("PlaceCall c1", "shanghai", alone=False)
+        asked = asyncio.create_task(link.ask(placing("c1"), ASK_SECONDS))
+        await eventually(lambda: link._open)
+        link._lose(link._attached, broken=True)
+        with pytest.raises(LinkDown):
+            await asked
+        link._judge(link._epoch + 1)
+        outlived.judge("PlaceCall c1", "shanghai", died=True)
+        assert outlived.verdict("PlaceCall c1", "beijing") is Verdict.ALONE
+
+
 async def test_who_outlived_a_leader_is_asked_alone(
     grpc_server: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Many were on their way when a leader died: the next death over one of them convicts that one alone."""
-
-    async def take(link: _Link, messages: Any) -> None:
-        async for _ in messages:
-            link._heard_seconds = asyncio.get_running_loop().time()
-
-    monkeypatch.setattr(_Link, "_read", take)
+    monkeypatch.setattr(_Link, "_read", _take_in)
+    monkeypatch.setattr(ShardLink, "_see_alive", _is_alive)
     async with a_region(grpc_server) as region:
         node, link = region.nodes[0], region.link
         node.start()
