@@ -4,11 +4,11 @@ While one round trip is under way, what is asked meanwhile waits and goes out to
 busier the service, the larger the groups, and an idle one waits for nobody (group commit: DeWitt et al.:
 Implementation techniques for main memory database systems, SIGMOD 1984).
 
-A group is a share of the crowd, of all who were known to be under way lately: it waits for as many, and takes
-no more. In one group of everybody all would wait for the database together, then for the processor together,
-and each would stand idle while the other works; and such a group never parts again. In halves, one is read or
-written while the other is decided. For the same reason the next group leaves before the answers of the one
-before are worked on.
+A group is a share of the crowd, of all who were known to be under way lately: it waits for a third of them,
+and takes no more than half. In one group of everybody all would wait for the database together, then for the
+processor together, and each would stand idle while the other works; and such a group never parts again. In
+halves, one is read or written while the other is decided. For the same reason the next group leaves before
+the answers of the one before are worked on.
 
 A group too small to be worth a round trip leaves no sooner than a pace after the one before, for each trip
 costs the driver several times what a further question costs. And nobody waits for others longer than a pace.
@@ -30,8 +30,9 @@ Answer = TypeVar("Answer")
 GROUP_MAX = 256
 #: Questions that may wait.
 WAITING_MAX = 20_000
-#: A group is one part in so many of the crowd.
-CROWD_PARTS = 2
+#: A group waits for one part in so many of the crowd, and takes one in so many at most.
+AWAITED_PARTS = 3
+TAKEN_PARTS = 2
 #: A crowd is remembered for one to two such spans, seconds.
 CROWD_SECONDS = 0.05
 #: So many questions are worth a round trip: they wait for no pace, and are not divided further.
@@ -106,15 +107,15 @@ class Gathered(Generic[Question, Answer]):
             self._look_later = None
         if self._under_way() or not self._waiting:
             return
-        now, size = loop.time(), GROUP_MAX
+        now, most = loop.time(), GROUP_MAX
         if self._crowd is not None:
-            share = self._lately(self._crowd(), now) // CROWD_PARTS
-            size = min(GROUP_MAX, max(share, WORTH_QUESTIONS))
-            due = self._due_at(min(GROUP_MAX, share), size)
+            crowd = self._lately(self._crowd(), now)
+            most = min(GROUP_MAX, max(crowd // TAKEN_PARTS, WORTH_QUESTIONS))
+            due = self._due_at(min(GROUP_MAX, crowd // AWAITED_PARTS))
             if due > now:
                 self._look_later = loop.call_at(due, self._look, loop)
                 return
-        group = [self._waiting.popleft() for _ in range(min(size, len(self._waiting)))]
+        group = [self._waiting.popleft() for _ in range(min(most, len(self._waiting)))]
         self._begun_at = now
         self._trip = loop.create_task(self._travel(group, loop))
 
@@ -126,13 +127,13 @@ class Gathered(Generic[Question, Answer]):
         self._present = max(self._present, seen)
         return max(self._present, self._before)
 
-    def _due_at(self, share: int, enough: int) -> float:
-        """The loop's time at which what waits may leave; at once where there are `enough`."""
-        if len(self._waiting) >= enough:
+    def _due_at(self, share: int) -> float:
+        """The loop's time at which what waits may leave, where a group waits for a `share`."""
+        waiting = len(self._waiting)
+        if waiting >= max(share, WORTH_QUESTIONS):
             return 0.0
-        asked_at = self._waiting[0][2]
         paced = self._begun_at + self._pace_seconds
-        return paced if len(self._waiting) >= share else max(paced, asked_at + self._pace_seconds)
+        return paced if waiting >= share else max(paced, self._waiting[0][2] + self._pace_seconds)
 
     async def _travel(
         self, group: Sequence[tuple[Question, asyncio.Future[Answer], float]], loop: asyncio.AbstractEventLoop
