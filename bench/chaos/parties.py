@@ -60,7 +60,7 @@ HOMING = Homing(
     trust_seconds_max=1.0,
     relapse_seconds=0.0,
     spread_seconds=1.0,
-    idle_seconds=0.1,
+    idle_seconds=0.05,
     look_seconds=0.2,
 )
 #: All that a desk may be waited for at the end, real seconds: longer than the longest timer (after-call work,
@@ -159,7 +159,11 @@ class ChaosDesktop(Desktop):
         self._turn = self._routers.index(self._watch.servers.choose(self._routers, self.region))
 
     def _look_seconds(self) -> float | None:
-        return None if self._watch is None or self.at_home else self._watch.homing.look_seconds
+        if self._watch is None or self.at_home:
+            return None
+        homing, servers = self._watch.homing, self._watch.servers
+        waits = self._idle_since is None or servers.home(self._routers, self.region) is None
+        return homing.look_seconds if waits else homing.idle_seconds
 
     def _better(self) -> str | None:
         if self._return is None:

@@ -1,10 +1,11 @@
 """An agent's desktop: its session, through every break of its stream, and on its way home.
 
 A desktop that lost its router goes on at another one. Once its own router is well again (`servers`) the desk
-goes back in a moment in which nothing is in hand: it opens its next session there, goes on hearing the old
-stream, and leaves it when the new session stands. The router ends the old one, for a newer session wins. What
-the agent does meanwhile waits for the end of that, `MOVE_SECONDS_MAX` at most. Where nothing comes of it the
-old stream goes on. A call offered in the very moment of the change is offered anew, at its old place.
+goes back in a moment in which nothing is in hand, free, paused or in after-call work: it opens its next
+session there, goes on hearing the old stream, and leaves it when the new session stands. The router ends the
+old one, for a newer session wins. What the agent does meanwhile waits for the end of that, `MOVE_SECONDS_MAX`
+at most. Where nothing comes of it the old stream goes on. A call offered in the very moment of the change is
+offered anew, at its old place.
 """
 
 from __future__ import annotations
@@ -60,7 +61,8 @@ class Desk:
     `events` opens the session, and opens it again with the same number after a break, naming the calls in
     hand. What was sent and not yet answered by an event is sent again where it still matters: an accepted
     offer that is still open, the after-call work of a call that is still held. Each agent has its own order
-    of routers; a desk that had to leave its first one goes back to it when it is idle, with the next number.
+    of routers; a desk that had to leave its first one goes back to it between two calls, with the next
+    number.
     """
 
     def __init__(self, client: Client, agent: str, *, session: int = 0, pause_reason: str = "") -> None:
@@ -85,9 +87,10 @@ class Desk:
         self._declined: dict[str, str] = {}
         self._ending: set[str] = set()
         self._wrapping: dict[str, call_pb2.Disposition] = {}
-        #: Offers open, and calls in conversation or after-call work, by the router's word.
+        #: Offers open, and calls in conversation or after-call work, by the router's word; those that ended.
         self._offered: set[str] = set()
         self._busy: set[str] = set()
+        self._ended: set[str] = set()
         self._idle_since: float | None = None
         self._writing = asyncio.Lock()
         self._closed = False
@@ -241,8 +244,8 @@ class Desk:
         return found
 
     def _is_idle(self) -> bool:
-        hands = (self._accepted, self._ending, self._wrapping, self._offered, self._busy, self.calls_held)
-        return not any(hands) and self._status.command >= self._said
+        hands = (self._accepted, self._ending, self._wrapping, self._offered, self.calls_held)
+        return not any(hands) and self._busy <= self._ended and self._status.command >= self._said
 
     # --- books ---------------------------------------------------------------------------------------------
 
@@ -261,6 +264,7 @@ class Desk:
             case "ended":
                 self.calls_held.discard(event.ended.call_id)
                 self._ending.discard(event.ended.call_id)
+                self._ended.add(event.ended.call_id)
             case "refused" if event.refused.command == self._said:
                 self._said = self._status.command
             case "status":
@@ -292,6 +296,8 @@ class Desk:
         self._status = status
         self._busy, self._offered = held, set(offered)
         self._told &= offered
+        # Where the end was missed, the state says so.
+        self._ended = held if status.state == agent_pb2.AGENT_STATE_WRAP_UP else self._ended & held
         self._accepted &= offered
         self._declined = {offer: why for offer, why in self._declined.items() if offer in offered}
         self._ending &= held

@@ -97,7 +97,7 @@ class Desktop:
         self._picking_up = False
         self._tasks: set[asyncio.Task[None]] = set()
         self._changed = asyncio.Event()
-        #: Since when nothing is in hand, by the router's word too; real seconds.
+        #: Since when nothing is in hand but after-call work, by the router's word too; real seconds.
         self._idle_since: float | None = None
         self._off_duty = True
         self.state = "off"
@@ -305,8 +305,8 @@ class Desktop:
         }
         if kind in handlers:
             handlers[kind](getattr(event, kind))
-        free = self._is_free(event.status) if kind == "status" else kind == "offer_gone"
-        if not (free and self._idle()):
+        free = self._is_free(event.status) if kind == "status" else kind in ("offer_gone", "ended")
+        if not free or self._offer or self._talks():
             self._idle_since = None
         elif self._idle_since is None:
             self._idle_since = self._context.clock.monotonic()
@@ -314,8 +314,11 @@ class Desktop:
 
     @staticmethod
     def _is_free(status: agent_pb2.AgentStatus) -> bool:
-        free = (agent_pb2.AGENT_STATE_AVAILABLE, agent_pb2.AGENT_STATE_PAUSED)
-        return status.state in free and not (status.calls_held or status.offers_held)
+        busy = (agent_pb2.AGENT_STATE_RESERVED, agent_pb2.AGENT_STATE_ON_CALL)
+        return status.state not in busy and not status.offers_held
+
+    def _talks(self) -> bool:
+        return self._held is not None and self._held.since >= 0
 
     def _on_status(self, status: agent_pb2.AgentStatus) -> None:
         free = status.state in (agent_pb2.AGENT_STATE_AVAILABLE, agent_pb2.AGENT_STATE_PAUSED)
@@ -380,6 +383,7 @@ class Desktop:
         if self._held is not held:
             return
         disposition = self._context.desk.disposition(held.call)
+        self._idle_since = None
         try:
             await self._send(
                 wrap_up=agent_pb2.AgentCommand.WrapUp(call_id=held.call.call_id, disposition=disposition)
