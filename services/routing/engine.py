@@ -50,19 +50,24 @@ import msgspec
 
 from routing.explain import explain
 from routing.model import (
+    ABANDONED,
     ACCEPTED,
     AVAILABLE,
     BEFORE_CONNECTION,
     CALLBACK_SPAN_MAX_MS,
+    COMPLETED,
     CONNECTED,
     ENDED,
+    INTERRUPTED,
     LINES_MAX,
+    MOVED,
     OFFERED,
     OFFLINE,
     OVERFLOWING,
     OWN_WAITING_MAX,
     PAIRS_PER_STEP_MAX,
     PAUSED,
+    REFUSED,
     STEP_ENTRIES_MAX,
     WAITING,
     AcceptOffer,
@@ -322,9 +327,7 @@ def _place(s: ShardState, c: PlaceCall, now_ms: int) -> Decision:
     if entry.state is CONNECTED:
         if not c.agent_lost:
             return Decision(events=_attach(entry, c))
-        return _queue(
-            s, c, now_ms, _end(s, entry, CallOutcome.INTERRUPTED, now_ms, "AGENT_LOST", wrap_up=False)
-        )
+        return _queue(s, c, now_ms, _end(s, entry, INTERRUPTED, now_ms, "AGENT_LOST", wrap_up=False))
     if c.facts.queue == entry.facts.queue and entry.state in (WAITING, OVERFLOWING):
         return Decision(events=_attach(entry, c))
     return _queue(s, c, now_ms, _end_offer(s, entry))
@@ -334,7 +337,7 @@ def _replace_ended(s: ShardState, c: PlaceCall, entry: CallEntry, now_ms: int) -
     """A newer version of a call whose entry has ended: a completed one stays so, anything else is queued
     anew.
     """
-    if entry.outcome is CallOutcome.COMPLETED:
+    if entry.outcome is COMPLETED:
         return Decision()
     before: list[Event] = []
     if entry.wrap_up_until_ms:
@@ -507,7 +510,7 @@ def _withdraw(s: ShardState, c: WithdrawCall, now_ms: int) -> Decision:
         return Decision()
     if entry.state is CONNECTED:
         return _refuse("ILLEGAL_STATE")
-    return Decision(events=_end(s, entry, CallOutcome.MOVED, now_ms, c.reason))
+    return Decision(events=_end(s, entry, MOVED, now_ms, c.reason))
 
 
 def _hang_up(s: ShardState, c: HangUp, now_ms: int) -> Decision:
@@ -520,7 +523,7 @@ def _hang_up(s: ShardState, c: HangUp, now_ms: int) -> Decision:
     if entry.callback_number and not connected:
         # The line is free, as it should be: the place is kept for the call-back.
         return Decision()
-    outcome = CallOutcome.COMPLETED if connected else CallOutcome.ABANDONED
+    outcome = COMPLETED if connected else ABANDONED
     return Decision(events=_end(s, entry, outcome, now_ms))
 
 
@@ -531,12 +534,12 @@ def _end_call(s: ShardState, c: EndCall, now_ms: int) -> Decision:
     if entry.state is ENDED or (c.attempt and c.attempt < entry.attempt):
         return Decision(events=_named_late(entry, c))
     if entry.callback_number and entry.state is WAITING and not c.agent:
-        return Decision(events=_end(s, entry, CallOutcome.ABANDONED, now_ms, "CALLBACK_CANCELLED"))
+        return Decision(events=_end(s, entry, ABANDONED, now_ms, "CALLBACK_CANCELLED"))
     if entry.state is not CONNECTED:
         return _refuse("ILLEGAL_STATE")
     if c.agent and c.agent != entry.agent:
         return _refuse("CALL_NOT_HELD", "call_id")
-    return Decision(events=_end(s, entry, CallOutcome.COMPLETED, now_ms, recording_uri=c.recording_uri))
+    return Decision(events=_end(s, entry, COMPLETED, now_ms, recording_uri=c.recording_uri))
 
 
 def _named_late(entry: CallEntry, c: EndCall) -> list[Event]:
@@ -708,7 +711,7 @@ def _open_session(s: ShardState, c: OpenSession, now_ms: int) -> Decision:
     if c.session > agent.session:
         events += _drop_offers(s, agent)
         for call_id in sorted(agent.calls.difference(c.calls_held)):
-            events += _end(s, s.calls[call_id], CallOutcome.INTERRUPTED, now_ms, "NEW_SESSION", wrap_up=False)
+            events += _end(s, s.calls[call_id], INTERRUPTED, now_ms, "NEW_SESSION", wrap_up=False)
     elif agent.attached and agent.front == c.front and c.command <= agent.command:
         return Decision()
     warm_up_ms = agent.config.warm_up_span_ms if agent.presence is OFFLINE else 0
@@ -766,7 +769,7 @@ def _log_out(s: ShardState, agent: AgentEntry, now_ms: int) -> list[Event]:
         *_disappoint(s, agent),
     ]
     for call_id in sorted(agent.calls):
-        events += _end(s, s.calls[call_id], CallOutcome.INTERRUPTED, now_ms, "AGENT_LOST", wrap_up=False)
+        events += _end(s, s.calls[call_id], INTERRUPTED, now_ms, "AGENT_LOST", wrap_up=False)
     for call_id in sorted(agent.wraps):
         events.append(CallWrappedUp(call_id=call_id, agent=agent.config.id, disposition=None))
     return events
@@ -797,7 +800,7 @@ def _finish_wrap_up(s: ShardState, c: FinishWrapUp, now_ms: int) -> Decision:
         return Decision()
     ended: list[Event] = []
     if entry.state is CONNECTED:
-        ended = _end(s, entry, CallOutcome.COMPLETED, now_ms, wrap_up=False)
+        ended = _end(s, entry, COMPLETED, now_ms, wrap_up=False)
     elif entry.state is not ENDED:
         return _refuse("ILLEGAL_STATE", "call_id")
     return Decision(
@@ -1073,7 +1076,7 @@ def _due_relax(s: ShardState, entry: CallEntry, now_ms: int) -> list[Event]:
 
 def _due_refuse(s: ShardState, entry: CallEntry, now_ms: int) -> list[Event]:
     reason = "QUEUE_CLOSED" if entry.line.queue.closed else "WAIT_TOO_LONG"
-    return _end(s, entry, CallOutcome.REFUSED, now_ms, reason)
+    return _end(s, entry, REFUSED, now_ms, reason)
 
 
 _DUE_OF_CALL: dict[str, Callable[[ShardState, CallEntry, int], list[Event]]] = {
@@ -1083,8 +1086,8 @@ _DUE_OF_CALL: dict[str, Callable[[ShardState, CallEntry, int], list[Event]]] = {
     "prefer": lambda s, entry, now_ms: [PreferenceEnded(call_id=entry.facts.call_id)],
     "resume": lambda s, entry, now_ms: [CallResumed(call_id=entry.facts.call_id)],
     "callback": lambda s, entry, now_ms: [CallbackDue(call_id=entry.facts.call_id)],
-    "expire": lambda s, entry, now_ms: _end(s, entry, CallOutcome.ABANDONED, now_ms, "CALLBACK_EXPIRED"),
-    "detached": lambda s, entry, now_ms: _end(s, entry, CallOutcome.ABANDONED, now_ms, "STREAM_LOST"),
+    "expire": lambda s, entry, now_ms: _end(s, entry, ABANDONED, now_ms, "CALLBACK_EXPIRED"),
+    "detached": lambda s, entry, now_ms: _end(s, entry, ABANDONED, now_ms, "STREAM_LOST"),
 }
 
 

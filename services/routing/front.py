@@ -26,18 +26,24 @@ from chassis.metrics import counter, gauge
 from routing.errors import CallNotFound, NewerSession, RouterDraining, StaleAttempt, Superseded, error_of
 from routing.leader import Committed, NothingTaken
 from routing.model import (
+    ABANDONED,
+    ACCEPTED,
     BEFORE_CONNECTION,
+    CONNECTED,
+    ENDED,
+    MOVED,
+    OFFERED,
+    OVERFLOWING,
     STEP_ENTRIES_MAX,
+    WAITING,
     AgentView,
     AskAgent,
     AskCall,
     CallAttached,
     CallbackRequested,
     CallEnded,
-    CallOutcome,
     CallOverflowing,
     CallQueued,
-    CallState,
     CallTransferred,
     CallView,
     CloseSession,
@@ -309,7 +315,8 @@ class Front:
             placed = True
             until = min(caller.give_up, asyncio.get_running_loop().time() + wait_seconds)
             while not ended and not (last is not None and decided(last)):
-                update = await caller.updates.get(until)
+                unread = caller.updates.unread
+                update = unread.popleft() if unread else await caller.updates.get(until)
                 if update is None:
                     break
                 if isinstance(update, CallmeshError):
@@ -361,7 +368,7 @@ class Front:
     def _alive(self, caller: Caller) -> bool:
         """Its stream is open here and its call goes on: otherwise nothing may be placed for it."""
         current = self._callers.get(caller.facts.call_id) is caller
-        return current and not caller.hung_up and caller.state is not CallState.ENDED
+        return current and not caller.hung_up and caller.state is not ENDED
 
     def _leave(self, caller: Caller, region: str, move: int) -> None:
         """An entry at `region` that this stream no longer listens to: hung up, left to a newer stream, or
@@ -484,7 +491,7 @@ class Front:
 
     def _why_dead(self, caller: Caller) -> CallmeshError:
         subject = f"calls/{caller.facts.call_id}"
-        if caller.hung_up or caller.state is CallState.ENDED:
+        if caller.hung_up or caller.state is ENDED:
             return CallerGone(subject=subject)
         return Superseded(subject=subject, why="its stream was closed or opened again")
 
@@ -504,7 +511,7 @@ class Front:
             committed = await self.ask(region, command, min(seconds, self._seconds_left(caller)))
             view, refusal = committed.answer.call, committed.answer.refusal
             stale = refusal is not None and refusal.reason == "STALE_ATTEMPT"
-            moved_away = refusal is None and view is not None and view.outcome is CallOutcome.MOVED
+            moved_away = refusal is None and view is not None and view.outcome is MOVED
             if view is None or view.attempt != caller.attempt or not (stale or moved_away):
                 if refusal is None:
                     self._catch_up(caller, committed)
@@ -518,7 +525,7 @@ class Front:
     def _placed(self, caller: Caller, committed: Committed) -> None:
         caller.moved_ms = self._clock.now_ms()
         caller.agent_lost = False
-        if not self._alive(caller) and caller.state is not CallState.ENDED:
+        if not self._alive(caller) and caller.state is not ENDED:
             # The caller hung up, or its stream closed, while the placement was under way.
             self._leave(caller, caller.region, caller.move)
 
@@ -530,7 +537,7 @@ class Front:
         at = (committed.shard, committed.epoch, committed.sequence)
         if caller.heard_at[0] == at[0] and caller.heard_at >= at:
             return
-        if (view.attempt, view.move) != caller.version and view.state is not CallState.ENDED:
+        if (view.attempt, view.move) != caller.version and view.state is not ENDED:
             return
         caller.state, caller.heard, caller.heard_at = view.state, True, at
         caller.push(_present(committed))
@@ -590,7 +597,7 @@ class Front:
         committed = await self.ask_patiently(region, command, seconds)
         refusal, view = committed.answer.refusal, committed.answer.call
         unknown = refusal is not None and refusal.reason == "CALL_NOT_FOUND"
-        if not unknown and (view is None or view.outcome is not CallOutcome.MOVED):
+        if not unknown and (view is None or view.outcome is not MOVED):
             return committed
         newest = await self._newest(command.call_id, list(self._shards))
         if newest.shard == region:
@@ -666,7 +673,7 @@ class Front:
         return [
             c
             for c in self._callers.values()
-            if c.state is CallState.WAITING
+            if c.state is WAITING
             and not c.moving
             and (c.facts.queue, c.region) in ways
             and not c.placing.locked()
@@ -929,7 +936,7 @@ class Front:
         desk.opened = True
         # What rings may be news: the link that was to tell it broke with the leader that had decided it.
         for call in committed.answer.calls or await self._calls_of(desk, committed.answer.agent):
-            if call.state in (CallState.CONNECTED, CallState.OFFERED):
+            if call.state in (CONNECTED, OFFERED):
                 desk.push(_present(committed, call))
 
     async def _calls_of(self, desk: Desk, view: AgentView | None) -> list[CallView]:
@@ -1002,14 +1009,14 @@ class Front:
         if isinstance(event, _PLACED) and event.front != self.router:
             self._held_elsewhere(caller, shard, event)
             return
-        if isinstance(event, CallEnded) and view.state is not CallState.ENDED:
+        if type(event) is CallEnded and view.state is not ENDED:
             # An older entry's end: the same command has queued the call anew.
             return
         if shard != caller.region or (view.attempt, view.move) != caller.version:
             if _is_hang_up(event) and view.attempt == caller.attempt:
                 self._hung_up_elsewhere(caller, update)
             return
-        if isinstance(event, CallEnded) and event.outcome is CallOutcome.MOVED:
+        if type(event) is CallEnded and event.outcome is MOVED:
             self._supersede(caller, "it was placed elsewhere under a higher number")
             return
         self._hear(caller, fact, update)
@@ -1018,16 +1025,16 @@ class Front:
         """Something happened to the entry that this stream is about."""
         event, view = fact.event, fact.call
         assert view is not None
-        if isinstance(event, CallTransferred):
+        if type(event) is CallTransferred:
             self._handed_on(caller, event, view)
-        if isinstance(event, CallQueued) and caller.move > 1:
+        if type(event) is CallQueued and caller.move > 1:
             moved = Moved(region=update.shard, reason=caller.moved_for)
             caller.push(msgspec.structs.replace(update, what=moved))
         caller.heard = True
-        if not isinstance(event, PositionChanged):
+        if type(event) is not PositionChanged:
             caller.state = view.state
             caller.heard_at = (update.shard, update.epoch, update.sequence)
-        if not isinstance(event, CallOverflowing):
+        if type(event) is not CallOverflowing:
             caller.push(update)
         if caller.auto_confirm:
             self._consent(caller, view)
@@ -1037,7 +1044,7 @@ class Front:
         caller.facts = event.facts
         caller.queued_ms = event.queued_ms
         caller.moved_ms = self._clock.now_ms()
-        if view.state is CallState.OVERFLOWING and not caller.moving:
+        if view.state is OVERFLOWING and not caller.moving:
             caller.moving = True
             self.spawn(self._bring(caller, event.facts.preferred_agent))
 
@@ -1093,7 +1100,7 @@ class Front:
 
     def _consent(self, caller: Caller, view: CallView) -> None:
         """`auto_confirm`: the front consents for an edge that cannot."""
-        if not caller.auto_confirm or view.state is not CallState.ACCEPTED:
+        if not caller.auto_confirm or view.state is not ACCEPTED:
             return
         command = ConfirmCall(
             call_id=view.facts.call_id, offer_id=view.offer_id, attempt=view.attempt, move=view.move
@@ -1125,7 +1132,7 @@ def _regions(*regions: str, besides: str = "") -> list[str]:
 
 def _is_hang_up(event: object) -> bool:
     """Whether the caller's own word ended the call: a lost stream, a refusal or a move has a reason."""
-    return isinstance(event, CallEnded) and event.outcome is CallOutcome.ABANDONED and not event.reason
+    return isinstance(event, CallEnded) and event.outcome is ABANDONED and not event.reason
 
 
 def _version_of(committed: Committed) -> tuple[int, int]:
@@ -1153,5 +1160,5 @@ def _ends(update: Update) -> bool:
     if isinstance(what, Fact):
         if isinstance(what.event, CallbackRequested):
             return True
-        return isinstance(what.event, CallEnded) and what.event.outcome is not CallOutcome.MOVED
-    return isinstance(what, Present) and what.call is not None and what.call.state is CallState.ENDED
+        return isinstance(what.event, CallEnded) and what.event.outcome is not MOVED
+    return isinstance(what, Present) and what.call is not None and what.call.state is ENDED

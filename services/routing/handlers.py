@@ -184,12 +184,8 @@ class Handlers:
         if update is None or view is None:
             raise Unavailable(why="the call could not be queued in time", retry_seconds=1.0)
         waiting = view.state in _UNDECIDED
-        return routing_pb2.AssignCallResponse(
-            state=convert.CALL_STATES[model.CallState.WAITING if waiting else view.state],
-            offer_id="" if waiting else view.offer_id,
-            agent=resource_name("agents", view.agent) if view.agent and not waiting else "",
-            agent_address="" if waiting else view.agent_address,
-            version=convert.version(view.attempt, view.move),
+        response = routing_pb2.AssignCallResponse(
+            state=convert.CALL_STATES[model.WAITING if waiting else view.state],
             region=resource_name("regions", update.shard),
             place_token=self._token(view, update),
             shard=update.shard,
@@ -197,6 +193,13 @@ class Handlers:
             sequence=update.sequence,
             durable=update.durable,
         )
+        # In its place: a message made apart is written down and read again.
+        version = response.version
+        version.attempt, version.move = view.attempt, view.move
+        if not waiting:
+            response.offer_id, response.agent_address = view.offer_id, view.agent_address
+            response.agent = resource_name("agents", view.agent) if view.agent else ""
+        return response
 
     async def _caller(self, request: call_pb2.CallRequest) -> Caller:
         """A checked call with its place, its customer's priority and the regions to try."""
@@ -463,7 +466,7 @@ def _state_of(update: Update) -> model.CallState | None:
     end.
     """
     what = update.what
-    if isinstance(what, Moved) or what.call is None or what.call.outcome is model.CallOutcome.MOVED:
+    if isinstance(what, Moved) or what.call is None or what.call.outcome is model.MOVED:
         return None
     return what.call.state
 

@@ -48,8 +48,8 @@ class CallState(StrEnum):
     ENDED = "ended"
 
 
-#: By short names, as `Presence` below: every command compares several, and to look a member up on its class
-#: takes CPython 3.11 longer than to compare it with another.
+#: By short names, as `CallOutcome` and `Presence` below: every command compares several, and to look a member
+#: up on its class takes CPython 3.11 longer than to compare it with another.
 WAITING, OVERFLOWING, OFFERED, ACCEPTED, CONNECTED, ENDED = CallState
 
 #: States in which a caller waits for a conversation.
@@ -64,6 +64,9 @@ class CallOutcome(StrEnum):
     MOVED = "moved"
     REFUSED = "refused"
     INTERRUPTED = "interrupted"
+
+
+COMPLETED, ABANDONED, MOVED, REFUSED, INTERRUPTED = CallOutcome
 
 
 class OfferOutcome(StrEnum):

@@ -18,15 +18,18 @@ import msgspec
 from routing.deadlines import Deadline, Deadlines
 from routing.free import INBOX_MAX, ByHeap, ByLot, ByRank, ByTurn, Free, Place
 from routing.model import (
+    ABANDONED,
     ACCEPTED,
     AVAILABLE,
     BEFORE_CONNECTION,
     CONNECTED,
     DECLINERS_MAX,
     ENDED,
+    MOVED,
     OFFERED,
     OFFLINE,
     OVERFLOWING,
+    REFUSED,
     WAITING,
     ActRecorded,
     AgentConfig,
@@ -1251,14 +1254,14 @@ def _tally_end(s: ShardState, entry: CallEntry, was_connected: bool) -> None:
         return
     if was_connected:
         _tally_conversation(s, entry)
-    elif entry.outcome is CallOutcome.ABANDONED:
+    elif entry.outcome is ABANDONED:
         if s.now_ms - entry.queued_ms <= entry.line.queue.short_abandon_span_ms:
             tally.short_abandoned += 1
         else:
             tally.abandoned += 1
-    elif entry.outcome is CallOutcome.MOVED:
+    elif entry.outcome is MOVED:
         tally.moved += 1
-    elif entry.outcome is CallOutcome.REFUSED:
+    elif entry.outcome is REFUSED:
         tally.refused += 1
 
 

@@ -13,6 +13,8 @@ from __future__ import annotations
 
 import functools
 
+import msgspec
+
 from chassis.errors import InvalidArgument
 from routing.geo import tables
 from routing.geo.model import (
@@ -26,11 +28,14 @@ from routing.geo.model import (
     checked_point,
 )
 from routing.geo.numbers import parse_number
+from routing.geo.plans import is_geographic
 
 #: A point given by the edge is where the caller is, to about this.
 POINT_RADIUS_KM = 1
 #: Prefixes of Chinese mobile numbers remembered with their places; there are about half a million.
 CHINA_PREFIXES_MAX = 100_000
+#: By a short name: each number is compared with it.
+_MOBILE = NumberKind.MOBILE
 #: Longest name of a city looked up, in characters.
 CITY_CHARACTERS_MAX = 100
 
@@ -62,6 +67,18 @@ def locate(
     """
     parsed = parse_number(
         number, default_country=default_country, field=field, accept_unassigned=accept_unassigned
+    )
+    if parsed.country == "CN" and parsed.kind is _MOBILE:
+        # As nearly always: all that it says beside the number is the same for ten thousand numbers.
+        return msgspec.structs.replace(_china_mobile(parsed.e164[:10]), e164=parsed.e164)
+    return _located(parsed, _place_of(parsed))
+
+
+@functools.lru_cache(maxsize=CHINA_PREFIXES_MAX)
+def _china_mobile(prefix: str) -> Located:
+    """The holder of a mobile number that begins so: "+86" and seven digits."""
+    parsed = ParsedNumber(
+        e164=prefix, country="CN", kind=_MOBILE, country_code=86, is_geographic=is_geographic(_MOBILE, 86)
     )
     return _located(parsed, _place_of(parsed))
 
@@ -114,19 +131,14 @@ def _place_of(parsed: ParsedNumber) -> Place:
 def _finer_place(parsed: ParsedNumber) -> Place | None:
     digits = parsed.e164[1:]
     if parsed.country_code != 86:
-        if digits.startswith("549") and parsed.kind is NumberKind.MOBILE:
+        if digits.startswith("549") and parsed.kind is _MOBILE:
             digits = "54" + digits[3:]  # Argentina's mark of a mobile number stands before the area code
         return tables.world().find(digits)
     national = digits[2:]
-    if parsed.kind is NumberKind.MOBILE:
-        return _china_mobile_place(national[:7])
+    if parsed.kind is _MOBILE:
+        return tables.china_mobiles().find(int(national[:7]))
     codes = tables.china_area_codes()
     return codes.get(national[:2]) or codes.get(national[:3])
-
-
-@functools.lru_cache(maxsize=CHINA_PREFIXES_MAX)
-def _china_mobile_place(prefix: str) -> Place | None:
-    return tables.china_mobiles().find(int(prefix))
 
 
 def _place_at(point: GeoPoint, number: Located | None) -> Place:
