@@ -303,10 +303,9 @@ class Leader:
         self.state = ShardState(shard)
         self._chain = ChainReader()
         self._pending: deque[_Pending] = deque()
-        self._work, self._timer = asyncio.Event(), asyncio.Event()
+        self._work, self._timer, self._led = asyncio.Event(), asyncio.Event(), asyncio.Event()
         #: The timers sleep until then (business milliseconds); an earlier deadline wakes them.
         self._timer_ms: float = inf
-        self._led = asyncio.Event()
         #: Wakes a candidate that need not wait any longer.
         self._turn = asyncio.Event()
         #: An operator wants it to open, now.
@@ -320,8 +319,7 @@ class Leader:
         #: Whatever its memory has forgotten since.
         self._known = _Known()
         self._told = _Told()
-        self._offset_ms = 0
-        self._platform_ms = 0
+        self._offset_ms = self._platform_ms = 0
         self._deposed: str | None = None
         #: Who wrote the newest opening block that was read; empty if none was.
         self.opened_by = ""
@@ -1006,7 +1004,7 @@ class Leader:
         """Brings another leader's frozen block into the journal; False when something else stands there.
         `unsure`: nobody here knows that the block before it is there. Raises JournalGap.
         """
-        return await self._send_until_known(block, unsure=unsure)
+        return await self._send_until_known(block, unsure=unsure, leads=False)
 
     def block_after(self, last: Block, batch: list[_Pending]) -> Block:
         """The decisions of a batch as the block that follows `last`, which may not be committed yet."""
@@ -1122,18 +1120,18 @@ class Leader:
             self._options.outage_seconds, 2 * self._options.heartbeat_seconds
         )
         try:
-            return await self._send_until_known(block, unsure=slept)
+            return await self._send_until_known(block, unsure=slept, leads=self.leading)
         finally:
             self._sent_seconds = None
 
-    async def _send_until_known(self, block: Block, *, unsure: bool) -> bool:
+    async def _send_until_known(self, block: Block, *, unsure: bool, leads: bool) -> bool:
         warned = False
         pause = RETRY_SECONDS_FIRST
         while True:
             # What the answer says was so after this: who sleeps before reading it knows no more than that.
             asked_seconds = self._clock.monotonic()
             try:
-                known = await self._send(block, look=unsure)
+                known = await self._send(block, look=unsure, leads=leads)
                 self._known_seconds = asked_seconds
                 return known
             except OutcomeUnknown as error:
@@ -1144,17 +1142,14 @@ class Leader:
                 await asyncio.sleep(pause)
                 pause = min(pause * 2, RETRY_SECONDS_MAX)
 
-    async def _send(self, block: Block, *, look: bool) -> bool:
+    async def _send(self, block: Block, *, look: bool, leads: bool) -> bool:
         """One try; with `look` only if the block is not there and its place is free. Raises JournalGap when
         that place had another's block: the database was set back.
         """
         if look:
             settled = await self._look(block)
-            if settled is None and await self._is_known_elsewhere(block):
-                # It may have come there since.
-                settled = await self._look(block)
-                if settled is None:
-                    raise JournalGap(f"{block.key} was committed: the database was set back")
+            if settled is None and leads:
+                settled = await self._ask_others(block)
             if settled is not None:
                 return settled
         await self._store.insert(block)
@@ -1169,18 +1164,22 @@ class Leader:
             return found.nonce == block.nonce
         return None if await self._may_send_again(block) else False
 
-    async def _is_known_elsewhere(self, block: Block) -> bool:
-        """Whether another router knows a block of this one's number to be committed. Asked by a leader that
-        has not known the journal's end for as long as another one waits before it opens.
+    async def _ask_others(self, block: Block) -> bool | None:
+        """As `_look`, of a leader's block whose place was free. A leader that has not known the journal's end
+        for as long as another one waits before it opens asks what the others know: what was committed there
+        and is gone was taken back. One that was deposed meanwhile writes nothing.
         """
         unknown_seconds = self._clock.monotonic() - self._known_seconds
-        if not self.leading or self.ask_others is None or unknown_seconds < self._options.takeover_seconds:
-            return False
-        newest = await self.ask_others()
-        if newest < block.sequence:
-            return False
-        self.hear_committed(newest)
-        return True
+        if self.leading and self.ask_others is not None and unknown_seconds >= self._options.takeover_seconds:
+            newest = await self.ask_others()
+            if newest >= block.sequence:
+                self.hear_committed(newest)
+                # It may have come there since.
+                settled = await self._look(block)
+                if settled is None:
+                    raise JournalGap(f"{block.key} was committed: the database was set back")
+                return settled
+        return None if self.leading else False
 
     async def _may_send_again(self, block: Block) -> bool:
         """Whether the block's place is the journal's next. False when a snapshot stands at or past it: others

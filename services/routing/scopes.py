@@ -64,6 +64,7 @@ SCOPES: dict[str, str] = {
         {
             "Attach": "routing.shards.peer",
             "WatchPeers": "routing.shards.peer",
+            "GetNewestBlock": "routing.shards.peer",
             "Hold": "routing.shards.peer",
             "TakeBlocks": "routing.shards.peer",
         },

@@ -70,6 +70,7 @@ from routing.supervision_directory import SupervisionDirectory
 from routing.supervision_handlers import SupervisionHandlers
 from routing.supervision_servicer import supervision_binding
 from routing.tokens import PlaceTokens
+from routing.witnesses import Witnesses
 
 log = structlog.get_logger(__name__)
 
@@ -179,6 +180,7 @@ class Router:
             options=self.settings.leader_options(),
             home=shard == self.settings.region,
         )
+        leader.ask_others = functools.partial(Witnesses(self.routers).newest, shard)
         options = self.settings.continue_options()
         if options is not None:
             leader.continuing = Continuing(leader, GrpcHoldPeers(self.routers), options)

@@ -14,6 +14,7 @@ import structlog
 
 from callmesh.routing.v1 import shard_pb2, shard_pb2_grpc
 from chassis.errors import CallmeshError, FailedPrecondition, InvalidArgument, Unavailable, Unimplemented
+from chassis.ids import check_id
 from routing import codec
 from routing.continuing import Continuing
 from routing.convert import INT64_MAX, whole
@@ -103,6 +104,13 @@ class ShardServicer(shard_pb2_grpc.ShardServiceServicer):
                     yield message
         finally:
             del self._links[link]
+
+    async def GetNewestBlock(
+        self, request: shard_pb2.GetNewestBlockRequest, context: Any
+    ) -> shard_pb2.GetNewestBlockResponse:
+        leader = self._leaders.get(check_id("shard", request.shard, 63))
+        known = leader.newest_committed if leader is not None else 0
+        return shard_pb2.GetNewestBlockResponse(sequence=known)
 
     async def Hold(self, request: shard_pb2.HoldRequest, context: Any) -> shard_pb2.HoldResponse:
         part = self._continuing(request.shard, "Hold")

@@ -24,8 +24,10 @@ if TYPE_CHECKING:
 REST_SECONDS, AFTER_SECONDS = 10.0, 25.0
 #: A restore takes so long, and goes back by at most so many blocks a shard.
 RESTORE_SECONDS, BLOCKS_BACK_MAX = 3.0, 6
-#: A router that sleeps through it fell asleep up to so much earlier, virtual seconds.
-ASLEEP_SECONDS_MAX = 4.0
+#: A router that sleeps through it fell asleep up to so much earlier, virtual seconds; a leader at times so
+#: much earlier that another one leads meanwhile.
+ASLEEP_SECONDS_MAX, SUCCEEDED_SECONDS = 4.0, 6.0
+SUCCEEDED_CHANCE = 0.5
 #: Blocks until one that has a digest comes by, with some to spare.
 DIGEST_SECONDS = 8.0
 
@@ -90,17 +92,26 @@ class Ending:
     def _set_back(self) -> None:
         world, cluster = self.world, self.world.cluster
         asleep = self.rng.choice((*world.routers.values(), None))
+        #: Of the shards that it led: its newest block, if another one has led since.
+        ends: dict[str, int] = {}
         if asleep is not None:
-            # One router sees nothing of the restore, and a standby not even all of what is taken back. (A
-            # leader that wakes over a journal set back to its own last block cannot know that another led.)
-            leads = any(asleep.leads(shard) for shard in world.plan.shards)
-            before = 0.0 if leads else self.rng.uniform(0.0, ASLEEP_SECONDS_MAX)
+            # One router sees nothing of the restore, and a standby not even all of what is taken back. A
+            # leader may wake over a journal that ends with its own last block, and only the others know that
+            # more stood there.
+            led = [shard for shard in world.plan.shards if asleep.leads(shard)]
+            succeeded = bool(led) and world.rng("succeeded").random() < SUCCEEDED_CHANCE
+            before = (
+                SUCCEEDED_SECONDS if succeeded else 0.0 if led else self.rng.uniform(0.0, ASLEEP_SECONDS_MAX)
+            )
+            newest = {shard: cluster.newest(shard) for shard in led}
             asleep.process.freeze(before + RESTORE_SECONDS + 1.0)
             world.agenda.run(world.agenda.now + before, lambda: bool(world.failure))
+            ends = {shard: end for shard, end in newest.items() if cluster.newest(shard) > end}
         cluster.down = True
         world.agenda.run(world.agenda.now + RESTORE_SECONDS, lambda: False)
         for shard in world.plan.shards:
-            cluster.set_back(shard, self.rng.randint(3, BLOCKS_BACK_MAX))
+            back = self.rng.randint(3, BLOCKS_BACK_MAX)
+            cluster.set_back(shard, cluster.newest(shard) - ends[shard] if shard in ends else back)
         self.restored = True
         cluster.down = False
 

@@ -7,6 +7,7 @@ both happen far more often than is wise), crm's profiles, and the sending of eve
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
@@ -36,6 +37,7 @@ from routing.seizure import Seizer
 from routing.servicer import ShardServicer, bindings
 from routing.supervision_servicer import supervision_binding
 from routing.tokens import PlaceTokens
+from routing.witnesses import Witnesses
 
 if TYPE_CHECKING:
     from tests.simulation.world import World
@@ -273,6 +275,7 @@ class Router:
             home=shard == self.region,
         )
         leader.world, leader.process = self.world, self.process
+        leader.ask_others = functools.partial(Witnesses(self.routers).newest, shard)
         if self.world.plan.on_outage == "continue":
             options = ContinueOptions(hold_seconds=self.world.plan.hold_seconds)
             leader.continuing = Continuing(leader, GrpcHoldPeers(self.routers), options)

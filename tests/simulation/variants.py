@@ -36,6 +36,7 @@ from routing.model import (
     ShardOpened,
 )
 from routing.outlived import Outlived, Verdict
+from routing.witnesses import Witnesses
 
 #: Mixtures of faults.
 STORE = {"stall_replication": 6, "freeze_leader": 3, "crash_leader": 3, "slow_store": 2, "store_down": 1}
@@ -263,6 +264,10 @@ def _conversations_alone(state: Any, command: Any) -> tuple[Any, ...]:
 
 
 _VIEWS = engine._views
+
+
+async def _nobody_knows(witnesses: Witnesses, shard: str) -> int:
+    return 0
 
 
 # --- release
@@ -610,6 +615,13 @@ VARIANTS = (
         name="what others have known is not heard",
         seed=6,
         broken=lambda: patched(Leader, "hear_committed", lambda leader, sequence: None),
+        ending="set_back",
+        says=("over a restored database",),
+    ),
+    Variant(
+        name="a leader that wakes asks nobody",
+        seed=14,
+        broken=lambda: patched(Witnesses, "newest", _nobody_knows),
         ending="set_back",
         says=("over a restored database",),
     ),

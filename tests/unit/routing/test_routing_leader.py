@@ -365,6 +365,56 @@ async def test_who_slept_before_reading_an_answer_looks_before_the_next_block(
     check_chain(blocks)
 
 
+@pytest.mark.parametrize("known", [0, 1], ids=["nobody led meanwhile", "another led, and is gone"])
+async def test_a_leader_that_slept_asks_the_others_before_it_writes(
+    blocks: MemoryBlocks, clock: FakeClock, known: int
+) -> None:
+    """Its own block ends the journal: whether more stood there before a restore, only the others know."""
+    asked: list[int] = []
+
+    async def others() -> int:
+        asked.append(blocks.newest("beijing"))
+        return blocks.newest("beijing") + known
+
+    async with running(Router(blocks, clock, heartbeat_seconds=1.0, takeover_seconds=5.0)) as router:
+        router.leader.ask_others = others
+        await router.furnish()
+        clock.advance(4)
+        await soon(router.place("c1"))
+        assert not asked, "nobody opens so soon"
+        clock.advance(6)
+        call = router.place("c2")
+        if known:
+            with pytest.raises(LeaderGone):
+                await soon(call)
+            assert router.drops == 1
+        else:
+            await soon(call)
+        assert len(asked) == 1
+    assert [event.facts.call_id for event in events_of(blocks) if isinstance(event, CallQueued)] == (
+        ["c1"] if known else ["c1", "c2"]
+    )
+    check_chain(blocks)
+
+
+async def test_a_leader_that_is_deposed_while_it_looks_writes_nothing(
+    blocks: MemoryBlocks, clock: FakeClock
+) -> None:
+    async with running(Router(blocks, clock, heartbeat_seconds=1.0, takeover_seconds=5.0)) as router:
+
+        async def others() -> int:
+            router.leader.hear_epoch(router.leader.epoch + 1)
+            return 0
+
+        router.leader.ask_others = others
+        await router.furnish()
+        newest = blocks.newest("beijing")
+        clock.advance(6)
+        with pytest.raises(LeaderGone):
+            await soon(router.place("c1"))
+        assert blocks.newest("beijing") == newest
+
+
 async def test_what_was_acknowledged_outlives_the_leader(blocks: MemoryBlocks, clock: FakeClock) -> None:
     async with running(Router(blocks, clock)) as first:
         await first.furnish()

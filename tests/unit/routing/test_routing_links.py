@@ -44,6 +44,7 @@ from routing.outlived import OUTLIVED_MAX, Verdict
 from routing.shard_servicer import ShardServicer, _Link
 from routing.state import ShardState
 from routing.testing import MemoryBlocks, MemoryJournal
+from routing.witnesses import Witnesses
 
 DEADLINE_SECONDS = 30
 #: Longest wait for an answer.
@@ -166,6 +167,23 @@ async def test_a_router_that_does_not_lead_says_who_does(grpc_server: Any) -> No
         assert (await link.ask(AskCall(call_id="c1"), ASK_SECONDS)).epoch == second.leader.epoch
         task.cancel()
         await asyncio.gather(task, return_exceptions=True)
+        await routers.close()
+
+
+async def test_others_say_which_block_they_know(grpc_server: Any) -> None:
+    """The newest that one of them has read or written; who is away, or follows another, says nothing."""
+    async with a_region(grpc_server) as region:
+        first, second = region.nodes
+        second.start()
+        await eventually(lambda: second.leader.leading)
+        await second.leader.submit(ConfigureQueue(queue=QueueConfig(id="q")))
+        gone = socket.create_server(("127.0.0.1", 0))
+        away = f"127.0.0.1:{gone.getsockname()[1]}"
+        gone.close()
+        routers = Routers("", {"beijing": [first.address, second.address], "shanghai": [away]})
+        witnesses = Witnesses(routers)
+        assert await witnesses.newest("beijing") == second.leader.newest_committed >= 2
+        assert await witnesses.newest("chengdu") == 0
         await routers.close()
 
 
