@@ -192,6 +192,10 @@ class Phase(enum.StrEnum):
     STOPPED = "stopped"
 
 
+#: By short names: what a leader is asked begins with the question whether it is one.
+_CANDIDATE, _LEADING, _STOPPED = Phase
+
+
 class Committed(msgspec.Struct, frozen=True, kw_only=True):
     """An answer that may be given: its block is in the journal of a majority."""
 
@@ -203,8 +207,7 @@ class Committed(msgspec.Struct, frozen=True, kw_only=True):
     durable: bool = True
 
 
-@dataclass(slots=True)
-class _Pending:
+class _Pending(msgspec.Struct, eq=False):
     """A decided command that waits for its block."""
 
     now_ms: int
@@ -299,7 +302,7 @@ class Leader:
         #: a later step of the wall clock changes neither.
         self._wall_ms = time.time_ns() / 1_000_000 - clock.monotonic() * 1000.0
         self._options = options
-        self.phase = Phase.CANDIDATE
+        self.phase = _CANDIDATE
         self.state = ShardState(shard)
         self._chain = ChainReader()
         self._pending: deque[_Pending] = deque()
@@ -352,12 +355,12 @@ class Leader:
 
     @property
     def leading(self) -> bool:
-        return self.phase is Phase.LEADING
+        return self.phase is _LEADING
 
     @property
     def ready(self) -> bool:
         """Whether it leads, or is a warm standby of a shard that has been led since it began to follow."""
-        return self._warm and self.phase is not Phase.STOPPED
+        return self._warm and self.phase is not _STOPPED
 
     @property
     def listed(self) -> bool:
@@ -403,7 +406,7 @@ class Leader:
         the newest block's while following; 0 before the first block. Never this machine's clock, nor behind
         what it said before.
         """
-        heard_ms = self.now_ms() if self.phase is Phase.LEADING else self.state.now_ms
+        heard_ms = self.now_ms() if self.phase is _LEADING else self.state.now_ms
         self._platform_ms = max(self._platform_ms, heard_ms)
         return self._platform_ms
 
@@ -423,7 +426,7 @@ class Leader:
     def hear_epoch(self, epoch: int) -> None:
         """Somebody has heard from a leader of this epoch: an older one steps down."""
         self._known.epoch = max(self._known.epoch, epoch)
-        if self.phase is Phase.LEADING and epoch > self.epoch:
+        if self.phase is _LEADING and epoch > self.epoch:
             self._was_deposed = True
             self._depose(f"epoch {epoch} leads by now")
 
@@ -444,7 +447,7 @@ class Leader:
         one. Whether this one has stopped to lead; what it has not committed is unknown to who asked for it.
         """
         routers = self.state.lead_list
-        if self.phase is not Phase.LEADING or not {router, self.router} <= {*routers}:
+        if self.phase is not _LEADING or not {router, self.router} <= {*routers}:
             return False
         if self.continuing is not None and self.continuing.owing:
             # Its blocks first.
@@ -457,17 +460,17 @@ class Leader:
 
     async def could_lead(self) -> bool:
         """Whether this standby follows a living leader and could write in its place."""
-        if self.phase is not Phase.CANDIDATE or not self._warm or not self.listed:
+        if self.phase is not _CANDIDATE or not self._warm or not self.listed:
             return False
         before = self.sequence
         if not await self._probe():
             return False
         await asyncio.sleep(2 * self._options.heartbeat_seconds)
-        return self.phase is Phase.CANDIDATE and self.sequence > before
+        return self.phase is _CANDIDATE and self.sequence > before
 
     def take_turn(self) -> None:
         """The leader has stopped for this standby, which need not wait for the journal's silence."""
-        if self.phase is Phase.CANDIDATE:
+        if self.phase is _CANDIDATE:
             self._resume = True
             self._turn.set()
 
@@ -503,7 +506,7 @@ class Leader:
         return pending.answer
 
     def _check(self, command: Command) -> None:
-        if self.phase is not Phase.LEADING:
+        if self.phase is not _LEADING:
             raise NotLeading(shard=self.shard, retry_seconds=self._options.heartbeat_seconds)
         new_work = type(command) is PlaceCall and command.facts.call_id not in self.state.calls
         if new_work and self._outage:
@@ -556,17 +559,17 @@ class Leader:
                     # Never led over: an operator has to look (a restore, a lost block, a newer release's
                     # format).
                     log.error("journal_gap", shard=self.shard, error=str(error))
-                    self._drop(Phase.CANDIDATE, "the journal cannot be led")
+                    self._drop(_CANDIDATE, "the journal cannot be led")
                     await asyncio.sleep(self._options.takeover_seconds)
         finally:
-            self._drop(Phase.STOPPED, "stopped")
+            self._drop(_STOPPED, "stopped")
             await self._store.close()
 
     async def _open(self) -> None:
         """Follows the journal until it is this router's turn, inserts an opening block and looks above it.
         Returns as the leader.
         """
-        self._drop(Phase.CANDIDATE, "reading the journal")
+        self._drop(_CANDIDATE, "reading the journal")
         await self._load_snapshot()
         await self._catch_up()
         self._known.was_read = True
@@ -787,7 +790,7 @@ class Leader:
             raise JournalGap(f"{self.shard}: this state is not the leader's after block {block.sequence}")
 
     def _begin(self) -> None:
-        self.phase = Phase.LEADING
+        self.phase = _LEADING
         self._audience = Audience.of(self.state)
         self._told.ordinal = self.state.ordinal
         self._deposed, self._was_deposed, self._warm = None, False, True
@@ -813,7 +816,7 @@ class Leader:
 
     def _drop(self, phase: Phase, why: str) -> None:
         """Forgets everything that is not in the journal; whoever waits learns that the result is unknown."""
-        was_leading = self.phase is Phase.LEADING
+        was_leading = self.phase is _LEADING
         self.phase = phase
         self._led.clear()
         waiting, self._pending = self._pending, deque()
@@ -843,8 +846,8 @@ class Leader:
         again.
         """
         self._deposed = why
-        if self.phase is Phase.LEADING:
-            self.phase = Phase.CANDIDATE
+        if self.phase is _LEADING:
+            self.phase = _CANDIDATE
             self._tell_dropped(why)
         self._led.clear()
         self._work.set()
@@ -958,7 +961,7 @@ class Leader:
 
     @property
     def stopped(self) -> bool:
-        return self.phase is Phase.STOPPED
+        return self.phase is _STOPPED
 
     @property
     def opening_unknown(self) -> bool:

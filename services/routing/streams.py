@@ -102,8 +102,7 @@ def _tell(reader: asyncio.Future[bool], late: bool) -> None:
         reader.set_result(late)
 
 
-@dataclass(eq=False, slots=True)
-class Caller:
+class Caller(msgspec.Struct, eq=False):
     """A caller's stream."""
 
     facts: CallFacts
@@ -125,15 +124,15 @@ class Caller:
     #: Region it is being moved from; its entry there stands until the other one does.
     source: str = ""
     #: One placement at a time: each numbers itself above the last.
-    placing: asyncio.Lock = field(default_factory=asyncio.Lock)
+    placing: asyncio.Lock = msgspec.field(default_factory=asyncio.Lock)
     #: Regions where entries of older streams may stand: withdrawn once this one is placed.
-    stale: list[str] = field(default_factory=list)
+    stale: list[str] = msgspec.field(default_factory=list)
     #: Shard, epoch and sequence of the newest block that told something.
     heard_at: tuple[str, int, int] = ("", 0, 0)
     #: Nobody waits for its first place any longer than this (the loop's time).
     give_up: float = inf
     #: Updates, and errors that end the stream.
-    updates: Mailbox = field(default_factory=Mailbox)
+    updates: Mailbox = msgspec.field(default_factory=Mailbox)
 
     @property
     def version(self) -> tuple[int, int]:
