@@ -94,6 +94,8 @@ class Desktop:
         self._writing = asyncio.Lock()
         self._held: _Held | None = None
         self._offer = ""
+        #: Number of the newest accept, and the offer that it was for.
+        self._accepted = (0, "")
         self._picking_up = False
         self._tasks: set[asyncio.Task[None]] = set()
         self._changed = asyncio.Event()
@@ -277,6 +279,8 @@ class Desktop:
         if stream is None:
             raise asyncio.InvalidStateError("not attached")
         self._command += 1
+        if "accept" in kind:
+            self._accepted = (self._command, kind["accept"].offer_id)
         await stream.write(agent_pb2.AgentCommand(command=self._command, **kind))
 
     def _spawn(self, work: Any) -> None:
@@ -398,7 +402,8 @@ class Desktop:
         refusals, reason = self._context.refusals, refused.reason or "UNKNOWN"
         if reason in refusals or len(refusals) < REFUSALS_KEPT_MAX:
             refusals[reason] = refusals.get(reason, 0) + 1
-        if reason == "OFFER_ENDED":
+        if reason == "OFFER_ENDED" and self._accepted == (refused.command, self._offer):
+            # That one; by now another may ring.
             self._offer = ""
 
     # --- endings

@@ -255,6 +255,34 @@ async def test_refused_commands_are_counted_by_reason(rig: Any, context: AgentCo
     assert context.refusals == {"OFFER_ENDED": 1}
 
 
+async def test_the_refusal_of_one_accept_is_not_that_of_the_next_offer(
+    rig: Any, context: AgentContext
+) -> None:
+    """The first offer ends in the moment of its accept, and another one rings before the refusal is told."""
+    log: list[agent_pb2.AgentCommand] = []
+
+    def reply(command: agent_pb2.AgentCommand) -> list[Event]:
+        gone = Event(offer_gone=Event.OfferGone(offer_id="o1", outcome=call_pb2.OFFER_OUTCOME_CANCELLED))
+        refused = Event(refused=Event.CommandRefused(command=2, reason="OFFER_ENDED"))
+        answers = {
+            "open": [offer()],
+            "accept": [gone, offer("o2", "c2"), refused]
+            if kinds(log).count("accept") == 1
+            else [connected("c2", "o2"), ended("c2")],
+        }
+        return answers.get(command.WhichOneof("kind"), [])
+
+    rig.near.session = session(log, reply)
+    working = asyncio.ensure_future(desktop(context, until=1e6).run())
+    async with asyncio.timeout(30):
+        while not context.book:
+            await asyncio.sleep(0.005)
+    working.cancel()
+    await asyncio.gather(working, return_exceptions=True)
+    assert [c.accept.offer_id for c in log if c.WhichOneof("kind") == "accept"] == ["o1", "o2"]
+    assert [span.call for span in context.book] == ["c2"]
+
+
 async def test_breaks_between_duties_are_logged_out(rig: Any, context: AgentContext) -> None:
     log: list[agent_pb2.AgentCommand] = []
     rig.near.session = session(log, lambda command: [])
