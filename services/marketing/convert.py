@@ -755,43 +755,69 @@ def _subject(decision: Decision) -> str:
 _RECOMMENDATION_MADE = events_pb2.RecommendationMade.DESCRIPTOR.full_name
 
 
+#: The very object that `_Changing` leaves out: of numbers msgspec leaves out no other zero.
+_NOTHING = 0.0
+
+
+class _Changing(msgspec.Struct, rename="camel", omit_defaults=True):
+    """What differs between lines that say the same, in protobuf's JSON form."""
+
+    rank: int
+    score: float = _NOTHING
+    acceptance_probability: float = _NOTHING
+    propensity: float = _NOTHING
+
+
+class _Made(msgspec.Struct, rename="camel", omit_defaults=True, kw_only=True):
+    """RecommendationMade in protobuf's JSON form."""
+
+    decision: str
+    customer: str = ""
+    caller_number: str = ""
+    call_id: str = ""
+    agent: str = ""
+    region: str = ""
+    offers: list[msgspec.Raw] = []
+    no_offer_reason: str = ""
+    create_time: str
+    expire_time: str
+
+
+_json_encoder = msgspec.json.Encoder()
+
+
 def recommendation_event(decision: Decision) -> Event:
-    """What was recommended. Its data are put together here and not by protobuf's JSON printer, which takes as
-    long as all the rest of a recommendation; a test holds that both say the same.
-    """
-    return _recommendation(decision, [_ranked_json(entry) for entry in decision.offers])
+    """What was recommended."""
+    return Event.from_json(recommendation_told(decision).body)
 
 
 def recommendation_told(decision: Decision) -> Told:
-    """`recommendation_event` as it goes out. What was said of an offer in the same words before is not
-    written again.
+    """What was recommended, as it goes out. It is put together here and not by protobuf's JSON printer, which
+    takes as long as all the rest of a recommendation, and what was said of an offer in the same words before
+    is not written again; a test holds that both say the same.
     """
-    return _recommendation(decision, [_ranked_text(entry) for entry in decision.offers]).told()
-
-
-def _recommendation(decision: Decision, lines: list[Any]) -> Event:
     contact = decision.contact
-    data: dict[str, Any] = {
-        "decision": resource_name("decisions", decision.id),
-        "customer": optional_name("customers", decision.customer),
-        "callerNumber": decision.number,
-        "callId": contact.call_id,
-        "agent": contact.agent,
-        "region": contact.region,
-        "offers": lines,
-        "noOfferReason": f"NO_OFFER_REASON_{decision.no_offer.value}" if decision.no_offer else "",
-        "createTime": _time_json(decision.created_at),
-        "expireTime": _time_json(decision.expires_at),
-    }
-    return Event(
+    data = _Made(
+        decision=resource_name("decisions", decision.id),
+        customer=optional_name("customers", decision.customer),
+        caller_number=decision.number,
+        call_id=contact.call_id,
+        agent=contact.agent,
+        region=contact.region,
+        offers=[_ranked_json(entry) for entry in decision.offers],
+        no_offer_reason=f"NO_OFFER_REASON_{decision.no_offer.value}" if decision.no_offer else "",
+        create_time=_time_json(decision.created_at),
+        expire_time=_time_json(decision.expires_at),
+    )
+    return Told.written(
+        data,
         # Each decision is told of once, under an id that follows from its own.
         id=f"recommendation:{decision.id}",
         source=SOURCE,
         type=_RECOMMENDATION_MADE,
-        subject=_subject(decision),
+        subject=data.customer or data.decision,
         time=decision.created_at,
         traceparent=telemetry.current_traceparent(),
-        data=_filled(data),
     )
 
 
@@ -814,31 +840,16 @@ def _texts_json(texts: Iterable[Text]) -> list[dict[str, str]]:
     return [_filled({"language": text.language, "text": text.text}) for text in texts]
 
 
-def _ranked_json(entry: RankedOffer) -> dict[str, Any]:
-    still = entry.forms.get("json")
-    if still is None:
-        still = entry.forms["json"] = _still_json(entry)
-    return {**still, **_changing_json(entry)}
-
-
-def _ranked_text(entry: RankedOffer) -> msgspec.Raw:
-    """`_ranked_json` as text."""
+def _ranked_json(entry: RankedOffer) -> msgspec.Raw:
+    """One line of a ranking."""
     still = entry.forms.get("text")
     if still is None:
-        still = entry.forms["text"] = msgspec.json.encode(_still_json(entry))[:-1] + b","
-    # Neither is ever empty: every offer has an id, and every line a rank.
-    return msgspec.Raw(still + msgspec.json.encode(_changing_json(entry))[1:])
-
-
-def _changing_json(entry: RankedOffer) -> dict[str, Any]:
-    return _filled(
-        {
-            "rank": entry.rank,
-            "score": entry.score,
-            "acceptanceProbability": entry.probability,
-            "propensity": entry.propensity,
-        }
+        still = entry.forms["text"] = _json_encoder.encode(_still_json(entry))[:-1] + b","
+    changing = _Changing(
+        entry.rank, entry.score or _NOTHING, entry.probability or _NOTHING, entry.propensity or _NOTHING
     )
+    # Neither is ever empty: every offer has an id, and every line a rank.
+    return msgspec.Raw(still + _json_encoder.encode(changing)[1:])
 
 
 def _still_json(entry: RankedOffer) -> dict[str, Any]:

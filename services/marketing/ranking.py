@@ -17,7 +17,7 @@ Equal scores go by the offer's id: the same input gives the same ranking everywh
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from typing import NamedTuple
@@ -112,7 +112,8 @@ class Catalogue:
         """Offers that are not published, or are sold out, are left out."""
         made = [offer for offer in offers if offer.state is OfferState.PUBLISHED and not offer.sold_out]
         self.offers: Sequence[Offer] = tuple(sorted(made, key=lambda offer: offer.id))
-        self.worths: Floats = np.array([float(offer.worth.amount) for offer in self.offers])
+        self.worth_of: Sequence[float] = [float(offer.worth.amount) for offer in self.offers]
+        self.worths: Floats = np.array(self.worth_of)
         self._from = np.array([_instant(offer.valid_from, _EVER) for offer in self.offers], dtype=np.int64)
         self._until = np.array([_instant(offer.valid_until, _NEVER) for offer in self.offers], dtype=np.int64)
         #: Places of offers that are not valid, and from when until when they are these.
@@ -262,14 +263,19 @@ class Ranker:
         likely = self._corrected(best, propensity, known) if propensity.weights else best
         scores = likely * self._catalogue.worths
         self._catalogue.shut(scores, profile, contact, now, at_risk)
-        places = np.array(list(self._eligible(scores, profile, contact, now, limit)), dtype=np.intp)
+        places = self._eligible(scores, profile, contact, now, limit)
+        at_places = np.array(places, dtype=np.intp)
         # A few numbers as Python's own, in one go each: single ones out of arrays cost more than all of them.
-        loudest, worths = best[places].tolist(), self._catalogue.worths[places].tolist()
-        said = [row[places].tolist() for row in rows]
+        loudest = best.take(at_places).tolist()
+        said = [(x, row.take(at_places).tolist()) for x, row in zip(owned, rows, strict=True)]
         chosen: list[Candidate] = []
-        for at, (index, probability, worth) in enumerate(zip(places.tolist(), loudest, worths, strict=True)):
-            offer = self._offers[index]
-            antecedent = next((x for x, row in zip(owned, said, strict=True) if row[at] == probability), "")
+        for at, index in enumerate(places):
+            offer, worth, probability = self._offers[index], self._catalogue.worth_of[index], loudest[at]
+            antecedent = ""
+            for x, chances in said:
+                if chances[at] == probability:
+                    antecedent = x
+                    break
             found = self._rule(antecedent, offer.product)
             if propensity.weights:
                 probability = corrected(propensity, offer.id, known, probability)
@@ -350,27 +356,31 @@ class Ranker:
 
     def _eligible(
         self, scores: Floats, profile: Profile, contact: Contact, now: datetime, limit: int
-    ) -> Iterator[int]:
+    ) -> list[int]:
         """The places of the best eligible offers, at most `limit`, at most one a product, best first."""
-        catalogue, held = self._catalogue, dict[int, bool]()
+        catalogue, offers, held = self._catalogue, self._offers, dict[int, bool]()
+        condition_of = catalogue.condition_of
         products: set[str] = set()
+        places: list[int] = []
         done, width = 0, limit + SPARE_OFFERS
-        while len(products) < limit:
+        while len(places) < limit:
             order = _highest(scores, width)
             for index in order[done:]:
-                number, product = catalogue.condition_of[index], self._offers[index].product
+                number, product = condition_of[index], offers[index].product
                 if product in products:
                     continue
-                if number not in held:
-                    held[number] = catalogue.holds(number, profile, contact, now)
-                if held[number]:
+                holds = held.get(number)
+                if holds is None:
+                    holds = held[number] = catalogue.holds(number, profile, contact, now)
+                if holds:
                     products.add(product)
-                    yield index
-                    if len(products) >= limit:
-                        return
+                    places.append(index)
+                    if len(places) >= limit:
+                        break
             if len(order) < width:
-                return
+                break
             done, width = len(order), width * FURTHER_TIMES
+        return places
 
     def _rule(self, antecedent: str, product: str) -> Rule:
         """What the history says of a product for the owners of another."""

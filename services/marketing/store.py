@@ -1304,7 +1304,7 @@ class MongoReader:
         profiles: dict[str, dict[str, Any]] = {}
         complaining: set[tuple[str, str]] = set()
         made: dict[str, list[tuple[datetime, str]]] = {}
-        async for raw in found:
+        for raw in await found.to_list():
             if "_id" in raw:
                 profiles[raw["_id"]] = raw
             elif "at" in raw:

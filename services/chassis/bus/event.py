@@ -27,6 +27,7 @@ from chassis.ids import check_id, new_id
 EVENT_BYTES_MAX = 256 * 1024
 SPEC_VERSION = "1.0"
 CONTENT_TYPE = "application/cloudevents+json"
+_JSON = "application/json"
 #: Longest type: AMQP's limit of a routing key.
 TYPE_CHARACTERS_MAX = 255
 SUBJECT_CHARACTERS_MAX = 255
@@ -57,7 +58,7 @@ class _Envelope(msgspec.Struct, frozen=True):
     time: str
     data: dict[str, Any]
     subject: str = ""
-    datacontenttype: str = "application/json"
+    datacontenttype: str = _JSON
     traceparent: str | None = None
 
 
@@ -74,6 +75,24 @@ class _Label(msgspec.Struct, frozen=True):
 
 
 _label_decoder = msgspec.json.Decoder(_Label)
+
+
+class _Written(msgspec.Struct, omit_defaults=True):
+    """The JSON object as it is written."""
+
+    specversion: str
+    id: str
+    source: str
+    type: str
+    subject: str
+    time: str
+    datacontenttype: str
+    traceparent: str | None = None
+    #: Anything that is written as the JSON form of the message.
+    data: Any = None
+
+
+_encoder = msgspec.json.Encoder()
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -94,6 +113,29 @@ class Told:
     def to_json(self) -> str:
         """The envelope."""
         return self.body.decode()
+
+    @classmethod
+    def written(
+        cls,
+        data: Any,
+        *,
+        id: str,
+        source: str,
+        type: str,
+        subject: str,
+        time: datetime,
+        traceparent: str | None,
+    ) -> Told:
+        """An event as it goes out, whose `data` are whatever msgspec writes as the JSON form of the message:
+        a dict, a struct, parts that are JSON already (`msgspec.Raw`). MalformedEvent when it is larger than
+        `EVENT_BYTES_MAX`.
+        """
+        at = _format_time(time)
+        body = _encoder.encode(
+            _Written(SPEC_VERSION, id, source, type, subject, at, _JSON, traceparent, data)
+        )
+        _check_size(len(body))
+        return cls(id=id, source=source, type=type, traceparent=traceparent, body=body)
 
     @classmethod
     def of(cls, body: str) -> Told:
@@ -176,28 +218,20 @@ class Event:
         return self.body().decode()
 
     def told(self) -> Told:
-        """The event as it goes out. Its data may hold parts that are JSON already, as `msgspec.Raw`."""
-        return Told(
-            id=self.id, source=self.source, type=self.type, traceparent=self.traceparent, body=self.body()
+        """The event as it goes out; MalformedEvent when it is larger than `EVENT_BYTES_MAX`."""
+        return Told.written(
+            self.data,
+            id=self.id,
+            source=self.source,
+            type=self.type,
+            subject=self.subject,
+            time=self.time,
+            traceparent=self.traceparent,
         )
 
     def body(self) -> bytes:
         """The envelope in UTF-8; MalformedEvent when it is larger than `EVENT_BYTES_MAX`."""
-        envelope: dict[str, Any] = {
-            "specversion": SPEC_VERSION,
-            "id": self.id,
-            "source": self.source,
-            "type": self.type,
-            "subject": self.subject,
-            "time": _format_time(self.time),
-            "datacontenttype": "application/json",
-        }
-        if self.traceparent is not None:
-            envelope["traceparent"] = self.traceparent
-        envelope["data"] = self.data
-        body = msgspec.json.encode(envelope)
-        _check_size(len(body))
-        return body
+        return self.told().body
 
     @classmethod
     def from_json(cls, body: bytes | str) -> Event:
@@ -210,7 +244,7 @@ class Event:
             raise MalformedEvent(field="envelope", why=shorten(str(error))) from None
         if envelope.specversion != SPEC_VERSION:
             raise MalformedEvent(field="specversion", why=f"must be {SPEC_VERSION}")
-        if envelope.datacontenttype.partition(";")[0].strip().lower() != "application/json":
+        if envelope.datacontenttype.partition(";")[0].strip().lower() != _JSON:
             raise MalformedEvent(field="datacontenttype", why="must be application/json")
         event = cls(
             id=envelope.id,

@@ -125,7 +125,8 @@ def test_the_event_says_what_protobufs_own_json_says() -> None:
     ranked = Ranker([offer(), offer(id="o2", product="tv")], RuleTable()).rank(
         Profile(customer="c1"), Contact(), NOW, 3
     )
-    for offers, why in ((ranked, None), ((), NoOffer.HOLDOUT)):
+    worthless = [replace(line, score=float("0"), probability=float("0"), propensity=-0.0) for line in ranked]
+    for offers, why in ((ranked, None), (tuple(worthless), None), ((), NoOffer.HOLDOUT)):
         decision = Decision(
             id="d1",
             customer="c1",
