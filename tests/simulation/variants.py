@@ -157,7 +157,7 @@ class TrustsDuplicateKey(SimJournal):
                 raise
 
 
-async def _send_rebatched(self: Leader, block: Block, *, unsure: bool) -> bool:
+async def _send_rebatched(self: Leader, block: Block, *, unsure: bool, leads: bool) -> bool:
     """Adds what was decided meanwhile to a block that it must send again."""
     held = self.__dict__.setdefault("rebatched", [])
     while True:
