@@ -81,9 +81,9 @@ class Desk:
         #: Number of the command that said so, and the router's newest word.
         self._said = 0
         self._status = agent_pb2.AgentStatus()
-        #: Offers that were told and have not ended, and what was said of them.
+        #: Offers that were told and have not ended, and what was said of them: the newest accept's number.
         self._told: set[str] = set()
-        self._accepted: set[str] = set()
+        self._accepted: dict[str, int] = {}
         self._declined: dict[str, str] = {}
         self._ending: set[str] = set()
         self._wrapping: dict[str, call_pb2.Disposition] = {}
@@ -265,8 +265,8 @@ class Desk:
                 self.calls_held.discard(event.ended.call_id)
                 self._ending.discard(event.ended.call_id)
                 self._ended.add(event.ended.call_id)
-            case "refused" if event.refused.command == self._said:
-                self._said = self._status.command
+            case "refused":
+                self._on_refused(event.refused)
             case "status":
                 await self._repeat(event.status)
         if not self._is_idle():
@@ -286,9 +286,17 @@ class Desk:
             await self._send(decline={"offer_id": offer, "reason": self._declined[offer]})
         return news
 
+    def _on_refused(self, refused: Any) -> None:
+        if refused.command == self._said:
+            self._said = self._status.command
+        if refused.reason == "OFFER_ENDED":
+            for offer in [offer for offer, number in self._accepted.items() if number == refused.command]:
+                self._forget_offer(offer)
+
     def _forget_offer(self, offer: str) -> None:
-        for known in (self._told, self._offered, self._accepted):
-            known.discard(offer)
+        self._told.discard(offer)
+        self._offered.discard(offer)
+        self._accepted.pop(offer, None)
         self._declined.pop(offer, None)
 
     async def _repeat(self, status: Any) -> None:
@@ -298,7 +306,7 @@ class Desk:
         self._told &= offered
         # Where the end was missed, the state says so.
         self._ended = held if status.state == agent_pb2.AGENT_STATE_WRAP_UP else self._ended & held
-        self._accepted &= offered
+        self._accepted = {offer: number for offer, number in self._accepted.items() if offer in offered}
         self._declined = {offer: why for offer, why in self._declined.items() if offer in offered}
         self._ending &= held
         self._wrapping = {call: said for call, said in self._wrapping.items() if call in held}
@@ -320,6 +328,8 @@ class Desk:
             self._command += 1
             if "set_state" in kind:
                 self._said = self._command
+            elif "accept" in kind:
+                self._accepted[kind["accept"]["offer_id"]] = self._command
             try:
                 await self._line.stream.write(agent_pb2.AgentCommand(command=self._command, **kind))
             except (grpc.aio.AioRpcError, asyncio.InvalidStateError):
@@ -329,12 +339,12 @@ class Desk:
 
     async def accept(self, offer_id: str) -> None:
         """Takes an offer."""
-        self._accepted.add(offer_id)
+        self._accepted[offer_id] = 0
         await self._send(accept={"offer_id": offer_id})
 
     async def decline(self, offer_id: str, reason: str = "") -> None:
         """Declines an offer."""
-        self._accepted.discard(offer_id)
+        self._accepted.pop(offer_id, None)
         self._declined[offer_id] = reason
         await self._send(decline={"offer_id": offer_id, "reason": reason})
 

@@ -225,6 +225,19 @@ async def test_what_is_told_in_the_moment_of_the_change_is_heard(seat: Seat) -> 
     assert seat.heard == ["status 7", "offer", "offer_gone", "status 8"]
 
 
+async def test_an_offer_that_ended_before_its_accept_does_not_hold_a_desk_back(seat: Seat) -> None:
+    await seat.away()
+    seat.shard.tell(offer={"offer_id": "o1"})
+    await seat.until(lambda: "offer" in seat.heard)
+    seat.shard.tell(offer_gone={"offer_id": "o1"})
+    await seat.until(lambda: "offer_gone" in seat.heard)
+    await seat.desk.accept("o1")
+    await seat.until(lambda: "accept" in seat.shard.kinds("other"))
+    seat.home.away = False
+    seat.shard.tell(refused={"command": seat.shard.arrived[-1][1].command, "reason": "OFFER_ENDED"})
+    await seat.at_home()
+
+
 async def test_a_home_that_does_not_answer_costs_nothing(seat: Seat, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("callmesh_sdk.desk.MOVE_SECONDS_MAX", 0.1)
     await seat.away()
