@@ -156,7 +156,8 @@ class Audience:
             call = views.call(call_id) if call_id else None
             agent = views.agent(agent_id) if agent_id else None
             fact = Fact(event=event, now_ms=now_ms, call=call, agent=agent)
-            facts += [(front, fact) for front in fronts]
+            for front in fronts:
+                facts.append((front, fact))
         return facts
 
     def _forget(self, event: Event) -> None:

@@ -157,6 +157,7 @@ from routing.model import (
 from routing.state import (
     AgentEntry,
     CallEntry,
+    Crowd,
     ShardState,
     best_idle,
     due_together,
@@ -173,6 +174,7 @@ PRIORITY_MAX = 100
 MISSED_OFFERS = "missed offers"
 #: A decline for this reason counts as busy.
 BUSY = "BUSY"
+_NO_CROWDS: dict[str, Crowd] = {}
 #: Of the strategies the one that draws lots, by a short name.
 _RANDOM = Strategy.RANDOM
 
@@ -392,7 +394,10 @@ def _no_room(s: ShardState, queue: QueueConfig, facts: CallFacts, step: int) -> 
         return Refusal(reason="QUEUE_CLOSED", field="queue")
     if line is None and len(s.lines) >= LINES_MAX:
         return Refusal(reason="TOO_MANY_SKILL_SETS", field="skills")
-    if sum([crowd.waiting for crowd in s.crowds.get(queue.id, {}).values()]) >= queue.length_max:
+    waiting = 0
+    for crowd in s.crowds.get(queue.id, _NO_CROWDS).values():
+        waiting += crowd.waiting
+    if waiting >= queue.length_max:
         return Refusal(reason="QUEUE_FULL", field="queue")
     if queue.refuse_without_agents and (line is None or line.logged_in == 0):
         return Refusal(reason="NO_AGENT_LOGGED_IN", field="queue")
