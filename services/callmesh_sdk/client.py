@@ -278,29 +278,42 @@ class _Channel:
         response_deserializer: Any = None,
         **_: Any,
     ) -> Callable[..., Any]:
-        def call(requests: Any, timeout: float | None = None) -> Any:
-            servers = self._client.watch(self._service).servers
-            channel = self._client.channel(servers.choose(self._client.order(self._service)))
-            made = getattr(channel, kind)(method, request_serializer, response_deserializer)
+        def call(address: str, requests: Any, timeout: float | None) -> Any:
+            made = getattr(self._client.channel(address), kind)(
+                method, request_serializer, response_deserializer
+            )
             return made(requests, timeout=timeout, metadata=self._client.metadata())
 
         async def once(requests: Any, timeout: float | None = None) -> Any:
+            address = self._address()
             try:
-                return await call(requests, timeout)
+                return await call(address, requests, timeout)
             except grpc.aio.AioRpcError as error:
-                raise errors.of(error) from None
+                raise self._failed(address, error) from None
 
         async def many(requests: Any, timeout: float | None = None) -> AsyncIterator[Any]:
-            opened = call(requests, timeout)
+            address = self._address()
+            opened = call(address, requests, timeout)
             try:
                 async for message in opened:
                     yield message
             except grpc.aio.AioRpcError as error:
-                raise errors.of(error) from None
+                raise self._failed(address, error) from None
             finally:
                 opened.cancel()
 
         return once if kind == "stream_unary" else many
+
+    def _address(self) -> str:
+        order = self._client.order(self._service)
+        return self._client.watch(self._service).servers.choose(order)
+
+    def _failed(self, address: str, raised: grpc.aio.AioRpcError) -> errors.CallError:
+        """What a stream failed with; the next one goes to another server if this one was not there."""
+        error = errors.of(raised)
+        if isinstance(error, errors.Unavailable):
+            self._client.lost(self._service, address)
+        return error
 
     def __getattr__(self, kind: str) -> Any:
         if kind in ("unary_stream", "stream_unary", "stream_stream"):

@@ -11,9 +11,10 @@ from typing import Any
 
 import pytest
 
+from callmesh.common.v1 import event_service_pb2, event_service_pb2_grpc
 from callmesh.crm.v1 import customers_pb2, customers_pb2_grpc
 from callmesh.routing.v1 import agent_pb2, agent_pb2_grpc, call_pb2
-from callmesh_sdk import Aborted, Client, Desk, Homing, Options, servers
+from callmesh_sdk import Aborted, Client, Desk, Homing, Options, Unavailable, servers
 from chassis import errors
 from chassis.server import ServiceBinding
 
@@ -319,3 +320,22 @@ async def test_calls_go_to_their_own_server_again(grpc_server: Any) -> None:
         async with asyncio.timeout(30):
             while await answered() != first.name:
                 await asyncio.sleep(0.005)
+
+
+class Events(event_service_pb2_grpc.EventServiceServicer):
+    """A stream of one message."""
+
+    async def Subscribe(self, request: Any, context: Any) -> AsyncIterator[Any]:
+        yield event_service_pb2.SubscribeMessage(cursor="1", heartbeat={})
+
+
+async def test_a_stream_that_finds_nobody_sends_the_next_one_elsewhere(grpc_server: Any) -> None:
+    descriptor = event_service_pb2.DESCRIPTOR.services_by_name["EventService"]
+    add = event_service_pb2_grpc.add_EventServiceServicer_to_server
+    there = (await grpc_server([ServiceBinding(descriptor, add, Events())])).address
+    where = Options(addresses={"crm": ["127.0.0.1:1"]}, backups={"crm": [there]}, homing=HOMING)
+    async with Client(where) as client:
+        stub: Any = client.stub(event_service_pb2_grpc.EventServiceStub, "crm")
+        with pytest.raises(Unavailable):
+            await anext(stub.Subscribe(event_service_pb2.SubscribeRequest()))
+        assert [m.cursor async for m in stub.Subscribe(event_service_pb2.SubscribeRequest())] == ["1"]
