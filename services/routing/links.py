@@ -10,12 +10,12 @@ named by one that does not). It keeps one Attach stream, and comes back by itsel
 3. A command that was just sent when its leader's stream broke, and again at the next one, is poison: it
    outlived two leaders, of one shard or of two, and is refused, so that it does not kill the third. So is one
    that made two leaders step down because their engine failed half-way. After the first time it is asked
-   alone, of a leader that has just answered something else, so that neither those that were on their way when
-   a leader died convict one another nor an accident that breaks several links does; while it is not known
-   whether the second has died, it waits (`outlived.py`). A leader that steps down for any other reason
-   ends its streams in order; that does not count. Nor does the death of one that has said anything since it
-   decided the command: it did not die of that, however long the block took. Of a command that is asked alone
-   it says so at once.
+   alone, so that those that were on their way when a leader died do not convict one another; and only a
+   leader that said, before it decided, that it has received it may have died of it, for an accident may
+   break several links. While it is not known whether the second has died, it waits (`outlived.py`). A leader
+   that steps down for any other reason ends its streams in order; that does not count. Nor does the death of
+   one that has said anything since it decided the command: it did not die of that, however long the block
+   took. Of a command that is asked alone it says so at once.
 4. A link that says nothing for `silent_seconds` is left: a leader is heard every heartbeat, even when it
    cannot commit. The other way the front is heard as often, or its leader ends the link.
 5. A standby of the shard's own region that has followed a leader of another region for long enough asks it to
@@ -50,13 +50,14 @@ from routing.leader import (
     ShardBusy,
     StoreOutage,
 )
-from routing.model import AskCall, Command, DetachCall, DetachCalls, Fact
+from routing.model import Command, DetachCall, DetachCalls, Fact
 from routing.outlived import Outlived, Verdict, identity
 
 #: Messages that go in one.
 BATCH_MAX = 64
-#: What a leader of this release says that it knows: 1, `DetachCalls`.
-COMMANDS_KNOWN = 1
+#: What a leader of this release says that it knows: 1, `DetachCalls`; 2, to say what it has received.
+COMMANDS_KNOWN = 2
+SAYS_RECEIVED = 2
 #: Questions open at once on one link; more are refused.
 OPEN_QUESTIONS_MAX = 20_000
 #: First and longest pause after all routers were asked in vain, real seconds.
@@ -74,8 +75,6 @@ HOMECOMING_SECONDS, HOMECOMING_JITTER = 2.0, 0.3
 STALL_SECONDS = 0.25
 #: How long before a break a command counts as just sent, real seconds.
 JUST_SENT_SECONDS = 1.0
-#: No call has this id.
-SIGN_OF_LIFE = "-"
 #: Reason of ErrorInfo of a router that does not lead; its metadata's `leader` names who is believed to,
 #: `committed` the newest block that it knows of.
 NOT_LEADER = "NOT_LEADER"
@@ -265,8 +264,8 @@ class ShardLink:
         #: Who the stream is with; empty without one.
         self._attached = ""
         self._requests = itertools.count(1)
-        #: Newest of them that its leader was heard to have decided.
-        self._decided = 0
+        #: Newest of them that its leader was heard to have decided; to have received, of those asked alone.
+        self._decided = self._received = 0
         self._open: dict[int, _Question] = {}
         self._outlived = routers.outlived
         #: Whoever outlived a leader is asked alone.
@@ -425,21 +424,9 @@ class ShardLink:
                 raise Internal()
             if verdict is Verdict.UNSURE:
                 raise LinkDown(shard=self.shard, retry_seconds=0.5)
-            if not self._local_leads:
-                await self._see_alive(seconds)
             return await self._ask(command, seconds, alone=True)
         finally:
             self._alone.release()
-
-    async def _see_alive(self, seconds: float) -> None:
-        """Asks the leader what harms nobody. By one accident several links may break, and who has slept finds
-        that only as it asks: what is lost with a leader that has just answered was not lost before. Raises
-        LinkDown.
-        """
-        try:
-            await self._ask(AskCall(call_id=SIGN_OF_LIFE), seconds)
-        except CallmeshError as error:
-            raise LinkDown(shard=self.shard, retry_seconds=0.5) from error
 
     async def _ask(self, command: Command, seconds: float, *, alone: bool = False) -> Committed:
         local, outgoing = self._local, self._outgoing
@@ -651,7 +638,8 @@ class ShardLink:
         since = asyncio.get_running_loop().time() - JUST_SENT_SECONDS
         found: dict[str, bool] = {}
         for request, question in self._open.items():
-            if request > self._decided and question.sent_seconds >= since:
+            unread = question.alone and self._commands >= SAYS_RECEIVED and request > self._received
+            if request > self._decided and question.sent_seconds >= since and not unread:
                 name = identity(question.command)
                 found[name] = question.alone and found.get(name, True)
         return found
@@ -665,6 +653,7 @@ class ShardLink:
 
     def _take(self, message: shard_pb2.ShardMessage) -> None:
         self._decided = max(self._decided, message.decided)
+        self._received = max(self._received, message.received)
         if not message.facts and (message.durable or not message.reply):
             # What is told from memory may never be; what says nothing names the newest committed block.
             self._hear_committed(message.sequence)

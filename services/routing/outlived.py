@@ -2,8 +2,8 @@
 
 1. A leader whose stream breaks just after it was given a command may have died of it. Whether it died at all
    is known when somebody leads its shard again: until then the command is a suspect.
-2. Whatever is a suspect, or has outlived one leader, is asked alone in every shard, of a leader that has just
-   answered something else: what dies then dies of it.
+2. Whatever is a suspect, or has outlived one leader, is asked alone in every shard, and the leader says that
+   it has received it before it decides: what dies then dies of it.
 3. Poison is what has outlived two leaders: of one shard, or of all that this router speaks to, for a call
    goes on to the next region. Of several shards only those leaders count each for itself that were lost to it
    while it was asked alone: by one accident many may go at once, and one process may lead several shards.

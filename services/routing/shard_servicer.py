@@ -5,6 +5,7 @@ shards it leads.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import functools
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping
 from contextlib import aclosing
@@ -185,6 +186,8 @@ class _Link:
         self._heard_seconds = asyncio.get_running_loop().time()
         self._out: asyncio.Queue[shard_pb2.ShardMessage | None] = asyncio.Queue(LINK_UNREAD_MAX)
         self._quiet = True
+        #: What was to be said is written.
+        self._written = asyncio.Event()
         #: Newest request that was decided.
         self._decided = 0
 
@@ -210,6 +213,8 @@ class _Link:
                 if self._batches and not self._out.empty():
                     self._take_along(message)
                 yield message
+                if self._out.empty():
+                    self._written.set()
             # Which command it was that made the leader step down is said after that.
             for message in self._rest():
                 yield message
@@ -306,11 +311,23 @@ class _Link:
                 if each.yield_to:
                     self._leader.yield_to(each.yield_to)
                 if each.command:
+                    if each.outlived:
+                        await self._say_received(each.request)
                     self._carry_out(each)
                     self._decided = max(self._decided, each.request)
                     if each.outlived:
                         # Until its front hears of that, this leader's death would be the command's doing.
                         self._put(self._message())
+
+    async def _say_received(self, request: int) -> None:
+        """Of a command that a leader was lost to, before this one decides it: returns when it is written."""
+        message = self._message()
+        message.received = request
+        self._written.clear()
+        self._put(message)
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(BEAT_SECONDS):
+                await self._written.wait()
 
     def _carry_out(self, message: shard_pb2.FrontMessage) -> None:
         try:
