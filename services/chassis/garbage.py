@@ -19,8 +19,9 @@ import time
 from chassis import logs
 
 #: Objects made, less those freed, after which the youngest are looked at; and after how many such looks those
-#: that survived one. Together at most 10,000 objects, one or two milliseconds.
-YOUNG_OBJECTS, YOUNG_LOOKS = 2_000, 5
+#: that survived one. Together at most 10,000 objects, one or two milliseconds. What a group of calls holds
+#: while it is worked on together should be fewer than the first number, or every group is looked at in vain.
+YOUNG_OBJECTS, YOUNG_LOOKS = 5_000, 1
 #: Looks at survivors after which Python would look at everything by itself: in no process's life.
 NEVER = 1_000_000_000
 #: Everything is looked at this often, real seconds.

@@ -384,8 +384,13 @@ def is_e164(number: str) -> bool:
 
 
 def _contact_from_proto(message: Any, problems: list[Problem]) -> Contact:
-    for field, collection in (("queue", "queues"), ("region", "regions"), ("agent", "agents")):
-        _name_id(f"context.{field}", collection, getattr(message, field), problems)
+    queue, region, agent = message.queue, message.region, message.agent
+    for field, collection, name in (
+        ("context.queue", "queues", queue),
+        ("context.region", "regions", region),
+        ("context.agent", "agents", agent),
+    ):
+        _name_id(field, collection, name, problems)
     if message.call_id:
         _check("context.call_id", message.call_id, problems)
     if len(message.contact_reason) > 64:
@@ -395,13 +400,15 @@ def _contact_from_proto(message: Any, problems: list[Problem]) -> Contact:
     if len(message.products_asked) > PRODUCTS_ASKED_MAX:
         problems.append(("context.products_asked", f"at most {PRODUCTS_ASKED_MAX} are allowed"))
     channel = _known("context.channel", common_pb2.Channel, "CHANNEL", message.channel, Channel, problems)
-    asked = _products("context.products_asked", message.products_asked[:PRODUCTS_ASKED_MAX], problems)
+    asked: Iterable[str] = ()
+    if message.products_asked:
+        asked = _products("context.products_asked", message.products_asked[:PRODUCTS_ASKED_MAX], problems)
     return Contact(
         call_id=message.call_id,
         channel=channel or Channel.UNSPECIFIED,
-        queue=message.queue,
-        region=message.region,
-        agent=message.agent,
+        queue=queue,
+        region=region,
+        agent=agent,
         reason=message.contact_reason,
         language=primary_language(message.language) if message.language else "",
         products_asked=tuple(sorted(asked)),

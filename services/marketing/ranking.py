@@ -98,6 +98,8 @@ class Candidate(NamedTuple):
 
 
 NO_PROPENSITY = Propensity()
+#: Nobody has words of their own.
+_FOR_EVERYBODY: tuple[str, frozenset[str]] = ("", frozenset())
 
 
 def _instant(moment: datetime | None, otherwise: int) -> int:
@@ -444,7 +446,9 @@ class Ranker:
         """A candidate as a line of a ranking, with its words."""
         offer = candidate.offer
         heard = self._heard[offer.id]
-        words = (profile.tier if profile.tier in heard else "", profile.tags & heard)
+        words = (
+            (profile.tier if profile.tier in heard else "", profile.tags & heard) if heard else _FOR_EVERYBODY
+        )
         key = (offer.id, candidate.rule.antecedent, explored, words)
         template = self._templates.get(key)
         if template is None:
