@@ -303,6 +303,8 @@ class Desk:
         held, offered = set(status.calls_held), set(status.offers_held)
         self._status = status
         self._busy, self._offered = held, set(offered)
+        # An end that was told while the stream was broken.
+        self.calls_held &= held
         self._told &= offered
         # Where the end was missed, the state says so.
         self._ended = held if status.state == agent_pb2.AGENT_STATE_WRAP_UP else self._ended & held

@@ -325,7 +325,12 @@ class Desktop:
         return self._held is not None and self._held.since >= 0
 
     def _on_status(self, status: agent_pb2.AgentStatus) -> None:
-        free = status.state in (agent_pb2.AGENT_STATE_AVAILABLE, agent_pb2.AGENT_STATE_PAUSED)
+        # Whoever is free may be rung in the same moment, and the first word of it is that.
+        free = status.state in (
+            agent_pb2.AGENT_STATE_AVAILABLE,
+            agent_pb2.AGENT_STATE_PAUSED,
+            agent_pb2.AGENT_STATE_RESERVED,
+        )
         if self._held is not None and free and self._held.call.call_id not in status.calls_held:
             # Its end came while the stream was broken, or the router ended the after-call work.
             self._let_go()

@@ -201,6 +201,41 @@ async def test_a_broken_stream_is_attached_again_with_the_same_session_and_the_c
     assert len(context.book) == 1
 
 
+async def test_a_conversation_that_ended_unheard_is_over_for_who_rings_at_once(
+    rig: Any, context: AgentContext, abort: Any
+) -> None:
+    """The stream breaks in a conversation; by the first word on the next one the agent is reserved again."""
+    log: list[agent_pb2.AgentCommand] = []
+    context.service_due.update(c1=1e6, c2=60.0)
+    reserved = Event(status={"state": agent_pb2.AGENT_STATE_RESERVED, "offers_held": ["o2"]})
+
+    async def run(commands: AsyncIterator[agent_pb2.AgentCommand]) -> AsyncIterator[Event]:
+        async for command in commands:
+            log.append(command)
+            match command.WhichOneof("kind"), kinds(log).count("open"):
+                case "open", 1:
+                    yield offer()
+                case "accept", 1:
+                    yield connected()
+                    raise abort(grpc.StatusCode.UNAVAILABLE, "GOING_AWAY")
+                case "open", 2:
+                    yield reserved
+                    yield offer("o2", "c2")
+                case "accept", 2:
+                    yield connected("c2", "o2")
+
+    rig.near.session = run
+    seat = desktop(context, until=1e6)
+    working = asyncio.ensure_future(seat.run())
+    async with asyncio.timeout(30):
+        while not (seat.state == "talking" and context.book):
+            await asyncio.sleep(0.005)
+    working.cancel()
+    await asyncio.gather(working, return_exceptions=True)
+    assert kinds(log) == ["open", "accept", "open", "accept"], "nothing is declined"
+    assert [span.call for span in context.book] == ["c1", "c2"]
+
+
 async def test_a_lost_region_ends_the_conversation_and_begins_a_new_session(
     rig: Any, context: AgentContext, forever: Any
 ) -> None:

@@ -181,7 +181,7 @@ async def test_a_desk_goes_home_with_its_next_session_and_ends_there(seat: Seat)
     assert numbers == sorted(set(numbers)), "each higher than the last"
 
 
-@pytest.mark.parametrize("hand", ["offer", "call"])
+@pytest.mark.parametrize("hand", ["offer", "call", "unheard"])
 async def test_a_desk_with_anything_in_hand_stays(
     seat: Seat, hand: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -196,11 +196,11 @@ async def test_a_desk_with_anything_in_hand_stays(
     monkeypatch.setattr(servers.Return, "look", look)
     await seat.away()
     seat.shard.tell(offer={"offer_id": "o1"})
-    if hand == "call":
+    if hand != "offer":
         seat.shard.tell(connected={"call": {"call_id": "c1"}, "offer_id": "o1"})
         seat.shard.state, seat.shard.calls = agent_pb2.AGENT_STATE_ON_CALL, ("c1",)
         seat.shard.desk.put_nowait(seat.shard.status())
-    await seat.until(lambda: len(seat.heard) == (4 if hand == "call" else 2))
+    await seat.until(lambda: len(seat.heard) == (2 if hand == "offer" else 4))
     seat.home.away = False
     # Home is well, and its time has come several times over.
     await seat.until(lambda: looks.count(None) > 10)
@@ -208,6 +208,9 @@ async def test_a_desk_with_anything_in_hand_stays(
     if hand == "call":
         # Nobody is offered anything in after-call work: a good moment.
         seat.shard.tell(ended={"call_id": "c1"})
+    elif hand == "unheard":
+        seat.shard.state, seat.shard.calls = AVAILABLE, ()
+        seat.shard.desk.put_nowait(seat.shard.status())
     else:
         seat.shard.tell(offer_gone={"offer_id": "o1"})
     await seat.at_home()
