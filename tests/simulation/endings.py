@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING
 from routing.journal import Block
 
 if TYPE_CHECKING:
+    from tests.simulation.routers import Router
     from tests.simulation.world import World
 
 #: Peace before an ending, and how long it is looked at, virtual seconds.
@@ -89,9 +90,13 @@ class Ending:
 
     # --- the kinds
 
+    def _sleeper(self) -> Router | None:
+        """Who sleeps through a restore; nobody, perhaps."""
+        return self.rng.choice((*self.world.routers.values(), None))
+
     def _set_back(self) -> None:
         world, cluster = self.world, self.world.cluster
-        asleep = self.rng.choice((*world.routers.values(), None))
+        asleep = self._sleeper()
         #: Of the shards that it led: its newest block, if another one has led since.
         ends: dict[str, int] = {}
         if asleep is not None:

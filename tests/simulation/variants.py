@@ -12,9 +12,11 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from tests.simulation import plan
+from tests.simulation import endings, plan
 from tests.simulation.agenda import Process
 from tests.simulation.cluster import Key, SimJournal, Taken
+from tests.simulation.endings import Ending
+from tests.simulation.routers import Router
 from tests.simulation.world import World, simulate
 
 from chassis.bus.publisher import Outcome
@@ -36,7 +38,6 @@ from routing.model import (
     ShardOpened,
 )
 from routing.outlived import Outlived, Verdict
-from routing.witnesses import Witnesses
 
 #: Mixtures of faults.
 STORE = {"stall_replication": 6, "freeze_leader": 3, "crash_leader": 3, "slow_store": 2, "store_down": 1}
@@ -266,8 +267,23 @@ def _conversations_alone(state: Any, command: Any) -> tuple[Any, ...]:
 _VIEWS = engine._views
 
 
-async def _nobody_knows(witnesses: Witnesses, shard: str) -> int:
-    return 0
+async def _writes_on(self: Leader, block: Block) -> None:
+    """In place of asking the others, and of hearing that it was deposed."""
+
+
+def _a_leader(self: Ending) -> Router | None:
+    """In place of any router: the first shard's leader."""
+    return next((r for r in self.world.routers.values() if r.leads(self.world.plan.shards[0])), None)
+
+
+@contextmanager
+def waking_unasked() -> Iterator[None]:
+    with (
+        patched(Leader, "_ask_others", _writes_on),
+        patched(Ending, "_sleeper", _a_leader),
+        patched(vars(endings), "SUCCEEDED_CHANCE", 1.0),
+    ):
+        yield
 
 
 # --- release
@@ -619,9 +635,8 @@ VARIANTS = (
         says=("over a restored database",),
     ),
     Variant(
-        name="a leader that wakes asks nobody",
-        seed=14,
-        broken=lambda: patched(Witnesses, "newest", _nobody_knows),
+        name="a leader that wakes writes on",
+        broken=waking_unasked,
         ending="set_back",
         says=("over a restored database",),
     ),
