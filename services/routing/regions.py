@@ -211,10 +211,10 @@ class Regions:
             found = self._decide(standings, way, home, draw, queue, before, ties)
         else:
             # All else that decides is the same for many calls in a row.
-            key = (id(way), home, before)
-            known = standings.decided.get(key)
-            found = known or self._decide(standings, way, home, 0.0, queue, before, ties)
-            standings.decided[key] = found
+            key, decided = (id(way), home, before), standings.decided
+            found = decided.get(key) or self._decide(standings, way, home, 0.0, queue, before, ties)
+            if len(decided) < NEARNESS_REMEMBERED_MAX:
+                decided[key] = found
         self._previous[(home, queue)] = found.after
         return found.ranked
 

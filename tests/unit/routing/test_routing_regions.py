@@ -241,10 +241,12 @@ def test_a_call_is_placed_where_the_explained_ranking_says() -> None:
                     request = call(number, language=language)
                     request.call_id = f"c{n}"
                     ties = TIES[n]
-                    explained = world.regions.rank(request, place_of(request), "service", ties)
-                    placed = world.regions.order(request, place_of(request), "service", ties)
-                    assert (placed.home, tuple(placed.regions)) == (explained.home, explained.regions)
-                    seen.add(explained.regions)
+                    # Two of one place: the second goes by what was worked out for the first.
+                    for _ in range(2):
+                        explained = world.regions.rank(request, place_of(request), "service", ties)
+                        placed = world.regions.order(request, place_of(request), "service", ties)
+                        assert (placed.home, tuple(placed.regions)) == (explained.home, explained.regions)
+                        seen.add(explained.regions)
     assert len(seen) > 3
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from unittest.mock import patch
 
 from chassis.errors import Unavailable
 from routing.streams import UPDATES_UNREAD_MAX, Mailbox
@@ -26,6 +27,18 @@ async def test_a_reader_waits_no_longer_than_told() -> None:
     assert await mailbox.get(loop.time() - 1.0) is None
     mailbox.push("here")
     assert await mailbox.get(loop.time() - 1.0) == "here", "what is there is never late"
+
+
+async def test_a_reader_is_woken_once_by_a_loop_that_calls_its_timers_early() -> None:
+    mailbox, loop = Mailbox(), asyncio.get_running_loop()
+    # As uvloop does within the millisecond that its clock ticks in: up to so many seconds early.
+    loop._clock_resolution = 0.5  # type: ignore[attr-defined]
+    reader = asyncio.create_task(mailbox.get(loop.time() + 0.25))
+    with patch.object(loop, "call_at", wraps=loop.call_at) as set_timer:
+        while not reader.done():
+            # A loop that has something to do looks at its timers each time.
+            await asyncio.sleep(0)
+    assert await reader is None and set_timer.call_count == 1
 
 
 async def test_after_the_close_what_is_there_is_read_and_nothing_waited_for() -> None:
