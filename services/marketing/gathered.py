@@ -4,11 +4,12 @@ While one round trip is under way, what is asked meanwhile waits and goes out to
 busier the service, the larger the groups, and an idle one waits for nobody (group commit: DeWitt et al.:
 Implementation techniques for main memory database systems, SIGMOD 1984).
 
-A group is a share of the crowd, of all who were known to be under way lately: it waits for a third of them,
-and takes no more than half. In one group of everybody all would wait for the database together, then for the
-processor together, and each would stand idle while the other works; and such a group never parts again. In
-halves, one is read or written while the other is decided. For the same reason the next group leaves before
-the answers of the one before are worked on.
+A group is half of the crowd, of all who were known to be under way lately: it waits for as many, and takes no
+more. In one group of everybody all would wait for the database together, then for the processor together, and
+each would stand idle while the other works; and such a group never parts again. In halves, one is read or
+written while the other is decided. For the same reason the next group leaves before the answers of the one
+before are worked on. To wait for fewer makes groups that are smaller still: while one is decided, gRPC lets
+hardly anybody in, so few wait when it is looked again.
 
 A group too small to be worth a round trip leaves no sooner than a pace after the one before, for each trip
 costs the driver several times what a further question costs. And nobody waits for others longer than a pace.
@@ -30,9 +31,8 @@ Answer = TypeVar("Answer")
 GROUP_MAX = 256
 #: Questions that may wait.
 WAITING_MAX = 20_000
-#: A group waits for one part in so many of the crowd, and takes one in so many at most.
-AWAITED_PARTS = 3
-TAKEN_PARTS = 2
+#: A group waits for one part in so many of the crowd, and takes no more.
+CROWD_PARTS = 2
 #: A crowd is remembered for one to two such spans, seconds.
 CROWD_SECONDS = 0.05
 #: So many questions are worth a round trip: they wait for no pace, and are not divided further.
@@ -110,8 +110,8 @@ class Gathered(Generic[Question, Answer]):
         now, most = loop.time(), GROUP_MAX
         if self._crowd is not None:
             crowd = self._lately(self._crowd(), now)
-            most = min(GROUP_MAX, max(crowd // TAKEN_PARTS, WORTH_QUESTIONS))
-            due = self._due_at(min(GROUP_MAX, crowd // AWAITED_PARTS))
+            share = min(GROUP_MAX, crowd // CROWD_PARTS)
+            most, due = max(share, WORTH_QUESTIONS), self._due_at(share)
             if due > now:
                 self._look_later = loop.call_at(due, self._look, loop)
                 return

@@ -46,13 +46,13 @@ async def test_groups_and_queues_are_bounded(monkeypatch: pytest.MonkeyPatch) ->
 
 
 async def test_a_group_waits_for_a_share_of_the_crowd_but_not_for_ever() -> None:
-    work, crowd = Work(), 9
+    work, crowd = Work(), 6
     made = Gathered(work, pace_seconds=0.05, crowd=lambda: crowd)
     asked = [asyncio.create_task(made.ask(number)) for number in range(2)]
     for _ in range(5):
         await asyncio.sleep(0)
     assert not work.groups
-    assert await made.ask(2) == 4  # a third of nine
+    assert await made.ask(2) == 4  # the third of six
     await asyncio.gather(*asked)
     assert work.groups == [[0, 1, 2]]
     assert await made.ask(7) == 14  # nobody else comes
