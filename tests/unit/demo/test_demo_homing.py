@@ -97,6 +97,12 @@ async def floor(rig: Any, abort: Any, monkeypatch: pytest.MonkeyPatch) -> AsyncI
         monkeypatch.setattr(f"cli.demo.agent.{bound}", 30.0)
     shard = Shard(abort)
     shard.away = {"near"}
+
+    async def serves(channel: Any) -> bool:
+        return "near" not in shard.away
+
+    # It says so as soon as it is there, and not before.
+    monkeypatch.setattr("callmesh_sdk.watch.serves", serves)
     rig.near.session, rig.far.session = shard.router("near"), shard.router("far")
     screen: Any = Screen()
     context = AgentContext(

@@ -153,6 +153,12 @@ async def seat(grpc_server: Any, monkeypatch: pytest.MonkeyPatch) -> AsyncIterat
     shard = Shard()
     home, other = Router("home", shard), Router("other", shard)
     home.away = True
+
+    async def serves(channel: Any) -> bool:
+        return not home.away
+
+    # It says so as soon as it is there, and not before.
+    monkeypatch.setattr("callmesh_sdk.watch.serves", serves)
     descriptor = agent_pb2.DESCRIPTOR.services_by_name["AgentService"]
     add = agent_pb2_grpc.add_AgentServiceServicer_to_server
     at = [(await grpc_server([ServiceBinding(descriptor, add, each)])).address for each in (home, other)]
