@@ -77,7 +77,7 @@ RETRY_SECONDS, RETRY_SECONDS_MAX = 0.05, 1.0
 #: Calls that leave a drained region for one target at one look.
 LEAVING_PER_LOOK_MAX = 20
 #: Streams that end within so long leave together, real seconds.
-LEAVING_SECONDS = 0.005
+LEAVING_SECONDS = 0.02
 #: How often waiting calls are looked at for a move, real seconds.
 OVERFLOW_SECONDS = 0.05
 #: Longer than any call waits, milliseconds.
