@@ -8,8 +8,10 @@ A group is half of the crowd, of all who were known to be under way lately: it w
 more. In one group of everybody all would wait for the database together, then for the processor together, and
 each would stand idle while the other works; and such a group never parts again. In halves, one is read or
 written while the other is decided. For the same reason the next group leaves before the answers of the one
-before are worked on. To wait for fewer makes groups that are smaller still: while one is decided, gRPC lets
-hardly anybody in, so few wait when it is looked again.
+before are worked on. To wait for fewer makes groups that are smaller still.
+
+Answers are given a few in a turn of the loop, for gRPC's server lets one new call in a turn: were all of a
+group worked on in one, those who come meanwhile would stand outside, and be missed in the next group.
 
 A group too small to be worth a round trip leaves no sooner than a pace after the one before, for each trip
 costs the driver several times what a further question costs. And nobody waits for others longer than a pace.
@@ -37,6 +39,8 @@ CROWD_PARTS = 2
 CROWD_SECONDS = 0.05
 #: So many questions are worth a round trip: they wait for no pace, and are not divided further.
 WORTH_QUESTIONS = 8
+#: Answers given in one turn of the loop.
+TURN_ANSWERS = 8
 
 
 class TooBusy(Unavailable):
@@ -146,7 +150,9 @@ class Gathered(Generic[Question, Answer]):
         # The next leaves first, and is under way while these answers are worked on.
         self._trip = None
         self._look(loop)
-        for (_, future, _), answer in zip(group, answers, strict=True):
+        for at, ((_, future, _), answer) in enumerate(zip(group, answers, strict=True)):
+            if at % TURN_ANSWERS == 0 and at:
+                await asyncio.sleep(0)
             if future.done():
                 continue
             if isinstance(answer, Exception):

@@ -99,3 +99,21 @@ async def test_a_crowd_is_remembered_for_a_while_and_then_forgotten(monkeypatch:
     monkeypatch.setattr(made, "_begun_at", float("-inf"))
     monkeypatch.setattr(made, "_pace_seconds", 3600.0)
     assert await asyncio.wait_for(made.ask(3), 30) == 6, "alone, and waits for nobody"
+
+
+async def test_answers_leave_room_for_others_between_them() -> None:
+    heard: list[int] = []
+    made = Gathered(Work())
+
+    async def caller(number: int) -> None:
+        await made.ask(number)
+        heard.append(number)
+
+    size = 3 * gathered.TURN_ANSWERS
+    numbers = range(100, 100 + size)
+    asked = asyncio.gather(*map(caller, numbers))
+    seen = {0}
+    while not asked.done():
+        await asyncio.sleep(0)
+        seen.add(len(heard))
+    assert sorted(seen) == list(range(0, size + 1, gathered.TURN_ANSWERS)) and heard == [*numbers]
