@@ -260,12 +260,20 @@ class Auditor:
         self._offers[offer_id] = outcome
 
     def _check_rung(self, shard: str, event: OfferEnded) -> None:
-        """Nobody is rung who does not hear it: not with the faults over, and the desktop there."""
+        """Nobody is rung who does not hear it: not with the faults over, every router awake, and the desktop
+        there.
+        """
         if event.outcome is not OfferOutcome.EXPIRED or event.offer_id in self.rung:
             return
-        now, since = self.world.agenda.now, self._seated.get((shard, event.agent))
-        if since is not None and now - max(since, self.world.calm_since) >= HEARD_SECONDS:
+        since = self._seated.get((shard, event.agent))
+        if since is not None and self.world.agenda.now - max(since, self._at_rest()) >= HEARD_SECONDS:
             self._violate(f"{event.agent} was rung by {event.offer_id} in vain: its desktop never heard")
+
+    def _at_rest(self) -> float:
+        """Since when there has been nothing amiss; a router's nap may outlast the faults."""
+        routers = [router.process for router in self.world.routers.values()]
+        woken = [at + seconds for process in routers for at, seconds in process.naps]
+        return max(self.world.calm_since, *(process.born for process in routers), *woken)
 
     def _connect(self, shard: str, event: CallConnected) -> None:
         call_id = event.call_id
