@@ -186,7 +186,8 @@ class _Link:
         self._heard_seconds = asyncio.get_running_loop().time()
         self._out: asyncio.Queue[shard_pb2.ShardMessage | None] = asyncio.Queue(LINK_UNREAD_MAX)
         self._quiet = True
-        #: What was to be said is written.
+        #: Messages that were to be said, taken for writing, and written, ever; and that one more was.
+        self._said = self._taken = self._flushed = 0
         self._written = asyncio.Event()
         #: Newest request that was decided.
         self._decided = 0
@@ -210,11 +211,12 @@ class _Link:
             yield self._greeting()
             while (message := await self._out.get()) is not None:
                 self._quiet = False
+                self._taken += 1
                 if self._batches and not self._out.empty():
                     self._take_along(message)
                 yield message
-                if self._out.empty():
-                    self._written.set()
+                self._flushed = self._taken
+                self._written.set()
             # Which command it was that made the leader step down is said after that.
             for message in self._rest():
                 yield message
@@ -241,6 +243,7 @@ class _Link:
         size = 0
         while not self._out.empty() and len(more) < BATCH_MAX and size < BATCH_BYTES_MAX:
             following = self._out.get_nowait()
+            self._taken += 1
             if following is None:
                 self._put(None)
                 break
@@ -288,6 +291,7 @@ class _Link:
             while not self._out.empty():
                 self._out.get_nowait()
             message = None
+        self._said += 1
         self._out.put_nowait(message)
 
     def _outlet(self, facts: Any, epoch: int, sequence: int, now_ms: int) -> None:
@@ -323,11 +327,14 @@ class _Link:
         """Of a command that a leader was lost to, before this one decides it: returns when it is written."""
         message = self._message()
         message.received = request
-        self._written.clear()
         self._put(message)
+        mine = self._said
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(BEAT_SECONDS):
-                await self._written.wait()
+                # Not for all that is to be said: on a busy link there is always more.
+                while self._flushed < mine:
+                    self._written.clear()
+                    await self._written.wait()
 
     def _carry_out(self, message: shard_pb2.FrontMessage) -> None:
         try:

@@ -669,6 +669,36 @@ async def test_who_outlived_a_leader_is_asked_alone(
         await asyncio.gather(*asked, return_exceptions=True)
 
 
+async def test_on_a_busy_link_what_was_received_is_said_and_no_more_waited_for(
+    grpc_server: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """There is always more to say: a leader that waited for the end of it would read nothing meanwhile."""
+    monkeypatch.setattr(shard_servicer, "BEAT_SECONDS", DEADLINE_SECONDS)
+
+    async def nothing() -> AsyncIterator[shard_pb2.FrontMessage]:
+        await asyncio.Event().wait()
+        yield shard_pb2.FrontMessage()
+
+    async with a_region(grpc_server) as region:
+        node = region.nodes[0]
+        node.start()
+        await eventually(lambda: node.leader.leading)
+        link = _Link(node.leader, "busy")
+        said = asyncio.create_task(link._say_received(7))
+        received, messages = [], link.run(nothing())
+        async for message in messages:
+            received.append(message.received)
+            link._put(link._message())
+            link._put(link._message())
+            # Writing takes a turn of the loop.
+            await asyncio.sleep(0)
+            if said.done():
+                break
+            assert len(received) < 10, "it waits for the last word"
+        await messages.aclose()
+        assert 7 in received and not link._out.empty()
+
+
 @pytest.mark.parametrize("together", [True, False], ids=["batches", "an older router"])
 async def test_what_is_ready_at_once_goes_in_one_message(
     grpc_server: Any, monkeypatch: pytest.MonkeyPatch, together: bool
