@@ -192,9 +192,9 @@ class Customers:
         born = engine.normalise(draft, occasion.country, now.date(), fields, id=id, kept=kept)
         self._check_company(born)
         event_id = import_store.event_id(origin)
-        told = convert.created_envelope(born, actor, now, event_id, occasion.traceparent)
+        told = convert.created_told(born, actor, now, event_id, occasion.traceparent)
         wire = convert.customer_wire(born)
-        return self._store.ready(NewRow(customer=born, told=told.decode(), wire=wire, origin=origin))
+        return self._store.ready(NewRow(customer=born, told=told.to_json(), wire=wire, origin=origin))
 
     def import_many(
         self, rows: Sequence[ReadyRow], again: Callable[[int], NewCustomer]
