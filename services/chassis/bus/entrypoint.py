@@ -244,6 +244,9 @@ class BusConsumer(QueueConsumer):
         """Moves a message: published elsewhere with the broker's confirm, then acknowledged. False: not
         moved.
         """
+        if not message.channel.connection:
+            # The broker took it back with the lost connection and hands it out anew: there would be two.
+            return False
         if self.publisher.publish([outgoing], PUT_SECONDS_MAX) != [Outcome.PUBLISHED]:
             return False
         self.ack_message(message)

@@ -125,7 +125,7 @@ def main() -> int:
         optional_events=["probe.Optional"],
         options=BusOptions(
             retry_delays_seconds=(0.1, 0.2, 0.3, 0.4),
-            drain_seconds=5,
+            drain_seconds=float(os.environ.get("PROBE_DRAIN_SECONDS", "5")),
             connect_seconds=2,
             deliveries_max=int(os.environ.get("PROBE_DELIVERIES", "20")),
         ),

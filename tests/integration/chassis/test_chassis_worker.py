@@ -292,16 +292,19 @@ def test_sigterm_finishes_what_is_in_hand(probe: Probe) -> None:
     wait_until(lambda: probe.depth(probe.queue) == 1, what="the next event waits for the next worker")
 
 
-def test_a_handler_that_does_not_end_is_given_up_and_its_event_comes_again(probe: Probe) -> None:
-    event = probe.event("wait:never")
-    probe.publish(event)
-    wait_until(lambda: probe.runs(event) == 1)
-    process = probe.group.process("worker")
+def test_a_handler_that_does_not_end_is_given_up_and_its_event_comes_again(idle_probe: Probe) -> None:
+    idle_probe.group.env["PROBE_DRAIN_SECONDS"] = "1"
+    idle_probe.group.start_all()
+    event = idle_probe.event("wait:never")
+    idle_probe.publish(event)
+    wait_until(lambda: idle_probe.runs(event) == 1)
+    process = idle_probe.group.process("worker")
     process.send(signal.SIGTERM)
     wait_until(lambda: not process.alive(), 60)
     assert process.exit_code() == 1
-    # A broker that does not see the connection's end has its heartbeat to go by.
-    wait_until(lambda: probe.depth(probe.queue) == 1, 90, what="the event waits for the next worker")
+    assert not idle_probe.log_lines("bus.handler_failed"), "it has its database to the end"
+    queues = (idle_probe.queue, f"{idle_probe.queue}.dead", f"{idle_probe.service}.retry.100")
+    wait_until(lambda: [idle_probe.depth(queue) for queue in queues] == [1, 0, 0], what="it waits, once")
 
 
 def test_what_an_aggregate_carries_is_relayed(probe: Probe) -> None:

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from datetime import UTC, datetime
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from google.protobuf.type_pb2 import EnumValue
 from google.protobuf.type_pb2 import Field as ProtoField
 
 from chassis.bus import Event
-from chassis.bus.entrypoint import subscribe, subscriptions_of
+from chassis.bus.entrypoint import BusConsumer, subscribe, subscriptions_of
+from chassis.bus.publisher import Outcome, Outgoing
 from chassis.bus.topology import Subscription
 from chassis.callcontext import current, current_identity
 from chassis.telemetry import current_traceparent
@@ -70,3 +73,38 @@ def test_the_context_ends_with_a_failing_handler_too() -> None:
 def test_a_subscription_to_nothing_is_refused() -> None:
     with pytest.raises(ValueError, match="at least one"):
         subscribe("routing")
+
+
+class Queues:
+    """A publisher that notes what it is given."""
+
+    def __init__(self, outcome: Outcome) -> None:
+        self.outcome = outcome
+        self.published: list[Outgoing] = []
+
+    def publish(self, messages: list[Outgoing], _seconds_max: float) -> list[Outcome]:
+        """Answers each as told."""
+        self.published += messages
+        return [self.outcome] * len(messages)
+
+
+@pytest.mark.parametrize(
+    ("connected", "outcome", "expected"),
+    [
+        (True, Outcome.PUBLISHED, (True, 1, ["ack"])),
+        (True, Outcome.UNKNOWN, (False, 1, [])),
+        # Its connection was lost: the broker delivers it again, and a copy would be a second one.
+        (False, Outcome.PUBLISHED, (False, 0, [])),
+    ],
+)
+def test_a_message_is_moved_only_by_who_still_has_it(
+    connected: bool, outcome: Outcome, expected: tuple[bool, int, list[str]]
+) -> None:
+    consumer, queues, answers = BusConsumer(), Queues(outcome), []
+    consumer.__dict__["publisher"] = queues
+    message: Any = SimpleNamespace(
+        channel=SimpleNamespace(connection="open" if connected else None),
+        ack=lambda: answers.append("ack"),
+    )
+    moved = consumer.put(message, Outgoing(exchange="x", routing_key="", body=b"{}"))
+    assert (moved, len(queues.published), answers) == expected
