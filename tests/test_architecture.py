@@ -82,6 +82,7 @@ def of_packages(loaded: set[str], packages: set[str]) -> list[str]:
 def test_a_grpc_process_does_not_load_eventlet(service: str) -> None:
     loaded = modules_loaded_by(*(f"{service}.{module}" for module in ("server", "servicer", "__main__")))
     assert of_packages(loaded, {"eventlet"}) == []
+    assert of_packages(loaded, {"scipy", "sklearn", "statsmodels"}) == [], "a second of every start"
     assert not {"nameko.containers", "nameko.runners"} & loaded
     assert "grpc" in loaded
 

@@ -24,7 +24,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from scipy import stats
 
 HISTORY_DAYS_DEFAULT = 28
 HISTORY_DAYS_MAX = 366
@@ -79,8 +78,13 @@ def p_values(observed: Any, history: Any, exposed: Any, exposed_before: Any) -> 
     expected = rate[..., None, :] * exposed_before
     squares = np.divide((history - expected) ** 2, expected, out=np.zeros(history.shape), where=expected > 0)
     factor = np.maximum(squares.sum(axis=-2) / max(days - 1, 1), 1.0)
-    successes = exposed_all / (exposed_all + exposed)
-    return stats.nbinom.sf(np.ceil(observed / factor) - 1, total / factor + 0.5, successes)
+    # The negative binomial's upper tail, as the incomplete beta function: scipy.stats, which has it by name,
+    # takes as long to import as half the server. Even this part is left to who asks for topics.
+    from scipy import special
+
+    return special.betainc(
+        np.ceil(observed / factor), total / factor + 0.5, exposed / (exposed_all + exposed)
+    )
 
 
 def rising(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from datetime import UTC, date, datetime, timedelta
@@ -367,6 +368,20 @@ def test_a_reason_that_has_busy_days_is_no_topic_on_one_more() -> None:
     now["r3"] = {0: 90}
     found = topics.rising(now, history, history_days=28, days=1.0, p_value_max=0.05)
     assert [topic.reason for topic in found] == ["r3"]
+
+
+@pytest.mark.parametrize("observed", [0, 1, 5, 15, 60])
+def test_the_chance_of_so_many_is_the_negative_binomials_tail(observed: int) -> None:
+    history, days = np.full((7, 1), 2.0), np.ones((7, 1))
+    found = topics.p_values(np.array([observed]), history, np.array([1.0]), days)
+    size, success = 14.5, 7 / 8
+    terms = (
+        math.exp(math.lgamma(k + size) - math.lgamma(k + 1) - math.lgamma(size))
+        * success**size
+        * (1 - success) ** k
+        for k in range(observed, observed + 400)
+    )
+    assert found[0] == pytest.approx(sum(terms), rel=1e-9)
 
 
 @given(st.integers(0, 2**32 - 1))
