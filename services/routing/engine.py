@@ -680,6 +680,9 @@ def _accept(s: ShardState, c: AcceptOffer, now_ms: int) -> Decision:
         return Decision(refusal=agent)
     entry = _offer_of(s, agent, c.offer_id)
     if entry is None:
+        if any(s.calls[call_id].offer_id == c.offer_id for call_id in agent.calls):
+            # Asked again, because its answer was lost: it has come to a conversation since.
+            return Decision()
         return _refuse("OFFER_ENDED", "offer_id")
     if entry.state is ACCEPTED:
         return Decision()
@@ -712,6 +715,9 @@ def _open_session(s: ShardState, c: OpenSession, now_ms: int) -> Decision:
         return _refuse("AGENT_NOT_FOUND", "agent")
     if c.session < agent.session:
         return _refuse("NEWER_SESSION", "session")
+    if c.session == agent.session and c.command < agent.command and c.front != agent.front:
+        # Its desktop has left that router's stream for another's, which the router has not heard.
+        return _refuse("NEWER_SESSION", "command")
     events: list[Event] = []
     if c.session > agent.session:
         events += _drop_offers(s, agent)

@@ -146,7 +146,7 @@ def error_of(refusal: Refusal, call_id: str = "", queue: str = "", agent: str = 
         case "SAME_AGENT":
             return InvalidArgument(field=refusal.field, why="has the call already")
         case "NEWER_SESSION" | "NO_SESSION":
-            return NewerSession(subject=f"agents/{agent}", why="its session number is higher")
+            return NewerSession(subject=f"agents/{agent}", why=f"its {refusal.field} number is higher")
         case "OUT_OF_RANGE" | "TOO_MANY_SKILL_SETS":
             return InvalidArgument(field=refusal.field, why=refusal.reason.lower().replace("_", " "))
         case reason:

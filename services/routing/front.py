@@ -58,6 +58,7 @@ from routing.model import (
     OverflowCall,
     PlaceCall,
     PositionChanged,
+    SessionClosed,
     SessionOpened,
     WithdrawCall,
 )
@@ -865,8 +866,8 @@ class Front:
         if self._draining:
             raise RouterDraining()
         older = self._desks.get(desk.agent)
-        if older is not None and older.session > desk.session:
-            raise NewerSession(subject=f"agents/{desk.agent}", why="its session number is higher")
+        if older is not None and older.number > desk.number:
+            raise NewerSession(subject=f"agents/{desk.agent}", why="its session or command number is higher")
         if older is not None:
             older.push(NewerSession(subject=f"agents/{desk.agent}", why="the session was opened again"))
         self._desks[desk.agent] = desk
@@ -1110,7 +1111,7 @@ class Front:
     def _tell_desk(self, desk: Desk, fact: Fact, update: Update) -> None:
         event = fact.event
         if isinstance(event, SessionOpened) and (event.front != self.router or event.session != desk.session):
-            if event.session >= desk.session:
+            if (event.session, event.command) >= desk.number:
                 desk.push(NewerSession(subject=f"agents/{desk.agent}", why="another desktop logged in"))
                 # The session is the other router's now: closing this stream must not detach it.
                 self._forget_desk(desk)
@@ -1118,6 +1119,9 @@ class Front:
         if fact.call is None and update.shard != desk.region:
             # How the agent stands where the session is not: logged out, for one.
             return
+        if type(event) is SessionClosed:
+            # Logged out, by a supervisor for one: it stays so under the next leader, until opened again.
+            desk.opened = False
         desk.push(update)
 
 

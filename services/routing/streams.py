@@ -159,6 +159,11 @@ class Desk:
     #: Updates, errors that end the stream, and messages of the servicer's own.
     updates: Mailbox = field(default_factory=Mailbox)
 
+    @property
+    def number(self) -> tuple[int, int]:
+        """Session and newest command: of one agent's streams that with the higher one is the newer."""
+        return (self.session, self.command)
+
     def push(self, update: Any) -> None:
         """Hands on an update."""
         self.updates.push(update)

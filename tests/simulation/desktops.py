@@ -52,6 +52,8 @@ class Desktop:
         self.held: set[str] = set()
         self.present = True
         self._stream: Any = None
+        #: Newest epoch and block that this stream has told of, by shard.
+        self._seen: dict[str, tuple[int, int]] = {}
         self.process.spawn(self.run(), name).add_done_callback(self._ended)
 
     def _ended(self, task: asyncio.Task[None]) -> None:
@@ -81,9 +83,10 @@ class Desktop:
         info = error_info(error)
         reason = info.reason if info is not None else ""
         if reason == "NEWER_SESSION":
-            # Another desktop sits there now, unless it was our own stream that came later.
-            if self.session < self.seat.session:
-                self.present = False
+            # Another desktop sits there now.
+            if self.session == self.seat.session:
+                self.world.violate(f"{self.seat.agent}: session {self.session} lost to an older stream")
+            self.present = False
         elif error.code() not in (StatusCode.UNAVAILABLE, StatusCode.CANCELLED, StatusCode.NOT_FOUND):
             self.world.violate(f"{self.seat.agent}: refused with {error.code()} {reason} {error.details()}")
 
@@ -100,7 +103,7 @@ class Desktop:
             calls_held=sorted(self.held),
         )
         await stream.write(agent_pb2.AgentCommand(command=self._number(), open=opening))
-        self._stream = stream
+        self._stream, self._seen = stream, {}
         seconds = self.rng.uniform(2.0, 15.0) if self.world.faulty else 1_000.0
         try:
             async with asyncio.timeout(seconds):
@@ -136,6 +139,9 @@ class Desktop:
             place = (event.shard, event.epoch, event.sequence)
             what = f"{self.seat.agent} {kind}"
             self.world.auditor.check_place(*place, what, durable=event.durable)
+            if self._seen.get(event.shard, (0, 0)) > place[1:]:
+                self.world.violate(f"{what}: told {place} after {self._seen[event.shard]}")
+            self._seen[event.shard] = place[1:]
         match kind:
             case "status":
                 self.held &= set(event.status.calls_held)

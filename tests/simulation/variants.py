@@ -12,6 +12,7 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from msgspec.structs import replace as replace_struct
 from tests.simulation import endings, plan
 from tests.simulation.agenda import Process
 from tests.simulation.cluster import Key, SimJournal, Taken
@@ -35,6 +36,7 @@ from routing.model import (
     Decision,
     EndCall,
     OfferAccepted,
+    OpenSession,
     ShardOpened,
 )
 from routing.outlived import Outlived, Verdict
@@ -352,6 +354,13 @@ def _accept_connects(s: Any, command: AcceptOffer, now_ms: int) -> Decision:
     return decision
 
 
+def _open_for_any(s: state.ShardState, c: OpenSession, now_ms: int) -> Decision:
+    """Of one session's streams the last to be attached wins, however old it is."""
+    known = s.agents.get(c.agent)
+    command = max(c.command, known.command) if known is not None else c.command
+    return engine._open_session(s, replace_struct(c, command=command), now_ms)
+
+
 def _confirm_any(s: Any, command: ConfirmCall, now_ms: int) -> Decision:
     """A confirmation connects whatever offer there is."""
     entry = s.calls.get(command.call_id)
@@ -566,6 +575,13 @@ VARIANTS = (
         chances=REPEATED,
         callers={"mode": "stream", "slow": True, "hang_up_at": ""},
         says=("has not consented", "connected twice"),
+    ),
+    Variant(
+        name="an older stream takes the session",
+        seed=13,
+        broken=_decides(OpenSession, _open_for_any),
+        kinds=CLIENTS,
+        says=("lost to an older stream",),
     ),
     Variant(
         name="edge frees itself",

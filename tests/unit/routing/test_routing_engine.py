@@ -465,6 +465,44 @@ def test_the_newest_session_wins() -> None:
     assert answer.refusal is not None and answer.refusal.reason == "NEWER_SESSION"
 
 
+@pytest.mark.parametrize(
+    ("command", "front", "refused"),
+    [
+        pytest.param(4, "f", True, id="an older stream's router"),
+        pytest.param(4, "g", False, id="its own router, which has not heard of its last command"),
+        pytest.param(5, "f", False, id="as new as any"),
+        pytest.param(6, "f", False, id="newer"),
+    ],
+)
+@pytest.mark.parametrize("seat", [None, DetachSession, CloseSession])
+def test_of_one_session_the_newest_stream_wins(
+    command: int, front: str, refused: bool, seat: type[DetachSession] | type[CloseSession] | None
+) -> None:
+    shard = Shard()
+    shard.agent("ann")
+    shard.do(OpenSession(agent="ann", session=1, command=3, front="g"))
+    shard.do(SetPresence(agent="ann", session=1, command=5, presence=Presence.AVAILABLE))
+    if seat is not None:
+        shard.do(seat(agent="ann", session=1))
+    answer = shard.do(OpenSession(agent="ann", session=1, command=command, front=front))
+    assert (answer.refusal is not None and answer.refusal.reason == "NEWER_SESSION") is refused
+    ann = shard.state.agents["ann"]
+    assert ann.attached is (not refused or seat is None) and ann.front == ("g" if refused else front)
+
+
+def test_an_accept_that_is_repeated_after_the_consent_is_no_news() -> None:
+    shard = Shard()
+    shard.agent("ann")
+    shard.place("c1")
+    offer = shard.call("c1").offer_id
+    shard.connect("c1")
+    accept = AcceptOffer(agent="ann", session=1, offer_id=offer)
+    answer = shard.do(accept)
+    assert answer.refusal is None and shard.call("c1").state is CallState.CONNECTED
+    shard.do(EndCall(call_id="c1"))
+    assert shard.do(accept).refusal is not None, "it is over"
+
+
 def test_reordered_states_keep_the_newest() -> None:
     shard = Shard()
     shard.agent("ann")

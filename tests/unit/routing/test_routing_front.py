@@ -48,6 +48,7 @@ from routing.model import (
     Event,
     Fact,
     FinishWrapUp,
+    ForceLogOut,
     HangUp,
     OfferAccepted,
     OpenSession,
@@ -1104,6 +1105,70 @@ async def test_a_session_that_was_taken_over_meanwhile_is_told_so(seated: World)
     async with asyncio.timeout(DEADLINE_SECONDS):
         while not isinstance(update := await seat.updates.get(), NewerSession):
             assert not isinstance(update, CallmeshError)
+
+
+@pytest.mark.parametrize("logged_out", [False, True])
+async def test_a_router_that_missed_the_desks_change_does_not_take_the_session_back(
+    seated: World, logged_out: bool
+) -> None:
+    """Its stream is half open: it believes that the desktop is there, and it has lost its link meanwhile."""
+    front, other = seated.front("f"), seated.front("g")
+    old, new = desk(), desk(command=2)
+    await front.open_desk(old)
+    seated.wire("beijing", "f").down()
+    await other.open_desk(new)
+    if logged_out:
+        await other.close_desk(new, log_out=True)
+    seated.wire("beijing", "f").back()
+    await eventually(lambda: any(isinstance(each, NewerSession) for each in old.updates.unread))
+    await front.close_desk(old, log_out=False)
+    ann = seated.beijing.state.agents["ann"]
+    assert (ann.front, ann.attached) == ("g", not logged_out)
+    assert errors_of(new) == []
+
+
+async def test_a_desk_that_is_back_at_once_is_not_ended_by_its_last_router(seated: World) -> None:
+    """From f to g and back to f within milliseconds: what f hears of g then is old."""
+    front, other, wire = seated.front("f"), seated.front("g"), seated.wire("beijing", "f")
+    await front.open_desk(desk())
+    wire.late_there[OpenSession] = asyncio.Event()
+    back = desk(command=3)
+    opening = asyncio.create_task(front.open_desk(back))
+    await eventually(lambda: wire.kinds().count(OpenSession) == 2)
+    await other.open_desk(desk(command=2))
+    wire.late_there[OpenSession].set()
+    await soon(opening)
+    assert errors_of(back) == [] and front.streams == 1
+    assert seated.beijing.state.agents["ann"].front == "f"
+
+
+async def test_an_opening_that_comes_late_does_not_end_the_newer_stream(seated: World) -> None:
+    front = seated.front()
+    newer = desk(command=2)
+    await front.open_desk(newer)
+    with pytest.raises(NewerSession):
+        await front.open_desk(desk(command=1))
+    assert errors_of(newer) == [] and front.streams == 1 and attached(seated)
+
+
+async def test_a_forced_log_out_outlives_the_leader(seated: World) -> None:
+    """The desktop has heard it and sits there logged out: the next leader is not told otherwise."""
+    front, wire = seated.front(), seated.wire("beijing")
+    seat = desk()
+    await front.open_desk(seat)
+    seated.beijing.do(ForceLogOut(agent="ann"))
+    assert closed_at(seat) == ["beijing"]
+    wire.asked.clear()
+    wire.down()
+    seated.beijing.open()
+    wire.back()
+    line = Line(seated, front)
+    await line.next()
+    assert OpenSession not in wire.kinds()
+    assert seated.beijing.state.agents["ann"].presence is Presence.OFFLINE
+    again = desk(command=2)
+    await front.open_desk(again)
+    assert attached(seated), "and its next opening logs in"
 
 
 async def test_a_word_of_a_desk_that_left_is_not_said_again_once_it_is_back(seated: World) -> None:
