@@ -36,6 +36,7 @@ from routing.model import (
     OVERFLOWING,
     STEP_ENTRIES_MAX,
     WAITING,
+    AgentState,
     AgentView,
     AskAgent,
     AskCall,
@@ -90,6 +91,8 @@ _PLACED = (CallQueued, CallAttached)
 #: Withdrawing a stale entry from a shard without a leader is tried for this long; after that the next leader
 #: ends it by itself (the grace period).
 WITHDRAW_SECONDS_MAX = 60.0
+#: A region that an agent is not of has so long to say that the agent is logged in there, real seconds.
+SEAT_SECONDS = 2.0
 
 log = structlog.get_logger(__name__)
 _CALLERS = gauge("callmesh_front_callers", "Callers' streams held by this router.")
@@ -979,6 +982,21 @@ class Front:
             raise error_of(committed.answer.refusal, agent=agent)
         return committed
 
+    async def seats_of(self, agent: str, home: str) -> list[Committed]:
+        """What each shard says in which the agent is logged in, that of its own region (`home`) first: who is
+        moved to another region, or removed, in a conversation finishes it where it began. Raises Unavailable
+        when no shard says so and one has not answered.
+        """
+        question = AskAgent(agent=agent)
+        regions = sorted(self._shards, key=lambda region: (region != home, region))
+        asked = (self.ask(r, question, SEAT_SECONDS if r != home else None) for r in regions)
+        results = await asyncio.gather(*asked, return_exceptions=True)
+        found = [r for r in results if isinstance(r, Committed) and is_logged_in(r.answer.agent)]
+        for result in results if not found else ():
+            if isinstance(result, BaseException):
+                raise result
+        return found
+
     # --- facts
 
     def _on_facts(self, shard: str, epoch: int, sequence: int, facts: Sequence[Fact]) -> None:
@@ -1123,6 +1141,11 @@ class Front:
             # Logged out, by a supervisor for one: it stays so under the next leader, until opened again.
             desk.opened = False
         desk.push(update)
+
+
+def is_logged_in(view: AgentView | None) -> bool:
+    """Whether a shard that says this has the agent's session."""
+    return view is not None and view.state is not AgentState.OFFLINE
 
 
 def _is_up(port: ShardPort) -> bool:

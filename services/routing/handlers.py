@@ -27,7 +27,7 @@ from routing.errors import (
     RegionNotFound,
     error_of,
 )
-from routing.front import Front
+from routing.front import Front, is_logged_in
 from routing.geo.numbers import parse_number
 from routing.leader import Committed
 from routing.regions import Ranked, Regions, place_of, ties_of
@@ -436,12 +436,15 @@ class Handlers:
         return region
 
     async def agent_status(self, request: agent_pb2.GetAgentStatusRequest) -> agent_pb2.AgentStatus:
-        """An agent's live state."""
+        """An agent's live state, as the shard has it in which the agent is logged in."""
         agent = parse_name("name", "agents", request.name)
-        region = await self._region_of_agent(agent)
-        committed = await self._front.agent_status(region, agent)
-        assert committed.answer.agent is not None
-        return convert.status_message(committed.answer.agent, region)
+        home = await self._agents.region_of(agent) or ""
+        said = [await self._front.ask(home, model.AskAgent(agent=agent))] if home in self._shards else []
+        if not any(is_logged_in(each.answer.agent) for each in said):
+            said = await self._front.seats_of(agent, home) or said
+        if not said or said[0].answer.agent is None:
+            raise AgentNotFound(resource=resource_name("agents", agent))
+        return convert.status_message(said[0].answer.agent, said[0].shard)
 
 
 def _traceparent() -> str:

@@ -189,7 +189,7 @@ class SupervisionHandlers:
         agent = command.agent
         resource = resource_name("agents", agent)
         home = await self._agents.region_of(agent) or ""
-        seats = await self._seats_of(agent, home)
+        seats = await self._front.seats_of(agent, home)
         regions = [seat.shard for seat in seats] or ([home] if home in self._shards else [])
         if not regions:
             raise AgentNotFound(resource=resource)
@@ -209,21 +209,6 @@ class SupervisionHandlers:
         if answer.refusal is not None:
             raise error_of(answer.refusal, agent=command.agent)
         return answer.agent
-
-    async def _seats_of(self, agent: str, home: str) -> list[Committed]:
-        """What each shard says in which the agent is logged in, that of its own region (`home`) first: who is
-        moved to another region, or removed, in a conversation finishes it where it began. Raises Unavailable
-        when no shard says so and one has not answered.
-        """
-        question = model.AskAgent(agent=agent)
-        regions = sorted(self._shards, key=lambda region: (region != home, region))
-        asked = (self._front.ask(r, question, ANSWER_SECONDS if r != home else None) for r in regions)
-        results = await asyncio.gather(*asked, return_exceptions=True)
-        found = [r for r in results if isinstance(r, Committed) and _is_logged_in(r.answer.agent)]
-        for result in results if not found else ():
-            if isinstance(result, BaseException):
-                raise result
-        return found
 
     async def monitor_call(self, request: pb.MonitorCallRequest) -> pb.MonitorCallResponse:
         """Tells the edge that holds the conversation's stream."""
@@ -303,10 +288,6 @@ class SupervisionHandlers:
         shown = found[: page.limit]
         last = shown[-1][0] if len(found) > len(shown) else None
         return pb.ListActsResponse(acts=[act for _, act in shown], next_page_token=page.next_token(last))
-
-
-def _is_logged_in(view: model.AgentView | None) -> bool:
-    return view is not None and view.state is not model.AgentState.OFFLINE
 
 
 def _seen(committed: Committed) -> model.AgentView:

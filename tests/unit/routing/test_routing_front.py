@@ -22,6 +22,7 @@ from routing.audience import Audience
 from routing.engine import step
 from routing.errors import AgentNotFound, CallNotFound, NewerSession, QueueFull, StaleAttempt, Superseded
 from routing.front import LONGEST_WAIT_MS, OVERFLOW_SECONDS, CallerGone, Front, FrontOptions
+from routing.handlers import Handlers
 from routing.leader import Committed, ShardBusy
 from routing.links import AnswerLate, LinkDown, LinkLost, OnChange, OnFacts
 from routing.model import (
@@ -1406,6 +1407,50 @@ async def test_an_agent_removed_in_a_conversation_can_be_paused_and_logged_out(s
     with pytest.raises(AgentNotFound):
         await acts.log_out_agent(pb.LogOutAgentRequest(name="agents/bob", interrupt=True))
     assert len(recorded(seated)) == 2, "of nobody nothing is recorded"
+
+
+async def status_of(world: World, agent: str) -> agent_pb2.AgentStatus:
+    unused: dict[str, Any] = {"regions": None, "tokens": None, "profiles": None, "queues": {}}
+    handlers = Handlers(
+        front=world.fronts[0], agents=Homes(), shards=frozenset(world.shards), clock=world.clock, **unused
+    )
+    return await handlers.agent_status(agent_pb2.GetAgentStatusRequest(name=f"agents/{agent}"))
+
+
+async def test_the_status_of_an_agent_who_was_moved_is_that_of_where_she_talks(moved: World) -> None:
+    [front] = moved.fronts
+    status = await status_of(moved, "ann")
+    assert (status.region, status.state) == ("regions/beijing", ON_CALL)
+    assert list(status.calls_held) == ["c1"]
+    moved.wire("beijing").down()
+    with pytest.raises(Unavailable):
+        await status_of(moved, "ann")
+    moved.wire("beijing").back()
+    moved.beijing.do(EndCall(call_id="c1"))
+    moved.beijing.do(FinishWrapUp(agent="ann", session=1, call_id="c1"))
+    status = await status_of(moved, "ann")
+    assert (status.region, status.state) == ("regions/shanghai", OFFLINE)
+    seat = desk(2, region="shanghai")
+    await front.open_desk(seat)
+    moved.wire("beijing").down()
+    assert (await status_of(moved, "ann")).region == "regions/shanghai", "who sits at home is asked for there"
+
+
+async def test_the_status_of_an_agent_who_was_removed_is_told_until_the_conversation_is_over(
+    seated: World,
+) -> None:
+    front = seated.front()
+    seated.beijing.do(ConfigureAgent(agent=AgentConfig(id="bob")))
+    await front.open_desk(desk(agent="bob"))
+    await Line(seated, front).next()
+    seated.beijing.accept()
+    seated.beijing.confirm()
+    seated.beijing.do(RemoveAgent(agent="bob"))
+    assert (await status_of(seated, "bob")).state == ON_CALL
+    seated.beijing.do(ForceLogOut(agent="bob", interrupt=True))
+    for unknown in ("bob", "eve"):
+        with pytest.raises(AgentNotFound):
+            await status_of(seated, unknown)
 
 
 # --- draining and closing
