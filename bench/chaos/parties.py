@@ -39,6 +39,8 @@ from cli.demo.timing import ReplayClock
 #: Business time of the parties runs so fast; the routers' runs as ever. An agent picks up and wraps up in a
 #: tenth of a second then.
 SPEED = 10.0
+#: Longer than any run, business seconds.
+END_OF_DUTY = 86_400.0 * SPEED
 #: Real seconds of a conversation with its after-call work, and of a caller's patience.
 SERVICE_SECONDS, PATIENCE_SECONDS = 1.2, 60.0
 #: When a router is there and silent. All edges and desktops share one process and one connection a router,
@@ -113,27 +115,26 @@ class ChaosEdge(Edge):
 
 
 class ChaosDesktop(Desktop):
-    """A desktop that tries the region's routers in turn, or, with a `watch`, goes back to its first one as
-    those of the SDK do.
+    """A desktop that knows its region's routers, in its own order, and goes back to its first one as those of
+    the SDK do.
     """
-
-    _watch: Watch | None = None
-    _return: Return | None = None
 
     def __init__(
         self,
         context: AgentContext,
         agent: str,
         routers: Sequence[str],
-        end: float,
-        watch: Watch | None = None,
+        watch: Watch,
+        region: str = REGION,
     ) -> None:
-        super().__init__(context, agent, REGION, [Duty(agent=agent, start_seconds=0.0, end_seconds=end)])
+        """`region` is whose building it stands in: it is lost with that."""
+        super().__init__(
+            context, agent, region, [Duty(agent=agent, start_seconds=0.0, end_seconds=END_OF_DUTY)]
+        )
         self._routers = routers
         self._turn = 0
-        if watch is not None:
-            self._watch = watch
-            self._return = Return(watch.servers, routers, watch.homing, self._rng)
+        self._watch = watch
+        self._return = Return(watch.servers, routers, watch.homing, self._rng)
 
     @property
     def at_home(self) -> bool:
@@ -150,29 +151,23 @@ class ChaosDesktop(Desktop):
 
     def _leave(self, ended: StreamEnded) -> None:
         """The stream broke: another router's turn."""
-        if self._watch is None:
-            self._turn += 1
-            return
         superseded = ended.error is not None and facts_of(ended.error).code is grpc.StatusCode.ABORTED
         if not superseded:
             self._watch.lost(self.region)
         self._turn = self._routers.index(self._watch.servers.choose(self._routers, self.region))
 
     def _look_seconds(self) -> float | None:
-        if self._watch is None or self.at_home:
+        if self.at_home:
             return None
         homing, servers = self._watch.homing, self._watch.servers
         waits = self._idle_since is None or servers.home(self._routers, self.region) is None
         return homing.look_seconds if waits else homing.idle_seconds
 
     def _better(self) -> str | None:
-        if self._return is None:
-            return None
         return self._return.look(self.region, self._idle_since, self._context.clock.monotonic())
 
     def _no_better(self, region: str) -> None:
-        if self._watch is not None:
-            self._watch.lost(region)
+        self._watch.lost(region)
 
     def _on_status(self, status: agent_pb2.AgentStatus) -> None:
         super()._on_status(status)
@@ -274,7 +269,7 @@ class Crowd:
         )
         for number, agent in enumerate(self.agents):
             order = turned[names[number % len(names)]]
-            desktop = ChaosDesktop(self._agent_context, agent, order, 86_400.0 * SPEED, self._watch)
+            desktop = ChaosDesktop(self._agent_context, agent, order, self._watch)
             self.desktops.append(desktop)
             self._keep(asyncio.ensure_future(desktop.run()))
         if not await eventually(lambda: all(d.state == "available" for d in self.desktops), STUCK_SECONDS):

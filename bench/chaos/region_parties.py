@@ -10,6 +10,7 @@ from typing import Any
 
 from bench.chaos.floor import QUEUE, eventually
 from bench.chaos.parties import (
+    HOMING,
     PATIENCE_SECONDS,
     SERVICE_SECONDS,
     SPEED,
@@ -22,26 +23,13 @@ from bench.chaos.parties import (
 )
 from bench.chaos.region_floor import PLACES, REGIONS, RegionFloor
 
+from callmesh_sdk.watch import Watch
 from chassis.clock import SystemClock
-from cli.demo.agent import AgentContext, Desktop
+from cli.demo.agent import AgentContext
 from cli.demo.edge import EdgeContext
 from cli.demo.media import Media
-from cli.demo.model import DayCall, Duty
+from cli.demo.model import DayCall
 from cli.demo.timing import ReplayClock
-
-#: Longer than any run, business seconds.
-END_OF_DUTY = 86_400.0 * SPEED
-
-
-class RegionDesktop(ChaosDesktop):
-    """A desktop in a region's building: it knows that region's routers and no others."""
-
-    def __init__(self, context: AgentContext, agent: str, region: str, routers: Sequence[str]) -> None:
-        Desktop.__init__(
-            self, context, agent, region, [Duty(agent=agent, start_seconds=0.0, end_seconds=END_OF_DUTY)]
-        )
-        self._routers = routers
-        self._turn = 0
 
 
 def preferences(routers_of: Mapping[str, Sequence[str]]) -> dict[str, list[str]]:
@@ -75,6 +63,7 @@ class RegionCrowd(Crowd):
         replay = ReplayClock(clock, clock.now_ms())
         self.media = Media(dict(self.homes))
         self._channels = ChaosChannels(self.addresses)
+        self._watch = Watch(HOMING, lambda name: self._channels[name])
         routers = {region: RegionFloor.routers_of(region) for region in REGIONS}
         self._edge_context = EdgeContext(
             channels=self._channels,
@@ -98,7 +87,8 @@ class RegionCrowd(Crowd):
         for number, (agent, region) in enumerate(self.homes.items()):
             known = routers[region]
             turn = number // len(REGIONS) % len(known)
-            desktop = RegionDesktop(self._agent_context, agent, region, [*known[turn:], *known[:turn]])
+            order = [*known[turn:], *known[:turn]]
+            desktop = ChaosDesktop(self._agent_context, agent, order, self._watch, region)
             self.desktops.append(desktop)
             self._keep(asyncio.ensure_future(desktop.run()))
         if not await eventually(lambda: all(d.state == "available" for d in self.desktops), STUCK_SECONDS):

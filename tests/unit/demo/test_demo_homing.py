@@ -6,16 +6,20 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+import time
 from collections.abc import AsyncIterator, Callable
 from typing import Any
 
 import grpc
 import pytest
 from bench.chaos.parties import HOMING, ChaosDesktop
+from bench.chaos.region_floor import REGIONS, RegionFloor
+from bench.chaos.region_parties import RegionCrowd
 
 from callmesh.routing.v1 import agent_pb2, call_pb2
 from callmesh_sdk.watch import Watch
 from cli.demo.agent import AgentContext
+from cli.demo.rpc import StreamEnded
 
 Event = agent_pb2.AgentEvent
 AVAILABLE = agent_pb2.AGENT_STATE_AVAILABLE
@@ -113,7 +117,7 @@ async def floor(rig: Any, abort: Any, monkeypatch: pytest.MonkeyPatch) -> AsyncI
         desk=screen,
     )
     watch = Watch(SOON, lambda name: rig.channels[name])
-    desktop = ChaosDesktop(context, "amy", ["near", "far"], 1e9, watch)
+    desktop = ChaosDesktop(context, "amy", ["near", "far"], watch)
     working = asyncio.ensure_future(desktop.run())
     await until(lambda: shard.opened and desktop.state == "available")
     yield shard, desktop
@@ -148,3 +152,36 @@ async def test_a_home_that_hangs_is_left_alone(floor: Any, monkeypatch: pytest.M
     shard.desk.put_nowait(Event(offer={"offer_id": "o1", "call": {"call_id": "c1"}}))
     await until(lambda: desktop.state == "talking")
     assert [router for router, _ in shard.opened] == ["far"], "the old stream goes on"
+
+
+async def test_the_desktops_of_a_region_go_home_like_all_others_and_are_lost_with_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async def nothing(*_: Any) -> bool:
+        return True
+
+    monkeypatch.setattr("bench.chaos.region_parties.HOMING", SOON)
+    monkeypatch.setattr("bench.chaos.region_parties.eventually", nothing)
+    monkeypatch.setattr("bench.chaos.parties.ChaosDesktop.run", nothing)
+    region = REGIONS[1]
+    crowd = RegionCrowd(
+        dict.fromkeys(RegionFloor.routers_of(region), "127.0.0.1:1"), ["amy"], homes={"amy": region}
+    )
+    await crowd.open()
+    [desktop], watch = crowd.desktops, crowd._watch
+    try:
+        home, other = desktop._routers
+        desktop.region = home
+        desktop._leave(StreamEnded(None))
+        assert desktop._routers[desktop._turn] == other and not watch.servers.trusted(home)
+        desktop.region, desktop._idle_since = other, 0.0
+        assert desktop._better() is None
+        now = time.monotonic()
+        for later in (0.0, SOON.trust_seconds):
+            watch.servers.heard(home, True, now + later)
+        await until(lambda: desktop._better() == home)
+        session = desktop._session
+        crowd.media.lose(region)
+        assert desktop._session > session
+    finally:
+        await crowd.close()
