@@ -227,11 +227,14 @@ class ComplaintDocument(Document):
         "indexes": [
             {"fields": ["customer", "open"], "name": "customer"},
             {"fields": ["number", "open"], "name": "number"},
+            {"fields": ["made_for"], "name": "made_for", "sparse": True},
         ],
     }
 
     id = StringField(primary_key=True)
     customer = StringField()
+    #: Whose it is, where they were merged into the customer.
+    made_for = StringField()
     number = StringField()
     open = BooleanField(required=True)
     version = IntField(required=True)
@@ -758,6 +761,7 @@ def complaint_from_raw(raw: Raw) -> Complaint:
         number=raw.get("number", ""),
         open=raw["open"],
         version=raw["version"],
+        made_for=raw.get("made_for", ""),
     )
 
 

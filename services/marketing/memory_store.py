@@ -67,6 +67,12 @@ class _Taken:
     at: datetime
 
 
+def _placed(complaint: Complaint, owner: str) -> Complaint:
+    """A complaint under whose it is now."""
+    whose = complaint.whose
+    return replace(complaint, customer=owner, made_for="" if whose == owner else whose)
+
+
 class MemoryStore:
     """`events` holds what was stored to be published, in order."""
 
@@ -417,7 +423,7 @@ class MemoryStore:
         return True
 
     def _settle_owner(self, customer: str) -> str:
-        """Puts purchases and decisions under whose they are now."""
+        """Puts purchases, decisions and complaints under whose they are now."""
         owner = self._owner(customer)
         self._settle(owner, {customer, *kin.absorbed(self._words(customer))})
         return owner
@@ -432,6 +438,9 @@ class MemoryStore:
                 made_for = "" if whose == owner else whose
                 moved = replace(decision, customer=owner, made_for=made_for, version=decision.version + 1)
                 self._decisions[id] = moved
+        for ticket, complaint in self._complaints.items():
+            if complaint.whose in below:
+                self._complaints[ticket] = _placed(complaint, owner)
 
     def _take(self, holder: str, products: Iterable[str]) -> None:
         """Leaves of these products what purchases of the holder's tell."""
@@ -454,10 +463,6 @@ class MemoryStore:
             )
             self._profiles.setdefault(survivor, Profile(customer=survivor))
             owner = self._settle_owner(absorbed)
-            below = {absorbed, *kin.absorbed(self._words(absorbed))}
-            for complaint in list(self._complaints.values()):
-                if complaint.customer in below:
-                    self._complaints[complaint.ticket] = replace(complaint, customer=owner)
             if products := self._bought(owner):
                 self._have(owner, products, None)
 
@@ -489,9 +494,9 @@ class MemoryStore:
                     outcome = replace(decision.outcome, note="") if decision.outcome else None
                     nobodys = replace(decision, customer="", number="", made_for="", outcome=outcome)
                     self._decisions[decision.id] = replace(nobodys, version=decision.version + 1)
-            for complaint in list(self._complaints.values()):
-                if complaint.customer == customer:
-                    self._complaints[complaint.ticket] = replace(complaint, customer="", number="")
+            for ticket, complaint in self._complaints.items():
+                if complaint.whose == customer:
+                    self._complaints[ticket] = replace(complaint, customer="", number="", made_for="")
             self._merged_into.pop(customer, None)
             self._leave_times.pop(customer, None)
             self._risk_times.pop(customer, None)
@@ -517,10 +522,12 @@ class MemoryStore:
             present = self._complaints.get(complaint.ticket)
             if present is not None and present.version >= complaint.version:
                 return False
-            if complaint.customer in self._erased:
-                complaint = replace(complaint, customer="", number="")
-            self._complaints[complaint.ticket] = complaint
-            known = self._profiles.get(complaint.customer)
+            if present is not None and present.customer == complaint.customer:
+                complaint = replace(complaint, made_for=present.made_for)
+            if complaint.whose in self._erased:
+                complaint = replace(complaint, customer="", number="", made_for="")
+            self._complaints[complaint.ticket] = _placed(complaint, self._owner(complaint.whose))
+            known = self._profiles.get(complaint.whose)
             if known is not None and not complaint.open and complaint.at is not None:
                 closed = max(complaint.at, known.complaint_closed_at or complaint.at)
                 self._profiles[known.customer] = replace(known, complaint_closed_at=closed)

@@ -348,6 +348,13 @@ class Complaint:
     version: int
     #: When tickets said so.
     at: datetime | None = None
+    #: Whose it is, where they were merged into the customer; "" the customer's own.
+    made_for: str = ""
+
+    @property
+    def whose(self) -> str:
+        """Whose it is, whatever was merged."""
+        return self.made_for or self.customer
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

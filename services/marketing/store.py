@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 import bson
 from bson.decimal128 import Decimal128
 from pymongo import ReturnDocument, UpdateOne
+from pymongo.collection import Collection
 from pymongo.errors import BulkWriteError, DuplicateKeyError
 
 from chassis.bus.event import Told
@@ -338,9 +339,7 @@ class Store(Protocol):
         """
 
     def unmerge(self, restored: str, survivor: str, at: datetime) -> None:
-        """Gives all of it back but complaints, which tickets tells anew, unless a later merge or unmerge of
-        `restored` was seen. Repeatable.
-        """
+        """Gives all of it back, unless a later merge or unmerge of `restored` was seen. Repeatable."""
 
     def erase(self, customer: str) -> None:
         """Removes what is personal: purchases, profile content, the customer in decisions and complaints, and
@@ -352,7 +351,9 @@ class Store(Protocol):
         """Those of some customers who were erased."""
 
     def save_complaint(self, complaint: Complaint) -> bool:
-        """Stores it unless a newer one is there; whether it was stored."""
+        """Stores it unless a newer one is there; whether it was stored. One of a merged customer is the
+        survivor's until they are given back, also where tickets has come to name the survivor.
+        """
 
     def close_complaint(self, ticket: str) -> None:
         """Notes that a complaint is over; nothing for an unknown one."""
@@ -475,6 +476,30 @@ def _new_decision(
     if request_key is not None:
         raw |= {"request_key": request_key, "request_fingerprint": fingerprint}
     return raw
+
+
+def _made_for(customer: str) -> tuple[dict[str, Any], ...]:
+    """What was made for a customer, whoever they are merged into."""
+    return {"customer": customer, "made_for": {"$exists": False}}, {"made_for": customer}
+
+
+def _place(
+    collection: Collection[dict[str, Any]], owner: str, below: Sequence[str], change: Mapping[str, Any]
+) -> None:
+    """Puts what was made for customers under whose it is now, and notes for whom it was made."""
+    theirs = {"$in": list(below)}
+    moved: dict[str, Any] = {"customer": {"$literal": owner}, **change}
+    mine = {"customer": {**theirs, "$ne": owner}, "made_for": {"$exists": False}}
+    collection.update_many(mine, [{"$set": {"made_for": "$customer", **moved}}])
+    collection.update_many({"made_for": theirs, "customer": {"$ne": owner}}, [{"$set": moved}])
+    collection.update_many({"made_for": owner, "customer": owner}, {"$unset": {"made_for": ""}})
+
+
+def _disown_complaints(customer: str) -> None:
+    """Takes an erased customer out of their complaints; those of who was merged into them stay theirs."""
+    for whose in _made_for(customer):
+        nobodys = {"$set": {"customer": "", "number": ""}, "$unset": {"made_for": ""}}
+        ComplaintDocument._get_collection().update_many(whose, nobodys)
 
 
 def _serving_from_raw(raw: dict[str, Any] | None) -> Serving:
@@ -914,10 +939,7 @@ class MongoStore:
         if before != survivor:
             kin.forget(profiles, absorbed, before)
         self._reflect(absorbed)
-        owner, below = self._settle_owner(absorbed)
-        ComplaintDocument._get_collection().update_many(
-            {"customer": {"$in": below}}, {"$set": {"customer": owner}}
-        )
+        owner = self._settle_owner(absorbed)
         self._give_products(owner, self._bought(owner))
 
     def unmerge(self, restored: str, survivor: str, at: datetime) -> None:
@@ -939,25 +961,22 @@ class MongoStore:
         if not kin.reflect(ProfileDocument._get_collection(), customer):
             raise Unavailable(why="a customer is told of by too many at once", retry_seconds=1.0)
 
-    def _settle_owner(self, customer: str) -> tuple[str, list[str]]:
-        """Puts purchases and decisions of a customer, and of all merged into them, under whose they are now:
-        (that customer, all of them).
+    def _settle_owner(self, customer: str) -> str:
+        """Puts purchases, decisions and complaints of a customer, and of all merged into them, under whose
+        they are now: that customer.
         """
         owner, below = kin.lineage(ProfileDocument._get_collection(), customer)
         self._settle(owner, below)
-        return owner, below
+        return owner
 
     def _settle(self, owner: str, below: Sequence[str]) -> None:
         theirs = {"$in": list(below)}
         PurchaseDocument._get_collection().update_many({"bought_by": theirs}, {"$set": {"customer": owner}})
-        moved: dict[str, Any] = {"customer": owner, "version": {"$add": ["$version", 1]}}
-        decisions = DecisionDocument._get_collection()
         # A closing in flight meets another version and is done again, for whoever it is then.
-        mine = {"customer": {**theirs, "$ne": owner}, "made_for": {"$exists": False}}
-        decisions.update_many(mine, [{"$set": {"made_for": "$customer", **moved}}])
-        decisions.update_many({"made_for": theirs, "customer": {"$ne": owner}}, [{"$set": moved}])
-        home = {"made_for": owner, "customer": owner}
-        decisions.update_many(home, {"$unset": {"made_for": ""}})
+        newer = {"version": {"$add": ["$version", 1]}}
+        _place(DecisionDocument._get_collection(), owner, below, newer)
+        # A complaint's version is tickets' own.
+        _place(ComplaintDocument._get_collection(), owner, below, {})
 
     def _give_products(self, customer: str, products: dict[str, datetime]) -> None:
         if products:
@@ -1009,11 +1028,9 @@ class MongoStore:
         PurchaseDocument._get_collection().delete_many(own)
         # A closing in flight meets another version, and is done again for nobody.
         nobodys = {"customer": "", "number": "", "outcome.note": "", "made_for": ""}
-        for whose in ({"customer": customer, "made_for": {"$exists": False}}, {"made_for": customer}):
+        for whose in _made_for(customer):
             decisions.update_many(whose, {"$unset": nobodys, "$inc": {"version": 1}})
-        ComplaintDocument._get_collection().update_many(
-            {"customer": customer}, {"$set": {"customer": "", "number": ""}}
-        )
+        _disown_complaints(customer)
         kin.forget(profiles, customer, (known or {}).get("merged_into") or "")
         kin.leave_memory(profiles, customer)
         stub = {field: f"${field}" for field in ("_id", *_STUB)}
@@ -1027,25 +1044,51 @@ class MongoStore:
     # complaints
 
     def save_complaint(self, complaint: Complaint) -> bool:
-        """As the port says."""
+        """As the port says. Stored as it is told, and then put under whose it is: a merge or an erasure of
+        meanwhile either finds it or is found. A repeat finishes what a crash left.
+        """
         if complaint.customer and self.erased([complaint.customer]):
             complaint = replace(complaint, customer="", number="")
-        older = {"_id": complaint.ticket, "version": {"$lt": complaint.version}}
+        told: dict[str, Any] = {"$literal": complaint.customer}
+        # News in the survivor's name do not say that it was never the merged one's.
         content = {
-            "customer": complaint.customer,
-            "number": complaint.number,
+            "customer": told,
+            "made_for": {"$cond": [{"$eq": ["$customer", told]}, "$made_for", "$$REMOVE"]},
+            "number": {"$literal": complaint.number},
             "open": complaint.open,
             "version": complaint.version,
         }
+        older = {"_id": complaint.ticket, "version": {"$lt": complaint.version}}
+        stored = True
         try:
-            ComplaintDocument._get_collection().update_one(older, {"$set": content}, upsert=True)
+            ComplaintDocument._get_collection().update_one(older, [{"$set": content}], upsert=True)
         except DuplicateKeyError:
-            return False
-        if complaint.customer and not complaint.open and complaint.at is not None:
+            stored = False
+        known = self._settle_complaint(complaint.ticket)
+        news = known.version == complaint.version and not complaint.open
+        if news and known.whose and complaint.at is not None:
             closed = {"$max": {"complaint_closed_at": complaint.at}}
-            ProfileDocument._get_collection().update_one({"_id": complaint.customer}, closed)
-            self._reflect(complaint.customer)
-        return True
+            ProfileDocument._get_collection().update_one({"_id": known.whose, **_NOT_ERASED}, closed)
+            self._reflect(known.whose)
+        return stored
+
+    def _settle_complaint(self, ticket: str) -> Complaint:
+        """Puts a complaint under whose it is now; nobody's where they were erased."""
+        complaints = ComplaintDocument._get_collection()
+        raw: Any = complaints.find_one({"_id": ticket})
+        known = complaint_from_raw(raw)
+        if known.whose and self.erased([known.whose]):
+            _disown_complaints(known.whose)
+            return replace(known, customer="", made_for="", number="")
+        placed = known.customer
+        for _ in range(kin.REFLECTIONS_MAX if known.whose else 0):
+            owner, _below = kin.lineage(ProfileDocument._get_collection(), known.whose)
+            if owner == placed:
+                break
+            _place(complaints, owner, [known.whose], {})
+            # Who was merged or given back meanwhile is looked at again.
+            placed = owner
+        return known
 
     def close_complaint(self, ticket: str) -> None:
         """As the port says."""

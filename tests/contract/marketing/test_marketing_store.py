@@ -561,6 +561,71 @@ def test_complaints_are_found_by_customer_and_number_in_any_order_of_events(stor
     assert store.open_complaints("c1", 9) == []
 
 
+def test_an_undone_merge_gives_complaints_back(store: Any) -> None:
+    """Complaints of customers who were one for a while, by the order in which both services are heard: "a"
+    and "b" are tickets' word on whose it is, b is merged into a and given back.
+    """
+    stories = {
+        "b merge": "a",
+        "merge b": "a",
+        "b merge unmerge": "b",
+        "merge b unmerge": "b",
+        # Tickets' words of a merge and of its end, before either is heard of crm, or in between.
+        "b a b merge": "a",
+        "b a b merge unmerge": "b",
+        "b merge a unmerge": "b",
+        "b merge a unmerge b": "b",
+        "b merge a b unmerge": "b",
+        "a merge b unmerge": "b",
+        "b merge unmerge a": "a",
+        "b merge unmerge a b": "b",
+        "a merge unmerge": "a",
+        "b merge unmerge merge": "b",
+    }
+    for number, (story, whose) in enumerate(stories.items()):
+        people = {who: f"{who}{number}" for who in "ab"}
+        told = Complaint(ticket=f"t{number}", customer="", number="", open=True, version=0)
+        for version, act in enumerate(story.split(), 1):
+            if act in people:
+                assert store.save_complaint(replace(told, customer=people[act], version=version))
+            else:
+                # Each is told again, too late.
+                move, at = getattr(store, act), moment(5 if act == "merge" else 6)
+                for _ in range(2):
+                    move(people["b"], people["a"], at)
+        for who, customer in people.items():
+            mine = [told.ticket] if who == whose else []
+            assert [c.ticket for c in store.open_complaints(customer, 9)] == mine, story
+            assert standing(store, customer).complaining == (who == whose), story
+
+
+def test_who_solved_a_complaint_while_merged_takes_that_along(store: Any) -> None:
+    told = Complaint(ticket="t1", customer="b", number="", open=True, version=1, at=NOW)
+    store.save_profile(Profile(customer="a", crm_version=1, updated_at=NOW))
+    store.save_profile(Profile(customer="b", crm_version=1, updated_at=NOW))
+    store.save_complaint(told)
+    store.merge("b", "a", moment(5))
+    store.save_complaint(replace(told, customer="a", open=False, version=2))
+    assert store.profile("a").complaint_closed_at == NOW
+    store.unmerge("b", "a", moment(6))
+    assert [store.profile(who).complaint_closed_at for who in "ab"] == [None, NOW]
+
+
+def test_an_erased_survivor_leaves_complaints_of_who_is_given_back(store: Any) -> None:
+    told = Complaint(ticket="t1", customer="b", number="+8613800138000", open=True, version=1)
+    store.save_complaint(told)
+    store.save_complaint(replace(told, ticket="t2", customer="a"))
+    store.merge("b", "a", moment(5))
+    for _ in range(2):
+        store.erase("a")
+    store.unmerge("b", "a", moment(6))
+    assert [c.ticket for c in store.open_complaints("b", 9)] == ["t1"]
+    store.merge("b", "c", moment(7))
+    store.erase("b")
+    assert not any(store.open_complaints(who, 9) for who in "abc")
+    assert not standing(store, "c", "+8613800138000").complaining
+
+
 # models
 
 
@@ -678,6 +743,7 @@ def test_every_query_uses_an_index(mongo_uri: str, mongo_database: str) -> None:
             ("decisions", {"request_key": "k"}, []),
             ("profiles", {"numbers": "+1"}, [("updated_at", -1)]),
             ("complaints", {"$or": [{"customer": "c", "open": True}, {"number": "n", "open": True}]}, []),
+            ("complaints", {"made_for": {"$in": ["c", "d"]}}, []),
             ("purchases", {"customer": "c"}, [("at", -1), ("_id", -1)]),
             ("purchases", {"bought_by": "c"}, []),
             ("models", {"number": {"$lt": 9}}, [("number", -1)]),
