@@ -81,6 +81,13 @@ class MarketingSettings(ServiceSettings):
         " the call), business days: at least as long as a frequency cap may count. Reports over longer spans"
         " say so.",
     )
+    stranger_numbers_days: float = Field(
+        default=30.0,
+        ge=7,
+        le=3_650,
+        description="How long a decision keeps the number of a caller who is no customer, and the note on its"
+        " outcome, business days: at least as long as a ranking may be shown.",
+    )
     holiday_country: str = Field(
         default="CN",
         description="Country, or country and part (US-CA), whose public holidays are quiet where the contact "

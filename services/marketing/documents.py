@@ -135,6 +135,8 @@ class DecisionDocument(Aggregate):
             {"fields": ["open", "-_id"], "name": "open"},
             {"fields": ["unsettled", "_id"], "name": "unsettled", "sparse": True},
             {"fields": ["made_for"], "name": "made_for", "sparse": True},
+            {"fields": ["number"], "name": "stranger", "partialFilterExpression": {"stranger": True}},
+            {"fields": ["created_at"], "name": "stranger_age", "partialFilterExpression": {"stranger": True}},
         ],
     }
 
@@ -142,6 +144,8 @@ class DecisionDocument(Aggregate):
     #: For whom it was made, where they were merged into the customer since.
     made_for = StringField()
     number = StringField()
+    #: True where there is a number and no customer; else absent.
+    stranger = BooleanField()
     call_id = StringField()
     contact = DictField()
     offers = ListField(DictField())
@@ -471,6 +475,7 @@ def decision_fields(decision: Decision, line: Callable[[RankedOffer], Any] | Non
     fields: dict[str, Any] = {
         "customer": decision.customer or None,
         "number": decision.number or None,
+        "stranger": True if decision.number and not decision.customer else None,
         "call_id": decision.contact.call_id or None,
         "contact": _contact_fields(decision.contact),
         "offers": [(line or _ranked_fields)(entry) for entry in decision.offers],

@@ -29,6 +29,7 @@ from marketing.campaign_store import (
 from marketing.documents import ComplaintDocument, DecisionDocument, ProfileDocument
 from marketing.kin import remembered
 from marketing.kinds import CONTACT_LISTS, CONTACTS, LEADS, RESPONSES, USAGE
+from marketing.store import hide_strangers
 
 #: Documents made anonymous at once.
 BATCH = 500
@@ -109,6 +110,10 @@ def _numbered(numbers: Sequence[str], kin: Sequence[str]) -> None:
         {"customer": {"$in": kin}, "number": {"$in": numbers}},
     )
     _hush(decisions, called)
+    # Calls of theirs in which nobody knew them.
+    unknown = {"stranger": True, "number": {"$in": numbers}}
+    _hush(decisions, unknown)
+    hide_strangers(unknown)
     gone = {"number": "", "outcome.note": ""}
     decisions.update_many(called, {"$unset": gone, "$inc": {"version": 1}})
 

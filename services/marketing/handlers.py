@@ -68,6 +68,8 @@ from marketing.store import Claim, DecisionFilter, OfferFilter, Reader, Serving,
 COMPLAINTS_SHOWN_MAX = 100
 #: Half-done things finished in one sweep.
 SWEEP_MAX = 500
+#: Numbers of unknown callers forgotten in one go.
+STRANGERS_MAX = 100_000
 #: Customers counted between two breaths of a model's building.
 BREATH_CUSTOMERS = 500
 
@@ -604,6 +606,9 @@ class Upkeep:
         self._clock = clock
         self._claim_age = timedelta(seconds=claim_seconds)
         self._released = counter("marketing_claims_released_total", "Units of stock given back by the sweep.")
+        self._forgotten = counter(
+            "marketing_strangers_forgotten_total", "Decisions whose unknown caller's number grew too old."
+        )
 
     def sweep(self, real_now: datetime) -> int:
         """Settles closed decisions and gives back stock of closings that never came; how many things were
@@ -619,6 +624,16 @@ class Upkeep:
             elif sales.resolve(self._store, claim):
                 self._released.inc()
         return len(unsettled) + len(claims)
+
+    def forget_strangers(self, days: float) -> int:
+        """Takes numbers of callers who are no customers out of decisions so many business days old; how many.
+        The rest waits for the next time.
+        """
+        before, gone = self._clock.now() - timedelta(days=days), 0
+        while gone < STRANGERS_MAX and (count := self._store.forget_strangers(before, SWEEP_MAX)):
+            gone += count
+        self._forgotten.inc(gone)
+        return gone
 
     def _resolve(self, claim: Claim) -> None:
         try:

@@ -93,6 +93,24 @@ def _name_customers(database: Database[dict[str, Any]], apply: bool) -> int:
     return count
 
 
+def _mark_strangers(database: Database[dict[str, Any]], apply: bool) -> int:
+    """Decisions for callers who are no customers get the mark by which their numbers are found; complaints
+    that are over lose the number.
+    """
+    count = 0
+    numbered: dict[str, Any] = {"number": {"$gt": ""}}
+    unknown = {**numbered, "customer": {"$in": ["", None]}, "stranger": {"$exists": False}}
+    for name, wanted, change in (
+        ("decisions", unknown, {"stranger": True}),
+        ("complaints", {**numbered, "open": False}, {"number": ""}),
+    ):
+        if not apply:
+            count += database[name].count_documents(wanted)
+            continue
+        count += database[name].update_many(wanted, {"$set": change}).modified_count
+    return count
+
+
 HELD: tuple[Held, ...] = (*_held(), *technical())
 LIFECYCLE = Lifecycle(
     service="marketing",
@@ -102,6 +120,11 @@ LIFECYCLE = Lifecycle(
             id="2026-11-22-marketing-customers-by-key",
             what="contacts and survey responses are found by their customer, for an erasure",
             run=_name_customers,
+        ),
+        Migration(
+            id="2026-11-23-marketing-strangers",
+            what="numbers of callers who are no customers can grow old; ended complaints lose theirs",
+            run=_mark_strangers,
         ),
     ),
     acts=frozenset(

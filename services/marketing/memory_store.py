@@ -514,6 +514,20 @@ class MemoryStore:
         with self._lock:
             return self._erased & set(customers)
 
+    def forget_strangers(self, before: datetime, limit: int) -> int:
+        """As the port says."""
+        with self._lock:
+            old = [
+                decision
+                for decision in self._decisions.values()
+                if decision.number and not decision.customer and decision.created_at < before
+            ][:limit]
+            for decision in old:
+                outcome = replace(decision.outcome, note="") if decision.outcome else None
+                hidden = replace(decision, number="", outcome=outcome, version=decision.version + 1)
+                self._decisions[decision.id] = hidden
+            return len(old)
+
     # complaints
 
     def save_complaint(self, complaint: Complaint) -> bool:
@@ -524,6 +538,8 @@ class MemoryStore:
                 return False
             if present is not None and present.customer == complaint.customer:
                 complaint = replace(complaint, made_for=present.made_for)
+            if not complaint.open:
+                complaint = replace(complaint, number="")
             if complaint.whose in self._erased:
                 complaint = replace(complaint, customer="", number="", made_for="")
             self._complaints[complaint.ticket] = _placed(complaint, self._owner(complaint.whose))
@@ -537,7 +553,7 @@ class MemoryStore:
         """As the port says."""
         with self._lock:
             if ticket in self._complaints:
-                self._complaints[ticket] = replace(self._complaints[ticket], open=False)
+                self._complaints[ticket] = replace(self._complaints[ticket], open=False, number="")
 
     def open_complaints(self, customer: str, limit: int) -> list[Complaint]:
         """As the port says."""

@@ -350,6 +350,11 @@ class Store(Protocol):
     def erased(self, customers: Sequence[str]) -> set[str]:
         """Those of some customers who were erased."""
 
+    def forget_strangers(self, before: datetime, limit: int) -> int:
+        """Takes number and note out of at most so many decisions of before then that were made for nobody
+        known; how many.
+        """
+
     def save_complaint(self, complaint: Complaint) -> bool:
         """Stores it unless a newer one is there; whether it was stored. One of a merged customer is the
         survivor's until they are given back, also where tickets has come to name the survivor.
@@ -493,6 +498,15 @@ def _place(
     collection.update_many(mine, [{"$set": {"made_for": "$customer", **moved}}])
     collection.update_many({"made_for": theirs, "customer": {"$ne": owner}}, [{"$set": moved}])
     collection.update_many({"made_for": owner, "customer": owner}, {"$unset": {"made_for": ""}})
+
+
+def hide_strangers(wanted: Mapping[str, Any]) -> int:
+    """Takes what is personal out of decisions that were made for nobody known; how many."""
+    gone = {"number": "", "outcome.note": "", "stranger": ""}
+    # A closing in flight meets another version, and is done again without the number.
+    change = {"$unset": gone, "$inc": {"version": 1}}
+    strangers = {**wanted, "stranger": True}
+    return DecisionDocument._get_collection().update_many(strangers, change).modified_count
 
 
 def _disown_complaints(customer: str) -> None:
@@ -1041,6 +1055,12 @@ class MongoStore:
         wanted = {"_id": {"$in": list(customers)}, "erased": True}
         return {raw["_id"] for raw in ProfileDocument._get_collection().find(wanted, {"_id": 1})}
 
+    def forget_strangers(self, before: datetime, limit: int) -> int:
+        """As the port says."""
+        decisions = DecisionDocument._get_collection()
+        old = decisions.find({"stranger": True, "created_at": {"$lt": before}}, {"_id": 1}).limit(limit)
+        return hide_strangers({"_id": {"$in": [raw["_id"] for raw in old]}})
+
     # complaints
 
     def save_complaint(self, complaint: Complaint) -> bool:
@@ -1054,7 +1074,8 @@ class MongoStore:
         content = {
             "customer": told,
             "made_for": {"$cond": [{"$eq": ["$customer", told]}, "$made_for", "$$REMOVE"]},
-            "number": {"$literal": complaint.number},
+            # Offers are held back by it; a complaint that is over holds back none.
+            "number": {"$literal": complaint.number if complaint.open else ""},
             "open": complaint.open,
             "version": complaint.version,
         }
@@ -1092,7 +1113,9 @@ class MongoStore:
 
     def close_complaint(self, ticket: str) -> None:
         """As the port says."""
-        ComplaintDocument._get_collection().update_one({"_id": ticket}, {"$set": {"open": False}})
+        ComplaintDocument._get_collection().update_one(
+            {"_id": ticket}, {"$set": {"open": False, "number": ""}}
+        )
 
     def open_complaints(self, customer: str, limit: int) -> list[Complaint]:
         """As the port says."""

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 LEASE_SECONDS = 30.0
 #: Real seconds between two looks at comparisons, goals and ends of campaigns.
 LOOK_AFTER_SECONDS = 10.0
-#: Real seconds between two looks for touches that grew too old.
+#: Real seconds between two looks for touches and numbers that grew too old.
 TOUCHES_LOOK_SECONDS = 300.0
 #: How often the worker looks whether learning is done, seconds.
 LEARN_LOOK_SECONDS = 1.0
@@ -74,6 +74,7 @@ def _sweep(settings: MarketingSettings) -> Background:
             upkeep.sweep(datetime.now(UTC))
             if time.monotonic() - looked_at >= TOUCHES_LOOK_SECONDS:
                 remove_old(shelves, people, clock.now(), settings.touches_days)
+                upkeep.forget_strangers(settings.stranger_numbers_days)
                 looked_at = time.monotonic()
         lease.release()
 

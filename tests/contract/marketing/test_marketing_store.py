@@ -541,6 +541,26 @@ def test_an_erased_survivor_takes_nothing_of_who_is_given_back_late(store: Any) 
     assert store.decision("d1").customer == "b" and not store.profile("a").products
 
 
+def test_numbers_of_callers_who_are_no_customers_grow_old(store: Any) -> None:
+    offered = add(store, draft())
+    for id, customer, age in (("d1", "", 31), ("d2", "", 29), ("d3", "c1", 31), ("d4", "", 32)):
+        made = decision(store, id, offered, customer=customer, created_at=NOW - timedelta(days=age))
+        outcome = Outcome(offer="o1", result=Result.DECLINED, note="is moving to Chengdu", at=NOW)
+        if id != "d4":
+            store.close_decision(close(made, outcome, ""), ())
+    in_flight = store.decision("d4")
+    before = NOW - timedelta(days=30)
+    assert [store.forget_strangers(before, 1) for _ in range(3)] == [1, 1, 0]
+    assert [bool(store.decision(f"d{n}").number) for n in (1, 2, 3, 4)] == [False, True, True, False]
+    kept = store.decision("d1")
+    assert (kept.outcome.result, kept.outcome.note, kept.offers) == (Result.DECLINED, "", in_flight.offers)
+    # A closing that read the number before does not bring it back.
+    with pytest.raises(EtagMismatch):
+        store.close_decision(close(in_flight, accept("o1"), ""), ())
+    store.close_decision(close(store.decision("d4"), accept("o1"), ""), ())
+    assert store.forget_strangers(NOW, 9) == 1 and not store.decision("d4").number
+
+
 # complaints
 
 
@@ -556,6 +576,7 @@ def test_complaints_are_found_by_customer_and_number_in_any_order_of_events(stor
     assert not store.save_complaint(replace(opened, version=2))
     assert not standing(store, "c1", "+8613800138000").complaining
     store.save_complaint(replace(opened, version=4))
+    assert [c.number for c in store.open_complaints("c1", 9)] == ["+8613800138000"]
     store.close_complaint("t1")
     store.close_complaint("unknown")
     assert store.open_complaints("c1", 9) == []
@@ -741,6 +762,8 @@ def test_every_query_uses_an_index(mongo_uri: str, mongo_database: str) -> None:
             ("decisions", {"unsettled": True}, [("_id", 1)]),
             ("decisions", {"made_for": {"$in": ["c", "d"]}}, []),
             ("decisions", {"request_key": "k"}, []),
+            ("decisions", {"stranger": True, "number": {"$in": ["n"]}}, []),
+            ("decisions", {"stranger": True, "created_at": {"$lt": REAL}}, []),
             ("profiles", {"numbers": "+1"}, [("updated_at", -1)]),
             ("complaints", {"$or": [{"customer": "c", "open": True}, {"number": "n", "open": True}]}, []),
             ("complaints", {"made_for": {"$in": ["c", "d"]}}, []),

@@ -11,6 +11,7 @@ from collections.abc import AsyncIterator, Callable
 from datetime import UTC, datetime, timedelta
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from typing import Any, ClassVar
+from unittest.mock import ANY
 
 import grpc
 import pytest
@@ -37,11 +38,12 @@ from marketing import worker
 from marketing.campaign_engine import StepChannel
 from marketing.campaign_store import CampaignStore
 from marketing.config import MarketingSettings
-from marketing.documents import ModelDocument
+from marketing.documents import DecisionDocument, ModelDocument
 from marketing.handlers import Facts
 from marketing.inbound import learn
 from marketing.kinds import ALL_DOCUMENTS, CAMPAIGNS
 from marketing.learned import Propensities
+from marketing.lifecycle import _mark_strangers
 from marketing.model import Channel, Complaint, Profile, Purchase
 from marketing.scopes import SCOPES
 from marketing.segments import Segments
@@ -282,7 +284,12 @@ async def check_forgotten(world: World, stopped: C.Campaign) -> None:
     touches, old = CampaignStore().touches, datetime.now(UTC) - timedelta(days=500)
     CAMPAIGNS.document._get_collection().update_many({}, {"$set": {"updated_at": old}})
     touches.update_many({}, {"$set": {"at": old}})
+    decisions = DecisionDocument._get_collection()
+    # As an earlier release left it: without the mark, which the migration gives.
+    decisions.insert_one({"_id": "d1", "version": 1, "number": "+8613900000000", "created_at": old})
+    assert [_mark_strangers(decisions.database, apply) for apply in (False, True, True)] == [1, 1, 0]
     world.run(worker._sweep, rounds=1)
+    assert decisions.find_one({"_id": "d1"}) == {"_id": "d1", "version": 2, "created_at": ANY}
     found = await world.stub.GetExperiment(asked)
     assert found.HasField("touches_kept_since") and not touches.count_documents({})
     assert not sum(one.contact_count for one in found.variants)

@@ -183,6 +183,8 @@ class World:
         for state in (True, False):
             self._put(LEADS, f"{days}-nobodys-{state}", reached, {"customer": "", "open": state})
         self._put(CONTACTS, contact_id("winter", number), {"number": number}, {"customer": ""})
+        # A call in which nobody knew them.
+        self._decide(f"stranger-{days}", "", number, number)
         self._put(RESPONSES, f"r{days}", {**whose, "satisfaction": 0.5}, whose)
         self._put(USAGE, f"{who}:2025-05", {}, {"customer": who})
         self.people.join("leaving", who, NOW)
@@ -202,15 +204,7 @@ class World:
             return
         self._made.add((who, whose))
         number, place, name = NUMBERS[whose], f"{len(self._made)}", {"customer": f"customers/{who}"}
-        ranked = Ranker([offer()], Counts().table(model="")).rank(Profile(customer=""), Contact(), NOW, 1)
-        made = Decision(
-            id=f"d{place}", customer=who, number=number, offers=ranked, created_at=NOW, expires_at=NOW,
-            contact=Contact(call_id=f"call-{place}"),
-        )  # fmt: skip
-        told = (convert.recommendation_event(made),)
-        DecisionDocument._get_collection().insert_one(_new_decision(made, told, None, None))
-        said = Outcome(offer=ranked[0].offer, result=Result.DECLINED, note=f"note of Name-{whose}", at=NOW)
-        self.store.close_decision(close(self.store.decision(made.id), said, ""), ())
+        self._decide(f"d{place}", who, number, f"Name-{whose}")
         contact = {**name, "number": number, "note": f"Name-{whose}"}
         called = "autumn" if who == whose else f"list-{place}"
         self._put(CONTACTS, contact_id(called, number), contact, name)
@@ -218,6 +212,17 @@ class World:
             self._put(CONTACT_LISTS, called, {}, {})
         reached = {**name, "contact_number": number, "contact_name": f"Name-{whose}"}
         self._put(LEADS, f"l{place}", reached, {**name, "open": True})
+
+    def _decide(self, id: str, who: str, number: str, word: str) -> None:
+        ranked = Ranker([offer()], Counts().table(model="")).rank(Profile(customer=""), Contact(), NOW, 1)
+        made = Decision(
+            id=id, customer=who, number=number, offers=ranked, created_at=NOW, expires_at=NOW,
+            contact=Contact(call_id=f"call-{id}"),
+        )  # fmt: skip
+        told = (convert.recommendation_event(made),)
+        DecisionDocument._get_collection().insert_one(_new_decision(made, told, None, None))
+        said = Outcome(offer=ranked[0].offer, result=Result.DECLINED, note=f"note of {word}", at=NOW)
+        self.store.close_decision(close(self.store.decision(made.id), said, ""), ())
 
     def hear(self, event: Event) -> None:
         if "tickets" in event.type:
