@@ -237,7 +237,9 @@ def quiet_until(
         end = _quiet_end(quiet, channel, moment.astimezone(zone), holiday)
         if end is None:
             break
-        moment = end.astimezone(UTC)
+        ended = end.astimezone(UTC)
+        # Where clocks go back the end comes twice, and once is over already.
+        moment = ended if ended > moment else end.replace(fold=1).astimezone(UTC)
     return moment if moment != now else None
 
 

@@ -7,6 +7,8 @@ from typing import Any
 from zoneinfo import ZoneInfo
 
 import pytest
+from hypothesis import example, given
+from hypothesis.strategies import booleans, integers, sampled_from, tuples
 from tests.unit.marketing.marketing_examples import NOW, offer
 
 from callmesh.common.v1 import common_pb2
@@ -25,6 +27,7 @@ from marketing.campaign_engine import (
     CONSENT,
     Courtesy,
     Held,
+    Quiet,
     StepChannel,
     consents,
     held_back,
@@ -76,6 +79,43 @@ def test_own_quiet_windows_join_those_of_the_policy(at: datetime, until: datetim
     )
     spans = (*Courtesy().quiet, *own_quiet(profile))
     assert quiet_until(spans, StepChannel.SMS, at, SHANGHAI) == until
+
+
+@given(
+    changes=sampled_from(
+        [
+            ("America/New_York", datetime(2025, 3, 9), datetime(2025, 11, 2)),
+            ("Europe/Berlin", datetime(2025, 3, 30), datetime(2025, 10, 26)),
+            # At midnight, and by half an hour.
+            ("America/Havana", datetime(2025, 3, 9), datetime(2025, 11, 2)),
+            ("Australia/Lord_Howe", datetime(2025, 4, 5), datetime(2025, 10, 4)),
+        ]
+    ),
+    second=booleans(),
+    minutes=integers(-1_440, 2 * 1_440),
+    span=tuples(integers(0, 1_439), integers(1, 1_440)).filter(lambda span: span[0] != span[1]),
+)
+@example(  # the second 1:10 of the night in which clocks go back: quiet till the second 1:30
+    changes=("America/New_York", datetime(2025, 3, 9), datetime(2025, 11, 2)),
+    second=True,
+    minutes=6 * 60 + 10,
+    span=(22 * 60, 90),
+)
+def test_quiet_ends_later_than_now_whatever_clocks_do(
+    changes: tuple[str, datetime, datetime], second: bool, minutes: int, span: tuple[int, int]
+) -> None:
+    first, end = span
+    clock, quiet = ZoneInfo(changes[0]), (Quiet(start_minute=first, end_minute=end),)
+    at = (changes[1 + second] + timedelta(minutes=minutes)).replace(tzinfo=UTC)
+
+    def is_quiet(moment: datetime) -> bool:
+        there = moment.astimezone(clock)
+        minute = there.hour * 60 + there.minute
+        return first <= minute < end if first < end else minute >= first or minute < end
+
+    until = quiet_until(quiet, StepChannel.SMS, at, clock)
+    assert (until is not None) == is_quiet(at)
+    assert until is None or (until > at and not is_quiet(until))
 
 
 def test_a_week_of_holidays_is_quiet_and_looked_at_daily() -> None:
