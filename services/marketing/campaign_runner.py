@@ -224,13 +224,7 @@ class Runner:
         """What becomes of a batch of customers."""
         members = [profile for raw in raws if self._member(campaign, profile := profile_from_raw(raw), now)]
         standing = self._standing(campaign, phase, members)
-        if phase.entry_rule:
-            rule = compiled(phase.entry_rule)
-            members = [
-                profile
-                for profile in members
-                if rule.matches(CustomerFacts(profile, _NOWHERE, now, _answers(standing, profile)))
-            ]
+        members = entrants(phase, members, standing, now)
         taken = self._addressed(campaign, phase, 0, members, standing, now)
         taken.counts["segment"] = len(members)
         return taken
@@ -359,6 +353,20 @@ class Runner:
 
 
 _NOWHERE = Contact()
+
+
+def entrants(
+    phase: Phase, members: list[Profile], standing: Mapping[str, dict[str, Any]], now: datetime
+) -> list[Profile]:
+    """Those members of the segment for whom a phase's entry rule holds."""
+    if not phase.entry_rule:
+        return members
+    rule = compiled(phase.entry_rule)
+    return [
+        profile
+        for profile in members
+        if rule.matches(CustomerFacts(profile, _NOWHERE, now, _answers(standing, profile)))
+    ]
 
 
 def _answers(standing: Mapping[str, dict[str, Any]], profile: Profile) -> dict[str, str]:

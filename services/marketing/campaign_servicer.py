@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any
 
@@ -18,9 +20,9 @@ from chassis.mongo import parse_etag, retry_conflicts
 from chassis.pagination import Page, request_fingerprint
 from marketing import convert
 from marketing.campaign_delivery import words
-from marketing.campaign_engine import SENT, StepChannel, capped, held_back
-from marketing.campaign_model import Campaign
-from marketing.campaign_runner import Runner, fits
+from marketing.campaign_engine import SENT, Courtesy, Held, StepChannel, capped, held_back, touch_id
+from marketing.campaign_model import Campaign, Phase
+from marketing.campaign_runner import entrants, fits
 from marketing.campaign_store import FINAL_ANSWERS, CampaignStore
 from marketing.campaigns import (
     POLICY,
@@ -49,6 +51,23 @@ WAITING_LOOKED_AT = 100
 #: Customers that a preview looks at, and most samples that it shows.
 PREVIEWED = 2_000
 SAMPLES_MAX = 20
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Known:
+    """What a preview knows of people, by customer."""
+
+    #: Where they stand in the campaign.
+    standing: Mapping[str, dict[str, Any]]
+    #: Who has an open complaint.
+    complaining: set[str]
+    #: (when, channel, id) of earlier touches.
+    earlier: Mapping[str, Sequence[tuple[datetime, str, str]]]
+
+
+def _scaled(count: int, looked: int, total: int) -> int:
+    """A count among those looked at as one of all. Those who live no more are among both."""
+    return round(count * total / looked) if looked else 0
 
 
 class CampaignServicer(campaigns_pb2_grpc.CampaignServiceServicer):
@@ -173,59 +192,77 @@ class CampaignServicer(campaigns_pb2_grpc.CampaignServiceServicer):
         return self._campaigns.go(request, "stop")
 
     def PreviewCampaign(self, request: C.PreviewCampaignRequest, context: Any) -> C.PreviewCampaignResponse:
-        """Whom the first step of each phase would reach, counted over a sample where there are many
-        customers.
+        """Whom the first step of each phase would reach as things stand, estimated from a sample where there
+        are many customers.
         """
         if not 0 <= request.sample_size <= SAMPLES_MAX:
             raise InvalidArgument(field="sample_size", why=f"must be 0 to {SAMPLES_MAX}")
         campaign = self._campaigns.value(self._campaigns.desk.row(request.name))
         courtesy, now = self._campaigns.courtesy(), self._campaigns.clock.now()
-        runner = Runner(store=self._counting, courtesy=courtesy, reachable=self._reaches)
-        people = [p for p in self._looked_at(campaign) if runner._member(campaign, p, now)]
-        ids = [profile.customer for profile in people]
-        complaining = self._counting.complaining(ids)
-        earlier = self._counting.touched_people(people, now - timedelta(days=courtesy.days_max))
-        response = C.PreviewCampaignResponse()
+        looked_at, total = self._looked_at(campaign)
+        people = [p for p in looked_at if belongs(campaign.audience, campaign.rule, p, now)]
+        known = _Known(
+            standing=self._counting.standing_people(campaign.id, people),
+            complaining=self._counting.complaining([profile.customer for profile in people]),
+            earlier=self._counting.touched_people(people, now - timedelta(days=courtesy.days_max)),
+        )
+        looked = min(total, PREVIEWED)
+        response = C.PreviewCampaignResponse(sampled_count=looked if looked < total else 0)
         for phase in campaign.phases:
-            step = phase.steps[0]
-            shown = response.phases.add(phase_id=phase.id, segment_count=len(people))
-            for profile in people:
-                mine = [(at, over) for at, over, _ in earlier.get(profile.customer, ())]
-                held = held_back(
-                    profile,
-                    step.channel,
-                    now,
-                    has_address=self._reaches(profile, step.channel, step.sender),
-                    complaining=profile.customer in complaining,
-                    declined=False,
-                    is_capped=capped(courtesy, mine, step.channel, now),
-                    fits=fits(campaign, profile, step.channel, now),
-                )
-                if held is not None:
-                    shown.held_back[held.value] += 1
-                    continue
-                shown.reachable_count += 1
-                if len(shown.samples) < request.sample_size:
-                    variant = step.variants[0]
-                    values = self._campaigns.values(campaign.id, profile.language)
-                    subject, body = words(variant, profile, values)
-                    shown.samples.add(
-                        customer=f"customers/{profile.customer}",
-                        step_id=step.id,
-                        variant_id=variant.id,
-                        subject=subject,
-                        body=body,
-                    )
+            entering = entrants(phase, people, known.standing, now)
+            held = {p.customer: self._held(campaign, phase, p, known, courtesy, now) for p in entering}
+            causes = Counter(cause.value for cause in held.values() if cause is not None)
+            reached = [profile for profile in entering if held[profile.customer] is None]
+            response.phases.add(
+                phase_id=phase.id,
+                segment_count=_scaled(len(entering), looked, total),
+                reachable_count=_scaled(len(reached), looked, total),
+                held_back={cause: _scaled(count, looked, total) for cause, count in causes.items()},
+                samples=[self._sample(campaign, phase, p) for p in reached[: request.sample_size]],
+            )
         return response
 
-    def _looked_at(self, campaign: Campaign) -> list[Profile]:
-        """The customers that a preview looks at: a sample, or the first members of a segment that follows
-        events.
+    def _held(
+        self, campaign: Campaign, phase: Phase, profile: Profile, known: _Known, courtesy: Courtesy,
+        now: datetime,
+    ) -> Held | None:  # fmt: skip
+        """Why somebody would not be addressed by a phase's first step now."""
+        step = phase.steps[0]
+        mine = touch_id(campaign.id, phase.id, step.id, profile.customer)
+        met = [(at, over) for at, over, id in known.earlier.get(profile.customer, ()) if id != mine]
+        stands = known.standing.get(profile.customer) or {}
+        return held_back(
+            profile,
+            step.channel,
+            now,
+            has_address=self._reaches(profile, step.channel, step.sender),
+            complaining=profile.customer in known.complaining,
+            declined=stands.get("response") in FINAL_ANSWERS,
+            is_capped=capped(courtesy, met, step.channel, now),
+            fits=fits(campaign, profile, step.channel, now),
+        )
+
+    def _sample(self, campaign: Campaign, phase: Phase, profile: Profile) -> C.SampleMessage:
+        """What a phase's first step would tell somebody."""
+        variant = phase.steps[0].variants[0]
+        subject, body = words(variant, profile, self._campaigns.values(campaign.id, profile.language))
+        return C.SampleMessage(
+            customer=f"customers/{profile.customer}",
+            step_id=phase.steps[0].id,
+            variant_id=variant.id,
+            subject=subject,
+            body=body,
+        )
+
+    def _looked_at(self, campaign: Campaign) -> tuple[list[Profile], int]:
+        """(the living among the customers that a preview looks at, of how many): of all, or of the members of
+        a segment that follows events.
         """
         if not campaign.segment:
-            return list(self._campaigns.store.sample(PREVIEWED))
-        members = self._counting.members(campaign.segment, "", PREVIEWED)
-        return [profile_from_raw(raw) for raw in self._counting.profiles_of(members).values()]
+            return list(self._campaigns.store.sample(PREVIEWED)), self._campaigns.store.customer_count()
+        members = self._counting.some_members(campaign.segment, PREVIEWED)
+        raws = self._counting.profiles_of(members).values()
+        return [profile_from_raw(raw) for raw in raws], self._counting.member_count(campaign.segment)
 
     def _reaches(self, profile: Profile, channel: StepChannel, sender: str = "") -> bool:
         return reachable(self._senders, profile, channel, sender)
@@ -359,11 +396,9 @@ class CampaignServicer(campaigns_pb2_grpc.CampaignServiceServicer):
             segment.member_count = self._counting.member_count(segment.name.removeprefix("segments/"))
         else:
             audience = convert.audience_from_proto("audience", segment.audience, [])
-            people = self._campaigns.store.sample(PREVIEWED)
+            people, total = self._campaigns.store.sample(PREVIEWED), self._campaigns.store.customer_count()
             members = sum(belongs(audience, segment.rule, profile, now) for profile in people)
-            share = members / len(people) if people else 0.0
-            total = self._campaigns.store.customer_count() if len(people) >= PREVIEWED else len(people)
-            segment.member_count = round(share * total)
+            segment.member_count = _scaled(members, min(total, PREVIEWED), total)
         segment.count_time.FromDatetime(now)
         return segment
 

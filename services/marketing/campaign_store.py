@@ -311,6 +311,14 @@ class CampaignStore:
         found = self._members.find({"_id": between}, {"customer": 1})
         return [raw["customer"] for raw in found.sort("_id", 1).limit(limit)]
 
+    def some_members(self, segment: str, limit: int) -> list[str]:
+        """Members taken by chance; all where there are no more."""
+        between = {"$gt": f"{segment}/", "$lt": f"{segment}0"}
+        found = self._members.aggregate(
+            [{"$match": {"_id": between}}, {"$sample": {"size": limit}}, {"$project": {"customer": 1}}]
+        )
+        return [raw["customer"] for raw in found]
+
     def members_among(self, segment: str, customers: Sequence[str]) -> set[str]:
         """Those of some customers who are members."""
         ids = [f"{segment}/{customer}" for customer in customers]

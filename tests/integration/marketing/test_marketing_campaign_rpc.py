@@ -34,11 +34,11 @@ from callmesh.marketing.v1 import (
 from chassis import mongo
 from chassis.bus import Event
 from cli.outbound import outbound
-from marketing import worker
+from marketing import campaign_servicer, worker
 from marketing.campaign_engine import StepChannel
 from marketing.campaign_store import CampaignStore
 from marketing.config import MarketingSettings
-from marketing.documents import DecisionDocument, ModelDocument
+from marketing.documents import DecisionDocument, ModelDocument, ProfileDocument
 from marketing.handlers import Facts
 from marketing.inbound import learn
 from marketing.kinds import ALL_DOCUMENTS, CAMPAIGNS
@@ -293,6 +293,49 @@ async def check_forgotten(world: World, stopped: C.Campaign) -> None:
     found = await world.stub.GetExperiment(asked)
     assert found.HasField("touches_kept_since") and not touches.count_documents({})
     assert not sum(one.contact_count for one in found.variants)
+
+
+async def test_a_preview_says_whom_each_phase_would_address_now(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    furnish(world.store)
+    await never_quiet(world)
+    once = C.ContactPolicy(name="contactPolicy", frequency_caps=[C.FrequencyCap(touches_max=1, days=7)])
+    capped = C.UpdateContactPolicyRequest(
+        contact_policy=once, update_mask=FieldMask(paths=["frequency_caps"])
+    )
+    await world.stub.UpdateContactPolicy(capped)
+    segment = C.Segment(display_name="English", rule='language == "en"')
+    await world.stub.CreateSegment(C.CreateSegmentRequest(segment=segment, segment_id="all"))
+    made = campaign("segments/all", step("sms", C.STEP_CHANNEL_SMS))
+    follow = made.phases.add(phase_id="follow", kind=C.PHASE_KIND_FOLLOW_UP, period=made.phases[0].period)
+    follow.entry_rule = 'response("invite") == "interested"'
+    follow.steps.add().CopyFrom(step("desk", C.STEP_CHANNEL_TOUCH_POINT))
+    running = await start(world, "spring", made)
+
+    async def previewed() -> tuple[int, list[tuple[int, int, dict[str, int]]]]:
+        found = await world.stub.PreviewCampaign(C.PreviewCampaignRequest(name=running.name))
+        phases = [(p.segment_count, p.reachable_count, dict(p.held_back)) for p in found.phases]
+        return found.sampled_count, phases
+
+    refused_or_complaining = {"NO_CONSENT": 1, "OPEN_COMPLAINT": 1}
+    assert await previewed() == (0, [(PEOPLE, 10, refused_or_complaining), (0, 0, {})])
+    world.run(worker._campaigns, rounds=2)
+    for who, said in (("c03", C.CONTACT_RESPONSE_INTERESTED), ("c04", C.CONTACT_RESPONSE_DECLINED)):
+        answer = C.RecordCampaignResponseRequest(campaign=running.name, customer=f"customers/{who}")
+        answer.phase_id, answer.response = "invite", said
+        await world.stub.RecordCampaignResponse(answer)
+    # Their own message of this very step caps nobody for it; it does for the next phase.
+    held = {**refused_or_complaining, "DO_NOT_CONTACT": 1}
+    assert await previewed() == (0, [(PEOPLE, 9, held), (1, 0, {"FREQUENCY_CAP": 1})])
+
+    # Half of many more do not live any more: counts are estimates for all of them.
+    rows = [{"_id": f"m{n:03}", "language": "en", "alive": bool(n % 2)} for n in range(400 - PEOPLE)]
+    ProfileDocument._get_collection().insert_many(rows)
+    monkeypatch.setattr(campaign_servicer, "PREVIEWED", 100)
+    sampled, phases = await previewed()
+    counted = await world.stub.GetSegment(C.GetSegmentRequest(name="segments/all"))
+    assert sampled == 100 and 120 < phases[0][0] < 290 and 120 < counted.member_count < 290
 
 
 async def test_people_enter_and_leave_by_events_and_are_called(world: World) -> None:
