@@ -191,7 +191,8 @@ class Delivery:
 
         one(claimed[0])
         if stop.is_set():
-            self._resting[lane.name] = now + timedelta(seconds=REST_SECONDS)
+            rests = now + timedelta(seconds=REST_SECONDS)
+            self._resting[lane.name] = max(rests, self._resting.get(lane.name, rests))
             return
         if lane.name not in self._pools:
             self._pools[lane.name] = ThreadPoolExecutor(AT_ONCE, f"campaign-send-{lane.name}")
@@ -215,6 +216,10 @@ class Delivery:
                 self._end(touch, False, now)
             else:
                 pause = min(PAUSE_SECONDS_MAX, PAUSE_SECONDS * 2 ** (attempts - 1))
+                if error.pause_seconds:
+                    # So long the sender wants to hear of nobody.
+                    pause = max(pause, error.pause_seconds)
+                    self._resting[lane.name] = now + timedelta(seconds=error.pause_seconds)
                 self.store.put_off(touch, now + timedelta(seconds=pause), tried=True)
             return error.final
         self._end(touch, True, now)

@@ -62,7 +62,8 @@ class MarketingSettings(ServiceSettings):
     )
     senders: str = Field(
         default="[]",
-        description="Senders: a JSON list of objects with id, channel, adapter (smtp or webhook) and target.",
+        description="Senders: a JSON list of objects with id, channel, adapter (smtp or webhook), target, and"
+        " what logs in (docs/marketing.md).",
     )
     calls_queue: str = Field(
         default="callout",

@@ -3,18 +3,25 @@
 A message's id is that of its touch. It goes along as the mail's Message-ID and as the webhook's
 `Idempotency-Key`: when a crash leaves it open whether a message went out, it is sent again under the same id,
 and a receiver knows it.
+
+Passwords and tokens are in files, read again for every message, so that they may be renewed at any time. What
+a webhook answers beyond its status is of no use: little of it is read, and not for long.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
 import smtplib
+import ssl
 import threading
+import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from email.errors import MessageError
 from email.headerregistry import Address
 from email.message import EmailMessage
+from pathlib import Path
 from typing import Any, Protocol
 
 import requests
@@ -24,15 +31,22 @@ from marketing.model import Profile
 
 #: Longest wait for a sender, seconds.
 TIMEOUT_SECONDS = 10.0
+#: What is read of an answer's body, bytes.
+ANSWER_BYTES_MAX = 4_096
+#: Longest pause that a sender may ask for, seconds.
+ASKED_SECONDS_MAX = 3_600
 SENDERS_MAX = 50
 
 
 class SendFailed(Exception):
-    """A sender did not take a message; `final` when trying again is of no use."""
+    """A sender did not take a message; `final` when trying again is of no use. `pause_seconds` is how long
+    the sender asks to be left alone, 0 when it does not say.
+    """
 
-    def __init__(self, why: str, *, final: bool = False) -> None:
+    def __init__(self, why: str, *, final: bool = False, pause_seconds: float = 0.0) -> None:
         super().__init__(why)
         self.final = final
+        self.pause_seconds = pause_seconds
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -76,6 +90,15 @@ class SenderConfig:
     #: For mail: the address. "{email}" is the customer's own as crm knows it; "{number}" (digits) and
     #: "{customer}" (id) are filled in as mail gateways of the other channels want it.
     address: str = "{email}"
+    #: For mail: "" plain, "starttls", or "implicit" (TLS from the first byte, often port 465).
+    tls: str = ""
+    #: For mail: who logs in, "" nobody, and the file with the password.
+    user: str = ""
+    password_file: str = ""
+    #: For webhooks: file with a token that goes along as `Authorization: Bearer`.
+    token_file: str = ""
+    #: Authority (PEM) of the other side's certificate; "" means the system's.
+    ca_file: str = ""
 
 
 def read_configs(text: str) -> tuple[SenderConfig, ...]:
@@ -96,9 +119,21 @@ def read_configs(text: str) -> tuple[SenderConfig, ...]:
             raise ValueError(
                 f"the address of sender {one.id!r} may ask for {{email}}, {{number}} and {{customer}}"
             ) from None
+        if one.tls not in ("", "starttls", "implicit"):
+            raise ValueError(f"tls of sender {one.id!r} must be starttls or implicit, or left out")
+        if bool(one.user) != bool(one.password_file) or (one.user and not one.tls):
+            raise ValueError(f"sender {one.id!r} logs in with user and password_file, over tls only")
     if unknown := [one.adapter for one in found if one.adapter not in ADAPTERS]:
         raise ValueError(f"senders know the adapters {', '.join(ADAPTERS)}, not {unknown[0]}")
     return found
+
+
+def _secret(file: str) -> str:
+    """What a file holds. SendFailed."""
+    try:
+        return Path(file).read_text(encoding="utf-8").strip()
+    except (OSError, ValueError):
+        raise SendFailed(f"{file} cannot be read") from None
 
 
 class SmtpSender:
@@ -131,6 +166,14 @@ class SmtpSender:
         """As the port says."""
         return self._address(profile) is not None
 
+    def _trust(self) -> ssl.SSLContext:
+        return ssl.create_default_context(cafile=self._config.ca_file or None)
+
+    def _relay(self) -> smtplib.SMTP:
+        if self._config.tls == "implicit":
+            return smtplib.SMTP_SSL(self._host, self._port, timeout=TIMEOUT_SECONDS, context=self._trust())
+        return smtplib.SMTP(self._host, self._port, timeout=TIMEOUT_SECONDS)
+
     def send(self, message: Message) -> None:
         """As the port says. A refused recipient is final, and so is one whose address is gone since the
         message was queued; everything else may pass.
@@ -146,8 +189,15 @@ class SmtpSender:
         mail["Message-ID"] = f"<{message.id.replace('/', '.')}@{domain}>"
         mail.set_content(message.body)
         try:
-            with smtplib.SMTP(self._host, self._port, timeout=TIMEOUT_SECONDS) as relay:
+            with contextlib.closing(self._relay()) as relay:
+                if self._config.tls == "starttls":
+                    relay.starttls(context=self._trust())
+                if self._config.user:
+                    relay.login(self._config.user, _secret(self._config.password_file))
                 relay.send_message(mail)
+                # It was taken. Who says good-bye badly must not get it twice.
+                with contextlib.suppress(smtplib.SMTPException, OSError):
+                    relay.quit()
         except smtplib.SMTPRecipientsRefused as error:
             codes = [code for code, _ in error.recipients.values()]
             raise SendFailed("the recipient is refused", final=all(code >= 500 for code in codes)) from None
@@ -176,8 +226,8 @@ class WebhookSender:
         return bool(profile.numbers) or self._config.channel is StepChannel.WEBHOOK
 
     def send(self, message: Message) -> None:
-        """As the port says. 2xx is taken, 4xx but 408, 409 and 429 is final; 409 says that it was taken
-        before.
+        """As the port says. 2xx is taken, 4xx but 401, 403, 408, 409 and 429 is final; 409 says that it was
+        taken before. A token that does not count (any more) is no fault of the message.
         """
         body = {
             "id": message.id,
@@ -190,6 +240,8 @@ class WebhookSender:
             **message.origin,
         }
         headers = {"Idempotency-Key": message.id}
+        if self._config.token_file:
+            headers["Authorization"] = f"Bearer {_secret(self._config.token_file)}"
         try:
             answer = self._session().post(
                 self._config.target,
@@ -197,13 +249,34 @@ class WebhookSender:
                 headers=headers,
                 timeout=TIMEOUT_SECONDS,
                 allow_redirects=False,
+                stream=True,
+                verify=self._config.ca_file or True,
             )
-        except requests.RequestException as error:
+        except (requests.RequestException, OSError, ValueError) as error:
             raise SendFailed(type(error).__name__) from None
-        if answer.status_code == 409 or 200 <= answer.status_code < 300:
+        with answer:
+            _read_up(answer)
+        status = answer.status_code
+        if status == 409 or 200 <= status < 300:
             return
-        final = 400 <= answer.status_code < 500 and answer.status_code not in (408, 429)
-        raise SendFailed(f"status {answer.status_code}", final=final)
+        final = 400 <= status < 500 and status not in (401, 403, 408, 429)
+        asked = answer.headers.get("Retry-After", "")
+        pause = float(asked) if status in (429, 503) and asked.isdecimal() else 0.0
+        raise SendFailed(f"status {status}", final=final, pause_seconds=min(pause, ASKED_SECONDS_MAX))
+
+
+def _read_up(answer: requests.Response) -> None:
+    """Reads the rest of an answer, for its connection can then be used again. One that is long or slow is cut
+    off: what became of the message was said before.
+    """
+    ends = time.monotonic() + TIMEOUT_SECONDS
+    try:
+        # Byte by byte (of a buffer), for more would wait until so much has come.
+        for count, _ in enumerate(answer.iter_content(1), 1):
+            if count >= ANSWER_BYTES_MAX or time.monotonic() >= ends:
+                break
+    except requests.RequestException:
+        pass
 
 
 #: What makes a sender of each adapter.

@@ -316,6 +316,8 @@ class Sink:
         self.taken: list[str] = []
         self.tries = 0
         self.down = down
+        #: How long it asks to be left alone while it is down.
+        self.pause_seconds = 0.0
         self.hold = threading.Event()
         self.seconds = seconds
 
@@ -327,7 +329,7 @@ class Sink:
         if self.seconds:
             self.hold.wait(self.seconds)
         if self.down:
-            raise SendFailed("away")
+            raise SendFailed("away", pause_seconds=self.pause_seconds)
         self.taken.append(message.profile.customer)
 
 
@@ -556,6 +558,20 @@ def test_a_slow_sender_holds_up_nobody_and_one_that_is_down_rests(store: Campaig
     waiting = {"channel": "EMAIL", "state": "QUEUED", "token": {"$exists": False}}
     wait_until(lambda: store.touches.count_documents(waiting) == 25, 30, what="they are given back")
     assert store.touches.count_documents({**waiting, "attempts": 1}) == 2
+
+
+def test_a_sender_that_asks_for_a_pause_is_left_alone_for_so_long(store: CampaignStore) -> None:
+    made, sink = campaign(step(), rule='value_class == "B"'), Sink(down=True)
+    sink.pause_seconds = 600.0
+    run_all(store, made, NOW)
+    sends = delivery(store, (StepChannel.SMS, sink))
+    for seconds in (0, 31, 599):
+        sends.deliver([made], NOW + timedelta(seconds=seconds))
+    assert sink.tries == 1, "no message but the first was spent on finding out"
+    assert store.touches.distinct("due_at", {"attempts": 1}) == [NOW + timedelta(seconds=600)]
+    sink.down = False
+    sends.deliver([made], NOW + timedelta(seconds=601))
+    assert len(sink.taken) == 25
 
 
 def test_a_lane_ends_its_turn_in_time(store: CampaignStore) -> None:
