@@ -101,8 +101,8 @@ class Delivery:
     senders: Senders
     #: Values of `{{offer_title}}` and `{{price}}` for a campaign and a language.
     values: Callable[[str, str], Mapping[str, str]]
-    #: Whether nobody is to be addressed any more; asked before every message.
-    is_halted: Callable[[], bool] = lambda: False
+    #: Whether a campaign may address anybody at this moment; asked before every message.
+    may_address: Callable[[str], bool] = lambda _: True
     #: The rules in force; whoever runs campaigns keeps them up to date.
     courtesy: Courtesy = field(default_factory=Courtesy)
     holiday: Callable[[datetime], bool] = lambda _: False
@@ -184,7 +184,7 @@ class Delivery:
         stop, ends = threading.Event(), time.monotonic() + self.turn_seconds
 
         def one(touch: Mapping[str, Any]) -> None:
-            if stop.is_set() or time.monotonic() >= ends or self.is_halted():
+            if stop.is_set() or time.monotonic() >= ends or not self.may_address(touch["campaign"]):
                 return
             if not self._one(lane, group, touch, now):
                 stop.set()

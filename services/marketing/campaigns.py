@@ -416,6 +416,14 @@ class Campaigns:
                 continue
         return found
 
+    def may_address(self, campaign: str) -> bool:
+        """Whether a campaign runs at this moment, and nothing is halted."""
+        try:
+            row = self.shelves.get(CAMPAIGNS, campaign)
+        except NotFound:
+            return False
+        return row.keys.get("state") == C.CAMPAIGN_STATE_RUNNING and not self.courtesy().halted
+
     def values(self, campaign: str, language: str) -> Mapping[str, str]:
         """What messages of a campaign are filled in with."""
         message = self.desk.shown(self.shelves.get(CAMPAIGNS, campaign))

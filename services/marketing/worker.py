@@ -144,7 +144,7 @@ def _campaigns(settings: MarketingSettings) -> Background:
             store=store,
             senders=senders,
             values=campaigns.values,
-            is_halted=lambda: campaigns.courtesy().halted,
+            may_address=campaigns.may_address,
             holiday=holiday,
         )
         lease = _lease("campaigns")

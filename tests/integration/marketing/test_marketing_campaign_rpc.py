@@ -37,6 +37,7 @@ from cli.outbound import outbound
 from marketing import campaign_servicer, worker
 from marketing.campaign_engine import StepChannel
 from marketing.campaign_store import CampaignStore
+from marketing.campaigns import Campaigns
 from marketing.config import MarketingSettings
 from marketing.documents import DecisionDocument, ModelDocument, ProfileDocument
 from marketing.handlers import Facts
@@ -61,9 +62,12 @@ class Gateway(BaseHTTPRequestHandler):
     """Takes messages."""
 
     taken: ClassVar[list[dict[str, Any]]] = []
+    #: What happens while a message is taken.
+    meanwhile: ClassVar[Callable[[], Any]] = lambda: None
 
     def do_POST(self) -> None:
         Gateway.taken.append(json.loads(self.rfile.read(int(self.headers["Content-Length"]))))
+        Gateway.meanwhile()
         self.send_response(204)
         self.end_headers()
 
@@ -89,6 +93,7 @@ class World:
 @pytest_asyncio.fixture
 async def world(mongo_uri: str, mongo_database: str, grpc_server: Any) -> AsyncIterator[World]:
     Gateway.taken.clear()
+    Gateway.meanwhile = lambda: None
     server = HTTPServer(("127.0.0.1", 0), Gateway)
     threading.Thread(target=server.serve_forever, daemon=True).start()
     sender = {"id": "gateway", "channel": "SMS", "adapter": "webhook"}
@@ -336,6 +341,27 @@ async def test_a_preview_says_whom_each_phase_would_address_now(
     sampled, phases = await previewed()
     counted = await world.stub.GetSegment(C.GetSegmentRequest(name="segments/all"))
     assert sampled == 100 and 120 < phases[0][0] < 290 and 120 < counted.member_count < 290
+
+
+async def test_nothing_leaves_after_a_pause_and_all_of_it_after_the_resume(world: World) -> None:
+    furnish(world.store)
+    await never_quiet(world)
+    segment = C.Segment(display_name="Gold", rule='tier == "gold"')
+    await world.stub.CreateSegment(C.CreateSegmentRequest(segment=segment, segment_id="gold"))
+    running = await start(world, "spring", campaign("segments/gold", step("sms", C.STEP_CHANNEL_SMS)))
+    campaigns = Campaigns(MongoShelves(), world.store, world.settings.clock(), "CNY")
+
+    def paused() -> None:
+        Gateway.meanwhile = lambda: None
+        campaigns.go(C.PauseCampaignRequest(name=running.name), "pause")
+
+    # While the first of four messages is on its way.
+    Gateway.meanwhile = paused
+    world.run(worker._campaigns, rounds=3)
+    assert len(Gateway.taken) == 1
+    await world.stub.ResumeCampaign(C.ResumeCampaignRequest(name=running.name))
+    world.run(worker._campaigns, rounds=3)
+    assert sorted(one["customer"] for one in Gateway.taken) == [f"customers/c{n:02}" for n in (0, 3, 4, 5)]
 
 
 async def test_people_enter_and_leave_by_events_and_are_called(world: World) -> None:
