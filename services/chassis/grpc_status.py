@@ -56,15 +56,16 @@ def _messages(details: ErrorDetails, domain: str) -> list[Message]:
     return found
 
 
-def _localize(error: CallmeshError, language: str, messages: list[Message]) -> None:
+def _localize(error: CallmeshError, domain: str, language: str, messages: list[Message]) -> None:
     """Adds the message in the caller's language, and to each bad field what is wrong with it."""
-    locale = localize.TAGS[language]
+    locale, service = localize.TAGS[language], domain.rpartition(".")[2]
     for message in messages:
         if language == "zh" and isinstance(message, error_details_pb2.BadRequest):
             for field in message.field_violations:
                 field.localized_message.locale = locale
-                field.localized_message.message = shorten(localize.violation(error, field.description))
-    text = localize.message(error, language)
+                said = localize.violation(error, field.description, service)
+                field.localized_message.message = shorten(said)
+    text = localize.message(error, language, service)
     messages.append(error_details_pb2.LocalizedMessage(locale=locale, message=text))
 
 
@@ -76,7 +77,7 @@ def rich_status(error: CallmeshError, domain: str, accept_language: str | None =
     messages = _messages(error.details, domain)
     language = localize.preferred(accept_language)
     if language is not None:
-        _localize(error, language, messages)
+        _localize(error, domain, language, messages)
     lists: list[Any] = [
         field for message in messages for field in (getattr(message, "field_violations", None),) if field
     ]

@@ -111,15 +111,19 @@ def sentence(text: str, package: str = "chassis", depth: int = 0) -> str:
     return text
 
 
-def _package(error: CallmeshError) -> str:
-    return type(error).__module__.partition(".")[0]
+def _package(error: CallmeshError, service: str) -> str:
+    """Where what an error says is looked for: with its class, or with the service that says it when the class
+    is one of the chassis, which stands for anything.
+    """
+    own = type(error).__module__.partition(".")[0]
+    return service if service and own == "chassis" else own
 
 
-def message(error: CallmeshError, language: str) -> str:
-    """An error's message in "zh" or "en"."""
+def message(error: CallmeshError, language: str, service: str = "") -> str:
+    """An error's message in "zh" or "en". `service` is the package of who raised it."""
     if language != "zh":
         return error.message
-    package = _package(error)
+    package = _package(error, service)
     for base in type(error).__mro__:
         template = texts_of(base.__module__.partition(".")[0]).errors.get(base.__name__)
         if template is not None:
@@ -131,6 +135,6 @@ def message(error: CallmeshError, language: str) -> str:
     return error.message
 
 
-def violation(error: CallmeshError, description: str) -> str:
-    """What is wrong with one field, in Chinese."""
-    return sentence(description, _package(error))
+def violation(error: CallmeshError, description: str, service: str = "") -> str:
+    """What is wrong with one field, in Chinese; `service` as in `message`."""
+    return sentence(description, _package(error, service))

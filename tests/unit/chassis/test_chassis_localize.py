@@ -139,6 +139,19 @@ def test_what_errors_say_has_a_chinese_text() -> None:
     assert len(english) <= UNTRANSLATED_MAX, sorted(english)
 
 
+@pytest.mark.parametrize("package", PACKAGES)
+def test_what_a_service_says_in_an_error_of_the_chassis_reaches_the_caller_in_chinese(package: str) -> None:
+    for english in localize.texts_of(package).sentences:
+        if " " not in english or "{}" in english:
+            continue
+        status = rich_status(InvalidArgument(field="a_field", why=english), f"callmesh.{package}", "zh-CN")
+        (told,) = details(status, error_details_pb2.LocalizedMessage)
+        (bad,) = details(status, error_details_pb2.BadRequest)
+        field = bad.field_violations[0]  # type: ignore[attr-defined]
+        for text in (told.message, field.localized_message.message):  # type: ignore[attr-defined]
+            assert re.search("[\u3000-\u9fff]", text.removeprefix("a_field：").rstrip("。")), english
+
+
 def details(status: object, kind: type) -> list[object]:
     found = []
     for packed in status.details:  # type: ignore[attr-defined]
