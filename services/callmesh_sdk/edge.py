@@ -92,6 +92,8 @@ class Caller:
         kind = event.WhichOneof("event")
         if kind in ("queued", "transferred"):
             self.place_token = getattr(event, kind).place_token or self.place_token
+            # Where it was handed to, a stream that is opened again has to name too.
+            self._call.queue = getattr(event, kind).queue or self._call.queue
         return True
 
     async def confirm(self, accepted: routing_pb2.RouteCallEvent) -> routing_pb2.ConfirmCallResponse:

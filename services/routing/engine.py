@@ -57,6 +57,8 @@ from routing.model import (
     CALLBACK_SPAN_MAX_MS,
     COMPLETED,
     CONNECTED,
+    CONTEXT_BYTES_MAX,
+    CONTEXT_KEYS_MAX,
     ENDED,
     INTERRUPTED,
     LINES_MAX,
@@ -153,6 +155,7 @@ from routing.model import (
     TimingConfigured,
     TransferCall,
     WithdrawCall,
+    context_bytes,
 )
 from routing.state import (
     AgentEntry,
@@ -168,6 +171,8 @@ from routing.state import (
 from routing.stats import shard_stats
 from routing.views import page_of_calls, view_agent, view_call
 
+#: Attribute of a call that was handed on: who had it last.
+TRANSFERRED_FROM = "transferred_from"
 #: Priorities beyond this are refused.
 PRIORITY_MAX = 100
 #: Reason of the pause after too many missed offers.
@@ -330,6 +335,9 @@ def _place(s: ShardState, c: PlaceCall, now_ms: int) -> Decision:
         if not c.agent_lost:
             return Decision(events=_attach(entry, c))
         return _queue(s, c, now_ms, _end(s, entry, INTERRUPTED, now_ms, "AGENT_LOST", wrap_up=False))
+    if entry.transfers and TRANSFERRED_FROM not in dict(c.facts.attributes):
+        # Its edge says what it said at first: not where the call was handed to, nor with what.
+        return Decision(events=[*_end_offer(s, entry), *_attach(entry, c)])
     if c.facts.queue == entry.facts.queue and entry.state in (WAITING, OVERFLOWING):
         return Decision(events=_attach(entry, c))
     return _queue(s, c, now_ms, _end_offer(s, entry))
@@ -914,6 +922,8 @@ def _transfer(s: ShardState, c: TransferCall, now_ms: int) -> Decision:
     if queue is None:
         return _refuse("QUEUE_NOT_FOUND", "queue")
     facts = _handed_on(entry, c)
+    if _is_too_much(facts):
+        return _refuse("OUT_OF_RANGE", "attributes")
     step, relax_ms = _step_at(s, queue, facts, now_ms, now_ms)
     refusal = _no_room(s, queue, facts, step)
     if refusal is not None:
@@ -936,12 +946,18 @@ def _transfer(s: ShardState, c: TransferCall, now_ms: int) -> Decision:
     return Decision(events=[transferred])
 
 
+def _is_too_much(facts: CallFacts) -> bool:
+    """Whether a call has come to more context than one may carry: no block can hold what grows for ever."""
+    said = [pair for pair in facts.attributes if pair[0] != TRANSFERRED_FROM]
+    return len(said) > CONTEXT_KEYS_MAX or context_bytes(said) > CONTEXT_BYTES_MAX
+
+
 def _handed_on(entry: CallEntry, c: TransferCall) -> CallFacts:
     """The call's facts after a transfer: context added, skills of the first queue's caller kept, and what it
     has waited so far is a credit wherever it goes.
     """
     waited_ms = max(0, entry.connected_ms - entry.queued_ms)
-    attributes = {**dict(entry.facts.attributes), **dict(c.attributes), "transferred_from": entry.agent}
+    attributes = {**dict(entry.facts.attributes), **dict(c.attributes), TRANSFERRED_FROM: entry.agent}
     return msgspec.structs.replace(
         entry.facts,
         queue=c.queue or entry.facts.queue,

@@ -45,6 +45,7 @@ from routing.model import (
     CallEnded,
     CallOverflowing,
     CallQueued,
+    CallReprioritized,
     CallTransferred,
     CallView,
     CloseSession,
@@ -529,6 +530,12 @@ class Front:
     def _placed(self, caller: Caller, committed: Committed) -> None:
         caller.moved_ms = self._clock.now_ms()
         caller.agent_lost = False
+        view = committed.answer.call
+        if view is not None:
+            # An edge that comes back says what it said at first: the shard knows what became of it since.
+            caller.facts = view.facts
+            waited_ms = committed.now_ms - view.queued_ms
+            caller.queued_ms = min(caller.queued_ms, self._clock.now_ms() - waited_ms)
         if not self._alive(caller) and caller.state is not ENDED:
             # The caller hung up, or its stream closed, while the placement was under way.
             self._leave(caller, caller.region, caller.move)
@@ -1046,6 +1053,8 @@ class Front:
         assert view is not None
         if type(event) is CallTransferred:
             self._handed_on(caller, event, view)
+        elif type(event) is CallReprioritized:
+            caller.facts = view.facts
         if type(event) is CallQueued and caller.move > 1:
             moved = Moved(region=update.shard, reason=caller.moved_for)
             caller.push(msgspec.structs.replace(update, what=moved))
@@ -1061,8 +1070,7 @@ class Front:
     def _handed_on(self, caller: Caller, event: CallTransferred, view: CallView) -> None:
         """The call is another from now on; to another shard's agent it is brought."""
         caller.facts = event.facts
-        caller.queued_ms = event.queued_ms
-        caller.moved_ms = self._clock.now_ms()
+        caller.queued_ms = caller.moved_ms = self._clock.now_ms()
         if view.state is OVERFLOWING and not caller.moving:
             caller.moving = True
             self.spawn(self._bring(caller, event.facts.preferred_agent))

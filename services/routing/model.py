@@ -10,6 +10,7 @@ dozens, are msgspec structs: the same to read and to store, and made several tim
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from enum import StrEnum
 
@@ -33,6 +34,9 @@ OWN_WAITING_MAX = 20
 REJECT_DELAY_SPAN_MS = 5_000
 #: Agents who let an offer of one call come to nothing that are remembered: the others come first.
 DECLINERS_MAX = 8
+#: What a call's attributes may come to, however often it is handed on: keys, and bytes of keys and values.
+CONTEXT_KEYS_MAX = 16
+CONTEXT_BYTES_MAX = 16 * 1024
 #: A call-back that nobody could make in this time is given up.
 CALLBACK_SPAN_MAX_MS = 86_400_000
 
@@ -244,6 +248,11 @@ class AgentConfig:
     address: str = ""
     #: After logging in, the first offer comes this much later.
     warm_up_span_ms: int = 0
+
+
+def context_bytes(attributes: Iterable[tuple[str, str]]) -> int:
+    """What the context of a call comes to."""
+    return sum(len(key.encode()) + len(value.encode()) for key, value in attributes)
 
 
 class CallFacts(msgspec.Struct, frozen=True, kw_only=True, gc=False):

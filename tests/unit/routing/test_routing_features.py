@@ -585,6 +585,54 @@ def test_a_transfer_that_cannot_be_changes_nothing(
     assert len(shard.journal) == before
 
 
+BYTES_MAX = 16 * 1024
+
+
+def hand_on(shard: Shard, call_id: str, attributes: dict[str, str]) -> str:
+    """Hands a conversation back to its queue and connects it again; the field that was refused, if any."""
+    command = TransferCall(call_id=call_id, queue="service", attributes=tuple(sorted(attributes.items())))
+    refusal = shard.do(command).refusal
+    if refusal is not None:
+        return f"{refusal.reason} {refusal.field}"
+    shard.do(FinishWrapUp(agent="ann", session=1, call_id=call_id))
+    shard.connect(call_id)
+    return ""
+
+
+@pytest.mark.parametrize(
+    ("steps", "refused"),
+    [
+        ([{f"k{n}": "v"} for n in range(15)], [""] * 15),
+        ([{f"k{n}": "v" for n in range(15)}, {"one": "more"}], ["", "OUT_OF_RANGE attributes"]),
+        ([{"k": "v" * (BYTES_MAX - 10)}, {"k": "w" * (BYTES_MAX - 10)}], ["", ""]),
+        ([{"a": "v" * 9_000}, {"b": "v" * 9_000}, {"c": "v"}], ["", "OUT_OF_RANGE attributes", ""]),
+        ([{"k": "\u4e2d" * (BYTES_MAX // 3)}], ["OUT_OF_RANGE attributes"]),
+    ],
+)
+def test_what_a_call_carries_is_bounded_however_often_it_is_handed_on(
+    steps: list[dict[str, str]], refused: list[str]
+) -> None:
+    shard = Shard()
+    shard.agent("ann")
+    shard.place("c1", attributes=(("menu", "1"),))
+    shard.connect("c1")
+    assert [hand_on(shard, "c1", step) for step in steps] == refused
+    assert shard.call("c1").state is CallState.CONNECTED, "what was refused changed nothing"
+
+
+@pytest.mark.parametrize("state", [CallState.WAITING, CallState.OFFERED])
+def test_an_edge_that_comes_back_finds_the_call_where_it_was_handed_to(state: CallState) -> None:
+    shard = transferred(queue="sales", attributes=(("product", "fibre"),))
+    if state is CallState.OFFERED:
+        shard.agent("sue", skills=(("selling", 3),))
+    assert shard.call("c1").state is state
+    said_first = CallFacts(call_id="c1", queue="service", attributes=(("menu", "1"),))
+    shard.do(PlaceCall(facts=said_first, attempt=2, move=1, front="g", waited_span_ms=0))
+    call = shard.call("c1")
+    assert (call.attempt, call.facts.queue, call.transfers) == (2, "sales", 1)
+    assert dict(call.facts.attributes)["product"] == "fibre"
+
+
 def test_what_was_waited_before_a_transfer_counts_for_the_place_wherever_the_call_moves() -> None:
     shard = Shard()
     shard.queue("sales", skills=(("selling", 2),), priority_credit_span_ms=10_000)

@@ -59,6 +59,7 @@ from routing.model import (
     QueueConfig,
     RecordAct,
     RemoveAgent,
+    Reprioritize,
     RequestCallback,
     SessionClosed,
     ShardOpened,
@@ -623,6 +624,40 @@ async def test_a_waiting_call_moves_and_its_source_lets_go(world: World) -> None
     assert world.shanghai.live()
     world.shanghai.do(HangUp(call_id="c1", attempt=1))
     assert state_of((await line.rest())[-1]) is CallState.ENDED
+
+
+async def test_a_priority_changed_while_waiting_goes_along(world: World) -> None:
+    front = world.front()
+    line = Line(world, front)
+    await line.next()
+    world.beijing.do(Reprioritize(call_id="c1", priority=7))
+    await moving(world, line, front)
+    await line.until(Moved)
+    assert world.shanghai.state.calls["c1"].facts.priority == 7
+
+
+@pytest.mark.parametrize("ahead_seconds", [0, 3_600, -3_600])
+async def test_an_edge_that_comes_back_without_its_token_takes_its_wait_along(
+    world: World, ahead_seconds: float
+) -> None:
+    world.beijing.clock = FakeClock()
+    world.beijing.clock.advance(7_200 + ahead_seconds)
+    world.clock.advance(7_200)
+    front = world.front()
+    line = Line(world, front)
+    await line.next()
+    for clock in (world.clock, world.beijing.clock):
+        clock.advance(4)
+    again = Line(world, front, attempt=2)
+    await again.next()
+    for clock in (world.clock, world.beijing.clock):
+        clock.advance(3)
+    await moving(world, again, front)
+    await again.until(Moved)
+    there = world.shanghai.state.calls["c1"]
+    assert world.clock.now_ms() - there.queued_ms == 7_000
+    await line.close()
+    await again.close()
 
 
 @pytest.mark.parametrize("trouble", TROUBLE)
@@ -1531,6 +1566,28 @@ async def test_a_call_handed_on_to_an_agent_who_cannot_be_found_is_served_at_hom
     world.clock.advance(10)
     world.beijing.tick()
     assert (await line.until(CallOffered)).shard == "beijing"
+
+
+async def test_an_edge_that_comes_back_after_a_transfer_takes_its_context_to_the_next_region(
+    world: World,
+) -> None:
+    front = world.front()
+    line = Line(world, front)
+    await line.next()
+    world.beijing.agent("ann")
+    world.beijing.accept()
+    world.beijing.confirm()
+    await line.until(CallConnected)
+    said = (("product", "fibre"),)
+    world.beijing.do(TransferCall(call_id="c1", queue=line.caller.facts.queue, attributes=said))
+    await line.until(CallTransferred)
+    await line.close()
+    again = Line(world, front, attempt=2)
+    await again.next()
+    await moving(world, again, front)
+    assert (await again.until(Moved)).shard == "shanghai"
+    assert set(said) < set(world.shanghai.state.calls["c1"].facts.attributes)
+    await again.close()
 
 
 async def test_a_stream_ends_with_the_promise_to_call_back_and_the_place_stays(world: World) -> None:

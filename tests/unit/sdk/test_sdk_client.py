@@ -197,7 +197,7 @@ async def test_following_goes_on_behind_the_last_event(connect: Any) -> None:
 
 
 class Routing(routing_pb2_grpc.RoutingServiceServicer):
-    """A call whose stream breaks while it waits, and which is told something old after that."""
+    """A call whose stream breaks when it was handed on, and which is told something old after that."""
 
     def __init__(self) -> None:
         self.calls: list[Any] = []
@@ -207,6 +207,8 @@ class Routing(routing_pb2_grpc.RoutingServiceServicer):
         queued = {"place_token": f"token-{request.call.attempt}"}
         yield routing_pb2.RouteCallEvent(shard="a", epoch=1, sequence=len(self.calls), queued=queued)
         if len(self.calls) == 1:
+            handed_on = {"queue": "queues/other", "place_token": "token-1"}
+            yield routing_pb2.RouteCallEvent(shard="a", epoch=1, sequence=1, transferred=handed_on)
             raise AWAY
         yield routing_pb2.RouteCallEvent(shard="a", epoch=1, sequence=1, offered={})
         yield routing_pb2.RouteCallEvent(
@@ -221,9 +223,10 @@ async def test_a_call_keeps_its_place_and_is_told_nothing_old(connect: Any) -> N
     async with await connect("routing", ServiceBinding(descriptor, add, servicer)) as client:
         caller = Caller(client, call_pb2.CallRequest(call_id="c1", queue="queues/q"))
         kinds = [event.WhichOneof("event") async for event in caller.events()]
-    assert kinds == ["queued", "queued", "ended"]
-    told = [(call.attempt, call.place_token, call.reopen_reason) for call in servicer.calls]
-    assert told == [(1, "", 0), (2, "token-1", call_pb2.REOPEN_REASON_STREAM_LOST)]
+    assert kinds == ["queued", "transferred", "queued", "ended"]
+    told = [(call.attempt, call.queue, call.place_token, call.reopen_reason) for call in servicer.calls]
+    lost = call_pb2.REOPEN_REASON_STREAM_LOST
+    assert told == [(1, "queues/q", "", 0), (2, "queues/other", "token-1", lost)]
     assert caller.place_token == "token-2"
 
 
