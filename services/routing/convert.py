@@ -21,7 +21,6 @@ from routing.streams import Desk, Moved, Present, Update
 
 #: A call with everything that comes with it, bytes.
 CALL_BYTES_MAX = 16 * 1024
-ATTRIBUTES_MAX = 16
 ATTRIBUTE_KEY_CHARACTERS_MAX = 64
 SKILLS_MAX = 8
 ATTEMPT_MAX = 1_000
@@ -185,8 +184,8 @@ def attributes(field: str, values: Mapping[str, str]) -> tuple[tuple[str, str], 
     """Free context, sorted."""
     if not values:
         return ()
-    if len(values) > ATTRIBUTES_MAX:
-        raise InvalidArgument(field=field, why=f"must have at most {ATTRIBUTES_MAX} keys")
+    if len(values) > model.CONTEXT_KEYS_MAX:
+        raise InvalidArgument(field=field, why=f"must have at most {model.CONTEXT_KEYS_MAX} keys")
     for key, value in values.items():
         if not key.strip() or len(key) > ATTRIBUTE_KEY_CHARACTERS_MAX or "\x00" in key:
             limit = ATTRIBUTE_KEY_CHARACTERS_MAX
@@ -195,6 +194,16 @@ def attributes(field: str, values: Mapping[str, str]) -> tuple[tuple[str, str], 
             )
         text(f"{field}[{key}]", value, CALL_BYTES_MAX)
     return tuple(sorted(values.items()))
+
+
+def context(field: str, values: Mapping[str, str]) -> tuple[tuple[str, str], ...]:
+    """As `attributes`, of a request whose size nobody has looked at: no more than one call may carry."""
+    found = attributes(field, values)
+    size = model.context_bytes(found)
+    if size > model.CONTEXT_BYTES_MAX:
+        why = f"must be at most {model.CONTEXT_BYTES_MAX} bytes, got {size}"
+        raise InvalidArgument(field=field, why=why)
+    return found
 
 
 def version(attempt: int, move: int) -> common_pb2.CallVersion:

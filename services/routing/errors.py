@@ -13,7 +13,18 @@ from chassis.errors import (
     shorten,
 )
 from routing.announcements import ANNOUNCEMENT_CHARACTERS_MAX
-from routing.model import Refusal
+from routing.model import (
+    CALLBACK_SPAN_MAX_MS,
+    CONTEXT_BYTES_MAX,
+    CONTEXT_KEYS_MAX,
+    Command,
+    EndCall,
+    FinishWrapUp,
+    MonitorCall,
+    Refusal,
+    RequestCallback,
+    TransferCall,
+)
 
 
 class CallNotFound(NotFound):
@@ -40,27 +51,39 @@ class RegionNotFound(NotFound):
     reason = "REGION_NOT_FOUND"
 
 
-class QueueFull(ResourceExhausted):
-    """The queue {subject} is full; nothing was taken, try again later."""
+class Announced(CallmeshError):
+    """This caller is not taken; tell them `announcement`."""
 
-    reason = "QUEUE_FULL"
-
-
-class NoAgentLoggedIn(FailedPrecondition):
-    """Nobody who can take calls of {subject} is logged in, and the queue refuses calls then."""
-
-    reason = "NO_AGENT_LOGGED_IN"
-
-
-class _Announced(FailedPrecondition):
-    """Carries its announcement whole: the settings hold it to a length that fits a trailer."""
+    def saying(self, words: str) -> Announced:
+        """The same, with the words for this caller: a shard that refuses does not know them."""
+        return type(self)(**{**self.values, "announcement": words})
 
     def _metadata(self) -> dict[str, str]:
+        # Whole: the settings hold it to a length that fits a trailer.
         words = shorten(str(self.values.get("announcement") or ""), ANNOUNCEMENT_CHARACTERS_MAX)
         return {**super()._metadata(), **({"announcement": words} if words else {})}
 
 
-class QueueClosed(_Announced):
+class QueueFull(Announced, ResourceExhausted):
+    """The queue {subject} is full; nothing was taken, try again later. The caller may be told `announcement`.
+
+    Metadata: `announcement` as in QueueClosed.
+    """
+
+    reason = "QUEUE_FULL"
+
+
+class NoAgentLoggedIn(Announced, FailedPrecondition):
+    """Nobody who can take calls of {subject} is logged in, and the queue refuses calls then; tell the caller
+    `announcement`.
+
+    Metadata: `announcement` as in QueueClosed.
+    """
+
+    reason = "NO_AGENT_LOGGED_IN"
+
+
+class QueueClosed(Announced, FailedPrecondition):
     """The queue {subject} is closed; tell the caller `announcement`.
 
     Metadata: `announcement` in the caller's language, at most `ANNOUNCEMENT_CHARACTERS_MAX` characters.
@@ -69,7 +92,7 @@ class QueueClosed(_Announced):
     reason = "QUEUE_CLOSED"
 
 
-class RegionClosed(_Announced):
+class RegionClosed(Announced, FailedPrecondition):
     """No region takes calls of {subject} at this hour; tell the caller `announcement`.
 
     Metadata: `announcement` as in QueueClosed; `opens_time`, RFC 3339, when the first region opens.
@@ -122,11 +145,41 @@ class NewerSession(CallmeshError):
     reason = "NEWER_SESSION"
 
 
-def error_of(refusal: Refusal, call_id: str = "", queue: str = "", agent: str = "") -> CallmeshError:
-    """The error that a refusal of the engine means to a client."""
+#: Of reasons that are told as IllegalState: what is the case, and what to do about it.
+_STATES = {
+    "ILLEGAL_STATE": "look at its `state` (GetCall) first",
+    "OFFER_ENDED": "this offer has ended; wait for the next one",
+    "CALL_ENDED": "the call has ended",
+    "CALL_NOT_HELD": "this agent does not have the call",
+    "NO_SESSION": "nobody is logged in as this agent",
+    "QUEUE_IN_USE": "calls of this queue are not over yet",
+}
+#: What an act needs of a call that is in no state for it.
+_NEEDS: dict[type[Command], str] = {
+    EndCall: "only a conversation is ended so; for a caller who waits it is HangUp",
+    TransferCall: "only a conversation can be handed on",
+    MonitorCall: "only a conversation can be listened to",
+    RequestCallback: "only a caller who waits can be called back",
+    FinishWrapUp: "the conversation has not begun",
+}
+#: What is wrong with a value that the engine refused.
+_RANGES = {
+    "attributes": f"would come to more than {CONTEXT_KEYS_MAX} keys or {CONTEXT_BYTES_MAX} bytes"
+    " with what the call has",
+    "not_before_time": f"must be at most {CALLBACK_SPAN_MAX_MS // 3_600_000} hours from now",
+}
+
+
+def error_of(
+    refusal: Refusal, call_id: str = "", queue: str = "", agent: str = "", command: Command | None = None
+) -> CallmeshError:
+    """The error that a refusal of the engine means to a client; `command` is what was refused, if its kind
+    matters.
+    """
+    call = f"calls/{call_id}"
     match refusal.reason:
         case "CALL_NOT_FOUND":
-            return CallNotFound(resource=f"calls/{call_id}")
+            return CallNotFound(resource=call)
         case "QUEUE_NOT_FOUND":
             return QueueNotFound(resource=f"queues/{queue}")
         case "AGENT_NOT_FOUND":
@@ -138,17 +191,20 @@ def error_of(refusal: Refusal, call_id: str = "", queue: str = "", agent: str = 
         case "QUEUE_CLOSED":
             return QueueClosed(subject=f"queues/{queue}", why="a supervisor closed it", announcement="")
         case "STALE_ATTEMPT" | "STALE_VERSION":
-            return StaleAttempt(
-                subject=f"calls/{call_id}", why="a higher attempt is known; raise yours above it"
-            )
+            return StaleAttempt(subject=call, why="a higher attempt is known; raise yours above it")
         case "CALL_NOT_ATTACHED":
-            return CallNotAttached(subject=f"calls/{call_id}", why="its edge could be told nothing")
+            return CallNotAttached(subject=call, why="its edge could be told nothing")
         case "SAME_AGENT":
             return InvalidArgument(field=refusal.field, why="has the call already")
-        case "NEWER_SESSION" | "NO_SESSION":
+        case "NEWER_SESSION":
             return NewerSession(subject=f"agents/{agent}", why=f"its {refusal.field} number is higher")
-        case "OUT_OF_RANGE" | "TOO_MANY_SKILL_SETS":
-            return InvalidArgument(field=refusal.field, why=refusal.reason.lower().replace("_", " "))
+        case "TOO_MANY_SKILL_SETS":
+            field = "queue" if isinstance(command, TransferCall) else "call.skills"
+            return InvalidArgument(field=field, why="makes one set of skills too many; ask for skills in use")
+        case "OUT_OF_RANGE":
+            return InvalidArgument(field=refusal.field, why=_RANGES.get(refusal.field, "is out of range"))
         case reason:
-            subject = f"calls/{call_id}" if call_id else f"agents/{agent}"
-            return IllegalState(subject=subject, why=reason.lower().replace("_", " "))
+            why = _STATES.get(reason, reason.lower().replace("_", " "))
+            if reason == "ILLEGAL_STATE" and command is not None:
+                why = _NEEDS.get(type(command), why)
+            return IllegalState(subject=call if call_id else f"agents/{agent}", why=why)

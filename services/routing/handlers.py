@@ -20,6 +20,7 @@ from routing.audit import Act
 from routing.callers import REPEAT_WINDOW_MS, STRANGER, Profiles, points
 from routing.errors import (
     AgentNotFound,
+    Announced,
     DirectoryUnread,
     QueueClosed,
     QueueNotFound,
@@ -105,11 +106,11 @@ class Handlers:
 
     @contextmanager
     def _announcing(self, queue: str, language: str) -> Iterator[None]:
-        """A shard that refuses calls of a closed queue does not know the words for it."""
+        """A shard that refuses a call does not know the words for its caller."""
         try:
             yield
-        except QueueClosed as error:
-            raise self._closed(queue, language) from error
+        except Announced as error:
+            raise error.saying(self._words(queue, language)) from error
 
     def _announced(
         self, event: routing_pb2.RouteCallEvent, queue: str, language: str
@@ -175,8 +176,8 @@ class Handlers:
             update = await self._front.decide(
                 caller, wanted_ms / 1000, lambda update: _state_of(update) in decided
             )
-        except QueueClosed as error:
-            raise self._closed(caller.facts.queue, request.call.language) from error
+        except Announced as error:
+            raise error.saying(self._words(caller.facts.queue, request.call.language)) from error
         return self._assigned(update)
 
     def _assigned(self, update: Update | None) -> routing_pb2.AssignCallResponse:
@@ -328,7 +329,7 @@ class Handlers:
         )
         shard = self._known_shard("shard", request.shard, required=False)
         committed = await self._front.end_call(command, shard, remaining - ANSWER_SECONDS)
-        return _call_of(committed, request.call_id)
+        return _call_of(committed, request.call_id, command=command)
 
     async def get_call(self, request: routing_pb2.GetCallRequest) -> call_pb2.Call:
         """One call."""
@@ -389,15 +390,20 @@ class Handlers:
             self._known_queue(queue)
         agent = parse_name("agent", "agents", request.agent) if target == "agent" else ""
         home = await self._region_of_agent(agent) if agent else ""
-        shard = (await self._front.find_call(call_id)).shard
+        found = await self._front.find_call(call_id)
+        assert found.answer.call is not None
+        shard = found.shard
         command = model.TransferCall(
             call_id=call_id,
             queue=queue,
             agent=agent,
             elsewhere=bool(agent) and home != shard,
-            attributes=convert.attributes("attributes", request.attributes),
+            attributes=convert.context("attributes", request.attributes),
         )
-        return _call_of(await self._front.ask(shard, command, remaining - ANSWER_SECONDS), call_id, queue)
+        committed = await self._front.ask(shard, command, remaining - ANSWER_SECONDS)
+        facts = found.answer.call.facts
+        with self._announcing(queue or facts.queue, facts.language):
+            return _call_of(committed, call_id, queue or facts.queue, command)
 
     async def request_callback(
         self, request: routing_pb2.RequestCallbackRequest, remaining: float
@@ -418,7 +424,8 @@ class Handlers:
             if request.HasField("not_before_time")
             else 0,
         )
-        return _call_of(await self._front.ask(found.shard, command, remaining - ANSWER_SECONDS), call_id)
+        committed = await self._front.ask(found.shard, command, remaining - ANSWER_SECONDS)
+        return _call_of(committed, call_id, command=command)
 
     # --- agents
 
@@ -474,8 +481,10 @@ def _state_of(update: Update) -> model.CallState | None:
     return what.call.state
 
 
-def _call_of(committed: Committed, call_id: str, queue: str = "") -> call_pb2.Call:
+def _call_of(
+    committed: Committed, call_id: str, queue: str = "", command: model.Command | None = None
+) -> call_pb2.Call:
     if committed.answer.refusal is not None:
-        raise error_of(committed.answer.refusal, call_id, queue)
+        raise error_of(committed.answer.refusal, call_id, queue, command=command)
     assert committed.answer.call is not None
     return convert.call_message(committed.answer.call, committed.shard)

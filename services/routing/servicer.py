@@ -18,9 +18,12 @@ from callmesh.routing.v1 import (
     shard_pb2,
     shard_pb2_grpc,
 )
+from chassis import localize
 from chassis.callcontext import remaining_seconds
 from chassis.errors import CallmeshError, InvalidArgument, Unimplemented
+from chassis.grpc_status import accepted_language
 from routing import convert
+from routing.errors import error_of
 from routing.explain_handlers import Explainer
 from routing.front import Front
 from routing.handlers import Handlers
@@ -119,7 +122,7 @@ class AgentServicer(agent_pb2_grpc.AgentServiceServicer):
         if first is None:
             raise InvalidArgument(field="open", why="must be the first command of a stream")
         desk = await self._handlers.desk(first)
-        session = _Session(self._front, desk)
+        session = _Session(self._front, desk, localize.preferred(accepted_language(context)) or "en")
         try:
             await self._front.open_desk(desk)
             reader = asyncio.create_task(session.read(request_iterator))
@@ -137,9 +140,11 @@ class AgentServicer(agent_pb2_grpc.AgentServiceServicer):
 class _Session:
     """One desktop's stream: commands in, one after another; events out."""
 
-    def __init__(self, front: Front, desk: Desk) -> None:
+    def __init__(self, front: Front, desk: Desk, language: str = "en") -> None:
+        """`language`, "en" or "zh", is what the desktop is told refusals in."""
         self._front = front
         self._desk = desk
+        self._language = language
         #: The desktop said `close`.
         self.closed = False
 
@@ -154,20 +159,25 @@ class _Session:
                 await self._carry_out(command.command, wanted)
             except CallmeshError as error:
                 field = str(error.values.get("field", ""))
-                self._refuse(command.command, error.reason, field, error.message)
+                self._refuse(command.command, error.reason, field, error)
 
     async def _carry_out(self, number: int, wanted: Command) -> None:
         committed = await self._front.ask_patiently(self._desk.region, wanted, COMMAND_SECONDS_MAX)
         refusal = committed.answer.refusal
         if refusal is not None:
-            self._refuse(number, refusal.reason, refusal.field, refusal.reason.lower().replace("_", " "))
+            call_id = getattr(wanted, "call_id", "")
+            error = error_of(refusal, call_id, agent=self._desk.agent, command=wanted)
+            self._refuse(number, refusal.reason, refusal.field, error)
         elif isinstance(wanted, SetPresence):
             # What a re-attached session names as its newest command; the journal knows the rest.
             self._desk.command = max(self._desk.command, number)
 
-    def _refuse(self, number: int, reason: str, field: str, message: str) -> None:
+    def _refuse(self, number: int, reason: str, field: str, error: CallmeshError) -> None:
         refused = agent_pb2.AgentEvent.CommandRefused(
-            command=number, reason=reason, field=field, message=message
+            command=number,
+            reason=reason,
+            field=field,
+            message=localize.message(error, self._language, "routing"),
         )
         self._desk.push(agent_pb2.AgentEvent(shard=self._desk.region, refused=refused))
 

@@ -207,7 +207,7 @@ class SupervisionHandlers:
         """The agent as it is then; None for one who has left the shard."""
         answer = (await self._front.ask(region, command)).answer
         if answer.refusal is not None:
-            raise error_of(answer.refusal, agent=command.agent)
+            raise error_of(answer.refusal, agent=command.agent, command=command)
         return answer.agent
 
     async def monitor_call(self, request: pb.MonitorCallRequest) -> pb.MonitorCallResponse:
@@ -229,7 +229,7 @@ class SupervisionHandlers:
         async with acting(self._front, shard, Act.MONITOR_CALL, request.name, reason=reason, details=details):
             committed = await self._front.ask(shard, command)
             if committed.answer.refusal is not None:
-                raise error_of(committed.answer.refusal, call_id)
+                raise error_of(committed.answer.refusal, call_id, command=command)
         assert committed.answer.call is not None
         return pb.MonitorCallResponse(call=convert.call_message(committed.answer.call, shard))
 

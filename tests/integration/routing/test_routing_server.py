@@ -20,6 +20,7 @@ from callmesh.routing.v1 import (
     directory_pb2,
     routing_pb2,
 )
+from chassis.grpc_status import detail_messages
 
 pytestmark = pytest.mark.integration
 
@@ -188,6 +189,43 @@ async def test_bad_calls_name_the_field_and_lose_nothing(platform: Platform) -> 
     calls = await platform.routing.ListCalls(routing_pb2.ListCallsRequest(region="regions/beijing"))
     assert [c.call_id for c in calls.calls] == ["good"]
     good.cancel()
+
+
+def told(error: grpc.aio.AioRpcError) -> tuple[str, str, str]:
+    """(reason, announcement, message in the caller's language) of an error."""
+    (info,) = detail_messages(error, error_details_pb2.ErrorInfo)
+    (message,) = detail_messages(error, error_details_pb2.LocalizedMessage)
+    return info.reason, info.metadata.get("announcement", ""), message.message
+
+
+@pytest.mark.parametrize(
+    ("tag", "words", "say"), [("zh-CN", "请稍后再拨", "通话"), ("en", "Try later", "conversation")]
+)
+async def test_a_refusal_has_words_for_the_caller_and_for_who_reads_it(
+    platform: Platform, tag: str, words: str, say: str
+) -> None:
+    await platform.furnish(length_max=1, announcements={"zh": "请稍后再拨", "en": "Try later"})
+    header = (("accept-language", tag),)
+    waiting = platform.call("c1")
+    await until(waiting, "queued")
+    wanted = call_pb2.CallRequest(call_id="c2", queue="queues/service", language=tag)
+    asked = [
+        platform.routing.RouteCall(routing_pb2.RouteCallRequest(call=wanted), metadata=header).read(),
+        platform.routing.AssignCall(routing_pb2.AssignCallRequest(call=wanted), metadata=header),
+    ]
+    for call in asked:
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            await call
+        assert told(caught.value)[:2] == ("QUEUE_FULL", words)
+    transfer = routing_pb2.TransferCallRequest(name="calls/c1", agent="agents/a0")
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        await platform.routing.TransferCall(transfer, metadata=header)
+    assert told(caught.value)[0] == "ILLEGAL_STATE" and say in told(caught.value)[2]
+    transfer.attributes.update({"notes": "x" * 9_000, "more": "x" * 9_000})
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        await platform.routing.TransferCall(transfer, metadata=header)
+    assert details(caught.value) == ("INVALID_ARGUMENT", ["attributes"])
+    waiting.cancel()
 
 
 async def test_unknown_agents_and_stale_etags(platform: Platform) -> None:

@@ -193,6 +193,10 @@ async def test_acts_are_done_and_kept(platform: Platform) -> None:
     assert monitored.call.call_id == "c1"
     heard = (await until(stream, "monitored")).monitored
     assert (heard.mode, heard.supervisor_address) == ("WHISPER", "sip:boss@hq")
+    code, reason, _, _ = await refused(
+        platform.supervision.PauseAgent(supervision_pb2.PauseAgentRequest(name="agents/a1", paused=True))
+    )
+    assert (code, reason) == (grpc.StatusCode.FAILED_PRECONDITION, "ILLEGAL_STATE"), "nobody is logged in"
     waiting = platform.call("c2")
     await until(waiting, "queued")
     code, reason, _, _ = await refused(
@@ -215,7 +219,7 @@ async def test_acts_are_done_and_kept(platform: Platform) -> None:
     )
     await platform.keep_acts()
     kept = await platform.acts()
-    assert ("LogOutAgent", "agents/a0", "fire alarm") in kept and len(kept) == len(set(kept)) + 1
+    assert ("LogOutAgent", "agents/a0", "fire alarm") in kept and len(kept) == len(set(kept)) + 2
     assert sorted(kept) == [
         ("DrainRegion", "regions/beijing", "maintenance"),
         ("LogOutAgent", "agents/a0", "fire alarm"),
@@ -223,6 +227,8 @@ async def test_acts_are_done_and_kept(platform: Platform) -> None:
         ("MonitorCall", "calls/c2", "too early"),
         ("MonitorCall", "calls/c2", "too early"),
         ("PauseAgent", "agents/a0", "coaching"),
+        ("PauseAgent", "agents/a1", ""),
+        ("PauseAgent", "agents/a1", ""),
         ("ReprioritizeCall", "calls/c2", ""),
     ], "what came to nothing is told a second time, with its result"
     assert await platform.acts(resource="agents/a0", page_size=1) == [kept[1]]
