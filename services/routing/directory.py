@@ -145,6 +145,9 @@ def queue_config(document: dict[str, Any]) -> QueueConfig:
     """A stored queue as the engine knows it; what it does not say is the engine's default."""
     known = {f: document[f] for f in _QUEUE_FIELDS if document.get(f) is not None}
     known.setdefault("reject_delay_span_ms", REJECT_DELAY_SPAN_MS)
+    if not known.get("ring_span_ms"):
+        # Stored before it was refused: nobody could accept.
+        known.pop("ring_span_ms", None)
     if document.get("preferred_agent_span_ms") is not None:
         known["preferred_span_ms"] = document["preferred_agent_span_ms"]
     if document.get("strategy"):

@@ -52,9 +52,21 @@ class SkillNotFound(NotFound):
 class InUse(FailedPrecondition):
     """{subject} cannot be removed: {why}."""
 
-    reason = "RESOURCE_IN_USE"
+
+class RegionInUse(InUse):
+    reason = "REGION_IN_USE"
 
 
+class SkillInUse(InUse):
+    reason = "SKILL_IN_USE"
+
+
+class QueueInUse(InUse):
+    reason = "QUEUE_IN_USE"
+
+
+#: Kinds of resource that others name.
+_IN_USE: dict[str, type[InUse]] = {"regions": RegionInUse, "skills": SkillInUse}
 _NOT_FOUND: dict[str, type[NotFound]] = {
     "regions": RegionNotFound,
     "skills": SkillNotFound,
@@ -243,7 +255,7 @@ class DirectoryHandlers:
             raise EtagMismatch(resource=name)
         user = self._user_of(kind, document.id)
         if user:
-            raise InUse(subject=name, why=f"{user} names it")
+            raise _IN_USE[kind.collection](subject=name, why=f"{user} names it")
         kind.document.objects(id=document.id, version=document.version).delete()
         self._changed()
 

@@ -31,6 +31,7 @@ TRUNK_SPAN_MAX_MS = 3_600_000
 _CAPACITY_MAX = 100
 #: Points for one earlier call of a repeat caller.
 REPEAT_POINTS_MAX = 20
+_LANGUAGE = re.compile(r"[A-Za-z]{2,3}(-[A-Za-z0-9]{1,8}){0,4}")
 _PREFIX = re.compile(r"\+[1-9]\d{0,14}")
 _RESOURCE_ID = re.compile(r"[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?")
 _CHANNELS = frozenset({"voice", "chat", "sms", "email", "visit"})
@@ -114,6 +115,13 @@ def _strings(field: str, values: Any, maximum: int = 64) -> list[str]:
     return seen
 
 
+def language_tag(field: str, value: str) -> str:
+    """`value`, which must be a BCP 47 tag: words under any other would never be the caller's."""
+    if not _LANGUAGE.fullmatch(text(field, value, 35, required=True)):
+        raise InvalidArgument(field=field, why="must be a BCP 47 tag such as zh-CN")
+    return value
+
+
 def _levels(field: str, skills: Mapping[str, int]) -> dict[str, int]:
     if len(skills) > ENTRIES_MAX:
         raise InvalidArgument(field=field, why=f"must have at most {ENTRIES_MAX} skills")
@@ -139,6 +147,8 @@ def _fill_region(message: pb.Region, document: RegionDocument) -> None:
         if not _PREFIX.fullmatch(prefix):
             raise InvalidArgument(field=f"region.served_prefixes[{index}]", why='must look like "+8610"')
     document.languages = _strings("region.languages", message.languages, 35)
+    for index, language in enumerate(document.languages):
+        language_tag(f"region.languages[{index}]", language)
     document.time_zone = text("region.time_zone", message.time_zone, 64)
     if document.time_zone and document.time_zone not in zoneinfo.available_timezones():
         raise InvalidArgument(field="region.time_zone", why='must be an IANA zone such as "Asia/Shanghai"')
@@ -181,6 +191,9 @@ def _fill_queue(message: pb.Queue, document: QueueDocument) -> None:
         if message.HasField(name):
             value = getattr(message, name)
             zero = not value.seconds and not value.nanos
+            if zero and name == "ring_timeout":
+                # Nobody can accept what has ended already: it would be offered, in vain, without an end.
+                raise InvalidArgument(field=f"queue.{name}", why="must be longer than 0")
             setattr(document, stored, 0 if zero else span_ms(f"queue.{name}", value, maximum_ms=DAY_MS))
         else:
             setattr(document, stored, None)
@@ -200,7 +213,7 @@ def _fill_queue(message: pb.Queue, document: QueueDocument) -> None:
     if len(message.announcements) > ENTRIES_MAX:
         raise InvalidArgument(field="queue.announcements", why=f"must have at most {ENTRIES_MAX} languages")
     document.announcements = {
-        text("queue.announcements key", key, 35, required=True): text(
+        language_tag("queue.announcements key", key): text(
             "queue.announcements", value, ANNOUNCEMENT_CHARACTERS_MAX
         )
         for key, value in message.announcements.items()

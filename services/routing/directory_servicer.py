@@ -1,7 +1,11 @@
-"""Thin gRPC of the directory. Handlers block, so the methods are plain functions run in the thread pool."""
+"""Thin gRPC of the directory. Handlers block, so the methods are plain functions run in the thread pool, but
+for those that ask the shards too.
+"""
 
 from __future__ import annotations
 
+import asyncio
+from collections.abc import Collection
 from typing import Any
 
 from google.protobuf.empty_pb2 import Empty
@@ -14,9 +18,11 @@ from chassis.errors import InvalidArgument
 from chassis.ids import parse_name, resource_name
 from routing.config import RoutingSettings
 from routing.directory_file import apply_directory
-from routing.directory_handlers import DirectoryHandlers
+from routing.directory_handlers import DirectoryHandlers, QueueInUse
 from routing.directory_kinds import AGENT, QUEUE, REGION, SKILL
+from routing.front import Front
 from routing.geo import locate
+from routing.model import BEFORE_CONNECTION, AskCalls
 from routing.regions import Regions
 
 
@@ -27,9 +33,13 @@ def _subject() -> str:
 class DirectoryServicer(directory_pb2_grpc.DirectoryServiceServicer):
     """For operators."""
 
-    def __init__(self, handlers: DirectoryHandlers, regions: Regions) -> None:
+    def __init__(
+        self, handlers: DirectoryHandlers, regions: Regions, front: Front, shards: Collection[str]
+    ) -> None:
         self._handlers = handlers
         self._regions = regions
+        self._front = front
+        self._shards = shards
 
     def CreateRegion(self, request: pb.CreateRegionRequest, context: Any) -> pb.Region:
         return self._handlers.create(REGION, request.region_id, request.region, request, _subject())
@@ -89,9 +99,21 @@ class DirectoryServicer(directory_pb2_grpc.DirectoryServiceServicer):
     def UpdateQueue(self, request: pb.UpdateQueueRequest, context: Any) -> pb.Queue:
         return self._handlers.update(QUEUE, request.queue, request.update_mask)
 
-    def DeleteQueue(self, request: pb.DeleteQueueRequest, context: Any) -> Empty:
-        self._handlers.delete(QUEUE, request.name, request.etag)
+    async def DeleteQueue(self, request: pb.DeleteQueueRequest, context: Any) -> Empty:
+        await self._check_nobody_waits(request.name)
+        await asyncio.to_thread(self._handlers.delete, QUEUE, request.name, request.etag)
         return Empty()
+
+    async def _check_nobody_waits(self, name: str) -> None:
+        """Raises QueueInUse, or Unavailable when a region does not say. Who comes in the next moment is
+        served all the same: a shard keeps a queue until it is empty.
+        """
+        queue = parse_name("name", "queues", name)
+        question = AskCalls(queue=queue, states=tuple(sorted(BEFORE_CONNECTION)), limit=1)
+        for shard in sorted(self._shards):
+            if (await self._front.ask(shard, question)).answer.calls:
+                why = f"callers wait in it in regions/{shard}; close it (CloseQueue), or wait"
+                raise QueueInUse(subject=name, why=why)
 
     def CreateAgent(self, request: pb.CreateAgentRequest, context: Any) -> pb.Agent:
         return self._handlers.create(AGENT, request.agent_id, request.agent, request, _subject())
@@ -136,11 +158,13 @@ class DirectoryServicer(directory_pb2_grpc.DirectoryServiceServicer):
         )
 
 
-def directory_binding(settings: RoutingSettings, regions: Regions) -> tuple[Any, Any, Any]:
+def directory_binding(
+    settings: RoutingSettings, regions: Regions, front: Front, shards: Collection[str]
+) -> tuple[Any, Any, Any]:
     """(descriptor, add function, servicer)."""
     routers = {address for known in settings.routers().values() for address in known}
     return (
         pb.DESCRIPTOR.services_by_name["DirectoryService"],
         directory_pb2_grpc.add_DirectoryServiceServicer_to_server,
-        DirectoryServicer(DirectoryHandlers(settings.clock(), routers), regions),
+        DirectoryServicer(DirectoryHandlers(settings.clock(), routers), regions, front, shards),
     )

@@ -221,7 +221,7 @@ class Router:
                 *own,
                 supervision,
                 planning_binding(self.planner.answer),
-                directory_binding(self.settings, self.regions),
+                directory_binding(self.settings, self.regions, self.front, frozenset(self.links)),
                 self.menus.binding(),
             )
         ]

@@ -28,7 +28,7 @@ from routing.audit import Act, act_event
 from routing.convert import text, whole
 from routing.directory import VERSION_ID
 from routing.directory_handlers import SkillNotFound
-from routing.directory_kinds import AGENT, ENTRIES_MAX, QUEUE
+from routing.directory_kinds import AGENT, ENTRIES_MAX, QUEUE, language_tag
 from routing.documents import AgentDocument, MetaDocument, QueueDocument, SkillDocument
 from routing.errors import AgentNotFound, QueueNotFound
 
@@ -134,7 +134,7 @@ class SupervisionDirectory:
                 field="announcements", why=f"must have at most {ANNOUNCEMENTS_MAX} languages"
             )
         said = {
-            text("announcements key", tag, 35, required=True): text(
+            language_tag("announcements key", tag): text(
                 f"announcements[{tag[:35]}]", value, ANNOUNCEMENT_CHARACTERS_MAX
             )
             for tag, value in request.announcements.items()

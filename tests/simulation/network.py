@@ -235,6 +235,9 @@ class Call:
 
     # --- the server's end; it is the handler's context, too
 
+    def invocation_metadata(self) -> tuple[()]:
+        return ()
+
     def respond(self, message: Any) -> None:
         self.back.send(self._hear, message)
 

@@ -362,6 +362,29 @@ async def test_a_queue_says_how_it_relaxes_and_does_so(platform: Platform) -> No
     stream.cancel()
 
 
+async def test_what_is_named_or_waited_in_is_not_removed(platform: Platform) -> None:
+    await platform.furnish()
+    waiting = platform.call("c1")
+    await until(waiting, "queued")
+    stub, name = platform.directory, "queues/service"
+    refused = [
+        (stub.DeleteRegion, directory_pb2.DeleteRegionRequest(name="regions/beijing"), "REGION_IN_USE"),
+        (stub.DeleteSkill, directory_pb2.DeleteSkillRequest(name="skills/chinese"), "SKILL_IN_USE"),
+        (stub.DeleteQueue, directory_pb2.DeleteQueueRequest(name=name), "QUEUE_IN_USE"),
+        (stub.DeleteQueue, directory_pb2.DeleteQueueRequest(name="queues/none"), "QUEUE_NOT_FOUND"),
+        (stub.DeleteQueue, directory_pb2.DeleteQueueRequest(name=""), "INVALID_ARGUMENT"),
+    ]
+    for method, request, reason in refused:
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            await method(request)
+        assert details(caught.value)[0] == reason
+    await platform.routing.HangUp(routing_pb2.HangUpRequest(call_id="c1"))
+    await stub.DeleteQueue(directory_pb2.DeleteQueueRequest(name=name))
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        await stub.GetQueue(directory_pb2.GetQueueRequest(name=name))
+    assert details(caught.value)[0] == "QUEUE_NOT_FOUND"
+
+
 BAD_STEPS: list[tuple[list[dict[str, Any]], str]] = [
     ([{"timeout": {"seconds": 1}}], "queue.relaxation_steps[0].timeout"),
     ([{}, {}], "queue.relaxation_steps[0].timeout"),
