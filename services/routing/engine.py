@@ -735,17 +735,19 @@ def _open_session(s: ShardState, c: OpenSession, now_ms: int) -> Decision:
         return Decision()
     warm_up_ms = agent.config.warm_up_span_ms if agent.presence is OFFLINE else 0
     same = c.session == agent.session and agent.presence is not OFFLINE and c.command <= agent.command
-    events.append(
-        SessionOpened(
-            agent=c.agent,
-            session=c.session,
-            command=max(c.command, agent.command) if c.session == agent.session else c.command,
-            front=c.front,
-            presence=agent.presence if same else c.presence,
-            pause_reason=agent.pause_reason if same else c.pause_reason,
-            rest_until_ms=now_ms + warm_up_ms if warm_up_ms else 0,
-        )
+    opened = SessionOpened(
+        agent=c.agent,
+        session=c.session,
+        command=max(c.command, agent.command) if c.session == agent.session else c.command,
+        front=c.front,
+        presence=agent.presence if same else c.presence,
+        pause_reason=agent.pause_reason if same else c.pause_reason,
+        rest_until_ms=now_ms + warm_up_ms if warm_up_ms else 0,
     )
+    events.append(opened)
+    if agent.presence is OFFLINE and agent.missed and opened.presence is AVAILABLE:
+        # What was missed before the log-out is no reason to pause who comes back: ready ends the row.
+        events.append(PresenceSet(agent=c.agent, command=opened.command, presence=AVAILABLE, pause_reason=""))
     return Decision(events=events)
 
 

@@ -379,6 +379,23 @@ def test_an_agent_rests_after_an_offer_came_to_nothing(how: str, queue: dict[str
     assert shard.call("c1").state is CallState.OFFERED
 
 
+@pytest.mark.parametrize("presence", list(Presence)[1:])
+def test_what_was_missed_before_a_log_out_pauses_nobody_who_comes_back(presence: Presence) -> None:
+    shard = Shard(missed_offers_max=2, ring_span_ms=1_000, reject_delay_span_ms=1_000)
+    shard.agent("ann")
+    shard.place("c1")
+    shard.wait(10_000)
+    assert shard.seat("ann").pause_reason == "missed offers"
+    shard.do(CloseSession(agent="ann", session=1))
+    shard.do(OpenSession(agent="ann", session=2, command=1, front="f", presence=presence))
+    if presence is Presence.PAUSED:
+        shard.do(SetPresence(agent="ann", session=2, command=2, presence=Presence.AVAILABLE))
+    shard.wait(1_500)
+    assert shard.seat("ann").state is AgentState.AVAILABLE, "that was one in a row"
+    shard.wait(2_000)
+    assert shard.seat("ann").state is AgentState.PAUSED
+
+
 def test_warming_up_comes_before_the_first_offer_of_a_log_in() -> None:
     shard = Shard()
     shard.place("c1")
