@@ -262,6 +262,7 @@ async def _configure(leader: Leader, snapshot: Snapshot) -> None:
     if lead_list != leader.state.lead_list:
         commands.append(model.SetLeadList(routers=lead_list))
     for index, command in enumerate(commands):
-        leader.carry_out(command)
+        while leader.carry_out(command).more:
+            await asyncio.sleep(0)
         if index % COMMANDS_IN_A_ROW_MAX == 0:
             await asyncio.sleep(0)

@@ -858,8 +858,31 @@ def _configure_timing(s: ShardState, c: ConfigureTiming, now_ms: int) -> Decisio
 
 
 def _configure_queue(s: ShardState, c: ConfigureQueue, now_ms: int) -> Decision:
-    same = s.queues.get(c.queue.id) == c.queue
-    return Decision(events=[] if same else [QueueConfigured(queue=c.queue)])
+    """A queue that comes to relax relaxes for those who wait in it, too: their present step ends when it
+    would have, or at once. While they are too many for one step, the rules before stay in force.
+    """
+    if s.queues.get(c.queue.id) == c.queue:
+        return Decision()
+    waiting = [entry for entry in s.calls.values() if _never_relaxes(entry, c.queue)]
+    events: list[Event] = [
+        CallRelaxed(
+            call_id=entry.facts.call_id,
+            step=entry.step,
+            relax_ms=max(
+                now_ms + 1, entry.queued_ms + sum(p.span_ms for p in c.queue.steps[: entry.step + 1])
+            ),
+        )
+        for entry in waiting[:STEP_ENTRIES_MAX]
+    ]
+    if len(waiting) > STEP_ENTRIES_MAX:
+        return Decision(events=events, more=True)
+    return Decision(events=[*events, QueueConfigured(queue=c.queue)])
+
+
+def _never_relaxes(entry: CallEntry, queue: QueueConfig) -> bool:
+    """Whether no timer would take a waiting call to its next step by these rules of its queue."""
+    open_ended = not entry.relax_ms and entry.step < len(queue.steps) - 1
+    return open_ended and entry.facts.queue == queue.id and entry.state in BEFORE_CONNECTION
 
 
 def _remove_queue(s: ShardState, c: RemoveQueue, now_ms: int) -> Decision:

@@ -13,6 +13,7 @@ from routing.engine import step
 from routing.model import (
     OWN_WAITING_MAX,
     PAIRS_PER_STEP_MAX,
+    STEP_ENTRIES_MAX,
     AcceptOffer,
     AgentConfig,
     AgentState,
@@ -240,6 +241,39 @@ def test_time_waited_elsewhere_counts_for_the_steps() -> None:
     assert shard.call("c1").step == 1
     shard.wait(15_000)
     assert shard.call("c1").step == 2
+
+
+def test_who_waits_when_a_queue_comes_to_relax_is_served_by_the_new_rules() -> None:
+    shard = Shard(skills=(("english", 5),))
+    shard.agent("ann", skills=(("english", 2),))
+    calls = [f"c{n}" for n in range(STEP_ENTRIES_MAX + 1)]
+    for call_id in calls:
+        shard.place(call_id)
+    shard.wait(12_000)
+    first, last = RelaxationStep(skills=(("english", 5),), span_ms=20_000), RelaxationStep()
+    command = ConfigureQueue(queue=QueueConfig(id="service", steps=(first, last)))
+    while shard.do(command).more:
+        assert not shard.state.queues["service"].steps, "not while some would wait for ever"
+    assert shard.do(command).refusal is None and shard.state.queues["service"].steps
+    shard.wait(7_000)
+    assert {shard.call(call_id).step for call_id in calls} == {0}
+    shard.wait(2_000)
+    assert {shard.call(call_id).step for call_id in calls} == {1}
+    assert shard.call("c0").agent == "ann"
+
+
+def test_rules_that_were_changed_twice_still_end_each_step() -> None:
+    shard = Shard()
+    shard.place("c1")
+    shard.wait(50_000)
+    strict, lax = (("english", 5),), (("english", 1),)
+    for spans in ((10_000, 10_000, 0), (10_000, 0), (10_000, 10_000, 10_000, 0)):
+        steps = tuple(RelaxationStep(skills=lax if not span else strict, span_ms=span) for span in spans)
+        shard.queue("service", steps=steps)
+        shard.wait(25_000)
+    shard.wait(10_000)
+    shard.agent("ann", skills=lax)
+    assert shard.call("c1").agent == "ann"
 
 
 def test_a_step_may_waive_the_calls_own_skills() -> None:
