@@ -56,28 +56,30 @@ def _messages(details: ErrorDetails, domain: str) -> list[Message]:
     return found
 
 
-def _localize(error: CallmeshError, domain: str, language: str, messages: list[Message]) -> None:
+def _localize(error: CallmeshError, language: str, package: str, messages: list[Message]) -> None:
     """Adds the message in the caller's language, and to each bad field what is wrong with it."""
-    locale, service = localize.TAGS[language], domain.rpartition(".")[2]
+    locale = localize.TAGS[language]
     for message in messages:
         if language == "zh" and isinstance(message, error_details_pb2.BadRequest):
             for field in message.field_violations:
                 field.localized_message.locale = locale
-                said = localize.violation(error, field.description, service)
-                field.localized_message.message = shorten(said)
-    text = localize.message(error, language, service)
+                field.localized_message.message = shorten(localize.sentence(field.description, package))
+    text = localize.message(error, language, package)
     messages.append(error_details_pb2.LocalizedMessage(locale=locale, message=text))
 
 
-def rich_status(error: CallmeshError, domain: str, accept_language: str | None = None) -> status_pb2.Status:
-    """The error as google.rpc.Status, with a LocalizedMessage when the caller sent an Accept-Language header;
-    violations that do not fit into `DETAILS_BYTES_MAX` are left out, last first.
+def rich_status(
+    error: CallmeshError, domain: str, accept_language: str | None = None, package: str = "chassis"
+) -> status_pb2.Status:
+    """The error as google.rpc.Status, with a LocalizedMessage when the caller sent an Accept-Language header,
+    worded by the texts of `package` and the chassis; violations that do not fit into `DETAILS_BYTES_MAX` are
+    left out, last first.
     """
     status = status_pb2.Status(code=GRPC_CODES[error.code].value[0], message=error.message)
     messages = _messages(error.details, domain)
     language = localize.preferred(accept_language)
     if language is not None:
-        _localize(error, domain, language, messages)
+        _localize(error, language, package, messages)
     lists: list[Any] = [
         field for message in messages for field in (getattr(message, "field_violations", None),) if field
     ]
@@ -97,10 +99,10 @@ def accepted_language(context: Any) -> str | None:
 
 
 def abort_arguments(
-    error: CallmeshError, domain: str, accept_language: str | None = None
+    error: CallmeshError, domain: str, accept_language: str | None = None, package: str = "chassis"
 ) -> tuple[grpc.StatusCode, str, tuple[tuple[str, bytes], ...]]:
     """What `context.abort` takes: code, message, trailing metadata."""
-    status = rich_status(error, domain, accept_language)
+    status = rich_status(error, domain, accept_language, package)
     return GRPC_CODES[error.code], error.message, ((DETAILS_TRAILER, status.SerializeToString()),)
 
 

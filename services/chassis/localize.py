@@ -1,9 +1,10 @@
 """Errors in the caller's language: English by default, Chinese where the caller prefers it.
 
 English texts stand in the code: a class's docstring is its message. Chinese ones are data beside the code of
-the service that raises them, `messages_zh.json`, looked up by the class's name; those of the chassis also say
-what is commonly wrong with a field, by the English sentence with `{}` where values stand. A sentence that
-nobody translated stays in English: half a message in one's own language is better than none.
+the service that raises them, `messages_zh.json`, looked up by the class's name; what is wrong with a field is
+looked up by the English sentence with `{}` where values stand, in the server's own texts and then in the
+chassis's, whichever class the error has: most bad fields are plain `InvalidArgument`. A sentence that nobody
+translated stays in English: half a message in one's own language is better than none.
 
 Nothing here is touched by a call that succeeds.
 """
@@ -35,6 +36,8 @@ _SENTENCES = ("why", "limit", "what")
 _MORE, _MORE_PATTERN = "{} (and {} more)", re.compile(r"(.+) \(and (\d+) more\)")
 #: English words side by side: no value but a piece of a sentence that nobody translated.
 _WORDS = re.compile(r"\b[a-z]{2,} [a-z]{2,}\b")
+#: The "or" of a choice of constants, "PLAN or ADD_ON": the one English word that a value may hold.
+_OR = re.compile(r"(?<=[A-Z0-9_]) or (?=[A-Z0-9_])")
 
 _RANGE = re.compile(r"([a-z]{1,8}(?:-[a-z0-9]{1,8})*|\*)\s*(?:;\s*q\s*=\s*([01](?:\.\d{0,3})?)\s*)?", re.I)
 
@@ -74,10 +77,10 @@ class Texts:
 
 @functools.cache
 def texts_of(package: str) -> Texts:
-    """The texts of one of our packages; empty for a package that has none."""
+    """The texts of one of our packages; empty for a package that has none, and for a mere module."""
     try:
         data = json.loads(resources.files(package).joinpath(FILE).read_text(encoding="utf-8"))
-    except (FileNotFoundError, ModuleNotFoundError):
+    except (FileNotFoundError, ModuleNotFoundError, TypeError):
         return Texts(errors={}, sentences={})
     return Texts(errors=data.get("errors", {}), sentences=data.get("sentences", {}))
 
@@ -107,25 +110,21 @@ def sentence(text: str, package: str = "chassis", depth: int = 0) -> str:
             # ", {}" holds a sentence; two levels are all there are.
             values = [sentence(value, package, depth + 1) if depth < 1 else value for value in found.groups()]
             if not any(map(_WORDS.search, values)):
-                return chinese.format(*values)
+                return chinese.format(*(_OR.sub(" 或 ", value) for value in values))
     return text
 
 
-def _package(error: CallmeshError, service: str) -> str:
-    """Where what an error says is looked for: with its class, or with the service that says it when the class
-    is one of the chassis, which stands for anything.
-    """
-    own = type(error).__module__.partition(".")[0]
-    return service if service and own == "chassis" else own
+def package_of(kind: type) -> str:
+    """The package that a class is of, and so the one whose texts are told where it is used."""
+    return kind.__module__.partition(".")[0]
 
 
-def message(error: CallmeshError, language: str, service: str = "") -> str:
-    """An error's message in "zh" or "en". `service` is the package of who raised it."""
+def message(error: CallmeshError, language: str, package: str) -> str:
+    """An error's message in "zh" or "en", as a server of `package` tells it."""
     if language != "zh":
         return error.message
-    package = _package(error, service)
     for base in type(error).__mro__:
-        template = texts_of(base.__module__.partition(".")[0]).errors.get(base.__name__)
+        template = texts_of(package_of(base)).errors.get(base.__name__)
         if template is not None:
             values = {
                 key: sentence(value, package) if key in _SENTENCES and isinstance(value, str) else value
@@ -133,8 +132,3 @@ def message(error: CallmeshError, language: str, service: str = "") -> str:
             }
             return shorten(template.format_map(Blank(values)).strip(), MESSAGE_CHARACTERS_MAX)
     return error.message
-
-
-def violation(error: CallmeshError, description: str, service: str = "") -> str:
-    """What is wrong with one field, in Chinese; `service` as in `message`."""
-    return sentence(description, _package(error, service))

@@ -69,6 +69,7 @@ class Guard:
         self,
         *,
         service: str,
+        package: str,
         authenticator: auth.Authenticator,
         binding: auth.Binding,
         callers: limits.Limits | None,
@@ -78,6 +79,8 @@ class Guard:
         acts: Acts | None = None,
     ) -> None:
         self.service = service
+        #: Whose Chinese texts are told: the package that the server's code is of.
+        self.package = package
         #: Where administrative acts are recorded; None where they are not.
         self.acts = acts
         self.domain = f"callmesh.{service}"
@@ -93,6 +96,11 @@ class Guard:
         #: Calls open now.
         self.open_calls = 0
         self.open_is_free = isinstance(authenticator, auth.OpenAuthenticator)
+
+    async def abort(self, context: Any, error: CallmeshError) -> None:
+        """Ends a call with the error, in the words that its caller asked for. Raises, as grpc does."""
+        language = accepted_language(context)
+        await context.abort(*abort_arguments(error, self.domain, language, self.package))
 
 
 class BlockingContext:
@@ -450,8 +458,7 @@ class _Call:
             return
         shown = self._shown(error)
         self._finish(shown.code.value)
-        language = accepted_language(self.context)
-        await self.context.abort(*abort_arguments(shown, self.method.guard.domain, language))
+        await self.method.guard.abort(self.context, shown)
 
     def _late(self) -> bool:
         return self.current.deadline is not None and time.monotonic() >= self.current.deadline
@@ -500,7 +507,7 @@ class _UnknownMethod:
         async def refuse(request: Any, context: Any) -> None:
             self._metrics.record("UNIMPLEMENTED", 0.0)
             refusal = Unimplemented(method=full_name)
-            await context.abort(*abort_arguments(refusal, self._guard.domain, accepted_language(context)))
+            await self._guard.abort(context, refusal)
 
         return grpc.stream_stream_rpc_method_handler(refuse, None, None)
 

@@ -29,7 +29,7 @@ from grpc_health.v1._async import HealthServicer
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 from grpc_reflection.v1alpha._async import ReflectionServicer
 
-from chassis import auditservice, auth, garbage, limits, logs, metrics, telemetry, tls
+from chassis import auditservice, auth, garbage, limits, localize, logs, metrics, telemetry, tls
 from chassis.acts import Acts
 from chassis.callcontext import current_identity, remaining_seconds
 from chassis.config import EXIT_BAD_SETTING, ServiceSettings, SettingsType, load_settings
@@ -170,6 +170,7 @@ class Server:
         settings = self._settings
         return Guard(
             service=settings.service,
+            package=localize.package_of(type(settings)),
             callers=limits.of_settings(settings, frozenset(scopes.values())),
             binding=auth.Binding(settings.auth_binding),
             authenticator=auth.authenticator(settings),

@@ -27,7 +27,7 @@ from chassis import metrics
 from chassis.callcontext import current_identity
 from chassis.errors import CallmeshError, InvalidArgument
 from chassis.fieldmask import apply_mask
-from chassis.grpc_status import rich_status
+from chassis.grpc_status import accepted_language, rich_status
 from chassis.idempotency import content_fingerprint, request_key
 from chassis.ids import ID_LENGTH_MAX, check_id, parse_name
 from chassis.mongo import parse_etag
@@ -113,12 +113,12 @@ class CustomerServicer(customers_pb2_grpc.CustomerServiceServicer):
         readable = [item for item in wanted if isinstance(item, Create)]
         created = iter(self._customers.create_many(readable, _subject()))
         outcomes = [next(created) if isinstance(item, Create) else item for item in wanted]
-        response = customers_pb2.BatchCreateCustomersResponse()
+        response, language = customers_pb2.BatchCreateCustomersResponse(), accepted_language(context)
         for index, outcome in enumerate(outcomes):
             if isinstance(outcome, Customer):
                 response.customers.append(convert.customer_out(outcome))
             else:
-                response.failures.add(index=index, status=rich_status(outcome, DOMAIN))
+                response.failures.add(index=index, status=rich_status(outcome, DOMAIN, language, "crm"))
         return response
 
     async def GetCustomer(

@@ -389,14 +389,21 @@ async def test_a_batch_is_created_entry_by_entry(crm: Crm) -> None:
     batch.requests[5].customer.display_name = ""
     batch.requests[7].customer_id = "not an id"
     batch.requests[9].validate_only = True
-    answer = await crm.customers.BatchCreateCustomers(batch)
+    chinese = {"metadata": (("accept-language", "zh"),)}
+    answer = await crm.customers.BatchCreateCustomers(batch, **chinese)
     assert [(f.index, grpc_name(f.status.code)) for f in answer.failures] == [
         (3, "ALREADY_EXISTS"),
         (5, "INVALID_ARGUMENT"),
         (7, "INVALID_ARGUMENT"),
     ]
+    told = error_details_pb2.LocalizedMessage()
+    texts = [told.message for f in answer.failures for d in f.status.details if d.Unpack(told)]
+    assert len(texts) == 3 and texts[:2] == [
+        "customer.phone_numbers[0].number：已属于 customers/taken。",
+        "customer.display_name：不能为空。",
+    ]
     assert len(answer.customers) == 17 and await crm.database.customers.count_documents({}) == 17
-    again = await crm.customers.BatchCreateCustomers(batch)
+    again = await crm.customers.BatchCreateCustomers(batch, **chinese)
     assert again == answer, "repeating a batch answers the same"
     for size in (0, 501):
         many = customers_pb2.BatchCreateCustomersRequest(requests=[batch.requests[0]] * size)
