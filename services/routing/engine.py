@@ -66,7 +66,6 @@ from routing.model import (
     OFFERED,
     OFFLINE,
     OVERFLOWING,
-    OWN_WAITING_MAX,
     PAIRS_PER_STEP_MAX,
     PAUSED,
     REFUSED,
@@ -167,6 +166,7 @@ from routing.state import (
     evolve,
     head_of,
     next_deadline,
+    worth_waiting_for,
 )
 from routing.stats import shard_stats
 from routing.views import page_of_calls, view_agent, view_call
@@ -407,7 +407,7 @@ def _no_room(s: ShardState, queue: QueueConfig, facts: CallFacts, step: int) -> 
         waiting += crowd.waiting
     if waiting >= queue.length_max:
         return Refusal(reason="QUEUE_FULL", field="queue")
-    if queue.refuse_without_agents and (line is None or line.logged_in == 0):
+    if queue.refuse_without_agents and not _logged_in(s, queue, facts, step):
         return Refusal(reason="NO_AGENT_LOGGED_IN", field="queue")
     return None
 
@@ -446,18 +446,10 @@ def _hope(s: ShardState, queue: QueueConfig, facts: CallFacts, began_ms: int, no
     """(the preferred agent, until when it is waited for), or ("", 0) when there is none to be waited for."""
     if not facts.preferred_agent:
         return "", 0
-    agent = s.agents.get(facts.preferred_agent)
     until_ms = began_ms + (facts.preferred_span_ms or queue.preferred_span_ms)
-    if agent is None or until_ms <= now_ms or agent.own_count >= OWN_WAITING_MAX or not _hopeful(agent):
-        return "", 0
-    if not any(channel == facts.channel and n > 0 for channel, n in agent.config.capacity):
+    if until_ms <= now_ms or not worth_waiting_for(s.agents.get(facts.preferred_agent), facts.channel):
         return "", 0
     return facts.preferred_agent, until_ms
-
-
-def _hopeful(agent: AgentEntry) -> bool:
-    """Whether waiting for this agent makes sense: there, ready and staying."""
-    return agent.presence is AVAILABLE and agent.attached and not agent.draining
 
 
 def _disappoint(s: ShardState, agent: AgentEntry) -> list[Event]:

@@ -27,7 +27,7 @@ from routing.model import (
     QueueConfig,
     Strategy,
 )
-from routing.state import AgentEntry, CallEntry, Crowd, Line, ShardState
+from routing.state import AgentEntry, CallEntry, Crowd, Line, ShardState, worth_waiting_for
 
 #: Agents looked at in one explanation, at most: beyond it the rest is only counted.
 CANDIDATES_MAX = 100
@@ -65,13 +65,38 @@ def explain(state: ShardState, question: AskExplain, now_ms: int) -> Explanation
         sorted(line.agents) if few else islice((a for a in state.agents if a in line.agents), LOOKED_AT_MAX)
     )
     reasons = {agent_id: _occupied(state, line, state.agents[agent_id]) for agent_id in looked_at}
-    candidates = _candidates(state, line, entry, reasons, min(question.limit, CANDIDATES_MAX))
+    preferred = _preferred(state, entry, facts)
+    limit = min(question.limit, CANDIDATES_MAX)
+    candidates = _candidates(state, line, entry, preferred, reasons, limit)
+    refused = _refused(state, line) if entry is None else ""
     return Explanation(
         queue=queue.id,
         step=step,
         agents=tuple(candidates),
-        summary=_summary(line, entry, candidates, reasons, now_ms),
+        summary=f"It would be refused: {refused}."
+        if refused
+        else _summary(line, entry, preferred, candidates, reasons, now_ms),
     )
+
+
+def _preferred(state: ShardState, entry: CallEntry | None, facts: CallFacts) -> str:
+    """The agent whom the call waits for, or would wait for; empty for whoever is free."""
+    if entry is not None:
+        return entry.preferred if entry.state is not CallState.ENDED else ""
+    wanted = facts.preferred_agent
+    return wanted if worth_waiting_for(state.agents.get(wanted), facts.channel) else ""
+
+
+def _refused(state: ShardState, line: Line) -> str:
+    """Why a call that came now would not be taken, as the engine would say; empty if it would."""
+    queue, where = line.queue, _where(line)
+    if queue.closed:
+        return f"{where} is closed"
+    if sum(crowd.waiting for crowd in state.crowds.get(queue.id, {}).values()) >= queue.length_max:
+        return f"{where} is full"
+    if queue.refuse_without_agents and not line.logged_in:
+        return f"nobody who fits is logged in, and {where} refuses calls then"
+    return ""
 
 
 def first_step(state: ShardState, queue: QueueConfig, facts: CallFacts) -> int:
@@ -114,9 +139,13 @@ def _line(state: ShardState, queue: QueueConfig, facts: CallFacts, step: int) ->
 
 
 def _candidates(
-    state: ShardState, line: Line, entry: CallEntry | None, reasons: Mapping[str, str], limit: int
+    state: ShardState,
+    line: Line,
+    entry: CallEntry | None,
+    preferred: str,
+    reasons: Mapping[str, str],
+    limit: int,
 ) -> list[AgentCandidate]:
-    preferred = entry.preferred if entry is not None and entry.state is not CallState.ENDED else ""
     if preferred:
         free = [preferred] if line.channel in state.agents[preferred].idle else []
     else:
@@ -227,28 +256,34 @@ def _unfit(state: ShardState, line: Line, agent: AgentEntry) -> str:
 def _summary(
     line: Line,
     entry: CallEntry | None,
+    preferred: str,
     candidates: Iterable[AgentCandidate],
     reasons: Mapping[str, str],
     now_ms: int,
 ) -> str:
     who = _who(line, reasons)
     best = next((c.agent for c in candidates if c.rank), "")
-    where = f"queue {line.queue.id}" + (f", step {line.key[3] + 1}" if line.queue.steps else "")
+    where = _where(line)
     if entry is not None and entry.state is not CallState.WAITING:
         return f"{_standing(entry)} in {where}; {who}."
     if entry is None:
-        if line.queue.closed:
-            return f"It would be refused: {where} is closed."
         if best:
-            return f"It would be offered to {best} at once in {where}, {_STRATEGIES[line.queue.strategy]}."
+            order = "the agent asked for" if preferred else _STRATEGIES[line.queue.strategy]
+            return f"It would be offered to {best} at once in {where}, {order}."
+        if preferred:
+            return f"It would wait for {preferred} in {where}; {who}."
         return f"It would wait in {where} behind {line.crowd.waiting} others; {who}."
     waited = max(0, now_ms - entry.queued_ms) // 1000
     if not entry.offerable:
         why = "until it is time to call back" if entry.callback_number else "because nobody holds its stream"
         return f"Keeps its place in {where} after {waited} s, not offered {why}; {who}."
-    if entry.preferred:
-        return f"Waits {waited} s for {entry.preferred} in {where}; {who}."
+    if preferred:
+        return f"Waits {waited} s for {preferred} in {where}; {who}."
     return f"Waits {waited} s in {where} with {line.crowd.waiting - 1} others; {who}."
+
+
+def _where(line: Line) -> str:
+    return f"queue {line.queue.id}" + (f", step {line.key[3] + 1}" if line.queue.steps else "")
 
 
 def _standing(entry: CallEntry) -> str:

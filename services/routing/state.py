@@ -29,6 +29,7 @@ from routing.model import (
     OFFERED,
     OFFLINE,
     OVERFLOWING,
+    OWN_WAITING_MAX,
     REFUSED,
     WAITING,
     ActRecorded,
@@ -621,6 +622,14 @@ def head_of(line: Line | AgentEntry, calls: dict[str, CallEntry]) -> tuple[int, 
             return sort_ms, ordinal, call_id
         heapq.heappop(heap)
     return None
+
+
+def worth_waiting_for(agent: AgentEntry | None, channel: str) -> bool:
+    """Whether a call may wait for this very agent: there, ready and staying, and not for too many already."""
+    if agent is None or agent.presence is not AVAILABLE or not agent.attached or agent.draining:
+        return False
+    takes = any(name == channel and n > 0 for name, n in agent.config.capacity)
+    return takes and agent.own_count < OWN_WAITING_MAX
 
 
 def best_idle(

@@ -539,6 +539,14 @@ def test_refusals_take_nothing(queue: dict[str, Any], reason: str) -> None:
     assert "c2" not in shard.state.calls
 
 
+@pytest.mark.parametrize("facts", [{"channel": "chat"}, {"skills": (("english", 2),)}])
+def test_the_first_contact_of_its_kind_finds_who_is_logged_in(facts: dict[str, Any]) -> None:
+    shard = Shard(refuse_without_agents=True)
+    shard.agent("ann", skills=(("english", 3),), capacity=(("voice", 1), ("chat", 2)))
+    answer = shard.place("c1", facts=facts)
+    assert answer.refusal is None and shard.call("c1").agent == "ann"
+
+
 def test_the_longest_wait_is_bounded() -> None:
     shard = Shard(wait_span_max_ms=60_000)
     shard.place("c1", waited_span_ms=50_000)

@@ -234,6 +234,39 @@ def test_a_second_contact_beside_the_first() -> None:
     assert shard.reasons(channel="chat") == {"chatty": "CHANNEL_FULL"}
 
 
+@pytest.mark.parametrize(
+    ("queue", "facts", "said"),
+    [
+        ({}, {"preferred_agent": "bob"}, "offered to bob at once in queue service, the agent asked for"),
+        ({}, {"preferred_agent": "cid"}, "would wait for cid in queue service"),
+        ({}, {"preferred_agent": "dan"}, "offered to ann at once in queue service, longest idle first"),
+        ({}, {"preferred_agent": "nobody"}, "offered to ann at once"),
+        ({"length_max": 1}, {}, "refused: queue service is full"),
+        ({"refuse_without_agents": True}, {}, "offered to ann at once"),
+        ({"refuse_without_agents": True}, {"channel": "chat"}, "offered to ann at once"),
+        ({"refuse_without_agents": True}, {"channel": "sms"}, "refused: nobody who fits is logged in"),
+        ({"refuse_without_agents": True}, {"skills": (("skating", 1),)}, "refused: nobody who fits"),
+    ],
+)
+def test_a_hypothetical_call_is_told_what_a_real_one_meets(
+    queue: dict[str, Any], facts: dict[str, Any], said: str
+) -> None:
+    shard = Shard(**queue)
+    both = (("voice", 1), ("chat", 2))
+    for agent in ("ann", "bob", "cid", "dan", "eve"):
+        shard.agent(agent, capacity=both)
+    shard.agent("skater", skills=(("skating", 2),), log_in=False)
+    shard.place("c0", preferred_agent="cid")
+    shard.connect("c0")
+    shard.place("waits", skills=(("juggling", 1),)) if queue.get("length_max") else None
+    shard.do(PauseAgent(agent="dan", paused=True))
+    assert said in shard.ask(**facts).summary
+    shard.place("c1", **facts)
+    real = shard.state.calls.get("c1")
+    ringing = next((agent for agent in ("ann", "bob") if f"offered to {agent}" in said), "")
+    assert (real is None) == ("refused" in said) and (real is None or real.agent == ringing)
+
+
 def test_a_closed_queue_is_said_to_refuse() -> None:
     shard = Shard(closed=True)
     shard.agent("ann")
