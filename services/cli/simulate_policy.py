@@ -44,7 +44,7 @@ class QueueChange(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
     """A queue's rules; what is left out stays as it was."""
 
     strategy: Strategy | None = None
-    weight: Annotated[int, msgspec.Meta(ge=-100, le=100)] | None = None
+    weight: Annotated[int, msgspec.Meta(ge=0, le=100)] | None = None
     length_max: Annotated[int, msgspec.Meta(ge=1, le=1_000_000)] | None = None
     refuse_without_agents: bool | None = None
     skills: Skills | None = None
@@ -100,6 +100,8 @@ def parse(raw: bytes) -> PolicyFile:
     except msgspec.ValidationError as error:
         at = _PLACE.fullmatch(str(error))
         why, place = (at[1], f"policy.{at[2]}") if at else (str(error), "policy")
+        if why.startswith("Invalid enum value"):
+            why = f"must be one of {', '.join(Strategy)}, got {why.rpartition(' ')[2]}"
         raise InvalidArgument(field=place, why=why) from None
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise InvalidArgument(field="policy", why=f"is no JSON: {error}") from None

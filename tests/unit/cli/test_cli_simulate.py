@@ -123,6 +123,7 @@ SHIFT = {"agent": "new", "from": "09:00", "until": "10:00"}
         ({"scale": 11}, "policy.scale"),
         ({"agents": 3, "shifts": []}, "policy.shifts"),
         ({"queues": {"ps": {"weight": 101}}}, "policy.queues[...].weight"),
+        ({"queues": {"ps": {"weight": -1}}}, "policy.queues[...].weight"),
         ({"queues": {"ps": {"strategy": "luck"}}}, "policy.queues[...].strategy"),
         ({"queues": {"sales": {}}}, "policy.queues['sales']"),
         ({"remove": ["zoe"]}, "policy.remove[0]"),
@@ -142,6 +143,11 @@ def test_what_a_policy_may_not_say_is_named(past: Past, text: Any, field: str) -
     with pytest.raises(InvalidArgument) as caught:
         policy_for(past, parse(raw))
     assert caught.value.values["field"] == field
+
+
+def test_an_unknown_strategy_is_told_those_that_there_are() -> None:
+    with pytest.raises(InvalidArgument, match="must be one of longest_idle, .*, got 'luck'"):
+        parse(b'{"queues": {"ps": {"strategy": "luck"}}}')
 
 
 @pytest.mark.parametrize(
