@@ -146,7 +146,7 @@ def test_what_a_policy_may_not_say_is_named(past: Past, text: Any, field: str) -
 
 
 def test_an_unknown_strategy_is_told_those_that_there_are() -> None:
-    with pytest.raises(InvalidArgument, match="must be one of longest_idle, .*, got 'luck'"):
+    with pytest.raises(InvalidArgument, match=r"must be one of longest_idle, .*, got 'luck'"):
         parse(b'{"queues": {"ps": {"strategy": "luck"}}}')
 
 
