@@ -9,6 +9,7 @@ import os
 import random
 import socket
 import tempfile
+from collections import deque
 from pathlib import Path
 
 #: Ports are drawn below the range that the kernel hands to outgoing connections, so that none of those takes
@@ -17,8 +18,14 @@ PORT_FIRST = 20_000
 PORT_LAST = 31_999
 #: Draws before giving up: with fewer than half of the range taken, a failure is beyond bad luck.
 DRAWS_MAX = 200
+#: Answers of this process that it gives no port of again.
+RECENT_MAX = 32
 
 LOOPBACK = "127.0.0.1"
+
+
+# A lock keeps out other processes, never the one that has it.
+_recent: deque[range] = deque(maxlen=RECENT_MAX)
 
 
 class PortInUse(Exception):
@@ -48,14 +55,17 @@ def free_ports(count: int) -> list[int]:
     """`count` consecutive free loopback ports; RuntimeError when none were found in `DRAWS_MAX` draws.
 
     Until somebody listens on them they are free to look at: so no other process of this user is given them
-    here for as long as this process lives.
+    here for as long as this process lives, nor is this one soon.
     """
     chooser = random.SystemRandom()
     for _ in range(DRAWS_MAX):
         first = chooser.randint(PORT_FIRST, PORT_LAST - count)
-        ports = list(range(first, first + count))
+        ports = range(first, first + count)
+        if any(ports[0] <= other[-1] and other[0] <= ports[-1] for other in _recent):
+            continue
         if all(port_is_free(port) for port in ports) and _claim(first, count):
-            return ports
+            _recent.append(ports)
+            return list(ports)
     raise RuntimeError(f"no {count} consecutive free ports between {PORT_FIRST} and {PORT_LAST}")
 
 

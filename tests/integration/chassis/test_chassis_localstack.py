@@ -79,30 +79,25 @@ def test_a_set_of_two_is_refused(tmp_path: Path) -> None:
 
 
 @needs_rabbit
-def test_two_brokers_live_side_by_side_and_stop_completely(tmp_path: Path, rabbit_node: RabbitNode) -> None:
-    other = RabbitNode(tmp_path, free_ports(3)[0])
-    other.start()
-    tokens = [token_of(other.server), token_of(other.epmd)]
-    descendants = list(carriers(tokens[0]))
-    assert len(descendants) > 1, "Erlang's helper processes carry the token too"
-    other.stop()
-    assert [list(carriers(token)) for token in tokens] == [[], []]
-    assert all(start_ticks(pid) is None for pid in descendants)
-    assert rabbit_node.accepts()
-
-
-@needs_rabbit
-def test_a_broker_keeps_durable_queues_over_kill_9(tmp_path: Path) -> None:
-    with RabbitNode(tmp_path, free_ports(3)[0]) as node:
-        with amqp.Connection(f"127.0.0.1:{node.port}") as connection:
+def test_a_broker_beside_another_keeps_its_queues_over_kill_9_and_stops_completely(
+    tmp_path: Path, rabbit_node: RabbitNode
+) -> None:
+    with RabbitNode(tmp_path, free_ports(3)[0]) as other:
+        with amqp.Connection(f"127.0.0.1:{other.port}") as connection:
             connection.channel().queue_declare(
                 "kept", durable=True, auto_delete=False, arguments={"x-queue-type": "quorum"}
             )
-        node.kill()
-        assert not node.alive()
-        node.start()
-        with amqp.Connection(f"127.0.0.1:{node.port}") as connection:
+        other.kill()
+        assert not other.alive()
+        other.start()
+        with amqp.Connection(f"127.0.0.1:{other.port}") as connection:
             assert connection.channel().queue_declare("kept", passive=True).queue == "kept"
+        tokens = [token_of(other.server), token_of(other.epmd)]
+        descendants = list(carriers(tokens[0]))
+        assert len(descendants) > 1, "Erlang's helper processes carry the token too"
+    assert [list(carriers(token)) for token in tokens] == [[], []]
+    assert all(start_ticks(pid) is None for pid in descendants)
+    assert rabbit_node.accepts()
 
 
 def test_a_second_instance_finds_and_stops_what_the_first_left(tmp_path: Path) -> None:
@@ -154,6 +149,11 @@ def test_a_port_is_given_to_one_process_as_long_as_it_lives() -> None:
         other.kill()
         other.wait()
         assert ports._claim(port, 1)
+
+
+def test_a_process_is_not_given_a_port_twice_before_it_can_listen() -> None:
+    given = [port for _ in range(ports.RECENT_MAX) for port in free_ports(70)]
+    assert len(given) == len(set(given))
 
 
 def test_a_reused_process_id_is_left_alone(tmp_path: Path) -> None:

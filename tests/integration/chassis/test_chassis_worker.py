@@ -108,7 +108,8 @@ class Probe:
         return 0.0
 
     def log_lines(self, event: str) -> list[dict[str, Any]]:
-        lines = self.group.process("worker").log_path.read_text().splitlines()
+        # Without the last one, which is empty, or not written to its end yet.
+        lines = self.group.process("worker").log_path.read_text().split("\n")[:-1]
         parsed = [json.loads(line) for line in lines if line.startswith("{")]
         return [line for line in parsed if line.get("event") == event]
 
