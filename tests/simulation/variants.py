@@ -7,9 +7,11 @@ caught. A simulation that lets one of them through no longer bites.
 from __future__ import annotations
 
 import asyncio
+import re
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 from msgspec.structs import replace as replace_struct
@@ -105,6 +107,15 @@ def search(variant: Variant) -> tuple[int, str]:
         if failure:
             return seed, failure
     return 0, ""
+
+
+def record(variant: Variant, seed: int) -> None:
+    """Writes the seed that catches a variant into this file."""
+    file = Path(__file__)
+    entry = re.compile(rf'(name="{re.escape(variant.name)}",)(\s*)(?:seed=\d+,\s*)?')
+    text, count = entry.subn(rf"\g<1>\g<2>seed={seed},\g<2>", file.read_text(encoding="utf-8"))
+    assert count == 1, variant.name
+    file.write_text(text, encoding="utf-8")
 
 
 @contextmanager
@@ -511,7 +522,7 @@ _JOURNAL_SAYS = (
 )
 #: All of them, in the order of the design's list.
 VARIANTS = (
-    Variant(name="local reads at takeover", seed=41, journal=LocalReads, kinds=STORE, says=_JOURNAL_SAYS),
+    Variant(name="local reads at takeover", seed=4, journal=LocalReads, kinds=STORE, says=_JOURNAL_SAYS),
     Variant(
         name="own DuplicateKey is committed",
         seed=4,
@@ -536,7 +547,7 @@ VARIANTS = (
     ),
     Variant(
         name="opening not verified",
-        seed=5,
+        seed=9,
         journal=OpensUnverified,
         kinds=SLEEPERS,
         says=_JOURNAL_SAYS,
@@ -562,14 +573,14 @@ VARIANTS = (
     ),
     Variant(
         name="front consents",
-        seed=1,
+        seed=17,
         broken=lambda: patched(Front, "_consent", _consent_for_all),
         kinds=CLIENTS,
         says=("has not consented", "connected twice", "without consent"),
     ),
     Variant(
         name="confirm without offer id",
-        seed=10,
+        seed=1,
         broken=_decides(ConfirmCall, _confirm_any),
         kinds=CLIENTS,
         chances=REPEATED,
@@ -585,7 +596,7 @@ VARIANTS = (
     ),
     Variant(
         name="edge frees itself",
-        seed=4,
+        seed=6,
         tweak=edges_give_up,
         kinds=BROKEN_STREAMS,
         chances=UNANSWERED,
@@ -608,7 +619,7 @@ VARIANTS = (
     ),
     Variant(
         name="lost offer expiry",
-        seed=19,
+        seed=47,
         broken=_evolves(CallOffered, _lose_expiry),
         says=("outlives its time",),
     ),

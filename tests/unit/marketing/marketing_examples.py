@@ -46,34 +46,37 @@ def offer(id: str = "broadband-100", **changes: Any) -> Offer:
 baskets = st.lists(st.sets(st.sampled_from(PRODUCTS), max_size=6), max_size=40)
 
 
+_few_products = st.frozensets(st.sampled_from(PRODUCTS), max_size=1)
+_edges = st.sampled_from([None, NOW - timedelta(days=1), NOW, NOW + timedelta(days=1)])
+
+# Made once: most of an example's time went into making the strategies of each of its offers.
+_terms = st.fixed_dictionaries(
+    {
+        "product": st.sampled_from(PRODUCTS),
+        "price": st.builds(Money, currency=st.just("CNY"), amount=st.integers(0, 500).map(Decimal)),
+        "kind": st.sampled_from(list(OfferKind)),
+        "state": st.sampled_from([OfferState.PUBLISHED] * 4 + list(OfferState)),
+        "valid_from": _edges,
+        "valid_until": _edges,
+        "stock": st.sampled_from([None, None, 0, 3]),
+        "units_used": st.sampled_from([0, 3]),
+        "repeatable": st.booleans(),
+        "rule": st.sampled_from(["", "", 'tier == "gold" or owns("p2")', 'not tagged("senior")']),
+        "prerequisites": _few_products,
+        "exclusions": _few_products,
+        "audience": st.builds(
+            Audience,
+            tiers=st.frozensets(st.sampled_from(["gold", "vip"]), max_size=1),
+            no_tags=st.frozensets(st.just("senior"), max_size=1),
+            channels=st.frozensets(st.just(Channel.SMS), max_size=1),
+        ),
+    }
+)
+
+
 @st.composite
 def offers(draw: st.DrawFn) -> list[Offer]:
-    found = []
-    for index in range(draw(st.integers(0, 12))):
-        edge = st.sampled_from([None, NOW - timedelta(days=1), NOW, NOW + timedelta(days=1)])
-        found.append(
-            offer(
-                id=f"o{index:02}",
-                product=draw(st.sampled_from(PRODUCTS)),
-                price=Money(currency="CNY", amount=Decimal(draw(st.integers(0, 500)))),
-                kind=draw(st.sampled_from(list(OfferKind))),
-                state=draw(st.sampled_from([OfferState.PUBLISHED] * 4 + list(OfferState))),
-                valid_from=draw(edge),
-                valid_until=draw(edge),
-                stock=draw(st.sampled_from([None, None, 0, 3])),
-                units_used=draw(st.sampled_from([0, 3])),
-                repeatable=draw(st.booleans()),
-                rule=draw(st.sampled_from(["", "", 'tier == "gold" or owns("p2")', 'not tagged("senior")'])),
-                prerequisites=frozenset(draw(st.sets(st.sampled_from(PRODUCTS), max_size=1))),
-                exclusions=frozenset(draw(st.sets(st.sampled_from(PRODUCTS), max_size=1))),
-                audience=Audience(
-                    tiers=frozenset(draw(st.sets(st.sampled_from(["gold", "vip"]), max_size=1))),
-                    no_tags=frozenset(draw(st.sets(st.sampled_from(["senior"]), max_size=1))),
-                    channels=frozenset(draw(st.sets(st.sampled_from([Channel.SMS]), max_size=1))),
-                ),
-            )
-        )
-    return found
+    return [offer(id=f"o{index:02}", **draw(_terms)) for index in range(draw(st.integers(0, 12)))]
 
 
 profiles = st.builds(
