@@ -110,12 +110,14 @@ def search(variant: Variant) -> tuple[int, str]:
 
 
 def record(variant: Variant, seed: int) -> None:
-    """Writes the seed that catches a variant into this file."""
+    """Writes the seed that catches a variant into this file, in place of the one that is there."""
     file = Path(__file__)
-    entry = re.compile(rf'(name="{re.escape(variant.name)}",)(\s*)(?:seed=\d+,\s*)?')
-    text, count = entry.subn(rf"\g<1>\g<2>seed={seed},\g<2>", file.read_text(encoding="utf-8"))
-    assert count == 1, variant.name
-    file.write_text(text, encoding="utf-8")
+    before, name, after = file.read_text(encoding="utf-8").partition(f'name="{variant.name}",')
+    assert name, variant.name
+    entry, end, rest = after.partition("Variant(")
+    entry = re.sub(r"\s*\bseed=\d+,", "", entry)
+    gap = entry[: len(entry) - len(entry.lstrip())]
+    file.write_text(f"{before}{name}{gap}seed={seed},{entry}{end}{rest}", encoding="utf-8")
 
 
 @contextmanager
@@ -669,10 +671,10 @@ VARIANTS = (
     ),
     Variant(
         name="what rings is not told again",
+        seed=20,
         broken=lambda: patched(engine, "_views", _conversations_alone),
         kinds=CLIENTS,
         says=("in vain",),
-        seed=7,
     ),
     Variant(
         name="any format is read",
