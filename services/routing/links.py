@@ -550,8 +550,14 @@ class ShardLink:
                 self._batches, self._commands = message.batches, message.commands
                 self._tell_up(True)
             self._epoch = message.epoch
+            answered = False
             for each in (message, *message.more):
+                if answered and each.facts:
+                    # Whoever was answered acts on it first: what is told now happened after it.
+                    await asyncio.sleep(0)
+                    answered = False
                 self._take(each)
+                answered = answered or bool(each.request)
 
     async def _write(self, stream: Any, outgoing: asyncio.Queue[shard_pb2.FrontMessage]) -> None:
         """Sends what is asked, in order; a broken stream is noticed by its reader. What was asked meanwhile

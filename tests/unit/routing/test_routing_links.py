@@ -27,9 +27,11 @@ from routing.links import (
     _sequence_of,
 )
 from routing.model import (
+    Answer,
     AskCall,
     CallFacts,
     CallQueued,
+    CallsForgotten,
     Command,
     ConfigureQueue,
     DetachCalls,
@@ -764,3 +766,44 @@ async def test_an_older_leader_is_told_of_each_stream_that_ended(
         await region.link.ask(gone, ASK_SECONDS)
         entries = region.nodes[0].leader.state.calls
         assert not any(entries[call].attached for call in calls)
+
+
+async def test_who_has_an_answer_acts_on_it_before_what_happened_after_it_is_told() -> None:
+    """Answers and news of several blocks come in one message. An agent who attaches again is told that she
+    talks, and then that it is over: the other way round she would talk to nobody from then on.
+    """
+    messages: asyncio.Queue[shard_pb2.ShardMessage] = asyncio.Queue()
+    told: list[str] = []
+
+    async def stream() -> AsyncIterator[shard_pb2.ShardMessage]:
+        while True:
+            yield await messages.get()
+
+    async def ask(number: int) -> None:
+        await link.ask(AskCall(call_id=f"c{number}"), ASK_SECONDS)
+        told.append(f"answer {number}")
+
+    def hear(shard: str, epoch: int, sequence: int, facts: Sequence[Fact]) -> None:
+        told.append(f"news {sequence}")
+
+    def said(sequence: int, **more: Any) -> shard_pb2.ShardMessage:
+        return shard_pb2.ShardMessage(epoch=1, sequence=sequence, **more)
+
+    link = ShardLink("beijing", "f", Routers("", {}), silent_seconds=1.0)
+    link.listen(hear, lambda shard, up: None)
+    reading = asyncio.create_task(link._read(stream(), "a", asyncio.Queue()))
+    messages.put_nowait(said(1))
+    await eventually(lambda: link.up)
+    asking = [asyncio.create_task(ask(number)) for number in (1, 2, 3)]
+    await eventually(lambda: len(link._open) == 3)
+    answers = [said(n, request=n, reply=codec.encode_answer(Answer())) for n in (1, 2, 3)]
+    news = codec.encode_facts([Fact(event=CallsForgotten(call_ids=("c0",)), now_ms=0)])
+    facts = [said(n, facts=news) for n in range(5)]
+    together = [facts[1], answers[0], facts[2], answers[1], answers[2], facts[3], facts[4]]
+    facts[0].more.extend(together)
+    messages.put_nowait(facts[0])
+    async with asyncio.timeout(DEADLINE_SECONDS):
+        await asyncio.gather(*asking)
+    await eventually(lambda: len(told) == 8)
+    reading.cancel()
+    assert " ".join(told) == "news 0 news 1 answer 1 news 2 answer 2 answer 3 news 3 news 4"
