@@ -47,6 +47,8 @@ NUMBER = "+12025550100"
 EVERY_SECONDS, CALL_SECONDS_MAX = 60.0, 30.0
 #: Between two looks whether a router knows the agent yet, seconds.
 LOOK_SECONDS = 0.2
+#: Until then nobody knows the agent, or not every region has said so.
+_NOT_YET = (grpc.StatusCode.NOT_FOUND, grpc.StatusCode.UNAVAILABLE)
 
 _calls = metrics.counter(
     "callmesh_canary_calls_total", "Canary's calls by what became of them.", ("outcome",)
@@ -225,7 +227,7 @@ async def _until_known(channel: grpc.aio.Channel, line: Line) -> None:
             await stub.GetAgentStatus(request, metadata=line.metadata(), timeout=CALL_SECONDS_MAX)
             return
         except grpc.aio.AioRpcError as error:
-            if error.code() is not grpc.StatusCode.NOT_FOUND or time.monotonic() >= give_up:
+            if error.code() not in _NOT_YET or time.monotonic() >= give_up:
                 raise
         await asyncio.sleep(LOOK_SECONDS)
 

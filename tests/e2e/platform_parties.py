@@ -370,7 +370,9 @@ async def _until_known(wire: Wire, agent: str, region: str) -> None:
                 agent_pb2.GetAgentStatusRequest(name=f"agents/{agent}"), timeout=WAIT_SECONDS
             )
         except grpc.aio.AioRpcError as error:
-            assert refusal(error).reason == "AGENT_NOT_FOUND", error
+            # Nobody knows the agent, or not every region has said so.
+            away = error.code() is grpc.StatusCode.UNAVAILABLE
+            assert away or refusal(error).reason == "AGENT_NOT_FOUND", error
             return False
         return True
 
