@@ -879,6 +879,7 @@ class Front:
         if older is not None and older.number > desk.number:
             raise NewerSession(subject=f"agents/{desk.agent}", why="its session or command number is higher")
         if older is not None:
+            desk.before = older if older.opened else older.before
             older.push(NewerSession(subject=f"agents/{desk.agent}", why="the session was opened again"))
         self._desks[desk.agent] = desk
         try:
@@ -886,7 +887,7 @@ class Front:
         except CallmeshError as error:
             if self._desks.get(desk.agent) is desk and isinstance(error, Unavailable):
                 # It may have been opened all the same, and nobody sits there.
-                self.spawn(self._detach(desk.region, functools.partial(self._deserted, desk)))
+                self.spawn(self._detach_desk(desk))
             self._forget_desk(desk)
             raise
 
@@ -944,7 +945,7 @@ class Front:
         committed = await self.ask(desk.region, command)
         if committed.answer.refusal is not None:
             raise error_of(committed.answer.refusal, agent=desk.agent)
-        desk.opened = True
+        desk.opened, desk.before = True, None
         # What rings may be news: the link that was to tell it broke with the leader that had decided it.
         for call in committed.answer.calls or await self._calls_of(desk, committed.answer.agent):
             if call.state in (CONNECTED, OFFERED):
@@ -968,7 +969,13 @@ class Front:
             closed = CloseSession(agent=desk.agent, session=desk.session)
             await self._detach(desk.region, lambda: closed)
         elif was_current or self._sits_elsewhere(desk):
-            await self._detach(desk.region, functools.partial(self._deserted, desk))
+            await self._detach_desk(desk)
+
+    async def _detach_desk(self, desk: Desk) -> None:
+        """Nobody sits there, nor at the stream that this one was to take the place of."""
+        for each in (desk, desk.before):
+            if each is not None:
+                await self._detach(each.region, functools.partial(self._deserted, each))
 
     def _sits_elsewhere(self, desk: Desk) -> bool:
         """Whether the newer session is in a region that knows nothing of the old one: the agent was moved."""

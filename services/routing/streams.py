@@ -156,6 +156,8 @@ class Desk:
     calls_held: tuple[str, ...]
     #: Its region's leader has taken it: a later one is to take it as well.
     opened: bool = False
+    #: The stream that it takes the place of, whose session stands until this one is opened.
+    before: Desk | None = None
     #: Updates, errors that end the stream, and messages of the servicer's own.
     updates: Mailbox = field(default_factory=Mailbox)
 

@@ -1187,6 +1187,35 @@ async def test_an_opening_that_comes_late_does_not_end_the_newer_stream(seated: 
     assert errors_of(newer) == [] and front.streams == 1 and attached(seated)
 
 
+@pytest.mark.parametrize("between", [False, True], ids=["at once", "after another one that came to nothing"])
+@pytest.mark.parametrize("vanishes", [False, True], ids=["not taken", "vanished"])
+async def test_a_new_session_that_comes_to_nothing_leaves_nobody_in_the_old_one(
+    seated: World, vanishes: bool, between: bool
+) -> None:
+    """A desktop starts again: its old stream is half open, its new one ends before the shard has heard of it.
+    Nobody sits there then, and nobody may be rung.
+    """
+    front, wire = seated.front(), seated.wire("beijing")
+    streams = [desk(1)]
+    await front.open_desk(streams[0])
+    for session in (2, 3) if between else (2,):
+        streams.append(desk(session))
+        if vanishes:
+            wire.late_there[OpenSession] = asyncio.Event()
+            opening = asyncio.create_task(front.open_desk(streams[-1]))
+            await eventually(lambda session=session: wire.kinds().count(OpenSession) == session)
+            opening.cancel()
+            await asyncio.gather(opening, return_exceptions=True)
+        else:
+            wire.busy[OpenSession] = 1
+            with pytest.raises(Unavailable):
+                await front.open_desk(streams[-1])
+    for stream in streams:
+        await soon(front.close_desk(stream, log_out=False))
+    await eventually(lambda: not attached(seated))
+    assert seated.beijing.state.agents["ann"].session == 1 and front.streams == 0
+
+
 async def test_a_forced_log_out_outlives_the_leader(seated: World) -> None:
     """The desktop has heard it and sits there logged out: the next leader is not told otherwise."""
     front, wire = seated.front(), seated.wire("beijing")
