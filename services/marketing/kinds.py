@@ -210,6 +210,10 @@ def policy_from_content(content: Mapping[str, Any], version: int) -> Policy:
     )
 
 
+#: What reading a model raises that is broken, of whatever shape it is instead.
+BROKEN = (AttributeError, KeyError, TypeError, ValueError)
+
+
 def propensity_from_content(model: str, content: Mapping[str, Any]) -> Propensity:
     """A model as read; ValueError for one that cannot serve. No id is no model."""
     if not model:

@@ -17,10 +17,11 @@ from chassis.clock import Clock
 from chassis.errors import AlreadyExists, EtagMismatch, FailedPrecondition, NotFound
 from chassis.mongo import retry_conflicts
 from marketing import convert
-from marketing.effects import churn_traits
+from marketing.effects import churn_from_content, churn_traits, uplift_from_content
 from marketing.engine import LOST_TAG, ModelNotFound
 from marketing.handlers import ModelNotReady, NoEarlierModel
 from marketing.kinds import (
+    BROKEN,
     CHURN,
     CHURN_MODELS,
     CHURN_SERVING,
@@ -96,6 +97,8 @@ class Versions:
     name: str
     models: Kind
     serving: Kind
+    #: How a server reads a version: (its id, its content). Raises one of `BROKEN`.
+    reads: Callable[[str, Mapping[str, Any]], object]
 
     def __init__(self, shelves: Shelves, store: Store, clock: Clock, kept: int) -> None:
         self._shelves = shelves
@@ -204,6 +207,13 @@ class Versions:
 
         retry_conflicts(attempt)
 
+    def _check(self, row: Row) -> None:
+        """ModelNotReady for a version that no server could read: what serves would go on, and nobody know."""
+        try:
+            self.reads(row.id, row.content)
+        except BROKEN as error:
+            raise ModelNotReady(subject=f"models/{row.id}", why=str(error)) from None
+
     def activate(self, model_id: str) -> ModelInfo:
         """Lets a version serve; any but the newest stays until another is activated. ModelNotFound,
         ModelNotReady.
@@ -211,16 +221,19 @@ class Versions:
         row = self._shelves.get(self.models, model_id)
         if row.content["state"] != ModelState.READY:
             raise ModelNotReady(subject=f"models/{model_id}", why=f"it is {row.content['state']}")
+        self._check(row)
         newest = self._shelves.find(self.models, {}, 1, order="-number")[0]
         self._serve(model_id, pinned=newest.id != model_id)
         return self.get(model_id)
 
     def rollback(self) -> ModelInfo:
-        """Back to the version that served before; it stays until another is activated. NoEarlierModel."""
+        """Back to the version that served before; it stays until another is activated. NoEarlierModel,
+        ModelNotReady.
+        """
         earlier = self._serving().content.get("earlier", ())
         if not earlier:
             raise NoEarlierModel(subject="models", why="no version served before the present one")
-        self._shelves.get(self.models, earlier[-1])
+        self._check(self._shelves.get(self.models, earlier[-1]))
         self._serve(earlier[-1], pinned=True, back=True)
         return self.get(earlier[-1])
 
@@ -231,6 +244,7 @@ class Propensities(Versions):
     name = PROPENSITY
     models = PROPENSITY_MODELS
     serving = PROPENSITY_SERVING
+    reads = staticmethod(propensity_from_content)
 
     def due(self) -> bool:
         """Whether somebody asked for a version, or outcomes came since the newest one."""
@@ -270,7 +284,7 @@ class Propensities(Versions):
         content = self._shelves.get(self.models, wanted).content if wanted else {}
         try:
             return propensity_from_content(wanted, content)
-        except (TypeError, ValueError) as error:
+        except BROKEN as error:
             raise ModelNotReady(subject=f"models/{wanted}", why=str(error)) from None
 
 
@@ -280,6 +294,7 @@ class Uplifts(Versions):
     name = UPLIFT
     models = UPLIFT_MODELS
     serving = UPLIFT_SERVING
+    reads = staticmethod(uplift_from_content)
 
     def due(self) -> bool:
         """Whether somebody asked for a version, or the newest is old and there is enough to learn from."""
@@ -313,6 +328,7 @@ class Churns(Versions):
     name = CHURN
     models = CHURN_MODELS
     serving = CHURN_SERVING
+    reads = staticmethod(churn_from_content)
 
     def due(self) -> bool:
         """Whether somebody asked for a version, or the newest is old and there is enough to learn from."""

@@ -19,8 +19,7 @@ from chassis.logs import get_logger
 from chassis.metrics import counter, gauge
 from marketing.association import RuleTable
 from marketing.effects import Churn, Uplift, churn_from_content, uplift_from_content
-from marketing.engine import ModelNotFound
-from marketing.kinds import CHURN, UPLIFT
+from marketing.kinds import BROKEN, CHURN, UPLIFT
 from marketing.model import Offer
 from marketing.policy import Policy
 from marketing.propensity import Propensity
@@ -129,14 +128,14 @@ class RankerCache:
             return
         try:
             self._table = await self._reader.read_table(serving.model)
-        except (ModelNotFound, CallmeshError, KeyError, TypeError, ValueError) as error:
+        except (CallmeshError, *BROKEN) as error:
             self._failures.inc()
             _log.warning("model.read_failed", model=serving.model, error=type(error).__name__)
 
     async def _read_propensity(self) -> None:
         try:
             found = await self._reader.read_propensity(self.propensity.model)
-        except (KeyError, TypeError, ValueError) as error:
+        except BROKEN as error:
             self._failures.inc()
             _log.warning("propensity.read_failed", error=type(error).__name__)
             return
@@ -154,7 +153,7 @@ class RankerCache:
                     self.uplift = uplift_from_content(*found)
                 else:
                     self.churn = churn_from_content(*found)
-            except (KeyError, TypeError, ValueError) as error:
+            except BROKEN as error:
                 self._failures.inc()
                 _log.warning("model.read_failed", model=name, error=type(error).__name__)
 

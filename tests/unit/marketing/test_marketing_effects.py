@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import random
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from datetime import timedelta
 from decimal import Decimal
 from pathlib import Path
@@ -25,7 +26,7 @@ from marketing.campaign_store import MemoryTouches
 from marketing.config import MarketingSettings
 from marketing.effects import Churn, Uplift, churn_from_content, churn_traits, uplift_from_content
 from marketing.handlers import Recommender
-from marketing.kinds import EFFECTS, UPLIFT
+from marketing.kinds import EFFECTS, PROPENSITY, PROPENSITY_MODELS, PROPENSITY_SERVING, UPLIFT
 from marketing.learn import learn_churn as learn_and_keep_churn
 from marketing.learned import Churns, Uplifts
 from marketing.learning.effects import Effect, learn_churn, learn_uplift, qini_of
@@ -167,6 +168,20 @@ def test_nothing_is_offered_where_it_does_harm_and_retention_to_those_at_risk() 
     assert ask("gold-2").no_offer is NoOffer.NOT_WORTHWHILE and cache.uplift.model == "uplift-000001"
 
 
+@pytest.mark.parametrize("content", ["broken", None, 7, ["weights"]])
+def test_a_model_document_of_another_shape_stops_nobody(content: Any) -> None:
+    store = MemoryStore()
+    cache = RankerCache(store, FakeClock(NOW), fresh_seconds=1, stale_seconds=30)
+    recommender = Recommender(store, cache, FakeClock(NOW), 30, draw=lambda: 0.0)
+    store.insert_offer(offer("tv", product="tv"), (), request_key=None, fingerprint=None)
+    kinds = {**EFFECTS, PROPENSITY: (PROPENSITY_MODELS, PROPENSITY_SERVING)}
+    for name, (models, serving) in kinds.items():
+        broken = Row(id=f"{name}-000001", content=content, keys={"number": 1})
+        store.shelves.insert(models, broken, NOW)
+        store.shelves.insert(serving, Row(id=name, content={"model": broken.id}), NOW)
+    assert asyncio.run(recommender.recommend("c1", "", Contact(), 3)).offers
+
+
 @pytest_asyncio.fixture
 async def address(grpc_server: Any) -> AsyncIterator[tuple[str, MemoryStore]]:
     store = MemoryStore()
@@ -190,6 +205,15 @@ async def test_the_command_goes_back_to_the_model_before(address: tuple[str, Mem
     assert (done.exit_code, done.stdout) == (0, "models/uplift-000001 serves\n")
     refused = await command("rollback", "uplift")
     assert isinstance(refused.exception, Refused) and "FAILED_PRECONDITION" in str(refused.exception)
+    # What no server could read is not chosen, for the one that serves would go on in silence.
+    models, serving = EFFECTS[UPLIFT]
+    broken = replace(store.shelves.get(models, "uplift-000002"), content={"state": "READY", "offered": 7})
+    store.shelves.update(models, broken, NOW)
+    chosen = store.shelves.get(serving, UPLIFT)
+    back = {**chosen.content, "earlier": ["uplift-000002"]}
+    store.shelves.update(serving, replace(chosen, content=back), NOW)
+    refused = await command("rollback", "uplift")
+    assert "has no weights" in str(refused.exception)
     async with grpc.aio.insecure_channel(place) as channel:
         stub = recommendations_pb2_grpc.RecommendationServiceStub(channel)
         kind = recommendations_pb2.MODEL_KIND_CHURN
