@@ -400,9 +400,9 @@ class CampaignStore:
     def touched(
         self, customers: Sequence[str], since: datetime
     ) -> dict[str, list[tuple[datetime, str, str]]]:
-        """(when, channel, id) of touches since then, by customer."""
+        """(when, channel, id) of touches since then, by customer: of those that left or are to leave."""
         found = self.touches.find(
-            {"customer": {"$in": list(customers)}, "at": {"$gte": since}},
+            {"customer": {"$in": list(customers)}, "at": {"$gte": since}, "state": {"$ne": "FAILED"}},
             {"customer": 1, "at": 1, "channel": 1},
         )
         touches: dict[str, list[tuple[datetime, str, str]]] = {}

@@ -178,6 +178,11 @@ def test_what_failed_is_not_counted_as_reached(store: CampaignStore) -> None:
     assert sum(yes for _, yes in arms.values()) == 1
     (row,) = store.funnel("spring", "invite")
     assert (row["entered"], row["reached"], row["bought"]) == (25, len(sink.taken) + 1, 2)
+    # Nor by caps: whom nothing reached another campaign may still address.
+    once = Courtesy(caps=(Cap(touches_max=1, days=7),), quiet=())
+    other = campaign(step(), id="other", rule='value_class == "B"')
+    Runner(store=store, courtesy=once).take_in(other, other.phases[0], NOW)
+    assert set(store.touches.distinct("customer", {"campaign": "other"})) == set(failed)
 
 
 def test_what_campaigns_sell_takes_stock_once_whatever_is_cut_off(
