@@ -555,10 +555,11 @@ class MemoryStore:
             if ticket in self._complaints:
                 self._complaints[ticket] = replace(self._complaints[ticket], open=False, number="")
 
-    def open_complaints(self, customer: str, limit: int) -> list[Complaint]:
+    def open_complaints(self, customer: str, limit: int, number: str = "") -> list[Complaint]:
         """As the port says."""
         with self._lock:
-            return [c for c in self._complaints.values() if c.open and c.customer == customer][:limit]
+            known = [c for c in self._complaints.values() if c.open]
+            return [c for c in known if customer == c.customer != "" or number == c.number != ""][:limit]
 
     # models
 

@@ -434,9 +434,11 @@ class OutboundServicer(outbound_pb2_grpc.OutboundServiceServicer):
         return ""
 
     def _complains(self, contact: Any, profile: Profile | None) -> bool:
-        """Whether a complaint of the person's waits to be resolved: nobody sells to them before."""
+        """Whether a complaint of the person's, or one made from the number, waits to be resolved: nobody
+        sells to them before.
+        """
         customer = profile.customer if profile else contact.customer.removeprefix("customers/")
-        return bool(customer and self._store.open_complaints(customer, 1))
+        return bool(self._store.open_complaints(customer, 1, contact.number))
 
     def _quiet(
         self, courtesy: Courtesy, call_list: Any, contact: Any, profile: Profile | None, now: datetime

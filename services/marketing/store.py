@@ -363,8 +363,8 @@ class Store(Protocol):
     def close_complaint(self, ticket: str) -> None:
         """Notes that a complaint is over; nothing for an unknown one."""
 
-    def open_complaints(self, customer: str, limit: int) -> list[Complaint]:
-        """Unresolved complaints of a customer."""
+    def open_complaints(self, customer: str, limit: int, number: str = "") -> list[Complaint]:
+        """Unresolved complaints of a customer, and those made from a number, "" for none."""
 
     def touch_days(self, prefix: str, start: datetime, end: datetime) -> list[tuple[datetime, str, int]]:
         """(instant of an hour, region of the customers, touches sent or waiting) of a campaign's step, named
@@ -1117,9 +1117,13 @@ class MongoStore:
             {"_id": ticket}, {"$set": {"open": False, "number": ""}}
         )
 
-    def open_complaints(self, customer: str, limit: int) -> list[Complaint]:
+    def open_complaints(self, customer: str, limit: int, number: str = "") -> list[Complaint]:
         """As the port says."""
-        found = ComplaintDocument._get_collection().find({"customer": customer, "open": True})
+        known = {field: value for field, value in (("customer", customer), ("number", number)) if value}
+        if not known:
+            return []
+        either = [{field: value, "open": True} for field, value in known.items()]
+        found = ComplaintDocument._get_collection().find({"$or": either})
         return [complaint_from_raw(raw) for raw in found.limit(limit)]
 
     # models

@@ -577,6 +577,8 @@ def test_complaints_are_found_by_customer_and_number_in_any_order_of_events(stor
     assert not standing(store, "c1", "+8613800138000").complaining
     store.save_complaint(replace(opened, version=4))
     assert [c.number for c in store.open_complaints("c1", 9)] == ["+8613800138000"]
+    assert [c.ticket for c in store.open_complaints("", 9, "+8613800138000")] == ["t1"]
+    assert store.open_complaints("", 9) == store.open_complaints("c2", 9, "+8613900139000") == []
     store.close_complaint("t1")
     store.close_complaint("unknown")
     assert store.open_complaints("c1", 9) == []

@@ -742,7 +742,11 @@ async def test_nobody_with_an_open_complaint_is_called_and_the_number_tells_the_
     contacts = [
         outbound_pb2.Contact(number="+8613800138001", customer="customers/c1"),
         outbound_pb2.Contact(number="+12125550123"),  # 05:00 in New York
+        # Complained as a caller whom nobody knew.
+        outbound_pb2.Contact(number="+8613800138009"),
     ]
+    unknown = Complaint(ticket="t2", customer="", number="+8613800138009", open=True, version=1)
+    world.store.save_complaint(unknown)
 
     async def batches() -> AsyncIterator[outbound_pb2.ImportContactsRequest]:
         yield outbound_pb2.ImportContactsRequest(parent="contactLists/autumn", contacts=contacts)
