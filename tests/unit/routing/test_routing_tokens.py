@@ -29,12 +29,35 @@ def signed(key: bytes = KEY, algorithm: str = "HS256", **change: object) -> str:
     return jwt.encode(claims, key, algorithm=algorithm)
 
 
+MADE = TOKENS.make(PLACE)
+#: The same, written down: what is out there must be read by every later release.
+KNOWN = "2.lqJjMadiZWlqaW5nAgPNr8jPAAABnJNuOAA8eKp0n-S2nKfyvT5rn7_T"
+
+
 def test_what_was_made_is_read() -> None:
     assert TOKENS.read(TOKENS.make(PLACE), "c1", NOW_MS + 60_000) == PLACE
 
 
 def test_all_routers_read_it() -> None:
     assert PlaceTokens(KEY, life_span_ms=60_000).read(TOKENS.make(PLACE), "c1", NOW_MS) == PLACE
+
+
+def test_its_form_stays() -> None:
+    assert MADE == KNOWN
+
+
+def test_the_form_before_is_read() -> None:
+    place = Place(call_id="c1", shard="beijing", attempt=1, move=1, waited_span_ms=1, made_ms=NOW_MS)
+    assert TOKENS.read(signed(), "c1", NOW_MS) == place
+
+
+@given(st.integers(0, len(MADE) - 1), st.characters(codec="ascii"))
+def test_whoever_changes_a_character_has_no_token(at: int, other: str) -> None:
+    changed = MADE[:at] + other + MADE[at + 1 :]
+    # The last character has bits that mean nothing.
+    if changed != MADE and at < len(MADE) - 1:
+        with pytest.raises(InvalidPlaceToken):
+            TOKENS.read(changed, "c1", NOW_MS)
 
 
 BAD = {
@@ -53,6 +76,11 @@ BAD = {
     "a list for a number": signed(mov=[1]),
     "a truncated one": signed()[:-2],
     "a changed one": signed().replace(".", ".e", 1),
+    "of the newer form, another key": PlaceTokens(b"x" * 32, life_span_ms=1).make(PLACE),
+    "of the newer form, truncated": MADE[:-2],
+    "of the newer form, nothing inside": "2.",
+    "of the newer form, not ascii": "2.ü",
+    "of the newer form, of another length": MADE + "A",
     "too long": "x" * (TOKEN_CHARACTERS_MAX + 1),
 }
 
