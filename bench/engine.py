@@ -20,6 +20,7 @@ table, writes build/reports/engine.json and exits with 1 when a limit is missed.
 from __future__ import annotations
 
 import argparse
+import bisect
 import gc
 import heapq
 import json
@@ -413,7 +414,9 @@ def seconds_a_command(log: Log, slices: int) -> list[float]:
 
 
 class HeapCount:
-    """Heap operations: a push or a pop is one, a heap made from a list one for each element."""
+    """Heap operations: a push or a pop is one, a heap made from a list one for each element. What is put into
+    its place in a sorted row counts as pushed.
+    """
 
     def __init__(self) -> None:
         self.operations = 0
@@ -435,16 +438,18 @@ class HeapCount:
 
 @contextmanager
 def counting() -> Iterator[HeapCount]:
-    """Counts what is done to any heap meanwhile. The engine reaches heapq's functions through the module."""
+    """Counts what is done to any heap meanwhile. The engine reaches these functions through their modules."""
     count = HeapCount()
     names = ("heappush", "heappop", "heapreplace", "heappushpop")
     kept = {name: getattr(heapq, name) for name in (*names, "heapify")}
     for name in names:
         setattr(heapq, name, count.one(kept[name]))
     heapq.heapify = count.each(kept["heapify"])
+    insort, bisect.insort = bisect.insort, count.one(bisect.insort)
     try:
         yield count
     finally:
+        bisect.insort = insort
         for name, function in kept.items():
             setattr(heapq, name, function)
 
