@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from routing.model import (
@@ -115,6 +116,10 @@ def _removed(agent_id: str, now_ms: int) -> AgentView:
     )
 
 
+#: Whether a front holds the stream of a call, by its id.
+Holds = Callable[[str], bool]
+
+
 class Audience:
     """Remembers which front last heard of a call or agent, so that a front that lost one to another hears
     of that too.
@@ -126,6 +131,8 @@ class Audience:
         #: Agent that a call was last with. The state does not say: an entry that ended may have been queued
         #: anew by the same command.
         self._agent_of: dict[str, str] = {}
+        #: Fronts that can be asked whether they hold a call's stream just now: those of this process.
+        self.holders: dict[str, Holds] = {}
 
     @classmethod
     def of(cls, state: ShardState) -> Audience:
@@ -150,7 +157,7 @@ class Audience:
                 continue
             call_id, agent_id = self._subjects(event)
             fronts = self._fronts(state, call_id, agent_id)
-            if not fronts:
+            if not fronts or (type(event) is CallEnded and self._nobody_hears(fronts, call_id, agent_id)):
                 continue
             views = views or _Views(state, answer, now_ms)
             call = views.call(call_id) if call_id else None
@@ -181,6 +188,13 @@ class Audience:
             # As nearly always: one router has held both all the time.
             return [first] if first else []
         return sorted({*fronts} - {""})
+
+    def _nobody_hears(self, fronts: list[str], call_id: str, agent_id: str) -> bool:
+        """Whether a call's end is news to nobody: no agent is in it, and its front holds no stream of it. A
+        stream that is opened meanwhile learns it from the answer to its placement.
+        """
+        holds = self.holders.get(fronts[0])
+        return not agent_id and len(fronts) == 1 and holds is not None and not holds(call_id)
 
     def _subjects(self, event: Any) -> tuple[str, str]:
         """(call id, agent id) that an event is about; "" for none."""

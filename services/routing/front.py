@@ -183,7 +183,11 @@ class Front:
         _CALLERS.set_function(lambda: float(len(self._callers)))
         _DESKS.set_function(lambda: float(len(self._desks)))
         for region, shard in shards.items():
-            shard.listen(self._on_facts, functools.partial(self._on_shard_change, region))
+            shard.listen(
+                self._on_facts,
+                functools.partial(self._on_shard_change, region),
+                self._callers.__contains__,
+            )
 
     @property
     def streams(self) -> int:

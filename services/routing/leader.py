@@ -32,7 +32,7 @@ from chassis.clock import Clock
 from chassis.errors import Unavailable
 from chassis.metrics import counter, gauge, histogram
 from routing import codec, digests, image
-from routing.audience import Audience
+from routing.audience import Audience, Holds
 from routing.engine import step
 from routing.journal import Block, ChainReader, JournalGap, JournalStore, Manifest, OutcomeUnknown
 from routing.model import (
@@ -314,6 +314,7 @@ class Leader:
         #: An operator wants it to open, now.
         self._seizing = False
         self._outlets: dict[str, Outlet] = {}
+        self._holders: dict[str, Holds] = {}
         self._audience = Audience()
         #: Monotonic second at which the block in flight was first sent.
         self._sent_seconds: float | None = None
@@ -410,16 +411,21 @@ class Leader:
         self._platform_ms = max(self._platform_ms, heard_ms)
         return self._platform_ms
 
-    def add_outlet(self, front: str, outlet: Outlet) -> bool:
-        """Facts for `front` go here from now on; whether another outlet of that name has lost its place."""
+    def add_outlet(self, front: str, outlet: Outlet, holds: Holds | None = None) -> bool:
+        """Facts for `front` go here from now on; whether another outlet of that name has lost its place. One
+        that can say which calls' streams it `holds` is spared the ends of others.
+        """
         replaced = front in self._outlets
         self._outlets[front] = outlet
+        if holds is not None:
+            self._holders[front] = holds
         return replaced
 
     def remove_outlet(self, front: str, outlet: Outlet) -> bool:
         """No more, unless another outlet of the same front has taken over; whether it was still this one."""
         if self._outlets.get(front) == outlet:
             del self._outlets[front]
+            self._holders.pop(front, None)
             return True
         return False
 
@@ -792,6 +798,7 @@ class Leader:
     def _begin(self) -> None:
         self.phase = _LEADING
         self._audience = Audience.of(self.state)
+        self._audience.holders = self._holders
         self._told.ordinal = self.state.ordinal
         self._deposed, self._was_deposed, self._warm = None, False, True
         self._told.sequence, self._known.opening = self.sequence, 0

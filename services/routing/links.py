@@ -41,6 +41,7 @@ from chassis import client
 from chassis.errors import CallmeshError, Internal, Unavailable
 from chassis.grpc_status import error_info
 from routing import codec
+from routing.audience import Holds
 from routing.leader import (
     Committed,
     Leader,
@@ -135,8 +136,10 @@ class ShardPort(Protocol):
         NotLeading, StoreOutage or ShardBusy (nothing taken), Internal when the engine failed on it.
         """
 
-    def listen(self, on_facts: OnFacts, on_change: OnChange) -> None:
-        """Where facts and changes of leader go; once, before the first question."""
+    def listen(self, on_facts: OnFacts, on_change: OnChange, holds: Holds) -> None:
+        """Where facts and changes of leader go, and who says which calls' streams are held; once, before the
+        first question.
+        """
 
 
 def not_taken(reason: str, shard: str, retry_seconds: float) -> CallmeshError:
@@ -198,13 +201,13 @@ class LocalShard:
     def durable(self) -> bool:
         return self._leader.durable
 
-    def listen(self, on_facts: OnFacts, on_change: OnChange) -> None:
+    def listen(self, on_facts: OnFacts, on_change: OnChange, holds: Holds) -> None:
         leader, shard = self._leader, self.shard
 
         def outlet(facts: Sequence[Fact], epoch: int, sequence: int, now_ms: int) -> None:
             on_facts(shard, epoch, sequence, facts)
 
-        leader.add_outlet(self._front, outlet)
+        leader.add_outlet(self._front, outlet, holds)
         leader.on_lead.append(lambda: on_change(shard, True))
         leader.on_drop.append(lambda: on_change(shard, False))
 
@@ -290,6 +293,7 @@ class ShardLink:
         self._told_up = False
         self._on_facts: OnFacts = lambda shard, epoch, sequence, facts: None
         self._on_change: OnChange = lambda shard, up: None
+        self._holds: Holds = lambda call_id: True
 
     @property
     def up(self) -> bool:
@@ -310,15 +314,15 @@ class ShardLink:
     def _local_leads(self) -> bool:
         return self._local is not None and self._local.leading
 
-    def listen(self, on_facts: OnFacts, on_change: OnChange) -> None:
-        self._on_facts, self._on_change = on_facts, on_change
+    def listen(self, on_facts: OnFacts, on_change: OnChange, holds: Holds) -> None:
+        self._on_facts, self._on_change, self._holds = on_facts, on_change, holds
 
     # --- what is known of the leader
 
     def use_local(self, leader: Leader) -> None:
         """A leader (or standby) of the shard is in this process from now on."""
         self._local = leader
-        leader.add_outlet(self._front, self._hear_local)
+        leader.add_outlet(self._front, self._hear_local, lambda call_id: self._holds(call_id))
         leader.on_lead.append(self._local_began)
         leader.on_drop.append(self._local_dropped)
         leader.on_follow.append(self._local_follows)

@@ -108,6 +108,29 @@ def test_the_desk_hears_of_the_end_of_its_conversation() -> None:
     assert heard(shard.do(EndCall(call_id="c1")), CallEnded) == [("desks", "ann"), ("edge", "ann")]
 
 
+@pytest.mark.parametrize(
+    ("asked", "holds", "with_agent", "told"),
+    [
+        ("edge", False, False, []),
+        ("edge", True, False, [("edge", "")]),
+        ("other", False, False, [("edge", "")]),
+        ("edge", False, True, [("desks", "ann"), ("edge", "ann")]),
+    ],
+    ids=["gone", "held", "a front elsewhere", "an agent was in it"],
+)
+def test_an_end_is_not_told_where_nobody_holds_the_stream(
+    asked: str, holds: bool, with_agent: bool, told: list[tuple[str, str]]
+) -> None:
+    shard = Shard()
+    shard.audience.holders[asked] = lambda call_id: holds
+    if with_agent:
+        shard.agent("ann", "desks")
+    shard.place()
+    if with_agent:
+        shard.connect()
+    assert heard(shard.do(HangUp(call_id="c1", attempt=1)), CallEnded) == told
+
+
 def test_an_end_is_told_to_the_agent_who_had_the_call_and_not_to_the_next() -> None:
     """One command ends a broken conversation and queues the call anew, which rings somebody else at once."""
     shard = Shard()

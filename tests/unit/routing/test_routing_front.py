@@ -18,7 +18,7 @@ from callmesh.routing.v1 import supervision_pb2 as pb
 from chassis.errors import CallmeshError, Unavailable
 from chassis.testing import FakeClock
 from routing import convert
-from routing.audience import Audience
+from routing.audience import Audience, Holds
 from routing.engine import step
 from routing.errors import AgentNotFound, CallNotFound, NewerSession, QueueFull, StaleAttempt, Superseded
 from routing.front import LONGEST_WAIT_MS, OVERFLOW_SECONDS, CallerGone, Front, FrontOptions
@@ -175,7 +175,7 @@ class Wire:
         self._on_facts: OnFacts | None = None
         self._on_change: OnChange | None = None
 
-    def listen(self, on_facts: OnFacts, on_change: OnChange) -> None:
+    def listen(self, on_facts: OnFacts, on_change: OnChange, holds: Holds) -> None:
         self._on_facts, self._on_change = on_facts, on_change
 
     def tell(self, facts: list[Fact]) -> None:

@@ -118,7 +118,7 @@ async def a_region(grpc_server: Any, local: bool = False) -> AsyncIterator[Regio
     own = region.nodes[0].address if local else ""
     region.routers = Routers(own, {"beijing": [node.address for node in region.nodes]})
     region.link = ShardLink("beijing", "f", region.routers, silent_seconds=1.0)
-    region.link.listen(region.hear, lambda shard, up: region.changes.append(up))
+    region.link.listen(region.hear, lambda shard, up: region.changes.append(up), lambda call_id: True)
     if local:
         region.link.use_local(region.nodes[0].leader)
     task = asyncio.create_task(region.link.run())
