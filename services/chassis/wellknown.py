@@ -96,8 +96,13 @@ def _look_at(message: Any, plan: list[_Field], path: str, found: list[tuple[str,
     for field in plan:
         name = field.name
         if not field.repeated:
-            if message.HasField(name):
-                _judge(getattr(message, name), field, path + name, found)
+            if not message.HasField(name):
+                continue
+            value = getattr(message, name)
+            if field.bad is None:
+                _look_at(value, field.below, f"{path}{name}.", found)
+            elif why := field.bad(value):
+                found.append((path + name, why))
             continue
         values = getattr(message, name)
         for at, value in values.items() if field.is_map else enumerate(values):

@@ -29,6 +29,10 @@ from routing.geo.tables import china_mobiles
 TEXT_CHARACTERS_MAX = 256
 #: Longest number taken without the full parser, in characters.
 PLAIN_CHARACTERS_MAX = 40
+#: Prefixes of Chinese mobile numbers of which is remembered what they tell; there are about half a million.
+CHINA_PREFIXES_MAX = 100_000
+#: By a short name: each number is compared with it.
+_UNASSIGNED = NumberKind.UNASSIGNED
 #: Numbers of at most so many digits are short codes if anything.
 SHORT_CODE_DIGITS_MAX = 6
 
@@ -135,10 +139,22 @@ def _parsed(e164: str, country_code: int, country: str, kind: NumberKind) -> Par
 
 
 def _china_mobile(national: str, field: str, accept_unassigned: bool) -> ParsedNumber:
-    assigned = _CHINA_MOBILE_RANGES.fullmatch(national) or china_mobiles().find(int(national[:7]))
-    if not assigned and not accept_unassigned:
+    kind, geographic = _china_range(national[:7])
+    if kind is _UNASSIGNED and not accept_unassigned:
         raise _invalid(field, NumberFault.UNASSIGNED, "is in no range of China's mobile numbers")
-    return _parsed("+86" + national, 86, "CN", NumberKind.MOBILE if assigned else NumberKind.UNASSIGNED)
+    return ParsedNumber(
+        e164="+86" + national, country="CN", kind=kind, country_code=86, is_geographic=geographic
+    )
+
+
+@functools.lru_cache(maxsize=CHINA_PREFIXES_MAX)
+def _china_range(prefix: str) -> tuple[NumberKind, bool]:
+    """What a Chinese mobile number of these seven digits is, and whether that tells where: ranges are given
+    out by ten thousand numbers or more.
+    """
+    assigned = _CHINA_MOBILE_RANGES.fullmatch(prefix + "0000") or china_mobiles().find(int(prefix))
+    kind = NumberKind.MOBILE if assigned else _UNASSIGNED
+    return kind, is_geographic(kind, 86)
 
 
 def _cleaned(text: str, field: str) -> str:

@@ -27,13 +27,11 @@ from routing.geo.model import (
     Precision,
     checked_point,
 )
-from routing.geo.numbers import parse_number
+from routing.geo.numbers import CHINA_PREFIXES_MAX, parse_number
 from routing.geo.plans import is_geographic
 
 #: A point given by the edge is where the caller is, to about this.
 POINT_RADIUS_KM = 1
-#: Prefixes of Chinese mobile numbers remembered with their places; there are about half a million.
-CHINA_PREFIXES_MAX = 100_000
 #: By a short name: each number is compared with it.
 _MOBILE = NumberKind.MOBILE
 #: Longest name of a city looked up, in characters.
