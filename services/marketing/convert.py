@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import enum
 import functools
+import struct
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any, TypeVar
@@ -417,20 +418,30 @@ def _contact_from_proto(message: Any, problems: list[Problem]) -> Contact:
     )
 
 
-def _add_ranked(decision: recommendations_pb2.Decision, entry: RankedOffer) -> None:
-    """One line of a ranking. Most of a line was the same for somebody else before: that part is kept encoded,
-    for a message that is put into another one is copied field by field.
+#: The changing part of a line as a message (protobuf.dev, "Encoding"): score, acceptance_probability and
+#: propensity, each a double behind its field's number and kind.
+_CHANGING_WIRE = struct.Struct("<BdBdBd")
+
+
+def _ranked_wire(entry: RankedOffer) -> bytes:
+    """One line of a ranking, as a part of an encoded Decision. Most of it was the same for somebody else
+    before, and is kept encoded.
     """
-    still = entry.forms.get("wire")
-    if still is None:
-        still = entry.forms["wire"] = _still_proto(entry).SerializeToString()
-    line = decision.offers.add(
-        rank=entry.rank,
-        score=entry.score,
-        acceptance_probability=entry.probability,
-        propensity=entry.propensity,
-    )
-    line.MergeFromString(still)
+    forms = entry.forms
+    if not forms.wire:
+        forms.wire = _still_proto(entry).SerializeToString()
+    changing = _CHANGING_WIRE.pack(0x39, entry.score, 0x41, entry.probability, 0x49, entry.propensity)
+    line = b"%b\x30%b%b" % (forms.wire, _varint(entry.rank), changing)
+    return b"\x2a%b%b" % (_varint(len(line)), line)
+
+
+def _varint(number: int) -> bytes:
+    """A number that is not negative, in groups of seven bits, the lowest first."""
+    groups = []
+    while number > 127:
+        groups.append(number & 127 | 128)
+        number >>= 7
+    return bytes([*groups, number])
 
 
 def _still_proto(entry: RankedOffer) -> types_pb2.RankedOffer:
@@ -490,8 +501,8 @@ def decision_to_proto(decision: Decision) -> recommendations_pb2.Decision:
         create_time=timestamp(decision.created_at),
         expire_time=timestamp(decision.expires_at),
     )
-    for entry in decision.offers:
-        _add_ranked(message, entry)
+    # All lines at once: each field of each that is set by itself costs as much as many bytes taken apart.
+    message.MergeFromString(b"".join([_ranked_wire(entry) for entry in decision.offers]))
     return message
 
 
@@ -849,14 +860,14 @@ def _texts_json(texts: Iterable[Text]) -> list[dict[str, str]]:
 
 def _ranked_json(entry: RankedOffer) -> msgspec.Raw:
     """One line of a ranking."""
-    still = entry.forms.get("text")
-    if still is None:
-        still = entry.forms["text"] = _json_encoder.encode(_still_json(entry))[:-1] + b","
+    forms = entry.forms
+    if not forms.text:
+        forms.text = _json_encoder.encode(_still_json(entry))[:-1] + b","
     changing = _Changing(
         entry.rank, entry.score or _NOTHING, entry.probability or _NOTHING, entry.propensity or _NOTHING
     )
     # Neither is ever empty: every offer has an id, and every line a rank.
-    return msgspec.Raw(still + _json_encoder.encode(changing)[1:])
+    return msgspec.Raw(forms.text + _json_encoder.encode(changing)[1:])
 
 
 def _still_json(entry: RankedOffer) -> dict[str, Any]:

@@ -9,9 +9,10 @@ comparable by the database.
 from __future__ import annotations
 
 import struct
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping, Sequence
 from datetime import datetime
 from decimal import Decimal
+from functools import lru_cache
 from typing import Any, ClassVar
 
 import bson
@@ -29,6 +30,7 @@ from mongoengine import (
     ListField,
     StringField,
 )
+from msgspec import structs
 
 from chassis.bus.event import Told
 from chassis.mongo import Aggregate
@@ -334,6 +336,9 @@ class HistoryDocument(Document):
     changes = IntField()
 
 
+#: Offers and sets of traits whose parts of a decision are kept in BSON.
+KEPT_MAX = 10_000
+
 #: Everything whose indexes a process ensures at its start.
 DOCUMENTS: tuple[type[Document], ...] = (
     OfferDocument,
@@ -468,25 +473,81 @@ def _audience_from_raw(raw: Raw) -> Audience:
 # --- mapping: decisions -------------------------------------------------------------------------------
 
 
-def decision_fields(decision: Decision, line: Callable[[RankedOffer], Any] | None = None) -> dict[str, Any]:
-    """The content of a decision as stored; what is absent from it has no value. `line` puts down a line of
-    its ranking.
+def decision_fields(decision: Decision) -> dict[str, Any]:
+    """The content of a decision as stored; what is absent from it has no value."""
+    return {
+        **_head_fields(decision),
+        "offers": [_ranked_fields(entry) for entry in decision.offers],
+        "considered": [list(structs.astuple(one)) for one in decision.considered],
+        "traits": list(decision.traits),
+    }
+
+
+def decision_raw(decision: Decision, events: Sequence[Told], about: Mapping[str, Any]) -> RawBSONDocument:
+    """A new decision as a whole document: what `decision_fields` says, its events, and what else is noted
+    `about` it. Already in BSON, for most of a line was the same for somebody else before.
     """
+    head = bson.encode({"_id": decision.id, **about, **_head_fields(decision)})[4:-1]
+    lists = (
+        (b"offers", 0x03, [ranked_raw(entry) for entry in decision.offers]),
+        (b"considered", 0x04, [_considered_raw(one) for one in decision.considered]),
+        (b"outbox", 0x03, [pending_raw(told) for told in events]),
+    )
+    return RawBSONDocument(
+        _whole(head, _traits_raw(decision.traits), *[_list(*found) for found in lists]), _RAW_OPTIONS
+    )
+
+
+def _whole(*parts: bytes) -> bytes:
+    """A document of elements that are in BSON already."""
+    content = b"".join(parts)
+    return b"".join(((len(content) + 5).to_bytes(4, "little"), content, b"\0"))
+
+
+def _list(name: bytes, kind: int, items: Sequence[bytes]) -> bytes:
+    """An element that is a list of documents or of lists."""
+    inner = _whole(*[b"%c%d\0%b" % (kind, at, item) for at, item in enumerate(items)])
+    return b"\x04%b\0%b" % (name, inner)
+
+
+@lru_cache(maxsize=KEPT_MAX)
+def _traits_raw(traits: tuple[str, ...]) -> bytes:
+    return bson.encode({"traits": list(traits)})[4:-1]
+
+
+#: The numbers of what was looked at: four doubles under their places in the list.
+_FIGURES = struct.Struct("<B2sdB2sdB2sdB2sd")
+
+
+def _considered_raw(one: Considered) -> bytes:
+    figures = _FIGURES.pack(
+        0x01, b"2", one.base,
+        0x01, b"3", one.probability,
+        0x01, b"4", one.worth,
+        0x01, b"5", one.chance,
+    )  # fmt: skip
+    return _whole(_named_raw(one.offer, one.product), figures)
+
+
+@lru_cache(maxsize=KEPT_MAX)
+def _named_raw(offer: str, product: str) -> bytes:
+    return bson.encode({"0": offer, "1": product})[4:-1]
+
+
+def _head_fields(decision: Decision) -> dict[str, Any]:
+    """All but the lists."""
     fields: dict[str, Any] = {
         "customer": decision.customer or None,
         "number": decision.number or None,
         "stranger": True if decision.number and not decision.customer else None,
         "call_id": decision.contact.call_id or None,
         "contact": _contact_fields(decision.contact),
-        "offers": [(line or _ranked_fields)(entry) for entry in decision.offers],
         "no_offer": decision.no_offer.value if decision.no_offer else None,
         "policy": decision.policy,
         "model": decision.model or None,
         "holdout": decision.holdout,
         "propensity": decision.propensity,
         "open": decision.outcome is None,
-        "considered": list(decision.considered),
-        "traits": list(decision.traits),
         "outcome": _outcome_fields(decision.outcome) if decision.outcome else None,
         "claim": decision.claim or None,
         "unsettled": True if decision.unsettled else None,
@@ -568,38 +629,33 @@ def _ranked_fields(entry: RankedOffer) -> dict[str, Any]:
 
 
 #: The changing part of a line in BSON (bsonspec.org): rank as int32, then three doubles.
-_CHANGING = struct.Struct("<B5siB6sdB12sdB11sdB")
+_CHANGING = struct.Struct("<B5siB6sdB12sdB11sd")
 
 
-def ranked_raw(entry: RankedOffer) -> RawBSONDocument:
-    """The same as `_ranked_fields`, already in BSON: most of a line was the same for somebody else before,
-    and is encoded once.
-    """
-    still = entry.forms.get("document")
-    if still is None:
-        still = entry.forms["document"] = bson.encode(_still_fields(entry))[4:-1]
+def ranked_raw(entry: RankedOffer) -> bytes:
+    """The same as `_ranked_fields`, in BSON."""
+    still = entry.forms.document
+    if not still:
+        still = entry.forms.document = bson.encode(_still_fields(entry))[4:-1]
     changing = _CHANGING.pack(
         0x10, b"rank", entry.rank,
         0x01, b"score", entry.score,
         0x01, b"probability", entry.probability,
         0x01, b"propensity", entry.propensity,
-        0,
     )  # fmt: skip
-    size = 4 + len(still) + len(changing)
-    return RawBSONDocument(b"".join((size.to_bytes(4, "little"), still, changing)), _RAW_OPTIONS)
+    return _whole(still, changing)
 
 
-def pending_raw(told: Told) -> RawBSONDocument:
-    """The same as `chassis.mongo.pending_entry`, already in BSON: the envelope is copied and not taken for
-    text in between.
+def pending_raw(told: Told) -> bytes:
+    """The same as `chassis.mongo.pending_entry`, in BSON: the envelope is copied and not taken for text in
+    between.
     """
-    head = bson.encode({"id": told.id})[4:-1] + _EVENT.pack(0x02, b"event", len(told.body) + 1)
-    size = 4 + len(head) + len(told.body) + 2
-    return RawBSONDocument(b"".join((size.to_bytes(4, "little"), head, told.body, b"\0\0")), _RAW_OPTIONS)
+    return _whole(_text_raw(b"id", told.id.encode()), _text_raw(b"event", told.body))
 
 
-#: A text's beginning in BSON: its name and how long it is.
-_EVENT = struct.Struct("<B6si")
+def _text_raw(name: bytes, text: bytes) -> bytes:
+    return b"\x02%b\0%b%b\0" % (name, (len(text) + 1).to_bytes(4, "little"), text)
+
 
 _RAW_OPTIONS: CodecOptions[RawBSONDocument] = CodecOptions(document_class=RawBSONDocument, tz_aware=True)
 

@@ -19,6 +19,8 @@ from collections.abc import Sequence
 from dataclasses import replace
 from datetime import datetime
 
+from msgspec import structs
+
 from chassis.errors import FailedPrecondition, NotFound, ResourceExhausted
 from marketing.model import (
     EVERYBODY,
@@ -435,4 +437,6 @@ def close(decision: Decision, outcome: Outcome, claim: str) -> Decision:
     """The decision closed with an outcome that `check_outcome` let pass; `claim` is the token of the unit of
     stock taken.
     """
-    return replace(decision, outcome=outcome, claim=claim, unsettled=outcome.result is Result.ACCEPTED)
+    return structs.replace(
+        decision, outcome=outcome, claim=claim, unsettled=outcome.result is Result.ACCEPTED
+    )

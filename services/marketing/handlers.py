@@ -253,7 +253,7 @@ class Recommender:
     ) -> Decision:
         policy, propensity = self._cache.policy, self._cache.propensity
         found: Sequence[Candidate] = ()
-        chances: Sequence[float] = ()
+        chances: tuple[float, ...] = ()
         offers: tuple[RankedOffer, ...] = ()
         chance, holdout = 1.0, False
         if refusal is None:
@@ -263,7 +263,10 @@ class Recommender:
             if every and explores(policy, known):
                 # At the end of the list: only exploration puts them first.
                 every = [*every, *ranker.newcomers(profile, contact, now, every, propensity)]
-            found = [candidate for candidate in every if worthwhile(policy, candidate.score)]
+            if policy.expected_value_min is None:
+                found = every
+            else:
+                found = [candidate for candidate in every if worthwhile(policy, candidate.score)]
             chances = first_chances(policy, len(found), known)
             holdout = held_out(policy, profile.customer, known)
             if holdout:
@@ -286,7 +289,12 @@ class Recommender:
             model=propensity.model or ranker.table.model,
             holdout=holdout,
             propensity=chance,
-            considered=tuple(map(_considered, found, chances)),
+            considered=tuple(
+                [
+                    Considered(offer.id, offer.product, rule.probability, probability, worth, chance)
+                    for (offer, rule, probability, worth, _), chance in zip(found, chances, strict=True)
+                ]
+            ),
             traits=traits(profile, contact) if looked else (),
             created_at=now,
             expires_at=now + self._lifetime,
@@ -305,17 +313,17 @@ class Recommender:
         self,
         ranker: Ranker,
         found: Sequence[Candidate],
-        chances: Sequence[float],
+        chances: tuple[float, ...],
         profile: Profile,
         limit: int,
     ) -> tuple[tuple[RankedOffer, ...], float]:
         """(the list to show, the propensity of the list as a whole)."""
         places, chance = arrange(chances, limit, self._draw())
-        offers = tuple(
+        offers = [
             ranker.entry(found[place.candidate], profile, at + 1, place.propensity, place.explored)
             for at, place in enumerate(places)
-        )
-        return offers, chance
+        ]
+        return tuple(offers), chance
 
     async def _look_up(self, customer: str, number: str, now: datetime) -> tuple[Profile, Standing]:
         """Who it is, and what stands in the way of offering them something."""
@@ -334,11 +342,6 @@ class Recommender:
 
 #: Causes that are found only after the offers were looked at.
 _AFTER_LOOKING = frozenset({NoOffer.HOLDOUT, NoOffer.NOT_WORTHWHILE, NoOffer.NOTHING_ELIGIBLE})
-
-
-def _considered(candidate: Candidate, chance: float) -> Considered:
-    offer, rule, probability, worth, _ = candidate
-    return Considered(offer.id, offer.product, rule.probability, probability, worth, chance)
 
 
 class Decisions:

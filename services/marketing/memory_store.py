@@ -9,6 +9,8 @@ from datetime import datetime
 from decimal import Decimal
 from typing import Any
 
+from msgspec import structs
+
 from chassis.bus.event import Event, Told
 from chassis.errors import AlreadyExists, EtagMismatch
 from chassis.idempotency import check_repeat
@@ -241,7 +243,7 @@ class MemoryStore:
     def _bump(self, decision: Decision) -> Decision:
         if self.decision(decision.id).version != decision.version:
             raise EtagMismatch(resource=f"decisions/{decision.id}")
-        stored = replace(decision, version=decision.version + 1)
+        stored = structs.replace(decision, version=decision.version + 1)
         self._decisions[decision.id] = stored
         return stored
 
@@ -255,7 +257,7 @@ class MemoryStore:
         with self._lock:
             found = self._decisions.get(decision_id)
             if found is not None:
-                self._decisions[decision_id] = replace(found, unsettled=False)
+                self._decisions[decision_id] = structs.replace(found, unsettled=False)
 
     def unsettled(self, limit: int) -> list[Decision]:
         """As the port says."""
@@ -294,8 +296,8 @@ class MemoryStore:
             bought = dict(profile.bought_at)
             for product, at in products.items():
                 bought[product] = max(at, bought.get(product, at))
-            profile = replace(profile, products=profile.products | products.keys(), bought_at=bought)
-            profile = replace(profile, updated_at=now or profile.updated_at)
+            profile = structs.replace(profile, products=profile.products | products.keys(), bought_at=bought)
+            profile = structs.replace(profile, updated_at=now or profile.updated_at)
         self._profiles[customer] = profile
 
     def _bought(self, customer: str) -> dict[str, datetime]:
@@ -330,7 +332,7 @@ class MemoryStore:
         if not raw["brought"]:
             return profile
         said = kin.joined(raw)
-        return replace(
+        return structs.replace(
             profile,
             absorbed=kin.absorbed(raw),
             wants_to_leave=said["wants_to_leave"],
@@ -372,7 +374,7 @@ class MemoryStore:
             if profile.customer in self._erased:
                 return False
             kept = present or Profile(customer=profile.customer)
-            self._profiles[profile.customer] = replace(
+            self._profiles[profile.customer] = structs.replace(
                 profile,
                 products=kept.products,
                 bought_at=kept.bought_at,
@@ -392,7 +394,7 @@ class MemoryStore:
                 return
             self._leave_times[customer] = at
             present = self._profiles.get(customer, Profile(customer=customer))
-            self._profiles[customer] = replace(present, wants_to_leave=wants_to_leave)
+            self._profiles[customer] = structs.replace(present, wants_to_leave=wants_to_leave)
 
     def save_churn_risk(self, customer: str, score: float, at: datetime) -> None:
         """As the port says."""
@@ -401,7 +403,7 @@ class MemoryStore:
                 return
             self._risk_times[customer] = at
             present = self._profiles.get(customer, Profile(customer=customer))
-            self._profiles[customer] = replace(present, churn_risk=score)
+            self._profiles[customer] = structs.replace(present, churn_risk=score)
 
     def save_care(self, customer: str, task: str, kind: str) -> None:
         """As the port says."""
@@ -411,7 +413,7 @@ class MemoryStore:
                 return
             others = [(id, said) for id, said in present.care.items() if id != task]
             newest = dict([*others, (task, kind)][-CARE_MAX:])
-            self._profiles[customer] = replace(present, care=newest)
+            self._profiles[customer] = structs.replace(present, care=newest)
 
     def _move(self, customer: str, at: datetime, survivor: str) -> bool:
         if customer in self._erased or self._moved_at.get(customer, at) > at:
@@ -436,7 +438,9 @@ class MemoryStore:
             whose = decision.made_for or decision.customer
             if whose in below and decision.customer != owner:
                 made_for = "" if whose == owner else whose
-                moved = replace(decision, customer=owner, made_for=made_for, version=decision.version + 1)
+                moved = structs.replace(
+                    decision, customer=owner, made_for=made_for, version=decision.version + 1
+                )
                 self._decisions[id] = moved
         for ticket, complaint in self._complaints.items():
             if complaint.whose in below:
@@ -450,7 +454,7 @@ class MemoryStore:
             kept = self._profiles[holder]
             bought = {product: at for product, at in kept.bought_at.items() if product not in lost}
             bought |= {product: left[product] for product in products if product in left}
-            self._profiles[holder] = replace(kept, products=kept.products - lost, bought_at=bought)
+            self._profiles[holder] = structs.replace(kept, products=kept.products - lost, bought_at=bought)
 
     def merge(self, absorbed: str, survivor: str, at: datetime) -> None:
         """As the port says."""
@@ -458,7 +462,7 @@ class MemoryStore:
             if not self._move(absorbed, at, survivor):
                 return
             gone = self._profiles.get(absorbed, Profile(customer=absorbed))
-            self._profiles[absorbed] = replace(
+            self._profiles[absorbed] = structs.replace(
                 gone, merged_into=survivor, alive=False, products=frozenset(), bought_at={}
             )
             self._profiles.setdefault(survivor, Profile(customer=survivor))
@@ -472,7 +476,7 @@ class MemoryStore:
             if not self._move(restored, at, ""):
                 return
             back = self._profiles.get(restored, Profile(customer=restored))
-            self._profiles[restored] = replace(back, merged_into="", alive=True)
+            self._profiles[restored] = structs.replace(back, merged_into="", alive=True)
             self._settle_owner(restored)
             own = self._bought(restored)
             self._have(restored, own, None)
@@ -492,8 +496,8 @@ class MemoryStore:
             for decision in list(self._decisions.values()):
                 if customer == (decision.made_for or decision.customer):
                     outcome = replace(decision.outcome, note="") if decision.outcome else None
-                    nobodys = replace(decision, customer="", number="", made_for="", outcome=outcome)
-                    self._decisions[decision.id] = replace(nobodys, version=decision.version + 1)
+                    nobodys = structs.replace(decision, customer="", number="", made_for="", outcome=outcome)
+                    self._decisions[decision.id] = structs.replace(nobodys, version=decision.version + 1)
             for ticket, complaint in self._complaints.items():
                 if complaint.whose == customer:
                     self._complaints[ticket] = replace(complaint, customer="", number="", made_for="")
@@ -546,7 +550,7 @@ class MemoryStore:
             known = self._profiles.get(complaint.whose)
             if known is not None and not complaint.open and complaint.at is not None:
                 closed = max(complaint.at, known.complaint_closed_at or complaint.at)
-                self._profiles[known.customer] = replace(known, complaint_closed_at=closed)
+                self._profiles[known.customer] = structs.replace(known, complaint_closed_at=closed)
             return True
 
     def close_complaint(self, ticket: str) -> None:
@@ -752,6 +756,6 @@ class MemoryStore:
                 self._requests[request_key] = (decision.id, fingerprint)
             if decision.id in self._decisions:
                 raise AlreadyExists(resource=f"decisions/{decision.id}")
-            self._decisions[decision.id] = replace(decision, version=1)
+            self._decisions[decision.id] = structs.replace(decision, version=1)
             self.events.extend(Event.from_json(e.body) if isinstance(e, Told) else e for e in events)
             return self._decisions[decision.id]

@@ -10,7 +10,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 from decimal import Decimal
-from typing import Any, NamedTuple
+
+import msgspec
 
 #: Digits before the decimal point of an amount.
 AMOUNT_INTEGER_DIGITS_MAX = 18
@@ -248,8 +249,7 @@ class QuietWindow:
     channels: frozenset[Channel] = frozenset()
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Profile:
+class Profile(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """What marketing knows of a customer."""
 
     #: Id, without "customers/".
@@ -273,13 +273,13 @@ class Profile:
     #: Products in the history.
     products: frozenset[str] = frozenset()
     #: When each of these was bought last, as far as known.
-    bought_at: Mapping[str, datetime] = field(default_factory=dict)
+    bought_at: Mapping[str, datetime] = msgspec.field(default_factory=dict)
     #: E-mail addresses, the primary one first; known only while marketing by mail is consented to.
     email_addresses: tuple[str, ...] = ()
     #: Channels on which the customer does not want to be marketed to.
     refused_channels: frozenset[Channel] = frozenset()
     #: Channels on which the customer consented to marketing, and when each consent ends, None never.
-    consents: Mapping[Channel, datetime | None] = field(default_factory=dict)
+    consents: Mapping[Channel, datetime | None] = msgspec.field(default_factory=dict)
     #: When the customer wants no contact, as crm says.
     quiet_windows: tuple[QuietWindow, ...] = ()
     #: When crm last noted a consent to marketing.
@@ -293,7 +293,7 @@ class Profile:
     #: How likely the customer is to leave, 0 to 1, as crm told last.
     churn_risk: float = 0.0
     #: Occasions to care for the customer: crm's task -> its kind ("CONTRACT_EXPIRES"), "" once it is over.
-    care: Mapping[str, str] = field(default_factory=dict)
+    care: Mapping[str, str] = msgspec.field(default_factory=dict)
     #: False once crm says deleted, erased or merged.
     alive: bool = True
     #: The customer that took this one over, "" none.
@@ -377,8 +377,7 @@ class Purchase:
     channel: Channel = Channel.UNSPECIFIED
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Contact:
+class Contact(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """The contact in which something would be offered."""
 
     #: Id of the call, "" outside one.
@@ -431,8 +430,25 @@ class Reason:
     lift: float
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class RankedOffer:
+class Forms(msgspec.Struct, eq=False):
+    """What was made of a line's unchanging parts before, b"" while nothing. Says nothing of the line: all are
+    equal.
+    """
+
+    #: For the log, in BSON.
+    document: bytes = b""
+    #: For the answer, as a message.
+    wire: bytes = b""
+    #: For the event, in JSON.
+    text: bytes = b""
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Forms)
+
+    __hash__ = None  # type: ignore[assignment]
+
+
+class RankedOffer(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """An offer as it stood when it was ranked for a customer."""
 
     #: Offer id.
@@ -460,7 +476,7 @@ class RankedOffer:
     #: Words for this customer, by language.
     scripts: tuple[Text, ...] = ()
     #: What was made of its unchanging parts before, by whom it is for; copies share it.
-    forms: dict[str, Any] = field(default_factory=dict, compare=False, repr=False)
+    forms: Forms = msgspec.field(default_factory=Forms)
 
 
 class NoOffer(enum.StrEnum):
@@ -506,10 +522,9 @@ class Outcome:
         return mine == (other.offer, other.result, other.declined, other.agent, other.note)
 
 
-class Considered(NamedTuple):
-    """An offer that was looked at for a decision, shown or not: what comparing policies afterwards needs.
-
-    A tuple, for several are made for each caller; its fields are stored in this order.
+class Considered(msgspec.Struct, frozen=True, gc=False):
+    """An offer that was looked at for a decision, shown or not: what comparing policies afterwards needs. Its
+    fields are stored in this order.
     """
 
     #: Offer id.
@@ -526,8 +541,7 @@ class Considered(NamedTuple):
     chance: float
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Decision:
+class Decision(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """A logged ranking and what became of it."""
 
     #: Id, without "decisions/".

@@ -16,6 +16,7 @@ from typing import Any
 
 from google.protobuf.empty_pb2 import Empty
 from google.protobuf.json_format import ParseDict
+from msgspec import structs
 
 from callmesh.marketing.v1 import campaigns_pb2, events_pb2, outbound_pb2, outbound_pb2_grpc
 from chassis.auth import current_identity
@@ -446,7 +447,7 @@ class OutboundServicer(outbound_pb2_grpc.OutboundServiceServicer):
         """When quiet ends that holds on the person's clock; None when none does."""
         person = profile or Profile(customer="")
         zone = contact.time_zone or person.time_zone
-        person = replace(person, numbers=(contact.number,), time_zone=zone)
+        person = structs.replace(person, numbers=(contact.number,), time_zone=zone)
         whole = replace(courtesy, quiet=(*courtesy.quiet, *quiet_of(call_list.quiet_hours)))
         return is_quiet_until(whole, person, StepChannel.OUTBOUND_CALL, now, self._holiday)
 

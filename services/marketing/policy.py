@@ -20,6 +20,7 @@ import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from functools import lru_cache
 from typing import NamedTuple
 
 from marketing.model import Money
@@ -35,6 +36,8 @@ EXPLORATION_MAX = 0.5
 HOLDOUT_MIN = 0.001
 FATIGUE_DAYS_MAX = 365
 FATIGUE_OFFERS_MAX = 1_000
+#: Lists of chances and of places kept: they are the same for most decisions under one policy.
+KEPT_MAX = 1_000
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -93,35 +96,44 @@ def explores(policy: Policy, customers_known: int) -> bool:
     return policy.exploration_ratio > 0 and customers_known >= EXPERIMENT_CUSTOMERS_MIN
 
 
-def first_chances(policy: Policy, count: int, customers_known: int) -> list[float]:
+def first_chances(policy: Policy, count: int, customers_known: int) -> tuple[float, ...]:
     """Probability with which each of `count` candidates comes first."""
     ratio = policy.exploration_ratio if explores(policy, customers_known) else 0.0
+    return _first_chances(ratio, count)
+
+
+@lru_cache(maxsize=KEPT_MAX)
+def _first_chances(ratio: float, count: int) -> tuple[float, ...]:
     if not count:
-        return []
+        return ()
     if ratio <= 0 or count == 1:
-        return [1.0] + [0.0] * (count - 1)
-    return [1 - ratio + ratio / count, *([ratio / count] * (count - 1))]
+        return (1.0, *[0.0] * (count - 1))
+    return (1 - ratio + ratio / count, *[ratio / count] * (count - 1))
 
 
-def arrange(chances: Sequence[float], limit: int, draw: float) -> tuple[list[Place], float]:
+def arrange(chances: tuple[float, ...], limit: int, draw: float) -> tuple[tuple[Place, ...], float]:
     """(the list to show, the propensity of the list as a whole), candidates being in the order of their
     expected value and coming first with these chances.
 
     `draw` is evenly spread over [0, 1) and says which candidate comes first.
     """
     if not chances:
-        return [], 1.0
+        return (), 1.0
     first, left = 0, draw - chances[0]
     while left >= 0 and first + 1 < len(chances) and chances[first + 1] > 0:
         first += 1
         left -= chances[first]
+    return _places(chances, limit, first), chances[first]
+
+
+@lru_cache(maxsize=KEPT_MAX)
+def _places(chances: tuple[float, ...], limit: int, first: int) -> tuple[Place, ...]:
     order = list(range(len(chances)))
     order.insert(0, order.pop(first))
-    places = [
+    return tuple(
         Place(index, _propensity(index, at, chances), at == 0 and index > 0)
         for at, index in enumerate(order[:limit])
-    ]
-    return places, chances[first]
+    )
 
 
 def _propensity(index: int, at: int, chances: Sequence[float]) -> float:

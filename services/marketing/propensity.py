@@ -10,8 +10,9 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from functools import lru_cache
 
-from marketing.model import Contact, Profile
+from marketing.model import Channel, Contact, Profile
 
 #: The estimate's own weight is learned; it is scaled up so that regularisation leaves it alone.
 BASE = "base"
@@ -22,6 +23,8 @@ CONSTANT = "constant"
 FEATURES_MAX = 20_000
 #: Largest weight; a larger one is no model.
 WEIGHT_MAX = 1e4
+#: Sets of traits kept: many customers have the same.
+TRAITS_KEPT_MAX = 4_000
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -43,13 +46,27 @@ class Propensity:
 
 def traits(profile: Profile, contact: Contact) -> tuple[str, ...]:
     """What the model knows of a customer in a contact."""
+    return _traits(
+        profile.tier,
+        profile.value_class,
+        contact.channel,
+        contact.reason,
+        contact.region or profile.home_region,
+        contact.wants_to_leave or profile.wants_to_leave,
+    )
+
+
+@lru_cache(maxsize=TRAITS_KEPT_MAX)
+def _traits(
+    tier: str, value_class: str, channel: Channel, reason: str, region: str, leaving: bool
+) -> tuple[str, ...]:
     return (
-        f"tier={profile.tier}",
-        f"class={profile.value_class}",
-        f"channel={contact.channel.value}",
-        f"reason={contact.reason}",
-        f"region={contact.region or profile.home_region}",
-        f"leaving={contact.wants_to_leave or profile.wants_to_leave}",
+        f"tier={tier}",
+        f"class={value_class}",
+        f"channel={channel.value}",
+        f"reason={reason}",
+        f"region={region}",
+        f"leaving={leaving}",
     )
 
 

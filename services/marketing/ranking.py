@@ -28,6 +28,7 @@ from numpy.typing import NDArray
 from marketing.association import Rule, RuleTable, popularity, rule
 from marketing.engine import LOST_TAG, audience_fits, eligible, scripts_for
 from marketing.model import (
+    EVERYBODY,
     Audience,
     Contact,
     Offer,
@@ -59,6 +60,8 @@ OFTEN_SHARE_MIN = 0.1
 #: Of the offers with the highest scores so many more than wanted are put in order at first; each further time
 #: so many times more.
 SPARE_OFFERS = 12
+#: Highest scores kept of each product; whoever wants more looks at all offers.
+HEIGHTS_MAX = 32
 FURTHER_TIMES = 8
 
 #: An offer is new for so long, and while fewer customers than this have its product.
@@ -95,6 +98,19 @@ class Candidate(NamedTuple):
     worth: float
     #: Probability x worth.
     score: float
+
+
+class _Row(NamedTuple):
+    """What the owners of one product say of every offer."""
+
+    #: The probability of each offer's product, -1 where the counts cannot judge.
+    chances: Floats
+    #: The highest scores by these, falling.
+    heights: list[float]
+
+    def height(self, count: int) -> float:
+        """The score that `count` offers reach; 0 where not so many reach that."""
+        return self.heights[count - 1] if count <= len(self.heights) else 0.0
 
 
 NO_PROPENSITY = Propensity()
@@ -137,6 +153,10 @@ class Catalogue:
             numbers.setdefault(_Condition.of(offer), len(numbers)) for offer in self.offers
         ]
         self._conditions.extend(numbers)
+        #: Numbers of those that hold whoever asks, in the form of what was judged.
+        self.always: dict[int, bool] = {
+            number: True for condition, number in numbers.items() if condition == _NO_CONDITION
+        }
 
     def _of_kind(self, kind: OfferKind) -> list[int]:
         return [at for at, offer in enumerate(self.offers) if offer.kind is kind]
@@ -200,6 +220,9 @@ class _Condition:
         return not self.rule or bool(compiled(self.rule).matches(CustomerFacts(profile, contact, now)))
 
 
+_NO_CONDITION = _Condition(audience=EVERYBODY, rule="", prerequisites=frozenset(), exclusions=frozenset())
+
+
 class Ranker:
     """Ranks one state of the catalogue by one rule table. Not for use by several threads at once."""
 
@@ -227,8 +250,11 @@ class Ranker:
         #: Weights of the propensity model over all offers, by trait, "" for what holds of everybody.
         self._weights: dict[str, Floats] = {}
         self._weights_of = ""
-        #: By antecedent: the probability of each offer's product, -1 where the counts cannot judge.
-        self._rows: dict[str, Floats] = {}
+        #: Candidates as the history alone makes them, by antecedent and place.
+        self._made: dict[tuple[str, int], Candidate] = {}
+        #: By antecedent, and of anybody.
+        self._rows: dict[str, _Row] = {}
+        self._anybody = self._measured(self._popular)
         self._rows_max = max(1, min(ROWS_MAX, ROWS_BYTES_MAX // (8 * max(1, len(self._offers)))))
 
     @property
@@ -264,27 +290,34 @@ class Ranker:
         known = traits(profile, contact) if propensity.weights else ()
         likely = self._corrected(best, propensity, known) if propensity.weights else best
         scores = likely * self._catalogue.worths
+        width = limit + SPARE_OFFERS
+        # As many are as high by one product alone; the model may lower all of them.
+        bound = _nth_highest(scores, width) if propensity.weights else self._surely(rows, width)
         self._catalogue.shut(scores, profile, contact, now, at_risk)
-        places = self._eligible(scores, profile, contact, now, limit)
-        at_places = np.array(places, dtype=np.intp)
-        # A few numbers as Python's own, in one go each: single ones out of arrays cost more than all of them.
-        loudest = best.take(at_places).tolist()
-        said = [(x, row.take(at_places).tolist()) for x, row in zip(owned, rows, strict=True)]
-        chosen: list[Candidate] = []
-        for at, index in enumerate(places):
-            offer, worth, probability = self._offers[index], self._catalogue.worth_of[index], loudest[at]
-            antecedent = ""
-            for x, chances in said:
-                if chances[at] == probability:
+        chosen = []
+        for place in self._eligible(scores, bound, profile, contact, now, limit):
+            probability, antecedent = best.item(place), ""
+            for x, row in zip(owned, rows, strict=True):
+                if row.chances.item(place) == probability:
                     antecedent = x
                     break
-            found = self._rule(antecedent, offer.product)
-            if propensity.weights:
-                probability = corrected(propensity, offer.id, known, probability)
-            chosen.append(Candidate(offer, found, probability, worth, probability * worth))
+            chosen.append(self._candidate(antecedent, place, probability))
         if propensity.weights:
+            chosen = [_by_model(candidate, propensity, known) for candidate in chosen]
             chosen.sort(key=lambda candidate: (-candidate.score, candidate.offer.id))
         return chosen
+
+    def _candidate(self, antecedent: str, place: int, probability: float) -> Candidate:
+        """The offer at a place, of which the owners of a product say most."""
+        made = self._made.get((antecedent, place))
+        if made is None:
+            offer, worth = self._offers[place], self._catalogue.worth_of[place]
+            found = self._rule(antecedent, offer.product)
+            if len(self._made) >= RULES_MAX:
+                del self._made[next(iter(self._made))]
+            made = Candidate(offer, found, probability, worth, probability * worth)
+            self._made[antecedent, place] = made
+        return made
 
     def newcomers(
         self,
@@ -340,7 +373,7 @@ class Ranker:
             self._weights[trait] = made
         return made
 
-    def _evidence(self, profile: Profile, contact: Contact) -> tuple[list[str], list[Floats]]:
+    def _evidence(self, profile: Profile, contact: Contact) -> tuple[list[str], list[_Row]]:
         """(the products that speak: had, or asked about just now; what each says of every offer)."""
         speaking = (
             profile.products.union(contact.products_asked) if contact.products_asked else profile.products
@@ -348,25 +381,41 @@ class Ranker:
         known = [x for x in sorted(speaking)[:OWNED_PRODUCTS_MAX] if x in self._table.partners]
         return known, [self._row(x) for x in known]
 
-    def _best(self, rows: Sequence[Floats]) -> Floats:
+    def _best(self, rows: Sequence[_Row]) -> Floats:
         """The probability of each offer: what speaks loudest for it, else its popularity."""
         if not rows:
             return self._popular
-        best: Floats = np.maximum.reduce(rows)
+        best = rows[0].chances.copy()
+        # One by one: numpy would first make one array of all of them.
+        for row in rows[1:]:
+            np.maximum(best, row.chances, out=best)
         np.copyto(best, self._popular, where=best < 0)
         return best
 
+    def _surely(self, rows: Sequence[_Row], count: int) -> float:
+        """A bound that at least `count` offers reach by the history, if there are so many."""
+        return max([row.height(count) for row in rows or (self._anybody,)])
+
     def _eligible(
-        self, scores: Floats, profile: Profile, contact: Contact, now: datetime, limit: int
+        self,
+        scores: Floats,
+        bound: float,
+        profile: Profile,
+        contact: Contact,
+        now: datetime,
+        limit: int,
     ) -> list[int]:
-        """The places of the best eligible offers, at most `limit`, at most one a product, best first."""
-        catalogue, offers, held = self._catalogue, self._offers, dict[int, bool]()
+        """The places of the best eligible offers, at most `limit`, at most one a product, best first. Those
+        whose scores reach `bound` are looked at first.
+        """
+        catalogue, offers = self._catalogue, self._offers
+        held = catalogue.always.copy()
         condition_of = catalogue.condition_of
         products: set[str] = set()
         places: list[int] = []
-        done, width = 0, limit + SPARE_OFFERS
-        while len(places) < limit:
-            order = _highest(scores, width)
+        done = 0
+        while True:
+            order = _from(scores, bound)
             for index in order[done:]:
                 number, product = condition_of[index], offers[index].product
                 if product in products:
@@ -378,11 +427,11 @@ class Ranker:
                     products.add(product)
                     places.append(index)
                     if len(places) >= limit:
-                        break
-            if len(order) < width:
-                break
-            done, width = len(order), width * FURTHER_TIMES
-        return places
+                        return places
+            if bound <= 0:
+                return places
+            done = len(order)
+            bound = _nth_highest(scores, FURTHER_TIMES * max(done, limit))
 
     def _rule(self, antecedent: str, product: str) -> Rule:
         """What the history says of a product for the owners of another."""
@@ -410,14 +459,18 @@ class Ranker:
     def _popularity(self) -> Floats:
         return np.array([self._rule("", offer.product).probability for offer in self._offers])
 
-    def _row(self, antecedent: str) -> Floats:
+    def _row(self, antecedent: str) -> _Row:
         made = self._rows.get(antecedent)
         if made is None:
-            made = self._make_row(antecedent)
+            made = self._measured(self._make_row(antecedent))
             if len(self._rows) >= self._rows_max:
                 del self._rows[next(iter(self._rows))]
             self._rows[antecedent] = made
         return made
+
+    def _measured(self, chances: Floats) -> _Row:
+        scores = np.sort(chances * self._catalogue.worths)[: -HEIGHTS_MAX - 1 : -1]
+        return _Row(chances, np.maximum(scores, 0.0).tolist())
 
     def _make_row(self, antecedent: str) -> Floats:
         """The same figures as `association.rule` gives, for all offers at once."""
@@ -496,18 +549,27 @@ class Ranker:
         )
 
 
-def _highest(scores: Floats, count: int) -> list[int]:
-    """The places of the `count` highest scores that are not below 0, and of all that equal the last of them;
-    equal ones in the order of their places.
-    """
-    bound = 0.0
-    if count < len(scores):
-        parted = scores.copy()
-        parted.partition(-count)
-        bound = max(0.0, parted.item(-count))
+def _by_model(candidate: Candidate, propensity: Propensity, known: tuple[str, ...]) -> Candidate:
+    """A candidate whose probability is corrected by the propensity model."""
+    offer, found, estimate, worth, _ = candidate
+    chance = corrected(propensity, offer.id, known, estimate)
+    return Candidate(offer, found, chance, worth, chance * worth)
+
+
+def _nth_highest(scores: Floats, count: int) -> float:
+    """The score that `count` offers reach; 0 where not so many reach that."""
+    if count >= len(scores):
+        return 0.0
+    parted = scores.copy()
+    parted.partition(-count)
+    return max(0.0, parted.item(-count))
+
+
+def _from(scores: Floats, bound: float) -> list[int]:
+    """The places of all scores that reach a bound, best first; equal ones in the order of their places."""
     # The arrays' own methods: numpy's functions of these names look for other kinds of arrays first.
     (found,) = (scores >= bound).nonzero()
-    ordered: list[int] = found[(-scores[found]).argsort(kind="stable")].tolist()
+    ordered: list[int] = found.take((-scores.take(found)).argsort(kind="stable")).tolist()
     return ordered
 
 

@@ -29,6 +29,8 @@ from datetime import datetime
 from functools import lru_cache
 from typing import Any, Protocol
 
+import msgspec
+
 from marketing.model import Contact, Profile, primary_language
 
 #: Longest rule, characters.
@@ -470,15 +472,14 @@ def _domain(key: Key, functions: Mapping[str, tuple[Kind, str]], constants: tupl
 # --- facts --------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True, slots=True)
-class CustomerFacts:
+class CustomerFacts(msgspec.Struct, frozen=True, gc=False):
     """Facts of a customer in a contact."""
 
     profile: Profile
     contact: Contact
     now: datetime
     #: What the person answered, by phase; for a campaign's phases.
-    responses: Mapping[str, str] = field(default_factory=dict)
+    responses: Mapping[str, str] = msgspec.field(default_factory=dict)
 
     def value(self, name: str) -> Any:
         """As the port says."""

@@ -22,6 +22,8 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
 import bson
 from bson.decimal128 import Decimal128
+from bson.raw_bson import RawBSONDocument
+from msgspec import structs
 from pymongo import ReturnDocument, UpdateOne
 from pymongo.collection import Collection
 from pymongo.errors import BulkWriteError, DuplicateKeyError
@@ -46,16 +48,15 @@ from marketing.documents import (
     complaint_from_raw,
     decision_fields,
     decision_from_raw,
+    decision_raw,
     key_of,
     model_from_raw,
     offer_fields,
     offer_from_raw,
-    pending_raw,
     profile_fields,
     profile_from_raw,
     purchase_from_raw,
     purchase_raw,
-    ranked_raw,
 )
 from marketing.engine import (
     ClaimsPending,
@@ -466,21 +467,19 @@ class Reader(Protocol):
 
 def _new_decision(
     decision: Decision, events: Sequence[Pending], request_key: str | None, fingerprint: str | None
-) -> dict[str, Any]:
+) -> RawBSONDocument:
     """A decision as a whole document, in the form that `chassis.mongo` gives an aggregate."""
-    raw: dict[str, Any] = {
-        "_id": decision.id,
+    about: dict[str, Any] = {
         "version": 1,
         "created_at": decision.created_at,
         "updated_at": decision.created_at,
-        "outbox": [pending_raw(e) if isinstance(e, Told) else pending_entry(e) for e in events],
-        **decision_fields(decision, ranked_raw),
     }
     if events:
-        raw["outbox_since"] = datetime.now(UTC)
+        about["outbox_since"] = datetime.now(UTC)
     if request_key is not None:
-        raw |= {"request_key": request_key, "request_fingerprint": fingerprint}
-    return raw
+        about |= {"request_key": request_key, "request_fingerprint": fingerprint}
+    told = [event if isinstance(event, Told) else event.told() for event in events]
+    return decision_raw(decision, told, about)
 
 
 def _made_for(customer: str) -> tuple[dict[str, Any], ...]:
@@ -748,7 +747,7 @@ class MongoStore:
             update_aggregate(document, events, decision.version)
         except NotFound:
             raise DecisionNotFound(resource=f"decisions/{decision.id}") from None
-        return replace(decision, version=document.version)
+        return structs.replace(decision, version=document.version)
 
     def touch_decision(self, decision: Decision) -> None:
         """As the port says."""
@@ -1490,7 +1489,7 @@ class MongoReader:
             return earlier
         return decision
 
-    async def _insert_decisions(self, rows: Sequence[dict[str, Any]]) -> list[Exception | None]:
+    async def _insert_decisions(self, rows: Sequence[RawBSONDocument]) -> list[Exception | None]:
         answers: list[Exception | None] = [None] * len(rows)
         try:
             await self._decisions.insert_many(rows, ordered=False)

@@ -12,6 +12,7 @@ from decimal import Decimal
 from typing import Any
 
 import pytest
+from msgspec import structs
 from tests.unit.marketing.marketing_examples import NOW, cny, moment, offer
 
 from chassis import mongo
@@ -109,7 +110,9 @@ def decision(store: Any, id: str = "d1", *offers: Offer, **changes: Any) -> Deci
         created_at=NOW,
         expires_at=NOW + timedelta(minutes=30),
     )
-    return asyncio.run(store.log_decision(replace(made, **changes), (), request_key=None, fingerprint=None))
+    return asyncio.run(
+        store.log_decision(structs.replace(made, **changes), (), request_key=None, fingerprint=None)
+    )
 
 
 def standing(store: Any, customer: str, number: str = "", since: datetime | None = None) -> Standing:
@@ -309,7 +312,9 @@ def test_logging_a_decision_is_repeatable(store: Any) -> None:
     made = decision(store, "d1", add(store, draft()))
 
     async def log(id: str, fingerprint: str) -> Decision:
-        return await store.log_decision(replace(made, id=id), (), request_key="k1", fingerprint=fingerprint)
+        return await store.log_decision(
+            structs.replace(made, id=id), (), request_key="k1", fingerprint=fingerprint
+        )
 
     first = asyncio.run(log("d2", "f1"))
     assert asyncio.run(log("d3", "f1")).id == first.id == "d2"
@@ -353,9 +358,9 @@ def test_only_newer_snapshots_count_and_history_stays(store: Any) -> None:
         updated_at=NOW,
     )
     assert store.save_profile(told)
-    assert not store.save_profile(replace(told, tier="silver", crm_version=2))
-    assert not store.save_profile(replace(told, tier="silver"))
-    known = replace(told, products=frozenset({"phone"}), bought_at={"phone": bought("1").at})
+    assert not store.save_profile(structs.replace(told, tier="silver", crm_version=2))
+    assert not store.save_profile(structs.replace(told, tier="silver"))
+    known = structs.replace(told, products=frozenset({"phone"}), bought_at={"phone": bought("1").at})
     assert store.profile("c1") == known
     assert standing(store, "c1").profile == store.profile("c1")
     assert asyncio.run(store.read_profile_of_number("+8613800138000")).customer == "c1"
@@ -478,7 +483,7 @@ def test_erasing_leaves_nothing_personal(store: Any) -> None:
     store.add_purchases([bought("1")], NOW)
     known = Profile(customer="c1", numbers=("+8613800138000",), crm_version=1, updated_at=NOW)
     mail = {"email_addresses": ("li@example.net",), "consents": {Channel.EMAIL: None}}
-    store.save_profile(replace(known, **mail))
+    store.save_profile(structs.replace(known, **mail))
     made = decision(store, "d1", add(store, draft()))
     outcome = Outcome(offer="o1", result=Result.DECLINED, note="is moving to Chengdu", at=NOW)
     store.close_decision(close(made, outcome, ""), ())

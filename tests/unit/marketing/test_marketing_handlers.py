@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from msgspec import structs
 from tests.unit.marketing.marketing_examples import NOW, cny, moment, offer
 
 from chassis.errors import EtagMismatch, Unavailable
@@ -456,7 +457,7 @@ def test_a_slow_closing_cannot_keep_a_unit_that_was_given_back() -> None:
     world.upkeep.sweep(datetime.now(UTC) + timedelta(minutes=5))
     world.decisions.record(quick.id, outcome("o1"))
     with pytest.raises(EtagMismatch):
-        world.store.close_decision(replace(slow, outcome=outcome("o1"), claim="slow"), ())
+        world.store.close_decision(structs.replace(slow, outcome=outcome("o1"), claim="slow"), ())
     assert world.store.offer("o1").units_used == 1
 
 

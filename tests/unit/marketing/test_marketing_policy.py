@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import random
-from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from zoneinfo import ZoneInfo
 
@@ -13,6 +12,7 @@ import pytest
 from google.protobuf.json_format import MessageToDict
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from msgspec import structs
 from tests.unit.marketing.marketing_examples import NOW, offer
 
 from callmesh.marketing.v1 import events_pb2
@@ -33,15 +33,15 @@ from marketing.campaign_engine import (
     variant_of,
     winner,
 )
-from marketing.documents import _ranked_fields, pending_raw, ranked_raw
+from marketing.documents import _ranked_fields, decision_fields, decision_raw, pending_raw, ranked_raw
 from marketing.learning import phone
 from marketing.learning.baskets import Baskets, baselines, bought, purchases
 from marketing.learning.metrics import calibration_error, hit_and_recall
 from marketing.learning.offers import Example, learn
-from marketing.model import Contact, Decision, NoOffer, Profile, Text
+from marketing.model import Channel, Considered, Contact, Decision, NoOffer, Profile, Text
 from marketing.offline import Logged, Treated, compare, qini, spread_of, uplift
 from marketing.policy import Policy, arrange, first_chances, held_out
-from marketing.propensity import Propensity, corrected
+from marketing.propensity import Propensity, corrected, traits
 from marketing.ranking import Ranker
 
 MANY = 10_000
@@ -125,7 +125,9 @@ def test_the_event_says_what_protobufs_own_json_says() -> None:
     ranked = Ranker([offer(), offer(id="o2", product="tv")], RuleTable()).rank(
         Profile(customer="c1"), Contact(), NOW, 3
     )
-    worthless = [replace(line, score=float("0"), probability=float("0"), propensity=-0.0) for line in ranked]
+    worthless = [
+        structs.replace(line, score=float("0"), probability=float("0"), propensity=-0.0) for line in ranked
+    ]
     for offers, why in ((ranked, None), (tuple(worthless), None), ((), NoOffer.HOLDOUT)):
         decision = Decision(
             id="d1",
@@ -147,21 +149,44 @@ def test_the_event_says_what_protobufs_own_json_says() -> None:
                 event.id, event.source, event.type, event.traceparent
             )  # fmt: skip
             # As it waits in the outbox.
-            assert bson.decode(bson.encode({"entry": pending_raw(told)}))["entry"] == pending_entry(told)
+            assert bson.decode(pending_raw(told)) == pending_entry(told)
 
 
 def test_a_line_encoded_beforehand_is_the_line() -> None:
     (line,) = Ranker([offer()], RuleTable()).rank(Profile(customer="c1"), Contact(), NOW, 3)
-    for made in (line, replace(line, rank=7, score=0.25, probability=0.5, propensity=0.125)):
-        assert bson.decode(bson.encode({"line": ranked_raw(made)}))["line"] == bson.decode(
-            bson.encode(_ranked_fields(made))
-        )
+    for made in (line, structs.replace(line, rank=7, score=0.25, probability=0.5, propensity=0.125)):
+        assert bson.decode(ranked_raw(made)) == bson.decode(bson.encode(_ranked_fields(made)))
+
+
+@pytest.mark.parametrize("holdout", [False, True])
+@pytest.mark.parametrize("count", [0, 1, 12])
+def test_a_decision_encoded_beforehand_is_the_decision(count: int, holdout: bool) -> None:
+    ranked = Ranker([offer(id=f"o{n}", product=f"p{n}") for n in range(count)], RuleTable()).rank(
+        Profile(customer="c1"), Contact(), NOW, count
+    )
+    made = Decision(
+        id="d1",
+        customer="c1" if count else "",
+        number="+8613800138000",
+        contact=Contact(call_id="x", channel=Channel.VOICE, products_asked=("p1", "p2"), reason="账单"),
+        offers=() if holdout else ranked,
+        no_offer=NoOffer.HOLDOUT if holdout else None,
+        holdout=holdout,
+        considered=tuple(Considered(one.offer, one.product, 0.25, 0.5, 59.9, 1e-9) for one in ranked),
+        traits=traits(Profile(customer="c1", tier="金"), Contact()),
+        created_at=NOW,
+        expires_at=NOW + timedelta(hours=1),
+    )
+    told = convert.recommendation_told(made)
+    for about, events in (({"version": 1, "created_at": NOW}, [told]), ({"version": 1}, [])):
+        plain = {"_id": "d1", **about, **decision_fields(made), "outbox": [pending_entry(e) for e in events]}
+        assert bson.decode(decision_raw(made, events, about).raw) == bson.decode(bson.encode(plain))
 
 
 def test_a_line_of_an_answer_is_what_protobuf_makes_of_it() -> None:
     long = offer(titles=(Text(language="zh", text="流量" * 60), Text(language="en", text="x")))
     (line,) = Ranker([long], RuleTable()).rank(Profile(customer="c1"), Contact(), NOW, 3)
-    lines = (line, replace(line, rank=10, score=0.25, probability=0.5, propensity=0.125))
+    lines = (line, structs.replace(line, rank=300, score=0.25, probability=0.5, propensity=0.125))
     made = Decision(
         id="d1",
         customer="c1",

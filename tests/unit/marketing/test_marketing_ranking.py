@@ -9,6 +9,7 @@ from decimal import Decimal
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from msgspec import structs
 from tests.unit.marketing.marketing_examples import NOW, baskets, cny, offer, offers, profiles
 
 from marketing import ranking
@@ -222,7 +223,9 @@ def test_a_new_offer_is_estimated_like_one_of_which_nothing_is_known() -> None:
     met = {
         candidate.offer.id
         for number in range(200)
-        for candidate in ranker.newcomers(replace(profile, customer=f"c{number}"), Contact(), NOW, beside)
+        for candidate in ranker.newcomers(
+            structs.replace(profile, customer=f"c{number}"), Contact(), NOW, beside
+        )
     }
     # Those published more than thirty days ago are not new, and every other one is met by somebody.
     assert met == {f"n{number}" for number in range(30)}

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import pytest
+from msgspec import structs
 from tests.unit.marketing.marketing_examples import NOW, cny, offer
 
 from callmesh.marketing.v1 import events_pb2
@@ -147,7 +148,7 @@ def sent() -> dict[str, Event]:
         created_at=NOW,
         expires_at=NOW + timedelta(minutes=30),
     )
-    none = replace(made, customer="", offers=(), no_offer=NoOffer.OPEN_COMPLAINT)
+    none = structs.replace(made, customer="", offers=(), no_offer=NoOffer.OPEN_COMPLAINT)
     accepted = Outcome(offer=on_sale.id, result=Result.ACCEPTED, agent="agents/7", at=NOW)
     return {
         "offer_published": convert.offer_event(on_sale, NOW, True),
