@@ -528,7 +528,7 @@ class MemoryStore:
             ][:limit]
             for decision in old:
                 outcome = replace(decision.outcome, note="") if decision.outcome else None
-                hidden = replace(decision, number="", outcome=outcome, version=decision.version + 1)
+                hidden = structs.replace(decision, number="", outcome=outcome, version=decision.version + 1)
                 self._decisions[decision.id] = hidden
             return len(old)
 
