@@ -188,10 +188,22 @@ class Method:
         descriptor = self._descriptor()
         return str(descriptor.full_name) if descriptor is not None else "protobuf"
 
-    def _enter(self, call: _Call) -> None:
-        """Everything that must hold before the handler runs; in this order, permission before anything
-        else.
+    def _enter(self, call: _Call, request: Any, parse: bool) -> tuple[Any, Any]:
+        """The request and the context that the handler is to see, once all holds that must hold before it
+        runs: permission before anything else, and the request's bytes (`parse`) not before that.
         """
+        self._admit(call)
+        context = call.context
+        if parse:
+            request = self._parse(request)
+        elif (pace := call.pace()) is not None:
+            request, context = _paced(request, pace), _PacedContext(context, pace)
+        if self.deprecation is not None:
+            self.deprecation.warn(request if parse else None, call.context)
+        return request, context
+
+    def _admit(self, call: _Call) -> None:
+        """Whether the call may be made at all, and until when."""
         guard, context = self.guard, call.context
         authorization, traceparent = _headers(context.invocation_metadata())
         call.current.traceparent = traceparent
@@ -233,13 +245,7 @@ class Method:
         async def handle(request: Any, context: Any) -> bytes:
             call = _Call(self, context)
             try:
-                self._enter(call)
-                if parse:
-                    request = self._parse(request)
-                elif (pace := call.pace()) is not None:
-                    request, context = _paced(request, pace), _PacedContext(context, pace)
-                if self.deprecation is not None:
-                    self.deprecation.warn(request if parse else None, call.context)
+                request, context = self._enter(call, request, parse)
                 response = await function(request, context)
                 data = serialize(response)
                 call.finish_ok()
@@ -259,13 +265,7 @@ class Method:
         async def handle(request: Any, context: Any) -> None:
             call = _Call(self, context)
             try:
-                self._enter(call)
-                if parse:
-                    request = self._parse(request)
-                elif (pace := call.pace()) is not None:
-                    request, context = _paced(request, pace), _PacedContext(context, pace)
-                if self.deprecation is not None:
-                    self.deprecation.warn(request if parse else None, call.context)
+                request, context = self._enter(call, request, parse)
                 await run(request, context)
                 call.finish_ok()
             except BaseException as error:
