@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
 
 import grpc
@@ -19,6 +20,9 @@ _BROKEN = (
     grpc.StatusCode.DEADLINE_EXCEEDED,
     grpc.StatusCode.RESOURCE_EXHAUSTED,
 )
+
+#: The SDK's one line for people: without it a wrong address is silent until `give_up_seconds` are over.
+_log = logging.getLogger("callmesh_sdk")
 
 
 class Reopening:
@@ -48,9 +52,13 @@ class Reopening:
         error = _ended() if raised is None else errors.of(raised)
         refused = raised is not None and raised.code() not in _BROKEN
         now = time.monotonic()
-        self._since = now if self._since is None else self._since
-        if refused or now - self._since > self._client.options.give_up_seconds:
+        first, self._since = self._since is None, now if self._since is None else self._since
+        patience = self._client.options.give_up_seconds
+        if refused or now - self._since > patience:
             raise error from None
+        if first:
+            where = f"the stream to {self._service} at {self.address}"
+            _log.warning("%s broke: %s; it is tried again for %g s", where, error.reason, patience)
         if raised is None or raised.code() is not grpc.StatusCode.RESOURCE_EXHAUSTED:
             self._client.lost(self._service, self.address)
         self.address = self._servers.choose(self._order, failed=self.address)

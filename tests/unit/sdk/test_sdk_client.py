@@ -305,11 +305,15 @@ async def test_an_offer_told_again_is_no_news_and_gets_the_same_answer(connect: 
     assert answers == [("taken", "", ""), ("", "declined", "busy")] * 2
 
 
-async def test_a_stream_that_nobody_serves_is_given_up() -> None:
+async def test_a_stream_that_nobody_serves_is_told_of_once_and_given_up(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
     async with asyncio.timeout(30):
-        async with Client(Options(addresses={"crm": ["127.0.0.1:1"]}, give_up_seconds=0.0)) as client:
+        async with Client(Options(addresses={"crm": ["127.0.0.1:1"]}, give_up_seconds=0.3)) as client:
             with pytest.raises(Unavailable):
                 await anext(follow(client, "crm"))
+    told = [each.getMessage() for each in caplog.records if each.name == "callmesh_sdk"]
+    assert told == ["the stream to crm at 127.0.0.1:1 broke: UNAVAILABLE; it is tried again for 0.3 s"]
 
 
 def test_aborted_is_its_own_class() -> None:
