@@ -281,8 +281,8 @@ def _report(options: Options, day: Day, torn: TornLines, outcome: Outcome) -> bo
     verdict = report.judge(figures, asa_limit_applies=applies)
     report.write(REPORT, figures, verdict)
     _keep_ledger(outcome)
-    costs = f"10 ms of the platform's work cost a caller {options.speed / 100:g} s of the day."
-    fast = f"At speed {options.speed:g} {costs}"
+    costs = f"every 10 ms of the platform's work cost a caller {options.speed / 100:g} s of the day."
+    fast = f"At speed {options.speed:g}, {costs}"
     report.show(OUT, figures, verdict, notes=[*outcome.remarks, fast, *day.notes], path=REPORT)
     return verdict.ok
 

@@ -109,7 +109,6 @@ class Edge:
         self._shard = ""
         self._router = 0
         self._acknowledged = False
-        self._answered_once = False
         self._patience_end = call.arrival_seconds + call.patience_seconds
         self._untaken_since = 0.0
         self._service_left = call.service_seconds
@@ -277,8 +276,7 @@ class Edge:
                 await asyncio.sleep(backoff.next_seconds(facts.retry_seconds))
         return None
 
-    # --- conversation
-    # ----------------------------------------------------------------------------------------
+    # --- conversation ---------------------------------------------------------------------------------------
 
     async def _converse(self, agent_name: str, stream: EventStream) -> _Reopen:
         """Bridges, talks, ends. Raises _Over at the orderly end; a value when the agent's region was lost."""
@@ -287,7 +285,6 @@ class Edge:
         context.service_due[self.call_id] = self._service_left
         broken = context.media.bridge(self.call_id, agent)
         self._write(Fact.BRIDGED, region=region, agent=agent)
-        self._answered_once = True
         began = context.clock.business()
         whole = await self._talk(stream, broken, began + talk_seconds(self._service_left))
         context.media.unbridge(self.call_id)

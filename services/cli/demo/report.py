@@ -75,10 +75,10 @@ _ROWS: tuple[tuple[str, tuple[tuple[str, str], ...]], ...] = (
             ("calls_abandoned", "abandoned (the caller hung up first)"),
             ("calls_refused", "refused"),
             ("asa_seconds", "mean wait of those answered (ASA), s"),
-            ("asa_reference_seconds", "  simulated (ciw): one group of agents, nothing lost, s"),
-            ("asa_ratio_to_reference", "  so many times as long"),
+            ("asa_reference_seconds", "  in a simulation (ciw), nothing lost, s"),
+            ("asa_ratio_to_reference", "  ours ÷ the simulation's"),
             ("service_level_ratio", "service level: answered within 20 s"),
-            ("service_level_reference_ratio", "  simulated (ciw)"),
+            ("service_level_reference_ratio", "  in the simulation"),
             ("answered_at_home_ratio", "answered in the caller's own region"),
         ),
     ),
@@ -92,7 +92,7 @@ _ROWS: tuple[tuple[str, tuple[tuple[str, str], ...]], ...] = (
             ("recovery_real_seconds", "last affected caller safe after, real s"),
             ("first_new_call_real_seconds", "first new local caller queued after, real s"),
             ("return_real_seconds", "region answers again after its restart, real s"),
-            ("region_callers_answered_by", "its callers were answered from then on by"),
+            ("region_callers_answered_by", "its callers, from the loss on, answered by"),
         ),
     ),
     (
@@ -137,7 +137,8 @@ def table(figures: Mapping[str, Figure]) -> Table:
 
 def _text(key: str, value: Figure) -> str:
     if isinstance(value, Mapping):
-        return ", ".join(f"{name} {count}" for name, count in value.items()) or "nobody"
+        # A line each: one long line would leave the column of names no room.
+        return "\n".join(f"{name} {count}" for name, count in value.items()) or "nobody"
     if isinstance(value, bool) or not isinstance(value, int | float):
         return str(value)
     if key.endswith("_ratio"):

@@ -103,6 +103,17 @@ def test_the_report_is_printed_with_its_notes(tmp_path: Path) -> None:
         assert expected in text
 
 
+def test_the_report_fits_a_narrow_terminal_in_one_line_a_figure() -> None:
+    out = io.StringIO()
+    names = [name for _, rows in report._ROWS for _, name in rows]
+    figures = {key: 12345.0 for _, rows in report._ROWS for key, _ in rows}
+    answered = {"guangzhou": 16, "shanghai": 16, "chengdu": 13, "beijing": 12}
+    Console(file=out, width=80).print(report.table(figures | {"region_callers_answered_by": answered}))
+    text = out.getvalue()
+    assert [name for name in names if name not in text] == []
+    assert [line.split()[-2:] for line in text.splitlines() if "beijing" in line] == [["beijing", "12"]]
+
+
 def board() -> Scoreboard:
     def fact(call: str, what: Fact, business: float, region: str = "") -> Entry:
         return Entry(call=call, fact=what, at=business, business=business, region=region)
