@@ -21,7 +21,7 @@ import types
 import typing
 import urllib.parse
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
 
 from pydantic import Field, ValidationError, ValidationInfo, field_validator
 from pydantic.config import JsonDict
@@ -514,12 +514,6 @@ def explain(cls: type[BaseSettings], problem: ValidationError) -> str:
 def _own_words(error: ErrorDetails) -> str:
     """The text of a validator of ours; "" for pydantic's own."""
     return error["msg"].removeprefix("Value error, ") if error["type"] == "value_error" else ""
-
-
-def stop_start(service: str, message: str) -> NoReturn:
-    """Ends a process that cannot start: one line to stderr, exit status 2."""
-    print(f"callmesh-{service}: {message}", file=sys.stderr)
-    raise SystemExit(EXIT_BAD_SETTING)
 
 
 def load_settings(cls: type[SettingsType]) -> SettingsType:

@@ -37,7 +37,6 @@ from routing.server import Router
 
 pytestmark = pytest.mark.integration
 ACT = "callmesh.routing.v1.AdministrativeAct"
-SUPERVISION = "/callmesh.routing.v1.SupervisionService"
 
 
 class Platform(RouterPlatform):
