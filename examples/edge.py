@@ -1,6 +1,7 @@
 """An edge: places a call, loses its stream and takes its place again, confirms, and hangs up.
 
-    python examples/edge.py --routing 127.0.0.1:7120 --queue queues/sandbox --number +8613800138001
+    python examples/edge.py --routing 127.0.0.1:7320 --queue queues/sandbox --number +861064000000 \
+        --token-file .run-sandbox-keys/partner.token
 
 Prints one JSON object a line: what happened, and at last how the call ended.
 """

@@ -77,7 +77,8 @@ def _said_by(service: str) -> list[dict[str, Any]]:
             command, env=env, capture_output=True, text=True, timeout=SAY_SECONDS_MAX, check=False
         )
     except subprocess.TimeoutExpired:
-        raise Refused(f"{service} did not say what it wants within {SAY_SECONDS_MAX:g} s") from None
+        why = "its code did not load in time; when the machine is less busy, try again"
+        raise Refused(f"{service} did not say what it wants within {SAY_SECONDS_MAX:g} s: {why}") from None
     try:
         said: list[dict[str, Any]] = json.loads(done.stdout)
     except ValueError:
