@@ -170,7 +170,7 @@ class DecisionDocument(Aggregate):
 
 
 class ProfileDocument(Document):
-    """What is known of a customer. `history_at` rises with its products, for the model builder."""
+    """What is known of a customer; `_id` is the customer's."""
 
     meta: ClassVar[dict[str, Any]] = {
         **_PLAIN,
