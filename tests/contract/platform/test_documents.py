@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from typing import Any
 
+from typer.main import get_command
 from typer.testing import CliRunner
 
 from cli.main import app
@@ -16,6 +18,9 @@ TEXTS = {
     for page in (ROOT.glob("*.md") if folder == "." else (ROOT / folder).rglob("*.md"))
     if "node_modules" not in page.parts
 }
+
+
+VARIABLE = re.compile(r'"([A-Z]+_[A-Z_]+)"')
 
 
 def anchors(text: str) -> set[str]:
@@ -57,6 +62,59 @@ def test_every_command_and_target_is_there() -> None:
         for one in re.findall(r"(?:^|`)make ([a-z-]+)", code, re.M):
             unknown += [] if one in targets or one.startswith(families) else [f"{page.name}: make {one}"]
     assert unknown == []
+
+
+def test_every_option_of_a_command_is_there() -> None:
+    """`callmesh dead replay QUEUE --all`: an option of that command, or of the one above it."""
+    root = get_command(app)
+    wrong, seen = [], 0
+    for page, text in TEXTS.items():
+        for line in re.findall(r"(?:^|`|bin/|-- +)callmesh ([a-z][^`\n]*)", quoted(text), re.M):
+            # What follows another command on the line is that one's.
+            words = re.split(r" (?:&&|\||then) |;|#", line)[0].split()
+            known = options_of(root, words)
+            asked = {one.partition("=")[0] for one in words if re.match("--[a-z]", one)}
+            wrong += [f"{page.name}: {line}: {one}" for one in asked - known if known]
+            seen += len(asked & known)
+    assert wrong == []
+    assert seen > 40
+
+
+def options_of(command: Any, words: list[str]) -> set[str]:
+    """The options of the command that a line begins with; none of one that registers when it runs."""
+    found: set[str] = set()
+    for word in words:
+        command = getattr(command, "commands", {}).get(word)
+        if command is None:
+            break
+        found |= {"--help"} | {name for each in command.params for name in (*each.opts, *each.secondary_opts)}
+    return found
+
+
+def test_every_test_and_setting_that_a_page_names_is_there() -> None:
+    files = list((ROOT / "tests").rglob("test_*.py"))
+    tests = {path.stem for path in files}
+    tests |= {
+        name for path in files for name in re.findall(r"^(?:async )?def (test_\w+)", path.read_text(), re.M)
+    }
+    settings = set(re.findall(r"`([A-Z<>_]+)`", TEXTS[ROOT / "docs" / "settings.md"]))
+    # What the command line alone reads from the environment.
+    settings |= {
+        name
+        for path in (ROOT / "services" / "cli").glob("*.py")
+        for name in VARIABLE.findall(path.read_text())
+    }
+    missing = []
+    for page, text in TEXTS.items():
+        # Made of the protos, whose constants look alike.
+        code = "" if "api" in page.parts else quoted(text)
+        for one, cut in re.findall(r"\b(test_\w+)(…|\*)?", code):
+            there = any(name.startswith(one) for name in tests) if cut else one in tests
+            missing += [] if there else [f"{page.name}: {one}"]
+        for service, one in re.findall(r"`(ROUTING|CRM|TICKETS|MARKETING|DIALLER)(_[A-Z_]+)\b", code):
+            there = {f"{service}{one}", f"<SERVICE>{one}"} & settings
+            missing += [] if there else [f"{page.name}: {service}{one}"]
+    assert missing == []
 
 
 def test_the_runbooks_index_has_every_alert_with_its_severity_and_page() -> None:
