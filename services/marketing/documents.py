@@ -12,7 +12,6 @@ import struct
 from collections.abc import Mapping, Sequence
 from datetime import datetime
 from decimal import Decimal
-from functools import lru_cache
 from typing import Any, ClassVar
 
 import bson
@@ -336,9 +335,6 @@ class HistoryDocument(Document):
     changes = IntField()
 
 
-#: Offers and sets of traits whose parts of a decision are kept in BSON.
-KEPT_MAX = 10_000
-
 #: Everything whose indexes a process ensures at its start.
 DOCUMENTS: tuple[type[Document], ...] = (
     OfferDocument,
@@ -478,8 +474,6 @@ def decision_fields(decision: Decision) -> dict[str, Any]:
     return {
         **_head_fields(decision),
         "offers": [_ranked_fields(entry) for entry in decision.offers],
-        "considered": [list(structs.astuple(one)) for one in decision.considered],
-        "traits": list(decision.traits),
     }
 
 
@@ -490,12 +484,9 @@ def decision_raw(decision: Decision, events: Sequence[Told], about: Mapping[str,
     head = bson.encode({"_id": decision.id, **about, **_head_fields(decision)})[4:-1]
     lists = (
         (b"offers", 0x03, [ranked_raw(entry) for entry in decision.offers]),
-        (b"considered", 0x04, [_considered_raw(one) for one in decision.considered]),
         (b"outbox", 0x03, [pending_raw(told) for told in events]),
     )
-    return RawBSONDocument(
-        _whole(head, _traits_raw(decision.traits), *[_list(*found) for found in lists]), _RAW_OPTIONS
-    )
+    return RawBSONDocument(_whole(head, *[_list(*found) for found in lists]), _RAW_OPTIONS)
 
 
 def _whole(*parts: bytes) -> bytes:
@@ -510,32 +501,8 @@ def _list(name: bytes, kind: int, items: Sequence[bytes]) -> bytes:
     return b"\x04%b\0%b" % (name, inner)
 
 
-@lru_cache(maxsize=KEPT_MAX)
-def _traits_raw(traits: tuple[str, ...]) -> bytes:
-    return bson.encode({"traits": list(traits)})[4:-1]
-
-
-#: The numbers of what was looked at: four doubles under their places in the list.
-_FIGURES = struct.Struct("<B2sdB2sdB2sdB2sd")
-
-
-def _considered_raw(one: Considered) -> bytes:
-    figures = _FIGURES.pack(
-        0x01, b"2", one.base,
-        0x01, b"3", one.probability,
-        0x01, b"4", one.worth,
-        0x01, b"5", one.chance,
-    )  # fmt: skip
-    return _whole(_named_raw(one.offer, one.product), figures)
-
-
-@lru_cache(maxsize=KEPT_MAX)
-def _named_raw(offer: str, product: str) -> bytes:
-    return bson.encode({"0": offer, "1": product})[4:-1]
-
-
 def _head_fields(decision: Decision) -> dict[str, Any]:
-    """All but the lists."""
+    """All but the lines of the ranking."""
     fields: dict[str, Any] = {
         "customer": decision.customer or None,
         "number": decision.number or None,
@@ -548,6 +515,8 @@ def _head_fields(decision: Decision) -> dict[str, Any]:
         "holdout": decision.holdout,
         "propensity": decision.propensity,
         "open": decision.outcome is None,
+        "considered": [list(structs.astuple(one)) for one in decision.considered],
+        "traits": list(decision.traits),
         "outcome": _outcome_fields(decision.outcome) if decision.outcome else None,
         "claim": decision.claim or None,
         "unsettled": True if decision.unsettled else None,
