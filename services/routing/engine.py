@@ -1102,8 +1102,12 @@ def _due(s: ShardState, kind: str, owner: str, now_ms: int) -> list[Event]:
 
 
 def _due_offer(s: ShardState, entry: CallEntry, now_ms: int) -> list[Event]:
-    ringing = entry.state is OFFERED
-    return _end_offer(s, entry, OfferOutcome.EXPIRED if ringing else OfferOutcome.UNCONFIRMED, now_ms)
+    if entry.state is OFFERED:
+        return _end_offer(s, entry, OfferOutcome.EXPIRED, now_ms)
+    # An edge that does not confirm may have stalled with its stream open: first in line, its call would take
+    # one agent after the other. It is offered again when its edge shows that it is there.
+    left = _detach_events(s, entry, now_ms) if entry.attached else []
+    return [*_end_offer(s, entry, OfferOutcome.UNCONFIRMED, now_ms), *left]
 
 
 def _due_relax(s: ShardState, entry: CallEntry, now_ms: int) -> list[Event]:

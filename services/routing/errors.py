@@ -119,6 +119,12 @@ class CallNotAttached(FailedPrecondition):
     reason = "CALL_NOT_ATTACHED"
 
 
+class Unconfirmed(Unavailable):
+    """{subject} was not confirmed in time, its agent is free; open its stream again, the place is kept."""
+
+    reason = "UNCONFIRMED"
+
+
 class RouterDraining(Unavailable):
     """This router is being stopped; open the stream again at another one, its place is kept."""
 

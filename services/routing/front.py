@@ -23,7 +23,15 @@ import structlog
 from chassis.clock import Clock
 from chassis.errors import CallmeshError, Code, Unavailable
 from chassis.metrics import counter, gauge
-from routing.errors import CallNotFound, NewerSession, RouterDraining, StaleAttempt, Superseded, error_of
+from routing.errors import (
+    CallNotFound,
+    NewerSession,
+    RouterDraining,
+    StaleAttempt,
+    Superseded,
+    Unconfirmed,
+    error_of,
+)
 from routing.leader import Committed, NothingTaken
 from routing.model import (
     ABANDONED,
@@ -56,6 +64,8 @@ from routing.model import (
     EndCall,
     Fact,
     HangUp,
+    OfferEnded,
+    OfferOutcome,
     OpenSession,
     OverflowCall,
     PlaceCall,
@@ -1075,8 +1085,18 @@ class Front:
             caller.heard_at = (update.shard, update.epoch, update.sequence)
         if type(event) is not CallOverflowing:
             caller.push(update)
-        if caller.auto_confirm:
+        if type(event) is OfferEnded and event.outcome is OfferOutcome.UNCONFIRMED:
+            self._let_go(caller)
+        elif caller.auto_confirm:
             self._consent(caller, view)
+
+    def _let_go(self, caller: Caller) -> None:
+        """The edge confirmed nothing and may not even read: its shard has let go of the call, and no leader
+        to come shall have it from here. A living edge opens it again, and keeps its place.
+        """
+        caller.push(Unconfirmed(subject=f"calls/{caller.facts.call_id}"))
+        del self._callers[caller.facts.call_id]
+        self._leave(caller, caller.region, caller.move)
 
     def _handed_on(self, caller: Caller, event: CallTransferred, view: CallView) -> None:
         """The call is another from now on; to another shard's agent it is brought."""

@@ -277,6 +277,31 @@ def test_an_unconfirmed_offer_frees_the_agent() -> None:
     assert view_agent(shard.state, "ann").state is AgentState.AVAILABLE
 
 
+def test_a_call_that_nobody_confirms_is_offered_again_only_when_its_edge_is_back() -> None:
+    """An edge that stalled with its stream open would take one agent after the other, first in line."""
+    shard = Shard()
+    shard.agent("ann")
+    shard.place("stalled")
+    shard.place("next")
+    shard.accept("stalled")
+    shard.wait(shard.state.timing.confirm_span_ms)
+    assert shard.call("next").agent == "ann", "the agent is for the next one"
+    shard.agent("bob")
+    assert shard.call("stalled").state is CallState.WAITING
+    shard.place("stalled", attempt=2)
+    assert shard.call("stalled").agent == "bob"
+
+
+def test_a_call_that_is_never_confirmed_ends_with_its_grace() -> None:
+    shard = Shard()
+    shard.agent("ann")
+    shard.place("c1")
+    shard.accept("c1")
+    shard.wait(shard.state.timing.confirm_span_ms)
+    shard.wait(shard.state.timing.grace_span_ms)
+    assert shard.call("c1").state is CallState.ENDED
+
+
 def test_missed_offers_pause_the_agent() -> None:
     shard = Shard(missed_offers_max=2, ring_span_ms=1_000)
     shard.agent("ann")

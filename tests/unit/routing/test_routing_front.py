@@ -20,7 +20,15 @@ from chassis.testing import FakeClock
 from routing import convert
 from routing.audience import Audience, Holds
 from routing.engine import step
-from routing.errors import AgentNotFound, CallNotFound, NewerSession, QueueFull, StaleAttempt, Superseded
+from routing.errors import (
+    AgentNotFound,
+    CallNotFound,
+    NewerSession,
+    QueueFull,
+    StaleAttempt,
+    Superseded,
+    Unconfirmed,
+)
 from routing.front import LONGEST_WAIT_MS, OVERFLOW_SECONDS, CallerGone, Front, FrontOptions
 from routing.handlers import Handlers
 from routing.leader import Committed, ShardBusy
@@ -1008,6 +1016,30 @@ async def test_auto_confirm_consents_for_the_edge(world: World, silent: bool) ->
         assert world.beijing.state.calls["c1"].state is CallState.ACCEPTED
         wire.back()
     await eventually(lambda: world.beijing.state.calls["c1"].state is CallState.CONNECTED)
+
+
+async def test_an_edge_that_does_not_confirm_is_let_go_and_comes_back(world: World) -> None:
+    """Whether it reads or not: a leader to come does not have the call from its old stream."""
+    world.beijing.agent("ann")
+    front = world.front()
+    stalled = Line(world, front)
+    await stalled.next()
+    world.beijing.accept()
+    world.clock.advance(world.beijing.state.timing.confirm_span_ms / 1_000)
+    world.beijing.tick()
+    entry = world.beijing.state.calls["c1"]
+    assert (entry.state, entry.attached) == (CallState.WAITING, False)
+    wire = world.wire("beijing")
+    wire.down()
+    world.beijing.open()
+    wire.back()
+    await eventually(lambda: not front._tasks)
+    assert not world.beijing.live()
+    with pytest.raises(Unconfirmed):
+        await stalled.rest()
+    again = Line(world, front, attempt=2)
+    await again.next()
+    assert world.beijing.live()
 
 
 # --- bounds
