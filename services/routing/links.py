@@ -1,8 +1,8 @@
 """How a front reaches a shard: one port, wherever its leader is just now.
 
-`LocalShard` speaks to a `Leader` in this process. `ShardLink` finds the leader: in this process, or at one of
-the routers that may lead the shard, asked in turn, the likeliest first (whoever was heard to lead, or was
-named by one that does not). It keeps one Attach stream, and comes back by itself.
+`ShardLink` finds the leader: in this process, or at one of the routers that may lead the shard, asked in
+turn, the likeliest first (whoever was heard to lead, or was named by one that does not). It keeps one Attach
+stream, and comes back by itself.
 
 1. What was asked and not answered fails with LinkLost, whose meaning is "unknown, ask again": every command
    is idempotent.
@@ -179,43 +179,6 @@ async def _answered(answer: asyncio.Future[Committed], seconds: float, shard: st
 def _give_up(answer: asyncio.Future[Committed], shard: str) -> None:
     if not answer.done():
         answer.set_exception(AnswerLate(shard=shard, retry_seconds=0.5))
-
-
-class LocalShard:
-    """The leader is in this process, always."""
-
-    def __init__(self, leader: Leader, front: str) -> None:
-        self.shard = leader.shard
-        self._leader = leader
-        self._front = front
-
-    @property
-    def up(self) -> bool:
-        return self._leader.leading
-
-    @property
-    def stalled(self) -> bool:
-        return self._leader.stalled
-
-    @property
-    def durable(self) -> bool:
-        return self._leader.durable
-
-    def listen(self, on_facts: OnFacts, on_change: OnChange, holds: Holds) -> None:
-        leader, shard = self._leader, self.shard
-
-        def outlet(facts: Sequence[Fact], epoch: int, sequence: int, now_ms: int) -> None:
-            on_facts(shard, epoch, sequence, facts)
-
-        leader.add_outlet(self._front, outlet, holds)
-        leader.on_lead.append(lambda: on_change(shard, True))
-        leader.on_drop.append(lambda: on_change(shard, False))
-
-    async def ask(self, command: Command, seconds: float) -> Committed:
-        try:
-            return await ask_leader(self._leader, command, seconds)
-        except PoisonCommand as error:
-            raise Internal() from error
 
 
 class Routers:
