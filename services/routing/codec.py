@@ -24,6 +24,8 @@ _FACTS: dict[str, type] = {**_EVENTS, "PositionChanged": model.PositionChanged}
 _COMMANDS: dict[str, type] = {cls.__name__: cls for cls in typing.get_args(model.Command)}
 _encoder = msgspec.msgpack.Encoder()
 _raw = msgspec.msgpack.Decoder(list[tuple[int, str, msgspec.Raw]])
+#: What bytes of somebody else's can do to a decoder; text that is not UTF-8 is an error of its own kind.
+_UNREADABLE = (KeyError, UnicodeDecodeError, msgspec.MsgspecError)
 
 
 class CodecError(ValueError):
@@ -72,7 +74,7 @@ def decode_events(body: bytes, base_ms: int) -> list[tuple[int, model.Event]]:
             (base_ms + offset_ms, _decoder(_EVENTS[name]).decode(raw))
             for offset_ms, name, raw in _raw.decode(body)
         ]
-    except (KeyError, msgspec.MsgspecError) as error:
+    except _UNREADABLE as error:
         raise CodecError(f"unreadable events: {error}") from error
 
 
@@ -87,7 +89,7 @@ def decode_command(body: bytes) -> model.Command:
         _, name, raw = _decoder(tuple[int, str, msgspec.Raw]).decode(body)
         command: model.Command = _decoder(_COMMANDS[name]).decode(raw)
         return command
-    except (KeyError, msgspec.MsgspecError) as error:
+    except _UNREADABLE as error:
         raise CodecError(f"unreadable command: {error}") from error
 
 
@@ -101,7 +103,7 @@ def decode_answer(body: bytes) -> model.Answer:
     try:
         answer: model.Answer = _decoder(model.Answer).decode(body)
         return answer
-    except msgspec.MsgspecError as error:
+    except _UNREADABLE as error:
         raise CodecError(f"unreadable answer: {error}") from error
 
 
@@ -122,5 +124,5 @@ def decode_facts(body: bytes) -> list[model.Fact]:
             model.Fact(event=_decoder(_FACTS[name]).decode(raw), now_ms=now_ms, call=call, agent=agent)
             for now_ms, name, raw, call, agent in rows
         ]
-    except (KeyError, msgspec.MsgspecError) as error:
+    except _UNREADABLE as error:
         raise CodecError(f"unreadable facts: {error}") from error

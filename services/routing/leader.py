@@ -315,14 +315,13 @@ class Leader:
         self._seizing = False
         self._outlets: dict[str, Outlet] = {}
         self._holders: dict[str, Holds] = {}
-        self._audience = Audience()
         #: Monotonic second at which the block in flight was first sent.
         self._sent_seconds: float | None = None
         #: Monotonic second at which it was last known what stands at the journal's end.
         self._known_seconds = float("-inf")
         #: Whatever its memory has forgotten since.
         self._known = _Known()
-        self._told = _Told()
+        self._audience, self._told = Audience(), _Told()
         self._offset_ms = self._platform_ms = 0
         self._deposed: str | None = None
         #: Who wrote the newest opening block that was read; empty if none was.

@@ -10,7 +10,7 @@ from typing import Any
 
 import msgspec
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from routing import codec, model
@@ -110,6 +110,7 @@ def test_foreign_bytes_are_refused(decode: Any, data: bytes) -> None:
 @pytest.mark.parametrize("decode", DECODERS, ids=["events", "command", "facts", "answer"])
 @settings(max_examples=200)
 @given(data=st.binary(max_size=64))
+@example(data=b"\x93\x00\xa3\x00\x00\x80")
 def test_no_bytes_do_more_than_be_refused(decode: Any, data: bytes) -> None:
     try:
         decode(data)

@@ -790,7 +790,7 @@ async def test_who_has_an_answer_acts_on_it_before_what_happened_after_it_is_tol
         return shard_pb2.ShardMessage(epoch=1, sequence=sequence, **more)
 
     link = ShardLink("beijing", "f", Routers("", {}), silent_seconds=1.0)
-    link.listen(hear, lambda shard, up: None)
+    link.listen(hear, lambda shard, up: None, lambda call_id: True)
     reading = asyncio.create_task(link._read(stream(), "a", asyncio.Queue()))
     messages.put_nowait(said(1))
     await eventually(lambda: link.up)
