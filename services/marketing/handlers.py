@@ -32,6 +32,7 @@ from marketing.engine import (
     gate,
     move,
 )
+from marketing.kinds import BROKEN
 from marketing.model import (
     STRANGER,
     Complaint,
@@ -575,6 +576,7 @@ class Models:
             info = self._store.model(model_id)
             if info.state not in (ModelState.READY, ModelState.ACTIVE):
                 raise ModelNotReady(subject=f"models/{model_id}", why=f"it is {info.state}")
+            self._check(model_id)
             newest = next(iter(self._store.models(1, None)))
             serving = replace(self._store.serving(), pinned=newest.id != model_id)
             if serving.model == model_id:
@@ -586,19 +588,28 @@ class Models:
         return retry_conflicts(attempt)
 
     def rollback(self) -> ModelInfo:
-        """Back to the version that served before; it stays until another is activated. NoEarlierModel."""
+        """Back to the version that served before; it stays until another is activated. NoEarlierModel,
+        ModelNotFound, ModelNotReady.
+        """
 
         def attempt() -> ModelInfo:
             serving = self._store.serving()
             if not serving.earlier:
                 raise NoEarlierModel(subject="models", why="no version served before the present one")
             target = serving.earlier[-1]
-            self._store.table(target)
+            self._check(target)
             kept = replace(serving, earlier=serving.earlier[:-1], pinned=True)
             self._serve(kept, target, rollback=True)
             return self._store.model(target)
 
         return retry_conflicts(attempt)
+
+    def _check(self, model_id: str) -> None:
+        """ModelNotFound, or ModelNotReady, for a version whose table no server could read."""
+        try:
+            self._store.table(model_id)
+        except BROKEN as error:
+            raise ModelNotReady(subject=f"models/{model_id}", why=str(error)) from None
 
 
 class Upkeep:

@@ -21,6 +21,7 @@ from marketing.association import Smoothing
 from marketing.engine import (
     DecisionClosed,
     DecisionNotFound,
+    ModelNotFound,
     OfferNotInDecision,
     OfferNotPublishable,
     OfferNotPublished,
@@ -496,6 +497,26 @@ def test_models_are_built_asked_for_rolled_back_and_pinned() -> None:
     assert world.models.build().state is ModelState.ACTIVE
     activated = [e.data for e in world.store.events if e.type.endswith("ModelActivated")]
     assert [a.get("rollback", False) for a in activated] == [False, False, True, False, False]
+
+
+@pytest.mark.parametrize("broken", [KeyError("products"), TypeError("no list"), ModelNotFound(resource="m")])
+def test_a_version_whose_table_cannot_be_read_is_neither_activated_nor_gone_back_to(
+    monkeypatch: pytest.MonkeyPatch, broken: Exception
+) -> None:
+    world = World()
+    world.buy("c1", "phone", "tv")
+    first = world.models.build()
+    world.buy("c2", "phone")
+    second = world.models.build()
+
+    def table(_: str) -> None:
+        raise broken
+
+    monkeypatch.setattr(world.store, "table", table)
+    for choose in (lambda: world.models.activate(first.id), world.models.rollback):
+        with pytest.raises((ModelNotReady, ModelNotFound)):
+            choose()
+    assert world.store.serving().model == second.id
 
 
 def test_a_builder_that_died_is_taken_over() -> None:
