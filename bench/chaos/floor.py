@@ -24,6 +24,7 @@ import uvloop
 from bench.chaos.counter import SERVICE
 
 from callmesh.routing.v1 import agent_pb2, agent_pb2_grpc, directory_pb2, directory_pb2_grpc
+from chassis import garbage
 from chassis.localstack import MongoNode, RabbitNode, free_ports
 from chassis.localstack.group import HttpReady
 from chassis.localstack.process import ManagedProcess
@@ -237,6 +238,9 @@ def carry_out(floor: FloorT, run: Callable[[FloorT], Coroutine[Any, Any, dict[st
     """
     # Told to end, it still ends what it started.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
+    # One process is all edges and desktops: with some ten thousand of their streams, to look at everything
+    # for garbage took two seconds of every five, in which nobody answered and routers seemed to be dead.
+    garbage.settle()
     with floor:
         try:
             result = uvloop.run(run(floor))

@@ -25,6 +25,7 @@ from callmesh.routing.v1 import (
     routing_pb2,
     routing_pb2_grpc,
 )
+from chassis import garbage
 from chassis.testing.echo import EchoStub
 from cli.demo.rpc import facts_of
 
@@ -149,6 +150,8 @@ class Loader:
         """Agents become free at a steady rate; ({offer: (free at, told the agent at)}, {offer: told the
         caller at}).
         """
+        # The streams that wait are set aside: to look through them for garbage takes longer than an offer.
+        garbage.settle()
         began, made = time.monotonic(), 0
         order = itertools.cycle(self._desks)
         while (now := time.monotonic()) < began + seconds:
@@ -234,6 +237,7 @@ async def _obey(pipe: Connection, name: str, address: str) -> None:
 
 def process(pipe: Connection, name: str, address: str) -> None:
     """Carries out orders until told to stop."""
+    garbage.settle()
     uvloop.run(_obey(pipe, name, address))
 
 
