@@ -83,6 +83,7 @@ from routing.model import (
     AskCalls,
     AskExplain,
     AskStats,
+    AttachCalls,
     CallAttached,
     CallbackDue,
     CallbackRequested,
@@ -360,6 +361,23 @@ def _attach(entry: CallEntry, c: PlaceCall) -> list[Event]:
     if same and entry.state is not OVERFLOWING and not entry.callback_number:
         return []
     return [CallAttached(call_id=c.facts.call_id, attempt=c.attempt, move=c.move, front=c.front)]
+
+
+def _attach_calls(s: ShardState, c: AttachCalls, now_ms: int) -> Decision:
+    """As a PlaceCall under the same number for each that waits; all else is left to that."""
+    if len(c.calls) > STEP_ENTRIES_MAX:
+        return _refuse("OUT_OF_RANGE", "calls")
+    events: list[Event] = []
+    apart: list[str] = []
+    for call_id, attempt, move in dict.fromkeys(c.calls):
+        entry = s.calls.get(call_id)
+        stands = entry is not None and entry.version == (attempt, move) and entry.state is WAITING
+        if entry is None or not stands or entry.callback_number:
+            apart.append(call_id)
+        else:
+            # Also if it is attached already: who asks again has not heard so.
+            events.append(CallAttached(call_id=call_id, attempt=attempt, move=move, front=c.front))
+    return Decision(events=events, apart=tuple(apart))
 
 
 def _queue(s: ShardState, c: PlaceCall, now_ms: int, before: list[Event]) -> Decision:
@@ -1148,7 +1166,9 @@ def _answer(state: ShardState, command: Any, decision: Decision, now_ms: int) ->
     if kind in _OF_AGENT:
         agent = view_agent(state, command.agent) if command.agent in state.agents else None
     if kind not in _QUESTIONS:
-        return Answer(refusal=decision.refusal, call=call, agent=agent, more=decision.more)
+        return Answer(
+            refusal=decision.refusal, call=call, agent=agent, more=decision.more, apart=decision.apart
+        )
     return Answer(
         refusal=decision.refusal,
         call=call,
@@ -1177,6 +1197,7 @@ _QUESTIONS = frozenset({AskCalls, AskExplain, AskStats, OpenSession})
 
 _DECIDE: dict[type, Callable[[ShardState, Any, int], Decision]] = {
     PlaceCall: _place,
+    AttachCalls: _attach_calls,
     DetachCall: _detach,
     DetachCalls: _detach_calls,
     OverflowCall: _overflow,

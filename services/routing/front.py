@@ -48,6 +48,7 @@ from routing.model import (
     AgentView,
     AskAgent,
     AskCall,
+    AttachCalls,
     CallAttached,
     CallbackRequested,
     CallEnded,
@@ -795,8 +796,7 @@ class Front:
         self._turnstiles[region].look()
         if up:
             self._lost.discard(region)
-            for caller in [c for c in self._callers.values() if c.region == region]:
-                self.spawn(self._attach_again(caller, region))
+            self._attach_callers(region)
             # One that is being opened just now goes on with that.
             for desk in [d for d in self._desks.values() if d.region == region and d.opened]:
                 self.spawn(self._open_again(desk))
@@ -805,6 +805,46 @@ class Front:
             self._lost_timers[region] = loop.call_later(
                 self._options.silent_seconds, self._region_lost, region
             )
+
+    def _attach_callers(self, region: str) -> None:
+        """A new leader knows of no stream, and takes for lost what nobody attaches in time. Those that wait
+        as they did are named together, a few hundred at once: one by one, some thousand of them were behind
+        one another for longer than the grace period on a machine with too much to do.
+        """
+        here = [c for c in self._callers.values() if c.region == region]
+        waiting = [c for c in here if _waits(c)]
+        for at in range(0, len(waiting), STEP_ENTRIES_MAX):
+            self.spawn(self._attach_together(waiting[at : at + STEP_ENTRIES_MAX], region))
+        for caller in here:
+            if not _waits(caller):
+                self.spawn(self._attach_again(caller, region))
+
+    async def _attach_together(self, callers: Sequence[Caller], region: str) -> None:
+        """Attaches waiting calls by one question; those that do not stand as they did, one by one."""
+        try:
+            async with self._turnstiles[region].passage(Urgency.AGENT):
+                present = [c for c in callers if self._alive(c) and c.region == region]
+                together = tuple((c.facts.call_id, *c.version) for c in present if _waits(c))
+                apart = {c.facts.call_id for c in present if not _waits(c)}
+                if together:
+                    apart |= await self._attach_all(together, region)
+        except NoTurn:
+            # The next change of leader begins anew.
+            return
+        for caller in present:
+            if caller.facts.call_id in apart:
+                self.spawn(self._attach_again(caller, region))
+
+    async def _attach_all(self, calls: tuple[tuple[str, int, int], ...], region: str) -> set[str]:
+        """Those of the calls that the leader has not attached."""
+        try:
+            answer = (await self.ask(region, AttachCalls(front=self.router, calls=calls))).answer
+        except CallmeshError as error:
+            log.info("not_attached", shard=region, calls=len(calls), error=error.reason)
+            return {call_id for call_id, _, _ in calls}
+        if answer.refusal is not None:
+            return {call_id for call_id, _, _ in calls}
+        return set(answer.apart)
 
     async def _attach_again(self, caller: Caller, region: str) -> None:
         urgency = Urgency.CALLER if caller.state in BEFORE_CONNECTION else Urgency.TALKING
@@ -1079,11 +1119,16 @@ class Front:
         if type(event) is CallQueued and caller.move > 1:
             moved = Moved(region=update.shard, reason=caller.moved_for)
             caller.push(msgspec.structs.replace(update, what=moved))
+        # A leader has come: to who waits where it did, nothing has happened.
+        unmoved = type(event) is CallAttached and caller.heard and caller.facts == view.facts
+        told = type(event) is not CallOverflowing and not (unmoved and caller.state is view.state is WAITING)
         caller.heard = True
         if type(event) is not PositionChanged:
             caller.state = view.state
             caller.heard_at = (update.shard, update.epoch, update.sequence)
-        if type(event) is not CallOverflowing:
+        if type(event) is CallAttached:
+            caller.facts = view.facts
+        if told:
             caller.push(update)
         if type(event) is OfferEnded and event.outcome is OfferOutcome.UNCONFIRMED:
             self._let_go(caller)
@@ -1180,6 +1225,11 @@ class Front:
             # Logged out, by a supervisor for one: it stays so under the next leader, until opened again.
             desk.opened = False
         desk.push(update)
+
+
+def _waits(caller: Caller) -> bool:
+    """Whether it is known to wait, and nothing is under way that may change where."""
+    return caller.heard and caller.state is WAITING and not caller.placing.locked()
 
 
 def is_logged_in(view: AgentView | None) -> bool:

@@ -51,14 +51,15 @@ from routing.leader import (
     ShardBusy,
     StoreOutage,
 )
-from routing.model import Command, DetachCall, DetachCalls, Fact
+from routing.model import AttachCalls, Command, DetachCall, DetachCalls, Fact
 from routing.outlived import Outlived, Verdict, identity
 
 #: Messages that go in one.
 BATCH_MAX = 64
-#: What a leader of this release says that it knows: 1, `DetachCalls`; 2, to say what it has received.
-COMMANDS_KNOWN = 2
-SAYS_RECEIVED = 2
+#: What a leader of this release says that it knows: 1, `DetachCalls`; 2, to say what it has received;
+#: 3, `AttachCalls`.
+COMMANDS_KNOWN = 3
+SAYS_RECEIVED, ATTACHES_TOGETHER = 2, 3
 #: Questions open at once on one link; more are refused.
 OPEN_QUESTIONS_MAX = 20_000
 #: First and longest pause after all routers were asked in vain, real seconds.
@@ -372,6 +373,9 @@ class ShardLink:
                 left = DetachCall(call_id=call_id, attempt=attempt, move=move, front=command.front)
                 committed = await self.ask(left, seconds)
             return committed
+        if type(command) is AttachCalls and self._commands < ATTACHES_TOGETHER and not self._local_leads:
+            # As above; the front goes on to ask for each by itself.
+            raise LinkDown(shard=self.shard, retry_seconds=0.5)
         local = self._local
         if local is not None and local.leading and not self._outlived:
             # As nearly always, and so by the shortest way.

@@ -341,6 +341,16 @@ class PlaceCall(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     agent_lost: bool = False
 
 
+class AttachCalls(msgspec.Struct, frozen=True, kw_only=True, gc=False):
+    """After a change of leader: these calls wait, and one front holds their streams as before. What does not
+    stand so is named in the answer (`apart`) and left as it is. At most STEP_ENTRIES_MAX.
+    """
+
+    front: str
+    #: (call id, attempt, move) of each.
+    calls: tuple[tuple[str, int, int], ...]
+
+
 class DetachCall(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """The stream broke without a word: the place is kept for the grace period."""
 
@@ -627,6 +637,7 @@ Command = (
     | RemoveAgent
     | SetDraining
     | PlaceCall
+    | AttachCalls
     | DetachCall
     | DetachCalls
     | OverflowCall
@@ -1148,6 +1159,8 @@ class Answer(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     calls: tuple[CallView, ...] = ()
     #: Entries left for the same command again.
     more: bool = False
+    #: For AttachCalls: calls that have to be placed one by one.
+    apart: tuple[str, ...] = ()
     #: For AskExplain.
     explanation: Explanation | None = None
     #: For AskStats.
@@ -1169,3 +1182,5 @@ class Decision(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     events: list[Event] = msgspec.field(default_factory=list)
     refusal: Refusal | None = None
     more: bool = False
+    #: As in the answer.
+    apart: tuple[str, ...] = ()

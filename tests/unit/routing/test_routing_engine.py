@@ -20,6 +20,7 @@ from routing.model import (
     Answer,
     AskCall,
     AskStats,
+    AttachCalls,
     CallConnected,
     CallEnded,
     CallFacts,
@@ -383,11 +384,29 @@ def test_streams_that_end_together_leave_in_one_command_and_their_calls_end_in_o
     assert together.journal == one_by_one.journal
 
 
-def test_too_many_streams_at_once_are_refused() -> None:
+@pytest.mark.parametrize("kind", [AttachCalls, DetachCalls])
+def test_too_many_streams_at_once_are_refused(kind: Any) -> None:
     shard = Shard()
     calls = tuple((f"c{n}", 1, 1) for n in range(STEP_ENTRIES_MAX + 1))
-    refusal = shard.do(DetachCalls(front="f", calls=calls)).refusal
+    refusal = shard.do(kind(front="f", calls=calls)).refusal
     assert refusal is not None and (refusal.reason, refusal.field) == ("OUT_OF_RANGE", "calls")
+
+
+def test_calls_that_wait_attach_together_as_they_would_one_by_one_and_no_others() -> None:
+    one_by_one, together = Shard(), Shard()
+    calls = [f"c{n}" for n in range(5)]
+    for shard in (one_by_one, together):
+        for call_id in calls:
+            shard.place(call_id)
+        shard.do(HangUp(call_id="c2", attempt=1))
+        evolve(shard.state, ShardOpened(router="next", leaderless_span_ms=0), shard.now_ms)
+    for call_id in ("c0", "c1", "c4"):
+        one_by_one.place(call_id)
+    asked = [(call_id, 1, 1) for call_id in calls]
+    asked[3] = ("c3", 1, 2)
+    answer = together.do(AttachCalls(front="f", calls=(*asked, ("c9", 1, 1), asked[0])))
+    assert answer.apart == ("c2", "c3", "c9")
+    assert together.journal == one_by_one.journal
 
 
 def test_ended_calls_are_forgotten_many_at_once_and_nothing_else_goes_before_its_time() -> None:

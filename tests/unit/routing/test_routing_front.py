@@ -34,11 +34,13 @@ from routing.handlers import Handlers
 from routing.leader import Committed, ShardBusy
 from routing.links import AnswerLate, LinkDown, LinkLost, OnChange, OnFacts
 from routing.model import (
+    STEP_ENTRIES_MAX,
     AcceptOffer,
     AgentConfig,
     Answer,
     AskAgent,
     AskCall,
+    AttachCalls,
     CallConnected,
     CallEnded,
     CallFacts,
@@ -980,11 +982,61 @@ async def test_a_lost_region_without_another_keeps_its_callers_if_it_comes_back(
     await eventually(lambda: front._turnstiles["beijing"].waiting == 1)
     world.beijing.open()
     wire.back()
-    assert state_of(await line.next()) is CallState.WAITING
-    assert world.beijing.live()
+    await eventually(lambda: world.beijing.state.calls["c1"].attached)
+    assert world.beijing.live() and not line.caller.updates.unread
 
 
-async def test_after_a_change_of_leader_so_many_attach_at_once(world: World) -> None:
+async def test_after_a_change_of_leader_those_who_wait_attach_together(world: World) -> None:
+    """A question for hundreds; to who waits on, nothing has happened, unless something did meanwhile."""
+    front, wire = world.front(), world.wire("beijing")
+    lines = [Line(world, front, f"c{n}", regions=["beijing"]) for n in range(STEP_ENTRIES_MAX + 6)]
+    for line in lines:
+        await line.next()
+    wire.down()
+    world.beijing.do(Reprioritize(call_id="c1", priority=5))
+    world.beijing.open()
+    wire.asked.clear()
+    wire.back()
+    await eventually(lambda: all(world.beijing.live(f"c{n}") for n in range(len(lines))))
+    assert wire.kinds() == [AttachCalls] * 2
+    await eventually(lambda: not front._tasks)
+    assert [line.caller.facts.call_id for line in lines if line.caller.updates.unread] == ["c1"]
+    assert lines[1].caller.facts.priority == 5
+
+
+async def test_who_does_not_stand_as_before_attaches_alone_after_a_change_of_leader(world: World) -> None:
+    """A new leader that does not know the call, one that rings for it, one to which it has ended; and a
+    stream that closed before it could ask.
+    """
+    front, wire = world.front(), world.wire("beijing")
+    unknown, rung, ended, waits, closed = lines = [
+        Line(world, front, f"c{n}", regions=["beijing"]) for n in range(5)
+    ]
+    for line in lines:
+        await line.next()
+    wire.down()
+    await closed.close()
+    world.beijing.do(WithdrawCall(call_id="c0", attempt=9, move=1))
+    del world.beijing.state.calls["c0"]
+    world.beijing.agent("ann")
+    assert world.beijing.state.calls["c1"].state is CallState.OFFERED
+    world.beijing.do(HangUp(call_id="c2", attempt=1))
+    world.beijing.open()
+    wire.asked.clear()
+    wire.back()
+    assert state_of((await ended.rest())[-1]) is CallState.ENDED
+    assert isinstance((await unknown.until(CallQueued)).what, Fact)
+    assert state_of(await rung.next()) is CallState.OFFERED
+    await eventually(lambda: world.beijing.live("c3") and not waits.caller.updates.unread)
+    together, *apart = wire.asked
+    assert isinstance(together, AttachCalls) and [call for call, _, _ in together.calls] == [
+        "c0", "c1", "c2", "c3"
+    ]  # fmt: skip
+    assert {each.facts.call_id for each in apart if isinstance(each, PlaceCall)} == {"c0", "c1", "c2"}
+    assert not world.beijing.live("c4")
+
+
+async def test_who_cannot_attach_together_does_so_by_itself_so_many_at_once(world: World) -> None:
     front, wire = world.front(), world.wire("beijing")
     lines = [Line(world, front, f"c{n}", regions=["beijing"]) for n in range(AT_ONCE_MAX + 20)]
     for line in lines:
@@ -992,14 +1044,13 @@ async def test_after_a_change_of_leader_so_many_attach_at_once(world: World) -> 
     wire.down()
     world.beijing.open()
     wire.asked.clear()
+    wire.unreachable[AttachCalls] = 1
     late = wire.late_back[PlaceCall] = asyncio.Event()
     wire.back()
     await eventually(lambda: front._turnstiles["beijing"].waiting == 20)
-    assert len(wire.asked) == AT_ONCE_MAX
+    assert wire.kinds().count(PlaceCall) == AT_ONCE_MAX
     late.set()
-    for line in lines:
-        await line.next()
-    assert all(world.beijing.live(f"c{n}") for n in range(len(lines)))
+    await eventually(lambda: all(world.beijing.live(f"c{n}") for n in range(len(lines))))
 
 
 @pytest.mark.parametrize("silent", [False, True], ids=["told", "told by attaching again"])
