@@ -30,7 +30,7 @@ import uvloop  # noqa: E402
 from google.protobuf.wrappers_pb2 import StringValue  # noqa: E402
 from opentelemetry.sdk.trace.export import SpanExporter, SpanExportResult  # noqa: E402
 
-from chassis import metrics, telemetry  # noqa: E402
+from chassis import garbage, metrics, telemetry  # noqa: E402
 from chassis.config import ServiceSettings  # noqa: E402
 from chassis.grpc_status import error_info  # noqa: E402
 from chassis.server import Server, server_options  # noqa: E402
@@ -178,6 +178,7 @@ async def _refusals(stub: Any, stranger: str) -> str:
 
 async def _measure(pipe: Connection, rounds: int, calls: int) -> dict[str, Any]:
     bare_port, full_port, token, stranger = pipe.recv()
+    garbage.settle()
     found: dict[int, list[tuple[float, float]]] = {0: [], 1: []}
     async with (
         grpc.aio.insecure_channel(f"127.0.0.1:{bare_port}") as bare,

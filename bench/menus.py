@@ -39,6 +39,7 @@ from google.protobuf.wrappers_pb2 import StringValue  # noqa: E402
 
 from callmesh.routing.v1 import menus_pb2 as pb  # noqa: E402
 from callmesh.routing.v1 import menus_pb2_grpc  # noqa: E402
+from chassis import garbage  # noqa: E402
 from chassis.clock import SystemClock  # noqa: E402
 from chassis.localstack import free_ports  # noqa: E402
 from chassis.localstack.mongo import MongoNode  # noqa: E402
@@ -315,6 +316,7 @@ async def _measure(port: int) -> dict[str, Any]:
     callers = Callers(f"127.0.0.1:{port}", [keys[leaf.id] for leaf in made.menu.root.leaves()])
     await callers.load(made.menu)
     await callers.pairs(WARM_UP_PAIRS)
+    garbage.settle()
     ratios: list[dict[str, float]] = []
     for _ in range(ROUNDS):
         callers.starts, callers.steps, callers.empty = [], [], []
