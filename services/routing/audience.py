@@ -36,7 +36,10 @@ from routing.model import (
     SessionOpened,
 )
 from routing.state import ShardState
-from routing.views import view_agent, view_call
+from routing.views import Places, view_agent, view_call
+
+#: Of one command; fewer are looked at one by one.
+MANY_EVENTS = 8
 
 #: Not CallDetached: whoever let go of the call knows, and nobody else has a stream that it is about.
 _OF_CALL = frozenset(
@@ -76,11 +79,13 @@ _HEARD = _OF_CALL | _OF_AGENT | {CallQueued, CallTransferred}
 class _Views:
     """Calls and agents as they are after one command, each looked at once."""
 
-    __slots__ = ("_agents", "_calls", "_now_ms", "_state")
+    __slots__ = ("_agents", "_calls", "_now_ms", "_places", "_state")
 
-    def __init__(self, state: ShardState, answer: Answer, now_ms: int) -> None:
+    def __init__(self, state: ShardState, answer: Answer, now_ms: int, *, many: bool) -> None:
+        """`many`: it pays to put those who wait in order once, and not to count them for each view."""
         self._state = state
         self._now_ms = now_ms
+        self._places: Places | None = {} if many else None
         call, agent = answer.call, answer.agent
         self._calls: dict[str, CallView] = {call.facts.call_id: call} if call is not None else {}
         self._agents: dict[str, AgentView] = {agent.agent: agent} if agent is not None else {}
@@ -89,7 +94,7 @@ class _Views:
         """None for an unknown call."""
         view = self._calls.get(call_id)
         if view is None and call_id in self._state.calls:
-            view = self._calls[call_id] = view_call(self._state, call_id)
+            view = self._calls[call_id] = view_call(self._state, call_id, self._places)
         return view
 
     def agent(self, agent_id: str) -> AgentView | None:
@@ -159,7 +164,7 @@ class Audience:
             fronts = self._fronts(state, call_id, agent_id)
             if not fronts or (type(event) is CallEnded and self._nobody_hears(fronts, call_id, agent_id)):
                 continue
-            views = views or _Views(state, answer, now_ms)
+            views = views or _Views(state, answer, now_ms, many=len(events) >= MANY_EVENTS)
             call = views.call(call_id) if call_id else None
             agent = views.agent(agent_id) if agent_id else None
             fact = Fact(event=event, now_ms=now_ms, call=call, agent=agent)

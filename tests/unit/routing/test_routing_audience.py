@@ -6,12 +6,13 @@ from typing import Any
 
 import pytest
 
-from routing.audience import Audience
+from routing.audience import MANY_EVENTS, Audience
 from routing.engine import step
 from routing.model import (
     AcceptOffer,
     AgentConfig,
     AgentState,
+    AttachCalls,
     CallAttached,
     CallConnected,
     CallEnded,
@@ -33,9 +34,11 @@ from routing.model import (
     RemoveAgent,
     SessionClosed,
     SessionOpened,
+    ShardOpened,
     Tick,
 )
-from routing.state import ShardState, next_deadline
+from routing.state import ShardState, evolve, next_deadline
+from routing.views import view_call
 
 
 class Shard:
@@ -182,3 +185,16 @@ def test_what_is_forgotten_is_forgotten_here_too() -> None:
         shard.now_ms = max(shard.now_ms, due[0])
         shard.do(Tick())
     assert not shard.state.calls and not shard.audience._calls and not shard.audience._agent_of
+
+
+@pytest.mark.parametrize("count", [MANY_EVENTS - 1, 3 * MANY_EVENTS], ids=["few", "many"])
+def test_each_of_many_that_attach_together_is_told_its_own_place(count: int) -> None:
+    shard = Shard()
+    for n in range(count):
+        shard.place(f"c{n}", waited_span_ms=7 * n % 5)
+    evolve(shard.state, ShardOpened(router="next", leaderless_span_ms=0), shard.now_ms)
+    shard.now_ms += 1_000
+    facts = shard.do(AttachCalls(front="edge", calls=tuple((f"c{n}", 1, 1) for n in range(count))))
+    views = [fact.call for _, fact in facts]
+    assert views == [view_call(shard.state, f"c{n}") for n in range(count)]
+    assert sorted(view.position for view in views if view is not None) == list(range(1, count + 1))
