@@ -329,8 +329,9 @@ class Crowd:
 
     def first_assignment(self, after: float, epoch: int) -> float | None:
         """Seconds from an instant to the first assignment after it in an epoch above that."""
-        found = [at - after for at, e in self.assigned if at >= after and e > epoch]
-        return min(found, default=None)
+        # Newest first: this is asked twenty times a second, by the process that is all edges and desktops.
+        since = itertools.takewhile(lambda each: each[0] >= after, reversed(self.assigned))
+        return min((at - after for at, e in since if e > epoch), default=None)
 
     def longest_silence(self, begin: float, end: float) -> float:
         """The longest time without any assignment between two instants."""
