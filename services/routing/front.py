@@ -32,7 +32,7 @@ from routing.errors import (
     Unconfirmed,
     error_of,
 )
-from routing.leader import Committed, NothingTaken
+from routing.leader import Committed, NothingTaken, noticeable
 from routing.model import (
     ABANDONED,
     ACCEPTED,
@@ -567,7 +567,14 @@ class Front:
             return
         caller.state, caller.heard, caller.heard_at = view.state, True, at
         caller.push(_present(committed))
+        self._note_place(caller, view)
         self._consent(caller, view)
+
+    def _note_place(self, caller: Caller, view: CallView) -> None:
+        """What a caller was told of its place, if it was."""
+        if view.position:
+            caller.place = (view.position, view.expected_wait_span_ms)
+            caller.place_seconds = self._clock.monotonic()
 
     def _withdraw_all(self, caller: Caller, regions: Sequence[str]) -> None:
         for region in dict.fromkeys(regions):
@@ -1122,6 +1129,10 @@ class Front:
         # A leader has come: to who waits where it did, nothing has happened.
         unmoved = type(event) is CallAttached and caller.heard and caller.facts == view.facts
         told = type(event) is not CallOverflowing and not (unmoved and caller.state is view.state is WAITING)
+        if type(event) is PositionChanged:
+            told = _is_news(caller, (event.position, event.expected_wait_span_ms), self._clock.monotonic())
+        elif told:
+            self._note_place(caller, view)
         caller.heard = True
         if type(event) is not PositionChanged:
             caller.state = view.state
@@ -1225,6 +1236,17 @@ class Front:
             # Logged out, by a supervisor for one: it stays so under the next leader, until opened again.
             desk.opened = False
         desk.push(update)
+
+
+def _is_news(caller: Caller, place: tuple[int, int], now_seconds: float) -> bool:
+    """Whether a caller is to hear of a place: a new leader does not know what the one before it has told, nor
+    any leader what an answer has.
+    """
+    before, seconds = caller.place, now_seconds - caller.place_seconds
+    if before is not None and not noticeable(before, place, seconds):
+        return False
+    caller.place, caller.place_seconds = place, now_seconds
+    return True
 
 
 def _waits(caller: Caller) -> bool:

@@ -129,6 +129,9 @@ class Caller(msgspec.Struct, eq=False):
     stale: list[str] = msgspec.field(default_factory=list)
     #: Shard, epoch and sequence of the newest block that told something.
     heard_at: tuple[str, int, int] = ("", 0, 0)
+    #: (position, expected wait in milliseconds) that it was last told, and when, on the monotonic clock.
+    place: tuple[int, int] | None = None
+    place_seconds: float = 0.0
     #: Nobody waits for its first place any longer than this (the loop's time).
     give_up: float = inf
     #: Updates, and errors that end the stream.

@@ -65,6 +65,7 @@ from routing.model import (
     OpenSession,
     OverflowCall,
     PlaceCall,
+    PositionChanged,
     Presence,
     QueueConfig,
     RecordAct,
@@ -82,6 +83,7 @@ from routing.state import ShardState, evolve, next_deadline
 from routing.streams import UPDATES_UNREAD_MAX, Caller, Desk, Moved, Present, Update
 from routing.supervision_handlers import SupervisionHandlers
 from routing.turnstile import AT_ONCE_MAX
+from routing.views import view_call
 
 DEADLINE_SECONDS = 10
 ON_CALL, OFFLINE = agent_pb2.AGENT_STATE_ON_CALL, agent_pb2.AGENT_STATE_OFFLINE
@@ -1002,6 +1004,25 @@ async def test_after_a_change_of_leader_those_who_wait_attach_together(world: Wo
     await eventually(lambda: not front._tasks)
     assert [line.caller.facts.call_id for line in lines if line.caller.updates.unread] == ["c1"]
     assert lines[1].caller.facts.priority == 5
+
+
+async def test_a_place_is_told_when_it_is_news(world: World) -> None:
+    """Whoever leads: one who has just begun knows of nothing that was told."""
+    front, wire = world.front(), world.wire("beijing")
+    line = Line(world, front, regions=["beijing"])
+    first = await line.next()
+    assert isinstance(first.what, Fact) and first.what.call is not None
+    told = (first.what.call.position, first.what.call.expected_wait_span_ms)
+
+    def place(position: int, wait_ms: int) -> None:
+        event = PositionChanged(call_id="c1", position=position, expected_wait_span_ms=wait_ms)
+        view = view_call(world.beijing.state, "c1")
+        wire.tell([Fact(event=event, now_ms=world.clock.now_ms(), call=view)])
+
+    for position, wait_ms in (told, (2, 5_000), (2, 5_000), (9, 60_000), (10, 61_000), (3, 9_000)):
+        place(position, wait_ms)
+    heard = [update.what.event.position for update in line.caller.updates.unread]
+    assert heard == [2, 9, 3], "the few at the head exactly, the others now and then"
 
 
 async def test_who_does_not_stand_as_before_attaches_alone_after_a_change_of_leader(world: World) -> None:
