@@ -1142,15 +1142,19 @@ class Front:
         if told:
             caller.push(update)
         if type(event) is OfferEnded and event.outcome is OfferOutcome.UNCONFIRMED:
+            caller.push(Unconfirmed(subject=f"calls/{caller.facts.call_id}"))
+            self._let_go(caller)
+        elif caller.updates.cut_off:
             self._let_go(caller)
         elif caller.auto_confirm:
             self._consent(caller, view)
 
     def _let_go(self, caller: Caller) -> None:
-        """The edge confirmed nothing and may not even read: its shard has let go of the call, and no leader
-        to come shall have it from here. A living edge opens it again, and keeps its place.
+        """The edge confirmed nothing or reads nothing, and its stream may stay open for ever: its shard lets
+        go of the call, and no leader to come shall have it from here. A living edge opens it again, and keeps
+        its place.
         """
-        caller.push(Unconfirmed(subject=f"calls/{caller.facts.call_id}"))
+        log.info("caller_let_go", call=caller.facts.call_id, unread=caller.updates.cut_off)
         del self._callers[caller.facts.call_id]
         self._leave(caller, caller.region, caller.move)
 
@@ -1235,7 +1239,14 @@ class Front:
         if type(event) is SessionClosed:
             # Logged out, by a supervisor for one: it stays so under the next leader, until opened again.
             desk.opened = False
+        self.tell_desk(desk, update)
+
+    def tell_desk(self, desk: Desk, update: Any) -> None:
+        """An update for a desktop. Nobody sits at one that reads nothing, however long its stream is open."""
         desk.push(update)
+        if desk.updates.cut_off and self._desks.get(desk.agent) is desk:
+            log.info("desk_let_go", agent=desk.agent)
+            self.spawn(self.close_desk(desk, log_out=False))
 
 
 def _is_news(caller: Caller, place: tuple[int, int], now_seconds: float) -> bool:

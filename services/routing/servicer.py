@@ -149,7 +149,7 @@ class _Session:
         self.closed = False
 
     async def read(self, commands: AsyncIterator[agent_pb2.AgentCommand]) -> None:
-        """Carries out commands until the stream ends."""
+        """Carries out commands until the stream ends, or its answers are not read."""
         async for command in commands:
             try:
                 wanted = convert.agent_command(command, self._desk)
@@ -160,6 +160,8 @@ class _Session:
             except CallmeshError as error:
                 field = str(error.values.get("field", ""))
                 self._refuse(command.command, error.reason, field, error)
+            if self._desk.updates.cut_off:
+                return
 
     async def _carry_out(self, number: int, wanted: Command) -> None:
         committed = await self._front.ask_patiently(self._desk.region, wanted, COMMAND_SECONDS_MAX)
@@ -179,7 +181,7 @@ class _Session:
             field=field,
             message=localize.message(error, self._language, "routing"),
         )
-        self._desk.push(agent_pb2.AgentEvent(shard=self._desk.region, refused=refused))
+        self._front.tell_desk(self._desk, agent_pb2.AgentEvent(shard=self._desk.region, refused=refused))
 
     async def events(self, reader: asyncio.Task[None]) -> AsyncGenerator[agent_pb2.AgentEvent, None]:
         """Events for the desktop until either side ends."""

@@ -49,11 +49,14 @@ class Mailbox:
     An asyncio.Queue serves many of either kind, and that costs each call several times as much.
     """
 
-    __slots__ = ("_closed", "_reader", "unread")
+    __slots__ = ("_closed", "_reader", "cut_off", "unread")
 
     def __init__(self) -> None:
         #: Oldest first.
         self.unread: deque[Any] = deque()
+        #: Its reader has stalled. One whose connection takes nothing more comes back to read neither what
+        #: is here nor its end: whoever finds this is not to wait for that.
+        self.cut_off = False
         #: Its result: whether nothing came in time.
         self._reader: asyncio.Future[bool] | None = None
         self._closed = False
@@ -62,6 +65,7 @@ class Mailbox:
         """Puts in an update; a reader that has stalled is cut off instead of filling the memory."""
         if len(self.unread) >= UPDATES_UNREAD_MAX:
             self.unread.clear()
+            self.cut_off = True
             update = Unavailable(why="the stream was not read; open it again")
         self.unread.append(update)
         self._wake()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator, Iterable, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -31,8 +31,8 @@ REGION, QUEUE, SKILLS = "beijing", "service", ("chinese", "english")
 class Clients:
     """Stubs at an address."""
 
-    def __init__(self, address: str) -> None:
-        self.channel = grpc.aio.insecure_channel(address)
+    def __init__(self, address: str, options: Sequence[tuple[str, int]] = ()) -> None:
+        self.channel = grpc.aio.insecure_channel(address, options)
         self.routing = routing_pb2_grpc.RoutingServiceStub(self.channel)
         self.agents = agent_pb2_grpc.AgentServiceStub(self.channel)
         self.directory = directory_pb2_grpc.DirectoryServiceStub(self.channel)

@@ -73,6 +73,7 @@ from routing.model import (
     Reprioritize,
     RequestCallback,
     SessionClosed,
+    SetPresence,
     ShardOpened,
     Tick,
     TransferCall,
@@ -1126,10 +1127,25 @@ async def test_a_reader_that_stalls_is_cut_off_and_keeps_its_place(world: World)
         world.beijing.do(PlaceCall(facts=entry.facts, attempt=1, move=1, front="f"))
         world.beijing.do(OverflowCall(call_id="c1", attempt=1, move=1))
         assert len(line.caller.updates.unread) <= UPDATES_UNREAD_MAX, n
-    with pytest.raises(Unavailable):
-        await line.rest()
+    # Its stream stands at what its connection does not take, perhaps for ever: the shard is told now.
     await eventually(lambda: not world.beijing.live())
     assert world.beijing.state.calls["c1"].outcome is None
+    assert not front.streams
+    with pytest.raises(Unavailable):
+        await line.rest()
+
+
+async def test_a_desk_that_stalls_is_cut_off_and_rung_no_longer(seated: World) -> None:
+    front = seated.front()
+    seat = desk()
+    await front.open_desk(seat)
+    agent = seated.beijing.state.agents["ann"]
+    for number in range(UPDATES_UNREAD_MAX + 5):
+        presence = Presence.PAUSED if number % 2 else Presence.AVAILABLE
+        seated.beijing.do(SetPresence(agent="ann", session=1, command=number + 2, presence=presence))
+    await eventually(lambda: not agent.attached)
+    assert not front.streams
+    assert isinstance(await seat.updates.get(), Unavailable)
 
 
 # --- desks
