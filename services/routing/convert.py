@@ -4,7 +4,7 @@ too.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
@@ -117,6 +117,13 @@ def requirements(
         level = whole(f"{field}[{index}].level_min", each.level_min or 1, 1, 5)
         found[skill] = max(level, found.get(skill, 0))
     return tuple(sorted(found.items()))
+
+
+def check_skills(field: str, wanted: Sequence[call_pb2.SkillRequirement], known: Container[str]) -> None:
+    """A skill that nobody can have is waited for in vain. Raises InvalidArgument, naming it."""
+    for index, each in enumerate(wanted):
+        if each.skill not in known:
+            raise InvalidArgument(field=f"{field}[{index}].skill", why=f"there is no skill {each.skill!r}")
 
 
 def call_facts(

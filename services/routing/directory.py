@@ -51,6 +51,8 @@ class Snapshot:
     version: int
     regions: tuple[RegionConfig, ...]
     queues: tuple[QueueConfig, ...]
+    #: Ids.
+    skills: frozenset[str]
     #: Of this region.
     agents: tuple[AgentConfig, ...]
 
@@ -85,11 +87,13 @@ class DirectoryReader:
         version = await self.version()
         regions = await self._read(self._database[REGIONS].find().sort("_id", 1).to_list())
         queues = await self._read(self._database[QUEUES].find().sort("_id", 1).to_list())
+        skills = await self._read(self._database[SKILLS].find({}, {"_id": 1}).to_list())
         agents = await self._read(self._database[AGENTS].find({"region": region}).sort("_id", 1).to_list())
         return Snapshot(
             version=version,
             regions=tuple(region_config(d) for d in regions),
             queues=tuple(queue_config(d) for d in queues),
+            skills=frozenset(str(d["_id"]) for d in skills),
             agents=tuple(agent_config(d) for d in agents),
         )
 

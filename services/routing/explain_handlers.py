@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Container
 
 import structlog
 from pymongo.errors import PyMongoError
@@ -48,18 +48,20 @@ class Explainer:
         front: Front,
         regions: Regions,
         queues: dict[str, model.QueueConfig],
+        skills: Container[str],
         shards: frozenset[str],
         look_back: LookBack,
         clock: Clock,
         profiles: Profiles,
         repeat_window_ms: int = REPEAT_WINDOW_MS,
     ) -> None:
-        """`queues` is the live directory of queues, kept current by its owner; `profiles` and
-        `repeat_window_ms` are those that calls are placed with.
+        """`queues` and `skills` are the live directory of queues and of skills' ids, kept current by its
+        owner; `profiles` and `repeat_window_ms` are those that calls are placed with.
         """
         self._front = front
         self._regions = regions
         self._queues = queues
+        self._skills = skills
         self._shards = shards
         self._look_back = look_back
         self._clock = clock
@@ -101,6 +103,7 @@ class Explainer:
             home_region=ranked.home,
             extra=points(known, request.call_id, since_ms, config.repeat_points),
         )
+        convert.check_skills("call.skills", request.skills, self._skills)
         response = _response(located, ranked, ranked.home, facts)
         response.decision_time.CopyFrom(_stamp(self._clock.now_ms()))
         region = next(iter(ranked.regions), "")

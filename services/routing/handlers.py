@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Callable, Iterator
+from collections.abc import AsyncGenerator, Callable, Container, Iterator
 from contextlib import aclosing, contextmanager
 from typing import Protocol
 
@@ -68,15 +68,17 @@ class Handlers:
         profiles: Profiles,
         agents: AgentDirectory,
         queues: dict[str, model.QueueConfig],
+        skills: Container[str],
         shards: frozenset[str],
         clock: Clock,
         platform_now_ms: Callable[[], int] | None = None,
         repeat_window_ms: int = REPEAT_WINDOW_MS,
     ) -> None:
-        """`queues` is the live directory of queues, kept current by its owner; `shards` the ids of all
-        shards; a caller who called within `repeat_window_ms` calls again. `platform_now_ms` is a time that
-        all routers share, for place tokens that one makes and another reads, 0 while it is not known (a
-        token is then as old as it says, whatever its age); this machine's clock when there is none.
+        """`queues` and `skills` are the live directory of queues and of skills' ids, kept current by its
+        owner; `shards` the ids of all shards; a caller who called within `repeat_window_ms` calls again.
+        `platform_now_ms` is a time that all routers share, for place tokens that one makes and another
+        reads, 0 while it is not known (a token is then as old as it says, whatever its age); this machine's
+        clock when there is none.
         """
         self._front = front
         self._regions = regions
@@ -84,6 +86,7 @@ class Handlers:
         self._profiles = profiles
         self._agents = agents
         self._queues = queues
+        self._skills = skills
         self._shards = shards
         self._clock = clock
         self._platform_now_ms = platform_now_ms or clock.now_ms
@@ -224,6 +227,9 @@ class Handlers:
             extra=points(known, request.call_id, since_ms, config.repeat_points),
             traceparent=_traceparent(),
         )
+        if place is None and request.attempt <= 1:
+            # A call that was queued goes on with a skill that was deleted since.
+            convert.check_skills("call.skills", request.skills, self._skills)
         kept = place if place is not None and self._regions.serves(place.shard, queue) else None
         regions = _tries(ranked, kept)
         here = [place.shard] if place is not None and place.shard in self._shards else []

@@ -102,6 +102,7 @@ class Router:
         self.peers = PeerTable(clock, settings.silent_seconds)
         self.regions = Regions(self.peers, clock)
         self.queues: dict[str, QueueConfig] = {}
+        self.skills: set[str] = set()
         dialer = client.Dialer(tls.certificates(settings), tls.TokenFile(settings.peer_token_file))
         self.routers = Routers(self.address, settings.routers(), dialer)
         # A link is left after the silence that makes a standby take over.
@@ -130,6 +131,7 @@ class Router:
             profiles=self.profiles,
             agents=self.directory,
             queues=self.queues,
+            skills=self.skills,
             shards=frozenset(self.links),
             clock=clock,
             platform_now_ms=self.leader.platform_ms,
@@ -139,6 +141,7 @@ class Router:
             front=self.front,
             regions=self.regions,
             queues=self.queues,
+            skills=self.skills,
             shards=frozenset(self.links),
             look_back=look_back,
             clock=clock,
@@ -265,6 +268,8 @@ class Router:
     def _apply(self, snapshot: Snapshot) -> None:
         self.queues.clear()
         self.queues.update({queue.id: queue for queue in snapshot.queues})
+        self.skills.clear()
+        self.skills.update(snapshot.skills)
         self.regions.configure(
             snapshot.regions, {queue.id: queue.overflow_span_ms for queue in snapshot.queues}
         )

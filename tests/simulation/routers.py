@@ -188,6 +188,7 @@ class Directory:
                 for shard in self._world.plan.shards
             ),
             queues=(QUEUE,),
+            skills=frozenset(),
             agents=tuple(
                 AgentConfig(id=agent) for agent, home in self._world.agent_homes.items() if home == region
             ),
@@ -253,6 +254,7 @@ class Router:
             profiles=NoProfiles(),
             agents=self.directory,
             queues=self.queues,
+            skills=frozenset(),
             shards=frozenset(world.plan.shards),
             clock=self.clock,
             **shared,

@@ -146,6 +146,12 @@ BAD_CALLS: list[tuple[dict[str, Any], grpc.StatusCode, str, str]] = [
     ({"queue": "nonsense"}, grpc.StatusCode.INVALID_ARGUMENT, "INVALID_ARGUMENT", "call.queue"),
     ({"priority": 101}, grpc.StatusCode.INVALID_ARGUMENT, "INVALID_ARGUMENT", "call.priority"),
     ({"attempt": -1}, grpc.StatusCode.INVALID_ARGUMENT, "INVALID_ARGUMENT", "call.attempt"),
+    (
+        {"skills": [{"skill": "english"}, {"skill": "klingon"}]},
+        grpc.StatusCode.INVALID_ARGUMENT,
+        "INVALID_ARGUMENT",
+        "call.skills[1].skill",
+    ),
     ({"channel": 99}, grpc.StatusCode.INVALID_ARGUMENT, "INVALID_ARGUMENT", "call.channel"),
     (
         {"location": {"latitude": 91.0, "longitude": 0.0}},

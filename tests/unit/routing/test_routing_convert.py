@@ -367,6 +367,7 @@ def test_a_place_told_from_memory_is_of_the_time_that_was_told(durable: bool) ->
         profiles=rest,
         agents=rest,
         queues={},
+        skills=(),
         shards=frozenset(),
         clock=rest,
         platform_now_ms=lambda: 1_000,

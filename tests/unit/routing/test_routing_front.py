@@ -1594,7 +1594,7 @@ async def test_an_agent_removed_in_a_conversation_can_be_paused_and_logged_out(s
 
 
 async def status_of(world: World, agent: str) -> agent_pb2.AgentStatus:
-    unused: dict[str, Any] = {"regions": None, "tokens": None, "profiles": None, "queues": {}}
+    unused: dict[str, Any] = {"regions": None, "tokens": None, "profiles": None, "queues": {}, "skills": ()}
     handlers = Handlers(
         front=world.fronts[0], agents=Homes(), shards=frozenset(world.shards), clock=world.clock, **unused
     )

@@ -7,30 +7,42 @@ from typing import Any
 import pytest
 
 from callmesh.routing.v1 import call_pb2
+from chassis.errors import InvalidArgument
 from chassis.testing import FakeClock
 from routing.errors import DirectoryUnread, QueueNotFound
 from routing.handlers import Handlers
+from routing.model import QueueConfig
 from routing.peers import PeerTable
 from routing.regions import Regions
+from routing.tokens import Place, PlaceTokens
+
+TOKENS = PlaceTokens(bytes(32), life_span_ms=60_000)
+
+
+def started(**known: Any) -> tuple[Handlers, Regions]:
+    """The use cases of a router that has heard of no region yet."""
+    clock, unused = FakeClock(), None
+    regions = Regions(PeerTable(clock, 3.0), clock)
+    rest: Any = unused
+    fields: dict[str, Any] = {"queues": {}, "skills": set(), **known}
+    handlers = Handlers(
+        front=rest,
+        regions=regions,
+        tokens=TOKENS,
+        profiles=rest,
+        agents=rest,
+        shards=frozenset({"beijing"}),
+        clock=clock,
+        **fields,
+    )
+    return handlers, regions
 
 
 async def test_an_unread_directory_lacks_no_queue() -> None:
     """The caller is asked to come again, here or elsewhere, until the directory was read; then the answer is
     final.
     """
-    clock, unused = FakeClock(), None
-    regions = Regions(PeerTable(clock, 3.0), clock)
-    rest: Any = unused
-    handlers = Handlers(
-        front=rest,
-        regions=regions,
-        tokens=rest,
-        profiles=rest,
-        agents=rest,
-        queues={},
-        shards=frozenset(),
-        clock=clock,
-    )
+    handlers, regions = started()
     request = call_pb2.CallRequest(
         call_id="c1", attempt=1, queue="queues/service", caller_number="+861012345678"
     )
@@ -40,3 +52,25 @@ async def test_an_unread_directory_lacks_no_queue() -> None:
     regions.configure((), {})
     with pytest.raises(QueueNotFound):
         await anext(handlers.route_call(request))
+
+
+async def test_a_skill_that_nobody_can_have_is_refused_to_a_new_call_and_not_to_one_that_waited() -> None:
+    skills = {"english"}
+    handlers, regions = started(queues={"service": QueueConfig(id="service")}, skills=skills)
+    regions.configure((), {})
+    request = call_pb2.CallRequest(call_id="c1", attempt=1, queue="queues/service")
+    request.skills.add(skill="english")
+    assert (await handlers._caller(request)).facts.skills == (("english", 1),)
+    skills.remove("english")
+    with pytest.raises(InvalidArgument, match="no skill 'english'") as refused:
+        await handlers._caller(request)
+    assert refused.value.values["field"] == "call.skills[0].skill"
+    place = Place(
+        call_id="c1", shard="beijing", attempt=1, move=1, waited_span_ms=5_000, made_ms=FakeClock().now_ms()
+    )
+    again = call_pb2.CallRequest()
+    again.CopyFrom(request)
+    again.attempt, again.place_token = 2, TOKENS.make(place)
+    assert (await handlers._caller(again)).facts.skills == (("english", 1),)
+    again.place_token = ""
+    assert (await handlers._caller(again)).attempt == 2, "its edge has lost the token"
