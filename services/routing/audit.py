@@ -29,6 +29,8 @@ class Act(enum.StrEnum):
     DRAIN_REGION = "DRAIN_REGION"
     RESUME_REGION = "RESUME_REGION"
     SEIZE_SHARD = "SEIZE_SHARD"
+    #: The engine's own, as the consequence of a closure: a call-back was promised and is not made.
+    END_CALLBACK = "END_CALLBACK"
 
 
 #: Full name of the method that an act is done by.
@@ -43,6 +45,7 @@ METHODS: Mapping[str, str] = {
     Act.DRAIN_REGION: f"{_DIRECTORY}/DrainRegion",
     Act.RESUME_REGION: f"{_DIRECTORY}/ResumeRegion",
     Act.SEIZE_SHARD: f"{_SUPERVISION}/SeizeShard",
+    Act.END_CALLBACK: f"{_SUPERVISION}/CloseQueue",
 }
 
 

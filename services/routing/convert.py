@@ -249,6 +249,7 @@ def call_message(view: model.CallView, shard: str) -> call_pb2.Call:
         preferred_agent=resource_name("agents", view.preferred) if view.preferred else "",
         relaxation_step=view.step,
         transfers=view.transfers,
+        end_reason=view.reason,
     )
 
 

@@ -180,6 +180,8 @@ PRIORITY_MAX = 100
 MISSED_OFFERS = "missed offers"
 #: A decline for this reason counts as busy.
 BUSY = "BUSY"
+#: Who ends a call-back whose queue is closed, and what that is called in the audit log.
+OWN_ACTOR, END_CALLBACK = "routing", "END_CALLBACK"
 _NO_CROWDS: dict[str, Crowd] = {}
 #: Of the strategies the one that draws lots, by a short name.
 _RANDOM = Strategy.RANDOM
@@ -1012,6 +1014,9 @@ def _request_callback(s: ShardState, c: RequestCallback, now_ms: int) -> Decisio
         return _refuse("OUT_OF_RANGE", "not_before_time")
     if entry.state not in (WAITING, OVERFLOWING):
         return _refuse("ILLEGAL_STATE")
+    if entry.line.queue.closed:
+        # Its turn in being refused has not come yet: nothing is to be promised any more.
+        return _refuse("QUEUE_CLOSED", "queue")
     if (entry.callback_number, entry.callback_ms) == (c.number, not_before_ms):
         return Decision()
     requested = CallbackRequested(
@@ -1141,8 +1146,19 @@ def _due_relax(s: ShardState, entry: CallEntry, now_ms: int) -> list[Event]:
 
 
 def _due_refuse(s: ShardState, entry: CallEntry, now_ms: int) -> list[Event]:
-    reason = "QUEUE_CLOSED" if entry.line.queue.closed else "WAIT_TOO_LONG"
-    return _end(s, entry, REFUSED, now_ms, reason)
+    if not entry.callback_number:
+        reason = "QUEUE_CLOSED" if entry.line.queue.closed else "WAIT_TOO_LONG"
+        return _end(s, entry, REFUSED, now_ms, reason)
+    # Whoever was promised a call-back waits for as long as it takes: only the queue's closing ends that. No
+    # stream is there to say it on, so the audit log says that a promise is not kept.
+    act = ActRecorded(
+        actor=OWN_ACTOR,
+        act=END_CALLBACK,
+        subject=f"calls/{entry.facts.call_id}",
+        reason="the queue was closed",
+        details=(("queue", f"queues/{entry.facts.queue}"),),
+    )
+    return [act, *_end(s, entry, REFUSED, now_ms, "CALLBACK_QUEUE_CLOSED")]
 
 
 _DUE_OF_CALL: dict[str, Callable[[ShardState, CallEntry, int], list[Event]]] = {

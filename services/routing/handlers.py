@@ -431,7 +431,9 @@ class Handlers:
             else 0,
         )
         committed = await self._front.ask(found.shard, command, remaining - ANSWER_SECONDS)
-        return _call_of(committed, call_id, command=command)
+        facts = found.answer.call.facts
+        with self._announcing(facts.queue, facts.language):
+            return _call_of(committed, call_id, facts.queue, command)
 
     # --- agents
 

@@ -263,6 +263,7 @@ class _Teller:
             queue_time=convert.timestamp(entry.queued_ms),
             connect_time=convert.timestamp(connected_ms),
             recording_uri=event.recording_uri,
+            callback_number="" if connected_ms else entry.callback_number,
         )
         return message, _subject(event.call_id)
 

@@ -34,7 +34,7 @@ PARTS = {"CallRef", "SurveyAnswer", "TicketSnapshot", "CustomerSnapshot", "Offer
 #: Fields that are younger than the envelopes, or that none of them happened to have.
 YOUNGER: dict[str, set[str]] = {
     "callmesh.routing.v1.AdministrativeAct": {"details"},
-    "callmesh.routing.v1.CallEnded": {"recording_uri"},
+    "callmesh.routing.v1.CallEnded": {"recording_uri", "callback_number"},
     "callmesh.marketing.v1.OfferOutcomeRecorded": {"declined_offers"},
 }
 

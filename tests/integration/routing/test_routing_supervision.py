@@ -239,6 +239,8 @@ async def test_a_closed_queue_refuses_with_its_words_and_opens_again(platform: P
     await platform.furnish("a0")
     waiting = platform.call("c1", language="zh-CN")
     await until(waiting, "queued")
+    await until(platform.call("c0"), "queued")
+    await platform.routing.RequestCallback(routing_pb2.RequestCallbackRequest(name="calls/c0"))
     closing = supervision_pb2.CloseQueueRequest(
         name="queues/service", announcements={"en": "Closed by fire" * 35}, reason="fire"
     )
@@ -259,7 +261,11 @@ async def test_a_closed_queue_refuses_with_its_words_and_opens_again(platform: P
     await until(again, "queued")
     again.cancel()
     await platform.keep_acts()
-    assert [act[0] for act in await platform.acts()] == ["ReopenQueue", "CloseQueue"]
+    acts = [(act[0], act[1]) for act in await platform.acts()]
+    queue, promised = "queues/service", "calls/c0"
+    assert acts == [("ReopenQueue", queue), ("CloseQueue", promised), ("CloseQueue", queue)]
+    call = await platform.routing.GetCall(routing_pb2.GetCallRequest(name=promised))
+    assert (call.end_reason, call.callback_number) == ("CALLBACK_QUEUE_CLOSED", "+861064000000")
 
 
 async def test_outside_all_business_hours_a_call_is_refused_until_a_region_opens(platform: Platform) -> None:

@@ -9,12 +9,14 @@ from typing import Any
 import pytest
 
 from routing import image
+from routing.audit import Act
 from routing.engine import step
 from routing.model import (
     OWN_WAITING_MAX,
     PAIRS_PER_STEP_MAX,
     STEP_ENTRIES_MAX,
     AcceptOffer,
+    ActRecorded,
     AgentConfig,
     AgentState,
     Answer,
@@ -844,6 +846,24 @@ def test_a_closed_queue_refuses_who_comes_and_who_waits() -> None:
     assert answer.refusal is not None and answer.refusal.reason == "QUEUE_CLOSED"
     shard.queue("service")
     assert shard.place("c3").refusal is None
+
+
+def test_a_call_back_that_was_promised_in_a_closed_queue_ends_with_a_word_in_the_audit_log() -> None:
+    shard = Shard()
+    for call_id in ("c1", "c2"):
+        shard.place(call_id)
+        shard.do(RequestCallback(call_id=call_id, number=NUMBER))
+    shard.do(RequestCallback(call_id="c2", number=NUMBER, not_before_ms=shard.now_ms + 3_600_000))
+    shard.place("late")
+    shard.queue("service", closed=True)
+    assert shard.refusal(RequestCallback(call_id="late", number=NUMBER)) == "QUEUE_CLOSED"
+    shard.wait(1)
+    ended = (CallOutcome.REFUSED, "CALLBACK_QUEUE_CLOSED")
+    assert [(shard.call(c).outcome, shard.call(c).reason) for c in ("c1", "c2")] == [ended, ended]
+    assert shard.call("late").reason == "QUEUE_CLOSED"
+    acts = [(e.act, e.subject, e.details) for e in shard.journal if isinstance(e, ActRecorded)]
+    queue = (("queue", "queues/service"),)
+    assert acts == [(Act.END_CALLBACK, "calls/c1", queue), (Act.END_CALLBACK, "calls/c2", queue)]
 
 
 def test_a_conversation_outlives_the_closing_of_its_queue() -> None:

@@ -255,6 +255,22 @@ def test_a_call_that_never_connected(outcome: model.CallOutcome, reason: str, nu
     assert not message.HasField("talk") and not message.HasField("connect_time")
 
 
+@pytest.mark.parametrize("connected", [False, True])
+def test_the_end_of_a_call_back_that_was_not_made_says_whom_it_was_promised_to(connected: bool) -> None:
+    journal = Journal().configured()
+    promised = model.CallbackRequested(
+        call_id="c1", number="+8613800138000", not_before_ms=0, expire_ms=T0 + 86_400_000
+    )
+    journal.block((T0, queued()), (T0, promised))
+    if connected:
+        journal.block((T0 + 1, OFFERED), (T0 + 1, ACCEPTED), (T0 + 1, CONNECTED))
+    reason = "CALLBACK_QUEUE_CLOSED"
+    ended = model.CallEnded(call_id="c1", outcome=model.CallOutcome.REFUSED, reason=reason)
+    journal.block((T0 + 2, ended))
+    message = the(events_pb2.CallEnded, journal.published())
+    assert (message.reason, message.callback_number) == (reason, "" if connected else "+8613800138000")
+
+
 def test_a_clock_that_a_token_overtook_gives_no_negative_wait() -> None:
     journal = Journal().configured()
     journal.block((T0, queued(queued_ms=T0 + 60_000)))
