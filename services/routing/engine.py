@@ -621,7 +621,9 @@ def _reprioritize(s: ShardState, c: Reprioritize, now_ms: int) -> Decision:
         return _refuse("CALL_NOT_FOUND", "call_id")
     if abs(c.priority) > PRIORITY_MAX:
         return _refuse("OUT_OF_RANGE", "priority")
-    if entry.state not in BEFORE_CONNECTION or entry.facts.priority == c.priority:
+    if entry.state not in BEFORE_CONNECTION:
+        return _refuse("ILLEGAL_STATE")
+    if entry.facts.priority == c.priority:
         return Decision()
     effective_ms = _place_ms(entry.line.queue, entry.facts, entry.queued_ms, c.priority)
     return Decision(

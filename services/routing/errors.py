@@ -22,6 +22,7 @@ from routing.model import (
     FinishWrapUp,
     MonitorCall,
     Refusal,
+    Reprioritize,
     RequestCallback,
     TransferCall,
 )
@@ -165,6 +166,7 @@ _NEEDS: dict[type[Command], str] = {
     EndCall: "only a conversation is ended so; for a caller who waits it is HangUp",
     TransferCall: "only a conversation can be handed on",
     MonitorCall: "only a conversation can be listened to",
+    Reprioritize: "only who waits has a place to change; a conversation is handed on with TransferCall",
     RequestCallback: "only a caller who waits can be called back",
     FinishWrapUp: "the conversation has not begun",
 }

@@ -381,7 +381,7 @@ class Handlers:
         command = model.Reprioritize(call_id=call_id, priority=priority)
         details = {"priority": str(priority)}
         async with acting(self._front, shard, Act.REPRIORITIZE_CALL, request.name, details=details):
-            return _call_of(await self._front.ask(shard, command), call_id)
+            return _call_of(await self._front.ask(shard, command), call_id, command=command)
 
     async def transfer_call(
         self, request: routing_pb2.TransferCallRequest, remaining: float

@@ -169,6 +169,20 @@ def test_priority_may_change_while_waiting() -> None:
     shard.do(Reprioritize(call_id="c2", priority=5))
     shard.agent("ann")
     assert shard.call("c2").state is CallState.OFFERED
+    shard.do(Reprioritize(call_id="c2", priority=4))
+    assert shard.call("c2").facts.priority == 4, "as long as nobody talks"
+
+
+def test_a_conversation_has_no_priority_to_change() -> None:
+    shard = Shard()
+    shard.place("c1")
+    shard.agent("ann")
+    shard.connect("c1")
+    for _ in range(2):
+        answer = shard.do(Reprioritize(call_id="c1", priority=5))
+        assert answer.refusal is not None and answer.refusal.reason == "ILLEGAL_STATE"
+        shard.do(EndCall(call_id="c1"))
+    assert shard.call("c1").facts.priority == 0
 
 
 @pytest.mark.parametrize(

@@ -21,6 +21,7 @@ from routing.model import (
     MonitorMode,
     PauseAgent,
     Refusal,
+    Reprioritize,
     RequestCallback,
     TransferCall,
 )
@@ -38,6 +39,7 @@ COMMANDS: list[Any] = [
     AcceptOffer(**_WHO, offer_id="o1"),
     FinishWrapUp(**_WHO, call_id="c1", disposition=None),
     PauseAgent(agent="amy", paused=True),
+    Reprioritize(call_id="c1", priority=1),
 ]
 
 
@@ -79,6 +81,7 @@ def test_a_refusal_says_what_to_do_in_both_languages(refusal: Refusal, command: 
         (Refusal(reason="ILLEGAL_STATE"), COMMANDS[2], "handed on"),
         (Refusal(reason="OUT_OF_RANGE", field="not_before_time"), COMMANDS[4], "at most 24 hours from now"),
         (Refusal(reason="OUT_OF_RANGE", field="attributes"), COMMANDS[2], "16 keys or 16384 bytes"),
+        (Refusal(reason="ILLEGAL_STATE"), COMMANDS[8], "TransferCall"),
         (Refusal(reason="NO_SESSION", field="agent"), COMMANDS[7], "nobody is logged in"),
         (Refusal(reason="TOO_MANY_SKILL_SETS", field="skills"), COMMANDS[2], "queue: "),
         (Refusal(reason="TOO_MANY_SKILL_SETS", field="skills"), None, "call.skills: "),
