@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Container
+from collections.abc import Awaitable, Callable, Container
 
 import structlog
 from pymongo.errors import PyMongoError
@@ -37,6 +37,8 @@ log = structlog.get_logger(__name__)
 
 #: (shard, call id, around ms, seconds) -> decision: blocking, run in a thread.
 LookBack = Callable[[str, str, int, float], PastDecision | None]
+#: (agent, regions to try) -> the same regions, the agent's first where that agent can be waited for.
+AgentFirst = Callable[[str, list[str]], Awaitable[list[str]]]
 
 
 class Explainer:
@@ -53,10 +55,11 @@ class Explainer:
         look_back: LookBack,
         clock: Clock,
         profiles: Profiles,
+        agent_first: AgentFirst,
         repeat_window_ms: int = REPEAT_WINDOW_MS,
     ) -> None:
         """`queues` and `skills` are the live directory of queues and of skills' ids, kept current by its
-        owner; `profiles` and `repeat_window_ms` are those that calls are placed with.
+        owner; `profiles`, `agent_first` and `repeat_window_ms` are those that calls are placed with.
         """
         self._front = front
         self._regions = regions
@@ -66,6 +69,7 @@ class Explainer:
         self._look_back = look_back
         self._clock = clock
         self._profiles = profiles
+        self._agent_first = agent_first
         self._repeat_window_ms = repeat_window_ms
         #: One replay at a time: it shares the process with routing.
         self._replaying = asyncio.Semaphore(1)
@@ -106,14 +110,19 @@ class Explainer:
         convert.check_skills("call.skills", request.skills, self._skills)
         response = _response(located, ranked, ranked.home, facts)
         response.decision_time.CopyFrom(_stamp(self._clock.now_ms()))
-        region = next(iter(ranked.regions), "")
-        if not region:
+        regions = list(ranked.regions)
+        if not regions:
             response.summary = f"No region takes it: {ranked.summary}."
             return response
-        committed = await self._ask(region, AskExplain(facts=facts, limit=CANDIDATES_MAX))
+        why = ranked.summary
+        if facts.preferred_agent:
+            regions = await self._agent_first(facts.preferred_agent, regions)
+            if regions[0] != ranked.regions[0]:
+                why = f"the agent asked for, {facts.preferred_agent}, is logged in at {regions[0]}"
+        committed = await self._ask(regions[0], AskExplain(facts=facts, limit=CANDIDATES_MAX))
         assert committed.answer.explanation is not None
-        _add(response, committed.answer.explanation, region, committed.now_ms)
-        response.summary = f"{_sentence(ranked.summary)} {response.summary}"
+        _add(response, committed.answer.explanation, regions[0], committed.now_ms)
+        response.summary = f"{_sentence(why)} {response.summary}"
         return response
 
     async def _ask(self, region: str, question: AskExplain) -> Committed:

@@ -1057,13 +1057,14 @@ class Front:
             raise error_of(committed.answer.refusal, agent=agent)
         return committed
 
-    async def seats_of(self, agent: str, home: str) -> list[Committed]:
+    async def seats_of(self, agent: str, home: str, *, elsewhere: bool = False) -> list[Committed]:
         """What each shard says in which the agent is logged in, that of its own region (`home`) first: who is
-        moved to another region, or removed, in a conversation finishes it where it began. Raises Unavailable
-        when no shard says so and one has not answered.
+        moved to another region, or removed, in a conversation finishes it where it began. `elsewhere`: `home`
+        has been asked. Raises Unavailable when no shard says so and one has not answered.
         """
         question = AskAgent(agent=agent)
-        regions = sorted(self._shards, key=lambda region: (region != home, region))
+        regions = [region for region in self._shards if not (elsewhere and region == home)]
+        regions.sort(key=lambda region: (region != home, region))
         asked = (self.ask(r, question, SEAT_SECONDS if r != home else None) for r in regions)
         results = await asyncio.gather(*asked, return_exceptions=True)
         found = [r for r in results if isinstance(r, Committed) and is_logged_in(r.answer.agent)]

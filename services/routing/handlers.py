@@ -234,7 +234,7 @@ class Handlers:
         regions = _tries(ranked, kept)
         here = [place.shard] if place is not None and place.shard in self._shards else []
         if facts.preferred_agent and place is None:
-            regions = await self._agent_first(facts.preferred_agent, regions)
+            regions = await self.agent_first(facts.preferred_agent, regions)
             now_ms = self._clock.now_ms()
         if regions:
             self._regions.note_placed(regions[0], queue)
@@ -248,7 +248,7 @@ class Handlers:
             stale=list(here),
         )
 
-    async def _agent_first(self, agent: str, regions: list[str]) -> list[str]:
+    async def agent_first(self, agent: str, regions: list[str]) -> list[str]:
         """The regions to try, the preferred agent's first if that agent is there to be waited for."""
         try:
             async with asyncio.timeout(PREFERRED_AGENT_SECONDS):
@@ -456,7 +456,7 @@ class Handlers:
         home = await self._agents.region_of(agent) or ""
         said = [await self._front.ask(home, model.AskAgent(agent=agent))] if home in self._shards else []
         if not any(is_logged_in(each.answer.agent) for each in said):
-            said = await self._front.seats_of(agent, home) or said
+            said = await self._front.seats_of(agent, home, elsewhere=bool(said)) or said
         if not said or said[0].answer.agent is None:
             raise AgentNotFound(resource=resource_name("agents", agent))
         return convert.status_message(said[0].answer.agent, said[0].shard)

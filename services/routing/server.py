@@ -146,6 +146,7 @@ class Router:
             look_back=look_back,
             clock=clock,
             profiles=self.profiles,
+            agent_first=self.handlers.agent_first,
             repeat_window_ms=repeat_window_ms,
         )
         self.supervision = SupervisionHandlers(

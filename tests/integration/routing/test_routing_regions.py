@@ -355,6 +355,12 @@ async def test_a_preferred_agent_of_another_region_is_tried_first(centres: dict[
     for seat in (here, there):
         await seat.until("status")
     await known_everywhere(centres)
+    asked = call_pb2.CallRequest(
+        queue="queues/service", caller_number=NUMBERS["beijing"], preferred_agent="agents/shanghai-a"
+    )
+    told = await centres["beijing"].routing.ExplainRoute(routing_pb2.ExplainRouteRequest(call=asked))
+    assert told.region == "regions/shanghai", "as the call itself goes"
+    assert told.summary.startswith("The agent asked for, shanghai-a, is logged in at shanghai. ")
     stream = centres["beijing"].call("c1", "beijing", preferred_agent="agents/shanghai-a")
     assert (await there.accept()).home_region == "regions/beijing"
     stream.cancel()

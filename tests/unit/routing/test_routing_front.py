@@ -1612,8 +1612,11 @@ async def test_the_status_of_an_agent_who_was_moved_is_that_of_where_she_talks(m
     moved.wire("beijing").back()
     moved.beijing.do(EndCall(call_id="c1"))
     moved.beijing.do(FinishWrapUp(agent="ann", session=1, call_id="c1"))
+    for region in moved.shards:
+        moved.wire(region).asked.clear()
     status = await status_of(moved, "ann")
     assert (status.region, status.state) == ("regions/shanghai", OFFLINE)
+    assert [moved.wire(region).asked for region in moved.shards] == [[AskAgent(agent="ann")]] * 2, "once each"
     seat = desk(2, region="shanghai")
     await front.open_desk(seat)
     moved.wire("beijing").down()
