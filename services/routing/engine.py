@@ -338,11 +338,11 @@ def _place(s: ShardState, c: PlaceCall, now_ms: int) -> Decision:
         if not c.agent_lost:
             return Decision(events=_attach(entry, c))
         return _queue(s, c, now_ms, _end(s, entry, INTERRUPTED, now_ms, "AGENT_LOST", wrap_up=False))
-    if entry.transfers and TRANSFERRED_FROM not in dict(c.facts.attributes):
-        # Its edge says what it said at first: not where the call was handed to, nor with what.
+    # Of a call that was handed on, its edge says what it said at first: not where it was handed to.
+    handed_on = entry.transfers and TRANSFERRED_FROM not in dict(c.facts.attributes)
+    if handed_on or c.facts.queue == entry.facts.queue:
+        # It has its place here, whatever newcomers are told; what rings belongs to the older version.
         return Decision(events=[*_end_offer(s, entry), *_attach(entry, c)])
-    if c.facts.queue == entry.facts.queue and entry.state in (WAITING, OVERFLOWING):
-        return Decision(events=_attach(entry, c))
     return _queue(s, c, now_ms, _end_offer(s, entry))
 
 

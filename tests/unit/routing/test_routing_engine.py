@@ -173,6 +173,28 @@ def test_priority_may_change_while_waiting() -> None:
     assert shard.call("c2").facts.priority == 4, "as long as nobody talks"
 
 
+@pytest.mark.parametrize("accepted", [False, True])
+@pytest.mark.parametrize("trouble", [{"length_max": 1}, {"closed": True}, {"refuse_without_agents": True}])
+def test_an_edge_that_comes_back_while_its_call_rings_keeps_the_place(
+    trouble: dict[str, Any], accepted: bool
+) -> None:
+    """As one whose call waits, and without its token, too: what a queue refuses to newcomers is no matter."""
+    shard = Shard()
+    shard.place("c1")
+    came_ms = shard.now_ms
+    shard.wait(60_000)
+    shard.agent("ann")
+    shard.place("c2")
+    shard.do(Reprioritize(call_id="c1", priority=3))
+    if accepted:
+        shard.accept("c1")
+    shard.do(ConfigureQueue(queue=QueueConfig(id="service", **trouble)))
+    answer = shard.place("c1", attempt=2)
+    assert answer.refusal is None and answer.call is not None
+    assert answer.call.attempt == 2
+    assert (answer.call.queued_ms, answer.call.facts.priority) == (came_ms, 3)
+
+
 def test_a_conversation_has_no_priority_to_change() -> None:
     shard = Shard()
     shard.place("c1")
