@@ -21,7 +21,7 @@ from chassis.clock import Clock
 from chassis.errors import AlreadyExists, EtagMismatch, FailedPrecondition, InvalidArgument, NotFound
 from chassis.fieldmask import apply_mask
 from chassis.idempotency import content_fingerprint, request_key
-from chassis.ids import parse_name, resource_name
+from chassis.ids import parse_name, resource_name, stable_id
 from chassis.mongo import create_once, parse_etag, retry_conflicts, update_aggregate
 from chassis.pagination import Page
 from routing.audit import Act, act_event
@@ -33,6 +33,7 @@ from routing.documents import (
     MetaDocument,
     QueueDocument,
     RegionDocument,
+    RemovedDocument,
     SkillDocument,
 )
 from routing.errors import AgentNotFound, QueueNotFound, RegionNotFound
@@ -250,14 +251,36 @@ class DirectoryHandlers:
     def delete(self, kind: Kind, name: str, etag: str) -> None:
         """Removes a resource that nothing names. Raises NotFound, InUse, EtagMismatch."""
         expected = parse_etag("etag", etag)
-        document = self._load(kind, "name", name)
-        if expected is not None and expected != document.version:
-            raise EtagMismatch(resource=name)
-        user = self._user_of(kind, document.id)
-        if user:
-            raise _IN_USE[kind.collection](subject=name, why=f"{user} names it")
-        kind.document.objects(id=document.id, version=document.version).delete()
+
+        def change() -> None:
+            document = self._load(kind, "name", name)
+            if expected is not None and expected != document.version:
+                raise EtagMismatch(resource=name)
+            user = self._user_of(kind, document.id)
+            if user:
+                raise _IN_USE[kind.collection](subject=name, why=f"{user} names it")
+            self._keep_untold(document)
+            if not kind.document.objects(id=document.id, version=document.version).delete():
+                # Somebody changed it meanwhile.
+                raise EtagMismatch(resource=name)
+
+        retry_conflicts(change)
         self._changed()
+
+    def _keep_untold(self, document: Any) -> None:
+        """What a resource has not told yet outlives it: its queue was closed, say, and by whom. The same
+        events may go out twice, under the same ids.
+        """
+        if not document.outbox:
+            return
+        removed = RemovedDocument(
+            id=stable_id(document.resource, document.version),
+            version=1,
+            outbox=document.outbox,
+            outbox_since=document.outbox_since,
+            created_at=self._clock.now(),
+        )
+        removed.save()
 
     def _user_of(self, kind: Kind, id: str) -> str:
         """Somebody who names the resource; "" for nobody."""

@@ -122,6 +122,14 @@ class AgentDocument(Aggregate):
     warm_up_span_ms = IntField(default=0)
 
 
+class RemovedDocument(Aggregate):
+    """What was done to a resource that is no more, until it is told."""
+
+    meta: ClassVar = {"collection": "directory_removed"}
+    resource_collection = "removed"
+    outbox_only = True
+
+
 class MetaDocument(Document):
     """The directory's version."""
 
@@ -165,5 +173,5 @@ class CursorDocument(Document):
     nonce = StringField(default="")
 
 
-DIRECTORY = (RegionDocument, SkillDocument, QueueDocument, AgentDocument)
+DIRECTORY = (RegionDocument, SkillDocument, QueueDocument, AgentDocument, RemovedDocument)
 DOCUMENTS = (*DIRECTORY, MetaDocument, ProfileDocument, CursorDocument)

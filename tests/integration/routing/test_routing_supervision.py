@@ -7,6 +7,7 @@ import time
 from collections.abc import AsyncIterator
 from datetime import UTC, datetime
 from typing import Any
+from unittest.mock import patch
 
 import grpc
 import pytest
@@ -26,9 +27,13 @@ from callmesh.routing.v1 import (
     supervision_pb2_grpc,
 )
 from chassis.bus import Event
+from chassis.clock import SystemClock
 from chassis.pagination import Page
 from routing.audit_store import MongoAudit
-from routing.documents import AgentDocument, QueueDocument, RegionDocument
+from routing.directory_handlers import DirectoryHandlers
+from routing.directory_kinds import QUEUE
+from routing.documents import AgentDocument, QueueDocument, RegionDocument, RemovedDocument
+from routing.errors import QueueNotFound
 from routing.publish import Projection
 from routing.relay import MongoTail
 from routing.reports_feed import ShardReports
@@ -81,7 +86,7 @@ class Platform(RouterPlatform):
         def work() -> None:
             projection = Projection("beijing")
             events = [e for b in MongoTail(get_db()).read("beijing", 0, 10_000) for e in projection.apply(b)]
-            for kind in (AgentDocument, QueueDocument, RegionDocument):
+            for kind in (AgentDocument, QueueDocument, RegionDocument, RemovedDocument):
                 for document in kind.objects:
                     events += [Event.from_json(entry["event"]) for entry in document.outbox]
             for event in [e for e in events if e.type == ACT] * 2:
@@ -266,6 +271,24 @@ async def test_a_closed_queue_refuses_with_its_words_and_opens_again(platform: P
     assert acts == [("ReopenQueue", queue), ("CloseQueue", promised), ("CloseQueue", queue)]
     call = await platform.routing.GetCall(routing_pb2.GetCallRequest(name=promised))
     assert (call.end_reason, call.callback_number) == ("CALLBACK_QUEUE_CLOSED", "+861064000000")
+
+
+async def test_what_was_done_to_a_queue_is_told_when_the_queue_is_no_more(platform: Platform) -> None:
+    await platform.furnish("a0")
+    name = "queues/service"
+    await platform.supervision.CloseQueue(supervision_pb2.CloseQueueRequest(name=name, reason="moved away"))
+    use, user_of = DirectoryHandlers(SystemClock(), ()), DirectoryHandlers._user_of
+
+    def changed_meanwhile(self: Any, kind: Any, id: str) -> str:
+        QueueDocument.objects(id=id, version__lt=3).update_one(inc__version=1)
+        return user_of(self, kind, id)
+
+    with patch.object(DirectoryHandlers, "_user_of", changed_meanwhile):
+        await asyncio.to_thread(use.delete, QUEUE, name, "")
+    with pytest.raises(QueueNotFound):
+        await asyncio.to_thread(use.get, QUEUE, name)
+    await platform.keep_acts()
+    assert await platform.acts() == [("CloseQueue", name, "moved away")]
 
 
 async def test_outside_all_business_hours_a_call_is_refused_until_a_region_opens(platform: Platform) -> None:
