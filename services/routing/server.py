@@ -137,18 +137,7 @@ class Router:
             platform_now_ms=self.leader.platform_ms,
             repeat_window_ms=repeat_window_ms,
         )
-        self.explainer = Explainer(
-            front=self.front,
-            regions=self.regions,
-            queues=self.queues,
-            skills=self.skills,
-            shards=frozenset(self.links),
-            look_back=look_back,
-            clock=clock,
-            profiles=self.profiles,
-            agent_first=self.handlers.agent_first,
-            repeat_window_ms=repeat_window_ms,
-        )
+        self.explainer = self._make_explainer(repeat_window_ms)
         self.supervision = SupervisionHandlers(
             front=self.front,
             agents=self.directory,
@@ -173,6 +162,20 @@ class Router:
             find_overflow=self.regions.find_overflow,
             leaves=self.regions.leaves,
             find_agent=self.directory.region_of,
+        )
+
+    def _make_explainer(self, repeat_window_ms: int) -> Explainer:
+        return Explainer(
+            front=self.front,
+            regions=self.regions,
+            queues=self.queues,
+            skills=self.skills,
+            shards=frozenset(self.links),
+            look_back=look_back,
+            clock=self._clock,
+            profiles=self.profiles,
+            agent_first=self.handlers.agent_first,
+            repeat_window_ms=repeat_window_ms,
         )
 
     def _make_leader(self, shard: str) -> Leader:
