@@ -410,13 +410,14 @@ def _ended(view: model.CallView) -> routing_pb2.RouteCallEvent.Ended:
 def desk_of(command: agent_pb2.AgentCommand, region: str) -> Desk:
     """The session that an `open` command asks for."""
     opening = command.open
+    wanted = presence("open.state", opening.state)
     return Desk(
         agent=parse_name("open.agent", "agents", opening.agent),
         session=whole("open.session", opening.session, 1, INT64_MAX),
         command=whole("command", command.command, 1, INT64_MAX),
         region=region,
-        presence=presence("open.state", opening.state),
-        pause_reason=text("open.pause_reason", opening.pause_reason, 64),
+        presence=wanted,
+        pause_reason=pause_reason("open.pause_reason", opening.pause_reason, wanted),
         calls_held=calls_held(opening.calls_held),
     )
 
@@ -438,18 +439,24 @@ def presence(field: str, state: int) -> model.Presence:
     return _PRESENCE[state]
 
 
+def pause_reason(field: str, reason: str, wanted: model.Presence) -> str:
+    """Why an agent is paused. Who is ready has none, whatever a desktop keeps saying."""
+    checked = text(field, reason, 64)
+    return checked if wanted is model.Presence.PAUSED else ""
+
+
 def agent_command(command: agent_pb2.AgentCommand, desk: Desk) -> model.Command | None:
     """The engine's command of a desktop's; None for `close`. Raises InvalidArgument naming the field."""
     number = whole("command", command.command, 1, INT64_MAX)
     who: dict[str, Any] = {"agent": desk.agent, "session": desk.session}
     match command.WhichOneof("kind"):
         case "set_state":
-            wanted = command.set_state
+            wanted = presence("set_state.state", command.set_state.state)
             return model.SetPresence(
                 **who,
                 command=number,
-                presence=presence("set_state.state", wanted.state),
-                pause_reason=text("set_state.pause_reason", wanted.pause_reason, 64),
+                presence=wanted,
+                pause_reason=pause_reason("set_state.pause_reason", command.set_state.pause_reason, wanted),
             )
         case "accept":
             return model.AcceptOffer(

@@ -472,7 +472,7 @@ def _hope(s: ShardState, queue: QueueConfig, facts: CallFacts, began_ms: int, no
     return facts.preferred_agent, until_ms
 
 
-def _disappoint(s: ShardState, agent: AgentEntry) -> list[Event]:
+def _disappoint(s: ShardState, agent: AgentEntry) -> list[PreferenceEnded]:
     """The agent goes: whoever waits for nobody else waits in line from now on."""
     waiting = sorted({place[2] for place in agent.own})
     return [
@@ -558,7 +558,7 @@ def _end_call(s: ShardState, c: EndCall, now_ms: int) -> Decision:
         return _refuse("CALL_NOT_FOUND", "call_id")
     if entry.state is ENDED or (c.attempt and c.attempt < entry.attempt):
         return Decision(events=_named_late(entry, c))
-    if entry.callback_number and entry.state is WAITING and not c.agent:
+    if entry.callback_number and entry.state in BEFORE_CONNECTION and not c.agent:
         return Decision(events=_end(s, entry, ABANDONED, now_ms, "CALLBACK_CANCELLED"))
     if entry.state is not CONNECTED:
         return _refuse("ILLEGAL_STATE")
@@ -649,15 +649,17 @@ def _end_offer(
         return []
     agent = s.agents.get(entry.agent)
     queue = entry.line.queue
-    missed = agent.missed if agent is not None else 0
-    rest_until_ms = 0
+    missed, rest_until_ms = (agent.missed, agent.rest_until_ms) if agent is not None else (0, 0)
+    before: list[Event] = []
     after: list[Event] = []
     if outcome in (OfferOutcome.EXPIRED, OfferOutcome.DECLINED):
         missed += 1
         rest_span_ms = _rest_span_ms(queue, outcome, busy)
-        rest_until_ms = now_ms + rest_span_ms if rest_span_ms else 0
+        rest_until_ms = max(rest_until_ms, now_ms + rest_span_ms) if rest_span_ms else rest_until_ms
         if entry.preferred == entry.agent:
             after = [PreferenceEnded(call_id=entry.facts.call_id)]
+        if agent is not None and queue.missed_offers_max and missed >= queue.missed_offers_max:
+            before = _pause_for_missing(s, agent, entry)
     ended = OfferEnded(
         call_id=entry.facts.call_id,
         offer_id=entry.offer_id,
@@ -666,12 +668,16 @@ def _end_offer(
         rest_until_ms=rest_until_ms,
         missed=missed,
     )
-    if agent is not None and queue.missed_offers_max and missed >= queue.missed_offers_max:
-        pause = PresenceSet(
-            agent=entry.agent, command=agent.command, presence=PAUSED, pause_reason=MISSED_OFFERS
-        )
-        return [pause, ended, *after]
-    return [ended, *after]
+    return [*before, ended, *after]
+
+
+def _pause_for_missing(s: ShardState, agent: AgentEntry, entry: CallEntry) -> list[Event]:
+    """Who has missed too many offers, `entry`'s the last, is waited for no longer."""
+    pause = PresenceSet(
+        agent=agent.config.id, command=agent.command, presence=PAUSED, pause_reason=MISSED_OFFERS
+    )
+    others = [e for e in _disappoint(s, agent) if e.call_id != entry.facts.call_id]
+    return [pause, *others]
 
 
 def _rest_span_ms(queue: QueueConfig, outcome: OfferOutcome, busy: bool) -> int:

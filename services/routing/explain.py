@@ -83,7 +83,9 @@ def _preferred(state: ShardState, entry: CallEntry | None, facts: CallFacts) -> 
     """The agent whom the call waits for, or would wait for; empty for whoever is free."""
     if entry is not None:
         return entry.preferred if entry.state is not CallState.ENDED else ""
-    wanted = facts.preferred_agent
+    wanted, queue = facts.preferred_agent, state.queues.get(facts.queue)
+    if queue is None or not (facts.preferred_span_ms or queue.preferred_span_ms):
+        return ""
     return wanted if worth_waiting_for(state.agents.get(wanted), facts.channel) else ""
 
 

@@ -14,7 +14,7 @@ from chassis.errors import CallmeshError, InvalidArgument, Unavailable
 from chassis.ids import parse_name, resource_name
 from routing import convert, model
 from routing.callers import REPEAT_WINDOW_MS, STRANGER, Profiles, points
-from routing.errors import CallNotFound, QueueNotFound, RegionNotFound, error_of
+from routing.errors import CallNotFound, DirectoryUnread, QueueNotFound, RegionNotFound, error_of
 from routing.explain import CANDIDATES_MAX
 from routing.front import Front
 from routing.geo import Located
@@ -94,6 +94,8 @@ class Explainer:
         queue = convert.check_call(request)
         config = self._queues.get(queue)
         if config is None:
+            if not self._regions.configured:
+                raise DirectoryUnread(retry_seconds=0.5)
             raise QueueNotFound(resource=request.queue)
         located = place_of(request)
         number = located.e164 if located is not None else ""

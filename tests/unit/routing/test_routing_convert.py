@@ -151,6 +151,10 @@ def command(number: int = 2, **kind: Any) -> agent_pb2.AgentCommand:
 WHO: dict[str, Any] = {"agent": "ann", "session": 7}
 COMMANDS: list[tuple[dict[str, Any], model.Command | None]] = [
     (
+        {"set_state": {"state": agent_pb2.AGENT_STATE_AVAILABLE, "pause_reason": "lunch"}},
+        model.SetPresence(**WHO, command=2, presence=model.Presence.AVAILABLE, pause_reason=""),
+    ),
+    (
         {"set_state": {"state": agent_pb2.AGENT_STATE_PAUSED, "pause_reason": "lunch"}},
         model.SetPresence(**WHO, command=2, presence=model.Presence.PAUSED, pause_reason="lunch"),
     ),

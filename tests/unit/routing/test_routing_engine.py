@@ -349,6 +349,60 @@ def test_missed_offers_pause_the_agent() -> None:
     assert shard.call("c1").state is CallState.WAITING
 
 
+def test_a_caller_who_hangs_up_is_no_offer_missed() -> None:
+    """Agents miss two offers of a patient queue; in one that pauses them after two they have missed none."""
+    shard = Shard(missed_offers_max=9, ring_span_ms=1_000, reject_delay_span_ms=0)
+    shard.do(ConfigureQueue(queue=QueueConfig(id="strict", missed_offers_max=2)))
+    shard.agent("ann")
+    shard.place("c1")
+    shard.wait(2_500)
+    shard.do(HangUp(call_id="c1", attempt=1))
+    shard.do(PlaceCall(facts=CallFacts(call_id="c2", queue="strict"), attempt=1, move=1, front="f"))
+    assert shard.call("c2").agent == "ann"
+    shard.do(HangUp(call_id="c2", attempt=1))
+    assert view_agent(shard.state, "ann").state is AgentState.AVAILABLE
+
+
+def test_who_is_paused_for_missing_offers_is_waited_for_no_longer() -> None:
+    shard = Shard(missed_offers_max=1, ring_span_ms=1_000, preferred_span_ms=60_000)
+    for agent in ("ann", "bob"):
+        shard.agent(agent)
+    shard.place("c1", facts={"preferred_agent": "ann"})
+    shard.place("c2", facts={"preferred_agent": "ann"})
+    assert (shard.call("c1").agent, shard.call("c2").agent) == ("ann", "")
+    shard.wait(1_000)
+    assert view_agent(shard.state, "ann").state is AgentState.PAUSED
+    assert sorted([shard.call("c1").agent, shard.call("c2").agent]) == ["", "bob"]
+    assert [shard.call(call_id).preferred for call_id in ("c1", "c2")] == ["", ""]
+
+
+def test_a_chat_whose_customer_leaves_does_not_end_the_rest_after_another_was_declined() -> None:
+    shard = Shard(reject_delay_span_ms=5_000)
+    shard.agent("ann", capacity=(("chat", 2),))
+    for call_id in ("c1", "c2"):
+        shard.place(call_id, facts={"channel": "chat"})
+    offer_id = shard.call("c1").offer_id
+    shard.do(DeclineOffer(agent="ann", session=1, offer_id=offer_id))
+    shard.do(HangUp(call_id="c2", attempt=1))
+    assert shard.call("c1").state is CallState.WAITING
+    shard.wait(5_000)
+    assert shard.call("c1").agent == "ann"
+
+
+def test_a_call_back_is_cancelled_while_it_rings_at_an_agent_too() -> None:
+    shard = Shard()
+    shard.place("c1")
+    shard.do(RequestCallback(call_id="c1", number="+8613800138000"))
+    shard.agent("ann")
+    assert shard.call("c1").state is CallState.OFFERED
+    shard.do(EndCall(call_id="c1"))
+    assert (shard.call("c1").outcome, shard.call("c1").reason) == (
+        CallOutcome.ABANDONED,
+        "CALLBACK_CANCELLED",
+    )
+    assert view_agent(shard.state, "ann").state is AgentState.AVAILABLE
+
+
 def test_ending_twice_frees_once() -> None:
     """The agent takes the next call after the first EndCall; the second must not free it again."""
     shard = Shard(wrap_up_span_ms=0)

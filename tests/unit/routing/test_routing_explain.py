@@ -241,6 +241,11 @@ def test_a_second_contact_beside_the_first() -> None:
         ({}, {"preferred_agent": "cid"}, "would wait for cid in queue service"),
         ({}, {"preferred_agent": "dan"}, "offered to ann at once in queue service, longest idle first"),
         ({}, {"preferred_agent": "nobody"}, "offered to ann at once"),
+        (
+            {"preferred_span_ms": 0},
+            {"preferred_agent": "cid"},
+            "offered to bob at once in queue service, longest",
+        ),
         ({"length_max": 1}, {}, "refused: queue service is full"),
         ({"refuse_without_agents": True}, {}, "offered to ann at once"),
         ({"refuse_without_agents": True}, {"channel": "chat"}, "offered to ann at once"),
