@@ -39,6 +39,7 @@ USAGE_MAX = 500
 #: Dirty churn scores made anew in one round.
 CHURN_BATCH = 200
 TRIES_MAX = 10
+CONTRACT_STATES = ("ACTIVE", "SUSPENDED", "ENDED")
 #: Customers merged into one whose words on leaving count for it.
 LINEAGE_MAX = 50
 _DAY_MS = 86_400_000
@@ -124,6 +125,8 @@ class Contracts:
             done[name] = problems.text(
                 f"contract.{name}", str(fields.get(name) or ""), least=least, most=most
             )
+        if fields.get("state") not in CONTRACT_STATES:
+            problems.add("contract.state", f"must be one of {', '.join(CONTRACT_STATES)}")
         start, end = fields.get("start_ms"), fields.get("end_ms")
         if start is not None and end is not None and end <= start:
             problems.add("contract.end_time", "must lie after start_time")

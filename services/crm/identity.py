@@ -30,6 +30,8 @@ _SYSTEM = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
 _TYPEABLE = re.compile(
     r"[\d+()\[\]./\-\u2010-\u2015\u2212\u30fc\uff0d\u00b7\u3000\s\u200b\u200e\u200f\u2060]+"
 )
+# An amount's decimals: "138123456780" would pass for a number, and be another's.
+_DECIMALS = re.compile(r"\+?\d{5,}\.0+")
 # Marks that editors and messengers leave around copied numbers.
 _INVISIBLE = dict.fromkeys(
     map(ord, "\u200b\u200c\u200d\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2060\ufeff")
@@ -83,6 +85,8 @@ def _read_number(text: str, default_country: str) -> str:
         raise NotIdentifiable(f"must be at most {NUMBER_CHARACTERS_MAX} characters, got {len(text)}")
     if not _TYPEABLE.fullmatch(typed):
         raise NotIdentifiable("may hold only digits, + and separators; an extension does not belong here")
+    if _DECIMALS.fullmatch(typed):
+        raise NotIdentifiable("ends in decimals, as spreadsheets write amounts: format its column as text")
     try:
         parsed = phonenumbers.parse(typed, default_country)
     except phonenumbers.NumberParseException:

@@ -8,6 +8,7 @@ from typing import Any
 
 from chassis.clock import to_ms
 from chassis.errors import InvalidArgument
+from crm import rows
 from crm.care_handlers import Contracts
 from crm.handlers import Recorder, Recording
 from crm.imports import ApplyRow
@@ -20,14 +21,19 @@ _RECORDED: dict[str, InteractionKind] = {
 
 
 def _text(row: Mapping[str, Any], name: str) -> str:
-    return str(row.get(name) or "")
+    value = row.get(name)
+    return "" if value is None else rows.as_text(name, value)
 
 
 def _number(row: Mapping[str, Any], name: str) -> float:
-    try:
-        return float(row.get(name) or 0)
-    except (ValueError, TypeError):
-        raise BadRow(field=name, why="must be a number") from None
+    return rows.number(name, row.get(name) or 0)
+
+
+def _whole(row: Mapping[str, Any], name: str) -> int:
+    found = _number(row, name)
+    if not found.is_integer():
+        raise BadRow(field=name, why="must be a whole number")
+    return int(found)
 
 
 def _moment_ms(row: Mapping[str, Any], name: str) -> int | None:
@@ -36,9 +42,10 @@ def _moment_ms(row: Mapping[str, Any], name: str) -> int | None:
         return None
     try:
         moment = datetime.fromisoformat(text)
-    except ValueError:
+        # In UTC it may lie before the year 1 or after 9999.
+        return to_ms((moment if moment.tzinfo else moment.replace(tzinfo=UTC)).astimezone(UTC))
+    except (ValueError, OverflowError):
         raise BadRow(field=name, why="must be a time such as 2026-03-01T08:00:00Z") from None
-    return to_ms(moment if moment.tzinfo else moment.replace(tzinfo=UTC))
 
 
 def _money(row: Mapping[str, Any], name: str) -> dict[str, str] | None:
@@ -60,7 +67,7 @@ def _contract(row: Mapping[str, Any]) -> dict[str, Any]:
         "state": _text(row, "state").removeprefix("STATE_") or "ACTIVE",
         "start_ms": _moment_ms(row, "start_time"),
         "end_ms": _moment_ms(row, "end_time"),
-        "auto_renew": _text(row, "auto_renew").lower() in ("true", "1", "yes"),
+        "auto_renew": rows.flag("auto_renew", row.get("auto_renew") or ""),
         "price": _money(row, "monthly_price"),
         "allowances": [],
         "partner": _text(row, "partner"),
@@ -89,7 +96,7 @@ def _recording(row: Mapping[str, Any], row_id: str) -> Recording:
         for name in ("summary", "contact_reason", "agent", "region", "product", "partner")
     }
     if kind is InteractionKind.SURVEY:
-        values |= {"comment": _text(row, "text"), "satisfaction": int(_number(row, "satisfaction"))}
+        values |= {"comment": _text(row, "text"), "satisfaction": _whole(row, "satisfaction")}
         values |= {"call_id": _text(row, "call_id"), "survey": _text(row, "survey")}
     else:
         values["text"] = _text(row, "text")

@@ -464,11 +464,10 @@ class _Feeding:
         return self._apply(records, {"received_bytes": self._byte, "lines": self._line - 1})
 
     def _records(self, whole: bytes) -> Iterator[Record]:
-        try:
-            text = whole.decode()
-        except UnicodeDecodeError:
-            yield from self._undecodable(whole)
-            return
+        # What is no UTF-8 costs only its own record, whose values may go over several lines.
+        text = whole.decode(errors="surrogateescape")
+        if self._line == 1:
+            text = text.removeprefix("\ufeff")
         if self._job["format"] != "CSV":
             yield from rows.json_records(text, self._line)
             return
@@ -481,22 +480,6 @@ class _Feeding:
         if skipped:
             next(found, None)
         yield from found
-
-    def _undecodable(self, whole: bytes) -> Iterator[Record]:
-        """Line by line, so that one bad line costs only itself."""
-        for number, raw in enumerate(whole.splitlines()):
-            line = self._line + number
-            try:
-                text = raw.decode()
-            except UnicodeDecodeError:
-                yield Record(line=line, values=None, fault="is not UTF-8")
-                continue
-            if self._job["format"] != "CSV":
-                yield from rows.json_records(text, line)
-            elif not self._columns:
-                self._columns = rows.headings(text)
-            else:
-                yield from rows.csv_records(text, self._columns, line)
 
     def _apply(self, records: list[Record], moved: dict[str, Any]) -> Future[Raw]:
         """Has a piece's rows written in batches, deciding one while those before are written; the check-point

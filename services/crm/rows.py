@@ -11,6 +11,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -33,6 +34,8 @@ from crm.model import (
 #: Largest record, bytes: what is larger is refused as one bad row.
 RECORD_BYTES_MAX = 1_048_576
 COLUMNS_MAX = 500
+# A value is as long as its record at most: one that the reader refused in its middle would go on as rows.
+csv.field_size_limit(2 * RECORD_BYTES_MAX)
 #: Deepest nesting of a JSON Lines object that is read.
 DEPTH_MAX = 4
 LIST_MAX = 50
@@ -62,6 +65,7 @@ _LISTS: Mapping[str, tuple[type, frozenset[str]]] = {
 _FLAGS = frozenset({"primary", "verified"})
 _DEGREES = frozenset({"latitude", "longitude"})
 _TYPED = _FLAGS | _DEGREES
+_CLOSING = re.compile(rb'[^"]*(?:""[^"]*)*"')
 _DATE = re.compile(r"(\d{4})[-/.](\d{1,2})[-/.](\d{1,2})|--?(\d{1,2})-(\d{1,2})")
 _TRUE, _FALSE = frozenset({"true", "1", "yes", "y", "是"}), frozenset({"", "false", "0", "no", "n", "否"})
 
@@ -113,17 +117,37 @@ class Cutter:
         return whole
 
     def _end(self) -> int:
-        if not self.csv:
-            return self._rest.rfind(b"\n") + 1
-        # A line end is a record's end when an even number of quotes came before it.
-        end = self._rest.rfind(b"\n") + 1
-        while end and self._rest.count(b'"', 0, end) % 2:
-            end = self._rest.rfind(b"\n", 0, end - 1) + 1
-        return end
+        """Where the last whole record ends; what waits begins with a record."""
+        opening = self._opening(0) if self.csv else -1
+        while opening >= 0:
+            closing = _CLOSING.match(self._rest, opening + 1)
+            if closing is None:
+                return self._rest.rfind(b"\n", 0, opening) + 1
+            opening = self._opening(closing.end())
+        return self._rest.rfind(b"\n") + 1
+
+    def _opening(self, start: int) -> int:
+        """Where the next quote opens a value, which it does at its beginning alone; -1 nowhere."""
+        at = self._rest.find(b'"', start)
+        while at > 0 and self._rest[at - 1] not in b",\r\n":
+            at = self._rest.find(b'"', at + 1)
+        return at
+
+
+def is_unicode(text: str) -> bool:
+    """Whether it can be written as UTF-8: it holds nothing that stands for bytes that are none
+    (`surrogateescape`), nor half of a pair that JSON may escape.
+    """
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def csv_records(text: str, columns: Sequence[str], first_line: int) -> Iterator[Record]:
-    """The records of a CSV text that holds whole records."""
+    """The records of a CSV text that holds whole records; bytes that are no UTF-8 are surrogates in it."""
+    sound = is_unicode(text)
     reader = csv.reader(io.StringIO(text, newline=""), strict=True)
     while True:
         line = first_line + reader.line_num
@@ -136,6 +160,9 @@ def csv_records(text: str, columns: Sequence[str], first_line: int) -> Iterator[
             continue
         if not values:
             continue
+        if not (sound or is_unicode("".join(values))):
+            yield Record(line=line, values=None, fault="is not UTF-8")
+            continue
         if len(values) > len(columns):
             yield Record(line=line, values=None, fault=f"has {len(values)} values for {len(columns)} columns")
             continue
@@ -143,11 +170,14 @@ def csv_records(text: str, columns: Sequence[str], first_line: int) -> Iterator[
 
 
 def json_records(text: str, first_line: int) -> Iterator[Record]:
-    """The records of a JSON Lines text."""
+    """The records of a JSON Lines text; bytes that are no UTF-8 are surrogates in it."""
     for number, raw in enumerate(text.split("\n")):
         if not raw.strip():
             continue
         line = first_line + number
+        if not is_unicode(raw):
+            yield Record(line=line, values=None, fault="is not UTF-8")
+            continue
         try:
             found = json.loads(raw, parse_constant=_no_constant)
         except (ValueError, RecursionError):
@@ -155,6 +185,9 @@ def json_records(text: str, first_line: int) -> Iterator[Record]:
             continue
         if not isinstance(found, dict):
             yield Record(line=line, values=None, fault="is not a JSON object")
+            continue
+        if "\\u" in raw and not is_unicode(json.dumps(found, ensure_ascii=False)):
+            yield Record(line=line, values=None, fault="escapes half of a character")
             continue
         try:
             yield Record(line=line, values=flat(found))
@@ -187,7 +220,9 @@ def flat(found: Mapping[str, Any], prefix: str = "", depth: int = 0) -> dict[str
 
 def headings(text: str) -> list[str]:
     """The columns that a CSV file's first record names. InvalidArgument."""
-    columns = [c.strip().lstrip("\ufeff") for c in next(csv.reader(io.StringIO(text, newline="")), [])]
+    if not is_unicode(text.partition("\n")[0]):
+        raise InvalidArgument(field="data", why="has headings that are not UTF-8: save the file as UTF-8")
+    columns = [c.strip() for c in next(csv.reader(io.StringIO(text, newline="")), [])]
     if not columns or len(columns) > COLUMNS_MAX or len(set(columns)) != len(columns) or "" in columns:
         raise InvalidArgument(
             field="data", why=f"must begin with 1 to {COLUMNS_MAX} different, non-empty headings"
@@ -283,7 +318,7 @@ def customer_of(paths: Mapping[str, Any], custom: Mapping[str, Any]) -> tuple[st
                 item = items[index] = {}
             item[inner] = value if sort == _ITEM_TEXT and type(value) is str else _inner(path, inner, value)
         elif sort == _TEXT:
-            values[name] = value if type(value) is str else str(value)
+            values[name] = value if type(value) is str else as_text(path, value)
         elif sort == _SOLE:
             values[name] = _SINGLE[name](path, value)
         else:
@@ -302,24 +337,36 @@ def _made(name: str, item: dict[str, Any]) -> Any:
 
 def _inner(path: str, inner: str, value: Any) -> Any:
     if inner in _FLAGS:
-        return _flag(path, value)
+        return flag(path, value)
     if inner in _DEGREES:
-        return _float(path, value)
-    return value if type(value) is str else str(value)
+        return number(path, value)
+    return value if type(value) is str else as_text(path, value)
 
 
-def _flag(path: str, value: Any) -> bool:
+def as_text(path: str, value: Any) -> str:
+    """A text, or a number as one: ids are often written so. BadRow for what is neither."""
+    if isinstance(value, bool) or not isinstance(value, str | int | float):
+        raise BadRow(field=path, why="must be a text")
+    return str(value)
+
+
+def flag(path: str, value: Any) -> bool:
+    """Yes or no as files write it. BadRow."""
     text = str(value).strip().lower()
     if text not in _TRUE and text not in _FALSE:
         raise BadRow(field=path, why="must be true or false")
     return text in _TRUE
 
 
-def _float(path: str, value: Any) -> float:
+def number(path: str, value: Any) -> float:
+    """A number, finite. BadRow."""
     try:
-        return float(value)
-    except (ValueError, TypeError):
+        found = float(value)
+    except (ValueError, TypeError, OverflowError):
         raise BadRow(field=path, why="must be a number") from None
+    if not math.isfinite(found):
+        raise BadRow(field=path, why="must be a finite number")
+    return found
 
 
 def _custom(path: str, declared: Any, value: Any) -> Any:
@@ -328,14 +375,14 @@ def _custom(path: str, declared: Any, value: Any) -> Any:
     """
     kind = declared.kind.value if declared is not None else "TEXT"
     if kind == "NUMBER":
-        return _float(path, value)
+        return number(path, value)
     if kind == "BOOLEAN":
-        return value if isinstance(value, bool) else _flag(path, value)
+        return value if isinstance(value, bool) else flag(path, value)
     if kind == "DATE":
         return _date(path, value)
     if kind == "CHOICES":
         return tuple(value) if isinstance(value, list) else tuple(_words(path, value))
-    return value if isinstance(value, str | bool) else str(value)
+    return str(value) if type(value) in (int, float) else value
 
 
 def _date(path: str, value: Any) -> BirthDate:

@@ -225,6 +225,43 @@ async def test_a_file_that_is_too_bad_or_has_a_gap_is_stopped(crm: Crm) -> None:
     assert "offset" in str(error.details())
 
 
+CONTRACTS = b"""customer,product,state,auto_renew,end_time
+li,a,FOO,,
+li,b,,perhaps,
+li,c,SUSPENDED,yes,
+li,d,,,9999-12-31T23:00:00-12:00
+"""
+INTERACTIONS = b"""\xef\xbb\xbf"kind",customer,satisfaction
+SURVEY,li,nan
+SURVEY,li,1e999
+SURVEY,li,4.5
+SURVEY,li,4
+NOTE,l\xff,
+"""
+
+
+@pytest.mark.parametrize(
+    ("kind", "data", "bad"),
+    [
+        ("CONTRACT", CONTRACTS, ["contract.state", "auto_renew", "end_time"]),
+        ("INTERACTION", INTERACTIONS, ["satisfaction", "satisfaction", "satisfaction", ""]),
+    ],
+)
+async def test_one_bad_row_stops_no_others(crm: Crm, kind: str, data: bytes, bad: list[str]) -> None:
+    await crm.create("li")
+    job = await crm.imports.CreateImport(
+        transfer_pb2.CreateImportRequest(
+            import_job=transfer_pb2.Import(format=transfer_pb2.FILE_FORMAT_CSV, row_kind=f"ROW_KIND_{kind}")
+        )
+    )
+    done = await crm.upload(job, data)
+    errors = await crm.imports.ListImportErrors(transfer_pb2.ListImportErrorsRequest(parent=job.name))
+    assert [error.field for error in errors.import_errors] == bad
+    assert (done.state, done.good_rows) == (transfer_pb2.Import.STATE_DONE, 1)
+    listed = await crm.care.ListContracts(care_pb2.ListContractsRequest(parent="customers/li"))
+    assert [contract.product for contract in listed.contracts] == (["c"] if kind == "CONTRACT" else [])
+
+
 async def test_what_is_exported_can_be_imported(crm: Crm) -> None:
     for n in range(3):
         await crm.create(

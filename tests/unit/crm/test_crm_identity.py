@@ -52,6 +52,8 @@ def test_a_number_as_typed_becomes_e164(typed: str, expected: str) -> None:
         ("9" * 10_000, "at most 64"),
         ("+", "not a telephone number"),
         ("138\x0012345678", "extension"),
+        ("13812345678.0", "decimals"),
+        ("+8613812345678.00", "decimals"),
     ],
 )
 def test_what_is_no_number_is_refused_with_its_reason(typed: str, why: str) -> None:

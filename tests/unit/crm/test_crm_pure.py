@@ -247,6 +247,51 @@ def test_records_are_whole_however_the_file_is_cut(values: list[str], piece: int
     assert [record.values for record in found[1:]] == [{"v": value, "w": "x"} for value in values]
 
 
+def test_a_quote_within_a_value_holds_no_lines_together() -> None:
+    cutter, line = rows.Cutter(csv=True), b'wu,5" disk\n'
+    assert cutter.cut(b"name,note\n" + line, False).endswith(line)
+    assert cutter.cut(b'li,"a ""b""\nc"\nan,"d', False) == b'li,"a ""b""\nc"\n'
+    assert cutter.cut(b'"\n', True) == b'an,"d"\n'
+
+
+def test_what_is_refused_of_a_record_is_no_record() -> None:
+    note = "line\n" * 60_000
+    text = rows.csv_line(["li", note]) + "wu,ok\n"
+    assert [record.values for record in rows.csv_records(text, ["v", "w"], 1)] == [
+        {"v": "li", "w": note},
+        {"v": "wu", "w": "ok"},
+    ]
+    text = b'li,"one\ntwo"\nb\xff,"three\nfour"\nwu,ok\n'.decode(errors="surrogateescape")
+    found = list(rows.csv_records(text, ["v", "w"], 2))
+    assert [(record.line, record.fault) for record in found] == [(2, ""), (4, "is not UTF-8"), (6, "")]
+    with pytest.raises(InvalidArgument, match="UTF-8"):
+        rows.headings("姓名,手机\n".encode("gbk").decode(errors="surrogateescape"))
+
+
+@pytest.mark.parametrize(
+    ("row", "why"),
+    [
+        ('{"company": "\\ud800"}', "half of a character"),
+        ('{"\\udfff": "a"}', "half of a character"),
+        ('{"display_name": "\udcff"}', "UTF-8"),
+        ('{"display_name": ["x"]}', "must be a text"),
+        ('{"phone_numbers": [{"number": true}]}', "must be a text"),
+        ('{"custom_values": {"note": ["x"]}}', ""),
+        ('{"addresses": [{"latitude": 1' + "0" * 400 + "}]}", "must be a number"),
+        ('{"addresses": [{"latitude": "nan"}]}', "finite"),
+        ('{"display_name": "\\ud83d\\ude00", "tags": [7]}', ""),
+    ],
+)
+def test_a_json_row_of_wrong_things_says_why(row: str, why: str) -> None:
+    [record] = rows.json_records(row, 1)
+    if record.values is not None:
+        try:
+            rows.customer_of(record.values, {})
+        except rows.BadRow as error:
+            record = replace(record, fault=str(error))
+    assert why in record.fault and bool(why) == bool(record.fault)
+
+
 def test_a_row_becomes_a_customer_and_back() -> None:
     paths = {
         "id": "c1",
