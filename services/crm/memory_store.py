@@ -182,6 +182,9 @@ class MemoryStore:
             self._rankings[ranking.subject] = replace(ranking, revision=ranking.revision + 1)
             return True
 
+    def forget_ranking(self, subject: str) -> None:
+        self._rankings.pop(subject, None)
+
     # --- custom fields ---
 
     def custom_fields(self) -> dict[str, CustomField]:
@@ -322,8 +325,8 @@ class MemoryStore:
             self._rankings.pop(subject, None)
             self._churn.pop(id, None)
             for merge in self._merges.values():
-                if id in merge.parties:
-                    self._merges[merge.id] = replace(merge, gains=())
+                if id in merge.parties and merge.gains:
+                    self._merges[merge.id] = replace(merge, gains=(), version=merge.version + 1)
 
     # --- churn ---
 

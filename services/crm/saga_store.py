@@ -209,7 +209,9 @@ class MongoSagaStore:
         subject = timeline.subject_of_customer(id)
         _of(docs.RankingDocument).delete_one({"_id": subject})
         _of(docs.ChurnDocument).delete_one({"_id": id})
-        _of(docs.MergeDocument).update_many({"parties": id}, {"$unset": {"gains": ""}})
+        # A merge in the midst of it reads again, and does not write down once more what was removed.
+        noted = {"parties": id, "gains": {"$exists": True}}
+        _of(docs.MergeDocument).update_many(noted, {"$unset": {"gains": ""}, "$inc": {"version": 1}})
         database = mongoengine.get_db()
         for name in MOVED:
             collection = database[name].with_options(write_concern=_MAJORITY)

@@ -18,7 +18,7 @@ from chassis.clock import Clock
 from chassis.errors import AlreadyExists, CallmeshError, EtagMismatch, NotFound, Unavailable
 from chassis.ids import new_id
 from chassis.mongo import retry_conflicts
-from crm import convert, engine, merging
+from crm import convert, engine, merging, timeline
 from crm.model import Customer, Merge, MergeState, State
 from crm.store import Store
 
@@ -158,6 +158,10 @@ class Merges:
             merge = self._absorb(merge, id)
             self._store.move_subject(id, merge.survivor)
         survivor = self._customer(merge.survivor)
+        if survivor.state is State.ERASED:
+            # Its erasure took along whom it found below it; the others are not to be lost with it.
+            self._save(replace(merge, state=MergeState.UNMERGING, undoer=merge.requester))
+            return self._unmerge(self.get(merge.id))
         gone = [id for id in merge.absorbed if self._customer(id).merged_into == merge.survivor]
         now = self._clock.now()
         moved = self._store.moved_count(merge.survivor, [*gone, *self._store.lineage(gone, LINEAGE_MAX)])
@@ -169,11 +173,11 @@ class Merges:
 
     def _absorb(self, merge: Merge, id: str) -> Merge:
         """Takes one customer over: journal, release, take."""
-        current = self._customer(id)
+        current, survivor = self._customer(id), self._customer(merge.survivor)
+        if survivor.state is State.ERASED:
+            return merge
         if current.state is State.ACTIVE:
-            merge = self._save(
-                merging.journaled(merge, merging.gain(self._customer(merge.survivor), current))
-            )
+            merge = self._save(merging.journaled(merge, merging.gain(survivor, current)))
             change = engine.merged_away(current, merge.survivor, merge.requester, self._clock.now())
             self._store_change(change)
         elif current.state is not State.MERGED:
@@ -219,10 +223,14 @@ class Merges:
     # --- steps ---
 
     def _give(self, id: str, edit: Callable[[Customer], Customer], action: str, actor: str) -> None:
-        """Changes the survivor; claims that a third customer has taken in between stay with that one."""
+        """Changes the survivor, unless it was erased meanwhile; claims that a third customer has taken in
+        between stay with that one.
+        """
 
         def once() -> None:
             current = self._customer(id)
+            if current.state is State.ERASED:
+                return
             desired = edit(current)
             taken = self._taken(desired)
             if taken:
@@ -286,7 +294,10 @@ class Erasures:
             if expected_version is not None and current.version != expected_version:
                 raise EtagMismatch(resource=current.name)
             change = engine.erase(current, reason, actor, self._clock.now())
-            return current if change is None else self._save(change)
+            if change is None:
+                return current
+            self._gather(current)
+            return self._save(change)
 
         erased = once() if expected_version is not None else retry_conflicts(once)
         self.finish(id, reason, actor)
@@ -297,6 +308,16 @@ class Erasures:
         wire = convert.customer_wire(change.customer)
         self._store.save(change, [event], wire=wire, erase_pending=True)
         return change.customer
+
+    def _gather(self, current: Customer) -> None:
+        """Makes what still lies with the customer's numbers its own, or removes it: afterwards nothing would
+        tell whose they were.
+        """
+        for number in engine.owned_numbers(current):
+            self._store.attach(number, current.id)
+            subject = timeline.subject_of_number(number)
+            self._store.forget_ranking(subject)
+            self._store.forget_churn(subject)
 
     def finish(self, id: str, reason: str, actor: str) -> None:
         """Removes what else tells of the person; may be repeated."""

@@ -184,6 +184,9 @@ class Store(Protocol):
     def save_ranking(self, ranking: OfferRanking) -> bool:
         """Stores a ranking read at `ranking.revision`. False as in `save_entry`."""
 
+    def forget_ranking(self, subject: str) -> None:
+        """Removes what was last ranked for a subject. Idempotent."""
+
     # Custom fields
 
     def custom_fields(self) -> dict[str, CustomField]:
@@ -552,6 +555,10 @@ class MongoStore(MongoSagaStore, MongoImportStore):
         except DuplicateKeyError:
             return False
         return bool(result.matched_count or result.upserted_id is not None)
+
+    def forget_ranking(self, subject: str) -> None:
+        collection = docs.RankingDocument._get_collection().with_options(write_concern=_MAJORITY)
+        collection.delete_one({"_id": subject})
 
     def _customers(self) -> Any:
         return docs.CustomerDocument._get_collection().with_options(write_concern=_MAJORITY)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from datetime import UTC, datetime
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -28,6 +29,7 @@ from crm.model import (
     Interaction,
     InteractionKind,
     MergeState,
+    OfferRanking,
     PhoneNumber,
     PostalAddress,
     Purpose,
@@ -370,3 +372,50 @@ def test_erasure_leaves_a_stub_and_nothing_else() -> None:
     assert late is not None and "secret" not in str(late.facets), "a late event brings nothing back"
     assert world.erasures.erase("a", "again", "dpo").version == erased.version
     assert not world.store.erase_pending(9)
+
+
+def test_what_still_lies_with_a_number_is_erased_with_its_owner() -> None:
+    world = World()
+    world.call(A, 1)
+    subject = timeline.subject_of_number(A)
+    world.store.save_ranking(OfferRanking(subject=subject, stamp=(1, "d")))
+    world.store.save_churn(Churn(customer=subject, wants_to_leave=True, intent_ms=1, comment="secret"), [])
+    world.create("a", A)
+    # The worker, which gives the customer what its number did before, is away.
+    world.erasures.erase("a", "asked for it", "dpo")
+    [entry] = world.store._entries.values()
+    assert entry.subject == "c:a" and "secret" not in str(entry.facets) and A not in str(entry.facets)
+    assert world.store.churn(subject) is None and not world.store.ranking(subject).stamp[0]
+
+
+@pytest.mark.parametrize("step", range(1, 9))
+def test_a_survivor_erased_while_it_merges_takes_nobody_into_nothing(
+    monkeypatch: pytest.MonkeyPatch, step: int
+) -> None:
+    world = three()
+    before = {id: world.content(id) for id in "bc"}
+    # The erasure looks for running merges before this one is journaled, and goes on in the midst of it.
+    monkeypatch.setattr(world.store, "merge_running", lambda id: False)
+    written = 0
+
+    def in_between(name: str) -> None:
+        real = getattr(world.store, name)
+
+        def write(*args: Any, **options: Any) -> Any:
+            nonlocal written
+            written += 1
+            if written == step:
+                world.erasures.erase("a", "asked for it", "dpo")
+            return real(*args, **options)
+
+        monkeypatch.setattr(world.store, name, write)
+
+    for name in ("insert_merge", "save", "save_merge"):
+        in_between(name)
+    merge = world.merges.get(world.merge("a", "b", "c"))
+    stub = world.content("a")
+    assert stub.state is State.ERASED and not stub.phone_numbers and not stub.notes and not stub.tags
+    assert merge.state in (MergeState.MERGED, MergeState.UNMERGED) and not merge.gains
+    for id, own in before.items():
+        now = world.content(id)
+        assert now == own or now.state is State.ERASED, f"{id} is neither alive nor erased: {now}"
