@@ -17,8 +17,16 @@ from callmesh.crm.v1 import events_pb2
 from chassis import logs
 from chassis.bus import Event
 from chassis.clock import Clock, from_ms
-from chassis.errors import AlreadyExists, FailedPrecondition, InvalidArgument, NotFound, Unavailable
+from chassis.errors import (
+    AlreadyExists,
+    FailedPrecondition,
+    InvalidArgument,
+    NotFound,
+    ResourceExhausted,
+    Unavailable,
+)
 from chassis.ids import check_id, new_id, stable_id
+from chassis.mongo import find_repeat
 from crm import care, churn, convert, engine, glance, timeline
 from crm import documents as docs
 from crm.care import Occasion, Rule
@@ -287,6 +295,16 @@ class Care:
             )
         problems.raise_if_any()
         return {**fields, "title": title, "texts": texts}
+
+    def create_rule(
+        self, id: str, fields: Mapping[str, Any], request_key: str | None, fingerprint: str | None
+    ) -> Raw:
+        """InvalidArgument, AlreadyExists; ResourceExhausted when there are as many as ever run."""
+        checked = self.checked_rule(fields)
+        full = self.rules.collection.count_documents({}, limit=care.RULES_MAX) >= care.RULES_MAX
+        if full and find_repeat(CareRuleDocument, request_key, fingerprint) is None:
+            raise ResourceExhausted(subject="careRules", limit=f"at most {care.RULES_MAX}")
+        return self.rules.insert(id, checked, request_key=request_key, fingerprint=fingerprint)
 
     def ensure_defaults(self) -> None:
         """The rules that a new installation begins with, once."""

@@ -294,11 +294,10 @@ class CareServicer(care_pb2_grpc.CareServiceServicer):
 
     def CreateCareRule(self, request: care_pb2.CreateCareRuleRequest, context: Any) -> care_pb2.CareRule:
         """Creates a rule."""
-        fields = self._care.checked_rule(rule_in(request.care_rule))
         key = request_key(current_identity(), "CreateCareRule", request.request_id)
         id = check_id("care_rule_id", request.care_rule_id) if request.care_rule_id else new_id()
         fingerprint = content_fingerprint(request) if key else None
-        return rule_out(self._care.rules.insert(id, fields, request_key=key, fingerprint=fingerprint))
+        return rule_out(self._care.create_rule(id, rule_in(request.care_rule), key, fingerprint))
 
     def GetCareRule(self, request: care_pb2.GetCareRuleRequest, context: Any) -> care_pb2.CareRule:
         """One rule."""

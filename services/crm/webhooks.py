@@ -14,6 +14,7 @@ and redirections are not followed.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import hashlib
 import hmac
@@ -22,6 +23,7 @@ import ipaddress
 import secrets
 import socket
 import ssl
+import threading
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -45,9 +47,9 @@ from pymongo.write_concern import WriteConcern
 from chassis import logs, metrics
 from chassis.bus import Event
 from chassis.clock import Clock
-from chassis.errors import InvalidArgument, shorten
+from chassis.errors import InvalidArgument, ResourceExhausted, shorten
 from chassis.ids import check_id, new_id
-from chassis.mongo import Aggregate
+from chassis.mongo import Aggregate, find_repeat
 from crm.model import Entry
 from crm.records import Raw, Records
 
@@ -59,11 +61,13 @@ RETRY_SECONDS_MIN, RETRY_SECONDS_MAX = 10, 6 * 3600
 GIVE_UP_SECONDS = 72 * 3600
 #: How long an old secret signs beside the new one, seconds.
 ROTATION_SECONDS = 24 * 3600
+#: Secrets that sign at once, however often they are changed within that time.
+SECRETS_MAX = 5
 KEPT_SECONDS = 30 * 24 * 3600
 SEND_SECONDS_MAX = 10.0
 #: Longer than a try takes: a delivery whose sender died is tried again after this.
 CLAIM_SECONDS = 60
-ROUND_DELIVERIES, SENDERS = 200, 8
+SENDERS = 8
 #: Deliveries of one webhook in a round, and how long rounds follow each other without a pause, seconds: one
 #: that was begun by then is waited for.
 WEBHOOK_ROUND_DELIVERIES, ROUNDS_SECONDS_MAX = 50, 10.0
@@ -106,7 +110,11 @@ class DeliveryDocument(Document):
         "indexes": [
             {"fields": ["webhook", "-created_ms", "-_id"], "name": "webhook_newest"},
             {"fields": ["webhook", "state", "-created_ms", "-_id"], "name": "webhook_state_newest"},
-            {"fields": ["next_ms"], "name": "due", "partialFilterExpression": {"state": "PENDING"}},
+            {
+                "fields": ["webhook", "next_ms"],
+                "name": "webhook_due",
+                "partialFilterExpression": {"state": "PENDING"},
+            },
             {"fields": ["subject"], "name": "subject"},
             {"fields": ["created_at"], "name": "kept", "expireAfterSeconds": KEPT_SECONDS},
         ],
@@ -176,6 +184,31 @@ def check_url(url: str, *, private: bool) -> str:
     return url
 
 
+class _Deadline:
+    """Shuts a connection when its time is over: a socket's own patience begins anew with every byte."""
+
+    def __init__(self, seconds: float) -> None:
+        self._timer = threading.Timer(seconds, self._cut)
+        self._timer.daemon = True
+        #: The connection; None while there is none.
+        self.line: socket.socket | None = None
+        #: The time is over.
+        self.over = False
+
+    def __enter__(self) -> _Deadline:
+        self._timer.start()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._timer.cancel()
+
+    def _cut(self) -> None:
+        self.over = True
+        if self.line is not None:
+            with contextlib.suppress(OSError):
+                self.line.shutdown(socket.SHUT_RDWR)
+
+
 class Sender:
     """Posts, to public addresses alone unless told otherwise."""
 
@@ -185,21 +218,30 @@ class Sender:
 
     def post(self, url: str, body: bytes, headers: Mapping[str, str]) -> Answer:
         """Never raises: what went wrong is the answer."""
-        parts = urlsplit(url)
-        try:
-            address = self._address(parts.hostname or "", parts.port or _port(parts.scheme))
-            connection = self._connection(parts.scheme, parts.hostname or "", address)
+        with _Deadline(self._seconds) as deadline:
             try:
-                path = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
-                connection.request("POST", path, body, dict(headers))
-                response = connection.getresponse()
+                return self._posted(url, body, headers, deadline)
+            except (OSError, http.client.HTTPException, ValueError) as error:
+                late = f"no answer within {self._seconds:g} s"
+                why = late if deadline.over else f"{type(error).__name__}: {error}"
+                return Answer(status=0, error=shorten(why))
+
+    def _posted(self, url: str, body: bytes, headers: Mapping[str, str], deadline: _Deadline) -> Answer:
+        parts = urlsplit(url)
+        address = self._address(parts.hostname or "", parts.port or _port(parts.scheme))
+        connection = self._connection(parts.scheme, parts.hostname or "", address, deadline)
+        with contextlib.closing(connection):
+            path = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
+            connection.request("POST", path, body, dict(headers))
+            response = connection.getresponse()
+            if deadline.over:
+                # What was cut off may read like an answer.
+                raise TimeoutError
+            # The status says all; the rest is read so that the partner can finish.
+            with contextlib.suppress(OSError, http.client.HTTPException):
                 response.read(ANSWER_BYTES_MAX)
-                good = 200 <= response.status < 300
-                return Answer(status=response.status, error="" if good else f"HTTP {response.status}")
-            finally:
-                connection.close()
-        except (OSError, http.client.HTTPException, ValueError) as error:
-            return Answer(status=0, error=shorten(f"{type(error).__name__}: {error}"))
+            good = 200 <= response.status < 300
+            return Answer(status=response.status, error="" if good else f"HTTP {response.status}")
 
     def _address(self, host: str, port: int) -> tuple[Any, ...]:
         """Where to connect to. ValueError when any address of the host is not public."""
@@ -209,14 +251,19 @@ class Sender:
                 raise ValueError("the host has a private address")
         return found[0]
 
-    def _connection(self, scheme: str, host: str, found: tuple[Any, ...]) -> http.client.HTTPConnection:
+    def _connection(
+        self, scheme: str, host: str, found: tuple[Any, ...], deadline: _Deadline
+    ) -> http.client.HTTPConnection:
         family, kind, protocol, _, address = found
-        line = socket.socket(family, kind, protocol)
+        line = deadline.line = socket.socket(family, kind, protocol)
         try:
             line.settimeout(self._seconds)
             line.connect(address)
             if scheme == "https":
-                line = ssl.create_default_context().wrap_socket(line, server_hostname=host)
+                context = ssl.create_default_context()
+                secure = context.wrap_socket(line, server_hostname=host, do_handshake_on_connect=False)
+                line = deadline.line = secure
+                secure.do_handshake()
         except BaseException:
             line.close()
             raise
@@ -231,6 +278,11 @@ def _port(scheme: str) -> int:
 
 def _now_ms() -> int:
     return time.time_ns() // 1_000_000
+
+
+def due_query(webhook: str, now_ms: int) -> dict[str, Any]:
+    """The filter document of what is to be sent to a webhook by now."""
+    return {"webhook": webhook, "state": "PENDING", "next_ms": {"$lte": now_ms}}
 
 
 def retry_seconds(attempts: int) -> int:
@@ -268,6 +320,9 @@ class Webhooks:
     ) -> tuple[Raw, str]:
         """(the webhook, its secret: "" when an earlier call with the request key created it)."""
         values = self._clean(fields)
+        full = self._records.collection.count_documents({}, limit=WEBHOOKS_MAX) >= WEBHOOKS_MAX
+        if full and find_repeat(WebhookDocument, request_key, fingerprint) is None:
+            raise ResourceExhausted(subject="webhooks", limit=f"at most {WEBHOOKS_MAX}")
         secret = _new_secret()
         done = self._records.insert(
             check_id("webhook_id", id) if id else new_id(),
@@ -317,10 +372,11 @@ class Webhooks:
         secret = _new_secret()
 
         def change(raw: Raw) -> Mapping[str, Any]:
-            until_ms = self._now_ms() + ROTATION_SECONDS * 1000
-            return {
-                "secrets": [{"secret": secret}, {"secret": raw["secrets"][0]["secret"], "until_ms": until_ms}]
-            }
+            now_ms = self._now_ms()
+            present, *older = raw["secrets"]
+            last = {"secret": present["secret"], "until_ms": now_ms + ROTATION_SECONDS * 1000}
+            still = [held for held in older if held["until_ms"] > now_ms]
+            return {"secrets": [{"secret": secret}, last, *still][:SECRETS_MAX]}
 
         return self._records.update(id, change), secret
 
@@ -376,20 +432,17 @@ class Webhooks:
         return count
 
     def _due(self) -> list[list[str]]:
-        """Ids of deliveries that are due, by webhook, the longest due first; none of those that rest."""
+        """Ids of deliveries that are due, by webhook, each one's longest due first; none of those that rest
+        or are disabled. Asked one by one: however much waits for one, the others' are found beside it.
+        """
         now_ms = self._now_ms()
-        resting = [hook for hook, (_, until_ms) in self._resting.items() if until_ms > now_ms]
-        by_hook: dict[str, list[str]] = {}
-        # One for whom much waits must not hide the others: they are looked for behind it.
-        for _ in range(SENDERS):
-            others = {"$nin": [*resting, *by_hook]}
-            due = {"state": "PENDING", "next_ms": {"$lte": now_ms}, "webhook": others}
-            found = list(_deliveries().find(due, {"webhook": 1}).sort("next_ms", 1).limit(ROUND_DELIVERIES))
-            for raw in found:
-                by_hook.setdefault(raw["webhook"], []).append(raw["_id"])
-            if len(found) < ROUND_DELIVERIES:
-                break
-        return [ids[:WEBHOOK_ROUND_DELIVERIES] for ids in by_hook.values()]
+        found = []
+        for hook in self._enabled():
+            if self._resting.get(hook["_id"], (0, 0))[1] > now_ms:
+                continue
+            due = _deliveries().find(due_query(hook["_id"], now_ms), {"_id": 1}).sort("next_ms", 1)
+            found.append([raw["_id"] for raw in due.limit(WEBHOOK_ROUND_DELIVERIES)])
+        return [ids for ids in found if ids]
 
     def _try_in_turn(self, ids: Sequence[str], ends: float) -> int:
         """One webhook's deliveries, until one fails or the monotonic clock says `ends`, so that nobody waits
@@ -412,10 +465,11 @@ class Webhooks:
             return True
         hook: Raw | None = self._records.collection.find_one({"_id": raw["webhook"]})
         if hook is None or not hook.get("enabled"):
-            # Put off without a try: it is kept, and goes out when the webhook is enabled again.
-            put_off = {"next_ms": now_ms + RETRY_SECONDS_MAX * 1000, "attempts": raw["attempts"] - 1}
-            _deliveries().update_one({"_id": id}, {"$set": put_off})
-            return True
+            # Given back without a try: it is kept, and goes out when the webhook is enabled again.
+            given_back = {"next_ms": now_ms, "attempts": raw["attempts"] - 1}
+            _deliveries().update_one({"_id": id}, {"$set": given_back})
+            self._cached_until = float("-inf")
+            return False
         answer = self._send(hook, raw["event_id"], raw["event_type"], raw["body"].encode())
         _deliveries().update_one({"_id": id}, {"$set": self._outcome(raw, answer)})
         self._note(hook, answer)

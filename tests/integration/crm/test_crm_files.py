@@ -503,6 +503,13 @@ async def test_a_webhook_is_signed_retried_and_replayed(crm: Crm, partner: tuple
     tested = await crm.webhooks.TestWebhook(webhooks_pb2.TestWebhookRequest(name=created.name))
     assert tested.last_status == 200
     assert server.got[-1][0]["Callmesh-Signature"].count("v1=") == 2, "the old secret signs too for a day"
+    await crm.webhooks.RotateWebhookSecret(webhooks_pb2.RotateWebhookSecretRequest(name=created.name))
+    await crm.webhooks.TestWebhook(webhooks_pb2.TestWebhookRequest(name=created.name))
+    signed = server.got[-1][0]["Callmesh-Signature"]
+    keyed = hmac.new(
+        created.secret.encode(), signed[2:12].encode() + b"." + server.got[-1][1], hashlib.sha256
+    )
+    assert signed.count("v1=") == 3 and keyed.hexdigest() in signed, "its day is not over"
     bad = webhooks_pb2.Webhook(url="ftp://x", event_types=[kind])
     await refused(
         crm.webhooks.CreateWebhook(webhooks_pb2.CreateWebhookRequest(webhook=bad)), "INVALID_ARGUMENT"
@@ -554,6 +561,35 @@ async def test_a_partner_who_does_not_answer_holds_nobody_up(
         assert {d["event_id"] for d in left} == {e.id for e in calls} - {"e7"}, "nothing of the erased waits"
 
 
+async def test_what_waits_for_a_disabled_webhook_goes_out_as_soon_as_it_is_enabled(
+    crm: Crm, partner: tuple[str, type[Partner]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    url, server = partner
+    kind, hooks = "callmesh.routing.v1.CallEnded", crm.app.webhooks
+    monkeypatch.setattr("crm.webhooks.CACHE_SECONDS", 0.0)
+    hook = webhooks_pb2.Webhook(url=url, event_types=[kind], enabled=True)
+    hook = await crm.webhooks.CreateWebhook(webhooks_pb2.CreateWebhookRequest(webhook=hook))
+    assert hooks.offer_all(
+        [Event(id="e1", source="routing", type=kind, subject="calls/k", time=NOW, data={})]
+    )
+    mask = FieldMask(paths=["enabled"])
+    for enabled, tried in ((False, 0), (True, 1)):
+        hook.enabled = enabled
+        hook.etag = ""
+        await crm.webhooks.UpdateWebhook(webhooks_pb2.UpdateWebhookRequest(webhook=hook, update_mask=mask))
+        assert hooks.deliver() == tried == len(server.got)
+    monkeypatch.setattr("crm.webhooks.WEBHOOKS_MAX", 1)
+    await refused(
+        crm.webhooks.CreateWebhook(webhooks_pb2.CreateWebhookRequest(webhook=hook)), "RESOURCE_EXHAUSTED"
+    )
+    crm.app.care.ensure_defaults()
+    monkeypatch.setattr("crm.care.RULES_MAX", 5)
+    rule = care_pb2.CareRule(title="x", trigger=care_pb2.CareRule.TRIGGER_BIRTHDAY)
+    await refused(
+        crm.care.CreateCareRule(care_pb2.CreateCareRuleRequest(care_rule=rule)), "RESOURCE_EXHAUSTED"
+    )
+
+
 async def test_a_slow_partner_with_much_to_send_hides_nobody(
     crm: Crm, partner: tuple[str, type[Partner]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -568,7 +604,7 @@ async def test_a_slow_partner_with_much_to_send_hides_nobody(
         hooks._now_ms = lambda n=n: 1_800_000_000_000 + n
         event = Event(id=f"e{n}", source="routing", type=kind, subject=f"calls/k{n}", time=NOW, data={})
         assert hooks.offer_all([event]) == 1
-    monkeypatch.setattr("crm.webhooks.ROUND_DELIVERIES", 5)
+    monkeypatch.setattr("crm.webhooks.WEBHOOK_ROUND_DELIVERIES", 5)
     # As if the first answer had taken all the time that there is.
     monkeypatch.setattr("crm.webhooks.ROUNDS_SECONDS_MAX", 0.0)
     assert hooks.deliver() == 2

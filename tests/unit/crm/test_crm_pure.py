@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import math
+import socket
+import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from datetime import UTC, date, datetime, timedelta
@@ -482,6 +485,35 @@ def test_a_webhook_goes_to_public_addresses_alone(url: str) -> None:
 def test_a_host_that_resolves_to_a_private_address_is_not_called() -> None:
     answer = webhooks.Sender(private=False).post("https://localhost/x", b"{}", {})
     assert answer.status == 0 and "private" in answer.error
+
+
+@pytest.mark.parametrize(
+    ("first", "status", "error"),
+    [
+        (b"HTTP/1.1 200 ", 0, "no answer within"),
+        (b"HTTP/1.1 200 OK\r\nContent-Length: 9999\r\n\r\n", 200, ""),
+    ],
+)
+def test_a_partner_who_answers_a_byte_at_a_time_is_not_waited_for(
+    first: bytes, status: int, error: str
+) -> None:
+    over = threading.Event()
+
+    def drip(line: socket.socket) -> None:
+        with line, contextlib.suppress(OSError):
+            line.recv(65_536)
+            line.sendall(first)
+            while not over.wait(0.05):
+                line.sendall(b"x")
+
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        serving = threading.Thread(target=lambda: drip(listening.accept()[0]))
+        serving.start()
+        url = f"http://127.0.0.1:{listening.getsockname()[1]}/"
+        answer = webhooks.Sender(private=True, seconds=0.3).post(url, b"{}", {})
+        over.set()
+        serving.join()
+    assert answer.status == status and error in answer.error and bool(error) == bool(answer.error)
 
 
 def test_pauses_grow_to_a_bound() -> None:
