@@ -2,7 +2,8 @@
 
 1. A rule looks at one kind of thing (birthdays, contracts, balances, allowances, churn, silence) and raises
    one task for each *occasion*: this year's birthday, that contract's end. The task's id follows from rule,
-   customer and occasion, so that an occasion is never raised twice, however often the rules run.
+   customer and occasion, so that an occasion is never raised twice, however often the rules run. What a
+   merge brought a customer stays the occasion of whose it is (`own`).
 2. Days are those of the customer's own time zone. A birthday on 29 February is kept on 28 February in other
    years.
 3. A task says when it falls due and when it is stale; a stale one expires by itself.
@@ -89,6 +90,8 @@ class Occasion:
     ends_ms: int
     #: What the words name.
     value: str = ""
+    #: Id of the merged customer whose it is; "" the one's who is asked about.
+    own: str = ""
 
 
 def applies(rule: Rule, customer: Customer) -> bool:
@@ -128,7 +131,13 @@ def contract_end(rule: Rule, contract: Mapping[str, Any], now_ms: int) -> Occasi
     if not now_ms <= end_ms <= now_ms + rule.days_before * _DAY_MS:
         return None
     title = contract.get("title") or contract.get("product") or ""
-    return Occasion(key=f"{contract['_id']}@{end_ms}", due_ms=end_ms, ends_ms=end_ms, value=title)
+    return Occasion(
+        key=f"{contract['_id']}@{end_ms}",
+        due_ms=end_ms,
+        ends_ms=end_ms,
+        value=title,
+        own=contract.get("own") or "",
+    )
 
 
 def low_balance(rule: Rule, contract: Mapping[str, Any], now: datetime) -> Occasion | None:
@@ -140,7 +149,11 @@ def low_balance(rule: Rule, contract: Mapping[str, Any], now: datetime) -> Occas
     money = contract.get("balance") or {}
     value = f"{money.get('amount', balance)} {money.get('currency', '')}".strip()
     return Occasion(
-        key=f"{contract['_id']}@{now:%Y-%m}", due_ms=now_ms, ends_ms=now_ms + 30 * _DAY_MS, value=value
+        key=f"{contract['_id']}@{now:%Y-%m}",
+        due_ms=now_ms,
+        ends_ms=now_ms + 30 * _DAY_MS,
+        value=value,
+        own=contract.get("own") or "",
     )
 
 
@@ -153,7 +166,11 @@ def unused(rule: Rule, usage: Mapping[str, Any], now_ms: int) -> Occasion | None
         return None
     left = allowance - usage.get("quantity", 0.0)
     return Occasion(
-        key=f"{usage['metric']}@{end_ms}", due_ms=end_ms, ends_ms=end_ms, value=f"{usage['metric']} {left:g}"
+        key=f"{usage['metric']}@{end_ms}",
+        due_ms=end_ms,
+        ends_ms=end_ms,
+        value=f"{usage['metric']} {left:g}",
+        own=usage.get("own") or "",
     )
 
 

@@ -14,6 +14,12 @@ _PRESENT = {"$gt": ""}
 _OWN = {"fields": ["own"], "name": "own", "partialFilterExpression": {"own": _PRESENT}}
 
 
+def contract_name(id: str) -> str:
+    """The resource name of a contract by its `_id`: the one it was created with, whoever has merged since."""
+    customer, _, contract = id.partition("|")
+    return f"customers/{customer}/contracts/{contract}"
+
+
 class ContractDocument(Aggregate):
     """A contract; `_id` is "customer|contract" as it was created."""
 
@@ -21,7 +27,7 @@ class ContractDocument(Aggregate):
     meta: ClassVar[dict[str, Any]] = {
         "collection": "contracts",
         "indexes": [
-            {"fields": ["customer", "contract"], "name": "customer_contract"},
+            {"fields": ["customer", "contract", "_id"], "name": "customer_contract_id"},
             {"fields": ["end_ms", "_id"], "name": "end", "partialFilterExpression": {"end_ms": {"$gt": 0}}},
             {
                 "fields": ["balance_value", "_id"],
@@ -47,6 +53,11 @@ class ContractDocument(Aggregate):
     balance = DictField()
     #: Searched: the balance's amount as a number.
     balance_value = FloatField()
+
+    @property
+    def resource(self) -> str:
+        """As of `Aggregate`."""
+        return contract_name(self.id)
 
 
 class UsageDocument(Document):

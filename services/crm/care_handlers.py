@@ -54,6 +54,7 @@ _DAY_MS = 86_400_000
 _METRIC = re.compile(r"[a-z0-9_]{1,64}")
 _CURRENCY = re.compile(r"[A-Z]{3}")
 _AMOUNT = re.compile(r"-?\d{1,18}(\.\d{1,6})?")
+_BY_ID = (("contract", 1), ("_id", 1))
 _MAJORITY = WriteConcern(w="majority")
 _log = logs.get_logger(__name__)
 
@@ -152,18 +153,20 @@ class Contracts:
         return done
 
     def get(self, customer: str, contract: str) -> Raw:
-        """NotFound when there is none."""
-        found = self._records.find({"customer": customer, "contract": contract}, [("contract", 1)], 1)
-        if not found:
-            raise NotFound(resource=f"customers/{customer}/contracts/{contract}")
-        return found[0]
+        """The contract of that name; else one of that id that a merge brought the customer. NotFound."""
+        shown = {"customer": customer, "contract": contract}
+        for query in ({"_id": f"{customer}|{contract}"}, shown):
+            if found := self._records.find(query, _BY_ID, 1):
+                return found[0]
+        raise NotFound(resource=f"customers/{customer}/contracts/{contract}")
 
-    def page(self, customer: str, after: str | None, limit: int) -> list[Raw]:
-        """By id."""
+    def page(self, customer: str, after: tuple[str, str] | None, limit: int) -> list[Raw]:
+        """By id, behind the key `after`: who was merged may have brought one with the same id."""
         query: dict[str, Any] = {"customer": customer}
         if after is not None:
-            query["contract"] = {"$gt": after}
-        return self._records.find(query, [("contract", 1)], limit)
+            query["contract"] = {"$gte": after[0]}
+            query["$or"] = [{"contract": {"$gt": after[0]}}, {"_id": {"$gt": after[1]}}]
+        return self._records.find(query, _BY_ID, limit)
 
     def update(
         self,
@@ -457,7 +460,7 @@ class Care:
         return heard
 
     def _raise(self, rule: Rule, due: Sequence[tuple[str, Occasion]], now: datetime) -> int:
-        wanted = {stable_id("care", rule.id, id, o.key): (id, o) for id, o in due}
+        wanted = {stable_id("care", rule.id, o.own or id, o.key): (id, o) for id, o in due}
         if not wanted:
             return 0
         known = {raw["_id"] for raw in self.tasks.find({"_id": {"$in": list(wanted)}}, [("_id", 1)], 0)}
@@ -482,6 +485,7 @@ class Care:
         language = glance.pop_language(customer.language, self._policy.language)
         return {
             "customer": customer.id,
+            "own": occasion.own or None,
             "rule": rule.id,
             "kind": rule.trigger,
             "text": care.words(rule, occasion, customer, language, self._policy.time_zone),

@@ -16,6 +16,7 @@ from chassis.mongo import etag, parse_etag
 from chassis.pagination import Page, request_fingerprint
 from crm import churn, convert
 from crm.app import App
+from crm.care_documents import contract_name
 from crm.care_handlers import USAGE_MAX
 from crm.model import Churn
 from crm.records import Raw
@@ -61,6 +62,15 @@ def _pair_key(page: Page) -> tuple[Any, str] | None:
     raise _bad_token()
 
 
+def _texts_key(page: Page) -> tuple[str, str] | None:
+    match page.after:
+        case None:
+            return None
+        case [str(first), str(second)]:
+            return first, second
+    raise _bad_token()
+
+
 def _ms(message: Any, field: str) -> int | None:
     return int(getattr(message, field).ToMilliseconds()) if message.HasField(field) else None
 
@@ -99,7 +109,7 @@ def contract_out(raw: Raw) -> care_pb2.Contract:
     """A contract as callers see it."""
     states = {name: number for number, name in _CONTRACT_STATES.items() if number}
     return care_pb2.Contract(
-        name=f"customers/{raw['customer']}/contracts/{raw['contract']}",
+        name=contract_name(raw["_id"]),
         product=raw.get("product") or "",
         title=raw.get("title") or "",
         state=states[raw.get("state") or "ACTIVE"],
@@ -246,11 +256,12 @@ class CareServicer(care_pb2_grpc.CareServiceServicer):
         """A page of contracts."""
         page = _page(request)
         customer = parse_name("parent", "customers", request.parent)
-        found = self._contracts.page(customer, _text_key(page), page.limit + 1)
+        found = self._contracts.page(customer, _texts_key(page), page.limit + 1)
         shown = found[: page.limit]
+        last = (shown[-1]["contract"], shown[-1]["_id"]) if len(found) > page.limit else None
         return care_pb2.ListContractsResponse(
             contracts=[contract_out(raw) for raw in shown],
-            next_page_token=page.next_token(shown[-1]["contract"] if len(found) > page.limit else None),
+            next_page_token=page.next_token(last),
         )
 
     def UpdateContract(self, request: care_pb2.UpdateContractRequest, context: Any) -> care_pb2.Contract:

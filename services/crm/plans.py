@@ -87,8 +87,9 @@ def _of_care() -> Iterator[Query]:
     yield "churn", {"score": {"$gte": 0.5}}, [("score", -1), ("_id", 1)], None
     yield "churn", {"score": {"$gte": 0.5}, "wants_to_leave": True}, [("score", -1), ("_id", 1)], None
     yield "churn", {"dirty_ms": {"$exists": True}}, [("dirty_ms", 1)], None
-    yield "contracts", {"customer": "c1", "contract": "k1"}, [("contract", 1)], None
-    yield "contracts", {"customer": "c1", "contract": {"$gt": "a"}}, [("contract", 1)], None
+    by_id = [("contract", 1), ("_id", 1)]
+    yield "contracts", {"customer": "c1", "contract": "k1"}, by_id, None
+    yield "contracts", {"customer": "c1", "contract": {"$gte": "a"}}, by_id, None
     yield "contracts", {"end_ms": {"$gte": 1, "$lte": care.DAYS_MAX}}, [], None
     yield "contracts", {"balance_value": {"$lt": 10.0, "$gt": -1e18}}, [], None
     yield "usage", {"customer": "c1"}, [("end_ms", -1), ("_id", -1)], None

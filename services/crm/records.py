@@ -31,7 +31,7 @@ class Records:
 
     def name(self, id: str) -> str:
         """The resource name."""
-        return f"{self._document.resource_collection}/{id}"
+        return self._document(id=id).resource
 
     def get(self, id: str) -> Raw:
         """NotFound when there is none."""

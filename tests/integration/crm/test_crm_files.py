@@ -276,6 +276,43 @@ async def test_what_is_exported_can_be_imported(crm: Crm) -> None:
     assert [json.loads(row)["name"] for row in rows.splitlines()] == [f"customers/c{n}" for n in range(3)]
 
 
+async def test_contracts_of_merged_customers_are_told_apart_and_raise_nothing_twice(crm: Crm) -> None:
+    for id in "ab":
+        await crm.create(id)
+        contract = care_pb2.Contract(product=f"of-{id}")
+        contract.end_time.FromDatetime(NOW + timedelta(days=20))
+        request = care_pb2.CreateContractRequest(
+            parent=f"customers/{id}", contract_id="main", contract=contract
+        )
+        await crm.care.CreateContract(request)
+    error = await refused(crm.care.CreateContract(request), "ALREADY_EXISTS")
+    assert "customers/b/contracts/main" in str(error.details())
+    crm.app.care.ensure_defaults()
+    assert crm.app.care.run() == 2
+    merge = await crm.customers.MergeCustomers(
+        customers_pb2.MergeCustomersRequest(survivor="customers/a", absorbed=["customers/b"])
+    )
+    assert crm.app.care.run() == 0, "the same occasions as before"
+    pages, token = [], ""
+    while not pages or token:
+        page = await crm.care.ListContracts(
+            care_pb2.ListContractsRequest(parent="customers/a", page_size=1, page_token=token)
+        )
+        pages += [(contract.name, contract.product) for contract in page.contracts]
+        token = page.next_page_token
+    assert pages == [(f"customers/{id}/contracts/main", f"of-{id}") for id in "ab"]
+    late = care_pb2.Contract(name="customers/b/contracts/main")
+    late.end_time.FromDatetime(NOW + timedelta(days=21))
+    changed = await crm.care.UpdateContract(
+        care_pb2.UpdateContractRequest(contract=late, update_mask=FieldMask(paths=["end_time"]))
+    )
+    assert changed.product == "of-b" and crm.app.care.run() == 1
+    await crm.customers.UnmergeCustomers(customers_pb2.UnmergeCustomersRequest(name=merge.name))
+    for id, count in (("a", 1), ("b", 2)):
+        tasks = await crm.care.ListCareTasks(care_pb2.ListCareTasksRequest(customer=f"customers/{id}"))
+        assert len(tasks.care_tasks) == count, "each has its own again"
+
+
 async def test_rules_raise_each_occasion_once_and_agents_see_it(crm: Crm) -> None:
     await crm.create(
         "li",
