@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
 from decimal import Decimal, InvalidOperation
@@ -88,6 +88,20 @@ def checked_money(field: str, currency: str, amount: str) -> dict[str, Any]:
     return {"currency": currency, "amount": amount}
 
 
+def settle(store: Store, customers: Iterable[str]) -> None:
+    """Sends what was just written for customers after them: one may have been merged or erased between our
+    look and our write, and what moves or removes everything of it have been through.
+    """
+    for id, (state, into) in store.standings(customers).items():
+        if state is State.ERASED:
+            store.scrub(id)
+        for _ in range(LINEAGE_MAX):
+            if state is not State.MERGED:
+                break
+            store.move_subject(id, into)
+            id, (state, into) = into, store.standing(into) or (State.ACTIVE, "")
+
+
 class Contracts:
     """What customers have subscribed to, and what they use."""
 
@@ -119,6 +133,7 @@ class Contracts:
         done = self._records.insert(
             f"{customer}|{id}", values, request_key=request_key, fingerprint=fingerprint
         )
+        settle(self._store, [customer])
         self._store.mark_churn(customer)
         return done
 
@@ -206,9 +221,11 @@ class Contracts:
             writes.append(ReplaceOne({"_id": key}, {**usage, "_id": key}, upsert=True))
         if dry:
             return len(writes), failures
+        told = {usage["customer"] for usage in wanted if known.get(usage["customer"])}
         if writes:
             _col(UsageDocument).bulk_write(writes, ordered=True)
-        for customer in {usage["customer"] for usage in wanted if known.get(usage["customer"])}:
+            settle(self._store, told)
+        for customer in told:
             self._store.mark_churn(customer)
         return len(writes), failures
 
@@ -479,6 +496,7 @@ class Care:
                 count += 1
             except AlreadyExists:
                 continue
+        settle(self._store, people)
         return count
 
     def _task(self, rule: Rule, customer: Customer, occasion: Occasion) -> dict[str, Any]:

@@ -338,12 +338,13 @@ def _addresses(drafts: Sequence[PostalAddress], problems: Problems) -> tuple[Pos
             except identity.NotIdentifiable as why:
                 problems.add(f"{path}.country", str(why))
         if not _is_place(draft.latitude, draft.longitude):
-            problems.add(f"{path}.location", "must lie within 90 degrees of latitude and 180 of longitude")
+            problems.add(f"{path}.location", _NO_PLACE)
         changed = texts or country != draft.country
         done.append(replace(draft, country=country, **texts) if changed else draft)
     return tuple(done)
 
 
+_NO_PLACE = "must have both, within 90 degrees of latitude and 180 of longitude"
 _ADDRESS_LIMITS = {
     **dict.fromkeys(("province", "city", "district", "township"), PART_NAME_CHARACTERS_MAX),
     "street": STREET_CHARACTERS_MAX,
@@ -354,7 +355,7 @@ _ADDRESS_LIMITS = {
 
 def _is_place(latitude: float | None, longitude: float | None) -> bool:
     if latitude is None or longitude is None:
-        return True
+        return latitude is longitude
     return -90.0 <= latitude <= 90.0 and -180.0 <= longitude <= 180.0
 
 

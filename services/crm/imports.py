@@ -27,7 +27,7 @@ from chassis.errors import (
     shorten,
 )
 from chassis.ids import check_id, new_id, stable_id
-from crm import engine, rows
+from crm import engine, merging, rows
 from crm.handlers import Create, Customers
 from crm.import_store import ReadyRow
 from crm.model import Customer
@@ -308,18 +308,14 @@ def _updated(current: Customer, wanted: Customer) -> Customer:
             continue
         if isinstance(value, tuple):
             own = getattr(current, name)
-            keys = {_claim(item) for item in own}
-            more = [i for i in value if _claim(i) not in keys]
+            keys = {merging.key_of(name, item) for item in own}
+            more = [i for i in value if merging.key_of(name, i) not in keys]
             changes[name] = (*own, *(replace(i, primary=False) if hasattr(i, "primary") else i for i in more))
         elif name == "custom_values":
             changes[name] = {**current.custom_values, **value}
         else:
             changes[name] = value
     return replace(current, **changes)
-
-
-def _claim(item: Any) -> Any:
-    return getattr(item, "number", None) or getattr(item, "address", None) or item
 
 
 def _note(id: str, record: Record, fault: CallmeshError) -> UpdateOne:

@@ -125,13 +125,14 @@ def consent_gain(survivor: Customer, absorbed: Customer) -> tuple[Any, ...]:
 
 
 def _lacking(survivor: Customer, absorbed: Customer, name: str) -> tuple[Any, ...]:
-    have = {_key(name, item) for item in getattr(survivor, name)}
-    found = [item for item in getattr(absorbed, name) if _key(name, item) not in have]
+    have = {key_of(name, item) for item in getattr(survivor, name)}
+    found = [item for item in getattr(absorbed, name) if key_of(name, item) not in have]
     # The survivor's own stays the first to call or write to.
     return tuple(replace(i, primary=False) if hasattr(i, "primary") else i for i in found)
 
 
-def _key(name: str, item: Any) -> Any:
+def key_of(name: str, item: Any) -> Any:
+    """What makes two items of a customer's list `name` the same."""
     if name == "phone_numbers":
         return identity.claim_of_number(item.number)
     if name == "email_addresses":
@@ -147,8 +148,8 @@ def with_gain(survivor: Customer, got: Gain) -> Customer:
     """The survivor with a gain (rule 3)."""
     wanted: dict[str, Any] = {}
     for name in _LISTS:
-        have = {_key(name, item) for item in getattr(survivor, name)}
-        more = [item for item in getattr(got.added, name) if _key(name, item) not in have]
+        have = {key_of(name, item) for item in getattr(survivor, name)}
+        more = [item for item in getattr(got.added, name) if key_of(name, item) not in have]
         wanted[name] = (*getattr(survivor, name), *more)
     wanted["tags"] = tuple(sorted(wanted["tags"]))
     for name in _SINGLE:
@@ -166,8 +167,8 @@ def without_gain(survivor: Customer, got: Gain) -> Customer:
     """The survivor without what is left of a gain as it came (rule 3)."""
     wanted: dict[str, Any] = {}
     for name in _LISTS:
-        gone = {_key(name, item) for item in getattr(got.added, name)}
-        kept = tuple(item for item in getattr(survivor, name) if _key(name, item) not in gone)
+        gone = {key_of(name, item) for item in getattr(got.added, name)}
+        kept = tuple(item for item in getattr(survivor, name) if key_of(name, item) not in gone)
         wanted[name] = _with_primary(kept) if kept else ()
     for name in _SINGLE:
         value = getattr(got.added, name)
@@ -204,12 +205,12 @@ def without_claims(customer: Customer, claims: Iterable[str]) -> Customer:
     taken = set(claims)
     wanted: dict[str, Any] = {}
     for name in _CLAIMED:
-        kept = tuple(item for item in getattr(customer, name) if _key(name, item) not in taken)
+        kept = tuple(item for item in getattr(customer, name) if key_of(name, item) not in taken)
         wanted[name] = _with_primary(kept) if kept else ()
     contacts = []
     for contact in customer.contacts:
-        numbers = tuple(n for n in contact.phone_numbers if _key("phone_numbers", n) not in taken)
-        emails = tuple(e for e in contact.email_addresses if _key("email_addresses", e) not in taken)
+        numbers = tuple(n for n in contact.phone_numbers if key_of("phone_numbers", n) not in taken)
+        emails = tuple(e for e in contact.email_addresses if key_of("email_addresses", e) not in taken)
         contacts.append(replace(contact, phone_numbers=numbers, email_addresses=emails))
     done = replace(customer, **wanted, contacts=tuple(contacts))
     return customer if done == customer else done

@@ -99,7 +99,8 @@ def check_values(
     done: dict[str, Any] = {}
     for key in sorted(values)[:VALUES_MAX]:
         path = f"customer.custom_values.{key[:64]}"
-        if key in known and known[key] == values[key]:
+        # True is 1 to Python, and no number to us.
+        if key in known and (type(known[key]), known[key]) == (type(values[key]), values[key]):
             done[key] = values[key]
             continue
         field = fields.get(key)

@@ -374,7 +374,7 @@ class Voice:
                 for address in raw.get("addresses") or ():
                     parts = [address.get(k) or "" for k in ("city", "district", "township")]
                     name = "".join(parts).strip()
-                    if name and address.get("latitude") is not None:
+                    if name and None not in (address.get("latitude"), address.get("longitude")):
                         subject = timeline.subject_of_customer(raw["_id"])
                         found[subject] = (name, address["latitude"], address["longitude"])
         return found

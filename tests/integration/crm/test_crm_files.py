@@ -8,7 +8,7 @@ import hmac
 import http.server
 import json
 import threading
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -42,10 +42,12 @@ from chassis.mongo import async_database, connect, disconnect, ensure_indexes
 from chassis.server import ServiceBinding
 from chassis.testing import FakeClock
 from chassis.testing.grpc import GrpcServerFactory
+from crm import care_servicer
 from crm.app import App, compose
 from crm.collections import ALL_DOCUMENTS
 from crm.config import CrmSettings
 from crm.model import Fact, InteractionKind
+from crm.sagas import MergeWish
 from crm.scopes import SCOPES
 from crm.servicer import bindings
 from crm.store import MongoReads, MongoStore
@@ -311,6 +313,35 @@ async def test_contracts_of_merged_customers_are_told_apart_and_raise_nothing_tw
     for id, count in (("a", 1), ("b", 2)):
         tasks = await crm.care.ListCareTasks(care_pb2.ListCareTasksRequest(customer=f"customers/{id}"))
         assert len(tasks.care_tasks) == count, "each has its own again"
+
+
+async def test_what_is_written_as_its_customer_goes_follows_it(
+    crm: Crm, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for id in "abc":
+        await crm.create(id)
+    usage = care_pb2.UsageRecord(customer="customers/c", metric="data_mb", quantity=10)
+    usage.period.start_time.FromDatetime(NOW - timedelta(days=27))
+    usage.period.end_time.FromDatetime(NOW)
+    contracts, ask = crm.app.contracts, MongoStore.customer
+
+    def going(go: Callable[[], Any]) -> None:
+        """The customer goes right after it was looked at."""
+
+        def looked(store: MongoStore, id: str) -> Any:
+            found = ask(store, id)
+            monkeypatch.setattr(MongoStore, "customer", ask)
+            go()
+            return found
+
+        monkeypatch.setattr(MongoStore, "customer", looked)
+
+    going(lambda: crm.app.merges.request(MergeWish(survivor="a", absorbed=("b",)), "amy"))
+    contracts.create("b", "k1", {"product": "p", "state": "ACTIVE"})
+    assert [raw["_id"] for raw in contracts.page("a", None, 9)] == ["b|k1"]
+    going(lambda: crm.app.erasures.erase("c", "asked for it", "dpo"))
+    contracts.record_usage([care_servicer.usage_in(usage, 0)])
+    assert contracts.usage("c", "", None, 9) == []
 
 
 async def test_rules_raise_each_occasion_once_and_agents_see_it(crm: Crm) -> None:

@@ -65,6 +65,10 @@ def number(text: str) -> Customer:
             Customer(display_name="x", addresses=(PostalAddress(latitude=91.0, longitude=0.0),)),
             "customer.addresses[0].location",
         ),
+        (
+            Customer(display_name="x", addresses=(PostalAddress(city="深圳", latitude=22.5),)),
+            "customer.addresses[0].location",
+        ),
     ],
 )
 def test_bad_input_names_its_field_and_leaves_nothing(draft: Customer, field: str) -> None:

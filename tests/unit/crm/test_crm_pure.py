@@ -20,7 +20,21 @@ from hypothesis import strategies as st
 from callmesh.routing.v1 import menu_events_pb2 as menu_events
 from callmesh.tickets.v1 import events_pb2 as tickets_events
 from chassis.errors import InvalidArgument
-from crm import care, churn, consent, convert, engine, identity, rows, scan, schema, search, topics, webhooks
+from crm import (
+    care,
+    churn,
+    consent,
+    convert,
+    engine,
+    identity,
+    imports,
+    rows,
+    scan,
+    schema,
+    search,
+    topics,
+    webhooks,
+)
 from crm.coalesce import Coalescer
 from crm.duplicates import compared, probable
 from crm.model import (
@@ -115,6 +129,17 @@ def test_a_value_fits_its_field_or_is_named(kind: FieldKind, good: object, bad: 
         with pytest.raises(InvalidArgument) as caught:
             engine.normalise(person(custom_values=values), "CN", NOW.date(), {"x": field})
         assert [v.field for v in caught.value.details.field_violations] == [why]
+
+
+@pytest.mark.parametrize(
+    ("kind", "held", "new"), [(FieldKind.BOOLEAN, True, 1.0), (FieldKind.NUMBER, 1.0, True)]
+)
+def test_a_value_of_another_type_is_not_the_one_that_was_held(
+    kind: FieldKind, held: object, new: object
+) -> None:
+    field = CustomField(id="x", label="X", kind=kind, version=1)
+    with pytest.raises(InvalidArgument):
+        engine.normalise(person(custom_values={"x": new}), "CN", NOW.date(), {"x": field}, {"x": held})
 
 
 def test_retired_and_required_fields() -> None:
@@ -293,6 +318,12 @@ def test_a_json_row_of_wrong_things_says_why(row: str, why: str) -> None:
         except rows.BadRow as error:
             record = replace(record, fault=str(error))
     assert why in record.fault and bool(why) == bool(record.fault)
+
+
+def test_a_row_that_changes_a_customer_adds_nothing_in_another_case() -> None:
+    current = person(email_addresses=(EmailAddress(address="li@example.com", primary=True),))
+    wanted = person(email_addresses=(EmailAddress(address="Li@example.com", primary=True),))
+    assert imports._updated(current, wanted).email_addresses == current.email_addresses
 
 
 def test_a_row_becomes_a_customer_and_back() -> None:
