@@ -136,12 +136,16 @@ def _pieces(file: Path, name: str, start: int) -> Iterator[Any]:
 
 
 def _fed(stub: Any, job: Any, file: Path) -> Any:
-    """As `_upload`; again while the stream that broke off still feeds the import, from where it leaves it."""
+    """As `_upload`; again while the stream that broke off still feeds the import, from where it leaves it.
+    That one may also have brought it to its end, unheard.
+    """
     import grpc
 
     from callmesh.crm.v1 import transfer_pb2
 
     for left in reversed(range(BUSY_TRIES)):
+        if job.state == transfer_pb2.Import.STATE_DONE:
+            return job
         try:
             return _upload(stub, job, file)
         except grpc.RpcError as error:

@@ -19,6 +19,7 @@ from chassis.bus import Event
 from chassis.clock import Clock, from_ms
 from chassis.errors import (
     AlreadyExists,
+    CallmeshError,
     FailedPrecondition,
     InvalidArgument,
     NotFound,
@@ -656,7 +657,11 @@ class Retention:
         query = {"dirty_ms": {"$exists": True}}
         found = list(_col(docs.ChurnDocument).find(query, {"_id": 1}).sort("dirty_ms", 1).limit(CHURN_BATCH))
         for raw in found:
-            self.score(raw["_id"])
+            try:
+                self.score(raw["_id"])
+            except CallmeshError as error:
+                # It stays marked, and keeps nobody else waiting.
+                _log.warning("churn.not_scored", customer=raw["_id"], error=error.reason)
         return len(found)
 
     def flag(

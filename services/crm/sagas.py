@@ -337,6 +337,9 @@ class Erasures:
         """Finishes what was left; how many."""
         count = 0
         for customer in self._store.erase_pending(limit):
-            self.finish(customer.id, "", customer.updater)
-            count += 1
+            try:
+                self.finish(customer.id, "", customer.updater)
+                count += 1
+            except CallmeshError as error:
+                _log.warning("erasure.not_resumed", customer=customer.id, error=error.reason)
         return count

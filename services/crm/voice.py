@@ -479,7 +479,8 @@ class Voice:
             if (rating or complaint) and said.get("call_id"):
                 # Said about a call: it is the agent of that call who is meant.
                 asked.append((said["call_id"], rating, complaint))
-            elif said.get("agent"):
+            elif said.get("agent") and raw["kind"] != InteractionKind.TICKET.value:
+                # Whoever works on a ticket is not who is complained of.
                 figure = figures.setdefault(said["agent"], AgentFigures(agent=said["agent"]))
                 _said(figure, rating, complaint)
                 figure.interactions += raw["kind"] == InteractionKind.CALL.value

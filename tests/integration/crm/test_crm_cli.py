@@ -102,6 +102,9 @@ async def test_a_file_is_tried_imported_killed_and_finished(crm: tuple[str, Any]
         (str(ROWS + 5), "INVALID_ARGUMENT", "customer.display_name"),
         (str(ROWS + 6), "INVALID_ARGUMENT", "customer.notes"),
     ]
+    refused.unlink()
+    code, again, err = await done(*common, "--resume", name)
+    assert (code, again) == (1, out) and len(read(refused)) == 4, (again, err)
     told = [e["id"] async for batch in database.imported.find({}) for e in batch["outbox"]]
     assert len(set(told)) == ROWS, "each creation is told, under one id however often"
 

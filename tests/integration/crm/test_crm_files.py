@@ -451,13 +451,14 @@ def tell_a_day(crm: Crm, begin_ms: int) -> int:
         (InteractionKind.SURVEY, "record", {"satisfaction": 5, "call_id": "k1"}),
         (InteractionKind.SURVEY, "record", {"satisfaction": 1, "call_id": "k2"}),
         (InteractionKind.TICKET, "snapshot", {"kind": "COMPLAINT", "call_id": "k3"}),
+        (InteractionKind.TICKET, "snapshot", {"kind": "COMPLAINT", "agent": "agents/back-office"}),
     ]
     for kind, facet, spoken in said:
         crm.app.memory.apply(
             Fact(
                 kind=kind,
                 source="tickets",
-                source_id=str(spoken["call_id"]),
+                source_id=str(spoken.get("call_id")),
                 facet=facet,
                 stamp=(1,),
                 values=spoken,

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from chassis.clock import to_ms
-from chassis.errors import CallmeshError, InvalidArgument
+from chassis.errors import CallmeshError, InvalidArgument, Unavailable
 from chassis.testing import FakeClock
 from crm import engine, merging, timeline
 from crm.care_handlers import Retention
@@ -419,3 +419,24 @@ def test_a_survivor_erased_while_it_merges_takes_nobody_into_nothing(
     for id, own in before.items():
         now = world.content(id)
         assert now == own or now.state is State.ERASED, f"{id} is neither alive nor erased: {now}"
+
+
+def test_an_erasure_that_cannot_be_finished_keeps_no_other_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
+    world = three()
+    scrub = world.store.scrub
+
+    def failing(*ids: str) -> None:
+        def scrubbed(id: str) -> None:
+            if id in ids:
+                raise Unavailable(why="a customer is changed by too many at once")
+            scrub(id)
+
+        monkeypatch.setattr(world.store, "scrub", scrubbed)
+
+    failing("a", "b")
+    for id in "ab":
+        with pytest.raises(Unavailable):
+            world.erasures.erase(id, "asked for it", "dpo")
+    failing("a")
+    assert world.erasures.resume() == 1
+    assert [customer.id for customer in world.store.erase_pending(9)] == ["a"]
