@@ -441,8 +441,8 @@ EXPORT_COLUMNS = (
     *("tier", "language", "time_zone", "home_region", "tags", "account_manager", "value_class"),
     *("birth_date", "notes", "company"),
 )
-#: A spreadsheet would run what begins like this.
-_FORMULA = ("=", "@", "\t", "\r")
+#: A spreadsheet would run what begins like this; a telephone number or an amount only looks so.
+_FORMULA = re.compile(r"[=@\t\r]|[+\-][\d\s.()+\-]*[^\d\s.()+\-]")
 
 
 def value_at(customer: Customer, path: str) -> str:
@@ -459,7 +459,7 @@ def value_at(customer: Customer, path: str) -> str:
     if isinstance(value, tuple):
         return ";".join(value)
     text = "" if value is None or value is False else "true" if value is True else str(value)
-    return "'" + text if text.startswith(_FORMULA) else text
+    return "'" + text if _FORMULA.match(text) else text
 
 
 def csv_line(values: Sequence[str]) -> str:

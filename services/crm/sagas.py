@@ -78,8 +78,15 @@ class Merges:
         earlier = self._store.merge_by_request(wish.request_key, wish.fingerprint)
         if earlier is not None:
             return self.run(earlier.id)
-        people = [self._customer(id) for id in (wish.survivor, *wish.absorbed)]
-        merging.check_mergeable(people[0], people[1:])
+        try:
+            people = [self._customer(id) for id in (wish.survivor, *wish.absorbed)]
+            merging.check_mergeable(people[0], people[1:])
+        except CallmeshError:
+            # The same call may be under way, and have merged them since we looked.
+            earlier = self._store.merge_by_request(wish.request_key, wish.fingerprint)
+            if earlier is None:
+                raise
+            return self.run(earlier.id)
         now = self._clock.now()
         merge = Merge(
             id=new_id(),
@@ -106,6 +113,9 @@ class Merges:
         problems = engine.Problems()
         reason = problems.text("reason", reason, most=REASON_CHARACTERS_MAX)
         problems.raise_if_any()
+        return retry_conflicts(lambda: self._undo(id, reason, actor))
+
+    def _undo(self, id: str, reason: str, actor: str) -> Merge:
         merge = self.get(id)
         if merge.state in (MergeState.UNMERGED, MergeState.UNMERGING):
             return self.run(id)

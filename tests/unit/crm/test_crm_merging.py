@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any
@@ -28,6 +29,7 @@ from crm.model import (
     Fact,
     Interaction,
     InteractionKind,
+    Merge,
     MergeState,
     OfferRanking,
     PhoneNumber,
@@ -440,3 +442,26 @@ def test_an_erasure_that_cannot_be_finished_keeps_no_other_waiting(monkeypatch: 
     failing("a")
     assert world.erasures.resume() == 1
     assert [customer.id for customer in world.store.erase_pending(9)] == ["a"]
+
+
+def test_a_repeated_merge_that_comes_in_between_answers_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    world = three()
+    wish = MergeWish(survivor="a", absorbed=("b",), request_key="key", fingerprint="same")
+    first: list[Merge] = []
+
+    def before(name: str, act: Callable[[], Merge]) -> None:
+        """The other call goes through right before the next of this name."""
+        real = getattr(world.store, name)
+
+        def late(*args: Any) -> Any:
+            monkeypatch.setattr(world.store, name, real)
+            first.append(act())
+            return real(*args)
+
+        monkeypatch.setattr(world.store, name, late)
+
+    before("customer", lambda: world.merges.request(wish, "amy"))
+    assert world.merges.request(wish, "amy") == first[0] and first[0].state is MergeState.MERGED
+    before("save_merge", lambda: world.merges.undo(first[0].id, "mistake", "bob"))
+    assert world.merges.undo(first[0].id, "mistake", "bob") == first[1]
+    assert first[1].state is MergeState.UNMERGED and world.shown("b") == {"call-1", "call-2"}

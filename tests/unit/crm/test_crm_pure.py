@@ -326,6 +326,15 @@ def test_a_row_that_changes_a_customer_adds_nothing_in_another_case() -> None:
     assert imports._updated(current, wanted).email_addresses == current.email_addresses
 
 
+@pytest.mark.parametrize(
+    ("notes", "told"),
+    [("=1+1", "'=1+1"), ("+cmd|' /C calc'!A0", "'+cmd|' /C calc'!A0"), ("-2+a1", "'-2+a1"),
+     ("+86 138 1234-5678", "+86 138 1234-5678"), ("-3.5", "-3.5"), ("a=b", "a=b")],
+)  # fmt: skip
+def test_an_export_holds_no_formula(notes: str, told: str) -> None:
+    assert rows.value_at(person(notes=notes), "notes") == told
+
+
 def test_a_row_becomes_a_customer_and_back() -> None:
     paths = {
         "id": "c1",
