@@ -144,12 +144,14 @@ def flow_problems(message: flow_pb2.Flow) -> list[flow_pb2.FlowProblem]:
         found.append(("UNKNOWN_FLOW", ": ", f"{visit[:96]} of the follow-up does not exist"))
     elif visit and target is not None and target.kind is not Kind.RETURN_VISIT:
         found.append(("UNKNOWN_FLOW", ": ", f"{visit[:96]} of the follow-up is for another kind"))
-    for name, duration in (
-        ("silent_assignee_limit", message.silent_assignee_limit),
-        ("delay", message.follow_up.delay),
-    ):
-        if not 0 <= duration.seconds <= TARGET_SECONDS_MAX:
-            found.append(("BAD_DURATION", ": ", f"{name} must be 0 to {TARGET_SECONDS_MAX} s"))
+    limit = message.silent_assignee_limit
+    # none at all would take every ticket from everybody at once, again and again
+    if message.HasField("silent_assignee_limit") and not 1 <= limit.seconds <= TARGET_SECONDS_MAX:
+        found.append(
+            ("BAD_DURATION", ": ", f"silent_assignee_limit must be 1 to {TARGET_SECONDS_MAX} s, or unset")
+        )
+    if not 0 <= message.follow_up.delay.seconds <= TARGET_SECONDS_MAX:
+        found.append(("BAD_DURATION", ": ", f"delay must be 0 to {TARGET_SECONDS_MAX} s"))
     return [
         flow_pb2.FlowProblem(subject=_subject_of(text), problem=problem, message=f"{problem}: {text}")
         for problem, _, text in found

@@ -2,8 +2,9 @@
 one of two. Pure; every function answers a `Change` and none changes a state.
 
 Rules. A final ticket is not assigned any more. An agent takes what nobody has. Work on a ticket (a claim, an
-answer, a step) breaks its assignee's silence. A link is written on one side together with an intent for the
-other. What a merged ticket has goes over once: the link to it says that it did.
+answer, a step) breaks its assignee's silence, which counts while the ticket is open. A link is written on one
+side together with an intent for the other. What a merged ticket has goes over once: the link to it says that
+it did.
 """
 
 from __future__ import annotations
@@ -108,7 +109,7 @@ def assign(ticket: Ticket, agent: str, team: str, reason: str, now: int) -> Chan
         now,
         assignee=agent,
         team=team,
-        silent_ms=now if agent else None,
+        silent_ms=now if agent and ticket.is_open else None,
         had_assignee=ticket.had_assignee or bool(agent),
         reassign_count=ticket.reassign_count + changed_hands,
     )
@@ -162,15 +163,15 @@ def least_loaded(able_ones: Sequence[Member], load: Mapping[str, int]) -> Member
 
 def comment(ticket: Ticket, said: Comment, rules: Rules, now: int) -> Change:
     """The ticket with a comment (its sequence is set here). A customer's message starts the next-response
-    clock; a public answer is the first response, or the next."""
+    clock unless the ticket is over; a public answer is the first response, or the next."""
     if ticket.comment_count >= COMMENTS_MAX:
         raise _full(ticket, f"{COMMENTS_MAX} comments")
     now = max(now, ticket.updated_ms)
     levels: Sla = ticket.sla
     told: tuple[Happening, ...] = ()
-    if said.from_customer:
+    if said.from_customer and ticket.phase not in FINAL_PHASES:
         levels, told = clocks.customer_wrote(levels, rules, now)
-    elif said.public:
+    elif said.public and not said.from_customer:
         levels, told = clocks.operator_wrote(levels, rules, now)
     written = replace(said, sequence=ticket.comment_count + 1, time_ms=now)
     ticket = _touch(
@@ -179,7 +180,7 @@ def comment(ticket: Ticket, said: Comment, rules: Rules, now: int) -> Change:
         sla=levels,
         comments=(*ticket.comments, written),
         comment_count=written.sequence,
-        silent_ms=now if ticket.assignee and not said.from_customer else ticket.silent_ms,
+        silent_ms=now if ticket.silent_ms is not None and not said.from_customer else ticket.silent_ms,
         timer_hold_ms=0,
     )
     happenings: tuple[Happening, ...] = (*told, Commented(comment=written))

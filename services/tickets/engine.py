@@ -476,8 +476,9 @@ def next_timer_ms(ticket: Ticket) -> int | None:
     three = (levels.first_response, levels.next_response, levels.resolution)
     dues += [d for d in map(clocks.due_ms, three) if d is not None]
     dues += [alarm.at_ms for alarm in levels.alarms]
-    if ticket.silent_ms is not None and ticket.silent_limit_ms is not None:
-        dues.append(ticket.silent_ms + ticket.silent_limit_ms)
+    silence = _silence_ends_ms(ticket)
+    if silence is not None:
+        dues.append(silence)
     if ticket.follow_up is not None and not ticket.follow_up.created:
         dues.append(ticket.follow_up.schedule_ms)
     return max(min(dues), ticket.timer_hold_ms) if dues else None
@@ -546,11 +547,17 @@ def was_silent(change: Change) -> str:
     return next((one.previous_assignee for one in told), "")
 
 
+def _silence_ends_ms(ticket: Ticket) -> int | None:
+    """When an open ticket's assignee will have been silent for too long; None where nobody has to speak."""
+    if not ticket.is_open or not ticket.assignee or ticket.silent_ms is None or not ticket.silent_limit_ms:
+        return None
+    return ticket.silent_ms + ticket.silent_limit_ms
+
+
 def _silent(ticket: Ticket, now: int) -> tuple[Ticket, tuple[Happening, ...]]:
     """Puts a ticket back to its team when its assignee was silent for too long."""
-    if ticket.silent_ms is None or ticket.silent_limit_ms is None or not ticket.assignee:
-        return ticket, ()
-    if ticket.silent_ms + ticket.silent_limit_ms > now:
+    ends = _silence_ends_ms(ticket)
+    if ends is None or ends > now:
         return ticket, ()
     told = Assigned(
         previous_assignee=ticket.assignee,

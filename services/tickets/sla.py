@@ -4,14 +4,15 @@ Rules. The first of the operator's policies that matches a ticket gives targets 
 time; where none matches, the shipped table does, in which every hour counts: the kind's duration, times the
 priority's percent, times the tier's percent. A clock accumulates used time only while it runs, so it is due
 when the calendar has let the rest pass; whatever changes the target, the calendar or stops the clock for a
-while keeps the credit. The first-response clock runs in phase NEW and ends when it is left, or with the first
-public answer. The next-response clock runs from a customer's message to the next public answer. The
-resolution clock runs in NEW and ACTIVE, pauses in WAITING and in the policy's pausing states, ends in
-RESOLVED, CLOSED and CANCELLED, and a reopening starts a new cycle of it: used time stays, but at least a
-declared share of the target is left, so that nothing is overdue at the instant it is reopened. A target
-passes once a cycle; a clock whose target passed stays BREACHED for that cycle whatever comes. Warnings and
-escalation levels are alarms: functions of the running clocks, each told once a cycle, and those that would be
-past at the instant of a reopening are passed over.
+while keeps the credit, a policy without such a target too. The first-response clock runs in phase NEW and
+ends when it is left, or with the first public answer. The next-response clock runs from a customer's message
+to the next public answer. The resolution clock runs in NEW and ACTIVE, pauses in WAITING and the policy's
+pausing states, ends in RESOLVED, CLOSED and CANCELLED, and a reopening starts a new cycle of it: used time
+stays, but at least a declared share of the target is left, so that nothing is overdue at the instant it is
+reopened. A target passes once a cycle; a clock whose target passed stays BREACHED for that cycle whatever
+comes. Warnings and escalation levels are alarms: functions of the running clocks, each told once a cycle, and
+those that would be past at the instant of a reopening are passed over in that cycle, also where the ticket is
+reopened into a pause or gets other targets afterwards.
 """
 
 from __future__ import annotations
@@ -342,13 +343,14 @@ def _ring(sla: Sla, alarm: Alarm) -> tuple[Sla, Told]:
 # ---- what moves the clocks
 
 
-def _absent() -> SlaClock:
-    return SlaClock(state=ClockState.ABSENT, target_ms=0)
+def _absent(clock: SlaClock) -> SlaClock:
+    """A clock that the ticket does not have any more; what is known of it stays, should it have one again."""
+    return replace(clock, state=ClockState.ABSENT, target_ms=0, since_ms=None, due_ms=None)
 
 
 def _new(target_ms: int | None, now: int) -> SlaClock:
     if target_ms is None:
-        return _absent()
+        return SlaClock(state=ClockState.ABSENT, target_ms=0)
     return SlaClock(state=ClockState.RUNNING, target_ms=target_ms, since_ms=now)
 
 
@@ -379,14 +381,15 @@ def _bank(clock: SlaClock, now: int, calendar: Calendar | None) -> SlaClock:
 
 def _retargeted(clock: SlaClock, target_ms: int | None, runs: bool, now: int) -> SlaClock:
     if target_ms is None:
-        return _absent()
+        return _absent(clock)
+    clock = replace(clock, target_ms=target_ms)
     if clock.state is not ClockState.ABSENT:
-        return replace(clock, target_ms=target_ms)
-    return (
-        _new(target_ms, now)
-        if runs
-        else replace(_new(target_ms, now), state=ClockState.PAUSED, since_ms=None)
-    )
+        return clock
+    if clock.stopped_ms is not None:
+        ended = ClockState.MET if clock.breached_ms is None else ClockState.BREACHED
+        return replace(clock, state=ended)
+    paused = replace(clock, state=ClockState.PAUSED if clock.breached_ms is None else ClockState.BREACHED)
+    return _run(paused, now) if runs else paused
 
 
 def retarget(sla: Sla, rules: Rules, facts: Facts, place: Place, now: int) -> Sla:
@@ -406,8 +409,8 @@ def retarget(sla: Sla, rules: Rules, facts: Facts, place: Place, now: int) -> Sl
     ):
         resolution = _run(resolution, now) if running else _pause(resolution, now, old)
     first = _retargeted(_bank(sla.first_response, now, old), found.first_response_ms, phase is Phase.NEW, now)
-    if first.state is ClockState.PAUSED:  # it never pauses: the response was given before there was a clock
-        first = _absent()
+    if first.since_ms is None and first.stopped_ms is None:
+        first = _absent(first)  # it never pauses: the response was given before there was a clock
     changed = replace(
         sla,
         policy=found.policy,
@@ -420,9 +423,15 @@ def retarget(sla: Sla, rules: Rules, facts: Facts, place: Place, now: int) -> Sl
         calendar=found.calendar,
         pausing=found.pausing,
         levels=found.levels,
-        levels_past=sum(1 for level in found.levels if level.level <= sla.level),
+        levels_past=sum(1 for level in found.levels if level.level <= _passed(sla)),
     )
     return planned(changed, calendar_of(changed, rules))
+
+
+def _passed(sla: Sla) -> int:
+    """The last level that was reached, or passed over by a reopening, in this cycle; 0 for none."""
+    past = sla.levels[: sla.levels_past]
+    return max(sla.level, past[-1].level if past else 0)
 
 
 def phase_ends(phase: Phase) -> bool:
@@ -454,7 +463,7 @@ def _run(clock: SlaClock, now: int) -> SlaClock:
 
 def _reopened(clock: SlaClock, now: int, floor_percent: int) -> SlaClock:
     if clock.state is ClockState.ABSENT:
-        return clock
+        return replace(clock, breached_ms=None, stopped_ms=None, warned=False)
     floor = max(1, clock.target_ms * floor_percent // 100)
     left = clock.target_ms + clock.extra_ms - clock.used_ms
     return replace(
@@ -475,14 +484,17 @@ def _first_response(clock: SlaClock, after: Phase, now: int, calendar: Calendar 
     return _stop(clock, now, ClockState.STOPPED if after is Phase.CANCELLED else ClockState.MET, calendar)
 
 
+def _is_paused(sla: Sla, place: Place) -> bool:
+    phase, state = place
+    return phase is Phase.WAITING or (phase in _RESOLUTION_RUNS and state in sla.pausing)
+
+
 def _resolution(sla: Sla, rules: Rules, before: Place, after: Place, now: int) -> SlaClock:
     clock, calendar = sla.resolution, calendar_of(sla, rules)
-    (was, _), (phase, state) = before, after
-    paused = phase is Phase.WAITING or (phase in _RESOLUTION_RUNS and state in sla.pausing)
+    (was, _), (phase, _) = before, after
     if was is Phase.RESOLVED and (phase in _RESOLUTION_RUNS or phase is Phase.WAITING):
-        reopened = _reopened(clock, now, rules.sla.reopen_floor_percent)
-        return _pause(reopened, now, calendar) if paused else reopened
-    if paused:
+        return _reopened(clock, now, rules.sla.reopen_floor_percent)
+    if _is_paused(sla, after):
         return _pause(clock, now, calendar)
     if phase in _RESOLUTION_RUNS:
         return _run(clock, now)
@@ -514,7 +526,13 @@ def advance(sla: Sla, rules: Rules, before: Place, after: Place, now: int) -> tu
         level=0 if reopened else sla.level,
     )
     advanced = planned(advanced, calendar)
-    return (_skip_past(advanced, now) if reopened else advanced), told
+    if reopened:
+        # what is past is seen by the running clock, also where the ticket is reopened into a pause
+        advanced = _skip_past(advanced, now)
+        if _is_paused(advanced, after):
+            paused = _pause(advanced.resolution, now, calendar)
+            advanced = planned(replace(advanced, resolution=paused), calendar)
+    return advanced, told
 
 
 def customer_wrote(sla: Sla, rules: Rules, now: int) -> tuple[Sla, tuple[Told, ...]]:

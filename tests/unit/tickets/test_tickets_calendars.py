@@ -14,7 +14,18 @@ from hypothesis import strategies as st
 
 from tickets import calendars, sla, workdays
 from tickets.calendars import Calendar
-from tickets.model import Breached, ClockType, Escalated, Kind, Level, Phase, Policy, Priority, Rules
+from tickets.model import (
+    Breached,
+    ClockState,
+    ClockType,
+    Escalated,
+    Kind,
+    Level,
+    Phase,
+    Policy,
+    Priority,
+    Rules,
+)
 
 HOUR, MINUTE = 3_600_000, 60_000
 OFFICE = ((9 * 60, 12 * 60), (13 * 60, 18 * 60))
@@ -100,7 +111,7 @@ def test_elapsed_and_add_agree_with_counting_seconds(
 def policy(calendar: str, hours: int, *levels: Level) -> Policy:
     return Policy(
         id="own", order=1, calendar=calendar, first_response_ms=HOUR, next_response_ms=2 * HOUR,
-        resolution_ms=hours * HOUR, pausing=("hold",), levels=levels,
+        resolution_ms=hours * HOUR or None, pausing=("hold",), levels=levels,
     )  # fmt: skip
 
 
@@ -120,6 +131,7 @@ class Reference:
     """The resolution clock, second by second."""
 
     calendar: Calendar
+    #: Seconds; 0 while the policy has no such target.
     target: int
     used: int = 0
     extra: int = 0
@@ -134,8 +146,12 @@ class Reference:
                     self.breached = True
                     self.breaches.append(second + 1)
 
+    def runs(self, place: tuple[Phase, str]) -> bool:
+        return bool(self.target) and clock_runs(place)
+
     def reopen(self) -> None:
-        self.extra = max(self.extra, self.used + self.target // 4 - self.target)
+        if self.target:
+            self.extra = max(self.extra, self.used + self.target // 4 - self.target)
         self.breached = False
 
 
@@ -156,10 +172,10 @@ def clock_runs(place: tuple[Phase, str]) -> bool:
 @given(
     st.sampled_from(CALENDARS),
     st.sampled_from(STARTS),
-    st.integers(1, 12),
+    st.integers(0, 12),
     st.lists(
         st.tuples(
-            st.integers(0, 12 * 3600), st.integers(0, 2), st.none() | st.integers(1, 12), st.integers(0, 2)
+            st.integers(0, 12 * 3600), st.integers(0, 2), st.none() | st.integers(0, 12), st.integers(0, 2)
         ),
         max_size=7,
     ),
@@ -172,7 +188,7 @@ def test_clocks_agree_with_counting_seconds_through_pauses_reopenings_and_change
     reference = Reference(calendar, hours * 3600)
     told: list[int] = []
     for wait, choice, new_hours, new_calendar in walk:
-        reference.run(now, now + wait, clock_runs(place))
+        reference.run(now, now + wait, reference.runs(place))
         now += wait
         if new_hours is not None:
             levels, said = sla.settle(levels, now * 1000)
@@ -182,7 +198,7 @@ def test_clocks_agree_with_counting_seconds_through_pauses_reopenings_and_change
             levels, said = sla.settle(levels, now * 1000)
             told += [min(due, now * 1000) for due in dues(said)]
             reference.calendar, reference.target = CALENDARS[new_calendar], new_hours * 3600
-            late = clock_runs(place) and reference.used >= reference.target + reference.extra
+            late = reference.runs(place) and reference.used >= reference.target + reference.extra
             if late and not reference.breached:  # only a running clock can find its target past
                 reference.breached = True
                 reference.breaches.append(now)
@@ -191,7 +207,7 @@ def test_clocks_agree_with_counting_seconds_through_pauses_reopenings_and_change
         told += dues(said)
         if place[0] is Phase.RESOLVED:
             reference.reopen()
-        elif clock_runs(after) and reference.used >= reference.target + reference.extra:
+        elif reference.runs(after) and reference.used >= reference.target + reference.extra:
             levels, said = sla.settle(levels, now * 1000)
             told += [now * 1000 for _ in dues(said)]
             if not reference.breached and said:
@@ -224,6 +240,36 @@ def test_nothing_escalates_at_the_instant_of_a_reopening() -> None:
     assert sla.due_ms(reopened.resolution) == start + 22 * HOUR
     later = sla.settle(reopened, start + 23 * HOUR)[1]
     assert [t.level.level for t in later if isinstance(t, Escalated)] == [2], "level 1 was past already"
+
+
+@pytest.mark.parametrize("place", [(Phase.ACTIVE, ""), (Phase.ACTIVE, "hold"), (Phase.WAITING, "")])
+@pytest.mark.parametrize("hours", [8, 9])
+def test_what_a_reopening_passed_over_is_not_told_when_the_ticket_goes_on(
+    place: tuple[Phase, str], hours: int
+) -> None:
+    current = rules(CALENDARS[1], 8, Level(level=1, offset_ms=-3 * HOUR), Level(level=2, offset_ms=HOUR))
+    current = replace(current, policies=(replace(current.policies[0], calendar=""),), warn_percent=80)
+    start, soon = STARTS[0], STARTS[0] + 10 * HOUR + 5 * MINUTE
+    clock = sla.start(current, FACTS, start)
+    clock, _ = sla.advance(clock, current, (Phase.NEW, ""), (Phase.RESOLVED, ""), start + 7 * HOUR)
+    clock, told = sla.advance(clock, current, (Phase.RESOLVED, ""), place, start + 10 * HOUR)
+    other = replace(current, policies=(replace(current.policies[0], resolution_ms=hours * HOUR),))
+    clock = sla.retarget(clock, other, FACTS, place, soon)
+    clock, said = sla.settle(clock, soon)
+    clock, more = sla.advance(clock, other, place, (Phase.ACTIVE, ""), soon)
+    clock, rest = sla.settle(clock, soon)
+    assert (told, said, more, rest) == ((), (), (), ())
+    later = sla.settle(clock, start + 30 * HOUR)[1]
+    assert [t.level.level for t in later if isinstance(t, Escalated)] == [2]
+
+
+def test_a_response_given_stays_given_through_a_policy_without_such_a_target() -> None:
+    current = rules(CALENDARS[1], 8)
+    without = replace(current, policies=(replace(current.policies[0], first_response_ms=None),))
+    clock, _ = sla.operator_wrote(sla.start(current, FACTS, STARTS[0]), current, STARTS[0] + MINUTE)
+    for goes_by in (without, current):
+        clock = sla.retarget(clock, goes_by, FACTS, (Phase.NEW, ""), STARTS[0] + HOUR)
+    assert (clock.first_response.state, sla.due_ms(clock.first_response)) == (ClockState.MET, None)
 
 
 def test_customers_words_start_the_next_response_and_an_answer_ends_it() -> None:

@@ -175,6 +175,25 @@ def test_a_silent_assignee_loses_the_ticket(service: Service) -> None:
     assert service.store.get(ticket.id).assignee == "" and service.store.get(ticket.id).team == "field"
 
 
+@pytest.mark.parametrize("over", ["done", "resolved"])
+def test_a_ticket_that_is_over_stays_with_its_assignee_however_silent(service: Service, over: str) -> None:
+    with_team(service)
+    flow = own_flow(silent_assignee_limit=Duration(seconds=600), initial_team="teams/field")
+    flow.states.add(state="resolved", phase=pb.TICKET_PHASE_RESOLVED)
+    flow.transitions.add(transition="resolve", from_states=["new"], to_state="resolved")
+    flow.transitions.add(transition="end", from_states=["new", "resolved"], to_state="done")
+    service.flows.CreateFlow(flow_pb2.CreateFlowRequest(flow=flow, flow_id=f"is-{over}"), None)
+    name = f"tickets/{service.open(flow=f'flows/is-{over}').id}"
+    service.ClaimTicket(rpc.ClaimTicketRequest(name=name, agent="agents/a"), None)
+    service.use.transition(name[8:], None, configuring_act("end" if over == "done" else "resolve"))
+    if over == "resolved":
+        service.AssignTicket(rpc.AssignTicketRequest(name=name, agent="agents/c"), None)
+    service.CreateComment(rpc.CreateCommentRequest(parent=name, comment=pb.Comment(body="a note")), None)
+    service.clock.advance(601)
+    assert not service.use.due(10)
+    assert service.store.get(name[8:]).assignee == ("a" if over == "done" else "c")
+
+
 def test_a_silent_assignees_ticket_goes_to_who_has_fewest_and_can(service: Service) -> None:
     with_team(service)
     add_flow(service, silent_assignee_limit=Duration(seconds=600), initial_team="teams/field")
@@ -236,6 +255,17 @@ def test_comments_are_kept_in_order_however_many_and_repeated_once(service: Serv
             rpc.CreateCommentRequest(parent=name, comment=pb.Comment(body="x" * 5_000_000)), None
         )
     ) == ["comment.body"]
+
+
+def test_a_customers_word_on_a_closed_ticket_promises_no_answer(service: Service) -> None:
+    service.sla.CreateCalendar(calendar_request(), None)
+    service.sla.CreateSlaPolicy(policy_request(8, next_response_target=Duration(seconds=60)), None)
+    name = f"tickets/{service.open().id}"
+    for verb in ("resolve", "close"):
+        service.use.transition(name[8:], None, configuring_act(verb))
+    said = pb.Comment(body="thank you", from_customer=True)
+    service.CreateComment(rpc.CreateCommentRequest(parent=name, comment=said), None)
+    assert service.store.get(name[8:]).sla.next_response is None and not service.use.due(10)
 
 
 def test_files_and_watchers(service: Service) -> None:
@@ -391,6 +421,9 @@ def test_unsound_flows_name_each_problem(service: Service) -> None:
         ("UNREACHABLE_STATE", "island"),
         ("TRAPPING_STATE", "trap"),
     }
+    hasty = own_flow(silent_assignee_limit=Duration())
+    found = service.flows.ValidateFlow(flow_pb2.ValidateFlowRequest(flow=hasty), None).problems
+    assert [problem.problem for problem in found] == ["BAD_DURATION"]
     create = flow_pb2.CreateFlowRequest(flow=flow, flow_id="bad")
     assert refused(lambda: service.flows.CreateFlow(create, None), CallmeshError) == "FLOW_UNSOUND"
     create = flow_pb2.CreateFlowRequest(flow=own_flow(), flow_id="complaint")
