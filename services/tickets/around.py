@@ -421,28 +421,24 @@ class Around:
 
     def _bulk_one(self, request: Any, id: str) -> bool:
         """Whether the ticket changed, or would."""
-        before = self._handlers.get(id)
         key = request_key(current_identity(), "BulkUpdateTickets", request.request_id)
-        if key and any(step.request_key == key for step in before.history):
-            return True
-        after = before
-        if request.HasField("ticket"):
-            edit = draft_edit(request.ticket, request.update_mask)
-            after = self._handlers.update(
-                id, None, edit, actor=subject(), validate_only=request.validate_only
-            )
-        if request.transition:
-            act = Act(
-                verb=request.transition,
-                actor=subject(),
-                reason=request.reason,
-                resolution=request.reason,
-                roles=roles(),
-                request_key=key or "",
-                fingerprint=content_fingerprint(request) if key else "",
-            )
-            after = self._handlers.transition(id, None, act, validate_only=request.validate_only)
-        return after != before
+        edit = draft_edit(request.ticket, request.update_mask) if request.HasField("ticket") else None
+        act = Act(
+            verb=request.transition,
+            actor=subject(),
+            reason=request.reason,
+            resolution=request.reason,
+            roles=roles(),
+            request_key=key or "",
+            fingerprint=content_fingerprint(request) if key else "",
+        )
+        return self._handlers.edit_and_move(
+            id,
+            edit,
+            act if request.transition else None,
+            actor=subject(),
+            validate_only=request.validate_only,
+        )
 
 
 def _comment_sequence(ticket: str, name: str) -> int:

@@ -51,8 +51,10 @@ BATCHES_MAX = 100
 SURVIVORS_MAX = 20
 #: Tickets of a survivor that are looked at when a merge is undone.
 UNMERGE_TICKETS_MAX = 10_000
-#: Tickets of a team's pile that are looked at for one to claim.
+#: Tickets of a team's pile that are tried for one to claim.
 PILE_MAX = 200
+#: Comments that one split may copy, bytes of UTF-8: all of them are in the new ticket for a moment.
+SPLIT_BYTES_MAX = 4_194_304
 #: Tickets fetched at once where all that match are wanted.
 ALL_PAGE = 1_000
 #: A day of business time.
@@ -135,17 +137,49 @@ class Handlers:
         def attempt() -> Ticket:
             ticket = self._store.get(ticket_id)
             _check_version(ticket, version)
-            draft = edit(ticket)
-            check_draft(draft)
-            check_kind(ticket.kind, draft)
-            tier = None
-            if draft.customer_id != ticket.draft.customer_id:
-                profile = self._store.profile(draft.customer_id) if draft.customer_id else None
-                tier = profile.tier if profile else ""
-            change = engine.update(ticket, draft, self._rules(), self._clock.now_ms(), actor=actor, tier=tier)
+            change = self._edited(ticket, edit(ticket), actor)
             return change.ticket if validate_only else self._save(change)
 
         return attempt() if version is not None else retry_conflicts(attempt)
+
+    def _edited(self, ticket: Ticket, draft: Draft, actor: str) -> Change:
+        check_draft(draft)
+        check_kind(ticket.kind, draft)
+        tier = None
+        if draft.customer_id != ticket.draft.customer_id:
+            profile = self._store.profile(draft.customer_id) if draft.customer_id else None
+            tier = profile.tier if profile else ""
+        return engine.update(ticket, draft, self._rules(), self._clock.now_ms(), actor=actor, tier=tier)
+
+    def edit_and_move(
+        self,
+        ticket_id: str,
+        edit: Callable[[Ticket], Draft] | None,
+        act: engine.Act | None,
+        *,
+        actor: str,
+        validate_only: bool = False,
+    ) -> bool:
+        """Changes what people fill in and takes the ticket through a transition, in one write: both or
+        neither. Whether the ticket changed, or would; a repeat of the transition says that it did.
+
+        NotFound, and what `update` and `transition` raise.
+        """
+
+        def attempt() -> tuple[Ticket, bool]:
+            ticket = self._store.get(ticket_id)
+            if act is not None and _is_repeat(ticket, act):
+                return ticket, True
+            change = self._edited(ticket, edit(ticket), actor) if edit is not None else Change(ticket=ticket)
+            if act is not None:
+                moved = engine.transition(change.ticket, act, self._rules(), self._clock.now_ms())
+                change = replace(moved, happenings=change.happenings + moved.happenings)
+            return (change.ticket if validate_only else self._save(change)), bool(change.happenings)
+
+        ticket, changed = retry_conflicts(attempt)
+        if not validate_only:
+            self._carry_out_now(ticket)
+        return changed
 
     def transition(
         self, ticket_id: str, version: int | None, act: engine.Act, *, validate_only: bool = False
@@ -238,9 +272,7 @@ class Handlers:
         done = self._store.by_request(request.key) if request.key else None
         if done is not None and _was_done(done, request):
             return done
-        for ticket in self._store.pile(team, PILE_MAX):
-            if not set(ticket.draft.required_skills) <= set(skills):
-                continue
+        for ticket in self._store.pile(team, skills, PILE_MAX):
             mine = replace(request, ticket_id=ticket.id)
             try:
                 return self.change(mine, lambda found, now: _claim_of_pile(found, team, agent, now))
@@ -253,7 +285,8 @@ class Handlers:
         return self._store.comments(ticket_id, after, limit)
 
     def comment(self, request: Request, said: Comment) -> tuple[Ticket, Comment]:
-        """Writes a comment; a repeat answers the one that is there."""
+        """Writes a comment; a repeat answers the one that is there. NotFound for a repeat after a merge: the
+        other ticket has it."""
         said = replace(said, request_key=request.key, fingerprint=request.fingerprint)
 
         def decide(ticket: Ticket, now: int) -> Change:
@@ -265,8 +298,15 @@ class Handlers:
             return desk.comment(ticket, said, self._rules(), now)
 
         ticket = self.change(request, decide)
-        mine = [c for c in ticket.comments if request.key and c.request_key == request.key]
-        return ticket, (mine or ticket.comments)[-1]
+        if not request.key:
+            return ticket, ticket.comments[-1]
+        # a repeat may come when later comments have moved it out of the ticket
+        mine = [c for c in ticket.comments if c.request_key == request.key] or [
+            c for c in self._store.comments(ticket.id, 0, COMMENTS_MAX) if c.request_key == request.key
+        ]
+        if not mine:
+            raise NotFound(resource=f"tickets/{ticket.id}/comments of this request")
+        return ticket, mine[-1]
 
     def link(self, request: Request, other_id: str, relation: Relation, wanted: bool, actor: str) -> Ticket:
         """Makes or removes a link, both ways."""
@@ -314,12 +354,19 @@ class Handlers:
         self, request: Request, command: Create, calls: Sequence[str], comments: Sequence[int]
     ) -> Split:
         """Makes a second ticket out of a part of one: the calls named go over, the comments named are copied.
-        The new one comes first, with an intent that takes the calls off the first."""
+        The new one comes first, with an intent that takes the calls off the first; a repeat answers it."""
         original = self._store.get(request.ticket_id)
+        made = self._store.repeat_of(command.request_key, command.fingerprint)
+        if made is not None:
+            return self._split_done(request, made)
         _check_parts(original, calls)
         said = [c for c in self._store.comments(original.id, 0, COMMENTS_MAX) if c.sequence in comments]
         if len(said) < len(set(comments)):
             raise InvalidArgument(field="comments", why="names one that the ticket does not have")
+        size = sum(len(comment.body.encode()) for comment in said)
+        if size > SPLIT_BYTES_MAX:
+            why = f"must be at most {SPLIT_BYTES_MAX} bytes in UTF-8, got {size}"
+            raise InvalidArgument(field="comments", why=why)
         check_create(command, parent_exists=True)
         now = self._clock.now_ms()
         change = plan_create(command, self._profile_of(command.draft), self._rules(), now)
@@ -328,8 +375,11 @@ class Handlers:
             return Split(original=original, created=part)
         change = replace(change, ticket=part)
         created, _ = self._insert(change, command.request_key, command.fingerprint)
+        return self._split_done(request, created)
+
+    def _split_done(self, request: Request, created: Ticket) -> Split:
         created = self._carry_out_now(self._store.get(created.id))
-        return Split(original=self._store.get(original.id), created=created)
+        return Split(original=self._store.get(request.ticket_id), created=created)
 
     def retime(self, after: str, limit: int) -> str:
         """Takes the next open tickets above an id over to the present policies and calendars; the last one's

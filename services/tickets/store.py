@@ -178,9 +178,9 @@ class TicketStore(Protocol):
     def loads(self, agents: Sequence[str]) -> dict[str, int]:
         """How many open tickets each of these agents has; none: left out."""
 
-    def pile(self, team: str, limit: int) -> list[Ticket]:
-        """Open tickets of a team that nobody has, the most urgent and then the oldest first, without
-        texts."""
+    def pile(self, team: str, skills: Sequence[str], limit: int) -> list[Ticket]:
+        """Open tickets of a team that nobody has and that need none but these skills, the most urgent and
+        then the oldest first, without texts."""
 
     def by_request(self, request_key: str) -> Ticket | None:
         """The ticket that remembers a request; None for none."""
@@ -314,9 +314,10 @@ class MongoStore:
         counted = self._tickets().aggregate([match, {"$group": {"_id": "$assignee", "count": {"$sum": 1}}}])
         return {raw["_id"]: raw["count"] for raw in counted}
 
-    def pile(self, team: str, limit: int) -> list[Ticket]:
+    def pile(self, team: str, skills: Sequence[str], limit: int) -> list[Ticket]:
         """As the port says."""
-        query = {"team": team, "open": True, "assignee": None}
+        enough = {"$not": {"$elemMatch": {"$nin": list(skills)}}}
+        query = {"team": team, "open": True, "assignee": None, "required_skills": enough}
         order = [("rank", -1), ("created_ms", 1), ("_id", 1)]
         found = self._tickets().find(query, WITHOUT_TEXTS).sort(order).limit(limit)
         return [from_raw(raw) for raw in found]
@@ -700,9 +701,14 @@ class MemoryStore:
         mine = self._where(lambda t: t.is_open and t.assignee in agents)
         return dict(Counter(ticket.assignee for ticket in mine))
 
-    def pile(self, team: str, limit: int) -> list[Ticket]:
+    def pile(self, team: str, skills: Sequence[str], limit: int) -> list[Ticket]:
         """As the port says."""
-        found = self._where(lambda t: t.is_open and t.team == team and not t.assignee)
+        enough = set(skills)
+        found = self._where(
+            lambda t: (
+                t.is_open and t.team == team and not t.assignee and enough.issuperset(t.draft.required_skills)
+            )
+        )
         return [_bare(ticket) for ticket in sorted(found, key=pile_order)[:limit]]
 
     def by_request(self, request_key: str) -> Ticket | None:

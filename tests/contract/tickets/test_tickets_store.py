@@ -276,6 +276,29 @@ def test_open_tickets_of_a_number_and_of_a_customer(store: TicketStore) -> None:
     assert len(store.open_of_customer("1", 1)) == 1
 
 
+def test_a_pile_is_what_nobody_has_and_the_skills_are_enough_for(store: TicketStore) -> None:
+    pile = [
+        replace(ticket(id, at=NOW + at, priority=priority, required_skills=skills), team="field")
+        for id, at, priority, skills in (
+            ("late", 2, Priority.NORMAL, ()),
+            ("early", 1, Priority.NORMAL, ("fibre",)),
+            ("urgent", 3, Priority.URGENT, ("fibre", "copper")),
+        )
+    ]
+    had = replace(ticket("had"), team="field", assignee="a")
+    add(store, *pile, had, replace(ticket("theirs"), team="other"), moved(ticket("over"), "resolve"))
+    found = {
+        skills: [one.id for one in store.pile("field", skills.split(), 9)]
+        for skills in ("", "fibre", "copper fibre steel")
+    }
+    assert found == {
+        "": ["late"],
+        "fibre": ["early", "late"],
+        "copper fibre steel": ["urgent", "early", "late"],
+    }
+    assert [one.id for one in store.pile("field", ["fibre"], 1)] == ["early"]
+
+
 def test_timers_are_found_by_due_time(store: TicketStore) -> None:
     add(
         store, ticket("late", at=NOW), ticket("soon", Kind.COMPLAINT, at=NOW), moved(ticket("none"), "cancel")

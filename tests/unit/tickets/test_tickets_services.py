@@ -30,7 +30,7 @@ from chassis import callcontext
 from chassis.callcontext import CallContext, Identity
 from chassis.errors import AlreadyExists, CallmeshError, InvalidArgument, NotFound, PermissionDenied
 from chassis.testing import FakeClock
-from tickets import calendars, configuring, convert, documents, flows, records, workdays
+from tickets import calendars, configuring, convert, documents, flows, handlers, records, workdays
 from tickets import sla as clocks
 from tickets.around import Around
 from tickets.configuring import Configuring, FlowCalls, SlaCalls, TeamCalls
@@ -39,7 +39,7 @@ from tickets.governing import Governor, MemoryState
 from tickets.handlers import Handlers
 from tickets.hotstore import AsyncMemoryStore
 from tickets.knowledge import ExpertCalls, KnowledgeCalls, Library
-from tickets.model import Channel, Profile, Rules, Ticket
+from tickets.model import CallFacts, Channel, Profile, Rules, Ticket, TicketRequest
 from tickets.opening import Create, Opening
 from tickets.quality import QualityCalls
 from tickets.records import MemoryRecords
@@ -142,6 +142,20 @@ def test_a_pile_is_claimed_by_urgency_and_skill_once(service: Service) -> None:
     assert (moved.assignee, moved.team, moved.reassignment_count) == ("agents/c", "teams/field", 1)
     back = service.ReleaseTicket(rpc.ReleaseTicketRequest(name=names[1]), None)
     assert not back.assignee and [e.reason for e in service.told(events_pb2.TicketAssigned)][-1] == "released"
+
+
+def test_nobody_waits_behind_what_needs_other_skills(
+    service: Service, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(handlers, "PILE_MAX", 1)
+    with_team(service)
+    for skills in (["fibre"], []):
+        name = f"tickets/{service.open(required_skills=skills).id}"
+        service.TransferTicket(
+            rpc.TransferTicketRequest(name=name, team="teams/field", reason="theirs"), None
+        )
+    claim = rpc.ClaimNextTicketRequest(team="teams/field", agent="agents/b")
+    assert service.ClaimNextTicket(claim, None).name == name
 
 
 def test_the_service_chooses_in_turn_or_by_load_among_those_who_can(service: Service) -> None:
@@ -257,6 +271,25 @@ def test_comments_are_kept_in_order_however_many_and_repeated_once(service: Serv
     ) == ["comment.body"]
 
 
+def test_a_repeated_comment_is_answered_however_many_came_after_it(service: Service) -> None:
+    target, name = (f"tickets/{service.open().id}" for _ in range(2))
+
+    def write(body: str, request_id: str = "") -> Any:
+        comment = pb.Comment(body=body)
+        return service.CreateComment(
+            rpc.CreateCommentRequest(parent=name, comment=comment, request_id=request_id), None
+        )
+
+    early, late = str(uuid.uuid4()), str(uuid.uuid4())
+    first = write("first", early)
+    for number in range(10):
+        write(f"{number}")
+    assert write("first", early) == first
+    write("late", late)
+    service.MergeTickets(rpc.MergeTicketsRequest(name=target, source=name), None)
+    assert refused(lambda: write("late", late), NotFound) == "NOT_FOUND"
+
+
 def test_a_customers_word_on_a_closed_ticket_promises_no_answer(service: Service) -> None:
     service.sla.CreateCalendar(calendar_request(), None)
     service.sla.CreateSlaPolicy(policy_request(8, next_response_target=Duration(seconds=60)), None)
@@ -324,6 +357,30 @@ def test_a_merge_moves_everything_once_and_a_split_gives_it_back(service: Servic
     assert [c.body for c in service.use.comments(made.created.name[8:], 0, 9)] == ["1"]
 
 
+def test_a_split_is_safe_to_repeat_when_its_calls_have_gone(service: Service) -> None:
+    facts = CallFacts(call_id="c1", ticket_id="call-1", time_ms=service.clock.now_ms(), number="+8613800138000",
+                      request=TicketRequest(kind="inquiry", priority="", category="", subject="Bill",
+                                            description=""))  # fmt: skip
+    service.use.call_wrapped_up(facts)
+    part = pb.Ticket(kind=pb.TICKET_KIND_COMPLAINT, subject="Late")
+    request = rpc.SplitTicketRequest(name="tickets/call-1", ticket=part, calls=["calls/c1"])
+    request.request_id = str(uuid.uuid4())
+    made = [service.SplitTicket(request, None) for _ in range(2)]
+    assert made[0].created.name == made[1].created.name and not made[1].original.calls
+    assert [call.call for call in made[1].created.calls] == ["calls/c1"]
+
+
+def test_a_split_does_not_outgrow_a_ticket(service: Service) -> None:
+    name = f"tickets/{service.open().id}"
+    for _ in range(65):
+        said = pb.Comment(body="x" * 65_536)
+        service.CreateComment(rpc.CreateCommentRequest(parent=name, comment=said), None)
+    part = pb.Ticket(kind=pb.TICKET_KIND_COMPLAINT, subject="Late")
+    request = rpc.SplitTicketRequest(name=name, ticket=part)
+    request.comments.extend(f"{name}/comments/{number}" for number in range(1, 66))
+    assert refused(lambda: service.SplitTicket(request, None)) == ["comments"]
+
+
 def test_bulk_edits_say_what_would_happen_and_do_it(service: Service) -> None:
     names = [f"tickets/{service.open(tags=['x']).id}" for _ in range(3)]
     service.MergeTickets(rpc.MergeTicketsRequest(name=names[1], source=names[0]), None)
@@ -337,6 +394,27 @@ def test_bulk_edits_say_what_would_happen_and_do_it(service: Service) -> None:
     assert service.BulkUpdateTickets(request, None).changed_count >= 2
     assert service.store.get(names[2][8:]).state == "in_progress"
     assert refused(lambda: service.BulkUpdateTickets(rpc.BulkUpdateTicketsRequest(), None)) == ["names"]
+
+
+def test_a_bulk_edit_changes_a_ticket_and_takes_it_on_or_leaves_it_alone(service: Service) -> None:
+    name = f"tickets/{service.open(kind=pb.TICKET_KIND_REPAIR).id}"
+    before = service.store.get(name[8:])
+    refused_ = rpc.BulkUpdateTicketsRequest(names=[name], ticket={"subject": "new"}, transition="arrive")
+    (outcome,) = service.BulkUpdateTickets(refused_, None).outcomes
+    assert (outcome.changed, outcome.reason) == (False, "ILLEGAL_TRANSITION")
+    assert service.store.get(name[8:]) == before
+    order = pb.DispatchOrder(site_address="1 Main St", engineer="agents/7")
+    request = rpc.BulkUpdateTicketsRequest(
+        names=[name], ticket={"dispatch": order}, transition="dispatch", request_id=str(uuid.uuid4())
+    )
+    request.validate_only = True
+    assert service.BulkUpdateTickets(request, None).changed_count == 1, "as it would be with the order"
+    assert service.store.get(name[8:]) == before
+    request.validate_only = False
+    for _ in range(2):
+        assert service.BulkUpdateTickets(request, None).changed_count == 1
+    after = service.store.get(name[8:])
+    assert (after.state, after.version) == ("dispatched", before.version + 1)
 
 
 def test_money_is_exact_and_of_one_currency(service: Service) -> None:
