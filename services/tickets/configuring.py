@@ -19,6 +19,7 @@ from chassis.errors import (
     FailedPrecondition,
     InvalidArgument,
     PreconditionViolation,
+    Unavailable,
 )
 from chassis.mongo import parse_etag
 from chassis.pagination import Page, request_fingerprint
@@ -32,6 +33,8 @@ from tickets.model import Phase, Rules, SlaClock, Step, Ticket
 from tickets.records import Record, Records
 from tickets.resources import Crud, Resource
 
+#: Numbers of versions that are tried for one that is free.
+VERSIONS_TRIED_MAX = 1_000
 #: Most stretches that an explanation has.
 STRETCHES_MAX = 1_000
 #: Problems of a flow that an error names one by one.
@@ -132,54 +135,74 @@ _TEAM = Resource(
 
 
 class Versioned(Crud):
-    """A resource whose every version stays, under `{id}@{version}`, for the tickets that go by it. The
-    version
-    is written before the record that names it as the latest: a crash in between leaves a version that nothing
-    names, and that the next change writes over."""
+    """A resource whose every version stays, under `{id}@{version}`, for the tickets that go by it.
+
+    A stored version is never written over. It is written before the record that names it as the latest: what a
+    crash or a refused change leaves is named by nothing, and its number is passed over, as are those of a
+    deleted resource of the same id. A new resource is written before its first version (only then is the id
+    known to be its own), and counts as that version until it is there (`governing`).
+    """
 
     def number_of(self, record: Record) -> int:
         """Which version is the latest."""
         return int(record.search.get("version") or 1)
 
-    def put_version(self, message: Any, id: str, number: int) -> None:
-        """Stores one version."""
-        versioned = replace(self.as_record(message, f"{id}{VERSION_MARK}{number}"), search={"of": id})
+    def _put(self, message: Any, id: str, number: int) -> bool:
+        version = replace(
+            super().as_record(self._bare(message), f"{id}{VERSION_MARK}{number}"), search={"of": id}
+        )
         try:
-            self._store.insert(versioned)
+            self._store.insert(version)
         except AlreadyExists:
-            dangling = records.get(self._store, self.resource.kind, versioned.id)
-            self._store.update(replace(versioned, version=dangling.version))
+            return False
+        return True
 
-    def as_record(self, message: Any, id: str, record: Record | None = None) -> Record:
-        """As for all, with which version it is."""
+    def put_version(self, message: Any, id: str, least: int) -> int:
+        """Stores one version under the first free number from `least` on; which. Unavailable when too many
+        are taken."""
+        for number in range(least, least + VERSIONS_TRIED_MAX):
+            if self._put(message, id, number):
+                return number
+        raise Unavailable(why=f"{id} has too many versions that nothing names")
+
+    def _bare(self, message: Any) -> Any:
         bare = type(message)()
         bare.CopyFrom(message)
         for name in ("version", "shipped"):
             if name in bare.DESCRIPTOR.fields_by_name:
                 bare.ClearField(name)
-        made = super().as_record(bare, id, record)
-        number = 1 if record is None else self.number_of(record) + 1
+        return bare
+
+    def as_record(self, message: Any, id: str, record: Record | None = None, *, number: int = 0) -> Record:
+        """As for all, with which version it is: `number`, or the next."""
+        made = super().as_record(self._bare(message), id, record)
+        if not number:
+            number = self._unused(id) if record is None else self.number_of(record) + 1
         return replace(made, search={"latest": True, "version": number})
+
+    def _unused(self, id: str) -> int:
+        """The first number that no version of a deleted resource of this id has."""
+        found = (n for n in range(1, VERSIONS_TRIED_MAX) if self._version(id, n) is None)
+        return next(found, VERSIONS_TRIED_MAX)
+
+    def _version(self, id: str, number: int) -> Record | None:
+        return self._store.find(self.resource.kind, f"{id}{VERSION_MARK}{number}")
 
     def create(self, request: Any, method: str, prepare: Callable[[Any], None] | None = None) -> Any:
         """As for all, with its first version."""
         made = super().create(request, method, prepare)
         record = self.record(made.name)
-        if self.number_of(record) == 1:
-            self.put_version(made, record.id, 1)
+        self._put(self.read(record), record.id, self.number_of(record))
         return made
 
-    def change(self, name: str, given: str, edit: Callable[[Any], None], field: str = "name") -> Any:
-        """As for all, with its next version."""
+    def changed(self, message: Any, record: Record) -> Record:
+        """As for all, with its next version stored."""
+        number = self.put_version(message, record.id, self.number_of(record) + 1)
+        return self.as_record(message, record.id, record, number=number)
 
-        def checked(message: Any) -> None:
-            edit(message)
-            self.check(message)
-            record = self.record(name, field)
-            number = self.number_of(record) + 1
-            self.put_version(message, record.id, number)
-
-        return super().change(name, given, checked, field)
+    def new(self, message: Any, id: str) -> Record:
+        """A record to be stored, with its first version stored."""
+        return self.as_record(message, id, number=self.put_version(message, id, 1))
 
 
 class Flows(Versioned):
@@ -511,10 +534,12 @@ def _apply_one(parts: Configuring, crud: Crud, message: Any, where: str) -> str:
     id = crud.id_of(message.name, f"{where}.name")
     record = parts.store.find(crud.resource.kind, id)
     if record is None:
-        if isinstance(crud, Versioned):
-            crud.put_version(message, id, 1)
-        parts.store.insert(crud.as_record(message, id))
-        return str(message.name)
+        made = crud.new(message, id) if isinstance(crud, Versioned) else crud.as_record(message, id)
+        try:
+            parts.store.insert(made)
+            return str(message.name)
+        except AlreadyExists:  # another server starts with the same file
+            record = records.get(parts.store, crud.resource.kind, id)
     if crud.as_record(message, id, record).body == record.body and not record.search.get("retired"):
         return ""
 

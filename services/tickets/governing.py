@@ -191,12 +191,15 @@ class Governor:
     def _load_flows(self) -> list[Flow]:
         """Puts every version into the book; the latest of each that is not retired."""
         found = self._all("flows", flow_pb2.Flow)
+        stored = {record.id for record, _ in found}
         newest = {r.id: int(r.search.get("version") or 1) for r, _ in found if r.search.get("latest")}
         retired = {record.id for record, _ in found if record.search.get("retired")}
         flows.set_retired(retired)
         latest = []
         for record, message in found:
             id, version = split_version(record.id)
+            if not version and f"{id}{VERSION_MARK}{newest.get(id)}" not in stored:
+                version = newest[id]  # its first version was not written any more
             if not version or version > newest.get(id, 0):
                 continue
             try:
@@ -211,13 +214,18 @@ class Governor:
     def _load_calendars(self) -> tuple[dict[str, Calendar], dict[str, str]]:
         """Every version by `{calendar}@{version}`; and which is the latest."""
         year = self._clock.now().year
-        found, latest = dict[str, Calendar](), dict[str, str]()
+        messages, newest, latest = dict[str, Any](), dict[str, Any](), dict[str, str]()
         for record, message in self._all("calendars", sla_pb2.Calendar):
             id, version = split_version(record.id)
             if version:
-                found[record.id] = convert_config.read_calendar(message, record.id, year)
+                messages[record.id] = message
             else:
                 latest[id] = f"{id}{VERSION_MARK}{record.search.get('version') or 1}"
+                newest[latest[id]] = message
+        # one whose first version was not written any more counts as it
+        found = {
+            id: convert_config.read_calendar(message, id, year) for id, message in (newest | messages).items()
+        }
         return found, latest
 
     def _load_policies(self, latest: Mapping[str, str]) -> tuple[Policy, ...]:

@@ -133,6 +133,10 @@ class Crud:
             kind=self.resource.kind, id=id, body=body, search=search, created_ms=now, updated_ms=now
         )
 
+    def changed(self, message: Any, record: Record) -> Record:
+        """What is stored of a changed message, just before it is."""
+        return self.as_record(message, record.id, record)
+
     def create(self, request: Any, method: str, prepare: Callable[[Any], None] | None = None) -> Any:
         """A new resource; `prepare` fills in what the service decides."""
         message = self.resource.message()
@@ -183,7 +187,7 @@ class Crud:
             message = self.read(record)
             edit(message)
             self.check(message)
-            return self.read(self._store.update(self.as_record(message, record.id, record)))
+            return self.read(self._store.update(self.changed(message, record)))
 
         return attempt() if version is not None else retry_conflicts(attempt)
 

@@ -28,7 +28,14 @@ from callmesh.tickets.v1 import (
 from callmesh.tickets.v1 import ticket_service_pb2 as rpc
 from chassis import callcontext
 from chassis.callcontext import CallContext, Identity
-from chassis.errors import AlreadyExists, CallmeshError, InvalidArgument, NotFound, PermissionDenied
+from chassis.errors import (
+    AlreadyExists,
+    CallmeshError,
+    InvalidArgument,
+    NotFound,
+    PermissionDenied,
+    Unavailable,
+)
 from chassis.testing import FakeClock
 from tickets import calendars, configuring, convert, documents, flows, handlers, records, workdays
 from tickets import sla as clocks
@@ -358,10 +365,9 @@ def test_a_merge_moves_everything_once_and_a_split_gives_it_back(service: Servic
 
 
 def test_a_split_is_safe_to_repeat_when_its_calls_have_gone(service: Service) -> None:
-    facts = CallFacts(call_id="c1", ticket_id="call-1", time_ms=service.clock.now_ms(), number="+8613800138000",
-                      request=TicketRequest(kind="inquiry", priority="", category="", subject="Bill",
-                                            description=""))  # fmt: skip
-    service.use.call_wrapped_up(facts)
+    wish = TicketRequest(kind="inquiry", priority="", category="", subject="Bill", description="")
+    now = service.clock.now_ms()
+    service.use.call_wrapped_up(CallFacts(call_id="c1", ticket_id="call-1", time_ms=now, request=wish))
     part = pb.Ticket(kind=pb.TICKET_KIND_COMPLAINT, subject="Late")
     request = rpc.SplitTicketRequest(name="tickets/call-1", ticket=part, calls=["calls/c1"])
     request.request_id = str(uuid.uuid4())
@@ -544,6 +550,54 @@ def test_bad_calendars_and_policies_are_refused_by_name(service: Service) -> Non
         "sla_policy.priorities",
         "sla_policy.escalations",
     ]
+
+
+def test_a_version_once_stored_is_never_another(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
+    def zones() -> dict[str, str]:
+        return {id: calendar.zone for id, calendar in service.governor.rules().calendars.items()}
+
+    def change(zone: str, etag: str) -> Any:
+        calendar = sla_pb2.Calendar(name="calendars/office", time_zone=zone, etag=etag)
+        return service.sla.UpdateCalendar(sla_pb2.UpdateCalendarRequest(calendar=calendar), None)
+
+    service.sla.CreateCalendar(calendar_request(), None)
+    service.sla.DeleteCalendar(sla_pb2.DeleteCalendarRequest(name="calendars/office"), None)
+    made = service.sla.CreateCalendar(calendar_request(time_zone="UTC"), None)
+    assert zones() == {"office@1": "Asia/Shanghai", "office@2": "UTC"}
+    insert = service.records.insert
+
+    def somebody_is_faster(record: Any, *more: Any, **words: Any) -> Any:
+        monkeypatch.setattr(service.records, "insert", insert)
+        change("Europe/Berlin", made.etag)
+        return insert(record, *more, **words)
+
+    monkeypatch.setattr(service.records, "insert", somebody_is_faster)
+    assert refused(lambda: change("Asia/Tokyo", made.etag), CallmeshError) == "ETAG_MISMATCH"
+    service.sla.CreateSlaPolicy(policy_request(8), None)
+    assert zones()[service.open().sla.calendar] == "Europe/Berlin", "what was refused is not in force"
+
+
+def test_a_calendar_or_flow_counts_before_its_first_version_is_written(
+    service: Service, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    insert = service.records.insert
+
+    def dies(record: Any, *more: Any, **words: Any) -> Any:
+        if "@" in record.id:
+            raise Unavailable(why="killed")
+        return insert(record, *more, **words)
+
+    monkeypatch.setattr(service.records, "insert", dies)
+    flow = flow_pb2.CreateFlowRequest(flow=own_flow(), flow_id="cut-short")
+    for call in (
+        lambda: service.sla.CreateCalendar(calendar_request(), None),
+        lambda: service.flows.CreateFlow(flow, None),
+    ):
+        refused(call, Unavailable)
+    service.sla.CreateSlaPolicy(policy_request(8), None)
+    ticket = service.open(flow="flows/cut-short")
+    assert clocks.calendar_of(ticket.sla, service.governor.rules()) is not None
+    assert service.use.transition(ticket.id, None, configuring_act("ask")).state == "legal"
 
 
 def test_policies_apply_by_order_and_open_tickets_follow_changes_with_their_credit(service: Service) -> None:
