@@ -23,6 +23,7 @@ from tickets.engine import Act
 from tickets.handlers import Handlers, Request
 from tickets.model import Attachment, Change, Comment, Draft, Ticket
 from tickets.opening import Create
+from tickets.resources import sequence_key
 from tickets.store import Query, sort_key
 from tickets.teams import Teams
 from tickets.validation import (
@@ -273,8 +274,7 @@ class Around:
         """A page of a ticket's comments."""
         id = ticket_id("parent", request.parent)
         page = Page.parse(request.page_size, request.page_token, fingerprint=request_fingerprint(request))
-        after = page.after if isinstance(page.after, int) else 0
-        found = self._handlers.comments(id, after, page.limit + 1)
+        found = self._handlers.comments(id, sequence_key(page), page.limit + 1)
         shown, last = found[: page.limit], None
         if len(found) > page.limit:
             last = shown[-1].sequence

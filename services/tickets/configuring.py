@@ -29,12 +29,14 @@ from tickets.convert import stamp
 from tickets.filters import Condition
 from tickets.governing import VERSION_MARK, Governor
 from tickets.handlers import Handlers
-from tickets.model import Phase, Rules, SlaClock, Step, Ticket
+from tickets.model import Kind, Phase, Rules, SlaClock, Step, Ticket
 from tickets.records import Record, Records
 from tickets.resources import Crud, Resource
 
 #: Numbers of versions that are tried for one that is free.
 VERSIONS_TRIED_MAX = 1_000
+#: An imagined ticket is opened before the year 3000, epoch ms: calendars look years ahead.
+OPENED_MS_MAX = 32_503_680_000_000
 #: Most stretches that an explanation has.
 STRETCHES_MAX = 1_000
 #: Problems of a flow that an error names one by one.
@@ -135,10 +137,10 @@ _TEAM = Resource(
 
 
 class Versioned(Crud):
-    """A resource whose every version stays, under `{id}@{version}`, for the tickets that go by it.
+    """A resource whose versions all stay, under `{id}@{version}`, for the tickets that go by them.
 
-    A stored version is never written over. It is written before the record that names it as the latest: what a
-    crash or a refused change leaves is named by nothing, and its number is passed over, as are those of a
+    A stored version is never written over. It is written before the record that names it as the latest: what
+    a crash or a refused change leaves is named by nothing, and its number is passed over, as are those of a
     deleted resource of the same id. A new resource is written before its first version (only then is the id
     known to be its own), and counts as that version until it is there (`governing`).
     """
@@ -260,7 +262,7 @@ class FlowCalls:
         """A page of flows, by name; all are few, so the page is cut from all."""
         page = Page.parse(request.page_size, request.page_token, fingerprint=request_fingerprint(request))
         after = page.after if isinstance(page.after, str) else ""
-        kinds = {convert.read_kind(request.kind)} if request.kind else set(convert.KINDS)
+        kinds = {convert.read_kind(request.kind, "kind")} if request.kind else set(convert.KINDS)
         numbers = {convert.KINDS[kind] for kind in kinds}
         shipped = [convert_config.flow_to_proto(flow) for flow in flows.FLOWS.values()]
         own = [
@@ -427,14 +429,14 @@ class SlaCalls:
             steps = self._parts.handlers.steps(ticket.id, 0, STEPS_MAX)
             parts = explain(ticket, steps, rules, self._parts.clock.now_ms())
             return sla_pb2.ExplainSlaResponse(sla=convert.to_proto(ticket).sla, stretches=parts)
-        kind = convert.read_kind(request.kind)
-        draft = convert.read_draft(
-            convert.ticket_pb2.Ticket(priority=request.priority, category=request.category)
-        )
+        kind = convert.read_kind(request.kind, "kind")
+        priority = convert.read_priority(request.priority, "priority")
         opened = self._parts.clock.now_ms()
         if request.HasField("open_time"):
             opened = convert.read_stamp(request.open_time)
-        facts = (kind, draft.priority, request.customer_tier.lower(), draft.category)
+            if not 0 <= opened < OPENED_MS_MAX:
+                raise InvalidArgument(field="open_time", why="must be of the years 1970 to 2999")
+        facts = (kind, priority, request.customer_tier.lower(), request.category)
         levels = clocks.start(rules, facts, opened)
         due = clocks.due_ms(levels.resolution) or clocks.due_ms(levels.first_response) or opened
         calendar = clocks.calendar_of(levels, rules)
@@ -486,7 +488,12 @@ def apply_file(parts: Configuring, content: Any) -> list[str]:
         raise InvalidArgument(field="file", why=f"must be an object with some of {', '.join(_FILE_PARTS)}")
     # all of it is read and checked before any of it is stored
     items = list(_file_items(parts, content))
-    changed = [name for crud, message, where in items if (name := _apply_one(parts, crud, message, where))]
+    changed = []
+    for crud, message, where in items:
+        if name := _apply_one(parts, crud, message, where):
+            changed.append(name)
+            if _is_visit(crud, message):
+                parts.governor.changed()  # known before the flows that name it
     if changed:
         parts.governor.changed(
             retime=any(name.startswith(("calendars/", "slaPolicies/")) for name in changed)
@@ -513,21 +520,50 @@ def _file_items(parts: Configuring, content: Any) -> Iterator[tuple[Crud, Any, s
         "slaPolicies": parts.policies,
     }
     names = set[str]()
+    visits = set[str]()
     for part in _FILE_PARTS:
         crud, found = kinds[part], content.get(part, [])
         if not isinstance(found, list):
             raise InvalidArgument(field=part, why="must be a list")
-        for position, item in enumerate(found):
-            where = f"{part}[{position}]"
-            message = read_item(crud, item, where)
+        wheres = [f"{part}[{position}]" for position in range(len(found))]
+        messages = [(read_item(crud, item, where), where) for item, where in zip(found, wheres, strict=True)]
+        # return visits first: other flows name theirs
+        for message, where in sorted(messages, key=lambda one: not _is_visit(crud, one[0])):
             id = crud.id_of(message.name, f"{where}.name")
             if crud is parts.flows and id in flows.FLOWS:
                 raise InvalidArgument(field=f"{where}.name", why="is a shipped flow, which cannot be changed")
-            crud.check(message)
-            if crud is parts.policies and message.calendar not in names:
-                parts.check_calendar(message)
+            try:
+                crud.check(_without_known(message, visits))
+                if crud is parts.policies and message.calendar not in names:
+                    parts.check_calendar(message)
+            except InvalidArgument as error:
+                raise _standing(error, where) from None
             names.add(message.name)
+            if _is_visit(crud, message):
+                visits.add(message.name)
             yield crud, message, where
+
+
+def _is_visit(crud: Crud, message: Any) -> bool:
+    return isinstance(crud, Flows) and message.kind == convert.KINDS[Kind.RETURN_VISIT]
+
+
+def _without_known(message: Any, visits: set[str]) -> Any:
+    """A message to be checked: without the name of a return visit's flow that the file brings itself."""
+    if not isinstance(message, flow_pb2.Flow) or message.follow_up.flow not in visits:
+        return message
+    bare = flow_pb2.Flow()
+    bare.CopyFrom(message)
+    bare.follow_up.flow = ""
+    return bare
+
+
+def _standing(error: InvalidArgument, where: str) -> InvalidArgument:
+    """The error of an item, naming where in the file it stands."""
+    return InvalidArgument.many(
+        (f"{where}.{one.field.partition('.')[2]}".rstrip("."), one.description)
+        for one in error.details.field_violations
+    )
 
 
 def _apply_one(parts: Configuring, crud: Crud, message: Any, where: str) -> str:

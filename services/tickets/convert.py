@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import replace
-from decimal import Decimal
+from decimal import Decimal, localcontext
 from typing import Any
 
 from google.protobuf.duration_pb2 import Duration
@@ -69,6 +69,8 @@ from tickets.validation import clean_id, clean_number
 
 #: The service's name in event sources and error domains.
 SERVICE = "tickets"
+#: Digits of a fee order's total: 24 of an amount, 7 of a quantity, 3 of a number of lines.
+FEE_DIGITS_MAX = 34
 #: Quiet windows of a customer that are kept.
 QUIET_WINDOWS_MAX = 32
 
@@ -172,7 +174,8 @@ def _fee(lines: tuple[FeeLine, ...]) -> ticket_pb2.FeeOrder | None:
     if not lines:
         return None
     money = common_pb2.Money
-    total = sum((Decimal(line.amount) * line.quantity for line in lines), Decimal(0))
+    with localcontext(prec=FEE_DIGITS_MAX):
+        total = sum((Decimal(line.amount) * line.quantity for line in lines), Decimal(0))
     return ticket_pb2.FeeOrder(
         lines=[
             ticket_pb2.FeeLine(
@@ -449,18 +452,19 @@ def event_of(ticket: Ticket, happening: Happening) -> Event:
 # ---- proto -> model
 
 
-def read_kind(number: int) -> Kind:
-    """InvalidArgument(ticket.kind) for one that is not said or not known."""
+def read_kind(number: int, field: str = "ticket.kind") -> Kind:
+    """InvalidArgument(field) for one that is not said or not known."""
     if number not in _KIND_OF:
-        raise InvalidArgument(field="ticket.kind", why="must be one of TicketKind, and not unspecified")
+        raise InvalidArgument(field=field, why="must be one of TicketKind, and not unspecified")
     return _KIND_OF[number]
 
 
-def _priority(number: int) -> Priority:
+def read_priority(number: int, field: str = "ticket.priority") -> Priority:
+    """NORMAL for one that is not said; InvalidArgument(field) for one that is not known."""
     if number == ticket_pb2.PRIORITY_UNSPECIFIED:
         return Priority.NORMAL
     if number not in _PRIORITY_OF:
-        raise InvalidArgument(field="ticket.priority", why="must be one of Priority")
+        raise InvalidArgument(field=field, why="must be one of Priority")
     return _PRIORITY_OF[number]
 
 
@@ -484,7 +488,7 @@ def read_draft(message: ticket_pb2.Ticket) -> Draft:
     return Draft(
         subject=message.subject,
         description=message.description,
-        priority=_priority(message.priority),
+        priority=read_priority(message.priority),
         category=message.category,
         customer_id=read_optional_name("ticket.customer", "customers", message.customer),
         caller_number=message.caller_number,

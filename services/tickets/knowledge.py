@@ -42,7 +42,7 @@ from tickets.governing import VERSION_MARK
 from tickets.handlers import Handlers
 from tickets.lexicon import ArticleIndex, Entry, Found, passage, query_words, words
 from tickets.records import Record, Records
-from tickets.resources import Crud, Problem, Resource, list_key
+from tickets.resources import Crud, Problem, Resource, list_key, sequence_key
 from tickets.validation import label_problem, line_or_text, line_problem, text_problem
 
 #: Largest body of an article, bytes.
@@ -420,7 +420,7 @@ class KnowledgeCalls:
         record = records.get(self._library.store, "articles", id)
         page = Page.parse(request.page_size, request.page_token, fingerprint=request_fingerprint(request))
         last = self._library.articles.read(record).version
-        first = page.after - 1 if isinstance(page.after, int) else last
+        first = (sequence_key(page) or last + 1) - 1
         numbers = list(range(first, max(0, first - page.limit), -1))
         stored = {
             one.id: one
@@ -493,7 +493,7 @@ class KnowledgeCalls:
         """Searches that found no good answer, most frequent first."""
         page = Page.parse(request.page_size, request.page_token, fingerprint=request_fingerprint(request))
         since = convert.read_stamp(request.since_time) if request.HasField("since_time") else 0
-        found = self._library.feedback.gaps(since, page.limit + 1, list_key(page.after))
+        found = self._library.feedback.gaps(since, page.limit + 1, list_key(page))
         shown, last = found[: page.limit], None
         if len(found) > page.limit:
             last = (shown[-1].search_count, shown[-1].id)

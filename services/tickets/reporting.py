@@ -23,7 +23,7 @@ from chassis.ids import check_id
 from tickets import convert, filters, pictures, reports
 from tickets.filters import Condition, Term, boolean_field, text_field
 from tickets.imports import Log, decoded, read_log
-from tickets.model import OPEN_PHASES, Kind, Phase, Ticket
+from tickets.model import OPEN_PHASES, ClockState, Kind, Phase, SlaClock, Ticket
 from tickets.reports import Case
 from tickets.store import Query
 
@@ -150,8 +150,9 @@ class MemoryImports:
 def case_of(ticket: Ticket) -> Case:
     """A ticket of ours as a case. Its history as far as it lies in the ticket: the latest steps."""
     levels, draft = ticket.sla, ticket.draft
-    decided = ticket.resolved_ms is not None or levels.resolution.breached_ms is not None
-    answered = levels.first_response.stopped_ms is not None or levels.first_response.breached_ms is not None
+    first, resolution = levels.first_response, levels.resolution
+    decided = ticket.resolved_ms is not None or resolution.breached_ms is not None
+    answered = first.stopped_ms is not None or first.breached_ms is not None
     return Case(
         id=ticket.id,
         opened_ms=ticket.created_ms,
@@ -159,9 +160,9 @@ def case_of(ticket: Ticket) -> Case:
         open=ticket.phase in OPEN_PHASES,
         resolved_ms=ticket.resolved_ms,
         closed_ms=ticket.closed_ms,
-        due_ms=levels.resolution.due_ms,
-        sla_met=levels.resolution.breached_ms is None if decided else None,
-        first_met=levels.first_response.breached_ms is None if answered else None,
+        due_ms=resolution.due_ms,
+        sla_met=resolution.breached_ms is None if decided and _is_held(resolution) else None,
+        first_met=first.breached_ms is None if answered and _is_held(first) else None,
         reassigned=ticket.reassign_count,
         reopened=ticket.reopen_count,
         first_contact=ticket.first_contact_resolved if ticket.calls else None,
@@ -185,6 +186,11 @@ def case_of(ticket: Ticket) -> Case:
             "problem": (ticket.problem,),
         },
     )
+
+
+def _is_held(clock: SlaClock) -> bool:
+    """Whether there is a target to be met."""
+    return clock.state is not ClockState.ABSENT
 
 
 def _duration(ms: int) -> Duration:

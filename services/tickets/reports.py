@@ -13,11 +13,13 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
-from decimal import ROUND_HALF_EVEN, Decimal
+from decimal import ROUND_HALF_EVEN, Decimal, localcontext
 from zoneinfo import ZoneInfo
 
 #: Most cells of a report.
 ROWS_MAX = 10_000
+#: Digits that costs are reckoned with: more than the largest rate, the longest time and all cases need.
+COST_DIGITS_MAX = 64
 #: Digits after the point of money that a report gives.
 MONEY_DIGITS = Decimal("0.01")
 #: Dimensions that are told from when a case was opened -> characters of an ISO date that name a cell.
@@ -185,7 +187,11 @@ def _money(amount: Decimal) -> Decimal:
 
 def cost(cases: Sequence[Case], baseline: Sequence[Case], hourly: Decimal, investment: Decimal) -> Cost:
     """What a ticket costs, against a baseline, and what an improvement brought."""
+    with localcontext(prec=COST_DIGITS_MAX):
+        return _cost(cases, baseline, hourly, investment)
 
+
+def _cost(cases: Sequence[Case], baseline: Sequence[Case], hourly: Decimal, investment: Decimal) -> Cost:
     def per_ticket(some: Sequence[Case]) -> Decimal:
         return worked_hours(some) * hourly / len(some) if some else Decimal(0)
 

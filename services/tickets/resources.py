@@ -170,7 +170,7 @@ class Crud:
             fields={**self.resource.fields, **HIDDEN_FIELDS},
             by_id=self.resource.by_id,
         )
-        found = self._store.page(query, page.limit + 1, list_key(page.after))
+        found = self._store.page(query, page.limit + 1, list_key(page))
         shown = found[: page.limit]
         last = records.key_of(shown[-1], query) if len(found) > page.limit else None
         return [self.read(record) for record in shown], page.next_token(last)
@@ -209,11 +209,13 @@ class Crud:
         self._store.delete(record)
 
 
-def list_key(after: Any) -> tuple[int, str] | None:
-    """The sort key in a page token; tokens are checked, but what is in one of ours is checked too."""
-    if after is None:
-        return None
-    match after:
-        case [int(moment), str(last)]:
-            return moment, last
-    raise InvalidArgument(field="page_token", why="is not a token that this list gave out")
+def list_key(page: Page) -> tuple[int, str] | None:
+    """The sort key that a page of a list continues after; InvalidArgument(page_token)."""
+    key = page.key(int, str)
+    return (key[0], key[1]) if key is not None else None
+
+
+def sequence_key(page: Page) -> int:
+    """The sequence that a page of numbered parts continues after, 0 for none; InvalidArgument(page_token)."""
+    key = page.key(int)
+    return int(key[0]) if key is not None else 0

@@ -100,6 +100,9 @@ async def keep_fresh(*works: Callable[[], object]) -> None:
                 await asyncio.to_thread(work)
             except (PyMongoError, CallmeshError) as error:
                 log.warning("server.not_refreshed", error=repr(error))
+            except Exception:
+                # One thing that cannot be read must not leave all others as they are for ever.
+                log.exception("server.refresh_failed")
         await asyncio.sleep(REFRESH_SECONDS)
 
 

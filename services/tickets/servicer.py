@@ -40,7 +40,7 @@ from tickets.knowledge import ExpertCalls, KnowledgeCalls
 from tickets.opening import Create, Opening
 from tickets.quality import QualityCalls
 from tickets.reporting import ReportCalls
-from tickets.resources import list_key
+from tickets.resources import list_key, sequence_key
 from tickets.store import Query, sort_key
 from tickets.teams import Teams
 
@@ -105,7 +105,7 @@ class TicketServicer(Around, ticket_service_pb2_grpc.TicketServiceServicer):
             raise InvalidArgument(field="order_by", why="must be create_time desc or due_time")
         page = Page.parse(request.page_size, request.page_token, fingerprint=request_fingerprint(request))
         query = Query(conditions=filters.parse(request.filter), by_due=orders[request.order_by])
-        found = self._handlers.page(query, page.limit + 1, list_key(page.after))
+        found = self._handlers.page(query, page.limit + 1, list_key(page))
         shown = found[: page.limit]
         last = sort_key(shown[-1], query) if len(found) > page.limit else None
         return ticket_service_pb2.ListTicketsResponse(
@@ -157,8 +157,7 @@ class TicketServicer(Around, ticket_service_pb2_grpc.TicketServiceServicer):
         """A page of a ticket's history."""
         id = ticket_id("parent", request.parent)
         page = Page.parse(request.page_size, request.page_token, fingerprint=request_fingerprint(request))
-        after = page.after if isinstance(page.after, int) else 0
-        found = self._handlers.steps(id, after, page.limit + 1)
+        found = self._handlers.steps(id, sequence_key(page), page.limit + 1)
         shown = found[: page.limit]
         last = shown[-1].sequence if len(found) > page.limit else None
         return ticket_service_pb2.ListTransitionsResponse(

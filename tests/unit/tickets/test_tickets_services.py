@@ -6,11 +6,13 @@ import gzip
 import uuid
 from collections.abc import Iterator
 from dataclasses import replace
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
 import pytest
 from google.protobuf.duration_pb2 import Duration
+from google.protobuf.json_format import MessageToDict
 
 from callmesh.common.v1 import common_pb2
 from callmesh.crm.v1 import customers_pb2
@@ -36,8 +38,20 @@ from chassis.errors import (
     PermissionDenied,
     Unavailable,
 )
+from chassis.pagination import Page, request_fingerprint
 from chassis.testing import FakeClock
-from tickets import calendars, configuring, convert, documents, flows, handlers, records, workdays
+from tickets import (
+    calendars,
+    configuring,
+    convert,
+    convert_config,
+    documents,
+    flows,
+    handlers,
+    records,
+    reports,
+    workdays,
+)
 from tickets import sla as clocks
 from tickets.around import Around
 from tickets.configuring import Configuring, FlowCalls, SlaCalls, TeamCalls
@@ -51,6 +65,7 @@ from tickets.opening import Create, Opening
 from tickets.quality import QualityCalls
 from tickets.records import MemoryRecords
 from tickets.reporting import MemoryImports, ReportCalls
+from tickets.reports import Case
 from tickets.store import MemoryStore
 from tickets.teams import Teams
 
@@ -431,6 +446,11 @@ def test_money_is_exact_and_of_one_currency(service: Service) -> None:
     fee = pb.TICKET_KIND_FEE_ORDER
     ticket = service.open(kind=fee, fee=pb.FeeOrder(lines=[line("0.10"), line("19.90", quantity=1)]))
     assert convert.to_proto(ticket).fee.total.amount == "20.20"
+    most = pb.FeeOrder(lines=[line(f"{'9' * 18}.{'9' * 6}", quantity=1_000_000), line("0.000001")])
+    assert (
+        convert.to_proto(service.open(kind=fee, fee=most)).fee.total.amount
+        == "999999999999999999999999.000003"
+    )
     bad = pb.FeeOrder(lines=[line("-1"), line("1", "USD"), line("1e3"), line("1", quantity=0)])
     assert refused(lambda: service.open(kind=fee, fee=bad)) == [
         "ticket.fee.lines[0].unit_amount.amount",
@@ -600,6 +620,22 @@ def test_a_calendar_or_flow_counts_before_its_first_version_is_written(
     assert service.use.transition(ticket.id, None, configuring_act("ask")).state == "legal"
 
 
+def test_an_explanation_names_its_own_fields(service: Service) -> None:
+    service.sla.CreateCalendar(calendar_request(), None)
+    service.sla.CreateSlaPolicy(policy_request(8), None)
+    request = sla_pb2.ExplainSlaRequest
+    for changes, field in (
+        ({"kind": 0}, "kind"),
+        ({"priority": 99}, "priority"),
+        ({"open_time": {"seconds": -62_135_596_800}}, "open_time"),
+        ({"open_time": {"seconds": 253_402_300_799}}, "open_time"),
+    ):
+        asked = request(**{"kind": 1, **changes})
+        assert refused(lambda a=asked: service.sla.ExplainSla(a, None)) == [field]
+    last = request(kind=1, open_time={"seconds": 32_503_679_999})
+    assert service.sla.ExplainSla(last, None).stretches
+
+
 def test_policies_apply_by_order_and_open_tickets_follow_changes_with_their_credit(service: Service) -> None:
     service.sla.CreateCalendar(calendar_request(), None)
     level = sla_pb2.EscalationLevel(
@@ -639,6 +675,46 @@ def test_policies_apply_by_order_and_open_tickets_follow_changes_with_their_cred
     assert service.open().sla.policy == "default"
 
 
+def test_a_setup_file_names_where_it_is_wrong_and_may_bring_its_own_visits(service: Service) -> None:
+    office = {"name": "calendars/office", "timeZone": "UTC"}
+    for content, field in (
+        ({"calendars": [office]}, "calendars[0].windows"),
+        ({"slaPolicies": [{"name": "slaPolicies/a", "calendar": "calendars/b", "resolutionTarget": "60s"}]},
+         "slaPolicies[0].calendar"),
+        ({"flows": [{"name": "flows/a"}]}, "flows[0].kind"),
+    ):  # fmt: skip
+        assert refused(lambda c=content: configuring.apply_file(service.parts, c)) == [field]
+    flow = own_flow(follow_up={"flow": "flows/ask-again"})
+    flow.states.add(state="resolved", phase=pb.TICKET_PHASE_RESOLVED)
+    for verb, source, target in (
+        ("resolve", "legal", "resolved"),
+        ("reopen", "resolved", "legal"),
+        ("close", "resolved", "done"),
+    ):
+        flow.transitions.add(transition=verb, from_states=[source], to_state=target)
+    visit = convert_config.flow_to_proto(flows.FLOWS["return_visit"])
+    for message, name in ((flow, "flows/asking"), (visit, "flows/ask-again")):
+        message.name = name
+        message.default_flow = message.shipped = False
+    content = {"flows": [MessageToDict(flow), MessageToDict(visit)]}
+    assert configuring.apply_file(service.parts, content) == ["flows/ask-again", "flows/asking"]
+    assert configuring.apply_file(service.parts, content) == []
+
+
+def test_two_servers_start_with_a_new_setup_file_at_once(
+    service: Service, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    content = {"teams": [{"name": "teams/t1", "members": [{"agent": "agents/a"}]}]}
+    assert configuring.apply_file(service.parts, content) == ["teams/t1"]
+    find = service.records.find
+
+    def before_the_other_wrote(kind: str, id: str) -> Any:
+        monkeypatch.setattr(service.records, "find", find)
+
+    monkeypatch.setattr(service.records, "find", before_the_other_wrote)
+    assert configuring.apply_file(service.parts, content) == []
+
+
 def test_a_setup_file_is_applied_once(service: Service) -> None:
     days = [{"weekday": 1, "startMinute": 540, "endMinute": 600}]
     content = {
@@ -654,7 +730,7 @@ def test_a_setup_file_is_applied_once(service: Service) -> None:
     before = service.store.versions(), [r.id for r in records.all_of(service.records, "teams", 9)]
     nowhere = {"name": "slaPolicies/p2", "calendar": "calendars/none", "resolutionTarget": "60s"}
     half = {"teams": [{"name": "teams/t2"}], "slaPolicies": [nowhere]}
-    assert refused(lambda: configuring.apply_file(service.parts, half)) == ["sla_policy.calendar"]
+    assert refused(lambda: configuring.apply_file(service.parts, half)) == ["slaPolicies[0].calendar"]
     after = service.store.versions(), [r.id for r in records.all_of(service.records, "teams", 9)]
     assert after == before, "a file with one bad part changes nothing"
     for bad in ([], {"x": []}, {"teams": 7}, {"teams": [{"name": "t1"}]}, {"teams": [{"nam": "teams/t1"}]}):
@@ -881,6 +957,19 @@ def test_a_product_is_reviewed_before_and_improved_after_its_launch(service: Ser
     assert len(service.quality.ListReviews(listed, None).reviews) == 1
 
 
+def test_a_page_token_of_another_shape_is_refused(service: Service) -> None:
+    name = f"tickets/{service.open().id}"
+    for call, request in (
+        (service.quality.ListAssets, quality_pb2.ListAssetsRequest()),
+        (service.knowledge.ListKnowledgeGaps, knowledge_pb2.ListKnowledgeGapsRequest()),
+        (service.ListComments, rpc.ListCommentsRequest(parent=name)),
+    ):
+        page = Page(limit=1, fingerprint=request_fingerprint(request))
+        for key in ("x", 2**70, [2**70, "x"]):
+            request.page_token = page.next_token(key)
+            assert refused(lambda c=call, r=request: c(r, None)) == ["page_token"]
+
+
 def test_a_serial_number_is_taken_once_for_a_product(service: Service) -> None:
     asset = quality_pb2.Asset(customer="customers/7", product="modem-7", serial_number="SN1", model="M7")
     request = quality_pb2.CreateAssetRequest(asset=asset)
@@ -920,6 +1009,28 @@ def test_reports_count_what_happened(service: Service) -> None:
     assert refused(lambda: service.reports.GetCost(bad, None)) == ["hourly_cost.amount"]
     chart = service.reports.GetProcessMap(report_pb2.GetProcessMapRequest(picture=1), None)
     assert chart.activities[0].activity == "new" and '"new" -> "in_progress" [label="3"' in chart.picture
+
+
+def test_only_what_had_a_target_is_kept_or_missed(service: Service) -> None:
+    service.sla.CreateCalendar(calendar_request(), None)
+    policy = policy_request(8, first_response_target=Duration(seconds=60), categories=["no-promise"])
+    policy.sla_policy.ClearField("resolution_target")
+    service.sla.CreateSlaPolicy(policy, None)
+    for category in ("no-promise", "late"):
+        ticket = service.open(category=category)
+        service.clock.advance(0 if category == "no-promise" else 86_400 * 2)
+        service.use.transition(ticket.id, None, configuring_act("resolve"))
+    total = service.reports.GetPerformance(report_pb2.GetPerformanceRequest(), None).total
+    assert (total.ticket_count, total.sla_met_ratio) == (2, 0.0)
+
+
+def test_costs_are_exact_however_large(service: Service) -> None:
+    start, end = 0, 3_600_000 * 10**7
+    cases = [Case(id=str(n), opened_ms=0, steps=(("work", start, True), ("done", end, False)), open=False)
+             for n in range(3)]  # fmt: skip
+    hourly = Decimal(f"{'9' * 18}.{'9' * 6}")
+    found = reports.cost(cases, cases[:1], hourly, Decimal(1))
+    assert (found.per_ticket, found.saving) == (hourly * 10**7, 0)
 
 
 def test_one_answer_counts_once_and_any_dimension_breaks_down(service: Service) -> None:

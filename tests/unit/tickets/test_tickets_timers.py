@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable
 from typing import Any
 
@@ -11,7 +12,7 @@ from pymongo.errors import AutoReconnect
 from chassis.errors import Unavailable
 from chassis.lease import LeaseLost
 from chassis.testing import FakeClock
-from tickets import convert
+from tickets import convert, server
 from tickets import sla as clocks
 from tickets.handlers import Create, Handlers
 from tickets.model import Draft, Kind, Rules
@@ -153,3 +154,24 @@ def test_a_ticket_that_cannot_be_helped_does_not_keep_others_waiting(monkeypatch
     desk.turns(2)
     breached = [event.subject for event in desk.store.events if event.type.endswith("SlaBreached")]
     assert sorted(breached) == sorted({*breached}) and len(breached) == 2
+
+
+async def test_what_cannot_be_read_does_not_keep_a_server_from_looking_again(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(server, "REFRESH_SECONDS", 0.0)
+    looked = asyncio.Event()
+    loop, rounds = asyncio.get_running_loop(), list[int]()
+
+    def unreadable() -> None:
+        raise KeyError("a kind of a newer release")
+
+    def others() -> None:
+        rounds.append(1)
+        if len(rounds) == 3:
+            loop.call_soon_threadsafe(looked.set)
+
+    async with asyncio.timeout(10):
+        watching = asyncio.create_task(server.keep_fresh(unreadable, others))
+        await looked.wait()
+    watching.cancel()
