@@ -11,6 +11,7 @@ from chassis.bus import Event
 from chassis.bus.entrypoint import subscribe
 from tickets import inbound
 from tickets.handlers import Handlers
+from tickets.records import MongoRecords, forget_assets
 
 
 class TicketsConsumers:
@@ -32,8 +33,10 @@ class TicketsConsumers:
     @subscribe("crm", *inbound.CUSTOMERS)
     def on_customer(self, event: Event) -> None:
         """Keeps the read model of customers, and the tickets that belong to them, and opens tickets for
-        occasions to care for them; of an erased one it forgets also what the event log says.
+        occasions to care for them; of an erased one it forgets also the assets, and what the event log says.
         """
         inbound.take(self.use, event)
+        if gone := inbound.erased_customer(event):
+            forget_assets(MongoRecords(), gone)
         if event.type == inbound.ERASED:
             eventlog.forget(get_db(), event.subject)

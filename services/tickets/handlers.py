@@ -30,7 +30,15 @@ from tickets.model import (
     Step,
     Ticket,
 )
-from tickets.opening import Create, RulesSource, check_create, check_kind, plan_create, rules_of
+from tickets.opening import (
+    SURVIVORS_MAX,
+    Create,
+    RulesSource,
+    check_create,
+    check_kind,
+    plan_create,
+    rules_of,
+)
 from tickets.store import Changed, Query, TicketStore, sort_key
 from tickets.validation import check_draft
 
@@ -47,8 +55,6 @@ SATISFACTION_MAX = 5.0
 BATCH_MAX = 100
 #: Batches of one such change; what is left then comes with the message's next delivery.
 BATCHES_MAX = 100
-#: Merges one after another through which a customer is followed.
-SURVIVORS_MAX = 20
 #: Tickets of a survivor that are looked at when a merge is undone.
 UNMERGE_TICKETS_MAX = 10_000
 #: Tickets of a team's pile that are tried for one to claim.
@@ -115,8 +121,19 @@ class Handlers:
 
     def _profile_of(self, draft: Draft) -> Profile | None:
         if draft.customer_id:
-            return self._store.profile(draft.customer_id)
+            return self._customer(draft.customer_id)
         return self._store.profile_of_number(draft.caller_number) if draft.caller_number else None
+
+    def _customer(self, customer_id: str) -> Profile | None:
+        """What is known of a customer, or of the last one who took it over."""
+        profile = self._store.profile(customer_id)
+        for _ in range(SURVIVORS_MAX):
+            taken_by = profile.merged_into if profile is not None else ""
+            survivor = self._store.profile(taken_by) if taken_by else None
+            if survivor is None:
+                break
+            profile = survivor
+        return profile
 
     def update(
         self,
@@ -147,7 +164,9 @@ class Handlers:
         check_kind(ticket.kind, draft)
         tier = None
         if draft.customer_id != ticket.draft.customer_id:
-            profile = self._store.profile(draft.customer_id) if draft.customer_id else None
+            profile = self._customer(draft.customer_id) if draft.customer_id else None
+            if profile is not None:
+                draft = replace(draft, customer_id=profile.customer_id)
             tier = profile.tier if profile else ""
         return engine.update(ticket, draft, self._rules(), self._clock.now_ms(), actor=actor, tier=tier)
 
@@ -540,16 +559,11 @@ class Handlers:
             return None
 
     def _cared_for(self, facts: CareFacts) -> Profile | None:
-        profile = self._store.profile(facts.customer_id) if facts.customer_id else None
-        if profile is None:
-            return self._store.profile_of_number(facts.number) if facts.number else None
         # Told before merges and heard after them: the last survivor's.
-        for _ in range(SURVIVORS_MAX):
-            survivor = self._store.profile(profile.merged_into) if profile.merged_into else None
-            if survivor is None:
-                break
-            profile = survivor
-        return profile
+        profile = self._customer(facts.customer_id) if facts.customer_id else None
+        if profile is not None or not facts.number:
+            return profile
+        return self._store.profile_of_number(facts.number)
 
     def care_over(self, ticket_id: str, reason: str) -> None:
         """Cancels the ticket of an occasion that is over, unless somebody has ended it or the operator's flow

@@ -113,6 +113,14 @@ def _risk_changed(use: Handlers, event: Event) -> None:
         use.care_wanted(facts)
 
 
+def erased_customer(event: Event) -> str:
+    """The id of the customer that an event says is erased; empty for any other event."""
+    if event.type != ERASED:
+        return ""
+    profile = convert.profile_of(event.message(crm_events.CustomerErased).customer)
+    return profile.customer_id if profile is not None else ""
+
+
 _CUSTOMER_EVENTS: Mapping[type[Any], Callable[[Handlers, Event], None]] = {
     crm_events.CustomerCreated: _created,
     crm_events.CustomerUpdated: _updated,

@@ -21,11 +21,11 @@ from tickets.records import (
 from tickets.reporting import ImportedCaseDocument
 
 HELD: tuple[Held, ...] = (
-    *of_documents([TicketDocument, CommentDocument, HistoryPageDocument], DataClass.PERSONAL, Rule.ERASED),
-    *of_documents([ProfileDocument], DataClass.READ_MODEL, Rule.ERASED),
     *of_documents(
-        [ProblemDocument, ReviewDocument, AssetDocument, QuestionDocument], DataClass.BUSINESS, Rule.DELETED
+        [TicketDocument, CommentDocument, HistoryPageDocument, AssetDocument], DataClass.PERSONAL, Rule.ERASED
     ),
+    *of_documents([ProfileDocument], DataClass.READ_MODEL, Rule.ERASED),
+    *of_documents([ProblemDocument, ReviewDocument, QuestionDocument], DataClass.BUSINESS, Rule.DELETED),
     *of_documents(
         [
             ArticleDocument,

@@ -18,6 +18,8 @@ from tickets.validation import check_draft
 if TYPE_CHECKING:
     from chassis.bus import Event
 
+#: Merges one after another through which a customer is followed.
+SURVIVORS_MAX = 20
 #: The rules, or where to ask for the latest.
 RulesSource = Rules | Callable[[], Rules]
 Encode = Callable[[Ticket, Happening], "Event"]
@@ -86,13 +88,14 @@ def check_create(command: Create, *, parent_exists: bool) -> None:
 
 
 def plan_create(command: Create, profile: Profile | None, rules: Rules, now: int) -> Change:
-    """The ticket that a checked command opens, with what is known of its customer."""
-    draft = command.draft
+    """The ticket that a checked command opens, with what is known of its customer, or of the one who took it
+    over."""
+    draft, named = command.draft, command.draft.customer_id
     if profile is not None:
         language = draft.language or profile.language
         draft = replace(draft, customer_id=profile.customer_id, language=language)
     draft = engine.with_documents(command.kind, draft)
-    return engine.open_ticket(
+    change = engine.open_ticket(
         command.ticket_id or new_id(),
         command.kind,
         draft,
@@ -103,6 +106,10 @@ def plan_create(command: Create, profile: Profile | None, rules: Rules, now: int
         tier=profile.tier if profile else "",
         parent_id=command.parent_id,
     )
+    if named in ("", draft.customer_id):
+        return change
+    # the customer that was named is merged into this one; should that be undone, it is the ticket's again
+    return replace(change, ticket=replace(change.ticket, merged_from=(named,)))
 
 
 class Opening:
@@ -132,7 +139,18 @@ class Opening:
         )
         return (await self._store.insert(new))[0]
 
+    async def _customer(self, customer_id: str) -> Profile | None:
+        """What is known of a customer, or of the last one who took it over."""
+        profile = await self._store.profile(customer_id)
+        for _ in range(SURVIVORS_MAX):
+            taken_by = profile.merged_into if profile is not None else ""
+            survivor = await self._store.profile(taken_by) if taken_by else None
+            if survivor is None:
+                break
+            profile = survivor
+        return profile
+
     async def _profile_of(self, draft: Draft) -> Profile | None:
         if draft.customer_id:
-            return await self._store.profile(draft.customer_id)
+            return await self._customer(draft.customer_id)
         return await self._store.profile_of_number(draft.caller_number) if draft.caller_number else None

@@ -9,19 +9,23 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 from mongoengine import DictField, IntField, StringField
 
-from chassis.errors import AlreadyExists, EtagMismatch, NotFound
+from chassis.errors import AlreadyExists, EtagMismatch, NotFound, Unavailable
 from chassis.idempotency import check_repeat
 from chassis.mongo import Aggregate, create_once, update_aggregate
 from tickets import filters
-from tickets.filters import Field, Term
+from tickets.filters import Condition, Field, Term
 
 if TYPE_CHECKING:
     from chassis.bus import Event
+
+#: Assets of an erased customer removed at once, and how often.
+FORGET_BATCH, FORGET_BATCHES_MAX = 100, 100
 
 
 class RecordDocument(Aggregate):
@@ -226,6 +230,21 @@ def get(records: Records, kind: str, id: str) -> Record:
 def all_of(records: Records, kind: str, most: int) -> list[Record]:
     """Every record of a kind by id, at most `most`."""
     return records.page(RecordQuery(kind=kind, by_id=True), most, None)
+
+
+def forget_assets(records: Records, customer_id: str) -> None:
+    """Removes what an erased customer owned: where it stands is where somebody lives. Safe to repeat;
+    Unavailable when there is more than one delivery removes (the next goes on)."""
+    owner = Condition(field="customer", op="=", value=customer_id)
+    query = RecordQuery(kind="assets", terms=(owner,), fields={"customer": filters.name_field("customers")})
+    for _ in range(FORGET_BATCHES_MAX):
+        found = records.page(query, FORGET_BATCH, None)
+        if not found:
+            return
+        for asset in found:
+            with suppress(EtagMismatch, NotFound):  # changed meanwhile: it is read again
+                records.delete(asset)
+    raise Unavailable(why=f"customers/{customer_id} has more assets than one delivery removes")
 
 
 def key_of(record: Record, query: RecordQuery) -> tuple[int, str]:

@@ -42,6 +42,15 @@ from tickets.model import (
     Ticket,
     Visit,
 )
+from tickets.records import (
+    FORGET_BATCH,
+    MemoryRecords,
+    MongoRecords,
+    Record,
+    Records,
+    all_of,
+    forget_assets,
+)
 from tickets.store import MemoryStore, MongoStore, Query, TicketStore, sort_key
 
 NOW = 1_772_452_800_000
@@ -274,6 +283,22 @@ def test_open_tickets_of_a_number_and_of_a_customer(store: TicketStore) -> None:
     assert [one.id for one in store.open_of_number(NUMBER, 10)] == ["c"]
     assert {one.id for one in store.open_of_customer("1", 10)} == {"a", "b"}
     assert len(store.open_of_customer("1", 1)) == 1
+
+
+@pytest.mark.parametrize("kind", ["memory", pytest.param("mongo", marks=pytest.mark.integration)])
+def test_an_erased_customers_assets_are_gone(kind: str, request: pytest.FixtureRequest) -> None:
+    kept: Records = MemoryRecords()
+    if kind == "mongo":
+        uri, database = request.getfixturevalue("mongo_uri"), request.getfixturevalue("mongo_database")
+        connect(TicketsSettings(mongo_uri=uri, mongo_database=database))
+        request.addfinalizer(disconnect)
+        kept = MongoRecords()
+    for number in range(FORGET_BATCH + 2):
+        owner = {"customer": "2" if number == 1 else "1"}
+        kept.insert(Record(kind="assets", id=f"a{number}", body="{}", search=owner, created_ms=number))
+    for _ in range(2):
+        forget_assets(kept, "1")
+        assert [record.id for record in all_of(kept, "assets", 1_000)] == ["a1"]
 
 
 def test_a_pile_is_what_nobody_has_and_the_skills_are_enough_for(store: TicketStore) -> None:

@@ -31,6 +31,7 @@ from tickets.config import TicketsSettings
 from tickets.documents import DOCUMENTS, TicketDocument
 from tickets.handlers import Create, Handlers
 from tickets.model import Draft, Kind, Phase, Rules
+from tickets.records import MongoRecords, Record
 from tickets.store import MongoStore
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(240)]
@@ -164,6 +165,12 @@ def check_care(
     over = {("silence", Phase.CANCELLED), ("retention", Phase.NEW)}
     wait_until(lambda: care() == over, 30, what="the one that is over is cancelled")
     assert TicketDocument.objects(customer_id=mine, kind="care").count() == 2
+    records = MongoRecords()
+    records.insert(Record(kind="assets", id=mine, body="{}", search={"customer": mine}))
+    gone = crm_events.CustomerSnapshot(customer=customer.customer, version=customer.version + 1)
+    publish("crm", crm_events.CustomerErased(customer=gone))
+    wait_until(lambda: records.find("assets", mine) is None, 30, what="the erased customer's asset is gone")
+    assert TicketDocument.objects(customer_id=mine).count() == 0
 
 
 def seed(store: MongoStore) -> None:

@@ -21,6 +21,7 @@ from tickets import convert, inbound
 from tickets import sla as clocks
 from tickets.engine import Act, IllegalTransition
 from tickets.handlers import BATCH_MAX, Create, Handlers
+from tickets.hotstore import AsyncMemoryStore
 from tickets.model import (
     CallFacts,
     Channel,
@@ -33,6 +34,7 @@ from tickets.model import (
     Ticket,
     TicketRequest,
 )
+from tickets.opening import Opening
 from tickets.store import MemoryStore, Query
 
 DAY_SECONDS = 86_400
@@ -522,6 +524,27 @@ def test_what_is_told_of_one_who_was_merged_or_deleted_finds_whom_it_concerns(de
     assert not desk.all()
     inbound.take(desk.use, churn_task())
     assert [(ticket.draft.customer_id, ticket.tier) for ticket in desk.all()] == [("7", "vip")]
+
+
+async def test_what_is_opened_for_one_who_was_merged_is_the_survivors(desk: Desk) -> None:
+    desk.use.customer_known(Profile(customer_id="7", version=2, tier="vip"))
+    desk.use.customer_known(Profile(customer_id="8", version=2, merged_into="7"))
+    desk.use.customer_known(Profile(customer_id="42", version=2, merged_into="8"))
+    draft = Draft(subject="Bill", customer_id="8")
+    opening = Opening(AsyncMemoryStore(desk.store), desk.clock, RULES, convert.event_of)
+    late = Draft(subject="Bill", customer_id="42")
+    tickets = [
+        await opening.create(Create(kind=Kind.INQUIRY, draft=draft, actor="ann")),
+        desk.create(draft=draft),
+        await opening.create(Create(kind=Kind.INQUIRY, draft=late, actor="ann")),
+    ]
+    named = desk.create(draft=Draft(subject="Bill"))
+    tickets.append(desk.use.update(named.id, None, lambda t: replace(t.draft, customer_id="42"), actor="ann"))
+    assert [(ticket.draft.customer_id, ticket.tier) for ticket in tickets] == [("7", "vip")] * 4
+    restored = Profile(customer_id="8", version=3)
+    desk.use.customers_unmerged(Profile(customer_id="7", version=3, tier="vip"), [restored])
+    owners = [desk.store.get(ticket.id).draft.customer_id for ticket in tickets]
+    assert owners == ["8", "8", "7", "7"]
 
 
 def test_erasure_removes_profile_and_texts(desk: Desk) -> None:
