@@ -249,9 +249,12 @@ class Around:
         agent = convert.read_optional_name("agent", "agents", request.agent)
         if not team and not agent:
             raise InvalidArgument(field="team", why="a team or an agent is required")
+        actor = subject()
         return self._change(
             request_of(request, "TransferTicket", request.name),
-            lambda ticket, now: desk.assign(ticket, agent, team or ticket.team, request.reason, now),
+            lambda ticket, now: desk.transfer(
+                ticket, agent, team or ticket.team, request.reason, now, actor=actor
+            ),
         )
 
     def ReleaseTicket(self, request: Any, context: Any) -> ticket_pb2.Ticket:

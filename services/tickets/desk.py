@@ -25,6 +25,7 @@ from tickets.model import (
     LINKS_MAX,
     PRIORITY_RANK,
     REQUESTS_MAX,
+    TRANSFER,
     WATCHERS_MAX,
     Assigned,
     Attachment,
@@ -40,6 +41,7 @@ from tickets.model import (
     Relation,
     Rules,
     Sla,
+    Step,
     Ticket,
     Updated,
 )
@@ -114,6 +116,26 @@ def assign(ticket: Ticket, agent: str, team: str, reason: str, now: int) -> Chan
         reassign_count=ticket.reassign_count + changed_hands,
     )
     return Change(ticket=given, happenings=(told,))
+
+
+def transfer(ticket: Ticket, agent: str, team: str, reason: str, now: int, *, actor: str) -> Change:
+    """The ticket handed over, with the reason and who did it in its history; no happening when it is so
+    already."""
+    change = assign(ticket, agent, team, reason, now)
+    if not change.happenings:
+        return change
+    given = change.ticket
+    step = Step(
+        sequence=given.step_count + 1,
+        verb=TRANSFER,
+        source=given.state,
+        target=given.state,
+        phase=given.phase,
+        actor=actor,
+        reason=reason,
+        time_ms=given.updated_ms,
+    )
+    return replace(change, ticket=replace(given, history=(*given.history, step), step_count=step.sequence))
 
 
 def claim(ticket: Ticket, agent: str, skills: Collection[str] | None, now: int) -> Change:

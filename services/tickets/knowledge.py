@@ -4,8 +4,9 @@ Message stubs only; `servicer` puts the calls into the gRPC services.
 
 Rules. An article is one record, its draft; what readers see is a version of its own that never changes. An
 edit makes any article a draft again, and what is published stays so until a review publishes the next version
-or somebody withdraws it. Nobody reviews their own (an open server knows no persons and can't tell). Every
-replica looks twice a second for what was published or withdrawn, so it is found there within a second.
+or somebody withdraws it. Nobody reviews what they wrote or changed (an open server knows no persons and can't
+tell). Every replica looks twice a second for what was published or withdrawn, so it is found there within a
+second.
 """
 
 from __future__ import annotations
@@ -134,12 +135,17 @@ _ARTICLE = Resource(
 class Articles(Crud):
     """Articles' drafts."""
 
+    def changed(self, message: Any, record: Record) -> Record:
+        """As for all, with who changed it since the last publication."""
+        made = self.as_record(message, record.id, record)
+        editors = {*record.search.get("editors", ()), current_identity().subject}
+        return replace(made, search={**made.search, "editors": sorted(editors)})
+
     def as_record(self, message: Any, id: str, record: Record | None = None) -> Record:
-        """As for all; which version is published, and when that changed, stays."""
+        """As for all; which version is published, when that changed and by whom the draft was, stays."""
         made = super().as_record(message, id, record)
-        kept = {
-            k: v for k, v in (record.search if record else {}).items() if k in ("published", "indexed_ms")
-        }
+        before = record.search if record is not None else {}
+        kept = {k: v for k, v in before.items() if k in ("published", "indexed_ms", "editors")}
         search = {
             "state": _Article.State.Name(message.state).removeprefix("STATE_"),
             "audience": knowledge_pb2.Audience.Name(message.audience).removeprefix("AUDIENCE_"),
@@ -278,7 +284,7 @@ class Library:
         now = self.clock.now_ms()
         body = _Article()
         body.CopyFrom(message)
-        for field in ("name", "etag", "create_time", "update_time", "publish_time"):
+        for field in ("name", "etag", "create_time", "update_time", "publish_time", "review_reason"):
             body.ClearField(field)
         version = replace(
             self.articles.as_record(body, f"{record.id}{VERSION_MARK}{number}"),
@@ -288,7 +294,7 @@ class Library:
             updated_ms=now,
         )
         self._put(version)
-        return self._indexed(number), [self._event(record.id, number, True)]
+        return {**self._indexed(number), "editors": []}, [self._event(record.id, number, True)]
 
     def _put(self, version: Record) -> None:
         try:
@@ -397,8 +403,10 @@ class KnowledgeCalls:
         def edit(record: Record, message: Any) -> tuple[dict[str, Any], list[Event]]:
             if message.state != _Article.STATE_IN_REVIEW:
                 raise WrongState(subject=request.name, why="is not in review")
-            if message.author == identity.subject and "*" not in identity.scopes:
-                raise OwnReview(subject=request.name, why="its author cannot review it")
+            wrote = {message.author, *record.search.get("editors", ())}
+            if identity.subject in wrote and "*" not in identity.scopes:
+                raise OwnReview(subject=request.name, why="who wrote or changed it cannot review it")
+            message.review_reason = request.reason
             if request.approve:
                 return self._library.publish(record, message)
             message.state = _Article.STATE_DRAFT

@@ -30,6 +30,8 @@ LINKS_MAX, ATTACHMENTS_MAX, WATCHERS_MAX = 100, 64, 64
 REQUESTS_MAX = 16
 #: Comments of a ticket in all.
 COMMENTS_MAX = 10_000
+#: What the history calls a handing over, in which the state stays.
+TRANSFER = "transfer"
 #: Who does what the service does by itself.
 SYSTEM = "system"
 

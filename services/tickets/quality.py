@@ -286,7 +286,7 @@ class QualityCalls:
                 raise InvalidArgument(
                     field="problem.root_cause", why="is required before a cause is identified"
                 )
-            message.state = target
+            message.state, message.state_reason = target, request.reason
 
         return self._problems.change(request.name, request.etag, edit)
 
@@ -353,7 +353,7 @@ class QualityCalls:
         def edit(message: Any) -> None:
             if message.HasField("complete_time"):
                 raise ReviewOver(subject=request.name, why="is complete already")
-            message.verdict = request.verdict
+            message.verdict, message.verdict_reason = request.verdict, request.reason
             message.complete_time.FromMilliseconds(self._clock.now_ms())
 
         return self._scored(self._reviews.change(request.name, request.etag, edit))

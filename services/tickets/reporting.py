@@ -23,7 +23,7 @@ from chassis.ids import check_id
 from tickets import convert, filters, pictures, reports
 from tickets.filters import Condition, Term, boolean_field, text_field
 from tickets.imports import Log, decoded, read_log
-from tickets.model import OPEN_PHASES, ClockState, Kind, Phase, SlaClock, Ticket
+from tickets.model import OPEN_PHASES, TRANSFER, ClockState, Kind, Phase, SlaClock, Ticket
 from tickets.reports import Case
 from tickets.store import Query
 
@@ -156,7 +156,11 @@ def case_of(ticket: Ticket) -> Case:
     return Case(
         id=ticket.id,
         opened_ms=ticket.created_ms,
-        steps=tuple((step.target, step.time_ms, step.phase is Phase.ACTIVE) for step in ticket.history),
+        steps=tuple(
+            (step.target, step.time_ms, step.phase is Phase.ACTIVE)
+            for step in ticket.history
+            if (step.verb, step.target) != (TRANSFER, step.source)
+        ),
         open=ticket.phase in OPEN_PHASES,
         resolved_ms=ticket.resolved_ms,
         closed_ms=ticket.closed_ms,

@@ -34,7 +34,7 @@ def test_an_erasure_reaches_the_services_own_log(service: str, monkeypatch: pyte
     monkeypatch.setattr(consumers, "get_db", lambda: service)
     monkeypatch.setattr(consumers.eventlog, "forget", lambda *asked: forgotten.append(asked))
     # What else it does with it is for the service's own tests.
-    for part in ("forget", "erase", "MongoStore"):
+    for part in ("forget", "erase", "MongoStore", "forget_assets"):
         monkeypatch.setattr(consumers, part, MagicMock(), raising=False)
     consumer = getattr(consumers, name)
     for part in ("use", "facts", "segments", "webhooks"):

@@ -166,6 +166,24 @@ def test_a_pile_is_claimed_by_urgency_and_skill_once(service: Service) -> None:
     assert not back.assignee and [e.reason for e in service.told(events_pb2.TicketAssigned)][-1] == "released"
 
 
+def test_why_and_by_whom_a_ticket_was_handed_over_stays_in_its_history(service: Service) -> None:
+    name = f"tickets/{service.open().id}"
+    request = rpc.TransferTicketRequest(name=name, team="teams/field", reason="a cable", etag="")
+    for _ in range(2):
+        service.TransferTicket(request, None)
+    steps = service.use.steps(name[8:], 0, 10)
+    assert [(s.verb, s.target, s.actor, s.reason) for s in steps[1:]] == [
+        ("transfer", "new", "ann", "a cable")
+    ]
+    service.use.transition(name[8:], None, configuring_act("start"))
+    found = service.reports.GetProcessMap(report_pb2.GetProcessMapRequest(), None)
+    assert {(s.from_activity, s.to_activity) for s in found.steps} == {
+        ("", "new"),
+        ("new", "in_progress"),
+        ("in_progress", ""),
+    }
+
+
 def test_nobody_waits_behind_what_needs_other_skills(
     service: Service, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -835,7 +853,18 @@ def test_articles_are_reviewed_versioned_searched_and_withdrawn(service: Service
     own = knowledge_pb2.ReviewArticleRequest(name=name, approve=True)
     assert refused(lambda: service.knowledge.ReviewArticle(own, None), CallmeshError) == "OWN_REVIEW"
     become("bob", "tickets.knowledge", "tickets.read")
+    back = knowledge_pb2.ReviewArticleRequest(name=name, reason="十秒还是五秒？")
+    service.knowledge.ReviewArticle(back, None)
+    drafted = service.knowledge.GetArticle(knowledge_pb2.GetArticleRequest(name=name, draft=True), None)
+    assert drafted.review_reason == back.reason, "whoever wrote it learns why"
+    service.knowledge.UpdateArticle(knowledge_pb2.UpdateArticleRequest(article=patch), None)
+    service.knowledge.SubmitArticle(knowledge_pb2.SubmitArticleRequest(name=name), None)
+    assert refused(lambda: service.knowledge.ReviewArticle(own, None), CallmeshError) == "OWN_REVIEW"
+    become("eve", "tickets.knowledge", "tickets.read")
+    own.reason = "好"
     assert service.knowledge.ReviewArticle(own, None).version == 2
+    shown = service.knowledge.GetArticle(knowledge_pb2.GetArticleRequest(name=name), None)
+    assert not shown.review_reason, "readers do not see what was said among authors"
     assert search(service, "正文").hits and not search(service, "十秒").hits
     versions = knowledge_pb2.ListArticleVersionsRequest(parent=name)
     assert [v.version for v in service.knowledge.ListArticleVersions(versions, None).versions] == [2, 1]
@@ -915,7 +944,8 @@ def test_problems_have_their_own_table_and_cases(service: Service) -> None:
     assert refused(lambda: service.quality.TransitionProblem(step, None)) == ["problem.root_cause"]
     patch = quality_pb2.Problem(name=made.name, root_cause="firmware 1.2")
     service.quality.UpdateProblem(quality_pb2.UpdateProblemRequest(problem=patch), None)
-    service.quality.TransitionProblem(step, None)
+    step.reason = "seen in the lab"
+    assert service.quality.TransitionProblem(step, None).state_reason == step.reason
     known = quality_pb2.ListProblemsRequest(filter="state = KNOWN_ERROR AND products:modem-7")
     assert len(service.quality.ListProblems(known, None).problems) == 1
 
@@ -947,7 +977,9 @@ def test_a_product_is_reviewed_before_and_improved_after_its_launch(service: Ser
     made = service.quality.CreateReview(quality_pb2.CreateReviewRequest(review=before), None)
     assert (made.ticket_count, made.score) == (0, 0.0), "nothing is in the market, nothing is scored"
     end = quality_pb2.CompleteReviewRequest(name=made.name, verdict=stages.VERDICT_CONDITIONAL)
-    assert service.quality.CompleteReview(end, None).verdict == stages.VERDICT_CONDITIONAL
+    end.reason = "clear once the leaflet is"
+    ended = service.quality.CompleteReview(end, None)
+    assert (ended.verdict, ended.verdict_reason) == (stages.VERDICT_CONDITIONAL, end.reason)
     last = max(stages.Stage.values())
     improve = service.open(kind=2, products=["5G-gold"])
     after = quality_pb2.Review(product="5G-gold", stage=last, improvement_tickets=[f"tickets/{improve.id}"])
