@@ -136,9 +136,12 @@ def _transition(row: flow_pb2.FlowTransition, kind: Kind) -> Transition:
 
 def flow_problems(message: flow_pb2.Flow) -> list[flow_pb2.FlowProblem]:
     """What makes a flow unsound, in the API's words; InvalidArgument for what cannot even be read."""
-    found = [(line.partition(": ")) for line in flows.problems_of(read_flow(message, "checked", 1))]
+    flow = read_flow(message, "checked", 1)
+    found = [line.partition(": ") for line in (*flows.problems_of(flow), *flows.demanding(flow))]
     names = [one.state for one in message.states]
     found += [("AMBIGUOUS_STATE", ": ", name) for name in sorted({n for n in names if names.count(n) > 1})]
+    if flow.follow_up and flow.kind is Kind.RETURN_VISIT:
+        found.append(("BAD_FOLLOW_UP", ": ", "follow_up: a return visit is not visited itself"))
     visit = message.follow_up.flow
     if visit and (target := flows.find_flow(visit.removeprefix("flows/"))) is None:
         found.append(("UNKNOWN_FLOW", ": ", f"{visit[:96]} of the follow-up does not exist"))

@@ -924,7 +924,7 @@ def attach_call(ticket: Ticket, facts: CallFacts, rules: Rules) -> Change:
 
 # ---- what crm says
 
-#: What an erased customer's tickets have for a subject.
+#: What an erased customer's tickets have for a subject, and what is still to be done to others for a reason.
 ERASED = "(erased)"
 
 
@@ -992,7 +992,8 @@ def erase(ticket: Ticket, now: int) -> Change:
     calls = tuple(replace(call, notes="", reason="") for call in ticket.calls)
     visit = ticket.visit and replace(ticket.visit, comment="")
     links = (IntentKind.LINK, IntentKind.UNLINK)
-    intents = tuple(i if i.kind in links else replace(i, reason="") for i in ticket.intents)
+    # a reason is left: without one the other ticket could not be reopened
+    intents = tuple(i if i.kind in links else replace(i, reason=ERASED) for i in ticket.intents)
     erased = replace(
         ticket,
         draft=bare,

@@ -258,19 +258,32 @@ def _row_problems(flow: Flow) -> list[str]:
     return problems
 
 
-def _missing_verbs(flow: Flow) -> list[str]:
-    """Verbs that the service itself has to be able to use."""
+def _needed(flow: Flow) -> list[tuple[str, str]]:
+    """(verb, state) of what the service itself has to be able to do."""
     needed: list[tuple[str, Iterable[Phase]]] = []
     if flow.follow_up:
         needed += [("close", {Phase.RESOLVED}), ("reopen", {Phase.RESOLVED})]
     if flow.kind is Kind.RETURN_VISIT:
         needed.append(("cancel", OPEN_PHASES))
-    have = {(source, row.verb) for row in flow.transitions for source in row.sources}
     return [
-        f"MISSING_TRANSITION: {verb} from {state}"
-        for verb, phases in needed
-        for state, phase in flow.states.items()
-        if phase in phases and (state, verb) not in have
+        (verb, state) for verb, phases in needed for state, phase in flow.states.items() if phase in phases
+    ]
+
+
+def _missing_verbs(flow: Flow) -> list[str]:
+    have = {(source, row.verb) for row in flow.transitions for source in row.sources}
+    needed = _needed(flow)
+    return [f"MISSING_TRANSITION: {verb} from {state}" for verb, state in needed if (state, verb) not in have]
+
+
+def demanding(flow: Flow) -> list[str]:
+    """Where the service has to be able to do something and the row asks for what only people can give, one
+    line each. Not part of `problems_of`: what an earlier release stored is read all the same."""
+    rows = {(source, row.verb): row for row in flow.transitions for source in row.sources}
+    return [
+        f"MISSING_TRANSITION: {verb} from {state} must require nothing but a reason"
+        for verb, state in _needed(flow)
+        if (state, verb) in rows and rows[state, verb].requires - _REASON
     ]
 
 

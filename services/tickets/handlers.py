@@ -6,6 +6,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
+from pymongo.errors import PyMongoError
+
 from chassis.clock import Clock
 from chassis.errors import AlreadyExists, CallmeshError, EtagMismatch, InvalidArgument, NotFound, Unavailable
 from chassis.idempotency import check_repeat
@@ -69,6 +71,9 @@ DAY_MS = 86_400_000
 FOLLOW_UP_DAYS_MAX = 366
 #: How long a ticket's timers are held back after one failed, business ms.
 POSTPONE_MS = 60_000
+
+#: A flow has no such transition, or asks for what only people can give.
+LEFT_TO_PEOPLE = (engine.IllegalTransition, engine.TransitionIncomplete, InvalidArgument)
 
 #: Makes the event of what happened to a ticket; `convert.event_of`.
 Encode = Callable[[Ticket, Happening], "Event"]
@@ -226,7 +231,7 @@ class Handlers:
         for intent in ticket.intents:
             try:
                 ticket = self._carry_out(ticket, intent)
-            except CallmeshError:
+            except (CallmeshError, PyMongoError):
                 return ticket
         return ticket
 
@@ -460,7 +465,7 @@ class Handlers:
             return None
         try:
             return retry_conflicts(attempt)
-        except engine.IllegalTransition:
+        except LEFT_TO_PEOPLE:
             return None
 
     def _believable(self, facts: CallFacts) -> CallFacts:
@@ -572,7 +577,7 @@ class Handlers:
             return
         try:
             self.transition(ticket_id, None, engine.Act(verb="cancel", actor=engine.SYSTEM, reason=reason))
-        except (engine.IllegalTransition, engine.TransitionIncomplete):
+        except LEFT_TO_PEOPLE:
             return
 
     def customer_erased(self, customer_id: str, version: int) -> None:

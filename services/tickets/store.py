@@ -14,6 +14,7 @@ from pymongo import UpdateOne
 from pymongo.errors import DuplicateKeyError
 from pymongo.write_concern import WriteConcern
 
+from chassis import logs
 from chassis.errors import AlreadyExists, EtagMismatch, NotFound
 from chassis.idempotency import check_repeat
 from chassis.mongo import OUTBOX_EVENTS_MAX, create_once, pending_entry, update_aggregate
@@ -50,6 +51,10 @@ from tickets.model import (
 if TYPE_CHECKING:
     from chassis.bus import Event
 
+log = logs.get_logger(__name__)
+
+#: How long the timers of a ticket that cannot be read are put off, business ms.
+UNREADABLE_HOLD_MS = 60_000
 #: Most open tickets of one caller and topic that are looked at when a call might join one.
 CANDIDATES_MAX = 50
 
@@ -154,7 +159,8 @@ class TicketStore(Protocol):
         """Ids of tickets with a timer due, longest due first."""
 
     def due_tickets(self, now_ms: int, limit: int) -> list[Ticket]:
-        """Tickets with a timer due, whole, longest due first."""
+        """Tickets with a timer due, whole, longest due first. One that cannot be read is put off, and does
+        not keep the others waiting."""
 
     def update_many(self, changes: Sequence[Changed]) -> None:
         """As `update` for many in one trip; a ticket that somebody else wrote in between, or that has no room
@@ -394,8 +400,19 @@ class MongoStore:
 
     def due_tickets(self, now_ms: int, limit: int) -> list[Ticket]:
         """As the port says."""
-        found = self._tickets().find({"timer_ms": {"$lte": now_ms}}, {"outbox": 0})
-        return [from_raw(raw) for raw in found.sort([("timer_ms", 1), ("_id", 1)]).limit(limit)]
+        query = {"timer_ms": {"$lte": now_ms}}
+        found = []
+        for raw in (
+            self._tickets().find(query, {"outbox": 0}).sort([("timer_ms", 1), ("_id", 1)]).limit(limit)
+        ):
+            try:
+                found.append(from_raw(raw))
+            except (KeyError, TypeError, ValueError):
+                # of a newer release, say, that was rolled back
+                log.exception("store.unreadable", ticket=raw["_id"])
+                later = {"$set": {"timer_ms": now_ms + UNREADABLE_HOLD_MS}}
+                self._tickets().update_one({"_id": raw["_id"], "version": raw["version"]}, later)
+        return found
 
     def update_many(self, changes: Sequence[Changed]) -> None:
         """As the port says. Only what changed is written."""

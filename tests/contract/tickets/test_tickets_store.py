@@ -51,7 +51,7 @@ from tickets.records import (
     all_of,
     forget_assets,
 )
-from tickets.store import MemoryStore, MongoStore, Query, TicketStore, sort_key
+from tickets.store import UNREADABLE_HOLD_MS, MemoryStore, MongoStore, Query, TicketStore, sort_key
 
 NOW = 1_772_452_800_000
 RULES = Rules(sla=clocks.DEFAULT_POLICY, follow_up_delay_ms=86_400_000)
@@ -334,6 +334,21 @@ def test_timers_are_found_by_due_time(store: TicketStore) -> None:
     assert store.due(first * 2, 10) == ["soon", "late"] and store.due(first * 2, 1) == ["soon"]
     store.update(engine.postponed(store.get("soon"), first + 5), ())
     assert store.due(first, 10) == []
+
+
+@pytest.mark.integration
+def test_a_ticket_that_cannot_be_read_does_not_keep_other_timers_waiting(
+    mongo_uri: str, mongo_database: str, request: pytest.FixtureRequest
+) -> None:
+    connect(TicketsSettings(mongo_uri=mongo_uri, mongo_database=mongo_database))
+    request.addfinalizer(disconnect)
+    store, due = MongoStore(), NOW + 60 * clocks.MINUTE_MS
+    add(store, ticket("newer"), ticket("other"))
+    newer = {"$set": {"kind": "hologram", "timer_ms": NOW}}
+    TicketDocument._get_collection().update_one({"_id": "newer"}, newer)
+    assert [one.id for one in store.due_tickets(due, 10)] == ["other"]
+    assert store.due(due, 10) == ["other"], "it is looked at again later"
+    assert store.due(due + UNREADABLE_HOLD_MS, 10) == ["other", "newer"]
 
 
 def test_a_long_history_is_read_in_pages_from_both_places(store: TicketStore) -> None:

@@ -10,6 +10,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 import pytest
+from pymongo.errors import AutoReconnect
 
 from callmesh.crm.v1 import customers_pb2
 from callmesh.crm.v1 import events_pb2 as crm_events
@@ -261,6 +262,29 @@ def test_content_closes_and_discontent_reopens_the_parent(desk: Desk) -> None:
     assert answered.intents == () and other.use.due(10) == []
     (told,) = other.told(events_pb2.FollowUpCompleted)
     assert not told.visit.satisfied and told.visit.satisfaction_score == 1
+
+
+@pytest.mark.parametrize("erased", [False, True])
+def test_a_verdict_is_kept_while_the_database_is_away_and_through_an_erasure(
+    desk: Desk, monkeypatch: pytest.MonkeyPatch, erased: bool
+) -> None:
+    desk.use.customer_known(Profile(customer_id="42", version=1, numbers=(NUMBER,)))
+    parent, visit = with_visit(desk)
+    update = desk.store.update
+
+    def away_for_the_parent(ticket: Ticket, events: Sequence[Event]) -> Ticket:
+        if ticket.id == parent:
+            raise AutoReconnect("gone")
+        return update(ticket, events)
+
+    monkeypatch.setattr(desk.store, "update", away_for_the_parent)
+    answered = desk.act(visit, "dissatisfied", reason="still wrong")
+    assert answered.phase is Phase.CLOSED and answered.intents, "what was said is stored"
+    monkeypatch.setattr(desk.store, "update", update)
+    if erased:
+        desk.use.customer_erased("42", 2)
+    desk.run_timers()
+    assert desk.store.get(parent).phase is Phase.ACTIVE and not desk.store.get(visit).intents
 
 
 def test_reopening_by_hand_cancels_the_visit(desk: Desk) -> None:

@@ -546,6 +546,24 @@ def test_unsound_flows_name_each_problem(service: Service) -> None:
     hasty = own_flow(silent_assignee_limit=Duration())
     found = service.flows.ValidateFlow(flow_pb2.ValidateFlowRequest(flow=hasty), None).problems
     assert [problem.problem for problem in found] == ["BAD_DURATION"]
+    demanding = own_flow(follow_up={"share": 1.0})
+    demanding.states.add(state="resolved", phase=pb.TICKET_PHASE_RESOLVED)
+    for verb, source, target, fields in (
+        ("resolve", "legal", "resolved", ["resolution"]),
+        ("reopen", "resolved", "legal", ["reason"]),
+        ("close", "resolved", "done", ["reason", "customer"]),
+    ):
+        step = flow_pb2.FlowTransition(transition=verb, from_states=[source], to_state=target)
+        step.required_fields.extend(fields)
+        demanding.transitions.append(step)
+    visits = convert_config.flow_to_proto(flows.FLOWS["return_visit"])
+    visits.follow_up.share = 1.0
+    found = [
+        (problem.problem, problem.subject)
+        for asked in (demanding, visits)
+        for problem in service.flows.ValidateFlow(flow_pb2.ValidateFlowRequest(flow=asked), None).problems
+    ]
+    assert found == [("MISSING_TRANSITION", "close"), ("BAD_FOLLOW_UP", "follow_up")]
     create = flow_pb2.CreateFlowRequest(flow=flow, flow_id="bad")
     assert refused(lambda: service.flows.CreateFlow(create, None), CallmeshError) == "FLOW_UNSOUND"
     create = flow_pb2.CreateFlowRequest(flow=own_flow(), flow_id="complaint")
