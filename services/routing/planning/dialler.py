@@ -417,7 +417,7 @@ class Dialler:
 
     async def _through(self, agent: str, begun: _Begun) -> None:
         """One contact from its beginning to its end."""
-        answered = False
+        answered = unknown = False
         try:
             begun.call = await self.calls.begin(begun.person, agent)
             if begun.recalled:
@@ -427,14 +427,16 @@ class Dialler:
                 begun.phase = Phase.TALKING
                 await begun.call.wait_ended()
         except CallmeshError as error:
+            # Where a call was placed they may be talking: its reservation ends by itself.
+            unknown = begun.call is not None
             log.info("outbound_call_failed", agent=agent, error=error.reason)
         finally:
             if self._begun.get(agent) is begun:
                 del self._begun[agent]
             self._due.set()
         outcome = "accepted" if answered else "recalled" if begun.recalled else "not_accepted"
-        _offers.labels(outcome).inc()
-        if not answered:
+        _offers.labels("unknown" if unknown else outcome).inc()
+        if not answered and not unknown:
             await self._give_back([_Held(begun.person, 0.0)])
 
     async def _withdraw(self, agents: Sequence[str]) -> None:

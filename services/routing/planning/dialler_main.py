@@ -83,6 +83,9 @@ PRIORITY = -100
 OFFER_SECONDS = 60
 #: After leaving a call's stream routing is asked so often, and this much later each time, what became of it.
 LEFT_LOOKS_MAX, LEFT_LOOK_SECONDS = 20, 0.1
+#: Where a call's stream has broken routing is asked so often, real seconds: until it is known whether the
+#: agent has accepted, and while they talk.
+ASK_SECONDS, ASK_TALK_SECONDS = 0.5, 5.0
 #: Forecasts are asked for this often, real seconds, for so many half-hours.
 FORECAST_SECONDS, FORECAST_HALF_HOURS = 1_800.0, 8
 #: So soon again when there was no answer: one plan is made at a time, and that takes a while.
@@ -108,6 +111,7 @@ _MODES: Mapping[int, Mode] = {
 }
 #: Results of marketing's that say that a person answered.
 _ANSWERED = ("SUCCESS", "DECLINED", "CALL_BACK", "ABANDONED", "OPTED_OUT")
+_UNKNOWN = "the call does not say what became of it"
 _BUSY = (agent_pb2.AGENT_STATE_RESERVED, agent_pb2.AGENT_STATE_ON_CALL, agent_pb2.AGENT_STATE_WRAP_UP)
 
 
@@ -353,23 +357,67 @@ class GrpcCall:
         self._reading = asyncio.create_task(self._read())
 
     async def _read(self) -> None:
-        connected = False
+        """Until routing says that the call is over; where its stream breaks before that, routing is asked."""
+        over = False
         try:
-            async for event in self._stream:
-                kind = event.WhichOneof("event")
-                if kind == "connected":
-                    connected = True
-                    self.address = event.connected.agent_address
-                    self._settle(True)
-                elif kind == "ended" or (kind == "offer_ended" and not connected):
-                    # The agent did not want it: nobody else is to have it either.
-                    break
-        except (grpc.aio.AioRpcError, asyncio.CancelledError) as error:
-            log.info("outbound_stream_ended", call=self.call_id, error=type(error).__name__)
+            over = await self._heard()
+        except grpc.aio.AioRpcError as error:
+            # What is refused for good was never placed.
+            over = error.code() in _LASTING
+            log.info("outbound_stream_ended", call=self.call_id, error=error.code().name)
+        except asyncio.CancelledError:
+            # The stream was left; a task that is to end does.
+            if asyncio.current_task().cancelling():  # type: ignore[union-attr]
+                raise
         finally:
             self._stream.cancel()
-            if not self._leaving:
-                self._settle(connected)
+        if not over:
+            await self._ask_after()
+        elif not self._leaving:
+            self._settle(False)
+
+    async def _heard(self) -> bool:
+        """Reads the stream; whether it was told that the call is over."""
+        async for event in self._stream:
+            kind = event.WhichOneof("event")
+            if kind == "connected":
+                self.address = event.connected.agent_address
+                self._settle(True)
+            elif kind == "ended" or (kind == "offer_ended" and not self._answered.done()):
+                # The agent did not want it: nobody else is to have it either.
+                return True
+        return False
+
+    async def _ask_after(self) -> None:
+        """What becomes of a call without its stream: a conversation goes on. `withdraw` finds out about one
+        that is withdrawn.
+        """
+        if self._leaving and not await asyncio.shield(self._answered):
+            return
+        while True:
+            try:
+                call = await self._now()
+                if call is None or call.state == call_pb2.CALL_STATE_ENDED:
+                    break
+                if call.state == call_pb2.CALL_STATE_CONNECTED:
+                    self._settle(True)
+                elif call.detached:
+                    break
+            except CallmeshError as error:
+                log.info("outbound_call_unseen", call=self.call_id, error=error.message)
+            await asyncio.sleep(ASK_TALK_SECONDS if self._answered.done() else ASK_SECONDS)
+        self._settle(False)
+
+    async def _now(self) -> call_pb2.Call | None:
+        """The call as routing has it; None where it has none. Raises CallmeshError."""
+        asking = routing_pb2.GetCallRequest(name=f"calls/{self.call_id}")
+        try:
+            found: call_pb2.Call = await self._peers.routing.GetCall(asking, **self._peers.how())
+        except grpc.aio.AioRpcError as error:
+            if error.code() is grpc.StatusCode.NOT_FOUND:
+                return None
+            raise Unavailable(why=f"{error.code().name}: {error.details()}", retry_seconds=1.0) from None
+        return found
 
     def _settle(self, answered: bool) -> None:
         if not self._answered.done():
@@ -381,7 +429,7 @@ class GrpcCall:
                 return await asyncio.shield(self._answered)
         except TimeoutError:
             self._stream.cancel()
-            return False
+            raise Unavailable(why=_UNKNOWN, retry_seconds=LOOK_SECONDS) from None
 
     async def wait_ended(self) -> None:
         await asyncio.shield(self._reading)
@@ -393,9 +441,11 @@ class GrpcCall:
         for _ in range(LEFT_LOOKS_MAX):
             if self._answered.done():
                 return
-            asking = routing_pb2.GetCallRequest(name=f"calls/{self.call_id}")
-            call = await asked(self._peers.routing.GetCall(asking, **self._peers.how()))
-            if call.state == call_pb2.CALL_STATE_CONNECTED:
+            call = await self._now()
+            if call is None:
+                # Not placed, and without a stream nobody is offered it.
+                self._settle(False)
+            elif call.state == call_pb2.CALL_STATE_CONNECTED:
                 self._settle(True)
             elif call.detached or call.state == call_pb2.CALL_STATE_ENDED:
                 self._settle(False)
@@ -403,7 +453,7 @@ class GrpcCall:
                 await asked(self._peers.routing.HangUp(request, **self._peers.how()))
             else:
                 await asyncio.sleep(LEFT_LOOK_SECONDS)
-        raise Unavailable(why="the call does not say what became of it", retry_seconds=LOOK_SECONDS)
+        raise Unavailable(why=_UNKNOWN, retry_seconds=LOOK_SECONDS)
 
 
 def call_id_of(person: Person) -> str:
