@@ -12,7 +12,9 @@ outbound.
    told so, and it is counted. So it is when the person hangs up before an agent is there.
 4. A dropped line that had just been answered counts as abandoned, too: the person heard it.
 5. What comes of a line that no agent has spoken on is reported from here; what comes of a conversation, by
-   the desktop. What a list's attempts came to before this process began counts from its first look on.
+   the desktop. A report that marketing could not take is told again at the next looks, and nobody else is
+   reserved before: whose result is not known is free again soon, and would be called again. What a list's
+   attempts came to before this process began counts from its first look on.
 """
 
 from __future__ import annotations
@@ -26,7 +28,7 @@ from typing import Any
 import structlog
 
 from chassis import metrics
-from chassis.errors import CallmeshError
+from chassis.errors import CallmeshError, Unavailable
 from routing.planning.blending import Contacts, Phase
 from routing.planning.dialler_ports import (
     Call,
@@ -48,6 +50,8 @@ log = structlog.get_logger(__name__)
 ATTEMPTS_SEEN, ATTEMPTS_EXPECTED = 500, 20
 #: At the end: how long lines may take to say what became of them, real seconds.
 END_SECONDS = 5.0
+#: Looks at which a result is told again.
+TELLINGS_MAX = 30
 
 _lines = metrics.counter(
     "callmesh_dialler_lines_total", "Lines rung for agents, by what came of them.", ("result",)
@@ -61,6 +65,15 @@ class _Ring:
     person: Person
     line: Line
     dropped: bool = False
+
+
+@dataclass(eq=False, slots=True)
+class _Owed:
+    """A result that marketing has not heard of."""
+
+    person: Person
+    result: LineResult
+    tellings: int = 0
 
 
 @dataclass(kw_only=True, slots=True)
@@ -85,6 +98,8 @@ class Ahead:
     _busy: dict[str, Phase] = field(default_factory=dict)
     #: Contacts that are spoken to.
     _talks: set[str] = field(default_factory=set)
+    #: Results to be told again, by contact: of lines, so no more than there are.
+    _owed: dict[str, _Owed] = field(default_factory=dict)
     _paces: dict[str, Pacing] = field(default_factory=dict)
     _answers: deque[bool] = field(default_factory=lambda: deque(maxlen=ATTEMPTS_SEEN))
     _tasks: set[asyncio.Task[None]] = field(default_factory=set)
@@ -109,7 +124,17 @@ class Ahead:
     @property
     def busy(self) -> bool:
         """Whether anything is in hand."""
-        return bool(self._pool or self._ringing or self._busy)
+        return bool(self._pool or self._ringing or self._busy or self._owed)
+
+    @property
+    def owes(self) -> bool:
+        """Whether a result is still to be told."""
+        return bool(self._owed)
+
+    def has(self, contact: str) -> bool:
+        """Whether somebody is rung, spoken to or owed a result."""
+        rings = any(ring.person.contact == contact for ring in self._ringing.values())
+        return rings or contact in self._talks or contact in self._owed
 
     def talking(self) -> Sequence[str]:
         """Contacts that are spoken to."""
@@ -243,7 +268,23 @@ class Ahead:
 
     async def _report(self, person: Person, result: LineResult) -> None:
         _lines.labels(result.value).inc()
-        await self._safely(self.lists.record(person, result))
+        await self._tell(_Owed(person, result))
+
+    async def _tell(self, owed: _Owed) -> None:
+        contact = owed.person.contact
+        try:
+            await self.lists.record(owed.person, owed.result)
+        except CallmeshError as error:
+            log.info("outbound_result_not_told", contact=contact, error=error.reason)
+            owed.tellings += 1
+            if isinstance(error, Unavailable) and owed.tellings <= TELLINGS_MAX:
+                self._owed[contact] = owed
+                return
+        self._owed.pop(contact, None)
+
+    async def tell_owed(self) -> None:
+        """Tells what could not be told before."""
+        await asyncio.gather(*map(self._tell, list(self._owed.values())))
 
     async def _safely(self, asking: Awaitable[None]) -> None:
         """What cannot be told now ends with the contact's lease."""
@@ -358,3 +399,4 @@ class Ahead:
         for task in waiting:
             task.cancel()
         await asyncio.gather(*waiting, return_exceptions=True)
+        await self.tell_owed()

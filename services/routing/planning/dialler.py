@@ -39,7 +39,7 @@ import structlog
 
 from chassis import metrics
 from chassis.clock import Clock
-from chassis.errors import CallmeshError
+from chassis.errors import CallmeshError, Unavailable
 from routing.planning.ahead import Ahead
 from routing.planning.blended_day import Outlook
 from routing.planning.blending import Act, Blending, Look, Order, Phase, Seat
@@ -82,6 +82,8 @@ EMPTY_SECONDS, BLENDED_SECONDS = 15.0, 30.0
 END_SECONDS = 5.0
 #: Numbers that are remembered, and for how long: who was called often enough goes back.
 NUMBERS_MAX, DAY_MS = 100_000, 86_400_000
+#: Contacts that could not be given back are remembered so many; the lease of others ends by itself.
+UNRETURNED_MAX = 1_000
 #: Arrivals of one look that are told apart.
 ARRIVALS_MAX = 10_000
 
@@ -144,6 +146,8 @@ class Dialler:
     _tasks: set[asyncio.Task[None]] = field(default_factory=set)
     #: Contacts that are begun, to the end of their reservation.
     _until: dict[str, int] = field(default_factory=dict)
+    #: Contacts that are to be given back once marketing answers.
+    _unreturned: list[str] = field(default_factory=list)
     _idle: bool = False
     _left_behind: LeftBehind = field(init=False)
     _left_behind_at: float = -1e9
@@ -193,6 +197,7 @@ class Dialler:
         await self._give_back(self._held)
         self._held = []
         await self._ahead.close()
+        await self._make_up()
         # Who talks goes on without this process.
         tasks = list(self._tasks) + ([self._sweeping] if self._sweeping else [])
         if any(begun.phase is Phase.DIALLING for begun in self._begun.values()):
@@ -225,6 +230,7 @@ class Dialler:
         self._looked_at = now
         self._count(seen)
         self._ahead.settle(seen)
+        await self._make_up()
         await self._tidy(seen.now_ms, now)
         await self._keep(seen.now_ms)
         await self._stock(seen, now)
@@ -232,7 +238,8 @@ class Dialler:
         self._sweep(now)
 
     def _has_nothing_to_do(self) -> bool:
-        return not (self._running or self._begun or self._held or self._ahead.busy)
+        in_hand = self._begun or self._held or self._unreturned or self._ahead.busy
+        return not (self._running or in_hand)
 
     def _sweep(self, now: float) -> None:
         """Looks after what other diallers left behind, beside everything else."""
@@ -267,6 +274,15 @@ class Dialler:
                 self.outlook.arrived(seen.now_ms)
         self._offered = seen.offered
 
+    async def _make_up(self) -> None:
+        """Says what marketing could not be told before."""
+        await self._ahead.tell_owed()
+        in_hand = {held.person.contact for held in self._held}
+        in_hand |= {begun.person.contact for begun in self._begun.values()}
+        late, self._unreturned = self._unreturned, []
+        # One that has been reserved anew is no business of the old reservation.
+        await self._return([each for each in late if each not in in_hand and not self._ahead.has(each)])
+
     async def _tidy(self, now_ms: int, now: float) -> None:
         """Held contacts that are too old, or may not be called any more, go back; what is on its way for a
         list that does not run any more is withdrawn.
@@ -298,6 +314,8 @@ class Dialler:
         wanted = max(free, self._ahead.wanted(seen.now_ms, free) - self._ahead.ringing)
         missing = wanted + SPARE - len(self._held)
         if self.stopped or not self._running or not free or seen.waiting or missing <= 0:
+            return
+        if self._ahead.owes:
             return
         if now < self._empty_until:
             return
@@ -457,13 +475,17 @@ class Dialler:
             log.info("recall_failed", agent=agent, error=error.reason)
 
     async def _give_back(self, held: Sequence[_Held]) -> None:
-        if not held:
+        await self._return([each.person.contact for each in held])
+
+    async def _return(self, contacts: Sequence[str]) -> None:
+        if not contacts:
             return
         try:
-            await self.lists.give_back([each.person.contact for each in held])
+            await self.lists.give_back(contacts)
         except CallmeshError as error:
-            # Their lease ends by itself.
-            log.info("contacts_not_returned", count=len(held), error=error.reason)
+            log.info("contacts_not_returned", count=len(contacts), error=error.reason)
+            if isinstance(error, Unavailable):
+                self._unreturned = [*self._unreturned, *contacts][-UNRETURNED_MAX:]
 
 
 async def _within(seconds: float, event: asyncio.Event) -> bool:

@@ -18,6 +18,7 @@ from chassis.client import Dialer
 from chassis.errors import FailedPrecondition, Unavailable
 from chassis.testing import FakeClock
 from routing.planning import dialler_main
+from routing.planning.ahead import TELLINGS_MAX
 from routing.planning.blending import BlendingRules, Contacts, ForecastBlending, ThresholdBlending
 from routing.planning.calling_hours import CallingHours
 from routing.planning.dialler import (
@@ -28,6 +29,7 @@ from routing.planning.dialler import (
     LEASE_SECONDS,
     LEFT_BEHIND_SECONDS,
     Dialler,
+    _Held,
     attributes_of,
 )
 from routing.planning.dialler_config import OWN, DiallerSettings, environment_of
@@ -110,6 +112,8 @@ class FakeLists:
         return [each for each in self.left if each.person.contact_list == name]
 
     async def record(self, person: Person, result: LineResult) -> None:
+        if self.away:
+            raise Unavailable(why="gone", retry_seconds=1.0)
         self.recorded.append((person.contact, result))
 
     async def results(self, name: str) -> Results:
@@ -121,6 +125,8 @@ class FakeLists:
         return taken
 
     async def give_back(self, contacts: Sequence[str], holder: str = "") -> None:
+        if self.away:
+            raise Unavailable(why="gone", retry_seconds=1.0)
         if holder:
             self.taken_back += [(each, holder) for each in contacts]
             self.left = [each for each in self.left if each.person.contact not in contacts]
@@ -779,6 +785,60 @@ async def test_who_hangs_up_before_an_agent_is_there_calls_nobody_to_an_empty_li
     await place.settle()
     assert place.calls.made["a0"].withdrawn and line.bridged is None
     assert place.lists.recorded == [(line.person.contact, LineResult.ABANDONED)]
+
+
+async def test_a_result_is_told_when_marketing_is_back_and_nobody_is_reserved_before() -> None:
+    """Unknown, the contact would be free again soon, and called a second time."""
+    place = ahead(agents=3, contacts=60)
+    await place.step()
+    (line,) = lines_of(place).ringing()
+    place.lists.away = True
+    line.result.set_result(LineResult.WRONG_NUMBER)
+    await place.settle()
+    asked = place.lists.asked
+    await place.step()
+    assert not place.lists.recorded and place.lists.asked == asked
+    place.lists.away = False
+    await place.step()
+    assert place.lists.recorded == [(line.person.contact, LineResult.WRONG_NUMBER)]
+    # What marketing refuses to hear for good, or goes on failing at, holds nobody up for ever.
+    for error in (FailedPrecondition(), Unavailable(why="gone", retry_seconds=1.0)):
+        place = ahead(agents=3)
+
+        async def record(person: Person, result: LineResult, error: Exception = error) -> None:
+            raise error
+
+        place.lists.record = record  # type: ignore[method-assign]
+        await place.step()
+        (line,) = lines_of(place).ringing()
+        line.result.set_result(LineResult.BUSY)
+        await place.settle()
+        for _ in range(TELLINGS_MAX):
+            await place.step()
+        assert not place.dialler._ahead.owes
+
+
+async def test_what_could_not_be_given_back_is_when_marketing_is_back() -> None:
+    place = Place(people(4), agents=3)
+    await place.step()
+    ((agent, contact),) = place.calls.begun
+    place.lists.away = True
+    place.calls.made[agent].answered.set_result(False)
+    await place.settle()
+    assert place.lists.returned == []
+    place.floor.waiting, place.lists.away = 1, False
+    await place.step()
+    assert place.lists.returned == [contact]
+    # With its lease over it may have been reserved anew meanwhile: then it stays with who has it.
+    place = Place(people(1), agents=3)
+    await place.step()
+    place.lists.away = True
+    place.calls.made["a0"].answered.set_result(False)
+    await place.settle()
+    place.lists.waiting, place.lists.away = people(1), False
+    place.dialler._held = [_Held(people(1)[0], 0.0)]
+    await place.dialler._make_up()
+    assert place.lists.returned == []
 
 
 @pytest.mark.parametrize("loss", ["the agents", "the gateway"])
