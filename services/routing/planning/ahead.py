@@ -5,11 +5,13 @@ outbound.
    ever, and leaves the pool with an inbound call or a recall.
 2. For the pool lines ring, as many as the list's pacing allows (`pacing.py`): of a progressive list one an
    agent, and of a predictive one no more either over the abandon cap, and until enough answers are known.
-   When the pool shrinks, the newest lines are dropped.
-3. Whoever answers is connected to the agent who has waited longest: a call is placed for that agent, whose
-   desktop accepts by itself (`attributes["line"]`). Not accepted within half of what is left of two seconds
-   (`answered_wait_seconds`), the next agent is tried; with nobody left the call is abandoned, the person is
-   told so, and it is counted. So it is when the person hangs up before an agent is there.
+   Agents with the contact's skills count. When the pool shrinks, the newest lines are dropped, and those that
+   nobody left can speak to. An agent for whom nothing can ring leaves.
+3. Whoever answers is connected to the agent who has waited longest, among those whose skills the fewest other
+   lines need: a call is placed for that agent, whose desktop accepts by itself (`attributes["line"]`). Not
+   accepted within half of what is left of two seconds (`answered_wait_seconds`), the next agent is tried; with
+   nobody left the call is abandoned, the person is told so, and it is counted. So it is when the person hangs
+   up before an agent is there.
 4. A dropped line that had just been answered counts as abandoned, too: the person heard it.
 5. What comes of a line that no agent has spoken on is reported from here; what comes of a conversation, by
    the desktop. A report that marketing could not take is told again at the next looks, and nobody else is
@@ -20,7 +22,7 @@ outbound.
 from __future__ import annotations
 
 import asyncio
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Awaitable, Callable, Collection, Coroutine, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -91,8 +93,8 @@ class Ahead:
     answered_wait_seconds: float = ANSWERED_WAIT_MS_MAX / 1000
     #: Called when it is worth looking again.
     changed: Callable[[], None] = lambda: None
-    #: Agent to the look since which they wait, the first first.
-    _pool: dict[str, int] = field(default_factory=dict)
+    #: Agents who wait with their skills, the first first.
+    _pool: dict[str, frozenset[str]] = field(default_factory=dict)
     _ringing: dict[str, _Ring] = field(default_factory=dict)
     #: Agents with somebody who has answered.
     _busy: dict[str, Phase] = field(default_factory=dict)
@@ -140,9 +142,9 @@ class Ahead:
         """Contacts that are spoken to."""
         return sorted(self._talks)
 
-    def pool(self) -> Sequence[str]:
-        """Agents who wait for somebody to answer, the longest waiting first."""
-        return list(self._pool)
+    def _able(self, person: Person) -> list[str]:
+        """Agents of the pool who can speak to somebody."""
+        return [agent for agent, skills in self._pool.items() if person.skills <= skills]
 
     def phase(self, agent: str) -> Phase | None:
         """What an agent does here; None for who is not here."""
@@ -158,9 +160,9 @@ class Ahead:
 
     # --- agents
 
-    def join(self, agent: str, now_ms: int) -> None:
+    def join(self, agent: str, skills: frozenset[str]) -> None:
         """The agent waits for somebody to answer."""
-        self._pool.setdefault(agent, now_ms)
+        self._pool.setdefault(agent, skills)
 
     def leave(self, agent: str) -> bool:
         """The agent waits no more; whether they did."""
@@ -171,6 +173,14 @@ class Ahead:
         free = {each.agent for each in seen.agents if each.free}
         for agent in [each for each in self._pool if each not in free]:
             del self._pool[agent]
+
+    def release(self, held: Sequence[Person]) -> None:
+        """Those for whom nothing rings, and nobody `held` may be rung, have nothing to wait for."""
+        rings = [ring.person for ring in self._ringing.values() if not ring.dropped]
+        wanted = {person.skills for person in (*rings, *filter(self.takes, held))}
+        for agent, skills in list(self._pool.items()):
+            if not any(needed <= skills for needed in wanted):
+                del self._pool[agent]
 
     # --- lists
 
@@ -220,24 +230,27 @@ class Ahead:
         ringing already, or None.
         """
         wanted = self.wanted(now_ms, len(self._pool)) if self._pool else 0
-        live = [ring for ring in self._ringing.values() if not ring.dropped]
-        for ring in live[wanted:]:
-            ring.dropped = True
-            ring.line.drop()
+        kinds, kept = frozenset(self._pool.values()), 0
+        for ring in [each for each in self._ringing.values() if not each.dropped]:
+            if kept < wanted and any(ring.person.skills <= skills for skills in kinds):
+                kept += 1
+            else:
+                ring.dropped = True
+                ring.line.drop()
         while self._pool and self.ringing < wanted and self.lines.room() > 0:
             person = await take(self.ringing)
             if person is None or not await self._dial(person):
                 return
 
     def allows(self, person: Person, lines: int, now_ms: int) -> bool:
-        """Whether this contact's list allows one more than so many lines."""
+        """Whether this contact's list allows one more than so many lines, for those who can speak to them."""
         pace = self._paces.get(person.contact_list)
-        return pace is not None and lines < pace.lines(now_ms, len(self._pool), self.ratio())
+        return pace is not None and lines < pace.lines(now_ms, len(self._able(person)), self.ratio())
 
     async def _dial(self, person: Person) -> bool:
         """Whether a line rings: the agents or the gateway may have gone while the contact was asked for."""
         try:
-            line = self.lines.dial(person) if self._pool else None
+            line = self.lines.dial(person) if self._able(person) else None
         except CallmeshError as error:
             log.info("line_not_dialled", error=error.reason)
             line = None
@@ -299,11 +312,14 @@ class Ahead:
         found: tuple[str, Call] | None = None
         gone = asyncio.ensure_future(ring.line.wait_ended())
         try:
-            while self._pool and found is None and not (ring.dropped or gone.done() or loop.time() >= until):
-                agent = next(iter(self._pool))
+            while found is None and not (ring.dropped or gone.done() or loop.time() >= until):
+                able = self._able(ring.person)
+                if not able:
+                    break
                 left = until - loop.time()
                 # The last one may have all the time there is.
-                found = await self._connect(agent, ring, gone, left if len(self._pool) == 1 else left / 2)
+                wait = left if len(able) == 1 else left / 2
+                found = await self._connect(self._least_needed(able), ring, gone, wait)
         finally:
             gone.cancel()
         pace = self._paces.get(ring.person.contact_list)
@@ -317,6 +333,12 @@ class Ahead:
         await self._talk(ring, *found)
 
     # --- agents and people
+
+    def _least_needed(self, able: Sequence[str]) -> str:
+        """The first of those whose skills the fewest other lines ask for."""
+        rings = Counter(ring.person.skills for ring in self._ringing.values() if not ring.dropped)
+        asked = [(skills, lines) for skills, lines in rings.items() if skills]
+        return min(able, key=lambda agent: sum(n for skills, n in asked if skills <= self._pool[agent]))
 
     async def _connect(
         self, agent: str, ring: _Ring, gone: asyncio.Future[None], seconds: float

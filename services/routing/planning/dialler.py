@@ -97,6 +97,8 @@ class _Begun:
     """A contact in an agent's hands."""
 
     person: Person
+    #: When it counted as a call of the number.
+    counted_ms: int
     phase: Phase = Phase.DIALLING
     call: Call | None = None
     recalled: bool = False
@@ -310,9 +312,14 @@ class Dialler:
             return False
 
     async def _stock(self, seen: FloorNow, now: float) -> None:
-        free = sum(each.free and each.agent in self._blended for each in seen.agents)
+        able = [
+            self._blended[each.agent] for each in seen.agents if each.free and each.agent in self._blended
+        ]
+        free, kinds = len(able), frozenset(able)
         wanted = max(free, self._ahead.wanted(seen.now_ms, free) - self._ahead.ringing)
-        missing = wanted + SPARE - len(self._held)
+        # Those to whom none of them can speak wait for somebody else, and keep nobody from being called.
+        fitting = sum(any(held.person.skills <= skills for skills in kinds) for held in self._held)
+        missing = wanted + SPARE - fitting
         if self.stopped or not self._running or not free or seen.waiting or missing <= 0:
             return
         if self._ahead.owes:
@@ -320,7 +327,7 @@ class Dialler:
         if now < self._empty_until:
             return
         try:
-            found = await self.lists.next(missing, frozenset().union(*self._blended.values()))
+            found = await self.lists.next(missing, frozenset().union(*kinds))
         except CallmeshError as error:
             log.info("dialler_without_contacts", error=error.reason)
             self._empty_until = now + EMPTY_SECONDS
@@ -337,6 +344,7 @@ class Dialler:
             self._ahead.stop()
             await self._give_back(self._held)
             self._held = []
+        self._ahead.release([held.person for held in self._held])
         # The head of the list says how the next contacts are begun.
         ahead = self._ahead.waiting + self._ahead.ringing > 0 or (
             bool(self._held) and self._ahead.takes(self._held[0].person)
@@ -362,30 +370,26 @@ class Dialler:
 
     async def _begin(self, order: Order, now_ms: int) -> None:
         """An agent is given to outbound: with a contact, or to wait for one who answers."""
-        if any(self._ahead.takes(held.person) for held in self._held[:1]):
-            self._ahead.join(order.agent, now_ms)
-            return
         skills = self._blended.get(order.agent, frozenset())
+        # The first to whom the agent can speak says how.
+        first = next((held.person for held in self._held if held.person.skills <= skills), None)
+        if first is not None and self._ahead.takes(first):
+            self._ahead.join(order.agent, skills)
+            return
         person = await self._next_person(
             now_ms, lambda one: not self._ahead.takes(one) and one.skills <= skills
         )
         if person is None:
             return
-        begun = self._begun[order.agent] = _Begun(person)
+        begun = self._begun[order.agent] = _Begun(person, now_ms)
         self._until[person.contact] = person.lease_ms
         task = asyncio.create_task(self._through(order.agent, begun))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
     async def _next_line(self, lines: int, now_ms: int) -> Person | None:
-        """Who may be dialled beside so many lines: everybody in the pool must be able to speak to them."""
-        pool = self._ahead.pool()
-        if not pool:
-            return None
-        common = frozenset.intersection(*(self._blended.get(agent, frozenset()) for agent in pool))
-        return await self._next_person(
-            now_ms, lambda one: one.skills <= common and self._ahead.allows(one, lines, now_ms), talk=False
-        )
+        """Who may be dialled beside so many lines."""
+        return await self._next_person(now_ms, lambda one: self._ahead.allows(one, lines, now_ms), talk=False)
 
     async def _next_person(
         self, now_ms: int, fits: Callable[[Person], bool], *, talk: bool = True
@@ -426,6 +430,11 @@ class Dialler:
             # The one that was called longest ago: a number moves to the end with each call.
             del self._called[next(iter(self._called))]
 
+    def _forget(self, number: str, ms: int) -> None:
+        recent = self._called.get(number, [])
+        if ms in recent:
+            recent.remove(ms)
+
     def _seat(self, seen: AgentNow) -> Seat:
         begun = self._begun.get(seen.agent)
         phase = Phase.FREE if seen.free else Phase.INBOUND
@@ -455,6 +464,8 @@ class Dialler:
         outcome = "accepted" if answered else "recalled" if begun.recalled else "not_accepted"
         _offers.labels("unknown" if unknown else outcome).inc()
         if not answered and not unknown:
+            # Nobody was called.
+            self._forget(begun.person.number, begun.counted_ms)
             await self._give_back([_Held(begun.person, 0.0)])
 
     async def _withdraw(self, agents: Sequence[str]) -> None:

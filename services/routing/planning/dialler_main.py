@@ -19,7 +19,7 @@ import math
 import os
 import signal
 import sys
-from collections.abc import AsyncIterator, Awaitable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
@@ -94,6 +94,8 @@ FORECAST_AGAIN_SECONDS = 60.0
 REPORT_DAYS, REPORT_PAGES_MAX = 7, 20
 #: Agents and lists that are read, at most, in pages.
 PAGES_MAX, PAGE_SIZE = 20, 1_000
+#: Contacts of one question to marketing, at most.
+CONTACTS_MAX = 1_000
 #: What calls are taken for while no report tells.
 USUAL = Demand(rate=0.0, handle_seconds=180.0, patience_seconds=300.0)
 #: What would not be otherwise if it were asked again at once.
@@ -256,7 +258,7 @@ class GrpcLists:
     async def next(self, count: int, skills: frozenset[str]) -> Sequence[Person]:
         request = outbound_pb2.NextContactsRequest(
             holder=self._holder,
-            max_contacts=count,
+            max_contacts=min(count, CONTACTS_MAX),
             queue=self._queue,
             lease_seconds=self._held_seconds,
             # Lists name skills by id or by resource name.
@@ -266,14 +268,17 @@ class GrpcLists:
         return [person_of(each) for each in page.contacts]
 
     async def renew(self, contacts: Sequence[str], *, calling: bool, talk: bool = True) -> Mapping[str, int]:
-        request = outbound_pb2.RenewContactsRequest(
-            holder=self._holder,
-            contacts=contacts,
-            lease_seconds=LEASE_SECONDS if talk else self._held_seconds,
-            calling=calling,
-        )
-        kept = await asked(self._peers.lists.RenewContacts(request, **self._peers.how()))
-        return {each.name: _ms(each.lease_expire_time) for each in kept.contacts}
+        found: dict[str, int] = {}
+        for some in _batches(contacts):
+            request = outbound_pb2.RenewContactsRequest(
+                holder=self._holder,
+                contacts=some,
+                lease_seconds=LEASE_SECONDS if talk else self._held_seconds,
+                calling=calling,
+            )
+            kept = await asked(self._peers.lists.RenewContacts(request, **self._peers.how()))
+            found |= {each.name: _ms(each.lease_expire_time) for each in kept.contacts}
+        return found
 
     async def reserved(self, name: str) -> Sequence[Reserved]:
         prefix = self._holder.rpartition("-")[0] + "-"
@@ -288,8 +293,9 @@ class GrpcLists:
         ]
 
     async def give_back(self, contacts: Sequence[str], holder: str = "") -> None:
-        request = outbound_pb2.ReturnContactsRequest(holder=holder or self._holder, contacts=contacts)
-        await asked(self._peers.lists.ReturnContacts(request, **self._peers.how()))
+        for some in _batches(contacts):
+            request = outbound_pb2.ReturnContactsRequest(holder=holder or self._holder, contacts=some)
+            await asked(self._peers.lists.ReturnContacts(request, **self._peers.how()))
 
     async def record(self, person: Person, result: LineResult) -> None:
         request = outbound_pb2.RecordResultRequest(
@@ -310,6 +316,12 @@ class GrpcLists:
             answered=sum(known.get(result, 0) for result in _ANSWERED),
             abandoned=known.get("ABANDONED", 0),
         )
+
+
+def _batches(contacts: Sequence[str]) -> Iterator[Sequence[str]]:
+    """As many at a time as marketing takes."""
+    for first in range(0, len(contacts), CONTACTS_MAX):
+        yield contacts[first : first + CONTACTS_MAX]
 
 
 def holder_prefix(region: str) -> str:

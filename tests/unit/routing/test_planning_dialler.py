@@ -121,7 +121,8 @@ class FakeLists:
 
     async def next(self, count: int, skills: frozenset[str]) -> Sequence[Person]:
         self.asked += 1
-        taken, self.waiting = self.waiting[:count], self.waiting[count:]
+        taken = [each for each in self.waiting if each.skills <= skills][:count]
+        self.waiting = [each for each in self.waiting if each not in taken]
         return taken
 
     async def give_back(self, contacts: Sequence[str], holder: str = "") -> None:
@@ -572,6 +573,10 @@ async def test_what_it_asks_of_marketing() -> None:
     )  # fmt: skip
 
     class Stub:
+        async def ReturnContacts(self, request: Any, **_: Any) -> Any:
+            asked.append(request)
+            return outbound_pb2.ReturnContactsResponse()
+
         async def ListContactLists(self, request: Any, **_: Any) -> Any:
             common: dict[str, Any] = {
                 "state": outbound_pb2.CONTACT_LIST_STATE_RUNNING,
@@ -612,6 +617,14 @@ async def test_what_it_asks_of_marketing() -> None:
     await lists.renew([person.contact], calling=True, talk=False)
     assert asked[-1].lease_seconds == 900
     assert await lists.reserved("contactLists/l") == [Reserved(person=person, holder="dialler-north-1")]
+    # Of a large region more than marketing takes at a time.
+    many = [f"contactLists/l/contacts/{n}" for n in range(2_001)]
+    asked.clear()
+    await lists.next(2_001, frozenset())
+    await lists.renew(many, calling=False)
+    await lists.give_back(many)
+    assert asked[0].max_contacts == 1_000
+    assert [len(each.contacts) for each in asked[1:]] == 2 * [1_000, 1_000, 1]
 
 
 async def test_a_renewed_certificate_counts_from_the_next_call_on() -> None:
@@ -662,6 +675,50 @@ async def test_contacts_go_to_those_who_can_speak_to_them() -> None:
     place.floor.skills = {"a3": frozenset({"tibetan", "chinese"})}
     await place.step()
     assert [agent for agent, _ in place.calls.begun] == ["a3"]
+
+
+async def test_contacts_for_whom_nobody_is_there_keep_nobody_else_from_being_called() -> None:
+    """Reserved are those to whom somebody who is free just now can speak."""
+    rare = [replace(each, skills=frozenset({"tibetan"})) for each in people(12)]
+    plain = [replace(each, contact=f"contactLists/l/contacts/p{n}") for n, each in enumerate(people(12))]
+    place = Place([*rare, *plain])
+    place.floor.skills = {"a5": frozenset({"tibetan"})}
+    place.floor.agents["a5"] = False
+    await place.step()
+    assert len(place.calls.begun) == 3
+    assert {contact for _, contact in place.calls.begun} <= {each.contact for each in plain}
+    # Those that were reserved while the agent was there do not fill the store either.
+    place.dialler._held = [_Held(each, place.clock.monotonic()) for each in rare]
+    for call in place.calls.made.values():
+        call.answered.set_result(True)
+        call.ended.set()
+    await place.settle()
+    await place.step()
+    assert len(place.calls.begun) == 6
+
+
+async def test_an_offer_that_came_to_nothing_is_no_call_of_the_number() -> None:
+    place = Place(people(1), agents=3)
+    place.dialler.calls_a_day_max = 1
+    for _ in range(3):
+        await place.step()
+        place.floor.waiting = 1
+        place.floor.agents.update(a1=False, a2=False)
+        await place.step()
+        place.floor.waiting = 0
+        place.floor.agents.update(a1=True, a2=True)
+        place.lists.waiting = people(1)
+    assert len(place.calls.begun) == 3
+    assert all(call.withdrawn for call in place.calls.made.values())
+    # Once somebody has accepted it is one.
+    await place.step()
+    place.calls.made["a0"].answered.set_result(True)
+    place.calls.made["a0"].ended.set()
+    await place.settle()
+    place.lists.waiting = people(1)
+    place.clock.advance(EMPTY_SECONDS)
+    await place.step()
+    assert len(place.calls.begun) == 4
 
 
 async def test_a_talk_does_not_hold_up_the_end() -> None:
@@ -848,7 +905,7 @@ async def test_what_goes_while_a_contact_is_asked_for_takes_nobody_along(loss: s
     def lost() -> None:
         if loss == "the agents":
             # As when each is connected to somebody who has answered just now.
-            for agent in place.dialler._ahead.pool():
+            for agent in list(place.dialler._ahead._pool):
                 place.dialler._ahead.leave(agent)
         else:
             lines_of(place).left = True
@@ -918,6 +975,54 @@ async def test_a_progressive_list_rings_one_line_an_agent_however_much_is_known(
     place.lists.mode = Mode.PREDICTIVE
     await place.step()
     assert len(lines_of(place).ringing()) > 4
+
+
+async def test_lines_ring_for_those_who_can_speak_to_them_beside_others() -> None:
+    """Of two in the pool one has the skill: the line is theirs, and an agent without it stops nobody's."""
+    place = ahead(agents=4, contacts=0)
+    wanted = replace(people(1)[0], contact="contactLists/l/contacts/x", skills=frozenset({"tibetan"}))
+    plain = replace(people(2)[1], contact="contactLists/l/contacts/y")
+    place.floor.skills = {"a0": frozenset({"tibetan"}), "a1": frozenset()}
+    place.lists.waiting = [wanted, plain]
+    await place.step()
+    rings = {line.person.contact: line for line in lines_of(place).ringing()}
+    assert set(rings) == {wanted.contact, plain.contact}
+    # Who can speak to either is kept for whom nobody else can.
+    rings[plain.contact].result.set_result(LineResult.ANSWERED)
+    await place.settle()
+    assert rings[plain.contact].bridged == ("call-1", "a1")
+    rings[wanted.contact].result.set_result(LineResult.ANSWERED)
+    await place.settle()
+    assert rings[wanted.contact].bridged == ("call-2", "a0")
+
+
+async def test_a_line_that_nobody_left_can_speak_to_is_dropped() -> None:
+    place = ahead(agents=4, contacts=0)
+    place.floor.skills = {"a0": frozenset({"tibetan"})}
+    wanted = replace(people(1)[0], skills=frozenset({"tibetan"}))
+    place.lists.waiting = [wanted, *people(4)[1:]]
+    await place.step()
+    (line,) = [each for each in lines_of(place).ringing() if each.person == wanted]
+    place.floor.agents["a0"] = False
+    await place.step()
+    assert line.dropped == "dropped" and wanted.contact in place.lists.returned
+    assert lines_of(place).ringing()
+
+
+async def test_agents_with_nothing_to_wait_for_call_for_another_list() -> None:
+    place = ahead(agents=4, contacts=2)
+    place.lists.others = ("m",)
+    await place.step()
+    assert len(lines_of(place).ringing()) == 2
+    for line in lines_of(place).ringing():
+        line.result.set_result(LineResult.NO_ANSWER)
+    await place.settle()
+    # The list that is dialled has nobody any more: its agents are offered the other one's contacts.
+    place.lists.waiting = [
+        replace(each, contact=f"contactLists/m/contacts/{n}") for n, each in enumerate(people(2))
+    ]
+    await place.step()
+    assert len(place.calls.begun) == 2
 
 
 async def test_a_day_of_lines_keeps_the_cap_and_saves_waiting() -> None:
