@@ -57,6 +57,8 @@ DEFAULT_WINDOW = timedelta(hours=24)
 ATTEMPTS_MAX = 20_000
 #: Fewest answered calls before a rate means anything.
 ANSWERED_MIN = 20
+#: Who is given back may be put off so long.
+PUT_OFF_MAX = timedelta(days=1)
 CALLS_PER_AGENT_MAX = 3.0
 RUNNING = campaigns_pb2.CAMPAIGN_STATE_RUNNING
 ANSWERED = ("SUCCESS", "DECLINED", "CALL_BACK", "ABANDONED", "OPTED_OUT")
@@ -374,7 +376,14 @@ class OutboundServicer(outbound_pb2_grpc.OutboundServiceServicer):
     ) -> list[Any]:
         list_id, courtesy = listed.id, self._courtesy()
         states = [P.CONTACT_STATE_WAITING, P.CONTACT_STATE_LEASED]
-        condition = {"state": {"$in": states}, "list": list_id, "due": {"$lte": now}}
+        # Not looked at: however many there are, they keep nobody else from being called.
+        beyond = {"$elemMatch": {"$nin": list(request.skills)}}
+        condition = {
+            "state": {"$in": states},
+            "list": list_id,
+            "due": {"$lte": now},
+            "skills": {"$not": beyond},
+        }
         rows = self._shelves.find(CONTACTS, condition, count * LOOKED_AT + 50, order="-rank")
         contacts = [self._contact(row) for row in rows]
         people = self._people(contacts)
@@ -383,8 +392,6 @@ class OutboundServicer(outbound_pb2_grpc.OutboundServiceServicer):
         for row, contact in zip(rows, contacts, strict=True):
             if len(taken) >= count:
                 break
-            if not set(contact.skills) <= set(request.skills):
-                continue
             profile = people.get(contact.customer)
             if blocked := self._blocked(call_list, contact, profile, now):
                 contact.state = P.CONTACT_STATE_BLOCKED
@@ -540,6 +547,11 @@ class OutboundServicer(outbound_pb2_grpc.OutboundServiceServicer):
         holder, now = check_id("holder", request.holder), self._clock.now()
         if len(request.contacts) > CONTACTS_MAX:
             raise InvalidArgument(field="contacts", why=f"at most {CONTACTS_MAX} are allowed")
+        due = now
+        if request.HasField("not_before_time"):
+            due = max(now, convert.moment(request.not_before_time))
+            if due > now + PUT_OFF_MAX:
+                raise InvalidArgument(field="not_before_time", why="must be at most a day ahead")
         leased = {"holder": holder, "state": P.CONTACT_STATE_LEASED}
         wanted = {parse_names("contacts", ("contactLists", "contacts"), name)[1] for name in request.contacts}
         returned = 0
@@ -551,7 +563,7 @@ class OutboundServicer(outbound_pb2_grpc.OutboundServiceServicer):
             contact.attempt -= 1
             contact.ClearField("holder")
             contact.ClearField("lease_expire_time")
-            returned += self._try(contact_row(row, contact, row.keys["list"], now, token="", holder=""))
+            returned += self._try(contact_row(row, contact, row.keys["list"], due, token="", holder=""))
         return P.ReturnContactsResponse(returned_count=returned)
 
     def RecordResult(self, request: P.RecordResultRequest, context: Any) -> P.Contact:

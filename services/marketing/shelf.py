@@ -123,8 +123,8 @@ class Shelves(Protocol):
         order: str = "_id",
     ) -> list[Row]:
         """At most `limit` rows whose keys fit a condition ({key: value}, or {key: {"$lte": value}} with $in,
-        $lt, $lte, $gt, $gte, $ne), by id rising ("_id") or falling ("-_id"), after an id, or by a key
-        ("-score") and id, after (key's value, id).
+        $nin, $lt, $lte, $gt, $gte, $ne, $not, $elemMatch), by id rising ("_id") or falling ("-_id"), after an
+        id, or by a key ("-score") and id, after (key's value, id).
         """
 
     def count(self, kind: Kind, condition: Mapping[str, Any]) -> int:
@@ -250,14 +250,21 @@ _TESTS: Mapping[str, Any] = {
     "$lte": lambda held, given: held is not None and held <= given,
     "$gt": lambda held, given: held is not None and held > given,
     "$gte": lambda held, given: held is not None and held >= given,
+    "$nin": lambda held, given: held not in given,
+    "$not": lambda held, given: not _passes(held, given),
+    "$elemMatch": lambda held, given: any(_passes(each, given) for each in held or ()),
 }
+
+
+def _passes(held: Any, tests: Mapping[str, Any]) -> bool:
+    return all(_TESTS[test](held, value) for test, value in tests.items())
 
 
 def _fits(keys: Mapping[str, Any], condition: Mapping[str, Any]) -> bool:
     for key, wanted in condition.items():
         held = keys.get(key)
         if isinstance(wanted, Mapping):
-            if not all(_TESTS[test](held, value) for test, value in wanted.items()):
+            if not _passes(held, wanted):
                 return False
         elif held != wanted and not (isinstance(held, list) and wanted in held):
             return False

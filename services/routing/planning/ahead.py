@@ -9,7 +9,7 @@ outbound.
    nobody left can speak to. An agent for whom nothing can ring leaves.
 3. Whoever answers is connected to the agent who has waited longest, among those whose skills the fewest other
    lines need: a call is placed for that agent, whose desktop accepts by itself (`attributes["line"]`). Not
-   accepted within half of what is left of two seconds (`answered_wait_seconds`), the next agent is tried; with
+   accepted within half of what is left of two seconds (`answered_wait_seconds`), the next is tried; with
    nobody left the call is abandoned, the person is told so, and it is counted. So it is when the person hangs
    up before an agent is there.
 4. A dropped line that had just been answered counts as abandoned, too: the person heard it.

@@ -12,8 +12,9 @@ the policy and does what it says:
    agents are back within a look. Who has accepted is talking, as far as can be seen from here, and is left
    alone.
 3. Contacts are reserved a few at a time, never more than could be begun at once, and each is looked at
-   again: who may not be called where they are just now goes back. What is not begun within `HELD_SECONDS`
-   goes back too.
+   again: who may not be called where they are just now goes back, for `PUT_OFF_MS`: handed out again at once
+   they would keep the others of their list from being called. What is not begun within `HELD_SECONDS` goes
+   back too.
 4. A reservation is short until its contact is begun: what a killed dialler held is free again soon, without
    it. Just before a contact is begun marketing is asked to renew it, for a conversation; it does so only for
    who holds the contact, and only if it may still be called. So nobody is dialled twice, whatever diallers
@@ -82,6 +83,8 @@ EMPTY_SECONDS, BLENDED_SECONDS = 15.0, 30.0
 END_SECONDS = 5.0
 #: Numbers that are remembered, and for how long: who was called often enough goes back.
 NUMBERS_MAX, DAY_MS = 100_000, 86_400_000
+#: Who may not be called just now is looked at again so much later, business milliseconds.
+PUT_OFF_MS = 1_800_000
 #: Contacts that could not be given back are remembered so many; the lease of others ends by itself.
 UNRETURNED_MAX = 1_000
 #: Arrivals of one look that are told apart.
@@ -290,15 +293,11 @@ class Dialler:
         list that does not run any more is withdrawn.
         """
         names = {each.name for each in self._running}
-        late = [
-            h
-            for h in self._held
-            if now - h.since > HELD_SECONDS
-            or h.person.contact_list not in names
-            or not self._allowed(h.person, now_ms)
-        ]
-        self._held = [h for h in self._held if h not in late]
+        late = [h for h in self._held if now - h.since > HELD_SECONDS or h.person.contact_list not in names]
+        barred = [h for h in self._held if h not in late and not self._allowed(h.person, now_ms)]
+        self._held = [h for h in self._held if h not in late and h not in barred]
         await self._give_back(late)
+        await self._give_back(barred, now_ms + PUT_OFF_MS)
         self._ahead.only(names)
         await self._withdraw([a for a, b in self._begun.items() if b.person.contact_list not in names])
 
@@ -334,9 +333,10 @@ class Dialler:
             return
         allowed = [person for person in found if self._allowed(person, seen.now_ms)]
         self._held += [_Held(person, now) for person in allowed]
-        if not allowed:
+        if not allowed and len(found) < missing:
             self._empty_until = now + EMPTY_SECONDS
-        await self._give_back([_Held(person, now) for person in found if person not in allowed])
+        barred = [_Held(person, now) for person in found if person not in allowed]
+        await self._give_back(barred, seen.now_ms + PUT_OFF_MS)
 
     async def _decide(self, seen: FloorNow) -> None:
         stopped = self.stopped or not self._running
@@ -397,12 +397,12 @@ class Dialler:
         """The next who fits and may be called, reserved for a `talk` or for a line's ringing; those met
         before who may not be called any more go back.
         """
-        late = []
+        late, barred = [], []
         found: Person | None = None
         try:
             for held in list(self._held):
                 if not self._allowed(held.person, now_ms):
-                    late.append(held)
+                    barred.append(held)
                 elif fits(held.person):
                     found = await self._confirmed(held.person, talk=talk)
                     late += [] if found else [held]
@@ -413,8 +413,9 @@ class Dialler:
         except CallmeshError as error:
             # Held on to: the next look asks again.
             log.info("contact_not_renewed", error=error.reason)
-        self._held = [each for each in self._held if each not in late]
+        self._held = [each for each in self._held if each not in late and each not in barred]
         await self._give_back(late)
+        await self._give_back(barred, now_ms + PUT_OFF_MS)
         return found
 
     async def _confirmed(self, person: Person, *, talk: bool) -> Person | None:
@@ -485,14 +486,14 @@ class Dialler:
             # The next look asks again.
             log.info("recall_failed", agent=agent, error=error.reason)
 
-    async def _give_back(self, held: Sequence[_Held]) -> None:
-        await self._return([each.person.contact for each in held])
+    async def _give_back(self, held: Sequence[_Held], not_before_ms: int = 0) -> None:
+        await self._return([each.person.contact for each in held], not_before_ms)
 
-    async def _return(self, contacts: Sequence[str]) -> None:
+    async def _return(self, contacts: Sequence[str], not_before_ms: int = 0) -> None:
         if not contacts:
             return
         try:
-            await self.lists.give_back(contacts)
+            await self.lists.give_back(contacts, not_before_ms=not_before_ms)
         except CallmeshError as error:
             log.info("contacts_not_returned", count=len(contacts), error=error.reason)
             if isinstance(error, Unavailable):

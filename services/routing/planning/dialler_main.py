@@ -292,9 +292,11 @@ class GrpcLists:
             if each.holder.startswith(prefix) and each.holder != self._holder
         ]
 
-    async def give_back(self, contacts: Sequence[str], holder: str = "") -> None:
+    async def give_back(self, contacts: Sequence[str], holder: str = "", not_before_ms: int = 0) -> None:
         for some in _batches(contacts):
             request = outbound_pb2.ReturnContactsRequest(holder=holder or self._holder, contacts=some)
+            if not_before_ms:
+                request.not_before_time.FromMilliseconds(not_before_ms)
             await asked(self._peers.lists.ReturnContacts(request, **self._peers.how()))
 
     async def record(self, person: Person, result: LineResult) -> None:

@@ -129,8 +129,10 @@ class Lists(Protocol):
         about to be called, may not be.
         """
 
-    async def give_back(self, contacts: Sequence[str], holder: str = "") -> None:
-        """Contacts that were not called; `holder` is another dialler that had them."""
+    async def give_back(self, contacts: Sequence[str], holder: str = "", not_before_ms: int = 0) -> None:
+        """Contacts that were not called; `holder` is another dialler that had them. Nobody is to have them
+        before `not_before_ms`, business time.
+        """
 
     async def reserved(self, name: str) -> Sequence[Reserved]:
         """Who of a list is reserved for other diallers of this region, those that have gone among them."""

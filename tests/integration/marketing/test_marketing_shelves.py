@@ -12,7 +12,7 @@ import pytest
 from chassis import mongo
 from marketing.config import MarketingSettings
 from marketing.kinds import CONTACTS
-from marketing.shelf import MongoShelves, Row
+from marketing.shelf import MemoryShelves, MongoShelves, Row
 
 pytestmark = pytest.mark.integration
 
@@ -52,3 +52,18 @@ def test_a_tally_counts_every_row_once_while_they_move(shelves: MongoShelves) ->
         counted.append(sum(shelves.tally(CONTACTS, condition, "state").values()))
     mover.join()
     assert moved.is_set() and set(counted) == {ROWS}
+
+
+def test_members_of_a_list_are_told_apart_as_in_memory(shelves: MongoShelves) -> None:
+    """Who needs no skill beyond those that are there."""
+    needed = {"none": [], "one": ["thai"], "both": ["chinese", "thai"], "other": ["lao"], "unsaid": None}
+    found = []
+    for place in (shelves, MemoryShelves()):
+        for id, skills in needed.items():
+            keys = {"list": "l"} | ({} if skills is None else {"skills": skills})
+            place.insert(CONTACTS, Row(id=id, content={}, keys=keys), NOW)
+        for there in ([], ["thai"], ["thai", "chinese"]):
+            condition = {"skills": {"$not": {"$elemMatch": {"$nin": there}}}}
+            found.append({row.id for row in place.find(CONTACTS, condition, 10)})
+    assert found[:3] == found[3:]
+    assert found[:3] == [{"none", "unsaid"}, {"none", "unsaid", "one"}, {"none", "unsaid", "one", "both"}]

@@ -313,6 +313,45 @@ async def test_contacts_are_leased_once_retried_by_rule_and_forbidden_for_good(w
     assert (await refused(world.outbound.RemoveForbiddenNumber(removed)))[1] == "NUMBER_NOT_FORBIDDEN"
 
 
+async def test_who_is_given_back_is_put_off_as_asked_for(world: World) -> None:
+    await outbound_list(world, "+8613800138000")
+    ask = outbound_pb2.NextContactsRequest(holder="agent-1", max_contacts=10)
+    (handed,) = (await world.outbound.NextContacts(ask)).contacts
+
+    def back(seconds: int) -> Any:
+        request = outbound_pb2.ReturnContactsRequest(holder="agent-1", contacts=[handed.name])
+        request.not_before_time.FromDatetime(world.clock.now() + timedelta(seconds=seconds))
+        return world.outbound.ReturnContacts(request)
+
+    assert (await refused(back(86_401)))[2] == ["not_before_time"]
+    assert (await back(1_800)).returned_count == 1
+    assert not (await world.outbound.NextContacts(ask)).contacts
+    world.clock.advance(1_800)
+    (again,) = (await world.outbound.NextContacts(ask)).contacts
+    assert (again.name, again.attempt) == (handed.name, 1)
+    # A time that is over is no time at all.
+    assert (await back(-60)).returned_count == 1
+    assert (await world.outbound.NextContacts(ask)).contacts
+
+
+async def test_who_needs_a_skill_that_nobody_has_keeps_nobody_else_from_being_called(world: World) -> None:
+    name = await outbound_list(world)
+
+    async def batches() -> AsyncIterator[outbound_pb2.ImportContactsRequest]:
+        rare = [
+            outbound_pb2.Contact(number=f"+8613800{n:06d}", priority=9, skills=["thai", "chinese"])
+            for n in range(60)
+        ]
+        plain = outbound_pb2.Contact(number="+8613900139000", skills=["chinese"])
+        yield outbound_pb2.ImportContactsRequest(parent=name, contacts=[*rare, plain])
+
+    await world.outbound.ImportContacts(batches())
+    for skills, number in ((["chinese"], "+8613900139000"), (["thai", "chinese"], "+8613800")):
+        ask = outbound_pb2.NextContactsRequest(holder="agent-1", max_contacts=1, skills=skills)
+        (handed,) = (await world.outbound.NextContacts(ask)).contacts
+        assert handed.number.startswith(number)
+
+
 async def test_a_lease_is_renewed_by_its_holder_while_it_holds(world: World) -> None:
     name = await outbound_list(world, "+8613800138000", "+8613800138001")
     ask = outbound_pb2.NextContactsRequest(holder="agent-1", max_contacts=10, lease_seconds=60)

@@ -28,6 +28,7 @@ from routing.planning.dialler import (
     IDLE_SECONDS,
     LEASE_SECONDS,
     LEFT_BEHIND_SECONDS,
+    PUT_OFF_MS,
     Dialler,
     _Held,
     attributes_of,
@@ -96,6 +97,8 @@ class FakeLists:
     away: bool = False
     left: list[Reserved] = field(default_factory=list)
     taken_back: list[tuple[str, str]] = field(default_factory=list)
+    #: Contacts that nobody is to have before a time.
+    put_off: dict[str, int] = field(default_factory=dict)
 
     async def running(self) -> Sequence[ListNow]:
         more = [ListNow(name=f"contactLists/{name}") for name in self.others]
@@ -125,7 +128,8 @@ class FakeLists:
         self.waiting = [each for each in self.waiting if each not in taken]
         return taken
 
-    async def give_back(self, contacts: Sequence[str], holder: str = "") -> None:
+    async def give_back(self, contacts: Sequence[str], holder: str = "", not_before_ms: int = 0) -> None:
+        self.put_off |= dict.fromkeys(contacts, not_before_ms) if not_before_ms else {}
         if self.away:
             raise Unavailable(why="gone", retry_seconds=1.0)
         if holder:
@@ -441,6 +445,20 @@ async def test_nobody_is_called_out_of_hours_and_contacts_go_back() -> None:
     assert place.lists.asked == asked + 1
 
 
+async def test_who_may_not_be_called_keeps_nobody_else_from_being_called() -> None:
+    """Were they handed out again at once, they would be the first every time; so they are put off."""
+    early = people(12, zone="America/New_York")
+    later = [replace(each, contact=f"contactLists/l/contacts/l{n}") for n, each in enumerate(people(12))]
+    place = Place([*early, *later])
+    await place.step()
+    await place.step()
+    begun = [contact for _, contact in place.calls.begun]
+    assert len(begun) == 4 and set(begun) <= {each.contact for each in later}
+    again_ms = place.lists.put_off[early[0].contact]
+    assert place.clock.now_ms() < again_ms <= place.clock.now_ms() + PUT_OFF_MS
+    assert set(place.lists.put_off) == {each.contact for each in early}
+
+
 async def test_one_number_is_called_so_often_a_day_and_no_more() -> None:
     place = Place(people(9, number="+8613800138000"))
     place.dialler.calls_a_day_max = 2
@@ -622,7 +640,8 @@ async def test_what_it_asks_of_marketing() -> None:
     asked.clear()
     await lists.next(2_001, frozenset())
     await lists.renew(many, calling=False)
-    await lists.give_back(many)
+    await lists.give_back(many, not_before_ms=5_000)
+    assert asked[-1].not_before_time == Timestamp(seconds=5)
     assert asked[0].max_contacts == 1_000
     assert [len(each.contacts) for each in asked[1:]] == 2 * [1_000, 1_000, 1]
 
