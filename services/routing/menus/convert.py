@@ -139,6 +139,8 @@ def read_menu(id: str, message: pb.Menu, version: int = 0) -> Menu:
     """
     if message.ByteSize() > MENU_BYTES_MAX:
         raise InvalidArgument(field="menu", why=f"must have at most {MENU_BYTES_MAX} bytes")
+    if message.kind not in pb.MenuKind.values():
+        raise InvalidArgument(field="menu.kind", why="is not one that this release knows")
     fallback = message.fallback_queue
     note_problem = check.text_problem(message.note, 500) if message.note else ""
     if note_problem:

@@ -139,7 +139,12 @@ async def accesses(sessions: Any, query: Query) -> tuple[dict[str, int], dict[st
         "$group": {"_id": "$_id.leaf", "n": {"$sum": "$n"}, "regular": {"$sum": {"$cond": [loyal, "$n", 0]}}}
     }
     reached = {"$match": {"leaf": {"$ne": ""}}}
-    rows = await _rows(sessions, [_match(query), reached, each, both, {"$limit": GROUPS_MAX}])
+    passed = {"$setIntersection": ["$way", list(query.links)]}
+    through: list[dict[str, Any]] = [
+        {"$project": {"number": 1, "leaf": {"$setUnion": [["$leaf"], passed]}}},
+        {"$unwind": "$leaf"},
+    ]
+    rows = await _rows(sessions, [_match(query), reached, *through, each, both, {"$limit": GROUPS_MAX}])
     return {row["_id"]: row["n"] for row in rows}, {
         row["_id"]: row["regular"] for row in rows if row["regular"]
     }

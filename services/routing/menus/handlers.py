@@ -13,7 +13,7 @@ from callmesh.routing.v1 import menu_events_pb2 as events
 from callmesh.routing.v1 import menus_pb2 as pb
 from chassis.bus import Event
 from chassis.clock import Clock
-from chassis.errors import FailedPrecondition, InvalidArgument
+from chassis.errors import EtagMismatch, FailedPrecondition, InvalidArgument
 from chassis.idempotency import content_fingerprint, request_key
 from chassis.ids import parse_name, resource_name
 from chassis.mongo import etag, parse_etag
@@ -21,7 +21,7 @@ from chassis.pagination import Page
 from routing.convert import duration, timestamp
 from routing.menus import apart, convert, records
 from routing.menus.limited import CHANGES_MAX
-from routing.menus.model import CHOICES_MAX, Index, Menu
+from routing.menus.model import CHOICES_MAX, Act, Index, Kind, Menu
 from routing.menus.records import Difference, Query, Totals
 from routing.menus.running import MenuNotFound, Running
 from routing.menus.sessions import caller_number
@@ -31,6 +31,8 @@ from routing.menus.tokens import SessionTokens
 #: Accesses that count where no span is named.
 SPAN_MS_DEFAULT = 28 * 86_400_000
 ACCESSES_MAX = 10**12
+#: Tries to publish while others do.
+PUBLISH_TRIES_MAX = 5
 
 
 class CallerUnknown(FailedPrecondition):
@@ -127,16 +129,33 @@ class MenuHandlers:
         expected = parse_etag("etag", request.etag)
         if not math.isfinite(request.share) or not 0 <= request.share <= 1:
             raise InvalidArgument(field="share", why="must be 0.0 to 1.0")
-        before = await self._published(id)
+        await self._published(id)
         stored = await self._store.version(id, request.version) if request.version > 0 else None
         if stored is None:
             raise MenuNotFound(resource=f"menus/{id}@{request.version}")
         menu = await asyncio.to_thread(convert.checked_menu, id, pb.Menu.FromString(stored.content))
         await self._check_queues(menu)
-        wanted = _publication(before, request)
-        done = await self._store.publish(wanted, expected, self._told(before, wanted), self._clock.now())
+        done = await self._put_in_service(id, request, expected)
         self._running.forget(id)
         return self._shown(stored, done)
+
+    async def _put_in_service(
+        self, id: str, request: pb.PublishMenuRequest, expected: int | None
+    ) -> Published:
+        """A trial stands beside what is in service, so each try is decided anew. Raises InvalidArgument,
+        EtagMismatch.
+        """
+        for tries_left in reversed(range(PUBLISH_TRIES_MAX)):
+            before = await self._published(id)
+            wanted = _publication(before, request)
+            revision = before.revision if expected is None else expected
+            try:
+                event = self._told(before, wanted)
+                return await self._store.publish(wanted, revision, event, self._clock.now())
+            except EtagMismatch:
+                if expected is not None or not tries_left:
+                    raise
+        raise AssertionError("the last try answers or raises")
 
     def _told(self, before: Published, wanted: Published) -> Event:
         now = self._clock.now()
@@ -252,6 +271,10 @@ class MenuHandlers:
         _check_rebuild(request)
         version = request.version or (await self._running.published(id)).version
         index = await self._running.index(id, version)
+        if index.menu.kind is Kind.SURVEY:
+            raise apart.RebuildImpossible(
+                subject=f"menus/{id}", why="the levels of a survey are its questions"
+            )
         accesses, regulars = await self._accesses(index, request)
         leaves = sum(1 for _ in index.menu.root.leaves())
         job = apart.Job(
@@ -276,7 +299,8 @@ class MenuHandlers:
         self, index: Index, request: pb.RebuildMenuRequest
     ) -> tuple[dict[str, int], dict[str, int]]:
         if not request.accesses:
-            return await self._store.accesses(self._query(index.menu.id, request))
+            links = tuple(leaf.id for leaf in index.menu.root.leaves() if leaf.act is Act.LINK)
+            return await self._store.accesses(self._query(index.menu.id, request, links=links))
         for id, number in request.accesses.items():
             node = index.nodes.get(id)
             if node is None or not node.leaf:

@@ -83,6 +83,8 @@ class Query:
     version: int = 0
     number: str = ""
     customer: str = ""
+    #: Leaves that link on: who goes through one has reached it as well as what they reach in the section.
+    links: tuple[str, ...] = ()
 
     def takes(self, record: Record) -> bool:
         """Whether a session counts."""
@@ -187,10 +189,10 @@ def accesses(records: Iterable[Record], query: Query) -> tuple[dict[str, int], d
     """(accesses by leaf, those by numbers that reach the leaf regularly)."""
     by_leaf, by_both = Counter[str](), Counter[tuple[str, str]]()
     for record in filter(query.takes, records):
-        if record.leaf:
-            by_leaf[record.leaf] += 1
+        for leaf in {record.leaf, *set(query.links).intersection(record.way)} if record.leaf else ():
+            by_leaf[leaf] += 1
             if record.number:
-                by_both[record.leaf, record.number] += 1
+                by_both[leaf, record.number] += 1
     regular = Counter[str]()
     for (leaf, _), times in by_both.items():
         if times >= REGULAR_ACCESSES:

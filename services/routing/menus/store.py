@@ -19,7 +19,7 @@ from pymongo.errors import BulkWriteError
 from chassis.bus import Event
 from chassis.errors import AlreadyExists, EtagMismatch, ResourceExhausted
 from chassis.idempotency import check_repeat
-from chassis.mongo import create_once, insert_aggregate, retry_conflicts, update_aggregate
+from chassis.mongo import create_once, insert_aggregate, update_aggregate
 from routing.menus import counting
 from routing.menus.documents import MenuDocument, MenuVersionDocument, SurveyDocument
 from routing.menus.engine import SHORTCUTS_MAX
@@ -125,10 +125,8 @@ class MenuStore(Protocol):
     async def page(self, after: str, limit: int) -> list[Published]:
         """Menus by id above `after`."""
 
-    async def publish(
-        self, wanted: Published, expected: int | None, event: Event, now: datetime
-    ) -> Published:
-        """Puts versions in service. Raises EtagMismatch, NotFound."""
+    async def publish(self, wanted: Published, expected: int, event: Event, now: datetime) -> Published:
+        """Puts versions in service, over the revision expected. Raises EtagMismatch, NotFound."""
 
     async def caller(self, menu: str, number: str, *, tickets: bool) -> CallerFacts:
         """What is known of a caller; of open tickets only if it is asked."""
@@ -223,19 +221,15 @@ class MongoMenus:
         found = self._database[MENUS].find({"_id": {"$gt": after}}).sort("_id", 1).limit(limit)
         return [_published(row) async for row in found]
 
-    async def publish(
-        self, wanted: Published, expected: int | None, event: Event, now: datetime
-    ) -> Published:
+    async def publish(self, wanted: Published, expected: int, event: Event, now: datetime) -> Published:
         return await asyncio.to_thread(self._publish, wanted, expected, event, now)
 
-    def _publish(self, wanted: Published, expected: int | None, event: Event, now: datetime) -> Published:
-        def change() -> Published:
-            document = MenuDocument.objects(id=wanted.menu).first()
-            document.published, document.trial, document.share = wanted.version, wanted.trial, wanted.share
-            update_aggregate(document, [event], expected_version=expected, now=now)
-            return _published(document.to_mongo())
-
-        return change() if expected is not None else retry_conflicts(change)
+    @staticmethod
+    def _publish(wanted: Published, expected: int, event: Event, now: datetime) -> Published:
+        document = MenuDocument.objects(id=wanted.menu).first()
+        document.published, document.trial, document.share = wanted.version, wanted.trial, wanted.share
+        update_aggregate(document, [event], expected_version=expected, now=now)
+        return _published(document.to_mongo())
 
     # --- callers ---
 
@@ -443,11 +437,9 @@ class MemoryMenus:
     async def page(self, after: str, limit: int) -> list[Published]:
         return [self.menus[id] for id in sorted(self.menus) if id > after][:limit]
 
-    async def publish(
-        self, wanted: Published, expected: int | None, event: Event, now: datetime
-    ) -> Published:
+    async def publish(self, wanted: Published, expected: int, event: Event, now: datetime) -> Published:
         known = self.menus[wanted.menu]
-        if expected is not None and expected != known.revision:
+        if expected != known.revision:
             raise EtagMismatch(resource=f"menus/{wanted.menu}")
         self.menus[wanted.menu] = replace(wanted, revision=known.revision + 1)
         self.events.append(event)

@@ -234,7 +234,8 @@ async def test_the_database_counts_as_the_memory_does(mongo_uri: str, mongo_data
     vanished = first + (last - first) // 2
     base: dict[str, Any] = {"menu": "hotline", "from_ms": first, "to_ms": last, "vanished_ms": vanished}
     queries = [
-        Query(**base, **more) for more in ({}, {"version": 2}, {"number": ANN}, {"customer": "customers/7"})
+        Query(**base, **more)
+        for more in ({}, {"version": 2}, {"number": ANN}, {"customer": "customers/7"}, {"links": ("slow",)})
     ]
     for store in stores:
         # In any order, and again.

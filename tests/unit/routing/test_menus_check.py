@@ -165,6 +165,7 @@ REFUSED: dict[str, tuple[pb.Menu, str, str]] = {
         "menu.root.children[0].question",
         "surveys alone",
     ),
+    "a kind that is none": (hotline(kind=9), "menu.kind", "not one that this release"),
     "a promotion twice": (
         changed(lambda m: m.promotions.extend([pb.Promotion(id="p", prompts={"zh": "新"})] * 2)),
         "menu.promotions[1].id",

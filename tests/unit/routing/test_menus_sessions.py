@@ -641,6 +641,52 @@ async def test_a_menu_is_rebuilt_from_its_use() -> None:
         assert error.details.field_violations[0].field == field
 
 
+async def test_who_goes_through_a_link_has_reached_it() -> None:
+    """A section is as heavy as what is reached in it: weightless, its link would be put behind all others."""
+    ivr = Ivr()
+    await ivr.load()
+    for _ in range(4):
+        await ivr.call("2", "1", "2", caller_number=BEN)
+    await ivr.call("1", "1")
+    await ivr.recorder.write()
+    ivr.clock.advance(1)
+    shown = await ivr.handlers.rebuild(
+        pb.RebuildMenuRequest(name="menus/hotline", changes_max=1, validate_only=True), "ops"
+    )
+    assert (shown.accesses, [c.node for c in shown.changes], shown.regulars_moved) == (5, ["slow"], 1.0)
+
+
+async def test_a_survey_is_not_rebuilt() -> None:
+    ivr = Ivr()
+    await ivr.load(survey(), "after")
+    error = await refused(ivr.handlers.rebuild(pb.RebuildMenuRequest(name="menus/after"), "ops"))
+    assert error.reason == "REBUILD_IMPOSSIBLE" and "questions" in error.message
+    assert await ivr.store.version("after", 2) is None
+
+
+async def test_a_trial_stands_beside_what_is_in_service_whoever_publishes_meanwhile(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    ivr = Ivr()
+    await ivr.load()
+    for _ in range(2):
+        await ivr.handlers.create(pb.CreateMenuRequest(menu_id="hotline", menu=hotline()), "ops")
+    publish, others = MemoryMenus.publish, [2]
+
+    async def late(store: MemoryMenus, wanted: Published, *more: Any) -> Published:
+        while others:
+            await ivr.handlers.publish(pb.PublishMenuRequest(name="menus/hotline", version=others.pop()))
+        return await publish(store, wanted, *more)
+
+    monkeypatch.setattr(MemoryMenus, "publish", late)
+    trial = pb.PublishMenuRequest(name="menus/hotline", version=3, share=0.2)
+    shown = await ivr.handlers.publish(trial)
+    assert (shown.trial_version, shown.trial_share) == (3, 0.2)
+    assert (await ivr.handlers.get("menus/hotline")).version == 2
+    told = ivr.store.events[-1].message(events.MenuPublished)
+    assert (told.version, told.previous_version, told.trial_version) == (2, 2, 3)
+
+
 def test_intervals_of_differences() -> None:
     same = records.mean_difference((60.0, 130.0, 30), (60.0, 130.0, 30))
     assert same.value == 0 and same.low == pytest.approx(-same.high) and not same.significant
