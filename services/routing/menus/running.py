@@ -20,6 +20,8 @@ VERSIONS_HELD_MAX = 64
 MENUS_HELD_MAX = 1_000
 #: Versions that are read at a time, and how soon another try makes sense, real seconds.
 READINGS_MAX, RETRY_SECONDS = 64, 1.0
+#: A newer word on what is in service is waited for so long, real seconds: a caller is on the line.
+WORD_SECONDS = 0.5
 
 
 class MenuNotFound(NotFound):
@@ -61,17 +63,20 @@ class Running:
         """What is in service. Raises MenuNotFound, MenuNotPublished; pymongo's errors when nothing is
         held.
         """
-        now, held = self._clock.monotonic(), self._published.get(menu)
-        if held is None or now - held[0] > self._seconds:
+        held = self._published.get(menu)
+        if held is None or self._clock.monotonic() - held[0] > self._seconds:
+            found: Published | None
             try:
-                found = await self._store.published(menu)
-            except PyMongoError:
+                async with asyncio.timeout(WORD_SECONDS if held is not None else None):
+                    found = await self._store.published(menu)
+            except (TimeoutError, PyMongoError):
                 if held is None:
                     raise
-                return held[1]
+                # The old word stands, and not everybody who comes waits for another.
+                found = held[1]
             if found is None:
                 raise MenuNotFound(resource=f"menus/{menu}")
-            held = (now, found)
+            held = (self._clock.monotonic(), found)
             self._published[menu] = held
             self._published.move_to_end(menu)
             while len(self._published) > MENUS_HELD_MAX:

@@ -155,8 +155,14 @@ class Away(MemoryMenus):
     """A store whose database can be away."""
 
     away = False
+    #: Nor does it say that it is; and how often it was asked.
+    silent = False
+    asked = 0
 
     async def published(self, menu: str) -> Published | None:
+        self.asked += 1
+        if self.silent:
+            await asyncio.Event().wait()
         if self.away:
             raise AutoReconnect("away")
         return await super().published(menu)
@@ -352,6 +358,27 @@ async def test_what_runs_goes_on_while_the_database_is_away() -> None:
     ivr.store.away = False
     stats = await ivr.stats()
     assert (stats.sessions, stats.completed) == (2, 1)
+
+
+async def test_a_database_that_says_nothing_keeps_no_caller_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(running_module, "WORD_SECONDS", 0.02)
+    ivr = Ivr()
+    await ivr.load()
+    await ivr.call("1")
+    ivr.store.silent = True
+    ivr.clock.advance(60)
+    asked = ivr.store.asked
+    async with asyncio.timeout(10):
+        for _ in range(3):
+            assert (await ivr.sessions.step(pb.StepMenuRequest(menu="menus/hotline"))).version == 1
+    assert ivr.store.asked == asked + 1, "the others of the same second do not wait for it again"
+    # What was not in service before is not now.
+    ivr.store.silent = False
+    await ivr.handlers.create(pb.CreateMenuRequest(menu_id="draft", menu=hotline()), "ops")
+    await refused(ivr.call(menu="menus/draft"))
+    ivr.store.away = True
+    ivr.clock.advance(60)
+    assert isinstance(await refused(ivr.call(menu="menus/draft")), MenuNotPublished)
 
 
 async def test_records_that_wait_are_bounded() -> None:
