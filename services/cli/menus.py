@@ -24,6 +24,8 @@ DAYS_DEFAULT, DAY_SECONDS = 28, 86_400
 ROWS_SHOWN_MAX, PATHS_SHOWN_MAX = 40, 10
 #: Rows of a file of accesses.
 ACCESS_ROWS_MAX = 100_000
+#: Digits of one count: what a rebuild takes has no more.
+COUNT_DIGITS_MAX = 12
 
 menus = typer.Typer(
     name="menus", help="Self-service menus: load, look, count, rebuild, compare.", no_args_is_help=True
@@ -241,9 +243,12 @@ def read_accesses(file: Path) -> dict[str, int]:
             for number, row in enumerate(csv.reader(rows), start=1):
                 if number > ACCESS_ROWS_MAX:
                     raise Refused(f"{file} has more than {ACCESS_ROWS_MAX} rows")
-                if len(row) != 2 or not row[1].strip().isdecimal():
-                    raise Refused(f"{file}, row {number}: must be a leaf's id and a count, got {row[:3]!r}")
-                found[row[0].strip()] = found.get(row[0].strip(), 0) + int(row[1])
+                count = row[1].strip() if len(row) == 2 else ""
+                if not (count.isdecimal() and len(count) <= COUNT_DIGITS_MAX):
+                    got = repr(row[:3])[:80]
+                    why = f"must be a leaf's id and a count of at most {COUNT_DIGITS_MAX} digits, got {got}"
+                    raise Refused(f"{file}, row {number}: {why}")
+                found[row[0].strip()] = found.get(row[0].strip(), 0) + int(count)
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise Refused(f"{file} cannot be read: {error}") from error
     return found

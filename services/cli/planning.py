@@ -6,7 +6,7 @@ import csv
 import datetime as dt
 import json
 import zoneinfo
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -54,12 +54,13 @@ def span(first: str, days: int, zone: str, today: dt.date | None = None) -> comm
         begin = dt.date.fromisoformat(first) if first else (today or dt.datetime.now(there).date())
     except ValueError:
         raise Refused(f"from: must be a day such as 2026-11-23, got {first[:32]!r}") from None
-    begin += dt.timedelta(days=0 if first else 1)
-    ends = begin + dt.timedelta(days=days)
-    stamps = []
-    for day in (begin, ends):
-        stamps.append(Timestamp())
-        stamps[-1].FromDatetime(dt.datetime.combine(day, dt.time(), there))
+    stamps = [Timestamp(), Timestamp()]
+    try:
+        begin += dt.timedelta(days=0 if first else 1)
+        for stamp, day in zip(stamps, (begin, begin + dt.timedelta(days=days)), strict=True):
+            stamp.FromDatetime(dt.datetime.combine(day, dt.time(), there))
+    except (ValueError, OverflowError):
+        raise Refused(f"from: must lie in the years 1970 to 9998, got {first[:32]!r}") from None
     return common_pb2.Interval(start_time=stamps[0], end_time=stamps[1])
 
 
@@ -146,7 +147,10 @@ def staff(
     answer = _ask(address, "PlanStaffing", request)
     if policy is not None:
         text = json.dumps(policy_of(answer.shifts, request.interval.start_time), indent=2)
-        policy.write_text(text + "\n", encoding="utf-8")
+        try:
+            policy.write_text(text + "\n", encoding="utf-8")
+        except OSError as error:
+            raise Refused(f"policy: {policy} cannot be written: {error.strerror}") from None
     if _shown(answer, as_json):
         return
     rows = (
@@ -226,18 +230,26 @@ def read_roster(path: Path) -> list[planning_pb2.RosterEntry]:
     if len(raw) > ROSTER_BYTES_MAX:
         raise Refused(f"{path}: at most {ROSTER_BYTES_MAX} bytes are read")
     lines = csv.DictReader(raw.decode("utf-8-sig", errors="replace").splitlines())
-    if not set(ROSTER_COLUMNS) <= set(lines.fieldnames or ()):
-        raise Refused(f"{path}: line 1: must name the columns {', '.join(ROSTER_COLUMNS)}")
     found: list[planning_pb2.RosterEntry] = []
-    for row in lines:
-        if len(found) >= ROSTER_ROWS_MAX:
-            raise Refused(f"{path}: at most {ROSTER_ROWS_MAX} rows are read")
-        at = f"{path}: line {lines.line_num}"
-        interval = common_pb2.Interval(
-            start_time=_moment(at, "from", row["from"]), end_time=_moment(at, "until", row["until"])
-        )
-        found.append(planning_pb2.RosterEntry(agent=f"agents/{row['agent']}", interval=interval))
+    try:
+        if not set(ROSTER_COLUMNS) <= set(lines.fieldnames or ()):
+            raise Refused(f"{path}: line 1: must name the columns {', '.join(ROSTER_COLUMNS)}")
+        for row in lines:
+            if len(found) >= ROSTER_ROWS_MAX:
+                raise Refused(f"{path}: at most {ROSTER_ROWS_MAX} rows are read")
+            found.append(_entry(f"{path}: line {lines.line_num}", row))
+    except csv.Error as error:
+        raise Refused(f"{path}: line {lines.line_num + 1}: {error}") from None
     return found
+
+
+def _entry(at: str, row: Mapping[str, str | None]) -> planning_pb2.RosterEntry:
+    if not row["agent"]:
+        raise Refused(f"{at}: agent: must not be empty")
+    interval = common_pb2.Interval(
+        start_time=_moment(at, "from", row["from"]), end_time=_moment(at, "until", row["until"])
+    )
+    return planning_pb2.RosterEntry(agent=f"agents/{row['agent']}", interval=interval)
 
 
 def _moment(at: str, column: str, value: str | None) -> Timestamp:

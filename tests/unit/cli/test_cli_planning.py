@@ -27,7 +27,12 @@ def test_days_become_an_interval_of_the_zone() -> None:
 
 @pytest.mark.parametrize(
     ("first", "zone", "said"),
-    [("23.11.2026", "UTC", "from: must be a day"), ("", "Mars/Olympus", "zone: must be an IANA zone")],
+    [
+        ("23.11.2026", "UTC", "from: must be a day"),
+        ("", "Mars/Olympus", "zone: must be an IANA zone"),
+        ("9999-12-31", "UTC", "from: must lie in the years"),
+        ("0001-01-01", "Asia/Shanghai", "from: must lie in the years"),
+    ],
 )
 def test_bad_days_are_named(first: str, zone: str, said: str) -> None:
     with pytest.raises(Refused, match=said):
@@ -40,6 +45,9 @@ def test_bad_days_are_named(first: str, zone: str, said: str) -> None:
         ("agent,from\n", "line 1: must name the columns"),
         ("agent,from,until\nann,2026-11-23T09:00,2026-11-23T17:00+08:00\n", "line 2: from: must be a time"),
         ("agent,from,until\nann,2026-11-23T09:00+08:00,\n", "line 2: until: must be a time"),
+        ("agent,from,until\n,2026-11-23T09:00+08:00,2026-11-23T17:00+08:00\n", "line 2: agent: must not be"),
+        ("from,until,agent\n2026-11-23T09:00+08:00,2026-11-23T17:00+08:00\n", "line 2: agent: must not be"),
+        (f"agent,from,until\n{'a' * 140_000},,\n", "line 2: field larger"),
     ],
 )
 def test_bad_rosters_are_named_by_line(tmp_path: Path, text: str, said: str) -> None:
@@ -102,6 +110,8 @@ def test_what_is_answered_is_shown(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert "12.5" in shown.output and "25.0%" in shown.output
     shown = run(planning.plan, ["staff", "service", "--from", "2026-11-23", "--shrinkage", "0.1"])
     assert "83%" in shown.output and asked[-1].shrinkage == 0.1
+    unwritten = ["staff", "service", "--from", "2026-11-23", "--policy", str(tmp_path / "none" / "p.json")]
+    assert "policy: " in str(run(planning.plan, unwritten).exception)
     shown = run(planning.plan, ["adherence", str(roster)])
     assert "ann" in shown.output and "90.0%" in shown.output
     assert asked[-1].roster[0].agent == "agents/ann"
