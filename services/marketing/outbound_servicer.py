@@ -53,8 +53,6 @@ LOOKED_AT = 4
 DEFAULT_LEASE_SECONDS = 120
 DEFAULT_ABANDON_MAX = 0.03
 DEFAULT_WINDOW = timedelta(hours=24)
-#: Attempts counted for an abandon rate.
-ATTEMPTS_MAX = 20_000
 #: Fewest answered calls before a rate means anything.
 ANSWERED_MIN = 20
 #: Who is given back may be put off so long.
@@ -664,13 +662,10 @@ class OutboundServicer(outbound_pb2_grpc.OutboundServiceServicer):
         """(abandon ratio, answer ratio, results) over the list's window."""
         window = call_list.abandon_window.ToTimedelta() or DEFAULT_WINDOW
         id = call_list.name.removeprefix("contactLists/")
-        rows = self._shelves.find(ATTEMPTS, {"list": id, "at": {"$gte": now - window}}, ATTEMPTS_MAX)
-        results: dict[str, int] = {}
-        for row in rows:
-            results[row.keys["result"]] = results.get(row.keys["result"], 0) + 1
+        results = self._shelves.tally(ATTEMPTS, {"list": id, "at": {"$gte": now - window}}, "result")
         answered = sum(results.get(name, 0) for name in ANSWERED)
         abandoned = results.get("ABANDONED", 0) / answered if answered >= ANSWERED_MIN else 0.0
-        return abandoned, answered / len(rows) if rows else 0.0, results
+        return abandoned, answered / sum(results.values()) if results else 0.0, results
 
     def GetDialStatistics(self, request: P.GetDialStatisticsRequest, context: Any) -> P.DialStatistics:
         """How a list is doing."""

@@ -43,7 +43,7 @@ from chassis.testing import FakeClock
 from marketing.call_lists import complete_lists
 from marketing.campaign_store import MemoryTouches
 from marketing.config import MarketingSettings
-from marketing.kinds import CAMPAIGNS
+from marketing.kinds import ATTEMPTS, CAMPAIGNS
 from marketing.memory_store import MemoryStore
 from marketing.model import Channel, Complaint, Profile
 from marketing.outbound_servicer import OutboundServicer
@@ -549,6 +549,17 @@ async def test_abandoned_calls_hold_a_predictive_list_at_its_cap(world: World) -
     world.clock.advance(24 * 3_600)
     again = outbound_pb2.NextContactsRequest(holder="router", max_contacts=1)
     assert len((await world.outbound.NextContacts(again)).contacts) == 1
+
+
+async def test_every_attempt_of_a_busy_list_counts(world: World) -> None:
+    name = await outbound_list(world)
+    now, list_id = world.clock.now(), name.removeprefix("contactLists/")
+    for result, count in (("DECLINED", 20_000), ("ABANDONED", 2_000)):
+        for number in range(count):
+            keys = {"list": list_id, "at": now, "result": result}
+            world.store.shelves.insert(ATTEMPTS, Row(id=f"{result}-{number}", content={}, keys=keys), now)
+    found = await world.outbound.GetDialStatistics(outbound_pb2.GetDialStatisticsRequest(contact_list=name))
+    assert found.abandon_ratio == pytest.approx(2_000 / 22_000)
 
 
 async def test_calls_count_against_the_caps_of_all_channels(world: World) -> None:
