@@ -58,12 +58,13 @@ class MongoCallers:
         values: dict[str, Any] = {"number": number, "open": open, "version": version}
         days = timedelta(days=TICKET_DAYS_OPEN if open else TICKET_DAYS_CLOSED)
         values["expires"] = datetime.now(UTC) + days
+        older = {"_id": ticket, "version": {"$lt": version}}
+        tickets = OpenTicketDocument._get_collection()
         try:
-            older = {"_id": ticket, "version": {"$lt": version}}
-            OpenTicketDocument._get_collection().update_one(older, {"$set": values}, upsert=True)
+            tickets.update_one(older, {"$set": values}, upsert=True)
         except DuplicateKeyError:
-            # This or a newer word is kept.
-            pass
+            # This or a newer word is kept; or an older one that came first at the same moment.
+            tickets.update_one(older, {"$set": values})
 
     def forget(self, customer: str) -> None:
         known = KnownCustomerDocument._get_collection().find_one({"_id": customer}, {"numbers": 1}) or {}

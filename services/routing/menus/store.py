@@ -271,20 +271,24 @@ class MongoMenus:
     async def record(self, rows: Sequence[tuple[Record, bytes]], expires: datetime) -> None:
         if not rows:
             return
-        writes = [
-            UpdateOne(
+        wanted = [
+            (
                 {"_id": record.id, "step": {"$lt": record.step}},
                 {"$set": {**_session_row(record), "body": body, "expires": expires}},
-                upsert=True,
             )
             for record, body in rows
         ]
+        writes = [UpdateOne(*each, upsert=True) for each in wanted]
         try:
             await self._database[SESSIONS].bulk_write(writes, ordered=False)
         except BulkWriteError as error:
-            # A taken key: this or a later step of the session is kept already.
-            if {each.get("code") for each in error.details.get("writeErrors", ())} != {_DUPLICATE_KEY}:
+            taken = error.details.get("writeErrors", ())
+            if {each.get("code") for each in taken} != {_DUPLICATE_KEY}:
                 raise
+            # This or a later step of the session is kept already; or an earlier one that another router wrote
+            # at the same moment.
+            again = [UpdateOne(*wanted[each["index"]]) for each in taken]
+            await self._database[SESSIONS].bulk_write(again, ordered=False)
         uses = [_use_of(record) for record, _ in rows if record.leaf and record.number]
         if uses:
             await self._database[CALLERS].bulk_write(uses, ordered=False)

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from datetime import UTC, datetime, timedelta, timezone
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from pymongo.errors import DuplicateKeyError
 from tests.unit.routing.routing_menus import index
 
 from callmesh.crm.v1 import events_pb2 as crm_events
@@ -15,6 +17,7 @@ from callmesh.tickets.v1 import ticket_pb2
 from chassis.bus import Event
 from chassis.errors import InvalidArgument
 from routing.menus import inbound, predict
+from routing.menus.documents import OpenTicketDocument
 from routing.menus.predict import DAY_MS, Use
 
 NOW_MS = 1_772_431_200_000
@@ -94,6 +97,32 @@ class Kept(dict[str, tuple[str, int, bool]]):
 
     def forget(self, customer: str) -> None:
         self.clear()
+
+
+class Raced:
+    """A collection into which another process puts an older word just before the first upsert."""
+
+    def __init__(self) -> None:
+        self.word: dict[str, Any] = {}
+
+    def update_one(self, wanted: dict[str, Any], change: dict[str, Any], *, upsert: bool = False) -> None:
+        if not self.word and upsert:
+            self.word = {"version": 1, "open": True}
+            raise DuplicateKeyError("taken")
+        if self.word["version"] < wanted["version"]["$lt"]:
+            self.word = change["$set"]
+        elif upsert:
+            raise DuplicateKeyError("taken")
+
+
+def test_the_newest_word_on_a_ticket_stays_though_an_older_one_comes_first_at_the_same_moment(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    tickets = Raced()
+    monkeypatch.setattr(OpenTicketDocument, "_get_collection", lambda: tickets)
+    for version, open in ((4, False), (3, True), (4, False)):
+        inbound.MongoCallers().keep("7", "+8613800138000", version, open=open)
+        assert (tickets.word["version"], tickets.word["open"]) == (4, False)
 
 
 def test_tickets_are_known_as_open_or_not() -> None:

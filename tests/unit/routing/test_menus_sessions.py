@@ -10,7 +10,8 @@ import pytest
 from google.protobuf.duration_pb2 import Duration
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from pymongo.errors import AutoReconnect
+from pymongo import UpdateOne
+from pymongo.errors import AutoReconnect, BulkWriteError
 from tests.unit.routing.routing_menus import hotline, index, survey
 
 from callmesh.routing.v1 import menu_events_pb2 as events
@@ -25,7 +26,7 @@ from routing.menus.handlers import CallerUnknown, MenuHandlers
 from routing.menus.recorder import Recorder
 from routing.menus.running import MenuNotFound, MenuNotPublished, Running
 from routing.menus.sessions import Sessions
-from routing.menus.store import MemoryMenus, Published, Stored, TooManyShortcuts
+from routing.menus.store import MemoryMenus, MongoMenus, Published, Stored, TooManyShortcuts
 from routing.menus.tokens import InvalidMenuSession, MenuSessionEnded, SessionTokens, body_of, state_of
 
 NOW = datetime(2026, 3, 2, 6, 10, tzinfo=UTC)
@@ -390,6 +391,26 @@ async def test_records_that_wait_are_bounded() -> None:
         assert (await ivr.call("1", "1")).done
     ivr.store.away = False
     assert (await ivr.stats()).sessions == 20
+
+
+async def test_a_later_step_is_kept_though_an_earlier_one_is_written_at_the_same_moment() -> None:
+    """By another router, between the look for the session and its insert."""
+
+    class Raced:
+        def __init__(self) -> None:
+            self.written: list[Any] = []
+
+        async def bulk_write(self, writes: list[Any], *, ordered: bool) -> None:
+            self.written.append(writes)
+            if len(self.written) == 1:
+                raise BulkWriteError({"writeErrors": [{"index": 1, "code": 11_000}]})
+
+    sessions = Raced()
+    rows = [(records.Record.of(walk(begun(id=id), "1")), b"") for id in ("a", "b")]
+    await MongoMenus({"menu_sessions": sessions}).record(rows, NOW)  # type: ignore[arg-type]
+    first, again = sessions.written
+    assert again == [UpdateOne(first[1]._filter, first[1]._doc)]
+    assert (first[1]._filter, first[1]._upsert) == ({"_id": "b", "step": {"$lt": 2}}, True)
 
 
 async def test_versions_are_loaded_published_and_tried() -> None:
