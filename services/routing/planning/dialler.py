@@ -87,6 +87,9 @@ NUMBERS_MAX, DAY_MS = 100_000, 86_400_000
 PUT_OFF_MS = 1_800_000
 #: Contacts that could not be given back are remembered so many; the lease of others ends by itself.
 UNRETURNED_MAX = 1_000
+#: A contact is taken back whose agent has had other calls since so long, business milliseconds: what is seen
+#: of an agent may be a second old.
+ELSEWHERE_MS = 3_000
 #: Arrivals of one look that are told apart.
 ARRIVALS_MAX = 10_000
 
@@ -359,6 +362,7 @@ class Dialler:
             like=self._ahead.like if ahead else None,
             stint_min_ms=max((each.stint_min_ms for each in self._running), default=0),
         )
+        await self._withdraw(self._elsewhere(seen))
         orders = self.policy.look(look)
         recalled = [order.agent for order in orders if order.act is Act.RECALL]
         await self._withdraw([agent for agent in recalled if not self._ahead.leave(agent)])
@@ -367,6 +371,20 @@ class Dialler:
                 await self._begin(order, seen.now_ms)
         if not stopped:
             await self._ahead.ring(seen.now_ms, lambda lines: self._next_line(lines, seen.now_ms))
+
+    def _elsewhere(self, seen: FloorNow) -> list[str]:
+        """Agents who got an inbound call before the contact could be offered: once they are free again, the
+        policy says anew what they do.
+        """
+        found = []
+        for each in seen.agents:
+            begun = self._begun.get(each.agent)
+            call = begun.call if begun is not None else None
+            if begun is None or call is None or begun.counted_ms > seen.now_ms - ELSEWHERE_MS:
+                continue
+            if each.calls and not each.rung and call.call_id not in each.calls:
+                found.append(each.agent)
+        return found
 
     async def _begin(self, order: Order, now_ms: int) -> None:
         """An agent is given to outbound: with a contact, or to wait for one who answers."""

@@ -79,8 +79,9 @@ log = structlog.get_logger(__name__)
 
 #: Skips nobody: outbound waits behind every inbound call of the same age.
 PRIORITY = -100
-#: How long a call waits for its agent before it is given up.
-OFFER_SECONDS = 60
+#: How long a call waits for its agent before it is given up, real seconds; so long, in business time, nobody
+#: else is offered it.
+OFFER_SECONDS, OWN_SECONDS = 120, 3_600
 #: After leaving a call's stream routing is asked so often, and this much later each time, what became of it.
 LEFT_LOOKS_MAX, LEFT_LOOK_SECONDS = 20, 0.1
 #: Where a call's stream has broken routing is asked so often, real seconds: until it is known whether the
@@ -188,6 +189,7 @@ class GrpcFloor:
                 agent=each.agent.removeprefix("agents/"),
                 free=each.state == agent_pb2.AGENT_STATE_AVAILABLE,
                 calls=frozenset(each.calls_held),
+                rung=bool(each.offers_held),
                 since_ms=_ms(each.state_time),
             )
             for each in stats.agents
@@ -439,11 +441,11 @@ class GrpcCall:
 
     async def wait_answered(self) -> bool:
         try:
-            async with asyncio.timeout(2 * OFFER_SECONDS):
+            async with asyncio.timeout(OFFER_SECONDS):
                 return await asyncio.shield(self._answered)
         except TimeoutError:
-            self._stream.cancel()
-            raise Unavailable(why=_UNKNOWN, retry_seconds=LOOK_SECONDS) from None
+            await self.withdraw()
+            return self._answered.result()
 
     async def wait_ended(self) -> None:
         await asyncio.shield(self._reading)
@@ -495,7 +497,7 @@ class GrpcCalls:
             priority=PRIORITY,
             attempt=1,
             preferred_agent=f"agents/{agent}",
-            preferred_agent_timeout=Duration(seconds=OFFER_SECONDS),
+            preferred_agent_timeout=Duration(seconds=OWN_SECONDS),
             attributes=attributes_of(person, self._holder, line),
             auto_confirm=True,
         )

@@ -70,8 +70,9 @@ class AgentNow:
 
     agent: str
     free: bool
-    #: Calls held.
+    #: Calls held, those in after-call work with them; and whether they are rung.
     calls: frozenset[str] = frozenset()
+    rung: bool = False
     since_ms: int = 0
 
 

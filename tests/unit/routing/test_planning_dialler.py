@@ -23,6 +23,7 @@ from routing.planning.blending import BlendingRules, Contacts, ForecastBlending,
 from routing.planning.calling_hours import CallingHours
 from routing.planning.dialler import (
     BLIND_SECONDS,
+    ELSEWHERE_MS,
     EMPTY_SECONDS,
     HELD_SECONDS,
     IDLE_SECONDS,
@@ -63,6 +64,8 @@ class FakeFloor:
     offered: int = 0
     away: bool = False
     skills: dict[str, frozenset[str]] = field(default_factory=dict)
+    calls: dict[str, frozenset[str]] = field(default_factory=dict)
+    rung: frozenset[str] = frozenset()
     #: Whether agents were asked for, each time.
     looks: list[bool] = field(default_factory=list)
 
@@ -70,7 +73,11 @@ class FakeFloor:
         self.looks.append(agents)
         if self.away:
             raise Unavailable(why="gone", retry_seconds=1.0)
-        there = [AgentNow(agent=a, free=free) for a, free in self.agents.items() if agents]
+        there = [
+            AgentNow(agent=a, free=free, calls=self.calls.get(a, frozenset()), rung=a in self.rung)
+            for a, free in self.agents.items()
+            if agents
+        ]
         return FloorNow(now_ms=self.clock.now_ms(), agents=there, waiting=self.waiting, offered=self.offered)
 
     async def blended(self) -> dict[str, frozenset[str]]:
@@ -294,6 +301,21 @@ async def test_who_is_free_gets_a_contact_and_is_back_when_somebody_waits() -> N
     assert len(withdrawn) == 2
     assert "a0" not in withdrawn
     assert sorted(place.lists.returned) == sorted(c for a, c in place.calls.begun if a in withdrawn)
+
+
+async def test_who_got_an_inbound_call_first_is_not_asked_about_the_contact_after_it() -> None:
+    place = Place(people(20))
+    await place.step()
+    assert {agent for agent, _ in place.calls.begun} == {"a0", "a1", "a2", "a3"}
+    place.floor.agents.update(a0=False, a1=False, a2=False)
+    # One speaks to a caller, one has accepted, one has the offer beside a chat.
+    place.floor.calls = {"a0": frozenset({"inbound"}), "a1": frozenset({"call-2"}), "a2": frozenset({"chat"})}
+    place.floor.rung = frozenset({"a2"})
+    await place.step()
+    assert not any(call.withdrawn for call in place.calls.made.values()), "what is seen may be a little old"
+    await place.step(ELSEWHERE_MS / 1000)
+    assert [agent for agent, call in place.calls.made.items() if call.withdrawn] == ["a0"]
+    assert place.lists.returned == ["contactLists/l/contacts/0"]
 
 
 async def test_many_are_taken_back_at_once() -> None:

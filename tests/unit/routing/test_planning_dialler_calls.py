@@ -61,12 +61,14 @@ class Router(Peers):
         self._stream = Stream(told, breaks)
         self._states = list(states)
         self.asked = 0
+        self.placed: list[Any] = []
 
     @property
     def routing(self) -> Any:
         return self
 
     def RouteCall(self, request: Any, **_: Any) -> Stream:
+        self.placed.append(request)
         return self._stream
 
     async def GetCall(self, request: Any, **_: Any) -> Any:
@@ -135,6 +137,22 @@ async def test_a_call_withdrawn_before_it_was_placed_frees_its_agent() -> None:
     async with asyncio.timeout(30):
         await call.withdraw()
         assert await call.wait_answered() is False
+
+
+@pytest.mark.parametrize(("state", "answered"), [(LEFT, False), (TALKING, True)])
+async def test_a_call_that_its_agent_does_not_take_is_nobody_elses(
+    monkeypatch: pytest.MonkeyPatch, state: call_pb2.Call, answered: bool
+) -> None:
+    """It was chosen for this agent's skills; so it is taken back before others could be offered it."""
+    assert dialler_main.OFFER_SECONDS < dialler_main.OWN_SECONDS
+    monkeypatch.setattr(dialler_main, "OFFER_SECONDS", 0)
+    router = Router([], None, [state])
+    call = await begun(router)
+    assert router.placed[0].call.preferred_agent_timeout.seconds == dialler_main.OWN_SECONDS
+    async with asyncio.timeout(30):
+        assert await call.wait_answered() is answered
+    call._reading.cancel()
+    await asyncio.gather(call._reading, return_exceptions=True)
 
 
 async def test_a_call_of_which_nothing_is_known_is_not_said_to_be_unanswered(
