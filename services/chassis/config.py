@@ -155,7 +155,8 @@ class ServiceSettings(BaseSettings):
     )
     amqp_uri: str = Field(
         default="amqp://127.0.0.1:5672//",
-        description="RabbitMQ connection string.",
+        description="RabbitMQ connection string; amqps:// is TLS, its authority that of the parameter"
+        " cacertfile or the system's.",
         repr=False,
         json_schema_extra=_SECRET,
     )

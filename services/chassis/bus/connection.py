@@ -1,9 +1,15 @@
-"""Opening a connection to the broker."""
+"""Opening a connection to the broker.
+
+`amqps://` means TLS: the server's certificate must be of a known authority and name the host. The string's
+parameters `cacertfile`, `certfile` and `keyfile`, RabbitMQ's own words, name the authority where it is none
+of the system's, and a certificate to show.
+"""
 
 from __future__ import annotations
 
 import time
 from typing import Any
+from urllib.parse import parse_qsl, urlencode, urlsplit, urlunsplit
 
 import amqp
 import kombu
@@ -14,6 +20,12 @@ from chassis.errors import StartError, shorten
 
 #: Where a broker is: a connection string, or the file that has it and is read again for every connection.
 Broker = str | ConnectionFile
+
+#: Ports where a connection string names none, by its scheme.
+_PORTS = {"amqps": 5671}
+_PORT_PLAIN = 5672
+#: Parameters of a connection string about TLS, and what py-amqp calls them.
+_TLS_FILES = {"cacertfile": "ca_certs", "certfile": "certfile", "keyfile": "keyfile"}
 
 #: How long one attempt to connect may take, seconds.
 CONNECT_SECONDS_MAX = 5.0
@@ -43,6 +55,21 @@ def candidates(broker: Broker) -> list[str]:
     return [broker] if isinstance(broker, str) else broker.candidates()
 
 
+def without_tls(amqp_uri: str) -> tuple[str, dict[str, str] | None]:
+    """(the connection string without its parameters about TLS, what py-amqp is told of TLS); None for plain
+    text. kombu itself knows neither the parameters nor, before its first connection, that `amqps` means TLS.
+    """
+    parts = urlsplit(amqp_uri)
+    said = parse_qsl(parts.query, keep_blank_values=True)
+    rest = urlencode([(name, value) for name, value in said if name not in _TLS_FILES])
+    bare = urlunsplit(parts._replace(query=rest)) if said else amqp_uri
+    if parts.scheme != "amqps":
+        return bare, None
+    files = {_TLS_FILES[name]: value for name, value in said if name in _TLS_FILES}
+    # With a name to look for, py-amqp checks it, and the chain always.
+    return bare, {**files, "server_hostname": parts.hostname or ""}
+
+
 def open_connection(broker: Broker, heartbeat_seconds: float = 0) -> amqp.Connection:
     """One attempt, with the second user or password where the broker refuses the first; any of
     `CONNECTION_ERRORS` when it fails. Works in threads and under eventlet.
@@ -57,13 +84,15 @@ def open_connection(broker: Broker, heartbeat_seconds: float = 0) -> amqp.Connec
 
 
 def _open(amqp_uri: str, heartbeat_seconds: float) -> amqp.Connection:
-    info = kombu.Connection(amqp_uri)
+    bare, tls = without_tls(amqp_uri)
+    info = kombu.Connection(bare)
+    port = info.port or _PORTS.get(urlsplit(bare).scheme, _PORT_PLAIN)
     parameters: dict[str, Any] = {
-        "host": info.host,
+        "host": f"{info.hostname}:{port}",
         "userid": info.userid or "guest",
         "password": info.password or "guest",
         "virtual_host": info.virtual_host or "/",
-        "ssl": info.ssl,
+        "ssl": tls or False,
         "login_method": info.login_method or "PLAIN",
     }
     connection = _Connection(

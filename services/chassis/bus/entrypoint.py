@@ -34,10 +34,11 @@ from typing import Any, TypeVar, cast
 
 import amqp
 import eventlet
+import kombu
 import mongoengine
 from eventlet.event import Event as Signal
 from google.protobuf.message import Message
-from kombu import Queue
+from nameko.constants import DEFAULT_HEARTBEAT, DEFAULT_TRANSPORT_OPTIONS, HEARTBEAT_CONFIG_KEY
 from nameko.exceptions import ContainerBeingKilled
 from nameko.extensions import ENTRYPOINT_EXTENSIONS_ATTR, Entrypoint, register_entrypoint
 from nameko.messaging import QueueConsumer
@@ -45,7 +46,7 @@ from opentelemetry.trace import SpanKind
 
 from chassis import callcontext, logs, metrics, telemetry
 from chassis.bus import topology, verdict
-from chassis.bus.connection import Broker, candidates
+from chassis.bus.connection import Broker, candidates, without_tls
 from chassis.bus.event import Event, MalformedEvent
 from chassis.bus.inbox import Inbox
 from chassis.bus.publisher import SENT_HEADER, Outcome, Outgoing, Publisher
@@ -118,6 +119,15 @@ class BusConsumer(QueueConsumer):
         found = candidates(self.broker)
         return found[self._refused % len(found)]
 
+    @property
+    def connection(self) -> kombu.Connection:
+        """What kombu opens next; nameko's own takes TLS from a setting and not from the connection string."""
+        bare, tls = without_tls(self.amqp_uri)
+        heartbeat = self.container.config.get(HEARTBEAT_CONFIG_KEY, DEFAULT_HEARTBEAT)
+        return kombu.Connection(
+            bare, ssl=tls, heartbeat=heartbeat, transport_options=DEFAULT_TRANSPORT_OPTIONS
+        )
+
     @contextmanager
     def establish_connection(self) -> Iterator[Any]:
         """kombu's, which comes again after an error: then with the other password, if there is one."""
@@ -160,7 +170,7 @@ class BusConsumer(QueueConsumer):
         self._consumers = {}
         for provider in self._providers - self._leaving:
             consumer = consumer_cls(
-                queues=[Queue(provider.subscription.queue, no_declare=True)],
+                queues=[kombu.Queue(provider.subscription.queue, no_declare=True)],
                 on_message=functools.partial(self._on_message, provider),
                 auto_declare=False,
             )

@@ -23,8 +23,9 @@ NODE_NAME = "callmesh@localhost"
 START_SECONDS_MAX = 90.0
 EPMD_SECONDS_MAX = 10.0
 STOP_SECONDS_MAX = 20.0
-#: How long a command to a running node may take.
-CONTROL_SECONDS_MAX = 30.0
+#: How long a command to a running node may take: each starts an Erlang of its own, which on a busy machine
+#: takes as long as the node's.
+CONTROL_SECONDS_MAX = 90.0
 #: Memory above which the node blocks publishers; absolute, because a share of a small machine is below its
 #: idle need.
 MEMORY_BYTES_MAX = 768 * 1024 * 1024
@@ -134,9 +135,20 @@ class RabbitNode:
             **self._environment(),
             "RABBITMQ_CTL_ERL_ARGS": "-kernel inet_dist_use_interface {127,0,0,1}",
         }
-        done = subprocess.run(
-            command, env=environment, capture_output=True, text=True, timeout=CONTROL_SECONDS_MAX, check=False
-        )
+        try:
+            done = subprocess.run(
+                command,
+                env=environment,
+                capture_output=True,
+                text=True,
+                timeout=CONTROL_SECONDS_MAX,
+                check=False,
+            )
+        except subprocess.TimeoutExpired:
+            raise ProcessFailed(
+                f"rabbitmqctl had no answer from the node within {CONTROL_SECONDS_MAX:g} s: the machine has"
+                f" too much to do, or the node hangs (its log: {self.server.log_path})"
+            ) from None
         if done.returncode != 0:
             raise ProcessFailed(f"rabbitmqctl eval failed: {done.stdout}{done.stderr}")
 
