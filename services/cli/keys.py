@@ -31,7 +31,7 @@ def tokens() -> dict[str, tuple[str, str]]:
     from chassis.eventservice import scopes as of_events
     from crm.scopes import SCOPES as CRM
     from marketing.scopes import SCOPES as MARKETING
-    from routing.scopes import DIALLER_ASKS, DIALLER_SCOPES
+    from routing.scopes import CANARY_ASKS, DIALLER_ASKS, DIALLER_SCOPES
     from routing.scopes import SCOPES as ROUTING
     from tickets.scopes import SCOPES as TICKETS
 
@@ -44,6 +44,7 @@ def tokens() -> dict[str, tuple[str, str]]:
     return {
         "peer.token": ("routers", PEER_SCOPE),
         "dialler.token": ("dialler", " ".join(DIALLER_ASKS)),
+        "canary.token": ("canary", " ".join(CANARY_ASKS)),
         "admin.token": ("admin", " ".join(sorted(every - {PEER_SCOPE, ""}))),
     }
 
@@ -95,8 +96,8 @@ def keys(
     audience: Annotated[str, typer.Option(help="Audience of the tokens (AUTH_AUDIENCE).")] = "callmesh",
     days: Annotated[int, typer.Option(min=1, max=365, help="How long the tokens last.")] = DAYS,
 ) -> None:
-    """Make a signing key, its key set, the place tokens' key, and tokens for routers, the dialler and an
-    administrator.
+    """Make a signing key, its key set, the place tokens' key, and tokens for routers, the dialler, the
+    canary and an administrator.
 
     For trials: in production an identity provider signs the tokens, and nobody holds one with every scope.
     """

@@ -110,3 +110,11 @@ DIALLER_ASKS: tuple[str, ...] = (
     "routing.planning.read",
     "routing.stats.read",
 )
+
+#: What the canary asks of a router (`callmesh canary --furnish`): the scopes of its token.
+CANARY_ASKS: tuple[str, ...] = (
+    "routing.agents.read",
+    "routing.agents.session",
+    "routing.calls.route",
+    "routing.directory.write",
+)

@@ -10,6 +10,7 @@ import os
 import re
 import subprocess
 import sys
+from functools import cache
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -159,6 +160,13 @@ def test_the_checks_themselves_find_what_is_wrong() -> None:
      "twice"),
     ({"dialler": {"enabled": True}, "role": "region"}, "marketing"),
     ({"dialler": {"env": {"DIALLER_TOKEN": "x"}}}, "DIALLER_TOKEN"),
+    ({"role": "hq", "dialler": {"enabled": True}}, "dialler"),
+    ({"role": "hq", "canary": {"enabled": True}}, "canary"),
+    ({"canary": {"enabled": True, "region": "elsewhere"}}, "elsewhere"),
+    ({"regions": [{"id": "beijing", "replicas": 1}, {"id": "beijing", "replicas": 2}]}, "routing-beijing"),
+    ({"regions": [{"id": "worker", "replicas": 1}]}, "routing-worker"),
+    ({"mongodb": {"secrets": {"sales": "sales-mongodb"}}}, "sales"),
+    ({"rabbitmq": {"authority": {"kind": "File"}}}, "kind"),
 ])  # fmt: skip
 def test_a_typing_error_is_refused_with_its_place(values: dict[str, Any], where: str) -> None:
     with pytest.raises(helm_python.HelmError) as refused:
@@ -198,6 +206,14 @@ def test_no_secret_stands_in_an_environment(name: str) -> None:
                     assert "@" not in variable["value"], owner["metadata"]["name"]
 
 
+def selects(selector: Manifest, labels: dict[str, str]) -> bool:
+    """Whether a selector of pods finds one with these labels."""
+    exactly = selector.get("matchLabels", {}).items() <= labels.items()
+    return exactly and all(
+        labels.get(one["key"]) in one["values"] for one in selector.get("matchExpressions", ())
+    )
+
+
 @examples
 def test_selectors_find_their_own_pods_and_never_change(name: str) -> None:
     manifests = example(name)
@@ -214,21 +230,29 @@ def test_selectors_find_their_own_pods_and_never_change(name: str) -> None:
         found = [other for other, it in workloads.items()
                  if selector.items() <= it["spec"]["template"]["metadata"]["labels"].items()]  # fmt: skip
         assert found == [what]
+    labels = [pod["metadata"]["labels"] for _, pod in pods(manifests)]
     for one in manifests:
         if one["kind"] in ("PodDisruptionBudget", "Service", "NetworkPolicy"):
             spec = one["spec"]
             selector = spec.get("podSelector") or spec["selector"]
-            selector = selector.get("matchLabels", selector)
-            assert any(selector.items() <= it["spec"]["template"]["metadata"]["labels"].items()
-                       for it in workloads.values()), one["metadata"]["name"]  # fmt: skip
+            if one["kind"] == "Service":
+                selector = {"matchLabels": selector}
+            assert any(selects(selector, each) for each in labels), one["metadata"]["name"]
 
 
 @examples
 def test_every_pod_has_its_policy_and_its_budget(name: str) -> None:
+    """Jobs and tests, too, have a policy: whoever has none is let out nowhere, or everywhere."""
     manifests = example(name)
+    policies = [one["spec"] for one in manifests if one["kind"] == "NetworkPolicy"]
+    for owner, pod in pods(manifests):
+        found = [each for each in policies if selects(each["podSelector"], pod["metadata"]["labels"])]
+        assert [each["policyTypes"] for each in found] == [["Ingress", "Egress"]], owner["metadata"]["name"]
     names = {one["metadata"]["name"] for one in manifests if one["kind"] in ("Deployment", "StatefulSet")}
-    for kind in ("NetworkPolicy", "PodDisruptionBudget"):
-        assert {one["metadata"]["name"] for one in manifests if one["kind"] == kind} == names
+    budgets = [one for one in manifests if one["kind"] == "PodDisruptionBudget"]
+    assert {one["metadata"]["name"] for one in budgets} == names
+    # What is broken anyway never keeps a node from being emptied.
+    assert {one["spec"]["unhealthyPodEvictionPolicy"] for one in budgets} == {"AlwaysAllow"}
 
 
 @examples
@@ -313,7 +337,13 @@ def test_the_network_is_the_picture() -> None:
     policies = {
         one["metadata"]["name"]: one for one in example("single-cluster") if one["kind"] == "NetworkPolicy"
     }
+    jobs = {f"demo-callmesh-{kind}" for kind in ("backup", "retention", "test")}
+    for what in jobs - {"demo-callmesh-test"}:
+        ports = {port["port"] for rule in policies[what]["spec"]["egress"] for port in rule["ports"]}
+        assert ports == {53, 27017} and policies[what]["spec"]["ingress"] == []
     for what, policy in policies.items():
+        if what in jobs:
+            continue
         worker, dialler = what.endswith("-worker"), "-dialler-" in what
         ports = {port["port"] for rule in policy["spec"]["egress"] for port in rule["ports"]}
         assert (5672 in ports) is worker
@@ -422,6 +452,114 @@ def test_the_operators_own_secrets_are_read_where_they_are_asked_for() -> None:
     assert {role["db"] for role in user["roles"]} >= {f"callmesh_{prefix.lower()}" for prefix in STORED}
 
 
+def test_the_operators_user_may_do_what_the_commands_do() -> None:
+    """Without clusterMonitor a restore would not see that services are connected, and would not refuse."""
+    (mongo,) = [one for one in example("operators") if one["kind"] == "MongoDBCommunity"]
+    (user,) = mongo["spec"]["users"]
+    assert {"backup", "clusterMonitor"} <= {role["name"] for role in user["roles"] if role["db"] == "admin"}
+
+
+#: A platform with everything on, from a registry of its own.
+EVERYTHING: dict[str, Any] = {
+    "image": {"pullSecrets": ["registry"]},
+    "tls": {"enabled": True},
+    "proxy": {"enabled": True},
+    "dialler": {"enabled": True},
+    "canary": {"enabled": True},
+    "backup": {"enabled": True},
+    "retention": {"enabled": True},
+    "monitoring": {"enabled": True},
+    "mongodb": {
+        "authority": {"kind": "Secret", "name": "stores-authority", "key": "root.pem"},
+        "secrets": {"crm": "crm-mongodb"},
+    },
+    "rabbitmq": {"authority": {"name": "stores-authority"}, "secrets": {"tickets": "tickets-rabbitmq"}},
+}
+
+
+@cache
+def everything() -> tuple[Manifest, ...]:
+    return tuple(render(EVERYTHING))
+
+
+def test_every_image_is_pulled_with_the_secrets() -> None:
+    """Those of `helm test` as well."""
+    for owner, pod in pods(everything()):
+        assert pod["spec"]["imagePullSecrets"] == [{"name": "registry"}], owner["metadata"]["name"]
+        assert pod["spec"]["containers"][0]["imagePullPolicy"] == "IfNotPresent"
+        assert pod["spec"]["serviceAccountName"] == "demo-callmesh"
+
+
+@pytest.mark.parametrize(("tls", "protocol"), [(True, "https"), (False, "kubernetes.io/h2c")])
+def test_a_port_says_what_is_spoken_there(tls: bool, protocol: str) -> None:
+    """Gateways and meshes believe it: h2c before a TLS port is a connection that never stands."""
+    manifests = everything() if tls else render({"proxy": {"enabled": True}})
+    ports = [port for one in manifests if one["kind"] == "Service" for port in one["spec"]["ports"]]
+    assert {port["appProtocol"] for port in ports if port["name"] == "grpc"} == {protocol}
+
+
+def test_whoever_calls_shows_a_certificate_where_servers_ask_for_one() -> None:
+    """Servers, the dialler and the canary: the same variables, files that are there."""
+    callers = 0
+    for owner, pod in pods(everything()):
+        (container,) = pod["spec"]["containers"]
+        values = {one["name"]: one.get("value") for one in container.get("env", ())}
+        if "TLS_CA_FILE" in values:
+            callers += 1
+            assert [values[f"TLS_{kind}_FILE"] for kind in ("CERT", "KEY", "CA")] == [
+                f"/etc/callmesh/tls/{file}" for file in ("tls.crt", "tls.key", "ca.crt")
+            ], owner["metadata"]["name"]
+            (volume,) = [one["secret"] for one in pod["spec"]["volumes"] if one["name"] == "tls"]
+            assert volume == {"secretName": "callmesh-tls"}
+    assert callers == 6
+
+
+def test_stores_have_an_authority_and_services_may_have_users_of_their_own() -> None:
+    seen = set()
+    for _, pod in pods(everything()):
+        spec = pod["spec"]
+        volumes = {one["name"]: one for one in spec.get("volumes", ())}
+        mounts = {one["name"]: one["mountPath"] for one in spec["containers"][0].get("volumeMounts", ())}
+        for store, own in (
+            ("mongodb", {"crm": "crm-mongodb"}),
+            ("rabbitmq", {"tickets": "tickets-rabbitmq"}),
+        ):
+            assert (store in volumes) is (f"{store}-authority" in volumes)
+            if store in volumes:
+                service = pod["metadata"]["labels"]["app.kubernetes.io/component"].partition("-")[0]
+                seen.add((store, service))
+                assert volumes[store]["secret"]["secretName"] == own.get(service, f"callmesh-{store}")
+                assert mounts[f"{store}-authority"] == f"/etc/callmesh/{store}-authority"
+                kind = "secret" if store == "mongodb" else "configMap"
+                (item,) = volumes[f"{store}-authority"][kind]["items"]
+                assert item["path"] == "ca.crt"
+    services = {"routing", "crm", "tickets", "marketing"}
+    assert seen == {("mongodb", one) for one in services | {"database"}} | {
+        ("rabbitmq", one) for one in services
+    }
+
+
+def test_every_target_says_which_process_it_is() -> None:
+    """By that label CallmeshProcessDown looks for who is missing."""
+    monitors = [one["spec"]["podMetricsEndpoints"] for one in everything() if one["kind"] == "PodMonitor"]
+    assert len(monitors) == 4
+    for (endpoint,) in monitors:
+        assert "process" in {one["targetLabel"] for one in endpoint["relabelings"]}
+
+
+def test_jobs_and_the_canary_run_where_they_may() -> None:
+    where = {"nodeSelector": {"pool": "calls"}, "tolerations": [{"key": "pool", "operator": "Exists"}]}
+    values = {part: {"enabled": True, **where} for part in ("backup", "retention", "canary")}
+    values["crm"] = {"server": where}
+    found = {
+        pod["metadata"]["labels"]["app.kubernetes.io/component"]
+        for _, pod in pods(render(values))
+        if where.items() <= pod["spec"].items()
+    }
+    wanted = {"database-backup", "database-retention", "canary-canary", "crm-server", "crm-test"}
+    assert found == wanted
+
+
 def servers(manifests: Any) -> dict[str, Manifest]:
     """Service -> pod of those that take calls."""
     return {
@@ -478,3 +616,18 @@ def test_servers_reach_the_address_of_the_keys_and_workers_do_not() -> None:
             ].endswith("-server"):
                 ports = {port["port"] for rule in one["spec"]["egress"] for port in rule["ports"]}
                 assert (443 in ports) is opened, one["metadata"]["name"]
+
+
+def test_the_certificate_of_the_docs_names_whatever_is_called() -> None:
+    """Routers one another, dialler and canary their routers, the proxy its servers, clients all of them."""
+    text = (ROOT / "docs" / "deploying.md").read_text()
+    (block,) = [one for one in re.findall(r"```yaml\n(.*?)```", text, re.S) if "kind: Certificate" in one]
+    for word, value in (("RELEASE", "demo"), ("REGION", "main"), ("NAMESPACE", "contact")):
+        block = block.replace(word, value)
+    names = yaml.safe_load(block)["spec"]["dnsNames"]
+    pattern = "|".join(re.escape(name).replace(r"\*", "[^.]+") for name in names)
+    rendered = yaml.safe_dump_all(everything())
+    called = set(re.findall(r"\b[a-z0-9.-]+\.contact\.svc\b(?=:7100|[^:]*port_value: 7100)", rendered))
+    called |= {f"{one['metadata']['name']}.contact.svc" for one in everything() if one["kind"] == "Service"}
+    assert {"demo-callmesh-routing-main-1.demo-callmesh-routing-main.contact.svc"} < called
+    assert {one for one in called if not re.fullmatch(pattern, one)} == set()

@@ -170,6 +170,20 @@ def test_the_diallers_token_has_the_scopes_of_what_it_calls_and_no_more() -> Non
     tables = {**TABLES["routing"], **TABLES["marketing"]}
     found = {scope for method, scope in tables.items() if method.rpartition("/")[2] in called}
     assert len(called) > 10 and found == set(routing.scopes.DIALLER_ASKS)
+    assert told_by_the_chart("dialler") == found
+
+
+def told_by_the_chart(part: str) -> set[str]:
+    """Scopes that the comment above a part's `tokenSecret` in the chart's values names."""
     values = (ROOT / "deploy" / "helm" / "callmesh" / "values.yaml").read_text()
-    told = values.partition("\ndialler:")[2].partition("tokenSecret: callmesh-dialler")[0]
-    assert set(re.findall(r"\b(?:routing|marketing)\.[a-z]+\.[a-z]+\b", told)) == found
+    told = values.partition(f"\n{part}:")[2].partition(f"tokenSecret: callmesh-{part}")[0]
+    return set(re.findall(r"\b(?:routing|marketing)\.[a-z]+\.[a-z]+\b", told))
+
+
+def test_the_canarys_token_has_the_scopes_of_what_it_calls_and_no_more() -> None:
+    """With one too few it would never place its first call."""
+    source = (ROOT / "services" / "cli" / "canary.py").read_text()
+    called = set(re.findall(r"\b(?:stub|routing|AgentServiceStub\(channel\))\.([A-Z]\w+)\b", source))
+    found = {scope for method, scope in TABLES["routing"].items() if method.rpartition("/")[2] in called}
+    assert len(called) == 8 and found == set(routing.scopes.CANARY_ASKS)
+    assert told_by_the_chart("canary") == found

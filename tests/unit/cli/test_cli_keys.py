@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 from chassis.auth import JwtAuthenticator
 from chassis.jwks import FileKeys
 from cli.main import app
-from routing.scopes import DIALLER_ASKS
+from routing.scopes import CANARY_ASKS, DIALLER_ASKS
 
 SERVICES = {"routing", "crm", "tickets", "marketing"}
 
@@ -20,12 +20,14 @@ def test_servers_take_the_keys_and_tokens(tmp_path: Path) -> None:
     folder = tmp_path / "keys"
     done = CliRunner().invoke(app, ["keys", str(folder), "--audience", "trial"])
     assert done.exit_code == 0
-    assert len(done.stdout.split()) == 6
+    assert len(done.stdout.split()) == 7
     judge = JwtAuthenticator(FileKeys(str(folder / "jwks.json")), "", "trial", 30)
     peer = judge.authenticate(f"Bearer {(folder / 'peer.token').read_text()}")
     assert (peer.subject, peer.scopes) == ("routers", frozenset({"routing.shards.peer"}))
     dialler = judge.authenticate(f"Bearer {(folder / 'dialler.token').read_text()}")
     assert dialler.subject == "dialler" and dialler.scopes == set(DIALLER_ASKS)
+    canary = judge.authenticate(f"Bearer {(folder / 'canary.token').read_text()}")
+    assert canary.subject == "canary" and canary.scopes == set(CANARY_ASKS)
     admin = judge.authenticate(f"Bearer {(folder / 'admin.token').read_text()}")
     named = {scope.partition(".")[0] for scope in admin.scopes}
     assert admin.subject == "admin" and named == SERVICES | {"dialler"}

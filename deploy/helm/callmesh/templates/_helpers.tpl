@@ -27,22 +27,54 @@
 {{- end -}}
 
 {{/*
-The volumes with the connection strings, from the operators' own secrets where they were asked. Files and not
-variables: a new password counts without a restart.
+The volumes of a store, of {root, store, service}: its connection string, from the operator's own secret where that
+was asked, or from the service's own where it has one; and the authority of its certificate. Files and not variables:
+a new password counts without a restart.
 */}}
-{{- define "callmesh.mongodbVolume" -}}
-{{- $from := dict "kind" "Secret" "name" .Values.mongodb.existingSecret "key" .Values.mongodb.secretKey -}}
-{{- if .Values.mongodb.operator.enabled -}}
-{{- $from = dict "kind" "Secret" "name" (printf "%s-mongodb-admin-callmesh" (include "callmesh.fullname" .)) "key" "connectionString.standard" -}}
+{{- define "callmesh.storeVolumes" -}}
+{{- $store := index .root.Values .store -}}
+{{- $own := index $store.secrets .service -}}
+{{- $from := dict "kind" "Secret" "name" (default $store.existingSecret $own) "key" $store.secretKey -}}
+{{- if $store.operator.enabled -}}
+{{- $made := dict
+  "mongodb" (dict "name" "mongodb-admin-callmesh" "key" "connectionString.standard")
+  "rabbitmq" (dict "name" "rabbitmq-default-user" "key" "connection_string") -}}
+{{- $made = index $made .store -}}
+{{- $from = dict "kind" "Secret" "name" (printf "%s-%s" (include "callmesh.fullname" .root) $made.name) "key" $made.key -}}
 {{- end -}}
-{{- include "callmesh.fileVolume" (dict "volume" "mongodb" "path" "uri" "from" $from) -}}
+{{- include "callmesh.fileVolume" (dict "volume" .store "path" "uri" "from" $from) -}}
+{{- if $store.authority.name }}
+{{ include "callmesh.fileVolume" (dict "volume" (printf "%s-authority" .store) "path" "ca.crt" "from" $store.authority) }}
 {{- end -}}
-{{- define "callmesh.rabbitmqVolume" -}}
-{{- $from := dict "kind" "Secret" "name" .Values.rabbitmq.existingSecret "key" .Values.rabbitmq.secretKey -}}
-{{- if .Values.rabbitmq.operator.enabled -}}
-{{- $from = dict "kind" "Secret" "name" (printf "%s-rabbitmq-default-user" (include "callmesh.fullname" .)) "key" "connection_string" -}}
 {{- end -}}
-{{- include "callmesh.fileVolume" (dict "volume" "rabbitmq" "path" "uri" "from" $from) -}}
+
+{{/* Where they are mounted, of {root, store}. */}}
+{{- define "callmesh.storeMounts" -}}
+- {name: {{ .store }}, mountPath: /etc/callmesh/{{ .store }}, readOnly: true}
+{{- if (index .root.Values .store).authority.name }}
+- {name: {{ .store }}-authority, mountPath: /etc/callmesh/{{ .store }}-authority, readOnly: true}
+{{- end }}
+{{- end -}}
+
+{{/* Where pods may run, of {nodeSelector, tolerations, affinity}. */}}
+{{- define "callmesh.scheduling" -}}
+{{- with .nodeSelector }}
+nodeSelector:
+  {{- toYaml . | nindent 2 }}
+{{- end }}
+{{- with .tolerations }}
+tolerations:
+  {{- toYaml . | nindent 2 }}
+{{- end }}
+{{- with .affinity }}
+affinity:
+  {{- toYaml . | nindent 2 }}
+{{- end }}
+{{- end -}}
+
+{{/* What gateways between a client and a server's port must speak to it. */}}
+{{- define "callmesh.appProtocol" -}}
+{{- ternary "https" "kubernetes.io/h2c" .Values.tls.enabled -}}
 {{- end -}}
 
 {{/* A volume with one key of a Secret or ConfigMap as the file `path`, of {volume, path, from: {kind, name, key}}. */}}
@@ -104,6 +136,11 @@ nothing in a store.
 {{- $found = append $found (dict "name" (printf "%s-%s-worker" $name $service) "service" $service "kind" "worker" "region" "" "values" $values.worker) -}}
 {{- end -}}
 {{- end -}}
+{{- end -}}
+{{- $names := list -}}
+{{- range $found -}}
+{{- if has .name $names -}}{{- fail (printf "regions: two processes would have the name %s" .name) -}}{{- end -}}
+{{- $names = append $names .name -}}
 {{- end -}}
 {{- toJson (dict "items" $found) -}}
 {{- end -}}

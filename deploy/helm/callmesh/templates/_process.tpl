@@ -156,10 +156,10 @@ spec:
         {{- if $process.floor }}
         - {name: dialler, mountPath: /etc/callmesh/dialler, readOnly: true}
         {{- else }}
-        - {name: mongodb, mountPath: /etc/callmesh/mongodb, readOnly: true}
+        {{- include "callmesh.storeMounts" (dict "root" $root "store" "mongodb") | nindent 8 }}
         {{- end }}
         {{- if not $server }}
-        - {name: rabbitmq, mountPath: /etc/callmesh/rabbitmq, readOnly: true}
+        {{- include "callmesh.storeMounts" (dict "root" $root "store" "rabbitmq") | nindent 8 }}
         {{- else }}
         {{- if $jwks.name }}
         - {name: jwks, mountPath: /etc/callmesh/jwks, readOnly: true}
@@ -184,10 +184,10 @@ spec:
     {{- $token := dict "kind" "Secret" "name" $root.Values.dialler.tokenSecret "key" "token" }}
     {{- include "callmesh.fileVolume" (dict "volume" "dialler" "path" "token" "from" $token) | nindent 4 }}
     {{- else }}
-    {{- include "callmesh.mongodbVolume" $root | nindent 4 }}
+    {{- include "callmesh.storeVolumes" (dict "root" $root "store" "mongodb" "service" $process.service) | nindent 4 }}
     {{- end }}
     {{- if not $server }}
-    {{- include "callmesh.rabbitmqVolume" $root | nindent 4 }}
+    {{- include "callmesh.storeVolumes" (dict "root" $root "store" "rabbitmq" "service" $process.service) | nindent 4 }}
     {{- else }}
     {{- if $jwks.name }}
     {{- include "callmesh.fileVolume" (dict "volume" "jwks" "path" "jwks.json" "from" $jwks) | nindent 4 }}
@@ -208,16 +208,5 @@ spec:
       secret: {secretName: {{ $root.Values.routing.existingSecret }}}
     {{- end }}
     {{- end }}
-  {{- with $values.nodeSelector }}
-  nodeSelector:
-    {{- toYaml . | nindent 4 }}
-  {{- end }}
-  {{- with $values.tolerations }}
-  tolerations:
-    {{- toYaml . | nindent 4 }}
-  {{- end }}
-  {{- with $values.affinity }}
-  affinity:
-    {{- toYaml . | nindent 4 }}
-  {{- end }}
+  {{- include "callmesh.scheduling" $values | nindent 2 }}
 {{- end -}}
