@@ -2,7 +2,8 @@
 
 Writes a bill of materials of the locked requirements to build/reports/sbom.json (CycloneDX) and asks a
 vulnerability service about each of them; its answers go to build/reports/audit.json. AUDIT_SERVICE says which
-one: `pypi` (the package index's own, the default) or `osv`, whose address AUDIT_URL may change.
+one: `pypi` (the package index's own, the default) or `osv`, whose address AUDIT_URL may change; with
+AUDIT_URL alone it is `osv`.
 
 Ends with 0 when every package was looked up and nothing is known against it, 1 when something is, and 2 when
 it cannot tell: a service that is away, or that does not know the packages, is no clean bill.
@@ -27,6 +28,12 @@ REQUIREMENTS = ROOT / "requirements.txt"
 BIN = Path(sys.executable).parent
 CLEAN, VULNERABLE, UNKNOWN = 0, 1, 2
 SECONDS_MAX = 600
+#: What whoever could not be answered may do.
+REMEDY = (
+    "Run `make audit` where the service is reached: AUDIT_SERVICE=osv asks another one, AUDIT_URL=ADDRESS a"
+    " mirror of that. Nothing is known of these packages until then; build/reports/sbom.json can be looked up"
+    " anywhere"
+)
 #: Names shown of a list that may be long.
 SHOWN_MAX = 10
 
@@ -89,9 +96,9 @@ def ask(requirements: Sequence[str], environment: Mapping[str, str]) -> dict[str
     Raises:
         RuntimeError: it says nothing: the service is away.
     """
-    service = ["--vulnerability-service", environment.get("AUDIT_SERVICE", "pypi")]
-    if environment.get("AUDIT_URL"):
-        service += ["--osv-url", environment["AUDIT_URL"]]
+    address = environment.get("AUDIT_URL", "")
+    name = environment.get("AUDIT_SERVICE") or ("osv" if address else "pypi")
+    service = ["--vulnerability-service", name, *(["--osv-url", address] if address else [])]
     with tempfile.TemporaryDirectory(prefix="callmesh-audit-") as folder:
         file = Path(folder) / "requirements.txt"
         file.write_text("\n".join(requirements) + "\n")
@@ -123,7 +130,7 @@ def verdict(report: Mapping[str, Any]) -> tuple[int, str]:
         some = ", ".join(skipped[:SHOWN_MAX])
         return UNKNOWN, (
             f"audit: NOT DONE: the vulnerability service knows nothing of {len(skipped)} of {len(packages)}"
-            f" packages asked about ({some}); is it reached from here? Set AUDIT_SERVICE or AUDIT_URL"
+            f" packages asked about ({some}), so it is hardly the service itself that answers here.\n{REMEDY}"
         )
     return CLEAN, f"audit: {len(packages)} packages, nothing is known against any of them"
 
@@ -138,7 +145,7 @@ def audit(environment: Mapping[str, str]) -> tuple[int, str]:
             (REPORTS / "audit.json").write_text(json.dumps(report, indent=1) + "\n")
             status, line = verdict(report)
     except (RuntimeError, OSError, subprocess.TimeoutExpired) as error:
-        return UNKNOWN, f"audit: NOT DONE: the vulnerability service cannot be reached ({error})"
+        return UNKNOWN, f"audit: NOT DONE: the vulnerability service cannot be reached ({error}).\n{REMEDY}"
     return status, line
 
 

@@ -518,6 +518,8 @@ BUS = Dashboard(
             "Broken journals",
             "none",
             "(sum(callmesh_relay_shard_stopped) or vector(0))"
+            " + (sum(callmesh_snapshot_shard_stopped) or vector(0))"
+            " + (sum(callmesh_reports_shard_stopped) or vector(0))"
             " + (sum(callmesh_journal_digest_mismatches_total) or vector(0))",
             red=1,
         ),

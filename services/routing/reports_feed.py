@@ -216,8 +216,10 @@ class Reports:
         return STANDBY_SECONDS
 
     def _forget(self) -> None:
-        for each in self._shards.values():
+        """Somebody else's word counts, or nobody's: a stop of ours would be alerted for ever."""
+        for name, each in self._shards.items():
             each.restart()
+            _broken.labels(name).set(0)
 
     def step(self) -> int:
         """One round over all shards; the most blocks that one of them read. LeaseLost, pymongo's errors."""

@@ -371,8 +371,10 @@ class Snapshotter:
         return STANDBY_SECONDS
 
     def _forget(self) -> None:
-        for shard in self._shards.values():
+        """Somebody else's word counts, or nobody's: a stop of ours would be alerted for ever."""
+        for name, shard in self._shards.items():
             shard.restart()
+            _broken.labels(name).set(0)
 
     def step(self) -> int:
         """One round over all shards; the most blocks that one of them read. Raises LeaseLost, pymongo's

@@ -37,6 +37,7 @@ UNFOUND = {"name": "amqp", "skip_reason": "not found"}
     ([UNFOUND, BAD], 1, "OSV-1"),
     ([CLEAN, UNFOUND], 2, "1 of 2"),
     ([UNFOUND], 2, "NOT DONE"),
+    ([UNFOUND], 2, "AUDIT_SERVICE=osv"),
     ([], 2, "NOT DONE"),
 ])  # fmt: skip
 def test_what_was_not_looked_up_is_not_clean(
@@ -44,6 +45,17 @@ def test_what_was_not_looked_up_is_not_clean(
 ) -> None:
     found, line = audit.verdict({"dependencies": packages})
     assert found == status and said in line
+
+
+def test_a_service_that_is_away_is_told_with_what_to_do(
+    audit: ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def away(*_: Any) -> Any:
+        raise RuntimeError("no route to host")
+
+    monkeypatch.setattr(audit, "ask", away)
+    status, said = audit.audit({})
+    assert status == audit.UNKNOWN and "no route to host" in said and "AUDIT_SERVICE=osv" in said
 
 
 @contextmanager
@@ -87,7 +99,7 @@ def test_a_vulnerable_package_is_found(audit: ModuleType) -> None:
     requirements = audit.locked(audit.REQUIREMENTS.read_text())[:2]
     good, bad = map(audit.name_of, requirements)
     with service(bad) as address:
-        report = audit.ask(requirements, {"AUDIT_SERVICE": "osv", "AUDIT_URL": address})
+        report = audit.ask(requirements, {"AUDIT_URL": address})
     assert {one["name"]: len(one["vulns"]) for one in report["dependencies"]} == {good: 0, bad: 1}
     assert audit.verdict(report)[0] == audit.VULNERABLE
 

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from prometheus_client import REGISTRY
 from tests.unit.routing.routing_journals import MINUTE, T0, Journal, busy_day
 
 from routing import codec
@@ -313,6 +314,22 @@ def test_only_who_has_the_lease_counts() -> None:
 
     reports.run(stopping)
     assert store.rows and lease.released == 1
+
+
+def test_who_counts_no_longer_speaks_for_no_stopped_shard() -> None:
+    journal, clock, lease = busy_day(1, steps=20), Stopwatch(), ScriptedLease()
+    journal.block()
+    journal.blocks.remove("beijing", 2)
+    reports = Reports(MemoryTail(journal.blocks), MemoryReports(), lease, monotonic=clock)  # type: ignore[arg-type]
+    told: list[float | None] = []
+
+    def stopping(seconds: float) -> bool:
+        told.append(REGISTRY.get_sample_value("callmesh_reports_shard_stopped", {"shard": "beijing"}))
+        lease.held, lease.granted = False, len(told) < 2
+        return len(told) > 2
+
+    reports.run(stopping)
+    assert told[1:] == [1, 0]
 
 
 def test_old_half_hours_are_forgotten() -> None:

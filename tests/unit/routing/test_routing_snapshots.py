@@ -8,6 +8,7 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
+from prometheus_client import REGISTRY
 
 from chassis.clock import SystemClock
 from routing import codec, digests, image
@@ -368,6 +369,12 @@ def test_the_snapshotter_finds_shards_and_stops_for_one_that_cannot_be_read() ->
     turns = iter([False, True])
     made.run(lambda seconds: next(turns))
     assert lease.released
+    told = ("callmesh_snapshot_shard_stopped", {"shard": "shanghai"})
+    assert REGISTRY.get_sample_value(*told) == 1
+    lease.held = False
+    turns = iter([False, True])
+    made.run(lambda seconds: next(turns))
+    assert REGISTRY.get_sample_value(*told) == 0, "it is for another maker to say so now"
 
 
 # --- digests
