@@ -11,15 +11,23 @@ from typing import TYPE_CHECKING, Any
 
 import structlog
 
+from chassis import metrics
 from chassis.errors import StartError
 from chassis.watched import WatchedFiles
 
 if TYPE_CHECKING:
     import grpc
+    from cryptography import x509
 
     from chassis.config import ServiceSettings
 
 _log = structlog.get_logger(__name__)
+_begins = metrics.gauge(
+    "callmesh_tls_not_before_timestamp_seconds", "When the server's certificate began to hold.", ("service",)
+)
+_ends = metrics.gauge(
+    "callmesh_tls_not_after_timestamp_seconds", "When the server's certificate ends.", ("service",)
+)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -37,6 +45,7 @@ class Certificates:
 
     def __init__(self, settings: ServiceSettings) -> None:
         """StartError when a file cannot be read."""
+        self.service = settings.service
         self._files = WatchedFiles([settings.tls_cert_file, settings.tls_key_file, settings.tls_ca_file])
 
     @property
@@ -68,16 +77,23 @@ def server_credentials(found: Certificates, *, certified: bool) -> grpc.ServerCr
     def renewed() -> Any:
         before = found.generation
         pem = found.current()
-        return configuration(pem) if found.generation != before and _usable(pem) else None
+        return configuration(pem) if found.generation != before and shows(pem) else None
+
+    def shows(pem: Pem) -> bool:
+        certificate = _usable(pem)
+        if certificate is not None:
+            _begins.labels(found.service).set(certificate.not_valid_before_utc.timestamp())
+            _ends.labels(found.service).set(certificate.not_valid_after_utc.timestamp())
+        return certificate is not None
 
     first = found.current()
-    if not _usable(first):
+    if not shows(first):
         raise StartError("the TLS certificate cannot be used with its key")
     return grpc.dynamic_ssl_server_credentials(configuration(first), renewed, certified)
 
 
-def _usable(pem: Pem) -> bool:
-    """Whether key and certificate belong together: gRPC itself would say so by refusing every handshake."""
+def _usable(pem: Pem) -> x509.Certificate | None:
+    """The certificate, if the key belongs to it: gRPC itself would say so by refusing every handshake."""
     from cryptography import x509
     from cryptography.hazmat.primitives import serialization
 
@@ -88,10 +104,11 @@ def _usable(pem: Pem) -> bool:
         belongs = certificate.public_key().public_bytes(*form) == key.public_key().public_bytes(*form)
     except (ValueError, TypeError) as error:
         _log.warning("tls.unusable", error=str(error))
-        return False
+        return None
     if not belongs:
         _log.warning("tls.unusable", error="the key is not the certificate's")
-    return belongs
+        return None
+    return certificate
 
 
 def channel_credentials(found: Certificates) -> grpc.ChannelCredentials:

@@ -8,6 +8,7 @@ from typing import Any
 
 import grpc
 import pytest
+from cryptography import x509
 from google.protobuf.wrappers_pb2 import StringValue
 
 from chassis import client, tls
@@ -44,6 +45,12 @@ def settings_of(files: dict[str, str], **changes: Any) -> Any:
 
 def certificates(files: dict[str, str]) -> tls.Certificates:
     return tls.Certificates(settings_of(files))
+
+
+def end_of(files: dict[str, str]) -> float:
+    """When a certificate ends."""
+    pem = Path(files["tls_cert_file"]).read_bytes()
+    return x509.load_pem_x509_certificate(pem).not_valid_after_utc.timestamp()
 
 
 async def refused(channel: grpc.aio.Channel) -> bool:
@@ -145,6 +152,9 @@ async def test_a_renewed_certificate_counts_without_a_restart(grpc_server: Any, 
     old, new = Authority("old"), Authority("new")
     server_files, client_files = old.write(tmp_path / "server"), old.write(tmp_path / "client")
     server = await grpc_server([echo_binding(Echo())], settings=settings_of(server_files))
+    ends = tls._ends.labels(settings_of(server_files).service)
+    assert ends._value.get() == end_of(server_files)
+    ends.set(0)
     dialer = client.Dialer(certificates(client_files))
     before = dialer.channel(server.address)
     late = client.channel(server.address, tls.channel_credentials(certificates(old.write(tmp_path / "late"))))
@@ -157,6 +167,7 @@ async def test_a_renewed_certificate_counts_without_a_restart(grpc_server: Any, 
         assert await ask(after) == "local"
         assert await ask(before) == "local", "what is connected stays so"
         assert await refused(late)
+        assert ends._value.get() == end_of(server_files), "an alert looks at the one in use"
         assert dialer.channel(server.address) is after
     finally:
         await dialer.close()
