@@ -112,11 +112,22 @@ def test_the_canary_is_scraped_once_and_missed_when_it_is_gone(release: Any) -> 
     (endpoint,) = monitor["spec"]["podMetricsEndpoints"]
     (container,) = pod["spec"]["containers"]
     assert endpoint["port"] in {port["name"] for port in container["ports"]}
-    (rule,) = [one for one in release if one["kind"] == "PrometheusRule"]
+    rules = {one["metadata"]["name"]: one for one in release if one["kind"] == "PrometheusRule"}
+    rule = rules["demo-callmesh-canary"]
     alerts = [each["alert"] for group in rule["spec"]["groups"] for each in group["rules"]]
     assert alerts == ["CallmeshCanaryAbsent"], "missed where it was asked for, whoever has the others"
     for one in (monitor, rule):
         assert one["metadata"]["labels"]["release"] == "prometheus"
+
+
+def test_a_backup_that_fails_is_told_by_the_name_of_its_job(release: Any) -> None:
+    (job,) = [one["metadata"]["name"] for one in release if component(one) == "database-backup"
+              and one["kind"] == "CronJob"]  # fmt: skip
+    (rule,) = [one for one in release if one["kind"] == "PrometheusRule"
+               and one["metadata"]["name"].endswith("-backup")]  # fmt: skip
+    ((each,),) = [group["rules"] for group in rule["spec"]["groups"]]
+    assert each["alert"] == "CallmeshBackupFails" and f'cronjob="{job}"' in each["expr"]
+    assert rule["metadata"]["labels"]["release"] == "prometheus"
 
 
 def test_nobody_misses_a_canary_that_was_not_asked_for() -> None:

@@ -27,7 +27,8 @@ UNITS = {"none", "s", "percentunit", "reqps", "bytes"}
 
 
 def rules() -> list[dict[str, Any]]:
-    files = [yaml.safe_load((FOLDER / name).read_text()) for name in ("rules.yaml", "rules-canary.yaml")]
+    files = [yaml.safe_load(path.read_text()) for path in sorted(FOLDER.glob("rules*.yaml"))]
+    files = [file for file in files if "groups" in file]
     return [rule for file in files for group in file["groups"] for rule in group["rules"]]
 
 
