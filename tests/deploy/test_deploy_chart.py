@@ -314,6 +314,34 @@ def test_routers_know_each_other_by_the_names_of_their_pods() -> None:
     assert len(addresses) == 4 and addresses == peers
 
 
+def test_a_router_has_one_name_in_every_cluster() -> None:
+    """By which it finds itself on the lead list of a region elsewhere."""
+    (router,) = [one for one in example("region") if one["kind"] == "StatefulSet"]
+    env = {v["name"]: v.get("value") for v in router["spec"]["template"]["spec"]["containers"][0]["env"]}
+    own = [peer for peer in env["ROUTING_PEERS"].split(",") if peer.startswith("chengdu=")]
+    pods = [f"{router['metadata']['name']}-{ordinal}" for ordinal in range(3)]
+    assert own == [f"chengdu={pod}.chengdu.example.internal:7100" for pod in pods]
+    assert env["ROUTING_ADVERTISE"] == "$(POD_NAME).chengdu.example.internal:7100"
+    headless = [one for one in example("region") if one["metadata"]["name"] == router["spec"]["serviceName"]]
+    assert "chengdu.example.internal" in [
+        value
+        for one in headless
+        if one["kind"] == "Service"
+        for value in one["metadata"]["annotations"].values()
+    ]
+
+
+@examples
+def test_whatever_is_to_be_scraped_may_be(name: str) -> None:
+    """A monitor whose targets let nobody in tells of nothing but processes that are down."""
+    manifests = example(name)
+    if any(one["kind"] == "PodMonitor" for one in manifests):
+        for one in manifests:
+            if one["kind"] == "NetworkPolicy" and one["spec"]["ingress"]:
+                peers = allowed(one, "http")
+                assert any("namespaceSelector" in peer for peer in peers), one["metadata"]["name"]
+
+
 def test_each_role_runs_its_part() -> None:
     def components(name: str) -> set[str]:
         return {pod["metadata"]["labels"]["app.kubernetes.io/component"] for one, pod in pods(example(name))

@@ -188,13 +188,19 @@ app.kubernetes.io/instance: {{ .Release.Name }}
 {{- end -}}
 {{- end -}}
 
+{{/* Where the pods of a region's routers are, of {root, name}: the same name in every cluster, for lead lists have it. */}}
+{{- define "callmesh.routerDomain" -}}
+{{- default (printf "%s.%s.svc" .name .root.Release.Namespace) .root.Values.routing.domain -}}
+{{- end -}}
+
 {{/* All routers that a router of this release knows: `region=host:port`, by pod. */}}
 {{- define "callmesh.peers" -}}
 {{- $found := list -}}
 {{- range $region := .Values.regions -}}
 {{- $name := printf "%s-routing-%s" (include "callmesh.fullname" $) $region.id -}}
+{{- $domain := include "callmesh.routerDomain" (dict "root" $ "name" $name) -}}
 {{- range $ordinal := until (int $region.replicas) -}}
-{{- $found = append $found (printf "%s=%s-%d.%s.%s.svc:7100" $region.id $name $ordinal $name $.Release.Namespace) -}}
+{{- $found = append $found (printf "%s=%s-%d.%s:7100" $region.id $name $ordinal $domain) -}}
 {{- end -}}
 {{- end -}}
 {{- join "," (concat $found .Values.peers) -}}

@@ -57,7 +57,7 @@
 {{- if .process.region -}}
 {{- $_ := set $plain "ROUTING_REGION" .process.region -}}
 {{- $_ := set $plain "ROUTING_PEERS" (include "callmesh.peers" .root) -}}
-{{- $_ := set $plain "ROUTING_ADVERTISE" (printf "$(POD_NAME).%s.%s.svc:7100" .process.name .root.Release.Namespace) -}}
+{{- $_ := set $plain "ROUTING_ADVERTISE" (printf "$(POD_NAME).%s:7100" (include "callmesh.routerDomain" (dict "root" .root "name" .process.name))) -}}
 {{- $_ := set $plain "ROUTING_PLACE_TOKEN_KEY_FILE" "/etc/callmesh/routing/place-token.key" -}}
 {{- $_ := set $plain "ROUTING_PEER_TOKEN_FILE" "/etc/callmesh/routing/peer.token" -}}
 {{- end -}}
