@@ -21,6 +21,9 @@ _BROKEN = (
     grpc.StatusCode.RESOURCE_EXHAUSTED,
 )
 
+#: Reasons that speak of one call, from a router that is well: the call is opened again right there.
+_OF_THE_CALL = frozenset({"UNCONFIRMED"})
+
 #: The SDK's one line for people: without it a wrong address is silent until `give_up_seconds` are over.
 _log = logging.getLogger("callmesh_sdk")
 
@@ -45,8 +48,8 @@ class Reopening:
         self._backoff.reset()
 
     async def after(self, raised: grpc.aio.AioRpcError | None) -> None:
-        """Waits before the next try, at another server. `CallError` when the server refused, or nothing came
-        of it for `give_up_seconds`.
+        """Waits before the next try, at another server unless it was the call's own fault. `CallError` when
+        the server refused, or nothing came of it for `give_up_seconds`.
         """
         # A stream that a server ended in order is opened again as well, and no longer than a broken one.
         error = _ended() if raised is None else errors.of(raised)
@@ -59,9 +62,10 @@ class Reopening:
         if first:
             where = f"the stream to {self._service} at {self.address}"
             _log.warning("%s broke: %s; it is tried again for %g s", where, error.reason, patience)
-        if raised is None or raised.code() is not grpc.StatusCode.RESOURCE_EXHAUSTED:
-            self._client.lost(self._service, self.address)
-        self.address = self._servers.choose(self._order, failed=self.address)
+        if error.reason not in _OF_THE_CALL:
+            if raised is None or raised.code() is not grpc.StatusCode.RESOURCE_EXHAUSTED:
+                self._client.lost(self._service, self.address)
+            self.address = self._servers.choose(self._order, failed=self.address)
         await asyncio.sleep(self._backoff.seconds(error))
 
 

@@ -13,10 +13,11 @@ import pytest
 
 from callmesh.common.v1 import event_service_pb2, event_service_pb2_grpc
 from callmesh.crm.v1 import customers_pb2, customers_pb2_grpc
-from callmesh.routing.v1 import agent_pb2, agent_pb2_grpc, call_pb2
-from callmesh_sdk import Aborted, Client, Desk, Homing, Options, Unavailable, servers
+from callmesh.routing.v1 import agent_pb2, agent_pb2_grpc, call_pb2, routing_pb2, routing_pb2_grpc
+from callmesh_sdk import Aborted, Caller, Client, Desk, Homing, Options, Unavailable, servers
 from chassis import errors
 from chassis.server import ServiceBinding
+from routing.errors import RouterDraining, Unconfirmed
 
 #: As the product's, in hundredths of seconds.
 HOMING = Homing(
@@ -329,6 +330,44 @@ async def test_calls_go_to_their_own_server_again(grpc_server: Any) -> None:
         async with asyncio.timeout(30):
             while await answered() != first.name:
                 await asyncio.sleep(0.005)
+
+
+class Breaking(routing_pb2_grpc.RoutingServiceServicer):
+    """Takes a call, and lets go of it the first time that anybody of both has it."""
+
+    def __init__(self, taken: list[Breaking], failure: Exception) -> None:
+        self.taken = taken
+        self.failure = failure
+
+    async def RouteCall(self, request: Any, context: Any) -> AsyncIterator[routing_pb2.RouteCallEvent]:
+        self.taken.append(self)
+        yield routing_pb2.RouteCallEvent(shard="a", epoch=1, sequence=request.call.attempt, queued={})
+        if len(self.taken) == 1:
+            raise self.failure
+
+
+@pytest.mark.parametrize(
+    ("failure", "same"),
+    [
+        (AWAY, False),
+        (RouterDraining(retry_seconds=0.001), False),
+        (Unconfirmed(subject="calls/c1", retry_seconds=0.001), True),
+    ],
+)
+async def test_a_router_that_speaks_of_the_call_alone_is_not_left(
+    grpc_server: Any, failure: Exception, same: bool
+) -> None:
+    descriptor = routing_pb2.DESCRIPTOR.services_by_name["RoutingService"]
+    add = routing_pb2_grpc.add_RoutingServiceServicer_to_server
+    taken: list[Breaking] = []
+    both = [Breaking(taken, failure) for _ in range(2)]
+    at = [(await grpc_server([ServiceBinding(descriptor, add, each)])).address for each in both]
+    async with Client(Options(addresses={"routing": at})) as client:
+        caller = Caller(client, call_pb2.CallRequest(call_id="c1", queue="queues/q"))
+        assert [event.sequence async for event in caller.events()] == [1, 2]
+        first, again = taken
+        assert (again is first) is same
+        assert client.watch("routing").servers.trusted(at[both.index(first)]) is same
 
 
 class Events(event_service_pb2_grpc.EventServiceServicer):
