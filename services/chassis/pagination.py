@@ -18,7 +18,7 @@ from chassis.errors import InvalidArgument
 TOKEN_LENGTH_MAX = 2048
 #: Most values in a composite key.
 KEY_VALUES_MAX = 8
-#: Numbers in a composite key are below, and at least minus this: a database takes no others.
+#: Whole numbers in a key are below, and at least minus this: a database takes no others.
 INT64 = 1 << 63
 
 _VERSION = 1
@@ -49,9 +49,18 @@ def request_fingerprint(request: Message) -> str:
 
 
 def _is_scalar(value: object) -> bool:
-    if isinstance(value, bool):
-        return False
-    return isinstance(value, str | int) or (isinstance(value, float) and math.isfinite(value))
+    """Whether a database takes the value: a token's checksum is no secret, so anything may come in one."""
+    match value:
+        case bool():
+            return False
+        case int():
+            return -INT64 <= value < INT64
+        case float():
+            return math.isfinite(value)
+        case str():
+            # JSON can say one half of a character of two, which nothing can write.
+            return not any("\ud800" <= each <= "\udfff" for each in value)
+    return False
 
 
 def _is_key(value: object) -> bool:
@@ -93,30 +102,28 @@ class Page:
         after = _read_token(page_token, fingerprint) if page_token else None
         return cls(limit=limit, after=after, fingerprint=fingerprint)
 
-    def key(self, *kinds: type[int] | type[str]) -> tuple[Any, ...] | None:
+    def key(self, *kinds: type[Scalar]) -> tuple[Any, ...] | None:
         """`after` as a composite key with values of these kinds; None on the first page. A token's checksum
-        is no secret, so its key may be anything: InvalidArgument(page_token) for another shape, or a number
-        beyond 64 bits.
+        is no secret, so its key may be anything: InvalidArgument(page_token) for another shape.
         """
         if self.after is None:
             return None
         values = self.after if isinstance(self.after, list) else [self.after]
         if len(values) != len(kinds) or not all(map(isinstance, values, kinds)):
             raise _bad_token()
-        if any(isinstance(value, int) and not -INT64 <= value < INT64 for value in values):
-            raise _bad_token()
         return tuple(values)
 
     def next_token(self, last_key: Key | tuple[Scalar, ...] | None) -> str:
         """The token for the page after the row with `last_key`; "" for None (there is no further page).
 
-        ValueError for a key that is not made of strings and finite numbers or whose token would be too long.
+        ValueError for a key that is not made of text and numbers of 64 bits, or whose token would be too
+        long.
         """
         if last_key is None:
             return ""
         key = list(last_key) if isinstance(last_key, tuple) else last_key
         if not _is_key(key):
-            raise ValueError(f"a page key holds strings and finite numbers, not {type(last_key).__name__}")
+            raise ValueError(f"a page key holds text and numbers of 64 bits, not {type(last_key).__name__}")
         body = json.dumps(
             [_VERSION, self.fingerprint, key], ensure_ascii=False, separators=(",", ":")
         ).encode()

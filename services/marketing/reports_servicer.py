@@ -123,8 +123,8 @@ class ReportServicer(reports_pb2_grpc.ReportServiceServicer):
     def GetProfitReport(self, request: R.GetProfitReportRequest, context: Any) -> R.ProfitReport:
         """Revenue, cost and profit by the dimensions asked for."""
         page = Page.parse(request.page_size, request.page_token, fingerprint=request_fingerprint(request))
+        (first,) = page.key(int) or (0,)
         rows, total = self._report(request)
-        first = int(page.after or 0)
         shown = rows[first : first + page.limit]
         more = first + page.limit < len(rows)
         return R.ProfitReport(

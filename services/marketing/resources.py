@@ -131,10 +131,12 @@ class Desk:
     ) -> tuple[Sequence[Any], str]:
         """(a page, the token of the next)."""
         page = Page.parse(request.page_size, request.page_token, fingerprint=request_fingerprint(request))
-        rows = self.shelves.find(self.resource.kind, condition, page.limit + 1, after=page.after, order=order)
+        name = order.removeprefix("-")
+        found = page.key(str) if name == "_id" else page.key(float, str)
+        after = found[0] if found and name == "_id" else found
+        rows = self.shelves.find(self.resource.kind, condition, page.limit + 1, after=after, order=order)
         kept = rows[: page.limit]
         last = kept[-1] if len(rows) > page.limit else None
-        name = order.removeprefix("-")
         key = None if last is None else last.id if name == "_id" else (last.keys[name], last.id)
         return [self.shown(row) for row in kept], page.next_token(key)
 

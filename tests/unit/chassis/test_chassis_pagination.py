@@ -57,17 +57,22 @@ def test_a_token_of_another_request_is_refused():
         Page.parse(10, token, fingerprint=fingerprint("tier=silver"))
 
 
-@pytest.mark.parametrize("key", [{"$gt": ""}, None, [], [{"$ne": 1}], [[1]], True, ["a"] * 9])
-def test_a_forged_token_cannot_carry_a_query_operator(key):
+@pytest.mark.parametrize(
+    "key",
+    [
+        *({"$gt": ""}, None, [], [{"$ne": 1}], [[1]], True, ["a"] * 9),
+        # What a database can't write would fail far from here, as if it were our fault.
+        *(1 << 63, -(1 << 63) - 1, [1 << 63, "x"], "\ud800", ["x", "\udfff"], float("inf")),
+    ],
+)
+def test_a_forged_token_cannot_carry_what_a_database_does_not_take(key):
     body = json.dumps([1, "f", key]).encode()
     forged = base64.urlsafe_b64encode(pagination._short_hash(body).encode() + body).decode().rstrip("=")
     with pytest.raises(InvalidArgument, match="page_token"):
         Page.parse(10, forged, fingerprint="f")
 
 
-@pytest.mark.parametrize(
-    "key", ["x", 1, [1], ["1", "x"], [1, 2], [1, "x", "y"], [1.5, "x"], [1 << 63, "x"], [-(1 << 63) - 1, "x"]]
-)
+@pytest.mark.parametrize("key", ["x", 1, [1], ["1", "x"], [1, 2], [1, "x", "y"], [1.5, "x"]])
 def test_a_forged_token_cannot_carry_a_key_of_another_shape(key):
     page = Page.parse(5, Page(limit=5, fingerprint="f").next_token(key), fingerprint="f")
     with pytest.raises(InvalidArgument, match="page_token"):
@@ -98,7 +103,7 @@ def test_page_sizes():
 def test_the_last_page_has_no_token_and_bad_keys_are_programming_errors():
     page = Page.parse(1, "", fingerprint="f")
     assert page.next_token(None) == ""
-    for key in ({"a": 1}, float("nan"), b"x", True):
+    for key in ({"a": 1}, float("nan"), b"x", True, 1 << 63):
         with pytest.raises(ValueError, match="page key"):
             page.next_token(key)
     with pytest.raises(ValueError, match="too long"):

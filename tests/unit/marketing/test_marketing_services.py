@@ -39,6 +39,7 @@ from callmesh.marketing.v1 import (
     types_pb2,
 )
 from chassis.errors import Unavailable
+from chassis.pagination import Page, request_fingerprint
 from chassis.testing import FakeClock
 from marketing.call_lists import complete_lists
 from marketing.campaign_store import MemoryTouches
@@ -726,6 +727,20 @@ async def test_the_profit_report_adds_up_and_can_be_drawn(world: World) -> None:
     early.interval.start_time.FromDatetime(START - timedelta(days=2))
     empty = reports_pb2.RenderProfitChartRequest(report=early)
     assert (await refused(world.reports.RenderProfitChart(empty)))[1] == "NOTHING_TO_DRAW"
+
+
+async def test_a_page_token_with_a_key_of_another_shape_is_refused(world: World) -> None:
+    report = reports_pb2.GetProfitReportRequest()
+    report.interval.start_time.seconds, report.interval.end_time.seconds = 1, 2
+    for call, request, keys in (
+        (world.leads.ListLeads, leads_pb2.ListLeadsRequest(), ("x", 7, ["x", 0.5], [0.5, "x", "y"])),
+        (world.leads.ListPartners, leads_pb2.ListPartnersRequest(), (7, ["x", "y"])),
+        (world.reports.GetProfitReport, report, ("x", 0.5, [7, "x"])),
+    ):
+        page = Page(limit=1, fingerprint=request_fingerprint(request))
+        for key in keys:
+            request.page_token = page.next_token(key)
+            assert (await refused(call(request)))[1:] == ("INVALID_ARGUMENT", ["page_token"]), key
 
 
 @pytest.mark.parametrize("paid", [True, False])
