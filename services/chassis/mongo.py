@@ -60,6 +60,10 @@ if TYPE_CHECKING:
 
 #: Most unpublished events one aggregate may hold; further changes wait until the broker is back.
 OUTBOX_EVENTS_MAX = 500
+#: How long a removal waits until the relay has published what the aggregate has to tell, and how often it
+#: looks, seconds.
+TELLING_SECONDS_MAX = 2.0
+TELLING_LOOK_SECONDS = 0.05
 #: How often `retry_conflicts` runs its function.
 CONFLICT_ATTEMPTS_MAX = 5
 
@@ -88,6 +92,12 @@ class OutboxFull(Unavailable):
     """{resource} holds too many events that are not published yet: {why}."""
 
     reason = "OUTBOX_FULL"
+
+
+class EventsWaiting(Unavailable):
+    """{resource} has events that are not published yet, and would take them along: {why}."""
+
+    reason = "EVENTS_WAITING"
 
 
 def _unavailable(error: BaseException) -> DatabaseUnavailable:
@@ -221,8 +231,8 @@ class Aggregate(mongoengine.Document):
     causes.
 
     Subclasses add fields, `resource_collection` for error messages, and indexes in `meta` (these are added to
-    ours). Write only through `insert_aggregate`, `create_once` and `update_aggregate`: `save()` would bypass
-    version and outbox.
+    ours). Write only through `insert_aggregate`, `create_once`, `update_aggregate` and `delete_aggregate`:
+    `save()` and `delete()` would bypass version and outbox.
     """
 
     meta: ClassVar[dict[str, Any]] = {
@@ -431,6 +441,26 @@ def _missed(doc: Aggregate, loaded: int) -> Exception:
     if found.get("version") != loaded:
         return EtagMismatch(resource=doc.resource)
     return OutboxFull(resource=doc.resource, why="the message broker is behind", retry_seconds=5.0)
+
+
+def delete_aggregate(cls: type[Aggregate], id: str, version: int) -> None:
+    """Removes an aggregate as it was loaded, once its events are published: with it they would be lost.
+
+    EtagMismatch when it was changed meanwhile, NotFound when it is gone, EventsWaiting when the relay is far
+    behind.
+    """
+    collection, give_up = _collection(cls), time.monotonic() + TELLING_SECONDS_MAX
+    silent = {"_id": id, "version": version, "outbox.0": {"$exists": False}}
+    resource = f"{cls.resource_collection or cls._get_collection_name()}/{id}"
+    while not collection.delete_one(silent).deleted_count:
+        found = collection.find_one({"_id": id}, {"version": 1})
+        if found is None:
+            raise NotFound(resource=resource)
+        if found.get("version") != version:
+            raise EtagMismatch(resource=resource)
+        if time.monotonic() >= give_up:
+            raise EventsWaiting(resource=resource, why="the message broker is behind", retry_seconds=5.0)
+        time.sleep(TELLING_LOOK_SECONDS)
 
 
 Result = TypeVar("Result")

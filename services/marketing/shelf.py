@@ -21,7 +21,7 @@ from mongoengine import DictField
 
 from chassis.errors import AlreadyExists, EtagMismatch, NotFound
 from chassis.idempotency import check_repeat
-from chassis.mongo import Aggregate, create_once, update_aggregate
+from chassis.mongo import Aggregate, create_once, delete_aggregate, update_aggregate
 
 if TYPE_CHECKING:
     from chassis.bus import Event
@@ -139,7 +139,9 @@ class Shelves(Protocol):
         """Stores a changed row if it is still at `row.version`. EtagMismatch, the kind's NotFound."""
 
     def delete(self, kind: Kind, row: Row) -> None:
-        """Removes a row still at `row.version`. EtagMismatch, the kind's NotFound."""
+        """Removes a row still at `row.version`, once its events are published. EtagMismatch, the kind's
+        NotFound, EventsWaiting.
+        """
 
 
 class MongoShelves:
@@ -222,10 +224,10 @@ class MongoShelves:
 
     def delete(self, kind: Kind, row: Row) -> None:
         """As the port says."""
-        gone = kind.document._get_collection().delete_one({"_id": row.id, "version": row.version})
-        if gone.deleted_count == 0:
-            self.get(kind, row.id)
-            raise EtagMismatch(resource=kind.name(row.id))
+        try:
+            delete_aggregate(kind.document, row.id, row.version)
+        except NotFound:
+            raise kind.missing(row.id) from None
 
 
 def _row(raw: Mapping[str, Any]) -> Row:

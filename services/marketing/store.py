@@ -31,7 +31,15 @@ from pymongo.errors import BulkWriteError, DuplicateKeyError
 from chassis.bus.event import Told
 from chassis.errors import AlreadyExists, EtagMismatch, NotFound, Unavailable
 from chassis.idempotency import check_repeat
-from chassis.mongo import OUTBOX_EVENTS_MAX, OutboxFull, clashes, create_once, pending_entry, update_aggregate
+from chassis.mongo import (
+    OUTBOX_EVENTS_MAX,
+    OutboxFull,
+    clashes,
+    create_once,
+    delete_aggregate,
+    pending_entry,
+    update_aggregate,
+)
 from marketing import kin
 from marketing.association import Partners, RuleTable, Smoothing
 from marketing.documents import (
@@ -249,7 +257,9 @@ class Store(Protocol):
         """
 
     def delete_offer(self, offer: Offer) -> None:
-        """Removes an offer still at `offer.version`, its revisions too. EtagMismatch, OfferNotFound."""
+        """Removes an offer still at `offer.version`, its revisions too, once its events are published.
+        EtagMismatch, OfferNotFound, EventsWaiting.
+        """
 
     def revisions(self, offer_id: str, limit: int, below: int | None) -> list[Offer]:
         """At most `limit` versions of an offer below a version (None: all), newest first, the present one
@@ -644,10 +654,10 @@ class MongoStore:
 
     def delete_offer(self, offer: Offer) -> None:
         """As the port says."""
-        gone = OfferDocument._get_collection().delete_one({"_id": offer.id, "version": offer.version})
-        if gone.deleted_count == 0:
-            self.offer(offer.id)
-            raise EtagMismatch(resource=f"offers/{offer.id}")
+        try:
+            delete_aggregate(OfferDocument, offer.id, offer.version)
+        except NotFound:
+            raise OfferNotFound(resource=f"offers/{offer.id}") from None
         OfferRevisionDocument._get_collection().delete_many({"offer": offer.id})
 
     def revisions(self, offer_id: str, limit: int, below: int | None) -> list[Offer]:

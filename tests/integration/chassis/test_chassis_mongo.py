@@ -17,7 +17,14 @@ from chassis import metrics, mongo
 from chassis.config import ServiceSettings
 from chassis.errors import AlreadyExists, Code, EtagMismatch, InvalidArgument, NotFound, StartError, translate
 from chassis.idempotency import RequestIdReused
-from chassis.mongo import create_once, insert_aggregate, pull_published, retry_conflicts, update_aggregate
+from chassis.mongo import (
+    create_once,
+    delete_aggregate,
+    insert_aggregate,
+    pull_published,
+    retry_conflicts,
+    update_aggregate,
+)
 
 pytestmark = pytest.mark.integration
 
@@ -200,6 +207,22 @@ def test_a_full_outbox_refuses_until_the_relay_has_caught_up(monkeypatch):
     update_aggregate(thing)  # a change without events is still welcome
     pull_published(Thing, "t1", ["e1"])
     update_aggregate(thing, [Event("e4")])
+
+
+def test_what_is_removed_takes_no_event_along(things, monkeypatch):
+    insert_aggregate(made(), [Event("e1")])
+    for id, version, refusal in (("t1", 2, EtagMismatch), ("t2", 1, NotFound)):
+        with pytest.raises(refusal):
+            delete_aggregate(Thing, id, version)
+    monkeypatch.setattr(mongo, "TELLING_SECONDS_MAX", 0.0)
+    with pytest.raises(mongo.EventsWaiting) as caught:
+        delete_aggregate(Thing, "t1", 1)
+    assert caught.value.details.retry_seconds == 5.0
+    monkeypatch.setattr(mongo, "TELLING_SECONDS_MAX", 60.0)
+    # The relay comes by while the removal waits.
+    monkeypatch.setattr(mongo.time, "sleep", lambda _: pull_published(Thing, "t1", ["e1"]))
+    delete_aggregate(Thing, "t1", 1)
+    assert things.find_one({"_id": "t1"}) is None
 
 
 def test_a_repeat_returns_the_first_result():

@@ -12,13 +12,13 @@ from google.protobuf.field_mask_pb2 import FieldMask
 
 from callmesh.routing.v1 import directory_pb2 as pb
 from chassis.clock import SystemClock
-from chassis.errors import InvalidArgument, StartError
-from chassis.mongo import connect, disconnect, ensure_indexes
+from chassis.errors import EtagMismatch, InvalidArgument, StartError
+from chassis.mongo import connect, disconnect, ensure_indexes, update_aggregate
 from routing.config import RoutingSettings
 from routing.directory_file import apply_directory
 from routing.directory_handlers import DirectoryHandlers
-from routing.directory_kinds import REGION
-from routing.documents import DOCUMENTS, RegionDocument
+from routing.directory_kinds import AGENT, REGION
+from routing.documents import DOCUMENTS, AgentDocument, RegionDocument
 
 pytestmark = pytest.mark.integration
 POINT = {"latitude": 39.9, "longitude": 116.4}
@@ -129,6 +129,27 @@ def test_an_area_of_a_region_that_stays_is_not_claimed_again(handlers: Directory
     assert list(handlers.all_of(REGION)) == ["beijing"]
     hand_over = pb.Directory(regions=[{**BEIJING, "served_areas": []}, claims])
     assert len(changes(handlers, hand_over)) == 2
+
+
+@pytest.mark.parametrize("etag", ["", "v1"])
+def test_what_changes_while_it_is_removed_is_removed_or_its_etag_refused(
+    handlers: DirectoryHandlers, monkeypatch: pytest.MonkeyPatch, etag: str
+) -> None:
+    changes(handlers, whole())
+    looked = iter([True])
+
+    def change(_kind: Any, id: str) -> str:
+        if next(looked, False):
+            update_aggregate(AgentDocument.objects.get(id=id))
+        return ""
+
+    monkeypatch.setattr(handlers, "_user_of", change)
+    if etag:
+        with pytest.raises(EtagMismatch):
+            handlers.delete(AGENT, "agents/amy", etag)
+    else:
+        handlers.delete(AGENT, "agents/amy", etag)
+    assert (AgentDocument.objects(id="amy").first() is not None) == bool(etag)
 
 
 def test_regions_exchange_what_they_serve_and_a_removed_one_leaves_it(handlers: DirectoryHandlers) -> None:
