@@ -57,6 +57,9 @@ TYPES_MAX = 50
 PAGE_EVENTS, WINDOW = 100, 2_000
 #: Events of one ListEvents.
 LIST_EVENTS, LIST_EVENTS_MAX = 100, 1_000
+#: Bytes of envelopes in a page, beyond its first: gRPC's clients take no more than 4 MB in a message unless
+#: they are told to.
+PAGE_BYTES_MAX = 3 * 1024 * 1024
 #: Silence after which a stream gives a sign of life, seconds.
 HEARTBEAT_SECONDS = 10.0
 #: How often a process looks how far the log is while streams wait for it, seconds.
@@ -177,8 +180,7 @@ class Reader:
         query: dict[str, Any] = {"_id": {"$gt": cursor.sequence, "$lte": end}}
         if types:
             query["type"] = {"$in": types}
-        found = self._entries.find(query, {"body": 1, **CHECKED}).sort("_id", 1).limit(limit)
-        documents = await found.max_time_ms(QUERY_MS_MAX).to_list(limit)
+        documents, full = await self._read(query, limit)
         name, floor = await self.meta()
         if cursor.sequence < floor or cursor.log != name:
             await self._check(cursor, name, floor)
@@ -186,7 +188,22 @@ class Reader:
             (Cursor(log=name, sequence=int(each["_id"]), check=check_of(each)), bytes(each["body"]))
             for each in documents
         ]
-        return _Page(events=events, end=events[-1][0] if len(events) == limit else await self.at(name, end))
+        return _Page(events=events, end=events[-1][0] if full else await self.at(name, end))
+
+    async def _read(self, query: dict[str, Any], limit: int) -> tuple[list[dict[str, Any]], bool]:
+        """(entries in order, whether there may be more): `limit` of them at most, and so many as fit into a
+        page.
+        """
+        documents: list[dict[str, Any]] = []
+        found = self._entries.find(query, {"body": 1, **CHECKED}).sort("_id", 1).limit(limit)
+        async with found.max_time_ms(QUERY_MS_MAX) as entries:
+            left = PAGE_BYTES_MAX
+            async for entry in entries:
+                left -= len(entry["body"])
+                if documents and left < 0:
+                    return documents, True
+                documents.append(entry)
+        return documents, len(documents) == limit
 
 
 class _Tail:

@@ -170,6 +170,19 @@ async def test_a_reader_goes_on_where_it_was(log: EventLog, served: Any) -> None
     assert (list(page.events), page.at_end, page.next_cursor) == ([], True, live.cursor)
 
 
+async def test_a_page_of_large_events_fits_into_a_message(log: EventLog, served: Any) -> None:
+    stub, whole, *_ = served
+    body = outgoing(1).body.replace("王芳".encode(), b"x" * 250_000)
+    log.append([Entry(id=f"e{n}", type=CREATED, body=body) for n in range(40)])
+    counts, cursor, at_end = [], "", False
+    while not at_end:
+        asked = pb.ListEventsRequest(cursor=cursor, start=pb.EVENT_START_OLDEST, page_size=1_000)
+        page = await stub.ListEvents(asked, metadata=whole)
+        counts.append(len(page.events))
+        cursor, at_end = page.next_cursor, page.at_end
+    assert counts == [12, 12, 12, 4]
+
+
 async def test_who_may_see_what_and_which_cursors_are_refused(
     log: EventLog, served: Any, mongo_client: Any, mongo_database: str
 ) -> None:
