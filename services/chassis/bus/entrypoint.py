@@ -46,7 +46,7 @@ from opentelemetry.trace import SpanKind
 
 from chassis import callcontext, logs, metrics, telemetry
 from chassis.bus import topology, verdict
-from chassis.bus.connection import Broker, candidates, without_tls
+from chassis.bus.connection import CONNECTION_ERRORS, Broker, candidates, without_tls
 from chassis.bus.event import Event, MalformedEvent
 from chassis.bus.inbox import Inbox
 from chassis.bus.publisher import SENT_HEADER, Outcome, Outgoing, Publisher
@@ -265,7 +265,9 @@ class BusConsumer(QueueConsumer):
     def give_back(self, message: Any) -> None:
         """Returns a message to its queue, slowly, so that it does not spin."""
         eventlet.sleep(GIVE_BACK_SECONDS)
-        self.requeue_message(message)
+        # With a connection that breaks in this very moment the broker takes it back by itself.
+        with suppress(*CONNECTION_ERRORS):
+            self.requeue_message(message)
 
 
 class Subscribe(Entrypoint):

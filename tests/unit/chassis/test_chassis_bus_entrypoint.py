@@ -10,7 +10,7 @@ import pytest
 from google.protobuf.type_pb2 import EnumValue
 from google.protobuf.type_pb2 import Field as ProtoField
 
-from chassis.bus import Event
+from chassis.bus import Event, entrypoint
 from chassis.bus.entrypoint import BusConsumer, subscribe, subscriptions_of
 from chassis.bus.publisher import Outcome, Outgoing
 from chassis.bus.topology import Subscription
@@ -108,3 +108,35 @@ def test_a_message_is_moved_only_by_who_still_has_it(
     )
     moved = consumer.put(message, Outgoing(exchange="x", routing_key="", body=b"{}"))
     assert (moved, len(queues.published), answers) == expected
+
+
+def test_a_connection_that_breaks_under_a_message_does_not_end_the_worker(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    class Consumer(BusConsumer):
+        inbox: Any = SimpleNamespace(seen=lambda *_: True)
+
+    asked = []
+
+    def broken() -> None:
+        asked.append("broker")
+        raise ConnectionResetError("the broker has gone")
+
+    @subscribe("routing", ProtoField)
+    def on_call(self: Any, event: Event) -> None:
+        """Never called: the event was taken already, and just its acknowledgement is lost."""
+
+    (handler,) = on_call.nameko_entrypoints
+    handler.queue_consumer = Consumer()
+    handler.subscription = handler.of_service("tickets")
+    handler._labels = ("tickets", "on_call")
+    monkeypatch.setattr(entrypoint.eventlet, "sleep", asked.append)
+    message = SimpleNamespace(
+        body=event().to_json(),
+        headers={},
+        channel=SimpleNamespace(connection="open"),
+        ack=broken,
+        requeue=broken,
+    )
+    handler.take(message)
+    assert asked == ["broker", entrypoint.GIVE_BACK_SECONDS, "broker"]
