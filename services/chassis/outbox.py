@@ -12,7 +12,8 @@ It runs in the worker under a lease, so one relay a service works at a time; whe
    that is nothing but its outbox (`Aggregate.outbox_only`) is removed when that is empty, whoever emptied it.
 4. An event that no queue is bound for stays in its outbox and its type is left alone for a while, longer each
    time. The aggregate's other events pass it by: nobody receives that type, so nobody sees another order.
-5. After any other failure the aggregate waits for the next round.
+5. After any other failure the aggregate waits for the next round. Where the broker refused events, because
+   a consumer's queue is full, the next round begins behind them: the events of other types go on.
 """
 
 from __future__ import annotations
@@ -88,6 +89,8 @@ class _Pending:
     events: list[Told]
     #: Ids to pull off.
     done: list[str] = field(default_factory=list)
+    #: Whether the broker refused one.
+    refused: bool = False
 
 
 @dataclass(kw_only=True, slots=True)
@@ -123,8 +126,10 @@ class OutboxRelay:
         self._optional = optional
         self._monotonic = monotonic
         self._silent: dict[str, _Silence] = {}
-        #: Where the next round's search starts in a collection, after one that ended at SCAN_MAX.
+        #: Where the next round's search starts in a collection, after one that ended at SCAN_MAX, or at
+        #: BATCH_MAX with refusals; and since when the oldest waited that it passes over.
         self._resume: dict[str, datetime] = {}
+        self._oldest: dict[str, datetime | None] = {}
 
     def run(self, stopping: Callable[[float], bool]) -> None:
         """Relays until `stopping(seconds)`, which waits that long at most, says True; gives the lease back
@@ -158,19 +163,25 @@ class OutboxRelay:
         count = 0
         oldest: datetime | None = None
         for collection in self._collections:
-            pending, since = self._find(collection)
-            oldest = min(filter(None, (oldest, since)), default=None)
+            pending, full_at = self._find(collection)
+            oldest = min(filter(None, (oldest, self._oldest[collection.name])), default=None)
             count += self._publish(pending)
+            if full_at is not None and any(item.refused for item in pending):
+                self._resume[collection.name] = full_at
         age = 0.0 if oldest is None else (datetime.now(UTC) - oldest).total_seconds()
         _lag.labels(self._service).set(max(0.0, age))
         return count
 
     def _find(self, collection: Collection[dict[str, Any]]) -> tuple[list[_Pending], datetime | None]:
-        """Up to `BATCH_MAX` aggregates with something to publish, and since when the oldest of all waits."""
+        """Up to `BATCH_MAX` aggregates with something to publish, and since when the last of them waits if
+        there may be more.
+        """
         found: list[_Pending] = []
         start = self._resume.pop(collection.name, None)
         since: dict[str, Any] = {"$exists": True} if start is None else {"$gte": start}
-        oldest: datetime | None = None
+        if start is None:
+            self._oldest[collection.name] = None
+        full_at: datetime | None = None
         scanned = 0
         empty: list[Any] = []
         cursor = collection.find({"outbox_since": since}, {"outbox": 1, "outbox_since": 1})
@@ -180,7 +191,7 @@ class OutboxRelay:
         with cursor.sort("outbox_since", 1).limit(SCAN_MAX).batch_size(size) as documents:
             for document in documents:
                 scanned += 1
-                oldest = oldest or document["outbox_since"]
+                self._oldest[collection.name] = self._oldest[collection.name] or document["outbox_since"]
                 if scanned == SCAN_MAX:
                     self._resume[collection.name] = document["outbox_since"]
                 if not document.get("outbox"):
@@ -190,9 +201,10 @@ class OutboxRelay:
                     if together:
                         found.append(_Pending(collection=collection, id=document["_id"], events=together))
                 if len(found) >= BATCH_MAX:
+                    full_at = document["outbox_since"]
                     break
         self._remove_empty(collection, empty)
-        return found, oldest if start is None else min(oldest or start, start)
+        return found, full_at
 
     def _publishable(self, collection: str, document: dict[str, Any]) -> list[Told]:
         now = self._monotonic()
@@ -243,6 +255,7 @@ class OutboxRelay:
             item.events = [other for other in item.events if other.type != event.type]
             return True
         _unpublished.labels(self._service).inc()
+        item.refused = outcome is Outcome.REFUSED
         return False
 
     def _silence(self, kind: str) -> None:

@@ -226,17 +226,22 @@ def test_types_that_need_no_subscriber_are_not_mandatory(database: Any, publishe
     ]
 
 
+@pytest.mark.parametrize(("outcome", "rounds"), [(Outcome.RETURNED, 6), (Outcome.REFUSED, 26)])
 def test_many_that_wait_do_not_hide_the_ones_behind(
-    database: Any, publisher: ScriptedPublisher, monkeypatch: pytest.MonkeyPatch
+    database: Any,
+    publisher: ScriptedPublisher,
+    monkeypatch: pytest.MonkeyPatch,
+    outcome: Outcome,
+    rounds: int,
 ) -> None:
     monkeypatch.setattr(outbox, "SCAN_MAX", 10)
     monkeypatch.setattr(outbox, "BATCH_MAX", 4)
     for number in range(25):
         insert_aggregate(OutboxThing(id=f"u{number:02}"), [event(f"u{number:02}", Enum(name="x"))])
     insert_aggregate(OutboxThing(id="good"), [event("good")])
-    publisher.answer = lambda e: Outcome.RETURNED if e.id.startswith("u") else Outcome.PUBLISHED
+    publisher.answer = lambda e: outcome if e.id.startswith("u") else Outcome.PUBLISHED
     relay = make_relay(database, publisher)
-    counts = [relay.step() for _ in range(6)]
+    counts = [relay.step() for _ in range(rounds)]
     assert sum(counts) == 1
     assert entries(OutboxThing, "good") == []
     assert pending_count([OutboxThing]) == 25
