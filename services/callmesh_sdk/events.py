@@ -64,11 +64,16 @@ async def follow(
         stub: Any = event_service_pb2_grpc.EventServiceStub(client.channel(again.address))
         call = stub.Subscribe(request, metadata=client.metadata())
         broken: grpc.aio.AioRpcError | None = None
+        greeted = False
         try:
             async for message in call:
-                again.well()
+                is_event = message.WhichOneof("message") == "event"
+                # Every stream begins with a heartbeat, also one that breaks right behind it, time after time.
+                if greeted or is_event:
+                    again.well()
+                greeted = True
                 cursor = message.cursor
-                if message.WhichOneof("message") == "event":
+                if is_event:
                     yield Received(cursor=cursor, event=message.event, message=parsed(message.event))
         except grpc.aio.AioRpcError as error:
             broken = error

@@ -28,6 +28,7 @@ from callmesh_sdk import (
     Options,
     PermissionDenied,
     ResourceExhausted,
+    ServerFault,
     Unavailable,
     follow,
 )
@@ -194,6 +195,23 @@ async def test_following_goes_on_behind_the_last_event(connect: Any) -> None:
     assert seen == [(f"e{n}", f"customers/{n}", str(n)) for n in range(1, 11)]
     assert servicer.asked == ["", "3", "6", "9", "old"]
     assert (expired.value.reason, expired.value.metadata["oldest_cursor"]) == ("EVENTS_EXPIRED", "7")
+
+
+class Unreadable(event_service_pb2_grpc.EventServiceServicer):
+    """Greets, and breaks on the first event."""
+
+    async def Subscribe(self, request: Any, context: Any) -> AsyncIterator[pb.SubscribeMessage]:
+        yield pb.SubscribeMessage(cursor="7", heartbeat={})
+        raise ArithmeticError("cannot be read")
+
+
+async def test_a_stream_that_brings_nothing_but_its_greeting_is_given_up(connect: Any) -> None:
+    descriptor = pb.DESCRIPTOR.services_by_name["EventService"]
+    add = event_service_pb2_grpc.add_EventServiceServicer_to_server
+    binding = ServiceBinding(descriptor, add, Unreadable())
+    async with asyncio.timeout(30), await connect("crm", binding, give_up_seconds=0.2) as client:
+        with pytest.raises(ServerFault):
+            await anext(follow(client, "crm"))
 
 
 class Routing(routing_pb2_grpc.RoutingServiceServicer):
