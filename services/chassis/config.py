@@ -375,8 +375,15 @@ class ServiceSettings(BaseSettings):
     @field_validator("amqp_uri")
     @classmethod
     def _check_amqp_uri(cls, value: str) -> str:
-        if not value.startswith(("amqp://", "amqps://", "pyamqp://", "memory://")):
+        if not value.startswith(("amqp://", "amqps://", "pyamqp://")):
             raise ValueError("must start with amqp:// or amqps://")
+        try:
+            parts = urllib.parse.urlsplit(value)
+            named = parts.hostname and parts.port != 0
+        except ValueError:
+            named = False
+        if not named:
+            raise ValueError("must be of the form amqp://user:password@host:port/vhost")
         return value
 
     @field_validator("auth_mode")

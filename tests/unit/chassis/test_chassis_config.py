@@ -76,6 +76,22 @@ def test_a_password_is_never_printed(capsys, monkeypatch):
     assert "hunter2" not in repr(load_settings(CrmSettings))
 
 
+@pytest.mark.parametrize(
+    "uri",
+    [
+        "http://host",
+        "memory://",
+        "amqp://",
+        "amqp://host:port/",
+        "amqp://u:hunter2@host:99999",
+        "amqp://[::1",
+    ],
+)
+def test_a_brokers_address_that_is_none_is_one_line(capsys, monkeypatch, uri):
+    line = stopped(capsys, monkeypatch, AMQP_URI=uri)
+    assert line.startswith("callmesh-crm: setting AMQP_URI: must ") and "hunter2" not in line
+
+
 @pytest.mark.parametrize("host", ["0.0.0.0", "10.0.0.1", "::", "example.org"])
 def test_open_mode_is_refused_off_loopback(capsys, monkeypatch, host):
     line = stopped(capsys, monkeypatch, CRM_GRPC_HOST=host)
