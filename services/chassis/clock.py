@@ -9,10 +9,13 @@ from __future__ import annotations
 import math
 import time
 from datetime import UTC, datetime, timedelta
+from functools import lru_cache
 from typing import Protocol
 
 #: Fastest business clock; beyond it a second of real time is more than an hour.
 SPEED_MAX = 3600.0
+#: Seconds whose text is kept.
+SECONDS_KEPT_MAX = 256
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
@@ -27,6 +30,20 @@ def to_ms(moment: datetime) -> int:
     if moment.tzinfo is None:
         raise ValueError("a datetime without a time zone has no instant")
     return (moment - _EPOCH) // timedelta(milliseconds=1)
+
+
+def to_text(moment: datetime) -> str:
+    """A timezone-aware datetime in UTC, cut to the millisecond: "2026-11-23T09:20:31.042Z". TypeError for a
+    naive one.
+    """
+    past = moment - _EPOCH
+    return f"{_second_text(past.days, past.seconds)}.{past.microseconds // 1000:03d}Z"
+
+
+@lru_cache(maxsize=SECONDS_KEPT_MAX)
+def _second_text(days: int, seconds: int) -> str:
+    # `isoformat` takes as long as the rest of a small event, and many moments are of the same second.
+    return (_EPOCH + timedelta(days, seconds)).isoformat()[:19]
 
 
 class Clock(Protocol):

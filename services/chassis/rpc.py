@@ -6,7 +6,8 @@ ones get a proper error after the permission check), it costs one coroutine, and
 looked up once, at the start.
 
 Handlers may be of every kind that grpc.aio knows. `async def` runs on the loop; plain `def`, which may block,
-in the thread pool, with the call's context variables; such a handler gets a `BlockingContext`.
+in the thread pool, with the call's context variables; such a handler gets a `BlockingContext`. A handler that
+answers once may answer in bytes: its message, encoded already.
 """
 
 from __future__ import annotations
@@ -247,7 +248,7 @@ class Method:
             try:
                 request, context = self._enter(call, request, parse)
                 response = await function(request, context)
-                data = serialize(response)
+                data = response if type(response) is bytes else serialize(response)
                 call.finish_ok()
                 return data
             except BaseException as error:

@@ -23,6 +23,7 @@ from callmesh.tickets.v1 import ticket_pb2
 from chassis import telemetry
 from chassis.bus import Event
 from chassis.bus.event import Told
+from chassis.clock import to_text
 from chassis.errors import InvalidArgument
 from chassis.ids import check_id, parse_name, resource_name
 from chassis.mongo import etag
@@ -71,6 +72,8 @@ EMAILS_MAX = 20
 QUANTITY_MAX = 1_000_000
 #: Most products asked about in one contact.
 PRODUCTS_ASKED_MAX = 16
+#: Parts of answers and events that are kept encoded, of each kind.
+_KEPT_MAX = 4_000
 #: Longest note on an outcome.
 NOTE_CHARACTERS_MAX = 1_000
 
@@ -420,7 +423,7 @@ def _contact_from_proto(message: Any, problems: list[Problem]) -> Contact:
 
 #: The changing part of a line as a message (protobuf.dev, "Encoding"): score, acceptance_probability and
 #: propensity, each a double behind its field's number and kind.
-_CHANGING_WIRE = struct.Struct("<BdBdBd")
+_changing_wire = struct.Struct("<BdBdBd").pack
 
 
 def _ranked_wire(entry: RankedOffer) -> bytes:
@@ -429,12 +432,35 @@ def _ranked_wire(entry: RankedOffer) -> bytes:
     """
     forms = entry.forms
     if not forms.wire:
-        forms.wire = _still_proto(entry).SerializeToString()
-    changing = _CHANGING_WIRE.pack(0x39, entry.score, 0x41, entry.probability, 0x49, entry.propensity)
-    line = b"%b\x30%b%b" % (forms.wire, _varint(entry.rank), changing)
-    return b"\x2a%b%b" % (_varint(len(line)), line)
+        still = _still_proto(entry)
+        behind = types_pb2.RankedOffer(reason=still.reason, scripts=still.scripts)
+        forms.wire_behind = behind.SerializeToString()
+        still.ClearField("reason")
+        still.ClearField("scripts")
+        forms.wire = still.SerializeToString()
+    score, probability, propensity = entry.score, entry.probability, entry.propensity
+    if score and probability and propensity:
+        changing = _changing_wire(0x39, score, 0x41, probability, 0x49, propensity)
+    else:  # what is 0 is left out
+        changing = types_pb2.RankedOffer(
+            score=score, acceptance_probability=probability, propensity=propensity
+        ).SerializeToString()
+    return _block_wire(
+        b"\x2a", b"".join((forms.wire, b"\x30", _varint(entry.rank), changing, forms.wire_behind))
+    )
 
 
+def _block_wire(tag: bytes, block: bytes) -> bytes:
+    """A field that is a text or a message."""
+    return b"".join((tag, _varint(len(block)), block))
+
+
+def _text_wire(tag: bytes, text: str) -> bytes:
+    """A field that is a text; nothing for none, as protobuf leaves it out."""
+    return _block_wire(tag, text.encode()) if text else b""
+
+
+@functools.lru_cache(maxsize=_KEPT_MAX)
 def _varint(number: int) -> bytes:
     """A number that is not negative, in groups of seven bits, the lowest first."""
     groups = []
@@ -471,39 +497,102 @@ def no_offer_number(why: NoOffer | None) -> Any:
 
 def decision_to_proto(decision: Decision) -> recommendations_pb2.Decision:
     """The whole resource."""
-    closed = decision.outcome is not None
-    contact = decision.contact
-    message = recommendations_pb2.Decision(
-        name=resource_name("decisions", decision.id),
-        customer=optional_name("customers", decision.customer),
-        caller_number=decision.number,
-        context=recommendations_pb2.CallContext(
-            call_id=contact.call_id,
-            channel=enum_number(common_pb2.Channel, "CHANNEL", contact.channel),
-            queue=contact.queue,
-            region=contact.region,
-            agent=contact.agent,
-            contact_reason=contact.reason,
-            language=contact.language,
-            products_asked=contact.products_asked,
-            unresolved=contact.unresolved,
-            wants_to_leave=contact.wants_to_leave,
-        ),
-        no_offer_reason=no_offer_number(decision.no_offer),
-        policy=resource_name("policies", decision.policy),
-        model=optional_name("models", decision.model),
-        holdout=decision.holdout,
-        propensity=decision.propensity,
+    return recommendations_pb2.Decision.FromString(decision_wire(decision))
+
+
+def decision_wire(decision: Decision) -> bytes:
+    """The whole resource, encoded: its fields in the order of their numbers. Put together here, because each
+    field of a message that is set by itself costs as much as many bytes, and what was the same before is kept
+    encoded.
+    """
+    outcome = decision.outcome
+    return b"".join(
+        (
+            _text_wire(b"\x0a", resource_name("decisions", decision.id)),
+            _text_wire(b"\x12", optional_name("customers", decision.customer)),
+            _text_wire(b"\x1a", decision.number),
+            _block_wire(b"\x22", _contact_wire(decision.contact)),
+            *[_ranked_wire(entry) for entry in decision.offers],
+            _how_wire(
+                decision.no_offer,
+                decision.policy,
+                decision.model,
+                decision.holdout,
+                decision.propensity,
+                outcome is not None,
+            ),
+            b"" if outcome is None else _block_wire(b"\x62", _outcome_to_proto(outcome).SerializeToString()),
+            _block_wire(b"\x6a", _time_wire(decision.created_at)),
+            _block_wire(b"\x72", _time_wire(decision.expires_at)),
+        )
+    )
+
+
+@functools.lru_cache(maxsize=_KEPT_MAX)
+def _how_wire(
+    no_offer: NoOffer | None, policy: str, model: str, holdout: bool, propensity: float, closed: bool
+) -> bytes:
+    """How it was decided, and whether its outcome is known."""
+    return recommendations_pb2.Decision(
+        no_offer_reason=no_offer_number(no_offer),
+        policy=resource_name("policies", policy),
+        model=optional_name("models", model),
+        holdout=holdout,
+        propensity=propensity,
         state=(
             recommendations_pb2.DECISION_STATE_CLOSED if closed else recommendations_pb2.DECISION_STATE_OPEN
         ),
-        outcome=_outcome_to_proto(decision.outcome),
-        create_time=timestamp(decision.created_at),
-        expire_time=timestamp(decision.expires_at),
+    ).SerializeToString()
+
+
+def _contact_wire(contact: Contact) -> bytes:
+    return b"".join(
+        (
+            _text_wire(b"\x0a", contact.call_id),
+            _place_wire(contact.channel, contact.queue, contact.region),
+            _text_wire(b"\x2a", contact.agent),
+            _matter_wire(
+                contact.reason,
+                contact.language,
+                contact.products_asked,
+                contact.unresolved,
+                contact.wants_to_leave,
+            ),
+        )
     )
-    # All lines at once: each field of each that is set by itself costs as much as many bytes taken apart.
-    message.MergeFromString(b"".join([_ranked_wire(entry) for entry in decision.offers]))
-    return message
+
+
+@functools.lru_cache(maxsize=_KEPT_MAX)
+def _place_wire(channel: Channel, queue: str, region: str) -> bytes:
+    number = enum_number(common_pb2.Channel, "CHANNEL", channel)
+    return recommendations_pb2.CallContext(channel=number, queue=queue, region=region).SerializeToString()
+
+
+@functools.lru_cache(maxsize=_KEPT_MAX)
+def _matter_wire(
+    reason: str, language: str, products_asked: tuple[str, ...], unresolved: bool, wants_to_leave: bool
+) -> bytes:
+    return recommendations_pb2.CallContext(
+        contact_reason=reason,
+        language=language,
+        products_asked=products_asked,
+        unresolved=unresolved,
+        wants_to_leave=wants_to_leave,
+    ).SerializeToString()
+
+
+def _time_wire(moment: datetime) -> bytes:
+    """A time's seconds and nanoseconds."""
+    past = moment - _EPOCH
+    seconds, nanos = past.days * 86_400 + past.seconds, past.microseconds * 1_000
+    if seconds <= 0:
+        return Timestamp(seconds=seconds, nanos=nanos).SerializeToString()
+    return _second_wire(seconds) + (b"\x10" + _varint(nanos) if nanos else b"")
+
+
+@functools.lru_cache(maxsize=_KEPT_MAX)
+def _second_wire(seconds: int) -> bytes:
+    return b"\x08" + _varint(seconds)
 
 
 def result_number(result: Result) -> Any:
@@ -511,9 +600,7 @@ def result_number(result: Result) -> Any:
     return enum_number(types_pb2.OutcomeResult, "OUTCOME_RESULT", result)
 
 
-def _outcome_to_proto(outcome: Outcome | None) -> recommendations_pb2.Outcome | None:
-    if outcome is None:
-        return None
+def _outcome_to_proto(outcome: Outcome) -> recommendations_pb2.Outcome:
     return recommendations_pb2.Outcome(
         offer=optional_name("offers", outcome.offer),
         result=result_number(outcome.result),
@@ -777,13 +864,17 @@ _RECOMMENDATION_MADE = events_pb2.RecommendationMade.DESCRIPTOR.full_name
 _NOTHING = 0.0
 
 
-class _Changing(msgspec.Struct, rename="camel", omit_defaults=True):
-    """What differs between lines that say the same, in protobuf's JSON form."""
+class _Figures(msgspec.Struct, rename="camel", omit_defaults=True):
+    """What differs between lines that say the same, beside their ranks, in protobuf's JSON form."""
 
-    rank: int
     score: float = _NOTHING
     acceptance_probability: float = _NOTHING
     propensity: float = _NOTHING
+
+    def members(self) -> bytes:
+        """Each behind a comma."""
+        written = _json_encoder.encode(self)[1:-1]
+        return b"," + written if written else b""
 
 
 class _Made(msgspec.Struct, rename="camel", omit_defaults=True, kw_only=True):
@@ -845,9 +936,8 @@ def _filled(data: dict[str, Any]) -> dict[str, Any]:
 
 
 def _time_json(moment: datetime) -> str:
-    exact = moment if moment.tzinfo is UTC else moment.astimezone(UTC)
-    text = exact.isoformat(timespec="milliseconds")[:-6]
-    return f"{text.removesuffix('.000')}Z"
+    text = to_text(moment)
+    return f"{text[:-5]}Z" if text.endswith(".000Z") else text
 
 
 def _money_json(money: Money) -> dict[str, str]:
@@ -862,12 +952,19 @@ def _ranked_json(entry: RankedOffer) -> msgspec.Raw:
     """One line of a ranking."""
     forms = entry.forms
     if not forms.text:
-        forms.text = _json_encoder.encode(_still_json(entry))[:-1] + b","
-    changing = _Changing(
-        entry.rank, entry.score or _NOTHING, entry.probability or _NOTHING, entry.propensity or _NOTHING
-    )
-    # Neither is ever empty: every offer has an id, and every line a rank.
-    return msgspec.Raw(forms.text + _json_encoder.encode(changing)[1:])
+        # Neither is ever empty: every offer has an id, and every line a rank.
+        forms.text = _json_encoder.encode(_still_json(entry))[:-1] + b',"rank":'
+    if forms.score != entry.score or forms.probability != entry.probability:
+        # Without a propensity model they are the same whenever the line is.
+        forms.figures = _Figures(entry.score or _NOTHING, entry.probability or _NOTHING).members()
+        forms.score, forms.probability = entry.score, entry.probability
+    propensity = _propensity_json(entry.propensity)
+    return msgspec.Raw(b"%b%d%b%b}" % (forms.text, entry.rank, forms.figures, propensity))
+
+
+@functools.lru_cache(maxsize=_KEPT_MAX)
+def _propensity_json(propensity: float) -> bytes:
+    return _Figures(propensity=propensity or _NOTHING).members()
 
 
 def _still_json(entry: RankedOffer) -> dict[str, Any]:

@@ -8,6 +8,7 @@ comparable by the database.
 
 from __future__ import annotations
 
+import functools
 import struct
 from collections.abc import Mapping, Sequence
 from datetime import datetime
@@ -63,6 +64,8 @@ from marketing.model import (
 )
 
 Raw = Mapping[str, Any]
+#: Parts of decisions that are kept in BSON, of each kind.
+_KEPT_MAX = 4_000
 
 _PLAIN: dict[str, Any] = {"auto_create_index": False, "index_cls": False, "strict": False}
 
@@ -481,49 +484,170 @@ def decision_raw(decision: Decision, events: Sequence[Told], about: Mapping[str,
     """A new decision as a whole document: what `decision_fields` says, its events, and what else is noted
     `about` it. Already in BSON, for most of a line was the same for somebody else before.
     """
-    head = bson.encode({"_id": decision.id, **about, **_head_fields(decision)})[4:-1]
-    lists = (
-        (b"offers", 0x03, [ranked_raw(entry) for entry in decision.offers]),
-        (b"outbox", 0x03, [pending_raw(told) for told in events]),
+    parts = (
+        bson.encode({"_id": decision.id, **about, **_whose_fields(decision)})[4:-1],
+        _contact_raw(decision.contact),
+        _how_raw(
+            decision.no_offer,
+            decision.policy,
+            decision.model,
+            decision.holdout,
+            decision.propensity,
+            decision.outcome is None,
+        ),
+        _list(b"considered", 0x04, [_considered_raw(one) for one in decision.considered]),
+        _traits_raw(decision.traits),
+        bson.encode(_closing_fields(decision))[4:-1],
+        _list(b"offers", 0x03, [ranked_raw(entry) for entry in decision.offers]),
+        _list(b"outbox", 0x03, [pending_raw(told) for told in events]),
     )
-    return RawBSONDocument(_whole(head, *[_list(*found) for found in lists]), _RAW_OPTIONS)
+    return RawBSONDocument(_whole(*parts), _RAW_OPTIONS)
+
+
+_length = struct.Struct("<i").pack
 
 
 def _whole(*parts: bytes) -> bytes:
     """A document of elements that are in BSON already."""
     content = b"".join(parts)
-    return b"".join(((len(content) + 5).to_bytes(4, "little"), content, b"\0"))
+    return b"".join((_length(len(content) + 5), content, b"\0"))
 
 
 def _list(name: bytes, kind: int, items: Sequence[bytes]) -> bytes:
     """An element that is a list of documents or of lists."""
-    inner = _whole(*[b"%c%d\0%b" % (kind, at, item) for at, item in enumerate(items)])
-    return b"\x04%b\0%b" % (name, inner)
+    parts: list[bytes] = []
+    for at, item in enumerate(items):
+        parts += (_item_name(kind, at), item)
+    return b"\x04%b\0%b" % (name, _whole(*parts))
+
+
+@functools.lru_cache(maxsize=_KEPT_MAX)
+def _item_name(kind: int, at: int) -> bytes:
+    return b"%c%d\0" % (kind, at)
+
+
+def _considered_raw(considered: Considered) -> bytes:
+    """The same as `_considered_fields`, in BSON."""
+    forms = considered.forms
+    if not forms.document:
+        values = enumerate(_considered_fields(considered))
+        forms.document = bson.encode({str(at): value for at, value in values})
+    return forms.document
+
+
+@functools.lru_cache(maxsize=_KEPT_MAX)
+def _traits_raw(traits: tuple[str, ...]) -> bytes:
+    return bson.encode({"traits": list(traits)})[4:-1]
+
+
+@functools.lru_cache(maxsize=_KEPT_MAX)
+def _how_raw(*how: Any) -> bytes:
+    """The same as `_how_fields`, in BSON."""
+    return bson.encode(_how_fields(*how))[4:-1]
+
+
+def _contact_raw(contact: Contact) -> bytes:
+    """The same as `_contact_fields`, in BSON."""
+    return b"\x03contact\0" + _whole(
+        _text_raw(b"call_id", contact.call_id.encode()) if contact.call_id else b"",
+        _place_raw(contact.channel, contact.queue, contact.region),
+        _text_raw(b"agent", contact.agent.encode()) if contact.agent else b"",
+        _matter_raw(
+            contact.reason,
+            contact.language,
+            contact.products_asked,
+            contact.unresolved,
+            contact.wants_to_leave,
+        ),
+    )
+
+
+@functools.lru_cache(maxsize=_KEPT_MAX)
+def _place_raw(channel: Channel, queue: str, region: str) -> bytes:
+    return bson.encode(_contact_fields(Contact(channel=channel, queue=queue, region=region)))[4:-1]
+
+
+@functools.lru_cache(maxsize=_KEPT_MAX)
+def _matter_raw(
+    reason: str, language: str, products_asked: tuple[str, ...], unresolved: bool, wants_to_leave: bool
+) -> bytes:
+    contact = Contact(
+        reason=reason,
+        language=language,
+        products_asked=products_asked,
+        unresolved=unresolved,
+        wants_to_leave=wants_to_leave,
+    )
+    fields = _contact_fields(contact)
+    # A contact always has a channel, which is said before.
+    del fields["channel"]
+    return bson.encode(fields)[4:-1]
 
 
 def _head_fields(decision: Decision) -> dict[str, Any]:
     """All but the lines of the ranking."""
-    fields: dict[str, Any] = {
-        "customer": decision.customer or None,
-        "number": decision.number or None,
-        "stranger": True if decision.number and not decision.customer else None,
-        "call_id": decision.contact.call_id or None,
+    return {
+        **_whose_fields(decision),
         "contact": _contact_fields(decision.contact),
-        "no_offer": decision.no_offer.value if decision.no_offer else None,
-        "policy": decision.policy,
-        "model": decision.model or None,
-        "holdout": decision.holdout,
-        "propensity": decision.propensity,
-        "open": decision.outcome is None,
-        "considered": [list(structs.astuple(one)) for one in decision.considered],
+        **_how_fields(
+            decision.no_offer,
+            decision.policy,
+            decision.model,
+            decision.holdout,
+            decision.propensity,
+            decision.outcome is None,
+        ),
+        "considered": [_considered_fields(one) for one in decision.considered],
         "traits": list(decision.traits),
-        "outcome": _outcome_fields(decision.outcome) if decision.outcome else None,
-        "claim": decision.claim or None,
-        "unsettled": True if decision.unsettled else None,
-        "made_for": decision.made_for or None,
-        "made_at": decision.created_at if decision.offers and decision.customer else None,
-        "expires_at": decision.expires_at,
+        **_closing_fields(decision),
     }
+
+
+def _whose_fields(decision: Decision) -> dict[str, Any]:
+    return _present(
+        {
+            "customer": decision.customer or None,
+            "number": decision.number or None,
+            "stranger": True if decision.number and not decision.customer else None,
+            "call_id": decision.contact.call_id or None,
+        }
+    )
+
+
+def _how_fields(
+    no_offer: NoOffer | None, policy: str, model: str, holdout: bool, propensity: float, open: bool
+) -> dict[str, Any]:
+    """How it was decided."""
+    return _present(
+        {
+            "no_offer": no_offer.value if no_offer else None,
+            "policy": policy,
+            "model": model or None,
+            "holdout": holdout,
+            "propensity": propensity,
+            "open": open,
+        }
+    )
+
+
+def _considered_fields(considered: Considered) -> list[Any]:
+    return list(structs.astuple(considered)[:-1])
+
+
+def _closing_fields(decision: Decision) -> dict[str, Any]:
+    return _present(
+        {
+            "outcome": _outcome_fields(decision.outcome) if decision.outcome else None,
+            "claim": decision.claim or None,
+            "unsettled": True if decision.unsettled else None,
+            "made_for": decision.made_for or None,
+            "made_at": decision.created_at if decision.offers and decision.customer else None,
+            "expires_at": decision.expires_at,
+        }
+    )
+
+
+def _present(fields: Mapping[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in fields.items() if value is not None}
 
 
@@ -623,7 +747,7 @@ def pending_raw(told: Told) -> bytes:
 
 
 def _text_raw(name: bytes, text: bytes) -> bytes:
-    return b"\x02%b\0%b%b\0" % (name, (len(text) + 1).to_bytes(4, "little"), text)
+    return b"".join((b"\x02", name, b"\0", _length(len(text) + 1), text, b"\0"))
 
 
 _RAW_OPTIONS: CodecOptions[RawBSONDocument] = CodecOptions(document_class=RawBSONDocument, tz_aware=True)

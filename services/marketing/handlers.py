@@ -36,7 +36,6 @@ from marketing.kinds import BROKEN
 from marketing.model import (
     STRANGER,
     Complaint,
-    Considered,
     Contact,
     Decision,
     ModelInfo,
@@ -291,10 +290,7 @@ class Recommender:
             holdout=holdout,
             propensity=chance,
             considered=tuple(
-                [
-                    Considered(offer.id, offer.product, rule.probability, probability, worth, chance)
-                    for (offer, rule, probability, worth, _), chance in zip(found, chances, strict=True)
-                ]
+                [candidate.considered(chance) for candidate, chance in zip(found, chances, strict=True)]
             ),
             traits=traits(profile, contact) if looked else (),
             created_at=now,

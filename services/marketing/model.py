@@ -5,6 +5,7 @@ only, no behaviour beyond what a value can say of itself.
 from __future__ import annotations
 
 import enum
+import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -437,10 +438,15 @@ class Forms(msgspec.Struct, eq=False):
 
     #: For the log, in BSON.
     document: bytes = b""
-    #: For the answer, as a message.
+    #: For the answer, as a message: what stands before the changing fields, and what behind them.
     wire: bytes = b""
+    wire_behind: bytes = b""
     #: For the event, in JSON.
     text: bytes = b""
+    #: Score and probability of a line that were told last, and how, in JSON.
+    score: float = math.nan
+    probability: float = math.nan
+    figures: bytes = b""
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Forms)
@@ -524,7 +530,7 @@ class Outcome:
 
 class Considered(msgspec.Struct, frozen=True, gc=False):
     """An offer that was looked at for a decision, shown or not: what comparing policies afterwards needs. Its
-    fields are stored in this order.
+    fields but the last are stored in this order.
     """
 
     #: Offer id.
@@ -539,6 +545,8 @@ class Considered(msgspec.Struct, frozen=True, gc=False):
     worth: float
     #: Probability with which it came first.
     chance: float
+    #: What was made of it before.
+    forms: Forms = msgspec.field(default_factory=Forms)
 
 
 class Decision(msgspec.Struct, frozen=True, kw_only=True, gc=False):

@@ -2,10 +2,12 @@
 
 An offer's score is the estimated probability that the customer takes it (association.py) times its worth.
 For each product x there is an array of the probabilities of all offers for owners of x, made when first
-needed and kept; a customer's own probabilities are the largest of the arrays of what they have, found for all
+needed and kept, and a list of its highest scores. A customer's own probabilities are the largest of the
+arrays of what they have. The few best of them are the best of these lists, so mostly no array is looked at;
+where the lists are too short to tell, and where a propensity model has its say, the largest are found for all
 offers at once, and so are the offers that are out of the question (over, owned already, of another kind).
-Only the few at the top are looked at one by one, and conditions that several offers share are judged once a
-request. So a request costs little more with a thousand offers than with fifty.
+Conditions that several offers share are judged once a request. So a request costs little more with a thousand
+offers than with fifty.
 
 A product is new while its offer was published lately and few customers have it: then "nobody has it" says
 nothing, and it is estimated like a product of which nothing is known. Among thousands of offers that is
@@ -17,10 +19,13 @@ Equal scores go by the offer's id: the same input gives the same ranking everywh
 
 from __future__ import annotations
 
+import math
+from bisect import bisect
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
-from typing import NamedTuple
+from operator import itemgetter
+from typing import NamedTuple, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -30,6 +35,7 @@ from marketing.engine import LOST_TAG, audience_fits, eligible, scripts_for
 from marketing.model import (
     EVERYBODY,
     Audience,
+    Considered,
     Contact,
     Offer,
     OfferKind,
@@ -51,6 +57,8 @@ ROWS_BYTES_MAX = 64 * 1024 * 1024
 #: Most lines of rankings kept, and most single estimates; the oldest goes first.
 TEMPLATES_MAX = 10_000
 RULES_MAX = 50_000
+#: Sayings kept of one candidate.
+CHANCES_MAX = 4
 #: Products of a customer that are looked at, in the order of their ids.
 OWNED_PRODUCTS_MAX = 200
 #: Fewest customers with both products before the pair is spoken of; fewer could point at a person.
@@ -60,7 +68,9 @@ OFTEN_SHARE_MIN = 0.1
 #: Of the offers with the highest scores so many more than wanted are put in order at first; each further time
 #: so many times more.
 SPARE_OFFERS = 12
-#: Highest scores kept of each product; whoever wants more looks at all offers.
+#: So many more of the highest scores than are wanted, beside one for each product that the customer has.
+SPARE_HEIGHTS = 4
+#: Highest scores kept of each product; whoever needs more looks at all offers.
 HEIGHTS_MAX = 32
 FURTHER_TIMES = 8
 
@@ -98,6 +108,26 @@ class Candidate(NamedTuple):
     worth: float
     #: Probability x worth.
     score: float
+    #: What decisions say of it, by the probability with which it came first.
+    told: dict[float, Considered]
+
+    def considered(self, chance: float) -> Considered:
+        """What a decision says of it, having it first with this probability."""
+        made = self.told.get(chance)
+        if made is None:
+            if len(self.told) >= CHANCES_MAX:
+                self.told.clear()
+            made = Considered(
+                self.offer.id, self.offer.product, self.rule.probability, self.probability, self.worth, chance
+            )
+            self.told[chance] = made
+        return made
+
+
+#: A score's negative, the offer's place, the probability's negative, who says so: the smallest is the best,
+#: and of those who say the same it is the first.
+_Height: TypeAlias = tuple[float, int, float, str]
+_NEGATIVE = itemgetter(0)
 
 
 class _Row(NamedTuple):
@@ -105,12 +135,30 @@ class _Row(NamedTuple):
 
     #: The probability of each offer's product, -1 where the counts cannot judge.
     chances: Floats
-    #: The highest scores by these, falling.
-    heights: list[float]
+    #: The highest scores above 0 by these, best first.
+    heights: list[_Height]
 
     def height(self, count: int) -> float:
         """The score that `count` offers reach; 0 where not so many reach that."""
-        return self.heights[count - 1] if count <= len(self.heights) else 0.0
+        return -self.heights[count - 1][0] if count <= len(self.heights) else 0.0
+
+    def reaching(self, bound: float) -> list[_Height] | None:
+        """Those that reach a bound above 0; None where there may be more of them than are kept."""
+        heights, end = self.heights, (-bound, math.inf)
+        if len(heights) >= HEIGHTS_MAX and heights[-1] < end:
+            return None
+        return heights[: bisect(heights, end)]
+
+
+class _Group(NamedTuple):
+    """Places of offers that have something in common, in both forms that they are needed in."""
+
+    places: frozenset[int]
+    indexes: Indexes
+
+    @classmethod
+    def of(cls, indexes: Indexes) -> _Group:
+        return cls(frozenset(indexes.tolist()), indexes)
 
 
 NO_PROPENSITY = Propensity()
@@ -134,8 +182,8 @@ class Catalogue:
         self.worths: Floats = np.array(self.worth_of)
         self._from = np.array([_instant(offer.valid_from, _EVER) for offer in self.offers], dtype=np.int64)
         self._until = np.array([_instant(offer.valid_until, _NEVER) for offer in self.offers], dtype=np.int64)
-        #: Places of offers that are not valid, and from when until when they are these.
-        self._invalid: Indexes = np.array([], dtype=np.intp)
+        #: Offers that are not valid, and from when until when they are these.
+        self._invalid = _Group.of(np.array([], dtype=np.intp))
         self._invalid_from, self._invalid_until = 0, 0
         #: Places by product, and of those that are made to nobody who has the product.
         self.places: dict[str, list[int]] = {}
@@ -158,31 +206,38 @@ class Catalogue:
             number: True for condition, number in numbers.items() if condition == _NO_CONDITION
         }
 
-    def _of_kind(self, kind: OfferKind) -> list[int]:
-        return [at for at, offer in enumerate(self.offers) if offer.kind is kind]
+    def _of_kind(self, kind: OfferKind) -> _Group:
+        places = [at for at, offer in enumerate(self.offers) if offer.kind is kind]
+        return _Group.of(np.array(places, dtype=np.intp))
 
     def shut(
         self, scores: Floats, profile: Profile, contact: Contact, now: datetime, at_risk: bool = False
     ) -> None:
-        """Puts -1 in the place of each offer that is out of the question. Retention is for those who want to
-        leave, and those `at_risk` of it.
-        """
-        invalid = self._invalid_at(_instant(now, 0))
-        if len(invalid):
-            scores[invalid] = -1.0
+        """Puts -1 in the place of each offer that is out of the question."""
+        for group in self.shut_groups(profile, contact, now, at_risk):
+            scores[group.indexes] = -1.0
         for product in profile.products:
             # One by one: a customer has few, and a list of places is dear to look up.
             for place in self._once.get(product, ()):
                 scores[place] = -1.0
-        if self._retention and not (at_risk or contact.wants_to_leave or profile.may_leave):
-            scores[self._retention] = -1.0
-        if self._win_back and LOST_TAG not in profile.tags:
-            scores[self._win_back] = -1.0
 
-    def _invalid_at(self, instant: int) -> Indexes:
-        """Places of offers that are not valid then; looked for again behind the next beginning or end."""
+    def shut_groups(
+        self, profile: Profile, contact: Contact, now: datetime, at_risk: bool = False
+    ) -> list[_Group]:
+        """The offers that are out of the question, beside those that the customer has. Retention is for those
+        who want to leave, and those `at_risk` of it.
+        """
+        groups = [self._invalid_at(_instant(now, 0))]
+        if not (at_risk or contact.wants_to_leave or profile.may_leave):
+            groups.append(self._retention)
+        if LOST_TAG not in profile.tags:
+            groups.append(self._win_back)
+        return [group for group in groups if group.places]
+
+    def _invalid_at(self, instant: int) -> _Group:
+        """Offers that are not valid then; looked for again behind the next beginning or end."""
         if not self._invalid_from <= instant < self._invalid_until:
-            self._invalid = np.flatnonzero((self._from > instant) | (self._until <= instant))
+            self._invalid = _Group.of(np.flatnonzero((self._from > instant) | (self._until <= instant)))
             bounds = np.concatenate((self._from, self._until))
             self._invalid_from = int(bounds[bounds <= instant].max(initial=_EVER))
             self._invalid_until = int(bounds[bounds > instant].min(initial=_NEVER))
@@ -254,7 +309,7 @@ class Ranker:
         self._made: dict[tuple[str, int], Candidate] = {}
         #: By antecedent, and of anybody.
         self._rows: dict[str, _Row] = {}
-        self._anybody = self._measured(self._popular)
+        self._anybody = self._measured("", self._popular)
         self._rows_max = max(1, min(ROWS_MAX, ROWS_BYTES_MAX // (8 * max(1, len(self._offers)))))
 
     @property
@@ -286,6 +341,10 @@ class Ranker:
         if not self._offers:
             return []
         owned, rows = self._evidence(profile, contact)
+        if not propensity.weights:
+            highest = self._highest(rows, profile, contact, now, limit, at_risk)
+            if highest is not None:
+                return highest
         best = self._best(rows)
         known = traits(profile, contact) if propensity.weights else ()
         likely = self._corrected(best, propensity, known) if propensity.weights else best
@@ -307,6 +366,74 @@ class Ranker:
             chosen.sort(key=lambda candidate: (-candidate.score, candidate.offer.id))
         return chosen
 
+    def _highest(
+        self,
+        rows: Sequence[_Row],
+        profile: Profile,
+        contact: Contact,
+        now: datetime,
+        limit: int,
+        at_risk: bool,
+    ) -> list[Candidate] | None:
+        """The candidates by the history alone, found among the highest scores of each product that speaks;
+        None where too few of these are eligible to tell.
+        """
+        # What the customer has is often among what its owners have, and dropped.
+        spare = min(SPARE_HEIGHTS + len(profile.products), SPARE_OFFERS)
+        heights = self._reaching(rows, self._surely(rows, limit + spare))
+        if heights is None:
+            return None
+        catalogue, owned = self._catalogue, profile.products
+        shut = [group.places for group in catalogue.shut_groups(profile, contact, now, at_risk)]
+        held = catalogue.always.copy()
+        condition_of, offers = catalogue.condition_of, self._offers
+        taken: set[str] = set()
+        found: list[Candidate] = []
+        for _, place, chance, antecedent in heights:
+            product = offers[place].product
+            if product in taken or (product in owned and not offers[place].repeatable):
+                continue
+            if shut and any(place in places for places in shut):
+                continue
+            number = condition_of[place]
+            holds = held.get(number)
+            if holds is None:
+                holds = held[number] = catalogue.holds(number, profile, contact, now)
+            if holds:
+                taken.add(product)
+                found.append(self._candidate(antecedent, place, -chance))
+                if len(found) >= limit:
+                    return found
+        return None
+
+    def _reaching(self, rows: Sequence[_Row], bound: float) -> list[_Height] | None:
+        """All scores by one product alone that reach a bound, best first: an offer's own score is the first
+        one with its place. None where they are not all known.
+        """
+        if bound <= 0:
+            return None
+        found: list[_Height] = []
+        for row in rows:
+            heights = row.reaching(bound)
+            if heights is None:
+                return None
+            found += heights
+        popular = self._anybody.reaching(bound)
+        if popular is None:
+            return None
+        for one in popular:
+            # What is usual counts where none of the products can judge.
+            for row in rows:
+                if row.chances.item(one[1]) >= 0:
+                    break
+            else:
+                found.append(one)
+        # Numbers alone are several times as quick to put in order; equal ones are rare.
+        found.sort(key=_NEGATIVE)
+        if len(set(map(_NEGATIVE, found))) < len(found):
+            found.sort()
+        return found
+
     def _candidate(self, antecedent: str, place: int, probability: float) -> Candidate:
         """The offer at a place, of which the owners of a product say most."""
         made = self._made.get((antecedent, place))
@@ -315,7 +442,7 @@ class Ranker:
             found = self._rule(antecedent, offer.product)
             if len(self._made) >= RULES_MAX:
                 del self._made[next(iter(self._made))]
-            made = Candidate(offer, found, probability, worth, probability * worth)
+            made = Candidate(offer, found, probability, worth, probability * worth, {})
             self._made[antecedent, place] = made
         return made
 
@@ -344,9 +471,7 @@ class Ranker:
             chance = rule_of.probability
             if propensity.weights:
                 chance = corrected(propensity, offer.id, traits(profile, contact), chance)
-            found.append(
-                Candidate(offer=offer, rule=rule_of, probability=chance, worth=worth, score=chance * worth)
-            )
+            found.append(Candidate(offer, rule_of, chance, worth, chance * worth, {}))
             if len(found) >= NEWCOMERS_MAX:
                 break
         return found
@@ -462,15 +587,23 @@ class Ranker:
     def _row(self, antecedent: str) -> _Row:
         made = self._rows.get(antecedent)
         if made is None:
-            made = self._measured(self._make_row(antecedent))
+            made = self._measured(antecedent, self._make_row(antecedent))
             if len(self._rows) >= self._rows_max:
                 del self._rows[next(iter(self._rows))]
             self._rows[antecedent] = made
         return made
 
-    def _measured(self, chances: Floats) -> _Row:
-        scores = np.sort(chances * self._catalogue.worths)[: -HEIGHTS_MAX - 1 : -1]
-        return _Row(chances, np.maximum(scores, 0.0).tolist())
+    def _measured(self, antecedent: str, chances: Floats) -> _Row:
+        scores = chances * self._catalogue.worths
+        places = (-scores).argsort(kind="stable")[:HEIGHTS_MAX].tolist()
+        return _Row(
+            chances,
+            [
+                (-scores.item(place), place, -chances.item(place), antecedent)
+                for place in places
+                if scores.item(place) > 0
+            ],
+        )
 
     def _make_row(self, antecedent: str) -> Floats:
         """The same figures as `association.rule` gives, for all offers at once."""
@@ -551,9 +684,9 @@ class Ranker:
 
 def _by_model(candidate: Candidate, propensity: Propensity, known: tuple[str, ...]) -> Candidate:
     """A candidate whose probability is corrected by the propensity model."""
-    offer, found, estimate, worth, _ = candidate
-    chance = corrected(propensity, offer.id, known, estimate)
-    return Candidate(offer, found, chance, worth, chance * worth)
+    offer, worth = candidate.offer, candidate.worth
+    chance = corrected(propensity, offer.id, known, candidate.probability)
+    return Candidate(offer, candidate.rule, chance, worth, chance * worth, {})
 
 
 def _nth_highest(scores: Floats, count: int) -> float:

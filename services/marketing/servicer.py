@@ -200,16 +200,14 @@ class RecommendationServicer(recommendations_pb2_grpc.RecommendationServiceServi
         self._models = models
         self._clock = clock
 
-    async def Recommend(
-        self, request: recommendations_pb2.RecommendRequest, context: Any
-    ) -> recommendations_pb2.Decision:
-        """The hot path."""
+    async def Recommend(self, request: recommendations_pb2.RecommendRequest, context: Any) -> bytes:
+        """The hot path: the Decision that it answers is put together encoded."""
         key, fingerprint = _repeat(method("RecommendationService", "Recommend"), request)
         customer, number, contact, limit = convert.recommend_request(request)
         decision = await self._recommender.recommend(
             customer, number, contact, limit, request_key=key, fingerprint=fingerprint
         )
-        return convert.decision_to_proto(decision)
+        return convert.decision_wire(decision)
 
     def RecordOutcome(
         self, request: recommendations_pb2.RecordOutcomeRequest, context: Any

@@ -19,7 +19,7 @@ from google.protobuf.json_format import MessageToDict, ParseDict, ParseError
 from google.protobuf.message import Message
 
 from chassis import telemetry
-from chassis.clock import to_ms
+from chassis.clock import to_ms, to_text
 from chassis.errors import InvalidArgument, shorten
 from chassis.ids import check_id, new_id
 
@@ -95,8 +95,7 @@ class _Written(msgspec.Struct, omit_defaults=True):
 _encoder = msgspec.json.Encoder()
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Told:
+class Told(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """An envelope that this process's own service wrote, on its way out as it is: not taken apart again."""
 
     #: As `Event.id`.
@@ -130,9 +129,8 @@ class Told:
         a dict, a struct, parts that are JSON already (`msgspec.Raw`). MalformedEvent when it is larger than
         `EVENT_BYTES_MAX`.
         """
-        at = _format_time(time)
         body = _encoder.encode(
-            _Written(SPEC_VERSION, id, source, type, subject, at, _JSON, traceparent, data)
+            _Written(SPEC_VERSION, id, source, type, subject, to_text(time), _JSON, traceparent, data)
         )
         _check_size(len(body))
         return cls(id=id, source=source, type=type, traceparent=traceparent, body=body)
@@ -300,10 +298,6 @@ def _to_utc_ms(moment: datetime) -> datetime:
     to_ms(moment)
     exact = moment.astimezone(UTC)
     return exact.replace(microsecond=exact.microsecond // 1000 * 1000)
-
-
-def _format_time(moment: datetime) -> str:
-    return moment.astimezone(UTC).isoformat(timespec="milliseconds").removesuffix("+00:00") + "Z"
 
 
 def _parse_time(text: str) -> datetime:
