@@ -387,6 +387,10 @@ def is_e164(number: str) -> bool:
     )
 
 
+#: The same queues, regions and agents come again and again. What is refused is not kept.
+_kept_name = functools.lru_cache(maxsize=_KEPT_MAX)(parse_name)
+
+
 def _contact_from_proto(message: Any, problems: list[Problem]) -> Contact:
     queue, region, agent = message.queue, message.region, message.agent
     for field, collection, name in (
@@ -394,7 +398,11 @@ def _contact_from_proto(message: Any, problems: list[Problem]) -> Contact:
         ("context.region", "regions", region),
         ("context.agent", "agents", agent),
     ):
-        _name_id(field, collection, name, problems)
+        try:
+            if name:
+                _kept_name(field, collection, name)
+        except InvalidArgument as error:
+            problems.append((field, error.values["why"]))
     if message.call_id:
         _check("context.call_id", message.call_id, problems)
     if len(message.contact_reason) > 64:

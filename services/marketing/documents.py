@@ -361,7 +361,13 @@ OUTBOX_DOCUMENTS: tuple[type[Aggregate], ...] = (OfferDocument, DecisionDocument
 
 def money_fields(money: Money | None) -> dict[str, Any] | None:
     """An amount as stored."""
-    return None if money is None else {"currency": money.currency, "amount": Decimal128(money.amount)}
+    return None if money is None else {"currency": money.currency, "amount": _amount(str(money.amount))}
+
+
+@functools.lru_cache(maxsize=_KEPT_MAX)
+def _amount(digits: str) -> Decimal128:
+    # By the digits: equal decimals may differ in them.
+    return Decimal128(digits)
 
 
 def money_from_raw(raw: Raw | None) -> Money | None:
@@ -876,6 +882,9 @@ def profile_from_raw(raw: Raw) -> Profile:
     others: tuple[str, ...] = ()
     if raw.get("brought"):
         others, raw = absorbed(raw), {**raw, **joined(raw)}
+    # One is read for each recommendation, and most have none of these: nothing is made of nothing.
+    bought, refused = raw.get("bought"), raw.get("refused_channels")
+    quiet, care = raw.get("quiet_windows"), raw.get("care")
     return Profile(
         customer=raw["_id"],
         numbers=tuple(raw.get("numbers", ())),
@@ -887,18 +896,18 @@ def profile_from_raw(raw: Raw) -> Profile:
         display_name=raw.get("display_name", ""),
         time_zone=raw.get("time_zone", ""),
         products=frozenset(raw.get("products", ())),
-        bought_at={key.replace("%", "."): at for key, at in (raw.get("bought") or {}).items()},
+        bought_at={key.replace("%", "."): at for key, at in bought.items()} if bought else {},
         email_addresses=tuple(raw.get("email_addresses", ())),
-        refused_channels=frozenset(Channel(value) for value in raw.get("refused_channels", ())),
+        refused_channels=frozenset(map(Channel, refused)) if refused else frozenset(),
         # A channel is its name: nothing to be made anew for each recommendation.
         consents=raw.get("consents") or {},
-        quiet_windows=tuple(map(_window_from_raw, raw.get("quiet_windows", ()))),
+        quiet_windows=tuple(map(_window_from_raw, quiet)) if quiet else (),
         consented_at=raw.get("consented_at"),
         opted_out_at=raw.get("opted_out_at"),
         complaint_closed_at=raw.get("complaint_closed_at"),
         wants_to_leave=bool(raw.get("wants_to_leave")),
         churn_risk=raw.get("churn_risk") or 0.0,
-        care={item["task"]: item["kind"] for item in raw.get("care", ())},
+        care={item["task"]: item["kind"] for item in care} if care else {},
         alive=raw.get("alive", True),
         merged_into=raw.get("merged_into", ""),
         absorbed=others,

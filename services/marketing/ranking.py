@@ -383,13 +383,32 @@ class Ranker:
         heights = self._reaching(rows, self._surely(rows, limit + spare))
         if heights is None:
             return None
+        # Numbers alone are several times as quick to put in order; equal ones are rare.
+        heights.sort(key=_NEGATIVE)
+        found, looked_at = self._first(heights, profile, contact, now, limit, at_risk)
+        near = heights[: looked_at + 1]
+        if len(set(map(_NEGATIVE, near))) < len(near):
+            heights.sort()
+            found, _ = self._first(heights, profile, contact, now, limit, at_risk)
+        return found if len(found) == limit else None
+
+    def _first(
+        self,
+        heights: Sequence[_Height],
+        profile: Profile,
+        contact: Contact,
+        now: datetime,
+        limit: int,
+        at_risk: bool,
+    ) -> tuple[list[Candidate], int]:
+        """(the first `limit` eligible candidates, at most one a product; how many heights were looked at)."""
         catalogue, owned = self._catalogue, profile.products
         shut = [group.places for group in catalogue.shut_groups(profile, contact, now, at_risk)]
         held = catalogue.always.copy()
         condition_of, offers = catalogue.condition_of, self._offers
         taken: set[str] = set()
         found: list[Candidate] = []
-        for _, place, chance, antecedent in heights:
+        for at, (_, place, chance, antecedent) in enumerate(heights):
             product = offers[place].product
             if product in taken or (product in owned and not offers[place].repeatable):
                 continue
@@ -403,12 +422,12 @@ class Ranker:
                 taken.add(product)
                 found.append(self._candidate(antecedent, place, -chance))
                 if len(found) >= limit:
-                    return found
-        return None
+                    return found, at + 1
+        return found, len(heights)
 
     def _reaching(self, rows: Sequence[_Row], bound: float) -> list[_Height] | None:
-        """All scores by one product alone that reach a bound, best first: an offer's own score is the first
-        one with its place. None where they are not all known.
+        """All scores by one product alone that reach a bound: the best of those with one place is the offer's
+        own. None where they are not all known.
         """
         if bound <= 0:
             return None
@@ -428,10 +447,6 @@ class Ranker:
                     break
             else:
                 found.append(one)
-        # Numbers alone are several times as quick to put in order; equal ones are rare.
-        found.sort(key=_NEGATIVE)
-        if len(set(map(_NEGATIVE, found))) < len(found):
-            found.sort()
         return found
 
     def _candidate(self, antecedent: str, place: int, probability: float) -> Candidate:

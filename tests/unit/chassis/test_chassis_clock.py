@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime, timedelta, timezone
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from chassis import clock
-from chassis.clock import SystemClock, from_ms, to_ms
+from chassis.clock import SystemClock, from_ms, to_ms, to_text
 from chassis.testing import FakeClock
 
 
@@ -87,9 +87,24 @@ def test_milliseconds_survive_the_round_trip(epoch_ms):
     assert to_ms(from_ms(epoch_ms)) == epoch_ms
 
 
+@given(
+    st.datetimes(
+        timezones=st.sampled_from([UTC, timezone(timedelta(hours=8)), timezone(-timedelta(hours=3))])
+    )
+)
+def test_a_moments_text_is_that_of_isoformat_in_utc(moment):
+    try:
+        exact = moment.astimezone(UTC)
+    except OverflowError:
+        return
+    assert to_text(moment) == exact.isoformat(timespec="milliseconds").removesuffix("+00:00") + "Z"
+
+
 def test_a_naive_datetime_is_refused():
     with pytest.raises(ValueError, match="time zone"):
         to_ms(datetime(2026, 1, 1))
+    with pytest.raises(TypeError):
+        to_text(datetime(2026, 1, 1))
     with pytest.raises(ValueError, match="time zone"):
         FakeClock(datetime(2026, 1, 1))
 

@@ -29,6 +29,18 @@ def test_ids_rise_even_when_the_machines_clock_steps_back(monkeypatch):
     assert new_id() > before
 
 
+def test_ids_of_one_millisecond_follow_one_another(monkeypatch):
+    monkeypatch.setattr(ids.time, "time_ns", lambda: 2**62)
+    # Random digits that a few more steps carry over, and a clock that stands.
+    monkeypatch.setattr(ids.os, "urandom", lambda count: b"\x00" * (count - 2) + b"\x03\xfe")
+    made = [ids._Ulids().next()]
+    maker = ids._Ulids()
+    made += [maker.next() for _ in range(3000)]
+    first = 2**62 // 1_000_000 << 80 | 0x3FE
+    assert made[0] == ids._encode(first)
+    assert made[1:] == [ids._encode(first + at) for at in range(3000)]
+
+
 def test_threads_never_share_an_id():
     with ThreadPoolExecutor(8) as pool:
         made = [

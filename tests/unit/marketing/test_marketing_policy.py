@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from msgspec import structs
 from tests.unit.marketing.marketing_examples import NOW, offer
 
-from callmesh.marketing.v1 import events_pb2
+from callmesh.marketing.v1 import events_pb2, recommendations_pb2
 from chassis.bus.event import Event
 from chassis.mongo import pending_entry
 from marketing import convert
@@ -38,7 +38,7 @@ from marketing.learning import phone
 from marketing.learning.baskets import Baskets, baselines, bought, purchases
 from marketing.learning.metrics import calibration_error, hit_and_recall
 from marketing.learning.offers import Example, learn
-from marketing.model import Channel, Considered, Contact, Decision, NoOffer, Profile, Text
+from marketing.model import Channel, Considered, Contact, Decision, NoOffer, Outcome, Profile, Result, Text
 from marketing.offline import Logged, Treated, compare, qini, spread_of, uplift
 from marketing.policy import Policy, arrange, first_chances, held_out
 from marketing.propensity import Propensity, corrected, traits
@@ -205,6 +205,41 @@ def test_a_line_of_an_answer_is_what_protobuf_makes_of_it() -> None:
             expected.rank, expected.score = entry.rank, entry.score
             expected.acceptance_probability, expected.propensity = entry.probability, entry.propensity
             assert told == expected
+
+
+@pytest.mark.parametrize("outcome", [None, Outcome(offer="o2", result=Result.DECLINED, at=NOW)])
+@pytest.mark.parametrize(
+    "contact", [Contact(), Contact(call_id="x", channel=Channel.VOICE, agent="agents/7")]
+)
+@pytest.mark.parametrize("figures", [{}, {"score": 0.0}, {"score": 0.0, "probability": 0.0}])
+def test_an_answer_put_together_is_what_protobuf_writes_of_it(
+    outcome: Outcome | None, contact: Contact, figures: dict[str, float]
+) -> None:
+    ranked = Ranker([offer(), offer(id="o2", product="tv")], RuleTable()).rank(
+        Profile(customer="c1"), contact, NOW, 3
+    )
+    made = Decision(
+        id="d1",
+        customer="" if figures else "c1",
+        number="+8613800138000",
+        contact=contact,
+        offers=tuple(structs.replace(line, **figures) for line in ranked),
+        no_offer=None,
+        model="m",
+        outcome=outcome,
+        created_at=NOW,
+        expires_at=NOW + timedelta(milliseconds=1),
+    )
+    for _ in range(2):
+        wire = convert.decision_wire(made)
+        answer = recommendations_pb2.Decision.FromString(wire)
+        # Fields in the order of their numbers, none with its default: the very bytes.
+        assert answer.SerializeToString() == wire
+        assert answer.context.call_id == contact.call_id and answer.context.agent == contact.agent
+        assert (answer.name, answer.model, answer.policy) == ("decisions/d1", "models/m", "policies/default")
+        assert answer.HasField("outcome") == (outcome is not None)
+        assert answer.create_time.ToDatetime(tzinfo=UTC) == made.created_at
+        assert answer.expire_time.ToDatetime(tzinfo=UTC) == made.expires_at
 
 
 def test_the_propensity_model_learns_who_takes_what_or_says_why_not() -> None:

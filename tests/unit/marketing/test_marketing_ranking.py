@@ -53,12 +53,21 @@ def by_scoring_all(
 
 
 @settings(max_examples=150)
-@given(offers(), baskets, profiles, contacts, st.integers(1, 5))
+@given(offers(), baskets, profiles, contacts, st.integers(1, 5), st.sampled_from([(32, 4), (32, 0), (4, 0)]))
 def test_ranking_is_that_of_scoring_every_offer(
-    catalogue: list[Offer], histories: list[set[str]], profile: Profile, contact: Contact, limit: int
+    catalogue: list[Offer],
+    histories: list[set[str]],
+    profile: Profile,
+    contact: Contact,
+    limit: int,
+    heights: tuple[int, int],
 ) -> None:
     table = table_of(histories)
-    ranked = Ranker(catalogue, table).rank(profile, contact, NOW, limit)
+    with pytest.MonkeyPatch.context() as patch:
+        # With little to spare the highest scores of single products are enough for a small catalogue, too.
+        patch.setattr(ranking, "HEIGHTS_MAX", heights[0])
+        patch.setattr(ranking, "SPARE_HEIGHTS", heights[1])
+        ranked = Ranker(catalogue, table).rank(profile, contact, NOW, limit)
     assert [(r.offer, r.score) for r in ranked] == by_scoring_all(catalogue, table, profile, contact, limit)
     assert [r.rank for r in ranked] == list(range(1, len(ranked) + 1))
 
