@@ -736,8 +736,12 @@ class Recorder:
         number = ""
         if wanted.number:
             number = e164("interaction.phone_number", wanted.number, self._policy.default_country)
-        if wanted.customer and self._store.customer(wanted.customer) is None:
+        standing = self._store.standing(wanted.customer) if wanted.customer else (State.ACTIVE, "")
+        if standing is None:
             raise NotFound(resource=f"customers/{wanted.customer}")
+        if standing[0] is State.ERASED:
+            # What late events tell of such a person is stripped; who writes now is to know.
+            raise engine.CustomerNotActive(subject=f"customers/{wanted.customer}", why="is ERASED")
         if not (number or wanted.customer):
             raise InvalidArgument(field="interaction.customer", why="or phone_number must be set")
         return {"customer": wanted.customer, "number": number}

@@ -16,7 +16,7 @@ from chassis.errors import CallmeshError, InvalidArgument, Unavailable
 from chassis.testing import FakeClock
 from crm import engine, merging, timeline
 from crm.care_handlers import Retention
-from crm.handlers import Create, Customers, Memory, Policy
+from crm.handlers import Create, Customers, Memory, Policy, Recorder, Recording
 from crm.memory_store import MemoryStore
 from crm.model import (
     BirthDate,
@@ -465,3 +465,20 @@ def test_a_repeated_merge_that_comes_in_between_answers_the_same(monkeypatch: py
     before("save_merge", lambda: world.merges.undo(first[0].id, "mistake", "bob"))
     assert world.merges.undo(first[0].id, "mistake", "bob") == first[1]
     assert first[1].state is MergeState.UNMERGED and world.shown("b") == {"call-1", "call-2"}
+
+
+def test_nothing_is_recorded_of_an_erased_customer() -> None:
+    world = three()
+    world.erasures.erase("a", "asked for it", "dpo")
+    recorder = Recorder(world.store, FakeClock(NOW), Policy())
+    note = Recording(
+        kind=InteractionKind.NOTE,
+        source="",
+        source_id="",
+        values={"text": "secret"},
+        customer="a",
+        number="",
+        began_ms=None,
+    )
+    with pytest.raises(engine.CustomerNotActive):
+        recorder.record(note, "amy")
