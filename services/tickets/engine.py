@@ -111,6 +111,12 @@ class TransitionIncomplete(FailedPrecondition):
     reason = "TRANSITION_INCOMPLETE"
 
 
+class FeesApproved(FailedPrecondition):
+    """{subject}: {why}."""
+
+    reason = "FEES_APPROVED"
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Act:
     """One use of a verb: what, by whom, why."""
@@ -435,7 +441,8 @@ def update(
     """The ticket with another draft (checked by the caller) and, unless None, another tier; no happening
     when nothing changed.
 
-    A new priority or tier sets new targets; a target that passes by that is told here.
+    A new priority or tier sets new targets; a target that passes by that is told here. FeesApproved for other
+    fees than those that somebody approved.
     """
     names = Draft.__dataclass_fields__
     changed = [name for name in names if getattr(draft, name) != getattr(ticket.draft, name)]
@@ -444,6 +451,11 @@ def update(
         fields.append("customer_tier")
     if not fields:
         return Change(ticket=ticket)
+    if "fee" in changed and ticket.fee_approver:
+        raise FeesApproved(
+            subject=f"tickets/{ticket.id}",
+            why=f"its fees are approved by {ticket.fee_approver}; reject or refund it to change them",
+        )
     now = max(now, ticket.updated_ms)
     new_tier = ticket.tier if tier is None else tier
     ticket, breaches = _settled(ticket, now)
@@ -581,14 +593,15 @@ def _state_team(ticket: Ticket, row: Transition) -> tuple[Ticket, tuple[Happenin
 
 
 def _fee_step(ticket: Ticket, row: Transition, act: Act, now: int) -> Ticket:
-    """Who approved the fees, and when they were paid."""
+    """Who approved the fees, and when they were paid; what goes back is to be approved anew."""
     if ticket.kind is not Kind.FEE_ORDER:
         return ticket
     if row.verb == "approve":
         return replace(ticket, fee_approver=act.actor)
     if row.verb == "pay":
         return replace(ticket, fee_paid_ms=now)
-    return replace(ticket, fee_paid_ms=None) if row.verb == "refund" else ticket
+    back = row.verb in ("refund", "reject")
+    return replace(ticket, fee_approver="", fee_paid_ms=None) if back else ticket
 
 
 def retime(ticket: Ticket, rules: Rules, now: int) -> Change:

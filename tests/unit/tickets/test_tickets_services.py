@@ -41,6 +41,7 @@ from chassis.errors import (
 from chassis.pagination import Page, request_fingerprint
 from chassis.testing import FakeClock
 from tickets import (
+    around,
     calendars,
     configuring,
     convert,
@@ -477,6 +478,28 @@ def test_money_is_exact_and_of_one_currency(service: Service) -> None:
         "ticket.fee.lines",
     ]
     assert refused(lambda: service.open(parts=[pb.PartLine(part_number="1", quantity=1)])) == ["ticket.parts"]
+
+
+def test_approved_fees_stay_as_they_were_approved(service: Service) -> None:
+    def fee(amount: str) -> pb.FeeOrder:
+        money = common_pb2.Money(currency_code="CNY", amount=amount)
+        return pb.FeeOrder(lines=[pb.FeeLine(description="visit", quantity=1, unit_amount=money)])
+
+    ticket = service.open(kind=pb.TICKET_KIND_FEE_ORDER, fee=fee("10"))
+
+    def change(amount: str, **more: Any) -> Ticket:
+        patch = pb.Ticket(fee=fee(amount), **more)
+        return service.use.update(ticket.id, None, around.draft_edit(patch, None), actor="ann")
+
+    why = {"reason": "too much", "actor": "boss"}
+    for back, verbs in (("reject", ("submit", "approve")), ("refund", ("submit", "approve", "pay"))):
+        change("10")
+        for verb in verbs:
+            service.use.transition(ticket.id, None, replace(configuring_act(verb), **why))
+        assert refused(lambda: change("99"), CallmeshError) == "FEES_APPROVED"
+        assert change("10", subject=f"before the {back}").fee_approver == "boss"
+        service.use.transition(ticket.id, None, replace(configuring_act(back), **why))
+        assert (change("9").fee_approver, service.store.get(ticket.id).draft.fee[0].amount) == ("", "9")
 
 
 # ---- what tickets go by
