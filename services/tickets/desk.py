@@ -331,5 +331,6 @@ def cede(ticket: Ticket, calls: Collection[str], cause: str, now: int) -> Change
     changed = ticket if len(ticket.links) >= LINKS_MAX else _linked(ticket, cause, Relation.CHILD, now)
     if changed is ticket and left == ticket.calls:
         return Change(ticket=ticket)
-    changed = _touch(changed, now, calls=left)
+    gone = len(ticket.calls) - len(left)
+    changed = _touch(changed, now, calls=left, call_count=max(0, ticket.call_count - gone))
     return Change(ticket=changed, happenings=(Updated(fields=("calls", "links"), actor=f"tickets/{cause}"),))

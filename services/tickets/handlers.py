@@ -491,14 +491,22 @@ class Handlers:
 
     def customer_known(self, profile: Profile) -> None:
         """Keeps what is known of a customer, and gives it the open tickets of its numbers that nobody owned.
-        Safe to repeat and out of order."""
+        Safe to repeat and out of order; Unavailable when there are more than one delivery can move."""
         self._store.save_profile(profile)
         latest = self._store.profile(profile.customer_id)
         if latest is None or latest.version != profile.version:
             return  # a newer one came before and has done, or will do, the rest
         for number in latest.numbers:
-            for ticket in self._store.open_of_number(number, BATCH_MAX):
-                self._adopt(ticket.id, latest)
+            self._adopt_all(number, latest)
+
+    def _adopt_all(self, number: str, profile: Profile) -> None:
+        for _ in range(BATCHES_MAX):
+            batch = self._store.open_of_number(number, BATCH_MAX)
+            for ticket in batch:
+                self._adopt(ticket.id, profile)
+            if len(batch) < BATCH_MAX:
+                return
+        raise Unavailable(why=f"customers/{profile.customer_id} has more tickets than one delivery handles")
 
     def _adopt(self, ticket_id: str, profile: Profile) -> None:
         def attempt() -> None:

@@ -464,6 +464,13 @@ def test_open_tickets_of_a_number_go_to_its_customer(desk: Desk) -> None:
     assert desk.store.get(ticket.id).draft.caller_number == NUMBER
 
 
+def test_all_open_tickets_of_a_number_go_to_its_customer(desk: Desk) -> None:
+    for _ in range(BATCH_MAX + 5):
+        desk.create()
+    desk.use.customer_known(Profile(customer_id="42", version=1, numbers=(NUMBER,)))
+    assert {ticket.draft.customer_id for ticket in desk.all()} == {"42"}
+
+
 def test_a_merge_moves_all_tickets_with_their_texts(desk: Desk) -> None:
     for n in range(BATCH_MAX + 5):
         desk.create(draft=Draft(subject="a", description="kept", customer_id="old"), ticket_id=f"t{n}")

@@ -408,6 +408,7 @@ def test_a_split_is_safe_to_repeat_when_its_calls_have_gone(service: Service) ->
     made = [service.SplitTicket(request, None) for _ in range(2)]
     assert made[0].created.name == made[1].created.name and not made[1].original.calls
     assert [call.call for call in made[1].created.calls] == ["calls/c1"]
+    assert service.store.get("call-1").call_count == 0
 
 
 def test_a_split_does_not_outgrow_a_ticket(service: Service) -> None:
