@@ -625,9 +625,11 @@ class Ranker:
         entry, strength = self._table.partners[antecedent], self._table.smoothing.strength
         places = self._catalogue.places
         together = np.zeros(len(self._offers))
-        for product, count in entry.together.items():
-            if product in places:
-                together[places[product]] = count
+        found = [(at, count) for product, count in entry.together.items() for at in places.get(product, ())]
+        if found:
+            # All at once: numpy takes longer to look at one place of its own than at a hundred.
+            at, counts = zip(*found, strict=True)
+            together[list(at)] = counts
         row = (together + strength * self._popular) / (entry.customers + strength)
         if not entry.complete:
             row[together == 0] = -1.0
