@@ -14,6 +14,7 @@ from routing.documents import (
     ProfileDocument,
     QueueDocument,
     RegionDocument,
+    RemovedDocument,
     SkillDocument,
 )
 from routing.menus.documents import (
@@ -59,6 +60,8 @@ HELD: tuple[Held, ...] = (
     *of_documents([SurveyDocument], DataClass.BUSINESS, Rule.DELETED),
     *of_documents([IntervalReportDocument], DataClass.STATISTICS, Rule.PRUNED, DAYS_KEPT * DAY_SECONDS),
     *of_documents([CursorDocument, ReportCursorDocument, MetaDocument], DataClass.TECHNICAL, Rule.PRUNED),
+    # Gone as soon as it is told.
+    *of_documents([RemovedDocument], DataClass.CONFIGURATION, Rule.PRUNED),
     Held(
         name=AuditDocument._meta["collection"],
         kind=DataClass.AUDIT,
