@@ -910,7 +910,7 @@ class Front:
     async def _flee(self, caller: Caller, lost: str) -> None:
         try:
             others = [r for r in caller.regions if r != lost and self._shards[r].up]
-            if not others and not self._alone and await self._comes_back(lost):
+            if not others and not self._alone and await self._comes_back(caller, lost):
                 return
             caller.moved_for = "REGION_LOST"
             await self._place(caller, others)
@@ -919,16 +919,19 @@ class Front:
         except CallmeshError as error:
             caller.push(error)
 
-    async def _comes_back(self, lost: str) -> bool:
+    async def _comes_back(self, caller: Caller, lost: str) -> bool:
         """Whether a region that there is no other for has a leader again soon; then it goes on there. To be
         waited for, by chance no two equally long: a stream that ends is opened again at once, elsewhere.
         """
         seconds = self._options.leaderless_seconds * random.uniform(1.0, 3.0)
+        caller.stays = True
         try:
             async with self._turnstiles[lost].passage(Urgency.CALLER, seconds):
                 return True
         except NoTurn:
             return False
+        finally:
+            caller.stays = False
 
     # --- agents
 
@@ -1263,7 +1266,7 @@ def _is_news(caller: Caller, place: tuple[int, int], now_seconds: float) -> bool
 
 def _waits(caller: Caller) -> bool:
     """Whether it is known to wait, and nothing is under way that may change where."""
-    return caller.heard and caller.state is WAITING and not caller.placing.locked()
+    return caller.heard and caller.state is WAITING and (caller.stays or not caller.placing.locked())
 
 
 def is_logged_in(view: AgentView | None) -> bool:

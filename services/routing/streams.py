@@ -129,6 +129,8 @@ class Caller(msgspec.Struct, eq=False):
     source: str = ""
     #: One placement at a time: each numbers itself above the last.
     placing: asyncio.Lock = msgspec.field(default_factory=asyncio.Lock)
+    #: Its region is lost and there is no other: it is placed nowhere until that one has a leader.
+    stays: bool = False
     #: Regions where entries of older streams may stand: withdrawn once this one is placed.
     stale: list[str] = msgspec.field(default_factory=list)
     #: Shard, epoch and sequence of the newest block that told something.

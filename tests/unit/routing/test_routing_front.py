@@ -989,6 +989,21 @@ async def test_a_lost_region_without_another_keeps_its_callers_if_it_comes_back(
     assert world.beijing.live() and not line.caller.updates.unread
 
 
+async def test_those_who_waited_for_a_lost_region_attach_together_too(world: World) -> None:
+    """They were placed one by one, thousands of them, and for the last ones the grace period was over."""
+    front, wire = world.front(silent_seconds=0.01), world.wire("beijing")
+    lines = [Line(world, front, f"c{n}", regions=["beijing"]) for n in range(AT_ONCE_MAX + 20)]
+    for line in lines:
+        await line.next()
+    wire.down()
+    await eventually(lambda: front._turnstiles["beijing"].waiting == len(lines))
+    world.beijing.open()
+    wire.asked.clear()
+    wire.back()
+    await eventually(lambda: all(world.beijing.live(f"c{n}") for n in range(len(lines))))
+    assert wire.kinds() == [AttachCalls]
+
+
 async def test_after_a_change_of_leader_those_who_wait_attach_together(world: World) -> None:
     """A question for hundreds; to who waits on, nothing has happened, unless something did meanwhile."""
     front, wire = world.front(), world.wire("beijing")
