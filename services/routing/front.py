@@ -98,6 +98,8 @@ OVERFLOW_SECONDS = 0.05
 LONGEST_WAIT_MS = 1 << 62
 #: Refusals of one region that another may not share; a shard that has just begun may not know the queue yet.
 TRY_NEXT = ("QUEUE_FULL", "NO_AGENT_LOGGED_IN", "QUEUE_NOT_FOUND")
+#: How a call ends whose stream nobody attached within the grace period.
+_LAPSED = (ABANDONED, "STREAM_LOST")
 #: Events by which a router's stream comes to hold an entry.
 _PLACED = (CallQueued, CallAttached)
 #: Withdrawing a stale entry from a shard without a leader is tried for this long; after that the next leader
@@ -565,10 +567,30 @@ class Front:
             return
         if (view.attempt, view.move) != caller.version and view.state is not ENDED:
             return
+        if view.state is ENDED and (view.outcome, view.reason) == _LAPSED and self._alive(caller):
+            self._place_anew(caller)
+            return
         caller.state, caller.heard, caller.heard_at = view.state, True, at
         caller.push(_present(committed))
         self._note_place(caller, view)
         self._consent(caller, view)
+
+    def _place_anew(self, caller: Caller) -> None:
+        """Its shard took its stream for lost, and it is here: nobody has hung up, so the call goes on with
+        what it has waited. A leader that was slow, or a front, is no reason to lose one.
+        """
+        log.warning("taken_for_lost", call=caller.facts.call_id, shard=caller.region)
+        caller.moved_for = "REGION_LOST"
+        self.spawn(self._place_lapsed(caller, caller.region, caller.version))
+
+    async def _place_lapsed(self, caller: Caller, region: str, version: tuple[int, int]) -> None:
+        async with caller.placing:
+            if not self._alive(caller) or (caller.region, caller.version) != (region, version):
+                return
+            try:
+                await self._place(caller, [region, *(r for r in caller.regions if r != region)])
+            except CallmeshError as error:
+                caller.push(error)
 
     def _note_place(self, caller: Caller, view: CallView) -> None:
         """What a caller was told of its place, if it was."""
@@ -1113,6 +1135,9 @@ class Front:
         if shard != caller.region or (view.attempt, view.move) != caller.version:
             if _is_hang_up(event) and view.attempt == caller.attempt:
                 self._hung_up_elsewhere(caller, update)
+            return
+        if type(event) is CallEnded and (event.outcome, event.reason) == _LAPSED and self._alive(caller):
+            self._place_anew(caller)
             return
         if type(event) is CallEnded and event.outcome is MOVED:
             self._supersede(caller, "it was placed elsewhere under a higher number")

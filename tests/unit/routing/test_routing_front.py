@@ -989,6 +989,31 @@ async def test_a_lost_region_without_another_keeps_its_callers_if_it_comes_back(
     assert world.beijing.live() and not line.caller.updates.unread
 
 
+@pytest.mark.parametrize("silent", [False, True], ids=["told", "told by attaching again"])
+async def test_a_call_that_was_taken_for_lost_goes_on_while_its_stream_is_here(
+    world: World, silent: bool
+) -> None:
+    """A leader that nobody could attach to in time has ended it; the caller has not hung up."""
+    front, wire = world.front(), world.wire("beijing")
+    line = Line(world, front, regions=["beijing"])
+    first = await line.next()
+    assert isinstance(first.what, Fact) and first.what.call is not None
+    wire.down()
+    world.beijing.open()
+    world.clock.advance(60.0)
+    wire.up = not silent
+    world.beijing.tick()
+    if silent:
+        assert world.beijing.outcome() is CallOutcome.ABANDONED
+    wire.back()
+    await eventually(world.beijing.live)
+    queued = (await line.until(CallQueued)).what
+    assert isinstance(queued, Fact) and queued.call is not None
+    assert queued.call.queued_ms == first.what.call.queued_ms, "with what it has waited"
+    world.beijing.do(HangUp(call_id="c1", attempt=1))
+    assert state_of((await line.rest())[-1]) is CallState.ENDED
+
+
 async def test_those_who_waited_for_a_lost_region_attach_together_too(world: World) -> None:
     """They were placed one by one, thousands of them, and for the last ones the grace period was over."""
     front, wire = world.front(silent_seconds=0.01), world.wire("beijing")
