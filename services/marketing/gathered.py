@@ -40,7 +40,7 @@ CROWD_SECONDS = 0.05
 #: So many questions are worth a round trip: they wait for no pace, and are not divided further.
 WORTH_QUESTIONS = 8
 #: Answers given in one turn of the loop.
-TURN_ANSWERS = 8
+TURN_ANSWERS = 2
 
 
 class TooBusy(Unavailable):
