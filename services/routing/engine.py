@@ -373,12 +373,12 @@ def _attach_calls(s: ShardState, c: AttachCalls, now_ms: int) -> Decision:
     apart: list[str] = []
     for call_id, attempt, move in dict.fromkeys(c.calls):
         entry = s.calls.get(call_id)
-        stands = entry is not None and entry.version == (attempt, move) and entry.state is WAITING
-        if entry is None or not stands or entry.callback_number:
-            apart.append(call_id)
-        else:
+        stands = entry is not None and entry.version == (attempt, move) and not entry.callback_number
+        if entry is not None and stands and entry.state is WAITING:
             # Also if it is attached already: who asks again has not heard so.
             events.append(CallAttached(call_id=call_id, attempt=attempt, move=move, front=c.front))
+        else:
+            apart.append(call_id)
     return Decision(events=events, apart=tuple(apart))
 
 

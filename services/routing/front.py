@@ -567,7 +567,9 @@ class Front:
             return
         if (view.attempt, view.move) != caller.version and view.state is not ENDED:
             return
-        if view.state is ENDED and (view.outcome, view.reason) == _LAPSED and self._alive(caller):
+        lapsed = view.state is ENDED and (view.outcome, view.reason) == _LAPSED
+        # A stream that is new learns how its call ended.
+        if lapsed and caller.heard and self._alive(caller):
             self._place_anew(caller)
             return
         caller.state, caller.heard, caller.heard_at = view.state, True, at
@@ -589,6 +591,7 @@ class Front:
                 return
             try:
                 await self._place(caller, [region, *(r for r in caller.regions if r != region)])
+                _MOVED.labels(caller.moved_for).inc()
             except CallmeshError as error:
                 caller.push(error)
 
@@ -840,13 +843,15 @@ class Front:
         as they did are named together, a few hundred at once: one by one, some thousand of them were behind
         one another for longer than the grace period on a machine with too much to do.
         """
-        here = [c for c in self._callers.values() if c.region == region]
-        waiting = [c for c in here if _waits(c)]
+        waiting: list[Caller] = []
+        others: list[Caller] = []
+        for caller in self._callers.values():
+            if caller.region == region:
+                (waiting if _waits(caller) else others).append(caller)
         for at in range(0, len(waiting), STEP_ENTRIES_MAX):
             self.spawn(self._attach_together(waiting[at : at + STEP_ENTRIES_MAX], region))
-        for caller in here:
-            if not _waits(caller):
-                self.spawn(self._attach_again(caller, region))
+        for caller in others:
+            self.spawn(self._attach_again(caller, region))
 
     async def _attach_together(self, callers: Sequence[Caller], region: str) -> None:
         """Attaches waiting calls by one question; those that do not stand as they did, one by one."""
