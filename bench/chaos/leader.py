@@ -80,9 +80,15 @@ class Chaos:
     async def stop_once(self, crowd: Crowd) -> None:
         """The leader sleeps, is replaced, and wakes."""
         began = time.monotonic()
-        self.desks_away = await crowd.spread(SPREAD_SECONDS)
+        away = await crowd.spread(SPREAD_SECONDS)
+        self.desks_away = len(away)
         waited = time.monotonic() - began
-        print(f"{self.desks_away} desks away from their own routers after {waited:.1f} s more", flush=True)
+        print(
+            f"{self.desks_away} desks away from their own routers after {waited:.1f} s more",
+            *away,
+            sep="\n  ",
+            flush=True,
+        )
         name, epoch = await self._leader(), crowd.epoch
         self._floor.send(name, signal.SIGSTOP)
         began = time.monotonic()

@@ -141,6 +141,14 @@ class ChaosDesktop(Desktop):
         """Whether it sits at its first router."""
         return self.state != "lost" and self.region == self._routers[0]
 
+    def whereabouts(self) -> str:
+        """Where it sits and what may keep it there, a line."""
+        trusted = [name for name in self._routers if self._watch.servers.trusted(name)]
+        return (
+            f"{self.agent}: {self.state} at {self.region} of {list(self._routers)}, trusts {trusted}, "
+            f"idle since {self._idle_since}, refused {self._context.refusals}"
+        )
+
     async def _attached(self, backoff: Any, going_home: asyncio.Task[None]) -> None:
         self.region = self._routers[self._turn % len(self._routers)]
         try:
@@ -357,14 +365,16 @@ class Crowd:
         await eventually(all_reached, STUCK_SECONDS / 2)
         return sorted({*silent, *(set(self.agents) - reached)})
 
-    async def spread(self, seconds: float) -> int:
-        """Waits for a bounded time until every desktop sits at its first router; how many do not."""
+    async def spread(self, seconds: float) -> list[str]:
+        """Waits for a bounded time until every desktop sits at its first router; of those that do not, where
+        they are and why.
+        """
 
-        def away() -> int:
-            return sum(not desktop.at_home for desktop in self.desktops)
+        def away() -> list[ChaosDesktop]:
+            return [desktop for desktop in self.desktops if not desktop.at_home]
 
         await eventually(lambda: not away(), seconds)
-        return away()
+        return [desktop.whereabouts() for desktop in away()]
 
     async def close(self) -> None:
         """Everybody goes home."""

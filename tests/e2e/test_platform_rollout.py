@@ -66,7 +66,8 @@ async def test_routers_restarted_in_turn_lose_no_call(platform_stack: Stack, wir
         await crowd.settle()
         unserved = crowd.unserved()
         await eventually(lambda: idle(wire, agents), "every agent free again", RECOVERY_SECONDS)
-        assert not await crowd.spread(RECOVERY_SECONDS), "desktops that did not go back to their own routers"
+        away = await crowd.spread(RECOVERY_SECONDS)
+        assert not away, f"desktops that did not go back to their own routers: {away}"
     finally:
         await crowd.close()
     verdict = crowd.verdict([])

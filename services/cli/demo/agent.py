@@ -99,7 +99,9 @@ class Desktop:
         self._picking_up = False
         self._tasks: set[asyncio.Task[None]] = set()
         self._changed = asyncio.Event()
-        #: Since when nothing is in hand but after-call work, by the router's word too; real seconds.
+        #: Whether nothing but after-call work is in hand, by the router's last word on that; and since when
+        #: that is so, by the desktop's own books, too; real seconds.
+        self._free = False
         self._idle_since: float | None = None
         self._off_duty = True
         self.state = "off"
@@ -309,8 +311,10 @@ class Desktop:
         }
         if kind in handlers:
             handlers[kind](getattr(event, kind))
-        free = self._is_free(event.status) if kind == "status" else kind in ("offer_gone", "ended")
-        if not free or self._offer or self._talks():
+        if kind != "refused":
+            # A refusal, such as that of a wrap-up for which it was too late, says nothing of what is in hand.
+            self._free = self._is_free(event.status) if kind == "status" else kind in ("offer_gone", "ended")
+        if not self._free or self._offer or self._talks():
             self._idle_since = None
         elif self._idle_since is None:
             self._idle_since = self._context.clock.monotonic()

@@ -144,6 +144,15 @@ async def test_it_goes_home_when_its_call_is_done(floor: Any) -> None:
     await until(lambda: shard.arrived[-1] == ("near", "accept"))
 
 
+async def test_it_goes_home_though_its_last_word_was_refused(floor: Any) -> None:
+    """The after-call work was over by the router's timer, and the wrap-up came too late."""
+    shard, desktop = floor
+    shard.desk.put_nowait(Event(refused={"command": 2, "reason": "CALL_ENDED"}))
+    await until(lambda: desktop._context.refusals)
+    shard.away = set()
+    await until(lambda: desktop.at_home)
+
+
 async def test_a_home_that_hangs_is_left_alone(floor: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("cli.demo.agent.MOVE_SECONDS_MAX", 0.05)
     shard, desktop = floor
