@@ -48,8 +48,8 @@ REFUSAL_SECONDS_MAX = 1.5
 #: The broker's absence may not make a pause longer than this.
 BROKER_PAUSE_SECONDS_MAX = 1.0
 #: With `continue`: the longest time without an assignment from the loss of all members until well after their
-#: return. A block is unknown for a second, the holds take another.
-CONTINUE_PAUSE_SECONDS_MAX = 6.0
+#: return. A block is unknown for a second, the holds take another; when the members are back they elect.
+CONTINUE_PAUSE_SECONDS_MAX = 5.0
 PRIMARY_KILLS = 3
 MEMBERS_AWAY_SECONDS, BROKER_AWAY_SECONDS = 30.0, 60.0
 #: Load before the first loss, and between two.

@@ -2,7 +2,8 @@
 when it is asked to hold. The rules are in holds.py; off by default, and then none of this exists.
 
 The backlog is the blocks that are not known to be in the journal, oldest first. Its bytes are frozen, each
-names the one before it. The first is always on its way to the store; when it is there, so goes the next.
+names the one before it. The first is always on its way to the store; when it is there, the next ones follow
+many at a time, in order, each only if the one before was taken (ADR 0035).
 While all others hold, what is decided becomes further blocks of the backlog and is told with `durable=false`.
 Without all holds, and while the backlog is written down, nothing more is told than in `reject`: that time is
 an outage's, too, and moves the deadlines if it was long enough.
@@ -13,7 +14,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -52,6 +53,8 @@ GATHER_SECONDS, GATHER_SECONDS_LONG, LONG_BLOCKS = 0.05, 0.2, 1_000
 MOMENT_SECONDS = 0.002
 #: Blocks that one message hands over: bytes, about, and how many.
 HANDED_BYTES_MAX, HANDED_BLOCKS_MAX = 4 << 20, 200
+#: The same of blocks that are written down together.
+WRITTEN_BYTES_MAX, WRITTEN_BLOCKS_MAX = 1 << 20, 100
 #: Blocks handed over are tried to be written for this long, real seconds.
 TAKE_SECONDS_MAX = 5.0
 #: An orphaned backlog is tried to be kept so often, with this pause (real seconds).
@@ -132,6 +135,8 @@ class Continuing:
         self._sealed = float("-inf")
         #: The blocks are being handed over: nothing is told any more. Newest one that arrived so.
         self._handing, self._handed = False, 0
+        #: Newest block that was sent with others and may be there or not.
+        self._sent = 0
         #: Rounds of asking, ever.
         self._rounds = 0
         self._changed = asyncio.Event()
@@ -170,11 +175,12 @@ class Continuing:
         """Brings a block into the journal, and whatever follows it meanwhile; on return the backlog is empty,
         or the leader deposed. Raises JournalGap.
         """
-        self._began, self._handing, self._handed = boottime(), False, 0
+        self._began, self._handing, self._handed, self._sent = boottime(), False, 0, 0
         self._push(_Waiting(block, batch))
         try:
             while self._backlog and self._leader.leading:
                 await self._write_first()
+                await self._write_on()
         finally:
             self._abandon()
 
@@ -193,7 +199,8 @@ class Continuing:
         started = leader.monotonic()
         if self.stalled_since is None:
             self.stalled_since = started
-        sender = asyncio.ensure_future(leader.settle(first.block))
+        sent = first.block.sequence <= self._sent
+        sender = asyncio.ensure_future(leader.settle(first.block, sent=sent))
         try:
             await asyncio.wait({sender}, timeout=leader.outage_seconds)
             if not sender.done():
@@ -209,6 +216,27 @@ class Continuing:
             leader.lose_to_another(first.block)
             return
         self._finish(started)
+
+    async def _write_on(self) -> None:
+        """The journal can be written again: the rest is written down together, as long as that is certain.
+        What is not is left to `_write_first`, which looks before it sends a block again.
+        """
+        leader = self._leader
+        while len(self._backlog) > 1 and leader.leading and self._backlog[0].block.sequence > self._sent:
+            if leader.names_lists([waiting.batch for waiting in self._backlog]):
+                # Whoever is not on a new lead list may write nothing after it.
+                return
+            blocks, _ = next(_parts([w.block for w in self._backlog], WRITTEN_BYTES_MAX, WRITTEN_BLOCKS_MAX))
+            self._sent = blocks[-1].sequence
+            started = leader.monotonic()
+            if self.stalled_since is None:
+                self.stalled_since = started
+            known = await leader.settle_all(blocks)
+            # Deposed meanwhile it has nothing to finish: what is in the journal is no orphan (`_keep`).
+            if not known or not leader.leading:
+                return
+            for _ in blocks:
+                self._finish(started)
 
     def _finish(self, started: float) -> None:
         """The oldest block is in the journal."""
@@ -337,7 +365,7 @@ class Continuing:
         blocks = [waiting.block for waiting in self._backlog if waiting.block.sequence > self._handed]
         log.warning("handing_over", shard=leader.shard, router=router, blocks=len(blocks))
         try:
-            for part, last in _parts(blocks):
+            for part, last in _parts(blocks, HANDED_BYTES_MAX, HANDED_BLOCKS_MAX):
                 if not await self._peers.take(router, leader.shard, self._asker, part, last=last):
                     return False
                 # What is there need not be handed over again.
@@ -443,14 +471,14 @@ class Continuing:
         return True
 
 
-def _parts(blocks: Sequence[Block]) -> list[tuple[list[Block], bool]]:
-    """Blocks in parts that one message holds, in order; whether a part is the last. One, empty, of none."""
-    parts: list[list[Block]] = [[]]
+def _parts(blocks: Sequence[Block], bytes_max: int, blocks_max: int) -> Iterator[tuple[list[Block], bool]]:
+    """Blocks in parts of bounded size, in order; whether a part is the last. One, empty, of none."""
+    part: list[Block] = []
     size = 0
     for block in blocks:
-        if parts[-1] and (size + len(block.body) > HANDED_BYTES_MAX or len(parts[-1]) >= HANDED_BLOCKS_MAX):
-            parts.append([])
-            size = 0
-        parts[-1].append(block)
+        if part and (size + len(block.body) > bytes_max or len(part) >= blocks_max):
+            yield part, False
+            part, size = [], 0
+        part.append(block)
         size += len(block.body) + FRAME_BYTES
-    return [(part, index == len(parts) - 1) for index, part in enumerate(parts)]
+    yield part, True

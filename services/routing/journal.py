@@ -206,6 +206,12 @@ class JournalStore(Protocol):
         `_id` included.
         """
 
+    async def insert_all(self, blocks: Sequence[Block]) -> None:
+        """Several that follow each other, one after the other: none is tried unless the one before it was
+        taken. Returns once a majority has all. Raises OutcomeUnknown for every other answer; any number of
+        the first may be there then, or come there yet.
+        """
+
     async def find(self, shard: str, sequence: int) -> Block | None:
         """The block at a sequence, None when a majority has none. Raises OutcomeUnknown."""
 
@@ -292,6 +298,16 @@ class MongoJournal:
             await self.close()
             raise
         raise OutcomeUnknown(f"{block.key} is taken")
+
+    async def insert_all(self, blocks: Sequence[Block]) -> None:
+        try:
+            async with self._answering():
+                documents = [to_document(block) for block in blocks]
+                # Ordered: the primary stops at the first that it cannot take, and a retry goes on there.
+                await self._blocks.insert_many(documents, ordered=True, session=self._causal())
+        except OutcomeUnknown:
+            await self.close()
+            raise
 
     async def find(self, shard: str, sequence: int) -> Block | None:
         async with self._answering():

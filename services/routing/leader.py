@@ -1001,9 +1001,30 @@ class Leader:
     def has_work(self) -> bool:
         return bool(self._pending)
 
-    async def settle(self, block: Block) -> bool:
-        """As a block of its own is settled: False when another's stands in its place. Raises JournalGap."""
-        return await self._settle(block)
+    async def settle(self, block: Block, *, sent: bool = False) -> bool:
+        """As a block of its own is settled: False when another's stands in its place. `sent`: it may be there
+        already. Raises JournalGap.
+        """
+        return await self._settle(block, sent=sent)
+
+    async def settle_all(self, blocks: Sequence[Block]) -> bool:
+        """Tries once to bring several into the journal that follow its last known one: True once a majority
+        has all of them; False when nobody knows which are there, or when that has to be looked at first.
+        """
+        asked_seconds = self._clock.monotonic()
+        if self._slept(asked_seconds):
+            return False
+        self._sent_seconds = asked_seconds
+        try:
+            async with asyncio.timeout(self._options.outage_seconds):
+                await self._store.insert_all(blocks)
+        except (TimeoutError, OutcomeUnknown) as error:
+            log.warning("blocks_unknown", shard=self.shard, blocks=len(blocks), error=str(error)[:200])
+            return False
+        finally:
+            self._sent_seconds = None
+        self._known_seconds = asked_seconds
+        return True
 
     async def probe(self) -> bool:
         """Whether it can write just now."""
@@ -1116,20 +1137,23 @@ class Leader:
             digest=digest,
         )
 
-    async def _settle(self, block: Block) -> bool:
+    def _slept(self, now: float) -> bool:
+        """Whether the journal's end has not been known for so long that others may have led meanwhile."""
+        patience = max(self._options.outage_seconds, 2 * self._options.heartbeat_seconds)
+        return now - self._known_seconds > patience
+
+    async def _settle(self, block: Block, *, sent: bool = False) -> bool:
         """Brings a block into the journal: True once a majority has it, False when another's stands in its
-        place.
+        place. `sent`: it may be there already.
 
         Raises JournalGap when the block before is gone: the database was set back, and leading on would
         fork history.
         """
         now = self._sent_seconds = self._clock.monotonic()
         # Whoever opens, or slept, looks first whether what the block stands on is still there.
-        slept = now - self._known_seconds > max(
-            self._options.outage_seconds, 2 * self._options.heartbeat_seconds
-        )
+        unsure = sent or self._slept(now)
         try:
-            return await self._send_until_known(block, unsure=slept, leads=self.leading)
+            return await self._send_until_known(block, unsure=unsure, leads=self.leading)
         finally:
             self._sent_seconds = None
 

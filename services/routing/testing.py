@@ -110,6 +110,10 @@ class MemoryJournal:
             self._lose_answers -= 1
             raise OutcomeUnknown("applied, and nobody says so")
 
+    async def insert_all(self, blocks: Sequence[Block]) -> None:
+        for block in blocks:
+            await self.insert(block)
+
     async def find(self, shard: str, sequence: int) -> Block | None:
         await self._trouble()
         return self.shared.at(shard, sequence)

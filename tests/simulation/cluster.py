@@ -228,7 +228,7 @@ class SimJournal(StoreClient):
             return
         if world.strike("late", self.process.name):
             late = self._rng.uniform(0.05, LATE_SECONDS_MAX * self._rng.random())
-            world.agenda.after(late, WORLD, self._apply_late, block)
+            world.agenda.after(late, WORLD, self._apply_in_order, [block])
             answer.fail(OutcomeUnknown("on its way"))
             return
         if world.ending is not None:
@@ -242,6 +242,48 @@ class SimJournal(StoreClient):
         seconds = self._rng.uniform(*REPLICATION_SECONDS) + cluster.slow_writes
         world.agenda.after(seconds, WORLD, self._replicated, answer, block)
 
+    async def insert_all(self, blocks: Sequence[Block]) -> None:
+        self.world.reach("sending", self.process, blocks[0])
+        await asyncio.sleep(0)
+        try:
+            await self.ask(lambda answer: self._insert_all(answer, blocks))
+        finally:
+            self.world.reach("answered", self.process, blocks[-1])
+
+    def _insert_all(self, answer: Answer, blocks: Sequence[Block]) -> None:
+        world, cluster = self.world, self.cluster
+        if world.strike("refused", self.process.name):
+            # The connection broke in the middle: so many were taken.
+            self._apply_in_order(blocks[: self._rng.randrange(len(blocks))])
+            answer.fail(OutcomeUnknown("not all applied"))
+            return
+        if world.strike("late", self.process.name):
+            late = self._rng.uniform(0.05, LATE_SECONDS_MAX * self._rng.random())
+            world.agenda.after(late, WORLD, self._apply_in_order, blocks)
+            answer.fail(OutcomeUnknown("on their way"))
+            return
+        for block in blocks:
+            try:
+                cluster.apply(block if world.ending is None else world.ending.altered(block))
+            except Taken as taken:
+                answer.fail(taken)
+                return
+        world.reach("applied", self.process, blocks[-1])
+        seconds = self._rng.uniform(*REPLICATION_SECONDS) + cluster.slow_writes
+        last = cluster.primary[blocks[-1].shard, blocks[-1].sequence]
+        world.agenda.after(seconds, WORLD, self._replicated, answer, last)
+
+    def _apply_in_order(self, blocks: Sequence[Block]) -> None:
+        """Up to the first that is not taken."""
+        if self.world.agenda.over or self.cluster.down:
+            return
+        for block in blocks:
+            try:
+                self.cluster.apply(block)
+            except Taken:
+                return
+            self.cluster.replicate(block)
+
     def _replicated(self, answer: Answer, block: Block) -> None:
         if self.world.agenda.over:
             return
@@ -252,15 +294,6 @@ class SimJournal(StoreClient):
         else:
             answer.give(None)
         self.world.reach("committed", self.process, block)
-
-    def _apply_late(self, block: Block) -> None:
-        if self.world.agenda.over or self.cluster.down:
-            return
-        try:
-            self.cluster.apply(block)
-        except Taken:
-            return
-        self.cluster.replicate(block)
 
     async def find(self, shard: str, sequence: int) -> Block | None:
         name = self.process.name

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import re
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -240,6 +240,13 @@ async def _commit_two(self: Leader) -> None:
     for batch, block in ((first, one), (second, two)):
         self._chain.accept(block)
         self._release(batch, block)
+
+
+async def _settle_unseen(self: Leader, blocks: Sequence[Block]) -> bool:
+    """Takes for written what was sent together, whatever was answered."""
+    with suppress(OutcomeUnknown):
+        await self._store.insert_all(blocks)
+    return True
 
 
 async def _insert_blindly(self: Leader, block: Block) -> bool:
@@ -731,6 +738,14 @@ VARIANTS = (
         broken=lambda: patched(holds.Promise, "may_open", lambda promise, now: True),
         outages=lambda found: plan.betrayed(found, plan.NONE),
         says=("goes on from memory",),
+    ),
+    Variant(
+        name="the rest of a backlog is not looked at",
+        seed=5,
+        broken=lambda: patched(Leader, "settle_all", _settle_unseen),
+        outages=plan.through_outages,
+        kinds=OUTAGES,
+        says=_JOURNAL_SAYS,
     ),
     Variant(
         name="a hold that never ends",

@@ -144,6 +144,25 @@ async def test_the_same_block_again_is_unknown_too_and_changes_nothing(journals:
     assert await read(store) == [block(1)]
 
 
+async def test_several_are_inserted_in_order(journals: Journals) -> None:
+    store, blocks = journals.open(), [block(n) for n in range(1, 251)]
+    await store.insert_all(blocks)
+    assert await read(store) == blocks
+
+
+@pytest.mark.parametrize("taken", [1, 2, 4])
+async def test_none_is_inserted_behind_one_that_is_taken(journals: Journals, taken: int) -> None:
+    first, second = journals.open(), journals.open()
+    theirs = block(taken, nonce="theirs")
+    await second.insert(theirs)
+    with pytest.raises(OutcomeUnknown):
+        await first.insert_all([block(n) for n in range(1, 6)])
+    assert await read(second) == [*(block(n) for n in range(1, taken)), theirs]
+    # It goes on where it is let.
+    await first.insert_all([block(n) for n in range(taken + 1, 6)])
+    assert [each.sequence for each in await read(second)] == [1, 2, 3, 4, 5]
+
+
 async def test_another_routers_block_above_is_seen(journals: Journals) -> None:
     first, second = journals.open(), journals.open()
     await first.insert(block(1))

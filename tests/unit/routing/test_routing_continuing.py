@@ -12,12 +12,12 @@ from typing import Any
 import pytest
 
 from chassis.clock import SystemClock
-from routing import continuing
+from routing import codec, continuing
 from routing.continuing import ContinueOptions, Continuing, boottime
 from routing.holds import Asker, HoldAnswer, Promise
-from routing.journal import Block
+from routing.journal import Block, OutcomeUnknown
 from routing.leader import Committed, Leader, LeaderOptions, StoreOutage
-from routing.model import CallFacts, ConfigureQueue, PlaceCall, QueueConfig
+from routing.model import CallFacts, CallQueued, ConfigureQueue, PlaceCall, QueueConfig
 from routing.testing import MemoryBlocks, MemoryJournal
 
 DEADLINE_SECONDS = 30
@@ -111,6 +111,11 @@ async def a_floor(monkeypatch: pytest.MonkeyPatch, renew_seconds: float = 0.2) -
         await floor.stop()
 
 
+def queued(blocks: list[Block]) -> list[CallQueued]:
+    events = [event for block in blocks for _, event in codec.decode_events(block.body, block.now_ms)]
+    return [event for event in events if isinstance(event, CallQueued)]
+
+
 def no_gap(blocks: list[Block]) -> bool:
     pairs = itertools.pairwise(blocks)
     return all(b.sequence == a.sequence + 1 and b.prev == a.nonce for a, b in pairs)
@@ -142,6 +147,54 @@ async def test_with_all_holds_routing_goes_on_and_is_written_down_later(
         assert third.durable and third.epoch == first.epoch
         assert no_gap(floor.chain())
         await eventually(lambda: {"c1", "c2", "c3"} <= floor.leaders["two:1"].state.calls.keys())
+
+
+class Batches(MemoryJournal):
+    """Remembers how many came together; of the next batch so many arrive, and nobody says so."""
+
+    sizes: list[int]
+    breaks_after: int | None = None
+
+    async def insert_all(self, blocks: Sequence[Block]) -> None:
+        self.__dict__.setdefault("sizes", []).append(len(blocks))
+        arrive, self.breaks_after = self.breaks_after, None
+        await super().insert_all(blocks if arrive is None else blocks[:arrive])
+        if arrive is not None:
+            raise OutcomeUnknown("the connection broke")
+
+
+@pytest.mark.parametrize("arrive", [None, 0, 3, 10], ids=["all", "none arrive", "some", "all, unheard"])
+async def test_the_backlog_is_written_down_together(
+    monkeypatch: pytest.MonkeyPatch, arrive: int | None
+) -> None:
+    monkeypatch.setattr(continuing, "GATHER_SECONDS", 0.0)
+    monkeypatch.setattr(continuing, "WRITTEN_BLOCKS_MAX", 10)
+    async with a_floor(monkeypatch, renew_seconds=DEADLINE_SECONDS) as floor:
+        leader, part = floor.leaders["one:1"], floor.part("one:1")
+        journal = floor.journals["one:1"] = leader._store = Batches(floor.blocks, now_ms=SystemClock().now_ms)
+        journal.breaks_after = arrive
+        floor.store_is(away=True)
+        await eventually(lambda: part.going_on)
+        told = [await floor.place(f"c{number}") for number in range(25)]
+        floor.store_is(away=False)
+        await eventually(lambda: not part.owing)
+        after = await floor.place("after")
+        assert after.durable and {each.epoch for each in told} == {after.epoch} and not floor.blocks.orphans
+        assert no_gap(floor.chain())
+        held = {event.facts.call_id for event in queued(floor.chain())}
+        assert held == {*(f"c{number}" for number in range(25)), "after"}
+        # What was sent together and may be there is looked at one by one, the rest goes together again.
+        assert journal.sizes[0] == 10 and len(journal.sizes) in (2, 3) and max(journal.sizes) <= 10
+
+
+async def test_a_leader_that_slept_writes_nothing_together(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What its blocks stand on may be gone: it looks first."""
+    async with a_floor(monkeypatch) as floor:
+        leader = floor.leaders["one:1"]
+        journal = leader._store = Batches(floor.blocks, now_ms=SystemClock().now_ms)
+        leader._known_seconds -= 10 * OUTAGE
+        assert not await leader.settle_all([replace(floor.chain()[-1], sequence=99)])
+        assert not hasattr(journal, "sizes") and floor.chain()[-1].sequence < 99
 
 
 async def test_without_one_hold_new_work_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
