@@ -13,7 +13,7 @@ import contextlib
 import functools
 import random
 from collections import Counter
-from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Mapping, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -1038,15 +1038,28 @@ class Front:
             raise error_of(committed.answer.refusal, agent=desk.agent)
         desk.opened, desk.before = True, None
         # What rings may be news: the link that was to tell it broke with the leader that had decided it.
-        for call in committed.answer.calls or await self._calls_of(desk, committed.answer.agent):
-            if call.state in (CONNECTED, OFFERED):
-                desk.push(_present(committed, call))
+        calls = committed.answer.calls
+        present = [_present(committed, call) for call in calls if call.state in (CONNECTED, OFFERED)]
+        view = committed.answer.agent
+        if not calls and view is not None:
+            # A leader of an older release does not say it at once.
+            present = await self._present_calls(desk, view.calls)
+        elif any(map(desk.has_heard_after, present)):
+            # Later blocks were told before the answer had its turn: what it says may be over.
+            present = await self._present_calls(desk, [call.facts.call_id for call in calls])
+        for update in present:
+            if not desk.has_heard_after(update):
+                self.tell_desk(desk, update)
 
-    async def _calls_of(self, desk: Desk, view: AgentView | None) -> list[CallView]:
-        """What an agent holds, asked one by one: a leader of an older release does not say it at once."""
-        asked = [AskCall(call_id=call_id) for call_id in (view.calls if view is not None else ())]
-        answers = [(await self.ask(desk.region, question)).answer.call for question in asked]
-        return [call for call in answers if call is not None]
+    async def _present_calls(self, desk: Desk, call_ids: Iterable[str]) -> list[Update]:
+        """What an agent holds of these, asked one by one."""
+        answers = [await self.ask(desk.region, AskCall(call_id=call_id)) for call_id in call_ids]
+        standing = [(each, each.answer.call) for each in answers if each.answer.call is not None]
+        return [
+            _present(answer, call)
+            for answer, call in standing
+            if call.agent == desk.agent and call.state in (CONNECTED, OFFERED)
+        ]
 
     def _forget_desk(self, desk: Desk) -> None:
         if self._desks.get(desk.agent) is desk:
@@ -1277,6 +1290,8 @@ class Front:
 
     def tell_desk(self, desk: Desk, update: Any) -> None:
         """An update for a desktop. Nobody sits at one that reads nothing, however long its stream is open."""
+        if isinstance(update, Update):
+            desk.heard = (update.shard, update.epoch, update.sequence)
         desk.push(update)
         if desk.updates.cut_off and self._desks.get(desk.agent) is desk:
             log.info("desk_let_go", agent=desk.agent)

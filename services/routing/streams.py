@@ -169,6 +169,13 @@ class Desk:
     before: Desk | None = None
     #: Updates, errors that end the stream, and messages of the servicer's own.
     updates: Mailbox = field(default_factory=Mailbox)
+    #: Shard, epoch and sequence that it was told of last.
+    heard: tuple[str, int, int] = ("", 0, 0)
+
+    def has_heard_after(self, update: Update) -> bool:
+        """Whether it was told of later blocks of the same shard."""
+        shard, *place = self.heard
+        return shard == update.shard and place > [update.epoch, update.sequence]
 
     @property
     def number(self) -> tuple[int, int]:

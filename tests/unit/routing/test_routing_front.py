@@ -1450,6 +1450,31 @@ async def test_what_rings_is_told_by_the_next_leader_when_the_last_ones_word_was
     assert seated.beijing.state.calls["c1"].state is CallState.ACCEPTED
 
 
+@pytest.mark.parametrize("hangs_up", [True, False])
+async def test_what_rings_is_not_told_behind_what_came_of_it(seated: World, hangs_up: bool) -> None:
+    """The answer that opens a session has its turn when later blocks have been told: leaders that go on from
+    memory, or find many blocks committed, tell several at once.
+    """
+    front, wire = seated.front(), seated.wire("beijing")
+    seated.beijing.do(
+        PlaceCall(facts=CallFacts(call_id="c1", queue="service"), attempt=1, move=1, front="elsewhere")
+    )
+    wire.late_back[OpenSession] = asyncio.Event()
+    seat = desk()
+    opening = asyncio.ensure_future(front.open_desk(seat))
+    await eventually(lambda: seated.beijing.state.calls["c1"].state is CallState.OFFERED)
+    if hangs_up:
+        seated.beijing.do(HangUp(call_id="c1", attempt=1))
+    else:
+        seated.beijing.do(SetPresence(agent="ann", session=1, command=2, presence=Presence.PAUSED))
+    wire.late_back[OpenSession].set()
+    await soon(opening)
+    places = [(update.epoch, update.sequence) for update in seat.updates.unread]
+    assert places == sorted(places) and len(set(places)) > 1
+    present = [state_of(update) for update in seat.updates.unread if isinstance(update.what, Present)]
+    assert present == ([] if hangs_up else [CallState.OFFERED])
+
+
 @pytest.fixture
 async def moved(seated: World) -> World:
     """Ann talks with c1 in Beijing, belongs to Shanghai from now on, and her stream has broken."""
