@@ -7,7 +7,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import functools
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping, Sequence
 from contextlib import aclosing
 from typing import Any
 
@@ -31,7 +31,7 @@ from routing.links import (
     POISON_DEPOSED,
     STALL_SECONDS,
 )
-from routing.model import DetachFront
+from routing.model import DetachFront, Fact
 from routing.peers import Voice
 from routing.seizure import ShardNotFollowed
 
@@ -44,8 +44,10 @@ DETACH_STEPS_MAX = 1_000
 FRONT_SILENT_SECONDS = 3.0
 #: The longest time that a leader may ask to be held.
 HOLD_MS_MAX = 60_000
-#: Bytes of facts and answers that go in one message, about: half of what a message may have.
+#: Bytes of facts and answers from which on nothing more goes in a message: half of what one may have.
 BATCH_BYTES_MAX = 8 << 20
+#: Facts that go in one message: with all the context that calls may have, a block's would be too much for it.
+FACTS_MAX = 200
 
 log = structlog.get_logger(__name__)
 
@@ -240,7 +242,7 @@ class _Link:
         it.
         """
         more: list[shard_pb2.ShardMessage] = []
-        size = 0
+        size = len(message.facts) + len(message.reply)
         while not self._out.empty() and len(more) < BATCH_MAX and size < BATCH_BYTES_MAX:
             following = self._out.get_nowait()
             self._taken += 1
@@ -294,18 +296,19 @@ class _Link:
         self._said += 1
         self._out.put_nowait(message)
 
-    def _outlet(self, facts: Any, epoch: int, sequence: int, now_ms: int) -> None:
-        self._put(
-            shard_pb2.ShardMessage(
-                shard=self._leader.shard,
-                epoch=epoch,
-                sequence=sequence,
-                durable=self._leader.durable,
-                facts=codec.encode_facts(facts),
-                now_ms=now_ms,
-                decided=self._decided,
+    def _outlet(self, facts: Sequence[Fact], epoch: int, sequence: int, now_ms: int) -> None:
+        for at in range(0, len(facts), FACTS_MAX):
+            self._put(
+                shard_pb2.ShardMessage(
+                    shard=self._leader.shard,
+                    epoch=epoch,
+                    sequence=sequence,
+                    durable=self._leader.durable,
+                    facts=codec.encode_facts(facts[at : at + FACTS_MAX]),
+                    now_ms=now_ms,
+                    decided=self._decided,
+                )
             )
-        )
 
     async def _read(self, messages: AsyncIterator[shard_pb2.FrontMessage]) -> None:
         loop = asyncio.get_running_loop()

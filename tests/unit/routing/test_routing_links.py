@@ -8,6 +8,7 @@ from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
 
+import msgspec
 import pytest
 
 from callmesh.routing.v1 import shard_pb2, shard_pb2_grpc
@@ -27,9 +28,13 @@ from routing.links import (
     _sequence_of,
 )
 from routing.model import (
+    CONTEXT_BYTES_MAX,
+    CONTEXT_KEYS_MAX,
+    EVENTS_PER_BLOCK_MAX,
     Answer,
     AskCall,
     AttachCalls,
+    CallAttached,
     CallFacts,
     CallQueued,
     CallsForgotten,
@@ -47,6 +52,7 @@ from routing.outlived import OUTLIVED_MAX, Verdict
 from routing.shard_servicer import ShardServicer, _Link
 from routing.state import ShardState
 from routing.testing import MemoryBlocks, MemoryJournal
+from routing.views import view_call
 from routing.witnesses import Witnesses
 
 DEADLINE_SECONDS = 30
@@ -552,6 +558,30 @@ async def test_links_end_in_the_order_in_which_they_began(monkeypatch: pytest.Mo
         assert len(ended) == len(streams)
     finally:
         await node.stop()
+
+
+async def test_what_a_crowd_is_told_by_one_block_is_never_too_much_for_a_message(grpc_server: Any) -> None:
+    """Calls with all the context that they may have, attached together: three blocks full of them."""
+    said = tuple(
+        (f"k{n}", "x" * (CONTEXT_BYTES_MAX // CONTEXT_KEYS_MAX - 3)) for n in range(CONTEXT_KEYS_MAX)
+    )
+    state = ShardState("beijing")
+    engine.step(state, ConfigureQueue(queue=QueueConfig(id="q")), 1)
+    engine.step(
+        state,
+        msgspec.structs.replace(placing("c1"), facts=CallFacts(call_id="c1", queue="q", attributes=said)),
+        1,
+    )
+    attached = CallAttached(call_id="c1", attempt=1, move=1, front="f")
+    block = [Fact(event=attached, now_ms=1, call=view_call(state, "c1"))] * EVENTS_PER_BLOCK_MAX
+    async with a_region(grpc_server) as region:
+        node = region.nodes[0]
+        node.start()
+        await eventually(lambda: region.link.up)
+        for _ in range(3):
+            node.leader._outlets["f"](block, node.leader.epoch, node.leader.sequence, 1)
+        await eventually(lambda: len(region.facts) == 3 * len(block) or region.changes != [True])
+        assert region.changes == [True]
 
 
 async def _only(message: shard_pb2.FrontMessage) -> AsyncIterator[shard_pb2.FrontMessage]:
