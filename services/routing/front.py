@@ -698,11 +698,16 @@ class Front:
 
     @property
     def _alone(self) -> bool:
-        """This router is cut off: of several regions it hears none, or only its own that cannot commit. Then
-        whoever can go elsewhere should; while the database is away for all, the others are heard.
+        """This router is cut off: it hears no leader that commits, and of the other regions less than half.
+        Then whoever can go elsewhere should; while the database is away for all, most others are heard,
+        though one may be lost with its member of it.
         """
         ports = self._shards.values()
-        return any(not p.up for p in ports) and all(not p.up or p.stalled for p in ports) and len(ports) > 1
+        if any(port.up and not port.stalled for port in ports):
+            return False
+        # Its own region is one of them.
+        others, heard = len(ports) - 1, sum(port.up for port in ports) - 1
+        return others > 0 and 2 * heard < others
 
     def _leave_if_alone(self) -> None:
         """Callers who wait at a router that has been cut off for too long open their streams elsewhere, where

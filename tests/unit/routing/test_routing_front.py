@@ -890,6 +890,29 @@ async def test_while_the_database_is_away_for_all_callers_stay_where_they_are(wo
     looking.cancel()
 
 
+@pytest.mark.parametrize(
+    ("heard", "cut_off"),
+    [
+        pytest.param({"shanghai": True, "chengdu": True}, False, id="one of four is lost, none commits"),
+        pytest.param({"shanghai": True}, True, id="most are silent"),
+        pytest.param({"shanghai": False}, False, id="most are silent, one can commit"),
+        pytest.param({}, True, id="all are silent"),
+    ],
+)
+async def test_a_region_that_is_lost_while_the_database_is_away_cuts_nobody_off(
+    world: World, heard: dict[str, bool], cut_off: bool
+) -> None:
+    """With its member of the database, for one, until another is primary: who waits elsewhere stays there."""
+    for region in ("chengdu", "shenyang"):
+        world.shards[region] = Shard(region, world.clock)
+    front = world.front()
+    world.wire("beijing").stalled = True
+    for region in ("shanghai", "chengdu", "shenyang"):
+        wire = world.wire(region)
+        wire.up, wire.stalled = region in heard, heard.get(region, False)
+    assert front._alone is cut_off
+
+
 # --- the client's other words
 
 
