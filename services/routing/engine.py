@@ -534,7 +534,9 @@ def _withdraw(s: ShardState, c: WithdrawCall, now_ms: int) -> Decision:
     if entry is None or entry.state is ENDED or entry.version >= (c.attempt, c.move):
         return Decision()
     if entry.state is CONNECTED:
-        return _refuse("ILLEGAL_STATE")
+        if not c.agent_lost:
+            return _refuse("ILLEGAL_STATE")
+        return Decision(events=_end(s, entry, INTERRUPTED, now_ms, "AGENT_LOST", wrap_up=False))
     return Decision(events=_end(s, entry, MOVED, now_ms, c.reason))
 
 

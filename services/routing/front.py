@@ -442,6 +442,7 @@ class Front:
         """Places a call that was just opened, and withdraws what older streams of it left elsewhere. One that
         finds no leader anywhere waits for one. Raises as `_place`.
         """
+        agent_lost = caller.agent_lost
         async with caller.placing:
             try:
                 await self._place(caller, caller.regions)
@@ -450,7 +451,7 @@ class Front:
                     raise
                 await self._place_in_turn(caller, error)
         if caller.stale:
-            self._withdraw_all(caller, [r for r in caller.stale if r != caller.region])
+            self._leave_behind(caller, _regions(*caller.stale, besides=caller.region), agent_lost=agent_lost)
 
     async def _place_in_turn(self, caller: Caller, failure: NothingTaken) -> None:
         """Places a call once the nearest region has a leader again; raises `failure` when it is too long."""
@@ -605,6 +606,28 @@ class Front:
         for region in dict.fromkeys(regions):
             self.spawn(self._withdraw(region, caller.facts.call_id, caller.attempt, caller.move + 1))
 
+    def _leave_behind(self, caller: Caller, regions: Sequence[str], *, agent_lost: bool = False) -> None:
+        """Withdraws what older streams, or a lost leader, left at some regions. `agent_lost`: its edge has
+        said that a conversation broke off.
+        """
+        withdrawn = WithdrawCall(
+            call_id=caller.facts.call_id,
+            attempt=caller.attempt,
+            move=caller.move + 1,
+            agent_lost=agent_lost,
+        )
+        for region in regions:
+            self.spawn(self._leave_or_return(caller, region, withdrawn))
+
+    async def _leave_or_return(self, caller: Caller, region: str, withdrawn: WithdrawCall) -> None:
+        """A call that turns out to be in conversation at a region waits nowhere else: it goes on there."""
+        committed = await self._get_through(region, lambda: withdrawn, WITHDRAW_SECONDS_MAX)
+        if committed is None or committed.answer.refusal is None or withdrawn.agent_lost:
+            return
+        async with caller.placing:
+            if self._alive(caller) and caller.region not in ("", region) and caller.state is not CONNECTED:
+                await self._overflow(caller, region, hold=False)
+
     async def _withdraw(self, region: str, call_id: str, attempt: int, move: int) -> None:
         command = WithdrawCall(call_id=call_id, attempt=attempt, move=move)
         await self._get_through(region, lambda: command, WITHDRAW_SECONDS_MAX)
@@ -616,19 +639,21 @@ class Front:
     async def _detach(self, region: str, say: Callable[[], Command | None]) -> None:
         await self._get_through(region, say, self._options.silent_seconds)
 
-    async def _get_through(self, region: str, say: Callable[[], Command | None], seconds: float) -> None:
+    async def _get_through(
+        self, region: str, say: Callable[[], Command | None], seconds: float
+    ) -> Committed | None:
         """What nobody waits for, but must arrive. A leader that has too much to do is asked until it takes
         it, however long that is: it would go on for ever with who is gone. One that is away for `seconds`
         need not hear it: the next one, or the same one by its next link, finds by itself who is not there.
+        The answer is None then.
         """
         while True:
             try:
-                await self._until_heard(region, say, seconds)
-                return
+                return await self._until_heard(region, say, seconds)
             except CallmeshError as error:
                 if not isinstance(error, NothingTaken) or not self._shards[region].up:
                     log.info("given_up", shard=region, command=type(say()).__name__, error=error.reason)
-                    return
+                    return None
             await asyncio.sleep(RETRY_SECONDS_MAX * random.uniform(0.5, 1.0))
 
     async def confirm(self, region: str, command: ConfirmCall, seconds: float) -> Committed:
@@ -765,17 +790,21 @@ class Front:
         finally:
             caller.moving = False
 
-    async def _overflow(self, caller: Caller, target: str) -> None:
-        """The source stops offering, the target takes the call, then the source lets it go."""
+    async def _overflow(self, caller: Caller, target: str, *, hold: bool = True) -> None:
+        """The source stops offering, the target takes the call, then the source lets it go. Without `hold`
+        the source is not asked first: that it rings there is no reason to keep the call.
+        """
         source, call_id = caller.region, caller.facts.call_id
         held = OverflowCall(call_id=call_id, attempt=caller.attempt, move=caller.move)
         try:
-            if (await self.ask(source, held)).answer.refusal is not None or not self._alive(caller):
+            refused = hold and (await self.ask(source, held)).answer.refusal is not None
+            if refused or not self._alive(caller):
                 return
             caller.source = source
             await self._place(caller, [target, source], keep=source)
             if caller.region == target:
-                _MOVED.labels(caller.moved_for).inc()
+                if hold:
+                    _MOVED.labels(caller.moved_for).inc()
                 self.spawn(self._withdraw(source, call_id, caller.attempt, caller.move))
         except CallmeshError as error:
             log.info("move_failed", call=call_id, source=source, target=target, error=error.reason)
@@ -947,7 +976,7 @@ class Front:
             caller.moved_for = "REGION_LOST"
             await self._place(caller, others)
             _MOVED.labels("REGION_LOST").inc()
-            self._withdraw_all(caller, [lost])
+            self._leave_behind(caller, [lost])
         except CallmeshError as error:
             caller.push(error)
 

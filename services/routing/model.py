@@ -384,6 +384,8 @@ class WithdrawCall(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     attempt: int
     move: int
     reason: str = "OVERFLOW"
+    #: The edge says that the conversation broke off: only then one ends here.
+    agent_lost: bool = False
 
 
 class HangUp(msgspec.Struct, frozen=True, kw_only=True, gc=False):

@@ -614,6 +614,62 @@ async def test_a_conversation_that_broke_off_is_not_the_new_streams_end(world: W
     await new.until(OfferAccepted)
 
 
+@pytest.mark.parametrize("reachable", [True, False], ids=["at once", "when it has a leader again"])
+async def test_a_conversation_that_broke_off_in_one_region_ends_there_when_its_call_goes_on_in_another(
+    world: World, reachable: bool
+) -> None:
+    """Its agent's region takes no calls: the agent would have been held by a call that talks elsewhere."""
+    world.beijing.agent("ann")
+    world.shanghai.agent("bob")
+    old = Line(world, world.front())
+    await old.next()
+    world.beijing.accept()
+    world.beijing.confirm()
+    front = world.front("g")
+    if not reachable:
+        world.wire("beijing", "g").down()
+    line = Line(world, front, attempt=2, agent_lost=True, regions=["shanghai"], stale=["beijing"])
+    await line.until(CallOffered)
+    if not reachable:
+        world.wire("beijing", "g").back()
+    await eventually(lambda: world.beijing.outcome() is CallOutcome.INTERRUPTED)
+    assert not world.beijing.state.agents["ann"].holding
+    world.shanghai.accept()
+    world.shanghai.confirm()
+    await line.until(CallConnected)
+
+
+@pytest.mark.parametrize("offered", [False, True], ids=["waiting", "rung"])
+@pytest.mark.parametrize("reachable", [True, False], ids=["at once", "when it has a leader again"])
+async def test_a_stream_that_breaks_in_a_conversation_goes_on_there_wherever_it_is_opened_again(
+    world: World, offered: bool, reachable: bool
+) -> None:
+    """The region takes no new calls, or had no leader just then: its caller was queued and offered elsewhere,
+    talking.
+    """
+    world.beijing.agent("ann")
+    if offered:
+        world.shanghai.agent("bob")
+    old = Line(world, world.front())
+    await old.next()
+    world.beijing.accept()
+    world.beijing.confirm()
+    await old.close()
+    front = world.front("g")
+    if not reachable:
+        world.wire("beijing", "g").down()
+    line = Line(world, front, attempt=2, regions=["shanghai"], stale=["beijing"])
+    await line.until(CallOffered if offered else CallQueued)
+    if not reachable:
+        world.wire("beijing", "g").back()
+    while state_of(await line.next()) is not CallState.CONNECTED:
+        pass
+    assert line.seen[-1].shard == "beijing" and world.beijing.live()
+    await eventually(lambda: world.shanghai.outcome() is CallOutcome.MOVED)
+    world.beijing.do(EndCall(call_id="c1"))
+    assert state_of((await line.rest())[-1]) is CallState.ENDED
+
+
 # --- moves
 
 
