@@ -346,8 +346,9 @@ class Leader:
         #: Called when this router begins, and when it ceases, to lead.
         self.on_lead: list[Callable[[], None]] = []
         self.on_drop: list[Callable[[], None]] = []
-        #: The newest block that other routers know to be committed, 0 for none; None: nobody is to be asked.
-        self.ask_others: Callable[[], Awaitable[int]] | None = None
+        #: The newest block that other routers, first of all those of its lead list, know to be committed, 0
+        #: for none; None: nobody is to be asked.
+        self.ask_others: Callable[[Sequence[str]], Awaitable[int]] | None = None
         #: How it outlasts an outage of the store; None: it refuses new work until the store is back.
         self.continuing: Continuing | None = None
 
@@ -1204,7 +1205,7 @@ class Leader:
         """
         unknown_seconds = self._clock.monotonic() - self._known_seconds
         if self.leading and self.ask_others is not None and unknown_seconds >= self._options.takeover_seconds:
-            newest = await self.ask_others()
+            newest = await self.ask_others(self.state.lead_list)
             if newest >= block.sequence:
                 self.hear_committed(newest)
                 # It may have come there since.

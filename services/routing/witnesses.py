@@ -7,6 +7,7 @@ since and the database was set back: nothing stands where that one's blocks were
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Sequence
 
 import grpc
 
@@ -23,11 +24,13 @@ class Witnesses:
     def __init__(self, routers: Routers) -> None:
         self._routers = routers
 
-    async def newest(self, shard: str) -> int:
+    async def newest(self, shard: str, lead_list: Sequence[str] = ()) -> int:
         """The newest block of the shard that one of them has read, or written, as committed; 0 when none says
-        so in time.
+        so in time. Who may lead it follows it, and is asked first: the others are too many to ask them all.
         """
-        asked = self._routers.others()[:ADDRESSES_MAX]
+        routers = self._routers
+        known = dict.fromkeys((*routers.homes(shard), *lead_list, *routers.others()))
+        asked = [address for address in known if address != routers.own][:ADDRESSES_MAX]
         return max(await asyncio.gather(*(self._ask(address, shard) for address in asked)), default=0)
 
     async def _ask(self, address: str, shard: str) -> int:

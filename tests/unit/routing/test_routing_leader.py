@@ -372,7 +372,7 @@ async def test_a_leader_that_slept_asks_the_others_before_it_writes(
     """Its own block ends the journal: whether more stood there before a restore, only the others know."""
     asked: list[int] = []
 
-    async def others() -> int:
+    async def others(lead_list: Sequence[str]) -> int:
         asked.append(blocks.newest("beijing"))
         return blocks.newest("beijing") + known
 
@@ -402,7 +402,7 @@ async def test_a_leader_that_is_deposed_while_it_looks_writes_nothing(
 ) -> None:
     async with running(Router(blocks, clock, heartbeat_seconds=1.0, takeover_seconds=5.0)) as router:
 
-        async def others() -> int:
+        async def others(lead_list: Sequence[str]) -> int:
             router.leader.hear_epoch(router.leader.epoch + 1)
             return 0
 

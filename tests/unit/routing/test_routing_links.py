@@ -19,6 +19,7 @@ from routing import codec, engine, shard_servicer
 from routing import leader as leader_module
 from routing.leader import Leader, LeaderOptions, StoreOutage
 from routing.links import (
+    ADDRESSES_MAX,
     BATCH_MAX,
     LinkDown,
     LinkLost,
@@ -196,6 +197,22 @@ async def test_others_say_which_block_they_know(grpc_server: Any) -> None:
         assert 2 <= known <= await witnesses.newest("beijing") <= second.leader.newest_committed
         assert await witnesses.newest("chengdu") == 0
         await routers.close()
+
+
+async def test_of_many_routers_those_are_asked_that_follow_the_shard(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The region's own and its backups: of some hundred others none knows anything of it."""
+    homes = {f"r{n}": (f"r{n}a:1", f"r{n}b:1") for n in range(ADDRESSES_MAX)}
+    routers = Routers("r30a:1", homes)
+    asked: list[str] = []
+
+    async def ask(self: Witnesses, address: str, shard: str) -> int:
+        asked.append(address)
+        return 7 if address == "r31b:1" else 0
+
+    monkeypatch.setattr(Witnesses, "_ask", ask)
+    assert await Witnesses(routers).newest("r30", ("r30a:1", "r31b:1")) == 7
+    assert asked[:2] == ["r30b:1", "r31b:1"] and len(asked) == ADDRESSES_MAX
+    assert routers.own not in asked
 
 
 async def test_nobody_opens_below_what_another_router_has_known(grpc_server: Any) -> None:
