@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import functools
 import itertools
-from collections.abc import AsyncGenerator, Callable, Iterable
+from collections.abc import AsyncGenerator, Callable, Container, Iterable
 
 import grpc
 import structlog
@@ -43,8 +43,12 @@ _UP = gauge("callmesh_peer_up", "1 while a region's leader is heard.", ["region"
 class PeerTable:
     """The newest state of every region and when it was heard."""
 
-    def __init__(self, clock: Clock, silent_seconds: float) -> None:
+    def __init__(self, clock: Clock, silent_seconds: float, regions: Container[str] | None = None) -> None:
+        """`regions` are those that this router has links to; None: all. What another router says of a region
+        that was added since is of no use here: no call can be placed there.
+        """
         self._clock = clock
+        self._regions = regions
         self._silent_seconds = silent_seconds
         self._heard: dict[str, tuple[shard_pb2.PeerState, float]] = {}
         self._leaders: dict[str, str] = {}
@@ -53,9 +57,13 @@ class PeerTable:
         self.on_leader: list[Callable[[str, int, str], None]] = []
 
     def hear(self, state: shard_pb2.PeerState, address: str = "") -> None:
-        """Takes a region's state from the router at `address`; one of an older epoch is dropped."""
+        """Takes a region's state from the router at `address`; one of an older epoch is dropped, as is one of
+        a region without a link.
+        """
         known = self._heard.get(state.region)
         if known is not None and state.epoch < known[0].epoch:
+            return
+        if self._regions is not None and state.region not in self._regions:
             return
         if known is None:
             # Asked whenever it is scraped, so that a silent region shows even if nobody calls.

@@ -99,7 +99,8 @@ class Router:
         self.address = settings.own_address()
         self.name = self.address or self.router
         self.database = async_database(settings)
-        self.peers = PeerTable(clock, settings.silent_seconds)
+        regions = dict.fromkeys((settings.region, *settings.routers()))
+        self.peers = PeerTable(clock, settings.silent_seconds, regions)
         self.regions = Regions(self.peers, clock)
         self.queues: dict[str, QueueConfig] = {}
         self.skills: set[str] = set()
@@ -109,7 +110,7 @@ class Router:
         silent_seconds = max(settings.takeover_seconds, SILENT_SECONDS_MIN)
         self.links = {
             region: ShardLink(region, self.router, self.routers, silent_seconds=silent_seconds)
-            for region in {settings.region: None, **settings.routers()}
+            for region in regions
         }
         self.peers.on_leader.append(self._leader_heard)
         #: By shard: this region's, and those that this router is a backup of.

@@ -21,9 +21,9 @@ SHANGHAI = RegionConfig(id="shanghai", latitude=31.2, longitude=121.5, served_ar
 
 
 class World:
-    def __init__(self, *regions: RegionConfig) -> None:
+    def __init__(self, *regions: RegionConfig, linked: frozenset[str] | None = None) -> None:
         self.clock = FakeClock()
-        self.peers = PeerTable(self.clock, 3.0)
+        self.peers = PeerTable(self.clock, 3.0, linked)
         self.regions = Regions(self.peers, self.clock)
         self.regions.configure(regions or (BEIJING, SHANGHAI), {"service": 10_000})
 
@@ -66,6 +66,17 @@ def test_a_region_that_is_down_or_drains_takes_no_new_call(why: str) -> None:
     world.hear("beijing", agents_free=1)
     request = call()
     assert list(world.regions.rank(request, place_of(request), "service").regions) == ["beijing"]
+
+
+def test_no_call_goes_to_a_region_that_this_router_was_not_told_of() -> None:
+    """A region is added and routers are told so one after another: who backs it up already speaks for it."""
+    world = World(linked=frozenset({"beijing"}))
+    world.hear("beijing", agents_free=0, waiting=1)
+    world.hear("shanghai", agents_free=5)
+    request = call()
+    placed = world.regions.rank(request, place_of(request), "service")
+    assert placed.regions == ("beijing",) and placed.home == "shanghai"
+    assert world.overflow() is None
 
 
 def test_overflow_needs_a_wait_nobody_free_here_and_somebody_free_there() -> None:
