@@ -990,7 +990,8 @@ class Front:
             async with self._turnstiles[lost].passage(Urgency.CALLER, seconds):
                 return True
         except NoTurn:
-            return False
+            # It may be back, and others' turn before this one's: it attaches with all who wait.
+            return self._shards[lost].up
         finally:
             caller.stays = False
 

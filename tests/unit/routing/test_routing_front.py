@@ -1068,6 +1068,25 @@ async def test_a_lost_region_without_another_keeps_its_callers_if_it_comes_back(
     assert world.beijing.live() and not line.caller.updates.unread
 
 
+async def test_who_waited_for_a_lost_region_goes_on_there_though_its_turn_comes_late(world: World) -> None:
+    """Desktops are before it. It is attached with the others, and nobody would let go of its place."""
+    front, wire = world.front(silent_seconds=0.01, leaderless_seconds=0.02), world.wire("beijing")
+    line = Line(world, front, regions=["beijing"])
+    await line.next()
+    wire.down()
+    turnstile = front._turnstiles["beijing"]
+    await eventually(lambda: turnstile.waiting == 1)
+    world.beijing.open()
+    free, turnstile._free = turnstile._free, 0
+    wire.back()
+    await eventually(lambda: not line.caller.stays)
+    turnstile._free = free
+    turnstile.look()
+    await eventually(world.beijing.live)
+    await eventually(lambda: not front._tasks)
+    assert not line.caller.updates.unread
+
+
 @pytest.mark.parametrize("silent", [False, True], ids=["told", "told by attaching again"])
 async def test_a_call_that_was_taken_for_lost_goes_on_while_its_stream_is_here(
     world: World, silent: bool
