@@ -7,6 +7,8 @@ from collections.abc import AsyncGenerator, Callable, Container, Iterator
 from contextlib import aclosing, contextmanager
 from typing import Protocol
 
+import msgspec
+
 from callmesh.routing.v1 import agent_pb2, call_pb2, routing_pb2
 from chassis import callcontext
 from chassis.clock import Clock, from_ms
@@ -227,7 +229,9 @@ class Handlers:
             extra=points(known, request.call_id, since_ms, config.repeat_points),
             traceparent=_traceparent(),
         )
-        if place is None and request.attempt <= 1:
+        if place is not None:
+            facts = _with_credit(facts, place)
+        elif request.attempt <= 1:
             # A call that was queued goes on with a skill that was deleted since.
             convert.check_skills("call.skills", request.skills, self._skills)
         kept = place if place is not None and self._regions.serves(place.shard, queue) else None
@@ -284,6 +288,8 @@ class Handlers:
                 move=view.move,
                 waited_span_ms=max(0, now_ms - view.queued_ms),
                 made_ms=now_ms,
+                priority=view.facts.priority,
+                credit_span_ms=view.facts.credit_span_ms,
             )
         )
 
@@ -466,6 +472,14 @@ def _traceparent() -> str:
     """The trace of the request being handled; empty without one."""
     call = callcontext.current()
     return (call.traceparent or "") if call is not None else ""
+
+
+def _with_credit(facts: model.CallFacts, place: Place) -> model.CallFacts:
+    """A call's facts with what its place has beside the time waited, wherever it is queued now."""
+    facts = msgspec.structs.replace(facts, credit_span_ms=place.credit_span_ms)
+    if place.priority is None or place.priority == facts.priority:
+        return facts
+    return msgspec.structs.replace(facts, priority=place.priority, priority_parts=())
 
 
 def _tries(ranked: Ranked, place: Place | None) -> list[str]:

@@ -49,6 +49,10 @@ class Place(msgspec.Struct, frozen=True, kw_only=True, array_like=True):
     waited_span_ms: int
     #: Business time when it was made, to bound its age.
     made_ms: int
+    #: Priority in force: a supervisor may have changed it. None in tokens of before.
+    priority: int | None = None
+    #: Waited before a conversation that was handed on: counts for the place.
+    credit_span_ms: int = 0
 
 
 _encoder = msgspec.msgpack.Encoder()

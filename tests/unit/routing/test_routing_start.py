@@ -9,12 +9,16 @@ import pytest
 from callmesh.routing.v1 import call_pb2
 from chassis.errors import InvalidArgument
 from chassis.testing import FakeClock
+from routing.engine import step
 from routing.errors import DirectoryUnread, QueueNotFound
 from routing.handlers import Handlers
-from routing.model import QueueConfig
+from routing.model import CallFacts, ConfigureQueue, PlaceCall, QueueConfig
 from routing.peers import PeerTable
 from routing.regions import Regions
+from routing.state import ShardState
+from routing.streams import Present, Update
 from routing.tokens import Place, PlaceTokens
+from routing.views import view_call
 
 TOKENS = PlaceTokens(bytes(32), life_span_ms=60_000)
 
@@ -74,3 +78,27 @@ async def test_a_skill_that_nobody_can_have_is_refused_to_a_new_call_and_not_to_
     assert (await handlers._caller(again)).facts.skills == (("english", 1),)
     again.place_token = ""
     assert (await handlers._caller(again)).attempt == 2, "its edge has lost the token"
+
+
+@pytest.mark.parametrize("credit_ms", [0, 240_000])
+async def test_a_place_that_is_kept_anywhere_is_kept_with_its_credit(credit_ms: int) -> None:
+    """A supervisor has raised it, or it had waited before a transfer; its shard is lost with its front."""
+    handlers, regions = started(queues={"service": QueueConfig(id="service")})
+    regions.configure((), {})
+    now_ms = FakeClock().now_ms()
+    facts = CallFacts(call_id="c1", queue="service", priority=7, credit_span_ms=credit_ms)
+    state = ShardState("beijing")
+    step(state, ConfigureQueue(queue=QueueConfig(id="service")), now_ms)
+    step(state, PlaceCall(facts=facts, attempt=1, move=1, front="f"), now_ms)
+    view = view_call(state, "c1")
+    told = Update(shard="beijing", epoch=1, sequence=1, now_ms=now_ms, what=Present(call=view))
+    again = call_pb2.CallRequest(
+        call_id="c1", attempt=2, queue="queues/service", place_token=handlers._token(view, told), priority=2
+    )
+    kept = (await handlers._caller(again)).facts
+    assert (kept.priority, kept.credit_span_ms) == (7, credit_ms)
+    again.place_token = TOKENS.make(
+        Place(call_id="c1", shard="beijing", attempt=1, move=1, waited_span_ms=0, made_ms=now_ms)
+    )
+    kept = (await handlers._caller(again)).facts
+    assert (kept.priority, kept.credit_span_ms) == (2, 0), "of a release before"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import jwt
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -11,7 +12,16 @@ from routing.tokens import TOKEN_CHARACTERS_MAX, InvalidPlaceToken, Place, Place
 
 KEY = b"k" * 32
 NOW_MS = 1_772_000_000_000
-PLACE = Place(call_id="c1", shard="beijing", attempt=2, move=3, waited_span_ms=45_000, made_ms=NOW_MS)
+PLACE = Place(
+    call_id="c1",
+    shard="beijing",
+    attempt=2,
+    move=3,
+    waited_span_ms=45_000,
+    made_ms=NOW_MS,
+    priority=-3,
+    credit_span_ms=120_000,
+)
 TOKENS = PlaceTokens(KEY, life_span_ms=60_000)
 CLAIMS = {
     "aud": "callmesh.place",
@@ -31,7 +41,9 @@ def signed(key: bytes = KEY, algorithm: str = "HS256", **change: object) -> str:
 
 MADE = TOKENS.make(PLACE)
 #: The same, written down: what is out there must be read by every later release.
-KNOWN = "2.lqJjMadiZWlqaW5nAgPNr8jPAAABnJNuOAA8eKp0n-S2nKfyvT5rn7_T"
+KNOWN = "2.mKJjMadiZWlqaW5nAgPNr8jPAAABnJNuOAD9zgAB1MCf7x8pj9Sc1axxOT6aHcNa"
+#: Of a release before, which said nothing of priority and credit.
+KNOWN_BEFORE = "2.lqJjMadiZWlqaW5nAgPNr8jPAAABnJNuOAA8eKp0n-S2nKfyvT5rn7_T"
 
 
 def test_what_was_made_is_read() -> None:
@@ -44,6 +56,11 @@ def test_all_routers_read_it() -> None:
 
 def test_its_form_stays() -> None:
     assert MADE == KNOWN
+
+
+def test_a_shorter_one_is_read() -> None:
+    read = TOKENS.read(KNOWN_BEFORE, "c1", NOW_MS)
+    assert read == msgspec.structs.replace(PLACE, priority=None, credit_span_ms=0)
 
 
 def test_the_form_before_is_read() -> None:
