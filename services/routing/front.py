@@ -142,9 +142,11 @@ class NotInTime(NothingTaken):
     reason = Unavailable.reason
 
 
-#: Where waiting calls could go now: (queue id, region they wait in, milliseconds waited there) -> region or
-#: None.
-FindOverflow = Callable[[str, str, int], str | None]
+#: Where waiting calls could go now: (queue id, region they wait in, milliseconds waited there, language) ->
+#: region or None.
+FindOverflow = Callable[[str, str, int, str], str | None]
+#: What decides where a waiting call could go, beside its wait: queue, region, language.
+_Way = tuple[str, str, str]
 #: An agent's region; None for an unknown agent. Raises Unavailable.
 FindAgent = Callable[[str], Awaitable[str | None]]
 
@@ -163,7 +165,7 @@ class Front:
         shards: Mapping[str, ShardPort],
         clock: Clock,
         options: FrontOptions,
-        find_overflow: FindOverflow = lambda queue, region, waited_ms: None,
+        find_overflow: FindOverflow = lambda queue, region, waited_ms, language: None,
         find_agent: FindAgent | None = None,
         leaves: Callable[[str], bool] = lambda region: False,
     ) -> None:
@@ -705,7 +707,7 @@ class Front:
                 continue
             self._leave_if_alone()
             taken: Counter[tuple[str, str]] = Counter()
-            stuck_ms: dict[tuple[str, str], int] = {}
+            stuck_ms: dict[_Way, int] = {}
             waiting = self._movable()
             for caller in sorted(waiting, key=lambda c: (c.queued_ms, c.facts.call_id)):
                 target = self._target_of(caller, stuck_ms)
@@ -754,30 +756,31 @@ class Front:
         """Calls that wait where somebody could go elsewhere: where even the longest wait leads nowhere,
         nobody needs to be looked at.
         """
-        known = dict.fromkeys((c.facts.queue, c.region) for c in self._callers.values())
-        ways = {way for way in known if self._find_overflow(*way, LONGEST_WAIT_MS) is not None}
+        known = dict.fromkeys(map(_way, self._callers.values()))
+        ways = {way for way in known if self._overflow_by(way, LONGEST_WAIT_MS) is not None}
         if not ways:
             return []
         return [
             c
             for c in self._callers.values()
-            if c.state is WAITING
-            and not c.moving
-            and (c.facts.queue, c.region) in ways
-            and not c.placing.locked()
+            if c.state is WAITING and not c.moving and _way(c) in ways and not c.placing.locked()
         ]
 
-    def _target_of(self, caller: Caller, stuck_ms: dict[tuple[str, str], int]) -> str | None:
-        """Where a call could go. `stuck_ms` remembers, by queue and region, how long a call had waited there
-        that could go nowhere: who has waited less need not be looked at.
+    def _overflow_by(self, way: _Way, waited_ms: int) -> str | None:
+        queue, region, language = way
+        return self._find_overflow(queue, region, waited_ms, language)
+
+    def _target_of(self, caller: Caller, stuck_ms: dict[_Way, int]) -> str | None:
+        """Where a call could go. `stuck_ms` remembers how long a call of a way had waited that could go
+        nowhere: who has waited less need not be looked at.
         """
         if not caller.heard or not caller.region or caller.move >= MOVES_MAX:
             return None
         waited_ms = self._clock.now_ms() - caller.moved_ms
-        way = (caller.facts.queue, caller.region)
+        way = _way(caller)
         if waited_ms <= stuck_ms.get(way, -1):
             return None
-        target = self._find_overflow(*way, waited_ms)
+        target = self._overflow_by(way, waited_ms)
         if target is None:
             stuck_ms[way] = waited_ms
         return target
@@ -1342,6 +1345,10 @@ def _is_news(caller: Caller, place: tuple[int, int], now_seconds: float) -> bool
         return False
     caller.place, caller.place_seconds = place, now_seconds
     return True
+
+
+def _way(caller: Caller) -> _Way:
+    return caller.facts.queue, caller.region, caller.facts.language
 
 
 def _waits(caller: Caller) -> bool:

@@ -401,7 +401,7 @@ def standing_of(region: RegionView, queue: str, rules: PlacementRules) -> Standi
 
 def nearness_of(caller: Caller, region: RegionView, rules: PlacementRules) -> Nearness:
     """How a region lies to a caller."""
-    speaks = _speaks(region, caller.language)
+    speaks = is_spoken(caller.language, region.languages)
     parts = _nearness_parts(caller, region, _distance(caller.place, region), speaks, rules)
     return Nearness(speaks=speaks, seconds=math.fsum(seconds for _, seconds in parts))
 
@@ -495,11 +495,13 @@ def _skipped(region: RegionView, queue: str) -> Skipped | None:
     return Skipped.SHIFTED_AWAY if region.weight <= 0 else None
 
 
-def _speaks(region: RegionView, language: str) -> bool:
-    """By the primary subtag: "zh-CN" and "zh-Hant" are both Chinese to an agent."""
+def is_spoken(language: str, languages: Sequence[str]) -> bool:
+    """Whether a region of some languages speaks one, by the primary subtag: "zh-CN" and "zh-Hant" are both
+    Chinese to an agent. Of no languages it speaks all.
+    """
     wanted = language.partition("-")[0].casefold()
-    spoken = (known.partition("-")[0].casefold() for known in region.languages)
-    return not wanted or not region.languages or wanted in spoken
+    spoken = (known.partition("-")[0].casefold() for known in languages)
+    return not wanted or not languages or wanted in spoken
 
 
 def _distance(caller: Located | None, region: RegionView) -> float | None:

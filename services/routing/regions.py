@@ -37,6 +37,9 @@ PLACED_SECONDS = 0.3
 PLACED_REMEMBERED_MAX = 1_000
 #: The overflow threshold of a queue that the directory does not hold yet, business milliseconds.
 OVERFLOW_MS_DEFAULT = 20_000
+#: So much longer a call waits before it goes where its language is not spoken, business milliseconds: what
+#: that costs when it is placed.
+LANGUAGE_MS = round(PlacementRules().language_seconds * 1000)
 #: What was worked out of a queue's standings is used for at most this long, real seconds; less when a peer
 #: says something new, or a free agent may have been filled.
 STANDINGS_SECONDS = 0.02
@@ -293,26 +296,36 @@ class Regions:
             # One fewer is free there.
             del self._standings[queue]
 
-    def find_overflow(self, queue: str, region: str, waited_ms: int) -> str | None:
+    def find_overflow(self, queue: str, region: str, waited_ms: int, language: str) -> str | None:
         """A region with a free agent and nobody waiting, for a call that has waited past the threshold
-        where it is; any that has agents, for one that waits where nobody is or should be.
+        where it is, and longer for one that does not speak its language; any that has agents, for one that
+        waits where nobody is or should be.
         """
         here = self._peers.load(region, queue)
         if self._is_deserted(region, queue, here) or self.leaves(region):
-            return self._refuge(queue, region)
-        if waited_ms < self._threshold_ms(queue):
+            return self._refuge(queue, region, language)
+        threshold_ms = self._threshold_ms(queue)
+        if waited_ms < threshold_ms:
             return None
         if here is not None and here.agents_free > 0:
             return None
         free = [
-            (-spare, other)
+            (not self._speaks(other, language), -spare, other)
             for other, config in self._regions.items()
             if other != region
             and not config.draining
             and self.is_open(other)
             and (spare := self._spare(other, queue)) > 0
         ]
-        return min(free)[1] if free else None
+        if not free:
+            return None
+        foreign, _, target = min(free)
+        longer_ms = LANGUAGE_MS if foreign and self._speaks(region, language) else 0
+        return target if waited_ms >= threshold_ms + longer_ms else None
+
+    def _speaks(self, region: str, language: str) -> bool:
+        config = self._regions.get(region)
+        return config is None or placement.is_spoken(language, config.languages)
 
     def _is_deserted(self, region: str, queue: str, load: shard_pb2.PeerState.QueueLoad | None) -> bool:
         """Whether all agents of a queue have been gone for long enough to say so."""
@@ -332,12 +345,18 @@ class Regions:
         config = self._regions.get(region)
         return config is not None and config.draining and config.move_waiting
 
-    def _refuge(self, queue: str, region: str) -> str | None:
-        """Where calls of a drained region wait instead: free agents first, then the shortest expected wait;
-        None while nobody else serves the queue, for then its own agents finish them.
+    def _refuge(self, queue: str, region: str, language: str) -> str | None:
+        """Where calls of a drained region wait instead: where their language is spoken, free agents first,
+        then the shortest expected wait; None while nobody else serves the queue, for then its own agents
+        finish them.
         """
         others = [
-            (-self._spare(other, queue), _known_wait_ms(load), other)
+            (
+                not self._speaks(other, language),
+                -self._spare(other, queue),
+                _known_wait_ms(load),
+                other,
+            )
             for other, config in self._regions.items()
             if other != region
             and not config.draining
@@ -345,7 +364,7 @@ class Regions:
             and (load := self._peers.load(other, queue)) is not None
             and load.agents_logged_in
         ]
-        return min(others)[2] if others else None
+        return min(others)[-1] if others else None
 
     def _spare(self, region: str, queue: str) -> int:
         load = self._peers.load(region, queue)

@@ -277,7 +277,7 @@ class World:
             shards={region: self.wires[name, region] for region in self.shards},
             clock=self.clock,
             options=FrontOptions(silent_seconds=silent_seconds, leaderless_seconds=leaderless_seconds),
-            find_overflow=lambda queue, region, waited_ms: self.find_overflow(region, waited_ms),
+            find_overflow=lambda queue, region, waited_ms, language: self.find_overflow(region, waited_ms),
             find_agent=lambda agent: asyncio.sleep(0, agents),
         )
         self.fronts.append(front)

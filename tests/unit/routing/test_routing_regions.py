@@ -13,7 +13,7 @@ from chassis.errors import InvalidArgument
 from chassis.testing import FakeClock
 from routing.hours import schedule
 from routing.peers import PeerTable
-from routing.placement import NO_TIES, Skipped, Ties
+from routing.placement import NO_TIES, PlacementRules, Skipped, Ties
 from routing.regions import DESERTED_SECONDS, PLACED_SECONDS, RegionConfig, Regions, place_of
 
 BEIJING = RegionConfig(id="beijing", latitude=39.9, longitude=116.4, served_areas=("CN/北京",))
@@ -39,8 +39,8 @@ class World:
             )
         )
 
-    def overflow(self, waited_ms: int = 10_000) -> str | None:
-        return self.regions.find_overflow("service", "beijing", waited_ms)
+    def overflow(self, waited_ms: int = 10_000, language: str = "") -> str | None:
+        return self.regions.find_overflow("service", "beijing", waited_ms, language)
 
 
 def call(number: str = "+862164000000", **fields: Any) -> call_pb2.CallRequest:
@@ -114,11 +114,32 @@ def test_the_region_with_most_to_spare_is_chosen_and_never_a_draining_one() -> N
     assert world.overflow() == "guangzhou"
 
 
+@pytest.mark.parametrize("draining", [False, True])
+def test_a_waiting_caller_goes_where_the_language_is_spoken(draining: bool) -> None:
+    """Another language costs as much as when a call is placed; where it is not spoken here, nothing."""
+    here = replace(BEIJING, languages=("zh", "en"), draining=draining, move_waiting=draining)
+    world = World(
+        here,
+        replace(SHANGHAI, languages=("en",)),
+        RegionConfig(id="guangzhou", latitude=23.1, longitude=113.3, languages=("zh-Hans",)),
+    )
+    world.hear("beijing", agents_free=0, waiting=1)
+    world.hear("shanghai", agents_free=9)
+    world.hear("guangzhou", agents_free=1)
+    assert [world.overflow(language=each) for each in ("zh-CN", "en", "", "fr")] == [
+        "guangzhou", "shanghai", "shanghai", "shanghai"
+    ]  # fmt: skip
+    world.hear("guangzhou", agents_logged_in=0)
+    later_ms = 10_000 + round(PlacementRules().language_seconds * 1000)
+    assert world.overflow(later_ms - 1, "zh") == ("shanghai" if draining else None)
+    assert world.overflow(later_ms, "zh") == world.overflow(10_000, "fr") == "shanghai"
+
+
 def test_an_unknown_queue_has_the_default_threshold() -> None:
     world = World()
     world.hear("shanghai", agents_free=1)
-    assert world.regions.find_overflow("service", "beijing", 10_000) == "shanghai"
-    assert world.regions.find_overflow("other", "beijing", 19_999) is None
+    assert world.regions.find_overflow("service", "beijing", 10_000, "") == "shanghai"
+    assert world.regions.find_overflow("other", "beijing", 19_999, "") is None
 
 
 def test_places() -> None:
@@ -166,7 +187,7 @@ def test_a_closed_region_is_skipped_and_opens_by_itself() -> None:
     world.clock.advance(10 * 3600)
     assert ranked() == {"beijing": None, "shanghai": Skipped.CLOSED}
     world.hear("beijing", agents_free=0)
-    assert world.regions.find_overflow("service", "beijing", 60_000) is None
+    assert world.regions.find_overflow("service", "beijing", 60_000, "") is None
     assert world.regions.closed_until_ms() is None
     world.clock.advance(2 * 3600)
     assert set(ranked().values()) == {Skipped.CLOSED}
