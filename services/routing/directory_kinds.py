@@ -32,7 +32,8 @@ _CAPACITY_MAX = 100
 #: Points for one earlier call of a repeat caller.
 REPEAT_POINTS_MAX = 20
 _LANGUAGE = re.compile(r"[A-Za-z]{2,3}(-[A-Za-z0-9]{1,8}){0,4}")
-_PREFIX = re.compile(r"\+[1-9]\d{0,14}")
+#: Behind +86 stands no 0: an area code is dialled with one, and nobody's number begins so.
+_PREFIX = re.compile(r"\+(?!860)[1-9][0-9]{0,14}")
 _RESOURCE_ID = re.compile(r"[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?")
 _CHANNELS = frozenset({"voice", "chat", "sms", "email", "visit"})
 _STRATEGIES = {
@@ -145,7 +146,9 @@ def _fill_region(message: pb.Region, document: RegionDocument) -> None:
     document.served_prefixes = _strings("region.served_prefixes", message.served_prefixes)
     for index, prefix in enumerate(document.served_prefixes):
         if not _PREFIX.fullmatch(prefix):
-            raise InvalidArgument(field=f"region.served_prefixes[{index}]", why='must look like "+8610"')
+            raise InvalidArgument(
+                field=f"region.served_prefixes[{index}]", why='must look like "+8610" (not "+86010")'
+            )
     document.languages = _strings("region.languages", message.languages, 35)
     for index, language in enumerate(document.languages):
         language_tag(f"region.languages[{index}]", language)

@@ -1,7 +1,8 @@
 """Text → number. What an edge sends as the caller's number is checked here, and nowhere else.
 
 Rules:
-1. A SIP or tel URI is reduced to its user part; an extension is dropped.
+1. A SIP or tel URI is reduced to its user part; an extension is dropped, in China also one behind a dash
+   ("010-65551234-8001").
 2. What holds anything but digits and the usual separators is garbage. Error texts never repeat a number: it
    is personal. They do name emergency numbers and short codes, which are nobody's.
 3. National numbers are read by the default country, "+" and international prefixes win over it.
@@ -41,6 +42,11 @@ _NUMBER = re.compile(
     r"(?P<number>[\d\s()（）\[\].．/~\-‐-―−ー－+＋\u00ad\u200b\u2060]+)"
     r"(?:(?:;?\s*(?:ext?|extn|x|ｘ|#|转|轉)[.:=：]?\s*)\d{1,8}#?)?",
     re.IGNORECASE,
+)
+#: A Chinese fixed line with an extension behind a dash.
+_CHINA_EXTENDED = re.compile(
+    r"(?P<number>(?:(?:[+＋]|00)86[\s\-－]*[(（]?0?|[(（]?0)(?:10|[2-9][0-9]{1,2})[)）]?[\s\-－]*[2-8][0-9]{6,7})"
+    r"\s*[\-－]\s*[0-9]{1,6}"
 )
 #: The commonest case, taken without a parser's detour. [0-9]: \d would take any script's digits.
 _CHINA_MOBILE = re.compile(r"(?:\+|00)?(86)?(1[3-9][0-9]{9})")
@@ -104,7 +110,7 @@ def parse_number(
     quick = _quick(text, default_country)
     if quick:
         return quick
-    number = _cleaned(text, field)
+    number = _cleaned(text, default_country, field)
     if number[0] not in "+＋":
         _refuse_short_code(number, default_country, field)
     try:
@@ -157,7 +163,7 @@ def _china_range(prefix: str) -> tuple[NumberKind, bool]:
     return kind, is_geographic(kind, 86)
 
 
-def _cleaned(text: str, field: str) -> str:
+def _cleaned(text: str, default_country: str, field: str) -> str:
     """The part of the text that is dialled."""
     if len(text) > TEXT_CHARACTERS_MAX:
         raise _invalid(field, NumberFault.TOO_LONG, f"is longer than {TEXT_CHARACTERS_MAX} characters")
@@ -165,6 +171,9 @@ def _cleaned(text: str, field: str) -> str:
     number = (uri[1] if uri else text).strip()
     if not number:
         raise _invalid(field, NumberFault.EMPTY, "is empty")
+    extended = _CHINA_EXTENDED.fullmatch(number)
+    if extended and (default_country == "CN" or number[0] in "+＋"):
+        return extended["number"]
     match = _NUMBER.fullmatch(number)
     if not match:
         raise _invalid(field, NumberFault.GARBAGE, "holds characters that no telephone number has")

@@ -29,6 +29,8 @@ BAD: list[tuple[Kind, dict[str, Any], str]] = [
     (REGION, {"served_areas": ["CN/Atlantis"]}, "region.served_areas[0]"),
     (REGION, {"served_prefixes": ["8610"]}, "region.served_prefixes[0]"),
     (REGION, {"served_prefixes": ["+8610", "+8610"]}, "region.served_prefixes"),
+    (REGION, {"served_prefixes": ["+1", "+86１０"]}, "region.served_prefixes[1]"),
+    (REGION, {"served_prefixes": ["+86010"]}, "region.served_prefixes[0]"),
     (REGION, {"languages": [""]}, "region.languages[0]"),
     (REGION, {"languages": ["zh-CN", "speaks chinese"]}, "region.languages[1]"),
     (REGION, {"time_zone": "Mars/Olympus"}, "region.time_zone"),
