@@ -5,6 +5,7 @@ region.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -15,7 +16,7 @@ from pymongo.errors import PyMongoError
 from chassis.errors import CallmeshError, Unavailable
 from routing import model
 from routing.hours import Schedule, check_calendar, schedule
-from routing.leader import Leader
+from routing.leader import Leader, PoisonCommand
 from routing.model import (
     REJECT_DELAY_SPAN_MS,
     AgentConfig,
@@ -155,7 +156,7 @@ def queue_config(document: dict[str, Any]) -> QueueConfig:
     if document.get("preferred_agent_span_ms") is not None:
         known["preferred_span_ms"] = document["preferred_agent_span_ms"]
     if document.get("strategy"):
-        known["strategy"] = model.Strategy(document["strategy"])
+        known["strategy"] = _strategy(document)
     return QueueConfig(
         id=document["_id"],
         skills=_pairs(document.get("skills")),
@@ -164,6 +165,17 @@ def queue_config(document: dict[str, Any]) -> QueueConfig:
         announcements=_announcements(document),
         **known,
     )
+
+
+def _strategy(document: dict[str, Any]) -> model.Strategy:
+    """A stored queue's strategy. One that a later release has stored is the default: a release that is gone
+    back to has to run.
+    """
+    try:
+        return model.Strategy(document["strategy"])
+    except ValueError:
+        log.error("strategy_unknown", queue=document["_id"], strategy=document["strategy"])
+        return QueueConfig(id=document["_id"]).strategy
 
 
 def _step(stored: dict[str, Any]) -> RelaxationStep:
@@ -247,7 +259,9 @@ async def follow(
 
 
 async def _configure(leader: Leader, snapshot: Snapshot) -> None:
-    """Brings the shard's configuration into line; the engine ignores what is the same already."""
+    """Brings the shard's configuration into line; the engine ignores what is the same already. What it fails
+    on is left out: the leader has said so.
+    """
     known = leader.state.agents
     commands: list[model.Command] = [ConfigureQueue(queue=queue) for queue in snapshot.queues]
     # A new leader has better things to do than to be told of every agent again.
@@ -266,7 +280,8 @@ async def _configure(leader: Leader, snapshot: Snapshot) -> None:
     if lead_list != leader.state.lead_list:
         commands.append(model.SetLeadList(routers=lead_list))
     for index, command in enumerate(commands):
-        while leader.carry_out(command).more:
-            await asyncio.sleep(0)
+        with contextlib.suppress(PoisonCommand):
+            while leader.carry_out(command).more:
+                await asyncio.sleep(0)
         if index % COMMANDS_IN_A_ROW_MAX == 0:
             await asyncio.sleep(0)
