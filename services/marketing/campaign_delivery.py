@@ -6,7 +6,8 @@ a slow sender holds up nobody. One that fails rests for a while. What was claime
 it was.
 
 A message may leave hours after somebody was taken in. So right before it does, everything is looked at again:
-consent, complaints, answers, whether the offer still stands, quiet hours, whether the phase is over.
+consent, complaints, answers (who has answered in the phase needs no further message of it), whether the offer
+still stands, quiet hours, whether the phase is over.
 """
 
 from __future__ import annotations
@@ -38,7 +39,7 @@ from marketing.campaign_engine import (
 )
 from marketing.campaign_model import Campaign, Variant
 from marketing.campaign_runner import fits, is_quiet_until
-from marketing.campaign_store import FINAL_ANSWERS, CampaignStore
+from marketing.campaign_store import CampaignStore, has_answered
 from marketing.documents import profile_from_raw
 from marketing.model import Profile, best_text
 from marketing.senders import SENDERS_MAX, Lane, Message, Senders, SendFailed
@@ -247,7 +248,7 @@ class Delivery:
             now,
             has_address=True,
             complaining=profile.customer in group.complaining,
-            declined=stands.get("response") in FINAL_ANSWERS,
+            declined=has_answered(stands, phase.id),
             is_capped=False,
             fits=fits(campaign, profile, channel, now),
         )

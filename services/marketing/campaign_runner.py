@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta, tzinfo
 from functools import lru_cache
 from typing import Any
@@ -174,9 +174,14 @@ class Runner:
         known = self.store.profiles_of(ids)
         return [known[id] for id in ids if id in known], ids[-1] if ids else cursor, len(ids) < self.batch
 
-    def newcomers(self, campaigns: Sequence[Campaign], now: datetime) -> int:
-        """Takes in those who joined segments since campaigns on them looked at all members; how many."""
+    def newcomers(self, campaigns: Sequence[Campaign], now: datetime, paused: Sequence[Campaign] = ()) -> int:
+        """Takes in those who joined segments since campaigns on them looked at all members; how many.
+        `paused` campaigns look at their members anew when they go on.
+        """
         looked = 0
+        for campaign in campaigns:
+            if campaign.segment:
+                self.store.recall(campaign.segment, _runs(campaign))
         for segment in sorted({campaign.segment for campaign in campaigns} - {""}):
             fresh = self.store.fresh(segment, self.batch)
             if not fresh:
@@ -191,6 +196,7 @@ class Runner:
                         settled &= self._welcome(campaign, phase, raws, now)
             # Some phase still looks at all members, and may have passed these by already.
             if settled:
+                self.store.miss([run for one in paused if one.segment == segment for run in _runs(one)])
                 self.store.settle(segment, fresh)
             else:
                 looked -= len(fresh)
@@ -211,7 +217,9 @@ class Runner:
             if phase.id in (stands.get("touched") or {})
         }
         taken = self._judged(campaign, phase, [raw for raw in raws if raw["_id"] not in here], now)
-        self._write(campaign, phase, taken, cursor, done)
+        # Touches first: who stands here is not looked at again, whatever a crash cuts off.
+        self.store.take_in((), taken.touches)
+        self._write(campaign, phase, replace(taken, touches=[]), cursor, done)
         return True
 
     def _write(self, campaign: Campaign, phase: Phase, taken: Taken, cursor: str, done: bool) -> None:
@@ -323,7 +331,8 @@ class Runner:
 
     def _whom(self, campaign: Campaign, due: Sequence[dict[str, Any]]) -> dict[str, Profile]:
         """Whom rows are about, by row: one who was merged goes on as the survivor. No further steps for those
-        who left the segment, nor twice for one person.
+        who left the segment or have answered (while the step before was being noted), nor twice for one
+        person.
         """
         raws = self.store.survivors_of([raw["customer"] for raw in due])
         profiles = {customer: profile_from_raw(raw) for customer, raw in raws.items()}
@@ -338,7 +347,8 @@ class Runner:
             if profile is None:
                 continue
             own = profile.customer == raw["customer"]
-            if profile.customer not in members or (not own and profile.customer in taken):
+            twice = not own and profile.customer in taken
+            if profile.customer not in members or twice or raw["phase"] in (raw.get("answers") or {}):
                 left.append(raw)
                 continue
             taken.add(profile.customer)
@@ -353,6 +363,11 @@ class Runner:
 
 
 _NOWHERE = Contact()
+
+
+def _runs(campaign: Campaign) -> list[tuple[str, str]]:
+    """(campaign, phase) of each of its phases."""
+    return [(campaign.id, phase.id) for phase in campaign.phases]
 
 
 def entrants(

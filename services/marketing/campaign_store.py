@@ -133,6 +133,8 @@ class RunDocument(Document):
     cursor = StringField()
     done = BooleanField()
     counts = DictField()
+    #: People joined the segment while the campaign was paused, and others have looked at them.
+    missed = BooleanField()
 
 
 class SegmentMemberDocument(Document):
@@ -222,12 +224,21 @@ class TouchLog(Protocol):
     def note(self, id: str, customer: str, channel: str, at: datetime) -> None:
         """Adds a touch that was made outside campaigns. A known id changes nothing."""
 
+    def standing_people(self, campaign: str, people: Sequence[Profile]) -> Mapping[str, Mapping[str, Any]]:
+        """Where people stand in a campaign ("response", "answers" by phase), by customer."""
+
 
 class MemoryTouches:
-    """Touches in memory, for tests and trials."""
+    """Touches in memory, for tests and trials. `stands` is what `standing_people` answers, by campaign."""
 
     def __init__(self) -> None:
         self._made: dict[str, tuple[str, datetime, str]] = {}
+        self.stands: dict[str, dict[str, dict[str, Any]]] = {}
+
+    def standing_people(self, campaign: str, people: Sequence[Profile]) -> dict[str, dict[str, Any]]:
+        """As the port says."""
+        known = self.stands.get(campaign, {})
+        return {one.customer: known[one.customer] for one in people if one.customer in known}
 
     def touched(
         self, customers: Sequence[str], since: datetime
@@ -255,6 +266,15 @@ def as_one(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
     final = [response for response in said if response in FINAL_ANSWERS]
     whole = {**rows[0], "answers": answers}
     return {**whole, "response": (final or said)[0]} if said else whole
+
+
+def _run_ids(runs: Sequence[tuple[str, str]]) -> list[str]:
+    return [f"{campaign}/{phase}" for campaign, phase in runs]
+
+
+def has_answered(stands: Mapping[str, Any], phase: str) -> bool:
+    """Whether somebody who stands so answered in a phase, or declined in any: the phase is over for them."""
+    return phase in (stands.get("answers") or {}) or stands.get("response") in FINAL_ANSWERS
 
 
 def insert_new(collection: Any, rows: Sequence[Mapping[str, Any]]) -> int:
@@ -337,6 +357,22 @@ class CampaignStore:
         """Every campaign has looked at these members."""
         ids = [f"{segment}/{customer}" for customer in customers]
         self._members.update_many({"_id": {"$in": ids}}, {"$unset": {"fresh": ""}})
+
+    def miss(self, runs: Sequence[tuple[str, str]]) -> None:
+        """Notes that members are about to be settled at whom these runs, (campaign, phase), did not look. One
+        that has not begun looks at all of them.
+        """
+        if runs:
+            self.runs.update_many({"_id": {"$in": _run_ids(runs)}}, {"$set": {"missed": True}})
+
+    def recall(self, segment: str, runs: Sequence[tuple[str, str]]) -> None:
+        """Where one of these runs missed members, nobody counts as looked at any more."""
+        missed = {"_id": {"$in": _run_ids(runs)}, "missed": True}
+        if self.runs.find_one(missed, {"_id": 1}) is None:
+            return
+        between = {"$gt": f"{segment}/", "$lt": f"{segment}0"}
+        self._members.update_many({"_id": between}, {"$set": {"fresh": True}})
+        self.runs.update_many(missed, {"$unset": {"missed": ""}})
 
     # touches of others
 
@@ -543,11 +579,17 @@ class CampaignStore:
             return None
         known = {"_id": present["_id"]}
         at = phase or present.get("phase", "")
-        change = {
-            "$set": {"response": response, f"answers.{at}": response},
-            "$unset": {"next_at": ""},
-        }
-        return self.contacts.find_one_and_update(known, change, return_document=ReturnDocument.AFTER)
+        told = self.contacts.find_one_and_update(
+            known,
+            {"$set": {"response": response, f"answers.{at}": response}},
+            return_document=ReturnDocument.AFTER,
+        )
+        # An answer to an earlier phase does not end the steps of the present one, unless it is a refusal.
+        here = known if response in FINAL_ANSWERS else {**known, "phase": at}
+        ended = self.contacts.find_one_and_update(
+            here, {"$unset": {"next_at": ""}}, return_document=ReturnDocument.AFTER
+        )
+        return ended or told
 
     def listed(
         self, campaign: str, response: str | None, after: str | None, limit: int

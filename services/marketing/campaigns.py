@@ -408,8 +408,17 @@ class Campaigns:
 
     def running(self) -> list[Campaign]:
         """Campaigns that run; one whose segment is gone is left out."""
+        return self._in_states(C.CAMPAIGN_STATE_RUNNING)
+
+    def begun(self) -> tuple[list[Campaign], list[Campaign]]:
+        """(campaigns that run, those that are paused), at one moment; without those whose segment is gone."""
+        every = self._in_states(C.CAMPAIGN_STATE_RUNNING, C.CAMPAIGN_STATE_PAUSED)
+        running = [one for one in every if one.state is CampaignState.RUNNING]
+        return running, [one for one in every if one.state is CampaignState.PAUSED]
+
+    def _in_states(self, *states: int) -> list[Campaign]:
         found = []
-        for row in self.shelves.find(CAMPAIGNS, {"state": C.CAMPAIGN_STATE_RUNNING}, 1_000):
+        for row in self.shelves.find(CAMPAIGNS, {"state": {"$in": list(states)}}, 1_000):
             try:
                 found.append(self.value(row))
             except NotFound:

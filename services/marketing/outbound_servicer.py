@@ -30,7 +30,7 @@ from marketing import convert
 from marketing.call_lists import add_contact, contact_row, forbidden, reopen
 from marketing.campaign_engine import AGAIN, CONSENT, Courtesy, StepChannel, capped, consents, touch_id
 from marketing.campaign_runner import is_quiet_until
-from marketing.campaign_store import TouchLog
+from marketing.campaign_store import TouchLog, has_answered
 from marketing.campaigns import note_halted, quiet_of
 from marketing.engine import Problem
 from marketing.kinds import ATTEMPTS, CAMPAIGNS, CONTACT_LISTS, CONTACTS, FORBIDDEN
@@ -385,13 +385,14 @@ class OutboundServicer(outbound_pb2_grpc.OutboundServiceServicer):
         rows = self._shelves.find(CONTACTS, condition, count * LOOKED_AT + 50, order="-rank")
         contacts = [self._contact(row) for row in rows]
         people = self._people(contacts)
+        answered = self._answered(listed, people)
         tired = self._tired(listed, contacts, people, courtesy, now)
         taken: list[Any] = []
         for row, contact in zip(rows, contacts, strict=True):
             if len(taken) >= count:
                 break
             profile = people.get(contact.customer)
-            if blocked := self._blocked(call_list, contact, profile, now):
+            if blocked := self._blocked(call_list, contact, profile, answered, now):
                 contact.state = P.CONTACT_STATE_BLOCKED
                 contact.note = f"{contact.note}\n{blocked}".strip()[-2_000:]
                 self._try(contact_row(row, contact, list_id, now))
@@ -425,9 +426,27 @@ class OutboundServicer(outbound_pb2_grpc.OutboundServiceServicer):
         found = self._store.survivors(ids) if ids else {}
         return {f"customers/{id}": profile for id, profile in found.items()}
 
-    def _blocked(self, call_list: Any, contact: Any, profile: Profile | None, now: datetime) -> str:
+    def _answered(self, listed: Row, people: Mapping[str, Profile]) -> frozenset[str]:
+        """Who of them, by the names on the list, has answered the phase of the campaign that filled it, or
+        declined: by a message, say, while they waited to be called.
+        """
+        origin = listed.content.get("origin")
+        if not origin or not people:
+            return frozenset()
+        stands = self._touches().standing_people(origin["campaign"], list(people.values()))
+        return frozenset(
+            name
+            for name, profile in people.items()
+            if has_answered(stands.get(profile.customer, {}), origin["phase"])
+        )
+
+    def _blocked(
+        self, call_list: Any, contact: Any, profile: Profile | None, answered: frozenset[str], now: datetime
+    ) -> str:
         if forbidden(self._shelves, contact.number):
             return "the number is forbidden"
+        if contact.customer in answered:
+            return "the customer has answered the campaign"
         if profile is not None and (
             not profile.alive
             or profile.opted_out
@@ -496,7 +515,7 @@ class OutboundServicer(outbound_pb2_grpc.OutboundServiceServicer):
         now = self._clock.now()
         until = now + timedelta(seconds=seconds)
         response = P.RenewContactsResponse()
-        called: dict[str, Any] = {}
+        called: dict[str, Row | None] = {}
         for list_id, id in names:
             if request.calling and list_id not in called:
                 called[list_id] = self._called(list_id)
@@ -511,7 +530,7 @@ class OutboundServicer(outbound_pb2_grpc.OutboundServiceServicer):
                 response.contacts.append(contact)
         return response
 
-    def _called(self, list_id: str) -> Any:
+    def _called(self, list_id: str) -> Row | None:
         """A list that is called just now, else None."""
         if self._courtesy().halted:
             return None
@@ -520,14 +539,15 @@ class OutboundServicer(outbound_pb2_grpc.OutboundServiceServicer):
         except NotFound:
             return None
         runs = row.keys["state"] == P.CONTACT_LIST_STATE_RUNNING and self._campaign_lets(row)
-        return self._lists.shown(row) if runs else None
+        return row if runs else None
 
-    def _may_call(self, call_list: Any, contact: Any, now: datetime) -> bool:
+    def _may_call(self, listed: Row | None, contact: Any, now: datetime) -> bool:
         """Whether somebody who was handed out may still be called: what may have changed within a minute."""
-        if call_list is None:
+        if listed is None:
             return False
-        profile = self._people([contact]).get(contact.customer)
-        return not self._blocked(call_list, contact, profile, now)
+        people = self._people([contact])
+        profile, answered = people.get(contact.customer), self._answered(listed, people)
+        return not self._blocked(self._lists.plain(listed), contact, profile, answered, now)
 
     def _held(self, list_id: str, id: str, holder: str, now: datetime) -> Row | None:
         """A contact that the holder has; None where another has it, or nobody."""

@@ -164,10 +164,10 @@ def _campaigns(settings: MarketingSettings) -> Background:
                 holiday=holiday,
             )
             delivery.courtesy = courtesy
-            running = campaigns.running()
+            running, paused = campaigns.begun()
             for campaign in running:
                 busy += runner.work(campaign, now)
-            busy += runner.newcomers(running, now)
+            busy += runner.newcomers(running, now, paused)
             if running:
                 busy += delivery.deliver(running, now)
             # Also while a million messages leave; and not each second, for it counts everybody.

@@ -127,6 +127,58 @@ def test_whatever_is_cut_off_nobody_is_addressed_twice_or_skipped(store: Campaig
     assert whole.contacts.count_documents({"campaign": "spring"}) == PEOPLE
 
 
+def by_events(*steps: Step, id: str = "spring") -> Campaign:
+    return replace(campaign(*steps, id=id), segment="leaving")
+
+
+def touched(store: CampaignStore, campaign: str) -> list[str]:
+    return sorted(raw["customer"] for raw in store.touches.find({"campaign": campaign}))
+
+
+@pytest.mark.parametrize("at", ["touches", "contacts", "settle"])
+def test_whatever_is_cut_off_newcomers_are_addressed_once(store: CampaignStore, at: str) -> None:
+    made, cut = by_events(step()), runner(store)
+    store.join("leaving", "c001", NOW)
+    run_all(store, made, NOW)
+    store.join("leaving", "c003", NOW)
+
+    def die(*_: Any, **__: Any) -> Any:
+        raise Cut
+
+    if at == "settle":
+        store.settle = die  # type: ignore[method-assign]
+    else:
+        broken = getattr(store, at)
+        setattr(store, at, type("Broken", (), {"insert_many": staticmethod(die), "find": broken.find})())
+    with pytest.raises(Cut):
+        cut.newcomers([made], NOW)
+    whole = CampaignStore()
+    while runner(whole).newcomers([made], NOW):
+        pass
+    assert touched(whole, "spring") == ["c001", "c003"]
+    assert whole.contacts.count_documents({"touched.invite": 1}) == 2
+
+
+def test_who_joins_while_a_campaign_is_paused_is_addressed_when_it_goes_on(store: CampaignStore) -> None:
+    spring, summer = by_events(step()), by_events(step(), id="summer")
+    store.join("leaving", "c005", NOW)
+    for made in (spring, summer):
+        run_all(store, made, NOW)
+
+    def newcomers(running: list[Campaign], paused: list[Campaign]) -> None:
+        while runner(store).newcomers(running, NOW, paused):
+            pass
+
+    newcomers([spring, summer], [])
+    for who in ("c003", "c007"):
+        store.join("leaving", who, NOW)
+    newcomers([spring], [summer])
+    assert (touched(store, "spring"), touched(store, "summer")) == (["c003", "c005", "c007"], ["c005"])
+    newcomers([spring, summer], [])
+    assert touched(store, "spring") == touched(store, "summer") == ["c003", "c005", "c007"]
+    assert not store.fresh("leaving", 10) and not store.runs.count_documents({"missed": True})
+
+
 def test_caps_hold_over_all_campaigns(store: CampaignStore) -> None:
     for number in range(3):
         run_all(store, campaign(step(), id=f"k{number}"), NOW + timedelta(hours=number / 10))
@@ -151,6 +203,40 @@ def test_quiet_hours_put_off_and_answers_end_the_steps(store: CampaignStore) -> 
     rows = store.funnel("spring", "invite")
     assert [(row["entered"], row["declined"]) for row in rows] == [(25, 1)]
     assert store.arms("spring", "invite", "sms", ("BOUGHT",)) == {}, "nothing has left yet"
+
+
+def test_who_has_answered_in_a_phase_hears_no_more_of_it(store: CampaignStore) -> None:
+    made, sink = campaign(step(), step("mail", StepChannel.WEBHOOK), rule='value_class == "B"'), Sink()
+    run_all(store, made, NOW + timedelta(hours=3))  # at 13:00 there: messages wait
+    store.answer("spring", "c001", "invite", "BOUGHT")
+    # While it is being noted that somebody is at the next step, they answer.
+    due = store.due("spring", NOW + timedelta(days=3), 1)
+    store.answer("spring", due[0]["customer"], "invite", "INTERESTED")
+    store.contacts.update_one({"_id": due[0]["_id"]}, {"$set": {"next_at": NOW}})
+    silent = {f"c{number:03}" for number in range(1, PEOPLE, 2)} - {"c001", due[0]["customer"]}
+    delivery(store, (StepChannel.SMS, sink)).deliver([made], NOW + timedelta(hours=5))
+    assert set(sink.taken) == silent
+    while runner(store).next_steps(made, NOW + timedelta(days=3)):
+        pass
+    assert {raw["customer"] for raw in store.touches.find({"step": "mail"})} == silent
+
+
+@pytest.mark.parametrize(("answer", "goes_on"), [("INTERESTED", True), ("DECLINED", False)])
+def test_a_late_answer_to_an_earlier_phase_leaves_the_steps_of_the_present_one(
+    store: CampaignStore, answer: str, goes_on: bool
+) -> None:
+    first = campaign(step(), step("mail", StepChannel.WEBHOOK), rule='value_class == "B"')
+    invite = first.phases[0]
+    made = replace(first, phases=(replace(invite, id="survey", end=NOW + timedelta(hours=1)), invite))
+    for phase, now in zip(made.phases, (NOW, NOW + timedelta(hours=1)), strict=True):
+        while runner(store).take_in(made, phase, now):
+            pass
+    late = store.answer("spring", "c001", "survey", answer)
+    assert late is not None and ("next_at" in late) == goes_on
+    while runner(store).next_steps(made, NOW + timedelta(days=3)):
+        pass
+    mail = {"customer": "c001", "phase": "invite", "step": "mail"}
+    assert store.touches.count_documents(mail) == goes_on
 
 
 def test_what_failed_is_not_counted_as_reached(store: CampaignStore) -> None:

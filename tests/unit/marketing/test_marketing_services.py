@@ -41,7 +41,8 @@ from callmesh.marketing.v1 import (
 from chassis.errors import Unavailable
 from chassis.pagination import Page, request_fingerprint
 from chassis.testing import FakeClock
-from marketing.call_lists import complete_lists
+from marketing.call_lists import CallListSender, complete_lists
+from marketing.campaign_engine import StepChannel
 from marketing.campaign_store import MemoryTouches
 from marketing.config import MarketingSettings
 from marketing.kinds import ATTEMPTS, CAMPAIGNS
@@ -49,6 +50,7 @@ from marketing.memory_store import MemoryStore
 from marketing.model import Channel, Complaint, Profile
 from marketing.outbound_servicer import OutboundServicer
 from marketing.scopes import SCOPES
+from marketing.senders import Message
 from marketing.server import bindings
 from marketing.shelf import Row
 from marketing.store import Sale
@@ -504,6 +506,44 @@ async def test_lists_that_sell_need_a_consent_and_follow_merges(world: World) ->
     assert sorted(one.customer for one in found) == ["customers/c1", "customers/c3"]
     ask.contact_lists[:] = ["contactLists/autumn"]
     assert len((await world.outbound.NextContacts(ask)).contacts) == 3, "to serve needs no consent"
+
+
+async def test_who_answered_a_campaign_otherwise_is_not_called_for_it(world: World) -> None:
+    state = {"state": campaigns_pb2.CAMPAIGN_STATE_RUNNING}
+    world.store.shelves.insert(CAMPAIGNS, Row(id="spring", content={"resource": {}}, keys=state), START)
+    place = {"campaign": "spring", "phase": "invite", "step": "call"}
+    calls = CallListSender(world.store.shelves, world.clock)
+    for number in range(5):
+        who = Profile(
+            customer=f"c{number}",
+            numbers=(f"+861380013800{number}",),
+            consents={Channel.VOICE: None},
+            crm_version=1,
+        )
+        world.store.save_profile(who)
+        message = Message(
+            id=f"m{number}",
+            profile=who,
+            channel=StepChannel.OUTBOUND_CALL,
+            subject="",
+            body="",
+            origin=place,
+        )
+        calls.send(message)
+    stands = world.touches.stands["spring"] = {
+        "c0": {"response": "BOUGHT", "answers": {"invite": "BOUGHT"}},
+        "c1": {"response": "DECLINED", "answers": {"survey": "DECLINED"}},
+        "c2": {"response": "INTERESTED", "answers": {"survey": "INTERESTED"}},
+    }
+    ask = outbound_pb2.NextContactsRequest(holder="agent-1", max_contacts=10)
+    found = (await world.outbound.NextContacts(ask)).contacts
+    assert sorted(one.customer for one in found) == ["customers/c2", "customers/c3", "customers/c4"]
+    stands["c3"] = {"response": "REGISTERED", "answers": {"invite": "REGISTERED"}}
+    renew = outbound_pb2.RenewContactsRequest(
+        holder="agent-1", contacts=[one.name for one in found], calling=True
+    )
+    left = (await world.outbound.RenewContacts(renew)).contacts
+    assert sorted(one.customer for one in left) == ["customers/c2", "customers/c4"]
 
 
 async def test_abandoned_calls_hold_a_predictive_list_at_its_cap(world: World) -> None:
