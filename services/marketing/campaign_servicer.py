@@ -296,9 +296,7 @@ class CampaignServicer(campaigns_pb2_grpc.CampaignServiceServicer):
         """A page by customer."""
         campaign = self._campaigns.desk.row(request.parent, "parent").id
         page = Page.parse(request.page_size, request.page_token, fingerprint=request_fingerprint(request))
-        response = (
-            _named(C.ContactResponse, "CONTACT_RESPONSE", request.response) if request.response else None
-        )
+        response = _response(request) if request.response else None
         rows = self._counting.listed(campaign, response, page.after, page.limit + 1)
         last = rows[page.limit - 1]["_id"] if len(rows) > page.limit else None
         return C.ListCampaignContactsResponse(
@@ -311,12 +309,10 @@ class CampaignServicer(campaigns_pb2_grpc.CampaignServiceServicer):
         """Notes that a person answered."""
         campaign = self._campaigns.desk.row(request.campaign, "campaign")
         customer = parse_name("customer", "customers", request.customer)
-        if not request.response:
-            raise InvalidArgument(field="response", why="must be set")
+        answer = _response(request)
         message = self._campaigns.desk.shown(campaign)
         if request.phase_id and request.phase_id not in {phase.phase_id for phase in message.phases}:
             raise InvalidArgument(field="phase_id", why="is not a phase of this campaign")
-        answer = _named(C.ContactResponse, "CONTACT_RESPONSE", request.response)
         if request.response == C.CONTACT_RESPONSE_BOUGHT:
             # First, for there may be none left.
             self._campaigns.sold(self._counting, campaign.id, customer, "")
@@ -485,6 +481,13 @@ def _lasting(campaign: Any) -> Any:
             for variant in step.variants:
                 variant.weight = 0
     return kept
+
+
+def _response(request: Any) -> str:
+    """The answer that a request names. InvalidArgument."""
+    if not request.response or request.response not in C.ContactResponse.values():
+        raise InvalidArgument(field="response", why="must be set, to a value that this server knows")
+    return _named(C.ContactResponse, "CONTACT_RESPONSE", request.response)
 
 
 def _check_policy(field: str, name: str) -> None:

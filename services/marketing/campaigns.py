@@ -35,7 +35,15 @@ from marketing.campaign_store import Answers, CampaignStore
 from marketing.engine import Problem, audience_given
 from marketing.kinds import CAMPAIGNS, CONTACT_POLICY, SEGMENTS
 from marketing.model import Offer, Profile, Text
-from marketing.resources import Desk, Resource, money_problems, name_problems, text_problems
+from marketing.resources import (
+    Desk,
+    Resource,
+    enum_problems,
+    money_problems,
+    name_problems,
+    span_problems,
+    text_problems,
+)
 from marketing.rules import ANY, FUNCTIONS, NOT_IN_TOUCH, PHASE_FUNCTIONS, Key, Kind, rule_problems
 from marketing.segments import TRIGGERS_BY_NAME
 from marketing.senders import Senders
@@ -164,8 +172,7 @@ def _step_problems(at: str, step: Any, currency: str) -> list[Problem]:
     found: list[Problem] = []
     if not step.channel:
         found.append((f"{at}.channel", "must be set"))
-    if step.wait.seconds < 0:
-        found.append((f"{at}.wait", "must not be negative"))
+    found += span_problems(f"{at}.wait", step.wait)
     found += [(f"{at}.{field}", why) for field, why in money_problems("", step, "unit_cost", currency)]
     if not 1 <= len(step.variants) <= VARIANTS_MAX:
         found.append((f"{at}.variants", f"needs 1 to {VARIANTS_MAX} variants"))
@@ -221,7 +228,7 @@ def note_halted(halted: bool) -> None:
 
 def policy_problems(message: Any) -> list[Problem]:
     """Everything wrong with a contact policy."""
-    found: list[Problem] = []
+    found = enum_problems(message)
     if len(message.frequency_caps) > 20 or len(message.quiet_hours) > 20:
         found.append(("frequency_caps", "at most 20 caps and 20 quiet hours"))
     for at, cap in enumerate(message.frequency_caps[:20]):

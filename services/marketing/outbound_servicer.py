@@ -35,7 +35,7 @@ from marketing.campaigns import note_halted, quiet_of
 from marketing.engine import Problem
 from marketing.kinds import ATTEMPTS, CAMPAIGNS, CONTACT_LISTS, CONTACTS, FORBIDDEN
 from marketing.model import Profile
-from marketing.resources import Desk, Resource, name_problems, text_problems
+from marketing.resources import Desk, Resource, name_problems, span_problems, text_problems
 from marketing.scopes import method
 from marketing.shelf import Row, Shelves
 from marketing.store import Store
@@ -106,14 +106,15 @@ def list_problems(message: Any) -> list[Problem]:
         found.append(("priority", "must be -100 to 100"))
     if not 0 <= message.abandon_ratio_max <= 0.1:
         found.append(("abandon_ratio_max", "must be 0 to 0.1"))
+    found += span_problems("abandon_window", message.abandon_window)
+    found += span_problems("stint_min", message.stint_min)
     seen = set()
     for at, rule in enumerate(message.retry_rules):
         if not rule.result or rule.result in seen:
             found.append((f"retry_rules[{at}].result", "must be set, each once"))
         if not 1 <= rule.attempts_max <= 20:
             found.append((f"retry_rules[{at}].attempts_max", "must be 1 to 20"))
-        if rule.wait.seconds < 0:
-            found.append((f"retry_rules[{at}].wait", "must not be negative"))
+        found += span_problems(f"retry_rules[{at}].wait", rule.wait)
         seen.add(rule.result)
     if len(message.quiet_hours) > QUIET_HOURS_MAX:
         found.append(("quiet_hours", f"at most {QUIET_HOURS_MAX} are allowed"))

@@ -153,8 +153,11 @@ class ReportServicer(reports_pb2_grpc.ReportServiceServicer):
         start, end = convert.interval_ends("interval", request.interval)
         if start is None or end is None or end - start > timedelta(days=DAYS_MAX):
             raise InvalidArgument(field="interval", why=f"needs both ends, at most {DAYS_MAX} days apart")
-        if len(request.dimensions) > DIMENSIONS_MAX or 0 in request.dimensions:
-            raise InvalidArgument(field="dimensions", why=f"at most {DIMENSIONS_MAX}, none unspecified")
+        known = {number for number in R.ReportDimension.values() if number}
+        if len(request.dimensions) > DIMENSIONS_MAX or not known.issuperset(request.dimensions):
+            raise InvalidArgument(
+                field="dimensions", why=f"at most {DIMENSIONS_MAX}, none unspecified or unknown"
+            )
         try:
             zone = ZoneInfo(request.time_zone or "UTC")
         except (KeyError, ValueError, OSError):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from datetime import timedelta
 from typing import Any
 
 from google.protobuf.json_format import MessageToDict, ParseDict
@@ -22,6 +23,9 @@ from marketing.engine import Problem
 from marketing.scopes import method
 from marketing.shelf import Kind, Row, Shelves
 
+#: Longest wait, window and time limit, days. A Duration may hold ten thousand years, which end beyond any
+#: calendar.
+SPAN_DAYS_MAX = 400
 #: Fields that the server alone writes.
 _SERVED = ("name", "etag", "create_time", "update_time", "campaign_holds")
 
@@ -85,7 +89,7 @@ class Desk:
 
     def check(self, message: Any) -> None:
         """InvalidArgument that names every bad field."""
-        if problems := self.resource.problems(message):
+        if problems := [*enum_problems(message), *self.resource.problems(message)]:
             raise InvalidArgument.many([(f"{self.resource.field}.{at}", why) for at, why in problems])
 
     def create(
@@ -202,6 +206,26 @@ class Desk:
             return self.save(row, message, events, **extra)
 
         return retry_conflicts(attempt, 1 if version is not None else 5)
+
+
+def enum_problems(message: Any, at: str = "") -> list[Problem]:
+    """The values that this server does not know, of all enums in a message: protobuf lets any number pass."""
+    found: list[Problem] = []
+    for field, value in message.ListFields():
+        for index, one in enumerate(value if field.is_repeated else [value]):
+            path = f"{at}{field.name}[{index}]" if field.is_repeated else f"{at}{field.name}"
+            if field.enum_type is not None and one not in field.enum_type.values_by_number:
+                found.append((path, "is not a value that this server knows"))
+            elif field.message_type is not None:
+                found += enum_problems(one, f"{path}.")
+    return found
+
+
+def span_problems(field: str, span: Any) -> list[Problem]:
+    """What is wrong with a wait, a window or a time limit."""
+    if not timedelta() <= span.ToTimedelta() <= timedelta(days=SPAN_DAYS_MAX):
+        return [(field, f"must be 0 to {SPAN_DAYS_MAX} days")]
+    return []
 
 
 def texts_problems(field: str, texts: Sequence[Any], *, characters_max: int = 2_000) -> list[Problem]:

@@ -22,7 +22,14 @@ from chassis.pagination import Page, request_fingerprint
 from marketing import convert
 from marketing.engine import Problem
 from marketing.kinds import RESPONSES, SURVEYS
-from marketing.resources import Desk, Resource, name_problems, text_problems, texts_problems
+from marketing.resources import (
+    Desk,
+    Resource,
+    name_problems,
+    span_problems,
+    text_problems,
+    texts_problems,
+)
 from marketing.scopes import method
 from marketing.shelf import Row, Shelves
 
@@ -70,7 +77,7 @@ def survey_problems(message: Any) -> list[Problem]:
         found += _question_problems(f"questions[{at}]", question)
     if message.HasField("time_limit") and message.time_limit.seconds < 1:
         found.append(("time_limit", "must be at least a second"))
-    return found
+    return found + span_problems("time_limit", message.time_limit)
 
 
 def _question_problems(at: str, question: Any) -> list[Problem]:

@@ -674,6 +674,110 @@ async def test_asking_again_under_one_id_answers_the_same_contacts(world: World)
     assert len(first) == 1 and list(first) == list(again)
 
 
+AGES = Duration(seconds=315_576_000_000)
+
+
+def changed(message: Any, path: str, value: Any) -> Any:
+    """A copy of a message with one field changed: "phases.0.steps.0.channel"."""
+    made = type(message)()
+    made.CopyFrom(message)
+    *above, last = path.split(".")
+    inner = made
+    for part in above:
+        inner = inner[int(part)] if part.isdecimal() else getattr(inner, part)
+    if last.isdecimal():
+        inner[int(last)] = value
+    elif isinstance(value, Duration):
+        getattr(inner, last).CopyFrom(value)
+    else:
+        setattr(inner, last, value)
+    return made
+
+
+def field_of(path: str) -> str:
+    """How an error names a path: "phases[0].steps[0].channel"."""
+    return "".join(f"[{part}]" if part.isdecimal() else f".{part}" for part in path.split("."))[1:]
+
+
+@pytest.mark.parametrize(
+    ("path", "value"),
+    [
+        *((f"phases.0.{name}", 99) for name in ("kind", "steps.0.channel", "steps.0.stopping_rule.metric")),
+        ("goals.0.metric", 99),
+        *(("phases.0.steps.0.wait", wait) for wait in (AGES, Duration(seconds=-1))),
+    ],
+)
+async def test_what_would_stop_all_campaigns_is_refused_of_one(world: World, path: str, value: Any) -> None:
+    bodies = [types_pb2.Script(language="en", text="Hello")]
+    step = campaigns_pb2.Step(step_id="sms", channel=campaigns_pb2.STEP_CHANNEL_SMS)
+    step.variants.add(variant_id="a", bodies=bodies)
+    phase = campaigns_pb2.Phase(phase_id="invite", kind=campaigns_pb2.PHASE_KIND_INVITE, steps=[step])
+    phase.period.start_time.seconds, phase.period.end_time.seconds = 1, 2
+    goal = campaigns_pb2.Goal(phase_id="invite", metric=campaigns_pb2.GOAL_METRIC_BOUGHT, target=1)
+    sound = campaigns_pb2.Campaign(display_name="s", segment="segments/s", phases=[phase], goals=[goal])
+    ask = campaigns_pb2.CreateCampaignRequest(campaign=sound, validate_only=True)
+    await world.campaigns.CreateCampaign(ask)
+    found = await refused(world.campaigns.CreateCampaign(changed(ask, f"campaign.{path}", value)))
+    assert found == (grpc.StatusCode.INVALID_ARGUMENT, "INVALID_ARGUMENT", [f"campaign.{field_of(path)}"])
+
+
+@pytest.mark.parametrize(
+    ("path", "value"),
+    [
+        ("pacing_mode", 99),
+        ("retry_rules.0.result", 99),
+        ("quiet_hours.0.channels.0", 99),
+        ("retry_rules.0.wait", AGES),
+        *(("abandon_window", span) for span in (AGES, Duration(seconds=-60))),
+    ],
+)
+async def test_what_would_stop_all_calls_is_refused_of_one_list(world: World, path: str, value: Any) -> None:
+    sound = outbound_pb2.ContactList(display_name="spring")
+    sound.retry_rules.add(result=outbound_pb2.OUTBOUND_RESULT_BUSY, attempts_max=2)
+    sound.quiet_hours.add(start_minute=1, end_minute=2, channels=[campaigns_pb2.STEP_CHANNEL_OUTBOUND_CALL])
+    ask = outbound_pb2.CreateContactListRequest(contact_list=sound)
+    await world.outbound.CreateContactList(ask)
+    found = await refused(world.outbound.CreateContactList(changed(ask, f"contact_list.{path}", value)))
+    assert found == (
+        grpc.StatusCode.INVALID_ARGUMENT,
+        "INVALID_ARGUMENT",
+        [f"contact_list.{field_of(path)}"],
+    )
+
+
+async def test_values_of_other_releases_are_refused_by_name(world: World) -> None:
+    policy = campaigns_pb2.ContactPolicy(name="contactPolicy")
+    policy.frequency_caps.add(channel=99, touches_max=1, days=1)  # type: ignore[arg-type]
+    policy.quiet_hours.add(start_minute=1, end_minute=2, channels=[99])  # type: ignore[list-item]
+    change = campaigns_pb2.UpdateContactPolicyRequest(contact_policy=policy)
+    assert (await refused(world.campaigns.UpdateContactPolicy(change)))[2] == [
+        "contact_policy.frequency_caps[0].channel",
+        "contact_policy.quiet_hours[0].channels[0]",
+    ]
+    row = Row(id="spring", content={"resource": {}}, keys={"state": 1})
+    world.store.shelves.insert(CAMPAIGNS, row, START)
+    answer = campaigns_pb2.RecordCampaignResponseRequest(
+        campaign="campaigns/spring",
+        customer="customers/c1",
+        response=99,  # type: ignore[arg-type]
+    )
+    assert (await refused(world.campaigns.RecordCampaignResponse(answer)))[2] == ["response"]
+    listed = campaigns_pb2.ListCampaignContactsRequest(
+        parent="campaigns/spring",
+        response=99,  # type: ignore[arg-type]
+    )
+    assert (await refused(world.campaigns.ListCampaignContacts(listed)))[2] == ["response"]
+    report = reports_pb2.GetProfitReportRequest(dimensions=[99])  # type: ignore[list-item]
+    report.interval.start_time.seconds, report.interval.end_time.seconds = 1, 2
+    assert (await refused(world.reports.GetProfitReport(report)))[2] == ["dimensions"]
+    question = surveys_pb2.Question(
+        question_id="q", texts=[words("?")], kind=surveys_pb2.QUESTION_KIND_SCALE, scale_max=5
+    )
+    endless = surveys_pb2.Survey(display_name="s", questions=[question], time_limit=AGES)
+    create = surveys_pb2.CreateSurveyRequest(survey=endless)
+    assert (await refused(world.surveys.CreateSurvey(create)))[2] == ["survey.time_limit"]
+
+
 async def test_a_list_has_so_many_quiet_hours_at_most(world: World) -> None:
     many = outbound_pb2.ContactList(display_name="many")
     for minute in range(51):
