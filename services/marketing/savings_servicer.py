@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from datetime import datetime
 from decimal import ROUND_HALF_EVEN, Decimal
 from typing import Any
 
@@ -26,6 +27,7 @@ from marketing.savings_engine import (
     Quote,
     Tariff,
     Tier,
+    TooManyCombinations,
     Usage,
     cheapest,
     quote,
@@ -37,7 +39,8 @@ from marketing.store import Store
 RECORDS_MAX = 1_000
 MONTHS_MAX = 24
 METERS_MAX = 32
-TARIFFS_MAX = 500
+TARIFFS_MAX = 2_000
+REFERENCES_MAX = 500
 METER_PRICES_MAX = 32
 TIERS_MAX = 20
 RESULTS_MAX = 10
@@ -112,7 +115,10 @@ def tariff_problems(message: Any, currency: str) -> list[Problem]:
     for number, price in enumerate(message.meter_prices[:METER_PRICES_MAX]):
         found += _meter_problems(f"meter_prices[{number}]", price, currency)
     for field in ("plans", "excluded_tariffs"):
-        for number, name in enumerate(getattr(message, field)[:TARIFFS_MAX]):
+        names = getattr(message, field)
+        if len(names) > REFERENCES_MAX:
+            found.append((field, f"at most {REFERENCES_MAX} are allowed"))
+        for number, name in enumerate(names[:REFERENCES_MAX]):
             found += name_problems(f"{field}[{number}]", "tariffs", name)
     if message.kind == savings_pb2.TARIFF_KIND_PLAN and (message.plans or message.quantity_max):
         found.append(("plans", "a plan has neither plans nor a quantity"))
@@ -121,7 +127,19 @@ def tariff_problems(message: Any, currency: str) -> list[Problem]:
     if not 0 <= message.contract_months <= 120:
         found.append(("contract_months", "must be 0 to 120"))
     convert.audience_from_proto("audience", message.audience, found)
+    start, end = _validity(message)
+    if start is not None and end is not None and end <= start:
+        found.append(("validity.end_time", "must be after start_time"))
     return found
+
+
+def _validity(message: Any) -> tuple[datetime | None, datetime | None]:
+    """When a tariff may be taken, None for an open end."""
+    start, end = (
+        convert.moment(getattr(message.validity, name)) if message.validity.HasField(name) else None
+        for name in ("start_time", "end_time")
+    )
+    return start, end
 
 
 def tariff_of(message: Any) -> Tariff:
@@ -244,7 +262,10 @@ class SavingsServicer(savings_pb2_grpc.SavingsServiceServicer):
         if not 0 <= request.max_results <= RESULTS_MAX:
             raise InvalidArgument(field="max_results", why=f"must be 0 to {RESULTS_MAX}")
         months = self._months(request, customer)
-        messages = {row.id: self._tariffs.shown(row) for row in self._shelves.find(TARIFFS, {}, TARIFFS_MAX)}
+        rows = self._shelves.find(TARIFFS, {}, TARIFFS_MAX + 1)
+        if len(rows) > TARIFFS_MAX:
+            raise TooManyCombinations(subject="tariffs", why=f"at most {TARIFFS_MAX} tariffs are compared")
+        messages = {row.id: self._tariffs.shown(row) for row in rows}
         profile = (self._store.profile(customer) if customer else None) or Profile(customer=customer)
         offered = [tariff_of(message) for message in messages.values() if self._offered(message, profile)]
         found, compared = cheapest(offered, months, request.max_results or 3)
@@ -293,7 +314,7 @@ class SavingsServicer(savings_pb2_grpc.SavingsServiceServicer):
 
     def _offered(self, message: Any, profile: Profile) -> bool:
         """Whether a tariff may be taken now by this customer."""
-        start, end = convert.interval_ends("validity", message.validity)
+        start, end = _validity(message)
         now = self._clock.now()
         if (start is not None and now < start) or (end is not None and now >= end):
             return False

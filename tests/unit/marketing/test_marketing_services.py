@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from typing import Any
@@ -41,11 +42,12 @@ from callmesh.marketing.v1 import (
 from chassis.errors import Unavailable
 from chassis.pagination import Page, request_fingerprint
 from chassis.testing import FakeClock
+from marketing import savings_servicer
 from marketing.call_lists import CallListSender, complete_lists
 from marketing.campaign_engine import StepChannel
 from marketing.campaign_store import MemoryTouches
 from marketing.config import MarketingSettings
-from marketing.kinds import ATTEMPTS, CAMPAIGNS
+from marketing.kinds import ATTEMPTS, CAMPAIGNS, TARIFFS
 from marketing.memory_store import MemoryStore
 from marketing.model import Channel, Complaint, Profile
 from marketing.outbound_servicer import OutboundServicer
@@ -179,6 +181,41 @@ async def test_the_cheapest_plan_is_found_exactly_with_its_saving(world: World) 
     assert found.present.monthly_cost.amount == "60.00"
     nobody = savings_pb2.FindCheapestPlanRequest(customer="customers/c9")
     assert (await refused(world.savings.FindCheapestPlan(nobody)))[1] == "NO_USAGE"
+
+
+async def test_no_tariff_is_left_out_and_none_spoils_the_answer(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    meter = savings_pb2.MeterPrice(meter="voice_minutes", included_quantity="100")
+    plan = savings_pb2.Tariff(
+        titles=[words("Plan")], kind=savings_pb2.TARIFF_KIND_PLAN, meter_prices=[meter], monthly_fee=cny("9")
+    )
+    made = await world.savings.CreateTariff(
+        savings_pb2.CreateTariffRequest(tariff=plan, tariff_id="plan-0000")
+    )
+    # As an earlier release took it: it ends before it begins.
+    row = world.store.shelves.get(TARIFFS, "plan-0000")
+    upside_down = {"start_time": "2025-06-02T00:00:00Z", "end_time": "2025-06-01T00:00:00Z"}
+    content = {"resource": {**row.content["resource"], "validity": upside_down}}
+    world.store.shelves.update(TARIFFS, replace(row, content=content), START)
+    for number in range(1, 501):
+        world.store.shelves.insert(TARIFFS, replace(row, id=f"plan-{number:04}"), START)
+    cheap = changed(plan, "monthly_fee.amount", "8")
+    await world.savings.CreateTariff(savings_pb2.CreateTariffRequest(tariff=cheap, tariff_id="z-last"))
+    usage = savings_pb2.UsageRecord(month="2025-05", meter="voice_minutes", quantity="50")
+    ask = savings_pb2.FindCheapestPlanRequest(usage=[usage])
+    found = await world.savings.FindCheapestPlan(ask)
+    assert (found.quotes[0].plan, found.combination_count) == ("tariffs/z-last", 501)
+    monkeypatch.setattr(savings_servicer, "TARIFFS_MAX", 500)
+    assert (await refused(world.savings.FindCheapestPlan(ask)))[1] == "TOO_MANY_COMBINATIONS"
+    bad = changed(plan, "validity.start_time.seconds", 2)
+    bad.validity.end_time.seconds = 1
+    bad.excluded_tariffs.extend([made.name] * 501)
+    create = savings_pb2.CreateTariffRequest(tariff=bad)
+    assert (await refused(world.savings.CreateTariff(create)))[2] == [
+        "tariff.excluded_tariffs",
+        "tariff.validity.end_time",
+    ]
 
 
 async def test_a_lead_goes_to_the_partner_with_room_and_is_won_once(world: World) -> None:
