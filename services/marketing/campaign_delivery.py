@@ -7,7 +7,7 @@ it was.
 
 A message may leave hours after somebody was taken in. So right before it does, everything is looked at again:
 consent, complaints, answers (who has answered in the phase needs no further message of it), whether the offer
-still stands, quiet hours, whether the phase is over.
+still stands, quiet hours, whether the phase is over; and the caps, where it has waited for more than a day.
 """
 
 from __future__ import annotations
@@ -33,6 +33,7 @@ from marketing.campaign_engine import (
     Courtesy,
     StepChannel,
     best_words,
+    capped,
     fill,
     held_back,
     touch_id,
@@ -249,13 +250,26 @@ class Delivery:
             has_address=True,
             complaining=profile.customer in group.complaining,
             declined=has_answered(stands, phase.id),
-            is_capped=False,
+            is_capped=self._capped(touch, profile, channel, now),
             fits=fits(campaign, profile, channel, now),
         )
         if held is not None:
             return (now + AGAIN if held in PASSING else None,)
         end = is_quiet_until(self.courtesy, profile, channel, now, self.holiday)
         return None if end is None else (end,)
+
+    def _capped(
+        self, touch: Mapping[str, Any], profile: Profile, channel: StepChannel, now: datetime
+    ) -> bool:
+        """Whether the caps hold a message back that should have left a day ago: others may have left since.
+        One that was taken up lately was counted by all.
+        """
+        if touch["at"] >= now - AGAIN:
+            return False
+        since = now - timedelta(days=self.courtesy.days_max)
+        met = self.store.touched_people([profile], since, now).get(profile.customer, ())
+        others = [(at, over) for at, over, id in met if id != touch["_id"]]
+        return capped(self.courtesy, others, channel, now)
 
     def _message(
         self,
@@ -278,7 +292,7 @@ class Delivery:
 
     def _end(self, touch: Mapping[str, Any], delivered: bool, now: datetime) -> None:
         state = "SENT" if delivered else "FAILED"
-        self.store.finish(touch, state, self._event(touch, delivered, now), datetime.now(UTC))
+        self.store.finish(touch, state, self._event(touch, delivered, now), now, datetime.now(UTC))
 
     def _event(self, touch: Mapping[str, Any], delivered: bool, now: datetime) -> Event:
         customer = resource_name("customers", touch["customer"])

@@ -7,8 +7,8 @@
 2. Nobody is addressed against the rules of courtesy: consent (`consents`), not opted out, no unresolved
    complaint, eligible for the offer that is promoted, an address to reach them by, the caps over all
    campaigns. What holds somebody back is counted by its cause (`Held`). Causes that pass (`PASSING`) put the
-   step off by a day. All of it but the caps is looked at again right before a message leaves, which may be
-   hours later.
+   step off by a day. All of it is looked at again right before a message leaves, which may be hours later;
+   the caps where it is a day later: before, others counted it.
 3. Quiet hours are those of the person's own clock, the person's own quiet windows among them. What falls into
    them waits until they end.
 4. Each person meets each step once: a touch has one id, made of campaign, phase, step and customer.

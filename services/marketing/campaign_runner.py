@@ -265,7 +265,7 @@ class Runner:
         complaining = self.store.complaining(ids)
         since = now - timedelta(days=self.courtesy.days_max)
         several = any(profile.absorbed for profile in people)
-        earlier = self.store.touched_people(people, min(since, phase.start) if several else since)
+        earlier = self.store.touched_people(people, min(since, phase.start) if several else since, now)
         counts: dict[str, int] = {}
         rows, touches = [], []
         quiet: dict[Any, datetime | None] = {}

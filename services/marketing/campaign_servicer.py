@@ -204,7 +204,7 @@ class CampaignServicer(campaigns_pb2_grpc.CampaignServiceServicer):
         known = _Known(
             standing=self._counting.standing_people(campaign.id, people),
             complaining=self._counting.complaining([profile.customer for profile in people]),
-            earlier=self._counting.touched_people(people, now - timedelta(days=courtesy.days_max)),
+            earlier=self._counting.touched_people(people, now - timedelta(days=courtesy.days_max), now),
         )
         looked = min(total, PREVIEWED)
         response = C.PreviewCampaignResponse(sampled_count=looked if looked < total else 0)

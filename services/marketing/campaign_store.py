@@ -23,6 +23,7 @@ from pymongo.errors import BulkWriteError
 
 from chassis.mongo import Aggregate, clashes, pending_entry
 from marketing import kin
+from marketing.campaign_engine import AGAIN
 from marketing.documents import ComplaintDocument, ProfileDocument
 from marketing.model import Profile
 
@@ -58,7 +59,7 @@ class TouchDocument(Aggregate):
     sender = StringField()
     #: QUEUED, SENDING, SENT, FAILED, or WAITING for the person to be there.
     state = StringField(required=True)
-    #: When it was taken up (caps count from here), and when it may go out.
+    #: When it was taken up, then when it left (caps count from here), and when it may go out.
     at = DateTimeField(required=True)
     due_at = DateTimeField()
     attempts = IntField()
@@ -217,9 +218,12 @@ class TouchLog(Protocol):
     """What people were addressed with, whoever did it: for the caps. Any method may raise Unavailable."""
 
     def touched(
-        self, customers: Sequence[str], since: datetime
+        self, customers: Sequence[str], since: datetime, now: datetime
     ) -> Mapping[str, Sequence[tuple[datetime, str, str]]]:
-        """(when, channel, id) of touches since then, by customer."""
+        """(when, channel, id) of touches since then, by customer: of those that left or are to leave. What
+        has not left a day after it was due (its campaign is stopped or paused, say) is held to the caps anew
+        when it does.
+        """
 
     def note(self, id: str, customer: str, channel: str, at: datetime) -> None:
         """Adds a touch that was made outside campaigns. A known id changes nothing."""
@@ -241,7 +245,7 @@ class MemoryTouches:
         return {one.customer: known[one.customer] for one in people if one.customer in known}
 
     def touched(
-        self, customers: Sequence[str], since: datetime
+        self, customers: Sequence[str], since: datetime, now: datetime
     ) -> dict[str, list[tuple[datetime, str, str]]]:
         """As the port says."""
         found: dict[str, list[tuple[datetime, str, str]]] = {}
@@ -423,22 +427,27 @@ class CampaignStore:
         return {raw["customer"] for raw in found}
 
     def touched_people(
-        self, people: Sequence[Profile], since: datetime
+        self, people: Sequence[Profile], since: datetime, now: datetime
     ) -> dict[str, list[tuple[datetime, str, str]]]:
         """The same by people: what those met who were merged into them is theirs."""
         ids = [customer for profile in people for customer in (profile.customer, *profile.absorbed)]
-        found = self.touched(ids, since)
+        found = self.touched(ids, since, now)
         for profile in people:
             for customer in profile.absorbed:
                 found.setdefault(profile.customer, []).extend(found.get(customer, ()))
         return found
 
     def touched(
-        self, customers: Sequence[str], since: datetime
+        self, customers: Sequence[str], since: datetime, now: datetime
     ) -> dict[str, list[tuple[datetime, str, str]]]:
-        """(when, channel, id) of touches since then, by customer: of those that left or are to leave."""
+        """As the port says."""
         found = self.touches.find(
-            {"customer": {"$in": list(customers)}, "at": {"$gte": since}, "state": {"$ne": "FAILED"}},
+            {
+                "customer": {"$in": list(customers)},
+                "at": {"$gte": since},
+                "state": {"$ne": "FAILED"},
+                "$nor": [{"state": "QUEUED", "due_at": {"$lt": now - AGAIN}}],
+            },
             {"customer": 1, "at": 1, "channel": 1},
         )
         touches: dict[str, list[tuple[datetime, str, str]]] = {}
@@ -527,9 +536,12 @@ class CampaignStore:
         # In the order in which they are due: one that fails again and again does not always come first.
         return list(taken_now.sort("due_at", 1))
 
-    def finish(self, touch: Mapping[str, Any], state: str, event: Any, real_now: datetime) -> None:
-        """Notes that a touch still held under its token went out (SENT), or never will (FAILED). That it
-        never will is noted where the person stands before, so that a crash in between leaves nothing out.
+    def finish(
+        self, touch: Mapping[str, Any], state: str, event: Any, now: datetime, real_now: datetime
+    ) -> None:
+        """Notes that a touch still held under its token went out (SENT) and counts from now on, or never will
+        (FAILED). That it never will is noted where the person stands before, so that a crash in between
+        leaves nothing out.
         """
         if state == "FAILED":
             failed = {"$addToSet": {f"failed.{touch['phase']}": touch["step"]}}
@@ -539,6 +551,8 @@ class CampaignStore:
             "$unset": {"token": "", "claimed_until": ""},
             "$push": {"outbox": pending_entry(event)},
         }
+        if state == "SENT":
+            change["$set"]["at"] = now
         self.touches.update_one({"_id": touch["_id"], "token": touch["token"]}, change)
 
     def put_off(self, touch: Mapping[str, Any], again: datetime, *, tried: bool) -> None:

@@ -496,7 +496,7 @@ class OutboundServicer(outbound_pb2_grpc.OutboundServiceServicer):
             kin[name] = sorted({*kin[name], people[name].customer, *people[name].absorbed})
         since = now - timedelta(days=courtesy.days_max)
         everybody = sorted({customer for customers in kin.values() for customer in customers})
-        touched = self._touches().touched(everybody, since) if everybody else {}
+        touched = self._touches().touched(everybody, since, now) if everybody else {}
         tired = set()
         for name, customers in kin.items():
             own = {touch_id(*place, customer) for customer in customers}

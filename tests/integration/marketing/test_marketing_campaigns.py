@@ -475,6 +475,29 @@ def test_whom_a_passing_cause_held_back_is_addressed_when_it_has_passed(store: C
     assert store.run("spring", "invite")[2]["OPEN_COMPLAINT"] == 1
 
 
+def test_what_does_not_leave_holds_nobody_back_and_keeps_the_caps_when_it_does(store: CampaignStore) -> None:
+    once = Courtesy(caps=(Cap(touches_max=1, days=3),), quiet=())
+    paused, other, sink = campaign(step(), id="paused"), campaign(step(), id="other"), Sink()
+    sends = delivery(store, (StepChannel.SMS, sink), courtesy=once)
+
+    def take_in(made: Campaign, now: datetime) -> int:
+        everybody = Runner(store=store, courtesy=once)
+        while everybody.take_in(made, made.phases[0], now):
+            pass
+        return len(touched(store, made.id))
+
+    assert take_in(paused, NOW) == 45
+    # It may still leave any moment; two days later it was not even tried.
+    assert take_in(campaign(step(), id="early"), NOW + timedelta(hours=20)) == 0
+    assert take_in(other, NOW + timedelta(days=2)) == 45
+    sends.deliver([other], NOW + timedelta(days=2))
+    assert len(sink.taken) == 45
+    for days, left in ((3, 45), (4, 45), (5, 45), (6, 90)):
+        sends.deliver([paused], NOW + timedelta(days=days))
+        assert len(sink.taken) == left, days
+    assert take_in(campaign(step(), id="late"), NOW + timedelta(days=8)) == 0, "they left two days ago"
+
+
 def test_a_campaign_makes_its_offer_to_those_who_may_take_it(store: CampaignStore) -> None:
     fibre = offer(id="fibre", product="fibre", audience=Audience(value_classes=frozenset({"B"})))
     ProfileDocument._get_collection().update_one({"_id": "c001"}, {"$set": {"products": ["fibre"]}})
@@ -511,7 +534,7 @@ def test_merged_customers_are_one_person_of_a_campaign(store: CampaignStore) -> 
     for _ in range(2):
         runner(store).next_steps(made, NOW + timedelta(days=3))
     assert set(store.touches.distinct("customer", {"step": "second"})) == whole
-    assert set(store.touched_people([survivor], NOW)) >= {"c000", "c005"}
+    assert set(store.touched_people([survivor], NOW, NOW)) >= {"c000", "c005"}
     # An answer given by the survivor's name is the person's, a refusal ends the steps.
     assert store.answer("spring", "c000", "", "DECLINED") is not None
     store.mark_answered("spring", "invite", "c000", "DECLINED")
@@ -610,13 +633,13 @@ def test_touches_are_kept_for_as_long_as_anything_asks_for_them(
 
     whole = {"spring": 25, "long": 25, "": 2}
     assert left(NOW + last) == whole
-    met = [(at, over) for at, over, _ in store.touched(["c001"], NOW)["c001"]]
+    met = [(at, over) for at, over, _ in store.touched(["c001"], NOW, NOW)["c001"]]
     assert len(met) == 2 and capped(year, met[:1], StepChannel.SMS, NOW + last)
     # The day comes for each by itself.
     assert left(NOW + timedelta(days=days, seconds=1)) == {**whole, "": 1}
     assert left(ended + timedelta(days=days)) == {**whole, "": 1}
     assert left(ended + timedelta(days=days, seconds=1)) == {"long": 25}
-    assert set(store.touched(["c001"], NOW)["c001"][0]) >= {"long/invite/sms/c001"}
+    assert set(store.touched(["c001"], NOW, NOW)["c001"][0]) >= {"long/invite/sms/c001"}
     assert store.funnel("spring", "invite")[0]["entered"], "where people stood stays"
 
 

@@ -270,7 +270,7 @@ class World:
             "own contact": CONTACTS.document._get_collection().count_documents(
                 {"_id": contact_id("autumn", NUMBERS[who]), "keys.customer": f"customers/{who}"}
             ),
-            "met": sorted(id for _, _, id in self.people.touched([who], NOW).get(who, ())),
+            "met": sorted(id for _, _, id in self.people.touched([who], NOW, NOW).get(who, ())),
             "answers": self.people.answers("spring", who),
             "segments": self.people.segments_of([who]),
             "answered": len(self.shelves.find(RESPONSES, named, 99)),

@@ -663,7 +663,7 @@ async def test_calls_count_against_the_caps_of_all_channels(world: World) -> Non
     )
     for _ in range(2):
         await world.outbound.RecordResult(done)
-    (noted,) = world.touches.touched(["c2"], START - timedelta(days=1))["c2"]
+    (noted,) = world.touches.touched(["c2"], START - timedelta(days=1), START)["c2"]
     assert noted[1] == "OUTBOUND_CALL"
     # When the old ones are thirty days ago the first may be called as well.
     world.clock.advance(23 * 86_400)
@@ -694,10 +694,10 @@ async def test_a_result_told_again_is_counted_though_the_first_telling_died(
     with monkeypatch.context() as patched:
         patched.setattr(OutboundServicer, "_count", away)
         assert (await refused(world.outbound.RecordResult(done)))[0] is grpc.StatusCode.UNAVAILABLE
-    assert not world.touches.touched(["c1"], START - timedelta(days=1))
+    assert not world.touches.touched(["c1"], START - timedelta(days=1), START)
     for _ in range(2):
         assert (await world.outbound.RecordResult(done)).state == outbound_pb2.CONTACT_STATE_DONE
-    assert len(world.touches.touched(["c1"], START - timedelta(days=1))["c1"]) == 1
+    assert len(world.touches.touched(["c1"], START - timedelta(days=1), START)["c1"]) == 1
     asked = outbound_pb2.GetDialStatisticsRequest(contact_list=name)
     assert dict((await world.outbound.GetDialStatistics(asked)).results) == {"DECLINED": 1}
 
