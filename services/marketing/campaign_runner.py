@@ -56,17 +56,24 @@ def has_number(profile: Profile, channel: StepChannel, sender: str = "") -> bool
 
 
 @lru_cache(maxsize=1_000)
+def is_zone(name: str) -> bool:
+    """Whether a text is the name of a time zone."""
+    try:
+        ZoneInfo(name)
+    except (KeyError, ValueError, OSError):
+        return False
+    return True
+
+
+@lru_cache(maxsize=1_000)
 def zone_of(name: str) -> tzinfo:
     """A person's clock; the default for an unknown name."""
-    try:
-        return ZoneInfo(name or DEFAULT_ZONE)
-    except (KeyError, ValueError, OSError):
-        return ZoneInfo(DEFAULT_ZONE)
+    return ZoneInfo(name if is_zone(name) else DEFAULT_ZONE)
 
 
 def clock_name(time_zone: str, number: str) -> str:
-    """The time zone of a person: as known, else by the number, else ""."""
-    return time_zone or _zone_of_prefix(number[:ZONE_CHARACTERS])
+    """The time zone of a person: as known, where there is one of that name; else by the number, else ""."""
+    return time_zone if is_zone(time_zone) else _zone_of_prefix(number[:ZONE_CHARACTERS])
 
 
 @lru_cache(maxsize=20_000)
@@ -290,7 +297,8 @@ class Runner:
                 held = None
             elif held is None:
                 number_of = profile.numbers[0][:ZONE_CHARACTERS] if profile.numbers else ""
-                clock = (profile.time_zone or number_of, profile.quiet_windows)
+                zone = profile.time_zone if is_zone(profile.time_zone) else number_of
+                clock = (zone, profile.quiet_windows)
                 if clock not in quiet:
                     quiet[clock] = is_quiet_until(self.courtesy, profile, step.channel, now, self.holiday)
                 touches.append(_touch(campaign, phase, step, profile, mine, now, quiet[clock] or now))

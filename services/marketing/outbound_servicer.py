@@ -29,7 +29,7 @@ from chassis.mongo import retry_conflicts
 from marketing import convert
 from marketing.call_lists import add_contact, contact_row, forbidden, reopen
 from marketing.campaign_engine import AGAIN, CONSENT, Courtesy, StepChannel, capped, consents, touch_id
-from marketing.campaign_runner import is_quiet_until
+from marketing.campaign_runner import is_quiet_until, is_zone
 from marketing.campaign_store import TouchLog, has_answered
 from marketing.campaigns import note_halted, quiet_of
 from marketing.engine import Problem
@@ -88,6 +88,11 @@ class LeaseLost(FailedPrecondition):
 
 def _result(number: int) -> str:
     return P.OutboundResult.Name(number).removeprefix("OUTBOUND_RESULT_")
+
+
+def _leased(contact: Any, now: datetime) -> bool:
+    """Whether somebody has a contact. One whose lease has ended may be due later: it was put off since."""
+    return contact.state == P.CONTACT_STATE_LEASED and convert.moment(contact.lease_expire_time) > now
 
 
 def _lease_seconds(request: Any) -> int:
@@ -256,6 +261,8 @@ class OutboundServicer(outbound_pb2_grpc.OutboundServiceServicer):
                 continue
             problems = name_problems("customer", "customers", contact.customer)
             problems += text_problems("note", contact.note, 2_000)
+            if contact.time_zone and not is_zone(contact.time_zone):
+                problems.append(("time_zone", "is not an IANA time zone"))
             if not -100 <= contact.priority <= 100:
                 problems.append(("priority", "must be -100 to 100"))
             if problems:
@@ -305,13 +312,13 @@ class OutboundServicer(outbound_pb2_grpc.OutboundServiceServicer):
         key = request_key(current_identity(), method("OutboundService", "NextContacts"), request.request_id)
         token = key or new_id()
         held = [
-            row
+            contact
             for row in self._shelves.find(CONTACTS, {"token": f"{holder}/{token}"}, CONTACTS_MAX)
-            if row.keys["state"] == P.CONTACT_STATE_LEASED and row.keys["due"] > now
+            if _leased(contact := self._contact(row), now)
         ]
         response = P.NextContactsResponse(calls_per_agent=1.0)
         if held:
-            response.contacts.extend(self._contact(row) for row in held)
+            response.contacts.extend(held)
             return response
         until = now + timedelta(seconds=lease_seconds)
         halted = self._courtesy().halted
@@ -557,8 +564,7 @@ class OutboundServicer(outbound_pb2_grpc.OutboundServiceServicer):
         except NotFound:
             return None
         contact = self._contact(row)
-        mine = contact.state == P.CONTACT_STATE_LEASED and contact.holder == holder
-        held = mine and convert.moment(contact.lease_expire_time) > now and row.keys["list"] == list_id
+        held = contact.holder == holder and _leased(contact, now) and row.keys["list"] == list_id
         return row if held else None
 
     def ReturnContacts(self, request: P.ReturnContactsRequest, context: Any) -> P.ReturnContactsResponse:
@@ -648,12 +654,12 @@ class OutboundServicer(outbound_pb2_grpc.OutboundServiceServicer):
         if request.result == P.OUTBOUND_RESULT_OPTED_OUT:
             return None
         rule = next((one for one in call_list.retry_rules if one.result == request.result), None)
+        before = list(row.content.get("results", ())).count(_result(request.result))
+        if rule is not None and before + 1 >= rule.attempts_max:
+            return None
         if request.result == P.OUTBOUND_RESULT_CALL_BACK:
             return max(now, convert.moment(request.call_back_time))
-        if rule is None:
-            return None
-        before = list(row.content.get("results", ())).count(_result(request.result))
-        return now + rule.wait.ToTimedelta() if before + 1 < rule.attempts_max else None
+        return None if rule is None else now + rule.wait.ToTimedelta()
 
     def _event(self, request: Any, contact: Any, again: datetime | None, now: datetime) -> Event:
         message = events_pb2.OutboundResultRecorded(

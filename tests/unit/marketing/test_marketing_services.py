@@ -815,6 +815,62 @@ async def test_values_of_other_releases_are_refused_by_name(world: World) -> Non
     assert (await refused(world.surveys.CreateSurvey(create)))[2] == ["survey.time_limit"]
 
 
+async def test_who_was_put_off_since_is_nobodys_though_asked_for_again(world: World) -> None:
+    await outbound_list(world, "+8613800138000")
+    ask = outbound_pb2.NextContactsRequest(
+        holder="agent-1", max_contacts=1, request_id="6f1c1c5e-5c0f-4c5b-9a57-0d2f0f4f7a11"
+    )
+    assert (await world.outbound.NextContacts(ask)).contacts
+    world.clock.advance(5.5 * 3_600)  # 22:30 there, and the lease is over
+    other = outbound_pb2.NextContactsRequest(holder="agent-2", max_contacts=1)
+    assert not (await world.outbound.NextContacts(other)).contacts
+    assert not (await world.outbound.NextContacts(ask)).contacts
+
+
+async def test_a_clock_that_there_is_not_is_refused_and_never_anothers(world: World) -> None:
+    name = await outbound_list(world)
+    contacts = [
+        outbound_pb2.Contact(number="+12125550123", time_zone="America/NewYork"),
+        outbound_pb2.Contact(number="+12125550124", time_zone="America/New_York"),
+        outbound_pb2.Contact(number="+12125550125", customer="customers/c1"),
+    ]
+    world.store.save_profile(Profile(customer="c1", time_zone="America/NewYork", crm_version=1))
+
+    async def batches() -> AsyncIterator[outbound_pb2.ImportContactsRequest]:
+        yield outbound_pb2.ImportContactsRequest(parent=name, contacts=contacts)
+
+    found = await world.outbound.ImportContacts(batches())
+    assert [(one.index, one.field, one.code) for one in found.rejected] == [(0, "time_zone", "INVALID_FIELD")]
+    ask = outbound_pb2.NextContactsRequest(holder="agent-1", max_contacts=9)
+    assert not (await world.outbound.NextContacts(ask)).contacts, "05:00 in New York, 17:00 in Shanghai"
+
+
+@pytest.mark.parametrize(("attempts", "called"), [(0, 4), (2, 2)])
+async def test_who_asks_to_be_called_back_is_so_often_as_the_rule_says(
+    world: World, attempts: int, called: int
+) -> None:
+    name = await outbound_list(world, "+8613800138000")
+    if attempts:
+        changed_list = outbound_pb2.ContactList(name=name)
+        changed_list.retry_rules.add(result=outbound_pb2.OUTBOUND_RESULT_CALL_BACK, attempts_max=attempts)
+        await world.outbound.UpdateContactList(
+            outbound_pb2.UpdateContactListRequest(contact_list=changed_list)
+        )
+    ask, calls = outbound_pb2.NextContactsRequest(holder="agent-1", max_contacts=1), 0
+    for _ in range(4):
+        for contact in (await world.outbound.NextContacts(ask)).contacts:
+            calls += 1
+            done = outbound_pb2.RecordResultRequest(
+                contact=contact.name,
+                holder="agent-1",
+                attempt=contact.attempt,
+                result=outbound_pb2.OUTBOUND_RESULT_CALL_BACK,
+                call_back_time=Timestamp(seconds=1),
+            )
+            await world.outbound.RecordResult(done)
+    assert calls == called
+
+
 async def test_a_list_has_so_many_quiet_hours_at_most(world: World) -> None:
     many = outbound_pb2.ContactList(display_name="many")
     for minute in range(51):
