@@ -109,9 +109,10 @@ class CampaignContactDocument(Document):
     touch_count = IntField()
     touched_at = DateTimeField()
     next_at = DateTimeField()
-    #: When they bought what is promoted, what that was worth, and who sold it.
+    #: When they bought what is promoted, what that was worth and cost, and who sold it.
     bought_at = DateTimeField()
     bought_worth = StringField()
+    bought_cost = StringField()
     bought_agent = StringField()
     #: Token of the unit of stock that the sale took, and tokens under which no sale may be noted any more.
     bought_claim = StringField()
@@ -208,9 +209,10 @@ class Answers(Protocol):
     def has_bought(self, place: str) -> bool:
         """Whether a sale was noted there."""
 
-    def bought(self, place: str, at: datetime, worth: str, agent: str, claim: str) -> bool:
-        """Notes that who stands there bought what is promoted (a decimal amount, "agents/…" or "", the token
-        of the unit claimed); False when a sale was noted before, or none may be under that token any more.
+    def bought(self, place: str, at: datetime, worth: str, cost: str, agent: str, claim: str) -> bool:
+        """Notes that who stands there bought what is promoted (what that is worth and costs, decimal
+        amounts, "agents/…" or "", the token of the unit claimed); False when a sale was noted before, or none
+        may be under that token any more.
         """
 
 
@@ -648,10 +650,11 @@ class CampaignStore:
         """As the port says."""
         return self.contacts.find_one({"_id": place, "bought_at": {"$exists": True}}, {"_id": 1}) is not None
 
-    def bought(self, place: str, at: datetime, worth: str, agent: str, claim: str) -> bool:
+    def bought(self, place: str, at: datetime, worth: str, cost: str, agent: str, claim: str) -> bool:
         """As the port says."""
         first = {"_id": place, "bought_at": {"$exists": False}, "ended_claims": {"$ne": claim}}
-        told = {"bought_at": at, "bought_worth": worth, "bought_agent": agent, "bought_claim": claim}
+        told = {"bought_at": at, "bought_worth": worth, "bought_cost": cost, "bought_agent": agent}
+        told["bought_claim"] = claim
         return bool(self.contacts.update_one(first, {"$set": told}).modified_count)
 
     def waiting(

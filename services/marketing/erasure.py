@@ -42,7 +42,7 @@ _TOUCH = (
 )
 _PLACE = (
     *("campaign", "region", "value_class", "phase", "step", "response", "answers", "touched", "failed"),
-    *("touch_count", "bought_at", "bought_worth", "bought_agent"),
+    *("touch_count", "bought_at", "bought_worth", "bought_cost", "bought_agent"),
 )
 #: What leads and survey responses lose.
 _LEAD = ("customer", "contact_number", "contact_name", "note", "call_id", "lost_reason")

@@ -4,9 +4,9 @@ also as a chart.
 Revenue is the worth of accepted offers, at the time they were accepted, of what people bought by campaigns,
 and of won leads. Who accepted an offer in a call and is noted as a buyer of a campaign for the same offer
 bought once: the acceptance counts, and is the campaign's. Costs are what was recorded, the unit costs of
-accepted offers, the fixed costs of campaigns when they start, and the unit costs of their touches. A row that
-has no value for a dimension shows "". Touches are kept for a time (touch_retention.py): a report that would
-need older ones says since when.
+accepted offers and of what campaigns sold, the fixed costs of campaigns when they start, and the unit costs
+of their touches. A row that has no value for a dimension shows "". Touches are kept for a time
+(touch_retention.py): a report that would need older ones says since when.
 """
 
 from __future__ import annotations
@@ -174,7 +174,7 @@ class ReportServicer(reports_pb2_grpc.ReportServiceServicer):
             for sale in left:
                 campaign = {"CAMPAIGN": f"campaigns/{sale.campaign}", "OFFER": offer}
                 values = {**campaign, "REGION": sale.region, "AGENT": sale.agent}
-                yield Fact(at=sale.at, values=values, accepted=1, revenue=sale.worth)
+                yield Fact(at=sale.at, values=values, accepted=1, revenue=sale.worth, cost=sale.cost)
         for row in self._paged(LEADS, {"state": leads_pb2.LEAD_STATE_WON}):
             lead = row.content["resource"]
             at = row.content.get("won_at") or row.updated_at or self._clock.now()

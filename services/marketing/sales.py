@@ -27,14 +27,16 @@ def is_sale(claim: Claim) -> bool:
 
 
 def sell(store: Store, answers: Answers, offer: Offer, place: str, agent: str, now: datetime) -> bool:
-    """Notes that who stands at a place ("<campaign>/<customer>") bought an offer, at its worth now; False for
-    one who had bought it before. OfferSoldOut, OfferNotFound, ClaimsPending: nothing is noted then.
+    """Notes that who stands at a place ("<campaign>/<customer>") bought an offer, at its worth and unit cost
+    now; False for one who had bought it before. OfferSoldOut, OfferNotFound, ClaimsPending: nothing is noted
+    then.
     """
     if answers.has_bought(place):
         return False
     claim = Claim(offer=offer.id, token=new_id(), decision=f"{PLACE}{place}")
     store.claim_unit(claim, datetime.now(UTC))
-    if not answers.bought(place, now, offer.worth.text(), agent, claim.token):
+    cost = offer.unit_cost.text() if offer.unit_cost is not None else "0"
+    if not answers.bought(place, now, offer.worth.text(), cost, agent, claim.token):
         # Told twice at once, and the other telling was first.
         store.release_claim(offer.id, claim.token)
         return False

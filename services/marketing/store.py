@@ -195,8 +195,9 @@ class Sale:
     #: "regions/…" of the customer, "agents/…" who sold it; "" unknown.
     region: str = ""
     agent: str = ""
-    #: What it was worth then.
+    #: What it was worth and cost then; a sale of earlier releases says nothing of its cost.
     worth: Decimal
+    cost: Decimal = Decimal(0)
     at: datetime
 
 
@@ -1162,6 +1163,7 @@ class MongoStore:
                 region=raw.get("region") or "",
                 agent=raw.get("bought_agent") or "",
                 worth=Decimal(raw.get("bought_worth") or 0),
+                cost=Decimal(raw.get("bought_cost") or 0),
                 at=raw["bought_at"],
             )
             for raw in found

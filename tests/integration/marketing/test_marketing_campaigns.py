@@ -8,12 +8,13 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
+from decimal import Decimal
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from typing import Any, ClassVar
 
 import pytest
 from aiosmtpd.controller import Controller
-from tests.unit.marketing.marketing_examples import moment, offer
+from tests.unit.marketing.marketing_examples import cny, moment, offer
 
 from callmesh.common.v1 import common_pb2
 from callmesh.crm.v1 import customers_pb2
@@ -276,7 +277,7 @@ def test_what_campaigns_sell_takes_stock_once_whatever_is_cut_off(
 ) -> None:
     shop, made = MongoStore(), campaign(step())
     run_all(store, made, NOW)
-    fibre = offer(id="fibre", product="fibre", stock=2)
+    fibre = offer(id="fibre", product="fibre", stock=2, value=cny("300"), unit_cost=cny("40"))
     shop.insert_offer(fibre, (), request_key=None, fingerprint=None)
 
     def sell(customer: str) -> bool:
@@ -298,7 +299,7 @@ def test_what_campaigns_sell_takes_stock_once_whatever_is_cut_off(
         sell("c003")
     (left,) = shop.stale_claims(datetime.now(UTC) + timedelta(seconds=60), 9)
     assert shop.offer("fibre").units_used == 2 and used_after_sweep() == 1
-    assert not store.bought("spring/c003", NOW, "1", "", left.token), "its unit went back"
+    assert not store.bought("spring/c003", NOW, "1", "0", "", left.token), "its unit went back"
     with monkeypatch.context() as patch, pytest.raises(Cut):
         patch.setattr(MongoStore, "add_purchases", die)
         sell("c003")
@@ -308,7 +309,8 @@ def test_what_campaigns_sell_takes_stock_once_whatever_is_cut_off(
     assert not store.has_bought("spring/c005")
     owners = ProfileDocument._get_collection().distinct("_id", {"products": "fibre"})
     assert owners == ["c001", "c003"]
-    assert [sale.customer for sale in shop.sales(NOW, NOW + timedelta(days=1), 9)] == ["c001", "c003"]
+    sold = [(sale.customer, sale.worth, sale.cost) for sale in shop.sales(NOW, NOW + timedelta(days=1), 9)]
+    assert sold == [(who, Decimal(300), Decimal(40)) for who in ("c001", "c003")]
 
 
 class Hook(BaseHTTPRequestHandler):

@@ -267,7 +267,7 @@ class Answers:
     def has_bought(self, place: str) -> bool:
         return place in self.sold
 
-    def bought(self, place: str, at: datetime, worth: str, agent: str, claim: str) -> bool:
+    def bought(self, place: str, at: datetime, worth: str, cost: str, agent: str, claim: str) -> bool:
         assert self.sold.setdefault(place, claim) == claim
         return True
 

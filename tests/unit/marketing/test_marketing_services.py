@@ -1013,6 +1013,7 @@ async def test_a_campaigns_row_shows_what_it_earned_and_cost(world: World) -> No
                 customer=f"c{number}",
                 region="regions/beijing",
                 worth=Decimal(300),
+                cost=Decimal(40),
                 at=START,
             )
         )
@@ -1032,7 +1033,7 @@ async def test_a_campaigns_row_shows_what_it_earned_and_cost(world: World) -> No
     report = await world.reports.GetProfitReport(request)
     rows = [(list(row.keys), row.accepted_count, row.revenue.amount, row.cost.amount) for row in report.rows]
     assert rows == [
-        (["campaigns/spring", ""], 1, "300", "0"),
+        (["campaigns/spring", ""], 1, "300", "40"),
         (["campaigns/spring", "billing"], 1, "300", "40"),
     ]
 
