@@ -90,6 +90,14 @@ def put_to_customer(decision: Decision) -> list[tuple[Considered, bool]]:
     return [(by_id[offer], taken) for offer, taken in heard if offer in by_id]
 
 
+def _content(row: Row) -> Mapping[str, Any]:
+    """What lies in a version's document; of whatever else is in its place that the version failed."""
+    content = row.content
+    if isinstance(content, dict) and content.get("state") in [state.value for state in ModelState]:
+        return content
+    return {"state": ModelState.FAILED.value, "failure": "it cannot be read"}
+
+
 class Versions:
     """Versions of one kind of learned model: made, listed, served, gone back to."""
 
@@ -117,7 +125,7 @@ class Versions:
             return Row(id=self.name, content={})
 
     def _info(self, row: Row, serving: Mapping[str, Any]) -> ModelInfo:
-        content = row.content
+        content = _content(row)
         active = serving.get("model") == row.id
         return ModelInfo(
             id=row.id,
@@ -147,7 +155,7 @@ class Versions:
 
     def _next(self) -> Row:
         newest = next(iter(self._shelves.find(self.models, {}, 1, order="-number")), None)
-        if newest is not None and newest.content["state"] == ModelState.TRAINING:
+        if newest is not None and _content(newest)["state"] == ModelState.TRAINING:
             return newest
         number = newest.keys["number"] + 1 if newest else 1
         row = Row(
@@ -163,7 +171,7 @@ class Versions:
     def asked_for(self) -> bool:
         """Whether somebody asked for a version that is not there."""
         newest = self.newest()
-        return newest is not None and newest.content["state"] == ModelState.TRAINING
+        return newest is not None and _content(newest)["state"] == ModelState.TRAINING
 
     def newest(self) -> Row | None:
         """The newest version."""
@@ -219,8 +227,8 @@ class Versions:
         ModelNotReady.
         """
         row = self._shelves.get(self.models, model_id)
-        if row.content["state"] != ModelState.READY:
-            raise ModelNotReady(subject=f"models/{model_id}", why=f"it is {row.content['state']}")
+        if (state := _content(row)["state"]) != ModelState.READY:
+            raise ModelNotReady(subject=f"models/{model_id}", why=f"it is {state}")
         self._check(row)
         newest = self._shelves.find(self.models, {}, 1, order="-number")[0]
         self._serve(model_id, pinned=newest.id != model_id)
@@ -254,7 +262,7 @@ class Propensities(Versions):
         closed = self._store.decisions(DecisionFilter(open=False), 1, None)
         if not closed:
             return False
-        return newest is None or self._closed_count() != newest.content.get("closed")
+        return newest is None or self._closed_count() != _content(newest).get("closed")
 
     def _closed_count(self) -> int:
         return self._store.closed_count()

@@ -25,10 +25,10 @@ from cli.main import app
 from marketing.campaign_store import MemoryTouches
 from marketing.config import MarketingSettings
 from marketing.effects import Churn, Uplift, churn_from_content, churn_traits, uplift_from_content
-from marketing.handlers import Recommender
+from marketing.handlers import ModelNotReady, Recommender
 from marketing.kinds import EFFECTS, PROPENSITY, PROPENSITY_MODELS, PROPENSITY_SERVING, UPLIFT
 from marketing.learn import learn_churn as learn_and_keep_churn
-from marketing.learned import Churns, Uplifts
+from marketing.learned import Churns, Propensities, Uplifts
 from marketing.learning.effects import Effect, learn_churn, learn_uplift, qini_of
 from marketing.memory_store import MemoryStore
 from marketing.model import Contact, Decision, ModelState, NoOffer, OfferKind, Profile
@@ -180,6 +180,15 @@ def test_a_model_document_of_another_shape_stops_nobody(content: Any) -> None:
         store.shelves.insert(models, broken, NOW)
         store.shelves.insert(serving, Row(id=name, content={"model": broken.id}), NOW)
     assert asyncio.run(recommender.recommend("c1", "", Contact(), 3)).offers
+    for versions in (
+        kind(store.shelves, store, FakeClock(NOW), 5) for kind in (Propensities, Uplifts, Churns)
+    ):
+        # Nor is it listed as another, chosen, or in the way of the next one.
+        (listed,) = versions.list(9, None)
+        assert (listed.state, listed.failure) == (ModelState.ACTIVE, "it cannot be read")
+        with pytest.raises(ModelNotReady, match="FAILED"):
+            versions.activate(listed.id)
+        assert not versions.asked_for() and versions.train().version == 2 and versions.due()
 
 
 @pytest_asyncio.fixture
