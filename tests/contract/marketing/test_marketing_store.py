@@ -295,6 +295,21 @@ def test_decisions_are_listed_newest_first_and_filtered(store: Any) -> None:
     assert store.decisions(DecisionFilter(call_id="call-9"), 9, None) == []
 
 
+def test_decisions_of_a_span_were_made_or_closed_in_it(store: Any) -> None:
+    present, day = add(store, draft()), timedelta(days=1)
+    for index in range(4):
+        decision(store, f"d{index}", present, created_at=NOW - index * day)
+    late = Outcome(offer="o1", result=Result.DECLINED, at=NOW - day)
+    store.close_decision(close(store.decision("d3"), late, ""), ())
+
+    def within(start: datetime, end: datetime) -> list[str]:
+        return [d.id for d in store.decisions(DecisionFilter(within=(start, end)), 9, None)]
+
+    assert within(NOW - 2 * day, NOW) == ["d3", "d2", "d1"]
+    assert within(NOW - 3 * day, NOW - 2 * day) == ["d3"]
+    assert within(NOW, NOW + day) == ["d0"]
+
+
 def test_what_was_offered_lately_is_counted_by_call(store: Any) -> None:
     on_sale = offer(id="o1")
     decision(store, "d1", on_sale)

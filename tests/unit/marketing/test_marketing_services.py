@@ -42,7 +42,7 @@ from callmesh.marketing.v1 import (
 from chassis.errors import Unavailable
 from chassis.pagination import Page, request_fingerprint
 from chassis.testing import FakeClock
-from marketing import savings_servicer
+from marketing import reports_servicer, savings_servicer
 from marketing.call_lists import CallListSender, complete_lists
 from marketing.campaign_engine import StepChannel
 from marketing.campaign_store import MemoryTouches
@@ -1036,6 +1036,23 @@ async def test_a_campaigns_row_shows_what_it_earned_and_cost(world: World) -> No
         (["campaigns/spring", ""], 1, "300", "40"),
         (["campaigns/spring", "billing"], 1, "300", "40"),
     ]
+
+
+async def test_a_report_is_as_large_as_its_span(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    fibre = offer(id="fibre", product="fibre")
+    world.store.insert_offer(fibre, (), request_key=None, fingerprint=None)
+    for number in range(6):
+        asked = recommendations_pb2.RecommendRequest(customer=f"customers/c{number}")
+        await world.recommend.Recommend(asked)
+        world.clock.advance(86_400)
+    monkeypatch.setattr(reports_servicer, "PAGE", 2)
+    monkeypatch.setattr(reports_servicer, "DECISIONS_MAX", 3)
+    request = reports_pb2.GetProfitReportRequest()
+    request.interval.start_time.FromDatetime(START + timedelta(hours=12))
+    request.interval.end_time.FromDatetime(START + timedelta(days=3, hours=12))
+    assert (await world.reports.GetProfitReport(request)).total.offered_count == 3
+    request.interval.end_time.FromDatetime(START + timedelta(days=4, hours=12))
+    assert (await refused(world.reports.GetProfitReport(request)))[1] == "TOO_MUCH_TO_REPORT"
 
 
 async def test_nobody_with_an_open_complaint_is_called_and_the_number_tells_the_clock(world: World) -> None:
