@@ -1,9 +1,9 @@
 """The rules of campaigns, free of clock, randomness and I/O.
 
 1. A campaign moves by verbs, along `TRANSITIONS`. Its phases (survey, invite, follow-up, remind) run in their
-   periods; a phase takes in those of the segment for whom its entry rule holds, and takes each through its
-   steps in order. The next step is due when `wait` has passed and no answer came; whoever declined or opted
-   out is not addressed again.
+   periods; a phase takes in those of the segment for whom its entry rule holds, also by an answer that comes
+   while it runs, and takes each through its steps in order. The next step is due when `wait` has passed and
+   no answer came; whoever declined or opted out is not addressed again.
 2. Nobody is addressed against the rules of courtesy: consent (`consents`), not opted out, no unresolved
    complaint, eligible for the offer that is promoted, an address to reach them by, the caps over all
    campaigns. What holds somebody back is counted by its cause (`Held`). Causes that pass (`PASSING`) put the

@@ -146,7 +146,7 @@ class Runner:
         for phase in campaign.phases:
             if phase.start <= now < phase.end:
                 done += self.take_in(campaign, phase, now)
-        return done + self.next_steps(campaign, now)
+        return done + self.answered(campaign, now) + self.next_steps(campaign, now)
 
     def take_in(self, campaign: Campaign, phase: Phase, now: datetime, batches: int = BATCHES_A_TURN) -> int:
         """Takes the next batches of customers into a phase; how many were looked at, 0 when all were.
@@ -209,10 +209,31 @@ class Runner:
                 looked -= len(fresh)
         return looked
 
+    def answered(self, campaign: Campaign, now: datetime) -> int:
+        """Takes those who answered since a phase looked at everybody into it, where its entry rule holds for
+        them now; how many answers were looked at.
+        """
+        rows = self.store.answered(campaign.id, self.batch)
+        if not rows:
+            return 0
+        raws = {
+            raw["_id"]: raw for raw in self.store.survivors_of([row["customer"] for row in rows]).values()
+        }
+        if campaign.segment:
+            members = self.store.members_among(campaign.segment, sorted(raws))
+            raws = {customer: raw for customer, raw in raws.items() if customer in members}
+        settled = True
+        for phase in campaign.phases:
+            if phase.entry_rule and phase.start <= now < phase.end:
+                settled &= self._welcome(campaign, phase, list(raws.values()), now)
+        if settled:
+            self.store.settle_answers(rows)
+        return len(rows) if settled else 0
+
     def _welcome(
         self, campaign: Campaign, phase: Phase, raws: Sequence[Mapping[str, Any]], now: datetime
     ) -> bool:
-        """Takes newcomers into a phase; False while it has not looked at the older members."""
+        """Takes newcomers into a phase; False while it has not looked at all the others."""
         cursor, done, _ = self.store.run(campaign.id, phase.id)
         if not done:
             return False

@@ -88,6 +88,11 @@ class CampaignContactDocument(Document):
                 "partialFilterExpression": {"response": {"$exists": True}},
             },
             {
+                "fields": ["campaign", "fresh"],
+                "name": "fresh",
+                "partialFilterExpression": {"fresh": True},
+            },
+            {
                 "fields": ["bought_at"],
                 "name": "bought",
                 "partialFilterExpression": {"bought_at": {"$exists": True}},
@@ -103,8 +108,9 @@ class CampaignContactDocument(Document):
     phase = StringField()
     step = StringField()
     response = StringField()
-    #: Answers and touches by phase.
+    #: Answers and touches by phase, and whether an answer came that the runner has not looked at.
     answers = DictField()
+    fresh = BooleanField()
     touched = DictField()
     touch_count = IntField()
     touched_at = DateTimeField()
@@ -597,7 +603,7 @@ class CampaignStore:
         at = phase or present.get("phase", "")
         told = self.contacts.find_one_and_update(
             known,
-            {"$set": {"response": response, f"answers.{at}": response}},
+            {"$set": {"response": response, f"answers.{at}": response, "fresh": True}},
             return_document=ReturnDocument.AFTER,
         )
         # An answer to an earlier phase does not end the steps of the present one, unless it is a refusal.
@@ -606,6 +612,19 @@ class CampaignStore:
             here, {"$unset": {"next_at": ""}}, return_document=ReturnDocument.AFTER
         )
         return ended or told
+
+    def answered(self, campaign: str, limit: int) -> list[dict[str, Any]]:
+        """People with answers that the runner has not looked at."""
+        return list(self.contacts.find({"campaign": campaign, "fresh": True}).limit(limit))
+
+    def settle_answers(self, people: Sequence[Mapping[str, Any]]) -> None:
+        """The runner has looked at these answers. Who has answered again since then stays to be looked at."""
+        changes = [
+            UpdateOne({"_id": raw["_id"], "answers": raw["answers"]}, {"$unset": {"fresh": ""}})
+            for raw in people
+        ]
+        if changes:
+            self.contacts.bulk_write(changes, ordered=False)
 
     def listed(
         self, campaign: str, response: str | None, after: str | None, limit: int

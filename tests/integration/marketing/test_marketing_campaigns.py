@@ -222,6 +222,33 @@ def test_who_has_answered_in_a_phase_hears_no_more_of_it(store: CampaignStore) -
     assert {raw["customer"] for raw in store.touches.find({"step": "mail"})} == silent
 
 
+def test_who_answers_while_the_next_phase_runs_is_taken_into_it(store: CampaignStore) -> None:
+    first = campaign(step(), rule='value_class == "B"')
+    invite = replace(first.phases[0], id="invite", entry_rule='response("survey") == "interested"')
+    made = replace(first, phases=(replace(invite, id="survey", entry_rule=""), invite))
+    courtesy = Courtesy(caps=())
+
+    def invited(now: datetime = NOW) -> list[str]:
+        while Runner(store=store, courtesy=courtesy).work(made, now):
+            pass
+        found = store.touches.find({"phase": "invite"})
+        return sorted(raw["customer"] for raw in found)
+
+    assert invited() == []
+    store.answer("spring", "c001", "survey", "INTERESTED")
+    store.answer("spring", "c003", "survey", "REGISTERED")
+    # The worker dies before it has noted that it looked at them.
+    before = store.answered("spring", 10)
+    assert invited() == ["c001"]
+    store.contacts.update_many({"_id": {"$in": [raw["_id"] for raw in before]}}, {"$set": {"fresh": True}})
+    store.answer("spring", "c003", "survey", "INTERESTED")
+    store.settle_answers(before)
+    assert [raw["customer"] for raw in store.answered("spring", 10)] == ["c003"], "what it said since"
+    assert invited() == ["c001", "c003"] and not store.answered("spring", 10)
+    store.answer("spring", "c005", "survey", "INTERESTED")
+    assert invited(NOW + timedelta(days=9)) == ["c001", "c003"], "the phase is over"
+
+
 @pytest.mark.parametrize(("answer", "goes_on"), [("INTERESTED", True), ("DECLINED", False)])
 def test_a_late_answer_to_an_earlier_phase_leaves_the_steps_of_the_present_one(
     store: CampaignStore, answer: str, goes_on: bool
