@@ -27,7 +27,7 @@ from chassis.idempotency import request_key
 from chassis.ids import check_id, new_id, parse_name, parse_names, stable_id
 from chassis.mongo import retry_conflicts
 from marketing import convert
-from marketing.call_lists import add_contact, contact_row, forbidden, reopen
+from marketing.call_lists import NOTE_CHARACTERS_MAX, add_contact, contact_row, forbidden, reopen
 from marketing.campaign_engine import AGAIN, CONSENT, Courtesy, StepChannel, capped, consents, touch_id
 from marketing.campaign_runner import is_quiet_until, is_zone
 from marketing.campaign_store import TouchLog, has_answered
@@ -88,6 +88,11 @@ class LeaseLost(FailedPrecondition):
 
 def _result(number: int) -> str:
     return P.OutboundResult.Name(number).removeprefix("OUTBOUND_RESULT_")
+
+
+def _add_note(contact: Any, text: str) -> None:
+    """Adds a line to what the agent sees; what is too long loses its beginning."""
+    contact.note = f"{contact.note}\n{text}".strip()[-NOTE_CHARACTERS_MAX:]
 
 
 def _leased(contact: Any, now: datetime) -> bool:
@@ -260,7 +265,7 @@ class OutboundServicer(outbound_pb2_grpc.OutboundServiceServicer):
                 bad.append((index, "number", "INVALID_NUMBER", "must be an E.164 number"))
                 continue
             problems = name_problems("customer", "customers", contact.customer)
-            problems += text_problems("note", contact.note, 2_000)
+            problems += text_problems("note", contact.note, NOTE_CHARACTERS_MAX)
             if contact.time_zone and not is_zone(contact.time_zone):
                 problems.append(("time_zone", "is not an IANA time zone"))
             if not -100 <= contact.priority <= 100:
@@ -402,7 +407,7 @@ class OutboundServicer(outbound_pb2_grpc.OutboundServiceServicer):
             profile = people.get(contact.customer)
             if blocked := self._blocked(call_list, contact, profile, answered, now):
                 contact.state = P.CONTACT_STATE_BLOCKED
-                contact.note = f"{contact.note}\n{blocked}".strip()[-2_000:]
+                _add_note(contact, blocked)
                 self._try(contact_row(row, contact, list_id, now))
                 continue
             later = self._quiet(courtesy, call_list, contact, profile, now)
@@ -621,6 +626,8 @@ class OutboundServicer(outbound_pb2_grpc.OutboundServiceServicer):
             raise LeaseLost(subject=request.contact, why="another has it, or nobody")
         again = self._again(self._lists.shown(listed), request, row, now)
         contact.last_result = request.result
+        if request.note:
+            _add_note(contact, request.note)
         contact.ClearField("holder")
         contact.ClearField("lease_expire_time")
         contact.state = P.CONTACT_STATE_WAITING if again else P.CONTACT_STATE_DONE

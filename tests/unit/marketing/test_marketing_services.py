@@ -871,6 +871,30 @@ async def test_who_asks_to_be_called_back_is_so_often_as_the_rule_says(
     assert calls == called
 
 
+async def test_what_was_noted_of_a_call_is_seen_by_who_calls_next(world: World) -> None:
+    name = await outbound_list(world)
+    contact = outbound_pb2.Contact(number="+8613800138000", note="Speaks slowly")
+
+    async def batches() -> AsyncIterator[outbound_pb2.ImportContactsRequest]:
+        yield outbound_pb2.ImportContactsRequest(parent=name, contacts=[contact])
+
+    await world.outbound.ImportContacts(batches())
+    ask = outbound_pb2.NextContactsRequest(holder="agent-1", max_contacts=1)
+    (found,) = (await world.outbound.NextContacts(ask)).contacts
+    done = outbound_pb2.RecordResultRequest(
+        contact=found.name,
+        holder="agent-1",
+        attempt=1,
+        result=outbound_pb2.OUTBOUND_RESULT_CALL_BACK,
+        call_back_time=Timestamp(seconds=1),
+        note="Wants the blue one",
+    )
+    for _ in range(2):
+        await world.outbound.RecordResult(done)
+    (again,) = (await world.outbound.NextContacts(ask)).contacts
+    assert again.note == "Speaks slowly\nWants the blue one"
+
+
 async def test_a_list_has_so_many_quiet_hours_at_most(world: World) -> None:
     many = outbound_pb2.ContactList(display_name="many")
     for minute in range(51):
