@@ -32,9 +32,9 @@ from marketing.campaign_engine import AGAIN, CONSENT, Courtesy, StepChannel, cap
 from marketing.campaign_runner import is_quiet_until, is_zone
 from marketing.campaign_store import TouchLog, has_answered
 from marketing.campaigns import note_halted, quiet_of
-from marketing.engine import Problem
+from marketing.engine import Problem, eligible
 from marketing.kinds import ATTEMPTS, CAMPAIGNS, CONTACT_LISTS, CONTACTS, FORBIDDEN
-from marketing.model import Profile
+from marketing.model import Contact, Offer, Profile
 from marketing.resources import Desk, Resource, name_problems, span_problems, text_problems
 from marketing.scopes import method
 from marketing.shelf import Row, Shelves
@@ -398,14 +398,14 @@ class OutboundServicer(outbound_pb2_grpc.OutboundServiceServicer):
         rows = self._shelves.find(CONTACTS, condition, count * LOOKED_AT + 50, order="-rank")
         contacts = [self._contact(row) for row in rows]
         people = self._people(contacts)
-        answered = self._answered(listed, people)
+        over = self._over(listed, people, now)
         tired = self._tired(listed, contacts, people, courtesy, now)
         taken: list[Any] = []
         for row, contact in zip(rows, contacts, strict=True):
             if len(taken) >= count:
                 break
             profile = people.get(contact.customer)
-            if blocked := self._blocked(call_list, contact, profile, answered, now):
+            if blocked := self._blocked(call_list, contact, profile, over, now):
                 contact.state = P.CONTACT_STATE_BLOCKED
                 _add_note(contact, blocked)
                 self._try(contact_row(row, contact, list_id, now))
@@ -439,27 +439,39 @@ class OutboundServicer(outbound_pb2_grpc.OutboundServiceServicer):
         found = self._store.survivors(ids) if ids else {}
         return {f"customers/{id}": profile for id, profile in found.items()}
 
-    def _answered(self, listed: Row, people: Mapping[str, Profile]) -> frozenset[str]:
-        """Who of them, by the names on the list, has answered the phase of the campaign that filled it, or
-        declined: by a message, say, while they waited to be called.
+    def _over(self, listed: Row, people: Mapping[str, Profile], now: datetime) -> dict[str, str]:
+        """For whom of them, by the names on the list, the campaign that filled it is over, and why: who has
+        answered its phase (by a message, say, while they waited to be called) or declined, and who may not
+        take what it promotes (any more).
         """
         origin = listed.content.get("origin")
         if not origin or not people:
-            return frozenset()
+            return {}
+        over: dict[str, str] = {}
+        if name := listed.content["resource"].get("offer"):
+            offer, contact = self._offer(name), Contact(channel=CONSENT[StepChannel.OUTBOUND_CALL])
+            for who, profile in people.items():
+                if offer is None or not eligible(offer, profile, contact, now):
+                    over[who] = "the customer may not take the offer"
         stands = self._touches().standing_people(origin["campaign"], list(people.values()))
-        return frozenset(
-            name
-            for name, profile in people.items()
-            if has_answered(stands.get(profile.customer, {}), origin["phase"])
-        )
+        for who, profile in people.items():
+            if has_answered(stands.get(profile.customer, {}), origin["phase"]):
+                over[who] = "the customer has answered the campaign"
+        return over
+
+    def _offer(self, name: str) -> Offer | None:
+        try:
+            return self._store.offer(name.removeprefix("offers/"))
+        except NotFound:
+            return None
 
     def _blocked(
-        self, call_list: Any, contact: Any, profile: Profile | None, answered: frozenset[str], now: datetime
+        self, call_list: Any, contact: Any, profile: Profile | None, over: Mapping[str, str], now: datetime
     ) -> str:
         if forbidden(self._shelves, contact.number):
             return "the number is forbidden"
-        if contact.customer in answered:
-            return "the customer has answered the campaign"
+        if contact.customer in over:
+            return over[contact.customer]
         if profile is not None and (
             not profile.alive
             or profile.opted_out
@@ -559,8 +571,8 @@ class OutboundServicer(outbound_pb2_grpc.OutboundServiceServicer):
         if listed is None:
             return False
         people = self._people([contact])
-        profile, answered = people.get(contact.customer), self._answered(listed, people)
-        return not self._blocked(self._lists.plain(listed), contact, profile, answered, now)
+        profile, over = people.get(contact.customer), self._over(listed, people, now)
+        return not self._blocked(self._lists.plain(listed), contact, profile, over, now)
 
     def _held(self, list_id: str, id: str, holder: str, now: datetime) -> Row | None:
         """A contact that the holder has; None where another has it, or nobody."""

@@ -49,7 +49,7 @@ from marketing.campaign_store import MemoryTouches
 from marketing.config import MarketingSettings
 from marketing.kinds import ATTEMPTS, CAMPAIGNS, TARIFFS
 from marketing.memory_store import MemoryStore
-from marketing.model import Channel, Complaint, Profile
+from marketing.model import Channel, Complaint, Profile, Purchase
 from marketing.outbound_servicer import OutboundServicer
 from marketing.scopes import SCOPES
 from marketing.senders import Message
@@ -545,12 +545,13 @@ async def test_lists_that_sell_need_a_consent_and_follow_merges(world: World) ->
     assert len((await world.outbound.NextContacts(ask)).contacts) == 3, "to serve needs no consent"
 
 
-async def test_who_answered_a_campaign_otherwise_is_not_called_for_it(world: World) -> None:
+async def test_who_answered_a_campaign_otherwise_or_may_not_buy_is_not_called_for_it(world: World) -> None:
     state = {"state": campaigns_pb2.CAMPAIGN_STATE_RUNNING}
     world.store.shelves.insert(CAMPAIGNS, Row(id="spring", content={"resource": {}}, keys=state), START)
-    place = {"campaign": "spring", "phase": "invite", "step": "call"}
+    place = {"campaign": "spring", "phase": "invite", "step": "call", "offer": "offers/tv"}
+    world.store.insert_offer(offer(id="tv", product="tv"), (), request_key=None, fingerprint=None)
     calls = CallListSender(world.store.shelves, world.clock)
-    for number in range(5):
+    for number in range(6):
         who = Profile(
             customer=f"c{number}",
             numbers=(f"+861380013800{number}",),
@@ -567,6 +568,8 @@ async def test_who_answered_a_campaign_otherwise_is_not_called_for_it(world: Wor
             origin=place,
         )
         calls.send(message)
+    owned = Purchase(id="p1", customer="c5", product="tv", at=START)
+    world.store.add_purchases((owned,), START)
     stands = world.touches.stands["spring"] = {
         "c0": {"response": "BOUGHT", "answers": {"invite": "BOUGHT"}},
         "c1": {"response": "DECLINED", "answers": {"survey": "DECLINED"}},
@@ -581,6 +584,8 @@ async def test_who_answered_a_campaign_otherwise_is_not_called_for_it(world: Wor
     )
     left = (await world.outbound.RenewContacts(renew)).contacts
     assert sorted(one.customer for one in left) == ["customers/c2", "customers/c4"]
+    await world.offers.RetireOffer(offers_pb2.RetireOfferRequest(name="offers/tv"))
+    assert not (await world.outbound.RenewContacts(renew)).contacts, "nobody may take it any more"
 
 
 async def test_abandoned_calls_hold_a_predictive_list_at_its_cap(world: World) -> None:
