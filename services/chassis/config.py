@@ -121,7 +121,7 @@ class ServiceSettings(BaseSettings):
 
     mongo_uri_file: str = Field(
         default="",
-        description="File with the MongoDB connection string, in place of mongo_uri; a new user or password"
+        description="File with the MongoDB connection string, in place of MONGO_URI; a new user or password"
         " in it counts for new connections. A second line is tried when the first is refused.",
     )
     mongo_uri: str = Field(
@@ -150,7 +150,7 @@ class ServiceSettings(BaseSettings):
     )
     amqp_uri_file: str = Field(
         default="",
-        description="File with the RabbitMQ connection string, in place of amqp_uri; read again for every"
+        description="File with the RabbitMQ connection string, in place of AMQP_URI; read again for every"
         " connection. A second line is tried when the first is refused.",
     )
     amqp_uri: str = Field(
@@ -170,7 +170,7 @@ class ServiceSettings(BaseSettings):
     clock_origin_real_ms: int | None = Field(
         default=None,
         ge=0,
-        description="Real time, ms since 1970, at which business time is clock_origin_business_ms.",
+        description="Real time, ms since 1970, at which business time is CLOCK_ORIGIN_BUSINESS_MS.",
     )
     clock_origin_business_ms: int | None = Field(
         default=None, ge=0, description="Business time, ms since 1970, at the origin; unset means real time."
