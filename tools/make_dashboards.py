@@ -464,7 +464,7 @@ SERVICES = Dashboard(
             "Database commands a second",
             "reqps",
             (rates(QUERIES, "service, command", V) + " > 0", "{{service}} {{command}}"),
-            text="Of mongoengine's clients; the hot reads of servers are counted as their RPCs.",
+            text="Of all clients: mongoengine's, the servers' hot reads, the journal.",
         ),
         graph(
             "Database commands failed a second",
