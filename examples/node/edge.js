@@ -1,8 +1,8 @@
 // An edge in Node.js, from the .proto files alone: places a call, confirms, hangs up, and reads what the platform says
 // about it. Shows what any gRPC client does with callmesh: rich errors, the caller's language, streams, a cursor.
 //
-//   node edge.js --routing 127.0.0.1:7120 --queue queues/sandbox --number +8613800138001 \
-//     --protos ../../proto --protos ../../build/proto-deps [--token-file token]
+//   node edge.js --routing 127.0.0.1:7320 --queue queues/sandbox --number +861064000000 \
+//     --protos ../../proto --protos ../../build/proto-deps --token-file ../../.run-sandbox-keys/partner.token
 //
 // Prints one JSON object a line; exit status 0 when the call was completed and its events were read.
 'use strict';
