@@ -19,8 +19,9 @@ from __future__ import annotations
 
 import enum
 import inspect
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 #: Most violations one error carries: details travel in a trailer, and clients refuse trailers beyond about 8
@@ -189,6 +190,12 @@ class InvalidArgument(CallmeshError):
         more = f" (and {len(found) - 1} more)" if len(found) > 1 else ""
         return cls(field=first.field, why=first.description + more, violations=tuple(found[:VIOLATIONS_MAX]))
 
+    def within(self, path: str) -> InvalidArgument:
+        """The same, of what stands at `path` in the request."""
+        violations = [replace(each, field=f"{path}.{each.field}") for each in self._violations]
+        values = {**self.values, "field": f"{path}.{self.values['field']}", "violations": violations}
+        return type(self)(**values)
+
     def _details(self) -> ErrorDetails:
         own = FieldViolation(field=self.values["field"], description=shorten(self.values["why"]))
         return ErrorDetails(
@@ -197,6 +204,15 @@ class InvalidArgument(CallmeshError):
 
     def __reduce__(self) -> tuple[Any, ...]:
         return _rebuild, (type(self), {**self.values, "violations": self._violations})
+
+
+@contextmanager
+def within(path: str) -> Iterator[None]:
+    """Checks a part of a request: what it says of a field is said of the field's whole path."""
+    try:
+        yield
+    except InvalidArgument as error:
+        raise error.within(path) from None
 
 
 class MalformedRequest(InvalidArgument):

@@ -11,7 +11,7 @@ from google.protobuf.json_format import MessageToDict
 from callmesh.crm.v1 import timeline_pb2, transfer_pb2, transfer_pb2_grpc
 from chassis.callcontext import current_identity
 from chassis.clock import from_ms
-from chassis.errors import InvalidArgument
+from chassis.errors import InvalidArgument, within
 from chassis.idempotency import content_fingerprint, request_key
 from chassis.ids import parse_name
 from chassis.pagination import Page, fingerprint, request_fingerprint
@@ -99,6 +99,8 @@ class ImportServicer(transfer_pb2_grpc.ImportServiceServicer):
             raise InvalidArgument(field="import_job.row_kind", why=f"has no value {job.row_kind}")
         if job.error_count_max < 0:
             raise InvalidArgument(field="import_job.error_count_max", why="must not be negative")
+        with within("import_job"):
+            country = default_country(job.default_country, self._policy)
         key = request_key(current_identity(), "CreateImport", request.request_id)
         wanted = Opening(
             id=request.import_id,
@@ -107,7 +109,7 @@ class ImportServicer(transfer_pb2_grpc.ImportServiceServicer):
             mappings=_mappings(job.mappings),
             dry_run=job.dry_run,
             update_existing=job.update_existing,
-            default_country=default_country(job.default_country, self._policy),
+            default_country=country,
             error_count_max=job.error_count_max,
             request_key=key,
             fingerprint=content_fingerprint(request) if key else None,

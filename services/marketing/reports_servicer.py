@@ -24,7 +24,7 @@ from google.protobuf.json_format import MessageToDict, ParseDict
 from callmesh.common.v1 import common_pb2
 from callmesh.marketing.v1 import leads_pb2, reports_pb2, reports_pb2_grpc
 from chassis.clock import Clock
-from chassis.errors import AlreadyExists, FailedPrecondition, InvalidArgument
+from chassis.errors import AlreadyExists, FailedPrecondition, InvalidArgument, within
 from chassis.ids import check_id
 from chassis.pagination import Page, request_fingerprint
 from marketing import convert
@@ -291,12 +291,12 @@ class ReportServicer(reports_pb2_grpc.ReportServiceServicer):
         """The same as a picture."""
         width, height = request.width_pixels or 1_200, request.height_pixels or 700
         if not (PIXELS[0] <= width <= PIXELS[1] and PIXELS[0] <= height <= PIXELS[1]):
-            raise InvalidArgument(
-                field="width_pixels", why=f"must be {PIXELS[0]} to {PIXELS[1]}, as the height"
-            )
+            wrong = "height_pixels" if PIXELS[0] <= width <= PIXELS[1] else "width_pixels"
+            raise InvalidArgument(field=wrong, why=f"must be {PIXELS[0]} to {PIXELS[1]}")
         if request.language not in ("", "en", "zh"):
             raise InvalidArgument(field="language", why='must be "zh" or "en"')
-        rows, _ = self._report(request.report)
+        with within("report"):
+            rows, _ = self._report(request.report)
         if not rows:
             raise NothingToDraw(subject="report", why="there is nothing in this span")
         content = draw(rows[:BARS_MAX], width, height, request.language or "en", self._currency)

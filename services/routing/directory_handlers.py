@@ -18,7 +18,7 @@ from callmesh.routing.v1 import events_pb2
 from chassis.bus import Event
 from chassis.callcontext import current_identity
 from chassis.clock import Clock
-from chassis.errors import AlreadyExists, EtagMismatch, FailedPrecondition, InvalidArgument, NotFound
+from chassis.errors import AlreadyExists, EtagMismatch, FailedPrecondition, InvalidArgument, NotFound, within
 from chassis.fieldmask import apply_mask
 from chassis.idempotency import content_fingerprint, request_key
 from chassis.ids import parse_name, resource_name, stable_id
@@ -110,7 +110,10 @@ class DirectoryHandlers:
         ids = [resource_id(f"requests[{i}].agent_id", r.agent_id) for i, r in enumerate(requests)]
         if len(set(ids)) != len(ids):
             raise InvalidArgument(field="requests", why="must not name an agent twice")
-        documents = [AGENT.to_document(r.agent_id, r.agent) for r in requests]
+        documents = []
+        for i, each in enumerate(requests):
+            with within(f"requests[{i}]"):
+                documents.append(AGENT.to_document(each.agent_id, each.agent))
         self._check_agents(documents)
         taken = AgentDocument.objects(id__in=ids).only("id").first()
         if taken is not None and not any(r.request_id for r in requests):

@@ -18,7 +18,7 @@ from mongoengine import Document, IntField, StringField
 from callmesh.common.v1 import common_pb2
 from callmesh.tickets.v1 import report_pb2
 from chassis.clock import Clock
-from chassis.errors import FailedPrecondition, InvalidArgument, NotFound
+from chassis.errors import FailedPrecondition, InvalidArgument, NotFound, within
 from chassis.ids import check_id
 from tickets import convert, filters, pictures, reports
 from tickets.filters import Condition, Term, boolean_field, text_field
@@ -235,11 +235,12 @@ class ReportCalls:
 
     def _cases(self, scope: Any, span: common_pb2.Interval | None = None) -> list[Case]:
         since, until = _span(scope.span if span is None else span, "scope.span")
+        with within("scope"):
+            terms = filters.parse(scope.filter, _CASE_FIELDS if scope.import_id else filters.TICKET_FIELDS)
         if scope.import_id:
-            terms = filters.parse(scope.filter, _CASE_FIELDS)
             found = self._imports.read(check_id("scope.import_id", scope.import_id), since, until)
             return [case for case in found if _matches(case, terms)]
-        conditions: list[Term] = list(filters.parse(scope.filter))
+        conditions: list[Term] = list(terms)
         conditions.append(Condition(field="create_time", op=">=", value=since))
         conditions.append(Condition(field="create_time", op="<", value=until))
         query = Query(conditions=tuple(conditions))

@@ -177,8 +177,9 @@ class Crud:
 
     def change(self, name: str, given: str, edit: Callable[[Any], None], field: str = "name") -> Any:
         """Changes a resource as `edit` does with its message (it may run several times); checked afterwards.
-        NotFound, EtagMismatch when `given` is an etag and not the present one."""
-        version = parse_etag("etag", given)
+        `field` is where the request has the name; the etag stands beside it. NotFound, EtagMismatch when
+        `given` is an etag and not the present one."""
+        version = parse_etag(field.removesuffix("name") + "etag", given)
 
         def attempt() -> Any:
             record = self.record(name, field)

@@ -217,6 +217,19 @@ ROUTING: Sequence[Row] = (
         fields=("agent_id",),
     ),
     Row(
+        what="BatchCreateAgents: the second has no region",
+        ask=lambda wire, _: wire.directory.BatchCreateAgents(
+            directory_pb2.BatchCreateAgentsRequest(
+                requests=[
+                    {"agent_id": "bad-1", "agent": {"region": "regions/beijing"}},
+                    {"agent_id": "bad-2", "agent": {}},
+                ]
+            )
+        ),
+        code=BAD,
+        fields=("requests[1].agent.region",),
+    ),
+    Row(
         what="CreateAgent: taken id",
         ask=lambda wire, good: new_agent(wire, good.agent.removeprefix("agents/")),
         code=TAKEN,

@@ -8,7 +8,7 @@ import pytest
 from google.rpc import error_details_pb2
 
 from chassis import errors
-from chassis.errors import Code, FieldViolation, InvalidArgument, NotFound, ResourceExhausted
+from chassis.errors import Code, FieldViolation, InvalidArgument, NotFound, ResourceExhausted, within
 from chassis.grpc_status import DETAILS_BYTES_MAX, GRPC_CODES, rich_status
 
 DOMAIN = "callmesh.crm"
@@ -91,6 +91,19 @@ def test_many_fields_become_one_bad_request():
     (bad,) = unpack(status, error_details_pb2.BadRequest)
     assert [(v.field, v.description) for v in bad.field_violations] == [("a", "is bad"), ("b", "worse")]
     assert status.message == "a: is bad (and 1 more)."
+
+
+def test_a_part_of_a_request_is_checked_under_its_path():
+    part = InvalidArgument.many([("filter", "is bad"), ("span", "is worse")])
+    for found, wanted in (
+        (part, {"scope.filter": "is bad", "scope.span": "is worse"}),
+        (InvalidArgument(field="filter", why="is bad"), {"scope.filter": "is bad"}),
+    ):
+        with pytest.raises(InvalidArgument) as caught, within("scope"):
+            raise found
+        (bad,) = unpack(rich_status(caught.value, DOMAIN), error_details_pb2.BadRequest)
+        assert {v.field: v.description for v in bad.field_violations} == wanted
+        assert caught.value.message == found.message.replace("filter", "scope.filter")
 
 
 def test_many_without_a_violation_is_a_programming_error():

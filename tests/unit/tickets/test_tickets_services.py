@@ -887,6 +887,8 @@ def test_articles_are_reviewed_versioned_searched_and_withdrawn(service: Service
     assert refused(lambda: service.knowledge.GetArticle(get, None), NotFound) == "NOT_FOUND"
     become("ann", "tickets.knowledge", "tickets.read")
     patch = knowledge_pb2.Article(name=name, body="新的正文")
+    foreign = knowledge_pb2.UpdateArticleRequest(article=knowledge_pb2.Article(name=name, etag="no etag"))
+    assert refused(lambda: service.knowledge.UpdateArticle(foreign, None)) == ["article.etag"]
     edited = service.knowledge.UpdateArticle(knowledge_pb2.UpdateArticleRequest(article=patch), None)
     assert edited.state == knowledge_pb2.Article.STATE_DRAFT
     shown = service.knowledge.GetArticle(knowledge_pb2.GetArticleRequest(name=name), None)
@@ -1081,6 +1083,8 @@ def test_reports_count_what_happened(service: Service) -> None:
     assert cost.cost_per_ticket.amount == "90.00" and "6.00 hours" in cost.explanation[0]
     bad = report_pb2.GetCostRequest(hourly_cost=common_pb2.Money(currency_code="CNY", amount="-1"))
     assert refused(lambda: service.reports.GetCost(bad, None)) == ["hourly_cost.amount"]
+    nonsense = report_pb2.GetBacklogRequest(scope=report_pb2.ReportScope(filter="(("))
+    assert refused(lambda: service.reports.GetBacklog(nonsense, None)) == ["scope.filter"]
     chart = service.reports.GetProcessMap(report_pb2.GetProcessMapRequest(picture=1), None)
     assert chart.activities[0].activity == "new" and '"new" -> "in_progress" [label="3"' in chart.picture
 
