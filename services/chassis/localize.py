@@ -36,6 +36,8 @@ _SENTENCES = ("why", "limit", "what")
 _MORE, _MORE_PATTERN = "{} (and {} more)", re.compile(r"(.+) \(and (\d+) more\)")
 #: English words side by side: no value but a piece of a sentence that nobody translated.
 _WORDS = re.compile(r"\b[a-z]{2,} [a-z]{2,}\b")
+#: What the caller said, put in quotes: whatever it is, no translation is missing.
+_QUOTED = re.compile(r"'[^']*'|\"[^\"]*\"")
 #: The "or" of a choice of constants, "PLAN or ADD_ON": the one English word that a value may hold.
 _OR = re.compile(r"(?<=[A-Z0-9_]) or (?=[A-Z0-9_])")
 
@@ -109,7 +111,7 @@ def sentence(text: str, package: str = "chassis", depth: int = 0) -> str:
                 continue
             # ", {}" holds a sentence; two levels are all there are.
             values = [sentence(value, package, depth + 1) if depth < 1 else value for value in found.groups()]
-            if not any(map(_WORDS.search, values)):
+            if not any(_WORDS.search(value) for value in values if not _QUOTED.fullmatch(value)):
                 return chinese.format(*(_OR.sub(" 或 ", value) for value in values))
     return text
 

@@ -105,15 +105,13 @@ def _rule(
     if not text:
         return []
     return [
-        (field, f"{problem.code} at character {problem.offset}: {problem.message}")
-        for problem in rule_problems(text, functions, given)
-        if not problem.harmless
+        (field, problem.told) for problem in rule_problems(text, functions, given) if not problem.harmless
     ]
 
 
 def _ids(field: str, ids: Sequence[str]) -> list[Problem]:
     found = [
-        (f"{field}", f"needs ids of lower-case letters, digits, _ and -: {id!r}")
+        (field, f"needs ids of lower-case letters, digits, _ and -: {id!r}")
         for id in ids
         if not _ID.fullmatch(id)
     ]

@@ -31,6 +31,7 @@ from marketing.engine import Problem, offer_problems
 from marketing.model import (
     EVERYBODY,
     Audience,
+    BadMoney,
     Channel,
     Complaint,
     Contact,
@@ -165,8 +166,8 @@ def texts_to_proto(texts: Iterable[Text]) -> list[types_pb2.LocalizedText]:
 def _money(field: str, message: Any, problems: list[Problem]) -> Money | None:
     try:
         return Money.parse(message.currency_code, message.amount)
-    except ValueError as error:
-        problems.append((field, str(error)))
+    except BadMoney as error:
+        problems.append((f"{field}.{error.part}", error.why))
         return None
 
 

@@ -274,7 +274,7 @@ def _rule_problems(offer: Offer) -> list[Problem]:
         given["tagged", LOST_TAG] = [True]
     given |= audience_given(offer.audience)
     return [
-        ("eligibility_rule", f"{problem.code} at character {problem.offset}: {problem.message}")
+        ("eligibility_rule", problem.told)
         for problem in rule_problems(offer.rule, given=given)
         if not problem.harmless
     ]

@@ -25,6 +25,14 @@ _AMOUNT = re.compile(
 _CURRENCY = re.compile(r"[A-Z]{3}", re.ASCII)
 
 
+class BadMoney(ValueError):
+    """A part of an amount has not its form: `part`, as the API calls it, and what is wrong with it."""
+
+    def __init__(self, part: str, why: str) -> None:
+        super().__init__(f"{part} {why}")
+        self.part, self.why = part, why
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Money:
     """An exact amount."""
@@ -36,13 +44,14 @@ class Money:
 
     @classmethod
     def parse(cls, currency: str, amount: str) -> Money:
-        """ValueError, in words for a caller, unless both parts have their form."""
+        """BadMoney unless both parts have their form."""
         if not _CURRENCY.fullmatch(currency):
-            raise ValueError("currency_code must be three upper-case letters")
+            raise BadMoney("currency_code", "must be three upper-case letters")
         if not _AMOUNT.fullmatch(amount):
-            raise ValueError(
-                f"amount must be a decimal number with at most {AMOUNT_INTEGER_DIGITS_MAX} digits before and "
-                f"{AMOUNT_FRACTION_DIGITS_MAX} after the point"
+            raise BadMoney(
+                "amount",
+                f"must be a decimal number with at most {AMOUNT_INTEGER_DIGITS_MAX} digits before and "
+                f"{AMOUNT_FRACTION_DIGITS_MAX} after the point",
             )
         return cls(currency=currency, amount=Decimal(amount))
 

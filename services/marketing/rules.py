@@ -55,7 +55,7 @@ class Kind(enum.Enum):
 
     TEXT = "text"
     NUMBER = "number"
-    TRUTH = "true or false"
+    TRUTH = "truth"
 
 
 class Facts(Protocol):
@@ -127,6 +127,11 @@ class RuleProblem:
     def harmless(self) -> bool:
         """A rule that always matches is of no use, and does no harm."""
         return self.code == "RULE_ALWAYS_MATCHES"
+
+    @property
+    def told(self) -> str:
+        """What is wrong with the field that the rule stands in."""
+        return f"{self.code} at character {self.offset} of the rule, counted from 0: {self.message}"
 
 
 class RuleError(ValueError):
@@ -300,10 +305,11 @@ def parse_rule(text: str, functions: Mapping[str, tuple[Kind, str]] = FUNCTIONS)
     try:
         tree = ast.parse(_line(text), mode="eval")
     except SyntaxError as error:
-        # The parser gives no place, or 0, for a text that ends too early.
-        raise _syntax((error.offset or len(text) + 1) - 1, error.msg or "this cannot be read") from None
+        # The parser gives no place, or 0, for a text that ends too early; its words are about another
+        # language.
+        raise _syntax((error.offset or len(text) + 1) - 1, "cannot be read from here on") from None
     except (ValueError, MemoryError, RecursionError):
-        raise _syntax(0, "this cannot be read") from None
+        raise _syntax(0, "cannot be read from here on") from None
     _check_size(tree)
     compiler = _Compiler(text=_line(text), functions=functions)
     kind, judge, _ = compiler.compile(tree.body)

@@ -1,8 +1,9 @@
 """Every RPC of a running platform against random and hostile messages: `make fuzz RUNS=20 SEED=1`.
 
 RUNS is how many messages each RPC gets. No answer may be INTERNAL or UNKNOWN, every error has exactly one
-ErrorInfo, nothing but what is streamed takes longer than its deadline, and every process is alive and ready
-afterwards. Figures go to build/reports/fuzz.json; exits 1 when something is found, each with its message.
+ErrorInfo, is told in Chinese, as was asked for, and names no field that the request has not, nothing but what
+is streamed takes longer than its deadline, and every process is alive and ready afterwards. Figures go to
+build/reports/fuzz.json; exits 1 when something is found, each with its message.
 
 Two partners ask, each with a token and words of its own. Nobody is answered without a token. No error tells
 one partner the other's words. And where a call may be repeated by its request_id, the other partner's use of
@@ -18,6 +19,7 @@ import json
 import os
 import pkgutil
 import random
+import re
 import shutil
 import sys
 import tempfile
@@ -56,6 +58,7 @@ STREAM_SECONDS = 0.3
 DEFECTS = (grpc.StatusCode.INTERNAL, grpc.StatusCode.UNKNOWN, grpc.StatusCode.DATA_LOSS)
 #: What grpc.aio says itself when a server ends a stream that is still written to; the status is lost.
 WRITING_FAILED = "Internal error from Core"
+CHINESE = re.compile("[\u3000-\u9fff]")
 #: The partners' words, and how long their tokens last, seconds.
 MARKS = ("quokka-words-of-a", "wombat-words-of-b")
 TOKEN_SECONDS = 6 * 3600
@@ -185,10 +188,42 @@ async def _ask(
     return None
 
 
-def _error_infos(error: grpc.aio.AioRpcError) -> int:
+def _details(error: grpc.aio.AioRpcError, kind: Any) -> list[Any]:
+    """An error's details of one kind."""
     status = rpc_status.from_call(error)
     details = () if status is None else status.details
-    return sum(detail.Is(error_details_pb2.ErrorInfo.DESCRIPTOR) for detail in details)
+    return [kind.FromString(one.value) for one in details if one.Is(kind.DESCRIPTOR)]
+
+
+def _ill_told(error: grpc.aio.AioRpcError, request: Any) -> str:
+    """What is wrong with how an error is told: to whom it may concern, of which field, in which language. ""
+    for nothing.
+    """
+    infos = _details(error, error_details_pb2.ErrorInfo)
+    if len(infos) != 1:
+        return f"{error.code().name} with {len(infos)} ErrorInfo"
+    for bad in _details(error, error_details_pb2.BadRequest):
+        for one in bad.field_violations:
+            if one.field and not _leads(request, one.field):
+                return f"names {one.field}, which is no field of the request"
+            if not CHINESE.search(one.localized_message.message):
+                return f"{one.field} is not told in Chinese"
+    told = _details(error, error_details_pb2.LocalizedMessage)
+    return "" if told and CHINESE.search(told[0].message) else "is not told in Chinese"
+
+
+def _leads(kind: Any, path: str) -> bool:
+    """Whether a path such as `customer.phone_numbers[0].number` leads through fields of a message. What
+    follows the name of a map is a key, in whatever letters.
+    """
+    for name in re.findall(r"(?:^|\.)(\w+)", re.sub(r"\[[^]]*\]", "", path)):
+        found = kind.fields_by_name.get(name) if kind is not None else None
+        if found is None:
+            return kind is not None and name in kind.oneofs_by_name
+        kind = found.message_type
+        if kind is not None and kind.GetOptions().map_entry:
+            return True
+    return True
 
 
 def _said(error: grpc.aio.AioRpcError) -> str:
@@ -225,9 +260,8 @@ class Round:
             report.codes[code.name] += 1
             if code in DEFECTS or code is grpc.StatusCode.DEADLINE_EXCEEDED:
                 report.find(name, f"{code.name}: {error.details()}", requests[0])
-            elif _error_infos(error) != 1:
-                what = f"{code.name} with {_error_infos(error)} ErrorInfo: {error.details()}"
-                report.find(name, what, requests[0])
+            elif what := _ill_told(error, method.input_type):
+                report.find(name, f"{what}: {error.details()}", requests[0])
             if other.mark in _said(error):
                 report.find(name, f"an error tells another partner's words: {error.details()}", requests[0])
             return None, _reason(error)
@@ -350,7 +384,8 @@ def guarded(folder: Path) -> tuple[dict[str, str], list[Any]]:
     }
     # Peers' RPCs are fuzzed as well: a router's token may be stolen.
     scopes = f"{tokens()['admin.token'][1]} {PEER_SCOPE}"
-    return settings, [maker.header(subject=mark, scope=scopes, exp=until) for mark in MARKS]
+    headers = [maker.header(subject=mark, scope=scopes, exp=until) for mark in MARKS]
+    return settings, [(*header, ("accept-language", "zh-CN")) for header in headers]
 
 
 def _tracebacks(stack: Stack) -> list[str]:

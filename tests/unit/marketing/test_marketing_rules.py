@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import math
+import re
 from datetime import timedelta
 from typing import Any
 
@@ -12,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tests.unit.marketing.marketing_examples import NOW, offer
 
+from chassis import localize
 from marketing.engine import eligible, offer_problems
 from marketing.model import Audience, Channel, Contact, OfferKind, Profile
 from marketing.rules import (
@@ -76,6 +78,11 @@ def test_a_rule_is_judged_by_the_customer_and_the_contact(text: str, expected: b
         ("tier", "RULE_TYPE", 0),
         ("owns", "RULE_TYPE", 0),
         ("owns(tier)", "RULE_TYPE", 0),
+        ("known == 3", "RULE_TYPE", 9),
+        ("tier and known", "RULE_TYPE", 0),
+        ('tier == "gold', "RULE_SYNTAX", 8),
+        ("tier in [channel]", "RULE_TYPE", 9),
+        ("known == None", "RULE_SYNTAX", 9),
         ('tier in "gold"', "RULE_TYPE", 8),
         ('tier in ["gold", 3]', "RULE_TYPE", 17),
         ("1 < product_count < 3", "RULE_SYNTAX", 0),
@@ -96,6 +103,10 @@ def test_a_bad_rule_is_refused_with_its_place(text: str, code: str, offset: int 
     (problem,) = rule_problems(text)
     assert problem.code == code
     assert offset is None or problem.offset == offset
+    if not problem.harmless:
+        place, why = localize.sentence(problem.told, "marketing").split("：", 1)
+        assert f"第 {problem.offset} 个字符" in place and re.search("[\u3000-\u9fff]", why)
+        assert not re.search("[a-z]{2} [a-z]{2}", why), "a piece of the English sentence"
 
 
 def test_phases_may_ask_for_responses_and_offers_may_not() -> None:

@@ -993,6 +993,15 @@ async def test_the_profit_report_adds_up_and_can_be_drawn(world: World) -> None:
     early.interval.start_time.FromDatetime(START - timedelta(days=2))
     empty = reports_pb2.RenderProfitChartRequest(report=early)
     assert (await refused(world.reports.RenderProfitChart(empty)))[1] == "NOTHING_TO_DRAW"
+    for bad, field in (
+        (reports_pb2.RenderProfitChartRequest(), "report.interval"),
+        (reports_pb2.RenderProfitChartRequest(report=request, height_pixels=1), "height_pixels"),
+        (reports_pb2.RenderProfitChartRequest(report=request, width_pixels=1), "width_pixels"),
+    ):
+        assert (await refused(world.reports.RenderProfitChart(bad)))[2] == [field]
+    euro = reports_pb2.Cost(cost_id="k2", amount=common_pb2.Money(currency_code="eur", amount="1"))
+    told = await refused(world.reports.RecordCost(reports_pb2.RecordCostRequest(cost=euro)))
+    assert told[2] == ["cost.amount.currency_code"]
 
 
 async def test_a_page_token_with_a_key_of_another_shape_is_refused(world: World) -> None:
