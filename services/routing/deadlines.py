@@ -122,8 +122,7 @@ class Deadlines:
         """The bag of a second, sorted."""
         row = self._rows.get(second)
         if row is None:
-            entries = _entries(self._bags.pop(second))
-            row = self._rows[second] = sorted(deadline for deadline in entries if self._runs(deadline))
+            row = self._rows[second] = sorted(filter(self._runs, _entries(self._bags.pop(second))))
         return row
 
 
