@@ -227,16 +227,28 @@ def note_halted(halted: bool) -> None:
 def policy_problems(message: Any) -> list[Problem]:
     """Everything wrong with a contact policy."""
     found = enum_problems(message)
-    if len(message.frequency_caps) > 20 or len(message.quiet_hours) > 20:
-        found.append(("frequency_caps", "at most 20 caps and 20 quiet hours"))
+    if len(message.frequency_caps) > 20:
+        found.append(("frequency_caps", "at most 20 are allowed"))
     for at, cap in enumerate(message.frequency_caps[:20]):
         if not 0 <= cap.touches_max <= 1_000 or not 1 <= cap.days <= CAP_DAYS_MAX:
             found.append((f"frequency_caps[{at}]", "needs 0 to 1,000 touches in 1 to 365 days"))
-    for at, span in enumerate(message.quiet_hours[:20]):
-        if not (0 <= span.start_minute <= 1439 and 0 <= span.end_minute <= 1439):
-            found.append((f"quiet_hours[{at}]", "minutes must be 0 to 1439"))
+    found += quiet_problems(message.quiet_hours, 20)
     if len(message.halted_reason) > REASON_CHARACTERS_MAX:
         found.append(("halted_reason", f"at most {REASON_CHARACTERS_MAX} characters"))
+    return found
+
+
+def quiet_problems(spans: Sequence[Any], most: int) -> list[Problem]:
+    """Everything wrong with quiet hours, of which there are so many at most."""
+    found: list[Problem] = []
+    if len(spans) > most:
+        found.append(("quiet_hours", f"at most {most} are allowed"))
+    for at, span in enumerate(spans[:most]):
+        if not (0 <= span.start_minute <= 1439 and 0 <= span.end_minute <= 1439):
+            found.append((f"quiet_hours[{at}]", "minutes must be 0 to 1439"))
+        elif span.start_minute == span.end_minute:
+            # Neither all day nor never: who wrote it may have meant either.
+            found.append((f"quiet_hours[{at}].end_minute", "must not be start_minute"))
     return found
 
 

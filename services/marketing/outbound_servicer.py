@@ -31,7 +31,7 @@ from marketing.call_lists import NOTE_CHARACTERS_MAX, add_contact, contact_row, 
 from marketing.campaign_engine import AGAIN, CONSENT, Courtesy, StepChannel, capped, consents, touch_id
 from marketing.campaign_runner import is_quiet_until, is_zone
 from marketing.campaign_store import TouchLog, has_answered
-from marketing.campaigns import note_halted, quiet_of
+from marketing.campaigns import note_halted, quiet_of, quiet_problems
 from marketing.engine import Problem, eligible
 from marketing.kinds import ATTEMPTS, CAMPAIGNS, CONTACT_LISTS, CONTACTS, FORBIDDEN
 from marketing.model import Contact, Offer, Profile
@@ -126,12 +126,7 @@ def list_problems(message: Any) -> list[Problem]:
             found.append((f"retry_rules[{at}].attempts_max", "must be 1 to 20"))
         found += span_problems(f"retry_rules[{at}].wait", rule.wait)
         seen.add(rule.result)
-    if len(message.quiet_hours) > QUIET_HOURS_MAX:
-        found.append(("quiet_hours", f"at most {QUIET_HOURS_MAX} are allowed"))
-    for at, span in enumerate(message.quiet_hours[:QUIET_HOURS_MAX]):
-        if not (0 <= span.start_minute <= 1439 and 0 <= span.end_minute <= 1439):
-            found.append((f"quiet_hours[{at}]", "minutes must be 0 to 1439"))
-    return found
+    return found + quiet_problems(message.quiet_hours, QUIET_HOURS_MAX)
 
 
 class OutboundServicer(outbound_pb2_grpc.OutboundServiceServicer):

@@ -47,7 +47,7 @@ from marketing.call_lists import CallListSender, complete_lists
 from marketing.campaign_engine import StepChannel
 from marketing.campaign_store import MemoryTouches
 from marketing.config import MarketingSettings
-from marketing.kinds import ATTEMPTS, CAMPAIGNS, TARIFFS
+from marketing.kinds import ATTEMPTS, CAMPAIGNS, CONTACT_POLICY, TARIFFS
 from marketing.memory_store import MemoryStore
 from marketing.model import Channel, Complaint, Profile, Purchase
 from marketing.outbound_servicer import OutboundServicer
@@ -900,7 +900,23 @@ async def test_what_was_noted_of_a_call_is_seen_by_who_calls_next(world: World) 
     assert again.note == "Speaks slowly\nWants the blue one"
 
 
-async def test_a_list_has_so_many_quiet_hours_at_most(world: World) -> None:
+async def test_quiet_hours_are_so_many_at_most_and_say_when(world: World) -> None:
+    never = outbound_pb2.ContactList(display_name="all day, or never?")
+    never.quiet_hours.add(start_minute=60, end_minute=60)
+    create = outbound_pb2.CreateContactListRequest(contact_list=never)
+    unsaid = (await refused(world.outbound.CreateContactList(create)))[2]
+    policy = campaigns_pb2.ContactPolicy(name="contactPolicy", quiet_hours=never.quiet_hours)
+    change = campaigns_pb2.UpdateContactPolicyRequest(contact_policy=policy)
+    assert [unsaid, (await refused(world.campaigns.UpdateContactPolicy(change)))[2]] == [
+        ["contact_list.quiet_hours[0].end_minute"],
+        ["contact_policy.quiet_hours[0].end_minute"],
+    ]
+    # Where an earlier release took it, everything can be stopped all the same.
+    kept = {"resource": {"quiet_hours": [{"start_minute": 60, "end_minute": 60}]}}
+    world.store.shelves.insert(CONTACT_POLICY, Row(id="contactPolicy", content=kept), START)
+    stop = campaigns_pb2.ContactPolicy(name="contactPolicy", halted=True)
+    halted = campaigns_pb2.UpdateContactPolicyRequest(contact_policy=stop)
+    assert (await world.campaigns.UpdateContactPolicy(halted)).halted
     many = outbound_pb2.ContactList(display_name="many")
     for minute in range(51):
         many.quiet_hours.add(start_minute=minute, end_minute=minute + 1)
