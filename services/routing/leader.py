@@ -346,8 +346,7 @@ class Leader:
         #: Called when this router begins, and when it ceases, to lead.
         self.on_lead: list[Callable[[], None]] = []
         self.on_drop: list[Callable[[], None]] = []
-        #: The newest block that other routers, first of all those of its lead list, know to be committed, 0
-        #: for none; None: nobody is to be asked.
+        #: The newest block that others, a lead list first, know to be committed, 0: none; None: not asked.
         self.ask_others: Callable[[Sequence[str]], Awaitable[int]] | None = None
         #: How it outlasts an outage of the store; None: it refuses new work until the store is back.
         self.continuing: Continuing | None = None
