@@ -36,7 +36,7 @@ from chassis.ids import new_id
 from chassis.tls import TokenFile
 from chassis.watched import WatchedFiles
 from cli.demo.rpc import CHANNEL_OPTIONS, EventStream, StreamEnded
-from cli.directory import ADDRESS_DEFAULT, Address, Refused
+from cli.directory import ADDRESS_DEFAULT, Address, Refused, bearer
 from cli.view import ERR
 
 #: Queue, skill and agent of the canary, all of one name.
@@ -83,9 +83,9 @@ class Line:
         return grpc.aio.insecure_channel(self.address, options=options)
 
     def metadata(self) -> list[tuple[str, str]]:
-        """The token, as it is now."""
+        """The file's token, as it is now; without a file that of every other command."""
         token = self.token.token()
-        return [("authorization", f"Bearer {token}")] if token else []
+        return [("authorization", f"Bearer {token}")] if token else bearer()
 
 
 def line_of(address: str, token: str, authority: str, certificate: str, key: str) -> Line:

@@ -19,7 +19,7 @@ from typing import Annotated, Any
 import typer
 
 from chassis.release import RELEASE, apart, of_app_name
-from cli.directory import Refused
+from cli.directory import Refused, tls_credentials
 from cli.lifecycle import ask
 from cli.options import RUN_DIR_DEFAULT, RunDir
 from cli.queues import handler_queues
@@ -242,11 +242,14 @@ def server(address: str, secure: bool) -> Iterator[Finding]:
     import grpc
     from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-    name = f"server {address}"
+    name, credentials = f"server {address}", tls_credentials()
+    if secure and credentials is None:
+        raise Refused("--tls needs TLS_CA_FILE, the authority of the servers' certificates")
+    options = [("grpc.enable_http_proxy", 0)]
     channel = (
-        grpc.secure_channel(address, _credentials())
-        if secure
-        else grpc.insecure_channel(address, options=[("grpc.enable_http_proxy", 0)])
+        grpc.insecure_channel(address, options=options)
+        if credentials is None
+        else grpc.secure_channel(address, credentials, options=options)
     )
     with channel:
         try:
@@ -261,17 +264,6 @@ def server(address: str, secure: bool) -> Iterator[Finding]:
         yield well(name, "SERVING")
     else:
         yield broken(name, "it is NOT_SERVING", "it starts, drains, or waits for its stores: see its /readyz")
-
-
-def _credentials() -> Any:
-    import grpc
-
-    names = ("TLS_CA_FILE", "TLS_KEY_FILE", "TLS_CERT_FILE")
-    try:
-        authority, key, certificate = (Path(os.environ[each]).read_bytes() for each in names)
-    except (KeyError, OSError) as error:
-        raise Refused(f"TLS_CERT_FILE, TLS_KEY_FILE and TLS_CA_FILE must name files: {error}") from None
-    return grpc.ssl_channel_credentials(authority, key, certificate)
 
 
 def certificate(path: Path, now: datetime) -> Iterator[Finding]:
@@ -374,7 +366,7 @@ def doctor(
     certificate_at: Annotated[
         list[Path] | None, typer.Option("--certificate", help="A PEM certificate. May be repeated.")
     ] = None,
-    secure: Annotated[bool, typer.Option("--tls", help="Servers are called with TLS_*_FILE.")] = False,
+    secure: Annotated[bool, typer.Option("--tls", help="Refuse to call servers without TLS.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON in place of lines.")] = False,
     run_dir: RunDir = RUN_DIR_DEFAULT,
 ) -> None:

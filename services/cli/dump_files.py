@@ -198,6 +198,11 @@ def write_manifest(directory: Path, manifest: dict[str, Any], key: bytes | None)
 def read_manifest(directory: Path, key: bytes | None) -> dict[str, Any]:
     """The manifest of a backup, checked. Raises BadBackup."""
     path = directory / MANIFEST
+    inside = sorted(each.parent.name for each in directory.glob(f"callmesh-*/{MANIFEST}"))
+    if inside and not path.exists():
+        raise BadBackup(
+            f"{directory} holds backups and is none: name one of them, the newest is {inside[-1]}"
+        )
     try:
         if path.stat().st_size > MANIFEST_BYTES_MAX:
             raise BadBackup(f"{path} has more than {MANIFEST_BYTES_MAX} bytes")

@@ -11,6 +11,7 @@ from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from chassis.testing.certificates import Authority
 from cli.canary import line_of
 from cli.directory import Refused, bearer, stub_at
+from cli.doctor import server
 
 
 @pytest.fixture
@@ -83,6 +84,7 @@ async def test_every_command_shows_its_certificate_and_token_by_the_environment(
     for name, file in (("CA", "ca.crt"), ("CERT", "tls.crt"), ("KEY", "tls.key")):
         monkeypatch.setenv(f"TLS_{name}_FILE", str(tmp_path / file))
     assert await asyncio.to_thread(ask) == health_pb2.HealthCheckResponse.SERVING
+    assert [found.what for found in await asyncio.to_thread(list, server(certified, False))] == ["SERVING"]
     monkeypatch.delenv("TLS_KEY_FILE")
     with pytest.raises(Refused, match="comes with its key"):
         ask()
@@ -99,3 +101,10 @@ async def test_every_command_shows_its_certificate_and_token_by_the_environment(
     assert bearer() == [("authorization", "Bearer from-a-file")]
     monkeypatch.setenv("CALLMESH_TOKEN", "given")
     assert bearer() == [("authorization", "Bearer given")]
+    assert line_of("127.0.0.1:1", "", "", "", "").metadata() == bearer()
+    own = line_of("127.0.0.1:1", str(tmp_path / "token"), "", "", "").metadata()
+    assert own == [("authorization", "Bearer from-a-file")], "a file that the canary is given is its own"
+    for name in ("CA", "CERT", "KEY"):
+        monkeypatch.delenv(f"TLS_{name}_FILE", raising=False)
+    with pytest.raises(Refused, match="TLS_CA_FILE"):
+        next(server("127.0.0.1:1", True))

@@ -54,3 +54,13 @@ def test_what_cannot_be_done_is_one_line_and_status_2(
     told = capfd.readouterr()
     assert told.err.startswith(f"callmesh: {line.format(tmp_path)}") and told.err.count("\n") == 1
     assert not told.out and not list(tmp_path.iterdir())
+
+
+def test_a_folder_of_backups_is_no_backup(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    for name in ("callmesh-20260302T101700Z-abcd", "callmesh-20260302T091700Z-zyxw"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "manifest.json").write_text("{}")
+    assert run(monkeypatch, "restore", "--check", str(tmp_path)) == EXIT_USAGE
+    assert "name one of them, the newest is callmesh-20260302T101700Z-abcd" in capfd.readouterr().err
