@@ -1,7 +1,7 @@
 """Requests, errors and duration of what a process asks of MongoDB, by collection and command.
 
-pymongo tells a listener of every command; both of its clients and mongoengine are heard. What a query asks
-for is never looked at, only its collection and command.
+pymongo tells a listener of every command of mongoengine's client; the servers' hot reads are timed around
+(counted.py). What a query asks for is never looked at, only its collection and command.
 
 A hot read pays for this with every answer, so as little as possible is done then: numbers of our own are
 raised, and Prometheus' families are made of them when somebody scrapes.

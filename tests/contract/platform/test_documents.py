@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
@@ -114,6 +115,27 @@ def test_every_test_and_setting_that_a_page_names_is_there() -> None:
         for service, one in re.findall(r"`(ROUTING|CRM|TICKETS|MARKETING|DIALLER)(_[A-Z_]+)\b", code):
             there = {f"{service}{one}", f"<SERVICE>{one}"} & settings
             missing += [] if there else [f"{page.name}: {service}{one}"]
+    assert missing == []
+
+
+#: The same in every service: told once, in ARCHITECTURE.md.
+EVERYWHERE = {
+    *("__init__", "__main__", "config", "server", "worker", "servicer", "consumers", "inbound", "lifecycle"),
+    *("scopes", "model", "engine", "handlers", "store", "documents", "convert"),
+}
+
+
+def test_the_page_of_each_package_tells_where_everything_is() -> None:
+    missing = []
+    for package in ("routing", "crm", "tickets", "marketing", "chassis", "cli"):
+        folder = ROOT / "services" / package
+        named = re.findall(r"`([\w*]+)(?:\.py)?`", TEXTS[folder / "README.md"])
+        told = EVERYWHERE if package in ("routing", "crm", "tickets", "marketing") else {"__init__"}
+        missing += [
+            f"{package}: {path.name}"
+            for path in sorted(folder.glob("*.py"))
+            if path.stem not in told and not any(fnmatch(path.stem, name) for name in named)
+        ]
     assert missing == []
 
 
