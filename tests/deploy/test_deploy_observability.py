@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import ast
 import json
 import re
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +24,10 @@ DASHBOARDS = {
 }
 #: Of Prometheus' client for Python, and of Prometheus itself.
 COMMON = {"up", "process_cpu_seconds_total", "process_resident_memory_bytes", "process_start_time_seconds"}
+#: Labels of whoever scrapes, and of kube-state-metrics' series.
+OF_TARGETS = {"process", "instance", "job", "namespace", "cronjob"}
+#: Labels of recorded series, of one or another.
+RECORDED = {"region", "queue", "shard", "service", "handler"}
 #: Grafana's units in use; a misspelt one shows bare numbers.
 UNITS = {"none", "s", "percentunit", "reqps", "bytes"}
 
@@ -109,6 +115,63 @@ def alerts_of(manifests: Any) -> dict[str, dict[str, str]]:
 def test_rules_speak_of_metrics_that_exist(known: set[str]) -> None:
     assert {rule["expr"]: names for rule in rules() if (names := unknown(rule["expr"], known))} == {}
     assert unknown("sum(callmesh_no_such_total)", known) == {"callmesh_no_such_total"}
+
+
+def labels_of_families() -> dict[str, set[str]]:
+    """Labels of the metrics that are written out from tables."""
+    shard, journal, queries = metrics_shard, metrics_journal, {"service", "collection", "command"}
+    counters = [*shard.COUNTERS.values(), *journal.COUNTERS.values()]
+    by_pair = [*shard.GAUGES.values(), journal.WAIT, journal.ABANDONED, journal.TALK]
+    return {
+        **{f"{family[0]}_total": {"region", "queue"} for family in counters},
+        **{family[0]: {"region", "queue"} for family in by_pair},
+        **{family[0]: {"region", "state"} for family in (shard.AGENTS, shard.CALLS)},
+        **{family[0]: {"region"} for family in (shard.STUCK, shard.LOST, shard.DRAINING)},
+        **{family[0]: {"shard"} for family in (shard.EPOCH, shard.SEQUENCE, shard.STALLED)},
+        "callmesh_db_queries_total": {*queries, "outcome"},
+        "callmesh_db_query_seconds": queries,
+    }
+
+
+def labels_of_metrics() -> dict[str, set[str]]:
+    """Each metric's labels, as the code names them."""
+    found = labels_of_families()
+    for path in (ROOT / "services").rglob("*.py"):
+        tree = ast.parse(path.read_text())
+        assigned = [node for node in tree.body if isinstance(node, ast.Assign)]
+        constants = {ast.unparse(node.targets[0]): ast.unparse(node.value) for node in assigned}
+        for node in ast.walk(tree):
+            made = isinstance(node, ast.Call) and re.search(
+                r"\b(counter|gauge|histogram)$", ast.unparse(node.func)
+            )
+            if made and isinstance(node, ast.Call) and isinstance(node.args[0], ast.Constant):
+                said = ast.unparse(node.args[2]) if len(node.args) > 2 else "()"
+                found[str(node.args[0].value)] = set(ast.literal_eval(constants.get(said, said)))
+    return found
+
+
+def wrong_labels(rule: dict[str, Any], labels: dict[str, set[str]]) -> Iterator[str]:
+    """What a rule selects, adds up or tells by and its metrics do not have."""
+    expression, has = rule["expr"], set()
+    for metric in metrics_of(expression) - COMMON:
+        own = labels.get(metric) or labels.get(re.sub(r"_(bucket|sum|count)$", "", metric)) or RECORDED
+        has |= own
+        for selector in re.findall(rf"\b{metric}\{{([^}}]*)\}}", expression):
+            names = set(re.findall(r"(\w+)\s*[=!]", selector))
+            yield from (f"{metric} has no {name}" for name in names - own - OF_TARGETS)
+    by = set(re.findall(r"\w+", " ".join(re.findall(r"\b(?:by|on) \(([^)]*)\)", expression))))
+    yield from (f"by {name}" for name in by - has - OF_TARGETS - {"le"})
+    told = set(re.findall(r"labels\.(\w+)", str(rule.get("annotations"))))
+    yield from (f"{rule['alert']} tells {name}" for name in told - (by or has))
+
+
+def test_rules_ask_for_labels_that_metrics_have() -> None:
+    """A rule that selects or adds up by a label that its metric does not have never fires."""
+    labels = labels_of_metrics()
+    assert len(labels) > 90
+    assert [wrong for rule in rules() for wrong in wrong_labels(rule, labels)] == []
+    bad = {"alert": "A", "expr": 'sum by (region) (callmesh_shard_leads{lead="1"})', "annotations": {}}
+    assert list(wrong_labels(bad, labels)) == ["callmesh_shard_leads has no lead", "by region"]
 
 
 @pytest.mark.timeout(300)
