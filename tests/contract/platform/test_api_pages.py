@@ -46,3 +46,23 @@ def test_every_rpc_has_a_comment_and_a_scope_and_every_link_leads_somewhere() ->
             assert page.exists(), f"{path.name}: {target}"
             assert not anchor or f'<a id="{anchor}"></a>' in page.read_text(), f"{path.name}: {anchor}"
     assert rpcs > 200
+
+
+def test_every_reason_and_setting_that_a_page_names_is_there() -> None:
+    """STALE_COMMAND was told to partners, and no server has ever said it."""
+    word = re.compile(r"\b[A-Z][A-Z0-9]*(?:_[A-Z0-9]+)+\b")
+    made = ROOT / "services" / "callmesh"  # the stubs have the protos' comments
+    code = [path.read_text() for path in (ROOT / "services").rglob("*.py") if made not in path.parents]
+    protos = [re.sub(r"//.*", "", path.read_text()) for path in (ROOT / "proto").rglob("*.proto")]
+    known = {each for text in (*code, *protos) for each in word.findall(text)}
+    known |= set(word.findall((ROOT / "docs" / "settings.md").read_text()))
+    # A value of an enum is told without the enum's name as well: COMPLAINT of TICKET_KIND_COMPLAINT.
+    known |= {each.split("_", cut)[cut] for each in known for cut in range(1, each.count("_"))}
+    # An event of a stream is told by its field: CALLBACK_SCHEDULED.
+    known |= {name.upper() for text in protos for name in re.findall(r"\b[a-z]+(?:_[a-z]+)+(?= = )", text)}
+    unknown = {
+        f"{path.relative_to(DOCS)}: {each}"
+        for path in DOCS.rglob("*.md")
+        for each in set(word.findall(path.read_text())) - known
+    }
+    assert unknown == set()
