@@ -158,7 +158,7 @@ def test_bad_offers_are_refused_field_by_field(stubs: Stubs) -> None:
     bad.titles[1].language = "zh"
     code, _, fields = failure(lambda: create(stubs, "bad", bad))
     assert code == grpc.StatusCode.INVALID_ARGUMENT
-    assert fields == ["offer.price", "offer.product", "offer.excluded_products[0]"]
+    assert fields == ["offer.price.amount", "offer.product", "offer.excluded_products[0]"]
     bad = an_offer(product="x", stock=-1, eligibility_rule="")
     bad.price.currency_code = "USD"
     bad.titles[1].language = "zh"
