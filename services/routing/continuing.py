@@ -3,7 +3,7 @@ when it is asked to hold. The rules are in holds.py; off by default, and then no
 
 The backlog is the blocks that are not known to be in the journal, oldest first. Its bytes are frozen, each
 names the one before it. The first is always on its way to the store; when it is there, the next ones follow
-many at a time, in order, each only if the one before was taken (ADR 0035).
+many at a time, in order, each only if the one before was taken (ADR 35).
 While all others hold, what is decided becomes further blocks of the backlog and is told with `durable=false`.
 Without all holds, and while the backlog is written down, nothing more is told than in `reject`: that time is
 an outage's, too, and moves the deadlines if it was long enough.

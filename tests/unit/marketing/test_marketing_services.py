@@ -241,7 +241,8 @@ async def test_a_lead_goes_to_the_partner_with_room_and_is_won_once(world: World
     assert (await refused(world.leads.CreateLead(nobody)))[2] == ["lead.customer"]
 
 
-async def outbound_list(world: World, *numbers: str) -> str:
+async def outbound_list(world: World, *people: str | outbound_pb2.Contact) -> str:
+    """A list of these, each a number or a whole contact; its name."""
     rule = outbound_pb2.RetryRule(
         result=outbound_pb2.OUTBOUND_RESULT_NO_ANSWER, wait=Duration(seconds=3_600), attempts_max=2
     )
@@ -251,7 +252,7 @@ async def outbound_list(world: World, *numbers: str) -> str:
             contact_list_id="autumn",
         )
     )
-    contacts = [outbound_pb2.Contact(number=number) for number in numbers]
+    contacts = [outbound_pb2.Contact(number=each) if isinstance(each, str) else each for each in people]
 
     async def batches() -> AsyncIterator[outbound_pb2.ImportContactsRequest]:
         yield outbound_pb2.ImportContactsRequest(parent=created.name, contacts=contacts)
@@ -680,13 +681,8 @@ async def test_a_result_told_again_is_counted_though_the_first_telling_died(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     world.store.save_profile(Profile(customer="c1", crm_version=1))
-    name = await outbound_list(world)
     contact = outbound_pb2.Contact(number="+8613800138001", customer="customers/c1")
-
-    async def batches() -> AsyncIterator[outbound_pb2.ImportContactsRequest]:
-        yield outbound_pb2.ImportContactsRequest(parent=name, contacts=[contact])
-
-    await world.outbound.ImportContacts(batches())
+    name = await outbound_list(world, contact)
     ask = outbound_pb2.NextContactsRequest(holder="agent-1", max_contacts=1)
     (found,) = (await world.outbound.NextContacts(ask)).contacts
     done = outbound_pb2.RecordResultRequest(
@@ -877,13 +873,8 @@ async def test_who_asks_to_be_called_back_is_so_often_as_the_rule_says(
 
 
 async def test_what_was_noted_of_a_call_is_seen_by_who_calls_next(world: World) -> None:
-    name = await outbound_list(world)
     contact = outbound_pb2.Contact(number="+8613800138000", note="Speaks slowly")
-
-    async def batches() -> AsyncIterator[outbound_pb2.ImportContactsRequest]:
-        yield outbound_pb2.ImportContactsRequest(parent=name, contacts=[contact])
-
-    await world.outbound.ImportContacts(batches())
+    await outbound_list(world, contact)
     ask = outbound_pb2.NextContactsRequest(holder="agent-1", max_contacts=1)
     (found,) = (await world.outbound.NextContacts(ask)).contacts
     done = outbound_pb2.RecordResultRequest(
