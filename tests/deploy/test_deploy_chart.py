@@ -19,7 +19,6 @@ import helm_python
 import jsonschema
 import pytest
 import yaml
-from cloudcoil.models.prometheus_operator import v1 as operator
 from pydantic import BaseModel, ConfigDict
 from tests.deploy import operator_models
 from tests.deploy.chart_renders import (
@@ -38,11 +37,6 @@ from tests.deploy.chart_renders import (
 
 from chassis import limits
 
-OPERATOR_KINDS: dict[str, type[BaseModel]] = {
-    "PodMonitor": operator.PodMonitor,
-    "PrometheusRule": operator.PrometheusRule,
-    **operator_models.MODELS,
-}
 GOLDEN = Path(__file__).parent / "golden"
 LABEL = re.compile(r"(([A-Za-z0-9][-A-Za-z0-9_.]*)?[A-Za-z0-9])?")
 #: What stands in the files whose contents are looked at when settings are read.
@@ -83,26 +77,33 @@ def test_the_render_is_the_one_that_was_reviewed(name: str) -> None:
 # --- schemas ----------------------------------------------------------------------------------------------
 
 
-def strict(model: type[BaseModel]) -> None:
-    """The operator's models let unknown fields pass; from here on they don't."""
-    for part in (model, *vars(operator).values()):
-        if isinstance(part, type) and issubclass(part, BaseModel):
-            part.model_config = ConfigDict(**{**part.model_config, "extra": "forbid"})
-    for part in vars(operator).values():
-        if isinstance(part, type) and issubclass(part, BaseModel):
-            part.model_rebuild(force=True)
+@cache
+def operator_kinds() -> dict[str, type[BaseModel]]:
+    """The Prometheus operator's objects. Its models let unknown fields pass; these don't.
 
+    Loaded here, not with this file, which every worker of `make test` reads to know its tests.
+    """
+    from cloudcoil.models.prometheus_operator import v1 as operator
 
-@pytest.fixture(scope="module", autouse=True)
-def strict_models() -> None:
-    strict(operator.PodMonitor)
+    parts = [
+        part for part in vars(operator).values() if isinstance(part, type) and issubclass(part, BaseModel)
+    ]
+    for part in parts:
+        part.model_config = ConfigDict(**{**part.model_config, "extra": "forbid"})
+    for part in parts:
+        part.model_rebuild(force=True)
+    return {
+        "PodMonitor": operator.PodMonitor,
+        "PrometheusRule": operator.PrometheusRule,
+        **operator_models.MODELS,
+    }
 
 
 @examples
 def test_every_object_is_one_that_the_api_takes(name: str) -> None:
     for one in example(name):
-        if one["kind"] in OPERATOR_KINDS:
-            OPERATOR_KINDS[one["kind"]].model_validate(one)
+        if model := operator_kinds().get(one["kind"]):
+            model.model_validate(one)
         else:  # raises for an unknown kind as well as for an unknown field
             validate(one)
 
@@ -110,7 +111,7 @@ def test_every_object_is_one_that_the_api_takes(name: str) -> None:
 def test_the_checks_themselves_find_what_is_wrong() -> None:
     good = next(one for one in example("single-cluster") if one["kind"] == "PodMonitor")
     with pytest.raises(ValueError, match="extra"):
-        operator.PodMonitor.model_validate({**good, "spec": {**good["spec"], "slector": {}}})
+        operator_kinds()["PodMonitor"].model_validate({**good, "spec": {**good["spec"], "slector": {}}})
     service = next(one for one in example("single-cluster") if one["kind"] == "Service")
     with pytest.raises(jsonschema.ValidationError):
         validate({**service, "spec": {**service["spec"], "prots": []}})

@@ -106,8 +106,31 @@ def mongo_client(mongo_uri: str) -> Iterator[pymongo.MongoClient[dict[str, Any]]
 
 
 @pytest.fixture
-def mongo_database(mongo_client: pymongo.MongoClient[dict[str, Any]]) -> Iterator[str]:
-    """The name of a database that no other test uses, dropped afterwards."""
+def fresh_database(mongo_client: pymongo.MongoClient[dict[str, Any]]) -> Iterator[str]:
+    """The name of a database that no other test uses, dropped afterwards; for tests that make or change indexes,
+    or look at which collections there are.
+    """
     name = f"test_{secrets.token_hex(8)}"
     yield name
     mongo_client.drop_database(name)
+
+
+@pytest.fixture(scope="module")
+def _module_database(mongo_client: pymongo.MongoClient[dict[str, Any]]) -> Iterator[str]:
+    name = f"test_{secrets.token_hex(8)}"
+    yield name
+    mongo_client.drop_database(name)
+
+
+@pytest.fixture
+def mongo_database(mongo_client: pymongo.MongoClient[dict[str, Any]], _module_database: str) -> Iterator[str]:
+    """The name of a database that is empty, but for what the file's tests before left in it of collections and
+    indexes: to make these takes longer than most tests.
+    """
+    yield _module_database
+    database = mongo_client[_module_database]
+    for name in database.list_collection_names():
+        if name == "system.profile":
+            database.drop_collection(name)
+        elif not name.startswith("system."):
+            database[name].delete_many({})
