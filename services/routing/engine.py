@@ -27,7 +27,7 @@ The rules, in prose (what each is for, and its test: docs/routing.md):
    exactly this offer. Only the edge's confirmation connects. Every offer ends exactly once. Who declined a
    call, or let it ring, gets it again only while nobody else is free for it.
 6. (attempt, move) is a call's version. A lower one is refused, the same one attaches again, a higher one
-   takes over.
+   takes over. Whoever talks is queued by none of them, until the edge says that the conversation broke off.
 7. What an agent holds is a set of call ids; ending twice frees once.
 8. A deadline is state. `Tick` does what is due, in steps of bounded size.
 9. A queue may ask less of agents the longer a call waits (steps of relaxation). A step is another line; the
@@ -326,7 +326,7 @@ def _refuse(reason: str, field: str = "") -> Decision:
 def _place(s: ShardState, c: PlaceCall, now_ms: int) -> Decision:
     entry = s.calls.get(c.facts.call_id)
     if entry is None:
-        return _queue(s, c, now_ms, [])
+        return _refuse("CALL_NOT_FOUND", "call_id") if c.talks else _queue(s, c, now_ms, [])
     version = (c.attempt, c.move)
     if version < entry.version:
         return _refuse("STALE_ATTEMPT", "attempt")
@@ -348,9 +348,9 @@ def _place(s: ShardState, c: PlaceCall, now_ms: int) -> Decision:
 
 def _replace_ended(s: ShardState, c: PlaceCall, entry: CallEntry, now_ms: int) -> Decision:
     """A newer version of a call whose entry has ended: a completed one stays so, anything else is queued
-    anew.
+    anew; but an edge that still bridges it hears first that its conversation broke off.
     """
-    if entry.outcome is COMPLETED:
+    if entry.outcome is COMPLETED or (c.talks and entry.outcome is INTERRUPTED):
         return Decision()
     before: list[Event] = []
     if entry.wrap_up_until_ms:

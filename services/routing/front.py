@@ -445,22 +445,25 @@ class Front:
         finds no leader anywhere waits for one. Raises as `_place`.
         """
         agent_lost = caller.agent_lost
+        # Elsewhere somebody would be rung for a caller who talks already.
+        regions = [caller.talks] if caller.talks else caller.regions
         async with caller.placing:
             try:
-                await self._place(caller, caller.regions)
+                await self._place(caller, regions)
             except NothingTaken as error:
-                if self._alone or any(self._shards[region].up for region in caller.regions):
+                if self._alone or any(self._shards[region].up for region in regions):
                     raise
-                await self._place_in_turn(caller, error)
+                await self._place_in_turn(caller, regions, error)
         if caller.stale:
             self._leave_behind(caller, _regions(*caller.stale, besides=caller.region), agent_lost=agent_lost)
 
-    async def _place_in_turn(self, caller: Caller, failure: NothingTaken) -> None:
+    async def _place_in_turn(self, caller: Caller, regions: Sequence[str], failure: NothingTaken) -> None:
         """Places a call once the nearest region has a leader again; raises `failure` when it is too long."""
         seconds = min(self._options.leaderless_seconds, self._seconds_left(caller))
+        urgency = Urgency.TALKING if caller.talks else Urgency.NEW_CALL
         try:
-            async with self._turnstiles[caller.regions[0]].passage(Urgency.NEW_CALL, seconds):
-                await self._place(caller, caller.regions)
+            async with self._turnstiles[regions[0]].passage(urgency, seconds):
+                await self._place(caller, regions)
         except NoTurn:
             raise failure from None
 
@@ -532,6 +535,7 @@ class Front:
                 front=self.router,
                 waited_span_ms=max(0, self._clock.now_ms() - caller.queued_ms),
                 agent_lost=caller.agent_lost,
+                talks=caller.state is CONNECTED or caller.talks != "",
             )
             committed = await self.ask(region, command, min(seconds, self._seconds_left(caller)))
             view, refusal = committed.answer.call, committed.answer.refusal
@@ -549,7 +553,7 @@ class Front:
 
     def _placed(self, caller: Caller, committed: Committed) -> None:
         caller.moved_ms = self._clock.now_ms()
-        caller.agent_lost = False
+        caller.agent_lost, caller.talks = False, ""
         view = committed.answer.call
         if view is not None:
             # An edge that comes back says what it said at first: the shard knows what became of it since.

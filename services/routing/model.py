@@ -339,6 +339,8 @@ class PlaceCall(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     waited_span_ms: int = 0
     #: The edge says that the conversation broke off: only then a connected call is queued again.
     agent_lost: bool = False
+    #: It is in conversation here, for all that its edge or front knows: found or not, it is not queued for it.
+    talks: bool = False
 
 
 class AttachCalls(msgspec.Struct, frozen=True, kw_only=True, gc=False):

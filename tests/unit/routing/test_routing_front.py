@@ -670,6 +670,53 @@ async def test_a_stream_that_breaks_in_a_conversation_goes_on_there_wherever_it_
     assert state_of((await line.rest())[-1]) is CallState.ENDED
 
 
+@pytest.mark.parametrize("back", [True, False], ids=["its leader comes back", "it stays away"])
+async def test_who_talks_is_opened_where_the_conversation_is_and_nowhere_else(
+    world: World, back: bool
+) -> None:
+    """Its region had no leader just then: somebody else was rung for a caller who talked."""
+    world.beijing.agent("ann")
+    world.shanghai.agent("bob")
+    old = Line(world, world.front())
+    await old.next()
+    world.beijing.accept()
+    world.beijing.confirm()
+    await old.close()
+    front, wire = world.front("g", leaderless_seconds=10.0 if back else 0.01), world.wire("beijing", "g")
+    wire.nobody_leads = True
+    wire.down()
+    line = Line(world, front, attempt=2, talks="beijing", stale=["beijing"])
+    opened = asyncio.ensure_future(line.next())
+    await eventually(lambda: wire.asked)
+    if back:
+        wire.nobody_leads = False
+        wire.back()
+        assert state_of(await soon(opened)) is CallState.CONNECTED
+        assert line.caller.talks == "", "from now on it is as its shard says"
+    else:
+        with pytest.raises(LinkDown):
+            await soon(opened)
+    assert not world.wire("shanghai", "g").asked and "c1" not in world.shanghai.state.calls
+    assert world.beijing.state.agents["ann"].holding
+
+
+async def test_a_conversation_that_the_next_leader_does_not_know_is_not_queued_for_it(world: World) -> None:
+    """It was told from memory, and never written down."""
+    world.beijing.agent("ann")
+    line = Line(world, world.front())
+    await line.next()
+    world.beijing.accept()
+    world.beijing.confirm()
+    await line.until(CallConnected)
+    wire = world.wire("beijing")
+    wire.down()
+    del world.beijing.state.calls["c1"]
+    wire.back()
+    with pytest.raises(CallNotFound):
+        await line.rest()
+    assert "c1" not in world.beijing.state.calls
+
+
 # --- moves
 
 
