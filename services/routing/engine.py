@@ -1195,12 +1195,13 @@ def _answer(state: ShardState, command: Any, decision: Decision, now_ms: int) ->
         return Answer(
             refusal=decision.refusal, call=call, agent=agent, more=decision.more, apart=decision.apart
         )
+    calls, more = page_of_calls(state, command) if kind is AskCalls else (_views(state, command), False)
     return Answer(
         refusal=decision.refusal,
         call=call,
         agent=agent,
-        calls=_views(state, command),
-        more=decision.more,
+        calls=calls,
+        more=more,
         explanation=explain(state, command, now_ms)
         if isinstance(command, AskExplain) and decision.refusal is None
         else None,
@@ -1209,9 +1210,7 @@ def _answer(state: ShardState, command: Any, decision: Decision, now_ms: int) ->
 
 
 def _views(state: ShardState, command: Any) -> tuple[CallView, ...]:
-    """The calls that were asked for; with a session that is opened, its agent's conversations and offers."""
-    if isinstance(command, AskCalls):
-        return page_of_calls(state, command)
+    """With a session that is opened, its agent's conversations and offers."""
     agent = state.agents.get(command.agent) if isinstance(command, OpenSession) else None
     if agent is None:
         return ()

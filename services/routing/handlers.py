@@ -375,7 +375,9 @@ class Handlers:
             raise error_of(committed.answer.refusal, queue=queue)
         views = committed.answer.calls
         shown = views[: page.limit]
-        last = (shown[-1].queued_ms, shown[-1].facts.call_id) if len(views) > page.limit else None
+        # A leader of an older release does not say that there are more.
+        more = committed.answer.more or len(views) > page.limit
+        last = (shown[-1].queued_ms, shown[-1].facts.call_id) if more and shown else None
         return routing_pb2.ListCallsResponse(
             calls=[convert.call_message(view, region) for view in shown],
             next_page_token=page.next_token(last),

@@ -625,8 +625,9 @@ class AskCalls(msgspec.Struct, frozen=True, kw_only=True, gc=False):
 class AskStats(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """The shard's live figures."""
 
-    #: With the agents who are logged in, one by one.
+    #: With the agents who are logged in, one by one: those behind this one by id.
     agents: bool = False
+    after: str = ""
 
 
 class Tick(msgspec.Struct, frozen=True, kw_only=True, gc=False):
@@ -1149,8 +1150,9 @@ class ShardStats(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     queues: tuple[QueueFigures, ...]
     #: (state, how many).
     agents_by_state: tuple[tuple[str, int], ...]
-    #: Logged in, by id, when asked for.
+    #: Logged in, by id, when asked for; and how many more there are behind the last of them.
     agents: tuple[AgentView, ...] = ()
+    agents_left_out: int = 0
 
 
 class Answer(msgspec.Struct, frozen=True, kw_only=True, gc=False):
@@ -1161,7 +1163,7 @@ class Answer(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     agent: AgentView | None = None
     #: For AskCalls; for OpenSession those that the agent talks to, and those that ring.
     calls: tuple[CallView, ...] = ()
-    #: Entries left for the same command again.
+    #: Entries left for the same command again; for AskCalls, for a page behind this one.
     more: bool = False
     #: For AttachCalls: calls that have to be placed one by one.
     apart: tuple[str, ...] = ()
