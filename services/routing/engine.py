@@ -389,10 +389,10 @@ def _queue(s: ShardState, c: PlaceCall, now_ms: int, before: list[Event]) -> Dec
         return _refuse("QUEUE_NOT_FOUND", "queue")
     queued_ms = now_ms - c.waited_span_ms
     step, relax_ms = _step_at(s, queue, c.facts, queued_ms, now_ms)
-    refusal = _no_room(s, queue, c.facts, step)
+    preferred, preferred_until_ms = _hope(s, queue, c.facts, queued_ms, now_ms)
+    refusal = _no_room(s, queue, c.facts, step, fitting=c.fitting and not preferred)
     if refusal is not None:
         return Decision(refusal=refusal)
-    preferred, preferred_until_ms = _hope(s, queue, c.facts, queued_ms, now_ms)
     queued = CallQueued(
         facts=c.facts,
         attempt=c.attempt,
@@ -415,8 +415,10 @@ def _place_ms(queue: QueueConfig, facts: CallFacts, queued_ms: int, priority: in
     return queued_ms - facts.credit_span_ms - priority * queue.priority_credit_span_ms
 
 
-def _no_room(s: ShardState, queue: QueueConfig, facts: CallFacts, step: int) -> Refusal | None:
-    """Why a call cannot wait in a queue; None if it can."""
+def _no_room(
+    s: ShardState, queue: QueueConfig, facts: CallFacts, step: int, *, fitting: bool = False
+) -> Refusal | None:
+    """Why a call cannot wait in a queue; None if it can. `fitting`: only where somebody is who fits it."""
     line = s.lines.get((queue.id, facts.channel, facts.skills, step))
     if queue.closed:
         return Refusal(reason="QUEUE_CLOSED", field="queue")
@@ -427,7 +429,7 @@ def _no_room(s: ShardState, queue: QueueConfig, facts: CallFacts, step: int) -> 
         waiting += crowd.waiting
     if waiting >= queue.length_max:
         return Refusal(reason="QUEUE_FULL", field="queue")
-    if queue.refuse_without_agents and not _logged_in(s, queue, facts, step):
+    if (queue.refuse_without_agents or fitting) and not _logged_in(s, queue, facts, step):
         return Refusal(reason="NO_AGENT_LOGGED_IN", field="queue")
     return None
 

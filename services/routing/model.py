@@ -341,6 +341,8 @@ class PlaceCall(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     agent_lost: bool = False
     #: It is in conversation here, for all that its edge or front knows: found or not, it is not queued for it.
     talks: bool = False
+    #: It comes from where it waits, for an agent's sake: not to where nobody is who fits it.
+    fitting: bool = False
 
 
 class AttachCalls(msgspec.Struct, frozen=True, kw_only=True, gc=False):
