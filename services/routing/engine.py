@@ -232,7 +232,11 @@ def _next_pairing(state: ShardState, now_ms: int) -> list[Event]:
             # The call is better with another; this one may yet take the next.
             state.hot_agents.append(agent_id)
     else:
-        match = _agent_for(state, state.hot_calls.pop())
+        call_id = state.hot_calls.pop()
+        match = _agent_for(state, call_id)
+        if match is not None and match[0] != call_id:
+            # An older one of its line goes first; this one may yet get the next.
+            state.hot_calls.append(call_id)
     return [] if match is None else [_offer(state, match[0], match[1], now_ms)]
 
 

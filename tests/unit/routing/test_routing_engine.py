@@ -578,11 +578,27 @@ def _log_out(shard: Shard) -> None:
 TALKING: dict[str, tuple[Callable[[Shard], Any], CallState, CallOutcome | None]] = {
     "goes on": (lambda shard: None, CallState.CONNECTED, None),
     "handed on": (
-        lambda shard: shard.do(TransferCall(call_id="c1", queue="service")), CallState.WAITING, None
+        lambda shard: shard.do(TransferCall(call_id="c1", queue="service")),
+        CallState.WAITING,
+        None,
     ),
     "over": (lambda shard: shard.do(EndCall(call_id="c1")), CallState.ENDED, CallOutcome.COMPLETED),
     "broken off": (_log_out, CallState.ENDED, CallOutcome.INTERRUPTED),
 }
+
+
+@pytest.mark.parametrize("calls", [2, 5])
+def test_all_who_attach_together_are_offered_to_who_is_free(calls: int) -> None:
+    """After a change of leader agents may be back before the calls: none but the first was offered."""
+    shard = Shard()
+    names = [f"c{n}" for n in range(calls)]
+    for call_id in names:
+        shard.place(call_id)
+    shard.do(DetachCalls(front="f", calls=tuple((call_id, 1, 1) for call_id in names)))
+    for call_id in names:
+        shard.agent(f"agent-of-{call_id}")
+    shard.do(AttachCalls(front="f", calls=tuple((call_id, 1, 1) for call_id in names)))
+    assert [shard.call(call_id).state for call_id in names] == [CallState.OFFERED] * calls
 
 
 @pytest.mark.parametrize("became", TALKING)
