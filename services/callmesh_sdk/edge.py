@@ -28,9 +28,9 @@ class Caller:
                     ...  # bridge, and caller.end() when the conversation is over
 
     Each call has its own order of routers. When the stream breaks, the call is opened again at another router
-    with `attempt` + 1 and the newest place token: the place is kept, and so is a conversation. Leaving `events`
-    early drops the stream but not the place; `hang_up` ends the call. Whose conversation broke off is opened
-    with `REOPEN_REASON_AGENT_LOST` by a new `Caller`.
+    with `attempt` + 1 and the newest place token: the place is kept, and so is a conversation. Leaving
+    `events` early drops the stream but not the place; `hang_up` ends the call. When a conversation broke off,
+    a new `Caller` with `REOPEN_REASON_AGENT_LOST` opens the call again.
     """
 
     def __init__(self, client: Client, call: call_pb2.CallRequest) -> None:

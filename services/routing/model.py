@@ -339,7 +339,7 @@ class PlaceCall(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     waited_span_ms: int = 0
     #: The edge says that the conversation broke off: only then a connected call is queued again.
     agent_lost: bool = False
-    #: It is in conversation here, for all that its edge or front knows: found or not, it is not queued for it.
+    #: It talks here, for all that its edge or front knows: found or not, it is not queued for that.
     talks: bool = False
     #: It comes from where it waits, for an agent's sake: not to where nobody is who fits it.
     fitting: bool = False

@@ -59,7 +59,15 @@ REPEATED = {**TROUBLED, "twice": 0.5}
 UNHEARD = {**TROUBLED, "unroutable": 0.1, "unpublished": 0.1, "unconfirmed": 0.1, "relay_dies": 0.1}
 UNANSWERED = {**TROUBLED, "unanswered": 0.5, "half_open": 1.0}
 #: Callers who talk long, at edges that open what breaks again meanwhile and do nothing wrong.
-TALKERS = {"listens": True, "talk": 10.0, "hang_up_at": "", "attempts": "rising", "token": "use", "patience": 60.0}
+TALKERS = {
+    "mode": "stream",
+    "listens": True,
+    "talk": 10.0,
+    "hang_up_at": "",
+    "attempts": "rising",
+    "token": "use",
+    "patience": 60.0,
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -629,17 +637,10 @@ VARIANTS = (
         says=("while it talks",),
     ),
     Variant(
-        name="the front consents for who talks",
-        broken=lambda: patched(handlers, "_talks", lambda request, place: False),
-        kinds=APART,
-        callers={**TALKERS, "mode": "auto", "breaks_off": 0.0},
-        says=("connected twice",),
-    ),
-    Variant(
         name="what broke off is queued unsaid",
         broken=lambda: patched(engine, "_replace_ended", _queue_anew),
         kinds={**CLIENTS, "restart_desk": 6},
-        callers={**TALKERS, "mode": "stream", "breaks_off": 0.0},
+        callers={**TALKERS, "breaks_off": 0.0},
         says=("while it talks",),
     ),
     Variant(
