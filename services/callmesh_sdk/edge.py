@@ -28,8 +28,9 @@ class Caller:
                     ...  # bridge, and caller.end() when the conversation is over
 
     Each call has its own order of routers. When the stream breaks, the call is opened again at another router
-    with `attempt` + 1 and the newest place token: the place is kept. Leaving `events` early drops the stream
-    but not the place; `hang_up` ends the call.
+    with `attempt` + 1 and the newest place token: the place is kept, and so is a conversation. Leaving
+    `events` early drops the stream but not the place; `hang_up` ends the call. When a conversation broke off,
+    a new `Caller` with `REOPEN_REASON_AGENT_LOST` opens the call again.
     """
 
     def __init__(self, client: Client, call: call_pb2.CallRequest) -> None:
@@ -41,6 +42,8 @@ class Caller:
         self._newest: dict[str, tuple[int, int]] = {}
         self._shard = ""
         self._opened = False
+        #: Its conversation broke off, which no router has acknowledged yet.
+        self._broke_off = call.reopen_reason == call_pb2.REOPEN_REASON_AGENT_LOST
         #: The newest token; with it and `attempt` + 1 any process may take the call over.
         self.place_token = call.place_token
 
@@ -63,7 +66,8 @@ class Caller:
             if self._opened:
                 self._call.attempt += 1
                 self._call.place_token = self.place_token
-                self._call.reopen_reason = call_pb2.REOPEN_REASON_STREAM_LOST
+                if not self._broke_off:
+                    self._call.reopen_reason = call_pb2.REOPEN_REASON_STREAM_LOST
             self._opened = True
             # The generated stub wants a synchronous channel's type; grpc.aio's is as good.
             stub: Any = routing_pb2_grpc.RoutingServiceStub(self._client.channel(again.address))
@@ -90,8 +94,10 @@ class Caller:
             self._newest[event.shard] = at
         self._shard = event.shard
         kind = event.WhichOneof("event")
-        if kind in ("queued", "transferred"):
+        if kind in ("queued", "transferred", "connected"):
             self.place_token = getattr(event, kind).place_token or self.place_token
+            self._broke_off = False
+        if kind in ("queued", "transferred"):
             # Where it was handed to, a stream that is opened again has to name too.
             self._call.queue = getattr(event, kind).queue or self._call.queue
         return True
@@ -106,6 +112,7 @@ class Caller:
                 shard=accepted.shard,
             )
         )
+        self.place_token = answer.place_token or self.place_token
         return answer
 
     async def hang_up(self) -> call_pb2.Call:

@@ -254,7 +254,7 @@ def call_message(view: model.CallView, shard: str) -> call_pb2.Call:
 
 
 def caller_events(update: Update, token: Any) -> list[routing_pb2.RouteCallEvent]:
-    """What a caller's stream says of an update; `token(view, update)` makes a waiting call's place token."""
+    """What a caller's stream says of an update; `token(view, update)` makes a call's place token."""
     what = update.what
     if isinstance(what, Moved):
         moved = routing_pb2.RouteCallEvent.Moved(
@@ -319,7 +319,7 @@ def _event_kind(event: Any, view: model.CallView, update: Update, token: Any) ->
                 "offer_ended": routing_pb2.RouteCallEvent.OfferEnded(offer_id=event.offer_id, outcome=outcome)
             }
         case model.CallConnected():
-            return {"connected": _connected(view)}
+            return {"connected": _connected(view, update, token)}
         case model.CallTransferred():
             return {"transferred": _transferred(event, view, update, token)}
         case model.CallbackRequested():
@@ -355,7 +355,7 @@ def _present_kind(view: model.CallView, update: Update, token: Any) -> dict[str,
                 )
             }
         case model.CallState.CONNECTED:
-            return {"connected": _connected(view)}
+            return {"connected": _connected(view, update, token)}
         case model.CallState.ENDED:
             return {"ended": _ended(view)}
 
@@ -392,9 +392,12 @@ def _callback(view: model.CallView, not_before_ms: int) -> routing_pb2.RouteCall
     )
 
 
-def _connected(view: model.CallView) -> routing_pb2.RouteCallEvent.Connected:
+def _connected(view: model.CallView, update: Update, token: Any) -> routing_pb2.RouteCallEvent.Connected:
     return routing_pb2.RouteCallEvent.Connected(
-        offer_id=view.offer_id, agent=resource_name("agents", view.agent), agent_address=view.agent_address
+        offer_id=view.offer_id,
+        agent=resource_name("agents", view.agent),
+        agent_address=view.agent_address,
+        place_token=token(view, update),
     )
 
 

@@ -27,7 +27,7 @@ The rules, in prose (what each is for, and its test: docs/routing.md):
    exactly this offer. Only the edge's confirmation connects. Every offer ends exactly once. Who declined a
    call, or let it ring, gets it again only while nobody else is free for it.
 6. (attempt, move) is a call's version. A lower one is refused, the same one attaches again, a higher one
-   takes over.
+   takes over. Whoever talks is queued by none of them, until the edge says that the conversation broke off.
 7. What an agent holds is a set of call ids; ending twice frees once.
 8. A deadline is state. `Tick` does what is due, in steps of bounded size.
 9. A queue may ask less of agents the longer a call waits (steps of relaxation). A step is another line; the
@@ -232,7 +232,11 @@ def _next_pairing(state: ShardState, now_ms: int) -> list[Event]:
             # The call is better with another; this one may yet take the next.
             state.hot_agents.append(agent_id)
     else:
-        match = _agent_for(state, state.hot_calls.pop())
+        call_id = state.hot_calls.pop()
+        match = _agent_for(state, call_id)
+        if match is not None and match[0] != call_id:
+            # An older one of its line goes first; this one may yet get the next.
+            state.hot_calls.append(call_id)
     return [] if match is None else [_offer(state, match[0], match[1], now_ms)]
 
 
@@ -326,7 +330,7 @@ def _refuse(reason: str, field: str = "") -> Decision:
 def _place(s: ShardState, c: PlaceCall, now_ms: int) -> Decision:
     entry = s.calls.get(c.facts.call_id)
     if entry is None:
-        return _queue(s, c, now_ms, [])
+        return _refuse("CALL_NOT_FOUND", "call_id") if c.talks else _queue(s, c, now_ms, [])
     version = (c.attempt, c.move)
     if version < entry.version:
         return _refuse("STALE_ATTEMPT", "attempt")
@@ -348,9 +352,9 @@ def _place(s: ShardState, c: PlaceCall, now_ms: int) -> Decision:
 
 def _replace_ended(s: ShardState, c: PlaceCall, entry: CallEntry, now_ms: int) -> Decision:
     """A newer version of a call whose entry has ended: a completed one stays so, anything else is queued
-    anew.
+    anew; but an edge that still bridges it hears first that its conversation broke off.
     """
-    if entry.outcome is COMPLETED:
+    if entry.outcome is COMPLETED or (c.talks and entry.outcome is INTERRUPTED):
         return Decision()
     before: list[Event] = []
     if entry.wrap_up_until_ms:
@@ -389,10 +393,10 @@ def _queue(s: ShardState, c: PlaceCall, now_ms: int, before: list[Event]) -> Dec
         return _refuse("QUEUE_NOT_FOUND", "queue")
     queued_ms = now_ms - c.waited_span_ms
     step, relax_ms = _step_at(s, queue, c.facts, queued_ms, now_ms)
-    refusal = _no_room(s, queue, c.facts, step)
+    preferred, preferred_until_ms = _hope(s, queue, c.facts, queued_ms, now_ms)
+    refusal = _no_room(s, queue, c.facts, step, fitting=c.fitting and not preferred)
     if refusal is not None:
         return Decision(refusal=refusal)
-    preferred, preferred_until_ms = _hope(s, queue, c.facts, queued_ms, now_ms)
     queued = CallQueued(
         facts=c.facts,
         attempt=c.attempt,
@@ -415,8 +419,10 @@ def _place_ms(queue: QueueConfig, facts: CallFacts, queued_ms: int, priority: in
     return queued_ms - facts.credit_span_ms - priority * queue.priority_credit_span_ms
 
 
-def _no_room(s: ShardState, queue: QueueConfig, facts: CallFacts, step: int) -> Refusal | None:
-    """Why a call cannot wait in a queue; None if it can."""
+def _no_room(
+    s: ShardState, queue: QueueConfig, facts: CallFacts, step: int, *, fitting: bool = False
+) -> Refusal | None:
+    """Why a call cannot wait in a queue; None if it can. `fitting`: only where somebody is who fits it."""
     line = s.lines.get((queue.id, facts.channel, facts.skills, step))
     if queue.closed:
         return Refusal(reason="QUEUE_CLOSED", field="queue")
@@ -427,7 +433,7 @@ def _no_room(s: ShardState, queue: QueueConfig, facts: CallFacts, step: int) -> 
         waiting += crowd.waiting
     if waiting >= queue.length_max:
         return Refusal(reason="QUEUE_FULL", field="queue")
-    if queue.refuse_without_agents and not _logged_in(s, queue, facts, step):
+    if (queue.refuse_without_agents or fitting) and not _logged_in(s, queue, facts, step):
         return Refusal(reason="NO_AGENT_LOGGED_IN", field="queue")
     return None
 
@@ -1195,12 +1201,13 @@ def _answer(state: ShardState, command: Any, decision: Decision, now_ms: int) ->
         return Answer(
             refusal=decision.refusal, call=call, agent=agent, more=decision.more, apart=decision.apart
         )
+    calls, more = page_of_calls(state, command) if kind is AskCalls else (_views(state, command), False)
     return Answer(
         refusal=decision.refusal,
         call=call,
         agent=agent,
-        calls=_views(state, command),
-        more=decision.more,
+        calls=calls,
+        more=more,
         explanation=explain(state, command, now_ms)
         if isinstance(command, AskExplain) and decision.refusal is None
         else None,
@@ -1209,9 +1216,7 @@ def _answer(state: ShardState, command: Any, decision: Decision, now_ms: int) ->
 
 
 def _views(state: ShardState, command: Any) -> tuple[CallView, ...]:
-    """The calls that were asked for; with a session that is opened, its agent's conversations and offers."""
-    if isinstance(command, AskCalls):
-        return page_of_calls(state, command)
+    """With a session that is opened, its agent's conversations and offers."""
     agent = state.agents.get(command.agent) if isinstance(command, OpenSession) else None
     if agent is None:
         return ()

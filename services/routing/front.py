@@ -13,9 +13,18 @@ import contextlib
 import functools
 import random
 from collections import Counter
-from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Iterable, Mapping, Sequence
+from collections.abc import (
+    AsyncGenerator,
+    Awaitable,
+    Callable,
+    Container,
+    Coroutine,
+    Iterable,
+    Mapping,
+    Sequence,
+)
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import msgspec
 import structlog
@@ -94,6 +103,8 @@ LEAVING_PER_LOOK_MAX = 20
 LEAVING_SECONDS = 0.02
 #: How often waiting calls are looked at for a move, real seconds.
 OVERFLOW_SECONDS = 0.05
+#: What a region has said of who is not there is believed for so long, of so many wishes, real seconds.
+UNFIT_SECONDS, UNFIT_MAX = 5.0, 1_000
 #: Longer than any call waits, milliseconds.
 LONGEST_WAIT_MS = 1 << 62
 #: Refusals of one region that another may not share; a shard that has just begun may not know the queue yet.
@@ -142,11 +153,21 @@ class NotInTime(NothingTaken):
     reason = Unavailable.reason
 
 
-#: Where waiting calls could go now: (queue id, region they wait in, milliseconds waited there, language) ->
-#: region or None.
-FindOverflow = Callable[[str, str, int, str], str | None]
 #: What decides where a waiting call could go, beside its wait: queue, region, language.
 _Way = tuple[str, str, str]
+#: Of calls that ask for more than their queue: queue, what they ask for, and a region.
+_Wish = tuple[str, tuple[tuple[str, int], ...], str]
+
+
+class FindOverflow(Protocol):
+    """Where waiting calls could go now."""
+
+    def __call__(
+        self, queue: str, region: str, waited_ms: int, language: str, besides: Container[str] = ()
+    ) -> str | None:
+        """A region other than `region`, in which they wait, and those in `besides`; None for nowhere."""
+
+
 #: An agent's region; None for an unknown agent. Raises Unavailable.
 FindAgent = Callable[[str], Awaitable[str | None]]
 
@@ -165,7 +186,7 @@ class Front:
         shards: Mapping[str, ShardPort],
         clock: Clock,
         options: FrontOptions,
-        find_overflow: FindOverflow = lambda queue, region, waited_ms, language: None,
+        find_overflow: FindOverflow = lambda *way: None,
         find_agent: FindAgent | None = None,
         leaves: Callable[[str], bool] = lambda region: False,
     ) -> None:
@@ -191,6 +212,9 @@ class Front:
         self._lost_timers: dict[str, asyncio.TimerHandle] = {}
         #: Since when this router has been cut off, on the monotonic clock.
         self._alone_since: float | None = None
+        #: Where nobody is who fits calls that ask for more, and until when that is believed, on the monotonic
+        #: clock.
+        self._unfit: dict[_Wish, float] = {}
         #: Regions that have been gone for too long.
         self._lost: set[str] = set()
         self._closed = False
@@ -445,22 +469,25 @@ class Front:
         finds no leader anywhere waits for one. Raises as `_place`.
         """
         agent_lost = caller.agent_lost
+        # Elsewhere somebody would be rung for a caller who talks already.
+        regions = [caller.talks] if caller.talks else caller.regions
         async with caller.placing:
             try:
-                await self._place(caller, caller.regions)
+                await self._place(caller, regions)
             except NothingTaken as error:
-                if self._alone or any(self._shards[region].up for region in caller.regions):
+                if self._alone or any(self._shards[region].up for region in regions):
                     raise
-                await self._place_in_turn(caller, error)
+                await self._place_in_turn(caller, regions, error)
         if caller.stale:
             self._leave_behind(caller, _regions(*caller.stale, besides=caller.region), agent_lost=agent_lost)
 
-    async def _place_in_turn(self, caller: Caller, failure: NothingTaken) -> None:
+    async def _place_in_turn(self, caller: Caller, regions: Sequence[str], failure: NothingTaken) -> None:
         """Places a call once the nearest region has a leader again; raises `failure` when it is too long."""
         seconds = min(self._options.leaderless_seconds, self._seconds_left(caller))
+        urgency = Urgency.TALKING if caller.talks else Urgency.NEW_CALL
         try:
-            async with self._turnstiles[caller.regions[0]].passage(Urgency.NEW_CALL, seconds):
-                await self._place(caller, caller.regions)
+            async with self._turnstiles[regions[0]].passage(urgency, seconds):
+                await self._place(caller, regions)
         except NoTurn:
             raise failure from None
 
@@ -532,6 +559,8 @@ class Front:
                 front=self.router,
                 waited_span_ms=max(0, self._clock.now_ms() - caller.queued_ms),
                 agent_lost=caller.agent_lost,
+                talks=caller.state is CONNECTED or caller.talks != "",
+                fitting=caller.source not in ("", region) and caller.facts.skills != (),
             )
             committed = await self.ask(region, command, min(seconds, self._seconds_left(caller)))
             view, refusal = committed.answer.call, committed.answer.refusal
@@ -549,7 +578,7 @@ class Front:
 
     def _placed(self, caller: Caller, committed: Committed) -> None:
         caller.moved_ms = self._clock.now_ms()
-        caller.agent_lost = False
+        caller.agent_lost, caller.talks = False, ""
         view = committed.answer.call
         if view is not None:
             # An edge that comes back says what it said at first: the shard knows what became of it since.
@@ -766,9 +795,21 @@ class Front:
             if c.state is WAITING and not c.moving and _way(c) in ways and not c.placing.locked()
         ]
 
-    def _overflow_by(self, way: _Way, waited_ms: int) -> str | None:
+    def _overflow_by(self, way: _Way, waited_ms: int, besides: Container[str] = ()) -> str | None:
         queue, region, language = way
-        return self._find_overflow(queue, region, waited_ms, language)
+        return self._find_overflow(queue, region, waited_ms, language, besides)
+
+    def _where_unfit(self, caller: Caller) -> list[str]:
+        """Regions that have said just now that nobody is there who fits what the call asks for."""
+        queue, skills, now = caller.facts.queue, caller.facts.skills, self._clock.monotonic()
+        return [r for r in self._shards if self._unfit.get((queue, skills, r), now) > now]
+
+    def _note_unfit(self, caller: Caller, region: str) -> None:
+        now = self._clock.monotonic()
+        if len(self._unfit) >= UNFIT_MAX:
+            self._unfit = {wish: until for wish, until in self._unfit.items() if until > now}
+        if len(self._unfit) < UNFIT_MAX:
+            self._unfit[caller.facts.queue, caller.facts.skills, region] = now + UNFIT_SECONDS
 
     def _target_of(self, caller: Caller, stuck_ms: dict[_Way, int]) -> str | None:
         """Where a call could go. `stuck_ms` remembers how long a call of a way had waited that could go
@@ -780,8 +821,9 @@ class Front:
         way = _way(caller)
         if waited_ms <= stuck_ms.get(way, -1):
             return None
-        target = self._overflow_by(way, waited_ms)
-        if target is None:
+        besides = self._where_unfit(caller) if self._unfit and caller.facts.skills else ()
+        target = self._overflow_by(way, waited_ms, besides)
+        if target is None and not besides:
             stuck_ms[way] = waited_ms
         return target
 
@@ -809,6 +851,8 @@ class Front:
                 if hold:
                     _MOVED.labels(caller.moved_for).inc()
                 self.spawn(self._withdraw(source, call_id, caller.attempt, caller.move))
+            elif caller.facts.skills:
+                self._note_unfit(caller, target)
         except CallmeshError as error:
             log.info("move_failed", call=call_id, source=source, target=target, error=error.reason)
             if self._alive(caller):

@@ -249,6 +249,7 @@ class Handlers:
             agent_lost=request.reopen_reason == call_pb2.REOPEN_REASON_AGENT_LOST,
             auto_confirm=request.auto_confirm,
             regions=regions or here,
+            talks=here[0] if here and _talks(request, place) else "",
             stale=list(here),
         )
 
@@ -275,7 +276,7 @@ class Handlers:
     def _waited_ms(self, place: Place) -> int:
         return place.waited_span_ms + max(0, self._platform_now_ms() - place.made_ms)
 
-    def _token(self, view: model.CallView, update: Update) -> str:
+    def _token(self, view: model.CallView, update: Update | Committed) -> str:
         now_ms = self._platform_now_ms() or self._clock.now_ms()
         if not update.durable:
             # Told from memory: no journal tells the time meanwhile.
@@ -290,6 +291,7 @@ class Handlers:
                 made_ms=now_ms,
                 priority=view.facts.priority,
                 credit_span_ms=view.facts.credit_span_ms,
+                talks=view.state is model.CallState.CONNECTED,
             )
         )
 
@@ -315,6 +317,7 @@ class Handlers:
             epoch=committed.epoch,
             sequence=committed.sequence,
             durable=committed.durable,
+            place_token=self._token(view, committed) if confirmed and view is not None else "",
         )
 
     def _known_shard(self, field: str, shard: str, *, required: bool = True) -> str:
@@ -372,7 +375,9 @@ class Handlers:
             raise error_of(committed.answer.refusal, queue=queue)
         views = committed.answer.calls
         shown = views[: page.limit]
-        last = (shown[-1].queued_ms, shown[-1].facts.call_id) if len(views) > page.limit else None
+        # A leader of an older release does not say that there are more.
+        more = committed.answer.more or len(views) > page.limit
+        last = (shown[-1].queued_ms, shown[-1].facts.call_id) if more and shown else None
         return routing_pb2.ListCallsResponse(
             calls=[convert.call_message(view, region) for view in shown],
             next_page_token=page.next_token(last),
@@ -480,6 +485,12 @@ def _with_credit(facts: model.CallFacts, place: Place) -> model.CallFacts:
     if place.priority is None or place.priority == facts.priority:
         return facts
     return msgspec.structs.replace(facts, priority=place.priority, priority_parts=())
+
+
+def _talks(request: call_pb2.CallRequest, place: Place | None) -> bool:
+    """Whether the call is in conversation for all that its edge knows."""
+    broke_off = request.reopen_reason == call_pb2.REOPEN_REASON_AGENT_LOST
+    return place is not None and place.talks and not broke_off
 
 
 def _tries(ranked: Ranked, place: Place | None) -> list[str]:

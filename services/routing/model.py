@@ -339,6 +339,10 @@ class PlaceCall(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     waited_span_ms: int = 0
     #: The edge says that the conversation broke off: only then a connected call is queued again.
     agent_lost: bool = False
+    #: It talks here, for all that its edge or front knows: found or not, it is not queued for that.
+    talks: bool = False
+    #: It comes from where it waits, for an agent's sake: not to where nobody is who fits it.
+    fitting: bool = False
 
 
 class AttachCalls(msgspec.Struct, frozen=True, kw_only=True, gc=False):
@@ -623,8 +627,9 @@ class AskCalls(msgspec.Struct, frozen=True, kw_only=True, gc=False):
 class AskStats(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """The shard's live figures."""
 
-    #: With the agents who are logged in, one by one.
+    #: With the agents who are logged in, one by one: those behind this one by id.
     agents: bool = False
+    after: str = ""
 
 
 class Tick(msgspec.Struct, frozen=True, kw_only=True, gc=False):
@@ -1147,8 +1152,9 @@ class ShardStats(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     queues: tuple[QueueFigures, ...]
     #: (state, how many).
     agents_by_state: tuple[tuple[str, int], ...]
-    #: Logged in, by id, when asked for.
+    #: Logged in, by id, when asked for; and how many more there are behind the last of them.
     agents: tuple[AgentView, ...] = ()
+    agents_left_out: int = 0
 
 
 class Answer(msgspec.Struct, frozen=True, kw_only=True, gc=False):
@@ -1159,7 +1165,7 @@ class Answer(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     agent: AgentView | None = None
     #: For AskCalls; for OpenSession those that the agent talks to, and those that ring.
     calls: tuple[CallView, ...] = ()
-    #: Entries left for the same command again.
+    #: Entries left for the same command again; for AskCalls, for a page behind this one.
     more: bool = False
     #: For AttachCalls: calls that have to be placed one by one.
     apart: tuple[str, ...] = ()

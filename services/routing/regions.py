@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import defaultdict
+from collections.abc import Container
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -296,14 +297,16 @@ class Regions:
             # One fewer is free there.
             del self._standings[queue]
 
-    def find_overflow(self, queue: str, region: str, waited_ms: int, language: str) -> str | None:
+    def find_overflow(
+        self, queue: str, region: str, waited_ms: int, language: str, besides: Container[str] = ()
+    ) -> str | None:
         """A region with a free agent and nobody waiting, for a call that has waited past the threshold
         where it is, and longer for one that does not speak its language; any that has agents, for one that
-        waits where nobody is or should be.
+        waits where nobody is or should be. None of `besides`.
         """
         here = self._peers.load(region, queue)
         if self._is_deserted(region, queue, here) or self.leaves(region):
-            return self._refuge(queue, region, language)
+            return self._refuge(queue, region, language, besides)
         threshold_ms = self._threshold_ms(queue)
         if waited_ms < threshold_ms:
             return None
@@ -313,6 +316,7 @@ class Regions:
             (not self._speaks(other, language), -spare, other)
             for other, config in self._regions.items()
             if other != region
+            and other not in besides
             and not config.draining
             and self.is_open(other)
             and (spare := self._spare(other, queue)) > 0
@@ -345,7 +349,7 @@ class Regions:
         config = self._regions.get(region)
         return config is not None and config.draining and config.move_waiting
 
-    def _refuge(self, queue: str, region: str, language: str) -> str | None:
+    def _refuge(self, queue: str, region: str, language: str, besides: Container[str]) -> str | None:
         """Where calls of a drained region wait instead: where their language is spoken, free agents first,
         then the shortest expected wait; None while nobody else serves the queue, for then its own agents
         finish them.
@@ -359,6 +363,7 @@ class Regions:
             )
             for other, config in self._regions.items()
             if other != region
+            and other not in besides
             and not config.draining
             and self.is_open(other)
             and (load := self._peers.load(other, queue)) is not None

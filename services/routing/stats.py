@@ -6,8 +6,6 @@ about a quarter of a microsecond each, and, when they are asked for, the agents 
 
 from __future__ import annotations
 
-from itertools import islice
-
 from routing.model import AgentState, AgentView, AskStats, QueueFigures, ShardStats
 from routing.state import ShardState
 from routing.views import queue_loads, view_agent
@@ -19,6 +17,7 @@ AGENTS_TOLD_MAX = 2_000
 def shard_stats(state: ShardState, question: AskStats, now_ms: int) -> ShardStats:
     """Figures of every queue by id, agents by state, and on request the agents who are logged in, by id."""
     oldest = _oldest(state)
+    agents, left_out = _told(state, question.after) if question.agents else ((), 0)
     return ShardStats(
         now_ms=now_ms,
         draining=state.draining,
@@ -35,14 +34,17 @@ def shard_stats(state: ShardState, question: AskStats, now_ms: int) -> ShardStat
             for load in queue_loads(state)
         ),
         agents_by_state=tuple(sorted((str(name), count) for name, count in state.by_state.items() if count)),
-        agents=_told(state) if question.agents else (),
+        agents=agents,
+        agents_left_out=left_out,
     )
 
 
-def _told(state: ShardState) -> tuple[AgentView, ...]:
-    agents = state.agents
-    present = (a for a in sorted(agents) if agents[a].counted is not AgentState.OFFLINE)
-    return tuple(view_agent(state, agent_id) for agent_id in islice(present, AGENTS_TOLD_MAX))
+def _told(state: ShardState, after: str) -> tuple[tuple[AgentView, ...], int]:
+    """Agents behind `after`, and how many more there are."""
+    there = (a for a, agent in state.agents.items() if a > after and agent.counted is not AgentState.OFFLINE)
+    present = sorted(there)
+    told = present[:AGENTS_TOLD_MAX]
+    return tuple(view_agent(state, agent_id) for agent_id in told), len(present) - len(told)
 
 
 def _oldest(state: ShardState) -> dict[str, int]:

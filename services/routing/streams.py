@@ -131,6 +131,9 @@ class Caller(msgspec.Struct, eq=False):
     placing: asyncio.Lock = msgspec.field(default_factory=asyncio.Lock)
     #: Its region is lost and there is no other: it is placed nowhere until that one has a leader.
     stays: bool = False
+    #: Region in which it talks, for all that its edge was told: it is opened there and nowhere else, for as
+    #: long as its edge does not say that the conversation broke off.
+    talks: str = ""
     #: Regions where entries of older streams may stand: withdrawn once this one is placed.
     stale: list[str] = msgspec.field(default_factory=list)
     #: Shard, epoch and sequence of the newest block that told something.

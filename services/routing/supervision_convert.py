@@ -56,6 +56,7 @@ def stats_message(
         state=state,
         shard=region,
         agents=[status_message(agent, region) for agent in stats.agents],
+        agents_left_out=stats.agents_left_out,
         counted_time=timestamp(counted_ms),
     )
     for queue in stats.queues:

@@ -92,7 +92,11 @@ class SupervisionHandlers:
 
     async def get_stats(self, request: pb.GetStatsRequest) -> pb.Stats:
         """One region now. Raises Unavailable's kinds when nobody leads it."""
-        return await self._stats(self._region("region", request.region), request.with_agents)
+        region = self._region("region", request.region)
+        if not request.agents_after:
+            return await self._stats(region, request.with_agents)
+        after = parse_name("agents_after", "agents", request.agents_after)
+        return await self._ask_stats(region, model.AskStats(agents=request.with_agents, after=after))
 
     def _region(self, field: str, name: str) -> str:
         region = parse_name(field, "regions", name)
@@ -105,13 +109,13 @@ class SupervisionHandlers:
         now = self._clock.monotonic()
         known = self._asked.get((region, agents))
         if known is None or now - known[0] >= SHARED_SECONDS:
-            task = asyncio.create_task(self._ask_stats(region, agents))
+            task = asyncio.create_task(self._ask_stats(region, model.AskStats(agents=agents)))
             known = self._asked[(region, agents)] = (now, task)
         # Whoever goes away leaves the answer to the others.
         return await asyncio.shield(known[1])
 
-    async def _ask_stats(self, region: str, agents: bool) -> pb.Stats:
-        committed = await self._front.ask(region, model.AskStats(agents=agents), ANSWER_SECONDS)
+    async def _ask_stats(self, region: str, question: model.AskStats) -> pb.Stats:
+        committed = await self._front.ask(region, question, ANSWER_SECONDS)
         stats = committed.answer.stats
         assert stats is not None
         since_ms = self._day_begins_ms(region, stats.now_ms)

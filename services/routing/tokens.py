@@ -53,6 +53,8 @@ class Place(msgspec.Struct, frozen=True, kw_only=True, array_like=True):
     priority: int | None = None
     #: Waited before a conversation that was handed on: counts for the place.
     credit_span_ms: int = 0
+    #: The call was in conversation there.
+    talks: bool = False
 
 
 _encoder = msgspec.msgpack.Encoder()

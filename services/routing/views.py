@@ -8,9 +8,12 @@ from bisect import bisect_right
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from routing.model import ENDED, OVERFLOWING, WAITING, AgentView, AskCalls, CallView
+from routing.model import ENDED, OVERFLOWING, WAITING, AgentView, AskCalls, CallView, context_bytes
 from routing.state import CallEntry, Line, ShardState, Tally, expected_span_ms
 
+#: Context that the calls of one page carry. A gRPC client takes messages of 4 MiB unless it says otherwise,
+#: and a thousand calls without context are half a MiB.
+PAGE_BYTES_MAX = 3 << 20
 #: In a queue of more waiting calls nobody looks for those that a caller goes before: it is told the last
 #: place, and its own with the next round of positions.
 LOOKED_THROUGH_MAX = 500
@@ -184,9 +187,9 @@ def positions(state: ShardState, limit: int) -> Iterator[tuple[str, int, int]]:
             yield call_id, ahead + 1, wait_ms
 
 
-def page_of_calls(state: ShardState, question: AskCalls) -> tuple[CallView, ...]:
-    """Live calls after `question.after`, ordered by (first queued, call id). O(n log n): for people, not
-    for routing.
+def page_of_calls(state: ShardState, question: AskCalls) -> tuple[tuple[CallView, ...], bool]:
+    """Live calls after `question.after`, ordered by (first queued, call id), as many as were asked for or
+    make a message; and whether there are more. O(n log n): for people, not for routing.
     """
     wanted = frozenset(question.states)
     rows = sorted(
@@ -197,5 +200,11 @@ def page_of_calls(state: ShardState, question: AskCalls) -> tuple[CallView, ...]
         and (not question.queue or entry.facts.queue == question.queue)
         and (entry.queued_ms, call_id) > question.after
     )
-    places = Places()
-    return tuple(view_call(state, call_id, places) for _, call_id in rows[: question.limit])
+    places, carried = Places(), 0
+    page: list[CallView] = []
+    for _, call_id in rows[: question.limit]:
+        carried += context_bytes(state.calls[call_id].facts.attributes)
+        if page and carried > PAGE_BYTES_MAX:
+            break
+        page.append(view_call(state, call_id, places))
+    return tuple(page), len(page) < len(rows)

@@ -2,8 +2,9 @@
 
 An edge keeps the contract of docs/routing.md: it confirms one offer at a time, repeats that confirmation
 until a committed yes or no, bridges only after a yes, and opens what broke again at any router, with a
-higher attempt and the place token. Some of its callers misbehave as their plans say. Each line keeps a
-ledger of its own; at the end it is held against the journal.
+higher attempt and the newest place token, in a conversation too; when the conversation itself broke off, it
+says so. Some of its callers misbehave as their plans say. Each line keeps a ledger of its own; at the end it
+is held against the journal.
 """
 
 from __future__ import annotations
@@ -31,6 +32,9 @@ ASK_SECONDS = 5.0
 REOPEN_SECONDS = (0.05, 0.6)
 #: Refusals that only say: try again.
 PASSING = (StatusCode.UNAVAILABLE, StatusCode.DEADLINE_EXCEEDED, StatusCode.CANCELLED)
+#: What is told of a call that waits for an agent.
+WAITS = ("queued", "offered", "accepted")
+STREAM_LOST, AGENT_LOST = call_pb2.REOPEN_REASON_STREAM_LOST, call_pb2.REOPEN_REASON_AGENT_LOST
 #: Reasons that a call in trouble may be refused with.
 EXPECTED = ("CALLER_GONE", "NO_AGENT_LOGGED_IN", "QUEUE_FULL", "QUEUE_NOT_FOUND")
 
@@ -78,8 +82,14 @@ class Line:
         self.acknowledged = False
         #: Offer that is being confirmed, until a committed yes or no.
         self.confirming = ""
-        #: Offer and agent it is bridged to.
+        #: Offer and agent it is bridged to, and the highest attempt opened before that.
         self.bridged: tuple[str, str] | None = None
+        self.bridged_after = 0
+        #: Its conversation broke off, which no router has acknowledged yet; when the next one will.
+        self.broke_off = False
+        self._breaks_off = plan.breaks_off
+        #: It says that the conversation is over.
+        self._ending = False
         self.asked_to_hang_up = False
         self._seen: dict[str, tuple[int, int]] = {}
         self._stream: Any = None
@@ -95,7 +105,7 @@ class Line:
         if self.plan.reprioritized:
             self._spawn(self._reprioritize())
         while not self.end:
-            if self.confirming or self.bridged is not None or not self.on_line:
+            if self.confirming or not self.on_line or (self.bridged is not None and not self.plan.listens):
                 # One confirmation at a time, and nothing else while it is open.
                 await self._wait()
                 continue
@@ -114,6 +124,21 @@ class Line:
 
     def _note(self, what: str) -> None:
         self.world.note(self.plan.call_id, what)
+
+    @property
+    def honest(self) -> bool:
+        """Whether routers can know what its edge was told: it keeps its tokens and counts its attempts."""
+        return self.plan.token == "use" and self.plan.attempts == "rising" and not self.plan.poison
+
+    @property
+    def excused(self) -> bool:
+        """Whether something was told of it, as not durable, that was never written down."""
+        return self.world.auditor.excused(self.plan.call_id)
+
+    def talks_before(self, attempt: int) -> bool:
+        """Whether this attempt was opened in a conversation that its edge takes to go on."""
+        known = self.bridged is not None and self.edge.process.alive and self.honest
+        return known and attempt > self.bridged_after
 
     def _spawn(self, work: Any) -> asyncio.Task[None]:
         task = asyncio.get_running_loop().create_task(work)
@@ -157,6 +182,8 @@ class Line:
             place_token=self._place_token(),
             auto_confirm=self.plan.mode == "auto",
         )
+        if self.attempt > 1:
+            request.reopen_reason = AGENT_LOST if self.broke_off else STREAM_LOST
         if self.plan.poison:
             request.attributes["poison"] = self.plan.poison
         if self.plan.oversized and self.attempt == 1:
@@ -192,6 +219,9 @@ class Line:
         elif reason in ("STALE_ATTEMPT", "SUPERSEDED"):
             # Another of our streams is newer, or we counted badly.
             self._highest = max(self._highest, self.attempt)
+        elif reason == "CALL_NOT_FOUND" and self.excused:
+            # In a conversation that was told as not durable, and that the journal never heard of.
+            self.world.counts["conversations unknown"] += 1
         elif self.plan.oversized and self.attempt == 1 and error.code() is StatusCode.INVALID_ARGUMENT:
             self.world.counts["oversized refused"] += 1
         elif error.code() not in PASSING and reason not in EXPECTED and not self.plan.poison:
@@ -212,7 +242,7 @@ class Line:
                 async for event in stream:
                     self._check(event)
                     self._hear(event)
-                    if self.end or self.bridged is not None:
+                    if self.end or (self.bridged is not None and not self.plan.listens):
                         return
         except TimeoutError:
             # The line moves on to another router, without a word to this one.
@@ -244,10 +274,13 @@ class Line:
     def _hear(self, event: Any) -> None:
         kind = event.WhichOneof("event")
         self._note(f"told {kind} by {event.shard} {event.epoch}:{event.sequence}")
+        if kind in WAITS and self.talks_before(self.attempt) and not self.excused:
+            self.world.violate(f"{self.plan.call_id}: told {kind} while it talks to {self.bridged}")
         match kind:
             case "queued":
                 self.acknowledged = True
                 self.token = event.queued.place_token
+                self.broke_off = False
             case "accepted" if not self.confirming and self.plan.mode != "auto":
                 self._consent(event.accepted.offer_id, event.version, event.shard)
             case "connected":
@@ -260,8 +293,17 @@ class Line:
     def _told_connected(self, connected: Any, shard: str) -> None:
         """The router says that it is connected: so it is, if this edge has consented to just that."""
         offer = connected.offer_id
+        self.token = connected.place_token
+        if (self.plan.call_id, offer) in self.world.auditor.broke_off:
+            # Whoever placed it elsewhere is gone, and nobody has said so here.
+            self._say_broken_off()
+            return
         if self.bridged is not None and self.bridged[0] != offer:
+            if self.plan.mode == "auto" and not self.honest:
+                return
             self.world.violate(f"{self.plan.call_id}: bridged to {self.bridged}, told of {offer}")
+        elif self.bridged is not None and self.attempt > self.bridged_after:
+            self.world.counts["conversations found again"] += 1
         if self.plan.mode != "auto" and (self.plan.call_id, offer) not in self.world.auditor.consents:
             self.world.violate(f"{self.plan.call_id}: told that {offer} is connected, without consent")
         if self.confirming in ("", offer):
@@ -269,16 +311,24 @@ class Line:
 
     def _told_ended(self, ended: Any) -> None:
         outcome = call_pb2.CallOutcome.Name(ended.outcome).removeprefix("CALL_OUTCOME_")
+        if self.bridged is not None and self.attempt > self.bridged_after:
+            self.world.counts["conversations said to be over"] += 1
         if outcome == "REFUSED":
             self.finish("refused")
         elif outcome == "ABANDONED" and not self.asked_to_hang_up:
             # Its place was lost while no stream held it; the caller is still there.
             if ended.reason not in ("STREAM_LOST",):
                 self.world.violate(f"{self.plan.call_id}: abandoned by nobody: {ended.reason}")
+        elif outcome == "INTERRUPTED" and self.bridged is not None and self._comes_again():
+            self._break_off(self.bridged[0])
         elif outcome in ("COMPLETED", "INTERRUPTED") and not self.confirming:
             self.finish("served" if self.plan.call_id in self.world.auditor.connected else "ended")
         elif outcome == "ABANDONED":
             self.finish("hung up")
+
+    def _comes_again(self) -> bool:
+        """Whether a caller whose agent is gone wants another."""
+        return self.plan.listens and self.world.faulty and not self._ending and self.rng.random() < 0.5
 
     async def _assign(self) -> None:
         """Asks for the decision alone."""
@@ -330,6 +380,7 @@ class Line:
             self.confirming = ""
             self._note(f"confirmed: {answer.confirmed} {answer.refusal}")
             if answer.confirmed:
+                self.token = answer.place_token
                 self._bridge(request.offer_id, answer.agent, request.shard)
             self._wake()
             return
@@ -338,20 +389,43 @@ class Line:
         """Media flows from now on."""
         self.confirming = ""
         if self.bridged is None:
-            self.bridged = (offer, agent)
+            self.bridged, self.bridged_after = (offer, agent), self._highest
             auditor = self.world.auditor
             told = (shard, self.plan.call_id, offer) in auditor.memory_connected
             if not told and (shard, offer) not in auditor.connected[self.plan.call_id]:
                 self.world.violate(
                     f"{self.plan.call_id}: told yes to {offer}, and the journal does not say so"
                 )
-            self._spawn(self._talk(shard))
+            self._spawn(self._talk(shard, offer))
         elif self.bridged[0] != offer:
             self.world.violate(f"{self.plan.call_id}: bridged to {self.bridged} and to {offer}")
         self._wake()
 
-    async def _talk(self, shard: str) -> None:
-        await asyncio.sleep(self.plan.talk if self.on_line else 0.0)
+    def _say_broken_off(self) -> None:
+        """The next stream says that the conversation broke off, until somebody has acknowledged it."""
+        self.broke_off = True
+        if self._stream is not None:
+            self._stream.cancel()
+        self._changed.set()
+
+    def _break_off(self, offer: str) -> None:
+        """No media any more: the caller is still there, the agent is not, and may not know it."""
+        self._note("the conversation breaks off")
+        self.world.counts["conversations broken off"] += 1
+        self.world.auditor.broke_off.add((self.plan.call_id, offer))
+        self.bridged = None
+        self._spawn(self._lose_patience())
+        self._say_broken_off()
+
+    async def _talk(self, shard: str, offer: str) -> None:
+        breaks_off, self._breaks_off = self._breaks_off and self.on_line, 0.0
+        await asyncio.sleep(breaks_off or (self.plan.talk if self.on_line else 0.0))
+        if self.bridged is None or self.bridged[0] != offer:
+            return
+        if breaks_off and self.world.faulty:
+            self._break_off(offer)
+            return
+        self._ending = True
         request = routing_pb2.EndCallRequest(call_id=self.plan.call_id, shard=shard)
         while True:
             try:
@@ -359,7 +433,7 @@ class Line:
                 break
             except AioRpcError as error:
                 lost = error.code() in (StatusCode.NOT_FOUND, StatusCode.FAILED_PRECONDITION)
-                if lost and self.world.auditor.excused(self.plan.call_id):
+                if lost and self.excused:
                     # The conversation was told as not durable, and the journal never heard of it.
                     break
                 if error.code() is StatusCode.NOT_FOUND:
@@ -399,7 +473,7 @@ class Line:
                 break
             except AioRpcError as error:
                 if error.code() is StatusCode.NOT_FOUND:
-                    if acknowledged and not self.world.auditor.excused(self.plan.call_id):
+                    if acknowledged and not self.excused:
                         self.world.violate(f"{self.plan.call_id}: acknowledged and forgotten at its hang-up")
                     break
                 self._note(f"cannot hang up: {error.details()}")

@@ -81,6 +81,8 @@ class Auditor:
         self._seated: dict[tuple[str, str], float] = {}
         #: Offers that an edge has consented to: (call, offer).
         self.consents: set[tuple[str, str]] = set()
+        #: Conversations that broke off, as their edges say: (call, offer).
+        self.broke_off: set[tuple[str, str]] = set()
         #: When each caller rang.
         self.rang_ms: dict[str, int] = {}
         #: Calls whose router may consent (`auto_confirm`).
@@ -229,6 +231,7 @@ class Auditor:
                     self._violate(f"offer {event.offer_id} is made twice")
                 self._offers[event.offer_id] = ""
                 self._open_offers[block.shard, event.call_id] = event.offer_id
+                self._check_unbridged(block.shard, replica, event)
             case OfferEnded():
                 self._end_offer(block.shard, event.call_id, event.offer_id, str(event.outcome))
                 self._check_rung(block.shard, event)
@@ -240,7 +243,7 @@ class Auditor:
                 self._seated = {s: at for s, at in self._seated.items() if s[0] != block.shard}
             case CallConnected():
                 self._end_offer(block.shard, event.call_id, event.offer_id, "connected")
-                self._connect(block.shard, event)
+                self._connect(block.shard, replica, event)
             case CallQueued():
                 early_ms = self.rang_ms.get(event.facts.call_id, 0) - event.queued_ms
                 if early_ms > CREDIT_MS:
@@ -249,9 +252,9 @@ class Auditor:
                     )
             case CallEnded():
                 self.counts[str(event.outcome)] += 1
-                connections = self.connected.get(event.call_id)
-                if connections and connections[-1][0] == block.shard and self._ends[connections[-1]] is None:
-                    self._ends[connections[-1]] = event.outcome
+                here = [each for each in self.connected.get(event.call_id, ()) if each[0] == block.shard]
+                if here and self._ends[here[-1]] is None:
+                    self._ends[here[-1]] = event.outcome
         self._remember(block, replica, event)
 
     def _end_offer(self, shard: str, call_id: str, offer_id: str, outcome: str) -> None:
@@ -275,12 +278,24 @@ class Auditor:
         woken = [at + seconds for process in routers for at, seconds in process.naps]
         return max(self.world.calm_since, *(process.born for process in routers), *woken)
 
-    def _connect(self, shard: str, event: CallConnected) -> None:
+    def _talks(self, call_id: str, attempt: int) -> bool:
+        """Whether the call's edge opened this attempt in a conversation that it takes to go on."""
+        line = self.world.lines.get(call_id)
+        return line is not None and line.talks_before(attempt) and not line.excused
+
+    def _check_unbridged(self, shard: str, replica: ShardState, event: CallOffered) -> None:
+        """Nobody is rung for a caller who talks, and whose edge has said so."""
+        if self._talks(event.call_id, replica.calls[event.call_id].attempt):
+            self._violate(f"{event.call_id} rings in {shard} while it talks: {self.connected[event.call_id]}")
+
+    def _connect(self, shard: str, replica: ShardState, event: CallConnected) -> None:
         call_id = event.call_id
         self.counts["connected"] += 1
         before = self.connected[call_id]
         over = not before or self._ends[before[-1]] is CallOutcome.INTERRUPTED
-        if not over and call_id not in self.consent_given:
+        over = over or (call_id, before[-1][1]) in self.broke_off
+        unknown = call_id in self.consent_given and not self._talks(call_id, replica.calls[call_id].attempt)
+        if not over and not unknown:
             # Only a conversation that broke off may begin again, because its edge reopened the call. (Where
             # the router consents, an edge that never heard of it reopens a conversation that goes on: the
             # weakness of `auto_confirm`.)

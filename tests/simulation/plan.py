@@ -48,6 +48,10 @@ class CallPlan:
     poison: str = ""
     #: Its edge sends far too much at first.
     oversized: bool = False
+    #: Its edge holds the stream in a conversation too, and opens it again when it breaks.
+    listens: bool = False
+    #: The conversation breaks off, after so long (virtual seconds); 0: it does not.
+    breaks_off: float = 0.0
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -201,6 +205,8 @@ POISONS = ("decide", "evolve", "timer", "kill")
 RATE_ERROR_MAX = 0.1
 #: Callers who come while a region is drained; each waits for as long, at most.
 CROWD, CROWD_PATIENCE_SECONDS = 24, 8.0
+#: Edges that listen in a conversation, how long those are (virtual seconds), and how many break off.
+LISTENING_CHANCE, LONG_TALK_SECONDS, BREAKS_OFF_CHANCE = 0.4, (2.0, 9.0), 0.25
 POINTS = ("sending", "applied", "committed", "answered", "read")
 
 
@@ -220,7 +226,8 @@ def draw(seed: int, kinds: dict[str, int] | None = None, chances: dict[str, floa
     if kinds is None:
         chosen = more.choices(list(MORE_WEIGHTS), list(MORE_WEIGHTS.values()), k=more.randint(0, MORE_MAX))
         faults += [_fault(more, kind) for kind in chosen]
-    calls = tuple(_call(rng, n) for n in range(CALLS))
+    talk = random.Random(f"talk {seed}")
+    calls = tuple(_listening(talk, _call(rng, n)) for n in range(CALLS))
     plan = Plan(
         seed=seed,
         calls=calls,
@@ -384,6 +391,15 @@ def _call(rng: random.Random, number: int) -> CallPlan:
         reprioritized=rng.random() < 0.2,
         slow=number % 7 == 3,
     )
+
+
+def _listening(rng: random.Random, call: CallPlan) -> CallPlan:
+    """The same caller, perhaps of an edge that listens in a conversation; then it is a long one."""
+    listens, talk, breaks_off = rng.random() < LISTENING_CHANCE, rng.uniform(*LONG_TALK_SECONDS), rng.random()
+    if not listens or call.mode == "assign":
+        return call
+    breaks_off = rng.uniform(0.2, talk) if breaks_off < BREAKS_OFF_CHANCE else 0.0
+    return replace(call, listens=True, talk=talk, breaks_off=breaks_off)
 
 
 def agents() -> list[str]:

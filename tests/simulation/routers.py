@@ -150,7 +150,9 @@ class DrawnRegions(Regions):
     def order(self, request: Any, located: Any, queue: str, ties: Any = None) -> Any:
         return SimpleNamespace(regions=self._rng.sample(self._shards, len(self._shards)), home="")
 
-    def find_overflow(self, queue: str, region: str, waited_ms: int, language: str) -> str | None:
+    def find_overflow(
+        self, queue: str, region: str, waited_ms: int, language: str, besides: Any = ()
+    ) -> str | None:
         if self.leaves(region):
             return next((shard for shard in self._shards if not self.leaves(shard)), None)
         if waited_ms < 1_000 or not self._faulty() or self._rng.random() >= self._restless:

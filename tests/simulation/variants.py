@@ -23,7 +23,7 @@ from tests.simulation.routers import Router
 from tests.simulation.world import World, simulate
 
 from chassis.bus.publisher import Outcome
-from routing import codec, digests, engine, holds, leader, relay, state
+from routing import codec, digests, engine, handlers, holds, leader, relay, state
 from routing.front import Front
 from routing.journal import Block, OutcomeUnknown
 from routing.leader import Committed, Leader
@@ -51,12 +51,23 @@ BROKEN_STREAMS = {"break": 10, "freeze_leader": 4, "crash": 2}
 SLEEPERS = {"sleep_sending": 5, "sleep_opening": 5, "crash_leader": 3, "freeze_leader": 1}
 OUTAGES = {"cut_store": 4, "cut_routers": 3, "freeze_leader": 2, "crash_leader": 1}
 BUSY = {"stall": 5, "overload": 4, "freeze": 3, "freeze_leader": 2, "crash_leader": 2}
+APART = {"crash_leader": 5, "cut_routers": 4, "break": 6, "freeze_leader": 3}
 CLOCKS = {"step_clock": 4, "crash_leader": 3, "freeze_leader": 1}
 TROUBLED = {"refused": 0.03, "late": 0.08, "unanswered": 0.08, "lost": 0.06, "twice": 0.08, "half_open": 0.4}
 #: Requests are repeated, or their answers lost, far too often.
 REPEATED = {**TROUBLED, "twice": 0.5}
 UNHEARD = {**TROUBLED, "unroutable": 0.1, "unpublished": 0.1, "unconfirmed": 0.1, "relay_dies": 0.1}
 UNANSWERED = {**TROUBLED, "unanswered": 0.5, "half_open": 1.0}
+#: Callers who talk long, at edges that open what breaks again meanwhile and do nothing wrong.
+TALKERS = {
+    "mode": "stream",
+    "listens": True,
+    "talk": 10.0,
+    "hang_up_at": "",
+    "attempts": "rising",
+    "token": "use",
+    "patience": 60.0,
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -390,6 +401,12 @@ def _confirm_any(s: Any, command: ConfirmCall, now_ms: int) -> Decision:
     return _CONFIRM(s, command, now_ms)
 
 
+def _queue_anew(s: Any, c: Any, entry: Any, now_ms: int) -> Decision:
+    """A conversation that broke off is queued anew, unsaid."""
+    return _REPLACE(s, replace_struct(c, talks=False), entry, now_ms)
+
+
+_REPLACE = engine._replace_ended
 _ACCEPT, _CONFIRM = engine._DECIDE[AcceptOffer], engine._DECIDE[ConfirmCall]
 
 
@@ -611,6 +628,20 @@ VARIANTS = (
         chances=UNANSWERED,
         callers={"mode": "stream", "token": "forget", "hang_up_at": ""},
         says=("connected twice", "bridged to"),
+    ),
+    Variant(
+        name="who talks is placed anywhere",
+        broken=lambda: patched(handlers, "_talks", lambda request, place: False),
+        kinds=APART,
+        callers=TALKERS,
+        says=("while it talks",),
+    ),
+    Variant(
+        name="what broke off is queued unsaid",
+        broken=lambda: patched(engine, "_replace_ended", _queue_anew),
+        kinds={**CLIENTS, "restart_desk": 6},
+        callers={**TALKERS, "breaks_off": 0.0},
+        says=("while it talks",),
     ),
     Variant(
         name="conclusions before re-attach",

@@ -67,6 +67,10 @@ async def test_a_call_goes_all_the_way(platform: Platform) -> None:
     assert (await seat.until("connected")).connected.call.caller_number == "+861064000000"
     again = await platform.routing.ConfirmCall(consent(event, "c1"))
     assert again.confirmed, "repeating the confirmation must repeat the yes"
+    stream.cancel()
+    stream = platform.call("c1", attempt=2, place_token=again.place_token)
+    found = (await asyncio.wait_for(stream.read(), DEADLINE_SECONDS)).connected
+    assert found.offer_id == event.accepted.offer_id and found.place_token, "the conversation is found again"
     ended = await platform.routing.EndCall(routing_pb2.EndCallRequest(call_id="c1"))
     assert ended.outcome == call_pb2.CALL_OUTCOME_COMPLETED
     assert (await until(stream, "ended")).ended.outcome == call_pb2.CALL_OUTCOME_COMPLETED

@@ -393,6 +393,8 @@ def test_what_a_caller_is_told(event: Any, seen: model.CallView, kind: str | Non
         assert (each.version.attempt, each.version.move) == (1, 2)
         if kind == "queued":
             assert each.queued.place_token == "c1@beijing" and each.queued.queue == "queues/service"
+        if kind == "connected":
+            assert each.connected.place_token == "c1@beijing"
         if kind in ("offered", "accepted"):
             told_offer = getattr(each, kind)
             assert (told_offer.offer_id, told_offer.agent) == ("o1", "agents/ann")

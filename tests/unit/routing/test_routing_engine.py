@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -567,6 +568,59 @@ def test_a_connected_call_is_offered_again_only_if_its_edge_says_the_agent_is_lo
     assert shard.call("c1").state is CallState.CONNECTED
     shard.place("c1", attempt=3, agent_lost=True)
     assert shard.call("c1").state is not CallState.CONNECTED
+
+
+def _log_out(shard: Shard) -> None:
+    shard.do(CloseSession(agent="ann", session=1))
+
+
+#: What became of a conversation before its edge opens it again, and what it is told.
+TALKING: dict[str, tuple[Callable[[Shard], Any], CallState, CallOutcome | None]] = {
+    "goes on": (lambda shard: None, CallState.CONNECTED, None),
+    "handed on": (
+        lambda shard: shard.do(TransferCall(call_id="c1", queue="service")),
+        CallState.WAITING,
+        None,
+    ),
+    "over": (lambda shard: shard.do(EndCall(call_id="c1")), CallState.ENDED, CallOutcome.COMPLETED),
+    "broken off": (_log_out, CallState.ENDED, CallOutcome.INTERRUPTED),
+}
+
+
+@pytest.mark.parametrize("calls", [2, 5])
+def test_all_who_attach_together_are_offered_to_who_is_free(calls: int) -> None:
+    """After a change of leader agents may be back before the calls: none but the first was offered."""
+    shard = Shard()
+    names = [f"c{n}" for n in range(calls)]
+    for call_id in names:
+        shard.place(call_id)
+    shard.do(DetachCalls(front="f", calls=tuple((call_id, 1, 1) for call_id in names)))
+    for call_id in names:
+        shard.agent(f"agent-of-{call_id}")
+    shard.do(AttachCalls(front="f", calls=tuple((call_id, 1, 1) for call_id in names)))
+    assert [shard.call(call_id).state for call_id in names] == [CallState.OFFERED] * calls
+
+
+@pytest.mark.parametrize("became", TALKING)
+def test_whoever_talks_is_found_or_told_the_end_and_never_queued_for_it(became: str) -> None:
+    happens, state, outcome = TALKING[became]
+    shard = Shard()
+    shard.agent("ann")
+    shard.place("c1")
+    shard.connect("c1")
+    happens(shard)
+    answer = shard.place("c1", attempt=2, talks=True)
+    assert answer.call is not None and (answer.call.state, answer.call.outcome) == (state, outcome)
+    shard.place("c1", attempt=3, agent_lost=True)
+    over = outcome is CallOutcome.COMPLETED
+    assert (shard.call("c1").state is CallState.ENDED) is over, "who says that it broke off is queued anew"
+
+
+def test_a_conversation_that_no_shard_knows_is_not_queued() -> None:
+    shard = Shard()
+    answer = shard.place("c1", attempt=2, talks=True)
+    assert answer.refusal is not None and answer.refusal.reason == "CALL_NOT_FOUND"
+    assert "c1" not in shard.state.calls
 
 
 def test_overflow_holds_the_call_until_it_is_withdrawn_or_comes_back() -> None:

@@ -182,5 +182,5 @@ def test_everybody_is_told_the_place_at_which_it_will_be_served(
     step(state, PlaceCall(facts=CallFacts(call_id="last", queue="q"), attempt=1, move=1, front="f"), now_ms)
     for call_id, place, _ in positions(state, 100):
         assert view_call(state, call_id).position == place
-    for view in page_of_calls(state, AskCalls(limit=100)):
+    for view in page_of_calls(state, AskCalls(limit=100))[0]:
         assert view == view_call(state, view.facts.call_id), "a page looks once for all of them"

@@ -8,7 +8,7 @@ listen to it.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Container
 from typing import Any, TypeVar
 
 import pytest
@@ -29,7 +29,14 @@ from routing.errors import (
     Superseded,
     Unconfirmed,
 )
-from routing.front import LONGEST_WAIT_MS, OVERFLOW_SECONDS, CallerGone, Front, FrontOptions
+from routing.front import (
+    LONGEST_WAIT_MS,
+    OVERFLOW_SECONDS,
+    UNFIT_SECONDS,
+    CallerGone,
+    Front,
+    FrontOptions,
+)
 from routing.handlers import Handlers
 from routing.leader import Committed, ShardBusy
 from routing.links import AnswerLate, LinkDown, LinkLost, OnChange, OnFacts
@@ -251,6 +258,8 @@ class World:
         self.shards = {region: Shard(region, self.clock) for region in ("beijing", "shanghai")}
         self.wires: dict[tuple[str, str], Wire] = {}
         self.free: str | None = None
+        #: How often the free region was asked for and was none of those.
+        self.passed_over = 0
         self.fronts: list[Front] = []
 
     @property
@@ -277,14 +286,19 @@ class World:
             shards={region: self.wires[name, region] for region in self.shards},
             clock=self.clock,
             options=FrontOptions(silent_seconds=silent_seconds, leaderless_seconds=leaderless_seconds),
-            find_overflow=lambda queue, region, waited_ms, language: self.find_overflow(region, waited_ms),
+            find_overflow=self.find_overflow,
             find_agent=lambda agent: asyncio.sleep(0, agents),
         )
         self.fronts.append(front)
         return front
 
-    def find_overflow(self, region: str, waited_ms: int) -> str | None:
+    def find_overflow(
+        self, queue: str, region: str, waited_ms: int, language: str, besides: Container[str] = ()
+    ) -> str | None:
         """The free region, to one call."""
+        if self.free in besides:
+            self.passed_over += 1
+            return None
         if self.free == region or waited_ms == LONGEST_WAIT_MS:
             return None if self.free == region else self.free
         found, self.free = self.free, None
@@ -670,6 +684,53 @@ async def test_a_stream_that_breaks_in_a_conversation_goes_on_there_wherever_it_
     assert state_of((await line.rest())[-1]) is CallState.ENDED
 
 
+@pytest.mark.parametrize("back", [True, False], ids=["its leader comes back", "it stays away"])
+async def test_who_talks_is_opened_where_the_conversation_is_and_nowhere_else(
+    world: World, back: bool
+) -> None:
+    """Its region had no leader just then: somebody else was rung for a caller who talked."""
+    world.beijing.agent("ann")
+    world.shanghai.agent("bob")
+    old = Line(world, world.front())
+    await old.next()
+    world.beijing.accept()
+    world.beijing.confirm()
+    await old.close()
+    front, wire = world.front("g", leaderless_seconds=10.0 if back else 0.01), world.wire("beijing", "g")
+    wire.nobody_leads = True
+    wire.down()
+    line = Line(world, front, attempt=2, talks="beijing", stale=["beijing"])
+    opened = asyncio.ensure_future(line.next())
+    await eventually(lambda: wire.asked)
+    if back:
+        wire.nobody_leads = False
+        wire.back()
+        assert state_of(await soon(opened)) is CallState.CONNECTED
+        assert line.caller.talks == "", "from now on it is as its shard says"
+    else:
+        with pytest.raises(LinkDown):
+            await soon(opened)
+    assert not world.wire("shanghai", "g").asked and "c1" not in world.shanghai.state.calls
+    assert world.beijing.state.agents["ann"].holding
+
+
+async def test_a_conversation_that_the_next_leader_does_not_know_is_not_queued_for_it(world: World) -> None:
+    """It was told from memory, and never written down."""
+    world.beijing.agent("ann")
+    line = Line(world, world.front())
+    await line.next()
+    world.beijing.accept()
+    world.beijing.confirm()
+    await line.until(CallConnected)
+    wire = world.wire("beijing")
+    wire.down()
+    del world.beijing.state.calls["c1"]
+    wire.back()
+    with pytest.raises(CallNotFound):
+        await line.rest()
+    assert "c1" not in world.beijing.state.calls
+
+
 # --- moves
 
 
@@ -762,6 +823,31 @@ async def test_a_full_target_sends_the_call_home(world: World) -> None:
     world.beijing.agent("ann")
     world.beijing.accept()
     await line.until(OfferAccepted)
+
+
+async def test_a_call_goes_nowhere_where_nobody_fits_what_it_asks_for(world: World) -> None:
+    """Agents are free there, and none of them speaks French; somebody is told so once, not every moment."""
+    world.shanghai.agent("bob")
+    front = world.front()
+    line = Line(world, front)
+    line.caller.facts = CallFacts(call_id="c1", queue="service", skills=(("french", 1),))
+    await line.next()
+    await moving(world, line, front)
+    await eventually(lambda: not line.caller.moving)
+    assert line.caller.region == "beijing" and world.beijing.state.calls["c1"].state is CallState.WAITING
+    assert "c1" not in world.shanghai.state.calls
+    asked = len(world.wire("shanghai").asked)
+    world.free = "shanghai"
+    watch = asyncio.create_task(front.run_overflow())
+    await eventually(lambda: world.passed_over > 1)
+    assert len(world.wire("shanghai").asked) == asked and world.free
+    world.clock.advance(UNFIT_SECONDS + 1)
+    linguist = AgentConfig(id="eve", skills=(("french", 3),))
+    world.shanghai.do(ConfigureAgent(agent=linguist))
+    world.shanghai.do(OpenSession(agent="eve", session=1, command=1, front="elsewhere"))
+    await eventually(lambda: line.caller.region == "shanghai" and world.shanghai.live())
+    watch.cancel()
+    assert world.shanghai.state.calls["c1"].agent == "eve"
 
 
 #: The message in a move that something else overtakes, at which region, and on which way.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import msgspec
 import pytest
 
 from callmesh.routing.v1 import call_pb2
@@ -12,7 +13,7 @@ from chassis.testing import FakeClock
 from routing.engine import step
 from routing.errors import DirectoryUnread, QueueNotFound
 from routing.handlers import Handlers
-from routing.model import CallFacts, ConfigureQueue, PlaceCall, QueueConfig
+from routing.model import CallFacts, CallState, ConfigureQueue, PlaceCall, QueueConfig
 from routing.peers import PeerTable
 from routing.regions import Regions
 from routing.state import ShardState
@@ -102,3 +103,35 @@ async def test_a_place_that_is_kept_anywhere_is_kept_with_its_credit(credit_ms: 
     )
     kept = (await handlers._caller(again)).facts
     assert (kept.priority, kept.credit_span_ms) == (2, 0), "of a release before"
+
+
+LOST, BROKE_OFF = call_pb2.REOPEN_REASON_STREAM_LOST, call_pb2.REOPEN_REASON_AGENT_LOST
+
+
+@pytest.mark.parametrize(
+    ("state", "reason", "talks"),
+    [
+        (CallState.CONNECTED, LOST, "beijing"),
+        (CallState.CONNECTED, BROKE_OFF, ""),
+        (CallState.WAITING, LOST, ""),
+    ],
+)
+async def test_a_token_says_whether_its_call_talks(state: CallState, reason: Any, talks: str) -> None:
+    """Until the edge says that the conversation broke off."""
+    handlers, regions = started(queues={"service": QueueConfig(id="service")})
+    regions.configure((), {})
+    now_ms = FakeClock().now_ms()
+    shard = ShardState("beijing")
+    step(shard, ConfigureQueue(queue=QueueConfig(id="service")), now_ms)
+    placed = PlaceCall(facts=CallFacts(call_id="c1", queue="service"), attempt=1, move=1, front="f")
+    step(shard, placed, now_ms)
+    view = msgspec.structs.replace(view_call(shard, "c1"), state=state)
+    told = Update(shard="beijing", epoch=1, sequence=1, now_ms=now_ms, what=Present(call=view))
+    again = call_pb2.CallRequest(
+        call_id="c1",
+        attempt=2,
+        queue="queues/service",
+        place_token=handlers._token(view, told),
+        reopen_reason=reason,
+    )
+    assert (await handlers._caller(again)).talks == talks

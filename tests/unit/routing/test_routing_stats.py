@@ -12,15 +12,18 @@ from callmesh.routing.v1 import directory_pb2
 from callmesh.routing.v1 import supervision_pb2 as pb
 from chassis.errors import Unavailable
 from chassis.testing import FakeClock
-from routing import model, supervision_handlers
+from routing import model, stats, supervision_handlers
 from routing.acts import acting
 from routing.audit import METHODS, Act
+from routing.engine import step
 from routing.errors import IllegalState
 from routing.leader import Committed
 from routing.model import Answer, QueueFigures, RecordAct, ShardStats
 from routing.peers import PeerTable
 from routing.reports import AGENT, QUEUE, Row
 from routing.scopes import SCOPES
+from routing.state import ShardState
+from routing.stats import shard_stats
 from routing.supervision_convert import occupancy, report_message, service_level
 from routing.supervision_handlers import SupervisionHandlers, TooManyWatchers
 from routing.supervision_servicer import StreamStalled, SupervisionServicer
@@ -115,6 +118,30 @@ async def test_who_asks_at_the_same_time_shares_a_question() -> None:
     world.clock.advance(1)
     await world.get()
     assert len(world.front.asked) == 2
+
+
+def test_agents_who_are_left_out_are_counted_and_told_next(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(stats, "AGENTS_TOLD_MAX", 2)
+    state = ShardState("beijing")
+    for agent in ("eve", "ann", "bob", "dan", "cy"):
+        step(state, model.ConfigureAgent(agent=model.AgentConfig(id=agent)), NOW_MS)
+        if agent != "dan":
+            step(state, model.OpenSession(agent=agent, session=1, command=1, front="f"), NOW_MS)
+    told, after = [], ""
+    while not told or told[-1][1]:
+        figures = shard_stats(state, model.AskStats(agents=True, after=after), NOW_MS)
+        told.append(([view.agent for view in figures.agents], figures.agents_left_out))
+        after = figures.agents[-1].agent
+    assert told == [(["ann", "bob"], 2), (["cy", "eve"], 0)], "dan is not logged in"
+    assert shard_stats(state, model.AskStats(), NOW_MS).agents_left_out == 0, "nobody has asked"
+
+
+async def test_the_rest_of_the_agents_is_asked_for_by_whoever_wants_it() -> None:
+    world = World()
+    request = pb.GetStatsRequest(region="regions/beijing", with_agents=True, agents_after="agents/bob")
+    await asyncio.gather(*(world.handlers.get_stats(request) for _ in range(2)))
+    asked = model.AskStats(agents=True, after="bob")
+    assert [command for _, command in world.front.asked] == [asked, asked], "no two ask for the same"
 
 
 async def test_a_region_that_does_not_answer_is_down() -> None:

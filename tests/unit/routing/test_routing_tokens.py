@@ -21,6 +21,7 @@ PLACE = Place(
     made_ms=NOW_MS,
     priority=-3,
     credit_span_ms=120_000,
+    talks=True,
 )
 TOKENS = PlaceTokens(KEY, life_span_ms=60_000)
 CLAIMS = {
@@ -41,8 +42,9 @@ def signed(key: bytes = KEY, algorithm: str = "HS256", **change: object) -> str:
 
 MADE = TOKENS.make(PLACE)
 #: The same, written down: what is out there must be read by every later release.
-KNOWN = "2.mKJjMadiZWlqaW5nAgPNr8jPAAABnJNuOAD9zgAB1MCf7x8pj9Sc1axxOT6aHcNa"
-#: Of a release before, which said nothing of priority and credit.
+KNOWN = "2.maJjMadiZWlqaW5nAgPNr8jPAAABnJNuOAD9zgAB1MDDc3oHU872e_CXTD9R6gWMeg"
+#: Of releases before, which said nothing of conversations; nor of priority and credit.
+KNOWN_OF_WAITING = "2.mKJjMadiZWlqaW5nAgPNr8jPAAABnJNuOAD9zgAB1MCf7x8pj9Sc1axxOT6aHcNa"
 KNOWN_BEFORE = "2.lqJjMadiZWlqaW5nAgPNr8jPAAABnJNuOAA8eKp0n-S2nKfyvT5rn7_T"
 
 
@@ -59,8 +61,10 @@ def test_its_form_stays() -> None:
 
 
 def test_a_shorter_one_is_read() -> None:
+    waiting = msgspec.structs.replace(PLACE, talks=False)
+    assert TOKENS.read(KNOWN_OF_WAITING, "c1", NOW_MS) == waiting
     read = TOKENS.read(KNOWN_BEFORE, "c1", NOW_MS)
-    assert read == msgspec.structs.replace(PLACE, priority=None, credit_span_ms=0)
+    assert read == msgspec.structs.replace(waiting, priority=None, credit_span_ms=0)
 
 
 def test_the_form_before_is_read() -> None:

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from routing import views
 from routing.engine import step
 from routing.model import (
     AcceptOffer,
@@ -171,13 +172,31 @@ def test_pages_hold_live_calls_in_order_and_miss_none() -> None:
     shard.do(HangUp(call_id="c3", attempt=1))
     found: list[str] = []
     after = (0, "")
-    while page := page_of_calls(shard.state, AskCalls(after=after, limit=2)):
+    more = True
+    while more:
+        page, more = page_of_calls(shard.state, AskCalls(after=after, limit=2))
         found += [view.facts.call_id for view in page]
         after = (page[-1].queued_ms, page[-1].facts.call_id)
     assert found == ["c0", "c1", "c2", "c4", "c5", "c6"]
-    other = page_of_calls(shard.state, AskCalls(queue="other"))
-    assert [view.facts.call_id for view in other] == ["c1", "c5"]
-    assert page_of_calls(shard.state, AskCalls(states=(CallState.CONNECTED,))) == ()
+    other, more = page_of_calls(shard.state, AskCalls(queue="other"))
+    assert [view.facts.call_id for view in other] == ["c1", "c5"] and not more
+    assert page_of_calls(shard.state, AskCalls(states=(CallState.CONNECTED,))) == ((), False)
+
+
+@pytest.mark.parametrize(("bytes_max", "pages"), [(1 << 20, [5]), (2_500, [2, 2, 1]), (10, [1] * 5)])
+def test_a_page_is_as_large_as_a_message_may_be(
+    bytes_max: int, pages: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One call at least, whatever it carries, or the next page would begin where this one did."""
+    monkeypatch.setattr(views, "PAGE_BYTES_MAX", bytes_max)
+    shard, after, found, more = Shard(), (0, ""), [], True
+    for n in range(5):
+        shard.place(f"c{n}", attributes=(("history", "x" * 1_000),))
+    while more:
+        page, more = page_of_calls(shard.state, AskCalls(after=after))
+        found.append(len(page))
+        after = (page[-1].queued_ms, page[-1].facts.call_id)
+    assert found == pages
 
 
 def test_agents_who_have_not_come_back_after_a_change_of_leader_are_not_present() -> None:

@@ -228,6 +228,10 @@ class Routing(routing_pb2_grpc.RoutingServiceServicer):
             handed_on = {"queue": "queues/other", "place_token": "token-1"}
             yield routing_pb2.RouteCallEvent(shard="a", epoch=1, sequence=1, transferred=handed_on)
             raise AWAY
+        if len(self.calls) == 2:
+            talking = {"place_token": "talking"}
+            yield routing_pb2.RouteCallEvent(shard="a", epoch=1, sequence=3, connected=talking)
+            raise AWAY
         yield routing_pb2.RouteCallEvent(shard="a", epoch=1, sequence=1, offered={})
         yield routing_pb2.RouteCallEvent(
             shard="a", epoch=1, sequence=9, ended={"outcome": "CALL_OUTCOME_COMPLETED"}
@@ -241,11 +245,35 @@ async def test_a_call_keeps_its_place_and_is_told_nothing_old(connect: Any) -> N
     async with await connect("routing", ServiceBinding(descriptor, add, servicer)) as client:
         caller = Caller(client, call_pb2.CallRequest(call_id="c1", queue="queues/q"))
         kinds = [event.WhichOneof("event") async for event in caller.events()]
-    assert kinds == ["queued", "transferred", "queued", "ended"]
+    assert kinds == ["queued", "transferred", "queued", "connected", "queued", "ended"]
     told = [(call.attempt, call.queue, call.place_token, call.reopen_reason) for call in servicer.calls]
     lost = call_pb2.REOPEN_REASON_STREAM_LOST
-    assert told == [(1, "queues/q", "", 0), (2, "queues/other", "token-1", lost)]
-    assert caller.place_token == "token-2"
+    assert told == [
+        (1, "queues/q", "", 0),
+        (2, "queues/other", "token-1", lost),
+        (3, "queues/other", "talking", lost),
+    ]
+    assert caller.place_token == "token-3"
+
+
+async def test_that_a_conversation_broke_off_is_said_until_somebody_has_heard_it(connect: Any) -> None:
+    class Late(Routing):
+        async def RouteCall(self, request: Any, context: Any) -> AsyncIterator[routing_pb2.RouteCallEvent]:
+            if not self.calls:
+                self.calls.append(request.call)
+                raise AWAY
+            async for event in super().RouteCall(request, context):
+                yield event
+
+    servicer = Late()
+    descriptor = routing_pb2.DESCRIPTOR.services_by_name["RoutingService"]
+    add = routing_pb2_grpc.add_RoutingServiceServicer_to_server
+    lost, broke_off = call_pb2.REOPEN_REASON_STREAM_LOST, call_pb2.REOPEN_REASON_AGENT_LOST
+    call = call_pb2.CallRequest(call_id="c1", queue="queues/q", attempt=2, reopen_reason=broke_off)
+    async with await connect("routing", ServiceBinding(descriptor, add, servicer)) as client:
+        async for _ in Caller(client, call).events():
+            pass
+    assert [each.reopen_reason for each in servicer.calls] == [broke_off, broke_off, lost]
 
 
 class Agents(agent_pb2_grpc.AgentServiceServicer):
