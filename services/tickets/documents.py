@@ -149,6 +149,7 @@ class TicketDocument(Aggregate):
     comments = ListField(DictField())
     comment_count = IntField()
     merged_into = StringField()
+    absorbed = ListField(StringField())
     problem = StringField()
     fee_approver = StringField()
     fee_paid_ms = IntField()
@@ -386,6 +387,7 @@ def _task_fields(ticket: Ticket) -> dict[str, Any]:
         "comment_count": ticket.comment_count or None,
         "merged_into": ticket.merged_into or None,
         "problem": ticket.problem or None,
+        "absorbed": list(ticket.absorbed) or None,
         "fee_approver": ticket.fee_approver or None,
         "fee_paid_ms": ticket.fee_paid_ms,
         "satisfaction": ticket.satisfaction or None,
@@ -405,6 +407,7 @@ def _task_values(raw: Mapping[str, Any]) -> dict[str, Any]:
         "attachments": tuple(Attachment(**file) for file in raw.get("attachments") or ()),
         "watchers": tuple(raw.get("watchers") or ()),
         "requests": tuple((key, content) for key, content in raw.get("requests") or ()),
+        "absorbed": tuple(raw.get("absorbed") or ()),
         "comments": tuple(comment_from_raw(comment) for comment in raw.get("comments") or ()),
         **{
             name: raw.get(name) or ""

@@ -347,32 +347,33 @@ class Handlers:
 
     def merge(self, request: Request, source_id: str, actor: str, reason: str) -> Ticket:
         """Makes one ticket of two. The source ends first, with an intent that moves what it has: whatever
-        happens in between, it is moved once."""
+        happens in between, it is moved once. TicketFull when the target has no room for all of it."""
         if source_id == request.ticket_id:
             raise InvalidArgument(field="source", why="must be another ticket")
-        target = self._store.get(request.ticket_id)
-        source = self._store.get(source_id)
-        if source.merged_into == target.id:
-            self._carry_out_now(source)
-            return self._store.get(target.id)
-        _check_version(target, request.version)
-        desk.check_open(target)
-        desk.check_open(source)
-        if Kind.RETURN_VISIT in (target.kind, source.kind):
-            raise InvalidArgument(field="source", why="return visits are not merged")
-        if request.validate_only:
-            return desk.absorb(target, source, source.comments, self._clock.now_ms()).ticket
-        words = reason or f"merged into tickets/{target.id}"
+        words = reason or f"merged into tickets/{request.ticket_id}"
         act = engine.Act(verb="merge", actor=actor, reason=words)
+        version = request.version
 
-        def decide(ticket: Ticket, now: int) -> Change:
-            if ticket.merged_into == target.id:
-                return Change(ticket=ticket)
-            desk.check_open(ticket)
-            return engine.end_merged(ticket, target.id, act, self._rules(), now)
+        def attempt() -> Ticket:
+            nonlocal version
+            target, source = self._store.get(request.ticket_id), self._store.get(source_id)
+            if source.merged_into == target.id:
+                return target if request.validate_only else source
+            _check_version(target, version)
+            _check_mergeable(target, source)
+            if request.validate_only:
+                return desk.absorb(target, source, source.comments, self._clock.now_ms()).ticket
+            # Whoever merges the target away at the same moment read it before this write, and meets it: of
+            # tickets that are merged into each other, in a ring of any length, one stays.
+            touched = self._store.update(target, ())
+            version = None if version is None else touched.version
+            return self._save(engine.end_merged(source, target.id, act, self._rules(), self._clock.now_ms()))
 
-        self.change(Request(ticket_id=source_id), decide)
-        return self._store.get(target.id)
+        changed = retry_conflicts(attempt)
+        if request.validate_only:
+            return changed
+        self._carry_out_now(changed)
+        return self._store.get(request.ticket_id)
 
     def split(
         self, request: Request, command: Create, calls: Sequence[str], comments: Sequence[int]
@@ -708,15 +709,29 @@ class Handlers:
 
     def _carry_out(self, ticket: Ticket, intent: Intent) -> Ticket:
         """Does to the other ticket what `intent` says, then takes the intent off."""
+        absorbs = intent.kind is IntentKind.ABSORB
 
-        def attempt() -> None:
-            other = self._store.find(intent.ticket_id)
-            if other is not None:
-                self._save(self._effect(intent, ticket, other))
+        def attempt() -> Ticket | None:
+            goes_to = intent.ticket_id
+            other = self._absorber(goes_to, ticket.id) if absorbs else self._store.find(goes_to)
+            return None if other is None else self._save(self._effect(intent, ticket, other))
 
-        retry_conflicts(attempt)
+        other = retry_conflicts(attempt)
         done = engine.without_intent(ticket, intent)
-        return self._store.update(desk.emptied(done) if intent.kind is IntentKind.ABSORB else done, ())
+        return self._store.update(desk.emptied(done, other) if absorbs and other is not None else done, ())
+
+    def _absorber(self, target_id: str, source_id: str) -> Ticket | None:
+        """The ticket that is to have what an ended one had: the one it was merged into, or the last that took
+        that one over since; the one that has it, where one does."""
+        found = self._store.find(target_id)
+        for _ in range(SURVIVORS_MAX):
+            if found is None or not found.merged_into or desk.has_absorbed(found, source_id):
+                break
+            above = self._store.find(found.merged_into)
+            if above is None or above.id == source_id:
+                break
+            found = above
+        return found
 
     def _effect(self, intent: Intent, ticket: Ticket, other: Ticket) -> Change:
         """What an intent of `ticket` does to `other`."""
@@ -789,6 +804,15 @@ def _claim_of_pile(ticket: Ticket, team: str, agent: str, now: int) -> Change:
     if ticket.assignee or ticket.team != team:
         raise desk.AlreadyClaimed(subject=f"tickets/{ticket.id}", why="somebody was faster")
     return desk.claim(ticket, agent, None, now)
+
+
+def _check_mergeable(target: Ticket, source: Ticket) -> None:
+    """TicketFinal, TicketFull; InvalidArgument for what is never merged."""
+    desk.check_open(target)
+    desk.check_open(source)
+    if Kind.RETURN_VISIT in (target.kind, source.kind):
+        raise InvalidArgument(field="source", why="return visits are not merged")
+    desk.check_room(target, source)
 
 
 def _check_parts(original: Ticket, calls: Sequence[str]) -> None:

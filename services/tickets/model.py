@@ -723,6 +723,8 @@ class Ticket:
     comment_count: int = 0
     #: The ticket that took it over in a merge.
     merged_into: str = ""
+    #: The tickets that it took over, whose calls, comments and files it has by now; the latest.
+    absorbed: tuple[str, ...] = ()
     #: The problem it is a case of.
     problem: str = ""
     #: Who approved its fees.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import random
 import threading
 from collections.abc import Sequence
@@ -19,13 +20,15 @@ from chassis.bus import Event
 from chassis.errors import AlreadyExists, EtagMismatch, InvalidArgument, NotFound, Unavailable
 from chassis.testing import FakeClock
 from tickets import convert, inbound
+from tickets import desk as desk_rules
 from tickets import sla as clocks
-from tickets.engine import Act, IllegalTransition
-from tickets.handlers import BATCH_MAX, Create, Handlers
+from tickets.engine import Act, CustomerErased, IllegalTransition
+from tickets.handlers import BATCH_MAX, Create, Handlers, Request
 from tickets.hotstore import AsyncMemoryStore
 from tickets.model import (
     CallFacts,
     Channel,
+    Comment,
     Draft,
     Kind,
     Phase,
@@ -452,6 +455,62 @@ def test_times_that_cannot_be_right_are_replaced(desk: Desk) -> None:
     later = desk.use.call_wrapped_up(settled)
     assert later is not None and later.follow_up is not None
     assert later.follow_up.schedule_ms == now + DAY_SECONDS * 1000
+
+
+# ---- tickets merged at once
+
+
+class MeanwhileStore(MemoryStore):
+    """Something else happens right before the n-th write of a merge, or between its reads and that."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.left = -1
+        self.meanwhile: Any = None
+
+    def update(self, ticket: Ticket, events: Sequence[Event]) -> Ticket:
+        self.left -= 1
+        if self.left == 0:
+            self.meanwhile()
+        return super().update(ticket, events)
+
+
+@pytest.mark.parametrize("writes", [1, 2, 3])
+@pytest.mark.parametrize("ring", [2, 3])
+def test_tickets_merged_in_a_ring_at_once_leave_one_with_everything(writes: int, ring: int) -> None:
+    store = MeanwhileStore()
+    use = Handlers(store, FakeClock(), RULES, convert.event_of)
+    ids = [f"t{n}" for n in range(ring)]
+    for id in ids:
+        use.create(Create(kind=Kind.INQUIRY, draft=Draft(subject=id), actor="ann", ticket_id=id))
+        said = Comment(sequence=0, body=id, public=False, author="ann", from_customer=False, time_ms=0)
+        use.comment(Request(ticket_id=id), said)
+
+    def merge(place: int) -> None:
+        with contextlib.suppress(desk_rules.TicketFinal, EtagMismatch):
+            use.merge(Request(ticket_id=ids[(place + 1) % ring]), ids[place], "ann", "")
+
+    store.left, store.meanwhile = writes, lambda: [merge(place) for place in range(1, ring)]
+    merge(0)
+    for id in use.due(10):
+        use.fire(id)
+    (stays,) = [ticket for ticket in store.page(Query(), 10, None) if ticket.is_open]
+    assert sorted(said.body for said in use.comments(stays.id, 0, 10)) == ids
+
+
+@pytest.mark.parametrize("done_before", [True, False])
+def test_what_a_merge_left_over_goes_to_who_took_its_target_over(desk: Desk, done_before: bool) -> None:
+    for id in "abc":
+        desk.create(ticket_id=id)
+        said = Comment(sequence=0, body=id, public=False, author="ann", from_customer=False, time_ms=0)
+        desk.use.comment(Request(ticket_id=id), said)
+    desk.store.left, desk.store.done_before = 2, done_before
+    with pytest.raises(Crash):
+        desk.use.merge(Request(ticket_id="b"), "a", "ann", "")
+    desk.use.merge(Request(ticket_id="c"), "b", "ann", "")
+    desk.run_timers()
+    assert sorted(said.body for said in desk.use.comments("c", 0, 10)) == ["a", "b", "c"]
+    assert not desk.store.get("a").intents and not desk.store.get("a").comments
 
 
 # ---- customers

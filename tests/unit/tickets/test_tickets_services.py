@@ -51,6 +51,7 @@ from tickets import (
     handlers,
     records,
     reports,
+    desk,
     workdays,
 )
 from tickets import sla as clocks
@@ -406,6 +407,65 @@ def test_a_split_is_safe_to_repeat_when_its_calls_have_gone(service: Service) ->
     request = rpc.SplitTicketRequest(name="tickets/call-1", ticket=part, calls=["calls/c1"])
     request.request_id = str(uuid.uuid4())
     made = [service.SplitTicket(request, None) for _ in range(2)]
+def with_words(service: Service, *, files: int = 0) -> str:
+    """A ticket with two comments, a watcher and files."""
+    name = f"tickets/{service.open().id}"
+    for number in range(2):
+        said = pb.Comment(body=f"{number} of {name}")
+        service.CreateComment(rpc.CreateCommentRequest(parent=name, comment=said), None)
+    for number in range(files):
+        file = pb.Attachment(uri=f"https://files/{name}/{number}", file_name="photo.png")
+        service.AttachFile(rpc.AttachFileRequest(name=name, attachment=file), None)
+    return name
+
+
+def words_of(service: Service, name: str) -> set[str]:
+    return {said.body for said in service.use.comments(name[8:], 0, 100)}
+
+
+def test_a_ticket_called_a_duplicate_first_keeps_its_words_in_the_merge(service: Service) -> None:
+    target, source = with_words(service, files=1), with_words(service, files=1)
+    said = words_of(service, target) | words_of(service, source)
+    same = pb.TicketLink.RELATION_DUPLICATE
+    service.LinkTickets(rpc.LinkTicketsRequest(name=target, other=source, relation=same), None)
+    merged = service.MergeTickets(rpc.MergeTicketsRequest(name=target, source=source), None)
+    assert words_of(service, target) == said and len(merged.attachments) == 2
+    assert [(link.ticket, link.relation) for link in merged.links] == [(source, same)]
+
+
+def test_what_does_not_fit_is_not_merged(service: Service) -> None:
+    target, source = with_words(service, files=60), with_words(service, files=5)
+    before = service.store.get(source[8:])
+    merge = rpc.MergeTicketsRequest(name=target, source=source)
+    assert refused(lambda: service.MergeTickets(merge, None), CallmeshError) == "TICKET_FULL"
+    assert service.store.get(source[8:]) == before
+
+
+def test_what_finds_no_room_any_more_stays_where_it_was(service: Service) -> None:
+    full, source = (service.store.get(with_words(service, files=n)[8:]) for n in (64, 5))
+    absorbed = desk.absorb(full, source, source.comments, 1).ticket
+    left = desk.emptied(source, absorbed)
+    assert set(left.attachments) | set(absorbed.attachments) == {*full.attachments, *source.attachments}
+    assert not left.comments and absorbed.comment_count == 4
+
+
+@pytest.mark.parametrize("act", [
+    lambda service, name: service.CreateComment(
+        rpc.CreateCommentRequest(parent=name, comment=pb.Comment(body="and?", from_customer=True)), None
+    ),
+    lambda service, name: service.AttachFile(
+        rpc.AttachFileRequest(name=name, attachment=pb.Attachment(uri="https://files/1", file_name="a")), None
+    ),
+])  # fmt: skip
+def test_nobody_writes_to_a_ticket_that_was_merged(service: Service, act: Any) -> None:
+    target, source = with_words(service), with_words(service)
+    service.MergeTickets(rpc.MergeTicketsRequest(name=target, source=source), None)
+    with pytest.raises(CallmeshError, match=target) as caught:
+        act(service, source)
+    assert caught.value.details.reason == "TICKET_FINAL"
+    act(service, target)
+
+
     assert made[0].created.name == made[1].created.name and not made[1].original.calls
     assert [call.call for call in made[1].created.calls] == ["calls/c1"]
     assert service.store.get("call-1").call_count == 0
