@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import TYPE_CHECKING
 
 from pymongo.errors import PyMongoError
@@ -13,7 +14,7 @@ from chassis.errors import AlreadyExists, CallmeshError, EtagMismatch, InvalidAr
 from chassis.idempotency import check_repeat
 from chassis.mongo import retry_conflicts
 from tickets import desk, engine
-from tickets.filters import Condition
+from tickets.filters import Condition, Not, Term
 from tickets.model import (
     COMMENTS_MAX,
     CallFacts,
@@ -74,6 +75,9 @@ POSTPONE_MS = 60_000
 
 #: A flow has no such transition, or asks for what only people can give.
 LEFT_TO_PEOPLE = (engine.IllegalTransition, engine.TransitionIncomplete, InvalidArgument)
+
+#: Tickets that have no customer.
+_NOBODYS = Not(term=Condition(field="customer", op=":*", value=True))
 
 #: Makes the event of what happened to a ticket; `convert.event_of`.
 Encode = Callable[[Ticket, Happening], "Event"]
@@ -170,6 +174,7 @@ class Handlers:
         tier = None
         if draft.customer_id != ticket.draft.customer_id:
             profile = self._customer(draft.customer_id) if draft.customer_id else None
+            engine.check_served(profile)
             if profile is not None:
                 draft = replace(draft, customer_id=profile.customer_id)
             tier = profile.tier if profile else ""
@@ -523,6 +528,20 @@ class Handlers:
         for customer_id in absorbed:
             if customer_id != survivor.customer_id:
                 self._each_of(customer_id, lambda ticket_id: self._take_over(ticket_id, survivor))
+        self._follow(survivor.customer_id)
+
+    def _follow(self, customer_id: str) -> None:
+        """What came late to a customer goes on to who took that one over by now, and is erased with who was
+        erased by now."""
+        for _ in range(SURVIVORS_MAX):
+            profile = self._store.profile(customer_id)
+            if profile is not None and profile.erased:
+                self.customer_erased(customer_id, profile.version)
+            above = self._store.profile(profile.merged_into) if profile and profile.merged_into else None
+            if above is None:
+                return
+            self._each_of(customer_id, partial(self._take_over, survivor=above))
+            customer_id = above.customer_id
 
     def _take_over(self, ticket_id: str, survivor: Profile) -> None:
         def attempt() -> None:
@@ -559,6 +578,8 @@ class Handlers:
         there is one, of `facts.once` also one that a call opened on the topic. Safe to repeat and against
         others at the same time."""
         profile = self._cared_for(facts)
+        if profile is not None and profile.erased:
+            return None  # told before the erasure, heard after it
         change = engine.open_for_care(facts, profile, self._rules(), self._clock.now_ms())
         ticket = change.ticket
         if facts.once:
@@ -590,24 +611,38 @@ class Handlers:
             return
 
     def customer_erased(self, customer_id: str, version: int) -> None:
-        """Removes what is personal from the customer's tickets and profile. Safe to repeat."""
-        self._store.save_profile(Profile(customer_id=customer_id, version=version))
+        """Removes what is personal from the customer's tickets and profile, and from those tickets of its
+        numbers that are nobody's. Safe to repeat."""
+        known = self._store.profile(customer_id)
+        # before the profile, which alone tells the numbers
+        for number in known.numbers if known is not None else ():
+            self._erase_number(number, customer_id)
+        self._store.save_profile(Profile(customer_id=customer_id, version=version, erased=True))
+        self._each_of(customer_id, self._erase)
 
-        def erase(ticket_id: str) -> None:
-            def attempt() -> None:
-                self._store.blank_steps(ticket_id)
-                self._store.blank_comments(ticket_id)
-                self._save(engine.erase(self._store.get(ticket_id), self._clock.now_ms()))
+    def _erase_number(self, number: str, customer_id: str) -> None:
+        owner = self._store.profile_of_number(number)
+        if owner is not None and owner.customer_id == customer_id:
+            terms = (Condition(field="caller_number", op="=", value=number), _NOBODYS)
+            self._each(terms, self._erase, customer_id)
 
-            retry_conflicts(attempt)
+    def _erase(self, ticket_id: str) -> None:
+        def attempt() -> None:
+            self._store.blank_steps(ticket_id)
+            self._store.blank_comments(ticket_id)
+            self._save(engine.erase(self._store.get(ticket_id), self._clock.now_ms()))
 
-        self._each_of(customer_id, erase)
+        retry_conflicts(attempt)
 
     def _each_of(self, customer_id: str, work: Callable[[str], None]) -> None:
         """Does `work` to every ticket of a customer; `work` must make it somebody else's (or nobody's)."""
-        query = Query(conditions=(Condition(field="customer", op="=", value=customer_id),))
+        terms = (Condition(field="customer", op="=", value=customer_id),)
+        self._each(terms, work, customer_id)
+
+    def _each(self, terms: tuple[Term, ...], work: Callable[[str], None], customer_id: str) -> None:
+        """Does `work` to every ticket that matches; `work` must make that it does not."""
         for _ in range(BATCHES_MAX):
-            batch = self._store.page(query, BATCH_MAX, None)
+            batch = self._store.page(Query(conditions=terms), BATCH_MAX, None)
             if not batch:
                 return
             for ticket in batch:
@@ -694,7 +729,7 @@ class Handlers:
 
     def _make_visit(self, ticket: Ticket, now: int) -> Ticket:
         profile = self._store.profile(ticket.draft.customer_id) if ticket.draft.customer_id else None
-        moved = engine.visit_moved(ticket, profile, now)
+        moved = engine.visit_moved(ticket, profile, self._rules(), now)
         if moved is not None:
             return self._save(moved)
         channel = engine.visit_channel(ticket, profile)

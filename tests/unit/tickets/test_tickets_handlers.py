@@ -42,7 +42,7 @@ from tickets.opening import Opening
 from tickets.store import MemoryStore, Query
 
 DAY_SECONDS = 86_400
-NUMBER = "+8613800138000"
+NUMBER, OTHER = "+8613800138000", "+8613800138001"
 RULES = Rules(sla=clocks.DEFAULT_POLICY, follow_up_delay_ms=DAY_SECONDS * 1000)
 
 
@@ -645,6 +645,61 @@ def test_erasure_removes_profile_and_texts(desk: Desk) -> None:
         desk.act(ticket.id, "reopen", reason="secret")
     desk.use.customer_erased("42", 2)
     desk.use.customer_erased("42", 2)
-    assert desk.store.profile("42") == Profile(customer_id="42", version=2)
+    assert desk.store.profile("42") == Profile(customer_id="42", version=2, erased=True)
     assert desk.store.get(ticket.id).draft == Draft(subject="(erased)")
     assert all(step.reason == "" for step in desk.use.steps(ticket.id, 0, 1_000))
+
+
+def test_an_erasure_reaches_what_was_over_before_its_number_was_known(desk: Desk) -> None:
+    over, others = (desk.create(draft=Draft(subject="secret", caller_number=n)) for n in (NUMBER, OTHER))
+    for ticket in (over, others):
+        desk.act(ticket.id, "cancel")
+    desk.use.customer_known(Profile(customer_id="42", version=1, numbers=(NUMBER, OTHER)))
+    desk.use.customer_known(Profile(customer_id="41", version=1, numbers=(OTHER,)))
+    for _ in range(2):
+        desk.use.customer_erased("42", 2)
+    assert desk.store.get(over.id).draft == Draft(subject="(erased)")
+    assert desk.store.get(others.id).draft == others.draft, "by now the number is somebody else's"
+
+
+@pytest.mark.parametrize("first", ["survivor", "absorbed"])
+def test_a_merge_heard_of_between_two_erasures_brings_nobody_back(desk: Desk, first: str) -> None:
+    ticket = desk.create(draft=Draft(subject="secret", customer_id="absorbed"))
+    second = "absorbed" if first == "survivor" else "survivor"
+    desk.use.customer_erased(first, 3)
+    desk.use.customers_merged(Profile(customer_id="survivor", version=2), ["absorbed"])
+    desk.use.customer_erased(second, 3)
+    assert desk.store.get(ticket.id).draft == Draft(subject="(erased)")
+
+
+def test_merges_heard_of_in_another_order_end_with_the_last_survivor(desk: Desk) -> None:
+    ticket = desk.create(draft=Draft(subject="a", customer_id="a"))
+    b, c = Profile(customer_id="b", version=2), Profile(customer_id="c", version=2)
+    desk.use.customer_known(Profile(customer_id="b", version=3, merged_into="c"))
+    desk.use.customers_merged(c, ["b"])
+    desk.use.customers_merged(b, ["a"])
+    assert desk.store.get(ticket.id).draft.customer_id == "c"
+    desk.use.customers_unmerged(replace(c, version=4), [replace(b, version=4)])
+    assert desk.store.get(ticket.id).draft.customer_id == "b"
+    desk.use.customers_unmerged(replace(b, version=5), [Profile(customer_id="a", version=5)])
+    assert desk.store.get(ticket.id).draft.customer_id == "a"
+
+
+def test_nothing_is_begun_for_who_was_erased(desk: Desk) -> None:
+    desk.use.customer_known(Profile(customer_id="42", version=1))
+    named = Draft(subject="Bill", customer_id="42")
+    resolved, other = desk.create(draft=named), desk.create()
+    desk.act(resolved.id, "resolve")
+    desk.use.customer_erased("42", 2)
+    desk.clock.advance(2 * DAY_SECONDS)
+    desk.run_timers()
+    inbound.take(desk.use, churn_task())
+    leaving = crm_events.LeaveIntentFlagged(customer="customers/42", wants_to_leave=True)
+    inbound.take(desk.use, told_by_crm(leaving))
+    assert {ticket.id for ticket in desk.all()} == {resolved.id, other.id}, "no visit, no retention"
+    for begin in (
+        lambda: desk.create(draft=named),
+        lambda: desk.use.update(other.id, None, lambda _: named, actor="ann"),
+    ):
+        with pytest.raises(CustomerErased):
+            begin()

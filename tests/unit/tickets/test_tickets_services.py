@@ -7,13 +7,16 @@ import uuid
 from collections.abc import Iterator
 from dataclasses import replace
 from decimal import Decimal
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 
+from zoneinfo import ZoneInfo
 import pytest
 from google.protobuf.duration_pb2 import Duration
 from google.protobuf.json_format import MessageToDict
 
+from pydantic import ValidationError
 from callmesh.common.v1 import common_pb2
 from callmesh.crm.v1 import customers_pb2
 from callmesh.crm.v1 import events_pb2 as crm_events
@@ -31,6 +34,7 @@ from callmesh.tickets.v1 import ticket_service_pb2 as rpc
 from chassis import callcontext
 from chassis.callcontext import CallContext, Identity
 from chassis.errors import (
+from chassis.clock import to_ms
     AlreadyExists,
     CallmeshError,
     InvalidArgument,
@@ -49,6 +53,7 @@ from tickets import (
     documents,
     flows,
     handlers,
+    engine,
     records,
     reports,
     desk,
@@ -58,11 +63,12 @@ from tickets import sla as clocks
 from tickets.around import Around
 from tickets.configuring import Configuring, FlowCalls, SlaCalls, TeamCalls
 from tickets.feedback import MemoryFeedback
+from tickets.config import TicketsSettings
 from tickets.governing import Governor, MemoryState
 from tickets.handlers import Handlers
 from tickets.hotstore import AsyncMemoryStore
 from tickets.knowledge import ExpertCalls, KnowledgeCalls, Library
-from tickets.model import CallFacts, Channel, Profile, Rules, Ticket, TicketRequest
+from tickets.model import CallFacts, Channel, FollowUp, Profile, Rules, Ticket, TicketRequest
 from tickets.opening import Create, Opening
 from tickets.quality import QualityCalls
 from tickets.records import MemoryRecords
@@ -938,6 +944,22 @@ def test_articles_are_reviewed_versioned_searched_and_withdrawn(service: Service
     agents = article(service, "Resetting the router", "Ask for the password first.", 1, "en")
     assert [hit.article.name for hit in search(service, "重置密码").hits] == [name]
     assert [hit.article.name for hit in search(service, "reset router passwords").hits] == [agents]
+def test_quiet_windows_go_by_the_enterprises_clock_where_the_customer_has_none(service: Service) -> None:
+    snapshot = crm_events.CustomerSnapshot(customer="customers/7", version=1, state=1)
+    snapshot.quiet_windows.add(start_minute=22 * 60, end_minute=8 * 60)
+    profile = convert.profile_of(snapshot)
+    assert profile is not None
+    at = datetime(2026, 3, 2, 23, tzinfo=ZoneInfo("Asia/Shanghai"))
+    ticket = service.open(customer="customers/7")
+    plan = FollowUp(schedule_ms=0, ticket_id="v", number=1)
+    rules = TicketsSettings().rules()
+    moved = engine.visit_moved(replace(ticket, follow_up=plan), profile, rules, to_ms(at))
+    assert moved is not None and moved.ticket.follow_up is not None
+    assert moved.ticket.follow_up.schedule_ms == to_ms(at + timedelta(hours=9))
+    with pytest.raises(ValidationError, match="IANA"):
+        TicketsSettings(time_zone="Mars/Olympus")
+
+
     ticket = service.open(description="路由器的密码忘了")
     suggest = knowledge_pb2.SuggestArticlesRequest(ticket=f"tickets/{ticket.id}")
     assert service.knowledge.SuggestArticles(suggest, None).hits[0].article.name == name
