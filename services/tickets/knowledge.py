@@ -206,7 +206,13 @@ class Library:
         if found is None or record is None or (not record.search.get("published") and not self._may_write()):
             raise NotFound(resource=name)
         message = self.version(found)
-        if _AUDIENCES[message.audience] not in audiences():
+        readers = {_AUDIENCES[message.audience]}
+        live = int(record.search.get("published") or number)
+        if live != number:
+            # an earlier version is for nobody whom the article is not for by now
+            present = records.get(self.store, "articleVersions", f"{id}{VERSION_MARK}{live}")
+            readers.add(_AUDIENCES[self.version(present).audience])
+        if not readers <= set(audiences()):
             raise NotFound(resource=name)
         return message
 

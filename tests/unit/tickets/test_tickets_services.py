@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
+import base64
 import gzip
 import uuid
 from collections.abc import Iterator
 from dataclasses import replace
-from decimal import Decimal
 from datetime import datetime, timedelta
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
-
 from zoneinfo import ZoneInfo
+
 import pytest
 from google.protobuf.duration_pb2 import Duration
 from google.protobuf.json_format import MessageToDict
-
 from pydantic import ValidationError
+
 from callmesh.common.v1 import common_pb2
 from callmesh.crm.v1 import customers_pb2
 from callmesh.crm.v1 import events_pb2 as crm_events
@@ -33,8 +34,8 @@ from callmesh.tickets.v1 import (
 from callmesh.tickets.v1 import ticket_service_pb2 as rpc
 from chassis import callcontext
 from chassis.callcontext import CallContext, Identity
-from chassis.errors import (
 from chassis.clock import to_ms
+from chassis.errors import (
     AlreadyExists,
     CallmeshError,
     InvalidArgument,
@@ -50,20 +51,21 @@ from tickets import (
     configuring,
     convert,
     convert_config,
+    desk,
     documents,
+    engine,
     flows,
     handlers,
-    engine,
+    hotstore,
     records,
     reports,
-    desk,
     workdays,
 )
 from tickets import sla as clocks
 from tickets.around import Around
+from tickets.config import TicketsSettings
 from tickets.configuring import Configuring, FlowCalls, SlaCalls, TeamCalls
 from tickets.feedback import MemoryFeedback
-from tickets.config import TicketsSettings
 from tickets.governing import Governor, MemoryState
 from tickets.handlers import Handlers
 from tickets.hotstore import AsyncMemoryStore
@@ -405,14 +407,6 @@ def test_a_merge_moves_everything_once_and_a_split_gives_it_back(service: Servic
     assert [c.body for c in service.use.comments(made.created.name[8:], 0, 9)] == ["1"]
 
 
-def test_a_split_is_safe_to_repeat_when_its_calls_have_gone(service: Service) -> None:
-    wish = TicketRequest(kind="inquiry", priority="", category="", subject="Bill", description="")
-    now = service.clock.now_ms()
-    service.use.call_wrapped_up(CallFacts(call_id="c1", ticket_id="call-1", time_ms=now, request=wish))
-    part = pb.Ticket(kind=pb.TICKET_KIND_COMPLAINT, subject="Late")
-    request = rpc.SplitTicketRequest(name="tickets/call-1", ticket=part, calls=["calls/c1"])
-    request.request_id = str(uuid.uuid4())
-    made = [service.SplitTicket(request, None) for _ in range(2)]
 def with_words(service: Service, *, files: int = 0) -> str:
     """A ticket with two comments, a watcher and files."""
     name = f"tickets/{service.open().id}"
@@ -472,6 +466,14 @@ def test_nobody_writes_to_a_ticket_that_was_merged(service: Service, act: Any) -
     act(service, target)
 
 
+def test_a_split_is_safe_to_repeat_when_its_calls_have_gone(service: Service) -> None:
+    wish = TicketRequest(kind="inquiry", priority="", category="", subject="Bill", description="")
+    now = service.clock.now_ms()
+    service.use.call_wrapped_up(CallFacts(call_id="c1", ticket_id="call-1", time_ms=now, request=wish))
+    part = pb.Ticket(kind=pb.TICKET_KIND_COMPLAINT, subject="Late")
+    request = rpc.SplitTicketRequest(name="tickets/call-1", ticket=part, calls=["calls/c1"])
+    request.request_id = str(uuid.uuid4())
+    made = [service.SplitTicket(request, None) for _ in range(2)]
     assert made[0].created.name == made[1].created.name and not made[1].original.calls
     assert [call.call for call in made[1].created.calls] == ["calls/c1"]
     assert service.store.get("call-1").call_count == 0
@@ -522,6 +524,36 @@ def test_a_bulk_edit_changes_a_ticket_and_takes_it_on_or_leaves_it_alone(service
         assert service.BulkUpdateTickets(request, None).changed_count == 1
     after = service.store.get(name[8:])
     assert (after.state, after.version) == ("dispatched", before.version + 1)
+
+
+def test_of_many_names_the_bad_one_is_told(service: Service) -> None:
+    name = with_words(service)
+    part = pb.Ticket(kind=pb.TICKET_KIND_COMPLAINT, subject="Late")
+    asks: list[tuple[Any, str]] = [
+        (lambda: service.BulkUpdateTickets(bulk(names=[name, "x"]), None), "names[1]"),
+        (lambda: service.SplitTicket(split(name, part, calls=["calls/a", "x"]), None), "calls[1]"),
+        (
+            lambda: service.SplitTicket(split(name, part, comments=[f"{name}/comments/0"]), None),
+            "comments[0]",
+        ),
+        (lambda: service.SplitTicket(split(name, part, comments=[name] * 1_001), None), "comments"),
+    ]
+    assert [refused(ask) for ask, _ in asks] == [[field] for _, field in asks]
+
+
+def bulk(**fields: Any) -> rpc.BulkUpdateTicketsRequest:
+    return rpc.BulkUpdateTicketsRequest(transition="start", request_id=str(uuid.uuid4()), **fields)
+
+
+def split(name: str, part: pb.Ticket, **fields: Any) -> rpc.SplitTicketRequest:
+    return rpc.SplitTicketRequest(name=name, ticket=part, **fields)
+
+
+def test_a_bulk_edits_digest_is_made_once(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
+    made, digest = [], around.content_fingerprint
+    monkeypatch.setattr(around, "content_fingerprint", lambda *a, **k: made.append(1) or digest(*a, **k))
+    names = [f"tickets/{service.open().id}" for _ in range(3)]
+    assert service.BulkUpdateTickets(bulk(names=names), None).changed_count == 3 and len(made) == 1
 
 
 def test_money_is_exact_and_of_one_currency(service: Service) -> None:
@@ -801,6 +833,27 @@ def test_policies_apply_by_order_and_open_tickets_follow_changes_with_their_cred
     assert service.open().sla.policy == "default"
 
 
+def test_no_rule_is_passed_over_for_being_one_too_many(
+    service: Service, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(records, "ALL_PAGE", 2)
+    for name in "abcde":
+        member = team_pb2.TeamMember(agent="agents/a")
+        made = team_pb2.CreateTeamRequest(team=team_pb2.Team(members=[member]), team_id=name)
+        service.teams.CreateTeam(made, None)
+    assert sorted(service.governor.rules().teams) == list("abcde")
+    calendars_ = service.parts.calendars
+    monkeypatch.setattr(calendars_, "resource", replace(calendars_.resource, most=3))
+    service.sla.CreateCalendar(calendar_request(), None)
+    update = sla_pb2.UpdateCalendarRequest(calendar=service.sla.ListCalendars(
+        sla_pb2.ListCalendarsRequest(), None).calendars[0])  # fmt: skip
+    update.calendar.display_name, update.calendar.etag = "other", ""
+    service.sla.UpdateCalendar(update, None)
+    update.calendar.display_name = "one more"
+    ask = lambda: service.sla.UpdateCalendar(update, None)  # noqa: E731
+    assert refused(ask, CallmeshError) == "RESOURCE_EXHAUSTED"
+
+
 def test_a_setup_file_names_where_it_is_wrong_and_may_bring_its_own_visits(service: Service) -> None:
     office = {"name": "calendars/office", "timeZone": "UTC"}
     for content, field in (
@@ -853,11 +906,11 @@ def test_a_setup_file_is_applied_once(service: Service) -> None:
     days[0]["endMinute"] = 660
     assert configuring.apply_file(service.parts, content) == ["calendars/c1"]
     assert service.open().sla.calendar == "c1@2"
-    before = service.store.versions(), [r.id for r in records.all_of(service.records, "teams", 9)]
+    before = service.store.versions(), [r.id for r in records.all_of(service.records, "teams")]
     nowhere = {"name": "slaPolicies/p2", "calendar": "calendars/none", "resolutionTarget": "60s"}
     half = {"teams": [{"name": "teams/t2"}], "slaPolicies": [nowhere]}
     assert refused(lambda: configuring.apply_file(service.parts, half)) == ["slaPolicies[0].calendar"]
-    after = service.store.versions(), [r.id for r in records.all_of(service.records, "teams", 9)]
+    after = service.store.versions(), [r.id for r in records.all_of(service.records, "teams")]
     assert after == before, "a file with one bad part changes nothing"
     for bad in ([], {"x": []}, {"teams": 7}, {"teams": [{"name": "t1"}]}, {"teams": [{"nam": "teams/t1"}]}):
         with pytest.raises(InvalidArgument):
@@ -889,6 +942,22 @@ def test_visits_wait_for_quiet_time_to_end_and_take_a_channel_the_customer_accep
         service.use.fire(id)
     visit = service.store.get(f"{ticket.id}.visit-1")
     assert visit.visit is not None and visit.visit.channel is Channel.SMS
+
+
+def test_quiet_windows_go_by_the_enterprises_clock_where_the_customer_has_none(service: Service) -> None:
+    snapshot = crm_events.CustomerSnapshot(customer="customers/7", version=1, state=1)
+    snapshot.quiet_windows.add(start_minute=22 * 60, end_minute=8 * 60)
+    profile = convert.profile_of(snapshot)
+    assert profile is not None
+    at = datetime(2026, 3, 2, 23, tzinfo=ZoneInfo("Asia/Shanghai"))
+    ticket = service.open(customer="customers/7")
+    plan = FollowUp(schedule_ms=0, ticket_id="v", number=1)
+    rules = TicketsSettings().rules()
+    moved = engine.visit_moved(replace(ticket, follow_up=plan), profile, rules, to_ms(at))
+    assert moved is not None and moved.ticket.follow_up is not None
+    assert moved.ticket.follow_up.schedule_ms == to_ms(at + timedelta(hours=9))
+    with pytest.raises(ValidationError, match="IANA"):
+        TicketsSettings(time_zone="Mars/Olympus")
 
 
 def test_a_visit_is_made_by_the_channel_that_the_customer_asked_for(service: Service) -> None:
@@ -944,22 +1013,6 @@ def test_articles_are_reviewed_versioned_searched_and_withdrawn(service: Service
     agents = article(service, "Resetting the router", "Ask for the password first.", 1, "en")
     assert [hit.article.name for hit in search(service, "重置密码").hits] == [name]
     assert [hit.article.name for hit in search(service, "reset router passwords").hits] == [agents]
-def test_quiet_windows_go_by_the_enterprises_clock_where_the_customer_has_none(service: Service) -> None:
-    snapshot = crm_events.CustomerSnapshot(customer="customers/7", version=1, state=1)
-    snapshot.quiet_windows.add(start_minute=22 * 60, end_minute=8 * 60)
-    profile = convert.profile_of(snapshot)
-    assert profile is not None
-    at = datetime(2026, 3, 2, 23, tzinfo=ZoneInfo("Asia/Shanghai"))
-    ticket = service.open(customer="customers/7")
-    plan = FollowUp(schedule_ms=0, ticket_id="v", number=1)
-    rules = TicketsSettings().rules()
-    moved = engine.visit_moved(replace(ticket, follow_up=plan), profile, rules, to_ms(at))
-    assert moved is not None and moved.ticket.follow_up is not None
-    assert moved.ticket.follow_up.schedule_ms == to_ms(at + timedelta(hours=9))
-    with pytest.raises(ValidationError, match="IANA"):
-        TicketsSettings(time_zone="Mars/Olympus")
-
-
     ticket = service.open(description="路由器的密码忘了")
     suggest = knowledge_pb2.SuggestArticlesRequest(ticket=f"tickets/{ticket.id}")
     assert service.knowledge.SuggestArticles(suggest, None).hits[0].article.name == name
@@ -998,6 +1051,19 @@ def test_quiet_windows_go_by_the_enterprises_clock_where_the_customer_has_none(s
     assert not search(service, "正文").hits
     drafts = knowledge_pb2.ListArticlesRequest(filter="state = WITHDRAWN")
     assert [a.name for a in service.knowledge.ListArticles(drafts, None).articles] == [name]
+
+
+def test_an_earlier_version_is_for_nobody_whom_the_article_is_not_for_by_now(service: Service) -> None:
+    name = article(service, "Outage", "In confidence", knowledge_pb2.AUDIENCE_CUSTOMERS)
+    patch = knowledge_pb2.Article(name=name, audience=knowledge_pb2.AUDIENCE_AGENTS)
+    service.knowledge.UpdateArticle(knowledge_pb2.UpdateArticleRequest(article=patch), None)
+    service.knowledge.SubmitArticle(knowledge_pb2.SubmitArticleRequest(name=name), None)
+    become("bob", "tickets.read", "tickets.knowledge")
+    service.knowledge.ReviewArticle(knowledge_pb2.ReviewArticleRequest(name=name, approve=True), None)
+    first = knowledge_pb2.GetArticleRequest(name=name, version=1)
+    assert service.knowledge.GetArticle(first, None).body == "In confidence"
+    become("shop", "tickets.selfservice")
+    assert refused(lambda: service.knowledge.GetArticle(first, None), NotFound) == "NOT_FOUND"
 
 
 def test_every_replica_finds_what_another_published_and_withdrew(service: Service) -> None:
@@ -1096,6 +1162,28 @@ def test_a_product_is_scored_by_its_criteria_or_its_tickets(service: Service) ->
     assert refused(lambda: service.quality.UpdateReview(update, None), CallmeshError) == "REVIEW_OVER"
 
 
+def test_a_review_that_ends_while_it_is_changed_stays_as_it_ended(
+    service: Service, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    review = quality_pb2.Review(product="5G", stage=quality_pb2.Review.STAGE_IN_MARKET)
+    made = service.quality.CreateReview(quality_pb2.CreateReviewRequest(review=review), None)
+    update, ends = service.records.update, quality_pb2.Review.VERDICT_REJECTED
+
+    def meanwhile(record: records.Record, events: Any = ()) -> records.Record:
+        monkeypatch.setattr(service.records, "update", update)
+        service.quality.CompleteReview(
+            quality_pb2.CompleteReviewRequest(name=made.name, verdict=ends, reason="bad"), None
+        )
+        return update(record, events)
+
+    monkeypatch.setattr(service.records, "update", meanwhile)
+    patch = quality_pb2.Review(name=made.name, criteria=[{"criterion_id": "late", "score": 100}])
+    asked = quality_pb2.UpdateReviewRequest(review=patch)
+    assert refused(lambda: service.quality.UpdateReview(asked, None), CallmeshError) == "REVIEW_OVER"
+    kept = service.quality.GetReview(quality_pb2.GetReviewRequest(name=made.name), None)
+    assert kept.verdict == ends and not kept.criteria
+
+
 def test_a_product_is_reviewed_before_and_improved_after_its_launch(service: Service) -> None:
     stages = quality_pb2.Review
     before = quality_pb2.Review(product="5G-gold", stage=stages.STAGE_PRE_LAUNCH)
@@ -1113,6 +1201,12 @@ def test_a_product_is_reviewed_before_and_improved_after_its_launch(service: Ser
     assert (made.complaint_count, list(made.improvement_tickets)) == (1, [f"tickets/{improve.id}"])
     listed = quality_pb2.ListReviewsRequest(filter="product = 5G-gold AND verdict = CONDITIONAL")
     assert len(service.quality.ListReviews(listed, None).reviews) == 1
+
+
+@pytest.mark.parametrize("said", ["[" * 2_000, '{"_data": "\\ud800"}', '{"_data": {}}', "{}", "no"])
+def test_a_resume_token_that_is_none_is_refused(said: str) -> None:
+    text = base64.urlsafe_b64encode(said.encode()).decode()
+    assert refused(lambda: hotstore._token_of(text)) == ["resume_token"]
 
 
 def test_a_page_token_of_another_shape_is_refused(service: Service) -> None:
