@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -45,8 +46,9 @@ RULE_ITEMS_MAX = 2_000_000
 #: Tasks opened again, or let expire, in one round of many.
 TASKS_BATCH = 1_000
 USAGE_MAX = 500
-#: Dirty churn scores made anew in one round.
-CHURN_BATCH = 200
+#: Dirty churn scores read at once; how long they are made anew without a pause, seconds, and how many of them
+#: may fail meanwhile.
+CHURN_BATCH, RESCORE_SECONDS_MAX, RESCORE_FAILED_MAX = 200, 10.0, 1_000
 TRIES_MAX = 10
 CONTRACT_STATES = ("ACTIVE", "SUSPENDED", "ENDED")
 #: Customers merged into one whose words on leaving count for it.
@@ -607,6 +609,12 @@ class Care:
                 return
 
 
+def dirty_query(but: Sequence[str]) -> dict[str, Any]:
+    """The filter document of those who are to be scored, but for some."""
+    query: dict[str, Any] = {"dirty_ms": {"$exists": True}}
+    return {**query, "_id": {"$nin": list(but)}} if but else query
+
+
 class Retention:
     """Churn scores and "I want to leave"."""
 
@@ -653,16 +661,27 @@ class Retention:
         raise Unavailable(why="a score is changed by too many at once", retry_seconds=1.0)
 
     def rescore(self) -> int:
-        """Scores those of whom something was heard; how many."""
-        query = {"dirty_ms": {"$exists": True}}
-        found = list(_col(docs.ChurnDocument).find(query, {"_id": 1}).sort("dirty_ms", 1).limit(CHURN_BATCH))
-        for raw in found:
-            try:
-                self.score(raw["_id"])
-            except CallmeshError as error:
-                # It stays marked, and keeps nobody else waiting.
-                _log.warning("churn.not_scored", customer=raw["_id"], error=error.reason)
-        return len(found)
+        """Scores those of whom something was heard, the longest ago first, until there is nobody or for
+        `RESCORE_SECONDS_MAX`; how many.
+        """
+        ends, count = time.monotonic() + RESCORE_SECONDS_MAX, 0
+        failed: list[str] = []
+        while found := self._dirty(failed):
+            for customer in found:
+                try:
+                    self.score(customer)
+                except CallmeshError as error:
+                    # It stays marked, and keeps nobody else waiting.
+                    failed.append(customer)
+                    _log.warning("churn.not_scored", customer=customer, error=error.reason)
+            count += len(found)
+            if time.monotonic() >= ends or len(failed) >= RESCORE_FAILED_MAX:
+                break
+        return count
+
+    def _dirty(self, but: Sequence[str]) -> list[str]:
+        found = _col(docs.ChurnDocument).find(dirty_query(but), {"_id": 1})
+        return [raw["_id"] for raw in found.sort("dirty_ms", 1).limit(CHURN_BATCH)]
 
     def flag(
         self, customer: str, wants: bool, at_ms: int, *, comment: str = "", call: Call | None = None
@@ -670,6 +689,8 @@ class Retention:
         """Notes that a customer (or, by its subject, a number) wants to leave, or no longer; older words than
         are known change nothing. Tells the others once.
         """
+        if self._is_erased(customer):
+            raise engine.CustomerNotActive(subject=f"customers/{customer}", why="is ERASED")
         for _ in range(TRIES_MAX):
             known = self._store.churn(customer) or Churn(customer=customer)
             if at_ms <= known.intent_ms:
@@ -682,8 +703,14 @@ class Retention:
         raise Unavailable(why="a score is changed by too many at once", retry_seconds=1.0)
 
     def heard_in_call(self, whose: str, at_ms: int, call: Call) -> None:
-        """A customer (or a number) said in a call that he wants to leave."""
-        self.flag(whose, True, at_ms, call=call)
+        """A customer (or a number) said in a call that he wants to leave; of one who was erased since nothing
+        is kept, and nothing told.
+        """
+        if not self._is_erased(whose):
+            self.flag(whose, True, at_ms, call=call)
+
+    def _is_erased(self, customer: str) -> bool:
+        return (self._store.standing(customer) or (State.ACTIVE, ""))[0] is State.ERASED
 
     def _signs(self, customer: str, known: Churn, now_ms: int) -> churn.Signs:
         which = TimelineFilter(from_ms=now_ms - churn.HISTORY_DAYS * _DAY_MS)

@@ -696,7 +696,8 @@ class Recorder:
         problems.raise_if_any()
         known = self._store.entry(timeline.entry_id(wanted.kind, source, source_id))
         if known is not None:
-            return timeline.project(known)
+            # Also of one whose writer died before it could say so.
+            return self._told_of(known, dry=dry)
         fact = Fact(
             kind=wanted.kind,
             source=source,
@@ -708,7 +709,14 @@ class Recorder:
         )
         if dry:
             return timeline.project(timeline.entry_of(fact))
-        return timeline.project(self._memory.apply(fact, [self._event(fact, actor)]))
+        return self._told_of(self._memory.apply(fact, [self._event(fact, actor)]))
+
+    def _told_of(self, entry: Entry, *, dry: bool = False) -> Interaction:
+        """What was recorded, which may bear on churn."""
+        customer = timeline.customer_of(entry.subject)
+        if customer and not dry:
+            self._store.mark_churn(customer)
+        return timeline.project(entry)
 
     def _source(self, wanted: Recording, problems: engine.Problems) -> str:
         try:

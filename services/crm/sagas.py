@@ -18,7 +18,7 @@ from chassis.clock import Clock
 from chassis.errors import AlreadyExists, CallmeshError, EtagMismatch, NotFound, Unavailable
 from chassis.ids import new_id
 from chassis.mongo import retry_conflicts
-from crm import convert, engine, merging, timeline
+from crm import convert, engine, identity, merging, timeline
 from crm.model import Customer, Merge, MergeState, State
 from crm.store import Store
 
@@ -321,9 +321,13 @@ class Erasures:
 
     def _gather(self, current: Customer) -> None:
         """Makes what still lies with the customer's numbers its own, or removes it: afterwards nothing would
-        tell whose they were.
+        tell whose they were. A deleted customer owns none: those of its record that are nobody else's by now.
         """
-        for number in engine.owned_numbers(current):
+        numbers = engine.recorded_numbers(current)
+        owners = self._store.owners(identity.claim_of_number(number) for number in numbers)
+        for number in numbers:
+            if owners.get(identity.claim_of_number(number), current.id) != current.id:
+                continue
             self._store.attach(number, current.id)
             subject = timeline.subject_of_number(number)
             self._store.forget_ranking(subject)
