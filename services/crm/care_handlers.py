@@ -56,7 +56,7 @@ LINEAGE_MAX = 50
 _DAY_MS = 86_400_000
 _METRIC = re.compile(r"[a-z0-9_]{1,64}")
 _CURRENCY = re.compile(r"[A-Z]{3}")
-_AMOUNT = re.compile(r"-?\d{1,18}(\.\d{1,6})?")
+_AMOUNT = re.compile(r"-?[0-9]{1,18}(\.[0-9]{1,6})?")
 _BY_ID = (("contract", 1), ("_id", 1))
 _MAJORITY = WriteConcern(w="majority")
 _log = logs.get_logger(__name__)
@@ -687,7 +687,7 @@ class Retention:
         self, customer: str, wants: bool, at_ms: int, *, comment: str = "", call: Call | None = None
     ) -> Churn:
         """Notes that a customer (or, by its subject, a number) wants to leave, or no longer; older words than
-        are known change nothing. Tells the others once.
+        are known change nothing. Tells the others once. CustomerNotActive for one who was erased.
         """
         if self._is_erased(customer):
             raise engine.CustomerNotActive(subject=f"customers/{customer}", why="is ERASED")
