@@ -772,7 +772,8 @@ class Retention:
         if call is not None:
             message.caller_number, message.call_id = call[0], call[1]
             message.channel = convert.channel_number(call[2])
-        subject = f"customers/{fresh.customer}" if known else ""
+        # Of a caller whom nobody knows yet it is the call's: an erasure finds it by that.
+        subject = f"customers/{fresh.customer}" if known else f"calls/{call[1]}" if call is not None else ""
         return event_of(message, subject, from_ms(fresh.intent_ms))
 
 

@@ -734,6 +734,9 @@ class Recorder:
             if key in cleaned:
                 field = f"interaction.{path.format(detail=detail)}"
                 cleaned[key] = problems.text(field, cleaned[key], most=most, multiline=True)
+        began_ms, ended_ms = wanted.began_ms, cleaned.get("ended_ms")
+        if began_ms is not None and ended_ms is not None and ended_ms < began_ms:
+            problems.add("interaction.end_time", "must not be before start_time")
         if not 0 <= cleaned.get("satisfaction", 0) <= 5:
             problems.add("interaction.survey.satisfaction", "must be 1 to 5, or 0 when not asked")
         if not 0 <= (cleaned.get("recommend_score") or 0) <= 10:

@@ -7,6 +7,7 @@ what is, and does what is missing.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
@@ -347,12 +348,17 @@ class Erasures:
         if current is not None and current.state is not State.ERASED:
             self._save(engine.erase_stub(current, reason, actor, self._clock.now()))
 
+    def _reason(self, id: str) -> str:
+        """Why a customer was erased, as its audit trail has it."""
+        changes = [change for entry in self._store.audit(id, None, 1) for change in entry.changes]
+        return next((str(json.loads(c.new)) for c in changes if c.field == "reason" and c.new), "")
+
     def resume(self, limit: int = 50) -> int:
         """Finishes what was left; how many."""
         count = 0
         for customer in self._store.erase_pending(limit):
             try:
-                self.finish(customer.id, "", customer.updater)
+                self.finish(customer.id, self._reason(customer.id), customer.updater)
                 count += 1
             except CallmeshError as error:
                 _log.warning("erasure.not_resumed", customer=customer.id, error=error.reason)

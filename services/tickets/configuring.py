@@ -266,7 +266,8 @@ class FlowCalls:
     def ListFlows(self, request: Any, context: Any) -> flow_pb2.ListFlowsResponse:
         """A page of flows, by name; all are few, so the page is cut from all."""
         page = Page.parse(request.page_size, request.page_token, fingerprint=request_fingerprint(request))
-        after = page.after if isinstance(page.after, str) else ""
+        key = page.key(str)
+        after = key[0] if key is not None else ""
         kinds = {convert.read_kind(request.kind, "kind")} if request.kind else set(convert.KINDS)
         numbers = {convert.KINDS[kind] for kind in kinds}
         shipped = [convert_config.flow_to_proto(flow) for flow in flows.FLOWS.values()]
@@ -369,9 +370,9 @@ class SlaCalls:
         found = sorted(
             (self._parts.policies.read(one) for one in stored), key=lambda one: (one.order, one.name)
         )
-        match page.after:
-            case [int(order), str(name)]:
-                found = [one for one in found if (one.order, one.name) > (order, name)]
+        key = page.key(int, str)
+        if key is not None:
+            found = [one for one in found if (one.order, one.name) > key]
         shown = found[: page.limit]
         last = [shown[-1].order, shown[-1].name] if len(found) > page.limit else None
         return sla_pb2.ListSlaPoliciesResponse(sla_policies=shown, next_page_token=page.next_token(last))

@@ -460,7 +460,9 @@ class KnowledgeCalls:
         page = Page.parse(
             request.page_size, request.page_token, default=HITS_DEFAULT, maximum=HITS_MAX, fingerprint=print_
         )
-        offset = page.after if isinstance(page.after, int) and 0 <= page.after <= DEPTH_MAX else 0
+        offset = sequence_key(page)
+        if not 0 <= offset <= DEPTH_MAX:
+            raise InvalidArgument(field="page_token", why="is not a token that this list gave out")
         wanted = query_words(query)
         found = self._library.search(wanted, request.language, page.limit + 1, offset)
         shown = self._library.hits(found[: page.limit], wanted)

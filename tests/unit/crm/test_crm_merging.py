@@ -136,6 +136,36 @@ def test_an_erasure_takes_what_came_on_a_deleted_customers_number() -> None:
     assert not world.store.churn(timeline.subject_of_number(A)) and not world.store.erase_pending(5)
 
 
+def test_an_erasure_that_is_resumed_keeps_its_reason(monkeypatch: pytest.MonkeyPatch) -> None:
+    world = three()
+    world.merge("a", "b")
+    with monkeypatch.context() as dying, pytest.raises(Unavailable):
+        dying.setattr(world.erasures, "finish", lambda *_: (_ for _ in ()).throw(Unavailable(why="dies")))
+        world.erasures.erase("a", 'asked for "it"', "dpo")
+    assert world.erasures.resume() == 1
+    for id in "ab":
+        (told, *_) = world.store.audit(id, None, 1)
+        assert told.action == "ERASE" and told.changes[-1].new == '"asked for \\"it\\""'
+
+
+def test_words_of_a_caller_nobody_knows_are_found_by_the_call() -> None:
+    store = MemoryStore()
+    Retention(store, FakeClock(NOW)).flag("n:+8613800000001", True, 5, call=("+8613800000001", "k1", "VOICE"))
+    assert [event.subject for event in store.events] == ["calls/k1"]  # type: ignore[attr-defined]
+
+
+def test_nothing_ends_before_it_begins() -> None:
+    world = three()
+    recorder = Recorder(world.store, FakeClock(NOW), Policy())
+    asked = Recording(
+        kind=InteractionKind.VISIT, source="shop", source_id="1", values={"ended_ms": 4},
+        customer="a", number="", began_ms=5,
+    )  # fmt: skip
+    with pytest.raises(InvalidArgument, match="end_time"):
+        recorder.record(asked, "shop")
+    recorder.record(replace(asked, began_ms=4), "shop")
+
+
 def test_who_was_erased_wants_nothing_any_more() -> None:
     world = three()
     retention = Retention(world.store, FakeClock(NOW))

@@ -1215,9 +1215,12 @@ def test_a_page_token_of_another_shape_is_refused(service: Service) -> None:
         (service.quality.ListAssets, quality_pb2.ListAssetsRequest()),
         (service.knowledge.ListKnowledgeGaps, knowledge_pb2.ListKnowledgeGapsRequest()),
         (service.ListComments, rpc.ListCommentsRequest(parent=name)),
+        (service.flows.ListFlows, flow_pb2.ListFlowsRequest()),
+        (service.sla.ListSlaPolicies, sla_pb2.ListSlaPoliciesRequest()),
+        (service.knowledge.SearchArticles, knowledge_pb2.SearchArticlesRequest(query="a")),
     ):
         page = Page(limit=1, fingerprint=request_fingerprint(request))
-        for key in ("x", [7, "x", 7]):
+        for key in (["x", 7], [7, "x", 7], 1_001.5):
             request.page_token = page.next_token(key)
             assert refused(lambda c=call, r=request: c(r, None)) == ["page_token"]
 
