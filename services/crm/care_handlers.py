@@ -6,6 +6,7 @@ import math
 import re
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from datetime import UTC, datetime
 from decimal import Decimal, InvalidOperation
@@ -46,6 +47,8 @@ RULE_ITEMS_MAX = 2_000_000
 #: Tasks opened again, or let expire, in one round of many.
 TASKS_BATCH = 1_000
 USAGE_MAX = 500
+#: Churn scores made at the same time.
+SCORERS = 4
 #: Dirty churn scores read at once; how long they are made anew without a pause, seconds, and how many of them
 #: may fail meanwhile.
 CHURN_BATCH, RESCORE_SECONDS_MAX, RESCORE_FAILED_MAX = 200, 10.0, 1_000
@@ -666,18 +669,24 @@ class Retention:
         """
         ends, count = time.monotonic() + RESCORE_SECONDS_MAX, 0
         failed: list[str] = []
-        while found := self._dirty(failed):
-            for customer in found:
-                try:
-                    self.score(customer)
-                except CallmeshError as error:
-                    # It stays marked, and keeps nobody else waiting.
-                    failed.append(customer)
-                    _log.warning("churn.not_scored", customer=customer, error=error.reason)
-            count += len(found)
-            if time.monotonic() >= ends or len(failed) >= RESCORE_FAILED_MAX:
-                break
+        # A score is a few short questions, one after another: most of its time is waiting.
+        with ThreadPoolExecutor(SCORERS, thread_name_prefix="churn") as scorers:
+            while found := self._dirty(failed):
+                good = scorers.map(self._is_scored, found)
+                failed += [customer for customer, done in zip(found, good, strict=True) if not done]
+                count += len(found)
+                if time.monotonic() >= ends or len(failed) >= RESCORE_FAILED_MAX:
+                    break
         return count
+
+    def _is_scored(self, customer: str) -> bool:
+        """Scores one; who cannot be scored stays marked, and keeps nobody else waiting."""
+        try:
+            self.score(customer)
+        except CallmeshError as error:
+            _log.warning("churn.not_scored", customer=customer, error=error.reason)
+            return False
+        return True
 
     def _dirty(self, but: Sequence[str]) -> list[str]:
         found = _col(docs.ChurnDocument).find(dirty_query(but), {"_id": 1})
