@@ -866,6 +866,7 @@ def split_off(
         replace(comment, sequence=place, request_key="", fingerprint="")
         for place, comment in enumerate(said, start=1)
     )
+    named = {file for comment in said for file in comment.attachments}
     intent = Intent(
         kind=IntentKind.CEDE, ticket_id=original.id, number=0, reason="split", time_ms=ticket.created_ms
     )
@@ -875,6 +876,7 @@ def split_off(
         call_count=len(moved),
         comments=copied,
         comment_count=len(copied),
+        attachments=tuple(file for file in original.attachments if file.id in named),
         links=(Link(ticket_id=original.id, relation=Relation.PARENT, time_ms=now),),
         intents=(intent,),
         team=ticket.team or original.team,

@@ -479,6 +479,17 @@ def test_a_split_is_safe_to_repeat_when_its_calls_have_gone(service: Service) ->
     assert service.store.get("call-1").call_count == 0
 
 
+def test_a_split_takes_along_the_files_that_its_comments_name(service: Service) -> None:
+    name = with_words(service, files=2)
+    wanted, other = service.store.get(name[8:]).attachments
+    said = pb.Comment(body="see the photo", attachment_ids=[wanted.id])
+    written = service.CreateComment(rpc.CreateCommentRequest(parent=name, comment=said), None)
+    part = pb.Ticket(kind=pb.TICKET_KIND_COMPLAINT, subject="Late")
+    made = service.SplitTicket(split(name, part, comments=[written.name]), None)
+    assert [file.attachment_id for file in made.created.attachments] == [wanted.id]
+    assert [file.attachment_id for file in made.original.attachments] == [wanted.id, other.id]
+
+
 def test_a_split_does_not_outgrow_a_ticket(service: Service) -> None:
     name = f"tickets/{service.open().id}"
     for _ in range(65):
