@@ -865,6 +865,17 @@ def test_no_rule_is_passed_over_for_being_one_too_many(
     assert refused(ask, CallmeshError) == "RESOURCE_EXHAUSTED"
 
 
+def test_what_a_worker_opens_first_goes_by_the_operators_rules(service: Service) -> None:
+    service.sla.CreateCalendar(calendar_request(), None)
+    made = service.sla.CreateSlaPolicy(policy_request(8), None)
+    base = Rules(sla=clocks.DEFAULT_POLICY, follow_up_delay_ms=HOUR)
+    governor = Governor(base, service.records, MemoryState(), service.clock)
+    wish = TicketRequest(kind="inquiry", priority="", category="", subject="Bill", description="")
+    facts = CallFacts(call_id="c1", ticket_id="call-1", time_ms=service.clock.now_ms(), request=wish)
+    opened = Handlers(service.store, service.clock, governor.known, convert.event_of).call_wrapped_up(facts)
+    assert opened is not None and f"slaPolicies/{opened.sla.policy}" == made.name
+
+
 def test_a_setup_file_names_where_it_is_wrong_and_may_bring_its_own_visits(service: Service) -> None:
     office = {"name": "calendars/office", "timeZone": "UTC"}
     for content, field in (
