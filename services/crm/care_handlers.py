@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import math
 import re
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from datetime import UTC, datetime
 from decimal import Decimal, InvalidOperation
@@ -45,8 +47,11 @@ RULE_ITEMS_MAX = 2_000_000
 #: Tasks opened again, or let expire, in one round of many.
 TASKS_BATCH = 1_000
 USAGE_MAX = 500
-#: Dirty churn scores made anew in one round.
-CHURN_BATCH = 200
+#: Churn scores made at the same time.
+SCORERS = 4
+#: Dirty churn scores read at once; how long they are made anew without a pause, seconds, and how many of them
+#: may fail meanwhile.
+CHURN_BATCH, RESCORE_SECONDS_MAX, RESCORE_FAILED_MAX = 200, 10.0, 1_000
 TRIES_MAX = 10
 CONTRACT_STATES = ("ACTIVE", "SUSPENDED", "ENDED")
 #: Customers merged into one whose words on leaving count for it.
@@ -54,7 +59,7 @@ LINEAGE_MAX = 50
 _DAY_MS = 86_400_000
 _METRIC = re.compile(r"[a-z0-9_]{1,64}")
 _CURRENCY = re.compile(r"[A-Z]{3}")
-_AMOUNT = re.compile(r"-?\d{1,18}(\.\d{1,6})?")
+_AMOUNT = re.compile(r"-?[0-9]{1,18}(\.[0-9]{1,6})?")
 _BY_ID = (("contract", 1), ("_id", 1))
 _MAJORITY = WriteConcern(w="majority")
 _log = logs.get_logger(__name__)
@@ -607,6 +612,12 @@ class Care:
                 return
 
 
+def dirty_query(but: Sequence[str]) -> dict[str, Any]:
+    """The filter document of those who are to be scored, but for some."""
+    query: dict[str, Any] = {"dirty_ms": {"$exists": True}}
+    return {**query, "_id": {"$nin": list(but)}} if but else query
+
+
 class Retention:
     """Churn scores and "I want to leave"."""
 
@@ -653,23 +664,42 @@ class Retention:
         raise Unavailable(why="a score is changed by too many at once", retry_seconds=1.0)
 
     def rescore(self) -> int:
-        """Scores those of whom something was heard; how many."""
-        query = {"dirty_ms": {"$exists": True}}
-        found = list(_col(docs.ChurnDocument).find(query, {"_id": 1}).sort("dirty_ms", 1).limit(CHURN_BATCH))
-        for raw in found:
-            try:
-                self.score(raw["_id"])
-            except CallmeshError as error:
-                # It stays marked, and keeps nobody else waiting.
-                _log.warning("churn.not_scored", customer=raw["_id"], error=error.reason)
-        return len(found)
+        """Scores those of whom something was heard, the longest ago first, until there is nobody or for
+        `RESCORE_SECONDS_MAX`; how many.
+        """
+        ends, count = time.monotonic() + RESCORE_SECONDS_MAX, 0
+        failed: list[str] = []
+        # A score is a few short questions, one after another: most of its time is waiting.
+        with ThreadPoolExecutor(SCORERS, thread_name_prefix="churn") as scorers:
+            while found := self._dirty(failed):
+                good = scorers.map(self._is_scored, found)
+                failed += [customer for customer, done in zip(found, good, strict=True) if not done]
+                count += len(found)
+                if time.monotonic() >= ends or len(failed) >= RESCORE_FAILED_MAX:
+                    break
+        return count
+
+    def _is_scored(self, customer: str) -> bool:
+        """Scores one; who cannot be scored stays marked, and keeps nobody else waiting."""
+        try:
+            self.score(customer)
+        except CallmeshError as error:
+            _log.warning("churn.not_scored", customer=customer, error=error.reason)
+            return False
+        return True
+
+    def _dirty(self, but: Sequence[str]) -> list[str]:
+        found = _col(docs.ChurnDocument).find(dirty_query(but), {"_id": 1})
+        return [raw["_id"] for raw in found.sort("dirty_ms", 1).limit(CHURN_BATCH)]
 
     def flag(
         self, customer: str, wants: bool, at_ms: int, *, comment: str = "", call: Call | None = None
     ) -> Churn:
         """Notes that a customer (or, by its subject, a number) wants to leave, or no longer; older words than
-        are known change nothing. Tells the others once.
+        are known change nothing. Tells the others once. CustomerNotActive for one who was erased.
         """
+        if self._is_erased(customer):
+            raise engine.CustomerNotActive(subject=f"customers/{customer}", why="is ERASED")
         for _ in range(TRIES_MAX):
             known = self._store.churn(customer) or Churn(customer=customer)
             if at_ms <= known.intent_ms:
@@ -682,8 +712,14 @@ class Retention:
         raise Unavailable(why="a score is changed by too many at once", retry_seconds=1.0)
 
     def heard_in_call(self, whose: str, at_ms: int, call: Call) -> None:
-        """A customer (or a number) said in a call that he wants to leave."""
-        self.flag(whose, True, at_ms, call=call)
+        """A customer (or a number) said in a call that he wants to leave; of one who was erased since nothing
+        is kept, and nothing told.
+        """
+        if not self._is_erased(whose):
+            self.flag(whose, True, at_ms, call=call)
+
+    def _is_erased(self, customer: str) -> bool:
+        return (self._store.standing(customer) or (State.ACTIVE, ""))[0] is State.ERASED
 
     def _signs(self, customer: str, known: Churn, now_ms: int) -> churn.Signs:
         which = TimelineFilter(from_ms=now_ms - churn.HISTORY_DAYS * _DAY_MS)
@@ -745,7 +781,8 @@ class Retention:
         if call is not None:
             message.caller_number, message.call_id = call[0], call[1]
             message.channel = convert.channel_number(call[2])
-        subject = f"customers/{fresh.customer}" if known else ""
+        # Of a caller whom nobody knows yet it is the call's: an erasure finds it by that.
+        subject = f"customers/{fresh.customer}" if known else f"calls/{call[1]}" if call is not None else ""
         return event_of(message, subject, from_ms(fresh.intent_ms))
 
 

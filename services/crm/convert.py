@@ -84,6 +84,8 @@ SURVEY_ANSWERS_MAX = 20
 RANKED_OFFERS_MAX = 20
 #: How far a caller's clock may be ahead of ours, ms.
 CLOCK_DIFFERENCE_MS_MAX = 300_000
+#: Times that callers ask about lie before the year 3000, epoch ms.
+ASKED_MS_MAX = 32_503_680_000_000
 #: Notes in a screen pop, characters.
 POP_NOTES_CHARACTERS_MAX = 500
 
@@ -461,11 +463,13 @@ def filter_in(message: Any, show_deleted: bool) -> CustomerFilter:
 
 
 def moment_in(field: str, message: Any) -> datetime:
-    """A time that a caller wrote; InvalidArgument for one out of the calendar."""
-    try:
-        return from_ms(message.ToMilliseconds())
-    except (ValueError, OverflowError):
-        raise InvalidArgument(field=field, why="is not a time of the calendar") from None
+    """A time that a caller asks about; InvalidArgument for one near the calendar's edges: days before and
+    after it are looked at, by the clocks of all zones.
+    """
+    ms = message.ToMilliseconds()
+    if not 0 <= ms < ASKED_MS_MAX:
+        raise InvalidArgument(field=field, why="must be of the years 1970 to 2999")
+    return from_ms(ms)
 
 
 def duplicate_out(pair: Pair) -> customers_pb2.Duplicate:

@@ -488,6 +488,11 @@ def owned_numbers(customer: Customer) -> tuple[str, ...]:
     return tuple(dict.fromkeys(number.number for number in [*own, *others]))
 
 
+def recorded_numbers(customer: Customer) -> tuple[str, ...]:
+    """The numbers that stand in the customer's record, whether it owns them or not, E.164."""
+    return owned_numbers(replace(customer, state=State.ACTIVE))
+
+
 def owned_emails(customer: Customer) -> tuple[str, ...]:
     """The e-mail addresses that the customer owns now: the primary one first, contacts' last."""
     if customer.state is not State.ACTIVE:

@@ -696,7 +696,8 @@ class Recorder:
         problems.raise_if_any()
         known = self._store.entry(timeline.entry_id(wanted.kind, source, source_id))
         if known is not None:
-            return timeline.project(known)
+            # Also of one whose writer died before it could say so.
+            return self._told_of(known, dry=dry)
         fact = Fact(
             kind=wanted.kind,
             source=source,
@@ -708,7 +709,14 @@ class Recorder:
         )
         if dry:
             return timeline.project(timeline.entry_of(fact))
-        return timeline.project(self._memory.apply(fact, [self._event(fact, actor)]))
+        return self._told_of(self._memory.apply(fact, [self._event(fact, actor)]))
+
+    def _told_of(self, entry: Entry, *, dry: bool = False) -> Interaction:
+        """What was recorded, which may bear on churn."""
+        customer = timeline.customer_of(entry.subject)
+        if customer and not dry:
+            self._store.mark_churn(customer)
+        return timeline.project(entry)
 
     def _source(self, wanted: Recording, problems: engine.Problems) -> str:
         try:
@@ -726,6 +734,9 @@ class Recorder:
             if key in cleaned:
                 field = f"interaction.{path.format(detail=detail)}"
                 cleaned[key] = problems.text(field, cleaned[key], most=most, multiline=True)
+        began_ms, ended_ms = wanted.began_ms, cleaned.get("ended_ms")
+        if began_ms is not None and ended_ms is not None and ended_ms < began_ms:
+            problems.add("interaction.end_time", "must not be before start_time")
         if not 0 <= cleaned.get("satisfaction", 0) <= 5:
             problems.add("interaction.survey.satisfaction", "must be 1 to 5, or 0 when not asked")
         if not 0 <= (cleaned.get("recommend_score") or 0) <= 10:

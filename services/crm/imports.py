@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import queue
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import cache, partial
@@ -227,13 +227,19 @@ class Imports:
         faults = [item if isinstance(item, CallmeshError) else None for item in decided]
         for number, outcome in enumerate(outcomes):
             if isinstance(outcome, CallmeshError):
-                faults[good[number]] = self._again(job, partial(again, number), outcome, actor)
+                said = _fields_said(job, records[good[number]])
+                faults[good[number]] = self._again(job, partial(again, number), said, outcome, actor)
         return faults
 
     def _again(
-        self, job: Raw, decide: Callable[[], NewCustomer], error: CallmeshError, actor: str
+        self,
+        job: Raw,
+        decide: Callable[[], NewCustomer],
+        said: Collection[str],
+        error: CallmeshError,
+        actor: str,
     ) -> CallmeshError | None:
-        """What a conflict comes to: updated (None), or refused."""
+        """What a conflict comes to: updated in the fields that the row has (None), or refused."""
         if not job.get("update_existing") or not isinstance(error, AlreadyExists):
             return error
         # Whose the id is, or the claim.
@@ -241,7 +247,7 @@ class Imports:
         wanted = decide().change.customer
         dry = bool(job.get("dry_run"))
         try:
-            self._customers.update(owner, lambda current: _updated(current, wanted), actor, dry=dry)
+            self._customers.update(owner, lambda current: _updated(current, wanted, said), actor, dry=dry)
         except CallmeshError as failed:
             return failed
         return None
@@ -299,12 +305,17 @@ def _drafted(
     return check_id("id", id) if id else stable_id("import-row", job["_id"], record.line), draft
 
 
-def _updated(current: Customer, wanted: Customer) -> Customer:
+def _fields_said(job: Raw, record: Record) -> set[str]:
+    """The fields that a row has a value for."""
+    return rows.fields_of(rows.by_path(record.values or {}, _mappings(job)))
+
+
+def _updated(current: Customer, wanted: Customer, said: Collection[str]) -> Customer:
     """The present customer with what the row says; lists gain what they lack."""
     changes: dict[str, Any] = {}
     for name in engine.WRITABLE:
         value = getattr(wanted, name)
-        if not value or name == "kind" or value == getattr(Customer(), name):
+        if not value or name == "kind" or name not in said:
             continue
         if isinstance(value, tuple):
             own = getattr(current, name)

@@ -147,9 +147,11 @@ def figures_out(found: ReasonFigures) -> insights_pb2.ReasonStats:
         repeat_call_ratio=found.repeats / found.calls,
         handle_seconds_mean=found.talk_ms / found.talked / 1000 if found.talked else 0.0,
     )
-    if found.currency:
-        message.cost.CopyFrom(_money(found.currency, found.cost))
-        message.cost_per_call.CopyFrom(_money(found.currency, found.cost / max(found.talked, 1)))
+    if len(found.costs) == 1:
+        # Amounts of several currencies have no sum.
+        ((currency, cost),) = found.costs.items()
+        message.cost.CopyFrom(_money(currency, cost))
+        message.cost_per_call.CopyFrom(_money(currency, cost / max(found.talked, 1)))
     return message
 
 

@@ -86,7 +86,8 @@ def _of_care() -> Iterator[Query]:
         yield name, {"customer": "c1"}, [], None
     yield "churn", {"score": {"$gte": 0.5}}, [("score", -1), ("_id", 1)], None
     yield "churn", {"score": {"$gte": 0.5}, "wants_to_leave": True}, [("score", -1), ("_id", 1)], None
-    yield "churn", {"dirty_ms": {"$exists": True}}, [("dirty_ms", 1)], None
+    for failed in ((), ("c1",)):
+        yield "churn", care_handlers.dirty_query(failed), [("dirty_ms", 1)], None
     by_id = [("contract", 1), ("_id", 1)]
     yield "contracts", {"customer": "c1", "contract": "k1"}, by_id, None
     yield "contracts", {"customer": "c1", "contract": {"$gte": "a"}}, by_id, None

@@ -13,7 +13,7 @@ import io
 import json
 import math
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -303,6 +303,11 @@ def _parsed(path: str) -> _Parsed:
     return parsed
 
 
+def fields_of(paths: Iterable[str]) -> set[str]:
+    """The fields of a customer that paths lead into. BadRow."""
+    return {_parsed(path)[0] for path in paths}
+
+
 def customer_of(paths: Mapping[str, Any], custom: Mapping[str, Any]) -> tuple[str, Customer]:
     """(the id or "", the customer as drafted). `custom` are the declared custom fields. BadRow."""
     values: dict[str, Any] = {}
@@ -445,8 +450,13 @@ EXPORT_COLUMNS = (
 _FORMULA = re.compile(r"[=@\t\r]|[+\-][\d\s.()+\-]*[^\d\s.()+\-]")
 
 
+def safe(text: str) -> str:
+    """A text that no spreadsheet takes for a formula; for CSV files alone, nothing else runs its values."""
+    return "'" + text if _FORMULA.match(text) else text
+
+
 def value_at(customer: Customer, path: str) -> str:
-    """The value at a path as a CSV file has it; "" where there is none."""
+    """The value at a path as files have it; "" where there is none."""
     name, index, inner, _ = _parsed(path)
     value = getattr(customer, name)
     if name in _LISTS:
@@ -458,8 +468,7 @@ def value_at(customer: Customer, path: str) -> str:
         return f"{year}-{value.month:02}-{value.day:02}"
     if isinstance(value, tuple):
         return ";".join(value)
-    text = "" if value is None or value is False else "true" if value is True else str(value)
-    return "'" + text if _FORMULA.match(text) else text
+    return "" if value is None or value is False else "true" if value is True else str(value)
 
 
 def csv_line(values: Sequence[str]) -> str:

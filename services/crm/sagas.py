@@ -7,6 +7,7 @@ what is, and does what is missing.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
@@ -18,7 +19,7 @@ from chassis.clock import Clock
 from chassis.errors import AlreadyExists, CallmeshError, EtagMismatch, NotFound, Unavailable
 from chassis.ids import new_id
 from chassis.mongo import retry_conflicts
-from crm import convert, engine, merging, timeline
+from crm import convert, engine, identity, merging, timeline
 from crm.model import Customer, Merge, MergeState, State
 from crm.store import Store
 
@@ -321,9 +322,13 @@ class Erasures:
 
     def _gather(self, current: Customer) -> None:
         """Makes what still lies with the customer's numbers its own, or removes it: afterwards nothing would
-        tell whose they were.
+        tell whose they were. A deleted customer owns none: those of its record that are nobody else's by now.
         """
-        for number in engine.owned_numbers(current):
+        numbers = engine.recorded_numbers(current)
+        owners = self._store.owners(identity.claim_of_number(number) for number in numbers)
+        for number in numbers:
+            if owners.get(identity.claim_of_number(number), current.id) != current.id:
+                continue
             self._store.attach(number, current.id)
             subject = timeline.subject_of_number(number)
             self._store.forget_ranking(subject)
@@ -343,12 +348,17 @@ class Erasures:
         if current is not None and current.state is not State.ERASED:
             self._save(engine.erase_stub(current, reason, actor, self._clock.now()))
 
+    def _reason(self, id: str) -> str:
+        """Why a customer was erased, as its audit trail has it."""
+        changes = [change for entry in self._store.audit(id, None, 1) for change in entry.changes]
+        return next((str(json.loads(c.new)) for c in changes if c.field == "reason" and c.new), "")
+
     def resume(self, limit: int = 50) -> int:
         """Finishes what was left; how many."""
         count = 0
         for customer in self._store.erase_pending(limit):
             try:
-                self.finish(customer.id, "", customer.updater)
+                self.finish(customer.id, self._reason(customer.id), customer.updater)
                 count += 1
             except CallmeshError as error:
                 _log.warning("erasure.not_resumed", customer=customer.id, error=error.reason)

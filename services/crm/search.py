@@ -26,7 +26,7 @@ from crm.model import Contact, Customer, State
 QUERY_CHARACTERS_MIN, QUERY_CHARACTERS_MAX = 2, 200
 WORDS_MAX = 8
 WORD_CHARACTERS_MAX = 32
-TERMS_MAX = 120
+TERMS_MAX = 400
 #: Fewest digits that are searched as the beginning or end of a number.
 DIGITS_MIN = 3
 #: Beginnings that a second, forgiving look keeps of each word: Latin, Chinese.
@@ -94,10 +94,13 @@ def terms(customer: Customer) -> tuple[str, ...]:
     found = list(_name_terms(customer.display_name))
     if customer.given_name or customer.family_name:
         found += _name_terms(f"{customer.given_name} {customer.family_name}")
+    found += _numbers_and_emails(customer)
+    found += ["x" + folded(external.id)[:64] for external in customer.external_ids]
+    found += _shared(customer)
+    # Last: however many there are, the company itself is found.
     for contact in customer.contacts:
         found += _name_terms(contact.display_name)
-    found += _numbers_and_ids(customer)
-    found += _shared(customer)
+        found += _numbers_and_emails(contact)
     return tuple(dict.fromkeys(found))[:TERMS_MAX]
 
 
@@ -110,14 +113,12 @@ def _holders(customer: Customer) -> tuple[Customer | Contact, ...]:
     return (customer, *customer.contacts)
 
 
-def _numbers_and_ids(customer: Customer) -> list[str]:
+def _numbers_and_emails(holder: Customer | Contact) -> list[str]:
     found: list[str] = []
-    for holder in _holders(customer):
-        for number in holder.phone_numbers:
-            digits = national(number.number)
-            found += ("n" + digits, "r" + digits[::-1])
-        found += ["e" + folded(email.address)[:128] for email in holder.email_addresses]
-    found += ["x" + folded(external.id)[:64] for external in customer.external_ids]
+    for number in holder.phone_numbers:
+        digits = national(number.number)
+        found += ("n" + digits, "r" + digits[::-1])
+    found += ["e" + folded(email.address)[:128] for email in holder.email_addresses]
     return found
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Sequence
 from typing import Any
 
 from google.protobuf.json_format import MessageToDict
@@ -19,6 +19,7 @@ from crm import convert, rows
 from crm.app import App
 from crm.handlers import default_country
 from crm.imports import Opening
+from crm.model import Customer
 from crm.records import Raw
 from crm.rows import Mapped
 
@@ -195,8 +196,8 @@ class ExportServicer(transfer_pb2_grpc.ExportServiceServicer):
         )
         rows.check_paths([mapped.field for mapped in mappings])
         which = convert.filter_in(request.filter, show_deleted=False)
-        page = _resumed(request)
-        after = page.after
+        page, key = _resumed(request, str)
+        after = key[0] if key else None
         if kind == "CSV" and after is None:
             heading = rows.csv_line([mapped.column for mapped in mappings])
             yield transfer_pb2.ExportCustomersResponse(data=heading.encode())
@@ -205,7 +206,7 @@ class ExportServicer(transfer_pb2_grpc.ExportServiceServicer):
             if not found:
                 return
             if kind == "CSV":
-                lines = [rows.csv_line([rows.value_at(c, m.field) for m in mappings]) for c in found]
+                lines = [rows.csv_line(_safe_row(c, mappings)) for c in found]
             elif request.mappings:
                 lines = [_json({m.column: rows.value_at(c, m.field) for m in mappings}) for c in found]
             else:
@@ -227,8 +228,8 @@ class ExportServicer(transfer_pb2_grpc.ExportServiceServicer):
             raise InvalidArgument(field="interval", why="must have both ends")
         if which.until_ms - which.from_ms > EXPORT_DAYS_MAX * _DAY_MS:
             raise InvalidArgument(field="interval", why=f"must be at most {EXPORT_DAYS_MAX} days")
-        page = _resumed(request)
-        after = (int(page.after[0]), str(page.after[1])) if isinstance(page.after, list) else None
+        page, key = _resumed(request, int, str)
+        after = (int(key[0]), str(key[1])) if key else None
         if kind == "CSV" and after is None:
             heading = rows.csv_line(_INTERACTION_COLUMNS)
             yield transfer_pb2.ExportInteractionsResponse(data=heading.encode())
@@ -246,15 +247,21 @@ class ExportServicer(transfer_pb2_grpc.ExportServiceServicer):
             )
 
 
-def _resumed(request: Any) -> Page:
+def _resumed(request: Any, *kinds: type[str | int]) -> tuple[Page, tuple[Any, ...] | None]:
+    """Where an export goes on: what its tokens are made with, and the key in the one that was sent."""
     copy = type(request)()
     copy.CopyFrom(request)
     copy.ClearField("resume_token")
     bound = fingerprint(copy.SerializeToString(deterministic=True).hex())
     try:
-        return Page.parse(0, request.resume_token, fingerprint=bound)
+        page = Page.parse(0, request.resume_token, fingerprint=bound)
+        return page, page.key(*kinds)
     except InvalidArgument as error:
         raise InvalidArgument(field="resume_token", why=error.values["why"]) from None
+
+
+def _safe_row(customer: Customer, mappings: Sequence[Mapped]) -> list[str]:
+    return [rows.safe(rows.value_at(customer, mapped.field)) for mapped in mappings]
 
 
 def _plain(message: Any) -> dict[str, Any]:
@@ -276,4 +283,4 @@ def _interaction_row(item: Any) -> list[str]:
     shown = _plain(message)
     shown["start_time"] = from_ms(item.began_ms).isoformat()
     shown["end_time"] = from_ms(item.ended_ms).isoformat() if item.ended_ms is not None else ""
-    return [str(shown.get(column, "")) for column in _INTERACTION_COLUMNS]
+    return [rows.safe(str(shown.get(column, ""))) for column in _INTERACTION_COLUMNS]

@@ -118,10 +118,8 @@ class ReasonFigures:
     #: Talk time in all, ms, and of how many.
     talk_ms: int = 0
     talked: int = 0
-    #: Cost in all.
-    cost: Decimal = field(default_factory=Decimal)
-    #: Its currency; "" none.
-    currency: str = ""
+    #: Cost in all, by currency: what is below a node may cost in another than the node.
+    costs: dict[str, Decimal] = field(default_factory=dict)
 
 
 @dataclass(kw_only=True, slots=True)
@@ -204,8 +202,7 @@ class Reasons:
         """HasChildren while a live node lies below."""
 
         def edit(raw: Raw) -> Mapping[str, Any] | None:
-            below = self.page(raw["path"] + "/", None, 100)
-            if any(not child.get("retired") for child in below):
+            if self.records.find(live_below_query(raw["path"]), [("path", 1)], 1):
                 raise HasChildren(subject=f"contactReasons/{id}", why="has children that are not retired")
             return None if raw.get("retired") else {"retired": True}
 
@@ -221,6 +218,12 @@ class Reasons:
     def tree(self) -> dict[str, Raw]:
         """Every node by path."""
         return {raw["path"]: raw for raw in self.page("", None, 10_000)}
+
+
+def live_below_query(path: str) -> dict[str, Any]:
+    """The filter document of the nodes below one that are not retired."""
+    # "0" follows "/".
+    return {"path": {"$gt": path + "/", "$lt": path + "0"}, "retired": {"$ne": True}}
 
 
 def up(path: str) -> Iterator[str]:
@@ -603,8 +606,10 @@ def _count(figure: ReasonFigures, said: Raw, repeats: bool, costs: Mapping[str, 
     figure.talked += 1
     for path in up(said["reason"]):
         if path in costs:
-            figure.currency = costs[path][0]
-            figure.cost += costs[path][1] * Decimal(talk_ms) / 60_000
+            currency, minute = costs[path]
+            figure.costs[currency] = (
+                figure.costs.get(currency, Decimal()) + minute * Decimal(talk_ms) / 60_000
+            )
             return
 
 

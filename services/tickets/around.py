@@ -349,10 +349,9 @@ class Around:
 
     def SplitTicket(self, request: Any, context: Any) -> ticket_service_pb2.SplitTicketResponse:
         """Makes a second ticket out of a part of one."""
-        if len(request.calls) > SPLIT_PARTS_MAX or len(request.comments) > SPLIT_PARTS_MAX:
-            raise InvalidArgument(
-                field="calls", why=f"at most {SPLIT_PARTS_MAX} calls and comments are allowed"
-            )
+        for named in ("calls", "comments"):
+            if len(getattr(request, named)) > SPLIT_PARTS_MAX:
+                raise InvalidArgument(field=named, why=f"at most {SPLIT_PARTS_MAX} are allowed")
         asked = request_of(request, "SplitTicket", request.name)
         original = self._handlers.get(asked.ticket_id)
         message = convert.draft_to_proto(original.draft)
@@ -374,8 +373,11 @@ class Around:
             fingerprint=asked.fingerprint if key else None,
             validate_only=request.validate_only,
         )
-        calls = [parse_name("calls", "calls", name) for name in request.calls]
-        said = [_comment_sequence(asked.ticket_id, name) for name in request.comments]
+        calls = [parse_name(f"calls[{index}]", "calls", name) for index, name in enumerate(request.calls)]
+        said = [
+            _comment_sequence(f"comments[{index}]", asked.ticket_id, name)
+            for index, name in enumerate(request.comments)
+        ]
         made = self._handlers.split(asked, command, calls, said)
         answer = ticket_service_pb2.SplitTicketResponse(
             original=convert.to_proto(made.original), created=convert.to_proto(made.created)
@@ -393,13 +395,13 @@ class Around:
         if not request.HasField("ticket") and not request.transition:
             raise InvalidArgument(field="ticket", why="new values or a transition are required")
         _check_reason(request.reason)
-        answer = ticket_service_pb2.BulkUpdateTicketsResponse()
+        answer, act = ticket_service_pb2.BulkUpdateTicketsResponse(), _bulk_act(request)
         for id in self._bulk_ids(request):
             if remaining_seconds() == 0.0:
                 raise DeadlineExceeded()  # what is done is done; a repeat goes on with the rest
             outcome = answer.outcomes.add(name=f"tickets/{id}")
             try:
-                outcome.changed = self._bulk_one(request, id)
+                outcome.changed = self._bulk_one(request, id, act)
             except CallmeshError as error:
                 outcome.reason, outcome.message = error.reason, str(error)[:1_024]
             answer.changed_count += outcome.changed
@@ -410,7 +412,8 @@ class Around:
         if request.names:
             if len(request.names) > BULK_MAX:
                 raise InvalidArgument(field="names", why=f"at most {BULK_MAX} are allowed")
-            return list(dict.fromkeys(ticket_id("names", name) for name in request.names))
+            ids = (ticket_id(f"names[{index}]", name) for index, name in enumerate(request.names))
+            return list(dict.fromkeys(ids))
         query, found = Query(conditions=filters.parse(request.filter)), list[str]()
         after: tuple[int, str] | None = None
         while True:
@@ -422,32 +425,33 @@ class Around:
                 return found
             after = sort_key(page[-1], query)
 
-    def _bulk_one(self, request: Any, id: str) -> bool:
+    def _bulk_one(self, request: Any, id: str, act: Act | None) -> bool:
         """Whether the ticket changed, or would."""
-        key = request_key(current_identity(), "BulkUpdateTickets", request.request_id)
         edit = draft_edit(request.ticket, request.update_mask) if request.HasField("ticket") else None
-        act = Act(
-            verb=request.transition,
-            actor=subject(),
-            reason=request.reason,
-            resolution=request.reason,
-            roles=roles(),
-            request_key=key or "",
-            fingerprint=content_fingerprint(request) if key else "",
-        )
         return self._handlers.edit_and_move(
-            id,
-            edit,
-            act if request.transition else None,
-            actor=subject(),
-            validate_only=request.validate_only,
+            id, edit, act, actor=subject(), validate_only=request.validate_only
         )
 
 
-def _comment_sequence(ticket: str, name: str) -> int:
+def _bulk_act(request: Any) -> Act | None:
+    """The transition of a bulk edit; None where it asks for none. Made once: a request may name thousands of
+    tickets, and its digest is that of all of them."""
+    key = request_key(current_identity(), "BulkUpdateTickets", request.request_id)
+    if not request.transition:
+        return None
+    return Act(
+        verb=request.transition,
+        actor=subject(),
+        reason=request.reason,
+        resolution=request.reason,
+        roles=roles(),
+        request_key=key or "",
+        fingerprint=content_fingerprint(request) if key else "",
+    )
+
+
+def _comment_sequence(field: str, ticket: str, name: str) -> int:
     prefix, _, last = name.rpartition("/")
     if prefix != f"tickets/{ticket}/comments" or not re.fullmatch(r"[1-9][0-9]{0,5}", last):
-        raise InvalidArgument(
-            field="comments", why=f"must have the form tickets/{ticket}/comments/{{comment}}"
-        )
+        raise InvalidArgument(field=field, why=f"must have the form tickets/{ticket}/comments/{{comment}}")
     return int(last)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from pydantic import Field
+import zoneinfo
+
+from pydantic import Field, field_validator
 from pydantic_settings import SettingsConfigDict
 
 from chassis.config import Port, ServiceSettings
@@ -21,6 +23,10 @@ class TicketsSettings(ServiceSettings):
     grpc_port: Port = Field(default=7150, description="Port that gRPC listens on.")
     http_port: Port = Field(default=7151, description="Port of /metrics, /healthz and /readyz.")
 
+    time_zone: str = Field(
+        default="Asia/Shanghai",
+        description="IANA time zone of the quiet windows of customers who have none of their own; as crm's.",
+    )
     follow_up_delay_seconds: float = Field(
         default=86_400.0,
         gt=0,
@@ -56,10 +62,18 @@ class TicketsSettings(ServiceSettings):
         "start; empty: none.",
     )
 
+    @field_validator("time_zone")
+    @classmethod
+    def _check_zone(cls, value: str) -> str:
+        if value not in zoneinfo.available_timezones():
+            raise ValueError("must be an IANA time zone such as Asia/Shanghai")
+        return value
+
     def rules(self) -> Rules:
         """What decisions depend on."""
         return Rules(
             sla=DEFAULT_POLICY,
             follow_up_delay_ms=int(self.follow_up_delay_seconds * 1000),
             warn_percent=self.sla_warn_percent,
+            time_zone=self.time_zone,
         )

@@ -27,7 +27,7 @@ from tickets import calendars, convert, convert_config, flows, records
 from tickets import sla as clocks
 from tickets.convert import stamp
 from tickets.filters import Condition
-from tickets.governing import VERSION_MARK, Governor
+from tickets.governing import RECORDS_MAX, VERSION_MARK, Governor
 from tickets.handlers import Handlers
 from tickets.model import Kind, Phase, Rules, SlaClock, Step, Ticket
 from tickets.records import Record, Records
@@ -93,6 +93,7 @@ _FLOW = Resource(
     search=lambda message: {"latest": True},
     always=(_LATEST, _NOT_RETIRED),
     by_id=True,
+    most=RECORDS_MAX,
 )
 _CALENDAR = Resource(
     kind="calendars",
@@ -102,6 +103,7 @@ _CALENDAR = Resource(
     problems=convert_config.calendar_problems,
     always=(_LATEST,),
     by_id=True,
+    most=RECORDS_MAX,
 )
 _POLICY = Resource(
     kind="slaPolicies",
@@ -125,6 +127,7 @@ _POLICY = Resource(
     ),
     problems=convert_config.policy_problems,
     by_id=True,
+    most=RECORDS_MAX,
 )
 _TEAM = Resource(
     kind="teams",
@@ -133,6 +136,7 @@ _TEAM = Resource(
     updatable=frozenset({"display_name", "members"}),
     problems=convert_config.team_problems,
     by_id=True,
+    most=RECORDS_MAX,
 )
 
 
@@ -161,7 +165,8 @@ class Versioned(Crud):
 
     def put_version(self, message: Any, id: str, least: int) -> int:
         """Stores one version under the first free number from `least` on; which. Unavailable when too many
-        are taken."""
+        are taken, ResourceExhausted when there are as many as may be."""
+        self.check_room()
         for number in range(least, least + VERSIONS_TRIED_MAX):
             if self._put(message, id, number):
                 return number
@@ -261,13 +266,14 @@ class FlowCalls:
     def ListFlows(self, request: Any, context: Any) -> flow_pb2.ListFlowsResponse:
         """A page of flows, by name; all are few, so the page is cut from all."""
         page = Page.parse(request.page_size, request.page_token, fingerprint=request_fingerprint(request))
-        after = page.after if isinstance(page.after, str) else ""
+        key = page.key(str)
+        after = key[0] if key is not None else ""
         kinds = {convert.read_kind(request.kind, "kind")} if request.kind else set(convert.KINDS)
         numbers = {convert.KINDS[kind] for kind in kinds}
         shipped = [convert_config.flow_to_proto(flow) for flow in flows.FLOWS.values()]
         own = [
             self._parts.flows.read(record)
-            for record in records.all_of(self._parts.store, "flows", 5_000)
+            for record in records.all_of(self._parts.store, "flows")
             if record.search.get("latest") and not record.search.get("retired")
         ]
         found = sorted(
@@ -360,13 +366,13 @@ class SlaCalls:
     def ListSlaPolicies(self, request: Any, context: Any) -> sla_pb2.ListSlaPoliciesResponse:
         """A page of policies in the order they are tried; all are few, so the page is cut from all."""
         page = Page.parse(request.page_size, request.page_token, fingerprint=request_fingerprint(request))
-        stored = records.all_of(self._parts.store, "slaPolicies", 5_000)
+        stored = records.all_of(self._parts.store, "slaPolicies")
         found = sorted(
             (self._parts.policies.read(one) for one in stored), key=lambda one: (one.order, one.name)
         )
-        match page.after:
-            case [int(order), str(name)]:
-                found = [one for one in found if (one.order, one.name) > (order, name)]
+        key = page.key(int, str)
+        if key is not None:
+            found = [one for one in found if (one.order, one.name) > key]
         shown = found[: page.limit]
         last = [shown[-1].order, shown[-1].name] if len(found) > page.limit else None
         return sla_pb2.ListSlaPoliciesResponse(sla_policies=shown, next_page_token=page.next_token(last))
@@ -414,7 +420,7 @@ class SlaCalls:
 
     def DeleteCalendar(self, request: Any, context: Any) -> Empty:
         """Removes a calendar that no policy uses."""
-        for record in records.all_of(self._parts.store, "slaPolicies", 5_000):
+        for record in records.all_of(self._parts.store, "slaPolicies"):
             if self._parts.policies.read(record).calendar == request.name:
                 raise InUse(subject=request.name, why=f"slaPolicies/{record.id} uses it")
         self._parts.calendars.delete(request)

@@ -680,6 +680,7 @@ def profile_of(message: crm_events.CustomerSnapshot) -> Profile | None:
         numbers=numbers,
         tier=tier,
         language=message.language,
+        erased=message.state == customers_pb2.CUSTOMER_STATE_ERASED,
         refused=_refused(message),
         preferred=_preferred(message),
         quiet=_quiet(message),

@@ -3,8 +3,9 @@ one of two. Pure; every function answers a `Change` and none changes a state.
 
 Rules. A final ticket is not assigned any more. An agent takes what nobody has. Work on a ticket (a claim, an
 answer, a step) breaks its assignee's silence, which counts while the ticket is open. A link is written on one
-side together with an intent for the other. What a merged ticket has goes over once: the link to it says that
-it did.
+side together with an intent for the other. What a merged ticket has goes over once and whole: the other has
+room for it before it ends, remembers that it went over, and the merged one takes no more words and files once
+it has ended, for nobody would read them there.
 """
 
 from __future__ import annotations
@@ -96,6 +97,14 @@ def check_open(ticket: Ticket) -> None:
         raise TicketFinal(subject=f"tickets/{ticket.id}", why=f"is over, in state {ticket.state}")
 
 
+def _check_there(ticket: Ticket) -> None:
+    """TicketFinal for a ticket that another took over."""
+    if ticket.merged_into and ticket.phase in FINAL_PHASES:
+        raise TicketFinal(
+            subject=f"tickets/{ticket.id}", why=f"is merged into tickets/{ticket.merged_into}: write there"
+        )
+
+
 # ---- tasks
 
 
@@ -185,7 +194,9 @@ def least_loaded(able_ones: Sequence[Member], load: Mapping[str, int]) -> Member
 
 def comment(ticket: Ticket, said: Comment, rules: Rules, now: int) -> Change:
     """The ticket with a comment (its sequence is set here). A customer's message starts the next-response
-    clock unless the ticket is over; a public answer is the first response, or the next."""
+    clock unless the ticket is over; a public answer is the first response, or the next. TicketFull,
+    TicketFinal once it is merged."""
+    _check_there(ticket)
     if ticket.comment_count >= COMMENTS_MAX:
         raise _full(ticket, f"{COMMENTS_MAX} comments")
     now = max(now, ticket.updated_ms)
@@ -210,7 +221,8 @@ def comment(ticket: Ticket, said: Comment, rules: Rules, now: int) -> Change:
 
 
 def attach(ticket: Ticket, file: Attachment, now: int) -> Change:
-    """The ticket with a file's reference."""
+    """The ticket with a file's reference. TicketFull, TicketFinal once it is merged."""
+    _check_there(ticket)
     if len(ticket.attachments) >= ATTACHMENTS_MAX:
         raise _full(ticket, f"{ATTACHMENTS_MAX} files")
     ticket = _touch(ticket, now, attachments=(*ticket.attachments, file))
@@ -293,9 +305,30 @@ def carry_out_link(intent: Intent, ticket: Ticket, now: int, *, cause: str) -> C
     return Change(ticket=changed, happenings=(Updated(fields=("links",), actor=f"tickets/{cause}"),))
 
 
+def has_absorbed(ticket: Ticket, source_id: str) -> bool:
+    """Whether a ticket has what another had. That somebody called the two duplicates does not say so."""
+    return source_id in ticket.absorbed
+
+
+def check_room(target: Ticket, source: Ticket) -> None:
+    """TicketFull unless a ticket has room for all that another has."""
+    links = _unlinked(target, source.id, Relation.DUPLICATE, 0).links
+    watchers = {*source.watchers} - {*target.watchers}
+    needed = (
+        (target.comment_count, source.comment_count, COMMENTS_MAX, "comments"),
+        (len(target.attachments), len(source.attachments), ATTACHMENTS_MAX, "files"),
+        (len(target.watchers), len(watchers), WATCHERS_MAX, "watchers"),
+        (len(links), 1, LINKS_MAX, "links"),
+    )
+    for held, more, most, what in needed:
+        if held + more > most:
+            raise _full(target, f"no room for {more} more {what}")
+
+
 def absorb(target: Ticket, source: Ticket, comments: Sequence[Comment], now: int) -> Change:
-    """The ticket that stays with what the ended one has; no happening when it has it already."""
-    if _has_link(target, source.id, Relation.DUPLICATE):
+    """The ticket that stays with what the ended one has; no happening when it has it already. What it has no
+    room left for stays where it is (`emptied`)."""
+    if has_absorbed(target, source.id):
         return Change(ticket=target)
     known = {call.call_id for call in target.calls}
     calls = (*target.calls, *(replace(c, opened=False) for c in source.calls if c.call_id not in known))
@@ -305,6 +338,7 @@ def absorb(target: Ticket, source: Ticket, comments: Sequence[Comment], now: int
         for place, said in enumerate(comments[: COMMENTS_MAX - count], start=1)
     ]
     link_ = Link(ticket_id=source.id, relation=Relation.DUPLICATE, time_ms=now)
+    links = _unlinked(target, source.id, Relation.DUPLICATE, now).links
     changed = _touch(
         target,
         now,
@@ -315,14 +349,18 @@ def absorb(target: Ticket, source: Ticket, comments: Sequence[Comment], now: int
         comment_count=count + len(moved),
         attachments=(*target.attachments, *source.attachments)[:ATTACHMENTS_MAX],
         watchers=tuple(dict.fromkeys((*target.watchers, *source.watchers)))[:WATCHERS_MAX],
-        links=(*target.links, link_)[-LINKS_MAX:],
+        links=(*links, link_)[-LINKS_MAX:],
+        absorbed=(*target.absorbed, source.id)[-LINKS_MAX:],
     )
     return Change(ticket=changed, happenings=(Merged(source_id=source.id),))
 
 
-def emptied(source: Ticket) -> Ticket:
+def emptied(source: Ticket, target: Ticket) -> Ticket:
     """The ended ticket once the other has what it had."""
-    return replace(source, calls=(), comments=(), attachments=(), watchers=())
+    there = {file.id for file in target.attachments}
+    kept = tuple(file for file in source.attachments if file.id not in there)
+    comments = source.comments if target.comment_count >= COMMENTS_MAX else ()
+    return replace(source, calls=(), comments=comments, attachments=kept, watchers=())
 
 
 def cede(ticket: Ticket, calls: Collection[str], cause: str, now: int) -> Change:

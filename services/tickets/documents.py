@@ -149,6 +149,7 @@ class TicketDocument(Aggregate):
     comments = ListField(DictField())
     comment_count = IntField()
     merged_into = StringField()
+    absorbed = ListField(StringField())
     problem = StringField()
     fee_approver = StringField()
     fee_paid_ms = IntField()
@@ -207,6 +208,7 @@ class ProfileDocument(Document):
     tier = StringField()
     language = StringField()
     merged_into = StringField()
+    erased = BooleanField()
     refused = ListField(StringField())
     preferred = ListField(StringField())
     quiet = ListField(ListField())
@@ -385,6 +387,7 @@ def _task_fields(ticket: Ticket) -> dict[str, Any]:
         "comments": [comment_fields(comment) for comment in ticket.comments] or None,
         "comment_count": ticket.comment_count or None,
         "merged_into": ticket.merged_into or None,
+        "absorbed": list(ticket.absorbed) or None,
         "problem": ticket.problem or None,
         "fee_approver": ticket.fee_approver or None,
         "fee_paid_ms": ticket.fee_paid_ms,
@@ -404,6 +407,7 @@ def _task_values(raw: Mapping[str, Any]) -> dict[str, Any]:
         ),
         "attachments": tuple(Attachment(**file) for file in raw.get("attachments") or ()),
         "watchers": tuple(raw.get("watchers") or ()),
+        "absorbed": tuple(raw.get("absorbed") or ()),
         "requests": tuple((key, content) for key, content in raw.get("requests") or ()),
         "comments": tuple(comment_from_raw(comment) for comment in raw.get("comments") or ()),
         **{
@@ -538,6 +542,7 @@ def profile_fields(profile: Profile) -> dict[str, Any]:
         "tier": profile.tier,
         "language": profile.language,
         "merged_into": profile.merged_into,
+        "erased": profile.erased,
         "refused": sorted(profile.refused),
         "preferred": [channel.value for channel in profile.preferred],
         "quiet": [[list(days), start, end] for days, start, end in profile.quiet],
@@ -554,6 +559,7 @@ def profile_from_raw(raw: Mapping[str, Any]) -> Profile:
         tier=raw.get("tier") or "",
         language=raw.get("language") or "",
         merged_into=raw.get("merged_into") or "",
+        erased=bool(raw.get("erased")),
         refused=frozenset(Channel(channel) for channel in raw.get("refused") or ()),
         preferred=tuple(Channel(channel) for channel in raw.get("preferred") or ()),
         quiet=tuple((tuple(days), start, end) for days, start, end in raw.get("quiet") or ()),

@@ -23,7 +23,7 @@ from __future__ import annotations
 import zlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
-from datetime import UTC, datetime, tzinfo
+from datetime import datetime, tzinfo
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 from chassis.errors import FailedPrecondition, InvalidArgument, PermissionDenied, Unavailable
@@ -111,6 +111,12 @@ class TransitionIncomplete(FailedPrecondition):
     reason = "TRANSITION_INCOMPLETE"
 
 
+class CustomerErased(FailedPrecondition):
+    """{subject}: {why}."""
+
+    reason = "CUSTOMER_ERASED"
+
+
 class FeesApproved(FailedPrecondition):
     """{subject}: {why}."""
 
@@ -138,6 +144,12 @@ class Act:
 def visit_id(ticket_id: str, number: int) -> str:
     """The id of the return visit after a ticket's resolution `number`; the same whoever computes it."""
     return f"{ticket_id}{VISIT_MARK}{number}"
+
+
+def check_served(profile: Profile | None) -> None:
+    """CustomerErased for a customer of whom nothing may be kept any more."""
+    if profile is not None and profile.erased:
+        raise CustomerErased(subject=f"customers/{profile.customer_id}", why="was legally erased")
 
 
 def open_ticket(
@@ -634,10 +646,10 @@ def visit_due(ticket: Ticket, now: int) -> bool:
     return plan is not None and not plan.created and plan.schedule_ms <= now
 
 
-def visit_moved(ticket: Ticket, profile: Profile | None, now: int) -> Change | None:
+def visit_moved(ticket: Ticket, profile: Profile | None, rules: Rules, now: int) -> Change | None:
     """The parent with its visit put off to the end of the customer's quiet time; None when it may be made."""
     assert ticket.follow_up is not None
-    until = quiet_until(profile, now) if profile is not None else None
+    until = quiet_until(profile, rules.time_zone, now) if profile is not None else None
     if until is None:
         return None
     plan = replace(ticket.follow_up, schedule_ms=until)
@@ -645,9 +657,10 @@ def visit_moved(ticket: Ticket, profile: Profile | None, now: int) -> Change | N
     return Change(ticket=ticket, happenings=(Scheduled(follow_up=plan),))
 
 
-def quiet_until(profile: Profile, now: int) -> int | None:
-    """The end of the quiet windows that the customer is in; None outside them."""
-    zone = zone_of(profile.zone)
+def quiet_until(profile: Profile, default_zone: str, now: int) -> int | None:
+    """The end of the quiet windows that the customer is in; None outside them. They hold in the customer's
+    own time zone, in the enterprise's for one who has none."""
+    zone = zone_of(profile.zone, default_zone)
     end = now
     for _ in range(QUIET_STEPS_MAX):
         local = datetime.fromtimestamp(end / 1000, zone)
@@ -670,12 +683,12 @@ def _quiet_left(window: tuple[tuple[int, ...], int, int], weekday: int, minute: 
     return end - minute if (not days or yesterday in days) and minute < end else 0
 
 
-def zone_of(name: str) -> tzinfo:
-    """An IANA zone; UTC for one that nobody knows."""
+def zone_of(name: str, default: str) -> tzinfo:
+    """An IANA zone, the default one for one that nobody knows."""
     try:
-        return ZoneInfo(name) if name else UTC
+        return ZoneInfo(name or default)
     except (ZoneInfoNotFoundError, ValueError, OSError):
-        return UTC
+        return ZoneInfo(default)
 
 
 def visit_channel(ticket: Ticket, profile: Profile | None) -> Channel | None:
@@ -1005,6 +1018,8 @@ def erase(ticket: Ticket, now: int) -> Change:
     calls = tuple(replace(call, notes="", reason="") for call in ticket.calls)
     visit = ticket.visit and replace(ticket.visit, comment="")
     links = (IntentKind.LINK, IntentKind.UNLINK)
+    # nobody is left to be asked how it was
+    visit_planned = ticket.follow_up is not None and not ticket.follow_up.created
     # a reason is left: without one the other ticket could not be reopened
     intents = tuple(i if i.kind in links else replace(i, reason=ERASED) for i in ticket.intents)
     erased = replace(
@@ -1016,6 +1031,7 @@ def erase(ticket: Ticket, now: int) -> Change:
         resolution="",
         open_key="",
         merged_from=(),
+        follow_up=None if visit_planned else ticket.follow_up,
         intents=intents,
         comments=tuple(replace(comment, body="") for comment in ticket.comments),
         attachments=(),

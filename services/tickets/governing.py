@@ -27,8 +27,8 @@ from tickets.records import Record, Records
 
 #: How old what a process knows may be, real seconds.
 REFRESH_SECONDS = 0.5
-#: Most records of each kind, every version of flows and calendars counted.
-RECORDS_MAX = 5_000
+#: Most records of each kind, every version of flows and calendars counted: what would be one more is refused.
+RECORDS_MAX = 20_000
 #: Other processes may go by the old rules for so long after a change; open tickets are taken over afterwards.
 SETTLE_SECONDS = 2.0
 
@@ -156,6 +156,13 @@ class Governor:
         """What counts at this moment; no I/O."""
         return self._rules
 
+    def known(self) -> Rules:
+        """As `rules`, but never what nobody has read yet: for a process that takes work before its first
+        `refresh`. As `refresh` that once."""
+        if self._version < 0:
+            self.refresh()
+        return self._rules
+
     def refresh(self) -> None:
         """Looks for changes. Unavailable, pymongo's errors."""
         with self._lock:
@@ -185,7 +192,7 @@ class Governor:
     def _all(self, kind: str, message: type[Any]) -> list[tuple[Record, Any]]:
         return [
             (record, Parse(record.body, message(), ignore_unknown_fields=True))
-            for record in records.all_of(self._store, kind, RECORDS_MAX)
+            for record in records.all_of(self._store, kind)
         ]
 
     def _load_flows(self) -> list[Flow]:

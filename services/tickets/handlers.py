@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import TYPE_CHECKING
 
 from pymongo.errors import PyMongoError
@@ -13,7 +14,7 @@ from chassis.errors import AlreadyExists, CallmeshError, EtagMismatch, InvalidAr
 from chassis.idempotency import check_repeat
 from chassis.mongo import retry_conflicts
 from tickets import desk, engine
-from tickets.filters import Condition
+from tickets.filters import Condition, Not, Term
 from tickets.model import (
     COMMENTS_MAX,
     CallFacts,
@@ -74,6 +75,9 @@ POSTPONE_MS = 60_000
 
 #: A flow has no such transition, or asks for what only people can give.
 LEFT_TO_PEOPLE = (engine.IllegalTransition, engine.TransitionIncomplete, InvalidArgument)
+
+#: Tickets that have no customer.
+_NOBODYS = Not(term=Condition(field="customer", op=":*", value=True))
 
 #: Makes the event of what happened to a ticket; `convert.event_of`.
 Encode = Callable[[Ticket, Happening], "Event"]
@@ -170,6 +174,7 @@ class Handlers:
         tier = None
         if draft.customer_id != ticket.draft.customer_id:
             profile = self._customer(draft.customer_id) if draft.customer_id else None
+            engine.check_served(profile)
             if profile is not None:
                 draft = replace(draft, customer_id=profile.customer_id)
             tier = profile.tier if profile else ""
@@ -347,32 +352,33 @@ class Handlers:
 
     def merge(self, request: Request, source_id: str, actor: str, reason: str) -> Ticket:
         """Makes one ticket of two. The source ends first, with an intent that moves what it has: whatever
-        happens in between, it is moved once."""
+        happens in between, it is moved once. TicketFull when the target has no room for all of it."""
         if source_id == request.ticket_id:
             raise InvalidArgument(field="source", why="must be another ticket")
-        target = self._store.get(request.ticket_id)
-        source = self._store.get(source_id)
-        if source.merged_into == target.id:
-            self._carry_out_now(source)
-            return self._store.get(target.id)
-        _check_version(target, request.version)
-        desk.check_open(target)
-        desk.check_open(source)
-        if Kind.RETURN_VISIT in (target.kind, source.kind):
-            raise InvalidArgument(field="source", why="return visits are not merged")
-        if request.validate_only:
-            return desk.absorb(target, source, source.comments, self._clock.now_ms()).ticket
-        words = reason or f"merged into tickets/{target.id}"
+        words = reason or f"merged into tickets/{request.ticket_id}"
         act = engine.Act(verb="merge", actor=actor, reason=words)
+        version = request.version
 
-        def decide(ticket: Ticket, now: int) -> Change:
-            if ticket.merged_into == target.id:
-                return Change(ticket=ticket)
-            desk.check_open(ticket)
-            return engine.end_merged(ticket, target.id, act, self._rules(), now)
+        def attempt() -> Ticket:
+            nonlocal version
+            target, source = self._store.get(request.ticket_id), self._store.get(source_id)
+            if source.merged_into == target.id:
+                return target if request.validate_only else source
+            _check_version(target, version)
+            _check_mergeable(target, source)
+            if request.validate_only:
+                return desk.absorb(target, source, source.comments, self._clock.now_ms()).ticket
+            # Whoever merges the target away at the same moment read it before this write, and meets it: of
+            # tickets that are merged into each other, in a ring of any length, one stays.
+            touched = self._store.update(target, ())
+            version = None if version is None else touched.version
+            return self._save(engine.end_merged(source, target.id, act, self._rules(), self._clock.now_ms()))
 
-        self.change(Request(ticket_id=source_id), decide)
-        return self._store.get(target.id)
+        changed = retry_conflicts(attempt)
+        if request.validate_only:
+            return changed
+        self._carry_out_now(changed)
+        return self._store.get(request.ticket_id)
 
     def split(
         self, request: Request, command: Create, calls: Sequence[str], comments: Sequence[int]
@@ -522,6 +528,20 @@ class Handlers:
         for customer_id in absorbed:
             if customer_id != survivor.customer_id:
                 self._each_of(customer_id, lambda ticket_id: self._take_over(ticket_id, survivor))
+        self._follow(survivor.customer_id)
+
+    def _follow(self, customer_id: str) -> None:
+        """What came late to a customer goes on to who took that one over by now, and is erased with who was
+        erased by now."""
+        for _ in range(SURVIVORS_MAX):
+            profile = self._store.profile(customer_id)
+            if profile is not None and profile.erased:
+                self.customer_erased(customer_id, profile.version)
+            above = self._store.profile(profile.merged_into) if profile and profile.merged_into else None
+            if above is None:
+                return
+            self._each_of(customer_id, partial(self._take_over, survivor=above))
+            customer_id = above.customer_id
 
     def _take_over(self, ticket_id: str, survivor: Profile) -> None:
         def attempt() -> None:
@@ -558,6 +578,8 @@ class Handlers:
         there is one, of `facts.once` also one that a call opened on the topic. Safe to repeat and against
         others at the same time."""
         profile = self._cared_for(facts)
+        if profile is not None and profile.erased:
+            return None  # told before the erasure, heard after it
         change = engine.open_for_care(facts, profile, self._rules(), self._clock.now_ms())
         ticket = change.ticket
         if facts.once:
@@ -589,24 +611,38 @@ class Handlers:
             return
 
     def customer_erased(self, customer_id: str, version: int) -> None:
-        """Removes what is personal from the customer's tickets and profile. Safe to repeat."""
-        self._store.save_profile(Profile(customer_id=customer_id, version=version))
+        """Removes what is personal from the customer's tickets and profile, and from those tickets of its
+        numbers that are nobody's. Safe to repeat."""
+        known = self._store.profile(customer_id)
+        # before the profile, which alone tells the numbers
+        for number in known.numbers if known is not None else ():
+            self._erase_number(number, customer_id)
+        self._store.save_profile(Profile(customer_id=customer_id, version=version, erased=True))
+        self._each_of(customer_id, self._erase)
 
-        def erase(ticket_id: str) -> None:
-            def attempt() -> None:
-                self._store.blank_steps(ticket_id)
-                self._store.blank_comments(ticket_id)
-                self._save(engine.erase(self._store.get(ticket_id), self._clock.now_ms()))
+    def _erase_number(self, number: str, customer_id: str) -> None:
+        owner = self._store.profile_of_number(number)
+        if owner is not None and owner.customer_id == customer_id:
+            terms = (Condition(field="caller_number", op="=", value=number), _NOBODYS)
+            self._each(terms, self._erase, customer_id)
 
-            retry_conflicts(attempt)
+    def _erase(self, ticket_id: str) -> None:
+        def attempt() -> None:
+            self._store.blank_steps(ticket_id)
+            self._store.blank_comments(ticket_id)
+            self._save(engine.erase(self._store.get(ticket_id), self._clock.now_ms()))
 
-        self._each_of(customer_id, erase)
+        retry_conflicts(attempt)
 
     def _each_of(self, customer_id: str, work: Callable[[str], None]) -> None:
         """Does `work` to every ticket of a customer; `work` must make it somebody else's (or nobody's)."""
-        query = Query(conditions=(Condition(field="customer", op="=", value=customer_id),))
+        terms = (Condition(field="customer", op="=", value=customer_id),)
+        self._each(terms, work, customer_id)
+
+    def _each(self, terms: tuple[Term, ...], work: Callable[[str], None], customer_id: str) -> None:
+        """Does `work` to every ticket that matches; `work` must make that it does not."""
         for _ in range(BATCHES_MAX):
-            batch = self._store.page(query, BATCH_MAX, None)
+            batch = self._store.page(Query(conditions=terms), BATCH_MAX, None)
             if not batch:
                 return
             for ticket in batch:
@@ -693,7 +729,7 @@ class Handlers:
 
     def _make_visit(self, ticket: Ticket, now: int) -> Ticket:
         profile = self._store.profile(ticket.draft.customer_id) if ticket.draft.customer_id else None
-        moved = engine.visit_moved(ticket, profile, now)
+        moved = engine.visit_moved(ticket, profile, self._rules(), now)
         if moved is not None:
             return self._save(moved)
         channel = engine.visit_channel(ticket, profile)
@@ -708,15 +744,29 @@ class Handlers:
 
     def _carry_out(self, ticket: Ticket, intent: Intent) -> Ticket:
         """Does to the other ticket what `intent` says, then takes the intent off."""
+        absorbs = intent.kind is IntentKind.ABSORB
 
-        def attempt() -> None:
-            other = self._store.find(intent.ticket_id)
-            if other is not None:
-                self._save(self._effect(intent, ticket, other))
+        def attempt() -> Ticket | None:
+            goes_to = intent.ticket_id
+            other = self._absorber(goes_to, ticket.id) if absorbs else self._store.find(goes_to)
+            return None if other is None else self._save(self._effect(intent, ticket, other))
 
-        retry_conflicts(attempt)
+        other = retry_conflicts(attempt)
         done = engine.without_intent(ticket, intent)
-        return self._store.update(desk.emptied(done) if intent.kind is IntentKind.ABSORB else done, ())
+        return self._store.update(desk.emptied(done, other) if absorbs and other is not None else done, ())
+
+    def _absorber(self, target_id: str, source_id: str) -> Ticket | None:
+        """The ticket that is to have what an ended one had: the one it was merged into, or the last that took
+        that one over since; the one that has it, where one does."""
+        found = self._store.find(target_id)
+        for _ in range(SURVIVORS_MAX):
+            if found is None or not found.merged_into or desk.has_absorbed(found, source_id):
+                break
+            above = self._store.find(found.merged_into)
+            if above is None or above.id == source_id:
+                break
+            found = above
+        return found
 
     def _effect(self, intent: Intent, ticket: Ticket, other: Ticket) -> Change:
         """What an intent of `ticket` does to `other`."""
@@ -791,6 +841,15 @@ def _claim_of_pile(ticket: Ticket, team: str, agent: str, now: int) -> Change:
     return desk.claim(ticket, agent, None, now)
 
 
+def _check_mergeable(target: Ticket, source: Ticket) -> None:
+    """TicketFinal, TicketFull; InvalidArgument for what is never merged."""
+    desk.check_open(target)
+    desk.check_open(source)
+    if Kind.RETURN_VISIT in (target.kind, source.kind):
+        raise InvalidArgument(field="source", why="return visits are not merged")
+    desk.check_room(target, source)
+
+
 def _check_parts(original: Ticket, calls: Sequence[str]) -> None:
     known = {call.call_id for call in original.calls}
     unknown = [call for call in calls if call not in known]
@@ -807,6 +866,7 @@ def split_off(
         replace(comment, sequence=place, request_key="", fingerprint="")
         for place, comment in enumerate(said, start=1)
     )
+    named = {file for comment in said for file in comment.attachments}
     intent = Intent(
         kind=IntentKind.CEDE, ticket_id=original.id, number=0, reason="split", time_ms=ticket.created_ms
     )
@@ -816,6 +876,7 @@ def split_off(
         call_count=len(moved),
         comments=copied,
         comment_count=len(copied),
+        attachments=tuple(file for file in original.attachments if file.id in named),
         links=(Link(ticket_id=original.id, relation=Relation.PARENT, time_ms=now),),
         intents=(intent,),
         team=ticket.team or original.team,

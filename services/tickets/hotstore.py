@@ -222,9 +222,11 @@ def _text_of(token: Any) -> str:
 def _token_of(text: str) -> Any:
     try:
         token = json.loads(base64.urlsafe_b64decode(text[:TOKEN_CHARACTERS_MAX]))
-    except ValueError:
+    except (ValueError, RecursionError):
         token = None
-    if not isinstance(token, dict) or not isinstance(token.get("_data"), str) or len(token) != 1:
+    data = token.get("_data") if isinstance(token, dict) and len(token) == 1 else None
+    # half of a character of two, say, can be said in JSON and not be sent
+    if not isinstance(data, str) or not data.isascii():
         raise InvalidArgument(field="resume_token", why="is not one that this service gave out")
     return token
 

@@ -206,7 +206,13 @@ class Library:
         if found is None or record is None or (not record.search.get("published") and not self._may_write()):
             raise NotFound(resource=name)
         message = self.version(found)
-        if _AUDIENCES[message.audience] not in audiences():
+        readers = {_AUDIENCES[message.audience]}
+        live = int(record.search.get("published") or number)
+        if live != number:
+            # an earlier version is for nobody whom the article is not for by now
+            present = records.get(self.store, "articleVersions", f"{id}{VERSION_MARK}{live}")
+            readers.add(_AUDIENCES[self.version(present).audience])
+        if not readers <= set(audiences()):
             raise NotFound(resource=name)
         return message
 
@@ -454,7 +460,9 @@ class KnowledgeCalls:
         page = Page.parse(
             request.page_size, request.page_token, default=HITS_DEFAULT, maximum=HITS_MAX, fingerprint=print_
         )
-        offset = page.after if isinstance(page.after, int) and 0 <= page.after <= DEPTH_MAX else 0
+        offset = sequence_key(page)
+        if not 0 <= offset <= DEPTH_MAX:
+            raise InvalidArgument(field="page_token", why="is not a token that this list gave out")
         wanted = query_words(query)
         found = self._library.search(wanted, request.language, page.limit + 1, offset)
         shown = self._library.hits(found[: page.limit], wanted)

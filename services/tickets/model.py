@@ -723,6 +723,8 @@ class Ticket:
     comment_count: int = 0
     #: The ticket that took it over in a merge.
     merged_into: str = ""
+    #: The tickets that it took over, whose calls, comments and files it has by now; the latest.
+    absorbed: tuple[str, ...] = ()
     #: The problem it is a case of.
     problem: str = ""
     #: Who approved its fees.
@@ -759,6 +761,8 @@ class Profile:
     language: str = ""
     #: The customer that took this one over.
     merged_into: str = ""
+    #: The customer was legally erased: nothing is kept of them any more.
+    erased: bool = False
     #: Channels by which the customer doesn't want to be asked how it was.
     refused: frozenset[Channel] = frozenset()
     #: Channels by which the customer said to want to be asked, the latest said first.
@@ -766,7 +770,7 @@ class Profile:
     #: When the customer wants not to be contacted: (ISO weekdays, none: every day; first minute; first
     #: after).
     quiet: tuple[tuple[tuple[int, ...], int, int], ...] = ()
-    #: IANA zone of these; empty: UTC.
+    #: IANA zone of these; empty: the enterprise's.
     zone: str = ""
 
 
@@ -970,3 +974,5 @@ class Rules:
     default_flows: Mapping[Kind, str] = field(default_factory=dict)
     #: Teams by id.
     teams: Mapping[str, Team] = field(default_factory=dict)
+    #: IANA zone of customers who have none of their own.
+    time_zone: str = "UTC"

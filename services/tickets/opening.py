@@ -89,7 +89,8 @@ def check_create(command: Create, *, parent_exists: bool) -> None:
 
 def plan_create(command: Create, profile: Profile | None, rules: Rules, now: int) -> Change:
     """The ticket that a checked command opens, with what is known of its customer, or of the one who took it
-    over."""
+    over. CustomerErased."""
+    engine.check_served(profile)
     draft, named = command.draft, command.draft.customer_id
     if profile is not None:
         language = draft.language or profile.language

@@ -14,6 +14,7 @@ from callmesh.tickets.v1 import quality_pb2
 from chassis.callcontext import current_identity
 from chassis.clock import Clock
 from chassis.errors import FailedPrecondition, InvalidArgument
+from chassis.fieldmask import apply_mask
 from chassis.ids import parse_name
 from tickets import convert
 from tickets.filters import Condition, choice_field, enum_choices, list_field, name_field, text_field
@@ -298,7 +299,7 @@ class QualityCalls:
             names = getattr(request, field)
             if len(names) > LINKED_MAX:
                 raise InvalidArgument(field=field, why=f"at most {LINKED_MAX} are allowed")
-            ids = [parse_name(field, "tickets", name) for name in names]
+            ids = [parse_name(f"{field}[{index}]", "tickets", name) for index, name in enumerate(names)]
             missing = [id for id in ids if not self._handlers.exists(id)]
             if missing:
                 raise InvalidArgument(field=field, why=f"tickets/{missing[0]} does not exist")
@@ -338,10 +339,14 @@ class QualityCalls:
 
     def UpdateReview(self, request: Any, context: Any) -> Any:
         """Changes a review's criteria and findings."""
-        record = self._reviews.record(request.review.name, "review.name")
-        if self._reviews.read(record).HasField("complete_time"):
-            raise ReviewOver(subject=request.review.name, why="is complete")
-        return self._scored(self._reviews.update(request))
+        patch, kind = request.review, self._reviews.resource
+
+        def edit(message: Any) -> None:
+            if message.HasField("complete_time"):
+                raise ReviewOver(subject=patch.name, why="is complete")
+            apply_mask(message, patch, request.update_mask, allowed=kind.updatable, immutable=kind.immutable)
+
+        return self._scored(self._reviews.change(patch.name, patch.etag, edit, field="review.name"))
 
     def CompleteReview(self, request: Any, context: Any) -> Any:
         """Ends a review with a verdict."""

@@ -24,6 +24,8 @@ from tickets.filters import Condition, Field, Term
 if TYPE_CHECKING:
     from chassis.bus import Event
 
+#: Records read at once where all of a kind are wanted.
+ALL_PAGE = 1_000
 #: Assets of an erased customer removed at once, and how often.
 FORGET_BATCH, FORGET_BATCHES_MAX = 100, 100
 
@@ -212,6 +214,9 @@ class Records(Protocol):
     def page(self, query: RecordQuery, limit: int, after: After) -> list[Record]:
         """At most `limit` records after a key."""
 
+    def count(self, kind: str) -> int:
+        """How many records of a kind there are, about."""
+
     def since(self, kind: str, name: str, value: int, limit: int) -> list[tuple[str, int]]:
         """(id, version) of records with a searched number of at least `value`, the lowest first."""
 
@@ -227,9 +232,16 @@ def get(records: Records, kind: str, id: str) -> Record:
     return found
 
 
-def all_of(records: Records, kind: str, most: int) -> list[Record]:
-    """Every record of a kind by id, at most `most`."""
-    return records.page(RecordQuery(kind=kind, by_id=True), most, None)
+def all_of(records: Records, kind: str) -> list[Record]:
+    """Every record of a kind by id; of kinds whose number is bounded (`resources.Resource.most`)."""
+    query, found = RecordQuery(kind=kind, by_id=True), list[Record]()
+    after: After = None
+    while True:
+        page = records.page(query, ALL_PAGE, after)
+        found += page
+        if len(page) < ALL_PAGE:
+            return found
+        after = key_of(page[-1], query)
 
 
 def forget_assets(records: Records, customer_id: str) -> None:
@@ -325,6 +337,10 @@ class MongoRecords:
             RECORDS[query.kind]._get_collection().find({"$and": clauses} if clauses else {}, {"outbox": 0})
         )
         return [self._record(query.kind, raw) for raw in found.sort(order).limit(limit)]
+
+    def count(self, kind: str) -> int:
+        """As the port says."""
+        return int(RECORDS[kind]._get_collection().estimated_document_count())
 
     def since(self, kind: str, name: str, value: int, limit: int) -> list[tuple[str, int]]:
         """As the port says."""
@@ -427,6 +443,11 @@ class MemoryRecords:
             self._where(query.kind, test), key=lambda one: key_of(one, query), reverse=not query.by_id
         )
         return found[:limit]
+
+    def count(self, kind: str) -> int:
+        """As the port says."""
+        with self._lock:
+            return sum(1 for held, _ in self._records if held == kind)
 
     def since(self, kind: str, name: str, value: int, limit: int) -> list[tuple[str, int]]:
         """As the port says."""

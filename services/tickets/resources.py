@@ -12,7 +12,7 @@ from google.protobuf.json_format import MessageToJson, Parse
 
 from chassis.callcontext import current_identity
 from chassis.clock import Clock
-from chassis.errors import EtagMismatch, InvalidArgument
+from chassis.errors import EtagMismatch, InvalidArgument, ResourceExhausted
 from chassis.fieldmask import apply_mask
 from chassis.idempotency import content_fingerprint, request_key
 from chassis.ids import check_id, new_id, parse_name
@@ -64,6 +64,8 @@ class Resource:
     always: tuple[Term, ...] = ()
     #: Lists go by name instead of newest first.
     by_id: bool = False
+    #: Most of them, every version counted, of a kind that processes read whole; 0: as many as there are.
+    most: int = 0
 
 
 def dump(message: Any) -> str:
@@ -137,6 +139,12 @@ class Crud:
         """What is stored of a changed message, just before it is."""
         return self.as_record(message, record.id, record)
 
+    def check_room(self) -> None:
+        """ResourceExhausted when there are as many as may be."""
+        kind, most = self.resource.kind, self.resource.most
+        if most and self._store.count(kind) >= most:
+            raise ResourceExhausted(subject=kind, limit=f"at most {most}")
+
     def create(self, request: Any, method: str, prepare: Callable[[Any], None] | None = None) -> Any:
         """A new resource; `prepare` fills in what the service decides."""
         message = self.resource.message()
@@ -153,6 +161,7 @@ class Crud:
         if prepare is not None:
             prepare(message)
         self.check(message)
+        self.check_room()
         key = request_key(current_identity(), method, request.request_id)
         made, _ = self._store.insert(
             self.as_record(message, chosen or new_id()),

@@ -34,7 +34,8 @@ def main() -> int:
     clock = settings.clock()
     state = MongoState()
     governor = Governor(settings.rules(), MongoRecords(), state, clock)
-    TicketsConsumers.use = Handlers(MongoStore(), clock, governor.rules, event_of)
+    # Consumers begin before the loop that keeps the rules fresh.
+    TicketsConsumers.use = Handlers(MongoStore(), clock, governor.known, event_of)
 
     def run_timers(stopping: worker.Stopping) -> None:
         ensure_indexes((*DOCUMENTS, *RECORDS.values()))

@@ -298,7 +298,7 @@ def test_an_erased_customers_assets_are_gone(kind: str, request: pytest.FixtureR
         kept.insert(Record(kind="assets", id=f"a{number}", body="{}", search=owner, created_ms=number))
     for _ in range(2):
         forget_assets(kept, "1")
-        assert [record.id for record in all_of(kept, "assets", 1_000)] == ["a1"]
+        assert [record.id for record in all_of(kept, "assets")] == ["a1"]
 
 
 def test_a_pile_is_what_nobody_has_and_the_skills_are_enough_for(store: TicketStore) -> None:

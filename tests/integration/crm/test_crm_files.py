@@ -37,16 +37,18 @@ from callmesh.crm.v1 import (
 from chassis.bus import Event
 from chassis.client import channel
 from chassis.clock import to_ms
+from chassis.errors import Unavailable
 from chassis.grpc_status import error_info
 from chassis.mongo import async_database, connect, disconnect, ensure_indexes
 from chassis.server import ServiceBinding
 from chassis.testing import FakeClock
 from chassis.testing.grpc import GrpcServerFactory
-from crm import care_servicer
+from crm import care_handlers, care_servicer, documents, voice
 from crm.app import App, compose
+from crm.care_handlers import Retention
 from crm.collections import ALL_DOCUMENTS
 from crm.config import CrmSettings
-from crm.model import Fact, InteractionKind
+from crm.model import Churn, Fact, InteractionKind
 from crm.sagas import MergeWish
 from crm.scopes import SCOPES
 from crm.servicer import bindings
@@ -466,6 +468,34 @@ def tell_a_day(crm: Crm, begin_ms: int) -> int:
             )
         )
     return 12 * 7 + 22 + len(said)
+
+
+async def test_who_cannot_be_scored_keeps_nobody_waiting(crm: Crm, monkeypatch: pytest.MonkeyPatch) -> None:
+    score, ids = Retention.score, [f"c{n}" for n in range(7)]
+
+    def scored(self: Retention, customer: str) -> Churn:
+        if customer in ids[:4]:
+            raise Unavailable(why="always", retry_seconds=0.1)
+        return score(self, customer)
+
+    monkeypatch.setattr(care_handlers, "CHURN_BATCH", 2)
+    monkeypatch.setattr(Retention, "score", scored)
+    for id in ids:
+        crm.app.memory.mark_churn(id)
+    assert crm.app.retention.rescore() == 7
+    left = documents.ChurnDocument._get_collection().find({"dirty_ms": {"$exists": True}}, {"_id": 1})
+    assert sorted(raw["_id"] for raw in left) == ids[:4]
+
+
+async def test_a_reason_with_a_live_one_below_it_stays_however_many_are_retired(crm: Crm) -> None:
+    made = {"version": 1, "labels": {}, "complaint": False}
+    nodes = [{"_id": f"n{n}", "path": f"a/{n:03}", "retired": n < 100, **made} for n in range(101)]
+    voice.ReasonDocument._get_collection().insert_many([{"_id": "a", "path": "a", **made}, *nodes])
+    gone = insights_pb2.DeleteContactReasonRequest(name="contactReasons/a")
+    await refused(crm.insights.DeleteContactReason(gone), "HAS_CHILDREN")
+    last = insights_pb2.DeleteContactReasonRequest(name="contactReasons/n100")
+    await crm.insights.DeleteContactReason(last)
+    assert (await crm.insights.DeleteContactReason(gone)).retired
 
 
 async def test_the_report_finds_a_rising_topic_and_a_planted_place(crm: Crm) -> None:

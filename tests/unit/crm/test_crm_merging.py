@@ -120,6 +120,83 @@ def test_a_merge_moves_everything_and_tells_it() -> None:
     assert types[-1] == "CustomersMerged" and types.count("CustomerUpdated") == 4
 
 
+def test_an_erasure_takes_what_came_on_a_deleted_customers_number() -> None:
+    world = three()
+    world.customers.delete("a", "amy")
+    world.customers.delete("b", "amy")
+    world.call(A, 7)
+    world.create("next", B)
+    world.call(B, 8)
+    world.store.mark_churn(timeline.subject_of_number(A))
+    for id in "ab":
+        world.erasures.erase(id, "asked for it", "dpo")
+    told = {i.source_id: (i.subject, i.number) for i in world._all()}
+    assert told["call-7"] == ("c:a", "")
+    assert told["call-8"] == ("c:next", B), "by now the number is somebody else's"
+    assert not world.store.churn(timeline.subject_of_number(A)) and not world.store.erase_pending(5)
+
+
+def test_an_erasure_that_is_resumed_keeps_its_reason(monkeypatch: pytest.MonkeyPatch) -> None:
+    world = three()
+    world.merge("a", "b")
+    with monkeypatch.context() as dying, pytest.raises(Unavailable):
+        dying.setattr(world.erasures, "finish", lambda *_: (_ for _ in ()).throw(Unavailable(why="dies")))
+        world.erasures.erase("a", 'asked for "it"', "dpo")
+    assert world.erasures.resume() == 1
+    for id in "ab":
+        (told, *_) = world.store.audit(id, None, 1)
+        assert told.action == "ERASE" and told.changes[-1].new == '"asked for \\"it\\""'
+
+
+def test_words_of_a_caller_nobody_knows_are_found_by_the_call() -> None:
+    store = MemoryStore()
+    Retention(store, FakeClock(NOW)).flag("n:+8613800000001", True, 5, call=("+8613800000001", "k1", "VOICE"))
+    assert [event.subject for event in store.events] == ["calls/k1"]  # type: ignore[attr-defined]
+
+
+def test_nothing_ends_before_it_begins() -> None:
+    world = three()
+    recorder = Recorder(world.store, FakeClock(NOW), Policy())
+    asked = Recording(
+        kind=InteractionKind.VISIT, source="shop", source_id="1", values={"ended_ms": 4},
+        customer="a", number="", began_ms=5,
+    )  # fmt: skip
+    with pytest.raises(InvalidArgument, match="end_time"):
+        recorder.record(asked, "shop")
+    recorder.record(replace(asked, began_ms=4), "shop")
+
+
+def test_who_was_erased_wants_nothing_any_more() -> None:
+    world = three()
+    retention = Retention(world.store, FakeClock(NOW))
+    memory = Memory(world.store, FakeClock(NOW), retention.heard_in_call)
+    world.erasures.erase("a", "asked for it", "dpo")
+    told = len(world.store.events)
+    wrapped = Fact(
+        kind=InteractionKind.CALL, source="routing", source_id="call-0", facet="wrapped",
+        stamp=(1, 1, 1, 9), values={"number": A, "wants_to_leave": True}, began_ms=0,
+    )  # fmt: skip
+    entry = memory.apply(wrapped)
+    assert entry.subject == "c:a"
+    memory.flag_leaving(entry, wrapped)
+    with pytest.raises(engine.CustomerNotActive):
+        retention.flag("a", True, 5, comment="by hand")
+    assert world.store.churn("a") is None and len(world.store.events) == told
+
+
+def test_what_is_recorded_bears_on_churn_also_after_a_crash() -> None:
+    world = three()
+    recorder = Recorder(world.store, FakeClock(NOW), Policy())
+    asked = Recording(
+        kind=InteractionKind.SURVEY, source="sms", source_id="1", values={"satisfaction": 1},
+        customer="a", number="", began_ms=5,
+    )  # fmt: skip
+    for marked in ((), ("a",), ("a",)):
+        world.store.marked.clear()
+        recorder.record(asked, "sms", dry=not marked)
+        assert world.store.marked == set(marked)
+
+
 def test_what_comes_after_a_merge_stays_with_the_survivor() -> None:
     world = three()
     before = {id: world.content(id) for id in "abc"}

@@ -10,31 +10,41 @@ import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from datetime import UTC, date, datetime, timedelta
+from decimal import Decimal
+from typing import Any
 
 import numpy as np
 import pytest
 from google.protobuf.json_format import MessageToDict
+from google.protobuf.timestamp_pb2 import Timestamp
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from callmesh.crm.v1 import transfer_pb2
 from callmesh.routing.v1 import menu_events_pb2 as menu_events
 from callmesh.tickets.v1 import events_pb2 as tickets_events
 from chassis.errors import InvalidArgument
 from crm import (
     care,
+    care_handlers,
     churn,
     consent,
     convert,
     engine,
     identity,
     imports,
+    insights_servicer,
     rows,
     scan,
     schema,
     search,
+    timeline,
     topics,
+    transfer_servicer,
+    voice,
     webhooks,
 )
+from crm.care import Rule
 from crm.coalesce import Coalescer
 from crm.duplicates import compared, probable
 from crm.model import (
@@ -46,9 +56,11 @@ from crm.model import (
     CustomField,
     EmailAddress,
     ExternalId,
+    Fact,
     FieldKind,
     Interaction,
     InteractionKind,
+    Kind,
     PhoneNumber,
     PostalAddress,
     Purpose,
@@ -182,6 +194,17 @@ def test_what_people_type_finds_the_customer(typed: str, field: str) -> None:
     assert all(any(t.startswith(s) for t in terms for s in group) for group in query.strict), (query, terms)
     match = search.scored(customer, query)
     assert field in match.fields and match.score >= search.SCORE_MIN
+
+
+def test_a_company_is_found_however_many_people_it_has() -> None:
+    people = tuple(
+        Contact(display_name=f"王小明 {n:02}", phone_numbers=(PhoneNumber(number=f"+86139{n:08}"),))
+        for n in range(50)
+    )
+    company = person(name="广东电力", kind=Kind.COMPANY, contacts=people)
+    found = search.terms(company)
+    assert {"w广东电力", "n13812345678", "f广东电力"} <= set(found) and search.blocks(company)
+    assert "n13900000049" in found, "its last contact, too"
 
 
 def test_duplicates_have_reasons() -> None:
@@ -323,7 +346,18 @@ def test_a_json_row_of_wrong_things_says_why(row: str, why: str) -> None:
 def test_a_row_that_changes_a_customer_adds_nothing_in_another_case() -> None:
     current = person(email_addresses=(EmailAddress(address="li@example.com", primary=True),))
     wanted = person(email_addresses=(EmailAddress(address="Li@example.com", primary=True),))
-    assert imports._updated(current, wanted).email_addresses == current.email_addresses
+    updated = imports._updated(current, wanted, {"email_addresses"})
+    assert updated.email_addresses == current.email_addresses
+
+
+def test_a_row_that_says_what_a_new_customer_would_have_anyway_says_it() -> None:
+    current = person(tier=Tier.VIP, notes="kept")
+    said = rows.fields_of(rows.by_path({"display_name": "王", "tier": "standard", "notes": ""}, ()))
+    _, draft = rows.customer_of({"display_name": "王", "tier": "standard"}, {})
+    updated = imports._updated(current, draft, said)
+    assert (updated.tier, updated.notes, updated.display_name) == (Tier.STANDARD, "kept", "王")
+    _, silent = rows.customer_of({"display_name": "王"}, {})
+    assert imports._updated(current, silent, {"display_name"}).tier is Tier.VIP
 
 
 @pytest.mark.parametrize(
@@ -332,7 +366,75 @@ def test_a_row_that_changes_a_customer_adds_nothing_in_another_case() -> None:
      ("+86 138 1234-5678", "+86 138 1234-5678"), ("-3.5", "-3.5"), ("a=b", "a=b")],
 )  # fmt: skip
 def test_an_export_holds_no_formula(notes: str, told: str) -> None:
-    assert rows.value_at(person(notes=notes), "notes") == told
+    assert rows.safe(notes) == told
+    assert rows.value_at(person(notes=notes), "notes") == notes, (
+        "what is no CSV file is read by no spreadsheet"
+    )
+
+
+def test_an_interactions_words_are_no_formula_either() -> None:
+    values = {"summary": "=cmd|' /C calc'!A0", "number": "+8613812345678", "channel": "EMAIL"}
+    fact = Fact(
+        kind=InteractionKind.MESSAGE, source="mail", source_id="=1+1", facet="record", stamp=(0,),
+        values=values, began_ms=0,
+    )  # fmt: skip
+    said = timeline.project(timeline.entry_of(fact))
+    row = dict(
+        zip(transfer_servicer._INTERACTION_COLUMNS, transfer_servicer._interaction_row(said), strict=True)
+    )
+    assert (row["source_id"], row["summary"]) == ("'=1+1", "'=cmd|' /C calc'!A0")
+    assert row["phone_number"] == "+8613812345678"
+
+
+@pytest.mark.parametrize("key", ["a", 5, ["a", "b"], [5], [5.5, "a"], [1, "a", "b"]])
+def test_an_export_goes_on_from_its_own_tokens_alone(key: Any) -> None:
+    for request, kinds in (
+        (transfer_pb2.ExportCustomersRequest(), (str,)),
+        (transfer_pb2.ExportInteractionsRequest(), (int, str)),
+    ):
+        page, first = transfer_servicer._resumed(request, *kinds)
+        assert first is None
+        request.resume_token = page.next_token(key)
+        good = [type(each) for each in (key if isinstance(key, list) else [key])] == list(kinds)
+        if good:
+            assert transfer_servicer._resumed(request, *kinds)[1] is not None
+            continue
+        with pytest.raises(InvalidArgument, match="resume_token"):
+            transfer_servicer._resumed(request, *kinds)
+
+
+@pytest.mark.parametrize("seconds", [-62_135_596_800, -1, 32_503_680_000, 253_402_300_799])
+def test_nobody_is_asked_about_the_edges_of_the_calendar(seconds: int) -> None:
+    with pytest.raises(InvalidArgument, match="contact_time"):
+        convert.moment_in("contact_time", Timestamp(seconds=seconds))
+
+
+def test_times_that_may_be_asked_about_have_days_around_them() -> None:
+    rule = Rule(id="b", title="", trigger="BIRTHDAY", days_before=3)
+    born = person(birth_date=BirthDate(month=6, day=1), quiet_windows=(
+        QuietWindow(weekdays=(), start_minute=0, end_minute=1_439, channels=()),))  # fmt: skip
+    for seconds in (0, 32_503_679_999):
+        at = convert.moment_in("contact_time", Timestamp(seconds=seconds))
+        for zone in ("America/Anchorage", "Pacific/Kiritimati"):
+            care.birthday(rule, born, at, zone)
+            consent.permission(born, Channel.SMS, Purpose.SERVICE, at, zone)
+
+
+@pytest.mark.parametrize("amount", ["١٢", "１２.５", "12.٥"])
+def test_an_amount_is_written_in_plain_digits(amount: str) -> None:
+    with pytest.raises(InvalidArgument, match="decimal number"):
+        care_handlers.checked_money("balance", "CNY", amount)
+
+
+def test_costs_of_several_currencies_have_no_sum() -> None:
+    costs = {"a": ("CNY", Decimal("0.6")), "a/b": ("USD", Decimal("1"))}
+    figure = voice.ReasonFigures(reason="a")
+    for reason in ("a", "a/c"):
+        voice._count(figure, {"reason": reason, "talk_ms": 60_000}, False, costs)
+    assert insights_servicer.figures_out(figure).cost.amount == "1.20"
+    voice._count(figure, {"reason": "a/b", "talk_ms": 60_000}, False, costs)
+    told = insights_servicer.figures_out(figure)
+    assert not told.HasField("cost") and not told.HasField("cost_per_call") and told.calls == 3
 
 
 def test_a_row_becomes_a_customer_and_back() -> None:
@@ -351,7 +453,6 @@ def test_a_row_becomes_a_customer_and_back() -> None:
     assert [n.number for n in draft.phone_numbers] == ["13800000001", "13800000002"]
     assert rows.value_at(draft, "birth_date") == "1990-02-28"
     assert rows.value_at(draft, "addresses[0].city") == "深圳"
-    assert rows.value_at(replace(draft, notes="=1+1"), "notes") == "'=1+1", "no formula for a spreadsheet"
 
 
 @pytest.mark.parametrize(

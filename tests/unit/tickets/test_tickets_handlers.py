@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import random
 import threading
 from collections.abc import Sequence
@@ -19,13 +20,15 @@ from chassis.bus import Event
 from chassis.errors import AlreadyExists, EtagMismatch, InvalidArgument, NotFound, Unavailable
 from chassis.testing import FakeClock
 from tickets import convert, inbound
+from tickets import desk as desk_rules
 from tickets import sla as clocks
-from tickets.engine import Act, IllegalTransition
-from tickets.handlers import BATCH_MAX, Create, Handlers
+from tickets.engine import Act, CustomerErased, IllegalTransition
+from tickets.handlers import BATCH_MAX, Create, Handlers, Request
 from tickets.hotstore import AsyncMemoryStore
 from tickets.model import (
     CallFacts,
     Channel,
+    Comment,
     Draft,
     Kind,
     Phase,
@@ -39,7 +42,7 @@ from tickets.opening import Opening
 from tickets.store import MemoryStore, Query
 
 DAY_SECONDS = 86_400
-NUMBER = "+8613800138000"
+NUMBER, OTHER = "+8613800138000", "+8613800138001"
 RULES = Rules(sla=clocks.DEFAULT_POLICY, follow_up_delay_ms=DAY_SECONDS * 1000)
 
 
@@ -454,6 +457,62 @@ def test_times_that_cannot_be_right_are_replaced(desk: Desk) -> None:
     assert later.follow_up.schedule_ms == now + DAY_SECONDS * 1000
 
 
+# ---- tickets merged at once
+
+
+class MeanwhileStore(MemoryStore):
+    """Something else happens right before the n-th write of a merge, or between its reads and that."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.left = -1
+        self.meanwhile: Any = None
+
+    def update(self, ticket: Ticket, events: Sequence[Event]) -> Ticket:
+        self.left -= 1
+        if self.left == 0:
+            self.meanwhile()
+        return super().update(ticket, events)
+
+
+@pytest.mark.parametrize("writes", [1, 2, 3])
+@pytest.mark.parametrize("ring", [2, 3])
+def test_tickets_merged_in_a_ring_at_once_leave_one_with_everything(writes: int, ring: int) -> None:
+    store = MeanwhileStore()
+    use = Handlers(store, FakeClock(), RULES, convert.event_of)
+    ids = [f"t{n}" for n in range(ring)]
+    for id in ids:
+        use.create(Create(kind=Kind.INQUIRY, draft=Draft(subject=id), actor="ann", ticket_id=id))
+        said = Comment(sequence=0, body=id, public=False, author="ann", from_customer=False, time_ms=0)
+        use.comment(Request(ticket_id=id), said)
+
+    def merge(place: int) -> None:
+        with contextlib.suppress(desk_rules.TicketFinal, EtagMismatch):
+            use.merge(Request(ticket_id=ids[(place + 1) % ring]), ids[place], "ann", "")
+
+    store.left, store.meanwhile = writes, lambda: [merge(place) for place in range(1, ring)]
+    merge(0)
+    for id in use.due(10):
+        use.fire(id)
+    (stays,) = [ticket for ticket in store.page(Query(), 10, None) if ticket.is_open]
+    assert sorted(said.body for said in use.comments(stays.id, 0, 10)) == ids
+
+
+@pytest.mark.parametrize("done_before", [True, False])
+def test_what_a_merge_left_over_goes_to_who_took_its_target_over(desk: Desk, done_before: bool) -> None:
+    for id in "abc":
+        desk.create(ticket_id=id)
+        said = Comment(sequence=0, body=id, public=False, author="ann", from_customer=False, time_ms=0)
+        desk.use.comment(Request(ticket_id=id), said)
+    desk.store.left, desk.store.done_before = 2, done_before
+    with pytest.raises(Crash):
+        desk.use.merge(Request(ticket_id="b"), "a", "ann", "")
+    desk.use.merge(Request(ticket_id="c"), "b", "ann", "")
+    desk.run_timers()
+    assert sorted(said.body for said in desk.use.comments("c", 0, 10)) == ["a", "b", "c"]
+    assert not desk.store.get("a").intents and not desk.store.get("a").comments
+
+
 # ---- customers
 
 
@@ -586,6 +645,61 @@ def test_erasure_removes_profile_and_texts(desk: Desk) -> None:
         desk.act(ticket.id, "reopen", reason="secret")
     desk.use.customer_erased("42", 2)
     desk.use.customer_erased("42", 2)
-    assert desk.store.profile("42") == Profile(customer_id="42", version=2)
+    assert desk.store.profile("42") == Profile(customer_id="42", version=2, erased=True)
     assert desk.store.get(ticket.id).draft == Draft(subject="(erased)")
     assert all(step.reason == "" for step in desk.use.steps(ticket.id, 0, 1_000))
+
+
+def test_an_erasure_reaches_what_was_over_before_its_number_was_known(desk: Desk) -> None:
+    over, others = (desk.create(draft=Draft(subject="secret", caller_number=n)) for n in (NUMBER, OTHER))
+    for ticket in (over, others):
+        desk.act(ticket.id, "cancel")
+    desk.use.customer_known(Profile(customer_id="42", version=1, numbers=(NUMBER, OTHER)))
+    desk.use.customer_known(Profile(customer_id="41", version=1, numbers=(OTHER,)))
+    for _ in range(2):
+        desk.use.customer_erased("42", 2)
+    assert desk.store.get(over.id).draft == Draft(subject="(erased)")
+    assert desk.store.get(others.id).draft == others.draft, "by now the number is somebody else's"
+
+
+@pytest.mark.parametrize("first", ["survivor", "absorbed"])
+def test_a_merge_heard_of_between_two_erasures_brings_nobody_back(desk: Desk, first: str) -> None:
+    ticket = desk.create(draft=Draft(subject="secret", customer_id="absorbed"))
+    second = "absorbed" if first == "survivor" else "survivor"
+    desk.use.customer_erased(first, 3)
+    desk.use.customers_merged(Profile(customer_id="survivor", version=2), ["absorbed"])
+    desk.use.customer_erased(second, 3)
+    assert desk.store.get(ticket.id).draft == Draft(subject="(erased)")
+
+
+def test_merges_heard_of_in_another_order_end_with_the_last_survivor(desk: Desk) -> None:
+    ticket = desk.create(draft=Draft(subject="a", customer_id="a"))
+    b, c = Profile(customer_id="b", version=2), Profile(customer_id="c", version=2)
+    desk.use.customer_known(Profile(customer_id="b", version=3, merged_into="c"))
+    desk.use.customers_merged(c, ["b"])
+    desk.use.customers_merged(b, ["a"])
+    assert desk.store.get(ticket.id).draft.customer_id == "c"
+    desk.use.customers_unmerged(replace(c, version=4), [replace(b, version=4)])
+    assert desk.store.get(ticket.id).draft.customer_id == "b"
+    desk.use.customers_unmerged(replace(b, version=5), [Profile(customer_id="a", version=5)])
+    assert desk.store.get(ticket.id).draft.customer_id == "a"
+
+
+def test_nothing_is_begun_for_who_was_erased(desk: Desk) -> None:
+    desk.use.customer_known(Profile(customer_id="42", version=1))
+    named = Draft(subject="Bill", customer_id="42")
+    resolved, other = desk.create(draft=named), desk.create()
+    desk.act(resolved.id, "resolve")
+    desk.use.customer_erased("42", 2)
+    desk.clock.advance(2 * DAY_SECONDS)
+    desk.run_timers()
+    inbound.take(desk.use, churn_task())
+    leaving = crm_events.LeaveIntentFlagged(customer="customers/42", wants_to_leave=True)
+    inbound.take(desk.use, told_by_crm(leaving))
+    assert {ticket.id for ticket in desk.all()} == {resolved.id, other.id}, "no visit, no retention"
+    for begin in (
+        lambda: desk.create(draft=named),
+        lambda: desk.use.update(other.id, None, lambda _: named, actor="ann"),
+    ):
+        with pytest.raises(CustomerErased):
+            begin()

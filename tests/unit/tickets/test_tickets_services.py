@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import base64
 import gzip
 import uuid
 from collections.abc import Iterator
 from dataclasses import replace
+from datetime import datetime, timedelta
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
+from zoneinfo import ZoneInfo
 
 import pytest
 from google.protobuf.duration_pb2 import Duration
 from google.protobuf.json_format import MessageToDict
+from pydantic import ValidationError
 
 from callmesh.common.v1 import common_pb2
 from callmesh.crm.v1 import customers_pb2
@@ -30,6 +34,7 @@ from callmesh.tickets.v1 import (
 from callmesh.tickets.v1 import ticket_service_pb2 as rpc
 from chassis import callcontext
 from chassis.callcontext import CallContext, Identity
+from chassis.clock import to_ms
 from chassis.errors import (
     AlreadyExists,
     CallmeshError,
@@ -46,22 +51,26 @@ from tickets import (
     configuring,
     convert,
     convert_config,
+    desk,
     documents,
+    engine,
     flows,
     handlers,
+    hotstore,
     records,
     reports,
     workdays,
 )
 from tickets import sla as clocks
 from tickets.around import Around
+from tickets.config import TicketsSettings
 from tickets.configuring import Configuring, FlowCalls, SlaCalls, TeamCalls
 from tickets.feedback import MemoryFeedback
 from tickets.governing import Governor, MemoryState
 from tickets.handlers import Handlers
 from tickets.hotstore import AsyncMemoryStore
 from tickets.knowledge import ExpertCalls, KnowledgeCalls, Library
-from tickets.model import CallFacts, Channel, Profile, Rules, Ticket, TicketRequest
+from tickets.model import CallFacts, Channel, FollowUp, Profile, Rules, Ticket, TicketRequest
 from tickets.opening import Create, Opening
 from tickets.quality import QualityCalls
 from tickets.records import MemoryRecords
@@ -398,6 +407,65 @@ def test_a_merge_moves_everything_once_and_a_split_gives_it_back(service: Servic
     assert [c.body for c in service.use.comments(made.created.name[8:], 0, 9)] == ["1"]
 
 
+def with_words(service: Service, *, files: int = 0) -> str:
+    """A ticket with two comments, a watcher and files."""
+    name = f"tickets/{service.open().id}"
+    for number in range(2):
+        said = pb.Comment(body=f"{number} of {name}")
+        service.CreateComment(rpc.CreateCommentRequest(parent=name, comment=said), None)
+    for number in range(files):
+        file = pb.Attachment(uri=f"https://files/{name}/{number}", file_name="photo.png")
+        service.AttachFile(rpc.AttachFileRequest(name=name, attachment=file), None)
+    return name
+
+
+def words_of(service: Service, name: str) -> set[str]:
+    return {said.body for said in service.use.comments(name[8:], 0, 100)}
+
+
+def test_a_ticket_called_a_duplicate_first_keeps_its_words_in_the_merge(service: Service) -> None:
+    target, source = with_words(service, files=1), with_words(service, files=1)
+    said = words_of(service, target) | words_of(service, source)
+    same = pb.TicketLink.RELATION_DUPLICATE
+    service.LinkTickets(rpc.LinkTicketsRequest(name=target, other=source, relation=same), None)
+    merged = service.MergeTickets(rpc.MergeTicketsRequest(name=target, source=source), None)
+    assert words_of(service, target) == said and len(merged.attachments) == 2
+    assert [(link.ticket, link.relation) for link in merged.links] == [(source, same)]
+
+
+def test_what_does_not_fit_is_not_merged(service: Service) -> None:
+    target, source = with_words(service, files=60), with_words(service, files=5)
+    before = service.store.get(source[8:])
+    merge = rpc.MergeTicketsRequest(name=target, source=source)
+    assert refused(lambda: service.MergeTickets(merge, None), CallmeshError) == "TICKET_FULL"
+    assert service.store.get(source[8:]) == before
+
+
+def test_what_finds_no_room_any_more_stays_where_it_was(service: Service) -> None:
+    full, source = (service.store.get(with_words(service, files=n)[8:]) for n in (64, 5))
+    absorbed = desk.absorb(full, source, source.comments, 1).ticket
+    left = desk.emptied(source, absorbed)
+    assert set(left.attachments) | set(absorbed.attachments) == {*full.attachments, *source.attachments}
+    assert not left.comments and absorbed.comment_count == 4
+
+
+@pytest.mark.parametrize("act", [
+    lambda service, name: service.CreateComment(
+        rpc.CreateCommentRequest(parent=name, comment=pb.Comment(body="and?", from_customer=True)), None
+    ),
+    lambda service, name: service.AttachFile(
+        rpc.AttachFileRequest(name=name, attachment=pb.Attachment(uri="https://files/1", file_name="a")), None
+    ),
+])  # fmt: skip
+def test_nobody_writes_to_a_ticket_that_was_merged(service: Service, act: Any) -> None:
+    target, source = with_words(service), with_words(service)
+    service.MergeTickets(rpc.MergeTicketsRequest(name=target, source=source), None)
+    with pytest.raises(CallmeshError, match=target) as caught:
+        act(service, source)
+    assert caught.value.details.reason == "TICKET_FINAL"
+    act(service, target)
+
+
 def test_a_split_is_safe_to_repeat_when_its_calls_have_gone(service: Service) -> None:
     wish = TicketRequest(kind="inquiry", priority="", category="", subject="Bill", description="")
     now = service.clock.now_ms()
@@ -409,6 +477,17 @@ def test_a_split_is_safe_to_repeat_when_its_calls_have_gone(service: Service) ->
     assert made[0].created.name == made[1].created.name and not made[1].original.calls
     assert [call.call for call in made[1].created.calls] == ["calls/c1"]
     assert service.store.get("call-1").call_count == 0
+
+
+def test_a_split_takes_along_the_files_that_its_comments_name(service: Service) -> None:
+    name = with_words(service, files=2)
+    wanted, other = service.store.get(name[8:]).attachments
+    said = pb.Comment(body="see the photo", attachment_ids=[wanted.id])
+    written = service.CreateComment(rpc.CreateCommentRequest(parent=name, comment=said), None)
+    part = pb.Ticket(kind=pb.TICKET_KIND_COMPLAINT, subject="Late")
+    made = service.SplitTicket(split(name, part, comments=[written.name]), None)
+    assert [file.attachment_id for file in made.created.attachments] == [wanted.id]
+    assert [file.attachment_id for file in made.original.attachments] == [wanted.id, other.id]
 
 
 def test_a_split_does_not_outgrow_a_ticket(service: Service) -> None:
@@ -456,6 +535,36 @@ def test_a_bulk_edit_changes_a_ticket_and_takes_it_on_or_leaves_it_alone(service
         assert service.BulkUpdateTickets(request, None).changed_count == 1
     after = service.store.get(name[8:])
     assert (after.state, after.version) == ("dispatched", before.version + 1)
+
+
+def test_of_many_names_the_bad_one_is_told(service: Service) -> None:
+    name = with_words(service)
+    part = pb.Ticket(kind=pb.TICKET_KIND_COMPLAINT, subject="Late")
+    asks: list[tuple[Any, str]] = [
+        (lambda: service.BulkUpdateTickets(bulk(names=[name, "x"]), None), "names[1]"),
+        (lambda: service.SplitTicket(split(name, part, calls=["calls/a", "x"]), None), "calls[1]"),
+        (
+            lambda: service.SplitTicket(split(name, part, comments=[f"{name}/comments/0"]), None),
+            "comments[0]",
+        ),
+        (lambda: service.SplitTicket(split(name, part, comments=[name] * 1_001), None), "comments"),
+    ]
+    assert [refused(ask) for ask, _ in asks] == [[field] for _, field in asks]
+
+
+def bulk(**fields: Any) -> rpc.BulkUpdateTicketsRequest:
+    return rpc.BulkUpdateTicketsRequest(transition="start", request_id=str(uuid.uuid4()), **fields)
+
+
+def split(name: str, part: pb.Ticket, **fields: Any) -> rpc.SplitTicketRequest:
+    return rpc.SplitTicketRequest(name=name, ticket=part, **fields)
+
+
+def test_a_bulk_edits_digest_is_made_once(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
+    made, digest = [], around.content_fingerprint
+    monkeypatch.setattr(around, "content_fingerprint", lambda *a, **k: made.append(1) or digest(*a, **k))
+    names = [f"tickets/{service.open().id}" for _ in range(3)]
+    assert service.BulkUpdateTickets(bulk(names=names), None).changed_count == 3 and len(made) == 1
 
 
 def test_money_is_exact_and_of_one_currency(service: Service) -> None:
@@ -735,6 +844,38 @@ def test_policies_apply_by_order_and_open_tickets_follow_changes_with_their_cred
     assert service.open().sla.policy == "default"
 
 
+def test_no_rule_is_passed_over_for_being_one_too_many(
+    service: Service, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(records, "ALL_PAGE", 2)
+    for name in "abcde":
+        member = team_pb2.TeamMember(agent="agents/a")
+        made = team_pb2.CreateTeamRequest(team=team_pb2.Team(members=[member]), team_id=name)
+        service.teams.CreateTeam(made, None)
+    assert sorted(service.governor.rules().teams) == list("abcde")
+    calendars_ = service.parts.calendars
+    monkeypatch.setattr(calendars_, "resource", replace(calendars_.resource, most=3))
+    service.sla.CreateCalendar(calendar_request(), None)
+    update = sla_pb2.UpdateCalendarRequest(calendar=service.sla.ListCalendars(
+        sla_pb2.ListCalendarsRequest(), None).calendars[0])  # fmt: skip
+    update.calendar.display_name, update.calendar.etag = "other", ""
+    service.sla.UpdateCalendar(update, None)
+    update.calendar.display_name = "one more"
+    ask = lambda: service.sla.UpdateCalendar(update, None)  # noqa: E731
+    assert refused(ask, CallmeshError) == "RESOURCE_EXHAUSTED"
+
+
+def test_what_a_worker_opens_first_goes_by_the_operators_rules(service: Service) -> None:
+    service.sla.CreateCalendar(calendar_request(), None)
+    made = service.sla.CreateSlaPolicy(policy_request(8), None)
+    base = Rules(sla=clocks.DEFAULT_POLICY, follow_up_delay_ms=HOUR)
+    governor = Governor(base, service.records, MemoryState(), service.clock)
+    wish = TicketRequest(kind="inquiry", priority="", category="", subject="Bill", description="")
+    facts = CallFacts(call_id="c1", ticket_id="call-1", time_ms=service.clock.now_ms(), request=wish)
+    opened = Handlers(service.store, service.clock, governor.known, convert.event_of).call_wrapped_up(facts)
+    assert opened is not None and f"slaPolicies/{opened.sla.policy}" == made.name
+
+
 def test_a_setup_file_names_where_it_is_wrong_and_may_bring_its_own_visits(service: Service) -> None:
     office = {"name": "calendars/office", "timeZone": "UTC"}
     for content, field in (
@@ -787,11 +928,11 @@ def test_a_setup_file_is_applied_once(service: Service) -> None:
     days[0]["endMinute"] = 660
     assert configuring.apply_file(service.parts, content) == ["calendars/c1"]
     assert service.open().sla.calendar == "c1@2"
-    before = service.store.versions(), [r.id for r in records.all_of(service.records, "teams", 9)]
+    before = service.store.versions(), [r.id for r in records.all_of(service.records, "teams")]
     nowhere = {"name": "slaPolicies/p2", "calendar": "calendars/none", "resolutionTarget": "60s"}
     half = {"teams": [{"name": "teams/t2"}], "slaPolicies": [nowhere]}
     assert refused(lambda: configuring.apply_file(service.parts, half)) == ["slaPolicies[0].calendar"]
-    after = service.store.versions(), [r.id for r in records.all_of(service.records, "teams", 9)]
+    after = service.store.versions(), [r.id for r in records.all_of(service.records, "teams")]
     assert after == before, "a file with one bad part changes nothing"
     for bad in ([], {"x": []}, {"teams": 7}, {"teams": [{"name": "t1"}]}, {"teams": [{"nam": "teams/t1"}]}):
         with pytest.raises(InvalidArgument):
@@ -823,6 +964,22 @@ def test_visits_wait_for_quiet_time_to_end_and_take_a_channel_the_customer_accep
         service.use.fire(id)
     visit = service.store.get(f"{ticket.id}.visit-1")
     assert visit.visit is not None and visit.visit.channel is Channel.SMS
+
+
+def test_quiet_windows_go_by_the_enterprises_clock_where_the_customer_has_none(service: Service) -> None:
+    snapshot = crm_events.CustomerSnapshot(customer="customers/7", version=1, state=1)
+    snapshot.quiet_windows.add(start_minute=22 * 60, end_minute=8 * 60)
+    profile = convert.profile_of(snapshot)
+    assert profile is not None
+    at = datetime(2026, 3, 2, 23, tzinfo=ZoneInfo("Asia/Shanghai"))
+    ticket = service.open(customer="customers/7")
+    plan = FollowUp(schedule_ms=0, ticket_id="v", number=1)
+    rules = TicketsSettings().rules()
+    moved = engine.visit_moved(replace(ticket, follow_up=plan), profile, rules, to_ms(at))
+    assert moved is not None and moved.ticket.follow_up is not None
+    assert moved.ticket.follow_up.schedule_ms == to_ms(at + timedelta(hours=9))
+    with pytest.raises(ValidationError, match="IANA"):
+        TicketsSettings(time_zone="Mars/Olympus")
 
 
 def test_a_visit_is_made_by_the_channel_that_the_customer_asked_for(service: Service) -> None:
@@ -916,6 +1073,19 @@ def test_articles_are_reviewed_versioned_searched_and_withdrawn(service: Service
     assert not search(service, "正文").hits
     drafts = knowledge_pb2.ListArticlesRequest(filter="state = WITHDRAWN")
     assert [a.name for a in service.knowledge.ListArticles(drafts, None).articles] == [name]
+
+
+def test_an_earlier_version_is_for_nobody_whom_the_article_is_not_for_by_now(service: Service) -> None:
+    name = article(service, "Outage", "In confidence", knowledge_pb2.AUDIENCE_CUSTOMERS)
+    patch = knowledge_pb2.Article(name=name, audience=knowledge_pb2.AUDIENCE_AGENTS)
+    service.knowledge.UpdateArticle(knowledge_pb2.UpdateArticleRequest(article=patch), None)
+    service.knowledge.SubmitArticle(knowledge_pb2.SubmitArticleRequest(name=name), None)
+    become("bob", "tickets.read", "tickets.knowledge")
+    service.knowledge.ReviewArticle(knowledge_pb2.ReviewArticleRequest(name=name, approve=True), None)
+    first = knowledge_pb2.GetArticleRequest(name=name, version=1)
+    assert service.knowledge.GetArticle(first, None).body == "In confidence"
+    become("shop", "tickets.selfservice")
+    assert refused(lambda: service.knowledge.GetArticle(first, None), NotFound) == "NOT_FOUND"
 
 
 def test_every_replica_finds_what_another_published_and_withdrew(service: Service) -> None:
@@ -1014,6 +1184,28 @@ def test_a_product_is_scored_by_its_criteria_or_its_tickets(service: Service) ->
     assert refused(lambda: service.quality.UpdateReview(update, None), CallmeshError) == "REVIEW_OVER"
 
 
+def test_a_review_that_ends_while_it_is_changed_stays_as_it_ended(
+    service: Service, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    review = quality_pb2.Review(product="5G", stage=quality_pb2.Review.STAGE_IN_MARKET)
+    made = service.quality.CreateReview(quality_pb2.CreateReviewRequest(review=review), None)
+    update, ends = service.records.update, quality_pb2.Review.VERDICT_REJECTED
+
+    def meanwhile(record: records.Record, events: Any = ()) -> records.Record:
+        monkeypatch.setattr(service.records, "update", update)
+        service.quality.CompleteReview(
+            quality_pb2.CompleteReviewRequest(name=made.name, verdict=ends, reason="bad"), None
+        )
+        return update(record, events)
+
+    monkeypatch.setattr(service.records, "update", meanwhile)
+    patch = quality_pb2.Review(name=made.name, criteria=[{"criterion_id": "late", "score": 100}])
+    asked = quality_pb2.UpdateReviewRequest(review=patch)
+    assert refused(lambda: service.quality.UpdateReview(asked, None), CallmeshError) == "REVIEW_OVER"
+    kept = service.quality.GetReview(quality_pb2.GetReviewRequest(name=made.name), None)
+    assert kept.verdict == ends and not kept.criteria
+
+
 def test_a_product_is_reviewed_before_and_improved_after_its_launch(service: Service) -> None:
     stages = quality_pb2.Review
     before = quality_pb2.Review(product="5G-gold", stage=stages.STAGE_PRE_LAUNCH)
@@ -1033,15 +1225,24 @@ def test_a_product_is_reviewed_before_and_improved_after_its_launch(service: Ser
     assert len(service.quality.ListReviews(listed, None).reviews) == 1
 
 
+@pytest.mark.parametrize("said", ["[" * 2_000, '{"_data": "\\ud800"}', '{"_data": {}}', "{}", "no"])
+def test_a_resume_token_that_is_none_is_refused(said: str) -> None:
+    text = base64.urlsafe_b64encode(said.encode()).decode()
+    assert refused(lambda: hotstore._token_of(text)) == ["resume_token"]
+
+
 def test_a_page_token_of_another_shape_is_refused(service: Service) -> None:
     name = f"tickets/{service.open().id}"
     for call, request in (
         (service.quality.ListAssets, quality_pb2.ListAssetsRequest()),
         (service.knowledge.ListKnowledgeGaps, knowledge_pb2.ListKnowledgeGapsRequest()),
         (service.ListComments, rpc.ListCommentsRequest(parent=name)),
+        (service.flows.ListFlows, flow_pb2.ListFlowsRequest()),
+        (service.sla.ListSlaPolicies, sla_pb2.ListSlaPoliciesRequest()),
+        (service.knowledge.SearchArticles, knowledge_pb2.SearchArticlesRequest(query="a")),
     ):
         page = Page(limit=1, fingerprint=request_fingerprint(request))
-        for key in ("x", [7, "x", 7]):
+        for key in (["x", 7], [7, "x", 7], 1_001.5):
             request.page_token = page.next_token(key)
             assert refused(lambda c=call, r=request: c(r, None)) == ["page_token"]
 
