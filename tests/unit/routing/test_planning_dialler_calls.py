@@ -155,6 +155,33 @@ async def test_a_call_that_its_agent_does_not_take_is_nobody_elses(
     await asyncio.gather(call._reading, return_exceptions=True)
 
 
+OTHERS = routing_pb2.RouteCallEvent(offered={"offer_id": "o", "agent": "agents/a1"})
+MINE = routing_pb2.RouteCallEvent(offered={"offer_id": "o", "agent": "agents/a0"})
+REFUSED = routing_pb2.RouteCallEvent(offer_ended={})
+
+
+@pytest.mark.parametrize(
+    ("told", "states", "answered"),
+    [
+        pytest.param([OTHERS], [WAITING, LEFT], False, id="gone before it came"),
+        pytest.param([MINE, REFUSED], [LEFT], False, id="declined"),
+        pytest.param([MINE, REFUSED], [GONE, WAITING, LEFT], False, id="declined as the leader changed"),
+        pytest.param([MINE, REFUSED], [TALKING, OVER], True, id="another has accepted by then"),
+    ],
+)
+async def test_what_its_agent_does_not_want_is_not_given_back_before_it_is_nobody_elses(
+    monkeypatch: pytest.MonkeyPatch, told: list[Any], states: list[Any], answered: bool
+) -> None:
+    """Routing offers it to the next at once. Given back while they accept, the person is called twice."""
+    monkeypatch.setattr(dialler_main, "LEFT_LOOK_SECONDS", 0.0)
+    router = Router(told, None, states)
+    call = await begun(router)
+    async with asyncio.timeout(30):
+        assert await call.wait_answered() is answered
+        await call.wait_ended()
+    assert router._stream._left.is_set() and router.asked >= len(states)
+
+
 async def test_a_call_of_which_nothing_is_known_is_not_said_to_be_unanswered(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
