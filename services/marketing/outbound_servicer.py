@@ -733,11 +733,15 @@ class OutboundServicer(outbound_pb2_grpc.OutboundServiceServicer):
 
     def _note(self, listed: Row, request: Any, contact: Any, now: datetime) -> None:
         """A call that was answered counts against the caps, unless its campaign's step did already."""
-        if not contact.customer or _result(request.result) not in ANSWERED:
+        if _result(request.result) not in ANSWERED:
             return
-        if request.attempt > 1 or "origin" not in listed.content:
+        if request.attempt == 1 and contact.customer and "origin" in listed.content:
+            return
+        customer = contact.customer.removeprefix("customers/")
+        if not customer and (owner := self._store.profile_of_number(contact.number)) is not None:
+            customer = owner.customer
+        if customer:
             id = f"call/{contact.name}/{request.attempt}"
-            customer = contact.customer.removeprefix("customers/")
             self._touches().note(id, customer, StepChannel.OUTBOUND_CALL.value, now)
 
     def _again(self, call_list: Any, request: Any, row: Row, now: datetime) -> datetime | None:

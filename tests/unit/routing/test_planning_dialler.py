@@ -50,6 +50,7 @@ from routing.planning.dialler_ports import (
     Results,
 )
 from routing.planning.erlang import Demand
+from routing.planning.left_behind import LOOKED_AT_MAX
 from routing.planning.nowcast import Nowcast
 from routing.planning.pacing import LINES_PER_AGENT_MAX, Mode, Pacing
 
@@ -457,6 +458,21 @@ async def test_what_a_killed_dialler_left_on_offer_goes_back_and_what_was_accept
     assert len(place.lists.taken_back) == 1
     first, second = call_id_of(ended), call_id_of(replace(ended, lease_ms=9))
     assert first == call_id_of(ended) != second
+
+
+async def test_what_is_left_behind_is_looked_at_in_bounds() -> None:
+    """Of thousands of lists no more are asked for than are looked at."""
+    place = Place([])
+    place.lists.others = tuple(f"m{n}" for n in range(9))
+    asked: list[str] = []
+
+    async def reserved(name: str) -> Sequence[Reserved]:
+        asked.append(name)
+        return [Reserved(person=each, holder="dialler-north-1") for each in people(LOOKED_AT_MAX)]
+
+    place.lists.reserved = reserved  # type: ignore[method-assign]
+    await place.step()
+    assert asked == ["contactLists/l"]
 
 
 async def test_nobody_is_called_out_of_hours_and_contacts_go_back() -> None:
