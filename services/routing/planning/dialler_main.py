@@ -87,6 +87,8 @@ LEFT_LOOKS_MAX, LEFT_LOOK_SECONDS = 20, 0.1
 #: Where a call's stream has broken routing is asked so often, real seconds: until it is known whether the
 #: agent has accepted, and while they talk.
 ASK_SECONDS, ASK_TALK_SECONDS = 0.5, 5.0
+#: The directory has so long to say where an agent sits, real seconds: somebody waits on a line.
+SEAT_SECONDS = 1.0
 #: Forecasts are asked for this often, real seconds, for so many half-hours.
 FORECAST_SECONDS, FORECAST_HALF_HOURS = 1_800.0, 8
 #: So soon again when there was no answer: one plan is made at a time, and that takes a while.
@@ -447,6 +449,7 @@ class GrpcCall:
                 if call is None or call.state == call_pb2.CALL_STATE_ENDED:
                     break
                 if call.state == call_pb2.CALL_STATE_CONNECTED:
+                    await self._find_seat(call.agent)
                     self._settle(True)
                 elif call.detached:
                     break
@@ -454,6 +457,17 @@ class GrpcCall:
                 log.info("outbound_call_unseen", call=self.call_id, error=error.message)
             await asyncio.sleep(ASK_TALK_SECONDS if self._answered.done() else ASK_SECONDS)
         self._settle(False)
+
+    async def _find_seat(self, agent: str) -> None:
+        """Where to connect who waits on a line: the word that said so was lost with the stream."""
+        if self._chosen or self.address or self._answered.done():
+            return
+        asking = directory_pb2.GetAgentRequest(name=agent)
+        try:
+            seat = await asked(self._peers.directory.GetAgent(asking, **self._peers.how(SEAT_SECONDS)))
+            self.address = seat.address
+        except CallmeshError as error:
+            log.info("seat_unknown", call=self.call_id, agent=agent, error=error.message)
 
     async def _now(self) -> call_pb2.Call | None:
         """The call as routing has it; None where it has none. Raises CallmeshError."""

@@ -9,7 +9,7 @@ from typing import Any
 import grpc
 import pytest
 
-from callmesh.routing.v1 import call_pb2, routing_pb2
+from callmesh.routing.v1 import call_pb2, directory_pb2, routing_pb2
 from chassis.client import Dialer
 from chassis.errors import Unavailable
 from routing.planning import dialler_main
@@ -81,6 +81,15 @@ class Router(Peers):
     async def HangUp(self, request: Any, **_: Any) -> Any:
         return call_pb2.Call()
 
+    @property
+    def directory(self) -> Any:
+        return self
+
+    async def GetAgent(self, request: Any, **_: Any) -> Any:
+        if request.name != "agents/a0":
+            raise UNKNOWN
+        return directory_pb2.Agent(name=request.name, address="sip:a0")
+
 
 @pytest.fixture(autouse=True)
 def _at_once(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -117,6 +126,16 @@ async def test_a_broken_stream_says_nothing_of_a_call(
         assert await call.wait_answered() is answered
         await call.wait_ended()
     assert router.asked == len(states)
+
+
+@pytest.mark.parametrize(("agent", "address"), [("agents/a0", "sip:a0"), ("agents/gone", "")])
+async def test_who_is_on_a_line_reaches_the_seat_though_the_router_died(agent: str, address: str) -> None:
+    """The word that it is connected, with the seat's address, was lost with the stream."""
+    talking = call_pb2.Call(state=call_pb2.CALL_STATE_CONNECTED, agent=agent)
+    call = await GrpcCalls(Router([], GONE, [talking, OVER]), "callout", "dialler-x").begin(PERSON, "a0", "l")
+    async with asyncio.timeout(30):
+        assert await call.wait_answered() and call.address == address
+        await call.wait_ended()
 
 
 async def test_a_conversation_outlives_its_stream() -> None:
