@@ -85,13 +85,24 @@ def simulate(
     except CannotReadJournal as error:
         print_error(error)
         raise typer.Exit(EXIT_FAILED) from None
-    document = as_document(past, compared, seed)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    out.write_text(json.dumps(document, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    text = json.dumps(as_document(past, compared, seed), indent=2, ensure_ascii=False)
     if as_json:
-        typer.echo(json.dumps(document, indent=2, ensure_ascii=False))
+        typer.echo(text)
     else:
-        _show(past, compared, out)
+        _show(past, compared)
+    # Shown first: a day takes a while, and what came of it is not to be lost with a folder that is none.
+    _write(out, text, quiet=as_json)
+
+
+def _write(out: Path, text: str, *, quiet: bool) -> None:
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        out.write_text(text + "\n", encoding="utf-8")
+    except OSError as error:
+        print_error(f"out: {out} cannot be written: {error.strerror or type(error).__name__}")
+        raise typer.Exit(EXIT_FAILED) from None
+    if not quiet:
+        OUT.print(f"report: {out}", highlight=False)
 
 
 def _from_log(path: Path, day: str, by_type: bool, *, quiet: bool) -> Past:
@@ -223,7 +234,7 @@ def _rounded(figures: Figures) -> dict[str, Any]:
     return {k: round(v, 4) if isinstance(v, float) else v for k, v in asdict(figures).items()}
 
 
-def _show(past: Past, compared: Comparison, out: Path) -> None:
+def _show(past: Past, compared: Comparison) -> None:
     from rich.table import Table
 
     reports = (compared.happened, compared.as_it_was, compared.proposed)
@@ -248,7 +259,6 @@ def _show(past: Past, compared: Comparison, out: Path) -> None:
     OUT.print(
         "As it was: the day through the engine with nothing changed. Change: against that.", style="dim"
     )
-    OUT.print(f"report: {out}", highlight=False)
 
 
 def _row(table: Any, label: str, values: list[float], unit: str) -> None:

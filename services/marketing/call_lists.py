@@ -90,6 +90,8 @@ def add_contact(shelves: Shelves, list_id: str, contact: Any, now: datetime) -> 
     kept.name = f"contactLists/{list_id}/contacts/{id}"
     kept.state = P.CONTACT_STATE_WAITING
     kept.attempt = 0
+    for field in ("last_result", "holder", "lease_expire_time"):
+        kept.ClearField(field)
     due = convert.moment(contact.next_attempt_time) if contact.HasField("next_attempt_time") else now
     try:
         shelves.insert(CONTACTS, contact_row(Row(id=id, content={}, keys={}), kept, list_id, due), now)

@@ -18,6 +18,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 from datetime import datetime
+from typing import Any
 
 from msgspec import structs
 
@@ -150,7 +151,7 @@ def offer_problems(offer: Offer, currency: str) -> list[Problem]:
         *_money_problems(offer, currency),
         *_span_problems(offer),
         *_label_problems(offer),
-        *_script_problems(offer),
+        *script_problems(offer.scripts),
         *_supply_problems(offer),
         *_rule_problems(offer),
     ]
@@ -237,12 +238,13 @@ def _label_problems(offer: Offer) -> list[Problem]:
     return found
 
 
-def _script_problems(offer: Offer) -> list[Problem]:
+def script_problems(scripts: Sequence[Any]) -> list[Problem]:
+    """Everything wrong with words for the agent, an offer's or a call list's."""
     found: list[Problem] = []
-    if len(offer.scripts) > ITEMS_MAX:
+    if len(scripts) > ITEMS_MAX:
         found.append(("scripts", f"at most {ITEMS_MAX} are allowed"))
     seen: set[tuple[str, str]] = set()
-    for index, script in enumerate(offer.scripts[:ITEMS_MAX]):
+    for index, script in enumerate(scripts[:ITEMS_MAX]):
         at = f"scripts[{index}]"
         if not is_language(script.language):
             found.append((f"{at}.language", "must be two or three lower-case letters"))

@@ -671,6 +671,11 @@ class MemoryStore:
             owners = [p for p in self._profiles.values() if number in p.numbers and p.alive]
             return max(owners, key=lambda p: p.updated_at.timestamp() if p.updated_at else 0.0, default=None)
 
+    def owners(self, numbers: Sequence[str]) -> dict[str, Profile]:
+        """As the port says."""
+        found = {number: self.profile_of_number(number) for number in numbers}
+        return {number: profile for number, profile in found.items() if profile is not None}
+
     # the reader's port
 
     async def read_profile_of_number(self, number: str) -> Profile | None:

@@ -4,6 +4,9 @@ A contact is handed out by one conditional write that names the holder, the atte
 two holders have it at once; a lease that ended makes it free again. Abandons are counted over the list's
 window from the attempts; above the cap calls are started one an agent only, and none of a predictive list
 while it stays above.
+
+Who may not be called may not be called under a bare number either: a contact that names no customer is the
+one who owns its number, as far as anybody is known to.
 """
 
 from __future__ import annotations
@@ -32,7 +35,7 @@ from marketing.campaign_engine import AGAIN, CONSENT, Courtesy, StepChannel, cap
 from marketing.campaign_runner import is_quiet_until, is_zone
 from marketing.campaign_store import TouchLog, has_answered
 from marketing.campaigns import note_halted, quiet_of, quiet_problems
-from marketing.engine import Problem, eligible
+from marketing.engine import Problem, eligible, script_problems
 from marketing.kinds import ATTEMPTS, CAMPAIGNS, CONTACT_LISTS, CONTACTS, FORBIDDEN
 from marketing.model import Contact, Offer, Profile
 from marketing.resources import Desk, Resource, name_problems, span_problems, text_problems
@@ -48,6 +51,9 @@ REJECTED_SHOWN_MAX = 100
 NUMBERS_MAX = 10_000
 LISTS_MAX = 1_000
 QUIET_HOURS_MAX = 50
+SKILLS_MAX = 16
+#: Characters of a person's name, and of a skill's.
+NAME_CHARACTERS_MAX, SKILL_CHARACTERS_MAX = 200, 140
 #: Contacts looked at for one that may be called.
 LOOKED_AT = 4
 DEFAULT_LEASE_SECONDS = 120
@@ -86,6 +92,27 @@ class LeaseLost(FailedPrecondition):
     reason = "LEASE_LOST"
 
 
+def _sells(call_list: Any) -> bool:
+    """Whether a list is for marketing."""
+    return bool(call_list.campaign or call_list.offer)
+
+
+def _nobody_said(call_list: Any, contact: Any, profile: Profile | None) -> bool:
+    """Whether a list sells to a customer of whom nothing was heard yet: nothing said is no consent, and news
+    may be on its way.
+    """
+    return _sells(call_list) and bool(contact.customer) and profile is None
+
+
+def _clocked(contact: Any, profile: Profile | None) -> Any:
+    """A contact as it is handed out, with the customer's clock where the list says none: the dialler has
+    hours of its own. What is stored is left as it is, for the customer may move.
+    """
+    if not contact.time_zone and profile is not None and is_zone(profile.time_zone):
+        contact.time_zone = profile.time_zone
+    return contact
+
+
 def _result(number: int) -> str:
     return P.OutboundResult.Name(number).removeprefix("OUTBOUND_RESULT_")
 
@@ -93,6 +120,11 @@ def _result(number: int) -> str:
 def _add_note(contact: Any, text: str) -> None:
     """Adds a line to what the agent sees; what is too long loses its beginning."""
     contact.note = f"{contact.note}\n{text}".strip()[-NOTE_CHARACTERS_MAX:]
+
+
+def _who(contact: Any) -> str:
+    """By what a contact's person is known: the customer named, else the number."""
+    return str(contact.customer or contact.number)
 
 
 def _leased(contact: Any, now: datetime) -> bool:
@@ -126,7 +158,23 @@ def list_problems(message: Any) -> list[Problem]:
             found.append((f"retry_rules[{at}].attempts_max", "must be 1 to 20"))
         found += span_problems(f"retry_rules[{at}].wait", rule.wait)
         seen.add(rule.result)
-    return found + quiet_problems(message.quiet_hours, QUIET_HOURS_MAX)
+    return found + quiet_problems(message.quiet_hours, QUIET_HOURS_MAX) + script_problems(message.scripts)
+
+
+def contact_problems(contact: Any) -> list[Problem]:
+    """What is wrong with a contact to be imported, its number apart."""
+    found = name_problems("customer", "customers", contact.customer)
+    found += text_problems("display_name", contact.display_name, NAME_CHARACTERS_MAX)
+    found += text_problems("note", contact.note, NOTE_CHARACTERS_MAX)
+    if contact.time_zone and not is_zone(contact.time_zone):
+        found.append(("time_zone", "is not an IANA time zone"))
+    if not -100 <= contact.priority <= 100:
+        found.append(("priority", "must be -100 to 100"))
+    if len(contact.skills) > SKILLS_MAX:
+        found.append(("skills", f"at most {SKILLS_MAX} are allowed"))
+    for at, skill in enumerate(contact.skills[:SKILLS_MAX]):
+        found += text_problems(f"skills[{at}]", skill, SKILL_CHARACTERS_MAX, required=True)
+    return found
 
 
 class OutboundServicer(outbound_pb2_grpc.OutboundServiceServicer):
@@ -172,9 +220,21 @@ class OutboundServicer(outbound_pb2_grpc.OutboundServiceServicer):
 
         def prepare(message: Any) -> Sequence[Event]:
             message.state = P.CONTACT_LIST_STATE_DRAFT
+            id = message.name.removeprefix("contactLists/")
+            try:
+                self._shelves.get(CONTACT_LISTS, id)
+            except NotFound:
+                # A list of the name may have been removed in the middle of an import, or by an earlier
+                # release, which left its contacts: they are none of this one's.
+                self._empty(id)
             return ()
 
         return self._lists.create(request, prepare)
+
+    def _empty(self, list_id: str) -> None:
+        """Takes everybody off a list. EventsWaiting while a result is not told yet."""
+        self._shelves.clear(CONTACTS, {"list": list_id})
+        self._shelves.clear(ATTEMPTS, {"list": list_id})
 
     def GetContactList(self, request: P.GetContactListRequest, context: Any) -> P.ContactList:
         """Reads one."""
@@ -184,7 +244,7 @@ class OutboundServicer(outbound_pb2_grpc.OutboundServiceServicer):
         self, request: P.ListContactListsRequest, context: Any
     ) -> P.ListContactListsResponse:
         """A page by id."""
-        rows, token = self._lists.list(request, {})
+        rows, token = self._lists.list(request, {"state": request.state} if request.state else {})
         halted = self._courtesy().halted
         return P.ListContactListsResponse(contact_lists=rows, next_page_token=token, halted=halted)
 
@@ -199,11 +259,14 @@ class OutboundServicer(outbound_pb2_grpc.OutboundServiceServicer):
         return self._lists.update(request)
 
     def DeleteContactList(self, request: P.DeleteContactListRequest, context: Any) -> Empty:
-        """Removes one that does not run."""
+        """Removes one that does not run. Its contacts go first: left behind they would be called from the
+        next list of the name, and an erasure would not find them.
+        """
 
         def allowed(message: Any) -> None:
             if message.state == P.CONTACT_LIST_STATE_RUNNING:
                 raise ContactListStateError(subject=message.name, why="it is RUNNING")
+            self._empty(message.name.removeprefix("contactLists/"))
 
         self._lists.delete(request, allowed)
         return Empty()
@@ -259,13 +322,7 @@ class OutboundServicer(outbound_pb2_grpc.OutboundServiceServicer):
             if not convert.is_e164(contact.number):
                 bad.append((index, "number", "INVALID_NUMBER", "must be an E.164 number"))
                 continue
-            problems = name_problems("customer", "customers", contact.customer)
-            problems += text_problems("note", contact.note, NOTE_CHARACTERS_MAX)
-            if contact.time_zone and not is_zone(contact.time_zone):
-                problems.append(("time_zone", "is not an IANA time zone"))
-            if not -100 <= contact.priority <= 100:
-                problems.append(("priority", "must be -100 to 100"))
-            if problems:
+            if problems := contact_problems(contact):
                 bad.append((index, problems[0][0], "INVALID_FIELD", problems[0][1]))
             elif forbidden(self._shelves, contact.number):
                 bad.append((index, "number", "FORBIDDEN_NUMBER", "must not be called"))
@@ -318,7 +375,8 @@ class OutboundServicer(outbound_pb2_grpc.OutboundServiceServicer):
         ]
         response = P.NextContactsResponse(calls_per_agent=1.0)
         if held:
-            response.contacts.extend(held)
+            people = self._people(held)
+            response.contacts.extend(_clocked(contact, people.get(_who(contact))) for contact in held)
             return response
         until = now + timedelta(seconds=lease_seconds)
         halted = self._courtesy().halted
@@ -399,14 +457,14 @@ class OutboundServicer(outbound_pb2_grpc.OutboundServiceServicer):
         for row, contact in zip(rows, contacts, strict=True):
             if len(taken) >= count:
                 break
-            profile = people.get(contact.customer)
+            profile = people.get(_who(contact))
             if blocked := self._blocked(call_list, contact, profile, over, now):
                 contact.state = P.CONTACT_STATE_BLOCKED
                 _add_note(contact, blocked)
                 self._try(contact_row(row, contact, list_id, now))
                 continue
             later = self._quiet(courtesy, call_list, contact, profile, now)
-            if later is None and (contact.customer in tired or self._complains(contact, profile)):
+            if later is None and self._waits(call_list, contact, profile, tired):
                 later = now + AGAIN
             if later is not None:
                 # A holder whose lease has ended may still report, but not renew.
@@ -418,8 +476,16 @@ class OutboundServicer(outbound_pb2_grpc.OutboundServiceServicer):
             contact.lease_expire_time.FromDatetime(until)
             # A lease that ends is simply due again.
             if self._try(contact_row(row, contact, list_id, until, token=token, holder=request.holder)):
-                taken.append(contact)
+                taken.append(_clocked(contact, profile))
         return taken
+
+    def _waits(self, call_list: Any, contact: Any, profile: Profile | None, tired: frozenset[str]) -> bool:
+        """Whether somebody is looked at again a day later."""
+        return (
+            _who(contact) in tired
+            or self._complains(contact, profile)
+            or _nobody_said(call_list, contact, profile)
+        )
 
     def _try(self, row: Row) -> bool:
         try:
@@ -429,10 +495,14 @@ class OutboundServicer(outbound_pb2_grpc.OutboundServiceServicer):
         return True
 
     def _people(self, contacts: Sequence[Any]) -> dict[str, Profile]:
-        """What is known of them, by the name on the list: of whom they were merged into where they were."""
+        """What is known of them, by the name on the list or the number: of whom they were merged into where
+        they were.
+        """
         ids = sorted({contact.customer.removeprefix("customers/") for contact in contacts} - {""})
         found = self._store.survivors(ids) if ids else {}
-        return {f"customers/{id}": profile for id, profile in found.items()}
+        numbers = sorted({contact.number for contact in contacts if not contact.customer})
+        owners = self._store.owners(numbers) if numbers else {}
+        return {f"customers/{id}": profile for id, profile in found.items()} | owners
 
     def _over(self, listed: Row, people: Mapping[str, Profile], now: datetime) -> dict[str, str]:
         """For whom of them, by the names on the list, the campaign that filled it is over, and why: who has
@@ -465,16 +535,19 @@ class OutboundServicer(outbound_pb2_grpc.OutboundServiceServicer):
     ) -> str:
         if forbidden(self._shelves, contact.number):
             return "the number is forbidden"
-        if contact.customer in over:
-            return over[contact.customer]
+        if (who := _who(contact)) in over:
+            return over[who]
         if profile is not None and (
             not profile.alive
             or profile.opted_out
             or CONSENT[StepChannel.OUTBOUND_CALL] in profile.refused_channels
         ):
             return "the customer does not want to be called"
-        sells = call_list.campaign or call_list.offer
-        if sells and profile is not None and not consents(profile, StepChannel.OUTBOUND_CALL, now):
+        if (
+            _sells(call_list)
+            and profile is not None
+            and not consents(profile, StepChannel.OUTBOUND_CALL, now)
+        ):
             return "the customer has not consented to calls for marketing"
         return ""
 
@@ -510,9 +583,9 @@ class OutboundServicer(outbound_pb2_grpc.OutboundServiceServicer):
         place = (origin.get("campaign", ""), origin.get("phase", ""), origin.get("step", ""))
         names = {contact.customer for contact in contacts} - {""}
         kin = {name: [name.removeprefix("customers/")] for name in names}
-        for name in names & people.keys():
+        for name, profile in people.items():
             # Merged since the list was made: what they met by their other names counts.
-            kin[name] = sorted({*kin[name], people[name].customer, *people[name].absorbed})
+            kin[name] = sorted({*kin.get(name, ()), profile.customer, *profile.absorbed})
         since = now - timedelta(days=courtesy.days_max)
         everybody = sorted({customer for customers in kin.values() for customer in customers})
         touched = self._touches().touched(everybody, since, now) if everybody else {}
@@ -565,9 +638,13 @@ class OutboundServicer(outbound_pb2_grpc.OutboundServiceServicer):
         """Whether somebody who was handed out may still be called: what may have changed within a minute."""
         if listed is None:
             return False
-        people = self._people([contact])
-        profile, over = people.get(contact.customer), self._over(listed, people, now)
-        return not self._blocked(self._lists.plain(listed), contact, profile, over, now)
+        people, call_list = self._people([contact]), self._lists.plain(listed)
+        profile, over = people.get(_who(contact)), self._over(listed, people, now)
+        if self._blocked(call_list, contact, profile, over, now):
+            return False
+        if _nobody_said(call_list, contact, profile):
+            return False
+        return self._quiet(self._courtesy(), call_list, contact, profile, now) is None
 
     def _held(self, list_id: str, id: str, holder: str, now: datetime) -> Row | None:
         """A contact that the holder has; None where another has it, or nobody."""
@@ -656,11 +733,15 @@ class OutboundServicer(outbound_pb2_grpc.OutboundServiceServicer):
 
     def _note(self, listed: Row, request: Any, contact: Any, now: datetime) -> None:
         """A call that was answered counts against the caps, unless its campaign's step did already."""
-        if not contact.customer or _result(request.result) not in ANSWERED:
+        if _result(request.result) not in ANSWERED:
             return
-        if request.attempt > 1 or "origin" not in listed.content:
+        if request.attempt == 1 and contact.customer and "origin" in listed.content:
+            return
+        customer = contact.customer.removeprefix("customers/")
+        if not customer and (owner := self._store.profile_of_number(contact.number)) is not None:
+            customer = owner.customer
+        if customer:
             id = f"call/{contact.name}/{request.attempt}"
-            customer = contact.customer.removeprefix("customers/")
             self._touches().note(id, customer, StepChannel.OUTBOUND_CALL.value, now)
 
     def _again(self, call_list: Any, request: Any, row: Row, now: datetime) -> datetime | None:

@@ -21,7 +21,7 @@ from mongoengine import DictField
 
 from chassis.errors import AlreadyExists, EtagMismatch, NotFound
 from chassis.idempotency import check_repeat
-from chassis.mongo import Aggregate, create_once, delete_aggregate, update_aggregate
+from chassis.mongo import Aggregate, EventsWaiting, create_once, delete_aggregate, update_aggregate
 
 if TYPE_CHECKING:
     from chassis.bus import Event
@@ -143,6 +143,11 @@ class Shelves(Protocol):
         NotFound, EventsWaiting.
         """
 
+    def clear(self, kind: Kind, condition: Mapping[str, Any]) -> None:
+        """Removes all rows that fit; EventsWaiting, and those alone left, while events of some are not
+        published. Repeatable.
+        """
+
 
 class MongoShelves:
     """Shelves in MongoDB. Needs `chassis.mongo.connect` first."""
@@ -228,6 +233,17 @@ class MongoShelves:
             delete_aggregate(kind.document, row.id, row.version)
         except NotFound:
             raise kind.missing(row.id) from None
+
+    def clear(self, kind: Kind, condition: Mapping[str, Any]) -> None:
+        """As the port says."""
+        wanted = {f"keys.{key}": value for key, value in condition.items()}
+        collection = kind.document._get_collection()
+        collection.delete_many({**wanted, "outbox.0": {"$exists": False}})
+        telling = collection.find_one({**wanted, "outbox.0": {"$exists": True}}, {"_id": 1})
+        if telling is not None:
+            raise EventsWaiting(
+                resource=kind.name(telling["_id"]), why="the message broker is behind", retry_seconds=5.0
+            )
 
 
 def _row(raw: Mapping[str, Any]) -> Row:
@@ -365,3 +381,10 @@ class MemoryShelves:
             if self.get(kind, row.id).version != row.version:
                 raise EtagMismatch(resource=kind.name(row.id))
             del self._rows[kind.collection][row.id]
+
+    def clear(self, kind: Kind, condition: Mapping[str, Any]) -> None:
+        """As the port says."""
+        with self._lock:
+            rows = self._rows.get(kind.collection, {})
+            for id in [id for id, row in rows.items() if _fits(row.keys, condition)]:
+                del rows[id]

@@ -332,6 +332,9 @@ class Store(Protocol):
     def profile_of_number(self, number: str) -> Profile | None:
         """The living customer who owns a number; of several the one heard of last."""
 
+    def owners(self, numbers: Sequence[str]) -> dict[str, Profile]:
+        """The same of several numbers; those that nobody owns are left out."""
+
     def customer_count(self) -> int:
         """About how many customers are known."""
 
@@ -890,6 +893,14 @@ class MongoStore:
         living = {"numbers": number, "alive": {"$ne": False}}
         raw = ProfileDocument._get_collection().find_one(living, sort=[("updated_at", -1)])
         return profile_from_raw(raw) if raw is not None else None
+
+    def owners(self, numbers: Sequence[str]) -> dict[str, Profile]:
+        """As the port says."""
+        living = {"numbers": {"$in": list(numbers)}, "alive": {"$ne": False}}
+        asked, found = frozenset(numbers), dict[str, Profile]()
+        for raw in ProfileDocument._get_collection().find(living).sort("updated_at", 1):
+            found |= dict.fromkeys(asked.intersection(raw["numbers"]), profile_from_raw(raw))
+        return found
 
     def customer_count(self) -> int:
         """As the port says."""

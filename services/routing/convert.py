@@ -339,6 +339,8 @@ def _present_kind(view: model.CallView, update: Update, token: Any) -> dict[str,
     """The present state as an event."""
     agent = resource_name("agents", view.agent) if view.agent else ""
     until = timestamp(view.offer_until_ms)
+    if view.called_back:
+        return {"callback_scheduled": _callback(view, view.callback_ms)}
     match view.state:
         case model.CallState.WAITING | model.CallState.OVERFLOWING:
             return {"queued": _queued(view, update, token)}

@@ -335,7 +335,10 @@ def _place(s: ShardState, c: PlaceCall, now_ms: int) -> Decision:
     if version < entry.version:
         return _refuse("STALE_ATTEMPT", "attempt")
     if version == entry.version:
-        return Decision(events=_attach(entry, c)) if entry.state is not ENDED else Decision()
+        # Who attaches again after a change of leader may not have heard of the call-back that was promised,
+        # and the caller has hung up: only another attempt takes it back.
+        over = entry.state is ENDED or entry.callback_number
+        return Decision() if over else Decision(events=_attach(entry, c))
     if entry.state is ENDED:
         return _replace_ended(s, c, entry, now_ms)
     if entry.state is CONNECTED:
@@ -364,7 +367,7 @@ def _replace_ended(s: ShardState, c: PlaceCall, entry: CallEntry, now_ms: int) -
 
 def _attach(entry: CallEntry, c: PlaceCall) -> list[Event]:
     same = entry.attached and entry.front == c.front and entry.version == (c.attempt, c.move)
-    if same and entry.state is not OVERFLOWING and not entry.callback_number:
+    if same and entry.state is not OVERFLOWING:
         return []
     return [CallAttached(call_id=c.facts.call_id, attempt=c.attempt, move=c.move, front=c.front)]
 
@@ -538,6 +541,9 @@ def _overflow(s: ShardState, c: OverflowCall, now_ms: int) -> Decision:
 def _withdraw(s: ShardState, c: WithdrawCall, now_ms: int) -> Decision:
     entry = s.calls.get(c.call_id)
     if entry is None or entry.state is ENDED or entry.version >= (c.attempt, c.move):
+        return Decision()
+    if entry.callback_number and entry.state is not CONNECTED and c.attempt == entry.attempt:
+        # Promised while the call was on its way elsewhere: where it went nobody holds a line.
         return Decision()
     if entry.state is CONNECTED:
         if not c.agent_lost:

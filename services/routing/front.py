@@ -1445,4 +1445,6 @@ def _ends(update: Update) -> bool:
         if isinstance(what.event, CallbackRequested):
             return True
         return isinstance(what.event, CallEnded) and what.event.outcome is not MOVED
-    return isinstance(what, Present) and what.call is not None and what.call.state is ENDED
+    if not isinstance(what, Present) or what.call is None:
+        return False
+    return what.call.state is ENDED or what.call.called_back

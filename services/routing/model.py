@@ -1069,6 +1069,13 @@ class CallView(msgspec.Struct, frozen=True, gc=False):
     callback_number: str = ""
     #: Conversations that were handed on before this one.
     transfers: int = 0
+    #: To be called back from then on; 0 at once.
+    callback_ms: int = 0
+
+    @property
+    def called_back(self) -> bool:
+        """Whether the caller has hung up and is still to be called."""
+        return bool(self.callback_number) and self.state in BEFORE_CONNECTION
 
 
 class AgentView(msgspec.Struct, frozen=True, kw_only=True, gc=False):

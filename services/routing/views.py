@@ -106,6 +106,7 @@ def view_call(state: ShardState, call_id: str, places: Places | None = None) -> 
         preferred=e.preferred,
         callback_number=e.callback_number,
         transfers=e.transfers,
+        callback_ms=e.callback_ms,
     )
 
 

@@ -22,7 +22,16 @@ from dataclasses import dataclass, replace
 from routing.menus.check import choice_seconds
 from routing.menus.codes import told_in_order
 from routing.menus.model import Menu, Node
-from routing.menus.rebuild import Constraints, Weights, distinct_words, keyed, language_of, scopes_of
+from routing.menus.rebuild import (
+    Constraints,
+    Weights,
+    distinct_words,
+    height,
+    keyed,
+    language_of,
+    scopes_of,
+    section_heights,
+)
 
 #: Changes of one release.
 CHANGES_MAX = 200
@@ -94,6 +103,7 @@ class _Search:
         self._constraints = constraints
         self._weights = Weights.over(menu.root, accesses).of
         self._loyal = Weights.over(menu.root, regulars).of
+        self._heights = section_heights(menu)
         self._scopes, self._fixed = scopes_of(menu, keep_groups=constraints.keep_groups)
         self._language = language_of(menu)
         self._ordered = frozenset(node.id for node in menu.root.walk() if node.ordered)
@@ -213,7 +223,12 @@ class _Search:
 
     def _too_deep(self, kind: str, first: _Place, second: _Place) -> bool:
         """A swap takes the higher node down, with everything below it."""
-        return kind == "swap" and first.depth + _height(second) > self._constraints.depth_max
+        return kind == "swap" and first.depth + self._height(second) > self._constraints.depth_max
+
+    def _height(self, place: _Place) -> int:
+        if not place.children:
+            return height(place.node, self._heights) if place.node.leaf else 0
+        return 1 + max(map(self._height, place.children))
 
     def make(self, move: _Move) -> None:
         """Makes a move for good."""
@@ -285,7 +300,3 @@ class _Search:
         if place.node.id in self._moved:
             return replace(made, prompts=self._distinct.get(made.id, made.prompts))
         return made
-
-
-def _height(place: _Place) -> int:
-    return 1 + max(map(_height, place.children)) if place.children else 0

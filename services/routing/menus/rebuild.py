@@ -11,7 +11,8 @@
 5. What stays at its parent keeps its key. Levels are told in Smith's order, ordered scopes in theirs.
 6. With a weight for listening, several arities are tried in every scope, and its own levels as scopes of
    their own (their names are short, and known); what costs least in keys and seconds stays.
-7. A way may not have more than `DEPTH_MAX` levels: where it has, weights are levelled until it has not.
+7. A way may not have more than `DEPTH_MAX` levels, those of sections it links to included: where it has,
+   weights are levelled until it has not.
 8. An inner node over exactly the leaves that one had before keeps that one's id and words; a new one is
    named after its heaviest members.
 9. Where a dissolved node's words told two members apart ("medical debt", "other debt", each with "not mine"),
@@ -32,6 +33,7 @@ from routing.menus.model import (
     CHOICES_MAX,
     DEPTH_MAX,
     PROMPT_CHARACTERS_MAX,
+    Act,
     Menu,
     Node,
     Texts,
@@ -172,6 +174,30 @@ def changes(before: Node, after: Node) -> tuple[Change, ...]:
     return tuple(Change(node=id, before=was_keys.get(id, ""), after=now_keys.get(id, "")) for id in moved)
 
 
+def section_heights(menu: Menu) -> dict[str, int]:
+    """Levels below the beginning of each section, those of sections that it links to included."""
+    found: dict[str, int] = {}
+    left = list(menu.sections)
+    while left:
+        # There is no ring: of those left one links to none of the others.
+        ready = [each for each in left if all(leaf.target in found for leaf in _links(each))]
+        assert ready
+        found |= {each.id: height(each, found) for each in ready}
+        left = [each for each in left if each.id not in found]
+    return found
+
+
+def _links(top: Node) -> list[Node]:
+    return [leaf for leaf in top.leaves() if leaf.act is Act.LINK]
+
+
+def height(node: Node, sections: Mapping[str, int]) -> int:
+    """Levels below a node, with the heights of the sections that are linked to."""
+    if node.leaf:
+        return sections[node.target] if node.act is Act.LINK else 0
+    return 1 + max(height(child, sections) for child in node.children)
+
+
 def summary(
     menu: Menu, draft: Node, accesses: Mapping[str, float], regulars: Mapping[str, float], choices_max: int
 ) -> Rebuilt:
@@ -301,6 +327,7 @@ class Builder:
         self._weights = Weights.over(menu.root, accesses).of
         self._language = language_of(menu)
         self._scopes, self._fixed = scopes_of(menu, keep_groups=constraints.keep_groups)
+        self._heights = section_heights(menu)
         self._ids = {node.id for top in menu.tops() for node in top.walk()}
         self._plain = {node.id: node.prompts for node in menu.root.walk()}
         self._known = {_leaf_key(node): node for node in menu.root.walk() if not node.leaf}
@@ -381,7 +408,7 @@ class Builder:
     def _plans(self, scope: Node, held: list[Node], free: list[Node], room: int) -> Iterator[Plan]:
         """The ways in which a scope is tried to be built."""
         most, heavy = self._constraints.choices_max, self._constraints.listening_weight
-        heights = [_height(item) for item in free]
+        heights = [height(item, self._heights) for item in free]
         if scope.ordered:
             yield lambda weights: self._in_order(scope, weights, free, most, room)
             return
@@ -418,10 +445,20 @@ class Builder:
         level, lift = 0.0, (sum(weights) or 1.0) / LEVELLING**LEVELLINGS_MAX
         for _ in range(LEVELLINGS_MAX):
             entries = plan([weight + level for weight in weights])
-            if _deepest([*held, *entries]) + 1 <= levels:
+            if self._deepest([*held, *entries]) + 1 <= levels:
                 return entries
             level = level * LEVELLING or lift
         return None
+
+    def _deepest(self, entries: Iterable[Node | Bundle[Node]]) -> int:
+        """Levels below a level of entries."""
+        return max(
+            (
+                height(e, self._heights) if isinstance(e, Node) else 1 + self._deepest(e.members)
+                for e in entries
+            ),
+            default=0,
+        )
 
     def _node(self, scope: Node, entry: Node | Bundle[Node]) -> Node:
         """An entry with its level below, named (rule 8)."""
@@ -533,15 +570,6 @@ def keyed(members: Iterable[Node], old: Mapping[str, str], fixed: frozenset[str]
 
 def _leaf_key(node: Node) -> Any:
     return frozenset(leaf.id for leaf in node.leaves())
-
-
-def _height(node: Node) -> int:
-    return 0 if node.leaf else 1 + max(_height(child) for child in node.children)
-
-
-def _deepest(entries: Iterable[Node | Bundle[Node]]) -> int:
-    """Levels below a level of entries."""
-    return max((_height(e) if isinstance(e, Node) else 1 + _deepest(e.members) for e in entries), default=0)
 
 
 def _members(bundle: Bundle[Node]) -> Iterator[Node]:

@@ -17,6 +17,9 @@ outbound.
    the desktop. A report that marketing could not take is told again at the next looks, and nobody else is
    reserved before: whose result is not known is free again soon, and would be called again. What a list's
    attempts came to before this process began counts from its first look on.
+6. Whose line was dropped or lost while it rang has heard it ring: they go back to their list for
+   `RUNG_AGAIN_MS`, or the next look would ring them again. Nobody is rung on two lines at a time.
+7. An agent whose call is to end is not left in it: routing is asked until it answers (`_insist`).
 """
 
 from __future__ import annotations
@@ -54,6 +57,11 @@ ATTEMPTS_SEEN, ATTEMPTS_EXPECTED = 500, 20
 END_SECONDS = 5.0
 #: Looks at which a result is told again.
 TELLINGS_MAX = 30
+#: Who was rung in vain is rung again so much later, business milliseconds.
+RUNG_AGAIN_MS = 1_800_000
+#: How often routing is asked to end a call, and how soon again while it does not answer, real seconds: a
+#: change of leader is over long before the last.
+ENDING_ASKS_MAX, ENDING_AGAIN_SECONDS = 60, 0.5
 
 _lines = metrics.counter(
     "callmesh_dialler_lines_total", "Lines rung for agents, by what came of them.", ("result",)
@@ -100,6 +108,10 @@ class Ahead:
     _busy: dict[str, Phase] = field(default_factory=dict)
     #: Contacts that are spoken to.
     _talks: set[str] = field(default_factory=set)
+    #: Numbers of lines, from their ringing to the end of the conversation.
+    _numbers: set[str] = field(default_factory=set)
+    #: One a line, until it is known and told what came of it: a result, or somebody who speaks to an agent.
+    _deciding: set[asyncio.Future[None]] = field(default_factory=set)
     #: Results to be told again, by contact: of lines, so no more than there are.
     _owed: dict[str, _Owed] = field(default_factory=dict)
     _paces: dict[str, Pacing] = field(default_factory=dict)
@@ -141,6 +153,10 @@ class Ahead:
     def talking(self) -> Sequence[str]:
         """Contacts that are spoken to."""
         return sorted(self._talks)
+
+    def calls_number(self, number: str) -> bool:
+        """Whether it is rung or spoken to."""
+        return number in self._numbers
 
     def _able(self, person: Person) -> list[str]:
         """Agents of the pool who can speak to somebody."""
@@ -195,10 +211,17 @@ class Ahead:
             return
         for name, each in wanted.items():
             pace = self._paces.get(name)
-            if pace is None or (pace.mode, pace.window_ms) != (each.mode, each.abandon_window_ms):
-                self._paces[name] = await self._begun(each, now_ms)
-            else:
+            if pace is not None and (pace.mode, pace.window_ms) == (each.mode, each.abandon_window_ms):
                 pace.abandon_ratio_max = each.abandon_ratio_max
+                continue
+            try:
+                self._paces[name] = await self._begun(each, now_ms)
+            except Unavailable:
+                raise
+            except CallmeshError as error:
+                # A list that cannot be paced keeps no other from being called: it is called as it was, or as
+                # without a gateway.
+                log.info("list_not_paced", contact_list=name, error=error.reason)
 
     def only(self, names: Collection[str]) -> None:
         """Drops what rings for other lists."""
@@ -258,11 +281,25 @@ class Ahead:
             await self._safely(self.lists.give_back([person.contact]))
             return False
         ring = self._ringing[line.line_id] = _Ring(person, line)
+        self._numbers.add(person.number)
         self._spawn(self._through(ring))
         return True
 
     async def _through(self, ring: _Ring) -> None:
         """One line from its beginning to its end."""
+        decided: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._deciding.add(decided)
+        try:
+            found = await self._decided(ring)
+            if found is not None:
+                await self._talk(ring, *found, decided)
+        finally:
+            self._deciding.discard(decided)
+            decided.cancel()
+            self._numbers.discard(ring.person.number)
+
+    async def _decided(self, ring: _Ring) -> tuple[str, Call] | None:
+        """What came of ringing, told where it is told from here; else the agent for who has answered."""
         try:
             result = await ring.line.wait_result()
         finally:
@@ -271,13 +308,14 @@ class Ahead:
         answered = result is LineResult.ANSWERED
         if result is LineResult.LOST or (ring.dropped and not answered):
             _lines.labels("GIVEN_UP").inc()
-            await self._safely(self.lists.give_back([ring.person.contact]))
-            return
+            again_ms = self._now_ms + RUNG_AGAIN_MS
+            await self._safely(self.lists.give_back([ring.person.contact], not_before_ms=again_ms))
+            return None
         self._answers.append(answered)
         if answered:
-            await self._answered(ring)
-        else:
-            await self._report(ring.person, result)
+            return await self._answered(ring)
+        await self._report(ring.person, result)
+        return None
 
     async def _report(self, person: Person, result: LineResult) -> None:
         _lines.labels(result.value).inc()
@@ -299,14 +337,15 @@ class Ahead:
         """Tells what could not be told before."""
         await asyncio.gather(*map(self._tell, list(self._owed.values())))
 
-    async def _safely(self, asking: Awaitable[None]) -> None:
+    async def _safely(self, asking: Awaitable[object]) -> None:
         """What cannot be told now ends with the contact's lease."""
         try:
             await asking
         except CallmeshError as error:
             log.info("outbound_result_not_told", error=error.reason)
 
-    async def _answered(self, ring: _Ring) -> None:
+    async def _answered(self, ring: _Ring) -> tuple[str, Call] | None:
+        """The agent for the person; None for who is told that nobody is there."""
         loop = asyncio.get_running_loop()
         until = loop.time() + self.answered_wait_seconds
         found: tuple[str, Call] | None = None
@@ -328,9 +367,9 @@ class Ahead:
         if found is None:
             ring.line.drop(abandoned=True)
             await self._report(ring.person, LineResult.ABANDONED)
-            return
+            return None
         _lines.labels(LineResult.ANSWERED.value).inc()
-        await self._talk(ring, *found)
+        return found
 
     # --- agents and people
 
@@ -371,12 +410,26 @@ class Ahead:
 
     async def _take_back(self, call: Call) -> None:
         """An agent who was too late; one who accepts just now speaks to nobody and is free again."""
-        try:
-            await call.withdraw()
-            if await call.wait_answered():
-                await self.calls.end(call)
-        except CallmeshError as error:
-            log.info("recall_failed", call=call.call_id, error=error.reason)
+        if await self._insist(call, call.withdraw) and await call.wait_answered():
+            await self._insist(call, lambda: self.calls.end(call))
+
+    async def _insist(self, call: Call, ask: Callable[[], Awaitable[None]]) -> bool:
+        """Asks routing until it answers, for there is nobody on the agent's line; whether it did what was
+        asked.
+        """
+        for _ in range(ENDING_ASKS_MAX):
+            try:
+                await ask()
+            except Unavailable as error:
+                log.info("call_not_ended", call=call.call_id, error=error.reason)
+                await asyncio.sleep(ENDING_AGAIN_SECONDS)
+            except CallmeshError as error:
+                # It is over already, or nobody's.
+                log.info("call_not_ended", call=call.call_id, error=error.reason)
+                return False
+            else:
+                return True
+        return False
 
     def _spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         task = asyncio.create_task(work)
@@ -384,18 +437,22 @@ class Ahead:
         task.add_done_callback(self._tasks.discard)
         return task
 
-    async def _talk(self, ring: _Ring, agent: str, call: Call) -> None:
+    async def _talk(self, ring: _Ring, agent: str, call: Call, decided: asyncio.Future[None]) -> None:
         """The conversation, until either side ends it."""
         self._talks.add(ring.person.contact)
         ring.line.bridge(call, agent)
         over = asyncio.ensure_future(call.wait_ended())
         gone = asyncio.ensure_future(ring.line.wait_ended())
         try:
+            # Reserved for the ringing alone: the conversation outlasts that, and may outlast this process.
+            await self._safely(self.lists.renew([ring.person.contact], calling=False))
+            self._deciding.discard(decided)
+            decided.set_result(None)
             await asyncio.wait({over, gone}, return_when=asyncio.FIRST_COMPLETED)
             if over.done():
                 ring.line.drop()
             else:
-                await self._safely(self.calls.end(call))
+                await self._insist(call, lambda: self.calls.end(call))
         finally:
             over.cancel()
             gone.cancel()
@@ -413,11 +470,13 @@ class Ahead:
             ring.line.drop()
 
     async def close(self) -> None:
-        """Stops, and waits for what becomes of the lines. Conversations go on without this process."""
+        """Stops, and waits for what becomes of the lines, those that somebody has answered just now included.
+        Conversations go on without this process.
+        """
         self.stop()
+        if self._deciding:
+            await asyncio.wait(self._deciding, timeout=END_SECONDS + self.answered_wait_seconds)
         waiting = {task for task in self._tasks if not task.done()}
-        if waiting and self._ringing:
-            await asyncio.wait(waiting, timeout=END_SECONDS)
         for task in waiting:
             task.cancel()
         await asyncio.gather(*waiting, return_exceptions=True)

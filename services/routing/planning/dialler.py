@@ -15,18 +15,20 @@ the policy and does what it says:
    again: who may not be called where they are just now goes back, for `PUT_OFF_MS`: handed out again at once
    they would keep the others of their list from being called. What is not begun within `HELD_SECONDS` goes
    back too.
-4. A reservation is short until its contact is begun: what a killed dialler held is free again soon, without
+4. Nobody is called twice at a time: of a number that is just being called, the contacts of other lists are
+   put off like those who may not be called, and so is an offer on which the hours close.
+5. A reservation is short until its contact is begun: what a killed dialler held is free again soon, without
    it. Just before a contact is begun marketing is asked to renew it, for a conversation; it does so only for
    who holds the contact, and only if it may still be called. So nobody is dialled twice, whatever diallers
    there are, and of a list or campaign that was paused a moment ago nobody is dialled any more. Who is spoken
    to is renewed on and on. Offers that a killed dialler left go back, too: see `left_behind.py`.
-5. Kill switch: when a list does not run any more (PauseContactList, its campaign is paused), its contacts are
+6. Kill switch: when a list does not run any more (PauseContactList, its campaign is paused), its contacts are
    withdrawn, whether other lists run or not. When none does, outbound is stopped as a whole (`callmesh
    outbound stop`), or `stop` was called, everything unanswered is withdrawn and nothing begun. So it is when
    the floor cannot be seen for `BLIND_SECONDS`: who sees nothing begins nothing.
-6. With nothing to call and nothing in hand it is idle: it looks every `IDLE_SECONDS`, at totals alone, and
+7. With nothing to call and nothing in hand it is idle: it looks every `IDLE_SECONDS`, at totals alone, and
    asks for no forecast.
-7. What came of a conversation the desktop reports (RecordResult); the call's context names contact, attempt
+8. What came of a conversation the desktop reports (RecordResult); the call's context names contact, attempt
    and holder for it.
 """
 
@@ -293,7 +295,7 @@ class Dialler:
 
     async def _tidy(self, now_ms: int, now: float) -> None:
         """Held contacts that are too old, or may not be called any more, go back; what is on its way for a
-        list that does not run any more is withdrawn.
+        list that does not run any more, or to whom it is too late by now, is withdrawn.
         """
         names = {each.name for each in self._running}
         late = [h for h in self._held if now - h.since > HELD_SECONDS or h.person.contact_list not in names]
@@ -302,12 +304,20 @@ class Dialler:
         await self._give_back(late)
         await self._give_back(barred, now_ms + PUT_OFF_MS)
         self._ahead.only(names)
-        await self._withdraw([a for a, b in self._begun.items() if b.person.contact_list not in names])
+        offered = [(agent, b.person) for agent, b in self._begun.items() if b.phase is Phase.DIALLING]
+        await self._withdraw(
+            [a for a, p in offered if p.contact_list not in names or not self._in_hours(p, now_ms)]
+        )
 
     def _allowed(self, person: Person, now_ms: int) -> bool:
         recent = [ms for ms in self._called.get(person.number, ()) if ms > now_ms - DAY_MS]
-        if len(recent) >= self.calls_a_day_max:
+        if len(recent) >= self.calls_a_day_max or self._ahead.calls_number(person.number):
             return False
+        if any(begun.person.number == person.number for begun in self._begun.values()):
+            return False
+        return self._in_hours(person, now_ms)
+
+    def _in_hours(self, person: Person, now_ms: int) -> bool:
         try:
             return self.hours.allows(now_ms, zones_of(person.number, person.zone))
         except CallmeshError:

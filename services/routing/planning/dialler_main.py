@@ -72,7 +72,7 @@ from routing.planning.history import SLOT_MS
 from routing.planning.lines import Gateways
 from routing.planning.lines_servicer import lines_binding
 from routing.planning.nowcast import Nowcast
-from routing.planning.pacing import Mode
+from routing.planning.pacing import WINDOW_MS_MAX, WINDOW_MS_MIN, Mode
 from routing.scopes import DIALLER_SCOPES
 
 log = structlog.get_logger(__name__)
@@ -87,14 +87,17 @@ LEFT_LOOKS_MAX, LEFT_LOOK_SECONDS = 20, 0.1
 #: Where a call's stream has broken routing is asked so often, real seconds: until it is known whether the
 #: agent has accepted, and while they talk.
 ASK_SECONDS, ASK_TALK_SECONDS = 0.5, 5.0
+#: The directory has so long to say where an agent sits, real seconds: somebody waits on a line.
+SEAT_SECONDS = 1.0
 #: Forecasts are asked for this often, real seconds, for so many half-hours.
 FORECAST_SECONDS, FORECAST_HALF_HOURS = 1_800.0, 8
 #: So soon again when there was no answer: one plan is made at a time, and that takes a while.
 FORECAST_AGAIN_SECONDS = 60.0
 #: Calls' usual length and patience come from so many days of reports.
 REPORT_DAYS, REPORT_PAGES_MAX = 7, 20
-#: Agents and lists that are read, at most, in pages.
-PAGES_MAX, PAGE_SIZE = 20, 1_000
+#: Agents and lists that are read, at most, in pages; of lists fewer in each, for a list's words for the agent
+#: may be long.
+PAGES_MAX, PAGE_SIZE, LISTS_PAGE_SIZE = 20, 1_000, 80
 #: Contacts of one question to marketing, at most.
 CONTACTS_MAX = 1_000
 #: What calls are taken for while no report tells.
@@ -243,7 +246,9 @@ class GrpcLists:
         found: list[ListNow] = []
         token = ""
         for _ in range(PAGES_MAX):
-            request = outbound_pb2.ListContactListsRequest(page_size=PAGE_SIZE, page_token=token)
+            request = outbound_pb2.ListContactListsRequest(
+                page_size=LISTS_PAGE_SIZE, page_token=token, state=outbound_pb2.CONTACT_LIST_STATE_RUNNING
+            )
             page = await asked(self._peers.lists.ListContactLists(request, **self._peers.how()))
             if page.halted:
                 return ()
@@ -348,11 +353,14 @@ def person_of(contact: outbound_pb2.Contact) -> Person:
 def list_now(one: outbound_pb2.ContactList) -> ListNow:
     """A list as the dialler needs it; what is unset as marketing's contract has it."""
     plain = ListNow(name=one.name)
+    window_ms = round(_seconds(one.abandon_window) * 1000) or plain.abandon_window_ms
     return ListNow(
         name=one.name,
         mode=_MODES.get(one.pacing_mode, Mode.PREVIEW),
         abandon_ratio_max=one.abandon_ratio_max or plain.abandon_ratio_max,
-        abandon_window_ms=round(_seconds(one.abandon_window) * 1000) or plain.abandon_window_ms,
+        # Lists may count abandons over a longer span, or a shorter one, than a pace is kept by; marketing
+        # goes by theirs.
+        abandon_window_ms=min(max(window_ms, WINDOW_MS_MIN), WINDOW_MS_MAX),
         stint_min_ms=round(_seconds(one.stint_min) * 1000),
     )
 
@@ -367,6 +375,10 @@ class GrpcCall:
         self.address = ""
         self._peers = peers
         self._leaving = False
+        #: Whom it was chosen for; "" where somebody waits on a line, whom others may take, too.
+        self._chosen = "" if "line" in request.attributes else request.preferred_agent
+        #: That agent does not take it.
+        self._refused = False
         self._answered: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
         wanted = routing_pb2.RouteCallRequest(call=request)
         self._stream = peers.routing.RouteCall(wanted, **peers.how(None))
@@ -387,6 +399,8 @@ class GrpcCall:
                 raise
         finally:
             self._stream.cancel()
+        if self._refused:
+            await self._take_from_others()
         if not over:
             await self._ask_after()
         elif not self._leaving:
@@ -399,10 +413,29 @@ class GrpcCall:
             if kind == "connected":
                 self.address = event.connected.agent_address
                 self._settle(True)
-            elif kind == "ended" or (kind == "offer_ended" and not self._answered.done()):
-                # The agent did not want it: nobody else is to have it either.
+            elif kind == "ended":
                 return True
+            elif not self._answered.done() and self._is_refusal(event, kind):
+                self._refused = bool(self._chosen)
+                return not self._refused
         return False
+
+    def _is_refusal(self, event: routing_pb2.RouteCallEvent, kind: str | None) -> bool:
+        """Whether the agent did not want it, or is not there any more and somebody else is asked: nobody else
+        is to have it.
+        """
+        if kind == "offered":
+            return bool(self._chosen) and event.offered.agent != self._chosen
+        return kind == "offer_ended"
+
+    async def _take_from_others(self) -> None:
+        """Routing offers it to somebody else at once, who may have accepted by now: only routing knows."""
+        try:
+            await self.withdraw()
+        except CallmeshError as error:
+            log.info("outbound_call_unseen", call=self.call_id, error=error.message)
+        # Unless that is known, it is asked for on.
+        self._leaving = self._answered.done()
 
     async def _ask_after(self) -> None:
         """What becomes of a call without its stream: a conversation goes on. `withdraw` finds out about one
@@ -416,6 +449,7 @@ class GrpcCall:
                 if call is None or call.state == call_pb2.CALL_STATE_ENDED:
                     break
                 if call.state == call_pb2.CALL_STATE_CONNECTED:
+                    await self._find_seat(call.agent)
                     self._settle(True)
                 elif call.detached:
                     break
@@ -423,6 +457,17 @@ class GrpcCall:
                 log.info("outbound_call_unseen", call=self.call_id, error=error.message)
             await asyncio.sleep(ASK_TALK_SECONDS if self._answered.done() else ASK_SECONDS)
         self._settle(False)
+
+    async def _find_seat(self, agent: str) -> None:
+        """Where to connect who waits on a line: the word that said so was lost with the stream."""
+        if self._chosen or self.address or self._answered.done():
+            return
+        asking = directory_pb2.GetAgentRequest(name=agent)
+        try:
+            seat = await asked(self._peers.directory.GetAgent(asking, **self._peers.how(SEAT_SECONDS)))
+            self.address = seat.address
+        except CallmeshError as error:
+            log.info("seat_unknown", call=self.call_id, agent=agent, error=error.message)
 
     async def _now(self) -> call_pb2.Call | None:
         """The call as routing has it; None where it has none. Raises CallmeshError."""

@@ -46,6 +46,8 @@ class LeftBehind:
         left = LOOKED_AT_MAX
         try:
             for name in names:
+                if left <= 0:
+                    break
                 for one in (await self.lists.reserved(name))[:left]:
                     left -= 1
                     if not await self.calls.unanswered(one.person):

@@ -29,6 +29,8 @@ ANSWERED_WAIT_MS_MAX = 2_000
 LINES_PER_AGENT_MAX = 4.0
 #: Answered calls before a rate means anything.
 ANSWERED_MIN = 30
+#: Spans over which abandons are counted: a minute to 31 days.
+WINDOW_MS_MIN, WINDOW_MS_MAX = 60_000, 2_678_400_000
 #: Answered calls that are remembered.
 REMEMBERED_MAX = 100_000
 
@@ -58,7 +60,7 @@ class Pacing:
         """Raises InvalidArgument naming the field."""
         if not 0.0 <= self.abandon_ratio_max <= 0.1:
             raise InvalidArgument(field="abandon_ratio_max", why="must be 0 to 0.1")
-        if not 60_000 <= self.window_ms <= 2_678_400_000:
+        if not WINDOW_MS_MIN <= self.window_ms <= WINDOW_MS_MAX:
             raise InvalidArgument(field="window_ms", why="must be a minute to 31 days")
 
     def answered(self, now_ms: int, *, abandoned: bool) -> None:

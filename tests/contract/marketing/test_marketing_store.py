@@ -382,6 +382,10 @@ def test_only_newer_snapshots_count_and_history_stays(store: Any) -> None:
     assert asyncio.run(store.read_profile_of_number("+8613900139000")) is None
     assert store.profile_of_number("+8613800138000").customer == "c1" and store.customer_count() == 1
     assert store.profile_of_number("+8613900139000") is None
+    later = structs.replace(told, customer="c2", updated_at=NOW + timedelta(seconds=1))
+    assert store.save_profile(later)
+    owners = store.owners(["+8613800138000", "+8613900139000"])
+    assert {number: one.customer for number, one in owners.items()} == {"+8613800138000": "c2"}
     assert standing(store, "nobody").profile is None
 
 

@@ -9,7 +9,9 @@ from datetime import UTC, datetime
 
 import pytest
 
+from callmesh.marketing.v1 import events_pb2
 from chassis import mongo
+from chassis.bus import Event
 from marketing.config import MarketingSettings
 from marketing.kinds import CONTACTS
 from marketing.shelf import MemoryShelves, MongoShelves, Row
@@ -52,6 +54,22 @@ def test_a_tally_counts_every_row_once_while_they_move(shelves: MongoShelves) ->
         counted.append(sum(shelves.tally(CONTACTS, condition, "state").values()))
     mover.join()
     assert moved.is_set() and set(counted) == {ROWS}
+
+
+def test_a_list_is_cleared_but_for_what_is_not_told_yet(shelves: MongoShelves) -> None:
+    told = Event.of(
+        events_pb2.OutboundResultRecorded(contact="c2"), source="marketing", subject="c2", time=NOW, id="e"
+    )
+    for id, events in (("c1", ()), ("c2", (told,)), ("c3", ())):
+        keys = {"list": "m" if id == "c3" else "l"}
+        shelves.insert(CONTACTS, Row(id=id, content={}, keys=keys), NOW, events)
+    with pytest.raises(mongo.EventsWaiting):
+        shelves.clear(CONTACTS, {"list": "l"})
+    assert [row.id for row in shelves.find(CONTACTS, {}, 9)] == ["c2", "c3"]
+    CONTACTS.document._get_collection().update_many({}, {"$set": {"outbox": []}})
+    shelves.clear(CONTACTS, {"list": "l"})
+    shelves.clear(CONTACTS, {"list": "l"})
+    assert [row.id for row in shelves.find(CONTACTS, {}, 9)] == ["c3"]
 
 
 def test_members_of_a_list_are_told_apart_as_in_memory(shelves: MongoShelves) -> None:

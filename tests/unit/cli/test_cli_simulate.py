@@ -178,6 +178,16 @@ def test_a_missing_log_and_a_missing_stack_are_said(tmp_path: Path, monkeypatch:
     assert done.exit_code == 2 and "calls: give a call log, set MONGO_URI, or start a stack" in done.output
 
 
+def test_a_report_that_cannot_be_written_is_said_after_what_came_of_the_day(
+    log_file: Path, tmp_path: Path
+) -> None:
+    taken = tmp_path / "taken"
+    taken.write_text("")
+    done = simulate(log_file, tmp_path, "--out", str(taken / "report.json"))
+    assert done.exit_code == 1 and "Traceback" not in done.output and isinstance(done.exception, SystemExit)
+    assert "service level" in done.output and "out: " in done.output and "cannot be written" in done.output
+
+
 def test_days_are_those_of_the_zone() -> None:
     start_ms, end_ms, title = span_of_day("2026-03-01", "Asia/Shanghai")
     assert (start_ms, end_ms - start_ms) == (1_772_294_400_000, 86_400_000) and "Sun 2026-03-01" in title

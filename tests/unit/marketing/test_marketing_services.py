@@ -43,11 +43,11 @@ from chassis.errors import Unavailable
 from chassis.pagination import Page, request_fingerprint
 from chassis.testing import FakeClock
 from marketing import reports_servicer, savings_servicer
-from marketing.call_lists import CallListSender, complete_lists
+from marketing.call_lists import CallListSender, add_contact, complete_lists
 from marketing.campaign_engine import StepChannel
 from marketing.campaign_store import MemoryTouches
 from marketing.config import MarketingSettings
-from marketing.kinds import ATTEMPTS, CAMPAIGNS, CONTACT_POLICY, TARIFFS
+from marketing.kinds import ATTEMPTS, CAMPAIGNS, CONTACT_POLICY, CONTACTS, TARIFFS
 from marketing.memory_store import MemoryStore
 from marketing.model import Channel, Complaint, Profile, Purchase
 from marketing.outbound_servicer import OutboundServicer
@@ -241,15 +241,17 @@ async def test_a_lead_goes_to_the_partner_with_room_and_is_won_once(world: World
     assert (await refused(world.leads.CreateLead(nobody)))[2] == ["lead.customer"]
 
 
-async def outbound_list(world: World, *people: str | outbound_pb2.Contact) -> str:
+async def outbound_list(
+    world: World, *people: str | outbound_pb2.Contact, id: str = "autumn", offer: str = ""
+) -> str:
     """A list of these, each a number or a whole contact; its name."""
     rule = outbound_pb2.RetryRule(
         result=outbound_pb2.OUTBOUND_RESULT_NO_ANSWER, wait=Duration(seconds=3_600), attempts_max=2
     )
     created = await world.outbound.CreateContactList(
         outbound_pb2.CreateContactListRequest(
-            contact_list=outbound_pb2.ContactList(display_name="autumn", retry_rules=[rule]),
-            contact_list_id="autumn",
+            contact_list=outbound_pb2.ContactList(display_name=id, retry_rules=[rule], offer=offer),
+            contact_list_id=id,
         )
     )
     contacts = [outbound_pb2.Contact(number=each) if isinstance(each, str) else each for each in people]
@@ -457,6 +459,154 @@ async def test_who_refuses_calls_after_being_handed_out_is_not_called(world: Wor
     assert not (await world.outbound.RenewContacts(calling)).contacts
 
 
+async def imported(world: World, name: str, *contacts: outbound_pb2.Contact) -> Any:
+    async def batch() -> AsyncIterator[outbound_pb2.ImportContactsRequest]:
+        yield outbound_pb2.ImportContactsRequest(parent=name, contacts=contacts)
+
+    return await world.outbound.ImportContacts(batch())
+
+
+async def test_who_must_not_be_called_is_not_called_by_a_bare_number(world: World) -> None:
+    """A list of numbers alone would get round every refusal."""
+    numbers = [f"+861380013800{n}" for n in range(4)]
+    refusing = frozenset({Channel.VOICE})
+    world.store.save_profile(
+        Profile(customer="c0", numbers=(numbers[0],), refused_channels=refusing, crm_version=1)
+    )
+    world.store.save_profile(Profile(customer="c1", numbers=(numbers[1],), crm_version=1))
+    world.store.save_profile(
+        Profile(customer="c2", numbers=(numbers[2],), time_zone="America/New_York", crm_version=1)
+    )
+    await outbound_list(world, *numbers)
+    ask = outbound_pb2.NextContactsRequest(holder="agent-1", max_contacts=10)
+    found = (await world.outbound.NextContacts(ask)).contacts
+    assert sorted(one.number for one in found) == [numbers[1], numbers[3]], "05:00 in New York"
+    world.store.save_profile(
+        Profile(customer="c1", numbers=(numbers[1],), refused_channels=refusing, crm_version=2)
+    )
+    calling = outbound_pb2.RenewContactsRequest(
+        holder="agent-1", contacts=[one.name for one in found], calling=True
+    )
+    kept = (await world.outbound.RenewContacts(calling)).contacts
+    assert [one.number for one in kept] == [numbers[3]]
+    # A list that sells calls customers who have consented: whose number it is is a customer.
+    world.store.save_profile(Profile(customer="c3", numbers=(numbers[3],), crm_version=1))
+    await outbound_list(world, numbers[3], "+8613900139000", id="sells", offer="offers/tv")
+    ask.contact_lists[:] = ["contactLists/sells"]
+    assert [one.number for one in (await world.outbound.NextContacts(ask)).contacts] == ["+8613900139000"]
+
+
+async def test_of_whom_nothing_was_heard_has_not_consented(world: World) -> None:
+    name = await outbound_list(world, id="sells", offer="offers/tv")
+    await imported(world, name, outbound_pb2.Contact(number="+8613800138000", customer="customers/new"))
+    ask = outbound_pb2.NextContactsRequest(holder="agent-1", max_contacts=10)
+    assert not (await world.outbound.NextContacts(ask)).contacts
+    world.store.save_profile(Profile(customer="new", consents={Channel.VOICE: None}, crm_version=1))
+    world.clock.advance(86_400)
+    assert len((await world.outbound.NextContacts(ask)).contacts) == 1, "the news was on its way"
+
+
+async def test_a_list_goes_with_its_contacts(world: World) -> None:
+    """They would be called from the next list of the name; and an erasure finds numbers by lists."""
+    name = await outbound_list(world, "+8613800138000", "+8613800138001")
+    ask = outbound_pb2.NextContactsRequest(holder="agent-1", max_contacts=1)
+    (taken,) = (await world.outbound.NextContacts(ask)).contacts
+    await world.outbound.RecordResult(
+        outbound_pb2.RecordResultRequest(
+            contact=taken.name, holder="agent-1", attempt=1, result=outbound_pb2.OUTBOUND_RESULT_BUSY
+        )
+    )
+    delete = outbound_pb2.DeleteContactListRequest(name=name)
+    assert (await refused(world.outbound.DeleteContactList(delete)))[1] == "CONTACT_LIST_STATE"
+    assert world.store.shelves.count(CONTACTS, {"list": "autumn"}) == 2
+    await world.outbound.PauseContactList(outbound_pb2.PauseContactListRequest(name=name))
+    await world.outbound.DeleteContactList(delete)
+    assert world.store.shelves.count(CONTACTS, {}) == world.store.shelves.count(ATTEMPTS, {}) == 0
+    # One that an earlier release left behind.
+    left = outbound_pb2.Contact(number="+8613800138009")
+    assert add_contact(world.store.shelves, "autumn", left, world.clock.now())
+    await outbound_list(world, "+8613800138001")
+    ask.max_contacts = 9
+    assert [one.number for one in (await world.outbound.NextContacts(ask)).contacts] == ["+8613800138001"]
+    # Who asks to create it again takes nobody off it.
+    again = outbound_pb2.ContactList(display_name="autumn")
+    create = outbound_pb2.CreateContactListRequest(contact_list=again, contact_list_id="autumn")
+    assert (await refused(world.outbound.CreateContactList(create)))[0] is grpc.StatusCode.ALREADY_EXISTS
+    assert world.store.shelves.count(CONTACTS, {"list": "autumn"}) == 1
+
+
+async def test_who_is_handed_out_has_the_clock_that_quiet_hours_go_by(world: World) -> None:
+    """The dialler keeps hours of its own, and knows the number alone."""
+    name = await outbound_list(world)
+    world.store.save_profile(Profile(customer="c1", time_zone="Asia/Tokyo", crm_version=1))
+    world.store.save_profile(Profile(customer="c2", time_zone="Asia/Tokyou", crm_version=1))
+    contacts = [outbound_pb2.Contact(number=f"+861380013800{n}", customer=f"customers/c{n}") for n in (1, 2)]
+    own = outbound_pb2.Contact(number="+8613800138003", customer="customers/c1", time_zone="Asia/Seoul")
+    await imported(world, name, *contacts, own)
+    ask = outbound_pb2.NextContactsRequest(
+        holder="agent-1", max_contacts=10, request_id="6f1c1c5e-5c0f-4c5b-9a57-0d2f0f4f7a12"
+    )
+    found = (await world.outbound.NextContacts(ask)).contacts
+    assert {one.name: one for one in (await world.outbound.NextContacts(ask)).contacts} == {
+        one.name: one for one in found
+    }
+    assert {one.number[-1]: one.time_zone for one in found} == {"1": "Asia/Tokyo", "2": "", "3": "Asia/Seoul"}
+    tokyo = next(one for one in found if one.time_zone == "Asia/Tokyo")
+    kept = await world.outbound.GetContact(outbound_pb2.GetContactRequest(name=tokyo.name))
+    assert kept.time_zone == "", "it is the customer's, and may change"
+
+
+async def test_who_is_about_to_be_called_is_not_when_quiet_hours_have_begun(world: World) -> None:
+    await outbound_list(world, "+8613800138000")
+    world.clock.advance(5 * 3_600 - 30)  # half a minute to ten in the evening
+    ask = outbound_pb2.NextContactsRequest(holder="agent-1", max_contacts=10)
+    (handed,) = (await world.outbound.NextContacts(ask)).contacts
+    calling = outbound_pb2.RenewContactsRequest(holder="agent-1", contacts=[handed.name], calling=True)
+    assert len((await world.outbound.RenewContacts(calling)).contacts) == 1
+    world.clock.advance(30)
+    assert not (await world.outbound.RenewContacts(calling)).contacts
+    calling.calling = False
+    assert len((await world.outbound.RenewContacts(calling)).contacts) == 1, "a conversation goes on"
+
+
+async def test_a_contact_that_nobody_could_read_is_refused_with_its_field(world: World) -> None:
+    """One that is larger than an answer may be would be handed out for ever, and nobody else with it."""
+    name = await outbound_list(world)
+    found = await imported(
+        world,
+        name,
+        outbound_pb2.Contact(number="+8613800138000", display_name="x" * 201),
+        outbound_pb2.Contact(number="+8613800138001", skills=[f"s{n}" for n in range(17)]),
+        outbound_pb2.Contact(number="+8613800138002", skills=["chinese", "x" * 141]),
+        outbound_pb2.Contact(
+            number="+8613800138003", display_name="x" * 200, skills=["skills/chinese"], holder="me", attempt=7
+        ),
+    )
+    (kept,) = (await world.outbound.ListContacts(outbound_pb2.ListContactsRequest(parent=name))).contacts
+    assert (kept.holder, kept.attempt) == ("", 0), "the server says who has it"
+    assert [(one.index, one.field, one.code) for one in found.rejected] == [
+        (0, "display_name", "INVALID_FIELD"),
+        (1, "skills", "INVALID_FIELD"),
+        (2, "skills[1]", "INVALID_FIELD"),
+    ]
+
+
+async def test_lists_are_listed_by_their_state(world: World) -> None:
+    runs = await outbound_list(world)
+    drafted = outbound_pb2.ContactList(display_name="draft")
+    draft = await world.outbound.CreateContactList(
+        outbound_pb2.CreateContactListRequest(contact_list=drafted)
+    )
+    ask = outbound_pb2.ListContactListsRequest
+    for state, names in (
+        (outbound_pb2.CONTACT_LIST_STATE_RUNNING, {runs}),
+        (outbound_pb2.CONTACT_LIST_STATE_DRAFT, {draft.name}),
+        (outbound_pb2.CONTACT_LIST_STATE_UNSPECIFIED, {runs, draft.name}),
+    ):
+        found = await world.outbound.ListContactLists(ask(state=state))
+        assert {one.name for one in found.contact_lists} == names
+
+
 async def halted(world: World, stop: bool) -> None:
     policy = campaigns_pb2.ContactPolicy(name="contactPolicy", halted=stop, halted_reason="a test")
     mask = FieldMask(paths=["halted", "halted_reason"])
@@ -646,21 +796,20 @@ async def test_every_attempt_of_a_busy_list_counts(world: World) -> None:
     assert found.abandon_ratio == pytest.approx(2_000 / 22_000)
 
 
-async def test_calls_count_against_the_caps_of_all_channels(world: World) -> None:
-    world.store.save_profile(Profile(customer="c1", crm_version=1))
-    world.store.save_profile(Profile(customer="c2", crm_version=1))
+@pytest.mark.parametrize("named", [True, False])
+async def test_calls_count_against_the_caps_of_all_channels(world: World, named: bool) -> None:
+    for n in (1, 2):
+        world.store.save_profile(Profile(customer=f"c{n}", numbers=(f"+861380013800{n}",), crm_version=1))
     for number in range(4):  # four in thirty days, by whatever channel, are enough
         world.touches.note(f"t{number}", "c1", "SMS" if number % 2 else "EMAIL", START - timedelta(days=8))
-    await outbound_list(world)
-    contacts = [outbound_pb2.Contact(number=f"+861380013800{n}", customer=f"customers/c{n}") for n in (1, 2)]
-
-    async def batches() -> AsyncIterator[outbound_pb2.ImportContactsRequest]:
-        yield outbound_pb2.ImportContactsRequest(parent="contactLists/autumn", contacts=contacts)
-
-    await world.outbound.ImportContacts(batches())
+    contacts = [
+        outbound_pb2.Contact(number=f"+861380013800{n}", customer=f"customers/c{n}" if named else "")
+        for n in (1, 2)
+    ]
+    await outbound_list(world, *contacts)
     ask = outbound_pb2.NextContactsRequest(holder="agent-1", max_contacts=10)
     (found,) = (await world.outbound.NextContacts(ask)).contacts
-    assert found.customer == "customers/c2"
+    assert found.number == contacts[1].number
     done = outbound_pb2.RecordResultRequest(
         contact=found.name,
         holder="agent-1",
@@ -674,7 +823,7 @@ async def test_calls_count_against_the_caps_of_all_channels(world: World) -> Non
     # When the old ones are thirty days ago the first may be called as well.
     world.clock.advance(23 * 86_400)
     (later,) = (await world.outbound.NextContacts(ask)).contacts
-    assert later.customer == "customers/c1"
+    assert later.number == contacts[0].number
 
 
 async def test_a_result_told_again_is_counted_though_the_first_telling_died(
@@ -766,11 +915,12 @@ async def test_what_would_stop_all_campaigns_is_refused_of_one(world: World, pat
         ("retry_rules.0.result", 99),
         ("quiet_hours.0.channels.0", 99),
         ("retry_rules.0.wait", AGES),
+        ("scripts.0.text", "x" * 2_001),
         *(("abandon_window", span) for span in (AGES, Duration(seconds=-60))),
     ],
 )
 async def test_what_would_stop_all_calls_is_refused_of_one_list(world: World, path: str, value: Any) -> None:
-    sound = outbound_pb2.ContactList(display_name="spring")
+    sound = outbound_pb2.ContactList(display_name="spring", scripts=[{"language": "en", "text": "Hello"}])
     sound.retry_rules.add(result=outbound_pb2.OUTBOUND_RESULT_BUSY, attempts_max=2)
     sound.quiet_hours.add(start_minute=1, end_minute=2, channels=[campaigns_pb2.STEP_CHANNEL_OUTBOUND_CALL])
     ask = outbound_pb2.CreateContactListRequest(contact_list=sound)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import functools
 import gzip
 import itertools
 import os
@@ -218,6 +219,25 @@ def test_a_skewed_use_does_not_make_a_tree_too_deep() -> None:
     assert max(keys.count("-") + 1 for keys in keys_of(found.menu.root).values()) <= DEPTH_MAX
     with pytest.raises(Impossible, match="within 3 levels"):
         rebuild(menu, accesses, Constraints(choices_max=3, depth_max=3))
+
+
+@pytest.mark.parametrize(("choices_max", "changes_max", "growth"), [(3, 0, 3.0), (2, 2, 1.0)])
+def test_a_way_that_goes_on_in_a_section_is_not_made_too_long(
+    choices_max: int, changes_max: int, growth: float
+) -> None:
+    """Hardly anybody goes there, so it would go to the bottom, and the whole menu be refused."""
+    section = level("fault", level("line", leaf("slow"), leaf("dead")), leaf("bill"))
+    rare = leaf("rare", act=Act.LINK, target="fault")
+    deep = functools.reduce(
+        lambda below, n: level(f"g{n}", leaf(f"l{n}"), leaf(f"m{n}"), below), range(6), leaf("heavy")
+    )
+    menu = Menu(id="m", root=level("root", rare, deep), sections=(section,))
+    assert problems(menu) == []
+    weights = {each.id: growth**n for n, each in enumerate(menu.root.leaves())}
+    weights |= {"rare": 0.0, "heavy": 1e9}
+    found = rebuild(menu, weights, Constraints(choices_max=choices_max, changes_max=changes_max))
+    assert problems(found.menu) == []
+    assert found.after.presses < found.before.presses
 
 
 def test_what_changed_is_what_moved_itself() -> None:

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 import pytest
+from google.protobuf.duration_pb2 import Duration
 from google.protobuf.timestamp_pb2 import Timestamp
 from pydantic import ValidationError
 
@@ -18,7 +19,7 @@ from chassis.client import Dialer
 from chassis.errors import FailedPrecondition, Unavailable
 from chassis.testing import FakeClock
 from routing.planning import dialler_main
-from routing.planning.ahead import TELLINGS_MAX
+from routing.planning.ahead import RUNG_AGAIN_MS, TELLINGS_MAX
 from routing.planning.blending import BlendingRules, Contacts, ForecastBlending, ThresholdBlending
 from routing.planning.calling_hours import CallingHours
 from routing.planning.dialler import (
@@ -35,7 +36,7 @@ from routing.planning.dialler import (
     attributes_of,
 )
 from routing.planning.dialler_config import OWN, DiallerSettings, environment_of
-from routing.planning.dialler_main import GrpcLists, Outlooks, Peers, call_id_of, hours_of
+from routing.planning.dialler_main import GrpcLists, Outlooks, Peers, call_id_of, hours_of, list_now
 from routing.planning.dialler_ports import (
     AgentNow,
     Call,
@@ -49,8 +50,9 @@ from routing.planning.dialler_ports import (
     Results,
 )
 from routing.planning.erlang import Demand
+from routing.planning.left_behind import LOOKED_AT_MAX
 from routing.planning.nowcast import Nowcast
-from routing.planning.pacing import LINES_PER_AGENT_MAX, Mode
+from routing.planning.pacing import LINES_PER_AGENT_MAX, Mode, Pacing
 
 #: Eleven in the morning in Shanghai.
 START = dt.datetime(2026, 11, 23, 3, tzinfo=dt.UTC)
@@ -360,7 +362,10 @@ async def test_a_paused_list_or_a_blind_dialler_withdraws_what_is_unanswered() -
 
 async def test_a_list_that_is_paused_while_another_runs_is_taken_back_alone() -> None:
     mine = people(3)
-    other = [replace(each, contact=f"contactLists/m/contacts/{each.contact[-1]}") for each in people(2)]
+    other = [
+        replace(each, contact=f"contactLists/m/contacts/{n}", number=f"+861390013800{n}")
+        for n, each in enumerate(people(2))
+    ]
     place = Place([*mine, *other], agents=8)
     place.lists.others = ("m",)
     await place.step()
@@ -455,6 +460,21 @@ async def test_what_a_killed_dialler_left_on_offer_goes_back_and_what_was_accept
     assert first == call_id_of(ended) != second
 
 
+async def test_what_is_left_behind_is_looked_at_in_bounds() -> None:
+    """Of thousands of lists no more are asked for than are looked at."""
+    place = Place([])
+    place.lists.others = tuple(f"m{n}" for n in range(9))
+    asked: list[str] = []
+
+    async def reserved(name: str) -> Sequence[Reserved]:
+        asked.append(name)
+        return [Reserved(person=each, holder="dialler-north-1") for each in people(LOOKED_AT_MAX)]
+
+    place.lists.reserved = reserved  # type: ignore[method-assign]
+    await place.step()
+    assert asked == ["contactLists/l"]
+
+
 async def test_nobody_is_called_out_of_hours_and_contacts_go_back() -> None:
     place = Place(people(3, zone="America/New_York"))
     await place.step()
@@ -493,6 +513,48 @@ async def test_one_number_is_called_so_often_a_day_and_no_more() -> None:
         await place.settle()
     assert len(place.calls.begun) == 2
     assert len(place.lists.returned) + len(place.lists.waiting) == 7
+
+
+async def test_one_number_is_called_once_at_a_time_whichever_lists_it_is_on() -> None:
+    """Two agents would ring the same person."""
+    twice = [replace(each, contact=f"contactLists/l/contacts/{n}") for n, each in enumerate(people(1) * 2)]
+    place = Place(list(twice))
+    await place.step()
+    assert [contact for _, contact in place.calls.begun] == [twice[0].contact]
+    assert place.lists.put_off.keys() == {twice[1].contact}
+    # Over, the other list has its turn.
+    place.calls.made["a0"].answered.set_result(True)
+    place.calls.made["a0"].ended.set()
+    await place.settle()
+    place.lists.waiting = twice[1:]
+    await place.step(EMPTY_SECONDS)
+    assert place.calls.begun[-1][1] == twice[1].contact
+    # The same of lines, from their ringing to the end of the conversation.
+    place = ahead(contacts=0)
+    place.lists.waiting = list(twice)
+    await place.step()
+    (line,) = lines_of(place).made
+    line.result.set_result(LineResult.ANSWERED)
+    await place.settle()
+    place.lists.waiting = twice[1:]
+    await place.step(EMPTY_SECONDS)
+    assert line.bridged and lines_of(place).made == [line]
+    line.gone.set()
+    await place.settle()
+    place.lists.waiting = twice[1:]
+    await place.step(EMPTY_SECONDS)
+    assert [each.person for each in lines_of(place).made] == twice
+
+
+async def test_an_offer_on_which_the_hours_close_is_taken_back() -> None:
+    """Accepting it is dialling, and it may lie on the screen for two minutes."""
+    place = Place(people(1), agents=3)
+    place.clock.advance(10 * 3_600 - 2)  # two seconds to nine in the evening
+    await place.step()
+    call = place.calls.made["a0"]
+    assert not call.withdrawn
+    await place.step()
+    assert call.withdrawn and place.lists.returned == [people(1)[0].contact]
 
 
 async def test_contacts_that_nobody_begins_go_back_in_time() -> None:
@@ -618,6 +680,7 @@ async def test_what_it_asks_of_marketing() -> None:
             return outbound_pb2.ReturnContactsResponse()
 
         async def ListContactLists(self, request: Any, **_: Any) -> Any:
+            assert request.state == outbound_pb2.CONTACT_LIST_STATE_RUNNING, "those that are over add up"
             common: dict[str, Any] = {
                 "state": outbound_pb2.CONTACT_LIST_STATE_RUNNING,
                 "queue": "queues/callout",
@@ -984,6 +1047,99 @@ async def test_lines_are_dropped_when_their_agents_are_gone(cause: str) -> None:
     await place.settle()
     assert {line.person.contact for line in dropped} <= set(place.lists.returned)
     assert not place.lists.recorded
+    # They have heard it ring, and the next look would ring them again.
+    again_ms = {place.lists.put_off.get(line.person.contact, 0) for line in dropped}
+    assert min(again_ms) >= START.timestamp() * 1000 + RUNG_AGAIN_MS
+
+
+async def test_a_line_of_which_nothing_is_known_is_not_rung_again_at_once() -> None:
+    place = ahead()
+    await place.step()
+    line = lines_of(place).ringing()[0]
+    line.result.set_result(LineResult.LOST)
+    await place.settle()
+    assert place.lists.put_off[line.person.contact] >= place.clock.now_ms() + RUNG_AGAIN_MS
+
+
+@pytest.mark.parametrize("there", [True, False])
+async def test_who_has_answered_as_the_dialler_ends_is_not_forgotten(there: bool) -> None:
+    place = ahead(agents=3, wait_seconds=0.05)
+    place.calls.quick = frozenset()
+    await place.step()
+    (line,) = lines_of(place).ringing()
+    line.result.set_result(LineResult.ANSWERED)
+    await place.settle()
+    ended = asyncio.Event()
+    ended.set()
+    ending = asyncio.create_task(place.dialler.run(ended))
+    if there:
+        while not place.dialler.stopped:
+            await asyncio.sleep(0)
+        place.calls.made["a0"].answered.set_result(True)
+    async with asyncio.timeout(30):
+        await ending
+    if there:
+        # The conversation outlasts the process, and the reservation for the ringing.
+        assert line.bridged == ("call-1", "a0") and not line.dropped and not place.lists.recorded
+        assert (line.person.contact, False, True) in place.lists.renewed
+    else:
+        assert line.dropped == "abandoned" and not line.bridged
+        assert place.lists.recorded == [(line.person.contact, LineResult.ABANDONED)]
+
+
+@pytest.mark.parametrize("when", ["accepts too late", "has spoken"])
+async def test_an_agent_is_not_left_on_an_empty_line_while_the_leader_changes(
+    monkeypatch: pytest.MonkeyPatch, when: str
+) -> None:
+    monkeypatch.setattr("routing.planning.ahead.ENDING_AGAIN_SECONDS", 0.0)
+    place = ahead(agents=3, wait_seconds=0.05)
+    place.calls.quick = frozenset({"a0"} if when == "has spoken" else ())
+    await place.step()
+    (line,) = lines_of(place).ringing()
+    asked: list[str] = []
+    plainly = place.calls.end
+
+    async def end(call: Call) -> None:
+        asked.append("end")
+        if asked.count("end") < 3:
+            raise Unavailable(why="no leader", retry_seconds=1.0)
+        await plainly(call)
+
+    monkeypatch.setattr(place.calls, "end", end)
+    line.result.set_result(LineResult.ANSWERED)
+    await place.settle()
+    call = place.calls.made["a0"]
+
+    async def withdraw() -> None:
+        asked.append("withdraw")
+        if asked.count("withdraw") < 3:
+            raise Unavailable(why="no leader", retry_seconds=1.0)
+        if not call.answered.done():
+            call.answered.set_result(True)
+
+    monkeypatch.setattr(call, "withdraw", withdraw)
+    if when == "has spoken":
+        line.gone.set()
+    async with asyncio.timeout(30):
+        await call.ended.wait()
+    assert place.calls.over == [call.call_id] and asked.count("end") == 3
+
+
+async def test_a_list_that_cannot_be_paced_keeps_no_other_from_being_called() -> None:
+    place = ahead(agents=4)
+    odd = ListNow(name="contactLists/odd", mode=Mode.PREDICTIVE, abandon_window_ms=1)
+
+    async def running() -> Sequence[ListNow]:
+        return odd, ListNow(name="contactLists/l", mode=Mode.PREDICTIVE)
+
+    place.lists.running = running  # type: ignore[method-assign]
+    await place.step()
+    assert place.dialler.sees() and len(lines_of(place).ringing()) == 2
+    # What marketing takes is none: its lists count abandons over up to 400 days, or over seconds.
+    for days, seconds in ((400, 0), (0, 1), (1, 0)):
+        window = Duration(seconds=days * 86_400 + seconds)
+        told = list_now(outbound_pb2.ContactList(name="contactLists/l", abandon_window=window))
+        Pacing(Mode.PREDICTIVE, window_ms=told.abandon_window_ms)
 
 
 async def test_an_answer_that_met_the_drop_counts_as_abandoned() -> None:

@@ -9,7 +9,7 @@ from typing import Any
 import grpc
 import pytest
 
-from callmesh.routing.v1 import call_pb2, routing_pb2
+from callmesh.routing.v1 import call_pb2, directory_pb2, routing_pb2
 from chassis.client import Dialer
 from chassis.errors import Unavailable
 from routing.planning import dialler_main
@@ -81,6 +81,15 @@ class Router(Peers):
     async def HangUp(self, request: Any, **_: Any) -> Any:
         return call_pb2.Call()
 
+    @property
+    def directory(self) -> Any:
+        return self
+
+    async def GetAgent(self, request: Any, **_: Any) -> Any:
+        if request.name != "agents/a0":
+            raise UNKNOWN
+        return directory_pb2.Agent(name=request.name, address="sip:a0")
+
 
 @pytest.fixture(autouse=True)
 def _at_once(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -119,6 +128,16 @@ async def test_a_broken_stream_says_nothing_of_a_call(
     assert router.asked == len(states)
 
 
+@pytest.mark.parametrize(("agent", "address"), [("agents/a0", "sip:a0"), ("agents/gone", "")])
+async def test_who_is_on_a_line_reaches_the_seat_though_the_router_died(agent: str, address: str) -> None:
+    """The word that it is connected, with the seat's address, was lost with the stream."""
+    talking = call_pb2.Call(state=call_pb2.CALL_STATE_CONNECTED, agent=agent)
+    call = await GrpcCalls(Router([], GONE, [talking, OVER]), "callout", "dialler-x").begin(PERSON, "a0", "l")
+    async with asyncio.timeout(30):
+        assert await call.wait_answered() and call.address == address
+        await call.wait_ended()
+
+
 async def test_a_conversation_outlives_its_stream() -> None:
     router = Router([CONNECTED], GONE, [TALKING])
     call = await begun(router)
@@ -153,6 +172,33 @@ async def test_a_call_that_its_agent_does_not_take_is_nobody_elses(
         assert await call.wait_answered() is answered
     call._reading.cancel()
     await asyncio.gather(call._reading, return_exceptions=True)
+
+
+OTHERS = routing_pb2.RouteCallEvent(offered={"offer_id": "o", "agent": "agents/a1"})
+MINE = routing_pb2.RouteCallEvent(offered={"offer_id": "o", "agent": "agents/a0"})
+REFUSED = routing_pb2.RouteCallEvent(offer_ended={})
+
+
+@pytest.mark.parametrize(
+    ("told", "states", "answered"),
+    [
+        pytest.param([OTHERS], [WAITING, LEFT], False, id="gone before it came"),
+        pytest.param([MINE, REFUSED], [LEFT], False, id="declined"),
+        pytest.param([MINE, REFUSED], [GONE, WAITING, LEFT], False, id="declined as the leader changed"),
+        pytest.param([MINE, REFUSED], [TALKING, OVER], True, id="another has accepted by then"),
+    ],
+)
+async def test_what_its_agent_does_not_want_is_not_given_back_before_it_is_nobody_elses(
+    monkeypatch: pytest.MonkeyPatch, told: list[Any], states: list[Any], answered: bool
+) -> None:
+    """Routing offers it to the next at once. Given back while they accept, the person is called twice."""
+    monkeypatch.setattr(dialler_main, "LEFT_LOOK_SECONDS", 0.0)
+    router = Router(told, None, states)
+    call = await begun(router)
+    async with asyncio.timeout(30):
+        assert await call.wait_answered() is answered
+        await call.wait_ended()
+    assert router._stream._left.is_set() and router.asked >= len(states)
 
 
 async def test_a_call_of_which_nothing_is_known_is_not_said_to_be_unanswered(

@@ -20,6 +20,7 @@ from routing.model import (
     AgentConfig,
     AgentState,
     Answer,
+    AttachCalls,
     CallbackRequested,
     CallConnected,
     CallEnded,
@@ -44,6 +45,7 @@ from routing.model import (
     MonitorMode,
     MoveDeadlines,
     OpenSession,
+    OverflowCall,
     PauseAgent,
     PlaceCall,
     Presence,
@@ -58,6 +60,7 @@ from routing.model import (
     Strategy,
     Tick,
     TransferCall,
+    WithdrawCall,
 )
 from routing.state import ShardState, next_deadline
 from routing.views import view_agent, view_call
@@ -807,6 +810,35 @@ def test_a_caller_who_rings_again_takes_the_place_back() -> None:
     shard.agent("ann")
     shard.accept("c1")
     assert shard.call("c1").state is CallState.ACCEPTED, "an edge holds the line again and must consent"
+
+
+@pytest.mark.parametrize("together", [True, False])
+def test_a_call_back_that_was_promised_as_the_leader_died_is_kept(together: bool) -> None:
+    """The front that held the caller's stream has not heard of it, and attaches all that it holds."""
+    shard = Shard()
+    shard.place("c1")
+    shard.do(RequestCallback(call_id="c1", number=NUMBER, not_before_ms=shard.now_ms + 3_600_000))
+    if together:
+        assert shard.do(AttachCalls(calls=(("c1", 1, 1),), front="f")).apart == ("c1",)
+    answer = shard.place("c1")
+    assert answer.call is not None and answer.call.callback_number == NUMBER
+    shard.do(HangUp(call_id="c1", attempt=1))
+    shard.wait(3_600_000)
+    shard.agent("ann")
+    shard.accept("c1")
+    assert shard.call("c1").state is CallState.CONNECTED
+
+
+def test_a_call_back_that_was_promised_while_the_call_moved_is_kept() -> None:
+    shard = Shard()
+    shard.place("c1")
+    shard.do(OverflowCall(call_id="c1", attempt=1, move=1))
+    shard.do(RequestCallback(call_id="c1", number=NUMBER))
+    shard.do(WithdrawCall(call_id="c1", attempt=1, move=2))
+    assert (shard.call("c1").state, shard.call("c1").callback_number) == (CallState.WAITING, NUMBER)
+    # The caller is on the line again, in another region: nobody is to call back as well.
+    shard.do(WithdrawCall(call_id="c1", attempt=2, move=1))
+    assert shard.call("c1").outcome is CallOutcome.MOVED
 
 
 def test_a_call_back_ends_by_word_or_when_nobody_could_make_it() -> None:

@@ -2000,6 +2000,21 @@ async def test_a_stream_ends_with_the_promise_to_call_back_and_the_place_stays(w
     assert world.beijing.state.calls["c1"].state is CallState.WAITING
 
 
+async def test_a_call_back_of_which_its_stream_had_not_heard_ends_it_after_a_change_of_leader(
+    world: World,
+) -> None:
+    line, wire = Line(world, world.front()), world.wire("beijing")
+    await line.next()
+    wire.down()
+    later_ms = world.clock.now_ms() + 60_000
+    world.beijing.do(RequestCallback(call_id="c1", number="+8613800138000", not_before_ms=later_ms))
+    world.beijing.open()
+    wire.back()
+    last = (await line.rest())[-1]
+    assert isinstance(last.what, Present) and last.what.call is not None
+    assert world.beijing.state.calls["c1"].callback_number == "+8613800138000"
+
+
 async def test_a_session_that_attaches_again_hears_of_its_conversation_in_one_answer(world: World) -> None:
     front, wire = world.front(), world.wire("beijing")
     world.beijing.do(ConfigureAgent(agent=AgentConfig(id="ann")))

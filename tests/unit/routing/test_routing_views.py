@@ -81,7 +81,7 @@ def test_each_field_of_a_view_is_the_entrys_of_that_name() -> None:
             setattr(entry, name, f"{name}" if isinstance(getattr(entry, name), str) else 7_000 + number)
     entry.state, entry.outcome, entry.attached = CallState.ENDED, CallOutcome.MOVED, False
     view = view_call(shard.state, "c")
-    assert len(shared) == 19
+    assert len(shared) == 20
     assert {name: getattr(view, name) for name in shared} == {name: getattr(entry, name) for name in shared}
     assert (view.agent_address, view.detached, view.position, view.expected_wait_span_ms) == ("", True, 0, -1)
 
