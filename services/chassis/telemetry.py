@@ -32,8 +32,8 @@ if TYPE_CHECKING:
 TRACEPARENT = "traceparent"
 #: Most spans waiting for export; further ones are dropped.
 SPANS_QUEUED_MAX = 2048
-#: How long spans are still tried to be exported at the end where the collector does not take them, seconds: the
-#: library itself would go on for half a minute, longer than a pod is given.
+#: How long spans are still tried to be exported at the end where the collector does not take them, seconds:
+#: the library itself would go on for half a minute, longer than a pod is given.
 SHUTDOWN_SECONDS_MAX = 3.0
 
 _TRACEPARENT = re.compile(r"[0-9a-f]{2}-([0-9a-f]{32})-([0-9a-f]{16})-([0-9a-f]{2})")
