@@ -25,6 +25,7 @@ from typing import Any
 FOLDER = Path(__file__).resolve().parent.parent / "deploy" / "observability" / "dashboards"
 #: What Grafana would put in.
 VARIABLES = {
+    "$platform": ".*",
     "$region": ".*",
     "$queue": ".*",
     "$service": ".*",

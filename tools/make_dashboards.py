@@ -2,13 +2,15 @@
 
 `python tools/make_dashboards.py` writes them, `--check` exits with 1 when the files are not what it would
 write. A panel is a row of a table: title, unit, what it says, and its queries with their legends. What is
-nothing in a healthy system is written so that it shows 0: a panel without data always means trouble.
+nothing in a healthy system is written so that it shows 0: a panel without data always means trouble. Each
+query is asked of the platform that is chosen: the tables need not say so.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import re
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,6 +28,7 @@ DATASOURCE = {"type": "prometheus", "uid": "${datasource}"}
 RQ = 'region=~"$region",queue=~"$queue"'
 R, S, V = 'region=~"$region"', 'shard=~"$region"', 'service=~"$service"'
 RATE = "[$__rate_interval]"
+PLATFORM = 'platform=~"$platform"'
 BAD = 'code=~"INTERNAL|UNKNOWN|UNAVAILABLE|DATA_LOSS|DEADLINE_EXCEEDED"'
 
 Queries = tuple[tuple[str, str], ...]
@@ -718,8 +721,18 @@ BUSINESS = Dashboard(
 
 DASHBOARDS = (WALLBOARD, ROUTING, FAILOVER, SERVICES, BUS, BUSINESS)
 
+#: A metric or recorded series in a query, and where its selector begins if it has one.
+ASKED = re.compile(r"\b((?:callmesh[_:]|crm_|marketing_|process_)[a-z0-9_:]+|up)(\{|(?=[\[), ]|$))")
+
+
+def of_platform(query: str) -> str:
+    """The query, of the chosen platform alone."""
+    return ASKED.sub(lambda found: f"{found[1]}{{{PLATFORM}{',' if found[2] else '}'}", query)
+
+
 #: Where the values of a variable come from.
 VARIABLES = {
+    "platform": "label_values(callmesh_rpc_open, platform)",
     "region": "label_values(callmesh_shard_epoch, shard)",
     "queue": "label_values(callmesh_queue_offered_total, queue)",
     "service": "label_values(callmesh_rpc_open, service)",
@@ -728,7 +741,7 @@ VARIABLES = {
 
 def variable(name: str) -> dict[str, Any]:
     """A choice at the top of a dashboard, everything at first."""
-    query = VARIABLES[name]
+    query = VARIABLES[name] if name == "platform" else of_platform(VARIABLES[name])
     return {
         "name": name,
         "label": name.capitalize(),
@@ -774,7 +787,7 @@ def target(panel: Panel, place: int) -> dict[str, Any]:
     query, legend = panel.queries[place]
     found: dict[str, Any] = {
         "refId": chr(ord("A") + place),
-        "expr": query,
+        "expr": of_platform(query),
         "legendFormat": legend or "__auto",
         "datasource": DATASOURCE,
         "editorMode": "code",
@@ -863,7 +876,7 @@ def dashboard_json(dashboard: Dashboard) -> dict[str, Any]:
                 "keepTime": True,
             }
         ],
-        "templating": {"list": [source, *(variable(name) for name in dashboard.variables)]},
+        "templating": {"list": [source, *(variable(name) for name in ("platform", *dashboard.variables))]},
         "annotations": {
             "list": [
                 {
@@ -871,7 +884,7 @@ def dashboard_json(dashboard: Dashboard) -> dict[str, Any]:
                     "datasource": DATASOURCE,
                     "enable": True,
                     "iconColor": "orange",
-                    "expr": "sum by (shard) (increase(callmesh_shard_takeovers_total[1m])) > 0",
+                    "expr": of_platform("sum by (shard) (increase(callmesh_shard_takeovers_total[1m])) > 0"),
                     "titleFormat": "{{shard}} has a new leader",
                 }
             ]

@@ -12,9 +12,11 @@ server, write the new one alone.
 from __future__ import annotations
 
 import threading
+from collections.abc import Sequence
 from typing import Any
 
-from pymongo.errors import ConfigurationError, InvalidURI
+from pymongo import MongoClient
+from pymongo.errors import ConfigurationError, InvalidURI, OperationFailure, PyMongoError
 from pymongo.monitoring import ConnectionPoolListener
 from pymongo.uri_parser import parse_uri
 
@@ -66,6 +68,34 @@ class ConnectionFile:
 def first_of(path: str) -> str:
     """The connection string to start with. StartError when the file cannot be read or holds nothing."""
     return ConnectionFile(path).candidates()[0]
+
+
+def taken(candidates: Sequence[str], answer_ms_max: int) -> str:
+    """The first connection string whose user and password the database does not refuse; the last one is not
+    tried. One that does not answer refuses nobody.
+    """
+    *others, last = candidates
+    for each in others:
+        try:
+            with MongoClient[dict[str, Any]](each, serverSelectionTimeoutMS=answer_ms_max) as client:
+                client.admin.command("ping")
+        except OperationFailure as error:
+            if error.code == REFUSED:
+                continue
+        except (PyMongoError, ValueError):
+            # Whoever uses it is told.
+            return each
+        return each
+    return last
+
+
+def client_of(uri: str, file: str, answer_ms_max: int) -> MongoClient[dict[str, Any]]:
+    """A client for one piece of work: of `uri`, or of what holds in `file`, if one is named. StartError when
+    the file cannot be read or holds nothing, ConfigurationError for what is no connection string.
+    """
+    if file:
+        uri = taken(ConnectionFile(file).candidates(), answer_ms_max)
+    return MongoClient(uri, serverSelectionTimeoutMS=answer_ms_max, tz_aware=True)
 
 
 class _Renewed:
@@ -155,6 +185,11 @@ class Renewal:
         """No file, no renewal. StartError when the file cannot be read or holds nothing."""
         self._file = ConnectionFile(path) if path else None
         self._turning = _Turning()
+
+    @property
+    def choices(self) -> int:
+        """How many connection strings there are to try."""
+        return 1 if self._file is None else len(self._file.candidates())
 
     def options(self, given: dict[str, Any]) -> dict[str, Any]:
         """Keyword arguments for the client: those given, and what a renewal needs."""

@@ -134,6 +134,9 @@ class CallmeshError(Exception):
     code: Code = Code.INTERNAL
     #: UPPER_SNAKE, in ErrorInfo.
     reason: str = "INTERNAL"
+    #: Whether it says good-bye: this server ends as it was told to, and its clients go on at another one.
+    #: Each rollout has thousands of these, and none of them is a fault.
+    farewell: bool = False
     _message_template = "Something went wrong."
 
     def __init_subclass__(cls) -> None:

@@ -86,6 +86,7 @@ class ServerEnding(Unavailable):
     """This server is being stopped; subscribe again with the newest cursor: {why}."""
 
     reason = "SERVER_ENDING"
+    farewell = True
 
 
 class _Envelope(msgspec.Struct):

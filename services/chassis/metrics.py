@@ -172,7 +172,9 @@ def rpc_metrics(service: str, method: str) -> RedMetrics:
     """What is counted of one RPC; outcomes are gRPC's code names."""
     return RedMetrics(
         counter(
-            "callmesh_rpc_requests_total", "RPCs finished, by status code.", ("service", "method", "code")
+            "callmesh_rpc_requests_total",
+            "RPCs finished, by status code; FAREWELL of a server that ended as it was told to.",
+            ("service", "method", "code"),
         ),
         histogram("callmesh_rpc_seconds", "Time from the start of an RPC to its end.", ("service", "method")),
         (service, method),

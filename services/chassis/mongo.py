@@ -142,9 +142,9 @@ def _client_options(settings: ServiceSettings) -> dict[str, Any]:
     }
 
 
-def _await_server(client: pymongo.MongoClient[dict[str, Any]], seconds: float) -> None:
+def _await_server(client: pymongo.MongoClient[dict[str, Any]], seconds: float, choices: int) -> None:
     """Pings until answered or `seconds` are over; each ping itself waits for a server to appear, so this
-    never spins.
+    never spins. `choices`: how many users and passwords there are to try, one for each refusal.
     """
     give_up = time.monotonic() + seconds
     while True:
@@ -157,6 +157,10 @@ def _await_server(client: pymongo.MongoClient[dict[str, Any]], seconds: float) -
                     f"MongoDB did not answer within {seconds:g} s: {shorten(str(error).split(',')[0])}"
                 ) from None
         except OperationFailure as error:
+            choices -= 1
+            if choices and is_refused(error):
+                # A password that is announced and not in force yet: the next connection takes the other one.
+                continue
             raise StartError(
                 f"MongoDB refused the connection: {shorten(str(error.details or error))}"
             ) from None
@@ -182,7 +186,7 @@ def connect(settings: ServiceSettings) -> Database[dict[str, Any]]:
     except (ConfigurationError, ValueError, mongoengine.ConnectionFailure, PyMongoError) as error:
         raise StartError(f"MongoDB's address cannot be used: {shorten(str(error))}") from None
     try:
-        _await_server(client, settings.mongo_connect_seconds)
+        _await_server(client, settings.mongo_connect_seconds, renewal.choices)
         _refuse_half_restored(client[settings.mongo_database])
     except StartError:
         disconnect()

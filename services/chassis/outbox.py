@@ -140,13 +140,13 @@ class OutboxRelay:
         try:
             run_in_rounds(self._lease, self._turn, stopping)
         finally:
-            _leading.labels(self._service).set(0)
+            self._stand_down()
 
     def _turn(self) -> float:
         """One round under the lease; seconds to wait before the next."""
         try:
             if not self._lease.acquire():
-                _leading.labels(self._service).set(0)
+                self._stand_down()
                 return STANDBY_SECONDS
             _leading.labels(self._service).set(1)
             count = self.step()
@@ -156,7 +156,14 @@ class OutboxRelay:
             log.warning("outbox.lease_lost", error=str(error))
         except PyMongoError as error:
             log.warning("outbox.database_away", error=repr(error))
+        if not self._lease.held:
+            self._stand_down()
         return STANDBY_SECONDS
+
+    def _stand_down(self) -> None:
+        """Somebody else's word counts from now on: an age of ours would be alerted for ever."""
+        _leading.labels(self._service).set(0)
+        _lag.labels(self._service).set(0)
 
     def step(self) -> int:
         """One round over all classes; how many events were published. LeaseLost, pymongo's errors."""

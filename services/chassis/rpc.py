@@ -39,6 +39,8 @@ from chassis.errors import (
 )
 from chassis.grpc_status import abort_arguments, accepted_language
 
+#: What counts in place of a code where a server that ends as it was told to said good-bye.
+FAREWELL = "FAREWELL"
 #: Most streams of callers whom nobody knows, such as watches of the server's health.
 WATCHERS_MAX = 1_000
 
@@ -438,10 +440,11 @@ class _Call:
         """The handler returned; it may have set another status by hand."""
         self._finish(_code_name(self.context, "OK"))
 
-    def _finish(self, code: str) -> None:
-        self.method.metrics.record(code, time.perf_counter() - self.started)
+    def _finish(self, code: str, *, farewell: bool = False) -> None:
+        self.method.metrics.record(FAREWELL if farewell else code, time.perf_counter() - self.started)
         if self.span is not None:
-            self.span.end(code if code in _SPAN_FAULTS else "", {"rpc.response.status_code": code})
+            fault = code in _SPAN_FAULTS and not farewell
+            self.span.end(code if fault else "", {"rpc.response.status_code": code})
             self.span = None
 
     async def fail(self, error: BaseException) -> None:
@@ -458,7 +461,7 @@ class _Call:
             self._finish("INTERNAL")
             return
         shown = self._shown(error)
-        self._finish(shown.code.value)
+        self._finish(shown.code.value, farewell=shown.farewell)
         await self.method.guard.abort(self.context, shown)
 
     def _late(self) -> bool:

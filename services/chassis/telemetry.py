@@ -11,6 +11,7 @@ from __future__ import annotations
 import random
 import re
 import secrets
+import threading
 from collections.abc import Iterator, Mapping, MutableMapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
@@ -31,6 +32,9 @@ if TYPE_CHECKING:
 TRACEPARENT = "traceparent"
 #: Most spans waiting for export; further ones are dropped.
 SPANS_QUEUED_MAX = 2048
+#: How long spans are still tried to be exported at the end where the collector does not take them, seconds:
+#: the library itself would go on for half a minute, longer than a pod is given.
+SHUTDOWN_SECONDS_MAX = 3.0
 
 _TRACEPARENT = re.compile(r"[0-9a-f]{2}-([0-9a-f]{32})-([0-9a-f]{16})-([0-9a-f]{2})")
 _INSTRUMENTATION = "callmesh"
@@ -41,6 +45,8 @@ class _State:
 
     def __init__(self) -> None:
         self.provider: TracerProvider | None = None
+        #: Of the provider, where it exports to a collector.
+        self.exporter: SpanExporter | None = None
         self.ratio = 0.0
         self.tracer: trace.Tracer = trace.NoOpTracer()
 
@@ -73,18 +79,27 @@ def setup(settings: ServiceSettings, *, exporter: SpanExporter | None = None) ->
 
         target = OTLPSpanExporter(endpoint=endpoint.rstrip("/") + "/v1/traces")
         provider.add_span_processor(BatchSpanProcessor(target, max_queue_size=SPANS_QUEUED_MAX))
+        _state.exporter = target
     _state.provider = provider
     _state.ratio = settings.trace_ratio
     _state.tracer = provider.get_tracer(_INSTRUMENTATION)
 
 
 def shutdown() -> None:
-    """Exports what is waiting (the exporter bounds the time) and stops; safe to repeat."""
+    """Exports what is waiting, for `SHUTDOWN_SECONDS_MAX` and the request that is under way then, and stops;
+    safe to repeat.
+    """
     provider, _state.provider = _state.provider, None
+    exporter, _state.exporter = _state.exporter, None
     _state.ratio = 0.0
     _state.tracer = trace.NoOpTracer()
     if provider is not None:
+        giving_up = threading.Timer(SHUTDOWN_SECONDS_MAX, exporter.shutdown) if exporter else None
+        if giving_up is not None:
+            giving_up.start()
         provider.shutdown()
+        if giving_up is not None:
+            giving_up.cancel()
 
 
 def tracer() -> trace.Tracer:

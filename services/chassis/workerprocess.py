@@ -294,7 +294,7 @@ class WorkerProcess:
 
     def _shut_down(self) -> None:
         """Finishes what is in hand, each part within its bound."""
-        limit = self._options.drain_seconds + STOP_SECONDS_SPARE
+        limit, began = self._options.drain_seconds + STOP_SECONDS_SPARE, time.monotonic()
         finished = False
         with eventlet.Timeout(limit, False):
             assert self._runner is not None
@@ -303,7 +303,9 @@ class WorkerProcess:
         if not finished:
             log.error("worker.stop_overdue", seconds=limit)
             self._broken = self._broken or TimeoutError("handlers did not end in time")
-        with eventlet.Timeout(limit, False):
+        # They were told at the same time. Both together end before the grace period of the chart does.
+        spare = max(STOP_SECONDS_SPARE, limit - (time.monotonic() - began))
+        with eventlet.Timeout(spare, False):
             for loop in self._loops:
                 loop.wait()
         self._publisher.close()
@@ -328,13 +330,15 @@ def leave(status: int) -> NoReturn:
 def supervise(loop: Background, service: str, stopping: Stopping) -> None:
     """Runs a background loop, again and again when it breaks, until it returns or the process ends."""
     pause = RESTART_SECONDS_MIN
+    # There before anything happens: a first time is an increase as well.
+    crashes = _crashes.labels(service, loop.name)
     while True:
         started = time.monotonic()
         try:
             loop.run(stopping)
             return
         except Exception:
-            _crashes.labels(service, loop.name).inc()
+            crashes.inc()
             log.exception("worker.loop_broke", loop=loop.name)
         if time.monotonic() - started > RESTART_FORGIVEN_SECONDS:
             pause = RESTART_SECONDS_MIN

@@ -10,8 +10,10 @@
    takes longer ends with an error and leaves nothing behind. A primary lost on the way costs the collection
    in hand, which is read again at the same point.
 4. A backup appears under its name when all of it lies on the disk: what was cut short is never taken for one.
-5. A restore looks at every checksum before it touches anything, writes into empty databases only, and marks
-   each of them while it works on it: services do not start on a half-restored database.
+5. A restore looks at every checksum before it touches anything and writes into empty databases only. It marks
+   all of them before it drops anything, until all is written: services do not start on a half-restored
+   database, and no backup is made of one.
+6. Neither needs more than to read and write: what a database holds is dropped collection by collection.
 """
 
 from __future__ import annotations
@@ -57,6 +59,8 @@ ATTEMPTS_MAX = 3
 GOING_SECONDS_MAX, POLL_SECONDS = 5.0, 0.2
 #: Names of backups, which is what `keep` counts and removes.
 NAMED = re.compile(r"callmesh-\d{8}T\d{6}Z-[0-9a-z]{4}")
+#: Ending of the name of one that is not finished; age at which nobody works on it any more, seconds.
+PART, PART_SECONDS_MAX = ".part", 86_400
 #: What a backup's file may be called: no way out of its directory.
 _PLACE = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9_.-]{0,119}")
 #: The server no longer has the past that was asked for: SnapshotTooOld, SnapshotUnavailable.
@@ -128,8 +132,9 @@ def back_up(
     started = time.monotonic()
     taken_at = datetime.now(UTC).replace(microsecond=0)
     directory = target / fresh_name(taken_at.strftime("%Y%m%dT%H%M%SZ"))
-    part = directory.with_name(f"{directory.name}.part")
+    part = directory.with_name(f"{directory.name}{PART}")
     try:
+        _sweep(target, taken_at)
         part.mkdir(parents=True, mode=0o700)
         point = _now_there(client)
         databases = _read(client, names, part, key, told)
@@ -176,6 +181,19 @@ def _read(
     raise AssertionError("unreachable")
 
 
+def _sweep(target: Path, now: datetime) -> None:
+    """Removes what is left of backups that were killed: nobody else would, and one day the disk would be
+    full.
+    """
+    for left in target.glob(f"*{PART}") if target.is_dir() else ():
+        name = left.name.removesuffix(PART)
+        if not NAMED.fullmatch(name):
+            continue
+        begun = datetime.strptime(name.split("-")[1], "%Y%m%dT%H%M%SZ").replace(tzinfo=UTC)
+        if (now - begun).total_seconds() > PART_SECONDS_MAX:
+            shutil.rmtree(left, ignore_errors=True)
+
+
 def _now_there(client: pymongo.MongoClient[dict[str, Any]]) -> Timestamp:
     """The primary's own time as the reading begins, for the record. Pymongo's errors."""
     point: Timestamp | None = client.admin.command("ping").get("operationTime")
@@ -202,7 +220,10 @@ def _read_database(
     found: dict[str, dict[str, Any]] = {}
     for info in sorted(database.list_collections(), key=lambda each: str(each["name"])):
         name = info["name"]
-        if info["type"] != "collection" or name.startswith("system.") or name == RESTORING:
+        if name == RESTORING:
+            # It would look whole, and in time take the place of the last good one.
+            raise CannotBackUp(f"{database.name} is being restored, or was left half restored")
+        if info["type"] != "collection" or name.startswith("system."):
             continue
         if info.get("options", {}).get("capped"):
             raise CannotBackUp(f"{database.name}.{name} is capped: such a collection has no past to read")
@@ -328,8 +349,9 @@ def restore(
         if held and not replace:
             raise CannotRestore(f"{', '.join(held)} hold data: --replace drops them first")
         for name in manifest["databases"]:
-            client.drop_database(name)
             _mark(client[name], manifest)
+        for name in manifest["databases"]:
+            _empty(client[name])
         count = 0
         for database, collection, entry in entries(manifest):
             path = directory / place(database, collection, sealed=key is not None)
@@ -378,15 +400,26 @@ def _connected(client: pymongo.MongoClient[dict[str, Any]]) -> list[str]:
 
 def _mark(database: Any, manifest: dict[str, Any]) -> None:
     marks = database.get_collection(RESTORING, write_concern=_MAJORITY)
-    marks.insert_one({"_id": "restore", "taken_at": manifest["taken_at"], "since": datetime.now(UTC)})
+    mark = {"taken_at": manifest["taken_at"], "since": datetime.now(UTC)}
+    # One that was cut short before has left its own.
+    marks.replace_one({"_id": "restore"}, mark, upsert=True)
+
+
+def _empty(database: Any) -> None:
+    """Drops all but the mark. Not the database itself: that takes a right that writing does not need."""
+    for name in database.list_collection_names():
+        if name != RESTORING and not name.startswith("system."):
+            database.drop_collection(name)
 
 
 def _write_collection(database: Any, name: str, entry: dict[str, Any], path: Path, key: bytes | None) -> int:
     database.create_collection(name, **_rich(entry["options"]))
     collection = database.get_collection(name, codec_options=_RAW, write_concern=_MAJORITY)
+    # What is valid now need not have been when it was written; passing a rule over is a right of its own.
+    unchecked = True if "validator" in entry["options"] else None
     count = 0
     for batch in _batches(documents(path, entry["file"], key)):
-        collection.insert_many(batch, ordered=False, bypass_document_validation=True)
+        collection.insert_many(batch, ordered=False, bypass_document_validation=unchecked)
         count += len(batch)
     if count != entry["documents"]:
         raise BadBackup(f"{entry['file']} has {count} documents, the manifest says {entry['documents']}")

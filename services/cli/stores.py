@@ -22,34 +22,51 @@ SERVICES = ("routing", "crm", "tickets", "marketing")
 ANSWER_MS_MAX = 5_000
 
 
-def _given(name: str) -> str:
-    from chassis.credentials import first_of
+def _given(name: str) -> list[str]:
+    """What the environment says: in a file a second line, while a password is being changed."""
+    from chassis.credentials import ConnectionFile
 
     file = os.environ.get(f"{name}_FILE", "")
     try:
-        return first_of(file) if file else os.environ.get(name, "")
+        return ConnectionFile(file).candidates() if file else [os.environ.get(name, "")]
     except StartError as error:
         raise Refused(f"{name}_FILE: {error}") from None
 
 
 def mongo_uri(run_dir: Path) -> str:
     """The connection string of the database. Raises Refused when nothing says it."""
+    from chassis.credentials import taken
     from cli.stack import recorded_stack
 
-    if given := _given("MONGO_URI"):
-        return given
+    if any(given := _given("MONGO_URI")):
+        return taken(given, ANSWER_MS_MAX)
     stack = recorded_stack(run_dir.expanduser().resolve())
     if stack is None or stack.config.mongo_uri:
         raise Refused("which database? set MONGO_URI or MONGO_URI_FILE, or name the RUN_DIR of a local stack")
     return stack.mongo_uri
 
 
+def _broker_takes(uri: str) -> bool:
+    """Whether the broker does not refuse this user and password; one that does not answer refuses nobody."""
+    import amqp
+
+    from chassis.bus.connection import CONNECTION_ERRORS, close_quietly, open_connection
+
+    try:
+        close_quietly(open_connection(uri))
+    except amqp.AccessRefused:
+        return False
+    except CONNECTION_ERRORS:
+        return True
+    return True
+
+
 def amqp_uri(run_dir: Path) -> str:
     """The connection string of the broker. Raises Refused when nothing says it."""
     from cli.stack import recorded_stack
 
-    if given := _given("AMQP_URI"):
-        return given
+    if any(given := _given("AMQP_URI")):
+        return next(filter(_broker_takes, given[:-1]), given[-1])
     stack = recorded_stack(run_dir.expanduser().resolve())
     if stack is None or stack.config.amqp_uri:
         raise Refused("which broker? set AMQP_URI or AMQP_URI_FILE, or name the RUN_DIR of a local stack")

@@ -130,6 +130,7 @@ class RouterDraining(Unavailable):
     """This router is being stopped; open the stream again at another one, its place is kept."""
 
     reason = "ROUTER_DRAINING"
+    farewell = True
 
 
 class DirectoryUnread(Unavailable):

@@ -561,6 +561,9 @@ class Relay:
         except PyMongoError as error:
             log.warning("relay.database_away", error=repr(error))
             self._recheck()
+            if not self._lease.held:
+                # Whoever still reaches the database has it.
+                self._stand_down()
         return STANDBY_SECONDS
 
     def _lead(self) -> bool:

@@ -215,7 +215,10 @@ class Router:
         """All gRPC services of a router."""
         own = bindings(self.handlers, self.front, self.shard_servicer, self.explainer)
         simulate = functools.partial(
-            whatif_day.answer, mongo_uri=self.settings.mongo_uri, database=self.settings.mongo_database
+            whatif_day.answer,
+            mongo_uri=self.settings.mongo_uri,
+            database=self.settings.mongo_database,
+            mongo_uri_file=self.settings.mongo_uri_file,
         )
         supervision = supervision_binding(
             self.supervision,
@@ -326,6 +329,7 @@ def _planner(settings: RoutingSettings, clock: Clock) -> Elsewhere:
         settings.region,
         clock,
         settings.planner_kept_seconds,
+        mongo_uri_file=settings.mongo_uri_file,
     )
 
 

@@ -1,7 +1,7 @@
 """`SupervisionService.SimulateDay`, from its request to its response, in a process of its own.
 
 A day takes seconds of pure computing, and the process that asks routes calls meanwhile: so `answer` starts
-another one (`python -m routing.whatif_day`: the request on its standard input, the database in MONGO_URI)
+another one (`python -m routing.whatif_day`: the request on its standard input, MONGO_URI or MONGO_URI_FILE)
 and waits, one at a time. `simulate_request` is what that process does.
 """
 
@@ -45,7 +45,7 @@ log = logs.get_logger(__name__)
 
 
 async def answer(
-    request: supervision_pb2.SimulateDayRequest, mongo_uri: str, database: str
+    request: supervision_pb2.SimulateDayRequest, mongo_uri: str, database: str, mongo_uri_file: str = ""
 ) -> supervision_pb2.SimulateDayResponse:
     """The response. Raises InvalidArgument naming the field, ResourceExhausted while another day is gone
     through, Unavailable when the journal cannot be read and DeadlineExceeded after `SECONDS_MAX`.
@@ -54,13 +54,14 @@ async def answer(
     if _one_at_a_time.locked():
         raise ResourceExhausted("server", RETRY_SECONDS, limit="one day is simulated at a time")
     async with _one_at_a_time:
-        return await _in_another_process(request, mongo_uri, database)
+        environment = {"MONGO_URI": mongo_uri, "MONGO_URI_FILE": mongo_uri_file}
+        return await _in_another_process(request, database, environment)
 
 
 async def _in_another_process(
-    request: supervision_pb2.SimulateDayRequest, mongo_uri: str, database: str
+    request: supervision_pb2.SimulateDayRequest, database: str, environment: dict[str, str]
 ) -> supervision_pb2.SimulateDayResponse:
-    job, environment = request.SerializeToString(), {"MONGO_URI": mongo_uri}
+    job = request.SerializeToString()
     ended = await run_apart(
         "routing.whatif_day", database, job=job, seconds_max=SECONDS_MAX, environment=environment
     )
@@ -153,22 +154,22 @@ def _messages(queues: Mapping[str, Figures]) -> list[supervision_pb2.QueueStats]
 
 def main() -> int:
     """The other process: standard input to standard output."""
-    from pymongo import MongoClient
     from pymongo.errors import PyMongoError
 
+    from chassis.credentials import client_of
+    from chassis.errors import StartError
     from routing.codec import CodecError
     from routing.journal import JournalGap
 
     request = supervision_pb2.SimulateDayRequest.FromString(sys.stdin.buffer.read())
-    client: MongoClient[dict[str, Any]]
+    uri, file = os.environ["MONGO_URI"], os.environ.get("MONGO_URI_FILE", "")
     try:
-        uri = os.environ["MONGO_URI"]
-        with MongoClient(uri, serverSelectionTimeoutMS=ANSWER_MS_MAX, tz_aware=True) as client:
+        with client_of(uri, file, ANSWER_MS_MAX) as client:
             response = simulate_request(request, client[sys.argv[1]])
     except InvalidArgument as error:
         print(json.dumps({"field": error.values["field"], "why": error.values["why"]}))
         return EXIT_INVALID
-    except (PyMongoError, JournalGap, CodecError) as error:
+    except (PyMongoError, StartError, JournalGap, CodecError) as error:
         print(type(error).__name__, file=sys.stderr)
         return EXIT_UNREADABLE
     sys.stdout.buffer.write(response.SerializeToString())

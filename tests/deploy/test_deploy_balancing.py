@@ -64,8 +64,14 @@ def envoy() -> str:
 
 @pytest.mark.parametrize("tls", [False, True])
 def test_envoy_takes_the_configuration(tls: bool, tmp_path: Path) -> None:
-    """All of it, certificates included, without starting."""
-    values = yaml.safe_load(EXAMPLES["operators"].read_text()) | {"tls": {"enabled": tls}}
+    """All of it, certificates included, without starting; diallers, one a region, are called without it."""
+    regions = ("beijing", "shanghai")
+    floors = [{"region": region, "inbound": "service", "outbound": "callout"} for region in regions]
+    values = yaml.safe_load(EXAMPLES["operators"].read_text()) | {
+        "tls": {"enabled": tls},
+        "regions": [{"id": region, "replicas": 2} for region in regions],
+        "dialler": {"enabled": True, "floors": floors},
+    }
     config = envoy_config(values)
     hosts = [
         endpoints(cluster)[0]["endpoint"]["address"]["socket_address"]["address"]

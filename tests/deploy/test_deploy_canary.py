@@ -116,6 +116,9 @@ def test_the_canary_is_scraped_once_and_missed_when_it_is_gone(release: Any) -> 
     rule = rules["demo-callmesh-canary"]
     alerts = [each["alert"] for group in rule["spec"]["groups"] for each in group["rules"]]
     assert alerts == ["CallmeshCanaryAbsent"], "missed where it was asked for, whoever has the others"
+    ((missed,),) = [group["rules"] for group in rule["spec"]["groups"]]
+    job = f"{monitor['metadata']['namespace']}/{monitor['metadata']['name']}"
+    assert missed["expr"] == f'absent(callmesh_canary_calls_total{{job="{job}"}})', "its own, not another's"
     for one in (monitor, rule):
         assert one["metadata"]["labels"]["release"] == "prometheus"
 

@@ -36,6 +36,8 @@ from tests.deploy.chart_renders import (
 )
 
 from chassis import limits
+from chassis.config import ServiceSettings
+from marketing import senders
 
 GOLDEN = Path(__file__).parent / "golden"
 LABEL = re.compile(r"(([A-Za-z0-9][-A-Za-z0-9_.]*)?[A-Za-z0-9])?")
@@ -168,6 +170,12 @@ def test_the_checks_themselves_find_what_is_wrong() -> None:
     ({"regions": [{"id": "worker", "replicas": 1}]}, "routing-worker"),
     ({"mongodb": {"secrets": {"sales": "sales-mongodb"}}}, "sales"),
     ({"rabbitmq": {"authority": {"kind": "File"}}}, "kind"),
+    ({"networkPolicy": {"partners": {"ports": []}}}, "ports"),
+    ({"marketing": {"worker": {"files": [{"kind": "File", "name": "smtp"}]}}}, "kind"),
+    ({"fullnameOverride": "a" * 30, "regions": [{"id": "b" * 14, "replicas": 1}]}, "at most 52 fit"),
+    ({"fullnameOverride": "a" * 40, "dialler": {"enabled": True, "floors": [
+        {"region": "main", "inbound": "a", "outbound": "b"}]}, "regions": [{"id": "main", "replicas": 1}]},
+     "at most 52 fit"),
 ])  # fmt: skip
 def test_a_typing_error_is_refused_with_its_place(values: dict[str, Any], where: str) -> None:
     with pytest.raises(helm_python.HelmError) as refused:
@@ -400,6 +408,89 @@ def test_the_network_is_the_picture() -> None:
         ("routing-server", "beijing"),
         ("marketing-server", ""),
     ]
+
+
+@pytest.mark.parametrize("values", [{}, {"tls": {"enabled": True}}])
+def test_a_process_has_started_when_all_of_it_is_ready(values: dict[str, Any]) -> None:
+    """A router that serves and has not found its shard would let the next one be restarted; gRPC's health
+    does not tell. A dialler may wait for its floor as long as it likes, and is not ended over it.
+    """
+    for one, pod in pods(render(values | {"dialler": {"enabled": True}})):
+        if one["kind"] in ("Deployment", "StatefulSet"):
+            path = pod["spec"]["containers"][0]["startupProbe"]["httpGet"]["path"]
+            dialler = "dialler" in one["metadata"]["name"]
+            assert path == ("/healthz" if dialler else "/readyz"), one["metadata"]["name"]
+
+
+def test_what_the_schema_lets_pass_the_settings_take() -> None:
+    """Or an upgrade would end in processes that do not start."""
+    schema = json.loads((CHART / "values.schema.json").read_text())
+    bounds = {"noticeSeconds": "drain_notice_seconds", "seconds": "drain_seconds"}
+    parts = [schema["$defs"]["server"], schema["$defs"]["worker"], schema["properties"]["dialler"]]
+    parts.append(schema["properties"]["routing"]["properties"]["server"])
+    fields = ServiceSettings.model_fields
+    for part in parts:
+        for name, said in part["properties"]["drain"]["properties"].items():
+            (most,) = [each.le for each in fields[bounds[name]].metadata if hasattr(each, "le")]
+            assert said["maximum"] <= most, name
+
+
+@pytest.mark.parametrize(("given", "said"), [
+    (1_000_000, "1000000"), (25_000_000, "25000000"), (0.25, "0.25"), (True, "true"), ("1e6", "1e6"),
+])  # fmt: skip
+def test_a_variable_is_written_as_it_is_meant(given: Any, said: str) -> None:
+    """Helm reads numbers as floating ones, and would write a million as no setting takes it."""
+    values = {"crm": {"worker": {"env": {"CRM_EVENT_LOG_ENTRIES_MAX": given}}}}
+    (pod,) = [pod for one, pod in pods(render(values)) if one["metadata"]["name"].endswith("-crm-worker")]
+    env = {one["name"]: one.get("value") for one in pod["spec"]["containers"][0]["env"]}
+    assert env["CRM_EVENT_LOG_ENTRIES_MAX"] == said
+
+
+def test_files_that_settings_name_are_where_they_are_named() -> None:
+    """A sender's password, for one."""
+    files = [{"kind": "Secret", "name": "smtp"}, {"kind": "ConfigMap", "name": "setup"}]
+    values = {"marketing": {"worker": {"files": files}}, "dialler": {"enabled": True, "files": files[:1]}}
+    found = {}
+    for one, pod in pods(render(values)):
+        mounts = pod["spec"]["containers"][0].get("volumeMounts", ())
+        sources = {volume["name"]: volume for volume in pod["spec"].get("volumes", ())}
+        for mount in mounts:
+            if mount["mountPath"].startswith("/etc/callmesh/files/"):
+                source = sources[mount["name"]]
+                named = source.get("secret", {}).get("secretName") or source["configMap"]["name"]
+                assert mount["mountPath"] == f"/etc/callmesh/files/{named}" and mount["readOnly"]
+                found.setdefault(one["metadata"]["name"], []).append(named)
+    assert found == {
+        "demo-callmesh-marketing-worker": ["smtp", "setup"],
+        "demo-callmesh-dialler-main": ["smtp"],
+    }
+
+
+def test_workers_reach_partners_where_the_docs_say_that_they_are() -> None:
+    """A sender of mail without a port of its own is called at 25."""
+    text = (ROOT / "docs" / "marketing.md").read_text()
+    (said,) = re.findall(r"^MARKETING_SENDERS='(.*?)'", text, re.S | re.M)
+    wanted = {443 if one.target.startswith("https:") else int(one.target.rpartition(":")[2])
+              for one in senders.read_configs(said)}  # fmt: skip
+    assert wanted == {25, 443}
+    for values, more in (({}, set()), ({"networkPolicy": {"partners": {"ports": [8443]}}}, {8443})):
+        for one in render(values):
+            if one["kind"] == "NetworkPolicy" and re.search(
+                "(crm|marketing)-worker$", one["metadata"]["name"]
+            ):
+                ports = {port["port"] for rule in one["spec"]["egress"] for port in rule["ports"]}
+                assert (more or wanted) <= ports and (8443 in ports) is bool(more)
+
+
+@pytest.mark.parametrize(("given", "said"), [("", "contact"), ("contact-centre", "contact-centre")])
+def test_every_series_says_of_which_platform_it_is(given: str, said: str) -> None:
+    """Or the figures of a trial in the same Prometheus would be added to the real ones."""
+    values = EVERYTHING | {"monitoring": {"enabled": True, "platform": given}}
+    monitors = [one for one in render(values) if one["kind"] == "PodMonitor"]
+    assert len(monitors) == 4
+    for one in monitors:
+        (endpoint,) = one["spec"]["podMetricsEndpoints"]
+        assert {"targetLabel": "platform", "replacement": said} in endpoint["relabelings"]
 
 
 @pytest.mark.parametrize("kind", ["server", "worker"])

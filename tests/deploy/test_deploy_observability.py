@@ -25,7 +25,7 @@ DASHBOARDS = {
 #: Of Prometheus' client for Python, and of Prometheus itself.
 COMMON = {"up", "process_cpu_seconds_total", "process_resident_memory_bytes", "process_start_time_seconds"}
 #: Labels of whoever scrapes, and of kube-state-metrics' series.
-OF_TARGETS = {"process", "instance", "job", "namespace", "cronjob"}
+OF_TARGETS = {"platform", "process", "instance", "job", "namespace", "cronjob"}
 #: Labels of recorded series, of one or another.
 RECORDED = {"region", "queue", "shard", "service", "handler"}
 #: Grafana's units in use; a misspelt one shows bare numbers.

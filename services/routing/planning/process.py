@@ -2,8 +2,8 @@
 
 A forecast loads a statistics library and computes for a while, a shift plan for some seconds: not in a
 process that routes calls. So `Elsewhere` starts another one (`python -m routing.planning.process`: the
-database's name and the region on its command line, the database's address in MONGO_URI, requests on its
-standard input) and waits, one request at a time. The first request takes two or three seconds, more than
+database's name and the region on its command line, its address in MONGO_URI or MONGO_URI_FILE, requests on
+its standard input) and waits, one request at a time. The first request takes two or three seconds, more than
 ten on a busy machine: callers set a deadline. Then the process is kept for those that follow, which take a
 fraction of a second, and ends some minutes after the last. What cannot be planned is refused before.
 """
@@ -76,7 +76,14 @@ class Elsewhere:
     """One a router. Its methods belong to one event loop."""
 
     def __init__(
-        self, mongo_uri: str, database: str, region: str, clock: Clock, kept_seconds: float = KEPT_SECONDS
+        self,
+        mongo_uri: str,
+        database: str,
+        region: str,
+        clock: Clock,
+        kept_seconds: float = KEPT_SECONDS,
+        *,
+        mongo_uri_file: str = "",
     ) -> None:
         self._clock = clock
         self._one_at_a_time = asyncio.Lock()
@@ -84,7 +91,7 @@ class Elsewhere:
             "routing.planning.process",
             *(database, region),
             # One thread is enough, and leaves the others to routing.
-            environment={"MONGO_URI": mongo_uri, "OMP_NUM_THREADS": "1"},
+            environment={"MONGO_URI": mongo_uri, "MONGO_URI_FILE": mongo_uri_file, "OMP_NUM_THREADS": "1"},
             kept_seconds=kept_seconds,
         )
 
@@ -137,9 +144,7 @@ def answer_here(method: str, raw: bytes, database: Any, region: str, now_ms: int
 
 
 def carry_out(job: Job, database: Any, region: str) -> tuple[int, bytes]:
-    """(status, answer) of one request."""
-    from pymongo.errors import PyMongoError
-
+    """(status, answer) of one request. Pymongo's errors."""
     try:
         return 0, answer_here(job.method, job.request, database, region, job.now_ms)
     except Unavailable:
@@ -147,22 +152,29 @@ def carry_out(job: Job, database: Any, region: str) -> tuple[int, bytes]:
     except CallmeshError as error:
         said = {"reason": error.reason, "values": _plain(error)}
         return EXIT_REFUSED, json.dumps(said).encode()
-    except PyMongoError as error:
+
+
+def connected(job: Job, name: str, region: str) -> tuple[int, bytes]:
+    """`carry_out` over a connection of its own: between two requests a password may have been changed."""
+    from pymongo.errors import PyMongoError
+
+    from chassis.credentials import client_of
+    from chassis.errors import StartError
+
+    uri, file = os.environ["MONGO_URI"], os.environ["MONGO_URI_FILE"]
+    try:
+        with client_of(uri, file, ANSWER_MS_MAX) as client:
+            return carry_out(job, client[name], region)
+    except (PyMongoError, StartError) as error:
         print(type(error).__name__, file=sys.stderr)
         return EXIT_UNREADABLE, b""
 
 
 def main() -> int:
     """The other process: requests on its standard input, answers on its standard output."""
-    from pymongo import MongoClient
-
     os.nice(10)
     name, region = sys.argv[1:3]
-    client: MongoClient[dict[str, Any]]
-    uri = os.environ["MONGO_URI"]
-    with MongoClient(uri, serverSelectionTimeoutMS=ANSWER_MS_MAX, tz_aware=True) as client:
-        database: Any = client[name]
-        return serve_jobs(lambda job: carry_out(_decoder.decode(job), database, region))
+    return serve_jobs(lambda job: connected(_decoder.decode(job), name, region))
 
 
 def _plain(error: CallmeshError) -> dict[str, str]:

@@ -17,13 +17,15 @@ from chassis import mongo
 from chassis.bus.connection import close_quietly, open_connection
 from chassis.bus.verdict import is_away
 from chassis.config import ServiceSettings
-from chassis.credentials import ConnectionFile
+from chassis.credentials import ConnectionFile, client_of
 from chassis.errors import StartError, translate
 from chassis.localstack import ManagedProcess, RabbitNode, TcpReady, find_mongod, free_ports
+from cli.stores import amqp_uri
 
 pytestmark = pytest.mark.integration
 
 START_SECONDS_MAX = 40.0
+ANSWER_MS_MAX = 5_000
 #: Answered so slowly that operations at once need a connection each.
 SLOWLY: list[dict[str, Any]] = [
     {"$addFields": {"slow": {"$function": {"body": "function() { sleep(200) }", "args": [], "lang": "js"}}}}
@@ -97,7 +99,16 @@ async def test_a_mongodb_password_changes_without_a_restart(guarded: Guarded, tm
         # Announced, not in force yet: nobody notices.
         file.write_text(guarded.uri("two") + "\n" + guarded.uri("one") + "\n")
         assert at_once(database, 3) == []
-        guarded.change("two")
+        # Nor does a process that starts meanwhile, or one that works for another.
+        mongo.disconnect()
+        fresh = ServiceSettings(service="test", mongo_uri_file=str(file), mongo_operation_seconds=30)
+        assert fresh.mongo_uri == guarded.uri("two")
+        database = mongo.connect(fresh)
+        assert at_once(database, 3) == []
+        for _ in ("announced", "in force"):
+            with client_of("", str(file), ANSWER_MS_MAX) as apart:
+                assert apart[settings.mongo_database].marks.count_documents({}) == 1
+            guarded.change("two")
         # Connections that stand go on. The first new one is refused, which is said as "try again", and
         # turns the page.
         for error in at_once(database, 5):
@@ -119,7 +130,9 @@ def test_another_refusal_is_no_outage() -> None:
     assert translate(OperationFailure("bad", code=2)).code.value == "INTERNAL"
 
 
-def test_a_broker_password_changes_without_a_restart(rabbit_node: RabbitNode, tmp_path: Path) -> None:
+def test_a_broker_password_changes_without_a_restart(
+    rabbit_node: RabbitNode, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     rabbit_node.evaluate(
         'All = <<".*">>, rabbit_auth_backend_internal:add_user(<<"app">>, <<"one">>, <<"test">>),'
         ' rabbit_auth_backend_internal:set_permissions(<<"app">>, <<"/">>, All, All, All, <<"test">>).'
@@ -129,8 +142,11 @@ def test_a_broker_password_changes_without_a_restart(rabbit_node: RabbitNode, tm
     file.write_text(uri.format("two") + "\n# before:\n" + uri.format("one") + "\n")
     broker = ConnectionFile(str(file))
     close_quietly(open_connection(broker))
+    monkeypatch.setenv("AMQP_URI_FILE", str(file))
+    assert amqp_uri(tmp_path) == uri.format("one"), "commands take what holds, too"
     rabbit_node.evaluate('rabbit_auth_backend_internal:change_password(<<"app">>, <<"two">>, <<"test">>).')
     close_quietly(open_connection(broker))
+    assert amqp_uri(tmp_path) == uri.format("two")
     file.write_text(uri.format("one") + "\n")
     with pytest.raises(amqp.AccessRefused):
         open_connection(broker)

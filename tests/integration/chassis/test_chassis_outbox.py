@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Callable, Iterator, Sequence
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import mongoengine
@@ -13,6 +13,7 @@ import pytest
 from google.protobuf.type_pb2 import Enum, EnumValue
 from google.protobuf.type_pb2 import Field as ProtoField
 from mongoengine import StringField
+from prometheus_client import REGISTRY
 
 from chassis import mongo, outbox
 from chassis.bus import Event, topology
@@ -274,6 +275,46 @@ def test_one_relay_works_at_a_time(database: Any, publisher: ScriptedPublisher) 
     waiting.run(lambda seconds: next(turns))
     assert publisher.ids == ["e1"]
     assert holder.acquire(), "given back at the end"
+
+
+def gauge(name: str) -> float | None:
+    return REGISTRY.get_sample_value(name, {"service": "maker"})
+
+
+@pytest.mark.parametrize("how", ["taken", "away"])
+def test_an_age_is_told_by_the_relay_that_works(
+    database: Any, publisher: ScriptedPublisher, monkeypatch: pytest.MonkeyPatch, how: str
+) -> None:
+    """One that lost its lease, to another or with the database, would be alerted for ever."""
+    insert_aggregate(OutboxThing(id="a"), [event("e1")])
+    minutes_ago = datetime.now(UTC) - timedelta(minutes=10)
+    OutboxThing._get_collection().update_one({"_id": "a"}, {"$set": {"outbox_since": minutes_ago}})
+    publisher.answer = lambda event: Outcome.UNKNOWN
+    watch = Stopwatch()
+    lease = Lease(database["leases"], "outbox", "me", 10, monotonic=watch)
+    relay = OutboxRelay([OutboxThing], publisher, lease, service="maker", monotonic=watch)
+    seen: list[tuple[float | None, float | None]] = []
+
+    def next_turn(_: float) -> bool:
+        age = gauge("callmesh_outbox_oldest_seconds")
+        seen.append((gauge("callmesh_outbox_relay_active"), age))
+        watch.seconds += 20.0
+        if how == "taken":
+            database["leases"].update_one(
+                {"_id": "outbox"},
+                {"$set": {"holder": "other", "expires_at": datetime.now(UTC) + timedelta(hours=1)}},
+            )
+        else:
+            monkeypatch.setattr(lease, "acquire", refuse)
+        return len(seen) == 2
+
+    def refuse() -> bool:
+        raise pymongo.errors.AutoReconnect("gone")
+
+    relay.run(next_turn)
+    (active, age), after = seen
+    assert active == 1 and age is not None and age > 500
+    assert after == (0, 0)
 
 
 def test_with_the_real_broker_the_unroutable_stays_until_somebody_subscribes(

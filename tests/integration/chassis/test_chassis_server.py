@@ -38,8 +38,16 @@ class Gone(NotFound):
     reason = "THING_NOT_FOUND"
 
 
+class Leaving(errors.Unavailable):
+    """This one goes."""
+
+    reason = "SERVER_LEAVING"
+    farewell = True
+
+
 #: Request text -> what the handler raises.
 FAILURES = {
+    "leaving": Leaving(),
     "not found": Gone(resource="things/1"),
     "bad": InvalidArgument.many([("a", "is bad"), ("b", "too")]),
     "state": FailedPrecondition(subject="things/1", why="is closed"),
@@ -201,6 +209,16 @@ async def test_errors_of_every_kind_of_handler_are_rich(echo, text, code, reason
         (info,) = detail_messages(error, error_details_pb2.ErrorInfo)
         assert (info.reason, info.domain) == (reason, "callmesh.test"), name
         assert kind is None or len(detail_messages(error, kind)) == 1, name
+
+
+async def test_a_server_that_says_good_bye_has_not_failed(echo):
+    """Its callers are told to go elsewhere; nobody is to be woken by each rollout."""
+    for name, call in (await calls_of_every_kind(echo, "leaving")).items():
+        before = [count_of(f"/{ECHO_SERVICE}/{name}", code) for code in ("FAREWELL", "UNAVAILABLE")]
+        error = await failure(call())
+        assert (error.code(), error_info(error).reason) == (grpc.StatusCode.UNAVAILABLE, "SERVER_LEAVING")
+        after = [count_of(f"/{ECHO_SERVICE}/{name}", code) for code in ("FAREWELL", "UNAVAILABLE")]
+        assert after == [before[0] + 1, before[1]]
 
 
 async def test_a_caller_who_names_its_language_is_told_in_it(raw):

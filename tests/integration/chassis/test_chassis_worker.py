@@ -152,6 +152,9 @@ def test_the_process_holds_no_grpc_and_mends_its_background_loop(probe: Probe) -
     wait_until(lambda: rows.count_documents({"handler": "background"}) > 5)
     crashes = probe.metric("callmesh_background_crashes_total", loop="step", service=probe.service)
     assert crashes == 2.0
+    with urllib.request.urlopen(f"{probe.http}/metrics", timeout=30) as answer:
+        counted = re.findall(r'crashes_total\{loop="(\w+)"', answer.read().decode())
+    assert {"step", "outbox", "ping"} <= set(counted), "a first time is an increase only where there was a 0"
     assert len(probe.log_lines("worker.loop_broke")) == 2
 
 

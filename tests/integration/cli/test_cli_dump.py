@@ -6,6 +6,7 @@ import json
 import tempfile
 import threading
 from collections.abc import Iterator
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ import pymongo
 import pytest
 import typer
 from bson import Int64
+from pymongo.monitoring import CommandListener
 from typer.testing import CliRunner
 
 from chassis.config import ServiceSettings
@@ -158,6 +160,62 @@ def test_nothing_starts_on_and_nobody_writes_into_a_restore(
         connect(ServiceSettings(service="test", mongo_uri=uri, mongo_database=NAMES[0]))
 
 
+@pytest.mark.parametrize("database", NAMES)
+def test_no_backup_is_made_of_a_half_restored_database(client: Client, tmp_path: Path, database: str) -> None:
+    """It would look whole, and with each hour one good backup less would be left."""
+    made = dump.back_up(client, NAMES, tmp_path)
+    client[database][RESTORING].insert_one({"_id": "restore"})
+    with pytest.raises(dump.CannotBackUp, match=f"{database} is being restored, or was left half restored"):
+        dump.back_up(client, NAMES, tmp_path)
+    assert [each.name for each in tmp_path.iterdir()] == [made.directory.name]
+    # The restore that mends it takes the mark away, also the one that was left.
+    dump.restore(client, made.directory, replace=True)
+    assert dump.back_up(client, NAMES, tmp_path).documents == 5_001
+
+
+class Heard(CommandListener):
+    """What a client asked for."""
+
+    def __init__(self) -> None:
+        self.commands: list[tuple[str, frozenset[str]]] = []
+
+    def started(self, event: Any) -> None:
+        self.commands.append((event.command_name, frozenset(event.command)))
+
+    def succeeded(self, event: Any) -> None: ...
+    def failed(self, event: Any) -> None: ...
+
+
+def test_a_restore_needs_no_more_rights_than_the_services(client: Client, tmp_path: Path) -> None:
+    """Those of readWrite, and clusterMonitor to see who is connected: dropping a database, or passing over a
+    collection's rules, is for dbAdmin alone.
+    """
+    made = dump.back_up(client, NAMES, tmp_path)
+    heard = Heard()
+    host, port = client.address or ("", 0)
+    uri = f"mongodb://{host}:{port}/?directConnection=true"
+    with pymongo.MongoClient[dict[str, Any]](uri, appname="callmesh-cli", event_listeners=[heard]) as user:
+        dump.restore(user, made.directory, replace=True)
+    allowed = {"aggregate", "create", "createIndexes", "drop", "find", "insert", "listCollections", "update"}
+    assert {name for name, _ in heard.commands} <= allowed | {"endSessions", "ping"}
+    assert not any("bypassDocumentValidation" in fields for _, fields in heard.commands)
+
+
+def test_all_databases_are_marked_before_one_is_emptied(
+    client: Client, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = dump.back_up(client, NAMES, tmp_path)
+
+    def cut(database: Any) -> None:
+        raise pymongo.errors.AutoReconnect(database.name)
+
+    monkeypatch.setattr(dump, "_empty", cut)
+    with pytest.raises(dump.CannotRestore):
+        dump.restore(client, made.directory, replace=True)
+    assert all(RESTORING in client[name].list_collection_names() for name in NAMES)
+    assert client[NAMES[0]].things.count_documents({}) == 5_000
+
+
 def test_the_oldest_backups_go_and_nothing_else(client: Client, tmp_path: Path) -> None:
     made = [dump.back_up(client, NAMES[1:], tmp_path).directory.name for _ in range(3)]
     (tmp_path / "callmesh-notes").mkdir()
@@ -167,6 +225,15 @@ def test_the_oldest_backups_go_and_nothing_else(client: Client, tmp_path: Path) 
     with pytest.raises(dump.CannotBackUp, match="nothing to back up"):
         dump.back_up(client, ["drill_nowhere"], tmp_path)
     assert {each.name for each in tmp_path.iterdir()} == left
+
+
+def test_what_a_killed_backup_left_goes_in_time(client: Client, tmp_path: Path) -> None:
+    fresh = datetime.now(UTC).strftime("callmesh-%Y%m%dT%H%M%SZ-zzzz.part")
+    names = {"callmesh-20200101T000000Z-aaaa.part", fresh, "notes.part"}
+    for name in names:
+        (tmp_path / name / "callmesh_crm").mkdir(parents=True)
+    made = dump.back_up(client, NAMES[1:], tmp_path).directory.name
+    assert {each.name for each in tmp_path.iterdir()} == {fresh, "notes.part", made}
 
 
 def test_a_drill_tries_the_restore_elsewhere_and_names_what_is_missing(

@@ -7,6 +7,7 @@ from __future__ import annotations
 import io
 import json
 import logging
+import time
 
 import pytest
 import structlog
@@ -17,6 +18,7 @@ from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanE
 from chassis import callcontext, logs, telemetry
 from chassis.callcontext import ANONYMOUS, CallContext
 from chassis.config import ServiceSettings
+from chassis.localstack import free_ports
 
 TRACE = "0af7651916cd43dd8448eb211c80319c"
 SAMPLED = f"00-{TRACE}-b7ad6b7169203331-01"
@@ -112,6 +114,19 @@ def test_an_unsampled_call_is_not_recorded(spans):
     with telemetry.span("inner"):
         pass
     assert spans.get_finished_spans() == ()
+
+
+def test_a_collector_that_is_away_holds_up_no_end(monkeypatch):
+    """The library would try for half a minute, and a pod be killed over it."""
+    monkeypatch.setattr(telemetry, "SHUTDOWN_SECONDS_MAX", 0.05)
+    (port,) = free_ports(1)
+    settings = ServiceSettings(otel_exporter_otlp_endpoint=f"http://127.0.0.1:{port}", trace_ratio=1.0)
+    telemetry.setup(settings)
+    for _ in range(600):
+        telemetry.start_call("/x.Y/Z", None, {}).end()
+    began = time.monotonic()
+    telemetry.shutdown()
+    assert time.monotonic() - began < 5.0
 
 
 def test_a_ratio_of_one_records_calls_without_a_trace():

@@ -579,6 +579,18 @@ async def test_what_goes_wrong_in_the_other_process_is_one_error(
     await one.close()
 
 
+async def test_the_other_process_reads_the_password_where_it_is_renewed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    known = refusing("HISTORY_TOO_SHORT", '"subject": "s", "why": "w"')
+    another(tmp_path, monkeypatch, f'[ "$MONGO_URI_FILE" = /etc/uri ] || exit 9; {known}')
+    clock = FakeClock(dt.datetime(2026, 10, 1, tzinfo=dt.UTC))
+    one = Elsewhere("mongodb://127.0.0.1:1", "none", "home", clock, mongo_uri_file="/etc/uri")
+    with pytest.raises(HistoryTooShort):
+        await ask(one)
+    await one.close()
+
+
 async def test_one_plan_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     started = tmp_path / "started"
     another(tmp_path, monkeypatch, f"touch {started}; exec sleep 60")

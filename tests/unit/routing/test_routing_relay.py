@@ -529,6 +529,26 @@ def test_a_lease_lost_on_the_way_publishes_nothing_and_speaks_for_no_shard(rig: 
     assert metric("callmesh_relay_active") == 0
 
 
+def test_a_relay_cut_off_from_the_database_speaks_for_no_shard(rig: Rig) -> None:
+    """Another one works by now; what this one said last would be alerted for ever."""
+    rig.open()
+    rig.lease.held = False
+    one = rig.relay()
+    one._turn()
+
+    def gone() -> bool:
+        raise AutoReconnect("gone")
+
+    rig.lease.acquire = gone  # type: ignore[method-assign]
+    rig.lease.renewal_due = True
+    one._turn()
+    assert metric("callmesh_relay_active") == 1, "its lease holds, and the database may be back at once"
+    rig.lease.held = False
+    one._turn()
+    assert metric("callmesh_relay_lag_blocks", shard="beijing") is None
+    assert metric("callmesh_relay_active") == 0
+
+
 def test_what_another_relay_published_meanwhile_is_not_published_again(rig: Rig) -> None:
     rig.open()
     one = rig.relay()

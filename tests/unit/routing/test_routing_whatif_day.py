@@ -62,7 +62,16 @@ def another(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, script: str) -> Non
 
 async def ask() -> Any:
     request = supervision_pb2.SimulateDayRequest(interval=interval())
-    return await whatif_day.answer(request, "mongodb://127.0.0.1:1", "none")
+    return await whatif_day.answer(request, "mongodb://127.0.0.1:1", "none", "/etc/uri")
+
+
+async def test_the_other_process_reads_the_password_where_it_is_renewed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    script = """cat > /dev/null; printf '{"field": "f", "why": "%s"}' "$MONGO_URI_FILE"; exit 3"""
+    another(tmp_path, monkeypatch, script)
+    with pytest.raises(InvalidArgument, match="f: /etc/uri"):
+        await ask()
 
 
 @pytest.mark.parametrize(

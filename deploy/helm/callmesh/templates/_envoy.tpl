@@ -3,7 +3,10 @@
 {{- toJson (dict "name" (printf "%s-proxy" (include "callmesh.fullname" .)) "service" "proxy" "kind" "envoy" "region" "") -}}
 {{- end -}}
 
-{{/* Where the proxy sends calls, as JSON: {items: [{service, host}]}. A router of any region takes any call. */}}
+{{/*
+Where the proxy sends calls, as JSON: {items: [{service, host}]}. A router of any region takes any call; a gateway calls
+the dialler of its own region, and itself.
+*/}}
 {{- define "callmesh.upstreams" -}}
 {{- $root := . -}}
 {{- $found := list -}}
@@ -12,7 +15,7 @@
 {{- $found = append $found (dict "service" "routing" "host" $host) -}}
 {{- end -}}
 {{- range (include "callmesh.processes" . | fromJson).items -}}
-{{- if and (eq .kind "server") (not .region) -}}
+{{- if and (eq .kind "server") (not .region) (not .floor) -}}
 {{- $found = append $found (dict "service" .service "host" (printf "%s.%s.svc" .name $root.Release.Namespace)) -}}
 {{- end -}}
 {{- end -}}

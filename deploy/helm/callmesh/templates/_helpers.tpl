@@ -141,6 +141,11 @@ nothing in a store.
 {{- range $found -}}
 {{- if has .name $names -}}{{- fail (printf "regions: two processes would have the name %s" .name) -}}{{- end -}}
 {{- $names = append $names .name -}}
+{{- /* Of a StatefulSet's name and a revision the cluster makes a label of 63 characters at most, and no pod without. */ -}}
+{{- $longest := ternary 52 63 (ne .region "") -}}
+{{- if gt (len .name) $longest -}}
+{{- fail (printf "the name %s has %d characters, at most %d fit: shorten the release's (fullnameOverride) or the region's" .name (len .name) $longest) -}}
+{{- end -}}
 {{- end -}}
 {{- toJson (dict "items" $found) -}}
 {{- end -}}
@@ -175,6 +180,11 @@ app.kubernetes.io/part-of: callmesh
 app.kubernetes.io/name: {{ include "callmesh.name" . }}
 app.kubernetes.io/instance: {{ .Release.Name }}
 {{ include "callmesh.commonLabels" . }}
+{{- end -}}
+
+{{/* By what its figures are told from another platform's in the same Prometheus. */}}
+{{- define "callmesh.platform" -}}
+{{- default .Release.Namespace .Values.monitoring.platform -}}
 {{- end -}}
 
 {{/* Where a dialler finds marketing: in this release, or where it is told. */}}

@@ -1,7 +1,9 @@
 {{/* One variable: {name, value}. */}}
 {{- define "callmesh.variable" -}}
+{{- /* Helm reads numbers as floating ones: a million would be written 1e+06, which no setting takes. */ -}}
+{{- $whole := and (kindIs "float64" .value) (eq .value (floor .value)) -}}
 - name: {{ .name }}
-  value: {{ .value | toString | quote }}
+  value: {{ ternary (int64 .value) .value $whole | toString | quote }}
 {{- end -}}
 
 {{/* Environment of a process, of {root, process}. */}}
@@ -68,11 +70,15 @@
 {{- end }}
 {{- end -}}
 
-{{/* Probes, of {root, process}: Kubernetes' gRPC probe speaks plain text only, so TLS is probed over HTTP. */}}
+{{/*
+Probes, of {root, process}: Kubernetes' gRPC probe speaks plain text only, so TLS is probed over HTTP. A router has
+started when it follows its shard: until then it serves, but the next one must not be restarted. A dialler may wait for
+its floor as long as it likes.
+*/}}
 {{- define "callmesh.probes" -}}
 {{- $http := or (eq .process.kind "worker") .root.Values.tls.enabled -}}
 startupProbe:
-  {{- include "callmesh.probe" (dict "http" $http "path" "/readyz") | nindent 2 }}
+  {{- include "callmesh.probe" (dict "http" true "path" (ternary "/healthz" "/readyz" (not (empty .process.floor)))) | nindent 2 }}
   periodSeconds: 2
   failureThreshold: 90
 readinessProbe:
@@ -158,6 +164,9 @@ spec:
         {{- else }}
         {{- include "callmesh.storeMounts" (dict "root" $root "store" "mongodb") | nindent 8 }}
         {{- end }}
+        {{- range $values.files }}
+        - {name: {{ printf "files-%s" .name }}, mountPath: {{ printf "/etc/callmesh/files/%s" .name }}, readOnly: true}
+        {{- end }}
         {{- if not $server }}
         {{- include "callmesh.storeMounts" (dict "root" $root "store" "rabbitmq") | nindent 8 }}
         {{- else }}
@@ -185,6 +194,14 @@ spec:
     {{- include "callmesh.fileVolume" (dict "volume" "dialler" "path" "token" "from" $token) | nindent 4 }}
     {{- else }}
     {{- include "callmesh.storeVolumes" (dict "root" $root "store" "mongodb" "service" $process.service) | nindent 4 }}
+    {{- end }}
+    {{- range $values.files }}
+    - name: {{ printf "files-%s" .name }}
+      {{- if eq .kind "Secret" }}
+      secret: {secretName: {{ .name }}, defaultMode: 0440}
+      {{- else }}
+      configMap: {name: {{ .name }}}
+      {{- end }}
     {{- end }}
     {{- if not $server }}
     {{- include "callmesh.storeVolumes" (dict "root" $root "store" "rabbitmq" "service" $process.service) | nindent 4 }}
