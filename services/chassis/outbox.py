@@ -287,11 +287,3 @@ class OutboxRelay:
         """Removes those of the documents that are nothing but their outbox and have told everything."""
         if ids and self._documents[collection.name].outbox_only:
             collection.delete_many({"_id": {"$in": ids}, "outbox": []})
-
-
-def pending_count(documents: Sequence[type[Aggregate]]) -> int:
-    """How many aggregates have events that are not published yet; for tests and status."""
-    return sum(
-        document._get_collection().count_documents({"outbox_since": {"$exists": True}})
-        for document in documents
-    )
