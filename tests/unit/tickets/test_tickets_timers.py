@@ -174,4 +174,5 @@ async def test_what_cannot_be_read_does_not_keep_a_server_from_looking_again(
     async with asyncio.timeout(10):
         watching = asyncio.create_task(server.keep_fresh(unreadable, others))
         await looked.wait()
+    assert not watching.done()
     watching.cancel()
