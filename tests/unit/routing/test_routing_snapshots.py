@@ -11,6 +11,7 @@ import pytest
 from prometheus_client import REGISTRY
 
 from chassis.clock import SystemClock
+from chassis.testing.waiting import eventually
 from routing import codec, digests, image
 from routing import snapshots as snapshots_module
 from routing.journal import Block, ChainReader, JournalGap
@@ -33,12 +34,6 @@ from routing.testing import MemoryBlocks, MemoryCursors, MemoryJournal, MemorySn
 DEADLINE_SECONDS = 10
 T0 = 1_772_000_000_000
 MINUTE_MS = 60_000
-
-
-async def eventually(condition: Callable[[], Any]) -> None:
-    async with asyncio.timeout(DEADLINE_SECONDS):
-        while not condition():
-            await asyncio.sleep(0.002)
 
 
 class Journal:
