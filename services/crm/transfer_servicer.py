@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import AsyncIterator, Iterator
+from operator import itemgetter
 from typing import Any
 
 from google.protobuf.json_format import MessageToDict
@@ -14,7 +15,7 @@ from chassis.clock import from_ms
 from chassis.errors import InvalidArgument, within
 from chassis.idempotency import content_fingerprint, request_key
 from chassis.ids import parse_name
-from chassis.pagination import Page, fingerprint, request_fingerprint
+from chassis.pagination import Page, Scalar, fingerprint
 from crm import convert, rows
 from crm.app import App
 from crm.handlers import default_country
@@ -141,26 +142,20 @@ class ImportServicer(transfer_pb2_grpc.ImportServiceServicer):
         self, request: transfer_pb2.ListImportsRequest, context: Any
     ) -> transfer_pb2.ListImportsResponse:
         """A page of imports."""
-        page = Page.parse(request.page_size, request.page_token, fingerprint=request_fingerprint(request))
-        if not isinstance(page.after, str | None):
-            raise InvalidArgument(field="page_token", why="is not a token that this list gave out")
-        found = self._imports.page(page.after, page.limit + 1)
-        shown = found[: page.limit]
+        page = Page.of(request)
+        shown, token = page.cut(self._imports.page(page.value(str), page.limit + 1), itemgetter("_id"))
         return transfer_pb2.ListImportsResponse(
-            imports=[import_out(raw) for raw in shown],
-            next_page_token=page.next_token(shown[-1]["_id"] if len(found) > page.limit else None),
+            imports=[import_out(raw) for raw in shown], next_page_token=token
         )
 
     def ListImportErrors(
         self, request: transfer_pb2.ListImportErrorsRequest, context: Any
     ) -> transfer_pb2.ListImportErrorsResponse:
         """A page of refused rows."""
-        page = Page.parse(request.page_size, request.page_token, fingerprint=request_fingerprint(request))
-        if not isinstance(page.after, int | None):
-            raise InvalidArgument(field="page_token", why="is not a token that this list gave out")
+        page = Page.of(request)
         id = parse_name("parent", "imports", request.parent)
-        found = self._imports.errors(id, page.after, page.limit + 1)
-        shown = found[: page.limit]
+        found = self._imports.errors(id, page.value(int), page.limit + 1)
+        shown, token = page.cut(found, itemgetter("line"))
         return transfer_pb2.ListImportErrorsResponse(
             import_errors=[
                 transfer_pb2.ImportError(
@@ -171,7 +166,7 @@ class ImportServicer(transfer_pb2_grpc.ImportServiceServicer):
                 )
                 for raw in shown
             ],
-            next_page_token=page.next_token(shown[-1]["line"] if len(found) > page.limit else None),
+            next_page_token=token,
         )
 
     def CancelImport(self, request: transfer_pb2.CancelImportRequest, context: Any) -> transfer_pb2.Import:
@@ -195,8 +190,8 @@ class ExportServicer(transfer_pb2_grpc.ExportServiceServicer):
         )
         rows.check_paths([mapped.field for mapped in mappings])
         which = convert.filter_in(request.filter, show_deleted=False)
-        page = _resumed(request)
-        after = page.after
+        page, key = _resumed(request, str)
+        after = key[0] if key else None
         if kind == "CSV" and after is None:
             heading = rows.csv_line([mapped.column for mapped in mappings])
             yield transfer_pb2.ExportCustomersResponse(data=heading.encode())
@@ -227,8 +222,7 @@ class ExportServicer(transfer_pb2_grpc.ExportServiceServicer):
             raise InvalidArgument(field="interval", why="must have both ends")
         if which.until_ms - which.from_ms > EXPORT_DAYS_MAX * _DAY_MS:
             raise InvalidArgument(field="interval", why=f"must be at most {EXPORT_DAYS_MAX} days")
-        page = _resumed(request)
-        after = (int(page.after[0]), str(page.after[1])) if isinstance(page.after, list) else None
+        page, after = _resumed(request, int, str)
         if kind == "CSV" and after is None:
             heading = rows.csv_line(_INTERACTION_COLUMNS)
             yield transfer_pb2.ExportInteractionsResponse(data=heading.encode())
@@ -246,13 +240,17 @@ class ExportServicer(transfer_pb2_grpc.ExportServiceServicer):
             )
 
 
-def _resumed(request: Any) -> Page:
+def _resumed(request: Any, *kinds: type[Scalar]) -> tuple[Page, tuple[Any, ...] | None]:
+    """(the page that goes on with an export, the key of these kinds that it goes on after).
+    InvalidArgument(resume_token).
+    """
     copy = type(request)()
     copy.CopyFrom(request)
     copy.ClearField("resume_token")
     bound = fingerprint(copy.SerializeToString(deterministic=True).hex())
     try:
-        return Page.parse(0, request.resume_token, fingerprint=bound)
+        page = Page.parse(0, request.resume_token, fingerprint=bound)
+        return page, page.key(*kinds)
     except InvalidArgument as error:
         raise InvalidArgument(field="resume_token", why=error.values["why"]) from None
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncGenerator, Callable, Container, Iterator
 from contextlib import aclosing, contextmanager
+from operator import attrgetter
 from typing import Protocol
 
 import msgspec
@@ -370,12 +371,10 @@ class Handlers:
         committed = await self._front.ask(region, question)
         if committed.answer.refusal is not None:
             raise error_of(committed.answer.refusal, queue=queue)
-        views = committed.answer.calls
-        shown = views[: page.limit]
-        last = (shown[-1].queued_ms, shown[-1].facts.call_id) if len(views) > page.limit else None
+        shown, token = page.cut(committed.answer.calls, attrgetter("queued_ms", "facts.call_id"))
         return routing_pb2.ListCallsResponse(
             calls=[convert.call_message(view, region) for view in shown],
-            next_page_token=page.next_token(last),
+            next_page_token=token,
             read_time=convert.timestamp(committed.now_ms),
         )
 
