@@ -234,7 +234,7 @@ async def test_a_lost_region_breaks_the_conversation_and_the_call_is_taken_up_el
     async def near(request: Any) -> Any:
         yield say.queued()
         yield say.accepted()
-        await asyncio.sleep(0.05)
+        await eventually(lambda: Fact.BRIDGED in rig.facts())
         rig.media.lose("near")
         await forever()
 
@@ -284,7 +284,7 @@ async def test_a_stream_that_breaks_in_conversation_changes_nothing(rig: Any, sa
     async def breaks(request: Any) -> Any:
         yield say.queued()
         yield say.accepted()
-        await asyncio.sleep(0.03)
+        await eventually(lambda: Fact.BRIDGED in rig.facts())
         raise abort(UNAVAILABLE, "GOING_AWAY")
 
     rig.near.route = breaks
