@@ -226,8 +226,7 @@ class OutboxRelay:
         active = pending
         count = 0
         while active:
-            if self._lease.renewal_due:
-                self._lease.renew()
+            self._lease.keep()
             messages = [self._outgoing(item.events[0]) for item in active]
             outcomes = self._publisher.publish(messages, PUBLISH_SECONDS_MAX)
             going_on = [

@@ -557,9 +557,7 @@ class Relay:
 
     def _lead(self) -> bool:
         """Whether this relay is the one that works."""
-        if self._lease.held and not self._lease.renewal_due:
-            return True
-        if not self._lease.acquire():
+        if not self._lease.take():
             return False
         if self._lease.epoch != self._epoch:
             self._epoch = self._lease.epoch
@@ -582,7 +580,7 @@ class Relay:
         self._discover()
         batch = self._gather()
         messages = [message for _, part in batch for message in part]
-        self._keep_lease()
+        self._lease.keep()
         outcomes = self._publisher.publish(messages, PUBLISH_SECONDS_MAX) if messages else []
         start = 0
         for feed, part in batch:
@@ -617,13 +615,9 @@ class Relay:
         for feed in feeds[self._first :] + feeds[: self._first]:
             if room <= 0:
                 break
-            self._keep_lease()
+            self._lease.keep()
             messages = feed.gather(room)
             if messages is not None:
                 room -= len(messages)
                 batch.append((feed, messages))
         return batch
-
-    def _keep_lease(self) -> None:
-        if self._lease.renewal_due:
-            self._lease.renew()
