@@ -145,7 +145,7 @@ class OutboxRelay:
     def _turn(self) -> float:
         """One round under the lease; seconds to wait before the next."""
         try:
-            if not self._lease.acquire():
+            if not self._lease.take():
                 _leading.labels(self._service).set(0)
                 return STANDBY_SECONDS
             _leading.labels(self._service).set(1)
