@@ -19,7 +19,7 @@ PY := $(BIN)/python
 PYTEST_ARGS ?=
 
 STAMP := $(VENV)/.installed
-CODE := services tests tools examples $(wildcard bench) $(wildcard sim)
+CODE := services tests tools examples bench
 
 .PHONY: help fuzz setup test-deploy test-image audit chart-readme proto proto-deps proto-baseline fmt fmt-check lint types test test-unit demo up down status \
         bench sim chaos clean lock settings-doc api-doc system-packages
@@ -126,7 +126,7 @@ status: $(STAMP) ## each process of the local stack with port, state and uptime
 bench: setup ## every benchmark in bench/, figures into build/reports/
 	@$(PY) tools/run_all.py bench
 
-bench-%: setup ## one benchmark: chassis, engine, routing, queueing, recovery, regions, crm, tickets, marketing, menus, forecast, blending
+bench-%: setup ## one benchmark: chassis, engine, routing, metrics, queueing, recovery, regions, locate, crm, tickets, marketing, menus, forecast, blending
 	@PYTHONPATH=services:. $(PY) -m bench.$*
 
 sim: proto ## the seeded simulation of routers, network and store

@@ -20,7 +20,6 @@ occupancy than the thresholds would give at the same loss. `--days 7` is a quick
 from __future__ import annotations
 
 import argparse
-import json
 import math
 import multiprocessing
 import os
@@ -36,6 +35,8 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT / "services"), str(ROOT)]
+
+from bench.reporting import finish  # noqa: E402
 
 from cli.demo import calls as call_log  # noqa: E402
 from cli.demo.edge import PRIORITY_POINTS  # noqa: E402
@@ -380,11 +381,7 @@ def main() -> int:
     report: dict[str, Any] = {"skipped": f"{LOG_NAME} is not here", "ok": True}
     if arguments.log.exists():
         report = run(arguments)
-    for name, value in report.items():
-        print(f"{name:52} {value}")
-    arguments.out.parent.mkdir(parents=True, exist_ok=True)
-    arguments.out.write_text(json.dumps(report, indent=2) + "\n")
-    return 0 if report.get("ok", True) else 1
+    return finish(report, arguments.out)
 
 
 if __name__ == "__main__":

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import json
 import multiprocessing
 import statistics
 import sys
@@ -27,6 +26,7 @@ sys.path.insert(0, str(ROOT / "services"))
 
 import grpc  # noqa: E402
 import uvloop  # noqa: E402
+from bench.reporting import finish  # noqa: E402
 from google.protobuf.wrappers_pb2 import StringValue  # noqa: E402
 from opentelemetry.sdk.trace.export import SpanExporter, SpanExportResult  # noqa: E402
 
@@ -229,11 +229,7 @@ def main() -> int:
         serving.join(10)
     finally:
         serving.kill()
-    for name, value in result.items():
-        print(f"{name:32} {value}")
-    arguments.out.parent.mkdir(parents=True, exist_ok=True)
-    arguments.out.write_text(json.dumps(result, indent=2) + "\n")
-    return 0 if result["ok"] else 1
+    return finish(result, arguments.out)
 
 
 if __name__ == "__main__":

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import json
 import os
 import sys
 import tempfile
@@ -24,6 +23,7 @@ for _folder in (ROOT, ROOT / "services"):
 
 from bench.crm_parts import load, plans, voice  # noqa: E402
 from bench.crm_parts.stack import Parts  # noqa: E402
+from bench.reporting import show, write_report  # noqa: E402
 
 #: The limits.
 IMPORT_PER_SECOND_MIN = 4_000
@@ -147,12 +147,8 @@ def main() -> int:
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="callmesh-bench-") as folder:
         figures = measured(arguments, Path(folder))
-    for name, value in figures.items():
-        print(f"{name:42} {value}")
-    result = judged(figures)
-    arguments.out.parent.mkdir(parents=True, exist_ok=True)
-    arguments.out.write_text(json.dumps(result, indent=2) + "\n")
-    return 0 if result["ok"] else 1
+    show(figures)
+    return write_report(judged(figures), arguments.out)
 
 
 if __name__ == "__main__":

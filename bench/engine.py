@@ -23,7 +23,6 @@ import argparse
 import bisect
 import gc
 import heapq
-import json
 import random
 import statistics
 import sys
@@ -37,6 +36,8 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "services"))
+
+from bench.reporting import show, write_report  # noqa: E402
 
 from chassis import garbage  # noqa: E402
 from routing import model  # noqa: E402
@@ -519,12 +520,8 @@ def main() -> int:
         "scale_time_ratio_max": SCALE_TIME_RATIO_MAX,
         "ok": ok,
     }
-    for name, value in result.items():
-        print(f"{name:36} {value}")
-    if not arguments.speed_only:
-        arguments.out.parent.mkdir(parents=True, exist_ok=True)
-        arguments.out.write_text(json.dumps(result, indent=2) + "\n")
-    return 0 if ok else 1
+    show(result)
+    return int(not ok) if arguments.speed_only else write_report(result, arguments.out)
 
 
 if __name__ == "__main__":

@@ -11,7 +11,6 @@ The command exits with 1 unless the model's error is below both naive ones', for
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import sys
 import time
@@ -21,6 +20,8 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT / "services"), str(ROOT)]
+
+from bench.reporting import finish  # noqa: E402
 
 from cli.demo import calls as call_log  # noqa: E402
 from routing.planning import forecast as model  # noqa: E402
@@ -131,11 +132,7 @@ def main() -> int:
     report: dict[str, Any] = {"skipped": f"{LOG_NAME} is not here", "ok": True}
     if arguments.log.exists():
         report = run(arguments.log)
-    for name, value in report.items():
-        print(f"{name:44} {value}")
-    arguments.out.parent.mkdir(parents=True, exist_ok=True)
-    arguments.out.write_text(json.dumps(report, indent=2) + "\n")
-    return 0 if report["ok"] else 1
+    return finish(report, arguments.out)
 
 
 if __name__ == "__main__":

@@ -15,7 +15,6 @@ from __future__ import annotations
 import argparse
 import collections
 import contextlib
-import json
 import random
 import resource
 import statistics
@@ -27,6 +26,8 @@ from typing import TYPE_CHECKING
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "services"))
+
+from bench.reporting import write_report  # noqa: E402
 
 if TYPE_CHECKING:
     from routing.geo import Located
@@ -240,9 +241,7 @@ def main() -> int:
     print()
     for name, value in figures.items():
         print(f"{name:36}{value:>12}")
-    arguments.report.parent.mkdir(parents=True, exist_ok=True)
-    arguments.report.write_text(json.dumps(figures, indent=2) + "\n")
-    return 0 if figures["ok"] else 1
+    return write_report(figures, arguments.report)
 
 
 if __name__ == "__main__":

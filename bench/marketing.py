@@ -9,7 +9,6 @@ skipped, and said to be, where it is not there (MARKETING_DATA, else ../shared/d
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import sys
 import tempfile
@@ -22,6 +21,7 @@ sys.path.insert(0, str(ROOT / "services"))
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
 from bench.marketing_parts import campaign, learning, policy, recommend  # noqa: E402
+from bench.reporting import write_report  # noqa: E402
 
 from chassis.localstack import free_ports  # noqa: E402
 from chassis.localstack.mongo import MongoNode  # noqa: E402
@@ -58,10 +58,8 @@ def main() -> int:
         finally:
             node.stop()
     report["ok"] = ok
-    arguments.out.parent.mkdir(parents=True, exist_ok=True)
-    arguments.out.write_text(json.dumps(report, indent=2) + "\n")
     print(f"{'ok':44} {ok}")
-    return 0 if ok else 1
+    return write_report(report, arguments.out)
 
 
 if __name__ == "__main__":

@@ -15,7 +15,6 @@ import argparse
 import asyncio
 import csv
 import gzip
-import json
 import math
 import multiprocessing
 import os
@@ -35,6 +34,7 @@ sys.path.insert(0, str(ROOT / "services"))
 
 import grpc  # noqa: E402
 import uvloop  # noqa: E402
+from bench.reporting import write_report  # noqa: E402
 from google.protobuf.wrappers_pb2 import StringValue  # noqa: E402
 
 from callmesh.routing.v1 import menus_pb2 as pb  # noqa: E402
@@ -383,9 +383,7 @@ def main() -> int:
         print(f"{name:48}{value!s:>12}")
     for name, value, sign, limit, met in limits:
         print(f"{'met   ' if met else 'MISSED'}  {name} {value} {sign} {limit}")
-    arguments.out.parent.mkdir(parents=True, exist_ok=True)
-    arguments.out.write_text(json.dumps(figures, indent=2) + "\n")
-    return 0 if figures["ok"] else 1
+    return write_report(figures, arguments.out)
 
 
 if __name__ == "__main__":

@@ -13,7 +13,6 @@ more than `SERIES_MAX` series.
 from __future__ import annotations
 
 import argparse
-import json
 import statistics
 import sys
 import time
@@ -25,6 +24,7 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "services"))
 
 from bench.engine import MEMORY_MS, QUEUES_PER_SKILL, Day, Size  # noqa: E402
+from bench.reporting import finish  # noqa: E402
 
 from chassis import metrics  # noqa: E402
 from chassis.metrics_queries import BUCKETS, PAIRS_MAX, TALLIES  # noqa: E402
@@ -152,11 +152,7 @@ def main() -> int:
     result |= {"series": kept["series"], "scrape_cpu_ms": kept["scrape_cpu_ms"]}
     result |= {"series_max": SERIES_MAX, "scrape_ms_max": SCRAPE_MS_MAX}
     result["ok"] = series <= SERIES_MAX and slowest <= SCRAPE_MS_MAX
-    for name, value in result.items():
-        print(f"{name:36} {value}")
-    arguments.out.parent.mkdir(parents=True, exist_ok=True)
-    arguments.out.write_text(json.dumps(result, indent=2) + "\n")
-    return 0 if result["ok"] else 1
+    return finish(result, arguments.out)
 
 
 if __name__ == "__main__":

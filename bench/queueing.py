@@ -26,7 +26,6 @@ from __future__ import annotations
 
 import argparse
 import heapq
-import json
 import math
 import multiprocessing
 import os
@@ -42,6 +41,7 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "services"))
 
 import numpy  # noqa: E402
+from bench.reporting import finish  # noqa: E402
 from scipy import stats  # noqa: E402
 
 from cli.demo import calls as call_log  # noqa: E402
@@ -398,11 +398,7 @@ def main() -> int:
     parser.add_argument("--out", type=Path, default=ROOT / "build" / "reports" / "queueing.json")
     arguments = parser.parse_args()
     report = run(arguments)
-    for name, value in report.items():
-        print(f"{name:44} {value}")
-    arguments.out.parent.mkdir(parents=True, exist_ok=True)
-    arguments.out.write_text(json.dumps(report, indent=2) + "\n")
-    return 0 if report["ok"] else 1
+    return finish(report, arguments.out)
 
 
 if __name__ == "__main__":

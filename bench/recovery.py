@@ -22,7 +22,6 @@ from __future__ import annotations
 import argparse
 import asyncio
 import gc
-import json
 import logging
 import os
 import subprocess
@@ -41,6 +40,7 @@ sys.path.insert(0, str(ROOT / "services"))
 
 import pymongo  # noqa: E402
 import structlog  # noqa: E402
+from bench.reporting import write_report  # noqa: E402
 
 from chassis.clock import SystemClock  # noqa: E402
 from chassis.localstack import MongoNode, free_ports  # noqa: E402
@@ -379,10 +379,8 @@ def report(figures: dict[str, Any]) -> int:
         limit = f"  (at most {limits[name]})" if name in limits else ""
         print(f"{name:32} {value:>12}{limit}{'  MISSED' if name in missed else ''}")
     path = ROOT / "build" / "reports" / "recovery.json"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps({**figures, "ok": not missed}, indent=2) + "\n")
-    print(f"{path.relative_to(ROOT)} written")
-    return 1 if missed else 0
+    print(path.relative_to(ROOT))
+    return write_report({**figures, "ok": not missed}, path)
 
 
 def main() -> int:

@@ -18,7 +18,6 @@ above the second, the days drawn were busier than the mean. A second part looks 
 from __future__ import annotations
 
 import argparse
-import json
 import multiprocessing
 import os
 import random
@@ -31,6 +30,8 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "services"))
+
+from bench.reporting import write_report  # noqa: E402
 
 from cli.demo.staffing import erlang_c  # noqa: E402
 from routing import placement  # noqa: E402
@@ -127,7 +128,6 @@ class Placed(VirtualDay):
         place = Located(
             e164=f"+1{number}5550000",
             country="US",
-            country_name="United States",
             province="",
             city="",
             latitude=None,
@@ -299,9 +299,7 @@ def main() -> int:
                 print(f"  {policy:16} " + "  ".join(f"{key} {figure}" for key, figure in row.items()))
         else:
             print(f"{name:32} {value}")
-    arguments.out.parent.mkdir(parents=True, exist_ok=True)
-    arguments.out.write_text(json.dumps(report, indent=2) + "\n")
-    return 0 if report["ok"] else 1
+    return write_report(report, arguments.out)
 
 
 if __name__ == "__main__":

@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import json
 import os
 import secrets
 import shutil
@@ -35,6 +34,7 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT / "services"), str(ROOT)]
 
 import grpc  # noqa: E402
+from bench.reporting import finish  # noqa: E402
 from bench.routing_parts.load import Helper  # noqa: E402
 
 from callmesh.routing.v1 import agent_pb2, agent_pb2_grpc, directory_pb2, directory_pb2_grpc  # noqa: E402
@@ -281,11 +281,7 @@ def main() -> int:
         and result.get("sessions") == AGENTS
         and result.get("offers_per_second", 0.0) >= 0.95 * OFFERS_PER_SECOND
     )
-    for name, value in result.items():
-        print(f"{name:36} {value}")
-    arguments.out.parent.mkdir(parents=True, exist_ok=True)
-    arguments.out.write_text(json.dumps(result, indent=2) + "\n")
-    return 0 if result["ok"] else 1
+    return finish(result, arguments.out)
 
 
 if __name__ == "__main__":

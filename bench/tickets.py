@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import json
 import sys
 import tempfile
 from pathlib import Path
@@ -19,6 +18,7 @@ from typing import Any
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "services"))
 
+from bench.reporting import finish  # noqa: E402
 from bench.tickets_parts import calls, knowledge, lists, timers  # noqa: E402
 
 from chassis.localstack import MongoNode, free_ports  # noqa: E402
@@ -67,11 +67,7 @@ def main() -> int:
     arguments = parser.parse_args()
     figures = _run(arguments.part or list(PARTS), min(1.0, max(0.01, arguments.scale)))
     figures["ok"] = _verdict(figures)
-    for name, value in figures.items():
-        print(f"{name:44} {value}")
-    arguments.out.parent.mkdir(parents=True, exist_ok=True)
-    arguments.out.write_text(json.dumps(figures, indent=2) + "\n")
-    return 0 if figures["ok"] else 1
+    return finish(figures, arguments.out)
 
 
 if __name__ == "__main__":

@@ -5,7 +5,6 @@ processes in a directory of their own that is gone afterwards.
 from __future__ import annotations
 
 import asyncio
-import json
 import os
 import secrets
 import shutil
@@ -22,6 +21,7 @@ from typing import Any, Protocol, TypeVar
 import grpc
 import uvloop
 from bench.chaos.counter import SERVICE
+from bench.reporting import finish
 
 from callmesh.routing.v1 import agent_pb2, agent_pb2_grpc, directory_pb2, directory_pb2_grpc
 from chassis import garbage
@@ -249,8 +249,4 @@ def carry_out(floor: FloorT, run: Callable[[FloorT], Coroutine[Any, Any, dict[st
             raise
         if not result["ok"]:
             print(floor.log_tails(), file=sys.stderr)
-    for name, value in result.items():
-        print(f"{name:40} {value}")
-    out.parent.mkdir(parents=True, exist_ok=True)
-    out.write_text(json.dumps(result, indent=2) + "\n")
-    return 0 if result["ok"] else 1
+    return finish(result, out)

@@ -12,7 +12,7 @@ from callmesh.common.v1 import audit_pb2 as pb
 from callmesh.common.v1 import audit_pb2_grpc as stubs
 from chassis.acts import ActQuery, Acts
 from chassis.errors import InvalidArgument
-from chassis.pagination import Page, request_fingerprint
+from chassis.pagination import Page
 
 SERVICE = "callmesh.common.v1.AuditService"
 DESCRIPTOR = pb.DESCRIPTOR.services_by_name["AuditService"]
@@ -34,22 +34,18 @@ class AuditServicer(stubs.AuditServiceServicer):
         self, request: pb.ListRecordedActsRequest, context: Any
     ) -> pb.ListRecordedActsResponse:
         """One page."""
-        page = Page.parse(request.page_size, request.page_token, fingerprint=request_fingerprint(request))
+        page = Page.of(request)
         from_ms, to_ms = _bounds(request)
         query = ActQuery(
             from_ms=from_ms,
             to_ms=to_ms,
             actor=request.actor,
             resource=request.resource,
-            after=_key(page.after),
+            after=page.key(int, str),
             limit=page.limit + 1,
         )
-        rows = await self._acts.page(query)
-        shown = rows[: page.limit]
-        last = (shown[-1]["at"], shown[-1]["_id"]) if len(rows) > page.limit else None
-        return pb.ListRecordedActsResponse(
-            acts=[_act(row) for row in shown], next_page_token=page.next_token(last)
-        )
+        shown, token = page.cut(await self._acts.page(query), lambda row: (row["at"], row["_id"]))
+        return pb.ListRecordedActsResponse(acts=[_act(row) for row in shown], next_page_token=token)
 
 
 def _bounds(request: pb.ListRecordedActsRequest) -> tuple[int | None, int | None]:
@@ -60,15 +56,6 @@ def _bounds(request: pb.ListRecordedActsRequest) -> tuple[int | None, int | None
     if begin is not None and end is not None and end <= begin:
         raise InvalidArgument(field="interval.end_time", why="must be after start_time")
     return begin, end
-
-
-def _key(after: Any) -> tuple[int, str] | None:
-    if after is None:
-        return None
-    match after:
-        case [int(at), str(id)]:
-            return at, id
-    raise InvalidArgument(field="page_token", why="is not a token that this list gave out")
 
 
 def _act(row: Mapping[str, Any]) -> pb.RecordedAct:

@@ -108,6 +108,15 @@ class Lease:
             raise LeaseLost(f"the lease {self.name} went to another holder")
         self._until = started + self.ttl_seconds
 
+    def take(self) -> bool:
+        """Whether we hold it: acquired where we do not, or where that is due again. Raises as `acquire`."""
+        return (self.held and not self.renewal_due) or self.acquire()
+
+    def keep(self) -> None:
+        """Prolongs it where that is due. Raises as `renew`."""
+        if self.renewal_due:
+            self.renew()
+
     def release(self) -> None:
         """Gives the lease up so that another need not wait for its end; harmless when it is not ours."""
         self._until = float("-inf")

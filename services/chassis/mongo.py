@@ -3,7 +3,7 @@
 The unit of work is one document. An `Aggregate` carries its version (the etag) and the events that nobody has
 published yet; both are saved in one conditional write, acknowledged by a majority. The relay in the worker
 (`chassis.outbox`) finds aggregates with pending events through the sparse index on `outbox_since`, publishes
-the events and calls `pull_published`.
+the events and takes them off (`outbox_pull`).
 
 mongoengine owns schema, indexes and writes (blocking, so in plain `def` handlers); `async_database` is for
 hot reads in `async def` handlers. It has no sessions, so nothing here spans two documents.
@@ -503,11 +503,6 @@ def outbox_pull(event_ids: Iterable[str]) -> list[dict[str, Any]]:
     left = {"$filter": {"input": "$outbox", "cond": {"$not": {"$in": ["$$this.id", list(event_ids)]}}}}
     since = {"$cond": [{"$eq": [{"$size": "$outbox"}, 0]}, "$$REMOVE", "$outbox_since"]}
     return [{"$set": {"outbox": left}}, {"$set": {"outbox_since": since}}]
-
-
-def pull_published(cls: type[Aggregate], id: str, event_ids: Iterable[str]) -> None:
-    """Removes published events from one aggregate's outbox."""
-    _collection(cls).update_one({"_id": id}, outbox_pull(event_ids))
 
 
 def ensure_indexes(documents: Iterable[type[mongoengine.Document]]) -> None:

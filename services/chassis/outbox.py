@@ -145,7 +145,7 @@ class OutboxRelay:
     def _turn(self) -> float:
         """One round under the lease; seconds to wait before the next."""
         try:
-            if not self._lease.acquire():
+            if not self._lease.take():
                 self._stand_down()
                 return STANDBY_SECONDS
             _leading.labels(self._service).set(1)
@@ -233,8 +233,7 @@ class OutboxRelay:
         active = pending
         count = 0
         while active:
-            if self._lease.renewal_due:
-                self._lease.renew()
+            self._lease.keep()
             messages = [self._outgoing(item.events[0]) for item in active]
             outcomes = self._publisher.publish(messages, PUBLISH_SECONDS_MAX)
             going_on = [
@@ -294,11 +293,3 @@ class OutboxRelay:
         """Removes those of the documents that are nothing but their outbox and have told everything."""
         if ids and self._documents[collection.name].outbox_only:
             collection.delete_many({"_id": {"$in": ids}, "outbox": []})
-
-
-def pending_count(documents: Sequence[type[Aggregate]]) -> int:
-    """How many aggregates have events that are not published yet; for tests and status."""
-    return sum(
-        document._get_collection().count_documents({"outbox_since": {"$exists": True}})
-        for document in documents
-    )

@@ -7,8 +7,9 @@ import binascii
 import hashlib
 import json
 import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 from google.protobuf.message import Message
 
@@ -27,6 +28,9 @@ _CHECKSUM_BYTES = 9
 #: What a page may continue after: the sort key of its last row.
 Scalar = str | int | float
 Key = Scalar | list[Scalar]
+
+Row = TypeVar("Row")
+Value = TypeVar("Value", str, int, float)
 
 
 def _short_hash(data: bytes) -> str:
@@ -102,6 +106,17 @@ class Page:
         after = _read_token(page_token, fingerprint) if page_token else None
         return cls(limit=limit, after=after, fingerprint=fingerprint)
 
+    @classmethod
+    def of(cls, request: Any, *, default: int = 50, maximum: int = 1000) -> Page:
+        """The page that a list request asks for, bound to all of its other fields. Raises as `parse`."""
+        return cls.parse(
+            request.page_size,
+            request.page_token,
+            default=default,
+            maximum=maximum,
+            fingerprint=request_fingerprint(request),
+        )
+
     def key(self, *kinds: type[Scalar]) -> tuple[Any, ...] | None:
         """`after` as a composite key with values of these kinds; None on the first page. A token's checksum
         is no secret, so its key may be anything: InvalidArgument(page_token) for another shape.
@@ -112,6 +127,31 @@ class Page:
         if len(values) != len(kinds) or not all(map(isinstance, values, kinds)):
             raise _bad_token()
         return tuple(values)
+
+    def value(self, kind: type[Value]) -> Value | None:
+        """`after` as one value of this kind; None on the first page. InvalidArgument(page_token) as `key`."""
+        key = self.key(kind)
+        return None if key is None else key[0]
+
+    def cut(
+        self, found: Sequence[Row], key: Callable[[Row], Key | tuple[Scalar, ...]], *, more: bool = False
+    ) -> tuple[Sequence[Row], str]:
+        """(the rows of this page, the token of the next). `found` begins after `after` and was asked for with
+        one row more than `limit`, which says whether there is a next page; `more` says so where fewer came.
+        `key` is a row's sort key.
+        """
+        shown = found[: self.limit]
+        return shown, self.next_token(key(shown[-1]) if shown and (more or len(found) > self.limit) else None)
+
+    def part(self, ranking: Sequence[Row]) -> tuple[Sequence[Row], str]:
+        """(this page's part, the token of the next) of a ranking that is made anew for each page: its key is
+        a place in it. InvalidArgument(page_token) as `key`.
+        """
+        start = self.value(int) or 0
+        if start < 0:
+            raise _bad_token()
+        end = start + self.limit
+        return ranking[start:end], self.next_token(end if end < len(ranking) else None)
 
     def next_token(self, last_key: Key | tuple[Scalar, ...] | None) -> str:
         """The token for the page after the row with `last_key`; "" for None (there is no further page).

@@ -116,7 +116,7 @@ class Contracts:
         self._clock = clock
         self._records = Records(ContractDocument, clock)
 
-    def _owner(self, field: str, id: str) -> Customer:
+    def _owner(self, id: str) -> Customer:
         found = self._store.customer(id)
         if found is None:
             raise NotFound(resource=f"customers/{id}")
@@ -133,7 +133,7 @@ class Contracts:
         fingerprint: str | None = None,
     ) -> Raw:
         """AlreadyExists, NotFound for the customer."""
-        self._owner("parent", customer)
+        self._owner(customer)
         id = check_id("contract_id", contract_id) if contract_id else new_id()
         values = {**self._clean(fields), "customer": customer, "contract": id}
         done = self._records.insert(
@@ -145,7 +145,7 @@ class Contracts:
 
     def check(self, customer: str, fields: Mapping[str, Any]) -> None:
         """What `create` would raise for the customer or the fields."""
-        self._owner("parent", customer)
+        self._owner(customer)
         self._clean(fields)
 
     def _clean(self, fields: Mapping[str, Any]) -> dict[str, Any]:

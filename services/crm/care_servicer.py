@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from operator import itemgetter
 from typing import Any
 
 from callmesh.common.v1 import common_pb2
@@ -13,7 +14,7 @@ from chassis.fieldmask import apply_mask
 from chassis.idempotency import content_fingerprint, request_key
 from chassis.ids import check_id, new_id, parse_name, parse_names
 from chassis.mongo import etag, parse_etag
-from chassis.pagination import Page, request_fingerprint
+from chassis.pagination import Page
 from crm import churn, convert
 from crm.app import App
 from crm.care_documents import contract_name
@@ -37,38 +38,6 @@ _UPDATABLE_CONTRACT = frozenset(
     }
 )
 _UPDATABLE_RULE = frozenset({"title", "days_before", "threshold", "tier_min", "texts", "enabled"})
-
-
-def _bad_token() -> InvalidArgument:
-    return InvalidArgument(field="page_token", why="is not a token that this list gave out")
-
-
-def _page(request: Any) -> Page:
-    return Page.parse(request.page_size, request.page_token, fingerprint=request_fingerprint(request))
-
-
-def _text_key(page: Page) -> str | None:
-    if not isinstance(page.after, str | None):
-        raise _bad_token()
-    return page.after
-
-
-def _pair_key(page: Page) -> tuple[Any, str] | None:
-    match page.after:
-        case None:
-            return None
-        case [int(first) | float(first), str(id)]:
-            return first, id
-    raise _bad_token()
-
-
-def _texts_key(page: Page) -> tuple[str, str] | None:
-    match page.after:
-        case None:
-            return None
-        case [str(first), str(second)]:
-            return first, second
-    raise _bad_token()
 
 
 def _ms(message: Any, field: str) -> int | None:
@@ -254,14 +223,12 @@ class CareServicer(care_pb2_grpc.CareServiceServicer):
         self, request: care_pb2.ListContractsRequest, context: Any
     ) -> care_pb2.ListContractsResponse:
         """A page of contracts."""
-        page = _page(request)
+        page = Page.of(request)
         customer = parse_name("parent", "customers", request.parent)
-        found = self._contracts.page(customer, _texts_key(page), page.limit + 1)
-        shown = found[: page.limit]
-        last = (shown[-1]["contract"], shown[-1]["_id"]) if len(found) > page.limit else None
+        found = self._contracts.page(customer, page.key(str, str), page.limit + 1)
+        shown, token = page.cut(found, lambda raw: (raw["contract"], raw["_id"]))
         return care_pb2.ListContractsResponse(
-            contracts=[contract_out(raw) for raw in shown],
-            next_page_token=page.next_token(last),
+            contracts=[contract_out(raw) for raw in shown], next_page_token=token
         )
 
     def UpdateContract(self, request: care_pb2.UpdateContractRequest, context: Any) -> care_pb2.Contract:
@@ -294,13 +261,12 @@ class CareServicer(care_pb2_grpc.CareServiceServicer):
 
     def ListUsage(self, request: care_pb2.ListUsageRequest, context: Any) -> care_pb2.ListUsageResponse:
         """A page of usage."""
-        page = _page(request)
+        page = Page.of(request)
         customer = parse_name("parent", "customers", request.parent)
-        found = self._contracts.usage(customer, request.metric, _pair_key(page), page.limit + 1)
-        shown = found[: page.limit]
-        last = (shown[-1]["end_ms"], shown[-1]["_id"]) if len(found) > page.limit else None
+        found = self._contracts.usage(customer, request.metric, page.key(int, str), page.limit + 1)
+        shown, token = page.cut(found, lambda raw: (raw["end_ms"], raw["_id"]))
         return care_pb2.ListUsageResponse(
-            usage_records=[usage_out(raw) for raw in shown], next_page_token=page.next_token(last)
+            usage_records=[usage_out(raw) for raw in shown], next_page_token=token
         )
 
     def CreateCareRule(self, request: care_pb2.CreateCareRuleRequest, context: Any) -> care_pb2.CareRule:
@@ -318,14 +284,13 @@ class CareServicer(care_pb2_grpc.CareServiceServicer):
         self, request: care_pb2.ListCareRulesRequest, context: Any
     ) -> care_pb2.ListCareRulesResponse:
         """A page of rules."""
-        page = _page(request)
-        after = _text_key(page)
+        page = Page.of(request)
+        after = page.value(str)
         query = {} if after is None else {"_id": {"$gt": after}}
         found = self._care.rules.find(query, [("_id", 1)], page.limit + 1)
-        shown = found[: page.limit]
+        shown, token = page.cut(found, itemgetter("_id"))
         return care_pb2.ListCareRulesResponse(
-            care_rules=[rule_out(raw) for raw in shown],
-            next_page_token=page.next_token(shown[-1]["_id"] if len(found) > page.limit else None),
+            care_rules=[rule_out(raw) for raw in shown], next_page_token=token
         )
 
     def UpdateCareRule(self, request: care_pb2.UpdateCareRuleRequest, context: Any) -> care_pb2.CareRule:
@@ -373,17 +338,16 @@ class CareServicer(care_pb2_grpc.CareServiceServicer):
         self, request: care_pb2.ListCareTasksRequest, context: Any
     ) -> care_pb2.ListCareTasksResponse:
         """A page of tasks."""
-        page = _page(request)
+        page = Page.of(request)
         names = {number: name for name, number in _TASK_STATES.items()}
         states = [names.get(number, "") for number in request.states] or ["OPEN"]
         if "" in states:
             raise InvalidArgument(field="states", why="must name states")
         customer = parse_name("customer", "customers", request.customer) if request.customer else ""
-        found = self._care.page(customer, states, _pair_key(page), page.limit + 1)
-        shown = found[: page.limit]
-        last = (shown[-1]["due_ms"], shown[-1]["_id"]) if len(found) > page.limit else None
+        found = self._care.page(customer, states, page.key(int, str), page.limit + 1)
+        shown, token = page.cut(found, lambda raw: (raw["due_ms"], raw["_id"]))
         return care_pb2.ListCareTasksResponse(
-            care_tasks=[task_out(raw) for raw in shown], next_page_token=page.next_token(last)
+            care_tasks=[task_out(raw) for raw in shown], next_page_token=token
         )
 
     def CloseCareTask(self, request: care_pb2.CloseCareTaskRequest, context: Any) -> care_pb2.CareTask:
@@ -410,16 +374,15 @@ class CareServicer(care_pb2_grpc.CareServiceServicer):
         """A page of scores."""
         if not 0.0 <= request.score_min <= 1.0:
             raise InvalidArgument(field="score_min", why="must be 0 to 1")
-        page = _page(request)
+        page = Page.of(request)
         found = self._retention.page(
-            request.score_min, request.wants_to_leave, _pair_key(page), page.limit + 1
+            request.score_min, request.wants_to_leave, page.key(float, str), page.limit + 1
         )
-        shown = found[: page.limit]
-        last = (shown[-1].score, shown[-1].customer) if len(found) > page.limit else None
+        shown, token = page.cut(found, lambda each: (float(each.score), each.customer))
         language = self._app.policy.language
         return care_pb2.ListChurnRisksResponse(
             churn_risks=[churn_out(each, language) for each in shown if not each.customer.startswith("n:")],
-            next_page_token=page.next_token(last),
+            next_page_token=token,
         )
 
     def FlagLeaveIntent(self, request: care_pb2.FlagLeaveIntentRequest, context: Any) -> care_pb2.ChurnRisk:

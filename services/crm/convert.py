@@ -530,12 +530,8 @@ def snapshot(customer: Customer) -> events_pb2.CustomerSnapshot:
     )
 
 
-def customer_created(change: engine.Change) -> events_pb2.CustomerCreated:
-    """The event of a creation."""
-    return _created_message(change.customer, change.audit.actor, change.audit.time)
-
-
-def _created_message(customer: Customer, actor: str, time: datetime) -> events_pb2.CustomerCreated:
+def customer_created(customer: Customer, actor: str, time: datetime) -> events_pb2.CustomerCreated:
+    """The event of a creation; how it goes out is written by `created_told`."""
     return events_pb2.CustomerCreated(customer=snapshot(customer), actor=actor, event_time=timestamp(time))
 
 
@@ -593,7 +589,7 @@ def _created(customer: Customer, actor: str, time: datetime) -> Any:
     hundred times as fast. A new customer has no consents; one with quiet windows goes the long way.
     """
     if customer.quiet_windows or customer.consents:
-        return MessageToDict(_created_message(customer, actor, time))
+        return MessageToDict(customer_created(customer, actor, time))
     told = _Told(
         customer=customer.name,
         version=str(customer.version),
@@ -614,12 +610,6 @@ def _created(customer: Customer, actor: str, time: datetime) -> Any:
         email_addresses=list(engine.owned_emails(customer)),
     )
     return _Created(customer=told, actor=actor, event_time=_json_time(time))
-
-
-def customer_created_json(change: engine.Change) -> dict[str, Any]:
-    """The data of the event of a creation."""
-    made = _created(change.customer, change.audit.actor, change.audit.time)
-    return dict(msgspec.to_builtins(made))
 
 
 def created_told(customer: Customer, actor: str, time: datetime, id: str, traceparent: str | None) -> Told:

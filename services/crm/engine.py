@@ -14,13 +14,13 @@ from __future__ import annotations
 import json
 import re
 import zoneinfo
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from datetime import date, datetime
 from functools import cache, lru_cache
 from operator import attrgetter
 from types import MappingProxyType
-from typing import Any
+from typing import Any, TypeVar
 
 from chassis.errors import AlreadyExists, FailedPrecondition, InvalidArgument
 from crm import consent, identity, plain, schema
@@ -67,6 +67,8 @@ _KEPT = {
 }
 #: What callers may write, in the order of the model.
 WRITABLE = tuple(f.name for f in fields(Customer) if f.name not in _KEPT)
+
+Way = TypeVar("Way", PhoneNumber, EmailAddress)
 
 _REGION = re.compile(r"regions/[A-Za-z0-9._~:\-]{1,128}")
 LANGUAGE_CHARACTERS_MAX = 39
@@ -258,46 +260,40 @@ def _home_region(name: str, problems: Problems) -> str:
 def _numbers(
     field: str, drafts: Sequence[PhoneNumber], most: int, default_country: str, problems: Problems
 ) -> tuple[PhoneNumber, ...]:
-    done: list[PhoneNumber] = []
-    marked = _one_primary(field, drafts, problems)
-    for index, draft in enumerate(problems.few(field, drafts, most)):
-        path = f"{field}[{index}]"
-        try:
-            number = identity.phone_number(draft.number, default_country)
-        except identity.NotIdentifiable as why:
-            problems.add(f"{path}.number", str(why))
-            continue
-        done.append(
-            PhoneNumber(
-                number=number,
-                label=problems.text(f"{path}.label", draft.label, most=LABEL_CHARACTERS_MAX),
-                primary=draft.primary if marked else not done,
-                verified=draft.verified,
-            )
-        )
-    return tuple(done)
+    def identify(number: str) -> str:
+        return identity.phone_number(number, default_country)
+
+    return _ways(PhoneNumber, "number", identify, field, drafts, most, problems)
 
 
 def _emails(
     field: str, drafts: Sequence[EmailAddress], most: int, problems: Problems
 ) -> tuple[EmailAddress, ...]:
-    done: list[EmailAddress] = []
+    return _ways(EmailAddress, "address", identity.email_address, field, drafts, most, problems)
+
+
+def _ways(
+    kind: type[Way],
+    value: str,
+    identify: Callable[[str], str],
+    field: str,
+    drafts: Sequence[Way],
+    most: int,
+    problems: Problems,
+) -> tuple[Way, ...]:
+    """Ways to reach somebody, each by its `value` as it is identified."""
+    done: list[Way] = []
     marked = _one_primary(field, drafts, problems)
     for index, draft in enumerate(problems.few(field, drafts, most)):
         path = f"{field}[{index}]"
         try:
-            address = identity.email_address(draft.address)
+            known = identify(getattr(draft, value))
         except identity.NotIdentifiable as why:
-            problems.add(f"{path}.address", str(why))
+            problems.add(f"{path}.{value}", str(why))
             continue
-        done.append(
-            EmailAddress(
-                address=address,
-                label=problems.text(f"{path}.label", draft.label, most=LABEL_CHARACTERS_MAX),
-                primary=draft.primary if marked else not done,
-                verified=draft.verified,
-            )
-        )
+        label = problems.text(f"{path}.label", draft.label, most=LABEL_CHARACTERS_MAX)
+        primary = draft.primary if marked else not done
+        done.append(kind(**{value: known}, label=label, primary=primary, verified=draft.verified))
     return tuple(done)
 
 

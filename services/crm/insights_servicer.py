@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from decimal import ROUND_HALF_EVEN, Decimal
+from operator import itemgetter
 from typing import Any
 
 from callmesh.common.v1 import common_pb2
@@ -12,7 +13,7 @@ from chassis.errors import InvalidArgument
 from chassis.fieldmask import apply_mask
 from chassis.ids import parse_name
 from chassis.mongo import etag, parse_etag
-from chassis.pagination import Page, request_fingerprint
+from chassis.pagination import Page
 from crm import convert, scan, topics
 from crm.app import App
 from crm.records import Raw
@@ -63,21 +64,6 @@ def _p_value(value: float, default: float = topics.P_VALUE_MAX) -> float:
     if not 0.0 <= value <= 1.0 or math.isnan(value):
         raise InvalidArgument(field="p_value_max", why="must be 0 to 1")
     return value or default
-
-
-def _sliced(request: Any, found: list[Any], default: int, maximum: int) -> tuple[list[Any], str]:
-    page = Page.parse(
-        request.page_size,
-        request.page_token,
-        default=default,
-        maximum=maximum,
-        fingerprint=request_fingerprint(request),
-    )
-    start = page.after or 0
-    if not isinstance(start, int) or start < 0:
-        raise InvalidArgument(field="page_token", why="is not a token that this list gave out")
-    end = start + page.limit
-    return found[start:end], page.next_token(end if end < len(found) else None)
 
 
 def reason_in(message: Any) -> dict[str, Any]:
@@ -189,16 +175,13 @@ class InsightsServicer(insights_pb2_grpc.InsightsServiceServicer):
         self, request: insights_pb2.ListContactReasonsRequest, context: Any
     ) -> insights_pb2.ListContactReasonsResponse:
         """A page of the tree."""
-        page = Page.parse(request.page_size, request.page_token, fingerprint=request_fingerprint(request))
-        if not isinstance(page.after, str | None):
-            raise InvalidArgument(field="page_token", why="is not a token that this list gave out")
+        page = Page.of(request)
         if request.path_prefix:
             checked_path("path_prefix", request.path_prefix.rstrip("/"))
-        found = self._reasons.page(request.path_prefix, page.after, page.limit + 1)
-        shown = found[: page.limit]
+        found = self._reasons.page(request.path_prefix, page.value(str), page.limit + 1)
+        shown, token = page.cut(found, itemgetter("path"))
         return insights_pb2.ListContactReasonsResponse(
-            contact_reasons=[reason_out(raw) for raw in shown],
-            next_page_token=page.next_token(shown[-1]["path"] if len(found) > page.limit else None),
+            contact_reasons=[reason_out(raw) for raw in shown], next_page_token=token
         )
 
     def UpdateContactReason(
@@ -239,7 +222,7 @@ class InsightsServicer(insights_pb2_grpc.InsightsServiceServicer):
             raise InvalidArgument(field="history_days", why=f"must be 0 to {topics.HISTORY_DAYS_MAX}")
         days = request.history_days or topics.HISTORY_DAYS_DEFAULT
         found = self._voice.hot_topics(_span(request.scope), days, _p_value(request.p_value_max))
-        shown, token = _sliced(request, found, 20, 200)
+        shown, token = Page.of(request, default=20, maximum=200).part(found)
         return insights_pb2.ListHotTopicsResponse(
             hot_topics=[topic_out(each) for each in shown], next_page_token=token
         )
@@ -253,7 +236,7 @@ class InsightsServicer(insights_pb2_grpc.InsightsServiceServicer):
         radius = request.radius_max_km or RADIUS_KM_DEFAULT
         p_value_max = _p_value(request.p_value_max, scan.P_VALUE_MAX)
         found = self._voice.hot_spots(_span(request.scope), radius, p_value_max)
-        shown, token = _sliced(request, found, 20, 200)
+        shown, token = Page.of(request, default=20, maximum=200).part(found)
         return insights_pb2.ListHotSpotsResponse(
             hot_spots=[spot_out(each) for each in shown], next_page_token=token
         )
@@ -268,7 +251,7 @@ class InsightsServicer(insights_pb2_grpc.InsightsServiceServicer):
             raise InvalidArgument(field="depth", why="must be 0 to 8")
         days = request.repeat_days or REPEAT_DAYS_DEFAULT
         found = self._voice.reason_figures(_span(request.scope), days, request.depth)
-        shown, token = _sliced(request, found, 50, 1000)
+        shown, token = Page.of(request).part(found)
         return insights_pb2.ListReasonStatsResponse(
             reason_stats=[figures_out(each) for each in shown], next_page_token=token
         )
@@ -278,7 +261,7 @@ class InsightsServicer(insights_pb2_grpc.InsightsServiceServicer):
     ) -> insights_pb2.ListAgentFeedbackResponse:
         """A page of agents' figures."""
         found = self._voice.agent_figures(_span(request.scope))
-        shown, token = _sliced(request, found, 50, 1000)
+        shown, token = Page.of(request).part(found)
         return insights_pb2.ListAgentFeedbackResponse(
             agent_feedback=[feedback_out(each) for each in shown], next_page_token=token
         )

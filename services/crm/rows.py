@@ -96,8 +96,6 @@ class Cutter:
     csv: bool
     #: Bytes that wait.
     _rest: bytearray = field(default_factory=bytearray)
-    #: A record that is too long is being passed over.
-    _skipping: bool = False
 
     def cut(self, data: bytes, last: bool) -> bytes:
         """Everything up to the end of the last whole record, to be read by `records`; all that is left at the

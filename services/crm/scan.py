@@ -66,8 +66,6 @@ class Spot:
     expected: float
     #: Rate inside over the rate outside.
     relative_risk: float
-    #: Logarithm of the likelihood ratio.
-    log_ratio: float
     #: Rank among the simulated ones, 1/(simulations + 1) at least.
     p_value: float
 
@@ -208,6 +206,5 @@ def _spot(
         observed=observed,
         expected=round(cases_all * inside / total, 3),
         relative_risk=round((observed / inside) / outside_rate, 3) if outside_rate else 1e9,
-        log_ratio=round(best, 4),
         p_value=round((1 + int((largest >= best - 1e-9).sum())) / (len(largest) + 1), 5),
     )

@@ -5,7 +5,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any, TypeVar
+from operator import attrgetter
+from typing import Any
 
 from callmesh.crm.v1 import (
     care_pb2,
@@ -31,7 +32,7 @@ from chassis.grpc_status import accepted_language, rich_status
 from chassis.idempotency import content_fingerprint, request_key
 from chassis.ids import ID_LENGTH_MAX, check_id, parse_name
 from chassis.mongo import parse_etag
-from chassis.pagination import Page, request_fingerprint
+from chassis.pagination import Page
 from crm import convert, duplicates, engine, merging
 from crm.app import App
 from crm.care_servicer import CareServicer
@@ -45,8 +46,6 @@ from crm.webhooks_servicer import WebhookServicer
 #: Most entries of one batch.
 BATCH_MAX = 500
 DOMAIN = "callmesh.crm"
-
-Ranked = TypeVar("Ranked")
 
 _UPDATABLE = frozenset(engine.WRITABLE) - {"kind"}
 _IMMUTABLE = frozenset({"kind"})
@@ -79,10 +78,6 @@ def _create_in(request: customers_pb2.CreateCustomerRequest) -> Create:
 def _check_batch(field: str, items: Sequence[Any]) -> None:
     if not 1 <= len(items) <= BATCH_MAX:
         raise InvalidArgument(field=field, why=f"must hold 1 to {BATCH_MAX}, got {len(items)}")
-
-
-def _bad_token() -> InvalidArgument:
-    return InvalidArgument(field="page_token", why="is not a token that this list gave out")
 
 
 class CustomerServicer(customers_pb2_grpc.CustomerServiceServicer):
@@ -156,15 +151,12 @@ class CustomerServicer(customers_pb2_grpc.CustomerServiceServicer):
         self, request: customers_pb2.ListCustomersRequest, context: Any
     ) -> customers_pb2.ListCustomersResponse:
         """A page of customers."""
-        page = Page.parse(request.page_size, request.page_token, fingerprint=request_fingerprint(request))
-        if not isinstance(page.after, str | None):
-            raise _bad_token()
+        page = Page.of(request)
         which = convert.filter_in(request.filter, request.show_deleted)
-        found = await self._questions.page(which, page.after, page.limit + 1)
-        shown = found[: page.limit]
+        found = await self._questions.page(which, page.value(str), page.limit + 1)
+        shown, token = page.cut(found, attrgetter("id"))
         return customers_pb2.ListCustomersResponse(
-            customers=[convert.customer_out(customer) for customer in shown],
-            next_page_token=page.next_token(shown[-1].id if len(found) > page.limit else None),
+            customers=[convert.customer_out(customer) for customer in shown], next_page_token=token
         )
 
     def UpdateCustomer(
@@ -215,24 +207,21 @@ class CustomerServicer(customers_pb2_grpc.CustomerServiceServicer):
     ) -> customers_pb2.ListAuditEntriesResponse:
         """A page of changes."""
         id = _customer_id("parent", request.parent)
-        page = Page.parse(request.page_size, request.page_token, fingerprint=request_fingerprint(request))
-        if not isinstance(page.after, int | None):
-            raise _bad_token()
-        found = self._customers.audit(id, page.after, page.limit + 1)
-        shown = found[: page.limit]
+        page = Page.of(request)
+        found = self._customers.audit(id, page.value(int), page.limit + 1)
+        shown, token = page.cut(found, attrgetter("version"))
         return customers_pb2.ListAuditEntriesResponse(
             audit_entries=[convert.audit_out(request.parent, entry) for entry in shown],
-            next_page_token=page.next_token(shown[-1].version if len(found) > page.limit else None),
+            next_page_token=token,
         )
 
     async def SearchCustomers(
         self, request: customers_pb2.SearchCustomersRequest, context: Any
     ) -> customers_pb2.SearchCustomersResponse:
         """A page of what resembles."""
-        page = _offset_page(request, default=20, maximum=100)
+        page = Page.of(request, default=20, maximum=100)
         which = convert.filter_in(request.filter, show_deleted=False)
-        found = await self._questions.search(request.query, which)
-        shown, token = _sliced(page, found)
+        shown, token = page.part(await self._questions.search(request.query, which))
         return customers_pb2.SearchCustomersResponse(
             matches=[
                 customers_pb2.CustomerMatch(
@@ -252,18 +241,14 @@ class CustomerServicer(customers_pb2_grpc.CustomerServiceServicer):
         if not 0.0 <= request.score_min <= 1.0:
             raise InvalidArgument(field="score_min", why="must be 0 to 1")
         least = request.score_min or duplicates.SCORE_DEFAULT
+        page = Page.of(request, maximum=200)
         shown: Sequence[duplicates.Pair]
         if request.parent == "customers/-":
-            fingerprint = request_fingerprint(request)
-            page = Page.parse(request.page_size, request.page_token, maximum=200, fingerprint=fingerprint)
-            if not isinstance(page.after, str | None):
-                raise _bad_token()
-            shown, last = await self._questions.pairs(page.after, least, page.limit)
+            shown, last = await self._questions.pairs(page.value(str), least, page.limit)
             token = page.next_token(last)
         else:
-            page = _offset_page(request, default=50, maximum=200)
-            found = await self._questions.duplicates(_customer_id("parent", request.parent), least)
-            shown, token = _sliced(page, found)
+            customer = _customer_id("parent", request.parent)
+            shown, token = page.part(await self._questions.duplicates(customer, least))
         return customers_pb2.ListDuplicatesResponse(
             duplicates=[convert.duplicate_out(pair) for pair in shown], next_page_token=token
         )
@@ -340,15 +325,12 @@ class CustomerServicer(customers_pb2_grpc.CustomerServiceServicer):
         self, request: customers_pb2.ListMergesRequest, context: Any
     ) -> customers_pb2.ListMergesResponse:
         """A page of merges."""
-        page = Page.parse(request.page_size, request.page_token, fingerprint=request_fingerprint(request))
-        if not isinstance(page.after, str | None):
-            raise _bad_token()
+        page = Page.of(request)
         customer = _customer_id("customer", request.customer) if request.customer else ""
-        found = self._app.merges.page(customer, page.after, page.limit + 1)
-        shown = found[: page.limit]
+        found = self._app.merges.page(customer, page.value(str), page.limit + 1)
+        shown, token = page.cut(found, attrgetter("id"))
         return customers_pb2.ListMergesResponse(
-            merges=[convert.merge_out(merge) for merge in shown],
-            next_page_token=page.next_token(shown[-1].id if len(found) > page.limit else None),
+            merges=[convert.merge_out(merge) for merge in shown], next_page_token=token
         )
 
     def CreateCustomField(
@@ -368,14 +350,11 @@ class CustomerServicer(customers_pb2_grpc.CustomerServiceServicer):
         self, request: customers_pb2.ListCustomFieldsRequest, context: Any
     ) -> customers_pb2.ListCustomFieldsResponse:
         """A page of custom fields."""
-        page = Page.parse(request.page_size, request.page_token, fingerprint=request_fingerprint(request))
-        if not isinstance(page.after, str | None):
-            raise _bad_token()
-        found = self._app.fields.page(request.show_deleted, page.after, page.limit + 1)
-        shown = found[: page.limit]
+        page = Page.of(request)
+        found = self._app.fields.page(request.show_deleted, page.value(str), page.limit + 1)
+        shown, token = page.cut(found, attrgetter("id"))
         return customers_pb2.ListCustomFieldsResponse(
-            custom_fields=[convert.custom_field_out(field) for field in shown],
-            next_page_token=page.next_token(shown[-1].id if len(found) > page.limit else None),
+            custom_fields=[convert.custom_field_out(field) for field in shown], next_page_token=token
         )
 
     def UpdateCustomField(
@@ -413,24 +392,6 @@ def _field_id(name: str) -> str:
     return parse_name("name", "customFields", name)
 
 
-def _offset_page(request: Any, *, default: int, maximum: int) -> Page:
-    """A page of a ranking that is made anew for each page: its token is a place in it."""
-    fingerprint = request_fingerprint(request)
-    page = Page.parse(
-        request.page_size, request.page_token, default=default, maximum=maximum, fingerprint=fingerprint
-    )
-    if page.after is not None and not (isinstance(page.after, int) and page.after >= 0):
-        raise _bad_token()
-    return page
-
-
-def _sliced(page: Page, found: Sequence[Ranked]) -> tuple[Sequence[Ranked], str]:
-    """(the page's part of a ranking, the next page's token)."""
-    start = page.after or 0
-    end = start + page.limit
-    return found[start:end], page.next_token(end if end < len(found) else None)
-
-
 class TimelineServicer(timeline_pb2_grpc.TimelineServiceServicer):
     """TimelineService."""
 
@@ -442,13 +403,11 @@ class TimelineServicer(timeline_pb2_grpc.TimelineServiceServicer):
         self, request: timeline_pb2.ListInteractionsRequest, context: Any
     ) -> timeline_pb2.ListInteractionsResponse:
         """A page of a timeline."""
-        page = Page.parse(request.page_size, request.page_token, fingerprint=request_fingerprint(request))
-        found = await self._found(request, _timeline_key(page.after), page.limit + 1)
-        shown = found[: page.limit]
-        last = (shown[-1].began_ms, shown[-1].id) if len(found) > page.limit else None
+        page = Page.of(request)
+        found = await self._found(request, page.key(int, str), page.limit + 1)
+        shown, token = page.cut(found, attrgetter("began_ms", "id"))
         return timeline_pb2.ListInteractionsResponse(
-            interactions=[convert.interaction_out(item) for item in shown],
-            next_page_token=page.next_token(last),
+            interactions=[convert.interaction_out(item) for item in shown], next_page_token=token
         )
 
     async def _found(
@@ -487,16 +446,6 @@ class TimelineServicer(timeline_pb2_grpc.TimelineServiceServicer):
             began_ms=message.start_time.ToMilliseconds() if message.HasField("start_time") else None,
         )
         return convert.interaction_out(self._recorder.record(wanted, _subject()))
-
-
-def _timeline_key(after: Any) -> tuple[int, str] | None:
-    """The sort key in a page token; tokens are checked, but what is in one of ours is checked too."""
-    match after:
-        case None:
-            return None
-        case [int(moment), str(id)]:
-            return moment, id
-    raise _bad_token()
 
 
 class ScreenPopServicer(screen_pop_pb2_grpc.ScreenPopServiceServicer):

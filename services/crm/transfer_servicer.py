@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import AsyncIterator, Iterator, Sequence
+from operator import itemgetter
 from typing import Any
 
 from google.protobuf.json_format import MessageToDict
@@ -14,7 +15,7 @@ from chassis.clock import from_ms
 from chassis.errors import InvalidArgument, within
 from chassis.idempotency import content_fingerprint, request_key
 from chassis.ids import parse_name
-from chassis.pagination import Page, fingerprint, request_fingerprint
+from chassis.pagination import Page, Scalar, fingerprint
 from crm import convert, rows
 from crm.app import App
 from crm.handlers import default_country
@@ -142,26 +143,20 @@ class ImportServicer(transfer_pb2_grpc.ImportServiceServicer):
         self, request: transfer_pb2.ListImportsRequest, context: Any
     ) -> transfer_pb2.ListImportsResponse:
         """A page of imports."""
-        page = Page.parse(request.page_size, request.page_token, fingerprint=request_fingerprint(request))
-        if not isinstance(page.after, str | None):
-            raise InvalidArgument(field="page_token", why="is not a token that this list gave out")
-        found = self._imports.page(page.after, page.limit + 1)
-        shown = found[: page.limit]
+        page = Page.of(request)
+        shown, token = page.cut(self._imports.page(page.value(str), page.limit + 1), itemgetter("_id"))
         return transfer_pb2.ListImportsResponse(
-            imports=[import_out(raw) for raw in shown],
-            next_page_token=page.next_token(shown[-1]["_id"] if len(found) > page.limit else None),
+            imports=[import_out(raw) for raw in shown], next_page_token=token
         )
 
     def ListImportErrors(
         self, request: transfer_pb2.ListImportErrorsRequest, context: Any
     ) -> transfer_pb2.ListImportErrorsResponse:
         """A page of refused rows."""
-        page = Page.parse(request.page_size, request.page_token, fingerprint=request_fingerprint(request))
-        if not isinstance(page.after, int | None):
-            raise InvalidArgument(field="page_token", why="is not a token that this list gave out")
+        page = Page.of(request)
         id = parse_name("parent", "imports", request.parent)
-        found = self._imports.errors(id, page.after, page.limit + 1)
-        shown = found[: page.limit]
+        found = self._imports.errors(id, page.value(int), page.limit + 1)
+        shown, token = page.cut(found, itemgetter("line"))
         return transfer_pb2.ListImportErrorsResponse(
             import_errors=[
                 transfer_pb2.ImportError(
@@ -172,7 +167,7 @@ class ImportServicer(transfer_pb2_grpc.ImportServiceServicer):
                 )
                 for raw in shown
             ],
-            next_page_token=page.next_token(shown[-1]["line"] if len(found) > page.limit else None),
+            next_page_token=token,
         )
 
     def CancelImport(self, request: transfer_pb2.CancelImportRequest, context: Any) -> transfer_pb2.Import:
@@ -247,8 +242,10 @@ class ExportServicer(transfer_pb2_grpc.ExportServiceServicer):
             )
 
 
-def _resumed(request: Any, *kinds: type[str | int]) -> tuple[Page, tuple[Any, ...] | None]:
-    """Where an export goes on: what its tokens are made with, and the key in the one that was sent."""
+def _resumed(request: Any, *kinds: type[Scalar]) -> tuple[Page, tuple[Any, ...] | None]:
+    """(the page that goes on with an export, the key of these kinds that it goes on after).
+    InvalidArgument(resume_token).
+    """
     copy = type(request)()
     copy.CopyFrom(request)
     copy.ClearField("resume_token")

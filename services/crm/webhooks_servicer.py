@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from operator import itemgetter
 from typing import Any
 
 from callmesh.crm.v1 import webhooks_pb2, webhooks_pb2_grpc
@@ -11,7 +12,7 @@ from chassis.fieldmask import apply_mask
 from chassis.idempotency import content_fingerprint, request_key
 from chassis.ids import parse_name
 from chassis.mongo import etag, parse_etag
-from chassis.pagination import Page, request_fingerprint
+from chassis.pagination import Page
 from crm import convert
 from crm.app import App
 from crm.records import Raw
@@ -88,14 +89,10 @@ class WebhookServicer(webhooks_pb2_grpc.WebhookServiceServicer):
         self, request: webhooks_pb2.ListWebhooksRequest, context: Any
     ) -> webhooks_pb2.ListWebhooksResponse:
         """A page of webhooks."""
-        page = Page.parse(request.page_size, request.page_token, fingerprint=request_fingerprint(request))
-        if not isinstance(page.after, str | None):
-            raise InvalidArgument(field="page_token", why="is not a token that this list gave out")
-        found = self._webhooks.page(page.after, page.limit + 1)
-        shown = found[: page.limit]
+        page = Page.of(request)
+        shown, token = page.cut(self._webhooks.page(page.value(str), page.limit + 1), itemgetter("_id"))
         return webhooks_pb2.ListWebhooksResponse(
-            webhooks=[webhook_out(raw) for raw in shown],
-            next_page_token=page.next_token(shown[-1]["_id"] if len(found) > page.limit else None),
+            webhooks=[webhook_out(raw) for raw in shown], next_page_token=token
         )
 
     def UpdateWebhook(self, request: webhooks_pb2.UpdateWebhookRequest, context: Any) -> webhooks_pb2.Webhook:
@@ -134,23 +131,15 @@ class WebhookServicer(webhooks_pb2_grpc.WebhookServiceServicer):
         self, request: webhooks_pb2.ListWebhookDeliveriesRequest, context: Any
     ) -> webhooks_pb2.ListWebhookDeliveriesResponse:
         """A page of deliveries."""
-        page = Page.parse(request.page_size, request.page_token, fingerprint=request_fingerprint(request))
+        page = Page.of(request)
         names = {number: name for name, number in _STATES.items()}
         if request.state and request.state not in names:
             raise InvalidArgument(field="state", why=f"has no value {request.state}")
-        match page.after:
-            case None:
-                after = None
-            case [int(moment), str(id)]:
-                after = (moment, id)
-            case _:
-                raise InvalidArgument(field="page_token", why="is not a token that this list gave out")
-        state = names.get(request.state, "")
-        found = self._webhooks.deliveries(_webhook(request.parent, "parent"), state, after, page.limit + 1)
-        shown = found[: page.limit]
-        last = (shown[-1]["created_ms"], shown[-1]["_id"]) if len(found) > page.limit else None
+        state, webhook = names.get(request.state, ""), _webhook(request.parent, "parent")
+        found = self._webhooks.deliveries(webhook, state, page.key(int, str), page.limit + 1)
+        shown, token = page.cut(found, lambda raw: (raw["created_ms"], raw["_id"]))
         return webhooks_pb2.ListWebhookDeliveriesResponse(
-            webhook_deliveries=[delivery_out(raw) for raw in shown], next_page_token=page.next_token(last)
+            webhook_deliveries=[delivery_out(raw) for raw in shown], next_page_token=token
         )
 
     def ReplayWebhookDeliveries(

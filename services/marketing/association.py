@@ -200,18 +200,6 @@ def rule(table: RuleTable, antecedent: str, consequent: str) -> Rule | None:
     )
 
 
-def best_rule(table: RuleTable, owned: Iterable[str], consequent: str) -> Rule:
-    """The rule that speaks loudest for `consequent`, given what a customer has; popularity where none can
-    judge.
-
-    Of equally loud ones the one whose antecedent sorts first.
-    """
-    found = [r for x in sorted(set(owned)) if (r := rule(table, x, consequent)) is not None]
-    if not found:
-        return popularity(table, consequent)
-    return max(found, key=lambda r: r.probability)
-
-
 def table_problems(table: RuleTable) -> list[str]:
     """What cannot be true of counts, in words; empty for a table that may serve."""
     found: list[str] = []

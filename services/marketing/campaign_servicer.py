@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
+from operator import itemgetter
 from typing import Any
 
 from google.protobuf.empty_pb2 import Empty
@@ -17,7 +18,7 @@ from chassis.errors import EtagMismatch, InvalidArgument, NotFound
 from chassis.fieldmask import apply_mask
 from chassis.ids import parse_name
 from chassis.mongo import parse_etag, retry_conflicts
-from chassis.pagination import Page, request_fingerprint
+from chassis.pagination import Page
 from marketing import convert
 from marketing.campaign_delivery import words
 from marketing.campaign_engine import SENT, Courtesy, Held, StepChannel, capped, held_back, touch_id
@@ -295,13 +296,11 @@ class CampaignServicer(campaigns_pb2_grpc.CampaignServiceServicer):
     ) -> C.ListCampaignContactsResponse:
         """A page by customer."""
         campaign = self._campaigns.desk.row(request.parent, "parent").id
-        page = Page.parse(request.page_size, request.page_token, fingerprint=request_fingerprint(request))
+        page = Page.of(request)
         response = _response(request) if request.response else None
-        rows = self._counting.listed(campaign, response, page.after, page.limit + 1)
-        last = rows[page.limit - 1]["_id"] if len(rows) > page.limit else None
-        return C.ListCampaignContactsResponse(
-            contacts=[_stands(raw) for raw in rows[: page.limit]], next_page_token=page.next_token(last)
-        )
+        found = self._counting.listed(campaign, response, page.value(str), page.limit + 1)
+        shown, token = page.cut(found, itemgetter("_id"))
+        return C.ListCampaignContactsResponse(contacts=[_stands(raw) for raw in shown], next_page_token=token)
 
     def RecordCampaignResponse(
         self, request: C.RecordCampaignResponseRequest, context: Any

@@ -904,11 +904,6 @@ class _Made(msgspec.Struct, rename="camel", omit_defaults=True, kw_only=True):
 _json_encoder = msgspec.json.Encoder()
 
 
-def recommendation_event(decision: Decision) -> Event:
-    """What was recommended."""
-    return Event.from_json(recommendation_told(decision).body)
-
-
 def recommendation_told(decision: Decision) -> Told:
     """What was recommended, as it goes out. It is put together here and not by protobuf's JSON printer, which
     takes as long as all the rest of a recommendation, and what was said of an offer in the same words before

@@ -16,7 +16,7 @@ from chassis.ids import parse_name, resource_name
 from marketing import convert
 from marketing.engine import Problem
 from marketing.kinds import LEADS, PARTNERS
-from marketing.resources import Desk, Resource, money_problems, name_problems, text_problems
+from marketing.resources import Desk, Resource, money_problems, name_problems, text_problems, turn
 from marketing.shelf import Shelves
 from marketing.store import Store
 
@@ -198,12 +198,7 @@ class LeadServicer(leads_pb2_grpc.LeadServiceServicer):
     def _go(self, lead: Any, verb: str, partner: str = "") -> list[Event]:
         """Moves a lead; the events of that. LeadStateError."""
         now = self._clock.now()
-        state = TRANSITIONS.get((lead.state, verb))
-        names = leads_pb2.LeadState
-        if state is None:
-            raise LeadStateError(subject=lead.name, why=f"it is {names.Name(lead.state)[11:]}")
-        before = names.Name(lead.state).removeprefix("LEAD_STATE_")
-        lead.state = state
+        before = turn(lead, verb, TRANSITIONS, LeadStateError)
         if partner:
             lead.partner = partner
             lead.due_time.FromDatetime(now + timedelta(hours=DUE_HOURS))
@@ -211,7 +206,7 @@ class LeadServicer(leads_pb2_grpc.LeadServiceServicer):
             lead=lead.name,
             customer=lead.customer,
             from_state=before,
-            to_state=names.Name(state).removeprefix("LEAD_STATE_"),
+            to_state=leads_pb2.LeadState.Name(lead.state).removeprefix("LEAD_STATE_"),
             partner=lead.partner,
             value=lead.won_value if lead.HasField("won_value") else None,
             transition_time=convert.timestamp(now),

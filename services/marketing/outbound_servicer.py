@@ -38,7 +38,7 @@ from marketing.campaigns import note_halted, quiet_of, quiet_problems
 from marketing.engine import Problem, eligible, script_problems
 from marketing.kinds import ATTEMPTS, CAMPAIGNS, CONTACT_LISTS, CONTACTS, FORBIDDEN
 from marketing.model import Contact, Offer, Profile
-from marketing.resources import Desk, Resource, name_problems, span_problems, text_problems
+from marketing.resources import Desk, Resource, name_problems, span_problems, text_problems, turn
 from marketing.scopes import method
 from marketing.shelf import Row, Shelves
 from marketing.store import Store
@@ -281,11 +281,7 @@ class OutboundServicer(outbound_pb2_grpc.OutboundServiceServicer):
 
     def _go(self, request: Any, verb: str) -> Any:
         def change(message: Any) -> Sequence[Event]:
-            state = LIST_TRANSITIONS.get((message.state, verb))
-            if state is None:
-                name = P.ContactListState.Name(message.state).removeprefix("CONTACT_LIST_STATE_")
-                raise ContactListStateError(subject=message.name, why=f"it is {name}")
-            message.state = state
+            turn(message, verb, LIST_TRANSITIONS, ContactListStateError)
             return ()
 
         return self._lists.move(request, change)

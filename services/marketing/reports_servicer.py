@@ -26,7 +26,7 @@ from callmesh.marketing.v1 import leads_pb2, reports_pb2, reports_pb2_grpc
 from chassis.clock import Clock
 from chassis.errors import AlreadyExists, FailedPrecondition, InvalidArgument, within
 from chassis.ids import check_id
-from chassis.pagination import Page, request_fingerprint
+from chassis.pagination import Page
 from marketing import convert
 from marketing.engine import OfferNotFound
 from marketing.kinds import CAMPAIGNS, COSTS, LEADS
@@ -122,15 +122,13 @@ class ReportServicer(reports_pb2_grpc.ReportServiceServicer):
 
     def GetProfitReport(self, request: R.GetProfitReportRequest, context: Any) -> R.ProfitReport:
         """Revenue, cost and profit by the dimensions asked for."""
-        page = Page.parse(request.page_size, request.page_token, fingerprint=request_fingerprint(request))
-        (first,) = page.key(int) or (0,)
+        page = Page.of(request)
         rows, total = self._report(request)
-        shown = rows[first : first + page.limit]
-        more = first + page.limit < len(rows)
+        shown, token = page.part(rows)
         return R.ProfitReport(
             rows=[self._row(row) for row in shown],
             total=self._row(total),
-            next_page_token=page.next_token(first + page.limit if more else None),
+            next_page_token=token,
             read_time=convert.timestamp(self._clock.now()),
             touches_kept_since=convert.timestamp(self._incomplete(request)),
         )

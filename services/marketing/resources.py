@@ -12,12 +12,12 @@ from google.protobuf.json_format import MessageToDict, ParseDict
 from chassis.auth import current_identity
 from chassis.bus import Event
 from chassis.clock import Clock
-from chassis.errors import EtagMismatch, InvalidArgument
+from chassis.errors import EtagMismatch, FailedPrecondition, InvalidArgument
 from chassis.fieldmask import apply_mask
 from chassis.idempotency import content_fingerprint, request_key
 from chassis.ids import check_id, new_id, parse_name
 from chassis.mongo import etag, parse_etag, retry_conflicts
-from chassis.pagination import Page, request_fingerprint
+from chassis.pagination import Page
 from marketing import convert
 from marketing.engine import Problem
 from marketing.scopes import method
@@ -134,15 +134,12 @@ class Desk:
         self, request: Any, condition: Mapping[str, Any], order: str = "_id"
     ) -> tuple[Sequence[Any], str]:
         """(a page, the token of the next)."""
-        page = Page.parse(request.page_size, request.page_token, fingerprint=request_fingerprint(request))
+        page = Page.of(request)
         name = order.removeprefix("-")
-        found = page.key(str) if name == "_id" else page.key(float, str)
-        after = found[0] if found and name == "_id" else found
-        rows = self.shelves.find(self.resource.kind, condition, page.limit + 1, after=after, order=order)
-        kept = rows[: page.limit]
-        last = kept[-1] if len(rows) > page.limit else None
-        key = None if last is None else last.id if name == "_id" else (last.keys[name], last.id)
-        return [self.shown(row) for row in kept], page.next_token(key)
+        after = page.value(str) if name == "_id" else page.key(float, str)
+        found = self.shelves.find(self.resource.kind, condition, page.limit + 1, after=after, order=order)
+        shown, token = page.cut(found, lambda row: row.id if name == "_id" else (row.keys[name], row.id))
+        return [self.shown(row) for row in shown], token
 
     def update(
         self,
@@ -206,6 +203,21 @@ class Desk:
             return self.save(row, message, events, **extra)
 
         return retry_conflicts(attempt, 1 if version is not None else 5)
+
+
+def turn(
+    message: Any, verb: str, table: Mapping[tuple[int, str], int], refusal: type[FailedPrecondition]
+) -> str:
+    """Brings a message into the state that a verb leads to by its table; the name of the state before. The
+    `refusal` where the table has no row.
+    """
+    states = message.DESCRIPTOR.fields_by_name["state"].enum_type.values_by_number
+    before = states[message.state].name.removeprefix(states[0].name.removesuffix("UNSPECIFIED"))
+    after = table.get((message.state, verb))
+    if after is None:
+        raise refusal(subject=message.name, why=f"it is {before}")
+    message.state = after
+    return str(before)
 
 
 def enum_problems(message: Any, at: str = "") -> list[Problem]:

@@ -6,9 +6,10 @@ Plain `def` methods run in the server's thread pool and may block; `async def` o
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Mapping
 from datetime import datetime
-from typing import Any, TypeVar
+from operator import attrgetter
+from typing import Any
 
 from google.protobuf.empty_pb2 import Empty
 
@@ -25,7 +26,7 @@ from chassis.fieldmask import apply_mask
 from chassis.idempotency import content_fingerprint, request_key
 from chassis.ids import check_id, new_id, parse_name, parse_names
 from chassis.mongo import parse_etag
-from chassis.pagination import Page, request_fingerprint
+from chassis.pagination import Page
 from marketing import convert
 from marketing.handlers import Decisions, History, Models, Offers, Recommender
 from marketing.kinds import DEFAULT_POLICY, PolicyNotFound
@@ -44,19 +45,6 @@ REJECTED_SHOWN_MAX = 100
 SAMPLE_CUSTOMERS = 1_000
 #: Most batches of one import.
 IMPORT_BATCHES_MAX = 10_000
-
-Row = TypeVar("Row")
-
-
-def _page(request: Any) -> Page:
-    return Page.parse(request.page_size, request.page_token, fingerprint=request_fingerprint(request))
-
-
-def _cut(rows: Sequence[Row], page: Page) -> tuple[Sequence[Row], Row | None]:
-    """(the page's rows, the last of them if there are more): lists are asked for one row too many."""
-    more = len(rows) > page.limit
-    kept = rows[: page.limit]
-    return kept, kept[-1] if more else None
 
 
 def _repeat(full_method: str, request: Any) -> tuple[str | None, str | None]:
@@ -93,15 +81,15 @@ class OfferServicer(offers_pb2_grpc.OfferServiceServicer):
         self, request: offers_pb2.ListOffersRequest, context: Any
     ) -> offers_pb2.ListOffersResponse:
         """A page by id."""
-        page = _page(request)
+        page = Page.of(request)
         state = convert.enum_member(offers_pb2.OfferState, "OFFER_STATE", request.state, OfferState)
         if request.state and state is None:
             raise InvalidArgument(field="state", why="is not a value that this server knows")
         query = OfferFilter(state=state, product=request.product or None, tag=request.tag or None)
-        rows, last = _cut(self._offers.list(query, page.limit + 1, page.after), page)
+        found = self._offers.list(query, page.limit + 1, page.value(str))
+        shown, token = page.cut(found, attrgetter("id"))
         return offers_pb2.ListOffersResponse(
-            offers=[convert.offer_to_proto(offer) for offer in rows],
-            next_page_token=page.next_token(last.id if last else None),
+            offers=[convert.offer_to_proto(offer) for offer in shown], next_page_token=token
         )
 
     def UpdateOffer(self, request: offers_pb2.UpdateOfferRequest, context: Any) -> offers_pb2.Offer:
@@ -143,11 +131,11 @@ class OfferServicer(offers_pb2_grpc.OfferServiceServicer):
         self, request: offers_pb2.ListOfferRevisionsRequest, context: Any
     ) -> offers_pb2.ListOfferRevisionsResponse:
         """A page of versions, newest first."""
-        offer_id, page = parse_name("name", "offers", request.name), _page(request)
-        rows, last = _cut(self._offers.revisions(offer_id, page.limit + 1, page.after), page)
+        offer_id, page = parse_name("name", "offers", request.name), Page.of(request)
+        found = self._offers.revisions(offer_id, page.limit + 1, page.value(int))
+        shown, token = page.cut(found, attrgetter("version"))
         return offers_pb2.ListOfferRevisionsResponse(
-            offers=[convert.offer_to_proto(offer) for offer in rows],
-            next_page_token=page.next_token(last.version if last else None),
+            offers=[convert.offer_to_proto(offer) for offer in shown], next_page_token=token
         )
 
     def CheckEligibilityRule(
@@ -226,7 +214,7 @@ class RecommendationServicer(recommendations_pb2_grpc.RecommendationServiceServi
         self, request: recommendations_pb2.ListDecisionsRequest, context: Any
     ) -> recommendations_pb2.ListDecisionsResponse:
         """A page, newest first."""
-        page = _page(request)
+        page = Page.of(request)
         if request.state not in recommendations_pb2.DecisionState.values():
             raise InvalidArgument(field="state", why="is not a value that this server knows")
         query = DecisionFilter(
@@ -234,10 +222,10 @@ class RecommendationServicer(recommendations_pb2_grpc.RecommendationServiceServi
             call_id=check_id("call_id", request.call_id) if request.call_id else None,
             open=request.state == recommendations_pb2.DECISION_STATE_OPEN if request.state else None,
         )
-        rows, last = _cut(self._decisions.list(query, page.limit + 1, page.after), page)
+        found = self._decisions.list(query, page.limit + 1, page.value(str))
+        shown, token = page.cut(found, attrgetter("id"))
         return recommendations_pb2.ListDecisionsResponse(
-            decisions=[convert.decision_to_proto(decision) for decision in rows],
-            next_page_token=page.next_token(last.id if last else None),
+            decisions=[convert.decision_to_proto(decision) for decision in shown], next_page_token=token
         )
 
     def RecordPurchases(
@@ -283,11 +271,11 @@ class RecommendationServicer(recommendations_pb2_grpc.RecommendationServiceServi
         self, request: recommendations_pb2.ListPurchasesRequest, context: Any
     ) -> recommendations_pb2.ListPurchasesResponse:
         """A page, newest first."""
-        customer, page = parse_name("customer", "customers", request.customer), _page(request)
-        rows, last = _cut(self._history.list(customer, page.limit + 1, _after_purchase(page)), page)
+        customer, page = parse_name("customer", "customers", request.customer), Page.of(request)
+        found = self._history.list(customer, page.limit + 1, _after_purchase(page))
+        shown, token = page.cut(found, lambda purchase: (to_ms(purchase.at), purchase.id))
         return recommendations_pb2.ListPurchasesResponse(
-            purchases=[convert.purchase_to_proto(purchase) for purchase in rows],
-            next_page_token=page.next_token((to_ms(last.at), last.id) if last else None),
+            purchases=[convert.purchase_to_proto(purchase) for purchase in shown], next_page_token=token
         )
 
     def GetProfile(
@@ -328,7 +316,7 @@ class RecommendationServicer(recommendations_pb2_grpc.RecommendationServiceServi
         self, request: recommendations_pb2.ListModelsRequest, context: Any
     ) -> recommendations_pb2.ListModelsResponse:
         """A page of versions, newest first; of all kinds, one kind after another."""
-        page = _page(request)
+        page = Page.of(request)
         wanted = [kind for kind in sorted(self._kinds) if request.kind in (0, kind)]
         first, below = page.key(int, int) or (0, None)
         rows: list[tuple[int, ModelInfo]] = []
@@ -337,10 +325,9 @@ class RecommendationServicer(recommendations_pb2_grpc.RecommendationServiceServi
                 bound = below if kind == first else None
                 found = self._kinds[kind].list(page.limit + 1 - len(rows), bound)
                 rows += [(kind, info) for info in found]
-        kept, last = _cut(rows, page)
+        shown, token = page.cut(rows, lambda row: (row[0], row[1].version))
         return recommendations_pb2.ListModelsResponse(
-            models=[self._shown(info) for _, info in kept],
-            next_page_token=page.next_token([last[0], last[1].version] if last else None),
+            models=[self._shown(info) for _, info in shown], next_page_token=token
         )
 
     def TrainModel(
@@ -407,10 +394,11 @@ def _default_policy(field: str, name: str) -> None:
 
 
 def _after_purchase(page: Page) -> tuple[datetime, str] | None:
-    if page.after is None:
+    key = page.key(int, str)
+    if key is None:
         return None
+    at_ms, id = key
     try:
-        at_ms, id = page.after
-        return from_ms(int(at_ms)), str(id)
-    except (TypeError, ValueError, OverflowError):
+        return from_ms(at_ms), id
+    except (ValueError, OverflowError):
         raise InvalidArgument(field="page_token", why="is not a token that this list gave out") from None

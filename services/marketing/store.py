@@ -927,20 +927,17 @@ class MongoStore:
 
     def save_leave_intent(self, customer: str, wants_to_leave: bool, at: datetime) -> None:
         """As the port says."""
-        older = {"_id": customer, "leave_at": {"$not": {"$gt": at}}, **_NOT_ERASED}
-        word = {"wants_to_leave": wants_to_leave, "leave_at": at}
-        try:
-            ProfileDocument._get_collection().update_one(older, {"$set": word}, upsert=True)
-        except DuplicateKeyError:
-            return
-        self._reflect(customer)
+        self._save_newest(customer, "leave_at", at, {"wants_to_leave": wants_to_leave})
 
     def save_churn_risk(self, customer: str, score: float, at: datetime) -> None:
         """As the port says."""
-        older = {"_id": customer, "risk_at": {"$not": {"$gt": at}}, **_NOT_ERASED}
-        word = {"churn_risk": score, "risk_at": at}
+        self._save_newest(customer, "risk_at", at, {"churn_risk": score})
+
+    def _save_newest(self, customer: str, since: str, at: datetime, said: Mapping[str, Any]) -> None:
+        """Keeps what is said of a customer unless something newer, by the field `since`, is known."""
+        older = {"_id": customer, since: {"$not": {"$gt": at}}, **_NOT_ERASED}
         try:
-            ProfileDocument._get_collection().update_one(older, {"$set": word}, upsert=True)
+            ProfileDocument._get_collection().update_one(older, {"$set": {**said, since: at}}, upsert=True)
         except DuplicateKeyError:
             return
         self._reflect(customer)

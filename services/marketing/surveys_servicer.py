@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from datetime import datetime, timedelta
+from operator import attrgetter
 from typing import Any
 
 from google.protobuf.empty_pb2 import Empty
@@ -18,7 +19,7 @@ from chassis.errors import FailedPrecondition, InvalidArgument
 from chassis.idempotency import content_fingerprint, request_key
 from chassis.ids import new_id, parse_name, parse_names
 from chassis.mongo import retry_conflicts
-from chassis.pagination import Page, request_fingerprint
+from chassis.pagination import Page
 from marketing import convert
 from marketing.engine import Problem
 from marketing.kinds import RESPONSES, SURVEYS
@@ -29,6 +30,7 @@ from marketing.resources import (
     span_problems,
     text_problems,
     texts_problems,
+    turn,
 )
 from marketing.scopes import method
 from marketing.shelf import Row, Shelves
@@ -197,11 +199,7 @@ class SurveyServicer(surveys_pb2_grpc.SurveyServiceServicer):
 
     def _go(self, request: Any, verb: str) -> Any:
         def change(message: Any) -> Sequence[Event]:
-            state = TRANSITIONS.get((message.state, verb))
-            if state is None:
-                name = V.SurveyState.Name(message.state).removeprefix("SURVEY_STATE_")
-                raise SurveyStateError(subject=message.name, why=f"it is {name}")
-            message.state = state
+            turn(message, verb, TRANSITIONS, SurveyStateError)
             return ()
 
         return self._surveys.move(request, change)
@@ -295,14 +293,12 @@ class SurveyServicer(surveys_pb2_grpc.SurveyServiceServicer):
     ) -> V.ListSurveyResponsesResponse:
         """A page, newest first."""
         survey = self._surveys.row(request.parent, "parent")
-        page = Page.parse(request.page_size, request.page_token, fingerprint=request_fingerprint(request))
-        rows = self._shelves.find(
-            RESPONSES, {"survey": survey.id}, page.limit + 1, after=page.after, order="-_id"
+        page = Page.of(request)
+        found = self._shelves.find(
+            RESPONSES, {"survey": survey.id}, page.limit + 1, after=page.value(str), order="-_id"
         )
-        last = rows[page.limit - 1].id if len(rows) > page.limit else None
-        return V.ListSurveyResponsesResponse(
-            survey_responses=map(_response, rows[: page.limit]), next_page_token=page.next_token(last)
-        )
+        shown, token = page.cut(found, attrgetter("id"))
+        return V.ListSurveyResponsesResponse(survey_responses=map(_response, shown), next_page_token=token)
 
     def GetSurveyResults(self, request: V.GetSurveyResultsRequest, context: Any) -> V.SurveyResults:
         """Counts by question and choice."""

@@ -8,6 +8,7 @@ which routers look at.
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Sequence
+from operator import attrgetter
 from typing import Any, TypeVar
 
 from google.protobuf.field_mask_pb2 import FieldMask
@@ -201,12 +202,10 @@ class DirectoryHandlers:
         """One page by id, and the token of the next."""
         page = Page.parse(page_size, page_token, fingerprint=f"{kind.collection}|{sorted(where.items())}")
         query = kind.document.objects(**where)
-        if page.after:
-            query = query.filter(id__gt=str(page.after))
-        rows = list(query.order_by("id").limit(page.limit + 1))
-        shown = rows[: page.limit]
-        last = shown[-1].id if len(rows) > page.limit else None
-        return [kind.to_message(row) for row in shown], page.next_token(last)
+        if after := page.value(str):
+            query = query.filter(id__gt=after)
+        shown, token = page.cut(list(query.order_by("id").limit(page.limit + 1)), attrgetter("id"))
+        return [kind.to_message(row) for row in shown], token
 
     def update(self, kind: Kind, patch: Any, mask: FieldMask | None) -> Any:
         """Changes the fields that the mask names. Raises InvalidArgument, NotFound, EtagMismatch."""

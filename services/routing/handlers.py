@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncGenerator, Callable, Container, Iterator
 from contextlib import aclosing, contextmanager
+from operator import attrgetter
 from typing import Protocol
 
 import msgspec
@@ -373,14 +374,12 @@ class Handlers:
         committed = await self._front.ask(region, question)
         if committed.answer.refusal is not None:
             raise error_of(committed.answer.refusal, queue=queue)
-        views = committed.answer.calls
-        shown = views[: page.limit]
-        # A leader of an older release does not say that there are more.
-        more = committed.answer.more or len(views) > page.limit
-        last = (shown[-1].queued_ms, shown[-1].facts.call_id) if more and shown else None
+        # A leader of an older release does not say that there are more, and answers one too many.
+        answer = committed.answer
+        shown, token = page.cut(answer.calls, attrgetter("queued_ms", "facts.call_id"), more=answer.more)
         return routing_pb2.ListCallsResponse(
             calls=[convert.call_message(view, region) for view in shown],
-            next_page_token=page.next_token(last),
+            next_page_token=token,
             read_time=convert.timestamp(committed.now_ms),
         )
 

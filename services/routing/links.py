@@ -161,11 +161,6 @@ class _Question:
     alone: bool = False
 
 
-async def ask_leader(leader: Leader, command: Command, seconds: float) -> Committed:
-    """Asks a leader of this process. Raises as `ShardPort.ask`, but PoisonCommand as it is."""
-    return await _answered(leader.submit(command), seconds, leader.shard)
-
-
 async def _answered(answer: asyncio.Future[Committed], seconds: float, shard: str) -> Committed:
     """What was answered. Raises AnswerLate after `seconds`. Whoever answers looks whether somebody still
     waits, so one timer is all that this takes.

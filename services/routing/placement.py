@@ -238,8 +238,6 @@ class Candidate:
     agents_free: int | None
     #: Agents logged in who fit; None when unknown or old.
     agents_logged_in: int | None
-    #: The served area that fits the caller's place; empty if none does.
-    served_area: str
     #: State of the region.
     state: RegionState
     #: A sentence for a supervisor.
@@ -402,7 +400,7 @@ def standing_of(region: RegionView, queue: str, rules: PlacementRules) -> Standi
 def nearness_of(caller: Caller, region: RegionView, rules: PlacementRules) -> Nearness:
     """How a region lies to a caller."""
     speaks = is_spoken(caller.language, region.languages)
-    parts = _nearness_parts(caller, region, _distance(caller.place, region), speaks, rules)
+    parts = _nearness_parts(caller, _distance(caller.place, region), speaks, rules)
     return Nearness(speaks=speaks, seconds=math.fsum(seconds for _, seconds in parts))
 
 
@@ -469,7 +467,7 @@ def _look_at(
         cost_seconds=standing.seconds + nearness.seconds - affinity,
         cost_parts=(
             *_standing_parts(region, fresh, rules),
-            *_nearness_parts(caller, region, distance, nearness.speaks, rules),
+            *_nearness_parts(caller, distance, nearness.speaks, rules),
             ("affinity", -affinity),
         ),
         distance_km=distance,
@@ -477,7 +475,6 @@ def _look_at(
         ewt_seconds=standing.ewt_seconds,
         agents_free=standing.agents_free,
         agents_logged_in=standing.agents_logged_in,
-        served_area=_served_area(caller.place, region),
         state=region.state,
         why=_why(region, region.queues.get(queue), fresh, distance, nearness.speaks),
     )
@@ -530,7 +527,7 @@ def _standing_parts(
 
 
 def _nearness_parts(
-    caller: Caller, region: RegionView, distance: float | None, speaks: bool, rules: PlacementRules
+    caller: Caller, distance: float | None, speaks: bool, rules: PlacementRules
 ) -> tuple[tuple[str, float], ...]:
     radius = caller.place.radius_km if caller.place else 0
     beyond = max(0.0, distance - radius) if distance is not None else 0.0

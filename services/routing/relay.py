@@ -26,7 +26,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
-from pymongo.errors import DuplicateKeyError, PyMongoError
+from pymongo.errors import PyMongoError
 from pymongo.read_concern import ReadConcern
 from pymongo.read_preferences import ReadPreference
 from pymongo.write_concern import WriteConcern
@@ -36,6 +36,7 @@ from chassis.bus import Event, MalformedEvent
 from chassis.bus.publisher import Outcome, Outgoing
 from chassis.lease import Lease, LeaseLost, run_in_rounds
 from chassis.outbox import BatchPublisher
+from routing.cursors import move_cursor
 from routing.journal import COLLECTION, Block, ChainReader, JournalGap, block_key, from_document
 from routing.publish import OPTIONAL, SOURCE, Projection, UnreadableBlock, skipped_event
 
@@ -222,16 +223,7 @@ class MongoCursors:
 
     def move(self, shard: str, old: Cursor, new: Cursor) -> bool:
         values = {name: getattr(new, name) for name in ("sequence", "nonce", *_SKIPPED)}
-        matched = self._cursors.update_one({"_id": shard, "sequence": old.sequence}, {"$set": values})
-        if matched.matched_count:
-            return True
-        if old.sequence:
-            return False
-        try:
-            self._cursors.insert_one({"_id": shard, **values})
-        except DuplicateKeyError:
-            return False
-        return True
+        return move_cursor(self._cursors, shard, old.sequence, values)
 
 
 @dataclass(kw_only=True, slots=True)
@@ -568,9 +560,7 @@ class Relay:
 
     def _lead(self) -> bool:
         """Whether this relay is the one that works."""
-        if self._lease.held and not self._lease.renewal_due:
-            return True
-        if not self._lease.acquire():
+        if not self._lease.take():
             return False
         if self._lease.epoch != self._epoch:
             self._epoch = self._lease.epoch
@@ -593,7 +583,7 @@ class Relay:
         self._discover()
         batch = self._gather()
         messages = [message for _, part in batch for message in part]
-        self._keep_lease()
+        self._lease.keep()
         outcomes = self._publisher.publish(messages, PUBLISH_SECONDS_MAX) if messages else []
         start = 0
         for feed, part in batch:
@@ -628,13 +618,9 @@ class Relay:
         for feed in feeds[self._first :] + feeds[: self._first]:
             if room <= 0:
                 break
-            self._keep_lease()
+            self._lease.keep()
             messages = feed.gather(room)
             if messages is not None:
                 room -= len(messages)
                 batch.append((feed, messages))
         return batch
-
-    def _keep_lease(self) -> None:
-        if self._lease.renewal_due:
-            self._lease.renew()

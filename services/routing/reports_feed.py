@@ -203,7 +203,7 @@ class Reports:
     def _turn(self) -> float:
         """One round under the lease; seconds to wait before the next."""
         try:
-            if (not self._lease.held or self._lease.renewal_due) and not self._lease.acquire():
+            if not self._lease.take():
                 self._forget()
                 return STANDBY_SECONDS
             return BUSY_SECONDS if self.step() else IDLE_SECONDS
@@ -233,8 +233,7 @@ class Reports:
             self._discover_at = now
         most = 0
         for each in list(self._shards.values()):
-            if self._lease.renewal_due:
-                self._lease.renew()
+            self._lease.keep()
             most = max(most, each.step())
         # A heartbeat's block or two are no reason to hurry.
         return most if most >= READ_BLOCKS_MAX else 0

@@ -12,11 +12,12 @@ from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 from mongoengine import DictField, Document, IntField, StringField
 from pymongo import ReplaceOne
-from pymongo.errors import BulkWriteError, DuplicateKeyError
+from pymongo.errors import BulkWriteError
 from pymongo.read_concern import ReadConcern
 from pymongo.read_preferences import ReadPreference
 from pymongo.write_concern import WriteConcern
 
+from routing.cursors import move_cursor
 from routing.reports import QUEUE, Row, slot_of
 
 if TYPE_CHECKING:
@@ -178,15 +179,7 @@ class MongoReports:
 
     def move(self, shard: str, old: Counted, new: Counted) -> bool:
         values = {"sequence": new.sequence, "nonce": new.nonce, "now": new.now_ms}
-        if self._cursors.update_one({"_id": shard, "sequence": old.sequence}, {"$set": values}).matched_count:
-            return True
-        if old.sequence:
-            return False
-        try:
-            self._cursors.insert_one({"_id": shard, **values})
-        except DuplicateKeyError:
-            return False
-        return True
+        return move_cursor(self._cursors, shard, old.sequence, values)
 
     def prune(self, shard: str, before_ms: int) -> None:
         for kind in (QUEUE, "agent"):

@@ -359,7 +359,7 @@ class Snapshotter:
     def _turn(self) -> float:
         """One round under the lease; seconds to wait before the next."""
         try:
-            if (not self._lease.held or self._lease.renewal_due) and not self._lease.acquire():
+            if not self._lease.take():
                 self._forget()
                 return STANDBY_SECONDS
             return BUSY_SECONDS if self.step() >= READ_BLOCKS_MAX else IDLE_SECONDS
@@ -390,8 +390,7 @@ class Snapshotter:
                     )
         most = 0
         for name, each in self._shards.items():
-            if self._lease.renewal_due:
-                self._lease.renew()
+            self._lease.keep()
             pause = self._pauses.setdefault(name, _Pause())
             if now < pause.until:
                 continue

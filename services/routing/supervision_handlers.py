@@ -6,6 +6,7 @@ import asyncio
 import datetime as dt
 import zoneinfo
 from collections.abc import AsyncGenerator, Awaitable, Callable
+from operator import itemgetter
 from typing import Any, Protocol
 
 import msgspec
@@ -261,13 +262,10 @@ class SupervisionHandlers:
             limit=page.limit + 1,
         )
         found = await _read(self._reports.page(query))
-        shown = found[: page.limit]
-        last = (
-            (shown[-1][1].start_ms, shown[-1][0], shown[-1][1].subject) if len(found) > len(shown) else None
-        )
+        shown, token = page.cut(found, lambda each: (each[1].start_ms, each[0], each[1].subject))
         return pb.ListIntervalReportsResponse(
             reports=[words.report_message(row, region) for region, row in shown],
-            next_page_token=page.next_token(last),
+            next_page_token=token,
         )
 
     async def list_acts(self, request: pb.ListActsRequest) -> pb.ListActsResponse:
@@ -288,10 +286,8 @@ class SupervisionHandlers:
             after=page.key(int, str),
             limit=page.limit + 1,
         )
-        found = await _read(self._audit.page(query))
-        shown = found[: page.limit]
-        last = shown[-1][0] if len(found) > len(shown) else None
-        return pb.ListActsResponse(acts=[act for _, act in shown], next_page_token=page.next_token(last))
+        shown, token = page.cut(await _read(self._audit.page(query)), itemgetter(0))
+        return pb.ListActsResponse(acts=[act for _, act in shown], next_page_token=token)
 
 
 def _seen(committed: Committed) -> model.AgentView:

@@ -7,6 +7,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from dataclasses import replace
+from operator import attrgetter
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -17,13 +18,12 @@ from chassis.fieldmask import apply_mask
 from chassis.idempotency import content_fingerprint, request_key
 from chassis.ids import new_id, parse_name
 from chassis.mongo import parse_etag
-from chassis.pagination import Page, request_fingerprint
+from chassis.pagination import Page
 from tickets import convert, desk, filters
 from tickets.engine import Act
 from tickets.handlers import Handlers, Request
 from tickets.model import Attachment, Change, Comment, Draft, Ticket
 from tickets.opening import Create
-from tickets.resources import sequence_key
 from tickets.store import Query, sort_key
 from tickets.teams import Teams
 from tickets.validation import (
@@ -276,15 +276,12 @@ class Around:
     def ListComments(self, request: Any, context: Any) -> ticket_service_pb2.ListCommentsResponse:
         """A page of a ticket's comments."""
         id = ticket_id("parent", request.parent)
-        page = Page.parse(request.page_size, request.page_token, fingerprint=request_fingerprint(request))
-        found = self._handlers.comments(id, sequence_key(page), page.limit + 1)
-        shown, last = found[: page.limit], None
-        if len(found) > page.limit:
-            last = shown[-1].sequence
+        page = Page.of(request)
+        found = self._handlers.comments(id, page.value(int) or 0, page.limit + 1)
+        shown, token = page.cut(found, attrgetter("sequence"))
         visible = [said for said in shown if said.public or not request.public_only]
         return ticket_service_pb2.ListCommentsResponse(
-            comments=[convert.comment_to_proto(id, said) for said in visible],
-            next_page_token=page.next_token(last),
+            comments=[convert.comment_to_proto(id, said) for said in visible], next_page_token=token
         )
 
     def AttachFile(self, request: Any, context: Any) -> ticket_pb2.Ticket:

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
+from operator import attrgetter
 from typing import Any
 
 from google.protobuf.empty_pb2 import Empty
@@ -22,7 +23,7 @@ from chassis.errors import (
     Unavailable,
 )
 from chassis.mongo import parse_etag
-from chassis.pagination import Page, request_fingerprint
+from chassis.pagination import Page
 from tickets import calendars, convert, convert_config, flows, records
 from tickets import sla as clocks
 from tickets.convert import stamp
@@ -265,9 +266,8 @@ class FlowCalls:
 
     def ListFlows(self, request: Any, context: Any) -> flow_pb2.ListFlowsResponse:
         """A page of flows, by name; all are few, so the page is cut from all."""
-        page = Page.parse(request.page_size, request.page_token, fingerprint=request_fingerprint(request))
-        key = page.key(str)
-        after = key[0] if key is not None else ""
+        page = Page.of(request)
+        after = page.value(str) or ""
         kinds = {convert.read_kind(request.kind, "kind")} if request.kind else set(convert.KINDS)
         numbers = {convert.KINDS[kind] for kind in kinds}
         shipped = [convert_config.flow_to_proto(flow) for flow in flows.FLOWS.values()]
@@ -280,9 +280,8 @@ class FlowCalls:
             (flow for flow in shipped + own if flow.name > after and flow.kind in numbers),
             key=lambda flow: flow.name,
         )
-        shown = found[: page.limit]
-        last = shown[-1].name if len(found) > page.limit else None
-        return flow_pb2.ListFlowsResponse(flows=shown, next_page_token=page.next_token(last))
+        shown, token = page.cut(found, attrgetter("name"))
+        return flow_pb2.ListFlowsResponse(flows=shown, next_page_token=token)
 
     def CreateFlow(self, request: Any, context: Any) -> flow_pb2.Flow:
         """Adds an operator's flow."""
@@ -365,17 +364,14 @@ class SlaCalls:
 
     def ListSlaPolicies(self, request: Any, context: Any) -> sla_pb2.ListSlaPoliciesResponse:
         """A page of policies in the order they are tried; all are few, so the page is cut from all."""
-        page = Page.parse(request.page_size, request.page_token, fingerprint=request_fingerprint(request))
+        page = Page.of(request)
         stored = records.all_of(self._parts.store, "slaPolicies")
-        found = sorted(
-            (self._parts.policies.read(one) for one in stored), key=lambda one: (one.order, one.name)
-        )
-        key = page.key(int, str)
-        if key is not None:
-            found = [one for one in found if (one.order, one.name) > key]
-        shown = found[: page.limit]
-        last = [shown[-1].order, shown[-1].name] if len(found) > page.limit else None
-        return sla_pb2.ListSlaPoliciesResponse(sla_policies=shown, next_page_token=page.next_token(last))
+        place = attrgetter("order", "name")
+        found = sorted((self._parts.policies.read(one) for one in stored), key=place)
+        if after := page.key(int, str):
+            found = [one for one in found if place(one) > after]
+        shown, token = page.cut(found, place)
+        return sla_pb2.ListSlaPoliciesResponse(sla_policies=shown, next_page_token=token)
 
     def CreateSlaPolicy(self, request: Any, context: Any) -> sla_pb2.SlaPolicy:
         """Adds a policy."""

@@ -1,8 +1,9 @@
 """What may happen to a ticket, and what follows.
 
 Rules.
-1. A state changes only through a row of `flows.TABLE`. A verb without a row from the present state raises
-   `IllegalTransition` and changes nothing; a row's required texts are checked before anything changes.
+1. A state changes only through a row of its flow (`flows.find_row`). A verb without a row from the present
+   state raises `IllegalTransition` and changes nothing; a row's required texts are checked before anything
+   changes.
 2. Every change of phase moves the service-level clocks (`sla.advance`); a target found passed on the way is
    told once.
 3. Entering RESOLVED plans a return visit where the flow has one. Leaving RESOLVED withdraws it: a visit not
@@ -530,12 +531,12 @@ def _settled(ticket: Ticket, now: int) -> tuple[Ticket, tuple[Happening, ...]]:
     for one in told:
         happenings.append(one)
         if isinstance(one, Escalated):
-            ticket, more = _escalate(ticket, one, now)
+            ticket, more = _escalate(ticket, one)
             happenings += more
     return ticket, tuple(happenings)
 
 
-def _escalate(ticket: Ticket, reached: Escalated, now: int) -> tuple[Ticket, list[Happening]]:
+def _escalate(ticket: Ticket, reached: Escalated) -> tuple[Ticket, list[Happening]]:
     level, more = reached.level, list[Happening]()
     if level.priority is not None and level.priority != ticket.draft.priority:
         ticket = replace(ticket, draft=replace(ticket.draft, priority=level.priority))

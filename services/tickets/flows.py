@@ -344,22 +344,13 @@ FLOWS: Mapping[str, Flow] = _load(
     )
 )
 
-#: (flow, state, verb) -> row: the one table that every change of state goes through.
-TABLE: Mapping[tuple[str, str, str], Transition] = MappingProxyType(
-    {
-        (flow.id, source, row.verb): row
-        for flow in FLOWS.values()
-        for row in flow.transitions
-        for source in row.sources
-    }
-)
-
 
 class _Book:
     """Every version of every flow that this process knows."""
 
     def __init__(self) -> None:
         self.flows: dict[tuple[str, int], Flow] = {}
+        #: (flow, version, state, verb) -> row: the one table that every change of state goes through.
         self.rows: dict[tuple[str, int, str, str], Transition] = {}
         self.latest: dict[str, int] = {}
         #: Ids of flows that no new ticket follows.

@@ -15,6 +15,7 @@ import threading
 import time
 from collections.abc import Sequence
 from dataclasses import replace
+from operator import attrgetter
 from typing import Any
 
 from google.protobuf.json_format import Parse
@@ -35,7 +36,7 @@ from chassis.fieldmask import apply_mask
 from chassis.idempotency import content_fingerprint, request_key
 from chassis.ids import new_id, parse_name, stable_id
 from chassis.mongo import parse_etag, retry_conflicts
-from chassis.pagination import Page, request_fingerprint
+from chassis.pagination import Page
 from tickets import convert, records
 from tickets.feedback import Feedback, Searched
 from tickets.filters import choice_field, enum_choices, list_field, name_field, text_field
@@ -43,7 +44,7 @@ from tickets.governing import VERSION_MARK
 from tickets.handlers import Handlers
 from tickets.lexicon import ArticleIndex, Entry, Found, passage, query_words, words
 from tickets.records import Record, Records
-from tickets.resources import Crud, Problem, Resource, list_key, sequence_key
+from tickets.resources import Crud, Problem, Resource
 from tickets.validation import label_problem, line_or_text, line_problem, text_problem
 
 #: Largest body of an article, bytes.
@@ -432,9 +433,9 @@ class KnowledgeCalls:
         """Earlier versions of an article, newest first; all are few, so the page is cut from all."""
         id = self._library.articles.id_of(request.parent, "parent")
         record = records.get(self._library.store, "articles", id)
-        page = Page.parse(request.page_size, request.page_token, fingerprint=request_fingerprint(request))
+        page = Page.of(request)
         last = self._library.articles.read(record).version
-        first = (sequence_key(page) or last + 1) - 1
+        first = (page.value(int) or last + 1) - 1
         numbers = list(range(first, max(0, first - page.limit), -1))
         stored = {
             one.id: one
@@ -456,11 +457,8 @@ class KnowledgeCalls:
             raise InvalidArgument(field="query", why=f"must have 1 to {QUERY_CHARACTERS_MAX} characters")
         if request.language and request.language not in _LANGUAGES:
             raise InvalidArgument(field="language", why="must be zh-CN, en or empty")
-        print_ = request_fingerprint(request)
-        page = Page.parse(
-            request.page_size, request.page_token, default=HITS_DEFAULT, maximum=HITS_MAX, fingerprint=print_
-        )
-        offset = sequence_key(page)
+        page = Page.of(request, default=HITS_DEFAULT, maximum=HITS_MAX)
+        offset = page.value(int) or 0
         if not 0 <= offset <= DEPTH_MAX:
             raise InvalidArgument(field="page_token", why="is not a token that this list gave out")
         wanted = query_words(query)
@@ -507,12 +505,10 @@ class KnowledgeCalls:
 
     def ListKnowledgeGaps(self, request: Any, context: Any) -> knowledge_pb2.ListKnowledgeGapsResponse:
         """Searches that found no good answer, most frequent first."""
-        page = Page.parse(request.page_size, request.page_token, fingerprint=request_fingerprint(request))
+        page = Page.of(request)
         since = convert.read_stamp(request.since_time) if request.HasField("since_time") else 0
-        found = self._library.feedback.gaps(since, page.limit + 1, list_key(page))
-        shown, last = found[: page.limit], None
-        if len(found) > page.limit:
-            last = (shown[-1].search_count, shown[-1].id)
+        found = self._library.feedback.gaps(since, page.limit + 1, page.key(int, str))
+        shown, token = page.cut(found, attrgetter("search_count", "id"))
         gaps = [
             knowledge_pb2.ListKnowledgeGapsResponse.Gap(
                 query=gap.query,
@@ -522,7 +518,7 @@ class KnowledgeCalls:
             )
             for gap in shown
         ]
-        return knowledge_pb2.ListKnowledgeGapsResponse(gaps=gaps, next_page_token=page.next_token(last))
+        return knowledge_pb2.ListKnowledgeGapsResponse(gaps=gaps, next_page_token=token)
 
 
 # ---- the expert line

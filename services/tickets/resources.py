@@ -17,7 +17,7 @@ from chassis.fieldmask import apply_mask
 from chassis.idempotency import content_fingerprint, request_key
 from chassis.ids import check_id, new_id, parse_name
 from chassis.mongo import etag, parse_etag, retry_conflicts
-from chassis.pagination import Page, request_fingerprint
+from chassis.pagination import Page
 from tickets import filters, records
 from tickets.filters import Field, Term, boolean_field
 from tickets.records import Record, RecordQuery, Records
@@ -172,17 +172,16 @@ class Crud:
 
     def list(self, request: Any) -> tuple[list[Any], str]:
         """(messages of a page, token of the next)."""
-        page = Page.parse(request.page_size, request.page_token, fingerprint=request_fingerprint(request))
+        page = Page.of(request)
         query = RecordQuery(
             kind=self.resource.kind,
             terms=filters.parse(getattr(request, "filter", ""), self.resource.fields) + self.resource.always,
             fields={**self.resource.fields, **HIDDEN_FIELDS},
             by_id=self.resource.by_id,
         )
-        found = self._store.page(query, page.limit + 1, list_key(page))
-        shown = found[: page.limit]
-        last = records.key_of(shown[-1], query) if len(found) > page.limit else None
-        return [self.read(record) for record in shown], page.next_token(last)
+        found = self._store.page(query, page.limit + 1, page.key(int, str))
+        shown, token = page.cut(found, lambda record: records.key_of(record, query))
+        return [self.read(record) for record in shown], token
 
     def change(self, name: str, given: str, edit: Callable[[Any], None], field: str = "name") -> Any:
         """Changes a resource as `edit` does with its message (it may run several times); checked afterwards.
@@ -217,15 +216,3 @@ class Crud:
         if version is not None and version != record.version:
             raise EtagMismatch(resource=request.name)
         self._store.delete(record)
-
-
-def list_key(page: Page) -> tuple[int, str] | None:
-    """The sort key that a page of a list continues after; InvalidArgument(page_token)."""
-    key = page.key(int, str)
-    return (key[0], key[1]) if key is not None else None
-
-
-def sequence_key(page: Page) -> int:
-    """The sequence that a page of numbered parts continues after, 0 for none; InvalidArgument(page_token)."""
-    key = page.key(int)
-    return int(key[0]) if key is not None else 0

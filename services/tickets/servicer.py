@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
+from operator import attrgetter
 from typing import Any
 
 from callmesh.tickets.v1 import (
@@ -29,7 +30,7 @@ from chassis.errors import InvalidArgument
 from chassis.idempotency import content_fingerprint, request_key
 from chassis.ids import check_id
 from chassis.mongo import parse_etag
-from chassis.pagination import Page, request_fingerprint
+from chassis.pagination import Page
 from tickets import convert, filters
 from tickets.around import Around, draft_edit, roles, subject, ticket_id
 from tickets.configuring import FlowCalls, SlaCalls, TeamCalls
@@ -40,7 +41,6 @@ from tickets.knowledge import ExpertCalls, KnowledgeCalls
 from tickets.opening import Create, Opening
 from tickets.quality import QualityCalls
 from tickets.reporting import ReportCalls
-from tickets.resources import list_key, sequence_key
 from tickets.store import Query, sort_key
 from tickets.teams import Teams
 
@@ -103,13 +103,12 @@ class TicketServicer(Around, ticket_service_pb2_grpc.TicketServiceServicer):
         orders = {"": False, "create_time desc": False, "due_time": True}
         if request.order_by not in orders:
             raise InvalidArgument(field="order_by", why="must be create_time desc or due_time")
-        page = Page.parse(request.page_size, request.page_token, fingerprint=request_fingerprint(request))
+        page = Page.of(request)
         query = Query(conditions=filters.parse(request.filter), by_due=orders[request.order_by])
-        found = self._handlers.page(query, page.limit + 1, list_key(page))
-        shown = found[: page.limit]
-        last = sort_key(shown[-1], query) if len(found) > page.limit else None
+        found = self._handlers.page(query, page.limit + 1, page.key(int, str))
+        shown, token = page.cut(found, lambda ticket: sort_key(ticket, query))
         return ticket_service_pb2.ListTicketsResponse(
-            tickets=[convert.to_proto(ticket) for ticket in shown], next_page_token=page.next_token(last)
+            tickets=[convert.to_proto(ticket) for ticket in shown], next_page_token=token
         )
 
     def UpdateTicket(
@@ -156,12 +155,11 @@ class TicketServicer(Around, ticket_service_pb2_grpc.TicketServiceServicer):
     ) -> ticket_service_pb2.ListTransitionsResponse:
         """A page of a ticket's history."""
         id = ticket_id("parent", request.parent)
-        page = Page.parse(request.page_size, request.page_token, fingerprint=request_fingerprint(request))
-        found = self._handlers.steps(id, sequence_key(page), page.limit + 1)
-        shown = found[: page.limit]
-        last = shown[-1].sequence if len(found) > page.limit else None
+        page = Page.of(request)
+        found = self._handlers.steps(id, page.value(int) or 0, page.limit + 1)
+        shown, token = page.cut(found, attrgetter("sequence"))
         return ticket_service_pb2.ListTransitionsResponse(
-            transitions=[convert.step_to_proto(step) for step in shown], next_page_token=page.next_token(last)
+            transitions=[convert.step_to_proto(step) for step in shown], next_page_token=token
         )
 
 

@@ -152,9 +152,6 @@ class TicketStore(Protocol):
     def open_of_number(self, number: str, limit: int) -> list[Ticket]:
         """Open tickets from a number that have no customer yet."""
 
-    def open_of_customer(self, customer_id: str, limit: int) -> list[Ticket]:
-        """Open tickets of a customer."""
-
     def due(self, now_ms: int, limit: int) -> list[str]:
         """Ids of tickets with a timer due, longest due first."""
 
@@ -388,10 +385,6 @@ class MongoStore:
     def open_of_number(self, number: str, limit: int) -> list[Ticket]:
         """As the port says."""
         return self._many({"caller_number": number, "open": True, "customer_id": None}, limit)
-
-    def open_of_customer(self, customer_id: str, limit: int) -> list[Ticket]:
-        """As the port says."""
-        return self._many({"customer_id": customer_id, "open": True}, limit)
 
     def due(self, now_ms: int, limit: int) -> list[str]:
         """As the port says."""
@@ -634,10 +627,6 @@ class MemoryStore:
         return self._where(
             lambda t: t.is_open and t.draft.caller_number == number and not t.draft.customer_id
         )[:limit]
-
-    def open_of_customer(self, customer_id: str, limit: int) -> list[Ticket]:
-        """As the port says."""
-        return self._where(lambda t: t.is_open and t.draft.customer_id == customer_id)[:limit]
 
     def _timers(self) -> list[tuple[int, str]]:
         with self._lock:

@@ -99,7 +99,7 @@ class Timers:
         try:
             if self._governing is not None:
                 self._governing.refresh()
-            if not (self._lease.held and not self._lease.renewal_due) and not self._lease.acquire():
+            if not self._lease.take():
                 return STANDBY_SECONDS
             if self.step() >= self._batch_max:
                 return 0.0
@@ -127,13 +127,11 @@ class Timers:
         _late.set(late / 1000)
         if due is None or due > self._clock.now_ms():
             return 0
-        if self._lease.renewal_due:
-            self._lease.renew()
+        self._lease.keep()
         count, rest = self._handlers.fire_due(self._batch_max)
         _fired.inc(count - len(rest))
         for ticket_id in rest:
-            if self._lease.renewal_due:
-                self._lease.renew()
+            self._lease.keep()
             self._fire(ticket_id)
         return count
 

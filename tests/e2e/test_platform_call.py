@@ -222,7 +222,11 @@ async def the_timeline(wire: Wire, ticket: Any, decision: Any) -> None:
         return entries if len(entries) >= 3 and any(e.call.disposition for e in entries) else None
 
     entries = await eventually(look, "call, ticket and offer in the timeline")
-    assert len(entries) == 3
+    of = {entry.WhichOneof("detail"): entry for entry in entries}
+    assert len(entries) == 3 and set(of) == {"call", "ticket", "offer"}
+    assert (of["call"].source_id, of["call"].call.disposition) == ("way-1", "billing-question")
+    assert (of["ticket"].ticket.ticket, of["ticket"].ticket.call_id) == (ticket.name, "way-1")
+    assert decision.name == f"decisions/{of['offer'].source_id}" and of["offer"].offer.outcome == "ACCEPTED"
 
 
 async def the_second_call(wire: Wire, desktop: Desktop, ticket: Any) -> None:

@@ -186,7 +186,7 @@ async def test_a_killed_router_loses_no_caller(platform_stack: Stack, wire: Wire
         await asyncio.to_thread(platform_stack.kill, "routing-guangzhou")
         await waiter.until_broken()
         await away.open()
-        await served_elsewhere(wire, waiter, away, before)
+        await served_elsewhere(waiter, away, before)
 
         _, status = await asyncio.gather(
             asyncio.to_thread(platform_stack.restart, "routing-guangzhou"), home.open([talker.call_id])
@@ -212,7 +212,7 @@ def milliseconds(start: Any, end: Any) -> int:
     return int(end.ToMilliseconds() - start.ToMilliseconds())
 
 
-async def served_elsewhere(wire: Wire, waiter: Caller, away: Desktop, before: Any) -> None:
+async def served_elsewhere(waiter: Caller, away: Desktop, before: Any) -> None:
     """Opened again at another router with the place token: the time waited counts, and Shanghai answers."""
     waiter.open("beijing", reopen_reason=call_pb2.REOPEN_REASON_STREAM_LOST)
     queued = await waiter.until("queued", RECOVERY_SECONDS)

@@ -183,10 +183,6 @@ class MongoNode:
                     return index
         return None
 
-    def has_primary(self) -> bool:
-        """Whether some member takes writes now."""
-        return self.primary() is not None
-
     def is_complete(self) -> bool:
         """Whether one member takes writes and all others follow it, so that any one may be lost."""
         answers = [self._hello(index) or {} for index in range(len(self.members))]

@@ -107,8 +107,8 @@ def mongo_client(mongo_uri: str) -> Iterator[pymongo.MongoClient[dict[str, Any]]
 
 @pytest.fixture
 def fresh_database(mongo_client: pymongo.MongoClient[dict[str, Any]]) -> Iterator[str]:
-    """The name of a database that no other test uses, dropped afterwards; for tests that make or change indexes,
-    or look at which collections there are.
+    """The name of a database that no other test uses, dropped afterwards; for tests that change indexes, or
+    look at which collections there are.
     """
     name = f"test_{secrets.token_hex(8)}"
     yield name
@@ -124,8 +124,8 @@ def _module_database(mongo_client: pymongo.MongoClient[dict[str, Any]]) -> Itera
 
 @pytest.fixture
 def mongo_database(mongo_client: pymongo.MongoClient[dict[str, Any]], _module_database: str) -> Iterator[str]:
-    """The name of a database that is empty, but for what the file's tests before left in it of collections and
-    indexes: to make these takes longer than most tests.
+    """The name of an empty database. The tests of a file share its collections and indexes, for to make them
+    takes longer than most tests.
     """
     yield _module_database
     database = mongo_client[_module_database]

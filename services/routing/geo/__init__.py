@@ -12,7 +12,7 @@ from routing.geo.model import (
     distance_km,
 )
 from routing.geo.numbers import parse_number
-from routing.geo.places import check_area, load, locate, with_city, with_point
+from routing.geo.places import check_area, load, locate, with_point
 
 __all__ = [
     "GeoPoint",
@@ -28,6 +28,5 @@ __all__ = [
     "load",
     "locate",
     "parse_number",
-    "with_city",
     "with_point",
 ]

@@ -133,8 +133,6 @@ class Located(msgspec.Struct, frozen=True, kw_only=True):
     e164: str
     #: ISO 3166-1 alpha-2; empty when not known.
     country: str
-    #: For people, in English.
-    country_name: str
     #: Province or state, in Chinese for China; may be empty.
     province: str
     #: City, in Chinese for China; empty unless the precision is CITY.

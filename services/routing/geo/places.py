@@ -5,7 +5,7 @@ Rules:
    by cities far apart says the province only.
 2. Elsewhere: the longest prefix known of numbers that the plan ties to a place. Mobile numbers of most
    countries, toll-free and premium numbers say the country only.
-3. A point or city given by the edge replaces the place; the number stays. The province of a point is that of
+3. A point given by the edge replaces the place; the number stays. The province of a point is that of
    the nearest known town, which near a border can be the neighbour's.
 """
 
@@ -34,8 +34,6 @@ from routing.geo.plans import is_geographic
 POINT_RADIUS_KM = 1
 #: By a short name: each number is compared with it.
 _MOBILE = NumberKind.MOBILE
-#: Longest name of a city looked up, in characters.
-CITY_CHARACTERS_MAX = 100
 
 _NOWHERE = Place(
     country="",
@@ -69,7 +67,7 @@ def locate(
     if parsed.country == "CN" and parsed.kind is _MOBILE:
         # As nearly always: all that it says beside the number is the same for ten thousand numbers.
         return msgspec.structs.replace(_china_mobile(parsed.e164[:10]), e164=parsed.e164)
-    return _located(parsed, _place_of(parsed))
+    return _located(_place_of(parsed), parsed.country, parsed.e164, parsed.kind)
 
 
 @functools.lru_cache(maxsize=CHINA_PREFIXES_MAX)
@@ -78,7 +76,7 @@ def _china_mobile(prefix: str) -> Located:
     parsed = ParsedNumber(
         e164=prefix, country="CN", kind=_MOBILE, country_code=86, is_geographic=is_geographic(_MOBILE, 86)
     )
-    return _located(parsed, _place_of(parsed))
+    return _located(_place_of(parsed), parsed.country, parsed.e164, parsed.kind)
 
 
 def check_area(field: str, area: str) -> None:
@@ -102,20 +100,9 @@ def with_point(
     `<field>.latitude` or `<field>.longitude` when out of range.
     """
     point = checked_point(latitude, longitude, field=field)
-    return _given(number, _place_at(point, number))
-
-
-def with_city(number: Located | None, city: str, *, country: str = "CN", field: str = "city") -> Located:
-    """The caller in a city that the edge named, in China by its Chinese name.
-
-    Raises InvalidArgument naming `field` when no city or more than one has that name in the country.
-    """
-    found = tables.towns().named(country, city) if len(city) <= CITY_CHARACTERS_MAX else []
-    if not found:
-        raise InvalidArgument(field=field, why=f"names no city known in {country}")
-    if len({(place.province, place.city) for place in found}) > 1:
-        raise InvalidArgument(field=field, why=f"names several cities in {country}; give coordinates")
-    return _given(number, found[0])
+    place = _place_at(point, number)
+    e164, kind = (number.e164, number.kind) if number else ("", None)
+    return _located(place, place.country, e164, kind, PlaceSource.EDGE)
 
 
 def _place_of(parsed: ParsedNumber) -> Place:
@@ -153,34 +140,18 @@ def _place_at(point: GeoPoint, number: Located | None) -> Place:
     )
 
 
-def _given(number: Located | None, place: Place) -> Located:
-    country = tables.countries().get(place.country)
+def _located(
+    place: Place, country: str, e164: str, kind: NumberKind | None, source: PlaceSource = PlaceSource.NUMBER
+) -> Located:
     return Located(
-        e164=number.e164 if number else "",
-        country=place.country,
-        country_name=country[0] if country else "",
+        e164=e164,
+        country=country,
         province=place.province,
         city=place.city,
         latitude=place.latitude,
         longitude=place.longitude,
         precision=place.precision,
-        kind=number.kind if number else None,
+        kind=kind,
         radius_km=place.radius_km,
-        source=PlaceSource.EDGE,
-    )
-
-
-def _located(parsed: ParsedNumber, place: Place) -> Located:
-    country = tables.countries().get(parsed.country)
-    return Located(
-        e164=parsed.e164,
-        country=parsed.country,
-        country_name=country[0] if country else "",
-        province=place.province,
-        city=place.city,
-        latitude=place.latitude,
-        longitude=place.longitude,
-        precision=place.precision,
-        kind=parsed.kind,
-        radius_km=place.radius_km,
+        source=source,
     )

@@ -118,16 +118,14 @@ class World:
 
 
 class Towns:
-    """All towns of the tables, by name and by where they are; only needed for places given by the edge."""
+    """All towns of the tables by where they are; only needed for places given by the edge."""
 
     def __init__(self, places: list[Place]) -> None:
         self._places = [p for p in places if p.precision is Precision.CITY and p.latitude is not None]
         self._cells: dict[tuple[int, int], array[int]] = {}
-        self._names: dict[tuple[str, str], list[int]] = {}
         for index, place in enumerate(self._places):
             assert place.latitude is not None and place.longitude is not None
             self._cells.setdefault(_cell(place.latitude, place.longitude), array("i")).append(index)
-            self._names.setdefault((place.country, place.city.casefold()), []).append(index)
 
     def nearest(self, latitude: float, longitude: float) -> Place | None:
         """The town nearest to a point, None when none is known within `NEAREST_TOWN_KM_MAX`."""
@@ -144,12 +142,6 @@ class Towns:
                     if best is None or (km, index) < best:
                         best = km, index
         return self._places[best[1]] if best and best[0] <= NEAREST_TOWN_KM_MAX else None
-
-    def named(self, country: str, name: str) -> list[Place]:
-        """Towns of that name, each place once; Chinese names with or without 市."""
-        key = name.strip().casefold()
-        found = self._names.get((country, key)) or self._names.get((country, key.removesuffix("市")), [])
-        return list(dict.fromkeys(self._places[index] for index in found))
 
 
 def _cell(latitude: float, longitude: float) -> tuple[int, int]:

@@ -186,7 +186,7 @@ def step(index: Index, state: State, did: Input, key: str, now_ms: int, times: t
         came = Step(state=replace(taken, outcome=Outcome.GAVE_UP), notice=Notice.HUNG_UP)
         key = ""
     elif did is Input.TIMEOUT:
-        came, key = _silent(index, taken), ""
+        came, key = _silent(taken), ""
     else:
         came = _pressed(index, taken, key, times)
     heard = state.node if state.level is Level.NODE else ""
@@ -197,13 +197,13 @@ def step(index: Index, state: State, did: Input, key: str, now_ms: int, times: t
     return Step(state=after, notice=came.notice)
 
 
-def _silent(index: Index, state: State) -> Step:
+def _silent(state: State) -> Step:
     if state.level is Level.PERSONAL:
         return Step(state=replace(state, level=Level.NODE))
-    return _again(index, state, Notice.NO_KEY)
+    return _again(state, Notice.NO_KEY)
 
 
-def _again(index: Index, state: State, notice: Notice) -> Step:
+def _again(state: State, notice: Notice) -> Step:
     tries = state.tries + 1
     if tries >= TRIES_MAX:
         return Step(state=replace(state, tries=tries, outcome=Outcome.FALLBACK), notice=Notice.FALLBACK)
@@ -227,7 +227,7 @@ def _pressed(index: Index, state: State, key: str, times: tuple[int, ...]) -> St
     own = dict(state.own).get(key) if at_root else None
     if own is not None:
         return _jump(index, state, own, Notice.SHORTCUT, times)
-    return _again(index, state, Notice.WRONG_KEY)
+    return _again(state, Notice.WRONG_KEY)
 
 
 def _back(index: Index, way: tuple[str, ...]) -> tuple[str, ...]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import math
 from collections.abc import Mapping
+from operator import attrgetter
 from typing import Any
 
 from google.protobuf.timestamp_pb2 import Timestamp
@@ -110,14 +111,13 @@ class MenuHandlers:
     async def list(self, request: pb.ListMenusRequest) -> pb.ListMenusResponse:
         """One page by id, without trees."""
         page = Page.parse(request.page_size, request.page_token, fingerprint="menus")
-        rows = await self._store.page(str(page.after or ""), page.limit + 1)
-        shown = rows[: page.limit]
-        last = shown[-1].menu if len(rows) > page.limit else None
+        rows = await self._store.page(page.value(str) or "", page.limit + 1)
+        shown, token = page.cut(rows, attrgetter("menu"))
         menus = [
             _with_publication(pb.Menu(name=resource_name("menus", row.menu), version=row.version), row)
             for row in shown
         ]
-        return pb.ListMenusResponse(menus=menus, next_page_token=page.next_token(last))
+        return pb.ListMenusResponse(menus=menus, next_page_token=token)
 
     async def publish(self, request: pb.PublishMenuRequest) -> pb.Menu:
         """Puts a version in service, or on trial. Raises InvalidArgument, MenuNotFound, EtagMismatch."""

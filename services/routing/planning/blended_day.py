@@ -15,7 +15,7 @@ Pure.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from typing import Protocol
 
@@ -30,7 +30,7 @@ from routing.model import (
 from routing.planning.blending import Act, Blending, Look, Order, Phase, Seat
 from routing.planning.erlang import Demand
 from routing.planning.pacing import Mode, Pacing
-from routing.virtual import FRONT, Contact, DayResult, Roster, VirtualDay, _Live
+from routing.virtual import FRONT, Contact, Roster, VirtualDay, _Live
 
 #: The policy looks at least this often while anybody is there.
 LOOK_MS = 5_000
@@ -340,11 +340,3 @@ class BlendedDay(VirtualDay):
         self._by_agent.pop(dial.agent, None)
         if not keep_live:
             self._live.pop(call_id, None)
-
-
-def run_blended(
-    roster: Roster, contacts: Sequence[Contact], until_ms: int | None = None, **how: object
-) -> tuple[DayResult, OutboundFigures]:
-    """One day; `how` as BlendedDay's. Its outcomes are those of the inbound calls."""
-    day = BlendedDay(roster, contacts, **how)  # type: ignore[arg-type]
-    return day.run(until_ms), replace(day.outbound)

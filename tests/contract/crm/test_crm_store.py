@@ -43,6 +43,7 @@ from crm.model import (
     PhoneNumber,
     PostalAddress,
     QuietWindow,
+    State,
     Tier,
     TimelineFilter,
     ValueClass,
@@ -191,6 +192,8 @@ def test_many_customers_may_have_no_claim_at_all(store: Store) -> None:
         deletion = engine.delete(known, "bob", NOW)
         assert deletion is not None
         store.save(deletion, [])
+    found = [store.customer(id) for id in ("a", "b", "c")]
+    assert [each and each.state for each in found] == [State.DELETED, State.DELETED, State.ACTIVE]
 
 
 def test_a_number_has_one_owner_and_the_error_names_him(store: Store) -> None:

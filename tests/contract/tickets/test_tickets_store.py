@@ -278,11 +278,9 @@ def test_open_tickets_like_a_call(store: TicketStore) -> None:
     assert store.open_like("", "", "inquiry") == []
 
 
-def test_open_tickets_of_a_number_and_of_a_customer(store: TicketStore) -> None:
+def test_open_tickets_of_a_number(store: TicketStore) -> None:
     add(store, *SEVERAL)
     assert [one.id for one in store.open_of_number(NUMBER, 10)] == ["c"]
-    assert {one.id for one in store.open_of_customer("1", 10)} == {"a", "b"}
-    assert len(store.open_of_customer("1", 1)) == 1
 
 
 @pytest.mark.parametrize("kind", ["memory", pytest.param("mongo", marks=pytest.mark.integration)])

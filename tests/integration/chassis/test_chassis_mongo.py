@@ -21,7 +21,7 @@ from chassis.mongo import (
     create_once,
     delete_aggregate,
     insert_aggregate,
-    pull_published,
+    outbox_pull,
     retry_conflicts,
     update_aggregate,
 )
@@ -47,6 +47,11 @@ class Thing(mongo.Aggregate):
     note = StringField()
     number = StringField()
     tags = ListField(StringField())
+
+
+def told(id, events):
+    """What the relay does once it has published some."""
+    Thing._get_collection().update_one({"_id": id}, outbox_pull(events))
 
 
 @pytest.fixture
@@ -174,14 +179,14 @@ def test_conflicts_are_retried_only_so_often():
 def test_published_events_are_pulled_and_stay_pulled(things):
     insert_aggregate(made(), [Event("e1"), Event("e2")])
     loaded_before = Thing.objects.get(id="t1")
-    pull_published(Thing, "t1", ["e1"])
+    told("t1", ["e1"])
     stored = things.find_one({"_id": "t1"})
     assert [entry["id"] for entry in stored["outbox"]] == ["e2"] and "outbox_since" in stored
     loaded_before.name = "second"
     update_aggregate(loaded_before, [Event("e3")])
     assert [entry["id"] for entry in things.find_one({"_id": "t1"})["outbox"]] == ["e2", "e3"]
     for _ in range(2):
-        pull_published(Thing, "t1", ["e2", "e3"])
+        told("t1", ["e2", "e3"])
     stored = things.find_one({"_id": "t1"})
     assert stored["outbox"] == [] and "outbox_since" not in stored
     assert stored["version"] == 2  # what the relay does is no change of the aggregate
@@ -205,7 +210,7 @@ def test_a_full_outbox_refuses_until_the_relay_has_caught_up(monkeypatch):
         update_aggregate(thing, [Event("e4")])
     assert caught.value.details.retry_seconds == 5.0
     update_aggregate(thing)  # a change without events is still welcome
-    pull_published(Thing, "t1", ["e1"])
+    told("t1", ["e1"])
     update_aggregate(thing, [Event("e4")])
 
 
@@ -220,7 +225,7 @@ def test_what_is_removed_takes_no_event_along(things, monkeypatch):
     assert caught.value.details.retry_seconds == 5.0
     monkeypatch.setattr(mongo, "TELLING_SECONDS_MAX", 60.0)
     # The relay comes by while the removal waits.
-    monkeypatch.setattr(mongo.time, "sleep", lambda _: pull_published(Thing, "t1", ["e1"]))
+    monkeypatch.setattr(mongo.time, "sleep", lambda _: told("t1", ["e1"]))
     delete_aggregate(Thing, "t1", 1)
     assert things.find_one({"_id": "t1"}) is None
 

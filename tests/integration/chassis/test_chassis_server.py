@@ -26,6 +26,7 @@ from chassis.server import Server, remaining_seconds
 from chassis.testing.echo import ECHO_SERVICE, EchoStub, echo_binding
 from chassis.testing.grpc import loopback_settings
 from chassis.testing.tokens import TokenMaker
+from chassis.testing.waiting import eventually
 
 UNARY = f"/{ECHO_SERVICE}/Unary"
 MALFORMED = b"\xff\xff\xff"
@@ -170,14 +171,6 @@ def count_of(method: str, code: str) -> float:
         "callmesh_rpc_requests_total", "RPCs finished, by status code.", ("service", "method", "code")
     )
     return counter.labels("test", method.lstrip("/"), code)._value.get()
-
-
-async def until(condition, seconds=30.0):
-    """Waits for a condition, in steps of the event loop."""
-    give_up = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < give_up, "the condition never came true"
-        await asyncio.sleep(0.005)
 
 
 async def test_all_four_kinds_answer(echo):
@@ -335,7 +328,7 @@ async def test_a_cancelled_call_reaches_its_handler_and_is_counted(grpc_server):
         call.cancel()
         await asyncio.wait_for(servicer.ended.wait(), 30)
         assert servicer.how == "cancelled"
-        await until(lambda: count_of(UNARY, "CANCELLED") == before + 1)
+        await eventually(lambda: count_of(UNARY, "CANCELLED") == before + 1)
 
 
 async def test_a_deadline_ends_the_handler_and_is_counted(grpc_server):
@@ -350,7 +343,7 @@ async def test_a_deadline_ends_the_handler_and_is_counted(grpc_server):
             if servicer.started.is_set():
                 break
         await asyncio.wait_for(servicer.ended.wait(), 30)
-        await until(lambda: count_of(UNARY, "DEADLINE_EXCEEDED") == before + 1)
+        await eventually(lambda: count_of(UNARY, "DEADLINE_EXCEEDED") == before + 1)
 
 
 async def test_an_abandoned_stream_is_closed_at_once(grpc_server):
@@ -382,7 +375,7 @@ async def test_an_abandoned_blocking_stream_is_closed_too(grpc_server):
         call = stub.ServerStream(StringValue())
         assert (await call.read()).value == "first"
         call.cancel()
-        await until(lambda: server._guard.open_calls == 0)
+        await eventually(lambda: server._guard.open_calls == 0)
         release.set()
         assert await asyncio.to_thread(closed.wait, 30)
 
@@ -399,10 +392,10 @@ async def test_a_call_that_waited_too_long_for_a_thread_is_not_begun(grpc_server
     server, channel, stub = await start_echo(grpc_server, Blocking(), threads=1)
     async with channel:
         first = asyncio.ensure_future(_outcome(stub.Unary(StringValue(value="first"), timeout=30)))
-        await until(lambda: ran == ["first"])
+        await eventually(lambda: ran == ["first"])
         error = await failure(stub.Unary(StringValue(value="late"), timeout=0.2))
         assert error.code() is grpc.StatusCode.DEADLINE_EXCEEDED
-        await until(lambda: server._guard.open_calls == 1)
+        await eventually(lambda: server._guard.open_calls == 1)
         release.set()
         assert (await first).value == "first"
         assert (await stub.Unary(StringValue(value="next"), timeout=30)).value == "next"
@@ -456,7 +449,7 @@ async def test_a_burst_of_welcome_calls_loses_none(grpc_server):
     server, channel, stub = await start_echo(grpc_server, Waiting())
     async with channel:
         calls = [stub.ServerStream(StringValue(value=str(n))) for n in range(3000)]
-        await until(lambda: server._guard.open_calls == 3000, 60)
+        await eventually(lambda: server._guard.open_calls == 3000)
         gate.set()
         answers = await asyncio.gather(*(call.read() for call in calls))
         assert [answer.value for answer in answers] == [str(n) for n in range(3000)]
@@ -580,7 +573,7 @@ async def test_streams_open_at_once_are_counted_until_they_end(limited):
     assert error_info(error).reason == "TOO_MANY_OPEN_STREAMS"
     open_[0].cancel()
     await open_[1].done_writing()
-    await until(lambda: server._guard.open_calls == 0)
+    await eventually(lambda: server._guard.open_calls == 0)
     assert (await stub.ClientStream(messages("x"), metadata=mine)).value == "x"
 
 
@@ -651,7 +644,7 @@ async def test_watching_the_health_is_bounded_and_probing_is_not(grpc_server, mo
         assert len(answers) == 50
         for watch in watches:
             watch.cancel()
-        await until(lambda: server._guard.open_calls == 0)
+        await eventually(lambda: server._guard.open_calls == 0)
 
 
 async def test_reflection_can_be_switched_off(grpc_server):
@@ -692,7 +685,7 @@ async def test_an_open_call_may_end_while_the_server_drains(grpc_server):
         call = asyncio.ensure_future(_outcome(stub.Unary(StringValue(value="a"))))
         await started.wait()
         stopping = asyncio.ensure_future(server.stop(30))
-        await until(lambda: not server._serving)
+        await eventually(lambda: not server._serving)
         async with grpc.aio.insecure_channel(server.address) as late:
             error = await failure(EchoStub(late).Unary(StringValue(), timeout=30))
             assert error.code() is grpc.StatusCode.UNAVAILABLE

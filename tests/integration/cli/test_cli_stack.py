@@ -15,13 +15,14 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from chassis.localstack import PortInUse, find_mongod, find_rabbitmq_server, free_ports
+from chassis.testing.waiting import wait_until
 from cli import plan
 from cli.parts import State
 from cli.plan import BadStackConfig, ServiceProcess, StackConfig
@@ -51,13 +52,6 @@ def living(run_dir: Path) -> set[int]:
             if str(run_dir).encode() in told:
                 found.add(int(entry.name))
     return found
-
-
-def wait_until(condition: Callable[[], bool], what: str) -> None:
-    deadline = time.monotonic() + WAIT_SECONDS_MAX
-    while not condition():
-        assert time.monotonic() < deadline, f"never came true: {what}"
-        time.sleep(0.02)
 
 
 @pytest.fixture
@@ -132,7 +126,7 @@ def test_a_killed_process_shows_as_crashed_and_the_next_start_brings_it_back(sta
     (pid,) = [part.pid for part in stack.processes() if part.name == "crm"]
     assert pid is not None
     os.kill(pid, signal.SIGKILL)
-    wait_until(lambda: states(stack)["crm"] is State.CRASHED, "crm crashed")
+    wait_until(lambda: states(stack)["crm"] is State.CRASHED, WAIT_SECONDS_MAX, what="crm crashed")
     stack.start()
     assert states(stack)["crm"] is State.UP
 
@@ -370,19 +364,25 @@ def test_no_process_outlives_its_owner_however_that_ends(
     config: StackConfig, moment: str, number: signal.Signals
 ) -> None:
     child = owner(config, moment)
+    assert child.pid in living(config.run_dir)
     child.send_signal(number)
     child.communicate(timeout=WAIT_SECONDS_MAX)
-    wait_until(lambda: not living(config.run_dir), "everything ended")
+    assert child.returncode == {signal.SIGTERM: 128 + signal.SIGTERM}.get(number, -number)
+    wait_until(lambda: not living(config.run_dir), WAIT_SECONDS_MAX, what="everything ended")
 
 
 def test_a_second_interrupt_does_not_wait_for_a_process_that_will_not_end(config: StackConfig) -> None:
     child = owner(config, "all up", stubborn="crm")
     started = time.monotonic()
     child.send_signal(signal.SIGINT)
-    wait_until(lambda: len(living(config.run_dir) - {child.pid}) < len(PLATFORM), "it is stopping")
+    wait_until(
+        lambda: len(living(config.run_dir) - {child.pid}) < len(PLATFORM),
+        WAIT_SECONDS_MAX,
+        what="it is stopping",
+    )
     child.send_signal(signal.SIGINT)
     child.communicate(timeout=WAIT_SECONDS_MAX)
-    wait_until(lambda: not living(config.run_dir), "everything ended")
+    wait_until(lambda: not living(config.run_dir), WAIT_SECONDS_MAX, what="everything ended")
     assert time.monotonic() - started < SERVICE_STOP_SECONDS_MAX
 
 
@@ -395,13 +395,21 @@ def test_with_a_real_database_broker_and_prometheus(tmp_path: Path) -> None:
     )
     stack = Stack(config, command_of=fake)
     with stack:
-        wait_until(lambda: set(states(stack).values()) == {State.UP}, "all of it answers at once")
+        wait_until(
+            lambda: set(states(stack).values()) == {State.UP},
+            WAIT_SECONDS_MAX,
+            what="all of it answers at once",
+        )
         assert {"mongod-0", "rabbitmq", "rabbitmq-epmd"} <= set(states(stack))
         assert stack.mongo_uri in (run / "crm.log").read_text()
         stack.kill("rabbitmq")
         assert states(stack)["rabbitmq"] is State.DOWN
         stack.restart("rabbitmq")
         stack.restart("mongod-0")
-        wait_until(lambda: set(states(stack).values()) == {State.UP}, "all of it answers again")
+        wait_until(
+            lambda: set(states(stack).values()) == {State.UP},
+            WAIT_SECONDS_MAX,
+            what="all of it answers again",
+        )
     assert living(run) == set()
     assert json.loads((run / "stack.json").read_text())["port_base"] == config.port_base

@@ -54,20 +54,10 @@ def database(mongo_uri: str, mongo_client: Any) -> Iterator[Database[dict[str, A
     mongo_client.drop_database(name)
 
 
-def stages(plan: Any) -> set[str]:
-    """Every stage's name in a plan, however deep."""
-    if isinstance(plan, list):
-        return set().union(*map(stages, plan)) if plan else set()
-    if not isinstance(plan, dict):
-        return set()
-    own = {plan["stage"]} if isinstance(plan.get("stage"), str) else set()
-    return own.union(*(stages(value) for value in plan.values())) if plan else own
-
-
 def explained(cursor: Any, *, examined_max: int) -> set[str]:
     """The stages of the plan that ran; asserts that it scanned nothing and looked at few rows."""
     plan = cursor.explain()
-    found = stages(plan["queryPlanner"]["winningPlan"])
+    found = plans.stages(plan["queryPlanner"]["winningPlan"])
     assert "COLLSCAN" not in found, found
     looked_at = plan["executionStats"]["totalDocsExamined"]
     assert looked_at <= examined_max, f"{looked_at} rows looked at: {found}"
@@ -76,10 +66,11 @@ def explained(cursor: Any, *, examined_max: int) -> set[str]:
 
 def test_a_claim_is_found_by_its_index(database: Database[dict[str, Any]]) -> None:
     one = database.customers.find({"claims": "tel:+8613800000007"}, documents.HIDDEN)
-    explained(one, examined_max=1)
+    assert "IXSCAN" in explained(one, examined_max=1)
     many = database.customers.find({"claims": {"$in": ["tel:+8613800000007", "tel:+1"]}}, {"claims": 1})
-    explained(many, examined_max=1)
-    explained(database.customers.find({"_id": {"$in": ["c00001", "c00002"]}}), examined_max=2)
+    assert "IXSCAN" in explained(many, examined_max=1)
+    by_id = database.customers.find({"_id": {"$in": ["c00001", "c00002"]}})
+    assert "IXSCAN" in explained(by_id, examined_max=2)
 
 
 @pytest.mark.parametrize(

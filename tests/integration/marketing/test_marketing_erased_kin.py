@@ -219,7 +219,7 @@ class World:
             id=id, customer=who, number=number, offers=ranked, created_at=NOW, expires_at=NOW,
             contact=Contact(call_id=f"call-{id}"),
         )  # fmt: skip
-        told = (convert.recommendation_event(made),)
+        told = (convert.recommendation_told(made),)
         DecisionDocument._get_collection().insert_one(_new_decision(made, told, None, None))
         said = Outcome(offer=ranked[0].offer, result=Result.DECLINED, note=f"note of {word}", at=NOW)
         self.store.close_decision(close(self.store.decision(made.id), said, ""), ())

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from typing import Any
 
 import grpc
@@ -12,13 +12,6 @@ from callmesh.routing.v1 import agent_pb2, routing_pb2
 
 #: How long anything may take that a client would wait for, real seconds.
 DEADLINE_SECONDS = 60
-
-
-async def eventually(condition: Callable[[], bool]) -> None:
-    """Waits until `condition` holds."""
-    async with asyncio.timeout(DEADLINE_SECONDS):
-        while not condition():
-            await asyncio.sleep(0.01)
 
 
 async def until(stream: Any, kind: str) -> Any:

@@ -8,7 +8,7 @@ from contextlib import asynccontextmanager
 from typing import Any
 
 import grpc
-from tests.integration.routing.routing_parties import DEADLINE_SECONDS, eventually
+from tests.integration.routing.routing_parties import DEADLINE_SECONDS
 
 from callmesh.routing.v1 import (
     agent_pb2_grpc,
@@ -21,6 +21,7 @@ from callmesh.routing.v1 import (
 from chassis.mongo import connect, disconnect
 from chassis.server import Server
 from chassis.testing.grpc import loopback_settings
+from chassis.testing.waiting import eventually
 from routing.config import RoutingSettings
 from routing.scopes import SCOPES
 from routing.server import Router

@@ -7,11 +7,12 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
-from tests.integration.routing.routing_parties import DEADLINE_SECONDS, Seat, eventually
+from tests.integration.routing.routing_parties import DEADLINE_SECONDS, Seat
 from tests.integration.routing.test_routing_server import Platform, platform
 
 from callmesh.routing.v1 import call_pb2, directory_pb2, routing_pb2
 from chassis.client import Dialer
+from chassis.testing.waiting import eventually
 from routing.planning.dialler_main import GrpcCalls, GrpcFloor, Peers
 from routing.planning.dialler_ports import Call, Person
 

@@ -9,10 +9,11 @@ from typing import Any
 
 import pytest
 import pytest_asyncio
-from tests.integration.routing.routing_parties import Seat, consent, eventually, until
+from tests.integration.routing.routing_parties import Seat, consent, until
 from tests.integration.routing.routing_platform import Clients, RouterPlatform, running_router
 
 from callmesh.routing.v1 import agent_pb2, routing_pb2
+from chassis.testing.waiting import eventually
 from routing.model import CallOutcome, CallState
 
 pytestmark = pytest.mark.integration

@@ -15,6 +15,7 @@ import pytest_asyncio
 
 from chassis.clock import SystemClock
 from chassis.localstack import MongoNode, free_ports
+from chassis.testing.waiting import eventually
 from routing import codec, model
 from routing.journal import (
     COLLECTION,
@@ -40,14 +41,6 @@ OPTIONS = LeaderOptions(
     outage_seconds=1.0,
     timing=model.Timing(grace_span_ms=60_000, reattach_span_ms=100, agent_grace_span_ms=60_000),
 )
-
-
-async def eventually(condition: Callable[[], Any], what: str) -> None:
-    """Waits until a condition holds, at most `DEADLINE_SECONDS`."""
-    deadline = time.monotonic() + DEADLINE_SECONDS
-    while not condition():
-        assert time.monotonic() < deadline, f"after {DEADLINE_SECONDS} s still not: {what}"
-        await asyncio.sleep(0.02)
 
 
 def block(sequence: int, body: bytes = b"\x90", nonce: str = "", prev: str | None = None) -> Block:

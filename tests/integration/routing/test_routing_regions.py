@@ -14,7 +14,7 @@ from typing import Any
 import grpc
 import pytest
 import pytest_asyncio
-from tests.integration.routing.routing_parties import DEADLINE_SECONDS, Seat, consent, eventually, until
+from tests.integration.routing.routing_parties import DEADLINE_SECONDS, Seat, consent, until
 from typer.testing import CliRunner
 
 from callmesh.routing.v1 import (
@@ -30,6 +30,7 @@ from chassis.localstack import free_ports
 from chassis.mongo import connect, disconnect
 from chassis.server import Server
 from chassis.testing.grpc import loopback_settings
+from chassis.testing.waiting import eventually
 from cli.directory import Refused
 from cli.main import app
 from routing.config import RoutingSettings

@@ -11,6 +11,7 @@ from typing import Any
 import grpc
 import pytest
 import pytest_asyncio
+from tests.integration.routing.routing_parties import DEADLINE_SECONDS, until
 
 from callmesh.routing.v1 import (
     agent_pb2_grpc,
@@ -25,6 +26,7 @@ from chassis.localstack import free_ports
 from chassis.mongo import connect, disconnect
 from chassis.server import Server
 from chassis.testing.grpc import loopback_settings
+from chassis.testing.waiting import eventually
 from routing import image
 from routing.config import RoutingSettings
 from routing.relay import MongoTail
@@ -33,23 +35,6 @@ from routing.server import Router
 from routing.snapshots import MongoSnapshots, ShardSnapshots, SnapshotOptions
 
 pytestmark = pytest.mark.integration
-DEADLINE_SECONDS = 60
-
-
-async def eventually(condition: Any) -> None:
-    async with asyncio.timeout(DEADLINE_SECONDS):
-        while not condition():
-            await asyncio.sleep(0.01)
-
-
-async def until(stream: Any, kind: str) -> Any:
-    """The next event of a kind; what comes before is skipped."""
-    async with asyncio.timeout(DEADLINE_SECONDS):
-        while True:
-            event = await stream.read()
-            assert event is not grpc.aio.EOF, f"the stream ended before {kind}"
-            if event.WhichOneof("event") == kind:
-                return event
 
 
 class Seat:

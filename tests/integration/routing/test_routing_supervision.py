@@ -15,7 +15,7 @@ import pytest_asyncio
 from google.rpc import error_details_pb2
 from grpc_status import rpc_status
 from mongoengine import get_db
-from tests.integration.routing.routing_parties import DEADLINE_SECONDS, Seat, consent, eventually, until
+from tests.integration.routing.routing_parties import DEADLINE_SECONDS, Seat, consent, until
 from tests.integration.routing.routing_platform import RouterPlatform, running_router
 
 from callmesh.routing.v1 import (
@@ -29,6 +29,7 @@ from callmesh.routing.v1 import (
 from chassis.bus import Event
 from chassis.clock import SystemClock
 from chassis.pagination import Page
+from chassis.testing.waiting import eventually
 from routing.audit_store import MongoAudit
 from routing.directory_handlers import DirectoryHandlers
 from routing.directory_kinds import QUEUE

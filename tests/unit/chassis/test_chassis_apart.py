@@ -17,6 +17,7 @@ import uvloop
 
 from chassis import apart
 from chassis.errors import DeadlineExceeded, Unavailable
+from chassis.testing.waiting import eventually
 
 
 @pytest.fixture
@@ -123,9 +124,7 @@ async def test_a_process_that_fails_is_started_anew(kept: apart.Kept) -> None:
     with pytest.raises(DeadlineExceeded):
         await kept.ask(b"sleep", 0.5)
     asked = asyncio.create_task(kept.ask(b"sleep", 60))
-    async with asyncio.timeout(30):
-        while kept.pid is None:
-            await asyncio.sleep(0.01)
+    await eventually(lambda: kept.pid is not None)
     asked.cancel()
     with pytest.raises(asyncio.CancelledError):
         await asked
@@ -138,9 +137,7 @@ async def test_a_process_that_is_not_asked_any_more_ends(module: Path) -> None:
     module.write_text(KEPT)
     one = apart.Kept("a_job", kept_seconds=0.05)
     before = await one.ask(b"one", 30)
-    async with asyncio.timeout(30):
-        while one.pid is not None:
-            await asyncio.sleep(0.01)
+    await eventually(lambda: one.pid is None)
     assert (await one.ask(b"one", 30)).said != before.said
     await one.close()
 

@@ -20,6 +20,7 @@ from chassis.jwks import KEY_SET_BYTES_MAX, KEYS_MAX, FileKeys, UrlKeys
 from chassis.peernames import peer_names
 from chassis.testing.certificates import Authority
 from chassis.testing.tokens import AUDIENCE, TokenMaker
+from chassis.testing.waiting import wait_until
 
 
 @pytest.fixture
@@ -283,13 +284,6 @@ def url_keys(provider):
         source._thread.join(30)
 
 
-def until(look) -> None:
-    deadline = time.monotonic() + 30
-    while not look():
-        assert time.monotonic() < deadline
-        threading.Event().wait(0.005)
-
-
 def test_keys_come_from_an_address_and_an_unknown_one_is_fetched(provider, url_keys, maker):
     provider.serve(maker)
     subject = JwtAuthenticator(url_keys(), "https://issuer", AUDIENCE, 30)
@@ -306,7 +300,7 @@ def test_keys_come_from_an_address_and_an_unknown_one_is_fetched(provider, url_k
         except Unauthenticated:
             return False
 
-    until(known)
+    wait_until(known)
     assert provider.count == 2
     with pytest.raises(Unauthenticated):
         subject.authenticate(token)
@@ -324,7 +318,7 @@ def test_known_keys_outlive_an_outage(provider, url_keys, maker, answer):
     provider.answer = answer
     source.missed()
     provider.wait_asked(2)
-    until(lambda: source._failures > 0)
+    wait_until(lambda: source._failures > 0)
     assert set(source.keys()) == {maker.kid} and source.generation == 1
     assert source._pause() <= 2.0, "asked again soon"
 

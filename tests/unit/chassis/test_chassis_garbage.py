@@ -11,6 +11,7 @@ from collections.abc import Iterator
 import pytest
 
 from chassis import garbage
+from chassis.testing.waiting import eventually
 
 
 @pytest.fixture(autouse=True)
@@ -46,9 +47,7 @@ async def test_old_rings_are_found_in_the_end() -> None:
     gc.collect(1)
     assert gone() is not None, "old by now: a look at the young does not find it"
     looking = asyncio.create_task(garbage.collect_at_times(0.0))
-    async with asyncio.timeout(10):
-        while gone() is not None:
-            await asyncio.sleep(0)
+    await eventually(lambda: gone() is None)
     looking.cancel()
     with contextlib.suppress(asyncio.CancelledError):
         await looking

@@ -85,6 +85,32 @@ def test_a_key_has_the_shape_that_it_was_given():
     assert Page.parse(5, first.next_token((7, "x")), fingerprint="f").key(int, str) == (7, "x")
 
 
+@pytest.mark.parametrize("key", ["x", 1.5, ["x"], [1, 2]])
+def test_a_forged_token_cannot_carry_a_value_of_another_kind(key):
+    page = Page.parse(5, Page(limit=5, fingerprint="f").next_token(key), fingerprint="f")
+    with pytest.raises(InvalidArgument, match="page_token"):
+        page.value(int)
+
+
+@given(st.lists(st.integers(0, 99), unique=True, max_size=12).map(sorted), st.booleans())
+def test_pages_together_are_the_list(rows, ranked):
+    told, sizes, token = [], [], ""
+    while not sizes or token:
+        page = Page.parse(3, token, fingerprint="f")
+        after = page.value(int)
+        behind = [row for row in rows if after is None or row > after]
+        shown, token = page.part(rows) if ranked else page.cut(behind[: page.limit + 1], int)
+        told += shown
+        sizes.append(len(shown))
+    assert told == rows and 0 not in sizes[1:]
+
+
+def test_a_place_before_the_first_row_is_refused():
+    page = Page.parse(5, Page(limit=5, fingerprint="f").next_token(-1), fingerprint="f")
+    with pytest.raises(InvalidArgument, match="page_token"):
+        page.part(["x"])
+
+
 def test_huge_and_deep_tokens_are_refused():
     for token in ("A" * 1_000_000, base64.urlsafe_b64encode(b"[" * 1500).decode()):
         with pytest.raises(InvalidArgument):

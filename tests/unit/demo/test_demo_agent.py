@@ -10,6 +10,7 @@ import grpc
 import pytest
 
 from callmesh.routing.v1 import agent_pb2, call_pb2
+from chassis.testing.waiting import eventually
 from cli.demo.agent import AgentContext, Desktop
 from cli.demo.desk import Desk
 from cli.demo.model import Duty
@@ -227,9 +228,7 @@ async def test_a_conversation_that_ended_unheard_is_over_for_who_rings_at_once(
     rig.near.session = run
     seat = desktop(context, until=1e6)
     working = asyncio.ensure_future(seat.run())
-    async with asyncio.timeout(30):
-        while not (seat.state == "talking" and context.book):
-            await asyncio.sleep(0.005)
+    await eventually(lambda: seat.state == "talking" and context.book)
     working.cancel()
     await asyncio.gather(working, return_exceptions=True)
     assert kinds(log) == ["open", "accept", "open", "accept"], "nothing is declined"
@@ -309,9 +308,7 @@ async def test_the_refusal_of_one_accept_is_not_that_of_the_next_offer(
 
     rig.near.session = session(log, reply)
     working = asyncio.ensure_future(desktop(context, until=1e6).run())
-    async with asyncio.timeout(30):
-        while not context.book:
-            await asyncio.sleep(0.005)
+    await eventually(lambda: context.book)
     working.cancel()
     await asyncio.gather(working, return_exceptions=True)
     assert [c.accept.offer_id for c in log if c.WhichOneof("kind") == "accept"] == ["o1", "o2"]

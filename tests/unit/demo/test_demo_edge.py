@@ -9,6 +9,7 @@ import grpc
 import pytest
 
 from callmesh.routing.v1 import call_pb2, routing_pb2
+from chassis.testing.waiting import eventually
 from cli.demo import edge as edge_module
 from cli.demo.ledger import Fact, conversations, lost_calls, tally
 
@@ -233,7 +234,7 @@ async def test_a_lost_region_breaks_the_conversation_and_the_call_is_taken_up_el
     async def near(request: Any) -> Any:
         yield say.queued()
         yield say.accepted()
-        await asyncio.sleep(0.05)
+        await eventually(lambda: Fact.BRIDGED in rig.facts())
         rig.media.lose("near")
         await forever()
 
@@ -283,7 +284,7 @@ async def test_a_stream_that_breaks_in_conversation_changes_nothing(rig: Any, sa
     async def breaks(request: Any) -> Any:
         yield say.queued()
         yield say.accepted()
-        await asyncio.sleep(0.03)
+        await eventually(lambda: Fact.BRIDGED in rig.facts())
         raise abort(UNAVAILABLE, "GOING_AWAY")
 
     rig.near.route = breaks
@@ -307,8 +308,7 @@ async def test_ending_is_repeated_until_it_is_answered(rig: Any, say: Any, forev
 async def test_a_demo_broken_off_leaves_a_waiting_call_waiting(rig: Any, say: Any, forever: Any) -> None:
     rig.near.route = script_of(say.queued(), forever=forever)
     task = asyncio.ensure_future(rig.edge().run())
-    while Fact.QUEUED not in rig.facts():
-        await asyncio.sleep(0.01)
+    await eventually(lambda: Fact.QUEUED in rig.facts())
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
         await task

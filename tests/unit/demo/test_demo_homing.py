@@ -18,6 +18,7 @@ from bench.chaos.region_parties import RegionCrowd
 
 from callmesh.routing.v1 import agent_pb2, call_pb2
 from callmesh_sdk.watch import Watch
+from chassis.testing.waiting import eventually
 from cli.demo.agent import AgentContext
 from cli.demo.rpc import StreamEnded
 
@@ -88,12 +89,6 @@ def free() -> Event:
     return Event(status={"state": AVAILABLE})
 
 
-async def until(condition: Callable[[], Any]) -> None:
-    async with asyncio.timeout(30):
-        while not condition():
-            await asyncio.sleep(0.005)
-
-
 @pytest.fixture
 async def floor(rig: Any, abort: Any, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Any]:
     """(shard, desktop) whose own router, "near", was away when it logged in."""
@@ -119,7 +114,7 @@ async def floor(rig: Any, abort: Any, monkeypatch: pytest.MonkeyPatch) -> AsyncI
     watch = Watch(SOON, lambda name: rig.channels[name])
     desktop = ChaosDesktop(context, "amy", ["near", "far"], watch)
     working = asyncio.ensure_future(desktop.run())
-    await until(lambda: shard.opened and desktop.state == "available")
+    await eventually(lambda: shard.opened and desktop.state == "available")
     yield shard, desktop
     working.cancel()
     await asyncio.gather(working, return_exceptions=True)
@@ -130,27 +125,27 @@ async def test_it_goes_home_when_its_call_is_done(floor: Any) -> None:
     shard, desktop = floor
     assert [router for router, _ in shard.opened] == ["far"] and not desktop.at_home
     shard.desk.put_nowait(Event(offer={"offer_id": "o1", "call": {"call_id": "c1"}}))
-    await until(lambda: desktop.state == "talking")
+    await eventually(lambda: desktop.state == "talking")
     shard.away = set()
-    await until(lambda: desktop._watch.servers.trusted("near"))
+    await eventually(lambda: desktop._watch.servers.trusted("near"))
     assert [router for router, _ in shard.opened] == ["far"], "a call is in hand"
     shard.desk.put_nowait(Event(ended={"call_id": "c1"}))
-    await until(lambda: desktop.at_home and "wrap_up" in dict(map(reversed, shard.arrived)))
+    await eventually(lambda: desktop.at_home and "wrap_up" in dict(map(reversed, shard.arrived)))
     (far, first), (near, second) = shard.opened
     assert (far, near) == ("far", "near") and second == first + 1
     # Before or after the change, whichever came first.
     assert sorted(kind for _, kind in shard.arrived) == ["accept", "open", "open", "wrap_up"]
     shard.desk.put_nowait(Event(offer={"offer_id": "o2", "call": {"call_id": "c2"}}))
-    await until(lambda: shard.arrived[-1] == ("near", "accept"))
+    await eventually(lambda: shard.arrived[-1] == ("near", "accept"))
 
 
 async def test_it_goes_home_though_its_last_word_was_refused(floor: Any) -> None:
     """The after-call work was over by the router's timer, and the wrap-up came too late."""
     shard, desktop = floor
     shard.desk.put_nowait(Event(refused={"command": 2, "reason": "CALL_ENDED"}))
-    await until(lambda: desktop._context.refusals)
+    await eventually(lambda: desktop._context.refusals)
     shard.away = set()
-    await until(lambda: desktop.at_home)
+    await eventually(lambda: desktop.at_home)
     assert [router for router, _ in shard.opened] == ["far", "near"]
 
 
@@ -158,9 +153,9 @@ async def test_a_home_that_hangs_is_left_alone(floor: Any, monkeypatch: pytest.M
     monkeypatch.setattr("cli.demo.agent.MOVE_SECONDS_MAX", 0.05)
     shard, desktop = floor
     shard.away, shard.hangs = set(), {"near"}
-    await until(lambda: ("near", "open") in shard.arrived)
+    await eventually(lambda: ("near", "open") in shard.arrived)
     shard.desk.put_nowait(Event(offer={"offer_id": "o1", "call": {"call_id": "c1"}}))
-    await until(lambda: desktop.state == "talking")
+    await eventually(lambda: desktop.state == "talking")
     assert [router for router, _ in shard.opened] == ["far"], "the old stream goes on"
 
 
@@ -190,7 +185,7 @@ async def test_the_desktops_of_a_region_go_home_like_all_others_and_are_lost_wit
         # Well beyond: that very second may be a rounding short, by how long the machine has run.
         for later in (0.0, 2 * SOON.trust_seconds):
             watch.servers.heard(home, True, now + later)
-        await until(lambda: desktop._better() == home)
+        await eventually(lambda: desktop._better() == home)
         session = desktop._session
         crowd.media.lose(region)
         assert desktop._session > session

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
@@ -9,6 +10,7 @@ from typing import Any
 
 from hypothesis import strategies as st
 
+from marketing.association import Rule, RuleTable, popularity, rule
 from marketing.model import Audience, Channel, Money, Offer, OfferKind, OfferState, Profile, Script, Text
 
 NOW = datetime(2025, 6, 1, 9, 0, tzinfo=UTC)
@@ -41,6 +43,18 @@ def offer(id: str = "broadband-100", **changes: Any) -> Offer:
         updated_at=NOW,
     )
     return replace(base, **changes)
+
+
+def best_rule(table: RuleTable, owned: Iterable[str], consequent: str) -> Rule:
+    """The rule that speaks loudest for `consequent`, given what a customer has; popularity where none can
+    judge.
+
+    Of equally loud ones the one whose antecedent sorts first.
+    """
+    found = [r for x in sorted(set(owned)) if (r := rule(table, x, consequent)) is not None]
+    if not found:
+        return popularity(table, consequent)
+    return max(found, key=lambda r: r.probability)
 
 
 baskets = st.lists(st.sets(st.sampled_from(PRODUCTS), max_size=6), max_size=40)

@@ -7,10 +7,10 @@ from __future__ import annotations
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from tests.unit.marketing.marketing_examples import PRODUCTS, baskets
+from tests.unit.marketing.marketing_examples import PRODUCTS, baskets, best_rule
 
 from marketing import association
-from marketing.association import Counts, RuleTable, Smoothing, base_rate, best_rule, popularity, rule
+from marketing.association import Counts, RuleTable, Smoothing, base_rate, popularity, rule
 
 smoothings = st.builds(Smoothing, strength=st.floats(0.1, 100), rate=st.floats(0.001, 0.5))
 

@@ -10,10 +10,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from msgspec import structs
-from tests.unit.marketing.marketing_examples import NOW, baskets, cny, offer, offers, profiles
+from tests.unit.marketing.marketing_examples import NOW, baskets, best_rule, cny, offer, offers, profiles
 
 from marketing import ranking
-from marketing.association import Counts, RuleTable, best_rule
+from marketing.association import Counts, RuleTable
 from marketing.engine import eligible
 from marketing.model import Contact, Money, Offer, Profile, ReasonCode, Script, Text
 from marketing.propensity import Propensity, corrected, traits

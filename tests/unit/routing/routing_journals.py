@@ -3,31 +3,24 @@
 from __future__ import annotations
 
 import random
-from typing import Any
+
+from tests.unit.routing.routing_shards import EngineShard
 
 from routing import codec
-from routing.engine import step
 from routing.journal import Block
 from routing.model import (
-    AcceptOffer,
-    AgentConfig,
     CallFacts,
     CloseSession,
-    Command,
-    ConfigureAgent,
     ConfigureQueue,
-    ConfirmCall,
     EndCall,
-    Event,
     HangUp,
     OpenSession,
     PauseAgent,
     PlaceCall,
     QueueConfig,
     ShardOpened,
-    Tick,
 )
-from routing.state import ShardState, evolve, next_deadline
+from routing.state import evolve
 from routing.testing import MemoryBlocks
 from routing.views import view_call
 
@@ -36,16 +29,15 @@ T0 = 1_771_999_200_000
 MINUTE = 60_000
 
 
-class Journal:
+class Journal(EngineShard):
     """A shard whose events are cut into blocks."""
 
     def __init__(self) -> None:
-        self.state = ShardState("beijing")
-        self.state.epoch = 1
-        self.now_ms = T0
+        super().__init__(T0)
         self.blocks = MemoryBlocks()
-        self.events: list[tuple[int, Event]] = [(T0, ShardOpened(router="r", leaderless_span_ms=0))]
-        evolve(self.state, self.events[0][1], T0)
+        opened = ShardOpened(router="r", leaderless_span_ms=0)
+        evolve(self.state, opened, T0)
+        self.journal.append((T0, opened))
         self.block()
         self.do(
             ConfigureQueue(
@@ -54,36 +46,15 @@ class Journal:
         )
         self.do(ConfigureQueue(queue=QueueConfig(id="sales", wrap_up_span_ms=0, reject_delay_span_ms=60_000)))
 
-    def do(self, command: Command) -> Any:
-        events, answer = step(self.state, command, self.now_ms)
-        self.events += [(self.now_ms, event) for event in events]
-        return answer
-
-    def wait(self, ms: int) -> None:
-        until = self.now_ms + ms
-        while (due := next_deadline(self.state)) is not None and due[0] <= until:
-            self.now_ms = max(self.now_ms, due[0])
-            self.do(Tick())
-        self.now_ms = until
-
-    def agent(self, agent: str, session: int = 1) -> None:
-        self.do(ConfigureAgent(agent=AgentConfig(id=agent)))
-        self.do(OpenSession(agent=agent, session=session, command=1, front="f"))
-
     def place(self, call_id: str, queue: str = "service", attempt: int = 1, move: int = 1) -> None:
         facts = CallFacts(call_id=call_id, queue=queue)
         self.do(PlaceCall(facts=facts, attempt=attempt, move=move, front="f"))
-
-    def connect(self, call_id: str) -> None:
-        call = view_call(self.state, call_id)
-        self.do(AcceptOffer(agent=call.agent, session=1, offer_id=call.offer_id))
-        self.do(ConfirmCall(call_id=call_id, offer_id=call.offer_id, attempt=call.attempt, move=call.move))
 
     def block(self) -> None:
         """Commits what has happened since the last block."""
         sequence = self.blocks.newest("beijing") + 1
         previous = self.blocks.at("beijing", sequence - 1)
-        base = self.events[0][0] if self.events else self.now_ms
+        base = self.journal[0][0] if self.journal else self.now_ms
         self.blocks.put(
             Block(
                 shard="beijing",
@@ -93,11 +64,11 @@ class Journal:
                 prev=previous.nonce if previous else "",
                 now_ms=base,
                 format=codec.FORMAT,
-                count=len(self.events),
-                body=codec.encode_events(self.events, base),
+                count=len(self.journal),
+                body=codec.encode_events(self.journal, base),
             )
         )
-        self.events = []
+        self.journal = []
 
 
 def busy_day(seed: int, steps: int = 120) -> Journal:

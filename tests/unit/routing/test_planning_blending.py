@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from chassis.errors import InvalidArgument
 from routing.model import AgentConfig, QueueConfig
-from routing.planning.blended_day import Attempt, BlendedDay, run_blended
+from routing.planning.blended_day import Attempt, BlendedDay
 from routing.planning.blending import (
     Act,
     BlendingRules,
@@ -210,7 +210,7 @@ def test_a_rising_inbound_has_its_agents_back_within_seconds() -> None:
 
 def test_what_is_answered_is_talked_to_its_end_and_counts_as_work() -> None:
     some = [Attempt(id=str(n), dial_ms=10_000, talk_ms=50_000) for n in range(3)]
-    result, out = run_blended(
+    ran = BlendedDay(
         ROSTER,
         calls(3_000_000),
         policy=ThresholdBlending(reserve=1, share=0.8),
@@ -219,6 +219,7 @@ def test_what_is_answered_is_talked_to_its_end_and_counts_as_work() -> None:
         blended=frozenset({"a0"}),
         outlook=Nowcast(QUIET, lambda _: 0.002),
     )
+    result, out = ran.run(), ran.outbound
     assert (out.attempts, out.answered, out.recalled, out.talk_ms, out.dial_ms) == (3, 3, 0, 150_000, 30_000)
     assert result.busy_ms["a0"] >= 180_000
     assert [o.contact.id for o in result.outcomes] == ["c0"]

@@ -18,6 +18,7 @@ from callmesh.marketing.v1 import outbound_pb2
 from chassis.client import Dialer
 from chassis.errors import FailedPrecondition, Unavailable
 from chassis.testing import FakeClock
+from chassis.testing.waiting import eventually
 from routing.planning import dialler_main
 from routing.planning.ahead import RUNG_AGAIN_MS, TELLINGS_MAX
 from routing.planning.blending import BlendingRules, Contacts, ForecastBlending, ThresholdBlending
@@ -654,9 +655,7 @@ async def test_a_forecast_that_was_not_made_is_asked_for_sooner_again(
     outlooks.wanted.set()
     running = asyncio.create_task(outlooks.run(lambda: 7))
     try:
-        async with asyncio.timeout(10):
-            while len(asked) < 2:
-                await asyncio.sleep(0)
+        await eventually(lambda: len(asked) >= 2)
         # The second time it was made: now it is good for half an hour.
         done, _ = await asyncio.wait({running}, timeout=0.05)
         assert not done and asked == [7, 7]
@@ -913,9 +912,7 @@ async def test_who_finds_nobody_is_told_so_and_counted() -> None:
     await place.step()
     (line,) = lines_of(place).ringing()
     line.result.set_result(LineResult.ANSWERED)
-    async with asyncio.timeout(30):
-        while not (place.lists.recorded and place.calls.made["a0"].withdrawn):
-            await asyncio.sleep(0.01)
+    await eventually(lambda: place.lists.recorded and place.calls.made["a0"].withdrawn)
     assert line.dropped == "abandoned" and line.bridged is None
     assert place.lists.recorded == [(line.person.contact, LineResult.ABANDONED)]
     pace = place.dialler.pace("contactLists/l")
@@ -928,9 +925,7 @@ async def test_the_next_agent_is_tried_when_one_does_not_accept() -> None:
     await place.step()
     line = lines_of(place).ringing()[0]
     line.result.set_result(LineResult.ANSWERED)
-    async with asyncio.timeout(30):
-        while line.bridged is None or not place.calls.made["a0"].withdrawn:
-            await asyncio.sleep(0.01)
+    await eventually(lambda: line.bridged is not None and place.calls.made["a0"].withdrawn)
     assert line.bridged == ("call-2", "a1")
     assert not place.lists.recorded
 

@@ -16,6 +16,7 @@ from callmesh.dialler.v1 import lines_pb2_grpc
 from chassis.errors import Unavailable
 from chassis.grpc_status import error_info
 from chassis.server import ServiceBinding
+from chassis.testing.waiting import eventually
 from routing.planning import lines
 from routing.planning.dialler_ports import Call, LineResult, Person
 from routing.planning.lines import Gateways
@@ -76,9 +77,7 @@ async def channel(gateways: Gateways, grpc_server: Any) -> AsyncIterator[grpc.ai
 
 
 async def there(gateways: Gateways, room: int) -> None:
-    async with asyncio.timeout(30):
-        while gateways.room() != room:
-            await asyncio.sleep(0.01)
+    await eventually(lambda: gateways.room() == room)
 
 
 async def test_a_line_from_its_ringing_to_its_end(gateways: Gateways, channel: grpc.aio.Channel) -> None:
@@ -158,9 +157,7 @@ async def test_a_gateway_that_goes_or_comes_twice(gateways: Gateways, channel: g
             await talking.wait_ended()
     assert (await partner.refused())[0] == "OK"
     again.stream.cancel()
-    async with asyncio.timeout(30):
-        while gateways.capacity():
-            await asyncio.sleep(0.01)
+    await eventually(lambda: not gateways.capacity())
     assert gateways.room() == 0
 
 

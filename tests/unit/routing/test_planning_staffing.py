@@ -25,6 +25,7 @@ from callmesh.common.v1 import common_pb2
 from callmesh.routing.v1 import menus_pb2, planning_pb2
 from chassis.errors import CallmeshError, DeadlineExceeded, InvalidArgument
 from chassis.testing import FakeClock
+from chassis.testing.waiting import eventually
 from routing.errors import QueueNotFound
 from routing.model import QueueConfig
 from routing.planning import forecast, process, shifts
@@ -596,14 +597,12 @@ async def test_one_plan_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     another(tmp_path, monkeypatch, f"touch {started}; exec sleep 60")
     one = elsewhere()
     first = asyncio.create_task(ask(one))
-    async with asyncio.timeout(20):
-        while not started.exists():
-            await asyncio.sleep(0.01)
-        with pytest.raises(PlannerBusy):
-            await ask(one)
-        first.cancel()
-        with pytest.raises(asyncio.CancelledError):
-            await first
+    await eventually(started.exists)
+    with pytest.raises(PlannerBusy):
+        await ask(one)
+    first.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await first
     another(tmp_path, monkeypatch, saying(0, b""))
     assert await ask(one) == menus_pb2.ForecastArrivalsResponse()
     await one.close()

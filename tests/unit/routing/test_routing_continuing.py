@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import replace
-from typing import Any
 
 import pytest
 
 from chassis.clock import SystemClock
+from chassis.testing.waiting import eventually
 from routing import codec, continuing
 from routing.continuing import ContinueOptions, Continuing, boottime
 from routing.holds import Asker, HoldAnswer, Promise
@@ -23,12 +23,6 @@ from routing.testing import MemoryBlocks, MemoryJournal
 DEADLINE_SECONDS = 30
 BEAT, OUTAGE, TAKEOVER, HOLD = 0.02, 0.1, 0.2, 90.0
 NAMES = ("one:1", "two:1", "three:1")
-
-
-async def eventually(condition: Callable[[], Any]) -> None:
-    async with asyncio.timeout(DEADLINE_SECONDS):
-        while not condition():
-            await asyncio.sleep(0.005)
 
 
 class Floor:

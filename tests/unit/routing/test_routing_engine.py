@@ -10,9 +10,10 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tests.unit.routing.routing_shards import START_MS, EngineShard
 
 from routing import codec
-from routing.engine import decide, step
+from routing.engine import decide
 from routing.model import (
     STEP_ENTRIES_MAX,
     AcceptOffer,
@@ -71,60 +72,23 @@ from routing.state import ShardState, due_together, evolve, next_deadline
 from routing.stats import shard_stats
 from routing.views import queue_loads, view_agent, view_call
 
-START_MS = 1_000_000
 
-
-class Shard:
+class Shard(EngineShard):
     """An engine under test with a clock and its own journal."""
 
     def __init__(self, **queue: Any) -> None:
-        self.state = ShardState("beijing")
-        self.state.epoch = 1
-        self.now_ms = START_MS
-        self.journal: list[tuple[int, Event]] = []
+        super().__init__()
         self.do(ConfigureQueue(queue=QueueConfig(id="service", **queue)))
-
-    def do(self, command: Command) -> Answer:
-        events, answer = step(self.state, command, self.now_ms)
-        self.journal += [(self.now_ms, event) for event in events]
-        return answer
 
     def events(self, command: Command) -> list[Event]:
         before = len(self.journal)
         self.do(command)
         return [event for _, event in self.journal[before:]]
 
-    def wait(self, ms: int) -> None:
-        """Lets time pass; everything due happens at its time."""
-        until = self.now_ms + ms
-        while (due := next_deadline(self.state)) is not None and due[0] <= until:
-            self.now_ms = max(self.now_ms, due[0])
-            self.do(Tick())
-        self.now_ms = until
-
-    def agent(self, agent: str, **config: Any) -> None:
-        """Configures an agent and logs it in."""
-        self.do(ConfigureAgent(agent=AgentConfig(id=agent, **config)))
-        self.do(OpenSession(agent=agent, session=1, command=1, front="f"))
-
     def place(self, call_id: str, *, attempt: int = 1, move: int = 1, **more: Any) -> Answer:
         facts = CallFacts(call_id=call_id, queue="service", **more.pop("facts", {}))
         return self.do(
             PlaceCall(facts=facts, attempt=attempt, move=move, front=more.pop("front", "f"), **more)
-        )
-
-    def call(self, call_id: str) -> Any:
-        return view_call(self.state, call_id)
-
-    def accept(self, call_id: str) -> Answer:
-        call = self.call(call_id)
-        return self.do(AcceptOffer(agent=call.agent, session=1, offer_id=call.offer_id))
-
-    def connect(self, call_id: str) -> Answer:
-        self.accept(call_id)
-        call = self.call(call_id)
-        return self.do(
-            ConfirmCall(call_id=call_id, offer_id=call.offer_id, attempt=call.attempt, move=call.move)
         )
 
 
@@ -940,11 +904,8 @@ def check_history(journal: list[tuple[int, Event]]) -> None:
             live[event.offer_id] = OfferOutcome.CONFIRMED
 
 
-@settings(max_examples=300, deadline=None)
-@given(st.lists(commands(), min_size=5, max_size=60), st.sampled_from(Strategy))
-def test_laws_hold_after_every_step_of_any_history(
-    history: list[tuple[str, ...]], strategy: Strategy
-) -> None:
+def staffed(strategy: Strategy) -> Shard:
+    """With every agent logged in, and each rule of the queue in use."""
     shard = Shard(
         wrap_up_span_ms=2_000,
         ring_span_ms=3_000,
@@ -955,6 +916,15 @@ def test_laws_hold_after_every_step_of_any_history(
     )
     for agent in AGENTS:
         shard.agent(agent, skills=SKILLS[agent])
+    return shard
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.lists(commands(), min_size=5, max_size=60), st.sampled_from(Strategy))
+def test_laws_hold_after_every_step_of_any_history(
+    history: list[tuple[str, ...]], strategy: Strategy
+) -> None:
+    shard = staffed(strategy)
     for kind, call_id, agent, pause in history:
         shard.wait(int(pause))
         carry_out(shard, kind, call_id, agent)
@@ -972,16 +942,7 @@ def test_laws_hold_after_every_step_of_any_history(
 @settings(max_examples=150, deadline=None)
 @given(st.lists(commands(), min_size=5, max_size=40), st.sampled_from(Strategy))
 def test_the_state_is_a_function_of_the_journal(history: list[tuple[str, ...]], strategy: Strategy) -> None:
-    shard = Shard(
-        wrap_up_span_ms=2_000,
-        ring_span_ms=3_000,
-        reject_delay_span_ms=1_000,
-        preferred_span_ms=2_500,
-        steps=STEPS,
-        strategy=strategy,
-    )
-    for agent in AGENTS:
-        shard.agent(agent, skills=SKILLS[agent])
+    shard = staffed(strategy)
     for kind, call_id, agent, pause in history:
         shard.wait(int(pause))
         carry_out(shard, kind, call_id, agent)

@@ -7,6 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
+from tests.unit.routing.routing_shards import START_MS, EngineShard
 
 from routing import image
 from routing.audit import Act
@@ -15,7 +16,6 @@ from routing.model import (
     OWN_WAITING_MAX,
     PAIRS_PER_STEP_MAX,
     STEP_ENTRIES_MAX,
-    AcceptOffer,
     ActRecorded,
     AgentConfig,
     AgentState,
@@ -32,7 +32,6 @@ from routing.model import (
     Command,
     ConfigureAgent,
     ConfigureQueue,
-    ConfirmCall,
     DeclineOffer,
     DetachCall,
     DetachSession,
@@ -62,70 +61,38 @@ from routing.model import (
     TransferCall,
     WithdrawCall,
 )
-from routing.state import ShardState, next_deadline
-from routing.views import view_agent, view_call
 
-START_MS = 1_000_000
 NUMBER = "+8613800138000"
 
 
-class Shard:
+class Shard(EngineShard):
     """An engine with a clock, two queues and as many agents as a test wants."""
 
     def __init__(self, **queue: Any) -> None:
-        self.state = ShardState("beijing")
-        self.state.epoch = 1
-        self.now_ms = START_MS
-        self.journal: list[Event] = []
+        super().__init__()
         self.queue("service", **queue)
         self.queue("sales")
+
+    @property
+    def told(self) -> list[Event]:
+        """Everything that was decided, in order."""
+        return [event for _, event in self.journal]
 
     def queue(self, queue: str, **config: Any) -> None:
         self.do(ConfigureQueue(queue=QueueConfig(id=queue, **config)))
 
-    def do(self, command: Command) -> Answer:
-        events, answer = step(self.state, command, self.now_ms)
-        self.journal += events
-        return answer
-
     def refusal(self, command: Command) -> str:
         refusal = self.do(command).refusal
         return "" if refusal is None else refusal.reason
-
-    def wait(self, ms: int) -> None:
-        until = self.now_ms + ms
-        while (due := next_deadline(self.state)) is not None and due[0] <= until:
-            self.now_ms = max(self.now_ms, due[0])
-            self.do(Tick())
-        self.now_ms = until
-
-    def agent(self, agent: str, **config: Any) -> None:
-        self.do(ConfigureAgent(agent=AgentConfig(id=agent, **config)))
-        self.do(OpenSession(agent=agent, session=1, command=1, front="f"))
 
     def place(self, call_id: str, queue: str = "service", **facts: Any) -> Answer:
         return self.do(
             PlaceCall(facts=CallFacts(call_id=call_id, queue=queue, **facts), attempt=1, move=1, front="f")
         )
 
-    def call(self, call_id: str) -> Any:
-        return view_call(self.state, call_id)
-
-    def seat(self, agent: str) -> Any:
-        return view_agent(self.state, agent)
-
-    def accept(self, call_id: str) -> Answer:
-        call = self.call(call_id)
-        return self.do(AcceptOffer(agent=call.agent, session=1, offer_id=call.offer_id))
-
     def decline(self, call_id: str, reason: str = "") -> Answer:
         call = self.call(call_id)
         return self.do(DeclineOffer(agent=call.agent, session=1, offer_id=call.offer_id, reason=reason))
-
-    def connect(self, call_id: str) -> None:
-        self.accept(call_id)
-        call = self.call(call_id)
-        self.do(ConfirmCall(call_id=call_id, offer_id=call.offer_id, attempt=call.attempt, move=call.move))
 
     def serve(self, call_id: str, talk_ms: int = 1_000) -> str:
         """A whole contact, after-call work included; says who had it."""
@@ -635,10 +602,10 @@ def test_a_transfer_that_cannot_be_changes_nothing(
         shard.connect("c1")
     if situation == "detached":
         shard.do(DetachCall(call_id="c1", attempt=1, move=1))
-    before = len(shard.journal)
+    before = len(shard.told)
     call_id = "nobody" if situation == "unknown" else "c1"
     assert shard.refusal(TransferCall(call_id=call_id, **command)) == reason
-    assert len(shard.journal) == before
+    assert len(shard.told) == before
 
 
 BYTES_MAX = 16 * 1024
@@ -848,7 +815,7 @@ def test_a_call_back_ends_by_word_or_when_nobody_could_make_it() -> None:
         shard.do(RequestCallback(call_id=call_id, number=NUMBER))
     shard.do(EndCall(call_id="c1"))
     shard.wait(24 * 3_600_000)
-    ends = [(e.call_id, e.outcome, e.reason) for e in shard.journal if isinstance(e, CallEnded)]
+    ends = [(e.call_id, e.outcome, e.reason) for e in shard.told if isinstance(e, CallEnded)]
     assert ends == [
         ("c1", CallOutcome.ABANDONED, "CALLBACK_CANCELLED"),
         ("c2", CallOutcome.ABANDONED, "CALLBACK_EXPIRED"),
@@ -860,7 +827,7 @@ def test_asking_for_a_call_back_twice_is_asking_once() -> None:
     shard.place("c1")
     shard.do(RequestCallback(call_id="c1", number=NUMBER))
     shard.do(RequestCallback(call_id="c1", number=NUMBER))
-    assert sum(isinstance(e, CallbackRequested) for e in shard.journal) == 1
+    assert sum(isinstance(e, CallbackRequested) for e in shard.told) == 1
     shard.agent("ann")
     assert shard.refusal(RequestCallback(call_id="c1", number=NUMBER)) == "ILLEGAL_STATE"
 
@@ -893,7 +860,7 @@ def test_a_call_back_that_was_promised_in_a_closed_queue_ends_with_a_word_in_the
     ended = (CallOutcome.REFUSED, "CALLBACK_QUEUE_CLOSED")
     assert [(shard.call(c).outcome, shard.call(c).reason) for c in ("c1", "c2")] == [ended, ended]
     assert shard.call("late").reason == "QUEUE_CLOSED"
-    acts = [(e.act, e.subject, e.details) for e in shard.journal if isinstance(e, ActRecorded)]
+    acts = [(e.act, e.subject, e.details) for e in shard.told if isinstance(e, ActRecorded)]
     queue = (("queue", "queues/service"),)
     assert acts == [(Act.END_CALLBACK, "calls/c1", queue), (Act.END_CALLBACK, "calls/c2", queue)]
 
@@ -917,17 +884,17 @@ def test_monitoring_is_told_to_the_edge_of_a_conversation() -> None:
     shard.connect("c1")
     for mode in MonitorMode:
         assert shard.refusal(MonitorCall(call_id="c1", mode=mode, address="sip:boss")) == ""
-        told = shard.journal[-1]
+        told = shard.told[-1]
         assert isinstance(told, CallMonitored) and (told.mode, told.address) == (mode, "sip:boss")
 
 
 def test_acts_and_lead_lists_are_in_the_journal_once() -> None:
     shard = Shard()
     shard.do(RecordAct(actor="ops", act="CLOSE_QUEUE", subject="queues/service"))
-    before = len(shard.journal)
+    before = len(shard.told)
     for _ in range(2):
         shard.do(SetLeadList(routers=("a:1", "b:1")))
-    assert (len(shard.journal) - before, shard.state.lead_list) == (1, ("a:1", "b:1"))
+    assert (len(shard.told) - before, shard.state.lead_list) == (1, ("a:1", "b:1"))
 
 
 def test_deadlines_move_by_the_time_in_which_nothing_could_be_done() -> None:
@@ -992,7 +959,7 @@ def test_a_call_connects_once_for_each_conversation() -> None:
     shard = transferred(queue="service")
     shard.agent("bob")
     shard.connect("c1")
-    assert [e.agent for e in shard.journal if isinstance(e, CallConnected)] == ["ann", "bob"]
+    assert [e.agent for e in shard.told if isinstance(e, CallConnected)] == ["ann", "bob"]
 
 
 def test_an_agent_takes_one_voice_call_or_several_chats_never_both() -> None:

@@ -5,12 +5,12 @@ reason to have none.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
 from typing import Any
 
 import pytest
 
 from chassis.clock import SystemClock
+from chassis.testing.waiting import eventually
 from routing import engine
 from routing.directory import Snapshot, follow, queue_config
 from routing.leader import Leader, LeaderOptions
@@ -19,12 +19,6 @@ from routing.state import ShardState
 from routing.testing import MemoryJournal
 
 DEADLINE_SECONDS = 10
-
-
-async def eventually(condition: Callable[[], Any]) -> None:
-    async with asyncio.timeout(DEADLINE_SECONDS):
-        while not condition():
-            await asyncio.sleep(0.005)
 
 
 class Reader:

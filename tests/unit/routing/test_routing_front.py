@@ -8,7 +8,7 @@ listen to it.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Container
+from collections.abc import Awaitable, Container
 from typing import Any, TypeVar
 
 import pytest
@@ -17,6 +17,7 @@ from callmesh.routing.v1 import agent_pb2
 from callmesh.routing.v1 import supervision_pb2 as pb
 from chassis.errors import CallmeshError, Unavailable
 from chassis.testing import FakeClock
+from chassis.testing.waiting import eventually
 from routing import convert
 from routing.audience import Audience, Holds
 from routing.engine import step
@@ -100,12 +101,6 @@ T = TypeVar("T")
 
 async def soon(work: Awaitable[T]) -> T:
     return await asyncio.wait_for(work, DEADLINE_SECONDS)
-
-
-async def eventually(condition: Callable[[], Any]) -> None:
-    async with asyncio.timeout(DEADLINE_SECONDS):
-        while not condition():
-            await asyncio.sleep(0.001)
 
 
 class Shard:

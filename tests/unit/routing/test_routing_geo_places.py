@@ -20,7 +20,6 @@ from routing.geo import (
     load,
     locate,
     tables,
-    with_city,
     with_point,
 )
 
@@ -85,7 +84,6 @@ def test_known_places(
     assert place.latitude is not None and place.longitude is not None
     assert distance_km(place.latitude, place.longitude, *point) <= km
     assert place.source is PlaceSource.NUMBER
-    assert place.country_name
 
 
 def test_the_table_covers_many_countries() -> None:
@@ -168,32 +166,6 @@ def test_coordinates_out_of_range_name_the_field(
             refuse(latitude, longitude, field="call.location")
         violations = raised.value.details.field_violations
         assert [v.field for v in violations] == [f"call.location.{name}" for name in fields]
-
-
-@pytest.mark.parametrize(
-    ("name", "area"), [("深圳", "CN/广东/深圳"), ("深圳市", "CN/广东/深圳"), (" 北京 ", "CN/北京/北京")]
-)
-def test_a_city_of_the_edge_wins_over_the_number(name: str, area: str) -> None:
-    assert with_city(locate("+442083612345"), name).area == area
-
-
-def test_a_city_abroad() -> None:
-    place = with_city(None, "munich", country="DE")
-    assert (place.country, place.city) == ("DE", "Munich")
-
-
-@pytest.mark.parametrize(
-    ("name", "country"), [("", "CN"), ("亚特兰蒂斯", "CN"), ("x" * 5000, "CN"), ("深圳", "XX")]
-)
-def test_an_unknown_city_is_refused_naming_the_field(name: str, country: str) -> None:
-    with pytest.raises(InvalidArgument) as raised:
-        with_city(None, name, country=country, field="call.city")
-    assert raised.value.details.field_violations[0].field == "call.city"
-
-
-def test_a_city_name_that_means_several_is_refused() -> None:
-    with pytest.raises(InvalidArgument, match="several"):
-        with_city(None, "Springfield", country="US")
 
 
 def test_every_record_of_the_phone_data_has_a_place() -> None:

@@ -9,14 +9,12 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from tests.unit.routing.test_routing_engine import (
-    AGENTS,
-    SKILLS,
-    STEPS,
     Shard,
     carry_out,
     check_invariants,
     commands,
     facts_of,
+    staffed,
 )
 
 from routing import image
@@ -35,16 +33,7 @@ from routing.state import CallEntry, ShardState, evolve
 
 
 def busy_shard(strategy: Strategy) -> Shard:
-    shard = Shard(
-        wrap_up_span_ms=2_000,
-        ring_span_ms=3_000,
-        reject_delay_span_ms=1_000,
-        preferred_span_ms=2_500,
-        steps=STEPS,
-        strategy=strategy,
-    )
-    for agent in AGENTS:
-        shard.agent(agent, skills=SKILLS[agent])
+    shard = staffed(strategy)
     shard.do(SetLeadList(routers=("one:1", "two:1")))
     return shard
 

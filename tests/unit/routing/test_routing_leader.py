@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Sequence
 from contextlib import asynccontextmanager
 from typing import Any, TypeVar
 
 import pytest
 
 from chassis.testing import FakeClock
+from chassis.testing.waiting import eventually
 from routing import codec
 from routing import leader as leader_module
 from routing.engine import step as real_step
@@ -29,7 +30,9 @@ from routing.model import (
     AcceptOffer,
     AgentConfig,
     AskCall,
+    CallEnded,
     CallFacts,
+    CallOutcome,
     CallQueued,
     CallResumed,
     CallState,
@@ -55,12 +58,6 @@ T = TypeVar("T")
 
 async def soon(work: Awaitable[T]) -> T:
     return await asyncio.wait_for(work, DEADLINE_SECONDS)
-
-
-async def eventually(condition: Callable[[], Any]) -> None:
-    async with asyncio.timeout(DEADLINE_SECONDS):
-        while not condition():
-            await asyncio.sleep(0.001)
 
 
 class Router:
@@ -730,9 +727,14 @@ async def test_a_deadline_is_kept(blocks: MemoryBlocks, clock: FakeClock) -> Non
     async with running(Router(blocks, clock)) as router:
         await router.furnish(wait_span_max_ms=5_000)
         await soon(router.place("c1"))
-        clock.advance(5.0)
+        clock.advance(4.999)
+        await soon(router.leader.submit(AskCall(call_id="c1")))
+        assert router.leader.state.calls["c1"].state is CallState.WAITING
+        clock.advance(0.001)
         await soon(router.leader.submit(AskCall(call_id="c1")))
         await eventually(lambda: router.leader.state.calls["c1"].state is CallState.ENDED)
+        (ended,) = (event for event in events_of(blocks) if isinstance(event, CallEnded))
+        assert ended.outcome is CallOutcome.REFUSED
 
 
 async def test_a_leader_that_stalled_reads_its_inbox_before_its_timers(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import socket
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -15,6 +15,7 @@ from callmesh.routing.v1 import shard_pb2, shard_pb2_grpc
 from chassis.clock import SystemClock
 from chassis.errors import Internal
 from chassis.server import ServiceBinding
+from chassis.testing.waiting import eventually
 from routing import codec, engine, shard_servicer
 from routing import leader as leader_module
 from routing.leader import Leader, LeaderOptions, StoreOutage
@@ -60,12 +61,6 @@ DEADLINE_SECONDS = 30
 #: Longest wait for an answer.
 ASK_SECONDS = 30
 TAKEOVER = 0.15
-
-
-async def eventually(condition: Callable[[], Any]) -> None:
-    async with asyncio.timeout(DEADLINE_SECONDS):
-        while not condition():
-            await asyncio.sleep(0.005)
 
 
 class Node:

@@ -81,7 +81,6 @@ def at_point(latitude: float, longitude: float) -> Located:
     return Located(
         e164="",
         country="",
-        country_name="",
         province="",
         city="",
         latitude=latitude,

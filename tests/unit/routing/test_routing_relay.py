@@ -13,7 +13,7 @@ from pymongo.errors import AutoReconnect
 
 from chassis.bus import Event
 from chassis.bus.publisher import Outcome, Outgoing
-from chassis.lease import LeaseLost
+from chassis.testing.lease import ScriptedLease
 from routing import codec, model, relay
 from routing.journal import Block, JournalGap
 from routing.relay import Cursor, Relay
@@ -50,33 +50,6 @@ class Stopwatch:
 
     def __call__(self) -> float:
         return self.seconds
-
-
-class ScriptedLease:
-    """A lease as the database would grant it."""
-
-    def __init__(self) -> None:
-        self.epoch = 1
-        self.held = True
-        self.renewal_due = False
-        self.granted = True
-        self.renewals = 0
-        self.released = 0
-
-    def acquire(self) -> bool:
-        self.held = self.granted
-        self.renewal_due = False
-        return self.granted
-
-    def renew(self) -> None:
-        if not self.granted:
-            self.held = False
-            raise LeaseLost("gone")
-        self.renewals += 1
-        self.renewal_due = False
-
-    def release(self) -> None:
-        self.released += 1
 
 
 class Rig:

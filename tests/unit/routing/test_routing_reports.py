@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from prometheus_client import REGISTRY
 from tests.unit.routing.routing_journals import MINUTE, T0, Journal, busy_day
 
+from chassis.testing.lease import ScriptedLease
 from routing import codec
 from routing.journal import Block
 from routing.model import (
@@ -284,24 +285,11 @@ def test_a_gap_stops_a_shard_for_a_while_and_is_mended() -> None:
     assert store.rows
 
 
-class ScriptedLease:
-    held, renewal_due = False, False
-    granted = True
-    released = 0
-
-    def acquire(self) -> bool:
-        self.held = self.granted
-        return self.granted
-
-    def release(self) -> None:
-        self.released += 1
-
-
 def test_only_who_has_the_lease_counts() -> None:
     journal, store, clock, lease = busy_day(2, steps=20), MemoryReports(), Stopwatch(), ScriptedLease()
     journal.block()
     lease.granted = False
-    reports = Reports(MemoryTail(journal.blocks), store, lease, monotonic=clock)  # type: ignore[arg-type]
+    reports = Reports(MemoryTail(journal.blocks), store, lease, monotonic=clock)
     rounds: list[float] = []
 
     def stopping(seconds: float) -> bool:
@@ -320,7 +308,7 @@ def test_who_counts_no_longer_speaks_for_no_stopped_shard() -> None:
     journal, clock, lease = busy_day(1, steps=20), Stopwatch(), ScriptedLease()
     journal.block()
     journal.blocks.remove("beijing", 2)
-    reports = Reports(MemoryTail(journal.blocks), MemoryReports(), lease, monotonic=clock)  # type: ignore[arg-type]
+    reports = Reports(MemoryTail(journal.blocks), MemoryReports(), lease, monotonic=clock)
     told: list[float | None] = []
 
     def stopping(seconds: float) -> bool:

@@ -6,10 +6,11 @@ import asyncio
 from typing import Any
 
 import pytest
-from tests.unit.routing.test_routing_standby import BEAT, TAKEOVER, Region, a_region, eventually, placing
+from tests.unit.routing.test_routing_standby import BEAT, TAKEOVER, Region, a_region, placing
 
 from callmesh.routing.v1 import supervision_pb2 as pb
 from chassis.errors import CallmeshError
+from chassis.testing.waiting import eventually
 from routing import codec, seizure
 from routing.leader import LeaderGone, NotLeading
 from routing.model import ActRecorded, AskCall, ConfigureQueue, QueueConfig, SetLeadList

@@ -11,6 +11,8 @@ import pytest
 from prometheus_client import REGISTRY
 
 from chassis.clock import SystemClock
+from chassis.testing.lease import ScriptedLease
+from chassis.testing.waiting import eventually
 from routing import codec, digests, image
 from routing import snapshots as snapshots_module
 from routing.journal import Block, ChainReader, JournalGap
@@ -33,12 +35,6 @@ from routing.testing import MemoryBlocks, MemoryCursors, MemoryJournal, MemorySn
 DEADLINE_SECONDS = 10
 T0 = 1_772_000_000_000
 MINUTE_MS = 60_000
-
-
-async def eventually(condition: Callable[[], Any]) -> None:
-    async with asyncio.timeout(DEADLINE_SECONDS):
-        while not condition():
-            await asyncio.sleep(0.002)
 
 
 class Journal:
@@ -340,25 +336,15 @@ def test_a_relay_begins_at_the_snapshot_below_its_cursor() -> None:
     assert journal.tail.reads - before == journal.blocks.newest("beijing") - middle
 
 
-class _Lease:
-    held, renewal_due, released = True, False, False
-
-    def acquire(self) -> bool:
-        return self.held
-
-    def release(self) -> None:
-        self.released = True
-
-
 def test_the_snapshotter_finds_shards_and_stops_for_one_that_cannot_be_read() -> None:
-    journal, lease, now = Journal(), _Lease(), [0.0]
+    journal, lease, now = Journal(), ScriptedLease(), [0.0]
     journal.grow(5)
     broken = replace(journal.blocks.of("beijing")[3], shard="shanghai", sequence=2)
     journal.blocks.put(broken)
     made = Snapshotter(
         journal.tail,
         journal.store,
-        lease,  # type: ignore[arg-type]
+        lease,
         SnapshotOptions(events=1),
         lambda shard: 0,
         monotonic=lambda: now[0],
@@ -371,7 +357,7 @@ def test_the_snapshotter_finds_shards_and_stops_for_one_that_cannot_be_read() ->
     assert lease.released
     told = ("callmesh_snapshot_shard_stopped", {"shard": "shanghai"})
     assert REGISTRY.get_sample_value(*told) == 1
-    lease.held = False
+    lease.granted = False
     turns = iter([False, True])
     made.run(lambda seconds: next(turns))
     assert REGISTRY.get_sample_value(*told) == 0, "it is for another maker to say so now"

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
 
 import pytest
 
 from chassis.clock import SystemClock
+from chassis.testing.waiting import eventually
 from routing import leader as leader_module
 from routing.journal import JournalGap
 from routing.leader import STALL_SECONDS, Leader, LeaderOptions, NotLeading, Silence
@@ -18,12 +19,6 @@ from routing.testing import MemoryBlocks, MemoryJournal
 
 DEADLINE_SECONDS = 10
 BEAT, TAKEOVER, BACKUP = 0.01, 0.08, 0.4
-
-
-async def eventually(condition: Callable[[], Any]) -> None:
-    async with asyncio.timeout(DEADLINE_SECONDS):
-        while not condition():
-            await asyncio.sleep(0.002)
 
 
 @pytest.fixture(autouse=True)

@@ -16,6 +16,7 @@ from google.protobuf.timestamp_pb2 import Timestamp
 from callmesh.common.v1 import common_pb2
 from callmesh.routing.v1 import directory_pb2, supervision_pb2
 from chassis.errors import CallmeshError, DeadlineExceeded, InvalidArgument, ResourceExhausted, Unavailable
+from chassis.testing.waiting import eventually
 from routing import whatif_day
 
 START, END = Timestamp(seconds=1_772_000_000), Timestamp(seconds=1_772_010_000)
@@ -105,14 +106,12 @@ async def test_one_day_at_a_time_and_a_caller_who_leaves_stops_it(
     started = tmp_path / "started"
     another(tmp_path, monkeypatch, f"touch {started}; exec sleep 60")
     first = asyncio.create_task(ask())
-    async with asyncio.timeout(20):
-        while not started.exists():
-            await asyncio.sleep(0.01)
-        with pytest.raises(ResourceExhausted, match="one day is simulated at a time"):
-            await ask()
-        first.cancel()
-        with pytest.raises(asyncio.CancelledError):
-            await first
+    await eventually(started.exists)
+    with pytest.raises(ResourceExhausted, match="one day is simulated at a time"):
+        await ask()
+    first.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await first
     another(tmp_path, monkeypatch, "cat > /dev/null")
     assert await ask() == supervision_pb2.SimulateDayResponse()
 

@@ -247,6 +247,7 @@ async def test_an_offer_that_ended_before_its_accept_does_not_hold_a_desk_back(s
     seat.home.away = False
     seat.shard.tell(refused={"command": seat.shard.arrived[-1][1].command, "reason": "OFFER_ENDED"})
     await seat.at_home()
+    assert seat.shard.opened == [("other", 7), ("home", 8)]
 
 
 async def test_a_home_that_does_not_answer_costs_nothing(seat: Seat, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
-from typing import Any
 
 import pytest
 from pymongo.errors import AutoReconnect
@@ -12,6 +10,7 @@ from pymongo.errors import AutoReconnect
 from chassis.errors import Unavailable
 from chassis.lease import LeaseLost
 from chassis.testing import FakeClock
+from chassis.testing.lease import ScriptedLease
 from tickets import convert, server
 from tickets import sla as clocks
 from tickets.handlers import Create, Handlers
@@ -23,27 +22,6 @@ RULES = Rules(sla=clocks.DEFAULT_POLICY, follow_up_delay_ms=86_400_000)
 HOUR = 3_600
 
 
-class ScriptedLease:
-    """A lease that does what the test says."""
-
-    def __init__(self) -> None:
-        self.free = True
-        self.held = False
-        self.renewal_due = False
-        self.released = False
-        self.on_renew: Callable[[], None] = lambda: None
-
-    def acquire(self) -> bool:
-        self.held = self.free
-        return self.free
-
-    def renew(self) -> None:
-        self.on_renew()
-
-    def release(self) -> None:
-        self.released, self.held = True, False
-
-
 class Desk:
     """A loop in memory that is run turn by turn."""
 
@@ -52,8 +30,7 @@ class Desk:
         self.store = MemoryStore()
         self.use = Handlers(self.store, self.clock, RULES, convert.event_of)
         self.lease = ScriptedLease()
-        lease: Any = self.lease
-        self.loop = Timers(self.use, lease, self.clock, poll_seconds=10.0, batch_max=batch_max)
+        self.loop = Timers(self.use, self.lease, self.clock, poll_seconds=10.0, batch_max=batch_max)
 
     def open(self, count: int = 1) -> None:
         for _ in range(count):
@@ -97,7 +74,7 @@ def test_without_the_lease_nothing_is_done() -> None:
     desk = Desk()
     desk.open()
     desk.clock.advance(HOUR)
-    desk.lease.free = False
+    desk.lease.granted = False
     assert desk.turns(2) == [STANDBY_SECONDS] * 2
     assert len(desk.use.due(10)) == 1
 
@@ -109,7 +86,7 @@ def test_losing_the_lease_ends_the_batch_and_the_loop_goes_on_later() -> None:
     desk.lease.renewal_due = True
 
     def lose() -> None:
-        desk.lease.free = False
+        desk.lease.granted = False
         raise LeaseLost("another has it")
 
     desk.lease.on_renew = lose
@@ -174,4 +151,5 @@ async def test_what_cannot_be_read_does_not_keep_a_server_from_looking_again(
     async with asyncio.timeout(10):
         watching = asyncio.create_task(server.keep_fresh(unreadable, others))
         await looked.wait()
+    assert not watching.done()
     watching.cancel()
