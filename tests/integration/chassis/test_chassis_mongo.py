@@ -55,9 +55,9 @@ def told(id, events):
 
 
 @pytest.fixture
-def settings(mongo_uri, mongo_database):
+def settings(mongo_uri, fresh_database):
     return ServiceSettings(
-        service="test", mongo_uri=mongo_uri, mongo_database=mongo_database, mongo_connect_seconds=20
+        service="test", mongo_uri=mongo_uri, mongo_database=fresh_database, mongo_connect_seconds=20
     )
 
 
