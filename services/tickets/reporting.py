@@ -13,13 +13,14 @@ from typing import Any, ClassVar, Protocol
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 from google.protobuf.duration_pb2 import Duration
-from mongoengine import Document, IntField, StringField
+from mongoengine import Document, IntField, ListField, StringField
+from pymongo.write_concern import WriteConcern
 
 from callmesh.common.v1 import common_pb2
 from callmesh.tickets.v1 import report_pb2
 from chassis.clock import Clock
-from chassis.errors import FailedPrecondition, InvalidArgument, NotFound, within
-from chassis.ids import check_id
+from chassis.errors import FailedPrecondition, InvalidArgument, NotFound, Unavailable, within
+from chassis.ids import check_id, new_id
 from tickets import convert, filters, pictures, reports
 from tickets.filters import Condition, Term, boolean_field, text_field
 from tickets.imports import Log, decoded, read_log
@@ -68,7 +69,8 @@ class ReportTooLarge(FailedPrecondition):
 
 
 class ImportedCaseDocument(Document):
-    """A ticket of an imported log. `_id` is the import and the ticket's own id."""
+    """A ticket of an imported log. `_id` is the copy of the log and the ticket's own id, `import_id` that
+    copy: the log's name, `@`, and an id of its own. Under the log's bare name lies which copy counts."""
 
     meta: ClassVar[dict[str, Any]] = {
         "collection": "imported_cases",
@@ -81,13 +83,17 @@ class ImportedCaseDocument(Document):
     import_id = StringField(required=True)
     opened_ms = IntField(required=True)
     case = StringField(required=True)
+    #: Of what lies under the log's bare name: the copy that counts, and those that were begun since.
+    copy = StringField()
+    begun = ListField(StringField())
 
 
 class Imports(Protocol):
     """Keeps imported logs."""
 
     def put(self, import_id: str, cases: Iterable[Case]) -> None:
-        """Stores a log's tickets in the place of an earlier one of this name."""
+        """Stores a log's tickets in the place of an earlier one of this name, all at once. Unavailable when
+        another of this name came in between."""
 
     def read(self, import_id: str, since_ms: int, until_ms: int) -> list[Case]:
         """The tickets of a log opened in a span; NotFound when there is no such log."""
@@ -108,26 +114,42 @@ class MongoImports:
     """Imported logs on MongoDB. Needs `chassis.mongo.connect` first."""
 
     def put(self, import_id: str, cases: Iterable[Case]) -> None:
-        """As the port says. Readers in between see a part."""
-        collection = ImportedCaseDocument._get_collection()
-        collection.delete_many({"import_id": import_id})
+        """As the port says. A copy counts once it is whole; of those that are made at once the first. What is
+        left of others, also of a process that died, goes with the next."""
+        collection, copy = _cases(), f"{import_id}@{new_id()}"
+        empty = {"import_id": "", "opened_ms": 0, "case": ""}
+        begun = {"$setOnInsert": empty, "$addToSet": {"begun": copy}}
+        collection.update_one({"_id": import_id}, begun, upsert=True)
         batch: list[dict[str, Any]] = []
         for case in cases:
-            raw = {"_id": f"{import_id}/{case.id}", "import_id": import_id, "opened_ms": case.opened_ms}
+            raw = {"_id": f"{copy}/{case.id}", "import_id": copy, "opened_ms": case.opened_ms}
             batch.append({**raw, "case": _case_text(case)})
             if len(batch) == PAGE:
                 collection.insert_many(batch, ordered=False)
                 batch = []
         if batch:
             collection.insert_many(batch, ordered=False)
+        counts = {"$set": {"copy": copy, "begun": []}}
+        before = collection.find_one_and_update({"_id": import_id, "begun": copy}, counts)
+        # a log that lies under its bare name is of an earlier release
+        others = [import_id, before.get("copy"), *before["begun"]] if before is not None else []
+        gone = [name for name in others if name and name != copy] if others else [copy]
+        collection.delete_many({"import_id": {"$in": gone}})
+        if before is None:
+            raise Unavailable(why="another log of this name was imported in between", retry_seconds=1.0)
 
     def read(self, import_id: str, since_ms: int, until_ms: int) -> list[Case]:
         """As the port says."""
-        collection = ImportedCaseDocument._get_collection()
-        if collection.find_one({"import_id": import_id}, {"_id": 1}) is None:
+        head = _cases().find_one({"_id": import_id}) or {}
+        copy = head.get("copy") or import_id
+        if _cases().find_one({"import_id": copy}, {"_id": 1}) is None and not head.get("copy"):
             raise NotFound(resource=f"imports/{import_id}")
-        query = {"import_id": import_id, "opened_ms": {"$gte": since_ms, "$lt": until_ms}}
-        return [_case_of(raw["case"]) for raw in collection.find(query).sort("opened_ms", 1)]
+        query = {"import_id": copy, "opened_ms": {"$gte": since_ms, "$lt": until_ms}}
+        return [_case_of(raw["case"]) for raw in _cases().find(query).sort("opened_ms", 1)]
+
+
+def _cases() -> Any:
+    return ImportedCaseDocument._get_collection().with_options(write_concern=WriteConcern(w="majority"))
 
 
 class MemoryImports:

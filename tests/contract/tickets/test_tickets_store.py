@@ -12,9 +12,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from chassis.errors import AlreadyExists, EtagMismatch, InvalidArgument, NotFound
+from chassis.errors import AlreadyExists, EtagMismatch, InvalidArgument, NotFound, Unavailable
 from chassis.mongo import async_database, connect, disconnect, ensure_indexes
-from tickets import convert, engine
+from tickets import convert, engine, reporting
 from tickets import sla as clocks
 from tickets.config import TicketsSettings
 from tickets.documents import DOCUMENTS, TicketDocument, from_raw
@@ -51,6 +51,8 @@ from tickets.records import (
     all_of,
     forget_assets,
 )
+from tickets.reporting import ImportedCaseDocument, MongoImports, _case_text
+from tickets.reports import Case
 from tickets.store import UNREADABLE_HOLD_MS, MemoryStore, MongoStore, Query, TicketStore, sort_key
 
 NOW = 1_772_452_800_000
@@ -347,6 +349,44 @@ def test_a_ticket_that_cannot_be_read_does_not_keep_other_timers_waiting(
     assert [one.id for one in store.due_tickets(due, 10)] == ["other"]
     assert store.due(due, 10) == ["other"], "it is looked at again later"
     assert store.due(due + UNREADABLE_HOLD_MS, 10) == ["other", "newer"]
+
+
+@pytest.mark.integration
+def test_a_log_counts_once_it_is_whole_and_is_replaced_whole(
+    mongo_uri: str, mongo_database: str, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    connect(TicketsSettings(mongo_uri=mongo_uri, mongo_database=mongo_database))
+    request.addfinalizer(disconnect)
+    monkeypatch.setattr(reporting, "PAGE", 1)
+    logs, kept = MongoImports(), ImportedCaseDocument._get_collection()
+
+    def case(id: str) -> Case:
+        return Case(id=id, opened_ms=5, steps=(("new", 5, True),), open=True)
+
+    def dies(*ids: str) -> Iterator[Case]:
+        yield from map(case, ids)
+        raise OSError("the process dies")
+
+    def meanwhile() -> Iterator[Case]:
+        yield case("slow")
+        logs.put("log", [case("quick")])
+
+    def read() -> list[str]:
+        return [one.id for one in logs.read("log", 0, 10)]
+
+    kept.insert_one({"_id": "log/old", "import_id": "log", "opened_ms": 5, "case": _case_text(case("old"))})
+    with pytest.raises(OSError, match="dies"):
+        logs.put("log", dies("a", "b"))
+    assert read() == ["old"], "of an earlier release, and still whole"
+    logs.put("log", [case("c"), case("d")])
+    assert read() == ["c", "d"]
+    with pytest.raises(Unavailable):
+        logs.put("log", meanwhile())
+    assert read() == ["quick"] and kept.count_documents({}) == 2, "what does not count is gone"
+    with pytest.raises(NotFound):
+        logs.read("nolog", 0, 10)
+    logs.put("empty", [])
+    assert logs.read("empty", 0, 10) == []
 
 
 def test_a_long_history_is_read_in_pages_from_both_places(store: TicketStore) -> None:
