@@ -25,8 +25,9 @@ outbound.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections import Counter, deque
-from collections.abc import Awaitable, Callable, Collection, Coroutine, Sequence
+from collections.abc import Awaitable, Callable, Collection, Coroutine, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -110,8 +111,9 @@ class Ahead:
     _talks: set[str] = field(default_factory=set)
     #: Numbers of lines, from their ringing to the end of the conversation.
     _numbers: set[str] = field(default_factory=set)
-    #: One a line, until it is known and told what came of it: a result, or somebody who speaks to an agent.
-    _deciding: set[asyncio.Future[None]] = field(default_factory=set)
+    #: What is not left half done: one a line, until it is known and told what came of it (a result, or
+    #: somebody who speaks to an agent), and one a call that is to end.
+    _unsettled: set[asyncio.Future[None]] = field(default_factory=set)
     #: Results to be told again, by contact: of lines, so no more than there are.
     _owed: dict[str, _Owed] = field(default_factory=dict)
     _paces: dict[str, Pacing] = field(default_factory=dict)
@@ -287,16 +289,28 @@ class Ahead:
 
     async def _through(self, ring: _Ring) -> None:
         """One line from its beginning to its end."""
-        decided: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._deciding.add(decided)
         try:
-            found = await self._decided(ring)
-            if found is not None:
-                await self._talk(ring, *found, decided)
+            with self._unsettled_until() as settled:
+                found = await self._decided(ring)
+                if found is not None:
+                    await self._talk(ring, *found, settled)
         finally:
-            self._deciding.discard(decided)
-            decided.cancel()
             self._numbers.discard(ring.person.number)
+
+    @contextlib.contextmanager
+    def _unsettled_until(self) -> Iterator[Callable[[], None]]:
+        """Something that the end of this process waits for, until the block ends or says it is settled."""
+        mark: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._unsettled.add(mark)
+
+        def settled() -> None:
+            self._unsettled.discard(mark)
+            mark.cancel()
+
+        try:
+            yield settled
+        finally:
+            settled()
 
     async def _decided(self, ring: _Ring) -> tuple[str, Call] | None:
         """What came of ringing, told where it is told from here; else the agent for who has answered."""
@@ -410,8 +424,9 @@ class Ahead:
 
     async def _take_back(self, call: Call) -> None:
         """An agent who was too late; one who accepts just now speaks to nobody and is free again."""
-        if await self._insist(call, call.withdraw) and await call.wait_answered():
-            await self._insist(call, lambda: self.calls.end(call))
+        with self._unsettled_until():
+            if await self._insist(call, call.withdraw) and await call.wait_answered():
+                await self._insist(call, lambda: self.calls.end(call))
 
     async def _insist(self, call: Call, ask: Callable[[], Awaitable[None]]) -> bool:
         """Asks routing until it answers, for there is nobody on the agent's line; whether it did what was
@@ -437,7 +452,7 @@ class Ahead:
         task.add_done_callback(self._tasks.discard)
         return task
 
-    async def _talk(self, ring: _Ring, agent: str, call: Call, decided: asyncio.Future[None]) -> None:
+    async def _talk(self, ring: _Ring, agent: str, call: Call, settled: Callable[[], None]) -> None:
         """The conversation, until either side ends it."""
         self._talks.add(ring.person.contact)
         ring.line.bridge(call, agent)
@@ -446,13 +461,13 @@ class Ahead:
         try:
             # Reserved for the ringing alone: the conversation outlasts that, and may outlast this process.
             await self._safely(self.lists.renew([ring.person.contact], calling=False))
-            self._deciding.discard(decided)
-            decided.set_result(None)
+            settled()
             await asyncio.wait({over, gone}, return_when=asyncio.FIRST_COMPLETED)
             if over.done():
                 ring.line.drop()
             else:
-                await self._insist(call, lambda: self.calls.end(call))
+                with self._unsettled_until():
+                    await self._insist(call, lambda: self.calls.end(call))
         finally:
             over.cancel()
             gone.cancel()
@@ -470,12 +485,14 @@ class Ahead:
             ring.line.drop()
 
     async def close(self) -> None:
-        """Stops, and waits for what becomes of the lines, those that somebody has answered just now included.
-        Conversations go on without this process.
+        """Stops, and waits for what becomes of the lines, those that somebody has answered just now included,
+        and of agents who are to be freed. Conversations go on without this process.
         """
         self.stop()
-        if self._deciding:
-            await asyncio.wait(self._deciding, timeout=END_SECONDS + self.answered_wait_seconds)
+        loop = asyncio.get_running_loop()
+        until = loop.time() + END_SECONDS + self.answered_wait_seconds
+        while self._unsettled and (left := until - loop.time()) > 0:
+            await asyncio.wait(self._unsettled, timeout=left)
         waiting = {task for task in self._tasks if not task.done()}
         for task in waiting:
             task.cancel()

@@ -416,8 +416,8 @@ class GrpcCall:
             elif kind == "ended":
                 return True
             elif not self._answered.done() and self._is_refusal(event, kind):
-                self._refused = bool(self._chosen)
-                return not self._refused
+                self._refused = True
+                break
         return False
 
     def _is_refusal(self, event: routing_pb2.RouteCallEvent, kind: str | None) -> bool:
@@ -507,6 +507,7 @@ class GrpcCall:
                 # Not placed, and without a stream nobody is offered it.
                 self._settle(False)
             elif call.state == call_pb2.CALL_STATE_CONNECTED:
+                await self._find_seat(call.agent)
                 self._settle(True)
             elif call.detached or call.state == call_pb2.CALL_STATE_ENDED:
                 self._settle(False)

@@ -1082,9 +1082,10 @@ async def test_who_has_answered_as_the_dialler_ends_is_not_forgotten(there: bool
         assert place.lists.recorded == [(line.person.contact, LineResult.ABANDONED)]
 
 
+@pytest.mark.parametrize("ends", [False, True])
 @pytest.mark.parametrize("when", ["accepts too late", "has spoken"])
 async def test_an_agent_is_not_left_on_an_empty_line_while_the_leader_changes(
-    monkeypatch: pytest.MonkeyPatch, when: str
+    monkeypatch: pytest.MonkeyPatch, when: str, ends: bool
 ) -> None:
     monkeypatch.setattr("routing.planning.ahead.ENDING_AGAIN_SECONDS", 0.0)
     place = ahead(agents=3, wait_seconds=0.05)
@@ -1116,6 +1117,12 @@ async def test_an_agent_is_not_left_on_an_empty_line_while_the_leader_changes(
     if when == "has spoken":
         line.gone.set()
     async with asyncio.timeout(30):
+        while not asked:
+            await asyncio.sleep(0)
+        if ends:
+            # Not even where the dialler ends meanwhile.
+            await place.dialler._ahead.close()
+            assert call.ended.is_set()
         await call.ended.wait()
     assert place.calls.over == [call.call_id] and asked.count("end") == 3
 

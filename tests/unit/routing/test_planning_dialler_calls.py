@@ -201,6 +201,18 @@ async def test_what_its_agent_does_not_want_is_not_given_back_before_it_is_nobod
     assert router._stream._left.is_set() and router.asked >= len(states)
 
 
+async def test_the_next_agent_whose_desktop_takes_a_line_by_itself_is_not_left_on_an_empty_one(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(dialler_main, "LEFT_LOOK_SECONDS", 0.0)
+    talking = call_pb2.Call(state=call_pb2.CALL_STATE_CONNECTED, agent="agents/a0")
+    router = Router([OTHERS, REFUSED], None, [WAITING, talking, OVER])
+    call = await GrpcCalls(router, "callout", "dialler-x").begin(PERSON, "a0", "l")
+    async with asyncio.timeout(30):
+        assert await call.wait_answered() and call.address == "sip:a0"
+        await call.wait_ended()
+
+
 async def test_a_call_of_which_nothing_is_known_is_not_said_to_be_unanswered(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
