@@ -122,7 +122,7 @@ class Continuing:
         self._leader = leader
         self._peers = peers
         self._options = options
-        self.promise = Promise(boottime(), options.hold_seconds)
+        self.promise = Promise(self._lasting(), options.hold_seconds)
         #: Who may be on the lead list in force.
         self.lists = Lists()
         #: Since when nothing decided could be told, a second of the leader's clock; None while all is told.
@@ -163,11 +163,15 @@ class Continuing:
 
     def may_open(self) -> bool:
         """Whether this router has promised nothing, and has not just started."""
-        return self.promise.may_open(boottime())
+        return self.promise.may_open(self._lasting())
 
     def _now(self) -> Moment:
         # Where all clocks of a machine stood still with it, the wall clock is set right first.
         return boottime(), self._leader.monotonic(), time.time()
+
+    def _lasting(self) -> Moment:
+        """By the clocks that nobody sets."""
+        return boottime(), self._leader.monotonic()
 
     # --- the leader's side
 
@@ -425,7 +429,7 @@ class Continuing:
             reason = self._refusal(asker.epoch)
         if reason:
             return HoldAnswer(reason=reason, epoch=leader.newest_epoch)
-        self.promise.give(asker, boottime(), seconds)
+        self.promise.give(asker, self._lasting(), seconds)
         return HoldAnswer(held=True, epoch=leader.newest_epoch)
 
     def _refusal(self, epoch: int) -> str:

@@ -1,6 +1,6 @@
 """Holds: who may go on, and who may open, while no router of a shard can write its journal.
 
-Pure: no clock, no I/O; where it is one clock, `now` is a second of CLOCK_BOOTTIME.
+Pure: no clock, no I/O; `now` is one moment by several clocks.
 
 1. A leader whose block is unknown for too long asks every other router of the lead list to hold, and while it
    is unknown which list is in force those of each that may be. Only when all of them have promised in one
@@ -12,7 +12,9 @@ Pure: no clock, no I/O; where it is one clock, `now` is a second of CLOCK_BOOTTI
    Until the promise is over it opens nothing. It promises what it is asked for, or nothing.
 4. A router that is younger than the longest promise opens nothing: it may have promised in a former life.
 5. The leader measures by several clocks, and the one that is furthest decides: CLOCK_BOOTTIME, which goes on
-   while the machine sleeps, that of its timers, the wall clock. So one of them may stand still.
+   while the machine sleeps, that of its timers, the wall clock. So one of them may stand still. Who holds
+   measures by the first two, and the one that is furthest behind decides: one that stood still and catches up
+   ends no promise before its time. (A wall clock that was set back would, for as long as it was set back.)
 
 | asked in which state | answer | the leader |
 |---|---|---|
@@ -163,24 +165,24 @@ class Lists:
 class Promise:
     """A router's own side: until when it opens nothing."""
 
-    def __init__(self, born: float, hold_seconds: float) -> None:
+    def __init__(self, born: Moment, hold_seconds: float) -> None:
         """`born`: when its process started; `hold_seconds`: the longest time that anybody asks for."""
         self.hold_seconds = hold_seconds
-        self._until = born + hold_seconds
+        self._until = tuple(at + hold_seconds for at in born)
         self._born_until = self._until
         self._newest = (0, 0)
 
-    def give(self, asker: Asker, now: float, seconds: float) -> None:
+    def give(self, asker: Asker, now: Moment, seconds: float) -> None:
         """Promises, `hold_seconds` at most; a longer promise stays as it is."""
-        self._until = max(self._until, now + seconds)
+        self._until = tuple(max(until, at + seconds) for until, at in zip(self._until, now, strict=True))
         self._newest = max(self._newest, (asker.epoch, asker.round))
 
     def given_later(self, asker: Asker) -> bool:
         """Whether something was promised after this was asked: then it must not release the promise."""
         return self._newest > (asker.epoch, asker.round)
 
-    def may_open(self, now: float) -> bool:
-        return now >= self._until
+    def may_open(self, now: Moment) -> bool:
+        return all(at >= until for until, at in zip(self._until, now, strict=True))
 
     def release(self) -> None:
         """Whom it was given to has stopped, and wants this router to open. What a former life has promised

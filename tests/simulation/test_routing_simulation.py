@@ -78,6 +78,14 @@ def test_what_is_not_broken_holds_in_the_same_mixture(name: str) -> None:
     assert not world.failure, world.failure
 
 
+def test_conversations_are_found_again() -> None:
+    """The same run without the broken rule: streams do break in conversations, and come back to them."""
+    talking = next(each for each in VARIANTS if each.name == "who talks is placed anywhere")
+    world = simulate(variants.drawn(talking, 1))
+    assert not world.failure, world.failure
+    assert world.counts["conversations found again"] and world.counts["conversations said to be over"]
+
+
 def history(world: World) -> list[Any]:
     """Every block of a run, byte by byte."""
     return [world.steps, *(block for shard in world.plan.shards for block in world.cluster.chain(shard))]

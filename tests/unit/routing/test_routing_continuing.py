@@ -13,7 +13,7 @@ import pytest
 from chassis.clock import SystemClock
 from chassis.testing.waiting import eventually
 from routing import codec, continuing
-from routing.continuing import ContinueOptions, Continuing, boottime
+from routing.continuing import ContinueOptions, Continuing
 from routing.holds import Asker, HoldAnswer, Promise
 from routing.journal import Block, OutcomeUnknown
 from routing.leader import Committed, Leader, LeaderOptions, StoreOutage
@@ -49,7 +49,7 @@ class Floor:
         )
         part = leader.continuing = Continuing(leader, self, ContinueOptions(hold_seconds=HOLD))
         # As if it had been there for long: who has just started may have promised in a former life.
-        part.promise = Promise(boottime() - HOLD, HOLD)
+        part.promise = Promise(tuple(at - HOLD for at in part._lasting()), HOLD)
         self._tasks.append(asyncio.create_task(leader.run()))
         return leader
 
@@ -283,7 +283,7 @@ async def test_who_has_read_nothing_since_its_start_promises_nothing_and_waits(
         asker = Asker(epoch=floor.leaders["one:1"].epoch, round=1)
         floor.start("two:1", away=True)
         part = floor.part("two:1")
-        part.promise = Promise(boottime(), HOLD)
+        part.promise = Promise(part._lasting(), HOLD)
         assert (await part.hold(asker, HOLD)).reason == "UNREAD" and not part.may_open()
 
 

@@ -86,18 +86,24 @@ def test_who_may_not_be_listed_any_more_is_held_and_not_given_the_blocks() -> No
 
 
 def test_a_promise_is_kept_and_so_is_that_of_a_former_life() -> None:
-    promise = Promise(100.0, 3.0)
-    assert not promise.may_open(102.9) and promise.may_open(103.0)
-    promise.give(Asker(epoch=5, round=2), 101.0, 3.0)
-    promise.give(Asker(epoch=5, round=3), 101.5, 1.0)
-    assert not promise.may_open(103.9) and promise.may_open(104.0)
+    promise = Promise((100.0, 7.0), 3.0)
+    assert not promise.may_open((102.9, 9.9)) and promise.may_open((103.0, 10.0))
+    promise.give(Asker(epoch=5, round=2), (101.0, 8.0), 3.0)
+    promise.give(Asker(epoch=5, round=3), (101.5, 8.5), 1.0)
+    assert not promise.may_open((103.9, 10.9)) and promise.may_open((104.0, 11.0))
     promise.release()
-    assert not promise.may_open(102.9) and promise.may_open(103.0)
+    assert not promise.may_open((102.9, 9.9)) and promise.may_open((103.0, 10.0))
+
+
+def test_a_clock_that_stood_still_and_catches_up_ends_no_promise_before_its_time() -> None:
+    promise = Promise((100.0, 100.0), 3.0)
+    promise.give(Asker(epoch=5, round=2), (110.0, 112.0), 3.0)
+    assert not promise.may_open((113.5, 113.5)) and promise.may_open((115.0, 115.0))
 
 
 def test_what_was_on_its_way_for_long_releases_no_promise() -> None:
-    promise = Promise(0.0, 3.0)
-    promise.give(Asker(epoch=5, round=4), 10.0, 3.0)
+    promise = Promise((0.0,), 3.0)
+    promise.give(Asker(epoch=5, round=4), (10.0,), 3.0)
     assert promise.given_later(Asker(epoch=5, round=3)) and promise.given_later(Asker(epoch=4, round=9))
     assert not promise.given_later(Asker(epoch=5, round=4))
 
