@@ -923,10 +923,11 @@ async def test_after_a_change_of_leader_the_call_is_attached_again(world: World)
     wire = world.wire("beijing")
     wire.down()
     world.beijing.open()
-    wire.answer_lost[PlaceCall] = 2
+    wire.answer_lost |= {AttachCalls: 1, PlaceCall: 2}
     wire.back()
     await eventually(world.beijing.live)
     await eventually(lambda: not front._tasks)
+    assert world.beijing.live() and wire.kinds() == [PlaceCall, AttachCalls, *[PlaceCall] * 3]
     world.beijing.agent("ann")
     world.beijing.accept()
     await line.until(OfferAccepted)
