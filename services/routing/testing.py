@@ -15,8 +15,35 @@ import asyncio
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
+from routing import codec
 from routing.journal import Block, Manifest, OutcomeUnknown
+from routing.model import Event
 from routing.relay import Cursor
+
+
+def block_of(
+    events: Sequence[tuple[int, Event]],
+    sequence: int,
+    now_ms: int,
+    *,
+    shard: str = "beijing",
+    epoch: int = 1,
+    prev: str | None = None,
+) -> Block:
+    """A block of events, each with the instant it was decided at, as a leader writes it; `prev` None: after
+    one that was made here, too.
+    """
+    return Block(
+        shard=shard,
+        sequence=sequence,
+        epoch=epoch,
+        nonce=f"n{sequence}",
+        prev=prev if prev is not None else f"n{sequence - 1}" if sequence > 1 else "",
+        now_ms=now_ms,
+        format=codec.FORMAT,
+        count=len(events),
+        body=codec.encode_events(events, now_ms),
+    )
 
 
 @dataclass(eq=False, slots=True)

@@ -17,9 +17,10 @@ from chassis.bus.connection import close_quietly, open_connection
 from chassis.bus.publisher import Outcome, Outgoing, Publisher
 from chassis.lease import Lease
 from chassis.testing.waiting import wait_until
-from routing import codec, model, publish, relay
-from routing.journal import COLLECTION, Block, to_document
+from routing import model, publish, relay
+from routing.journal import COLLECTION, to_document
 from routing.relay import Cursor, MongoCursors, MongoTail, Relay
+from routing.testing import block_of
 
 pytestmark = pytest.mark.integration
 T0 = 1_772_000_000_000
@@ -63,17 +64,8 @@ class Bench:
             write_concern=pymongo.WriteConcern(w="majority")  # type: ignore[attr-defined]
         )
         sequence = MongoTail(self.database).newest(shard) + 1
-        block = Block(
-            shard=shard,
-            sequence=sequence,
-            epoch=1,
-            nonce=f"{shard}-{sequence}",
-            prev=f"{shard}-{sequence - 1}" if sequence > 1 else "",
-            now_ms=T0 + sequence,
-            format=codec.FORMAT,
-            count=len(events),
-            body=codec.encode_events([(T0 + sequence, event) for event in events], T0 + sequence),
-        )
+        at = T0 + sequence
+        block = block_of([(at, event) for event in events], sequence, at, shard=shard)
         blocks.insert_one(to_document(block))
 
     def open(self, shard: str = "beijing") -> None:
@@ -134,7 +126,7 @@ def test_journals_reach_the_queue_whole_and_in_order(bench: Bench) -> None:
             bench.call(f"{shard}-{n}", shard)
     run(bench.relay(), lambda: bench.cursors.get("chengdu").sequence == 51)
     taken = bench.taken()
-    assert bench.cursors.get("beijing") == Cursor(sequence=51, nonce="beijing-51")
+    assert bench.cursors.get("beijing") == Cursor(sequence=51, nonce="n51")
     for shard in ("beijing", "chengdu"):
         mine = [event for event in taken if event.id.startswith(shard)]
         assert [event.id for event in mine] == [f"{shard}:{n}:0" for n in range(2, 52)]

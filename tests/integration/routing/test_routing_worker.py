@@ -27,9 +27,10 @@ from chassis.localstack import free_ports
 from chassis.localstack.group import HttpReady
 from chassis.localstack.process import ManagedProcess
 from chassis.testing.waiting import wait_until
-from routing import codec, model
-from routing.journal import COLLECTION, Block, to_document
+from routing import model
+from routing.journal import COLLECTION, to_document
 from routing.relay import CURSORS
+from routing.testing import block_of
 
 pytestmark = pytest.mark.integration
 ROOT = Path(__file__).resolve().parents[3]
@@ -121,18 +122,8 @@ class Journal:
 
     def write(self, *events: model.Event) -> None:
         self._sequence += 1
-        n = self._sequence
-        block = Block(
-            shard="beijing",
-            sequence=n,
-            epoch=1,
-            nonce=f"n{n}",
-            prev=f"n{n - 1}" if n > 1 else "",
-            now_ms=T0 + n,
-            format=codec.FORMAT,
-            count=len(events),
-            body=codec.encode_events([(T0 + n, event) for event in events], T0 + n),
-        )
+        at = T0 + self._sequence
+        block = block_of([(at, event) for event in events], self._sequence, at)
         self._blocks.insert_one(to_document(block))
 
     def call(self, call_id: str) -> str:

@@ -6,8 +6,6 @@ import random
 
 from tests.unit.routing.routing_shards import EngineShard
 
-from routing import codec
-from routing.journal import Block
 from routing.model import (
     CallFacts,
     CloseSession,
@@ -21,7 +19,7 @@ from routing.model import (
     ShardOpened,
 )
 from routing.state import evolve
-from routing.testing import MemoryBlocks
+from routing.testing import MemoryBlocks, block_of
 from routing.views import view_call
 
 #: A whole half-hour.
@@ -55,19 +53,8 @@ class Journal(EngineShard):
         sequence = self.blocks.newest("beijing") + 1
         previous = self.blocks.at("beijing", sequence - 1)
         base = self.journal[0][0] if self.journal else self.now_ms
-        self.blocks.put(
-            Block(
-                shard="beijing",
-                sequence=sequence,
-                epoch=1,
-                nonce=f"n{sequence}",
-                prev=previous.nonce if previous else "",
-                now_ms=base,
-                format=codec.FORMAT,
-                count=len(self.journal),
-                body=codec.encode_events(self.journal, base),
-            )
-        )
+        prev = previous.nonce if previous else ""
+        self.blocks.put(block_of(self.journal, sequence, base, prev=prev))
         self.journal = []
 
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterator
 
-from routing import codec
 from routing.journal import Block
 from routing.model import AgentConfig, Event, QueueConfig
+from routing.testing import block_of
 from routing.virtual import Contact, DayResult, Duty, Roster, VirtualDay
 
 START_MS = 1_772_000_000_000
@@ -49,19 +49,7 @@ def lived(roster: Roster, contacts: list[Contact]) -> tuple[DayResult, dict[str,
 
 def blocks_of(shard: str, events: list[tuple[int, Event]], size: int = 50) -> Iterator[Block]:
     """The events as a journal keeps them, with an empty block after each full one."""
-    nonce = ""
     for sequence, start in enumerate(range(0, 2 * len(events), size), 1):
         part = events[start // 2 : start // 2 + size] if sequence % 2 else []
         now_ms = part[0][0] if part else events[min(start // 2, len(events) - 1)][0]
-        yield Block(
-            shard=shard,
-            sequence=sequence,
-            epoch=1,
-            nonce=f"n{sequence}",
-            prev=nonce,
-            now_ms=now_ms,
-            format=codec.FORMAT,
-            count=len(part),
-            body=codec.encode_events(part, now_ms),
-        )
-        nonce = f"n{sequence}"
+        yield block_of(part, sequence, now_ms, shard=shard)

@@ -21,6 +21,7 @@ from routing.engine import step
 from routing.journal import Block
 from routing.publish import OPTIONAL, SLOTS, Projection, UnreadableBlock
 from routing.state import ShardState, evolve
+from routing.testing import block_of
 
 T0 = 1_772_000_000_000
 FACTS = model.CallFacts(
@@ -43,17 +44,7 @@ class Journal:
         if events and isinstance(events[0][1], model.ShardOpened):
             self.epoch = sequence
         base_ms = now_ms if now_ms is not None else events[0][0] if events else T0
-        block = Block(
-            shard=self.shard,
-            sequence=sequence,
-            epoch=self.epoch,
-            nonce=f"n{sequence}",
-            prev=self.blocks[-1].nonce if self.blocks else "",
-            now_ms=base_ms,
-            format=codec.FORMAT,
-            count=len(events),
-            body=codec.encode_events(events, base_ms),
-        )
+        block = block_of(events, sequence, base_ms, shard=self.shard, epoch=self.epoch)
         self.blocks.append(block)
         return block
 

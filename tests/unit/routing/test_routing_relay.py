@@ -17,7 +17,7 @@ from chassis.testing.lease import ScriptedLease
 from routing import codec, model, relay
 from routing.journal import Block, JournalGap
 from routing.relay import Cursor, Relay
-from routing.testing import MemoryBlocks, MemoryCursors, MemoryTail
+from routing.testing import MemoryBlocks, MemoryCursors, MemoryTail, block_of
 
 T0 = 1_772_000_000_000
 
@@ -74,18 +74,9 @@ class Rig:
     def write(self, *events: model.Event, shard: str = "beijing", **changes: Any) -> Block:
         sequence = self.blocks.newest(shard) + 1
         before = self.blocks.at(shard, sequence - 1)
-        block = Block(
-            shard=shard,
-            sequence=sequence,
-            epoch=1,
-            nonce=f"{shard}-{sequence}",
-            prev=before.nonce if before else "",
-            now_ms=T0 + sequence,
-            format=codec.FORMAT,
-            count=len(events),
-            body=codec.encode_events([(T0 + sequence, event) for event in events], T0 + sequence),
-        )
-        block = replace(block, **changes)
+        at, prev = T0 + sequence, before.nonce if before else ""
+        written = [(at, event) for event in events]
+        block = replace(block_of(written, sequence, at, shard=shard, prev=prev), **changes)
         self.blocks.put(block)
         return block
 
@@ -133,7 +124,7 @@ def test_events_of_all_shards_go_out_in_one_batch_and_the_cursors_follow(rig: Ri
     for shard in ("beijing", "chengdu"):
         mine = [id for id in rig.broker.tried if id.startswith(shard)]
         assert mine == [f"{shard}:1:0", f"{shard}:3:0", f"{shard}:4:0"]
-        assert rig.cursors.get(shard) == Cursor(sequence=4, nonce=f"{shard}-4")
+        assert rig.cursors.get(shard) == Cursor(sequence=4, nonce="n4")
 
 
 def test_types_with_subscribers_are_mandatory_and_the_others_are_not(rig: Rig) -> None:
@@ -381,7 +372,7 @@ def test_a_cursor_set_back_by_an_operator_publishes_again(rig: Rig) -> None:
     rig.call("a")
     one = rig.relay()
     assert one.step() == 2
-    rig.cursors.stored["beijing"] = Cursor(sequence=2, nonce="beijing-2")
+    rig.cursors.stored["beijing"] = Cursor(sequence=2, nonce="n2")
     rig.lease.epoch += 1
     one._lead()
     rig.lease.renewal_due = True

@@ -13,7 +13,7 @@ from prometheus_client import REGISTRY
 from chassis.clock import SystemClock
 from chassis.testing.lease import ScriptedLease
 from chassis.testing.waiting import eventually
-from routing import codec, digests, image
+from routing import digests, image
 from routing import snapshots as snapshots_module
 from routing.journal import Block, ChainReader, JournalGap
 from routing.leader import Leader, LeaderOptions
@@ -30,7 +30,7 @@ from routing.model import (
 from routing.publish import Projection
 from routing.relay import Cursor, Feed
 from routing.snapshots import ShardSnapshots, SnapshotOptions, Snapshotter, nearest_start
-from routing.testing import MemoryBlocks, MemoryCursors, MemoryJournal, MemorySnapshots, MemoryTail
+from routing.testing import MemoryBlocks, MemoryCursors, MemoryJournal, MemorySnapshots, MemoryTail, block_of
 
 DEADLINE_SECONDS = 10
 T0 = 1_772_000_000_000
@@ -74,17 +74,9 @@ class Journal:
         last = self.blocks.at("beijing", self.blocks.newest("beijing"))
         sequence = last.sequence + 1 if last is not None else 1
         now_ms = T0 + sequence * MINUTE_MS
-        block = Block(
-            shard="beijing",
-            sequence=sequence,
-            epoch=sequence if opening or last is None else last.epoch,
-            nonce=f"n{sequence}",
-            prev=last.nonce if last is not None else "",
-            now_ms=now_ms,
-            format=codec.FORMAT,
-            count=len(events),
-            body=codec.encode_events([(now_ms, event) for event in events], now_ms),
-        )
+        epoch = sequence if opening or last is None else last.epoch
+        prev = last.nonce if last is not None else ""
+        block = block_of([(now_ms, event) for event in events], sequence, now_ms, epoch=epoch, prev=prev)
         self.blocks.put(block)
         return block
 
