@@ -410,16 +410,16 @@ def test_the_network_is_the_picture() -> None:
     ]
 
 
-@pytest.mark.parametrize("values", [{}, {"tls": {"enabled": True}}])
-def test_a_process_has_started_when_all_of_it_is_ready(values: dict[str, Any]) -> None:
+@pytest.mark.parametrize("secure", [False, True])
+def test_a_process_has_started_when_all_of_it_is_ready(secure: bool) -> None:
     """A router that serves and has not found its shard would let the next one be restarted; gRPC's health
     does not tell. A dialler may wait for its floor as long as it likes, and is not ended over it.
     """
-    for one, pod in pods(render(values | {"dialler": {"enabled": True}})):
-        if one["kind"] in ("Deployment", "StatefulSet"):
-            path = pod["spec"]["containers"][0]["startupProbe"]["httpGet"]["path"]
+    for one, pod in pods(everything() if secure else example("single-cluster")):
+        probe = pod["spec"]["containers"][0].get("startupProbe")
+        if probe is not None:
             dialler = "dialler" in one["metadata"]["name"]
-            assert path == ("/healthz" if dialler else "/readyz"), one["metadata"]["name"]
+            assert probe["httpGet"]["path"] == ("/healthz" if dialler else "/readyz"), one["metadata"]["name"]
 
 
 def test_what_the_schema_lets_pass_the_settings_take() -> None:
@@ -435,15 +435,13 @@ def test_what_the_schema_lets_pass_the_settings_take() -> None:
             assert said["maximum"] <= most, name
 
 
-@pytest.mark.parametrize(("given", "said"), [
-    (1_000_000, "1000000"), (25_000_000, "25000000"), (0.25, "0.25"), (True, "true"), ("1e6", "1e6"),
-])  # fmt: skip
-def test_a_variable_is_written_as_it_is_meant(given: Any, said: str) -> None:
+def test_a_variable_is_written_as_it_is_meant() -> None:
     """Helm reads numbers as floating ones, and would write a million as no setting takes it."""
-    values = {"crm": {"worker": {"env": {"CRM_EVENT_LOG_ENTRIES_MAX": given}}}}
+    given = {"CRM_A": 1_000_000, "CRM_B": 25_000_000, "CRM_C": 0.25, "CRM_D": True, "CRM_E": "1e6"}
+    values = {"crm": {"worker": {"env": given}}}
     (pod,) = [pod for one, pod in pods(render(values)) if one["metadata"]["name"].endswith("-crm-worker")]
     env = {one["name"]: one.get("value") for one in pod["spec"]["containers"][0]["env"]}
-    assert env["CRM_EVENT_LOG_ENTRIES_MAX"] == said
+    assert [env[name] for name in given] == ["1000000", "25000000", "0.25", "true", "1e6"]
 
 
 def test_files_that_settings_name_are_where_they_are_named() -> None:
@@ -482,15 +480,20 @@ def test_workers_reach_partners_where_the_docs_say_that_they_are() -> None:
                 assert (more or wanted) <= ports and (8443 in ports) is bool(more)
 
 
-@pytest.mark.parametrize(("given", "said"), [("", "contact"), ("contact-centre", "contact-centre")])
-def test_every_series_says_of_which_platform_it_is(given: str, said: str) -> None:
-    """Or the figures of a trial in the same Prometheus would be added to the real ones."""
-    values = EVERYTHING | {"monitoring": {"enabled": True, "platform": given}}
-    monitors = [one for one in render(values) if one["kind"] == "PodMonitor"]
-    assert len(monitors) == 4
-    for one in monitors:
-        (endpoint,) = one["spec"]["podMetricsEndpoints"]
-        assert {"targetLabel": "platform", "replacement": said} in endpoint["relabelings"]
+def test_every_series_says_of_which_platform_it_is() -> None:
+    """Or the figures of a trial in the same Prometheus would be added to the real ones. Releases of several
+    clusters that are one platform say so.
+    """
+    for said, count, manifests in (
+        ("contact", 4, everything()),
+        ("contact-centre", 2, example("hq")),
+        ("contact-centre", 2, example("region")),
+    ):
+        monitors = [one for one in manifests if one["kind"] == "PodMonitor"]
+        assert len(monitors) == count
+        for one in monitors:
+            (endpoint,) = one["spec"]["podMetricsEndpoints"]
+            assert {"targetLabel": "platform", "replacement": said} in endpoint["relabelings"]
 
 
 @pytest.mark.parametrize("kind", ["server", "worker"])
