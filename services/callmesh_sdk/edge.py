@@ -112,7 +112,9 @@ class Caller:
                 shard=accepted.shard,
             )
         )
-        self.place_token = answer.place_token or self.place_token
+        # The stream may have told more than this answer, and earlier: its token is the newer one then.
+        if (answer.epoch, answer.sequence) >= self._newest.get(accepted.shard, (0, 0)):
+            self.place_token = answer.place_token or self.place_token
         return answer
 
     async def hang_up(self) -> call_pb2.Call:

@@ -379,7 +379,9 @@ class Line:
             self.world.auditor.check_place(*place, "a confirmation", durable=answer.durable)
             self.confirming = ""
             self._note(f"confirmed: {answer.confirmed} {answer.refusal}")
-            if answer.confirmed:
+            over = (request.call_id, request.offer_id) in self.world.auditor.broke_off
+            # Its stream may have told more than this yes, and earlier: that it was connected, and is over.
+            if answer.confirmed and not over:
                 self.token = answer.place_token
                 self._bridge(request.offer_id, answer.agent, request.shard)
             self._wake()
@@ -436,6 +438,9 @@ class Line:
                 if lost and self.excused:
                     # The conversation was told as not durable, and the journal never heard of it.
                     break
+                if error.code() is StatusCode.FAILED_PRECONDITION and not self.honest:
+                    await self._let_go()
+                    return
                 if error.code() is StatusCode.NOT_FOUND:
                     self.world.violate(f"{self.plan.call_id}: acknowledged and forgotten")
                 elif error.code() not in PASSING:
@@ -449,6 +454,14 @@ class Line:
             except AioRpcError:
                 pass
         self.finish("served")
+
+    async def _let_go(self) -> None:
+        """What it took for a conversation is over: it came back without its token, so it was queued anew."""
+        self.bridged = None
+        if self.on_line:
+            await self._hang_up(0.0)
+        else:
+            self.finish("hung up")
 
     # --- the caller
 

@@ -276,6 +276,27 @@ async def test_that_a_conversation_broke_off_is_said_until_somebody_has_heard_it
     assert [each.reopen_reason for each in servicer.calls] == [broke_off, broke_off, lost]
 
 
+@pytest.mark.parametrize(("sequence", "kept"), [(3, "token-3"), (30, "of the yes")])
+async def test_a_yes_that_the_stream_has_overtaken_keeps_the_newer_token(
+    connect: Any, sequence: int, kept: str
+) -> None:
+    class Confirming(Routing):
+        async def ConfirmCall(self, request: Any, context: Any) -> routing_pb2.ConfirmCallResponse:
+            return routing_pb2.ConfirmCallResponse(
+                confirmed=True, epoch=1, sequence=sequence, place_token="of the yes"
+            )
+
+    descriptor = routing_pb2.DESCRIPTOR.services_by_name["RoutingService"]
+    add = routing_pb2_grpc.add_RoutingServiceServicer_to_server
+    accepted = routing_pb2.RouteCallEvent(shard="a", epoch=1, sequence=2, accepted={"offer_id": "o1"})
+    async with await connect("routing", ServiceBinding(descriptor, add, Confirming())) as client:
+        caller = Caller(client, call_pb2.CallRequest(call_id="c1", queue="queues/q"))
+        async for _ in caller.events():
+            pass
+        assert (await caller.confirm(accepted)).confirmed
+    assert caller.place_token == kept
+
+
 class Agents(agent_pb2_grpc.AgentServiceServicer):
     """Breaks after the accept was read, and offers it still; then another desktop takes over."""
 
