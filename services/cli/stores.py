@@ -57,7 +57,7 @@ def _broker_takes(uri: str) -> bool:
     except amqp.AccessRefused:
         return False
     except CONNECTION_ERRORS:
-        return True
+        pass
     return True
 
 

@@ -71,6 +71,9 @@ LIST_TRANSITIONS: Mapping[tuple[int, str], int] = {
     (P.CONTACT_LIST_STATE_DRAFT, "start"): P.CONTACT_LIST_STATE_RUNNING,
     (P.CONTACT_LIST_STATE_PAUSED, "start"): P.CONTACT_LIST_STATE_RUNNING,
     (P.CONTACT_LIST_STATE_RUNNING, "pause"): P.CONTACT_LIST_STATE_PAUSED,
+    (P.CONTACT_LIST_STATE_DRAFT, "delete"): P.CONTACT_LIST_STATE_COMPLETED,
+    (P.CONTACT_LIST_STATE_PAUSED, "delete"): P.CONTACT_LIST_STATE_COMPLETED,
+    (P.CONTACT_LIST_STATE_COMPLETED, "delete"): P.CONTACT_LIST_STATE_COMPLETED,
 }
 
 
@@ -260,15 +263,12 @@ class OutboundServicer(outbound_pb2_grpc.OutboundServiceServicer):
 
     def DeleteContactList(self, request: P.DeleteContactListRequest, context: Any) -> Empty:
         """Removes one that does not run. Its contacts go first: left behind they would be called from the
-        next list of the name, and an erasure would not find them.
+        next list of the name, and an erasure would not find them. Before that it is completed, so that nobody
+        starts it while it loses them.
         """
-
-        def allowed(message: Any) -> None:
-            if message.state == P.CONTACT_LIST_STATE_RUNNING:
-                raise ContactListStateError(subject=message.name, why="it is RUNNING")
-            self._empty(message.name.removeprefix("contactLists/"))
-
-        self._lists.delete(request, allowed)
+        done = self._go(request, "delete")
+        self._empty(done.name.removeprefix("contactLists/"))
+        self._lists.delete(P.DeleteContactListRequest(name=done.name, etag=done.etag))
         return Empty()
 
     def StartContactList(self, request: P.StartContactListRequest, context: Any) -> P.ContactList:

@@ -133,7 +133,9 @@ class Desk:
     def list(
         self, request: Any, condition: Mapping[str, Any], order: str = "_id"
     ) -> tuple[Sequence[Any], str]:
-        """(a page, the token of the next)."""
+        """(a page, the token of the next). InvalidArgument."""
+        if problems := enum_problems(request):
+            raise InvalidArgument.many(problems)
         page = Page.of(request)
         name = order.removeprefix("-")
         after = page.value(str) if name == "_id" else page.key(float, str)

@@ -420,8 +420,10 @@ def test_times_that_may_be_asked_about_have_days_around_them() -> None:
     for seconds in (0, 32_503_679_999):
         at = convert.moment_in("contact_time", Timestamp(seconds=seconds))
         for zone in ("America/Anchorage", "Pacific/Kiritimati"):
-            care.birthday(rule, born, at, zone)
-            consent.permission(born, Channel.SMS, Purpose.SERVICE, at, zone)
+            assert care.birthday(rule, born, at, zone) is None, "it is in June"
+            told = consent.permission(born, Channel.SMS, Purpose.SERVICE, at, zone)
+            assert told.reasons == (consent.QUIET,) and told.next_allowed is not None
+            assert timedelta() < told.next_allowed - at < timedelta(days=1)
 
 
 @pytest.mark.parametrize("amount", ["١٢", "１２.５", "12.٥"])

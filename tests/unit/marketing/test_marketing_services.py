@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
@@ -47,7 +48,7 @@ from marketing.call_lists import CallListSender, add_contact, complete_lists
 from marketing.campaign_engine import StepChannel
 from marketing.campaign_store import MemoryTouches
 from marketing.config import MarketingSettings
-from marketing.kinds import ATTEMPTS, CAMPAIGNS, CONTACT_POLICY, CONTACTS, TARIFFS
+from marketing.kinds import ATTEMPTS, CAMPAIGNS, CONTACT_LISTS, CONTACT_POLICY, CONTACTS, TARIFFS
 from marketing.memory_store import MemoryStore
 from marketing.model import Channel, Complaint, Profile, Purchase
 from marketing.outbound_servicer import OutboundServicer
@@ -533,6 +534,35 @@ async def test_a_list_goes_with_its_contacts(world: World) -> None:
     create = outbound_pb2.CreateContactListRequest(contact_list=again, contact_list_id="autumn")
     assert (await refused(world.outbound.CreateContactList(create)))[0] is grpc.StatusCode.ALREADY_EXISTS
     assert world.store.shelves.count(CONTACTS, {"list": "autumn"}) == 1
+
+
+async def test_a_list_is_not_started_while_it_is_removed(world: World, monkeypatch: Any) -> None:
+    name = await outbound_list(world, "+8613800138000")
+    await world.outbound.PauseContactList(outbound_pb2.PauseContactListRequest(name=name))
+    clear, loop = world.store.shelves.clear, asyncio.get_running_loop()
+    told: list[Any] = []
+
+    async def start() -> None:
+        call = world.outbound.StartContactList(outbound_pb2.StartContactListRequest(name=name))
+        told.append(await refused(call))
+
+    def clear_and_start(kind: Any, condition: Any) -> None:
+        clear(kind, condition)
+        asyncio.run_coroutine_threadsafe(start(), loop).result(30)
+
+    monkeypatch.setattr(world.store.shelves, "clear", clear_and_start)
+    await world.outbound.DeleteContactList(outbound_pb2.DeleteContactListRequest(name=name))
+    assert [reason for _, reason, *_ in told] == ["CONTACT_LIST_STATE"] * 2
+    assert world.store.shelves.count(CONTACTS, {}) == world.store.shelves.count(CONTACT_LISTS, {}) == 0
+
+
+async def test_lists_are_asked_for_by_states_that_there_are(world: World) -> None:
+    for ask, request in (
+        (world.outbound.ListContactLists, outbound_pb2.ListContactListsRequest(state=99)),
+        (world.leads.ListLeads, leads_pb2.ListLeadsRequest(state=99)),
+    ):
+        code, _, fields = await refused(ask(request))
+        assert (code, fields) == (grpc.StatusCode.INVALID_ARGUMENT, ["state"])
 
 
 async def test_who_is_handed_out_has_the_clock_that_quiet_hours_go_by(world: World) -> None:
