@@ -112,9 +112,10 @@ async def _serve(settings: Any, pipe: Connection) -> None:
     from chassis import garbage, mongo
     from chassis.server import Server
     from chassis.testing.echo import echo_binding
+    from marketing.reader import MongoReader
     from marketing.scopes import SCOPES
     from marketing.server import bindings
-    from marketing.store import MongoReader, MongoStore
+    from marketing.store import MongoStore
 
     mongo.connect(settings)
     database = mongo.async_database(settings)

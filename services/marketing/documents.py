@@ -2,7 +2,7 @@
 whole mapping.
 
 Reads go past mongoengine (raw documents), so that blocking and asynchronous code share one mapping. Every
-query of store.py has an index here; a new query brings its own. Amounts of money are Decimal128: exact, and
+query of the stores has an index here; a new query brings its own. Amounts of money are Decimal128: exact, and
 comparable by the database.
 """
 

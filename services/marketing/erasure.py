@@ -26,10 +26,10 @@ from marketing.campaign_store import (
     SegmentMemberDocument,
     TouchDocument,
 )
+from marketing.decision_store import hide_strangers
 from marketing.documents import ComplaintDocument, DecisionDocument, ProfileDocument
 from marketing.kin import remembered
 from marketing.kinds import CONTACT_LISTS, CONTACTS, LEADS, RESPONSES, USAGE
-from marketing.store import hide_strangers
 
 #: Documents made anonymous at once.
 BATCH = 500

@@ -19,8 +19,9 @@ from chassis.ids import new_id
 from chassis.logs import get_logger
 from chassis.metrics import counter, gauge, histogram
 from chassis.mongo import retry_conflicts
-from marketing import convert, sales
+from marketing import convert, sales, wire
 from marketing.association import Counts, RuleTable, Smoothing, table_problems
+from marketing.decision_store import DecisionFilter
 from marketing.engine import (
     DecisionNotFound,
     OfferSoldOut,
@@ -50,6 +51,8 @@ from marketing.model import (
     RankedOffer,
     Result,
 )
+from marketing.model_store import Serving
+from marketing.offer_store import Claim, OfferFilter
 from marketing.policy import (
     CANDIDATES_MORE,
     arrange,
@@ -62,7 +65,8 @@ from marketing.policy import (
 from marketing.propensity import traits
 from marketing.ranker_cache import RankerCache
 from marketing.ranking import Candidate, Ranker
-from marketing.store import Claim, DecisionFilter, OfferFilter, Reader, Serving, Standing, Store
+from marketing.reader import Reader, Standing
+from marketing.store import Store
 
 #: Open complaints shown in a profile.
 COMPLAINTS_SHOWN_MAX = 100
@@ -232,7 +236,7 @@ class Recommender:
         self._counted(decision.no_offer).inc()
         return await self._reader.log_decision(
             decision,
-            (convert.recommendation_told(decision),),
+            (wire.recommendation_told(decision),),
             request_key=request_key,
             fingerprint=fingerprint,
         )

@@ -167,3 +167,21 @@ def survivors(profiles: Any, customers: Sequence[str]) -> dict[str, dict[str, An
         if not known:
             break
     return found
+
+
+def owners(profiles: Any, customers: set[str]) -> dict[str, str]:
+    """Whose something is now, by the customer for whom it was made, in a collection of profiles."""
+    found = {customer: customer for customer in customers}
+    for _ in range(MERGE_HOPS_MAX):
+        merged = profiles.find({"_id": {"$in": sorted(set(found.values()))}}, {"merged_into": 1})
+        hops = {raw["_id"]: raw["merged_into"] for raw in merged if raw.get("merged_into")}
+        if not hops:
+            break
+        found = {customer: hops.get(owner, owner) for customer, owner in found.items()}
+    return found
+
+
+def erased(profiles: Any, customers: Sequence[str]) -> set[str]:
+    """Those of some customers who were erased, in a collection of profiles."""
+    wanted = {"_id": {"$in": list(customers)}, "erased": True}
+    return {raw["_id"] for raw in profiles.find(wanted, {"_id": 1})}

@@ -17,6 +17,7 @@ from chassis.clock import Clock
 from chassis.errors import AlreadyExists, EtagMismatch, FailedPrecondition, NotFound
 from chassis.mongo import retry_conflicts
 from marketing import convert
+from marketing.decision_store import DecisionFilter
 from marketing.effects import churn_from_content, churn_traits, uplift_from_content
 from marketing.engine import LOST_TAG, ModelNotFound
 from marketing.handlers import ModelNotReady, NoEarlierModel
@@ -42,7 +43,7 @@ from marketing.offline import Comparison, Estimate, Logged, Treated, compare, qi
 from marketing.policy import Policy, first_chances
 from marketing.propensity import Propensity, corrected
 from marketing.shelf import Kind, Row, Shelves
-from marketing.store import DecisionFilter, Store
+from marketing.store import Store
 
 #: Newest decisions that a model learns from, and that policies are judged by.
 DECISIONS_MAX = 50_000

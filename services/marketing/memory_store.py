@@ -1,4 +1,6 @@
-"""The store in memory: for tests and for trying things out. Both ports, safe for threads."""
+"""The store in memory: for tests and for trying things out. Both ports, in the order of the modules that say
+them (store.py), under one lock.
+"""
 
 from __future__ import annotations
 
@@ -16,6 +18,7 @@ from chassis.errors import AlreadyExists, EtagMismatch
 from chassis.idempotency import check_repeat
 from marketing import kin
 from marketing.association import RuleTable, Smoothing
+from marketing.decision_store import DecisionFilter
 from marketing.engine import (
     ClaimsPending,
     DecisionNotFound,
@@ -24,6 +27,7 @@ from marketing.engine import (
     OfferSoldOut,
     check_supply,
 )
+from marketing.history_store import PRODUCTS_OF_CUSTOMER_MAX
 from marketing.kin import MERGE_HOPS_MAX
 from marketing.kinds import (
     EFFECTS,
@@ -44,22 +48,13 @@ from marketing.model import (
     Profile,
     Purchase,
 )
+from marketing.model_store import EARLIER_MAX, Serving
+from marketing.offer_store import CLAIMS_MAX, Claim, OfferFilter
 from marketing.policy import Policy
 from marketing.propensity import Propensity
+from marketing.reader import PUBLISHED_MAX, Pending, Standing
+from marketing.sale_store import Sale
 from marketing.shelf import MemoryShelves
-from marketing.store import (
-    CLAIMS_MAX,
-    EARLIER_MAX,
-    PRODUCTS_OF_CUSTOMER_MAX,
-    PUBLISHED_MAX,
-    Claim,
-    DecisionFilter,
-    OfferFilter,
-    Pending,
-    Sale,
-    Serving,
-    Standing,
-)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -264,6 +259,20 @@ class MemoryStore:
         with self._lock:
             return [d for id in sorted(self._decisions) if (d := self._decisions[id]).unsettled][:limit]
 
+    def forget_strangers(self, before: datetime, limit: int) -> int:
+        """As the port says."""
+        with self._lock:
+            old = [
+                decision
+                for decision in self._decisions.values()
+                if decision.number and not decision.customer and decision.created_at < before
+            ][:limit]
+            for decision in old:
+                outcome = replace(decision.outcome, note="") if decision.outcome else None
+                hidden = structs.replace(decision, number="", outcome=outcome, version=decision.version + 1)
+                self._decisions[decision.id] = hidden
+            return len(old)
+
     # history
 
     def add_purchases(self, purchases: Sequence[Purchase], now: datetime) -> int:
@@ -282,14 +291,6 @@ class MemoryStore:
             self._changes += new
             return new
 
-    def _owner(self, customer: str) -> str:
-        for _ in range(MERGE_HOPS_MAX):
-            profile = self._profiles.get(customer)
-            if profile is None or not profile.merged_into:
-                break
-            customer = profile.merged_into
-        return customer
-
     def _have(self, customer: str, products: Mapping[str, datetime], now: datetime | None) -> None:
         profile = self._profiles.get(customer, Profile(customer=customer))
         if len(profile.products) < PRODUCTS_OF_CUSTOMER_MAX:
@@ -300,6 +301,24 @@ class MemoryStore:
             profile = structs.replace(profile, updated_at=now or profile.updated_at)
         self._profiles[customer] = profile
 
+    def purchases(self, customer: str, limit: int, after: tuple[datetime, str] | None) -> list[Purchase]:
+        """As the port says."""
+        with self._lock:
+            mine = [p for _, p in self._purchases.values() if p.customer == customer]
+            mine.sort(key=lambda p: (p.at, p.id), reverse=True)
+            return [p for p in mine if after is None or (p.at, p.id) < after][:limit]
+
+    def history_changes(self) -> int:
+        """As the port says."""
+        with self._lock:
+            return self._changes
+
+    def baskets(self) -> Iterator[list[str]]:
+        """As the port says."""
+        with self._lock:
+            found = [sorted(self._profiles[id].products) for id in sorted(self._profiles)]
+        return iter([basket for basket in found if basket])
+
     def _bought(self, customer: str) -> dict[str, datetime]:
         found: dict[str, datetime] = {}
         for _, purchase in self._purchases.values():
@@ -307,12 +326,17 @@ class MemoryStore:
                 found[purchase.product] = max(purchase.at, found.get(purchase.product, purchase.at))
         return found
 
-    def purchases(self, customer: str, limit: int, after: tuple[datetime, str] | None) -> list[Purchase]:
-        """As the port says."""
-        with self._lock:
-            mine = [p for _, p in self._purchases.values() if p.customer == customer]
-            mine.sort(key=lambda p: (p.at, p.id), reverse=True)
-            return [p for p in mine if after is None or (p.at, p.id) < after][:limit]
+    def _take(self, holder: str, products: Iterable[str]) -> None:
+        """Leaves of these products what purchases of the holder's tell."""
+        left = self._bought(holder)
+        lost = set(products) - left.keys()
+        if holder in self._profiles:
+            kept = self._profiles[holder]
+            bought = {product: at for product, at in kept.bought_at.items() if product not in lost}
+            bought |= {product: left[product] for product in products if product in left}
+            self._profiles[holder] = structs.replace(kept, products=kept.products - lost, bought_at=bought)
+
+    # profiles
 
     def profile(self, customer: str) -> Profile | None:
         """As the port says."""
@@ -325,6 +349,49 @@ class MemoryStore:
         with self._lock:
             found = {customer: self.profile(self._owner(customer)) for customer in customers}
             return {customer: profile for customer, profile in found.items() if profile is not None}
+
+    def profile_of_number(self, number: str) -> Profile | None:
+        """As the port says."""
+        with self._lock:
+            owners = [p for p in self._profiles.values() if number in p.numbers and p.alive]
+            return max(owners, key=lambda p: p.updated_at.timestamp() if p.updated_at else 0.0, default=None)
+
+    def owners(self, numbers: Sequence[str]) -> dict[str, Profile]:
+        """As the port says."""
+        found = {number: self.profile_of_number(number) for number in numbers}
+        return {number: profile for number, profile in found.items() if profile is not None}
+
+    def customer_count(self) -> int:
+        """As the port says."""
+        with self._lock:
+            return len(self._profiles)
+
+    def sample(self, limit: int) -> list[Profile]:
+        """As the port says."""
+        with self._lock:
+            return [self._whole(profile) for profile in self._profiles.values() if profile.alive][:limit]
+
+    def save_profile(self, profile: Profile) -> bool:
+        """As the port says."""
+        with self._lock:
+            present = self._profiles.get(profile.customer)
+            if present is not None and present.crm_version >= profile.crm_version:
+                return False
+            if profile.customer in self._erased:
+                return False
+            kept = present or Profile(customer=profile.customer)
+            self._profiles[profile.customer] = structs.replace(
+                profile,
+                products=kept.products,
+                bought_at=kept.bought_at,
+                wants_to_leave=kept.wants_to_leave,
+                churn_risk=kept.churn_risk,
+                care=kept.care,
+                opted_out_at=kept.opted_out_at,
+                complaint_closed_at=kept.complaint_closed_at,
+                merged_into=profile.merged_into or kept.merged_into,
+            )
+            return True
 
     def _whole(self, profile: Profile) -> Profile:
         """With what is said of those who were merged into them."""
@@ -360,32 +427,7 @@ class MemoryStore:
             ],
         }
 
-    def sample(self, limit: int) -> list[Profile]:
-        """As the port says."""
-        with self._lock:
-            return [self._whole(profile) for profile in self._profiles.values() if profile.alive][:limit]
-
-    def save_profile(self, profile: Profile) -> bool:
-        """As the port says."""
-        with self._lock:
-            present = self._profiles.get(profile.customer)
-            if present is not None and present.crm_version >= profile.crm_version:
-                return False
-            if profile.customer in self._erased:
-                return False
-            kept = present or Profile(customer=profile.customer)
-            self._profiles[profile.customer] = structs.replace(
-                profile,
-                products=kept.products,
-                bought_at=kept.bought_at,
-                wants_to_leave=kept.wants_to_leave,
-                churn_risk=kept.churn_risk,
-                care=kept.care,
-                opted_out_at=kept.opted_out_at,
-                complaint_closed_at=kept.complaint_closed_at,
-                merged_into=profile.merged_into or kept.merged_into,
-            )
-            return True
+    # what is said of them
 
     def save_leave_intent(self, customer: str, wants_to_leave: bool, at: datetime) -> None:
         """As the port says."""
@@ -415,46 +457,7 @@ class MemoryStore:
             newest = dict([*others, (task, kind)][-CARE_MAX:])
             self._profiles[customer] = structs.replace(present, care=newest)
 
-    def _move(self, customer: str, at: datetime, survivor: str) -> bool:
-        if customer in self._erased or self._moved_at.get(customer, at) > at:
-            return False
-        self._moved_at[customer] = at
-        self._merged_into.pop(customer, None)
-        if survivor:
-            self._merged_into[customer] = survivor
-        return True
-
-    def _settle_owner(self, customer: str) -> str:
-        """Puts purchases, decisions and complaints under whose they are now."""
-        owner = self._owner(customer)
-        self._settle(owner, {customer, *kin.absorbed(self._words(customer))})
-        return owner
-
-    def _settle(self, owner: str, below: set[str]) -> None:
-        for id, (buyer, purchase) in self._purchases.items():
-            if buyer in below:
-                self._purchases[id] = (buyer, replace(purchase, customer=owner))
-        for id, decision in self._decisions.items():
-            whose = decision.made_for or decision.customer
-            if whose in below and decision.customer != owner:
-                made_for = "" if whose == owner else whose
-                moved = structs.replace(
-                    decision, customer=owner, made_for=made_for, version=decision.version + 1
-                )
-                self._decisions[id] = moved
-        for ticket, complaint in self._complaints.items():
-            if complaint.whose in below:
-                self._complaints[ticket] = _placed(complaint, owner)
-
-    def _take(self, holder: str, products: Iterable[str]) -> None:
-        """Leaves of these products what purchases of the holder's tell."""
-        left = self._bought(holder)
-        lost = set(products) - left.keys()
-        if holder in self._profiles:
-            kept = self._profiles[holder]
-            bought = {product: at for product, at in kept.bought_at.items() if product not in lost}
-            bought |= {product: left[product] for product in products if product in left}
-            self._profiles[holder] = structs.replace(kept, products=kept.products - lost, bought_at=bought)
+    # merges
 
     def merge(self, absorbed: str, survivor: str, at: datetime) -> None:
         """As the port says."""
@@ -481,6 +484,47 @@ class MemoryStore:
             own = self._bought(restored)
             self._have(restored, own, None)
             self._take(self._owner(survivor), own)
+
+    def _move(self, customer: str, at: datetime, survivor: str) -> bool:
+        if customer in self._erased or self._moved_at.get(customer, at) > at:
+            return False
+        self._moved_at[customer] = at
+        self._merged_into.pop(customer, None)
+        if survivor:
+            self._merged_into[customer] = survivor
+        return True
+
+    def _owner(self, customer: str) -> str:
+        for _ in range(MERGE_HOPS_MAX):
+            profile = self._profiles.get(customer)
+            if profile is None or not profile.merged_into:
+                break
+            customer = profile.merged_into
+        return customer
+
+    def _settle_owner(self, customer: str) -> str:
+        """Puts purchases, decisions and complaints under whose they are now."""
+        owner = self._owner(customer)
+        self._settle(owner, {customer, *kin.absorbed(self._words(customer))})
+        return owner
+
+    def _settle(self, owner: str, below: set[str]) -> None:
+        for id, (buyer, purchase) in self._purchases.items():
+            if buyer in below:
+                self._purchases[id] = (buyer, replace(purchase, customer=owner))
+        for id, decision in self._decisions.items():
+            whose = decision.made_for or decision.customer
+            if whose in below and decision.customer != owner:
+                made_for = "" if whose == owner else whose
+                moved = structs.replace(
+                    decision, customer=owner, made_for=made_for, version=decision.version + 1
+                )
+                self._decisions[id] = moved
+        for ticket, complaint in self._complaints.items():
+            if complaint.whose in below:
+                self._complaints[ticket] = _placed(complaint, owner)
+
+    # erasure
 
     def erase(self, customer: str) -> None:
         """As the port says."""
@@ -518,20 +562,6 @@ class MemoryStore:
         with self._lock:
             return self._erased & set(customers)
 
-    def forget_strangers(self, before: datetime, limit: int) -> int:
-        """As the port says."""
-        with self._lock:
-            old = [
-                decision
-                for decision in self._decisions.values()
-                if decision.number and not decision.customer and decision.created_at < before
-            ][:limit]
-            for decision in old:
-                outcome = replace(decision.outcome, note="") if decision.outcome else None
-                hidden = structs.replace(decision, number="", outcome=outcome, version=decision.version + 1)
-                self._decisions[decision.id] = hidden
-            return len(old)
-
     # complaints
 
     def save_complaint(self, complaint: Complaint) -> bool:
@@ -565,7 +595,7 @@ class MemoryStore:
             known = [c for c in self._complaints.values() if c.open]
             return [c for c in known if customer == c.customer != "" or number == c.number != ""][:limit]
 
-    # models
+    # campaigns' sales
 
     def touch_days(self, prefix: str, start: datetime, end: datetime) -> list[tuple[datetime, str, int]]:
         """As the port says: campaigns keep no touches in memory."""
@@ -579,16 +609,7 @@ class MemoryStore:
         """As the port says, of what was put into `campaign_claims`."""
         return self.campaign_claims.get((place, token))
 
-    def history_changes(self) -> int:
-        """As the port says."""
-        with self._lock:
-            return self._changes
-
-    def baskets(self) -> Iterator[list[str]]:
-        """As the port says."""
-        with self._lock:
-            found = [sorted(self._profiles[id].products) for id in sorted(self._profiles)]
-        return iter([basket for basket in found if basket])
+    # models
 
     def model(self, model_id: str) -> ModelInfo:
         """As the port says."""
@@ -660,22 +681,6 @@ class MemoryStore:
             self.events.extend(events)
             return self._serving
 
-    def customer_count(self) -> int:
-        """As the port says."""
-        with self._lock:
-            return len(self._profiles)
-
-    def profile_of_number(self, number: str) -> Profile | None:
-        """As the port says."""
-        with self._lock:
-            owners = [p for p in self._profiles.values() if number in p.numbers and p.alive]
-            return max(owners, key=lambda p: p.updated_at.timestamp() if p.updated_at else 0.0, default=None)
-
-    def owners(self, numbers: Sequence[str]) -> dict[str, Profile]:
-        """As the port says."""
-        found = {number: self.profile_of_number(number) for number in numbers}
-        return {number: profile for number, profile in found.items() if profile is not None}
-
     # the reader's port
 
     async def read_profile_of_number(self, number: str) -> Profile | None:
@@ -698,6 +703,18 @@ class MemoryStore:
                 complaining=complaining,
                 made=[d.contact.call_id for d in mine if since is not None and d.created_at >= since],
             )
+
+    async def read_published(self) -> list[Offer]:
+        """As the port says."""
+        return self.offers(OfferFilter(state=OfferState.PUBLISHED), PUBLISHED_MAX, None)
+
+    async def read_serving(self) -> Serving:
+        """As the port says."""
+        return self.serving()
+
+    async def read_table(self, model_id: str) -> RuleTable:
+        """As the port says."""
+        return self.table(model_id)
 
     async def read_policy(self) -> Policy | None:
         """As the port says."""
@@ -722,18 +739,6 @@ class MemoryStore:
             return None
         versions = {row.id: row for row in self.shelves.find(models, {}, 1_000)}
         return model, versions[model].content if model in versions else {}
-
-    async def read_published(self) -> list[Offer]:
-        """As the port says."""
-        return self.offers(OfferFilter(state=OfferState.PUBLISHED), PUBLISHED_MAX, None)
-
-    async def read_serving(self) -> Serving:
-        """As the port says."""
-        return self.serving()
-
-    async def read_table(self, model_id: str) -> RuleTable:
-        """As the port says."""
-        return self.table(model_id)
 
     async def read_repeat(self, request_key: str, fingerprint: str) -> Decision | None:
         """As the port says."""

@@ -24,7 +24,7 @@ from marketing.model import Offer
 from marketing.policy import Policy
 from marketing.propensity import Propensity
 from marketing.ranking import Ranker
-from marketing.store import Reader
+from marketing.reader import Reader
 
 _log = get_logger(__name__)
 

@@ -28,12 +28,14 @@ from chassis.errors import AlreadyExists, FailedPrecondition, InvalidArgument, w
 from chassis.ids import check_id
 from chassis.pagination import Page
 from marketing import convert
+from marketing.decision_store import DecisionFilter
 from marketing.engine import OfferNotFound
 from marketing.kinds import CAMPAIGNS, COSTS, LEADS
 from marketing.model import Decision, RankedOffer, Result
 from marketing.resources import money_problems, name_problems, text_problems
+from marketing.sale_store import Sale
 from marketing.shelf import Row, Shelves
-from marketing.store import DecisionFilter, Sale, Store
+from marketing.store import Store
 from marketing.touch_retention import campaigns_of, forgotten, kept_since, over_since
 
 R = reports_pb2

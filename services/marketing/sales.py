@@ -15,7 +15,8 @@ from chassis.errors import NotFound
 from chassis.ids import new_id
 from marketing.campaign_store import Answers
 from marketing.model import Offer, Purchase
-from marketing.store import Claim, Store
+from marketing.offer_store import Claim
+from marketing.store import Store
 
 #: What the `decision` of a sale's claim begins with; ids of decisions hold no "/".
 PLACE = "campaigns/"

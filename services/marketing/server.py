@@ -43,13 +43,14 @@ from marketing.lifecycle import LIFECYCLE
 from marketing.outbound_servicer import OutboundServicer
 from marketing.policy import Policy
 from marketing.ranker_cache import RankerCache
+from marketing.reader import MongoReader, Reader
 from marketing.reports_servicer import ReportServicer
 from marketing.savings_servicer import SavingsServicer
 from marketing.scopes import SCOPES
 from marketing.senders import Senders, read_configs
 from marketing.servicer import OfferServicer, RecommendationServicer
 from marketing.shelf import MongoShelves, Shelves
-from marketing.store import MongoReader, MongoStore, Reader, Store
+from marketing.store import MongoStore, Store
 from marketing.surveys_servicer import SurveyServicer
 
 

@@ -27,15 +27,16 @@ from chassis.idempotency import content_fingerprint, request_key
 from chassis.ids import check_id, new_id, parse_name, parse_names
 from chassis.mongo import parse_etag
 from chassis.pagination import Page
-from marketing import convert
+from marketing import convert, wire
+from marketing.decision_store import DecisionFilter
 from marketing.handlers import Decisions, History, Models, Offers, Recommender
 from marketing.kinds import DEFAULT_POLICY, PolicyNotFound
 from marketing.learned import Policies, Propensities, Versions
 from marketing.model import Contact, ModelInfo, OfferState, OfferVerb, Profile, Purchase
+from marketing.offer_store import OfferFilter
 from marketing.policy import Policy
 from marketing.rules import CustomerFacts, parse_rule, rule_problems
 from marketing.scopes import method
-from marketing.store import DecisionFilter, OfferFilter
 
 #: Most purchases in one request.
 PURCHASES_MAX = convert.PURCHASES_MAX
@@ -195,20 +196,20 @@ class RecommendationServicer(recommendations_pb2_grpc.RecommendationServiceServi
         decision = await self._recommender.recommend(
             customer, number, contact, limit, request_key=key, fingerprint=fingerprint
         )
-        return convert.decision_wire(decision)
+        return wire.decision_wire(decision)
 
     def RecordOutcome(
         self, request: recommendations_pb2.RecordOutcomeRequest, context: Any
     ) -> recommendations_pb2.Decision:
         """Closes a decision."""
         decision_id, outcome = convert.outcome_request(request, self._clock.now())
-        return convert.decision_to_proto(self._decisions.record(decision_id, outcome))
+        return wire.decision_to_proto(self._decisions.record(decision_id, outcome))
 
     def GetDecision(
         self, request: recommendations_pb2.GetDecisionRequest, context: Any
     ) -> recommendations_pb2.Decision:
         """Reads one."""
-        return convert.decision_to_proto(self._decisions.get(parse_name("name", "decisions", request.name)))
+        return wire.decision_to_proto(self._decisions.get(parse_name("name", "decisions", request.name)))
 
     def ListDecisions(
         self, request: recommendations_pb2.ListDecisionsRequest, context: Any
@@ -225,7 +226,7 @@ class RecommendationServicer(recommendations_pb2_grpc.RecommendationServiceServi
         found = self._decisions.list(query, page.limit + 1, page.value(str))
         shown, token = page.cut(found, attrgetter("id"))
         return recommendations_pb2.ListDecisionsResponse(
-            decisions=[convert.decision_to_proto(decision) for decision in shown], next_page_token=token
+            decisions=[wire.decision_to_proto(decision) for decision in shown], next_page_token=token
         )
 
     def RecordPurchases(

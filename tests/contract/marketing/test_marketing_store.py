@@ -21,6 +21,7 @@ from chassis.idempotency import RequestIdReused
 from marketing import convert
 from marketing.association import Counts, Smoothing
 from marketing.config import MarketingSettings
+from marketing.decision_store import DecisionFilter
 from marketing.documents import DOCUMENTS, OfferDocument
 from marketing.engine import (
     DecisionNotFound,
@@ -46,8 +47,11 @@ from marketing.model import (
     Purchase,
     Result,
 )
+from marketing.model_store import Serving
+from marketing.offer_store import Claim, OfferFilter
 from marketing.ranking import Ranker
-from marketing.store import Claim, DecisionFilter, MongoReader, MongoStore, OfferFilter, Serving, Standing
+from marketing.reader import MongoReader, Standing
+from marketing.store import MongoStore
 
 REAL = datetime(2025, 6, 1, tzinfo=UTC)
 

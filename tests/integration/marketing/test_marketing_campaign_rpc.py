@@ -46,11 +46,12 @@ from marketing.kinds import ALL_DOCUMENTS, CAMPAIGNS
 from marketing.learned import Propensities
 from marketing.lifecycle import _mark_strangers
 from marketing.model import Channel, Complaint, Profile, Purchase
+from marketing.reader import MongoReader
 from marketing.scopes import SCOPES
 from marketing.segments import Segments
 from marketing.server import bindings
 from marketing.shelf import MongoShelves
-from marketing.store import MongoReader, MongoStore
+from marketing.store import MongoStore
 
 pytestmark = pytest.mark.integration
 

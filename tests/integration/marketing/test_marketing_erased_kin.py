@@ -21,7 +21,7 @@ from callmesh.tickets.v1 import events_pb2 as tickets
 from callmesh.tickets.v1 import ticket_pb2
 from chassis import mongo
 from chassis.bus import Event
-from marketing import convert
+from marketing import wire
 from marketing.association import Counts
 from marketing.call_lists import contact_id
 from marketing.campaign_store import CampaignStore
@@ -32,8 +32,9 @@ from marketing.engine import close
 from marketing.kinds import CONTACT_LISTS, CONTACTS, LEADS, RESPONSES, USAGE
 from marketing.model import Contact, Decision, Outcome, Profile, Purchase, Result
 from marketing.ranking import Ranker
+from marketing.reader import _new_decision
 from marketing.shelf import MongoShelves, Row
-from marketing.store import MongoStore, _new_decision
+from marketing.store import MongoStore
 
 pytestmark = pytest.mark.integration
 
@@ -219,7 +220,7 @@ class World:
             id=id, customer=who, number=number, offers=ranked, created_at=NOW, expires_at=NOW,
             contact=Contact(call_id=f"call-{id}"),
         )  # fmt: skip
-        told = (convert.recommendation_told(made),)
+        told = (wire.recommendation_told(made),)
         DecisionDocument._get_collection().insert_one(_new_decision(made, told, None, None))
         said = Outcome(offer=ranked[0].offer, result=Result.DECLINED, note=f"note of {word}", at=NOW)
         self.store.close_decision(close(self.store.decision(made.id), said, ""), ())

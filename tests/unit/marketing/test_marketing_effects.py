@@ -34,10 +34,10 @@ from marketing.memory_store import MemoryStore
 from marketing.model import Contact, Decision, ModelState, NoOffer, OfferKind, Profile
 from marketing.offline import Treated, qini
 from marketing.ranker_cache import RankerCache
+from marketing.sale_store import Sale
 from marketing.scopes import SCOPES
 from marketing.server import bindings
 from marketing.shelf import Row
-from marketing.store import Sale
 
 
 def effects(count: int, gold_offered: float, seed: int = 1) -> list[Effect]:

@@ -18,7 +18,7 @@ from tests.unit.marketing.marketing_examples import NOW, offer
 from callmesh.marketing.v1 import events_pb2, recommendations_pb2
 from chassis.bus.event import Event
 from chassis.mongo import pending_entry
-from marketing import convert
+from marketing import wire
 from marketing.association import RuleTable
 from marketing.campaign_engine import (
     Arm,
@@ -139,10 +139,10 @@ def test_the_event_says_what_protobufs_own_json_says() -> None:
             created_at=NOW,
             expires_at=NOW + timedelta(milliseconds=1),
         )
-        event = Event.from_json(convert.recommendation_told(decision).body)
+        event = Event.from_json(wire.recommendation_told(decision).body)
         assert MessageToDict(event.message(events_pb2.RecommendationMade)) == event.data
         # The second time from what was kept of the first.
-        for told in (convert.recommendation_told(decision), convert.recommendation_told(decision)):
+        for told in (wire.recommendation_told(decision), wire.recommendation_told(decision)):
             assert Event.from_json(told.body) == event
             assert (told.id, told.source, told.type, told.traceparent) == (
                 event.id, event.source, event.type, event.traceparent
@@ -176,7 +176,7 @@ def test_a_decision_encoded_beforehand_is_the_decision(count: int, holdout: bool
         created_at=NOW,
         expires_at=NOW + timedelta(hours=1),
     )
-    told = convert.recommendation_told(made)
+    told = wire.recommendation_told(made)
     for about, events in (({"version": 1, "created_at": NOW}, [told]), ({"version": 1}, [])):
         plain = {"_id": "d1", **about, **decision_fields(made), "outbox": [pending_entry(e) for e in events]}
         assert bson.decode(decision_raw(made, events, about).raw) == bson.decode(bson.encode(plain))
@@ -197,10 +197,10 @@ def test_a_line_of_an_answer_is_what_protobuf_makes_of_it() -> None:
         expires_at=NOW,
     )
     for _ in range(2):
-        answer = convert.decision_to_proto(made)
+        answer = wire.decision_to_proto(made)
         assert len(answer.offers[0].SerializeToString()) > 127
         for told, entry in zip(answer.offers, lines, strict=True):
-            expected = convert._still_proto(entry)
+            expected = wire._still_proto(entry)
             expected.rank, expected.score = entry.rank, entry.score
             expected.acceptance_probability, expected.propensity = entry.probability, entry.propensity
             assert told == expected
@@ -230,10 +230,10 @@ def test_an_answer_put_together_is_what_protobuf_writes_of_it(
         expires_at=NOW + timedelta(milliseconds=1),
     )
     for _ in range(2):
-        wire = convert.decision_wire(made)
-        answer = recommendations_pb2.Decision.FromString(wire)
+        encoded = wire.decision_wire(made)
+        answer = recommendations_pb2.Decision.FromString(encoded)
         # Fields in the order of their numbers, none with its default: the very bytes.
-        assert answer.SerializeToString() == wire
+        assert answer.SerializeToString() == encoded
         assert answer.context.call_id == contact.call_id and answer.context.agent == contact.agent
         assert (answer.name, answer.model, answer.policy) == ("decisions/d1", "models/m", "policies/default")
         assert answer.HasField("outcome") == (outcome is not None)

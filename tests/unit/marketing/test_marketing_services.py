@@ -52,11 +52,11 @@ from marketing.kinds import ATTEMPTS, CAMPAIGNS, CONTACT_LISTS, CONTACT_POLICY, 
 from marketing.memory_store import MemoryStore
 from marketing.model import Channel, Complaint, Profile, Purchase
 from marketing.outbound_servicer import OutboundServicer
+from marketing.sale_store import Sale
 from marketing.scopes import SCOPES
 from marketing.senders import Message
 from marketing.server import bindings
 from marketing.shelf import Row
-from marketing.store import Sale
 
 #: 09:00 UTC is 17:00 in Shanghai: nobody's quiet hours.
 START = NOW

@@ -20,7 +20,7 @@ from tests.unit.marketing.marketing_examples import NOW, cny, offer
 from callmesh.marketing.v1 import events_pb2
 from chassis.bus import Event, MalformedEvent
 from chassis.errors import InvalidArgument
-from marketing import convert
+from marketing import convert, wire
 from marketing.association import Counts
 from marketing.engine import close
 from marketing.handlers import Facts
@@ -154,8 +154,8 @@ def sent() -> dict[str, Event]:
         "offer_published": convert.offer_event(on_sale, NOW, True),
         "offer_updated": convert.offer_event(replace(on_sale, valid_until=NOW, version=3), NOW, False),
         "offer_retired": convert.offer_event(replace(on_sale, state=OfferState.RETIRED), NOW, False),
-        "recommendation_made": Event.from_json(convert.recommendation_told(made).body),
-        "recommendation_none": Event.from_json(convert.recommendation_told(none).body),
+        "recommendation_made": Event.from_json(wire.recommendation_told(made).body),
+        "recommendation_none": Event.from_json(wire.recommendation_told(none).body),
         "offer_outcome_recorded": convert.outcome_event(close(made, accepted, "token")),
         "model_activated": convert.model_event("association-000002", "association-000001", True, NOW),
     }
