@@ -215,7 +215,13 @@ def pair(state: ShardState, now_ms: int) -> list[Event]:
     to do.
     """
     events: list[Event] = []
-    while state.unpaired and len(events) < PAIRS_PER_STEP_MAX:
+    while state.leaving and len(events) < PAIRS_PER_STEP_MAX:
+        for event in _leave(state, state.leaving.pop()):
+            evolve(state, event, now_ms)
+            events.append(event)
+    if len(state.hot_calls) > 1:
+        state.put_in_order()
+    while (state.hot_agents or state.hot_calls) and len(events) < PAIRS_PER_STEP_MAX:
         for event in _next_pairing(state, now_ms):
             evolve(state, event, now_ms)
             events.append(event)
@@ -223,8 +229,6 @@ def pair(state: ShardState, now_ms: int) -> list[Event]:
 
 
 def _next_pairing(state: ShardState, now_ms: int) -> list[Event]:
-    if state.leaving:
-        return _leave(state, state.leaving.pop())
     if state.hot_agents:
         agent_id = state.hot_agents.pop()
         match = _call_for(state, agent_id)
@@ -262,16 +266,18 @@ def _call_for(state: ShardState, agent_id: str) -> tuple[str, str] | None:
         return None
     best: tuple[int, int, str] | None = None
     if agent.own_count:
-        best = head_of(agent, state.calls)
-        if best is not None and state.calls[best[2]].facts.channel in agent.idle:
+        best = min(
+            (head for channel in agent.idle if (head := head_of(agent.own.get(channel, []), state.calls))),
+            default=None,
+        )
+        if best is not None:
             return best[2], agent_id
-        best = None
     for channel in agent.idle:
         for line in agent.lines.get(channel, ()):
             # An outdated entry at the top is ahead of the line's true head: whatever is not ahead of the best
             # need not be looked at.
             if line.waiting_count and line.waiting and (best is None or line.waiting[0] < best):
-                head = head_of(line, state.calls)
+                head = head_of(line.waiting, state.calls)
                 if head is not None and (best is None or head < best):
                     best = head
     if best is None:
@@ -299,7 +305,7 @@ def _agent_for(state: ShardState, call_id: str) -> tuple[str, str] | None:
     preferred = state.agents.get(entry.preferred)
     if preferred is not None:
         return _call_for(state, entry.preferred) if entry.facts.channel in preferred.idle else None
-    head = head_of(entry.line, state.calls)
+    head = head_of(entry.line.waiting, state.calls)
     agent_id = _taker(state, state.calls[head[2]]) if head is not None else None
     return None if agent_id is None or head is None else (head[2], agent_id)
 
@@ -482,13 +488,10 @@ def _hope(s: ShardState, queue: QueueConfig, facts: CallFacts, began_ms: int, no
 
 
 def _disappoint(s: ShardState, agent: AgentEntry) -> list[PreferenceEnded]:
-    """The agent goes: whoever waits for nobody else waits in line from now on."""
-    waiting = sorted({place[2] for place in agent.own})
-    return [
-        PreferenceEnded(call_id=call_id)
-        for call_id in waiting
-        if (entry := s.calls.get(call_id)) is not None and entry.preferred == agent.config.id
-    ]
+    """The agent goes: whoever waits for nobody else waits in line from now on, also a call that rings there,
+    whose offer ends with this.
+    """
+    return [PreferenceEnded(call_id=call_id) for call_id in sorted(agent.wanted_by)]
 
 
 def _detach(s: ShardState, c: DetachCall, now_ms: int) -> Decision:
@@ -779,6 +782,8 @@ def _open_session(s: ShardState, c: OpenSession, now_ms: int) -> Decision:
         rest_until_ms=now_ms + warm_up_ms if warm_up_ms else 0,
     )
     events.append(opened)
+    if opened.presence is not AVAILABLE:
+        events += _disappoint(s, agent)
     if agent.presence is OFFLINE and agent.missed and opened.presence is AVAILABLE:
         # What was missed before the log-out is no reason to pause who comes back: ready ends the row.
         events.append(PresenceSet(agent=c.agent, command=opened.command, presence=AVAILABLE, pause_reason=""))
@@ -934,6 +939,9 @@ def _configure_agent(s: ShardState, c: ConfigureAgent, now_ms: int) -> Decision:
     known = s.agents.get(c.agent.id)
     same = known is not None and known.config == c.agent
     events: list[Event] = [] if same else [AgentConfigured(agent=c.agent)]
+    if known is not None and known.wanted_by and not same:
+        takes = {channel for channel, count in c.agent.capacity if count > 0}
+        events += [e for e in _disappoint(s, known) if s.calls[e.call_id].facts.channel not in takes]
     if known is not None and known.remove:
         asked = known.log_out
         events.append(AgentDraining(agent=c.agent.id, draining=asked, log_out=asked))
