@@ -344,18 +344,19 @@ def _place(s: ShardState, c: PlaceCall, now_ms: int) -> Decision:
         # Who attaches again after a change of leader may not have heard of the call-back that was promised,
         # and the caller has hung up: only another attempt takes it back.
         over = entry.state is ENDED or entry.callback_number
-        return Decision() if over else Decision(events=_attach(entry, c))
+        return Decision() if over else Decision(events=_attach(entry, c, now_ms))
     if entry.state is ENDED:
         return _replace_ended(s, c, entry, now_ms)
     if entry.state is CONNECTED:
         if not c.agent_lost:
-            return Decision(events=_attach(entry, c))
-        return _queue(s, c, now_ms, _end(s, entry, INTERRUPTED, now_ms, "AGENT_LOST", wrap_up=False))
+            return Decision(events=_attach(entry, c, now_ms))
+        over = _end(s, entry, INTERRUPTED, now_ms, "AGENT_LOST", wrap_up=False)
+        return _queue(s, _waiting_anew(c), now_ms, over)
     # Of a call that was handed on, its edge says what it said at first: not where it was handed to.
     handed_on = entry.transfers and TRANSFERRED_FROM not in dict(c.facts.attributes)
     if handed_on or c.facts.queue == entry.facts.queue:
         # It has its place here, whatever newcomers are told; what rings belongs to the older version.
-        return Decision(events=[*_end_offer(s, entry), *_attach(entry, c)])
+        return Decision(events=[*_end_offer(s, entry), *_attach(entry, c, now_ms)])
     return _queue(s, c, now_ms, _end_offer(s, entry))
 
 
@@ -368,14 +369,27 @@ def _replace_ended(s: ShardState, c: PlaceCall, entry: CallEntry, now_ms: int) -
     before: list[Event] = []
     if entry.wrap_up_until_ms:
         before.append(CallWrappedUp(call_id=c.facts.call_id, agent=entry.agent, disposition=None))
-    return _queue(s, c, now_ms, before)
+    return _queue(s, _waiting_anew(c) if entry.outcome is INTERRUPTED else c, now_ms, before)
 
 
-def _attach(entry: CallEntry, c: PlaceCall) -> list[Event]:
+def _waiting_anew(c: PlaceCall) -> PlaceCall:
+    """After a conversation that broke off: what is said to have been waited has the conversation in it. As
+    after a transfer it counts for the place; the longest wait, relaxation and the figures begin anew.
+    """
+    facts = msgspec.structs.replace(c.facts, credit_span_ms=c.facts.credit_span_ms + c.waited_span_ms)
+    return msgspec.structs.replace(c, facts=facts, waited_span_ms=0)
+
+
+def _attach(entry: CallEntry, c: PlaceCall, now_ms: int) -> list[Event]:
     same = entry.attached and entry.front == c.front and entry.version == (c.attempt, c.move)
     if same and entry.state is not OVERFLOWING:
         return []
-    return [CallAttached(call_id=c.facts.call_id, attempt=c.attempt, move=c.move, front=c.front)]
+    attached = CallAttached(call_id=c.facts.call_id, attempt=c.attempt, move=c.move, front=c.front)
+    span_ms = entry.line.queue.wait_span_max_ms
+    if entry.callback_number and entry.state is not CONNECTED and span_ms and not entry.refuse_ms:
+        # A call-back may take as long as it does; who holds the line again waits no longer than anybody.
+        attached = msgspec.structs.replace(attached, refuse_ms=now_ms + span_ms)
+    return [attached]
 
 
 def _attach_calls(s: ShardState, c: AttachCalls, now_ms: int) -> Decision:

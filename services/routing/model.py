@@ -756,6 +756,8 @@ class CallAttached(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     attempt: int
     move: int
     front: str
+    #: Of one that was to be called back: refused then (longest wait); 0 never.
+    refuse_ms: int = 0
 
 
 class CallDetached(msgspec.Struct, frozen=True, kw_only=True, gc=False):

@@ -98,6 +98,7 @@ class CallEntry:
         "agent",
         "attached",
         "attempt",
+        "callback_asked_ms",
         "callback_ms",
         "callback_number",
         "connected_ms",
@@ -146,6 +147,8 @@ class CallEntry:
         self.offer_until_ms = self.detached_until_ms = self.refuse_ms = self.resume_ms = 0
         self.wrap_up_until_ms = self.forget_ms = 0
         self.relax_ms = self.prefer_ms = self.callback_ms = self.expire_ms = 0
+        #: When it was asked for to be called back later.
+        self.callback_asked_ms = 0
         #: Step of relaxation in force.
         self.step = 0
         #: Agent it waits for first; empty for none.
@@ -1066,8 +1069,12 @@ def _agent_removed(s: ShardState, e: AgentRemoved) -> None:
 def _call_queued(s: ShardState, e: CallQueued) -> None:
     line = s.line_of((e.facts.queue, e.facts.channel, e.facts.skills, e.step))
     old = s.calls.get(e.facts.call_id)
-    if old is None or old.state is ENDED:
+    goes_on = old is not None and old.state is not ENDED
+    if old is None or not goes_on or old.facts.queue != e.facts.queue:
         s.tallies[e.facts.queue].offered += 1
+        if old is not None and goes_on and old.facts.queue in s.tallies:
+            # Its edge has opened it again for another queue.
+            s.tallies[old.facts.queue].moved += 1
     if old is not None:
         _unlist_call(s, old)
         _prefer(s, old, "")
@@ -1151,7 +1158,9 @@ def _call_transferred(s: ShardState, e: CallTransferred) -> None:
 
 def _callback_requested(s: ShardState, e: CallbackRequested) -> None:
     entry = s.calls[e.call_id]
+    _end_deferral(s, entry)
     entry.callback_number, entry.callback_ms, entry.expire_ms = e.number, e.not_before_ms, e.expire_ms
+    entry.callback_asked_ms = s.now_ms
     entry.detached_until_ms = entry.refuse_ms = entry.told_ms = 0
     if entry.state is OVERFLOWING:
         entry.state, entry.resume_ms = WAITING, 0
@@ -1162,8 +1171,21 @@ def _callback_requested(s: ShardState, e: CallbackRequested) -> None:
 
 def _callback_due(s: ShardState, e: CallbackDue) -> None:
     entry = s.calls[e.call_id]
-    entry.callback_ms = 0
+    _end_deferral(s, entry)
     _list_call(s, entry)
+
+
+def _end_deferral(s: ShardState, entry: CallEntry) -> None:
+    """Whoever wished to be called back later did not wait for anybody until then: that time counts for the
+    place alone.
+    """
+    if entry.callback_ms:
+        span_ms = s.now_ms - entry.callback_asked_ms
+        entry.queued_ms += span_ms
+        entry.facts = msgspec.structs.replace(
+            entry.facts, credit_span_ms=entry.facts.credit_span_ms + span_ms
+        )
+        entry.callback_ms = 0
 
 
 def _nothing(s: ShardState, e: Event) -> None:
@@ -1175,7 +1197,11 @@ def _call_attached(s: ShardState, e: CallAttached) -> None:
     entry.attempt, entry.move, entry.front = e.attempt, e.move, e.front
     entry.attached, entry.detached_until_ms = True, 0
     # The caller is on the line again.
+    _end_deferral(s, entry)
     entry.callback_number, entry.callback_ms, entry.expire_ms = "", 0, 0
+    if e.refuse_ms:
+        entry.refuse_ms = e.refuse_ms
+        s.set_deadline(e.refuse_ms, "refuse", e.call_id)
     if entry.state is OVERFLOWING:
         entry.state, entry.resume_ms = WAITING, 0
     if entry.state is WAITING and not entry.ticket:

@@ -910,6 +910,38 @@ def test_a_caller_who_rings_again_takes_the_place_back() -> None:
     assert shard.call("c1").state is CallState.ACCEPTED, "an edge holds the line again and must consent"
 
 
+def test_who_rings_again_waits_no_longer_than_others_do() -> None:
+    shard = Shard(wait_span_max_ms=60_000)
+    shard.place("c1")
+    shard.do(RequestCallback(call_id="c1", number=NUMBER))
+    shard.wait(600_000)
+    shard.do(PlaceCall(facts=CallFacts(call_id="c1", queue="service"), attempt=2, move=1, front="g"))
+    shard.wait(59_999)
+    assert shard.call("c1").state is CallState.WAITING
+    shard.wait(1)
+    assert shard.call("c1").reason == "WAIT_TOO_LONG"
+
+
+@pytest.mark.parametrize("rings", [False, True])
+def test_the_time_until_a_wished_call_back_is_no_wait_but_counts_for_the_place(rings: bool) -> None:
+    shard = Shard()
+    shard.place("c1")
+    shard.wait(10_000)
+    shard.do(RequestCallback(call_id="c1", number=NUMBER, not_before_ms=shard.now_ms + 3_600_000))
+    shard.wait(1_800_000)
+    shard.place("c2")
+    if rings:
+        shard.do(PlaceCall(facts=CallFacts(call_id="c1", queue="service"), attempt=2, move=1, front="g"))
+    else:
+        shard.wait(1_800_000)
+    shard.do(Reprioritize(call_id="c1", priority=-1))
+    shard.wait(2_000)
+    shard.agent("ann")
+    assert shard.call("c1").agent == "ann", "it has been here for longer"
+    shard.connect("c1")
+    assert shard.state.tallies["service"].wait_total_ms == 12_000
+
+
 @pytest.mark.parametrize("together", [True, False])
 def test_a_call_back_that_was_promised_as_the_leader_died_is_kept(together: bool) -> None:
     """The front that held the caller's stream has not heard of it, and attaches all that it holds."""
