@@ -552,6 +552,9 @@ def _overflow(s: ShardState, c: OverflowCall, now_ms: int) -> Decision:
         return Decision()
     if entry.state is not WAITING or entry.callback_number:
         return _refuse("ILLEGAL_STATE")
+    if entry.preferred and not s.draining:
+        # Somebody is free elsewhere, but it waits for one agent, for as long as was asked for.
+        return _refuse("ILLEGAL_STATE")
     return Decision(events=[CallOverflowing(call_id=c.call_id, until_ms=now_ms + s.timing.move_span_ms)])
 
 

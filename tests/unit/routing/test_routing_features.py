@@ -54,6 +54,7 @@ from routing.model import (
     RemoveAgent,
     Reprioritize,
     RequestCallback,
+    SetDraining,
     SetLeadList,
     SetPresence,
     Strategy,
@@ -460,6 +461,22 @@ def test_nobody_waits_for_an_agent_who_will_not_take_it(how: str) -> None:
     else:
         shard.do(ConfigureAgent(agent=AgentConfig(id="ann", capacity=(("chat", 1),))))
     assert shard.call("c1").agent == "bob"
+
+
+def test_a_call_that_waits_for_one_agent_is_let_go_nowhere_else_before_its_time() -> None:
+    shard = Shard(preferred_span_ms=60_000)
+    shard.agent("ann")
+    shard.place("first")
+    shard.connect("first")
+    shard.place("c1", preferred_agent="ann")
+    overflow = OverflowCall(call_id="c1", attempt=1, move=1)
+    assert shard.refusal(overflow) == "ILLEGAL_STATE"
+    shard.do(SetDraining(draining=True))
+    assert shard.refusal(overflow) == "", "a region that is emptied keeps nobody"
+    shard.do(SetDraining(draining=False))
+    shard.place("c1", preferred_agent="ann")
+    shard.wait(60_000)
+    assert shard.refusal(overflow) == ""
 
 
 def test_an_absent_preferred_agent_is_not_waited_for() -> None:
