@@ -215,7 +215,13 @@ def pair(state: ShardState, now_ms: int) -> list[Event]:
     to do.
     """
     events: list[Event] = []
-    while state.unpaired and len(events) < PAIRS_PER_STEP_MAX:
+    while state.leaving and len(events) < PAIRS_PER_STEP_MAX:
+        for event in _leave(state, state.leaving.pop()):
+            evolve(state, event, now_ms)
+            events.append(event)
+    if len(state.hot_calls) > 1:
+        state.put_in_order()
+    while (state.hot_agents or state.hot_calls) and len(events) < PAIRS_PER_STEP_MAX:
         for event in _next_pairing(state, now_ms):
             evolve(state, event, now_ms)
             events.append(event)
@@ -223,8 +229,6 @@ def pair(state: ShardState, now_ms: int) -> list[Event]:
 
 
 def _next_pairing(state: ShardState, now_ms: int) -> list[Event]:
-    if state.leaving:
-        return _leave(state, state.leaving.pop())
     if state.hot_agents:
         agent_id = state.hot_agents.pop()
         match = _call_for(state, agent_id)
@@ -262,16 +266,18 @@ def _call_for(state: ShardState, agent_id: str) -> tuple[str, str] | None:
         return None
     best: tuple[int, int, str] | None = None
     if agent.own_count:
-        best = head_of(agent, state.calls)
-        if best is not None and state.calls[best[2]].facts.channel in agent.idle:
+        best = min(
+            (head for channel in agent.idle if (head := head_of(agent.own.get(channel, []), state.calls))),
+            default=None,
+        )
+        if best is not None:
             return best[2], agent_id
-        best = None
     for channel in agent.idle:
         for line in agent.lines.get(channel, ()):
             # An outdated entry at the top is ahead of the line's true head: whatever is not ahead of the best
             # need not be looked at.
             if line.waiting_count and line.waiting and (best is None or line.waiting[0] < best):
-                head = head_of(line, state.calls)
+                head = head_of(line.waiting, state.calls)
                 if head is not None and (best is None or head < best):
                     best = head
     if best is None:
@@ -299,7 +305,7 @@ def _agent_for(state: ShardState, call_id: str) -> tuple[str, str] | None:
     preferred = state.agents.get(entry.preferred)
     if preferred is not None:
         return _call_for(state, entry.preferred) if entry.facts.channel in preferred.idle else None
-    head = head_of(entry.line, state.calls)
+    head = head_of(entry.line.waiting, state.calls)
     agent_id = _taker(state, state.calls[head[2]]) if head is not None else None
     return None if agent_id is None or head is None else (head[2], agent_id)
 
@@ -338,18 +344,19 @@ def _place(s: ShardState, c: PlaceCall, now_ms: int) -> Decision:
         # Who attaches again after a change of leader may not have heard of the call-back that was promised,
         # and the caller has hung up: only another attempt takes it back.
         over = entry.state is ENDED or entry.callback_number
-        return Decision() if over else Decision(events=_attach(entry, c))
+        return Decision() if over else Decision(events=_attach(entry, c, now_ms))
     if entry.state is ENDED:
         return _replace_ended(s, c, entry, now_ms)
     if entry.state is CONNECTED:
         if not c.agent_lost:
-            return Decision(events=_attach(entry, c))
-        return _queue(s, c, now_ms, _end(s, entry, INTERRUPTED, now_ms, "AGENT_LOST", wrap_up=False))
+            return Decision(events=_attach(entry, c, now_ms))
+        over = _end(s, entry, INTERRUPTED, now_ms, "AGENT_LOST", wrap_up=False)
+        return _queue(s, _waiting_anew(c), now_ms, over)
     # Of a call that was handed on, its edge says what it said at first: not where it was handed to.
     handed_on = entry.transfers and TRANSFERRED_FROM not in dict(c.facts.attributes)
     if handed_on or c.facts.queue == entry.facts.queue:
         # It has its place here, whatever newcomers are told; what rings belongs to the older version.
-        return Decision(events=[*_end_offer(s, entry), *_attach(entry, c)])
+        return Decision(events=[*_end_offer(s, entry), *_attach(entry, c, now_ms)])
     return _queue(s, c, now_ms, _end_offer(s, entry))
 
 
@@ -362,14 +369,27 @@ def _replace_ended(s: ShardState, c: PlaceCall, entry: CallEntry, now_ms: int) -
     before: list[Event] = []
     if entry.wrap_up_until_ms:
         before.append(CallWrappedUp(call_id=c.facts.call_id, agent=entry.agent, disposition=None))
-    return _queue(s, c, now_ms, before)
+    return _queue(s, _waiting_anew(c) if entry.outcome is INTERRUPTED else c, now_ms, before)
 
 
-def _attach(entry: CallEntry, c: PlaceCall) -> list[Event]:
+def _waiting_anew(c: PlaceCall) -> PlaceCall:
+    """After a conversation that broke off: what is said to have been waited has the conversation in it. As
+    after a transfer it counts for the place; the longest wait, relaxation and the figures begin anew.
+    """
+    facts = msgspec.structs.replace(c.facts, credit_span_ms=c.facts.credit_span_ms + c.waited_span_ms)
+    return msgspec.structs.replace(c, facts=facts, waited_span_ms=0)
+
+
+def _attach(entry: CallEntry, c: PlaceCall, now_ms: int) -> list[Event]:
     same = entry.attached and entry.front == c.front and entry.version == (c.attempt, c.move)
     if same and entry.state is not OVERFLOWING:
         return []
-    return [CallAttached(call_id=c.facts.call_id, attempt=c.attempt, move=c.move, front=c.front)]
+    attached = CallAttached(call_id=c.facts.call_id, attempt=c.attempt, move=c.move, front=c.front)
+    span_ms = entry.line.queue.wait_span_max_ms
+    if entry.callback_number and entry.state is not CONNECTED and span_ms and not entry.refuse_ms:
+        # A call-back may take as long as it does; who holds the line again waits no longer than anybody.
+        attached = msgspec.structs.replace(attached, refuse_ms=now_ms + span_ms)
+    return [attached]
 
 
 def _attach_calls(s: ShardState, c: AttachCalls, now_ms: int) -> Decision:
@@ -482,13 +502,10 @@ def _hope(s: ShardState, queue: QueueConfig, facts: CallFacts, began_ms: int, no
 
 
 def _disappoint(s: ShardState, agent: AgentEntry) -> list[PreferenceEnded]:
-    """The agent goes: whoever waits for nobody else waits in line from now on."""
-    waiting = sorted({place[2] for place in agent.own})
-    return [
-        PreferenceEnded(call_id=call_id)
-        for call_id in waiting
-        if (entry := s.calls.get(call_id)) is not None and entry.preferred == agent.config.id
-    ]
+    """The agent goes: whoever waits for nobody else waits in line from now on, also a call that rings there,
+    whose offer ends with this.
+    """
+    return [PreferenceEnded(call_id=call_id) for call_id in sorted(agent.wanted_by)]
 
 
 def _detach(s: ShardState, c: DetachCall, now_ms: int) -> Decision:
@@ -534,6 +551,9 @@ def _overflow(s: ShardState, c: OverflowCall, now_ms: int) -> Decision:
     if entry.state is OVERFLOWING:
         return Decision()
     if entry.state is not WAITING or entry.callback_number:
+        return _refuse("ILLEGAL_STATE")
+    if entry.preferred and not s.draining:
+        # Somebody is free elsewhere, but it waits for one agent, for as long as was asked for.
         return _refuse("ILLEGAL_STATE")
     return Decision(events=[CallOverflowing(call_id=c.call_id, until_ms=now_ms + s.timing.move_span_ms)])
 
@@ -779,6 +799,8 @@ def _open_session(s: ShardState, c: OpenSession, now_ms: int) -> Decision:
         rest_until_ms=now_ms + warm_up_ms if warm_up_ms else 0,
     )
     events.append(opened)
+    if opened.presence is not AVAILABLE:
+        events += _disappoint(s, agent)
     if agent.presence is OFFLINE and agent.missed and opened.presence is AVAILABLE:
         # What was missed before the log-out is no reason to pause who comes back: ready ends the row.
         events.append(PresenceSet(agent=c.agent, command=opened.command, presence=AVAILABLE, pause_reason=""))
@@ -934,6 +956,9 @@ def _configure_agent(s: ShardState, c: ConfigureAgent, now_ms: int) -> Decision:
     known = s.agents.get(c.agent.id)
     same = known is not None and known.config == c.agent
     events: list[Event] = [] if same else [AgentConfigured(agent=c.agent)]
+    if known is not None and known.wanted_by and not same:
+        takes = {channel for channel, count in c.agent.capacity if count > 0}
+        events += [e for e in _disappoint(s, known) if s.calls[e.call_id].facts.channel not in takes]
     if known is not None and known.remove:
         asked = known.log_out
         events.append(AgentDraining(agent=c.agent.id, draining=asked, log_out=asked))

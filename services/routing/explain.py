@@ -56,7 +56,7 @@ def explain(state: ShardState, question: AskExplain, now_ms: int) -> Explanation
     queue = state.queues.get(facts.queue) or (entry.line.queue if entry is not None else None)
     if queue is None:
         raise KeyError(facts.queue)
-    step = entry.step if entry is not None else first_step(state, queue, facts)
+    step = entry.step if entry is not None else first_step(state, queue, facts, question.waited_span_ms)
     line = state.lines.get((queue.id, facts.channel, facts.skills, step))
     line = line if line is not None else _line(state, queue, facts, step)
     # Of those who fit; empty for the free.
@@ -101,13 +101,16 @@ def _refused(state: ShardState, line: Line) -> str:
     return ""
 
 
-def first_step(state: ShardState, queue: QueueConfig, facts: CallFacts) -> int:
+def first_step(state: ShardState, queue: QueueConfig, facts: CallFacts, waited_ms: int = 0) -> int:
     """The step of relaxation that a call would begin in: steps that nobody who is logged in fits may be
-    passed over; the last one never is.
+    passed over, and those that it has waited for elsewhere are; the last one never is.
     """
     for index, step in enumerate(queue.steps[:-1]):
-        if not step.skip_if_nobody_fits or _logged_in(state, queue, facts, index):
+        if step.skip_if_nobody_fits and not _logged_in(state, queue, facts, index):
+            continue
+        if waited_ms < step.span_ms:
             return index
+        waited_ms -= step.span_ms
     return max(0, len(queue.steps) - 1)
 
 
@@ -151,7 +154,7 @@ def _candidates(
     if preferred:
         free = [preferred] if line.channel in state.agents[preferred].idle else []
     else:
-        free = line.free.order(limit)
+        free = line.free.order(limit + len(entry.declined_by if entry is not None else ()))
     if entry is not None and entry.declined_by:
         # Who let it ring in vain comes after the others.
         free.sort(key=lambda agent_id: agent_id in entry.declined_by)
@@ -198,8 +201,9 @@ def _level_too_low(s: ShardState, line: Line, agent: AgentEntry) -> bool:
 
 def _full(s: ShardState, line: Line, agent: AgentEntry) -> bool:
     """As many contacts of this channel as the agent takes, where that is more than one."""
-    held = len(agent.offers) + len(agent.calls)
-    return held > 1 and held >= _capacity(agent, line.channel)
+    held = (*agent.offers, *agent.calls)
+    full = len(held) >= _capacity(agent, line.channel) > 1
+    return full and all(s.calls[call_id].facts.channel == line.channel for call_id in held)
 
 
 def _taken(state: ShardState, line: Line, agent: AgentEntry) -> bool:
@@ -270,8 +274,10 @@ def _summary(
         return f"{_standing(entry)} in {where}; {who}."
     if entry is None:
         if best:
+            drawn = line.queue.strategy is Strategy.RANDOM and not preferred and line.idle_count > 1
+            whom = f"one of {line.idle_count} who are free" if drawn else best
             order = "the agent asked for" if preferred else _STRATEGIES[line.queue.strategy]
-            return f"It would be offered to {best} at once in {where}, {order}."
+            return f"It would be offered to {whom} at once in {where}, {order}."
         if preferred:
             return f"It would wait for {preferred} in {where}; {who}."
         return f"It would wait in {where} behind {line.crowd.waiting} others; {who}."

@@ -52,15 +52,18 @@ from routing.model import (
     OFFERED,
     OVERFLOWING,
     STEP_ENTRIES_MAX,
+    VOICE,
     WAITING,
     AgentState,
     AgentView,
     AskAgent,
     AskCall,
+    AskExplain,
     AttachCalls,
     CallAttached,
     CallbackRequested,
     CallEnded,
+    CallFacts,
     CallOverflowing,
     CallQueued,
     CallReprioritized,
@@ -105,6 +108,8 @@ LEAVING_SECONDS = 0.02
 OVERFLOW_SECONDS = 0.05
 #: What a region has said of who is not there is believed for so long, of so many wishes, real seconds.
 UNFIT_SECONDS, UNFIT_MAX = 5.0, 1_000
+#: A call that its region does not let go just now is not asked for again before this, real seconds.
+STAYS_SECONDS = 1.0
 #: Longer than any call waits, milliseconds.
 LONGEST_WAIT_MS = 1 << 62
 #: Refusals of one region that another may not share; a shard that has just begun may not know the queue yet.
@@ -153,19 +158,30 @@ class NotInTime(NothingTaken):
     reason = Unavailable.reason
 
 
-#: What decides where a waiting call could go, beside its wait: queue, region, language.
-_Way = tuple[str, str, str]
-#: Of calls that ask for more than their queue: queue, what they ask for, and a region.
-_Wish = tuple[str, tuple[tuple[str, int], ...], str]
+#: What decides where a waiting call could go, beside its wait: queue, region, language, channel, and whether
+#: it asks for more than its queue.
+_Way = tuple[str, str, str, str, bool]
+#: Of calls of which figures say too little: queue, channel, what they ask for, and a region.
+_Wish = tuple[str, str, tuple[tuple[str, int], ...], str]
 
 
 class FindOverflow(Protocol):
     """Where waiting calls could go now."""
 
     def __call__(
-        self, queue: str, region: str, waited_ms: int, language: str, besides: Container[str] = ()
+        self,
+        queue: str,
+        region: str,
+        waited_ms: int,
+        language: str,
+        besides: Container[str] = (),
+        *,
+        channel: str = VOICE,
+        skilled: bool = False,
     ) -> str | None:
-        """A region other than `region`, in which they wait, and those in `besides`; None for nowhere."""
+        """A region other than `region`, in which they wait, and those in `besides`; None for nowhere.
+        `skilled`: they ask for more than their queue.
+        """
 
 
 #: An agent's region; None for an unknown agent. Raises Unavailable.
@@ -186,17 +202,21 @@ class Front:
         shards: Mapping[str, ShardPort],
         clock: Clock,
         options: FrontOptions,
-        find_overflow: FindOverflow = lambda *way: None,
+        find_overflow: FindOverflow = lambda *way, **more: None,
         find_agent: FindAgent | None = None,
         leaves: Callable[[str], bool] = lambda region: False,
+        deserted: Callable[[str, str], bool] = lambda region, queue: False,
     ) -> None:
-        """`shards` by region id."""
+        """`shards` by region id; `leaves(region)` whether its waiting calls are to go, `deserted(region,
+        queue)` whether nobody is there any more.
+        """
         self.router = router
         self._shards = shards
         self._clock = clock
         self._options = options
         self._find_overflow = find_overflow
         self._leaves = leaves
+        self._is_deserted = deserted
         self._find_agent: FindAgent = find_agent if find_agent is not None else _nowhere
         self._callers: dict[str, Caller] = {}
         self._desks: dict[str, Desk] = {}
@@ -560,7 +580,7 @@ class Front:
                 waited_span_ms=max(0, self._clock.now_ms() - caller.queued_ms),
                 agent_lost=caller.agent_lost,
                 talks=caller.state is CONNECTED or caller.talks != "",
-                fitting=caller.source not in ("", region) and caller.facts.skills != (),
+                fitting=caller.source not in ("", region) and _is_particular(caller.facts),
             )
             committed = await self.ask(region, command, min(seconds, self._seconds_left(caller)))
             view, refusal = committed.answer.call, committed.answer.refusal
@@ -750,7 +770,8 @@ class Front:
                 taken[caller.facts.queue, target] += 1
                 caller.moved_for = "DRAINING" if leaves else "OVERFLOW"
                 caller.moving = True
-                self.spawn(self._move(caller, target))
+                settles = leaves or self._is_deserted(caller.region, caller.facts.queue)
+                self.spawn(self._move(caller, target, to_free=not settles))
 
     @property
     def _alone(self) -> bool:
@@ -796,20 +817,22 @@ class Front:
         ]
 
     def _overflow_by(self, way: _Way, waited_ms: int, besides: Container[str] = ()) -> str | None:
-        queue, region, language = way
-        return self._find_overflow(queue, region, waited_ms, language, besides)
+        queue, region, language, channel, skilled = way
+        return self._find_overflow(
+            queue, region, waited_ms, language, besides, channel=channel, skilled=skilled
+        )
 
     def _where_unfit(self, caller: Caller) -> list[str]:
-        """Regions that have said just now that nobody is there who fits what the call asks for."""
-        queue, skills, now = caller.facts.queue, caller.facts.skills, self._clock.monotonic()
-        return [r for r in self._shards if self._unfit.get((queue, skills, r), now) > now]
+        """Regions that have said just now that nobody is there for what the call asks for."""
+        now = self._clock.monotonic()
+        return [r for r in self._shards if self._unfit.get(_wish(caller.facts, r), now) > now]
 
     def _note_unfit(self, caller: Caller, region: str) -> None:
         now = self._clock.monotonic()
         if len(self._unfit) >= UNFIT_MAX:
             self._unfit = {wish: until for wish, until in self._unfit.items() if until > now}
         if len(self._unfit) < UNFIT_MAX:
-            self._unfit[caller.facts.queue, caller.facts.skills, region] = now + UNFIT_SECONDS
+            self._unfit[_wish(caller.facts, region)] = now + UNFIT_SECONDS
 
     def _target_of(self, caller: Caller, stuck_ms: dict[_Way, int]) -> str | None:
         """Where a call could go. `stuck_ms` remembers how long a call of a way had waited that could go
@@ -817,23 +840,45 @@ class Front:
         """
         if not caller.heard or not caller.region or caller.move >= MOVES_MAX:
             return None
+        if self._clock.monotonic() < caller.stays_until:
+            return None
         waited_ms = self._clock.now_ms() - caller.moved_ms
         way = _way(caller)
         if waited_ms <= stuck_ms.get(way, -1):
             return None
-        besides = self._where_unfit(caller) if self._unfit and caller.facts.skills else ()
+        besides = self._where_unfit(caller) if self._unfit and _is_particular(caller.facts) else ()
         target = self._overflow_by(way, waited_ms, besides)
         if target is None and not besides:
             stuck_ms[way] = waited_ms
         return target
 
-    async def _move(self, caller: Caller, target: str) -> None:
+    async def _move(self, caller: Caller, target: str, *, to_free: bool = False) -> None:
+        """Places a waiting call at another region; `to_free`: only while somebody is free there for it."""
         try:
             async with caller.placing:
-                if self._alive(caller) and caller.region not in ("", target):
+                here = self._alive(caller) and caller.region not in ("", target)
+                if here and (not to_free or await self._is_free_at(target, caller)):
                     await self._overflow(caller, target)
         finally:
             caller.moving = False
+
+    async def _is_free_at(self, target: str, caller: Caller) -> bool:
+        """Whether somebody is free at a region who fits the call. Figures tell of agents who take voice and
+        fit the queue; for a call that asks for something else the region is asked before anything is begun.
+        """
+        if not _is_particular(caller.facts):
+            return True
+        waited_ms = max(0, self._clock.now_ms() - caller.queued_ms)
+        question = AskExplain(facts=caller.facts, limit=1, waited_span_ms=waited_ms)
+        try:
+            explained = (await self.ask(target, question, self._options.place_seconds)).answer.explanation
+        except CallmeshError as error:
+            log.info("not_asked", call=caller.facts.call_id, target=target, error=error.reason)
+            explained = None
+        found = explained is not None and any(agent.rank for agent in explained.agents)
+        if not found:
+            self._note_unfit(caller, target)
+        return found
 
     async def _overflow(self, caller: Caller, target: str, *, hold: bool = True) -> None:
         """The source stops offering, the target takes the call, then the source lets it go. Without `hold`
@@ -843,6 +888,8 @@ class Front:
         held = OverflowCall(call_id=call_id, attempt=caller.attempt, move=caller.move)
         try:
             refused = hold and (await self.ask(source, held)).answer.refusal is not None
+            if refused:
+                caller.stays_until = self._clock.monotonic() + STAYS_SECONDS
             if refused or not self._alive(caller):
                 return
             caller.source = source
@@ -851,7 +898,7 @@ class Front:
                 if hold:
                     _MOVED.labels(caller.moved_for).inc()
                 self.spawn(self._withdraw(source, call_id, caller.attempt, caller.move))
-            elif caller.facts.skills:
+            elif _is_particular(caller.facts):
                 self._note_unfit(caller, target)
         except CallmeshError as error:
             log.info("move_failed", call=call_id, source=source, target=target, error=error.reason)
@@ -1392,7 +1439,17 @@ def _is_news(caller: Caller, place: tuple[int, int], now_seconds: float) -> bool
 
 
 def _way(caller: Caller) -> _Way:
-    return caller.facts.queue, caller.region, caller.facts.language
+    facts = caller.facts
+    return facts.queue, caller.region, facts.language, facts.channel, facts.skills != ()
+
+
+def _is_particular(facts: CallFacts) -> bool:
+    """Whether a call asks for something that regions do not say of their free agents."""
+    return facts.skills != () or facts.channel != VOICE
+
+
+def _wish(facts: CallFacts, region: str) -> _Wish:
+    return facts.queue, facts.channel, facts.skills, region
 
 
 def _waits(caller: Caller) -> bool:

@@ -235,6 +235,12 @@ class Handlers:
         elif request.attempt <= 1:
             # A call that was queued goes on with a skill that was deleted since.
             convert.check_skills("call.skills", request.skills, self._skills)
+        waited_ms = self._waited_ms(place) if place is not None else 0
+        agent_lost = request.reopen_reason == call_pb2.REOPEN_REASON_AGENT_LOST
+        if place is not None and place.talks and agent_lost:
+            # As after a transfer: the place counts what was before, and this wait begins now.
+            facts = msgspec.structs.replace(facts, credit_span_ms=facts.credit_span_ms + waited_ms)
+            waited_ms = 0
         kept = place if place is not None and self._regions.serves(place.shard, queue) else None
         regions = _tries(ranked, kept)
         here = [place.shard] if place is not None and place.shard in self._shards else []
@@ -246,8 +252,8 @@ class Handlers:
         return Caller(
             facts=facts,
             attempt=request.attempt or 1,
-            queued_ms=now_ms - (self._waited_ms(place) if place is not None else 0),
-            agent_lost=request.reopen_reason == call_pb2.REOPEN_REASON_AGENT_LOST,
+            queued_ms=now_ms - waited_ms,
+            agent_lost=agent_lost,
             auto_confirm=request.auto_confirm,
             regions=regions or here,
             talks=here[0] if here and _talks(request, place) else "",

@@ -69,7 +69,10 @@ _TYPES: dict[str, Any] = {
 _DERIVED: dict[type, frozenset[str]] = {
     CallEntry: frozenset({"line", "ticket"}),
     AgentEntry: frozenset(
-        {"skills", "channels", "counted", "free_in", "idle", "lines", "plain", "own", "own_count"}
+        {
+            *("skills", "channels", "counted", "free_in", "idle", "lines", "plain"),
+            *("own", "own_count", "wanted_by"),
+        }
     ),
     Tally: frozenset(),
     ShardState: frozenset(

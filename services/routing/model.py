@@ -41,6 +41,10 @@ CONTEXT_BYTES_MAX = 16 * 1024
 CALLBACK_SPAN_MAX_MS = 86_400_000
 
 
+#: The channel that queues' figures are of.
+VOICE = "voice"
+
+
 class CallState(StrEnum):
     """Where a call's entry in this shard stands."""
 
@@ -598,6 +602,8 @@ class AskExplain(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     facts: CallFacts | None = None
     #: Agents looked at, at most.
     limit: int = 100
+    #: What the hypothetical one has waited elsewhere.
+    waited_span_ms: int = 0
 
 
 class AskCall(msgspec.Struct, frozen=True, kw_only=True, gc=False):
@@ -756,6 +762,8 @@ class CallAttached(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     attempt: int
     move: int
     front: str
+    #: Of one that was to be called back: refused then (longest wait); 0 never.
+    refuse_ms: int = 0
 
 
 class CallDetached(msgspec.Struct, frozen=True, kw_only=True, gc=False):

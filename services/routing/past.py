@@ -29,6 +29,9 @@ from routing.model import (
     AgentConfig,
     AgentConfigured,
     AgentRemoved,
+    CallAttached,
+    CallbackDue,
+    CallbackRequested,
     CallConnected,
     CallEnded,
     CallOutcome,
@@ -72,6 +75,10 @@ class Entry:
     ended_ms: int = 0
     outcome: CallOutcome | None = None
     wrapped_ms: int = 0
+    #: Not waited though queued: until the time for which a call-back was asked for.
+    deferred_ms: int = 0
+    #: When that was asked for; 0 when it was not.
+    asked_ms: int = 0
     #: How many conversations the call had here before.
     part: int = 1
 
@@ -91,6 +98,8 @@ class Chronicle:
     since_ms: dict[str, int] = field(default_factory=dict)
     newest_ms: int = 0
     _live: dict[str, Entry] = field(default_factory=dict)
+    #: Parts that were handed on and whose agents are still in after-call work, by call and agent.
+    _wrapping: dict[tuple[str, str], Entry] = field(default_factory=dict)
 
     def apply(self, event: Event, at_ms: int, span_start_ms: int) -> None:
         """Takes in the next event, decided at `at_ms`."""
@@ -136,6 +145,7 @@ class Chronicle:
             return
         old.ended_ms, old.outcome = at_ms, CallOutcome.COMPLETED
         old.wrapped_ms = event.wrap_up_until_ms
+        self._wrapping[old.call_id, old.agent] = old
         entry = Entry(old.call_id, self.shard, event, old.version, part=old.part + 1)
         self._live[old.call_id] = entry
         self.entries.append(entry)
@@ -146,8 +156,24 @@ class Chronicle:
             entry.ended_ms, entry.outcome = at_ms, event.outcome
             entry.wrapped_ms = event.wrap_up_until_ms
 
-    def _wrapped_up(self, event: CallWrappedUp, at_ms: int) -> None:
+    def _callback_requested(self, event: CallbackRequested, at_ms: int) -> None:
         entry = self._live.get(event.call_id)
+        if entry is not None:
+            self._waits_again(entry, at_ms)
+            entry.asked_ms = at_ms if event.not_before_ms else 0
+
+    def _callback_due(self, event: CallbackDue | CallAttached, at_ms: int) -> None:
+        entry = self._live.get(event.call_id)
+        if entry is not None:
+            self._waits_again(entry, at_ms)
+
+    def _waits_again(self, entry: Entry, at_ms: int) -> None:
+        if entry.asked_ms:
+            entry.deferred_ms += at_ms - entry.asked_ms
+            entry.asked_ms = 0
+
+    def _wrapped_up(self, event: CallWrappedUp, at_ms: int) -> None:
+        entry = self._wrapping.pop((event.call_id, event.agent), None) or self._live.get(event.call_id)
         if entry is not None and entry.agent == event.agent and entry.ended_ms:
             entry.wrapped_ms = at_ms
 
@@ -174,6 +200,9 @@ _FOLD: dict[type, Callable[[Chronicle, Any, int], None]] = {
     CallQueued: Chronicle._queued,
     CallConnected: Chronicle._connected,
     CallTransferred: Chronicle._transferred,
+    CallbackRequested: Chronicle._callback_requested,
+    CallbackDue: Chronicle._callback_due,
+    CallAttached: Chronicle._callback_due,
     CallEnded: Chronicle._ended,
     CallWrappedUp: Chronicle._wrapped_up,
     SessionOpened: Chronicle._opened,
@@ -231,7 +260,7 @@ def _one(group: Sequence[Entry], newest_ms: int, shards: set[str]) -> Seen:
     first = min(group, key=lambda e: e.version)
     last = max(group, key=lambda e: (e.connected_ms > 0, e.version))
     queued = last.queued
-    arrival_ms = min(entry.queued.queued_ms for entry in group)
+    arrival_ms = min(entry.queued.queued_ms + entry.deferred_ms for entry in group)
     facts = queued.facts
     ended_ms = last.ended_ms or newest_ms
     connected_ms = last.connected_ms

@@ -18,6 +18,7 @@ from routing import placement
 from routing.callers import STRANGER, KnownCaller, usual_region
 from routing.geo import Located, locate, with_point
 from routing.hours import Schedule
+from routing.model import VOICE
 from routing.peers import PeerTable
 from routing.placement import (
     NO_TIES,
@@ -298,19 +299,30 @@ class Regions:
             del self._standings[queue]
 
     def find_overflow(
-        self, queue: str, region: str, waited_ms: int, language: str, besides: Container[str] = ()
+        self,
+        queue: str,
+        region: str,
+        waited_ms: int,
+        language: str,
+        besides: Container[str] = (),
+        *,
+        channel: str = VOICE,
+        skilled: bool = False,
     ) -> str | None:
         """A region with a free agent and nobody waiting, for a call that has waited past the threshold
         where it is, and longer for one that does not speak its language; any that has agents, for one that
         waits where nobody is or should be. None of `besides`.
+
+        Figures are of voice and of the queue's own skills: who is free here is nobody for a call of another
+        channel, or that asks for more, as long as it waits; who is free there may be nobody, too.
         """
-        here = self._peers.load(region, queue)
-        if self._is_deserted(region, queue, here) or self.leaves(region):
+        if self.leaves(region) or (channel == VOICE and self.deserted(region, queue)):
             return self._refuge(queue, region, language, besides)
         threshold_ms = self._threshold_ms(queue)
         if waited_ms < threshold_ms:
             return None
-        if here is not None and here.agents_free > 0:
+        here = self._peers.load(region, queue)
+        if here is not None and here.agents_free > 0 and channel == VOICE and not skilled:
             return None
         free = [
             (not self._speaks(other, language), -spare, other)
@@ -331,8 +343,9 @@ class Regions:
         config = self._regions.get(region)
         return config is None or placement.is_spoken(language, config.languages)
 
-    def _is_deserted(self, region: str, queue: str, load: shard_pb2.PeerState.QueueLoad | None) -> bool:
+    def deserted(self, region: str, queue: str) -> bool:
         """Whether all agents of a queue have been gone for long enough to say so."""
+        load = self._peers.load(region, queue)
         if load is None or load.agents_logged_in:
             self._deserted.pop((region, queue), None)
             return False

@@ -200,7 +200,9 @@ def find_decision(
                 return Found(sequence=block.sequence, place=place, agent=event.agent)
             if isinstance(event, model.CallEnded) and event.call_id == call_id and ended is None:
                 ended = Found(sequence=block.sequence, place=place, agent="")
-            if isinstance(event, model.CallQueued) and event.facts.call_id == call_id:
+            began = isinstance(event, model.CallQueued | model.CallTransferred)
+            if began and event.facts.call_id == call_id and (ended or type(event) is model.CallQueued):
+                # Offers before it led to another conversation.
                 return ended
     return None
 

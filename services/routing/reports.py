@@ -248,8 +248,11 @@ class Counter(Projection):
 
     def queued(self, event: model.CallQueued, now_ms: int) -> None:
         old = self.state.calls.get(event.facts.call_id)
-        if old is None or old.state is CallState.ENDED or old.facts.queue != event.facts.queue:
+        goes_on = old is not None and old.state is not CallState.ENDED
+        if old is None or not goes_on or old.facts.queue != event.facts.queue:
             self._add(QUEUE, event.facts.queue, now_ms, offered=1)
+            if old is not None and goes_on:
+                self._add(QUEUE, old.facts.queue, now_ms, moved=1)
 
     def transferred(self, event: model.CallTransferred, now_ms: int) -> None:
         entry = self.state.calls[event.facts.call_id]

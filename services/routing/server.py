@@ -161,6 +161,7 @@ class Router:
             clock=self._clock,
             options=self.settings.front_options(),
             find_overflow=self.regions.find_overflow,
+            deserted=self.regions.deserted,
             leaves=self.regions.leaves,
             find_agent=self.directory.region_of,
         )

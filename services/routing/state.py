@@ -98,6 +98,7 @@ class CallEntry:
         "agent",
         "attached",
         "attempt",
+        "callback_asked_ms",
         "callback_ms",
         "callback_number",
         "connected_ms",
@@ -146,6 +147,8 @@ class CallEntry:
         self.offer_until_ms = self.detached_until_ms = self.refuse_ms = self.resume_ms = 0
         self.wrap_up_until_ms = self.forget_ms = 0
         self.relax_ms = self.prefer_ms = self.callback_ms = self.expire_ms = 0
+        #: When it was asked for to be called back later.
+        self.callback_asked_ms = 0
         #: Step of relaxation in force.
         self.step = 0
         #: Agent it waits for first; empty for none.
@@ -218,6 +221,7 @@ class AgentEntry:
         "since_ms",
         "skills",
         "taken",
+        "wanted_by",
         "wraps",
     )
 
@@ -249,9 +253,13 @@ class AgentEntry:
         self.login_ms = self.busy_span_ms = self.busy_since_ms = 0
         #: Takes nothing more and is logged out when free: to be removed, by somebody's word, or both.
         self.draining = self.remove = self.log_out = False
-        #: Heap of calls that wait for this very agent, as a line's.
-        self.own: list[tuple[int, int, str, int]] = []
+        #: Heaps of calls that wait for this very agent, by channel, as a line's: one who is free for chats
+        #: only is free for those behind a voice call.
+        self.own: dict[str, list[tuple[int, int, str, int]]] = {}
         self.own_count = 0
+        #: Ids of all calls that are this very agent's first: also those that ring, that nobody holds just now
+        #: or that are on their way elsewhere, which are in no heap.
+        self.wanted_by: set[str] = set()
 
     def configure(self, config: AgentConfig) -> None:
         """Puts an agent's settings in force; it is to be found and to join lines anew."""
@@ -473,6 +481,13 @@ class ShardState:
         """Whether the pairing has something left to look at."""
         return bool(self.hot_calls or self.hot_agents or self.leaving)
 
+    def put_in_order(self) -> None:
+        """Of calls that have come to wait at the same time, whoever is ahead of the others is looked at first
+        (the last of the list).
+        """
+        waiting = {c for c in self.hot_calls if c in self.calls and self.calls[c].ticket}
+        self.hot_calls = sorted(waiting, key=lambda c: turn_of(self.calls[c]), reverse=True)
+
     def clear_worklists(self) -> None:
         """For who only reads: nobody pairs there."""
         self.hot_calls.clear()
@@ -610,11 +625,12 @@ def due_together(state: ShardState, kind: str, now_ms: int, limit: int) -> tuple
     return state.deadlines.together(kind, now_ms, limit)
 
 
-def head_of(line: Line | AgentEntry, calls: dict[str, CallEntry]) -> tuple[int, int, str] | None:
-    """The next call of a line, or of those that wait for one agent, as (sort key, ordinal, call id); outdated
+def head_of(
+    heap: list[tuple[int, int, str, int]], calls: dict[str, CallEntry]
+) -> tuple[int, int, str] | None:
+    """The next call of those that wait in a line, or for one agent, as (sort key, ordinal, call id); outdated
     entries are dropped on the way.
     """
-    heap = line.waiting if isinstance(line, Line) else line.own
     while heap:
         sort_ms, ordinal, call_id, ticket = heap[0]
         entry = calls.get(call_id)
@@ -622,6 +638,14 @@ def head_of(line: Line | AgentEntry, calls: dict[str, CallEntry]) -> tuple[int, 
             return sort_ms, ordinal, call_id
         heapq.heappop(heap)
     return None
+
+
+def turn_of(entry: CallEntry) -> tuple[int, int]:
+    """Where a call stands among all that wait: effective arrival less its queue's head start, then who came
+    first.
+    """
+    queue = entry.line.queue
+    return entry.effective_ms - queue.weight * queue.priority_credit_span_ms, entry.ordinal
 
 
 def worth_waiting_for(agent: AgentEntry | None, channel: str) -> bool:
@@ -721,6 +745,17 @@ def _refresh(state: ShardState, agent: AgentEntry) -> None:
             agent.idle.pop(channel).live = False
             for line in agent.plain.get(channel, ()):
                 line.idle -= 1
+
+
+def _step_back(agent: AgentEntry) -> None:
+    """Whoever is given a contact and has room for another is free anew, behind the others and with the rank
+    of now: else one agent would be filled to the brim while the others sit idle.
+    """
+    for channel, place in agent.idle.items():
+        place.live = False
+        for line in agent.plain.get(channel, ()):
+            line.idle -= 1
+    agent.idle = {}
 
 
 def _come(agent: AgentEntry, channel: str) -> None:
@@ -825,14 +860,12 @@ def _list_call(state: ShardState, entry: CallEntry) -> None:
     if not entry.offerable:
         return
     entry.ticket = state.next_ticket()
-    queue = entry.line.queue
-    sort_ms = entry.effective_ms - queue.weight * queue.priority_credit_span_ms
-    place = (sort_ms, entry.ordinal, entry.facts.call_id, entry.ticket)
+    place = (*turn_of(entry), entry.facts.call_id, entry.ticket)
     preferred = state.agents.get(entry.preferred)
     if preferred is None:
         heapq.heappush(entry.line.waiting, place)
     else:
-        heapq.heappush(preferred.own, place)
+        heapq.heappush(preferred.own.setdefault(entry.facts.channel, []), place)
         preferred.own_count += 1
     entry.line.waiting_count += 1
     entry.line.crowd.waiting += 1
@@ -848,6 +881,15 @@ def _unlist_call(state: ShardState, entry: CallEntry) -> None:
     preferred = state.agents.get(entry.preferred)
     if preferred is not None:
         preferred.own_count -= 1
+
+
+def _prefer(state: ShardState, entry: CallEntry, agent_id: str) -> None:
+    """Makes a call, which is not listed, one agent's first; "" for nobody's."""
+    for name, change in ((entry.preferred, set.discard), (agent_id, set.add)):
+        agent = state.agents.get(name) if name else None
+        if agent is not None:
+            change(agent.wanted_by, entry.facts.call_id)
+    entry.preferred = agent_id
 
 
 # --- taking in an image
@@ -875,6 +917,7 @@ def adopt_call(state: ShardState, entry: CallEntry, *, listed: bool) -> None:
         state.serve(entry.facts.queue, 1)
     for kind, name in _DUE_OF_CALL.items():
         state.set_deadline(getattr(entry, name), kind, entry.facts.call_id)
+    _prefer(state, entry, entry.preferred)
     if listed:
         _list_call(state, entry)
 
@@ -953,12 +996,27 @@ def _queue_configured(s: ShardState, e: QueueConfigured) -> None:
         line.configure(e.queue)
         line.agents, line.logged_in, line.present, line.serving = set(), 0, 0, 0
         _fill(line, s.agents_with(line.asked), listed=s.share(line))
-        s.hot_agents.extend(sorted(line.agents))
+        _line_up(s, line)
     s.index_lines()
     for step in range(max(1, len(e.queue.steps))):
         s.line_of((e.queue.id, "voice", (), step))
     if e.queue.closed:
         _close_queue(s, e.queue.id)
+
+
+def _line_up(s: ShardState, line: Line) -> None:
+    """Whoever waits in a line stands where its queue's head start puts it now, and is looked at if somebody
+    is free: the first ones, by the queue's strategy.
+    """
+    waiting = [
+        (*turn_of(entry), call_id, ticket)
+        for _, _, call_id, ticket in line.waiting
+        if (entry := s.calls.get(call_id)) is not None and entry.ticket == ticket
+    ]
+    heapq.heapify(waiting)
+    line.waiting = waiting
+    first = heapq.nsmallest(min(line.free.count(), len(waiting)), waiting)
+    s.hot_calls.extend(call_id for _, _, call_id, _ in first)
 
 
 def _close_queue(s: ShardState, queue_id: str) -> None:
@@ -998,9 +1056,8 @@ def _agent_removed(s: ShardState, e: AgentRemoved) -> None:
     agent = s.agents.get(e.agent)
     if agent is None:
         return
-    # Not by the agent's heap: what a reader still has in it, a leader may have dropped.
-    for entry in [call for call in s.calls.values() if call.preferred == e.agent]:
-        _end_preference(s, entry)
+    for call_id in sorted(agent.wanted_by):
+        _end_preference(s, s.calls[call_id])
     del s.agents[e.agent]
     s.count(agent, None)
     for call_id in (*agent.offers, *agent.calls):
@@ -1012,10 +1069,15 @@ def _agent_removed(s: ShardState, e: AgentRemoved) -> None:
 def _call_queued(s: ShardState, e: CallQueued) -> None:
     line = s.line_of((e.facts.queue, e.facts.channel, e.facts.skills, e.step))
     old = s.calls.get(e.facts.call_id)
-    if old is None or old.state is ENDED:
+    goes_on = old is not None and old.state is not ENDED
+    if old is None or not goes_on or old.facts.queue != e.facts.queue:
         s.tallies[e.facts.queue].offered += 1
+        if old is not None and goes_on and old.facts.queue in s.tallies:
+            # Its edge has opened it again for another queue.
+            s.tallies[old.facts.queue].moved += 1
     if old is not None:
         _unlist_call(s, old)
+        _prefer(s, old, "")
     entry = s.calls[e.facts.call_id] = CallEntry(e.facts, line)
     entry.ordinal = s.ordinal
     entry.attempt, entry.move, entry.front = e.attempt, e.move, e.front
@@ -1028,7 +1090,8 @@ def _begin_wait(s: ShardState, entry: CallEntry, e: CallQueued | CallTransferred
     """The step of relaxation and the preferred agent that a wait begins with."""
     call_id = entry.facts.call_id
     entry.step, entry.relax_ms = e.step, e.relax_ms
-    entry.preferred, entry.prefer_ms = e.preferred, e.preferred_until_ms
+    entry.prefer_ms = e.preferred_until_ms
+    _prefer(s, entry, e.preferred)
     if e.relax_ms:
         s.set_deadline(e.relax_ms, "relax", call_id)
     if e.preferred_until_ms:
@@ -1064,7 +1127,8 @@ def _preference_ended(s: ShardState, e: PreferenceEnded) -> None:
 
 def _end_preference(s: ShardState, entry: CallEntry) -> None:
     _unlist_call(s, entry)
-    entry.preferred, entry.prefer_ms = "", 0
+    _prefer(s, entry, "")
+    entry.prefer_ms = 0
     _list_call(s, entry)
 
 
@@ -1094,7 +1158,9 @@ def _call_transferred(s: ShardState, e: CallTransferred) -> None:
 
 def _callback_requested(s: ShardState, e: CallbackRequested) -> None:
     entry = s.calls[e.call_id]
+    _end_deferral(s, entry)
     entry.callback_number, entry.callback_ms, entry.expire_ms = e.number, e.not_before_ms, e.expire_ms
+    entry.callback_asked_ms = s.now_ms
     entry.detached_until_ms = entry.refuse_ms = entry.told_ms = 0
     if entry.state is OVERFLOWING:
         entry.state, entry.resume_ms = WAITING, 0
@@ -1105,8 +1171,21 @@ def _callback_requested(s: ShardState, e: CallbackRequested) -> None:
 
 def _callback_due(s: ShardState, e: CallbackDue) -> None:
     entry = s.calls[e.call_id]
-    entry.callback_ms = 0
+    _end_deferral(s, entry)
     _list_call(s, entry)
+
+
+def _end_deferral(s: ShardState, entry: CallEntry) -> None:
+    """Whoever wished to be called back later did not wait for anybody until then: that time counts for the
+    place alone.
+    """
+    if entry.callback_ms:
+        span_ms = s.now_ms - entry.callback_asked_ms
+        entry.queued_ms += span_ms
+        entry.facts = msgspec.structs.replace(
+            entry.facts, credit_span_ms=entry.facts.credit_span_ms + span_ms
+        )
+        entry.callback_ms = 0
 
 
 def _nothing(s: ShardState, e: Event) -> None:
@@ -1118,7 +1197,11 @@ def _call_attached(s: ShardState, e: CallAttached) -> None:
     entry.attempt, entry.move, entry.front = e.attempt, e.move, e.front
     entry.attached, entry.detached_until_ms = True, 0
     # The caller is on the line again.
+    _end_deferral(s, entry)
     entry.callback_number, entry.callback_ms, entry.expire_ms = "", 0, 0
+    if e.refuse_ms:
+        entry.refuse_ms = e.refuse_ms
+        s.set_deadline(e.refuse_ms, "refuse", e.call_id)
     if entry.state is OVERFLOWING:
         entry.state, entry.resume_ms = WAITING, 0
     if entry.state is WAITING and not entry.ticket:
@@ -1166,6 +1249,7 @@ def _call_offered(s: ShardState, e: CallOffered) -> None:
     s.serve(entry.facts.queue, 1)
     agent.last_offer = s.ordinal
     agent.since_ms = s.now_ms
+    _step_back(agent)
     s.set_deadline(e.until_ms, "offer", e.call_id)
     _refresh(s, agent)
 
@@ -1197,12 +1281,15 @@ def _call_connected(s: ShardState, e: CallConnected) -> None:
     entry, agent = s.calls[e.call_id], s.agents[e.agent]
     entry.state, entry.offer_until_ms, entry.refuse_ms = CONNECTED, 0, 0
     entry.relax_ms = entry.prefer_ms = entry.callback_ms = entry.expire_ms = 0
-    entry.preferred = ""
+    if entry.preferred:
+        _prefer(s, entry, "")
     entry.connected_ms, entry.detached_until_ms = s.now_ms, 0
     agent.offers.pop(e.call_id, None)
     agent.calls.add(e.call_id)
     agent.missed, agent.since_ms = 0, s.now_ms
     agent.taken += 1
+    if agent.idle:
+        _step_back(agent)
     tally = s.tallies[entry.facts.queue]
     wait = s.now_ms - entry.queued_ms
     tally.answered += 1
@@ -1224,7 +1311,8 @@ def _call_ended(s: ShardState, e: CallEnded) -> None:
     done_ms = e.wrap_up_until_ms if e.wrap_up_until_ms > s.now_ms else s.now_ms
     entry.forget_ms = done_ms + s.timing.memory_span_ms
     _unlist_call(s, entry)
-    entry.preferred = ""
+    if entry.preferred:
+        _prefer(s, entry, "")
     s.set_deadline(entry.forget_ms, "forget", e.call_id)
     _tally_end(s, entry, was_connected)
     agent = s.agents.get(entry.agent)

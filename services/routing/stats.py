@@ -51,7 +51,7 @@ def _oldest(state: ShardState) -> dict[str, int]:
     """When the caller came who has waited longest, by queue."""
     oldest: dict[str, int] = {}
     heaps = [line.waiting for line in state.lines.values() if line.waiting_count]
-    heaps += [agent.own for agent in state.agents.values() if agent.own_count]
+    heaps += [heap for agent in state.agents.values() if agent.own_count for heap in agent.own.values()]
     for heap in heaps:
         for _, _, call_id, ticket in heap:
             entry = state.calls.get(call_id)

@@ -134,7 +134,8 @@ class SupervisionHandlers:
     def _day_begins_ms(self, region: str, now_ms: int) -> int:
         zone = zoneinfo.ZoneInfo(self._zone_of(region) or "UTC")
         local = dt.datetime.fromtimestamp(now_ms / 1000, zone)
-        midnight = to_ms(local.replace(hour=0, minute=0, second=0, microsecond=0))
+        # The first one, where the clock is put back over midnight.
+        midnight = to_ms(local.replace(hour=0, minute=0, second=0, microsecond=0, fold=0))
         # Rows begin at half-hours of UTC: where a zone's midnight is none, the day begins a little later.
         return midnight + -midnight % SLOT_MS
 

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from routing.model import ENDED, OVERFLOWING, WAITING, AgentView, AskCalls, CallView, context_bytes
-from routing.state import CallEntry, Line, ShardState, Tally, expected_span_ms
+from routing.state import CallEntry, Line, ShardState, Tally, expected_span_ms, turn_of
 
 #: Context that the calls of one page carry. A gRPC client takes messages of 4 MiB unless it says otherwise,
 #: and a thousand calls without context are half a MiB.
@@ -42,7 +42,7 @@ def calls_ahead(state: ShardState, entry: CallEntry, places: Places | None = Non
     if entry.effective_ms >= state.now_ms or crowd.waiting > LOOKED_THROUGH_MAX:
         return others
     queue, calls, behind = entry.line.queue, state.calls, 0
-    place = (entry.effective_ms - queue.weight * queue.priority_credit_span_ms, entry.ordinal)
+    place = turn_of(entry)
     if places is not None:
         known = places.get(id(crowd))
         if known is None:
@@ -176,7 +176,7 @@ def positions(state: ShardState, limit: int) -> Iterator[tuple[str, int, int]]:
     """
     crowds: dict[int, list[tuple[int, int, str]]] = {}
     heaps = [line.waiting for line in state.lines.values() if line.waiting_count]
-    heaps += [agent.own for agent in state.agents.values() if agent.own_count]
+    heaps += [heap for agent in state.agents.values() if agent.own_count for heap in agent.own.values()]
     for sort_ms, ordinal, call_id, ticket in itertools.chain.from_iterable(heaps):
         entry = state.calls.get(call_id)
         if entry is not None and entry.ticket == ticket:

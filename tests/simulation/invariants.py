@@ -329,7 +329,7 @@ class Auditor:
     def _check_waiting(self, replica: ShardState) -> None:
         for key, line in replica.lines.items():
             place = (replica.shard, str(key))
-            head = head_of(line, replica.calls) if line.waiting_count else None
+            head = head_of(line.waiting, replica.calls) if line.waiting_count else None
             if head is None or best_idle(line, replica.agents) is None:
                 self._unpaired.pop(place, None)
                 continue

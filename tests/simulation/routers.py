@@ -151,7 +151,7 @@ class DrawnRegions(Regions):
         return SimpleNamespace(regions=self._rng.sample(self._shards, len(self._shards)), home="")
 
     def find_overflow(
-        self, queue: str, region: str, waited_ms: int, language: str, besides: Any = ()
+        self, queue: str, region: str, waited_ms: int, language: str, besides: Any = (), **more: Any
     ) -> str | None:
         if self.leaves(region):
             return next((shard for shard in self._shards if not self.leaves(shard)), None)
@@ -241,6 +241,7 @@ class Router:
             clock=self.clock,
             options=FrontOptions(),
             find_overflow=self.regions.find_overflow,
+            deserted=self.regions.deserted,
             find_agent=self.directory.region_of,
             leaves=self.regions.leaves,
         )

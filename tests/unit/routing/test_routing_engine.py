@@ -534,6 +534,35 @@ def test_a_connected_call_is_offered_again_only_if_its_edge_says_the_agent_is_lo
     assert shard.call("c1").state is not CallState.CONNECTED
 
 
+@pytest.mark.parametrize("ended", [False, True])
+def test_a_conversation_that_broke_off_is_no_wait(ended: bool) -> None:
+    """It has a place by all that time, and neither the longest wait nor the figures know of it."""
+    shard = Shard(wait_span_max_ms=60_000)
+    shard.agent("ann")
+    shard.place("c1")
+    shard.connect("c1")
+    shard.wait(600_000)
+    shard.do(CloseSession(agent="ann", session=1) if ended else PauseAgent(agent="ann", paused=True))
+    came_ms = shard.now_ms
+    shard.place("c1", attempt=2, agent_lost=True, waited_span_ms=600_000)
+    shard.wait(59_999)
+    view = shard.call("c1")
+    assert (view.state, view.queued_ms, view.effective_ms) == (CallState.WAITING, came_ms, came_ms - 600_000)
+    shard.wait(1)
+    assert shard.call("c1").reason == "WAIT_TOO_LONG"
+
+
+def test_a_call_that_its_edge_opens_for_another_queue_has_moved_there() -> None:
+    shard = Shard()
+    shard.do(ConfigureQueue(queue=QueueConfig(id="sales")))
+    shard.place("c1")
+    shard.do(PlaceCall(facts=CallFacts(call_id="c1", queue="sales"), attempt=2, move=1, front="f"))
+    assert {q: (t.offered, t.moved) for q, t in shard.state.tallies.items()} == {
+        "service": (1, 1),
+        "sales": (1, 0),
+    }
+
+
 def _log_out(shard: Shard) -> None:
     shard.do(CloseSession(agent="ann", session=1))
 

@@ -179,6 +179,35 @@ def test_lots_make_nobody_better() -> None:
     for agent in ("ann", "bob"):
         shard.agent(agent)
     assert [a.rank for a in shard.ask().agents] == [1, 1]
+    assert shard.ask().summary == (
+        "It would be offered to one of 2 who are free at once in queue service, by lot, each as likely."
+    )
+
+
+def test_who_let_it_ring_in_vain_is_not_the_best_of_a_short_list() -> None:
+    shard = Shard()
+    shard.agent("ann")
+    shard.agent("bob")
+    shard.place("c1")
+    shard.do(DeclineOffer(agent="ann", session=1, offer_id=view_call(shard.state, "c1").offer_id))
+    shard.do(DetachCall(call_id="c1", attempt=1, move=1))
+    assert [a.agent for a in shard.ask().agents] == ["ann", "bob"], "as for anybody else"
+    assert [a.agent for a in shard.ask("c1").agents] == ["bob", "ann"]
+    assert [a.agent for a in shard.ask("c1", limit=1).agents] == ["bob"]
+
+
+def test_a_call_that_has_waited_elsewhere_is_looked_at_in_its_step() -> None:
+    steps = (
+        RelaxationStep(skills=(("chinese", 5),), span_ms=10_000),
+        RelaxationStep(skills=(("chinese", 3),)),
+    )
+    shard = Shard(steps=steps)
+    shard.agent("ann")
+    facts = CallFacts(call_id="h", queue="service")
+    for waited_ms, found in ((9_999, (0, "")), (10_000, (1, "ann"))):
+        told = shard.do(AskExplain(facts=facts, limit=1, waited_span_ms=waited_ms)).explanation
+        assert told is not None
+        assert (told.step, "".join(a.agent for a in told.agents if a.rank)) == found
 
 
 def test_a_live_call_is_explained_as_it_stands() -> None:
@@ -232,6 +261,7 @@ def test_a_second_contact_beside_the_first() -> None:
     shard.place("c2", channel="chat")
     shard.connect("c2")
     assert shard.reasons(channel="chat") == {"chatty": "CHANNEL_FULL"}
+    assert shard.reasons(channel="voice") == {"chatty": "BUSY"}, "with chats, not with voice"
 
 
 @pytest.mark.parametrize(

@@ -54,6 +54,7 @@ from routing.model import (
     RemoveAgent,
     Reprioritize,
     RequestCallback,
+    SetDraining,
     SetLeadList,
     SetPresence,
     Strategy,
@@ -267,6 +268,73 @@ def test_a_call_offered_while_its_step_ends_waits_in_the_next_one_afterwards() -
     assert (shard.call("c1").agent, shard.call("c1").step) == ("novice", 1)
 
 
+# --- the order of serving --------------------------------------------------------------------------
+
+
+def test_of_calls_that_attach_together_the_oldest_comes_first_whatever_its_queue() -> None:
+    shard = Shard()
+    for call_id, queue in (("old", "sales"), ("new", "service")):
+        shard.place(call_id, queue)
+        shard.do(DetachCall(call_id=call_id, attempt=1, move=1))
+        shard.wait(1_000)
+    shard.agent("ann")
+    shard.do(AttachCalls(front="g", calls=(("old", 1, 1), ("new", 1, 1))))
+    assert shard.call("old").agent == "ann"
+
+
+def test_a_queue_that_asks_for_less_serves_by_its_strategy() -> None:
+    shard = Shard(skills=(("gold", 1),))
+    for agent in ("ann", "bob"):
+        shard.agent(agent)
+        shard.wait(1_000)
+    for call_id in ("c1", "c2"):
+        shard.place(call_id)
+    shard.queue("service")
+    assert [shard.call(call_id).agent for call_id in ("c1", "c2")] == ["ann", "bob"]
+
+
+def test_a_queues_new_weight_holds_for_who_waits_already() -> None:
+    shard = Shard()
+    for call_id, queue in (("c1", "service"), ("c2", "sales"), ("c3", "sales"), ("c4", "service")):
+        shard.place(call_id, queue)
+        shard.wait(1_000)
+    shard.queue("sales", weight=1)
+    shard.place("c5", "sales")
+    shard.agent("ann")
+    served = []
+    for _ in range(5):
+        (call_id,) = shard.state.agents["ann"].offers
+        served.append(call_id)
+        shard.serve(call_id)
+    assert served == ["c2", "c3", "c5", "c1", "c4"]
+
+
+SPREADING = (
+    Strategy.LONGEST_IDLE,
+    Strategy.FEWEST_CALLS,
+    Strategy.ROUND_ROBIN,
+    Strategy.LEAST_OCCUPIED,
+    Strategy.PRIORITY_ORDER,
+)
+
+
+@pytest.mark.parametrize("strategy", SPREADING)
+def test_chats_are_spread_over_all_who_have_room(strategy: Strategy) -> None:
+    """One agent with three at once beside two who sit idle is nobody's strategy."""
+    shard = Shard(strategy=strategy)
+    for agent in ("ann", "bob", "cid"):
+        shard.agent(agent, capacity=(("chat", 3),))
+        shard.wait(1_000)
+    takers = []
+    for number in range(6):
+        shard.place(f"chat{number}", channel="chat")
+        takers.append(shard.call(f"chat{number}").agent)
+        shard.connect(f"chat{number}")
+        shard.wait(1_000)
+    assert Counter(takers[:3]) == {"ann": 1, "bob": 1, "cid": 1}
+    assert Counter(takers) == {"ann": 2, "bob": 2, "cid": 2}
+
+
 # --- preferred agents ------------------------------------------------------------------------------
 
 
@@ -329,6 +397,86 @@ def test_nobody_waits_for_an_agent_who_goes(what: str, command: Command) -> None
     shard.place("c1", preferred_agent="ann")
     shard.do(command)
     assert shard.call("c1").agent == "bob", f"the preferred agent {what}"
+
+
+@pytest.mark.parametrize("taken_over", [False, True])
+@pytest.mark.parametrize("chats", [0, 1])
+def test_a_call_that_rings_at_an_agent_who_goes_waits_for_that_agent_no_longer(
+    taken_over: bool, chats: int
+) -> None:
+    """Whatever else the agent has in hand, and also under a leader that has begun from a snapshot."""
+    shard = Shard()
+    shard.agent("ann", capacity=(("chat", 2),))
+    for number in range(chats):
+        shard.place(f"chat{number}", channel="chat")
+        shard.connect(f"chat{number}")
+    shard.agent("bob", capacity=(("chat", 2),))
+    shard.place("c1", channel="chat", preferred_agent="ann")
+    shard.place("c2", channel="chat", preferred_agent="ann")
+    if taken_over:
+        shard.state = image.restore("beijing", image.dump(shard.state))
+    assert shard.call("c1").agent == "ann"
+    shard.do(DetachSession(agent="ann", session=1))
+    assert [shard.call(call_id).agent for call_id in ("c1", "c2")] == ["bob", "bob"]
+
+
+@pytest.mark.parametrize("taken_over", [False, True])
+def test_a_call_that_comes_back_does_not_wait_for_an_agent_who_has_gone_meanwhile(taken_over: bool) -> None:
+    shard = Shard()
+    shard.agent("ann")
+    shard.place("first")
+    shard.connect("first")
+    shard.agent("bob")
+    shard.place("left", preferred_agent="ann")
+    shard.do(DetachCall(call_id="left", attempt=1, move=1))
+    if taken_over:
+        shard.state = image.restore("beijing", image.dump(shard.state))
+    shard.do(PauseAgent(agent="ann", paused=True))
+    shard.place("left", preferred_agent="ann")
+    assert shard.call("left").agent == "bob"
+
+
+def test_a_voice_call_for_one_agent_holds_up_no_chat_for_the_same() -> None:
+    shard = Shard()
+    shard.agent("ann", capacity=(("chat", 2), ("voice", 1)))
+    shard.place("chat0", channel="chat")
+    shard.connect("chat0")
+    shard.place("voice", preferred_agent="ann")
+    shard.place("chat1", channel="chat", preferred_agent="ann")
+    assert shard.call("voice").state is CallState.WAITING, "a chat is in hand"
+    assert shard.call("chat1").state is CallState.OFFERED
+
+
+@pytest.mark.parametrize("how", ["comes back for a pause", "takes no voice any more"])
+def test_nobody_waits_for_an_agent_who_will_not_take_it(how: str) -> None:
+    shard = Shard()
+    shard.agent("ann", capacity=(("chat", 1), ("voice", 1)))
+    shard.place("first")
+    shard.connect("first")
+    shard.agent("bob")
+    shard.place("c1", preferred_agent="ann")
+    if how == "comes back for a pause":
+        paused = OpenSession(agent="ann", session=2, command=1, front="f", presence=Presence.PAUSED)
+        shard.do(paused)
+    else:
+        shard.do(ConfigureAgent(agent=AgentConfig(id="ann", capacity=(("chat", 1),))))
+    assert shard.call("c1").agent == "bob"
+
+
+def test_a_call_that_waits_for_one_agent_is_let_go_nowhere_else_before_its_time() -> None:
+    shard = Shard(preferred_span_ms=60_000)
+    shard.agent("ann")
+    shard.place("first")
+    shard.connect("first")
+    shard.place("c1", preferred_agent="ann")
+    overflow = OverflowCall(call_id="c1", attempt=1, move=1)
+    assert shard.refusal(overflow) == "ILLEGAL_STATE"
+    shard.do(SetDraining(draining=True))
+    assert shard.refusal(overflow) == "", "a region that is emptied keeps nobody"
+    shard.do(SetDraining(draining=False))
+    shard.place("c1", preferred_agent="ann")
+    shard.wait(60_000)
+    assert shard.refusal(overflow) == ""
 
 
 def test_an_absent_preferred_agent_is_not_waited_for() -> None:
@@ -777,6 +925,38 @@ def test_a_caller_who_rings_again_takes_the_place_back() -> None:
     shard.agent("ann")
     shard.accept("c1")
     assert shard.call("c1").state is CallState.ACCEPTED, "an edge holds the line again and must consent"
+
+
+def test_who_rings_again_waits_no_longer_than_others_do() -> None:
+    shard = Shard(wait_span_max_ms=60_000)
+    shard.place("c1")
+    shard.do(RequestCallback(call_id="c1", number=NUMBER))
+    shard.wait(600_000)
+    shard.do(PlaceCall(facts=CallFacts(call_id="c1", queue="service"), attempt=2, move=1, front="g"))
+    shard.wait(59_999)
+    assert shard.call("c1").state is CallState.WAITING
+    shard.wait(1)
+    assert shard.call("c1").reason == "WAIT_TOO_LONG"
+
+
+@pytest.mark.parametrize("rings", [False, True])
+def test_the_time_until_a_wished_call_back_is_no_wait_but_counts_for_the_place(rings: bool) -> None:
+    shard = Shard()
+    shard.place("c1")
+    shard.wait(10_000)
+    shard.do(RequestCallback(call_id="c1", number=NUMBER, not_before_ms=shard.now_ms + 3_600_000))
+    shard.wait(1_800_000)
+    shard.place("c2")
+    if rings:
+        shard.do(PlaceCall(facts=CallFacts(call_id="c1", queue="service"), attempt=2, move=1, front="g"))
+    else:
+        shard.wait(1_800_000)
+    shard.do(Reprioritize(call_id="c1", priority=-1))
+    shard.wait(2_000)
+    shard.agent("ann")
+    assert shard.call("c1").agent == "ann", "it has been here for longer"
+    shard.connect("c1")
+    assert shard.state.tallies["service"].wait_total_ms == 12_000
 
 
 @pytest.mark.parametrize("together", [True, False])

@@ -33,6 +33,7 @@ from routing.errors import (
 from routing.front import (
     LONGEST_WAIT_MS,
     OVERFLOW_SECONDS,
+    STAYS_SECONDS,
     UNFIT_SECONDS,
     CallerGone,
     Front,
@@ -264,6 +265,8 @@ class World:
         self.free: str | None = None
         #: How often the free region was asked for and was none of those.
         self.passed_over = 0
+        #: How often the overflow watch has looked for calls that could move.
+        self.looks = 0
         self.fronts: list[Front] = []
 
     @property
@@ -297,9 +300,16 @@ class World:
         return front
 
     def find_overflow(
-        self, queue: str, region: str, waited_ms: int, language: str, besides: Container[str] = ()
+        self,
+        queue: str,
+        region: str,
+        waited_ms: int,
+        language: str,
+        besides: Container[str] = (),
+        **more: Any,
     ) -> str | None:
         """The free region, to one call."""
+        self.looks += waited_ms == LONGEST_WAIT_MS
         if self.free in besides:
             self.passed_over += 1
             return None
@@ -856,6 +866,48 @@ async def test_a_call_goes_nowhere_where_nobody_fits_what_it_asks_for(world: Wor
     await eventually(lambda: line.caller.region == "shanghai" and world.shanghai.live())
     watch.cancel()
     assert world.shanghai.state.calls["c1"].agent == "eve"
+
+
+@pytest.mark.parametrize("asks", [{"skills": (("french", 1),)}, {"channel": "chat"}])
+async def test_a_call_is_not_moved_to_wait_for_the_one_who_fits(world: World, asks: dict[str, Any]) -> None:
+    """Who fits talks, and those who are free do not fit: it keeps its place, and no number is used up."""
+    both = (("chat", 1), ("voice", 1))
+    world.shanghai.agent("bob")
+    world.shanghai.do(ConfigureAgent(agent=AgentConfig(id="eve", skills=(("french", 3),), capacity=both)))
+    world.shanghai.do(OpenSession(agent="eve", session=1, command=1, front="elsewhere"))
+    other = CallFacts(call_id="c0", queue="service", **asks)
+    world.shanghai.do(PlaceCall(facts=other, attempt=1, move=1, front="elsewhere"))
+    assert world.shanghai.state.calls["c0"].agent == "eve"
+    front = world.front()
+    line = Line(world, front)
+    line.caller.facts = CallFacts(call_id="c1", queue="service", **asks)
+    await line.next()
+    await moving(world, line, front)
+    await eventually(lambda: not line.caller.moving)
+    assert (line.caller.region, line.caller.move) == ("beijing", 1)
+    assert "c1" not in world.shanghai.state.calls
+
+
+async def test_a_call_that_its_region_keeps_is_not_asked_for_all_the_time(world: World) -> None:
+    """It waits for one agent, who talks."""
+    front = world.front()
+    world.beijing.agent("ann")
+    talking = PlaceCall(facts=CallFacts(call_id="c0", queue="service"), attempt=1, move=1, front="elsewhere")
+    world.beijing.do(talking)
+    line = Line(world, front)
+    line.caller.facts = CallFacts(call_id="c1", queue="service", preferred_agent="ann")
+    await line.next()
+    await moving(world, line, front)
+    await eventually(lambda: not line.caller.moving)
+    assert line.caller.region == "beijing" and world.wire("beijing").kinds().count(OverflowCall) == 1
+    world.free = "shanghai"
+    watch = asyncio.create_task(front.run_overflow())
+    looks = world.looks
+    await eventually(lambda: world.looks > looks + 2)
+    assert world.wire("beijing").kinds().count(OverflowCall) == 1 and world.free
+    world.clock.advance(STAYS_SECONDS)
+    await eventually(lambda: world.wire("beijing").kinds().count(OverflowCall) == 2)
+    watch.cancel()
 
 
 #: The message in a move that something else overtakes, at which region, and on which way.

@@ -14,6 +14,8 @@ from routing.leader import Leader, LeaderOptions
 from routing.model import (
     AcceptOffer,
     AgentConfig,
+    CallbackDue,
+    CallbackRequested,
     CallConnected,
     CallEnded,
     CallFacts,
@@ -133,6 +135,30 @@ def test_a_transfer_is_two_contacts() -> None:
     assert first.contact.wrap_up_ms == 10_000
     assert (second.contact.id, second.agent, second.contact.talk_ms) == ("c1.2", "bob", 40_000)
     assert second.wait_ms == 20_000
+
+
+def test_after_call_work_of_who_handed_on_ends_when_it_did() -> None:
+    t = START_MS + 1_000
+    moved = CallTransferred(
+        facts=FACTS, agent="ann", wrap_up_until_ms=t + 40_000, queued_ms=t + 30_000, effective_ms=t
+    )
+    rows = [queued(t), connected(t + 5_000, "ann"), (t + 30_000, moved)]
+    rows += [(t + 33_000, CallWrappedUp(call_id="c1", agent="ann", disposition=None))]
+    rows += [
+        connected(t + 50_000, "bob"),
+        (t + 90_000, CallEnded(call_id="c1", outcome=CallOutcome.COMPLETED)),
+    ]
+    first, second = told({"north": rows}).seen
+    assert (first.contact.wrap_up_ms, second.contact.wrap_up_ms) == (3_000, 0)
+
+
+def test_the_time_until_a_wished_call_back_is_no_wait() -> None:
+    t = START_MS + 1_000
+    asked = CallbackRequested(call_id="c1", number="+8613800138000", not_before_ms=t + HOUR_MS, expire_ms=0)
+    rows = [queued(t), (t + 10_000, asked), (t + HOUR_MS, CallbackDue(call_id="c1"))]
+    rows += [connected(t + HOUR_MS + 2_000, "ann")]
+    (only,) = told({"north": rows}).seen
+    assert (only.wait_ms, only.contact.arrival_ms) == (12_000, t + HOUR_MS - 10_000)
 
 
 def test_a_call_that_came_back_before_it_was_answered_is_one_contact() -> None:

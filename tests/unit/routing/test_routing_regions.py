@@ -95,6 +95,34 @@ def test_overflow_needs_a_wait_nobody_free_here_and_somebody_free_there() -> Non
     assert world.overflow() is None, "nobody knows what is there"
 
 
+@pytest.mark.parametrize("more", [{"skilled": True}, {"channel": "chat"}])
+def test_who_is_free_here_and_does_not_fit_keeps_no_call(more: dict[str, Any]) -> None:
+    """It waits beside them: figures are of voice, and of the queue's own skills."""
+    world = World()
+    world.hear("beijing", agents_free=5)
+    world.hear("shanghai", agents_free=1)
+    assert world.overflow() is None
+
+    def overflow(waited_ms: int) -> str | None:
+        return world.regions.find_overflow("service", "beijing", waited_ms, "", **more)
+
+    assert (overflow(9_999), overflow(10_000)) == (None, "shanghai")
+
+
+@pytest.mark.parametrize(("channel", "target"), [("voice", "shanghai"), ("chat", None)])
+def test_a_queue_that_nobody_answers_by_voice_is_not_left_by_chats(channel: str, target: str | None) -> None:
+    world = World()
+    for _ in range(2):
+        world.hear("beijing", agents_logged_in=0)
+        world.hear("shanghai")
+        found = world.regions.find_overflow("service", "beijing", 0, "", channel=channel)
+        world.clock.advance(3)
+    world.hear("beijing", agents_logged_in=0)
+    world.hear("shanghai")
+    found = world.regions.find_overflow("service", "beijing", 0, "", channel=channel)
+    assert found == target
+
+
 def test_an_agent_there_is_promised_once_until_the_figures_show_it() -> None:
     world = World()
     world.hear("beijing", agents_free=0)

@@ -11,7 +11,7 @@ from tests.unit.routing.routing_journals import MINUTE, T0, Journal, busy_day
 
 from routing import codec, replay
 from routing.journal import Block, ChainReader
-from routing.model import AskExplain, CallOffered, CallState, DeclineOffer, HangUp
+from routing.model import AskExplain, CallOffered, CallState, DeclineOffer, HangUp, TransferCall
 from routing.publish import Projection
 from routing.replay import AROUND_SPAN_MS, JournalPruned, PastDecision, SearchTooLong, past_decision
 from routing.testing import MemoryBlocks
@@ -76,6 +76,21 @@ def test_a_call_that_nobody_was_offered() -> None:
     assert found.explanation.summary.startswith("Waits 7 s in queue service")
     assert look(journal, "c2") is None
     assert look(journal, "c") is None, "an id inside another is no call"
+
+
+def test_a_call_that_nobody_was_offered_after_a_transfer() -> None:
+    """Who had it before is no answer to why it came to nothing."""
+    journal = Journal()
+    journal.agent("ann")
+    journal.place("c1")
+    journal.connect("c1")
+    journal.block()
+    journal.do(TransferCall(call_id="c1", queue="sales"))
+    journal.wait(7_000)
+    journal.do(HangUp(call_id="c1", attempt=1))
+    found = look(journal, "c1")
+    assert found is not None and found.agent == ""
+    assert found.explanation.summary.startswith("Waits 7 s in queue sales")
 
 
 @given(seed=st.integers(0, 10**6))

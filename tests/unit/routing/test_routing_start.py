@@ -135,3 +135,23 @@ async def test_a_token_says_whether_its_call_talks(state: CallState, reason: Any
         reopen_reason=reason,
     )
     assert (await handlers._caller(again)).talks == talks
+
+
+@pytest.mark.parametrize("talked", [True, False])
+async def test_after_a_conversation_that_broke_off_the_wait_begins_anew(talked: bool) -> None:
+    """Its place counts all that was before, as after a transfer; the longest wait and the figures do not."""
+    handlers, regions = started(queues={"service": QueueConfig(id="service")})
+    regions.configure((), {})
+    now_ms = FakeClock().now_ms()
+    kept = {"call_id": "c1", "shard": "beijing", "attempt": 1, "move": 1, "credit_span_ms": 1_000}
+    place = Place(waited_span_ms=5_000, made_ms=now_ms - 30_000, talks=talked, **kept)
+    again = call_pb2.CallRequest(
+        call_id="c1",
+        attempt=2,
+        queue="queues/service",
+        place_token=TOKENS.make(place),
+        reopen_reason=BROKE_OFF,
+    )
+    caller = await handlers._caller(again)
+    waited_ms, credit_ms = now_ms - caller.queued_ms, caller.facts.credit_span_ms
+    assert (waited_ms, credit_ms) == ((0, 36_000) if talked else (35_000, 1_000))

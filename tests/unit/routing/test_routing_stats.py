@@ -36,6 +36,7 @@ class ScriptedFront:
     """Shards that answer, and one that does not."""
 
     def __init__(self) -> None:
+        self.now_ms = NOW_MS
         self.asked: list[tuple[str, Any]] = []
         self.silent: set[str] = set()
 
@@ -53,7 +54,9 @@ class ScriptedFront:
             agents_free=0,
             in_service=2,
         )
-        stats = ShardStats(now_ms=NOW_MS, draining=True, queues=(queue,), agents_by_state=(("paused", 1),))
+        stats = ShardStats(
+            now_ms=self.now_ms, draining=True, queues=(queue,), agents_by_state=(("paused", 1),)
+        )
         return Committed(answer=Answer(stats=stats), shard=region, epoch=7, sequence=9, now_ms=NOW_MS)
 
 
@@ -102,6 +105,15 @@ async def test_the_day_begins_at_the_regions_midnight(zone: str, hours: float) -
     world = World(zone)
     await world.get()
     assert world.reports.since == [NOW_MS - int(hours * 3_600_000)]
+
+
+@pytest.mark.parametrize("minutes", [30, 90, 600])
+async def test_the_day_begins_once_where_the_clock_goes_back_over_midnight(minutes: int) -> None:
+    world = World("America/Havana")
+    midnight_ms = 1_793_505_600_000  # 2026-11-01 00:00, which comes again an hour later
+    world.front.now_ms = midnight_ms + minutes * 60_000
+    await world.get()
+    assert world.reports.since == [midnight_ms]
 
 
 async def test_without_reports_the_moment_is_told_all_the_same() -> None:
