@@ -24,12 +24,13 @@ GRID_WIDTH = 24
 STAT, GRAPH = (4, 4), (12, 8)
 DATASOURCE = {"type": "prometheus", "uid": "${datasource}"}
 
-#: Selectors: by region and queue, by region, by shard (a region's id, too), by service.
-RQ = 'region=~"$region",queue=~"$queue"'
+#: Selectors: by region and queue (customers' ones: the canary's calls are nobody's), by region, by shard (a
+#: region's id, too), by service.
+RQ = 'region=~"$region",queue=~"$queue",queue!="canary"'
 R, S, V = 'region=~"$region"', 'shard=~"$region"', 'service=~"$service"'
 RATE = "[$__rate_interval]"
 PLATFORM = 'platform=~"$platform"'
-BAD = 'code=~"INTERNAL|UNKNOWN|UNAVAILABLE|DATA_LOSS|DEADLINE_EXCEEDED"'
+BAD = 'code=~"INTERNAL|UNKNOWN|UNAVAILABLE|DATA_LOSS|DEADLINE_EXCEEDED|OVERLOADED"'
 
 Queries = tuple[tuple[str, str], ...]
 
@@ -415,7 +416,7 @@ SERVICES = Dashboard(
             "RPCs failed",
             "percentunit",
             f"(sum(rate({RPCS}{{{V},{BAD}}}{RATE})) or vector(0)) / sum(rate({RPCS}{{{V}}}{RATE}))",
-            "INTERNAL, UNKNOWN, UNAVAILABLE, DATA_LOSS, DEADLINE_EXCEEDED; not callers' own mistakes.",
+            "INTERNAL, UNKNOWN, UNAVAILABLE, DATA_LOSS, DEADLINE_EXCEEDED, OVERLOADED: not callers' own.",
             0.001,
         ),
         stat("RPCs open", "none", f"sum(callmesh_rpc_open{{{V}}})"),
@@ -734,7 +735,7 @@ def of_platform(query: str) -> str:
 VARIABLES = {
     "platform": "label_values(callmesh_rpc_open, platform)",
     "region": "label_values(callmesh_shard_epoch, shard)",
-    "queue": "label_values(callmesh_queue_offered_total, queue)",
+    "queue": 'label_values(callmesh_queue_offered_total{queue!="canary"}, queue)',
     "service": "label_values(callmesh_rpc_open, service)",
 }
 

@@ -533,6 +533,17 @@ def load_settings(cls: type[SettingsType]) -> SettingsType:
         raise SystemExit(EXIT_BAD_SETTING) from None
 
 
+def unknown_variables(cls: type[BaseSettings]) -> list[str]:
+    """Variables that begin as the class's do and are none of its settings: misspelt, or of another release,
+    so they are told and not refused.
+    """
+    prefix = str(cls.model_config.get("env_prefix", "")).upper()
+    known = {f"{prefix}{name.upper()}" for name in cls.model_fields}
+    return sorted(
+        name for name in os.environ if name.upper().startswith(prefix) and name.upper() not in known
+    )
+
+
 def settings_table(cls: type[ServiceSettings], *, but: type[ServiceSettings] | None = None) -> str:
     """The settings of a process as a Markdown table, for its documentation; without those that are the same
     in the class `but`. Those of every process alike, in the base class, have `<SERVICE>_` before them.

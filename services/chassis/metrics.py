@@ -173,7 +173,8 @@ def rpc_metrics(service: str, method: str) -> RedMetrics:
     return RedMetrics(
         counter(
             "callmesh_rpc_requests_total",
-            "RPCs finished, by status code; FAREWELL of a server that ended as it was told to.",
+            "RPCs finished, by status code; FAREWELL of a server that ended as it was told to, OVERLOADED of "
+            "one with too many open calls.",
             ("service", "method", "code"),
         ),
         histogram("callmesh_rpc_seconds", "Time from the start of an RPC to its end.", ("service", "method")),

@@ -39,8 +39,9 @@ from chassis.errors import (
 )
 from chassis.grpc_status import abort_arguments, accepted_language
 
-#: What counts in place of a code where a server that ends as it was told to said good-bye.
-FAREWELL = "FAREWELL"
+#: What counts in place of a code where a server that ends as it was told to said good-bye, and where it has
+#: as many calls open as it takes: that is no limit of the caller's.
+FAREWELL, OVERLOADED = "FAREWELL", "OVERLOADED"
 #: Most streams of callers whom nobody knows, such as watches of the server's health.
 WATCHERS_MAX = 1_000
 
@@ -440,10 +441,10 @@ class _Call:
         """The handler returned; it may have set another status by hand."""
         self._finish(_code_name(self.context, "OK"))
 
-    def _finish(self, code: str, *, farewell: bool = False) -> None:
-        self.method.metrics.record(FAREWELL if farewell else code, time.perf_counter() - self.started)
+    def _finish(self, code: str, *, counted: str = "") -> None:
+        self.method.metrics.record(counted or code, time.perf_counter() - self.started)
         if self.span is not None:
-            fault = code in _SPAN_FAULTS and not farewell
+            fault = code in _SPAN_FAULTS and counted != FAREWELL
             self.span.end(code if fault else "", {"rpc.response.status_code": code})
             self.span = None
 
@@ -461,7 +462,8 @@ class _Call:
             self._finish("INTERNAL")
             return
         shown = self._shown(error)
-        self._finish(shown.code.value, farewell=shown.farewell)
+        overloaded = OVERLOADED if isinstance(shown, ServerOverloaded) else ""
+        self._finish(shown.code.value, counted=FAREWELL if shown.farewell else overloaded)
         await self.method.guard.abort(self.context, shown)
 
     def _late(self) -> bool:

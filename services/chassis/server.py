@@ -32,7 +32,13 @@ from grpc_reflection.v1alpha._async import ReflectionServicer
 from chassis import auditservice, auth, garbage, limits, localize, logs, metrics, telemetry, tls
 from chassis.acts import Acts
 from chassis.callcontext import current_identity, remaining_seconds
-from chassis.config import EXIT_BAD_SETTING, ServiceSettings, SettingsType, load_settings
+from chassis.config import (
+    EXIT_BAD_SETTING,
+    ServiceSettings,
+    SettingsType,
+    load_settings,
+    unknown_variables,
+)
 from chassis.errors import StartError
 from chassis.httpport import HttpPort
 from chassis.probes import Check
@@ -339,6 +345,8 @@ def main(settings_class: type[SettingsType], run: Callable[[SettingsType], Await
     """
     settings = load_settings(settings_class)
     logs.setup(settings)
+    for name in unknown_variables(settings_class):
+        _log.warning("setting.unknown", variable=name)
     telemetry.setup(settings)
     sys.setswitchinterval(SWITCH_SECONDS)
 

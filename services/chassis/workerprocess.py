@@ -27,7 +27,7 @@ from chassis.bus.entrypoint import BROKER_KEY, OPTIONS_KEY, BusConsumer, BusOpti
 from chassis.bus.inbox import Inbox
 from chassis.bus.metrics_queues import QueueDepths
 from chassis.bus.publisher import Publisher
-from chassis.config import EXIT_BAD_SETTING, ServiceSettings
+from chassis.config import EXIT_BAD_SETTING, ServiceSettings, unknown_variables
 from chassis.errors import StartError, shorten
 from chassis.eventlog import PRUNE_SECONDS, EventLog, Recorded
 from chassis.ids import new_id
@@ -108,6 +108,8 @@ class WorkerProcess:
     def run(self) -> int:
         """Runs until told to stop and ends the process; returns only when it could not start."""
         logs.setup(self._settings)
+        for name in unknown_variables(type(self._settings)):
+            log.warning("setting.unknown", variable=name)
         telemetry.setup(self._settings)
         self._handle_signals()
         listener = None

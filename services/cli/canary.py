@@ -157,9 +157,10 @@ async def one_call(line: Line) -> float:
                     routing.RouteCall(routing_pb2.RouteCallRequest(call=call), metadata=metadata)
                 )
                 try:
-                    offered = seat(until="offer")
+                    # Who is refused is told so here; the agent alone would be waited for until the end.
+                    await stream.next(None)
                     step = "the offer to the agent"
-                    offer = (await offered).offer
+                    offer = (await seat(until="offer")).offer
                     await seat("accept", offer_id=offer.offer_id)
                     step = "the caller's word of the agent"
                     accepted = await _until(stream, "accepted")

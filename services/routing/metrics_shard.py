@@ -66,7 +66,7 @@ GAUGES = {
     "waiting": ("callmesh_queue_waiting_calls", "Calls that wait.", 1.0),
     "longest_wait_span_ms": (
         "callmesh_queue_longest_wait_seconds",
-        "How long the caller waits who has waited longest; 0 when nobody waits.",
+        "How long the caller waits who has waited longest; 0 when nobody does but callers to be called back.",
         0.001,
     ),
     "in_service": (

@@ -56,6 +56,11 @@ class PeerTable:
         #: Called with (shard, epoch, address) for each word of a shard's newest leader.
         self.on_leader: list[Callable[[str, int, str], None]] = []
 
+    def expect(self, region: str) -> None:
+        """Shows a region as silent until it is heard: of one that never was, nobody would say so."""
+        # Asked whenever it is scraped, so that a silent region shows even if nobody calls.
+        _UP.labels(region).set_function(functools.partial(self.alive, region))
+
     def hear(self, state: shard_pb2.PeerState, address: str = "") -> None:
         """Takes a region's state from the router at `address`; one of an older epoch is dropped, as is one of
         a region without a link.
@@ -66,8 +71,7 @@ class PeerTable:
         if self._regions is not None and state.region not in self._regions:
             return
         if known is None:
-            # Asked whenever it is scraped, so that a silent region shows even if nobody calls.
-            _UP.labels(state.region).set_function(functools.partial(self.alive, state.region))
+            self.expect(state.region)
         self._heard[state.region] = (state, self._clock.monotonic())
         self._leaders[state.region] = address
         for told in self.on_leader:

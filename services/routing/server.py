@@ -79,7 +79,10 @@ def place_token_key(settings: RoutingSettings) -> bytes:
     """The key from its file; without one a random key, with which places are kept by this router alone."""
     if not settings.place_token_key_file:
         return secrets.token_bytes(32)
-    key = Path(settings.place_token_key_file).read_bytes().strip()
+    said = Path(settings.place_token_key_file).read_bytes()
+    # A text may end with its line, which is no part of the key. Of random bytes the first or the last looks
+    # like a space in one key of twenty-two, and is a part of it.
+    key = said.strip() if len(said.strip()) >= 32 else said
     if len(key) < 32:
         raise StartError("ROUTING_PLACE_TOKEN_KEY_FILE: the key must have at least 32 bytes")
     return key
@@ -101,6 +104,8 @@ class Router:
         self.database = async_database(settings)
         regions = dict.fromkeys((settings.region, *settings.routers()))
         self.peers = PeerTable(clock, settings.silent_seconds, regions)
+        # Its own alone: another one may be named to routers before it has any.
+        self.peers.expect(settings.region)
         self.regions = Regions(self.peers, clock)
         self.queues: dict[str, QueueConfig] = {}
         self.skills: set[str] = set()

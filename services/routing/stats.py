@@ -48,14 +48,14 @@ def _told(state: ShardState, after: str) -> tuple[tuple[AgentView, ...], int]:
 
 
 def _oldest(state: ShardState) -> dict[str, int]:
-    """When the caller came who has waited longest, by queue."""
+    """When the caller came who has waited longest, by queue. Who is to be called back waits for nothing."""
     oldest: dict[str, int] = {}
     heaps = [line.waiting for line in state.lines.values() if line.waiting_count]
     heaps += [heap for agent in state.agents.values() if agent.own_count for heap in agent.own.values()]
     for heap in heaps:
         for _, _, call_id, ticket in heap:
             entry = state.calls.get(call_id)
-            if entry is not None and entry.ticket == ticket:
+            if entry is not None and entry.ticket == ticket and not entry.callback_number:
                 queue = entry.facts.queue
                 oldest[queue] = min(oldest.get(queue, entry.queued_ms), entry.queued_ms)
     return oldest

@@ -171,6 +171,11 @@ def test_the_checks_themselves_find_what_is_wrong() -> None:
     ({"mongodb": {"secrets": {"sales": "sales-mongodb"}}}, "sales"),
     ({"rabbitmq": {"authority": {"kind": "File"}}}, "kind"),
     ({"networkPolicy": {"partners": {"ports": []}}}, "ports"),
+    # Without its labels a selector finds every pod there is.
+    ({"networkPolicy": {"clients": [{"podSelector": {"matchLabel": {"app": "pbx"}}}]}}, "matchLabel"),
+    ({"mongodb": {"network": {"to": [{"ipBlock": {"cidr": "10.1.0.0"}}]}}}, "cidr"),
+    # Rules look back for a few minutes.
+    ({"monitoring": {"interval": "5m"}}, "interval"),
     ({"marketing": {"worker": {"files": [{"kind": "File", "name": "smtp"}]}}}, "kind"),
     ({"fullnameOverride": "a" * 30, "regions": [{"id": "b" * 14, "replicas": 1}]}, "at most 52 fit"),
     ({"fullnameOverride": "a" * 40, "dialler": {"enabled": True, "floors": [

@@ -430,9 +430,13 @@ async def test_more_calls_than_the_limit_are_turned_away(grpc_server):
     async with channel:
         call = stub.Unary(StringValue())
         await servicer.started.wait()
+        method, codes = f"/{ECHO_SERVICE}/Unary", ("OVERLOADED", "RESOURCE_EXHAUSTED")
+        before = [count_of(method, code) for code in codes]
         error = await failure(stub.Unary(StringValue()))
         assert error.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
         assert error_info(error).reason == "SERVER_OVERLOADED"
+        after = [count_of(method, code) for code in codes]
+        assert after == [before[0] + 1, before[1]], "no limit of the caller's: somebody is to know"
         assert detail_messages(error, error_details_pb2.RetryInfo)
         assert detail_messages(error, error_details_pb2.QuotaFailure)[0].violations[0].subject == "server"
         call.cancel()

@@ -8,7 +8,14 @@ import pytest
 from pydantic import Field
 from pydantic_settings import SettingsConfigDict
 
-from chassis.config import SHARED, ServiceSettings, is_loopback, load_settings, settings_table
+from chassis.config import (
+    SHARED,
+    ServiceSettings,
+    is_loopback,
+    load_settings,
+    settings_table,
+    unknown_variables,
+)
 
 
 class CrmSettings(ServiceSettings):
@@ -33,6 +40,13 @@ def stopped(capsys, monkeypatch, **variables):
     out = capsys.readouterr()
     assert out.out == "" and out.err.count("\n") == 1
     return out.err.rstrip("\n")
+
+
+def test_a_misspelt_setting_is_found(monkeypatch):
+    """It counts for nothing, and nobody would know."""
+    for name in ("CRM_CACHE_SECONDS", "CRM_CACHE_SECOND", "crm_grpc_port", "CRMX_PORT", "LOG_LEVEL"):
+        monkeypatch.setenv(name, "1")
+    assert unknown_variables(CrmSettings) == ["CRM_CACHE_SECOND"]
 
 
 def test_defaults():

@@ -8,8 +8,9 @@ import grpc
 import pytest
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 
+from callmesh.routing.v1 import agent_pb2, agent_pb2_grpc, routing_pb2, routing_pb2_grpc
 from chassis.testing.certificates import Authority
-from cli.canary import line_of
+from cli.canary import CallFailed, line_of, one_call
 from cli.directory import Refused, bearer, stub_at
 from cli.doctor import server
 
@@ -72,6 +73,32 @@ def test_files_that_make_no_line_are_refused(tmp_path, files, why):
     named = [str(tmp_path / name) if name else "" for name in files]
     with pytest.raises(Refused, match=why):
         line_of("127.0.0.1:1", "", *named)
+
+
+class Refusing(routing_pb2_grpc.RoutingServiceServicer, agent_pb2_grpc.AgentServiceServicer):
+    """Nobody leads: agents may sit down, and no call is placed."""
+
+    async def RouteCall(self, request, context):
+        await context.abort(grpc.StatusCode.UNAVAILABLE, "nobody leads")
+        yield routing_pb2.RouteCallEvent()
+
+    async def Session(self, requests, context):
+        async for _ in requests:
+            yield agent_pb2.AgentEvent(status={})
+
+
+async def test_a_call_that_is_refused_is_told_as_that():
+    """And at once: the agent, who is offered nothing, would be waited for until the end."""
+    server, refusing = grpc.aio.server(), Refusing()
+    routing_pb2_grpc.add_RoutingServiceServicer_to_server(refusing, server)
+    agent_pb2_grpc.add_AgentServiceServicer_to_server(refusing, server)
+    port = server.add_insecure_port("127.0.0.1:0")
+    await server.start()
+    try:
+        with pytest.raises(CallFailed, match="placing the call: UNAVAILABLE"):
+            await asyncio.wait_for(one_call(line_of(f"127.0.0.1:{port}", "", "", "", "")), 15)
+    finally:
+        await server.stop(None)
 
 
 async def test_every_command_shows_its_certificate_and_token_by_the_environment(

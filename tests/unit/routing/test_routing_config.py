@@ -6,9 +6,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import example, given
+from hypothesis import settings as settings_of_hypothesis
+from hypothesis import strategies as st
 from pydantic import ValidationError
 
+from chassis.errors import StartError
 from routing.config import RoutingSettings
+from routing.server import place_token_key
 
 
 def settings(**fields: Any) -> RoutingSettings:
@@ -107,6 +112,28 @@ def test_a_key_file_that_exists_is_taken(tmp_path: Path) -> None:
     key = tmp_path / "key"
     key.write_bytes(b"k" * 32)
     assert settings(place_token_key_file=str(key)).place_token_key_file == str(key)
+
+
+@given(key=st.binary(min_size=32, max_size=40))
+@example(key=b"\n" + bytes(31))
+@example(key=bytes(31) + b" ")
+@settings_of_hypothesis(max_examples=50, deadline=None)
+def test_random_bytes_are_a_key(tmp_path_factory: pytest.TempPathFactory, key: bytes) -> None:
+    """One in twenty-two begins or ends with a byte that looks like a space."""
+    file = tmp_path_factory.getbasetemp() / "place-token.key"
+    file.write_bytes(key)
+    found = place_token_key(settings(place_token_key_file=str(file)))
+    assert len(found) >= 32 and found in key
+
+
+def test_the_line_that_a_key_stands_in_is_no_part_of_it(tmp_path: Path) -> None:
+    """It was none in the releases before, whose tokens routers still take."""
+    file = tmp_path / "key"
+    file.write_bytes(b"k" * 32 + b"\n")
+    assert place_token_key(settings(place_token_key_file=str(file))) == b"k" * 32
+    file.write_bytes(b"k" * 30 + b"\n")
+    with pytest.raises(StartError, match="at least 32"):
+        place_token_key(settings(place_token_key_file=str(file)))
 
 
 def test_every_setting_says_what_it_is() -> None:

@@ -33,6 +33,7 @@ from routing.model import (
     PlaceCall,
     QueueConfig,
     RelaxationStep,
+    RequestCallback,
     Strategy,
 )
 from routing.state import ShardState
@@ -330,6 +331,19 @@ def test_live_figures() -> None:
     }
     assert "offline" not in {a.agent for a in stats.agents} and len(stats.agents) == 13
     assert codec.decode_answer(codec.encode_answer(shard.do(AskStats()))).stats is not None
+
+
+def test_whoever_is_to_be_called_back_holds_no_line() -> None:
+    """In the morning they would have waited for a night."""
+    shard = Shard()
+    shard.place("c1")
+    shard.do(RequestCallback(call_id="c1", number="+861012345678"))
+    shard.now_ms += 60_000
+    shard.place("c2")
+    shard.now_ms += 5_000
+    stats = shard.do(AskStats()).stats
+    assert stats is not None
+    assert (stats.queues[0].waiting, stats.queues[0].longest_wait_span_ms) == (2, 5_000)
 
 
 def test_whoever_waits_for_an_agent_of_their_own_waits_too() -> None:

@@ -47,6 +47,19 @@ def test_a_region_is_alive_until_it_has_been_silent_for_too_long() -> None:
     assert table.alive("beijing")
 
 
+def test_a_region_that_was_never_heard_is_shown_as_silent_where_it_is_expected() -> None:
+    """All its routers may have begun anew: nobody would say that nobody leads."""
+
+    def shown(region: str) -> float | None:
+        return REGISTRY.get_sample_value("callmesh_peer_up", {"region": region})
+
+    table = PeerTable(FakeClock(), 3.0)
+    table.expect("lhasa")
+    assert (shown("lhasa"), shown("urumqi")) == (0, None)
+    table.hear(heard("lhasa"))
+    assert shown("lhasa") == 1
+
+
 def test_a_deposed_leaders_word_is_dropped() -> None:
     table = PeerTable(FakeClock(), 3.0)
     table.hear(heard(epoch=7, waiting=1))
