@@ -414,6 +414,8 @@ _ITEMS: Mapping[str, type] = {
     "quiet_windows": QuietWindow,
     "consents": Consent,
 }
+#: Numbers of 64 bits in them, business ms.
+_TIMES = ("decided_ms", "expires_ms")
 _ENUMS: Mapping[str, type[enum.StrEnum]] = {
     "kind": Kind,
     "tier": Tier,
@@ -464,6 +466,10 @@ def _item(cls: type[Value], raw: Mapping[str, Any]) -> Value:
     for name, nested in _ITEMS.items():
         if name in known:
             known[name] = tuple(_item(nested, item) for item in known[name])
+    for name in _TIMES:
+        if known.get(name) is not None:
+            # A number of 64 bits comes as a kind of its own, which nothing else takes for a number.
+            known[name] = int(known[name])
     if "weekdays" in known:
         known["weekdays"] = tuple(known["weekdays"])
     if "channel" in known:

@@ -30,6 +30,7 @@ from crm.model import (
     Channel,
     Churn,
     ChurnReason,
+    Consent,
     Contact,
     Customer,
     CustomerFilter,
@@ -42,6 +43,7 @@ from crm.model import (
     Kind,
     PhoneNumber,
     PostalAddress,
+    Purpose,
     QuietWindow,
     State,
     Tier,
@@ -645,6 +647,33 @@ async def test_merge_unmerge_and_erase_are_alike_in_both_stores(store: Store, re
     [left] = await reads.timeline(["c:b"], TimelineFilter(), None, 9)
     assert left.number == "" and left.source_id == "call-b"
     assert await reads.search([["wb"]], CustomerFilter(), 5) == []
+
+
+def test_whoever_has_consented_is_changed_merged_given_back_and_erased_like_anybody(store: Store) -> None:
+    """Times of decisions are numbers of 64 bits, which come back from MongoDB as a kind of their own."""
+    customers, merges = Customers(store, FakeClock(NOW), Policy()), Merges(store, FakeClock(NOW))
+    decided_ms = int(NOW.timestamp() * 1_000)
+    mail = Consent(
+        channel=Channel.EMAIL, purpose=Purpose.MARKETING, decided_ms=decided_ms, expires_ms=2 * decided_ms
+    )
+    for id in "ab":
+        customers.create(Create(draft=Customer(display_name=id), id=id), "amy")
+        customers.decide_consent(id, replace(mail, granted=True), "amy")
+    customers.decide_consent("a", replace(mail, decided_ms=decided_ms + 1), "amy")
+    customers.decide_consent("a", replace(mail, channel=Channel.SMS, granted=True), "amy")
+    customers.decide_consent("b", replace(mail, channel=Channel.VOICE, granted=True), "amy")
+    customers.update("a", lambda known: replace(known, notes="n"), "amy")
+    customers.delete("a", "amy")
+    customers.undelete("a", "amy")
+    merge = merges.request(MergeWish(survivor="a", absorbed=("b",)), "amy")
+    merges.undo(merge.id, "", "amy")
+    held = store.customer("a")
+    assert held is not None and held.notes == "n"
+    assert [(one.channel, one.granted) for one in held.consents] == [("EMAIL", False), ("SMS", True)]
+    numbers = [number for one in held.consents for number in (one.decided_ms, one.expires_ms)]
+    assert {type(number) for number in numbers} == {int}
+    Erasures(store, FakeClock(NOW)).erase("a", "asked for it", "dpo")
+    assert [entry.action for entry in store.audit("a", None, 50)][:2] == ["ERASE", "UNMERGE"]
 
 
 def test_a_custom_field_is_changed_by_one_at_a_time(store: Store) -> None:
