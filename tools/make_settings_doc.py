@@ -25,8 +25,8 @@ Made by `make settings-doc` from the settings classes (`services/<service>/confi
 `services/routing/planning/dialler_config.py`); change those and run it again.
 
 Every setting is an environment variable. A process that finds a bad one prints one line that names it and
-exits with status 2. A variable that begins as its settings do and is none, misspelt perhaps, is named in the log
-at the start (`setting.unknown`) and counts for nothing.
+exits with status 2. A variable that begins as its settings do and is none, misspelt perhaps, is named in the
+log at the start (`setting.unknown`) and counts for nothing.
 
 [Those of every process](#every-process) come first, told once; then what [routing](#routing), [crm](#crm),
 [tickets](#tickets), [marketing](#marketing) and the [dialler](#dialler) have besides, or set otherwise.
