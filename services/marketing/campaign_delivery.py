@@ -38,7 +38,7 @@ from marketing.campaign_engine import (
     held_back,
     touch_id,
 )
-from marketing.campaign_model import Campaign, Variant
+from marketing.campaign_model import Campaign, Step, Variant
 from marketing.campaign_runner import fits, is_quiet_until
 from marketing.campaign_store import CampaignStore, has_answered
 from marketing.documents import profile_from_raw
@@ -203,6 +203,7 @@ class Delivery:
     def _one(self, lane: Lane, group: _Group, touch: Mapping[str, Any], now: datetime) -> bool:
         """Sends a touch, or notes why not; False when the sender seems to be down."""
         campaign, profile = group.campaigns[touch["campaign"]], group.profiles.get(touch["customer"])
+        touch = _as_decided(campaign, touch)
         later = self._later(campaign, group, touch, profile, now)
         if later is not None and later[0] is not None:
             self.store.put_off(touch, later[0], tried=False)
@@ -282,7 +283,7 @@ class Delivery:
         key = (campaign.id, profile.language)
         if key not in group.values:
             group.values[key] = self.values(*key)
-        subject, body = words(_variant(campaign, touch), profile, group.values[key])
+        subject, body = words(variant_said(campaign, touch), profile, group.values[key])
         origin = {key: touch.get(key, "") for key in ("campaign", "phase", "step", "variant")}
         if campaign.offer:
             origin["offer"] = campaign.offer
@@ -329,7 +330,20 @@ def _twice(
     return None
 
 
-def _variant(campaign: Campaign, touch: Mapping[str, Any]) -> Variant:
+def _step(campaign: Campaign, touch: Mapping[str, Any]) -> Step:
     phase = next(phase for phase in campaign.phases if phase.id == touch["phase"])
-    step = next(step for step in phase.steps if step.id == touch["step"])
-    return next((one for one in step.variants if one.id == touch.get("variant")), step.variants[0])
+    return next(step for step in phase.steps if step.id == touch["step"])
+
+
+def _as_decided(campaign: Campaign, touch: Mapping[str, Any]) -> Mapping[str, Any]:
+    """A touch with the variant that has won since another was dealt: the better one takes all that has not
+    left.
+    """
+    won = _step(campaign, touch).winner
+    return {**touch, "variant": won} if won else touch
+
+
+def variant_said(campaign: Campaign, touch: Mapping[str, Any]) -> Variant:
+    """The words of a touch."""
+    step, said = _step(campaign, touch), _as_decided(campaign, touch).get("variant")
+    return next((one for one in step.variants if one.id == said), step.variants[0])

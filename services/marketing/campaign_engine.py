@@ -3,7 +3,7 @@
 1. A campaign moves by verbs, along `TRANSITIONS`. Its phases (survey, invite, follow-up, remind) run in their
    periods; a phase takes in those of the segment for whom its entry rule holds, also by an answer that comes
    while it runs, and takes each through its steps in order. The next step is due when `wait` has passed and
-   no answer came; whoever declined or opted out is not addressed again.
+   no answer came, counted from when the message left; whoever declined or opted out is not addressed again.
 2. Nobody is addressed against the rules of courtesy: consent (`consents`), not opted out, no unresolved
    complaint, eligible for the offer that is promoted, an address to reach them by, the caps over all
    campaigns. What holds somebody back is counted by its cause (`Held`). Causes that pass (`PASSING`) put the
@@ -15,7 +15,8 @@
 5. Variants are dealt out by a digest of step and customer, so that a repeated run deals alike. A comparison
    ends by a sequential test that stays valid however often one looks (mixture sequential probability ratio
    test: Robbins 1970; Johari, Koomen, Pekelis, Walsh: Peeking at A/B tests, KDD 2017), or at its size limit.
-6. A goal is endangered when the pace so far, carried on to the phase's end, does not reach it.
+6. A goal is endangered when the pace so far, carried on to the phase's end, does not reach it, or there are
+   too few people for it. The pace is that since the phase began or, where that was later, the campaign.
 """
 
 from __future__ import annotations
@@ -267,6 +268,16 @@ def _quiet_end(
     return max(ends, default=None)
 
 
+def may_follow(touch: tuple[str, datetime] | None, wait: timedelta, now: datetime) -> datetime:
+    """When the step after a touch may be taken (to be looked at again then, where that is later than now).
+    `touch` is (its state, when it left or, before that, is due); None for somebody who was held back.
+    """
+    if touch is None or touch[0] == "FAILED":
+        return now
+    state, at = touch
+    return (max(at, now) if state in ("QUEUED", "SENDING") else at) + wait
+
+
 def variant_of(step: str, customer: str, weights: Sequence[tuple[str, int]]) -> str:
     """The variant that a person is dealt; weights are (variant, weight >= 1)."""
     total = sum(weight for _, weight in weights)
@@ -340,16 +351,23 @@ def winner(
     return "", chance
 
 
-def projected(reached: int, start: datetime, end: datetime, now: datetime) -> int:
-    """What is expected by the phase's end at the present pace."""
+def projected(reached: int, start: datetime, end: datetime, now: datetime, most: int | None = None) -> int:
+    """What is expected by the phase's end at the present pace. `most` is how many people there are at all,
+    None while more may come.
+    """
     length, passed = (end - start).total_seconds(), (min(now, end) - start).total_seconds()
-    if passed <= 0 or length <= 0:
-        return reached
-    return int(reached * length / passed)
+    expected = reached if passed <= 0 or length <= 0 else int(reached * length / passed)
+    return expected if most is None else min(expected, most)
 
 
-def endangered(target: int, reached: int, start: datetime, end: datetime, now: datetime) -> bool:
-    """Whether a goal will be missed at the present pace. Too early in the phase nothing is said."""
+def endangered(
+    target: int, reached: int, start: datetime, end: datetime, now: datetime, most: int | None = None
+) -> bool:
+    """Whether a goal will be missed at the present pace, or because there are too few people. Of the pace
+    nothing is said too early in the phase.
+    """
+    if most is not None and most < target:
+        return True
     early = (now - start) < (end - start) * OUTLOOK_SHARE_MIN
     return not early and reached < target and projected(reached, start, end, now) < target
 

@@ -24,6 +24,7 @@ from marketing.campaign_engine import (
     StepChannel,
     capped,
     held_back,
+    may_follow,
     own_quiet,
     quiet_until,
     touch_id,
@@ -340,7 +341,7 @@ class Runner:
         due = self.store.due(campaign.id, now, self.batch)
         if not due:
             return 0
-        people = self._whom(campaign, due)
+        people = self._whom(campaign, self._waited(campaign, due, now))
         groups: dict[tuple[str, str], list[Profile]] = {}
         standing: dict[str, dict[str, Any]] = {}
         for raw in due:
@@ -357,6 +358,27 @@ class Runner:
             else:
                 self._let_go([standing[profile.customer] for profile in some])
         return len(due)
+
+    def _waited(
+        self, campaign: Campaign, due: Sequence[dict[str, Any]], now: datetime
+    ) -> list[dict[str, Any]]:
+        """Those of some rows who had as long to answer as the step before says. Its message may have left
+        late (after quiet hours, a pause, trouble of its sender), or is still to leave: such people are put
+        off.
+        """
+        waits = {(phase.id, step.id): step.wait for phase in campaign.phases for step in phase.steps}
+        ids = [touch_id(campaign.id, raw["phase"], raw["step"], raw["customer"]) for raw in due]
+        leaving = self.store.leaving(ids)
+        ready, later = [], []
+        for id, raw in zip(ids, due, strict=True):
+            place = (raw["phase"], raw["step"])
+            again = may_follow(leaving.get(id), waits.get(place, timedelta()), now)
+            if again <= now:
+                ready.append(raw)
+            else:
+                later.append({"_id": raw["_id"], "was": place, "set": {"$set": {"next_at": again}}})
+        self.store.take_in(later, ())
+        return ready
 
     def _whom(self, campaign: Campaign, due: Sequence[dict[str, Any]]) -> dict[str, Profile]:
         """Whom rows are about, by row: one who was merged goes on as the survivor. No further steps for those

@@ -20,7 +20,7 @@ from chassis.ids import parse_name
 from chassis.mongo import parse_etag, retry_conflicts
 from chassis.pagination import Page
 from marketing import convert
-from marketing.campaign_delivery import words
+from marketing.campaign_delivery import variant_said, words
 from marketing.campaign_engine import SENT, Courtesy, Held, StepChannel, capped, held_back, touch_id
 from marketing.campaign_model import Campaign, Phase
 from marketing.campaign_runner import entrants, fits
@@ -363,14 +363,13 @@ class CampaignServicer(campaigns_pb2_grpc.CampaignServiceServicer):
             )
             if held is not None or now >= phase.end:
                 continue
-            step = next(step for step in phase.steps if step.id == touch["step"])
-            variant = next((one for one in step.variants if one.id == touch["variant"]), step.variants[0])
+            variant = variant_said(campaign, touch)
             values = self._campaigns.values(campaign.id, profile.language)
             _, body = words(variant, profile, values)
             response.touch_points.add(
                 campaign=f"campaigns/{campaign.id}",
                 phase_id=phase.id,
-                step_id=step.id,
+                step_id=touch["step"],
                 variant_id=variant.id,
                 texts=[types_pb2.LocalizedText(language=profile.language or "zh", text=body)],
             )

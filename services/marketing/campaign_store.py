@@ -196,7 +196,9 @@ class Answers(Protocol):
     """Where campaigns learn what people answered. Any method may raise Unavailable."""
 
     def answer(self, campaign: str, customer: str, phase: str, response: str) -> dict[str, Any] | None:
-        """Notes an answer; the person as they stand then, None for one who is not in the campaign."""
+        """Notes an answer; the person as they stand then, None for one who is not in the campaign. Where a
+        sale was noted, BOUGHT stays the phase's answer, whatever is said later (an opting out, say).
+        """
 
     def mark_answered(self, campaign: str, phase: str, customer: str, response: str) -> None:
         """Notes an answer at the touches of its phase."""
@@ -488,6 +490,14 @@ class CampaignStore:
         found = self.touches.find({"_id": {"$in": list(ids)}}, {"state": 1, "token": 1})
         return {raw["_id"]: (raw["state"], raw.get("token", "")) for raw in found}
 
+    def leaving(self, ids: Sequence[str]) -> dict[str, tuple[str, datetime]]:
+        """(state, when it left or, while it is to leave, is due) of touches by id."""
+        found = self.touches.find({"_id": {"$in": list(ids)}}, {"state": 1, "at": 1, "due_at": 1})
+        return {
+            raw["_id"]: (raw["state"], raw["due_at"] if raw["state"] in ("QUEUED", "SENDING") else raw["at"])
+            for raw in found
+        }
+
     def due(self, campaign: str, now: datetime, limit: int) -> list[dict[str, Any]]:
         """People whose next step is due."""
         found = self.contacts.find({"campaign": campaign, "next_at": {"$lte": now}})
@@ -547,9 +557,9 @@ class CampaignStore:
     def finish(
         self, touch: Mapping[str, Any], state: str, event: Any, now: datetime, real_now: datetime
     ) -> None:
-        """Notes that a touch still held under its token went out (SENT) and counts from now on, or never will
-        (FAILED). That it never will is noted where the person stands before, so that a crash in between
-        leaves nothing out.
+        """Notes that a touch still held under its token went out (SENT), in the words of its variant, and
+        counts from now on, or never will (FAILED). That it never will is noted where the person stands
+        before, so that a crash in between leaves nothing out.
         """
         if state == "FAILED":
             failed = {"$addToSet": {f"failed.{touch['phase']}": touch["step"]}}
@@ -560,7 +570,7 @@ class CampaignStore:
             "$push": {"outbox": pending_entry(event)},
         }
         if state == "SENT":
-            change["$set"]["at"] = now
+            change["$set"] |= {"at": now, "variant": touch.get("variant", "")}
         self.touches.update_one({"_id": touch["_id"], "token": touch["token"]}, change)
 
     def put_off(self, touch: Mapping[str, Any], again: datetime, *, tried: bool) -> None:
@@ -601,11 +611,13 @@ class CampaignStore:
             return None
         known = {"_id": present["_id"]}
         at = phase or present.get("phase", "")
+        latest = {"response": response, "fresh": True}
+        sold = {"bought_at": {"$exists": True}, f"answers.{at}": "BOUGHT"}
         told = self.contacts.find_one_and_update(
-            known,
-            {"$set": {"response": response, f"answers.{at}": response, "fresh": True}},
+            {**known, "$nor": [sold]},
+            {"$set": {**latest, f"answers.{at}": response}},
             return_document=ReturnDocument.AFTER,
-        )
+        ) or self.contacts.find_one_and_update(known, {"$set": latest}, return_document=ReturnDocument.AFTER)
         # An answer to an earlier phase does not end the steps of the present one, unless it is a refusal.
         here = known if response in FINAL_ANSWERS else {**known, "phase": at}
         ended = self.contacts.find_one_and_update(
@@ -749,5 +761,8 @@ class CampaignStore:
     def mark_answered(self, campaign: str, phase: str, customer: str, response: str) -> None:
         """Notes an answer at the touches of its phase, for comparing variants; a touch that waits is over."""
         wanted = {"campaign": campaign, "phase": phase, "customer": {"$in": self._kin(customer)}}
-        self.touches.update_many(wanted, {"$set": {"answered": response}})
+        place = self.place(campaign, customer)
+        # A sale that was noted stays what its words brought about.
+        other = {"answered": {"$ne": "BOUGHT"}} if place is not None and self.has_bought(place) else {}
+        self.touches.update_many({**wanted, **other}, {"$set": {"answered": response}})
         self.touches.update_many({**wanted, "state": "WAITING"}, {"$set": {"state": "SENT"}})

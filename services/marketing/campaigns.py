@@ -5,7 +5,7 @@ servicer and the worker share. Loads no grpc.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from datetime import datetime
 from typing import Any
 
@@ -524,35 +524,47 @@ class Campaigns:
     def _warnings(
         self, message: Any, counting: CampaignStore, warned: dict[str, str], now: datetime
     ) -> list[Event]:
-        """One warning for each goal in danger and day; notes it in `warned`."""
+        """One warning for each goal in danger and day, while its phase lasts; notes it in `warned`."""
         if not message.goals:
             return []
+        over = {one.phase_id for one in message.phases if convert.moment(one.period.end_time) <= now}
         events = []
-        for number, outlook in enumerate(self.funnel(message, counting).goals):
+        for number, look in enumerate(self.funnel(message, counting).goals):
             day = f"{now:%Y-%m-%d}"
-            if not outlook.endangered or warned.get(str(number)) == day:
+            goal = look.goal
+            if not look.endangered or warned.get(str(number)) == day or goal.phase_id in over:
                 continue
             warned[str(number)] = day
-            goal = outlook.goal
             told = events_pb2.CampaignGoalEndangered(
                 campaign=message.name,
                 phase=goal.phase_id,
                 region=goal.region,
                 value_class=goal.value_class,
                 target=goal.target,
-                projected=outlook.projected,
+                projected=look.projected,
                 create_time=convert.timestamp(now),
             )
             events.append(Event.of(told, source=convert.SOURCE, subject=message.name, time=now))
         return events
+
+    def _follows_events(self, segment: str) -> bool:
+        """Whether people may join a segment at any time; so they may one that is gone, for nobody knows."""
+        try:
+            row = self.segments.row(segment, "segment")
+        except NotFound:
+            return True
+        return bool(row.keys.get("triggers"))
 
     def funnel(self, message: Any, counting: CampaignStore) -> Any:
         """How far a campaign has come."""
         now = self.clock.now()
         found = C.CampaignFunnel(campaign=message.name, read_time=convert.timestamp(now))
         id = message.name.removeprefix("campaigns/")
+        closed = set()
         for phase in message.phases:
-            _, _, counts = counting.run(id, phase.phase_id)
+            _, done, counts = counting.run(id, phase.phase_id)
+            if done and not phase.entry_rule and not self._follows_events(message.segment):
+                closed.add(phase.phase_id)
             for number, raw in enumerate(counting.funnel(id, phase.phase_id)):
                 row = C.FunnelRow(
                     phase_id=phase.phase_id,
@@ -572,21 +584,28 @@ class Campaigns:
                     row.held_back.update({k: v for k, v in counts.items() if k.isupper()})
                 found.rows.append(row)
         for goal in message.goals:
-            found.goals.append(_outlook(goal, message, found.rows, now))
+            found.goals.append(outlook(goal, message, found.rows, now, closed))
         return found
 
 
-def _outlook(goal: Any, message: Any, rows: Any, now: datetime) -> Any:
+def outlook(goal: Any, message: Any, rows: Any, now: datetime, closed: Collection[str] = ()) -> Any:
+    """Whether a goal of a campaign will be reached, by the rows of its funnel; nobody enters the phases
+    `closed` any more.
+    """
     metric = _named(C.GoalMetric, "GOAL_METRIC", goal.metric).lower()
-    reached = sum(
-        getattr(row, f"{metric}_count")
+    meant = [
+        row
         for row in rows
         if row.phase_id == goal.phase_id
         and goal.region in ("", row.region)
         and goal.value_class in ("", row.value_class)
-    )
+    ]
+    reached = sum(getattr(row, f"{metric}_count") for row in meant)
+    most = sum(row.entered_count for row in meant) if goal.phase_id in closed else None
     period = next(phase.period for phase in message.phases if phase.phase_id == goal.phase_id)
-    span = (convert.moment(period.start_time), convert.moment(period.end_time), now)
+    # Before the campaign was started nobody could be reached.
+    began = max(convert.moment(end) for end in (period.start_time, message.start_time))
+    span = (began, convert.moment(period.end_time), now, most)
     return C.GoalOutlook(
         goal=goal,
         reached=reached,
@@ -607,7 +626,9 @@ def reachable(senders: Senders, profile: Profile, channel: StepChannel, sender: 
 def experiment(
     message: Any, phase_id: str, step_id: str, store: CampaignStore
 ) -> tuple[list[Arm], str, float]:
-    """(how each variant does, the winner or "", p-value). InvalidArgument for a step that is not there."""
+    """(how each variant does, the winner or "", p-value); without a stopping rule nobody wins.
+    InvalidArgument for a step that is not there.
+    """
     steps = [s for phase in message.phases if phase.phase_id == phase_id for s in phase.steps]
     step = next((one for one in steps if one.step_id == step_id), None)
     if step is None:
@@ -627,4 +648,4 @@ def experiment(
         contacts_max=rule.contacts_max,
         error_max=rule.error_probability_max or 0.05,
     )
-    return arms, won, chance
+    return arms, won if step.HasField("stopping_rule") else "", chance

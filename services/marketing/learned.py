@@ -437,6 +437,7 @@ class Policies:
         worth = {considered.product: considered.worth for considered in decision.considered}
         bought = taken_after(self._store, decision)
         return Treated(
+            customer=decision.customer,
             offered=not decision.holdout,
             value=sum(worth[product] for product in bought),
             predicted=decision.considered[0].probability * decision.considered[0].worth,
@@ -444,14 +445,21 @@ class Policies:
 
 
 def logged(decision: Decision, policy: Policy, propensity: Propensity) -> Logged:
-    """A closed decision as another policy with another model sees it."""
+    """A closed decision as another policy, maybe with another model, sees it. With the model that was asked
+    then the candidates stand as they stood: new offers at the end, whatever is expected of them.
+    """
     first = decision.offers[0].offer
+    asked = decision.model if decision.model.startswith(f"{PROPENSITY}-") else ""
 
     def expected(considered: Considered) -> float:
+        if asked == propensity.model:
+            return considered.probability * considered.worth
         chance = corrected(propensity, considered.offer, decision.traits, considered.base)
         return chance * considered.worth
 
-    order = sorted(decision.considered, key=lambda considered: (-expected(considered), considered.offer))
+    order = list(decision.considered)
+    if asked != propensity.model:
+        order.sort(key=lambda considered: (-expected(considered), considered.offer))
     least = policy.expected_value_min
     order = [one for one in order if least is None or expected(one) >= float(least.amount)]
     chances = dict(zip([one.offer for one in order], first_chances(policy, len(order), 10**9), strict=True))

@@ -125,6 +125,9 @@ def compare(log: Sequence[Logged]) -> Comparison:
 class Treated:
     """A decision about a customer who was, or by the holdout was not, offered something."""
 
+    #: Who it was about: what one customer does is one piece of evidence, however often they are met. "" is
+    #: somebody else each time.
+    customer: str = ""
     #: Whether something was offered.
     offered: bool
     #: What the customer was worth afterwards.
@@ -133,12 +136,31 @@ class Treated:
     predicted: float
 
 
+def _arm_estimate(arm: Sequence[Treated]) -> Estimate:
+    """The mean value of an arm's decisions; the interval takes those of one customer together (Liang, Zeger:
+    Longitudinal data analysis using generalized linear models, Biometrika 1986). Of one customer it is the
+    value itself.
+    """
+    mean = math.fsum(entry.value for entry in arm) / len(arm)
+    beside: dict[str | int, float] = {}
+    for at, entry in enumerate(arm):
+        who = entry.customer or at
+        beside[who] = beside.get(who, 0.0) + entry.value - mean
+    count = len(beside)
+    if count < 2:
+        return Estimate(value=mean, lower=mean, upper=mean)
+    squares = math.fsum(value**2 for value in beside.values())
+    return _interval(mean, math.sqrt(squares * count / (count - 1)) / len(arm))
+
+
 def uplift(log: Sequence[Treated]) -> Estimate:
-    """Mean value with an offer less mean value without (Welch's interval); zeros where an arm is empty."""
-    arms = [[entry.value for entry in log if entry.offered is offered] for offered in (True, False)]
+    """Mean value with an offer less mean value without (Welch's interval, customers being what was dealt to
+    the arms); zeros where an arm is empty.
+    """
+    arms = [[entry for entry in log if entry.offered is offered] for offered in (True, False)]
     if not all(arms):
         return Estimate(value=0.0, lower=0.0, upper=0.0)
-    offered, held = (mean_estimate(arm) for arm in arms)
+    offered, held = (_arm_estimate(arm) for arm in arms)
     error = math.hypot(offered.upper - offered.value, held.upper - held.value) / NORMAL_95
     return _interval(offered.value - held.value, error)
 

@@ -5,7 +5,7 @@ Revenue is the worth of accepted offers, at the time they were accepted, of what
 and of won leads. Who accepted an offer in a call and is noted as a buyer of a campaign for the same offer
 bought once: the acceptance counts, and is the campaign's. Costs are what was recorded, the unit costs of
 accepted offers and of what campaigns sold, the fixed costs of campaigns when they start, and the unit costs
-of their touches. A row that has no value for a dimension shows "". Touches are kept for a time
+of their touches that left. A row that has no value for a dimension shows "". Touches are kept for a time
 (touch_retention.py): a report that would need older ones says since when.
 """
 
@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from datetime import datetime, timedelta, tzinfo
 from decimal import Decimal
 from typing import Any
@@ -31,7 +31,7 @@ from marketing import convert
 from marketing.decision_store import DecisionFilter
 from marketing.engine import OfferNotFound
 from marketing.kinds import CAMPAIGNS, COSTS, LEADS
-from marketing.model import Decision, RankedOffer, Result
+from marketing.model import Decision, Outcome, RankedOffer, Result
 from marketing.resources import money_problems, name_problems, text_problems
 from marketing.sale_store import Sale
 from marketing.shelf import Row, Shelves
@@ -238,7 +238,7 @@ class ReportServicer(reports_pb2_grpc.ReportServiceServicer):
         while True:
             page = self._store.decisions(DecisionFilter(within=(start, end)), PAGE, below)
             for decision in page:
-                yield self._decided(decision, start, end, sales, costs)
+                yield from self._decided(decision, start, end, sales, costs)
             seen += len(page)
             if len(page) < PAGE:
                 return
@@ -253,16 +253,25 @@ class ReportServicer(reports_pb2_grpc.ReportServiceServicer):
         end: datetime,
         sales: Sales,
         costs: dict[tuple[str, int], Decimal],
-    ) -> Fact:
-        fact, entry = _fact_of(decision, start, end)
-        if entry is None or not fact.accepted:
-            return fact
-        key = (entry.offer, entry.revision)
-        if key not in costs:
-            costs[key] = self._unit_cost(*key)
-        same = sales.get((decision.customer, f"offers/{entry.offer}"))
-        own = {"CAMPAIGN": f"campaigns/{same.pop().campaign}"} if same else {}
-        return replace(fact, values={**fact.values, **own}, cost=costs[key])
+    ) -> Iterator[Fact]:
+        """That something was offered, and that it was accepted: each on its own day."""
+        outcome = decision.outcome
+        entry = decision.find(outcome.offer) if outcome else None
+        values = _values_of(decision, entry)
+        taken: Fact | None = None
+        if entry is not None and outcome is not None and _accepted_within(outcome, start, end):
+            key = (entry.offer, entry.revision)
+            if key not in costs:
+                costs[key] = self._unit_cost(*key)
+            if same := sales.get((decision.customer, f"offers/{entry.offer}")):
+                values = {**values, "CAMPAIGN": f"campaigns/{same.pop().campaign}"}
+            taken = Fact(
+                at=outcome.at, values=values, accepted=1, revenue=entry.worth.amount, cost=costs[key]
+            )
+        if decision.offers and start <= decision.created_at < end:
+            yield Fact(at=decision.created_at, values=values, offered=1)
+        if taken is not None:
+            yield taken
 
     def _unit_cost(self, offer: str, revision: int) -> Decimal:
         """What an acceptance of an offer cost at a revision; 0 for an offer that is gone."""
@@ -339,30 +348,19 @@ def _pays_touches(row: Row) -> bool:
     return any(step.get("unit_cost") for phase in phases for step in phase.get("steps", ()))
 
 
-def _closed_within(decision: Decision, start: datetime, end: datetime) -> bool:
-    return decision.outcome is not None and start <= decision.outcome.at < end
+def _accepted_within(outcome: Outcome, start: datetime, end: datetime) -> bool:
+    return outcome.result is Result.ACCEPTED and start <= outcome.at < end
 
 
-def _fact_of(decision: Decision, start: datetime, end: datetime) -> tuple[Fact, RankedOffer | None]:
-    """(what a decision says by itself, the offer that its outcome is about)."""
-    outcome = decision.outcome
-    entry = decision.find(outcome.offer) if outcome else None
-    taken = outcome is not None and outcome.result is Result.ACCEPTED and _closed_within(decision, start, end)
+def _values_of(decision: Decision, entry: RankedOffer | None) -> dict[str, str]:
+    """What a decision counts for; `entry` is the offer that its outcome is about."""
     shown = entry or (decision.offers[0] if decision.offers else None)
-    values = {
-        "AGENT": (outcome.agent if outcome else "") or decision.contact.agent,
+    return {
+        "AGENT": (decision.outcome.agent if decision.outcome else "") or decision.contact.agent,
         "REGION": decision.contact.region,
         "CONTACT_REASON": decision.contact.reason,
         "OFFER": f"offers/{shown.offer}" if shown else "",
     }
-    fact = Fact(
-        at=outcome.at if taken and outcome else decision.created_at,
-        values=values,
-        offered=int(bool(decision.offers) and start <= decision.created_at < end),
-        accepted=int(taken),
-        revenue=entry.worth.amount if taken and entry else Decimal(0),
-    )
-    return fact, entry
 
 
 _LABELS: Mapping[str, tuple[str, str, str, str]] = {

@@ -33,8 +33,8 @@ class SaleStore(Protocol):
     """Touches and sales of campaigns, as `store.Store` has them."""
 
     def touch_days(self, prefix: str, start: datetime, end: datetime) -> list[tuple[datetime, str, int]]:
-        """(instant of an hour, region of the customers, touches sent or waiting) of a campaign's step, named
-        "campaign/phase/step".
+        """(beginning of a quarter of an hour, region of the customers, touches that left or wait for the
+        person to come) of a campaign's step, named "campaign/phase/step".
         """
 
     def sales(self, start: datetime, end: datetime, limit: int) -> list[Sale]:
@@ -54,11 +54,14 @@ class MongoSaleStore:
         wanted = {
             "_id": {"$gt": f"{prefix}/", "$lt": f"{prefix}0"},
             "at": {"$gte": start, "$lt": end},
-            "state": {"$ne": "FAILED"},
+            # What failed or has not left cost nothing, and may never leave: its campaign may be stopped.
+            "state": {"$in": ["SENT", "WAITING"]},
         }
-        hour = {"at": {"$dateTrunc": {"date": "$at", "unit": "hour"}}, "region": "$region"}
+        # Days begin at each quarter of an hour somewhere.
+        quarter = {"$dateTrunc": {"date": "$at", "unit": "minute", "binSize": 15}}
+        place = {"at": quarter, "region": "$region"}
         grouped = DecisionDocument._get_db()["touches"].aggregate(
-            [{"$match": wanted}, {"$group": {"_id": hour, "count": {"$sum": 1}}}, {"$sort": {"_id": 1}}]
+            [{"$match": wanted}, {"$group": {"_id": place, "count": {"$sum": 1}}}, {"$sort": {"_id": 1}}]
         )
         return [(raw["_id"]["at"], raw["_id"].get("region") or "", raw["count"]) for raw in grouped]
 

@@ -197,13 +197,20 @@ def test_quiet_hours_put_off_and_answers_end_the_steps(store: CampaignStore) -> 
     store.answer("spring", "c001", "", "DECLINED")
     assert store.answer("spring", "c999", "", "DECLINED") is None
     later = at_noon + timedelta(days=3)
-    runner(store).next_steps(made, later)
-    runner(store).next_steps(made, later)
-    second = {raw["customer"] for raw in store.touches.find({"step": "mail"})}
-    assert second == {f"c{number:03}" for number in range(1, PEOPLE, 2)} - {"c001"}
+
+    def second(at: datetime) -> set[str]:
+        for _ in range(2):
+            runner(store).next_steps(made, at)
+        return {raw["customer"] for raw in store.touches.find({"step": "mail"})}
+
+    # The campaign was paused, say: those who have not been told yet have two days from when they are.
+    assert second(later) == set() and store.arms("spring", "invite", "sms", ("BOUGHT",)) == {}
+    delivery(store, (StepChannel.SMS, Sink())).deliver([made], later + timedelta(hours=1))
+    assert second(later + timedelta(days=2)) == set()
+    silent = {f"c{number:03}" for number in range(1, PEOPLE, 2)} - {"c001"}
+    assert second(later + timedelta(days=2, hours=1)) == silent
     rows = store.funnel("spring", "invite")
     assert [(row["entered"], row["declined"]) for row in rows] == [(25, 1)]
-    assert store.arms("spring", "invite", "sms", ("BOUGHT",)) == {}, "nothing has left yet"
 
 
 def test_who_has_answered_in_a_phase_hears_no_more_of_it(store: CampaignStore) -> None:
@@ -259,6 +266,7 @@ def test_a_late_answer_to_an_earlier_phase_leaves_the_steps_of_the_present_one(
     for phase, now in zip(made.phases, (NOW, NOW + timedelta(hours=1)), strict=True):
         while runner(store).take_in(made, phase, now):
             pass
+    delivery(store, (StepChannel.SMS, Sink())).deliver([made], NOW + timedelta(hours=1))
     late = store.answer("spring", "c001", "survey", answer)
     assert late is not None and ("next_at" in late) == goes_on
     while runner(store).next_steps(made, NOW + timedelta(days=3)):
@@ -297,6 +305,43 @@ def test_what_failed_is_not_counted_as_reached(store: CampaignStore) -> None:
     other = campaign(step(), id="other", rule='value_class == "B"')
     Runner(store=store, courtesy=once).take_in(other, other.phases[0], NOW)
     assert set(store.touches.distinct("customer", {"campaign": "other"})) == set(failed)
+
+
+def test_what_has_not_left_is_said_in_the_words_that_won_and_costs_nothing(store: CampaignStore) -> None:
+    made, said = campaign(step(), rule='value_class == "B"'), Counter[str]()
+    run_all(store, made, NOW)
+    cost = (MongoStore().touch_days, "spring/invite/sms", NOW, NOW + timedelta(days=1))
+    assert cost[0](*cost[1:]) == []
+    assert set(store.touches.distinct("variant")) == {"a", "b"}
+
+    class Heard(Sink):
+        def send(self, message: Message) -> None:
+            said[message.origin["variant"]] += 1
+            super().send(message)
+
+    decided = replace(made.phases[0], steps=(replace(step(), winner="b"),))
+    left = NOW + timedelta(minutes=20)
+    delivery(store, (StepChannel.SMS, Heard())).deliver([replace(made, phases=(decided,))], left)
+    assert said == {"b": 25} and store.touches.distinct("variant") == ["b"]
+    # Told by the quarter of an hour, for somewhere each of them begins a day.
+    assert cost[0](*cost[1:]) == [(NOW + timedelta(minutes=15), "regions/beijing", 25)]
+
+
+def test_who_bought_has_bought_though_they_opt_out(store: CampaignStore) -> None:
+    run_all(store, campaign(step(), rule='value_class == "B"'), NOW)
+    assert store.bought("spring/c001", NOW, "1", "0", "", "token")
+    for customer, answer in (
+        ("c001", "BOUGHT"),
+        ("c001", "OPTED_OUT"),
+        ("c003", "BOUGHT"),
+        ("c003", "DECLINED"),
+    ):
+        told = store.answer("spring", customer, "", answer)
+        store.mark_answered("spring", "invite", customer, answer)
+        assert told is not None and told["response"] == answer and "next_at" not in told
+    (row,) = store.funnel("spring", "invite")
+    assert (row["bought"], row["declined"]) == (1, 1), "no sale was noted of the other"
+    assert store.touches.find_one({"customer": "c001"})["answered"] == "BOUGHT"  # type: ignore[index]
 
 
 def test_what_campaigns_sell_takes_stock_once_whatever_is_cut_off(
@@ -500,6 +545,7 @@ def test_whom_a_passing_cause_held_back_is_addressed_when_it_has_passed(store: C
     assert touched(NOW + timedelta(hours=30)) == []
     assert touched(NOW + timedelta(hours=50)) == ["first"]
     assert touched(NOW + timedelta(hours=51)) == ["first"]
+    delivery(store, (StepChannel.SMS, Sink())).deliver([made], NOW + timedelta(hours=53))
     assert touched(NOW + timedelta(days=5)) == ["first", "second"]
     assert store.run("spring", "invite")[2]["OPEN_COMPLAINT"] == 1
 
