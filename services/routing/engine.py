@@ -350,8 +350,8 @@ def _place(s: ShardState, c: PlaceCall, now_ms: int) -> Decision:
     if entry.state is CONNECTED:
         if not c.agent_lost:
             return Decision(events=_attach(entry, c, now_ms))
-        over = _end(s, entry, INTERRUPTED, now_ms, "AGENT_LOST", wrap_up=False)
-        return _queue(s, _waiting_anew(c), now_ms, over)
+        broken_off = _end(s, entry, INTERRUPTED, now_ms, "AGENT_LOST", wrap_up=False)
+        return _queue(s, _waiting_anew(c), now_ms, broken_off)
     # Of a call that was handed on, its edge says what it said at first: not where it was handed to.
     handed_on = entry.transfers and TRANSFERRED_FROM not in dict(c.facts.attributes)
     if handed_on or c.facts.queue == entry.facts.queue:

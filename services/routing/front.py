@@ -601,10 +601,12 @@ class Front:
         caller.agent_lost, caller.talks = False, ""
         view = committed.answer.call
         if view is not None:
-            # An edge that comes back says what it said at first: the shard knows what became of it since.
+            # An edge that comes back says what it said at first: the shard knows what became of it since, and
+            # what of its time is a credit and no wait.
+            credited = view.facts.credit_span_ms > caller.facts.credit_span_ms
             caller.facts = view.facts
-            waited_ms = committed.now_ms - view.queued_ms
-            caller.queued_ms = min(caller.queued_ms, self._clock.now_ms() - waited_ms)
+            queued_ms = self._clock.now_ms() - (committed.now_ms - view.queued_ms)
+            caller.queued_ms = queued_ms if credited else min(caller.queued_ms, queued_ms)
         if not self._alive(caller) and caller.state is not ENDED:
             # The caller hung up, or its stream closed, while the placement was under way.
             self._leave(caller, caller.region, caller.move)

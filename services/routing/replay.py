@@ -200,8 +200,9 @@ def find_decision(
                 return Found(sequence=block.sequence, place=place, agent=event.agent)
             if isinstance(event, model.CallEnded) and event.call_id == call_id and ended is None:
                 ended = Found(sequence=block.sequence, place=place, agent="")
-            began = isinstance(event, model.CallQueued | model.CallTransferred)
-            if began and event.facts.call_id == call_id and (ended or type(event) is model.CallQueued):
+            if isinstance(event, model.CallQueued) and event.facts.call_id == call_id:
+                return ended
+            if isinstance(event, model.CallTransferred) and event.facts.call_id == call_id and ended:
                 # Offers before it led to another conversation.
                 return ended
     return None

@@ -73,6 +73,7 @@ from routing.model import (
     OfferAccepted,
     OpenSession,
     OverflowCall,
+    PauseAgent,
     PlaceCall,
     PositionChanged,
     Presence,
@@ -642,6 +643,24 @@ async def test_a_conversation_that_broke_off_is_not_the_new_streams_end(world: W
     assert not any(isinstance(u.what, Fact) and isinstance(u.what.event, CallEnded) for u in new.seen)
     world.beijing.accept()
     await new.until(OfferAccepted)
+
+
+async def test_a_conversation_that_broke_off_is_a_credit_once_wherever_its_call_goes(world: World) -> None:
+    """Its edge knows no token but that of QUEUED; then the call moves on."""
+    world.beijing.agent("ann")
+    front = world.front()
+    old = Line(world, front)
+    await old.next()
+    world.beijing.accept()
+    world.beijing.confirm()
+    world.clock.advance(600)
+    world.beijing.do(PauseAgent(agent="ann", paused=True))
+    new = Line(world, front, attempt=2, agent_lost=True, queued_ms=world.clock.now_ms() - 600_000)
+    await new.next()
+    await moving(world, new, front)
+    await eventually(lambda: new.caller.region == "shanghai" and not new.caller.moving)
+    now_ms, entry = world.clock.now_ms(), world.shanghai.state.calls["c1"]
+    assert (now_ms - entry.queued_ms, now_ms - entry.effective_ms) == (0, 600_000)
 
 
 @pytest.mark.parametrize("reachable", [True, False], ids=["at once", "when it has a leader again"])
