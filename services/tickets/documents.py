@@ -71,6 +71,11 @@ class TicketDocument(Aggregate):
             {"fields": ["team", "open", "-rank", "created_ms", "_id"], "name": "team_pile", "sparse": True},
             {"fields": ["assignee", "open"], "name": "assignee_open", "sparse": True},
             {"fields": ["request_keys"], "name": "request_keys", "sparse": True},
+            {
+                "fields": ["merged_from", "_id"],
+                "name": "merged_from_id",
+                "partialFilterExpression": {"merged_from": {"$gt": ""}},
+            },
             {"fields": ["calls.call_id"], "name": "call", "sparse": True},
             {"fields": ["updated_ms"], "name": "updated"},
             {"fields": ["due_ms", "_id"], "name": "due", "sparse": True},
@@ -120,6 +125,7 @@ class TicketDocument(Aggregate):
     reopen_count = IntField()
     first_contact_resolved = BooleanField()
     creator = StringField()
+    #: Searched.
     merged_from = ListField(StringField())
     #: Unique while present.
     open_key = StringField()

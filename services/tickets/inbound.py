@@ -76,7 +76,7 @@ def _merged(use: Handlers, event: Event) -> None:
     message = event.message(crm_events.CustomersMerged)
     survivor = convert.profile_of(message.survivor)
     if survivor is not None:
-        use.customers_merged(survivor, convert.read_customer_ids(message.absorbed))
+        use.customers_merged(survivor, convert.absorbed_profiles(message, survivor.customer_id))
 
 
 def _unmerged(use: Handlers, event: Event) -> None:

@@ -191,6 +191,9 @@ class TicketStore(Protocol):
     def open_after(self, ticket_id: str, limit: int) -> list[str]:
         """Ids of open tickets above an id, in order."""
 
+    def were_of(self, customer_id: str, after: str, limit: int) -> list[str]:
+        """Ids above an id, in order, of tickets that were a customer's before it was merged."""
+
     def profile(self, customer_id: str) -> Profile | None:
         """What is known of a customer."""
 
@@ -332,6 +335,11 @@ class MongoStore:
     def open_after(self, ticket_id: str, limit: int) -> list[str]:
         """As the port says."""
         query = {"_id": {"$gt": ticket_id}, "open": True}
+        return [raw["_id"] for raw in self._tickets().find(query, {"_id": 1}).sort("_id", 1).limit(limit)]
+
+    def were_of(self, customer_id: str, after: str, limit: int) -> list[str]:
+        """As the port says."""
+        query = {"merged_from": customer_id, "_id": {"$gt": after}}
         return [raw["_id"] for raw in self._tickets().find(query, {"_id": 1}).sort("_id", 1).limit(limit)]
 
     def get(self, ticket_id: str) -> Ticket:
@@ -725,3 +733,8 @@ class MemoryStore:
     def open_after(self, ticket_id: str, limit: int) -> list[str]:
         """As the port says."""
         return sorted(ticket.id for ticket in self._where(lambda t: t.is_open and t.id > ticket_id))[:limit]
+
+    def were_of(self, customer_id: str, after: str, limit: int) -> list[str]:
+        """As the port says."""
+        found = self._where(lambda t: customer_id in t.merged_from and t.id > after)
+        return sorted(ticket.id for ticket in found)[:limit]

@@ -486,6 +486,19 @@ def test_no_list_scans_the_collection(mongo_uri: str, mongo_database: str, text:
 
 
 @pytest.mark.integration
+def test_what_was_a_customers_is_found_by_its_index(mongo_uri: str, mongo_database: str) -> None:
+    connect(TicketsSettings(mongo_uri=mongo_uri, mongo_database=mongo_database))
+    ensure_indexes(DOCUMENTS)
+    store = MongoStore()
+    add(store, *(replace(ticket(f"t{n}"), merged_from=("a", "b") if n < 3 else ()) for n in range(9)))
+    assert store.were_of("b", "", 2) == ["t0", "t1"] and store.were_of("b", "t1", 2) == ["t2"]
+    query = {"merged_from": "b", "_id": {"$gt": ""}}
+    plan = repr(TicketDocument._get_collection().find(query).sort("_id", 1).limit(2).explain())
+    assert "merged_from_id" in plan and "COLLSCAN" not in plan and "'SORT'" not in plan
+    disconnect()
+
+
+@pytest.mark.integration
 @pytest.mark.parametrize("text", ["", "open = true"])
 def test_what_is_due_is_read_in_order_and_nothing_else(
     mongo_uri: str, mongo_database: str, text: str
