@@ -696,6 +696,13 @@ def profile_of(message: crm_events.CustomerSnapshot) -> Profile | None:
     return replace(profile, merged_into=merged, numbers=()) if merged else profile
 
 
+def deleted_profile(message: crm_events.CustomerDeleted) -> Profile | None:
+    """As `profile_of`, with the numbers that were the customer's until then."""
+    profile = profile_of(message.customer)
+    former = tuple(number for number in map(clean_number, message.released_numbers) if number)
+    return profile and replace(profile, former_numbers=former)
+
+
 def _refused(message: crm_events.CustomerSnapshot) -> frozenset[Channel]:
     """Channels by which the customer said not to want to be asked how it was."""
     survey = customers_pb2.PURPOSE_SURVEY

@@ -211,6 +211,7 @@ class ProfileDocument(Document):
     id = StringField(primary_key=True)
     version = IntField(required=True)
     numbers = ListField(StringField())
+    former_numbers = ListField(StringField())
     tier = StringField()
     language = StringField()
     merged_into = StringField()
@@ -545,6 +546,7 @@ def profile_fields(profile: Profile) -> dict[str, Any]:
     return {
         "version": profile.version,
         "numbers": list(profile.numbers),
+        "former_numbers": list(profile.former_numbers),
         "tier": profile.tier,
         "language": profile.language,
         "merged_into": profile.merged_into,
@@ -562,6 +564,7 @@ def profile_from_raw(raw: Mapping[str, Any]) -> Profile:
         customer_id=raw["_id"],
         version=raw["version"],
         numbers=tuple(raw.get("numbers") or ()),
+        former_numbers=tuple(raw.get("former_numbers") or ()),
         tier=raw.get("tier") or "",
         language=raw.get("language") or "",
         merged_into=raw.get("merged_into") or "",

@@ -636,7 +636,7 @@ class Handlers:
         numbers that are nobody's. Safe to repeat."""
         known = self._store.profile(customer_id)
         # before the profile, which alone tells the numbers
-        for number in known.numbers if known is not None else ():
+        for number in (*known.numbers, *known.former_numbers) if known is not None else ():
             self._erase_number(number, customer_id)
         gone = Profile(customer_id=customer_id, version=version, erased=True)
         self._store.save_profile(gone)
@@ -644,7 +644,7 @@ class Handlers:
 
     def _erase_number(self, number: str, customer_id: str) -> None:
         owner = self._store.profile_of_number(number)
-        if owner is not None and owner.customer_id == customer_id:
+        if owner is None or owner.customer_id == customer_id:
             terms = (Condition(field="caller_number", op="=", value=number), _NOBODYS)
             self._each(terms, self._erase, customer_id)
 

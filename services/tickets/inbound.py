@@ -63,7 +63,9 @@ def _updated(use: Handlers, event: Event) -> None:
 
 
 def _deleted(use: Handlers, event: Event) -> None:
-    _known(use, event.message(crm_events.CustomerDeleted).customer)
+    profile = convert.deleted_profile(event.message(crm_events.CustomerDeleted))
+    if profile is not None:
+        use.customer_known(profile)
 
 
 def _erased(use: Handlers, event: Event) -> None:

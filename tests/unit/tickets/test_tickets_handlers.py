@@ -732,6 +732,22 @@ def test_an_erasure_reaches_what_was_over_before_its_number_was_known(desk: Desk
     assert desk.store.get(others.id).draft == others.draft, "by now the number is somebody else's"
 
 
+def test_an_erasure_reaches_what_came_from_a_deleted_customers_number(desk: Desk) -> None:
+    over, others = (desk.create(draft=Draft(subject="secret", caller_number=n)) for n in (NUMBER, OTHER))
+    for ticket in (over, others):
+        desk.act(ticket.id, "cancel")
+    desk.use.customer_known(Profile(customer_id="42", version=1, numbers=(NUMBER, OTHER)))
+    deleted = crm_events.CustomerDeleted(released_numbers=[NUMBER, OTHER])
+    deleted.customer.customer, deleted.customer.version = "customers/42", 2
+    deleted.customer.state = customers_pb2.CUSTOMER_STATE_DELETED
+    inbound.take(desk.use, told_by_crm(deleted))
+    desk.use.customer_known(Profile(customer_id="41", version=1, numbers=(OTHER,)))
+    desk.use.customer_erased("42", 3)
+    assert desk.store.get(over.id).draft == Draft(subject="(erased)")
+    assert desk.store.get(others.id).draft == others.draft, "by now the number is somebody else's"
+    assert desk.store.profile("42") == Profile(customer_id="42", version=3, erased=True)
+
+
 @pytest.mark.parametrize("first", ["survivor", "absorbed"])
 def test_a_merge_heard_of_between_two_erasures_brings_nobody_back(desk: Desk, first: str) -> None:
     ticket = desk.create(draft=Draft(subject="secret", customer_id="absorbed"))
