@@ -11,13 +11,13 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Protocol
 
 from pymongo import UpdateOne
-from pymongo.errors import DuplicateKeyError
+from pymongo.errors import BulkWriteError, DuplicateKeyError
 from pymongo.write_concern import WriteConcern
 
 from chassis import logs
 from chassis.errors import AlreadyExists, EtagMismatch, NotFound
 from chassis.idempotency import check_repeat
-from chassis.mongo import OUTBOX_EVENTS_MAX, create_once, pending_entry, update_aggregate
+from chassis.mongo import OUTBOX_EVENTS_MAX, TOO_LARGE, create_once, pending_entry, update_aggregate
 from tickets import sla as clocks
 from tickets.desk import pile_order
 from tickets.documents import (
@@ -419,7 +419,14 @@ class MongoStore:
         """As the port says. Only what changed is written."""
         if changes:
             collection = self._tickets().with_options(write_concern=WriteConcern(w="majority"))
-            collection.bulk_write([_update_of(change) for change in changes], ordered=False)
+            try:
+                collection.bulk_write([_update_of(change) for change in changes], ordered=False)
+            except BulkWriteError as error:
+                failed = error.details.get("writeErrors", ())
+                if error.details.get("writeConcernErrors") or any(f["code"] not in TOO_LARGE for f in failed):
+                    raise
+                # no room for more events, if by their size: one must not keep all others waiting
+                log.warning("store.too_large", tickets=[changes[f["index"]].before.id for f in failed])
 
     def next_due_ms(self) -> int | None:
         """As the port says."""
