@@ -29,6 +29,7 @@ from pymongo.errors import (
     ExecutionTimeout,
     OperationFailure,
     PyMongoError,
+    WriteError,
     WTimeoutError,
 )
 from pymongo.write_concern import WriteConcern
@@ -72,6 +73,8 @@ RESTORING = "callmesh_restoring"
 
 #: MongoDB's code of a write that met a unique value of another document.
 DUPLICATE_KEY = 11000
+#: Its codes of a write after which a document would be larger than any may be.
+TOO_LARGE = frozenset({10334, 17419, 17420})
 
 _MAJORITY = WriteConcern(w="majority")
 _MANAGED = frozenset(
@@ -432,9 +435,20 @@ def update_aggregate(
         result = _collection(doc).update_one(condition, _change(doc, events, loaded + 1))
     except DuplicateKeyError as error:
         raise _already_exists(doc, error) from None
+    except WriteError as error:
+        if error.code in TOO_LARGE and _collection(doc).find_one(
+            {"_id": doc.id, "outbox.0": {"$exists": True}}
+        ):
+            # Fewer events than it may hold, and larger ones: it is they that take the room.
+            raise _outbox_full(doc) from None
+        raise
     if result.matched_count == 0:
         raise _missed(doc, loaded)
     doc.version = loaded + 1
+
+
+def _outbox_full(doc: Aggregate) -> OutboxFull:
+    return OutboxFull(resource=doc.resource, why="the message broker is behind", retry_seconds=5.0)
 
 
 def _missed(doc: Aggregate, loaded: int) -> Exception:
@@ -444,7 +458,7 @@ def _missed(doc: Aggregate, loaded: int) -> Exception:
         return NotFound(resource=doc.resource)
     if found.get("version") != loaded:
         return EtagMismatch(resource=doc.resource)
-    return OutboxFull(resource=doc.resource, why="the message broker is behind", retry_seconds=5.0)
+    return _outbox_full(doc)
 
 
 def delete_aggregate(cls: type[Aggregate], id: str, version: int) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import re
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -37,7 +37,7 @@ from crm.care_documents import CareRuleDocument, ContractDocument, UsageDocument
 from crm.handlers import Policy
 from crm.model import Churn, Customer, State, TimelineFilter
 from crm.records import Raw, Records
-from crm.sagas import event_of
+from crm.sagas import event_of, settle
 from crm.store import Store, timeline_query
 
 #: Customers looked at together by a rule.
@@ -92,20 +92,6 @@ def checked_money(field: str, currency: str, amount: str) -> dict[str, Any]:
     except InvalidOperation:
         raise InvalidArgument(field=f"{field}.amount", why="must be a decimal number") from None
     return {"currency": currency, "amount": amount}
-
-
-def settle(store: Store, customers: Iterable[str]) -> None:
-    """Sends what was just written for customers after them: one may have been merged or erased between our
-    look and our write, and what moves or removes everything of it have been through.
-    """
-    for id, (state, into) in store.standings(customers).items():
-        if state is State.ERASED:
-            store.scrub(id)
-        for _ in range(LINEAGE_MAX):
-            if state is not State.MERGED:
-                break
-            store.move_subject(id, into)
-            id, (state, into) = into, store.standing(into) or (State.ACTIVE, "")
 
 
 class Contracts:

@@ -661,13 +661,14 @@ def customer_erased(change: engine.Change) -> events_pb2.CustomerErased:
 
 
 def customers_merged(
-    merge: Merge, survivor: Customer, absorbed: Sequence[str], now: datetime
+    merge: Merge, survivor: Customer, absorbed: Sequence[Customer], now: datetime
 ) -> events_pb2.CustomersMerged:
     """The event of a finished merge."""
     return events_pb2.CustomersMerged(
         merge=merge.name,
         survivor=snapshot(survivor),
-        absorbed=[f"customers/{id}" for id in absorbed],
+        absorbed=[customer.name for customer in absorbed],
+        absorbed_versions=[customer.version for customer in absorbed],
         actor=merge.requester,
         event_time=timestamp(now),
     )

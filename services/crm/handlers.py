@@ -50,6 +50,7 @@ from crm.model import (
     State,
     TimelineFilter,
 )
+from crm.sagas import settle
 from crm.store import GlanceWish, NewCustomer, Reads, Store
 
 #: Tries of a read-merge-write that other writers get in between of.
@@ -65,6 +66,8 @@ FIELDS_SECONDS_MAX = 2.0
 ONE_QUESTION_SHARE = 0.6
 #: Most customers looked at for one search, and as possible duplicates of one.
 CANDIDATES_MAX = 200
+#: Where there are more: most looked at for what one kind of term, or one term, has in common.
+KIND_CANDIDATES_MAX = 50
 #: Customers whose duplicates one page of all pairs looks for.
 PAIRS_CUSTOMERS_MAX = 1000
 #: Share of the caller's own deadline that a screen pop uses, so that the answer still arrives.
@@ -479,19 +482,28 @@ class Memory:
         for _ in range(MERGE_TRIES_MAX):
             known = self._store.entry(id)
             merged = timeline.entry_of(fact) if known is None else timeline.merge(known, fact)
-            owner = self._owner(merged)
-            own = self._kept(known, timeline.subject_for(merged, owner))
-            # Who owns a number is live: there is nothing to look up.
-            shown, erased = (own, False) if owner else self._standing(own)
-            if erased:
-                merged = timeline.anonymised(merged)
-            placed = timeline.placed(merged, own, shown)
+            placed = self._placed(known, merged)
             if placed == known:
                 return placed
             placed = replace(placed, updated_ms=self._clock.now_ms())
-            if self._store.save_entry(placed, events if known is None else ()):
-                return self._settle(placed)
+            # A customer with this number may have appeared, or been merged or erased, between our look and
+            # our write; then either the other's own move saw the interaction, or a second look sees what
+            # became of it.
+            if (
+                self._store.save_entry(placed, events if known is None else ())
+                and self._placed(placed, placed) == placed
+            ):
+                return placed
         raise Unavailable(why="an interaction is changed by too many at once", retry_seconds=1.0)
+
+    def _placed(self, known: Entry | None, merged: Entry) -> Entry:
+        """An interaction where it belongs now, without what must not be kept; `known` is how it lies so
+        far."""
+        owner = self._owner(merged)
+        own = self._kept(known, timeline.subject_for(merged, owner))
+        # Who owns a number is live: there is nothing to look up.
+        shown, erased = (own, False) if owner else self._standing(own)
+        return timeline.placed(timeline.anonymised(merged) if erased else merged, own, shown)
 
     def apply_many(self, facts: Sequence[Fact]) -> list[Entry]:
         """As `apply`, for reports of which none tells the others anything: what all of them need is asked and
@@ -547,7 +559,7 @@ class Memory:
         return {ids[id]: self._standing(ids[id]) for id in gone}
 
     def _settle_together(self, written: Sequence[Entry]) -> set[str]:
-        """The ids of those that `_settle` would have to move, for the long way."""
+        """The ids of those that a second look finds elsewhere, for the long way."""
         with_number = [e for e in written if e.subject and not timeline.is_customers(e.own or e.subject)]
         owners = self._owners_of(timeline.number_of(entry) for entry in with_number)
         found = {entry.id for entry in with_number if timeline.number_of(entry) in owners}
@@ -597,24 +609,6 @@ class Memory:
         claim = identity.claim_of_number(number)
         return self._store.owners([claim]).get(claim)
 
-    def _settle(self, entry: Entry) -> Entry:
-        # A customer with this number may have appeared, or been merged or erased, between our look and our
-        # write; then either the other's own move saw the interaction, or this second look sees what became of
-        # it.
-        if not entry.subject:
-            return entry
-        own = entry.own or entry.subject
-        if not timeline.is_customers(own):
-            owner = self._owner_of(timeline.number_of(entry))
-            if owner is None:
-                return entry
-            self._store.attach(timeline.number_of(entry), owner)
-            return replace(entry, subject=timeline.subject_of_customer(owner))
-        shown, _ = self._standing(own)
-        if shown != entry.subject:
-            self._store.place(entry, own, shown)
-        return timeline.placed(entry, own, shown)
-
     def attach_numbers(self, customer_id: str, numbers: Sequence[str]) -> int:
         """Gives a customer what its numbers did before it was known: only of numbers that it owns now,
         whatever the event said that caused this. Answers how many interactions moved.
@@ -622,6 +616,9 @@ class Memory:
         owners = self._store.owners(identity.claim_of_number(number) for number in numbers)
         own = [n for n in numbers if owners.get(identity.claim_of_number(n)) == customer_id]
         moved = sum(self._store.attach(number, customer_id) for number in own)
+        if moved:
+            # Its own merge or erasure may have been through since we asked who owns them.
+            settle(self._store, [customer_id])
         if own and self._leaving is not None:
             self._take_over_words(customer_id, own)
         return moved
@@ -857,6 +854,9 @@ class Questions:
         if query is None:
             raise InvalidArgument(field="query", why="must hold a letter or a digit")
         found = {c.id: c for c in await self._reads.search(query.strict, which, CANDIDATES_MAX)}
+        if len(found) >= CANDIDATES_MAX:
+            for groups in query.by_kind:
+                found |= {c.id: c for c in await self._reads.search(groups, which, KIND_CANDIDATES_MAX)}
         if len(found) < FEW_MATCHES and query.loose:
             # Few fit as typed: those that begin alike may have been meant.
             for customer in await self._reads.search([query.loose], which, CANDIDATES_MAX):
@@ -871,8 +871,14 @@ class Questions:
     async def _duplicates_of(self, customer: Customer, score_min: float) -> list[Pair]:
         if customer.state is not State.ACTIVE:
             return []
-        candidates = await self._reads.sharing(search.blocks(customer), CANDIDATES_MAX)
-        return probable(customer, candidates, score_min)
+        terms = search.blocks(customer)
+        candidates = {c.id: c for c in await self._reads.sharing(terms, CANDIDATES_MAX)}
+        if len(candidates) >= CANDIDATES_MAX:
+            # A day of birth that stands for "not known" is shared by thousands: they must not crowd out the
+            # others.
+            for term in terms:
+                candidates |= {c.id: c for c in await self._reads.sharing([term], KIND_CANDIDATES_MAX)}
+        return probable(customer, candidates.values(), score_min)
 
     async def pairs(self, after: str | None, score_min: float, limit: int) -> tuple[list[Pair], str | None]:
         """(probable pairs among the next customers by id, the last id looked at or None at the end)."""

@@ -58,6 +58,33 @@ def country(text: str) -> str:
     return code
 
 
+def is_typed_number(text: str) -> bool:
+    """Whether a text holds nothing but digits and what people write between them."""
+    return bool(_TYPEABLE.fullmatch(_readable(text)))
+
+
+def digit_readings(text: str, default_country: str) -> tuple[str, ...]:
+    """The digits of a number, or of a part of one, in every way in which they may be meant: as typed,
+    without the prefix for abroad, without the country's code, without the zero before an area code.
+    """
+    typed = _readable(text)
+    digits = "".join(str(unicodedata.digit(c)) for c in typed if c.isdigit())
+    code = str(phonenumbers.country_code_for_region(default_country))
+    abroad = digits.removeprefix("00") if typed.startswith(("+", "00")) else ""
+    if abroad:
+        lengths = (n for n in (1, 2, 3) if int(abroad[:n]) in phonenumbers.COUNTRY_CODE_TO_REGION_CODE)
+        national = abroad[next(lengths, 0) :]
+    else:
+        national = digits.removeprefix(code)
+    readings = (digits, abroad, national, national.lstrip("0"), digits.lstrip("0"))
+    return tuple(dict.fromkeys(filter(None, readings)))
+
+
+def _readable(text: str) -> str:
+    """A typed text without signs that only look different."""
+    return unicodedata.normalize("NFKC", text[: NUMBER_CHARACTERS_MAX + 1].translate(_INVISIBLE)).strip()
+
+
 def phone_number(text: str, default_country: str) -> str:
     """The E.164 form of a number as people type it: national or international, spaces, brackets, full-width
     digits.
@@ -78,7 +105,7 @@ def phone_number(text: str, default_country: str) -> str:
 
 @lru_cache(maxsize=NUMBERS_REMEMBERED_MAX)
 def _read_number(text: str, default_country: str) -> str:
-    typed = unicodedata.normalize("NFKC", text[: NUMBER_CHARACTERS_MAX + 1].translate(_INVISIBLE)).strip()
+    typed = _readable(text)
     if not typed:
         raise NotIdentifiable("must not be empty")
     if len(text) > NUMBER_CHARACTERS_MAX:

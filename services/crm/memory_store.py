@@ -215,14 +215,6 @@ class MemoryStore:
         known = self._customers.get(id)
         return None if known is None else (known.state, known.merged_into)
 
-    def place(self, entry: Entry, own: str, shown: str) -> None:
-        with self._lock:
-            known = self._entries[entry.id]
-            if known.subject == entry.subject:
-                self._entries[entry.id] = replace(
-                    timeline.placed(known, own, shown), revision=known.revision + 1
-                )
-
     def move_subject(self, from_id: str, to_id: str) -> int:
         before, after = timeline.subject_of_customer(from_id), timeline.subject_of_customer(to_id)
         return self._replace(
@@ -321,12 +313,17 @@ class MemoryStore:
         subject = timeline.subject_of_customer(id)
         with self._lock:
             self._audit[id] = [_blank(entry) for entry in self._audit.get(id, [])]
-            self._replace(lambda e: subject in (e.subject, e.own), timeline.anonymised)
+            for merge in self._merges.values():
+                if id in merge.absorbed:
+                    trail = self._audit[merge.survivor]
+                    self._audit[merge.survivor] = [_blank(e) if _during(merge, e) else e for e in trail]
+            self._replace(lambda e: (e.own or e.subject) == subject, timeline.anonymised)
             self._rankings.pop(subject, None)
             self._churn.pop(id, None)
             for merge in self._merges.values():
-                if id in merge.parties and merge.gains:
-                    self._merges[merge.id] = replace(merge, gains=(), version=merge.version + 1)
+                if id in merge.parties and (merge.gains or _running(merge)):
+                    kept = tuple(g for g in merge.gains if id not in (g.customer, merge.survivor))
+                    self._merges[merge.id] = replace(merge, gains=kept, version=merge.version + 1)
 
     # --- churn ---
 
@@ -354,6 +351,11 @@ class MemoryStore:
 
 def _running(merge: Merge) -> bool:
     return merge.state in (MergeState.MERGING, MergeState.UNMERGING)
+
+
+def _during(merge: Merge, entry: AuditEntry) -> bool:
+    first, last = merge.create_time, merge.update_time
+    return first is not None and last is not None and first <= entry.time <= last
 
 
 def _blank(entry: AuditEntry) -> AuditEntry:

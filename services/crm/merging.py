@@ -222,6 +222,11 @@ def journaled(merge: Merge, got: Gain) -> Merge:
     return replace(merge, gains=(*others, got))
 
 
+def unjournaled(merge: Merge, customer: str) -> Merge:
+    """The merge without the note of what one customer was to give: it never came to that."""
+    return replace(merge, gains=tuple(g for g in merge.gains if g.customer != customer))
+
+
 def gain_of(merge: Merge, customer: str) -> Gain | None:
     """What the survivor got of a customer; None when it never came to that."""
     return next((g for g in merge.gains if g.customer == customer), None)

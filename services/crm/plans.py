@@ -62,6 +62,7 @@ def _of_interactions() -> Iterator[Query]:
     yield "interactions", {"subject": {"$in": subjects}}, [], None
     yield "interactions", {"subject": "n:+8613800000001"}, [], None
     yield "interactions", {"own": "c:a"}, [], None
+    yield "interactions", {"subject": "c:a", "own": {"$exists": False}}, [], None
     oldest = [("began_ms", 1), ("_id", 1)]
     yield "interactions", store.interactions_query(span, (1_700_000_000_000, "x")), oldest, None
     span_of_region = voice.span_query(voice.Span(from_ms=1, until_ms=2, region="regions/x"))
@@ -84,6 +85,7 @@ def _of_care() -> Iterator[Query]:
         yield name, {"own": {"$in": ["c1"]}, "customer": "c2"}, [], None
         yield name, {"own": "c1"}, [], None
         yield name, {"customer": "c1"}, [], None
+        yield name, {"customer": "c1", "own": {"$exists": False}}, [], None
     yield "churn", {"score": {"$gte": 0.5}}, [("score", -1), ("_id", 1)], None
     yield "churn", {"score": {"$gte": 0.5}, "wants_to_leave": True}, [("score", -1), ("_id", 1)], None
     for failed in ((), ("c1",)):
@@ -101,6 +103,7 @@ def _of_care() -> Iterator[Query]:
 def _of_the_rest() -> Iterator[Query]:
     yield "merges", {"parties": "c1"}, [("_id", -1)], None
     yield "merges", {"busy": {"$gt": ""}}, [], None
+    yield "merges", {**saga_store.noted_query("c1"), "survivor": "c1"}, [], None
     yield "import_errors", {"import_id": "i1", "line": {"$gt": 5}}, [("line", 1)], None
     yield "contact_reasons", {"path": {"$gte": "a", "$lt": "b"}}, [("path", 1)], None
     delivered = [("created_ms", -1), ("_id", -1)]
@@ -110,6 +113,7 @@ def _of_the_rest() -> Iterator[Query]:
     replayed = {"webhook": "w1", "created_ms": {"$gte": 1}, "state": {"$in": ["DELIVERED", "FAILED"]}}
     yield "webhook_deliveries", replayed, [("created_ms", 1), ("_id", 1)], None
     yield "webhook_deliveries", {"subject": "customers/c1"}, [], None
+    yield "webhook_deliveries", {"about": "customers/c1"}, [], None
     yield "webhook_deliveries", {"subject": {"$in": ["calls/1", "tickets/2"]}}, [], None
     yield "audit", {"customer": "c1", "version": {"$lt": 9}}, [("version", -1)], None
 

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
+from datetime import UTC, datetime
 from typing import Any
 
 import mongoengine
@@ -30,6 +31,7 @@ LINEAGE_DEPTH_MAX = 20
 #: Interactions made anonymous in one round.
 SCRUB_BATCH = 500
 _MAJORITY = WriteConcern(w="majority")
+_EVER = (datetime(1, 1, 1, tzinfo=UTC), datetime(9999, 1, 1, tzinfo=UTC))
 
 
 def _of(document: type[mongoengine.Document]) -> Any:
@@ -38,6 +40,13 @@ def _of(document: type[mongoengine.Document]) -> Any:
 
 #: What belongs to a customer and moves with a merge, beside interactions: (collection's name).
 MOVED = ("care_tasks", "contracts", "usage")
+#: Whoever read it before the move and writes it whole after it is to look anew.
+_NEXT_VERSION = {"version": {"$add": [{"$ifNull": ["$version", 0]}, 1]}}
+
+
+def noted_query(id: str) -> dict[str, Any]:
+    """The filter document of merges that have, or may soon have, noted something of a customer."""
+    return {"parties": id, "$or": [{"gains": {"$exists": True}}, {"busy": id}]}
 
 
 class MongoSagaStore:
@@ -81,14 +90,6 @@ class MongoSagaStore:
         found = _of(docs.CustomerDocument).find({"_id": {"$in": wanted}}, {"state": 1, "merged_into": 1})
         return {raw["_id"]: (State(raw["state"]), raw.get("merged_into") or "") for raw in found}
 
-    def place(self, entry: Entry, own: str, shown: str) -> None:
-        change: dict[str, Any] = {"$set": {"subject": shown}, "$inc": {"version": 1}}
-        if own == shown:
-            change["$unset"] = {"own": ""}
-        else:
-            change["$set"]["own"] = own
-        _of(docs.InteractionDocument).update_one({"_id": entry.id, "subject": entry.subject}, change)
-
     def move_subject(self, from_id: str, to_id: str) -> int:
         before, after = timeline.subject_of_customer(from_id), timeline.subject_of_customer(to_id)
         done = _of(docs.InteractionDocument).update_many(
@@ -107,7 +108,7 @@ class MongoSagaStore:
         for name in MOVED:
             database[name].with_options(write_concern=_MAJORITY).update_many(
                 {"customer": from_id},
-                [{"$set": {"own": {"$ifNull": ["$own", "$customer"]}, "customer": to_id}}],
+                [{"$set": {"own": {"$ifNull": ["$own", "$customer"]}, "customer": to_id, **_NEXT_VERSION}}],
             )
         return int(done.modified_count)
 
@@ -126,7 +127,7 @@ class MongoSagaStore:
             mine = {"$cond": [{"$eq": ["$own", to_id]}, "$$REMOVE", "$own"]}
             database[name].with_options(write_concern=_MAJORITY).update_many(
                 {"own": {"$in": list(owners)}, "customer": from_id},
-                [{"$set": {"customer": to_id, "own": mine}}],
+                [{"$set": {"customer": to_id, "own": mine, **_NEXT_VERSION}}],
             )
         return int(done.modified_count)
 
@@ -204,22 +205,39 @@ class MongoSagaStore:
         raw = _of(docs.CustomerDocument).find_one({"_id": id}, {"origin": 1})
         if raw is not None and raw.get("origin"):
             self._scrub_imported(raw["origin"])
-        self._scrub_audit(id)
+        self._scrub_trails(id)
         self._scrub_interactions(id)
         subject = timeline.subject_of_customer(id)
         _of(docs.RankingDocument).delete_one({"_id": subject})
         _of(docs.ChurnDocument).delete_one({"_id": id})
-        # A merge in the midst of it reads again, and does not write down once more what was removed.
-        noted = {"parties": id, "gains": {"$exists": True}}
-        _of(docs.MergeDocument).update_many(noted, {"$unset": {"gains": ""}, "$inc": {"version": 1}})
+        self._scrub_merges(id)
         database = mongoengine.get_db()
         for name in MOVED:
             collection = database[name].with_options(write_concern=_MAJORITY)
-            collection.delete_many({"customer": id})
+            # What is shown with it and somebody else's goes with that one, or back to it.
+            collection.delete_many({"customer": id, "own": {"$exists": False}})
             collection.delete_many({"own": id})
 
-    def _scrub_audit(self, id: str) -> None:
-        """Fields' names stay, values go; the reason of the erasure itself stays."""
+    def _scrub_merges(self, id: str) -> None:
+        """Takes what merges noted of it. One that is under way reads again, whether it has noted something
+        yet or not, and does not write down once more what is known of nobody.
+        """
+        noted, again = noted_query(id), {"$inc": {"version": 1}}
+        merges = _of(docs.MergeDocument)
+        merges.update_many({**noted, "survivor": id}, {"$unset": {"gains": ""}, **again})
+        merges.update_many({**noted, "absorbed": id}, {"$pull": {"gains": {"id": id}}, **again})
+
+    def _scrub_trails(self, id: str) -> None:
+        """Its own trail of changes, and of those of a survivor who gave it back what was written between the
+        two: there stands what the survivor had of it.
+        """
+        self._scrub_audit(id, _EVER)
+        for raw in _of(docs.MergeDocument).find({"parties": id, "absorbed": id}):
+            self._scrub_audit(raw["survivor"], (raw["created_at"], raw["updated_at"]))
+
+    def _scrub_audit(self, id: str, span: tuple[datetime, datetime]) -> None:
+        """Fields' names stay, values go; the reason of an erasure stays."""
+        first, last = span
         blank = {
             "$map": {
                 "input": "$$entry.changes",
@@ -230,23 +248,26 @@ class MongoSagaStore:
                 },
             }
         }
+        within = {"$and": [{"$gte": ["$$entry.time", first]}, {"$lte": ["$$entry.time", last]}]}
         inside = {
             "$map": {
                 "input": "$audit",
                 "as": "entry",
-                "in": {"$mergeObjects": ["$$entry", {"changes": blank}]},
+                "in": {"$cond": [within, {"$mergeObjects": ["$$entry", {"changes": blank}]}, "$$entry"]},
             }
         }
         _of(docs.CustomerDocument).update_one({"_id": id}, [{"$set": {"audit": inside}}])
-        for raw in docs.AuditDocument._get_collection().find({"customer": id}):
+        older = {"customer": id, "entry.time": {"$gte": first, "$lte": last}}
+        for raw in docs.AuditDocument._get_collection().find(older):
             changes = [{"field": change["field"]} for change in raw["entry"].get("changes", ())]
             _of(docs.AuditDocument).update_one({"_id": raw["_id"]}, {"$set": {"entry.changes": changes}})
 
     def _scrub_interactions(self, id: str) -> None:
         subject = timeline.subject_of_customer(id)
-        for field in ("subject", "own"):
+        # What is shown with it and somebody else's goes with that one, or back to it.
+        for query in ({"subject": subject, "own": {"$exists": False}}, {"own": subject}):
             found = docs.InteractionDocument._get_collection().find(
-                {field: subject}, docs.INTERACTION_HIDDEN, batch_size=SCRUB_BATCH
+                query, docs.INTERACTION_HIDDEN, batch_size=SCRUB_BATCH
             )
             batch: list[Entry] = []
             for raw in found:

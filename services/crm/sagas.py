@@ -8,7 +8,7 @@ what is, and does what is missing.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Any
@@ -53,6 +53,43 @@ class MergeWish:
 def event_of(message: Any, subject: str, time: datetime) -> Event:
     """An event of crm."""
     return Event.of(message, source=_SOURCE, subject=subject, time=time)
+
+
+class _Overtaken(Exception):
+    """Another driver has brought the merge to its end."""
+
+
+def follow(store: Store, id: str) -> None:
+    """Sends what is still shown with a customer who was merged to who took it over by now, and so on. For
+    whoever wrote something on the strength of an earlier look: the move of everything may have been through
+    in between. Idempotent.
+    """
+    moved = False
+    for _ in range(STEP_TRIES_MAX):
+        state, into = store.standing(id) or (State.ACTIVE, "")
+        if state is State.ERASED and moved:
+            store.scrub(id)
+        if state is not State.MERGED:
+            return
+        store.move_subject(id, into)
+        if store.standing(id) == (state, into):
+            id, moved = into, False
+        else:
+            # Given back or erased while we moved: what we took goes back, and on from there.
+            moved = True
+            store.return_subjects(into, id, [id, *store.lineage([id], LINEAGE_MAX)])
+    raise Unavailable(why="a customer is merged and given back too often", retry_seconds=1.0)
+
+
+def settle(store: Store, customers: Iterable[str]) -> None:
+    """Sends what was just written for customers after those who were merged meanwhile; of those who were
+    erased nothing personal remains.
+    """
+    for id, (state, _) in store.standings(customers).items():
+        if state is State.ERASED:
+            store.scrub(id)
+        elif state is State.MERGED:
+            follow(store, id)
 
 
 class Merges:
@@ -158,7 +195,7 @@ class Merges:
                 if merge.state is MergeState.UNMERGING:
                     return self._unmerge(merge)
                 return merge
-            except EtagMismatch:
+            except (EtagMismatch, _Overtaken):
                 continue
         raise Unavailable(why="a merge is driven by too many at once", retry_seconds=1.0)
 
@@ -167,15 +204,16 @@ class Merges:
     def _merge(self, merge: Merge) -> Merge:
         for id in merge.absorbed:
             merge = self._absorb(merge, id)
-            self._store.move_subject(id, merge.survivor)
+            follow(self._store, id)
         survivor = self._customer(merge.survivor)
         if survivor.state is State.ERASED:
             # Its erasure took along whom it found below it; the others are not to be lost with it.
             self._save(replace(merge, state=MergeState.UNMERGING, undoer=merge.requester))
             return self._unmerge(self.get(merge.id))
-        gone = [id for id in merge.absorbed if self._customer(id).merged_into == merge.survivor]
+        gone = [one for one in map(self._customer, merge.absorbed) if one.merged_into == merge.survivor]
+        ids = [one.id for one in gone]
         now = self._clock.now()
-        moved = self._store.moved_count(merge.survivor, [*gone, *self._store.lineage(gone, LINEAGE_MAX)])
+        moved = self._store.moved_count(merge.survivor, [*ids, *self._store.lineage(ids, LINEAGE_MAX)])
         done = replace(merge, state=MergeState.MERGED, moved=moved, update_time=now)
         message = convert.customers_merged(done, survivor, gone, now)
         # Whose history it is bears on who may leave.
@@ -192,11 +230,12 @@ class Merges:
             change = engine.merged_away(current, merge.survivor, merge.requester, self._clock.now())
             self._store_change(change)
         elif current.state is not State.MERGED:
-            # Deleted or erased meanwhile: there is nothing to take over any more.
-            return merge
+            # Deleted or erased meanwhile: there is nothing to take over any more, nor was there to give.
+            noted = merging.gain_of(merge, id) is not None
+            return self._save(merging.unjournaled(merge, id)) if noted else merge
         got = merging.gain_of(merge, id)
         if got is not None:
-            self._give(merge.survivor, lambda one: merging.with_gain(one, got), "MERGE", merge.requester)
+            self._give(merge, lambda one: merging.with_gain(one, got), "MERGE", merge.requester)
         return merge
 
     # --- and back ---
@@ -207,6 +246,7 @@ class Merges:
             self._return(merge, id)
             lineage = [id, *self._store.lineage([id], LINEAGE_MAX)]
             self._store.return_subjects(merge.survivor, id, lineage)
+            follow(self._store, id)
             restored.append(self._customer(id))
         survivor = self._customer(merge.survivor)
         now = self._clock.now()
@@ -219,10 +259,11 @@ class Merges:
         got = merging.gain_of(merge, id)
         actor = merge.undoer
         if got is not None:
-            self._give(merge.survivor, lambda one: merging.without_gain(one, got), "UNMERGE", actor)
+            self._give(merge, lambda one: merging.without_gain(one, got), "UNMERGE", actor)
 
         def once() -> None:
             current = self._customer(id)
+            self._check_going_on(merge)
             if current.state is not State.MERGED or current.merged_into != merge.survivor:
                 return
             taken = self._taken(replace(current, state=State.ACTIVE))
@@ -233,13 +274,21 @@ class Merges:
 
     # --- steps ---
 
-    def _give(self, id: str, edit: Callable[[Customer], Customer], action: str, actor: str) -> None:
+    def _check_going_on(self, merge: Merge) -> None:
+        """_Overtaken when the merge is through. Asked after a party was read and before it is written on that
+        condition: it takes part in no later merge until then, so how it stands is of this one.
+        """
+        if self.get(merge.id).state is not merge.state:
+            raise _Overtaken
+
+    def _give(self, merge: Merge, edit: Callable[[Customer], Customer], action: str, actor: str) -> None:
         """Changes the survivor, unless it was erased meanwhile; claims that a third customer has taken in
         between stay with that one.
         """
 
         def once() -> None:
-            current = self._customer(id)
+            current = self._customer(merge.survivor)
+            self._check_going_on(merge)
             if current.state is State.ERASED:
                 return
             desired = edit(current)
@@ -333,6 +382,8 @@ class Erasures:
             subject = timeline.subject_of_number(number)
             self._store.forget_ranking(subject)
             self._store.forget_churn(subject)
+        # A merge may have been through since the customer was read: then there is nothing to erase here.
+        settle(self._store, [current.id])
 
     def finish(self, id: str, reason: str, actor: str) -> None:
         """Removes what else tells of the person; may be repeated."""

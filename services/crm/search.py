@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import re
 import unicodedata
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -36,7 +36,6 @@ SCORE_MIN = 0.55
 
 _WORD = re.compile(r"[^\W_]+")
 _HAN = re.compile(r"[\u3400-\u9fff\U00020000-\U0003ffff]+")
-_TYPED_NUMBER = re.compile(r"[+\d\s().\-/]+")
 
 
 def folded(text: str) -> str:
@@ -149,14 +148,27 @@ class Query:
     strict: tuple[tuple[str, ...], ...]
     #: Beginnings of which a customer that only resembles has one.
     loose: tuple[str, ...]
+    #: The digits in the text, in every way in which they may be meant; () for too few.
+    digits: tuple[str, ...] = ()
+
+    @property
+    def by_kind(self) -> Iterator[tuple[tuple[str, ...], ...]]:
+        """`strict` once for each kind of term that the first group may begin, and the whole name: where more
+        customers fit than are looked at, those of one kind must not crowd out the others.
+        """
+        first, *others = self.strict
+        for kind in dict.fromkeys(start[0] for start in first):
+            yield (tuple(start for start in first if start[0] == kind), *others)
+        if key := name_key(self.text):
+            yield (("f" + key[:64],),)
 
 
 def understood(text: str, default_country: str) -> Query | None:
     """None for a text without a letter or a digit."""
     cleaned = identity.clean_text(text, QUERY_CHARACTERS_MAX)
-    if _TYPED_NUMBER.fullmatch(cleaned) and sum(c.isdigit() for c in cleaned) >= DIGITS_MIN:
-        starts = _number_starts(cleaned, default_country)
-        return Query(text=folded(cleaned), strict=(starts,), loose=())
+    if identity.is_typed_number(cleaned) and sum(c.isdigit() for c in cleaned) >= DIGITS_MIN:
+        readings = identity.digit_readings(cleaned, default_country)
+        return Query(text=folded(cleaned), strict=(_number_starts(readings),), loose=(), digits=readings)
     if "@" in cleaned:
         address = folded(cleaned.replace(" ", ""))[:128]
         return Query(text=address, strict=(("e" + address,),), loose=())
@@ -166,7 +178,9 @@ def understood(text: str, default_country: str) -> Query | None:
     found = [word for token in tokens for word in words(token)][:WORDS_MAX]
     groups = [_token_starts(token) for token in sorted(tokens, key=len, reverse=True)]
     loose = [f"w{word[: LOOSE_HAN if _HAN.match(word) else LOOSE_LATIN]}" for word in found]
-    return Query(text=" ".join(tokens), strict=tuple(groups), loose=tuple(dict.fromkeys(loose)))
+    said, digits = " ".join(tokens), "".join(c for c in cleaned if c.isdigit())
+    readings = (digits,) if len(digits) >= DIGITS_MIN else ()
+    return Query(text=said, strict=tuple(groups), loose=tuple(dict.fromkeys(loose)), digits=readings)
 
 
 def _token_starts(token: str) -> tuple[str, ...]:
@@ -185,14 +199,14 @@ def _word_starts(word: str) -> tuple[str, ...]:
     return tuple(starts)
 
 
-def _number_starts(text: str, default_country: str) -> tuple[str, ...]:
-    digits = "".join(c for c in unicodedata.normalize("NFKC", text) if c.isdigit())
-    starts = ["n" + digits, "r" + digits[::-1], "x" + digits]
-    code = str(phonenumbers.country_code_for_region(default_country))
-    if text.lstrip().startswith(("+", "00")) or digits.startswith(code):
-        starts.append("n" + digits.removeprefix("00").removeprefix(code))
-    if digits.startswith("0"):
-        starts.append("n" + digits.lstrip("0"))
+def _number_starts(readings: Sequence[str]) -> tuple[str, ...]:
+    as_typed = readings[0]
+    starts = [
+        "n" + as_typed,
+        "r" + as_typed[::-1],
+        "x" + as_typed,
+        *("n" + digits for digits in readings[1:]),
+    ]
     return tuple(dict.fromkeys(start for start in starts if len(start) > DIGITS_MIN))
 
 
@@ -210,13 +224,13 @@ class Match:
 
 def scored(customer: Customer, query: Query) -> Match:
     """How well a customer fits."""
-    digits = "".join(c for c in query.text if c.isdigit())
     found: dict[str, float] = {"display_name": _name_score(customer.display_name, query.text)}
     for contact in customer.contacts:
         found["contacts"] = max(found.get("contacts", 0.0), _name_score(contact.display_name, query.text))
     numbers = [n.number for holder in _holders(customer) for n in holder.phone_numbers]
-    if len(digits) >= DIGITS_MIN:
-        found["phone_numbers"] = max((_digits_score(national(n), n, digits) for n in numbers), default=0.0)
+    if query.digits:
+        alike = (_digits_score(national(n), n, digits) for n in numbers for digits in query.digits)
+        found["phone_numbers"] = max(alike, default=0.0)
     for email in (e for holder in _holders(customer) for e in holder.email_addresses):
         found["email_addresses"] = max(
             found.get("email_addresses", 0.0), _start_score(folded(email.address), query.text)
@@ -245,10 +259,8 @@ def _name_score(name: str, text: str) -> float:
 def _digits_score(digits: str, e164: str, typed: str) -> float:
     if typed in (digits, e164.lstrip("+")):
         return 1.0
-    shorter = typed.lstrip("0")
-    for part in (typed, shorter):
-        if part and (digits.startswith(part) or digits.endswith(part) or e164[1:].startswith(part)):
-            return 0.7 + 0.3 * len(part) / max(len(digits), len(part))
+    if digits.startswith(typed) or digits.endswith(typed) or e164[1:].startswith(typed):
+        return 0.7 + 0.3 * len(typed) / max(len(digits), len(typed))
     return 0.0
 
 

@@ -206,9 +206,6 @@ class Store(Protocol):
     def standings(self, ids: Iterable[str]) -> dict[str, tuple[State, str]]:
         """As `standing`, of those that exist."""
 
-    def place(self, entry: Entry, own: str, shown: str) -> None:
-        """Shows an interaction elsewhere, if it is still where `entry` says. Idempotent."""
-
     def move_subject(self, from_id: str, to_id: str) -> int:
         """Shows everything of one customer with another, remembering whose it is; how many. Idempotent."""
 
@@ -699,7 +696,8 @@ _REGEX_SIGNS = frozenset(r".^$*+?()[]{}|\\/-#&~ ")
 
 def sharing_query(terms: Sequence[str]) -> dict[str, Any]:
     """The filter document of possible duplicates."""
-    return {"terms": {"$in": [_begins(term) if term.endswith("@") else term for term in terms]}}
+    alike = {"$in": [_begins(term) if term.endswith("@") else term for term in terms]}
+    return {"terms": alike, "state": State.ACTIVE.value}
 
 
 def care_query(customer: str) -> dict[str, Any]:
@@ -802,8 +800,7 @@ class MongoReads:
             return []
         query = sharing_query(terms)
         found = self._customers.find(query, docs.HIDDEN, max_time_ms=SEARCH_MS_MAX).hint("terms")
-        customers = [docs.customer_from_raw(raw) async for raw in found.limit(limit)]
-        return [customer for customer in customers if customer.state is State.ACTIVE]
+        return [docs.customer_from_raw(raw) async for raw in found.limit(limit)]
 
     async def glance(self, wanted: GlanceWish) -> Glance:
         reply = await self._command(

@@ -20,6 +20,7 @@ import hashlib
 import hmac
 import http.client
 import ipaddress
+import re
 import secrets
 import socket
 import ssl
@@ -44,7 +45,7 @@ from mongoengine import (
 from pymongo import ReturnDocument, UpdateOne
 from pymongo.write_concern import WriteConcern
 
-from chassis import logs, metrics
+from chassis import eventlog, logs, metrics
 from chassis.bus import Event
 from chassis.clock import Clock
 from chassis.errors import InvalidArgument, ResourceExhausted, shorten
@@ -78,6 +79,8 @@ ANSWER_BYTES_MAX = 65_536
 REPLAY_MAX, REPLAY_BATCH = 100_000, 1_000
 #: How long a process goes on without another's change of a webhook, seconds.
 CACHE_SECONDS = 2.0
+#: A customer's name in an envelope.
+_CUSTOMER = re.compile(r'"(customers/[A-Za-z0-9._~:\-]+)"')
 _MAJORITY = WriteConcern(w="majority")
 _log = logs.get_logger(__name__)
 _sent = metrics.counter("crm_webhook_tries_total", "Tries to deliver to webhooks.", ("outcome",))
@@ -116,6 +119,7 @@ class DeliveryDocument(Document):
                 "partialFilterExpression": {"state": "PENDING"},
             },
             {"fields": ["subject"], "name": "subject"},
+            {"fields": ["about"], "name": "about", "sparse": True},
             {"fields": ["created_at"], "name": "kept", "expireAfterSeconds": KEPT_SECONDS},
         ],
     }
@@ -126,6 +130,8 @@ class DeliveryDocument(Document):
     event_type = StringField()
     #: What the event is about: an erased customer's deliveries are removed by it.
     subject = StringField()
+    #: Customers whom the event names beside: what is personal goes with any of them. Absent for none.
+    about = ListField(StringField())
     body = StringField()
     state = StringField(required=True)
     attempts = IntField()
@@ -415,6 +421,8 @@ class Webhooks:
             "created_ms": now_ms,
             "created_at": datetime.fromtimestamp(now_ms / 1000, tz=UTC),
         }
+        if others := sorted(set(_CUSTOMER.findall(body)) - {event.subject}):
+            values["about"] = others
         return UpdateOne({"_id": f"{webhook}|{event.id}"}, {"$setOnInsert": values}, upsert=True)
 
     def deliver(self) -> int:
@@ -581,8 +589,13 @@ class Webhooks:
 
 
 def forget(subject: str, *, keep: str) -> None:
-    """Removes every delivery about a subject that was legally erased, but those of the event that says so."""
+    """Removes every delivery about a subject that was legally erased, but those of the event that says so;
+    from those about others that name it what is personal is taken. Idempotent.
+    """
     _deliveries().delete_many({"subject": subject, "event_id": {"$ne": keep}})
+    for raw in _deliveries().find({"about": subject}, {"body": 1}):
+        bare = {"$set": {"body": eventlog.without_people(raw["body"])}, "$unset": {"about": ""}}
+        _deliveries().update_one({"_id": raw["_id"]}, bare)
 
 
 def forget_interactions(entries: Iterable[Entry]) -> None:

@@ -589,9 +589,16 @@ def _customer_id(name: str) -> str:
     return clean_id(name.removeprefix("customers/"))
 
 
-def read_customer_ids(names: Iterable[str]) -> list[str]:
-    """The ids in customers' names; malformed ones are left out."""
-    return [id for id in map(_customer_id, names) if id]
+def absorbed_profiles(message: crm_events.CustomersMerged, survivor: str) -> list[Profile]:
+    """What a merge tells of those who were taken over; version 0 where it tells none. Malformed names are
+    left out."""
+    names, versions = message.absorbed, [*message.absorbed_versions, *[0] * len(message.absorbed)]
+    told = zip(map(_customer_id, names), versions, strict=False)
+    return [
+        Profile(customer_id=id, version=version, merged_into=survivor)
+        for id, version in told
+        if id and id != survivor
+    ]
 
 
 #: Occasions that are somebody's work; of the others an agent reads when the customer calls.
@@ -687,6 +694,13 @@ def profile_of(message: crm_events.CustomerSnapshot) -> Profile | None:
         zone=message.time_zone[:64],
     )
     return replace(profile, merged_into=merged, numbers=()) if merged else profile
+
+
+def deleted_profile(message: crm_events.CustomerDeleted) -> Profile | None:
+    """As `profile_of`, with the numbers that were the customer's until then."""
+    profile = profile_of(message.customer)
+    former = tuple(number for number in map(clean_number, message.released_numbers) if number)
+    return profile and replace(profile, former_numbers=former)
 
 
 def _refused(message: crm_events.CustomerSnapshot) -> frozenset[Channel]:

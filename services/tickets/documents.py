@@ -71,6 +71,11 @@ class TicketDocument(Aggregate):
             {"fields": ["team", "open", "-rank", "created_ms", "_id"], "name": "team_pile", "sparse": True},
             {"fields": ["assignee", "open"], "name": "assignee_open", "sparse": True},
             {"fields": ["request_keys"], "name": "request_keys", "sparse": True},
+            {
+                "fields": ["merged_from", "_id"],
+                "name": "merged_from_id",
+                "partialFilterExpression": {"merged_from": {"$gt": ""}},
+            },
             {"fields": ["calls.call_id"], "name": "call", "sparse": True},
             {"fields": ["updated_ms"], "name": "updated"},
             {"fields": ["due_ms", "_id"], "name": "due", "sparse": True},
@@ -120,6 +125,7 @@ class TicketDocument(Aggregate):
     reopen_count = IntField()
     first_contact_resolved = BooleanField()
     creator = StringField()
+    #: Searched.
     merged_from = ListField(StringField())
     #: Unique while present.
     open_key = StringField()
@@ -205,6 +211,7 @@ class ProfileDocument(Document):
     id = StringField(primary_key=True)
     version = IntField(required=True)
     numbers = ListField(StringField())
+    former_numbers = ListField(StringField())
     tier = StringField()
     language = StringField()
     merged_into = StringField()
@@ -539,6 +546,7 @@ def profile_fields(profile: Profile) -> dict[str, Any]:
     return {
         "version": profile.version,
         "numbers": list(profile.numbers),
+        "former_numbers": list(profile.former_numbers),
         "tier": profile.tier,
         "language": profile.language,
         "merged_into": profile.merged_into,
@@ -556,6 +564,7 @@ def profile_from_raw(raw: Mapping[str, Any]) -> Profile:
         customer_id=raw["_id"],
         version=raw["version"],
         numbers=tuple(raw.get("numbers") or ()),
+        former_numbers=tuple(raw.get("former_numbers") or ()),
         tier=raw.get("tier") or "",
         language=raw.get("language") or "",
         merged_into=raw.get("merged_into") or "",

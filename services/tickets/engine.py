@@ -90,8 +90,6 @@ TICKET_ID_CHARACTERS_MAX = 96
 SILENCE = "the assignee was silent for too long"
 #: Quiet windows that may follow on one another.
 QUIET_STEPS_MAX = 16
-#: Customers of merges that were not undone, of whom a ticket remembers that it was theirs.
-MERGED_FROM_MAX = 20
 #: Kinds that a customer's call never joins.
 _NOT_JOINED = frozenset({Kind.RETURN_VISIT, Kind.FEE_ORDER, Kind.PARTS_REQUEST})
 #: Kinds that somebody goes to the customer for.
@@ -490,6 +488,7 @@ def update(
         updated_ms=now,
         timer_hold_ms=0,
         open_key="" if moved else ticket.open_key,
+        merged_from=() if "customer_id" in changed else ticket.merged_from,
     )
     return Change(ticket=ticket, happenings=(*breaches, Updated(fields=tuple(fields), actor=actor)))
 
@@ -723,7 +722,7 @@ def make_visit(ticket: Ticket, rules: Rules, now: int, channel: Channel = Channe
         channel=of.channel if channel is Channel.UNKNOWN else channel,
         products=of.products,
     )
-    return open_ticket(
+    change = open_ticket(
         plan.ticket_id,
         Kind.RETURN_VISIT,
         draft,
@@ -735,6 +734,7 @@ def make_visit(ticket: Ticket, rules: Rules, now: int, channel: Channel = Channe
         flow=flow_of(ticket).follow_up_flow,
         visit=Visit(number=plan.number, channel=channel),
     )
+    return replace(change, ticket=replace(change.ticket, merged_from=ticket.merged_from))
 
 
 def visit_made(ticket: Ticket, now: int) -> Change:
@@ -955,8 +955,10 @@ def attach_call(ticket: Ticket, facts: CallFacts, rules: Rules) -> Change:
 ERASED = "(erased)"
 
 
-def open_for_care(facts: CareFacts, profile: Profile | None, rules: Rules, now: int) -> Change:
-    """The ticket that an occasion to care for a customer opens, made valid whatever was received."""
+def open_for_care(facts: CareFacts, path: Sequence[Profile], rules: Rules, now: int) -> Change:
+    """The ticket that an occasion to care for a customer opens, made valid whatever was received. `path`: as
+    in `of_path`."""
+    profile = path[-1] if path else None
     subject = clean_line(facts.subject, SUBJECT_CHARACTERS_MAX) or f"care: {facts.category}"
     draft = Draft(
         subject=subject,
@@ -966,7 +968,7 @@ def open_for_care(facts: CareFacts, profile: Profile | None, rules: Rules, now: 
         caller_number=facts.number,
         language=profile.language if profile else "",
     )
-    return open_ticket(
+    change = open_ticket(
         facts.ticket_id,
         Kind.CARE,
         draft,
@@ -976,24 +978,29 @@ def open_for_care(facts: CareFacts, profile: Profile | None, rules: Rules, now: 
         tier=profile.tier if profile else "",
         open_key=open_key(Kind.CARE, draft) if facts.once else "",
     )
+    return of_path(change, path)
 
 
-def take_over(ticket: Ticket, survivor: Profile, rules: Rules, now: int) -> Change:
-    """A ticket of a customer who was merged into another: it remembers whose it was."""
-    change = adopt(ticket, survivor, rules, now)
-    before = ticket.draft.customer_id
-    if before in ("", survivor.customer_id):
-        return change
-    kept = (*ticket.merged_from, before)[-MERGED_FROM_MAX:]
-    return replace(change, ticket=replace(change.ticket, merged_from=kept))
+def of_path(change: Change, path: Sequence[Profile]) -> Change:
+    """A ticket that was made for a customer, or for the last of those who took that one over, one after
+    another: should a merge be undone, it is found again. `path` is empty for a customer of whom nothing is
+    known."""
+    before = tuple(profile.customer_id for profile in path[:-1])
+    return replace(change, ticket=replace(change.ticket, merged_from=before)) if before else change
 
 
-def give_back(ticket: Ticket, restored: Profile, rules: Rules, now: int) -> Change:
-    """A ticket that was the restored customer's before the merge that is undone; no happening for another."""
-    if not ticket.merged_from or ticket.merged_from[-1] != restored.customer_id:
-        return Change(ticket=ticket)
-    change = adopt(ticket, restored, rules, now)
-    return replace(change, ticket=replace(change.ticket, merged_from=ticket.merged_from[:-1]))
+def first_customer(ticket: Ticket) -> str:
+    """Whose the ticket is, whoever was merged into whom since."""
+    return (*ticket.merged_from, ticket.draft.customer_id)[0]
+
+
+def handed_up(ticket: Ticket, path: Sequence[Profile], rules: Rules, now: int) -> Change:
+    """The ticket with the last of those who took its first customer over, one after another; it remembers the
+    others. `path` begins with the first one.
+    """
+    here = path[-1].customer_id == ticket.draft.customer_id
+    change = Change(ticket=ticket) if here else adopt(ticket, path[-1], rules, now)
+    return of_path(replace(change, ticket=replace(change.ticket, merged_from=())), path)
 
 
 def adopt(ticket: Ticket, profile: Profile, rules: Rules, now: int) -> Change:

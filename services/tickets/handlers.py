@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
+from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 from pymongo.errors import PyMongoError
@@ -58,8 +58,8 @@ SATISFACTION_MAX = 5.0
 BATCH_MAX = 100
 #: Batches of one such change; what is left then comes with the message's next delivery.
 BATCHES_MAX = 100
-#: Tickets of a survivor that are looked at when a merge is undone.
-UNMERGE_TICKETS_MAX = 10_000
+#: Tickets that one such change moves.
+MOVES_MAX = BATCH_MAX * BATCHES_MAX
 #: Tickets of a team's pile that are tried for one to claim.
 PILE_MAX = 200
 #: Comments that one split may copy, bytes of UTF-8: all of them are in the new ticket for a moment.
@@ -123,26 +123,27 @@ class Handlers:
         """Opens a ticket as `Opening.create` does, for callers that may block."""
         parent = self._store.find(command.parent_id) if command.parent_id else None
         check_create(command, parent_exists=parent is not None)
-        change = plan_create(command, self._profile_of(command.draft), self._rules(), self._clock.now_ms())
+        change = self._planned(command)
         if command.validate_only:
             return change.ticket
         return self._insert(change, command.request_key, command.fingerprint)[0]
 
-    def _profile_of(self, draft: Draft) -> Profile | None:
-        if draft.customer_id:
-            return self._customer(draft.customer_id)
-        return self._store.profile_of_number(draft.caller_number) if draft.caller_number else None
+    def _planned(self, command: Create) -> Change:
+        path = self._path_of(command.draft.customer_id, command.draft.caller_number)
+        return plan_create(command, path, self._rules(), self._clock.now_ms())
 
-    def _customer(self, customer_id: str) -> Profile | None:
-        """What is known of a customer, or of the last one who took it over."""
-        profile = self._store.profile(customer_id)
-        for _ in range(SURVIVORS_MAX):
-            taken_by = profile.merged_into if profile is not None else ""
-            survivor = self._store.profile(taken_by) if taken_by else None
-            if survivor is None:
-                break
-            profile = survivor
-        return profile
+    def _path_of(self, customer_id: str, number: str = "") -> list[Profile]:
+        """What is known of a customer (or of who owns a number), and of those who took it over, one after
+        another."""
+        if customer_id:
+            found = self._store.profile(customer_id)
+        else:
+            found = self._store.profile_of_number(number) if number else None
+        path: list[Profile] = []
+        while found is not None and len(path) <= SURVIVORS_MAX:
+            path.append(found)
+            found = self._store.profile(found.merged_into) if found.merged_into else None
+        return path
 
     def update(
         self,
@@ -171,14 +172,16 @@ class Handlers:
     def _edited(self, ticket: Ticket, draft: Draft, actor: str) -> Change:
         check_draft(draft)
         check_kind(ticket.kind, draft)
-        tier = None
+        tier, path = None, list[Profile]()
         if draft.customer_id != ticket.draft.customer_id:
-            profile = self._customer(draft.customer_id) if draft.customer_id else None
+            path = self._path_of(draft.customer_id)
+            profile = path[-1] if path else None
             engine.check_served(profile)
             if profile is not None:
                 draft = replace(draft, customer_id=profile.customer_id)
             tier = profile.tier if profile else ""
-        return engine.update(ticket, draft, self._rules(), self._clock.now_ms(), actor=actor, tier=tier)
+        change = engine.update(ticket, draft, self._rules(), self._clock.now_ms(), actor=actor, tier=tier)
+        return engine.of_path(change, path)
 
     def edit_and_move(
         self,
@@ -398,9 +401,8 @@ class Handlers:
             why = f"must be at most {SPLIT_BYTES_MAX} bytes in UTF-8, got {size}"
             raise InvalidArgument(field="comments", why=why)
         check_create(command, parent_exists=True)
-        now = self._clock.now_ms()
-        change = plan_create(command, self._profile_of(command.draft), self._rules(), now)
-        part = split_off(change.ticket, original, calls, said, now)
+        change = self._planned(command)
+        part = split_off(change.ticket, original, calls, said, self._clock.now_ms())
         if request.validate_only:
             return Split(original=original, created=part)
         change = replace(change, ticket=part)
@@ -504,6 +506,8 @@ class Handlers:
             return  # a newer one came before and has done, or will do, the rest
         for number in latest.numbers:
             self._adopt_all(number, latest)
+        if latest.version > 1:  # nobody is born merged
+            self._place_all(latest)
 
     def _adopt_all(self, number: str, profile: Profile) -> None:
         for _ in range(BATCHES_MAX):
@@ -521,66 +525,90 @@ class Handlers:
 
         retry_conflicts(attempt)
 
-    def customers_merged(self, survivor: Profile, absorbed: Sequence[str]) -> None:
-        """Gives the tickets of absorbed customers to the survivor. Safe to repeat; Unavailable when there
-        are more than one delivery can move (the next goes on)."""
-        self.customer_known(survivor)
-        for customer_id in absorbed:
-            if customer_id != survivor.customer_id:
-                self._each_of(customer_id, lambda ticket_id: self._take_over(ticket_id, survivor))
-        self._follow(survivor.customer_id)
-
-    def _follow(self, customer_id: str) -> None:
-        """What came late to a customer goes on to who took that one over by now, and is erased with who was
-        erased by now."""
-        for _ in range(SURVIVORS_MAX):
-            profile = self._store.profile(customer_id)
-            if profile is not None and profile.erased:
-                self.customer_erased(customer_id, profile.version)
-            above = self._store.profile(profile.merged_into) if profile and profile.merged_into else None
-            if above is None:
-                return
-            self._each_of(customer_id, partial(self._take_over, survivor=above))
-            customer_id = above.customer_id
-
-    def _take_over(self, ticket_id: str, survivor: Profile) -> None:
-        def attempt() -> None:
-            ticket = self._store.get(ticket_id)
-            self._save(engine.take_over(ticket, survivor, self._rules(), self._clock.now_ms()))
-
-        retry_conflicts(attempt)
+    def customers_merged(self, survivor: Profile, absorbed: Sequence[Profile]) -> None:
+        """Gives the tickets of absorbed customers to the survivor. An absorbed one without a version (an
+        earlier release told none) counts as merged, whatever else is known. Safe to repeat and out of order;
+        Unavailable as in `_place_all`."""
+        told = {one.customer_id: one.merged_into for one in absorbed if not one.version}
+        for profile in (survivor, *absorbed):
+            if profile.customer_id in told:
+                self._place_all(profile, told)
+            else:
+                self.customer_known(profile)
 
     def customers_unmerged(self, survivor: Profile, restored: Sequence[Profile]) -> None:
-        """Gives customers back the tickets that were theirs before the merge that is undone. Safe to
-        repeat; Unavailable when the survivor has more than one delivery can look at."""
+        """Gives customers back the tickets that were theirs before the merge that is undone. Safe to repeat
+        and out of order; Unavailable as in `_place_all`."""
         for profile in (survivor, *restored):
             self.customer_known(profile)
-        query = Query(conditions=(Condition(field="customer", op="=", value=survivor.customer_id),))
-        tickets = self.all_of(query, UNMERGE_TICKETS_MAX + 1)
-        if len(tickets) > UNMERGE_TICKETS_MAX:
-            raise Unavailable(
-                why=f"customers/{survivor.customer_id} has more than {UNMERGE_TICKETS_MAX} tickets"
-            )
-        for ticket in tickets:
-            owner = next((p for p in restored if ticket.merged_from[-1:] == (p.customer_id,)), None)
-            if owner is not None:
-                self._give_back(ticket.id, owner)
 
-    def _give_back(self, ticket_id: str, owner: Profile) -> None:
-        def attempt() -> None:
+    def _place_all(self, profile: Profile, told: Mapping[str, str] = MappingProxyType({})) -> None:
+        """Gives the tickets that are a customer's, or were before merges, to who is to have them by what is
+        known now, each by itself, so that no order of news matters. `told`: merges that no profile tells of.
+        Unavailable when there are more than one delivery can move (the next goes on)."""
+        moved = 0
+        for ticket_id in self._ids_of(profile):
+            moved += self._place(ticket_id, told)
+            if moved >= MOVES_MAX:
+                why = f"customers/{profile.customer_id} has more tickets than one delivery handles"
+                raise Unavailable(why=why)
+
+    def _ids_of(self, profile: Profile) -> Iterator[str]:
+        """Ids of the tickets that were a customer's before merges; of one who was merged or erased also of
+        those that are."""
+        query = Query(conditions=(Condition(field="customer", op="=", value=profile.customer_id),))
+        page = self._store.page(query, BATCH_MAX, None) if profile.merged_into or profile.erased else []
+        while page:
+            yield from (ticket.id for ticket in page)
+            page = self._store.page(query, BATCH_MAX, sort_key(page[-1], query))
+        last = ""
+        while ids := self._store.were_of(profile.customer_id, last, BATCH_MAX):
+            last = ids[-1]
+            yield from ids
+
+    def _place(self, ticket_id: str, told: Mapping[str, str]) -> bool:
+        """Gives a ticket to who is to have it; whether it changed. It is erased with its first customer: who
+        took that one over may be erased first, but what was given back by then is not theirs."""
+
+        def attempt() -> bool:
             ticket = self._store.get(ticket_id)
-            self._save(engine.give_back(ticket, owner, self._rules(), self._clock.now_ms()))
+            if not ticket.draft.customer_id:
+                return False
+            path = self._path(engine.first_customer(ticket), told)
+            if path[0].erased:
+                self._erase(ticket_id)
+                return True
+            change = engine.handed_up(ticket, path, self._rules(), self._clock.now_ms())
+            if change.ticket == ticket:
+                return False
+            events = self._events(change.ticket, change.happenings, ticket.version + 1)
+            self._store.update(change.ticket, events)
+            return True
 
-        retry_conflicts(attempt)
+        return retry_conflicts(attempt)
+
+    def _path(self, customer_id: str, told: Mapping[str, str]) -> list[Profile]:
+        """A customer, who took it over, and so on; nobody of whom nothing may be kept but the first."""
+        path = [self._store.profile(customer_id) or Profile(customer_id=customer_id, version=0)]
+        for _ in range(SURVIVORS_MAX):
+            last = path[-1]
+            above = told.get(last.customer_id) or last.merged_into
+            if last.erased or not above or any(above == one.customer_id for one in path):
+                break
+            found = self._store.profile(above) or Profile(customer_id=above, version=0)
+            if found.erased:
+                break
+            path.append(found)
+        return path
 
     def care_wanted(self, facts: CareFacts) -> Ticket | None:
         """Opens the ticket for an occasion to care for a customer, once however often it is told; None when
         there is one, of `facts.once` also one that a call opened on the topic. Safe to repeat and against
         others at the same time."""
-        profile = self._cared_for(facts)
-        if profile is not None and profile.erased:
+        path = self._path_of(facts.customer_id) or self._path_of("", facts.number)
+        if path and path[-1].erased:
             return None  # told before the erasure, heard after it
-        change = engine.open_for_care(facts, profile, self._rules(), self._clock.now_ms())
+        change = engine.open_for_care(facts, path, self._rules(), self._clock.now_ms())
         ticket = change.ticket
         if facts.once:
             # Besides the unique `open_key`, which a ticket loses when it changes hands.
@@ -592,13 +620,6 @@ class Handlers:
             return self._insert(change)[0]
         except AlreadyExists:
             return None
-
-    def _cared_for(self, facts: CareFacts) -> Profile | None:
-        # Told before merges and heard after them: the last survivor's.
-        profile = self._customer(facts.customer_id) if facts.customer_id else None
-        if profile is not None or not facts.number:
-            return profile
-        return self._store.profile_of_number(facts.number)
 
     def care_over(self, ticket_id: str, reason: str) -> None:
         """Cancels the ticket of an occasion that is over, unless somebody has ended it or the operator's flow
@@ -615,14 +636,15 @@ class Handlers:
         numbers that are nobody's. Safe to repeat."""
         known = self._store.profile(customer_id)
         # before the profile, which alone tells the numbers
-        for number in known.numbers if known is not None else ():
+        for number in (*known.numbers, *known.former_numbers) if known is not None else ():
             self._erase_number(number, customer_id)
-        self._store.save_profile(Profile(customer_id=customer_id, version=version, erased=True))
-        self._each_of(customer_id, self._erase)
+        gone = Profile(customer_id=customer_id, version=version, erased=True)
+        self._store.save_profile(gone)
+        self._place_all(gone)
 
     def _erase_number(self, number: str, customer_id: str) -> None:
         owner = self._store.profile_of_number(number)
-        if owner is not None and owner.customer_id == customer_id:
+        if owner is None or owner.customer_id == customer_id:
             terms = (Condition(field="caller_number", op="=", value=number), _NOBODYS)
             self._each(terms, self._erase, customer_id)
 
@@ -633,11 +655,6 @@ class Handlers:
             self._save(engine.erase(self._store.get(ticket_id), self._clock.now_ms()))
 
         retry_conflicts(attempt)
-
-    def _each_of(self, customer_id: str, work: Callable[[str], None]) -> None:
-        """Does `work` to every ticket of a customer; `work` must make it somebody else's (or nobody's)."""
-        terms = (Condition(field="customer", op="=", value=customer_id),)
-        self._each(terms, work, customer_id)
 
     def _each(self, terms: tuple[Term, ...], work: Callable[[str], None], customer_id: str) -> None:
         """Does `work` to every ticket that matches; `work` must make that it does not."""
@@ -867,6 +884,7 @@ def split_off(
         for place, comment in enumerate(said, start=1)
     )
     named = {file for comment in said for file in comment.attachments}
+    same_customer = ticket.draft.customer_id == original.draft.customer_id
     intent = Intent(
         kind=IntentKind.CEDE, ticket_id=original.id, number=0, reason="split", time_ms=ticket.created_ms
     )
@@ -880,4 +898,5 @@ def split_off(
         links=(Link(ticket_id=original.id, relation=Relation.PARENT, time_ms=now),),
         intents=(intent,),
         team=ticket.team or original.team,
+        merged_from=original.merged_from if same_customer else ticket.merged_from,
     )

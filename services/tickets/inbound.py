@@ -63,7 +63,9 @@ def _updated(use: Handlers, event: Event) -> None:
 
 
 def _deleted(use: Handlers, event: Event) -> None:
-    _known(use, event.message(crm_events.CustomerDeleted).customer)
+    profile = convert.deleted_profile(event.message(crm_events.CustomerDeleted))
+    if profile is not None:
+        use.customer_known(profile)
 
 
 def _erased(use: Handlers, event: Event) -> None:
@@ -76,7 +78,7 @@ def _merged(use: Handlers, event: Event) -> None:
     message = event.message(crm_events.CustomersMerged)
     survivor = convert.profile_of(message.survivor)
     if survivor is not None:
-        use.customers_merged(survivor, convert.read_customer_ids(message.absorbed))
+        use.customers_merged(survivor, convert.absorbed_profiles(message, survivor.customer_id))
 
 
 def _unmerged(use: Handlers, event: Event) -> None:

@@ -755,6 +755,8 @@ class Profile:
     version: int
     #: E.164.
     numbers: tuple[str, ...] = ()
+    #: Numbers that were its own until it was deleted, E.164: an erasure reaches what came from them.
+    former_numbers: tuple[str, ...] = ()
     #: crm's word, lower-case, for example `vip`.
     tier: str = ""
     #: BCP 47.

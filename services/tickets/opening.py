@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -87,11 +87,12 @@ def check_create(command: Create, *, parent_exists: bool) -> None:
         raise InvalidArgument.many(found)
 
 
-def plan_create(command: Create, profile: Profile | None, rules: Rules, now: int) -> Change:
-    """The ticket that a checked command opens, with what is known of its customer, or of the one who took it
-    over. CustomerErased."""
+def plan_create(command: Create, path: Sequence[Profile], rules: Rules, now: int) -> Change:
+    """The ticket that a checked command opens, with what is known of its customer, or of the last one who
+    took it over (`engine.of_path`). CustomerErased."""
+    profile = path[-1] if path else None
     engine.check_served(profile)
-    draft, named = command.draft, command.draft.customer_id
+    draft = command.draft
     if profile is not None:
         language = draft.language or profile.language
         draft = replace(draft, customer_id=profile.customer_id, language=language)
@@ -107,10 +108,7 @@ def plan_create(command: Create, profile: Profile | None, rules: Rules, now: int
         tier=profile.tier if profile else "",
         parent_id=command.parent_id,
     )
-    if named in ("", draft.customer_id):
-        return change
-    # the customer that was named is merged into this one; should that be undone, it is the ticket's again
-    return replace(change, ticket=replace(change.ticket, merged_from=(named,)))
+    return engine.of_path(change, path)
 
 
 class Opening:
@@ -127,8 +125,8 @@ class Opening:
         each bad field, AlreadyExists when the chosen id is taken."""
         parent = await self._store.find(command.parent_id) if command.parent_id else None
         check_create(command, parent_exists=parent is not None)
-        profile = await self._profile_of(command.draft)
-        change = plan_create(command, profile, self._rules(), self._clock.now_ms())
+        path = await self._path_of(command.draft)
+        change = plan_create(command, path, self._rules(), self._clock.now_ms())
         if command.validate_only:
             return change.ticket
         opened = replace(change.ticket, version=1)
@@ -140,18 +138,14 @@ class Opening:
         )
         return (await self._store.insert(new))[0]
 
-    async def _customer(self, customer_id: str) -> Profile | None:
-        """What is known of a customer, or of the last one who took it over."""
-        profile = await self._store.profile(customer_id)
-        for _ in range(SURVIVORS_MAX):
-            taken_by = profile.merged_into if profile is not None else ""
-            survivor = await self._store.profile(taken_by) if taken_by else None
-            if survivor is None:
-                break
-            profile = survivor
-        return profile
-
-    async def _profile_of(self, draft: Draft) -> Profile | None:
+    async def _path_of(self, draft: Draft) -> list[Profile]:
+        """What is known of a draft's customer, and of those who took it over, one after another."""
         if draft.customer_id:
-            return await self._customer(draft.customer_id)
-        return await self._store.profile_of_number(draft.caller_number) if draft.caller_number else None
+            found = await self._store.profile(draft.customer_id)
+        else:
+            found = await self._store.profile_of_number(draft.caller_number) if draft.caller_number else None
+        path: list[Profile] = []
+        while found is not None and len(path) <= SURVIVORS_MAX:
+            path.append(found)
+            found = await self._store.profile(found.merged_into) if found.merged_into else None
+        return path

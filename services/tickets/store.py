@@ -11,13 +11,13 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Protocol
 
 from pymongo import UpdateOne
-from pymongo.errors import DuplicateKeyError
+from pymongo.errors import BulkWriteError, DuplicateKeyError
 from pymongo.write_concern import WriteConcern
 
 from chassis import logs
 from chassis.errors import AlreadyExists, EtagMismatch, NotFound
 from chassis.idempotency import check_repeat
-from chassis.mongo import OUTBOX_EVENTS_MAX, create_once, pending_entry, update_aggregate
+from chassis.mongo import OUTBOX_EVENTS_MAX, TOO_LARGE, create_once, pending_entry, update_aggregate
 from tickets import sla as clocks
 from tickets.desk import pile_order
 from tickets.documents import (
@@ -191,6 +191,9 @@ class TicketStore(Protocol):
     def open_after(self, ticket_id: str, limit: int) -> list[str]:
         """Ids of open tickets above an id, in order."""
 
+    def were_of(self, customer_id: str, after: str, limit: int) -> list[str]:
+        """Ids above an id, in order, of tickets that were a customer's before it was merged."""
+
     def profile(self, customer_id: str) -> Profile | None:
         """What is known of a customer."""
 
@@ -334,6 +337,11 @@ class MongoStore:
         query = {"_id": {"$gt": ticket_id}, "open": True}
         return [raw["_id"] for raw in self._tickets().find(query, {"_id": 1}).sort("_id", 1).limit(limit)]
 
+    def were_of(self, customer_id: str, after: str, limit: int) -> list[str]:
+        """As the port says."""
+        query = {"merged_from": customer_id, "_id": {"$gt": after}}
+        return [raw["_id"] for raw in self._tickets().find(query, {"_id": 1}).sort("_id", 1).limit(limit)]
+
     def get(self, ticket_id: str) -> Ticket:
         """As the port says."""
         found = self.find(ticket_id)
@@ -411,7 +419,14 @@ class MongoStore:
         """As the port says. Only what changed is written."""
         if changes:
             collection = self._tickets().with_options(write_concern=WriteConcern(w="majority"))
-            collection.bulk_write([_update_of(change) for change in changes], ordered=False)
+            try:
+                collection.bulk_write([_update_of(change) for change in changes], ordered=False)
+            except BulkWriteError as error:
+                failed = error.details.get("writeErrors", ())
+                if error.details.get("writeConcernErrors") or any(f["code"] not in TOO_LARGE for f in failed):
+                    raise
+                # no room for more events, if by their size: one must not keep all others waiting
+                log.warning("store.too_large", tickets=[changes[f["index"]].before.id for f in failed])
 
     def next_due_ms(self) -> int | None:
         """As the port says."""
@@ -725,3 +740,8 @@ class MemoryStore:
     def open_after(self, ticket_id: str, limit: int) -> list[str]:
         """As the port says."""
         return sorted(ticket.id for ticket in self._where(lambda t: t.is_open and t.id > ticket_id))[:limit]
+
+    def were_of(self, customer_id: str, after: str, limit: int) -> list[str]:
+        """As the port says."""
+        found = self._where(lambda t: customer_id in t.merged_from and t.id > after)
+        return sorted(ticket.id for ticket in found)[:limit]

@@ -35,6 +35,7 @@ PARTS = {"CallRef", "SurveyAnswer", "TicketSnapshot", "CustomerSnapshot", "Offer
 YOUNGER: dict[str, set[str]] = {
     "callmesh.routing.v1.AdministrativeAct": {"details"},
     "callmesh.routing.v1.CallEnded": {"recording_uri", "callback_number"},
+    "callmesh.crm.v1.CustomersMerged": {"absorbed_versions"},
     "callmesh.marketing.v1.OfferOutcomeRecorded": {"declined_offers"},
 }
 

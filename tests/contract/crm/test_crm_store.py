@@ -19,7 +19,9 @@ from chassis.lease import Lease
 from chassis.mongo import async_database, connect, disconnect, ensure_indexes
 from chassis.outbox import OutboxRelay
 from chassis.testing import FakeClock
-from crm import convert, documents, engine, glance, import_store, plans, schema, timeline
+from crm import convert, documents, engine, glance, import_store, plans, schema, timeline, webhooks
+from crm.care_handlers import Contracts
+from crm.collections import ALL_DOCUMENTS
 from crm.config import CrmSettings
 from crm.handlers import Create, Customers, Memory, Policy
 from crm.import_store import NewRow, ReadyRow
@@ -52,6 +54,7 @@ from crm.model import (
 )
 from crm.sagas import Erasures, Merges, MergeWish
 from crm.store import MongoReads, MongoStore, NewCustomer, Reads, Store
+from crm.webhooks import Webhooks
 
 NOW = datetime(2026, 3, 2, 9, 0, tzinfo=UTC)
 
@@ -698,3 +701,46 @@ def test_a_churn_score_is_changed_by_one_at_a_time(store: Store) -> None:
     known = store.churn("a")
     assert known is not None and known.score == 0.5 and known.revision == 1 and known.reasons == first.reasons
     assert store.save_churn(replace(known, wants_to_leave=True), [], clean=True)
+
+
+@pytest.mark.integration
+def test_a_merge_is_not_undone_by_who_read_before_it(mongo_uri: str, mongo_database: str) -> None:
+    connect(CrmSettings(mongo_uri=mongo_uri, mongo_database=mongo_database))
+    ensure_indexes(ALL_DOCUMENTS)
+    store = MongoStore()
+    for id in "ab":
+        store.insert(new(id))
+    contracts = Contracts(store, FakeClock(NOW))
+    contracts.create("b", "k1", {"product": "fibre", "state": "ACTIVE"})
+
+    def edit(raw: Any) -> dict[str, Any]:
+        store.move_subject("b", "a")
+        return {**raw, "title": "Fibre"}
+
+    assert contracts.update("b", "k1", edit, None)["customer"] == "a"
+    assert [held["title"] for held in contracts.page("a", None, 9)] == ["Fibre"]
+    assert store.return_subjects("a", "b", ["b"]) == 0 and contracts.page("b", None, 9)
+    store.move_subject("b", "a")
+    store.scrub("a")
+    assert contracts.page("a", None, 9), "what is shown with the erased one and not its own"
+    disconnect()
+
+
+@pytest.mark.integration
+def test_deliveries_tell_nothing_of_an_erased_customer(mongo_uri: str, mongo_database: str) -> None:
+    database = connect(CrmSettings(mongo_uri=mongo_uri, mongo_database=mongo_database))
+    ensure_indexes(ALL_DOCUMENTS)
+    merged = engine.create(draft("b", "+8613800000001"), "b", "amy", NOW).customer
+    message = events_pb2.CustomersUnmerged(
+        survivor=convert.snapshot(draft("a")), restored=[convert.snapshot(merged)]
+    )
+    told = Event.of(message, source="crm", subject="customers/a", time=NOW)
+    database.webhooks.insert_one(
+        {"_id": "w", "version": 1, "enabled": True, "event_types": [told.type], "url": "https://x.example"}
+    )
+    hooks = Webhooks(FakeClock(NOW), cast(Any, None), known_types=[told.type], private=False)
+    hooks.offer_all([told])
+    webhooks.forget("customers/b", keep="")
+    [left] = database.webhook_deliveries.find()
+    assert "+8613800000001" not in left["body"] and '"redacted":true' in left["body"] and "about" not in left
+    disconnect()

@@ -53,7 +53,7 @@ from tickets.records import (
 )
 from tickets.reporting import ImportedCaseDocument, MongoImports, _case_text
 from tickets.reports import Case
-from tickets.store import UNREADABLE_HOLD_MS, MemoryStore, MongoStore, Query, TicketStore, sort_key
+from tickets.store import UNREADABLE_HOLD_MS, Changed, MemoryStore, MongoStore, Query, TicketStore, sort_key
 
 NOW = 1_772_452_800_000
 RULES = Rules(sla=clocks.DEFAULT_POLICY, follow_up_delay_ms=86_400_000)
@@ -482,6 +482,46 @@ def test_no_list_scans_the_collection(mongo_uri: str, mongo_database: str, text:
     found = TicketDocument._get_collection().find(_mongo_query(Query(conditions=parse(text)), (NOW, "t5")))
     plan = repr(found.sort([("created_ms", -1), ("_id", -1)]).explain()["queryPlanner"]["winningPlan"])
     assert "IXSCAN" in plan and "COLLSCAN" not in plan
+    disconnect()
+
+
+@pytest.mark.integration
+def test_a_ticket_without_room_for_an_event_keeps_no_other_waiting(
+    mongo_uri: str, mongo_database: str
+) -> None:
+    class Large:
+        id = "e"
+
+        def to_json(self) -> str:
+            return "x" * 9_000_000
+
+    connect(TicketsSettings(mongo_uri=mongo_uri, mongo_database=mongo_database))
+    store = MongoStore()
+    add(store, ticket("full"), ticket("other"))
+    waiting = {"outbox": [{"id": "e0", "event": Large().to_json()}]}
+    TicketDocument._get_collection().update_one({"_id": "full"}, {"$set": waiting})
+    before = [store.get(id) for id in ("full", "other")]
+    changed = [replace(one, updated_ms=one.updated_ms + 1) for one in before]
+    store.update_many(
+        [
+            Changed(before=b, after=a, events=[Large()] if b.id == "full" else [])  # type: ignore[list-item]
+            for b, a in zip(before, changed, strict=True)
+        ]
+    )
+    assert [store.get(id).version for id in ("full", "other")] == [1, 2]
+    disconnect()
+
+
+@pytest.mark.integration
+def test_what_was_a_customers_is_found_by_its_index(mongo_uri: str, mongo_database: str) -> None:
+    connect(TicketsSettings(mongo_uri=mongo_uri, mongo_database=mongo_database))
+    ensure_indexes(DOCUMENTS)
+    store = MongoStore()
+    add(store, *(replace(ticket(f"t{n}"), merged_from=("a", "b") if n < 3 else ()) for n in range(9)))
+    assert store.were_of("b", "", 2) == ["t0", "t1"] and store.were_of("b", "t1", 2) == ["t2"]
+    query = {"merged_from": "b", "_id": {"$gt": ""}}
+    plan = repr(TicketDocument._get_collection().find(query).sort("_id", 1).limit(2).explain())
+    assert "merged_from_id" in plan and "COLLSCAN" not in plan and "'SORT'" not in plan
     disconnect()
 
 

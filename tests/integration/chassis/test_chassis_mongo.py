@@ -214,6 +214,19 @@ def test_a_full_outbox_refuses_until_the_relay_has_caught_up(monkeypatch):
     update_aggregate(thing, [Event("e4")])
 
 
+def test_an_outbox_that_is_full_of_large_events_refuses_as_one_full_of_many():
+    class Large(Event):
+        def to_json(self) -> str:
+            return "x" * 6_000_000
+
+    insert_aggregate(made(), [Large("e1"), Large("e2")])
+    thing = Thing.objects.get(id="t1")
+    with pytest.raises(mongo.OutboxFull):
+        update_aggregate(thing, [Large("e3")])
+    told("t1", ["e1"])
+    update_aggregate(thing, [Large("e3")])
+
+
 def test_what_is_removed_takes_no_event_along(things, monkeypatch):
     insert_aggregate(made(), [Event("e1")])
     for id, version, refusal in (("t1", 2, EtagMismatch), ("t2", 1, NotFound)):

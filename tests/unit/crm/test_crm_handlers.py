@@ -19,13 +19,16 @@ from chassis.callcontext import CallContext, Identity, reset_current, set_curren
 from chassis.config import explain
 from chassis.errors import EtagMismatch, InvalidArgument, Unavailable
 from chassis.testing import FakeClock
-from crm import timeline
+from crm import handlers, timeline
 from crm.config import CrmSettings
-from crm.handlers import Create, Customers, Memory, Policy, ScreenPops
+from crm.handlers import Create, Customers, Memory, Policy, Questions, ScreenPops
 from crm.memory_store import MemoryReads, MemoryStore
 from crm.model import (
+    BirthDate,
     Contact,
     Customer,
+    CustomerFilter,
+    EmailAddress,
     Entry,
     Fact,
     InteractionKind,
@@ -281,3 +284,22 @@ def test_a_bad_setting_is_told_in_one_line(
 def test_settings_make_the_policy() -> None:
     policy = CrmSettings(default_country="us", time_zone="UTC", language="en", screen_pop_ms=200).policy()
     assert policy == Policy(default_country="US", time_zone="UTC", language="en", screen_pop_seconds=0.2)
+
+
+async def test_many_of_one_kind_crowd_out_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(handlers, "CANDIDATES_MAX", 10)
+    monkeypatch.setattr(handlers, "KIND_CANDIDATES_MAX", 5)
+    store = MemoryStore()
+    customers, questions = Customers(store, FakeClock(), Policy()), Questions(MemoryReads(store), Policy())
+    unknown = BirthDate(year=1900, month=1, day=1)
+    for n in range(20):
+        mail = (EmailAddress(address=f"li.{n}@example.com"),)
+        draft = Customer(display_name=f"赵 {n}", email_addresses=mail, birth_date=unknown)
+        customers.create(Create(draft=draft, id=f"a{n:02}"), "amy")
+    for id, number in (("x", "+8613812345678"), ("y", "+8613812345687")):
+        numbers = (PhoneNumber(number=number),)
+        draft = Customer(display_name="Li", phone_numbers=numbers, birth_date=unknown)
+        customers.create(Create(draft=draft, id=id), "amy")
+    found = await questions.search("Li", CustomerFilter())
+    assert {match.customer.id for match in found[:2]} == {"x", "y"}, "those whose name it is come first"
+    assert [pair.other for pair in await questions.duplicates("x", 0.8)] == ["y"]

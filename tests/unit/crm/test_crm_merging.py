@@ -48,7 +48,8 @@ class World:
     """A store with everything on it."""
 
     def __init__(self) -> None:
-        clock, policy = FakeClock(NOW), Policy()
+        self.clock, policy = FakeClock(NOW), Policy()
+        clock = self.clock
         self.store = MemoryStore()
         self.customers = Customers(self.store, clock, policy)
         self.merges = Merges(self.store, clock)
@@ -451,6 +452,20 @@ def test_erasure_leaves_a_stub_and_nothing_else() -> None:
     assert late is not None and "secret" not in str(late.facets), "a late event brings nothing back"
     assert world.erasures.erase("a", "again", "dpo").version == erased.version
     assert not world.store.erase_pending(9)
+
+
+def test_who_was_given_back_and_erased_stands_in_nobodys_trail() -> None:
+    world = three()
+    world.clock.advance(60)
+    merge = world.merge("a", "b")
+    world.clock.advance(60)
+    world.merges.undo(merge, "", "bob")
+    world.clock.advance(60)
+    world.customers.update("a", lambda a: replace(a, notes="新的"), "amy")
+    world.erasures.erase("b", "asked for it", "dpo")
+    trail = world.customers.audit("a", None, 50)
+    assert B not in str(trail) and "乙" not in str(trail)
+    assert "新的" in str(trail[0].changes) and A in str(trail[-1].changes), "what is a's own stays"
 
 
 def test_what_still_lies_with_a_number_is_erased_with_its_owner() -> None:

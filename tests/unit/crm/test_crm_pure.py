@@ -197,6 +197,30 @@ def test_what_people_type_finds_the_customer(typed: str, field: str) -> None:
     assert field in match.fields and match.score >= search.SCORE_MIN
 
 
+@pytest.mark.parametrize(
+    ("number", "typed"),
+    [
+        ("+8613812345678", "138–1234–5678"),
+        ("+8613812345678", "（138）12345678"),
+        ("+8613812345678", "１３８ 1234 5678"),
+        ("+8613812345678", "0086 138 1234"),
+        ("+14155552671", "+1 415 555 2671"),
+        ("+14155552671", "001 (415) 555"),
+        ("+85223456789", "+852 2345 6789"),
+        ("+442079460958", "+44 (0)20 7946 0958"),
+        ("+390669812345", "+39 06 698 12345"),
+        ("+864008008888", "400-800-8888"),
+    ],
+)
+def test_a_number_is_found_in_whatever_form_it_is_typed(number: str, typed: str) -> None:
+    customer = person(number=number)
+    query = search.understood(typed, "CN")
+    assert query is not None
+    assert all(any(t.startswith(s) for t in search.terms(customer) for s in group) for group in query.strict)
+    match = search.scored(customer, query)
+    assert match.fields == ("phone_numbers",) and match.score > 0.8, match
+
+
 def test_a_company_is_found_however_many_people_it_has() -> None:
     people = tuple(
         Contact(display_name=f"王小明 {n:02}", phone_numbers=(PhoneNumber(number=f"+86139{n:08}"),))
