@@ -83,13 +83,13 @@ def _copy(target: Message, patch: Message, path: str) -> None:
 
 
 def _implied(
-    target: Message, patch: Message, allowed: Collection[str], immutable: Collection[str]
+    target: Message, patch: Message, allowed: Collection[str], immutable: Collection[str], at: str
 ) -> list[str]:
     """What a missing mask stands for: every field that the patch fills in and an update may change."""
     paths = []
     for field, value in patch.ListFields():
         if field.name in immutable and value != getattr(target, field.name):
-            raise InvalidArgument(field=field.name, why="cannot be changed")
+            raise InvalidArgument(field=f"{at}.{field.name}" if at else field.name, why="cannot be changed")
         if field.name in allowed:
             paths.append(field.name)
         else:
@@ -105,13 +105,15 @@ def apply_mask(
     *,
     allowed: Collection[str],
     immutable: Collection[str] = frozenset(),
+    at: str = "",
 ) -> list[str]:
     """Copies the fields that `mask` names from `patch_msg` into `target_msg` (same type) and returns their
     paths, sorted.
 
     `allowed` are the paths an update may change (a message's path allows what is inside), `immutable` those
-    that exist but never change. A missing or empty mask stands for every allowed field that the patch fills
-    in; "*" for all of `allowed`. A named field that the patch leaves out is cleared.
+    that exist but never change, `at` is where the request has the patch. A missing or empty mask stands for
+    every allowed field that the patch fills in; "*" for all of `allowed`. A named field that the patch leaves
+    out is cleared.
 
     InvalidArgument(update_mask) for a path that does not exist, is not allowed or immutable; with a missing
     mask InvalidArgument(<field>) for an immutable field with another value. `target_msg` is changed only when
@@ -123,7 +125,7 @@ def apply_mask(
     if len(named) > PATHS_MAX:
         raise _bad(f"holds {len(named)} paths, at most {PATHS_MAX} are allowed")
     if not named:
-        paths = _implied(target_msg, patch_msg, allowed, immutable)
+        paths = _implied(target_msg, patch_msg, allowed, immutable, at)
     elif "*" in named:
         if len(named) > 1:
             raise _bad("'*' must stand alone")

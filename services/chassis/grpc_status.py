@@ -45,7 +45,9 @@ def _messages(details: ErrorDetails, domain: str) -> list[Message]:
         failure = error_details_pb2.PreconditionFailure()
         for condition in details.precondition_violations:
             failure.violations.add(
-                type=condition.type, subject=condition.subject, description=condition.description
+                type=condition.type,
+                subject=shorten(condition.subject),
+                description=shorten(condition.description),
             )
         found.append(failure)
     if details.quota:
@@ -81,7 +83,10 @@ def rich_status(
     if language is not None:
         _localize(error, language, package, messages)
     lists: list[Any] = [
-        field for message in messages for field in (getattr(message, "field_violations", None),) if field
+        found
+        for message in messages
+        for name in ("field_violations", "violations")
+        if (found := getattr(message, name, None))
     ]
     while sum(message.ByteSize() for message in messages) > DETAILS_BYTES_MAX and lists and len(lists[0]) > 1:
         del lists[0][-1]

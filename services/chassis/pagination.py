@@ -43,13 +43,16 @@ def fingerprint(*parts: Any) -> str:
 
 
 def request_fingerprint(request: Message) -> str:
-    """The fingerprint of a list request: all of its fields but page_size and page_token."""
+    """The fingerprint of a list request: which one it is, and all of its fields but page_size and
+    page_token. Many lists go by an id: one's token would be taken by another.
+    """
     copy = type(request)()
     copy.CopyFrom(request)
     for name in ("page_size", "page_token"):
         if name in copy.DESCRIPTOR.fields_by_name:
             copy.ClearField(name)
-    return _short_hash(copy.SerializeToString(deterministic=True))
+    of = copy.DESCRIPTOR.full_name.encode()
+    return _short_hash(b"%b\0%b" % (of, copy.SerializeToString(deterministic=True)))
 
 
 def _is_scalar(value: object) -> bool:

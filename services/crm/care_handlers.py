@@ -153,9 +153,9 @@ class Contracts:
             if not (math.isfinite(item["quantity"]) and item["quantity"] >= 0):
                 problems.add(f"{path}.quantity", "must not be negative")
         problems.raise_if_any()
-        for name in ("price", "balance"):
+        for name, field in (("price", "monthly_price"), ("balance", "balance")):
             money = fields.get(name)
-            done[name] = checked_money(f"contract.{name}", **money) if money else None
+            done[name] = checked_money(f"contract.{field}", **money) if money else None
         done["balance_value"] = float(done["balance"]["amount"]) if done["balance"] else None
         return done
 

@@ -304,6 +304,7 @@ class CareServicer(care_pb2_grpc.CareServiceServicer):
                 request.update_mask,
                 allowed=_UPDATABLE_RULE,
                 immutable={"trigger"},
+                at="care_rule",
             )
             return self._care.checked_rule(rule_in(message))
 

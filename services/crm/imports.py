@@ -25,6 +25,7 @@ from chassis.errors import (
     FailedPrecondition,
     InvalidArgument,
     shorten,
+    within,
 )
 from chassis.ids import check_id, new_id, stable_id
 from crm import engine, merging, rows
@@ -101,9 +102,10 @@ class Imports:
     def open(self, wanted: Opening, actor: str) -> Raw:
         """Opens an import, or answers what an earlier call with the same request key did."""
         if len(wanted.mappings) > MAPPINGS_MAX:
-            raise InvalidArgument(field="mappings", why=f"must hold at most {MAPPINGS_MAX}")
+            raise InvalidArgument(field="import_job.mappings", why=f"must hold at most {MAPPINGS_MAX}")
         if wanted.row_kind == "CUSTOMER":
-            rows.check_paths([mapped.field for mapped in wanted.mappings])
+            with within("import_job"):
+                rows.check_paths([mapped.field for mapped in wanted.mappings])
         elif wanted.row_kind not in self._appliers:
             raise InvalidArgument(field="import_job.row_kind", why="cannot be imported")
         id = check_id("import_id", wanted.id) if wanted.id else new_id()

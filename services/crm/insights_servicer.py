@@ -197,6 +197,7 @@ class InsightsServicer(insights_pb2_grpc.InsightsServiceServicer):
                 request.update_mask,
                 allowed={"labels", "complaint", "minute_cost"},
                 immutable={"path"},
+                at="contact_reason",
             )
             return reason_in(message)
 

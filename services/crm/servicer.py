@@ -167,7 +167,12 @@ class CustomerServicer(customers_pb2_grpc.CustomerServiceServicer):
         def edit(current: Customer) -> Customer:
             message = convert.customer_out(current)
             apply_mask(
-                message, request.customer, request.update_mask, allowed=_UPDATABLE, immutable=_IMMUTABLE
+                message,
+                request.customer,
+                request.update_mask,
+                allowed=_UPDATABLE,
+                immutable=_IMMUTABLE,
+                at="customer",
             )
             return replace(convert.customer_in(message), id=current.id)
 
@@ -370,6 +375,7 @@ class CustomerServicer(customers_pb2_grpc.CustomerServiceServicer):
                 request.update_mask,
                 allowed={"label", "choices", "required"},
                 immutable={"kind"},
+                at="custom_field",
             )
             return convert.custom_field_in(message)
 

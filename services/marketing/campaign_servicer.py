@@ -438,7 +438,7 @@ class CampaignServicer(campaigns_pb2_grpc.CampaignServiceServicer):
             fields = {"frequency_caps", "quiet_hours", "holidays_quiet", "halted", "halted_reason"}
             # What an earlier release took must not keep anybody from stopping everything.
             known = policy_problems(message)
-            apply_mask(message, given, request.update_mask, allowed=fields, immutable={"name", "etag"})
+            apply_mask(message, given, request.update_mask, allowed=fields)
             if problems := [one for one in policy_problems(message) if one not in known]:
                 raise InvalidArgument.many([(f"contact_policy.{field}", why) for field, why in problems])
             resource = MessageToDict(message, preserving_proto_field_name=True)
@@ -455,9 +455,10 @@ class CampaignServicer(campaigns_pb2_grpc.CampaignServiceServicer):
 
     def ListSenders(self, request: C.ListSendersRequest, context: Any) -> C.ListSendersResponse:
         """The configured senders, with what waits for each."""
-        response = C.ListSendersResponse()
+        shown, token = Page.of(request).part(self._senders.configs)
+        response = C.ListSendersResponse(next_page_token=token)
         lanes = {lane.name: lane.senders for lane in self._senders.lanes(sorted(SENT))}
-        for config in self._senders.configs:
+        for config in shown:
             queued, failing = self._counting.backlog(config.channel.value, lanes[config.id])
             response.senders.add(
                 sender_id=config.id,

@@ -32,7 +32,13 @@ from marketing.campaign_engine import (
 )
 from marketing.campaign_model import Campaign, Phase, Step, Variant
 from marketing.campaign_store import Answers, CampaignStore
-from marketing.engine import Problem, audience_given
+from marketing.engine import (
+    LABEL_CHARACTERS_MAX,
+    Problem,
+    audience_given,
+    audience_problems,
+    is_language,
+)
 from marketing.kinds import CAMPAIGNS, CONTACT_POLICY, SEGMENTS
 from marketing.model import Offer, Profile, Text
 from marketing.resources import (
@@ -181,10 +187,9 @@ def _step_problems(at: str, step: Any, currency: str) -> list[Problem]:
             found.append((f"{where}.bodies", "must not be empty"))
         if not 0 <= variant.weight <= 1_000:
             found.append((f"{where}.weight", "must be 0 to 1,000"))
-        for body in (*variant.bodies, *variant.subjects):
-            found += text_problems(f"{where}.bodies", body.text, 2_000, required=True)
-            if unknown := placeholders(body.text) - PLACEHOLDERS:
-                found.append((f"{where}.bodies", f"there is no {{{{{min(unknown)}}}}}"))
+        for field in ("subjects", "bodies"):
+            for place, text in enumerate(getattr(variant, field)):
+                found += _words_problems(f"{where}.{field}[{place}]", text)
     rule = step.stopping_rule
     if step.HasField("stopping_rule"):
         if not rule.metric:
@@ -196,12 +201,21 @@ def _step_problems(at: str, step: Any, currency: str) -> list[Problem]:
     return found
 
 
+def _words_problems(at: str, words: Any) -> list[Problem]:
+    """What is wrong with a subject or a body."""
+    found = text_problems(f"{at}.text", words.text, 2_000, required=True)
+    if not is_language(words.language):
+        found.append((f"{at}.language", "must be two or three lower-case letters"))
+    if unknown := placeholders(words.text) - PLACEHOLDERS:
+        found.append((f"{at}.text", f"there is no {{{{{min(unknown)}}}}}"))
+    return found + text_problems(f"{at}.audience", getattr(words, "audience", ""), LABEL_CHARACTERS_MAX)
+
+
 def segment_problems(message: Any) -> list[Problem]:
     """Everything wrong with a segment."""
     found = text_problems("display_name", message.display_name, 200, required=True)
     audience = convert.audience_from_proto("audience", message.audience, found)
-    if both := audience.any_tags & audience.no_tags:
-        found.append(("audience.no_tags", f"contradicts any_tags: {min(both)}"))
+    found += audience_problems(audience)
     if audience.channels:
         found.append(("audience.channels", "can never match: nobody in a segment is in touch just now"))
     if len(message.trigger_event_types) > 20:

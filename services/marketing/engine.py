@@ -15,7 +15,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import replace
 from datetime import datetime
 from typing import Any
@@ -204,33 +204,40 @@ def _span_problems(offer: Offer) -> list[Problem]:
     return []
 
 
-def _label_problems(offer: Offer) -> list[Problem]:
+def _value_problems(field: str, values: Collection[str]) -> list[Problem]:
     found: list[Problem] = []
-    audience = offer.audience
-    lists = {
-        "tags": offer.tags,
-        "audience.tiers": audience.tiers,
-        "audience.languages": audience.languages,
-        "audience.any_tags": audience.any_tags,
-        "audience.no_tags": audience.no_tags,
-        "prerequisite_products": offer.prerequisites,
-        "excluded_products": offer.exclusions,
-    }
-    for field, values in lists.items():
-        if len(values) > ITEMS_MAX:
-            found.append((field, f"holds {len(values)} values, at most {ITEMS_MAX} are allowed"))
-        if any(not 1 <= len(value) <= 2 * LABEL_CHARACTERS_MAX for value in values):
-            found.append((field, f"a value must be 1 to {LABEL_CHARACTERS_MAX} characters"))
+    if len(values) > ITEMS_MAX:
+        found.append((field, f"holds {len(values)} values, at most {ITEMS_MAX} are allowed"))
+    if any(not 1 <= len(value) <= 2 * LABEL_CHARACTERS_MAX for value in values):
+        found.append((field, f"a value must be 1 to {LABEL_CHARACTERS_MAX} characters"))
+    return found
+
+
+def audience_problems(audience: Audience) -> list[Problem]:
+    """Everything wrong with whom something is meant for: an offer, a segment, a tariff."""
+    found: list[Problem] = []
+    for name in ("tiers", "languages", "any_tags", "no_tags"):
+        found += _value_problems(f"audience.{name}", getattr(audience, name))
     if len(audience.regions) > REGIONS_MAX:
         found.append(("audience.regions", f"at most {REGIONS_MAX} are allowed"))
     if not audience.value_classes <= set("ABCDEF"):
         found.append(("audience.value_classes", 'must be "A" to "F"'))
+    if both := audience.any_tags & audience.no_tags:
+        found.append(("audience.no_tags", f"contradicts any_tags: {min(both)}"))
+    return found
+
+
+def _label_problems(offer: Offer) -> list[Problem]:
+    found: list[Problem] = []
+    audience = offer.audience
+    found += _value_problems("tags", offer.tags)
+    found += _value_problems("prerequisite_products", offer.prerequisites)
+    found += _value_problems("excluded_products", offer.exclusions)
+    found += audience_problems(audience)
     if both := offer.prerequisites & offer.exclusions:
         found.append(("excluded_products", f"can never match: {min(both)} is a prerequisite as well"))
     if offer.product in offer.prerequisites and not offer.repeatable:
         found.append(("prerequisite_products", "can never match: holds the offer's own product"))
-    if both := audience.any_tags & audience.no_tags:
-        found.append(("audience.no_tags", f"contradicts any_tags: {min(both)}"))
     if offer.kind is OfferKind.WIN_BACK and LOST_TAG in audience.no_tags:
         found.append(
             ("audience.no_tags", f"can never match: a win-back offer is for those tagged {LOST_TAG}")

@@ -163,7 +163,7 @@ class Desk:
             allowed(target)
             names = {field.name for field in target.DESCRIPTOR.fields}
             fixed = {*self.resource.fixed, *_SERVED} & names
-            apply_mask(target, given, request.update_mask, allowed=names - fixed, immutable=fixed)
+            apply_mask(target, given, request.update_mask, allowed=names - fixed)
             change(self.shown(row), target)
             self.check(target)
             return self.save(row, target)

@@ -18,7 +18,7 @@ from chassis.errors import AlreadyExists, EtagMismatch, FailedPrecondition, Inva
 from chassis.ids import parse_name
 from chassis.mongo import retry_conflicts
 from marketing import convert
-from marketing.engine import Problem, audience_fits
+from marketing.engine import Problem, audience_fits, audience_problems
 from marketing.kinds import TARIFFS, USAGE, TariffNotFound
 from marketing.model import Contact, Profile
 from marketing.resources import Desk, Resource, money_problems, name_problems, texts_problems
@@ -126,7 +126,9 @@ def tariff_problems(message: Any, currency: str) -> list[Problem]:
         found.append(("quantity_max", "must be 0 to 20"))
     if not 0 <= message.contract_months <= 120:
         found.append(("contract_months", "must be 0 to 120"))
-    convert.audience_from_proto("audience", message.audience, found)
+    if message.product:
+        convert._check("product", message.product, found)
+    found += audience_problems(convert.audience_from_proto("audience", message.audience, found))
     start, end = _validity(message)
     if start is not None and end is not None and end <= start:
         found.append(("validity.end_time", "must be after start_time"))

@@ -106,6 +106,7 @@ class OfferServicer(offers_pb2_grpc.OfferServiceServicer):
                 request.update_mask,
                 allowed=convert.OFFER_CHANGEABLE,
                 immutable=convert.OFFER_FIXED,
+                at="offer",
             )
             return convert.offer_from_proto(target, offer_id, self._currency, present)
 
@@ -372,6 +373,7 @@ class RecommendationServicer(recommendations_pb2_grpc.RecommendationServiceServi
                 request.update_mask,
                 allowed=convert.POLICY_CHANGEABLE,
                 immutable={"name"},
+                at="policy",
             )
             return convert.policy_from_proto(target, self._currency)
 

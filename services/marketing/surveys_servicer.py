@@ -93,10 +93,19 @@ def _question_problems(at: str, question: Any) -> list[Problem]:
         ids = [choice.choice_id for choice in question.choices]
         if not 2 <= len(ids) <= CHOICES_MAX or len(set(ids)) < len(ids):
             found.append((f"{at}.choices", f"needs 2 to {CHOICES_MAX} choices with ids of their own"))
-        if any(not 0 <= choice.score <= 1 for choice in question.choices):
-            found.append((f"{at}.choices", "a score must be 0 to 1"))
+        for number, choice in enumerate(question.choices[:CHOICES_MAX]):
+            found += _choice_problems(f"{at}.choices[{number}]", choice)
     else:
         found.append((f"{at}.kind", "must be set"))
+    return found
+
+
+def _choice_problems(at: str, choice: Any) -> list[Problem]:
+    found: list[Problem] = []
+    convert._check(f"{at}.choice_id", choice.choice_id, found)
+    found += [(f"{at}.{field}", why) for field, why in texts_problems("texts", choice.texts)]
+    if not 0 <= choice.score <= 1:
+        found.append((f"{at}.score", "must be 0 to 1"))
     return found
 
 

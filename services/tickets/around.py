@@ -96,7 +96,7 @@ def draft_edit(patch: ticket_pb2.Ticket, mask: Any) -> Callable[[Ticket], Draft]
 
     def edit(ticket: Ticket) -> Draft:
         message = convert.to_proto(ticket)
-        apply_mask(message, patch, mask, allowed=UPDATABLE, immutable=IMMUTABLE)
+        apply_mask(message, patch, mask, allowed=UPDATABLE, immutable=IMMUTABLE, at="ticket")
         return convert.read_draft(message)
 
     return edit
@@ -294,6 +294,8 @@ class Around:
 
     def DetachFile(self, request: Any, context: Any) -> ticket_pb2.Ticket:
         """Removes a file's reference."""
+        if not request.attachment_id:
+            raise InvalidArgument(field="attachment_id", why="must not be empty")
         actor = subject()
 
         def decide(ticket: Ticket, now: int) -> Change:
@@ -412,6 +414,9 @@ class Around:
             ids = (ticket_id(f"names[{index}]", name) for index, name in enumerate(request.names))
             return list(dict.fromkeys(ids))
         query, found = Query(conditions=filters.parse(request.filter)), list[str]()
+        if not query.conditions:
+            # Blanks: what looks empty must not mean all tickets there are.
+            raise InvalidArgument(field="filter", why="must not be empty")
         after: tuple[int, str] | None = None
         while True:
             page = self._handlers.page(query, BULK_PAGE, after)

@@ -106,8 +106,8 @@ def read_flow(message: flow_pb2.Flow, id: str, version: int) -> Flow:
         silent_ms=_ms(message.silent_assignee_limit) if message.HasField("silent_assignee_limit") else None,
         team=convert.read_optional_name("flow.initial_team", "teams", message.initial_team),
         state_teams={
-            one.state: convert.read_optional_name("flow.states.team", "teams", one.team)
-            for one in message.states
+            one.state: convert.read_optional_name(f"flow.states[{index}].team", "teams", one.team)
+            for index, one in enumerate(message.states)
             if one.team
         },
         version=version,

@@ -294,6 +294,9 @@ class _Reader:
         (kind, name), (op_kind, op), (value_kind, value) = self.take(), self.take(), self.take()
         if kind != "word" or op_kind != "op" or value_kind not in ("word", "string"):
             raise _bad("must be comparisons such as kind = COMPLAINT, joined by AND, OR and NOT")
+        if value_kind == "word" and self.peek()[0] == "op":
+            # A time, for one: its first part alone would be judged, and the words would be of something else.
+            raise _bad(f"{value[:64]!r} goes on with {self.peek()[1]!r}: put such a value in double quotes")
         self.count += 1
         if self.count > CONDITIONS_MAX:
             raise _bad(f"holds too many comparisons, at most {CONDITIONS_MAX} are allowed")

@@ -325,7 +325,7 @@ class Handlers:
             unknown = set(said.attachments) - {file.id for file in ticket.attachments}
             if unknown:
                 raise InvalidArgument(
-                    field="comment.attachment_ids", why=f"{min(unknown)} is not of the ticket"
+                    field="comment.attachment_ids", why=f"{min(unknown)[:64]!r} is not of the ticket"
                 )
             return desk.comment(ticket, said, self._rules(), now)
 

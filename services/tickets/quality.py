@@ -344,7 +344,14 @@ class QualityCalls:
         def edit(message: Any) -> None:
             if message.HasField("complete_time"):
                 raise ReviewOver(subject=patch.name, why="is complete")
-            apply_mask(message, patch, request.update_mask, allowed=kind.updatable, immutable=kind.immutable)
+            apply_mask(
+                message,
+                patch,
+                request.update_mask,
+                allowed=kind.updatable,
+                immutable=kind.immutable,
+                at=kind.field,
+            )
 
         return self._scored(self._reviews.change(patch.name, patch.etag, edit, field="review.name"))
 

@@ -205,7 +205,14 @@ class Crud:
         patch, kind = getattr(request, self.resource.field), self.resource
 
         def edit(message: Any) -> None:
-            apply_mask(message, patch, request.update_mask, allowed=kind.updatable, immutable=kind.immutable)
+            apply_mask(
+                message,
+                patch,
+                request.update_mask,
+                allowed=kind.updatable,
+                immutable=kind.immutable,
+                at=kind.field,
+            )
 
         return self.change(patch.name, patch.etag, edit, field=f"{kind.field}.name")
 

@@ -129,6 +129,11 @@ def test_an_immutable_field_may_be_repeated_but_not_changed():
         )
     assert caught.value.details.field_violations[0].field == "name"
     assert target.number == 1
+    with pytest.raises(InvalidArgument) as caught:
+        apply_mask(
+            target, FieldDescriptorProto(name="m"), None, allowed=ALLOWED, immutable=IMMUTABLE, at="field"
+        )
+    assert caught.value.details.field_violations[0].field == "field.name"
 
 
 def test_repeated_fields_are_replaced_whole_and_nested_permission_is_enough():

@@ -143,3 +143,7 @@ def test_a_requests_fingerprint_leaves_out_nothing_it_lacks():
     assert pagination.request_fingerprint(one) == pagination.request_fingerprint(same)
     assert pagination.request_fingerprint(one) != pagination.request_fingerprint(other)
     assert pagination.request_fingerprint(field_mask_pb2.FieldMask()) != ""
+    # Two lists that are asked alike.
+    assert pagination.request_fingerprint(field_mask_pb2.FieldMask()) != pagination.request_fingerprint(
+        error_details_pb2.ErrorInfo()
+    )

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from datetime import UTC, date, datetime, timedelta
 from decimal import Decimal
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -25,6 +25,7 @@ from callmesh.routing.v1 import menu_events_pb2 as menu_events
 from callmesh.tickets.v1 import events_pb2 as tickets_events
 from chassis.bus import Event
 from chassis.errors import InvalidArgument
+from chassis.testing import FakeClock
 from crm import (
     care,
     care_handlers,
@@ -492,6 +493,29 @@ def test_a_path_that_no_customer_has_is_refused(path: str) -> None:
     with pytest.raises(InvalidArgument) as caught:
         rows.check_paths([path])
     assert caught.value.values["field"] == "mappings[0].field"
+
+
+def test_what_is_wrong_is_named_where_the_request_has_it() -> None:
+    opening = imports.Opening(
+        id="",
+        format="CSV",
+        row_kind="CUSTOMER",
+        mappings=(rows.Mapped(column="x", field="nope", default=""),),
+        dry_run=True,
+        update_existing=False,
+        default_country="",
+        error_count_max=0,
+        request_key=None,
+        fingerprint=None,
+    )
+    clock, nobody = FakeClock(NOW), cast(Any, None)
+    with pytest.raises(InvalidArgument) as caught:
+        imports.Imports(nobody, clock, {}).open(opening, "amy")
+    assert caught.value.values["field"] == "import_job.mappings[0].field"
+    priced = {"product": "p", "state": "ACTIVE", "price": {"currency": "yuan", "amount": "1"}}
+    with pytest.raises(InvalidArgument) as caught:
+        care_handlers.Contracts(nobody, clock)._clean(priced)
+    assert caught.value.values["field"] == "contract.monthly_price.currency_code"
 
 
 @pytest.mark.parametrize(

@@ -22,7 +22,7 @@ from marketing import senders
 from marketing.call_lists import CallListSender, contact_id
 from marketing.campaign_answers import take_result
 from marketing.campaign_engine import StepChannel
-from marketing.campaigns import Campaigns, segment_problems
+from marketing.campaigns import Campaigns, campaign_problems, segment_problems
 from marketing.handlers import Facts
 from marketing.holiday import holidays_of
 from marketing.inbound import learn
@@ -168,6 +168,33 @@ def test_a_segment_names_events_that_there_are() -> None:
     assert not segment_problems(good)
     good.trigger_event_types.append("callmesh.crm.v1.Sunrise")
     assert [field for field, _ in segment_problems(good)] == ["trigger_event_types[1]"]
+
+
+def test_a_segments_audience_is_bounded_as_an_offers() -> None:
+    wide = campaigns_pb2.Segment(display_name="s", audience={"value_classes": ["Z"], "tiers": ["x" * 999]})
+    wide.audience.any_tags.extend(str(number) for number in range(33))
+    assert [field for field, _ in segment_problems(wide)] == [
+        "audience.tiers",
+        "audience.any_tags",
+        "audience.value_classes",
+    ]
+
+
+def test_the_words_of_a_message_are_judged_where_they_stand() -> None:
+    variant = campaigns_pb2.Variant(variant_id="v", bodies=[{"language": "zh", "text": "{{offer}}"}])
+    variant.subjects.add(language="Chinese", text="x")
+    variant.bodies.add(language="en", text="x", audience="a" * 65)
+    step = campaigns_pb2.Step(step_id="s", channel=campaigns_pb2.STEP_CHANNEL_EMAIL, variants=[variant])
+    phase = campaigns_pb2.Phase(phase_id="p", kind=campaigns_pb2.PHASE_KIND_INVITE, steps=[step])
+    phase.period.start_time.FromDatetime(NOW)
+    phase.period.end_time.FromDatetime(NOW + timedelta(days=1))
+    campaign = campaigns_pb2.Campaign(display_name="c", segment="segments/s", phases=[phase])
+    at = "phases[0].steps[0].variants[0]."
+    assert [field.removeprefix(at) for field, _ in campaign_problems(campaign, "CNY")] == [
+        "subjects[0].language",
+        "bodies[0].text",
+        "bodies[1].audience",
+    ]
 
 
 def message(customer: str, number: str, offer: str = "") -> Message:

@@ -13,6 +13,11 @@ from tickets import filters
 from tickets.filters import AnyOf, Condition, Not, Term, parse
 
 
+def test_a_time_without_quotes_is_told_to_take_them() -> None:
+    with pytest.raises(InvalidArgument, match="double quotes"):
+        parse("create_time > 2026-01-01T00:00:00Z")
+
+
 def test_an_empty_filter_holds_for_all() -> None:
     assert parse("") == parse("  ") == ()
 

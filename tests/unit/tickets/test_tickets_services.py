@@ -43,6 +43,7 @@ from chassis.errors import (
     PermissionDenied,
     Unavailable,
 )
+from chassis.grpc_status import rich_status
 from chassis.pagination import Page, request_fingerprint
 from chassis.testing import FakeClock
 from tickets import (
@@ -62,7 +63,7 @@ from tickets import (
     workdays,
 )
 from tickets import sla as clocks
-from tickets.around import Around
+from tickets.around import Around, draft_edit
 from tickets.config import TicketsSettings
 from tickets.configuring import Configuring, FlowCalls, SlaCalls, TeamCalls
 from tickets.feedback import MemoryFeedback
@@ -291,7 +292,7 @@ def test_a_state_is_the_task_of_its_team(service: Service) -> None:
     flow.states[1].team = "lawyers"
     bad = flow_pb2.CreateFlowRequest(flow=flow, flow_id="legal-2")
     fields = refused(lambda: service.flows.CreateFlow(bad, None))
-    assert fields == ["flow.states.team"]
+    assert fields == ["flow.states[1].team"]
 
 
 # ---- words, files, links
@@ -560,6 +561,15 @@ def split(name: str, part: pb.Ticket, **fields: Any) -> rpc.SplitTicketRequest:
     return rpc.SplitTicketRequest(name=name, ticket=part, **fields)
 
 
+def test_a_bulk_edit_of_blanks_and_a_detached_nothing_are_refused(service: Service) -> None:
+    name = f"tickets/{service.open().id}"
+    blank = rpc.BulkUpdateTicketsRequest(filter="  ", ticket={"subject": "all of them"})
+    assert refused(lambda: service.BulkUpdateTickets(blank, None)) == ["filter"]
+    assert refused(lambda: service.DetachFile(rpc.DetachFileRequest(name=name), None)) == ["attachment_id"]
+    other = draft_edit(ticket_pb2.Ticket(kind=ticket_pb2.TICKET_KIND_REPAIR), None)
+    assert refused(lambda: other(service.store.get(name[8:]))) == ["ticket.kind"]
+
+
 def test_a_bulk_edits_digest_is_made_once(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
     made, digest = [], around.content_fingerprint
     monkeypatch.setattr(around, "content_fingerprint", lambda *a, **k: made.append(1) or digest(*a, **k))
@@ -699,6 +709,11 @@ def test_unsound_flows_name_each_problem(service: Service) -> None:
     assert found == [("MISSING_TRANSITION", "close"), ("BAD_FOLLOW_UP", "follow_up")]
     create = flow_pb2.CreateFlowRequest(flow=flow, flow_id="bad")
     assert refused(lambda: service.flows.CreateFlow(create, None), CallmeshError) == "FLOW_UNSOUND"
+    create.flow.transitions[0].to_state = "x" * 300_000
+    with pytest.raises(CallmeshError, match="UNKNOWN_STATE") as caught:
+        service.flows.CreateFlow(create, None)
+    # What does not fit into a trailer, the client never sees: it would be told that the stream was removed.
+    assert rich_status(caught.value, "callmesh.tickets").ByteSize() < 6_000
     create = flow_pb2.CreateFlowRequest(flow=own_flow(), flow_id="complaint")
     assert refused(lambda: service.flows.CreateFlow(create, None), AlreadyExists) == "ALREADY_EXISTS"
     with pytest.raises(CallmeshError, match="flows/bad: UNKNOWN_STATE"):
