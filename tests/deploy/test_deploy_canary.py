@@ -123,13 +123,14 @@ def test_the_canary_is_scraped_once_and_missed_when_it_is_gone(release: Any) -> 
         assert one["metadata"]["labels"]["release"] == "prometheus"
 
 
-def test_a_backup_that_fails_is_told_by_the_name_of_its_job(release: Any) -> None:
-    (job,) = [one["metadata"]["name"] for one in release if component(one) == "database-backup"
+@pytest.mark.parametrize("kind", ["backup", "retention"])
+def test_a_job_that_fails_is_told_by_its_name(release: Any, kind: str) -> None:
+    (job,) = [one["metadata"]["name"] for one in release if component(one) == f"database-{kind}"
               and one["kind"] == "CronJob"]  # fmt: skip
     (rule,) = [one for one in release if one["kind"] == "PrometheusRule"
-               and one["metadata"]["name"].endswith("-backup")]  # fmt: skip
+               and one["metadata"]["name"].endswith(f"-{kind}")]  # fmt: skip
     ((each,),) = [group["rules"] for group in rule["spec"]["groups"]]
-    assert each["alert"] == "CallmeshBackupFails" and f'cronjob="{job}"' in each["expr"]
+    assert each["alert"] == f"Callmesh{kind.capitalize()}Fails" and f'cronjob="{job}"' in each["expr"]
     assert rule["metadata"]["labels"]["release"] == "prometheus"
 
 

@@ -6,16 +6,19 @@ from typing import Any
 
 import msgspec
 import pytest
+from prometheus_client import REGISTRY
 
 from callmesh.routing.v1 import call_pb2
 from chassis.errors import InvalidArgument
 from chassis.testing import FakeClock
+from routing.config import RoutingSettings
 from routing.engine import step
 from routing.errors import DirectoryUnread, QueueNotFound
 from routing.handlers import Handlers
 from routing.model import CallFacts, CallState, ConfigureQueue, PlaceCall, QueueConfig
 from routing.peers import PeerTable
 from routing.regions import Regions
+from routing.server import Router
 from routing.state import ShardState
 from routing.streams import Present, Update
 from routing.tokens import Place, PlaceTokens
@@ -41,6 +44,21 @@ def started(**known: Any) -> tuple[Handlers, Regions]:
         **fields,
     )
     return handlers, regions
+
+
+async def test_a_router_shows_its_own_region_as_silent_from_the_start() -> None:
+    """Or, where all of a region began anew and nobody may lead, no alert would tell. Another region may be
+    named before it has a router.
+    """
+    router = Router(RoutingSettings(region="kashgar", auth_mode="open", peers="kashgar=a:1,hotan=b:1"))
+    try:
+        shown = [
+            REGISTRY.get_sample_value("callmesh_peer_up", {"region": region})
+            for region in ("kashgar", "hotan")
+        ]
+        assert shown == [0, None]
+    finally:
+        await router.database.client.close()
 
 
 async def test_an_unread_directory_lacks_no_queue() -> None:
