@@ -42,16 +42,15 @@ _SCRIPTS = (
     "/usr/local/sbin/rabbitmq-server",
 )
 
-#: In Erlang's own terms: to translate a rabbitmq.conf, the node reads the schemas of all installed plugins,
-#: which takes nearly half of its start.
 _CONFIG = """\
-[{{rabbit, [{{tcp_listeners, [{{"{host}", {port}}}]}},
-           {{num_tcp_acceptors, 4}},
-           {{loopback_users, [<<"guest">>]}},
-           {{vm_memory_high_watermark, {{absolute, {memory}}}}},
-           {{disk_free_limit, {disk}}},
-           {{log, [{{file, [{{file, "rabbitmq.log"}}, {{level, info}}]}}]}}]}},
- {{ra, [{{wal_max_size_bytes, {wal}}}]}}].
+listeners.tcp.1 = {host}:{port}
+num_acceptors.tcp = 4
+loopback_users.guest = true
+vm_memory_high_watermark.absolute = {memory}
+disk_free_limit.absolute = {disk}
+raft.wal_max_size_bytes = {wal}
+log.file = rabbitmq.log
+log.file.level = info
 """
 
 
@@ -181,7 +180,7 @@ class RabbitNode:
             disk=DISK_FREE_BYTES_MIN,
             wal=WAL_BYTES_MAX,
         )
-        (self.run_dir / "rabbitmq.config").write_text(config)
+        (self.run_dir / "rabbitmq.conf").write_text(config)
         (self.run_dir / "rabbitmq-plugins").write_text("[].\n")
         # An empty one of our own, or the machine's /etc/rabbitmq/rabbitmq-env.conf would be read.
         (self.run_dir / "rabbitmq-env.conf").write_text("")
@@ -199,7 +198,7 @@ class RabbitNode:
             "RABBITMQ_NODENAME": NODE_NAME,
             "RABBITMQ_MNESIA_BASE": str(run / "rabbitmq-data"),
             "RABBITMQ_LOG_BASE": str(run / "rabbitmq-log"),
-            "RABBITMQ_CONFIG_FILE": str(run / "rabbitmq.config"),
+            "RABBITMQ_CONFIG_FILE": str(run / "rabbitmq.conf"),
             "RABBITMQ_ADVANCED_CONFIG_FILE": str(run / "rabbitmq-advanced.config"),
             "RABBITMQ_GENERATED_CONFIG_DIR": str(run / "rabbitmq-generated"),
             "RABBITMQ_CONF_ENV_FILE": str(run / "rabbitmq-env.conf"),
