@@ -6,13 +6,13 @@ from collections.abc import Iterator
 from functools import cache
 from importlib import import_module
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import helm_python
-import jsonschema
 import yaml
-from kubernetes_validate import utils as kubernetes
-from referencing import Registry, Resource
+
+if TYPE_CHECKING:
+    from referencing import Registry
 
 ROOT = Path(__file__).parents[2]
 CHART = ROOT / "deploy" / "helm" / "callmesh"
@@ -72,12 +72,16 @@ def settings_class(prefix: str) -> Any:
     return getattr(import_module(module), name)
 
 
-# --- the API's schemas; kubernetes_validate's own function reads all of them for every object
+# --- the API's schemas; kubernetes_validate's own function reads all of them for every object. What knows
+# schemas takes seconds to import, and every worker collects these files.
 
 
 @cache
 def _schemas() -> tuple[str, Registry[Any]]:
     """(the folder of the newest strict schemas of `KUBERNETES`, what they refer to)."""
+    from kubernetes_validate import utils as kubernetes
+    from referencing import Registry, Resource
+
     version = next(one for one in kubernetes.all_versions() if kubernetes.major_minor(one) == KUBERNETES)
     folder = f"kubernetes-json-schema/v{version}-local-strict"
     definitions = Resource.from_contents(
@@ -88,11 +92,14 @@ def _schemas() -> tuple[str, Registry[Any]]:
 
 @cache
 def _validator(kind: str, api_version: str) -> Any:
+    from jsonschema.validators import Draft202012Validator
+    from kubernetes_validate import utils as kubernetes
+
     folder, registry = _schemas()
     group, _, version = api_version.rpartition("/")
     short = f"{group.partition('.')[0]}-{version}" if group else version
     schema = kubernetes.schema_contents(f"{folder}/{kind.lower()}-{short}.json", KUBERNETES)
-    return jsonschema.validators.Draft202012Validator(schema, registry=registry)
+    return Draft202012Validator(schema, registry=registry)
 
 
 def validate(one: Manifest) -> None:

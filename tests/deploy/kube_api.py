@@ -23,7 +23,6 @@ from types import ModuleType, SimpleNamespace
 from typing import Any
 from unittest.mock import patch
 
-import jsonschema
 import pytest
 from tests.deploy.chart_renders import NAMESPACE, ROOT, Manifest, validate
 
@@ -154,6 +153,8 @@ class Cluster:
 @contextmanager
 def cluster(folder: Path) -> Iterator[Cluster]:
     """A server on a free port; skips where it or the programs cannot be had."""
+    from jsonschema import ValidationError
+
     for name in ("helm", "kubectl"):
         program(name)
     module = _load()
@@ -163,7 +164,7 @@ def cluster(folder: Path) -> Iterator[Cluster]:
     # The same schemas, read once.
     module.kubernetes_validate = SimpleNamespace(  # type: ignore[attr-defined]
         validate=lambda one, version, strict: validate(one),
-        ValidationError=jsonschema.ValidationError,
+        ValidationError=ValidationError,
         SchemaNotFoundError=FileNotFoundError,
     )
     # Header and body leave at once: put off until the first is acknowledged, a request takes 40 ms.

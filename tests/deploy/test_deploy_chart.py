@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Any
 
 import helm_python
-import jsonschema
 import pytest
 import yaml
 from pydantic import BaseModel, ConfigDict
@@ -111,11 +110,13 @@ def test_every_object_is_one_that_the_api_takes(name: str) -> None:
 
 
 def test_the_checks_themselves_find_what_is_wrong() -> None:
+    from jsonschema import ValidationError
+
     good = next(one for one in example("single-cluster") if one["kind"] == "PodMonitor")
     with pytest.raises(ValueError, match="extra"):
         operator_kinds()["PodMonitor"].model_validate({**good, "spec": {**good["spec"], "slector": {}}})
     service = next(one for one in example("single-cluster") if one["kind"] == "Service")
-    with pytest.raises(jsonschema.ValidationError):
+    with pytest.raises(ValidationError):
         validate({**service, "spec": {**service["spec"], "prots": []}})
     with pytest.raises(FileNotFoundError):
         validate({**service, "kind": "Servise"})

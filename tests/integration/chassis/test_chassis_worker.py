@@ -202,19 +202,19 @@ def test_poison_is_a_dead_letter_at_once(probe: Probe) -> None:
     wait_until(lambda: probe.metric("callmesh_bus_dead_total", handler="on_thing") == 1.0)
 
 
-@pytest.mark.parametrize("body", [b"", b"{", b"\xff\x00", b'{"id": "x"}', b"[" * 5000])
-def test_what_is_no_event_is_a_dead_letter_unchanged(probe: Probe, body: bytes) -> None:
+def test_what_is_no_event_is_a_dead_letter_unchanged(probe: Probe) -> None:
     exchange = f"{probe.source}.events"
     kind = "google.protobuf.Field"
     hostile = {verdict.ATTEMPT_HEADER: "many", verdict.FAILED_AT_HEADER: -5}
-    probe.publisher.publish([Outgoing(exchange=exchange, routing_key=kind, body=body, headers=hostile)])
-    message = probe.dead()
-    raw = message.body.encode() if isinstance(message.body, str) else bytes(message.body)
-    assert raw == body
-    assert headers(message)[verdict.REASON_HEADER] == verdict.REASON_MALFORMED
-    after = probe.event("ok")
-    probe.publish(after)
-    probe.await_marked(after)
+    for body in (b"", b"{", b"\xff\x00", b'{"id": "x"}', b"[" * 5000):
+        probe.publisher.publish([Outgoing(exchange=exchange, routing_key=kind, body=body, headers=hostile)])
+        message = probe.dead()
+        raw = message.body.encode() if isinstance(message.body, str) else bytes(message.body)
+        assert raw == body
+        assert headers(message)[verdict.REASON_HEADER] == verdict.REASON_MALFORMED
+        after = probe.event("ok")
+        probe.publish(after)
+        probe.await_marked(after)
 
 
 def test_events_taken_together_are_each_handled_once_and_a_bad_one_costs_only_itself(probe: Probe) -> None:

@@ -61,8 +61,16 @@ def connect(port: int) -> grpc.Channel:
 
 @pytest.fixture
 def stubs(start_process: Callable[..., Any]) -> Iterator[Stubs]:
+    """Of a server that has never ranked anything."""
     _, port = start_process("marketing", "server")
     with connect(port) as channel:
+        yield Stubs(channel)
+
+
+@pytest.fixture
+def shared(shared_server: int) -> Iterator[Stubs]:
+    """For tests that ask for no recommendation."""
+    with connect(shared_server) as channel:
         yield Stubs(channel)
 
 
@@ -109,54 +117,54 @@ def publish(stubs: Stubs, offer_id: str, offer: pb.Offer) -> pb.Offer:
     return stubs.offers.PublishOffer(pb.PublishOfferRequest(name=created.name, etag=created.etag), timeout=30)
 
 
-def test_an_offer_from_draft_to_its_end(stubs: Stubs) -> None:
+def test_an_offer_from_draft_to_its_end(shared: Stubs) -> None:
     request_id = str(uuid.uuid4())
-    offer = create(stubs, "family-tv", an_offer(stock=3, tags=["b", "a"]), request_id=request_id)
-    assert create(stubs, "family-tv", an_offer(stock=3, tags=["b", "a"]), request_id=request_id) == offer
+    offer = create(shared, "family-tv", an_offer(stock=3, tags=["b", "a"]), request_id=request_id)
+    assert create(shared, "family-tv", an_offer(stock=3, tags=["b", "a"]), request_id=request_id) == offer
     assert (offer.name, offer.state, offer.stock, list(offer.tags)) == (
         "offers/family-tv",
         pb.OFFER_STATE_DRAFT,
         3,
         ["a", "b"],
     )
-    assert stubs.offers.GetOffer(pb.GetOfferRequest(name=offer.name), timeout=30) == offer
+    assert shared.offers.GetOffer(pb.GetOfferRequest(name=offer.name), timeout=30) == offer
     patch = pb.Offer(name=offer.name, etag=offer.etag, product="tv.4k", repeatable=True)
     update = pb.UpdateOfferRequest(offer=patch, update_mask=FieldMask(paths=["product", "stock"]))
-    changed = stubs.offers.UpdateOffer(update, timeout=30)
+    changed = shared.offers.UpdateOffer(update, timeout=30)
     assert (changed.product, changed.HasField("stock"), changed.repeatable) == ("tv.4k", False, False)
-    assert failure(lambda: stubs.offers.UpdateOffer(update, timeout=30))[:2] == (
+    assert failure(lambda: shared.offers.UpdateOffer(update, timeout=30))[:2] == (
         grpc.StatusCode.ABORTED,
         "ETAG_MISMATCH",
     )
-    published = stubs.offers.PublishOffer(pb.PublishOfferRequest(name=offer.name), timeout=30)
+    published = shared.offers.PublishOffer(pb.PublishOfferRequest(name=offer.name), timeout=30)
     assert published.state == pb.OFFER_STATE_PUBLISHED and published.HasField("publish_time")
     delete = pb.DeleteOfferRequest(name=offer.name)
-    assert failure(lambda: stubs.offers.DeleteOffer(delete, timeout=30))[1] == "OFFER_PUBLISHED"
-    retired = stubs.offers.RetireOffer(pb.RetireOfferRequest(name=offer.name), timeout=30)
+    assert failure(lambda: shared.offers.DeleteOffer(delete, timeout=30))[1] == "OFFER_PUBLISHED"
+    retired = shared.offers.RetireOffer(pb.RetireOfferRequest(name=offer.name), timeout=30)
     assert retired.state == pb.OFFER_STATE_RETIRED
-    page = stubs.offers.ListOfferRevisions(
+    page = shared.offers.ListOfferRevisions(
         pb.ListOfferRevisionsRequest(name=offer.name, page_size=3), timeout=10
     )
     assert [o.revision for o in page.offers] == [4, 3, 2] and page.next_page_token
     # That it is retired has to be told first, and no worker runs that could.
-    assert failure(lambda: stubs.offers.DeleteOffer(delete, timeout=30))[:2] == (
+    assert failure(lambda: shared.offers.DeleteOffer(delete, timeout=30))[:2] == (
         grpc.StatusCode.UNAVAILABLE,
         "EVENTS_WAITING",
     )
-    draft = create(stubs, "draft", an_offer())
-    stubs.offers.DeleteOffer(pb.DeleteOfferRequest(name=draft.name), timeout=30)
+    draft = create(shared, "draft", an_offer())
+    shared.offers.DeleteOffer(pb.DeleteOfferRequest(name=draft.name), timeout=30)
     get = pb.GetOfferRequest(name=draft.name)
-    assert failure(lambda: stubs.offers.GetOffer(get, timeout=30))[:2] == (
+    assert failure(lambda: shared.offers.GetOffer(get, timeout=30))[:2] == (
         grpc.StatusCode.NOT_FOUND,
         "OFFER_NOT_FOUND",
     )
 
 
-def test_bad_offers_are_refused_field_by_field(stubs: Stubs) -> None:
+def test_bad_offers_are_refused_field_by_field(shared: Stubs) -> None:
     bad = an_offer(product="no spaces please", stock=-1, excluded_products=["x/y"])
     bad.price.amount = "1e5"
     bad.titles[1].language = "zh"
-    code, _, fields = failure(lambda: create(stubs, "bad", bad))
+    code, _, fields = failure(lambda: create(shared, "bad", bad))
     assert code == grpc.StatusCode.INVALID_ARGUMENT
     assert fields == ["offer.price.amount", "offer.product", "offer.excluded_products[0]"]
     bad = an_offer(product="x", stock=-1, eligibility_rule="")
@@ -164,37 +172,37 @@ def test_bad_offers_are_refused_field_by_field(stubs: Stubs) -> None:
     bad.titles[1].language = "zh"
     bad.validity.start_time.FromDatetime(datetime(2025, 1, 2, tzinfo=UTC))
     bad.validity.end_time.FromDatetime(datetime(2025, 1, 1, tzinfo=UTC))
-    assert failure(lambda: create(stubs, "bad", bad))[2] == [
+    assert failure(lambda: create(shared, "bad", bad))[2] == [
         "offer.titles[1].language",
         "offer.price.currency_code",
         "offer.validity.end_time",
         "offer.stock",
     ]
-    assert failure(lambda: create(stubs, "bad", an_offer(eligibility_rule="tear == 'x'")))[2] == [
+    assert failure(lambda: create(shared, "bad", an_offer(eligibility_rule="tear == 'x'")))[2] == [
         "offer.eligibility_rule"
     ]
-    assert failure(lambda: create(stubs, "x" * 129, an_offer()))[2] == ["offer_id"]
-    assert failure(lambda: create(stubs, "a/b", an_offer()))[2] == ["offer_id"]
-    create(stubs, "taken", an_offer())
-    assert failure(lambda: create(stubs, "taken", an_offer()))[0] == grpc.StatusCode.ALREADY_EXISTS
+    assert failure(lambda: create(shared, "x" * 129, an_offer()))[2] == ["offer_id"]
+    assert failure(lambda: create(shared, "a/b", an_offer()))[2] == ["offer_id"]
+    create(shared, "taken", an_offer())
+    assert failure(lambda: create(shared, "taken", an_offer()))[0] == grpc.StatusCode.ALREADY_EXISTS
     listing = pb.ListOffersRequest(page_size=-1)
-    assert failure(lambda: stubs.offers.ListOffers(listing, timeout=30))[2] == ["page_size"]
+    assert failure(lambda: shared.offers.ListOffers(listing, timeout=30))[2] == ["page_size"]
     listing = pb.ListOffersRequest(page_token="made up")
-    assert failure(lambda: stubs.offers.ListOffers(listing, timeout=30))[2] == ["page_token"]
+    assert failure(lambda: shared.offers.ListOffers(listing, timeout=30))[2] == ["page_token"]
     unknown = pb.UpdateOfferRequest(
         offer=pb.Offer(name="offers/taken"), update_mask=FieldMask(paths=["state"])
     )
-    assert failure(lambda: stubs.offers.UpdateOffer(unknown, timeout=30))[2] == ["update_mask"]
+    assert failure(lambda: shared.offers.UpdateOffer(unknown, timeout=30))[2] == ["update_mask"]
     etag = pb.PublishOfferRequest(name="offers/taken", etag="mine")
-    assert failure(lambda: stubs.offers.PublishOffer(etag, timeout=30))[2] == ["etag"]
+    assert failure(lambda: shared.offers.PublishOffer(etag, timeout=30))[2] == ["etag"]
 
 
-def test_offers_are_paged_by_id(stubs: Stubs) -> None:
+def test_offers_are_paged_by_id(shared: Stubs) -> None:
     for index in range(5):
-        create(stubs, f"o{index}", an_offer())
+        create(shared, f"o{index}", an_offer())
     seen, token = [], ""
     while True:
-        page = stubs.offers.ListOffers(pb.ListOffersRequest(page_size=2, page_token=token), timeout=30)
+        page = shared.offers.ListOffers(pb.ListOffersRequest(page_size=2, page_token=token), timeout=30)
         seen += [offer.name for offer in page.offers]
         token = page.next_page_token
         if not token:
@@ -265,8 +273,8 @@ def test_many_hands_on_the_last_units(stubs: Stubs) -> None:
     )
 
 
-def test_bad_requests_name_their_fields(stubs: Stubs) -> None:
-    ask = stubs.recommendations
+def test_bad_requests_name_their_fields(shared: Stubs) -> None:
+    ask = shared.recommendations
     request = rec.RecommendRequest(
         customer="people/1", caller_number="13800138000", max_offers=99, context=rec.CallContext(agent="7")
     )
@@ -294,7 +302,7 @@ def test_bad_requests_name_their_fields(stubs: Stubs) -> None:
     assert (imported.recorded_count, imported.duplicate_count, imported.rejected_count) == (1, 1, 4)
     assert [item.index for item in imported.rejected] == [1, 2, 4, 5]
     unknown = leads_pb2.GetLeadRequest(name="leads/none")
-    assert failure(lambda: stubs.leads.GetLead(unknown, timeout=30))[:2] == (
+    assert failure(lambda: shared.leads.GetLead(unknown, timeout=30))[:2] == (
         grpc.StatusCode.NOT_FOUND,
         "LEAD_NOT_FOUND",
     )
@@ -443,11 +451,11 @@ def test_the_worker_hears_counts_and_tells(
         assert server.exit_code() == 0
 
 
-def test_now_is_not_the_future(stubs: Stubs) -> None:
+def test_now_is_not_the_future(shared: Stubs) -> None:
     future = Timestamp()
     future.FromSeconds(int(time.time()) + 86_400)
     purchase = rec.Purchase(purchase_id="1", customer="customers/c1", product="tv", purchase_time=future)
     batch = rec.RecordPurchasesRequest(purchases=[purchase])
-    assert failure(lambda: stubs.recommendations.RecordPurchases(batch, timeout=30))[2] == [
+    assert failure(lambda: shared.recommendations.RecordPurchases(batch, timeout=30))[2] == [
         "purchases[0].purchase_time"
     ]

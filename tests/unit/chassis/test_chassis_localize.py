@@ -137,9 +137,10 @@ def findings(node: ast.AST) -> list[ast.expr]:
     if isinstance(node, ast.Call):
         said = [each.value for each in node.keywords if each.arg in ("why", "limit")]
         name = node.func.attr if isinstance(node.func, ast.Attribute) else ""
+        plain = node.func.id if isinstance(node.func, ast.Name) else ""
         if name == "add" and len(node.args) == 2:
             said.append(node.args[1])
-        elif name == "fail" or ast.unparse(node.func) in ("_bad", "_syntax", "BadMoney"):
+        elif name == "fail" or plain in ("_bad", "_syntax", "BadMoney"):
             said.append(node.args[-1])
         elif name == "append" and node.args:
             pair = node.args[0]
