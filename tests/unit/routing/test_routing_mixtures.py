@@ -33,6 +33,7 @@ from routing.model import (
     FinishWrapUp,
     ForceLogOut,
     HangUp,
+    OfferEnded,
     OpenSession,
     OverflowCall,
     PauseAgent,
@@ -108,8 +109,10 @@ class Mixture(EngineShard):
     def do(self, command: Command) -> Answer:
         known = len(self.journal)
         answer = super().do(command)
+        # Whoever becomes free takes the first call, also one that comes back by the same command.
+        freed = any(isinstance(event, OfferEnded) for _, event in self.journal[known:])
         for at_ms, event in self.journal[known:]:
-            if isinstance(event, CallOffered):
+            if isinstance(event, CallOffered) and not freed:
                 self._check_explained(event, at_ms)
             evolve(self.reader, event, at_ms)
             self.reader.clear_worklists()
