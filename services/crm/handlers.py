@@ -572,13 +572,12 @@ class Memory:
         return found
 
     def _standing(self, own: str) -> tuple[str, bool]:
-        """(where what is `own`'s is shown, whether that customer was erased)."""
+        """(where what is `own`'s is shown, whether that customer was erased). With an erased survivor it is
+        erased by name, unless the merge that met the erasure gives it back."""
         if not timeline.is_customers(own):
             return own, False
-        shown, erased = own, False
-        for subject, state in self._upwards(own):
-            shown, erased = subject, state is State.ERASED
-        return shown, erased
+        way = list(self._upwards(own))
+        return way[-1][0], way[0][1] is State.ERASED
 
     def _upwards(self, subject: str) -> Iterator[tuple[str, State | None]]:
         """(subject, state) of a customer, of whoever took it over, and so on."""
