@@ -13,6 +13,7 @@ from collections.abc import Mapping
 from dataclasses import fields
 from typing import Any, ClassVar, TypeVar
 
+from bson.int64 import Int64
 from mongoengine import (
     BinaryField,
     BooleanField,
@@ -414,8 +415,6 @@ _ITEMS: Mapping[str, type] = {
     "quiet_windows": QuietWindow,
     "consents": Consent,
 }
-#: Numbers of 64 bits in them, business ms.
-_TIMES = ("decided_ms", "expires_ms")
 _ENUMS: Mapping[str, type[enum.StrEnum]] = {
     "kind": Kind,
     "tier": Tier,
@@ -460,16 +459,17 @@ def _pack(value: Any) -> Any:
     return plain.without_defaults(type(value), plain.builtin(value))
 
 
+def _native(value: Any) -> Any:
+    """Numbers of 64 bits, as all times are, come as a class of their own, which msgspec takes for none."""
+    return int(value) if type(value) is Int64 else value
+
+
 def _item(cls: type[Value], raw: Mapping[str, Any]) -> Value:
     # A newer release may have stored more: unknown keys are passed over.
-    known = {f.name: raw[f.name] for f in fields(cls) if f.name in raw}  # type: ignore[arg-type]
+    known = {f.name: _native(raw[f.name]) for f in fields(cls) if f.name in raw}  # type: ignore[arg-type]
     for name, nested in _ITEMS.items():
         if name in known:
             known[name] = tuple(_item(nested, item) for item in known[name])
-    for name in _TIMES:
-        if known.get(name) is not None:
-            # A number of 64 bits comes as a kind of its own, which nothing else takes for a number.
-            known[name] = int(known[name])
     if "weekdays" in known:
         known["weekdays"] = tuple(known["weekdays"])
     if "channel" in known:
