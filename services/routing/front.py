@@ -842,7 +842,7 @@ class Front:
         """
         if not caller.heard or not caller.region or caller.move >= MOVES_MAX:
             return None
-        if self._clock.monotonic() < caller.stays_until:
+        if caller.stays_until and self._clock.monotonic() < caller.stays_until:
             return None
         waited_ms = self._clock.now_ms() - caller.moved_ms
         way = _way(caller)

@@ -132,7 +132,7 @@ class Caller(msgspec.Struct, eq=False):
     #: Its region is lost and there is no other: it is placed nowhere until that one has a leader.
     stays: bool = False
     #: Its region has just said that it keeps it: not moved before this (monotonic clock).
-    stays_until: float = -inf
+    stays_until: float = 0.0
     #: Region in which it talks, for all that its edge was told: it is opened there and nowhere else, for as
     #: long as its edge does not say that the conversation broke off.
     talks: str = ""

@@ -14,7 +14,6 @@ from callmesh.tickets.v1 import quality_pb2
 from chassis.callcontext import current_identity
 from chassis.clock import Clock
 from chassis.errors import FailedPrecondition, InvalidArgument
-from chassis.fieldmask import apply_mask
 from chassis.ids import parse_name
 from tickets import convert
 from tickets.filters import Condition, choice_field, enum_choices, list_field, name_field, text_field
@@ -339,21 +338,12 @@ class QualityCalls:
 
     def UpdateReview(self, request: Any, context: Any) -> Any:
         """Changes a review's criteria and findings."""
-        patch, kind = request.review, self._reviews.resource
 
-        def edit(message: Any) -> None:
+        def check(message: Any) -> None:
             if message.HasField("complete_time"):
-                raise ReviewOver(subject=patch.name, why="is complete")
-            apply_mask(
-                message,
-                patch,
-                request.update_mask,
-                allowed=kind.updatable,
-                immutable=kind.immutable,
-                at=kind.field,
-            )
+                raise ReviewOver(subject=request.review.name, why="is complete")
 
-        return self._scored(self._reviews.change(patch.name, patch.etag, edit, field="review.name"))
+        return self._scored(self._reviews.update(request, check))
 
     def CompleteReview(self, request: Any, context: Any) -> Any:
         """Ends a review with a verdict."""

@@ -200,11 +200,12 @@ class Crud:
 
         return attempt() if version is not None else retry_conflicts(attempt)
 
-    def update(self, request: Any) -> Any:
-        """Partial update (AIP-134)."""
+    def update(self, request: Any, check: Callable[[Any], None] = lambda _: None) -> Any:
+        """Partial update (AIP-134); `check` raises where the resource as it is may not be changed."""
         patch, kind = getattr(request, self.resource.field), self.resource
 
         def edit(message: Any) -> None:
+            check(message)
             apply_mask(
                 message,
                 patch,
