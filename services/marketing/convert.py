@@ -173,7 +173,8 @@ def _time(field: str, message: Any, problems: list[Problem]) -> datetime | None:
         return None
 
 
-def _check(field: str, value: str, problems: list[Problem]) -> str:
+def checked_id(field: str, value: str, problems: list[Problem]) -> str:
+    """The id; "" for a bad one, which is added to the problems."""
     try:
         return check_id(field, value)
     except InvalidArgument as error:
@@ -239,7 +240,7 @@ def _offer_content(message: Any, offer_id: str, problems: list[Problem]) -> dict
     return {
         "id": offer_id,
         "titles": tuple(Text(language=t.language, text=t.text) for t in message.titles),
-        "product": _check("product", message.product, problems),
+        "product": checked_id("product", message.product, problems),
         "kind": kind or OfferKind.CROSS_SELL,
         "tags": tuple(sorted(set(message.tags))),
         "price": price or Money.parse("XXX", "0"),
@@ -272,7 +273,7 @@ def _end(message: Any, end: str, problems: list[Problem]) -> datetime | None:
 
 
 def _products(field: str, values: Sequence[str], problems: list[Problem]) -> frozenset[str]:
-    return frozenset(_check(f"{field}[{index}]", value, problems) for index, value in enumerate(values))
+    return frozenset(checked_id(f"{field}[{index}]", value, problems) for index, value in enumerate(values))
 
 
 def audience_from_proto(field: str, message: Any, problems: list[Problem]) -> Audience:
@@ -399,7 +400,7 @@ def _contact_from_proto(message: Any, problems: list[Problem]) -> Contact:
         except InvalidArgument as error:
             problems.append((field, error.values["why"]))
     if message.call_id:
-        _check("context.call_id", message.call_id, problems)
+        checked_id("context.call_id", message.call_id, problems)
     if len(message.contact_reason) > 64:
         problems.append(("context.contact_reason", "must be at most 64 characters"))
     if len(message.language) > 35:
@@ -510,9 +511,9 @@ def _purchase(message: Any, now: datetime, problems: list[Problem]) -> Purchase:
         problems.append(("customer", "must not be empty"))
     channel = _known("channel", common_pb2.Channel, "CHANNEL", message.channel, Channel, problems)
     return Purchase(
-        id=_check("purchase_id", message.purchase_id, problems),
+        id=checked_id("purchase_id", message.purchase_id, problems),
         customer=_name_id("customer", "customers", message.customer, problems),
-        product=_check("product", message.product, problems),
+        product=checked_id("product", message.product, problems),
         at=at or now,
         quantity=message.quantity or 1,
         amount=_optional_money(message, "amount", problems),

@@ -75,9 +75,9 @@ def lead_problems(message: Any, currency: str) -> list[Problem]:
         ("campaign", "campaigns"),
     ):
         found += name_problems(field, collection, getattr(message, field))
-    convert._check("product", message.product, found)
+    convert.checked_id("product", message.product, found)
     if message.call_id:
-        convert._check("call_id", message.call_id, found)
+        convert.checked_id("call_id", message.call_id, found)
     found += text_problems("contact_name", message.contact_name, 200)
     found += text_problems("note", message.note, 4_000)
     return found + money_problems("", message, "estimated_value", currency)
@@ -89,7 +89,7 @@ def partner_problems(message: Any) -> list[Problem]:
     for at, name in enumerate(message.regions[:100]):
         found += name_problems(f"regions[{at}]", "regions", name)
     for at, product in enumerate(message.products[:100]):
-        convert._check(f"products[{at}]", product, found)
+        convert.checked_id(f"products[{at}]", product, found)
     if len(message.regions) > 100 or len(message.products) > 100:
         found.append(("products", "at most 100 regions and 100 products"))
     if not 0 <= message.capacity <= 100_000:

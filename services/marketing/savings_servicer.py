@@ -127,7 +127,7 @@ def tariff_problems(message: Any, currency: str) -> list[Problem]:
     if not 0 <= message.contract_months <= 120:
         found.append(("contract_months", "must be 0 to 120"))
     if message.product:
-        convert._check("product", message.product, found)
+        convert.checked_id("product", message.product, found)
     found += audience_problems(convert.audience_from_proto("audience", message.audience, found))
     start, end = _validity(message)
     if start is not None and end is not None and end <= start:

@@ -84,7 +84,7 @@ def survey_problems(message: Any) -> list[Problem]:
 
 def _question_problems(at: str, question: Any) -> list[Problem]:
     found: list[Problem] = []
-    convert._check(f"{at}.question_id", question.question_id, found)
+    convert.checked_id(f"{at}.question_id", question.question_id, found)
     found += [(f"{at}.{field}", why) for field, why in texts_problems("texts", question.texts)]
     if question.kind == V.QUESTION_KIND_SCALE:
         if not -SCALE_MAX <= question.scale_min < question.scale_max <= SCALE_MAX:
@@ -102,7 +102,7 @@ def _question_problems(at: str, question: Any) -> list[Problem]:
 
 def _choice_problems(at: str, choice: Any) -> list[Problem]:
     found: list[Problem] = []
-    convert._check(f"{at}.choice_id", choice.choice_id, found)
+    convert.checked_id(f"{at}.choice_id", choice.choice_id, found)
     found += [(f"{at}.{field}", why) for field, why in texts_problems("texts", choice.texts)]
     if not 0 <= choice.score <= 1:
         found.append((f"{at}.score", "must be 0 to 1"))
@@ -221,7 +221,7 @@ class SurveyServicer(surveys_pb2_grpc.SurveyServiceServicer):
         survey, now = self._surveys.shown(row), self._clock.now()
         problems = name_problems("customer", "customers", request.customer)
         if request.call_id:
-            convert._check("call_id", request.call_id, problems)
+            convert.checked_id("call_id", request.call_id, problems)
         if problems:
             raise InvalidArgument.many(problems)
         if survey.state != V.SURVEY_STATE_OPEN:

@@ -43,7 +43,7 @@ from callmesh.marketing.v1 import (
 from chassis.errors import Unavailable
 from chassis.pagination import Page, request_fingerprint
 from chassis.testing import FakeClock
-from marketing import reports_servicer, savings_servicer
+from marketing import reports_servicer, savings_servicer, surveys_servicer
 from marketing.call_lists import CallListSender, add_contact, complete_lists
 from marketing.campaign_engine import StepChannel
 from marketing.campaign_store import MemoryTouches
@@ -1114,6 +1114,30 @@ async def test_public_holidays_are_quiet_where_the_policy_says_so(grpc_server: A
         await campaigns.UpdateContactPolicy(request)
         world.clock.advance(24 * 3_600)
         assert len((await world.outbound.NextContacts(ask)).contacts) == 1
+
+
+def test_choices_and_tariffs_are_held_to_their_limits() -> None:
+    long = "x" * 300_000
+    choice = surveys_pb2.Choice(choice_id="a/b", texts=[words(long)], score=2)
+    question = surveys_pb2.Question(
+        question_id="q1",
+        texts=[words("Which?")],
+        kind=surveys_pb2.QUESTION_KIND_SINGLE_CHOICE,
+        choices=[surveys_pb2.Choice(choice_id="a", texts=[words("yes")]), choice],
+    )
+    survey = surveys_pb2.Survey(display_name="after the call", questions=[question])
+    at = "questions[0].choices[1]"
+    fields = {field for field, _ in surveys_servicer.survey_problems(survey)}
+    assert fields == {f"{at}.choice_id", f"{at}.texts[0].text", f"{at}.score"}
+    tariff = savings_pb2.Tariff(
+        titles=[words("Plan")],
+        kind=savings_pb2.TARIFF_KIND_PLAN,
+        monthly_fee=cny("10"),
+        product="a\0b",
+        audience=types_pb2.Audience(tiers=[long]),
+    )
+    problems = savings_servicer.tariff_problems(tariff, "CNY")
+    assert {field.partition("[")[0] for field, _ in problems} == {"product", "audience.tiers"}
 
 
 async def test_a_survey_takes_closed_answers_inside_its_time_limit(world: World) -> None:
