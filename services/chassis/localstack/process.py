@@ -108,6 +108,8 @@ class ManagedProcess:
         self.log_path = self.run_dir / f"{name}.log"
         self.record_path = self.run_dir / f"{name}.pid.json"
         self._child: subprocess.Popen[bytes] | None = None
+        #: What this instance's own start is known by while no record says so.
+        self._token = ""
 
     def start(
         self,
@@ -126,7 +128,8 @@ class ManagedProcess:
         if self.alive():
             raise ProcessFailed(f"{self.name} runs already (process {self.pid()})")
         self.run_dir.mkdir(parents=True, exist_ok=True)
-        token = secrets.token_hex(16)
+        # Before there is a process: an interrupt may come between its start and its record.
+        self._token = token = secrets.token_hex(16)
         full = list(command)
         if die_with_parent:
             full = [
@@ -221,13 +224,14 @@ class ManagedProcess:
         """SIGKILL to the program and all its descendants, at once; ProcessFailed when one survives it."""
         record = self.record()
         self.send(signal.SIGKILL)
-        if record is not None:
-            self._sweep(record.token)
-            if not wait_for(lambda: not self.alive(), KILL_SECONDS_MAX):
-                raise ProcessFailed(f"{self.name} (process {record.pid}) survives SIGKILL")
+        if token := record.token if record is not None else self._token:
+            self._sweep(token)
+        if record is not None and not wait_for(lambda: not self.alive(), KILL_SECONDS_MAX):
+            raise ProcessFailed(f"{self.name} (process {record.pid}) survives SIGKILL")
         if self._child is not None:
             self._child.wait(KILL_SECONDS_MAX)
         self.record_path.unlink(missing_ok=True)
+        self._token = ""
 
     def _sweep(self, token: str) -> None:
         for _ in range(SWEEPS_MAX):

@@ -180,6 +180,24 @@ def test_a_damaged_record_means_not_running(tmp_path: Path, content: str) -> Non
     assert not process.record_path.exists()
 
 
+def test_one_whose_start_is_interrupted_before_it_is_recorded_is_stopped(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    started: list[int] = []
+
+    def interrupted(process: ManagedProcess, record: Any) -> None:
+        started.append(record.pid)
+        raise KeyboardInterrupt
+
+    process = ManagedProcess(tmp_path, "sleeper")
+    monkeypatch.setattr(ManagedProcess, "_write", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        process.start(SLEEPER, env=_environment())
+    assert start_ticks(started[0]) is not None
+    process.stop()
+    assert start_ticks(started[0]) is None
+
+
 def test_one_that_ignores_sigterm_is_killed_with_its_daemons(tmp_path: Path) -> None:
     daemon = (
         "import os, subprocess, sys; subprocess.Popen(sys.argv[1:], start_new_session=True)\n"
