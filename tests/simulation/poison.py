@@ -14,10 +14,10 @@ from unittest.mock import patch
 
 from tests.simulation.agenda import WORLD, Process
 
-from routing import engine, state
+from routing import engine
 from routing.model import CallQueued, PlaceCall, Tick
 from routing.outlived import OUTLIVED_MAX
-from routing.state import next_deadline
+from routing.state import evolving, next_deadline
 
 if TYPE_CHECKING:
     from tests.simulation.world import World
@@ -79,7 +79,7 @@ class Poisoner:
 
 
 _PLACE, _TICK = engine._DECIDE[PlaceCall], engine._DECIDE[Tick]
-_QUEUED = state._EVOLVE[CallQueued]
+_QUEUED = evolving._EVOLVE[CallQueued]
 
 
 @contextmanager
@@ -90,5 +90,5 @@ def poisoned(world: World) -> Iterator[None]:
         if any(call.poison for call in world.plan.calls):
             decide = {PlaceCall: poisoner.place, Tick: poisoner.tick}
             stack.enter_context(patch.dict(engine._DECIDE, decide))
-            stack.enter_context(patch.dict(state._EVOLVE, {CallQueued: poisoner.queued}))
+            stack.enter_context(patch.dict(evolving._EVOLVE, {CallQueued: poisoner.queued}))
         yield

@@ -23,7 +23,8 @@ from tests.simulation.routers import Router
 from tests.simulation.world import World, simulate
 
 from chassis.bus.publisher import Outcome
-from routing import codec, digests, engine, handlers, holds, leader, relay, state
+from routing import codec, digests, engine, handlers, holds, leader, relay
+from routing.deciders import calls, questions
 from routing.front import Front
 from routing.journal import Block, OutcomeUnknown
 from routing.leader import Committed, Leader
@@ -42,6 +43,7 @@ from routing.model import (
     ShardOpened,
 )
 from routing.outlived import Outlived, Verdict
+from routing.state import ShardState, evolving, indexes
 
 #: Mixtures of faults.
 STORE = {"stall_replication": 6, "freeze_leader": 3, "crash_leader": 3, "slow_store": 2, "store_down": 1}
@@ -297,7 +299,7 @@ def _conversations_alone(state: Any, command: Any) -> tuple[Any, ...]:
     return tuple(view for view in _VIEWS(state, command) if view.state is not CallState.OFFERED)
 
 
-_VIEWS = engine._views
+_VIEWS = questions._views
 
 
 async def _writes_on(self: Leader, block: Block) -> None:
@@ -385,11 +387,11 @@ def _accept_connects(s: Any, command: AcceptOffer, now_ms: int) -> Decision:
     return decision
 
 
-def _open_for_any(s: state.ShardState, c: OpenSession, now_ms: int) -> Decision:
+def _open_for_any(s: ShardState, c: OpenSession, now_ms: int) -> Decision:
     """Of one session's streams the last to be attached wins, however old it is."""
     known = s.agents.get(c.agent)
     command = max(c.command, known.command) if known is not None else c.command
-    return engine._open_session(s, replace_struct(c, command=command), now_ms)
+    return _OPEN(s, replace_struct(c, command=command), now_ms)
 
 
 def _confirm_any(s: Any, command: ConfirmCall, now_ms: int) -> Decision:
@@ -406,8 +408,8 @@ def _queue_anew(s: Any, c: Any, entry: Any, now_ms: int) -> Decision:
     return _REPLACE(s, replace_struct(c, talks=False), entry, now_ms)
 
 
-_REPLACE = engine._replace_ended
-_ACCEPT, _CONFIRM = engine._DECIDE[AcceptOffer], engine._DECIDE[ConfirmCall]
+_REPLACE = calls._replace_ended
+_OPEN, _ACCEPT, _CONFIRM = (engine._DECIDE[kind] for kind in (OpenSession, AcceptOffer, ConfirmCall))
 
 
 def _consent_for_all(self: Front, caller: Any, view: Any) -> None:
@@ -492,7 +494,7 @@ def _wrap_up_here(s: Any, event: CallEnded) -> None:
     _ENDED(s, event)
 
 
-_OPENED, _OFFERED, _ENDED = (state._EVOLVE[kind] for kind in (ShardOpened, CallOffered, CallEnded))
+_OPENED, _OFFERED, _ENDED = (evolving._EVOLVE[kind] for kind in (ShardOpened, CallOffered, CallEnded))
 
 
 def _end_again(s: Any, command: EndCall, now_ms: int) -> Decision:
@@ -511,7 +513,7 @@ def _count_down(s: Any, event: CallEnded) -> None:
     _ENDED(s, event)
     if freed and agent.calls:
         agent.calls.pop() if isinstance(agent.calls, set) else agent.calls.popitem()
-        state._refresh(s, agent)
+        indexes.refresh(s, agent)
 
 
 _END = engine._DECIDE[EndCall]
@@ -519,7 +521,7 @@ _END = engine._DECIDE[EndCall]
 
 @contextmanager
 def counting() -> Iterator[None]:
-    with patched(engine._DECIDE, EndCall, _end_again), patched(state._EVOLVE, CallEnded, _count_down):
+    with patched(engine._DECIDE, EndCall, _end_again), patched(evolving._EVOLVE, CallEnded, _count_down):
         yield
 
 
@@ -528,7 +530,7 @@ def _wall_clock(self: Leader) -> int:
 
 
 def _evolves(event: type, how: Any) -> Callable[[], AbstractContextManager[None]]:
-    return lambda: patched(state._EVOLVE, event, how)
+    return lambda: patched(evolving._EVOLVE, event, how)
 
 
 def _decides(command: type, how: Any) -> Callable[[], AbstractContextManager[None]]:
@@ -639,7 +641,7 @@ VARIANTS = (
     Variant(
         name="what broke off is queued unsaid",
         seed=4,
-        broken=lambda: patched(engine, "_replace_ended", _queue_anew),
+        broken=lambda: patched(calls, "_replace_ended", _queue_anew),
         kinds={**CLIENTS, "restart_desk": 6},
         callers={**TALKERS, "breaks_off": 0.0},
         says=("while it talks",),
@@ -712,7 +714,7 @@ VARIANTS = (
     Variant(
         name="what rings is not told again",
         seed=20,
-        broken=lambda: patched(engine, "_views", _conversations_alone),
+        broken=lambda: patched(questions, "_views", _conversations_alone),
         kinds=CLIENTS,
         says=("in vain",),
     ),

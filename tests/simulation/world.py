@@ -34,7 +34,7 @@ from tests.simulation.poison import Poisoned, poisoned
 from tests.simulation.relays import RELAYS, Broker, ClusterCursors, Relay
 from tests.simulation.routers import Router
 
-from routing import digests, engine, front, leader
+from routing import digests, leader
 from routing.journal import Block
 
 #: After the last line is done, streams and graces run out for this long.
@@ -360,8 +360,11 @@ def surroundings(seed: int) -> Iterator[None]:
 def bounds(plan: Plan) -> Iterator[None]:
     """A tight run has small blocks and steps."""
     with ExitStack() as stack:
-        for module in (engine, front) if plan.tight else ():
-            stack.enter_context(patch.object(module, "STEP_ENTRIES_MAX", TIGHT_STEP))
+        for module in (
+            [m for name, m in sys.modules.items() if name.startswith("routing.")] if plan.tight else ()
+        ):
+            if hasattr(module, "STEP_ENTRIES_MAX"):
+                stack.enter_context(patch.object(module, "STEP_ENTRIES_MAX", TIGHT_STEP))
         if plan.tight:
             stack.enter_context(patch.object(leader, "EVENTS_PER_BLOCK_MAX", TIGHT_EVENTS))
         yield

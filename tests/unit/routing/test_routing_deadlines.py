@@ -7,7 +7,7 @@ from math import inf
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from routing.deadlines import Deadline, Deadlines
+from routing.state.deadlines import Deadline, Deadlines
 
 KINDS = ("detached", "forget", "offer")
 ENTRIES = st.tuples(st.integers(1, 5_000), st.sampled_from(KINDS), st.sampled_from("abcdef"))

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import ast
+import importlib
 import inspect
+import itertools
+import pkgutil
 import re
 from typing import Any
 
@@ -11,7 +14,7 @@ import pytest
 
 from chassis import localize
 from chassis.errors import Code
-from routing import engine
+from routing import deciders, engine
 from routing.errors import error_of
 from routing.model import (
     AcceptOffer,
@@ -46,12 +49,14 @@ COMMANDS: list[Any] = [
 def refusals() -> list[Refusal]:
     """Every reason and field that the engine's code refuses with."""
     found = set()
-    for node in ast.walk(ast.parse(inspect.getsource(engine))):
+    names = [each.name for each in pkgutil.iter_modules(deciders.__path__, "routing.deciders.")]
+    modules = [engine, *map(importlib.import_module, names)]
+    for node in itertools.chain.from_iterable(ast.walk(ast.parse(inspect.getsource(m))) for m in modules):
         if isinstance(node, ast.Call) and isinstance(node.func, ast.Name):
             said = [*node.args, *(keyword.value for keyword in node.keywords)]
             texts = [n.value for part in said for n in ast.walk(part) if isinstance(n, ast.Constant)]
             reasons = [text for text in texts if isinstance(text, str) and text.isupper()]
-            if node.func.id in ("_refuse", "Refusal") and reasons:
+            if node.func.id in ("refuse", "Refusal") and reasons:
                 fields = [text for text in texts if text not in reasons]
                 found |= {(reason, str(fields[-1]) if fields else "") for reason in reasons}
     return [Refusal(reason=reason, field=field) for reason, field in sorted(found)]

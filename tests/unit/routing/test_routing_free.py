@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from routing.free import INBOX_MAX, OUTDATED_MAX, ByHeap, ByLot, ByRank, ByTurn, Free, Place
+from routing.state.free import INBOX_MAX, OUTDATED_MAX, ByHeap, ByLot, ByRank, ByTurn, Free, Place
 
 Make = Callable[[Callable[[Place], int]], Free]
 INDEXES: list[Make] = [ByTurn, ByRank, ByHeap, ByLot]

@@ -19,8 +19,10 @@ import operator
 import sys
 from abc import ABC, abstractmethod
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
+
+from routing.model import Requirement, Strategy
 
 #: Places in an inbox before they are ranked unasked.
 INBOX_MAX = 128
@@ -256,3 +258,38 @@ class ByLot(Free):
 
     def _ranked(self) -> Iterator[tuple[int, Place]]:
         return ((0, place) for place in self._pool)
+
+
+def _by_proficiency(requirements: Sequence[Requirement]) -> Callable[[Place], int]:
+    """The higher the sum of the levels asked for, the better."""
+    wanted = [skill for skill, _ in requirements]
+    if len(wanted) == 1:
+        only = wanted[0]
+        return lambda place: -place.agent.skills.get(only, 0)
+    return lambda place: -sum([place.agent.skills.get(skill, 0) for skill in wanted])
+
+
+#: Strategies without ranks, and those whose ranks hardly two agents share; the others list free agents by
+#: rank.
+_FREE: dict[Strategy, Callable[[Callable[[Place], int]], Free]] = {
+    Strategy.LONGEST_IDLE: ByTurn,
+    Strategy.RANDOM: ByLot,
+    Strategy.LEAST_OCCUPIED: ByHeap,
+    Strategy.ROUND_ROBIN: ByHeap,
+}
+#: How a line of some requirements ranks its free agents, lower first: by what does not change while an agent
+#: stays free.
+_RANKS: dict[Strategy, Callable[[Sequence[Requirement]], Callable[[Place], int]]] = {
+    Strategy.LONGEST_IDLE: lambda requirements: lambda place: 0,
+    Strategy.FEWEST_CALLS: lambda requirements: lambda place: place.agent.taken,
+    Strategy.LEAST_OCCUPIED: lambda requirements: lambda place: place.agent.occupancy_ppm(place.since_ms),
+    Strategy.ROUND_ROBIN: lambda requirements: lambda place: place.agent.last_offer,
+    Strategy.RANDOM: lambda requirements: lambda place: 0,
+    Strategy.PRIORITY_ORDER: lambda requirements: lambda place: place.agent.config.priority,
+    Strategy.BEST_PROFICIENCY: _by_proficiency,
+}
+
+
+def free_by(strategy: Strategy, requirements: Sequence[Requirement]) -> Free:
+    """The free agents, none yet, of a line with these requirements whose queue has this strategy."""
+    return _FREE.get(strategy, ByRank)(_RANKS[strategy](requirements))
