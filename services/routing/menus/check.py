@@ -6,7 +6,7 @@
 3. Everything is reachable: each section is linked to from somewhere that is reachable itself.
 4. No cycle: links between trees form no ring. (A caller goes back by the star key, which needs no link.)
 5. No way through the menu, links included, has more than `DEPTH_MAX` levels.
-6. Every choice has words in every language that the root has, short enough to be listened to.
+6. Every choice and answer has words in every language that the root has, short enough to be listened to.
 """
 
 from __future__ import annotations
@@ -31,6 +31,7 @@ from routing.menus.model import (
     Menu,
     Node,
     Texts,
+    primary,
     seconds_of,
     sentence,
 )
@@ -235,12 +236,26 @@ def _texts(menu: Menu) -> Iterator[Problem]:
         if missing:
             yield f"{place}.prompts", f"must have words in {missing[0]!r} as the root has"
         if node.act is Act.ANSWER:
-            yield from _said(f"{place}.answers", node.answers, ANSWER_CHARACTERS_MAX)
+            yield from _answers(place, node, languages)
         for language in languages:
             took = level_seconds(node, language)
             if took > LEVEL_SECONDS_MAX:
                 why = f"takes {took:.0f} s to tell in {language!r}; {LEVEL_SECONDS_MAX:.0f} s are the most"
                 yield f"{place}.children", why
+
+
+def _answers(place: str, node: Node, languages: list[str]) -> Iterator[Problem]:
+    """An answer alone is for all languages that have none of their own."""
+    yield from _said(f"{place}.answers", node.answers, ANSWER_CHARACTERS_MAX)
+    if node.target:
+        wrong = text_problem(node.target, ANSWER_CHARACTERS_MAX)
+        if wrong:
+            yield f"{place}.answer", wrong
+        return
+    spoken = {primary(language) for language, _ in node.answers}
+    missing = [language for language in languages if primary(language) not in spoken]
+    if missing:
+        yield f"{place}.answers", f"must have words in {missing[0]!r} as the root has"
 
 
 def choice_seconds(node: Node, digit: str, language: str) -> float:

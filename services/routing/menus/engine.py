@@ -8,7 +8,8 @@
 4. An own short cut's key also works at the root by itself where the menu leaves it free. The menu's keys
    are never taken away.
 5. A personal first level is either told before the root's choices, on keys that the root leaves free, or
-   stands before the root with "9" for everything else. Saying nothing there goes on to the root.
+   stands before the root with "9" for everything else. Saying nothing there goes on to the root. Own short
+   cuts work there as at the root, and keep their keys: what is predicted takes others.
 6. Three wrong keys or silences in a row, or `STEPS_MAX` steps, end in the fallback.
 7. A call-back leaf asks for a time; a link goes on in its section.
 """
@@ -16,10 +17,11 @@
 from __future__ import annotations
 
 import enum
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
 from routing.announcements import announcement
-from routing.menus.model import Act, Index, Node, sentence
+from routing.menus.model import Act, Index, Node, primary, sentence
 
 #: Steps of one session; wrong keys and silences in a row that end it.
 STEPS_MAX = 64
@@ -168,12 +170,17 @@ def begin(index: Index, state: State) -> State:
     """The first place: a personal level where there is one, else the root. Short cuts to nodes that this
     version does not have are left out.
     """
-    own = tuple((key, node) for key, node in state.own[:SHORTCUTS_MAX] if node in index.nodes)
+    own = own_of(index, state.own)
     personal = state.personal
     if personal is not None and any(node not in index.nodes for _, node in personal.choices):
         personal = None
     level = Level.PERSONAL if personal is not None and personal.before else Level.NODE
     return replace(state, own=own, personal=personal, level=level, way=(index.menu.root.id,))
+
+
+def own_of(index: Index, own: Iterable[tuple[str, str]]) -> tuple[tuple[str, str], ...]:
+    """Those short cuts (key, node) that lead to a node of this version."""
+    return tuple((key, node) for key, node in own if node in index.nodes)[:SHORTCUTS_MAX]
 
 
 def step(index: Index, state: State, did: Input, key: str, now_ms: int, times: tuple[int, ...]) -> Step:
@@ -215,7 +222,7 @@ def _pressed(index: Index, state: State, key: str, times: tuple[int, ...]) -> St
     found = offered.get(key)
     if found is not None:
         return _chosen(index, replace(state, tries=0), found, times)
-    at_root = state.level is Level.NODE and len(state.way) == 1
+    at_root = state.level in (Level.NODE, Level.PERSONAL) and len(state.way) == 1
     if key == "*":
         way = _back(index, state.way) if state.level in (Level.NODE, Level.TIMES) else state.way
         return Step(state=replace(state, level=Level.NODE, way=way, tries=0))
@@ -225,7 +232,7 @@ def _pressed(index: Index, state: State, key: str, times: tuple[int, ...]) -> St
     if key == "0" and index.menu.fallback_queue:
         return Step(state=replace(state, outcome=Outcome.FALLBACK), notice=Notice.FALLBACK)
     own = dict(state.own).get(key) if at_root else None
-    if own is not None:
+    if own is not None and not any(child.digit == key for child in index.menu.root.children):
         return _jump(index, state, own, Notice.SHORTCUT, times)
     return _again(state, Notice.WRONG_KEY)
 
@@ -340,8 +347,8 @@ def _answer(node: Node, language: str) -> str:
     """A self-service answer's text; "" for any other leaf."""
     if node.act is not Act.ANSWER:
         return ""
-    texts = dict(node.answers)
-    return announcement([*texts.items()] if texts else [("", node.target)], language)
+    theirs = [text for text in node.answers if primary(text[0]) == primary(language)]
+    return announcement(theirs, language) or node.target or announcement(node.answers, language)
 
 
 def answers(index: Index, state: State) -> list[tuple[str, str, int]]:

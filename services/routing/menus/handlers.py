@@ -121,11 +121,7 @@ class MenuHandlers:
 
     async def publish(self, request: pb.PublishMenuRequest) -> pb.Menu:
         """Puts a version in service, or on trial. Raises InvalidArgument, MenuNotFound, EtagMismatch."""
-        id, in_name = convert.named("name", request.name)
-        if in_name:
-            raise InvalidArgument(
-                field="name", why="must name the menu alone; the version has a field of its own"
-            )
+        id = _alone("name", request.name)
         expected = parse_etag("etag", request.etag)
         if not math.isfinite(request.share) or not 0 <= request.share <= 1:
             raise InvalidArgument(field="share", why="must be 0.0 to 1.0")
@@ -188,7 +184,7 @@ class MenuHandlers:
                 raise CallerUnknown(subject="the caller", why="the number is withheld")
             index = await self._running.index(menu, state.version)
         else:
-            menu, _ = convert.named("shortcut.menu", said.menu)
+            menu = _alone("shortcut.menu", said.menu)
             number = caller_number("shortcut.caller_number", said.caller_number)
             if not number:
                 raise InvalidArgument(field="shortcut.caller_number", why="must not be empty")
@@ -206,7 +202,7 @@ class MenuHandlers:
         number = caller_number("caller_number", request.caller_number)
         if not number:
             raise InvalidArgument(field="caller_number", why="must not be empty")
-        menu = convert.named("menu", request.menu)[0] if request.menu else ""
+        menu = _alone("menu", request.menu) if request.menu else ""
         found = await self._store.shortcuts(number, menu)
         return pb.ListShortcutsResponse(shortcuts=map(_show_shortcut, found))
 
@@ -221,20 +217,18 @@ class MenuHandlers:
 
     async def stats(self, request: pb.GetMenuStatsRequest) -> pb.MenuStats:
         """What callers did. Raises InvalidArgument, MenuNotFound."""
-        id, _ = convert.named("name", request.name)
+        id, version = _asked(request)
         await self._published(id)
         customer = request.customer and resource_name(
             "customers", parse_name("customer", "customers", request.customer)
         )
-        if request.version < 0:
-            raise InvalidArgument(field="version", why="must not be negative")
         number = caller_number("caller_number", request.caller_number)
-        query = self._query(id, request, version=request.version, number=number, customer=customer)
+        query = self._query(id, request, version=version, number=number, customer=customer)
         return _show_counts(await self._store.counts(query))
 
     async def compare(self, request: pb.CompareMenusRequest) -> pb.CompareMenusResponse:
         """Two versions as callers used them. Raises InvalidArgument, MenuNotFound."""
-        id, _ = convert.named("name", request.name)
+        id = _alone("name", request.name)
         await self._published(id)
         asked = (request.version_a, request.version_b)
         for field, version in zip(("version_a", "version_b"), asked, strict=True):
@@ -266,10 +260,10 @@ class MenuHandlers:
         """A draft rebuilt from use, stored unless it is only to be shown. Raises InvalidArgument,
         RebuildImpossible.
         """
-        id, _ = convert.named("name", request.name)
+        id, asked = _asked(request)
         key = request_key(subject, "RebuildMenu", request.request_id)
         _check_rebuild(request)
-        version = request.version or (await self._running.published(id)).version
+        version = asked or (await self._running.published(id)).version
         index = await self._running.index(id, version)
         if index.menu.kind is Kind.SURVEY:
             raise apart.RebuildImpossible(
@@ -308,6 +302,26 @@ class MenuHandlers:
             if not 0 <= number <= ACCESSES_MAX:
                 raise InvalidArgument(field=f"accesses[{id[:128]}]", why=f"must be 0 to {ACCESSES_MAX}")
         return dict(request.accesses), {}
+
+
+def _alone(field: str, name: str) -> str:
+    """The id in `menus/{menu}`. Raises InvalidArgument."""
+    id, version = convert.named(field, name)
+    if version:
+        raise InvalidArgument(field=field, why="must name the menu alone; the version has a field of its own")
+    return id
+
+
+def _asked(request: Any) -> tuple[str, int]:
+    """Id and version of a request that has a field for the version and may have it in the name; 0 for none.
+    Raises InvalidArgument.
+    """
+    id, in_name = convert.named("name", request.name)
+    if request.version < 0:
+        raise InvalidArgument(field="version", why="must not be negative")
+    if in_name and request.version not in (0, in_name):
+        raise InvalidArgument(field="version", why="must be that of the name, or 0")
+    return id, request.version or in_name
 
 
 def _check_rebuild(request: pb.RebuildMenuRequest) -> None:

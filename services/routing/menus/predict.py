@@ -23,7 +23,7 @@ from datetime import datetime, timedelta
 
 from routing.announcements import announcement
 from routing.menus.check import choice_seconds
-from routing.menus.engine import PERSONAL_MAX, Personal
+from routing.menus.engine import OTHERS_KEY, PERSONAL_MAX, Personal
 from routing.menus.model import Act, Index, Menu, Promotion, primary, seconds_of
 
 DAY_MS = 86_400_000
@@ -70,16 +70,24 @@ def wants(index: Index, uses: Iterable[Use], has_open_ticket: bool, now_ms: int)
     return {id: weight / total for id, weight in weights.items()}
 
 
-def personal_level(index: Index, probabilities: Mapping[str, float], language: str) -> Personal | None:
-    """The personal level that spares most; None when none spares anything (rules 2 and 3)."""
+def personal_level(
+    index: Index, probabilities: Mapping[str, float], language: str, own: Collection[str] = ()
+) -> Personal | None:
+    """The personal level that spares most; None when none spares anything (rules 2 and 3). It leaves the keys
+    of `own` short cuts alone: their caller knows them by heart.
+    """
     deeper = [id for id in probabilities if index.levels(id) > 1]
     likely = sorted(deeper, key=lambda id: (-probabilities[id], id))
-    free = [key for key in "123456789" if key not in {child.digit for child in index.menu.root.children}]
+    root = {child.digit for child in index.menu.root.children}
+    kept = set(own) - root
+    free = [key for key in "123456789" if key not in root | kept]
+    # Before the root one key has to be free for everything else.
+    ahead = [key for key in "12345678" if key not in kept] if OTHERS_KEY not in kept else []
     best: tuple[float, Personal] | None = None
     for count in range(1, min(PERSONAL_MAX, len(likely)) + 1):
         chosen = likely[:count]
         for before in (False, True):
-            keys = list("123456789")[:count] if before else free[:count]
+            keys = (ahead if before else free)[:count]
             if len(keys) < count:
                 continue
             level = Personal(choices=tuple(zip(keys, chosen, strict=True)), before=before)

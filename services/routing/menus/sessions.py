@@ -31,7 +31,7 @@ from routing.menus.tokens import InvalidMenuSession, MenuSessionEnded, SessionTo
 
 #: A session to resume is looked for at most this long, real seconds.
 RESUME_SECONDS = 1.0
-#: Sessions of one call in one menu.
+#: Sessions of one call in one menu that are told apart by its id.
 SESSIONS_MAX = 10
 HEARD_MAX, OFFERS_MAX = 50, 20
 WAIT_MS_MAX = 86_400_000
@@ -82,6 +82,8 @@ class Sessions:
             raise InvalidArgument(field="input", why="is not one that this release knows")
         if did is Input.KEY and request.digit not in KEYS:
             raise InvalidArgument(field="digit", why="must be one of 0-9, * and #")
+        if request.language:
+            state = replace(state, language=convert.language("language", request.language))
         index = await self._running.index(state.menu, state.version)
         times = predict.callback_times(self._local(now_ms))
         try:
@@ -113,6 +115,9 @@ class Sessions:
                 return await self._resumed(known)
             # The call comes into the menu again.
             id = stable_id(id, "again")
+        else:
+            # Too often to be looked for: a session of its own, that cannot be resumed.
+            id = new_id()
         return await self._first(self._blank(menu, id, now_ms, number, language, customer, call_id), asked)
 
     @staticmethod
@@ -166,12 +171,14 @@ class Sessions:
         wanted = predict.wants(index, facts.uses, facts.has_open_ticket, blank.began_ms)
         spoken = engine.spoken_language(index, language)
         survey = index.menu.kind is Kind.SURVEY
+        own = () if survey else engine.own_of(index, ((each.key, each.node) for each in facts.own))
+        keys = [key for key, _ in own]
         state = replace(
             blank,
             version=version,
             language=language,
-            own=() if survey else tuple((own.key, own.node) for own in facts.own),
-            personal=None if survey else predict.personal_level(index, wanted, spoken),
+            own=own,
+            personal=None if survey else predict.personal_level(index, wanted, spoken, keys),
         )
         return await self._answer(index, Step(state=engine.begin(index, state)), state.began_ms)
 

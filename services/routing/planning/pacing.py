@@ -20,6 +20,7 @@ import math
 from collections import deque
 from dataclasses import dataclass, field
 from enum import StrEnum
+from functools import lru_cache
 
 from chassis.errors import InvalidArgument
 
@@ -31,8 +32,8 @@ LINES_PER_AGENT_MAX = 4.0
 ANSWERED_MIN = 30
 #: Spans over which abandons are counted: a minute to 31 days.
 WINDOW_MS_MIN, WINDOW_MS_MAX = 60_000, 2_678_400_000
-#: Answered calls that are remembered.
-REMEMBERED_MAX = 100_000
+#: Answered calls that are remembered, and losses expected that are.
+REMEMBERED_MAX, EXPECTED_KEPT_MAX = 100_000, 4_096
 
 
 class Mode(StrEnum):
@@ -93,30 +94,48 @@ class Pacing:
         known = len(self._answered)
         if self.mode is not Mode.PREDICTIVE or known < ANSWERED_MIN or ratio >= self.abandon_ratio_max:
             return agents
-        lines = agents
-        while lines + 1 <= LINES_PER_AGENT_MAX * agents:
-            lost = expected_lost(lines + 1, agents, answer_ratio)
-            total = known + (lines + 1) * answer_ratio
-            if self._abandoned + lost > self.abandon_ratio_max * total:
-                break
-            # Nor may this moment alone be far above the cap, however good the day was.
-            if lost > 2 * self.abandon_ratio_max * (lines + 1) * answer_ratio:
-                break
-            lines += 1
-        return lines
+        return self._most_lines(agents, answer_ratio)
+
+    def _most_lines(self, agents: int, answer_ratio: float) -> int:
+        """The most lines that the cap allows. What is lost bends upwards with every line, and what may be
+        lost grows evenly: so the lines allowed end in one place, which halving finds.
+        """
+        low, high = agents, int(LINES_PER_AGENT_MAX * agents)
+        while low < high:
+            middle = (low + high + 1) // 2
+            if self._allow(middle, agents, answer_ratio):
+                low = middle
+            else:
+                high = middle - 1
+        return low
+
+    def _allow(self, lines: int, agents: int, answer_ratio: float) -> bool:
+        lost, answered = expected_lost(lines, agents, answer_ratio), lines * answer_ratio
+        if self._abandoned + lost > self.abandon_ratio_max * (len(self._answered) + answered):
+            return False
+        # Nor may this moment alone be far above the cap, however good the day was.
+        return lost <= 2 * self.abandon_ratio_max * answered
 
 
+@lru_cache(maxsize=EXPECTED_KEPT_MAX)
 def expected_lost(lines: int, agents: int, answer_ratio: float) -> float:
     """E[max(0, B - agents)] for B of `lines` independent lines, each answered with `answer_ratio`."""
     if lines <= agents or answer_ratio <= 0.0:
         return 0.0
     if answer_ratio >= 1.0:
         return float(lines - agents)
-    log_p, log_q = math.log(answer_ratio), math.log1p(-answer_ratio)
-    return sum(
-        (k - agents) * math.exp(_log_choose(lines, k) + k * log_p + (lines - k) * log_q)
-        for k in range(agents + 1, lines + 1)
-    )
+    odds = answer_ratio / (1.0 - answer_ratio)
+    # Outwards from one side to the other each probability is the one before times a ratio; the first is
+    # reckoned by its logarithm, as a power of it may be too small for a number.
+    first = agents + 1
+    log_weight = _log_choose(lines, first) + first * math.log(answer_ratio)
+    log_weight += (lines - first) * math.log1p(-answer_ratio)
+    lost = 0.0
+    for k in range(first, lines + 1):
+        lost += (k - agents) * math.exp(log_weight)
+        if k < lines:
+            log_weight += math.log((lines - k) / (k + 1) * odds)
+    return lost
 
 
 def _log_choose(n: int, k: int) -> float:

@@ -160,6 +160,16 @@ REFUSED: dict[str, tuple[pb.Menu, str, str]] = {
         "menu.root.children[3].answer",
         "not be empty",
     ),
+    "an answer in one language alone": (
+        changed(lambda m: put(m.root.children[3], answer="", answers={"zh": "好"})),
+        "menu.root.children[3].answers",
+        "'en'",
+    ),
+    "an answer nobody listens to": (
+        changed(lambda m: put(m.root.children[3], answer="a" * 1_001, answers={"zh": "好", "en": "good"})),
+        "menu.root.children[3].answer",
+        "at most 1000",
+    ),
     "a question of no survey": (
         changed(lambda m: put(m.root.children[0], question="q")),
         "menu.root.children[0].question",

@@ -49,6 +49,18 @@ def test_a_level_is_told_only_where_it_spares_something() -> None:
     assert level is not None and level.choices == (("5", "order"),) and not level.before
 
 
+def test_what_is_predicted_leaves_the_keys_of_own_short_cuts_alone() -> None:
+    likely = {"order": 0.8}
+    among = predict.personal_level(HOTLINE, likely, "zh", "5")
+    assert among is not None and among.choices == (("6", "order"),) and not among.before
+    before = predict.personal_level(HOTLINE, likely, "zh", "56789")
+    assert before is None, "no key is left among the root's, nor one for everything else before it"
+    before = predict.personal_level(HOTLINE, likely, "zh", "5678")
+    assert before is not None and before.choices == (("9", "order"),)
+    # The root has 1 itself, so the short cut's 1 works behind the hash alone and may be used.
+    assert predict.personal_level(HOTLINE, likely, "zh", "1") == predict.personal_level(HOTLINE, likely, "zh")
+
+
 @settings(max_examples=30, deadline=None)
 @given(weights=st.dictionaries(st.sampled_from(LEAVES), st.floats(0.01, 1.0), max_size=6))
 def test_a_personal_level_never_costs_more_than_it_spares(weights: dict[str, float]) -> None:

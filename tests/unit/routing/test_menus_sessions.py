@@ -107,6 +107,15 @@ def test_a_personal_level_stands_before_the_root_or_among_its_choices() -> None:
     assert begun(personal=Personal(choices=(("1", "gone"),), before=True)).level is Level.NODE
 
 
+def test_own_short_cuts_work_on_a_personal_level_as_at_the_root() -> None:
+    level = Personal(choices=(("2", "pay"),), before=True)
+    mine = begun(own=(("1", "expert"), ("7", "order")), personal=level)
+    assert walk(mine, "7").node == "order" and walk(mine, "7").visits[-1].notice is Notice.SHORTCUT
+    assert walk(mine, "#").level is Level.OWN and walk(mine, "#", "1").node == "expert"
+    assert walk(mine, "1").visits[-1].notice is Notice.WRONG_KEY, "the menu has this key at its root"
+    assert walk(mine, "2").node == "pay" and walk(mine, "9").level is Level.NODE
+
+
 def test_what_is_told() -> None:
     def told(state: State) -> str:
         return engine.prompt(HOTLINE, state, engine.choices(HOTLINE, state))
@@ -119,6 +128,17 @@ def test_what_is_told() -> None:
     )
     assert told(walk(begun(), "2", "1")).startswith("diagnosis")
     assert told(walk(begun(language="fr"), "1")) == "For balance, press 1. For pay, press 2."
+
+
+def test_an_answer_alone_is_for_the_languages_that_have_none_of_their_own() -> None:
+    menu = hotline()
+    menu.root.children[0].children[0].answers.pop("zh")
+    asked = index(menu)
+    told = {
+        language: engine.prompt(asked, walk(begun(language=language), "1", "1", menu=asked), [])
+        for language in ("zh-CN", "en-GB")
+    }
+    assert told == {"zh-CN": "Your balance is 5 yuan", "en-GB": "5 yuan"}
 
 
 def test_answers_of_a_survey() -> None:
@@ -282,6 +302,28 @@ async def test_a_session_goes_on_at_another_router_and_after_the_ivr_has_lost_it
     over = await ivr.press(lost, "!")
     again = await ivr.call(call_id="pbx:1")
     assert over.notice == pb.MENU_NOTICE_HUNG_UP and not again.resumed and again.step == 1
+
+
+async def test_a_call_that_comes_often_has_a_session_each_time() -> None:
+    ivr = Ivr()
+    await ivr.load()
+    for _ in range(14):
+        await ivr.call("1", "1", call_id="pbx:2")
+        await ivr.recorder.write()
+    assert (await ivr.stats()).completed == 14
+
+
+async def test_a_caller_may_change_the_language_on_the_way() -> None:
+    ivr = Ivr()
+    await ivr.load()
+    there = await ivr.call("1")
+    assert there.prompt == "余额请按1。 pay请按2。"
+    step = pb.StepMenuRequest(session=there.session, digit="#", language="en")
+    there = await ivr.sessions.step(step)
+    assert there.prompt == "For balance, press 1. For pay, press 2."
+    assert (await ivr.press(there, "1")).prompt == "5 yuan", "and it stays so"
+    step.language = "not a language"
+    assert (await refused(ivr.sessions.step(step))).details.field_violations[0].field == "language"
 
 
 class Slow(Away):
@@ -516,6 +558,20 @@ async def test_short_cuts_are_set_by_phone_app_and_agent() -> None:
     assert TooManyShortcuts(subject="x").reason == "TOO_MANY_SHORTCUTS"
 
 
+async def test_a_habit_does_not_take_the_short_cut_that_it_comes_from() -> None:
+    ivr = Ivr()
+    await ivr.load()
+    mine = pb.Shortcut(caller_number=ANN, menu="menus/hotline", digit="5", node="expert")
+    await ivr.handlers.set_shortcut(pb.SetShortcutRequest(shortcut=mine))
+    await ivr.call("2", "2")
+    for _ in range(5):
+        assert (await ivr.call("5")).node.id == "expert"
+        await ivr.call("2", "2")
+        await ivr.call("2", "2")
+        await ivr.recorder.write()
+        ivr.clock.advance(86_400)
+
+
 async def test_a_caller_with_a_habit_gets_it_at_once() -> None:
     ivr = Ivr()
     await ivr.load()
@@ -627,6 +683,31 @@ async def test_a_span_that_is_none_is_refused(interval: dict[str, Any], field: s
     await ivr.load()
     error = await refused(ivr.stats(interval=interval))
     assert error.details.field_violations[0].field == field
+
+
+async def test_a_version_in_the_name_is_meant_or_refused() -> None:
+    ivr = Ivr()
+    await ivr.load()
+    await ivr.call("1", "1")
+    await ivr.load()
+    await ivr.call("1", "1", caller_number=BEN)
+    await ivr.recorder.write()
+    ivr.clock.advance(1)
+    first = await ivr.handlers.stats(pb.GetMenuStatsRequest(name="menus/hotline@1"))
+    assert (first.sessions, (await ivr.stats()).sessions) == (1, 2)
+    rebuilt = await ivr.handlers.rebuild(
+        pb.RebuildMenuRequest(name="menus/hotline@1", validate_only=True), "ops"
+    )
+    assert rebuilt.menu.note.startswith("rebuilt from version 1")
+    shortcut = pb.Shortcut(caller_number=ANN, menu="menus/hotline@1", digit="7", node="pay")
+    for asked, field in (
+        (ivr.handlers.stats(pb.GetMenuStatsRequest(name="menus/hotline@1", version=2)), "version"),
+        (ivr.handlers.rebuild(pb.RebuildMenuRequest(name="menus/hotline@1", version=2), "ops"), "version"),
+        (ivr.handlers.compare(pb.CompareMenusRequest(name="menus/hotline@1", version_a=1)), "name"),
+        (ivr.handlers.set_shortcut(pb.SetShortcutRequest(shortcut=shortcut)), "shortcut.menu"),
+        (ivr.handlers.shortcuts(pb.ListShortcutsRequest(caller_number=ANN, menu=shortcut.menu)), "menu"),
+    ):
+        assert (await refused(asked)).details.field_violations[0].field == field
 
 
 async def test_a_trial_is_judged() -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import datetime as dt
+import itertools
+import math
 from dataclasses import replace
 from typing import Any
 
@@ -264,6 +266,37 @@ def test_lines_keep_the_cap(agents: int, answer: float, cap: float, known: int, 
         lost = expected_lost(lines, agents, answer)
         assert pacing.abandon_ratio(1_000) * known + lost <= cap * (known + lines * answer) + 1e-9
     assert Pacing(Mode.PROGRESSIVE).lines(1_000, agents, answer) == agents
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.integers(1, 40), st.floats(0.01, 1), st.floats(0.005, 0.1), st.integers(30, 200))
+def test_no_more_lines_would_keep_the_cap(agents: int, answer: float, cap: float, known: int) -> None:
+    pacing = Pacing(Mode.PREDICTIVE, abandon_ratio_max=cap)
+    pacing.remember(0, answered=known, abandoned=int(known * cap / 2))
+
+    def kept(lines: int) -> bool:
+        return pacing._allow(lines, agents, answer)
+
+    allowed = [*itertools.takewhile(kept, range(agents + 1, int(LINES_PER_AGENT_MAX * agents) + 1))]
+    assert pacing.lines(1_000, agents, answer) == agents + len(allowed)
+
+
+def test_what_is_expected_to_be_lost_by_the_binomial_itself() -> None:
+    def by_hand(lines: int, agents: int, answer: float) -> float:
+        chances = (math.comb(lines, k) * answer**k * (1 - answer) ** (lines - k) for k in range(lines + 1))
+        return sum(max(0, k - agents) * chance for k, chance in enumerate(chances))
+
+    for lines, agents, answer in ((2, 1, 0.5), (40, 10, 0.3), (64, 20, 0.3), (9, 8, 0.99), (400, 100, 0.2)):
+        assert expected_lost(lines, agents, answer) == pytest.approx(by_hand(lines, agents, answer), rel=1e-9)
+
+
+def test_the_pace_of_many_agents_takes_a_few_sums() -> None:
+    """It is asked for with every line, while people who have answered wait for the same process."""
+    pacing = Pacing(Mode.PREDICTIVE)
+    pacing.remember(0, answered=2_000, abandoned=20)
+    expected_lost.cache_clear()
+    assert 900 < pacing.lines(1, 300, 0.3) < 1_100
+    assert expected_lost.cache_info().misses <= 12
 
 
 def test_the_window_forgets_and_bad_caps_are_named() -> None:
