@@ -5,9 +5,11 @@ and in the worker, the asynchronous ones on the server's loop.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import aclosing
 from dataclasses import dataclass, replace
 from datetime import datetime
+from operator import attrgetter
 from typing import Any, TypeVar
 
 from chassis import logs, telemetry
@@ -70,7 +72,9 @@ CANDIDATES_MAX = 200
 KIND_CANDIDATES_MAX = 50
 #: Customers whose duplicates one page of all pairs looks for.
 PAIRS_CUSTOMERS_MAX = 1000
-#: Share of the caller's own deadline that a screen pop uses, so that the answer still arrives.
+#: How long one page of all pairs looks for them, real seconds: callers wait for five as a rule.
+PAIRS_SECONDS_MAX = 2.0
+#: Share of the caller's own deadline that an answer uses, so that it still arrives.
 DEADLINE_SHARE = 0.8
 #: Below so many matches a search looks for what only begins alike.
 FEW_MATCHES = 5
@@ -879,23 +883,40 @@ class Questions:
                 candidates |= {c.id: c for c in await self._reads.sharing([term], KIND_CANDIDATES_MAX)}
         return probable(customer, candidates.values(), score_min)
 
-    async def pairs(self, after: str | None, score_min: float, limit: int) -> tuple[list[Pair], str | None]:
-        """(probable pairs among the next customers by id, the last id looked at or None at the end)."""
+    async def pairs(
+        self, after: tuple[str, str] | None, score_min: float, limit: int
+    ) -> tuple[list[Pair], tuple[str, str] | None]:
+        """(probable pairs among the next customers by id, what to go on behind or None at the end): a
+        customer of whom all is told and "", or a pair. As many as there is time for, one at least.
+        """
         found: list[Pair] = []
-        looked = 0
-        while looked < PAIRS_CUSTOMERS_MAX and len(found) < limit:
-            page = await self._reads.page(CustomerFilter(), after, PAIRS_PAGE)
-            for customer in page:
+        looked, ends = 0, asyncio.get_running_loop().time() + _pairs_seconds()
+        async with aclosing(self._people_behind(after)) as people:
+            async for customer, told in people:
                 pairs = await self._duplicates_of(customer, score_min)
                 # Each pair once: with the lower id.
-                found += [pair for pair in pairs if pair.other > customer.id]
-                after = customer.id
-                if len(found) >= limit:
-                    break
-            looked += len(page)
-            if len(page) < PAIRS_PAGE and len(found) < limit:
-                return _highest(found), None
-        return _highest(found), after
+                behind = max(customer.id, told)
+                mine = sorted((p for p in pairs if p.other > behind), key=attrgetter("other"))
+                room, looked = limit - len(found), looked + 1
+                found += mine[:room]
+                if len(mine) > room:
+                    return _highest(found), (customer.id, mine[room - 1].other)
+                late = asyncio.get_running_loop().time() >= ends
+                if late or len(found) >= limit or looked >= PAIRS_CUSTOMERS_MAX:
+                    return _highest(found), (customer.id, "")
+        return _highest(found), None
+
+    async def _people_behind(
+        self, after: tuple[str, str] | None
+    ) -> AsyncGenerator[tuple[Customer, str], None]:
+        """(live customers by id, whom of their duplicates the pages before ended with or "")."""
+        id, told = after or (None, "")
+        if id is not None and told and (begun := await self._reads.customer(id)) is not None:
+            yield begun, told
+        while page := await self._reads.page(CustomerFilter(), id, PAIRS_PAGE):
+            for customer in page:
+                yield customer, ""
+            id = page[-1].id
 
     async def permission(
         self, id: str, channel: Channel, purpose: Purpose, at: datetime
@@ -934,6 +955,12 @@ class Questions:
         """Newest first, of a number that nobody owned at the time."""
         number = e164("phone_number", typed, self._policy.default_country)
         return await self._reads.timeline([timeline.subject_of_number(number)], which, after, limit)
+
+
+def _pairs_seconds() -> float:
+    """How long a page of pairs may be looked for, real seconds."""
+    left = remaining_seconds()
+    return PAIRS_SECONDS_MAX if left is None else min(PAIRS_SECONDS_MAX, left * DEADLINE_SHARE)
 
 
 def _highest(pairs: list[Pair]) -> list[Pair]:

@@ -321,9 +321,11 @@ class MemoryStore:
             self._rankings.pop(subject, None)
             self._churn.pop(id, None)
             for merge in self._merges.values():
-                if id in merge.parties and (merge.gains or _running(merge)):
+                said = merge.reason or merge.undo_reason
+                if id in merge.parties and (merge.gains or said or _running(merge)):
                     kept = tuple(g for g in merge.gains if id not in (g.customer, merge.survivor))
-                    self._merges[merge.id] = replace(merge, gains=kept, version=merge.version + 1)
+                    bare = replace(merge, gains=kept, reason="", undo_reason="")
+                    self._merges[merge.id] = replace(bare, version=merge.version + 1)
 
     # --- churn ---
 

@@ -16,7 +16,7 @@ from dataclasses import replace
 from typing import Any
 
 from chassis.errors import FailedPrecondition, InvalidArgument
-from crm import consent, engine, identity
+from crm import consent, engine, identity, schema
 from crm.model import Contact, Customer, Gain, Merge, MergeState, State
 
 ABSORBED_MAX = 20
@@ -36,6 +36,8 @@ _LISTS: Mapping[str, int] = {
     "contacts": engine.CONTACTS_MAX,
     "quiet_windows": engine.QUIET_WINDOWS_MAX,
 }
+#: What of a survivor must stay within bounds: beyond them it could not be changed any more.
+_BOUNDS: Mapping[str, int] = {**_LISTS, "custom_values": schema.VALUES_MAX}
 _CLAIMED = ("phone_numbers", "email_addresses", "external_ids")
 #: Has nothing of anything.
 _NOBODY = Customer()
@@ -88,7 +90,7 @@ def check_mergeable(survivor: Customer, absorbed: Iterable[Customer]) -> None:
             raise InvalidArgument(field=field, why=f"is a {customer.kind}, the survivor a {survivor.kind}")
         if index:
             whole = with_gain(whole, gain(whole, customer))
-            for name, most in _LISTS.items():
+            for name, most in _BOUNDS.items():
                 if len(getattr(whole, name)) > most:
                     raise InvalidArgument(
                         field=field, why=f"would give the survivor more than {most} {name.replace('_', ' ')}"
@@ -150,7 +152,7 @@ def with_gain(survivor: Customer, got: Gain) -> Customer:
     for name in _LISTS:
         have = {key_of(name, item) for item in getattr(survivor, name)}
         more = [item for item in getattr(got.added, name) if key_of(name, item) not in have]
-        wanted[name] = (*getattr(survivor, name), *more)
+        wanted[name] = _with_primary((*getattr(survivor, name), *more))
     wanted["tags"] = tuple(sorted(wanted["tags"]))
     for name in _SINGLE:
         wanted[name] = getattr(survivor, name) or getattr(got.added, name)
@@ -169,7 +171,7 @@ def without_gain(survivor: Customer, got: Gain) -> Customer:
     for name in _LISTS:
         gone = {key_of(name, item) for item in getattr(got.added, name)}
         kept = tuple(item for item in getattr(survivor, name) if key_of(name, item) not in gone)
-        wanted[name] = _with_primary(kept) if kept else ()
+        wanted[name] = _with_primary(kept)
     for name in _SINGLE:
         value = getattr(got.added, name)
         if value and getattr(survivor, name) == value:
@@ -189,7 +191,8 @@ def without_gain(survivor: Customer, got: Gain) -> Customer:
 
 
 def _with_primary(items: tuple[Any, ...]) -> tuple[Any, ...]:
-    if not hasattr(items[0], "primary") or any(item.primary for item in items):
+    """A list of which one is the first to call or write to, if it is of such."""
+    if not items or not hasattr(items[0], "primary") or any(item.primary for item in items):
         return items
     return (replace(items[0], primary=True), *items[1:])
 
@@ -206,12 +209,16 @@ def without_claims(customer: Customer, claims: Iterable[str]) -> Customer:
     wanted: dict[str, Any] = {}
     for name in _CLAIMED:
         kept = tuple(item for item in getattr(customer, name) if key_of(name, item) not in taken)
-        wanted[name] = _with_primary(kept) if kept else ()
+        wanted[name] = _with_primary(kept)
     contacts = []
     for contact in customer.contacts:
         numbers = tuple(n for n in contact.phone_numbers if key_of("phone_numbers", n) not in taken)
         emails = tuple(e for e in contact.email_addresses if key_of("email_addresses", e) not in taken)
-        contacts.append(replace(contact, phone_numbers=numbers, email_addresses=emails))
+        ways: dict[str, Any] = {
+            "phone_numbers": _with_primary(numbers),
+            "email_addresses": _with_primary(emails),
+        }
+        contacts.append(replace(contact, **ways))
     done = replace(customer, **wanted, contacts=tuple(contacts))
     return customer if done == customer else done
 

@@ -104,6 +104,7 @@ def _of_the_rest() -> Iterator[Query]:
     yield "merges", {"parties": "c1"}, [("_id", -1)], None
     yield "merges", {"busy": {"$gt": ""}}, [], None
     yield "merges", {**saga_store.noted_query("c1"), "survivor": "c1"}, [], None
+    yield "merges", saga_store.explained_query("c1"), [], None
     yield "import_errors", {"import_id": "i1", "line": {"$gt": 5}}, [("line", 1)], None
     yield "contact_reasons", {"path": {"$gte": "a", "$lt": "b"}}, [("path", 1)], None
     delivered = [("created_ms", -1), ("_id", -1)]

@@ -49,6 +49,11 @@ def noted_query(id: str) -> dict[str, Any]:
     return {"parties": id, "$or": [{"gains": {"$exists": True}}, {"busy": id}]}
 
 
+def explained_query(id: str) -> dict[str, Any]:
+    """The filter document of a customer's merges that say why they were asked for."""
+    return {"parties": id, "$or": [{"reason": {"$exists": True}}, {"undo_reason": {"$exists": True}}]}
+
+
 class MongoSagaStore:
     """Mixed into `crm.store.MongoStore`."""
 
@@ -219,11 +224,13 @@ class MongoSagaStore:
             collection.delete_many({"own": id})
 
     def _scrub_merges(self, id: str) -> None:
-        """Takes what merges noted of it. One that is under way reads again, whether it has noted something
-        yet or not, and does not write down once more what is known of nobody.
+        """Takes what merges noted of it, and why they were asked for: people write names there. One that is
+        under way reads again, whether it has noted something yet or not, and does not write down once more
+        what is known of nobody.
         """
         noted, again = noted_query(id), {"$inc": {"version": 1}}
         merges = _of(docs.MergeDocument)
+        merges.update_many(explained_query(id), {"$unset": {"reason": "", "undo_reason": ""}, **again})
         merges.update_many({**noted, "survivor": id}, {"$unset": {"gains": ""}, **again})
         merges.update_many({**noted, "absorbed": id}, {"$pull": {"gains": {"id": id}}, **again})
 

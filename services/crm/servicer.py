@@ -249,7 +249,7 @@ class CustomerServicer(customers_pb2_grpc.CustomerServiceServicer):
         page = Page.of(request, maximum=200)
         shown: Sequence[duplicates.Pair]
         if request.parent == "customers/-":
-            shown, last = await self._questions.pairs(page.value(str), least, page.limit)
+            shown, last = await self._questions.pairs(page.key(str, str), least, page.limit)
             token = page.next_token(last)
         else:
             customer = _customer_id("parent", request.parent)

@@ -631,7 +631,7 @@ async def test_merge_unmerge_and_erase_are_alike_in_both_stores(store: Store, re
     answer = await reads.shown("a")
     assert isinstance(answer, bytes) and customers_pb2.Customer.FromString(answer).etag
     assert answer == await reads.shown_owner("tel:+8613800000003")
-    merges.undo(merge.id, "", "bob")
+    merges.undo(merge.id, "b is 李薇", "bob")
     after = {
         id: replace(store.customer(id) or Customer(), version=0, update_time=None, updater="") for id in "abc"
     }
@@ -645,6 +645,7 @@ async def test_merge_unmerge_and_erase_are_alike_in_both_stores(store: Store, re
     Erasures(store, clock).erase("b", "asked for it", "dpo")
     gone = store.customer("b")
     assert gone is not None and gone.display_name == "" and not store.erase_pending(5)
+    assert merges.get(merge.id).undo_reason == ""
     trail = store.audit("b", None, 50)
     assert {c.field for e in trail for c in e.changes if c.new} == {"reason"} and trail[0].action == "ERASE"
     [left] = await reads.timeline(["c:b"], TimelineFilter(), None, 9)

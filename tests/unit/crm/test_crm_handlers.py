@@ -303,3 +303,32 @@ async def test_many_of_one_kind_crowd_out_nobody(monkeypatch: pytest.MonkeyPatch
     found = await questions.search("Li", CustomerFilter())
     assert {match.customer.id for match in found[:2]} == {"x", "y"}, "those whose name it is come first"
     assert [pair.other for pair in await questions.duplicates("x", 0.8)] == ["y"]
+
+
+async def every_pair(questions: Questions, limit: int) -> tuple[list[str], int]:
+    """All pairs in the order of pages of at most `limit`, and how many pages there were."""
+    found: list[str] = []
+    after, pages = None, 0
+    while pages == 0 or after is not None:
+        pairs, after = await questions.pairs(after, 0.8, limit)
+        assert len(pairs) <= limit
+        found += [pair.customer + pair.other for pair in pairs]
+        pages += 1
+    return found, pages
+
+
+async def test_pages_of_pairs_hold_what_was_asked_for_and_end_in_time(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    store = MemoryStore()
+    customers, questions = Customers(store, FakeClock(), Policy()), Questions(MemoryReads(store), Policy())
+    for id in "abcd":
+        draft = Customer(display_name="王小明", birth_date=BirthDate(year=1990, month=2, day=28))
+        customers.create(Create(draft=draft, id=id), "amy")
+    everyone = ["ab", "ac", "ad", "bc", "bd", "cd"]
+    for limit in (1, 2, 4, 9):
+        found, _ = await every_pair(questions, limit)
+        assert sorted(found) == everyone, f"each once, in pages of {limit}"
+    monkeypatch.setattr(handlers, "PAIRS_SECONDS_MAX", 0.0)
+    found, pages = await every_pair(questions, 9)
+    assert sorted(found) == everyone and pages == 5, "one customer a page, when there is no time"

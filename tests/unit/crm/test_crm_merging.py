@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from chassis.clock import to_ms
 from chassis.errors import CallmeshError, InvalidArgument, Unavailable
 from chassis.testing import FakeClock
-from crm import engine, merging, timeline
+from crm import engine, merging, schema, timeline
 from crm.care_handlers import Retention
 from crm.handlers import Create, Customers, Memory, Policy, Recorder, Recording
 from crm.memory_store import MemoryStore
@@ -24,9 +24,11 @@ from crm.model import (
     Churn,
     Consent,
     Customer,
+    CustomField,
     EmailAddress,
     ExternalId,
     Fact,
+    FieldKind,
     Interaction,
     InteractionKind,
     Merge,
@@ -250,6 +252,37 @@ def test_a_merge_of_a_merged_customer_is_refused_and_changes_nothing() -> None:
         with pytest.raises(merging.CustomerMerged):
             world.merge(survivor, absorbed)
     assert len(world.store.events) == events
+
+
+def test_a_merge_leaves_a_customer_that_can_be_changed() -> None:
+    world = World()
+    for n in range(schema.VALUES_MAX + 1):
+        field = CustomField(id=f"f{n}", label="x", kind=FieldKind.TEXT, version=1)
+        world.store.insert_custom_field(field)
+    world.create("a", A, custom_values={f"f{n}": "x" for n in range(schema.VALUES_MAX)})
+    world.create("b", B, custom_values={f"f{schema.VALUES_MAX}": "x"})
+    with pytest.raises(InvalidArgument, match=r"absorbed\[0\].*custom values"):
+        world.merge("a", "b")
+    world.create("c", custom_values={"f0": "x"})
+    world.merge("c", "b")
+    survivor = world.content("c")
+    assert [number.primary for number in survivor.phone_numbers] == [True], "as of every customer"
+    world.customers.update("c", lambda c: replace(c, notes="更多"), "amy")
+    [entry] = world.store.audit("c", None, 1)
+    assert [change.field for change in entry.changes] == ["notes"]
+
+
+def test_what_was_said_of_a_merge_goes_with_whoever_is_erased() -> None:
+    world = three()
+    merges = []
+    for one, other in (("a", "b"), ("b", "c")):
+        wish = MergeWish(survivor=one, absorbed=(other,), reason="both are 李伟")
+        merges.append(world.merges.request(wish, "amy").id)
+        world.merges.undo(merges[-1], "one is 李薇", "bob")
+    world.erasures.erase("a", "asked for it", "dpo")
+    [first, second] = [world.merges.get(id) for id in merges]
+    assert (first.reason, first.undo_reason) == ("", "") and (first.requester, first.undoer) == ("amy", "bob")
+    assert (second.reason, second.undo_reason) == ("both are 李伟", "one is 李薇")
 
 
 def test_whatever_a_survivor_lacked_is_given_and_given_back() -> None:
