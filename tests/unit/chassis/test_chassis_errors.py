@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import base64
 import pickle
+from urllib.parse import quote
 
 import pytest
 from google.rpc import error_details_pb2
+from hypothesis import given
+from hypothesis import strategies as st
 
 from chassis import errors
 from chassis.errors import Code, FieldViolation, InvalidArgument, NotFound, ResourceExhausted, within
-from chassis.grpc_status import DETAILS_BYTES_MAX, GRPC_CODES, rich_status
+from chassis.grpc_status import DETAILS_BYTES_MAX, GRPC_CODES, abort_arguments, rich_status
 
 DOMAIN = "callmesh.crm"
 
@@ -48,6 +52,51 @@ ONE_OF_EACH = [
     errors.Unimplemented(method="/a/b"),
     errors.Internal(),
 ]
+
+
+#: Texts as a caller may choose them, of any length and script.
+SAID = st.builds(
+    lambda one, times: one * times,
+    st.sampled_from(
+        ["a", "客", "😀", 'k"%'],
+    ),
+    st.integers(0, 9_000),
+)
+MADE = {
+    "field": lambda said: InvalidArgument(field=f"customer.custom_values[{said[0]!r}].time", why=said[1]),
+    "fields": lambda said: InvalidArgument.many([(f"requests[{i}].{said[0]}", said[1]) for i in range(16)]),
+    "condition": lambda said: errors.FailedPrecondition(
+        subject=said[0], why=said[1], one=said[1], two=said[0]
+    ),
+    "quota": lambda said: ResourceExhausted(subject=said[0], limit=said[1], retry_seconds=1.0),
+    "values": lambda said: NotFound(resource=said[0], one=said[1], two=said[1], three=said[1], four=said[0]),
+}
+
+
+@given(
+    kind=st.sampled_from(sorted(MADE)),
+    said=st.tuples(SAID, SAID),
+    language=st.sampled_from([None, "zh", "en"]),
+)
+def test_whatever_a_caller_said_the_error_fits_into_what_clients_take_as_trailers(kind, said, language):
+    error = MADE[kind](said)
+    _, message, ((name, packed),) = abort_arguments(error, DOMAIN, language)
+    values = {"grpc-status": b"13", "grpc-message": quote(message).encode(), name: base64.b64encode(packed)}
+    assert sum(len(key) + len(value) + 32 for key, value in values.items()) < 8192 - 256
+    (info,) = unpack(rich_status(error, DOMAIN, language), error_details_pb2.ErrorInfo)
+    assert (info.reason, info.domain) == (error.reason, DOMAIN)
+
+
+def test_an_error_of_usual_texts_keeps_them_whole():
+    error = errors.FailedPrecondition(
+        subject="tickets/" + "7" * 120, why="客户还没有同意" * 20, rule="x" * 200
+    )
+    (info,) = unpack(rich_status(error, DOMAIN, "zh"), error_details_pb2.ErrorInfo)
+    assert info.metadata == {
+        "subject": error.values["subject"],
+        "why": error.values["why"],
+        "rule": "x" * 200,
+    }
 
 
 def test_the_docstring_is_the_message():
