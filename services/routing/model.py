@@ -830,6 +830,13 @@ class CallTransferred(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     preferred: str = ""
     preferred_until_ms: int = 0
 
+    @property
+    def to_agent(self) -> str:
+        """Agent who is to have it, here or where it is being placed; empty for whoever of the queue, also
+        when the one who was wished for is not there.
+        """
+        return self.facts.preferred_agent if self.resume_ms else self.preferred
+
 
 class CallbackRequested(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """The caller is to be called back; the place is kept without a stream."""

@@ -180,6 +180,10 @@ class CallEntry:
             return False
         return not self.callback_ms if self.callback_number else self.attached
 
+    def waited_span_ms(self, now_ms: int) -> int:
+        """Of a call that still waits, how long by now: not while a wished call-back's time has not come."""
+        return (self.callback_asked_ms if self.callback_ms else now_ms) - self.queued_ms
+
 
 #: What an agent who holds nothing is to the world.
 _AS_PRESENT = {presence: AgentState(presence.value) for presence in Presence}
@@ -222,6 +226,7 @@ class AgentEntry:
         "skills",
         "taken",
         "wanted_by",
+        "wrap_queues",
         "wraps",
     )
 
@@ -236,6 +241,8 @@ class AgentEntry:
         self.calls: set[str] = set()
         #: The last with (began, ends by itself).
         self.wraps: dict[str, tuple[int, int]] = {}
+        #: Queue that after-call work is of, where the call was handed on to another.
+        self.wrap_queues: dict[str, str] = {}
         #: By channel while offerable on it.
         self.idle: dict[str, Place] = {}
         #: As what it is counted in `ShardState.by_state`; None while it is not.
@@ -1140,6 +1147,8 @@ def _call_transferred(s: ShardState, e: CallTransferred) -> None:
     if agent is not None and call_id in agent.calls:
         agent.calls.discard(call_id)
         s.serve(entry.facts.queue, -1)
+        if e.wrap_up_until_ms and entry.facts.queue != e.facts.queue:
+            agent.wrap_queues[call_id] = entry.facts.queue
     entry.facts, entry.agent, entry.offer_id = e.facts, "", ""
     entry.state = OVERFLOWING if e.resume_ms else WAITING
     entry.resume_ms = e.resume_ms
@@ -1303,6 +1312,7 @@ def _call_connected(s: ShardState, e: CallConnected) -> None:
 def _call_ended(s: ShardState, e: CallEnded) -> None:
     entry = s.calls[e.call_id]
     was_connected = entry.state is CONNECTED
+    _end_deferral(s, entry)
     entry.state, entry.outcome, entry.reason = ENDED, e.outcome, e.reason
     entry.ended_ms, entry.recording_uri = s.now_ms, e.recording_uri
     entry.offer_until_ms = entry.detached_until_ms = entry.refuse_ms = entry.resume_ms = 0
@@ -1365,12 +1375,15 @@ def _tally_end(s: ShardState, entry: CallEntry, was_connected: bool) -> None:
 def _call_wrapped_up(s: ShardState, e: CallWrappedUp) -> None:
     entry, agent = s.calls.get(e.call_id), s.agents.get(e.agent)
     began_ms = agent.wraps.pop(e.call_id, (0, 0))[0] if agent is not None else 0
+    queue = entry.facts.queue if entry is not None else ""
+    if agent is not None:
+        queue = agent.wrap_queues.pop(e.call_id, queue)
     if entry is not None and entry.agent == e.agent:
         # Whoever handed the call on has no say in what becomes of it.
         began_ms = began_ms or (entry.ended_ms if not entry.wrapped else 0)
         entry.wrapped, entry.wrap_up_until_ms = True, 0
         entry.disposed = entry.disposed or e.disposition is not None
-    tally = s.tallies.get(entry.facts.queue) if entry is not None else None
+    tally = s.tallies.get(queue)
     if tally is not None and began_ms:
         gain = HANDLE_TIME_GAIN if tally.wrapped else 1.0
         tally.wrap_up_span_ms += gain * (s.now_ms - began_ms - tally.wrap_up_span_ms)
