@@ -41,7 +41,7 @@ CONTEXT_BYTES_MAX = 16 * 1024
 CALLBACK_SPAN_MAX_MS = 86_400_000
 
 
-#: The channel that queues' figures are of.
+#: The channel that regions are compared by.
 VOICE = "voice"
 
 
