@@ -377,11 +377,10 @@ def _queued(view: model.CallView, update: Update, token: Any) -> routing_pb2.Rou
 def _transferred(
     event: model.CallTransferred, view: model.CallView, update: Update, token: Any
 ) -> routing_pb2.RouteCallEvent.Transferred:
-    wanted = event.facts.preferred_agent
     return routing_pb2.RouteCallEvent.Transferred(
         from_agent=resource_name("agents", event.agent),
         queue=resource_name("queues", event.facts.queue),
-        to_agent=resource_name("agents", wanted) if wanted else "",
+        to_agent=resource_name("agents", event.to_agent) if event.to_agent else "",
         place_token=token(view, update),
     )
 

@@ -46,6 +46,9 @@ FORMAT = 1
 PART_BYTES = 1 << 20
 #: No part is larger.
 PART_BYTES_MAX = 8 << 20
+#: Rules by which `evolve` makes a state of events. Raise it when it comes to make another of events that it
+#: has known: digests of before and after cannot be compared, though their fields are the same.
+RULES = 2
 #: Calls and agents that one digest looks at.
 DIGEST_ENTRIES = 200
 
@@ -60,11 +63,14 @@ _TYPES: dict[str, Any] = {
     "offers": dict[str, str],
     "calls": set[str],
     "wraps": dict[str, tuple[int, int]],
+    "wrap_queues": dict[str, str],
     "lead_list": tuple[str, ...],
     "declined_by": tuple[str, ...],
     "timing": Timing,
     "queues": dict[str, QueueConfig],
 }
+#: Of them those that images of the first format may lack.
+_LATER = frozenset({"wrap_queues"})
 #: Indexes, and what has rows of its own.
 _DERIVED: dict[type, frozenset[str]] = {
     CallEntry: frozenset({"line", "ticket"}),
@@ -98,7 +104,9 @@ class _Kind:
         fields: list[Any] = [(name, kind) for name, kind in more.items()]
         for name in self.names:
             value = getattr(sample, name)
-            if name in types:
+            if name in _LATER:
+                fields.append((name, types[name], msgspec.field(default_factory=type(value))))
+            elif name in types:
                 fields.append((name, types[name]))
             elif isinstance(value, _PRIMITIVES):
                 fields.append((name, Any, value))
@@ -150,7 +158,7 @@ _parts = msgspec.msgpack.Decoder(tuple[str, list[msgspec.Raw]])
 
 #: What the rows look like: digests of other fields cannot be compared.
 _LAYOUT = hashlib.sha256(
-    repr([kind.names for kind in (_CALLS, _AGENTS, _TALLIES, _SHARD)]).encode()
+    repr((RULES, [kind.names for kind in (_CALLS, _AGENTS, _TALLIES, _SHARD)])).encode()
 ).hexdigest()[:8]
 
 

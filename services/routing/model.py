@@ -41,7 +41,7 @@ CONTEXT_BYTES_MAX = 16 * 1024
 CALLBACK_SPAN_MAX_MS = 86_400_000
 
 
-#: The channel that queues' figures are of.
+#: The channel that regions are compared by.
 VOICE = "voice"
 
 
@@ -829,6 +829,13 @@ class CallTransferred(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     relax_ms: int = 0
     preferred: str = ""
     preferred_until_ms: int = 0
+
+    @property
+    def to_agent(self) -> str:
+        """Agent who is to have it, here or where it is being placed; empty for whoever of the queue, also
+        when the one who was wished for is not there.
+        """
+        return self.facts.preferred_agent if self.resume_ms else self.preferred
 
 
 class CallbackRequested(msgspec.Struct, frozen=True, kw_only=True, gc=False):

@@ -153,6 +153,7 @@ class Chronicle:
     def _ended(self, event: CallEnded, at_ms: int) -> None:
         entry = self._live.get(event.call_id)
         if entry is not None and not entry.ended_ms:
+            self._waits_again(entry, at_ms)
             entry.ended_ms, entry.outcome = at_ms, event.outcome
             entry.wrapped_ms = event.wrap_up_until_ms
 

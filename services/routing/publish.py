@@ -129,7 +129,7 @@ class Projection:
 class _Teller:
     """One event of the journal, on its way into words."""
 
-    __slots__ = ("_agent", "_block", "_place", "_since_ms", "_state", "_was")
+    __slots__ = ("_agent", "_block", "_place", "_queue", "_since_ms", "_state", "_was")
 
     def __init__(self, state: ShardState, block: Block, place: int) -> None:
         self._state = state
@@ -138,12 +138,15 @@ class _Teller:
         self._agent = ""
         #: When what the event ends began (a conversation, after-call work); 0 when it ends neither.
         self._since_ms = 0
+        #: Queue of what it ends, where the call waits in another meanwhile.
+        self._queue = ""
         self._was: tuple[model.AgentState, str] | None = None
 
     def before(self, event: model.Event) -> None:
         """Remembers what `evolve` is about to change."""
         self._agent = agent_of(self._state, event)
         self._since_ms = _since_ms(self._state, event)
+        self._queue = _queue_before(self._state, event)
         self._was = _standing(self._state.agents.get(self._agent))
 
     def after(self, event: model.Event) -> Iterator[Event]:
@@ -202,7 +205,7 @@ class _Teller:
             sequence=self._block.sequence,
             caller_number=facts.caller_number,
             channel=_CHANNELS.get(facts.channel, common_pb2.CHANNEL_UNSPECIFIED),
-            queue=resource_name("queues", facts.queue),
+            queue=resource_name("queues", self._queue or facts.queue),
             region=resource_name("regions", self._state.shard),
             home_region=resource_name("regions", facts.home_region) if facts.home_region else "",
             agent=resource_name("agents", agent) if agent else "",
@@ -290,7 +293,7 @@ class _Teller:
         message = events_pb2.CallTransferred(
             **self._common(self._state.calls[facts.call_id], event.agent),
             talk=_span(self._since_ms, self._now_ms) if self._since_ms else None,
-            to_agent=resource_name("agents", facts.preferred_agent) if facts.preferred_agent else "",
+            to_agent=resource_name("agents", event.to_agent) if event.to_agent else "",
         )
         return message, _subject(facts.call_id)
 
@@ -345,6 +348,13 @@ def _since_ms(state: ShardState, event: model.Event) -> int:
         agent = state.agents.get(event.agent)
         return agent.wraps.get(event.call_id, (0, 0))[0] if agent is not None else 0
     return 0
+
+
+def _queue_before(state: ShardState, event: model.Event) -> str:
+    """The queue of after-call work whose call was handed on to another one; "" else."""
+    if not isinstance(event, model.CallWrappedUp) or event.agent not in state.agents:
+        return ""
+    return state.agents[event.agent].wrap_queues.get(event.call_id, "")
 
 
 def agent_of(state: ShardState, event: Any) -> str:

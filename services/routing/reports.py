@@ -221,7 +221,7 @@ class Counter(Projection):
 
     def _queue_wait(self, entry: CallEntry, now_ms: int, outcome: str) -> int:
         """Counts a wait's class and length; returns the length."""
-        wait_ms = max(0, now_ms - entry.queued_ms)
+        wait_ms = max(0, entry.waited_span_ms(now_ms))
         queue = entry.facts.queue
         self._add(QUEUE, queue, now_ms, **{f"{outcome}_class_{wait_class(wait_ms)}": 1})
         row = self._rows.at(QUEUE, queue, slot_of(now_ms))
@@ -304,14 +304,18 @@ class Counter(Projection):
     def wrapped_up(self, event: model.CallWrappedUp, now_ms: int) -> None:
         agent, entry = self.state.agents.get(event.agent), self.state.calls.get(event.call_id)
         began_ms = agent.wraps.get(event.call_id, (0, 0))[0] if agent is not None else 0
-        if began_ms:
+        if agent is not None and began_ms:
             span_ms = max(0, now_ms - began_ms)
             self._add(AGENT, event.agent, now_ms, wrap_up_ms=span_ms)
             if entry is not None:
-                self._add(QUEUE, entry.facts.queue, now_ms, wrap_up_ms=span_ms)
+                queue = agent.wrap_queues.get(event.call_id, entry.facts.queue)
+                self._add(QUEUE, queue, now_ms, wrap_up_ms=span_ms)
 
     def callback_requested(self, event: model.CallbackRequested, now_ms: int) -> None:
-        self._add(QUEUE, self.state.calls[event.call_id].facts.queue, now_ms, callbacks=1)
+        entry = self.state.calls[event.call_id]
+        if not entry.callback_number:
+            # Else another number or time of the one that was promised before.
+            self._add(QUEUE, entry.facts.queue, now_ms, callbacks=1)
 
 
 #: Ends that are counted under their own names.

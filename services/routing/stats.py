@@ -6,9 +6,11 @@ about a quarter of a microsecond each, and, when they are asked for, the agents 
 
 from __future__ import annotations
 
-from routing.model import AgentState, AgentView, AskStats, QueueFigures, ShardStats
+from collections.abc import Mapping
+
+from routing.model import OFFLINE, VOICE, AgentState, AgentView, AskStats, QueueFigures, ShardStats
 from routing.state import ShardState
-from routing.views import queue_loads, view_agent
+from routing.views import QueueLoad, expected_wait_span_ms, queue_loads, view_agent
 
 #: Agents told one by one, at most.
 AGENTS_TOLD_MAX = 2_000
@@ -21,22 +23,46 @@ def shard_stats(state: ShardState, question: AskStats, now_ms: int) -> ShardStat
     return ShardStats(
         now_ms=now_ms,
         draining=state.draining,
-        queues=tuple(
-            QueueFigures(
-                queue=load.queue,
-                waiting=load.waiting,
-                longest_wait_span_ms=max(0, now_ms - oldest[load.queue]) if load.queue in oldest else 0,
-                expected_wait_span_ms=load.expected_wait_span_ms,
-                agents_logged_in=load.agents_logged_in,
-                agents_free=load.agents_free,
-                in_service=state.in_service.get(load.queue, 0),
-            )
-            for load in queue_loads(state)
-        ),
+        queues=tuple(_queue(state, load, oldest, now_ms) for load in queue_loads(state)),
         agents_by_state=tuple(sorted((str(name), count) for name, count in state.by_state.items() if count)),
         agents=agents,
         agents_left_out=left_out,
     )
+
+
+def _queue(state: ShardState, load: QueueLoad, oldest: Mapping[str, int], now_ms: int) -> QueueFigures:
+    logged_in, free, expected_ms = _staff(state, load)
+    return QueueFigures(
+        queue=load.queue,
+        waiting=load.waiting,
+        longest_wait_span_ms=max(0, now_ms - oldest[load.queue]) if load.queue in oldest else 0,
+        expected_wait_span_ms=expected_ms,
+        agents_logged_in=logged_in,
+        agents_free=free,
+        in_service=state.in_service.get(load.queue, 0),
+    )
+
+
+def _staff(state: ShardState, load: QueueLoad) -> tuple[int, int, int]:
+    """Agents logged in who fit a queue, those of them who are free, and its expected wait: of voice, which is
+    what regions are compared by, and of those channels by which others have come. Who takes several channels
+    counts once.
+    """
+    logged_in, free, expected_ms = load.agents_logged_in, load.agents_free, load.expected_wait_span_ms
+    lines = [line for line in state.lines_by_queue.get(load.queue, ()) if line.key[3] == 0]
+    others = [line for line in lines if line.channel != VOICE]
+    if not others:
+        return logged_in, free, expected_ms
+    if not logged_in:
+        busiest = max(others, key=lambda line: line.logged_in)
+        expected_ms = expected_wait_span_ms(busiest, state.tallies.get(load.queue), load.waiting)
+    counted = {agent_id for line in lines if line.channel == VOICE for agent_id in line.agents}
+    for line in others:
+        new = [state.agents[agent_id] for agent_id in line.agents if agent_id not in counted]
+        logged_in += sum(agent.presence is not OFFLINE for agent in new)
+        free += sum(line.channel in agent.idle for agent in new)
+        counted |= line.agents
+    return logged_in, free, expected_ms
 
 
 def _told(state: ShardState, after: str) -> tuple[tuple[AgentView, ...], int]:

@@ -56,7 +56,8 @@ def monitor(s: ShardState, c: MonitorCall, now_ms: int) -> Decision:
         return refuse("CALL_NOT_FOUND", "call_id")
     if entry.state is not CONNECTED:
         return refuse("ILLEGAL_STATE")
-    if not entry.attached:
+    if not entry.attached or entry.callback_number:
+        # Of a call-back no edge holds a line.
         return refuse("CALL_NOT_ATTACHED")
     return Decision(events=[CallMonitored(call_id=c.call_id, mode=c.mode, address=c.address)])
 

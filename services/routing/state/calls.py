@@ -92,6 +92,8 @@ def call_transferred(s: ShardState, e: CallTransferred) -> None:
     if agent is not None and call_id in agent.calls:
         agent.calls.discard(call_id)
         s.serve(entry.facts.queue, -1)
+        if e.wrap_up_until_ms and entry.facts.queue != e.facts.queue:
+            agent.wrap_queues[call_id] = entry.facts.queue
     entry.facts, entry.agent, entry.offer_id = e.facts, "", ""
     entry.state = OVERFLOWING if e.resume_ms else WAITING
     entry.resume_ms = e.resume_ms
@@ -276,6 +278,7 @@ def call_connected(s: ShardState, e: CallConnected) -> None:
 def call_ended(s: ShardState, e: CallEnded) -> None:
     entry = s.calls[e.call_id]
     was_connected = entry.state is CONNECTED
+    _end_deferral(s, entry)
     entry.state, entry.outcome, entry.reason = ENDED, e.outcome, e.reason
     entry.ended_ms, entry.recording_uri = s.now_ms, e.recording_uri
     entry.offer_until_ms = entry.detached_until_ms = entry.refuse_ms = entry.resume_ms = 0
@@ -313,12 +316,15 @@ def begin_wrap_up(s: ShardState, agent: AgentEntry, call_id: str, until_ms: int)
 def call_wrapped_up(s: ShardState, e: CallWrappedUp) -> None:
     entry, agent = s.calls.get(e.call_id), s.agents.get(e.agent)
     began_ms = agent.wraps.pop(e.call_id, (0, 0))[0] if agent is not None else 0
+    queue = entry.facts.queue if entry is not None else ""
+    if agent is not None:
+        queue = agent.wrap_queues.pop(e.call_id, queue)
     if entry is not None and entry.agent == e.agent:
         # Whoever handed the call on has no say in what becomes of it.
         began_ms = began_ms or (entry.ended_ms if not entry.wrapped else 0)
         entry.wrapped, entry.wrap_up_until_ms = True, 0
         entry.disposed = entry.disposed or e.disposition is not None
-    tally = s.tallies.get(entry.facts.queue) if entry is not None else None
+    tally = s.tallies.get(queue)
     if tally is not None and began_ms:
         gain = HANDLE_TIME_GAIN if tally.wrapped else 1.0
         tally.wrap_up_span_ms += gain * (s.now_ms - began_ms - tally.wrap_up_span_ms)

@@ -114,6 +114,10 @@ class CallEntry:
             return False
         return not self.callback_ms if self.callback_number else self.attached
 
+    def waited_span_ms(self, now_ms: int) -> int:
+        """Of a call that still waits, how long by now: not while a wished call-back's time has not come."""
+        return (self.callback_asked_ms if self.callback_ms else now_ms) - self.queued_ms
+
 
 #: What an agent who holds nothing is to the world.
 _AS_PRESENT = {presence: AgentState(presence.value) for presence in Presence}
@@ -156,6 +160,7 @@ class AgentEntry:
         "skills",
         "taken",
         "wanted_by",
+        "wrap_queues",
         "wraps",
     )
 
@@ -170,6 +175,8 @@ class AgentEntry:
         self.calls: set[str] = set()
         #: The last with (began, ends by itself).
         self.wraps: dict[str, tuple[int, int]] = {}
+        #: Queue that after-call work is of, where the call was handed on to another.
+        self.wrap_queues: dict[str, str] = {}
         #: By channel while offerable on it.
         self.idle: dict[str, Place] = {}
         #: As what it is counted in `ShardState.by_state`; None while it is not.

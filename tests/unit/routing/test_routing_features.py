@@ -28,6 +28,7 @@ from routing.model import (
     CallMonitored,
     CallOutcome,
     CallState,
+    CallTransferred,
     CloseSession,
     Command,
     ConfigureAgent,
@@ -1066,6 +1067,41 @@ def test_monitoring_is_told_to_the_edge_of_a_conversation() -> None:
         assert shard.refusal(MonitorCall(call_id="c1", mode=mode, address="sip:boss")) == ""
         told = shard.told[-1]
         assert isinstance(told, CallMonitored) and (told.mode, told.address) == (mode, "sip:boss")
+
+
+def test_of_a_call_back_no_edge_can_be_told_who_listens() -> None:
+    shard = Shard()
+    shard.place("c1")
+    shard.do(RequestCallback(call_id="c1", number=NUMBER))
+    shard.agent("ann")
+    shard.accept("c1")
+    assert shard.call("c1").state is CallState.CONNECTED
+    listen = MonitorCall(call_id="c1", mode=MonitorMode.LISTEN, address="sip:boss")
+    assert shard.refusal(listen) == "CALL_NOT_ATTACHED"
+
+
+@pytest.mark.parametrize(
+    ("target", "waits_for"),
+    [
+        pytest.param({"agent": "bob"}, "bob", id="who is there"),
+        pytest.param({"agent": "cid"}, "", id="who is paused"),
+        pytest.param({"agent": "dan", "elsewhere": True}, "dan", id="of another region"),
+        pytest.param({"queue": "sales"}, "", id="a queue"),
+    ],
+)
+def test_a_transfer_says_whom_it_waits_for(target: dict[str, Any], waits_for: str) -> None:
+    """An agent who is not there is not waited for, whoever was asked for."""
+    shard = Shard()
+    shard.do(ConfigureQueue(queue=QueueConfig(id="sales")))
+    for agent in ("ann", "bob", "cid"):
+        shard.agent(agent)
+        shard.do(PauseAgent(agent=agent, paused=agent != "ann"))
+    shard.place("c1")
+    shard.connect("c1")
+    shard.do(PauseAgent(agent="bob", paused=False))
+    shard.do(TransferCall(call_id="c1", **target))
+    (transferred,) = (event for event in shard.told if isinstance(event, CallTransferred))
+    assert transferred.to_agent == waits_for
 
 
 def test_acts_and_lead_lists_are_in_the_journal_once() -> None:

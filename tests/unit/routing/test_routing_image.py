@@ -148,6 +148,17 @@ def test_an_older_image_gives_new_fields_their_first_value() -> None:
     assert image.restore("beijing", old).calls["c1"].move == 0
 
 
+def test_after_call_work_of_who_handed_on_survives_and_an_older_image_has_none() -> None:
+    shard = staffed(Strategy.LONGEST_IDLE)
+    shard.do(ConfigureQueue(queue=QueueConfig(id="sales")))
+    agent = shard.state.agents["ann"]
+    agent.wrap_queues["c1"] = "sales"
+    images = parts(shard.state)
+    assert image.restore("beijing", images).agents["ann"].wrap_queues == {"c1": "sales"}
+    old = [part.replace(b"wrap_queues", b"some_thing_") for part in images]
+    assert image.restore("beijing", old).agents["ann"].wrap_queues == {}
+
+
 def test_a_field_without_a_type_is_noticed() -> None:
     class Odd(CallEntry):
         __slots__ = ("something",)

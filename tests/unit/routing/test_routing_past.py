@@ -161,6 +161,14 @@ def test_the_time_until_a_wished_call_back_is_no_wait() -> None:
     assert (only.wait_ms, only.contact.arrival_ms) == (12_000, t + HOUR_MS - 10_000)
 
 
+def test_a_call_back_that_is_cancelled_before_its_time_did_not_wait_for_it() -> None:
+    t = START_MS + 1_000
+    asked = CallbackRequested(call_id="c1", number="+8613800138000", not_before_ms=t + HOUR_MS, expire_ms=0)
+    ended = CallEnded(call_id="c1", outcome=CallOutcome.ABANDONED, reason="CALLBACK_CANCELLED")
+    (only,) = told({"north": [queued(t), (t + 10_000, asked), (t + 600_000, ended)]}).seen
+    assert (only.fate, only.wait_ms) == (Fate.ABANDONED, 10_000)
+
+
 def test_a_call_that_came_back_before_it_was_answered_is_one_contact() -> None:
     t = START_MS + 1_000
     rows = [queued(t), (t + 9_000, queued(t, attempt=2)[1]), connected(t + 20_000, "ann")]

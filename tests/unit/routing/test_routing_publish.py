@@ -11,6 +11,7 @@ import pytest
 from google.protobuf.duration_pb2 import Duration
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tests.unit.routing.routing_journals import Journal as Shard
 
 from callmesh.common.v1 import common_pb2
 from callmesh.routing.v1 import agent_pb2, call_pb2, events_pb2
@@ -209,6 +210,20 @@ def test_what_the_agent_said_is_told_whole() -> None:
         follow_up_time=convert.timestamp(T0 + 86_400_000),
         wants_to_leave=True,
     )
+
+
+def test_after_call_work_of_who_handed_on_is_told_with_the_queue_that_was_served() -> None:
+    shard = Shard()
+    shard.agent("ann")
+    shard.place("c1")
+    shard.connect("c1")
+    shard.do(model.TransferCall(call_id="c1", queue="sales"))
+    shard.do(model.FinishWrapUp(agent="ann", session=1, call_id="c1"))
+    shard.block()
+    projection = Projection("beijing")
+    events = [event for block in shard.blocks.of("beijing") for event in projection.apply(block)]
+    assert the(events_pb2.CallTransferred, events).call.queue == "queues/sales"
+    assert the(events_pb2.CallWrappedUp, events).call.queue == "queues/service"
 
 
 def test_a_wrap_up_that_ran_out_says_nothing() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter as Count
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -15,12 +16,15 @@ from chassis.testing.lease import ScriptedLease
 from routing import codec
 from routing.journal import Block
 from routing.model import (
+    BEFORE_CONNECTION,
     CloseSession,
+    ConfigureQueue,
     DeclineOffer,
     EndCall,
     FinishWrapUp,
     HangUp,
     PauseAgent,
+    RequestCallback,
     TransferCall,
     WithdrawCall,
 )
@@ -133,6 +137,65 @@ def test_a_transfer_is_offered_to_the_other_queue() -> None:
     assert found[(AGENT, "ann", T0)]["transferred"] == 1
 
 
+def test_after_call_work_of_who_handed_on_is_that_of_the_queue_that_was_served() -> None:
+    """Also when its call has been connected elsewhere, handed on again, or ended meanwhile."""
+    journal = Journal()
+    for agent in ("ann", "bob"):
+        journal.agent(agent)
+    journal.place("c1")
+    journal.connect("c1")
+    first = view_call(journal.state, "c1").agent
+    journal.do(TransferCall(call_id="c1", queue="sales"))
+    journal.connect("c1")
+    journal.wait(2_000)
+    journal.do(EndCall(call_id="c1"))
+    journal.wait(10_000)
+    journal.do(FinishWrapUp(agent=first, session=1, call_id="c1"))
+    found = counted(journal)
+    assert found[(QUEUE, "service", T0)]["wrap_up_ms"] == 12_000
+    assert "wrap_up_ms" not in found[(QUEUE, "sales", T0)]
+    assert found[(AGENT, first, T0)]["wrap_up_ms"] == 12_000
+    tallies = journal.state.tallies
+    assert (tallies["service"].wrapped, tallies["sales"].wrapped) == (1, 0)
+
+
+@pytest.mark.parametrize("closed", [False, True])
+def test_a_call_back_that_is_given_up_before_its_time_did_not_wait_for_it(closed: bool) -> None:
+    journal = Journal()
+    journal.place("c1")
+    journal.wait(4_000)
+    later_ms = journal.now_ms + 20 * MINUTE
+    journal.do(RequestCallback(call_id="c1", number="+8613800138000", not_before_ms=later_ms))
+    journal.wait(10 * MINUTE)
+    if closed:
+        closing = replace(journal.state.queues["service"], closed=True)
+        journal.do(ConfigureQueue(queue=closing))
+        journal.wait(1)
+    else:
+        journal.do(EndCall(call_id="c1"))
+    call, tally = view_call(journal.state, "c1"), journal.state.tallies["service"]
+    assert call.ended_ms - call.queued_ms == 4_000, "as its event says"
+    found = counted(journal)[(QUEUE, "service", T0)]
+    if closed:
+        assert (found["refused"], tally.refused) == (1, 1)
+    else:
+        assert (found["short_abandoned"], found["abandoned_wait_ms"], found["wait_max_ms"]) == (
+            1,
+            4_000,
+            4_000,
+        )
+        assert (tally.short_abandoned, tally.abandoned) == (1, 0)
+
+
+def test_a_call_back_for_another_number_or_time_is_the_one_that_was_promised() -> None:
+    journal = Journal()
+    journal.place("c1")
+    for number, later in (("+8613800138000", 0), ("+8613900139000", 0), ("+8613900139000", MINUTE)):
+        not_before_ms = journal.now_ms + later if later else 0
+        journal.do(RequestCallback(call_id="c1", number=number, not_before_ms=not_before_ms))
+    assert counted(journal)[(QUEUE, "service", T0)]["callbacks"] == 1
+
+
 def test_a_quiet_day_is_counted_in_its_half_hours_and_a_week_of_silence_is_not() -> None:
     journal = Journal()
     journal.agent("ann")
@@ -203,6 +266,11 @@ def reference(journal: Journal) -> dict[tuple[str, int, str], int]:
     return {key: span for key, span in spans.items() if key[2] != "offline"}
 
 
+def waiting(state: ShardState, queue: str) -> int:
+    calls = state.calls.values()
+    return sum(call.facts.queue == queue and call.state in BEFORE_CONNECTION for call in calls)
+
+
 @given(seed=st.integers(0, 10**6))
 @settings(max_examples=6, deadline=None)
 def test_figures_agree_with_the_leaders_own_and_with_a_slow_reference(seed: int) -> None:
@@ -216,6 +284,8 @@ def test_figures_agree_with_the_leaders_own_and_with_a_slow_reference(seed: int)
         for name in ("offered", "answered", "answered_in_target", "abandoned", "short_abandoned", "handled"):
             assert total[name] == getattr(tally, name), name
         assert total["wait_ms"] == tally.wait_total_ms
+        ends = ("answered", "abandoned", "short_abandoned", "refused", "moved")
+        assert total["offered"] == sum(total[name] for name in ends) + waiting(journal.state, queue)
         answered = sum(n for name, n in total.items() if name.startswith("answered_class"))
         abandoned = sum(n for name, n in total.items() if name.startswith("abandoned_class"))
         assert answered == tally.answered and abandoned == tally.abandoned + tally.short_abandoned

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 from pymongo.errors import AutoReconnect
+from tests.unit.routing.routing_shards import EngineShard
 
 from callmesh.routing.v1 import directory_pb2
 from callmesh.routing.v1 import supervision_pb2 as pb
@@ -249,3 +250,45 @@ def test_a_half_hour_of_a_queue_and_of_an_agent() -> None:
     assert agent.subject == "agents/ann" and agent.occupancy == 1.0
     assert {name: span.seconds for name, span in agent.time_by_state.items()} == {"on_call": 900}
     assert model.AgentState.OFFLINE.value not in agent.time_by_state
+
+
+@pytest.mark.parametrize(
+    ("agents", "wanted"),
+    [
+        pytest.param({"cat": {"chat": 2}}, (1, 1), id="chat alone"),
+        pytest.param({"cat": {"chat": 2}, "uma": {"chat": 2, "voice": 1}}, (2, 2), id="both channels once"),
+        pytest.param({"cat": {"chat": 2}, "vic": {"voice": 1}}, (2, 2), id="two teams"),
+        pytest.param({"cat": {"chat": 1}, "eve": {"email": 1}}, (1, 1), id="a channel nobody came by"),
+        pytest.param({}, (0, 0), id="nobody"),
+    ],
+)
+def test_who_is_there_for_a_queue_is_counted_on_every_channel_that_comes(
+    agents: dict[str, dict[str, int]], wanted: tuple[int, int]
+) -> None:
+    """A queue of chats alone had nobody, and was alerted for it while it was served."""
+    shard = EngineShard()
+    shard.do(model.ConfigureQueue(queue=model.QueueConfig(id="service", wrap_up_span_ms=0)))
+    shard.agent("off", capacity=(("chat", 1),))
+    for agent, capacity in agents.items():
+        shard.agent(agent, capacity=tuple(sorted(capacity.items())))
+    facts = model.CallFacts(call_id="c1", queue="service", channel="chat")
+    shard.do(model.CloseSession(agent="off", session=1))
+    shard.do(model.PlaceCall(facts=facts, attempt=1, move=1, front="f"))
+    shard.do(model.HangUp(call_id="c1", attempt=1))
+    (queue,) = shard_stats(shard.state, model.AskStats(), shard.now_ms).queues
+    assert (queue.agents_logged_in, queue.agents_free) == wanted
+
+
+def test_the_wait_that_is_expected_for_a_queue_of_chats_is_that_of_its_chats() -> None:
+    shard = EngineShard()
+    shard.do(model.ConfigureQueue(queue=model.QueueConfig(id="service", wrap_up_span_ms=0)))
+    shard.agent("cat", capacity=(("chat", 1),))
+    for call_id in ("c1", "c2", "c3"):
+        facts = model.CallFacts(call_id=call_id, queue="service", channel="chat")
+        shard.do(model.PlaceCall(facts=facts, attempt=1, move=1, front="f"))
+        if call_id == "c1":
+            shard.connect("c1")
+            shard.wait(60_000)
+            shard.do(model.EndCall(call_id="c1"))
+    (queue,) = shard_stats(shard.state, model.AskStats(), shard.now_ms).queues
+    assert (queue.waiting, queue.expected_wait_span_ms) == (1, 120_000)
