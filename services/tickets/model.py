@@ -227,7 +227,7 @@ class SlaClock:
     breached_ms: int | None = None
     #: When it was met or stopped.
     stopped_ms: int | None = None
-    #: 1 at first, +1 after each reopening.
+    #: 1 at first, +1 after each reopening; 0 for a first response given while none was promised.
     cycle: int = 1
     #: When the target passes if nothing changes; None unless the clock runs and it hasn't passed.
     due_ms: int | None = None
