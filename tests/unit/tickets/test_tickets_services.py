@@ -178,6 +178,7 @@ def test_a_pile_is_claimed_by_urgency_and_skill_once(service: Service) -> None:
 
 
 def test_why_and_by_whom_a_ticket_was_handed_over_stays_in_its_history(service: Service) -> None:
+    with_team(service)
     name = f"tickets/{service.open().id}"
     request = rpc.TransferTicketRequest(name=name, team="teams/field", reason="a cable", etag="")
     for _ in range(2):
@@ -193,6 +194,23 @@ def test_why_and_by_whom_a_ticket_was_handed_over_stays_in_its_history(service: 
         ("new", "in_progress"),
         ("in_progress", ""),
     }
+
+
+def test_no_ticket_goes_to_a_team_that_there_is_not(service: Service) -> None:
+    """A name with a slip of the pen in it was taken, and nobody saw the ticket again."""
+    with_team(service)
+    ticket = service.open()
+    name = f"tickets/{ticket.id}"
+    give = rpc.AssignTicketRequest(name=name, agent="agents/a", team="teams/feild")
+    hand = rpc.TransferTicketRequest(name=name, team="teams/feild", reason="theirs")
+    for ask in (lambda: service.AssignTicket(give, None), lambda: service.TransferTicket(hand, None)):
+        assert refused(ask, NotFound) == "NOT_FOUND"
+    assert service.store.get(ticket.id) == ticket
+    hand.team = "teams/field"
+    service.TransferTicket(hand, None)
+    service.teams.DeleteTeam(team_pb2.DeleteTeamRequest(name="teams/field"), None)
+    hand.agent = "agents/b"
+    assert service.TransferTicket(hand, None).assignee == "agents/b", "where it lies already it may stay"
 
 
 def test_nobody_waits_behind_what_needs_other_skills(
@@ -515,6 +533,18 @@ def test_bulk_edits_say_what_would_happen_and_do_it(service: Service) -> None:
     assert service.BulkUpdateTickets(request, None).changed_count >= 2
     assert service.store.get(names[2][8:]).state == "in_progress"
     assert refused(lambda: service.BulkUpdateTickets(rpc.BulkUpdateTicketsRequest(), None)) == ["names"]
+
+
+def test_a_bulk_edit_says_in_the_callers_language_what_went_wrong(service: Service) -> None:
+    class Call:
+        def invocation_metadata(self) -> list[tuple[str, str]]:
+            return [("accept-language", "zh-CN")]
+
+    names = [f"tickets/{service.open().id}", "tickets/none"]
+    request = rpc.BulkUpdateTicketsRequest(names=names, transition="reopen")
+    first, second = service.BulkUpdateTickets(request, Call()).outcomes
+    assert "不能这样转换状态" in first.message and "未找到" in second.message
+    assert "is not possible" in service.BulkUpdateTickets(request, None).outcomes[0].message
 
 
 def test_a_bulk_edit_changes_a_ticket_and_takes_it_on_or_leaves_it_alone(service: Service) -> None:
@@ -1177,6 +1207,17 @@ def test_problems_have_their_own_table_and_cases(service: Service) -> None:
     assert service.quality.TransitionProblem(step, None).state_reason == step.reason
     known = quality_pb2.ListProblemsRequest(filter="state = KNOWN_ERROR AND products:modem-7")
     assert len(service.quality.ListProblems(known, None).problems) == 1
+
+
+def test_cases_of_a_problem_are_all_named_well_or_none_is_changed(service: Service) -> None:
+    made = quality_pb2.CreateProblemRequest(problem={"title": "Cable"}, problem_id="p")
+    service.quality.CreateProblem(made, None)
+    ticket = service.open()
+    request = quality_pb2.LinkProblemTicketsRequest(
+        name="problems/p", add_tickets=[f"tickets/{ticket.id}"], remove_tickets=["tickets/none"]
+    )
+    assert refused(lambda: service.quality.LinkProblemTickets(request, None)) == ["remove_tickets"]
+    assert service.store.get(ticket.id) == ticket
 
 
 def test_a_product_is_scored_by_its_criteria_or_its_tickets(service: Service) -> None:
