@@ -76,6 +76,11 @@ class TicketDocument(Aggregate):
                 "name": "merged_from_id",
                 "partialFilterExpression": {"merged_from": {"$gt": ""}},
             },
+            {
+                "fields": ["guests", "_id"],
+                "name": "guests_id",
+                "partialFilterExpression": {"guests": {"$gt": ""}},
+            },
             {"fields": ["calls.call_id"], "name": "call", "sparse": True},
             {"fields": ["updated_ms"], "name": "updated"},
             {"fields": ["due_ms", "_id"], "name": "due", "sparse": True},
@@ -156,6 +161,8 @@ class TicketDocument(Aggregate):
     comment_count = IntField()
     merged_into = StringField()
     absorbed = ListField(StringField())
+    #: Searched.
+    guests = ListField(StringField())
     problem = StringField()
     fee_approver = StringField()
     fee_paid_ms = IntField()
@@ -395,6 +402,7 @@ def _task_fields(ticket: Ticket) -> dict[str, Any]:
         "comment_count": ticket.comment_count or None,
         "merged_into": ticket.merged_into or None,
         "absorbed": list(ticket.absorbed) or None,
+        "guests": list(ticket.guests) or None,
         "problem": ticket.problem or None,
         "fee_approver": ticket.fee_approver or None,
         "fee_paid_ms": ticket.fee_paid_ms,
@@ -415,6 +423,7 @@ def _task_values(raw: Mapping[str, Any]) -> dict[str, Any]:
         "attachments": tuple(Attachment(**file) for file in raw.get("attachments") or ()),
         "watchers": tuple(raw.get("watchers") or ()),
         "absorbed": tuple(raw.get("absorbed") or ()),
+        "guests": tuple(raw.get("guests") or ()),
         "requests": tuple((key, content) for key, content in raw.get("requests") or ()),
         "comments": tuple(comment_from_raw(comment) for comment in raw.get("comments") or ()),
         **{

@@ -42,6 +42,7 @@ from tickets.opening import (
     plan_create,
     rules_of,
 )
+from tickets.owners import brought, first_customer, guests_of
 from tickets.store import Changed, Query, TicketStore, sort_key
 from tickets.validation import check_draft
 
@@ -574,7 +575,7 @@ class Handlers:
             ticket = self._store.get(ticket_id)
             if not ticket.draft.customer_id:
                 return False
-            path = self._path(engine.first_customer(ticket), told)
+            path = self._path(first_customer(ticket), told)
             if path[0].erased:
                 self._erase(ticket_id)
                 return True
@@ -641,18 +642,40 @@ class Handlers:
         gone = Profile(customer_id=customer_id, version=version, erased=True)
         self._store.save_profile(gone)
         self._place_all(gone)
+        self._forget_guest(customer_id)
 
     def _erase_number(self, number: str, customer_id: str) -> None:
         owner = self._store.profile_of_number(number)
         if owner is None or owner.customer_id == customer_id:
             terms = (Condition(field="caller_number", op="=", value=number), _NOBODYS)
             self._each(terms, self._erase, customer_id)
+            self._forget_guest(number)
 
     def _erase(self, ticket_id: str) -> None:
         def attempt() -> None:
-            self._store.blank_steps(ticket_id)
-            self._store.blank_comments(ticket_id)
+            self._blank(ticket_id)
             self._save(engine.erase(self._store.get(ticket_id), self._clock.now_ms()))
+            self._blank(ticket_id)  # what was put away between the two
+
+        retry_conflicts(attempt)
+
+    def _blank(self, ticket_id: str) -> None:
+        self._store.blank_steps(ticket_id)
+        self._store.blank_comments(ticket_id)
+
+    def _forget_guest(self, guest: str) -> None:
+        """Removes what an erased customer, or whoever had its number, said from the tickets of others."""
+        last = ""
+        while ids := self._store.hosts_of(guest, last, BATCH_MAX):
+            last = ids[-1]
+            for ticket_id in ids:
+                self._forget_there(ticket_id, guest)
+
+    def _forget_there(self, ticket_id: str, guest: str) -> None:
+        def attempt() -> None:
+            self._store.blank_comments(ticket_id, guest)
+            self._save(engine.forget_guest(self._store.get(ticket_id), guest, self._clock.now_ms()))
+            self._store.blank_comments(ticket_id, guest)  # as in `_erase`
 
         retry_conflicts(attempt)
 
@@ -878,12 +901,14 @@ def split_off(
     ticket: Ticket, original: Ticket, calls: Sequence[str], said: Sequence[Comment], now: int
 ) -> Ticket:
     """A new ticket with what it gets of the one it is split off, and the intent that completes the split."""
-    moved = tuple(replace(call, opened=False) for call in original.calls if call.call_id in calls)
+    going = brought([call for call in original.calls if call.call_id in calls], original, ticket)
+    moved = tuple(replace(call, opened=False) for call in going)
     copied = tuple(
         replace(comment, sequence=place, request_key="", fingerprint="")
-        for place, comment in enumerate(said, start=1)
+        for place, comment in enumerate(brought(said, original, ticket), start=1)
     )
     named = {file for comment in said for file in comment.attachments}
+    files = brought([file for file in original.attachments if file.id in named], original, ticket)
     same_customer = ticket.draft.customer_id == original.draft.customer_id
     intent = Intent(
         kind=IntentKind.CEDE, ticket_id=original.id, number=0, reason="split", time_ms=ticket.created_ms
@@ -894,7 +919,8 @@ def split_off(
         call_count=len(moved),
         comments=copied,
         comment_count=len(copied),
-        attachments=tuple(file for file in original.attachments if file.id in named),
+        attachments=files,
+        guests=guests_of(original, ticket),
         links=(Link(ticket_id=original.id, relation=Relation.PARENT, time_ms=now),),
         intents=(intent,),
         team=ticket.team or original.team,

@@ -360,6 +360,8 @@ class CallLink:
     notes: str = ""
     #: True for the call that opened the ticket.
     opened: bool = False
+    #: Whose it is where that is not whose the ticket is: a customer's id or, of nobody's, a number.
+    owner: str = ""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -568,6 +570,8 @@ class Attachment:
     creator: str = ""
     #: When.
     time_ms: int = 0
+    #: Whose it is where that is not whose the ticket is: a customer's id or, of nobody's, a number.
+    owner: str = ""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -591,6 +595,8 @@ class Comment:
     #: Key and content of the request that wrote it, for repeats.
     request_key: str = ""
     fingerprint: str = ""
+    #: Whose it is where that is not whose the ticket is: a customer's id or, of nobody's, a number.
+    owner: str = ""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -725,6 +731,8 @@ class Ticket:
     merged_into: str = ""
     #: The tickets that it took over, whose calls, comments and files it has by now; the latest.
     absorbed: tuple[str, ...] = ()
+    #: Whose words besides its own it holds, since merges and splits: `owner` of its parts.
+    guests: tuple[str, ...] = ()
     #: The problem it is a case of.
     problem: str = ""
     #: Who approved its fees.

@@ -175,8 +175,9 @@ class TicketStore(Protocol):
     def comments(self, ticket_id: str, after: int, limit: int) -> list[Comment]:
         """At most `limit` comments with a sequence above `after`, oldest first; NotFound."""
 
-    def blank_comments(self, ticket_id: str) -> None:
-        """Removes the texts of the comments that no longer lie in the ticket."""
+    def blank_comments(self, ticket_id: str, owner: str = "") -> None:
+        """Removes the texts of the comments (with an owner: of that one's) that no longer lie in the
+        ticket."""
 
     def loads(self, agents: Sequence[str]) -> dict[str, int]:
         """How many open tickets each of these agents has; none: left out."""
@@ -193,6 +194,9 @@ class TicketStore(Protocol):
 
     def were_of(self, customer_id: str, after: str, limit: int) -> list[str]:
         """Ids above an id, in order, of tickets that were a customer's before it was merged."""
+
+    def hosts_of(self, guest: str, after: str, limit: int) -> list[str]:
+        """Ids above an id, in order, of tickets that hold another's words."""
 
     def profile(self, customer_id: str) -> Profile | None:
         """What is known of a customer."""
@@ -308,11 +312,10 @@ class MongoStore:
         found |= {said.sequence: said for said in inline}
         return [found[sequence] for sequence in sorted(found) if sequence > after][:limit]
 
-    def blank_comments(self, ticket_id: str) -> None:
+    def blank_comments(self, ticket_id: str, owner: str = "") -> None:
         """As the port says."""
-        CommentDocument._get_collection().update_many(
-            {"ticket_id": ticket_id}, {"$set": {"comment.body": ""}}
-        )
+        which = {"ticket_id": ticket_id, **({"comment.owner": owner} if owner else {})}
+        CommentDocument._get_collection().update_many(which, {"$set": {"comment.body": ""}})
 
     def loads(self, agents: Sequence[str]) -> dict[str, int]:
         """As the port says."""
@@ -334,12 +337,17 @@ class MongoStore:
 
     def open_after(self, ticket_id: str, limit: int) -> list[str]:
         """As the port says."""
-        query = {"_id": {"$gt": ticket_id}, "open": True}
-        return [raw["_id"] for raw in self._tickets().find(query, {"_id": 1}).sort("_id", 1).limit(limit)]
+        return self._ids({"_id": {"$gt": ticket_id}, "open": True}, limit)
 
     def were_of(self, customer_id: str, after: str, limit: int) -> list[str]:
         """As the port says."""
-        query = {"merged_from": customer_id, "_id": {"$gt": after}}
+        return self._ids({"merged_from": customer_id, "_id": {"$gt": after}}, limit)
+
+    def hosts_of(self, guest: str, after: str, limit: int) -> list[str]:
+        """As the port says."""
+        return self._ids({"guests": guest, "_id": {"$gt": after}}, limit)
+
+    def _ids(self, query: Mapping[str, Any], limit: int) -> list[str]:
         return [raw["_id"] for raw in self._tickets().find(query, {"_id": 1}).sort("_id", 1).limit(limit)]
 
     def get(self, ticket_id: str) -> Ticket:
@@ -711,11 +719,12 @@ class MemoryStore:
             }
             return [found[sequence] for sequence in sorted(found) if sequence > after][:limit]
 
-    def blank_comments(self, ticket_id: str) -> None:
+    def blank_comments(self, ticket_id: str, owner: str = "") -> None:
         """As the port says."""
         with self._lock:
             old = self._old_comments.get(ticket_id, {})
-            old.update({sequence: replace(said, body="") for sequence, said in old.items()})
+            gone = {sequence: said for sequence, said in old.items() if owner in ("", said.owner)}
+            old.update({sequence: replace(said, body="") for sequence, said in gone.items()})
 
     def loads(self, agents: Sequence[str]) -> dict[str, int]:
         """As the port says."""
@@ -744,4 +753,9 @@ class MemoryStore:
     def were_of(self, customer_id: str, after: str, limit: int) -> list[str]:
         """As the port says."""
         found = self._where(lambda t: customer_id in t.merged_from and t.id > after)
+        return sorted(ticket.id for ticket in found)[:limit]
+
+    def hosts_of(self, guest: str, after: str, limit: int) -> list[str]:
+        """As the port says."""
+        found = self._where(lambda t: guest in t.guests and t.id > after)
         return sorted(ticket.id for ticket in found)[:limit]

@@ -100,7 +100,7 @@ FULL = replace(
         parts=(PartLine(number="p", quantity=1, description="d"),),
         survey=(SurveyAnswer(question_id="q", question="?", answer="!"),),
     ),
-    tier="vip", calls=(CallLink(call_id="c1", time_ms=NOW, notes="n", opened=True),), call_count=1,
+    tier="vip", calls=(CallLink(call_id="c1", time_ms=NOW, notes="n", opened=True, owner="g"),), call_count=1,
     resolution="r",
     parent_id="p", follow_up=FollowUp(schedule_ms=NOW + 5, ticket_id="t1.visit-1", number=1),
     visit=Visit(number=2, answered=True, satisfied=True, score=5, comment="fine"),
@@ -110,8 +110,11 @@ FULL = replace(
     assignee="a", team="t", silent_ms=NOW, silent_limit_ms=5, reassign_count=2,
     had_assignee=True,
     links=(Link(ticket_id="t2", relation=Relation.BLOCKS, time_ms=NOW),),
-    attachments=(Attachment(id="f", uri="https://f", file_name="f", time_ms=NOW),), watchers=("w",),
-    comments=(Comment(sequence=1, body="b", public=True, author="a", from_customer=False, time_ms=NOW),),
+    attachments=(Attachment(id="f", uri="https://f", file_name="f", time_ms=NOW, owner="g"),),
+    watchers=("w",),
+    comments=(Comment(sequence=1, body="b", public=True, author="a", from_customer=False, time_ms=NOW,
+                      owner="g"),),
+    guests=("g", "h"),
     comment_count=1, requests=(("k", "f"),), merged_into="t9", problem="p1", fee_approver="boss",
     fee_paid_ms=NOW, satisfaction=4,
 )  # fmt: skip
@@ -519,9 +522,12 @@ def test_what_was_a_customers_is_found_by_its_index(mongo_uri: str, mongo_databa
     store = MongoStore()
     add(store, *(replace(ticket(f"t{n}"), merged_from=("a", "b") if n < 3 else ()) for n in range(9)))
     assert store.were_of("b", "", 2) == ["t0", "t1"] and store.were_of("b", "t1", 2) == ["t2"]
-    query = {"merged_from": "b", "_id": {"$gt": ""}}
-    plan = repr(TicketDocument._get_collection().find(query).sort("_id", 1).limit(2).explain())
-    assert "merged_from_id" in plan and "COLLSCAN" not in plan and "'SORT'" not in plan
+    add(store, *(replace(ticket(f"g{n}"), guests=("a", "b") if n < 3 else ()) for n in range(9)))
+    assert store.hosts_of("b", "", 2) == ["g0", "g1"] and store.hosts_of("b", "g1", 2) == ["g2"]
+    for field in ("merged_from", "guests"):
+        query = {field: "b", "_id": {"$gt": ""}}
+        plan = repr(TicketDocument._get_collection().find(query).sort("_id", 1).limit(2).explain())
+        assert f"{field}_id" in plan and "COLLSCAN" not in plan and "'SORT'" not in plan
     disconnect()
 
 
