@@ -212,7 +212,10 @@ class ProfileDocument(Document):
         "collection": "customer_profiles",
         "auto_create_index": False,
         "index_cls": False,
-        "indexes": [{"fields": ["numbers"], "name": "numbers"}],
+        "indexes": [
+            {"fields": ["numbers"], "name": "numbers"},
+            {"fields": ["again_ms"], "name": "again", "sparse": True},
+        ],
     }
 
     id = StringField(primary_key=True)
@@ -223,6 +226,8 @@ class ProfileDocument(Document):
     language = StringField()
     merged_into = StringField()
     erased = BooleanField()
+    #: Absent when there is nothing to look for.
+    again_ms = IntField()
     refused = ListField(StringField())
     preferred = ListField(StringField())
     quiet = ListField(ListField())
@@ -564,6 +569,7 @@ def profile_fields(profile: Profile) -> dict[str, Any]:
         "preferred": [channel.value for channel in profile.preferred],
         "quiet": [[list(days), start, end] for days, start, end in profile.quiet],
         "zone": profile.zone,
+        **({"again_ms": profile.again_ms} if profile.again_ms is not None else {}),
     }
 
 
@@ -582,4 +588,5 @@ def profile_from_raw(raw: Mapping[str, Any]) -> Profile:
         preferred=tuple(Channel(channel) for channel in raw.get("preferred") or ()),
         quiet=tuple((tuple(days), start, end) for days, start, end in raw.get("quiet") or ()),
         zone=raw.get("zone") or "",
+        again_ms=raw.get("again_ms"),
     )

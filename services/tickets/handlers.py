@@ -74,6 +74,10 @@ FOLLOW_UP_DAYS_MAX = 366
 #: How long a ticket's timers are held back after one failed, business ms.
 POSTPONE_MS = 60_000
 
+#: How long after an erasure its tickets are looked for once more: longer than any call or delivery takes that
+#: read the customer before it, real seconds.
+LOOK_AGAIN_SECONDS = 900
+
 #: A flow has no such transition, or asks for what only people can give.
 LEFT_TO_PEOPLE = (engine.IllegalTransition, engine.TransitionIncomplete, InvalidArgument)
 
@@ -639,10 +643,26 @@ class Handlers:
         # before the profile, which alone tells the numbers
         for number in (*known.numbers, *known.former_numbers) if known is not None else ():
             self._erase_number(number, customer_id)
-        gone = Profile(customer_id=customer_id, version=version, erased=True)
-        self._store.save_profile(gone)
-        self._place_all(gone)
+        again = self._clock.now_ms() + round(LOOK_AGAIN_SECONDS * 1000 * self._clock.speed)
+        self._store.save_profile(
+            Profile(customer_id=customer_id, version=version, erased=True, again_ms=again)
+        )
+        self._erase_all(customer_id)
+
+    def _erase_all(self, customer_id: str) -> None:
+        self._place_all(Profile(customer_id=customer_id, version=0, erased=True))
         self._forget_guest(customer_id)
+
+    def erased_due(self, limit: int) -> list[str]:
+        """Ids of erased customers whose tickets are to be looked for once more."""
+        return self._store.erased_due(self._clock.now_ms(), limit)
+
+    def erase_again(self, customer_id: str) -> None:
+        """Erases what was opened by those who had read the customer before the erasure and wrote after it.
+        Comes back later where it fails. Unavailable as in `_place_all`."""
+        self._store.look_again(customer_id, self._clock.now_ms() + POSTPONE_MS)
+        self._erase_all(customer_id)
+        self._store.look_again(customer_id, None)
 
     def _erase_number(self, number: str, customer_id: str) -> None:
         owner = self._store.profile_of_number(number)

@@ -773,6 +773,8 @@ class Profile:
     merged_into: str = ""
     #: The customer was legally erased: nothing is kept of them any more.
     erased: bool = False
+    #: When an erased one's tickets are looked for once more; None: not any more.
+    again_ms: int | None = None
     #: Channels by which the customer doesn't want to be asked how it was.
     refused: frozenset[Channel] = frozenset()
     #: Channels by which the customer said to want to be asked, the latest said first.

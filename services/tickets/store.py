@@ -207,6 +207,12 @@ class TicketStore(Protocol):
     def save_profile(self, profile: Profile) -> bool:
         """Stores a profile unless a newer one is there; whether it was stored."""
 
+    def erased_due(self, now_ms: int, limit: int) -> list[str]:
+        """Ids of erased customers whose tickets are to be looked for once more, the longest due first."""
+
+    def look_again(self, customer_id: str, at_ms: int | None) -> None:
+        """Sets when an erased customer's tickets are looked for once more; None: not any more."""
+
 
 def check_whole(ticket: Ticket) -> None:
     """ValueError for a ticket that was read without its history or texts: storing it would lose them."""
@@ -486,6 +492,16 @@ class MongoStore:
             return False
         return True
 
+    def erased_due(self, now_ms: int, limit: int) -> list[str]:
+        """As the port says."""
+        found = ProfileDocument._get_collection().find({"again_ms": {"$lte": now_ms}}, {"_id": 1})
+        return [raw["_id"] for raw in found.sort("again_ms", 1).limit(limit)]
+
+    def look_again(self, customer_id: str, at_ms: int | None) -> None:
+        """As the port says."""
+        set_or_gone = {"$set": {"again_ms": at_ms}} if at_ms is not None else {"$unset": {"again_ms": ""}}
+        ProfileDocument._get_collection().update_one({"_id": customer_id}, set_or_gone)
+
 
 # ---- memory
 
@@ -709,6 +725,17 @@ class MemoryStore:
                 return False
             self._profiles[profile.customer_id] = profile
             return True
+
+    def erased_due(self, now_ms: int, limit: int) -> list[str]:
+        """As the port says."""
+        with self._lock:
+            again = [(p.again_ms, id) for id, p in self._profiles.items() if p.again_ms is not None]
+            return [id for at, id in sorted(again) if at <= now_ms][:limit]
+
+    def look_again(self, customer_id: str, at_ms: int | None) -> None:
+        """As the port says."""
+        with self._lock:
+            self._profiles[customer_id] = replace(self._profiles[customer_id], again_ms=at_ms)
 
     def comments(self, ticket_id: str, after: int, limit: int) -> list[Comment]:
         """As the port says."""
