@@ -144,7 +144,7 @@ class TicketDocument(Aggregate):
     flow_version = IntField()
     assignee = StringField()
     team = StringField()
-    #: Sorted by: how urgent, while it lies with a team.
+    #: Sorted by: how urgent, while it lies in a team's pile.
     rank = IntField()
     silent_ms = IntField()
     silent_limit_ms = IntField()
@@ -387,13 +387,18 @@ def _visit_fields(visit: Visit) -> dict[str, Any]:
     return fields
 
 
+def _is_waiting(ticket: Ticket) -> bool:
+    """Whether it lies in a team's pile."""
+    return bool(ticket.team) and ticket.is_open and not ticket.assignee
+
+
 def _task_fields(ticket: Ticket) -> dict[str, Any]:
     """What tickets have since there were tasks, comments and links; absent where there is none of it."""
     return {
         "flow_version": ticket.flow_version if ticket.flow_version != 1 else None,
         "assignee": ticket.assignee or None,
         "team": ticket.team or None,
-        "rank": PRIORITY_RANK[ticket.draft.priority] if ticket.team else None,
+        "rank": PRIORITY_RANK[ticket.draft.priority] if _is_waiting(ticket) else None,
         "silent_ms": ticket.silent_ms,
         "silent_limit_ms": ticket.silent_limit_ms,
         "had_assignee": ticket.had_assignee or None,

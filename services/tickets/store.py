@@ -332,7 +332,9 @@ class MongoStore:
     def pile(self, team: str, skills: Sequence[str], limit: int) -> list[Ticket]:
         """As the port says."""
         enough = {"$not": {"$elemMatch": {"$nin": list(skills)}}}
-        query = {"team": team, "open": True, "assignee": None, "required_skills": enough}
+        # only what nobody has has a rank (an earlier release: whatever lies with a team)
+        waits = {"assignee": None, "rank": {"$gte": 0}}
+        query = {"team": team, "open": True, **waits, "required_skills": enough}
         order = [("rank", -1), ("created_ms", 1), ("_id", 1)]
         found = self._tickets().find(query, WITHOUT_TEXTS).sort(order).limit(limit)
         return [from_raw(raw) for raw in found]

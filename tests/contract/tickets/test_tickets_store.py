@@ -538,6 +538,21 @@ def test_what_was_a_customers_is_found_by_its_index(mongo_uri: str, mongo_databa
 
 
 @pytest.mark.integration
+def test_a_claim_reads_the_pile_and_not_what_others_have(mongo_uri: str, mongo_database: str) -> None:
+    """All that a team has was read, however little of it was free."""
+    connect(TicketsSettings(mongo_uri=mongo_uri, mongo_database=mongo_database))
+    ensure_indexes(DOCUMENTS)
+    store, database = MongoStore(), TicketDocument._get_collection().database
+    add(store, *(replace(ticket(f"t{n}"), team="x", assignee="a" if n % 10 else "") for n in range(60)))
+    database.command("profile", 2)
+    assert [one.id for one in store.pile("x", [], 9)] == ["t0", "t10", "t20", "t30", "t40", "t50"]
+    database.command("profile", 0)
+    (read,) = database["system.profile"].find({"command.find": "tickets"})
+    assert (read["docsExamined"], read.get("hasSortStage")) == (6, None)
+    disconnect()
+
+
+@pytest.mark.integration
 @pytest.mark.parametrize("text", ["", "open = true"])
 def test_what_is_due_is_read_in_order_and_nothing_else(
     mongo_uri: str, mongo_database: str, text: str

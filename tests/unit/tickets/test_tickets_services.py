@@ -1346,6 +1346,39 @@ def test_reports_count_what_happened(service: Service) -> None:
     assert chart.activities[0].activity == "new" and '"new" -> "in_progress" [label="3"' in chart.picture
 
 
+def test_a_backlog_of_the_past_is_what_was_open_and_overdue_then(service: Service) -> None:
+    """Counted by hand: opened, resolved after 1 h, reopened after 3 h, resolved after 100 h."""
+    ticket, opened = service.open(), service.clock.now_ms()
+    for hours, verb in ((1, "resolve"), (2, "reopen"), (97, "resolve")):
+        service.clock.advance(hours * 3_600)
+        act = engine.Act(verb=verb, actor="ann", reason="because")
+        service.use.transition(ticket.id, None, act)
+    passed = service.store.get(ticket.id).sla.resolution.breached_ms
+    assert passed is not None
+
+    def at(moment: int) -> tuple[int, int]:
+        request = report_pb2.GetBacklogRequest(at_time=convert.stamp(moment))
+        total = service.reports.GetBacklog(request, None).total
+        return total.open_count, total.overdue_count
+
+    hours = [at(opened + hour * HOUR) for hour in (0, 2, 4, 101)]
+    assert hours == [(1, 0), (0, 0), (1, 0), (0, 0)]
+    assert [at(passed - 1), at(passed)] == [(1, 0), (1, 1)]
+
+
+def test_what_no_call_opened_no_call_resolved_at_once(service: Service) -> None:
+    ticket = service.open(caller_number="+8613800138000", category="bill")
+    asked = TicketRequest(kind="inquiry", priority="", category="bill", subject="Bill", description="")
+    now = service.clock.now_ms()
+    facts = CallFacts(call_id="c", ticket_id="call-c", time_ms=now, number="+8613800138000", request=asked)
+    joined = service.use.call_wrapped_up(facts)
+    assert joined is not None and joined.id == ticket.id
+    service.use.call_wrapped_up(replace(facts, call_id="d", ticket_id="call-d", resolved=True, number="",
+                                        request=replace(asked, category="other")))  # fmt: skip
+    request = report_pb2.GetPerformanceRequest()
+    assert service.reports.GetPerformance(request, None).total.first_contact_resolution_ratio == 1
+
+
 def test_only_what_had_a_target_is_kept_or_missed(service: Service) -> None:
     service.sla.CreateCalendar(calendar_request(), None)
     policy = policy_request(8, first_response_target=Duration(seconds=60), categories=["no-promise"])
