@@ -145,14 +145,6 @@ def rich_status(
     return status
 
 
-def accepted_language(context: Any) -> str | None:
-    """The Accept-Language header of a call, None without one."""
-    for key, value in context.invocation_metadata() or ():
-        if key == localize.HEADER and isinstance(value, str):
-            return value
-    return None
-
-
 def abort_arguments(
     error: CallmeshError, domain: str, accept_language: str | None = None, package: str = "chassis"
 ) -> tuple[grpc.StatusCode, str, tuple[tuple[str, bytes], ...]]:

@@ -17,6 +17,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib import resources
+from typing import Any
 
 from chassis.errors import MESSAGE_CHARACTERS_MAX, Blank, CallmeshError, shorten
 
@@ -65,6 +66,14 @@ def preferred(header: str | None) -> str | None:
         weights.setdefault(DEFAULT, any_weight)
     best = max((w for language, w in weights.items() if language in TAGS), default=0.0)
     return next((one for one, weight in weights.items() if one in TAGS and 0 < weight == best), DEFAULT)
+
+
+def accepted_language(context: Any) -> str | None:
+    """The Accept-Language header of a call, None without one."""
+    for key, value in context.invocation_metadata() or ():
+        if key == HEADER and isinstance(value, str):
+            return value
+    return None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

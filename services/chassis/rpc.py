@@ -37,7 +37,8 @@ from chassis.errors import (
     Unavailable,
     Unimplemented,
 )
-from chassis.grpc_status import abort_arguments, accepted_language
+from chassis.grpc_status import abort_arguments
+from chassis.localize import accepted_language
 
 #: What counts in place of a code where a server that ends as it was told to said good-bye, and where it has
 #: as many calls open as it takes: that is no limit of the caller's.

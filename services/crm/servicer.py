@@ -28,9 +28,10 @@ from chassis import metrics
 from chassis.callcontext import current_identity
 from chassis.errors import CallmeshError, InvalidArgument
 from chassis.fieldmask import apply_mask
-from chassis.grpc_status import accepted_language, rich_status
+from chassis.grpc_status import rich_status
 from chassis.idempotency import content_fingerprint, request_key
 from chassis.ids import ID_LENGTH_MAX, check_id, parse_name
+from chassis.localize import accepted_language
 from chassis.mongo import parse_etag
 from chassis.pagination import Page
 from crm import convert, duplicates, engine, merging

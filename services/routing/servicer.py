@@ -21,7 +21,7 @@ from callmesh.routing.v1 import (
 from chassis import localize
 from chassis.callcontext import remaining_seconds
 from chassis.errors import CallmeshError, InvalidArgument, Unimplemented
-from chassis.grpc_status import accepted_language
+from chassis.localize import accepted_language
 from routing import convert
 from routing.errors import error_of
 from routing.explain_handlers import Explainer

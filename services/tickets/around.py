@@ -12,6 +12,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from callmesh.tickets.v1 import ticket_pb2, ticket_service_pb2
+from chassis import localize
 from chassis.callcontext import current_identity, remaining_seconds
 from chassis.errors import CallmeshError, DeadlineExceeded, FieldViolation, InvalidArgument, NotFound
 from chassis.fieldmask import apply_mask
@@ -226,9 +227,12 @@ class Around:
         team = convert.read_optional_name("team", "teams", request.team)
         if request.strategy == ticket_service_pb2.AssignTicketRequest.STRATEGY_UNSPECIFIED:
             agent = _agent("agent", request.agent)
-            return self._change(
-                asked, lambda ticket, now: desk.assign(ticket, agent, team or ticket.team, "assigned", now)
-            )
+
+            def assign(ticket: Ticket, now: int) -> Change:
+                self._teams.check(team, ticket)
+                return desk.assign(ticket, agent, team or ticket.team, "assigned", now)
+
+            return self._change(asked, assign)
         if request.agent:
             raise InvalidArgument(field="agent", why="must be empty with a strategy")
         in_turn = request.strategy == ticket_service_pb2.AssignTicketRequest.STRATEGY_ROUND_ROBIN
@@ -250,12 +254,12 @@ class Around:
         if not team and not agent:
             raise InvalidArgument(field="team", why="a team or an agent is required")
         actor = subject()
-        return self._change(
-            request_of(request, "TransferTicket", request.name),
-            lambda ticket, now: desk.transfer(
-                ticket, agent, team or ticket.team, request.reason, now, actor=actor
-            ),
-        )
+
+        def transfer(ticket: Ticket, now: int) -> Change:
+            self._teams.check(team, ticket)
+            return desk.transfer(ticket, agent, team or ticket.team, request.reason, now, actor=actor)
+
+        return self._change(request_of(request, "TransferTicket", request.name), transfer)
 
     def ReleaseTicket(self, request: Any, context: Any) -> ticket_pb2.Ticket:
         """Puts a ticket back to its team."""
@@ -395,6 +399,7 @@ class Around:
             raise InvalidArgument(field="ticket", why="new values or a transition are required")
         _check_reason(request.reason)
         answer, act = ticket_service_pb2.BulkUpdateTicketsResponse(), _bulk_act(request)
+        language = _language(context)
         for id in self._bulk_ids(request):
             if remaining_seconds() == 0.0:
                 raise DeadlineExceeded()  # what is done is done; a repeat goes on with the rest
@@ -402,7 +407,8 @@ class Around:
             try:
                 outcome.changed = self._bulk_one(request, id, act)
             except CallmeshError as error:
-                outcome.reason, outcome.message = error.reason, str(error)[:1_024]
+                outcome.reason = error.reason
+                outcome.message = localize.message(error, language, localize.package_of(Around))
             answer.changed_count += outcome.changed
             answer.failed_count += bool(outcome.reason)
         return answer
@@ -433,6 +439,12 @@ class Around:
         return self._handlers.edit_and_move(
             id, edit, act, actor=subject(), validate_only=request.validate_only
         )
+
+
+def _language(context: Any) -> str:
+    """The language that a caller wants to be told in what went wrong; `context` is None outside a call."""
+    asked = localize.accepted_language(context) if context is not None else None
+    return localize.preferred(asked) or localize.DEFAULT
 
 
 def _bulk_act(request: Any) -> Act | None:

@@ -46,6 +46,7 @@ from tickets.model import (
     Ticket,
     Updated,
 )
+from tickets.owners import brought, guests_of
 
 
 class AlreadyClaimed(FailedPrecondition):
@@ -331,11 +332,12 @@ def absorb(target: Ticket, source: Ticket, comments: Sequence[Comment], now: int
     if has_absorbed(target, source.id):
         return Change(ticket=target)
     known = {call.call_id for call in target.calls}
-    calls = (*target.calls, *(replace(c, opened=False) for c in source.calls if c.call_id not in known))
+    new = brought([call for call in source.calls if call.call_id not in known], source, target)
+    calls = (*target.calls, *(replace(call, opened=False) for call in new))
     count = target.comment_count
     moved = [
         replace(said, sequence=count + place, request_key="", fingerprint="")
-        for place, said in enumerate(comments[: COMMENTS_MAX - count], start=1)
+        for place, said in enumerate(brought(comments[: COMMENTS_MAX - count], source, target), start=1)
     ]
     link_ = Link(ticket_id=source.id, relation=Relation.DUPLICATE, time_ms=now)
     links = _unlinked(target, source.id, Relation.DUPLICATE, now).links
@@ -347,7 +349,8 @@ def absorb(target: Ticket, source: Ticket, comments: Sequence[Comment], now: int
         call_count=target.call_count + source.call_count,
         comments=(*target.comments, *moved),
         comment_count=count + len(moved),
-        attachments=(*target.attachments, *source.attachments)[:ATTACHMENTS_MAX],
+        attachments=(*target.attachments, *brought(source.attachments, source, target))[:ATTACHMENTS_MAX],
+        guests=guests_of(source, target),
         watchers=tuple(dict.fromkeys((*target.watchers, *source.watchers)))[:WATCHERS_MAX],
         links=(*links, link_)[-LINKS_MAX:],
         absorbed=(*target.absorbed, source.id)[-LINKS_MAX:],

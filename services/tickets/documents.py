@@ -76,6 +76,11 @@ class TicketDocument(Aggregate):
                 "name": "merged_from_id",
                 "partialFilterExpression": {"merged_from": {"$gt": ""}},
             },
+            {
+                "fields": ["guests", "_id"],
+                "name": "guests_id",
+                "partialFilterExpression": {"guests": {"$gt": ""}},
+            },
             {"fields": ["calls.call_id"], "name": "call", "sparse": True},
             {"fields": ["updated_ms"], "name": "updated"},
             {"fields": ["due_ms", "_id"], "name": "due", "sparse": True},
@@ -139,7 +144,7 @@ class TicketDocument(Aggregate):
     flow_version = IntField()
     assignee = StringField()
     team = StringField()
-    #: Sorted by: how urgent, while it lies with a team.
+    #: Sorted by: how urgent, while it lies in a team's pile.
     rank = IntField()
     silent_ms = IntField()
     silent_limit_ms = IntField()
@@ -156,6 +161,8 @@ class TicketDocument(Aggregate):
     comment_count = IntField()
     merged_into = StringField()
     absorbed = ListField(StringField())
+    #: Searched.
+    guests = ListField(StringField())
     problem = StringField()
     fee_approver = StringField()
     fee_paid_ms = IntField()
@@ -205,7 +212,10 @@ class ProfileDocument(Document):
         "collection": "customer_profiles",
         "auto_create_index": False,
         "index_cls": False,
-        "indexes": [{"fields": ["numbers"], "name": "numbers"}],
+        "indexes": [
+            {"fields": ["numbers"], "name": "numbers"},
+            {"fields": ["again_ms"], "name": "again", "sparse": True},
+        ],
     }
 
     id = StringField(primary_key=True)
@@ -216,6 +226,8 @@ class ProfileDocument(Document):
     language = StringField()
     merged_into = StringField()
     erased = BooleanField()
+    #: Absent when there is nothing to look for.
+    again_ms = IntField()
     refused = ListField(StringField())
     preferred = ListField(StringField())
     quiet = ListField(ListField())
@@ -375,13 +387,18 @@ def _visit_fields(visit: Visit) -> dict[str, Any]:
     return fields
 
 
+def _is_waiting(ticket: Ticket) -> bool:
+    """Whether it lies in a team's pile."""
+    return bool(ticket.team) and ticket.is_open and not ticket.assignee
+
+
 def _task_fields(ticket: Ticket) -> dict[str, Any]:
     """What tickets have since there were tasks, comments and links; absent where there is none of it."""
     return {
         "flow_version": ticket.flow_version if ticket.flow_version != 1 else None,
         "assignee": ticket.assignee or None,
         "team": ticket.team or None,
-        "rank": PRIORITY_RANK[ticket.draft.priority] if ticket.team else None,
+        "rank": PRIORITY_RANK[ticket.draft.priority] if _is_waiting(ticket) else None,
         "silent_ms": ticket.silent_ms,
         "silent_limit_ms": ticket.silent_limit_ms,
         "had_assignee": ticket.had_assignee or None,
@@ -395,6 +412,7 @@ def _task_fields(ticket: Ticket) -> dict[str, Any]:
         "comment_count": ticket.comment_count or None,
         "merged_into": ticket.merged_into or None,
         "absorbed": list(ticket.absorbed) or None,
+        "guests": list(ticket.guests) or None,
         "problem": ticket.problem or None,
         "fee_approver": ticket.fee_approver or None,
         "fee_paid_ms": ticket.fee_paid_ms,
@@ -415,6 +433,7 @@ def _task_values(raw: Mapping[str, Any]) -> dict[str, Any]:
         "attachments": tuple(Attachment(**file) for file in raw.get("attachments") or ()),
         "watchers": tuple(raw.get("watchers") or ()),
         "absorbed": tuple(raw.get("absorbed") or ()),
+        "guests": tuple(raw.get("guests") or ()),
         "requests": tuple((key, content) for key, content in raw.get("requests") or ()),
         "comments": tuple(comment_from_raw(comment) for comment in raw.get("comments") or ()),
         **{
@@ -555,6 +574,7 @@ def profile_fields(profile: Profile) -> dict[str, Any]:
         "preferred": [channel.value for channel in profile.preferred],
         "quiet": [[list(days), start, end] for days, start, end in profile.quiet],
         "zone": profile.zone,
+        **({"again_ms": profile.again_ms} if profile.again_ms is not None else {}),
     }
 
 
@@ -573,4 +593,5 @@ def profile_from_raw(raw: Mapping[str, Any]) -> Profile:
         preferred=tuple(Channel(channel) for channel in raw.get("preferred") or ()),
         quiet=tuple((tuple(days), start, end) for days, start, end in raw.get("quiet") or ()),
         zone=raw.get("zone") or "",
+        again_ms=raw.get("again_ms"),
     )

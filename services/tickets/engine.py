@@ -70,6 +70,7 @@ from tickets.model import (
     Visit,
     Visited,
 )
+from tickets.owners import without_guest
 from tickets.validation import (
     NOTES_CHARACTERS_MAX,
     REASON_CHARACTERS_MAX,
@@ -989,11 +990,6 @@ def of_path(change: Change, path: Sequence[Profile]) -> Change:
     return replace(change, ticket=replace(change.ticket, merged_from=before)) if before else change
 
 
-def first_customer(ticket: Ticket) -> str:
-    """Whose the ticket is, whoever was merged into whom since."""
-    return (*ticket.merged_from, ticket.draft.customer_id)[0]
-
-
 def handed_up(ticket: Ticket, path: Sequence[Profile], rules: Rules, now: int) -> Change:
     """The ticket with the last of those who took its first customer over, one after another; it remembers the
     others. `path` begins with the first one.
@@ -1010,6 +1006,13 @@ def adopt(ticket: Ticket, profile: Profile, rules: Rules, now: int) -> Change:
         ticket.draft, customer_id=profile.customer_id, language=ticket.draft.language or profile.language
     )
     return update(ticket, draft, rules, now, actor=SYSTEM, tier=profile.tier or ticket.tier)
+
+
+def forget_guest(ticket: Ticket, guest: str, now: int) -> Change:
+    """The ticket without what an erased customer said elsewhere and a merge or a split brought here."""
+    left = replace(without_guest(ticket, guest), updated_ms=max(now, ticket.updated_ms))
+    fields = ("attachments", "calls", "comments")
+    return Change(ticket=left, happenings=(Updated(fields=fields, actor=SYSTEM),))
 
 
 def erase(ticket: Ticket, now: int) -> Change:
@@ -1043,6 +1046,7 @@ def erase(ticket: Ticket, now: int) -> Change:
         intents=intents,
         comments=tuple(replace(comment, body="") for comment in ticket.comments),
         attachments=(),
+        guests=(),
     )
     if erased == ticket:
         return Change(ticket=ticket)

@@ -42,6 +42,7 @@ from tickets.opening import (
     plan_create,
     rules_of,
 )
+from tickets.owners import brought, first_customer, guests_of
 from tickets.store import Changed, Query, TicketStore, sort_key
 from tickets.validation import check_draft
 
@@ -72,6 +73,10 @@ DAY_MS = 86_400_000
 FOLLOW_UP_DAYS_MAX = 366
 #: How long a ticket's timers are held back after one failed, business ms.
 POSTPONE_MS = 60_000
+
+#: How long after an erasure its tickets are looked for once more: longer than any call or delivery takes that
+#: read the customer before it, real seconds.
+LOOK_AGAIN_SECONDS = 900
 
 #: A flow has no such transition, or asks for what only people can give.
 LEFT_TO_PEOPLE = (engine.IllegalTransition, engine.TransitionIncomplete, InvalidArgument)
@@ -574,7 +579,7 @@ class Handlers:
             ticket = self._store.get(ticket_id)
             if not ticket.draft.customer_id:
                 return False
-            path = self._path(engine.first_customer(ticket), told)
+            path = self._path(first_customer(ticket), told)
             if path[0].erased:
                 self._erase(ticket_id)
                 return True
@@ -638,21 +643,59 @@ class Handlers:
         # before the profile, which alone tells the numbers
         for number in (*known.numbers, *known.former_numbers) if known is not None else ():
             self._erase_number(number, customer_id)
-        gone = Profile(customer_id=customer_id, version=version, erased=True)
-        self._store.save_profile(gone)
-        self._place_all(gone)
+        again = self._clock.now_ms() + round(LOOK_AGAIN_SECONDS * 1000 * self._clock.speed)
+        self._store.save_profile(
+            Profile(customer_id=customer_id, version=version, erased=True, again_ms=again)
+        )
+        self._erase_all(customer_id)
+
+    def _erase_all(self, customer_id: str) -> None:
+        self._place_all(Profile(customer_id=customer_id, version=0, erased=True))
+        self._forget_guest(customer_id)
+
+    def erased_due(self, limit: int) -> list[str]:
+        """Ids of erased customers whose tickets are to be looked for once more."""
+        return self._store.erased_due(self._clock.now_ms(), limit)
+
+    def erase_again(self, customer_id: str) -> None:
+        """Erases what was opened by those who had read the customer before the erasure and wrote after it.
+        Comes back later where it fails. Unavailable as in `_place_all`."""
+        self._store.look_again(customer_id, self._clock.now_ms() + POSTPONE_MS)
+        self._erase_all(customer_id)
+        self._store.look_again(customer_id, None)
 
     def _erase_number(self, number: str, customer_id: str) -> None:
         owner = self._store.profile_of_number(number)
         if owner is None or owner.customer_id == customer_id:
             terms = (Condition(field="caller_number", op="=", value=number), _NOBODYS)
             self._each(terms, self._erase, customer_id)
+            self._forget_guest(number)
 
     def _erase(self, ticket_id: str) -> None:
         def attempt() -> None:
-            self._store.blank_steps(ticket_id)
-            self._store.blank_comments(ticket_id)
+            self._blank(ticket_id)
             self._save(engine.erase(self._store.get(ticket_id), self._clock.now_ms()))
+            self._blank(ticket_id)  # what was put away between the two
+
+        retry_conflicts(attempt)
+
+    def _blank(self, ticket_id: str) -> None:
+        self._store.blank_steps(ticket_id)
+        self._store.blank_comments(ticket_id)
+
+    def _forget_guest(self, guest: str) -> None:
+        """Removes what an erased customer, or whoever had its number, said from the tickets of others."""
+        last = ""
+        while ids := self._store.hosts_of(guest, last, BATCH_MAX):
+            last = ids[-1]
+            for ticket_id in ids:
+                self._forget_there(ticket_id, guest)
+
+    def _forget_there(self, ticket_id: str, guest: str) -> None:
+        def attempt() -> None:
+            self._store.blank_comments(ticket_id, guest)
+            self._save(engine.forget_guest(self._store.get(ticket_id), guest, self._clock.now_ms()))
+            self._store.blank_comments(ticket_id, guest)  # as in `_erase`
 
         retry_conflicts(attempt)
 
@@ -878,12 +921,14 @@ def split_off(
     ticket: Ticket, original: Ticket, calls: Sequence[str], said: Sequence[Comment], now: int
 ) -> Ticket:
     """A new ticket with what it gets of the one it is split off, and the intent that completes the split."""
-    moved = tuple(replace(call, opened=False) for call in original.calls if call.call_id in calls)
+    going = brought([call for call in original.calls if call.call_id in calls], original, ticket)
+    moved = tuple(replace(call, opened=False) for call in going)
     copied = tuple(
         replace(comment, sequence=place, request_key="", fingerprint="")
-        for place, comment in enumerate(said, start=1)
+        for place, comment in enumerate(brought(said, original, ticket), start=1)
     )
     named = {file for comment in said for file in comment.attachments}
+    files = brought([file for file in original.attachments if file.id in named], original, ticket)
     same_customer = ticket.draft.customer_id == original.draft.customer_id
     intent = Intent(
         kind=IntentKind.CEDE, ticket_id=original.id, number=0, reason="split", time_ms=ticket.created_ms
@@ -894,7 +939,8 @@ def split_off(
         call_count=len(moved),
         comments=copied,
         comment_count=len(copied),
-        attachments=tuple(file for file in original.attachments if file.id in named),
+        attachments=files,
+        guests=guests_of(original, ticket),
         links=(Link(ticket_id=original.id, relation=Relation.PARENT, time_ms=now),),
         intents=(intent,),
         team=ticket.team or original.team,

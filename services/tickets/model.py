@@ -227,7 +227,7 @@ class SlaClock:
     breached_ms: int | None = None
     #: When it was met or stopped.
     stopped_ms: int | None = None
-    #: 1 at first, +1 after each reopening.
+    #: 1 at first, +1 after each reopening; 0 for a first response given while none was promised.
     cycle: int = 1
     #: When the target passes if nothing changes; None unless the clock runs and it hasn't passed.
     due_ms: int | None = None
@@ -360,6 +360,8 @@ class CallLink:
     notes: str = ""
     #: True for the call that opened the ticket.
     opened: bool = False
+    #: Whose it is where that is not whose the ticket is: a customer's id or, of nobody's, a number.
+    owner: str = ""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -568,6 +570,8 @@ class Attachment:
     creator: str = ""
     #: When.
     time_ms: int = 0
+    #: Whose it is where that is not whose the ticket is: a customer's id or, of nobody's, a number.
+    owner: str = ""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -591,6 +595,8 @@ class Comment:
     #: Key and content of the request that wrote it, for repeats.
     request_key: str = ""
     fingerprint: str = ""
+    #: Whose it is where that is not whose the ticket is: a customer's id or, of nobody's, a number.
+    owner: str = ""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -725,6 +731,8 @@ class Ticket:
     merged_into: str = ""
     #: The tickets that it took over, whose calls, comments and files it has by now; the latest.
     absorbed: tuple[str, ...] = ()
+    #: Whose words besides its own it holds, since merges and splits: `owner` of its parts.
+    guests: tuple[str, ...] = ()
     #: The problem it is a case of.
     problem: str = ""
     #: Who approved its fees.
@@ -765,6 +773,8 @@ class Profile:
     merged_into: str = ""
     #: The customer was legally erased: nothing is kept of them any more.
     erased: bool = False
+    #: When an erased one's tickets are looked for once more; None: not any more.
+    again_ms: int | None = None
     #: Channels by which the customer doesn't want to be asked how it was.
     refused: frozenset[Channel] = frozenset()
     #: Channels by which the customer said to want to be asked, the latest said first.

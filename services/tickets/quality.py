@@ -294,6 +294,7 @@ class QualityCalls:
         """Says that tickets are cases of a problem, or no longer; each by itself, safe to repeat."""
         problem = self._problems.id_of(request.name)
         self._problems.record(request.name)
+        cases = dict[str, bool]()
         for field in ("add_tickets", "remove_tickets"):
             names = getattr(request, field)
             if len(names) > LINKED_MAX:
@@ -302,8 +303,9 @@ class QualityCalls:
             missing = [id for id in ids if not self._handlers.exists(id)]
             if missing:
                 raise InvalidArgument(field=field, why=f"tickets/{missing[0]} does not exist")
-            for id in ids:
-                self._case(id, problem, field == "add_tickets")
+            cases |= dict.fromkeys(ids, field == "add_tickets")
+        for id, wanted in cases.items():
+            self._case(id, problem, wanted)
         return self.GetProblem(request, context)
 
     def _case(self, ticket_id: str, problem: str, wanted: bool) -> None:

@@ -107,7 +107,8 @@ def _case_of(text: str) -> Case:
     raw = json.loads(text)
     steps = tuple((state, moment, worked) for state, moment, worked in raw["steps"])
     values = {name: tuple(found) for name, found in raw["values"].items()}
-    return Case(**{**raw, "steps": steps, "values": values})
+    turns = tuple((moment, is_open) for moment, is_open in raw.get("turns", ()))
+    return Case(**{**raw, "steps": steps, "values": values, "turns": turns})
 
 
 class MongoImports:
@@ -187,11 +188,13 @@ def case_of(ticket: Ticket) -> Case:
         resolved_ms=ticket.resolved_ms,
         closed_ms=ticket.closed_ms,
         due_ms=resolution.due_ms,
+        breached_ms=resolution.breached_ms,
+        turns=tuple((step.time_ms, step.phase in OPEN_PHASES) for step in ticket.history),
         sla_met=resolution.breached_ms is None if decided and _is_held(resolution) else None,
         first_met=first.breached_ms is None if answered and _is_held(first) else None,
         reassigned=ticket.reassign_count,
         reopened=ticket.reopen_count,
-        first_contact=ticket.first_contact_resolved if ticket.calls else None,
+        first_contact=ticket.first_contact_resolved if any(c.opened for c in ticket.calls) else None,
         # a visit's answer is its parent's figure: one answer counts once
         satisfaction=0 if ticket.parent_id and ticket.kind is Kind.RETURN_VISIT else ticket.satisfaction,
         values={

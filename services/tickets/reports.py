@@ -43,6 +43,10 @@ class Case:
     closed_ms: int | None = None
     #: When it is due; None while no clock runs.
     due_ms: int | None = None
+    #: When its target passed; None: it didn't, or nobody told.
+    breached_ms: int | None = None
+    #: (when, whether somebody still had to do something from then on), oldest first; empty: nobody told.
+    turns: tuple[tuple[int, bool], ...] = ()
     #: Whether its targets were kept; None while not decided.
     sla_met: bool | None = None
     first_met: bool | None = None
@@ -117,16 +121,22 @@ def was_open(case: Case, at_ms: int) -> bool:
     """Whether somebody still had to do something at an instant."""
     if case.opened_ms > at_ms:
         return False
+    if case.turns:
+        # before the first that is known it was open
+        return next((is_open for moment, is_open in reversed(case.turns) if moment <= at_ms), True)
     ends = [moment for moment in (case.resolved_ms, case.closed_ms) if moment is not None]
     return case.open if not ends else min(ends) > at_ms or (case.open and max(ends) <= at_ms)
+
+
+def _was_overdue(case: Case, at_ms: int) -> bool:
+    passes = case.breached_ms if case.breached_ms is not None else case.due_ms
+    return passes <= at_ms if passes is not None else case.sla_met is False
 
 
 def backlog(cases: Sequence[Case], at_ms: int) -> Backlog:
     """How much is open at an instant, of it overdue, and how old the oldest is."""
     found = [case for case in cases if was_open(case, at_ms)]
-    overdue = sum(
-        1 for case in found if (case.due_ms is not None and case.due_ms <= at_ms) or case.sla_met is False
-    )
+    overdue = sum(1 for case in found if _was_overdue(case, at_ms))
     oldest = max((at_ms - case.opened_ms for case in found), default=0)
     return Backlog(open=len(found), overdue=overdue, oldest_ms=oldest)
 

@@ -401,15 +401,15 @@ def retarget(sla: Sla, rules: Rules, facts: Facts, place: Place, now: int) -> Sl
     phase, state = place
     running = phase in _RESOLUTION_RUNS and state not in found.pausing
     resolution = _retargeted(_bank(sla.resolution, now, old), found.resolution_ms, running, now)
-    next_response = sla.next_response and _bank(sla.next_response, now, old)
-    if next_response is not None and found.next_response_ms is not None:
-        next_response = replace(next_response, target_ms=found.next_response_ms)
+    next_response = sla.next_response
+    if next_response is not None:
+        next_response = _retargeted(_bank(next_response, now, old), found.next_response_ms, True, now)
     if resolution.state not in (ClockState.MET, ClockState.STOPPED, ClockState.ABSENT) and not phase_ends(
         phase
     ):
         resolution = _run(resolution, now) if running else _pause(resolution, now, old)
     first = _retargeted(_bank(sla.first_response, now, old), found.first_response_ms, phase is Phase.NEW, now)
-    if first.since_ms is None and first.stopped_ms is None:
+    if first.since_ms is None and (first.stopped_ms is None or not first.cycle):
         first = _absent(first)  # it never pauses: the response was given before there was a clock
     changed = replace(
         sla,
@@ -418,7 +418,7 @@ def retarget(sla: Sla, rules: Rules, facts: Facts, place: Place, now: int) -> Sl
         first_response=first,
         resolution=resolution,
         explanation=found.lines + sla.explanation[_TERM_LINES:],
-        next_response=next_response if found.next_response_ms is not None else None,
+        next_response=next_response,
         next_response_ms=found.next_response_ms or 0,
         calendar=found.calendar,
         pausing=found.pausing,
@@ -440,8 +440,10 @@ def phase_ends(phase: Phase) -> bool:
 
 
 def _stop(clock: SlaClock, now: int, state: ClockState, calendar: Calendar | None) -> SlaClock:
-    if clock.stopped_ms is not None or clock.state is ClockState.ABSENT:
+    if clock.stopped_ms is not None:
         return clock
+    if clock.state is ClockState.ABSENT:
+        return replace(clock, stopped_ms=now)  # done while nothing is promised: no later target runs for it
     ended = ClockState.BREACHED if clock.breached_ms is not None else state
     used = used_ms(clock, now, calendar)
     return replace(clock, state=ended, used_ms=used, since_ms=None, stopped_ms=now)
@@ -478,10 +480,15 @@ def _reopened(clock: SlaClock, now: int, floor_percent: int) -> SlaClock:
     )
 
 
+def _answered(clock: SlaClock, now: int, state: ClockState, calendar: Calendar | None) -> SlaClock:
+    ended = _stop(clock, now, state, calendar)
+    return ended if ended is clock or ended.state is not ClockState.ABSENT else replace(ended, cycle=0)
+
+
 def _first_response(clock: SlaClock, after: Phase, now: int, calendar: Calendar | None) -> SlaClock:
     if after is Phase.NEW:
         return clock
-    return _stop(clock, now, ClockState.STOPPED if after is Phase.CANCELLED else ClockState.MET, calendar)
+    return _answered(clock, now, ClockState.STOPPED if after is Phase.CANCELLED else ClockState.MET, calendar)
 
 
 def _is_paused(sla: Sla, place: Place) -> bool:
@@ -515,7 +522,8 @@ def advance(sla: Sla, rules: Rules, before: Place, after: Place, now: int) -> tu
         explanation = (*explanation[:_TERM_LINES], line)
     next_response = sla.next_response
     if next_response is not None and phase_ends(after[0]):
-        next_response = _stop(next_response, now, ClockState.MET, calendar)
+        ended = ClockState.STOPPED if after[0] is Phase.CANCELLED else ClockState.MET
+        next_response = _stop(next_response, now, ended, calendar)
     advanced = replace(
         sla,
         first_response=_first_response(sla.first_response, after[0], now, calendar),
@@ -551,7 +559,7 @@ def operator_wrote(sla: Sla, rules: Rules, now: int) -> tuple[Sla, tuple[Told, .
     """The clocks after a public answer: it is the first response, or the next."""
     sla, told = settle(sla, now)
     calendar = calendar_of(sla, rules)
-    answered = replace(sla, first_response=_stop(sla.first_response, now, ClockState.MET, calendar))
+    answered = replace(sla, first_response=_answered(sla.first_response, now, ClockState.MET, calendar))
     if answered.next_response is not None:
         answered = replace(
             answered, next_response=_stop(answered.next_response, now, ClockState.MET, calendar)

@@ -175,8 +175,9 @@ class TicketStore(Protocol):
     def comments(self, ticket_id: str, after: int, limit: int) -> list[Comment]:
         """At most `limit` comments with a sequence above `after`, oldest first; NotFound."""
 
-    def blank_comments(self, ticket_id: str) -> None:
-        """Removes the texts of the comments that no longer lie in the ticket."""
+    def blank_comments(self, ticket_id: str, owner: str = "") -> None:
+        """Removes the texts of the comments (with an owner: of that one's) that no longer lie in the
+        ticket."""
 
     def loads(self, agents: Sequence[str]) -> dict[str, int]:
         """How many open tickets each of these agents has; none: left out."""
@@ -194,6 +195,9 @@ class TicketStore(Protocol):
     def were_of(self, customer_id: str, after: str, limit: int) -> list[str]:
         """Ids above an id, in order, of tickets that were a customer's before it was merged."""
 
+    def hosts_of(self, guest: str, after: str, limit: int) -> list[str]:
+        """Ids above an id, in order, of tickets that hold another's words."""
+
     def profile(self, customer_id: str) -> Profile | None:
         """What is known of a customer."""
 
@@ -202,6 +206,12 @@ class TicketStore(Protocol):
 
     def save_profile(self, profile: Profile) -> bool:
         """Stores a profile unless a newer one is there; whether it was stored."""
+
+    def erased_due(self, now_ms: int, limit: int) -> list[str]:
+        """Ids of erased customers whose tickets are to be looked for once more, the longest due first."""
+
+    def look_again(self, customer_id: str, at_ms: int | None) -> None:
+        """Sets when an erased customer's tickets are looked for once more; None: not any more."""
 
 
 def check_whole(ticket: Ticket) -> None:
@@ -308,11 +318,10 @@ class MongoStore:
         found |= {said.sequence: said for said in inline}
         return [found[sequence] for sequence in sorted(found) if sequence > after][:limit]
 
-    def blank_comments(self, ticket_id: str) -> None:
+    def blank_comments(self, ticket_id: str, owner: str = "") -> None:
         """As the port says."""
-        CommentDocument._get_collection().update_many(
-            {"ticket_id": ticket_id}, {"$set": {"comment.body": ""}}
-        )
+        which = {"ticket_id": ticket_id, **({"comment.owner": owner} if owner else {})}
+        CommentDocument._get_collection().update_many(which, {"$set": {"comment.body": ""}})
 
     def loads(self, agents: Sequence[str]) -> dict[str, int]:
         """As the port says."""
@@ -323,7 +332,9 @@ class MongoStore:
     def pile(self, team: str, skills: Sequence[str], limit: int) -> list[Ticket]:
         """As the port says."""
         enough = {"$not": {"$elemMatch": {"$nin": list(skills)}}}
-        query = {"team": team, "open": True, "assignee": None, "required_skills": enough}
+        # only what nobody has has a rank (an earlier release: whatever lies with a team)
+        waits = {"assignee": None, "rank": {"$gte": 0}}
+        query = {"team": team, "open": True, **waits, "required_skills": enough}
         order = [("rank", -1), ("created_ms", 1), ("_id", 1)]
         found = self._tickets().find(query, WITHOUT_TEXTS).sort(order).limit(limit)
         return [from_raw(raw) for raw in found]
@@ -334,12 +345,17 @@ class MongoStore:
 
     def open_after(self, ticket_id: str, limit: int) -> list[str]:
         """As the port says."""
-        query = {"_id": {"$gt": ticket_id}, "open": True}
-        return [raw["_id"] for raw in self._tickets().find(query, {"_id": 1}).sort("_id", 1).limit(limit)]
+        return self._ids({"_id": {"$gt": ticket_id}, "open": True}, limit)
 
     def were_of(self, customer_id: str, after: str, limit: int) -> list[str]:
         """As the port says."""
-        query = {"merged_from": customer_id, "_id": {"$gt": after}}
+        return self._ids({"merged_from": customer_id, "_id": {"$gt": after}}, limit)
+
+    def hosts_of(self, guest: str, after: str, limit: int) -> list[str]:
+        """As the port says."""
+        return self._ids({"guests": guest, "_id": {"$gt": after}}, limit)
+
+    def _ids(self, query: Mapping[str, Any], limit: int) -> list[str]:
         return [raw["_id"] for raw in self._tickets().find(query, {"_id": 1}).sort("_id", 1).limit(limit)]
 
     def get(self, ticket_id: str) -> Ticket:
@@ -477,6 +493,16 @@ class MongoStore:
         except DuplicateKeyError:
             return False
         return True
+
+    def erased_due(self, now_ms: int, limit: int) -> list[str]:
+        """As the port says."""
+        found = ProfileDocument._get_collection().find({"again_ms": {"$lte": now_ms}}, {"_id": 1})
+        return [raw["_id"] for raw in found.sort("again_ms", 1).limit(limit)]
+
+    def look_again(self, customer_id: str, at_ms: int | None) -> None:
+        """As the port says."""
+        set_or_gone = {"$set": {"again_ms": at_ms}} if at_ms is not None else {"$unset": {"again_ms": ""}}
+        ProfileDocument._get_collection().update_one({"_id": customer_id}, set_or_gone)
 
 
 # ---- memory
@@ -702,6 +728,17 @@ class MemoryStore:
             self._profiles[profile.customer_id] = profile
             return True
 
+    def erased_due(self, now_ms: int, limit: int) -> list[str]:
+        """As the port says."""
+        with self._lock:
+            again = [(p.again_ms, id) for id, p in self._profiles.items() if p.again_ms is not None]
+            return [id for at, id in sorted(again) if at <= now_ms][:limit]
+
+    def look_again(self, customer_id: str, at_ms: int | None) -> None:
+        """As the port says."""
+        with self._lock:
+            self._profiles[customer_id] = replace(self._profiles[customer_id], again_ms=at_ms)
+
     def comments(self, ticket_id: str, after: int, limit: int) -> list[Comment]:
         """As the port says."""
         with self._lock:
@@ -711,11 +748,12 @@ class MemoryStore:
             }
             return [found[sequence] for sequence in sorted(found) if sequence > after][:limit]
 
-    def blank_comments(self, ticket_id: str) -> None:
+    def blank_comments(self, ticket_id: str, owner: str = "") -> None:
         """As the port says."""
         with self._lock:
             old = self._old_comments.get(ticket_id, {})
-            old.update({sequence: replace(said, body="") for sequence, said in old.items()})
+            gone = {sequence: said for sequence, said in old.items() if owner in ("", said.owner)}
+            old.update({sequence: replace(said, body="") for sequence, said in gone.items()})
 
     def loads(self, agents: Sequence[str]) -> dict[str, int]:
         """As the port says."""
@@ -744,4 +782,9 @@ class MemoryStore:
     def were_of(self, customer_id: str, after: str, limit: int) -> list[str]:
         """As the port says."""
         found = self._where(lambda t: customer_id in t.merged_from and t.id > after)
+        return sorted(ticket.id for ticket in found)[:limit]
+
+    def hosts_of(self, guest: str, after: str, limit: int) -> list[str]:
+        """As the port says."""
+        found = self._where(lambda t: guest in t.guests and t.id > after)
         return sorted(ticket.id for ticket in found)[:limit]

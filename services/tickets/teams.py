@@ -34,6 +34,11 @@ class Teams:
         skills = frozenset().union(*(one.skills for one in found))
         return Member(agent=agent, skills=skills, open_max=max(one.open_max for one in found))
 
+    def check(self, team_id: str, ticket: Ticket) -> None:
+        """NotFound unless there is such a team, or the ticket lies with it already."""
+        if team_id and team_id != ticket.team and team_id not in self._rules().teams:
+            raise NotFound(resource=f"teams/{team_id}")
+
     def choose(self, team_id: str, ticket: Ticket, *, in_turn: bool) -> str:
         """The member whose turn it is, or who has the fewest open tickets, of those with the skills and room
         for it. NotFound, NobodyFree."""

@@ -103,6 +103,7 @@ class Timers:
                 return STANDBY_SECONDS
             if self.step() >= self._batch_max:
                 return 0.0
+            self._erase_again()
             if self._governing is not None and self._governing.retime(self._handlers):
                 return 0.0
             return self._pause()
@@ -134,6 +135,17 @@ class Timers:
             self._lease.keep()
             self._fire(ticket_id)
         return count
+
+    def _erase_again(self) -> None:
+        for customer_id in self._handlers.erased_due(self._batch_max):
+            self._lease.keep()
+            try:
+                self._handlers.erase_again(customer_id)
+            except (PyMongoError, Unavailable):
+                raise
+            except Exception:
+                # As for one ticket below: it comes back later.
+                log.exception("timers.erasure_failed", customer=customer_id)
 
     def _fire(self, ticket_id: str) -> None:
         try:

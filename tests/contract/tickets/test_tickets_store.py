@@ -100,7 +100,7 @@ FULL = replace(
         parts=(PartLine(number="p", quantity=1, description="d"),),
         survey=(SurveyAnswer(question_id="q", question="?", answer="!"),),
     ),
-    tier="vip", calls=(CallLink(call_id="c1", time_ms=NOW, notes="n", opened=True),), call_count=1,
+    tier="vip", calls=(CallLink(call_id="c1", time_ms=NOW, notes="n", opened=True, owner="g"),), call_count=1,
     resolution="r",
     parent_id="p", follow_up=FollowUp(schedule_ms=NOW + 5, ticket_id="t1.visit-1", number=1),
     visit=Visit(number=2, answered=True, satisfied=True, score=5, comment="fine"),
@@ -110,8 +110,11 @@ FULL = replace(
     assignee="a", team="t", silent_ms=NOW, silent_limit_ms=5, reassign_count=2,
     had_assignee=True,
     links=(Link(ticket_id="t2", relation=Relation.BLOCKS, time_ms=NOW),),
-    attachments=(Attachment(id="f", uri="https://f", file_name="f", time_ms=NOW),), watchers=("w",),
-    comments=(Comment(sequence=1, body="b", public=True, author="a", from_customer=False, time_ms=NOW),),
+    attachments=(Attachment(id="f", uri="https://f", file_name="f", time_ms=NOW, owner="g"),),
+    watchers=("w",),
+    comments=(Comment(sequence=1, body="b", public=True, author="a", from_customer=False, time_ms=NOW,
+                      owner="g"),),
+    guests=("g", "h"),
     comment_count=1, requests=(("k", "f"),), merged_into="t9", problem="p1", fee_approver="boss",
     fee_paid_ms=NOW, satisfaction=4,
 )  # fmt: skip
@@ -412,6 +415,12 @@ def test_profiles_only_get_newer(store: TicketStore) -> None:
     assert not store.save_profile(old) and not store.save_profile(new)
     assert store.profile("42") == new == store.profile_of_number(NUMBER)
     assert store.profile_of_number("+4930123456") is None
+    for id, at in (("e1", NOW + 1), ("e2", NOW)):
+        store.save_profile(Profile(customer_id=id, version=1, erased=True, again_ms=at))
+    assert (store.erased_due(NOW, 9), store.erased_due(NOW + 1, 9)) == (["e2"], ["e2", "e1"])
+    store.look_again("e1", None)
+    store.look_again("e2", NOW + 2)
+    assert store.erased_due(NOW + 1, 9) == [] and store.erased_due(NOW + 2, 9) == ["e2"]
 
 
 @pytest.mark.integration
@@ -519,9 +528,27 @@ def test_what_was_a_customers_is_found_by_its_index(mongo_uri: str, mongo_databa
     store = MongoStore()
     add(store, *(replace(ticket(f"t{n}"), merged_from=("a", "b") if n < 3 else ()) for n in range(9)))
     assert store.were_of("b", "", 2) == ["t0", "t1"] and store.were_of("b", "t1", 2) == ["t2"]
-    query = {"merged_from": "b", "_id": {"$gt": ""}}
-    plan = repr(TicketDocument._get_collection().find(query).sort("_id", 1).limit(2).explain())
-    assert "merged_from_id" in plan and "COLLSCAN" not in plan and "'SORT'" not in plan
+    add(store, *(replace(ticket(f"g{n}"), guests=("a", "b") if n < 3 else ()) for n in range(9)))
+    assert store.hosts_of("b", "", 2) == ["g0", "g1"] and store.hosts_of("b", "g1", 2) == ["g2"]
+    for field in ("merged_from", "guests"):
+        query = {field: "b", "_id": {"$gt": ""}}
+        plan = repr(TicketDocument._get_collection().find(query).sort("_id", 1).limit(2).explain())
+        assert f"{field}_id" in plan and "COLLSCAN" not in plan and "'SORT'" not in plan
+    disconnect()
+
+
+@pytest.mark.integration
+def test_a_claim_reads_the_pile_and_not_what_others_have(mongo_uri: str, mongo_database: str) -> None:
+    """All that a team has was read, however little of it was free."""
+    connect(TicketsSettings(mongo_uri=mongo_uri, mongo_database=mongo_database))
+    ensure_indexes(DOCUMENTS)
+    store, database = MongoStore(), TicketDocument._get_collection().database
+    add(store, *(replace(ticket(f"t{n}"), team="x", assignee="a" if n % 10 else "") for n in range(60)))
+    database.command("profile", 2)
+    assert [one.id for one in store.pile("x", [], 9)] == ["t0", "t10", "t20", "t30", "t40", "t50"]
+    database.command("profile", 0)
+    (read,) = database["system.profile"].find({"command.find": "tickets"})
+    assert (read["docsExamined"], read.get("hasSortStage")) == (6, None)
     disconnect()
 
 

@@ -287,3 +287,40 @@ def test_customers_words_start_the_next_response_and_an_answer_ends_it() -> None
     assert [t.clock for t in told if isinstance(t, Breached)] == [ClockType.NEXT_RESPONSE]
     clock, _ = sla.customer_wrote(clock, current, STARTS[0] + 5 * HOUR)
     assert clock.next_response is not None and clock.next_response.cycle == 2
+
+
+def test_an_answer_that_nothing_was_promised_for_is_an_answer() -> None:
+    """The first response, given under a policy without such a target, was awaited again under the next."""
+    current = rules(CALENDARS[1], 8)
+    without = replace(current, policies=(replace(current.policies[0], first_response_ms=None),))
+    clock, _ = sla.operator_wrote(sla.start(without, FACTS, STARTS[0]), without, STARTS[0] + MINUTE)
+    clock = sla.retarget(clock, current, FACTS, (Phase.NEW, ""), STARTS[0] + HOUR)
+    assert (clock.first_response.state, clock.first_response.since_ms) == (ClockState.ABSENT, None)
+
+
+@pytest.mark.parametrize("answered", [False, True])
+def test_a_customer_waits_on_through_a_policy_without_a_next_response(answered: bool) -> None:
+    current = rules(CALENDARS[1], 8)
+    current = replace(current, policies=(replace(current.policies[0], calendar=""),))
+    without = replace(current, policies=(replace(current.policies[0], next_response_ms=None),))
+    clock, _ = sla.operator_wrote(sla.start(current, FACTS, STARTS[0]), current, STARTS[0])
+    clock, _ = sla.customer_wrote(clock, current, STARTS[0])
+    clock = sla.retarget(clock, without, FACTS, (Phase.ACTIVE, ""), STARTS[0] + HOUR)
+    assert sla.due_ms(clock.next_response) is None
+    if answered:
+        clock, _ = sla.operator_wrote(clock, without, STARTS[0] + 2 * HOUR)
+    clock = sla.retarget(clock, current, FACTS, (Phase.ACTIVE, ""), STARTS[0] + 9 * HOUR)
+    assert clock.next_response is not None and clock.next_response.used_ms == HOUR
+    due = None if answered else STARTS[0] + 10 * HOUR
+    assert sla.due_ms(clock.next_response) == due, "of two hours one is used"
+
+
+@pytest.mark.parametrize(
+    ("phase", "state"), [(Phase.CANCELLED, ClockState.STOPPED), (Phase.RESOLVED, ClockState.MET)]
+)
+def test_a_withdrawn_ticket_has_answered_nobody(phase: Phase, state: ClockState) -> None:
+    current = rules(CALENDARS[1], 8)
+    clock, _ = sla.operator_wrote(sla.start(current, FACTS, STARTS[0]), current, STARTS[0])
+    clock, _ = sla.customer_wrote(clock, current, STARTS[0])
+    clock, _ = sla.advance(clock, current, (Phase.ACTIVE, ""), (phase, ""), STARTS[0] + MINUTE)
+    assert clock.next_response is not None and clock.next_response.state is state

@@ -20,14 +20,17 @@ from callmesh.tickets.v1 import events_pb2
 from chassis.bus import Event
 from chassis.errors import AlreadyExists, EtagMismatch, InvalidArgument, NotFound, Unavailable
 from chassis.testing import FakeClock
-from tickets import convert, inbound
+from chassis.testing.lease import ScriptedLease
+from tickets import convert, handlers, inbound
 from tickets import desk as desk_rules
 from tickets import sla as clocks
 from tickets.engine import Act, CustomerErased, IllegalTransition
 from tickets.handlers import BATCH_MAX, Create, Handlers, Request
 from tickets.hotstore import AsyncMemoryStore
 from tickets.model import (
+    Attachment,
     CallFacts,
+    CallLink,
     Channel,
     Comment,
     Draft,
@@ -41,6 +44,7 @@ from tickets.model import (
 )
 from tickets.opening import Opening
 from tickets.store import MemoryStore, Query
+from tickets.timers import Timers
 
 DAY_SECONDS = 86_400
 NUMBER, OTHER = "+8613800138000", "+8613800138001"
@@ -715,9 +719,78 @@ def test_erasure_removes_profile_and_texts(desk: Desk) -> None:
         desk.act(ticket.id, "reopen", reason="secret")
     desk.use.customer_erased("42", 2)
     desk.use.customer_erased("42", 2)
-    assert desk.store.profile("42") == Profile(customer_id="42", version=2, erased=True)
+    again = desk.clock.now_ms() + handlers.LOOK_AGAIN_SECONDS * 1000
+    assert desk.store.profile("42") == Profile(customer_id="42", version=2, erased=True, again_ms=again)
     assert desk.store.get(ticket.id).draft == Draft(subject="(erased)")
     assert all(step.reason == "" for step in desk.use.steps(ticket.id, 0, 1_000))
+
+
+def test_what_is_opened_in_the_moment_of_an_erasure_is_erased_soon_after(
+    desk: Desk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    desk.use.customer_known(Profile(customer_id="42", version=1, numbers=(NUMBER,)))
+    insert = desk.store.insert
+
+    def erased_meanwhile(ticket: Ticket, events: Sequence[Event], **more: Any) -> tuple[Ticket, bool]:
+        desk.use.customer_erased("42", 2)
+        return insert(ticket, events, **more)
+
+    monkeypatch.setattr(desk.store, "insert", erased_meanwhile)
+    ticket = desk.create(draft=Draft(subject="secret", customer_id="42"))
+    assert desk.use.erased_due(9) == []
+    desk.clock.advance(handlers.LOOK_AGAIN_SECONDS)
+    loop = Timers(desk.use, ScriptedLease(), desk.clock, poll_seconds=1.0, batch_max=9)
+    loop.run(lambda seconds: True)
+    assert desk.store.get(ticket.id).draft == Draft(subject="(erased)")
+    assert desk.use.erased_due(9) == [] and desk.store.profile("42").again_ms is None  # type: ignore[union-attr]
+
+
+def words_of(desk: Desk, ticket_id: str) -> list[str]:
+    said = [comment.body for comment in desk.use.comments(ticket_id, 0, 1_000)]
+    ticket = desk.store.get(ticket_id)
+    return [*said, *(call.notes for call in ticket.calls), *(file.uri for file in ticket.attachments)]
+
+
+def with_words(desk: Desk, word: str, **draft: str) -> Ticket:
+    ticket = desk.create(draft=Draft(subject=word, **draft))
+    desk.use.change(
+        Request(ticket_id=ticket.id),
+        lambda t, now: desk_rules.attach(t, Attachment(id=f"f-{word}", uri=word, file_name=word), now),
+    )
+    for _ in range(10):
+        said = Comment(sequence=0, body=word, public=True, author="a", from_customer=True, time_ms=0)
+        desk.use.comment(Request(ticket_id=ticket.id), said)
+    called = desk.store.get(ticket.id)
+    link = CallLink(call_id=f"c-{word}", time_ms=desk.clock.now_ms(), notes=word)
+    return desk.store.update(replace(called, calls=(link,), call_count=1), ())
+
+
+@pytest.mark.parametrize("whose", [{"customer_id": "42"}, {"caller_number": NUMBER}])
+@pytest.mark.parametrize("way", ["merge", "merge twice", "split"])
+def test_an_erasure_finds_words_in_the_tickets_of_others(desk: Desk, way: str, whose: dict[str, str]) -> None:
+    """What a merge or a split brought into another customer's ticket survived the erasure."""
+    source, host = with_words(desk, "secret", **whose), with_words(desk, "theirs", customer_id="7")
+    if "split" in way:
+        draft = Draft(subject="part", customer_id="7")
+        part = Create(kind=Kind.COMPLAINT, draft=draft, actor="ann")
+        made = desk.use.split(Request(ticket_id=source.id), part, ["c-secret"], range(1, 11))
+        host = desk.store.get(made.created.id)
+    else:
+        desk.use.merge(Request(ticket_id=host.id), source.id, "ann", "")
+    if "twice" in way:
+        last = with_words(desk, "last", customer_id="8")
+        desk.use.merge(Request(ticket_id=last.id), host.id, "ann", "")
+        host = last
+    assert words_of(desk, host.id).count("secret") >= 11
+    kept = [word for word in words_of(desk, host.id) if word != "secret"]
+    desk.use.customer_known(Profile(customer_id="42", version=1, numbers=(NUMBER,)))
+    for _ in range(2):
+        desk.use.customer_erased("42", 2)
+    assert [word for word in words_of(desk, host.id) if word] == kept
+    assert desk.store.get(host.id).guests == (("7",) if "twice" in way else ())
+    for customer in ("7", "8"):
+        desk.use.customer_erased(customer, 3)
+    assert not any(words_of(desk, host.id))
 
 
 def test_an_erasure_reaches_what_was_over_before_its_number_was_known(desk: Desk) -> None:
@@ -745,7 +818,7 @@ def test_an_erasure_reaches_what_came_from_a_deleted_customers_number(desk: Desk
     desk.use.customer_erased("42", 3)
     assert desk.store.get(over.id).draft == Draft(subject="(erased)")
     assert desk.store.get(others.id).draft == others.draft, "by now the number is somebody else's"
-    assert desk.store.profile("42") == Profile(customer_id="42", version=3, erased=True)
+    assert desk.store.profile("42").numbers == ()  # type: ignore[union-attr]
 
 
 @pytest.mark.parametrize("first", ["survivor", "absorbed"])

@@ -178,6 +178,7 @@ def test_a_pile_is_claimed_by_urgency_and_skill_once(service: Service) -> None:
 
 
 def test_why_and_by_whom_a_ticket_was_handed_over_stays_in_its_history(service: Service) -> None:
+    with_team(service)
     name = f"tickets/{service.open().id}"
     request = rpc.TransferTicketRequest(name=name, team="teams/field", reason="a cable", etag="")
     for _ in range(2):
@@ -193,6 +194,23 @@ def test_why_and_by_whom_a_ticket_was_handed_over_stays_in_its_history(service: 
         ("new", "in_progress"),
         ("in_progress", ""),
     }
+
+
+def test_no_ticket_goes_to_a_team_that_there_is_not(service: Service) -> None:
+    """A name with a slip of the pen in it was taken, and nobody saw the ticket again."""
+    with_team(service)
+    ticket = service.open()
+    name = f"tickets/{ticket.id}"
+    give = rpc.AssignTicketRequest(name=name, agent="agents/a", team="teams/feild")
+    hand = rpc.TransferTicketRequest(name=name, team="teams/feild", reason="theirs")
+    for ask in (lambda: service.AssignTicket(give, None), lambda: service.TransferTicket(hand, None)):
+        assert refused(ask, NotFound) == "NOT_FOUND"
+    assert service.store.get(ticket.id) == ticket
+    hand.team = "teams/field"
+    service.TransferTicket(hand, None)
+    service.teams.DeleteTeam(team_pb2.DeleteTeamRequest(name="teams/field"), None)
+    hand.agent = "agents/b"
+    assert service.TransferTicket(hand, None).assignee == "agents/b", "where it lies already it may stay"
 
 
 def test_nobody_waits_behind_what_needs_other_skills(
@@ -515,6 +533,18 @@ def test_bulk_edits_say_what_would_happen_and_do_it(service: Service) -> None:
     assert service.BulkUpdateTickets(request, None).changed_count >= 2
     assert service.store.get(names[2][8:]).state == "in_progress"
     assert refused(lambda: service.BulkUpdateTickets(rpc.BulkUpdateTicketsRequest(), None)) == ["names"]
+
+
+def test_a_bulk_edit_says_in_the_callers_language_what_went_wrong(service: Service) -> None:
+    class Call:
+        def invocation_metadata(self) -> list[tuple[str, str]]:
+            return [("accept-language", "zh-CN")]
+
+    names = [f"tickets/{service.open().id}", "tickets/none"]
+    request = rpc.BulkUpdateTicketsRequest(names=names, transition="reopen")
+    first, second = service.BulkUpdateTickets(request, Call()).outcomes
+    assert "不能这样转换状态" in first.message and "未找到" in second.message
+    assert "is not possible" in service.BulkUpdateTickets(request, None).outcomes[0].message
 
 
 def test_a_bulk_edit_changes_a_ticket_and_takes_it_on_or_leaves_it_alone(service: Service) -> None:
@@ -1179,6 +1209,17 @@ def test_problems_have_their_own_table_and_cases(service: Service) -> None:
     assert len(service.quality.ListProblems(known, None).problems) == 1
 
 
+def test_cases_of_a_problem_are_all_named_well_or_none_is_changed(service: Service) -> None:
+    made = quality_pb2.CreateProblemRequest(problem={"title": "Cable"}, problem_id="p")
+    service.quality.CreateProblem(made, None)
+    ticket = service.open()
+    request = quality_pb2.LinkProblemTicketsRequest(
+        name="problems/p", add_tickets=[f"tickets/{ticket.id}"], remove_tickets=["tickets/none"]
+    )
+    assert refused(lambda: service.quality.LinkProblemTickets(request, None)) == ["remove_tickets"]
+    assert service.store.get(ticket.id) == ticket
+
+
 def test_a_product_is_scored_by_its_criteria_or_its_tickets(service: Service) -> None:
     for kind in (1, 1, 2, 1):
         service.open(kind=kind, products=["5G-gold"])
@@ -1303,6 +1344,39 @@ def test_reports_count_what_happened(service: Service) -> None:
     assert refused(lambda: service.reports.GetBacklog(nonsense, None)) == ["scope.filter"]
     chart = service.reports.GetProcessMap(report_pb2.GetProcessMapRequest(picture=1), None)
     assert chart.activities[0].activity == "new" and '"new" -> "in_progress" [label="3"' in chart.picture
+
+
+def test_a_backlog_of_the_past_is_what_was_open_and_overdue_then(service: Service) -> None:
+    """Counted by hand: opened, resolved after 1 h, reopened after 3 h, resolved after 100 h."""
+    ticket, opened = service.open(), service.clock.now_ms()
+    for hours, verb in ((1, "resolve"), (2, "reopen"), (97, "resolve")):
+        service.clock.advance(hours * 3_600)
+        act = engine.Act(verb=verb, actor="ann", reason="because")
+        service.use.transition(ticket.id, None, act)
+    passed = service.store.get(ticket.id).sla.resolution.breached_ms
+    assert passed is not None
+
+    def at(moment: int) -> tuple[int, int]:
+        request = report_pb2.GetBacklogRequest(at_time=convert.stamp(moment))
+        total = service.reports.GetBacklog(request, None).total
+        return total.open_count, total.overdue_count
+
+    hours = [at(opened + hour * HOUR) for hour in (0, 2, 4, 101)]
+    assert hours == [(1, 0), (0, 0), (1, 0), (0, 0)]
+    assert [at(passed - 1), at(passed)] == [(1, 0), (1, 1)]
+
+
+def test_what_no_call_opened_no_call_resolved_at_once(service: Service) -> None:
+    ticket = service.open(caller_number="+8613800138000", category="bill")
+    asked = TicketRequest(kind="inquiry", priority="", category="bill", subject="Bill", description="")
+    now = service.clock.now_ms()
+    facts = CallFacts(call_id="c", ticket_id="call-c", time_ms=now, number="+8613800138000", request=asked)
+    joined = service.use.call_wrapped_up(facts)
+    assert joined is not None and joined.id == ticket.id
+    service.use.call_wrapped_up(replace(facts, call_id="d", ticket_id="call-d", resolved=True, number="",
+                                        request=replace(asked, category="other")))  # fmt: skip
+    request = report_pb2.GetPerformanceRequest()
+    assert service.reports.GetPerformance(request, None).total.first_contact_resolution_ratio == 1
 
 
 def test_only_what_had_a_target_is_kept_or_missed(service: Service) -> None:
