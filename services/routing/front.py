@@ -4,6 +4,9 @@ A front places calls (and numbers its placements), attaches them again after eve
 waiting calls to a region that can take them now, and places them elsewhere when a region is lost. It decides
 nothing about who talks to whom, and tells clients only what a leader has committed. Everything it asks may be
 asked again.
+
+Here are callers' streams. Agents' sessions are in `desks`, how shards are asked is in `shards`, what is held
+for one stream in `streams`.
 """
 
 from __future__ import annotations
@@ -19,7 +22,6 @@ from collections.abc import (
     Callable,
     Container,
     Coroutine,
-    Iterable,
     Mapping,
     Sequence,
 )
@@ -32,9 +34,8 @@ import structlog
 from chassis.clock import Clock
 from chassis.errors import CallmeshError, Code, Unavailable
 from chassis.metrics import counter, gauge
+from routing.desks import Desks
 from routing.errors import (
-    CallNotFound,
-    NewerSession,
     RouterDraining,
     StaleAttempt,
     Superseded,
@@ -49,15 +50,10 @@ from routing.model import (
     CONNECTED,
     ENDED,
     MOVED,
-    OFFERED,
     OVERFLOWING,
     STEP_ENTRIES_MAX,
     VOICE,
     WAITING,
-    AgentState,
-    AgentView,
-    AskAgent,
-    AskCall,
     AskExplain,
     AttachCalls,
     CallAttached,
@@ -69,26 +65,22 @@ from routing.model import (
     CallReprioritized,
     CallTransferred,
     CallView,
-    CloseSession,
     Command,
     ConfirmCall,
     DetachCalls,
-    DetachSession,
     EndCall,
     Fact,
     HangUp,
     OfferEnded,
     OfferOutcome,
-    OpenSession,
     OverflowCall,
     PlaceCall,
     PositionChanged,
-    SessionClosed,
-    SessionOpened,
     WithdrawCall,
 )
-from routing.streams import Caller, Desk, Moved, Present, Update
-from routing.turnstile import NoTurn, Turnstile, Urgency
+from routing.shards import RETRY_SECONDS, Shards, regions_of, update_of
+from routing.streams import Caller, Moved, Present, Update
+from routing.turnstile import NoTurn, Urgency
 
 if TYPE_CHECKING:
     from routing.links import ShardPort
@@ -97,9 +89,6 @@ if TYPE_CHECKING:
 PLACEMENTS_MAX = 4
 #: Moves of one attempt; beyond it the call stays where it is.
 MOVES_MAX = 50
-#: First and longest pause between two tries of something that must get through, real seconds; less by chance,
-#: so that not all try in the same moment.
-RETRY_SECONDS, RETRY_SECONDS_MAX = 0.05, 1.0
 #: Calls that leave a drained region for one target at one look.
 LEAVING_PER_LOOK_MAX = 20
 #: Streams that end within so long leave together, real seconds.
@@ -121,8 +110,6 @@ _PLACED = (CallQueued, CallAttached)
 #: Withdrawing a stale entry from a shard without a leader is tried for this long; after that the next leader
 #: ends it by itself (the grace period).
 WITHDRAW_SECONDS_MAX = 60.0
-#: A region that an agent is not of has so long to say that the agent is logged in there, real seconds.
-SEAT_SECONDS = 2.0
 
 log = structlog.get_logger(__name__)
 _CALLERS = gauge("callmesh_front_callers", "Callers' streams held by this router.")
@@ -211,7 +198,8 @@ class Front:
         queue)` whether nobody is there any more.
         """
         self.router = router
-        self._shards = shards
+        self._ports = shards
+        self.shards = Shards(shards, clock, options.ask_seconds)
         self._clock = clock
         self._options = options
         self._find_overflow = find_overflow
@@ -219,11 +207,13 @@ class Front:
         self._is_deserted = deserted
         self._find_agent: FindAgent = find_agent if find_agent is not None else _nowhere
         self._callers: dict[str, Caller] = {}
-        self._desks: dict[str, Desk] = {}
-        self._tasks: set[asyncio.Task[Any]] = set()
-        self._turnstiles = {
-            region: Turnstile(functools.partial(_is_up, port)) for region, port in shards.items()
-        }
+        self.desks = Desks(
+            router,
+            shards,
+            self.shards,
+            silent_seconds=options.silent_seconds,
+            leaderless_seconds=options.leaderless_seconds,
+        )
         #: By region: entries whose streams have just ended, as (call id, attempt, move).
         self._leaving: dict[str, list[tuple[str, int, int]]] = {}
         #: Streams that have ended and whose shards do not know yet, by call id: for as long as that is being
@@ -240,7 +230,7 @@ class Front:
         self._closed = False
         self._draining = False
         _CALLERS.set_function(lambda: float(len(self._callers)))
-        _DESKS.set_function(lambda: float(len(self._desks)))
+        _DESKS.set_function(lambda: float(len(self.desks)))
         for region, shard in shards.items():
             shard.listen(
                 self._on_facts,
@@ -251,14 +241,7 @@ class Front:
     @property
     def streams(self) -> int:
         """Client streams held."""
-        return len(self._callers) + len(self._desks)
-
-    def spawn(self, work: Coroutine[Any, Any, Any]) -> asyncio.Task[Any]:
-        """Runs work that outlives the request that began it; `close` waits for it."""
-        task = asyncio.create_task(work)
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
-        return task
+        return len(self._callers) + len(self.desks)
 
     def drain(self) -> None:
         """Ends all streams with UNAVAILABLE: their places are kept, and their clients open them at another
@@ -267,84 +250,34 @@ class Front:
         self._draining = True
         for caller in self._callers.values():
             caller.push(RouterDraining())
-        for desk in self._desks.values():
-            desk.push(RouterDraining())
+        self.desks.drain()
 
     async def close(self) -> None:
         """Cancels what still runs; nothing begins any more."""
         self._closed = True
         for handle in self._lost_timers.values():
             handle.cancel()
-        for task in list(self._tasks):
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await self.shards.close()
+
+    def spawn(self, work: Coroutine[Any, Any, Any]) -> asyncio.Task[Any]:
+        """Runs work that outlives the request that began it; `close` waits for it."""
+        return self.shards.spawn(work)
 
     # --- asking shards
 
     def ask(self, region: str, command: Command, seconds: float | None = None) -> Awaitable[Committed]:
         """One question to a region's leader. Raises Unavailable's kinds."""
-        return self._shards[region].ask(command, seconds or self._options.ask_seconds)
-
-    async def ask_patiently(self, region: str, command: Command, seconds: float) -> Committed:
-        """The same question until it is answered or `seconds` (real) are over: for what must get through.
-        While the shard has no leader it waits for the next.
-        """
-        committed = await self._until_heard(region, lambda: command, seconds)
-        assert committed is not None
-        return committed
-
-    async def _until_heard(
-        self, region: str, say: Callable[[], Command | None], seconds: float
-    ) -> Committed | None:
-        """As `ask_patiently`; `say` tells before each try what is to be asked by then. None when there is
-        nothing to say any more.
-        """
-        give_up, pause = self._clock.monotonic() + seconds, RETRY_SECONDS
-        try:
-            return await self._ask_for(region, say, seconds)
-        except Unavailable as error:
-            failure = error
-        while (left := give_up - self._clock.monotonic()) > RETRY_SECONDS:
-            if self._shards[region].up:
-                await asyncio.sleep(min(left, pause * random.uniform(0.5, 1.0)))
-                pause = min(2 * pause, RETRY_SECONDS_MAX)
-            try:
-                async with self._turnstiles[region].passage(Urgency.AGENT, left):
-                    return await self._ask_for(region, say, give_up - self._clock.monotonic())
-            except Unavailable as error:
-                failure = error
-            except NoTurn:
-                break
-        raise failure
-
-    async def _ask_for(
-        self, region: str, say: Callable[[], Command | None], seconds: float
-    ) -> Committed | None:
-        command = say()
-        if command is None:
-            return None
-        return await self.ask(region, command, max(0.05, min(seconds, self._options.ask_seconds)))
+        return self.shards.ask(region, command, seconds)
 
     async def find_call(self, call_id: str, shard: str = "") -> Committed:
         """The newest entry of a call over all shards that answer. Raises CallNotFound, or Unavailable when
         one did not answer.
         """
-        regions = [shard] if shard in self._shards else list(self._shards)
+        regions = [shard] if shard in self._ports else list(self._ports)
         caller = self._callers.get(call_id)
         if caller is not None and caller.region and not caller.moving and not shard:
             regions = [caller.region]
-        return await self._newest(call_id, regions)
-
-    async def _newest(self, call_id: str, regions: Sequence[str]) -> Committed:
-        question = AskCall(call_id=call_id)
-        results = await asyncio.gather(*(self.ask(r, question) for r in regions), return_exceptions=True)
-        found = [r for r in results if isinstance(r, Committed) and r.answer.call is not None]
-        if found:
-            return max(found, key=_version_of)
-        for result in results:
-            if isinstance(result, BaseException):
-                raise result
-        raise CallNotFound(resource=f"calls/{call_id}")
+        return await self.shards.newest(call_id, regions)
 
     # --- callers
 
@@ -444,10 +377,10 @@ class Front:
         """
         call_id, newer = caller.facts.call_id, self._callers.get(caller.facts.call_id)
         if caller.hung_up:
-            self.spawn(self._hang_up_at(region, call_id, caller.attempt))
+            self.shards.spawn(self._hang_up_at(region, call_id, caller.attempt))
         elif newer is not None and newer is not caller:
             if newer.region != region:
-                self.spawn(self._withdraw(region, call_id, newer.attempt, newer.move))
+                self.shards.spawn(self._withdraw(region, call_id, newer.attempt, newer.move))
         else:
             if region == caller.region:
                 self._gone[call_id] = caller
@@ -458,13 +391,13 @@ class Front:
         leaving = self._leaving.setdefault(region, [])
         leaving.append((call_id, attempt, move))
         if len(leaving) == 1:
-            self.spawn(self._detach_all(region))
+            self.shards.spawn(self._detach_all(region))
 
     async def _detach_all(self, region: str) -> None:
         await asyncio.sleep(LEAVING_SECONDS)
         leaving = self._leaving.pop(region)
         for at in range(0, len(leaving), STEP_ENTRIES_MAX):
-            self.spawn(self._detach_step(region, leaving[at : at + STEP_ENTRIES_MAX]))
+            self.shards.spawn(self._detach_step(region, leaving[at : at + STEP_ENTRIES_MAX]))
 
     async def _detach_step(self, region: str, entries: Sequence[tuple[str, int, int]]) -> None:
         gone = {call_id: self._gone.get(call_id) for call_id, _, _ in entries}
@@ -495,18 +428,20 @@ class Front:
             try:
                 await self._place(caller, regions)
             except NothingTaken as error:
-                if self._alone or any(self._shards[region].up for region in regions):
+                if self._alone or any(self._ports[region].up for region in regions):
                     raise
                 await self._place_in_turn(caller, regions, error)
         if caller.stale:
-            self._leave_behind(caller, _regions(*caller.stale, besides=caller.region), agent_lost=agent_lost)
+            self._leave_behind(
+                caller, regions_of(*caller.stale, besides=caller.region), agent_lost=agent_lost
+            )
 
     async def _place_in_turn(self, caller: Caller, regions: Sequence[str], failure: NothingTaken) -> None:
         """Places a call once the nearest region has a leader again; raises `failure` when it is too long."""
         seconds = min(self._options.leaderless_seconds, self._seconds_left(caller))
         urgency = Urgency.TALKING if caller.talks else Urgency.NEW_CALL
         try:
-            async with self._turnstiles[regions[0]].passage(urgency, seconds):
+            async with self.shards.turnstiles[regions[0]].passage(urgency, seconds):
                 await self._place(caller, regions)
         except NoTurn:
             raise failure from None
@@ -582,7 +517,7 @@ class Front:
                 talks=caller.state is CONNECTED or caller.talks != "",
                 fitting=caller.source not in ("", region) and _is_particular(caller.facts),
             )
-            committed = await self.ask(region, command, min(seconds, self._seconds_left(caller)))
+            committed = await self.shards.ask(region, command, min(seconds, self._seconds_left(caller)))
             view, refusal = committed.answer.call, committed.answer.refusal
             stale = refusal is not None and refusal.reason == "STALE_ATTEMPT"
             moved_away = refusal is None and view is not None and view.outcome is MOVED
@@ -627,7 +562,7 @@ class Front:
             self._place_anew(caller)
             return
         caller.state, caller.heard, caller.heard_at = view.state, True, at
-        caller.push(_present(committed))
+        caller.push(update_of(committed))
         self._note_place(caller, view)
         self._consent(caller, view)
 
@@ -637,7 +572,7 @@ class Front:
         """
         log.warning("taken_for_lost", call=caller.facts.call_id, shard=caller.region)
         caller.moved_for = "REGION_LOST"
-        self.spawn(self._place_lapsed(caller, caller.region, caller.version))
+        self.shards.spawn(self._place_lapsed(caller, caller.region, caller.version))
 
     async def _place_lapsed(self, caller: Caller, region: str, version: tuple[int, int]) -> None:
         async with caller.placing:
@@ -657,7 +592,7 @@ class Front:
 
     def _withdraw_all(self, caller: Caller, regions: Sequence[str]) -> None:
         for region in dict.fromkeys(regions):
-            self.spawn(self._withdraw(region, caller.facts.call_id, caller.attempt, caller.move + 1))
+            self.shards.spawn(self._withdraw(region, caller.facts.call_id, caller.attempt, caller.move + 1))
 
     def _leave_behind(self, caller: Caller, regions: Sequence[str], *, agent_lost: bool = False) -> None:
         """Withdraws what older streams, or a lost leader, left at some regions. `agent_lost`: its edge has
@@ -670,11 +605,11 @@ class Front:
             agent_lost=agent_lost,
         )
         for region in regions:
-            self.spawn(self._leave_or_return(caller, region, withdrawn))
+            self.shards.spawn(self._leave_or_return(caller, region, withdrawn))
 
     async def _leave_or_return(self, caller: Caller, region: str, withdrawn: WithdrawCall) -> None:
         """A call that turns out to be in conversation at a region waits nowhere else: it goes on there."""
-        committed = await self._get_through(region, lambda: withdrawn, WITHDRAW_SECONDS_MAX)
+        committed = await self.shards.get_through(region, lambda: withdrawn, WITHDRAW_SECONDS_MAX)
         if committed is None or committed.answer.refusal is None or withdrawn.agent_lost:
             return
         async with caller.placing:
@@ -683,43 +618,26 @@ class Front:
 
     async def _withdraw(self, region: str, call_id: str, attempt: int, move: int) -> None:
         command = WithdrawCall(call_id=call_id, attempt=attempt, move=move)
-        await self._get_through(region, lambda: command, WITHDRAW_SECONDS_MAX)
+        await self.shards.get_through(region, lambda: command, WITHDRAW_SECONDS_MAX)
 
     async def _hang_up_at(self, region: str, call_id: str, attempt: int) -> None:
         command = HangUp(call_id=call_id, attempt=attempt)
-        await self._get_through(region, lambda: command, WITHDRAW_SECONDS_MAX)
+        await self.shards.get_through(region, lambda: command, WITHDRAW_SECONDS_MAX)
 
     async def _detach(self, region: str, say: Callable[[], Command | None]) -> None:
-        await self._get_through(region, say, self._options.silent_seconds)
-
-    async def _get_through(
-        self, region: str, say: Callable[[], Command | None], seconds: float
-    ) -> Committed | None:
-        """What nobody waits for, but must arrive. A leader that has too much to do is asked until it takes
-        it, however long that is: it would go on for ever with who is gone. One that is away for `seconds`
-        need not hear it: the next one, or the same one by its next link, finds by itself who is not there.
-        The answer is None then.
-        """
-        while True:
-            try:
-                return await self._until_heard(region, say, seconds)
-            except CallmeshError as error:
-                if not isinstance(error, NothingTaken) or not self._shards[region].up:
-                    log.info("given_up", shard=region, command=type(say()).__name__, error=error.reason)
-                    return None
-            await asyncio.sleep(RETRY_SECONDS_MAX * random.uniform(0.5, 1.0))
+        await self.shards.get_through(region, say, self._options.silent_seconds)
 
     async def confirm(self, region: str, command: ConfirmCall, seconds: float) -> Committed:
         """The edge's consent, asked until a committed yes or no or until `seconds` are over."""
-        return await self.ask_patiently(region, command, seconds)
+        return await self.shards.ask_patiently(region, command, seconds)
 
     async def hang_up(self, call_id: str, attempt: int, shard: str, seconds: float) -> Committed:
         """The caller is gone, whichever shards hold the call."""
         caller = self._callers.get(call_id)
         if caller is not None and (not attempt or attempt >= caller.attempt):
             caller.hung_up = True
-            for region in _regions(caller.region, caller.source, besides=shard):
-                self.spawn(self._hang_up_at(region, call_id, attempt))
+            for region in regions_of(caller.region, caller.source, besides=shard):
+                self.shards.spawn(self._hang_up_at(region, call_id, attempt))
         return await self._tell_holder(HangUp(call_id=call_id, attempt=attempt), shard, seconds)
 
     async def end_call(self, command: EndCall, shard: str, seconds: float) -> Committed:
@@ -730,18 +648,18 @@ class Front:
         """Carries out a command where the call is now, even if the client's word for it is outdated."""
         give_up = self._clock.monotonic() + seconds
         region = await self._region_of(command.call_id, shard)
-        committed = await self.ask_patiently(region, command, seconds)
+        committed = await self.shards.ask_patiently(region, command, seconds)
         refusal, view = committed.answer.refusal, committed.answer.call
         unknown = refusal is not None and refusal.reason == "CALL_NOT_FOUND"
         if not unknown and (view is None or view.outcome is not MOVED):
             return committed
-        newest = await self._newest(command.call_id, list(self._shards))
+        newest = await self.shards.newest(command.call_id, list(self._ports))
         if newest.shard == region:
             return committed
-        return await self.ask_patiently(newest.shard, command, give_up - self._clock.monotonic())
+        return await self.shards.ask_patiently(newest.shard, command, give_up - self._clock.monotonic())
 
     async def _region_of(self, call_id: str, shard: str) -> str:
-        if shard in self._shards:
+        if shard in self._ports:
             return shard
         caller = self._callers.get(call_id)
         if caller is not None and caller.region:
@@ -754,7 +672,7 @@ class Front:
         """Moves waiting calls to regions with free agents, longest waiting first, until cancelled."""
         while True:
             await asyncio.sleep(OVERFLOW_SECONDS)
-            if len(self._shards) == 1:
+            if len(self._ports) == 1:
                 continue
             self._leave_if_alone()
             taken: Counter[tuple[str, str]] = Counter()
@@ -773,7 +691,7 @@ class Front:
                 caller.moved_for = "DRAINING" if leaves else "OVERFLOW"
                 caller.moving = True
                 settles = leaves or self._is_deserted(caller.region, caller.facts.queue)
-                self.spawn(self._move(caller, target, to_free=not settles))
+                self.shards.spawn(self._move(caller, target, to_free=not settles))
 
     @property
     def _alone(self) -> bool:
@@ -781,7 +699,7 @@ class Front:
         Then whoever can go elsewhere should; while the database is away for all, most others are heard,
         though one may be lost with its member of it.
         """
-        ports = self._shards.values()
+        ports = self._ports.values()
         if any(port.up and not port.stalled for port in ports):
             return False
         # Its own region is one of them.
@@ -827,7 +745,7 @@ class Front:
     def _where_unfit(self, caller: Caller) -> list[str]:
         """Regions that have said just now that nobody is there for what the call asks for."""
         now = self._clock.monotonic()
-        return [r for r in self._shards if self._unfit.get(_wish(caller.facts, r), now) > now]
+        return [r for r in self._ports if self._unfit.get(_wish(caller.facts, r), now) > now]
 
     def _note_unfit(self, caller: Caller, region: str) -> None:
         now = self._clock.monotonic()
@@ -873,7 +791,9 @@ class Front:
         waited_ms = max(0, self._clock.now_ms() - caller.queued_ms)
         question = AskExplain(facts=caller.facts, limit=1, waited_span_ms=waited_ms)
         try:
-            explained = (await self.ask(target, question, self._options.place_seconds)).answer.explanation
+            explained = (
+                await self.shards.ask(target, question, self._options.place_seconds)
+            ).answer.explanation
         except CallmeshError as error:
             log.info("not_asked", call=caller.facts.call_id, target=target, error=error.reason)
             explained = None
@@ -889,7 +809,7 @@ class Front:
         source, call_id = caller.region, caller.facts.call_id
         held = OverflowCall(call_id=call_id, attempt=caller.attempt, move=caller.move)
         try:
-            refused = hold and (await self.ask(source, held)).answer.refusal is not None
+            refused = hold and (await self.shards.ask(source, held)).answer.refusal is not None
             if refused:
                 caller.stays_until = self._clock.monotonic() + STAYS_SECONDS
             if refused or not self._alive(caller):
@@ -899,7 +819,7 @@ class Front:
             if caller.region == target:
                 if hold:
                     _MOVED.labels(caller.moved_for).inc()
-                self.spawn(self._withdraw(source, call_id, caller.attempt, caller.move))
+                self.shards.spawn(self._withdraw(source, call_id, caller.attempt, caller.move))
             elif _is_particular(caller.facts):
                 self._note_unfit(caller, target)
         except CallmeshError as error:
@@ -927,9 +847,11 @@ class Front:
     async def _pause(self, region: str) -> None:
         """Before another try: a moment, or until the shard has a leader again, whichever is later."""
         await asyncio.sleep(RETRY_SECONDS * random.uniform(0.5, 1.0))
-        if not self._shards[region].up:
+        if not self._ports[region].up:
             with contextlib.suppress(NoTurn):
-                async with self._turnstiles[region].passage(Urgency.CALLER, self._options.silent_seconds):
+                async with self.shards.turnstiles[region].passage(
+                    Urgency.CALLER, self._options.silent_seconds
+                ):
                     return
 
     async def _attach(self, caller: Caller, region: str) -> bool:
@@ -955,13 +877,11 @@ class Front:
         handle = self._lost_timers.pop(region, None)
         if handle is not None:
             handle.cancel()
-        self._turnstiles[region].look()
+        self.shards.turnstiles[region].look()
         if up:
             self._lost.discard(region)
             self._attach_callers(region)
-            # One that is being opened just now goes on with that.
-            for desk in [d for d in self._desks.values() if d.region == region and d.opened]:
-                self.spawn(self._open_again(desk))
+            self.desks.open_all_again(region)
         else:
             loop = asyncio.get_running_loop()
             self._lost_timers[region] = loop.call_later(
@@ -979,14 +899,14 @@ class Front:
             if caller.region == region:
                 (waiting if _waits(caller) else others).append(caller)
         for at in range(0, len(waiting), STEP_ENTRIES_MAX):
-            self.spawn(self._attach_together(waiting[at : at + STEP_ENTRIES_MAX], region))
+            self.shards.spawn(self._attach_together(waiting[at : at + STEP_ENTRIES_MAX], region))
         for caller in others:
-            self.spawn(self._attach_again(caller, region))
+            self.shards.spawn(self._attach_again(caller, region))
 
     async def _attach_together(self, callers: Sequence[Caller], region: str) -> None:
         """Attaches waiting calls by one question; those that do not stand as they did, one by one."""
         try:
-            async with self._turnstiles[region].passage(Urgency.AGENT):
+            async with self.shards.turnstiles[region].passage(Urgency.AGENT):
                 present = [c for c in callers if self._alive(c) and c.region == region]
                 together = tuple((c.facts.call_id, *c.version) for c in present if _waits(c))
                 apart = {c.facts.call_id for c in present if not _waits(c)}
@@ -997,12 +917,12 @@ class Front:
             return
         for caller in present:
             if caller.facts.call_id in apart:
-                self.spawn(self._attach_again(caller, region))
+                self.shards.spawn(self._attach_again(caller, region))
 
     async def _attach_all(self, calls: tuple[tuple[str, int, int], ...], region: str) -> set[str]:
         """Those of the calls that the leader has not attached."""
         try:
-            answer = (await self.ask(region, AttachCalls(front=self.router, calls=calls))).answer
+            answer = (await self.shards.ask(region, AttachCalls(front=self.router, calls=calls))).answer
         except CallmeshError as error:
             log.info("not_attached", shard=region, calls=len(calls), error=error.reason)
             return {call_id for call_id, _, _ in calls}
@@ -1018,35 +938,7 @@ class Front:
                 here = self._alive(caller) and caller.region == region
                 return not here or await self._attach(caller, region)
 
-        await self._until_done(region, urgency, attach)
-
-    async def _open_again(self, desk: Desk) -> None:
-        async def attach() -> bool:
-            try:
-                if self._desks.get(desk.agent) is desk:
-                    await self._open(desk)
-            except Unavailable:
-                return False
-            except CallmeshError as error:
-                desk.push(error)
-            return True
-
-        await self._until_done(desk.region, Urgency.AGENT, attach)
-
-    async def _until_done(self, region: str, urgency: Urgency, attach: Callable[[], Awaitable[bool]]) -> None:
-        """Tries until it is done, each time in its turn, or until the next change of leader, which begins
-        anew; a region that stays away is lost.
-        """
-        pause = RETRY_SECONDS
-        while True:
-            try:
-                async with self._turnstiles[region].passage(urgency):
-                    if await attach():
-                        return
-            except NoTurn:
-                return
-            await asyncio.sleep(pause * random.uniform(0.5, 1.0))
-            pause = min(2 * pause, RETRY_SECONDS_MAX)
+        await self.shards.until_done(region, urgency, attach)
 
     def _region_lost(self, region: str) -> None:
         """A region was gone for too long: its waiting calls go elsewhere, conversations are left to their
@@ -1057,7 +949,7 @@ class Front:
         waiting = [c for c in self._callers.values() if c.region == region and c.state in BEFORE_CONNECTION]
         log.warning("region_lost", region=region, calls=len(waiting))
         for caller in waiting:
-            self.spawn(self._place_elsewhere(caller, region))
+            self.shards.spawn(self._place_elsewhere(caller, region))
 
     async def _place_elsewhere(self, caller: Caller, lost: str) -> None:
         async with caller.placing:
@@ -1066,7 +958,7 @@ class Front:
 
     async def _flee(self, caller: Caller, lost: str) -> None:
         try:
-            others = [r for r in caller.regions if r != lost and self._shards[r].up]
+            others = [r for r in caller.regions if r != lost and self._ports[r].up]
             if not others and not self._alone and await self._comes_back(caller, lost):
                 return
             caller.moved_for = "REGION_LOST"
@@ -1083,178 +975,22 @@ class Front:
         seconds = self._options.leaderless_seconds * random.uniform(1.0, 3.0)
         caller.stays = True
         try:
-            async with self._turnstiles[lost].passage(Urgency.CALLER, seconds):
+            async with self.shards.turnstiles[lost].passage(Urgency.CALLER, seconds):
                 return True
         except NoTurn:
             # It may be back, and others' turn before this one's: it attaches with all who wait.
-            return self._shards[lost].up
+            return self._ports[lost].up
         finally:
             caller.stays = False
-
-    # --- agents
-
-    async def open_desk(self, desk: Desk) -> None:
-        """Opens or re-attaches an agent's session. Raises AgentNotFound, NewerSession, Unavailable."""
-        if self._draining:
-            raise RouterDraining()
-        older = self._desks.get(desk.agent)
-        if older is not None and older.number > desk.number:
-            raise NewerSession(subject=f"agents/{desk.agent}", why="its session or command number is higher")
-        if older is not None:
-            desk.before = older if older.opened else older.before
-            older.push(NewerSession(subject=f"agents/{desk.agent}", why="the session was opened again"))
-        self._desks[desk.agent] = desk
-        try:
-            await self._open_first(desk)
-        except CallmeshError as error:
-            if self._desks.get(desk.agent) is desk and isinstance(error, Unavailable):
-                # It may have been opened all the same, and nobody sits there.
-                self.spawn(self._detach_desk(desk))
-            self._forget_desk(desk)
-            raise
-
-    async def _open_first(self, desk: Desk) -> None:
-        """Opens a session; one that finds no leader waits for one. Raises as `_open`."""
-        home = desk.region
-        try:
-            return await self._open_where_held(desk, home)
-        except NothingTaken as error:
-            failure = error
-        if self._shards[desk.region].up:
-            raise failure
-        turnstile = self._turnstiles[desk.region]
-        try:
-            async with turnstile.passage(Urgency.AGENT, self._options.leaderless_seconds):
-                if self._desks.get(desk.agent) is desk:
-                    await self._open_where_held(desk, home)
-        except NoTurn:
-            raise failure from None
-
-    async def _open_where_held(self, desk: Desk, home: str) -> None:
-        """Opens a session in the agent's region; in the one that the agent was moved from while its
-        conversations are there, for the new one knows nothing of them and would ring who talks. Raises as
-        `_open`.
-        """
-        desk.region = await self._holder(desk, home) if desk.calls_held else home
-        await self._open(desk)
-
-    async def _holder(self, desk: Desk, home: str) -> str:
-        """The region whose shard has the agent in what its desktop says it holds; `home` when none has.
-        Raises Unavailable when that one does not answer: which other ones answer does not matter.
-        """
-        question, held = AskAgent(agent=desk.agent), set(desk.calls_held)
-        known = (await self.ask(home, question)).answer.agent
-        if known is not None and not held.isdisjoint(known.calls):
-            return home
-        others = _regions(*self._shards, besides=home)
-        answers = await asyncio.gather(*(self.ask(r, question) for r in others), return_exceptions=True)
-        for region, answer in zip(others, answers, strict=True):
-            view = answer.answer.agent if isinstance(answer, Committed) else None
-            if view is not None and not held.isdisjoint(view.calls):
-                return region
-        return home
-
-    async def _open(self, desk: Desk) -> None:
-        command = OpenSession(
-            agent=desk.agent,
-            session=desk.session,
-            command=desk.command,
-            front=self.router,
-            presence=desk.presence,
-            pause_reason=desk.pause_reason,
-            calls_held=desk.calls_held,
-        )
-        committed = await self.ask(desk.region, command)
-        if committed.answer.refusal is not None:
-            raise error_of(committed.answer.refusal, agent=desk.agent)
-        desk.opened, desk.before = True, None
-        # What rings may be news: the link that was to tell it broke with the leader that had decided it.
-        calls = committed.answer.calls
-        present = [_present(committed, call) for call in calls if call.state in (CONNECTED, OFFERED)]
-        view = committed.answer.agent
-        if not calls and view is not None:
-            # A leader of an older release does not say it at once.
-            present = await self._present_calls(desk, view.calls)
-        elif any(map(desk.has_heard_after, present)):
-            # Later blocks were told before the answer had its turn: what it says may be over.
-            present = await self._present_calls(desk, [call.facts.call_id for call in calls])
-        for update in present:
-            if not desk.has_heard_after(update):
-                self.tell_desk(desk, update)
-
-    async def _present_calls(self, desk: Desk, call_ids: Iterable[str]) -> list[Update]:
-        """What an agent holds of these, asked one by one."""
-        answers = [await self.ask(desk.region, AskCall(call_id=call_id)) for call_id in call_ids]
-        standing = [(each, each.answer.call) for each in answers if each.answer.call is not None]
-        return [
-            _present(answer, call)
-            for answer, call in standing
-            if call.agent == desk.agent and call.state in (CONNECTED, OFFERED)
-        ]
-
-    def _forget_desk(self, desk: Desk) -> None:
-        if self._desks.get(desk.agent) is desk:
-            del self._desks[desk.agent]
-
-    async def close_desk(self, desk: Desk, *, log_out: bool) -> None:
-        """The stream ended: a log-out said so, otherwise the session is kept for the grace period."""
-        was_current = self._desks.get(desk.agent) is desk
-        self._forget_desk(desk)
-        if was_current and log_out:
-            closed = CloseSession(agent=desk.agent, session=desk.session)
-            await self._detach(desk.region, lambda: closed)
-        elif was_current or self._sits_elsewhere(desk):
-            await self._detach_desk(desk)
-
-    async def _detach_desk(self, desk: Desk) -> None:
-        """Nobody sits there, nor at the stream that this one was to take the place of."""
-        for each in (desk, desk.before):
-            if each is not None:
-                await self._detach(each.region, functools.partial(self._deserted, each))
-
-    def _sits_elsewhere(self, desk: Desk) -> bool:
-        """Whether the newer session is in a region that knows nothing of the old one: the agent was moved."""
-        newer = self._desks.get(desk.agent)
-        return newer is not None and newer.region != desk.region
-
-    def _deserted(self, desk: Desk) -> DetachSession | None:
-        """That nobody sits there, unless the same session was opened again meanwhile."""
-        newer, seat = self._desks.get(desk.agent), (desk.session, desk.region)
-        if newer is not None and newer is not desk and (newer.session, newer.region) == seat:
-            return None
-        return DetachSession(agent=desk.agent, session=desk.session, front=self.router)
-
-    async def agent_status(self, region: str, agent: str) -> Committed:
-        """An agent's present state. Raises AgentNotFound, Unavailable."""
-        committed = await self.ask(region, AskAgent(agent=agent))
-        if committed.answer.refusal is not None:
-            raise error_of(committed.answer.refusal, agent=agent)
-        return committed
-
-    async def seats_of(self, agent: str, home: str, *, elsewhere: bool = False) -> list[Committed]:
-        """What each shard says in which the agent is logged in, that of its own region (`home`) first: who is
-        moved to another region, or removed, in a conversation finishes it where it began. `elsewhere`: `home`
-        has been asked. Raises Unavailable when no shard says so and one has not answered.
-        """
-        question = AskAgent(agent=agent)
-        regions = [region for region in self._shards if not (elsewhere and region == home)]
-        regions.sort(key=lambda region: (region != home, region))
-        asked = (self.ask(r, question, SEAT_SECONDS if r != home else None) for r in regions)
-        results = await asyncio.gather(*asked, return_exceptions=True)
-        found = [r for r in results if isinstance(r, Committed) and is_logged_in(r.answer.agent)]
-        for result in results if not found else ():
-            if isinstance(result, BaseException):
-                raise result
-        return found
 
     # --- facts
 
     def _on_facts(self, shard: str, epoch: int, sequence: int, facts: Sequence[Fact]) -> None:
-        durable = self._shards[shard].durable
+        durable = self._ports[shard].durable
         for fact in facts:
             event, call, agent = fact.event, fact.call, fact.agent
             caller = self._callers.get(call.facts.call_id) if call is not None else None
-            desk = self._desks.get(agent.agent) if agent is not None else None
+            desk = self.desks.get(agent.agent) if agent is not None else None
             if call is not None and isinstance(event, _PLACED) and event.front == self.router:
                 self._disown(caller, shard, event, call.facts.call_id)
             if caller is None and desk is None:
@@ -1270,7 +1006,7 @@ class Front:
             if caller is not None:
                 self._tell_caller(caller, shard, fact, update)
             if desk is not None:
-                self._tell_desk(desk, fact, update)
+                self.desks.hear(desk, fact, update)
 
     def _tell_caller(self, caller: Caller, shard: str, fact: Fact, update: Update) -> None:
         assert fact.call is not None
@@ -1342,7 +1078,7 @@ class Front:
         caller.queued_ms = caller.moved_ms = self._clock.now_ms()
         if view.state is OVERFLOWING and not caller.moving:
             caller.moving = True
-            self.spawn(self._bring(caller, event.facts.preferred_agent))
+            self.shards.spawn(self._bring(caller, event.facts.preferred_agent))
 
     async def _bring(self, caller: Caller, agent: str) -> None:
         """Places a call that was handed on at the agent's region; failing that, its source goes on."""
@@ -1351,7 +1087,7 @@ class Front:
         except CallmeshError as error:
             log.info("agent_not_found", agent=agent, error=error.reason)
             region = None
-        if region is None or region not in self._shards or region == caller.region:
+        if region is None or region not in self._ports or region == caller.region:
             caller.moving = False
             return
         await self._move(caller, region)
@@ -1371,7 +1107,7 @@ class Front:
             # A stream before this one had numbered higher.
             self._detach_soon(shard, call_id, *version)
         elif version < caller.version and elsewhere:
-            self.spawn(self._withdraw(shard, call_id, caller.attempt, caller.move))
+            self.shards.spawn(self._withdraw(shard, call_id, caller.attempt, caller.move))
 
     def _held_elsewhere(self, caller: Caller, shard: str, event: CallQueued | CallAttached) -> None:
         """The edge has opened the call at another router; an entry that this one left behind is withdrawn."""
@@ -1379,8 +1115,8 @@ class Front:
         if event.attempt <= caller.attempt and not same_entry:
             return
         self._supersede(caller, "opened at another router")
-        for region in _regions(caller.region, caller.source, besides=shard):
-            self.spawn(self._withdraw(region, caller.facts.call_id, event.attempt, event.move))
+        for region in regions_of(caller.region, caller.source, besides=shard):
+            self.shards.spawn(self._withdraw(region, caller.facts.call_id, event.attempt, event.move))
 
     def _supersede(self, caller: Caller, why: str) -> None:
         """Ends the stream without a word to the shard: the entry is another's now."""
@@ -1391,8 +1127,8 @@ class Front:
         """The caller hung up at the entry that this call is just leaving: the new one must not live on."""
         caller.hung_up = True
         caller.push(update)
-        for region in _regions(caller.region, caller.source):
-            self.spawn(self._hang_up_at(region, caller.facts.call_id, caller.attempt))
+        for region in regions_of(caller.region, caller.source):
+            self.shards.spawn(self._hang_up_at(region, caller.facts.call_id, caller.attempt))
 
     def _consent(self, caller: Caller, view: CallView) -> None:
         """`auto_confirm`: the front consents for an edge that cannot."""
@@ -1401,32 +1137,7 @@ class Front:
         command = ConfirmCall(
             call_id=view.facts.call_id, offer_id=view.offer_id, attempt=view.attempt, move=view.move
         )
-        self.spawn(self._get_through(caller.region, lambda: command, self._options.ask_seconds))
-
-    def _tell_desk(self, desk: Desk, fact: Fact, update: Update) -> None:
-        event = fact.event
-        if isinstance(event, SessionOpened) and (event.front != self.router or event.session != desk.session):
-            if (event.session, event.command) >= desk.number:
-                desk.push(NewerSession(subject=f"agents/{desk.agent}", why="another desktop logged in"))
-                # The session is the other router's now: closing this stream must not detach it.
-                self._forget_desk(desk)
-            return
-        if fact.call is None and update.shard != desk.region:
-            # How the agent stands where the session is not: logged out, for one.
-            return
-        if type(event) is SessionClosed:
-            # Logged out, by a supervisor for one: it stays so under the next leader, until opened again.
-            desk.opened = False
-        self.tell_desk(desk, update)
-
-    def tell_desk(self, desk: Desk, update: Any) -> None:
-        """An update for a desktop. Nobody sits at one that reads nothing, however long its stream is open."""
-        if isinstance(update, Update):
-            desk.heard = (update.shard, update.epoch, update.sequence)
-        desk.push(update)
-        if desk.updates.cut_off and self._desks.get(desk.agent) is desk:
-            log.info("desk_let_go", agent=desk.agent)
-            self.spawn(self.close_desk(desk, log_out=False))
+        self.shards.spawn(self.shards.get_through(caller.region, lambda: command, self._options.ask_seconds))
 
 
 def _is_news(caller: Caller, place: tuple[int, int], now_seconds: float) -> bool:
@@ -1459,40 +1170,9 @@ def _waits(caller: Caller) -> bool:
     return caller.heard and caller.state is WAITING and (caller.stays or not caller.placing.locked())
 
 
-def is_logged_in(view: AgentView | None) -> bool:
-    """Whether a shard that says this has the agent's session."""
-    return view is not None and view.state is not AgentState.OFFLINE
-
-
-def _is_up(port: ShardPort) -> bool:
-    return port.up
-
-
-def _regions(*regions: str, besides: str = "") -> list[str]:
-    """Each named one once, in order."""
-    return [region for region in dict.fromkeys(regions) if region not in ("", besides)]
-
-
 def _is_hang_up(event: object) -> bool:
     """Whether the caller's own word ended the call: a lost stream, a refusal or a move has a reason."""
     return isinstance(event, CallEnded) and event.outcome is ABANDONED and not event.reason
-
-
-def _version_of(committed: Committed) -> tuple[int, int]:
-    view = committed.answer.call
-    return (view.attempt, view.move) if view is not None else (0, 0)
-
-
-def _present(committed: Committed, call: CallView | None = None) -> Update:
-    """What an answer says of its call, or of `call`."""
-    return Update(
-        shard=committed.shard,
-        epoch=committed.epoch,
-        sequence=committed.sequence,
-        now_ms=committed.now_ms,
-        what=Present(call=call or committed.answer.call),
-        durable=committed.durable,
-    )
 
 
 def _ends(update: Update) -> bool:

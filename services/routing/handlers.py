@@ -21,6 +21,7 @@ from routing.acts import acting
 from routing.announcements import announcement
 from routing.audit import Act
 from routing.callers import REPEAT_WINDOW_MS, STRANGER, Profiles, points
+from routing.desks import is_logged_in
 from routing.errors import (
     AgentNotFound,
     Announced,
@@ -31,7 +32,7 @@ from routing.errors import (
     RegionNotFound,
     error_of,
 )
-from routing.front import Front, is_logged_in
+from routing.front import Front
 from routing.geo.numbers import parse_number
 from routing.leader import Committed
 from routing.regions import Ranked, Regions, place_of, ties_of
@@ -267,7 +268,7 @@ class Handlers:
                 home = await self._agents.region_of(agent)
                 if home is None or home not in regions or home == regions[0]:
                     return regions
-                view = (await self._front.agent_status(home, agent)).answer.agent
+                view = (await self._front.desks.agent_status(home, agent)).answer.agent
         except (CallmeshError, TimeoutError):
             # A wish, not a condition: the call goes where it would have gone.
             return regions
@@ -472,7 +473,7 @@ class Handlers:
         home = await self._agents.region_of(agent) or ""
         said = [await self._front.ask(home, model.AskAgent(agent=agent))] if home in self._shards else []
         if not any(is_logged_in(each.answer.agent) for each in said):
-            said = await self._front.seats_of(agent, home, elsewhere=bool(said)) or said
+            said = await self._front.desks.seats_of(agent, home, elsewhere=bool(said)) or said
         if not said or said[0].answer.agent is None:
             raise AgentNotFound(resource=resource_name("agents", agent))
         return convert.status_message(said[0].answer.agent, said[0].shard)

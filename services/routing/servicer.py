@@ -124,7 +124,7 @@ class AgentServicer(agent_pb2_grpc.AgentServiceServicer):
         desk = await self._handlers.desk(first)
         session = _Session(self._front, desk, localize.preferred(accepted_language(context)) or "en")
         try:
-            await self._front.open_desk(desk)
+            await self._front.desks.open(desk)
             reader = asyncio.create_task(session.read(request_iterator))
             try:
                 async with aclosing(session.events(reader)) as events:
@@ -134,7 +134,7 @@ class AgentServicer(agent_pb2_grpc.AgentServiceServicer):
                 reader.cancel()
                 await asyncio.gather(reader, return_exceptions=True)
         finally:
-            self._front.spawn(self._front.close_desk(desk, log_out=session.closed))
+            self._front.spawn(self._front.desks.close(desk, log_out=session.closed))
 
 
 class _Session:
@@ -164,7 +164,7 @@ class _Session:
                 return
 
     async def _carry_out(self, number: int, wanted: Command) -> None:
-        committed = await self._front.ask_patiently(self._desk.region, wanted, COMMAND_SECONDS_MAX)
+        committed = await self._front.shards.ask_patiently(self._desk.region, wanted, COMMAND_SECONDS_MAX)
         refusal = committed.answer.refusal
         if refusal is not None:
             call_id = getattr(wanted, "call_id", "")
@@ -181,7 +181,7 @@ class _Session:
             field=field,
             message=localize.message(error, self._language, "routing"),
         )
-        self._front.tell_desk(self._desk, agent_pb2.AgentEvent(shard=self._desk.region, refused=refused))
+        self._front.desks.tell(self._desk, agent_pb2.AgentEvent(shard=self._desk.region, refused=refused))
 
     async def events(self, reader: asyncio.Task[None]) -> AsyncGenerator[agent_pb2.AgentEvent, None]:
         """Events for the desktop until either side ends."""

@@ -195,7 +195,7 @@ class SupervisionHandlers:
         agent = command.agent
         resource = resource_name("agents", agent)
         home = await self._agents.region_of(agent) or ""
-        seats = await self._front.seats_of(agent, home)
+        seats = await self._front.desks.seats_of(agent, home)
         regions = [seat.shard for seat in seats] or ([home] if home in self._shards else [])
         if not regions:
             raise AgentNotFound(resource=resource)

@@ -110,15 +110,21 @@ class WatchedFront(Front):
 
     world: World
 
-    async def ask(self, region: str, command: model.Command, seconds: float | None = None) -> Committed:
-        newest = self.world.auditor.newest(region)
-        committed = await super().ask(region, command, seconds)
-        self.world.auditor.answered(committed, newest)
-        return committed
+    def watch(self, world: World) -> None:
+        """Whatever is asked from now on, by whichever part of the front, is looked at."""
+        self.world, ask = world, self.shards.ask
+
+        async def watched(region: str, command: model.Command, seconds: float | None = None) -> Committed:
+            newest = world.auditor.newest(region)
+            committed = await ask(region, command, seconds)
+            world.auditor.answered(committed, newest)
+            return committed
+
+        self.shards.ask = watched
 
     def _on_facts(self, shard: str, epoch: int, sequence: int, facts: Sequence[Fact]) -> None:
         for fact in facts:
-            self.world.auditor.told(shard, epoch, sequence, fact, durable=self._shards[shard].durable)
+            self.world.auditor.told(shard, epoch, sequence, fact, durable=self._ports[shard].durable)
         super()._on_facts(shard, epoch, sequence, facts)
 
 
@@ -245,7 +251,7 @@ class Router:
             find_agent=self.directory.region_of,
             leaves=self.regions.leaves,
         )
-        self.front.world = world
+        self.front.watch(world)
         self.queues: dict[str, QueueConfig] = {}
         shared: dict[str, Any] = {}
         if hasattr(Leader, "platform_ms"):

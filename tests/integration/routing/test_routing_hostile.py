@@ -80,7 +80,7 @@ async def test_who_vanishes_floods_or_says_it_twice_harms_nobody_else(platform: 
     # Its stream stays open, with a window that lets nothing through.
     agent = platform.router.leader.state.agents["loud"]
     await eventually(lambda: not agent.attached)
-    assert "loud" not in platform.router.front._desks
+    assert "loud" not in platform.router.front.desks
     loud.stream.cancel()
     await behind.channel.close()
 

@@ -531,7 +531,7 @@ async def test_a_word_of_leaving_that_was_lost_is_not_said_again_of_a_stream_tha
 async def test_a_leader_with_too_much_to_do_is_told_who_is_gone_until_it_takes_it(
     world: World, monkeypatch: pytest.MonkeyPatch, kind: type
 ) -> None:
-    monkeypatch.setattr("routing.front.RETRY_SECONDS_MAX", 0.002)
+    monkeypatch.setattr("routing.shards.RETRY_SECONDS_MAX", 0.002)
     monkeypatch.setattr("routing.front.WITHDRAW_SECONDS_MAX", 0.01)
     front = world.front(silent_seconds=0.01)
     wire, line = world.wire("beijing"), Line(world, front)
@@ -552,7 +552,7 @@ async def test_a_shard_without_a_leader_finds_by_itself_who_is_gone(world: World
     wire.nobody_leads = True
     wire.down()
     await line.close()
-    await eventually(lambda: DetachCalls in wire.kinds() and not front._tasks)
+    await eventually(lambda: DetachCalls in wire.kinds() and not front.shards.tasks)
     assert wire.kinds().count(DetachCalls) == 1 and not front._gone
 
 
@@ -840,7 +840,7 @@ async def test_a_move_with_a_lost_message_leaves_one_entry_that_is_listened_to(
     await moving(world, line, front)
     await eventually(lambda: not line.caller.moving)
     await eventually(lambda: sum(shard.live() for shard in world.shards.values()) == 1)
-    await eventually(lambda: len(front._tasks) == 0)
+    await eventually(lambda: len(front.shards.tasks) == 0)
     here = world.shards[line.caller.region]
     assert here.live() and here.state.calls["c1"].version == line.caller.version
     assert ordered.pop(what) < 2, "it came, once or twice"
@@ -969,7 +969,7 @@ async def test_an_end_during_a_move_leaves_nothing_behind(
         assert state_of(line.seen[-1]) is CallState.ENDED, "the stream must say so"
         outcomes = [e.outcome for s in world.shards.values() for e in s.log if isinstance(e, CallEnded)]
         assert CallOutcome.ABANDONED in outcomes
-    await eventually(lambda: not front._tasks and not other._tasks)
+    await eventually(lambda: not front.shards.tasks and not other.shards.tasks)
     assert world.nobody_left()
 
 
@@ -990,7 +990,7 @@ async def test_opened_again_during_a_move_one_entry_goes_on(
     await asyncio.sleep(0.002)
     gate.set()
     await soon(first)
-    await eventually(lambda: not front._tasks)
+    await eventually(lambda: not front.shards.tasks)
     assert [r for r, shard in world.shards.items() if shard.live()] == [new.caller.region]
     assert world.shards[new.caller.region].state.calls["c1"].version == new.caller.version
     await new.close()
@@ -1010,7 +1010,7 @@ async def test_after_a_change_of_leader_the_call_is_attached_again(world: World)
     wire.answer_lost |= {AttachCalls: 1, PlaceCall: 2}
     wire.back()
     await eventually(world.beijing.live)
-    await eventually(lambda: not front._tasks)
+    await eventually(lambda: not front.shards.tasks)
     assert world.beijing.live() and wire.kinds() == [PlaceCall, AttachCalls, *[PlaceCall] * 3]
     world.beijing.agent("ann")
     world.beijing.accept()
@@ -1097,7 +1097,7 @@ async def test_a_router_that_is_cut_off_sends_its_waiting_callers_elsewhere(
     with pytest.raises(LinkDown):
         wire.nobody_leads = world.wire("shanghai").nobody_leads = True
         await Line(world, front, "c2").rest()
-    assert front._turnstiles["beijing"].waiting == 0, "a new call does not wait for a leader here"
+    assert front.shards.turnstiles["beijing"].waiting == 0, "a new call does not wait for a leader here"
     looking.cancel()
 
 
@@ -1184,7 +1184,7 @@ async def test_a_confirmation_is_asked_until_it_is_answered(world: World) -> Non
 async def test_asking_patiently_ends_at_its_deadline(world: World) -> None:
     front = world.front()
     world.wire("beijing").down()
-    asked = asyncio.ensure_future(front.ask_patiently("beijing", AskAgent(agent="a"), 0.1))
+    asked = asyncio.ensure_future(front.shards.ask_patiently("beijing", AskAgent(agent="a"), 0.1))
     with pytest.raises(LinkLost):
         await soon(asked)
     assert len(world.wire("beijing").asked) == 1, "nobody to ask again"
@@ -1202,7 +1202,7 @@ async def test_what_comes_while_nobody_leads_waits_for_the_next_leader(world: Wo
     first = asyncio.ensure_future(line.next())
     seat = desk(agent="bob")
     world.beijing.do(ConfigureAgent(agent=AgentConfig(id="bob")))
-    opened = asyncio.ensure_future(front.open_desk(seat))
+    opened = asyncio.ensure_future(front.desks.open(seat))
     await eventually(lambda: len(wire.asked) == 2)
     wire.asked.clear()
     wire.nobody_leads = False
@@ -1227,7 +1227,7 @@ async def test_a_lost_region_without_another_keeps_its_callers_if_it_comes_back(
     line = Line(world, front, regions=["beijing"])
     await line.next()
     wire.down()
-    await eventually(lambda: front._turnstiles["beijing"].waiting == 1)
+    await eventually(lambda: front.shards.turnstiles["beijing"].waiting == 1)
     world.beijing.open()
     wire.back()
     await eventually(lambda: world.beijing.state.calls["c1"].attached)
@@ -1240,7 +1240,7 @@ async def test_who_waited_for_a_lost_region_goes_on_there_though_its_turn_comes_
     line = Line(world, front, regions=["beijing"])
     await line.next()
     wire.down()
-    turnstile = front._turnstiles["beijing"]
+    turnstile = front.shards.turnstiles["beijing"]
     await eventually(lambda: turnstile.waiting == 1)
     world.beijing.open()
     free, turnstile._free = turnstile._free, 0
@@ -1249,7 +1249,7 @@ async def test_who_waited_for_a_lost_region_goes_on_there_though_its_turn_comes_
     turnstile._free = free
     turnstile.look()
     await eventually(world.beijing.live)
-    await eventually(lambda: not front._tasks)
+    await eventually(lambda: not front.shards.tasks)
     assert not line.caller.updates.unread
 
 
@@ -1285,7 +1285,7 @@ async def test_those_who_waited_for_a_lost_region_attach_together_too(world: Wor
     for line in lines:
         await line.next()
     wire.down()
-    await eventually(lambda: front._turnstiles["beijing"].waiting == len(lines))
+    await eventually(lambda: front.shards.turnstiles["beijing"].waiting == len(lines))
     world.beijing.open()
     wire.asked.clear()
     wire.back()
@@ -1306,7 +1306,7 @@ async def test_after_a_change_of_leader_those_who_wait_attach_together(world: Wo
     wire.back()
     await eventually(lambda: all(world.beijing.live(f"c{n}") for n in range(len(lines))))
     assert wire.kinds() == [AttachCalls] * 2
-    await eventually(lambda: not front._tasks)
+    await eventually(lambda: not front.shards.tasks)
     assert [line.caller.facts.call_id for line in lines if line.caller.updates.unread] == ["c1"]
     assert lines[1].caller.facts.priority == 5
 
@@ -1373,7 +1373,7 @@ async def test_who_cannot_attach_together_does_so_by_itself_so_many_at_once(worl
     wire.unreachable[AttachCalls] = 1
     late = wire.late_back[PlaceCall] = asyncio.Event()
     wire.back()
-    await eventually(lambda: front._turnstiles["beijing"].waiting == 20)
+    await eventually(lambda: front.shards.turnstiles["beijing"].waiting == 20)
     assert wire.kinds().count(PlaceCall) == AT_ONCE_MAX
     late.set()
     await eventually(lambda: all(world.beijing.live(f"c{n}") for n in range(len(lines))))
@@ -1410,7 +1410,7 @@ async def test_an_edge_that_does_not_confirm_is_let_go_and_comes_back(world: Wor
     wire.down()
     world.beijing.open()
     wire.back()
-    await eventually(lambda: not front._tasks)
+    await eventually(lambda: not front.shards.tasks)
     assert not world.beijing.live()
     with pytest.raises(Unconfirmed):
         await stalled.rest()
@@ -1442,7 +1442,7 @@ async def test_a_reader_that_stalls_is_cut_off_and_keeps_its_place(world: World)
 async def test_a_desk_that_stalls_is_cut_off_and_rung_no_longer(seated: World) -> None:
     front = seated.front()
     seat = desk()
-    await front.open_desk(seat)
+    await front.desks.open(seat)
     agent = seated.beijing.state.agents["ann"]
     for number in range(UPDATES_UNREAD_MAX + 5):
         presence = Presence.PAUSED if number % 2 else Presence.AVAILABLE
@@ -1490,13 +1490,13 @@ def attached(world: World) -> bool:
 async def test_a_desk_opens_and_its_broken_stream_detaches_the_session(seated: World) -> None:
     front = seated.front()
     seat = desk()
-    await front.open_desk(seat)
+    await front.desks.open(seat)
     assert attached(seated) and front.streams == 1
-    await front.close_desk(seat, log_out=False)
+    await front.desks.close(seat, log_out=False)
     assert not attached(seated) and seated.beijing.state.agents["ann"].presence is Presence.AVAILABLE
     again = desk()
-    await front.open_desk(again)
-    await front.close_desk(again, log_out=True)
+    await front.desks.open(again)
+    await front.desks.close(again, log_out=True)
     assert seated.beijing.state.agents["ann"].presence.value == "offline"
 
 
@@ -1509,26 +1509,26 @@ async def test_the_newest_desk_wins_and_the_old_streams_end_does_not_harm_it(
     front = seated.front("f")
     other = front if same_router else seated.front("g")
     old, new = desk(), desk(session, command=2)
-    await front.open_desk(old)
-    await other.open_desk(new)
+    await front.desks.open(old)
+    await other.desks.open(new)
     assert [type(error) for error in errors_of(old)] == [NewerSession]
-    await front.close_desk(old, log_out=False)
+    await front.desks.close(old, log_out=False)
     assert attached(seated) and seated.beijing.state.agents["ann"].session == session
     assert DetachSession not in seated.wire("beijing", "f").kinds()
 
 
 async def test_an_older_session_is_refused(seated: World) -> None:
     front, other = seated.front("f"), seated.front("g")
-    await front.open_desk(desk(2))
+    await front.desks.open(desk(2))
     for router in (front, other):
         with pytest.raises(NewerSession):
-            await router.open_desk(desk(1))
+            await router.desks.open(desk(1))
     assert attached(seated)
 
 
 async def test_an_unknown_agent_is_not_found(world: World) -> None:
     with pytest.raises(AgentNotFound):
-        await world.front().open_desk(desk())
+        await world.front().desks.open(desk())
 
 
 async def test_a_session_whose_opening_was_not_answered_does_not_stay_attached(seated: World) -> None:
@@ -1536,7 +1536,7 @@ async def test_a_session_whose_opening_was_not_answered_does_not_stay_attached(s
     front = seated.front()
     seated.wire("beijing").answer_lost[OpenSession] = 1
     with pytest.raises(Unavailable):
-        await front.open_desk(desk())
+        await front.desks.open(desk())
     await eventually(lambda: not attached(seated))
     assert front.streams == 0
 
@@ -1544,7 +1544,7 @@ async def test_a_session_whose_opening_was_not_answered_does_not_stay_attached(s
 async def test_after_a_change_of_leader_the_session_is_attached_again(seated: World) -> None:
     front = seated.front()
     seat = desk()
-    await front.open_desk(seat)
+    await front.desks.open(seat)
     wire = seated.wire("beijing")
     wire.down()
     seated.beijing.open()
@@ -1557,9 +1557,9 @@ async def test_after_a_change_of_leader_the_session_is_attached_again(seated: Wo
 async def test_a_session_that_was_taken_over_meanwhile_is_told_so(seated: World) -> None:
     front = seated.front("f")
     seat = desk()
-    await front.open_desk(seat)
+    await front.desks.open(seat)
     seated.wire("beijing", "f").down()
-    await seated.front("g").open_desk(desk(2))
+    await seated.front("g").desks.open(desk(2))
     seated.wire("beijing", "f").back()
     await eventually(lambda: bool(seat.updates.unread))
     async with asyncio.timeout(DEADLINE_SECONDS):
@@ -1574,14 +1574,14 @@ async def test_a_router_that_missed_the_desks_change_does_not_take_the_session_b
     """Its stream is half open: it believes that the desktop is there, and it has lost its link meanwhile."""
     front, other = seated.front("f"), seated.front("g")
     old, new = desk(), desk(command=2)
-    await front.open_desk(old)
+    await front.desks.open(old)
     seated.wire("beijing", "f").down()
-    await other.open_desk(new)
+    await other.desks.open(new)
     if logged_out:
-        await other.close_desk(new, log_out=True)
+        await other.desks.close(new, log_out=True)
     seated.wire("beijing", "f").back()
     await eventually(lambda: any(isinstance(each, NewerSession) for each in old.updates.unread))
-    await front.close_desk(old, log_out=False)
+    await front.desks.close(old, log_out=False)
     ann = seated.beijing.state.agents["ann"]
     assert (ann.front, ann.attached) == ("g", not logged_out)
     assert errors_of(new) == []
@@ -1590,12 +1590,12 @@ async def test_a_router_that_missed_the_desks_change_does_not_take_the_session_b
 async def test_a_desk_that_is_back_at_once_is_not_ended_by_its_last_router(seated: World) -> None:
     """From f to g and back to f within milliseconds: what f hears of g then is old."""
     front, other, wire = seated.front("f"), seated.front("g"), seated.wire("beijing", "f")
-    await front.open_desk(desk())
+    await front.desks.open(desk())
     wire.late_there[OpenSession] = asyncio.Event()
     back = desk(command=3)
-    opening = asyncio.create_task(front.open_desk(back))
+    opening = asyncio.create_task(front.desks.open(back))
     await eventually(lambda: wire.kinds().count(OpenSession) == 2)
-    await other.open_desk(desk(command=2))
+    await other.desks.open(desk(command=2))
     wire.late_there[OpenSession].set()
     await soon(opening)
     assert errors_of(back) == [] and front.streams == 1
@@ -1605,9 +1605,9 @@ async def test_a_desk_that_is_back_at_once_is_not_ended_by_its_last_router(seate
 async def test_an_opening_that_comes_late_does_not_end_the_newer_stream(seated: World) -> None:
     front = seated.front()
     newer = desk(command=2)
-    await front.open_desk(newer)
+    await front.desks.open(newer)
     with pytest.raises(NewerSession):
-        await front.open_desk(desk(command=1))
+        await front.desks.open(desk(command=1))
     assert errors_of(newer) == [] and front.streams == 1 and attached(seated)
 
 
@@ -1621,21 +1621,21 @@ async def test_a_new_session_that_comes_to_nothing_leaves_nobody_in_the_old_one(
     """
     front, wire = seated.front(), seated.wire("beijing")
     streams = [desk(1)]
-    await front.open_desk(streams[0])
+    await front.desks.open(streams[0])
     for session in (2, 3) if between else (2,):
         streams.append(desk(session))
         if vanishes:
             wire.late_there[OpenSession] = asyncio.Event()
-            opening = asyncio.create_task(front.open_desk(streams[-1]))
+            opening = asyncio.create_task(front.desks.open(streams[-1]))
             await eventually(lambda session=session: wire.kinds().count(OpenSession) == session)
             opening.cancel()
             await asyncio.gather(opening, return_exceptions=True)
         else:
             wire.busy[OpenSession] = 1
             with pytest.raises(Unavailable):
-                await front.open_desk(streams[-1])
+                await front.desks.open(streams[-1])
     for stream in streams:
-        await soon(front.close_desk(stream, log_out=False))
+        await soon(front.desks.close(stream, log_out=False))
     await eventually(lambda: not attached(seated))
     assert seated.beijing.state.agents["ann"].session == 1 and front.streams == 0
 
@@ -1644,7 +1644,7 @@ async def test_a_forced_log_out_outlives_the_leader(seated: World) -> None:
     """The desktop has heard it and sits there logged out: the next leader is not told otherwise."""
     front, wire = seated.front(), seated.wire("beijing")
     seat = desk()
-    await front.open_desk(seat)
+    await front.desks.open(seat)
     seated.beijing.do(ForceLogOut(agent="ann"))
     assert closed_at(seat) == ["beijing"]
     wire.asked.clear()
@@ -1656,35 +1656,35 @@ async def test_a_forced_log_out_outlives_the_leader(seated: World) -> None:
     assert OpenSession not in wire.kinds()
     assert seated.beijing.state.agents["ann"].presence is Presence.OFFLINE
     again = desk(command=2)
-    await front.open_desk(again)
+    await front.desks.open(again)
     assert attached(seated), "and its next opening logs in"
 
 
 async def test_a_word_of_a_desk_that_left_is_not_said_again_once_it_is_back(seated: World) -> None:
     front, wire = seated.front(), seated.wire("beijing")
     seat, again = desk(), desk()
-    await front.open_desk(seat)
+    await front.desks.open(seat)
     wire.unreachable[DetachSession] = 1
-    leaving = asyncio.create_task(front.close_desk(seat, log_out=False))
+    leaving = asyncio.create_task(front.desks.close(seat, log_out=False))
     await eventually(lambda: DetachSession in wire.kinds())
-    await front.open_desk(again)
+    await front.desks.open(again)
     await soon(leaving)
     assert seated.beijing.state.agents["ann"].attached and wire.kinds().count(DetachSession) == 1
-    await front.close_desk(again, log_out=False)
+    await front.desks.close(again, log_out=False)
     assert not seated.beijing.state.agents["ann"].attached
 
 
 async def test_a_conversation_is_told_to_the_desk_that_comes_back(seated: World) -> None:
     front = seated.front()
     seat = desk()
-    await front.open_desk(seat)
+    await front.desks.open(seat)
     line = Line(seated, front)
     await line.next()
     seated.beijing.accept()
     seated.beijing.confirm()
-    await front.close_desk(seat, log_out=False)
+    await front.desks.close(seat, log_out=False)
     again = desk(2, calls_held=("c1",))
-    await front.open_desk(again)
+    await front.desks.open(again)
     present = [u.what for u in again.updates.unread if isinstance(u.what, Present)]
     assert [what.call.facts.call_id for what in present if what.call is not None] == ["c1"]
 
@@ -1695,7 +1695,7 @@ async def test_what_rings_is_told_by_the_next_leader_when_the_last_ones_word_was
     """
     front, wire = seated.front(), seated.wire("beijing")
     seat = desk()
-    await front.open_desk(seat)
+    await front.desks.open(seat)
     wire.facts_lost = True
     line = Line(seated, front)
     await line.next()
@@ -1725,7 +1725,7 @@ async def test_what_rings_is_not_told_behind_what_came_of_it(seated: World, hang
     )
     wire.late_back[OpenSession] = asyncio.Event()
     seat = desk()
-    opening = asyncio.ensure_future(front.open_desk(seat))
+    opening = asyncio.ensure_future(front.desks.open(seat))
     await eventually(lambda: seated.beijing.state.calls["c1"].state is CallState.OFFERED)
     if hangs_up:
         seated.beijing.do(HangUp(call_id="c1", attempt=1))
@@ -1744,7 +1744,7 @@ async def moved(seated: World) -> World:
     """Ann talks with c1 in Beijing, belongs to Shanghai from now on, and her stream has broken."""
     front = seated.front()
     seat = desk()
-    await front.open_desk(seat)
+    await front.desks.open(seat)
     for shard, call_id in ((seated.beijing, "c1"), (seated.shanghai, "c2")):
         facts = CallFacts(call_id=call_id, queue="service")
         shard.do(PlaceCall(facts=facts, attempt=1, move=1, front="elsewhere"))
@@ -1752,14 +1752,14 @@ async def moved(seated: World) -> World:
     seated.beijing.confirm()
     seated.beijing.do(RemoveAgent(agent="ann"))
     seated.shanghai.do(ConfigureAgent(agent=AgentConfig(id="ann")))
-    await front.close_desk(seat, log_out=False)
+    await front.desks.close(seat, log_out=False)
     return seated
 
 
 async def test_an_agent_moved_in_a_conversation_is_rung_in_the_new_region_after_it(moved: World) -> None:
     [front] = moved.fronts
     seat = desk(2, region="shanghai", calls_held=("c1",))
-    await front.open_desk(seat)
+    await front.desks.open(seat)
     assert seat.region == "beijing" and attached(moved)
     assert moved.shanghai.state.calls["c2"].state is CallState.WAITING
     present = [u.what for u in seat.updates.unread if isinstance(u.what, Present)]
@@ -1767,8 +1767,8 @@ async def test_an_agent_moved_in_a_conversation_is_rung_in_the_new_region_after_
     moved.beijing.do(EndCall(call_id="c1"))
     moved.beijing.do(FinishWrapUp(agent="ann", session=2, call_id="c1", disposition=None))
     assert "ann" not in moved.beijing.state.agents, "it has finished there"
-    await front.close_desk(seat, log_out=False)
-    await front.open_desk(desk(3, region="shanghai"))
+    await front.desks.close(seat, log_out=False)
+    await front.desks.open(desk(3, region="shanghai"))
     assert moved.shanghai.state.calls["c2"].agent == "ann"
 
 
@@ -1779,7 +1779,7 @@ async def test_a_desk_that_holds_nothing_of_another_region_opens_in_its_own(
     [front] = moved.fronts
     seat = desk(2, region="shanghai", calls_held=held)
     moved.wire("beijing").nobody_leads = held == ()
-    await front.open_desk(seat)
+    await front.desks.open(seat)
     assert seat.region == "shanghai" and moved.shanghai.state.agents["ann"].attached
 
 
@@ -1787,7 +1787,7 @@ async def test_a_new_desktop_in_the_new_region_leaves_nobody_in_the_old_one(seat
     """It was started anew and knows of no conversation; its stream is at the same router as the old one."""
     front = seated.front()
     seat, again = desk(), desk(2, region="shanghai")
-    await front.open_desk(seat)
+    await front.desks.open(seat)
     seated.beijing.do(
         PlaceCall(facts=CallFacts(call_id="c1", queue="service"), attempt=1, move=1, front="elsewhere")
     )
@@ -1795,8 +1795,8 @@ async def test_a_new_desktop_in_the_new_region_leaves_nobody_in_the_old_one(seat
     seated.beijing.confirm()
     seated.beijing.do(RemoveAgent(agent="ann"))
     seated.shanghai.do(ConfigureAgent(agent=AgentConfig(id="ann")))
-    await front.open_desk(again)
-    await front.close_desk(seat, log_out=False)
+    await front.desks.open(again)
+    await front.desks.close(seat, log_out=False)
     await eventually(lambda: not attached(seated))
     assert seated.shanghai.state.agents["ann"].attached
     seated.clock.advance(seated.beijing.state.timing.agent_grace_span_ms / 1000 + 1)
@@ -1810,7 +1810,7 @@ async def test_where_a_moved_agent_opens_is_asked_anew_once_its_region_has_a_lea
     wire.nobody_leads = True
     wire.down()
     seat = desk(2, region="shanghai", calls_held=("c1",))
-    opening = asyncio.ensure_future(front.open_desk(seat))
+    opening = asyncio.ensure_future(front.desks.open(seat))
     await eventually(lambda: AskAgent in wire.kinds())
     wire.nobody_leads = False
     wire.back()
@@ -1863,7 +1863,7 @@ async def test_a_forced_log_out_reaches_the_conversation_of_an_agent_who_was_mov
     [front] = moved.fronts
     acts = supervision(moved, front)
     seat = desk(2, region="shanghai", calls_held=("c1",))
-    await front.open_desk(seat)
+    await front.desks.open(seat)
     wanted = pb.LogOutAgentRequest(name="agents/ann", reason="fire alarm")
     status = await acts.log_out_agent(wanted)
     assert (status.region, status.state, status.draining) == ("regions/beijing", ON_CALL, True), (
@@ -1893,7 +1893,7 @@ async def test_a_forced_log_out_is_not_said_to_be_done_where_nobody_knows(moved:
 async def test_an_agent_who_sits_in_two_regions_is_logged_out_of_both(moved: World) -> None:
     [front] = moved.fronts
     seat = desk(2, region="shanghai")
-    await front.open_desk(seat)
+    await front.desks.open(seat)
     status = await supervision(moved, front).log_out_agent(
         pb.LogOutAgentRequest(name="agents/ann", interrupt=True)
     )
@@ -1908,7 +1908,7 @@ async def test_an_agent_removed_in_a_conversation_can_be_paused_and_logged_out(s
     front = seated.front()
     seated.beijing.do(ConfigureAgent(agent=AgentConfig(id="bob")))
     acts = supervision(seated, front)
-    await front.open_desk(desk(agent="bob"))
+    await front.desks.open(desk(agent="bob"))
     await Line(seated, front).next()
     seated.beijing.accept()
     seated.beijing.confirm()
@@ -1947,7 +1947,7 @@ async def test_the_status_of_an_agent_who_was_moved_is_that_of_where_she_talks(m
     assert (status.region, status.state) == ("regions/shanghai", OFFLINE)
     assert [moved.wire(region).asked for region in moved.shards] == [[AskAgent(agent="ann")]] * 2, "once each"
     seat = desk(2, region="shanghai")
-    await front.open_desk(seat)
+    await front.desks.open(seat)
     moved.wire("beijing").down()
     assert (await status_of(moved, "ann")).region == "regions/shanghai", "who sits at home is asked for there"
 
@@ -1957,7 +1957,7 @@ async def test_the_status_of_an_agent_who_was_removed_is_told_until_the_conversa
 ) -> None:
     front = seated.front()
     seated.beijing.do(ConfigureAgent(agent=AgentConfig(id="bob")))
-    await front.open_desk(desk(agent="bob"))
+    await front.desks.open(desk(agent="bob"))
     await Line(seated, front).next()
     seated.beijing.accept()
     seated.beijing.confirm()
@@ -1976,7 +1976,7 @@ async def test_a_draining_router_sends_its_clients_elsewhere_and_keeps_their_pla
     front = seated.front()
     line, seat = Line(seated, front, "c1", regions=["shanghai"]), desk()
     await line.next()
-    await front.open_desk(seat)
+    await front.desks.open(seat)
     front.drain()
     with pytest.raises(Unavailable):
         await line.rest()
@@ -1984,7 +1984,7 @@ async def test_a_draining_router_sends_its_clients_elsewhere_and_keeps_their_pla
     with pytest.raises(Unavailable):
         await Line(seated, front, "c2").next()
     with pytest.raises(Unavailable):
-        await front.open_desk(desk())
+        await front.desks.open(desk())
     await eventually(lambda: not seated.shanghai.live())
     assert seated.shanghai.state.calls["c1"].outcome is None
 
@@ -1995,7 +1995,7 @@ async def test_a_closed_front_begins_nothing(world: World) -> None:
     await line.next()
     await front.close()
     world.wire("beijing").down()
-    assert not front._lost_timers and not front._tasks
+    assert not front._lost_timers and not front.shards.tasks
 
 
 async def test_a_caller_who_is_gone_is_placed_nowhere(world: World) -> None:
@@ -2011,7 +2011,7 @@ async def test_a_caller_who_is_gone_is_placed_nowhere(world: World) -> None:
     gate.set()
     with pytest.raises(CallerGone):
         await soon(first)
-    await eventually(lambda: not front._tasks)
+    await eventually(lambda: not front.shards.tasks)
     assert world.nobody_left() and PlaceCall not in world.wire("shanghai").kinds()
 
 
@@ -2099,7 +2099,7 @@ async def test_a_session_that_attaches_again_hears_of_its_conversation_in_one_an
     front, wire = world.front(), world.wire("beijing")
     world.beijing.do(ConfigureAgent(agent=AgentConfig(id="ann")))
     seat = desk(agent="ann")
-    await front.open_desk(seat)
+    await front.desks.open(seat)
     line = Line(world, front)
     await line.next()
     world.beijing.accept()
