@@ -36,6 +36,8 @@ LISTS_LOOKED_AT = 1_000
 NOTE_CHARACTERS_MAX = 2_000
 #: Longest name of a list.
 LIST_NAME_CHARACTERS_MAX = 200
+#: What a promised call-back counts for beside priorities, which are whole numbers.
+PROMISED = 0.5
 #: After these results a campaign's list tries again so many times, after so many seconds.
 RETRIES: Mapping[int, tuple[int, int]] = {
     P.OUTBOUND_RESULT_NO_ANSWER: (3, 4 * 3_600),
@@ -65,6 +67,12 @@ def forbidden(shelves: Shelves, number: str) -> bool:
     return True
 
 
+def _rank(contact: Any) -> float:
+    """By priority; of the same, who asked for a time before those whom nobody has promised anything."""
+    promised = contact.last_result == P.OUTBOUND_RESULT_CALL_BACK and contact.state != P.CONTACT_STATE_DONE
+    return contact.priority + (PROMISED if promised else 0)
+
+
 def contact_row(row: Row, contact: Any, list_id: str, due: datetime, **beside: Any) -> Row:
     """A row with a changed contact."""
     keys = {
@@ -73,7 +81,7 @@ def contact_row(row: Row, contact: Any, list_id: str, due: datetime, **beside: A
         "number": contact.number,
         "customer": contact.customer,
         "state": contact.state,
-        "rank": contact.priority,
+        "rank": _rank(contact),
         "due": due,
         "skills": list(contact.skills),
         **beside,

@@ -380,7 +380,7 @@ class OutboundServicer(outbound_pb2_grpc.OutboundServiceServicer):
         allowed: list[float] = []
         for row in () if halted else self._running(request):
             call_list, per_agent = self._lists.shown(row), 1.0
-            rate = self._rates(call_list, now)[0]
+            rate = self._known_rate(call_list, now)
             limit = call_list.abandon_ratio_max or DEFAULT_ABANDON_MAX
             if call_list.pacing_mode == P.PACING_MODE_PREDICTIVE:
                 if rate > limit:
@@ -776,13 +776,19 @@ class OutboundServicer(outbound_pb2_grpc.OutboundServiceServicer):
         except AlreadyExists:
             return
 
+    def _known_rate(self, call_list: Any, now: datetime) -> float:
+        """The abandon ratio, as far as there are enough answers to go by it."""
+        abandoned, _, results = self._rates(call_list, now)
+        enough = sum(results.get(name, 0) for name in ANSWERED) >= ANSWERED_MIN
+        return abandoned if enough else 0.0
+
     def _rates(self, call_list: Any, now: datetime) -> tuple[float, float, dict[str, int]]:
         """(abandon ratio, answer ratio, results) over the list's window."""
         window = call_list.abandon_window.ToTimedelta() or DEFAULT_WINDOW
         id = call_list.name.removeprefix("contactLists/")
         results = self._shelves.tally(ATTEMPTS, {"list": id, "at": {"$gte": now - window}}, "result")
         answered = sum(results.get(name, 0) for name in ANSWERED)
-        abandoned = results.get("ABANDONED", 0) / answered if answered >= ANSWERED_MIN else 0.0
+        abandoned = results.get("ABANDONED", 0) / answered if answered else 0.0
         return abandoned, answered / sum(results.values()) if results else 0.0, results
 
     def GetDialStatistics(self, request: P.GetDialStatisticsRequest, context: Any) -> P.DialStatistics:

@@ -12,8 +12,9 @@ the policy and does what it says:
    agents are back within a look. Who has accepted is talking, as far as can be seen from here, and is left
    alone.
 3. Contacts are reserved a few at a time, never more than could be begun at once, and each is looked at
-   again: who may not be called where they are just now goes back, for `PUT_OFF_MS`: handed out again at once
-   they would keep the others of their list from being called. What is not begun within `HELD_SECONDS` goes
+   again: who may not be called where they are just now goes back, for `PUT_OFF_MS`, and so does who needs
+   skills that no agent has all of: handed out again at once they would keep the others of their list from
+   being called. What is not begun within `HELD_SECONDS` goes
    back too.
 4. Nobody is called twice at a time: of a number that is just being called, the contacts of other lists are
    put off like those who may not be called, and so is an offer on which the hours close.
@@ -317,6 +318,10 @@ class Dialler:
             return False
         return self._in_hours(person, now_ms)
 
+    def _anybody_for(self, person: Person) -> bool:
+        """Whether some agent of the region can speak to somebody, free just now or not."""
+        return any(person.skills <= skills for skills in self._blended.values())
+
     def _in_hours(self, person: Person, now_ms: int) -> bool:
         try:
             return self.hours.allows(now_ms, zones_of(person.number, person.zone))
@@ -344,7 +349,7 @@ class Dialler:
             log.info("dialler_without_contacts", error=error.reason)
             self._empty_until = now + EMPTY_SECONDS
             return
-        allowed = [person for person in found if self._allowed(person, seen.now_ms)]
+        allowed = [each for each in found if self._anybody_for(each) and self._allowed(each, seen.now_ms)]
         self._held += [_Held(person, now) for person in allowed]
         if not allowed and len(found) < missing:
             self._empty_until = now + EMPTY_SECONDS

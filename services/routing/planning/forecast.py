@@ -5,7 +5,9 @@
 2. Within a kind the logarithm of a half-hour's calls is a cubic spline of the time of day, plus a deviation
    of each half-hour and, where the history is long enough to tell, a level of each weekday, both shrunk
    towards nothing. Days count less the longer ago they are.
-3. Half-hours that never had a call on such a day are closed and forecast as such.
+3. Half-hours before the first and after the last that ever had a call on such a day are closed and forecast
+   as such. So are those in between (a break at noon, a night with a lone caller in it) that never had one
+   beside a half-hour that had many: they say nothing of the curve, and the curve nothing of them.
 4. The 80 % interval is that of the gamma-Poisson mixture whose spread the residuals of the fit ask for: calls
    vary more than Poisson (Jongbloed and Koole 2001). How often it holds is measured by `make bench-forecast`.
 5. Whether weekdays get levels is decided by what would have been right on the last days of the history.
@@ -20,6 +22,7 @@ inside the history (Hyndman and Koehler 2006, https://doi.org/10.1016/j.ijforeca
 from __future__ import annotations
 
 import datetime as dt
+import itertools
 import zoneinfo
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
@@ -27,7 +30,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from chassis.errors import FailedPrecondition, InvalidArgument
-from routing.planning.history import SLOT_MS, SLOTS, History, slot_of, start_ms
+from routing.planning.history import CLOCKS_BACK_MS, SLOT_MS, SLOTS, History, slot_of, start_ms
 
 #: Longest span that is forecast.
 DAYS_AHEAD_MAX = 28
@@ -42,6 +45,9 @@ JUDGED_DAYS, JUDGED_FROM_DAYS = 7, 28
 #: Weekdays are alike if their calls differ by at most this ratio, and as many of their open half-hours are
 #: the same.
 ALIKE_RATIO, ALIKE_HOURS = 0.5, 0.8
+#: Half-hours without a call are closed beside one that had so many in all: a queue that is open does not fall
+#: from that to nothing.
+CLOSED_BESIDE = 20.0
 #: The interval holds with this probability.
 INTERVAL = 0.8
 WEEK = dt.timedelta(days=7)
@@ -92,7 +98,7 @@ def forecast(history: History, from_ms: int, to_ms: int) -> list[Expected]:
     """Every half-hour of [from_ms, to_ms) from days before that. Raises InvalidArgument naming the field and
     HistoryTooShort.
     """
-    if not from_ms < to_ms <= from_ms + DAYS_AHEAD_MAX * SLOTS * SLOT_MS:
+    if not from_ms < to_ms <= from_ms + DAYS_AHEAD_MAX * SLOTS * SLOT_MS + CLOCKS_BACK_MS:
         raise InvalidArgument(
             field="interval", why=f"must be longer than nothing, {DAYS_AHEAD_MAX} days at most"
         )
@@ -116,7 +122,7 @@ class Seasonal:
 
     def __init__(self, known: History, *, weekday_levels: bool | None = None) -> None:
         """Without `weekday_levels` the history decides. Raises HistoryTooShort."""
-        if not any(sum(row) for row in known.calls):
+        if not _has_calls(known):
             raise HistoryTooShort(subject="reports", why="there is no whole day with a call yet")
         self._known = known
         self._kind_of = kinds(known)
@@ -135,6 +141,10 @@ class Seasonal:
             closed = (0.0,) * SLOTS
             return DayForecast(arrivals=closed, low=closed, high=closed)
         return fit.day(day.weekday())
+
+
+def _has_calls(known: History) -> bool:
+    return any(sum(row) for row in known.calls)
 
 
 def kinds(known: History) -> dict[int, int]:
@@ -175,6 +185,8 @@ class _Fit:
     rows: dict[int, Any]
     first: int
     last: int
+    #: Which half-hours from the first to the last are open.
+    open: Any
     #: Variance of a half-hour = mean + spread * mean ** 2.
     spread: float
 
@@ -189,9 +201,8 @@ class _Fit:
         size = 1.0 / max(self.spread, 1e-6)
         tail = (1.0 - INTERVAL) / 2
         bounds = [stats.nbinom.ppf(p, size, size / (size + mean)) for p in (tail, 1.0 - tail)]
-        return DayForecast(
-            arrivals=self._padded(mean), low=self._padded(bounds[0]), high=self._padded(bounds[1])
-        )
+        arrivals, low, high = (numpy.where(self.open, row, 0.0) for row in (mean, *bounds))
+        return DayForecast(arrivals=self._padded(arrivals), low=self._padded(low), high=self._padded(high))
 
     def _padded(self, values: Any) -> tuple[float, ...]:
         row = [0.0] * SLOTS
@@ -215,15 +226,27 @@ def _fit(known: History, kind_of: dict[int, int], kind: int, *, levels: bool) ->
     first, last = int(open_slots[0]), int(open_slots[-1])
     weekdays = sorted({known.days[n].weekday() for n in places})
     rows = {w: _design(last - first + 1, weekdays.index(w), len(weekdays) if levels else 0) for w in weekdays}
-    design = numpy.vstack([rows[known.days[n].weekday()] for n in places])
-    calls = table[:, first : last + 1].ravel()
-    weight = numpy.repeat([DECAY ** (len(known.days) - n) for n in places], last - first + 1)
+    opened = ~_closed(table.sum(axis=0)[first : last + 1])
+    design = numpy.vstack([rows[known.days[n].weekday()][opened] for n in places])
+    calls = table[:, first : last + 1][:, opened].ravel()
+    weight = numpy.repeat([DECAY ** (len(known.days) - n) for n in places], int(opened.sum()))
     model = PoissonRegressor(alpha=1.0 / weight.sum(), solver="newton-cholesky", max_iter=300)
     # Threads that wait for each other cost more than such small sums.
     with threadpool_limits(limits=1):
         model.fit(design, calls, sample_weight=weight)
     mean = numpy.maximum(model.predict(design), 1e-9)
-    return _Fit(model, rows, first, last, _spread(calls, mean))
+    return _Fit(model, rows, first, last, opened, _spread(calls, mean))
+
+
+def _closed(totals: Any) -> Any:
+    """Which half-hours from the first to the last are closed (rule 3), by the calls that each had in all."""
+    import numpy
+
+    closed = numpy.zeros(len(totals), dtype=bool)
+    calls = numpy.flatnonzero(totals)
+    for before, after in itertools.pairwise(calls):
+        closed[before + 1 : after] = max(totals[before], totals[after]) >= CLOSED_BESIDE
+    return closed
 
 
 def _spread(calls: Any, mean: Any) -> float:
@@ -261,9 +284,12 @@ def _levels_help(known: History) -> bool:
     if len(known.days) < JUDGED_FROM_DAYS:
         return False
     days = known.days[-JUDGED_DAYS:]
+    before = known.before(days[0])
+    if not _has_calls(before):
+        return False
     missed = {}
     for levels in (False, True):
-        model = Seasonal(known.before(days[0]), weekday_levels=levels)
+        model = Seasonal(before, weekday_levels=levels)
         missed[levels] = sum(
             abs(expected - calls)
             for day in days
@@ -291,7 +317,7 @@ def weekday_mean(known: History, day: dt.date) -> Sequence[float] | None:
 
 def model_day(known: History, day: dt.date) -> Sequence[float] | None:
     """The model above."""
-    return Seasonal(known).day(day).arrivals
+    return Seasonal(known).day(day).arrivals if _has_calls(known) else None
 
 
 def rolling(

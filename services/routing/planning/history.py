@@ -8,6 +8,7 @@ closed.
 from __future__ import annotations
 
 import datetime as dt
+import itertools
 import zoneinfo
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -17,6 +18,9 @@ from chassis.errors import InvalidArgument
 #: Half-hours of a day, and their length.
 SLOTS = 48
 SLOT_MS = 1_800_000
+#: A span of local days may be so much longer than its days: on one of them clocks go back.
+CLOCKS_BACK_MS = 2 * SLOT_MS
+WEEK_DAYS = 7
 #: Days kept: what is older says little about tomorrow.
 DAYS_MAX = 400
 
@@ -66,7 +70,8 @@ def history(rows: Iterable[tuple[int, float]], zone: zoneinfo.ZoneInfo, *, until
     """From (beginning of a half-hour, calls) rows, those of the last whole day before `until_ms` at the
     latest.
 
-    The first day is left out: nobody knows what was before the first row.
+    The first day is left out: nobody knows what was before the first row. So are the days behind it up to
+    the next call if they are a week or more: a call that tried the queue out does not open it.
     """
     table: dict[dt.date, list[float]] = {}
     end, _ = slot_of(until_ms, zone)
@@ -80,7 +85,7 @@ def history(rows: Iterable[tuple[int, float]], zone: zoneinfo.ZoneInfo, *, until
 def of_days(
     table: Mapping[dt.date, tuple[float, ...]], zone: zoneinfo.ZoneInfo, *, skip_first: bool = False
 ) -> History:
-    """From rows by day."""
+    """From rows by day; with `skip_first` as `history` begins."""
     if not table:
         return History(zone=zone, days=(), calls=())
     first, last = min(table), max(table)
@@ -88,5 +93,7 @@ def of_days(
     days = [last - dt.timedelta(days=n) for n in range(count - 1, -1, -1)]
     if skip_first and days[0] == first:
         days = days[1:]
+        empty = sum(1 for _ in itertools.takewhile(lambda day: not any(table.get(day, ())), days))
+        days = days[empty:] if empty >= WEEK_DAYS else days
     closed = (0.0,) * SLOTS
     return History(zone=zone, days=tuple(days), calls=tuple(table.get(day, closed) for day in days))

@@ -18,7 +18,7 @@ from chassis.ids import parse_name, resource_name
 from routing.convert import duration, moment_ms, text, timestamp
 from routing.planning import adherence, shifts
 from routing.planning.forecast import DAYS_AHEAD_MAX, Expected
-from routing.planning.history import SLOT_MS, SLOTS, start_ms, zone_named
+from routing.planning.history import CLOCKS_BACK_MS, SLOT_MS, SLOTS, start_ms, zone_named
 from routing.planning.staffing import SERVICE_LEVEL, Needed
 
 DAY_MS = 86_400_000
@@ -48,14 +48,16 @@ class StaffingQuestion:
     with_shifts: bool
 
 
-def interval(field: str, value: common_pb2.Interval, days_max: int) -> tuple[int, int]:
-    """(first instant, first after). Raises InvalidArgument."""
+def interval(field: str, value: common_pb2.Interval, days_max: int, spare_ms: int = 0) -> tuple[int, int]:
+    """(first instant, first after), `spare_ms` beyond so many days of 24 hours at most. Raises
+    InvalidArgument.
+    """
     for name in ("start_time", "end_time"):
         if not value.HasField(name):
             raise InvalidArgument(field=f"{field}.{name}", why="must be set")
     from_ms = moment_ms(f"{field}.start_time", value.start_time)
     to_ms = moment_ms(f"{field}.end_time", value.end_time)
-    if not from_ms < to_ms <= from_ms + days_max * DAY_MS:
+    if not from_ms < to_ms <= from_ms + days_max * DAY_MS + spare_ms:
         raise InvalidArgument(field=field, why=f"must end after it begins, {days_max} days later at most")
     if not EARLIEST_MS <= from_ms < to_ms <= LATEST_MS:
         raise InvalidArgument(field=field, why="must lie in the years 1970 to 9998")
@@ -65,7 +67,7 @@ def interval(field: str, value: common_pb2.Interval, days_max: int) -> tuple[int
 def forecast_question(request: menus_pb2.ForecastArrivalsRequest) -> tuple[str, int, int, str]:
     """(queue id, first instant, first after, zone). Raises InvalidArgument."""
     queue = parse_name("queue", "queues", request.queue)
-    from_ms, to_ms = interval("interval", request.interval, DAYS_AHEAD_MAX)
+    from_ms, to_ms = interval("interval", request.interval, DAYS_AHEAD_MAX, CLOCKS_BACK_MS)
     return queue, from_ms, to_ms, _zone(request.time_zone)
 
 
@@ -84,7 +86,7 @@ def staffing_question(request: menus_pb2.PlanStaffingRequest) -> StaffingQuestio
     if len(set(queues)) != len(queues):
         raise InvalidArgument(field="more_queues", why="must name each queue once, and not `queue`")
     days = DAYS_AHEAD_MAX if request.without_shifts else SHIFT_DAYS_MAX
-    from_ms, to_ms = interval("interval", request.interval, days)
+    from_ms, to_ms = interval("interval", request.interval, days, CLOCKS_BACK_MS)
     _share("service_level", request.service_level, 0.0, 0.9999)
     _share("shrinkage", request.shrinkage, 0.0, 0.9)
     if request.occupancy_max:

@@ -357,6 +357,42 @@ async def test_contacts_are_leased_once_retried_by_rule_and_forbidden_for_good(w
     assert (await refused(world.outbound.RemoveForbiddenNumber(removed)))[1] == "NUMBER_NOT_FORBIDDEN"
 
 
+async def test_who_was_promised_a_time_is_called_then_and_not_after_all_others(world: World) -> None:
+    numbers = [f"+86138{n:08d}" for n in range(40)]
+    urgent = outbound_pb2.Contact(number="+8613900139000", priority=1)
+    await outbound_list(world, *numbers, urgent)
+    ask = outbound_pb2.NextContactsRequest(holder="agent-1", max_contacts=20)
+    handed = (await world.outbound.NextContacts(ask)).contacts
+    result = outbound_pb2.RecordResultRequest(
+        contact=handed[-1].name, holder="agent-1", attempt=1, result=outbound_pb2.OUTBOUND_RESULT_CALL_BACK
+    )
+    result.call_back_time.FromDatetime(world.clock.now() + timedelta(hours=1))
+    await world.outbound.RecordResult(result)
+    await world.outbound.ReturnContacts(outbound_pb2.ReturnContactsRequest(holder="agent-1"))
+    world.clock.advance(3_600)
+    ask.max_contacts = 2
+    again = [contact.name for contact in (await world.outbound.NextContacts(ask)).contacts]
+    assert again == [handed[0].name, handed[-1].name] and handed[0].priority == 1
+    # So it stays when nobody got round to it.
+    await world.outbound.ReturnContacts(outbound_pb2.ReturnContactsRequest(holder="agent-1"))
+    assert [contact.name for contact in (await world.outbound.NextContacts(ask)).contacts] == again
+
+
+async def test_the_share_abandoned_is_told_before_it_is_gone_by(world: World) -> None:
+    name = await outbound_list(world, "+8613800138000", "+8613800138001")
+    ask = outbound_pb2.NextContactsRequest(holder="agent-1", max_contacts=2)
+    for contact, result in zip(
+        (await world.outbound.NextContacts(ask)).contacts,
+        (outbound_pb2.OUTBOUND_RESULT_ABANDONED, outbound_pb2.OUTBOUND_RESULT_DECLINED),
+        strict=True,
+    ):
+        await world.outbound.RecordResult(
+            outbound_pb2.RecordResultRequest(contact=contact.name, holder="agent-1", attempt=1, result=result)
+        )
+    found = await world.outbound.GetDialStatistics(outbound_pb2.GetDialStatisticsRequest(contact_list=name))
+    assert found.abandon_ratio == 0.5
+
+
 async def test_who_is_given_back_is_put_off_as_asked_for(world: World) -> None:
     await outbound_list(world, "+8613800138000")
     ask = outbound_pb2.NextContactsRequest(holder="agent-1", max_contacts=10)

@@ -800,6 +800,19 @@ async def test_contacts_for_whom_nobody_is_there_keep_nobody_else_from_being_cal
     assert len(place.calls.begun) == 6
 
 
+async def test_who_needs_skills_that_nobody_has_all_of_does_not_come_back_at_once() -> None:
+    """Marketing is asked by all the skills that there are; those of two agents are nobody's."""
+    both = [replace(each, skills=frozenset({"tibetan", "english"})) for each in people(9)]
+    plain = [replace(each, contact=f"contactLists/l/contacts/p{n}") for n, each in enumerate(people(3))]
+    place = Place([*both, *plain])
+    place.floor.skills = {"a0": frozenset({"tibetan"}), "a1": frozenset({"english"}), "a2": frozenset()}
+    for _ in range(4):
+        place.clock.advance(EMPTY_SECONDS)
+        await place.step()
+    assert {contact for _, contact in place.calls.begun} == {each.contact for each in plain}
+    assert place.lists.put_off.keys() == {each.contact for each in both}
+
+
 async def test_an_offer_that_came_to_nothing_is_no_call_of_the_number() -> None:
     place = Place(people(1), agents=3)
     place.dialler.calls_a_day_max = 1

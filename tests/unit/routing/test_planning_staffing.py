@@ -28,7 +28,7 @@ from chassis.testing import FakeClock
 from chassis.testing.waiting import eventually
 from routing.errors import QueueNotFound
 from routing.model import QueueConfig
-from routing.planning import forecast, process, shifts
+from routing.planning import forecast, process, requests, shifts
 from routing.planning.adherence import Entry, adherence
 from routing.planning.answers import METHODS, Planner
 from routing.planning.forecast import HistoryTooShort, Seasonal
@@ -119,6 +119,58 @@ def test_intervals_hold_about_as_often_as_they_say() -> None:
             if high > 0:
                 inside, count = inside + (low <= calls <= high), count + 1
     assert 0.7 <= inside / count <= 0.97
+
+
+def at_work(days: int, *open_slots: range, calls: float = 20.0, first: dt.date = FIRST) -> dict[dt.date, Any]:
+    """Days with so many calls in each half-hour that is open."""
+    row = tuple(calls if any(slot in each for each in open_slots) else 0.0 for slot in range(SLOTS))
+    return {first + dt.timedelta(days=n): row for n in range(days)}
+
+
+def test_a_break_at_noon_is_closed_and_a_lone_caller_opens_no_night() -> None:
+    noon = of_days(at_work(14, range(16, 24), range(26, 36)), CHINA)
+    said = Seasonal(noon).day(FIRST + dt.timedelta(days=14))
+    for row in (said.arrivals, said.high):
+        assert row[24:26] == (0.0, 0.0) and row[:16] == (0.0,) * 16
+    assert min(said.arrivals[16:24] + said.arrivals[26:36]) > 19, (
+        "nor does the break pull at what is beside it"
+    )
+    days = at_work(14, range(16, 36))
+    days[FIRST] = (0.0,) * 4 + (1.0,) + days[FIRST][5:]
+    lone = Seasonal(of_days(days, CHINA)).day(FIRST + dt.timedelta(days=14))
+    assert lone.arrivals[5:16] == (0.0,) * 11 and 0 < lone.arrivals[4] < 1
+
+
+def test_a_quiet_line_is_open_between_its_callers() -> None:
+    row = tuple(float(slot % 5 == 0) for slot in range(SLOTS))
+    said = Seasonal(of_days({FIRST + dt.timedelta(days=n): row for n in range(7)}, CHINA)).day(FIRST)
+    assert all(said.arrivals[:46])
+
+
+def test_a_test_call_long_before_the_first_day_keeps_no_forecast_from_being_made() -> None:
+    calls = {FIRST: (0.0,) * 20 + (1.0,) + (0.0,) * 27}
+    calls |= at_work(7, range(16, 36), first=FIRST + dt.timedelta(days=25))
+    begun = of_days(calls, CHINA, skip_first=True)
+    assert len(begun.days) == 7
+    assert sum(Seasonal(begun).day(FIRST + dt.timedelta(days=32)).arrivals) == pytest.approx(400, rel=0.05)
+    # Nor do closed weeks within a history, before which nothing is kept.
+    known = History(zone=CHINA, days=of_days(calls, CHINA).days[1:], calls=of_days(calls, CHINA).calls[1:])
+    assert len(known.days) >= forecast.JUDGED_FROM_DAYS and Seasonal(known).day(FIRST)
+    assert forecast.errors(known, forecast.model_day, first=len(known.days) - 7).days == 7
+
+
+def test_a_week_in_which_clocks_go_back_is_a_week() -> None:
+    berlin = zoneinfo.ZoneInfo("Europe/Berlin")
+    for first, days, hours in ((dt.date(2026, 10, 20), 7, 169), (dt.date(2026, 3, 24), 7, 167)):
+        begin, end = (start_ms(first + dt.timedelta(days=n), 0, berlin) for n in (0, days))
+        assert end - begin == hours * 3_600_000
+        week = between(begin // 1_000, end // 1_000)
+        asked = menus_pb2.PlanStaffingRequest(queue="queues/q", interval=week, time_zone="Europe/Berlin")
+        assert requests.staffing_question(asked).to_ms == end
+    four = between(begin // 1_000 - 27 * 86_400, begin // 1_000 + 86_400 + 3_600)
+    assert requests.forecast_question(menus_pb2.ForecastArrivalsRequest(queue="queues/q", interval=four))
+    weeks = start_ms(FIRST + dt.timedelta(days=8), 0, CHINA)
+    assert len(forecast.forecast(drawn(8), weeks, weeks + 28 * 86_400_000 + 3_600_000)) == 28 * SLOTS + 2
 
 
 def test_a_forecast_needs_a_day_and_a_span() -> None:
