@@ -300,6 +300,12 @@ def _is_sampled(ticket_id: str, number: int, share: float) -> bool:
     return share >= 1 or zlib.crc32(f"{ticket_id}/{number}".encode()) < share * 2**32
 
 
+def _is_erased(ticket: Ticket) -> bool:
+    """Whether nobody is left to be asked about it."""
+    of = ticket.draft
+    return of.subject == ERASED and not of.customer_id and not of.caller_number
+
+
 def _entered_resolved(
     ticket: Ticket, act: Act, rules: Rules, now: int
 ) -> tuple[Ticket, tuple[Happening, ...]]:
@@ -312,7 +318,8 @@ def _entered_resolved(
         satisfaction=0,  # what was said is of the resolution before
     )
     flow = flow_of(ticket)
-    if not flow.follow_up or not _is_sampled(ticket.id, number, flow.follow_up_share):
+    wanted = flow.follow_up and not _is_erased(ticket)
+    if not wanted or not _is_sampled(ticket.id, number, flow.follow_up_share):
         return ticket, ()
     delay = flow.follow_up_delay_ms
     usual = now + (rules.follow_up_delay_ms if delay is None else delay)

@@ -38,6 +38,7 @@ from tickets.opening import (
     Create,
     RulesSource,
     check_create,
+    check_free,
     check_kind,
     plan_create,
     rules_of,
@@ -130,6 +131,7 @@ class Handlers:
         check_create(command, parent_exists=parent is not None)
         change = self._planned(command)
         if command.validate_only:
+            check_free(command, self._store.find(change.ticket.id))
             return change.ticket
         return self._insert(change, command.request_key, command.fingerprint)[0]
 
@@ -178,8 +180,9 @@ class Handlers:
         check_draft(draft)
         check_kind(ticket.kind, draft)
         tier, path = None, list[Profile]()
-        if draft.customer_id != ticket.draft.customer_id:
-            path = self._path_of(draft.customer_id)
+        new_number = draft.caller_number if draft.caller_number != ticket.draft.caller_number else ""
+        if draft.customer_id != ticket.draft.customer_id or (new_number and not draft.customer_id):
+            path = self._path_of(draft.customer_id, new_number)
             profile = path[-1] if path else None
             engine.check_served(profile)
             if profile is not None:

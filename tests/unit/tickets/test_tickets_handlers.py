@@ -193,6 +193,31 @@ def test_a_stale_etag_is_refused_and_changes_nothing(desk: Desk) -> None:
     assert desk.store.get(ticket.id).state == "in_progress"
 
 
+def test_a_dry_run_sees_that_an_id_is_taken(desk: Desk) -> None:
+    desk.create(ticket_id="mine", request_key="k", fingerprint="f")
+    with pytest.raises(AlreadyExists):
+        desk.create(ticket_id="mine", validate_only=True)
+    assert desk.create(ticket_id="mine", request_key="k", fingerprint="f", validate_only=True).id == "mine"
+
+
+async def test_a_dry_run_on_the_event_loop_sees_that_an_id_is_taken(desk: Desk) -> None:
+    opening = Opening(AsyncMemoryStore(desk.store), desk.clock, RULES, convert.event_of)
+    command = Create(kind=Kind.INQUIRY, draft=Draft(subject="x"), actor="ann", ticket_id="mine")
+    await opening.create(command)
+    with pytest.raises(AlreadyExists):
+        await opening.create(replace(command, validate_only=True))
+
+
+def test_a_number_filled_in_later_brings_its_customer(desk: Desk) -> None:
+    desk.use.customer_known(Profile(customer_id="42", version=1, numbers=(NUMBER,), tier="vip"))
+    ticket = desk.create(draft=Draft(subject="x"))
+    edit = lambda t: replace(t.draft, caller_number=NUMBER)  # noqa: E731
+    changed = desk.use.update(ticket.id, None, edit, actor="ann")
+    assert (changed.draft.customer_id, changed.tier) == ("42", "vip")
+    nobodys = desk.use.update(ticket.id, None, lambda t: replace(t.draft, customer_id=""), actor="ann")
+    assert nobodys.draft.customer_id == "", "who takes the customer away means it"
+
+
 def test_an_illegal_transition_changes_nothing(desk: Desk) -> None:
     ticket = desk.create()
     with pytest.raises(IllegalTransition, match="start, resolve, cancel"):
@@ -791,6 +816,16 @@ def test_an_erasure_finds_words_in_the_tickets_of_others(desk: Desk, way: str, w
     for customer in ("7", "8"):
         desk.use.customer_erased(customer, 3)
     assert not any(words_of(desk, host.id))
+
+
+def test_nobody_is_asked_about_the_ticket_of_who_was_erased(desk: Desk) -> None:
+    desk.use.customer_known(Profile(customer_id="42", version=1, numbers=(NUMBER,)))
+    ticket = desk.create()
+    desk.use.customer_erased("42", 2)
+    assert desk.act(ticket.id, "resolve").follow_up is None
+    desk.clock.advance(3 * DAY_SECONDS)
+    desk.run_timers()
+    assert [one.id for one in desk.all()] == [ticket.id]
 
 
 def test_an_erasure_reaches_what_was_over_before_its_number_was_known(desk: Desk) -> None:
