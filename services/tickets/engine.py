@@ -331,19 +331,25 @@ def _entered_resolved(
     return replace(ticket, follow_up=plan), (Scheduled(follow_up=plan),)
 
 
+def visit_withdrawn(plan: FollowUp, now: int) -> Intent:
+    """What takes a return visit back that is not wanted any more."""
+    return Intent(
+        kind=IntentKind.CANCEL_VISIT,
+        ticket_id=plan.ticket_id,
+        number=plan.number,
+        reason="the ticket it asks about is no longer resolved",
+        time_ms=now,
+    )
+
+
 def _left_resolved(ticket: Ticket, to: Phase, actor: str, now: int) -> Ticket:
     plan = ticket.follow_up
     if plan is not None and not plan.created:
         ticket = replace(ticket, follow_up=None)
-    elif plan is not None and actor != f"tickets/{plan.ticket_id}":  # not the visit's own verdict
-        intent = Intent(
-            kind=IntentKind.CANCEL_VISIT,
-            ticket_id=plan.ticket_id,
-            number=plan.number,
-            reason="the ticket it asks about is no longer resolved",
-            time_ms=now,
-        )
-        ticket = _with_intent(ticket, intent)
+    # one that is due may exist already, made by who died before it could say so here
+    there = plan is not None and (plan.created or plan.schedule_ms <= now)
+    if plan is not None and there and actor != f"tickets/{plan.ticket_id}":  # not the visit's own verdict
+        ticket = _with_intent(ticket, visit_withdrawn(plan, now))
     if to in FINAL_PHASES:
         return ticket
     return replace(

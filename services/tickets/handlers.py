@@ -803,7 +803,21 @@ class Handlers:
             self._insert(visit)
         except AlreadyExists:
             pass  # made before a crash; its id depends on the resolution alone
-        return self._save(engine.visit_made(ticket, now))
+        try:
+            return self._save(engine.visit_made(ticket, now))
+        except EtagMismatch:
+            self._withdraw_unwanted(ticket, now)
+            raise
+
+    def _withdraw_unwanted(self, ticket: Ticket, now: int) -> None:
+        """Cancels the visit that was just made where its parent was reopened, or ended, meanwhile: that one
+        knew of none."""
+        plan, parent = ticket.follow_up, self._store.get(ticket.id)
+        if plan is None or (parent.follow_up is not None and parent.follow_up.number == plan.number):
+            return
+        withdrawn = engine.visit_withdrawn(plan, now)
+        visit = self._store.get(plan.ticket_id)
+        self._save(engine.carry_out(withdrawn, visit, self._rules(), now, cause=ticket.id))
 
     def _carry_out(self, ticket: Ticket, intent: Intent) -> Ticket:
         """Does to the other ticket what `intent` says, then takes the intent off."""

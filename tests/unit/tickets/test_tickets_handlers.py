@@ -818,6 +818,32 @@ def test_an_erasure_finds_words_in_the_tickets_of_others(desk: Desk, way: str, w
     assert not any(words_of(desk, host.id))
 
 
+@pytest.mark.parametrize("when", ["in between", "after a crash"])
+def test_a_visit_made_while_its_ticket_is_reopened_is_withdrawn(
+    desk: Desk, monkeypatch: pytest.MonkeyPatch, when: str
+) -> None:
+    """Nobody knew of it any more, and the customer was asked about a matter that was open again."""
+    ticket = desk.act(desk.create().id, "resolve")
+    desk.clock.advance(2 * DAY_SECONDS)
+    insert = desk.store.insert
+
+    def reopened_meanwhile(made: Ticket, events: Sequence[Event], **more: Any) -> tuple[Ticket, bool]:
+        if when == "in between":
+            desk.act(ticket.id, "reopen")
+            return insert(made, events, **more)
+        insert(made, events, **more)
+        raise Crash
+
+    monkeypatch.setattr(desk.store, "insert", reopened_meanwhile)
+    with contextlib.suppress(Crash):
+        desk.run_timers()
+    if when == "after a crash":
+        desk.act(ticket.id, "reopen")
+    desk.run_timers()
+    visit = desk.store.get(f"{ticket.id}.visit-1")
+    assert visit.state == "cancelled" and desk.store.get(ticket.id).state == "in_progress"
+
+
 def test_nobody_is_asked_about_the_ticket_of_who_was_erased(desk: Desk) -> None:
     desk.use.customer_known(Profile(customer_id="42", version=1, numbers=(NUMBER,)))
     ticket = desk.create()
