@@ -300,6 +300,12 @@ def _is_sampled(ticket_id: str, number: int, share: float) -> bool:
     return share >= 1 or zlib.crc32(f"{ticket_id}/{number}".encode()) < share * 2**32
 
 
+def _is_erased(ticket: Ticket) -> bool:
+    """Whether nobody is left to be asked about it."""
+    of = ticket.draft
+    return of.subject == ERASED and not of.customer_id and not of.caller_number
+
+
 def _entered_resolved(
     ticket: Ticket, act: Act, rules: Rules, now: int
 ) -> tuple[Ticket, tuple[Happening, ...]]:
@@ -312,7 +318,8 @@ def _entered_resolved(
         satisfaction=0,  # what was said is of the resolution before
     )
     flow = flow_of(ticket)
-    if not flow.follow_up or not _is_sampled(ticket.id, number, flow.follow_up_share):
+    wanted = flow.follow_up and not _is_erased(ticket)
+    if not wanted or not _is_sampled(ticket.id, number, flow.follow_up_share):
         return ticket, ()
     delay = flow.follow_up_delay_ms
     usual = now + (rules.follow_up_delay_ms if delay is None else delay)
@@ -324,19 +331,25 @@ def _entered_resolved(
     return replace(ticket, follow_up=plan), (Scheduled(follow_up=plan),)
 
 
+def visit_withdrawn(plan: FollowUp, now: int) -> Intent:
+    """What takes a return visit back that is not wanted any more."""
+    return Intent(
+        kind=IntentKind.CANCEL_VISIT,
+        ticket_id=plan.ticket_id,
+        number=plan.number,
+        reason="the ticket it asks about is no longer resolved",
+        time_ms=now,
+    )
+
+
 def _left_resolved(ticket: Ticket, to: Phase, actor: str, now: int) -> Ticket:
     plan = ticket.follow_up
     if plan is not None and not plan.created:
         ticket = replace(ticket, follow_up=None)
-    elif plan is not None and actor != f"tickets/{plan.ticket_id}":  # not the visit's own verdict
-        intent = Intent(
-            kind=IntentKind.CANCEL_VISIT,
-            ticket_id=plan.ticket_id,
-            number=plan.number,
-            reason="the ticket it asks about is no longer resolved",
-            time_ms=now,
-        )
-        ticket = _with_intent(ticket, intent)
+    # one that is due may exist already, made by who died before it could say so here
+    there = plan is not None and (plan.created or plan.schedule_ms <= now)
+    if plan is not None and there and actor != f"tickets/{plan.ticket_id}":  # not the visit's own verdict
+        ticket = _with_intent(ticket, visit_withdrawn(plan, now))
     if to in FINAL_PHASES:
         return ticket
     return replace(

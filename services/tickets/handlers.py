@@ -38,6 +38,7 @@ from tickets.opening import (
     Create,
     RulesSource,
     check_create,
+    check_free,
     check_kind,
     plan_create,
     rules_of,
@@ -130,6 +131,7 @@ class Handlers:
         check_create(command, parent_exists=parent is not None)
         change = self._planned(command)
         if command.validate_only:
+            check_free(command, self._store.find(change.ticket.id))
             return change.ticket
         return self._insert(change, command.request_key, command.fingerprint)[0]
 
@@ -178,8 +180,9 @@ class Handlers:
         check_draft(draft)
         check_kind(ticket.kind, draft)
         tier, path = None, list[Profile]()
-        if draft.customer_id != ticket.draft.customer_id:
-            path = self._path_of(draft.customer_id)
+        new_number = draft.caller_number if draft.caller_number != ticket.draft.caller_number else ""
+        if draft.customer_id != ticket.draft.customer_id or (new_number and not draft.customer_id):
+            path = self._path_of(draft.customer_id, new_number)
             profile = path[-1] if path else None
             engine.check_served(profile)
             if profile is not None:
@@ -800,7 +803,21 @@ class Handlers:
             self._insert(visit)
         except AlreadyExists:
             pass  # made before a crash; its id depends on the resolution alone
-        return self._save(engine.visit_made(ticket, now))
+        try:
+            return self._save(engine.visit_made(ticket, now))
+        except EtagMismatch:
+            self._withdraw_unwanted(ticket, now)
+            raise
+
+    def _withdraw_unwanted(self, ticket: Ticket, now: int) -> None:
+        """Cancels the visit that was just made where its parent was reopened, or ended, meanwhile: that one
+        knew of none."""
+        plan, parent = ticket.follow_up, self._store.get(ticket.id)
+        if plan is None or (parent.follow_up is not None and parent.follow_up.number == plan.number):
+            return
+        withdrawn = engine.visit_withdrawn(plan, now)
+        visit = self._store.get(plan.ticket_id)
+        self._save(engine.carry_out(withdrawn, visit, self._rules(), now, cause=ticket.id))
 
     def _carry_out(self, ticket: Ticket, intent: Intent) -> Ticket:
         """Does to the other ticket what `intent` says, then takes the intent off."""

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from chassis.clock import Clock
-from chassis.errors import InvalidArgument
+from chassis.errors import AlreadyExists, InvalidArgument
 from chassis.ids import new_id
 from tickets import engine
 from tickets.flows import find_flow, is_retired
@@ -87,6 +87,13 @@ def check_create(command: Create, *, parent_exists: bool) -> None:
         raise InvalidArgument.many(found)
 
 
+def check_free(command: Create, there: Ticket | None) -> None:
+    """AlreadyExists where a dry run finds the chosen id taken. A request that may be the repeat of the one
+    that took it is not refused: it would be answered."""
+    if there is not None and not command.request_key:
+        raise AlreadyExists(resource=f"tickets/{there.id}", conflict="_id")
+
+
 def plan_create(command: Create, path: Sequence[Profile], rules: Rules, now: int) -> Change:
     """The ticket that a checked command opens, with what is known of its customer, or of the last one who
     took it over (`engine.of_path`). CustomerErased."""
@@ -128,6 +135,7 @@ class Opening:
         path = await self._path_of(command.draft)
         change = plan_create(command, path, self._rules(), self._clock.now_ms())
         if command.validate_only:
+            check_free(command, await self._store.find(change.ticket.id))
             return change.ticket
         opened = replace(change.ticket, version=1)
         new = NewTicket(

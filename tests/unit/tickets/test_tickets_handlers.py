@@ -193,6 +193,31 @@ def test_a_stale_etag_is_refused_and_changes_nothing(desk: Desk) -> None:
     assert desk.store.get(ticket.id).state == "in_progress"
 
 
+def test_a_dry_run_sees_that_an_id_is_taken(desk: Desk) -> None:
+    desk.create(ticket_id="mine", request_key="k", fingerprint="f")
+    with pytest.raises(AlreadyExists):
+        desk.create(ticket_id="mine", validate_only=True)
+    assert desk.create(ticket_id="mine", request_key="k", fingerprint="f", validate_only=True).id == "mine"
+
+
+async def test_a_dry_run_on_the_event_loop_sees_that_an_id_is_taken(desk: Desk) -> None:
+    opening = Opening(AsyncMemoryStore(desk.store), desk.clock, RULES, convert.event_of)
+    command = Create(kind=Kind.INQUIRY, draft=Draft(subject="x"), actor="ann", ticket_id="mine")
+    await opening.create(command)
+    with pytest.raises(AlreadyExists):
+        await opening.create(replace(command, validate_only=True))
+
+
+def test_a_number_filled_in_later_brings_its_customer(desk: Desk) -> None:
+    desk.use.customer_known(Profile(customer_id="42", version=1, numbers=(NUMBER,), tier="vip"))
+    ticket = desk.create(draft=Draft(subject="x"))
+    edit = lambda t: replace(t.draft, caller_number=NUMBER)  # noqa: E731
+    changed = desk.use.update(ticket.id, None, edit, actor="ann")
+    assert (changed.draft.customer_id, changed.tier) == ("42", "vip")
+    nobodys = desk.use.update(ticket.id, None, lambda t: replace(t.draft, customer_id=""), actor="ann")
+    assert nobodys.draft.customer_id == "", "who takes the customer away means it"
+
+
 def test_an_illegal_transition_changes_nothing(desk: Desk) -> None:
     ticket = desk.create()
     with pytest.raises(IllegalTransition, match="start, resolve, cancel"):
@@ -791,6 +816,42 @@ def test_an_erasure_finds_words_in_the_tickets_of_others(desk: Desk, way: str, w
     for customer in ("7", "8"):
         desk.use.customer_erased(customer, 3)
     assert not any(words_of(desk, host.id))
+
+
+@pytest.mark.parametrize("when", ["in between", "after a crash"])
+def test_a_visit_made_while_its_ticket_is_reopened_is_withdrawn(
+    desk: Desk, monkeypatch: pytest.MonkeyPatch, when: str
+) -> None:
+    """Nobody knew of it any more, and the customer was asked about a matter that was open again."""
+    ticket = desk.act(desk.create().id, "resolve")
+    desk.clock.advance(2 * DAY_SECONDS)
+    insert = desk.store.insert
+
+    def reopened_meanwhile(made: Ticket, events: Sequence[Event], **more: Any) -> tuple[Ticket, bool]:
+        if when == "in between":
+            desk.act(ticket.id, "reopen")
+            return insert(made, events, **more)
+        insert(made, events, **more)
+        raise Crash
+
+    monkeypatch.setattr(desk.store, "insert", reopened_meanwhile)
+    with contextlib.suppress(Crash):
+        desk.run_timers()
+    if when == "after a crash":
+        desk.act(ticket.id, "reopen")
+    desk.run_timers()
+    visit = desk.store.get(f"{ticket.id}.visit-1")
+    assert visit.state == "cancelled" and desk.store.get(ticket.id).state == "in_progress"
+
+
+def test_nobody_is_asked_about_the_ticket_of_who_was_erased(desk: Desk) -> None:
+    desk.use.customer_known(Profile(customer_id="42", version=1, numbers=(NUMBER,)))
+    ticket = desk.create()
+    desk.use.customer_erased("42", 2)
+    assert desk.act(ticket.id, "resolve").follow_up is None
+    desk.clock.advance(3 * DAY_SECONDS)
+    desk.run_timers()
+    assert [one.id for one in desk.all()] == [ticket.id]
 
 
 def test_an_erasure_reaches_what_was_over_before_its_number_was_known(desk: Desk) -> None:
