@@ -16,7 +16,7 @@ from operator import attrgetter
 from typing import Any, TypeVar
 
 import msgspec
-from google.protobuf.json_format import MessageToDict
+from google.protobuf.json_format import MessageToDict, ParseDict, ParseError
 from google.protobuf.timestamp_pb2 import Timestamp
 from google.type.date_pb2 import Date  # type: ignore[import-untyped]
 
@@ -249,6 +249,25 @@ def customer_in(message: Any) -> Customer:
         contacts=tuple(_contact_in(m) for m in message.contacts),
         quiet_windows=tuple(_window_in(m, f"customer.quiet_windows[{index}]") for index, m in windows),
     )
+
+
+def customer_of_json(told: Mapping[str, Any]) -> Customer:
+    """A customer in protobuf's JSON, as exports write it, not normalised yet; what the service keeps by
+    itself is passed over. InvalidArgument for what is no such thing.
+    """
+    return customer_in(_message_of_json(told))
+
+
+def fields_of_json(told: Mapping[str, Any]) -> set[str]:
+    """The fields that such a customer has. InvalidArgument as `customer_of_json`."""
+    return {field.name for field, _ in _message_of_json(told).ListFields()}
+
+
+def _message_of_json(told: Mapping[str, Any]) -> Any:
+    try:
+        return ParseDict(dict(told), customers_pb2.Customer())
+    except (ParseError, TypeError, ValueError, OverflowError):
+        raise InvalidArgument(field="customer", why="is not a customer as the API tells it") from None
 
 
 # As dicts, from which protobuf makes the messages where they belong: one of their own would be copied there.
