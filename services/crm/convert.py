@@ -35,7 +35,7 @@ from chassis.errors import InvalidArgument
 from chassis.ids import check_id, parse_name
 from chassis.mongo import etag
 from crm import churn as churn_words
-from crm import engine, timeline
+from crm import engine, identity, timeline
 from crm.duplicates import Pair
 from crm.model import (
     AuditEntry,
@@ -472,8 +472,9 @@ def filter_in(message: Any, show_deleted: bool) -> CustomerFilter:
         value_class=_member("filter.value_class", _CLASSES, message.value_class, ValueClass.NONE)
         if message.value_class
         else None,
-        tag=message.tag,
-        account_manager=message.account_manager,
+        # As they are kept: the same letters may be written in two ways.
+        tag=identity.clean_text(message.tag, engine.SUBJECT_CHARACTERS_MAX),
+        account_manager=identity.clean_text(message.account_manager, engine.SUBJECT_CHARACTERS_MAX),
         company=parse_name("filter.company", "customers", message.company) if message.company else "",
         home_region=message.home_region,
         kind=_member("filter.kind", _KINDS, message.kind, Kind.PERSON) if message.kind else None,

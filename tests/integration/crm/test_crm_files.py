@@ -351,6 +351,14 @@ async def test_contracts_of_merged_customers_are_told_apart_and_raise_nothing_tw
         care_pb2.UpdateContractRequest(contract=late, update_mask=FieldMask(paths=["end_time"]))
     )
     assert changed.product == "of-b" and crm.app.care.run() == 1
+    scores, renamed = documents.ChurnDocument._get_collection(), care_pb2.Contract(name=late.name, title="x")
+    for call, request in (
+        (crm.care.UpdateContract, care_pb2.UpdateContractRequest(contract=renamed)),
+        (crm.care.DeleteContract, care_pb2.DeleteContractRequest(name="customers/a/contracts/main")),
+    ):
+        crm.app.retention.rescore()
+        await call(request)
+        assert [raw["_id"] for raw in scores.find({"dirty_ms": {"$exists": True}})] == ["a"], "the survivor's"
     await crm.customers.UnmergeCustomers(customers_pb2.UnmergeCustomersRequest(name=merge.name))
     for id, count in (("a", 1), ("b", 2)):
         tasks = await crm.care.ListCareTasks(care_pb2.ListCareTasksRequest(customer=f"customers/{id}"))
