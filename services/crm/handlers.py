@@ -277,6 +277,8 @@ class Customers:
 
         def once() -> Customer:
             current = self._expect(id, expected_version)
+            # First: a stub has no name, which would be told as the caller's fault.
+            engine.require_active(current)
             now = self._clock.now()
             draft = edit(current)
             fields = self._fields.of(draft.custom_values)
