@@ -190,12 +190,14 @@ class Contracts:
             return {name: value for name, value in wanted.items() if raw.get(name) != value}
 
         done = self._records.update(known["_id"], change, expected_version)
-        self._store.mark_churn(customer)
+        self._store.mark_churn(done["customer"])
         return done
 
     def delete(self, customer: str, contract: str, expected_version: int | None) -> Raw:
         """Removes it."""
-        return self._records.delete(self.get(customer, contract)["_id"], expected_version)
+        gone = self._records.delete(self.get(customer, contract)["_id"], expected_version)
+        self._store.mark_churn(gone["customer"])
+        return gone
 
     def record_usage(
         self, wanted: Sequence[Mapping[str, Any]], *, dry: bool = False

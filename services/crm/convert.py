@@ -16,7 +16,7 @@ from operator import attrgetter
 from typing import Any, TypeVar
 
 import msgspec
-from google.protobuf.json_format import MessageToDict
+from google.protobuf.json_format import MessageToDict, ParseDict, ParseError
 from google.protobuf.timestamp_pb2 import Timestamp
 from google.type.date_pb2 import Date  # type: ignore[import-untyped]
 
@@ -35,7 +35,7 @@ from chassis.errors import InvalidArgument
 from chassis.ids import check_id, parse_name
 from chassis.mongo import etag
 from crm import churn as churn_words
-from crm import engine, timeline
+from crm import engine, identity, timeline
 from crm.duplicates import Pair
 from crm.model import (
     AuditEntry,
@@ -251,6 +251,25 @@ def customer_in(message: Any) -> Customer:
     )
 
 
+def customer_of_json(told: Mapping[str, Any]) -> Customer:
+    """A customer in protobuf's JSON, as exports write it, not normalised yet; what the service keeps by
+    itself is passed over. InvalidArgument for what is no such thing.
+    """
+    return customer_in(_message_of_json(told))
+
+
+def fields_of_json(told: Mapping[str, Any]) -> set[str]:
+    """The fields that such a customer has. InvalidArgument as `customer_of_json`."""
+    return {field.name for field, _ in _message_of_json(told).ListFields()}
+
+
+def _message_of_json(told: Mapping[str, Any]) -> Any:
+    try:
+        return ParseDict(dict(told), customers_pb2.Customer())
+    except (ParseError, TypeError, ValueError, OverflowError):
+        raise InvalidArgument(field="customer", why="is not a customer as the API tells it") from None
+
+
 # As dicts, from which protobuf makes the messages where they belong: one of their own would be copied there.
 
 
@@ -453,8 +472,9 @@ def filter_in(message: Any, show_deleted: bool) -> CustomerFilter:
         value_class=_member("filter.value_class", _CLASSES, message.value_class, ValueClass.NONE)
         if message.value_class
         else None,
-        tag=message.tag,
-        account_manager=message.account_manager,
+        # As they are kept: the same letters may be written in two ways.
+        tag=identity.clean_text(message.tag, engine.SUBJECT_CHARACTERS_MAX),
+        account_manager=identity.clean_text(message.account_manager, engine.SUBJECT_CHARACTERS_MAX),
         company=parse_name("filter.company", "customers", message.company) if message.company else "",
         home_region=message.home_region,
         kind=_member("filter.kind", _KINDS, message.kind, Kind.PERSON) if message.kind else None,

@@ -560,7 +560,7 @@ def update(current: Customer, desired: Customer, actor: str, now: datetime) -> C
 
     CustomerNotActive for a customer that does not live. The kind cannot change: InvalidArgument.
     """
-    _require_active(current)
+    require_active(current)
     if desired.kind is not current.kind:
         raise InvalidArgument(field="customer.kind", why="cannot be changed")
     wanted = {name: getattr(desired, name) for name in WRITABLE}
@@ -573,7 +573,7 @@ def delete(current: Customer, actor: str, now: datetime) -> Change | None:
     """Softly deleted; None when it is already. CustomerNotActive for an erased or merged one."""
     if current.state is State.DELETED:
         return None
-    _require_active(current)
+    require_active(current)
     gone = _next(replace(current, state=State.DELETED, delete_time=now), actor, now)
     return _change(current, gone, "DELETE", actor, now)
 
@@ -588,7 +588,7 @@ def undelete(current: Customer, actor: str, now: datetime) -> Change:
 
 def decide_consent(current: Customer, decision: Consent, actor: str, now: datetime) -> Change | None:
     """With a decision about consent; None when a later one is known. CustomerNotActive, InvalidArgument."""
-    _require_active(current)
+    require_active(current)
     problems = Problems()
     if decision.channel is Channel.NONE:
         problems.add("consent.channel", "must be set")
@@ -642,7 +642,7 @@ def erase_stub(current: Customer, reason: str, actor: str, now: datetime) -> Cha
 
 def merged_away(current: Customer, survivor: str, actor: str, now: datetime) -> Change:
     """Taken over by `survivor`: it owns nothing, and keeps everything that was its own for the way back."""
-    _require_active(current)
+    require_active(current)
     gone = replace(current, state=State.MERGED, merged_into=survivor, delete_time=now)
     return _change(current, _next(gone, actor, now), "MERGE", actor, now)
 
@@ -660,7 +660,8 @@ def enriched(current: Customer, desired: Customer, action: str, actor: str, now:
     return _change(current, _next(desired, actor, now), action, actor, now)
 
 
-def _require_active(customer: Customer) -> None:
+def require_active(customer: Customer) -> None:
+    """CustomerNotActive for one that does not live."""
     if customer.state is not State.ACTIVE:
         raise CustomerNotActive(subject=customer.name, why=f"is {customer.state}")
 

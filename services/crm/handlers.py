@@ -277,6 +277,8 @@ class Customers:
 
         def once() -> Customer:
             current = self._expect(id, expected_version)
+            # First: a stub has no name, which would be told as the caller's fault.
+            engine.require_active(current)
             now = self._clock.now()
             draft = edit(current)
             fields = self._fields.of(draft.custom_values)
@@ -841,10 +843,14 @@ class Questions:
 
     async def page(self, which: CustomerFilter, after: str | None, limit: int) -> list[Customer]:
         """Customers in the order of ids."""
-        if which.company:
-            below = await self._reads.lineage([which.company], SUBJECTS_MAX)
-            which = replace(which, companies_below=tuple(below))
-        return await self._reads.page(which, after, limit)
+        return await self._reads.page(await self._with_lineage(which), after, limit)
+
+    async def _with_lineage(self, which: CustomerFilter) -> CustomerFilter:
+        """With the companies that were merged into the one that is asked for."""
+        if not which.company:
+            return which
+        below = await self._reads.lineage([which.company], SUBJECTS_MAX)
+        return replace(which, companies_below=tuple(below))
 
     async def search(self, text: str, which: CustomerFilter, country: str = "") -> Sequence[search.Match]:
         """Those that resemble what was typed, best first. InvalidArgument(query)."""
@@ -856,6 +862,7 @@ class Questions:
         query = search.understood(typed, default_country(country, self._policy))
         if query is None:
             raise InvalidArgument(field="query", why="must hold a letter or a digit")
+        which = await self._with_lineage(which)
         found = {c.id: c for c in await self._reads.search(query.strict, which, CANDIDATES_MAX)}
         if len(found) >= CANDIDATES_MAX:
             for groups in query.by_kind:

@@ -32,6 +32,9 @@ _TYPEABLE = re.compile(
 )
 # An amount's decimals: "138123456780" would pass for a number, and be another's.
 _DECIMALS = re.compile(r"\+?\d{5,}\.0+")
+# What an input method for Chinese or Japanese makes of Latin signs: the whole block of full-width ones, and
+# its full stops, which are the dots of a domain.
+_NARROW = {wide: wide - 0xFEE0 for wide in range(0xFF01, 0xFF5F)} | {0x3002: ".", 0xFF61: "."}
 # Marks that editors and messengers leave around copied numbers.
 _INVISIBLE = dict.fromkeys(
     map(ord, "\u200b\u200c\u200d\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2060\ufeff")
@@ -142,10 +145,11 @@ def email_address(text: str) -> str:
     if len(text) <= EMAIL_LOCAL_BYTES_MAX and _PLAIN_EMAIL.fullmatch(text):
         # Most addresses of most files; a test holds that the long way says the same.
         return text
-    typed = unicodedata.normalize("NFC", text[: EMAIL_BYTES_MAX + 1].translate(_INVISIBLE)).strip()
+    read = text[: EMAIL_BYTES_MAX + 1].translate(_INVISIBLE).translate(_NARROW)
+    typed = unicodedata.normalize("NFC", read).strip()
     if not typed:
         raise NotIdentifiable("must not be empty")
-    if len(text.encode()) > EMAIL_BYTES_MAX:
+    if len(text) > EMAIL_BYTES_MAX or len(typed.encode()) > EMAIL_BYTES_MAX:
         raise NotIdentifiable(f"must be at most {EMAIL_BYTES_MAX} bytes")
     local, at, domain = typed.rpartition("@")
     domain = unicodedata.normalize("NFKC", domain).lower()
@@ -156,6 +160,16 @@ def email_address(text: str) -> str:
     if not all(len(label) <= 63 and _DOMAIN_LABEL.fullmatch(label) for label in domain.split(".")):
         raise NotIdentifiable("has a domain that cannot exist")
     return f"{local}@{domain}"
+
+
+def _in_letters(label: str) -> str:
+    """A label of a domain as people read it, where it is written for machines."""
+    if not label.startswith("xn--"):
+        return label
+    try:
+        return unicodedata.normalize("NFKC", label.encode("ascii").decode("idna")).lower()
+    except UnicodeError:
+        return label
 
 
 def _is_local(local: str) -> bool:
@@ -178,8 +192,11 @@ def claim_of_number(e164: str) -> str:
 
 def claim_of_email(address: str) -> str:
     """The claim that a normalised address is; whole in casefold, because nobody runs case-sensitive
-    mailboxes.
+    mailboxes, and in letters, though its domain may be written for machines ("xn--fiqs8s" for "中国").
     """
+    if "xn--" in address:
+        local, _, domain = address.rpartition("@")
+        address = f"{local}@{'.'.join(map(_in_letters, domain.split('.')))}"
     if address.isascii():
         return f"mail:{address.lower()}"
     return f"mail:{unicodedata.normalize('NFC', address.casefold())}"

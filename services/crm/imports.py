@@ -27,11 +27,11 @@ from chassis.errors import (
     shorten,
     within,
 )
-from chassis.ids import check_id, new_id, stable_id
-from crm import engine, merging, rows
+from chassis.ids import check_id, new_id, parse_name, stable_id
+from crm import convert, engine, merging, plain, rows
 from crm.handlers import Create, Customers
 from crm.import_store import ReadyRow
-from crm.model import Customer
+from crm.model import Contact, Customer, PostalAddress
 from crm.records import Raw, Records
 from crm.rows import Mapped, Record
 from crm.store import NewCustomer
@@ -303,12 +303,16 @@ def _drafted(
     """(the id that the row's customer is to have, the customer as drafted)."""
     if record.values is None:
         raise rows.BadRow(field="", why=record.fault)
+    if record.whole is not None and not mappings:
+        return parse_name("name", "customers", record.whole["name"]), convert.customer_of_json(record.whole)
     id, draft = rows.customer_of(rows.by_path(record.values, mappings), custom)
     return check_id("id", id) if id else stable_id("import-row", job["_id"], record.line), draft
 
 
 def _fields_said(job: Raw, record: Record) -> set[str]:
     """The fields that a row has a value for."""
+    if record.whole is not None and not job.get("mappings"):
+        return convert.fields_of_json(record.whole)
     return rows.fields_of(rows.by_path(record.values or {}, _mappings(job)))
 
 
@@ -322,13 +326,23 @@ def _updated(current: Customer, wanted: Customer, said: Collection[str]) -> Cust
         if isinstance(value, tuple):
             own = getattr(current, name)
             keys = {merging.key_of(name, item) for item in own}
-            more = [i for i in value if merging.key_of(name, i) not in keys]
+            more = [i for i in value if merging.key_of(name, i) not in keys and not _is_told(i, own)]
             changes[name] = (*own, *(replace(i, primary=False) if hasattr(i, "primary") else i for i in more))
         elif name == "custom_values":
             changes[name] = {**current.custom_values, **value}
         else:
             changes[name] = value
     return replace(current, **changes)
+
+
+def _is_told(item: Any, own: Sequence[Any]) -> bool:
+    """Whether one of a customer's own says all that an address or a contact of a row does: a row leaves out
+    what it has no column for.
+    """
+    if not isinstance(item, PostalAddress | Contact):
+        return False
+    said = plain.without_defaults(type(item), plain.builtin(item)).items()
+    return any(said <= plain.builtin(mine).items() for mine in own)
 
 
 def _note(id: str, record: Record, fault: CallmeshError) -> UpdateOne:

@@ -31,7 +31,7 @@ from crm.model import (
     ValueClass,
 )
 
-#: Largest record, bytes: what is larger is refused as one bad row.
+#: Largest record, bytes: a file with a larger one is refused from there on.
 RECORD_BYTES_MAX = 1_048_576
 COLUMNS_MAX = 500
 # A value is as long as its record at most: one that the reader refused in its middle would go on as rows.
@@ -84,6 +84,8 @@ class Record:
     line: int
     #: Its values by column; None when it cannot be read.
     values: Mapping[str, Any] | None
+    #: The object as it stands, when it is a customer as the API (and so an export) tells it; None for others.
+    whole: Mapping[str, Any] | None = None
     #: Why it cannot be read; "" when it can.
     fault: str = ""
 
@@ -145,7 +147,7 @@ def is_unicode(text: str) -> bool:
 
 def csv_records(text: str, columns: Sequence[str], first_line: int) -> Iterator[Record]:
     """The records of a CSV text that holds whole records; bytes that are no UTF-8 are surrogates in it."""
-    sound = is_unicode(text)
+    sound, guarded = is_unicode(text), "'" in text
     reader = csv.reader(io.StringIO(text, newline=""), strict=True)
     while True:
         line = first_line + reader.line_num
@@ -164,6 +166,8 @@ def csv_records(text: str, columns: Sequence[str], first_line: int) -> Iterator[
         if len(values) > len(columns):
             yield Record(line=line, values=None, fault=f"has {len(values)} values for {len(columns)} columns")
             continue
+        if guarded:
+            values = [unsafe(value) for value in values]
         yield Record(line=line, values=dict(zip(columns, values, strict=False)))
 
 
@@ -187,8 +191,10 @@ def json_records(text: str, first_line: int) -> Iterator[Record]:
         if "\\u" in raw and not is_unicode(json.dumps(found, ensure_ascii=False)):
             yield Record(line=line, values=None, fault="escapes half of a character")
             continue
+        name = found.get("name")
+        whole = found if isinstance(name, str) and name.startswith("customers/") else None
         try:
-            yield Record(line=line, values=flat(found))
+            yield Record(line=line, values=flat(found), whole=whole)
         except BadRow as error:
             yield Record(line=line, values=None, fault=error.values["why"])
 
@@ -207,7 +213,8 @@ def flat(found: Mapping[str, Any], prefix: str = "", depth: int = 0) -> dict[str
         if isinstance(value, dict):
             values.update(flat(value, f"{path}.", depth + 1))
         elif isinstance(value, list) and any(isinstance(item, dict) for item in value):
-            for index, item in enumerate(value[:LIST_MAX]):
+            # One more than there may be: a list that is too long is refused and not cut.
+            for index, item in enumerate(value[: LIST_MAX + 1]):
                 values.update(flat(item if isinstance(item, dict) else {}, f"{path}[{index}].", depth + 1))
         else:
             values[path] = value
@@ -445,12 +452,17 @@ EXPORT_COLUMNS = (
     *("birth_date", "notes", "company"),
 )
 #: A spreadsheet would run what begins like this; a telephone number or an amount only looks so.
-_FORMULA = re.compile(r"[=@\t\r]|[+\-][\d\s.()+\-]*[^\d\s.()+\-]")
+_FORMULA = re.compile(r"'*(?:[=@\t\r]|[+\-][\d\s.()+\-]*[^\d\s.()+\-])")
 
 
 def safe(text: str) -> str:
     """A text that no spreadsheet takes for a formula; for CSV files alone, nothing else runs its values."""
     return "'" + text if _FORMULA.match(text) else text
+
+
+def unsafe(text: str) -> str:
+    """The text that `safe` made this of."""
+    return text[1:] if text[:1] == "'" and _FORMULA.match(text, 1) else text
 
 
 def value_at(customer: Customer, path: str) -> str:

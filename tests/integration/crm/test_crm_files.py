@@ -267,17 +267,57 @@ async def test_one_bad_row_stops_no_others(crm: Crm, kind: str, data: bytes, bad
 
 
 async def test_what_is_exported_can_be_imported(crm: Crm) -> None:
+    kinds, firm = customers_pb2.CustomField.Kind, customers_pb2.CUSTOMER_KIND_COMPANY
+    fields = {"visits": kinds.KIND_NUMBER, "since": kinds.KIND_DATE, "says": kinds.KIND_TEXT}
+    for id, kind in fields.items():
+        field = customers_pb2.CustomField(label=id, kind=kind)
+        await crm.customers.CreateCustomField(
+            customers_pb2.CreateCustomFieldRequest(custom_field_id=id, custom_field=field)
+        )
+    home = customers_pb2.PostalAddress(city="深圳", street="路 1", label="home")
+    home.location.latitude, home.location.longitude = 22.5, 114.0
+    values = {id: customers_pb2.CustomValue() for id in fields}
+    values["visits"].number, values["says"].text, values["since"].date.year = 3, "=1+1", 2020
+    values["since"].date.month = values["since"].date.day = 1
     for n in range(3):
         await crm.create(
-            f"c{n}", phone_numbers=[customers_pb2.PhoneNumber(number=f"1380000000{n}")], notes="=1+1"
+            f"c{n}",
+            phone_numbers=[customers_pb2.PhoneNumber(number=f"1380000000{n}", label="mobile")],
+            notes="=1+1",
+            addresses=[home],
+            custom_values=values,
+            quiet_windows=[customers_pb2.QuietWindow(weekdays=[7], end_minute=480)],
         )
+    ways = [customers_pb2.PhoneNumber(number="13900000001")]
+    await crm.create(
+        "firm", kind=firm, contacts=[customers_pb2.Contact(display_name="王", phone_numbers=ways)]
+    )
+    everyone = customers_pb2.ListCustomersRequest()
+    before = await crm.customers.ListCustomers(everyone)
     request = transfer_pb2.ExportCustomersRequest(format=transfer_pb2.FILE_FORMAT_CSV)
     pieces = [piece async for piece in crm.exports.ExportCustomers(request)]
-    text = b"".join(piece.data for piece in pieces).decode()
-    assert text.count("\n") == 4 and "+8613800000002" in text and "'=1+1" in text
+    told = b"".join(piece.data for piece in pieces)
+    assert told.count(b"\n") == 5 and b"+8613800000002" in told and b"'=1+1" in told
     request.format = transfer_pb2.FILE_FORMAT_JSON_LINES
     rows = b"".join([piece.data async for piece in crm.exports.ExportCustomers(request)])
-    assert [json.loads(row)["name"] for row in rows.splitlines()] == [f"customers/c{n}" for n in range(3)]
+    assert [json.loads(row)["name"] for row in rows.splitlines()] == [c.name for c in before.customers]
+    for format, data in ((transfer_pb2.FILE_FORMAT_CSV, told), (request.format, rows)):
+        job = transfer_pb2.Import(format=format, update_existing=True)
+        opened = await crm.imports.CreateImport(transfer_pb2.CreateImportRequest(import_job=job))
+        done = await crm.upload(opened, data, piece=10_000)
+        assert (done.good_rows, done.bad_rows) == (4, 0)
+        assert await crm.customers.ListCustomers(everyone) == before, "nothing that it did not say before"
+    for name in [c.name for c in before.customers]:
+        await crm.customers.EraseCustomer(customers_pb2.EraseCustomerRequest(name=name, reason="moves"))
+    elsewhere = rows.replace(b"customers/", b"customers/new-")
+    opened = await crm.imports.CreateImport(
+        transfer_pb2.CreateImportRequest(import_job=transfer_pb2.Import(format=request.format))
+    )
+    assert (await crm.upload(opened, elsewhere, piece=10_000)).good_rows == 4
+    after = await crm.customers.ListCustomers(everyone)
+    for old, new in zip(before.customers, after.customers, strict=True):
+        new.name, new.etag = old.name, old.etag
+    assert after == before, "whole, with what no column holds"
 
 
 async def test_contracts_of_merged_customers_are_told_apart_and_raise_nothing_twice(crm: Crm) -> None:
@@ -311,6 +351,14 @@ async def test_contracts_of_merged_customers_are_told_apart_and_raise_nothing_tw
         care_pb2.UpdateContractRequest(contract=late, update_mask=FieldMask(paths=["end_time"]))
     )
     assert changed.product == "of-b" and crm.app.care.run() == 1
+    scores, renamed = documents.ChurnDocument._get_collection(), care_pb2.Contract(name=late.name, title="x")
+    for call, request in (
+        (crm.care.UpdateContract, care_pb2.UpdateContractRequest(contract=renamed)),
+        (crm.care.DeleteContract, care_pb2.DeleteContractRequest(name="customers/a/contracts/main")),
+    ):
+        crm.app.retention.rescore()
+        await call(request)
+        assert [raw["_id"] for raw in scores.find({"dirty_ms": {"$exists": True}})] == ["a"], "the survivor's"
     await crm.customers.UnmergeCustomers(customers_pb2.UnmergeCustomersRequest(name=merge.name))
     for id, count in (("a", 1), ("b", 2)):
         tasks = await crm.care.ListCareTasks(care_pb2.ListCareTasksRequest(customer=f"customers/{id}"))

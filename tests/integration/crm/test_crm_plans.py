@@ -157,3 +157,22 @@ def test_a_search_looks_at_what_it_finds(database: Database[dict[str, Any]]) -> 
         cursor = database.customers.find(store.search_query(query.strict, CustomerFilter())).hint("terms")
         stats = cursor.limit(20).explain()["executionStats"]
         assert stats["totalKeysExamined"] <= keys_max, (typed, stats["totalKeysExamined"])
+
+
+def test_a_search_that_hardly_anybody_fits_looks_at_a_bounded_number(
+    database: Database[dict[str, Any]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    database.customers.insert_many(
+        {"_id": f"u{n}", "state": "ACTIVE", "tier": "STANDARD", "terms": [f"euser{n:04}", f"wuser{n:04}"]}
+        for n in range(600)
+    )
+    monkeypatch.setattr(store, "SEARCH_READ_MAX", 100)
+    query = search.understood("user", "CN")
+    assert query is not None
+    for which, fitting in ((CustomerFilter(), 20), (CustomerFilter(tier=Tier.VIP), 0)):
+        pipeline = store.search_pipeline(query.strict, which, 20)
+        assert len(list(database.customers.aggregate(pipeline, hint="terms"))) == fitting
+        asked = {"aggregate": "customers", "pipeline": pipeline, "hint": "terms", "cursor": {}}
+        plan = database.command("explain", asked, verbosity="executionStats")
+        [looked_at] = [s["$cursor"]["executionStats"] for s in plan["stages"] if "$cursor" in s]
+        assert looked_at["totalDocsExamined"] <= 100 and looked_at["totalKeysExamined"] <= 110

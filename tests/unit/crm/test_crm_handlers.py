@@ -14,12 +14,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
+from callmesh.crm.v1 import customers_pb2
 from chassis.bus import Event
 from chassis.callcontext import CallContext, Identity, reset_current, set_current
 from chassis.config import explain
 from chassis.errors import EtagMismatch, InvalidArgument, Unavailable
 from chassis.testing import FakeClock
-from crm import handlers, timeline
+from crm import convert, handlers, timeline
 from crm.config import CrmSettings
 from crm.handlers import Create, Customers, Memory, Policy, Questions, ScreenPops
 from crm.memory_store import MemoryReads, MemoryStore
@@ -38,6 +39,7 @@ from crm.model import (
     PhoneNumber,
     TimelineFilter,
 )
+from crm.sagas import Merges, MergeWish
 
 NUMBERS = [f"+8613800{index:06}" for index in range(3)]
 
@@ -303,6 +305,22 @@ async def test_many_of_one_kind_crowd_out_nobody(monkeypatch: pytest.MonkeyPatch
     found = await questions.search("Li", CustomerFilter())
     assert {match.customer.id for match in found[:2]} == {"x", "y"}, "those whose name it is come first"
     assert [pair.other for pair in await questions.duplicates("x", 0.8)] == ["y"]
+
+
+async def test_whoever_belonged_to_a_merged_company_is_listed_and_searched_with_its_survivor() -> None:
+    store = MemoryStore()
+    for id in ("acme", "acme2"):
+        create(store, id, kind=Kind.COMPANY)
+    create(store, "li", company="acme2")
+    Merges(store, FakeClock()).request(MergeWish(survivor="acme", absorbed=("acme2",)), "amy")
+    questions, which = Questions(MemoryReads(store), Policy()), CustomerFilter(company="acme")
+    assert [customer.id for customer in await questions.page(which, None, 9)] == ["li"]
+    assert [match.customer.id for match in await questions.search("li", which)] == ["li"]
+
+
+def test_a_tag_is_asked_for_as_it_is_kept() -> None:
+    which = convert.filter_in(customers_pb2.CustomerFilter(tag=" Cafe\u0301 "), show_deleted=False)
+    assert which.tag == "Caf\u00e9"
 
 
 async def every_pair(questions: Questions, limit: int) -> tuple[list[str], int]:

@@ -96,6 +96,9 @@ def test_a_normalised_number_stays_as_it_is_and_parses_everywhere(typed: str, co
         ("李@例子.中国", "李@例子.中国"),
         ("a+b@x-y.co.uk", "a+b@x-y.co.uk"),
         ("O'Neil@EXAMPLE.ie", "O'Neil@example.ie"),
+        ("Li＠Example。com", "Li@example.com"),
+        ("ｌｉ．ｗｅｉ＠ｅｘａｍｐｌｅ．ｃｏｍ", "li.wei@example.com"),
+        ("li@XN--fsqu00a.xn--fiqs8s", "li@xn--fsqu00a.xn--fiqs8s"),
     ],
 )
 def test_an_address_as_typed_is_kept_with_its_domain_lowered(typed: str, expected: str) -> None:
@@ -121,6 +124,12 @@ def test_an_address_once_normalised_stays_as_it_is(typed: str) -> None:
         except NotIdentifiable:
             continue
         assert identity.email_address(address) == address
+
+
+def test_an_address_is_claimed_however_its_domain_is_written() -> None:
+    assert identity.claim_of_email("Li@xn--fsqu00a.xn--fiqs8s") == identity.claim_of_email("li@例子.中国")
+    assert identity.claim_of_email("li@xn--a.com") == "mail:li@xn--a.com", "what means nothing stays"
+    assert identity.claim_of_email("xn--fiqs8s@b.de") == "mail:xn--fiqs8s@b.de"
 
 
 def test_an_address_is_claimed_without_regard_to_case() -> None:

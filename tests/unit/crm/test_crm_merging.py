@@ -480,6 +480,8 @@ def test_erasure_leaves_a_stub_and_nothing_else() -> None:
     assert trail[0].action == "ERASE" and trail[0].actor == "dpo"
     assert [c.new for c in trail[0].changes if c.field == "reason"] == ['"ticket 4711"']
     assert all(not c.old and (c.field == "reason" or not c.new) for e in trail for c in e.changes)
+    with pytest.raises(engine.CustomerNotActive):
+        world.customers.update("a", lambda a: replace(a, notes="更多"), "amy")
     world.call(A, 30, customer="a")
     late = world.store.entry(timeline.entry_id(InteractionKind.CALL, "routing", "call-30"))
     assert late is not None and "secret" not in str(late.facets), "a late event brings nothing back"

@@ -379,6 +379,41 @@ def test_a_row_that_changes_a_customer_adds_nothing_in_another_case() -> None:
     assert updated.email_addresses == current.email_addresses
 
 
+def test_a_row_that_leaves_out_what_is_known_of_an_item_adds_none() -> None:
+    home = PostalAddress(city="深圳", street="路 1", label="home", latitude=22.5, longitude=114.0)
+    current = person(addresses=(home,))
+    for said in (PostalAddress(city="深圳", street="路 1"), home):
+        assert imports._updated(current, person(addresses=(said,)), {"addresses"}).addresses == (home,)
+    other = PostalAddress(city="深圳", street="路 2")
+    updated = imports._updated(current, person(addresses=(other,)), {"addresses"})
+    assert updated.addresses == (home, other)
+
+
+def test_a_row_of_an_export_is_read_as_the_api_tells_customers() -> None:
+    [record] = rows.json_records('{"name": "customers/a", "displayName": "王", "tier": "TIER_STANDARD"}', 1)
+    job = {"_id": "i"}
+    assert imports._drafted(job, record, (), {}) == ("a", Customer(display_name="王"))
+    assert imports._fields_said(job, record) == {"name", "display_name", "tier"}
+    for bad in ('"colour": 1', '"phone_numbers": 7', '"birth_date": {"year": "x"}'):
+        [record] = rows.json_records(f'{{"name": "customers/a", {bad}}}', 1)
+        with pytest.raises(InvalidArgument, match="as the API tells it"):
+            imports._drafted(job, record, (), {})
+
+
+def test_a_list_that_is_too_long_is_refused_and_not_cut() -> None:
+    row = {"display_name": "x", "contacts": [{"display_name": f"王 {n}"} for n in range(51)]}
+    _, draft = rows.customer_of(rows.flat(row), {})
+    with pytest.raises(InvalidArgument, match="at most 50"):
+        engine.normalise(replace(draft, kind=Kind.COMPANY), "CN", NOW.date())
+
+
+@pytest.mark.parametrize("text", ["=1+1", "'=1+1", "''@x", "'t Hooft", "-3.5", "'", "+86 138", "@", "\t=1"])
+def test_what_is_made_safe_for_spreadsheets_is_read_as_it_was(text: str) -> None:
+    line = rows.csv_line([rows.safe(text), "x"])
+    [record] = rows.csv_records(line, ["notes", "display_name"], 2)
+    assert record.values == {"notes": text, "display_name": "x"}
+
+
 def test_a_row_that_says_what_a_new_customer_would_have_anyway_says_it() -> None:
     current = person(tier=Tier.VIP, notes="kept")
     said = rows.fields_of(rows.by_path({"display_name": "王", "tier": "standard", "notes": ""}, ()))
