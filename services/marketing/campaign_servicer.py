@@ -458,8 +458,10 @@ class CampaignServicer(campaigns_pb2_grpc.CampaignServiceServicer):
         shown, token = Page.of(request).part(self._senders.configs)
         response = C.ListSendersResponse(next_page_token=token)
         lanes = {lane.name: lane.senders for lane in self._senders.lanes(sorted(SENT))}
+        # What a stopped campaign left behind waits for nobody.
+        begun = [campaign.id for some in self._campaigns.begun() for campaign in some]
         for config in shown:
-            queued, failing = self._counting.backlog(config.channel.value, lanes[config.id])
+            queued, failing = self._counting.backlog(begun, config.channel.value, lanes[config.id])
             response.senders.add(
                 sender_id=config.id,
                 channel=C.StepChannel.Value(f"STEP_CHANNEL_{config.channel.value}"),

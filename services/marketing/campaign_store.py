@@ -15,6 +15,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from datetime import datetime
+from operator import itemgetter
 from typing import Any, ClassVar, Protocol
 
 from mongoengine import BooleanField, DateTimeField, DictField, Document, IntField, ListField, StringField
@@ -29,6 +30,8 @@ from marketing.model import Profile
 
 #: Answers after which nobody is addressed again.
 FINAL_ANSWERS = frozenset({"DECLINED", "OPTED_OUT"})
+#: Campaigns whose due touches are looked for at once: of more the database would sort all there are.
+CAMPAIGNS_AT_ONCE = 100
 #: Touches counted for a sender's backlog.
 BACKLOG_COUNTED_MAX = 1_000_000
 
@@ -41,7 +44,8 @@ class TouchDocument(Aggregate):
         "collection": "touches",
         "indexes": [
             {"fields": ["customer", "at", "channel"], "name": "customer_at"},
-            {"fields": ["state", "channel", "due_at"], "name": "due_by_channel"},
+            # By campaign first: a million that wait in one that is paused or stopped are in nobody's way.
+            {"fields": ["campaign", "state", "channel", "due_at"], "name": "due_by_campaign"},
             {"fields": ["token"], "name": "token", "sparse": True},
             # Calls outside campaigns, by age; campaigns' touches are found by their ids.
             {"fields": ["at"], "name": "calls", "partialFilterExpression": {"campaign": ""}},
@@ -284,6 +288,13 @@ def as_one(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
 
 def _run_ids(runs: Sequence[tuple[str, str]]) -> list[str]:
     return [f"{campaign}/{phase}" for campaign, phase in runs]
+
+
+def _of_campaign(campaign: str, after: str | None = None) -> dict[str, Any]:
+    """The condition of all that stand in a campaign, after an id; the index of ids finds them ("0" follows
+    "/").
+    """
+    return {"_id": {"$gt": f"{campaign}/" if after is None else after, "$lt": f"{campaign}0"}}
 
 
 def has_answered(stands: Mapping[str, Any], phase: str) -> bool:
@@ -542,17 +553,21 @@ class CampaignStore:
             {"state": "SENDING", "claimed_until": {"$lt": real_now}},
         ]
         for condition in either:
-            wanted = {**condition, **of, "campaign": {"$in": list(campaigns)}}
-            found = self.touches.find(wanted, {"_id": 1})
-            if condition["state"] == "QUEUED":
-                found = found.sort("due_at", 1)
-            ids = [raw["_id"] for raw in found.limit(limit)]
-            if ids:
+            wanted = {**condition, **of}
+            if ids := self._first_due(wanted, campaigns, limit):
                 taken = {"state": "SENDING", "token": token, "claimed_until": until}
                 self.touches.update_many({**wanted, "_id": {"$in": ids}}, {"$set": taken})
         taken_now = self.touches.find({"token": token, "state": "SENDING"}, {"outbox": 0})
         # In the order in which they are due: one that fails again and again does not always come first.
         return list(taken_now.sort("due_at", 1))
+
+    def _first_due(self, wanted: Mapping[str, Any], campaigns: Sequence[str], limit: int) -> list[str]:
+        """Ids of the touches of some campaigns that are due first."""
+        found: list[dict[str, Any]] = []
+        for start in range(0, len(campaigns), CAMPAIGNS_AT_ONCE):
+            some = {**wanted, "campaign": {"$in": list(campaigns[start : start + CAMPAIGNS_AT_ONCE])}}
+            found += self.touches.find(some, {"due_at": 1}).sort("due_at", 1).limit(limit)
+        return [raw["_id"] for raw in sorted(found, key=itemgetter("due_at"))[:limit]]
 
     def finish(
         self, touch: Mapping[str, Any], state: str, event: Any, now: datetime, real_now: datetime
@@ -588,11 +603,13 @@ class CampaignStore:
         free = {"$set": {"state": "QUEUED"}, "$unset": {"token": "", "claimed_until": ""}}
         self.touches.update_many({"token": token, "state": "SENDING"}, free)
 
-    def backlog(self, channel: str, of: Mapping[str, Any] | None = None) -> tuple[int, bool]:
-        """(touches of a channel that wait to be sent, whether some were tried in vain); `of` says of which
-        sender.
+    def backlog(
+        self, campaigns: Sequence[str], channel: str, of: Mapping[str, Any] | None = None
+    ) -> tuple[int, bool]:
+        """(touches of a channel that wait to be sent for these campaigns, whether some were tried in vain);
+        `of` says of which sender.
         """
-        mine = {"channel": channel, **(of or {})}
+        mine = {"campaign": {"$in": list(campaigns)}, "channel": channel, **(of or {})}
         waiting = {"state": {"$in": ["QUEUED", "SENDING"]}, **mine}
         failing = {"state": "QUEUED", **mine, "attempts": {"$gt": 0}}
         return (
@@ -642,11 +659,9 @@ class CampaignStore:
         self, campaign: str, response: str | None, after: str | None, limit: int
     ) -> list[dict[str, Any]]:
         """People of a campaign by id."""
-        wanted: dict[str, Any] = {"campaign": campaign}
+        wanted: dict[str, Any] = {"campaign": campaign, **_of_campaign(campaign, after)}
         if response is not None:
             wanted["response"] = response
-        if after is not None:
-            wanted["_id"] = {"$gt": after}
         return list(self.contacts.find(wanted).sort("_id", 1).limit(limit))
 
     def answers(self, campaign: str, customer: str) -> dict[str, str]:
@@ -715,7 +730,7 @@ class CampaignStore:
         return list(
             self.contacts.aggregate(
                 [
-                    {"$match": {"campaign": campaign, f"touched.{phase}": {"$exists": True}}},
+                    {"$match": {**_of_campaign(campaign), f"touched.{phase}": {"$exists": True}}},
                     {
                         "$group": {
                             "_id": {"region": "$region", "value_class": "$value_class"},

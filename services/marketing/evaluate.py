@@ -13,16 +13,23 @@ Prints `hit_rate_10` and `recall_10`, and the same with `_global`, `_personal`, 
 `retail-choice --train F --products F`: how the estimator was set, and may be set anew: each setting learns
 what came before the latest month of the purchases and is judged on that month. Prints a list, best first.
 
+Files are tables with a header, separated by commas, semicolons, tabs or bars, gzipped or not, whatever they
+are called. Where a value is missing, or no number in a column of numbers, the training data's median takes
+its place. A figure that the data do not tell is null: `auc` where all answers are the same.
+
 A file that cannot be read or lacks a column ends the command with status 2 and one line on stderr.
 """
 
 from __future__ import annotations
 
 import argparse
+import gzip
+import io
 import json
 import os
 import sys
-from collections.abc import Sequence
+import zlib
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -33,17 +40,40 @@ if TYPE_CHECKING:
 
 #: Half-lives, in calls, of the base rates that are tried beside; the best counts.
 BASE_RATES = (400.0, 800.0, 1600.0, 3200.0, 6400.0)
+#: What may stand between two values.
+SEPARATORS = ",;\t|"
+#: How gzipped data begin.
+GZIP = b"\x1f\x8b"
+
+#: What was measured; None where the data do not tell it.
+Figures = dict[str, float | None]
 
 
-def telemarketing(train: pd.DataFrame, test: pd.DataFrame) -> dict[str, float]:
+def read(path: Path) -> pd.DataFrame:
+    """A table with a header. OSError, EOFError, ValueError for a file that holds none."""
+    import pandas as pd
+
+    data = path.read_bytes()
+    try:
+        data = gzip.decompress(data) if data.startswith(GZIP) else data
+    except zlib.error as error:
+        raise ValueError(f"{path.name} is damaged: {error}") from None
+    header = data.partition(b"\n")[0].decode(errors="replace")
+    return pd.read_csv(io.BytesIO(data), sep=max(SEPARATORS, key=header.count))
+
+
+def telemarketing(train: pd.DataFrame, test: pd.DataFrame) -> Figures:
     """The figures of the phone propensity. ValueError for data that cannot be judged."""
     from marketing.learning import phone
     from marketing.learning.metrics import calibration_error
 
     known, rows = phone.split_label(train), phone.split_label(test)
-    frame, labels = rows[0].reindex(columns=known[0].columns), rows[1]
     if missing := [name for name in known[0] if name not in rows[0]]:
         raise ValueError(f"the test file lacks the columns {', '.join(missing)}")
+    for name, labelled in (("training", known), ("test", rows)):
+        if not len(labelled[1]):
+            raise ValueError(f"the {name} file holds no calls")
+    known, (frame, labels) = phone.completed(known[0], known), phone.completed(known[0], rows)
     model = phone.PhonePropensity().fit(*known)
     static = model.predict(frame)
     learned = model.prequential(frame, labels)
@@ -54,7 +84,11 @@ def telemarketing(train: pd.DataFrame, test: pd.DataFrame) -> dict[str, float]:
     retrained = phone.prequential(frame, labels, known, phone.fit_logistic)
     found |= _scores("_logistic_retrained", labels, retrained)
     found |= _scores("_base_rate", labels, base_rates(frame, labels, known))
-    return {name: round(value, 6) for name, value in found.items()}
+    return _rounded(found)
+
+
+def _rounded(figures: Mapping[str, float | None]) -> Figures:
+    return {name: None if value is None else round(value, 6) for name, value in figures.items()}
 
 
 def base_rates(frame: pd.DataFrame, labels: Floats, known: tuple[pd.DataFrame, Floats]) -> Floats:
@@ -71,19 +105,24 @@ def base_rates(frame: pd.DataFrame, labels: Floats, known: tuple[pd.DataFrame, F
             lambda _, past: lambda rows: np.full(len(rows), phone.base_rate(past, half_life)),
         )
 
-    return min(map(flat, BASE_RATES), key=lambda found: _scores("", labels, found)["log_loss"])
+    return min(map(flat, BASE_RATES), key=lambda found: _log_loss(labels, found))
 
 
-def _scores(suffix: str, labels: Floats, estimates: Floats) -> dict[str, float]:
+def _log_loss(labels: Floats, estimates: Floats) -> float:
     import numpy as np
-    from sklearn.metrics import log_loss, roc_auc_score
+    from sklearn.metrics import log_loss
 
-    if not 0 < labels.sum() < len(labels):
-        raise ValueError("the test file needs both answers, yes and no")
-    clipped = np.clip(estimates, 1e-6, 1 - 1e-6)
+    return float(log_loss(labels, np.clip(estimates, 1e-6, 1 - 1e-6), labels=[0, 1]))
+
+
+def _scores(suffix: str, labels: Floats, estimates: Floats) -> Figures:
+    from sklearn.metrics import roc_auc_score
+
+    # Where all said the same there is no order to be right about.
+    told = 0 < labels.sum() < len(labels)
     return {
-        f"auc{suffix}": float(roc_auc_score(labels, estimates)),
-        f"log_loss{suffix}": float(log_loss(labels, clipped)),
+        f"auc{suffix}": float(roc_auc_score(labels, estimates)) if told else None,
+        f"log_loss{suffix}": _log_loss(labels, estimates),
     }
 
 
@@ -132,17 +171,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     given = _parser().parse_args(arguments)
     # Many small products of matrices: more threads only get in each other's way.
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
-    import pandas as pd
-
     try:
-        train = pd.read_csv(given.train)
+        train = read(given.train)
         found: object
         if given.kind == "telemarketing":
-            found = telemarketing(train, pd.read_csv(given.test))
+            found = telemarketing(train, read(given.test))
         elif given.kind == "retail":
-            found = retail(train, pd.read_csv(given.products), pd.read_csv(given.test))
+            found = retail(train, read(given.products), read(given.test))
         else:
-            found = retail_choice(train, pd.read_csv(given.products))
+            found = retail_choice(train, read(given.products))
     except (OSError, EOFError, ValueError, KeyError, TypeError) as error:
         print(f"evaluate: {error}", file=sys.stderr)
         return 2

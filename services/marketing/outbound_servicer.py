@@ -444,7 +444,7 @@ class OutboundServicer(outbound_pb2_grpc.OutboundServiceServicer):
             "due": {"$lte": now},
             "skills": {"$not": beyond},
         }
-        rows = self._shelves.find(CONTACTS, condition, count * LOOKED_AT + 50, order="-rank")
+        rows = self._shelves.find(CONTACTS, condition, count * LOOKED_AT + 50, order="-rank,due")
         contacts = [self._contact(row) for row in rows]
         people = self._people(contacts)
         over = self._over(listed, people, now)

@@ -20,9 +20,11 @@ from __future__ import annotations
 
 import ast
 import enum
+import io
 import itertools
 import math
 import operator
+import tokenize
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -320,7 +322,20 @@ def parse_rule(text: str, functions: Mapping[str, tuple[Kind, str]] = FUNCTIONS)
 
 
 def _line(text: str) -> str:
-    return text.strip().replace("\n", " ")
+    return text.strip().replace("\r\n", " ").replace("\n", " ")
+
+
+def _check_writing(line: str) -> None:
+    """RuleError where Python reads a sound rule otherwise than whoever wrote it: a comment would take the
+    rest of the rule with it, for its lines are one, and two texts without a comma between are one text.
+    """
+    before = -1
+    for token in tokenize.generate_tokens(io.StringIO(line).readline):
+        if token.type == tokenize.COMMENT:
+            raise _syntax(token.start[1], "a rule holds no comments")
+        if token.type == tokenize.STRING and before == tokenize.STRING:
+            raise _syntax(token.start[1], "a comma is missing before this text")
+        before = token.type
 
 
 def _syntax(offset: int, message: str) -> RuleError:
@@ -375,6 +390,8 @@ def rule_problems(
     """
     try:
         parse_rule(text, functions)
+        # Not where it is read: what an earlier release took goes on as it was.
+        _check_writing(_line(text))
     except RuleError as error:
         return [error.problem]
     seen = _outcomes(ast.parse(_line(text), mode="eval").body, functions, given or {})

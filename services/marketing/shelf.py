@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import threading
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Protocol
@@ -124,7 +124,8 @@ class Shelves(Protocol):
     ) -> list[Row]:
         """At most `limit` rows whose keys fit a condition ({key: value}, or {key: {"$lte": value}} with $in,
         $nin, $lt, $lte, $gt, $gte, $ne, $not, $elemMatch), by id rising ("_id") or falling ("-_id"), after an
-        id, or by a key ("-score") and id, after (key's value, id).
+        id, or by a key ("-score") and id, after (key's value, id); or by several keys ("-rank,due") alone, in
+        the order of an index, after nothing.
         """
 
     def count(self, kind: Kind, condition: Mapping[str, Any]) -> int:
@@ -190,7 +191,10 @@ class MongoShelves:
         direction, name = (-1 if order.startswith("-") else 1), order.removeprefix("-")
         beyond = "$lt" if direction < 0 else "$gt"
         sort = [("_id", direction)]
-        if name != "_id":
+        if "," in order:
+            # With the id behind them all that fit would be read, and sorted.
+            sort = [(f"keys.{key.removeprefix('-')}", -1 if key[0] == "-" else 1) for key in order.split(",")]
+        elif name != "_id":
             sort.insert(0, (f"keys.{name}", direction))
             if after is not None:
                 value, id = after
@@ -289,6 +293,10 @@ def _fits(keys: Mapping[str, Any], condition: Mapping[str, Any]) -> bool:
     return True
 
 
+def _under(key: str) -> Callable[[Row], Any]:
+    return lambda row: row.keys[key]
+
+
 class MemoryShelves:
     """Shelves in memory, for tests and trials; `events` holds all that was told."""
 
@@ -348,6 +356,10 @@ class MemoryShelves:
 
         with self._lock:
             rows = [row for row in self._rows.get(kind.collection, {}).values() if _fits(row.keys, condition)]
+        if "," in order:
+            for key in reversed(order.split(",")):
+                rows.sort(key=_under(key.removeprefix("-")), reverse=key[0] == "-")
+            return rows[:limit]
         rows.sort(key=place, reverse=falls)
         if after is not None:
             bound = after if name == "_id" else tuple(after)

@@ -73,6 +73,9 @@ SETTINGS = tuple(
 #: on September 2017 after learning to August.
 CHOSEN = Setting(leaves=4, rate=0.05, trees=150, spans=3)
 
+#: Larger numbers are not exact as floating-point ones.
+ID_NUMBER_MAX = 2**53
+
 #: Kinds in rank order, by household; under "" for one that is not known.
 Ranks = Mapping[str, Sequence[str]]
 Matrix = np.ndarray[Any, np.dtype[np.float32]]
@@ -88,20 +91,39 @@ def purchases(transactions: pd.DataFrame, products: pd.DataFrame) -> pd.DataFram
     ):
         if missing := [name for name in names if name not in frame]:
             raise ValueError(f"needs the columns {', '.join(missing)}")
-    known = products.drop_duplicates("product_id")
-    joined = transactions.merge(
-        known[["product_id", "product_type", "product_category"]], on="product_id", how="left"
+    kinds = products[["product_type", "product_category"]].assign(product=_ids(products.product_id))
+    joined = transactions.assign(product=_ids(transactions.product_id)).merge(
+        kinds.drop_duplicates("product"), on="product", how="left"
     )
-    joined = joined[joined.product_type.notna()]
+    # Nobody, and no product, is not one of a name.
+    joined = joined[joined.product_type.notna() & joined.household_id.notna() & joined["product"].ne("")]
     return pd.DataFrame(
         {
-            "household": joined.household_id.astype(str),
+            "household": _ids(joined.household_id),
             "kind": joined.product_type.astype(str),
             "group": joined.product_category.fillna("").astype(str),
-            "basket": joined.basket_id.astype(str),
-            "at": pd.to_datetime(joined.transaction_timestamp),
+            "basket": _ids(joined.basket_id),
+            "at": _times(joined.transaction_timestamp),
         }
     ).sort_values("at", kind="stable", ignore_index=True)
+
+
+def _ids(column: pd.Series) -> pd.Series:
+    """Ids as texts, "" for none. A number may be written 7, 7.0 (where some are missing), 9e+05 (by R)."""
+    texts = column.astype(object).where(column.notna(), "").astype(str)
+    numbers = pd.to_numeric(texts, errors="coerce")
+    whole = numbers.notna() & (numbers.abs() < ID_NUMBER_MAX) & (numbers % 1 == 0)
+    texts[whole] = numbers[whole].astype(np.int64).astype(str)
+    return texts
+
+
+def _times(column: pd.Series) -> pd.Series:
+    """Times in UTC, however each is written. ValueError."""
+    try:
+        return pd.to_datetime(column, utc=True)
+    except ValueError:
+        # Midnight may stand there as a date.
+        return pd.to_datetime(column, utc=True, format="mixed")
 
 
 def bought(rows: pd.DataFrame) -> dict[str, set[str]]:

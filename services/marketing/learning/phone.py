@@ -71,6 +71,25 @@ def split_label(frame: pd.DataFrame) -> tuple[pd.DataFrame, Floats]:
     return used.reset_index(drop=True), (answers == "yes").to_numpy(dtype=np.float64)
 
 
+def completed(known: pd.DataFrame, rows: tuple[pd.DataFrame, Floats]) -> tuple[pd.DataFrame, Floats]:
+    """Calls in the columns of known ones, each of the same kind there: a missing word is "", and what is no
+    number where numbers were known is the median of these.
+    """
+    frame, labels = rows
+    words, numbers = _columns(known)
+    middles = {name: _number(known[name].median()) for name in numbers}
+    whole = {name: frame[name].astype(object).where(frame[name].notna(), "").astype(str) for name in words}
+    for name in numbers:
+        values = pd.to_numeric(frame[name], errors="coerce").replace([np.inf, -np.inf], np.nan)
+        whole[name] = values.fillna(middles[name]) if values.hasnans else values
+    return pd.DataFrame(whole, index=frame.index)[list(known.columns)], labels
+
+
+def _number(value: float) -> float:
+    """0 for what is none."""
+    return float(value) if np.isfinite(value) else 0.0
+
+
 def _columns(frame: pd.DataFrame) -> tuple[list[str], list[str]]:
     """(names of the words, names of the numbers)."""
     numbers = [name for name in frame if pd.api.types.is_numeric_dtype(frame[name])]
@@ -87,8 +106,18 @@ def logistic(inverse_strength: float = 1.0, words: Sequence[str] = (), numbers: 
 
 def fit_logistic(frame: pd.DataFrame, labels: Floats) -> Callable[[pd.DataFrame], Floats]:
     """The plain baseline: every column, every call alike."""
+    if (flat := _of_one_answer(labels)) is not None:
+        return flat
     model = logistic(1.0, *_columns(frame)).fit(frame, labels)
     return lambda rows: np.asarray(model.predict_proba(rows)[:, 1])
+
+
+def _of_one_answer(labels: Floats) -> Callable[[pd.DataFrame], Floats] | None:
+    """What there is to say after calls that were all answered alike; None where they were not."""
+    if 0 < labels.sum() < len(labels):
+        return None
+    rate = base_rate(labels, np.inf)
+    return lambda rows: np.full(len(rows), rate)
 
 
 class _Trees:
@@ -103,6 +132,9 @@ class _Trees:
     def fit(self, frame: pd.DataFrame, labels: Floats) -> _Trees:
         words, _ = _columns(frame)
         self._kinds = {name: pd.CategoricalDtype(sorted(set(frame[name].astype(str)))) for name in words}
+        if min(labels.sum(), len(labels) - labels.sum()) < 2:
+            # One call cannot be both learned and judged by.
+            self._model.set_params(early_stopping=False)
         self._model.fit(self._typed(frame), labels)
         return self
 
@@ -110,13 +142,18 @@ class _Trees:
         return np.asarray(self._model.predict_proba(self._typed(frame))[:, 1])
 
     def _typed(self, frame: pd.DataFrame) -> pd.DataFrame:
-        return frame.assign(
-            **{name: frame[name].astype(str).astype(kind) for name, kind in self._kinds.items()}
-        )
+        typed = {}
+        for name, kind in self._kinds.items():
+            words = frame[name].astype(str)
+            # A word that was not learned is a missing one.
+            typed[name] = words.where(words.isin(kind.categories)).astype(kind)
+        return frame.assign(**typed)
 
 
 def fit_boosting(frame: pd.DataFrame, labels: Floats) -> Callable[[pd.DataFrame], Floats]:
     """The plain baseline: boosting as scikit-learn sets it up."""
+    if (flat := _of_one_answer(labels)) is not None:
+        return flat
     return _Trees().fit(frame, labels).predict
 
 
@@ -208,7 +245,9 @@ class PhonePropensity:
     def _everything(self) -> _Trees:
         if self._trees is None:
             options = {"learning_rate": 0.03, "max_iter": 200, "max_leaf_nodes": 15, "min_samples_leaf": 50}
-            self._trees = _Trees(l2_regularization=5.0, **options).fit(self._frame, self._labels)
+            # Learned from all calls: a tenth kept back to say when to stop would be missed more.
+            options |= {"l2_regularization": 5.0, "max_features": 0.5, "early_stopping": False}
+            self._trees = _Trees(**options).fit(self._frame, self._labels)
         return self._trees
 
     def prequential(self, rows: pd.DataFrame, labels: Floats) -> Floats:

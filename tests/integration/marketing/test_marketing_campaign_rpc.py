@@ -500,13 +500,13 @@ def test_a_sender_that_is_down_stops_only_its_own(mongo_uri: str, mongo_database
     delivery.deliver(campaigns, NOW)
     # One try a group is enough to know that a sender is down; nothing of its own is lost.
     assert Down.tries == 1 and len(set(sent)) == len(sent) == 5
-    assert store.backlog("EMAIL") == (5, True)
+    assert store.backlog(["mails"], "EMAIL") == (5, True)
     moment = NOW
     for _ in range(5 * 8):
         moment += timedelta(hours=2)
         delivery.deliver(campaigns, moment)
     # Tried a bounded number of times, then failed for good, and said so.
-    assert store.backlog("EMAIL") == (0, False)
+    assert store.backlog(["mails"], "EMAIL") == (0, False)
     assert (
         store.touches.count_documents({"channel": "EMAIL", "state": "FAILED", "outbox.0": {"$exists": True}})
         == 5

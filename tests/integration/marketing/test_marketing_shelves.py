@@ -6,14 +6,17 @@ import threading
 from collections.abc import Iterator
 from dataclasses import replace
 from datetime import UTC, datetime
+from typing import Any
 
 import pytest
 
 from callmesh.marketing.v1 import events_pb2
 from chassis import mongo
 from chassis.bus import Event
+from marketing.campaign_store import CampaignStore
 from marketing.config import MarketingSettings
-from marketing.kinds import CONTACTS
+from marketing.kinds import ALL_DOCUMENTS, CONTACTS
+from marketing.lifecycle import _drop_due_index
 from marketing.shelf import MemoryShelves, MongoShelves, Row
 
 pytestmark = pytest.mark.integration
@@ -85,3 +88,48 @@ def test_members_of_a_list_are_told_apart_as_in_memory(shelves: MongoShelves) ->
             found.append({row.id for row in place.find(CONTACTS, condition, 10)})
     assert found[:3] == found[3:]
     assert found[:3] == [{"none", "unsaid"}, {"none", "unsaid", "one"}, {"none", "unsaid", "one", "both"}]
+
+
+def test_what_campaigns_and_lists_look_for_they_find_without_looking_at_others(
+    shelves: MongoShelves, mongo_client: Any, mongo_database: str
+) -> None:
+    mongo.ensure_indexes(ALL_DOCUMENTS)
+    store, database = CampaignStore(), mongo_client[mongo_database]
+    for campaign in ("a-paused", "b-other", "runs"):
+        for number in range(ROWS):
+            customer = f"p{number:03}"
+            place = {"campaign": campaign, "customer": customer, "touched": {"invite": 1}}
+            store.contacts.insert_one({"_id": f"{campaign}/{customer}", **place})
+            due = {"state": "QUEUED", "channel": "SMS", "sender": "", "at": NOW, "due_at": NOW}
+            id = f"{campaign}/invite/sms/{customer}"
+            store.touches.insert_one({"_id": id, "campaign": campaign, "customer": customer, **due})
+            keys = {"list": campaign, "state": WAITING, "rank": number % 2, "due": NOW, "skills": []}
+            shelves.insert(CONTACTS, Row(id=f"{campaign}{number:03}", content={}, keys=keys), NOW)
+    database.command("profile", 2)
+    try:
+        condition = {"state": {"$in": [WAITING, LEASED]}, "list": "runs", "due": {"$lte": NOW}}
+        called = shelves.find(CONTACTS, condition, 3, order="-rank,due")
+        shown = store.listed("runs", None, None, 3) + store.listed("runs", None, "runs/p002", 3)
+        claimed = store._first_due({"state": "QUEUED", "channel": "SMS"}, ["runs"], 3)
+        counted = store.funnel("runs", "invite")
+    finally:
+        database.command("profile", 0)
+    assert [row.keys["rank"] for row in called] == [1, 1, 1]
+    assert [raw["_id"] for raw in shown] == [f"runs/p{number:03}" for number in range(6)]
+    assert len(claimed) == 3 and counted[0]["entered"] == ROWS
+    looked_at = [
+        (one["ns"].rpartition(".")[2], one["docsExamined"], one.get("hasSortStage", False))
+        for one in database["system.profile"].find(
+            {"op": {"$in": ["query", "command"]}, "docsExamined": {"$gt": 0}}
+        )
+    ]
+    assert sorted(looked_at) == [
+        ("campaign_contacts", 3, False),
+        ("campaign_contacts", 3, False),
+        ("campaign_contacts", ROWS, True),
+        ("contacts", 3, False),
+        ("touches", 3, False),
+    ]
+    assert store.backlog(["runs"], "SMS") == (ROWS, False) and store.backlog([], "SMS") == (0, False)
+    database["touches"].create_index("channel", name="due_by_channel")
+    assert [_drop_due_index(database, apply) for apply in (False, True, True)] == [1, 1, 0]

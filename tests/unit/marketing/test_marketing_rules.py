@@ -83,6 +83,9 @@ def test_a_rule_is_judged_by_the_customer_and_the_contact(text: str, expected: b
         ('tier == "gold', "RULE_SYNTAX", 8),
         ("tier in [channel]", "RULE_TYPE", 9),
         ("known == None", "RULE_SYNTAX", 9),
+        # The lines are one: a comment would take the rest of the rule with it.
+        ('tier == "gold"  # ours\nand owns("phone")', "RULE_SYNTAX", 16),
+        ('tier in ["gold" "silver"]', "RULE_SYNTAX", 16),
         ('tier in "gold"', "RULE_TYPE", 8),
         ('tier in ["gold", 3]', "RULE_TYPE", 17),
         ("1 < product_count < 3", "RULE_SYNTAX", 0),
@@ -223,3 +226,8 @@ def test_a_contradiction_is_found_in_a_long_rule(text: str, code: str) -> None:
 def test_outcomes_found_by_parts_are_those_of_all_combinations(text: str) -> None:
     tree = ast.parse(text, mode="eval").body
     assert _outcomes(tree, FUNCTIONS, {}) == _tried(tree, FUNCTIONS, {})
+
+
+def test_a_rule_may_have_lines_of_any_system_and_what_was_stored_is_read() -> None:
+    assert rule_problems('tier == "gold"\r\nand owns("phone")') == []
+    assert parse_rule('tier in ["gold" "silver"] # of an earlier release').constants
