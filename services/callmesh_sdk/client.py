@@ -30,6 +30,8 @@ from chassis import tls
 
 #: First and longest pause between two tries, seconds, when the server advises none.
 PAUSE_SECONDS_MIN, PAUSE_SECONDS_MAX = 0.1, 2.0
+#: Names the service that a call is for.
+SERVICE_HEADER = "callmesh-service"
 #: Methods that only read, by the first word of their names.
 READING = re.compile(
     r"(Get|BatchGet|List|Find|Search|Lookup|Explain|Check|Preview|Validate|Compare|Evaluate|Suggest|Forecast)[A-Z]"
@@ -181,10 +183,13 @@ class Client:
         """To one server."""
         return self._dialer.channel(address)
 
-    def metadata(self) -> tuple[tuple[str, str], ...]:
-        """What every call carries."""
+    def metadata(self, service: str = "") -> tuple[tuple[str, str], ...]:
+        """What every call carries. `service` tells a proxy before all services whose `EventService` or
+        `AuditService` is meant: they have the same name at each.
+        """
         language = self.options.language
-        return self._dialer.metadata() + ((("accept-language", language),) if language else ())
+        named = (("accept-language", language), (SERVICE_HEADER, service))
+        return self._dialer.metadata() + tuple(pair for pair in named if pair[1])
 
     # --- calls ---------------------------------------------------------------------------------------------
 
@@ -216,7 +221,9 @@ class Client:
         for turn in range(1, self.options.tries_max + 1):
             try:
                 calling = make(self.channel(address))
-                return await calling(request, timeout=deadline - time.monotonic(), metadata=self.metadata())
+                return await calling(
+                    request, timeout=deadline - time.monotonic(), metadata=self.metadata(service)
+                )
             except grpc.aio.AioRpcError as raised:
                 error = errors.of(raised)
             if isinstance(error, errors.Unavailable):
@@ -282,7 +289,7 @@ class _Channel:
             made = getattr(self._client.channel(address), kind)(
                 method, request_serializer, response_deserializer
             )
-            return made(requests, timeout=timeout, metadata=self._client.metadata())
+            return made(requests, timeout=timeout, metadata=self._client.metadata(self._service))
 
         async def once(requests: Any, timeout: float | None = None) -> Any:
             address = self._address()

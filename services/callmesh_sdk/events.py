@@ -62,7 +62,7 @@ async def follow(
         request = event_service_pb2.SubscribeRequest(types=names, cursor=cursor, start=start)
         # The generated stub wants a synchronous channel's type; grpc.aio's is as good.
         stub: Any = event_service_pb2_grpc.EventServiceStub(client.channel(again.address))
-        call = stub.Subscribe(request, metadata=client.metadata())
+        call = stub.Subscribe(request, metadata=client.metadata(service))
         broken: grpc.aio.AioRpcError | None = None
         greeted = False
         try:

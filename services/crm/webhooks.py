@@ -81,6 +81,10 @@ REPLAY_MAX, REPLAY_BATCH = 100_000, 1_000
 CACHE_SECONDS = 2.0
 #: A customer's name in an envelope.
 _CUSTOMER = re.compile(r'"(customers/[A-Za-z0-9._~:\-]+)"')
+#: Stands for the IPv4 address in its last 32 bits (RFC 6052).
+_NAT64 = ipaddress.IPv6Network("64:ff9b::/96")
+#: Lead inside, whatever a library says: IPv4 in the old form, translation of one's own, one's own site.
+_INSIDE = tuple(ipaddress.IPv6Network(net) for net in ("::/96", "64:ff9b:1::/48", "fec0::/10"))
 _MAJORITY = WriteConcern(w="majority")
 _log = logs.get_logger(__name__)
 _sent = metrics.counter("crm_webhook_tries_total", "Tries to deliver to webhooks.", ("outcome",))
@@ -182,12 +186,27 @@ def check_url(url: str, *, private: bool) -> str:
     if not host or parts.username or parts.password:
         raise InvalidArgument(field=field, why="must name a host, and no user")
     try:
-        address = ipaddress.ip_address(host)
+        public = _is_public(host)
     except ValueError:
         return url
-    if not private and not address.is_global:
+    if not private and not public:
         raise InvalidArgument(field=field, why="must not be a private address")
     return url
+
+
+def _is_public(text: str) -> bool:
+    """Whether an address is one of the open internet. One that stands for an IPv4 address, as a network
+    without IPv4 writes it, counts as that. ValueError when it is no address.
+    """
+    address = ipaddress.ip_address(text)
+    carried = None
+    if isinstance(address, ipaddress.IPv6Address):
+        if any(address in inside for inside in _INSIDE):
+            return False
+        carried = address.sixtofour
+        if address in _NAT64:
+            carried = ipaddress.IPv4Address(int(address) & 0xFFFF_FFFF)
+    return all(one.is_global and not one.is_multicast for one in (address, carried) if one is not None)
 
 
 class _Deadline:
@@ -253,7 +272,7 @@ class Sender:
         """Where to connect to. ValueError when any address of the host is not public."""
         found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
         for *_, address in found:
-            if not self._private and not ipaddress.ip_address(str(address[0]).partition("%")[0]).is_global:
+            if not self._private and not _is_public(str(address[0]).partition("%")[0]):
                 raise ValueError("the host has a private address")
         return found[0]
 

@@ -22,7 +22,9 @@ import pytest
 import yaml
 from tests.deploy.chart_renders import EXAMPLES, ROOT, render
 
+from callmesh.common.v1 import audit_pb2, audit_pb2_grpc
 from callmesh.crm.v1 import customers_pb2, customers_pb2_grpc
+from callmesh_sdk import Client, Options, Unavailable
 from chassis.localstack import HttpReady, ManagedProcess, free_ports
 from chassis.testing.certificates import Authority
 from cli.demo.events import read_samples
@@ -203,6 +205,17 @@ async def test_a_client_balances_over_a_headless_service(servers: Servers) -> No
         for _ in range(CALLS):
             await stub.GetCustomer(question, timeout=30)
         assert min(servers.answered(n) - before[n] for n in range(2)) >= CALLS // 3
+
+
+async def test_what_every_service_has_is_asked_of_the_one_that_is_named(servers: Servers, proxy: str) -> None:
+    """`EventService` and `AuditService` have the same name at all of them."""
+    async with Client(Options(addresses={"crm": [proxy], "tickets": [proxy]})) as client:
+        acts: Any = client.stub(audit_pb2_grpc.AuditServiceStub, "crm")
+        await acts.ListRecordedActs(audit_pb2.ListRecordedActsRequest(), timeout=30)
+        # The proxy knows tickets' name and no server of it.
+        acts = client.stub(audit_pb2_grpc.AuditServiceStub, "tickets")
+        with pytest.raises(Unavailable):
+            await acts.ListRecordedActs(audit_pb2.ListRecordedActsRequest(), timeout=5)
 
 
 async def test_calls_are_spread_and_go_on_when_a_server_drains(servers: Servers, proxy: str) -> None:

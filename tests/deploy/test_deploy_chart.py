@@ -151,6 +151,8 @@ def test_the_checks_themselves_find_what_is_wrong() -> None:
     ({"auth": {"binding": "subject"}}, "tls"),
     ({"auth": {"binding": "subject"}, "tls": {"enabled": True, "clients": "any"}}, "clients"),
     ({"auth": {"binding": False}}, "binding"),
+    # Servers see the proxy's certificate: partners' tokens fit it never, those of our own processes always.
+    ({"auth": {"binding": "subject"}, "tls": {"enabled": True}, "proxy": {"enabled": True}}, "proxy"),
     ({"limits": {"defaults": {}}}, "defaults"),
     ({"limits": {"default": {"rates": {"al": [{"calls": 1}]}}}}, "al"),
     ({"limits": {"subjects": {"pbx-1": {"rates": {"all": [{"calls": 0}]}}}}}, "calls"),
@@ -687,6 +689,23 @@ def test_jobs_and_the_canary_run_where_they_may() -> None:
     }
     wanted = {"database-backup", "database-retention", "canary-canary", "crm-server", "crm-test"}
     assert found == wanted
+
+
+def test_jobs_and_the_canary_have_the_environment_of_every_process() -> None:
+    """A backup of databases that nobody uses succeeds, too: it has to know another name."""
+    values = {part: {"enabled": True} for part in ("backup", "retention", "canary")} | {
+        "env": {"ROUTING_MONGO_DATABASE": "calls", "CRM_MONGO_DATABASE": "customers"},
+        "crm": {"worker": {"env": {"CRM_MONGO_DATABASE": "people", "CRM_LANGUAGE": "en"}}},
+    }
+    found = {
+        owner["metadata"]["name"]: {each["name"]: each["value"] for each in spec["containers"][0]["env"]}
+        for owner, spec in ((one, pod["spec"]) for one, pod in pods(render(values)))
+        if owner["metadata"]["name"].endswith(("-backup", "-retention", "-canary"))
+    }
+    named = {"MONGO_URI_FILE": "/etc/callmesh/mongodb/uri", "ROUTING_MONGO_DATABASE": "calls"}
+    job = {**named, "CRM_MONGO_DATABASE": "people"}
+    assert found["demo-callmesh-backup"] == found["demo-callmesh-retention"] == job
+    assert values["env"].items() <= found["demo-callmesh-canary"].items()
 
 
 def servers(manifests: Any) -> dict[str, Manifest]:

@@ -705,11 +705,19 @@ def test_a_planted_spot_is_found_and_an_even_map_is_silent() -> None:
 @pytest.mark.parametrize(
     "url",
     ["", "http://example.com", "https://", "https://u:p@x.example", "https://127.0.0.1/x", "https://[::1]/",
-     "https://10.1.2.3", "https://169.254.169.254/latest", "https://a b", "ftp://x.example"],
+     "https://10.1.2.3", "https://169.254.169.254/latest", "https://a b", "ftp://x.example",
+     # What a translator makes of an IPv6 address: 10.0.0.1, 169.254.169.254, 10.0.0.1, 10.0.0.1.
+     "https://[64:ff9b::a00:1]", "https://[64:ff9b::a9fe:a9fe]", "https://[2002:a00:1::]", "https://[::a00:1]",
+     "https://[64:ff9b:1::1]", "https://[fec0::1]", "https://224.0.0.1", "https://[ff0e::1]"],
 )  # fmt: skip
 def test_a_webhook_goes_to_public_addresses_alone(url: str) -> None:
     with pytest.raises(InvalidArgument):
         webhooks.check_url(url, private=False)
+
+
+@pytest.mark.parametrize("host", ["8.8.8.8", "[2606:4700::1111]", "[64:ff9b::808:808]", "x.example"])
+def test_public_addresses_and_names_are_taken(host: str) -> None:
+    assert webhooks.check_url(f"https://{host}/x", private=False)
 
 
 def test_a_host_that_resolves_to_a_private_address_is_not_called() -> None:

@@ -58,9 +58,14 @@ static_resources:
                       domains: ["*"]
                       routes:
                         {{- range $upstreams }}
-                        - match: {prefix: /callmesh.{{ .service }}.}
+                        {{- $service := .service }}
+                        # What each service has of its own (EventService, AuditService) is told apart by a header.
+                        {{- $header := printf "{name: callmesh-service, string_match: {exact: %s}}" $service }}
+                        {{- $common := printf "{prefix: /callmesh.common., headers: [%s]}" $header }}
+                        {{- range list (printf "{prefix: /callmesh.%s.}" $service) $common }}
+                        - match: {{ . }}
                           route:
-                            cluster: {{ .service }}
+                            cluster: {{ $service }}
                             # The client's deadline is what counts, and a stream has none.
                             timeout: 0s
                             max_stream_duration: {grpc_timeout_header_max: 0s}
@@ -72,6 +77,7 @@ static_resources:
                               retry_host_predicate:
                                 - name: envoy.retry_host_predicates.previous_hosts
                                   typed_config: {"@type": type.googleapis.com/envoy.extensions.retry.host.previous_hosts.v3.PreviousHostsPredicate}
+                        {{- end }}
                         {{- end }}
           {{- if $tls.enabled }}
           transport_socket:
