@@ -153,6 +153,11 @@ def accepted_language(context: Any) -> str | None:
     return None
 
 
+def caller_language(context: Any) -> str:
+    """What the caller of a call reads, "zh" or "en": for texts about single entries of an answer."""
+    return localize.preferred(accepted_language(context)) or localize.DEFAULT
+
+
 def abort_arguments(
     error: CallmeshError, domain: str, accept_language: str | None = None, package: str = "chassis"
 ) -> tuple[grpc.StatusCode, str, tuple[tuple[str, bytes], ...]]:

@@ -116,6 +116,11 @@ def sentence(text: str, package: str = "chassis", depth: int = 0) -> str:
     return text
 
 
+def description(text: str, language: str, package: str) -> str:
+    """What is wrong with an entry of a list, in "zh" or "en"."""
+    return sentence(text, package) if language == "zh" else text
+
+
 def package_of(kind: type) -> str:
     """The package that a class is of, and so the one whose texts are told where it is used."""
     return kind.__module__.partition(".")[0]

@@ -122,7 +122,7 @@ def is_refused(error: BaseException) -> bool:
 
 def is_passing(error: BaseException) -> bool:
     """Whether the database said no for reasons of its own that pass: a new password, a change of primary, the
-    end of a server with an answer's cursor, or a bulk write of which it is not known whether a majority has it.
+    end of a server with an answer's cursor, or a bulk write that perhaps no majority has.
     """
     if not isinstance(error, OperationFailure):
         return False

@@ -12,9 +12,11 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from callmesh.tickets.v1 import ticket_pb2, ticket_service_pb2
+from chassis import localize
 from chassis.callcontext import current_identity, remaining_seconds
 from chassis.errors import CallmeshError, DeadlineExceeded, FieldViolation, InvalidArgument, NotFound
 from chassis.fieldmask import apply_mask
+from chassis.grpc_status import caller_language
 from chassis.idempotency import content_fingerprint, request_key
 from chassis.ids import new_id, parse_name
 from chassis.mongo import parse_etag
@@ -402,7 +404,8 @@ class Around:
             try:
                 outcome.changed = self._bulk_one(request, id, act)
             except CallmeshError as error:
-                outcome.reason, outcome.message = error.reason, str(error)[:1_024]
+                said = localize.message(error, caller_language(context), "tickets")
+                outcome.reason, outcome.message = error.reason, said[:1_024]
             answer.changed_count += outcome.changed
             answer.failed_count += bool(outcome.reason)
         return answer
