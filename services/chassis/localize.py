@@ -92,7 +92,8 @@ def _patterns(package: str) -> tuple[tuple[re.Pattern[str], str], ...]:
     """What recognises a package's sentences, longest first, so that the most particular one is taken."""
     found = []
     for english in sorted(texts_of(package).sentences, key=len, reverse=True):
-        pattern = "(.+?)".join(re.escape(piece) for piece in english.split("{}"))
+        # What a caller said may be nothing at all.
+        pattern = "(.*?)".join(re.escape(piece) for piece in english.split("{}"))
         found.append((re.compile(pattern), texts_of(package).sentences[english]))
     return tuple(found)
 
