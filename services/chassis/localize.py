@@ -76,6 +76,14 @@ def accepted_language(context: Any) -> str | None:
     return None
 
 
+def caller_language(context: Any) -> str:
+    """What the caller of a call reads, "zh" or "en": for texts about single entries of an answer. `context` is
+    None outside a call.
+    """
+    asked = accepted_language(context) if context is not None else None
+    return preferred(asked) or DEFAULT
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Texts:
     """One package's Chinese texts."""
@@ -101,7 +109,8 @@ def _patterns(package: str) -> tuple[tuple[re.Pattern[str], str], ...]:
     """What recognises a package's sentences, longest first, so that the most particular one is taken."""
     found = []
     for english in sorted(texts_of(package).sentences, key=len, reverse=True):
-        pattern = "(.+?)".join(re.escape(piece) for piece in english.split("{}"))
+        # What a caller said may be nothing at all.
+        pattern = "(.*?)".join(re.escape(piece) for piece in english.split("{}"))
         found.append((re.compile(pattern), texts_of(package).sentences[english]))
     return tuple(found)
 
@@ -123,6 +132,11 @@ def sentence(text: str, package: str = "chassis", depth: int = 0) -> str:
             if not any(_WORDS.search(value) for value in values if not _QUOTED.fullmatch(value)):
                 return chinese.format(*(_OR.sub(" 或 ", value) for value in values))
     return text
+
+
+def description(text: str, language: str, package: str) -> str:
+    """What is wrong with an entry of a list, in "zh" or "en"."""
+    return sentence(text, package) if language == "zh" else text
 
 
 def package_of(kind: type) -> str:

@@ -73,6 +73,9 @@ RESTORING = "callmesh_restoring"
 
 #: MongoDB's code of a write that met a unique value of another document.
 DUPLICATE_KEY = 11000
+#: Its codes of what will do later: no majority to read from yet, a time of the server's that was over, a
+#: cursor or a plan that is gone with a change of primary.
+PASSING = frozenset({43, 134, 175, 262})
 #: Its codes of a write after which a document would be larger than any may be.
 TOO_LARGE = frozenset({10334, 17419, 17420})
 
@@ -117,7 +120,19 @@ def is_refused(error: BaseException) -> bool:
     return isinstance(error, OperationFailure) and error.code == REFUSED
 
 
-translates(OperationFailure, lambda error: _unavailable(error) if is_refused(error) else Internal())
+def is_passing(error: BaseException) -> bool:
+    """Whether the database said no for reasons of its own that pass: a new password, a change of primary, the
+    end of a server with an answer's cursor, or a bulk write that perhaps no majority has.
+    """
+    if not isinstance(error, OperationFailure):
+        return False
+    if is_refused(error) or error.code in PASSING or error.has_error_label("RetryableWriteError"):
+        return True
+    details = error.details or {}
+    return bool(details.get("writeConcernErrors") and not details.get("writeErrors"))
+
+
+translates(OperationFailure, lambda error: _unavailable(error) if is_passing(error) else Internal())
 
 
 class PendingEvent(Protocol):

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import json
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from operator import itemgetter
 from typing import Any
 
 from google.protobuf.json_format import MessageToDict
 
 from callmesh.crm.v1 import timeline_pb2, transfer_pb2, transfer_pb2_grpc
+from chassis import localize
 from chassis.callcontext import current_identity
 from chassis.clock import from_ms
 from chassis.errors import InvalidArgument, within
 from chassis.idempotency import content_fingerprint, request_key
 from chassis.ids import parse_name
+from chassis.localize import caller_language
 from chassis.pagination import Page, Scalar, fingerprint
 from crm import convert, rows
 from crm.app import App
@@ -157,13 +159,14 @@ class ImportServicer(transfer_pb2_grpc.ImportServiceServicer):
         id = parse_name("parent", "imports", request.parent)
         found = self._imports.errors(id, page.value(int), page.limit + 1)
         shown, token = page.cut(found, itemgetter("line"))
+        language = caller_language(context)
         return transfer_pb2.ListImportErrorsResponse(
             import_errors=[
                 transfer_pb2.ImportError(
                     line=raw["line"],
                     field=raw.get("field", ""),
                     reason=raw.get("reason", ""),
-                    message=raw.get("message", ""),
+                    message=_in_words(raw, language),
                 )
                 for raw in shown
             ],
@@ -173,6 +176,19 @@ class ImportServicer(transfer_pb2_grpc.ImportServiceServicer):
     def CancelImport(self, request: transfer_pb2.CancelImportRequest, context: Any) -> transfer_pb2.Import:
         """Stops an import."""
         return import_out(self._imports.cancel(parse_name("name", "imports", request.name)))
+
+
+def _in_words(raw: Mapping[str, Any], language: str) -> str:
+    """What is wrong with a row. It was written down in English; what is said of a field is put into the
+    reader's language, which need not be that of whoever sent the file.
+    """
+    text = str(raw.get("message", ""))
+    ahead = f"{raw.get('field', '')}: "
+    if language != "zh" or not text.startswith(ahead):
+        return text
+    why = text.removeprefix(ahead).removesuffix(".")
+    said = localize.sentence(why, "crm")
+    return text if said == why else f"{ahead[:-2]}：{said}。"
 
 
 class ExportServicer(transfer_pb2_grpc.ExportServiceServicer):

@@ -22,12 +22,14 @@ from google.protobuf.json_format import ParseDict
 from msgspec import structs
 
 from callmesh.marketing.v1 import campaigns_pb2, events_pb2, outbound_pb2, outbound_pb2_grpc
+from chassis import localize
 from chassis.auth import current_identity
 from chassis.bus import Event
 from chassis.clock import Clock
 from chassis.errors import AlreadyExists, EtagMismatch, FailedPrecondition, InvalidArgument, NotFound
 from chassis.idempotency import request_key
 from chassis.ids import check_id, new_id, parse_name, parse_names, stable_id
+from chassis.localize import caller_language
 from chassis.mongo import retry_conflicts
 from marketing import convert
 from marketing.call_lists import NOTE_CHARACTERS_MAX, add_contact, contact_row, forbidden, reopen
@@ -292,7 +294,7 @@ class OutboundServicer(outbound_pb2_grpc.OutboundServiceServicer):
         self, request_iterator: AsyncIterator[P.ImportContactsRequest], context: Any
     ) -> P.ImportContactsResponse:
         """A stream of batches; each is stored before the next is read."""
-        response = P.ImportContactsResponse()
+        response, language = P.ImportContactsResponse(), caller_language(context)
         offset = batches = 0
         async for request in request_iterator:
             batches += 1
@@ -307,7 +309,8 @@ class OutboundServicer(outbound_pb2_grpc.OutboundServiceServicer):
             if len(bad) < len(request.contacts):
                 await asyncio.to_thread(reopen, self._shelves, parent.id, self._clock.now())
             for index, field, code, why in bad[: REJECTED_SHOWN_MAX - len(response.rejected)]:
-                response.rejected.add(index=offset + index, field=field, code=code, description=why)
+                said = localize.description(why, language, "marketing")
+                response.rejected.add(index=offset + index, field=field, code=code, description=said)
             offset += len(request.contacts)
         return response
 

@@ -19,12 +19,14 @@ from callmesh.marketing.v1 import (
     recommendations_pb2,
     recommendations_pb2_grpc,
 )
+from chassis import localize
 from chassis.auth import current_identity
 from chassis.clock import Clock, from_ms, to_ms
 from chassis.errors import InvalidArgument
 from chassis.fieldmask import apply_mask
 from chassis.idempotency import content_fingerprint, request_key
 from chassis.ids import check_id, new_id, parse_name, parse_names
+from chassis.localize import caller_language
 from chassis.mongo import parse_etag
 from chassis.pagination import Page
 from marketing import convert, wire
@@ -253,7 +255,7 @@ class RecommendationServicer(recommendations_pb2_grpc.RecommendationServiceServi
         context: Any,
     ) -> recommendations_pb2.ImportPurchasesResponse:
         """A stream of batches; each is stored before the next is read."""
-        response = recommendations_pb2.ImportPurchasesResponse()
+        response, language = recommendations_pb2.ImportPurchasesResponse(), caller_language(context)
         offset = batches = 0
         async for request in request_iterator:
             batches += 1
@@ -265,7 +267,8 @@ class RecommendationServicer(recommendations_pb2_grpc.RecommendationServiceServi
             response.duplicate_count += len(good) - new
             response.rejected_count += len(bad)
             for index, (field, why) in bad[: REJECTED_SHOWN_MAX - len(response.rejected)]:
-                response.rejected.add(index=offset + index, field=field, description=why)
+                said = localize.description(why, language, "marketing")
+                response.rejected.add(index=offset + index, field=field, description=said)
             offset += len(request.purchases)
         return response
 

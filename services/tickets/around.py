@@ -18,6 +18,7 @@ from chassis.errors import CallmeshError, DeadlineExceeded, FieldViolation, Inva
 from chassis.fieldmask import apply_mask
 from chassis.idempotency import content_fingerprint, request_key
 from chassis.ids import new_id, parse_name
+from chassis.localize import caller_language
 from chassis.mongo import parse_etag
 from chassis.pagination import Page
 from tickets import convert, desk, filters
@@ -399,7 +400,7 @@ class Around:
             raise InvalidArgument(field="ticket", why="new values or a transition are required")
         _check_reason(request.reason)
         answer, act = ticket_service_pb2.BulkUpdateTicketsResponse(), _bulk_act(request)
-        language = _language(context)
+        language = caller_language(context)
         for id in self._bulk_ids(request):
             if remaining_seconds() == 0.0:
                 raise DeadlineExceeded()  # what is done is done; a repeat goes on with the rest
@@ -407,8 +408,8 @@ class Around:
             try:
                 outcome.changed = self._bulk_one(request, id, act)
             except CallmeshError as error:
-                outcome.reason = error.reason
-                outcome.message = localize.message(error, language, localize.package_of(Around))
+                said = localize.message(error, language, localize.package_of(Around))
+                outcome.reason, outcome.message = error.reason, said[:1_024]
             answer.changed_count += outcome.changed
             answer.failed_count += bool(outcome.reason)
         return answer
@@ -439,12 +440,6 @@ class Around:
         return self._handlers.edit_and_move(
             id, edit, act, actor=subject(), validate_only=request.validate_only
         )
-
-
-def _language(context: Any) -> str:
-    """The language that a caller wants to be told in what went wrong; `context` is None outside a call."""
-    asked = localize.accepted_language(context) if context is not None else None
-    return localize.preferred(asked) or localize.DEFAULT
 
 
 def _bulk_act(request: Any) -> Act | None:

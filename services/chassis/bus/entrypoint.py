@@ -27,7 +27,7 @@ import functools
 import inspect
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any, TypeVar, cast
@@ -238,16 +238,21 @@ class BusConsumer(QueueConsumer):
         self._in_hand -= count
 
     @contextmanager
-    def alone(self, handler: str, event_id: str) -> Iterator[None]:
-        """Waits while this process handles the same event already: after a lost connection it comes again."""
-        key = (handler, event_id)
-        while key in self._handling:
-            self._handling[key].wait()
-        done = self._handling[key] = Signal()
+    def alone(self, handler: str, event_ids: Iterable[str]) -> Iterator[None]:
+        """Waits while this process handles one of these events already: after a lost connection they come
+        again, while a handler is still busy with the list that they were in. All are taken at once, so two
+        lists never wait for each other. The ids are different.
+        """
+        keys = [(handler, event_id) for event_id in event_ids]
+        while busy := next((self._handling[key] for key in keys if key in self._handling), None):
+            busy.wait()
+        done = Signal()
+        self._handling.update(dict.fromkeys(keys, done))
         try:
             yield
         finally:
-            del self._handling[key]
+            for key in keys:
+                del self._handling[key]
             done.send(None)
 
     def put(self, message: Any, outgoing: Outgoing) -> bool:
@@ -366,13 +371,14 @@ class Subscribe(Entrypoint):
                 events.setdefault(event.id, event)
         if not events:
             return {}
-        seen = self.queue_consumer.inbox.seen_of(self.handler, list(events))
-        fresh = [event for event in events.values() if event.id not in seen]
-        if fresh:
-            failure = self._run(fresh)
-            if failure is not None:
-                raise failure
-            self.queue_consumer.inbox.mark_all(self.handler, [event.id for event in fresh])
+        with self.queue_consumer.alone(self.handler, events):
+            seen = self.queue_consumer.inbox.seen_of(self.handler, list(events))
+            fresh = [event for event in events.values() if event.id not in seen]
+            if fresh:
+                failure = self._run(fresh)
+                if failure is not None:
+                    raise failure
+                self.queue_consumer.inbox.mark_all(self.handler, [event.id for event in fresh])
         outcomes = {}
         for key, event_id in ids.items():
             outcomes[key] = "duplicate" if event_id in seen else "ok"
@@ -402,7 +408,7 @@ class Subscribe(Entrypoint):
             return self._bury(
                 message, verdict.REASON_MALFORMED, {verdict.ERROR_HEADER: verdict.describe(error)}
             )
-        with self.queue_consumer.alone(self.handler, event.id):
+        with self.queue_consumer.alone(self.handler, [event.id]):
             try:
                 if self.queue_consumer.inbox.seen(self.handler, event.id):
                     return self._duplicate(message)

@@ -13,10 +13,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import mongoengine.connection
-from pymongo.errors import ConnectionFailure, ExecutionTimeout, PyMongoError, WTimeoutError
+from pymongo.errors import ConnectionFailure, ExecutionTimeout, WTimeoutError
 
 from chassis.errors import CallmeshError, Code, InvalidArgument, shorten
-from chassis.mongo import is_refused
+from chassis.mongo import is_passing
 
 #: Attempts made so far.
 ATTEMPT_HEADER = "x-callmesh-attempt"
@@ -90,11 +90,7 @@ def is_away(error: BaseException) -> bool:
     """Whether the handler could not even try: a store, or a service that it calls, does not answer."""
     if isinstance(error, CallmeshError):
         return error.code is Code.UNAVAILABLE
-    if isinstance(error, PyMongoError) and (
-        error.has_error_label("RetryableWriteError") or is_refused(error)
-    ):
-        return True
-    return isinstance(error, _AWAY)
+    return is_passing(error) or isinstance(error, _AWAY)
 
 
 def describe(error: BaseException) -> str:

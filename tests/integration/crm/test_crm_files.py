@@ -180,7 +180,11 @@ async def test_good_rows_are_in_and_bad_ones_told_by_line(crm: Crm) -> None:
     assert 0 < half.received_bytes <= 100 and half.state == transfer_pb2.Import.STATE_RECEIVING
     done = await crm.upload(job, CSV, start=half.received_bytes)
     assert (done.good_rows, done.bad_rows) == (3, 3) and done.received_bytes == len(CSV)
-    errors = await crm.imports.ListImportErrors(transfer_pb2.ListImportErrorsRequest(parent=job.name))
+    asked = transfer_pb2.ListImportErrorsRequest(parent=job.name)
+    errors = await crm.imports.ListImportErrors(asked)
+    chinese = await crm.imports.ListImportErrors(asked, metadata=(("accept-language", "zh"),))
+    said = [(e.reason, e.message) for e in chinese.import_errors]
+    assert all(max(text) >= "\u4e00" for reason, text in said if reason == "INVALID_ARGUMENT"), said
     assert [(e.line, e.field, e.reason) for e in errors.import_errors] == [
         (5, "customer.phone_numbers[0].number", "INVALID_ARGUMENT"),
         (6, "customer.phone_numbers[0].number", "CLAIM_TAKEN"),

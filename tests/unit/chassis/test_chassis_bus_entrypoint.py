@@ -6,7 +6,9 @@ from datetime import UTC, datetime
 from types import SimpleNamespace
 from typing import Any
 
+import eventlet
 import pytest
+from eventlet.event import Event as Signal
 from google.protobuf.type_pb2 import EnumValue
 from google.protobuf.type_pb2 import Field as ProtoField
 
@@ -140,3 +142,56 @@ def test_a_connection_that_breaks_under_a_message_does_not_end_the_worker(
     )
     handler.take(message)
     assert asked == ["broker", entrypoint.GIVE_BACK_SECONDS, "broker"]
+
+
+def test_an_event_of_a_list_in_hand_that_comes_again_waits_for_the_list() -> None:
+    """The broker went while the handler was busy: what it delivers again is handled by itself, and not beside
+    the list.
+    """
+    marks: set[str] = set()
+    taken: list[list[str]] = []
+    going_on, acked = Signal(), []
+
+    class Consumer(BusConsumer):
+        inbox: Any = SimpleNamespace(
+            seen=lambda _, id: id in marks,
+            seen_of=lambda _, ids: marks & set(ids),
+            mark=lambda _, id: marks.add(id),
+            mark_all=lambda _, ids: marks.update(ids),
+        )
+
+    @subscribe("routing", ProtoField, together_max=10)
+    def on_call(self: Any, events: list[Event]) -> None:
+        """Stands in for a handler; what is asked of nameko is answered below."""
+
+    def run(_entrypoint: Any, args: Any, _kwargs: Any, *, handle_result: Any, **_: Any) -> None:
+        taken.append([each.id for each in args[0]])
+        if len(taken) == 1:
+            going_on.wait()
+        handle_result(None)
+
+    (handler,) = on_call.nameko_entrypoints
+    handler.queue_consumer = Consumer()
+    handler.container = SimpleNamespace(spawn_worker=run)
+    handler.subscription = handler.of_service("tickets")
+    handler._labels = ("tickets", "on_call")
+    handler._red, handler._waited = SimpleNamespace(record=lambda *_: None), None
+    first, second = event(), event()
+
+    def message(of: Event) -> Any:
+        channel = SimpleNamespace(connection="open")
+        return SimpleNamespace(
+            body=of.to_json(), headers={}, channel=channel, ack=lambda: acked.append(of.id)
+        )
+
+    together = eventlet.spawn(handler._take_together, [message(first), message(second)])
+    eventlet.sleep(0)
+    again = eventlet.spawn(handler.take, message(second))
+    eventlet.sleep(0)
+    assert taken == [[first.id, second.id]], "not beside the list"
+    going_on.send(None)
+    together.wait()
+    again.wait()
+    assert taken == [[first.id, second.id]], "done already"
+    assert sorted(acked) == sorted([first.id, second.id, second.id])
+    assert not handler.queue_consumer._handling

@@ -1,12 +1,14 @@
-"""Reading what became of an unordered bulk write."""
+"""Reading what the database says of what it did not do."""
 
 from __future__ import annotations
 
 from typing import Any
 
 import pytest
-from pymongo.errors import BulkWriteError
+from pymongo.errors import BulkWriteError, CursorNotFound, OperationFailure, WriteConcernError
 
+from chassis.bus.verdict import is_away
+from chassis.errors import Code, translate
 from chassis.mongo import DUPLICATE_KEY, DatabaseUnavailable, clashes
 
 
@@ -33,3 +35,28 @@ def test_anything_else_is_raised() -> None:
 def test_what_a_majority_may_not_have_is_never_taken_for_written(codes: tuple[int, ...]) -> None:
     with pytest.raises(DatabaseUnavailable):
         clashes(failed(*codes, unsure=True))
+
+
+def labelled() -> WriteConcernError:
+    return WriteConcernError("stepping down", 91, {"errorLabels": ["RetryableWriteError"]})
+
+
+@pytest.mark.parametrize(
+    ("error", "passing"),
+    [
+        (labelled(), True),
+        (CursorNotFound("the server with it was started anew", 43), True),
+        (OperationFailure("no majority to read from yet", 134), True),
+        (OperationFailure("the time was over", 262), True),
+        (failed(unsure=True), True),
+        (failed(DUPLICATE_KEY, unsure=True), False),
+        (failed(121), False),
+        (OperationFailure("not in this state of affairs", 2), False),
+    ],
+)
+def test_what_passes_with_a_change_of_primary_is_told_alike_to_callers_and_to_the_bus(
+    error: OperationFailure, passing: bool
+) -> None:
+    shown = translate(error)
+    assert (shown.code is Code.UNAVAILABLE, is_away(error)) == (passing, passing)
+    assert shown.details.retry_seconds == (1.0 if passing else None)

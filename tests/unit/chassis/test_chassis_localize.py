@@ -284,3 +284,10 @@ def test_a_localized_status_still_fits_its_trailer() -> None:
     status = rich_status(error, "callmesh.crm", "zh")
     assert sum(len(d.value) for d in status.details) <= DETAILS_BYTES_MAX
     assert len(details(status, error_details_pb2.LocalizedMessage)) == 1
+
+
+def test_a_sentence_whose_value_is_blank_is_told_in_chinese_too():
+    assert localize.sentence("contradicts any_tags: ", "marketing") == localize.sentence(
+        "contradicts any_tags: x", "marketing"
+    ).replace("x", "")
+    assert localize.sentence("contradicts any_tags: ", "marketing") != "contradicts any_tags: "

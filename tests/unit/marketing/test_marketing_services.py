@@ -496,11 +496,30 @@ async def test_who_refuses_calls_after_being_handed_out_is_not_called(world: Wor
     assert not (await world.outbound.RenewContacts(calling)).contacts
 
 
-async def imported(world: World, name: str, *contacts: outbound_pb2.Contact) -> Any:
+async def imported(world: World, name: str, *contacts: outbound_pb2.Contact, language: str = "en") -> Any:
     async def batch() -> AsyncIterator[outbound_pb2.ImportContactsRequest]:
         yield outbound_pb2.ImportContactsRequest(parent=name, contacts=contacts)
 
-    return await world.outbound.ImportContacts(batch())
+    return await world.outbound.ImportContacts(batch(), metadata=(("accept-language", language),))
+
+
+@pytest.mark.parametrize(
+    ("language", "said"),
+    [("en", "must be an E.164 number"), ("zh-Hans-CN,en;q=0.5", "必须是 E.164 号码")],
+)
+async def test_a_bulk_load_says_in_its_callers_language_what_it_refused(
+    world: World, language: str, said: str
+) -> None:
+    name = await outbound_list(world)
+    found = await imported(world, name, outbound_pb2.Contact(number="1"), language=language)
+    assert [one.description for one in found.rejected] == [said]
+
+    async def batch() -> AsyncIterator[recommendations_pb2.ImportPurchasesRequest]:
+        yield recommendations_pb2.ImportPurchasesRequest(purchases=[recommendations_pb2.Purchase()])
+
+    told = await world.recommend.ImportPurchases(batch(), metadata=(("accept-language", language),))
+    (refused_one,) = told.rejected
+    assert (max(refused_one.description) >= "\u4e00") == (language != "en"), refused_one.description
 
 
 async def test_who_must_not_be_called_is_not_called_by_a_bare_number(world: World) -> None:

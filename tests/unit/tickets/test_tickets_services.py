@@ -520,17 +520,28 @@ def test_a_split_does_not_outgrow_a_ticket(service: Service) -> None:
     assert refused(lambda: service.SplitTicket(request, None)) == ["comments"]
 
 
+class Spoken:
+    """The context of a call whose caller reads a language."""
+
+    def __init__(self, language: str) -> None:
+        self._language = language
+
+    def invocation_metadata(self) -> list[tuple[str, str]]:
+        """What a call came with."""
+        return [("accept-language", self._language)]
+
+
 def test_bulk_edits_say_what_would_happen_and_do_it(service: Service) -> None:
     names = [f"tickets/{service.open(tags=['x']).id}" for _ in range(3)]
     service.MergeTickets(rpc.MergeTicketsRequest(name=names[1], source=names[0]), None)
     request = rpc.BulkUpdateTicketsRequest(filter="tags:x", transition="start", validate_only=True)
-    dry = service.BulkUpdateTickets(request, None)
+    dry = service.BulkUpdateTickets(request, Spoken("en"))
     assert (dry.changed_count, dry.failed_count) == (2, 1)
     assert {o.reason for o in dry.outcomes} == {"", "ILLEGAL_TRANSITION"}
     assert service.store.get(names[1][8:]).state == "new"
     request.validate_only = False
     request.ticket.priority = pb.PRIORITY_URGENT
-    assert service.BulkUpdateTickets(request, None).changed_count >= 2
+    assert service.BulkUpdateTickets(request, Spoken("en")).changed_count >= 2
     assert service.store.get(names[2][8:]).state == "in_progress"
     assert refused(lambda: service.BulkUpdateTickets(rpc.BulkUpdateTicketsRequest(), None)) == ["names"]
 
@@ -551,8 +562,11 @@ def test_a_bulk_edit_changes_a_ticket_and_takes_it_on_or_leaves_it_alone(service
     name = f"tickets/{service.open(kind=pb.TICKET_KIND_REPAIR).id}"
     before = service.store.get(name[8:])
     refused_ = rpc.BulkUpdateTicketsRequest(names=[name], ticket={"subject": "new"}, transition="arrive")
-    (outcome,) = service.BulkUpdateTickets(refused_, None).outcomes
+    (outcome,) = service.BulkUpdateTickets(refused_, Spoken("zh-CN")).outcomes
     assert (outcome.changed, outcome.reason) == (False, "ILLEGAL_TRANSITION")
+    assert f"{name} 不能这样转换状态" in outcome.message
+    (outcome,) = service.BulkUpdateTickets(refused_, Spoken("fr")).outcomes
+    assert outcome.message.isascii()
     assert service.store.get(name[8:]) == before
     order = pb.DispatchOrder(site_address="1 Main St", engineer="agents/7")
     request = rpc.BulkUpdateTicketsRequest(
