@@ -781,6 +781,17 @@ def _come(agent: AgentEntry, channel: str) -> None:
         line.idle += 1
 
 
+def _stay_free(agent: AgentEntry, since_ms: dict[str, int]) -> None:
+    """Whoever was free when its settings changed keeps its turn, on the channels that it still takes."""
+    for channel, ms in since_ms.items():
+        if channel in agent.channels:
+            place = agent.idle[channel] = Place(agent.config.id, agent, ms)
+            for free in {id(line.free): line.free for line in agent.lines.get(channel, ())}.values():
+                free.add_back(place)
+            for line in agent.plain.get(channel, ()):
+                line.idle += 1
+
+
 def _account(state: ShardState, agent: AgentEntry) -> None:
     """Counts the time on contacts, for the strategies that look at it."""
     if agent.offers or agent.calls or agent.wraps:
@@ -795,7 +806,7 @@ def _fill(line: Line, agents: Iterable[AgentEntry], *, listed: bool) -> None:
     are, who has been free for longer first.
     """
     idle = [agent for agent in agents if _join(agent, line, listed=listed) and line.channel in agent.idle]
-    for agent in sorted(idle, key=lambda agent: (agent.since_ms, agent.config.id)):
+    for agent in sorted(idle, key=lambda agent: (agent.idle[line.channel].since_ms, agent.config.id)):
         if not listed:
             line.free.add(agent.idle[line.channel])
         line.idle += 1
@@ -1047,15 +1058,18 @@ def _queue_removed(s: ShardState, e: QueueRemoved) -> None:
 
 def _agent_configured(s: ShardState, e: AgentConfigured) -> None:
     agent = s.agents.get(e.agent.id)
+    free_since_ms: dict[str, int] = {}
     if agent is None:
         agent = s.agents[e.agent.id] = AgentEntry(e.agent)
     else:
+        free_since_ms = {channel: place.since_ms for channel, place in agent.idle.items()}
         _leave_lines(agent)
         s.drop_skills(agent)
         agent.configure(e.agent)
     s.index_skills(agent)
     for line in s.lines_for(agent):
         _join(agent, line)
+    _stay_free(agent, free_since_ms)
     _refresh(s, agent)
 
 
@@ -1375,6 +1389,7 @@ def _tally_end(s: ShardState, entry: CallEntry, was_connected: bool) -> None:
 def _call_wrapped_up(s: ShardState, e: CallWrappedUp) -> None:
     entry, agent = s.calls.get(e.call_id), s.agents.get(e.agent)
     began_ms = agent.wraps.pop(e.call_id, (0, 0))[0] if agent is not None else 0
+    was_at_it = began_ms > 0
     queue = entry.facts.queue if entry is not None else ""
     if agent is not None:
         queue = agent.wrap_queues.pop(e.call_id, queue)
@@ -1388,7 +1403,7 @@ def _call_wrapped_up(s: ShardState, e: CallWrappedUp) -> None:
         gain = HANDLE_TIME_GAIN if tally.wrapped else 1.0
         tally.wrap_up_span_ms += gain * (s.now_ms - began_ms - tally.wrap_up_span_ms)
         tally.wrapped += 1
-    if agent is not None:
+    if agent is not None and was_at_it:
         agent.since_ms = s.now_ms
         _refresh(s, agent)
 
