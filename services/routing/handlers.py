@@ -47,6 +47,8 @@ PREFERRED_AGENT_SECONDS = 0.3
 ANSWER_SECONDS = 0.1
 
 
+#: Regions of a call that no region is sought for.
+NOWHERE = Ranked("", [])
 #: States of a call by what AssignCall makes of them.
 _UNDECIDED = frozenset({model.CallState.WAITING, model.CallState.OFFERED, model.CallState.OVERFLOWING})
 _CONNECTED = frozenset({model.CallState.CONNECTED, model.CallState.ENDED})
@@ -131,8 +133,9 @@ class Handlers:
         config = self._queues.get(queue)
         return announcement(config.announcements, language) if config is not None else ""
 
-    def _known_queue(self, queue: str) -> model.QueueConfig:
-        """As the directory has it.
+    def _known_queue(self, queue: str, *, kept: bool = False) -> model.QueueConfig:
+        """As the directory has it. `kept`: of a call that was queued, which goes on in a queue, or after one,
+        that was removed since: its shard knows.
 
         Raises:
             QueueNotFound: there is no such queue.
@@ -143,6 +146,8 @@ class Handlers:
             return config
         if not self._regions.configured:
             raise DirectoryUnread(retry_seconds=0.5)
+        if kept:
+            return model.QueueConfig(id=queue)
         raise QueueNotFound(resource=f"queues/{queue}")
 
     def _closed(self, queue: str, language: str) -> QueueClosed:
@@ -212,15 +217,17 @@ class Handlers:
     async def _caller(self, request: call_pb2.CallRequest) -> Caller:
         """A checked call with its place, its customer's priority and the regions to try."""
         queue = convert.check_call(request)
-        config = self._known_queue(queue)
+        place = self._place_kept(request)
+        config = self._known_queue(queue, kept=place is not None)
         located = place_of(request)
         number = located.e164 if located is not None else ""
-        place = self._place_kept(request)
         if place is None and request.attempt <= 1:
             # Who waits already is served, whatever the hour.
             self._check_open(queue, request.language)
         known = await self._profiles.caller(number) if number else STRANGER
-        ranked = self._regions.order(request, located, queue, ties_of(known))
+        # A removed queue has calls where they are and nowhere else.
+        removed = queue not in self._queues
+        ranked = NOWHERE if removed else self._regions.order(request, located, queue, ties_of(known))
         now_ms = self._clock.now_ms()
         since_ms = now_ms - self._repeat_window_ms
         facts = convert.call_facts(

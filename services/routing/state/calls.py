@@ -317,6 +317,7 @@ def call_wrapped_up(s: ShardState, e: CallWrappedUp) -> None:
     entry, agent = s.calls.get(e.call_id), s.agents.get(e.agent)
     began_ms = agent.wraps.pop(e.call_id, (0, 0))[0] if agent is not None else 0
     queue = entry.facts.queue if entry is not None else ""
+    was_at_it = began_ms > 0
     if agent is not None:
         queue = agent.wrap_queues.pop(e.call_id, queue)
     if entry is not None and entry.agent == e.agent:
@@ -329,7 +330,7 @@ def call_wrapped_up(s: ShardState, e: CallWrappedUp) -> None:
         gain = HANDLE_TIME_GAIN if tally.wrapped else 1.0
         tally.wrap_up_span_ms += gain * (s.now_ms - began_ms - tally.wrap_up_span_ms)
         tally.wrapped += 1
-    if agent is not None:
+    if agent is not None and was_at_it:
         agent.since_ms = s.now_ms
         refresh(s, agent)
 

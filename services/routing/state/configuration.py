@@ -17,7 +17,7 @@ from routing.model import (
 from routing.state.calls import end_preference
 from routing.state.entries import AgentEntry, Line
 from routing.state.indexes import refresh
-from routing.state.lines import fill, join, leave_lines, part, turn_of
+from routing.state.lines import fill, join, leave_lines, part, stay_free, turn_of
 from routing.state.shard import ShardState
 from routing.state.tallies import Tally
 
@@ -88,15 +88,18 @@ def queue_removed(s: ShardState, e: QueueRemoved) -> None:
 
 def agent_configured(s: ShardState, e: AgentConfigured) -> None:
     agent = s.agents.get(e.agent.id)
+    free_since_ms: dict[str, int] = {}
     if agent is None:
         agent = s.agents[e.agent.id] = AgentEntry(e.agent)
     else:
+        free_since_ms = {channel: place.since_ms for channel, place in agent.idle.items()}
         leave_lines(agent)
         s.drop_skills(agent)
         agent.configure(e.agent)
     s.index_skills(agent)
     for line in s.lines_for(agent):
         join(agent, line)
+    stay_free(agent, free_since_ms)
     refresh(s, agent)
 
 

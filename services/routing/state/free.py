@@ -47,10 +47,13 @@ class Place:
         self.live = True
 
 
+_since = operator.attrgetter("since_ms")
+
+
 class Free(ABC):
     """The free agents of one line. Whoever appends to `inbox` looks at its length and calls `take_in`."""
 
-    __slots__ = ("_rank", "_tidy_at", "inbox", "length")
+    __slots__ = ("_disordered", "_rank", "_tidy_at", "inbox", "length")
 
     def __init__(self, rank: Callable[[Place], int]) -> None:
         """A lower rank is taken first, of equal ranks who came first. The rank of a place may not change."""
@@ -60,6 +63,8 @@ class Free(ABC):
         #: Ranked places, outdated ones included.
         self.length = 0
         self._tidy_at = OUTDATED_MAX
+        #: Somebody is to stand before others who came earlier.
+        self._disordered = False
 
     def add(self, place: Place) -> None:
         """Free from now on."""
@@ -67,12 +72,20 @@ class Free(ABC):
         if len(self.inbox) > INBOX_MAX:
             self.take_in()
 
+    def add_back(self, place: Place) -> None:
+        """Free since before, and to stand where that puts it among those of its rank."""
+        self._disordered = True
+        self.add(place)
+
     def take_in(self) -> None:
         """Ranks what came."""
         came = [place for place in self.inbox if place.live]
         self.inbox.clear()
         self.length += len(came)
         self._put(came)
+        if self._disordered:
+            self._put_in_order()
+            self._disordered = False
         if self.length > self._tidy_at:
             # Each place is dropped once, so this adds a constant to its coming.
             self._tidy()
@@ -87,9 +100,13 @@ class Free(ABC):
     def order(self, limit: int = sys.maxsize) -> list[str]:
         """The first `limit`, as they would be taken; changes nothing. O(n log limit): for people."""
         came = ((self._rank(place), place) for place in self.inbox)
-        ranked = ((rank, place) for rank, place in itertools.chain(self._ranked(), came) if place.live)
-        first = heapq.nsmallest(limit, ranked, key=operator.itemgetter(0))
-        return [place.agent_id for _, place in first]
+        ranked = (
+            (rank, place.since_ms, place)
+            for rank, place in itertools.chain(self._ranked(), came)
+            if place.live
+        )
+        first = heapq.nsmallest(limit, ranked, key=operator.itemgetter(0, 1))
+        return [place.agent_id for _, _, place in first]
 
     def count(self) -> int:
         """How many are free; changes nothing. O(n)."""
@@ -98,6 +115,10 @@ class Free(ABC):
     @abstractmethod
     def _put(self, places: list[Place]) -> None:
         """Ranks and lists places."""
+
+    @abstractmethod
+    def _put_in_order(self) -> None:
+        """Of those of one rank who has been free for longer first."""
 
     @abstractmethod
     def _tidy(self) -> None:
@@ -132,6 +153,9 @@ class ByRank(Free):
                 same = lists[rank] = deque()
                 heapq.heappush(self._ranks, rank)
             same.append(place)
+
+    def _put_in_order(self) -> None:
+        self._lists = {rank: deque(sorted(same, key=_since)) for rank, same in self._lists.items()}
 
     def _tidy(self) -> None:
         self._lists = {
@@ -170,6 +194,9 @@ class ByTurn(Free):
     def _put(self, places: list[Place]) -> None:
         self._places.extend(places)
 
+    def _put_in_order(self) -> None:
+        self._places = deque(sorted(self._places, key=_since))
+
     def _tidy(self) -> None:
         self._places = deque(place for place in self._places if place.live)
         self.length = len(self._places)
@@ -207,6 +234,14 @@ class ByHeap(Free):
             self._places[number] = place
             heapq.heappush(self._heap, number)
 
+    def _put_in_order(self) -> None:
+        ranked = [(number >> _CAME_BITS, place.since_ms, number) for number, place in self._places.items()]
+        places, self._places = self._places, {}
+        for rank, _, number in sorted(ranked):
+            self._came += 1
+            self._places[(rank << _CAME_BITS) + self._came] = places[number]
+        self._heap = list(self._places)
+
     def _tidy(self) -> None:
         self._places = {number: place for number, place in self._places.items() if place.live}
         self._heap = list(self._places)
@@ -238,6 +273,9 @@ class ByLot(Free):
 
     def _put(self, places: list[Place]) -> None:
         self._pool += places
+
+    def _put_in_order(self) -> None:
+        """Everybody is equally likely wherever they stand."""
 
     def _tidy(self) -> None:
         self._pool = [place for place in self._pool if place.live]

@@ -68,7 +68,7 @@ def fill(line: Line, agents: Iterable[AgentEntry], *, listed: bool) -> None:
     are, who has been free for longer first.
     """
     idle = [agent for agent in agents if join(agent, line, listed=listed) and line.channel in agent.idle]
-    for agent in sorted(idle, key=lambda agent: (agent.since_ms, agent.config.id)):
+    for agent in sorted(idle, key=lambda agent: (agent.idle[line.channel].since_ms, agent.config.id)):
         if not listed:
             line.free.add(agent.idle[line.channel])
         line.idle += 1
@@ -141,6 +141,17 @@ def come(agent: AgentEntry, channel: str) -> None:
             free.take_in()
     for line in agent.plain.get(channel, ()):
         line.idle += 1
+
+
+def stay_free(agent: AgentEntry, since_ms: dict[str, int]) -> None:
+    """Whoever was free when its settings changed keeps its turn, on the channels that it still takes."""
+    for channel, ms in since_ms.items():
+        if channel in agent.channels:
+            place = agent.idle[channel] = Place(agent.config.id, agent, ms)
+            for free in {id(line.free): line.free for line in agent.lines.get(channel, ())}.values():
+                free.add_back(place)
+            for line in agent.plain.get(channel, ()):
+                line.idle += 1
 
 
 def step_back(agent: AgentEntry) -> None:

@@ -36,6 +36,7 @@ from routing.model import (
     DeclineOffer,
     DetachCall,
     DetachSession,
+    Disposition,
     EndCall,
     Event,
     FinishWrapUp,
@@ -1067,6 +1068,36 @@ def test_monitoring_is_told_to_the_edge_of_a_conversation() -> None:
         assert shard.refusal(MonitorCall(call_id="c1", mode=mode, address="sip:boss")) == ""
         told = shard.told[-1]
         assert isinstance(told, CallMonitored) and (told.mode, told.address) == (mode, "sip:boss")
+
+
+@pytest.mark.parametrize("strategy", [s for s in Strategy if s is not Strategy.RANDOM])
+def test_whoever_is_free_keeps_the_turn_and_the_time_when_skills_change(strategy: Strategy) -> None:
+    shard = Shard(strategy=strategy)
+    shard.do(ConfigureQueue(queue=QueueConfig(id="gold", skills=(("gold", 1),), strategy=strategy)))
+    for agent in ("cid", "ann", "bob"):
+        shard.agent(agent)
+        shard.wait(1_000)
+    for agent in ("ann", "bob", "cid"):
+        shard.do(ConfigureAgent(agent=AgentConfig(id=agent, skills=(("gold", 1),))))
+    since = [shard.seat(agent).since_ms - START_MS for agent in ("cid", "ann", "bob")]
+    assert since == [0, 1_000, 2_000]
+    rung = []
+    for number, queue in enumerate(("service", "gold", "service")):
+        shard.place(f"c{number}", queue=queue)
+        rung.append(shard.call(f"c{number}").agent)
+    assert rung == ["cid", "ann", "bob"]
+
+
+def test_a_word_on_a_past_contact_changes_nothing_in_how_long_its_agent_has_been_free() -> None:
+    shard = Shard()
+    shard.agent("ann")
+    shard.place("c1")
+    shard.connect("c1")
+    shard.do(EndCall(call_id="c1"))
+    shard.wait(60_000)
+    since_ms = shard.seat("ann").since_ms
+    shard.do(FinishWrapUp(agent="ann", session=1, call_id="c1", disposition=Disposition(code="settled")))
+    assert shard.seat("ann").since_ms == since_ms
 
 
 def test_of_a_call_back_no_edge_can_be_told_who_listens() -> None:

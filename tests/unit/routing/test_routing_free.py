@@ -52,6 +52,19 @@ def test_lowest_rank_first_then_who_came_first(make: Make, moves: list[tuple[int
     assert free.best(0) == (wanted[0] if wanted else None)
 
 
+@pytest.mark.parametrize("make", [ByTurn, ByRank, ByHeap])
+@given(turns=st.lists(st.tuples(st.integers(0, 9), st.booleans()), max_size=40))
+def test_whoever_is_put_back_stands_where_it_stood(make: Make, turns: list[tuple[int, bool]]) -> None:
+    free = make(lambda place: 0)
+    for number, (turn, asked) in enumerate(turns):
+        free.add_back(Place(f"a{number}", 0, turn))
+        if asked:
+            free.best(0)
+    wanted = [f"a{n}" for n, _ in sorted(enumerate(turns), key=lambda each: each[1][0])]
+    assert free.order() == wanted
+    assert free.best(0) == (wanted[0] if wanted else None)
+
+
 @settings(max_examples=50, deadline=None)
 @given(moves=MOVES, lot=st.integers(0, 2**64))
 def test_a_lot_falls_on_somebody_free(moves: list[tuple[int, int]], lot: int) -> None:

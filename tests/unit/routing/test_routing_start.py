@@ -99,6 +99,27 @@ async def test_a_skill_that_nobody_can_have_is_refused_to_a_new_call_and_not_to_
     assert (await handlers._caller(again)).attempt == 2, "its edge has lost the token"
 
 
+async def test_a_call_that_was_queued_goes_on_in_a_queue_that_was_removed_since() -> None:
+    """Or whoever waits there, and whoever was handed on from there and talks, is lost with the stream."""
+    queues = {"service": QueueConfig(id="service")}
+    handlers, regions = started(queues=queues)
+    request = call_pb2.CallRequest(call_id="c1", attempt=2, queue="queues/service")
+    place = Place(
+        call_id="c1", shard="beijing", attempt=1, move=1, waited_span_ms=5_000, made_ms=FakeClock().now_ms()
+    )
+    kept = call_pb2.CallRequest()
+    kept.CopyFrom(request)
+    kept.place_token = TOKENS.make(place)
+    del queues["service"]
+    with pytest.raises(DirectoryUnread):
+        await handlers._caller(kept)
+    regions.configure((), {})
+    caller = await handlers._caller(kept)
+    assert (caller.facts.queue, caller.regions) == ("service", ["beijing"]), "where it is"
+    with pytest.raises(QueueNotFound):
+        await handlers._caller(request)
+
+
 @pytest.mark.parametrize("credit_ms", [0, 240_000])
 async def test_a_place_that_is_kept_anywhere_is_kept_with_its_credit(credit_ms: int) -> None:
     """A supervisor has raised it, or it had waited before a transfer; its shard is lost with its front."""
