@@ -77,8 +77,9 @@ def accepted_language(context: Any) -> str | None:
 
 
 def caller_language(context: Any) -> str:
-    """What the caller of a call reads, "zh" or "en": for texts about single entries of an answer. `context` is
-    None outside a call.
+    """What the caller of a call reads, "zh" or "en": for texts about single entries of an answer.
+
+    `context` is None outside a call.
     """
     asked = accepted_language(context) if context is not None else None
     return preferred(asked) or DEFAULT
