@@ -1039,7 +1039,7 @@ def erase(ticket: Ticket, now: int) -> Change:
         subject=ERASED, priority=of.priority, category=of.category, channel=of.channel, products=of.products
     )
     history = tuple(replace(step, reason="") for step in ticket.history)
-    calls = tuple(replace(call, notes="", reason="") for call in ticket.calls)
+    calls = tuple(replace(call, notes="", reason="", owner="") for call in ticket.calls)
     visit = ticket.visit and replace(ticket.visit, comment="")
     links = (IntentKind.LINK, IntentKind.UNLINK)
     # nobody is left to be asked how it was
@@ -1057,7 +1057,7 @@ def erase(ticket: Ticket, now: int) -> Change:
         merged_from=(),
         follow_up=None if visit_planned else ticket.follow_up,
         intents=intents,
-        comments=tuple(replace(comment, body="") for comment in ticket.comments),
+        comments=tuple(replace(comment, body="", owner="") for comment in ticket.comments),
         attachments=(),
         guests=(),
     )

@@ -44,7 +44,9 @@ def without_guest(ticket: Ticket, guest: str) -> Ticket:
     return replace(
         ticket,
         guests=tuple(other for other in ticket.guests if other != guest),
-        calls=tuple(replace(c, notes="", reason="") if c.owner == guest else c for c in ticket.calls),
-        comments=tuple(replace(c, body="") if c.owner == guest else c for c in ticket.comments),
+        calls=tuple(
+            replace(c, notes="", reason="", owner="") if c.owner == guest else c for c in ticket.calls
+        ),
+        comments=tuple(replace(c, body="", owner="") if c.owner == guest else c for c in ticket.comments),
         attachments=tuple(file for file in ticket.attachments if file.owner != guest),
     )

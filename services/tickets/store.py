@@ -176,7 +176,7 @@ class TicketStore(Protocol):
         """At most `limit` comments with a sequence above `after`, oldest first; NotFound."""
 
     def blank_comments(self, ticket_id: str, owner: str = "") -> None:
-        """Removes the texts of the comments (with an owner: of that one's) that no longer lie in the
+        """Removes texts and owners of the comments (with an owner: of that one's) that no longer lie in the
         ticket."""
 
     def loads(self, agents: Sequence[str]) -> dict[str, int]:
@@ -321,7 +321,8 @@ class MongoStore:
     def blank_comments(self, ticket_id: str, owner: str = "") -> None:
         """As the port says."""
         which = {"ticket_id": ticket_id, **({"comment.owner": owner} if owner else {})}
-        CommentDocument._get_collection().update_many(which, {"$set": {"comment.body": ""}})
+        blank = {"$set": {"comment.body": ""}, "$unset": {"comment.owner": ""}}
+        CommentDocument._get_collection().update_many(which, blank)
 
     def loads(self, agents: Sequence[str]) -> dict[str, int]:
         """As the port says."""
@@ -753,7 +754,7 @@ class MemoryStore:
         with self._lock:
             old = self._old_comments.get(ticket_id, {})
             gone = {sequence: said for sequence, said in old.items() if owner in ("", said.owner)}
-            old.update({sequence: replace(said, body="") for sequence, said in gone.items()})
+            old.update({sequence: replace(said, body="", owner="") for sequence, said in gone.items()})
 
     def loads(self, agents: Sequence[str]) -> dict[str, int]:
         """As the port says."""

@@ -813,6 +813,8 @@ def test_an_erasure_finds_words_in_the_tickets_of_others(desk: Desk, way: str, w
         desk.use.customer_erased("42", 2)
     assert [word for word in words_of(desk, host.id) if word] == kept
     assert desk.store.get(host.id).guests == (("7",) if "twice" in way else ())
+    kept_of = repr((desk.store.get(host.id), desk.use.comments(host.id, 0, 1_000)))
+    assert "'42'" not in kept_of and NUMBER not in kept_of, "whose they were is gone, too"
     for customer in ("7", "8"):
         desk.use.customer_erased(customer, 3)
     assert not any(words_of(desk, host.id))
