@@ -7,9 +7,9 @@ share one mapping. Every query of `store` has an index below; a new query brings
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypeVar
 
 from mongoengine import BooleanField, DictField, Document, IntField, ListField, StringField
 
@@ -46,6 +46,8 @@ from tickets.model import (
     Ticket,
     Visit,
 )
+
+Part = TypeVar("Part", Attachment, CallLink, Comment)
 
 #: What every list is sorted by, newest first.
 _NEWEST = ("-created_ms", "-_id")
@@ -163,6 +165,9 @@ class TicketDocument(Aggregate):
     absorbed = ListField(StringField())
     #: Searched.
     guests = ListField(StringField())
+    #: `owner` of calls, files and comments: "call", "file" or "comment", the part's key, the owner. Beside
+    #: the parts, because the release before this one reads no part with a field that it does not know.
+    owners = ListField(ListField())
     problem = StringField()
     fee_approver = StringField()
     fee_paid_ms = IntField()
@@ -187,6 +192,8 @@ class CommentDocument(Document):
     ticket_id = StringField(required=True)
     sequence = IntField(required=True)
     comment = DictField()
+    #: The comment's; beside it as in a ticket.
+    owner = StringField()
 
 
 class HistoryPageDocument(Document):
@@ -370,14 +377,65 @@ def _dispatch(raw: Mapping[str, Any]) -> Dispatch:
     return Dispatch(**{**raw, "parts": tuple(PartLine(**line) for line in raw.get("parts") or ())})
 
 
+def _part_fields(part: Attachment | CallLink | Comment) -> dict[str, Any]:
+    """As `_plain`, without the owner, which is stored beside it."""
+    return _plain(replace(part, owner=""))
+
+
+def _known(kind: type[Any], raw: Mapping[str, Any]) -> dict[str, Any]:
+    """What a class has a field for; the rest is of a newer release."""
+    return {name: item for name, item in raw.items() if name in kind.__dataclass_fields__}
+
+
 def comment_fields(comment: Comment) -> dict[str, Any]:
-    """A comment as it is stored."""
-    return {**_plain(comment), "attachments": list(comment.attachments)}
+    """A comment as it is stored, but for its owner."""
+    return {**_part_fields(comment), "attachments": list(comment.attachments)}
 
 
-def comment_from_raw(raw: Mapping[str, Any]) -> Comment:
-    """The comment that `comment_fields` made."""
-    return Comment(**{"body": "", "author": "", **raw, "attachments": tuple(raw.get("attachments") or ())})
+def comment_from_raw(raw: Mapping[str, Any], owner: str = "") -> Comment:
+    """The comment that `comment_fields` made, and whose it is."""
+    files = tuple(raw.get("attachments") or ())
+    return Comment(**{"body": "", "author": "", **_known(Comment, raw), "attachments": files, "owner": owner})
+
+
+def _keyed(part: Attachment | CallLink | Comment) -> tuple[str, Any]:
+    """The kind and the key of what may have an owner."""
+    match part:
+        case CallLink():
+            return "call", part.call_id
+        case Attachment():
+            return "file", part.id
+        case Comment():
+            return "comment", part.sequence
+
+
+def _owners(ticket: Ticket) -> Iterator[list[Any]]:
+    parts: tuple[Attachment | CallLink | Comment, ...] = (
+        *ticket.calls,
+        *ticket.attachments,
+        *ticket.comments,
+    )
+    for part in parts:
+        if part.owner:
+            yield [*_keyed(part), part.owner]
+
+
+def _owned(part: Part, owners: Mapping[tuple[str, Any], str]) -> Part:
+    owner = owners.get(_keyed(part))
+    return replace(part, owner=owner) if owner else part
+
+
+def _parts(raw: Mapping[str, Any]) -> dict[str, Any]:
+    """The calls, files and comments of a ticket, with whose they are."""
+    owners = {(kind, key): owner for kind, key, owner in raw.get("owners") or ()}
+    calls = (CallLink(**_known(CallLink, call)) for call in raw.get("calls") or ())
+    files = (Attachment(**_known(Attachment, file)) for file in raw.get("attachments") or ())
+    comments = map(comment_from_raw, raw.get("comments") or ())
+    return {
+        "calls": tuple(_owned(call, owners) for call in calls),
+        "attachments": tuple(_owned(file, owners) for file in files),
+        "comments": tuple(_owned(comment, owners) for comment in comments),
+    }
 
 
 def _visit_fields(visit: Visit) -> dict[str, Any]:
@@ -406,13 +464,14 @@ def _task_fields(ticket: Ticket) -> dict[str, Any]:
         "request_keys": [key for key, _ in ticket.requests] or None,
         "requests": [list(request) for request in ticket.requests] or None,
         "links": [_plain(link) for link in ticket.links] or None,
-        "attachments": [_plain(file) for file in ticket.attachments] or None,
+        "attachments": [_part_fields(file) for file in ticket.attachments] or None,
         "watchers": list(ticket.watchers) or None,
         "comments": [comment_fields(comment) for comment in ticket.comments] or None,
         "comment_count": ticket.comment_count or None,
         "merged_into": ticket.merged_into or None,
         "absorbed": list(ticket.absorbed) or None,
         "guests": list(ticket.guests) or None,
+        "owners": list(_owners(ticket)) or None,
         "problem": ticket.problem or None,
         "fee_approver": ticket.fee_approver or None,
         "fee_paid_ms": ticket.fee_paid_ms,
@@ -430,12 +489,10 @@ def _task_values(raw: Mapping[str, Any]) -> dict[str, Any]:
         "links": tuple(
             Link(**{**link, "relation": Relation(link["relation"])}) for link in raw.get("links") or ()
         ),
-        "attachments": tuple(Attachment(**file) for file in raw.get("attachments") or ()),
         "watchers": tuple(raw.get("watchers") or ()),
         "absorbed": tuple(raw.get("absorbed") or ()),
         "guests": tuple(raw.get("guests") or ()),
         "requests": tuple((key, content) for key, content in raw.get("requests") or ()),
-        "comments": tuple(comment_from_raw(comment) for comment in raw.get("comments") or ()),
         **{
             name: raw.get(name) or ""
             for name in ("assignee", "team", "merged_into", "problem", "fee_approver")
@@ -466,7 +523,7 @@ def to_fields(ticket: Ticket) -> dict[str, Any]:
         "sla": _sla_fields(ticket.sla),
         "breached": is_breached(ticket.sla),
         "due_ms": clocks.due_ms(ticket.sla.resolution),
-        "calls": [_plain(call) for call in ticket.calls],
+        "calls": [_part_fields(call) for call in ticket.calls],
         "call_count": ticket.call_count,
         "resolution": ticket.resolution,
         "parent_id": ticket.parent_id or None,
@@ -535,7 +592,6 @@ def from_raw(raw: Mapping[str, Any]) -> Ticket:
         draft=_draft(raw),
         sla=_sla(raw["sla"]),
         tier=raw.get("tier") or "",
-        calls=tuple(CallLink(**call) for call in raw.get("calls") or ()),
         call_count=raw.get("call_count") or 0,
         resolution=raw.get("resolution") or "",
         parent_id=raw.get("parent_id") or "",
@@ -556,6 +612,7 @@ def from_raw(raw: Mapping[str, Any]) -> Ticket:
         resolved_ms=raw.get("resolved_ms"),
         closed_ms=raw.get("closed_ms"),
         version=raw["version"],
+        **_parts(raw),
         **_task_values(raw),
     )
 

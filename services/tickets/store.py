@@ -306,6 +306,7 @@ class MongoStore:
         collection = CommentDocument._get_collection()
         for said in gone:
             raw = {"ticket_id": ticket.id, "sequence": said.sequence, "comment": comment_fields(said)}
+            raw |= {"owner": said.owner} if said.owner else {}
             collection.replace_one({"_id": f"{ticket.id}/{said.sequence:06d}"}, raw, upsert=True)
         return ticket
 
@@ -314,14 +315,14 @@ class MongoStore:
         inline = self.get(ticket_id).comments
         query = {"ticket_id": ticket_id, "sequence": {"$gt": after}}
         stored = CommentDocument._get_collection().find(query).sort("sequence", 1).limit(limit)
-        found = {raw["sequence"]: comment_from_raw(raw["comment"]) for raw in stored}
+        found = {raw["sequence"]: comment_from_raw(raw["comment"], raw.get("owner") or "") for raw in stored}
         found |= {said.sequence: said for said in inline}
         return [found[sequence] for sequence in sorted(found) if sequence > after][:limit]
 
     def blank_comments(self, ticket_id: str, owner: str = "") -> None:
         """As the port says."""
-        which = {"ticket_id": ticket_id, **({"comment.owner": owner} if owner else {})}
-        blank = {"$set": {"comment.body": ""}, "$unset": {"comment.owner": ""}}
+        which = {"ticket_id": ticket_id, **({"owner": owner} if owner else {})}
+        blank = {"$set": {"comment.body": ""}, "$unset": {"owner": ""}}
         CommentDocument._get_collection().update_many(which, blank)
 
     def loads(self, agents: Sequence[str]) -> dict[str, int]:

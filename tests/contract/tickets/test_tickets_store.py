@@ -406,6 +406,23 @@ def test_a_long_history_is_read_in_pages_from_both_places(store: TicketStore) ->
     assert store.steps("t1", 1, 1)[0].reason == ""
 
 
+def test_whose_comments_are_is_known_in_both_places_until_they_are_blanked(store: TicketStore) -> None:
+    said = tuple(
+        Comment(sequence=n, body="b", public=True, author="a", from_customer=True, time_ms=n,
+                owner="42" if n % 2 else "")
+        for n in range(1, 41)
+    )  # fmt: skip
+    stored, _ = store.insert(moved(ticket(), "start"), ())
+    store.update(replace(stored, comments=said, comment_count=40), ())
+    kept = len(store.get("t1").comments)
+    assert 0 < kept < 30 and store.comments("t1", 0, 99) == list(said)
+    store.blank_comments("t1", "42")
+    blanked = [replace(one, body="", owner="") if one.owner else one for one in said[:-kept]]
+    assert store.comments("t1", 0, 99) == [*blanked, *said[-kept:]]
+    store.blank_comments("t1")
+    assert {one.body for one in store.comments("t1", 0, 99)[:-kept]} == {""}
+
+
 def test_profiles_only_get_newer(store: TicketStore) -> None:
     old = Profile(customer_id="42", version=1, numbers=(NUMBER, "+4930123456"), tier="gold")
     new = Profile(

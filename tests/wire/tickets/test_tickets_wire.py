@@ -21,9 +21,19 @@ from chassis.errors import InvalidArgument
 from chassis.testing import FakeClock
 from tickets import convert, inbound
 from tickets import sla as clocks
-from tickets.documents import from_raw, to_fields
+from tickets.documents import comment_fields, from_raw, to_fields
 from tickets.handlers import Handlers
-from tickets.model import Channel, Kind, Phase, Priority, Profile, Rules
+from tickets.model import (
+    Attachment,
+    CallLink,
+    Channel,
+    Comment,
+    Kind,
+    Phase,
+    Priority,
+    Profile,
+    Rules,
+)
 from tickets.store import MemoryStore, Query
 
 FIXTURES = Path(__file__).parent / "fixtures"
@@ -107,6 +117,38 @@ def test_a_document_of_the_past_is_still_a_ticket() -> None:
     assert ticket.phase is Phase.RESOLVED and ticket.follow_up is not None and len(ticket.history) == 3
     again = {key: value for key, value in to_fields(ticket).items() if value is not None}
     assert again == {key: value for key, value in raw.items() if key not in ("_id", "version")}
+
+
+def test_whose_a_part_is_lies_beside_it_where_the_release_before_passes_it_over() -> None:
+    """That one reads calls, files and comments with exactly the fields of its own."""
+    raw = json.loads((FIXTURES / "ticket_document.json").read_text())
+    said = Comment(sequence=1, body="b", public=True, author="a", from_customer=True, time_ms=1, owner="42")
+    file = Attachment(id="f", uri="https://f", file_name="f", owner="42")
+    call = CallLink(call_id="c", time_ms=1, owner="+8613800138000")
+    ticket = replace(from_raw(raw), calls=(call,), attachments=(file,), comments=(said,))
+    document = {"_id": ticket.id, "version": 3, **to_fields(ticket)}
+    parts = [*document["calls"], *document["attachments"], *document["comments"]]
+    assert len(parts) == 3 and not any("owner" in part for part in parts)
+    assert "owner" not in comment_fields(said)
+    assert from_raw(document) == ticket
+    before = from_raw({key: value for key, value in document.items() if key != "owners"})
+    assert (before.calls, before.comments) == ((replace(call, owner=""),), (replace(said, owner=""),))
+
+
+def test_parts_of_a_newer_release_are_read_without_what_it_added() -> None:
+    raw = json.loads((FIXTURES / "ticket_document.json").read_text())
+    said = {"sequence": 1, "public": True, "from_customer": True, "time_ms": 1, "later": 1}
+    file = {"id": "f", "uri": "https://f", "file_name": "f", "later": 1}
+    added = from_raw(
+        {
+            **raw,
+            "calls": [{**call, "later": 1} for call in raw["calls"]],
+            "attachments": [file],
+            "comments": [said],
+        }
+    )
+    assert added.calls == from_raw(raw).calls != () and added.attachments[0].id == "f"
+    assert added.comments[0].sequence == 1
 
 
 def test_a_document_without_later_fields_is_still_a_ticket() -> None:
