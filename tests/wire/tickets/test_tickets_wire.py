@@ -34,6 +34,8 @@ from tickets.model import (
     Profile,
     Rules,
 )
+from tickets.reporting import _case_of, _case_text
+from tickets.reports import Case
 from tickets.store import MemoryStore, Query
 
 FIXTURES = Path(__file__).parent / "fixtures"
@@ -133,6 +135,14 @@ def test_whose_a_part_is_lies_beside_it_where_the_release_before_passes_it_over(
     assert from_raw(document) == ticket
     before = from_raw({key: value for key, value in document.items() if key != "owners"})
     assert (before.calls, before.comments) == ((replace(call, owner=""),), (replace(said, owner=""),))
+
+
+def test_an_imported_case_says_no_later_field_that_is_empty() -> None:
+    """The release before reads a case with exactly the fields of its own."""
+    bare = Case(id="a", opened_ms=1, steps=(("new", 1, True),), open=True)
+    assert not {"breached_ms", "turns"} & set(json.loads(_case_text(bare)))
+    for case in (bare, replace(bare, breached_ms=0, turns=((1, True),)), replace(bare, breached_ms=5)):
+        assert _case_of(_case_text(case)) == case
 
 
 def test_parts_of_a_newer_release_are_read_without_what_it_added() -> None:
