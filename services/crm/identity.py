@@ -162,16 +162,6 @@ def email_address(text: str) -> str:
     return f"{local}@{domain}"
 
 
-def _in_letters(label: str) -> str:
-    """A label of a domain as people read it, where it is written for machines."""
-    if not label.startswith("xn--"):
-        return label
-    try:
-        return unicodedata.normalize("NFKC", label.encode("ascii").decode("idna")).lower()
-    except UnicodeError:
-        return label
-
-
 def _is_local(local: str) -> bool:
     if local.startswith(".") or local.endswith(".") or ".." in local:
         return False
@@ -192,11 +182,8 @@ def claim_of_number(e164: str) -> str:
 
 def claim_of_email(address: str) -> str:
     """The claim that a normalised address is; whole in casefold, because nobody runs case-sensitive
-    mailboxes, and in letters, though its domain may be written for machines ("xn--fiqs8s" for "中国").
+    mailboxes.
     """
-    if "xn--" in address:
-        local, _, domain = address.rpartition("@")
-        address = f"{local}@{'.'.join(map(_in_letters, domain.split('.')))}"
     if address.isascii():
         return f"mail:{address.lower()}"
     return f"mail:{unicodedata.normalize('NFC', address.casefold())}"
