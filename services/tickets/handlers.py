@@ -654,7 +654,7 @@ class Handlers:
 
     def _erase_all(self, customer_id: str) -> None:
         self._place_all(Profile(customer_id=customer_id, version=0, erased=True))
-        self._forget_guest(customer_id)
+        self._forget_guest(customer_id, customer_id)
 
     def erased_due(self, limit: int) -> list[str]:
         """Ids of erased customers whose tickets are to be looked for once more."""
@@ -672,7 +672,7 @@ class Handlers:
         if owner is None or owner.customer_id == customer_id:
             terms = (Condition(field="caller_number", op="=", value=number), _NOBODYS)
             self._each(terms, self._erase, customer_id)
-            self._forget_guest(number)
+            self._forget_guest(number, customer_id)
 
     def _erase(self, ticket_id: str) -> None:
         def attempt() -> None:
@@ -686,13 +686,17 @@ class Handlers:
         self._store.blank_steps(ticket_id)
         self._store.blank_comments(ticket_id)
 
-    def _forget_guest(self, guest: str) -> None:
-        """Removes what an erased customer, or whoever had its number, said from the tickets of others."""
-        last = ""
+    def _forget_guest(self, guest: str, customer_id: str) -> None:
+        """Removes what an erased customer, or whoever had its number, said from the tickets of others.
+        Unavailable as in `_place_all`: what was done is not found again."""
+        last, done = "", 0
         while ids := self._store.hosts_of(guest, last, BATCH_MAX):
             last = ids[-1]
             for ticket_id in ids:
                 self._forget_there(ticket_id, guest)
+            done += len(ids)
+            if done >= MOVES_MAX:
+                raise Unavailable(why=f"customers/{customer_id} has more tickets than one delivery handles")
 
     def _forget_there(self, ticket_id: str, guest: str) -> None:
         def attempt() -> None:

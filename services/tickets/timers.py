@@ -101,9 +101,9 @@ class Timers:
                 self._governing.refresh()
             if not self._lease.take():
                 return STANDBY_SECONDS
+            self._erase_again()  # first: what is due may fill every round
             if self.step() >= self._batch_max:
                 return 0.0
-            self._erase_again()
             if self._governing is not None and self._governing.retime(self._handlers):
                 return 0.0
             return self._pause()

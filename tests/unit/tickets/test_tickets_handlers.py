@@ -765,7 +765,8 @@ def test_what_is_opened_in_the_moment_of_an_erasure_is_erased_soon_after(
     assert desk.use.erased_due(9) == []
     desk.clock.advance(handlers.LOOK_AGAIN_SECONDS)
     loop = Timers(desk.use, ScriptedLease(), desk.clock, poll_seconds=1.0, batch_max=9)
-    loop.run(lambda seconds: True)
+    monkeypatch.setattr(loop, "step", lambda: 9)
+    loop.run(lambda seconds: True)  # one round, and a full one
     assert desk.store.get(ticket.id).draft == Draft(subject="(erased)")
     assert desk.use.erased_due(9) == [] and desk.store.profile("42").again_ms is None  # type: ignore[union-attr]
 
@@ -818,6 +819,21 @@ def test_an_erasure_finds_words_in_the_tickets_of_others(desk: Desk, way: str, w
     for customer in ("7", "8"):
         desk.use.customer_erased(customer, 3)
     assert not any(words_of(desk, host.id))
+
+
+def test_an_erasure_that_finds_very_many_tickets_of_others_goes_on_where_it_was(
+    desk: Desk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(handlers, "MOVES_MAX", 2)
+    monkeypatch.setattr(handlers, "BATCH_MAX", 2)
+    hosts = [desk.create(draft=Draft(subject="x", customer_id="7")) for _ in range(5)]
+    for host in hosts:
+        desk.store.update(replace(host, guests=("42",)), ())
+    for _ in range(2):
+        with pytest.raises(Unavailable, match="more tickets than one delivery handles"):
+            desk.use.customer_erased("42", 2)
+    desk.use.customer_erased("42", 2)
+    assert not any(desk.store.get(host.id).guests for host in hosts)
 
 
 @pytest.mark.parametrize("when", ["in between", "after a crash"])
