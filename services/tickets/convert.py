@@ -131,7 +131,7 @@ def _clock(clock: SlaClock) -> ticket_pb2.SlaClock:
         due_time=stamp(clocks.due_ms(clock)),
         breach_time=stamp(clock.breached_ms),
         stop_time=stamp(clock.stopped_ms),
-        cycle=clock.cycle,
+        cycle=max(1, clock.cycle),
     )
 
 

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tickets import calendars, sla, workdays
+from tickets import calendars, convert, sla, workdays
 from tickets.calendars import Calendar
 from tickets.model import (
     Breached,
@@ -296,6 +296,7 @@ def test_an_answer_that_nothing_was_promised_for_is_an_answer() -> None:
     clock, _ = sla.operator_wrote(sla.start(without, FACTS, STARTS[0]), without, STARTS[0] + MINUTE)
     clock = sla.retarget(clock, current, FACTS, (Phase.NEW, ""), STARTS[0] + HOUR)
     assert (clock.first_response.state, clock.first_response.since_ms) == (ClockState.ABSENT, None)
+    assert convert.sla_to_proto(clock).first_response.cycle == 1, "1 at first, for clients too"
 
 
 @pytest.mark.parametrize("answered", [False, True])
