@@ -547,13 +547,9 @@ def test_bulk_edits_say_what_would_happen_and_do_it(service: Service) -> None:
 
 
 def test_a_bulk_edit_says_in_the_callers_language_what_went_wrong(service: Service) -> None:
-    class Call:
-        def invocation_metadata(self) -> list[tuple[str, str]]:
-            return [("accept-language", "zh-CN")]
-
     names = [f"tickets/{service.open().id}", "tickets/none"]
     request = rpc.BulkUpdateTicketsRequest(names=names, transition="reopen")
-    first, second = service.BulkUpdateTickets(request, Call()).outcomes
+    first, second = service.BulkUpdateTickets(request, Spoken("zh-CN")).outcomes
     assert "不能这样转换状态" in first.message and "未找到" in second.message
     assert "is not possible" in service.BulkUpdateTickets(request, None).outcomes[0].message
 
