@@ -46,7 +46,7 @@ from tickets.model import (
     Ticket,
     Updated,
 )
-from tickets.owners import brought, guests_of
+from tickets.owners import brought, guests_with
 
 
 class AlreadyClaimed(FailedPrecondition):
@@ -339,6 +339,7 @@ def absorb(target: Ticket, source: Ticket, comments: Sequence[Comment], now: int
         replace(said, sequence=count + place, request_key="", fingerprint="")
         for place, said in enumerate(brought(comments[: COMMENTS_MAX - count], source, target), start=1)
     ]
+    files = brought(source.attachments, source, target)
     link_ = Link(ticket_id=source.id, relation=Relation.DUPLICATE, time_ms=now)
     links = _unlinked(target, source.id, Relation.DUPLICATE, now).links
     changed = _touch(
@@ -349,8 +350,8 @@ def absorb(target: Ticket, source: Ticket, comments: Sequence[Comment], now: int
         call_count=target.call_count + source.call_count,
         comments=(*target.comments, *moved),
         comment_count=count + len(moved),
-        attachments=(*target.attachments, *brought(source.attachments, source, target))[:ATTACHMENTS_MAX],
-        guests=guests_of(source, target),
+        attachments=(*target.attachments, *files)[:ATTACHMENTS_MAX],
+        guests=guests_with(target, (*new, *moved, *files)),
         watchers=tuple(dict.fromkeys((*target.watchers, *source.watchers)))[:WATCHERS_MAX],
         links=(*links, link_)[-LINKS_MAX:],
         absorbed=(*target.absorbed, source.id)[-LINKS_MAX:],

@@ -1024,7 +1024,8 @@ def adopt(ticket: Ticket, profile: Profile, rules: Rules, now: int) -> Change:
 def forget_guest(ticket: Ticket, guest: str, now: int) -> Change:
     """The ticket without what an erased customer said elsewhere and a merge or a split brought here."""
     left = replace(without_guest(ticket, guest), updated_ms=max(now, ticket.updated_ms))
-    fields = ("attachments", "calls", "comments")
+    three = ("attachments", "calls", "comments")
+    fields = tuple(name for name in three if getattr(left, name) != getattr(ticket, name))
     return Change(ticket=left, happenings=(Updated(fields=fields, actor=SYSTEM),))
 
 

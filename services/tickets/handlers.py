@@ -43,7 +43,7 @@ from tickets.opening import (
     plan_create,
     rules_of,
 )
-from tickets.owners import brought, first_customer, guests_of
+from tickets.owners import brought, first_customer, guests_with
 from tickets.store import Changed, Query, TicketStore, sort_key
 from tickets.validation import check_draft
 
@@ -961,7 +961,7 @@ def split_off(
         comments=copied,
         comment_count=len(copied),
         attachments=files,
-        guests=guests_of(original, ticket),
+        guests=guests_with(ticket, (*moved, *copied, *files)),
         links=(Link(ticket_id=original.id, relation=Relation.PARENT, time_ms=now),),
         intents=(intent,),
         team=ticket.team or original.team,

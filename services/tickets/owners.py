@@ -33,10 +33,9 @@ def brought(parts: Iterable[Part], source: Ticket, target: Ticket) -> tuple[Part
     return tuple(replace(part, owner="" if owner == there else owner) for part, owner in owned)
 
 
-def guests_of(source: Ticket, target: Ticket) -> tuple[str, ...]:
-    """Whose words besides its own a ticket holds once it has what another has."""
-    known = dict.fromkeys((*target.guests, *source.guests, owner_of(source)))
-    return tuple(guest for guest in known if guest and guest != owner_of(target))
+def guests_with(ticket: Ticket, parts: Iterable[Attachment | CallLink | Comment]) -> tuple[str, ...]:
+    """Whose words besides its own a ticket holds once it has what was `brought`."""
+    return tuple(dict.fromkeys((*ticket.guests, *(part.owner for part in parts if part.owner))))
 
 
 def without_guest(ticket: Ticket, guest: str) -> Ticket:

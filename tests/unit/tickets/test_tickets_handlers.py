@@ -21,7 +21,7 @@ from chassis.bus import Event
 from chassis.errors import AlreadyExists, EtagMismatch, InvalidArgument, NotFound, Unavailable
 from chassis.testing import FakeClock
 from chassis.testing.lease import ScriptedLease
-from tickets import convert, handlers, inbound
+from tickets import convert, engine, handlers, inbound
 from tickets import desk as desk_rules
 from tickets import sla as clocks
 from tickets.engine import Act, CustomerErased, IllegalTransition
@@ -41,6 +41,7 @@ from tickets.model import (
     Rules,
     Ticket,
     TicketRequest,
+    Updated,
 )
 from tickets.opening import Opening
 from tickets.store import MemoryStore, Query
@@ -819,6 +820,19 @@ def test_an_erasure_finds_words_in_the_tickets_of_others(desk: Desk, way: str, w
     for customer in ("7", "8"):
         desk.use.customer_erased(customer, 3)
     assert not any(words_of(desk, host.id))
+
+
+def test_a_split_takes_along_only_those_whose_words_go_over(desk: Desk) -> None:
+    source, host = (with_words(desk, word, customer_id=id) for word, id in (("secret", "42"), ("own", "7")))
+    desk.use.merge(Request(ticket_id=host.id), source.id, "ann", "")
+    for calls, guests in ((["c-own"], ()), (["c-secret"], ("42",))):
+        part = Create(kind=Kind.COMPLAINT, draft=Draft(subject="part", customer_id="7"), actor="ann")
+        made = desk.use.split(Request(ticket_id=host.id), part, calls, ())
+        assert desk.store.get(made.created.id).guests == guests
+    left = engine.forget_guest(desk.store.get(host.id), "42", 0)
+    assert left.happenings == (Updated(fields=("attachments", "comments"), actor="system"),), (
+        "no call is left"
+    )
 
 
 def test_an_erasure_that_finds_very_many_tickets_of_others_goes_on_where_it_was(
