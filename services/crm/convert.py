@@ -31,7 +31,7 @@ from callmesh.tickets.v1 import events_pb2 as tickets_events
 from callmesh.tickets.v1 import ticket_pb2
 from chassis.bus.event import Told
 from chassis.clock import from_ms
-from chassis.errors import InvalidArgument
+from chassis.errors import InvalidArgument, shorten
 from chassis.ids import check_id, parse_name
 from chassis.mongo import etag
 from crm import churn as churn_words
@@ -263,11 +263,25 @@ def fields_of_json(told: Mapping[str, Any]) -> set[str]:
     return {field.name for field, _ in _message_of_json(told).ListFields()}
 
 
+#: What protobuf raises for JSON that is no such message.
+_UNREADABLE = (ParseError, TypeError, ValueError, OverflowError)
+
+
 def _message_of_json(told: Mapping[str, Any]) -> Any:
     try:
         return ParseDict(dict(told), customers_pb2.Customer())
-    except (ParseError, TypeError, ValueError, OverflowError):
-        raise InvalidArgument(field="customer", why="is not a customer as the API tells it") from None
+    except _UNREADABLE:
+        bad = (name for name, value in told.items() if not _is_readable(name, value))
+        field = f"customer.{shorten(name)}" if (name := next(bad, "")) else "customer"
+        raise InvalidArgument(field=field, why="is not a customer as the API tells it") from None
+
+
+def _is_readable(name: str, value: Any) -> bool:
+    try:
+        ParseDict({name: value}, customers_pb2.Customer())
+    except _UNREADABLE:
+        return False
+    return True
 
 
 # As dicts, from which protobuf makes the messages where they belong: one of their own would be copied there.

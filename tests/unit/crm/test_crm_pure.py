@@ -394,10 +394,11 @@ def test_a_row_of_an_export_is_read_as_the_api_tells_customers() -> None:
     job = {"_id": "i"}
     assert imports._drafted(job, record, (), {}) == ("a", Customer(display_name="王"))
     assert imports._fields_said(job, record) == {"name", "display_name", "tier"}
-    for bad in ('"colour": 1', '"phone_numbers": 7', '"birth_date": {"year": "x"}'):
-        [record] = rows.json_records(f'{{"name": "customers/a", {bad}}}', 1)
-        with pytest.raises(InvalidArgument, match="as the API tells it"):
+    for field, value in (("colour", "1"), ("phone_numbers", "7"), ("birth_date", '{"year": "x"}')):
+        [record] = rows.json_records(f'{{"name": "customers/a", "tags": ["x"], "{field}": {value}}}', 1)
+        with pytest.raises(InvalidArgument, match="as the API tells it") as refused:
             imports._drafted(job, record, (), {})
+        assert [told.field for told in refused.value.details.field_violations] == [f"customer.{field}"]
 
 
 def test_a_list_that_is_too_long_is_refused_and_not_cut() -> None:
