@@ -106,7 +106,7 @@ class Desks:
             raise
 
     async def _open_first(self, desk: Desk) -> None:
-        """Opens a session; one that finds no leader waits for one. Raises as `_open`."""
+        """Opens a session; one that finds no leader waits for one. Raises as `open`."""
         home = desk.region
         try:
             return await self._open_where_held(desk, home)
@@ -125,7 +125,7 @@ class Desks:
     async def _open_where_held(self, desk: Desk, home: str) -> None:
         """Opens a session in the agent's region; in the one that the agent was moved from while its
         conversations are there, for the new one knows nothing of them and would ring who talks. Raises as
-        `_open`.
+        `open`.
         """
         desk.region = await self._holder(desk, home) if desk.calls_held else home
         await self._open(desk)

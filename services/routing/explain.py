@@ -281,7 +281,7 @@ def _summary(
         if preferred:
             return f"It would wait for {preferred} in {where}; {who}."
         return f"It would wait in {where} behind {line.crowd.waiting} others; {who}."
-    waited = max(0, now_ms - entry.queued_ms) // 1000
+    waited = max(0, entry.waited_span_ms(now_ms)) // 1000
     if not entry.offerable:
         why = "until it is time to call back" if entry.callback_number else "because nobody holds its stream"
         return f"Keeps its place in {where} after {waited} s, not offered {why}; {who}."

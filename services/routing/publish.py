@@ -351,7 +351,7 @@ def _since_ms(state: ShardState, event: model.Event) -> int:
 
 
 def _queue_before(state: ShardState, event: model.Event) -> str:
-    """The queue of after-call work whose call was handed on to another one; "" else."""
+    """The queue of after-call work whose call was handed on; "" else."""
     if not isinstance(event, model.CallWrappedUp) or event.agent not in state.agents:
         return ""
     return state.agents[event.agent].wrap_queues.get(event.call_id, "")

@@ -1,7 +1,8 @@
 """A shard's live figures: what waits, who is there, who talks. A pure read, for supervisors, not for routing.
 
 Agents by state and calls in service are running totals of the state. What is walked over are those who wait,
-about a quarter of a microsecond each, and, when they are asked for, the agents who are told one by one.
+about a quarter of a microsecond each, the agents of a queue's other channels who do not fit its plain voice
+line, and, when they are asked for, the agents who are told one by one.
 """
 
 from __future__ import annotations
@@ -56,12 +57,17 @@ def _staff(state: ShardState, load: QueueLoad) -> tuple[int, int, int]:
     if not logged_in:
         busiest = max(others, key=lambda line: line.logged_in)
         expected_ms = expected_wait_span_ms(busiest, state.tallies.get(load.queue), load.waiting)
-    counted = {agent_id for line in lines if line.channel == VOICE for agent_id in line.agents}
+    # Nearly everybody takes calls, too: what is walked over are those who do not.
+    plain = state.lines.get((load.queue, VOICE, (), 0))
+    counted = plain.agents if plain is not None else set()
     for line in others:
-        new = [state.agents[agent_id] for agent_id in line.agents if agent_id not in counted]
-        logged_in += sum(agent.presence is not OFFLINE for agent in new)
-        free += sum(line.channel in agent.idle for agent in new)
-        counted |= line.agents
+        new = line.agents - counted
+        if not new:
+            continue
+        agents = [state.agents[agent_id] for agent_id in new]
+        logged_in += sum(agent.presence is not OFFLINE for agent in agents)
+        free += sum(line.channel in agent.idle for agent in agents)
+        counted = counted | new
     return logged_in, free, expected_ms
 
 

@@ -34,7 +34,9 @@ from tests.simulation.poison import Poisoned, poisoned
 from tests.simulation.relays import RELAYS, Broker, ClusterCursors, Relay
 from tests.simulation.routers import Router
 
-from routing import digests, leader
+from routing import digests, front, leader
+from routing.deciders import agents as agents_decider
+from routing.deciders import calls, configuration, timers
 from routing.journal import Block
 
 #: After the last line is done, streams and graces run out for this long.
@@ -43,6 +45,8 @@ SETTLE_SECONDS = 30.0
 DIGEST_BLOCKS = 10
 #: Entries a step and events a block in a tight run.
 TIGHT_STEP, TIGHT_EVENTS = 2, 6
+#: Whose steps a tight run makes small.
+STEPPING = (front, agents_decider, calls, configuration, timers)
 #: Lines of the history that a failure shows.
 HISTORY_LINES = 60
 
@@ -360,11 +364,8 @@ def surroundings(seed: int) -> Iterator[None]:
 def bounds(plan: Plan) -> Iterator[None]:
     """A tight run has small blocks and steps."""
     with ExitStack() as stack:
-        for module in (
-            [m for name, m in sys.modules.items() if name.startswith("routing.")] if plan.tight else ()
-        ):
-            if hasattr(module, "STEP_ENTRIES_MAX"):
-                stack.enter_context(patch.object(module, "STEP_ENTRIES_MAX", TIGHT_STEP))
+        for module in STEPPING if plan.tight else ():
+            stack.enter_context(patch.object(module, "STEP_ENTRIES_MAX", TIGHT_STEP))
         if plan.tight:
             stack.enter_context(patch.object(leader, "EVENTS_PER_BLOCK_MAX", TIGHT_EVENTS))
         yield

@@ -13,9 +13,8 @@ the policy and does what it says:
    alone.
 3. Contacts are reserved a few at a time, never more than could be begun at once, and each is looked at
    again: who may not be called where they are just now goes back, for `PUT_OFF_MS`, and so does who needs
-   skills that no agent has all of: handed out again at once they would keep the others of their list from
-   being called. What is not begun within `HELD_SECONDS` goes
-   back too.
+   skills that nobody who is there has all of: handed out again at once they would keep the others of their
+   list from being called. What is not begun within `HELD_SECONDS` goes back too.
 4. Nobody is called twice at a time: of a number that is just being called, the contacts of other lists are
    put off like those who may not be called, and so is an offer on which the hours close.
 5. A reservation is short until its contact is begun: what a killed dialler held is free again soon, without
@@ -242,7 +241,7 @@ class Dialler:
         self._count(seen)
         self._ahead.settle(seen)
         await self._make_up()
-        await self._tidy(seen.now_ms, now)
+        await self._tidy(seen, now)
         await self._keep(seen.now_ms)
         await self._stock(seen, now)
         await self._decide(seen)
@@ -294,13 +293,19 @@ class Dialler:
         # One that has been reserved anew is no business of the old reservation.
         await self._return([each for each in late if each not in in_hand and not self._ahead.has(each)])
 
-    async def _tidy(self, now_ms: int, now: float) -> None:
-        """Held contacts that are too old, or may not be called any more, go back; what is on its way for a
-        list that does not run any more, or to whom it is too late by now, is withdrawn.
+    async def _tidy(self, seen: FloorNow, now: float) -> None:
+        """Held contacts that are too old, or may not be called any more, or to whom nobody who is there can
+        speak, go back; what is on its way for a list that does not run any more, or to whom it is too late by
+        now, is withdrawn.
         """
+        now_ms = seen.now_ms
         names = {each.name for each in self._running}
         late = [h for h in self._held if now - h.since > HELD_SECONDS or h.person.contact_list not in names]
-        barred = [h for h in self._held if h not in late and not self._allowed(h.person, now_ms)]
+        barred = [
+            h
+            for h in self._held
+            if h not in late and not (self._anybody_for(h.person, seen) and self._allowed(h.person, now_ms))
+        ]
         self._held = [h for h in self._held if h not in late and h not in barred]
         await self._give_back(late)
         await self._give_back(barred, now_ms + PUT_OFF_MS)
@@ -318,9 +323,10 @@ class Dialler:
             return False
         return self._in_hours(person, now_ms)
 
-    def _anybody_for(self, person: Person) -> bool:
-        """Whether some agent of the region can speak to somebody, free just now or not."""
-        return any(person.skills <= skills for skills in self._blended.values())
+    def _anybody_for(self, person: Person, seen: FloorNow) -> bool:
+        """Whether some agent who is there can speak to somebody, free just now or not."""
+        there = (each.agent for each in seen.agents)
+        return any(person.skills <= self._blended[agent] for agent in there if agent in self._blended)
 
     def _in_hours(self, person: Person, now_ms: int) -> bool:
         try:
@@ -349,7 +355,9 @@ class Dialler:
             log.info("dialler_without_contacts", error=error.reason)
             self._empty_until = now + EMPTY_SECONDS
             return
-        allowed = [each for each in found if self._anybody_for(each) and self._allowed(each, seen.now_ms)]
+        allowed = [
+            each for each in found if self._anybody_for(each, seen) and self._allowed(each, seen.now_ms)
+        ]
         self._held += [_Held(person, now) for person in allowed]
         if not allowed and len(found) < missing:
             self._empty_until = now + EMPTY_SECONDS

@@ -92,7 +92,7 @@ def call_transferred(s: ShardState, e: CallTransferred) -> None:
     if agent is not None and call_id in agent.calls:
         agent.calls.discard(call_id)
         s.serve(entry.facts.queue, -1)
-        if e.wrap_up_until_ms and entry.facts.queue != e.facts.queue:
+        if e.wrap_up_until_ms:
             agent.wrap_queues[call_id] = entry.facts.queue
     entry.facts, entry.agent, entry.offer_id = e.facts, "", ""
     entry.state = OVERFLOWING if e.resume_ms else WAITING

@@ -175,7 +175,7 @@ class AgentEntry:
         self.calls: set[str] = set()
         #: The last with (began, ends by itself).
         self.wraps: dict[str, tuple[int, int]] = {}
-        #: Queue that after-call work is of, where the call was handed on to another.
+        #: Queue that after-call work is of, where the call was handed on.
         self.wrap_queues: dict[str, str] = {}
         #: By channel while offerable on it.
         self.idle: dict[str, Place] = {}

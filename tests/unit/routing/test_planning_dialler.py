@@ -67,6 +67,8 @@ class FakeFloor:
     offered: int = 0
     away: bool = False
     skills: dict[str, frozenset[str]] = field(default_factory=dict)
+    #: Agents of the directory who are not logged in.
+    absent: dict[str, frozenset[str]] = field(default_factory=dict)
     calls: dict[str, frozenset[str]] = field(default_factory=dict)
     rung: frozenset[str] = frozenset()
     #: Whether agents were asked for, each time.
@@ -84,7 +86,7 @@ class FakeFloor:
         return FloorNow(now_ms=self.clock.now_ms(), agents=there, waiting=self.waiting, offered=self.offered)
 
     async def blended(self) -> dict[str, frozenset[str]]:
-        return {agent: self.skills.get(agent, frozenset()) for agent in self.agents}
+        return {agent: self.skills.get(agent, frozenset()) for agent in self.agents} | self.absent
 
 
 @dataclass
@@ -798,6 +800,24 @@ async def test_contacts_for_whom_nobody_is_there_keep_nobody_else_from_being_cal
     await place.settle()
     await place.step()
     assert len(place.calls.begun) == 6
+
+
+async def test_an_agent_who_is_not_there_speaks_to_nobody() -> None:
+    """The only one with both skills has gone home: those who need both go back, also those in hand."""
+    both = [replace(each, skills=frozenset({"tibetan", "english"})) for each in people(9)]
+    plain = [replace(each, contact=f"contactLists/l/contacts/p{n}") for n, each in enumerate(people(3))]
+    place = Place([*both, *plain])
+    place.floor.skills = {"a0": frozenset({"tibetan"}), "a1": frozenset({"english"}), "a2": frozenset()}
+    place.floor.absent = {"gone": frozenset({"tibetan", "english"})}
+    held = replace(
+        people(1)[0], contact="contactLists/l/contacts/held", skills=frozenset({"tibetan", "english"})
+    )
+    place.dialler._held = [_Held(held, place.clock.monotonic())]
+    for _ in range(4):
+        place.clock.advance(EMPTY_SECONDS)
+        await place.step()
+    assert {contact for _, contact in place.calls.begun} == {each.contact for each in plain}
+    assert place.lists.put_off.keys() == {each.contact for each in [*both, held]}
 
 
 async def test_who_needs_skills_that_nobody_has_all_of_does_not_come_back_at_once() -> None:

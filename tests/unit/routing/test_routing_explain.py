@@ -346,6 +346,16 @@ def test_whoever_is_to_be_called_back_holds_no_line() -> None:
     assert (stats.queues[0].waiting, stats.queues[0].longest_wait_span_ms) == (2, 5_000)
 
 
+def test_who_wished_to_be_called_back_later_does_not_wait_until_then() -> None:
+    shard = Shard()
+    shard.place("c1")
+    shard.now_ms += 5_000
+    later_ms = shard.now_ms + 3_600_000
+    shard.do(RequestCallback(call_id="c1", number="+861012345678", not_before_ms=later_ms))
+    shard.now_ms += 60_000
+    assert "after 5 s, not offered until it is time to call back" in shard.ask(call_id="c1").summary
+
+
 def test_whoever_waits_for_an_agent_of_their_own_waits_too() -> None:
     shard = Shard()
     shard.agent("ann")

@@ -159,6 +159,55 @@ def test_after_call_work_of_who_handed_on_is_that_of_the_queue_that_was_served()
     assert (tallies["service"].wrapped, tallies["sales"].wrapped) == (1, 0)
 
 
+def test_after_call_work_stays_with_its_queue_though_the_call_is_handed_on_within_it_first() -> None:
+    journal = Journal()
+    for agent in ("ann", "bob"):
+        journal.agent(agent)
+    journal.place("c1")
+    journal.connect("c1")
+    first = view_call(journal.state, "c1").agent
+    journal.do(TransferCall(call_id="c1", queue="service"))
+    journal.connect("c1")
+    journal.wait(2_000)
+    journal.do(TransferCall(call_id="c1", queue="sales"))
+    journal.wait(10_000)
+    journal.do(FinishWrapUp(agent=first, session=1, call_id="c1"))
+    found = counted(journal)
+    assert found[(QUEUE, "service", T0)]["wrap_up_ms"] == 12_000
+    assert "wrap_up_ms" not in found[(QUEUE, "sales", T0)]
+    tallies = journal.state.tallies
+    assert (tallies["service"].wrapped, tallies["sales"].wrapped) == (1, 0)
+
+
+@pytest.mark.parametrize("finished", [True, False])
+def test_after_call_work_outlives_its_call(finished: bool) -> None:
+    """Whoever took the call over ended it at once, and it is forgotten while the first still writes."""
+    journal = Journal()
+    journal.do(ConfigureQueue(queue=replace(journal.state.queues["service"], wrap_up_span_ms=60 * MINUTE)))
+    for agent in ("ann", "bob"):
+        journal.agent(agent)
+    journal.place("c1")
+    journal.connect("c1")
+    first = view_call(journal.state, "c1").agent
+    journal.do(TransferCall(call_id="c1", queue="sales"))
+    journal.connect("c1")
+    journal.do(EndCall(call_id="c1"))
+    journal.wait(20 * MINUTE)
+    assert "c1" not in journal.state.calls
+    if finished:
+        answer = journal.do(FinishWrapUp(agent=first, session=1, call_id="c1"))
+        assert answer.refusal is None
+    else:
+        journal.wait(40 * MINUTE)
+    assert not journal.state.agents[first].wraps
+    spans: Count[tuple[str, str]] = Count()
+    for key, figures in counted(journal).items():
+        spans[key[:2]] += figures.get("wrap_up_ms", 0)
+    span_ms = (20 if finished else 60) * MINUTE
+    assert +spans == {(QUEUE, "service"): span_ms, (AGENT, first): span_ms}
+    assert journal.state.tallies["service"].wrapped == 1
+
+
 @pytest.mark.parametrize("closed", [False, True])
 def test_a_call_back_that_is_given_up_before_its_time_did_not_wait_for_it(closed: bool) -> None:
     journal = Journal()

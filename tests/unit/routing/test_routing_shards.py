@@ -72,7 +72,9 @@ async def test_what_must_get_through_is_given_up_when_the_shard_is_away_or_there
     assert await asking(a=port).get_through("a", lambda: ASKED, 0.01) is None
     busy = Port(*[BUSY] * 20, SAID)
     assert await asking(a=busy).get_through("a", lambda: ASKED, 0.01) is SAID, "however long that is"
+    asked = busy.asked
     assert await asking(a=busy).get_through("a", lambda: None, 0.01) is None
+    assert busy.asked == asked
 
 
 async def test_nobody_knows_a_call_only_when_all_have_answered() -> None:
