@@ -27,7 +27,8 @@ def digest_of(state: ShardState, sequence: int) -> str:
 
 def agrees(state: ShardState, block: Block) -> bool:
     """Whether a reader's state after the block is the leader's, as far as the block's digest says; counted
-    and told if not. A digest made by a release with other fields says nothing.
+    and told if not. A digest made by a release with other fields or rules, or of a state that
+    began from an image of such a release elsewhere, says nothing.
     """
     if not block.digest:
         return True

@@ -15,7 +15,7 @@ from __future__ import annotations
 import hashlib
 import itertools
 from collections.abc import Iterable, Iterator, Mapping
-from typing import Any, cast
+from typing import Any, cast, get_origin
 
 import msgspec
 
@@ -70,7 +70,7 @@ _TYPES: dict[str, Any] = {
     "queues": dict[str, QueueConfig],
 }
 #: Of them those that images of the first format may lack.
-_LATER = frozenset({"wrap_queues"})
+_LATER = frozenset({"idle_since", "lineage", "wrap_queues"})
 #: Indexes, and what has rows of its own.
 _DERIVED: dict[type, frozenset[str]] = {
     CallEntry: frozenset({"line", "ticket"}),
@@ -84,7 +84,7 @@ _DERIVED: dict[type, frozenset[str]] = {
     ShardState: frozenset(
         {
             *("agents", "calls", "lines", "tallies", "lines_by_queue", "crowds", "by_state", "in_service"),
-            *("deadlines", "hot_calls", "hot_agents", "leaving"),
+            *("lineage", "deadlines", "hot_calls", "hot_agents", "leaving"),
         }
     ),
 }
@@ -101,7 +101,12 @@ class _Kind:
         """`sample` is a fresh entry, `more` are fields of the row beside the entry's own."""
         names = getattr(cls, "__slots__", None) or [n for n in vars(sample) if not n.startswith("_")]
         self.names = [name for name in names if name not in _DERIVED[cls]]
-        fields: list[Any] = [(name, kind) for name, kind in more.items()]
+        fields: list[Any] = [
+            (name, kind, msgspec.field(default_factory=get_origin(kind) or kind))
+            if name in _LATER
+            else (name, kind)
+            for name, kind in more.items()
+        ]
         for name in self.names:
             value = getattr(sample, name)
             if name in _LATER:
@@ -150,23 +155,25 @@ _CALLS = _Kind(
     line_number=int,
     listed=bool,
 )
-_AGENTS = _Kind(AgentEntry, AgentEntry(AgentConfig(id="")), _TYPES, idle_channels=list[str])
+_AGENTS = _Kind(
+    AgentEntry, AgentEntry(AgentConfig(id="")), _TYPES, idle_channels=list[str], idle_since=dict[str, int]
+)
 _TALLIES = _Kind(Tally, Tally(), {}, queue_id=str)
-_SHARD = _Kind(ShardState, ShardState(""), _TYPES)
+_SHARD = _Kind(ShardState, ShardState(""), _TYPES, lineage=str)
 _LINES: msgspec.msgpack.Decoder[_LineRow] = msgspec.msgpack.Decoder(_LineRow)
 _parts = msgspec.msgpack.Decoder(tuple[str, list[msgspec.Raw]])
 
-#: What the rows look like: digests of other fields cannot be compared.
+#: What the rows look like: digests of other fields, or of states of another lineage, cannot be compared.
 _LAYOUT = hashlib.sha256(
-    repr((RULES, [kind.names for kind in (_CALLS, _AGENTS, _TALLIES, _SHARD)])).encode()
+    repr([kind.names for kind in (_CALLS, _AGENTS, _TALLIES, _SHARD)]).encode()
 ).hexdigest()[:8]
 
 
 def dump(state: ShardState) -> Iterator[bytes]:
     """The parts of the state's image, in order. The state must not change until the last one is made."""
-    yield from _pack("shard", [_SHARD.encode(state)])
+    yield from _pack("shard", [_SHARD.encode(state, lineage=_lineage(state))])
     yield from _pack("tallies", (_TALLIES.encode(t, queue_id=q) for q, t in state.tallies.items()))
-    yield from _pack("agents", (_AGENTS.encode(a, idle_channels=list(a.idle)) for a in state.agents.values()))
+    yield from _pack("agents", map(_agent_row, state.agents.values()))
     lines = list(state.lines.values())
     numbers = {id(line): number for number, line in enumerate(lines)}
     for entry in state.calls.values():
@@ -185,6 +192,18 @@ def dump(state: ShardState) -> Iterator[bytes]:
             for c in state.calls.values()
         ),
     )
+
+
+def _lineage(state: ShardState) -> str:
+    """By which rules a state was made, and from which event on: rules of another release, by which an image
+    was made, may have left something in it that these would not.
+    """
+    return state.lineage or f"{RULES}@0"
+
+
+def _agent_row(agent: AgentEntry) -> bytes:
+    since = {c: place.since_ms for c, place in agent.idle.items() if place.since_ms != agent.since_ms}
+    return _AGENTS.encode(agent, idle_channels=list(agent.idle), idle_since=since)
 
 
 def _pack(kind: str, rows: Iterable[bytes]) -> Iterator[bytes]:
@@ -225,9 +244,11 @@ class Restorer:
             raise ImageError(f"{self.state.shard}: {error!r}") from error
         self.state.clear_worklists()
 
-    def _shard(self, row: Any) -> None:
-        shard = self.state.shard
-        _SHARD.fill(self.state, _SHARD.decoder.decode(row))
+    def _shard(self, raw: Any) -> None:
+        row, shard = _SHARD.decoder.decode(raw), self.state.shard
+        _SHARD.fill(self.state, row)
+        same_rules = row.lineage.partition("@")[0] == str(RULES)
+        self.state.lineage = row.lineage if same_rules else f"{RULES}@{self.state.ordinal}"
         if self.state.shard != shard:
             raise ValueError(f"an image of shard {self.state.shard}")
 
@@ -240,7 +261,8 @@ class Restorer:
         row = _AGENTS.decoder.decode(raw)
         agent = AgentEntry(row.config)
         _AGENTS.fill(agent, row)
-        adopt_agent(self.state, agent, row.idle_channels)
+        free_since = {c: row.idle_since.get(c, agent.since_ms) for c in row.idle_channels}
+        adopt_agent(self.state, agent, free_since)
 
     def _line(self, raw: Any) -> None:
         row = _LINES.decode(raw)
@@ -279,7 +301,7 @@ def digest(state: ShardState, sequence: int) -> str:
         found.update(_AGENTS.encode(agent, idle_channels=sorted(agent.idle)))
     for tally in _stretch(state.tallies, sequence):
         found.update(_TALLIES.encode(tally, queue_id=""))
-    return f"{_LAYOUT}:{found.hexdigest()[:16]}"
+    return f"{_LAYOUT}-{_lineage(state)}:{found.hexdigest()[:16]}"
 
 
 def _stretch(entries: dict[str, Any], sequence: int) -> Iterator[Any]:
@@ -289,5 +311,5 @@ def _stretch(entries: dict[str, Any], sequence: int) -> Iterator[Any]:
 
 
 def comparable(one: str, other: str) -> bool:
-    """Whether two digests are of the same fields: releases differ while one replaces the other."""
+    """Whether two digests are of the same fields and rules: releases differ while one replaces the other."""
     return one.partition(":")[0] == other.partition(":")[0]

@@ -7,7 +7,7 @@ Whoever has changed an agent calls `refresh`; whoever has changed whether, or wh
 from __future__ import annotations
 
 import heapq
-from collections.abc import Iterable
+from collections.abc import Mapping
 
 from routing.state.entries import AgentEntry, CallEntry
 from routing.state.free import Place
@@ -93,13 +93,13 @@ def prefer(state: ShardState, entry: CallEntry, agent_id: str) -> None:
     entry.preferred = agent_id
 
 
-def adopt_agent(state: ShardState, agent: AgentEntry, idle: Iterable[str]) -> None:
-    """Takes in an agent of an image, before the lines: it can be found, it is free on the channels `idle`,
-    and its deadlines run.
+def adopt_agent(state: ShardState, agent: AgentEntry, free_since: Mapping[str, int]) -> None:
+    """Takes in an agent of an image, before the lines: it can be found, it is free on the channels of
+    `free_since` since then, and its deadlines run.
     """
     state.agents[agent.config.id] = agent
     state.count(agent, agent.state)
-    agent.idle = {channel: Place(agent.config.id, agent, agent.since_ms) for channel in idle}
+    agent.idle = {channel: Place(agent.config.id, agent, ms) for channel, ms in free_since.items()}
     state.index_skills(agent)
     for kind, name in DUE_OF_AGENT.items():
         state.set_deadline(getattr(agent, name), kind, agent.config.id)

@@ -18,6 +18,8 @@ class ShardState:
     def __init__(self, shard: str) -> None:
         self.shard = shard
         self.epoch = 0
+        #: Rules that the state was made by, and since which event; empty for one made here from the start.
+        self.lineage = ""
         self.now_ms = 0
         #: Counts events ever applied: breaks ties.
         self.ordinal = 0

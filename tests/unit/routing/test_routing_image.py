@@ -183,6 +183,50 @@ def test_a_digest_tells_states_apart() -> None:
     assert not image.comparable(image.digest(one.state, 7), "0:0")
 
 
+def test_a_state_that_began_from_another_releases_image_is_compared_with_its_like_alone(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    shard = Shard()
+    shard.place("c1")
+    new = image.digest(shard.state, 0)
+    assert image.digest(copy_of(shard.state), 0) == new, "an image of these rules says so"
+
+    def older(monkeypatch: pytest.MonkeyPatch, *, silent: bool) -> list[bytes]:
+        with monkeypatch.context() as patched:
+            patched.setattr(image, "RULES", image.RULES - 1)
+            made = parts(shard.state)
+        return [part.replace(b"lineage", b"unknown") for part in made] if silent else made
+
+    early = [image.restore("beijing", older(monkeypatch, silent=silent)) for silent in (False, True)]
+    shard.place("c2")
+    late = image.restore("beijing", older(monkeypatch, silent=False))
+    one, other = (image.digest(state, 0) for state in early)
+    assert one == other and not image.comparable(one, new)
+    assert not image.comparable(one, image.digest(late, 0)), "it took over the old rules' state later"
+    again = copy_of(early[0])
+    assert image.digest(again, 0) == one, "its own image says where it began"
+
+
+def test_whoever_is_free_keeps_the_turn_on_every_channel() -> None:
+    shard = Shard()
+    shard.agent("ann", capacity=(("chat", 2),))
+    shard.wait(1_000)
+    shard.agent("bob", capacity=(("chat", 2),))
+    shard.wait(1_000)
+    for call_id in ("c1", "c2", "c3"):
+        shard.place(call_id, facts={"channel": "chat"})
+        shard.connect(call_id)
+        shard.wait(1_000)
+    shard.do(EndCall(call_id="c1"))
+    restored = copy_of(shard.state)
+    for key, line in shard.state.lines.items():
+        assert restored.lines[key].free.order() == line.free.order(), key
+    for agent_id, agent in shard.state.agents.items():
+        idle = restored.agents[agent_id].idle
+        assert {c: p.since_ms for c, p in idle.items()} == {c: p.since_ms for c, p in agent.idle.items()}
+    assert parts(restored) == parts(shard.state)
+
+
 def test_digests_look_at_every_entry_by_turns() -> None:
     shard = Shard()
     count = 3 * image.DIGEST_ENTRIES
