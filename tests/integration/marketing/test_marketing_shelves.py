@@ -16,7 +16,6 @@ from chassis.bus import Event
 from marketing.campaign_store import CampaignStore
 from marketing.config import MarketingSettings
 from marketing.kinds import ALL_DOCUMENTS, CONTACTS
-from marketing.lifecycle import _drop_due_index
 from marketing.shelf import MemoryShelves, MongoShelves, Row
 
 pytestmark = pytest.mark.integration
@@ -131,5 +130,3 @@ def test_what_campaigns_and_lists_look_for_they_find_without_looking_at_others(
         ("touches", 3, False),
     ]
     assert store.backlog(["runs"], "SMS") == (ROWS, False) and store.backlog([], "SMS") == (0, False)
-    database["touches"].create_index("channel", name="due_by_channel")
-    assert [_drop_due_index(database, apply) for apply in (False, True, True)] == [1, 1, 0]
