@@ -322,7 +322,8 @@ def parse_rule(text: str, functions: Mapping[str, tuple[Kind, str]] = FUNCTIONS)
 
 
 def _line(text: str) -> str:
-    return text.strip().replace("\r\n", " ").replace("\n", " ")
+    # Each sign by one: places in the line are places in the text.
+    return text.strip().replace("\r", " ").replace("\n", " ")
 
 
 def _check_writing(line: str) -> None:

@@ -86,6 +86,8 @@ def test_a_rule_is_judged_by_the_customer_and_the_contact(text: str, expected: b
         # The lines are one: a comment would take the rest of the rule with it.
         ('tier == "gold"  # ours\nand owns("phone")', "RULE_SYNTAX", 16),
         ('tier in ["gold" "silver"]', "RULE_SYNTAX", 16),
+        ('tier in ["a"\r"b"]', "RULE_SYNTAX", 13),
+        ("known and\r\ntier == 3", "RULE_TYPE", 19),
         ('tier in "gold"', "RULE_TYPE", 8),
         ('tier in ["gold", 3]', "RULE_TYPE", 17),
         ("1 < product_count < 3", "RULE_SYNTAX", 0),
