@@ -139,6 +139,13 @@ def test_a_rule_that_contradicts_the_conditions_beside_it_is_refused(changes: An
     assert "RULE_NEVER_MATCHES" in problems[0][1]
 
 
+def test_a_rule_that_an_earlier_release_took_stays_as_it_was() -> None:
+    stored = offer(rule="known # all whom we know")
+    assert [field for field, _ in offer_problems(stored, "CNY")] == ["eligibility_rule"]
+    assert offer_problems(stored, "CNY", stored) == []
+    assert offer_problems(offer(rule="known # all"), "CNY", stored), "another one"
+
+
 def test_an_offer_is_made_to_those_whom_its_rule_matches() -> None:
     made = offer(rule='tier == "gold" and months_since_purchase("phone") > 12')
     assert offer_problems(made, "CNY") == []
