@@ -98,11 +98,13 @@ def _fit(messages: list[Message], room: int) -> None:
 
     while size() > room and lists and len(lists[0]) > 1:
         del lists[0][-1]
-    for characters in TEXT_CHARACTERS_LESS:
-        if size() <= room:
-            return
-        for message in messages:
-            _cut(message, characters)
+    # Programs look at the metadata of ErrorInfo, which comes first: cut only when nothing else helps.
+    for some in (messages[1:], messages):
+        for characters in TEXT_CHARACTERS_LESS:
+            if size() <= room:
+                return
+            for message in some:
+                _cut(message, characters)
 
 
 def _cut(message: Message, characters: int) -> None:
@@ -132,7 +134,7 @@ def rich_status(
 ) -> status_pb2.Status:
     """The error as google.rpc.Status, with a LocalizedMessage when the caller sent an Accept-Language header,
     worded by the texts of `package` and the chassis. What does not fit into a trailer beside the message is
-    left out: violations, last first, then the ends of texts.
+    left out: violations, last first, then the ends of texts, of ErrorInfo's metadata last.
     """
     status = status_pb2.Status(code=GRPC_CODES[error.code].value[0], message=error.message)
     messages = _messages(error.details, domain)

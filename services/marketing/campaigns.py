@@ -107,12 +107,12 @@ def _rule(
     text: str,
     functions: Mapping[str, tuple[Kind, str]] = FUNCTIONS,
     given: Mapping[Key, Sequence[Any]] = NOT_IN_TOUCH,
+    stored: Collection[str] = (),
 ) -> list[Problem]:
     if not text:
         return []
-    return [
-        (field, problem.told) for problem in rule_problems(text, functions, given) if not problem.harmless
-    ]
+    found = rule_problems(text, functions, given, stored)
+    return [(field, problem.told) for problem in found if not problem.harmless]
 
 
 def _ids(field: str, ids: Sequence[str]) -> list[Problem]:
@@ -126,8 +126,8 @@ def _ids(field: str, ids: Sequence[str]) -> list[Problem]:
     return found
 
 
-def campaign_problems(message: Any, currency: str) -> list[Problem]:
-    """Everything wrong with a campaign."""
+def campaign_problems(message: Any, currency: str, stored: Any = None) -> list[Problem]:
+    """Everything wrong with a campaign; `stored` is the one before the change."""
     found = text_problems("display_name", message.display_name, 200, required=True)
     if not message.segment:
         found.append(("segment", "must be set"))
@@ -138,8 +138,9 @@ def campaign_problems(message: Any, currency: str) -> list[Problem]:
         found.append(("phases", f"needs 1 to {PHASES_MAX} phases"))
     found += _ids("phases", [phase.phase_id for phase in message.phases])
     known = {phase.phase_id for phase in message.phases}
+    rules = frozenset() if stored is None else {phase.entry_rule for phase in stored.phases}
     for at, phase in enumerate(message.phases[:PHASES_MAX]):
-        found += _phase_problems(f"phases[{at}]", phase, known, currency)
+        found += _phase_problems(f"phases[{at}]", phase, known, rules, currency)
     if len(message.goals) > GOALS_MAX:
         found.append(("goals", f"at most {GOALS_MAX} are allowed"))
     for at, goal in enumerate(message.goals[:GOALS_MAX]):
@@ -152,10 +153,13 @@ def campaign_problems(message: Any, currency: str) -> list[Problem]:
     return found
 
 
-def _phase_problems(at: str, phase: Any, known: set[str], currency: str) -> list[Problem]:
+def _phase_problems(
+    at: str, phase: Any, known: set[str], rules: Collection[str], currency: str
+) -> list[Problem]:
     # Nobody has answered in a phase that there is not.
     answers = {("response", ANY): ("",), **{("response", id): ("", *ANSWERS) for id in known}}
-    found = _rule(f"{at}.entry_rule", phase.entry_rule, PHASE_FUNCTIONS, {**NOT_IN_TOUCH, **answers})
+    given = {**NOT_IN_TOUCH, **answers}
+    found = _rule(f"{at}.entry_rule", phase.entry_rule, PHASE_FUNCTIONS, given, rules)
     found += name_problems(f"{at}.survey", "surveys", phase.survey)
     if not phase.kind:
         found.append((f"{at}.kind", "must be set"))
@@ -211,8 +215,8 @@ def _words_problems(at: str, words: Any) -> list[Problem]:
     return found + text_problems(f"{at}.audience", getattr(words, "audience", ""), LABEL_CHARACTERS_MAX)
 
 
-def segment_problems(message: Any) -> list[Problem]:
-    """Everything wrong with a segment."""
+def segment_problems(message: Any, stored: Any = None) -> list[Problem]:
+    """Everything wrong with a segment; `stored` is the one before the change."""
     found = text_problems("display_name", message.display_name, 200, required=True)
     audience = convert.audience_from_proto("audience", message.audience, found)
     found += audience_problems(audience)
@@ -225,7 +229,8 @@ def segment_problems(message: Any) -> list[Problem]:
             found.append(
                 (f"trigger_event_types[{at}]", f"must be one of {', '.join(sorted(TRIGGERS_BY_NAME))}")
             )
-    return found + _rule("rule", message.rule, given={**NOT_IN_TOUCH, **audience_given(audience)})
+    given = {**NOT_IN_TOUCH, **audience_given(audience)}
+    return found + _rule("rule", message.rule, FUNCTIONS, given, () if stored is None else (stored.rule,))
 
 
 _halted = gauge("callmesh_outbound_halted", "1 while the kill switch for outbound is on.", ("service",))
@@ -386,7 +391,7 @@ class Campaigns:
                 field="campaign",
                 kind=CAMPAIGNS,
                 message=C.Campaign,
-                problems=lambda message: campaign_problems(message, currency),
+                problems=lambda message, stored: campaign_problems(message, currency, stored),
                 keys=lambda m: {"state": m.state},
                 fixed=frozenset({"state", "start_time"}),
             ),

@@ -220,7 +220,7 @@ def offer_from_proto(message: Any, offer_id: str, currency: str, base: Offer | N
     if not problems:
         kept = {} if base is None else _kept(base)
         offer = Offer(**content, **kept)
-        problems = offer_problems(offer, currency)
+        problems = offer_problems(offer, currency, base)
         if not problems:
             return offer
     raise InvalidArgument.many([(f"offer.{field}", why) for field, why in problems])

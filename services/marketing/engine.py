@@ -141,10 +141,11 @@ class ModelNotFound(NotFound):
 # --- offers -------------------------------------------------------------------------------------------
 
 
-def offer_problems(offer: Offer, currency: str) -> list[Problem]:
+def offer_problems(offer: Offer, currency: str, stored: Offer | None = None) -> list[Problem]:
     """Everything wrong with an offer's content, by field of the proto `Offer`; empty when it can be kept.
 
     `currency` is the one that this service ranks in: scores in several currencies could not be compared.
+    `stored` is the offer before the change.
     """
     return [
         *_text_problems("titles", offer.titles),
@@ -153,7 +154,7 @@ def offer_problems(offer: Offer, currency: str) -> list[Problem]:
         *_label_problems(offer),
         *script_problems(offer.scripts),
         *_supply_problems(offer),
-        *_rule_problems(offer),
+        *_rule_problems(offer, () if stored is None else (stored.rule,)),
     ]
 
 
@@ -271,7 +272,7 @@ def _supply_problems(offer: Offer) -> list[Problem]:
     return []
 
 
-def _rule_problems(offer: Offer) -> list[Problem]:
+def _rule_problems(offer: Offer, stored: Collection[str]) -> list[Problem]:
     """A rule is judged beside the offer's other conditions: what can never hold together is refused."""
     if not offer.rule:
         return []
@@ -284,7 +285,7 @@ def _rule_problems(offer: Offer) -> list[Problem]:
     given |= audience_given(offer.audience)
     return [
         ("eligibility_rule", problem.told)
-        for problem in rule_problems(offer.rule, given=given)
+        for problem in rule_problems(offer.rule, given=given, stored=stored)
         if not problem.harmless
     ]
 

@@ -58,8 +58,11 @@ def read(path: Path) -> pd.DataFrame:
         data = gzip.decompress(data) if data.startswith(GZIP) else data
     except zlib.error as error:
         raise ValueError(f"{path.name} is damaged: {error}") from None
-    header = data.partition(b"\n")[0].decode(errors="replace")
-    return pd.read_csv(io.BytesIO(data), sep=max(SEPARATORS, key=header.count))
+    header = data.lstrip().partition(b"\n")[0].decode(errors="replace")
+    try:
+        return pd.read_csv(io.BytesIO(data), sep=max(SEPARATORS, key=header.count))
+    except UnicodeDecodeError:
+        raise ValueError(f"{path.name} is no table of text, nor gzipped") from None
 
 
 def telemarketing(train: pd.DataFrame, test: pd.DataFrame) -> Figures:

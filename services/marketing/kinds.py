@@ -132,7 +132,7 @@ RESPONSES = Kind(
     "survey_responses", ResponseNotFound, ["survey", "-_id"], ["survey", "completed_at"], ["customer"]
 )
 CONTACT_LISTS = Kind("contact_lists", ContactListNotFound, ["state"], resource="contactLists")
-#: People to call. keys: list, number, customer, state, priority, due, token.
+#: People to call. keys: list, number, customer, state, rank, due, token.
 CONTACTS = Kind(
     "contacts",
     ContactNotFound,

@@ -120,7 +120,7 @@ class LeadServicer(leads_pb2_grpc.LeadServiceServicer):
                 field="lead",
                 kind=LEADS,
                 message=leads_pb2.Lead,
-                problems=lambda message: lead_problems(message, currency),
+                problems=lambda message, _: lead_problems(message, currency),
                 keys=lambda m: {
                     "state": m.state,
                     "partner": m.partner,
@@ -141,7 +141,7 @@ class LeadServicer(leads_pb2_grpc.LeadServiceServicer):
                 field="partner",
                 kind=PARTNERS,
                 message=leads_pb2.Partner,
-                problems=partner_problems,
+                problems=lambda message, _: partner_problems(message),
                 fixed=frozenset({"open_leads"}),
             ),
             shelves,

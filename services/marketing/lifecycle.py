@@ -111,16 +111,6 @@ def _mark_strangers(database: Database[dict[str, Any]], apply: bool) -> int:
     return count
 
 
-def _drop_due_index(database: Database[dict[str, Any]], apply: bool) -> int:
-    """Touches lose the index that found due ones by channel alone."""
-    name = "due_by_channel"
-    if name not in database["touches"].index_information():
-        return 0
-    if apply:
-        database["touches"].drop_index(name)
-    return 1
-
-
 HELD: tuple[Held, ...] = (*_held(), *technical())
 LIFECYCLE = Lifecycle(
     service="marketing",
@@ -135,11 +125,6 @@ LIFECYCLE = Lifecycle(
             id="2026-11-23-marketing-strangers",
             what="numbers of callers who are no customers can grow old; ended complaints lose theirs",
             run=_mark_strangers,
-        ),
-        Migration(
-            id="2026-11-23-marketing-due-by-campaign",
-            what="messages that are due are found by their campaign; the index by channel alone is of no use",
-            run=_drop_due_index,
         ),
     ),
     acts=frozenset(

@@ -209,7 +209,7 @@ class OutboundServicer(outbound_pb2_grpc.OutboundServiceServicer):
                 field="contact_list",
                 kind=CONTACT_LISTS,
                 message=P.ContactList,
-                problems=list_problems,
+                problems=lambda message, _: list_problems(message),
                 keys=lambda m: {"state": m.state},
                 fixed=frozenset({"state"}),
             ),

@@ -41,8 +41,8 @@ class Resource:
     kind: Kind
     #: The message's class.
     message: Any
-    #: What is wrong with a message.
-    problems: Callable[[Any], list[Problem]]
+    #: What is wrong with a message; beside it the stored one that it is to replace, None for a new one.
+    problems: Callable[[Any, Any], list[Problem]]
     #: What it is looked up by.
     keys: Callable[[Any], dict[str, Any]] = lambda _: {}
     #: Fields that Update may not change, beside the name; they are the server's or fixed for good.
@@ -87,9 +87,9 @@ class Desk:
                 kept.ClearField(field)
         return {"resource": MessageToDict(kept, preserving_proto_field_name=True)}
 
-    def check(self, message: Any) -> None:
-        """InvalidArgument that names every bad field."""
-        if problems := [*enum_problems(message), *self.resource.problems(message)]:
+    def check(self, message: Any, stored: Any = None) -> None:
+        """InvalidArgument that names every bad field; `stored` is what the message is to replace."""
+        if problems := [*enum_problems(message), *self.resource.problems(message, stored)]:
             raise InvalidArgument.many([(f"{self.resource.field}.{at}", why) for at, why in problems])
 
     def create(
@@ -164,8 +164,9 @@ class Desk:
             names = {field.name for field in target.DESCRIPTOR.fields}
             fixed = {*self.resource.fixed, *_SERVED} & names
             apply_mask(target, given, request.update_mask, allowed=names - fixed)
-            change(self.shown(row), target)
-            self.check(target)
+            before = self.shown(row)
+            change(before, target)
+            self.check(target, before)
             return self.save(row, target)
 
         return retry_conflicts(attempt, 1 if version is not None else 5)

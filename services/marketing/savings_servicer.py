@@ -194,7 +194,7 @@ class SavingsServicer(savings_pb2_grpc.SavingsServiceServicer):
                 field="tariff",
                 kind=TARIFFS,
                 message=savings_pb2.Tariff,
-                problems=lambda message: tariff_problems(message, currency),
+                problems=lambda message, _: tariff_problems(message, currency),
                 keys=_keys,
             ),
             shelves,

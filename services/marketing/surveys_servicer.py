@@ -160,7 +160,7 @@ class SurveyServicer(surveys_pb2_grpc.SurveyServiceServicer):
                 field="survey",
                 kind=SURVEYS,
                 message=V.Survey,
-                problems=survey_problems,
+                problems=lambda message, _: survey_problems(message),
                 fixed=frozenset({"state"}),
             ),
             shelves,

@@ -692,20 +692,25 @@ def test_jobs_and_the_canary_run_where_they_may() -> None:
 
 
 def test_jobs_and_the_canary_have_the_environment_of_every_process() -> None:
-    """A backup of databases that nobody uses succeeds, too: it has to know another name."""
+    """A backup of databases that nobody uses succeeds, too: it has to know another name. Paths to `files` of
+    other pods lead nowhere in these.
+    """
+    named = {"ROUTING_MONGO_DATABASE": "calls", "CRM_MONGO_DATABASE": "customers"}
+    paths = {"MONGO_URI_FILE": "/files/mongo", "CALLMESH_TOKEN_FILE": "/files/token"}
     values = {part: {"enabled": True} for part in ("backup", "retention", "canary")} | {
-        "env": {"ROUTING_MONGO_DATABASE": "calls", "CRM_MONGO_DATABASE": "customers"},
+        "env": {**named, **paths},
         "crm": {"worker": {"env": {"CRM_MONGO_DATABASE": "people", "CRM_LANGUAGE": "en"}}},
+        "tickets": {"worker": {"env": None}},
     }
     found = {
         owner["metadata"]["name"]: {each["name"]: each["value"] for each in spec["containers"][0]["env"]}
         for owner, spec in ((one, pod["spec"]) for one, pod in pods(render(values)))
         if owner["metadata"]["name"].endswith(("-backup", "-retention", "-canary"))
     }
-    named = {"MONGO_URI_FILE": "/etc/callmesh/mongodb/uri", "ROUTING_MONGO_DATABASE": "calls"}
-    job = {**named, "CRM_MONGO_DATABASE": "people"}
+    job = values["env"] | {"MONGO_URI_FILE": "/etc/callmesh/mongodb/uri", "CRM_MONGO_DATABASE": "people"}
     assert found["demo-callmesh-backup"] == found["demo-callmesh-retention"] == job
-    assert values["env"].items() <= found["demo-callmesh-canary"].items()
+    canary = {**values["env"], "CALLMESH_TOKEN_FILE": "/etc/callmesh/canary/token"}
+    assert found["demo-callmesh-canary"] == canary
 
 
 def servers(manifests: Any) -> dict[str, Manifest]:

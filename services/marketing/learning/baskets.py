@@ -75,6 +75,8 @@ CHOSEN = Setting(leaves=4, rate=0.05, trees=150, spans=3)
 
 #: Larger numbers are not exact as floating-point ones.
 ID_NUMBER_MAX = 2**53
+#: What a machine writes as a whole number.
+NUMBER = r"-?(0|[1-9]\d*)(\.0+)?|[1-9](\.\d+)?e\+\d\d"
 
 #: Kinds in rank order, by household; under "" for one that is not known.
 Ranks = Mapping[str, Sequence[str]]
@@ -109,9 +111,11 @@ def purchases(transactions: pd.DataFrame, products: pd.DataFrame) -> pd.DataFram
 
 
 def _ids(column: pd.Series) -> pd.Series:
-    """Ids as texts, "" for none. A number may be written 7, 7.0 (where some are missing), 9e+05 (by R)."""
+    """Ids as texts, "" for none. A number may be written 7, 7.0 (where some are missing), 9e+05 (by R); what
+    no machine writes as a number ("007", "12E5") is a name.
+    """
     texts = column.astype(object).where(column.notna(), "").astype(str)
-    numbers = pd.to_numeric(texts, errors="coerce")
+    numbers = pd.to_numeric(texts.where(texts.str.fullmatch(NUMBER)), errors="coerce")
     whole = numbers.notna() & (numbers.abs() < ID_NUMBER_MAX) & (numbers % 1 == 0)
     texts[whole] = numbers[whole].astype(np.int64).astype(str)
     return texts

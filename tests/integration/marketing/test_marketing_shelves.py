@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterator
 from dataclasses import replace
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
@@ -16,7 +16,6 @@ from chassis.bus import Event
 from marketing.campaign_store import CampaignStore
 from marketing.config import MarketingSettings
 from marketing.kinds import ALL_DOCUMENTS, CONTACTS
-from marketing.lifecycle import _drop_due_index
 from marketing.shelf import MemoryShelves, MongoShelves, Row
 
 pytestmark = pytest.mark.integration
@@ -91,7 +90,7 @@ def test_members_of_a_list_are_told_apart_as_in_memory(shelves: MongoShelves) ->
 
 
 def test_what_campaigns_and_lists_look_for_they_find_without_looking_at_others(
-    shelves: MongoShelves, mongo_client: Any, mongo_database: str
+    shelves: MongoShelves, mongo_client: Any, mongo_database: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     mongo.ensure_indexes(ALL_DOCUMENTS)
     store, database = CampaignStore(), mongo_client[mongo_database]
@@ -130,6 +129,11 @@ def test_what_campaigns_and_lists_look_for_they_find_without_looking_at_others(
         ("contacts", 3, False),
         ("touches", 3, False),
     ]
+    monkeypatch.setattr("marketing.campaign_store.CAMPAIGNS_AT_ONCE", 1)
+    sooner = {"$set": {"due_at": NOW - timedelta(minutes=1)}}
+    store.touches.update_many({"_id": {"$in": ["a-paused/invite/sms/p001", "runs/invite/sms/p002"]}}, sooner)
+    soonest = {"$set": {"due_at": NOW - timedelta(minutes=2)}}
+    store.touches.update_one({"_id": "runs/invite/sms/p005"}, soonest)
+    first = store._first_due({"state": "QUEUED", "channel": "SMS"}, ["a-paused", "runs"], 3)
+    assert first == ["runs/invite/sms/p005", "a-paused/invite/sms/p001", "runs/invite/sms/p002"]
     assert store.backlog(["runs"], "SMS") == (ROWS, False) and store.backlog([], "SMS") == (0, False)
-    database["touches"].create_index("channel", name="due_by_channel")
-    assert [_drop_due_index(database, apply) for apply in (False, True, True)] == [1, 1, 0]

@@ -99,6 +99,13 @@ def test_an_error_of_usual_texts_keeps_them_whole():
     }
 
 
+def test_what_programs_look_at_is_cut_last():
+    long = "客" * 200
+    error = errors.FailedPrecondition(subject=long, why=long, one=long, two=long)
+    (info,) = unpack(rich_status(error, DOMAIN, "zh"), error_details_pb2.ErrorInfo)
+    assert info.metadata == {"subject": long, "why": long, "one": long, "two": long}
+
+
 def test_the_docstring_is_the_message():
     error = CustomerNotFound(resource="customers/7")
     assert str(error) == "There is no customer customers/7."

@@ -17,6 +17,7 @@ from callmesh.crm.v1 import events_pb2 as crm
 from callmesh.marketing.v1 import campaigns_pb2
 from callmesh.marketing.v1 import events_pb2 as own
 from chassis.bus import Event
+from chassis.errors import InvalidArgument
 from chassis.testing import FakeClock
 from crm import convert as crm_convert
 from crm import model as crm_model
@@ -40,7 +41,7 @@ from marketing.convert import profile_from_snapshot
 from marketing.engine import gate
 from marketing.handlers import Facts
 from marketing.inbound import learn
-from marketing.kinds import CAMPAIGNS, CONTACT_LISTS
+from marketing.kinds import CAMPAIGNS, CONTACT_LISTS, SEGMENTS
 from marketing.memory_store import MemoryStore
 from marketing.model import Channel, Complaint, Contact, NoOffer, Profile, QuietWindow
 from marketing.rules import CustomerFacts, parse_rule
@@ -344,6 +345,29 @@ def test_a_segments_audience_must_not_contradict_itself() -> None:
     made.audience.no_tags.append("a")
     made.audience.channels.append(common_pb2.CHANNEL_VOICE)
     assert [field for field, _ in segment_problems(made)] == ["audience.no_tags", "audience.channels"]
+
+
+def test_a_rule_that_an_earlier_release_took_keeps_nobody_from_changing_the_rest() -> None:
+    """Rules with a comment, or without a comma, are refused since."""
+    store = MemoryStore()
+    desk = Campaigns(store.shelves, store, FakeClock(NOW), "CNY").segments
+    old = 'tier in ["gold" "vip"]'
+    kept = desk.content(campaigns_pb2.Segment(display_name="s", rule=old))
+    store.shelves.insert(SEGMENTS, Row(id="s", content=kept), NOW)
+    segment = campaigns_pb2.Segment(name="segments/s", display_name="t", rule=old)
+    for paths in (["display_name"], ["display_name", "rule"]):
+        asked = campaigns_pb2.UpdateSegmentRequest(segment=segment, update_mask={"paths": paths})
+        changed = desk.update(asked)
+        assert (changed.display_name, changed.rule) == ("t", old)
+    segment.rule = f"known and {old}"
+    asked = campaigns_pb2.UpdateSegmentRequest(segment=segment, update_mask={"paths": ["rule"]})
+    with pytest.raises(InvalidArgument, match="RULE_SYNTAX"):
+        desk.update(asked)
+
+    campaign = campaigns_pb2.Campaign(display_name="k", segment="segments/s")
+    campaign.phases.add(phase_id="ask", entry_rule=old)
+    assert "phases[0].entry_rule" in dict(campaign_problems(campaign, "CNY"))
+    assert "phases[0].entry_rule" not in dict(campaign_problems(campaign, "CNY", campaign))
 
 
 def test_an_entry_rule_asks_for_answers_that_there_can_be() -> None:

@@ -106,20 +106,39 @@ def test_damaged_data_end_with_a_word(tmp_path: Path, capsys: pytest.CaptureFixt
     assert capsys.readouterr().err.startswith("evaluate: ")
 
 
+def test_data_of_another_kind_end_with_a_word(tmp_path: Path) -> None:
+    path = tmp_path / "bank.zip"
+    path.write_bytes(b"PK\x03\x04\xff\xfe,\n1,2\n")
+    with pytest.raises(ValueError, match=r"bank\.zip is no table of text, nor gzipped"):
+        evaluate.read(path)
+
+
+def test_empty_lines_may_stand_before_the_header(tmp_path: Path) -> None:
+    path = tmp_path / "bank.csv"
+    path.write_bytes(b"\n\r\nage;job\n31;student\n")
+    assert evaluate.read(path).to_dict("list") == {"age": [31], "job": ["student"]}
+
+
 def test_one_product_and_household_may_be_written_in_several_ways() -> None:
     products = pd.DataFrame(
-        {"product_id": ["9e+05", "7.0", "X9"], "product_type": ["A", "B", "C"], "product_category": None}
+        {
+            "product_id": ["9e+05", "7.0", "X9", "9E5", "007"],
+            "product_type": ["A", "B", "C", "D", "E"],
+            "product_category": None,
+        }
     )
     bought = pd.DataFrame(
         {
-            "household_id": ["1.0", "1", None, "H"],
-            "basket_id": ["4.0128e+10", "40128000000", "3", "4"],
-            "product_id": [900000, 7, 7, "X9"],
+            "household_id": ["1.0", "1", None, "H", "12E5", "1200000"],
+            "basket_id": ["4.0128e+10", "40128000000", "3", "4", "05", "5"],
+            "product_id": [900000, 7, 7, "X9", "9E5", "007"],
             "transaction_timestamp": [
                 "2017-01-28 19:06:53",
                 "2017-01-29",
                 "2017-01-29 00:00:01",
                 "2017-01-30T00:00:00Z",
+                "2017-01-31",
+                "2017-02-01",
             ],
         }
     )
@@ -128,4 +147,6 @@ def test_one_product_and_household_may_be_written_in_several_ways() -> None:
         ["1", "A", "40128000000"],
         ["1", "B", "40128000000"],
         ["H", "C", "4"],
+        ["12E5", "D", "05"],
+        ["1200000", "E", "5"],
     ]

@@ -86,6 +86,8 @@ def test_a_rule_is_judged_by_the_customer_and_the_contact(text: str, expected: b
         # The lines are one: a comment would take the rest of the rule with it.
         ('tier == "gold"  # ours\nand owns("phone")', "RULE_SYNTAX", 16),
         ('tier in ["gold" "silver"]', "RULE_SYNTAX", 16),
+        ('tier in ["a"\r"b"]', "RULE_SYNTAX", 13),
+        ("known and\r\ntier == 3", "RULE_TYPE", 19),
         ('tier in "gold"', "RULE_TYPE", 8),
         ('tier in ["gold", 3]', "RULE_TYPE", 17),
         ("1 < product_count < 3", "RULE_SYNTAX", 0),
@@ -135,6 +137,13 @@ def test_a_rule_that_contradicts_the_conditions_beside_it_is_refused(changes: An
     problems = offer_problems(offer(**changes), "CNY")
     assert [field for field, _ in problems] == ["eligibility_rule"]
     assert "RULE_NEVER_MATCHES" in problems[0][1]
+
+
+def test_a_rule_that_an_earlier_release_took_stays_as_it_was() -> None:
+    stored = offer(rule="known # all whom we know")
+    assert [field for field, _ in offer_problems(stored, "CNY")] == ["eligibility_rule"]
+    assert offer_problems(stored, "CNY", stored) == []
+    assert offer_problems(offer(rule="known # all"), "CNY", stored), "another one"
 
 
 def test_an_offer_is_made_to_those_whom_its_rule_matches() -> None:

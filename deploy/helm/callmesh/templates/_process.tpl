@@ -64,7 +64,7 @@
 {{- $_ := set $plain "ROUTING_PEER_TOKEN_FILE" "/etc/callmesh/routing/peer.token" -}}
 {{- end -}}
 {{- end -}}
-{{- $plain = mergeOverwrite $plain $values.env .process.values.env -}}
+{{- $plain = mergeOverwrite $plain (default dict $values.env) (default dict .process.values.env) -}}
 {{- range $name, $value := $plain }}
 {{ include "callmesh.variable" (dict "name" $name "value" $value) }}
 {{- end }}
