@@ -208,16 +208,18 @@ def test_a_state_that_began_from_another_releases_image_is_compared_with_its_lik
 
 
 def test_whoever_is_free_keeps_the_turn_on_every_channel() -> None:
-    shard = Shard()
-    shard.agent("ann", capacity=(("chat", 2),))
-    shard.wait(1_000)
-    shard.agent("bob", capacity=(("chat", 2),))
-    shard.wait(1_000)
-    for call_id in ("c1", "c2", "c3"):
+    shard = Shard(wrap_up_span_ms=0)
+    shard.agent("ann", capacity=(("chat", 3),))
+    for call_id in ("c1", "c2"):
         shard.place(call_id, facts={"channel": "chat"})
         shard.connect(call_id)
         shard.wait(1_000)
+    shard.agent("bob", capacity=(("chat", 3),))
+    shard.wait(1_000)
+    # She had room before, and keeps her turn.
     shard.do(EndCall(call_id="c1"))
+    ann = shard.state.agents["ann"]
+    assert ann.idle["chat"].since_ms < ann.since_ms
     restored = copy_of(shard.state)
     for key, line in shard.state.lines.items():
         assert restored.lines[key].free.order() == line.free.order(), key
