@@ -124,7 +124,7 @@ def expected_lost(lines: int, agents: int, answer_ratio: float) -> float:
         return 0.0
     if answer_ratio >= 1.0:
         return float(lines - agents)
-    odds = answer_ratio / (1.0 - answer_ratio)
+    log_odds = math.log(answer_ratio) - math.log1p(-answer_ratio)
     # Outwards from one side to the other each probability is the one before times a ratio; the first is
     # reckoned by its logarithm, as a power of it may be too small for a number.
     first = agents + 1
@@ -134,7 +134,7 @@ def expected_lost(lines: int, agents: int, answer_ratio: float) -> float:
     for k in range(first, lines + 1):
         lost += (k - agents) * math.exp(log_weight)
         if k < lines:
-            log_weight += math.log((lines - k) / (k + 1) * odds)
+            log_weight += math.log((lines - k) / (k + 1)) + log_odds
     return lost
 
 

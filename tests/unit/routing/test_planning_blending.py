@@ -9,7 +9,7 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from chassis.errors import InvalidArgument
@@ -256,6 +256,7 @@ def test_predictive_abandons_no_more_than_its_cap() -> None:
 
 @settings(max_examples=80, deadline=None)
 @given(st.integers(0, 60), st.floats(0, 1), st.floats(0, 0.1), st.integers(0, 200), st.floats(0, 0.2))
+@example(agents=1, answer=5e-324, cap=0.0625, known=30, abandoned=0.0)
 def test_lines_keep_the_cap(agents: int, answer: float, cap: float, known: int, abandoned: float) -> None:
     pacing = Pacing(Mode.PREDICTIVE, abandon_ratio_max=cap)
     for n in range(known):
