@@ -48,12 +48,12 @@ async def acting(
         facts = tuple(sorted({**said, **more}.items()))
         return RecordAct(actor=actor, act=act.value, subject=resource, reason=reason, details=facts)
 
-    await front.ask(shard, record())
+    await front.shards.ask(shard, record())
     try:
         yield
     except CallmeshError as error:
         try:
-            await front.ask(shard, record(result=error.reason))
+            await front.shards.ask(shard, record(result=error.reason))
         except CallmeshError as unrecorded:
             log.warning("result_not_recorded", act=act.value, resource=resource, error=unrecorded.reason)
         raise

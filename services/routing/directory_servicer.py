@@ -111,7 +111,7 @@ class DirectoryServicer(directory_pb2_grpc.DirectoryServiceServicer):
         queue = parse_name("name", "queues", name)
         question = AskCalls(queue=queue, states=tuple(sorted(BEFORE_CONNECTION)), limit=1)
         for shard in sorted(self._shards):
-            if (await self._front.ask(shard, question)).answer.calls:
+            if (await self._front.shards.ask(shard, question)).answer.calls:
                 why = f"callers wait in it in regions/{shard}; close it (CloseQueue), or wait"
                 raise QueueInUse(subject=name, why=why)
 

@@ -128,7 +128,7 @@ class Explainer:
         return response
 
     async def _ask(self, region: str, question: AskExplain) -> Committed:
-        committed = await self._front.ask(region, question)
+        committed = await self._front.shards.ask(region, question)
         if committed.answer.refusal is not None:
             queue = question.facts.queue if question.facts is not None else ""
             raise error_of(committed.answer.refusal, question.call_id, queue)

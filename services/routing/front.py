@@ -21,12 +21,11 @@ from collections.abc import (
     Awaitable,
     Callable,
     Container,
-    Coroutine,
     Mapping,
     Sequence,
 )
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import msgspec
 import structlog
@@ -259,15 +258,7 @@ class Front:
             handle.cancel()
         await self.shards.close()
 
-    def spawn(self, work: Coroutine[Any, Any, Any]) -> asyncio.Task[Any]:
-        """Runs work that outlives the request that began it; `close` waits for it."""
-        return self.shards.spawn(work)
-
     # --- asking shards
-
-    def ask(self, region: str, command: Command, seconds: float | None = None) -> Awaitable[Committed]:
-        """One question to a region's leader. Raises Unavailable's kinds."""
-        return self.shards.ask(region, command, seconds)
 
     async def find_call(self, call_id: str, shard: str = "") -> Committed:
         """The newest entry of a call over all shards that answer. Raises CallNotFound, or Unavailable when

@@ -385,7 +385,7 @@ class Handlers:
             after=page.key(int, str) or (0, ""),
             limit=page.limit + 1,
         )
-        committed = await self._front.ask(region, question)
+        committed = await self._front.shards.ask(region, question)
         if committed.answer.refusal is not None:
             raise error_of(committed.answer.refusal, queue=queue)
         # A leader of an older release does not say that there are more, and answers one too many.
@@ -405,7 +405,7 @@ class Handlers:
         command = model.Reprioritize(call_id=call_id, priority=priority)
         details = {"priority": str(priority)}
         async with acting(self._front, shard, Act.REPRIORITIZE_CALL, request.name, details=details):
-            return _call_of(await self._front.ask(shard, command), call_id, command=command)
+            return _call_of(await self._front.shards.ask(shard, command), call_id, command=command)
 
     async def transfer_call(
         self, request: routing_pb2.TransferCallRequest, remaining: float
@@ -430,7 +430,7 @@ class Handlers:
             elsewhere=bool(agent) and home != shard,
             attributes=convert.context("attributes", request.attributes),
         )
-        committed = await self._front.ask(shard, command, remaining - ANSWER_SECONDS)
+        committed = await self._front.shards.ask(shard, command, remaining - ANSWER_SECONDS)
         facts = found.answer.call.facts
         with self._announcing(queue or facts.queue, facts.language):
             return _call_of(committed, call_id, queue or facts.queue, command)
@@ -454,7 +454,7 @@ class Handlers:
             if request.HasField("not_before_time")
             else 0,
         )
-        committed = await self._front.ask(found.shard, command, remaining - ANSWER_SECONDS)
+        committed = await self._front.shards.ask(found.shard, command, remaining - ANSWER_SECONDS)
         facts = found.answer.call.facts
         with self._announcing(facts.queue, facts.language):
             return _call_of(committed, call_id, facts.queue, command)
@@ -478,7 +478,9 @@ class Handlers:
         """An agent's live state, as the shard has it in which the agent is logged in."""
         agent = parse_name("name", "agents", request.name)
         home = await self._agents.region_of(agent) or ""
-        said = [await self._front.ask(home, model.AskAgent(agent=agent))] if home in self._shards else []
+        said = (
+            [await self._front.shards.ask(home, model.AskAgent(agent=agent))] if home in self._shards else []
+        )
         if not any(is_logged_in(each.answer.agent) for each in said):
             said = await self._front.desks.seats_of(agent, home, elsewhere=bool(said)) or said
         if not said or said[0].answer.agent is None:

@@ -48,7 +48,7 @@ PART_BYTES = 1 << 20
 PART_BYTES_MAX = 8 << 20
 #: Rules by which `evolve` makes a state of events. Raise it when it comes to make another of events that it
 #: has known: digests of before and after cannot be compared, though their fields are the same.
-RULES = 3
+RULES = 4
 #: Calls and agents that one digest looks at.
 DIGEST_ENTRIES = 200
 

@@ -307,9 +307,8 @@ class Counter(Projection):
         if agent is not None and began_ms:
             span_ms = max(0, now_ms - began_ms)
             self._add(AGENT, event.agent, now_ms, wrap_up_ms=span_ms)
-            queue = agent.wrap_queues.get(event.call_id) or (entry.facts.queue if entry is not None else "")
-            if queue:
-                # The call may be forgotten before the one who handed it on is done.
+            if entry is not None:
+                queue = agent.wrap_queues.get(event.call_id, entry.facts.queue)
                 self._add(QUEUE, queue, now_ms, wrap_up_ms=span_ms)
 
     def callback_requested(self, event: model.CallbackRequested, now_ms: int) -> None:

@@ -134,7 +134,7 @@ class AgentServicer(agent_pb2_grpc.AgentServiceServicer):
                 reader.cancel()
                 await asyncio.gather(reader, return_exceptions=True)
         finally:
-            self._front.spawn(self._front.desks.close(desk, log_out=session.closed))
+            self._front.shards.spawn(self._front.desks.close(desk, log_out=session.closed))
 
 
 class _Session:

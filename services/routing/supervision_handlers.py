@@ -116,7 +116,7 @@ class SupervisionHandlers:
         return await asyncio.shield(known[1])
 
     async def _ask_stats(self, region: str, question: model.AskStats) -> pb.Stats:
-        committed = await self._front.ask(region, question, ANSWER_SECONDS)
+        committed = await self._front.shards.ask(region, question, ANSWER_SECONDS)
         stats = committed.answer.stats
         assert stats is not None
         since_ms = self._day_begins_ms(region, stats.now_ms)
@@ -211,7 +211,7 @@ class SupervisionHandlers:
         self, region: str, command: model.ForceLogOut | model.PauseAgent
     ) -> model.AgentView | None:
         """The agent as it is then; None for one who has left the shard."""
-        answer = (await self._front.ask(region, command)).answer
+        answer = (await self._front.shards.ask(region, command)).answer
         if answer.refusal is not None:
             raise error_of(answer.refusal, agent=command.agent, command=command)
         return answer.agent
@@ -233,7 +233,7 @@ class SupervisionHandlers:
         command = model.MonitorCall(call_id=call_id, mode=mode, address=address)
         details = {"mode": mode.value, "supervisor_address": address}
         async with acting(self._front, shard, Act.MONITOR_CALL, request.name, reason=reason, details=details):
-            committed = await self._front.ask(shard, command)
+            committed = await self._front.shards.ask(shard, command)
             if committed.answer.refusal is not None:
                 raise error_of(committed.answer.refusal, call_id, command=command)
         assert committed.answer.call is not None

@@ -164,8 +164,8 @@ def finish_wrap_up(s: ShardState, c: FinishWrapUp, now_ms: int) -> Decision:
     if isinstance(agent, Refusal):
         return Decision(refusal=agent)
     entry = s.calls.get(c.call_id)
-    if c.call_id in agent.wraps and (entry is None or entry.agent != c.agent):
-        # Handed on: the call lives, or is forgotten by now; this agent's part of it is done.
+    if entry is not None and entry.agent != c.agent and c.call_id in agent.wraps:
+        # Handed on: the call goes on, this agent's part of it is done.
         return Decision(events=[CallWrappedUp(call_id=c.call_id, agent=c.agent, disposition=c.disposition)])
     if entry is None or entry.agent != c.agent:
         return refuse("CALL_NOT_HELD", "call_id")

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from routing.deciders.endings import disappoint, drop_offers, log_out
-from routing.deciders.refusals import refuse
+from routing.deciders.refusals import conversation, refuse
 from routing.model import (
     AVAILABLE,
-    CONNECTED,
     OFFLINE,
     PAUSED,
     ActRecorded,
@@ -51,14 +50,9 @@ def pause_agent(s: ShardState, c: PauseAgent, now_ms: int) -> Decision:
 
 
 def monitor(s: ShardState, c: MonitorCall, now_ms: int) -> Decision:
-    entry = s.calls.get(c.call_id)
-    if entry is None:
-        return refuse("CALL_NOT_FOUND", "call_id")
-    if entry.state is not CONNECTED:
-        return refuse("ILLEGAL_STATE")
-    if not entry.attached or entry.callback_number:
-        # Of a call-back no edge holds a line.
-        return refuse("CALL_NOT_ATTACHED")
+    entry = conversation(s, c.call_id)
+    if isinstance(entry, Decision):
+        return entry
     return Decision(events=[CallMonitored(call_id=c.call_id, mode=c.mode, address=c.address)])
 
 

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import msgspec
 
-from routing.deciders.refusals import refuse
+from routing.deciders.refusals import conversation, refuse
 from routing.deciders.waiting import hope, no_room, place_ms, step_at
 from routing.model import (
     CALLBACK_SPAN_MAX_MS,
-    CONNECTED,
     CONTEXT_BYTES_MAX,
     CONTEXT_KEYS_MAX,
     OVERFLOWING,
@@ -28,13 +27,9 @@ TRANSFERRED_FROM = "transferred_from"
 
 
 def transfer(s: ShardState, c: TransferCall, now_ms: int) -> Decision:
-    entry = s.calls.get(c.call_id)
-    if entry is None:
-        return refuse("CALL_NOT_FOUND", "call_id")
-    if entry.state is not CONNECTED:
-        return refuse("ILLEGAL_STATE")
-    if not entry.attached or entry.callback_number:
-        return refuse("CALL_NOT_ATTACHED")
+    entry = conversation(s, c.call_id)
+    if isinstance(entry, Decision):
+        return entry
     if c.agent and c.agent == entry.agent:
         return refuse("SAME_AGENT", "agent")
     queue = s.queues.get(c.queue or entry.facts.queue)

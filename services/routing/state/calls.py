@@ -94,6 +94,8 @@ def call_transferred(s: ShardState, e: CallTransferred) -> None:
         s.serve(entry.facts.queue, -1)
         if e.wrap_up_until_ms:
             agent.wrap_queues[call_id] = entry.facts.queue
+            if e.wrap_up_until_ms > entry.others_wrap_until_ms:
+                entry.others_wrap_until_ms = e.wrap_up_until_ms
     entry.facts, entry.agent, entry.offer_id = e.facts, "", ""
     entry.state = OVERFLOWING if e.resume_ms else WAITING
     entry.resume_ms = e.resume_ms
@@ -284,7 +286,7 @@ def call_ended(s: ShardState, e: CallEnded) -> None:
     entry.offer_until_ms = entry.detached_until_ms = entry.refuse_ms = entry.resume_ms = 0
     entry.relax_ms = entry.prefer_ms = entry.callback_ms = entry.expire_ms = 0
     entry.wrap_up_until_ms = e.wrap_up_until_ms
-    done_ms = e.wrap_up_until_ms if e.wrap_up_until_ms > s.now_ms else s.now_ms
+    done_ms = max(s.now_ms, e.wrap_up_until_ms, entry.others_wrap_until_ms)
     entry.forget_ms = done_ms + s.timing.memory_span_ms
     unlist_call(s, entry)
     if entry.preferred:

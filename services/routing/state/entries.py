@@ -50,6 +50,7 @@ class CallEntry:
         "offer_id",
         "offer_until_ms",
         "ordinal",
+        "others_wrap_until_ms",
         "outcome",
         "prefer_ms",
         "preferred",
@@ -95,6 +96,8 @@ class CallEntry:
         self.transfers = 0
         #: After-call work is over; what came of the call is known.
         self.wrapped = self.disposed = False
+        #: Until when whoever handed it on may be at after-call work: it is remembered for that long.
+        self.others_wrap_until_ms = 0
         #: Breaks ties of effective arrival: when it was queued, kept with its place.
         self.ordinal = 0
         #: Ticket of its heap entry while it may be offered; 0 otherwise.

@@ -137,18 +137,19 @@ def test_a_transfer_is_offered_to_the_other_queue() -> None:
     assert found[(AGENT, "ann", T0)]["transferred"] == 1
 
 
-def test_after_call_work_of_who_handed_on_is_that_of_the_queue_that_was_served() -> None:
-    """Also when its call has been connected elsewhere, handed on again, or ended meanwhile."""
+@pytest.mark.parametrize("then", ["", "service", "sales"])
+def test_after_call_work_of_who_handed_on_is_that_of_the_queue_that_was_served(then: str) -> None:
+    """Whether its call is ended meanwhile there, or handed on again, first within its queue, too."""
     journal = Journal()
     for agent in ("ann", "bob"):
         journal.agent(agent)
     journal.place("c1")
     journal.connect("c1")
     first = view_call(journal.state, "c1").agent
-    journal.do(TransferCall(call_id="c1", queue="sales"))
+    journal.do(TransferCall(call_id="c1", queue="service" if then == "sales" else "sales"))
     journal.connect("c1")
     journal.wait(2_000)
-    journal.do(EndCall(call_id="c1"))
+    journal.do(TransferCall(call_id="c1", queue=then) if then else EndCall(call_id="c1"))
     journal.wait(10_000)
     journal.do(FinishWrapUp(agent=first, session=1, call_id="c1"))
     found = counted(journal)
@@ -159,29 +160,9 @@ def test_after_call_work_of_who_handed_on_is_that_of_the_queue_that_was_served()
     assert (tallies["service"].wrapped, tallies["sales"].wrapped) == (1, 0)
 
 
-def test_after_call_work_stays_with_its_queue_though_the_call_is_handed_on_within_it_first() -> None:
-    journal = Journal()
-    for agent in ("ann", "bob"):
-        journal.agent(agent)
-    journal.place("c1")
-    journal.connect("c1")
-    first = view_call(journal.state, "c1").agent
-    journal.do(TransferCall(call_id="c1", queue="service"))
-    journal.connect("c1")
-    journal.wait(2_000)
-    journal.do(TransferCall(call_id="c1", queue="sales"))
-    journal.wait(10_000)
-    journal.do(FinishWrapUp(agent=first, session=1, call_id="c1"))
-    found = counted(journal)
-    assert found[(QUEUE, "service", T0)]["wrap_up_ms"] == 12_000
-    assert "wrap_up_ms" not in found[(QUEUE, "sales", T0)]
-    tallies = journal.state.tallies
-    assert (tallies["service"].wrapped, tallies["sales"].wrapped) == (1, 0)
-
-
 @pytest.mark.parametrize("finished", [True, False])
-def test_after_call_work_outlives_its_call(finished: bool) -> None:
-    """Whoever took the call over ended it at once, and it is forgotten while the first still writes."""
+def test_a_call_is_remembered_while_who_handed_it_on_is_at_after_call_work(finished: bool) -> None:
+    """What came of it is still to be told, though whoever took it over ended it at once."""
     journal = Journal()
     journal.do(ConfigureQueue(queue=replace(journal.state.queues["service"], wrap_up_span_ms=60 * MINUTE)))
     for agent in ("ann", "bob"):
@@ -193,12 +174,12 @@ def test_after_call_work_outlives_its_call(finished: bool) -> None:
     journal.connect("c1")
     journal.do(EndCall(call_id="c1"))
     journal.wait(20 * MINUTE)
-    assert "c1" not in journal.state.calls
     if finished:
         answer = journal.do(FinishWrapUp(agent=first, session=1, call_id="c1"))
         assert answer.refusal is None
     else:
         journal.wait(40 * MINUTE)
+    assert "c1" in journal.state.calls
     assert not journal.state.agents[first].wraps
     spans: Count[tuple[str, str]] = Count()
     for key, figures in counted(journal).items():
@@ -206,6 +187,8 @@ def test_after_call_work_outlives_its_call(finished: bool) -> None:
     span_ms = (20 if finished else 60) * MINUTE
     assert +spans == {(QUEUE, "service"): span_ms, (AGENT, first): span_ms}
     assert journal.state.tallies["service"].wrapped == 1
+    journal.wait(60 * MINUTE)
+    assert "c1" not in journal.state.calls
 
 
 @pytest.mark.parametrize("closed", [False, True])

@@ -40,6 +40,7 @@ class ScriptedFront:
         self.now_ms = NOW_MS
         self.asked: list[tuple[str, Any]] = []
         self.silent: set[str] = set()
+        self.shards = self
 
     async def ask(self, region: str, command: Any, seconds: float | None = None) -> Committed:
         self.asked.append((region, command))
