@@ -107,6 +107,9 @@ _CLASSES: Mapping[grpc.StatusCode, type[CallError]] = {
     grpc.StatusCode.UNAUTHENTICATED: Unauthenticated,
     grpc.StatusCode.RESOURCE_EXHAUSTED: ResourceExhausted,
     grpc.StatusCode.UNAVAILABLE: Unavailable,
+    # What gRPC answers for a server that ends in the moment of the call; a call that we end ourselves is
+    # asyncio's CancelledError.
+    grpc.StatusCode.CANCELLED: Unavailable,
     grpc.StatusCode.DEADLINE_EXCEEDED: DeadlineExceeded,
     grpc.StatusCode.UNIMPLEMENTED: Unimplemented,
 }

@@ -329,6 +329,9 @@ class Desktop:
         return self._held is not None and self._held.since >= 0
 
     def _on_status(self, status: agent_pb2.AgentStatus) -> None:
+        if self._offer not in status.offers_held:
+            # Its end, or the answer to the accept, came while the stream was broken.
+            self._offer = ""
         # Whoever is free may be rung in the same moment, and the first word of it is that.
         free = status.state in (
             agent_pb2.AGENT_STATE_AVAILABLE,

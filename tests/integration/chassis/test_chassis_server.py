@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import errno
+import socket
 import threading
 import time
 
@@ -675,6 +677,11 @@ async def test_health_has_every_service_by_name(grpc_server):
         assert (await watch.read()).status == health_pb2.HealthCheckResponse.NOT_SERVING
 
 
+def refuses_connections(port: int) -> bool:
+    with socket.socket() as caller:
+        return caller.connect_ex(("127.0.0.1", port)) == errno.ECONNREFUSED
+
+
 async def test_an_open_call_may_end_while_the_server_drains(grpc_server):
     gate, started = asyncio.Event(), asyncio.Event()
 
@@ -689,7 +696,8 @@ async def test_an_open_call_may_end_while_the_server_drains(grpc_server):
         call = asyncio.ensure_future(_outcome(stub.Unary(StringValue(value="a"))))
         await started.wait()
         stopping = asyncio.ensure_future(server.stop(30))
-        await eventually(lambda: not server._serving)
+        # A call that is under way when it stops to listen may still be answered CANCELLED.
+        await eventually(lambda: refuses_connections(server.port))
         async with grpc.aio.insecure_channel(server.address) as late:
             error = await failure(EchoStub(late).Unary(StringValue(), timeout=30))
             assert error.code() is grpc.StatusCode.UNAVAILABLE

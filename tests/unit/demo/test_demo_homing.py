@@ -50,6 +50,8 @@ class Shard:
         self.opened: list[tuple[str, int]] = []
         self.arrived: list[tuple[str, str]] = []
         self.desk: asyncio.Queue[Any] = asyncio.Queue()
+        #: Whether an accept arrives and is not answered.
+        self.loses_accepts = False
 
     def router(self, name: str) -> Callable[[AsyncIterator[Any]], AsyncIterator[Event]]:
         async def run(commands: AsyncIterator[Any]) -> AsyncIterator[Event]:
@@ -79,7 +81,7 @@ class Shard:
         async for command in commands:
             kind = command.WhichOneof("kind")
             self.arrived.append((name, kind))
-            if kind == "accept":
+            if kind == "accept" and not self.loses_accepts:
                 desk.put_nowait(Event(connected={"call": {"call_id": "c1"}, "offer_id": "o1"}))
             elif kind == "wrap_up":
                 desk.put_nowait(free())
@@ -147,6 +149,20 @@ async def test_it_goes_home_though_its_last_word_was_refused(floor: Any) -> None
     shard.away = set()
     await eventually(lambda: desktop.at_home)
     assert [router for router, _ in shard.opened] == ["far", "near"]
+
+
+async def test_it_goes_home_though_the_end_of_an_offer_was_lost_with_the_stream(
+    floor: Any, abort: Any
+) -> None:
+    """It picked up at a router that was going, and the offer was over when it came to the next one."""
+    shard, desktop = floor
+    shard.loses_accepts = True
+    shard.desk.put_nowait(Event(offer={"offer_id": "o1", "call": {"call_id": "c1"}}))
+    await eventually(lambda: ("far", "accept") in shard.arrived)
+    shard.desk.put_nowait(abort(grpc.StatusCode.UNAVAILABLE, "NO_LEADER", 0.001))
+    await eventually(lambda: len(shard.opened) == 2 and desktop.state == "available")
+    shard.away = set()
+    await eventually(lambda: desktop.at_home)
 
 
 async def test_a_home_that_hangs_is_left_alone(floor: Any, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -108,6 +108,30 @@ async def test_only_what_is_safe_is_repeated(
     assert ids == set() or (len(ids) == 1 and "" not in ids)
 
 
+async def test_a_call_that_meets_the_end_of_a_server_is_made_again() -> None:
+    """gRPC answers CANCELLED for a server whose end overlaps with the call, not UNAVAILABLE."""
+    seen: list[Any] = []
+
+    class Ending(customers_pb2_grpc.CustomerServiceServicer):
+        async def GetCustomer(self, request: Any, context: Any) -> customers_pb2.Customer:
+            seen.append(request)
+            if len(seen) == 1:
+                await context.abort(grpc.StatusCode.CANCELLED, "Cancelled")
+            return customers_pb2.Customer(name="customers/1")
+
+    server = grpc.aio.server()
+    customers_pb2_grpc.add_CustomerServiceServicer_to_server(Ending(), server)
+    port = server.add_insecure_port("127.0.0.1:0")
+    await server.start()
+    try:
+        async with Client(Options(addresses={"crm": [f"127.0.0.1:{port}"]})) as client:
+            stub: Any = client.stub(customers_pb2_grpc.CustomerServiceStub)
+            found = await stub.GetCustomer(customers_pb2.GetCustomerRequest())
+    finally:
+        await server.stop(None)
+    assert (found.name, len(seen)) == ("customers/1", 2)
+
+
 async def test_an_error_names_reason_and_fields_in_the_language_asked_for(connect: Any) -> None:
     bad = errors.InvalidArgument.many(
         [("page_size", "must not be negative, got -1"), ("name", "must be set")]
