@@ -55,10 +55,12 @@ def boot_id() -> str:
     return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
 
 
-def _stat_fields(pid: int) -> list[str] | None:
-    """The fields of /proc/<pid>/stat from the state (field 3) on; None when there is no such process."""
+def _stat_fields(directory: str | Path) -> list[str] | None:
+    """The fields of a process's or thread's stat file, in its directory of /proc, from the state (field 3)
+    on; None when there is no such process.
+    """
     try:
-        text = Path(f"/proc/{pid}/stat").read_text()
+        text = Path(directory, "stat").read_text()
     except OSError:
         return None
     # The command name (field 2) may contain anything, so count from its closing bracket.
@@ -67,10 +69,18 @@ def _stat_fields(pid: int) -> list[str] | None:
 
 def start_ticks(pid: int) -> int | None:
     """The kernel's start time of a living process; None for one that is gone or a zombie."""
-    fields = _stat_fields(pid)
+    fields = _stat_fields(f"/proc/{pid}")
     if fields is None or fields[0] in ("Z", "X"):
         return None
     return int(fields[19])
+
+
+def thread_states(pid: int) -> set[str]:
+    """The states that the process's threads are in, by proc(5): "R" running, "S" sleeping, "T" stopped, ...;
+    empty for one that is gone.
+    """
+    found = (_stat_fields(thread) for thread in Path(f"/proc/{pid}/task").glob("*"))
+    return {fields[0] for fields in found if fields is not None}
 
 
 def carriers(token: str) -> Iterator[int]:
@@ -203,6 +213,16 @@ class ManagedProcess:
         except ProcessLookupError:
             return False
         return True
+
+    def halt(self) -> None:
+        """SIGSTOP, until SIGCONT; returns when none of its threads runs any more, for `kill` returns before
+        that. ProcessFailed when it does not run, or does not stand still.
+        """
+        pid = self.pid()
+        if pid is None or not self.send(signal.SIGSTOP):
+            raise ProcessFailed(f"{self.name} does not run")
+        if not wait_for(lambda: thread_states(pid) == {"T"}, KILL_SECONDS_MAX):
+            raise ProcessFailed(f"{self.name} (process {pid}) does not stand still")
 
     def wait_ready(self, ready: Callable[[], bool], seconds: float) -> None:
         """Waits until `ready` holds; ProcessFailed when the program ends before that or the time is over."""

@@ -29,7 +29,7 @@ from chassis.localstack import (
     free_ports,
     ports,
 )
-from chassis.localstack.process import carriers, start_ticks
+from chassis.localstack.process import carriers, start_ticks, thread_states
 from chassis.testing.waiting import wait_until
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(300)]
@@ -211,6 +211,26 @@ def test_one_that_ignores_sigterm_is_killed_with_its_daemons(tmp_path: Path) -> 
     process.stop(seconds=0.2)
     assert list(carriers(token)) == []
     assert process.exit_code() == -signal.SIGKILL
+
+
+def test_one_that_is_halted_stands_still_with_all_its_threads(tmp_path: Path) -> None:
+    """After a mere SIGSTOP a thread may still answer for a moment."""
+    loop = "lambda: [0 for _ in iter(int, 1)]"
+    busy = f"import threading; [threading.Thread(target={loop}).start() for _ in 'abc']"
+    process = ManagedProcess(tmp_path, "busy")
+    process.start([sys.executable, "-c", f"{busy}; print('up', flush=True)"], env={})
+    try:
+        process.wait_ready(lambda: "up" in process.log_tail(), 30)
+        pid = process.pid()
+        assert pid is not None and "T" not in thread_states(pid)
+        process.halt()
+        assert thread_states(pid) == {"T"}
+        assert process.send(signal.SIGCONT)
+        wait_until(lambda: "T" not in thread_states(pid), 30)
+    finally:
+        process.kill()
+    with pytest.raises(ProcessFailed, match="busy does not run"):
+        process.halt()
 
 
 def test_a_group_waits_for_readiness_and_restarts(tmp_path: Path) -> None:

@@ -259,7 +259,7 @@ async def test_a_server_that_hangs_with_its_connections_open_is_noticed(tmp_path
     try:
         await MongoJournal(client["routing"], answer_seconds=30).insert(block(1))
         store = MongoJournal(client["routing"], answer_seconds=0.3)
-        node.members[0].send(signal.SIGSTOP)
+        node.members[0].halt()
         asked: list[Callable[[], Awaitable[Any]]] = [
             lambda: store.insert(block(2)),
             lambda: store.find("beijing", 1),

@@ -204,7 +204,7 @@ def test_timers_fire_once_though_their_worker_is_killed(
     wait_until(lambda: holder() in workers, 30, what="a worker runs the timers")
     # They stand still meanwhile: on a slow machine the first would be long done before the last is there.
     for worker in workers.values():
-        worker.send(signal.SIGSTOP)
+        worker.halt()
     seed(store)
     for worker in workers.values():
         worker.send(signal.SIGCONT)
