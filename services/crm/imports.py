@@ -482,7 +482,8 @@ class _Feeding:
         self._next_byte += len(data)
         whole = self._cutter.cut(data, last)
         records = list(self._records(whole)) if whole else []
-        self._byte, self._line = self._byte + len(whole), self._line + whole.count(b"\n")
+        self._byte += len(whole)
+        self._line += rows.lines_of(whole, csv=self._cutter.csv)
         self._last = last
         return self._apply(records, {"received_bytes": self._byte, "lines": self._line - 1})
 

@@ -65,7 +65,8 @@ _LISTS: Mapping[str, tuple[type, frozenset[str]]] = {
 _FLAGS = frozenset({"primary", "verified"})
 _DEGREES = frozenset({"latitude", "longitude"})
 _TYPED = _FLAGS | _DEGREES
-_CLOSING = re.compile(rb'[^"]*(?:""[^"]*)*"')
+# Possessive: of a doubled quote neither closes a value, also where the real end has not come yet.
+_CLOSING = re.compile(rb'[^"]*+(?:""[^"]*+)*+"')
 _DATE = re.compile(r"(\d{4})[-/.](\d{1,2})[-/.](\d{1,2})|--?(\d{1,2})-(\d{1,2})")
 _TRUE, _FALSE = frozenset({"true", "1", "yes", "y", "是"}), frozenset({"", "false", "0", "no", "n", "否"})
 
@@ -118,13 +119,15 @@ class Cutter:
 
     def _end(self) -> int:
         """Where the last whole record ends; what waits begins with a record."""
-        opening = self._opening(0) if self.csv else -1
-        while opening >= 0:
-            closing = _CLOSING.match(self._rest, opening + 1)
+        end = start = 0
+        while True:
+            opening = self._opening(start) if self.csv else -1
+            # A line end between quotes ends no record, whether or not more follows them.
+            end = max(end, self._rest.rfind(b"\n", start, opening if opening >= 0 else None) + 1)
+            closing = _CLOSING.match(self._rest, opening + 1) if opening >= 0 else None
             if closing is None:
-                return self._rest.rfind(b"\n", 0, opening) + 1
-            opening = self._opening(closing.end())
-        return self._rest.rfind(b"\n") + 1
+                return end
+            start = closing.end()
 
     def _opening(self, start: int) -> int:
         """Where the next quote opens a value, which it does at its beginning alone; -1 nowhere."""
@@ -132,6 +135,14 @@ class Cutter:
         while at > 0 and self._rest[at - 1] not in b",\r\n":
             at = self._rest.find(b'"', at + 1)
         return at
+
+
+def lines_of(whole: bytes, *, csv: bool) -> int:
+    """How many lines `csv_records` or `json_records` count in whole records: those of a CSV file may end in
+    CR alone, too, also within a value.
+    """
+    ends = whole.count(b"\n")
+    return ends + whole.count(b"\r") - whole.count(b"\r\n") if csv else ends
 
 
 def is_unicode(text: str) -> bool:

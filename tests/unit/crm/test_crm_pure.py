@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 from google.protobuf.json_format import MessageToDict
 from google.protobuf.timestamp_pb2 import Timestamp
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from callmesh.crm.v1 import transfer_pb2
@@ -313,17 +313,31 @@ def test_a_snapshot_tells_the_addresses_the_primary_first_and_none_of_who_is_gon
 # Rows
 
 
-@settings(max_examples=80)
-@given(st.lists(st.text(alphabet='ab,"\n', max_size=6), min_size=1, max_size=5), st.integers(1, 9))
-def test_records_are_whole_however_the_file_is_cut(values: list[str], piece: int) -> None:
-    data = b"v,w\n" + "".join(rows.csv_line([value, "x"]) for value in values).encode()
-    cutter = rows.Cutter(csv=True)
-    text = b""
+@settings(max_examples=200)
+@given(
+    st.lists(st.text(alphabet='ab,"\n\r', max_size=6), min_size=1, max_size=5),
+    st.integers(1, 20),
+    st.sampled_from(["\n", "\r\n"]),
+)
+# A piece ends behind the quotes that hold a line end.
+@example(["", "a\nb"], 14, "\n")
+# A doubled quote, then a line end, and the quotes are not closed yet.
+@example(['"\n'], 8, "\n")
+# Lines within a value that end in CR alone: the next piece's records have other lines.
+@example(["a\rb\rc", "", ""], 18, "\n")
+def test_records_and_their_lines_are_the_same_however_the_file_is_cut(
+    values: list[str], piece: int, end: str
+) -> None:
+    """Each piece is read by itself, as an import does it."""
+    quoted = ('"' + value.replace('"', '""') + '"' for value in values)
+    data = "".join([f"v,w{end}", *(f"{value},x{end}" for value in quoted)]).encode()
+    found: list[rows.Record] = []
+    cutter, line = rows.Cutter(csv=True), 1
     for start in range(0, len(data), piece):
         whole = cutter.cut(data[start : start + piece], start + piece >= len(data))
-        assert not whole or whole.endswith(b"\n")
-        text += whole
-    found = list(rows.csv_records(text.decode(), ["v", "w"], 1))
+        found += rows.csv_records(whole.decode(), ["v", "w"], line)
+        line += rows.lines_of(whole, csv=True)
+    assert found == list(rows.csv_records(data.decode(), ["v", "w"], 1))
     assert [record.values for record in found[1:]] == [{"v": value, "w": "x"} for value in values]
 
 
