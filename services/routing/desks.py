@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any
 import structlog
 
 from chassis.errors import CallmeshError, Unavailable
+from routing.committed import Committed, NothingTaken
 from routing.errors import NewerSession, RouterDraining, error_of
-from routing.leader import Committed, NothingTaken
 from routing.model import (
     CONNECTED,
     OFFERED,

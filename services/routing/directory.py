@@ -15,8 +15,9 @@ from pymongo.errors import PyMongoError
 
 from chassis.errors import CallmeshError, Unavailable
 from routing import model
+from routing.committed import PoisonCommand
 from routing.hours import Schedule, check_calendar, schedule
-from routing.leader import Leader, PoisonCommand
+from routing.leader import Leader
 from routing.model import (
     REJECT_DELAY_SPAN_MS,
     AgentConfig,

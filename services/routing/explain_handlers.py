@@ -14,11 +14,11 @@ from chassis.errors import CallmeshError, InvalidArgument, Unavailable
 from chassis.ids import parse_name, resource_name
 from routing import convert, model
 from routing.callers import REPEAT_WINDOW_MS, STRANGER, Profiles, points
+from routing.committed import Committed
 from routing.errors import CallNotFound, DirectoryUnread, QueueNotFound, RegionNotFound, error_of
 from routing.explain import CANDIDATES_MAX
 from routing.front import Front
 from routing.geo import Located
-from routing.leader import Committed
 from routing.model import BEFORE_CONNECTION, AskExplain, CallFacts, Explanation
 from routing.placement import Candidate, Placement
 from routing.regions import Regions, place_of, ties_of

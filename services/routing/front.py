@@ -33,6 +33,7 @@ import structlog
 from chassis.clock import Clock
 from chassis.errors import CallmeshError, Code, Unavailable
 from chassis.metrics import counter, gauge
+from routing.committed import Committed, NothingTaken
 from routing.desks import Desks
 from routing.errors import (
     RouterDraining,
@@ -41,7 +42,7 @@ from routing.errors import (
     Unconfirmed,
     error_of,
 )
-from routing.leader import Committed, NothingTaken, noticeable
+from routing.leader import noticeable
 from routing.model import (
     ABANDONED,
     ACCEPTED,

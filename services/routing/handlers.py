@@ -21,6 +21,7 @@ from routing.acts import acting
 from routing.announcements import announcement
 from routing.audit import Act
 from routing.callers import REPEAT_WINDOW_MS, STRANGER, Profiles, points
+from routing.committed import Committed
 from routing.desks import is_logged_in
 from routing.errors import (
     AgentNotFound,
@@ -34,7 +35,6 @@ from routing.errors import (
 )
 from routing.front import Front
 from routing.geo.numbers import parse_number
-from routing.leader import Committed
 from routing.regions import Ranked, Regions, place_of, ties_of
 from routing.streams import Caller, Desk, Moved, Update
 from routing.tokens import Place, PlaceTokens

@@ -33,6 +33,7 @@ from chassis.errors import Unavailable
 from chassis.metrics import counter, gauge, histogram
 from routing import codec, digests, image
 from routing.audience import Audience, Holds
+from routing.committed import Committed, LeaderGone, NotLeading, PoisonCommand, ShardBusy, StoreOutage
 from routing.engine import step
 from routing.journal import Block, ChainReader, JournalGap, JournalStore, Manifest, OutcomeUnknown
 from routing.model import (
@@ -111,43 +112,6 @@ _PAUSES = histogram(
 _POISON = counter("callmesh_shard_poison_total", "Commands that the engine failed on.", ["shard"])
 
 
-class NothingTaken(Unavailable):
-    """Shard {shard} did not take it and nothing has changed; try again."""
-
-
-class NotLeading(NothingTaken):
-    """Shard {shard} has no leader here just now; try again."""
-
-    reason = "SHARD_NOT_LED"
-
-
-class LeaderGone(Unavailable):
-    """The leader of shard {shard} went before it had an answer; ask again, nothing is done twice."""
-
-    reason = "SHARD_NOT_LED"
-
-
-class StoreOutage(NothingTaken):
-    """The journal of shard {shard} cannot be written just now; nothing was taken, try again."""
-
-    reason = "JOURNAL_UNAVAILABLE"
-
-
-class ShardBusy(NothingTaken):
-    """Shard {shard} has more work than it can commit just now; nothing was taken, try again."""
-
-    reason = "SHARD_BUSY"
-
-
-class PoisonCommand(Exception):
-    """The engine failed on a command; nothing has changed."""
-
-    def __init__(self, command: str, *, deposed: bool = False) -> None:
-        """`deposed`: it failed half-way, so the leader steps down and reads its journal again."""
-        super().__init__(command)
-        self.deposed = deposed
-
-
 def noticeable(before: tuple[int, int], after: tuple[int, int], seconds: float) -> bool:
     """Whether a caller who was told a (position, expected wait in milliseconds, -1 unknown) so long ago is to
     hear of a new one: always among the next few, further back now and then when it changed by a tenth. In a
@@ -194,17 +158,6 @@ class Phase(enum.StrEnum):
 
 #: By short names: what a leader is asked begins with the question whether it is one.
 _CANDIDATE, _LEADING, _STOPPED = Phase
-
-
-class Committed(msgspec.Struct, frozen=True, kw_only=True):
-    """An answer that may be given: its block is in the journal of a majority."""
-
-    answer: Answer
-    shard: str
-    epoch: int
-    sequence: int
-    now_ms: int
-    durable: bool = True
 
 
 class _Pending(msgspec.Struct, eq=False):

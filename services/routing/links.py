@@ -42,15 +42,8 @@ from chassis.errors import CallmeshError, Internal, Unavailable
 from chassis.grpc_status import error_info
 from routing import codec
 from routing.audience import Holds
-from routing.leader import (
-    Committed,
-    Leader,
-    NothingTaken,
-    NotLeading,
-    PoisonCommand,
-    ShardBusy,
-    StoreOutage,
-)
+from routing.committed import Committed, NothingTaken, NotLeading, PoisonCommand, ShardBusy, StoreOutage
+from routing.leader import Leader
 from routing.model import AttachCalls, Command, DetachCall, DetachCalls, Fact
 from routing.outlived import Outlived, Verdict, identity
 

@@ -17,11 +17,12 @@ from callmesh.routing.v1 import shard_pb2, shard_pb2_grpc
 from chassis.errors import CallmeshError, FailedPrecondition, InvalidArgument, Unavailable, Unimplemented
 from chassis.ids import check_id
 from routing import codec
+from routing.committed import Committed, PoisonCommand
 from routing.continuing import Continuing
 from routing.convert import INT64_MAX, whole
 from routing.hold_peers import unpack_blocks
 from routing.holds import Asker
-from routing.leader import Committed, Leader, PoisonCommand
+from routing.leader import Leader
 from routing.links import (
     BATCH_MAX,
     BEAT_SECONDS,

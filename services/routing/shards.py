@@ -16,8 +16,8 @@ import structlog
 
 from chassis.clock import Clock
 from chassis.errors import CallmeshError, Unavailable
+from routing.committed import Committed, NothingTaken
 from routing.errors import CallNotFound
-from routing.leader import Committed, NothingTaken
 from routing.model import AskCall, CallView, Command
 from routing.streams import Present, Update
 from routing.turnstile import NoTurn, Turnstile, Urgency

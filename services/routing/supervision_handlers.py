@@ -23,9 +23,9 @@ from routing import supervision_convert as words
 from routing.acts import acting, checked_reason
 from routing.audit import Act
 from routing.audit_store import ActQuery, AuditReader
+from routing.committed import Committed
 from routing.errors import AgentNotFound, RegionNotFound, error_of
 from routing.front import Front
-from routing.leader import Committed
 from routing.peers import PeerTable
 from routing.reports import AGENT, QUEUE, SLOT_MS
 from routing.reports_store import ReportQuery, ReportReader

@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING, Any
 from tests.simulation.plan import LEAD_LISTS
 
 from routing import codec, digests
+from routing.committed import Committed
 from routing.journal import Block
-from routing.leader import STALL_SECONDS, Committed, LeaderOptions
+from routing.leader import STALL_SECONDS, LeaderOptions
 from routing.model import (
     BLOCK_BYTES_MAX,
     EVENTS_PER_BLOCK_MAX,

@@ -23,12 +23,13 @@ from chassis.errors import Unavailable
 from routing import leader as leader_module
 from routing import model
 from routing.callers import STRANGER, KnownCaller
+from routing.committed import Committed, PoisonCommand, ShardBusy
 from routing.continuing import ContinueOptions, Continuing
 from routing.directory import Snapshot, follow
 from routing.front import Front, FrontOptions
 from routing.handlers import Handlers
 from routing.hold_peers import GrpcHoldPeers
-from routing.leader import Committed, Leader, LeaderOptions, PoisonCommand, ShardBusy
+from routing.leader import Leader, LeaderOptions
 from routing.links import Routers, ShardLink
 from routing.model import AgentConfig, Fact, QueueConfig
 from routing.peers import PeerTable

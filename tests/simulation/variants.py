@@ -24,10 +24,11 @@ from tests.simulation.world import World, simulate
 
 from chassis.bus.publisher import Outcome
 from routing import codec, digests, engine, handlers, holds, leader, relay
+from routing.committed import Committed, ShardBusy
 from routing.deciders import calls, questions
 from routing.front import Front
 from routing.journal import Block, OutcomeUnknown
-from routing.leader import Committed, Leader
+from routing.leader import Leader
 from routing.links import ShardLink
 from routing.model import (
     AcceptOffer,
@@ -288,7 +289,7 @@ _DEPOSE = Leader._depose
 def _one_limit(self: Leader, command: Any) -> None:
     """When it is full, everything is refused alike."""
     if self.leading and len(self._pending) >= leader.PENDING_MAX:
-        raise leader.ShardBusy(shard=self.shard, retry_seconds=1.0)
+        raise ShardBusy(shard=self.shard, retry_seconds=1.0)
     _CHECK(self, command)
 
 

@@ -17,6 +17,7 @@ from chassis.clock import SystemClock
 from chassis.localstack import MongoNode, free_ports
 from chassis.testing.waiting import eventually
 from routing import codec, model
+from routing.committed import StoreOutage
 from routing.journal import (
     COLLECTION,
     ORPHANS,
@@ -27,7 +28,7 @@ from routing.journal import (
     MongoJournal,
     OutcomeUnknown,
 )
-from routing.leader import Leader, LeaderOptions, StoreOutage
+from routing.leader import Leader, LeaderOptions
 from routing.publish import Projection
 from routing.relay import MongoTail
 from routing.state import ShardState

@@ -13,10 +13,11 @@ import pytest
 from chassis.clock import SystemClock
 from chassis.testing.waiting import eventually
 from routing import codec, continuing
+from routing.committed import Committed, StoreOutage
 from routing.continuing import ContinueOptions, Continuing
 from routing.holds import Asker, HoldAnswer, Promise
 from routing.journal import Block, OutcomeUnknown
-from routing.leader import Committed, Leader, LeaderOptions, StoreOutage
+from routing.leader import Leader, LeaderOptions
 from routing.model import CallFacts, CallQueued, ConfigureQueue, PlaceCall, QueueConfig
 from routing.testing import MemoryBlocks, MemoryJournal
 

@@ -20,6 +20,7 @@ from chassis.testing import FakeClock
 from chassis.testing.waiting import eventually
 from routing import convert
 from routing.audience import Audience, Holds
+from routing.committed import Committed, ShardBusy
 from routing.engine import step
 from routing.errors import (
     AgentNotFound,
@@ -40,7 +41,6 @@ from routing.front import (
     FrontOptions,
 )
 from routing.handlers import Handlers
-from routing.leader import Committed, ShardBusy
 from routing.links import AnswerLate, LinkDown, LinkLost, OnChange, OnFacts
 from routing.model import (
     STEP_ENTRIES_MAX,

@@ -13,17 +13,10 @@ from chassis.testing import FakeClock
 from chassis.testing.waiting import eventually
 from routing import codec
 from routing import leader as leader_module
+from routing.committed import LeaderGone, NotLeading, PoisonCommand, ShardBusy, StoreOutage
 from routing.engine import step as real_step
 from routing.journal import Block, JournalGap
-from routing.leader import (
-    Leader,
-    LeaderGone,
-    LeaderOptions,
-    NotLeading,
-    PoisonCommand,
-    ShardBusy,
-    StoreOutage,
-)
+from routing.leader import Leader, LeaderOptions
 from routing.model import (
     BLOCK_BYTES_MAX,
     EVENTS_PER_BLOCK_MAX,

@@ -18,7 +18,8 @@ from chassis.server import ServiceBinding
 from chassis.testing.waiting import eventually
 from routing import codec, engine, shard_servicer
 from routing import leader as leader_module
-from routing.leader import Leader, LeaderOptions, StoreOutage
+from routing.committed import StoreOutage
+from routing.leader import Leader, LeaderOptions
 from routing.links import (
     ADDRESSES_MAX,
     BATCH_MAX,

@@ -12,7 +12,7 @@ from callmesh.routing.v1 import supervision_pb2 as pb
 from chassis.errors import CallmeshError
 from chassis.testing.waiting import eventually
 from routing import codec, seizure
-from routing.leader import LeaderGone, NotLeading
+from routing.committed import LeaderGone, NotLeading
 from routing.model import ActRecorded, AskCall, ConfigureQueue, QueueConfig, SetLeadList
 from routing.seizure import Seizer
 

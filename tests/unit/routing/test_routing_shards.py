@@ -10,8 +10,8 @@ import pytest
 
 from chassis.clock import SystemClock
 from routing import shards as shards_module
+from routing.committed import Committed, NotLeading, ShardBusy
 from routing.errors import CallNotFound
-from routing.leader import Committed, NotLeading, ShardBusy
 from routing.model import Answer, AskCall, Command
 from routing.shards import Shards, regions_of
 

@@ -12,8 +12,9 @@ import pytest
 from chassis.clock import SystemClock
 from chassis.testing.waiting import eventually
 from routing import leader as leader_module
+from routing.committed import NotLeading
 from routing.journal import JournalGap
-from routing.leader import STALL_SECONDS, Leader, LeaderOptions, NotLeading, Silence
+from routing.leader import STALL_SECONDS, Leader, LeaderOptions, Silence
 from routing.model import AskCall, CallFacts, ConfigureQueue, PlaceCall, QueueConfig, SetLeadList
 from routing.testing import MemoryBlocks, MemoryJournal
 

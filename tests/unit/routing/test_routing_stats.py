@@ -16,9 +16,9 @@ from chassis.testing import FakeClock
 from routing import model, stats, supervision_handlers
 from routing.acts import acting
 from routing.audit import METHODS, Act
+from routing.committed import Committed
 from routing.engine import step
 from routing.errors import IllegalState
-from routing.leader import Committed
 from routing.model import Answer, QueueFigures, RecordAct, ShardStats
 from routing.peers import PeerTable
 from routing.reports import AGENT, QUEUE, Row
