@@ -18,8 +18,10 @@ from typing import Any
 
 from pymongo import UpdateOne
 
+from chassis import localize
 from chassis.clock import Clock
 from chassis.errors import (
+    MESSAGE_CHARACTERS_MAX,
     AlreadyExists,
     CallmeshError,
     FailedPrecondition,
@@ -352,6 +354,11 @@ def _note(id: str, record: Record, fault: CallmeshError) -> UpdateOne:
         "field": shorten(str(fault.values.get("field", ""))),
         "reason": fault.reason,
         "message": fault.message,
+        # For readers of another language than English.
+        "text": localize.known_as(fault),
+        "values": {
+            key: shorten(str(value), MESSAGE_CHARACTERS_MAX) for key, value in fault.values.items() if value
+        },
     }
     return UpdateOne({"_id": f"{id}:{record.line:012}"}, {"$set": values}, upsert=True)
 

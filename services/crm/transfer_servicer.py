@@ -179,16 +179,21 @@ class ImportServicer(transfer_pb2_grpc.ImportServiceServicer):
 
 
 def _in_words(raw: Mapping[str, Any], language: str) -> str:
-    """What is wrong with a row. It was written down in English; what is said of a field is put into the
-    reader's language, which need not be that of whoever sent the file.
-    """
+    """What is wrong with a row, in the reader's language, which need not be that of whoever sent the file."""
     text = str(raw.get("message", ""))
-    ahead = f"{raw.get('field', '')}: "
-    if language != "zh" or not text.startswith(ahead):
-        return text
+    if language == "zh":
+        known = localize.told_again(raw.get("text") or "", raw.get("values") or {}, "crm")
+        text = known or _field_in_words(text, raw.get("field", ""))
+    # What is said of a row as a whole names no field.
+    return text if raw.get("field") else text.removeprefix("：").removeprefix(": ")
+
+
+def _field_in_words(text: str, field: str) -> str:
+    """In Chinese, what was noted in English alone, as releases before did, where it is said of a field."""
+    ahead = f"{field}: "
     why = text.removeprefix(ahead).removesuffix(".")
     said = localize.sentence(why, "crm")
-    return text if said == why else f"{ahead[:-2]}：{said}。"
+    return text if said == why or not text.startswith(ahead) else f"{ahead[:-2]}：{said}。"
 
 
 class ExportServicer(transfer_pb2_grpc.ExportServiceServicer):

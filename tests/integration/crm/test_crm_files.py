@@ -183,8 +183,8 @@ async def test_good_rows_are_in_and_bad_ones_told_by_line(crm: Crm) -> None:
     asked = transfer_pb2.ListImportErrorsRequest(parent=job.name)
     errors = await crm.imports.ListImportErrors(asked)
     chinese = await crm.imports.ListImportErrors(asked, metadata=(("accept-language", "zh"),))
-    said = [(e.reason, e.message) for e in chinese.import_errors]
-    assert all(max(text) >= "\u4e00" for reason, text in said if reason == "INVALID_ARGUMENT"), said
+    assert all(is_chinese(e.message) for e in chinese.import_errors), chinese
+    assert all(not is_chinese(e.message) for e in errors.import_errors), errors
     assert [(e.line, e.field, e.reason) for e in errors.import_errors] == [
         (5, "customer.phone_numbers[0].number", "INVALID_ARGUMENT"),
         (6, "customer.phone_numbers[0].number", "CLAIM_TAKEN"),
@@ -199,6 +199,37 @@ async def test_good_rows_are_in_and_bad_ones_told_by_line(crm: Crm) -> None:
     assert again.bad_rows == 2, "rows whose customer exists change it"
     changed = await crm.customers.GetCustomer(customers_pb2.GetCustomerRequest(name=found.name))
     assert changed.custom_values["colour"].text == "blue"
+
+
+def is_chinese(text: str) -> bool:
+    """Whether a sentence is told in Chinese from its first word after the field's path on."""
+    return max(text) >= "\u4e00" and "is " not in text and not text.startswith((":", "："))
+
+
+async def test_what_is_wrong_with_a_row_is_told_in_the_readers_language(crm: Crm) -> None:
+    for id in ("li", "gone"):
+        await crm.create(id)
+    contract = care_pb2.CreateContractRequest(parent="customers/li", contract_id="k")
+    contract.contract.product = "p"
+    await crm.care.CreateContract(contract)
+    await crm.customers.DeleteCustomer(customers_pb2.DeleteCustomerRequest(name="customers/gone"))
+    kinds: dict[str, list[tuple[str, str]]] = {
+        "CUSTOMER": [('{"id": "li", "display_name": "李"}', "ALREADY_EXISTS"), ("{", "INVALID_ROW")],
+        "CONTRACT": [
+            ('{"customer": "li", "contract_id": "k", "product": "p"}', "ALREADY_EXISTS"),
+            ('{"customer": "nobody", "product": "p"}', "NOT_FOUND"),
+            ('{"customer": "gone", "product": "p"}', "CUSTOMER_NOT_ACTIVE"),
+        ],
+    }
+    for kind, rows in kinds.items():
+        job = transfer_pb2.Import(format=transfer_pb2.FILE_FORMAT_JSON_LINES, row_kind=f"ROW_KIND_{kind}")
+        opened = await crm.imports.CreateImport(transfer_pb2.CreateImportRequest(import_job=job))
+        await crm.upload(opened, "\n".join(row for row, _ in rows).encode())
+        asked = transfer_pb2.ListImportErrorsRequest(parent=opened.name)
+        for language in ("zh", "en"):
+            told = await crm.imports.ListImportErrors(asked, metadata=(("accept-language", language),))
+            assert [e.reason for e in told.import_errors] == [reason for _, reason in rows]
+            assert all(is_chinese(e.message) == (language == "zh") for e in told.import_errors), told
 
 
 async def test_a_sender_may_wait_for_each_answer_before_the_next_piece(crm: Crm) -> None:
