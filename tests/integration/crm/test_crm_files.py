@@ -232,6 +232,37 @@ async def test_what_is_wrong_with_a_row_is_told_in_the_readers_language(crm: Crm
             assert all(is_chinese(e.message) == (language == "zh") for e in told.import_errors), told
 
 
+@pytest.mark.parametrize("kind", ["CSV", "JSON_LINES"])
+async def test_a_record_that_is_too_long_is_a_bad_row_however_the_file_is_cut(crm: Crm, kind: str) -> None:
+    long = "长" * 400_000  # 1.2 million bytes
+    if kind == "CSV":
+        rows = ["id,display_name", "a,甲", f'x,"{long}\n"', "b,乙", f"y,{long}", "c,丙"]
+    else:
+        told = [("a", "甲"), ("x", long), ("b", "乙"), ("y", long), ("c", "丙")]
+        rows = [json.dumps({"id": id, "display_name": name}, ensure_ascii=False) for id, name in told]
+    data = "\n".join(rows).encode()
+    bad = [3, 6] if kind == "CSV" else [2, 4]
+    for piece in (1_048_576, 700_001):
+        job = transfer_pb2.Import(format=f"FILE_FORMAT_{kind}", dry_run=piece < 1_048_576)
+        opened = await crm.imports.CreateImport(transfer_pb2.CreateImportRequest(import_job=job))
+        # Broken off in the middle of the first: it is sent again from its beginning.
+        half = await crm.upload(opened, data, piece=piece, stop=1_100_000)
+        assert half.received_bytes == data.index(b"x") - (8 if kind == "JSON_LINES" else 0)
+        done = await crm.upload(opened, data, piece=piece, start=half.received_bytes)
+        assert done.state == transfer_pb2.Import.STATE_DONE and done.received_bytes == len(data)
+        assert done.good_rows == (3 if not done.dry_run else 0) and done.bad_rows == (
+            2 if not done.dry_run else 5
+        )
+        asked = transfer_pb2.ListImportErrorsRequest(parent=opened.name)
+        errors = (
+            await crm.imports.ListImportErrors(asked, metadata=(("accept-language", "zh"),))
+        ).import_errors
+        long_ones = [e for e in errors if e.reason == "INVALID_ROW"]
+        assert [e.line for e in long_ones] == bad and all("1048576 字节" in e.message for e in long_ones)
+    listed = await crm.customers.ListCustomers(customers_pb2.ListCustomersRequest())
+    assert [customer.display_name for customer in listed.customers] == ["甲", "乙", "丙"]
+
+
 async def test_a_sender_may_wait_for_each_answer_before_the_next_piece(crm: Crm) -> None:
     job = await open_import(crm)
     call = crm.imports.UploadImport()
