@@ -52,15 +52,13 @@ from crm.model import (
     State,
     TimelineFilter,
 )
-from crm.sagas import settle
+from crm.sagas import SURVIVORS_MAX, settle
 from crm.store import GlanceWish, NewCustomer, Reads, Store
 
 #: Tries of a read-merge-write that other writers get in between of.
 MERGE_TRIES_MAX = 20
 #: Keys of timelines that one question looks at: a customer's own and those of its numbers.
 SUBJECTS_MAX = 64
-#: Merges of merges that are followed.
-SURVIVORS_MAX = 20
 #: How long a process may go on without another's new declaration of a custom field, real seconds.
 FIELDS_SECONDS_MAX = 2.0
 #: Share of what is left of a screen pop's time that the one question for everything may take, before its

@@ -226,7 +226,7 @@ class Cutter:
 
     def _is_end(self, at: int) -> bool:
         """Whether a CR ends a record by itself; of one at the very end it is not known yet."""
-        return self._rest[at + 1 : at + 2] not in (b"\n", b"")
+        return at + 1 < len(self._rest) and self._rest[at + 1] != ord("\n")
 
     def _opening(self, start: int) -> int:
         """Where the next quote opens a value, which it does at its beginning alone; -1 nowhere."""

@@ -431,6 +431,48 @@ async def test_contracts_of_merged_customers_are_told_apart_and_raise_nothing_tw
         assert len(tasks.care_tasks) == count, "each has its own again"
 
 
+async def test_lists_of_a_customer_who_is_unknown_merged_or_gone(crm: Crm) -> None:
+    for id in ("a", "b", "deleted", "erased"):
+        await crm.create(id)
+        contract = care_pb2.CreateContractRequest(parent=f"customers/{id}", contract_id=f"of-{id}")
+        contract.contract.product = "p"
+        await crm.care.CreateContract(contract)
+        usage = care_pb2.UsageRecord(customer=f"customers/{id}", metric=f"of_{id}", quantity=1)
+        usage.period.start_time.FromDatetime(NOW - timedelta(days=1))
+        usage.period.end_time.FromDatetime(NOW)
+        await crm.care.RecordUsage(care_pb2.RecordUsageRequest(usage_records=[usage]))
+    await crm.customers.MergeCustomers(
+        customers_pb2.MergeCustomersRequest(survivor="customers/a", absorbed=["customers/b"])
+    )
+    await crm.customers.DeleteCustomer(customers_pb2.DeleteCustomerRequest(name="customers/deleted"))
+    await crm.customers.EraseCustomer(
+        customers_pb2.EraseCustomerRequest(name="customers/erased", reason="asked")
+    )
+
+    async def held(id: str) -> tuple[list[str], list[str], int]:
+        name = f"customers/{id}"
+        contracts = await crm.care.ListContracts(care_pb2.ListContractsRequest(parent=name))
+        used = await crm.care.ListUsage(care_pb2.ListUsageRequest(parent=name))
+        tasks = await crm.care.ListCareTasks(care_pb2.ListCareTasksRequest(customer=name))
+        merges = await crm.customers.ListMerges(customers_pb2.ListMergesRequest(customer=name))
+        assert not tasks.care_tasks
+        ids = [contract.name.rpartition("/")[2] for contract in contracts.contracts]
+        return ids, sorted(record.metric for record in used.usage_records), len(merges.merges)
+
+    assert await held("a") == (["of-a", "of-b"], ["of_a", "of_b"], 1)
+    assert await held("b") == await held("a"), "the survivor's, as on the timeline"
+    assert await held("deleted") == (["of-deleted"], ["of_deleted"], 0), "what is there when it comes back"
+    assert await held("erased") == ([], [], 0)
+    for call in (
+        crm.care.ListContracts(care_pb2.ListContractsRequest(parent="customers/nobody")),
+        crm.care.ListUsage(care_pb2.ListUsageRequest(parent="customers/nobody")),
+        crm.care.ListCareTasks(care_pb2.ListCareTasksRequest(customer="customers/nobody")),
+        crm.customers.ListMerges(customers_pb2.ListMergesRequest(customer="customers/nobody")),
+    ):
+        error = await refused(call, "NOT_FOUND")
+        assert "customers/nobody" in str(error.details())
+
+
 async def test_what_is_written_as_its_customer_goes_follows_it(
     crm: Crm, monkeypatch: pytest.MonkeyPatch
 ) -> None:
