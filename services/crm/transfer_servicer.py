@@ -218,19 +218,22 @@ class ExportServicer(transfer_pb2_grpc.ExportServiceServicer):
             heading = rows.csv_line([mapped.column for mapped in mappings])
             yield transfer_pb2.ExportCustomersResponse(data=heading.encode())
         while True:
-            found = await self._questions.page(which, after, EXPORT_ROWS)
-            if not found:
-                return
+            found, behind = await self._questions.page(which, after, EXPORT_ROWS)
             if kind == "CSV":
                 lines = [rows.csv_line(_safe_row(c, mappings)) for c in found]
             elif request.mappings:
                 lines = [_json({m.column: rows.value_at(c, m.field) for m in mappings}) for c in found]
             else:
                 lines = [_json(_plain(convert.customer_out(c))) for c in found]
-            after = found[-1].id
-            yield transfer_pb2.ExportCustomersResponse(
-                data="".join(lines).encode(), resume_token=page.next_token(after), row_count=len(found)
-            )
+            if found:
+                yield transfer_pb2.ExportCustomersResponse(
+                    data="".join(lines).encode(),
+                    resume_token=page.next_token(behind or found[-1].id),
+                    row_count=len(found),
+                )
+            if behind is None:
+                return
+            after = behind
 
     async def ExportInteractions(
         self, request: transfer_pb2.ExportInteractionsRequest, context: Any
@@ -250,17 +253,20 @@ class ExportServicer(transfer_pb2_grpc.ExportServiceServicer):
             heading = rows.csv_line(_INTERACTION_COLUMNS)
             yield transfer_pb2.ExportInteractionsResponse(data=heading.encode())
         while True:
-            found = await self._questions.interactions(which, after, EXPORT_ROWS)
-            if not found:
-                return
+            found, behind = await self._questions.interactions(which, after, EXPORT_ROWS)
             if kind == "CSV":
                 lines = [rows.csv_line(_interaction_row(item)) for item in found]
             else:
                 lines = [_json(_plain(convert.interaction_out(item))) for item in found]
-            after = (found[-1].began_ms, found[-1].id)
-            yield transfer_pb2.ExportInteractionsResponse(
-                data="".join(lines).encode(), resume_token=page.next_token(after), row_count=len(found)
-            )
+            if found:
+                yield transfer_pb2.ExportInteractionsResponse(
+                    data="".join(lines).encode(),
+                    resume_token=page.next_token(behind or (found[-1].began_ms, found[-1].id)),
+                    row_count=len(found),
+                )
+            if behind is None:
+                return
+            after = behind
 
 
 def _resumed(request: Any, *kinds: type[Scalar]) -> tuple[Page, tuple[Any, ...] | None]:
