@@ -145,16 +145,33 @@ def package_of(kind: type) -> str:
     return kind.__module__.partition(".")[0]
 
 
+def known_as(error: CallmeshError) -> str:
+    """What an error's text in other languages is found by, "" where it has none: with the error's values all
+    that `told_again` needs, also long after the error is gone.
+    """
+    for base in type(error).__mro__:
+        if base.__name__ in texts_of(package_of(base)).errors:
+            return f"{package_of(base)}.{base.__name__}"
+    return ""
+
+
+def told_again(name: str, values: Mapping[str, Any], package: str) -> str:
+    """In Chinese, the message of an error of which only the name (`known_as`) and the values were kept; ""
+    for a name that has no text.
+    """
+    home, _, kind = name.partition(".")
+    template = texts_of(home).errors.get(kind) if kind else None
+    if template is None:
+        return ""
+    said = {
+        key: sentence(value, package) if key in _SENTENCES and isinstance(value, str) else value
+        for key, value in values.items()
+    }
+    return shorten(template.format_map(Blank(said)).strip(), MESSAGE_CHARACTERS_MAX)
+
+
 def message(error: CallmeshError, language: str, package: str) -> str:
     """An error's message in "zh" or "en", as a server of `package` tells it."""
     if language != "zh":
         return error.message
-    for base in type(error).__mro__:
-        template = texts_of(package_of(base)).errors.get(base.__name__)
-        if template is not None:
-            values = {
-                key: sentence(value, package) if key in _SENTENCES and isinstance(value, str) else value
-                for key, value in error.values.items()
-            }
-            return shorten(template.format_map(Blank(values)).strip(), MESSAGE_CHARACTERS_MAX)
-    return error.message
+    return told_again(known_as(error), error.values, package) or error.message

@@ -37,7 +37,7 @@ from crm.care_documents import CareRuleDocument, ContractDocument, UsageDocument
 from crm.handlers import Policy
 from crm.model import Churn, Customer, State, TimelineFilter
 from crm.records import Raw, Records
-from crm.sagas import event_of, settle
+from crm.sagas import event_of, settle, shown_as
 from crm.store import Store, timeline_query
 
 #: Customers looked at together by a rule.
@@ -168,8 +168,10 @@ class Contracts:
         raise NotFound(resource=f"customers/{customer}/contracts/{contract}")
 
     def page(self, customer: str, after: tuple[str, str] | None, limit: int) -> list[Raw]:
-        """By id, behind the key `after`: who was merged may have brought one with the same id."""
-        query: dict[str, Any] = {"customer": customer}
+        """By id, behind the key `after`: who was merged may have brought one with the same id. NotFound for
+        the customer; one that was merged away means its survivor.
+        """
+        query: dict[str, Any] = {"customer": shown_as(self._store, customer)}
         if after is not None:
             query["contract"] = {"$gte": after[0]}
             query["$or"] = [{"contract": {"$gt": after[0]}}, {"_id": {"$gt": after[1]}}]
@@ -240,8 +242,8 @@ class Contracts:
         return ""
 
     def usage(self, customer: str, metric: str, after: tuple[int, str] | None, limit: int) -> list[Raw]:
-        """Newest period first."""
-        query: dict[str, Any] = {"customer": customer}
+        """Newest period first. The customer is as of `page`."""
+        query: dict[str, Any] = {"customer": shown_as(self._store, customer)}
         if metric:
             query["metric"] = metric
         if after is not None:
@@ -554,10 +556,10 @@ class Care:
     def page(
         self, customer: str, states: Sequence[str], after: tuple[int, str] | None, limit: int
     ) -> list[Raw]:
-        """By due time."""
+        """By due time; of one customer (see `Contracts.page`), or all."""
         query: dict[str, Any] = {"state": {"$in": sorted(states)}}
         if customer:
-            query["customer"] = customer
+            query["customer"] = shown_as(self._store, customer)
         if after is not None:
             query["due_ms"] = {"$gte": after[0]}
             query["$or"] = [{"due_ms": {"$gt": after[0]}}, {"_id": {"$gt": after[1]}}]

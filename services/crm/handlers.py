@@ -52,15 +52,13 @@ from crm.model import (
     State,
     TimelineFilter,
 )
-from crm.sagas import settle
+from crm.sagas import SURVIVORS_MAX, settle
 from crm.store import GlanceWish, NewCustomer, Reads, Store
 
 #: Tries of a read-merge-write that other writers get in between of.
 MERGE_TRIES_MAX = 20
 #: Keys of timelines that one question looks at: a customer's own and those of its numbers.
 SUBJECTS_MAX = 64
-#: Merges of merges that are followed.
-SURVIVORS_MAX = 20
 #: How long a process may go on without another's new declaration of a custom field, real seconds.
 FIELDS_SECONDS_MAX = 2.0
 #: Share of what is left of a screen pop's time that the one question for everything may take, before its
@@ -841,8 +839,10 @@ class Questions:
             raise NotFound(resource=f"customer with this {what}")
         return found
 
-    async def page(self, which: CustomerFilter, after: str | None, limit: int) -> list[Customer]:
-        """Customers in the order of ids."""
+    async def page(
+        self, which: CustomerFilter, after: str | None, limit: int
+    ) -> tuple[list[Customer], str | None]:
+        """As `Reads.page`."""
         return await self._reads.page(await self._with_lineage(which), after, limit)
 
     async def _with_lineage(self, which: CustomerFilter) -> CustomerFilter:
@@ -920,10 +920,12 @@ class Questions:
         id, told = after or (None, "")
         if id is not None and told and (begun := await self._reads.customer(id)) is not None:
             yield begun, told
-        while page := await self._reads.page(CustomerFilter(), id, PAIRS_PAGE):
+        while True:
+            page, id = await self._reads.page(CustomerFilter(), id, PAIRS_PAGE)
             for customer in page:
                 yield customer, ""
-            id = page[-1].id
+            if id is None:
+                return
 
     async def permission(
         self, id: str, channel: Channel, purpose: Purpose, at: datetime
@@ -952,8 +954,8 @@ class Questions:
 
     async def interactions(
         self, which: TimelineFilter, after: tuple[int, str] | None, limit: int
-    ) -> list[Interaction]:
-        """Everybody's, oldest first."""
+    ) -> tuple[list[Interaction], tuple[int, str] | None]:
+        """As `Reads.interactions`."""
         return await self._reads.interactions(which, after, limit)
 
     async def numbers_timeline(

@@ -18,8 +18,10 @@ from typing import Any
 
 from pymongo import UpdateOne
 
+from chassis import localize
 from chassis.clock import Clock
 from chassis.errors import (
+    MESSAGE_CHARACTERS_MAX,
     AlreadyExists,
     CallmeshError,
     FailedPrecondition,
@@ -33,7 +35,7 @@ from crm.handlers import Create, Customers
 from crm.import_store import ReadyRow
 from crm.model import Contact, Customer, PostalAddress
 from crm.records import Raw, Records
-from crm.rows import Mapped, Record
+from crm.rows import Mapped, Record, Span
 from crm.store import NewCustomer
 from crm.transfer_documents import ImportDocument, ImportErrorDocument
 
@@ -352,6 +354,11 @@ def _note(id: str, record: Record, fault: CallmeshError) -> UpdateOne:
         "field": shorten(str(fault.values.get("field", ""))),
         "reason": fault.reason,
         "message": fault.message,
+        # For readers of another language than English.
+        "text": localize.known_as(fault),
+        "values": {
+            key: shorten(str(value), MESSAGE_CHARACTERS_MAX) for key, value in fault.values.items() if value
+        },
     }
     return UpdateOne({"_id": f"{id}:{record.line:012}"}, {"$set": values}, upsert=True)
 
@@ -480,16 +487,20 @@ class _Feeding:
         # What was sent before, after a broken stream, is passed over.
         data = data[self._next_byte - offset :]
         self._next_byte += len(data)
-        whole = self._cutter.cut(data, last)
-        records = list(self._records(whole)) if whole else []
-        self._byte += len(whole)
-        self._line += rows.lines_of(whole, csv=self._cutter.csv)
+        records: list[Record] = []
+        for span in self._cutter.cut(data, last):
+            records += self._records(span)
+            self._byte += span.size
+            self._line += span.lines
         self._last = last
         return self._apply(records, {"received_bytes": self._byte, "lines": self._line - 1})
 
-    def _records(self, whole: bytes) -> Iterator[Record]:
+    def _records(self, span: Span) -> Iterator[Record]:
+        if span.data is None:
+            yield self._too_long()
+            return
         # What is no UTF-8 costs only its own record, whose values may go over several lines.
-        text = whole.decode(errors="surrogateescape")
+        text = span.data.decode(errors="surrogateescape")
         if self._line == 1:
             text = text.removeprefix("\ufeff")
         if self._job["format"] != "CSV":
@@ -504,6 +515,16 @@ class _Feeding:
         if skipped:
             next(found, None)
         yield from found
+
+    def _too_long(self) -> Record:
+        """The record that begins here and is passed over."""
+        most, csv = rows.RECORD_BYTES_MAX, self._cutter.csv
+        if csv and not self._columns:
+            raise InvalidArgument(
+                field="data", why=f"has headings of more than {most} bytes, or an open quote among them"
+            )
+        fault = f"has more than {most} bytes, or an open quote" if csv else f"has more than {most} bytes"
+        return Record(line=self._line, values=None, fault=fault)
 
     def _apply(self, records: list[Record], moved: dict[str, Any]) -> Future[Raw]:
         """Has a piece's rows written in batches, deciding one while those before are written; the check-point

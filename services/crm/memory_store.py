@@ -427,10 +427,13 @@ class MemoryReads:
     async def churn(self, customer: str) -> Churn | None:
         return self._store.churn(customer)
 
-    async def page(self, which: CustomerFilter, after: str | None, limit: int) -> list[Customer]:
+    async def page(
+        self, which: CustomerFilter, after: str | None, limit: int
+    ) -> tuple[list[Customer], str | None]:
         everyone = sorted(self._store._customers.values(), key=lambda customer: customer.id)
         behind = (c for c in everyone if after is None or c.id > after)
-        return [customer for customer in behind if _fits(customer, which)][:limit]
+        found = [customer for customer in behind if _fits(customer, which)]
+        return found[:limit], found[limit - 1].id if len(found) > limit else None
 
     async def interaction(self, id: str) -> Interaction | None:
         entry = self._store.entry(id)
@@ -444,10 +447,12 @@ class MemoryReads:
 
     async def interactions(
         self, which: TimelineFilter, after: tuple[int, str] | None, limit: int
-    ) -> list[Interaction]:
+    ) -> tuple[list[Interaction], tuple[int, str] | None]:
         entries = sorted(self._store._entries.values(), key=lambda entry: (entry.began_ms, entry.id))
         found = [item for item in map(timeline.project, entries) if _in(item, which)]
-        return [i for i in found if after is None or (i.began_ms, i.id) > tuple(after)][:limit]
+        behind = [i for i in found if after is None or (i.began_ms, i.id) > tuple(after)]
+        more = len(behind) > limit
+        return behind[:limit], (behind[limit - 1].began_ms, behind[limit - 1].id) if more else None
 
     async def recent_calls(self, subjects: Sequence[str], day_start_ms: int, live_call: str) -> RecentCalls:
         calls = [i for i in self._of(subjects) if i.kind is InteractionKind.CALL and i.id != live_call]

@@ -31,7 +31,7 @@ from crm.model import (
     ValueClass,
 )
 
-#: Largest record, bytes: a file with a larger one is refused from there on.
+#: Largest record, bytes, its line end included: a larger one is refused as a row, and the rest goes on.
 RECORD_BYTES_MAX = 1_048_576
 COLUMNS_MAX = 500
 # A value is as long as its record at most: one that the reader refused in its middle would go on as rows.
@@ -91,48 +91,147 @@ class Record:
     fault: str = ""
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Span:
+    """A part of a file that begins and ends with a record."""
+
+    #: Its records, to be read by `csv_records` or `json_records`; None for a single one that is too long.
+    data: bytes | None
+    #: How long it is, bytes.
+    size: int
+    #: How many lines it has.
+    lines: int
+
+
 @dataclass(kw_only=True, slots=True)
 class Cutter:
-    """Cuts a stream of bytes into whole records; what is not whole yet waits."""
+    """Cuts a stream of bytes into whole records; what is not whole yet waits.
 
-    #: Whether quotes hold line ends together.
+    Of a record that is too long nothing is kept but how far it goes: where it ends does not depend on how the
+    file came.
+    """
+
+    #: Whether quotes hold line ends together, and CR alone ends a line.
     csv: bool
+    #: As of the module; less in tests.
+    record_bytes_max: int = RECORD_BYTES_MAX
     #: Bytes that wait.
     _rest: bytearray = field(default_factory=bytearray)
+    #: Of the record that they are of: bytes, and lines, that were let go since it is too long.
+    _gone: int = 0
+    _gone_lines: int = 0
+    #: What waits begins within quotes, which were opened by what was let go.
+    _quoted: bool = False
 
-    def cut(self, data: bytes, last: bool) -> bytes:
-        """Everything up to the end of the last whole record, to be read by `records`; all that is left at the
-        last piece.
-        """
+    def cut(self, data: bytes, last: bool) -> list[Span]:
+        """Everything up to the end of the last whole record; all that is left at the last piece."""
         self._rest += data
-        if last:
-            whole, self._rest = bytes(self._rest), bytearray()
-            return whole
-        end = self._end()
-        whole = bytes(self._rest[:end])
+        found: list[Span] = []
+        # Where the records that are not in a span yet begin, and the last of them.
+        first = begin = last_stretch = 0
+        quoted = self._quoted
+        for start, stop in self._stretches():
+            last_stretch, quoted = start, stop < len(self._rest)
+            for end in self._ends(start, stop):
+                if self._gone + end - begin > self.record_bytes_max:
+                    found += [*self._sound(first, begin), self._too_long(begin, end)]
+                    first = end
+                begin = end
+        rest = len(self._rest) - begin
+        if self._gone + rest > self.record_bytes_max:
+            found += self._sound(first, begin)
+            if last:
+                found.append(self._too_long(begin, len(self._rest)))
+                self._rest.clear()
+            else:
+                self._let_go(begin, last_stretch, quoted)
+            return found
+        end = len(self._rest) if last else begin
+        found += self._sound(first, end)
         del self._rest[:end]
-        if len(self._rest) > RECORD_BYTES_MAX:
-            raise InvalidArgument(
-                field="data", why=f"holds a record of more than {RECORD_BYTES_MAX} bytes, or an open quote"
-            )
-        return whole
+        if end:
+            self._quoted = False
+        return found
 
-    def _end(self) -> int:
-        """Where the last whole record ends; what waits begins with a record."""
-        end = start = 0
+    def _sound(self, start: int, end: int) -> list[Span]:
+        if start == end:
+            return []
+        data = bytes(self._rest[start:end])
+        return [Span(data=data, size=len(data), lines=lines_of(data, csv=self.csv))]
+
+    def _too_long(self, start: int, end: int) -> Span:
+        lines = self._gone_lines + lines_of(bytes(self._rest[start:end]), csv=self.csv)
+        span = Span(data=None, size=self._gone + end - start, lines=lines)
+        self._gone = self._gone_lines = 0
+        return span
+
+    def _let_go(self, begin: int, stretch: int, quoted: bool) -> None:
+        """Forgets what waits from `begin` on but for what tells how to read on; `stretch` is where the last
+        one outside quotes begins.
+        """
+        keep = len(self._rest)
+        if not quoted and begin < stretch == keep:
+            # The quote at the end closes, or is the first of two.
+            keep, quoted = keep - 1, True
+        elif self._rest[-1:] == b"\r" or (not quoted and self._rest[-1:] == b","):
+            keep -= 1
+        self._gone += keep - begin
+        self._gone_lines += lines_of(bytes(self._rest[begin:keep]), csv=self.csv)
+        self._quoted = quoted
+        del self._rest[:keep]
+
+    def _stretches(self) -> Iterator[tuple[int, int]]:
+        """What waits, without what stands between quotes: of a CSV file the last one reaches the end where no
+        quotes are open there.
+        """
+        start, quoted = 0, self._quoted
         while True:
+            if quoted:
+                closing = _CLOSING.match(self._rest, start)
+                if closing is None:
+                    return
+                start = closing.end()
             opening = self._opening(start) if self.csv else -1
-            # A line end between quotes ends no record, whether or not more follows them.
-            end = max(end, self._rest.rfind(b"\n", start, opening if opening >= 0 else None) + 1)
-            closing = _CLOSING.match(self._rest, opening + 1) if opening >= 0 else None
-            if closing is None:
-                return end
-            start = closing.end()
+            yield start, opening if opening >= 0 else len(self._rest)
+            if opening < 0:
+                return
+            start, quoted = opening + 1, True
+
+    def _ends(self, start: int, stop: int) -> Iterator[int]:
+        """Ends of records in a stretch outside quotes, the first and the last among them: between two that
+        follow each other lies no more than a record may have, or one record.
+        """
+        end = self._first_end(start, stop)
+        while end:
+            yield end
+            start = end
+            end = self._last_end(start, min(stop, start + self.record_bytes_max))
+            end = end or self._first_end(start, stop)
+
+    def _first_end(self, start: int, stop: int) -> int:
+        """0 when there is none."""
+        end = self._rest.find(b"\n", start, stop) + 1
+        at = self._rest.find(b"\r", start, end or stop) if self.csv else -1
+        while at >= 0 and not self._is_end(at):
+            at = self._rest.find(b"\r", at + 1, end or stop)
+        return at + 1 if at >= 0 else end
+
+    def _last_end(self, start: int, stop: int) -> int:
+        """0 when there is none."""
+        end = self._rest.rfind(b"\n", start, stop) + 1
+        at = self._rest.rfind(b"\r", max(start, end), stop) if self.csv else -1
+        while at >= 0 and not self._is_end(at):
+            at = self._rest.rfind(b"\r", max(start, end), at)
+        return max(end, at + 1)
+
+    def _is_end(self, at: int) -> bool:
+        """Whether a CR ends a record by itself; of one at the very end it is not known yet."""
+        return at + 1 < len(self._rest) and self._rest[at + 1] != ord("\n")
 
     def _opening(self, start: int) -> int:
         """Where the next quote opens a value, which it does at its beginning alone; -1 nowhere."""
         at = self._rest.find(b'"', start)
-        while at > 0 and self._rest[at - 1] not in b",\r\n":
+        while at >= 0 and not (self._rest[at - 1] in b",\r\n" if at else not self._gone):
             at = self._rest.find(b'"', at + 1)
         return at
 

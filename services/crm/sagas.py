@@ -25,6 +25,8 @@ from crm.store import Store
 
 #: Tries of a step that others' writes get in between of.
 STEP_TRIES_MAX = 20
+#: Merges of merges that are followed.
+SURVIVORS_MAX = 20
 #: Customers below one that are erased with it: merges of merges.
 LINEAGE_MAX = 2_000
 REASON_CHARACTERS_MAX = 500
@@ -92,6 +94,21 @@ def settle(store: Store, customers: Iterable[str]) -> None:
             follow(store, id)
 
 
+def shown_as(store: Store, id: str) -> str:
+    """Under whose id what is a customer's lies: who was merged away means its survivor now. NotFound for a
+    customer that does not exist; of one who was deleted or erased it is what is left.
+    """
+    current = id
+    for _ in range(SURVIVORS_MAX):
+        found = store.standing(current)
+        if found is None:
+            raise NotFound(resource=f"customers/{id}")
+        if found[0] is not State.MERGED:
+            break
+        current = found[1]
+    return current
+
+
 class Merges:
     """Merging and its undoing."""
 
@@ -107,7 +124,9 @@ class Merges:
         return found
 
     def page(self, customer: str, after: str | None, limit: int) -> list[Merge]:
-        """Newest first; of one customer, or all."""
+        """Newest first; of one customer, or all. NotFound for a customer that does not exist."""
+        if customer and self._store.standing(customer) is None:
+            raise NotFound(resource=f"customers/{customer}")
         return self._store.merges(customer, after, limit)
 
     def request(self, wish: MergeWish, actor: str) -> Merge:

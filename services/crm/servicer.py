@@ -154,10 +154,10 @@ class CustomerServicer(customers_pb2_grpc.CustomerServiceServicer):
         """A page of customers."""
         page = Page.of(request)
         which = convert.filter_in(request.filter, request.show_deleted)
-        found = await self._questions.page(which, page.value(str), page.limit + 1)
-        shown, token = page.cut(found, attrgetter("id"))
+        shown, behind = await self._questions.page(which, page.value(str), page.limit)
         return customers_pb2.ListCustomersResponse(
-            customers=[convert.customer_out(customer) for customer in shown], next_page_token=token
+            customers=[convert.customer_out(customer) for customer in shown],
+            next_page_token=page.next_token(behind),
         )
 
     def UpdateCustomer(

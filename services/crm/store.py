@@ -25,8 +25,9 @@ from chassis.mongo import (
     pending_entry,
     update_aggregate,
 )
+from crm import bounded, engine, timeline
 from crm import documents as docs
-from crm import engine, timeline
+from crm.bounded import READ_MS_MAX
 from crm.coalesce import Coalescer
 from crm.import_store import MongoImportStore, NewRow, ReadyRow, insert_ready, ready_document
 from crm.model import (
@@ -69,8 +70,6 @@ LINEAGE_DEPTH_MAX = 20
 SEARCH_READ_MAX = 50_000
 #: Milliseconds that a search may take.
 SEARCH_MS_MAX = 1500
-#: Milliseconds that the database may spend on one read, so that a bad plan cannot pile up.
-READ_MS_MAX = 5000
 #: Tries of an insert whose claim was freed by its owner in the same moment.
 CLAIM_TRIES_MAX = 3
 
@@ -312,8 +311,12 @@ class Reads(Protocol):
     async def churn(self, customer: str) -> Churn | None:
         """What is known of a customer's leaving; None when nothing is."""
 
-    async def page(self, which: CustomerFilter, after: str | None, limit: int) -> list[Customer]:
-        """Customers in the order of ids, behind `after`."""
+    async def page(
+        self, which: CustomerFilter, after: str | None, limit: int
+    ) -> tuple[list[Customer], str | None]:
+        """(customers in the order of ids, behind `after`; what to go on behind, None at the end): fewer than
+        the limit, or none, where hardly anybody fits.
+        """
 
     async def interaction(self, id: str) -> Interaction | None:
         """An interaction; None when there is none."""
@@ -325,8 +328,8 @@ class Reads(Protocol):
 
     async def interactions(
         self, which: TimelineFilter, after: tuple[int, str] | None, limit: int
-    ) -> list[Interaction]:
-        """Interactions of everybody, oldest first by (began_ms, id), behind the key `after`."""
+    ) -> tuple[list[Interaction], tuple[int, str] | None]:
+        """As `page`, of everybody's interactions: oldest first by (began_ms, id), behind the key `after`."""
 
     async def recent_calls(self, subjects: Sequence[str], day_start_ms: int, live_call: str) -> RecentCalls:
         """How many calls began since `day_start_ms` (counted to `COUNT_MAX`) and the latest; the interaction
@@ -857,9 +860,12 @@ class MongoReads:
         raw = await self._churn.find_one({"_id": customer})
         return None if raw is None else docs.churn_from_raw(raw)
 
-    async def page(self, which: CustomerFilter, after: str | None, limit: int) -> list[Customer]:
-        found = self._customers.find(customer_query(which, after), docs.HIDDEN, max_time_ms=READ_MS_MAX)
-        return [docs.customer_from_raw(raw) async for raw in found.sort("_id", 1).limit(limit)]
+    async def page(
+        self, which: CustomerFilter, after: str | None, limit: int
+    ) -> tuple[list[Customer], str | None]:
+        query = customer_query(which, after)
+        found, behind = await bounded.customers_page(self._customers, query, docs.HIDDEN, limit)
+        return [docs.customer_from_raw(raw) for raw in found], behind
 
     async def interaction(self, id: str) -> Interaction | None:
         raw = await self._interactions.find_one({"_id": id}, docs.INTERACTION_HIDDEN)
@@ -874,11 +880,10 @@ class MongoReads:
 
     async def interactions(
         self, which: TimelineFilter, after: tuple[int, str] | None, limit: int
-    ) -> list[Interaction]:
-        query = interactions_query(which, after)
-        found = self._interactions.find(query, docs.INTERACTION_HIDDEN, max_time_ms=READ_MS_MAX)
-        page = found.sort([("began_ms", 1), ("_id", 1)]).limit(limit)
-        return [docs.interaction_from_raw(raw) async for raw in page]
+    ) -> tuple[list[Interaction], tuple[int, str] | None]:
+        query, hidden = interactions_query(which, after), docs.INTERACTION_HIDDEN
+        found, behind = await bounded.interactions_page(self._interactions, query, hidden, limit)
+        return [docs.interaction_from_raw(raw) for raw in found], behind
 
     async def recent_calls(self, subjects: Sequence[str], day_start_ms: int, live_call: str) -> RecentCalls:
         query = calls_query(subjects, live_call)

@@ -52,7 +52,11 @@ class ImportErrorDocument(Document):
     line = IntField()
     field = StringField()
     reason = StringField()
+    #: In English.
     message = StringField()
+    #: What its texts in other languages are found by, and filled with.
+    text = StringField()
+    values = DictField()
 
 
 TRANSFER_DOCUMENTS: tuple[type[Document], ...] = (ImportDocument, ImportErrorDocument)

@@ -179,16 +179,21 @@ class ImportServicer(transfer_pb2_grpc.ImportServiceServicer):
 
 
 def _in_words(raw: Mapping[str, Any], language: str) -> str:
-    """What is wrong with a row. It was written down in English; what is said of a field is put into the
-    reader's language, which need not be that of whoever sent the file.
-    """
+    """What is wrong with a row, in the reader's language, which need not be that of whoever sent the file."""
     text = str(raw.get("message", ""))
-    ahead = f"{raw.get('field', '')}: "
-    if language != "zh" or not text.startswith(ahead):
-        return text
+    if language == "zh":
+        known = localize.told_again(raw.get("text") or "", raw.get("values") or {}, "crm")
+        text = known or _field_in_words(text, raw.get("field", ""))
+    # What is said of a row as a whole names no field.
+    return text if raw.get("field") else text.removeprefix("：").removeprefix(": ")
+
+
+def _field_in_words(text: str, field: str) -> str:
+    """In Chinese, what was noted in English alone, as releases before did, where it is said of a field."""
+    ahead = f"{field}: "
     why = text.removeprefix(ahead).removesuffix(".")
     said = localize.sentence(why, "crm")
-    return text if said == why else f"{ahead[:-2]}：{said}。"
+    return text if said == why or not text.startswith(ahead) else f"{ahead[:-2]}：{said}。"
 
 
 class ExportServicer(transfer_pb2_grpc.ExportServiceServicer):
@@ -213,19 +218,22 @@ class ExportServicer(transfer_pb2_grpc.ExportServiceServicer):
             heading = rows.csv_line([mapped.column for mapped in mappings])
             yield transfer_pb2.ExportCustomersResponse(data=heading.encode())
         while True:
-            found = await self._questions.page(which, after, EXPORT_ROWS)
-            if not found:
-                return
+            found, behind = await self._questions.page(which, after, EXPORT_ROWS)
             if kind == "CSV":
                 lines = [rows.csv_line(_safe_row(c, mappings)) for c in found]
             elif request.mappings:
                 lines = [_json({m.column: rows.value_at(c, m.field) for m in mappings}) for c in found]
             else:
                 lines = [_json(_plain(convert.customer_out(c))) for c in found]
-            after = found[-1].id
-            yield transfer_pb2.ExportCustomersResponse(
-                data="".join(lines).encode(), resume_token=page.next_token(after), row_count=len(found)
-            )
+            if found:
+                yield transfer_pb2.ExportCustomersResponse(
+                    data="".join(lines).encode(),
+                    resume_token=page.next_token(behind or found[-1].id),
+                    row_count=len(found),
+                )
+            if behind is None:
+                return
+            after = behind
 
     async def ExportInteractions(
         self, request: transfer_pb2.ExportInteractionsRequest, context: Any
@@ -245,17 +253,20 @@ class ExportServicer(transfer_pb2_grpc.ExportServiceServicer):
             heading = rows.csv_line(_INTERACTION_COLUMNS)
             yield transfer_pb2.ExportInteractionsResponse(data=heading.encode())
         while True:
-            found = await self._questions.interactions(which, after, EXPORT_ROWS)
-            if not found:
-                return
+            found, behind = await self._questions.interactions(which, after, EXPORT_ROWS)
             if kind == "CSV":
                 lines = [rows.csv_line(_interaction_row(item)) for item in found]
             else:
                 lines = [_json(_plain(convert.interaction_out(item))) for item in found]
-            after = (found[-1].began_ms, found[-1].id)
-            yield transfer_pb2.ExportInteractionsResponse(
-                data="".join(lines).encode(), resume_token=page.next_token(after), row_count=len(found)
-            )
+            if found:
+                yield transfer_pb2.ExportInteractionsResponse(
+                    data="".join(lines).encode(),
+                    resume_token=page.next_token(behind or (found[-1].began_ms, found[-1].id)),
+                    row_count=len(found),
+                )
+            if behind is None:
+                return
+            after = behind
 
 
 def _resumed(request: Any, *kinds: type[Scalar]) -> tuple[Page, tuple[Any, ...] | None]:

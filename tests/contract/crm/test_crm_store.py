@@ -169,7 +169,7 @@ async def test_what_is_stored_comes_back_whole(store: Store, reads: Reads) -> No
 async def test_what_does_not_exist(store: Store, reads: Reads) -> None:
     assert store.customer("x") is None and await reads.customer("x") is None
     assert await reads.owner("tel:+1") is None and store.owners(["tel:+1"]) == {} == store.owners([])
-    assert await reads.customers(["x"]) == {} and await reads.page(CustomerFilter(), None, 10) == []
+    assert await reads.customers(["x"]) == {} and await reads.page(CustomerFilter(), None, 10) == ([], None)
     assert store.entry("x") is None and await reads.interaction("x") is None
     assert store.audit("x", None, 10) == [] and store.attach("+1", "x") == 0
     assert await reads.rankings(["c:x"]) == () and (await reads.recent_calls(["c:x"], 0, "")).last is None
@@ -470,7 +470,8 @@ async def test_a_list_is_in_the_order_of_ids_filtered_and_continued(store: Store
     store.save(deletion, [])
 
     async def ids(after: str | None = None, limit: int = 99, **conditions: Any) -> list[str]:
-        found = await reads.page(CustomerFilter(**conditions), after, limit)
+        found, behind = await reads.page(CustomerFilter(**conditions), after, limit)
+        assert behind == (found[-1].id if limit < 99 else None)
         return [customer.id for customer in found]
 
     assert await ids(limit=4) == ["c00", "c01", "c02", "c03"]

@@ -183,8 +183,8 @@ async def test_good_rows_are_in_and_bad_ones_told_by_line(crm: Crm) -> None:
     asked = transfer_pb2.ListImportErrorsRequest(parent=job.name)
     errors = await crm.imports.ListImportErrors(asked)
     chinese = await crm.imports.ListImportErrors(asked, metadata=(("accept-language", "zh"),))
-    said = [(e.reason, e.message) for e in chinese.import_errors]
-    assert all(max(text) >= "\u4e00" for reason, text in said if reason == "INVALID_ARGUMENT"), said
+    assert all(is_chinese(e.message) for e in chinese.import_errors), chinese
+    assert all(not is_chinese(e.message) for e in errors.import_errors), errors
     assert [(e.line, e.field, e.reason) for e in errors.import_errors] == [
         (5, "customer.phone_numbers[0].number", "INVALID_ARGUMENT"),
         (6, "customer.phone_numbers[0].number", "CLAIM_TAKEN"),
@@ -199,6 +199,68 @@ async def test_good_rows_are_in_and_bad_ones_told_by_line(crm: Crm) -> None:
     assert again.bad_rows == 2, "rows whose customer exists change it"
     changed = await crm.customers.GetCustomer(customers_pb2.GetCustomerRequest(name=found.name))
     assert changed.custom_values["colour"].text == "blue"
+
+
+def is_chinese(text: str) -> bool:
+    """Whether a sentence is told in Chinese from its first word after the field's path on."""
+    return max(text) >= "\u4e00" and "is " not in text and not text.startswith((":", "："))
+
+
+async def test_what_is_wrong_with_a_row_is_told_in_the_readers_language(crm: Crm) -> None:
+    for id in ("li", "gone"):
+        await crm.create(id)
+    contract = care_pb2.CreateContractRequest(parent="customers/li", contract_id="k")
+    contract.contract.product = "p"
+    await crm.care.CreateContract(contract)
+    await crm.customers.DeleteCustomer(customers_pb2.DeleteCustomerRequest(name="customers/gone"))
+    kinds: dict[str, list[tuple[str, str]]] = {
+        "CUSTOMER": [('{"id": "li", "display_name": "李"}', "ALREADY_EXISTS"), ("{", "INVALID_ROW")],
+        "CONTRACT": [
+            ('{"customer": "li", "contract_id": "k", "product": "p"}', "ALREADY_EXISTS"),
+            ('{"customer": "nobody", "product": "p"}', "NOT_FOUND"),
+            ('{"customer": "gone", "product": "p"}', "CUSTOMER_NOT_ACTIVE"),
+        ],
+    }
+    for kind, rows in kinds.items():
+        job = transfer_pb2.Import(format=transfer_pb2.FILE_FORMAT_JSON_LINES, row_kind=f"ROW_KIND_{kind}")
+        opened = await crm.imports.CreateImport(transfer_pb2.CreateImportRequest(import_job=job))
+        await crm.upload(opened, "\n".join(row for row, _ in rows).encode())
+        asked = transfer_pb2.ListImportErrorsRequest(parent=opened.name)
+        for language in ("zh", "en"):
+            told = await crm.imports.ListImportErrors(asked, metadata=(("accept-language", language),))
+            assert [e.reason for e in told.import_errors] == [reason for _, reason in rows]
+            assert all(is_chinese(e.message) == (language == "zh") for e in told.import_errors), told
+
+
+@pytest.mark.parametrize("kind", ["CSV", "JSON_LINES"])
+async def test_a_record_that_is_too_long_is_a_bad_row_however_the_file_is_cut(crm: Crm, kind: str) -> None:
+    long = "长" * 400_000  # 1.2 million bytes
+    if kind == "CSV":
+        rows = ["id,display_name", "a,甲", f'x,"{long}\n"', "b,乙", f"y,{long}", "c,丙"]
+    else:
+        told = [("a", "甲"), ("x", long), ("b", "乙"), ("y", long), ("c", "丙")]
+        rows = [json.dumps({"id": id, "display_name": name}, ensure_ascii=False) for id, name in told]
+    data = "\n".join(rows).encode()
+    bad = [3, 6] if kind == "CSV" else [2, 4]
+    for piece in (1_048_576, 700_001):
+        job = transfer_pb2.Import(format=f"FILE_FORMAT_{kind}", dry_run=piece < 1_048_576)
+        opened = await crm.imports.CreateImport(transfer_pb2.CreateImportRequest(import_job=job))
+        # Broken off in the middle of the first: it is sent again from its beginning.
+        half = await crm.upload(opened, data, piece=piece, stop=1_100_000)
+        assert half.received_bytes == data.index(b"x") - (8 if kind == "JSON_LINES" else 0)
+        done = await crm.upload(opened, data, piece=piece, start=half.received_bytes)
+        assert done.state == transfer_pb2.Import.STATE_DONE and done.received_bytes == len(data)
+        assert done.good_rows == (3 if not done.dry_run else 0) and done.bad_rows == (
+            2 if not done.dry_run else 5
+        )
+        asked = transfer_pb2.ListImportErrorsRequest(parent=opened.name)
+        errors = (
+            await crm.imports.ListImportErrors(asked, metadata=(("accept-language", "zh"),))
+        ).import_errors
+        long_ones = [e for e in errors if e.reason == "INVALID_ROW"]
+        assert [e.line for e in long_ones] == bad and all("1048576 字节" in e.message for e in long_ones)
+    listed = await crm.customers.ListCustomers(customers_pb2.ListCustomersRequest())
+    assert [customer.display_name for customer in listed.customers] == ["甲", "乙", "丙"]
 
 
 async def test_a_sender_may_wait_for_each_answer_before_the_next_piece(crm: Crm) -> None:
@@ -367,6 +429,48 @@ async def test_contracts_of_merged_customers_are_told_apart_and_raise_nothing_tw
     for id, count in (("a", 1), ("b", 2)):
         tasks = await crm.care.ListCareTasks(care_pb2.ListCareTasksRequest(customer=f"customers/{id}"))
         assert len(tasks.care_tasks) == count, "each has its own again"
+
+
+async def test_lists_of_a_customer_who_is_unknown_merged_or_gone(crm: Crm) -> None:
+    for id in ("a", "b", "deleted", "erased"):
+        await crm.create(id)
+        contract = care_pb2.CreateContractRequest(parent=f"customers/{id}", contract_id=f"of-{id}")
+        contract.contract.product = "p"
+        await crm.care.CreateContract(contract)
+        usage = care_pb2.UsageRecord(customer=f"customers/{id}", metric=f"of_{id}", quantity=1)
+        usage.period.start_time.FromDatetime(NOW - timedelta(days=1))
+        usage.period.end_time.FromDatetime(NOW)
+        await crm.care.RecordUsage(care_pb2.RecordUsageRequest(usage_records=[usage]))
+    await crm.customers.MergeCustomers(
+        customers_pb2.MergeCustomersRequest(survivor="customers/a", absorbed=["customers/b"])
+    )
+    await crm.customers.DeleteCustomer(customers_pb2.DeleteCustomerRequest(name="customers/deleted"))
+    await crm.customers.EraseCustomer(
+        customers_pb2.EraseCustomerRequest(name="customers/erased", reason="asked")
+    )
+
+    async def held(id: str) -> tuple[list[str], list[str], int]:
+        name = f"customers/{id}"
+        contracts = await crm.care.ListContracts(care_pb2.ListContractsRequest(parent=name))
+        used = await crm.care.ListUsage(care_pb2.ListUsageRequest(parent=name))
+        tasks = await crm.care.ListCareTasks(care_pb2.ListCareTasksRequest(customer=name))
+        merges = await crm.customers.ListMerges(customers_pb2.ListMergesRequest(customer=name))
+        assert not tasks.care_tasks
+        ids = [contract.name.rpartition("/")[2] for contract in contracts.contracts]
+        return ids, sorted(record.metric for record in used.usage_records), len(merges.merges)
+
+    assert await held("a") == (["of-a", "of-b"], ["of_a", "of_b"], 1)
+    assert await held("b") == await held("a"), "the survivor's, as on the timeline"
+    assert await held("deleted") == (["of-deleted"], ["of_deleted"], 0), "what is there when it comes back"
+    assert await held("erased") == ([], [], 0)
+    for call in (
+        crm.care.ListContracts(care_pb2.ListContractsRequest(parent="customers/nobody")),
+        crm.care.ListUsage(care_pb2.ListUsageRequest(parent="customers/nobody")),
+        crm.care.ListCareTasks(care_pb2.ListCareTasksRequest(customer="customers/nobody")),
+        crm.customers.ListMerges(customers_pb2.ListMergesRequest(customer="customers/nobody")),
+    ):
+        error = await refused(call, "NOT_FOUND")
+        assert "customers/nobody" in str(error.details())
 
 
 async def test_what_is_written_as_its_customer_goes_follows_it(

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
 from pymongo.database import Database
 
-from chassis.mongo import connect, disconnect, ensure_indexes
-from crm import documents, plans, search, store
+from chassis.mongo import async_database, connect, disconnect, ensure_indexes
+from crm import bounded, documents, plans, search, store
 from crm.collections import ALL_DOCUMENTS
 from crm.config import CrmSettings
 from crm.model import CustomerFilter, InteractionKind, Kind, Tier, TimelineFilter, ValueClass
@@ -94,6 +94,57 @@ def test_a_list_goes_along_an_index(
     query = store.customer_query(which, "c00100")
     page = database.customers.find(query, documents.HIDDEN).sort("_id", 1).limit(51)
     assert "SORT" not in explained(page, examined_max=examined_max)
+
+
+async def test_conditions_that_nobody_fits_together_cost_a_bounded_number_a_page(
+    database: Database[dict[str, Any]], mongo_uri: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(bounded, "PAGE_READ_MAX", 100, raising=False)
+    database.customers.insert_many(
+        {
+            "_id": f"p{n:04}",
+            "state": "ACTIVE",
+            "tier": "GOLD",
+            "display_name": "",
+            **({"tags": ["left"]} if n % 2 else {"home_region": "regions/right"}),
+            **({"home_region": "regions/right"} if n == 901 else {}),
+        }
+        for n in range(1_000)
+    )
+    database.interactions.insert_many(
+        {
+            **{"_id": f"p{n:04}", "kind": "CALL" if n != 901 else "NOTE", "began_ms": 1_000_000 + n // 7},
+            **{"source": "test", "source_id": "1", "facets": {"record": {"stamp": [], "values": {}}}},
+        }
+        for n in range(1_000)
+    )
+    which = CustomerFilter(tag="left", home_region="regions/right", tier=Tier.GOLD)
+    span = TimelineFilter(from_ms=1_000_000, until_ms=2_000_000, kinds=frozenset({InteractionKind.NOTE}))
+    reads = store.MongoReads(async_database(CrmSettings(mongo_uri=mongo_uri, mongo_database=database.name)))
+    database.command("profile", 2)
+    try:
+        assert await everything(lambda after: reads.page(which, after, 10)) == ["p0901"]
+        assert await everything(lambda after: reads.interactions(span, after, 10)) == ["p0901"]
+    finally:
+        database.command("profile", 0)
+        await reads._database.client.close()
+    asked = list(database["system.profile"].find({"op": "query", "ns": {"$regex": "customers|interactions"}}))
+    # Seven interactions begin in one instant: those of it before the page and behind it are looked at, too.
+    assert asked and max(entry["docsExamined"] for entry in asked) <= 100 + 2 * 6
+    assert max(entry["keysExamined"] for entry in asked) <= 100 + 2 * 6
+    assert not any(entry.get("hasSortStage") for entry in asked)
+
+
+async def everything(page: Callable[[Any], Any]) -> list[str]:
+    """The ids of all pages, one after another."""
+    ids: list[str] = []
+    after = None
+    for _ in range(50):
+        found, after = await page(after)
+        ids += [item.id for item in found]
+        if after is None:
+            return ids
+    raise AssertionError("no end")
 
 
 @pytest.mark.parametrize("after", [None, (1500, "i01500")])

@@ -334,18 +334,94 @@ def test_records_and_their_lines_are_the_same_however_the_file_is_cut(
     found: list[rows.Record] = []
     cutter, line = rows.Cutter(csv=True), 1
     for start in range(0, len(data), piece):
-        whole = cutter.cut(data[start : start + piece], start + piece >= len(data))
-        found += rows.csv_records(whole.decode(), ["v", "w"], line)
-        line += rows.lines_of(whole, csv=True)
+        for span in cutter.cut(data[start : start + piece], start + piece >= len(data)):
+            assert span.data is not None
+            found += rows.csv_records(span.data.decode(), ["v", "w"], line)
+            line += span.lines
     assert found == list(rows.csv_records(data.decode(), ["v", "w"], 1))
     assert [record.values for record in found[1:]] == [{"v": value, "w": "x"} for value in values]
 
 
 def test_a_quote_within_a_value_holds_no_lines_together() -> None:
     cutter, line = rows.Cutter(csv=True), b'wu,5" disk\n'
-    assert cutter.cut(b"name,note\n" + line, False).endswith(line)
-    assert cutter.cut(b'li,"a ""b""\nc"\nan,"d', False) == b'li,"a ""b""\nc"\n'
-    assert cutter.cut(b'"\n', True) == b'an,"d"\n'
+
+    def cut(data: bytes, last: bool) -> bytes:
+        return b"".join(span.data or b"" for span in cutter.cut(data, last))
+
+    assert cut(b"name,note\n" + line, False).endswith(line)
+    assert cut(b'li,"a ""b""\nc"\nan,"d', False) == b'li,"a ""b""\nc"\n'
+    assert cut(b'"\n', True) == b'an,"d"\n'
+
+
+#: Bytes of a record in the tests below.
+SHORT = 12
+
+
+def spans_of(data: bytes, pieces: Sequence[int], *, csv: bool) -> list[tuple[int, str]]:
+    """Each record's line and bytes, or how many bytes it has where it is too long; sound spans side by side
+    are one.
+    """
+    cutter, line, at = rows.Cutter(csv=csv, record_bytes_max=SHORT), 1, 0
+    found: list[tuple[int, str]] = []
+    joined = False
+    for number, piece in enumerate(pieces):
+        for span in cutter.cut(data[at : at + piece], number == len(pieces) - 1):
+            told = f"{span.size} bytes" if span.data is None else span.data.decode()
+            if span.data is not None and joined:
+                found[-1] = (found[-1][0], found[-1][1] + told)
+            else:
+                found.append((line, told))
+            joined = span.data is not None
+            line += span.lines
+        at += piece
+    assert at == len(data) and line == 1 + rows.lines_of(data, csv=csv)
+    return found
+
+
+@settings(max_examples=600)
+@given(st.text(alphabet='aaa,""\n\r', max_size=60), st.lists(st.integers(0, 25), max_size=40), st.booleans())
+# A quote that was let go to its last byte closes, or is one of two.
+@example('"aaaaaaaaaaaaaa""\na"\na\n', [16, 1], True)
+@example('"aaaaaaaaaaaaaa"\na\n', [16, 0], True)
+# What was let go ends within a value: a quote there opens nothing.
+@example('aaaaaaaaaaaaaaa"\na\n', [15, 1], True)
+# It ends with a comma: a quote there opens a value.
+@example('aaaaaaaaaaaaaa,"\n"\na\n', [15, 1], True)
+# Lines that end in CR alone, and one that is cut before its LF.
+@example("aaaaaaaaaaaaaaa\r\na\ra\r", [16, 1, 4], True)
+def test_what_is_too_long_does_not_depend_on_how_the_file_is_cut(
+    text: str, sizes: list[int], csv: bool
+) -> None:
+    data = text.encode()
+    pieces: list[int] = []
+    for size in sizes:
+        pieces.append(min(size, len(data) - sum(pieces)))
+    pieces.append(len(data) - sum(pieces))
+    assert spans_of(data, pieces, csv=csv) == spans_of(data, [len(data)], csv=csv)
+
+
+QUOTED = st.text(alphabet='ab,"\n\r', max_size=20).map(lambda text: '"' + text.replace('"', '""') + '"')
+
+
+@given(
+    st.lists(st.one_of(QUOTED, st.text(alphabet="ab,", min_size=1, max_size=20)), max_size=8),
+    st.integers(1, 30),
+    st.sampled_from(["\n", "\r\n", "\r"]),
+)
+def test_a_record_that_is_too_long_costs_itself_alone(values: list[str], piece: int, end: str) -> None:
+    wanted: list[tuple[int, str]] = []
+    data, line, sound = "", 1, False
+    for value in values:
+        record = value + end
+        long = len(record) > SHORT
+        if sound and not long:
+            wanted[-1] = (wanted[-1][0], wanted[-1][1] + record)
+        else:
+            wanted.append((line, f"{len(record)} bytes" if long else record))
+        sound = not long
+        data, line = data + record, line + rows.lines_of(record.encode(), csv=True)
+    pieces = [piece] * (len(data) // piece) + [len(data) % piece]
+    assert spans_of(data.encode(), pieces, csv=True) == wanted
 
 
 def test_what_is_refused_of_a_record_is_no_record() -> None:
