@@ -57,6 +57,13 @@ class DecisionStore(Protocol):
     def decisions(self, query: DecisionFilter, limit: int, below: str | None) -> list[Decision]:
         """At most `limit` decisions with an id below `below` (None: all), newest first."""
 
+    def decisions_made(
+        self, start: datetime, end: datetime, limit: int, after: tuple[datetime, str] | None
+    ) -> list[Decision]:
+        """At most `limit` decisions made from `start` on and before `end`, newest first, beyond one of (time,
+        id).
+        """
+
     def closed_count(self) -> int:
         """How many decisions are closed."""
 
@@ -90,6 +97,20 @@ def hide_strangers(wanted: Mapping[str, Any]) -> int:
     return DecisionDocument._get_collection().update_many(strangers, change).modified_count
 
 
+#: The order of the index over when decisions were made.
+NEWEST = [("created_at", -1), ("_id", -1)]
+
+
+def made_within(start: datetime, end: datetime, after: tuple[datetime, str] | None) -> dict[str, Any]:
+    """Which decisions `decisions_made` asks for."""
+    if after is None:
+        return {"created_at": {"$gte": start, "$lt": end}}
+    at, id = after
+    # Together with the bound on both: the scan begins at the place, and not at the end of the span.
+    beyond = [{"created_at": {"$lt": at}}, {"_id": {"$lt": id}}]
+    return {"created_at": {"$gte": start, "$lte": at}, "$or": beyond}
+
+
 class MongoDecisionStore:
     """Decisions in MongoDB."""
 
@@ -112,6 +133,13 @@ class MongoDecisionStore:
             condition["$or"] = [{"created_at": span}, {"outcome.at": span}]
         found = DecisionDocument._get_collection().find(condition, {"outbox": 0})
         return [decision_from_raw(raw) for raw in found.sort("_id", -1).limit(limit)]
+
+    def decisions_made(
+        self, start: datetime, end: datetime, limit: int, after: tuple[datetime, str] | None
+    ) -> list[Decision]:
+        """As the port says."""
+        found = DecisionDocument._get_collection().find(made_within(start, end, after), {"outbox": 0})
+        return [decision_from_raw(raw) for raw in found.sort(NEWEST).limit(limit)]
 
     def closed_count(self) -> int:
         """As the port says."""

@@ -137,6 +137,8 @@ class DecisionDocument(Aggregate):
             {"fields": ["customer", "made_at", "call_id"], "name": "customer_made", "sparse": True},
             {"fields": ["call_id", "-_id"], "name": "call", "sparse": True},
             {"fields": ["open", "-_id"], "name": "open"},
+            # Ids rise with real time, spans are of business time.
+            {"fields": ["-created_at", "-_id"], "name": "made"},
             {"fields": ["unsettled", "_id"], "name": "unsettled", "sparse": True},
             {"fields": ["made_for"], "name": "made_for", "sparse": True},
             {"fields": ["number"], "name": "stranger", "partialFilterExpression": {"stranger": True}},

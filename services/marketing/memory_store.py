@@ -223,6 +223,18 @@ class MemoryStore:
             ids = sorted((id for id in self._decisions if below is None or id < below), reverse=True)
             return [d for id in ids if query.holds(d := self._decisions[id])][:limit]
 
+    def decisions_made(
+        self, start: datetime, end: datetime, limit: int, after: tuple[datetime, str] | None
+    ) -> list[Decision]:
+        """As the port says."""
+        with self._lock:
+            made = [
+                d
+                for d in self._decisions.values()
+                if start <= d.created_at < end and (after is None or (d.created_at, d.id) < after)
+            ]
+            return sorted(made, key=lambda d: (d.created_at, d.id), reverse=True)[:limit]
+
     def closed_count(self) -> int:
         """As the port says."""
         with self._lock:
@@ -307,6 +319,15 @@ class MemoryStore:
             mine = [p for _, p in self._purchases.values() if p.customer == customer]
             mine.sort(key=lambda p: (p.at, p.id), reverse=True)
             return [p for p in mine if after is None or (p.at, p.id) < after][:limit]
+
+    def purchases_within(
+        self, customers: Sequence[str], start: datetime, end: datetime
+    ) -> Iterator[tuple[str, str, datetime]]:
+        """As the port says."""
+        with self._lock:
+            wanted = set(customers)
+            found = [p for _, p in self._purchases.values() if p.customer in wanted and start <= p.at < end]
+        return iter([(p.customer, p.product, p.at) for p in found])
 
     def history_changes(self) -> int:
         """As the port says."""

@@ -314,6 +314,25 @@ def test_decisions_of_a_span_were_made_or_closed_in_it(store: Any) -> None:
     assert within(NOW, NOW + day) == ["d0"]
 
 
+def test_decisions_made_in_a_span_come_newest_first_in_pages(store: Any) -> None:
+    present, day = add(store, draft()), timedelta(days=1)
+    # Made by the business clock in another order than that of their ids; two at one moment.
+    for id, days in (("d1", 1), ("d2", 3), ("d3", 2), ("d4", 2), ("d5", 0)):
+        decision(store, id, present, created_at=NOW - days * day)
+
+    def made(start: datetime, end: datetime) -> list[list[str]]:
+        pages: list[list[str]] = []
+        after = None
+        while found := store.decisions_made(start, end, 2, after):
+            pages.append([each.id for each in found])
+            after = (found[-1].created_at, found[-1].id)
+        return pages
+
+    assert made(NOW - 3 * day, NOW) == [["d1", "d4"], ["d3", "d2"]]
+    assert made(NOW - 2 * day, NOW - day) == [["d4", "d3"]]
+    assert made(NOW, NOW + day) == [["d5"]] and made(NOW + day, NOW + 2 * day) == []
+
+
 def test_what_was_offered_lately_is_counted_by_call(store: Any) -> None:
     on_sale = offer(id="o1")
     decision(store, "d1", on_sale)
@@ -362,6 +381,8 @@ def test_purchases_count_once_and_make_the_profile(store: Any) -> None:
     assert [p.id for p in store.purchases("c1", 1, None)] == ["2"]
     assert [p.id for p in store.purchases("c1", 9, (NOW + timedelta(seconds=1), "2"))] == ["1"]
     assert store.purchases("c1", 1, None)[0].amount == cny("9.90")
+    lately = store.purchases_within(["c1", "c9"], NOW + timedelta(seconds=1), NOW + timedelta(days=1))
+    assert list(lately) == [("c1", "tv", NOW + timedelta(seconds=1))]
 
 
 def test_only_newer_snapshots_count_and_history_stays(store: Any) -> None:

@@ -141,6 +141,10 @@ async def test_the_policy_is_read_changed_and_guarded(world: World) -> None:
     assert found[2] == ["policy.holdout_ratio"]
     few = recommendations_pb2.EvaluatePolicyRequest(policy=first)
     assert (await refused(world.recommend.EvaluatePolicy(few)))[1] == "TOO_FEW_DECISIONS"
+    few.interval.start_time.FromDatetime(NOW - timedelta(days=401))
+    assert (await refused(world.recommend.EvaluatePolicy(few)))[2] == ["interval"]
+    few.interval.start_time.FromDatetime(NOW + timedelta(days=1))
+    assert (await refused(world.recommend.EvaluatePolicy(few)))[2] == ["interval.start_time"]
 
 
 async def test_the_cheapest_plan_is_found_exactly_with_its_saving(world: World) -> None:
