@@ -28,8 +28,6 @@ class DecisionFilter:
     customer: str | None = None
     call_id: str | None = None
     open: bool | None = None
-    #: Made or closed from the first moment on and before the second.
-    within: tuple[datetime, datetime] | None = None
 
     def holds(self, decision: Decision) -> bool:
         """Whether a decision is meant."""
@@ -37,15 +35,7 @@ class DecisionFilter:
             self.customer in (None, decision.customer)
             and self.call_id in (None, decision.contact.call_id)
             and self.open in (None, decision.outcome is None)
-            and self._happened(decision)
         )
-
-    def _happened(self, decision: Decision) -> bool:
-        if self.within is None:
-            return True
-        start, end = self.within
-        closed = decision.outcome is not None and start <= decision.outcome.at < end
-        return closed or start <= decision.created_at < end
 
 
 class DecisionStore(Protocol):
@@ -127,10 +117,6 @@ class MongoDecisionStore:
         condition: dict[str, Any] = {field: value for field, value in wanted.items() if value is not None}
         if below is not None:
             condition["_id"] = {"$lt": below}
-        if query.within is not None:
-            # No index of its own: every recommendation would pay for what a report asks for now and then.
-            span = dict(zip(("$gte", "$lt"), query.within, strict=True))
-            condition["$or"] = [{"created_at": span}, {"outcome.at": span}]
         found = DecisionDocument._get_collection().find(condition, {"outbox": 0})
         return [decision_from_raw(raw) for raw in found.sort("_id", -1).limit(limit)]
 

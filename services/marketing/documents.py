@@ -139,6 +139,12 @@ class DecisionDocument(Aggregate):
             {"fields": ["open", "-_id"], "name": "open"},
             # Ids rise with real time, spans are of business time.
             {"fields": ["-created_at", "-_id"], "name": "made"},
+            # Paid for by outcomes, not by recommendations.
+            {
+                "fields": ["-outcome.at", "-_id"],
+                "name": "closed_at",
+                "partialFilterExpression": {"outcome.at": {"$exists": True}},
+            },
             {"fields": ["unsettled", "_id"], "name": "unsettled", "sparse": True},
             {"fields": ["made_for"], "name": "made_for", "sparse": True},
             {"fields": ["number"], "name": "stranger", "partialFilterExpression": {"stranger": True}},

@@ -5,7 +5,8 @@ them (store.py), under one lock.
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
 from decimal import Decimal
@@ -18,6 +19,7 @@ from chassis.errors import AlreadyExists, EtagMismatch
 from chassis.idempotency import check_repeat
 from marketing import kin
 from marketing.association import RuleTable, Smoothing
+from marketing.decision_figures import TIME, Acceptance, Offered, acceptance_of, quarter, values_of
 from marketing.decision_store import DecisionFilter
 from marketing.engine import (
     ClaimsPending,
@@ -234,6 +236,30 @@ class MemoryStore:
                 if start <= d.created_at < end and (after is None or (d.created_at, d.id) < after)
             ]
             return sorted(made, key=lambda d: (d.created_at, d.id), reverse=True)[:limit]
+
+    def made_count(self, start: datetime, end: datetime, most: int) -> int:
+        """As the port says."""
+        with self._lock:
+            return min(most, sum(start <= d.created_at < end for d in self._decisions.values()))
+
+    def offered(self, start: datetime, end: datetime, by: Collection[str]) -> Iterator[Offered]:
+        """As the port says."""
+        counts: Counter[tuple[datetime | None, tuple[tuple[str, str], ...]]] = Counter()
+        with self._lock:
+            for made in self._decisions.values():
+                if made.offers and start <= made.created_at < end:
+                    at = quarter(made.created_at) if TIME in by else None
+                    counts[at, tuple((k, v) for k, v in values_of(made).items() if k in by)] += 1
+        return (Offered(at=at, values=dict(values), count=count) for (at, values), count in counts.items())
+
+    def accepted(
+        self, start: datetime, end: datetime, limit: int, after: tuple[datetime, str] | None
+    ) -> list[Acceptance]:
+        """As the port says."""
+        with self._lock:
+            every = [one for d in self._decisions.values() if (one := acceptance_of(d)) is not None]
+        found = [a for a in every if start <= a.at < end and (after is None or (a.at, a.decision) < after)]
+        return sorted(found, key=lambda a: (a.at, a.decision), reverse=True)[:limit]
 
     def closed_count(self) -> int:
         """As the port says."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
+from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -21,6 +22,7 @@ from chassis.idempotency import RequestIdReused
 from marketing import convert
 from marketing.association import Counts, Smoothing
 from marketing.config import MarketingSettings
+from marketing.decision_figures import AGENT, KEYS, OFFER, REASON, REGION, TIME
 from marketing.decision_store import DecisionFilter
 from marketing.documents import DOCUMENTS, OfferDocument
 from marketing.engine import (
@@ -299,19 +301,47 @@ def test_decisions_are_listed_newest_first_and_filtered(store: Any) -> None:
     assert store.decisions(DecisionFilter(call_id="call-9"), 9, None) == []
 
 
-def test_decisions_of_a_span_were_made_or_closed_in_it(store: Any) -> None:
-    present, day = add(store, draft()), timedelta(days=1)
-    for index in range(4):
-        decision(store, f"d{index}", present, created_at=NOW - index * day)
-    late = Outcome(offer="o1", result=Result.DECLINED, at=NOW - day)
+def test_figures_of_a_span_count_what_was_offered_and_accepted_in_it(store: Any) -> None:
+    one, day = add(store, draft()), timedelta(days=1)
+    two = add(store, draft("o2", product="tv", value=cny("12.345678")))
+    # The second offer was taken of d1, nothing of d2, the first of d3 a day later and by another agent.
+    for index, ago in enumerate((0, 1, 2, 3)):
+        offers = (one, two) if index else ()
+        where = Contact(agent="agents/7", region="regions/r", reason="billing" if index > 1 else "")
+        decision(store, f"d{index}", *offers, created_at=NOW - ago * day, contact=where)
+    store.close_decision(close(store.decision("d1"), accept("o2"), ""), ())
+    store.close_decision(
+        close(store.decision("d2"), Outcome(offer="", result=Result.IGNORED, at=NOW), ""), ()
+    )
+    late = Outcome(offer="o1", result=Result.ACCEPTED, agent="agents/8", at=NOW - 2 * day)
     store.close_decision(close(store.decision("d3"), late, ""), ())
 
-    def within(start: datetime, end: datetime) -> list[str]:
-        return [d.id for d in store.decisions(DecisionFilter(within=(start, end)), 9, None)]
+    def offered(start: datetime, end: datetime, *by: str) -> list[tuple[Any, ...]]:
+        found = store.offered(start, end, [key for key in KEYS if key in by])
+        return sorted((*each.values.values(), each.at, each.count) for each in found)
 
-    assert within(NOW - 2 * day, NOW) == ["d3", "d2", "d1"]
-    assert within(NOW - 3 * day, NOW - 2 * day) == ["d3"]
-    assert within(NOW, NOW + day) == ["d0"]
+    first = store.decision("d2").offers[0].offer
+    assert store.made_count(NOW - 3 * day, NOW, 9) == 3 and store.made_count(NOW - 3 * day, NOW, 2) == 2
+    assert offered(NOW - 3 * day, NOW + day) == [(None, 3)] and offered(NOW, NOW + day) == []
+    counted = Counter({("agents/7", "offers/o2", None): 1, ("agents/8", "offers/o1", None): 1})
+    counted["agents/7", f"offers/{first}", None] += 1
+    found = {tuple(each[:-1]): each[-1] for each in offered(NOW - 3 * day, NOW, AGENT, OFFER)}
+    assert found == dict(counted)
+    at = NOW - 2 * day
+    assert offered(at, NOW - day, REGION, REASON, TIME) == [("regions/r", "billing", at, 1)]
+
+    pages, after = [], None
+    while found := store.accepted(NOW - 2 * day, NOW + day, 1, after):
+        pages.append(found[0])
+        after = (found[0].at, found[0].decision)
+    assert [(a.decision, a.customer, a.made_at, a.at, a.offer, a.revision, a.worth) for a in pages] == [
+        ("d1", "c1", NOW - day, NOW, "o2", two.version, Decimal("12.345678")),
+        ("d3", "c1", NOW - 3 * day, NOW - 2 * day, "o1", one.version, one.worth.amount),
+    ]
+    assert pages[1].values == {
+        AGENT: "agents/8", REGION: "regions/r", REASON: "billing", OFFER: "offers/o1"
+    }  # fmt: skip
+    assert store.accepted(NOW - 3 * day, NOW - 2 * day, 9, None) == []
 
 
 def test_decisions_made_in_a_span_come_newest_first_in_pages(store: Any) -> None:

@@ -12,16 +12,20 @@ import pytest
 from pymongo.database import Database
 from tests.unit.marketing.marketing_examples import NOW
 
+from callmesh.marketing.v1.leads_pb2 import LEAD_STATE_WON
 from chassis.mongo import connect, disconnect, ensure_indexes
-from marketing import decision_store
+from marketing import decision_figures, decision_store
 from marketing.config import MarketingSettings
-from marketing.kinds import ALL_DOCUMENTS
+from marketing.kinds import ALL_DOCUMENTS, COSTS, LEADS
+from marketing.lifecycle import _date_won_leads
+from marketing.shelf import Kind, MongoShelves
 
 pytestmark = pytest.mark.integration
 
 #: Decisions, one an hour.
 ROWS = 4_800
 HOUR, DAY = timedelta(hours=1), timedelta(days=1)
+ACCEPTED = {"offer": "o1", "result": "ACCEPTED"}
 
 
 @pytest.fixture(scope="module")
@@ -37,9 +41,16 @@ def database(mongo_uri: str, mongo_client: Any) -> Iterator[Database[dict[str, A
             "customer": f"c{index % 100}",
             "open": True,
             "created_at": NOW - index * HOUR,
+            "offers": [{"offer": "o1"}],
+            **({"outcome": ACCEPTED | {"at": NOW - index * HOUR}} if index % 3 == 0 else {}),
         }
         for index in range(ROWS)
     )
+    for collection, key in (("leads", "won_at"), ("costs", "at")):
+        database[collection].insert_many(
+            {"_id": f"r{index:05}", "version": 1, "keys": {"state": LEAD_STATE_WON, key: NOW - index * HOUR}}
+            for index in range(ROWS)
+        )
     yield database
     disconnect()
     mongo_client.drop_database(name)
@@ -71,3 +82,64 @@ def test_the_decisions_of_a_day_are_read_and_no_others(
         wanted = decision_store.made_within(NOW - 91 * DAY, NOW, after)
     found = database.decisions.find(wanted).sort(decision_store.NEWEST)
     assert 20 <= looked_at(found.explain()) <= most
+
+
+def explained(database: Database[dict[str, Any]], pipeline: list[dict[str, Any]]) -> dict[str, Any]:
+    """What an aggregation of decisions does before its groups, or as a whole."""
+    asked = {"aggregate": "decisions", "pipeline": pipeline, "cursor": {}}
+    plan = database.command("explain", asked, verbosity="executionStats")
+    return plan["stages"][0]["$cursor"] if "stages" in plan else plan
+
+
+@pytest.mark.parametrize("by", [[], [decision_figures.OFFER, decision_figures.TIME]])
+def test_a_report_counts_the_offers_of_its_days_by_their_index(
+    database: Database[dict[str, Any]], by: list[str]
+) -> None:
+    pipeline = decision_figures.offered_pipeline(NOW - 91 * DAY, NOW - 90 * DAY, by)
+    assert looked_at(explained(database, pipeline)) == 24
+
+
+def test_a_report_reads_the_acceptances_of_its_days_by_their_index(
+    database: Database[dict[str, Any]],
+) -> None:
+    first = decision_figures.accepted_pipeline(NOW - 91 * DAY, NOW - 90 * DAY, 100, None)
+    assert looked_at(explained(database, first)) == 8
+    place = (NOW - 90 * DAY, "d02160")
+    rest = decision_figures.accepted_pipeline(NOW - 91 * DAY, NOW, 100, place)
+    assert looked_at(explained(database, rest)) <= 9
+
+
+@pytest.mark.parametrize(
+    ("kind", "key", "also"),
+    [(LEADS, "won_at", {"state": LEAD_STATE_WON}), (COSTS, "at", {})],
+    ids=["leads", "costs"],
+)
+def test_what_was_won_or_spent_in_a_span_is_found_by_its_day(
+    database: Database[dict[str, Any]], kind: Kind, key: str, also: dict[str, Any]
+) -> None:
+    """The question that the shelves ask, as the database was really asked."""
+    span = {"$gte": NOW - 91 * DAY, "$lt": NOW - 90 * DAY}
+    database.command("profile", 2, filter={"ns": f"{database.name}.{kind.collection}", "op": "query"})
+    try:
+        for after in (None, (NOW - 91 * DAY, "r02184")):
+            MongoShelves().find(kind, {key: span, **also}, 100, after=after, order=key)
+    finally:
+        database.command("profile", 0)
+    asked = list(database["system.profile"].find({"ns": f"{database.name}.{kind.collection}"}))
+    assert len(asked) == 2
+    for each in asked:
+        assert "COLLSCAN" not in each["planSummary"] and not each.get("hasSortStage"), each["planSummary"]
+        assert each["docsExamined"] <= 24
+
+
+def test_leads_won_under_an_earlier_release_are_dated(database: Database[dict[str, Any]]) -> None:
+    won = {"version": 1, "updated_at": NOW, "keys": {"state": LEAD_STATE_WON}}
+    database.leads.insert_many(
+        [
+            {"_id": "noted", **won, "content": {"won_at": NOW - DAY}},
+            {"_id": "not-noted", **won, "content": {}},
+        ]
+    )
+    assert [_date_won_leads(database, apply) for apply in (False, True, True)] == [2, 2, 0]
+    dates = {id: database.leads.find_one({"_id": id})["keys"]["won_at"] for id in ("noted", "not-noted")}
+    assert dates == {"noted": NOW - DAY, "not-noted": NOW}

@@ -48,6 +48,7 @@ from marketing.call_lists import CallListSender, add_contact, complete_lists
 from marketing.campaign_engine import StepChannel
 from marketing.campaign_store import MemoryTouches
 from marketing.config import MarketingSettings
+from marketing.decision_figures import TooLong
 from marketing.kinds import ATTEMPTS, CAMPAIGNS, CONTACT_LISTS, CONTACT_POLICY, CONTACTS, TARIFFS
 from marketing.memory_store import MemoryStore
 from marketing.model import Channel, Complaint, Profile, Purchase
@@ -1257,6 +1258,7 @@ async def test_the_profit_report_adds_up_and_can_be_drawn(world: World) -> None:
         (["regions/beijing", "2025-06"], "379.50")
     ]
     assert (report.total.revenue.amount, report.total.cost.amount) == ("500", "120.50")
+    assert report.examined_count == 2
     chart = await world.reports.RenderProfitChart(
         reports_pb2.RenderProfitChartRequest(report=request, width_pixels=400, height_pixels=300)
     )
@@ -1362,6 +1364,14 @@ async def test_a_report_is_as_large_as_its_span(world: World, monkeypatch: pytes
     request.interval.end_time.FromDatetime(START + timedelta(days=3, hours=12))
     assert (await world.reports.GetProfitReport(request)).total.offered_count == 3
     request.interval.end_time.FromDatetime(START + timedelta(days=4, hours=12))
+    assert (await refused(world.reports.GetProfitReport(request)))[1] == "TOO_MUCH_TO_REPORT"
+    monkeypatch.setattr(reports_servicer, "DECISIONS_MAX", 4)
+    assert (await world.reports.GetProfitReport(request)).examined_count == 4
+
+    def slow(*_: Any) -> Any:
+        raise TooLong
+
+    monkeypatch.setattr(world.store, "offered", slow)
     assert (await refused(world.reports.GetProfitReport(request)))[1] == "TOO_MUCH_TO_REPORT"
 
 
