@@ -4,6 +4,7 @@ them (store.py), under one lock.
 
 from __future__ import annotations
 
+import sys
 import threading
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
@@ -36,6 +37,7 @@ from marketing.kinds import (
     POLICIES,
     PROPENSITY_MODELS,
     PROPENSITY_SERVING,
+    RESPONSES,
     policy_from_content,
     propensity_from_content,
 )
@@ -57,6 +59,7 @@ from marketing.propensity import Propensity
 from marketing.reader import PUBLISHED_MAX, Pending, Standing
 from marketing.sale_store import Sale
 from marketing.shelf import MemoryShelves
+from marketing.survey_store import Span, SurveyCounts
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -655,6 +658,29 @@ class MemoryStore:
     def end_sale(self, place: str, token: str) -> datetime | None:
         """As the port says, of what was put into `campaign_claims`."""
         return self.campaign_claims.get((place, token))
+
+    # surveys
+
+    def survey_counts(self, survey: str, span: Span | None, most: int) -> SurveyCounts:
+        """As the port says."""
+        wanted: dict[str, Any] = {"survey": survey}
+        if span is not None:
+            wanted["completed_at"] = {"$gte": span[0], "$lt": span[1]}
+        rows = self.shelves.find(RESPONSES, wanted, sys.maxsize, order="-_id")
+        if span is not None:
+            rows.sort(key=lambda row: row.keys["completed_at"], reverse=True)
+        looked = [row.content["resource"] for row in rows[:most]]
+        done = [response for response in looked if response.get("completed")]
+        scores = [response["satisfaction"] for response in done if "satisfaction" in response]
+        answers = [answer for response in done for answer in response.get("answers", ())]
+        return SurveyCounts(
+            started=len(looked),
+            completed=len(done),
+            truncated=len(rows) > most,
+            satisfaction=sum(scores) / len(scores) if scores else None,
+            choices=Counter((a["question_id"], id) for a in answers for id in a.get("choice_ids", ())),
+            values=Counter((a["question_id"], a.get("value", 0)) for a in answers),
+        )
 
     # models
 

@@ -1,7 +1,7 @@
 """Where marketing keeps what it knows: the whole store as a port, and on MongoDB. Its parts, each a port and
 its MongoDB side, stand in offer_store.py, decision_store.py, decision_figures.py, history_store.py,
-customer_store.py, sale_store.py and model_store.py, and the path of a recommendation in reader.py. The memory
-store of both ports is in memory_store.py; one contract suite holds both.
+customer_store.py, sale_store.py, survey_store.py and model_store.py, and the path of a recommendation in
+reader.py. The memory store of both ports is in memory_store.py; one contract suite holds both.
 
 The unit of work is one document. What spans two is made so that a crash in between is found and finished by
 the worker:
@@ -25,6 +25,7 @@ from marketing.history_store import HistoryStore
 from marketing.model_store import ModelStore, MongoModelStore
 from marketing.offer_store import MongoOfferStore, OfferStore
 from marketing.sale_store import MongoSaleStore, SaleStore
+from marketing.survey_store import MongoSurveyStore, SurveyStore
 
 
 class Store(
@@ -34,6 +35,7 @@ class Store(
     HistoryStore,
     CustomerStore,
     SaleStore,
+    SurveyStore,
     ModelStore,
     Protocol,
 ):
@@ -46,6 +48,7 @@ class MongoStore(
     MongoDecisionFigures,
     MongoCustomerStore,
     MongoSaleStore,
+    MongoSurveyStore,
     MongoModelStore,
 ):
     """The store on MongoDB. Needs `chassis.mongo.connect` first."""

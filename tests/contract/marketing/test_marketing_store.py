@@ -33,6 +33,7 @@ from marketing.engine import (
     SupplyBelowUsed,
     close,
 )
+from marketing.kinds import ALL_DOCUMENTS, RESPONSES
 from marketing.memory_store import MemoryStore
 from marketing.model import (
     CARE_MAX,
@@ -53,6 +54,7 @@ from marketing.model_store import Serving
 from marketing.offer_store import Claim, OfferFilter
 from marketing.ranking import Ranker
 from marketing.reader import MongoReader, Standing
+from marketing.shelf import MongoShelves, Row
 from marketing.store import MongoStore
 
 REAL = datetime(2025, 6, 1, tzinfo=UTC)
@@ -88,7 +90,7 @@ def store(request: pytest.FixtureRequest) -> Iterator[Any]:
         mongo_database=request.getfixturevalue("mongo_database"),
     )
     mongo.connect(settings)
-    mongo.ensure_indexes(DOCUMENTS)
+    mongo.ensure_indexes(ALL_DOCUMENTS)
     yield MongoPair(settings)
     mongo.disconnect()
 
@@ -361,6 +363,37 @@ def test_decisions_made_in_a_span_come_newest_first_in_pages(store: Any) -> None
     assert made(NOW - 3 * day, NOW) == [["d1", "d4"], ["d3", "d2"]]
     assert made(NOW - 2 * day, NOW - day) == [["d4", "d3"]]
     assert made(NOW, NOW + day) == [["d5"]] and made(NOW + day, NOW + 2 * day) == []
+
+
+def test_responses_of_a_survey_are_counted(store: Any) -> None:
+    shelves = store.shelves if isinstance(store, MemoryStore) else MongoShelves()
+    day = timedelta(days=1)
+
+    def respond(id: str, survey: str, ago: int | None, **resource: Any) -> None:
+        keys = {"survey": survey, **({} if ago is None else {"completed_at": NOW - ago * day})}
+        done = {} if ago is None else {"completed": True}
+        shelves.insert(RESPONSES, Row(id=id, content={"resource": {**done, **resource}}, keys=keys), NOW)
+
+    scale, choices = {"question_id": "q1"}, {"question_id": "q2"}
+    respond(
+        "r1", "s1", 3, satisfaction=0.25, answers=[{**scale, "value": 4}, {**choices, "choice_ids": ["a"]}]
+    )
+    respond("r2", "s1", 2, answers=[scale, {**choices, "choice_ids": ["a", "b"]}])
+    respond("r3", "s1", 1, satisfaction=0.75, answers=[{**scale, "value": 4}])
+    respond("r4", "s1", None, answers=[{**scale, "value": 9}])
+    respond("r5", "s2", 1, answers=[{**scale, "value": 9}])
+
+    every = store.survey_counts("s1", None, 9)
+    assert (every.started, every.completed, every.truncated, every.satisfaction) == (4, 3, False, 0.5)
+    assert every.choices == {("q2", "a"): 2, ("q2", "b"): 1}
+    assert {key: n for key, n in every.values.items() if key[0] == "q1"} == {("q1", 4): 2, ("q1", 0): 1}
+    of_two_days = store.survey_counts("s1", (NOW - 2 * day, NOW), 9)
+    assert (of_two_days.started, of_two_days.completed, of_two_days.satisfaction) == (2, 2, 0.75)
+    cut = store.survey_counts("s1", None, 2)
+    assert (cut.started, cut.completed, cut.truncated) == (2, 1, True)
+    assert not store.survey_counts("s1", (NOW - 2 * day, NOW), 2).truncated
+    none = store.survey_counts("s3", None, 9)
+    assert (none.started, none.completed, none.truncated, none.satisfaction) == (0, 0, False, None)
 
 
 def test_what_was_offered_lately_is_counted_by_call(store: Any) -> None:

@@ -14,7 +14,7 @@ from tests.unit.marketing.marketing_examples import NOW
 
 from callmesh.marketing.v1.leads_pb2 import LEAD_STATE_WON
 from chassis.mongo import connect, disconnect, ensure_indexes
-from marketing import decision_figures, decision_store
+from marketing import decision_figures, decision_store, survey_store
 from marketing.config import MarketingSettings
 from marketing.kinds import ALL_DOCUMENTS, COSTS, LEADS
 from marketing.lifecycle import _date_won_leads
@@ -51,6 +51,14 @@ def database(mongo_uri: str, mongo_client: Any) -> Iterator[Database[dict[str, A
             {"_id": f"r{index:05}", "version": 1, "keys": {"state": LEAD_STATE_WON, key: NOW - index * HOUR}}
             for index in range(ROWS)
         )
+    database.survey_responses.insert_many(
+        {
+            "_id": f"r{index:05}",
+            "version": 1,
+            "keys": {"survey": f"s{index % 2}", "completed_at": NOW - index * HOUR},
+        }
+        for index in range(ROWS)
+    )
     yield database
     disconnect()
     mongo_client.drop_database(name)
@@ -84,9 +92,11 @@ def test_the_decisions_of_a_day_are_read_and_no_others(
     assert 20 <= looked_at(found.explain()) <= most
 
 
-def explained(database: Database[dict[str, Any]], pipeline: list[dict[str, Any]]) -> dict[str, Any]:
-    """What an aggregation of decisions does before its groups, or as a whole."""
-    asked = {"aggregate": "decisions", "pipeline": pipeline, "cursor": {}}
+def explained(
+    database: Database[dict[str, Any]], pipeline: list[dict[str, Any]], of: str = "decisions"
+) -> dict[str, Any]:
+    """What an aggregation does before its groups, or as a whole."""
+    asked = {"aggregate": of, "pipeline": pipeline, "cursor": {}}
     plan = database.command("explain", asked, verbosity="executionStats")
     return plan["stages"][0]["$cursor"] if "stages" in plan else plan
 
@@ -107,6 +117,17 @@ def test_a_report_reads_the_acceptances_of_its_days_by_their_index(
     place = (NOW - 90 * DAY, "d02160")
     rest = decision_figures.accepted_pipeline(NOW - 91 * DAY, NOW, 100, place)
     assert looked_at(explained(database, rest)) <= 9
+
+
+@pytest.mark.parametrize(
+    ("span", "most", "read"),
+    [(None, 50, 50), ((NOW - 91 * DAY, NOW - 90 * DAY), 50, 12), ((NOW - 91 * DAY, NOW), 50, 50)],
+)
+def test_responses_are_counted_by_their_survey_and_day(
+    database: Database[dict[str, Any]], span: Any, most: int, read: int
+) -> None:
+    pipeline = survey_store.counts_pipeline("s1", span, most)
+    assert looked_at(explained(database, pipeline, "survey_responses")) == read
 
 
 @pytest.mark.parametrize(
@@ -141,5 +162,6 @@ def test_leads_won_under_an_earlier_release_are_dated(database: Database[dict[st
         ]
     )
     assert [_date_won_leads(database, apply) for apply in (False, True, True)] == [2, 2, 0]
-    dates = {id: database.leads.find_one({"_id": id})["keys"]["won_at"] for id in ("noted", "not-noted")}
+    found = database.leads.find({"_id": {"$in": ["noted", "not-noted"]}})
+    dates = {each["_id"]: each["keys"]["won_at"] for each in found}
     assert dates == {"noted": NOW - DAY, "not-noted": NOW}

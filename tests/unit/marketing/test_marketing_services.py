@@ -1202,7 +1202,9 @@ def test_choices_and_tariffs_are_held_to_their_limits() -> None:
     assert {field.partition("[")[0] for field, _ in problems} == {"product", "audience.tiers"}
 
 
-async def test_a_survey_takes_closed_answers_inside_its_time_limit(world: World) -> None:
+async def test_a_survey_takes_closed_answers_inside_its_time_limit(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
     question = surveys_pb2.Question(
         question_id="q1",
         texts=[words("How was it?")],
@@ -1233,7 +1235,19 @@ async def test_a_survey_takes_closed_answers_inside_its_time_limit(world: World)
     assert (await refused(answer(late.name, 5)))[1] == "TIME_LIMIT_PASSED"
     results = await world.surveys.GetSurveyResults(surveys_pb2.GetSurveyResultsRequest(survey=made.name))
     assert (results.started_count, results.completed_count, results.satisfaction) == (2, 1, 0.75)
-    assert dict(results.questions[0].counts) == {"4": 1}
+    assert dict(results.questions[0].counts) == {"4": 1} and results.questions[0].mean == 4
+    assert not results.truncated
+    monkeypatch.setattr(surveys_servicer, "COUNTED_MAX", 1)
+    asked = surveys_pb2.GetSurveyResultsRequest(survey=made.name)
+    cut = await world.surveys.GetSurveyResults(asked)
+    assert (cut.started_count, cut.truncated) == (1, True)
+    asked.interval.end_time.FromDatetime(START + timedelta(seconds=60))
+    whole = await world.surveys.GetSurveyResults(asked)
+    assert (whole.started_count, whole.completed_count, whole.truncated) == (1, 1, False)
+    asked.interval.end_time.FromDatetime(START)
+    assert (await world.surveys.GetSurveyResults(asked)).started_count == 0
+    asked.interval.start_time.FromDatetime(START - timedelta(days=401))
+    assert (await refused(world.surveys.GetSurveyResults(asked)))[2] == ["interval"]
 
 
 async def test_the_profit_report_adds_up_and_can_be_drawn(world: World) -> None:
