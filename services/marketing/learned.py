@@ -81,6 +81,25 @@ class Evaluation:
     truncated: bool
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class UpliftExample:
+    """A decision that tells what offering something changes."""
+
+    #: What was known of the customer.
+    traits: tuple[str, ...]
+    #: Whether something was offered, and with which probability; None where that was not logged.
+    offered: bool
+    chance: float | None
+    #: Whether the customer took what was looked at within `UPLIFT_DAYS`.
+    took: bool
+    customer: str
+
+
+def _offered_chance(decision: Decision) -> float | None:
+    """Probability with which something was offered to this customer; None where it was not logged."""
+    return None if decision.held_chance is None else (1 - decision.held_chance) * decision.leave
+
+
 def put_to_customer(decision: Decision) -> list[tuple[Considered, bool]]:
     """The offers of a closed decision that the customer heard of, with whether they took them."""
     outcome = decision.outcome
@@ -313,17 +332,24 @@ class Uplifts(Versions):
             _old(self.newest(), self._clock) and self._store.closed_count() >= DUE_MIN
         )
 
-    def examples(self) -> Sequence[tuple[tuple[str, ...], bool, bool]]:
-        """(traits, whether something was offered, whether the customer took what was looked at within
-        `UPLIFT_DAYS`) of decisions that are so old, oldest first.
-        """
+    def examples(self) -> Sequence[UpliftExample]:
+        """Of decisions that are `UPLIFT_DAYS` old, oldest first."""
         until = self._clock.now() - timedelta(days=UPLIFT_DAYS)
-        found: list[tuple[tuple[str, ...], bool, bool]] = []
+        found: list[UpliftExample] = []
         for page in decisions_within(self._store, from_ms(0), until, DECISIONS_MAX):
             for decision, taken in zip(page, taken_after(self._store, page), strict=True):
-                shown = decision.holdout or bool(decision.offers)
-                if decision.considered and decision.customer and shown:
-                    found.append((decision.traits, not decision.holdout, bool(taken)))
+                # Whom the model left alone is compared with those it let through, if it is known how many.
+                known = decision.held_chance is not None or decision.holdout or bool(decision.offers)
+                if decision.considered and decision.customer and known:
+                    found.append(
+                        UpliftExample(
+                            traits=decision.traits,
+                            offered=bool(decision.offers),
+                            chance=_offered_chance(decision),
+                            took=bool(taken),
+                            customer=decision.customer,
+                        )
+                    )
         return found[::-1]
 
 
@@ -432,11 +458,14 @@ class Policies:
 
 
 def _treated(decision: Decision, taken: Collection[str]) -> Treated:
-    """What the customer took of what was looked at."""
+    """What the customer took of what was looked at. All that was not held out is compared, those included
+    whom the uplift model left alone: what the policy in force was worth.
+    """
     worth = {considered.product: considered.worth for considered in decision.considered}
     return Treated(
         customer=decision.customer,
         offered=not decision.holdout,
+        chance=None if decision.held_chance is None else 1 - decision.held_chance,
         value=sum(worth[product] for product in taken),
         predicted=decision.considered[0].probability * decision.considered[0].worth,
     )
