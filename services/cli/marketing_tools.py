@@ -110,6 +110,8 @@ def effect(address: MarketingAddress = "", port_base: PortBase = PORT_BASE_DEFAU
     OUT.print(
         f"qini {found.qini:.4f}, decisions {found.decision_count}, effective {found.effective_count:.0f}"
     )
+    if found.truncated:
+        OUT.print(f"the newest {found.examined_count} decisions were looked at; there are more")
 
 
 class Dimension(enum.StrEnum):

@@ -9,7 +9,7 @@ from __future__ import annotations
 import enum
 import functools
 from collections.abc import Iterable, Mapping, Sequence
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any, TypeVar
 
 from google.protobuf.timestamp_pb2 import Timestamp
@@ -641,8 +641,24 @@ def interval_ends(field: str, message: Any) -> tuple[datetime | None, datetime |
     return start, end
 
 
-def evaluation_to_proto(found: Any) -> recommendations_pb2.PolicyEvaluation:
-    """A `learned.Evaluation` as the proto's."""
+def span_of(
+    field: str, message: Any, now: datetime, usual: timedelta, longest: timedelta
+) -> tuple[datetime, datetime]:
+    """(start, end) of an interval that is read as a whole: an unset end is now, what happens at this moment
+    included, an unset start is so long before the end as usual. InvalidArgument for one that is too long.
+    """
+    start, end = interval_ends(field, message)
+    end = end or now + timedelta(milliseconds=1)
+    start = start or end - usual
+    if start >= end:
+        raise InvalidArgument(field=f"{field}.start_time", why="must be before now where end_time is unset")
+    if end - start > longest:
+        raise InvalidArgument(field=field, why=f"must span at most {longest.days} days")
+    return start, end
+
+
+def evaluation_to_proto(found: Any, start: datetime, end: datetime) -> recommendations_pb2.PolicyEvaluation:
+    """A `learned.Evaluation` of a span as the proto's."""
 
     def estimate(value: Estimate) -> recommendations_pb2.Estimate:
         return recommendations_pb2.Estimate(value=value.value, lower=value.lower, upper=value.upper)
@@ -657,6 +673,9 @@ def evaluation_to_proto(found: Any) -> recommendations_pb2.PolicyEvaluation:
         qini=found.qini,
         decision_count=found.count,
         effective_count=compared.effective_count,
+        examined_count=found.examined,
+        truncated=found.truncated,
+        interval=common_pb2.Interval(start_time=timestamp(start), end_time=timestamp(end)),
     )
 
 

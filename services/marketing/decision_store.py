@@ -28,8 +28,6 @@ class DecisionFilter:
     customer: str | None = None
     call_id: str | None = None
     open: bool | None = None
-    #: Made or closed from the first moment on and before the second.
-    within: tuple[datetime, datetime] | None = None
 
     def holds(self, decision: Decision) -> bool:
         """Whether a decision is meant."""
@@ -37,15 +35,7 @@ class DecisionFilter:
             self.customer in (None, decision.customer)
             and self.call_id in (None, decision.contact.call_id)
             and self.open in (None, decision.outcome is None)
-            and self._happened(decision)
         )
-
-    def _happened(self, decision: Decision) -> bool:
-        if self.within is None:
-            return True
-        start, end = self.within
-        closed = decision.outcome is not None and start <= decision.outcome.at < end
-        return closed or start <= decision.created_at < end
 
 
 class DecisionStore(Protocol):
@@ -56,6 +46,13 @@ class DecisionStore(Protocol):
 
     def decisions(self, query: DecisionFilter, limit: int, below: str | None) -> list[Decision]:
         """At most `limit` decisions with an id below `below` (None: all), newest first."""
+
+    def decisions_made(
+        self, start: datetime, end: datetime, limit: int, after: tuple[datetime, str] | None
+    ) -> list[Decision]:
+        """At most `limit` decisions made from `start` on and before `end`, newest first, beyond one of (time,
+        id).
+        """
 
     def closed_count(self) -> int:
         """How many decisions are closed."""
@@ -90,6 +87,20 @@ def hide_strangers(wanted: Mapping[str, Any]) -> int:
     return DecisionDocument._get_collection().update_many(strangers, change).modified_count
 
 
+#: The order of the index over when decisions were made.
+NEWEST = [("created_at", -1), ("_id", -1)]
+
+
+def made_within(start: datetime, end: datetime, after: tuple[datetime, str] | None) -> dict[str, Any]:
+    """Which decisions `decisions_made` asks for."""
+    if after is None:
+        return {"created_at": {"$gte": start, "$lt": end}}
+    at, id = after
+    # Together with the bound on both: the scan begins at the place, and not at the end of the span.
+    beyond = [{"created_at": {"$lt": at}}, {"_id": {"$lt": id}}]
+    return {"created_at": {"$gte": start, "$lte": at}, "$or": beyond}
+
+
 class MongoDecisionStore:
     """Decisions in MongoDB."""
 
@@ -106,12 +117,15 @@ class MongoDecisionStore:
         condition: dict[str, Any] = {field: value for field, value in wanted.items() if value is not None}
         if below is not None:
             condition["_id"] = {"$lt": below}
-        if query.within is not None:
-            # No index of its own: every recommendation would pay for what a report asks for now and then.
-            span = dict(zip(("$gte", "$lt"), query.within, strict=True))
-            condition["$or"] = [{"created_at": span}, {"outcome.at": span}]
         found = DecisionDocument._get_collection().find(condition, {"outbox": 0})
         return [decision_from_raw(raw) for raw in found.sort("_id", -1).limit(limit)]
+
+    def decisions_made(
+        self, start: datetime, end: datetime, limit: int, after: tuple[datetime, str] | None
+    ) -> list[Decision]:
+        """As the port says."""
+        found = DecisionDocument._get_collection().find(made_within(start, end, after), {"outbox": 0})
+        return [decision_from_raw(raw) for raw in found.sort(NEWEST).limit(limit)]
 
     def closed_count(self) -> int:
         """As the port says."""

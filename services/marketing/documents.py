@@ -137,6 +137,14 @@ class DecisionDocument(Aggregate):
             {"fields": ["customer", "made_at", "call_id"], "name": "customer_made", "sparse": True},
             {"fields": ["call_id", "-_id"], "name": "call", "sparse": True},
             {"fields": ["open", "-_id"], "name": "open"},
+            # Ids rise with real time, spans are of business time.
+            {"fields": ["-created_at", "-_id"], "name": "made"},
+            # Paid for by outcomes, not by recommendations.
+            {
+                "fields": ["-outcome.at", "-_id"],
+                "name": "closed_at",
+                "partialFilterExpression": {"outcome.at": {"$exists": True}},
+            },
             {"fields": ["unsettled", "_id"], "name": "unsettled", "sparse": True},
             {"fields": ["made_for"], "name": "made_for", "sparse": True},
             {"fields": ["number"], "name": "stranger", "partialFilterExpression": {"stranger": True}},
@@ -158,6 +166,9 @@ class DecisionDocument(Aggregate):
     model = StringField()
     holdout = BooleanField()
     propensity = FloatField()
+    held_chance = FloatField()
+    #: Absent where it is 1.
+    leave = FloatField()
     #: Lists [offer, product, base, probability, worth, chance].
     considered = ListField(ListField())
     traits = ListField(StringField())
@@ -499,6 +510,8 @@ def decision_raw(decision: Decision, events: Sequence[Told], about: Mapping[str,
             decision.model,
             decision.holdout,
             decision.propensity,
+            decision.held_chance,
+            decision.leave,
             decision.outcome is None,
         ),
         _list(b"considered", 0x04, [_considered_raw(one) for one in decision.considered]),
@@ -601,6 +614,8 @@ def _head_fields(decision: Decision) -> dict[str, Any]:
             decision.model,
             decision.holdout,
             decision.propensity,
+            decision.held_chance,
+            decision.leave,
             decision.outcome is None,
         ),
         "considered": [_considered_fields(one) for one in decision.considered],
@@ -621,7 +636,14 @@ def _whose_fields(decision: Decision) -> dict[str, Any]:
 
 
 def _how_fields(
-    no_offer: NoOffer | None, policy: str, model: str, holdout: bool, propensity: float, open: bool
+    no_offer: NoOffer | None,
+    policy: str,
+    model: str,
+    holdout: bool,
+    propensity: float,
+    held_chance: float | None,
+    leave: float,
+    open: bool,
 ) -> dict[str, Any]:
     """How it was decided."""
     return _present(
@@ -631,6 +653,8 @@ def _how_fields(
             "model": model or None,
             "holdout": holdout,
             "propensity": propensity,
+            "held_chance": held_chance,
+            "leave": leave if leave != 1 else None,
             "open": open,
         }
     )
@@ -671,6 +695,8 @@ def decision_from_raw(raw: Raw) -> Decision:
         model=raw.get("model", ""),
         holdout=bool(raw.get("holdout")),
         propensity=raw.get("propensity", 1.0),
+        held_chance=raw.get("held_chance"),
+        leave=raw.get("leave", 1.0),
         considered=tuple(
             Considered(offer=c[0], product=c[1], base=c[2], probability=c[3], worth=c[4], chance=c[5])
             for c in raw.get("considered", ())

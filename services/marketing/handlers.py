@@ -59,6 +59,7 @@ from marketing.policy import (
     explores,
     first_chances,
     held_out,
+    holdout_chance,
     share_of,
     worthwhile,
 )
@@ -259,7 +260,7 @@ class Recommender:
         found: Sequence[Candidate] = ()
         chances: tuple[float, ...] = ()
         offers: tuple[RankedOffer, ...] = ()
-        chance, holdout = 1.0, False
+        chance, holdout, held, leave = 1.0, False, None, 1.0
         if refusal is None:
             at_risk = self._cache.churn.at_risk(profile, now)
             every = ranker.candidates(profile, contact, now, limit + CANDIDATES_MORE, propensity, at_risk)
@@ -272,10 +273,12 @@ class Recommender:
             else:
                 found = [candidate for candidate in every if worthwhile(policy, candidate.score)]
             chances = first_chances(policy, len(found), known)
+            held = holdout_chance(policy, profile.customer, known)
             holdout = held_out(policy, profile.customer, known)
+            leave = self._leave(profile, contact) if found else 1.0
             if holdout:
                 refusal = NoOffer.HOLDOUT
-            elif found and self._in_vain(profile, contact):
+            elif leave < 1 and share_of("uplift", profile.customer) >= leave:
                 refusal = NoOffer.NOT_WORTHWHILE
             elif not found:
                 refusal = NoOffer.NOT_WORTHWHILE if every else NoOffer.NOTHING_ELIGIBLE
@@ -293,6 +296,8 @@ class Recommender:
             model=propensity.model or ranker.table.model,
             holdout=holdout,
             propensity=chance,
+            held_chance=held,
+            leave=leave,
             considered=tuple(
                 [candidate.considered(chance) for candidate, chance in zip(found, chances, strict=True)]
             ),
@@ -301,14 +306,14 @@ class Recommender:
             expires_at=now + self._lifetime,
         )
 
-    def _in_vain(self, profile: Profile, contact: Contact) -> bool:
-        """Whether offering something makes a purchase less likely by the uplift model. A share of the
-        customers is asked all the same, so that a change would be seen.
+    def _leave(self, profile: Profile, contact: Contact) -> float:
+        """Which share of such customers may be offered something: of those whom that makes less likely to buy
+        by the uplift model, a share is asked all the same, so that a change would be seen.
         """
-        uplift, policy = self._cache.uplift, self._cache.policy
-        if not uplift.model or share_of("uplift", profile.customer) < policy.exploration_ratio:
-            return False
-        return uplift.gain(traits(profile, contact)) < 0
+        uplift = self._cache.uplift
+        if not uplift.model or uplift.gain(traits(profile, contact)) >= 0:
+            return 1.0
+        return self._cache.policy.exploration_ratio
 
     def _arranged(
         self,

@@ -36,6 +36,11 @@ class HistoryStore(Protocol):
     def purchases(self, customer: str, limit: int, after: tuple[datetime, str] | None) -> list[Purchase]:
         """At most `limit` purchases of a customer after a (time, id), newest first."""
 
+    def purchases_within(
+        self, customers: Sequence[str], start: datetime, end: datetime
+    ) -> Iterator[tuple[str, str, datetime]]:
+        """(customer, product, time) of what any of some customers bought from `start` on and before `end`."""
+
     def history_changes(self) -> int:
         """Rises with every new purchase."""
 
@@ -116,6 +121,15 @@ class MongoHistoryStore:
             condition["$or"] = [{"at": {"$lt": at}}, {"_id": {"$lt": id}}]
         found = PurchaseDocument._get_collection().find(condition)
         return [purchase_from_raw(raw) for raw in found.sort([("at", -1), ("_id", -1)]).limit(limit)]
+
+    def purchases_within(
+        self, customers: Sequence[str], start: datetime, end: datetime
+    ) -> Iterator[tuple[str, str, datetime]]:
+        """As the port says."""
+        wanted = {"customer": {"$in": list(customers)}, "at": {"$gte": start, "$lt": end}}
+        shown = {"_id": 0, "customer": 1, "product": 1, "at": 1}
+        for raw in PurchaseDocument._get_collection().find(wanted, shown):
+            yield raw["customer"], raw["product"], raw["at"]
 
     def history_changes(self) -> int:
         """As the port says."""

@@ -125,6 +125,7 @@ LEADS = Kind(
     ["partner", "open"],
     ["customer"],
     ["product", "state"],
+    ["won_at", "_id"],
 )
 PARTNERS = Kind("partners", PartnerNotFound)
 SURVEYS = Kind("surveys", SurveyNotFound)
@@ -148,7 +149,7 @@ FORBIDDEN = Kind("forbidden_numbers", NumberNotForbidden)
 CAMPAIGNS = Kind("campaigns", CampaignNotFound, ["state"])
 SEGMENTS = Kind("segments", SegmentNotFound, ["triggers"])
 CONTACT_POLICY = Kind("contact_policy", PolicyNotFound, resource="contactPolicy")
-COSTS = Kind("costs", CostNotFound, ["at"])
+COSTS = Kind("costs", CostNotFound, ["at", "_id"])
 
 #: Every kind; a new one is added here.
 KINDS = (

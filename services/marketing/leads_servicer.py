@@ -130,6 +130,7 @@ class LeadServicer(leads_pb2_grpc.LeadServiceServicer):
                     "open": m.state in OPEN,
                     "due": convert.moment(m.due_time) if m.HasField("due_time") else None,
                 },
+                kept_keys=frozenset({"won_at"}),
                 fixed=frozenset({"score", "state", "partner", "won_value", "lost_reason", "due_time"}),
             ),
             shelves,

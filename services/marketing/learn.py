@@ -38,8 +38,14 @@ def learn_uplift(uplifts: Uplifts) -> ModelInfo:
     from marketing.learning.effects import learn_uplift as learn
 
     examples = [
-        Effect(traits=traits, offered=offered, bought=bought)
-        for traits, offered, bought in uplifts.examples()
+        Effect(
+            traits=one.traits,
+            offered=one.offered,
+            chance=one.chance,
+            bought=one.took,
+            customer=one.customer,
+        )
+        for one in uplifts.examples()
     ]
     found = learn(examples)
     return uplifts.keep({**found.content, "examples": len(examples)}, found.metrics, found.failure)

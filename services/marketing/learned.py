@@ -8,12 +8,12 @@ second.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from typing import Any
 
-from chassis.clock import Clock
+from chassis.clock import Clock, from_ms
 from chassis.errors import AlreadyExists, EtagMismatch, FailedPrecondition, NotFound
 from chassis.mongo import retry_conflicts
 from marketing import convert
@@ -21,6 +21,7 @@ from marketing.decision_store import DecisionFilter
 from marketing.effects import churn_from_content, churn_traits, uplift_from_content
 from marketing.engine import LOST_TAG, ModelNotFound
 from marketing.handlers import ModelNotReady, NoEarlierModel
+from marketing.judged import UPLIFT_DAYS, decisions_within, taken_after
 from marketing.kinds import (
     BROKEN,
     CHURN,
@@ -45,17 +46,15 @@ from marketing.propensity import Propensity, corrected
 from marketing.shelf import Kind, Row, Shelves
 from marketing.store import Store
 
-#: Newest decisions that a model learns from, and that policies are judged by.
+#: Newest decisions that a model learns from.
 DECISIONS_MAX = 50_000
 DECISIONS_PAGE = 1_000
+#: Newest decisions of a span that a policy is judged by.
+JUDGED_MAX = 100_000
 #: Fewest decisions to judge a policy by.
 JUDGED_MIN = 50
-#: Purchases so long after a decision count as its effect.
-UPLIFT_DAYS = 14
 #: Versions remembered for a rollback.
 EARLIER_MAX = 10
-#: Newest purchases of a customer looked through.
-PURCHASES_LOOKED_AT = 100
 #: Customers that a churn model learns from.
 CUSTOMERS_SAMPLED_MAX = 50_000
 #: Fewest closed decisions, or customers, before uplift and churn are learned unasked, and how often they are.
@@ -77,6 +76,28 @@ class Evaluation:
     uplift: Estimate
     qini: float
     count: int
+    #: Decisions of the span that were looked at; whether there were more.
+    examined: int
+    truncated: bool
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class UpliftExample:
+    """A decision that tells what offering something changes."""
+
+    #: What was known of the customer.
+    traits: tuple[str, ...]
+    #: Whether something was offered, and with which probability; None where that was not logged.
+    offered: bool
+    chance: float | None
+    #: Whether the customer took what was looked at within `UPLIFT_DAYS`.
+    took: bool
+    customer: str
+
+
+def _offered_chance(decision: Decision) -> float | None:
+    """Probability with which something was offered to this customer; None where it was not logged."""
+    return None if decision.held_chance is None else (1 - decision.held_chance) * decision.leave
 
 
 def put_to_customer(decision: Decision) -> list[tuple[Considered, bool]]:
@@ -311,23 +332,24 @@ class Uplifts(Versions):
             _old(self.newest(), self._clock) and self._store.closed_count() >= DUE_MIN
         )
 
-    def examples(self) -> Sequence[tuple[tuple[str, ...], bool, bool]]:
-        """(traits, whether something was offered, whether the customer took what was looked at within
-        `UPLIFT_DAYS`) of decisions that are so old, oldest first.
-        """
+    def examples(self) -> Sequence[UpliftExample]:
+        """Of decisions that are `UPLIFT_DAYS` old, oldest first."""
         until = self._clock.now() - timedelta(days=UPLIFT_DAYS)
-        found: list[tuple[tuple[str, ...], bool, bool]] = []
-        below: str | None = None
-        for _ in range(DECISIONS_MAX // DECISIONS_PAGE):
-            page = self._store.decisions(DecisionFilter(), DECISIONS_PAGE, below)
-            for decision in page:
-                shown = decision.holdout or bool(decision.offers)
-                if decision.considered and decision.customer and shown and decision.created_at < until:
-                    took = bool(taken_after(self._store, decision))
-                    found.append((decision.traits, not decision.holdout, took))
-            if len(page) < DECISIONS_PAGE:
-                break
-            below = page[-1].id
+        found: list[UpliftExample] = []
+        for page in decisions_within(self._store, from_ms(0), until, DECISIONS_MAX):
+            for decision, taken in zip(page, taken_after(self._store, page), strict=True):
+                # Whom the model left alone is compared with those it let through, if it is known how many.
+                known = decision.held_chance is not None or decision.holdout or bool(decision.offers)
+                if decision.considered and decision.customer and known:
+                    found.append(
+                        UpliftExample(
+                            traits=decision.traits,
+                            offered=bool(decision.offers),
+                            chance=_offered_chance(decision),
+                            took=bool(taken),
+                            customer=decision.customer,
+                        )
+                    )
         return found[::-1]
 
 
@@ -356,17 +378,6 @@ class Churns(Versions):
 
 def _old(newest: Row | None, clock: Clock) -> bool:
     return newest is None or newest.created_at is None or clock.now() - newest.created_at >= RELEARN
-
-
-def taken_after(store: Store, decision: Decision) -> set[str]:
-    """The products looked at that the customer took within `UPLIFT_DAYS`."""
-    until = decision.created_at + timedelta(days=UPLIFT_DAYS)
-    looked = {considered.product for considered in decision.considered}
-    return {
-        purchase.product
-        for purchase in store.purchases(decision.customer, PURCHASES_LOOKED_AT, None)
-        if decision.created_at <= purchase.at < until and purchase.product in looked
-    }
 
 
 class Policies:
@@ -409,39 +420,55 @@ class Policies:
 
         return retry_conflicts(attempt, 1 if expected_version is not None else 5)
 
-    def evaluate(
-        self, policy: Policy, model_id: str, start: datetime | None, end: datetime | None
-    ) -> Evaluation:
-        """Judges a policy by the log. TooFewDecisions, ModelNotFound, ModelNotReady."""
+    def evaluate(self, policy: Policy, model_id: str, start: datetime, end: datetime) -> Evaluation:
+        """Judges a policy by the log of a span, or its newest `JUDGED_MAX` decisions. TooFewDecisions,
+        ModelNotFound, ModelNotReady.
+        """
         propensity = self._propensities.propensity(model_id)
-        every = self._propensities._newest(DecisionFilter())
-        chosen = [
-            decision
-            for decision in every
-            if (start is None or decision.created_at >= start) and (end is None or decision.created_at < end)
-        ]
-        log = [
-            logged(decision, policy, propensity)
-            for decision in chosen
-            if decision.outcome is not None and decision.considered and decision.offers
-        ]
+        log: list[Logged] = []
+        arms: list[Treated] = []
+        examined = 0
+        oldest: tuple[datetime, str] | None = None
+        # Of a batch that much is kept: the decisions of a long span are gigabytes.
+        for page in decisions_within(self._store, start, end, JUDGED_MAX):
+            examined += len(page)
+            oldest = (page[-1].created_at, page[-1].id)
+            log += [
+                logged(decision, policy, propensity)
+                for decision in page
+                if decision.outcome is not None and decision.considered and decision.offers
+            ]
+            arms += [
+                _treated(decision, taken)
+                for decision, taken in zip(page, taken_after(self._store, page), strict=True)
+                if decision.considered and decision.customer
+            ]
         if len(log) < JUDGED_MIN:
             raise TooFewDecisions(
                 subject=f"policies/{policy.id}", why=f"needs {JUDGED_MIN} closed decisions, has {len(log)}"
             )
-        arms = [self._treated(decision) for decision in chosen if decision.considered and decision.customer]
-        return Evaluation(comparison=compare(log), uplift=uplift(arms), qini=qini(arms), count=len(log))
-
-    def _treated(self, decision: Decision) -> Treated:
-        """What the customer took, within `UPLIFT_DAYS`, of what was looked at."""
-        worth = {considered.product: considered.worth for considered in decision.considered}
-        bought = taken_after(self._store, decision)
-        return Treated(
-            customer=decision.customer,
-            offered=not decision.holdout,
-            value=sum(worth[product] for product in bought),
-            predicted=decision.considered[0].probability * decision.considered[0].worth,
+        return Evaluation(
+            comparison=compare(log),
+            uplift=uplift(arms),
+            qini=qini(arms),
+            count=len(log),
+            examined=examined,
+            truncated=examined >= JUDGED_MAX and bool(self._store.decisions_made(start, end, 1, oldest)),
         )
+
+
+def _treated(decision: Decision, taken: Collection[str]) -> Treated:
+    """What the customer took of what was looked at. All that was not held out is compared, those included
+    whom the uplift model left alone: what the policy in force was worth.
+    """
+    worth = {considered.product: considered.worth for considered in decision.considered}
+    return Treated(
+        customer=decision.customer,
+        offered=not decision.holdout,
+        chance=None if decision.held_chance is None else 1 - decision.held_chance,
+        value=sum(worth[product] for product in taken),
+        predicted=decision.considered[0].probability * decision.considered[0].worth,
+    )
 
 
 def logged(decision: Decision, policy: Policy, propensity: Propensity) -> Logged:

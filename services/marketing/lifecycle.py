@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from callmesh.marketing.v1.leads_pb2 import LEAD_STATE_WON
 from chassis.lifecycle import (
     DAY_SECONDS,
     DataClass,
@@ -111,6 +112,16 @@ def _mark_strangers(database: Database[dict[str, Any]], apply: bool) -> int:
     return count
 
 
+def _date_won_leads(database: Database[dict[str, Any]], apply: bool) -> int:
+    """Won leads get the key by which a report finds those of its span."""
+    wanted = {"keys.state": LEAD_STATE_WON, "keys.won_at": {"$exists": False}}
+    if not apply:
+        return database["leads"].count_documents(wanted)
+    # Of those won before it was noted the last change is the best that is known.
+    change = [{"$set": {"keys.won_at": {"$ifNull": ["$content.won_at", "$updated_at"]}}}]
+    return database["leads"].update_many(wanted, change).modified_count
+
+
 HELD: tuple[Held, ...] = (*_held(), *technical())
 LIFECYCLE = Lifecycle(
     service="marketing",
@@ -125,6 +136,11 @@ LIFECYCLE = Lifecycle(
             id="2026-11-23-marketing-strangers",
             what="numbers of callers who are no customers can grow old; ended complaints lose theirs",
             run=_mark_strangers,
+        ),
+        Migration(
+            id="2026-11-24-marketing-won-leads",
+            what="won leads are found by when they were won, for reports",
+            run=_date_won_leads,
         ),
     ),
     acts=frozenset(

@@ -4,8 +4,10 @@ them (store.py), under one lock.
 
 from __future__ import annotations
 
+import sys
 import threading
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
 from decimal import Decimal
@@ -18,6 +20,7 @@ from chassis.errors import AlreadyExists, EtagMismatch
 from chassis.idempotency import check_repeat
 from marketing import kin
 from marketing.association import RuleTable, Smoothing
+from marketing.decision_figures import TIME, Acceptance, Offered, acceptance_of, quarter, values_of
 from marketing.decision_store import DecisionFilter
 from marketing.engine import (
     ClaimsPending,
@@ -34,6 +37,7 @@ from marketing.kinds import (
     POLICIES,
     PROPENSITY_MODELS,
     PROPENSITY_SERVING,
+    RESPONSES,
     policy_from_content,
     propensity_from_content,
 )
@@ -55,6 +59,7 @@ from marketing.propensity import Propensity
 from marketing.reader import PUBLISHED_MAX, Pending, Standing
 from marketing.sale_store import Sale
 from marketing.shelf import MemoryShelves
+from marketing.survey_store import Span, SurveyCounts
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -223,6 +228,42 @@ class MemoryStore:
             ids = sorted((id for id in self._decisions if below is None or id < below), reverse=True)
             return [d for id in ids if query.holds(d := self._decisions[id])][:limit]
 
+    def decisions_made(
+        self, start: datetime, end: datetime, limit: int, after: tuple[datetime, str] | None
+    ) -> list[Decision]:
+        """As the port says."""
+        with self._lock:
+            made = [
+                d
+                for d in self._decisions.values()
+                if start <= d.created_at < end and (after is None or (d.created_at, d.id) < after)
+            ]
+            return sorted(made, key=lambda d: (d.created_at, d.id), reverse=True)[:limit]
+
+    def made_count(self, start: datetime, end: datetime, most: int) -> int:
+        """As the port says."""
+        with self._lock:
+            return min(most, sum(start <= d.created_at < end for d in self._decisions.values()))
+
+    def offered(self, start: datetime, end: datetime, by: Collection[str]) -> Iterator[Offered]:
+        """As the port says."""
+        counts: Counter[tuple[datetime | None, tuple[tuple[str, str], ...]]] = Counter()
+        with self._lock:
+            for made in self._decisions.values():
+                if made.offers and start <= made.created_at < end:
+                    at = quarter(made.created_at) if TIME in by else None
+                    counts[at, tuple((k, v) for k, v in values_of(made).items() if k in by)] += 1
+        return (Offered(at=at, values=dict(values), count=count) for (at, values), count in counts.items())
+
+    def accepted(
+        self, start: datetime, end: datetime, limit: int, after: tuple[datetime, str] | None
+    ) -> list[Acceptance]:
+        """As the port says."""
+        with self._lock:
+            every = [one for d in self._decisions.values() if (one := acceptance_of(d)) is not None]
+        found = [a for a in every if start <= a.at < end and (after is None or (a.at, a.decision) < after)]
+        return sorted(found, key=lambda a: (a.at, a.decision), reverse=True)[:limit]
+
     def closed_count(self) -> int:
         """As the port says."""
         with self._lock:
@@ -307,6 +348,15 @@ class MemoryStore:
             mine = [p for _, p in self._purchases.values() if p.customer == customer]
             mine.sort(key=lambda p: (p.at, p.id), reverse=True)
             return [p for p in mine if after is None or (p.at, p.id) < after][:limit]
+
+    def purchases_within(
+        self, customers: Sequence[str], start: datetime, end: datetime
+    ) -> Iterator[tuple[str, str, datetime]]:
+        """As the port says."""
+        with self._lock:
+            wanted = set(customers)
+            found = [p for _, p in self._purchases.values() if p.customer in wanted and start <= p.at < end]
+        return iter([(p.customer, p.product, p.at) for p in found])
 
     def history_changes(self) -> int:
         """As the port says."""
@@ -608,6 +658,29 @@ class MemoryStore:
     def end_sale(self, place: str, token: str) -> datetime | None:
         """As the port says, of what was put into `campaign_claims`."""
         return self.campaign_claims.get((place, token))
+
+    # surveys
+
+    def survey_counts(self, survey: str, span: Span | None, most: int) -> SurveyCounts:
+        """As the port says."""
+        wanted: dict[str, Any] = {"survey": survey}
+        if span is not None:
+            wanted["completed_at"] = {"$gte": span[0], "$lt": span[1]}
+        rows = self.shelves.find(RESPONSES, wanted, sys.maxsize, order="-_id")
+        if span is not None:
+            rows.sort(key=lambda row: row.keys["completed_at"], reverse=True)
+        looked = [row.content["resource"] for row in rows[:most]]
+        done = [response for response in looked if response.get("completed")]
+        scores = [response["satisfaction"] for response in done if "satisfaction" in response]
+        answers = [answer for response in done for answer in response.get("answers", ())]
+        return SurveyCounts(
+            started=len(looked),
+            completed=len(done),
+            truncated=len(rows) > most,
+            satisfaction=sum(scores) / len(scores) if scores else None,
+            choices=Counter((a["question_id"], id) for a in answers for id in a.get("choice_ids", ())),
+            values=Counter((a["question_id"], a.get("value", 0)) for a in answers),
+        )
 
     # models
 

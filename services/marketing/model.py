@@ -581,6 +581,10 @@ class Decision(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     holdout: bool = False
     #: Probability with which the policy came to this list.
     propensity: float = 1.0
+    #: Probability with which the customer was held out; None where it was not noted (earlier releases).
+    held_chance: float | None = None
+    #: Probability with which the uplift model lets such a customer be offered something.
+    leave: float = 1.0
     #: What was looked at, best first; of a customer held out as well.
     considered: tuple[Considered, ...] = ()
     #: What the propensity model knew of the customer in the contact.

@@ -10,13 +10,22 @@ Of each decision is known what came first, with which probability, and what it e
 Intervals are normal, 95 %. Where the policy judged does often what was tried rarely, a log of usual length
 holds a handful of heavy decisions, and their scatter as observed says too little: it is 0 when none of them
 happened to be a success. So the variance is the larger one of the observed and of the one that the model
-expects, which is known for every decision, tried or not (`Logged.spread`). Uplift compares customers who were
-offered something with those held out; the Qini value is the area between the curve of incremental value and
-the straight line, a decision (Radcliffe: Using control groups to target on predicted lift, 2007).
+expects, which is known for every decision, tried or not (`Logged.spread`).
+
+Uplift compares customers who were offered something with those who were not. Where a model decides whom to
+leave alone, those offered something are mostly those it thinks well of; so each counts by the inverse of the
+probability with which they came into their arm, as it was logged (Horvitz, Thompson: A generalization of
+sampling without replacement from a finite universe, JASA 1952; self-normalised in each arm). The Qini value
+is the area between the curve of incremental value and the straight line, a decision (Radcliffe: Using control
+groups to target on predicted lift, 2007): what each decision adds to the curve beyond the mean effect is its
+weighted distance from its own arm's mean, whose expectation is the effect on this customer less the mean one,
+whatever the arms' shares. Nobody can be compared with customers who are never, or always, offered something:
+they are left out of both.
 """
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -123,41 +132,70 @@ def compare(log: Sequence[Logged]) -> Comparison:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Treated:
-    """A decision about a customer who was, or by the holdout was not, offered something."""
+    """A decision about a customer who was, or was not, offered something."""
 
     #: Who it was about: what one customer does is one piece of evidence, however often they are met. "" is
     #: somebody else each time.
     customer: str = ""
     #: Whether something was offered.
     offered: bool
+    #: Probability with which something was offered, [0, 1]. None where it was not logged: then the share of
+    #: those offered something, among all of whom it was not, stands for it.
+    chance: float | None = None
     #: What the customer was worth afterwards.
     value: float
     #: What the model expected of offering.
     predicted: float
 
 
-def _arm_estimate(arm: Sequence[Treated]) -> Estimate:
+#: A decision, and by how much it counts.
+_Weighted = tuple[Treated, float]
+
+
+def comparable(log: Sequence[Treated]) -> list[_Weighted]:
+    """Decisions about customers who might have been, and might not have been, offered something, in the order
+    given; each with the inverse of the probability of what happened.
+    """
+    unknown = [entry.offered for entry in log if entry.chance is None]
+    share = sum(unknown) / len(unknown) if unknown else 0.0
+    found = []
+    for entry in log:
+        chance = share if entry.chance is None else entry.chance
+        if min(chance, 1 - chance) * WEIGHT_MAX >= 1:
+            found.append((entry, 1 / chance if entry.offered else 1 / (1 - chance)))
+    return found
+
+
+def _mean(arm: Sequence[_Weighted]) -> float:
+    return math.fsum(weight * entry.value for entry, weight in arm) / math.fsum(weight for _, weight in arm)
+
+
+def _arm_estimate(arm: Sequence[_Weighted]) -> Estimate:
     """The mean value of an arm's decisions; the interval takes those of one customer together (Liang, Zeger:
     Longitudinal data analysis using generalized linear models, Biometrika 1986). Of one customer it is the
     value itself.
     """
-    mean = math.fsum(entry.value for entry in arm) / len(arm)
+    mean = _mean(arm)
     beside: dict[str | int, float] = {}
-    for at, entry in enumerate(arm):
+    for at, (entry, weight) in enumerate(arm):
         who = entry.customer or at
-        beside[who] = beside.get(who, 0.0) + entry.value - mean
+        beside[who] = beside.get(who, 0.0) + weight * (entry.value - mean)
     count = len(beside)
     if count < 2:
         return Estimate(value=mean, lower=mean, upper=mean)
     squares = math.fsum(value**2 for value in beside.values())
-    return _interval(mean, math.sqrt(squares * count / (count - 1)) / len(arm))
+    return _interval(mean, math.sqrt(squares * count / (count - 1)) / math.fsum(weight for _, weight in arm))
+
+
+def _arms(log: Sequence[_Weighted]) -> tuple[list[_Weighted], list[_Weighted]]:
+    return [one for one in log if one[0].offered], [one for one in log if not one[0].offered]
 
 
 def uplift(log: Sequence[Treated]) -> Estimate:
     """Mean value with an offer less mean value without (Welch's interval, customers being what was dealt to
     the arms); zeros where an arm is empty.
     """
-    arms = [[entry for entry in log if entry.offered is offered] for offered in (True, False)]
+    arms = _arms(comparable(log))
     if not all(arms):
         return Estimate(value=0.0, lower=0.0, upper=0.0)
     offered, held = (_arm_estimate(arm) for arm in arms)
@@ -165,22 +203,24 @@ def uplift(log: Sequence[Treated]) -> Estimate:
     return _interval(offered.value - held.value, error)
 
 
+def contributions(log: Sequence[_Weighted]) -> list[float]:
+    """What each decision adds to the Qini curve beyond the mean effect; they sum up to 0. Empty where an arm
+    is.
+    """
+    arms = _arms(log)
+    if not all(arms):
+        return []
+    offered, held = map(_mean, arms)
+    return [
+        weight * (entry.value - offered) if entry.offered else weight * (held - entry.value)
+        for entry, weight in log
+    ]
+
+
 def qini(log: Sequence[Treated]) -> float:
     """Area between the Qini curve and the straight line to its end, both a decision: above 0 the model puts
     first whom offering moves most. 0 where an arm is empty.
     """
-    ordered = sorted(log, key=lambda entry: -entry.predicted)
-    count = len(ordered)
-    offered = held = 0
-    gained = lost = area = 0.0
-    curve = 0.0
-    for entry in ordered:
-        if entry.offered:
-            offered, gained = offered + 1, gained + entry.value
-        else:
-            held, lost = held + 1, lost + entry.value
-        before, curve = curve, gained - (lost * offered / held if held else 0.0)
-        area += (before + curve) / 2
-    if not offered or not held:
-        return 0.0
-    return (area - curve * count / 2) / count**2
+    ordered = sorted(comparable(log), key=lambda one: -one[0].predicted)
+    parts = contributions(ordered)
+    return math.fsum(itertools.accumulate(parts)) / len(parts) ** 2 if parts else 0.0

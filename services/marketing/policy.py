@@ -12,6 +12,9 @@ Rules 1 and 3 are experiments; they begin when there are enough customers to tel
    and logged: what inverse propensity weighting needs (Langford, Strehl, Wortman: Exploration scavenging,
    ICML 2008).
 4. What is not expected to earn `expected_value_min` is not offered.
+5. Whom the uplift model expects to be put off is offered nothing, all but the share e of them, told by a
+   digest as well. Both shares are logged with each decision: they say with which probability this customer
+   was offered something, without which those let through could not be compared with anybody.
 """
 
 from __future__ import annotations
@@ -68,11 +71,15 @@ def share_of(*parts: str) -> float:
     return int.from_bytes(digest) / 2**64
 
 
+def holdout_chance(policy: Policy, customer: str, customers_known: int) -> float:
+    """Probability with which a customer is left alone."""
+    return policy.holdout_ratio if customer and customers_known >= EXPERIMENT_CUSTOMERS_MIN else 0.0
+
+
 def held_out(policy: Policy, customer: str, customers_known: int) -> bool:
     """Whether a customer belongs to the group that is left alone."""
-    if not customer or customers_known < EXPERIMENT_CUSTOMERS_MIN:
-        return False
-    return share_of("holdout", customer) < policy.holdout_ratio
+    chance = holdout_chance(policy, customer, customers_known)
+    return chance > 0 and share_of("holdout", customer) < chance
 
 
 def worthwhile(policy: Policy, expected_value: float) -> bool:

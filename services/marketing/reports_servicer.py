@@ -12,6 +12,7 @@ of their touches that left. A row that has no value for a dimension shows "". To
 from __future__ import annotations
 
 import io
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta, tzinfo
@@ -28,13 +29,12 @@ from chassis.errors import AlreadyExists, FailedPrecondition, InvalidArgument, w
 from chassis.ids import check_id
 from chassis.pagination import Page
 from marketing import convert
-from marketing.decision_store import DecisionFilter
+from marketing.decision_figures import COUNTING_MS_MAX, KEYS, TIME, Acceptance, TooLong, quarter
 from marketing.engine import OfferNotFound
 from marketing.kinds import CAMPAIGNS, COSTS, LEADS
-from marketing.model import Decision, Outcome, RankedOffer, Result
 from marketing.resources import money_problems, name_problems, text_problems
 from marketing.sale_store import Sale
-from marketing.shelf import Row, Shelves
+from marketing.shelf import Kind, Row, Shelves
 from marketing.store import Store
 from marketing.touch_retention import campaigns_of, forgotten, kept_since, over_since
 
@@ -42,7 +42,8 @@ R = reports_pb2
 DAYS_MAX = 400
 DIMENSIONS_MAX = 3
 #: Decisions of the span, and sales, that are counted; beyond it the report is refused, not cut.
-DECISIONS_MAX = 200_000
+DECISIONS_MAX = 2_000_000
+SALES_MAX = 200_000
 PAGE = 1_000
 PIXELS = (200, 4_000)
 BARS_MAX = 20
@@ -125,7 +126,8 @@ class ReportServicer(reports_pb2_grpc.ReportServiceServicer):
     def GetProfitReport(self, request: R.GetProfitReportRequest, context: Any) -> R.ProfitReport:
         """Revenue, cost and profit by the dimensions asked for."""
         page = Page.of(request)
-        rows, total = self._report(request)
+        seen: Counter[str] = Counter()
+        rows, total = self._report(request, seen)
         shown, token = page.part(rows)
         return R.ProfitReport(
             rows=[self._row(row) for row in shown],
@@ -133,6 +135,7 @@ class ReportServicer(reports_pb2_grpc.ReportServiceServicer):
             next_page_token=token,
             read_time=convert.timestamp(self._clock.now()),
             touches_kept_since=convert.timestamp(self._incomplete(request)),
+            examined_count=seen.total(),
         )
 
     def _incomplete(self, request: Any) -> datetime | None:
@@ -149,7 +152,8 @@ class ReportServicer(reports_pb2_grpc.ReportServiceServicer):
         )
         return since if next(needed, None) is not None else None
 
-    def _report(self, request: Any) -> tuple[list[Sums], Sums]:
+    def _report(self, request: Any, seen: Counter[str]) -> tuple[list[Sums], Sums]:
+        """(rows, total); `seen` counts what was looked at, by kind."""
         start, end = convert.interval_ends("interval", request.interval)
         if start is None or end is None or end - start > timedelta(days=DAYS_MAX):
             raise InvalidArgument(field="interval", why=f"needs both ends, at most {DAYS_MAX} days apart")
@@ -165,27 +169,31 @@ class ReportServicer(reports_pb2_grpc.ReportServiceServicer):
         names = [
             R.ReportDimension.Name(number).removeprefix("REPORT_DIMENSION_") for number in request.dimensions
         ]
-        return summed(self._facts(start, end), names, zone)
+        try:
+            return summed(self._facts(start, end, names, seen), names, zone)
+        except TooLong:
+            raise TooMuchToReport(
+                subject="report", why=f"counting took more than {COUNTING_MS_MAX // 1_000} s"
+            ) from None
 
-    def _facts(self, start: datetime, end: datetime) -> Iterator[Fact]:
-        sales = self._sales(start, end)
-        yield from self._decisions(start, end, sales)
+    def _facts(
+        self, start: datetime, end: datetime, names: Sequence[str], seen: Counter[str]
+    ) -> Iterator[Fact]:
+        sales = self._sales(start, end, seen)
+        yield from self._decisions(start, end, names, sales, seen)
         for (_, offer), left in sales.items():
             for sale in left:
                 campaign = {"CAMPAIGN": f"campaigns/{sale.campaign}", "OFFER": offer}
                 values = {**campaign, "REGION": sale.region, "AGENT": sale.agent}
                 yield Fact(at=sale.at, values=values, accepted=1, revenue=sale.worth, cost=sale.cost)
-        for row in self._paged(LEADS, {"state": leads_pb2.LEAD_STATE_WON}):
+        for row in self._dated(LEADS, "won_at", start, end, {"state": leads_pb2.LEAD_STATE_WON}):
+            seen["leads"] += 1
             lead = row.content["resource"]
-            at = row.content.get("won_at") or row.updated_at or self._clock.now()
-            if start <= at < end:
-                values = {
-                    "CAMPAIGN": lead.get("campaign", ""),
-                    "AGENT": lead.get("agent", ""),
-                    "REGION": lead.get("region", ""),
-                }
-                yield Fact(at=at, values=values, revenue=Decimal(lead["won_value"]["amount"]))
-        for row in self._paged(COSTS, {"at": {"$gte": start, "$lt": end}}):
+            values = {name.upper(): lead.get(name, "") for name in ("campaign", "agent", "region")}
+            worth = Decimal(lead["won_value"]["amount"])
+            yield Fact(at=row.keys["won_at"], values=values, revenue=worth)
+        for row in self._dated(COSTS, "at", start, end, {}):
+            seen["costs"] += 1
             cost = row.content["resource"]
             values = {name.upper(): cost.get(name, "") for name in ("campaign", "agent", "region")}
             yield Fact(at=row.keys["at"], values=values, cost=Decimal(cost["amount"]["amount"]))
@@ -209,7 +217,7 @@ class ReportServicer(reports_pb2_grpc.ReportServiceServicer):
                         there = {**values, "REGION": region}
                         yield Fact(at=at, values=there, cost=Decimal(price["amount"]) * count)
 
-    def _paged(self, kind: Any, condition: Mapping[str, Any]) -> Iterator[Row]:
+    def _paged(self, kind: Kind, condition: Mapping[str, Any]) -> Iterator[Row]:
         after = None
         while True:
             rows = self._shelves.find(kind, condition, PAGE, after=after)
@@ -218,11 +226,25 @@ class ReportServicer(reports_pb2_grpc.ReportServiceServicer):
                 return
             after = rows[-1].id
 
-    def _sales(self, start: datetime, end: datetime) -> Sales:
+    def _dated(
+        self, kind: Kind, key: str, start: datetime, end: datetime, also: Mapping[str, Any]
+    ) -> Iterator[Row]:
+        """Rows that a key dates from `start` on and before `end`, by the index over it."""
+        after = None
+        while True:
+            span = {"$gte": start if after is None else after[0], "$lt": end}
+            rows = self._shelves.find(kind, {key: span, **also}, PAGE, after=after, order=key)
+            yield from rows
+            if len(rows) < PAGE:
+                return
+            after = (rows[-1].keys[key], rows[-1].id)
+
+    def _sales(self, start: datetime, end: datetime, seen: Counter[str]) -> Sales:
         """What campaigns sold, by customer and offer ("offers/…")."""
-        found = self._store.sales(start, end, DECISIONS_MAX + 1)
-        if len(found) > DECISIONS_MAX:
-            raise TooMuchToReport(subject="report", why=f"more than {DECISIONS_MAX} sales of campaigns")
+        found = self._store.sales(start, end, SALES_MAX + 1)
+        if len(found) > SALES_MAX:
+            raise TooMuchToReport(subject="report", why=f"more than {SALES_MAX} sales of campaigns")
+        seen["sales"] += len(found)
         offers = {
             row.id: row.content["resource"].get("offer", "") for row in self._paged(CAMPAIGNS, {}) if found
         }
@@ -231,47 +253,48 @@ class ReportServicer(reports_pb2_grpc.ReportServiceServicer):
             sales.setdefault((sale.customer, offers.get(sale.campaign, "")), []).append(sale)
         return sales
 
-    def _decisions(self, start: datetime, end: datetime, sales: Sales) -> Iterator[Fact]:
-        """Facts of decisions; those that a campaign brought about leave `sales`."""
-        below, seen = None, 0
-        costs: dict[tuple[str, int], Decimal] = {}
-        while True:
-            page = self._store.decisions(DecisionFilter(within=(start, end)), PAGE, below)
-            for decision in page:
-                yield from self._decided(decision, start, end, sales, costs)
-            seen += len(page)
-            if len(page) < PAGE:
-                return
-            if seen >= DECISIONS_MAX:
-                raise TooMuchToReport(subject="report", why=f"more than {DECISIONS_MAX} decisions")
-            below = page[-1].id
-
-    def _decided(
-        self,
-        decision: Decision,
-        start: datetime,
-        end: datetime,
-        sales: Sales,
-        costs: dict[tuple[str, int], Decimal],
+    def _decisions(
+        self, start: datetime, end: datetime, names: Sequence[str], sales: Sales, seen: Counter[str]
     ) -> Iterator[Fact]:
-        """That something was offered, and that it was accepted: each on its own day."""
-        outcome = decision.outcome
-        entry = decision.find(outcome.offer) if outcome else None
-        values = _values_of(decision, entry)
-        taken: Fact | None = None
-        if entry is not None and outcome is not None and _accepted_within(outcome, start, end):
-            key = (entry.offer, entry.revision)
+        """That something was offered, and that it was accepted: each on its own day. Those that a campaign
+        brought about leave `sales`.
+        """
+        made = self._store.made_count(start, end, DECISIONS_MAX + 1)
+        if made > DECISIONS_MAX:
+            raise TooMuchToReport(subject="report", why=f"more than {DECISIONS_MAX} decisions")
+        seen["decisions"] += made
+        by = [key for key in KEYS if key in names or (key == TIME and not {"DAY", "MONTH"}.isdisjoint(names))]
+        #: Offers made that are a campaign's, as `by` tells them apart: they do not count as nobody's again.
+        moved: Counter[tuple[datetime | None, tuple[str, ...]]] = Counter()
+        costs: dict[tuple[str, int], Decimal] = {}
+        for taken in self._accepted(start, end, seen):
+            key = (taken.offer, taken.revision)
             if key not in costs:
                 costs[key] = self._unit_cost(*key)
-            if same := sales.get((decision.customer, f"offers/{entry.offer}")):
-                values = {**values, "CAMPAIGN": f"campaigns/{same.pop().campaign}"}
-            taken = Fact(
-                at=outcome.at, values=values, accepted=1, revenue=entry.worth.amount, cost=costs[key]
-            )
-        if decision.offers and start <= decision.created_at < end:
-            yield Fact(at=decision.created_at, values=values, offered=1)
-        if taken is not None:
-            yield taken
+            values = dict(taken.values)
+            if same := sales.get((taken.customer, f"offers/{taken.offer}")):
+                values["CAMPAIGN"] = f"campaigns/{same.pop().campaign}"
+                if start <= taken.made_at < end:
+                    yield Fact(at=taken.made_at, values=values, offered=1)
+                    at = quarter(taken.made_at) if TIME in by else None
+                    moved[at, tuple(values[name] for name in by if name != TIME)] += 1
+            yield Fact(at=taken.at, values=values, accepted=1, revenue=taken.worth, cost=costs[key])
+        for group in self._store.offered(start, end, by):
+            count = group.count - moved[group.at, tuple(group.values[name] for name in by if name != TIME)]
+            if count:
+                yield Fact(at=group.at or start, values=group.values, offered=count)
+
+    def _accepted(self, start: datetime, end: datetime, seen: Counter[str]) -> Iterator[Acceptance]:
+        after = None
+        while True:
+            page = self._store.accepted(start, end, PAGE, after)
+            seen["acceptances"] += len(page)
+            if seen["acceptances"] > DECISIONS_MAX:
+                raise TooMuchToReport(subject="report", why=f"more than {DECISIONS_MAX} decisions")
+            yield from page
+            if len(page) < PAGE:
+                return
+            after = (page[-1].at, page[-1].decision)
 
     def _unit_cost(self, offer: str, revision: int) -> Decimal:
         """What an acceptance of an offer cost at a revision; 0 for an offer that is gone."""
@@ -305,7 +328,7 @@ class ReportServicer(reports_pb2_grpc.ReportServiceServicer):
         if request.language not in ("", "en", "zh"):
             raise InvalidArgument(field="language", why='must be "zh" or "en"')
         with within("report"):
-            rows, _ = self._report(request.report)
+            rows, _ = self._report(request.report, Counter())
         if not rows:
             raise NothingToDraw(subject="report", why="there is nothing in this span")
         content = draw(rows[:BARS_MAX], width, height, request.language or "en", self._currency)
@@ -346,21 +369,6 @@ def _pays_touches(row: Row) -> bool:
     """Whether a campaign's touches cost something."""
     phases = row.content["resource"].get("phases", ())
     return any(step.get("unit_cost") for phase in phases for step in phase.get("steps", ()))
-
-
-def _accepted_within(outcome: Outcome, start: datetime, end: datetime) -> bool:
-    return outcome.result is Result.ACCEPTED and start <= outcome.at < end
-
-
-def _values_of(decision: Decision, entry: RankedOffer | None) -> dict[str, str]:
-    """What a decision counts for; `entry` is the offer that its outcome is about."""
-    shown = entry or (decision.offers[0] if decision.offers else None)
-    return {
-        "AGENT": (decision.outcome.agent if decision.outcome else "") or decision.contact.agent,
-        "REGION": decision.contact.region,
-        "CONTACT_REASON": decision.contact.reason,
-        "OFFER": f"offers/{shown.offer}" if shown else "",
-    }
 
 
 _LABELS: Mapping[str, tuple[str, str, str, str]] = {

@@ -45,6 +45,8 @@ class Resource:
     problems: Callable[[Any, Any], list[Problem]]
     #: What it is looked up by.
     keys: Callable[[Any], dict[str, Any]] = lambda _: {}
+    #: What is kept beside the message that it is looked up by as well, where it is there.
+    kept_keys: frozenset[str] = frozenset()
     #: Fields that Update may not change, beside the name; they are the server's or fixed for good.
     fixed: frozenset[str] = frozenset()
 
@@ -173,11 +175,9 @@ class Desk:
 
     def save(self, row: Row, message: Any, events: Sequence[Event] = (), **extra: Any) -> Any:
         """Stores a changed message; `extra` joins what is kept beside it."""
-        changed = replace(
-            row,
-            content={**row.content, **self.content(message), **extra},
-            keys=self.resource.keys(message),
-        )
+        content = {**row.content, **self.content(message), **extra}
+        kept = {key: content[key] for key in self.resource.kept_keys if key in content}
+        changed = replace(row, content=content, keys={**self.resource.keys(message), **kept})
         return self.shown(self.shelves.update(self.resource.kind, changed, self.clock.now(), events))
 
     def delete(self, request: Any, allowed: Callable[[Any], None] = lambda _: None) -> None:

@@ -5,11 +5,13 @@ A message's id is that of its touch. It goes along as the mail's Message-ID and 
 and a receiver knows it.
 
 Passwords and tokens are in files, read again for every message, so that they may be renewed at any time. What
-a webhook answers beyond its status is of no use: little of it is read, and not for long.
+a webhook answers beyond its status is of no use: little of it is read, and not for long. No message takes
+longer than `MESSAGE_SECONDS` in all, however a sender keeps it waiting (cut_off.py).
 """
 
 from __future__ import annotations
 
+import base64
 import contextlib
 import json
 import smtplib
@@ -18,19 +20,26 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from email.errors import MessageError
 from email.headerregistry import Address
 from email.message import EmailMessage
+from email.utils import parsedate_to_datetime
 from pathlib import Path
 from typing import Any, Protocol
 
 import requests
+from requests.adapters import HTTPAdapter
+from urllib3 import HTTPConnectionPool, HTTPSConnectionPool
+from urllib3.connection import HTTPConnection, HTTPSConnection
 
 from marketing.campaign_engine import StepChannel
+from marketing.cut_off import Talk
 from marketing.model import Profile
 
-#: Longest wait for a sender, seconds.
+#: Longest wait for a sender, and longest time that a message takes in all, seconds.
 TIMEOUT_SECONDS = 10.0
+MESSAGE_SECONDS = 30.0
 #: What is read of an answer's body, bytes.
 ANSWER_BYTES_MAX = 4_096
 #: Longest pause that a sender may ask for, seconds.
@@ -128,12 +137,57 @@ def read_configs(text: str) -> tuple[SenderConfig, ...]:
     return found
 
 
+def _failed(talk: Talk, error: Exception) -> SendFailed:
+    """What came between, in a word."""
+    return SendFailed(f"took longer than {talk.seconds:g} s" if talk.late else type(error).__name__)
+
+
 def _secret(file: str) -> str:
     """What a file holds. SendFailed."""
     try:
         return Path(file).read_text(encoding="utf-8").strip()
     except (OSError, ValueError):
         raise SendFailed(f"{file} cannot be read") from None
+
+
+def _log_in(relay: smtplib.SMTP, user: str, password: str) -> None:
+    """Says who we are. `smtplib` knows ASCII alone; by RFC 4616 names and passwords are UTF-8."""
+    if user.isascii() and password.isascii():
+        relay.login(user, password)
+        return
+    relay.ehlo_or_helo_if_needed()
+    known = relay.esmtp_features.get("auth", "").upper().split()
+    said = [base64.b64encode(one.encode()).decode() for one in (f"\0{user}\0{password}", user, password)]
+    if "PLAIN" in known:
+        code, answer = relay.docmd("AUTH", f"PLAIN {said[0]}")
+    elif "LOGIN" in known:
+        code, answer = relay.docmd("AUTH", f"LOGIN {said[1]}")
+        if code == 334:
+            code, answer = relay.docmd(said[2])
+    else:
+        raise smtplib.SMTPNotSupportedError("takes no password beyond ASCII")
+    if code not in (235, 503):
+        raise smtplib.SMTPAuthenticationError(code, answer)
+
+
+class _Watched:
+    """A relay whose talk is cut off when it takes too long, its greeting included."""
+
+    def __init__(self, talk: Talk, *args: Any, **kwargs: Any) -> None:
+        self._talk = talk
+        super().__init__(*args, **kwargs)
+
+    def connect(self, *args: Any, **kwargs: Any) -> Any:
+        self._talk.over(self)
+        return super().connect(*args, **kwargs)  # type: ignore[misc]
+
+
+class _Relay(_Watched, smtplib.SMTP):
+    """Plain, or with STARTTLS."""
+
+
+class _TlsRelay(_Watched, smtplib.SMTP_SSL):
+    """TLS from the first byte."""
 
 
 class SmtpSender:
@@ -169,10 +223,11 @@ class SmtpSender:
     def _trust(self) -> ssl.SSLContext:
         return ssl.create_default_context(cafile=self._config.ca_file or None)
 
-    def _relay(self) -> smtplib.SMTP:
+    def _relay(self, talk: Talk) -> smtplib.SMTP:
+        where = (self._host, self._port)
         if self._config.tls == "implicit":
-            return smtplib.SMTP_SSL(self._host, self._port, timeout=TIMEOUT_SECONDS, context=self._trust())
-        return smtplib.SMTP(self._host, self._port, timeout=TIMEOUT_SECONDS)
+            return _TlsRelay(talk, *where, timeout=TIMEOUT_SECONDS, context=self._trust())
+        return _Relay(talk, *where, timeout=TIMEOUT_SECONDS)
 
     def send(self, message: Message) -> None:
         """As the port says. A refused recipient is final, and so is one whose address is gone since the
@@ -188,21 +243,74 @@ class SmtpSender:
         domain = self._config.sender.rpartition("@")[2] or "localhost"
         mail["Message-ID"] = f"<{message.id.replace('/', '.')}@{domain}>"
         mail.set_content(message.body)
-        try:
-            with contextlib.closing(self._relay()) as relay:
-                if self._config.tls == "starttls":
-                    relay.starttls(context=self._trust())
-                if self._config.user:
-                    relay.login(self._config.user, _secret(self._config.password_file))
-                relay.send_message(mail)
-                # It was taken. Who says good-bye badly must not get it twice.
-                with contextlib.suppress(smtplib.SMTPException, OSError):
-                    relay.quit()
-        except smtplib.SMTPRecipientsRefused as error:
-            codes = [code for code, _ in error.recipients.values()]
-            raise SendFailed("the recipient is refused", final=all(code >= 500 for code in codes)) from None
-        except (smtplib.SMTPException, OSError) as error:
-            raise SendFailed(type(error).__name__) from None
+        with Talk(MESSAGE_SECONDS) as talk:
+            try:
+                self._hand_over(talk, mail)
+            except smtplib.SMTPRecipientsRefused as error:
+                codes = [code for code, _ in error.recipients.values()]
+                final = all(code >= 500 for code in codes)
+                raise SendFailed("the recipient is refused", final=final) from None
+            except (smtplib.SMTPException, OSError, ValueError) as error:
+                raise _failed(talk, error) from None
+
+    def _hand_over(self, talk: Talk, mail: EmailMessage) -> None:
+        with contextlib.closing(self._relay(talk)) as relay:
+            if self._config.tls == "starttls":
+                relay.starttls(context=self._trust())
+            if self._config.user:
+                _log_in(relay, self._config.user, _secret(self._config.password_file))
+            relay.send_message(mail)
+            # It was taken. Who says good-bye badly must not get it twice.
+            with contextlib.suppress(smtplib.SMTPException, OSError):
+                relay.quit()
+
+
+#: The talk of each thread that is sending.
+_sending = threading.local()
+
+
+class _Heard:
+    """A connection that names itself to the talk that goes over it, new or used again."""
+
+    def connect(self) -> None:
+        _sending.talk.over(self)
+        super().connect()  # type: ignore[misc]
+
+    def request(self, *args: Any, **kwargs: Any) -> None:
+        _sending.talk.over(self)
+        super().request(*args, **kwargs)  # type: ignore[misc]
+
+
+class _HttpConnection(_Heard, HTTPConnection):
+    pass
+
+
+class _HttpsConnection(_Heard, HTTPSConnection):
+    pass
+
+
+class _HttpPool(HTTPConnectionPool):
+    ConnectionCls = _HttpConnection
+
+
+class _HttpsPool(HTTPSConnectionPool):
+    ConnectionCls = _HttpsConnection
+
+
+_POOLS = {"http": _HttpPool, "https": _HttpsPool}
+
+
+class _Adapter(HTTPAdapter):
+    """Connections that name themselves, also those to a proxy."""
+
+    def init_poolmanager(self, *args: Any, **kwargs: Any) -> None:
+        super().init_poolmanager(*args, **kwargs)
+        self.poolmanager.pool_classes_by_scheme = _POOLS
+
+    def proxy_manager_for(self, *args: Any, **kwargs: Any) -> Any:
+        manager = super().proxy_manager_for(*args, **kwargs)
+        manager.pool_classes_by_scheme = _POOLS
+        return manager
 
 
 class WebhookSender:
@@ -217,6 +325,8 @@ class WebhookSender:
         session: requests.Session | None = getattr(self._local, "session", None)
         if session is None:
             session = self._local.session = requests.Session()
+            for scheme in _POOLS:
+                session.mount(f"{scheme}://", _Adapter())
         return session
 
     def reaches(self, profile: Profile) -> bool:
@@ -242,8 +352,21 @@ class WebhookSender:
         headers = {"Idempotency-Key": message.id}
         if self._config.token_file:
             headers["Authorization"] = f"Bearer {_secret(self._config.token_file)}"
+        with Talk(MESSAGE_SECONDS) as talk:
+            _sending.talk = talk
+            answer = self._post(talk, body, headers)
+            with answer:
+                _read_up(answer)
+        status = answer.status_code
+        if status == 409 or 200 <= status < 300:
+            return
+        final = 400 <= status < 500 and status not in (401, 403, 408, 429)
+        asked = answer.headers.get("Retry-After", "") if status in (429, 503) else ""
+        raise SendFailed(f"status {status}", final=final, pause_seconds=_asked_seconds(asked))
+
+    def _post(self, talk: Talk, body: Mapping[str, str], headers: Mapping[str, str]) -> requests.Response:
         try:
-            answer = self._session().post(
+            return self._session().post(
                 self._config.target,
                 json=body,
                 headers=headers,
@@ -253,16 +376,23 @@ class WebhookSender:
                 verify=self._config.ca_file or True,
             )
         except (requests.RequestException, OSError, ValueError) as error:
-            raise SendFailed(type(error).__name__) from None
-        with answer:
-            _read_up(answer)
-        status = answer.status_code
-        if status == 409 or 200 <= status < 300:
-            return
-        final = 400 <= status < 500 and status not in (401, 403, 408, 429)
-        asked = answer.headers.get("Retry-After", "")
-        pause = float(asked) if status in (429, 503) and asked.isdecimal() else 0.0
-        raise SendFailed(f"status {status}", final=final, pause_seconds=min(pause, ASKED_SECONDS_MAX))
+            raise _failed(talk, error) from None
+
+
+def _asked_seconds(after: str) -> float:
+    """How long a `Retry-After` header asks to wait: seconds, or until a date (RFC 9110, section 10.2.3). 0
+    for one that cannot be read.
+    """
+    if after.isdecimal():
+        return float(min(int(after[:20]), ASKED_SECONDS_MAX))
+    try:
+        date = parsedate_to_datetime(after)
+    except (ValueError, TypeError, IndexError, OverflowError):
+        return 0.0
+    if date.tzinfo is None:
+        # "-0000": in UTC, from where is not said.
+        date = date.replace(tzinfo=UTC)
+    return min(max(0.0, (date - datetime.now(UTC)).total_seconds()), ASKED_SECONDS_MAX)
 
 
 def _read_up(answer: requests.Response) -> None:
@@ -275,7 +405,7 @@ def _read_up(answer: requests.Response) -> None:
         for count, _ in enumerate(answer.iter_content(1), 1):
             if count >= ANSWER_BYTES_MAX or time.monotonic() >= ends:
                 break
-    except requests.RequestException:
+    except (requests.RequestException, OSError, ValueError):
         pass
 
 

@@ -115,7 +115,7 @@ def bindings(
                 holidays_of(settings.holiday_country),
             ),
         ),
-        _binding(surveys_pb2, surveys_pb2_grpc, "SurveyService", SurveyServicer(shelves, clock)),
+        _binding(surveys_pb2, surveys_pb2_grpc, "SurveyService", SurveyServicer(shelves, store, clock)),
         _binding(
             reports_pb2,
             reports_pb2_grpc,

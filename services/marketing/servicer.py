@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Mapping
-from datetime import datetime
+from datetime import datetime, timedelta
 from operator import attrgetter
 from typing import Any
 
@@ -46,6 +46,9 @@ PURCHASES_MAX = convert.PURCHASES_MAX
 REJECTED_SHOWN_MAX = 100
 #: Customers that a rule is tried on.
 SAMPLE_CUSTOMERS = 1_000
+#: How far back a policy is judged by unless asked otherwise, and at most.
+JUDGED_USUAL = timedelta(days=90)
+JUDGED_LONGEST = timedelta(days=400)
 #: Most batches of one import.
 IMPORT_BATCHES_MAX = 10_000
 
@@ -390,8 +393,8 @@ class RecommendationServicer(recommendations_pb2_grpc.RecommendationServiceServi
         model = parse_name("model", "models", request.model) if request.model else ""
         if model and not self._propensities.owns(model):
             raise InvalidArgument(field="model", why="must be a version of the propensity model")
-        start, end = convert.interval_ends("interval", request.interval)
-        return convert.evaluation_to_proto(self._policies.evaluate(policy, model, start, end))
+        span = convert.span_of("interval", request.interval, self._clock.now(), JUDGED_USUAL, JUDGED_LONGEST)
+        return convert.evaluation_to_proto(self._policies.evaluate(policy, model, *span), *span)
 
 
 def _default_policy(field: str, name: str) -> None:

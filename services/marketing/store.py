@@ -1,7 +1,7 @@
 """Where marketing keeps what it knows: the whole store as a port, and on MongoDB. Its parts, each a port and
-its MongoDB side, stand in offer_store.py, decision_store.py, history_store.py, customer_store.py,
-sale_store.py and model_store.py, and the path of a recommendation in reader.py. The memory store of both
-ports is in memory_store.py; one contract suite holds both.
+its MongoDB side, stand in offer_store.py, decision_store.py, decision_figures.py, history_store.py,
+customer_store.py, sale_store.py, survey_store.py and model_store.py, and the path of a recommendation in
+reader.py. The memory store of both ports is in memory_store.py; one contract suite holds both.
 
 The unit of work is one document. What spans two is made so that a crash in between is found and finished by
 the worker:
@@ -19,16 +19,36 @@ from __future__ import annotations
 from typing import Protocol
 
 from marketing.customer_store import CustomerStore, MongoCustomerStore
+from marketing.decision_figures import DecisionFigures, MongoDecisionFigures
 from marketing.decision_store import DecisionStore, MongoDecisionStore
 from marketing.history_store import HistoryStore
 from marketing.model_store import ModelStore, MongoModelStore
 from marketing.offer_store import MongoOfferStore, OfferStore
 from marketing.sale_store import MongoSaleStore, SaleStore
+from marketing.survey_store import MongoSurveyStore, SurveyStore
 
 
-class Store(OfferStore, DecisionStore, HistoryStore, CustomerStore, SaleStore, ModelStore, Protocol):
+class Store(
+    OfferStore,
+    DecisionStore,
+    DecisionFigures,
+    HistoryStore,
+    CustomerStore,
+    SaleStore,
+    SurveyStore,
+    ModelStore,
+    Protocol,
+):
     """Blocking access. Any method may raise Unavailable while the database is away; repeat it then."""
 
 
-class MongoStore(MongoOfferStore, MongoDecisionStore, MongoCustomerStore, MongoSaleStore, MongoModelStore):
+class MongoStore(
+    MongoOfferStore,
+    MongoDecisionStore,
+    MongoDecisionFigures,
+    MongoCustomerStore,
+    MongoSaleStore,
+    MongoSurveyStore,
+    MongoModelStore,
+):
     """The store on MongoDB. Needs `chassis.mongo.connect` first."""

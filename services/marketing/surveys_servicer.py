@@ -34,15 +34,16 @@ from marketing.resources import (
 )
 from marketing.scopes import method
 from marketing.shelf import Row, Shelves
+from marketing.survey_store import SurveyCounts, SurveyStore
 
 V = surveys_pb2
 QUESTIONS_MAX = 50
 CHOICES_MAX = 20
 SCALE_MAX = 100
 DEFAULT_LIMIT = timedelta(hours=24)
-#: Responses counted in results.
-COUNTED_MAX = 100_000
-PAGE = 1_000
+#: Newest responses counted in results, and the longest interval of them.
+COUNTED_MAX = 500_000
+LONGEST = timedelta(days=400)
 TRANSITIONS: Mapping[tuple[int, str], int] = {
     (V.SURVEY_STATE_DRAFT, "open"): V.SURVEY_STATE_OPEN,
     (V.SURVEY_STATE_OPEN, "close"): V.SURVEY_STATE_CLOSED,
@@ -151,8 +152,9 @@ def satisfaction(survey: Any, answers: Mapping[str, Any]) -> float | None:
 class SurveyServicer(surveys_pb2_grpc.SurveyServiceServicer):
     """SurveyService."""
 
-    def __init__(self, shelves: Shelves, clock: Clock) -> None:
+    def __init__(self, shelves: Shelves, store: SurveyStore, clock: Clock) -> None:
         self._shelves = shelves
+        self._store = store
         self._clock = clock
         self._surveys = Desk(
             Resource(
@@ -312,54 +314,41 @@ class SurveyServicer(surveys_pb2_grpc.SurveyServiceServicer):
     def GetSurveyResults(self, request: V.GetSurveyResultsRequest, context: Any) -> V.SurveyResults:
         """Counts by question and choice."""
         id = parse_name("survey", "surveys", request.survey)
-        survey = self._surveys.shown(self._shelves.get(SURVEYS, id))
-        start, end = convert.interval_ends("interval", request.interval)
-        responses = [
-            response
-            for response in self._every(id)
-            if (start is None and end is None)
-            or (response.completed and _inside(convert.moment(response.complete_time), start, end))
-        ]
-        completed = [response for response in responses if response.completed]
-        results = V.SurveyResults(started_count=len(responses), completed_count=len(completed))
-        scores = [response.satisfaction for response in completed if response.HasField("satisfaction")]
-        if scores:
-            results.satisfaction = sum(scores) / len(scores)
+        row = self._shelves.get(SURVEYS, id)
+        survey = self._surveys.shown(row)
+        found = self._store.survey_counts(id, self._span(request, row), COUNTED_MAX)
+        results = V.SurveyResults(
+            started_count=found.started, completed_count=found.completed, truncated=found.truncated
+        )
+        if found.satisfaction is not None:
+            results.satisfaction = found.satisfaction
         for question in survey.questions:
-            results.questions.append(_counts(question, completed))
+            results.questions.append(_counts(question, found))
         return results
 
-    def _every(self, survey: str) -> list[Any]:
-        found: list[Any] = []
-        after = None
-        while len(found) < COUNTED_MAX:
-            rows = self._shelves.find(RESPONSES, {"survey": survey}, PAGE, after=after, order="-_id")
-            found += map(_response, rows)
-            if len(rows) < PAGE:
-                break
-            after = rows[-1].id
-        return found
+    def _span(self, request: Any, survey: Row) -> tuple[datetime, datetime] | None:
+        """Which responses are asked for; None for all."""
+        start, end = convert.interval_ends("interval", request.interval)
+        if start is None and end is None:
+            return None
+        now = self._clock.now()
+        age = (end or now) - (survey.created_at or now)
+        whole = max(age, timedelta(milliseconds=1))
+        return convert.span_of("interval", request.interval, now, whole, LONGEST)
 
 
-def _inside(at: datetime, start: datetime | None, end: datetime | None) -> bool:
-    return (start is None or at >= start) and (end is None or at < end)
-
-
-def _counts(question: Any, responses: Sequence[Any]) -> Any:
+def _counts(question: Any, counts: SurveyCounts) -> Any:
     found = V.QuestionResult(question_id=question.question_id)
-    values = []
-    for response in responses:
-        for answer in response.answers:
-            if answer.question_id != question.question_id:
-                continue
-            given = list(answer.choice_ids)
-            if question.kind == V.QUESTION_KIND_SCALE:
-                given = [str(answer.value)]
-                values.append(answer.value)
-            for one in given:
-                found.counts[one] += 1
+    if question.kind != V.QUESTION_KIND_SCALE:
+        given = {id: count for (asked, id), count in counts.choices.items() if asked == question.question_id}
+        found.counts.update(given)
+        return found
+    values = {
+        value: count for (asked, value), count in counts.values.items() if asked == question.question_id
+    }
+    found.counts.update({str(value): count for value, count in values.items()})
     if values:
-        found.mean = sum(values) / len(values)
+        found.mean = sum(value * count for value, count in values.items()) / sum(values.values())
     return found
 
 

@@ -14,7 +14,7 @@ from sklearn.metrics import log_loss, roc_auc_score
 
 from marketing.effects import Uplift
 from marketing.learning.metrics import calibration_error
-from marketing.offline import Treated, uplift
+from marketing.offline import Treated, comparable, contributions, uplift
 from marketing.propensity import CONSTANT, FEATURES_MAX
 
 #: Share of the examples, the newest, that a model is judged by.
@@ -39,10 +39,14 @@ SEED = 0
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Effect:
-    """A customer who was offered something or, by the holdout, was not, and what they did."""
+    """A customer who was offered something or, by the holdout or an earlier model, was not; what they did."""
 
     traits: tuple[str, ...]
     offered: bool
+    #: Probability with which something was offered, as it was logged; None where it was not.
+    chance: float | None = None
+    #: Id; "" is somebody else each time.
+    customer: str = ""
     #: Whether they bought what would have been offered.
     bought: bool
 
@@ -100,17 +104,29 @@ def learn_uplift(examples: Sequence[Effect]) -> Found:
     cut = int(len(examples) * (1 - JUDGED_SHARE))
     if failure := _too_few(examples) or _too_few_of_arms(examples[:cut], examples[cut:]):
         return Found(content={}, metrics={}, failure=failure)
-    model, judged = _arms(examples[:cut]), examples[cut:]
+    model = _arms(examples[:cut])
     log = [
-        Treated(offered=one.offered, value=float(one.bought), predicted=model.gain(one.traits))
-        for one in judged
+        Treated(
+            customer=one.customer,
+            offered=one.offered,
+            chance=one.chance,
+            value=float(one.bought),
+            predicted=model.gain(one.traits),
+        )
+        for one in examples[cut:]
     ]
-    offered, bought = (np.array([getattr(one, name) for one in judged]) for name in ("offered", "bought"))
+    judged = comparable(log)
+    parts = np.array(contributions(judged))
+    if not len(parts):
+        return Found(
+            content={}, metrics={}, failure="nobody might have been offered something, and might not"
+        )
     draw = np.random.default_rng(SEED)
     # Of customers whom the model cannot tell apart chance decides, as it does for the random orders.
-    mixed = draw.permutation(len(judged))
-    value = qini_of(offered, bought, mixed[np.argsort([-log[at].predicted for at in mixed], kind="stable")])
-    random_ones = [qini_of(offered, bought, draw.permutation(len(judged))) for _ in range(ORDERS)]
+    mixed = draw.permutation(len(parts))
+    best = mixed[np.argsort([-judged[at][0].predicted for at in mixed], kind="stable")]
+    value = qini_of(parts, best)
+    random_ones = [qini_of(parts, draw.permutation(len(parts))) for _ in range(ORDERS)]
     beaten = float(np.mean([other < value for other in random_ones]))
     whole = uplift(log)
     metrics = {
@@ -129,14 +145,9 @@ def learn_uplift(examples: Sequence[Effect]) -> Found:
     return Found(content={} if failure else content, metrics=metrics, failure=failure)
 
 
-def qini_of(offered: np.ndarray, bought: np.ndarray, order: np.ndarray) -> float:
-    """`offline.qini` of customers in an order."""
-    given, value = offered[order].astype(bool), bought[order].astype(float)
-    gained, lost = np.cumsum(value * given), np.cumsum(value * ~given)
-    held = np.cumsum(~given)
-    curve = gained - np.where(held > 0, lost * np.cumsum(given) / np.maximum(held, 1), 0.0)
-    area = float(curve.sum() - curve[-1] / 2)
-    return (area - float(curve[-1]) * len(order) / 2) / len(order) ** 2
+def qini_of(parts: np.ndarray, order: np.ndarray) -> float:
+    """`offline.qini` of customers in an order, by their `offline.contributions`."""
+    return float(np.cumsum(parts[order]).sum()) / len(order) ** 2
 
 
 def _too_few_of_arms(learned: Sequence[Effect], judged: Sequence[Effect]) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
+from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -21,6 +22,7 @@ from chassis.idempotency import RequestIdReused
 from marketing import convert
 from marketing.association import Counts, Smoothing
 from marketing.config import MarketingSettings
+from marketing.decision_figures import AGENT, KEYS, OFFER, REASON, REGION, TIME
 from marketing.decision_store import DecisionFilter
 from marketing.documents import DOCUMENTS, OfferDocument
 from marketing.engine import (
@@ -31,6 +33,7 @@ from marketing.engine import (
     SupplyBelowUsed,
     close,
 )
+from marketing.kinds import ALL_DOCUMENTS, RESPONSES
 from marketing.memory_store import MemoryStore
 from marketing.model import (
     CARE_MAX,
@@ -51,6 +54,7 @@ from marketing.model_store import Serving
 from marketing.offer_store import Claim, OfferFilter
 from marketing.ranking import Ranker
 from marketing.reader import MongoReader, Standing
+from marketing.shelf import MongoShelves, Row
 from marketing.store import MongoStore
 
 REAL = datetime(2025, 6, 1, tzinfo=UTC)
@@ -86,7 +90,7 @@ def store(request: pytest.FixtureRequest) -> Iterator[Any]:
         mongo_database=request.getfixturevalue("mongo_database"),
     )
     mongo.connect(settings)
-    mongo.ensure_indexes(DOCUMENTS)
+    mongo.ensure_indexes(ALL_DOCUMENTS)
     yield MongoPair(settings)
     mongo.disconnect()
 
@@ -299,19 +303,97 @@ def test_decisions_are_listed_newest_first_and_filtered(store: Any) -> None:
     assert store.decisions(DecisionFilter(call_id="call-9"), 9, None) == []
 
 
-def test_decisions_of_a_span_were_made_or_closed_in_it(store: Any) -> None:
-    present, day = add(store, draft()), timedelta(days=1)
-    for index in range(4):
-        decision(store, f"d{index}", present, created_at=NOW - index * day)
-    late = Outcome(offer="o1", result=Result.DECLINED, at=NOW - day)
+def test_figures_of_a_span_count_what_was_offered_and_accepted_in_it(store: Any) -> None:
+    one, day = add(store, draft()), timedelta(days=1)
+    two = add(store, draft("o2", product="tv", value=cny("12.345678")))
+    # The second offer was taken of d1, nothing of d2, the first of d3 a day later and by another agent.
+    for index, ago in enumerate((0, 1, 2, 3)):
+        offers = (one, two) if index else ()
+        where = Contact(agent="agents/7", region="regions/r", reason="billing" if index > 1 else "")
+        decision(store, f"d{index}", *offers, created_at=NOW - ago * day, contact=where)
+    store.close_decision(close(store.decision("d1"), accept("o2"), ""), ())
+    store.close_decision(
+        close(store.decision("d2"), Outcome(offer="", result=Result.IGNORED, at=NOW), ""), ()
+    )
+    late = Outcome(offer="o1", result=Result.ACCEPTED, agent="agents/8", at=NOW - 2 * day)
     store.close_decision(close(store.decision("d3"), late, ""), ())
 
-    def within(start: datetime, end: datetime) -> list[str]:
-        return [d.id for d in store.decisions(DecisionFilter(within=(start, end)), 9, None)]
+    def offered(start: datetime, end: datetime, *by: str) -> list[tuple[Any, ...]]:
+        found = store.offered(start, end, [key for key in KEYS if key in by])
+        return sorted((*each.values.values(), each.at, each.count) for each in found)
 
-    assert within(NOW - 2 * day, NOW) == ["d3", "d2", "d1"]
-    assert within(NOW - 3 * day, NOW - 2 * day) == ["d3"]
-    assert within(NOW, NOW + day) == ["d0"]
+    first = store.decision("d2").offers[0].offer
+    assert store.made_count(NOW - 3 * day, NOW, 9) == 3 and store.made_count(NOW - 3 * day, NOW, 2) == 2
+    assert offered(NOW - 3 * day, NOW + day) == [(None, 3)] and offered(NOW, NOW + day) == []
+    counted = Counter({("agents/7", "offers/o2", None): 1, ("agents/8", "offers/o1", None): 1})
+    counted["agents/7", f"offers/{first}", None] += 1
+    found = {tuple(each[:-1]): each[-1] for each in offered(NOW - 3 * day, NOW, AGENT, OFFER)}
+    assert found == dict(counted)
+    at = NOW - 2 * day
+    assert offered(at, NOW - day, REGION, REASON, TIME) == [("regions/r", "billing", at, 1)]
+
+    pages, after = [], None
+    while found := store.accepted(NOW - 2 * day, NOW + day, 1, after):
+        pages.append(found[0])
+        after = (found[0].at, found[0].decision)
+    assert [(a.decision, a.customer, a.made_at, a.at, a.offer, a.revision, a.worth) for a in pages] == [
+        ("d1", "c1", NOW - day, NOW, "o2", two.version, Decimal("12.345678")),
+        ("d3", "c1", NOW - 3 * day, NOW - 2 * day, "o1", one.version, one.worth.amount),
+    ]
+    assert pages[1].values == {
+        AGENT: "agents/8", REGION: "regions/r", REASON: "billing", OFFER: "offers/o1"
+    }  # fmt: skip
+    assert store.accepted(NOW - 3 * day, NOW - 2 * day, 9, None) == []
+
+
+def test_decisions_made_in_a_span_come_newest_first_in_pages(store: Any) -> None:
+    present, day = add(store, draft()), timedelta(days=1)
+    # Made by the business clock in another order than that of their ids; two at one moment.
+    for id, days in (("d1", 1), ("d2", 3), ("d3", 2), ("d4", 2), ("d5", 0)):
+        decision(store, id, present, created_at=NOW - days * day)
+
+    def made(start: datetime, end: datetime) -> list[list[str]]:
+        pages: list[list[str]] = []
+        after = None
+        while found := store.decisions_made(start, end, 2, after):
+            pages.append([each.id for each in found])
+            after = (found[-1].created_at, found[-1].id)
+        return pages
+
+    assert made(NOW - 3 * day, NOW) == [["d1", "d4"], ["d3", "d2"]]
+    assert made(NOW - 2 * day, NOW - day) == [["d4", "d3"]]
+    assert made(NOW, NOW + day) == [["d5"]] and made(NOW + day, NOW + 2 * day) == []
+
+
+def test_responses_of_a_survey_are_counted(store: Any) -> None:
+    shelves = store.shelves if isinstance(store, MemoryStore) else MongoShelves()
+    day = timedelta(days=1)
+
+    def respond(id: str, survey: str, ago: int | None, **resource: Any) -> None:
+        keys = {"survey": survey, **({} if ago is None else {"completed_at": NOW - ago * day})}
+        done = {} if ago is None else {"completed": True}
+        shelves.insert(RESPONSES, Row(id=id, content={"resource": {**done, **resource}}, keys=keys), NOW)
+
+    scale, choices = {"question_id": "q1"}, {"question_id": "q2"}
+    respond(
+        "r1", "s1", 3, satisfaction=0.25, answers=[{**scale, "value": 4}, {**choices, "choice_ids": ["a"]}]
+    )
+    respond("r2", "s1", 2, answers=[scale, {**choices, "choice_ids": ["a", "b"]}])
+    respond("r3", "s1", 1, satisfaction=0.75, answers=[{**scale, "value": 4}])
+    respond("r4", "s1", None, answers=[{**scale, "value": 9}])
+    respond("r5", "s2", 1, answers=[{**scale, "value": 9}])
+
+    every = store.survey_counts("s1", None, 9)
+    assert (every.started, every.completed, every.truncated, every.satisfaction) == (4, 3, False, 0.5)
+    assert every.choices == {("q2", "a"): 2, ("q2", "b"): 1}
+    assert {key: n for key, n in every.values.items() if key[0] == "q1"} == {("q1", 4): 2, ("q1", 0): 1}
+    of_two_days = store.survey_counts("s1", (NOW - 2 * day, NOW), 9)
+    assert (of_two_days.started, of_two_days.completed, of_two_days.satisfaction) == (2, 2, 0.75)
+    cut = store.survey_counts("s1", None, 2)
+    assert (cut.started, cut.completed, cut.truncated) == (2, 1, True)
+    assert not store.survey_counts("s1", (NOW - 2 * day, NOW), 2).truncated
+    none = store.survey_counts("s3", None, 9)
+    assert (none.started, none.completed, none.truncated, none.satisfaction) == (0, 0, False, None)
 
 
 def test_what_was_offered_lately_is_counted_by_call(store: Any) -> None:
@@ -362,6 +444,8 @@ def test_purchases_count_once_and_make_the_profile(store: Any) -> None:
     assert [p.id for p in store.purchases("c1", 1, None)] == ["2"]
     assert [p.id for p in store.purchases("c1", 9, (NOW + timedelta(seconds=1), "2"))] == ["1"]
     assert store.purchases("c1", 1, None)[0].amount == cny("9.90")
+    lately = store.purchases_within(["c1", "c9"], NOW + timedelta(seconds=1), NOW + timedelta(days=1))
+    assert list(lately) == [("c1", "tv", NOW + timedelta(seconds=1))]
 
 
 def test_only_newer_snapshots_count_and_history_stays(store: Any) -> None:

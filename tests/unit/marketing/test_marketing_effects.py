@@ -32,7 +32,7 @@ from marketing.learned import Churns, Propensities, Uplifts
 from marketing.learning.effects import Effect, learn_churn, learn_uplift, qini_of
 from marketing.memory_store import MemoryStore
 from marketing.model import Contact, Decision, ModelState, NoOffer, OfferKind, Profile
-from marketing.offline import Treated, qini
+from marketing.offline import Treated, comparable, contributions, qini
 from marketing.ranker_cache import RankerCache
 from marketing.sale_store import Sale
 from marketing.scopes import SCOPES
@@ -68,6 +68,26 @@ def test_uplift_serves_when_it_tells_who_is_moved() -> None:
     assert "held out" in learn_uplift([Effect(traits=(), offered=True, bought=False)] * 2_000).failure
 
 
+def test_a_model_is_judged_by_those_too_whom_the_one_before_left_alone() -> None:
+    """Where the model before let 15 % of the standard customers through, whom offering does harm."""
+    draw = random.Random(4)
+    examples = []
+    for _ in range(20_000):
+        gold = draw.random() < 0.5
+        chance = 0.9 * (1.0 if gold else 0.15)
+        offered = draw.random() < chance
+        rate = 0.4 + (0.0 if not offered else 0.2 if gold else -0.2)
+        bought = draw.random() < rate
+        traits = ("tier=gold" if gold else "tier=standard",)
+        examples.append(Effect(traits=traits, offered=offered, chance=chance, bought=bought))
+    found = learn_uplift(examples)
+    assert not found.failure
+    assert found.metrics["uplift_lower"] < 0.0 < found.metrics["uplift_upper"]
+    assert found.metrics["qini"] == pytest.approx(0.05, abs=0.015)
+    blind = learn_uplift([replace(one, chance=None) for one in examples])
+    assert blind.metrics["uplift_lower"] > 0.05, "what was let through was the better half"
+
+
 def test_qini_is_the_same_by_either_way() -> None:
     draw = random.Random(3)
     log = [
@@ -75,8 +95,8 @@ def test_qini_is_the_same_by_either_way() -> None:
         for _ in range(300)
     ]
     order = np.argsort([-one.predicted for one in log])
-    offered, bought = np.array([one.offered for one in log]), np.array([one.value for one in log])
-    assert qini_of(offered, bought, order) == pytest.approx(qini(log))
+    parts = np.array(contributions(comparable(log)))
+    assert qini_of(parts, order) == pytest.approx(qini(log)) and parts.sum() == pytest.approx(0)
 
 
 def customers(count: int, leaving: float) -> list[tuple[tuple[str, ...], bool]]:
@@ -162,7 +182,14 @@ def test_nothing_is_offered_where_it_does_harm_and_retention_to_those_at_risk() 
     serve(store, UPLIFT, 1, harm)
     refused = ask("gold-2")
     assert refused.no_offer is NoOffer.NOT_WORTHWHILE and refused.considered
-    assert ask("nobody").offers
+    assert (refused.held_chance, refused.leave) == (0.0, cache.policy.exploration_ratio)
+    assert ask("nobody").offers and ask("nobody").leave == 1.0
+    # Of as many gold customers one is asked all the same, with the chance that is logged.
+    golden = [f"gold-{number}" for number in range(200)]
+    for customer in golden:
+        store.save_profile(Profile(customer=customer, tier="gold", crm_version=1))
+    asked = [made for made in map(ask, golden) if made.offers]
+    assert 1 <= len(asked) <= 30 and {made.leave for made in asked} == {cache.policy.exploration_ratio}
     # A version that cannot be read leaves the last good one.
     serve(store, UPLIFT, 2, {"offered": "broken"})
     assert ask("gold-2").no_offer is NoOffer.NOT_WORTHWHILE and cache.uplift.model == "uplift-000001"

@@ -18,9 +18,10 @@ from tests.unit.marketing.marketing_examples import NOW, cny
 from callmesh.marketing.v1 import campaigns_pb2 as C
 from callmesh.marketing.v1 import reports_pb2 as R
 from chassis.testing import FakeClock
+from marketing import judged, learned
 from marketing.campaign_engine import endangered, may_follow
 from marketing.campaigns import experiment, outlook
-from marketing.learned import logged
+from marketing.learned import Policies, Propensities, Uplifts, logged
 from marketing.memory_store import MemoryStore
 from marketing.model import Considered, Contact, Decision, Outcome, RankedOffer, Reason, ReasonCode, Result
 from marketing.offline import Treated, compare, uplift
@@ -179,6 +180,45 @@ def test_one_customer_is_one_piece_of_evidence_however_often_they_are_met() -> N
     assert often.upper - often.lower == pytest.approx(once.upper - once.lower)
     alone = uplift([replace(entry, customer=f"{entry.offered}") for entry in log])
     assert alone.lower == alone.value == alone.upper, "of one customer an arm nothing is known"
+
+
+def judging(days: Iterable[int], most: int, monkeypatch: pytest.MonkeyPatch) -> Policies:
+    """Policies on a log with a closed decision each so many days ago, of which at most some are looked at."""
+    store = MemoryStore()
+    candidate = Considered(offer="o1", product="o1", base=0.1, probability=0.1, worth=7.0, chance=1.0)
+
+    async def fill() -> None:
+        for number, ago in enumerate(days):
+            outcome = Outcome(offer="o1", result=Result.DECLINED, at=NOW)
+            one = decision(f"d{number:05}", NOW - ago * DAY, outcome, considered=(candidate,))
+            await store.log_decision(one, (), request_key=None, fingerprint=None)
+
+    asyncio.run(fill())
+    monkeypatch.setattr(judged, "PAGE", 7)
+    monkeypatch.setattr(learned, "JUDGED_MAX", most)
+    clock = FakeClock(NOW)
+    propensities = Propensities(store.shelves, store, clock, 3)
+    return Policies(store.shelves, store, clock, propensities, Policy())
+
+
+def test_a_policy_is_judged_by_all_decisions_of_the_span_however_many_came_since(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    policies = judging([*[100] * 60, *[1] * 200], 60, monkeypatch)
+    found = policies.evaluate(Policy(), "", NOW - 101 * DAY, NOW - 99 * DAY)
+    assert (found.count, found.examined, found.truncated) == (60, 60, False)
+    cut = policies.evaluate(Policy(), "", NOW - 101 * DAY, NOW)
+    assert (cut.count, cut.examined, cut.truncated) == (60, 60, True)
+
+
+def test_the_effect_of_offers_is_learned_however_many_were_made_lately(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """What was offered in the last fortnight has no effect yet: it must not take the others' places."""
+    monkeypatch.setattr(learned, "DECISIONS_MAX", 50)
+    policies = judging([*[20] * 30, *[1] * 100], 1, monkeypatch)
+    uplifts = Uplifts(policies._shelves, policies._store, policies._clock, 3)
+    assert len(uplifts.examples()) == 30
 
 
 @pytest.mark.parametrize("model", ["", "propensity-000001"])

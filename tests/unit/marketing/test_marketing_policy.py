@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import random
+import statistics
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from zoneinfo import ZoneInfo
 
@@ -121,6 +123,62 @@ def test_uplift_and_qini_tell_who_is_moved() -> None:
     assert qini([Treated(offered=True, value=1.0, predicted=1.0)]) == 0.0
 
 
+#: Kinds of customers: their share, how many buy of themselves, and what being offered something adds to that.
+KINDS = ((0.3, 0.2, 0.3), (0.4, 0.3, 0.0), (0.3, 0.3, -0.2))
+#: The mean effect, 0.09 - 0.06, and the area of the curve with the kinds in this order: it rises by 0.3 over
+#: the first 30 %, is level, and falls by 0.2 over the last 30 %; the straight line ends at 0.03.
+MEAN_EFFECT = 0.03
+QINI = 0.09 * 0.3 / 2 + 0.09 * 0.4 + (0.09 + 0.03) / 2 * 0.3 - MEAN_EFFECT / 2
+
+
+def dealt(
+    draw: random.Random, count: int, held: float, leave: float, *, logged: bool = True
+) -> list[Treated]:
+    """Decisions under a model that lets through those it does good, and a share of those it harms."""
+    log = []
+    for _ in range(count):
+        kind = draw.choices(range(3), [share for share, _, _ in KINDS])[0]
+        _, own, effect = KINDS[kind]
+        chance = (1 - held) * (1.0 if effect >= 0 else leave)
+        offered = draw.random() < chance
+        if not logged and not offered and draw.random() >= held / (1 - chance):
+            continue  # left alone by the model, and not by the holdout: was not looked at
+        bought = draw.random() < own + (effect if offered else 0)
+        log.append(
+            Treated(offered=offered, value=float(bought), predicted=effect, chance=chance if logged else None)
+        )
+    return log
+
+
+def test_uplift_and_qini_are_unbiased_where_a_model_decides_whom_to_leave_alone() -> None:
+    draw = random.Random(11)
+    worlds = 200
+    gains, areas, inside = [], [], 0
+    for _ in range(worlds):
+        log = dealt(draw, 2_000, held=0.1, leave=0.15)
+        gain = uplift(log)
+        gains.append(gain.value)
+        areas.append(qini(log))
+        inside += gain.lower <= MEAN_EFFECT <= gain.upper
+    for found, truth in ((gains, MEAN_EFFECT), (areas, QINI)):
+        error = statistics.stdev(found) / worlds**0.5
+        assert abs(statistics.mean(found) - truth) < 3.5 * error, (statistics.mean(found), truth, error)
+    assert inside >= 0.92 * worlds
+    # Without the chances those let through are taken for everybody.
+    blind = statistics.mean(uplift(dealt(draw, 2_000, 0.1, 0.15, logged=False)).value for _ in range(30))
+    assert blind > MEAN_EFFECT + 0.05
+
+
+def test_who_is_never_offered_anything_is_compared_with_nobody() -> None:
+    draw = random.Random(2)
+    log = dealt(draw, 6_000, held=0.2, leave=0.0)
+    # Of those who may be offered something 3 of 7 are moved by 0.3.
+    gain = uplift(log)
+    assert gain.lower < 0.9 / 7 < gain.upper and gain.upper - gain.lower < 0.1
+    alone = [replace(entry, chance=0.0, offered=False) for entry in log]
+    assert uplift(alone).value == 0.0 and qini(alone) == 0.0
+
+
 def test_the_event_says_what_protobufs_own_json_says() -> None:
     ranked = Ranker([offer(), offer(id="o2", product="tv")], RuleTable()).rank(
         Profile(customer="c1"), Contact(), NOW, 3
@@ -171,6 +229,8 @@ def test_a_decision_encoded_beforehand_is_the_decision(count: int, holdout: bool
         offers=() if holdout else ranked,
         no_offer=NoOffer.HOLDOUT if holdout else None,
         holdout=holdout,
+        held_chance=0.02 if count else None,
+        leave=0.05 if holdout else 1.0,
         considered=tuple(Considered(one.offer, one.product, 0.25, 0.5, 59.9, 1e-9) for one in ranked),
         traits=traits(Profile(customer="c1", tier="金"), Contact()),
         created_at=NOW,

@@ -4,11 +4,16 @@ from __future__ import annotations
 
 import base64
 import json
+import os
 import socketserver
 import ssl
+import subprocess
+import sys
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from datetime import UTC, datetime, timedelta
+from email.utils import format_datetime
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any, ClassVar
@@ -126,7 +131,10 @@ def failure(sender: Any) -> tuple[bool, float] | None:
         (500, {}, (False, 0)),
         (429, {"Retry_After": "90"}, (False, 90)),
         (503, {"Retry_After": "999999"}, (False, 3_600)),
-        (503, {"Retry_After": "Wed, 21 Oct 2026 07:28:00 GMT"}, (False, 0)),
+        (503, {"Retry_After": "Wed, 21 Oct 2015 07:28:00 GMT"}, (False, 0)),
+        (503, {"Retry_After": "Fri, 21 Oct 2095 07:28:00 GMT"}, (False, 3_600)),
+        (429, {"Retry_After": "tomorrow"}, (False, 0)),
+        (429, {"Retry_After": "9" * 5_000}, (False, 3_600)),
     ],
 )
 def test_what_a_gateways_answer_means(
@@ -135,6 +143,12 @@ def test_what_a_gateways_answer_means(
     assert failure(gateway(lambda request: request.say(status, **headers))) == what
     assert Gateway.heard[0]["Idempotency-Key"] == "spring/invite/mail/c1"
     assert "Authorization" not in Gateway.heard[0]
+
+
+def test_a_gateway_may_say_until_when_it_wants_to_be_left_alone(gateway: Any) -> None:
+    until = format_datetime(datetime.now(UTC) + timedelta(seconds=600), usegmt=True)
+    found = failure(gateway(lambda request: request.say(503, Retry_After=until)))
+    assert found is not None and not found[0] and 500 < found[1] <= 600
 
 
 def test_a_renewed_token_goes_along_with_the_next_message(gateway: Any, tmp_path: Path) -> None:
@@ -175,12 +189,90 @@ def test_an_answer_that_drips_is_cut_off(gateway: Any, monkeypatch: pytest.Monke
         done.set()
 
 
+@contextmanager
+def dripping(line: bytes, trust: ssl.SSLContext | None = None) -> Iterator[int]:
+    """The port of a server that says this, and then a byte now and then for as long as one listens."""
+
+    class Drip(socketserver.BaseRequestHandler):
+        def handle(self) -> None:
+            talk = trust.wrap_socket(self.request, server_side=True) if trust else self.request
+            with suppress(OSError), talk:
+                talk.sendall(line)
+                while not over.wait(0.02):
+                    talk.sendall(b"x")
+
+    over = threading.Event()
+    server = socketserver.ThreadingTCPServer(("127.0.0.1", 0), Drip)
+    server.daemon_threads = True
+    try:
+        with serving(server) as port:
+            yield port
+    finally:
+        over.set()
+
+
+#: Sends by each configured sender; says what came of it, and whether anybody is still watched.
+SEND = """
+import sys
+if sys.argv[1] == "eventlet":
+    import eventlet
+    eventlet.monkey_patch()
+from marketing import cut_off, senders
+from marketing.campaign_engine import StepChannel
+from marketing.model import Profile
+senders.MESSAGE_SECONDS = 0.3
+profile = Profile(customer="c1", numbers=("+8613800138000",), email_addresses=("c1@example.net",))
+message = senders.Message(
+    id="m", profile=profile, channel=StepChannel.SMS, subject="Spring", body="Hello", origin={}
+)
+for config in senders.read_configs(sys.argv[2]):
+    try:
+        senders.ADAPTERS[config.adapter](config).send(message)
+    except senders.SendFailed as error:
+        print(error, error.final)
+print(len(cut_off._watch._talks))
+"""
+
+
+@pytest.mark.parametrize("threads", ["real", "eventlet"])
+def test_whoever_keeps_a_message_waiting_byte_by_byte_is_cut_off(threads: str, tmp_path: Path) -> None:
+    """Workers send under eventlet."""
+    files = Authority().write(tmp_path)
+    trust = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    trust.load_cert_chain(files["tls_cert_file"], files["tls_key_file"])
+    web = {"channel": "SMS", "adapter": "webhook"}
+    mail = {"channel": "EMAIL", "adapter": "smtp", "sender": "news@example.net"}
+    tls = {"ca_file": files["tls_ca_file"]}
+    with (
+        dripping(b"HTTP/1.1 2") as http,
+        dripping(b"HTTP/1.1 2", trust) as https,
+        dripping(b"220 ") as smtp,
+        dripping(b"220 ", trust) as smtps,
+    ):
+        slow = [
+            {**web, "id": "http", "target": f"http://127.0.0.1:{http}/"},
+            {**web, "id": "https", "target": f"https://127.0.0.1:{https}/", **tls},
+            {**mail, "id": "smtp", "target": f"127.0.0.1:{smtp}"},
+            {**mail, "id": "smtps", "target": f"127.0.0.1:{smtps}", "tls": "implicit", **tls},
+        ]
+        said = subprocess.run(
+            [sys.executable, "-W", "ignore", "-c", SEND, threads, json.dumps(slow)],
+            env={**os.environ, "PYTHONPATH": "services"},
+            capture_output=True,
+            text=True,
+            timeout=60,
+        )
+    assert said.stdout.splitlines() == ["took longer than 0.3 s False"] * 4 + ["0"], said.stderr
+
+
 class Relay(socketserver.StreamRequestHandler):
     """A mail relay that wants TLS and a password, as far as a message needs one."""
 
     trust: ClassVar[ssl.SSLContext]
     implicit: ClassVar[bool]
     heard: ClassVar[list[str]]
+    #: How it wants to be told the password.
+    auth: ClassVar[str] = "PLAIN"
 
     def _begin_tls(self) -> None:
         self.request = Relay.trust.wrap_socket(self.request, server_side=True)
@@ -205,7 +297,7 @@ class Relay(socketserver.StreamRequestHandler):
             verb = line.split()[0].upper()
             Relay.heard.append(line)
             if verb == "EHLO":
-                self.wfile.write(b"250-relay\r\n250-STARTTLS\r\n250 AUTH PLAIN\r\n")
+                self.wfile.write(f"250-relay\r\n250-STARTTLS\r\n250 AUTH {Relay.auth}\r\n".encode())
             elif verb == "STARTTLS":
                 self.wfile.write(b"220 go\r\n")
                 self._begin_tls()
@@ -217,23 +309,25 @@ class Relay(socketserver.StreamRequestHandler):
             elif verb == "QUIT":
                 # What was taken stays taken, whatever a relay says afterwards.
                 self.wfile.write(b"421 too late\r\n")
+            elif line.startswith("AUTH LOGIN"):
+                self.wfile.write(b"334 UGFzc3dvcmQ6\r\n")
+                Relay.heard.append(f"AUTH {self.rfile.readline().decode().strip()}")
+                self.wfile.write(b"235 known\r\n")
             else:
                 self.wfile.write(b"235 known\r\n" if verb == "AUTH" else b"250 yes\r\n")
 
 
-@pytest.mark.parametrize("tls", ["starttls", "implicit"])
-def test_a_relay_is_trusted_by_its_certificate_and_told_the_password_then(tmp_path: Path, tls: str) -> None:
-    authority = Authority()
-    files = authority.write(tmp_path)
-    strange = Authority("somebody else").write(tmp_path / "strange")
+@contextmanager
+def relaying(folder: Path, tls: str) -> Iterator[Callable[..., SmtpSender]]:
+    """Makes senders to a relay, who log in as `user` with what the file "password" in the folder holds."""
+    files = Authority().write(folder)
     Relay.trust, Relay.implicit, Relay.heard = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER), tls == "implicit", []
     Relay.trust.load_cert_chain(files["tls_cert_file"], files["tls_key_file"])
-    password = tmp_path / "password"
     server = socketserver.ThreadingTCPServer(("127.0.0.1", 0), Relay)
     server.daemon_threads = True
     with serving(server) as port:
 
-        def sender(ca_file: str) -> SmtpSender:
+        def sender(ca_file: str = files["tls_ca_file"], user: str = "news") -> SmtpSender:
             return SmtpSender(
                 SenderConfig(
                     id="m",
@@ -242,13 +336,40 @@ def test_a_relay_is_trusted_by_its_certificate_and_told_the_password_then(tmp_pa
                     target=f"127.0.0.1:{port}",
                     sender="news@example.net",
                     tls=tls,
-                    user="news",
-                    password_file=str(password),
+                    user=user,
+                    password_file=str(folder / "password"),
                     ca_file=ca_file,
                 )
             )
 
-        ours = sender(files["tls_ca_file"])
+        yield sender
+
+
+@pytest.mark.parametrize(
+    ("auth", "said"),
+    [
+        ("CRAM-MD5 LOGIN PLAIN", ["\0größe\0пароль密码"]),
+        ("CRAM-MD5 LOGIN", ["größe", "пароль密码"]),
+        ("CRAM-MD5", None),
+    ],
+)
+def test_a_password_may_have_letters_beyond_ascii(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, auth: str, said: list[str] | None
+) -> None:
+    monkeypatch.setattr(Relay, "auth", auth)
+    (tmp_path / "password").write_text("пароль密码\n", encoding="utf-8")
+    with relaying(tmp_path, "starttls") as sender:
+        assert failure(sender(user="größe")) == (None if said else (False, 0))
+    told = [base64.b64decode(line.split()[-1]).decode() for line in Relay.heard if line.startswith("AUTH")]
+    assert told == (said or [])
+
+
+@pytest.mark.parametrize("tls", ["starttls", "implicit"])
+def test_a_relay_is_trusted_by_its_certificate_and_told_the_password_then(tmp_path: Path, tls: str) -> None:
+    strange = Authority("somebody else").write(tmp_path / "strange")
+    password = tmp_path / "password"
+    with relaying(tmp_path, tls) as sender:
+        ours = sender()
         assert failure(ours) == (False, 0), "there is no password yet"
         for word in ("first", "second"):
             password.write_text(f"{word}\n")

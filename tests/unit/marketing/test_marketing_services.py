@@ -48,6 +48,7 @@ from marketing.call_lists import CallListSender, add_contact, complete_lists
 from marketing.campaign_engine import StepChannel
 from marketing.campaign_store import MemoryTouches
 from marketing.config import MarketingSettings
+from marketing.decision_figures import TooLong
 from marketing.kinds import ATTEMPTS, CAMPAIGNS, CONTACT_LISTS, CONTACT_POLICY, CONTACTS, TARIFFS
 from marketing.memory_store import MemoryStore
 from marketing.model import Channel, Complaint, Profile, Purchase
@@ -141,6 +142,10 @@ async def test_the_policy_is_read_changed_and_guarded(world: World) -> None:
     assert found[2] == ["policy.holdout_ratio"]
     few = recommendations_pb2.EvaluatePolicyRequest(policy=first)
     assert (await refused(world.recommend.EvaluatePolicy(few)))[1] == "TOO_FEW_DECISIONS"
+    few.interval.start_time.FromDatetime(NOW - timedelta(days=401))
+    assert (await refused(world.recommend.EvaluatePolicy(few)))[2] == ["interval"]
+    few.interval.start_time.FromDatetime(NOW + timedelta(days=1))
+    assert (await refused(world.recommend.EvaluatePolicy(few)))[2] == ["interval.start_time"]
 
 
 async def test_the_cheapest_plan_is_found_exactly_with_its_saving(world: World) -> None:
@@ -1197,7 +1202,9 @@ def test_choices_and_tariffs_are_held_to_their_limits() -> None:
     assert {field.partition("[")[0] for field, _ in problems} == {"product", "audience.tiers"}
 
 
-async def test_a_survey_takes_closed_answers_inside_its_time_limit(world: World) -> None:
+async def test_a_survey_takes_closed_answers_inside_its_time_limit(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
     question = surveys_pb2.Question(
         question_id="q1",
         texts=[words("How was it?")],
@@ -1228,7 +1235,19 @@ async def test_a_survey_takes_closed_answers_inside_its_time_limit(world: World)
     assert (await refused(answer(late.name, 5)))[1] == "TIME_LIMIT_PASSED"
     results = await world.surveys.GetSurveyResults(surveys_pb2.GetSurveyResultsRequest(survey=made.name))
     assert (results.started_count, results.completed_count, results.satisfaction) == (2, 1, 0.75)
-    assert dict(results.questions[0].counts) == {"4": 1}
+    assert dict(results.questions[0].counts) == {"4": 1} and results.questions[0].mean == 4
+    assert not results.truncated
+    monkeypatch.setattr(surveys_servicer, "COUNTED_MAX", 1)
+    asked = surveys_pb2.GetSurveyResultsRequest(survey=made.name)
+    cut = await world.surveys.GetSurveyResults(asked)
+    assert (cut.started_count, cut.truncated) == (1, True)
+    asked.interval.end_time.FromDatetime(START + timedelta(seconds=60))
+    whole = await world.surveys.GetSurveyResults(asked)
+    assert (whole.started_count, whole.completed_count, whole.truncated) == (1, 1, False)
+    asked.interval.end_time.FromDatetime(START)
+    assert (await world.surveys.GetSurveyResults(asked)).started_count == 0
+    asked.interval.start_time.FromDatetime(START - timedelta(days=401))
+    assert (await refused(world.surveys.GetSurveyResults(asked)))[2] == ["interval"]
 
 
 async def test_the_profit_report_adds_up_and_can_be_drawn(world: World) -> None:
@@ -1253,6 +1272,7 @@ async def test_the_profit_report_adds_up_and_can_be_drawn(world: World) -> None:
         (["regions/beijing", "2025-06"], "379.50")
     ]
     assert (report.total.revenue.amount, report.total.cost.amount) == ("500", "120.50")
+    assert report.examined_count == 2
     chart = await world.reports.RenderProfitChart(
         reports_pb2.RenderProfitChartRequest(report=request, width_pixels=400, height_pixels=300)
     )
@@ -1358,6 +1378,14 @@ async def test_a_report_is_as_large_as_its_span(world: World, monkeypatch: pytes
     request.interval.end_time.FromDatetime(START + timedelta(days=3, hours=12))
     assert (await world.reports.GetProfitReport(request)).total.offered_count == 3
     request.interval.end_time.FromDatetime(START + timedelta(days=4, hours=12))
+    assert (await refused(world.reports.GetProfitReport(request)))[1] == "TOO_MUCH_TO_REPORT"
+    monkeypatch.setattr(reports_servicer, "DECISIONS_MAX", 4)
+    assert (await world.reports.GetProfitReport(request)).examined_count == 4
+
+    def slow(*_: Any) -> Any:
+        raise TooLong
+
+    monkeypatch.setattr(world.store, "offered", slow)
     assert (await refused(world.reports.GetProfitReport(request)))[1] == "TOO_MUCH_TO_REPORT"
 
 
