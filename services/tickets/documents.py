@@ -70,6 +70,17 @@ class TicketDocument(Aggregate):
                 for field in ("customer_id", "caller_number", "parent_id", "assignee", "products", "problem")
             ),
             {"fields": ["kind", "open", *_NEWEST], "name": "kind_open_newest"},
+            # Only what is open: years of closed tickets of a busy number are not read for each of its calls.
+            {
+                "fields": ["customer_id", "topic"],
+                "name": "customer_open",
+                "partialFilterExpression": {"open": True, "customer_id": {"$gt": ""}},
+            },
+            {
+                "fields": ["caller_number", "topic", "customer_id"],
+                "name": "number_open",
+                "partialFilterExpression": {"open": True, "caller_number": {"$gt": ""}},
+            },
             {"fields": ["team", "open", "-rank", "created_ms", "_id"], "name": "team_pile", "sparse": True},
             {"fields": ["assignee", "open"], "name": "assignee_open", "sparse": True},
             {"fields": ["request_keys"], "name": "request_keys", "sparse": True},
