@@ -67,7 +67,7 @@ class TicketDocument(Aggregate):
             ),
             *(
                 {"fields": [field, *_NEWEST], "name": f"{field}_newest", "sparse": True}
-                for field in ("customer_id", "caller_number", "parent_id", "assignee", "products", "problem")
+                for field in ("customer_id", "caller_number", "parent_id", "products", "problem")
             ),
             {"fields": ["kind", "open", *_NEWEST], "name": "kind_open_newest"},
             # Only what is open: years of closed tickets of a busy number are not read for each of its calls.
@@ -82,7 +82,31 @@ class TicketDocument(Aggregate):
                 "partialFilterExpression": {"open": True, "caller_number": {"$gt": ""}},
             },
             {"fields": ["team", "open", "-rank", "created_ms", "_id"], "name": "team_pile", "sparse": True},
-            {"fields": ["assignee", "open"], "name": "assignee_open", "sparse": True},
+            # A sparse index of several fields holds every ticket; these only those that have the first.
+            *(
+                {
+                    "fields": [field, "open", *_NEWEST],
+                    "name": f"{field}_open_newest",
+                    "partialFilterExpression": {field: {"$gt": ""}},
+                }
+                for field in ("team", "assignee")
+            ),
+            *(
+                {
+                    "fields": [field, *_NEWEST],
+                    "name": f"{field}_newest",
+                    "partialFilterExpression": {field: {"$gt": ""}},
+                }
+                for field in ("assets", "watchers")
+            ),
+            *(
+                {
+                    "fields": [field, "due_ms", "_id"],
+                    "name": f"{field}_due",
+                    "partialFilterExpression": {field: {"$gt": ""}, "due_ms": {"$gt": 0}},
+                }
+                for field in ("team", "assignee")
+            ),
             {"fields": ["request_keys"], "name": "request_keys", "sparse": True},
             {
                 "fields": ["merged_from", "_id"],

@@ -500,12 +500,12 @@ async def test_the_hot_paths_write_and_read_what_the_store_does(mongo_uri: str, 
     'update_time > "2026-01-01T00:00:00Z"', 'due_time < "2026-01-01T00:00:00Z"',
 ])  # fmt: skip
 def test_no_list_scans_the_collection(mongo_uri: str, mongo_database: str, text: str) -> None:
-    from tickets.store import _mongo_query
+    from tickets.listing import mongo_query
 
     connect(TicketsSettings(mongo_uri=mongo_uri, mongo_database=mongo_database))
     ensure_indexes(DOCUMENTS)
     add(MongoStore(), *(ticket(f"t{n}") for n in range(20)))
-    found = TicketDocument._get_collection().find(_mongo_query(Query(conditions=parse(text)), (NOW, "t5")))
+    found = TicketDocument._get_collection().find(mongo_query(Query(conditions=parse(text)), (NOW, "t5")))
     plan = repr(found.sort([("created_ms", -1), ("_id", -1)]).explain()["queryPlanner"]["winningPlan"])
     assert "IXSCAN" in plan and "COLLSCAN" not in plan
     disconnect()
@@ -574,13 +574,13 @@ def test_a_claim_reads_the_pile_and_not_what_others_have(mongo_uri: str, mongo_d
 def test_what_is_due_is_read_in_order_and_nothing_else(
     mongo_uri: str, mongo_database: str, text: str
 ) -> None:
-    from tickets.store import _mongo_query
+    from tickets.listing import mongo_query
 
     connect(TicketsSettings(mongo_uri=mongo_uri, mongo_database=mongo_database))
     ensure_indexes(DOCUMENTS)
     add(MongoStore(), *(ticket(f"t{n}", Kind.REPAIR) for n in range(30)))
     add(MongoStore(), *(moved(ticket(f"w{n}", Kind.CARE), "start", "wait") for n in range(60)))
-    query = _mongo_query(Query(conditions=parse(text), by_due=True), None)
+    query = mongo_query(Query(conditions=parse(text), by_due=True), None)
     plan = TicketDocument._get_collection().find(query).sort([("due_ms", 1), ("_id", 1)]).limit(5).explain()
     stats = plan["executionStats"]
     assert (stats["nReturned"], stats["totalKeysExamined"], stats["totalDocsExamined"]) == (5, 5, 5)
