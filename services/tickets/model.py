@@ -986,5 +986,9 @@ class Rules:
     default_flows: Mapping[Kind, str] = field(default_factory=dict)
     #: Teams by id.
     teams: Mapping[str, Team] = field(default_factory=dict)
+    #: Ids of teams that were deleted.
+    gone_teams: frozenset[str] = frozenset()
+    #: The team that tickets of a deleted one go to where their flow names none; empty: no team.
+    default_team: str = ""
     #: IANA zone of customers who have none of their own.
     time_zone: str = "UTC"
