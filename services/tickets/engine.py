@@ -27,7 +27,13 @@ from dataclasses import dataclass, replace
 from datetime import datetime, tzinfo
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
-from chassis.errors import FailedPrecondition, InvalidArgument, PermissionDenied, Unavailable
+from chassis.errors import (
+    FailedPrecondition,
+    InvalidArgument,
+    PermissionDenied,
+    ResourceExhausted,
+    Unavailable,
+)
 from tickets import sla as clocks
 from tickets.flows import allowed_verbs, find_flow, find_row
 from tickets.model import (
@@ -110,6 +116,12 @@ class TransitionIncomplete(FailedPrecondition):
     """{subject}: {why}."""
 
     reason = "TRANSITION_INCOMPLETE"
+
+
+class TicketFull(ResourceExhausted):
+    """{subject} has {what}."""
+
+    reason = "TICKET_FULL"
 
 
 class CustomerErased(FailedPrecondition):
@@ -292,8 +304,11 @@ def _check_requirements(ticket: Ticket, row: Transition, act: Act) -> None:
 
 
 def _with_intent(ticket: Ticket, intent: Intent) -> Ticket:
-    # The oldest goes first when there are too many: later ones make earlier ones void anyway.
-    return replace(ticket, intents=(*ticket.intents, intent)[-INTENTS_MAX:])
+    """TicketFull when there are too many: each of them is owed, the other side of a link, say."""
+    if len(ticket.intents) >= INTENTS_MAX:
+        what = "too much still to be done to other tickets"
+        raise TicketFull(subject=f"tickets/{ticket.id}", what=what, retry_seconds=1.0)
+    return replace(ticket, intents=(*ticket.intents, intent))
 
 
 def _is_sampled(ticket_id: str, number: int, share: float) -> bool:

@@ -26,6 +26,8 @@ COMMENTS_INLINE_MAX = 8
 COMMENTS_INLINE_KEPT = 4
 #: Links, files and watchers of a ticket.
 LINKS_MAX, ATTACHMENTS_MAX, WATCHERS_MAX = 100, 64, 64
+#: Others than its own customer whose words merges and splits may bring into a ticket.
+GUESTS_MAX = 100
 #: Requests that a ticket remembers.
 REQUESTS_MAX = 16
 #: Comments of a ticket in all.

@@ -71,7 +71,19 @@ from tickets.governing import Governor, MemoryState
 from tickets.handlers import Handlers
 from tickets.hotstore import AsyncMemoryStore
 from tickets.knowledge import ExpertCalls, KnowledgeCalls, Library
-from tickets.model import CallFacts, Channel, FollowUp, Profile, Rules, Ticket, TicketRequest
+from tickets.model import (
+    GUESTS_MAX,
+    INTENTS_MAX,
+    CallFacts,
+    Channel,
+    FollowUp,
+    Intent,
+    IntentKind,
+    Profile,
+    Rules,
+    Ticket,
+    TicketRequest,
+)
 from tickets.opening import Create, Opening
 from tickets.quality import QualityCalls
 from tickets.records import MemoryRecords
@@ -567,6 +579,39 @@ def test_what_does_not_fit_is_not_merged(service: Service) -> None:
     merge = rpc.MergeTicketsRequest(name=target, source=source)
     assert refused(lambda: service.MergeTickets(merge, None), CallmeshError) == "TICKET_FULL"
     assert service.store.get(source[8:]) == before
+
+
+def test_the_words_of_so_many_others_fit_into_a_ticket(service: Service) -> None:
+    """Whose words it holds grew with every merge."""
+    target, mine, other = (service.open(customer=f"customers/{who}").id for who in ("1", "1", "2"))
+    held = service.store.get(target)
+    guests = tuple(f"g{n}" for n in range(GUESTS_MAX))
+    service.store.update(replace(held, guests=guests), ())
+
+    def merge(source: str) -> Any:
+        ask = rpc.MergeTicketsRequest(name=f"tickets/{target}", source=f"tickets/{source}")
+        return service.MergeTickets(ask, None)
+
+    merge(mine)
+    with pytest.raises(desk.TicketFull, match="no room for 1 more customers' words"):
+        merge(other)
+    service.store.update(replace(service.store.get(target), guests=(*guests[1:], "2")), ())
+    merge(other)
+    assert len(service.store.get(target).guests) == GUESTS_MAX
+
+
+def test_what_is_owed_to_another_ticket_is_not_dropped_for_what_comes_later(service: Service) -> None:
+    """The oldest was: a link stayed with one side."""
+    source, target = service.open(), service.open()
+    owed = tuple(
+        Intent(kind=IntentKind.LINK, ticket_id=f"t{n}", number=0, reason="related", time_ms=1)
+        for n in range(INTENTS_MAX)
+    )
+    service.store.update(replace(source, intents=owed), ())
+    merge = rpc.MergeTicketsRequest(name=f"tickets/{target.id}", source=f"tickets/{source.id}")
+    with pytest.raises(desk.TicketFull, match="too much still to be done"):
+        service.MergeTickets(merge, None)
+    assert service.store.get(source.id).intents == owed
 
 
 def test_what_finds_no_room_any_more_stays_where_it_was(service: Service) -> None:
