@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from typing import Any, ClassVar, TypeVar
 
-from mongoengine import BooleanField, DictField, Document, IntField, ListField, StringField
+from mongoengine import BooleanField, DateTimeField, DictField, Document, IntField, ListField, StringField
 
 from chassis.mongo import Aggregate
 from tickets import sla as clocks
@@ -49,6 +49,9 @@ from tickets.model import (
 
 Part = TypeVar("Part", Attachment, CallLink, Comment)
 
+#: How long the end of an occasion is remembered whose beginning was not heard of: longer than any delivery
+#: takes, a message that somebody sends once more included.
+CARE_END_SECONDS = 7 * 86_400
 #: What every list is sorted by, newest first.
 _NEWEST = ("-created_ms", "-_id")
 
@@ -276,12 +279,29 @@ class ProfileDocument(Document):
     zone = StringField()
 
 
+class CareEndDocument(Document):
+    """The end of an occasion to care for a customer whose ticket there was not yet. `_id` is the ticket's."""
+
+    meta: ClassVar[dict[str, Any]] = {
+        "collection": "care_ends",
+        "auto_create_index": False,
+        "index_cls": False,
+        "indexes": [{"fields": ["at"], "name": "forgotten", "expireAfterSeconds": CARE_END_SECONDS}],
+    }
+
+    id = StringField(primary_key=True)
+    reason = StringField(required=True)
+    #: Real time.
+    at = DateTimeField(required=True)
+
+
 #: Every collection of the service.
 DOCUMENTS: tuple[type[Document], ...] = (
     TicketDocument,
     HistoryPageDocument,
     CommentDocument,
     ProfileDocument,
+    CareEndDocument,
 )
 
 #: Left out when one ticket is read: only ListTransitions needs them.

@@ -615,8 +615,10 @@ class Handlers:
 
     def care_wanted(self, facts: CareFacts) -> Ticket | None:
         """Opens the ticket for an occasion to care for a customer, once however often it is told; None when
-        there is one, of `facts.once` also one that a call opened on the topic. Safe to repeat and against
-        others at the same time."""
+        there is one, of `facts.once` also one that a call opened on the topic; None when the occasion is
+        over by now. Safe to repeat, out of order and against others at the same time."""
+        if not facts.once and self._end_over_care(facts.ticket_id):
+            return None
         path = self._path_of(facts.customer_id) or self._path_of("", facts.number)
         if path and path[-1].erased:
             return None  # told before the erasure, heard after it
@@ -629,15 +631,30 @@ class Handlers:
             if engine.joinable(ticket.kind, of, open_ones) is not None:
                 return None
         try:
-            return self._insert(change)[0]
+            opened = self._insert(change)[0]
         except AlreadyExists:
             return None
+        # whoever heard of the end meanwhile found no ticket, and said so before looking for one again
+        return None if not facts.once and self._end_over_care(ticket.id) else opened
+
+    def _end_over_care(self, ticket_id: str) -> bool:
+        """Whether an occasion is known to be over; its ticket is ended then, where there is one."""
+        reason = self._store.care_end(ticket_id)
+        if reason is not None and self._store.find(ticket_id) is not None:
+            self._cancel_care(ticket_id, reason)
+        return reason is not None
 
     def care_over(self, ticket_id: str, reason: str) -> None:
         """Cancels the ticket of an occasion that is over, unless somebody has ended it or the operator's flow
-        leaves that to people. An end heard of before its occasion changes nothing. Safe to repeat."""
+        leaves that to people. An end heard of before its occasion is remembered. Safe to repeat, out of order
+        and against others at the same time."""
         if self._store.find(ticket_id) is None:
-            return
+            self._store.end_care(ticket_id, reason)
+            if self._store.find(ticket_id) is None:
+                return
+        self._cancel_care(ticket_id, reason)
+
+    def _cancel_care(self, ticket_id: str, reason: str) -> None:
         try:
             self.transition(ticket_id, None, engine.Act(verb="cancel", actor=engine.SYSTEM, reason=reason))
         except LEFT_TO_PEOPLE:

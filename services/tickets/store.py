@@ -6,6 +6,7 @@ from __future__ import annotations
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Protocol
@@ -22,6 +23,7 @@ from tickets import sla as clocks
 from tickets.desk import pile_order
 from tickets.documents import (
     WITHOUT_TEXTS,
+    CareEndDocument,
     CommentDocument,
     HistoryPageDocument,
     ProfileDocument,
@@ -218,6 +220,13 @@ class TicketStore(Protocol):
 
     def save_profile(self, profile: Profile) -> bool:
         """Stores a profile unless a newer one is there; whether it was stored."""
+
+    def end_care(self, ticket_id: str, reason: str) -> None:
+        """Remembers for a while that an occasion is over whose ticket is not there yet; the first reason
+        stays."""
+
+    def care_end(self, ticket_id: str) -> str | None:
+        """Why the occasion of a ticket is over, as `end_care` was told; None where it was not."""
 
     def erased_due(self, now_ms: int, limit: int) -> list[str]:
         """Ids of erased customers whose tickets are to be looked for once more, the longest due first."""
@@ -525,6 +534,18 @@ class MongoStore:
             return False
         return True
 
+    def end_care(self, ticket_id: str, reason: str) -> None:
+        """As the port says."""
+        collection = CareEndDocument._get_collection().with_options(write_concern=WriteConcern(w="majority"))
+        first = {"$setOnInsert": {"reason": reason, "at": datetime.now(UTC)}}
+        with suppress(DuplicateKeyError):  # another tells it at the same moment
+            collection.update_one({"_id": ticket_id}, first, upsert=True)
+
+    def care_end(self, ticket_id: str) -> str | None:
+        """As the port says."""
+        raw = CareEndDocument._get_collection().find_one({"_id": ticket_id})
+        return raw["reason"] if raw is not None else None
+
     def erased_due(self, now_ms: int, limit: int) -> list[str]:
         """As the port says."""
         found = ProfileDocument._get_collection().find({"again_ms": {"$lte": now_ms}}, {"_id": 1})
@@ -570,6 +591,7 @@ class MemoryStore:
         self._old_steps: dict[str, dict[int, Step]] = {}
         self._old_comments: dict[str, dict[int, Comment]] = {}
         self._profiles: dict[str, Profile] = {}
+        self._care_ends: dict[str, str] = {}
         #: Everything that was stored to be published.
         self.events: list[Event] = []
 
@@ -762,6 +784,16 @@ class MemoryStore:
                 return False
             self._profiles[profile.customer_id] = profile
             return True
+
+    def end_care(self, ticket_id: str, reason: str) -> None:
+        """As the port says."""
+        with self._lock:
+            self._care_ends.setdefault(ticket_id, reason)
+
+    def care_end(self, ticket_id: str) -> str | None:
+        """As the port says."""
+        with self._lock:
+            return self._care_ends.get(ticket_id)
 
     def erased_due(self, now_ms: int, limit: int) -> list[str]:
         """As the port says."""

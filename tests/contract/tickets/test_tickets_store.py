@@ -440,6 +440,13 @@ def test_profiles_only_get_newer(store: TicketStore) -> None:
     assert store.erased_due(NOW + 1, 9) == [] and store.erased_due(NOW + 2, 9) == ["e2"]
 
 
+def test_an_occasion_that_is_over_is_remembered(store: TicketStore) -> None:
+    assert store.care_end("care-1") is None
+    for reason in ("done", "expired"):
+        store.end_care("care-1", reason)
+    assert store.care_end("care-1") == "done" and store.care_end("care-2") is None
+
+
 @pytest.mark.integration
 def test_events_lie_in_the_document_they_belong_to(mongo_uri: str, mongo_database: str) -> None:
     connect(TicketsSettings(mongo_uri=mongo_uri, mongo_database=mongo_database))

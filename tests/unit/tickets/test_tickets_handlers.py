@@ -687,6 +687,109 @@ def test_care_and_leaving_become_tickets_once(desk: Desk) -> None:
     assert open_one.draft.customer_id == "42", "one for who wants to leave, by whatever it is known"
 
 
+def care_task() -> tuple[Event, Event]:
+    """(an occasion for care, its end)."""
+    raised = crm_events.CareTaskRaised(care_task="careTasks/1", kind="CONTRACT_EXPIRES", text="合约将到期")
+    raised.customer.customer = "customers/42"
+    over = crm_events.CareTaskClosed(care_task="careTasks/1", customer="customers/42", state="DONE")
+    return told_by_crm(raised), told_by_crm(over)
+
+
+def test_an_occasion_and_its_end_are_heard_of_in_any_order() -> None:
+    """Its ticket stayed open for ever where the end came first."""
+    news = care_task()
+    for order in itertools.permutations(news * 2):
+        desk = Desk()
+        for event in order:
+            inbound.take(desk.use, event)
+        assert [ticket.phase for ticket in desk.all()] in ([], [Phase.CANCELLED]), order
+
+
+class Interrupted(MemoryStore):
+    """Lets others work just before the n-th thing that is asked of it."""
+
+    def __init__(self, place: int, others: Any) -> None:
+        super().__init__()
+        #: Things asked for until then; None: not counted any more.
+        self.left: int | None = place
+        self.others = others
+        #: Things asked for after that until the process dies; None: it lives.
+        self.dies_after: int | None = None
+
+    def __getattribute__(self, name: str) -> Any:
+        found = MemoryStore.__getattribute__(self, name)
+        if name.startswith("_") or not callable(found) or name == "others":
+            return found
+
+        def ask(*args: Any, **named: Any) -> Any:
+            if self.left == 0:
+                self.left, after = None, self.dies_after
+                self.dies_after = None
+                self.others()
+                self.dies_after = after
+            elif self.left is not None:
+                self.left -= 1
+            elif self.dies_after is not None:
+                self.dies_after -= 1
+                if self.dies_after < 0:
+                    self.dies_after = None
+                    raise Crash
+            return found(*args, **named)
+
+        return ask
+
+
+@pytest.mark.parametrize("dies_after", [None, 0, 1, 2, 3])
+@pytest.mark.parametrize("raised_first", [True, False])
+def test_an_occasion_and_its_end_may_be_handled_at_the_very_same_time(
+    raised_first: bool, dies_after: int | None
+) -> None:
+    """One between any two steps of the other; that one may die afterwards, and is delivered again."""
+    one, other = care_task() if raised_first else reversed(care_task())
+    for place in itertools.count():
+        store = Interrupted(place, lambda: None)
+        store.dies_after = dies_after
+        use = Handlers(store, FakeClock(), RULES, convert.event_of)
+        store.others = lambda use=use: inbound.take(use, other)
+        try:
+            inbound.take(use, one)
+        except Crash:
+            inbound.take(use, one)
+        if store.left is not None:
+            break  # there are no more places
+        assert [ticket.phase for ticket in store._tickets.values()] in ([], [Phase.CANCELLED]), place
+    assert place > 1
+
+
+@pytest.mark.parametrize("merge_first", [True, False])
+@pytest.mark.parametrize("begun", [(), ("merge",), ("merge", "unmerge")])
+def test_a_merge_and_its_undoing_may_be_handled_at_the_very_same_time(
+    merge_first: bool, begun: tuple[str, ...]
+) -> None:
+    """One, perhaps a late repeat, between any two steps of the other."""
+
+    def hear(use: Handlers, what: str) -> None:
+        if what == "merge":
+            use.customers_merged(alive("b", 2), [taken("a", "b")])
+        else:
+            use.customers_unmerged(alive("b", 3), [alive("a", 3)])
+
+    first, second = ("merge", "unmerge") if merge_first else ("unmerge", "merge")
+    for place in itertools.count():
+        store = Interrupted(10**9, lambda: None)
+        use = Handlers(store, FakeClock(), RULES, convert.event_of)
+        command = Create(kind=Kind.INQUIRY, draft=Draft(subject="a", customer_id="a"), actor="ann")
+        ticket = use.create(command)
+        for what in begun:
+            hear(use, what)
+        store.left, store.others = place, lambda use=use: hear(use, second)
+        hear(use, first)
+        if store.left is not None:
+            break  # there are no more places
+        assert store.get(ticket.id).draft.customer_id == "a", place
+    assert place > 3
+
+
 def churn_task(customer: str = "42", **fields: Any) -> Event:
     message = crm_events.CareTaskRaised(care_task="careTasks/9", kind="CHURN", text="请关怀挽留")
     message.customer.customer = f"customers/{customer}"
