@@ -271,6 +271,7 @@ class ProfileDocument(Document):
     language = StringField()
     merged_into = StringField()
     erased = BooleanField()
+    erased_ms = IntField()
     #: Absent when there is nothing to look for.
     again_ms = IntField()
     refused = ListField(StringField())
@@ -687,6 +688,7 @@ def profile_fields(profile: Profile) -> dict[str, Any]:
         "quiet": [[list(days), start, end] for days, start, end in profile.quiet],
         "zone": profile.zone,
         **({"again_ms": profile.again_ms} if profile.again_ms is not None else {}),
+        **({"erased_ms": profile.erased_ms} if profile.erased_ms is not None else {}),
     }
 
 
@@ -706,4 +708,5 @@ def profile_from_raw(raw: Mapping[str, Any]) -> Profile:
         quiet=tuple((tuple(days), start, end) for days, start, end in raw.get("quiet") or ()),
         zone=raw.get("zone") or "",
         again_ms=raw.get("again_ms"),
+        erased_ms=raw.get("erased_ms"),
     )

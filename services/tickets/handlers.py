@@ -515,6 +515,9 @@ class Handlers:
         self._store.save_profile(profile)
         latest = self._store.profile(profile.customer_id)
         if latest is None or latest.version != profile.version:
+            if latest is not None and latest.erased:
+                # late: the erasure knew nothing of these
+                self._erase_older(latest, (*profile.numbers, *profile.former_numbers))
             return  # a newer one came before and has done, or will do, the rest
         for number in latest.numbers:
             self._adopt_all(number, latest)
@@ -663,14 +666,20 @@ class Handlers:
     def customer_erased(self, customer_id: str, version: int) -> None:
         """Removes what is personal from the customer's tickets and profile, and from those tickets of its
         numbers that are nobody's. Safe to repeat."""
-        known = self._store.profile(customer_id)
+        known, now = self._store.profile(customer_id), self._clock.now_ms()
+        numbers = (*known.numbers, *known.former_numbers) if known is not None else ()
         # before the profile, which alone tells the numbers
-        for number in (*known.numbers, *known.former_numbers) if known is not None else ():
+        for number in numbers:
             self._erase_number(number, customer_id)
-        again = self._clock.now_ms() + round(LOOK_AGAIN_SECONDS * 1000 * self._clock.speed)
-        self._store.save_profile(
-            Profile(customer_id=customer_id, version=version, erased=True, again_ms=again)
+        erased = Profile(
+            customer_id=customer_id,
+            version=version,
+            former_numbers=numbers,
+            erased=True,
+            erased_ms=now,
+            again_ms=now + round(LOOK_AGAIN_SECONDS * 1000 * self._clock.speed),
         )
+        self._store.save_profile(erased)
         self._erase_all(customer_id)
 
     def _erase_all(self, customer_id: str) -> None:
@@ -685,13 +694,24 @@ class Handlers:
         """Erases what was opened by those who had read the customer before the erasure and wrote after it.
         Comes back later where it fails. Unavailable as in `_place_all`."""
         self._store.look_again(customer_id, self._clock.now_ms() + POSTPONE_MS)
+        profile = self._store.profile(customer_id)
+        if profile is not None and profile.erased:
+            self._erase_older(profile, profile.former_numbers)
         self._erase_all(customer_id)
         self._store.look_again(customer_id, None)
 
-    def _erase_number(self, number: str, customer_id: str) -> None:
+    def _erase_older(self, erased: Profile, numbers: Sequence[str]) -> None:
+        """Erases nobody's tickets of an erased customer's numbers, but for what came after the erasure: that
+        may be anybody's."""
+        if erased.erased_ms is None:
+            return
+        for number in numbers:
+            self._erase_number(number, erased.customer_id, (_opened_by(erased.erased_ms),))
+
+    def _erase_number(self, number: str, customer_id: str, also: tuple[Term, ...] = ()) -> None:
         owner = self._store.profile_of_number(number)
         if owner is None or owner.customer_id == customer_id:
-            terms = (Condition(field="caller_number", op="=", value=number), _NOBODYS)
+            terms = (Condition(field="caller_number", op="=", value=number), _NOBODYS, *also)
             self._each(terms, self._erase, customer_id)
             self._forget_guest(number, customer_id)
 
@@ -909,6 +929,10 @@ class Handlers:
             return change.ticket
         events = self._events(change.ticket, change.happenings, change.ticket.version + 1)
         return self._store.update(change.ticket, events)
+
+
+def _opened_by(at_ms: int) -> Term:
+    return Condition(field="create_time", op="<=", value=at_ms)
 
 
 def _check_version(ticket: Ticket, version: int | None) -> None:

@@ -765,7 +765,8 @@ class Profile:
     version: int
     #: E.164.
     numbers: tuple[str, ...] = ()
-    #: Numbers that were its own until it was deleted, E.164: an erasure reaches what came from them.
+    #: Numbers that were its own until it was deleted, E.164: an erasure reaches what came from them; of an
+    #: erased one until its tickets were looked for once more.
     former_numbers: tuple[str, ...] = ()
     #: crm's word, lower-case, for example `vip`.
     tier: str = ""
@@ -775,6 +776,8 @@ class Profile:
     merged_into: str = ""
     #: The customer was legally erased: nothing is kept of them any more.
     erased: bool = False
+    #: When this service erased it; None: it did not, or an earlier release did.
+    erased_ms: int | None = None
     #: When an erased one's tickets are looked for once more; None: not any more.
     again_ms: int | None = None
     #: Channels by which the customer doesn't want to be asked how it was.

@@ -232,7 +232,8 @@ class TicketStore(Protocol):
         """Ids of erased customers whose tickets are to be looked for once more, the longest due first."""
 
     def look_again(self, customer_id: str, at_ms: int | None) -> None:
-        """Sets when an erased customer's tickets are looked for once more; None: not any more."""
+        """Sets when an erased customer's tickets are looked for once more; None: not any more, and its former
+        numbers are forgotten."""
 
 
 def check_whole(ticket: Ticket) -> None:
@@ -553,8 +554,9 @@ class MongoStore:
 
     def look_again(self, customer_id: str, at_ms: int | None) -> None:
         """As the port says."""
-        set_or_gone = {"$set": {"again_ms": at_ms}} if at_ms is not None else {"$unset": {"again_ms": ""}}
-        ProfileDocument._get_collection().update_one({"_id": customer_id}, set_or_gone)
+        never: dict[str, Any] = {"$unset": {"again_ms": ""}, "$set": {"former_numbers": []}}
+        change = {"$set": {"again_ms": at_ms}} if at_ms is not None else never
+        ProfileDocument._get_collection().update_one({"_id": customer_id}, change)
 
 
 # ---- memory
@@ -804,7 +806,9 @@ class MemoryStore:
     def look_again(self, customer_id: str, at_ms: int | None) -> None:
         """As the port says."""
         with self._lock:
-            self._profiles[customer_id] = replace(self._profiles[customer_id], again_ms=at_ms)
+            profile = replace(self._profiles[customer_id], again_ms=at_ms)
+            forgotten = profile if at_ms is not None else replace(profile, former_numbers=())
+            self._profiles[customer_id] = forgotten
 
     def comments(self, ticket_id: str, after: int, limit: int) -> list[Comment]:
         """As the port says."""

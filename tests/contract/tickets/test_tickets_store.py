@@ -433,10 +433,13 @@ def test_profiles_only_get_newer(store: TicketStore) -> None:
     assert store.profile("42") == new == store.profile_of_number(NUMBER)
     assert store.profile_of_number("+4930123456") is None
     for id, at in (("e1", NOW + 1), ("e2", NOW)):
-        store.save_profile(Profile(customer_id=id, version=1, erased=True, again_ms=at))
+        told = {"erased_ms": NOW - 1, "former_numbers": (NUMBER,)}
+        store.save_profile(Profile(customer_id=id, version=1, erased=True, again_ms=at, **told))
     assert (store.erased_due(NOW, 9), store.erased_due(NOW + 1, 9)) == (["e2"], ["e2", "e1"])
     store.look_again("e1", None)
     store.look_again("e2", NOW + 2)
+    assert store.profile("e1") == Profile(customer_id="e1", version=1, erased=True, erased_ms=NOW - 1)
+    assert store.profile("e2").former_numbers == (NUMBER,)  # type: ignore[union-attr]
     assert store.erased_due(NOW + 1, 9) == [] and store.erased_due(NOW + 2, 9) == ["e2"]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import itertools
 import random
@@ -31,6 +32,7 @@ from tickets.model import (
     Attachment,
     CallFacts,
     CallLink,
+    CareFacts,
     Channel,
     Comment,
     Draft,
@@ -849,7 +851,21 @@ def test_erasure_removes_profile_and_texts(desk: Desk) -> None:
     desk.use.customer_erased("42", 2)
     desk.use.customer_erased("42", 2)
     again = desk.clock.now_ms() + handlers.LOOK_AGAIN_SECONDS * 1000
-    assert desk.store.profile("42") == Profile(customer_id="42", version=2, erased=True, again_ms=again)
+    erased = Profile(
+        customer_id="42",
+        version=2,
+        former_numbers=(NUMBER,),
+        erased=True,
+        erased_ms=desk.clock.now_ms(),
+        again_ms=again,
+    )
+    assert desk.store.profile("42") == erased
+    desk.clock.advance(handlers.LOOK_AGAIN_SECONDS)
+    later = desk.create()
+    desk.use.erase_again("42")
+    done = replace(erased, former_numbers=(), again_ms=None)
+    assert desk.store.profile("42") == done, "nothing of whom it was is left"
+    assert desk.store.get(later.id).draft == later.draft, "that is somebody else's, for all that is known"
     assert desk.store.get(ticket.id).draft == Draft(subject="(erased)")
     assert all(step.reason == "" for step in desk.use.steps(ticket.id, 0, 1_000))
 
@@ -875,14 +891,100 @@ def test_what_is_opened_in_the_moment_of_an_erasure_is_erased_soon_after(
     assert desk.use.erased_due(9) == [] and desk.store.profile("42").again_ms is None  # type: ignore[union-attr]
 
 
+async def _opened(use: Handlers, store: MemoryStore) -> None:
+    opening = Opening(AsyncMemoryStore(store), use._clock, RULES, convert.event_of)
+    draft = Draft(subject="secret", description="secret", customer_id="42")
+    await opening.create(Create(kind=Kind.INQUIRY, draft=draft, actor="ann"))
+
+
+def _created(**whose: str) -> Any:
+    draft = Draft(subject="secret", description="secret", **whose)
+    return lambda use, store: use.create(Create(kind=Kind.COMPLAINT, draft=draft, actor="ann"))
+
+
+def _called(use: Handlers, store: MemoryStore) -> None:
+    wish = TicketRequest(kind="inquiry", priority="", category="", subject="secret", description="secret")
+    facts = CallFacts(
+        call_id="c9",
+        ticket_id="call-9",
+        time_ms=use._clock.now_ms(),
+        number=NUMBER,
+        notes="secret",
+        request=wish,
+    )
+    use.call_wrapped_up(facts)
+
+
+def _split(use: Handlers, store: MemoryStore) -> None:
+    part = Create(kind=Kind.COMPLAINT, draft=Draft(subject="part", customer_id="7"), actor="ann")
+    use.split(Request(ticket_id="theirs"), part, ["c-secret"], range(1, 11))
+
+
+def _care(use: Handlers, store: MemoryStore) -> None:
+    facts = CareFacts(ticket_id="care-9", subject="secret", category="silence", customer_id="42")
+    use.care_wanted(facts)
+
+
+#: What brings or moves a customer's words.
+BRINGING: dict[str, Any] = {
+    "opened": lambda use, store: asyncio.run(_opened(use, store)),
+    "created by name": _created(customer_id="42"),
+    "created by number": _created(caller_number=NUMBER),
+    "called": _called,
+    "cared for": _care,
+    "split": _split,
+    "merged into another's": lambda use, store: use.merge(Request(ticket_id="others"), "theirs", "ann", ""),
+    "another's merged into it": lambda use, store: use.merge(
+        Request(ticket_id="theirs"), "others", "ann", ""
+    ),
+    "customers merged": lambda use, store: use.customers_merged(alive("7", 5), [taken("42", "7", 5)]),
+    "became known": lambda use, store: use.customer_known(
+        Profile(customer_id="42", version=2, numbers=(NUMBER, OTHER))
+    ),
+    "followed up": lambda use, store: [use.fire(id) for id in use.due(99)],
+}
+
+
+@pytest.mark.parametrize("what", BRINGING)
+def test_an_erasure_between_any_two_steps_of_anything_leaves_no_words(what: str) -> None:
+    for place in itertools.count():
+        store = Interrupted(10**9, lambda: None)
+        desk = Desk()
+        desk.store = store  # type: ignore[assignment]
+        desk.use = use = Handlers(store, desk.clock, RULES, convert.event_of)
+        use.customer_known(Profile(customer_id="42", version=1, numbers=(NUMBER,)))
+        with_words(desk, "secret", id="theirs", customer_id="42")
+        with_words(desk, "theirs", id="others", customer_id="7")
+        if what == "became known":
+            with_words(desk, "secret", caller_number=OTHER)
+        if what == "followed up":
+            resolved = with_words(desk, "secret", customer_id="42")
+            use.transition(resolved.id, None, Act(verb="resolve", actor="ann", resolution="secret"))
+            desk.clock.advance(2 * DAY_SECONDS)
+        store.left, store.others = place, lambda use=use: use.customer_erased("42", 9)
+        with contextlib.suppress(CustomerErased, desk_rules.TicketFinal):
+            BRINGING[what](use, store)
+        if store.left is not None:
+            break  # there are no more places
+        desk.clock.advance(handlers.LOOK_AGAIN_SECONDS)
+        for id in use.erased_due(9):
+            use.erase_again(id)
+        kept = repr((store._tickets, store._old_steps, store._old_comments)).replace("c-secret", "")
+        assert "secret" not in kept and "'42'" not in kept, (
+            place,
+            kept[max(0, kept.find("secret") - 90) :][:200],
+        )
+    assert place > 2
+
+
 def words_of(desk: Desk, ticket_id: str) -> list[str]:
     said = [comment.body for comment in desk.use.comments(ticket_id, 0, 1_000)]
     ticket = desk.store.get(ticket_id)
     return [*said, *(call.notes for call in ticket.calls), *(file.uri for file in ticket.attachments)]
 
 
-def with_words(desk: Desk, word: str, **draft: str) -> Ticket:
-    ticket = desk.create(draft=Draft(subject=word, **draft))
+def with_words(desk: Desk, word: str, id: str = "", **draft: str) -> Ticket:
+    ticket = desk.create(draft=Draft(subject=word, **draft), ticket_id=id)
     desk.use.change(
         Request(ticket_id=ticket.id),
         lambda t, now: desk_rules.attach(t, Attachment(id=f"f-{word}", uri=word, file_name=word), now),
