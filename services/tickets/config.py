@@ -55,6 +55,12 @@ class TicketsSettings(ServiceSettings):
         le=99,
         description="Share of a service-level target after which a warning is told, percent; 0: never.",
     )
+    default_team: str = Field(
+        default="",
+        pattern=r"^(teams/[A-Za-z0-9._~:-]{1,128})?$",
+        description="Team that tickets go to when theirs is deleted and their flow names no other, such as "
+        "teams/front; empty: they lie with no team.",
+    )
     setup_file: str = Field(
         default="",
         max_length=4096,
@@ -76,4 +82,5 @@ class TicketsSettings(ServiceSettings):
             follow_up_delay_ms=int(self.follow_up_delay_seconds * 1000),
             warn_percent=self.sla_warn_percent,
             time_zone=self.time_zone,
+            default_team=self.default_team.removeprefix("teams/"),
         )

@@ -3,7 +3,8 @@ Message stubs only; `servicer` puts them into the gRPC services."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from operator import attrgetter
 from typing import Any
@@ -28,7 +29,7 @@ from tickets import calendars, convert, convert_config, flows, records
 from tickets import sla as clocks
 from tickets.convert import stamp
 from tickets.filters import Condition
-from tickets.governing import RECORDS_MAX, VERSION_MARK, Governor
+from tickets.governing import GONE_MARK, RECORDS_MAX, VERSION_MARK, Governor
 from tickets.handlers import Handlers
 from tickets.model import Kind, Phase, Rules, SlaClock, Step, Ticket
 from tickets.records import Record, Records
@@ -136,6 +137,7 @@ _TEAM = Resource(
     message=team_pb2.Team,
     updatable=frozenset({"display_name", "members"}),
     problems=convert_config.team_problems,
+    always=(_NOT_RETIRED,),
     by_id=True,
     most=RECORDS_MAX,
 )
@@ -213,7 +215,39 @@ class Versioned(Crud):
         return self.as_record(message, id, number=self.put_version(message, id, 1))
 
 
-class Flows(Versioned):
+class Naming(Crud):
+    """A resource that names others: flows name teams, policies teams and a calendar."""
+
+    def check_names(self, message: Any, record: Record | None, known: Collection[str] = ()) -> None:
+        """As for all. What is deleted later is dealt with where it is used."""
+        found = [
+            (f"{self.resource.field}.{field}", why) for field, why in self.unknown(message, record, known)
+        ]
+        if found:
+            raise InvalidArgument.many(found)
+
+    def unknown(
+        self, message: Any, record: Record | None, known: Collection[str] = ()
+    ) -> list[tuple[str, str]]:
+        """(field, what is wrong) of names of what there is not."""
+        before = self.read(record) if record is not None else None
+        old = {name for _, name in self._named(before)} if before is not None else set[str]()
+        return [
+            (field, f"{name[:96]} does not exist")
+            for field, name in self._named(message)
+            if name not in known and name not in old and not self._exists(name)
+        ]
+
+    def _named(self, message: Any) -> list[tuple[str, str]]:
+        calendar = getattr(message, "calendar", "")
+        return ([("calendar", calendar)] if calendar else []) + convert_config.teams_named(message)
+
+    def _exists(self, name: str) -> bool:
+        kind, _, id = name.partition("/")
+        return kind in ("teams", "calendars") and "@" not in id and self._store.find(kind, id) is not None
+
+
+class Flows(Naming, Versioned):
     """Flows, shipped ones included."""
 
     def check(self, message: Any) -> None:
@@ -241,14 +275,8 @@ class Configuring:
         self.clock = clock
         self.flows = Flows(_FLOW, store, clock)
         self.calendars = Versioned(_CALENDAR, store, clock)
-        self.policies = Crud(_POLICY, store, clock)
+        self.policies = Naming(_POLICY, store, clock)
         self.teams = Crud(_TEAM, store, clock)
-
-    def check_calendar(self, message: Any) -> None:
-        """InvalidArgument unless a policy's calendar exists."""
-        name = message.calendar
-        if name and self.store.find("calendars", self.calendars.id_of(name, "sla_policy.calendar")) is None:
-            raise InvalidArgument(field="sla_policy.calendar", why=f"{name[:96]} does not exist")
 
 
 class FlowCalls:
@@ -311,7 +339,14 @@ class FlowCalls:
 
     def ValidateFlow(self, request: Any, context: Any) -> flow_pb2.ValidateFlowResponse:
         """Checks a flow without storing it."""
-        return flow_pb2.ValidateFlowResponse(problems=convert_config.flow_problems(request.flow))
+        problems = convert_config.flow_problems(request.flow)
+        problems += [
+            flow_pb2.FlowProblem(
+                subject=field, problem="UNKNOWN_TEAM", message=f"UNKNOWN_TEAM: {field}: {why}"
+            )
+            for field, why in self._parts.flows.unknown(request.flow, None)
+        ]
+        return flow_pb2.ValidateFlowResponse(problems=problems)
 
     def _refuse_shipped(self, name: str, field: str) -> None:
         if self._parts.flows.id_of(name, field) in flows.FLOWS:
@@ -346,9 +381,13 @@ class TeamCalls:
         return made
 
     def DeleteTeam(self, request: Any, context: Any) -> Empty:
-        """Removes a team."""
+        """Removes a team; its open tickets go to their flow's, or to the default."""
+        id = self._parts.teams.record(request.name).id
+        gone = Record(kind="teams", id=f"{id}{GONE_MARK}", body="{}", search={"retired": True})
+        with suppress(AlreadyExists):  # deleted before; told first, so that no crash leaves it untold
+            self._parts.store.insert(gone)
         self._parts.teams.delete(request)
-        self._parts.governor.changed()
+        self._parts.governor.changed(retime=True)
         return Empty()
 
 
@@ -375,14 +414,12 @@ class SlaCalls:
 
     def CreateSlaPolicy(self, request: Any, context: Any) -> sla_pb2.SlaPolicy:
         """Adds a policy."""
-        self._parts.check_calendar(request.sla_policy)
         made = self._parts.policies.create(request, "CreateSlaPolicy")
         self._parts.governor.changed(retime=True)
         return made
 
     def UpdateSlaPolicy(self, request: Any, context: Any) -> sla_pb2.SlaPolicy:
         """Changes a policy; open tickets take the new targets."""
-        self._parts.check_calendar(request.sla_policy)
         made = self._parts.policies.update(request)
         self._parts.governor.changed(retime=True)
         return made
@@ -536,8 +573,7 @@ def _file_items(parts: Configuring, content: Any) -> Iterator[tuple[Crud, Any, s
                 raise InvalidArgument(field=f"{where}.name", why="is a shipped flow, which cannot be changed")
             try:
                 crud.check(_without_known(message, visits))
-                if crud is parts.policies and message.calendar not in names:
-                    parts.check_calendar(message)
+                crud.check_names(message, parts.store.find(crud.resource.kind, id), names)
             except InvalidArgument as error:
                 raise _standing(error, where) from None
             names.add(message.name)

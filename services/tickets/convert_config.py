@@ -318,6 +318,16 @@ def _level_problems(message: sla_pb2.SlaPolicy) -> list[Problem]:
     return found
 
 
+def teams_named(message: flow_pb2.Flow | sla_pb2.SlaPolicy) -> list[tuple[str, str]]:
+    """(field, name) of every team that a flow or a policy names."""
+    if isinstance(message, flow_pb2.Flow):
+        states = ((f"states[{index}].team", state.team) for index, state in enumerate(message.states))
+        found = [("initial_team", message.initial_team), *states]
+    else:
+        found = [(f"escalations[{index}].team", one.team) for index, one in enumerate(message.escalations)]
+    return [(field, name) for field, name in found if name]
+
+
 # ---- teams
 
 

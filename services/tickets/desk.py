@@ -14,13 +14,15 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from chassis.errors import FailedPrecondition, ResourceExhausted
+from chassis.errors import FailedPrecondition
 from tickets import sla as clocks
+from tickets.engine import TicketFull
 from tickets.model import (
     ATTACHMENTS_MAX,
     CALLS_MAX,
     COMMENTS_MAX,
     FINAL_PHASES,
+    GUESTS_MAX,
     INTENTS_MAX,
     INVERSE,
     LINKS_MAX,
@@ -46,7 +48,7 @@ from tickets.model import (
     Ticket,
     Updated,
 )
-from tickets.owners import brought, guests_with
+from tickets.owners import brought, guests_with, owner_of
 
 
 class AlreadyClaimed(FailedPrecondition):
@@ -59,12 +61,6 @@ class TicketFinal(FailedPrecondition):
     """{subject}: {why}."""
 
     reason = "TICKET_FINAL"
-
-
-class TicketFull(ResourceExhausted):
-    """{subject} has {what}."""
-
-    reason = "TICKET_FULL"
 
 
 class SkillsMissing(FailedPrecondition):
@@ -315,11 +311,13 @@ def check_room(target: Ticket, source: Ticket) -> None:
     """TicketFull unless a ticket has room for all that another has."""
     links = _unlinked(target, source.id, Relation.DUPLICATE, 0).links
     watchers = {*source.watchers} - {*target.watchers}
+    guests = {owner_of(source), *source.guests} - {owner_of(target), *target.guests, ""}
     needed = (
         (target.comment_count, source.comment_count, COMMENTS_MAX, "comments"),
         (len(target.attachments), len(source.attachments), ATTACHMENTS_MAX, "files"),
         (len(target.watchers), len(watchers), WATCHERS_MAX, "watchers"),
         (len(links), 1, LINKS_MAX, "links"),
+        (len(target.guests), len(guests), GUESTS_MAX, "customers' words"),
     )
     for held, more, most, what in needed:
         if held + more > most:

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from typing import Any, ClassVar, TypeVar
 
-from mongoengine import BooleanField, DictField, Document, IntField, ListField, StringField
+from mongoengine import BooleanField, DateTimeField, DictField, Document, IntField, ListField, StringField
 
 from chassis.mongo import Aggregate
 from tickets import sla as clocks
@@ -49,6 +49,9 @@ from tickets.model import (
 
 Part = TypeVar("Part", Attachment, CallLink, Comment)
 
+#: How long the end of an occasion is remembered whose beginning was not heard of: longer than any delivery
+#: takes, a message that somebody sends once more included.
+CARE_END_SECONDS = 7 * 86_400
 #: What every list is sorted by, newest first.
 _NEWEST = ("-created_ms", "-_id")
 
@@ -67,11 +70,46 @@ class TicketDocument(Aggregate):
             ),
             *(
                 {"fields": [field, *_NEWEST], "name": f"{field}_newest", "sparse": True}
-                for field in ("customer_id", "caller_number", "parent_id", "assignee", "products", "problem")
+                for field in ("customer_id", "caller_number", "parent_id", "products", "problem")
             ),
             {"fields": ["kind", "open", *_NEWEST], "name": "kind_open_newest"},
+            # Only what is open: years of closed tickets of a busy number are not read for each of its calls.
+            {
+                "fields": ["customer_id", "topic"],
+                "name": "customer_open",
+                "partialFilterExpression": {"open": True, "customer_id": {"$gt": ""}},
+            },
+            {
+                "fields": ["caller_number", "topic", "customer_id"],
+                "name": "number_open",
+                "partialFilterExpression": {"open": True, "caller_number": {"$gt": ""}},
+            },
             {"fields": ["team", "open", "-rank", "created_ms", "_id"], "name": "team_pile", "sparse": True},
-            {"fields": ["assignee", "open"], "name": "assignee_open", "sparse": True},
+            # A sparse index of several fields holds every ticket; these only those that have the first.
+            *(
+                {
+                    "fields": [field, "open", *_NEWEST],
+                    "name": f"{field}_open_newest",
+                    "partialFilterExpression": {field: {"$gt": ""}},
+                }
+                for field in ("team", "assignee")
+            ),
+            *(
+                {
+                    "fields": [field, *_NEWEST],
+                    "name": f"{field}_newest",
+                    "partialFilterExpression": {field: {"$gt": ""}},
+                }
+                for field in ("assets", "watchers")
+            ),
+            *(
+                {
+                    "fields": [field, "due_ms", "_id"],
+                    "name": f"{field}_due",
+                    "partialFilterExpression": {field: {"$gt": ""}, "due_ms": {"$gt": 0}},
+                }
+                for field in ("team", "assignee")
+            ),
             {"fields": ["request_keys"], "name": "request_keys", "sparse": True},
             {
                 "fields": ["merged_from", "_id"],
@@ -233,6 +271,7 @@ class ProfileDocument(Document):
     language = StringField()
     merged_into = StringField()
     erased = BooleanField()
+    erased_ms = IntField()
     #: Absent when there is nothing to look for.
     again_ms = IntField()
     refused = ListField(StringField())
@@ -241,12 +280,29 @@ class ProfileDocument(Document):
     zone = StringField()
 
 
+class CareEndDocument(Document):
+    """The end of an occasion to care for a customer whose ticket there was not yet. `_id` is the ticket's."""
+
+    meta: ClassVar[dict[str, Any]] = {
+        "collection": "care_ends",
+        "auto_create_index": False,
+        "index_cls": False,
+        "indexes": [{"fields": ["at"], "name": "forgotten", "expireAfterSeconds": CARE_END_SECONDS}],
+    }
+
+    id = StringField(primary_key=True)
+    reason = StringField(required=True)
+    #: Real time.
+    at = DateTimeField(required=True)
+
+
 #: Every collection of the service.
 DOCUMENTS: tuple[type[Document], ...] = (
     TicketDocument,
     HistoryPageDocument,
     CommentDocument,
     ProfileDocument,
+    CareEndDocument,
 )
 
 #: Left out when one ticket is read: only ListTransitions needs them.
@@ -632,6 +688,7 @@ def profile_fields(profile: Profile) -> dict[str, Any]:
         "quiet": [[list(days), start, end] for days, start, end in profile.quiet],
         "zone": profile.zone,
         **({"again_ms": profile.again_ms} if profile.again_ms is not None else {}),
+        **({"erased_ms": profile.erased_ms} if profile.erased_ms is not None else {}),
     }
 
 
@@ -651,4 +708,5 @@ def profile_from_raw(raw: Mapping[str, Any]) -> Profile:
         quiet=tuple((tuple(days), start, end) for days, start, end in raw.get("quiet") or ()),
         zone=raw.get("zone") or "",
         again_ms=raw.get("again_ms"),
+        erased_ms=raw.get("erased_ms"),
     )

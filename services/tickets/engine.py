@@ -27,7 +27,13 @@ from dataclasses import dataclass, replace
 from datetime import datetime, tzinfo
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
-from chassis.errors import FailedPrecondition, InvalidArgument, PermissionDenied, Unavailable
+from chassis.errors import (
+    FailedPrecondition,
+    InvalidArgument,
+    PermissionDenied,
+    ResourceExhausted,
+    Unavailable,
+)
 from tickets import sla as clocks
 from tickets.flows import allowed_verbs, find_flow, find_row
 from tickets.model import (
@@ -37,6 +43,7 @@ from tickets.model import (
     OPEN_PHASES,
     PRIORITY_RANK,
     SYSTEM,
+    TRANSFER,
     WATCHERS_MAX,
     Assigned,
     Attached,
@@ -109,6 +116,12 @@ class TransitionIncomplete(FailedPrecondition):
     """{subject}: {why}."""
 
     reason = "TRANSITION_INCOMPLETE"
+
+
+class TicketFull(ResourceExhausted):
+    """{subject} has {what}."""
+
+    reason = "TICKET_FULL"
 
 
 class CustomerErased(FailedPrecondition):
@@ -190,7 +203,7 @@ def open_ticket(
         sla=clocks.start(rules, (kind, draft.priority, tier, draft.category), now),
         tier=tier,
         flow_version=table.version,
-        team=table.state_teams.get(table.initial, table.team),
+        team=standing_team(table.state_teams.get(table.initial, table.team), table, rules),
         silent_limit_ms=table.silent_ms,
         calls=calls,
         call_count=len(calls),
@@ -291,8 +304,11 @@ def _check_requirements(ticket: Ticket, row: Transition, act: Act) -> None:
 
 
 def _with_intent(ticket: Ticket, intent: Intent) -> Ticket:
-    # The oldest goes first when there are too many: later ones make earlier ones void anyway.
-    return replace(ticket, intents=(*ticket.intents, intent)[-INTENTS_MAX:])
+    """TicketFull when there are too many: each of them is owed, the other side of a link, say."""
+    if len(ticket.intents) >= INTENTS_MAX:
+        what = "too much still to be done to other tickets"
+        raise TicketFull(subject=f"tickets/{ticket.id}", what=what, retry_seconds=1.0)
+    return replace(ticket, intents=(*ticket.intents, intent))
 
 
 def _is_sampled(ticket_id: str, number: int, share: float) -> bool:
@@ -448,7 +464,7 @@ def _perform(ticket: Ticket, row: Transition, act: Act, rules: Rules, now: int) 
         silent_ms=now if ticket.assignee and after in OPEN_PHASES else None,
     )
     ticket = _fee_step(ticket, row, act, now)
-    ticket, moved = _state_team(ticket, row)
+    ticket, moved = _state_team(ticket, row, rules)
     more: tuple[Happening, ...] = ()
     if before is Phase.RESOLVED and after is not Phase.RESOLVED:
         ticket = _left_resolved(ticket, after, act.actor, now)
@@ -605,17 +621,53 @@ def _silent(ticket: Ticket, now: int) -> tuple[Ticket, tuple[Happening, ...]]:
     return replace(ticket, assignee="", silent_ms=None), (told,)
 
 
-def _state_team(ticket: Ticket, row: Transition) -> tuple[Ticket, tuple[Happening, ...]]:
+def standing_team(team: str, table: Flow, rules: Rules) -> str:
+    """A team; for one that was deleted the flow's, else the service's default, else none."""
+    if team not in rules.gone_teams:
+        return team
+    others = (table.team, rules.default_team)
+    return next((one for one in others if one and one not in rules.gone_teams), "")
+
+
+def _state_team(ticket: Ticket, row: Transition, rules: Rules) -> tuple[Ticket, tuple[Happening, ...]]:
     """The ticket with the team whose task its new state is; its assignee stays within a team."""
-    team = flow_of(ticket).state_teams.get(row.target, ticket.team)
+    table = flow_of(ticket)
+    wanted = table.state_teams.get(row.target, ticket.team)
+    team = standing_team(wanted, table, rules)
     if team == ticket.team:
         return ticket, ()
     told = Assigned(
         previous_assignee=ticket.assignee,
         previous_team=ticket.team,
-        reason=f"the task of teams/{team} in state {row.target}",
+        reason=f"the task of teams/{wanted} in state {row.target}" if team == wanted else _gone(wanted),
     )
     return replace(ticket, team=team, assignee="", silent_ms=None), (told,)
+
+
+def _gone(team: str) -> str:
+    return f"teams/{team} was deleted"
+
+
+def _rehomed(ticket: Ticket, rules: Rules, now: int) -> tuple[Ticket, tuple[Happening, ...]]:
+    """The ticket of a deleted team with the team that takes its place, and why in its history. Whoever works
+    on it goes on."""
+    team = standing_team(ticket.team, flow_of(ticket), rules)
+    if team == ticket.team:
+        return ticket, ()
+    why = _gone(ticket.team)
+    told = Assigned(previous_assignee=ticket.assignee, previous_team=ticket.team, reason=why)
+    step = Step(
+        sequence=ticket.step_count + 1,
+        verb=TRANSFER,
+        source=ticket.state,
+        target=ticket.state,
+        phase=ticket.phase,
+        actor=SYSTEM,
+        reason=why,
+        time_ms=max(now, ticket.updated_ms),
+    )
+    moved = replace(ticket, team=team, history=(*ticket.history, step), step_count=step.sequence)
+    return moved, (told,)
 
 
 def _fee_step(ticket: Ticket, row: Transition, act: Act, now: int) -> Ticket:
@@ -631,17 +683,20 @@ def _fee_step(ticket: Ticket, row: Transition, act: Act, now: int) -> Ticket:
 
 
 def retime(ticket: Ticket, rules: Rules, now: int) -> Change:
-    """An open ticket after a change of policies or calendars: new targets, the time already used still
-    counts."""
+    """An open ticket after a change of policies, calendars or teams: new targets, the time already used still
+    counts; a team that stands."""
     if ticket.phase in FINAL_PHASES:
         return Change(ticket=ticket)
     settled, told = _settled(ticket, now)
     levels = clocks.retarget(settled.sla, rules, _facts(settled), _place(settled), now)
-    if not told and _same_promise(levels, settled.sla):
+    if told or not _same_promise(levels, settled.sla):
+        settled, late = _settled(replace(settled, sla=levels), now)
+        told = (*told, *late, Updated(fields=("sla",), actor=SYSTEM))
+    settled, moved = _rehomed(settled, rules, now)
+    if not told and not moved:
         return Change(ticket=ticket)
-    settled, late = _settled(replace(settled, sla=levels), now)
     settled = replace(settled, updated_ms=max(now, ticket.updated_ms))
-    return Change(ticket=settled, happenings=(*told, *late, Updated(fields=("sla",), actor=SYSTEM)))
+    return Change(ticket=settled, happenings=(*told, *moved))
 
 
 def _same_promise(new: Sla, old: Sla) -> bool:

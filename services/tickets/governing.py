@@ -34,6 +34,9 @@ SETTLE_SECONDS = 2.0
 
 #: Marks a version in a record's id.
 VERSION_MARK = "@"
+#: Ends the id of the record that tells of a team's deletion. The team's own is removed: one of that id may
+#: come again.
+GONE_MARK = "@gone"
 #: Collection of the counters.
 COUNTERS = "counters"
 
@@ -180,13 +183,21 @@ class Governor:
     def _load(self) -> Rules:
         known = self._load_flows()
         calendars, latest = self._load_calendars()
-        teams = self._all("teams", team_pb2.Team)
+        stored = self._all("teams", team_pb2.Team)
+        teams = {
+            record.id: convert_config.read_team(message, record.id)
+            for record, message in stored
+            if not record.search.get("retired")
+        }
+        was = {record.id.removesuffix(GONE_MARK) for record, _ in stored if record.search.get("retired")}
+        gone = frozenset(was - teams.keys())
         return replace(
             self._base,
-            policies=self._load_policies(latest),
+            policies=self._load_policies(latest, gone),
             calendars=calendars,
             default_flows=_defaults(known),
-            teams={record.id: convert_config.read_team(message, record.id) for record, message in teams},
+            teams=teams,
+            gone_teams=gone,
         )
 
     def _all(self, kind: str, message: type[Any]) -> list[tuple[Record, Any]]:
@@ -235,12 +246,15 @@ class Governor:
         }
         return found, latest
 
-    def _load_policies(self, latest: Mapping[str, str]) -> tuple[Policy, ...]:
+    def _load_policies(self, latest: Mapping[str, str], gone: frozenset[str]) -> tuple[Policy, ...]:
         found = []
         for record, message in self._all("slaPolicies", sla_pb2.SlaPolicy):
             calendar = latest.get(message.calendar.removeprefix("calendars/"))
             if calendar is not None:
-                found.append(convert_config.read_policy(message, record.id, calendar))
+                policy = convert_config.read_policy(message, record.id, calendar)
+                # an escalation to a team that is no more leaves the ticket where it is
+                levels = (replace(one, team="") if one.team in gone else one for one in policy.levels)
+                found.append(replace(policy, levels=tuple(levels)))
         return tuple(sorted(found, key=lambda policy: (policy.order, policy.id)))
 
 

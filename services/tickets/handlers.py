@@ -44,7 +44,7 @@ from tickets.opening import (
     rules_of,
 )
 from tickets.owners import brought, first_customer, guests_with
-from tickets.store import Changed, Query, TicketStore, sort_key
+from tickets.store import Changed, Query, Sifted, TicketStore, sort_key
 from tickets.validation import check_draft
 
 if TYPE_CHECKING:
@@ -254,6 +254,10 @@ class Handlers:
     def page(self, query: Query, limit: int, after: tuple[int, str] | None) -> list[Ticket]:
         """At most `limit` tickets after a sort key, without texts."""
         return self._store.page(query, limit, after)
+
+    def sift(self, query: Query, limit: int, after: tuple[int, str] | None) -> Sifted:
+        """As `page`, with bounded work whatever the filter is."""
+        return self._store.sift(query, limit, after)
 
     def steps(self, ticket_id: str, after: int, limit: int) -> list[Step]:
         """At most `limit` steps of a ticket's history; NotFound."""
@@ -511,6 +515,9 @@ class Handlers:
         self._store.save_profile(profile)
         latest = self._store.profile(profile.customer_id)
         if latest is None or latest.version != profile.version:
+            if latest is not None and latest.erased:
+                # late: the erasure knew nothing of these
+                self._erase_older(latest, (*profile.numbers, *profile.former_numbers))
             return  # a newer one came before and has done, or will do, the rest
         for number in latest.numbers:
             self._adopt_all(number, latest)
@@ -611,8 +618,10 @@ class Handlers:
 
     def care_wanted(self, facts: CareFacts) -> Ticket | None:
         """Opens the ticket for an occasion to care for a customer, once however often it is told; None when
-        there is one, of `facts.once` also one that a call opened on the topic. Safe to repeat and against
-        others at the same time."""
+        there is one, of `facts.once` also one that a call opened on the topic; None when the occasion is
+        over by now. Safe to repeat, out of order and against others at the same time."""
+        if not facts.once and self._end_over_care(facts.ticket_id):
+            return None
         path = self._path_of(facts.customer_id) or self._path_of("", facts.number)
         if path and path[-1].erased:
             return None  # told before the erasure, heard after it
@@ -625,15 +634,30 @@ class Handlers:
             if engine.joinable(ticket.kind, of, open_ones) is not None:
                 return None
         try:
-            return self._insert(change)[0]
+            opened = self._insert(change)[0]
         except AlreadyExists:
             return None
+        # whoever heard of the end meanwhile found no ticket, and said so before looking for one again
+        return None if not facts.once and self._end_over_care(ticket.id) else opened
+
+    def _end_over_care(self, ticket_id: str) -> bool:
+        """Whether an occasion is known to be over; its ticket is ended then, where there is one."""
+        reason = self._store.care_end(ticket_id)
+        if reason is not None and self._store.find(ticket_id) is not None:
+            self._cancel_care(ticket_id, reason)
+        return reason is not None
 
     def care_over(self, ticket_id: str, reason: str) -> None:
         """Cancels the ticket of an occasion that is over, unless somebody has ended it or the operator's flow
-        leaves that to people. An end heard of before its occasion changes nothing. Safe to repeat."""
+        leaves that to people. An end heard of before its occasion is remembered. Safe to repeat, out of order
+        and against others at the same time."""
         if self._store.find(ticket_id) is None:
-            return
+            self._store.end_care(ticket_id, reason)
+            if self._store.find(ticket_id) is None:
+                return
+        self._cancel_care(ticket_id, reason)
+
+    def _cancel_care(self, ticket_id: str, reason: str) -> None:
         try:
             self.transition(ticket_id, None, engine.Act(verb="cancel", actor=engine.SYSTEM, reason=reason))
         except LEFT_TO_PEOPLE:
@@ -642,14 +666,20 @@ class Handlers:
     def customer_erased(self, customer_id: str, version: int) -> None:
         """Removes what is personal from the customer's tickets and profile, and from those tickets of its
         numbers that are nobody's. Safe to repeat."""
-        known = self._store.profile(customer_id)
+        known, now = self._store.profile(customer_id), self._clock.now_ms()
+        numbers = (*known.numbers, *known.former_numbers) if known is not None else ()
         # before the profile, which alone tells the numbers
-        for number in (*known.numbers, *known.former_numbers) if known is not None else ():
+        for number in numbers:
             self._erase_number(number, customer_id)
-        again = self._clock.now_ms() + round(LOOK_AGAIN_SECONDS * 1000 * self._clock.speed)
-        self._store.save_profile(
-            Profile(customer_id=customer_id, version=version, erased=True, again_ms=again)
+        erased = Profile(
+            customer_id=customer_id,
+            version=version,
+            former_numbers=numbers,
+            erased=True,
+            erased_ms=now,
+            again_ms=now + round(LOOK_AGAIN_SECONDS * 1000 * self._clock.speed),
         )
+        self._store.save_profile(erased)
         self._erase_all(customer_id)
 
     def _erase_all(self, customer_id: str) -> None:
@@ -664,13 +694,24 @@ class Handlers:
         """Erases what was opened by those who had read the customer before the erasure and wrote after it.
         Comes back later where it fails. Unavailable as in `_place_all`."""
         self._store.look_again(customer_id, self._clock.now_ms() + POSTPONE_MS)
+        profile = self._store.profile(customer_id)
+        if profile is not None and profile.erased:
+            self._erase_older(profile, profile.former_numbers)
         self._erase_all(customer_id)
         self._store.look_again(customer_id, None)
 
-    def _erase_number(self, number: str, customer_id: str) -> None:
+    def _erase_older(self, erased: Profile, numbers: Sequence[str]) -> None:
+        """Erases nobody's tickets of an erased customer's numbers, but for what came after the erasure: that
+        may be anybody's."""
+        if erased.erased_ms is None:
+            return
+        for number in numbers:
+            self._erase_number(number, erased.customer_id, (_opened_by(erased.erased_ms),))
+
+    def _erase_number(self, number: str, customer_id: str, also: tuple[Term, ...] = ()) -> None:
         owner = self._store.profile_of_number(number)
         if owner is None or owner.customer_id == customer_id:
-            terms = (Condition(field="caller_number", op="=", value=number), _NOBODYS)
+            terms = (Condition(field="caller_number", op="=", value=number), _NOBODYS, *also)
             self._each(terms, self._erase, customer_id)
             self._forget_guest(number, customer_id)
 
@@ -888,6 +929,10 @@ class Handlers:
             return change.ticket
         events = self._events(change.ticket, change.happenings, change.ticket.version + 1)
         return self._store.update(change.ticket, events)
+
+
+def _opened_by(at_ms: int) -> Term:
+    return Condition(field="create_time", op="<=", value=at_ms)
 
 
 def _check_version(ticket: Ticket, version: int | None) -> None:

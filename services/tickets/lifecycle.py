@@ -3,7 +3,14 @@
 from __future__ import annotations
 
 from chassis.lifecycle import DataClass, Held, Lifecycle, Rule, of_documents, technical
-from tickets.documents import CommentDocument, HistoryPageDocument, ProfileDocument, TicketDocument
+from tickets.documents import (
+    CARE_END_SECONDS,
+    CareEndDocument,
+    CommentDocument,
+    HistoryPageDocument,
+    ProfileDocument,
+    TicketDocument,
+)
 from tickets.feedback import REMEMBERED_SECONDS, RatingDocument, SearchDocument
 from tickets.governing import COUNTERS
 from tickets.records import (
@@ -40,6 +47,7 @@ HELD: tuple[Held, ...] = (
     ),
     *of_documents([RatingDocument], DataClass.STATISTICS, Rule.DELETED),
     *of_documents([SearchDocument], DataClass.STATISTICS, Rule.TTL, REMEMBERED_SECONDS),
+    *of_documents([CareEndDocument], DataClass.TECHNICAL, Rule.TTL, CARE_END_SECONDS),
     *of_documents([ImportedCaseDocument], DataClass.BUSINESS, Rule.DELETED),
     Held(name=COUNTERS, kind=DataClass.TECHNICAL, rule=Rule.DELETED),
     *technical(),

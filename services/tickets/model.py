@@ -26,6 +26,8 @@ COMMENTS_INLINE_MAX = 8
 COMMENTS_INLINE_KEPT = 4
 #: Links, files and watchers of a ticket.
 LINKS_MAX, ATTACHMENTS_MAX, WATCHERS_MAX = 100, 64, 64
+#: Others than its own customer whose words merges and splits may bring into a ticket.
+GUESTS_MAX = 100
 #: Requests that a ticket remembers.
 REQUESTS_MAX = 16
 #: Comments of a ticket in all.
@@ -763,7 +765,8 @@ class Profile:
     version: int
     #: E.164.
     numbers: tuple[str, ...] = ()
-    #: Numbers that were its own until it was deleted, E.164: an erasure reaches what came from them.
+    #: Numbers that were its own until it was deleted, E.164: an erasure reaches what came from them; of an
+    #: erased one until its tickets were looked for once more.
     former_numbers: tuple[str, ...] = ()
     #: crm's word, lower-case, for example `vip`.
     tier: str = ""
@@ -773,6 +776,8 @@ class Profile:
     merged_into: str = ""
     #: The customer was legally erased: nothing is kept of them any more.
     erased: bool = False
+    #: When this service erased it; None: it did not, or an earlier release did.
+    erased_ms: int | None = None
     #: When an erased one's tickets are looked for once more; None: not any more.
     again_ms: int | None = None
     #: Channels by which the customer doesn't want to be asked how it was.
@@ -986,5 +991,9 @@ class Rules:
     default_flows: Mapping[Kind, str] = field(default_factory=dict)
     #: Teams by id.
     teams: Mapping[str, Team] = field(default_factory=dict)
+    #: Ids of teams that were deleted.
+    gone_teams: frozenset[str] = frozenset()
+    #: The team that tickets of a deleted one go to where their flow names none; empty: no team.
+    default_team: str = ""
     #: IANA zone of customers who have none of their own.
     time_zone: str = "UTC"

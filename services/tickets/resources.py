@@ -3,7 +3,7 @@ and delete, given what is particular to each."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from dataclasses import field as default_of
 from typing import Any
@@ -117,6 +117,10 @@ class Crud:
         if found:
             raise InvalidArgument.many(found)
 
+    def check_names(self, message: Any, record: Record | None, known: Collection[str] = ()) -> None:
+        """InvalidArgument naming each field that names another resource, which there is not: neither stored,
+        nor `known` to come, nor named by `record` (None: a new one) before."""
+
     def as_record(self, message: Any, id: str, record: Record | None = None) -> Record:
         """A message made a record; a changed one of `record`."""
         now = self._clock.now_ms()
@@ -161,6 +165,7 @@ class Crud:
         if prepare is not None:
             prepare(message)
         self.check(message)
+        self.check_names(message, None)
         self.check_room()
         key = request_key(current_identity(), method, request.request_id)
         made, _ = self._store.insert(
@@ -196,6 +201,7 @@ class Crud:
             message = self.read(record)
             edit(message)
             self.check(message)
+            self.check_names(message, record)
             return self.read(self._store.update(self.changed(message, record)))
 
         return attempt() if version is not None else retry_conflicts(attempt)

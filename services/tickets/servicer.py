@@ -41,7 +41,7 @@ from tickets.knowledge import ExpertCalls, KnowledgeCalls
 from tickets.opening import Create, Opening
 from tickets.quality import QualityCalls
 from tickets.reporting import ReportCalls
-from tickets.store import Query, sort_key
+from tickets.store import Query
 from tickets.teams import Teams
 
 
@@ -105,10 +105,10 @@ class TicketServicer(Around, ticket_service_pb2_grpc.TicketServiceServicer):
             raise InvalidArgument(field="order_by", why="must be create_time desc or due_time")
         page = Page.of(request)
         query = Query(conditions=filters.parse(request.filter), by_due=orders[request.order_by])
-        found = self._handlers.page(query, page.limit + 1, page.key(int, str))
-        shown, token = page.cut(found, lambda ticket: sort_key(ticket, query))
+        found = self._handlers.sift(query, page.limit, page.key(int, str))
         return ticket_service_pb2.ListTicketsResponse(
-            tickets=[convert.to_proto(ticket) for ticket in shown], next_page_token=token
+            tickets=[convert.to_proto(ticket) for ticket in found.tickets],
+            next_page_token=page.next_token(found.more),
         )
 
     def UpdateTicket(

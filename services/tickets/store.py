@@ -6,6 +6,7 @@ from __future__ import annotations
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Protocol
@@ -22,6 +23,7 @@ from tickets import sla as clocks
 from tickets.desk import pile_order
 from tickets.documents import (
     WITHOUT_TEXTS,
+    CareEndDocument,
     CommentDocument,
     HistoryPageDocument,
     ProfileDocument,
@@ -36,7 +38,8 @@ from tickets.documents import (
     to_fields,
 )
 from tickets.engine import next_timer_ms
-from tickets.filters import Condition, Term, holds, stored_name, to_mongo
+from tickets.filters import holds, stored_name, to_mongo
+from tickets.listing import SIFTED_FIRST, SIFTED_MAX, Key, Query, changed_since, mongo_query, order_of, split
 from tickets.model import (
     COMMENTS_INLINE_KEPT,
     COMMENTS_INLINE_MAX,
@@ -59,20 +62,27 @@ UNREADABLE_HOLD_MS = 60_000
 CANDIDATES_MAX = 50
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Query:
-    """Which tickets a list is about."""
-
-    #: All must hold.
-    conditions: tuple[Term, ...] = ()
-    #: Soonest due first instead of newest first; only tickets that are due at all.
-    by_due: bool = False
-
-
 def sort_key(ticket: Ticket, query: Query) -> tuple[int, str]:
     """What a page continues after."""
     due = clocks.due_ms(ticket.sla.resolution)
     return (due or 0, ticket.id) if query.by_due else (ticket.created_ms, ticket.id)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Sifted:
+    """A page of a list whose filter no index serves."""
+
+    #: In the list's order; fewer than asked for, even none, does not mean that there are no more.
+    tickets: Sequence[Ticket]
+    #: What the next page continues after; None: there is none.
+    more: Key | None
+
+
+def _cut(found: Sequence[Ticket], limit: int, query: Query, reached: Key | None) -> Sifted:
+    """A page of what was found, one more than asked for where there were as many; `reached`: where looking
+    ended, None at the end."""
+    shown = found[:limit]
+    return Sifted(tickets=shown, more=sort_key(shown[-1], query) if len(found) > limit else reached)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -134,6 +144,10 @@ class TicketStore(Protocol):
 
     def page(self, query: Query, limit: int, after: tuple[int, str] | None) -> list[Ticket]:
         """At most `limit` tickets after a sort key, without texts and history."""
+
+    def sift(self, query: Query, limit: int, after: Key | None) -> Sifted:
+        """As `page`, for any filter with bounded work: what no index serves is looked for among at most
+        `SIFTED_MAX` tickets."""
 
     def count(self, query: Query) -> int:
         """How many tickets match."""
@@ -207,11 +221,19 @@ class TicketStore(Protocol):
     def save_profile(self, profile: Profile) -> bool:
         """Stores a profile unless a newer one is there; whether it was stored."""
 
+    def end_care(self, ticket_id: str, reason: str) -> None:
+        """Remembers for a while that an occasion is over whose ticket is not there yet; the first reason
+        stays."""
+
+    def care_end(self, ticket_id: str) -> str | None:
+        """Why the occasion of a ticket is over, as `end_care` was told; None where it was not."""
+
     def erased_due(self, now_ms: int, limit: int) -> list[str]:
         """Ids of erased customers whose tickets are to be looked for once more, the longest due first."""
 
     def look_again(self, customer_id: str, at_ms: int | None) -> None:
-        """Sets when an erased customer's tickets are looked for once more; None: not any more."""
+        """Sets when an erased customer's tickets are looked for once more; None: not any more, and its former
+        numbers are forgotten."""
 
 
 def check_whole(ticket: Ticket) -> None:
@@ -237,21 +259,6 @@ def split_history(ticket: Ticket) -> tuple[tuple[Step, ...], Ticket]:
 
 
 # ---- MongoDB
-
-
-def _mongo_query(query: Query, after: tuple[int, str] | None) -> dict[str, Any]:
-    clauses: list[dict[str, Any]] = [to_mongo(term) for term in query.conditions]
-    named = {term.field for term in query.conditions if isinstance(term, Condition)}
-    if "kind" in named and "open" not in named:
-        clauses.append({"open": {"$in": [False, True]}})  # lets the index of kind and open serve it, sorted
-    field, beyond, reaching = ("due_ms", "$gt", "$gte") if query.by_due else ("created_ms", "$lt", "$lte")
-    if query.by_due:
-        clauses.append({"due_ms": {"$gt": 0}})  # and not `$exists`: see `filters.Field.below`
-    if after is not None:
-        key, last_id = after
-        clauses.append({field: {reaching: key}})  # bounds the index scan; the next line alone wouldn't
-        clauses.append({"$or": [{field: {beyond: key}}, {field: key, "_id": {beyond: last_id}}]})
-    return {"$and": clauses} if clauses else {}
 
 
 class MongoStore:
@@ -380,20 +387,52 @@ class MongoStore:
 
     def page(self, query: Query, limit: int, after: tuple[int, str] | None) -> list[Ticket]:
         """As the port says."""
-        order = [("due_ms", 1), ("_id", 1)] if query.by_due else [("created_ms", -1), ("_id", -1)]
-        found = self._tickets().find(_mongo_query(query, after), WITHOUT_TEXTS)
-        return [from_raw(raw) for raw in found.sort(order).limit(limit)]
+        return self._listed(query, limit, after, None)
+
+    def _listed(
+        self, query: Query, limit: int, after: Key | None, last: Key | None, hint: str | None = None
+    ) -> list[Ticket]:
+        found = self._tickets().find(mongo_query(query, after, last), WITHOUT_TEXTS, hint=hint)
+        return [from_raw(raw) for raw in found.sort(order_of(query)).limit(limit)]
+
+    def sift(self, query: Query, limit: int, after: Key | None) -> Sifted:
+        """As the port says."""
+        served, rest = split(query)
+        if not rest:
+            return _cut(self.page(query, limit + 1, after), limit, query, None)
+        recent = changed_since(query)
+        if recent is not None and self._are_few(to_mongo(recent)):
+            return _cut(self._listed(query, limit + 1, after, None, "updated"), limit, query, None)
+        found, last = list[Ticket](), after
+        for window in (max(SIFTED_FIRST, limit), SIFTED_MAX):
+            last = self._key_at(replace(query, conditions=served), after, window)
+            found = self._listed(query, limit + 1, after, last)
+            if last is None or len(found) > limit:
+                break
+        return _cut(found, limit, query, last)
+
+    def _are_few(self, updated: Mapping[str, Any]) -> bool:
+        counted = self._tickets().count_documents(updated, limit=SIFTED_MAX + 1, hint="updated")
+        return bool(counted <= SIFTED_MAX)
+
+    def _key_at(self, query: Query, after: Key | None, place: int) -> Key | None:
+        """The sort key of the ticket at a place of a list, counted from a key; None where there are fewer."""
+        order = order_of(query)
+        field = order[0][0]
+        found = self._tickets().find(mongo_query(query, after), {field: 1}).sort(order)
+        last = next(iter(found.skip(place - 1).limit(1)), None)
+        return (last[field], last["_id"]) if last is not None else None
 
     def whole(self, query: Query, most: int) -> Iterator[Ticket]:
         """As the port says."""
         without = {"outbox": 0, "comments": 0, "description": 0, "resolution": 0}
-        found = self._tickets().find(_mongo_query(query, None), without)
+        found = self._tickets().find(mongo_query(query, None), without)
         for raw in found.sort([("created_ms", -1), ("_id", -1)]).limit(most):
             yield from_raw(raw)
 
     def count(self, query: Query) -> int:
         """As the port says."""
-        return int(self._tickets().count_documents(_mongo_query(query, None)))
+        return int(self._tickets().count_documents(mongo_query(query, None)))
 
     def by_call(self, call_id: str) -> Ticket | None:
         """As the port says."""
@@ -496,6 +535,18 @@ class MongoStore:
             return False
         return True
 
+    def end_care(self, ticket_id: str, reason: str) -> None:
+        """As the port says."""
+        collection = CareEndDocument._get_collection().with_options(write_concern=WriteConcern(w="majority"))
+        first = {"$setOnInsert": {"reason": reason, "at": datetime.now(UTC)}}
+        with suppress(DuplicateKeyError):  # another tells it at the same moment
+            collection.update_one({"_id": ticket_id}, first, upsert=True)
+
+    def care_end(self, ticket_id: str) -> str | None:
+        """As the port says."""
+        raw = CareEndDocument._get_collection().find_one({"_id": ticket_id})
+        return raw["reason"] if raw is not None else None
+
     def erased_due(self, now_ms: int, limit: int) -> list[str]:
         """As the port says."""
         found = ProfileDocument._get_collection().find({"again_ms": {"$lte": now_ms}}, {"_id": 1})
@@ -503,8 +554,9 @@ class MongoStore:
 
     def look_again(self, customer_id: str, at_ms: int | None) -> None:
         """As the port says."""
-        set_or_gone = {"$set": {"again_ms": at_ms}} if at_ms is not None else {"$unset": {"again_ms": ""}}
-        ProfileDocument._get_collection().update_one({"_id": customer_id}, set_or_gone)
+        never: dict[str, Any] = {"$unset": {"again_ms": ""}, "$set": {"former_numbers": []}}
+        change = {"$set": {"again_ms": at_ms}} if at_ms is not None else never
+        ProfileDocument._get_collection().update_one({"_id": customer_id}, change)
 
 
 # ---- memory
@@ -541,6 +593,7 @@ class MemoryStore:
         self._old_steps: dict[str, dict[int, Step]] = {}
         self._old_comments: dict[str, dict[int, Comment]] = {}
         self._profiles: dict[str, Profile] = {}
+        self._care_ends: dict[str, str] = {}
         #: Everything that was stored to be published.
         self.events: list[Event] = []
 
@@ -643,6 +696,10 @@ class MemoryStore:
         for ticket in self.page(query, most, None):
             yield self.get(ticket.id)
 
+    def sift(self, query: Query, limit: int, after: Key | None) -> Sifted:
+        """As the port says; nothing here is too much to look at."""
+        return _cut(self.page(query, limit + 1, after), limit, query, None)
+
     def count(self, query: Query) -> int:
         """As the port says."""
         return len(self.page(query, len(self._tickets) + 1, None))
@@ -730,6 +787,16 @@ class MemoryStore:
             self._profiles[profile.customer_id] = profile
             return True
 
+    def end_care(self, ticket_id: str, reason: str) -> None:
+        """As the port says."""
+        with self._lock:
+            self._care_ends.setdefault(ticket_id, reason)
+
+    def care_end(self, ticket_id: str) -> str | None:
+        """As the port says."""
+        with self._lock:
+            return self._care_ends.get(ticket_id)
+
     def erased_due(self, now_ms: int, limit: int) -> list[str]:
         """As the port says."""
         with self._lock:
@@ -739,7 +806,9 @@ class MemoryStore:
     def look_again(self, customer_id: str, at_ms: int | None) -> None:
         """As the port says."""
         with self._lock:
-            self._profiles[customer_id] = replace(self._profiles[customer_id], again_ms=at_ms)
+            profile = replace(self._profiles[customer_id], again_ms=at_ms)
+            forgotten = profile if at_ms is not None else replace(profile, former_numbers=())
+            self._profiles[customer_id] = forgotten
 
     def comments(self, ticket_id: str, after: int, limit: int) -> list[Comment]:
         """As the port says."""

@@ -433,11 +433,21 @@ def test_profiles_only_get_newer(store: TicketStore) -> None:
     assert store.profile("42") == new == store.profile_of_number(NUMBER)
     assert store.profile_of_number("+4930123456") is None
     for id, at in (("e1", NOW + 1), ("e2", NOW)):
-        store.save_profile(Profile(customer_id=id, version=1, erased=True, again_ms=at))
+        told = {"erased_ms": NOW - 1, "former_numbers": (NUMBER,)}
+        store.save_profile(Profile(customer_id=id, version=1, erased=True, again_ms=at, **told))
     assert (store.erased_due(NOW, 9), store.erased_due(NOW + 1, 9)) == (["e2"], ["e2", "e1"])
     store.look_again("e1", None)
     store.look_again("e2", NOW + 2)
+    assert store.profile("e1") == Profile(customer_id="e1", version=1, erased=True, erased_ms=NOW - 1)
+    assert store.profile("e2").former_numbers == (NUMBER,)  # type: ignore[union-attr]
     assert store.erased_due(NOW + 1, 9) == [] and store.erased_due(NOW + 2, 9) == ["e2"]
+
+
+def test_an_occasion_that_is_over_is_remembered(store: TicketStore) -> None:
+    assert store.care_end("care-1") is None
+    for reason in ("done", "expired"):
+        store.end_care("care-1", reason)
+    assert store.care_end("care-1") == "done" and store.care_end("care-2") is None
 
 
 @pytest.mark.integration
@@ -500,12 +510,12 @@ async def test_the_hot_paths_write_and_read_what_the_store_does(mongo_uri: str, 
     'update_time > "2026-01-01T00:00:00Z"', 'due_time < "2026-01-01T00:00:00Z"',
 ])  # fmt: skip
 def test_no_list_scans_the_collection(mongo_uri: str, mongo_database: str, text: str) -> None:
-    from tickets.store import _mongo_query
+    from tickets.listing import mongo_query
 
     connect(TicketsSettings(mongo_uri=mongo_uri, mongo_database=mongo_database))
     ensure_indexes(DOCUMENTS)
     add(MongoStore(), *(ticket(f"t{n}") for n in range(20)))
-    found = TicketDocument._get_collection().find(_mongo_query(Query(conditions=parse(text)), (NOW, "t5")))
+    found = TicketDocument._get_collection().find(mongo_query(Query(conditions=parse(text)), (NOW, "t5")))
     plan = repr(found.sort([("created_ms", -1), ("_id", -1)]).explain()["queryPlanner"]["winningPlan"])
     assert "IXSCAN" in plan and "COLLSCAN" not in plan
     disconnect()
@@ -574,13 +584,13 @@ def test_a_claim_reads_the_pile_and_not_what_others_have(mongo_uri: str, mongo_d
 def test_what_is_due_is_read_in_order_and_nothing_else(
     mongo_uri: str, mongo_database: str, text: str
 ) -> None:
-    from tickets.store import _mongo_query
+    from tickets.listing import mongo_query
 
     connect(TicketsSettings(mongo_uri=mongo_uri, mongo_database=mongo_database))
     ensure_indexes(DOCUMENTS)
     add(MongoStore(), *(ticket(f"t{n}", Kind.REPAIR) for n in range(30)))
     add(MongoStore(), *(moved(ticket(f"w{n}", Kind.CARE), "start", "wait") for n in range(60)))
-    query = _mongo_query(Query(conditions=parse(text), by_due=True), None)
+    query = mongo_query(Query(conditions=parse(text), by_due=True), None)
     plan = TicketDocument._get_collection().find(query).sort([("due_ms", 1), ("_id", 1)]).limit(5).explain()
     stats = plan["executionStats"]
     assert (stats["nReturned"], stats["totalKeysExamined"], stats["totalDocsExamined"]) == (5, 5, 5)

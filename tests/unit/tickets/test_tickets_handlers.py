@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import itertools
 import random
@@ -31,6 +32,7 @@ from tickets.model import (
     Attachment,
     CallFacts,
     CallLink,
+    CareFacts,
     Channel,
     Comment,
     Draft,
@@ -687,6 +689,109 @@ def test_care_and_leaving_become_tickets_once(desk: Desk) -> None:
     assert open_one.draft.customer_id == "42", "one for who wants to leave, by whatever it is known"
 
 
+def care_task() -> tuple[Event, Event]:
+    """(an occasion for care, its end)."""
+    raised = crm_events.CareTaskRaised(care_task="careTasks/1", kind="CONTRACT_EXPIRES", text="合约将到期")
+    raised.customer.customer = "customers/42"
+    over = crm_events.CareTaskClosed(care_task="careTasks/1", customer="customers/42", state="DONE")
+    return told_by_crm(raised), told_by_crm(over)
+
+
+def test_an_occasion_and_its_end_are_heard_of_in_any_order() -> None:
+    """Its ticket stayed open for ever where the end came first."""
+    news = care_task()
+    for order in itertools.permutations(news * 2):
+        desk = Desk()
+        for event in order:
+            inbound.take(desk.use, event)
+        assert [ticket.phase for ticket in desk.all()] in ([], [Phase.CANCELLED]), order
+
+
+class Interrupted(MemoryStore):
+    """Lets others work just before the n-th thing that is asked of it."""
+
+    def __init__(self, place: int, others: Any) -> None:
+        super().__init__()
+        #: Things asked for until then; None: not counted any more.
+        self.left: int | None = place
+        self.others = others
+        #: Things asked for after that until the process dies; None: it lives.
+        self.dies_after: int | None = None
+
+    def __getattribute__(self, name: str) -> Any:
+        found = MemoryStore.__getattribute__(self, name)
+        if name.startswith("_") or not callable(found) or name == "others":
+            return found
+
+        def ask(*args: Any, **named: Any) -> Any:
+            if self.left == 0:
+                self.left, after = None, self.dies_after
+                self.dies_after = None
+                self.others()
+                self.dies_after = after
+            elif self.left is not None:
+                self.left -= 1
+            elif self.dies_after is not None:
+                self.dies_after -= 1
+                if self.dies_after < 0:
+                    self.dies_after = None
+                    raise Crash
+            return found(*args, **named)
+
+        return ask
+
+
+@pytest.mark.parametrize("dies_after", [None, 0, 1, 2, 3])
+@pytest.mark.parametrize("raised_first", [True, False])
+def test_an_occasion_and_its_end_may_be_handled_at_the_very_same_time(
+    raised_first: bool, dies_after: int | None
+) -> None:
+    """One between any two steps of the other; that one may die afterwards, and is delivered again."""
+    one, other = care_task() if raised_first else reversed(care_task())
+    for place in itertools.count():
+        store = Interrupted(place, lambda: None)
+        store.dies_after = dies_after
+        use = Handlers(store, FakeClock(), RULES, convert.event_of)
+        store.others = lambda use=use: inbound.take(use, other)
+        try:
+            inbound.take(use, one)
+        except Crash:
+            inbound.take(use, one)
+        if store.left is not None:
+            break  # there are no more places
+        assert [ticket.phase for ticket in store._tickets.values()] in ([], [Phase.CANCELLED]), place
+    assert place > 1
+
+
+@pytest.mark.parametrize("merge_first", [True, False])
+@pytest.mark.parametrize("begun", [(), ("merge",), ("merge", "unmerge")])
+def test_a_merge_and_its_undoing_may_be_handled_at_the_very_same_time(
+    merge_first: bool, begun: tuple[str, ...]
+) -> None:
+    """One, perhaps a late repeat, between any two steps of the other."""
+
+    def hear(use: Handlers, what: str) -> None:
+        if what == "merge":
+            use.customers_merged(alive("b", 2), [taken("a", "b")])
+        else:
+            use.customers_unmerged(alive("b", 3), [alive("a", 3)])
+
+    first, second = ("merge", "unmerge") if merge_first else ("unmerge", "merge")
+    for place in itertools.count():
+        store = Interrupted(10**9, lambda: None)
+        use = Handlers(store, FakeClock(), RULES, convert.event_of)
+        command = Create(kind=Kind.INQUIRY, draft=Draft(subject="a", customer_id="a"), actor="ann")
+        ticket = use.create(command)
+        for what in begun:
+            hear(use, what)
+        store.left, store.others = place, lambda use=use: hear(use, second)
+        hear(use, first)
+        if store.left is not None:
+            break  # there are no more places
+        assert store.get(ticket.id).draft.customer_id == "a", place
+    assert place > 3
+
+
 def churn_task(customer: str = "42", **fields: Any) -> Event:
     message = crm_events.CareTaskRaised(care_task="careTasks/9", kind="CHURN", text="请关怀挽留")
     message.customer.customer = f"customers/{customer}"
@@ -746,7 +851,21 @@ def test_erasure_removes_profile_and_texts(desk: Desk) -> None:
     desk.use.customer_erased("42", 2)
     desk.use.customer_erased("42", 2)
     again = desk.clock.now_ms() + handlers.LOOK_AGAIN_SECONDS * 1000
-    assert desk.store.profile("42") == Profile(customer_id="42", version=2, erased=True, again_ms=again)
+    erased = Profile(
+        customer_id="42",
+        version=2,
+        former_numbers=(NUMBER,),
+        erased=True,
+        erased_ms=desk.clock.now_ms(),
+        again_ms=again,
+    )
+    assert desk.store.profile("42") == erased
+    desk.clock.advance(handlers.LOOK_AGAIN_SECONDS)
+    later = desk.create()
+    desk.use.erase_again("42")
+    done = replace(erased, former_numbers=(), again_ms=None)
+    assert desk.store.profile("42") == done, "nothing of whom it was is left"
+    assert desk.store.get(later.id).draft == later.draft, "that is somebody else's, for all that is known"
     assert desk.store.get(ticket.id).draft == Draft(subject="(erased)")
     assert all(step.reason == "" for step in desk.use.steps(ticket.id, 0, 1_000))
 
@@ -772,14 +891,100 @@ def test_what_is_opened_in_the_moment_of_an_erasure_is_erased_soon_after(
     assert desk.use.erased_due(9) == [] and desk.store.profile("42").again_ms is None  # type: ignore[union-attr]
 
 
+async def _opened(use: Handlers, store: MemoryStore) -> None:
+    opening = Opening(AsyncMemoryStore(store), use._clock, RULES, convert.event_of)
+    draft = Draft(subject="secret", description="secret", customer_id="42")
+    await opening.create(Create(kind=Kind.INQUIRY, draft=draft, actor="ann"))
+
+
+def _created(**whose: str) -> Any:
+    draft = Draft(subject="secret", description="secret", **whose)
+    return lambda use, store: use.create(Create(kind=Kind.COMPLAINT, draft=draft, actor="ann"))
+
+
+def _called(use: Handlers, store: MemoryStore) -> None:
+    wish = TicketRequest(kind="inquiry", priority="", category="", subject="secret", description="secret")
+    facts = CallFacts(
+        call_id="c9",
+        ticket_id="call-9",
+        time_ms=use._clock.now_ms(),
+        number=NUMBER,
+        notes="secret",
+        request=wish,
+    )
+    use.call_wrapped_up(facts)
+
+
+def _split(use: Handlers, store: MemoryStore) -> None:
+    part = Create(kind=Kind.COMPLAINT, draft=Draft(subject="part", customer_id="7"), actor="ann")
+    use.split(Request(ticket_id="theirs"), part, ["c-secret"], range(1, 11))
+
+
+def _care(use: Handlers, store: MemoryStore) -> None:
+    facts = CareFacts(ticket_id="care-9", subject="secret", category="silence", customer_id="42")
+    use.care_wanted(facts)
+
+
+#: What brings or moves a customer's words.
+BRINGING: dict[str, Any] = {
+    "opened": lambda use, store: asyncio.run(_opened(use, store)),
+    "created by name": _created(customer_id="42"),
+    "created by number": _created(caller_number=NUMBER),
+    "called": _called,
+    "cared for": _care,
+    "split": _split,
+    "merged into another's": lambda use, store: use.merge(Request(ticket_id="others"), "theirs", "ann", ""),
+    "another's merged into it": lambda use, store: use.merge(
+        Request(ticket_id="theirs"), "others", "ann", ""
+    ),
+    "customers merged": lambda use, store: use.customers_merged(alive("7", 5), [taken("42", "7", 5)]),
+    "became known": lambda use, store: use.customer_known(
+        Profile(customer_id="42", version=2, numbers=(NUMBER, OTHER))
+    ),
+    "followed up": lambda use, store: [use.fire(id) for id in use.due(99)],
+}
+
+
+@pytest.mark.parametrize("what", BRINGING)
+def test_an_erasure_between_any_two_steps_of_anything_leaves_no_words(what: str) -> None:
+    for place in itertools.count():
+        store = Interrupted(10**9, lambda: None)
+        desk = Desk()
+        desk.store = store  # type: ignore[assignment]
+        desk.use = use = Handlers(store, desk.clock, RULES, convert.event_of)
+        use.customer_known(Profile(customer_id="42", version=1, numbers=(NUMBER,)))
+        with_words(desk, "secret", id="theirs", customer_id="42")
+        with_words(desk, "theirs", id="others", customer_id="7")
+        if what == "became known":
+            with_words(desk, "secret", caller_number=OTHER)
+        if what == "followed up":
+            resolved = with_words(desk, "secret", customer_id="42")
+            use.transition(resolved.id, None, Act(verb="resolve", actor="ann", resolution="secret"))
+            desk.clock.advance(2 * DAY_SECONDS)
+        store.left, store.others = place, lambda use=use: use.customer_erased("42", 9)
+        with contextlib.suppress(CustomerErased, desk_rules.TicketFinal):
+            BRINGING[what](use, store)
+        if store.left is not None:
+            break  # there are no more places
+        desk.clock.advance(handlers.LOOK_AGAIN_SECONDS)
+        for id in use.erased_due(9):
+            use.erase_again(id)
+        kept = repr((store._tickets, store._old_steps, store._old_comments)).replace("c-secret", "")
+        assert "secret" not in kept and "'42'" not in kept, (
+            place,
+            kept[max(0, kept.find("secret") - 90) :][:200],
+        )
+    assert place > 2
+
+
 def words_of(desk: Desk, ticket_id: str) -> list[str]:
     said = [comment.body for comment in desk.use.comments(ticket_id, 0, 1_000)]
     ticket = desk.store.get(ticket_id)
     return [*said, *(call.notes for call in ticket.calls), *(file.uri for file in ticket.attachments)]
 
 
-def with_words(desk: Desk, word: str, **draft: str) -> Ticket:
-    ticket = desk.create(draft=Draft(subject=word, **draft))
+def with_words(desk: Desk, word: str, id: str = "", **draft: str) -> Ticket:
+    ticket = desk.create(draft=Draft(subject=word, **draft), ticket_id=id)
     desk.use.change(
         Request(ticket_id=ticket.id),
         lambda t, now: desk_rules.attach(t, Attachment(id=f"f-{word}", uri=word, file_name=word), now),

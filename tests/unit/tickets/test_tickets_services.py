@@ -71,7 +71,19 @@ from tickets.governing import Governor, MemoryState
 from tickets.handlers import Handlers
 from tickets.hotstore import AsyncMemoryStore
 from tickets.knowledge import ExpertCalls, KnowledgeCalls, Library
-from tickets.model import CallFacts, Channel, FollowUp, Profile, Rules, Ticket, TicketRequest
+from tickets.model import (
+    GUESTS_MAX,
+    INTENTS_MAX,
+    CallFacts,
+    Channel,
+    FollowUp,
+    Intent,
+    IntentKind,
+    Profile,
+    Rules,
+    Ticket,
+    TicketRequest,
+)
 from tickets.opening import Create, Opening
 from tickets.quality import QualityCalls
 from tickets.records import MemoryRecords
@@ -149,6 +161,11 @@ def with_team(service: Service) -> None:
     ]
     team = team_pb2.Team(display_name="Field", members=members)
     service.teams.CreateTeam(team_pb2.CreateTeamRequest(team=team, team_id="field"), None)
+
+
+def with_teams(service: Service, *ids: str) -> None:
+    for id in ids:
+        service.teams.CreateTeam(team_pb2.CreateTeamRequest(team=team_pb2.Team(), team_id=id), None)
 
 
 def test_a_pile_is_claimed_by_urgency_and_skill_once(service: Service) -> None:
@@ -244,6 +261,7 @@ def test_the_service_chooses_in_turn_or_by_load_among_those_who_can(service: Ser
 
 
 def test_a_silent_assignee_loses_the_ticket(service: Service) -> None:
+    with_teams(service, "field")
     add_flow(service, silent_assignee_limit=Duration(seconds=600), initial_team="teams/field")
     ticket = service.open(flow="flows/own")
     assert ticket.team == "field" and ticket.flow_version == 1
@@ -254,7 +272,8 @@ def test_a_silent_assignee_loses_the_ticket(service: Service) -> None:
     service.clock.advance(500)
     assert service.use.fire_due(10)[0] == 0
     service.clock.advance(101)
-    service.use.fire_due(10)
+    for id in service.use.fire_due(10)[1]:
+        service.use.fire(id)
     assert service.store.get(ticket.id).assignee == "" and service.store.get(ticket.id).team == "field"
 
 
@@ -298,6 +317,7 @@ def test_a_silent_assignees_ticket_goes_to_who_has_fewest_and_can(service: Servi
 
 
 def test_a_state_is_the_task_of_its_team(service: Service) -> None:
+    with_teams(service, "front", "lawyers")
     flow = own_flow(initial_team="teams/front")
     flow.states[1].team = "teams/lawyers"
     service.flows.CreateFlow(flow_pb2.CreateFlowRequest(flow=flow, flow_id="legal"), None)
@@ -311,6 +331,107 @@ def test_a_state_is_the_task_of_its_team(service: Service) -> None:
     bad = flow_pb2.CreateFlowRequest(flow=flow, flow_id="legal-2")
     fields = refused(lambda: service.flows.CreateFlow(bad, None))
     assert fields == ["flow.states[1].team"]
+
+
+def without_team(service: Service, id: str) -> None:
+    """A team is deleted, and what is open is taken over."""
+    service.teams.DeleteTeam(team_pb2.DeleteTeamRequest(name=f"teams/{id}"), None)
+    assert service.governor._state.read().wanted > service.governor._state.read().done
+    last = ""
+    while last := service.use.retime(last, 10):
+        pass
+
+
+def test_the_tickets_of_a_deleted_team_go_to_their_flows_or_to_the_default(service: Service) -> None:
+    """They lay in a pile that nobody looked at any more."""
+    with_teams(service, "front", "field", "spare")
+    flow = own_flow(initial_team="teams/front")
+    flow.states[1].team = "teams/field"
+    service.flows.CreateFlow(flow_pb2.CreateFlowRequest(flow=flow, flow_id="homed"), None)
+    legal, plain = (service.open(**of).id for of in ({"flow": "flows/homed"}, {}))
+    service.use.transition(legal, None, configuring_act("ask"))
+    move = rpc.TransferTicketRequest(name=f"tickets/{plain}", team="teams/field", reason="a cable")
+    service.TransferTicket(move, None)
+    service.ClaimTicket(rpc.ClaimTicketRequest(name=f"tickets/{plain}", agent="agents/a"), None)
+    service.governor._base = replace(service.governor._base, default_team="spare")
+    without_team(service, "field")
+    found = [service.store.get(id) for id in (legal, plain)]
+    assert [(one.team, one.assignee) for one in found] == [("front", ""), ("spare", "a")]
+    for one in found:
+        last = one.history[-1]
+        assert (last.verb, last.actor, last.reason) == ("transfer", "system", "teams/field was deleted")
+    told = service.told(events_pb2.TicketAssigned)[-2:]
+    assert {(e.previous_team, e.reason) for e in told} == {("teams/field", "teams/field was deleted")}
+    versions = service.store.versions()
+    assert service.use.retime("", 10) and service.store.versions() == versions, "once"
+    again = service.open(flow="flows/homed").id
+    assert service.use.transition(again, None, configuring_act("ask")).team == "front"
+    without_team(service, "spare")
+    assert service.store.get(plain).team == "", "with no team at all, where lists show it"
+    with_teams(service, "field")
+    later = service.open(flow="flows/homed").id
+    assert service.use.transition(later, None, configuring_act("ask")).team == "field", "there again"
+
+
+def test_an_escalation_to_a_deleted_team_leaves_the_ticket_where_it_is(service: Service) -> None:
+    service.sla.CreateCalendar(calendar_request(), None)
+    with_teams(service, "lead", "field")
+    level = sla_pb2.EscalationLevel(level=1, offset=Duration(seconds=-60), team="teams/lead", notify=["boss"])
+    service.sla.CreateSlaPolicy(policy_request(4, escalations=[level], kinds=[1]), None)
+    id = service.open().id
+    move = rpc.TransferTicketRequest(name=f"tickets/{id}", team="teams/field", reason="a cable")
+    service.TransferTicket(move, None)
+    without_team(service, "lead")
+    service.clock.advance(
+        (clocks.due_ms(service.store.get(id).sla.resolution) - service.clock.now_ms()) / 1000
+    )
+    service.use.fire_due(10)
+    escalated = service.store.get(id)
+    assert (escalated.team, escalated.sla.level, escalated.watchers) == ("field", 1, ("boss",))
+    patch = sla_pb2.SlaPolicy(name="slaPolicies/gold", display_name="Gold")
+    service.sla.UpdateSlaPolicy(sla_pb2.UpdateSlaPolicyRequest(sla_policy=patch), None)
+    assert [team.name for team in service.teams.ListTeams(team_pb2.ListTeamsRequest(), None).teams] == [
+        "teams/field"
+    ]
+    dead = team_pb2.GetTeamRequest(name="teams/lead")
+    assert refused(lambda: service.teams.GetTeam(dead, None), CallmeshError) == "NOT_FOUND"
+
+
+def test_rules_that_name_what_there_is_not_are_refused_by_field(service: Service) -> None:
+    service.sla.CreateCalendar(calendar_request(), None)
+    with_teams(service, "lead")
+    levels = [sla_pb2.EscalationLevel(level=n, offset=Duration(seconds=n), team="teams/lead") for n in (1, 2)]
+    levels[1].team = "teams/laed"
+    bad = policy_request(4, escalations=levels)
+    assert refused(lambda: service.sla.CreateSlaPolicy(bad, None)) == ["sla_policy.escalations[1].team"]
+    levels[1].team = "teams/lead"
+    service.sla.CreateSlaPolicy(policy_request(4, escalations=levels), None)
+    patch = sla_pb2.UpdateSlaPolicyRequest(sla_policy={"name": "slaPolicies/gold", "escalations": levels})
+    patch.sla_policy.escalations[0].team = "teams/none"
+    patch.sla_policy.calendar = "calendars/none"
+    patch.update_mask.paths.append("escalations")
+    ask = lambda: service.sla.UpdateSlaPolicy(patch, None)  # noqa: E731
+    assert refused(ask) == ["sla_policy.escalations[0].team"], "and nothing outside the mask"
+    flow = own_flow(initial_team="teams/front")
+    flow.states[1].team = "teams/lawyers"
+    made = flow_pb2.CreateFlowRequest(flow=flow, flow_id="named")
+    fields = ["flow.initial_team", "flow.states[1].team"]
+    assert refused(lambda: service.flows.CreateFlow(made, None)) == fields
+    checked = service.flows.ValidateFlow(flow_pb2.ValidateFlowRequest(flow=flow), None).problems
+    assert [(one.problem, one.subject) for one in checked] == [
+        ("UNKNOWN_TEAM", "initial_team"),
+        ("UNKNOWN_TEAM", "states[1].team"),
+    ]
+    content: dict[str, Any] = {"slaPolicies": [{"name": "slaPolicies/p", "calendar": "calendars/office",
+                "resolutionTarget": "60s", "escalations": [{"level": 1, "team": "teams/new"}]}]}  # fmt: skip
+    assert refused(lambda: configuring.apply_file(service.parts, content)) == [
+        "slaPolicies[0].escalations[0].team"
+    ]
+    content["teams"] = [{"name": "teams/new"}]
+    assert configuring.apply_file(service.parts, content) == ["teams/new", "slaPolicies/p"]
+    without_team(service, "new")
+    del content["teams"]
+    assert configuring.apply_file(service.parts, content) == [], "a server starts with what it went by"
 
 
 # ---- words, files, links
@@ -458,6 +579,39 @@ def test_what_does_not_fit_is_not_merged(service: Service) -> None:
     merge = rpc.MergeTicketsRequest(name=target, source=source)
     assert refused(lambda: service.MergeTickets(merge, None), CallmeshError) == "TICKET_FULL"
     assert service.store.get(source[8:]) == before
+
+
+def test_the_words_of_so_many_others_fit_into_a_ticket(service: Service) -> None:
+    """Whose words it holds grew with every merge."""
+    target, mine, other = (service.open(customer=f"customers/{who}").id for who in ("1", "1", "2"))
+    held = service.store.get(target)
+    guests = tuple(f"g{n}" for n in range(GUESTS_MAX))
+    service.store.update(replace(held, guests=guests), ())
+
+    def merge(source: str) -> Any:
+        ask = rpc.MergeTicketsRequest(name=f"tickets/{target}", source=f"tickets/{source}")
+        return service.MergeTickets(ask, None)
+
+    merge(mine)
+    with pytest.raises(desk.TicketFull, match="no room for 1 more customers' words"):
+        merge(other)
+    service.store.update(replace(service.store.get(target), guests=(*guests[1:], "2")), ())
+    merge(other)
+    assert len(service.store.get(target).guests) == GUESTS_MAX
+
+
+def test_what_is_owed_to_another_ticket_is_not_dropped_for_what_comes_later(service: Service) -> None:
+    """The oldest was: a link stayed with one side."""
+    source, target = service.open(), service.open()
+    owed = tuple(
+        Intent(kind=IntentKind.LINK, ticket_id=f"t{n}", number=0, reason="related", time_ms=1)
+        for n in range(INTENTS_MAX)
+    )
+    service.store.update(replace(source, intents=owed), ())
+    merge = rpc.MergeTicketsRequest(name=f"tickets/{target.id}", source=f"tickets/{source.id}")
+    with pytest.raises(desk.TicketFull, match="too much still to be done"):
+        service.MergeTickets(merge, None)
+    assert service.store.get(source.id).intents == owed
 
 
 def test_what_finds_no_room_any_more_stays_where_it_was(service: Service) -> None:
@@ -862,6 +1016,7 @@ def test_an_explanation_names_its_own_fields(service: Service) -> None:
 
 def test_policies_apply_by_order_and_open_tickets_follow_changes_with_their_credit(service: Service) -> None:
     service.sla.CreateCalendar(calendar_request(), None)
+    with_teams(service, "lead")
     level = sla_pb2.EscalationLevel(
         level=1, offset=Duration(seconds=-1800), team="teams/lead", priority=4, notify=["boss"]
     )
