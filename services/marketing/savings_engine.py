@@ -1,6 +1,8 @@
 """The savings advisor: the cheapest plan with add-ons for what a customer uses. Pure and exact.
 
 1. Money and quantities are decimal numbers; nothing is rounded before the end, so equal costs are equal.
+   The means of a quote are rounded once, to `PLACES`; what its lines lose by that is in the dearest of them,
+   so that they add up to the cost.
 2. A combination is one plan and any of the add-ons that fit it, each up to its quantity, none excluded by
    another. Its cost in a month is the fees and, meter by meter, the tiers above the included quantity,
    quantity rounded up to the charging step first. Add-ons add their included quantities; the tiers are the
@@ -17,13 +19,15 @@ import heapq
 import itertools
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from decimal import ROUND_CEILING, Decimal
 
 from chassis.errors import FailedPrecondition
 
 #: Most combinations compared.
 COMBINATIONS_MAX = 200_000
+#: To what means are rounded, half to even: hundredths, as a quote shows them.
+PLACES = Decimal("0.01")
 
 
 class TooManyCombinations(FailedPrecondition):
@@ -119,8 +123,11 @@ Charges = dict[tuple[str, tuple[str, ...]], Decimal | None]
 
 def quote(plan: Tariff, add_ons: Sequence[Tariff], months: Sequence[Usage]) -> Quote | None:
     """What a combination would have cost, a month; None where it does not serve what was used."""
-    count, known = Decimal(len(months)), Charges()
-    lines = [Line(tariff=one.id, meter="", quantity=Decimal(1), amount=one.fee) for one in (plan, *add_ons)]
+    count, known, total = Decimal(len(months)), Charges(), Decimal(0)
+    lines = []
+    for one in (plan, *add_ons):
+        lines.append(Line(tariff=one.id, meter="", quantity=Decimal(1), amount=one.fee.quantize(PLACES)))
+        total += one.fee * count
     for meter in _meters(months):
         holders = [one for one in (plan, *add_ons) if meter in one.meters]
         amount = _charged(meter, holders, months, known)
@@ -130,12 +137,23 @@ def quote(plan: Tariff, add_ons: Sequence[Tariff], months: Sequence[Usage]) -> Q
             continue
         quantity = sum((month.get(meter, Decimal(0)) for month in months), Decimal(0))
         at = next((one for one in holders if one.meters[meter].tiers), holders[0]).id
-        lines.append(Line(tariff=at, meter=meter, quantity=quantity / count, amount=amount / count))
+        mean = (amount / count).quantize(PLACES)
+        lines.append(Line(tariff=at, meter=meter, quantity=quantity / count, amount=mean))
+        total += amount
+    cost = (total / count).quantize(PLACES)
     return Quote(
         plan=plan.id,
         add_ons=tuple(one.id for one in add_ons),
-        cost=sum((line.amount for line in lines), Decimal(0)),
-        lines=tuple(lines),
+        cost=cost,
+        lines=_adding_up(lines, cost),
+    )
+
+
+def _adding_up(lines: Sequence[Line], cost: Decimal) -> tuple[Line, ...]:
+    dearest = max(range(len(lines)), key=lambda at: lines[at].amount)
+    lost = cost - sum((line.amount for line in lines), Decimal(0))
+    return tuple(
+        replace(line, amount=line.amount + lost) if at == dearest else line for at, line in enumerate(lines)
     )
 
 
