@@ -88,7 +88,8 @@ def test_customers_events_do_what_they_say() -> None:
     inbound.take(use, stored("crm_customer_erased"))
     erased = store.profile("42")
     assert erased is not None
-    assert replace(erased, again_ms=None) == Profile(customer_id="42", version=5, erased=True)
+    assert erased.erased_ms == use._clock.now_ms()
+    assert replace(erased, again_ms=None, erased_ms=None) == Profile(customer_id="42", version=5, erased=True)
 
 
 def test_what_has_no_call_id_is_refused_and_what_asks_for_no_ticket_is_passed_over() -> None:
