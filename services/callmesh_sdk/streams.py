@@ -24,6 +24,9 @@ _BROKEN = (
 #: Reasons that speak of one call, from a router that is well: the call is opened again right there.
 _OF_THE_CALL = frozenset({"UNCONFIRMED"})
 
+#: A stream outlived the token that it was opened with: it is opened again with the one there is now.
+_TOKEN_ENDED = "STREAM_TOKEN_ENDED"
+
 #: The SDK's one line for people: without it a wrong address is silent until `give_up_seconds` are over.
 _log = logging.getLogger("callmesh_sdk")
 
@@ -53,16 +56,17 @@ class Reopening:
         """
         # A stream that a server ended in order is opened again as well, and no longer than a broken one.
         error = _ended() if raised is None else errors.of(raised)
-        refused = raised is not None and raised.code() not in _BROKEN
+        outlived = error.reason == _TOKEN_ENDED
+        refused = raised is not None and raised.code() not in _BROKEN and not outlived
         now = time.monotonic()
         first, self._since = self._since is None, now if self._since is None else self._since
         patience = self._client.options.give_up_seconds
         if refused or now - self._since > patience:
             raise error from None
-        if first:
+        if first and not outlived:
             where = f"the stream to {self._service} at {self.address}"
             _log.warning("%s broke: %s; it is tried again for %g s", where, error.reason, patience)
-        if error.reason not in _OF_THE_CALL:
+        if error.reason not in _OF_THE_CALL and not outlived:
             if raised is None or raised.code() is not grpc.StatusCode.RESOURCE_EXHAUSTED:
                 self._client.lost(self._service, self.address)
             self.address = self._servers.choose(self._order, failed=self.address)

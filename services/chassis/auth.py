@@ -26,12 +26,14 @@ if TYPE_CHECKING:
 __all__ = [
     "ANONYMOUS",
     "AUTHENTICATED",
+    "PEER_SUFFIX",
     "PUBLIC",
     "Authenticator",
     "Binding",
     "Identity",
     "JwtAuthenticator",
     "OpenAuthenticator",
+    "StreamTokenEnded",
     "authenticator",
     "authorize",
     "check_scope_table",
@@ -42,6 +44,9 @@ __all__ = [
 PUBLIC = "public"
 #: In a scope table: any authenticated caller.
 AUTHENTICATED = ""
+#: Ends the scopes of what only the platform's own servers ask of one another. Their streams outlive tokens:
+#: what is on its way on them would be asked twice each time, and a server has proven itself.
+PEER_SUFFIX = ".peer"
 #: Longest token that is looked at, in characters.
 TOKEN_LENGTH_MAX = 8192
 #: Longest subject accepted.
@@ -72,6 +77,12 @@ class TokenExpired(Unauthenticated):
     """The caller is not authenticated: {why}."""
 
     reason = "TOKEN_EXPIRED"
+
+
+class StreamTokenEnded(Unauthenticated):
+    """The stream is over: {why}."""
+
+    reason = "STREAM_TOKEN_ENDED"
 
 
 class CertificateMismatch(Unauthenticated):
@@ -154,8 +165,9 @@ class JwtAuthenticator:
             raise TokenExpired(why="the token has expired") from None
         except (jwt.PyJWTError, ValueError, TypeError) as error:
             raise TokenInvalid(why=f"the token was refused ({type(error).__name__})") from None
-        identity = _identity(claims)
-        self._known[digest] = (identity, float(claims["exp"]) + self._leeway)
+        ends_at = float(claims["exp"]) + self._leeway
+        identity = _identity(claims, ends_at)
+        self._known[digest] = (identity, ends_at)
         while len(self._known) > TOKENS_REMEMBERED_MAX:
             self._known.popitem(last=False)
         return identity
@@ -172,7 +184,7 @@ class JwtAuthenticator:
         return keys[kid]
 
 
-def _identity(claims: Mapping[str, Any]) -> Identity:
+def _identity(claims: Mapping[str, Any], ends_at: float) -> Identity:
     subject, scope = claims["sub"], claims.get("scope", "")
     if not isinstance(subject, str) or not 0 < len(subject) <= SUBJECT_LENGTH_MAX:
         raise TokenInvalid(why="the token's subject is not usable")
@@ -180,7 +192,12 @@ def _identity(claims: Mapping[str, Any]) -> Identity:
     if not isinstance(words, list) or not all(isinstance(word, str) for word in words):
         raise TokenInvalid(why="the token's scope claim is not usable")
     # A token cannot carry the wildcard of the local identity.
-    return Identity(subject=subject, scopes=frozenset(words) - {"*"}, certificate=_confirmed(claims))
+    return Identity(
+        subject=subject,
+        scopes=frozenset(words) - {"*"},
+        certificate=_confirmed(claims),
+        ends_at=ends_at,
+    )
 
 
 def _confirmed(claims: Mapping[str, Any]) -> str:

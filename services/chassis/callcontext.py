@@ -21,6 +21,8 @@ class Identity:
     scopes: frozenset[str] = frozenset()
     #: Thumbprint of the certificate that the token is bound to; empty when it is bound to none.
     certificate: str = ""
+    #: When the token ends, seconds of Unix time with the leeway; None for an identity without an end.
+    ends_at: float | None = None
 
     def has(self, scope: str) -> bool:
         """Whether a call that needs `scope` is allowed; the empty scope asks only for an identity."""

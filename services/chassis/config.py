@@ -210,6 +210,13 @@ class ServiceSettings(BaseSettings):
     auth_leeway_seconds: int = Field(
         default=30, ge=0, le=600, description="Clock difference forgiven in a token, seconds."
     )
+    auth_stream_grace_seconds: int = Field(
+        default=300,
+        ge=0,
+        le=86_400,
+        description="A stream is ended so long after the token that it was opened with, seconds: time for a "
+        "late renewal, during which no call is lost.",
+    )
 
     tls_ca_file: str = Field(
         default="", description="Authority (PEM) that certificates of clients and of other servers come from."

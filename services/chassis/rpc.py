@@ -81,6 +81,7 @@ class Guard:
         pool: Executor,
         calls_max: int,
         default_deadline_seconds: float,
+        stream_grace_seconds: float = 0.0,
         acts: Acts | None = None,
     ) -> None:
         self.service = service
@@ -98,6 +99,8 @@ class Guard:
         self.pool = pool
         self.calls_max = calls_max
         self.default_deadline_seconds = default_deadline_seconds
+        #: How long streams outlive the token that they were opened with.
+        self.stream_grace_seconds = stream_grace_seconds
         #: Calls open now.
         self.open_calls = 0
         self.open_is_free = isinstance(authenticator, auth.OpenAuthenticator)
@@ -148,6 +151,8 @@ class Method:
         self.handler = handler
         self.metrics = metrics.rpc_metrics(guard.service, full_name.lstrip("/"))
         self.kind = limits.Kind(scope, handler.request_streaming or handler.response_streaming)
+        #: It is a stream that ends with its token.
+        self.ends = self.kind.streaming and not scope.endswith(auth.PEER_SUFFIX)
         self.attributes = {"rpc.system.name": "grpc", "rpc.method": full_name.lstrip("/")}
         function: Any = (
             handler.unary_unary or handler.unary_stream or handler.stream_unary or handler.stream_stream
@@ -251,7 +256,8 @@ class Method:
             call = _Call(self, context)
             try:
                 request, context = self._enter(call, request, parse)
-                response = await function(request, context)
+                running = function(request, context)
+                response = await (self._while_valid(running, call) if self.ends else running)
                 data = response if type(response) is bytes else serialize(response)
                 call.finish_ok()
                 return data
@@ -271,7 +277,8 @@ class Method:
             call = _Call(self, context)
             try:
                 request, context = self._enter(call, request, parse)
-                await run(request, context)
+                running = run(request, context)
+                await (self._while_valid(running, call) if self.ends else running)
                 call.finish_ok()
             except BaseException as error:
                 await call.fail(error)
@@ -280,6 +287,27 @@ class Method:
                 call.leave()
 
         return handle
+
+    async def _while_valid(self, running: Awaitable[Any], call: _Call) -> Any:
+        """What a stream comes to. StreamTokenEnded when its token ended long enough ago: the handler is
+        cancelled, as by a caller that has gone.
+        """
+        ends_at = call.current.identity.ends_at
+        if ends_at is None:
+            return await running
+        left = ends_at + self.guard.stream_grace_seconds - time.time()
+        limit = asyncio.timeout(max(0.0, left))
+        try:
+            async with limit:
+                answer = await running
+        except Exception:
+            # What a handler says when it is cancelled is of no interest to the caller.
+            if not limit.expired():
+                raise
+        else:
+            if not limit.expired():
+                return answer
+        raise auth.StreamTokenEnded(why="its token has ended; open it again with a new one")
 
     def _recorded(self, function: Callable[..., Any], parse: bool) -> Callable[..., Any]:
         """The handler, in the audit log where it is an administrative act."""

@@ -183,6 +183,7 @@ class Server:
             pool=self._pool,
             calls_max=settings.concurrent_calls_max,
             default_deadline_seconds=settings.default_deadline_seconds,
+            stream_grace_seconds=settings.auth_stream_grace_seconds,
             acts=self._acts,
         )
 

@@ -510,6 +510,42 @@ async def test_identity_and_scope_come_before_everything_else(guarded):
     assert error.code() is grpc.StatusCode.PERMISSION_DENIED
 
 
+async def test_a_stream_ends_with_its_token_and_one_between_servers_does_not(grpc_server, tmp_path):
+    maker = TokenMaker()
+    settings = loopback_settings(
+        auth_mode="jwt",
+        auth_jwks_file=str(maker.write_jwks(tmp_path / "jwks.json")),
+        auth_leeway_seconds=0,
+        auth_stream_grace_seconds=0,
+    )
+    echo, peer = echo_binding(AsyncEcho()), {UNARY: "", f"/{ECHO_SERVICE}/Both": "echo.peer"}
+    ending = await grpc_server([echo], scopes=dict.fromkeys(echo.methods, "echo"), settings=settings)
+    lasting = await grpc_server(
+        [echo], scopes={**dict.fromkeys(echo.methods, "echo"), **peer}, settings=settings
+    )
+    header = maker.header(scope="echo echo.peer", exp=int(time.time()) + 2)
+    async with (
+        asyncio.timeout(30),
+        grpc.aio.insecure_channel(ending.address) as one,
+        grpc.aio.insecure_channel(lasting.address) as two,
+    ):
+        streams = [EchoStub(channel).Both(metadata=header) for channel in (one, two)]
+        for stream in streams:
+            await stream.write(StringValue(value="hello"))
+            assert (await stream.read()).value == "hello"
+        sending = EchoStub(one).ClientStream(metadata=header)
+        await sending.write(StringValue(value="a"))
+        for over in (streams[0].read(), sending):
+            error = await failure(over)
+            assert error.code() is grpc.StatusCode.UNAUTHENTICATED
+            assert error_info(error).reason == "STREAM_TOKEN_ENDED"
+        error = await failure(EchoStub(two).Both(metadata=header).read())
+        assert error_info(error).reason == "TOKEN_EXPIRED"
+        await streams[1].write(StringValue(value="still here"))
+        assert (await streams[1].read()).value == "still here"
+        streams[1].cancel()
+
+
 async def test_the_rate_limit_is_for_each_partner(guarded):
     stub, _, maker = guarded
     mine, theirs = maker.header(subject="a", scope="echo.read"), maker.header(subject="b", scope="echo.read")

@@ -45,10 +45,12 @@ def test_open_mode_has_every_scope():
 
 
 def test_a_good_token(subject, maker):
-    token = good(maker, subject="pbx-1", scope="routing.write crm.read")
+    ends = int(time.time()) + 60
+    token = good(maker, subject="pbx-1", scope="routing.write crm.read", exp=ends)
+    scopes = frozenset({"routing.write", "crm.read"})
     for _ in range(2):  # the second time from memory
         identity = subject.authenticate(token)
-        assert identity == Identity(subject="pbx-1", scopes=frozenset({"routing.write", "crm.read"}))
+        assert identity == Identity(subject="pbx-1", scopes=scopes, ends_at=ends + 30)
     auth.authorize(identity, "crm.read")
     auth.authorize(identity, auth.AUTHENTICATED)
     with pytest.raises(PermissionDenied) as caught:

@@ -33,6 +33,7 @@ from callmesh_sdk import (
     follow,
 )
 from chassis import errors
+from chassis.auth import StreamTokenEnded
 from chassis.config import ServiceSettings
 from chassis.eventlog import EventsExpired
 from chassis.server import ServiceBinding
@@ -219,6 +220,36 @@ async def test_following_goes_on_behind_the_last_event(connect: Any) -> None:
     assert seen == [(f"e{n}", f"customers/{n}", str(n)) for n in range(1, 11)]
     assert servicer.asked == ["", "3", "6", "9", "old"]
     assert (expired.value.reason, expired.value.metadata["oldest_cursor"]) == ("EVENTS_EXPIRED", "7")
+
+
+class Outlived(Events):
+    """Ends each stream because its token has ended."""
+
+    async def Subscribe(self, request: Any, context: Any) -> AsyncIterator[pb.SubscribeMessage]:
+        try:
+            async for message in super().Subscribe(request, context):
+                yield message
+        except errors.Unavailable:
+            raise StreamTokenEnded(why="open it again") from None
+
+
+async def test_a_stream_that_outlived_its_token_is_opened_again_with_the_new_one(
+    connect: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    servicer, tokens = Outlived(), tmp_path / "token"
+    tokens.write_text("one")
+    descriptor = pb.DESCRIPTOR.services_by_name["EventService"]
+    add = event_service_pb2_grpc.add_EventServiceServicer_to_server
+    binding = ServiceBinding(descriptor, add, servicer)
+    async with asyncio.timeout(30), await connect("crm", binding, token_file=str(tokens)) as client:
+        seen = []
+        async for received in follow(client, "crm", oldest=True):
+            seen.append(received.event.id)
+            if len(seen) == 10:
+                break
+    assert seen == [f"e{n}" for n in range(1, 11)]
+    assert servicer.asked == ["", "3", "6", "9"]
+    assert not caplog.records, "nothing broke"
 
 
 class Unreadable(event_service_pb2_grpc.EventServiceServicer):
