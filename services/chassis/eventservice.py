@@ -18,6 +18,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import re
+from collections import Counter
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -49,8 +50,8 @@ if TYPE_CHECKING:
     from pymongo.asynchronous.database import AsyncDatabase
 
 SERVICE = "callmesh.common.v1.EventService"
-#: Streams served at once by a process.
-STREAMS_MAX = 200
+#: Streams served at once by a process, and of them to one caller: nobody takes the places of all others.
+STREAMS_MAX, STREAMS_EACH_MAX = 200, 20
 #: Types that one reader may name.
 TYPES_MAX = 50
 #: Events of one page of a stream; sequences looked through for it.
@@ -215,19 +216,29 @@ class _Tail:
         self._end = 0
         self._moved = asyncio.Event()
         self._looking: asyncio.Task[None] | None = None
-        self.streams = 0
+        self._callers: Counter[str] = Counter()
         self.ending = False
 
-    def enter(self) -> None:
-        """One more stream."""
-        self.streams += 1
+    def enter(self, source: str, caller: str) -> None:
+        """One more stream; TooManySubscriptions."""
+        for streams, most, whose in (
+            (self._callers[caller], STREAMS_EACH_MAX, f"client:{caller}"),
+            (self._callers.total(), STREAMS_MAX, source),
+        ):
+            if streams >= most:
+                raise TooManySubscriptions(
+                    subject=whose, limit=f"at most {most}", retry_seconds=RETRY_SECONDS
+                )
+        self._callers[caller] += 1
         if self._looking is None:
             self._looking = asyncio.create_task(self._look())
 
-    def leave(self) -> None:
+    def leave(self, caller: str) -> None:
         """One stream less."""
-        self.streams -= 1
-        if self.streams == 0 and self._looking is not None:
+        self._callers[caller] -= 1
+        # Callers come and go for as long as the process runs.
+        self._callers += Counter()
+        if not self._callers and self._looking is not None:
             self._looking.cancel()
             self._looking = None
 
@@ -256,6 +267,9 @@ class _Tail:
                     self._wake()
             except PyMongoError as error:
                 log.info("event_log.unread", error=type(error).__name__)
+            except Exception as error:
+                # Nobody else looks: without this task every stream would be as late as its heartbeats.
+                log.error("event_log.look_failed", exc_info=error)
             await asyncio.sleep(LOOK_SECONDS)
 
 
@@ -336,17 +350,14 @@ class EventServicer(stubs.EventServiceServicer):
     async def Subscribe(self, request: Any, context: Any) -> AsyncIterator[pb.SubscribeMessage]:
         """Events as they come."""
         types, tail, personal = self._types(request.types), self._tail, self._personal()
-        if tail.streams >= STREAMS_MAX:
-            raise TooManySubscriptions(
-                subject=self._source, limit=f"at most {STREAMS_MAX}", retry_seconds=RETRY_SECONDS
-            )
-        tail.enter()
+        caller = current_identity().subject
+        tail.enter(self._source, caller)
         _streams.labels(self._source).inc()
         try:
             async for message in self._messages(request, types, personal, tail):
                 yield message
         finally:
-            tail.leave()
+            tail.leave(caller)
             _streams.labels(self._source).dec()
 
     async def _messages(

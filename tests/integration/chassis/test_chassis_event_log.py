@@ -78,13 +78,14 @@ async def served(
     )
     server = await grpc_server([source.binding()], scopes=eventservice.scopes("crm"), settings=settings)
 
-    def bearer(*scopes: str) -> Any:
-        return (("authorization", f"Bearer {maker.token(scope=' '.join(scopes))}"),)
+    def bearer(*scopes: str, subject: str = "partner") -> Any:
+        return (("authorization", f"Bearer {maker.token(subject, ' '.join(scopes))}"),)
 
     async with grpc.aio.insecure_channel(server.address) as channel:
         stub = stubs.EventServiceStub(channel)
         whole = bearer("crm.events.read", "crm.events.personal")
-        yield stub, whole, bearer("crm.events.read"), bearer("tickets.events.read"), source
+        plain = bearer("crm.events.read", subject="another")
+        yield stub, whole, plain, bearer("tickets.events.read"), source
     await client.close()
 
 
@@ -181,6 +182,62 @@ async def test_a_page_of_large_events_fits_into_a_message(log: EventLog, served:
         counts.append(len(page.events))
         cursor, at_end = page.next_cursor, page.at_end
     assert counts == [12, 12, 12, 4]
+
+
+async def test_nobody_takes_the_places_of_all_others(served: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(eventservice, "STREAMS_EACH_MAX", 2)
+    monkeypatch.setattr(eventservice, "STREAMS_MAX", 3)
+    stub, mine, theirs, _, _ = served
+
+    async def opened(metadata: Any) -> Any:
+        stream = stub.Subscribe(pb.SubscribeRequest(), metadata=metadata)
+        assert (await stream.read()).WhichOneof("message") == "heartbeat"
+        return stream
+
+    async def refused(metadata: Any) -> str:
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            await opened(metadata)
+        assert caught.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+        info = error_info(caught.value)
+        assert info.reason == "TOO_MANY_SUBSCRIPTIONS"
+        return caught.value.details()
+
+    streams = [await opened(mine), await opened(mine)]
+    assert "client:partner" in await refused(mine)
+    streams.append(await opened(theirs))
+    assert "crm" in await refused(theirs), "all places are taken"
+    streams.pop(0).cancel()
+    async with asyncio.timeout(30):
+        while True:
+            try:
+                streams.append(await opened(mine))
+                break
+            except grpc.aio.AioRpcError as error:
+                assert error_info(error).reason == "TOO_MANY_SUBSCRIPTIONS"
+    for stream in streams:
+        stream.cancel()
+
+
+async def test_a_fault_while_looking_ends_no_stream(
+    log: EventLog, served: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nobody looked any more after it: a stream learned of events at its heartbeats alone."""
+    monkeypatch.setattr(eventservice, "HEARTBEAT_SECONDS", 3_600.0)
+    stub, whole, _, _, _ = served
+    end, faults = eventservice.Reader.end, iter([ArithmeticError("once")])
+
+    async def failing(self: Any) -> int:
+        if asyncio.current_task().get_coro().__name__ == "_look" and (fault := next(faults, None)):
+            raise fault
+        return await end(self)
+
+    monkeypatch.setattr(eventservice.Reader, "end", failing)
+    stream = stub.Subscribe(pb.SubscribeRequest(start=pb.EVENT_START_OLDEST), metadata=whole)
+    assert (await stream.read()).WhichOneof("message") == "heartbeat"
+    await asyncio.to_thread(Recorded(Broker(), log, "crm").publish, [outgoing(1)])
+    (live,) = await take(stream, 1)
+    assert live.event.id == "e1" and next(faults, None) is None
+    stream.cancel()
 
 
 async def test_who_may_see_what_and_which_cursors_are_refused(
