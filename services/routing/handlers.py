@@ -79,12 +79,14 @@ class Handlers:
         clock: Clock,
         platform_now_ms: Callable[[], int] | None = None,
         repeat_window_ms: int = REPEAT_WINDOW_MS,
+        note_blocked: Callable[[str, str], None] = lambda queue, reason: None,
     ) -> None:
         """`queues` and `skills` are the live directory of queues and of skills' ids, kept current by its
         owner; `shards` the ids of all shards; a caller who called within `repeat_window_ms` calls again.
         `platform_now_ms` is a time that all routers share, for place tokens that one makes and another
         reads, 0 while it is not known (a token is then as old as it says, whatever its age); this machine's
-        clock when there is none.
+        clock when there is none. `note_blocked` is told queue and reason of calls that are refused before
+        they wait.
         """
         self._front = front
         self._regions = regions
@@ -97,6 +99,7 @@ class Handlers:
         self._clock = clock
         self._platform_now_ms = platform_now_ms or clock.now_ms
         self._repeat_window_ms = repeat_window_ms
+        self._note_blocked = note_blocked
 
     # --- callers
 
@@ -104,14 +107,18 @@ class Handlers:
         self, request: call_pb2.CallRequest
     ) -> AsyncGenerator[routing_pb2.RouteCallEvent, None]:
         """The caller's stream."""
-        caller = await self._caller(request)
-        async with aclosing(self._front.route(caller)) as updates:
-            with self._announcing(caller.facts.queue, request.language):
+        waits = False
+        try:
+            caller = await self._caller(request)
+            async with aclosing(self._front.route(caller)) as updates:
                 async for update in updates:
+                    waits = True
                     if isinstance(update.what, Moved):
                         self._regions.note_placed(update.what.region, caller.facts.queue)
                     for event in convert.caller_events(update, self._token):
                         yield self._announced(event, caller.facts.queue, request.language)
+        except Announced as error:
+            raise self._refused(request, error, waits=waits) from error
 
     @contextmanager
     def _announcing(self, queue: str, language: str) -> Iterator[None]:
@@ -120,6 +127,15 @@ class Handlers:
             yield
         except Announced as error:
             raise error.saying(self._words(queue, language)) from error
+
+    def _refused(self, request: call_pb2.CallRequest, error: Announced, *, waits: bool = False) -> Announced:
+        """With the words for the caller; one that comes for the first time, and did not wait, is counted as
+        blocked.
+        """
+        queue = request.queue.removeprefix("queues/")
+        if not waits and request.attempt <= 1 and not request.place_token and queue in self._queues:
+            self._note_blocked(queue, error.reason)
+        return error.saying(self._words(queue, request.language))
 
     def _announced(
         self, event: routing_pb2.RouteCallEvent, queue: str, language: str
@@ -181,15 +197,15 @@ class Handlers:
         )
         seconds = max(ANSWER_SECONDS, remaining - ANSWER_SECONDS)
         give_up = asyncio.get_running_loop().time() + seconds
-        caller = await self._caller(request.call)
-        caller.give_up = give_up
-        decided = _CONNECTED if caller.auto_confirm else _DECIDED
         try:
+            caller = await self._caller(request.call)
+            caller.give_up = give_up
+            decided = _CONNECTED if caller.auto_confirm else _DECIDED
             update = await self._front.decide(
                 caller, wanted_ms / 1000, lambda update: _state_of(update) in decided
             )
         except Announced as error:
-            raise error.saying(self._words(caller.facts.queue, request.call.language)) from error
+            raise self._refused(request.call, error) from error
         return self._assigned(update)
 
     def _assigned(self, update: Update | None) -> routing_pb2.AssignCallResponse:

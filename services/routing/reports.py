@@ -36,7 +36,8 @@ WAIT_BOUNDS_MS = (5_000, 10_000, 20_000, 30_000, 60_000, 120_000, 300_000)
 #: Half-hours that one silence of the journal may span; of a longer one the agents' time is not counted.
 SLOTS_ACROSS_MAX = 96
 
-QUEUE, AGENT = "queue", "agent"
+#: Kinds of rows; the third is counted by routers (blocked.py), and told with the first.
+QUEUE, AGENT, BLOCKED = "queue", "agent", "blocked"
 #: (kind, queue or agent id, beginning of the half-hour in milliseconds).
 RowKey = tuple[str, str, int]
 

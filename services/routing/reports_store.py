@@ -17,8 +17,9 @@ from pymongo.read_concern import ReadConcern
 from pymongo.read_preferences import ReadPreference
 from pymongo.write_concern import WriteConcern
 
+from routing.blocked import figures_of
 from routing.cursors import move_cursor
-from routing.reports import QUEUE, Row, slot_of
+from routing.reports import AGENT, BLOCKED, QUEUE, Row, slot_of
 
 if TYPE_CHECKING:
     from pymongo.asynchronous.database import AsyncDatabase
@@ -86,6 +87,8 @@ class IntervalReportDocument(Document):
     counted_to = IntField()
     timed_to = IntField()
     version = IntField()
+    #: Of kind "blocked" alone, in place of figures: process -> reason -> calls; see blocked.py.
+    parts = DictField()
 
 
 class ReportCursorDocument(Document):
@@ -118,6 +121,13 @@ def _document(shard: str, row: Row) -> dict[str, Any]:
 
 def row_of(document: dict[str, Any]) -> Row:
     """A stored row."""
+    if document["kind"] == BLOCKED:
+        return Row(
+            kind=BLOCKED,
+            subject=document["subject"],
+            start_ms=document["start"],
+            figures=figures_of(document),
+        )
     return Row(
         kind=document["kind"],
         subject=document["subject"],
@@ -148,7 +158,7 @@ class MongoReports:
         return Counted(sequence=found["sequence"], nonce=found["nonce"], now_ms=found["now"])
 
     def load(self, shard: str, start_ms: int) -> Iterator[Row]:
-        for kind in (QUEUE, "agent"):
+        for kind in (QUEUE, AGENT):
             for document in self._rows.find({"shard": shard, "kind": kind, "start": start_ms}):
                 yield row_of(document)
 
@@ -182,7 +192,7 @@ class MongoReports:
         return move_cursor(self._cursors, shard, old.sequence, values)
 
     def prune(self, shard: str, before_ms: int) -> None:
-        for kind in (QUEUE, "agent"):
+        for kind in (QUEUE, AGENT, BLOCKED):
             self._rows.delete_many({"shard": shard, "kind": kind, "start": {"$lt": before_ms}})
 
 
@@ -266,6 +276,15 @@ class ReportReader:
 
     async def page(self, query: ReportQuery) -> list[tuple[str, Row]]:
         """(shard, row) of a page."""
+        found = {(row.start_ms, shard, row.subject): row for shard, row in await self._page(query)}
+        if query.kind == QUEUE:
+            for shard, row in await self._page(replace(query, kind=BLOCKED)):
+                key = (row.start_ms, shard, row.subject)
+                counted = found.setdefault(key, replace(row, kind=QUEUE, figures={}))
+                counted.figures.update(row.figures)
+        return [(key[1], found[key]) for key in sorted(found)[: query.limit]]
+
+    async def _page(self, query: ReportQuery) -> list[tuple[str, Row]]:
         where: dict[str, Any] = {"kind": query.kind, "start": {"$gte": query.from_ms, "$lt": query.to_ms}}
         if query.shard:
             where["shard"] = query.shard

@@ -38,6 +38,7 @@ from chassis.eventservice import scopes as event_scopes
 from chassis.mongo import async_database, connect, disconnect, ensure_indexes
 from routing import geo, hours, whatif_day
 from routing.audit_store import AuditReader
+from routing.blocked import BlockedCalls
 from routing.config import RoutingSettings
 from routing.continuing import Continuing
 from routing.directory import DirectoryReader, Snapshot, follow
@@ -129,6 +130,7 @@ class Router:
             self.database, seconds=settings.profile_seconds, held_max=settings.profiles_held_max
         )
         self.planner = _planner(settings, clock)
+        self.blocked = BlockedCalls(self.database, settings.region, clock)
         repeat_window_ms, key = settings.repeat_window_seconds * 1000, place_token_key(settings)
         self.handlers = Handlers(
             front=self.front,
@@ -142,6 +144,7 @@ class Router:
             clock=clock,
             platform_now_ms=self.leader.platform_ms,
             repeat_window_ms=repeat_window_ms,
+            note_blocked=self.blocked.note,
         )
         self.explainer = self._make_explainer(repeat_window_ms)
         self.supervision = SupervisionHandlers(
@@ -257,6 +260,7 @@ class Router:
         self._run(self.front.run_overflow())
         self._run(self.profiles.run())
         self._run(self.menus.recorder.run())
+        self._run(self.blocked.run())
         for address in self.routers.others():
             self._run(watch_peer(self.peers, self.routers.dialer, self.name, address))
 
@@ -323,6 +327,7 @@ class Router:
         await asyncio.gather(*tasks, return_exceptions=True)
         await self.planner.close()
         await self.menus.recorder.write()
+        await self.blocked.write()
         await self.routers.close()
         await self.database.client.close()
 

@@ -14,7 +14,7 @@ from chassis.errors import InvalidArgument
 from chassis.ids import resource_name
 from routing import model
 from routing.convert import duration, status_message, timestamp
-from routing.reports import QUEUE, WAIT_BOUNDS_MS, Row
+from routing.reports import BLOCKED, QUEUE, WAIT_BOUNDS_MS, Row
 
 #: Half-hour figures that are told under the names of QueueStats.
 _COUNTS = ("offered", "answered", "abandoned", "short_abandoned", "refused", "answered_in_target")
@@ -118,6 +118,9 @@ def report_message(row: Row, region: str) -> pb.IntervalReport:
     )
     if row.kind == QUEUE:
         message.stats.queue = message.subject
+        for name, count in figures.items():
+            if name.startswith(f"{BLOCKED}_"):
+                message.blocked[name.removeprefix(f"{BLOCKED}_")] = count
         message.service_level = service_level(figures)
         message.wait_classes.extend(_wait_classes(figures))
     else:

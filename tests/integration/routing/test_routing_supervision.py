@@ -15,6 +15,7 @@ import pytest_asyncio
 from google.rpc import error_details_pb2
 from grpc_status import rpc_status
 from mongoengine import get_db
+from pymongo.errors import AutoReconnect
 from tests.integration.routing.routing_parties import DEADLINE_SECONDS, Seat, consent, until
 from tests.integration.routing.routing_platform import RouterPlatform, running_router
 
@@ -272,6 +273,42 @@ async def test_a_closed_queue_refuses_with_its_words_and_opens_again(platform: P
     assert acts == [("ReopenQueue", queue), ("CloseQueue", promised), ("CloseQueue", queue)]
     call = await platform.routing.GetCall(routing_pb2.GetCallRequest(name=promised))
     assert (call.end_reason, call.callback_number) == ("CALLBACK_QUEUE_CLOSED", "+861064000000")
+
+
+async def test_calls_that_are_refused_before_they_wait_are_in_the_reports(platform: Platform) -> None:
+    await platform.furnish("a0")
+    waiting = platform.call("c1")
+    await until(waiting, "queued")
+    await platform.supervision.CloseQueue(supervision_pb2.CloseQueueRequest(name="queues/service"))
+    await until(waiting, "ended")
+
+    def assigning(id: str, **more: Any) -> Any:
+        call = call_pb2.CallRequest(call_id=id, **{"queue": "queues/service", **more})
+        return platform.routing.AssignCall(routing_pb2.AssignCallRequest(call=call))
+
+    for asked in (platform.call("c2").read(), platform.call("c3").read(), assigning("c4")):
+        assert (await refused(asked))[1] == "QUEUE_CLOSED"
+    with patch.object(platform.router.blocked._rows, "bulk_write", side_effect=AutoReconnect("away")):
+        assert not await platform.router.blocked.write(), "kept for the next time"
+    assert await platform.router.blocked.write() and await platform.router.blocked.write()
+    assert (await refused(assigning("c5")))[1] == "QUEUE_CLOSED"
+    assert (await refused(assigning("c6", queue="queues/nowhere")))[1] == "QUEUE_NOT_FOUND"
+    assert await platform.router.blocked.write()
+    await platform.count()
+    now = int(time.time())
+    span = {"start_time": {"seconds": now - 86_400}, "end_time": {"seconds": now + 86_400}}
+    reports: list[Any] = []
+    token = ""
+    while token or not reports:
+        page = await platform.supervision.ListIntervalReports(
+            supervision_pb2.ListIntervalReportsRequest(interval=span, page_size=1, page_token=token)
+        )
+        reports += page.reports
+        token = page.next_page_token
+    keys = [(r.start_time.seconds, r.subject, r.region) for r in reports]
+    assert keys == sorted(set(keys)) and {key[1:] for key in keys} == {("queues/service", "regions/beijing")}
+    assert sum(r.blocked["QUEUE_CLOSED"] for r in reports) == 4
+    assert sum(r.stats.offered for r in reports) == 1 and sum(r.stats.refused for r in reports) == 1
 
 
 async def test_what_was_done_to_a_queue_is_told_when_the_queue_is_no_more(platform: Platform) -> None:
