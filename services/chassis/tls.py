@@ -43,6 +43,9 @@ class Pem:
 class Certificates:
     """Certificate, key and authority of a process, kept up to date."""
 
+    #: (generation, what was shown then).
+    _pair: tuple[int, Pem] | None = None
+
     def __init__(self, settings: ServiceSettings) -> None:
         """StartError when a file cannot be read."""
         self.service = settings.service
@@ -57,6 +60,16 @@ class Certificates:
         """The newest that could be read."""
         certificate, key, authority = self._files.contents()
         return Pem(certificate=certificate, key=key, authority=authority)
+
+    def showable(self) -> Pem:
+        """The newest whose key is the certificate's: of two files that are renewed one after the other, the
+        first is there before the second. The very newest where none is.
+        """
+        pem, generation = self.current(), self.generation
+        if self._pair is None or self._pair[0] != generation:
+            usable = not pem.certificate or _usable(pem) is not None
+            self._pair = (generation, pem if usable or self._pair is None else self._pair[1])
+        return self._pair[1]
 
 
 def certificates(settings: ServiceSettings) -> Certificates | None:
@@ -115,7 +128,7 @@ def channel_credentials(found: Certificates) -> grpc.ChannelCredentials:
     """For a client: it shows its certificate and trusts the authority."""
     import grpc
 
-    pem = found.current()
+    pem = found.showable()
     return grpc.ssl_channel_credentials(pem.authority, pem.key, pem.certificate)
 
 
@@ -125,10 +138,13 @@ class TokenFile:
     def __init__(self, path: str) -> None:
         """StartError when the file cannot be read."""
         self._files = WatchedFiles([path]) if path else None
+        self._known: str | None = None
 
     def token(self) -> str | None:
         """The newest that could be read."""
         if self._files is None:
             return None
         (text,) = self._files.contents()
-        return text.decode("ascii", "replace").strip() or None
+        # An empty file is one that is being written.
+        self._known = text.decode("ascii", "replace").strip() or self._known
+        return self._known

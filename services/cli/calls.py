@@ -188,7 +188,7 @@ def _id(name: str) -> str:
 
 def _print(what: Table | str) -> None:
     """As wide as the terminal; into a file or a pipe, a row is a line however long it is."""
-    out = OUT if OUT.is_terminal else Console(width=LINE_CHARACTERS)
+    out = OUT if OUT.is_terminal else Console(width=LINE_CHARACTERS, markup=False)
     out.print(what, markup=False, highlight=False, soft_wrap=isinstance(what, str))
 
 

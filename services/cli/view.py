@@ -6,12 +6,14 @@ from collections.abc import Sequence
 
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from cli.parts import PartStatus, State
 
-#: One for results, one for what goes wrong.
-OUT = Console()
-ERR = Console(stderr=True)
+#: One for results, one for what goes wrong. Names and notes are shown as they are: what looks like markup in
+#: them, "[red]" or "[/]", is data.
+OUT = Console(markup=False)
+ERR = Console(stderr=True, markup=False)
 
 _STYLES = {State.UP: "green", State.STARTING: "yellow", State.CRASHED: "bold red", State.DOWN: "dim"}
 
@@ -38,7 +40,7 @@ def status_table(parts: Sequence[PartStatus]) -> Table:
         http = str(part.ports[-1]) if len(part.ports) > 1 and not part.name.startswith("rabbitmq") else ""
         table.add_row(
             part.name,
-            f"[{_STYLES[part.state]}]{part.state}[/]",
+            Text(part.state, style=_STYLES[part.state]),
             str(part.ports[0]),
             http,
             str(part.pid or "-"),

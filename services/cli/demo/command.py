@@ -15,6 +15,8 @@ from typing import Annotated, Any
 import grpc
 import typer
 import uvloop
+from rich.console import Console
+from rich.markup import escape
 
 from chassis import garbage
 from chassis.clock import SPEED_MAX, SystemClock
@@ -33,7 +35,10 @@ from cli.options import RUN_DIR_DEFAULT, PortBase, RunDir, stack_config
 from cli.plan import PORT_BASE_DEFAULT, BadStackConfig
 from cli.stack import Stack, StackBusy, StackRuns
 from cli.up import StartProgress
-from cli.view import OUT, print_error
+from cli.view import print_error
+
+#: The demo's lines have markup of their own.
+OUT = Console()
 
 SPEED_DEFAULT = 120.0
 SPEED_MIN = 1.0
@@ -230,7 +235,9 @@ def run(options: Options, day: Day, torn: TornLines, *, run_dir: Path, port_base
         raise
     except grpc.RpcError as error:
         facts = facts_of(error)
-        OUT.print(f"[b red]the platform refused the demo's set-up[/]: {facts.reason}: {facts.text}")
+        OUT.print(
+            f"[b red]the platform refused the demo's set-up[/]: {escape(f'{facts.reason}: {facts.text}')}"
+        )
         return False
     finally:
         if not leave_up:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 #: With the log's own agents and no region killed, the ASA is at most this many times the reference's.
@@ -158,4 +159,4 @@ def show(
     if verdict.ok:
         console.print("[b green]ok[/]: nothing lost, nobody double-booked")
     for miss in verdict.misses:
-        console.print(f"[b red]not ok[/]: {miss}", highlight=False)
+        console.print(f"[b red]not ok[/]: {escape(miss)}", highlight=False)

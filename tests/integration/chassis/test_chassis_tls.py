@@ -245,3 +245,37 @@ def test_a_start_without_its_files_is_refused(tmp_path: Path) -> None:
     mixed = {**files, "tls_key_file": str(tmp_path / "other" / "tls.key")}
     with pytest.raises(StartError, match="cannot be used"):
         tls.server_credentials(certificates(mixed), certified=True)
+
+
+async def test_a_client_shows_no_certificate_with_the_key_of_another(
+    grpc_server: Any, tmp_path: Path
+) -> None:
+    """Of two files that are renewed one after the other, the first is there before the second."""
+    authority = Authority()
+    settings = settings_of(authority.write(tmp_path / "server"))
+    server = await grpc_server([echo_binding(Echo())], settings=settings)
+    mine, renewed = authority.write(tmp_path / "mine"), authority.write(tmp_path / "renewed")
+    found = certificates(mine)
+    dialer = client.Dialer(found)
+    try:
+        assert await ask(dialer.channel(server.address))
+        first = found.current()
+        for name in ("tls_cert_file", "tls_key_file"):
+            Path(mine[name]).write_bytes(Path(renewed[name]).read_bytes())
+            assert await ask(dialer.channel(server.address)), name
+            shown = found.showable()
+            assert (shown == first) is (name == "tls_cert_file")
+        assert found.showable() == found.current()
+    finally:
+        await dialer.close()
+
+
+def test_a_token_file_that_is_empty_for_a_moment_changes_nothing(tmp_path: Path) -> None:
+    file = tmp_path / "token"
+    file.write_text("one\n")
+    token = tls.TokenFile(str(file))
+    assert token.token() == "one"
+    file.write_text("")
+    assert token.token() == "one"
+    file.write_text("second")
+    assert token.token() == "second"
