@@ -235,9 +235,8 @@ def run(options: Options, day: Day, torn: TornLines, *, run_dir: Path, port_base
         raise
     except grpc.RpcError as error:
         facts = facts_of(error)
-        OUT.print(
-            f"[b red]the platform refused the demo's set-up[/]: {escape(f'{facts.reason}: {facts.text}')}"
-        )
+        why = escape(f"{facts.reason}: {facts.text}")
+        OUT.print(f"[b red]the platform refused the demo's set-up[/]: {why}")
         return False
     finally:
         if not leave_up:

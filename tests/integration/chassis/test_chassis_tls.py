@@ -247,9 +247,7 @@ def test_a_start_without_its_files_is_refused(tmp_path: Path) -> None:
         tls.server_credentials(certificates(mixed), certified=True)
 
 
-async def test_a_client_shows_no_certificate_with_the_key_of_another(
-    grpc_server: Any, tmp_path: Path
-) -> None:
+async def test_a_client_shows_no_certificate_with_anothers_key(grpc_server: Any, tmp_path: Path) -> None:
     """Of two files that are renewed one after the other, the first is there before the second."""
     authority = Authority()
     settings = settings_of(authority.write(tmp_path / "server"))
