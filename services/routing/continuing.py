@@ -204,7 +204,7 @@ class Continuing:
         if self.stalled_since is None:
             self.stalled_since = started
         sent = first.block.sequence <= self._sent
-        sender = asyncio.ensure_future(leader.settle(first.block, sent=sent))
+        sender = asyncio.ensure_future(leader.settling.settle(first.block, sent=sent))
         try:
             await asyncio.wait({sender}, timeout=leader.outage_seconds)
             if not sender.done():
@@ -235,7 +235,7 @@ class Continuing:
             started = leader.monotonic()
             if self.stalled_since is None:
                 self.stalled_since = started
-            known = await leader.settle_all(blocks)
+            known = await leader.settling.settle_all(blocks)
             # Deposed meanwhile it has nothing to finish: what is in the journal is no orphan (`_keep`).
             if not known or not leader.leading:
                 return
@@ -467,7 +467,9 @@ class Continuing:
         try:
             async with asyncio.timeout(TAKE_SECONDS_MAX):
                 for index, block in enumerate(blocks):
-                    if not await self._leader.write_for_another(block, unsure=index == 0):
+                    if not await self._leader.settling.send_until_known(
+                        block, unsure=index == 0, leads=False
+                    ):
                         return False
         except (TimeoutError, OutcomeUnknown, JournalGap) as error:
             log.warning("blocks_not_taken", shard=self._leader.shard, error=str(error)[:200])

@@ -42,7 +42,6 @@ from routing.errors import (
     Unconfirmed,
     error_of,
 )
-from routing.leader import noticeable
 from routing.model import (
     ABANDONED,
     ACCEPTED,
@@ -78,6 +77,7 @@ from routing.model import (
     PositionChanged,
     WithdrawCall,
 )
+from routing.positions import noticeable
 from routing.shards import RETRY_SECONDS, Shards, regions_of, update_of
 from routing.streams import Caller, Moved, Present, Update
 from routing.turnstile import NoTurn, Urgency

@@ -15,7 +15,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import enum
-import hashlib
 import random
 import secrets
 import time
@@ -31,11 +30,12 @@ import structlog
 from chassis.clock import Clock
 from chassis.errors import Unavailable
 from chassis.metrics import counter, gauge, histogram
-from routing import codec, digests, image
+from routing import codec, digests
 from routing.audience import Audience, Holds
 from routing.committed import Committed, LeaderGone, NotLeading, PoisonCommand, ShardBusy, StoreOutage
 from routing.engine import step
-from routing.journal import Block, ChainReader, JournalGap, JournalStore, Manifest, OutcomeUnknown
+from routing.journal import Block, ChainReader, JournalGap, JournalStore, OutcomeUnknown
+from routing.memory import apply, restored
 from routing.model import (
     BLOCK_BYTES_MAX,
     EVENTS_PER_BLOCK_MAX,
@@ -47,13 +47,14 @@ from routing.model import (
     LeadListSet,
     MoveDeadlines,
     PlaceCall,
-    PositionChanged,
     ShardOpened,
-    Tick,
     Timing,
 )
-from routing.state import ShardState, evolve, next_deadline
-from routing.views import Places, positions, view_call
+from routing.positions import Positions
+from routing.settling import RETRY_SECONDS_MAX, Settling
+from routing.silence import Silence
+from routing.state import ShardState
+from routing.timers import Timers
 
 if TYPE_CHECKING:
     from routing.continuing import Continuing
@@ -65,32 +66,15 @@ PENDING_MAX = 10_000
 GATHERED_MAX = 200
 #: While blocks have at least so many commands, they begin so many times as far apart.
 CROWD_COMMANDS, CROWD_SPACINGS = 8, 3
-#: Events of timers in a row before other work gets its turn.
-TIMER_EVENTS_IN_A_ROW_MAX = 200
-#: First and longest pause between attempts to learn what became of a block, real seconds.
-RETRY_SECONDS_FIRST, RETRY_SECONDS_MAX = 0.02, 0.5
 #: A backup, which waits for longer than a region's own router, looks so many times less often: most routers
 #: that follow a journal never lead it.
 BACKUP_TAILS = 2
-#: A timer that wakes later than this lets the inbox go first.
-STALL_SECONDS = 0.25
 #: A reader of many blocks lets others have their turn after this, real seconds.
 READ_TURN_SECONDS = 0.005
 #: A deposed router waits so many times the silence.
 DEPOSED_PATIENCE = 2.0
 #: Candidates wait up to so much longer than they must, so that not all of them open at once.
 JITTER = 0.2
-#: The next so many of a queue hear of every change of their position.
-POSITIONS_EXACT = 5
-#: Positions are told this often, real seconds, to this many callers of a queue.
-POSITIONS_SECONDS = 1.0
-POSITIONS_PER_QUEUE_MAX = 1_000
-#: Further back a caller hears of a change at most this often, real seconds: a crowd that grows changes the
-#: expected wait of everybody in it, and who is told that each second keeps the router from its work.
-POSITIONS_FAR_SECONDS = 5.0
-#: So many at once; then everything else gets its turn.
-POSITIONS_AT_ONCE = 20
-
 log = structlog.get_logger(__name__)
 
 _COMMITS = histogram(
@@ -110,42 +94,6 @@ _PAUSES = histogram(
     buckets=(1.0, 2.0, 3.0, 5.0, 10.0, 30.0, 120.0),
 )
 _POISON = counter("callmesh_shard_poison_total", "Commands that the engine failed on.", ["shard"])
-
-
-def noticeable(before: tuple[int, int], after: tuple[int, int], seconds: float) -> bool:
-    """Whether a caller who was told a (position, expected wait in milliseconds, -1 unknown) so long ago is to
-    hear of a new one: always among the next few, further back now and then when it changed by a tenth. In a
-    queue of thousands everybody's place changes every second, and telling all of them would be most of a
-    router's work.
-    """
-    if before[0] <= POSITIONS_EXACT or after[0] <= POSITIONS_EXACT:
-        return before != after
-    if seconds < POSITIONS_FAR_SECONDS:
-        return False
-    if (before[1] < 0) != (after[1] < 0):
-        return True
-    return any(abs(now - then) * 10 >= max(then, 1) for then, now in zip(before, after, strict=True))
-
-
-class Silence:
-    """How long a candidate has heard nothing of the journal: added up of its own looks. A look that came late
-    counts as if it had come nearly in time, because whoever was asleep or had no turn has not heard that
-    nobody speaks; often the leader had no turn either.
-    """
-
-    def __init__(self, now: float) -> None:
-        """`now` on any clock of real seconds."""
-        self.seconds = 0.0
-        self._looked = now
-
-    def look(self, now: float, due_seconds: float) -> None:
-        """Nothing was heard until now; this look was due so long after the one before."""
-        self.seconds += min(now - self._looked, due_seconds + STALL_SECONDS)
-        self._looked = now
-
-    def heard(self, now: float) -> None:
-        """The leader lives, or nobody could have heard it: it has its time again."""
-        self.seconds, self._looked = 0.0, now
 
 
 class Phase(enum.StrEnum):
@@ -250,31 +198,28 @@ class Leader:
         self.router = router
         self._home = home
         self._store = store
-        self._clock = clock
+        self.clock = clock
         #: The wall clock as it was when the monotonic one stood at 0: business time is made of the same, and
         #: a later step of the wall clock changes neither.
         self._wall_ms = time.time_ns() / 1_000_000 - clock.monotonic() * 1000.0
-        self._options = options
+        self.options = options
         self.phase = _CANDIDATE
         self.state = ShardState(shard)
         self._chain = ChainReader()
         self._pending: deque[_Pending] = deque()
-        self._work, self._timer, self._led = asyncio.Event(), asyncio.Event(), asyncio.Event()
+        self._work, self.timer, self._led = asyncio.Event(), asyncio.Event(), asyncio.Event()
         #: The timers sleep until then (business milliseconds); an earlier deadline wakes them.
-        self._timer_ms: float = inf
+        self.timer_ms: float = inf
         #: Wakes a candidate that need not wait any longer.
         self._turn = asyncio.Event()
         #: An operator wants it to open, now.
         self._seizing = False
-        self._outlets: dict[str, Outlet] = {}
+        self.outlets: dict[str, Outlet] = {}
         self._holders: dict[str, Holds] = {}
-        #: Monotonic second at which the block in flight was first sent.
-        self._sent_seconds: float | None = None
-        #: Monotonic second at which it was last known what stands at the journal's end.
-        self._known_seconds = float("-inf")
+        self.settling = Settling(self)
         #: Whatever its memory has forgotten since.
         self._known = _Known()
-        self._audience, self._told = Audience(), _Told()
+        self._audience, self.told = Audience(), _Told()
         self._offset_ms = self._platform_ms = 0
         self._deposed: str | None = None
         #: Who wrote the newest opening block that was read; empty if none was.
@@ -331,19 +276,19 @@ class Leader:
         return self._chain.sequence
 
     @property
-    def _outage(self) -> bool:
+    def outage(self) -> bool:
         """Whether nobody has said for too long what became of the block in flight, by an error or by
         silence.
         """
-        since = self._sent_seconds
+        since = self.settling.sent_seconds
         if self.continuing is not None and self.leading:
             since = None if self.continuing.going_on else self.continuing.stalled_since
-        return since is not None and self._clock.monotonic() - since >= self._options.outage_seconds
+        return since is not None and self.clock.monotonic() - since >= self.options.outage_seconds
 
     @property
     def stalled(self) -> bool:
         """It leads, and cannot commit just now."""
-        return self.leading and self._outage
+        return self.leading and self.outage
 
     async def wait_until_leading(self) -> None:
         await self._led.wait()
@@ -352,7 +297,7 @@ class Leader:
         """The shard's time: the database's at the opening plus monotonic time since, never behind the last
         block.
         """
-        return max(self._clock.now_ms() + self._offset_ms, self.state.now_ms)
+        return max(self.clock.now_ms() + self._offset_ms, self.state.now_ms)
 
     def platform_ms(self) -> int:
         """The time that all routers share, as far as this one has heard of it: the shard's own while leading,
@@ -367,16 +312,16 @@ class Leader:
         """Facts for `front` go here from now on; whether another outlet of that name has lost its place. One
         that can say which calls' streams it `holds` is spared the ends of others.
         """
-        replaced = front in self._outlets
-        self._outlets[front] = outlet
+        replaced = front in self.outlets
+        self.outlets[front] = outlet
         if holds is not None:
             self._holders[front] = holds
         return replaced
 
     def remove_outlet(self, front: str, outlet: Outlet) -> bool:
         """No more, unless another outlet of the same front has taken over; whether it was still this one."""
-        if self._outlets.get(front) == outlet:
-            del self._outlets[front]
+        if self.outlets.get(front) == outlet:
+            del self.outlets[front]
             self._holders.pop(front, None)
             return True
         return False
@@ -423,7 +368,7 @@ class Leader:
         before = self.sequence
         if not await self._probe():
             return False
-        await asyncio.sleep(2 * self._options.heartbeat_seconds)
+        await asyncio.sleep(2 * self.options.heartbeat_seconds)
         return self.phase is _CANDIDATE and self.sequence > before
 
     def take_turn(self) -> None:
@@ -451,29 +396,29 @@ class Leader:
         happened is then unknown.
         """
         self._check(command)
-        pending = self._decide(command)
+        pending = self.decide(command)
         pending.future = asyncio.get_running_loop().create_future()
-        self._enqueue(pending)
+        self.enqueue(pending)
         return pending.future
 
     def carry_out(self, command: Command) -> Answer:
         """Decides a command that nobody waits for; the answer is speculative. Raises as `submit`."""
         self._check(command)
-        pending = self._decide(command)
-        self._enqueue(pending)
+        pending = self.decide(command)
+        self.enqueue(pending)
         return pending.answer
 
     def _check(self, command: Command) -> None:
         if self.phase is not _LEADING:
-            raise NotLeading(shard=self.shard, retry_seconds=self._options.heartbeat_seconds)
+            raise NotLeading(shard=self.shard, retry_seconds=self.options.heartbeat_seconds)
         new_work = type(command) is PlaceCall and command.facts.call_id not in self.state.calls
-        if new_work and self._outage:
-            raise StoreOutage(shard=self.shard, retry_seconds=self._options.outage_seconds)
+        if new_work and self.outage:
+            raise StoreOutage(shard=self.shard, retry_seconds=self.options.outage_seconds)
         limit = PENDING_MAX if new_work else 2 * PENDING_MAX
         if len(self._pending) >= limit and not isinstance(command, DetachFront):
-            raise ShardBusy(shard=self.shard, retry_seconds=self._options.outage_seconds)
+            raise ShardBusy(shard=self.shard, retry_seconds=self.options.outage_seconds)
 
-    def _decide(self, command: Command) -> _Pending:
+    def decide(self, command: Command) -> _Pending:
         """Decides, and makes ready what will be told: nothing that may fail is left for later."""
         ordinal, now_ms = self.state.ordinal, self.now_ms()
         try:
@@ -492,14 +437,14 @@ class Leader:
         size = codec.size_of(packed)
         return _Pending(now_ms, packed, answer, None, facts, self.state.ordinal, size)
 
-    def _enqueue(self, pending: _Pending) -> None:
+    def enqueue(self, pending: _Pending) -> None:
         self._pending.append(pending)
         if self.continuing is not None:
             self.continuing.lists.may_be(self.state.lead_list)
         self._work.set()
         earliest_ms = self.state.deadlines.earliest_ms
-        if self.state.unpaired or earliest_ms < self._timer_ms or earliest_ms <= pending.now_ms:
-            self._timer.set()
+        if self.state.unpaired or earliest_ms < self.timer_ms or earliest_ms <= pending.now_ms:
+            self.timer.set()
 
     # --- life
 
@@ -518,7 +463,7 @@ class Leader:
                     # format).
                     log.error("journal_gap", shard=self.shard, error=str(error))
                     self._drop(_CANDIDATE, "the journal cannot be led")
-                    await asyncio.sleep(self._options.takeover_seconds)
+                    await asyncio.sleep(self.options.takeover_seconds)
         finally:
             self._drop(_STOPPED, "stopped")
             await self._store.close()
@@ -542,7 +487,7 @@ class Leader:
             except OutcomeUnknown:
                 self._known.opening = 0
                 raise
-            if not await self._settle(block):
+            if not await self.settling.settle(block):
                 self._known.opening = 0
                 await self._catch_up()
                 continue
@@ -574,7 +519,7 @@ class Leader:
         """
         loop = asyncio.get_running_loop()
         newest, patience = self._chain.sequence, self._patience_seconds()
-        tail_seconds = self._options.tail_seconds * (1 if self._home else BACKUP_TAILS)
+        tail_seconds = self.options.tail_seconds * (1 if self._home else BACKUP_TAILS)
         silence = Silence(loop.time())
         while True:
             can_seize = self._wants_seizure and await self._probe() and await self._follow()
@@ -594,7 +539,7 @@ class Leader:
                 silence.heard(loop.time())
                 continue
             # However far apart its looks are, no more of one that came late counts.
-            silence.look(loop.time(), min(pause, self._options.tail_seconds))
+            silence.look(loop.time(), min(pause, self.options.tail_seconds))
             # What was not seen to be silent was not silent: the leader has its time again after an outage.
             if not await self._follow() or left <= 0 or self._chain.sequence != newest:
                 newest, patience = self._chain.sequence, self._patience_seconds()
@@ -615,7 +560,7 @@ class Leader:
         if self._resume or (self._home and not self._chain.sequence):
             self._resume = False
             return 0.0
-        wait = self._options.takeover_seconds if self._home else self._options.backup_seconds
+        wait = self.options.takeover_seconds if self._home else self.options.backup_seconds
         return wait * random.uniform(1.0, 1.0 + JITTER) * (DEPOSED_PATIENCE if self._was_deposed else 1.0)
 
     async def _follow(self) -> bool:
@@ -644,7 +589,7 @@ class Leader:
     async def _probe(self) -> bool:
         """Whether a majority takes a probe of this router's."""
         try:
-            async with asyncio.timeout(self._options.outage_seconds):
+            async with asyncio.timeout(self.options.outage_seconds):
                 await self._store.probe(self.shard, self.router)
         except (OutcomeUnknown, TimeoutError) as error:
             log.info("probe_failed", shard=self.shard, error=str(error)[:200])
@@ -663,8 +608,8 @@ class Leader:
 
     def _business_offset_ms(self, database_real_ms: int) -> int:
         """How far the database's clock is ahead of the one that business time is made of (business time)."""
-        difference_ms = database_real_ms - (self._wall_ms + self._clock.monotonic() * 1000.0)
-        return round(difference_ms * self._clock.speed)
+        difference_ms = database_real_ms - (self._wall_ms + self.clock.monotonic() * 1000.0)
+        return round(difference_ms * self.clock.speed)
 
     async def _catch_up(self) -> None:
         """Reads to the tail; at a gap that pruning has made, from the newest snapshot on. Raises JournalGap
@@ -684,34 +629,13 @@ class Leader:
         for manifest in await self._store.manifests(self.shard):
             if manifest.sequence <= self._chain.sequence:
                 return False
-            state = await self._restore(manifest)
+            state = await restored(self._store, self.shard, manifest)
             if state is not None:
                 self.state, self._chain = state, ChainReader(manifest.sequence, manifest.nonce)
                 self._known.epoch = max(self._known.epoch, manifest.epoch)
                 log.info("snapshot_loaded", shard=self.shard, sequence=manifest.sequence)
                 return True
         return False
-
-    async def _restore(self, manifest: Manifest) -> ShardState | None:
-        """A snapshot's state, None when it is incomplete or cannot be read; others have their turn between
-        its parts.
-        """
-        restorer, seal, count = image.Restorer(self.shard), hashlib.sha256(), 0
-        if manifest.format > image.FORMAT:
-            return None
-        try:
-            async for part in self._store.parts(manifest):
-                seal.update(part)
-                restorer.add(part)
-                count += 1
-                await asyncio.sleep(0)
-        except image.ImageError as error:
-            log.error("snapshot_unreadable", shard=self.shard, sequence=manifest.sequence, error=str(error))
-            return None
-        if count != manifest.parts or seal.hexdigest() != manifest.seal:
-            log.error("snapshot_incomplete", shard=self.shard, sequence=manifest.sequence, parts=count)
-            return None
-        return restorer.state
 
     async def _read_tail(self) -> None:
         loop = asyncio.get_running_loop()
@@ -723,44 +647,27 @@ class Leader:
                 turn = loop.time()
 
     def _apply(self, block: Block) -> None:
-        """Takes the next committed block into the memory. Raises JournalGap when it does not follow, or when
-        this code cannot read or apply it: such a reader does not lead.
-        """
-        if block.format > codec.FORMAT:
-            raise JournalGap(
-                f"{self.shard}: block {block.sequence} has format {block.format}, "
-                f"this router reads {codec.FORMAT}"
-            )
-        self._chain.accept(block)
-        if block.opening:
-            self.state.epoch = block.epoch
-            self._known.epoch = max(self._known.epoch, block.epoch)
+        """Takes the next committed block into the memory. Raises JournalGap, as `memory.apply`."""
         try:
-            for at_ms, event in codec.decode_events(block.body, block.now_ms):
-                evolve(self.state, event, at_ms)
-                if type(event) is ShardOpened:
-                    self.opened_by = event.router
-        except Exception as error:
-            raise JournalGap(f"{self.shard}: block {block.sequence} cannot be applied: {error!r}") from error
-        self.state.now_ms = max(self.state.now_ms, block.now_ms)
-        self.state.clear_worklists()
-        if not digests.agrees(self.state, block):
-            raise JournalGap(f"{self.shard}: this state is not the leader's after block {block.sequence}")
+            self.opened_by = apply(self.state, self._chain, block) or self.opened_by
+        finally:
+            # Also of a block that cannot be read on from: its epoch is heard of.
+            self._known.epoch = max(self._known.epoch, self.state.epoch)
 
     def _begin(self) -> None:
         self.phase = _LEADING
         self._audience = Audience.of(self.state)
         self._audience.holders = self._holders
-        self._told.ordinal = self.state.ordinal
+        self.told.ordinal = self.state.ordinal
         self._deposed, self._was_deposed, self._warm = None, False, True
-        self._told.sequence, self._known.opening = self.sequence, 0
+        self.told.sequence, self._known.opening = self.sequence, 0
         self._opened_seconds = asyncio.get_running_loop().time()
         self._digest_sequence = self.epoch
         self._count_opening()
         log.info("leading", shard=self.shard, epoch=self.epoch, calls=len(self.state.calls))
         if self.continuing is not None:
             self.continuing.lists.is_in_force(self.state.lead_list)
-        self.carry_out(ConfigureTiming(timing=self._options.timing))
+        self.carry_out(ConfigureTiming(timing=self.options.timing))
         self._led.set()
         for callback in list(self.on_lead):
             callback()
@@ -771,7 +678,7 @@ class Leader:
         if self._predecessor not in ("", self.router):
             _TAKEOVERS.labels(self.shard).inc()
         if self._leaderless_ms:
-            _PAUSES.labels(self.shard).observe(self._clock.real_seconds(self._leaderless_ms / 1000.0))
+            _PAUSES.labels(self.shard).observe(self.clock.real_seconds(self._leaderless_ms / 1000.0))
 
     def _drop(self, phase: Phase, why: str) -> None:
         """Forgets everything that is not in the journal; whoever waits learns that the result is unknown."""
@@ -785,7 +692,7 @@ class Leader:
                 # Whoever asked may be gone by now; that is nothing to log.
                 pending.future.exception()
         self._known.sequence = max(self._known.sequence, self._chain.sequence)
-        self._known_seconds = float("-inf")
+        self.settling.known_seconds = float("-inf")
         self.state, self._chain = ShardState(self.shard), ChainReader()
         self.opened_by = ""
         _LEADS.labels(self.shard).set(0)
@@ -810,14 +717,14 @@ class Leader:
             self._tell_dropped(why)
         self._led.clear()
         self._work.set()
-        self._timer.set()
+        self.timer.set()
 
     # --- leading
 
     async def _lead(self) -> None:
         helpers = [
-            asyncio.create_task(self._run_timers(), name=f"timers-{self.shard}"),
-            asyncio.create_task(self._announce_positions(), name=f"positions-{self.shard}"),
+            asyncio.create_task(Timers(self).run(), name=f"timers-{self.shard}"),
+            asyncio.create_task(Positions(self).run(), name=f"positions-{self.shard}"),
         ]
         for helper in helpers:
             helper.add_done_callback(self._helper_ended)
@@ -831,7 +738,7 @@ class Leader:
         log.warning("deposed", shard=self.shard, reason=self._deposed)
         # Who gave up by itself need not wait for itself, unless it does so again and again.
         held = asyncio.get_running_loop().time() - self._opened_seconds
-        self._resume = not self._was_deposed and held > self._options.takeover_seconds
+        self._resume = not self._was_deposed and held > self.options.takeover_seconds
 
     def _helper_ended(self, helper: asyncio.Task[None]) -> None:
         """A leader without timers would hold calls and agents for ever: better to begin again."""
@@ -847,7 +754,7 @@ class Leader:
             self._work.clear()
             with contextlib.suppress(TimeoutError):
                 # Not wait_for: before Python 3.12 it may swallow a cancellation.
-                async with asyncio.timeout(self._options.heartbeat_seconds):
+                async with asyncio.timeout(self.options.heartbeat_seconds):
                     await self._work.wait()
             if self._deposed is not None:
                 return
@@ -860,10 +767,10 @@ class Leader:
             # As below, and through an outage.
             await self.continuing.commit(batch, block)
             return
-        started = self._clock.monotonic()
+        started = self.clock.monotonic()
         settled = False
         try:
-            settled = await self._settle(block)
+            settled = await self.settling.settle(block)
         finally:
             if not settled:
                 # Whoever waits for these learns from `_drop` that the result is unknown.
@@ -871,7 +778,7 @@ class Leader:
         if not settled:
             self.lose_to_another(block)
             return
-        seconds = self._clock.monotonic() - started
+        seconds = self.clock.monotonic() - started
         self.finish(batch, block, seconds, seconds)
 
     def lose_to_another(self, block: Block) -> None:
@@ -895,7 +802,7 @@ class Leader:
         _BLOCKS.labels(self.shard).inc()
         _EVENTS.labels(self.shard).inc(block.count)
         self._chain.accept(block)
-        if stalled_seconds >= self._options.outage_seconds:
+        if stalled_seconds >= self.options.outage_seconds:
             self._move_deadlines(stalled_seconds)
         if not told:
             self._release(batch, block)
@@ -908,7 +815,7 @@ class Leader:
     @property
     def durable(self) -> bool:
         """Whether what is being told just now is in the journal of a majority."""
-        return self._told.durable
+        return self.told.durable
 
     @property
     def store(self) -> JournalStore:
@@ -916,7 +823,7 @@ class Leader:
 
     @property
     def outage_seconds(self) -> float:
-        return self._options.outage_seconds
+        return self.options.outage_seconds
 
     @property
     def stopped(self) -> bool:
@@ -939,7 +846,7 @@ class Leader:
 
     def monotonic(self) -> float:
         """Real seconds of the clock that its timers run by."""
-        return self._clock.monotonic()
+        return self.clock.monotonic()
 
     def names_lists(self, batches: Sequence[list[_Pending]]) -> bool:
         """Whether a decision of these batches, or one that is in no block yet, is of a lead list."""
@@ -954,40 +861,9 @@ class Leader:
     def has_work(self) -> bool:
         return bool(self._pending)
 
-    async def settle(self, block: Block, *, sent: bool = False) -> bool:
-        """As a block of its own is settled: False when another's stands in its place. `sent`: it may be there
-        already. Raises JournalGap.
-        """
-        return await self._settle(block, sent=sent)
-
-    async def settle_all(self, blocks: Sequence[Block]) -> bool:
-        """Tries once to bring several into the journal that follow its last known one: True once a majority
-        has all of them; False when nobody knows which are there, or when that has to be looked at first.
-        """
-        asked_seconds = self._clock.monotonic()
-        if self._slept(asked_seconds):
-            return False
-        self._sent_seconds = asked_seconds
-        try:
-            async with asyncio.timeout(self._options.outage_seconds):
-                await self._store.insert_all(blocks)
-        except (TimeoutError, OutcomeUnknown) as error:
-            log.warning("blocks_unknown", shard=self.shard, blocks=len(blocks), error=str(error)[:200])
-            return False
-        finally:
-            self._sent_seconds = None
-        self._known_seconds = asked_seconds
-        return True
-
     async def probe(self) -> bool:
         """Whether it can write just now."""
         return await self._probe()
-
-    async def write_for_another(self, block: Block, *, unsure: bool) -> bool:
-        """Brings another leader's frozen block into the journal; False when something else stands there.
-        `unsure`: nobody here knows that the block before it is there. Raises JournalGap.
-        """
-        return await self._send_until_known(block, unsure=unsure, leads=False)
 
     def block_after(self, last: Block, batch: list[_Pending]) -> Block:
         """The decisions of a batch as the block that follows `last`, which may not be committed yet."""
@@ -1006,15 +882,15 @@ class Leader:
 
     def tell(self, batch: list[_Pending], block: Block) -> None:
         """Gives out what follows from a block that only this leader's memory has."""
-        self._told.durable = False
+        self.told.durable = False
         try:
             self._release(batch, block)
         finally:
-            self._told.durable = True
+            self.told.durable = True
 
     def move_deadlines(self, seconds: float) -> None:
         """Nothing could be told for so long: nobody is late for that, if it was an outage."""
-        if seconds >= self._options.outage_seconds:
+        if seconds >= self.options.outage_seconds:
             self._move_deadlines(seconds)
 
     def stop_for(self, router: str) -> None:
@@ -1033,14 +909,14 @@ class Leader:
             await asyncio.sleep(rest)
         self._gathered_seconds = loop.time()
         spacings = CROWD_SPACINGS if len(self._pending) >= CROWD_COMMANDS else 1
-        self._spacing_seconds = spacings * self._options.gather_seconds
+        self._spacing_seconds = spacings * self.options.gather_seconds
 
     def _move_deadlines(self, outage_seconds: float) -> None:
         """Nothing could be done for so long: nobody is late for that. Before any timer has its turn."""
         log.warning("outage_over", shard=self.shard, seconds=round(outage_seconds, 3))
         # Deposed meanwhile, or full to the brim: neither is a reason for the loop to end.
         with contextlib.suppress(PoisonCommand, Unavailable):
-            self.carry_out(MoveDeadlines(span_ms=round(outage_seconds * 1000 * self._clock.speed)))
+            self.carry_out(MoveDeadlines(span_ms=round(outage_seconds * 1000 * self.clock.speed)))
 
     def _take_batch(self) -> tuple[list[_Pending], list[tuple[int, codec.Packed]]]:
         """The oldest decisions, as many as a block may hold; a decision is never divided."""
@@ -1090,110 +966,19 @@ class Leader:
             digest=digest,
         )
 
-    def _slept(self, now: float) -> bool:
-        """Whether the journal's end has not been known for so long that others may have led meanwhile."""
-        patience = max(self._options.outage_seconds, 2 * self._options.heartbeat_seconds)
-        return now - self._known_seconds > patience
-
-    async def _settle(self, block: Block, *, sent: bool = False) -> bool:
-        """Brings a block into the journal: True once a majority has it, False when another's stands in its
-        place. `sent`: it may be there already.
-
-        Raises JournalGap when the block before is gone: the database was set back, and leading on would
-        fork history.
-        """
-        now = self._sent_seconds = self._clock.monotonic()
-        # Whoever opens, or slept, looks first whether what the block stands on is still there.
-        unsure = sent or self._slept(now)
-        try:
-            return await self._send_until_known(block, unsure=unsure, leads=self.leading)
-        finally:
-            self._sent_seconds = None
-
-    async def _send_until_known(self, block: Block, *, unsure: bool, leads: bool) -> bool:
-        warned = False
-        pause = RETRY_SECONDS_FIRST
-        while True:
-            # What the answer says was so after this: who sleeps before reading it knows no more than that.
-            asked_seconds = self._clock.monotonic()
-            try:
-                known = await self._send(block, look=unsure, leads=leads)
-                self._known_seconds = asked_seconds
-                return known
-            except OutcomeUnknown as error:
-                unsure = True
-                if self._outage and not warned:
-                    warned = True
-                    log.warning("journal_outage", shard=self.shard, error=str(error)[:200])
-                await asyncio.sleep(pause)
-                pause = min(pause * 2, RETRY_SECONDS_MAX)
-
-    async def _send(self, block: Block, *, look: bool, leads: bool) -> bool:
-        """One try; with `look` only if the block is not there and its place is free. Raises JournalGap when
-        that place had another's block: the database was set back.
-        """
-        if look:
-            settled = await self._look(block)
-            if settled is None and leads:
-                settled = await self._ask_others(block)
-            if settled is not None:
-                return settled
-        await self._store.insert(block)
-        return True
-
-    async def _look(self, block: Block) -> bool | None:
-        """Whether the block is there; False when it will never be. None when its place is the journal's
-        next. Raises JournalGap when the block before is gone.
-        """
-        found = await self._store.find(self.shard, block.sequence)
-        if found is not None:
-            return found.nonce == block.nonce
-        return None if await self._may_send_again(block) else False
-
-    async def _ask_others(self, block: Block) -> bool | None:
-        """As `_look`, of a leader's block whose place was free. A leader that has not known the journal's end
-        for as long as another one waits before it opens asks what the others know: what was committed there
-        and is gone was taken back. One that was deposed meanwhile writes nothing.
-        """
-        unknown_seconds = self._clock.monotonic() - self._known_seconds
-        if self.leading and self.ask_others is not None and unknown_seconds >= self._options.takeover_seconds:
-            newest = await self.ask_others(self.state.lead_list)
-            if newest >= block.sequence:
-                self.hear_committed(newest)
-                # It may have come there since.
-                settled = await self._look(block)
-                if settled is None:
-                    raise JournalGap(f"{block.key} was committed: the database was set back")
-                return settled
-        return None if self.leading else False
-
-    async def _may_send_again(self, block: Block) -> bool:
-        """Whether the block's place is the journal's next. False when a snapshot stands at or past it: others
-        have led on for so long that the place was pruned. Raises JournalGap when the block before is gone.
-        """
-        if block.sequence == 1:
-            return True
-        previous = await self._store.find(self.shard, block.sequence - 1)
-        if previous is not None and previous.nonce == block.prev:
-            return True
-        snapshots = await self._store.manifests(self.shard)
-        if any(manifest.sequence >= block.sequence for manifest in snapshots):
-            return False
-        raise JournalGap(f"{self.shard}: block {block.sequence - 1} is gone: the database was set back")
-
     def _release(self, batch: list[_Pending], block: Block) -> None:
         """Gives out facts, then answers, of a committed block, in the order they were decided."""
         by_front: dict[str, list[Fact]] = {}
-        self._told.sequence = block.sequence
+        self.told.sequence = block.sequence
         for pending in batch:
-            self._told.ordinal = pending.ordinal
+            self.told.ordinal = pending.ordinal
             for front, fact in pending.facts:
                 by_front.setdefault(front, []).append(fact)
         for front, facts in by_front.items():
-            outlet = self._outlets.get(front)
+            outlet = self.outlets.get(front)
             if outlet is not None:
                 outlet(facts, self.state.epoch, block.sequence, block.now_ms)
-        shard, epoch, sequence, durable = self.shard, self.state.epoch, block.sequence, self._told.durable
+        shard, epoch, sequence, durable = self.shard, self.state.epoch, block.sequence, self.told.durable
         for pending in batch:
             future = pending.future
             if future is not None and not future.done():
@@ -1208,103 +993,3 @@ class Leader:
                         durable=durable,
                     )
                 )
-
-    async def _run_timers(self) -> None:
-        """Carries out a Tick whenever a deadline passes."""
-        while True:
-            self._timer.clear()
-            due = next_deadline(self.state)
-            self._timer_ms = inf if due is None else due[0]
-            delay = None if due is None else self._clock.real_seconds((due[0] - self.now_ms()) / 1000.0)
-            if self.state.unpaired:
-                # A command offered as much as one may; the rest follows at once.
-                delay = 0.0
-            if delay is None or delay > 0:
-                await self._wait_for_deadline(delay)
-            elif self._outage:
-                # Deadlines stand still while nothing can be committed.
-                await asyncio.sleep(self._options.outage_seconds / 4)
-            else:
-                await self._tick()
-
-    async def _wait_for_deadline(self, delay: float | None) -> None:
-        """Until something may have changed, or `delay` real seconds are over."""
-        started = self._clock.monotonic()
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(delay):
-                await self._timer.wait()
-        if delay is not None and self._clock.monotonic() - started - delay > STALL_SECONDS:
-            # This process slept. What came in meanwhile (accepts, streams) is read before time is concluded
-            # from.
-            await asyncio.sleep(STALL_SECONDS)
-
-    async def _tick(self) -> None:
-        made = 0
-        while made < TIMER_EVENTS_IN_A_ROW_MAX:
-            try:
-                pending = self._decide(Tick())
-            except PoisonCommand:
-                self._park_timer()
-                return
-            if not pending.answer.more:
-                return
-            made += 1 + len(pending.events)
-            self._enqueue(pending)
-        await asyncio.sleep(0)
-
-    async def _announce_positions(self) -> None:
-        """Tells waiting callers their place and expected wait when these have changed."""
-        #: By call id: what it was told, and when.
-        told: dict[str, tuple[tuple[int, int], float]] = {}
-        loop = asyncio.get_running_loop()
-        while True:
-            await asyncio.sleep(POSITIONS_SECONDS)
-            now, at = self._places(), loop.time()
-            changed = [
-                call_id
-                for call_id, place in now.items()
-                if (before := told.get(call_id)) is None or noticeable(before[0], place, at - before[1])
-            ]
-            told = {call_id: told[call_id] for call_id in now if call_id in told}
-            told |= {call_id: (now[call_id], at) for call_id in changed}
-            slices = [changed[i : i + POSITIONS_AT_ONCE] for i in range(0, len(changed), POSITIONS_AT_ONCE)]
-            for part in slices:
-                self._tell_positions([(call_id, *now[call_id]) for call_id in part])
-                # Over half of the time, so that no offer waits behind a thousand positions.
-                await asyncio.sleep(POSITIONS_SECONDS / 2 / len(slices))
-
-    def _places(self) -> dict[str, tuple[int, int]]:
-        """(position, expected wait in milliseconds) of the waiting calls, by id. A place in the queue is an
-        acknowledgement: only a committed call has one.
-        """
-        return {
-            call_id: (position, wait_ms)
-            for call_id, position, wait_ms in positions(self.state, POSITIONS_PER_QUEUE_MAX)
-            if self.state.calls[call_id].ordinal <= self._told.ordinal
-        }
-
-    def _tell_positions(self, places: Sequence[tuple[str, int, int]]) -> None:
-        """(call id, position, expected wait in milliseconds) to the fronts, one message each."""
-        by_front: dict[str, list[Fact]] = {}
-        known = Places()
-        for call_id, position, wait_ms in places:
-            entry = self.state.calls.get(call_id)
-            if entry is not None and entry.ticket and entry.front in self._outlets:
-                event = PositionChanged(call_id=call_id, position=position, expected_wait_span_ms=wait_ms)
-                fact = Fact(event=event, now_ms=self.state.now_ms, call=view_call(self.state, call_id, known))
-                by_front.setdefault(entry.front, []).append(fact)
-        # In the order of what was told, from memory or not.
-        told = max(self.sequence, self._told.sequence)
-        self._told.durable = told == self.sequence
-        try:
-            for front, facts in by_front.items():
-                self._outlets[front](facts, self.state.epoch, told, self.state.now_ms)
-        finally:
-            self._told.durable = True
-
-    def _park_timer(self) -> None:
-        """A timer that the engine fails on is set aside, so that the others go on."""
-        parked = self.state.deadlines.drop_first()
-        if parked is not None:
-            _, kind, owner = parked
-            log.error("timer_parked", shard=self.shard, kind=kind, owner=owner)

@@ -15,7 +15,7 @@ from tests.simulation.plan import LEAD_LISTS
 from routing import codec, digests
 from routing.committed import Committed
 from routing.journal import Block
-from routing.leader import STALL_SECONDS, LeaderOptions
+from routing.leader import LeaderOptions
 from routing.model import (
     BLOCK_BYTES_MAX,
     EVENTS_PER_BLOCK_MAX,
@@ -35,6 +35,7 @@ from routing.model import (
     SessionOpened,
     ShardOpened,
 )
+from routing.silence import STALL_SECONDS
 from routing.state import ShardState, best_idle, evolve, head_of
 
 if TYPE_CHECKING:

@@ -44,6 +44,8 @@ from routing.model import (
     ShardOpened,
 )
 from routing.outlived import Outlived, Verdict
+from routing.settling import Settling
+from routing.silence import Silence
 from routing.state import ShardState, evolving, indexes
 
 #: Mixtures of faults.
@@ -160,7 +162,7 @@ def _settle_blindly(feed: relay.Feed, outcomes: Sequence[Outcome]) -> None:
 _SETTLE = relay.Feed.settle
 
 
-def _count_lateness(silence: leader.Silence, now: float, due_seconds: float) -> None:
+def _count_lateness(silence: Silence, now: float, due_seconds: float) -> None:
     """All time that has passed was silent, whoever slept."""
     silence.seconds += now - silence._looked
     silence._looked = now
@@ -187,23 +189,24 @@ class TrustsDuplicateKey(SimJournal):
                 raise
 
 
-async def _send_rebatched(self: Leader, block: Block, *, unsure: bool, leads: bool) -> bool:
+async def _send_rebatched(self: Settling, block: Block, *, unsure: bool, leads: bool) -> bool:
     """Adds what was decided meanwhile to a block that it must send again."""
-    held = self.__dict__.setdefault("rebatched", [])
+    leader = self._leader
+    held = leader.__dict__.setdefault("rebatched", [])
     while True:
         try:
-            await self._store.insert(block)
+            await leader.store.insert(block)
             return True
         except OutcomeUnknown:
             await asyncio.sleep(0.05)
-        found = await _find(self, block.sequence)
+        found = await _find(leader, block.sequence)
         if found is not None:
             return found.nonce == block.nonce
         events = [
             (at_ms, codec.pack(event)) for at_ms, event in codec.decode_events(block.body, block.now_ms)
         ]
-        while self._pending:
-            pending = self._pending.popleft()
+        while leader._pending:
+            pending = leader._pending.popleft()
             held.append(pending)
             events += [(pending.now_ms, event) for event in pending.events]
         body = codec.join_events(events, block.now_ms)
@@ -229,7 +232,7 @@ _RELEASE = Leader._release
 @contextmanager
 def rebatching() -> Iterator[None]:
     with (
-        patched(Leader, "_send_until_known", _send_rebatched),
+        patched(Settling, "send_until_known", _send_rebatched),
         patched(Leader, "_release", _release_rebatched),
     ):
         yield
@@ -246,7 +249,7 @@ async def _commit_two(self: Leader) -> None:
     second, more = self._take_batch()
     two = replace(self._block(more, more[0][0] if more else self.now_ms()), sequence=one.sequence + 1)
     two = replace(two, prev=one.nonce)
-    settled = await asyncio.gather(self._settle(one), _insert_blindly(self, two))
+    settled = await asyncio.gather(self.settling.settle(one), _insert_blindly(self, two))
     if not all(settled):
         self._pending.extendleft(reversed([*first, *second]))
         self._depose("lost one of two")
@@ -256,10 +259,10 @@ async def _commit_two(self: Leader) -> None:
         self._release(batch, block)
 
 
-async def _settle_unseen(self: Leader, blocks: Sequence[Block]) -> bool:
+async def _settle_unseen(self: Settling, blocks: Sequence[Block]) -> bool:
     """Takes for written what was sent together, whatever was answered."""
     with suppress(OutcomeUnknown):
-        await self._store.insert_all(blocks)
+        await self._leader.store.insert_all(blocks)
     return True
 
 
@@ -303,7 +306,7 @@ def _conversations_alone(state: Any, command: Any) -> tuple[Any, ...]:
 _VIEWS = questions._views
 
 
-async def _writes_on(self: Leader, block: Block) -> None:
+async def _writes_on(self: Settling, block: Block) -> None:
     """In place of asking the others, and of hearing that it was deposed."""
 
 
@@ -315,7 +318,7 @@ def _a_leader(self: Ending) -> Router | None:
 @contextmanager
 def waking_unasked() -> Iterator[None]:
     with (
-        patched(Leader, "_ask_others", _writes_on),
+        patched(Settling, "_ask_others", _writes_on),
         patched(Ending, "_sleeper", _a_leader),
         patched(vars(endings), "SUCCEEDED_CHANCE", 1.0),
     ):
@@ -430,7 +433,7 @@ def prune_openings(world: World) -> None:
     world.prunes_openings = True
 
 
-async def _send_blindly(self: Leader, block: Block) -> bool:
+async def _send_blindly(self: Settling, block: Block) -> bool:
     """Nobody looks whether the block before is there."""
     return True
 
@@ -682,7 +685,7 @@ VARIANTS = (
     ),
     Variant(
         name="lateness counted as silence",
-        broken=lambda: patched(leader.Silence, "look", _count_lateness),
+        broken=lambda: patched(Silence, "look", _count_lateness),
         kinds=BUSY,
         says=("of silence that it was awake for",),
     ),
@@ -694,7 +697,7 @@ VARIANTS = (
     ),
     Variant(
         name="set back unnoticed",
-        broken=lambda: patched(Leader, "_may_send_again", _send_blindly),
+        broken=lambda: patched(Settling, "_may_send_again", _send_blindly),
         ending="set_back",
         says=("over a restored database",),
     ),
@@ -778,7 +781,7 @@ VARIANTS = (
     Variant(
         name="the rest of a backlog is not looked at",
         seed=5,
-        broken=lambda: patched(Leader, "settle_all", _settle_unseen),
+        broken=lambda: patched(Settling, "settle_all", _settle_unseen),
         outages=plan.through_outages,
         kinds=OUTAGES,
         says=_JOURNAL_SAYS,

@@ -187,8 +187,8 @@ async def test_a_leader_that_slept_writes_nothing_together(monkeypatch: pytest.M
     async with a_floor(monkeypatch) as floor:
         leader = floor.leaders["one:1"]
         journal = leader._store = Batches(floor.blocks, now_ms=SystemClock().now_ms)
-        leader._known_seconds -= 10 * OUTAGE
-        assert not await leader.settle_all([replace(floor.chain()[-1], sequence=99)])
+        leader.settling.known_seconds -= 10 * OUTAGE
+        assert not await leader.settling.settle_all([replace(floor.chain()[-1], sequence=99)])
         assert not hasattr(journal, "sizes") and floor.chain()[-1].sequence < 99
 
 

@@ -11,7 +11,7 @@ import pytest
 
 from chassis.testing import FakeClock
 from chassis.testing.waiting import eventually
-from routing import codec
+from routing import codec, positions, timers
 from routing import leader as leader_module
 from routing.committed import LeaderGone, NotLeading, PoisonCommand, ShardBusy, StoreOutage
 from routing.engine import step as real_step
@@ -561,7 +561,7 @@ async def test_an_outage_refuses_new_calls_and_nothing_else(blocks: MemoryBlocks
         await soon(router.place("c1"))
         router.journal.away = True
         hang_up = router.leader.submit(HangUp(call_id="c1", attempt=1))
-        await eventually(lambda: router.leader._sent_seconds is not None)
+        await eventually(lambda: router.leader.settling.sent_seconds is not None)
         clock.advance(1.0)
         with pytest.raises(StoreOutage) as caught:
             router.place("c2")
@@ -581,7 +581,7 @@ async def test_a_hung_insert_is_an_outage_too(blocks: MemoryBlocks, clock: FakeC
         await router.furnish()
         router.journal.gate = asyncio.Event()
         first = router.place("c1")
-        await eventually(lambda: router.leader._sent_seconds is not None)
+        await eventually(lambda: router.leader.settling.sent_seconds is not None)
         clock.advance(1.0)
         with pytest.raises(StoreOutage):
             router.place("c2")
@@ -706,7 +706,7 @@ async def test_a_leader_whose_timers_died_begins_again(
             raise ZeroDivisionError
 
         with monkeypatch.context() as patch:
-            patch.setattr(leader_module, "next_deadline", fail)
+            patch.setattr(timers, "next_deadline", fail)
             router.place("c1")
             await eventually(lambda: router.drops >= 1)
         await soon(router.leader.wait_until_leading())
@@ -755,7 +755,7 @@ async def test_deadlines_stand_still_in_an_outage(blocks: MemoryBlocks, clock: F
         await router.furnish(wait_span_max_ms=5_000)
         await soon(router.place("c1"))
         router.journal.away = True
-        await eventually(lambda: router.leader._sent_seconds is not None)
+        await eventually(lambda: router.leader.settling.sent_seconds is not None)
         clock.advance(6.0)
         question = router.leader.submit(AskCall(call_id="c1"))
         for _ in range(50):
@@ -784,7 +784,7 @@ async def test_a_short_hitch_moves_no_deadline(blocks: MemoryBlocks, clock: Fake
 
 # --- positions
 
-SOON, LATER = 1.0, leader_module.POSITIONS_FAR_SECONDS
+SOON, LATER = 1.0, positions.POSITIONS_FAR_SECONDS
 NOTICED = [
     ((3, 9_000), (2, 9_000), SOON, True),
     ((6, 9_000), (5, 9_000), SOON, True),
@@ -802,14 +802,14 @@ NOTICED = [
 def test_far_back_a_caller_hears_now_and_then_of_noticeable_changes_alone(
     before: tuple[int, int], after: tuple[int, int], seconds: float, told: bool
 ) -> None:
-    assert leader_module.noticeable(before, after, seconds) is told
+    assert positions.noticeable(before, after, seconds) is told
 
 
 async def test_a_place_is_told_only_of_a_committed_call(
     blocks: MemoryBlocks, clock: FakeClock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A client takes a place in the queue for an acknowledgement, so it waits for the commit like one."""
-    monkeypatch.setattr(leader_module, "POSITIONS_SECONDS", 0.002)
+    monkeypatch.setattr(positions, "POSITIONS_SECONDS", 0.002)
     async with running(Router(blocks, clock)) as router:
         await router.furnish()
         await soon(router.place("c1"))

@@ -382,7 +382,7 @@ async def test_what_a_leader_did_not_take_comes_back_as_it_is(
         with pytest.raises(Internal):
             await region.link.ask(HangUp(call_id="c1", attempt=1), ASK_SECONDS)
         node.journal.away = True
-        await eventually(lambda: node.leader._outage)
+        await eventually(lambda: node.leader.outage)
         with pytest.raises(StoreOutage) as caught:
             await region.link.ask(placing("c2"), ASK_SECONDS)
         assert caught.value.details.retry_seconds == pytest.approx(0.1)
@@ -399,7 +399,7 @@ async def test_without_a_leader_the_answer_is_unknown(grpc_server: Any) -> None:
         await eventually(lambda: region.link.up)
         node.journal.gate = asyncio.Event()
         hanging = asyncio.create_task(region.link.ask(AskCall(call_id="c1"), ASK_SECONDS))
-        await eventually(lambda: node.leader._pending or node.leader._sent_seconds)
+        await eventually(lambda: node.leader._pending or node.leader.settling.sent_seconds)
         node.servicer.drain()
         with pytest.raises(LinkLost):
             await hanging
@@ -592,7 +592,7 @@ async def test_what_a_crowd_is_told_by_one_block_is_never_too_much_for_a_message
         node.start()
         await eventually(lambda: region.link.up)
         for _ in range(3):
-            node.leader._outlets["f"](block, node.leader.epoch, node.leader.sequence, 1)
+            node.leader.outlets["f"](block, node.leader.epoch, node.leader.sequence, 1)
         await eventually(lambda: len(region.facts) == 3 * len(block) or region.changes != [True])
         assert region.changes == [True]
 

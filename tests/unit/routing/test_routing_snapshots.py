@@ -298,10 +298,10 @@ async def test_a_leader_that_woke_in_a_pruned_stretch_does_not_send_again() -> N
     for _ in range(3):
         journal.grow(6)
         maker.step()
-    assert await leader._may_send_again(waiting) is False
+    assert await leader.settling._may_send_again(waiting) is False
     journal.blocks.manifests.clear()
     with pytest.raises(JournalGap):
-        await leader._may_send_again(waiting)
+        await leader.settling._may_send_again(waiting)
 
 
 def test_a_relay_begins_at_the_snapshot_below_its_cursor() -> None:

@@ -12,10 +12,12 @@ import pytest
 from chassis.clock import SystemClock
 from chassis.testing.waiting import eventually
 from routing import leader as leader_module
+from routing import settling
 from routing.committed import NotLeading
 from routing.journal import JournalGap
-from routing.leader import STALL_SECONDS, Leader, LeaderOptions, Silence
+from routing.leader import Leader, LeaderOptions
 from routing.model import AskCall, CallFacts, ConfigureQueue, PlaceCall, QueueConfig, SetLeadList
+from routing.silence import STALL_SECONDS, Silence
 from routing.testing import MemoryBlocks, MemoryJournal
 
 DEADLINE_SECONDS = 10
@@ -25,7 +27,8 @@ BEAT, TAKEOVER, BACKUP = 0.01, 0.08, 0.4
 @pytest.fixture(autouse=True)
 def quick_retries(monkeypatch: pytest.MonkeyPatch) -> None:
     """As in life, a leader asks again several times within the takeover time."""
-    monkeypatch.setattr(leader_module, "RETRY_SECONDS_MAX", TAKEOVER / 4)
+    for module in (leader_module, settling):
+        monkeypatch.setattr(module, "RETRY_SECONDS_MAX", TAKEOVER / 4)
 
 
 class Candidate:
