@@ -7,6 +7,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import re
 import shutil
 import signal
 import subprocess
@@ -184,6 +185,11 @@ def check_dashboards(port_base: int) -> None:
         print(*(f"{each.dashboard} / {each.panel}: no data: {each.expression}" for each in missing), sep="\n")
 
 
+def lasting(commands: list[str]) -> list[str]:
+    """Without the helpers that a broker runs for moments, such as `df`."""
+    return sorted(each for each in commands if re.match(r"\S*(python|mongod|beam\.smp)", each))
+
+
 def test_a_log_is_replayed_with_a_region_killed_and_nothing_is_lost(runs: Any, tmp_path: Path) -> None:
     write_log(tmp_path / "calls.tsv")
     run = runs(CALLS="calls.tsv", DAY="1999-02-01", HOURS="0.5", SPEED="60", KILL="shanghai", KEEP="1")
@@ -199,7 +205,7 @@ def test_a_log_is_replayed_with_a_region_killed_and_nothing_is_lost(runs: Any, t
         second = runs(HOURS="0.1", PORT_BASE=run.variables["PORT_BASE"])
         assert "a stack runs in" in second.finish(60)
         assert second.process.returncode != 0
-        assert sorted(run.left_over()) == sorted(kept)
+        assert lasting(run.left_over()) == lasting(kept)
     finally:
         environment = {**run.variables, "RUN_DIR": str(tmp_path / "run" / "demo")}
         subprocess.run([sys.executable, "-m", "cli.main", "down"], env=environment, check=True, timeout=90)

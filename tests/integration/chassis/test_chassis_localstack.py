@@ -198,6 +198,16 @@ def test_one_whose_start_is_interrupted_before_it_is_recorded_is_stopped(
     assert start_ticks(started[0]) is None
 
 
+def test_one_that_no_look_finds_is_stopped_as_well(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Interrupted before it was recorded, and just becoming another program, which hides its environment."""
+    process = ManagedProcess(tmp_path, "sleeper")
+    process.start(SLEEPER, env=_environment())
+    process.record_path.unlink()
+    monkeypatch.setattr("chassis.localstack.process.carriers", lambda token: iter(()))
+    process.kill()
+    assert process.exit_code() == -signal.SIGKILL
+
+
 def test_one_that_ignores_sigterm_is_killed_with_its_daemons(tmp_path: Path) -> None:
     daemon = (
         "import os, subprocess, sys; subprocess.Popen(sys.argv[1:], start_new_session=True)\n"
