@@ -7,7 +7,7 @@ import re
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from decimal import Decimal, InvalidOperation
 from typing import Any
@@ -92,6 +92,18 @@ def checked_money(field: str, currency: str, amount: str) -> dict[str, Any]:
     except InvalidOperation:
         raise InvalidArgument(field=f"{field}.amount", why="must be a decimal number") from None
     return {"currency": currency, "amount": amount}
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class UsageFault:
+    """Why a record of usage was refused."""
+
+    #: Its place among those that were sent.
+    index: int
+    #: What of it is at fault.
+    field: str
+    #: What is wrong with that, in English.
+    why: str
 
 
 class Contracts:
@@ -203,15 +215,15 @@ class Contracts:
 
     def record_usage(
         self, wanted: Sequence[Mapping[str, Any]], *, dry: bool = False
-    ) -> tuple[int, list[str]]:
-        """(how many are in, those refused as "index: field: why"). `dry` checks and writes nothing."""
-        failures: list[str] = []
+    ) -> tuple[int, list[UsageFault]]:
+        """(how many are in, those refused). `dry` checks and writes nothing."""
+        failures: list[UsageFault] = []
         writes: list[ReplaceOne[dict[str, Any]]] = []
         known: dict[str, bool] = {}
         for index, usage in enumerate(wanted):
-            why = self._usage_fault(usage, known)
-            if why:
-                failures.append(f"{index}: {why}")
+            fault = self._usage_fault(usage, known)
+            if fault is not None:
+                failures.append(UsageFault(index=index, field=fault[0], why=fault[1]))
                 continue
             key = stable_id("usage", usage["customer"], usage["metric"], usage["start_ms"], usage["end_ms"])
             writes.append(ReplaceOne({"_id": key}, {**usage, "_id": key}, upsert=True))
@@ -225,21 +237,22 @@ class Contracts:
             self._store.mark_churn(customer)
         return len(writes), failures
 
-    def _usage_fault(self, usage: Mapping[str, Any], known: dict[str, bool]) -> str:
+    def _usage_fault(self, usage: Mapping[str, Any], known: dict[str, bool]) -> tuple[str, str] | None:
+        """(field, what is wrong with it)."""
         customer = usage["customer"]
         if customer not in known:
             found = self._store.customer(customer)
             known[customer] = found is not None and found.state is State.ACTIVE
         if not known[customer]:
-            return "customer: does not exist or is not active"
+            return "customer", "does not exist or is not active"
         if not _METRIC.fullmatch(usage["metric"]):
-            return "metric: must be 1 to 64 of a-z, 0-9 and _"
+            return "metric", "must be 1 to 64 of a-z, 0-9 and _"
         if usage["start_ms"] is None or usage["end_ms"] is None or usage["end_ms"] <= usage["start_ms"]:
-            return "period: must have a start and a later end"
+            return "period", "must have a start and a later end"
         for name in ("quantity", "allowance"):
             if not (math.isfinite(usage[name]) and usage[name] >= 0):
-                return f"{name}: must not be negative"
-        return ""
+                return name, "must not be negative"
+        return None
 
     def usage(self, customer: str, metric: str, after: tuple[int, str] | None, limit: int) -> list[Raw]:
         """Newest period first. The customer is as of `page`."""

@@ -13,6 +13,7 @@ from chassis.errors import InvalidArgument
 from chassis.fieldmask import apply_mask
 from chassis.idempotency import content_fingerprint, request_key
 from chassis.ids import check_id, new_id, parse_name, parse_names
+from chassis.localize import caller_language, description
 from chassis.mongo import etag, parse_etag
 from chassis.pagination import Page
 from crm import churn, convert
@@ -257,7 +258,11 @@ class CareServicer(care_pb2_grpc.CareServiceServicer):
             raise InvalidArgument(field="usage_records", why=f"must hold 1 to {USAGE_MAX}")
         wanted = [usage_in(message, index) for index, message in enumerate(request.usage_records)]
         count, failures = self._contracts.record_usage(wanted)
-        return care_pb2.RecordUsageResponse(recorded_count=count, failures=failures)
+        language = caller_language(context)
+        return care_pb2.RecordUsageResponse(
+            recorded_count=count,
+            failures=[f"{f.index}: {f.field}: {description(f.why, language, 'crm')}" for f in failures],
+        )
 
     def ListUsage(self, request: care_pb2.ListUsageRequest, context: Any) -> care_pb2.ListUsageResponse:
         """A page of usage."""

@@ -54,6 +54,7 @@ from crm.model import (
 )
 from crm.sagas import SURVIVORS_MAX, settle
 from crm.store import GlanceWish, NewCustomer, Reads, Store
+from crm.trial import Ahead
 
 #: Tries of a read-merge-write that other writers get in between of.
 MERGE_TRIES_MAX = 20
@@ -169,11 +170,26 @@ class Customers:
         return self._checked(new) if wanted.dry else self._store.insert(new)
 
     def create_many(self, wanted: Sequence[Create], actor: str) -> list[Customer | CallmeshError]:
-        """Each as by `create`, in order; one's fault does not touch another."""
+        """Each as by `create`, in order; one's fault does not touch another. What is only tried meets what
+        is stored and what is ahead of it.
+        """
         decided = [self._try_new(item, actor) for item in wanted]
-        good = [item for item in decided if isinstance(item, NewCustomer)]
-        stored = iter(self._store.insert_many(good))
-        return [next(stored) if isinstance(item, NewCustomer) else item for item in decided]
+        tried = {
+            place: self._try_checked(item)
+            for place, item in enumerate(decided)
+            if isinstance(item, NewCustomer) and wanted[place].dry
+        }
+        good = [item for place, item in enumerate(decided) if place not in tried]
+        stored = iter(self._store.insert_many([item for item in good if isinstance(item, NewCustomer)]))
+        ahead, outcomes = Ahead(), list[Customer | CallmeshError]()
+        for place, item in enumerate(decided):
+            if isinstance(item, CallmeshError):
+                outcomes.append(item)
+                continue
+            outcome = ahead.meet(item, tried[place]) if place in tried else next(stored)
+            ahead.take(item, outcome)
+            outcomes.append(outcome)
+        return outcomes
 
     def decide(self, wanted: Create, actor: str) -> NewCustomer:
         """What is to be stored, decided and not stored yet."""
@@ -225,15 +241,23 @@ class Customers:
         """The custom fields as declared now."""
         return self._fields.of({})
 
-    def _try_new(self, wanted: Create, actor: str) -> NewCustomer | Customer | CallmeshError:
-        """What is to be stored; for a dry one what would be."""
+    def _try_new(self, wanted: Create, actor: str) -> NewCustomer | CallmeshError:
         try:
-            new = self._decide_new(wanted, actor)
-            return self._checked(new) if wanted.dry else new
+            return self._decide_new(wanted, actor)
+        except CallmeshError as error:
+            return error
+
+    def _try_checked(self, new: NewCustomer) -> Customer | CallmeshError:
+        try:
+            return self._checked(new)
         except CallmeshError as error:
             return error
 
     def _checked(self, new: NewCustomer) -> Customer:
+        """What inserting it would answer."""
+        earlier = self._store.created_by_request(new.request_key, new.fingerprint)
+        if earlier is not None:
+            return earlier
         customer = new.change.customer
         if self._store.customer(customer.id) is not None:
             raise AlreadyExists(resource=customer.name)

@@ -124,8 +124,7 @@ def appliers(contracts: Contracts, recorder: Recorder) -> dict[str, ApplyRow]:
     def usage(row: Mapping[str, Any], row_id: str, dry: bool, actor: str) -> None:
         _, failures = contracts.record_usage([_usage(row)], dry=dry)
         if failures:
-            field, _, why = failures[0].partition(": ")[2].partition(": ")
-            raise InvalidArgument(field=field, why=why)
+            raise InvalidArgument(field=failures[0].field, why=failures[0].why)
 
     def interaction(row: Mapping[str, Any], row_id: str, dry: bool, actor: str) -> None:
         recorder.record(_recording(row, row_id), actor, dry=dry)

@@ -88,6 +88,13 @@ class MemoryStore:
                 done.append(error)
         return done
 
+    def created_by_request(self, request_key: str | None, fingerprint: str | None) -> Customer | None:
+        if request_key is None or request_key not in self._requests:
+            return None
+        earlier, stored = self._requests[request_key]
+        check_repeat(stored, fingerprint)
+        return self._customers[earlier]
+
     def ready(self, row: NewRow) -> ReadyRow:
         return ReadyRow(id=row.customer.id, told=row.told, origin=row.origin, kept=row)
 

@@ -134,7 +134,7 @@ class Merges:
         merging.check_parties(wish.survivor, wish.absorbed, wish.reason)
         earlier = self._store.merge_by_request(wish.request_key, wish.fingerprint)
         if earlier is not None:
-            return self.run(earlier.id)
+            return self._repeated(earlier, wish)
         try:
             people = [self._customer(id) for id in (wish.survivor, *wish.absorbed)]
             merging.check_mergeable(people[0], people[1:])
@@ -143,7 +143,7 @@ class Merges:
             earlier = self._store.merge_by_request(wish.request_key, wish.fingerprint)
             if earlier is None:
                 raise
-            return self.run(earlier.id)
+            return self._repeated(earlier, wish)
         now = self._clock.now()
         merge = Merge(
             id=new_id(),
@@ -154,16 +154,23 @@ class Merges:
             create_time=now,
             update_time=now,
         )
+        running = merging.MergeRunning(
+            subject=f"customers/{wish.survivor}", why="or another of them takes part in a running merge"
+        )
         if wish.dry:
+            if any(self._store.merge_running(id) for id in merge.parties):
+                raise running
             return replace(merge, id="")
         begun = replace(merge, state=MergeState.MERGING, version=1)
         try:
             stored = self._store.insert_merge(begun, wish.request_key, wish.fingerprint)
         except AlreadyExists:
-            raise merging.MergeRunning(
-                subject=f"customers/{wish.survivor}", why="or another of them takes part in a running merge"
-            ) from None
+            raise running from None
         return self.run(stored.id)
+
+    def _repeated(self, earlier: Merge, wish: MergeWish) -> Merge:
+        """What an earlier call with the same request key began; who only tries does not drive it on."""
+        return earlier if wish.dry else self.run(earlier.id)
 
     def undo(self, id: str, reason: str, actor: str) -> Merge:
         """Gives everything back; repeating it answers the first. MergeNotLast, MergeRunning."""

@@ -22,6 +22,7 @@ from chassis.mongo import (
     PendingEvent,
     clashes,
     create_once,
+    find_repeat,
     pending_entry,
     update_aggregate,
 )
@@ -126,6 +127,9 @@ class Store(Protocol):
 
     def insert_many(self, new: Sequence[NewCustomer]) -> list[Customer | CallmeshError]:
         """Each as by `insert`, in order, with the error where one failed."""
+
+    def created_by_request(self, request_key: str | None, fingerprint: str | None) -> Customer | None:
+        """What an earlier call with this key created. RequestIdReused."""
 
     def ready(self, row: NewRow) -> ReadyRow:
         """With all that can be done for its `import_many` beforehand: whoever writes has less to do."""
@@ -419,6 +423,10 @@ class MongoStore(MongoSagaStore, MongoImportStore):
                     raise AlreadyExists(resource=new.change.customer.name) from None
                 self._raise_claim_taken(new.change.customer)
         raise Unavailable(why="the owner of a claim changes hands", retry_seconds=0.1)
+
+    def created_by_request(self, request_key: str | None, fingerprint: str | None) -> Customer | None:
+        found = find_repeat(docs.CustomerDocument, request_key, fingerprint)
+        return None if found is None else docs.customer_from_raw(found.to_mongo())
 
     def insert_many(self, new: Sequence[NewCustomer]) -> list[Customer | CallmeshError]:
         failed = insert_ready([ready_document(item) for item in new])

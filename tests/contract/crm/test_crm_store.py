@@ -746,3 +746,11 @@ def test_deliveries_tell_nothing_of_an_erased_customer(mongo_uri: str, mongo_dat
     [left] = database.webhook_deliveries.find()
     assert "+8613800000001" not in left["body"] and '"redacted":true' in left["body"] and "about" not in left
     disconnect()
+
+
+def test_what_a_request_created_is_found_by_its_key(store: Store) -> None:
+    made = store.insert(new("li", "13800000001", key="k", fingerprint="f"))
+    assert store.created_by_request("k", "f") == made
+    assert store.created_by_request("other", "f") is None and store.created_by_request(None, None) is None
+    with pytest.raises(RequestIdReused):
+        store.created_by_request("k", "other")

@@ -502,6 +502,30 @@ async def test_what_is_written_as_its_customer_goes_follows_it(
     assert contracts.usage("c", "", None, 9) == []
 
 
+async def test_why_usage_is_refused_is_told_in_the_callers_language(crm: Crm) -> None:
+    await crm.create("li")
+    sent = [
+        care_pb2.UsageRecord(customer="customers/nobody", metric="x"),
+        care_pb2.UsageRecord(customer="customers/li", metric="X"),
+        care_pb2.UsageRecord(customer="customers/li", metric="x"),
+        care_pb2.UsageRecord(customer="customers/li", metric="x", quantity=-1),
+    ]
+    sent[3].period.start_time.FromDatetime(NOW)
+    sent[3].period.end_time.FromDatetime(NOW + timedelta(days=3))
+    asked = care_pb2.RecordUsageRequest(usage_records=sent)
+    english = await crm.care.RecordUsage(asked)
+    assert english.failures == [
+        "0: customer: does not exist or is not active",
+        "1: metric: must be 1 to 64 of a-z, 0-9 and _",
+        "2: period: must have a start and a later end",
+        "3: quantity: must not be negative",
+    ]
+    chinese = await crm.care.RecordUsage(asked, metadata=(("accept-language", "zh"),))
+    where = [text.rpartition(": ")[0] for text in english.failures]
+    assert [text.rpartition(": ")[0] for text in chinese.failures] == where
+    assert all(is_chinese(text) for text in chinese.failures), chinese.failures
+
+
 async def test_rules_raise_each_occasion_once_and_agents_see_it(crm: Crm) -> None:
     await crm.create(
         "li",

@@ -19,6 +19,7 @@ from chassis.bus import Event
 from chassis.callcontext import CallContext, Identity, reset_current, set_current
 from chassis.config import explain
 from chassis.errors import EtagMismatch, InvalidArgument, Unavailable
+from chassis.idempotency import RequestIdReused
 from chassis.testing import FakeClock
 from crm import convert, handlers, timeline
 from crm.config import CrmSettings
@@ -197,6 +198,49 @@ def test_a_person_belongs_to_a_company_that_exists() -> None:
     for company in ("none", "li"):
         with pytest.raises(InvalidArgument, match=r"customer\.company"):
             create(store, "wang", company=company)
+
+
+def wish(id: str, number: str, key: str = "", *, dry: bool) -> Create:
+    draft = Customer(display_name="x", phone_numbers=(PhoneNumber(number=number),))
+    return Create(draft=draft, id=id, request_key=key or None, fingerprint=key or None, dry=dry)
+
+
+@pytest.mark.parametrize("dry", [True, False])
+def test_a_trial_of_a_batch_finds_what_its_entries_do_to_each_other(dry: bool) -> None:
+    store = MemoryStore()
+    create(store, "old", NUMBERS[0])
+    batch = [
+        wish("a", NUMBERS[1], "k", dry=dry),
+        wish("b", NUMBERS[1], dry=dry),
+        wish("a", NUMBERS[2], dry=dry),
+        wish("", NUMBERS[1], "k", dry=dry),
+        wish("c", NUMBERS[0], dry=dry),
+        wish("c", NUMBERS[2], dry=dry),
+    ]
+    told = customers(store).create_many(batch, "amy")
+    reasons = [one.id if isinstance(one, Customer) else one.reason for one in told]
+    assert reasons == ["a", "CLAIM_TAKEN", "ALREADY_EXISTS", "a", "CLAIM_TAKEN", "c"]
+    assert set(store._customers) == ({"old"} if dry else {"old", "a", "c"})
+
+
+def test_what_is_only_tried_meets_who_is_ahead_of_it_alone() -> None:
+    store = MemoryStore()
+    batch = [
+        wish("a", NUMBERS[0], dry=True),
+        wish("b", NUMBERS[0], dry=False),
+        wish("c", NUMBERS[0], dry=True),
+    ]
+    told = customers(store).create_many(batch, "amy")
+    assert [isinstance(one, Customer) for one in told] == [True, True, False]
+
+
+def test_a_trial_with_the_request_id_of_what_is_there_answers_that() -> None:
+    store = MemoryStore()
+    made = customers(store).create(wish("a", NUMBERS[0], "k", dry=False), "amy")
+    assert customers(store).create(wish("a", NUMBERS[0], "k", dry=True), "amy") == made
+    other = replace(wish("b", NUMBERS[1], "k", dry=True), fingerprint="other")
+    with pytest.raises(RequestIdReused):
+        customers(store).create(other, "amy")
 
 
 def test_events_tell_who_owns_what_now() -> None:

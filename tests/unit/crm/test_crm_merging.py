@@ -609,3 +609,32 @@ def test_nothing_is_recorded_of_an_erased_customer() -> None:
     )
     with pytest.raises(engine.CustomerNotActive):
         recorder.record(note, "amy")
+
+
+def begun(world: World, *parties: str, key: str = "key") -> Merge:
+    """A merge whose driver died before its first step."""
+    merge = Merge(
+        id="m", survivor=parties[0], absorbed=parties[1:], reason="", requester="amy",
+        state=MergeState.MERGING, version=1, create_time=NOW, update_time=NOW,
+    )  # fmt: skip
+    return world.store.insert_merge(merge, key, "print")
+
+
+def test_a_trial_of_a_merge_finds_one_that_runs() -> None:
+    world = three()
+    begun(world, "a", "b")
+    for survivor, absorbed in (("a", "c"), ("c", "b"), ("b", "c")):
+        for dry in (True, False):
+            with pytest.raises(merging.MergeRunning):
+                world.merges.request(MergeWish(survivor=survivor, absorbed=(absorbed,), dry=dry), "amy")
+
+
+def test_a_trial_of_a_merge_that_was_begun_answers_it_and_drives_nothing() -> None:
+    world = three()
+    running = begun(world, "a", "b")
+    before = {id: world.store.customer(id) for id in "abc"}
+    wish = MergeWish(survivor="a", absorbed=("b",), request_key="key", fingerprint="print", dry=True)
+    assert world.merges.request(wish, "amy") == running
+    assert {id: world.store.customer(id) for id in "abc"} == before
+    assert world.merges.request(replace(wish, dry=False), "amy").state is MergeState.MERGED
+    assert world.merges.request(wish, "amy").state is MergeState.MERGED
