@@ -2,8 +2,22 @@
 
 from __future__ import annotations
 
+from datetime import UTC, datetime
+from typing import Any
+
+from pymongo.database import Database
+
 from chassis.acts import KEPT_DAYS
-from chassis.lifecycle import DAY_SECONDS, DataClass, Held, Lifecycle, Rule, of_documents, technical
+from chassis.lifecycle import (
+    DAY_SECONDS,
+    DataClass,
+    Held,
+    Lifecycle,
+    Migration,
+    Rule,
+    of_documents,
+    technical,
+)
 from routing import journal
 from routing.audit_store import AuditDocument
 from routing.config import RoutingSettings
@@ -18,6 +32,7 @@ from routing.documents import (
     SkillDocument,
 )
 from routing.menus.documents import (
+    CALLER_SECONDS,
     MenuCallerDocument,
     MenuDocument,
     MenuSessionDocument,
@@ -53,7 +68,7 @@ HELD: tuple[Held, ...] = (
         DataClass.CONFIGURATION,
         Rule.DELETED,
     ),
-    *of_documents([MenuCallerDocument], DataClass.PERSONAL, Rule.ERASED),
+    *of_documents([MenuCallerDocument], DataClass.PERSONAL, Rule.TTL, CALLER_SECONDS),
     *of_documents([ProfileDocument, KnownCustomerDocument], DataClass.READ_MODEL, Rule.ERASED),
     *of_documents([OpenTicketDocument], DataClass.READ_MODEL, Rule.TTL, 0),
     *of_documents([MenuSessionDocument], DataClass.PERSONAL, Rule.TTL, 0),
@@ -72,9 +87,27 @@ HELD: tuple[Held, ...] = (
     ),
     *technical(),
 )
+
+
+def _end_callers(database: Database[dict[str, Any]], apply: bool) -> int:
+    """What was known of a caller before it had an end ends as of one who was there just now."""
+    wanted = {"used": {"$exists": False}}
+    callers = database[MenuCallerDocument._meta["collection"]]
+    if not apply:
+        return callers.count_documents(wanted)
+    return callers.update_many(wanted, {"$set": {"used": datetime.now(UTC)}}).modified_count
+
+
 LIFECYCLE = Lifecycle(
     service="routing",
     held=HELD,
+    migrations=(
+        Migration(
+            id="2026-11-24-routing-menu-callers",
+            what="what a caller does in menus is forgotten when the caller stays away",
+            run=_end_callers,
+        ),
+    ),
     acts=frozenset(
         {
             "routing.agents.supervise",

@@ -17,6 +17,9 @@ from mongoengine import (
 
 from chassis.mongo import Aggregate
 
+#: What one number does in a menu is kept so long after it was last there, seconds: longer than a year, so
+#: that who calls once a year is known again.
+CALLER_SECONDS = 400 * 86_400
 _PLAIN = {"auto_create_index": False, "index_cls": False, "strict": False}
 
 
@@ -93,7 +96,11 @@ class MenuSessionDocument(Document):
 class MenuCallerDocument(Document):
     """What one number does in one menu; its id is "menu|number"."""
 
-    meta: ClassVar = {**_PLAIN, "collection": "menu_callers", "indexes": ["number"]}
+    meta: ClassVar = {
+        **_PLAIN,
+        "collection": "menu_callers",
+        "indexes": ["number", {"fields": ["used"], "expireAfterSeconds": CALLER_SECONDS}],
+    }
     id = StringField(primary_key=True)
     menu = StringField()
     number = StringField()
@@ -101,6 +108,8 @@ class MenuCallerDocument(Document):
     own = ListField()
     #: Leaves reached lately: session, leaf, at.
     uses = ListField()
+    #: Real time of the newest use or short cut.
+    used = DateTimeField()
 
 
 class OpenTicketDocument(Document):

@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Protocol
 
 from pymongo import UpdateOne
@@ -254,7 +254,12 @@ class MongoMenus:
             "$filter": {"input": {"$ifNull": ["$own", []]}, "cond": {"$ne": ["$$this.key", shortcut.key]}}
         }
         own = {"$slice": [{"$concatArrays": [others, new]}, -SHORTCUTS_MAX]}
-        values = {"menu": {"$literal": shortcut.menu}, "number": {"$literal": shortcut.number}, "own": own}
+        values = {
+            "menu": {"$literal": shortcut.menu},
+            "number": {"$literal": shortcut.number},
+            "own": own,
+            "used": datetime.now(UTC),
+        }
         where = {"_id": caller_key(shortcut.menu, shortcut.number)}
         full = {**where, "$expr": {"$gte": [{"$size": others}, SHORTCUTS_MAX]}}
         if shortcut.node and await self._database[CALLERS].find_one(full, {"_id": 1}) is not None:
@@ -397,6 +402,7 @@ def _use_of(record: Record) -> UpdateOne:
         "menu": {"$literal": record.menu},
         "number": {"$literal": record.number},
         "uses": {"$slice": [{"$concatArrays": [others, [use]]}, -HISTORY_MAX]},
+        "used": datetime.now(UTC),
     }
     return UpdateOne({"_id": caller_key(record.menu, record.number)}, [{"$set": values}], upsert=True)
 

@@ -3,7 +3,8 @@
 Planned is the time that a roster asks for, its breaks left out. Of what an agent was ready or at a contact
 in a half-hour, at most what was planned there counts as kept, the rest as beyond. Adherence = kept / planned;
 conformance = (kept + beyond) / planned. Half-hours are told apart, not minutes: who comes ten minutes late
-and stays ten minutes longer inside the same half-hour has kept the roster.
+and stays ten minutes longer inside the same half-hour has kept the roster. Only half-hours that are over, and
+counted, are looked at: what is to come is no absence.
 """
 
 from __future__ import annotations
@@ -21,6 +22,9 @@ SPAN_MS_MAX = 31 * 86_400_000
 #: Longest shift, and breaks of one.
 SHIFT_MS_MAX = 86_400_000
 BREAKS_MAX = 20
+
+#: A half-hour counts so long after its end: its figures are written down a moment after it.
+SETTLED_MS = 60_000
 
 Span = tuple[int, int]
 
@@ -109,14 +113,18 @@ def _by_slot(start_ms: int, end_ms: int) -> Iterable[tuple[int, int]]:
         at_ms = until_ms
 
 
-def adherence(roster: Sequence[Entry], there: Mapping[str, Mapping[int, int]]) -> dict[str, Kept]:
-    """Agent to what was kept. `there` is agent to half-hour to milliseconds ready or at a contact. Raises
-    InvalidArgument.
+def adherence(
+    roster: Sequence[Entry], there: Mapping[str, Mapping[int, int]], now_ms: int
+) -> dict[str, Kept]:
+    """Agent to what was kept by now. `there` is agent to half-hour to milliseconds ready or at a contact.
+    Raises InvalidArgument.
     """
     check(roster)
+    over_ms = now_ms - SETTLED_MS - SLOT_MS
     found = {}
-    for agent, wanted in sorted(planned(roster).items()):
-        was = there.get(agent, {})
+    for agent, row in sorted(planned(roster).items()):
+        wanted = {slot: ms for slot, ms in row.items() if slot <= over_ms}
+        was = {slot: ms for slot, ms in there.get(agent, {}).items() if slot <= over_ms}
         kept = {slot: min(wanted.get(slot, 0), ms) for slot, ms in was.items()}
         found[agent] = Kept(
             planned_ms=sum(wanted.values()),

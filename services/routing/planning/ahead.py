@@ -84,6 +84,7 @@ class _Owed:
 
     person: Person
     result: LineResult
+    note: str = ""
     tellings: int = 0
 
 
@@ -114,7 +115,8 @@ class Ahead:
     #: What is not left half done: one a line, until it is known and told what came of it (a result, or
     #: somebody who speaks to an agent), and one a call that is to end.
     _unsettled: set[asyncio.Future[None]] = field(default_factory=set)
-    #: Results to be told again, by contact: of lines, so no more than there are.
+    #: Results to be told again, by contact: of lines, so no more than there are, and of one asking for
+    #: contacts: while a result is owed nobody else is asked for.
     _owed: dict[str, _Owed] = field(default_factory=dict)
     _paces: dict[str, Pacing] = field(default_factory=dict)
     _answers: deque[bool] = field(default_factory=lambda: deque(maxlen=ATTEMPTS_SEEN))
@@ -335,10 +337,14 @@ class Ahead:
         _lines.labels(result.value).inc()
         await self._tell(_Owed(person, result))
 
+    async def unreachable(self, person: Person, why: str) -> None:
+        """Ends a contact that can never be rung, and says why."""
+        await self._tell(_Owed(person, LineResult.WRONG_NUMBER, why))
+
     async def _tell(self, owed: _Owed) -> None:
         contact = owed.person.contact
         try:
-            await self.lists.record(owed.person, owed.result)
+            await self.lists.record(owed.person, owed.result, owed.note)
         except CallmeshError as error:
             log.info("outbound_result_not_told", contact=contact, error=error.reason)
             owed.tellings += 1

@@ -67,7 +67,7 @@ class Planner:
         first_ms, last_ms = adherence.check(entries)
         agents = {entry.agent for entry in entries}
         there = self._store.times_there(agents, first_ms - first_ms % SLOT_MS, last_ms)
-        kept = adherence.adherence(entries, there)
+        kept = adherence.adherence(entries, there, self._now_ms)
         return planning_pb2.GetAdherenceResponse(
             agents=[requests.adherence_message(agent, each) for agent, each in kept.items()]
         )

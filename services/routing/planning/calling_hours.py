@@ -3,7 +3,7 @@ number plans.
 
 1. Somebody is where they say, else where their number may be: a number without a place (mobile phones of most
    countries) may be in several zones, and then the hours must allow the call in all of them. An unknown
-   number's place allows nothing.
+   number's place allows nothing: `never_why` says of whom that will not change by waiting.
 2. Legal hours are windows of the local day by weekday; on holidays those of Sunday hold. Quiet hours are
    taken out of them. A window ends at the latest moment that a call may begin, not end.
 
@@ -28,6 +28,7 @@ WINDOWS_MAX, ZONES_MAX = 10, 40
 #: [from, until) in minutes of the local day.
 Window = tuple[int, int]
 _UNKNOWN = "Etc/Unknown"
+_NO_PLACE = "the number tells no place whose hours would allow a call, and no time_zone is given: not called"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -106,3 +107,22 @@ def zones_of(number: str, own_zone: str = "") -> tuple[str, ...]:
     if not phonenumbers.is_valid_number(parsed):
         return ()
     return tuple(name for name in timezone.time_zones_for_number(parsed) if name != _UNKNOWN)
+
+
+def never_why(number: str, own_zone: str = "") -> str:
+    """Why no hour allows to call somebody with this number, however long it is waited; "" when some may.
+    Raises InvalidArgument for a zone that is none.
+    """
+    if own_zone:
+        _zone(own_zone)
+        return ""
+    zones = zones_of(number)
+    if zones:
+        return "" if len(zones) <= ZONES_MAX else _NO_PLACE
+    import phonenumbers
+
+    try:
+        fits = phonenumbers.is_valid_number(phonenumbers.parse(number))
+    except phonenumbers.NumberParseException:
+        fits = False
+    return _NO_PLACE if fits else "the number fits no numbering plan: not called"

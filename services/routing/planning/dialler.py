@@ -14,7 +14,9 @@ the policy and does what it says:
 3. Contacts are reserved a few at a time, never more than could be begun at once, and each is looked at
    again: who may not be called where they are just now goes back, for `PUT_OFF_MS`, and so does who needs
    skills that nobody who is there has all of: handed out again at once they would keep the others of their
-   list from being called. What is not begun within `HELD_SECONDS` goes back too.
+   list from being called. Whose number fits no numbering plan, or tells no place whose hours would be known,
+   ends as WRONG_NUMBER with the reason: put off, they would come again for ever. What is not begun within
+   `HELD_SECONDS` goes back too.
 4. Nobody is called twice at a time: of a number that is just being called, the contacts of other lists are
    put off like those who may not be called, and so is an offer on which the hours close.
 5. A reservation is short until its contact is begun: what a killed dialler held is free again soon, without
@@ -42,11 +44,11 @@ import structlog
 
 from chassis import metrics
 from chassis.clock import Clock
-from chassis.errors import CallmeshError, Unavailable
+from chassis.errors import CallmeshError, InvalidArgument, Unavailable
 from routing.planning.ahead import Ahead
 from routing.planning.blended_day import Outlook
 from routing.planning.blending import Act, Blending, Look, Order, Phase, Seat
-from routing.planning.calling_hours import CallingHours, zones_of
+from routing.planning.calling_hours import CallingHours, never_why, zones_of
 from routing.planning.dialler_ports import (
     AgentNow,
     Call,
@@ -331,8 +333,16 @@ class Dialler:
     def _in_hours(self, person: Person, now_ms: int) -> bool:
         try:
             return self.hours.allows(now_ms, zones_of(person.number, person.zone))
-        except CallmeshError:
-            return False
+        except InvalidArgument:
+            # A zone that this machine does not know says no more than none.
+            return self.hours.allows(now_ms, zones_of(person.number))
+
+    @staticmethod
+    def _never_why(person: Person) -> str:
+        try:
+            return never_why(person.number, person.zone)
+        except InvalidArgument:
+            return never_why(person.number)
 
     async def _stock(self, seen: FloorNow, now: float) -> None:
         able = [
@@ -355,14 +365,25 @@ class Dialler:
             log.info("dialler_without_contacts", error=error.reason)
             self._empty_until = now + EMPTY_SECONDS
             return
+        if not await self._sort(found, seen, now) and len(found) < missing:
+            self._empty_until = now + EMPTY_SECONDS
+
+    async def _sort(self, found: Sequence[Person], seen: FloorNow, now: float) -> bool:
+        """Of those handed out, who may be called is held, who may later goes back, who never may is ended.
+        Whether any is held.
+        """
+        never = {each.contact: why for each in found if (why := self._never_why(each))}
+        rest = [each for each in found if each.contact not in never]
         allowed = [
-            each for each in found if self._anybody_for(each, seen) and self._allowed(each, seen.now_ms)
+            each for each in rest if self._anybody_for(each, seen) and self._allowed(each, seen.now_ms)
         ]
         self._held += [_Held(person, now) for person in allowed]
-        if not allowed and len(found) < missing:
-            self._empty_until = now + EMPTY_SECONDS
-        barred = [_Held(person, now) for person in found if person not in allowed]
+        barred = [_Held(person, now) for person in rest if person not in allowed]
         await self._give_back(barred, seen.now_ms + PUT_OFF_MS)
+        ended = [each for each in found if each.contact in never]
+        _offers.labels("unreachable").inc(len(ended))
+        await asyncio.gather(*(self._ahead.unreachable(each, never[each.contact]) for each in ended))
+        return bool(allowed)
 
     async def _decide(self, seen: FloorNow) -> None:
         stopped = self.stopped or not self._running

@@ -306,12 +306,13 @@ class GrpcLists:
                 request.not_before_time.FromMilliseconds(not_before_ms)
             await asked(self._peers.lists.ReturnContacts(request, **self._peers.how()))
 
-    async def record(self, person: Person, result: LineResult) -> None:
+    async def record(self, person: Person, result: LineResult, note: str = "") -> None:
         request = outbound_pb2.RecordResultRequest(
             contact=person.contact,
             holder=self._holder,
             attempt=person.attempt,
             result=f"OUTBOUND_RESULT_{result.value}",
+            note=note,
         )
         await asked(self._peers.lists.RecordResult(request, **self._peers.how()))
 

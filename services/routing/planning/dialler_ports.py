@@ -138,8 +138,8 @@ class Lists(Protocol):
     async def reserved(self, name: str) -> Sequence[Reserved]:
         """Who of a list is reserved for other diallers of this region, those that have gone among them."""
 
-    async def record(self, person: Person, result: LineResult) -> None:
-        """What came of a line that no agent has spoken on."""
+    async def record(self, person: Person, result: LineResult, note: str = "") -> None:
+        """What came of a contact to whom no agent has spoken, and why where the result does not say."""
 
     async def results(self, name: str) -> Results:
         """How a list has done lately."""

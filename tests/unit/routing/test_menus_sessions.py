@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any
 
@@ -21,12 +22,13 @@ from chassis.idempotency import RequestIdReused
 from chassis.testing import FakeClock
 from routing.menus import apart, convert, engine, records
 from routing.menus import running as running_module
+from routing.menus.documents import CALLER_SECONDS, MenuCallerDocument
 from routing.menus.engine import STEPS_MAX, Input, Level, Notice, Outcome, Personal, State
 from routing.menus.handlers import CallerUnknown, MenuHandlers
 from routing.menus.recorder import Recorder
 from routing.menus.running import MenuNotFound, MenuNotPublished, Running
 from routing.menus.sessions import Sessions
-from routing.menus.store import MemoryMenus, MongoMenus, Published, Stored, TooManyShortcuts
+from routing.menus.store import MemoryMenus, MongoMenus, Published, Shortcut, Stored, TooManyShortcuts
 from routing.menus.tokens import InvalidMenuSession, MenuSessionEnded, SessionTokens, body_of, state_of
 
 NOW = datetime(2026, 3, 2, 6, 10, tzinfo=UTC)
@@ -453,6 +455,40 @@ async def test_a_later_step_is_kept_though_an_earlier_one_is_written_at_the_same
     first, again = sessions.written
     assert again == [UpdateOne(first[1]._filter, first[1]._doc)]
     assert (first[1]._filter, first[1]._upsert) == ({"_id": "b", "step": {"$lt": 2}}, True)
+
+
+async def test_what_a_caller_does_is_forgotten_when_the_caller_stays_away() -> None:
+    """With each use and each short cut its time begins anew; the database removes it."""
+
+    class Written:
+        def __init__(self) -> None:
+            self.values: list[dict[str, Any]] = []
+
+        async def bulk_write(self, writes: list[UpdateOne], *, ordered: bool) -> None:
+            self.values += [each._doc[0]["$set"] for each in writes]
+
+        async def find_one(self, *_: Any) -> None:
+            return None
+
+        async def update_one(self, _: Any, change: list[dict[str, Any]], *, upsert: bool) -> None:
+            self.values.append(change[0]["$set"])
+
+    class Sessions:
+        async def bulk_write(self, writes: list[UpdateOne], *, ordered: bool) -> None:
+            pass
+
+    callers = Written()
+    store = MongoMenus({"menu_sessions": Sessions(), "menu_callers": callers})  # type: ignore[arg-type]
+    used = replace(records.Record.of(walk(begun(id="a"), "1")), leaf="pay", number="+8613800138000")
+    before = datetime.now(UTC)
+    await store.record([(used, b"")], NOW)
+    await store.set_shortcut(
+        Shortcut(menu="hotline", number=used.number, key="7", node="pay", source=1, at_ms=1)
+    )
+    assert len(callers.values) == 2
+    for values in callers.values:
+        assert before <= values["used"] <= datetime.now(UTC)
+    assert {"fields": ["used"], "expireAfterSeconds": CALLER_SECONDS} in MenuCallerDocument._meta["indexes"]
 
 
 async def test_versions_are_loaded_published_and_tried() -> None:

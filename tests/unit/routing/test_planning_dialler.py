@@ -98,6 +98,7 @@ class FakeLists:
     mode: Mode = Mode.PREVIEW
     before: Results = field(default_factory=Results)
     recorded: list[tuple[str, LineResult]] = field(default_factory=list)
+    notes: dict[str, str] = field(default_factory=dict)
 
     #: Lists besides l that run, contacts that may not be called any more, and renewals that were asked for.
     others: tuple[str, ...] = ()
@@ -126,9 +127,10 @@ class FakeLists:
     async def reserved(self, name: str) -> Sequence[Reserved]:
         return [each for each in self.left if each.person.contact_list == name]
 
-    async def record(self, person: Person, result: LineResult) -> None:
+    async def record(self, person: Person, result: LineResult, note: str = "") -> None:
         if self.away:
             raise Unavailable(why="gone", retry_seconds=1.0)
+        self.notes |= {person.contact: note} if note else {}
         self.recorded.append((person.contact, result))
 
     async def results(self, name: str) -> Results:
@@ -502,6 +504,45 @@ async def test_who_may_not_be_called_keeps_nobody_else_from_being_called() -> No
     again_ms = place.lists.put_off[early[0].contact]
     assert place.clock.now_ms() < again_ms <= place.clock.now_ms() + PUT_OFF_MS
     assert set(place.lists.put_off) == {each.contact for each in early}
+
+
+@pytest.mark.parametrize(
+    ("number", "zone", "why"),
+    [
+        ("+8610", "", "fits no numbering plan"),
+        ("+12", "", "fits no numbering plan"),
+        ("+35812345678", "", "fits no numbering plan"),
+        # Valid, and of no place: a free call number of all countries, and one of a continent.
+        ("+80012345678", "", "tells no place"),
+        ("+18005551234", "", "tells no place"),
+        ("+8610", "Mars/Olympus", "fits no numbering plan"),
+    ],
+)
+async def test_a_number_that_may_never_be_called_ends_with_a_result_and_a_reason(
+    number: str, zone: str, why: str
+) -> None:
+    """Put off, it would come again for ever."""
+    place = Place(people(1, zone=zone, number=number))
+    place.lists.away = True
+    await place.step()
+    place.lists.away = False
+    await place.step()
+    contact = "contactLists/l/contacts/0"
+    assert place.lists.recorded == [(contact, LineResult.WRONG_NUMBER)]
+    assert why in place.lists.notes[contact]
+    assert place.lists.returned == [] and place.lists.put_off == {}
+    assert place.calls.begun == []
+
+
+async def test_who_says_where_they_are_is_called_whatever_the_number_tells() -> None:
+    place = Place(people(1, number="+80012345678"))
+    await place.step()
+    assert len(place.calls.begun) == 1
+    # A zone that is not known here says no more than none: the number's counts.
+    place = Place(people(1, zone="Mars/Olympus"))
+    await place.step()
+    assert len(place.calls.begun) == 1
+    assert place.lists.recorded == []
 
 
 async def test_one_number_is_called_so_often_a_day_and_no_more() -> None:

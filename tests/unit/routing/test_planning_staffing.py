@@ -29,7 +29,7 @@ from chassis.testing.waiting import eventually
 from routing.errors import QueueNotFound
 from routing.model import QueueConfig
 from routing.planning import forecast, process, requests, shifts
-from routing.planning.adherence import Entry, adherence
+from routing.planning.adherence import SETTLED_MS, Entry, adherence
 from routing.planning.answers import METHODS, Planner
 from routing.planning.forecast import HistoryTooShort, Seasonal
 from routing.planning.history import SLOT_MS, SLOTS, History, history, of_days, slot_of, start_ms
@@ -269,23 +269,42 @@ def _group(**values: Any) -> Group:
 # --- adherence
 
 HOUR = 3_600_000
+#: When all of these rosters are over.
+FAR = 10**12
 
 
 def test_adherence_counts_what_was_kept() -> None:
     roster = [Entry(agent="ann", start_ms=0, end_ms=4 * HOUR, breaks=((2 * HOUR, 2 * HOUR + SLOT_MS),))]
     there = {"ann": {n * SLOT_MS: SLOT_MS for n in (0, 1, 2, 4, 9)}}
-    kept = adherence(roster, there)["ann"]
+    kept = adherence(roster, there, FAR)["ann"]
     assert (kept.planned_ms, kept.kept_ms, kept.beyond_ms) == (7 * SLOT_MS, 3 * SLOT_MS, 2 * SLOT_MS)
     assert kept.adherence == pytest.approx(3 / 7)
     assert kept.conformance == pytest.approx(5 / 7)
-    assert adherence(roster, {})["ann"].adherence == 0.0
+    assert adherence(roster, {}, FAR)["ann"].adherence == 0.0
+
+
+def test_a_shift_that_is_to_come_is_no_absence() -> None:
+    """Asked at ten past one of a shift from noon to four: the half-hours until one count."""
+    noon = 12 * HOUR
+    roster = [
+        Entry(agent="ann", start_ms=noon, end_ms=noon + 4 * HOUR),
+        Entry(agent="ben", start_ms=noon + 2 * HOUR, end_ms=noon + 4 * HOUR),
+    ]
+    there = {"ann": {noon: SLOT_MS, noon + SLOT_MS: SLOT_MS // 2, noon + 2 * SLOT_MS: SLOT_MS // 6}}
+    found = adherence(roster, there, noon + HOUR + 10 * 60_000)
+    ann, ben = found["ann"], found["ben"]
+    assert (ann.planned_ms, ann.kept_ms, ann.beyond_ms) == (2 * SLOT_MS, 3 * SLOT_MS // 2, 0)
+    assert (ben.planned_ms, ben.adherence) == (0, 1.0)
+    # One that has ended just now may not be counted yet.
+    assert adherence(roster, there, noon + SLOT_MS)["ann"].planned_ms == 0
+    assert adherence(roster, there, noon + SLOT_MS + SETTLED_MS)["ann"].planned_ms == SLOT_MS
 
 
 @settings(max_examples=40, deadline=None)
 @given(st.lists(st.integers(0, SLOT_MS), max_size=20), st.integers(0, 10 * SLOT_MS), st.integers(1, 40))
 def test_kept_is_never_more_than_planned_or_there(times: list[int], start: int, slots: int) -> None:
     roster = [Entry(agent="a", start_ms=start, end_ms=start + slots * SLOT_MS)]
-    kept = adherence(roster, {"a": {n * SLOT_MS: ms for n, ms in enumerate(times)}})["a"]
+    kept = adherence(roster, {"a": {n * SLOT_MS: ms for n, ms in enumerate(times)}}, FAR)["a"]
     assert kept.planned_ms == slots * SLOT_MS
     assert 0 <= kept.kept_ms <= min(kept.planned_ms, sum(times))
     assert kept.kept_ms + kept.beyond_ms == sum(times)
@@ -307,7 +326,7 @@ def test_kept_is_never_more_than_planned_or_there(times: list[int], start: int, 
 )
 def test_rosters_that_are_none_are_named(roster: list[Entry], field: str) -> None:
     with pytest.raises(InvalidArgument) as caught:
-        adherence(roster, {})
+        adherence(roster, {}, FAR)
     assert caught.value.values["field"] == field
 
 
@@ -414,6 +433,14 @@ def test_a_roster_is_held_against_the_reports() -> None:
     assert [(a.agent, a.adherence, a.planned.seconds) for a in response.agents] == [
         ("agents/ann", 0.5, 3_600)
     ]
+    to_come = planning_pb2.RosterEntry(
+        agent="agents/ann",
+        interval=common_pb2.Interval(
+            start_time=stamp(start_ms(TOMORROW, 20, CHINA)), end_time=stamp(start_ms(TOMORROW, 22, CHINA))
+        ),
+    )
+    response = planner().get_adherence(planning_pb2.GetAdherenceRequest(roster=[entry, to_come]))
+    assert [(a.adherence, a.planned.seconds) for a in response.agents] == [(0.5, 3_600)]
 
 
 #: Seconds of its first instant.
