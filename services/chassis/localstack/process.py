@@ -245,8 +245,8 @@ class ManagedProcess:
         record = self.record()
         self.send(signal.SIGKILL)
         if self._child is not None and self._child.poll() is None:
-            # An interrupt came before the record; and the sweep passes over who is becoming another program at
-            # that moment, for the kernel shows no environment then.
+            # An interrupt came before the record; and the sweep passes over who is becoming another program
+            # at that moment, for the kernel shows no environment then.
             self._child.kill()
         if token := record.token if record is not None else self._token:
             self._sweep(token)
