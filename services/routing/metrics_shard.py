@@ -85,6 +85,10 @@ GAUGES = {
 #: What adds up over queues; of agents that would count one several times.
 _ADDED_UP = ("waiting", "in_service")
 
+TARGET = (
+    "callmesh_queue_service_level_target_seconds",
+    "Wait within which a call is answered in target, as the directory has it.",
+)
 AGENTS = ("callmesh_agents", "Agents by what they are doing; offline ones are configured and not logged in.")
 CALLS = ("callmesh_calls_live", "Calls that a shard holds and that are not over, by state.")
 STUCK = (
@@ -272,6 +276,8 @@ class _Seen:
     draining: bool = False
     agents: dict[str, int] = field(default_factory=dict)
     queues: tuple[QueueFigures, ...] = ()
+    #: Service level targets of the queues, milliseconds.
+    targets_ms: dict[str, int] = field(default_factory=dict)
     calls: dict[str, int] = field(default_factory=dict)
     stuck: int = 0
     lost: int = 0
@@ -324,6 +330,7 @@ class ShardMetrics:
             draining=state.draining,
             agents=dict(stats.agents_by_state),
             queues=stats.queues,
+            targets_ms={id: queue.service_level_span_ms for id, queue in state.queues.items()},
         )
         self._walk(leader, now_ms, seen)
         return seen
@@ -351,6 +358,12 @@ class ShardMetrics:
         """What the last look saw."""
         yield from self._counts.families(self._seen)
         yield from self._queues()
+        targets = GaugeMetricFamily(*TARGET, labels=_QUEUE)
+        for shard, seen in self._seen.items():
+            for queue, target_ms in seen.targets_ms.items():
+                if (shard, queue) in self._named:
+                    targets.add_metric((shard, queue), target_ms / 1000)
+        yield targets
         led = {shard: seen for shard, seen in self._seen.items() if seen.leading}
         yield _by(AGENTS, "state", {s: _agents(seen) for s, seen in led.items()})
         yield _by(CALLS, "state", {s: seen.calls for s, seen in led.items()})

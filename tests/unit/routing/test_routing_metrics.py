@@ -109,6 +109,7 @@ def test_the_leader_shows_what_happens_to_calls() -> None:
     assert queue("answer_wait_seconds_total") == 14
     assert (queue("waiting_calls"), queue("calls_in_service"), queue("longest_wait_seconds")) == (0, 1, 0)
     assert (queue("agents_logged_in"), queue("agents_free")) == (1, 0)
+    assert queue("service_level_target_seconds") == 20
     assert value("callmesh_agents", state="reserved") == 1 and value("callmesh_agents", state="paused") == 0
     assert (
         value("callmesh_calls_live", state="offered") == 1
