@@ -261,6 +261,10 @@ def split_history(ticket: Ticket) -> tuple[tuple[Step, ...], Ticket]:
 # ---- MongoDB
 
 
+def _comment_id(ticket_id: str, sequence: int) -> str:
+    return f"{ticket_id}/{sequence:06d}"
+
+
 class MongoStore:
     """The store on MongoDB. Needs `chassis.mongo.connect` first."""
 
@@ -294,28 +298,54 @@ class MongoStore:
         """As the port says. Old history and comments go to their own documents first: a crash in between
         leaves them in both places, which readers tolerate."""
         check_whole(ticket)
-        ticket = self._put_comments_away(ticket)
+        said, ticket = split_comments(ticket)
         gone, ticket = split_history(ticket)
-        if gone:
-            page = {
-                "ticket_id": ticket.id,
-                "first": gone[0].sequence,
-                "steps": [step_fields(s) for s in gone],
-            }
-            pages = HistoryPageDocument._get_collection()
-            pages.replace_one({"_id": f"{ticket.id}/{gone[0].sequence:09d}"}, page, upsert=True)
+        mine: Sequence[str] = ()
+        if said or gone:
+            ticket, mine = self._reserved(ticket, said)
+            self._put_comments_away(ticket.id, said)
+            self._put_steps_away(ticket.id, gone)
         document = TicketDocument(id=ticket.id, version=ticket.version, **to_fields(ticket))
-        update_aggregate(document, events, ticket.version)
+        try:
+            update_aggregate(document, events, ticket.version)
+        except EtagMismatch:
+            if mine:
+                CommentDocument._get_collection().delete_many({"_id": {"$in": list(mine)}})
+            raise
         return replace(ticket, version=document.version)
 
-    def _put_comments_away(self, ticket: Ticket) -> Ticket:
-        gone, ticket = split_comments(ticket)
+    def _reserved(self, ticket: Ticket, said: Sequence[Comment]) -> tuple[Ticket, Sequence[str]]:
+        """(the ticket, ids of comments that are new and put away with it). Nobody else may have their places:
+        they are taken by a write of its own. EtagMismatch before anything is put away that comes too late,
+        over what others put there since, or after an erasure."""
+        stored = self._tickets().find_one({"_id": ticket.id}, {"version": 1, "comment_count": 1})
+        if stored is None:
+            raise NotFound(resource=f"tickets/{ticket.id}")
+        known = stored.get("comment_count") or 0
+        new = [_comment_id(ticket.id, one.sequence) for one in said if one.sequence > known]
+        version = ticket.version
+        if stored["version"] == version and not new:
+            return ticket, ()
+        taken = {"$set": {"comment_count": ticket.comment_count, "version": version + 1}}
+        collection = self._tickets().with_options(write_concern=WriteConcern(w="majority"))
+        condition = {"_id": ticket.id, "version": version}
+        if stored["version"] != version or not collection.update_one(condition, taken).matched_count:
+            raise EtagMismatch(resource=f"tickets/{ticket.id}")
+        return replace(ticket, version=version + 1), new
+
+    def _put_comments_away(self, ticket_id: str, gone: Sequence[Comment]) -> None:
         collection = CommentDocument._get_collection()
         for said in gone:
-            raw = {"ticket_id": ticket.id, "sequence": said.sequence, "comment": comment_fields(said)}
+            raw = {"ticket_id": ticket_id, "sequence": said.sequence, "comment": comment_fields(said)}
             raw |= {"owner": said.owner} if said.owner else {}
-            collection.replace_one({"_id": f"{ticket.id}/{said.sequence:06d}"}, raw, upsert=True)
-        return ticket
+            collection.replace_one({"_id": _comment_id(ticket_id, said.sequence)}, raw, upsert=True)
+
+    def _put_steps_away(self, ticket_id: str, gone: Sequence[Step]) -> None:
+        if gone:
+            first = gone[0].sequence
+            page = {"ticket_id": ticket_id, "first": first, "steps": [step_fields(s) for s in gone]}
+            pages = HistoryPageDocument._get_collection()
+            pages.replace_one({"_id": f"{ticket_id}/{first:09d}"}, page, upsert=True)
 
     def comments(self, ticket_id: str, after: int, limit: int) -> list[Comment]:
         """As the port says."""

@@ -423,6 +423,68 @@ def test_whose_comments_are_is_known_in_both_places_until_they_are_blanked(store
     assert {one.body for one in store.comments("t1", 0, 99)[:-kept]} == {""}
 
 
+def said(word: str, first: int, last: int) -> tuple[Comment, ...]:
+    return tuple(
+        Comment(sequence=n, body=word, public=True, author="a", from_customer=False, time_ms=n)
+        for n in range(first, last + 1)
+    )
+
+
+def test_a_change_that_comes_too_late_overwrites_nobodys_words(store: TicketStore) -> None:
+    """Two merges into one ticket at once: what the one had put away was the other's."""
+    read, _ = store.insert(moved(ticket(), "start"), ())
+    first = store.update(replace(read, comments=said("first", 1, 30), comment_count=30), ())
+    with pytest.raises(EtagMismatch):
+        store.update(replace(read, comments=said("late", 1, 30), comment_count=30), ())
+    assert {one.body for one in store.comments("t1", 0, 99)} == {"first"}
+    assert store.get("t1").version == first.version
+    more = (*store.get("t1").comments, *said("more", 31, 60))
+    store.update(replace(store.get("t1"), comments=more, comment_count=60), ())
+    assert [one.sequence for one in store.comments("t1", 0, 99)] == list(range(1, 61))
+
+
+def test_a_change_that_comes_after_an_erasure_puts_no_words_away(store: TicketStore) -> None:
+    current, _ = store.insert(moved(ticket(), "start"), ())
+    read = store.update(replace(current, comments=said("secret", 1, 8), comment_count=8), ())
+    for n in range(31):
+        read = store.update(moved(read, "wait", "resume", at=NOW + n), ())
+    store.blank_steps("t1")
+    erased = store.update(engine.erase(read, NOW).ticket, ())
+    late = replace(moved(read, "wait"), comments=(*read.comments, *said("secret", 9, 9)), comment_count=9)
+    with pytest.raises(EtagMismatch):
+        store.update(late, ())
+    assert {one.body for one in store.comments("t1", 0, 99)} == {""}
+    assert {step.reason for step in store.steps("t1", 0, 99)} == {""}
+    if isinstance(store, MongoStore):
+        database = TicketDocument._get_collection().database
+        for name in ("ticket_comments", "ticket_history"):
+            assert not list(database[name].find({"ticket_id": "t1"})), name
+
+
+@pytest.mark.integration
+def test_words_that_came_too_late_between_two_steps_are_taken_back(
+    mongo_uri: str, mongo_database: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another change just before the last step of one that puts new words away."""
+    connect(TicketsSettings(mongo_uri=mongo_uri, mongo_database=mongo_database))
+    store = MongoStore()
+    read, _ = store.insert(moved(ticket(), "start"), ())
+    put_away = store._put_comments_away
+
+    def meanwhile(ticket_id: str, gone: Any) -> None:
+        monkeypatch.setattr(store, "_put_comments_away", put_away)
+        put_away(ticket_id, gone)
+        now = store.get("t1")
+        words = said("theirs", now.comment_count + 1, now.comment_count + 1)
+        store.update(replace(now, comments=(*now.comments, *words), comment_count=now.comment_count + 1), ())
+
+    monkeypatch.setattr(store, "_put_comments_away", meanwhile)
+    with pytest.raises(EtagMismatch):
+        store.update(replace(read, comments=said("late", 1, 30), comment_count=30), ())
+    assert [one.body for one in store.comments("t1", 0, 99)] == ["theirs"]
+    disconnect()
+
+
 def test_profiles_only_get_newer(store: TicketStore) -> None:
     old = Profile(customer_id="42", version=1, numbers=(NUMBER, "+4930123456"), tier="gold")
     new = Profile(
