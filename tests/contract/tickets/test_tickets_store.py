@@ -449,7 +449,7 @@ def test_a_change_that_comes_after_an_erasure_puts_no_words_away(store: TicketSt
     for n in range(31):
         read = store.update(moved(read, "wait", "resume", at=NOW + n), ())
     store.blank_steps("t1")
-    erased = store.update(engine.erase(read, NOW).ticket, ())
+    store.update(engine.erase(read, NOW).ticket, ())
     late = replace(moved(read, "wait"), comments=(*read.comments, *said("secret", 9, 9)), comment_count=9)
     with pytest.raises(EtagMismatch):
         store.update(late, ())
