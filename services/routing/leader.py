@@ -20,7 +20,7 @@ import secrets
 import time
 from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from math import inf
 from typing import TYPE_CHECKING
 
@@ -29,13 +29,14 @@ import structlog
 
 from chassis.clock import Clock
 from chassis.errors import Unavailable
-from chassis.metrics import counter, gauge, histogram
 from routing import codec, digests
 from routing.audience import Audience, Holds
 from routing.committed import Committed, LeaderGone, NotLeading, PoisonCommand, ShardBusy, StoreOutage
 from routing.engine import step
 from routing.journal import Block, ChainReader, JournalGap, JournalStore, OutcomeUnknown
+from routing.leader_options import LeaderOptions
 from routing.memory import apply, restored
+from routing.metrics_leader import BLOCKS, COMMITS, EVENTS, LEADS, OPENINGS, PAUSES, POISON, TAKEOVERS
 from routing.model import (
     BLOCK_BYTES_MAX,
     EVENTS_PER_BLOCK_MAX,
@@ -48,7 +49,6 @@ from routing.model import (
     MoveDeadlines,
     PlaceCall,
     ShardOpened,
-    Timing,
 )
 from routing.positions import Positions
 from routing.settling import RETRY_SECONDS_MAX, Settling
@@ -77,24 +77,6 @@ DEPOSED_PATIENCE = 2.0
 JITTER = 0.2
 log = structlog.get_logger(__name__)
 
-_COMMITS = histogram(
-    "callmesh_journal_commit_seconds", "Time from sending a block to its majority.", ["shard"]
-)
-_BLOCKS = counter("callmesh_journal_blocks_total", "Blocks committed.", ["shard"])
-_EVENTS = counter("callmesh_journal_events_total", "Events committed.", ["shard"])
-_LEADS = gauge("callmesh_shard_leads", "1 while this router leads the shard.", ["shard"])
-_OPENINGS = counter("callmesh_shard_openings_total", "Times this router began to lead the shard.", ["shard"])
-_TAKEOVERS = counter(
-    "callmesh_shard_takeovers_total", "Times this router began to lead after another one.", ["shard"]
-)
-_PAUSES = histogram(
-    "callmesh_shard_leaderless_seconds",
-    "Time from a shard's last block to the opening by its next leader, real seconds.",
-    ["shard"],
-    buckets=(1.0, 2.0, 3.0, 5.0, 10.0, 30.0, 120.0),
-)
-_POISON = counter("callmesh_shard_poison_total", "Commands that the engine failed on.", ["shard"])
-
 
 class Phase(enum.StrEnum):
     """What this router is to the shard."""
@@ -121,26 +103,6 @@ class _Pending(msgspec.Struct, eq=False):
     ordinal: int
     #: Of its encoded events.
     bytes: int
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class LeaderOptions:
-    """Real seconds; the defaults are the platform's."""
-
-    #: An idle leader commits this often.
-    heartbeat_seconds: float = 0.5
-    #: A router of the shard's own region opens after this much silence of the journal.
-    takeover_seconds: float = 1.5
-    #: A router of another region, on the lead list as a backup, after this much.
-    backup_seconds: float = 4.0
-    #: A standby reads the journal's tail this often.
-    tail_seconds: float = 0.25
-    #: A block unknown for longer than this makes an outage: new work is answered UNAVAILABLE.
-    outage_seconds: float = 1.0
-    #: Blocks of a busy leader begin at least so far apart.
-    gather_seconds: float = 0.0
-    #: Protocol durations, already in business milliseconds.
-    timing: Timing = field(default_factory=Timing)
 
 
 @dataclass(slots=True)
@@ -426,7 +388,7 @@ class Leader:
             packed = list(map(codec.pack, events))
             facts = self._audience.facts(self.state, events, answer, now_ms)
         except Exception as error:
-            _POISON.labels(self.shard).inc()
+            POISON.labels(self.shard).inc()
             log.exception("poison_command", shard=self.shard, command=type(command).__name__)
             halfway = self.state.ordinal != ordinal
             if halfway:
@@ -673,12 +635,12 @@ class Leader:
             callback()
 
     def _count_opening(self) -> None:
-        _LEADS.labels(self.shard).set(1)
-        _OPENINGS.labels(self.shard).inc()
+        LEADS.labels(self.shard).set(1)
+        OPENINGS.labels(self.shard).inc()
         if self._predecessor not in ("", self.router):
-            _TAKEOVERS.labels(self.shard).inc()
+            TAKEOVERS.labels(self.shard).inc()
         if self._leaderless_ms:
-            _PAUSES.labels(self.shard).observe(self.clock.real_seconds(self._leaderless_ms / 1000.0))
+            PAUSES.labels(self.shard).observe(self.clock.real_seconds(self._leaderless_ms / 1000.0))
 
     def _drop(self, phase: Phase, why: str) -> None:
         """Forgets everything that is not in the journal; whoever waits learns that the result is unknown."""
@@ -695,8 +657,8 @@ class Leader:
         self.settling.known_seconds = float("-inf")
         self.state, self._chain = ShardState(self.shard), ChainReader()
         self.opened_by = ""
-        _LEADS.labels(self.shard).set(0)
-        for metric in (_OPENINGS, _TAKEOVERS, _PAUSES, _POISON):
+        LEADS.labels(self.shard).set(0)
+        for metric in (OPENINGS, TAKEOVERS, PAUSES, POISON):
             # There before anything happens: a first time is an increase as well.
             metric.labels(self.shard)
         if was_leading:
@@ -798,9 +760,9 @@ class Leader:
         """A block is committed, after so many seconds; nothing could be decided for good during
         `stalled_seconds`. `told`: what follows from it has left already.
         """
-        _COMMITS.labels(self.shard).observe(seconds)
-        _BLOCKS.labels(self.shard).inc()
-        _EVENTS.labels(self.shard).inc(block.count)
+        COMMITS.labels(self.shard).observe(seconds)
+        BLOCKS.labels(self.shard).inc()
+        EVENTS.labels(self.shard).inc(block.count)
         self._chain.accept(block)
         if stalled_seconds >= self.options.outage_seconds:
             self._move_deadlines(stalled_seconds)
