@@ -24,7 +24,6 @@ from dataclasses import dataclass, replace
 from math import inf
 from typing import TYPE_CHECKING
 
-import msgspec
 import structlog
 
 from chassis.clock import Clock
@@ -45,11 +44,11 @@ from routing.model import (
     ConfigureTiming,
     DetachFront,
     Fact,
-    LeadListSet,
     MoveDeadlines,
     PlaceCall,
     ShardOpened,
 )
+from routing.pending import Pending, names_list
 from routing.positions import Positions
 from routing.settling import RETRY_SECONDS_MAX, Settling
 from routing.silence import Silence
@@ -90,21 +89,6 @@ class Phase(enum.StrEnum):
 _CANDIDATE, _LEADING, _STOPPED = Phase
 
 
-class _Pending(msgspec.Struct, eq=False):
-    """A decided command that waits for its block."""
-
-    now_ms: int
-    events: list[codec.Packed]
-    answer: Answer
-    future: asyncio.Future[Committed] | None
-    #: Facts by front, taken when the command was decided.
-    facts: list[tuple[str, Fact]]
-    #: Events ever applied when it had been decided.
-    ordinal: int
-    #: Of its encoded events.
-    bytes: int
-
-
 @dataclass(slots=True)
 class _Known:
     """What a process knows of its shard's journal for as long as it lives."""
@@ -129,11 +113,6 @@ class _Told:
     ordinal: int = 0
     #: What is being told just now is in the journal of a majority.
     durable: bool = True
-
-
-def _names_list(pending: _Pending) -> bool:
-    """Whether a decision is of another lead list."""
-    return any(event.name == LeadListSet.__name__ for event in pending.events)
 
 
 #: How facts reach a front: (facts, epoch, sequence, committed time of the shard).
@@ -168,7 +147,7 @@ class Leader:
         self.phase = _CANDIDATE
         self.state = ShardState(shard)
         self._chain = ChainReader()
-        self._pending: deque[_Pending] = deque()
+        self._pending: deque[Pending] = deque()
         self._work, self.timer, self._led = asyncio.Event(), asyncio.Event(), asyncio.Event()
         #: The timers sleep until then (business milliseconds); an earlier deadline wakes them.
         self.timer_ms: float = inf
@@ -380,7 +359,7 @@ class Leader:
         if len(self._pending) >= limit and not isinstance(command, DetachFront):
             raise ShardBusy(shard=self.shard, retry_seconds=self.options.outage_seconds)
 
-    def decide(self, command: Command) -> _Pending:
+    def decide(self, command: Command) -> Pending:
         """Decides, and makes ready what will be told: nothing that may fail is left for later."""
         ordinal, now_ms = self.state.ordinal, self.now_ms()
         try:
@@ -397,9 +376,9 @@ class Leader:
                 self._depose("the engine failed on its own decision")
             raise PoisonCommand(type(command).__name__, deposed=halfway) from error
         size = codec.size_of(packed)
-        return _Pending(now_ms, packed, answer, None, facts, self.state.ordinal, size)
+        return Pending(now_ms, packed, answer, None, facts, self.state.ordinal, size)
 
-    def enqueue(self, pending: _Pending) -> None:
+    def enqueue(self, pending: Pending) -> None:
         self._pending.append(pending)
         if self.continuing is not None:
             self.continuing.lists.may_be(self.state.lead_list)
@@ -750,7 +729,7 @@ class Leader:
 
     def finish(
         self,
-        batch: list[_Pending],
+        batch: list[Pending],
         block: Block,
         seconds: float,
         stalled_seconds: float,
@@ -768,7 +747,7 @@ class Leader:
             self._move_deadlines(stalled_seconds)
         if not told:
             self._release(batch, block)
-        if not self.listed and any(_names_list(pending) for pending in batch):
+        if not self.listed and any(names_list(pending) for pending in batch):
             self._was_deposed = True
             self._depose("not on the lead list any more")
 
@@ -810,9 +789,9 @@ class Leader:
         """Real seconds of the clock that its timers run by."""
         return self.clock.monotonic()
 
-    def names_lists(self, batches: Sequence[list[_Pending]]) -> bool:
+    def names_lists(self, batches: Sequence[list[Pending]]) -> bool:
         """Whether a decision of these batches, or one that is in no block yet, is of a lead list."""
-        return any(_names_list(pending) for batch in (*batches, self._pending) for pending in batch)
+        return any(names_list(pending) for batch in (*batches, self._pending) for pending in batch)
 
     @property
     def work(self) -> asyncio.Event:
@@ -827,22 +806,22 @@ class Leader:
         """Whether it can write just now."""
         return await self._probe()
 
-    def block_after(self, last: Block, batch: list[_Pending]) -> Block:
+    def block_after(self, last: Block, batch: list[Pending]) -> Block:
         """The decisions of a batch as the block that follows `last`, which may not be committed yet."""
         events = [(pending.now_ms, event) for pending in batch for event in pending.events]
         now_ms = events[0][0] if events else max(last.now_ms, self.now_ms())
         block = self._block(events, now_ms, sequence=last.sequence + 1)
         return replace(block, prev=last.nonce)
 
-    def take_batch(self) -> list[_Pending]:
+    def take_batch(self) -> list[Pending]:
         """The oldest decisions, as many as a block may hold."""
         return self._take_batch()[0]
 
-    def give_back(self, batch: list[_Pending]) -> None:
+    def give_back(self, batch: list[Pending]) -> None:
         """Whoever waits for these learns from `_drop` that the result is unknown."""
         self._pending.extendleft(reversed(batch))
 
-    def tell(self, batch: list[_Pending], block: Block) -> None:
+    def tell(self, batch: list[Pending], block: Block) -> None:
         """Gives out what follows from a block that only this leader's memory has."""
         self.told.durable = False
         try:
@@ -880,9 +859,9 @@ class Leader:
         with contextlib.suppress(PoisonCommand, Unavailable):
             self.carry_out(MoveDeadlines(span_ms=round(outage_seconds * 1000 * self.clock.speed)))
 
-    def _take_batch(self) -> tuple[list[_Pending], list[tuple[int, codec.Packed]]]:
+    def _take_batch(self) -> tuple[list[Pending], list[tuple[int, codec.Packed]]]:
         """The oldest decisions, as many as a block may hold; a decision is never divided."""
-        batch: list[_Pending] = []
+        batch: list[Pending] = []
         events: list[tuple[int, codec.Packed]] = []
         size = 0
         while self._pending:
@@ -928,7 +907,7 @@ class Leader:
             digest=digest,
         )
 
-    def _release(self, batch: list[_Pending], block: Block) -> None:
+    def _release(self, batch: list[Pending], block: Block) -> None:
         """Gives out facts, then answers, of a committed block, in the order they were decided."""
         by_front: dict[str, list[Fact]] = {}
         self.told.sequence = block.sequence
