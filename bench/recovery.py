@@ -47,7 +47,8 @@ from chassis.localstack import MongoNode, free_ports  # noqa: E402
 from routing import codec, model  # noqa: E402
 from routing.engine import step  # noqa: E402
 from routing.journal import COLLECTION, Block, ChainReader, MongoJournal, to_document  # noqa: E402
-from routing.leader import Leader, LeaderOptions  # noqa: E402
+from routing.leader import Leader  # noqa: E402
+from routing.leader_options import LeaderOptions  # noqa: E402
 from routing.publish import Projection  # noqa: E402
 from routing.relay import MongoTail  # noqa: E402
 from routing.snapshots import MongoSnapshots, ShardSnapshots, SnapshotOptions, nearest_start  # noqa: E402

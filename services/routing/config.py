@@ -13,7 +13,7 @@ from chassis.config import ServiceSettings
 from routing import addresses
 from routing.continuing import ContinueOptions
 from routing.front import FrontOptions
-from routing.leader import LeaderOptions
+from routing.leader_options import LeaderOptions
 from routing.model import Timing
 from routing.relay import RETENTION_BYTES_MAX
 from routing.snapshots import SnapshotOptions

@@ -20,22 +20,22 @@ import secrets
 import time
 from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from math import inf
 from typing import TYPE_CHECKING
 
-import msgspec
 import structlog
 
 from chassis.clock import Clock
 from chassis.errors import Unavailable
-from chassis.metrics import counter, gauge, histogram
 from routing import codec, digests
 from routing.audience import Audience, Holds
 from routing.committed import Committed, LeaderGone, NotLeading, PoisonCommand, ShardBusy, StoreOutage
 from routing.engine import step
 from routing.journal import Block, ChainReader, JournalGap, JournalStore, OutcomeUnknown
+from routing.leader_options import LeaderOptions
 from routing.memory import apply, restored
+from routing.metrics_leader import BLOCKS, COMMITS, EVENTS, LEADS, OPENINGS, PAUSES, POISON, TAKEOVERS
 from routing.model import (
     BLOCK_BYTES_MAX,
     EVENTS_PER_BLOCK_MAX,
@@ -44,12 +44,11 @@ from routing.model import (
     ConfigureTiming,
     DetachFront,
     Fact,
-    LeadListSet,
     MoveDeadlines,
     PlaceCall,
     ShardOpened,
-    Timing,
 )
+from routing.pending import Pending, names_list
 from routing.positions import Positions
 from routing.settling import RETRY_SECONDS_MAX, Settling
 from routing.silence import Silence
@@ -77,24 +76,6 @@ DEPOSED_PATIENCE = 2.0
 JITTER = 0.2
 log = structlog.get_logger(__name__)
 
-_COMMITS = histogram(
-    "callmesh_journal_commit_seconds", "Time from sending a block to its majority.", ["shard"]
-)
-_BLOCKS = counter("callmesh_journal_blocks_total", "Blocks committed.", ["shard"])
-_EVENTS = counter("callmesh_journal_events_total", "Events committed.", ["shard"])
-_LEADS = gauge("callmesh_shard_leads", "1 while this router leads the shard.", ["shard"])
-_OPENINGS = counter("callmesh_shard_openings_total", "Times this router began to lead the shard.", ["shard"])
-_TAKEOVERS = counter(
-    "callmesh_shard_takeovers_total", "Times this router began to lead after another one.", ["shard"]
-)
-_PAUSES = histogram(
-    "callmesh_shard_leaderless_seconds",
-    "Time from a shard's last block to the opening by its next leader, real seconds.",
-    ["shard"],
-    buckets=(1.0, 2.0, 3.0, 5.0, 10.0, 30.0, 120.0),
-)
-_POISON = counter("callmesh_shard_poison_total", "Commands that the engine failed on.", ["shard"])
-
 
 class Phase(enum.StrEnum):
     """What this router is to the shard."""
@@ -106,41 +87,6 @@ class Phase(enum.StrEnum):
 
 #: By short names: what a leader is asked begins with the question whether it is one.
 _CANDIDATE, _LEADING, _STOPPED = Phase
-
-
-class _Pending(msgspec.Struct, eq=False):
-    """A decided command that waits for its block."""
-
-    now_ms: int
-    events: list[codec.Packed]
-    answer: Answer
-    future: asyncio.Future[Committed] | None
-    #: Facts by front, taken when the command was decided.
-    facts: list[tuple[str, Fact]]
-    #: Events ever applied when it had been decided.
-    ordinal: int
-    #: Of its encoded events.
-    bytes: int
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class LeaderOptions:
-    """Real seconds; the defaults are the platform's."""
-
-    #: An idle leader commits this often.
-    heartbeat_seconds: float = 0.5
-    #: A router of the shard's own region opens after this much silence of the journal.
-    takeover_seconds: float = 1.5
-    #: A router of another region, on the lead list as a backup, after this much.
-    backup_seconds: float = 4.0
-    #: A standby reads the journal's tail this often.
-    tail_seconds: float = 0.25
-    #: A block unknown for longer than this makes an outage: new work is answered UNAVAILABLE.
-    outage_seconds: float = 1.0
-    #: Blocks of a busy leader begin at least so far apart.
-    gather_seconds: float = 0.0
-    #: Protocol durations, already in business milliseconds.
-    timing: Timing = field(default_factory=Timing)
 
 
 @dataclass(slots=True)
@@ -167,11 +113,6 @@ class _Told:
     ordinal: int = 0
     #: What is being told just now is in the journal of a majority.
     durable: bool = True
-
-
-def _names_list(pending: _Pending) -> bool:
-    """Whether a decision is of another lead list."""
-    return any(event.name == LeadListSet.__name__ for event in pending.events)
 
 
 #: How facts reach a front: (facts, epoch, sequence, committed time of the shard).
@@ -206,7 +147,7 @@ class Leader:
         self.phase = _CANDIDATE
         self.state = ShardState(shard)
         self._chain = ChainReader()
-        self._pending: deque[_Pending] = deque()
+        self._pending: deque[Pending] = deque()
         self._work, self.timer, self._led = asyncio.Event(), asyncio.Event(), asyncio.Event()
         #: The timers sleep until then (business milliseconds); an earlier deadline wakes them.
         self.timer_ms: float = inf
@@ -418,7 +359,7 @@ class Leader:
         if len(self._pending) >= limit and not isinstance(command, DetachFront):
             raise ShardBusy(shard=self.shard, retry_seconds=self.options.outage_seconds)
 
-    def decide(self, command: Command) -> _Pending:
+    def decide(self, command: Command) -> Pending:
         """Decides, and makes ready what will be told: nothing that may fail is left for later."""
         ordinal, now_ms = self.state.ordinal, self.now_ms()
         try:
@@ -426,7 +367,7 @@ class Leader:
             packed = list(map(codec.pack, events))
             facts = self._audience.facts(self.state, events, answer, now_ms)
         except Exception as error:
-            _POISON.labels(self.shard).inc()
+            POISON.labels(self.shard).inc()
             log.exception("poison_command", shard=self.shard, command=type(command).__name__)
             halfway = self.state.ordinal != ordinal
             if halfway:
@@ -435,9 +376,9 @@ class Leader:
                 self._depose("the engine failed on its own decision")
             raise PoisonCommand(type(command).__name__, deposed=halfway) from error
         size = codec.size_of(packed)
-        return _Pending(now_ms, packed, answer, None, facts, self.state.ordinal, size)
+        return Pending(now_ms, packed, answer, None, facts, self.state.ordinal, size)
 
-    def enqueue(self, pending: _Pending) -> None:
+    def enqueue(self, pending: Pending) -> None:
         self._pending.append(pending)
         if self.continuing is not None:
             self.continuing.lists.may_be(self.state.lead_list)
@@ -673,12 +614,12 @@ class Leader:
             callback()
 
     def _count_opening(self) -> None:
-        _LEADS.labels(self.shard).set(1)
-        _OPENINGS.labels(self.shard).inc()
+        LEADS.labels(self.shard).set(1)
+        OPENINGS.labels(self.shard).inc()
         if self._predecessor not in ("", self.router):
-            _TAKEOVERS.labels(self.shard).inc()
+            TAKEOVERS.labels(self.shard).inc()
         if self._leaderless_ms:
-            _PAUSES.labels(self.shard).observe(self.clock.real_seconds(self._leaderless_ms / 1000.0))
+            PAUSES.labels(self.shard).observe(self.clock.real_seconds(self._leaderless_ms / 1000.0))
 
     def _drop(self, phase: Phase, why: str) -> None:
         """Forgets everything that is not in the journal; whoever waits learns that the result is unknown."""
@@ -695,8 +636,8 @@ class Leader:
         self.settling.known_seconds = float("-inf")
         self.state, self._chain = ShardState(self.shard), ChainReader()
         self.opened_by = ""
-        _LEADS.labels(self.shard).set(0)
-        for metric in (_OPENINGS, _TAKEOVERS, _PAUSES, _POISON):
+        LEADS.labels(self.shard).set(0)
+        for metric in (OPENINGS, TAKEOVERS, PAUSES, POISON):
             # There before anything happens: a first time is an increase as well.
             metric.labels(self.shard)
         if was_leading:
@@ -788,7 +729,7 @@ class Leader:
 
     def finish(
         self,
-        batch: list[_Pending],
+        batch: list[Pending],
         block: Block,
         seconds: float,
         stalled_seconds: float,
@@ -798,15 +739,15 @@ class Leader:
         """A block is committed, after so many seconds; nothing could be decided for good during
         `stalled_seconds`. `told`: what follows from it has left already.
         """
-        _COMMITS.labels(self.shard).observe(seconds)
-        _BLOCKS.labels(self.shard).inc()
-        _EVENTS.labels(self.shard).inc(block.count)
+        COMMITS.labels(self.shard).observe(seconds)
+        BLOCKS.labels(self.shard).inc()
+        EVENTS.labels(self.shard).inc(block.count)
         self._chain.accept(block)
         if stalled_seconds >= self.options.outage_seconds:
             self._move_deadlines(stalled_seconds)
         if not told:
             self._release(batch, block)
-        if not self.listed and any(_names_list(pending) for pending in batch):
+        if not self.listed and any(names_list(pending) for pending in batch):
             self._was_deposed = True
             self._depose("not on the lead list any more")
 
@@ -848,9 +789,9 @@ class Leader:
         """Real seconds of the clock that its timers run by."""
         return self.clock.monotonic()
 
-    def names_lists(self, batches: Sequence[list[_Pending]]) -> bool:
+    def names_lists(self, batches: Sequence[list[Pending]]) -> bool:
         """Whether a decision of these batches, or one that is in no block yet, is of a lead list."""
-        return any(_names_list(pending) for batch in (*batches, self._pending) for pending in batch)
+        return any(names_list(pending) for batch in (*batches, self._pending) for pending in batch)
 
     @property
     def work(self) -> asyncio.Event:
@@ -865,22 +806,22 @@ class Leader:
         """Whether it can write just now."""
         return await self._probe()
 
-    def block_after(self, last: Block, batch: list[_Pending]) -> Block:
+    def block_after(self, last: Block, batch: list[Pending]) -> Block:
         """The decisions of a batch as the block that follows `last`, which may not be committed yet."""
         events = [(pending.now_ms, event) for pending in batch for event in pending.events]
         now_ms = events[0][0] if events else max(last.now_ms, self.now_ms())
         block = self._block(events, now_ms, sequence=last.sequence + 1)
         return replace(block, prev=last.nonce)
 
-    def take_batch(self) -> list[_Pending]:
+    def take_batch(self) -> list[Pending]:
         """The oldest decisions, as many as a block may hold."""
         return self._take_batch()[0]
 
-    def give_back(self, batch: list[_Pending]) -> None:
+    def give_back(self, batch: list[Pending]) -> None:
         """Whoever waits for these learns from `_drop` that the result is unknown."""
         self._pending.extendleft(reversed(batch))
 
-    def tell(self, batch: list[_Pending], block: Block) -> None:
+    def tell(self, batch: list[Pending], block: Block) -> None:
         """Gives out what follows from a block that only this leader's memory has."""
         self.told.durable = False
         try:
@@ -918,9 +859,9 @@ class Leader:
         with contextlib.suppress(PoisonCommand, Unavailable):
             self.carry_out(MoveDeadlines(span_ms=round(outage_seconds * 1000 * self.clock.speed)))
 
-    def _take_batch(self) -> tuple[list[_Pending], list[tuple[int, codec.Packed]]]:
+    def _take_batch(self) -> tuple[list[Pending], list[tuple[int, codec.Packed]]]:
         """The oldest decisions, as many as a block may hold; a decision is never divided."""
-        batch: list[_Pending] = []
+        batch: list[Pending] = []
         events: list[tuple[int, codec.Packed]] = []
         size = 0
         while self._pending:
@@ -966,7 +907,7 @@ class Leader:
             digest=digest,
         )
 
-    def _release(self, batch: list[_Pending], block: Block) -> None:
+    def _release(self, batch: list[Pending], block: Block) -> None:
         """Gives out facts, then answers, of a committed block, in the order they were decided."""
         by_front: dict[str, list[Fact]] = {}
         self.told.sequence = block.sequence

@@ -15,7 +15,7 @@ from tests.simulation.plan import LEAD_LISTS
 from routing import codec, digests
 from routing.committed import Committed
 from routing.journal import Block
-from routing.leader import LeaderOptions
+from routing.leader_options import LeaderOptions
 from routing.model import (
     BLOCK_BYTES_MAX,
     EVENTS_PER_BLOCK_MAX,

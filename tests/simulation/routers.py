@@ -29,7 +29,8 @@ from routing.directory import Snapshot, follow
 from routing.front import Front, FrontOptions
 from routing.handlers import Handlers
 from routing.hold_peers import GrpcHoldPeers
-from routing.leader import Leader, LeaderOptions
+from routing.leader import Leader
+from routing.leader_options import LeaderOptions
 from routing.links import Routers, ShardLink
 from routing.model import AgentConfig, Fact, QueueConfig
 from routing.peers import PeerTable

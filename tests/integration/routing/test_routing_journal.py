@@ -28,7 +28,8 @@ from routing.journal import (
     MongoJournal,
     OutcomeUnknown,
 )
-from routing.leader import Leader, LeaderOptions
+from routing.leader import Leader
+from routing.leader_options import LeaderOptions
 from routing.publish import Projection
 from routing.relay import MongoTail
 from routing.state import ShardState

@@ -17,7 +17,8 @@ from routing.committed import Committed, StoreOutage
 from routing.continuing import ContinueOptions, Continuing
 from routing.holds import Asker, HoldAnswer, Promise
 from routing.journal import Block, OutcomeUnknown
-from routing.leader import Leader, LeaderOptions
+from routing.leader import Leader
+from routing.leader_options import LeaderOptions
 from routing.model import CallFacts, CallQueued, ConfigureQueue, PlaceCall, QueueConfig
 from routing.testing import MemoryBlocks, MemoryJournal
 

@@ -13,7 +13,8 @@ from chassis.clock import SystemClock
 from chassis.testing.waiting import eventually
 from routing import engine
 from routing.directory import Snapshot, follow, queue_config
-from routing.leader import Leader, LeaderOptions
+from routing.leader import Leader
+from routing.leader_options import LeaderOptions
 from routing.model import ConfigureQueue, Decision, QueueConfig, Strategy
 from routing.state import ShardState
 from routing.testing import MemoryJournal

@@ -16,7 +16,8 @@ from routing import leader as leader_module
 from routing.committed import LeaderGone, NotLeading, PoisonCommand, ShardBusy, StoreOutage
 from routing.engine import step as real_step
 from routing.journal import Block, JournalGap
-from routing.leader import Leader, LeaderOptions
+from routing.leader import Leader
+from routing.leader_options import LeaderOptions
 from routing.model import (
     BLOCK_BYTES_MAX,
     EVENTS_PER_BLOCK_MAX,

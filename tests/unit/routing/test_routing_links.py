@@ -19,7 +19,8 @@ from chassis.testing.waiting import eventually
 from routing import codec, engine, shard_servicer
 from routing import leader as leader_module
 from routing.committed import StoreOutage
-from routing.leader import Leader, LeaderOptions
+from routing.leader import Leader
+from routing.leader_options import LeaderOptions
 from routing.links import (
     ADDRESSES_MAX,
     BATCH_MAX,

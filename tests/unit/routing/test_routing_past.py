@@ -10,7 +10,8 @@ from tests.unit.routing.routing_past_examples import HOUR_MS, QUEUES, START_MS, 
 from chassis.clock import SystemClock
 from chassis.errors import InvalidArgument
 from routing import codec
-from routing.leader import Leader, LeaderOptions
+from routing.leader import Leader
+from routing.leader_options import LeaderOptions
 from routing.model import (
     AcceptOffer,
     AgentConfig,

@@ -11,7 +11,8 @@ from prometheus_client import REGISTRY
 from callmesh.routing.v1 import directory_pb2, shard_pb2
 from chassis.testing import FakeClock
 from routing.engine import step
-from routing.leader import Leader, LeaderOptions, Phase
+from routing.leader import Leader, Phase
+from routing.leader_options import LeaderOptions
 from routing.model import CallFacts, ConfigureQueue, PlaceCall, QueueConfig, SetDraining
 from routing.peers import (
     COALESCE_SECONDS,

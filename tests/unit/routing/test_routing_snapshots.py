@@ -16,7 +16,8 @@ from chassis.testing.waiting import eventually
 from routing import digests, image
 from routing import snapshots as snapshots_module
 from routing.journal import Block, ChainReader, JournalGap
-from routing.leader import Leader, LeaderOptions
+from routing.leader import Leader
+from routing.leader_options import LeaderOptions
 from routing.model import (
     CallFacts,
     CallQueued,

@@ -15,7 +15,8 @@ from routing import leader as leader_module
 from routing import settling
 from routing.committed import NotLeading
 from routing.journal import JournalGap
-from routing.leader import Leader, LeaderOptions
+from routing.leader import Leader
+from routing.leader_options import LeaderOptions
 from routing.model import AskCall, CallFacts, ConfigureQueue, PlaceCall, QueueConfig, SetLeadList
 from routing.silence import STALL_SECONDS, Silence
 from routing.testing import MemoryBlocks, MemoryJournal
