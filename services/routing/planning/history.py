@@ -1,8 +1,9 @@
 """A queue's past by local days and half-hours. Pure.
 
 A day has 48 half-hours of its zone's clock; where clocks change, a half-hour that comes twice has the calls
-of both, and one that is left out has none. Days between the first and the last without a call count as
-closed.
+of both, and one that is left out has none. Reports' half-hours are those of UTC: where the zone's are not
+(Nepal, +05:45), the calls of one lie in two, by the time that it shares with each. Days between the first and
+the last without a call count as closed.
 """
 
 from __future__ import annotations
@@ -76,9 +77,12 @@ def history(rows: Iterable[tuple[int, float]], zone: zoneinfo.ZoneInfo, *, until
     table: dict[dt.date, list[float]] = {}
     end, _ = slot_of(until_ms, zone)
     for ms, calls in rows:
-        day, slot = slot_of(ms, zone)
-        if day < end:
-            table.setdefault(day, [0.0] * SLOTS)[slot] += calls
+        behind_ms = dt.datetime.fromtimestamp(ms / 1000, zone).minute % 30 * 60_000
+        parts = ((ms, SLOT_MS - behind_ms), (ms + SLOT_MS - behind_ms, behind_ms))
+        for at_ms, shared_ms in parts:
+            day, slot = slot_of(at_ms, zone)
+            if shared_ms and day < end:
+                table.setdefault(day, [0.0] * SLOTS)[slot] += calls * shared_ms / SLOT_MS
     return of_days({day: tuple(row) for day, row in table.items()}, zone, skip_first=True)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime as dt
 import itertools
 import math
+import zoneinfo
 from dataclasses import replace
 from typing import Any
 
@@ -13,6 +14,8 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from chassis.errors import InvalidArgument
+from routing.hours import Schedule, schedule
+from routing.menus.predict import callback_times
 from routing.model import AgentConfig, QueueConfig
 from routing.planning.blended_day import Attempt, BlendedDay
 from routing.planning.blending import (
@@ -336,6 +339,39 @@ def test_legal_and_quiet_hours_hold_where_the_customer_is() -> None:
     assert not hours.allows(at("2026-11-23T10:00:00+08:00"), [])
     closed = CallingHours(legal=((),) * 7)
     assert not closed.allows(at("2026-11-23T10:00:00+08:00"), china)
+
+
+@pytest.mark.parametrize(
+    ("number", "zone", "offset"),
+    [
+        ("+912227782183", "Asia/Kolkata", "+05:30"),
+        ("+97714123456", "Asia/Kathmandu", "+05:45"),
+        ("", "Australia/Eucla", "+08:45"),
+        ("", "Asia/Yangon", "+06:30"),
+    ],
+)
+def test_hours_hold_where_the_offset_is_no_whole_hour(number: str, zone: str, offset: str) -> None:
+    hours = CallingHours(quiet=((1_305, 465), (765, 840)))
+    where = zones_of(number) if number else (zone,)
+    assert where in ((zone,), ("Asia/Calcutta",), ("Asia/Katmandu",))
+    opening = made_schedule(["Mo-Su 08:00-12:45"], zone)
+    for clock, open_ in (("07:59:59", False), ("08:00:00", True), ("12:44:59", True), ("12:45:00", False)):
+        ms = at(f"2026-11-23T{clock}{offset}")
+        assert hours.allows(ms, where) is open_
+        assert opening.is_open(ms) is open_
+    assert hours.allows(at(f"2026-11-23T14:00:00{offset}"), where)
+    assert not hours.allows(at(f"2026-11-23T21:45:00{offset}"), where)
+    night = at(f"2026-11-23T23:10:00{offset}")
+    assert opening.next_opening_ms(night) == at(f"2026-11-24T08:00:00{offset}")
+    # A call-back is offered on the caller's full hours.
+    local = dt.datetime.fromtimestamp(night / 1000, zoneinfo.ZoneInfo(zone))
+    assert callback_times(local)[0] == at(f"2026-11-24T09:00:00{offset}")
+
+
+def made_schedule(rules: list[str], zone: str) -> Schedule:
+    made = schedule(rules, zone)
+    assert made is not None
+    return made
 
 
 def test_holidays_have_the_hours_of_sundays() -> None:

@@ -69,6 +69,28 @@ def drawn(days: int, seed: int = 1) -> History:
 # --- history and forecast
 
 
+@pytest.mark.parametrize("zone", ["Asia/Kolkata", "Asia/Kathmandu", "Australia/Eucla", "Pacific/Chatham"])
+def test_half_hours_are_those_of_the_zone_where_its_offset_is_no_whole_hour(zone: str) -> None:
+    """Ten calls in each half-hour of UTC that begins from nine to five by the local clock."""
+    local = zoneinfo.ZoneInfo(zone)
+    first = start_ms(FIRST, 0, local) // SLOT_MS * SLOT_MS
+    opens, closes = start_ms(FIRST, 18, local), start_ms(FIRST, 34, local)
+    rows = []
+    for n in range(4 * SLOTS):
+        ms = first + n * SLOT_MS
+        shared = max(
+            0, min(ms + SLOT_MS, closes + n // SLOTS * 86_400_000) - max(ms, opens + n // SLOTS * 86_400_000)
+        )
+        rows.append((ms, 10.0 * shared / SLOT_MS))
+    known = history(rows, local, until_ms=first + 3 * SLOTS * SLOT_MS + 1)
+    day = known.on(FIRST + dt.timedelta(days=1))
+    assert day is not None and sum(day) == pytest.approx(160)
+    # What a quarter of an hour smears over, and no more.
+    assert not any(day[:17]) and not any(day[35:])
+    assert all(calls == 10.0 for calls in day[19:33])
+    assert day[18] == pytest.approx(day[33])
+
+
 def test_days_are_those_of_the_zone_and_the_first_is_left_out() -> None:
     midnight = start_ms(FIRST, 0, CHINA)
     rows = [(midnight + n * SLOT_MS, 1.0) for n in range(3 * SLOTS + 5)]
