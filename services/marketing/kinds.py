@@ -139,6 +139,7 @@ CONTACTS = Kind(
     ContactNotFound,
     ["list", "_id"],
     ["list", "number"],
+    ["number"],
     ["state", "list", "-rank", "due"],
     ["holder", "state"],
     ["token"],

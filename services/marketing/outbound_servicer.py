@@ -32,6 +32,8 @@ from chassis.ids import check_id, new_id, parse_name, parse_names, stable_id
 from chassis.localize import caller_language
 from chassis.mongo import retry_conflicts
 from marketing import convert
+from marketing.call_counts import CALLS_MAX, begun, free_at, not_begun
+from marketing.call_counts import CONTACTS_MAX as SAME_NUMBER_MAX
 from marketing.call_lists import NOTE_CHARACTERS_MAX, add_contact, contact_row, forbidden, reopen
 from marketing.campaign_engine import AGAIN, CONSENT, Courtesy, StepChannel, capped, consents, touch_id
 from marketing.campaign_runner import is_quiet_until, is_zone
@@ -602,7 +604,9 @@ class OutboundServicer(outbound_pb2_grpc.OutboundServiceServicer):
         holder = check_id("holder", request.holder)
         if not 1 <= len(request.contacts) <= CONTACTS_MAX:
             raise InvalidArgument(field="contacts", why=f"must hold 1 to {CONTACTS_MAX}")
-        seconds = _lease_seconds(request)
+        seconds, most = _lease_seconds(request), request.calls_in_day_max
+        if not 0 <= most <= CALLS_MAX:
+            raise InvalidArgument(field="calls_in_day_max", why=f"must be 0 to {CALLS_MAX}")
         names = [parse_names("contacts", ("contactLists", "contacts"), name) for name in request.contacts]
         now = self._clock.now()
         until = now + timedelta(seconds=seconds)
@@ -615,8 +619,12 @@ class OutboundServicer(outbound_pb2_grpc.OutboundServiceServicer):
             if row is None:
                 continue
             contact = self._contact(row)
-            if request.calling and not self._may_call(called[list_id], contact, now):
-                continue
+            if request.calling:
+                if not self._may_call(called[list_id], contact, now):
+                    continue
+                if most and self._called_enough(row, contact, most, now):
+                    continue
+                row = begun(row, contact.attempt, now)
             contact.lease_expire_time.FromDatetime(until)
             if self._try(contact_row(row, contact, list_id, until)):
                 response.contacts.append(contact)
@@ -645,6 +653,24 @@ class OutboundServicer(outbound_pb2_grpc.OutboundServiceServicer):
             return False
         return self._quiet(self._courtesy(), call_list, contact, profile, now) is None
 
+    def _called_enough(self, row: Row, contact: Any, most: int, now: datetime) -> bool:
+        """Whether a number was called so often lately; its contact waits until that is over."""
+        rows = self._shelves.find(CONTACTS, {"number": contact.number}, SAME_NUMBER_MAX)
+        due = free_at(rows, row, contact.attempt, most, now)
+        if due <= now:
+            return False
+        self._hand_back(row, contact, due)
+        return True
+
+    def _hand_back(self, row: Row, contact: Any, due: datetime) -> bool:
+        """A contact that was not called waits again, until `due`."""
+        row = not_begun(row, contact.attempt)
+        contact.state = P.CONTACT_STATE_WAITING
+        contact.attempt -= 1
+        contact.ClearField("holder")
+        contact.ClearField("lease_expire_time")
+        return self._try(contact_row(row, contact, row.keys["list"], due, token="", holder=""))
+
     def _held(self, list_id: str, id: str, holder: str, now: datetime) -> Row | None:
         """A contact that the holder has; None where another has it, or nobody."""
         try:
@@ -671,12 +697,7 @@ class OutboundServicer(outbound_pb2_grpc.OutboundServiceServicer):
         for row in self._shelves.find(CONTACTS, leased, 10_000):
             if wanted and row.id not in wanted:
                 continue
-            contact = self._contact(row)
-            contact.state = P.CONTACT_STATE_WAITING
-            contact.attempt -= 1
-            contact.ClearField("holder")
-            contact.ClearField("lease_expire_time")
-            returned += self._try(contact_row(row, contact, row.keys["list"], due, token="", holder=""))
+            returned += self._hand_back(row, self._contact(row), due)
         return P.ReturnContactsResponse(returned_count=returned)
 
     def RecordResult(self, request: P.RecordResultRequest, context: Any) -> P.Contact:

@@ -237,8 +237,13 @@ class GrpcFloor:
 class GrpcLists:
     """Marketing's lists of the outbound queue."""
 
-    def __init__(self, peers: Peers, outbound: str, holder: str, speed: float = 1.0) -> None:
-        """Marketing counts leases in business time, of which `speed` seconds pass in a real one."""
+    def __init__(
+        self, peers: Peers, outbound: str, holder: str, speed: float = 1.0, calls_a_day: int = 0
+    ) -> None:
+        """Marketing counts leases in business time, of which `speed` seconds pass in a real one, and how
+        often a number is called, over restarts and for all diallers: `calls_a_day` at most, 0 for no limit.
+        """
+        self._calls_a_day = calls_a_day
         self._peers, self._queue, self._holder = peers, f"queues/{outbound}", holder
         self._held_seconds = min(LEASE_SECONDS, math.ceil(HELD_LEASE_SECONDS * speed))
 
@@ -282,6 +287,7 @@ class GrpcLists:
                 contacts=some,
                 lease_seconds=LEASE_SECONDS if talk else self._held_seconds,
                 calling=calling,
+                calls_in_day_max=self._calls_a_day if calling else 0,
             )
             kept = await asked(self._peers.lists.RenewContacts(request, **self._peers.how()))
             found |= {each.name: _ms(each.lease_expire_time) for each in kept.contacts}
@@ -679,7 +685,7 @@ class Process:
         self.gateways = Gateways()
         self.dialler = Dialler(
             floor=GrpcFloor(peers, settings.region, settings.inbound),
-            lists=GrpcLists(peers, settings.outbound, holder, settings.clock_speed),
+            lists=GrpcLists(peers, settings.outbound, holder, settings.clock_speed, settings.calls_a_day),
             calls=GrpcCalls(peers, settings.outbound, holder),
             policy=policy_of(settings),
             outlook=self._outlooks.nowcast,

@@ -19,7 +19,7 @@ from tests.unit.marketing.marketing_examples import NOW, cny, moment, offer
 from chassis import mongo
 from chassis.errors import AlreadyExists, EtagMismatch
 from chassis.idempotency import RequestIdReused
-from marketing import convert
+from marketing import call_counts, convert
 from marketing.association import Counts, Smoothing
 from marketing.config import MarketingSettings
 from marketing.decision_figures import AGENT, KEYS, OFFER, REASON, REGION, TIME
@@ -33,7 +33,7 @@ from marketing.engine import (
     SupplyBelowUsed,
     close,
 )
-from marketing.kinds import ALL_DOCUMENTS, RESPONSES
+from marketing.kinds import ALL_DOCUMENTS, CONTACTS, RESPONSES
 from marketing.memory_store import MemoryStore
 from marketing.model import (
     CARE_MAX,
@@ -895,3 +895,22 @@ def test_every_query_uses_an_index(mongo_uri: str, mongo_database: str) -> None:
             )
     finally:
         mongo.disconnect()
+
+
+def test_how_often_a_number_was_called_is_kept_with_its_contacts(store: Any) -> None:
+    shelves = store.shelves if isinstance(store, MemoryStore) else MongoShelves()
+    number, day = {"number": "+8613800138000"}, timedelta(days=1)
+    for id, minutes in (("a", (0, 10)), ("b", (20,))):
+        shelves.insert(CONTACTS, Row(id=id, content={}, keys=number), NOW)
+        for attempt, minute in enumerate(minutes):
+            row = call_counts.begun(shelves.get(CONTACTS, id), attempt, NOW + timedelta(minutes=minute))
+            shelves.update(CONTACTS, row, NOW)
+    rows = shelves.find(CONTACTS, number, 9)
+    now, mine = NOW + timedelta(hours=1), shelves.get(CONTACTS, "b")
+    free = [call_counts.free_at(rows, mine, 1, most, now) for most in (1, 2, 3, 4)]
+    assert free == [NOW + day + timedelta(minutes=minute) for minute in (20, 10, 0)] + [now]
+    assert call_counts.free_at(rows, mine, 0, 3, now) == now, "the attempt itself is not one before it"
+    later = NOW + day + timedelta(minutes=1)
+    assert call_counts.free_at(rows, mine, 1, 3, later) == later, "the first is a day ago"
+    undone = call_counts.not_begun(mine, 0)
+    assert call_counts.free_at([*rows[:1], undone], mine, 1, 3, now) == now

@@ -661,6 +661,52 @@ async def test_who_is_about_to_be_called_is_not_when_quiet_hours_have_begun(worl
     assert len((await world.outbound.RenewContacts(calling)).contacts) == 1, "a conversation goes on"
 
 
+async def test_a_number_is_called_so_often_a_day_whoever_calls_and_whichever_its_list(world: World) -> None:
+    """No dialler needs to remember: a restart forgot it, and two of them counted each for itself."""
+    number = "+8613800138000"
+    for id in ("one", "two"):
+        await outbound_list(world, number, id=id)
+
+    async def handed(list_id: str) -> Any:
+        ask = outbound_pb2.NextContactsRequest(
+            holder="agent-1", max_contacts=1, contact_lists=[f"contactLists/{list_id}"]
+        )
+        return next(iter((await world.outbound.NextContacts(ask)).contacts), None)
+
+    async def begins(contact: Any, most: int = 2) -> bool:
+        request = outbound_pb2.RenewContactsRequest(
+            holder="agent-1", contacts=[contact.name], calling=True, calls_in_day_max=most
+        )
+        return bool((await world.outbound.RenewContacts(request)).contacts)
+
+    async def nobody_answers(contact: Any) -> None:
+        result = {"result": outbound_pb2.OUTBOUND_RESULT_NO_ANSWER, "attempt": contact.attempt}
+        await world.outbound.RecordResult(
+            outbound_pb2.RecordResultRequest(contact=contact.name, holder="agent-1", **result)
+        )
+
+    first = await handed("one")
+    assert await begins(first) and await begins(first), "told twice, an attempt counts once"
+    await nobody_answers(first)
+    other = await handed("two")
+    assert await begins(other)
+    back = outbound_pb2.ReturnContactsRequest(holder="agent-1", contacts=[other.name])
+    assert (await world.outbound.ReturnContacts(back)).returned_count == 1, "nobody was called after all"
+    other = await handed("two")
+    assert await begins(other)
+    await nobody_answers(other)
+    world.clock.advance(3_600)
+    again = await handed("one")
+    assert again.attempt == 2
+    assert await begins(again, most=3)
+    assert not await begins(await handed("two"), most=3), "three times by now"
+    assert await handed("two") is None, "it waits"
+    world.clock.advance(23 * 3_600)
+    rested = await handed("two")
+    assert rested.attempt == 2 and await begins(rested, most=3), "a day after the first"
+    assert (await refused(begins(rested, most=21)))[2] == ["calls_in_day_max"]
+
+
 async def test_a_contact_that_nobody_could_read_is_refused_with_its_field(world: World) -> None:
     """One that is larger than an answer may be would be handed out for ever, and nobody else with it."""
     name = await outbound_list(world)

@@ -753,11 +753,12 @@ async def test_what_it_asks_of_marketing() -> None:
         def lists(self) -> Any:
             return Stub()
 
-    lists = GrpcLists(Place(Dialer(), "127.0.0.1:1", "127.0.0.1:1"), "callout", "dialler-north-2", 10.0)
+    lists = GrpcLists(Place(Dialer(), "127.0.0.1:1", "127.0.0.1:1"), "callout", "dialler-north-2", 10.0, 3)
     assert [each.name for each in await lists.running()] == ["runs"]
     (person,) = await lists.next(3, frozenset())
     assert (person.lease_ms, person.attempt, asked[-1].lease_seconds) == (7_000, 2, 900)
     assert await lists.renew([person.contact], calling=True) == {person.contact: 7_000}
+    assert asked[-1].calls_in_day_max == 3
     assert (asked[-1].lease_seconds, asked[-1].calling) == (LEASE_SECONDS, True)
     await lists.renew([person.contact], calling=True, talk=False)
     assert asked[-1].lease_seconds == 900
