@@ -141,10 +141,14 @@ class Contracts:
         self._store.mark_churn(customer)
         return done
 
-    def check(self, customer: str, fields: Mapping[str, Any]) -> None:
-        """What `create` would raise for the customer or the fields."""
+    def check(self, customer: str, contract_id: str, fields: Mapping[str, Any]) -> str:
+        """What `create` would raise; else the name of what it would make."""
         self._owner(customer)
+        id = f"{customer}|{check_id('contract_id', contract_id)}"
         self._clean(fields)
+        if self._records.find({"_id": id}, _BY_ID, 1):
+            raise AlreadyExists(resource=self._records.name(id))
+        return self._records.name(id)
 
     def _clean(self, fields: Mapping[str, Any]) -> dict[str, Any]:
         problems = engine.Problems()

@@ -7,6 +7,7 @@ from mongoengine import Document
 from chassis.mongo import Aggregate
 from crm.care_documents import CARE_DOCUMENTS
 from crm.documents import AGGREGATES, DOCUMENTS
+from crm.import_trial import ImportTrialDocument
 from crm.transfer_documents import TRANSFER_DOCUMENTS
 from crm.voice import VOICE_DOCUMENTS
 from crm.webhooks import WEBHOOK_DOCUMENTS
@@ -15,6 +16,7 @@ ALL_DOCUMENTS: tuple[type[Document], ...] = (
     *DOCUMENTS,
     *CARE_DOCUMENTS,
     *TRANSFER_DOCUMENTS,
+    ImportTrialDocument,
     *VOICE_DOCUMENTS,
     *WEBHOOK_DOCUMENTS,
 )

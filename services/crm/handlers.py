@@ -237,6 +237,10 @@ class Customers:
             outcomes.append(exists or error or customer)
         return outcomes
 
+    def taken(self, customer: Customer) -> CallmeshError | None:
+        """The error when any claim of the customer's belongs to somebody who is stored."""
+        return engine.claim_taken(customer, self._store.owners(engine.claims(customer)))
+
     def declared_fields(self) -> Mapping[str, CustomField]:
         """The custom fields as declared now."""
         return self._fields.of({})
@@ -379,7 +383,7 @@ class Customers:
             raise InvalidArgument(field="customer.company", why="is not a company that exists")
 
     def _check_claims(self, customer: Customer) -> None:
-        taken = engine.claim_taken(customer, self._store.owners(engine.claims(customer)))
+        taken = self.taken(customer)
         if taken is not None:
             raise taken
 

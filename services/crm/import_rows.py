@@ -114,19 +114,21 @@ def _recording(row: Mapping[str, Any], row_id: str) -> Recording:
 def appliers(contracts: Contracts, recorder: Recorder) -> dict[str, ApplyRow]:
     """By row kind."""
 
-    def contract(row: Mapping[str, Any], row_id: str, dry: bool, actor: str) -> None:
-        wanted = _contract(row)
+    def contract(row: Mapping[str, Any], row_id: str, dry: bool, actor: str) -> str:
+        wanted, customer, id = _contract(row), _customer(row), _text(row, "contract_id") or row_id
         if dry:
-            contracts.check(_customer(row), wanted)
-        else:
-            contracts.create(_customer(row), _text(row, "contract_id") or row_id, wanted, row_id)
+            return contracts.check(customer, id, wanted)
+        contracts.create(customer, id, wanted, row_id)
+        return ""
 
-    def usage(row: Mapping[str, Any], row_id: str, dry: bool, actor: str) -> None:
+    def usage(row: Mapping[str, Any], row_id: str, dry: bool, actor: str) -> str:
         _, failures = contracts.record_usage([_usage(row)], dry=dry)
         if failures:
             raise InvalidArgument(field=failures[0].field, why=failures[0].why)
+        return ""
 
-    def interaction(row: Mapping[str, Any], row_id: str, dry: bool, actor: str) -> None:
+    def interaction(row: Mapping[str, Any], row_id: str, dry: bool, actor: str) -> str:
         recorder.record(_recording(row, row_id), actor, dry=dry)
+        return ""
 
     return {"CONTRACT": contract, "USAGE": usage, "INTERACTION": interaction}

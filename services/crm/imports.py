@@ -30,7 +30,7 @@ from chassis.errors import (
     within,
 )
 from chassis.ids import check_id, new_id, parse_name, stable_id
-from crm import convert, engine, merging, plain, rows
+from crm import convert, engine, import_trial, merging, plain, rows
 from crm.handlers import Create, Customers
 from crm.import_store import ReadyRow
 from crm.model import Contact, Customer, PostalAddress
@@ -87,8 +87,9 @@ class Opening:
     fingerprint: str | None
 
 
-#: Applies one row: (values by path, the row's id, dry, actor); raises what an API call would.
-ApplyRow = Callable[[Mapping[str, Any], str, bool, str], None]
+#: Applies one row: (values by path, the row's id, dry, actor) -> the name of what it made that no other may
+#: make again, or ""; raises what an API call would.
+ApplyRow = Callable[[Mapping[str, Any], str, bool, str], str]
 
 
 class Imports:
@@ -162,7 +163,9 @@ class Imports:
                 raise ImportClosed(subject=self._records.name(id), why=f"is {raw['state']}")
             return None if raw["state"] == CANCELLED else {"state": CANCELLED}
 
-        return self._records.update(id, edit)
+        done = self._records.update(id, edit)
+        import_trial.forget(id)
+        return done
 
     def feed(self, id: str, pieces: Iterator[tuple[int, bytes, bool]], actor: str) -> Iterator[Raw]:
         """Applies (offset, bytes, last) pieces and answers the import after each check-point.
@@ -223,17 +226,44 @@ class Imports:
             drafted = _drafted(job, record, _mappings(job), self._customers.declared_fields())
             return self._decided(job, record, *drafted, actor)
 
-        outcomes: Sequence[Customer | CallmeshError | None]
+        def changed(number: int, error: CallmeshError) -> CallmeshError | None:
+            said = _fields_said(job, records[good[number]])
+            return self._again(job, partial(again, number), said, error, actor)
+
+        outcomes: list[CallmeshError | None]
         if job.get("dry_run"):
-            outcomes = self._customers.check_many([i for i in decided if isinstance(i, NewCustomer)])
+            new = [item for item in decided if isinstance(item, NewCustomer)]
+            outcomes = self._tried(job, [records[place].line for place in good], new, changed)
         else:
-            outcomes = self._customers.import_many([i for i in decided if isinstance(i, ReadyRow)], again)
+            ready = [item for item in decided if isinstance(item, ReadyRow)]
+            outcomes = list(self._customers.import_many(ready, again))
+            for number, outcome in enumerate(outcomes):
+                if outcome is not None:
+                    outcomes[number] = changed(number, outcome)
         faults = [item if isinstance(item, CallmeshError) else None for item in decided]
-        for number, outcome in enumerate(outcomes):
-            if isinstance(outcome, CallmeshError):
-                said = _fields_said(job, records[good[number]])
-                faults[good[number]] = self._again(job, partial(again, number), said, outcome, actor)
+        for place, outcome in zip(good, outcomes, strict=True):
+            faults[place] = outcome
         return faults
+
+    def _tried(
+        self, job: Raw, lines: Sequence[int], new: Sequence[NewCustomer], changed: import_trial.Change
+    ) -> list[CallmeshError | None]:
+        """What the run of these rows would refuse."""
+        found = self._customers.check_many(new)
+        tried = [
+            import_trial.Tried(
+                line=line,
+                customer=item.change.customer,
+                stored=outcome if isinstance(outcome, CallmeshError) else None,
+            )
+            for line, item, outcome in zip(lines, new, found, strict=True)
+        ]
+
+        def owned(number: int, error: AlreadyExists) -> CallmeshError | None:
+            return self._customers.taken(tried[number].customer)
+
+        update = changed if job.get("update_existing") else None
+        return import_trial.faults_of(job["_id"], tried, update, owned)
 
     def _again(
         self,
@@ -266,8 +296,10 @@ class Imports:
                 if record.values is None:
                     raise rows.BadRow(field="", why=record.fault)
                 row_id = stable_id("import-row", job["_id"], record.line)
-                apply(rows.by_path(record.values, mappings), row_id, bool(job.get("dry_run")), actor)
-                faults.append(None)
+                dry = bool(job.get("dry_run"))
+                made = apply(rows.by_path(record.values, mappings), row_id, dry, actor)
+                clashing = dry and made
+                faults.append(import_trial.clash_of_name(job["_id"], made, record.line) if clashing else None)
             except CallmeshError as error:
                 faults.append(error)
         return faults
@@ -292,7 +324,10 @@ class Imports:
             state = {"state": FAILED} if most and total >= most else {}
             return {"good_rows": good, "bad_rows": total, **moved, **state}
 
-        return self._records.update(job["_id"], edit)
+        done = self._records.update(job["_id"], edit)
+        if done["state"] != RECEIVING and job.get("dry_run"):
+            import_trial.forget(job["_id"])
+        return done
 
 
 def _mappings(job: Raw) -> list[Mapped]:

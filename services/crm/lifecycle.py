@@ -15,6 +15,7 @@ from crm.documents import (
     MergeDocument,
     RankingDocument,
 )
+from crm.import_trial import TRIAL_KEPT_SECONDS, ImportTrialDocument
 from crm.transfer_documents import ImportDocument, ImportErrorDocument
 from crm.voice import ReasonDocument
 from crm.webhooks import KEPT_SECONDS, DeliveryDocument, WebhookDocument
@@ -35,6 +36,7 @@ HELD: tuple[Held, ...] = (
     *of_documents([ImportDocument, ImportErrorDocument], DataClass.BUSINESS, Rule.DELETED),
     *of_documents([ImportedDocument], DataClass.TECHNICAL, Rule.PRUNED),
     *of_documents([DeliveryDocument], DataClass.TECHNICAL, Rule.TTL, KEPT_SECONDS),
+    *of_documents([ImportTrialDocument], DataClass.TECHNICAL, Rule.TTL, TRIAL_KEPT_SECONDS),
     *technical(),
 )
 LIFECYCLE = Lifecycle(
