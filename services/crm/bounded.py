@@ -8,7 +8,7 @@ index, its *edge*, and answers what it found, perhaps nothing, with where to go 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 
 #: Documents that one page looks at.
 PAGE_READ_MAX = 10_000
+#: Documents that are tried before them: they mostly hold a whole page.
+PAGE_READ_FIRST = 256
 #: Milliseconds that the database may spend on one read, so that a bad plan cannot pile up.
 READ_MS_MAX = 5000
 #: Conditions on customers that have an index of their own, in the order of ids: "<field>_id".
@@ -41,25 +43,37 @@ async def customers_page(
 ) -> tuple[list[_Raw], str | None]:
     """(customers in the order of ids, the id to go on behind or None at the end), for a `customer_query`."""
     fields = [name for name in _INDEXED if name in query]
-    edge, hint = None, None
-    if fields:
-        edges = await asyncio.gather(*(_edge(customers, narrowed(query, name), name) for name in fields))
-        # Whatever comes to its end, or else farthest, is the rarest.
-        best = next((place for place, found in enumerate(edges) if found is None), None)
-        if best is None:
-            best = max(range(len(edges)), key=lambda place: edges[place] or "")
-        edge, hint = edges[best], f"{fields[best]}_id"
-    asked = customers.find(within(query, edge), hidden, max_time_ms=READ_MS_MAX, hint=hint)
-    found = [raw async for raw in asked.sort(_BY_ID).limit(limit + 1)]
-    if len(found) > limit:
-        return found[:limit], found[limit - 1]["_id"]
+    found, edge, hint = list[_Raw](), None, None
+    for window in (max(PAGE_READ_FIRST, limit), PAGE_READ_MAX):
+        if fields:
+            edge, hint = await _farthest(customers, query, fields, window)
+        asked = customers.find(within(query, edge), hidden, max_time_ms=READ_MS_MAX, hint=hint)
+        found = [raw async for raw in asked.sort(_BY_ID).limit(limit + 1)]
+        if len(found) > limit:
+            return found[:limit], found[limit - 1]["_id"]
+        if edge is None:
+            break
     return found, edge
 
 
-async def _edge(customers: AsyncCollection[_Raw], query: Mapping[str, Any], field: str) -> str | None:
-    """The id as far as one page goes along the index of a condition; None when it comes to the end."""
+async def _farthest(
+    customers: AsyncCollection[_Raw], query: Mapping[str, Any], fields: Sequence[str], window: int
+) -> tuple[str | None, str]:
+    """(the edge of so many documents along the index of the rarest condition, None at its end; the index)."""
+    edges = await asyncio.gather(*(_edge(customers, narrowed(query, name), name, window) for name in fields))
+    # Whatever comes to its end, or else farthest, is the rarest.
+    best = next((place for place, found in enumerate(edges) if found is None), None)
+    if best is None:
+        best = max(range(len(edges)), key=lambda place: edges[place] or "")
+    return edges[best], f"{fields[best]}_id"
+
+
+async def _edge(
+    customers: AsyncCollection[_Raw], query: Mapping[str, Any], field: str, window: int
+) -> str | None:
+    """The id as far as so many documents go along the index of a condition; None when it comes to the end."""
     asked = customers.find(query, {"_id": 1}, max_time_ms=READ_MS_MAX, hint=f"{field}_id")
-    found = [raw["_id"] async for raw in asked.sort(_BY_ID).skip(PAGE_READ_MAX - 1).limit(1)]
+    found = [raw["_id"] async for raw in asked.sort(_BY_ID).skip(window - 1).limit(1)]
     return found[0] if found else None
 
 

@@ -99,7 +99,8 @@ def test_a_list_goes_along_an_index(
 async def test_conditions_that_nobody_fits_together_cost_a_bounded_number_a_page(
     database: Database[dict[str, Any]], mongo_uri: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(bounded, "PAGE_READ_MAX", 100, raising=False)
+    monkeypatch.setattr(bounded, "PAGE_READ_MAX", 100)
+    monkeypatch.setattr(bounded, "PAGE_READ_FIRST", 20)
     database.customers.insert_many(
         {
             "_id": f"p{n:04}",
@@ -133,6 +134,29 @@ async def test_conditions_that_nobody_fits_together_cost_a_bounded_number_a_page
     assert asked and max(entry["docsExamined"] for entry in asked) <= 100 + 2 * 6
     assert max(entry["keysExamined"] for entry in asked) <= 100 + 2 * 6
     assert not any(entry.get("hasSortStage") for entry in asked)
+
+
+async def test_a_page_that_is_soon_full_costs_little_however_many_there_are(
+    database: Database[dict[str, Any]], mongo_uri: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of a condition that most fit, each page went ten thousand documents along its index."""
+    monkeypatch.setattr(bounded, "PAGE_READ_FIRST", 50)
+    reads = store.MongoReads(async_database(CrmSettings(mongo_uri=mongo_uri, mongo_database=database.name)))
+    database.drop_collection("system.profile")
+    database.command("profile", 2)
+    try:
+        for which in (
+            CustomerFilter(tier=Tier.STANDARD),
+            CustomerFilter(tier=Tier.STANDARD, kind=Kind.PERSON),
+            CustomerFilter(company="c0", companies_below=("c7", "c8")),
+        ):
+            found, behind = await reads.page(which, None, 10)
+            assert len(found) == 10 and behind == found[-1].id
+    finally:
+        database.command("profile", 0)
+        await reads._database.client.close()
+    asked = list(database["system.profile"].find({"op": "query", "ns": {"$regex": "customers"}}))
+    assert asked and max(entry["keysExamined"] for entry in asked) <= 50 + 3
 
 
 async def everything(page: Callable[[Any], Any]) -> list[str]:
