@@ -253,9 +253,18 @@ class ManagedProcess:
         if record is not None and not wait_for(lambda: not self.alive(), KILL_SECONDS_MAX):
             raise ProcessFailed(f"{self.name} (process {record.pid}) survives SIGKILL")
         if self._child is not None:
-            self._child.wait(KILL_SECONDS_MAX)
+            self._reap(self._child)
         self.record_path.unlink(missing_ok=True)
         self._token = ""
+
+    def _reap(self, child: subprocess.Popen[bytes]) -> None:
+        try:
+            child.wait(KILL_SECONDS_MAX)
+        except subprocess.TimeoutExpired:
+            if start_ticks(child.pid) is not None:
+                raise ProcessFailed(f"{self.name} (process {child.pid}) survives SIGKILL") from None
+            # A signal in the midst of an earlier look keeps subprocess from ever looking again.
+            child.returncode = os.waitstatus_to_exitcode(os.waitpid(child.pid, 0)[1])
 
     def _sweep(self, token: str) -> None:
         for _ in range(SWEEPS_MAX):

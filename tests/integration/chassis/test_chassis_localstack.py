@@ -208,6 +208,20 @@ def test_one_that_no_look_finds_is_stopped_as_well(tmp_path: Path, monkeypatch: 
     assert process.exit_code() == -signal.SIGKILL
 
 
+def test_one_whose_look_was_interrupted_is_stopped_as_well(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A signal between subprocess' taking of its lock and the look that gives it back: it looks no more."""
+    process = ManagedProcess(tmp_path, "sleeper")
+    process.start(SLEEPER, env=_environment())
+    child = process._child
+    monkeypatch.setattr("chassis.localstack.process.KILL_SECONDS_MAX", 1.0)
+    assert child is not None and child._waitpid_lock.acquire(blocking=False)
+    process.kill()
+    assert start_ticks(child.pid) is None and not process.record_path.exists()
+    child._waitpid_lock.release()
+
+
 def test_one_that_ignores_sigterm_is_killed_with_its_daemons(tmp_path: Path) -> None:
     daemon = (
         "import os, subprocess, sys; subprocess.Popen(sys.argv[1:], start_new_session=True)\n"
