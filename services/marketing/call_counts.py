@@ -33,14 +33,14 @@ def not_begun(row: Row, attempt: int) -> Row:
     return replace(row, content={**row.content, _BEGUN: known}) if _BEGUN in row.content else row
 
 
-def free_at(rows: Iterable[Row], row: Row, attempt: int, most: int, now: datetime) -> datetime:
-    """When the number of all these contacts may be called again for an attempt of one of them: `now` or
-    before while it was called less than `most` times.
+def free_at(rows: Iterable[Row], id: str, attempt: int, most: int, now: datetime) -> datetime:
+    """When the number of all these contacts may be called again for an attempt of the one with an `id`: `now`
+    while it was called less than `most` times.
     """
     times = sorted(
         at
         for each in rows
         for one, at in each.content.get(_BEGUN, ())
-        if at > now - SPAN and (each.id, one) != (row.id, attempt)
+        if at > now - SPAN and (each.id, one) != (id, attempt)
     )
     return times[-most] + SPAN if len(times) >= most else now

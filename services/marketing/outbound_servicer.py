@@ -622,12 +622,13 @@ class OutboundServicer(outbound_pb2_grpc.OutboundServiceServicer):
             if request.calling:
                 if not self._may_call(called[list_id], contact, now):
                     continue
-                if most and self._called_enough(row, contact, most, now):
-                    continue
                 row = begun(row, contact.attempt, now)
             contact.lease_expire_time.FromDatetime(until)
-            if self._try(contact_row(row, contact, list_id, until)):
-                response.contacts.append(contact)
+            if not self._try(contact_row(row, contact, list_id, until)):
+                continue
+            if request.calling and most and self._called_enough(id, contact, most, now):
+                continue
+            response.contacts.append(contact)
         return response
 
     def _called(self, list_id: str) -> Row | None:
@@ -653,13 +654,15 @@ class OutboundServicer(outbound_pb2_grpc.OutboundServiceServicer):
             return False
         return self._quiet(self._courtesy(), call_list, contact, profile, now) is None
 
-    def _called_enough(self, row: Row, contact: Any, most: int, now: datetime) -> bool:
-        """Whether a number was called so often lately; its contact waits until that is over."""
+    def _called_enough(self, id: str, contact: Any, most: int, now: datetime) -> bool:
+        """Whether a number was called so often lately; its contact waits until that is over. Looked at after
+        it has begun: of two who begin at one moment, on two lists, the later one sees both.
+        """
         rows = self._shelves.find(CONTACTS, {"number": contact.number}, SAME_NUMBER_MAX)
-        due = free_at(rows, row, contact.attempt, most, now)
+        due = free_at(rows, id, contact.attempt, most, now)
         if due <= now:
             return False
-        self._hand_back(row, contact, due)
+        self._hand_back(self._shelves.get(CONTACTS, id), contact, due)
         return True
 
     def _hand_back(self, row: Row, contact: Any, due: datetime) -> bool:

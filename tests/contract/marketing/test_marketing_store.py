@@ -907,10 +907,10 @@ def test_how_often_a_number_was_called_is_kept_with_its_contacts(store: Any) -> 
             shelves.update(CONTACTS, row, NOW)
     rows = shelves.find(CONTACTS, number, 9)
     now, mine = NOW + timedelta(hours=1), shelves.get(CONTACTS, "b")
-    free = [call_counts.free_at(rows, mine, 1, most, now) for most in (1, 2, 3, 4)]
+    free = [call_counts.free_at(rows, "b", 1, most, now) for most in (1, 2, 3, 4)]
     assert free == [NOW + day + timedelta(minutes=minute) for minute in (20, 10, 0)] + [now]
-    assert call_counts.free_at(rows, mine, 0, 3, now) == now, "the attempt itself is not one before it"
+    assert call_counts.free_at(rows, "b", 0, 3, now) == now, "the attempt itself is not one before it"
     later = NOW + day + timedelta(minutes=1)
-    assert call_counts.free_at(rows, mine, 1, 3, later) == later, "the first is a day ago"
+    assert call_counts.free_at(rows, "b", 1, 3, later) == later, "the first is a day ago"
     undone = call_counts.not_begun(mine, 0)
-    assert call_counts.free_at([*rows[:1], undone], mine, 1, 3, now) == now
+    assert call_counts.free_at([*rows[:1], undone], "b", 1, 3, now) == now

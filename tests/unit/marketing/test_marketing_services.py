@@ -707,6 +707,38 @@ async def test_a_number_is_called_so_often_a_day_whoever_calls_and_whichever_its
     assert (await refused(begins(rested, most=21)))[2] == ["calls_in_day_max"]
 
 
+async def test_of_two_who_call_a_number_at_one_moment_one_is_let(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each had looked before the other one began: both called."""
+    number, loop, find = "+8613800138000", asyncio.get_running_loop(), world.store.shelves.find
+    contacts = []
+    for holder in ("one", "two"):
+        await outbound_list(world, number, id=holder)
+        ask = outbound_pb2.NextContactsRequest(
+            holder=holder, max_contacts=1, contact_lists=[f"contactLists/{holder}"]
+        )
+        contacts += (await world.outbound.NextContacts(ask)).contacts
+
+    async def begins(contact: Any) -> bool:
+        request = outbound_pb2.RenewContactsRequest(
+            holder=contact.holder, contacts=[contact.name], calling=True, calls_in_day_max=1
+        )
+        return bool((await world.outbound.RenewContacts(request)).contacts)
+
+    meanwhile: list[bool] = []
+
+    def looked(kind: Any, condition: Any, *more: Any, **how: Any) -> Any:
+        seen = find(kind, condition, *more, **how)
+        if condition == {"number": number}:
+            monkeypatch.setattr(world.store.shelves, "find", find)
+            meanwhile.append(asyncio.run_coroutine_threadsafe(begins(contacts[1]), loop).result(30))
+        return seen
+
+    monkeypatch.setattr(world.store.shelves, "find", looked)
+    assert [await begins(contacts[0]), *meanwhile] == [True, False]
+
+
 async def test_a_contact_that_nobody_could_read_is_refused_with_its_field(world: World) -> None:
     """One that is larger than an answer may be would be handed out for ever, and nobody else with it."""
     name = await outbound_list(world)
