@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from pymongo import UpdateOne
@@ -21,12 +21,11 @@ from chassis import logs, metrics
 from chassis.clock import Clock
 from chassis.ids import new_id
 from routing.reports import BLOCKED, SLOT_MS
+from routing.reports_store import REPORTS
 
 if TYPE_CHECKING:
     from pymongo.asynchronous.database import AsyncDatabase
 
-#: Where they lie, among the reports' rows.
-COLLECTION = "interval_reports"
 #: How often counts are written, and how soon again when the database was away, real seconds.
 WRITE_SECONDS, AWAY_SECONDS = 1.0, 2.0
 #: Documents of one write.
@@ -50,7 +49,7 @@ class BlockedCalls:
     """One a router."""
 
     def __init__(self, database: AsyncDatabase[dict[str, Any]], region: str, clock: Clock) -> None:
-        self._rows: Any = database.get_collection(COLLECTION, write_concern=WriteConcern(w="majority"))
+        self._rows: Any = database.get_collection(REPORTS, write_concern=WriteConcern(w="majority"))
         self._region = region
         self._clock = clock
         #: This process's part of a document.
@@ -113,12 +112,3 @@ class BlockedCalls:
         present_ms = self._clock.now_ms() - SLOT_MS
         for key in [key for key in self._counts if key[1] < present_ms and key not in self._unwritten]:
             del self._counts[key]
-
-
-def figures_of(document: Mapping[str, Any]) -> dict[str, int]:
-    """A stored document's figures, as `reports.Row` has them: by `BLOCKED` and the reason."""
-    found: Counter[str] = Counter()
-    for part in document.get("parts", {}).values():
-        for reason, count in part.items():
-            found[f"{BLOCKED}_{reason}"] += int(count)
-    return dict(found)

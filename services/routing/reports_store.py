@@ -6,7 +6,8 @@ of its lease) the slower one notices, and begins again from what is stored.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
@@ -17,7 +18,6 @@ from pymongo.read_concern import ReadConcern
 from pymongo.read_preferences import ReadPreference
 from pymongo.write_concern import WriteConcern
 
-from routing.blocked import figures_of
 from routing.cursors import move_cursor
 from routing.reports import AGENT, BLOCKED, QUEUE, Row, slot_of
 
@@ -119,6 +119,15 @@ def _document(shard: str, row: Row) -> dict[str, Any]:
     }
 
 
+def _blocked(document: Mapping[str, Any]) -> dict[str, int]:
+    """The figures of calls refused before they waited, by `BLOCKED` and the reason, of all processes."""
+    found: Counter[str] = Counter()
+    for part in document.get("parts", {}).values():
+        for reason, count in part.items():
+            found[f"{BLOCKED}_{reason}"] += int(count)
+    return dict(found)
+
+
 def row_of(document: dict[str, Any]) -> Row:
     """A stored row."""
     if document["kind"] == BLOCKED:
@@ -126,7 +135,7 @@ def row_of(document: dict[str, Any]) -> Row:
             kind=BLOCKED,
             subject=document["subject"],
             start_ms=document["start"],
-            figures=figures_of(document),
+            figures=_blocked(document),
         )
     return Row(
         kind=document["kind"],

@@ -16,7 +16,7 @@ from typing import Any
 
 from chassis.errors import FailedPrecondition
 from tickets import sla as clocks
-from tickets.engine import TicketFull
+from tickets.engine import TicketFull, handed_over
 from tickets.model import (
     ATTACHMENTS_MAX,
     CALLS_MAX,
@@ -28,7 +28,6 @@ from tickets.model import (
     LINKS_MAX,
     PRIORITY_RANK,
     REQUESTS_MAX,
-    TRANSFER,
     WATCHERS_MAX,
     Assigned,
     Attachment,
@@ -44,7 +43,6 @@ from tickets.model import (
     Relation,
     Rules,
     Sla,
-    Step,
     Ticket,
     Updated,
 )
@@ -131,17 +129,7 @@ def transfer(ticket: Ticket, agent: str, team: str, reason: str, now: int, *, ac
     if not change.happenings:
         return change
     given = change.ticket
-    step = Step(
-        sequence=given.step_count + 1,
-        verb=TRANSFER,
-        source=given.state,
-        target=given.state,
-        phase=given.phase,
-        actor=actor,
-        reason=reason,
-        time_ms=given.updated_ms,
-    )
-    return replace(change, ticket=replace(given, history=(*given.history, step), step_count=step.sequence))
+    return replace(change, ticket=handed_over(given, actor, reason, given.updated_ms))
 
 
 def claim(ticket: Ticket, agent: str, skills: Collection[str] | None, now: int) -> Change:

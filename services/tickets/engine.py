@@ -656,18 +656,23 @@ def _rehomed(ticket: Ticket, rules: Rules, now: int) -> tuple[Ticket, tuple[Happ
         return ticket, ()
     why = _gone(ticket.team)
     told = Assigned(previous_assignee=ticket.assignee, previous_team=ticket.team, reason=why)
+    moved = handed_over(replace(ticket, team=team), SYSTEM, why, max(now, ticket.updated_ms))
+    return moved, (told,)
+
+
+def handed_over(ticket: Ticket, actor: str, reason: str, time_ms: int) -> Ticket:
+    """A ticket that has changed hands, with who did it and why in its history."""
     step = Step(
         sequence=ticket.step_count + 1,
         verb=TRANSFER,
         source=ticket.state,
         target=ticket.state,
         phase=ticket.phase,
-        actor=SYSTEM,
-        reason=why,
-        time_ms=max(now, ticket.updated_ms),
+        actor=actor,
+        reason=reason,
+        time_ms=time_ms,
     )
-    moved = replace(ticket, team=team, history=(*ticket.history, step), step_count=step.sequence)
-    return moved, (told,)
+    return replace(ticket, history=(*ticket.history, step), step_count=step.sequence)
 
 
 def _fee_step(ticket: Ticket, row: Transition, act: Act, now: int) -> Ticket:
