@@ -88,15 +88,25 @@ async def interactions_page(
     interactions: AsyncCollection[_Raw], query: Mapping[str, Any], hidden: Mapping[str, int], limit: int
 ) -> tuple[list[_Raw], tuple[int, str] | None]:
     """As `customers_page`, for an `interactions_query`: oldest first."""
-    edge, wanted = None, dict(query)
-    if "kind" in query:
-        span = {name: value for name, value in query.items() if name != "kind"}
-        asked = interactions.find(span, {"began_ms": 1}, max_time_ms=READ_MS_MAX, hint="began_id")
-        for raw in [raw async for raw in asked.sort(_OLDEST).skip(PAGE_READ_MAX - 1).limit(1)]:
-            edge = (raw["began_ms"], raw["_id"])
-            wanted = until(query, edge)
-    found = interactions.find(wanted, hidden, max_time_ms=READ_MS_MAX, hint="began_id")
-    page = [raw async for raw in found.sort(_OLDEST).limit(limit + 1)]
-    if len(page) > limit:
-        return page[:limit], (page[limit - 1]["began_ms"], page[limit - 1]["_id"])
+    page, edge, wanted = list[_Raw](), None, dict(query)
+    for window in (max(PAGE_READ_FIRST, limit), PAGE_READ_MAX):
+        if "kind" in query:
+            edge = await _latest(interactions, query, window)
+            wanted = dict(query) if edge is None else until(query, edge)
+        found = interactions.find(wanted, hidden, max_time_ms=READ_MS_MAX, hint="began_id")
+        page = [raw async for raw in found.sort(_OLDEST).limit(limit + 1)]
+        if len(page) > limit:
+            return page[:limit], (page[limit - 1]["began_ms"], page[limit - 1]["_id"])
+        if edge is None:
+            break
     return page, edge
+
+
+async def _latest(
+    interactions: AsyncCollection[_Raw], query: Mapping[str, Any], window: int
+) -> tuple[int, str] | None:
+    """The key as far as so many interactions of any kind go; None when it comes to the end."""
+    span = {name: value for name, value in query.items() if name != "kind"}
+    asked = interactions.find(span, {"began_ms": 1}, max_time_ms=READ_MS_MAX, hint="began_id")
+    found = [raw async for raw in asked.sort(_OLDEST).skip(window - 1).limit(1)]
+    return (found[0]["began_ms"], found[0]["_id"]) if found else None
